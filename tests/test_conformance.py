@@ -197,6 +197,17 @@ def test_every_way_to_run_a_layer_gives_the_same_code(name):
 
 
 @pytest.mark.few(3)
+def test_a_layer_runs_inside_shard_map_with_its_checks(name):
+    """JAX knows which numbers differ among devices, also where there is one device."""
+    layer, params, D, Y = case(name)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    codes = jax.vmap(partial(layer.apply, params, D))
+    signals = jax.sharding.PartitionSpec("data")
+    shared = jax.shard_map(codes, mesh=mesh, in_specs=signals, out_specs=signals)
+    assert_close(jax.jit(shared)(Y), jax.jit(codes)(Y))
+
+
+@pytest.mark.few(3)
 def test_the_programs_of_users_give_the_same_code(name):
     """XLA makes the same of them; LLVM contracts and reorders sums in lanes, which is rounding."""
     layer, params, D, Y = case(name)

@@ -185,17 +185,21 @@ def unroll(
     if remat:
         step = jax.checkpoint(step)
 
+    def varying(state):
+        return _sharded.as_varying(state, params, D, y)
+
     def body(state, leaves):
         step_params, constant = leaves
         constants = () if constant is None else (constant,)
         state = step(params.shared, step_params, D, y, state, *constants)
-        return state, state.x
+        return varying(state), state.x
 
     with jax.default_matmul_precision(precision):
         if type(params.steps) is not tuple:
             constants = None if schedule is None else jnp.asarray(schedule, jnp.float32)
             length = depth if params.steps is None else depth_of(params.steps)
-            return lax.scan(body, state, (params.steps, constants), length=length, unroll=unroll)
+            leaves = params.steps, constants
+            return lax.scan(body, varying(state), leaves, length=length, unroll=unroll)
         codes = []
         for step_params, constant in zip(params.steps, schedule or (None,) * len(params.steps)):
             state, x = body(state, (step_params, constant))
