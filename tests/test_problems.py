@@ -1,6 +1,7 @@
 """Planted problems have the sparsity, bounds and noise they promise, and the statistics."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,15 @@ def test_bernoulli_gaussian_statistics(key):
     assert abs(values.var() - 1) < 5 * math.sqrt(2 / values.size)
     assert abs((values**4).mean() - 3) < 5 * math.sqrt(96 / values.size)
     assert np.abs((X != 0).mean(0) - 0.1).max() < 5 * math.sqrt(0.09 / len(X))  # at every position
+
+
+@pytest.mark.parametrize("s", [0, 1, 7, 29, 30])
+def test_the_least_entries_are_those_of_a_stable_sort(s):
+    """With many ties, which the draws of a support have once in thousands of codes."""
+    U = np.random.default_rng(0).integers(0, 4, (40, 30)).astype(np.float32)
+    ranks = np.argsort(np.argsort(U, 1, kind="stable"), 1)
+    on = jax.vmap(partial(problems._least, s))(U)
+    np.testing.assert_array_equal(on, ranks < s)
 
 
 def test_bernoulli_gaussian_extremes(key):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from unrolled._mapped import Draws, Rows, as_data
 from unrolled._numbers import exponent, times_power, widened
 from unrolled._program import program
 from unrolled._sharded import on_auto_axes, takes_sharded
+from unrolled.activations import kth_largest
 from unrolled.dictionaries import Dictionary, as_chain
 
 
@@ -127,10 +129,20 @@ def _sparsity(sparsity: int, shape: tuple[int, ...], where: str) -> int:
     return s
 
 
-def _support(key: Array, shape: tuple[int, ...], s: int) -> Array:
+def _support(key: Array, shape: tuple[int, ...], s: Any) -> Array:
     # The first s of a random order; ranks of independent uniforms are a uniform permutation.
-    ranks = jnp.argsort(jnp.argsort(jax.random.uniform(key, shape), axis=-1), axis=-1)
-    return (ranks < s).astype(float)
+    ranked = jax.random.uniform(key, shape).reshape(-1, shape[-1])
+    return jax.vmap(partial(_least, s))(ranked).reshape(shape).astype(float)
+
+
+def _least(s: Any, u: Array) -> Array:
+    """Which are the s least entries, and of equal ones the first: faster than a sort."""
+    d = len(u)
+    last = kth_largest(u, jnp.minimum(d + 1 - s, d))
+    equal = jnp.where(u == last, jnp.arange(d, 0, -1, dtype=u.dtype), 0)
+    room = s - jnp.count_nonzero(u < last)
+    on = (u < last) | (equal >= kth_largest(equal, jnp.maximum(room, 1)))
+    return on & (s > 0)
 
 
 def synthesize(D: Dictionary, X: Array) -> Array:
