@@ -177,8 +177,8 @@ class Splitting:
             return _off_stationary(D, y, state.x, lam, p)
 
         x, _ = lax.scan(stage, x, jnp.asarray(self.betas, y.dtype) / gamma)
-        state, last, (missed,) = solve(
-            descend, State(x), lambda s: (misses(s),), tol=self.tol, max_steps=self.max_steps
+        state, last, missed = solve(
+            descend, State(x), misses, tol=self.tol, max_steps=self.max_steps
         )
         return state.x, missed, len(self.betas) * self.steps + last
 

@@ -190,6 +190,6 @@ def _lasso_on_rows(
         return dual_gap(jnp.sum(r**2), (lam,), (x,), (g,)) / half_energy(y)
 
     step, start = admm(minimise, lambda x: x, lambda v, rho: shrink(v, lam / rho), last.x)
-    state, steps, (least,) = solve(step, start, lambda s: (gap(s),), tol=tol, max_steps=max_steps)
+    state, steps, least = solve(step, start, gap, tol=tol, max_steps=max_steps)
     largest = jnp.maximum(last.gap, least)
     return _State(last.zeros, feasible(state), state.v != 0, largest, last.steps + steps)

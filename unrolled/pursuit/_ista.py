@@ -247,16 +247,16 @@ class Iterated:
 
         def missed(state):
             if not self.chained:
-                return (gap(state.x),)
+                return gap(state.x)
             c = problem.y
             for D in problem.Ds:
                 c = c @ D
             size = jnp.max(jnp.abs(c))
             unit = ts[-1] * jnp.where(size > 0, size, 1)
-            return (jnp.max(jnp.abs(once(state.x) - state.x)) / unit,)
+            return jnp.max(jnp.abs(once(state.x) - state.x)) / unit
 
         start, advance = self.moves(once, x)
-        state, steps, (least,) = _problem.solve(
+        state, steps, least = _problem.solve(
             advance, start, missed, tol=self.tol, max_steps=self.max_steps
         )
         met = least <= (0 if self.tol is None else self.tol)

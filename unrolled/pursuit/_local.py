@@ -264,9 +264,7 @@ class LocalSparsity:
             lambda stripes, rho: lower_the_fullest(stripes, lam / rho),
             start * root,
         )
-        state, steps, (least,) = solve(
-            step, state, lambda s: (gap(s),), tol=self.tol, max_steps=self.max_steps
-        )
+        state, steps, least = solve(step, state, gap, tol=self.tol, max_steps=self.max_steps)
         return Answer(code(state), least, steps, least <= self.tol)
 
 

@@ -131,7 +131,7 @@ class MultiLayer:
 
         def body(carry):
             state, *_ = solve(
-                step, carry[0], lambda s: (gap(*pair(s)),), tol=self.tol, max_steps=_ROUND
+                step, carry[0], lambda s: gap(*pair(s)), tol=self.tol, max_steps=_ROUND
             )
             return state, best(state)
 

@@ -214,15 +214,15 @@ def in_units(activation: Callable[[Array], Array], k: Array) -> Callable[[Array]
 def solve(
     step: Callable[[Any], Any],
     start: Any,
-    gaps: Callable[[Any], tuple[Array, ...]],
+    gaps: Callable[[Any], Any],
     *,
     tol: float | None,
     max_steps: int,
-) -> tuple[Any, Array, tuple[Array, ...]]:
-    """The loop of all solvers: `state <- step(state)` until all of gaps(state) are <= tol.
+) -> tuple[Any, Array, Any]:
+    """The loop of all solvers: `state <- step(state)` until gaps(state) are <= tol.
 
-    The gaps are evaluated every `_BLOCK` steps. With tol=None exactly `max_steps` steps run as one
-    scan, which can be differentiated in reverse mode.
+    These are one number or a tuple, evaluated every `_BLOCK` steps. With tol=None exactly
+    `max_steps` steps run as one scan, which can be differentiated in reverse mode.
 
     Returns:
         The last state, the number of steps, and the gaps of the state.
@@ -242,7 +242,7 @@ def solve(
 
     def goes_on(carry):
         _, steps, current = carry
-        return (reduce(jnp.maximum, current) > tol) & (steps < max_steps)
+        return (reduce(jnp.maximum, jax.tree.leaves(current)) > tol) & (steps < max_steps)
 
     return lax.while_loop(goes_on, body, (start, jnp.zeros((), int), gaps(start)))
 
