@@ -103,6 +103,22 @@ def test_a_first_call_compiles_three_programs_at_most(name, compiled):
     assert len(compiled) <= 3
 
 
+@pytest.mark.few(1)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_pursuit_runs_inside_shard_map_with_its_checks(name):
+    """JAX knows which numbers differ among devices, also where there is one device."""
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    A, F = jnp.asarray(D), dictionaries.Conv(jnp.asarray(C), M, boundary="circular")
+
+    def solve(signals):
+        return codes(SOLVERS[name](A, jnp.asarray(E), F, signals, 1.0, 1.0))
+
+    given = jax.sharding.PartitionSpec("data")
+    shared = jax.shard_map(solve, mesh=mesh, in_specs=given, out_specs=given)
+    for x, z in zip(jax.jit(shared)(jnp.asarray(Y)), jax.jit(solve)(jnp.asarray(Y))):
+        np.testing.assert_allclose(x, z, rtol=1e-9, atol=1e-12)
+
+
 @pytest.fixture
 def float64_as_users_compile(dtype):
     """The programs of float64 with all optimisations: there the bits are the same, too."""

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
-from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA = "data"  # the axis of a mesh whose devices share what there is of signals
@@ -75,25 +74,6 @@ def compiler_splits() -> bool:
     mesh = jax.sharding.get_abstract_mesh()
     axes = zip(mesh.axis_sizes, mesh.axis_types)
     return any(size > 1 and kind == AxisType.Auto for size, kind in axes)
-
-
-def as_varying(tree: Any, *others: Any) -> Any:
-    """The tree, for a loop whose body makes it differ among devices of a `shard_map` as others do.
-
-    Its numbers stay; JAX compares what it knows of the state before and after the body.
-    """
-    axes = frozenset[Any]().union(*(_varying(leaf) for leaf in jax.tree.leaves(others)))
-
-    def of_leaf(leaf: Any) -> Any:
-        missing = axes - _varying(leaf)
-        return lax.pcast(leaf, tuple(missing), to="varying") if missing else leaf
-
-    return jax.tree.map(of_leaf, tree)
-
-
-def _varying(leaf: Any) -> frozenset[Any]:
-    """The axes of `shard_map` along which devices may have other numbers."""
-    return jax.typeof(leaf).manual_axis_type.varying
 
 
 def _explicit_mesh(arrays: Any) -> Any:

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled import _checks
+from unrolled import _checks, _lax
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import widened
 from unrolled._program import program
-from unrolled._sharded import as_varying, compiler_splits
+from unrolled._sharded import compiler_splits
 from unrolled.activations._pointwise import relu
 
 
@@ -270,4 +270,4 @@ def _search(bits: Array, k: Array, count: Callable[[Array], Array]) -> Array:
         number = count(bits >= trial)
         return jnp.where(number >= k.astype(number.dtype), trial, kth)
 
-    return lax.fori_loop(0, top + 1, keep, as_varying(jnp.zeros((), bits.dtype), bits, k))
+    return _lax.fori_loop(0, top + 1, keep, jnp.zeros((), bits.dtype))

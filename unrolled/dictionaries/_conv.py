@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled import _checks
+from unrolled import _checks, _lax
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, largest, norm, times_power, widened
 from unrolled._program import program
@@ -166,8 +166,7 @@ class Conv(Structured):
         return (self.filters.reshape(self.filters.shape[0], -1) @ patches.T).reshape(-1)
 
     def synthesize(self, x: Array) -> Array:
-        signal = jax.ShapeDtypeStruct((self.shape[0],), x.dtype)
-        return jax.linear_transpose(self.analyze, signal)(x)[0]
+        return _lax.adjoint(self.analyze, jnp.zeros(self.shape[0], x.dtype), x)
 
     def _extend(self, r: Array) -> Array:
         """`r` continued on the far side, as far as the last position reaches."""

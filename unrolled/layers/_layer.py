@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from unrolled import _checks, _export, _sharded
+from unrolled import _checks, _export, _lax, _sharded
 from unrolled._checks import Array, Key
 from unrolled.dictionaries import Dictionary, as_dictionary, operands
 from unrolled.layers._records import Unrolled, check_forms, check_params, depth_of, records_of
@@ -185,21 +184,18 @@ def unroll(
     if remat:
         step = jax.checkpoint(step)
 
-    def varying(state):
-        return _sharded.as_varying(state, params, D, y)
-
     def body(state, leaves):
         step_params, constant = leaves
         constants = () if constant is None else (constant,)
         state = step(params.shared, step_params, D, y, state, *constants)
-        return varying(state), state.x
+        return state, state.x
 
     with jax.default_matmul_precision(precision):
         if type(params.steps) is not tuple:
             constants = None if schedule is None else jnp.asarray(schedule, jnp.float32)
             length = depth if params.steps is None else depth_of(params.steps)
             leaves = params.steps, constants
-            return lax.scan(body, varying(state), leaves, length=length, unroll=unroll)
+            return _lax.scan(body, state, leaves, length=length, unroll=unroll)
         codes = []
         for step_params, constant in zip(params.steps, schedule or (None,) * len(params.steps)):
             state, x = body(state, (step_params, constant))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from unrolled import _lax
 from unrolled._checks import Array
 from unrolled._numbers import wide_dtype
 from unrolled.activations import is_monotone
@@ -72,7 +73,7 @@ def _kernel_gradient(x: Array, g: Array) -> Array:
 
     wide = wide_dtype(x.dtype)  # in half precision a long sum stops to grow
     zeros = jnp.zeros((3 * C_out, 3 * C_in), wide), jnp.zeros((rows, (W + 2) * C_in), x.dtype)
-    (total, _), _ = lax.scan(add, zeros, (strips, n * np.int32(H + 2) + top))
+    (total, _), _ = _lax.scan(add, zeros, (strips, n * np.int32(H + 2) + top))
     return total.astype(x.dtype).reshape(3, C_out, 3, C_in)[::-1].transpose(0, 2, 3, 1)
 
 

@@ -1,13 +1,14 @@
 """`dictionaries.Conv` on batches of images: strided convolutions and their exact adjoints."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled import _checks
+from unrolled import _checks, _lax
 from unrolled._checks import Array
 from unrolled.dictionaries import Conv, pytree
 
@@ -134,7 +135,7 @@ def _of_filters(D: ImageConv, r: Array, x: Array) -> ImageConv:
     def correlate(kernel):
         return _correlate(replace(D, kernel=kernel), r)
 
-    return replace(D, kernel=jax.linear_transpose(correlate, D.kernel)(x)[0])
+    return replace(D, kernel=_lax.adjoint(correlate, D.kernel, x))
 
 
 # For synthesis an image is cut into blocks as long as the stride, whose pixels are channels. A
@@ -146,7 +147,7 @@ def _spread(D: ImageConv, x: Array) -> Array:
     (N, h, w, _), (k, _, C, _) = x.shape, D.kernel.shape
     if jax.default_backend() != "cpu":
         images = jax.ShapeDtypeStruct((N, *D.side, C), x.dtype)
-        return jax.linear_transpose(lambda r: _correlate(D, r), images)(x)[0]
+        return _lax.adjoint(partial(_correlate, D), images, x)
     q, t = -(-k // D.stride), D.stride
     windows = x @ _matrix(D).T
     blocks = jnp.zeros((N, h + q - 1, w + q - 1, t * t * C), x.dtype)

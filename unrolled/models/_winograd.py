@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from unrolled import _lax
 from unrolled._checks import Array
 from unrolled._numbers import wide_dtype
 
@@ -74,7 +75,7 @@ def _kernel_gradient(x: Array, g: Array) -> Array:
 
     wide = wide_dtype(x.dtype)  # in half precision a long sum stops to grow
     zero = jnp.zeros((x.shape[-1], g.shape[-1]), wide)
-    total, _ = lax.scan(add, [[zero] * 4] * 4, (_chunks(x), _chunks(g)))
+    total, _ = _lax.scan(add, [[zero] * 4] * 4, (_chunks(x), _chunks(g)))
     return jnp.stack([jnp.stack(row) for row in _transform(_G.T, total)]).astype(x.dtype)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled import _checks
+from unrolled import _checks, _lax
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import norm
 from unrolled.dictionaries import Dictionary
@@ -150,7 +150,7 @@ def _search(
     )
     # Below this penalty no code can be told from one of the least residual.
     floor = rounding ** (4 / 3) * top
-    last = lax.while_loop(
+    last = _lax.while_loop(
         lambda s: (s.gap > method.tol) & (s.trials < _TRIALS) & (s.high > floor),
         partial(_tried, method, D, y, level, size, accuracy),
         start,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from unrolled import _checks
+from unrolled import _checks, _lax
 from unrolled._checks import Array, ArrayLike
 from unrolled.activations import as_power, power_threshold
 from unrolled.dictionaries import Conv, Dictionary, Structured, spread
@@ -165,7 +165,7 @@ class Splitting:
                 z = x + correction(y - D @ x)
                 return power_threshold(z, lam / beta, p), None
 
-            return lax.scan(step, x, length=self.steps)
+            return _lax.scan(step, x, length=self.steps)
 
         def descend(state: State) -> State:
             x = state.x
@@ -176,7 +176,7 @@ class Splitting:
                 return relative_gap(D, y, lam, state.x)
             return _off_stationary(D, y, state.x, lam, p)
 
-        x, _ = lax.scan(stage, x, jnp.asarray(self.betas, y.dtype) / gamma)
+        x, _ = _lax.scan(stage, x, jnp.asarray(self.betas, y.dtype) / gamma)
         state, last, missed = solve(
             descend, State(x), misses, tol=self.tol, max_steps=self.max_steps
         )

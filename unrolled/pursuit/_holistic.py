@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from unrolled import _checks
+from unrolled import _checks, _lax
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import pseudo_inverse
 from unrolled.activations import shrink
@@ -146,7 +145,7 @@ class Holistic:
             gap=jnp.zeros((), y.dtype),
             steps=jnp.zeros((), int),
         )
-        last = lax.fori_loop(0, sum(self.counts), body, solved(nothing))
+        last = _lax.fori_loop(0, sum(self.counts), body, solved(nothing))
         rank = jnp.argsort(jnp.argsort(-jnp.abs(last.x)))  # 0 for the largest entry
         zeros = (*last.zeros[:-1], ~last.support | (rank >= self.most))
         N, _ = null_space(constraints(zeros))

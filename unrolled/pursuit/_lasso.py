@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled import _checks, _sharded
+from unrolled import _checks, _lax, _sharded
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import ldexp
 from unrolled.dictionaries import Dictionary, column_norms
@@ -182,7 +182,7 @@ def _path(
         return answer.x, _problem.result(form, at, answer)
 
     with jax.default_matmul_precision("highest"):
-        _, ((codes,), gap, residual, steps, converged) = lax.scan(body, x, scaled_lams)
+        _, ((codes,), gap, residual, steps, converged) = _lax.scan(body, x, scaled_lams)
     if form.relative:
         lam = ldexp(scaled_lams, k).astype(form.dtype)
         converged = converged & jax.vmap(in_range, (0, 0, None))(lam, scaled_lams, k)

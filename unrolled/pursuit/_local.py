@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from unrolled import _lax
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import norm
 from unrolled.activations import shrink
@@ -159,7 +159,7 @@ def _within(patches: Array, radius: Array) -> Array:
 
 def _sum(D: Conv, patches: Array, y: Array) -> Any:
     """sum_i R_i' q_i."""
-    return jax.linear_transpose(D.patches, y)(patches)[0]
+    return _lax.adjoint(D.patches, y, patches)
 
 
 def local_sparsity(
@@ -227,11 +227,10 @@ class LocalSparsity:
     def __call__(self, problem: Problem, start: Array) -> Answer:
         D: Any = problem.Ds[0]  # a Conv
         y, (lam,) = problem.y, problem.lams
-        transpose = jax.linear_transpose(D.stripes, start)
 
         def together(stripes):
             """sum_i S_i' q_i."""
-            return transpose(stripes)[0]
+            return _lax.adjoint(D.stripes, start, stripes)
 
         # In how many stripes an entry is. With the code times its root, S'S is the identity.
         times = together(D.stripes(jnp.ones_like(start)))
@@ -295,7 +294,7 @@ def lower_the_fullest(rows: Array, lam: Array) -> Array:
         return after, after > tau, n + 1
 
     zero = jnp.zeros((), rows.dtype)
-    tau, *_ = lax.while_loop(
+    tau, *_ = _lax.while_loop(
         lambda carry: carry[1] & (carry[2] < _NEWTON), body, (zero, jnp.asarray(True), 0)
     )
     theta, _ = thresholds(tau)

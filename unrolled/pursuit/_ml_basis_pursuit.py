@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from unrolled import _lax
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import pseudo_inverse
 from unrolled.activations import shrink
@@ -138,7 +138,7 @@ class MultiLayer:
         def goes_on(carry):
             return (carry[1].gap > self.tol) & (carry[0].steps < self.max_steps)
 
-        state, (x, zeros, least) = lax.while_loop(goes_on, body, (state, best(state)))
+        state, (x, zeros, least) = _lax.while_loop(goes_on, body, (state, best(state)))
         return Answer(x, least, state.steps, least <= self.tol, zeros=zeros)
 
 

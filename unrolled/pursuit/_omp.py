@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled import _checks, _matching, _sharded
+from unrolled import _checks, _lax, _matching, _sharded
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, ldexp, norm, times_power, wide_dtype
 from unrolled.dictionaries import Dictionary, column_norms, dense
@@ -252,7 +252,7 @@ def atom_by_atom(
         helps = helps if admits is None else helps & admits(grown.x)
         return jax.tree.map(partial(jnp.where, helps), grown, s._replace(ended=jnp.asarray(True)))
 
-    return lax.while_loop(lambda s: (s.size < most) & ~s.ended & (norm(s.r) > stop), body, start)
+    return _lax.while_loop(lambda s: (s.size < most) & ~s.ended & (norm(s.r) > stop), body, start)
 
 
 def _rounding_of_products(D: Dictionary, y: Array) -> float:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled import _checks, _sharded
+from unrolled import _checks, _lax, _sharded
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, largest, ldexp, norm, power_of_two, times_power, wide_dtype
 from unrolled.activations import relu
@@ -229,7 +229,7 @@ def solve(
     """
 
     def run(state, n):
-        return lax.scan(lambda state, _: (step(state), None), state, length=n)[0]
+        return _lax.scan(lambda state, _: (step(state), None), state, length=n)[0]
 
     if tol is None:
         state = run(start, max_steps)
@@ -244,7 +244,7 @@ def solve(
         _, steps, current = carry
         return (reduce(jnp.maximum, jax.tree.leaves(current)) > tol) & (steps < max_steps)
 
-    return lax.while_loop(goes_on, body, (start, jnp.zeros((), int), gaps(start)))
+    return _lax.while_loop(goes_on, body, (start, jnp.zeros((), int), gaps(start)))
 
 
 def flat_code(D: Dictionary, x: ArrayLike) -> ArrayLike:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from unrolled import _lax
 from unrolled._checks import Array
 from unrolled._numbers import widened
 
@@ -54,11 +55,10 @@ def admm(
 
     Reference: Boyd, Parikh, Chu, Peleato, Eckstein (2011); Wohlberg (2017) for the balance.
     """
-    adjoint = jax.linear_transpose(forward, start)
 
     def step(state: Splits) -> Splits:
-        _, v, u, rho, steps = state
-        x = minimise(adjoint(_minus(v, u))[0], rho)
+        x, v, u, rho, steps = state
+        x = minimise(_lax.adjoint(forward, x, _minus(v, u)), rho)
         image = forward(x)
         w = jax.tree.map(lambda a, b: _RELAXATION * a + (1 - _RELAXATION) * b, image, v)
         after = prox(jax.tree.map(jnp.add, w, u), rho)

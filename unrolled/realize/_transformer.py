@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from unrolled import _checks
+from unrolled import _checks, _lax
 from unrolled._checks import Array, ArrayLike
 from unrolled.activations import relu
 from unrolled.dictionaries import Conv, operands
@@ -109,12 +108,12 @@ def transformer(
     def run(tokens, block):
         return run_block(block, tokens, D, alpha), None
 
-    _, blocks = lax.scan(grow, jnp.zeros(n_atoms, D.dtype), steps, length=layer.depth)
+    _, blocks = _lax.scan(grow, jnp.zeros(n_atoms, D.dtype), steps, length=layer.depth)
 
     def apply(y: Array) -> Array:
         _, y, weights = operands(D, y, where, params=blocks)
         check_within(y.reshape(n_channels, -1), signal_bound[:, None], "y", where)
-        tokens, _ = lax.scan(run, embed(D, y), weights)
+        tokens, _ = _lax.scan(run, embed(D, y), weights)
         return read_code(D, tokens)
 
     return Transformer(apply, blocks, layer.depth, count_weights(blocks))
