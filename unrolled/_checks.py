@@ -378,6 +378,11 @@ def as_fraction(x: Any, name: str, where: str) -> float:
     return value
 
 
+def as_sizes(where: str, **sizes: Any) -> tuple[int, ...]:
+    """Each of the sizes, by name, as a Python integer of at least 1; see `as_index`."""
+    return tuple(as_index(size, name, where, least=1) for name, size in sizes.items())
+
+
 def as_bool(x: Any, name: str, where: str) -> bool:
     """`x` as True or False: no text, no number and no array is one.
 

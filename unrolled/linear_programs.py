@@ -126,9 +126,7 @@ def basis_pursuit(
 
     def finish(k: int) -> None:
         own = None if banned is None else banned[[k]]
-        v, z, steps[k] = _finish(
-            Q, atoms, C[:, k], own, bases[:, k], V[:, k], Z[:, k], primal[k], dual[k], tol
-        )
+        v, z, steps[k] = _finish(Q, atoms, C[:, k], own, bases[:, k], Z[:, k], dual[k], tol)
         v, z, (p,), (q,) = _feasible(Q, C[:, [k]], own, v[:, None], z[:, None])
         if p < primal[k]:
             V[:, k], primal[k] = v[:, 0], p
@@ -228,9 +226,7 @@ def _finish(
     c: np.ndarray,
     own: np.ndarray | None,
     basis: np.ndarray,
-    v: np.ndarray,
     z: np.ndarray,
-    primal: float,
     dual: float,
     tol: float,
 ) -> tuple[np.ndarray, np.ndarray, int]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, analytic, dictionaries, layers
-from unrolled.commands._console import show
+from unrolled.commands._console import add_command, show
 from unrolled.commands._report import check_folder, environment
 
 # The certified check: LISTA-CP with analytic params on [I, Hadamard] (64 x 128), where two nonzeros
@@ -27,18 +27,17 @@ _SIDE, _SHAPE, _BATCH, _STEPS, _RUNS = 1024, (250, 500), 1000, 4, 3
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled doctor`."""
-    parser = commands.add_parser(
+    return add_command(
+        commands,
         "doctor",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        run,
+        {"--output": dict(type=Path, metavar="DIR", help="a folder that must be writable")},
         help="show versions and devices, and check that they work",
         description="Print versions, devices and settings, run one small certified check, and time "
         "a product and\na layer on every device, where two runs of a gradient should agree to the "
         "bit.",
         epilog="example:\n  unrolled doctor --json",
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="a folder that must be writable")
-    parser.set_defaults(run=run)
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,7 +1,6 @@
 """`unrolled learn`: a dictionary from the signals of a file, with what the theory certifies."""
 
 import argparse
-import io
 import math
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import datasets, dictionary_learning, plots, pursuit, studies
-from unrolled._files import claimed, write_whole
+from unrolled._files import claimed, whole_file
 from unrolled._numbers import mean_norm
 from unrolled.commands import _report
 from unrolled.commands._console import Say, add_command, show, teller
@@ -135,7 +134,8 @@ def _written(
     folder = arguments.output
     learned = _learned(arguments, Y, options)
     D = np.asarray(learned.D)
-    write_whole(folder / _DICTIONARY, _npy(D))
+    with whole_file(folder / _DICTIONARY) as file:
+        np.save(file, D)
     certified = None if arguments.no_certificate else _certified(D, say)
     seconds = learned.history[-1].seconds if learned.history else 0.0
     summary = Summary(
@@ -278,9 +278,3 @@ def _sections(
             )
         )
     return sections
-
-
-def _npy(array: np.ndarray) -> bytes:
-    with io.BytesIO() as blob:
-        np.save(blob, array)
-        return blob.getvalue()

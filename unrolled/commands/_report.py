@@ -13,15 +13,15 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
+from importlib import metadata
 from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from unrolled import plots
-from unrolled._files import write_whole
+from unrolled._files import whole_file, write_whole
 from unrolled._json import to_json
 from unrolled._text import Grid
 
@@ -97,18 +97,10 @@ class Section(NamedTuple):
 
 def environment() -> dict[str, str]:
     """The versions and devices that results depend on."""
-    import flax
-    import jaxlib
-    import optax
-
     devices = ", ".join(f"{d.platform} {d.device_kind}" for d in jax.devices())
     return {
         "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
-        "flax": flax.__version__,
-        "optax": optax.__version__,
-        "numpy": np.__version__,
+        **{name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
         "devices": devices,
         "date": time.strftime("%Y-%m-%d"),
     }
@@ -241,9 +233,8 @@ def check_figure(path: Path) -> None:
 
 def write_figure(path: Path, figure: Any) -> None:
     """Write a matplotlib figure in the format of its suffix (PNG without one), or not at all."""
-    with io.BytesIO() as blob:
-        figure.savefig(blob, format=path.suffix[1:] or "png", dpi=_DPI)
-        write_whole(path, blob.getvalue())
+    with whole_file(path) as file:
+        figure.savefig(file, format=path.suffix[1:] or "png", dpi=_DPI)
 
 
 def page(

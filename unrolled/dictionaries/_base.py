@@ -48,8 +48,7 @@ def pytree(*, data: tuple[str, ...], static: tuple[str, ...] = ()) -> Callable[[
 
         def unflatten(aux, children):
             self = object.__new__(cls)
-            for name, value in zip(data + static, (*children, *aux)):
-                object.__setattr__(self, name, value)
+            vars(self).update(zip(data + static, (*children, *aux)))
             return self
 
         jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)

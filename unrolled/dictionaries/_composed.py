@@ -188,18 +188,12 @@ class Sparse(Structured):
         indices = np.argsort(atoms == 0, axis=0, kind="stable")[:largest]
         values = jnp.asarray(np.take_along_axis(atoms, indices, 0))
         base, values = _checks.cast((base, values), _checks.common_dtype(base, values))
-        for name, value in (
-            ("base", base),
-            ("indices", jnp.asarray(indices, jnp.int32)),
-            ("values", values),
-        ):
-            object.__setattr__(self, name, value)
+        vars(self).update(base=base, indices=jnp.asarray(indices, jnp.int32), values=values)
 
     @classmethod
     def _of(cls, base: Dictionary, indices: Array, values: Array) -> "Sparse":
         self = object.__new__(cls)
-        for name, value in (("base", base), ("indices", indices), ("values", values)):
-            object.__setattr__(self, name, value)
+        vars(self).update(base=base, indices=indices, values=values)
         return self
 
     @property

@@ -102,14 +102,8 @@ class Conv(Structured):
                 f"Conv: kernel {kernel} is longer than the signal {shape}; try "
                 'boundary="circular" or "zero"'
             )
-        for name, value in (
-            ("filters", filters),
-            ("signal_shape", shape),
-            ("stride", strides),
-            ("boundary", boundary),
-            ("dilation", dilations),
-        ):
-            object.__setattr__(self, name, value)
+        vars(self).update(filters=filters, signal_shape=shape, stride=strides)
+        vars(self).update(boundary=boundary, dilation=dilations)
         too_long = any(e > N for e, N in zip(self.extent, shape))
         if too_long and max(dilations) > 1:
             raise ValueError(

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -219,30 +219,25 @@ class Options(NamedTuple):
     mask: ArrayLike | None = None
 
 
-class Method:
+class Method(Protocol):
     """One way to learn, of given signals: what `learn` asks for. A state is any value."""
 
     where: str  # the name of the function
 
     def config(self) -> dict[str, Any]:
         """What a file must agree in, beside the method and the key."""
-        raise NotImplementedError
 
     def start(self, rng: np.random.Generator) -> Any:
         """The state before the first sweep."""
-        raise NotImplementedError
 
     def resumed(self, resume: Learned) -> Any:
         """The state in which a result ended."""
-        raise NotImplementedError
 
     def restored(self, arrays: Arrays, keeper: Keeper) -> Any:
         """The state that `arrays` gave."""
-        raise NotImplementedError
 
     def arrays(self, state: Any) -> Arrays:
         """A state as a file keeps it."""
-        raise NotImplementedError
 
     def steps(self, keeper: Keeper, sweeps: Any) -> Iterable[int]:
         """The numbers of the sweeps that are left."""
@@ -250,14 +245,13 @@ class Method:
 
     def sweep(self, state: Any, step: int, rng: np.random.Generator) -> tuple[Any, float, int]:
         """The state after a sweep, the objective, and how many atoms were replaced."""
-        raise NotImplementedError
 
     def warn(self, state: Any) -> None:
         """Warn of a state after which a sweep has ended."""
+        return
 
     def result(self, state: Any) -> Learned:
         """The result, without its history."""
-        raise NotImplementedError
 
 
 def learn(method: Method, options: Options) -> Learned:

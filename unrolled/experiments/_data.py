@@ -18,8 +18,6 @@ _GRAIN = 12.0  # deviation of the noise of a pixel, of 255 grey values
 EXACT = 1000  # test records of CIFAR-10 that are exact where the others come from JPEG
 _DIGITS_SIDE, _MASKS_SIDE = 32, 128
 _FOLDERS = {"ecssd": "ECSSD", "duts": "DUTS", "dut-omron": "DUT-OMRON"}
-# Without real data: what is in their place.
-EMBEDDED = ("digits", "shapes")
 
 
 def load(name: str, root: str | Path | None = None, *, side: int | None = None) -> Images:

@@ -1,6 +1,5 @@
 """The rows of an experiment: a file each, so that several processes add to one folder."""
 
-import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from unrolled import _files
-from unrolled._files import CheckpointError, read_npz, write_whole
+from unrolled._files import CheckpointError, read_npz, whole_file, write_whole
 from unrolled._json import sealed, to_json, unsealed
 
 ROWS, STATES, WEIGHTS, PICTURES = "rows", "states", "weights", "pictures"
@@ -95,9 +94,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def write_pictures(folder: Path, name: str, pictures: dict[str, np.ndarray]) -> None:
     """Keep pictures and masks beside a row."""
-    with io.BytesIO() as blob:
-        np.savez_compressed(blob, allow_pickle=False, **pictures)
-        write_whole(folder / PICTURES / f"{name}.npz", blob.getvalue())
+    with whole_file(folder / PICTURES / f"{name}.npz") as file:
+        np.savez_compressed(file, allow_pickle=False, **pictures)
 
 
 def read_pictures(folder: str | Path, name: str) -> dict[str, np.ndarray] | None:

@@ -98,9 +98,7 @@ def holm(intervals: Sequence[Interval], level: float = 0.05) -> list[Interval]:
     """
     from scipy import stats
 
-    level = _checks.as_number(level, "level", "holm")
-    if not 0 < level < 1:
-        raise ValueError(f"holm: level must be in (0, 1), got {level}")
+    level = _checks.as_fraction(level, "level", "holm")
     corrected = list(intervals)
     several = [i for i, plain in enumerate(corrected) if plain.n > 1]
     share, excludes = level, True

@@ -45,9 +45,6 @@ class ada_lista(FromISTA, Shrinking):
     forms = (Unrolled(SignalMatrices, StepAndThreshold),)
     recipe = Recipe(rate=1e-3, calibrated=True)
 
-    def init(self, key, D):
-        return self.start_at_ista(D)
-
     def at_ista(self, D, L, theta):
         identity = jnp.eye(D.shape[0], dtype=D.dtype)
         gamma = jnp.full(self.depth, 1 / L, D.dtype)

@@ -80,9 +80,6 @@ class tilista(Coupled, FromISTA, Selecting):
     forms = (Unrolled(Weights, StepAndThreshold),)
     recipe = alista.recipe._replace(rate=5e-4)
 
-    def init(self, key, D):
-        return self.start_at_ista(D)
-
     def at_ista(self, D, L, theta):
         return self.from_theory(D / L, theta)
 

@@ -63,9 +63,6 @@ class glista(FromISTA, Selecting):
     forms = (Unrolled(None, Gated),)
     recipe = Recipe(rate=5e-4, options=selecting, calibrated=True, weighted=True)
 
-    def init(self, key, D):
-        return self.start_at_ista(D)
-
     def at_ista(self, D, L, theta):
         gain, overshoot = jnp.full_like(theta, self.gain), jnp.zeros_like(theta)
         slope = jnp.ones((self.depth, D.shape[1]), D.dtype)

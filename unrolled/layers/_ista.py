@@ -96,9 +96,6 @@ class step_lista(FromISTA, Shrinking):
     recipe = Recipe(rate=5e-3, tried=lambda law: {"lam": law.lams(0.02, 0.05, 0.1, 0.2)})
     starts_from_theory = True
 
-    def init(self, key, D):
-        return self.start_at_ista(D)
-
     def at_ista(self, D, L, theta):
         return Unrolled(None, Step(jnp.full_like(theta, 1 / L)))
 
@@ -129,9 +126,8 @@ class fista(FromISTA, Shrinking):
     forms = ista.forms
     recipe = ista.recipe
     starts_from_theory = True
-
-    def init(self, key, D):
-        return ista_params(as_dictionary(D, self.family), self.lam, self.depth, self.family)
+    init = ista.init
+    weights = ista.weights
 
     def start(self, D, y):
         x = jnp.zeros(D.shape[1], y.dtype)
@@ -139,6 +135,3 @@ class fista(FromISTA, Shrinking):
 
     def step(self, shared, p, D, y, state):
         return fista_step(D, y, state, p.gamma, p.theta, self.activation)
-
-    def weights(self, shared, p, D):
-        return Acting(D, p.gamma)

@@ -70,9 +70,6 @@ class lfista_cp(FromISTA, Shrinking):
     forms = (Unrolled(None, WeightsAndMomentum),)
     recipe = Recipe(5e-4, options=_judging, calibrated=True, weighted=True)
 
-    def init(self, key, D):
-        return self.start_at_ista(D)
-
     def at_ista(self, D, L, theta):
         groups = D.groups if isinstance(D, Structured) else ()
         thresholds = jnp.tile(theta[:, None], groups or D.shape[1])

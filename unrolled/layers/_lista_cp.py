@@ -44,9 +44,6 @@ class lista_cp(Coupled, FromISTA, Selecting):
     forms = (Unrolled(Weights, Threshold), Unrolled(None, WeightsAndThreshold))
     recipe = Recipe(rate=5e-4, options=untied, calibrated=True, weighted=True)
 
-    def init(self, key, D):
-        return self.start_at_ista(D)
-
     def at_ista(self, D, L, theta):
         return self.from_theory(D / L, theta)
 

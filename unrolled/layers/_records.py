@@ -145,6 +145,7 @@ def _unstacked(steps: Any) -> tuple:
     return tuple(jax.tree.map(operator.itemgetter(k), steps) for k in range(depth_of(steps)))
 
 
+@program("depth")
 def repeat(tree: Any, depth: int) -> Any:
     """`tree` with every leaf repeated `depth` times along a new leading axis, for untied steps.
 
@@ -152,11 +153,6 @@ def repeat(tree: Any, depth: int) -> Any:
         >>> ur.layers.repeat(ur.layers.Weights(jnp.eye(2)), 3).W.shape
         (3, 2, 2)
     """
-    return _repeat(tree, depth)
-
-
-@program("depth")
-def _repeat(tree: Any, depth: int) -> Any:
     return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], depth, axis=0), tree)
 
 

@@ -162,6 +162,9 @@ class FromISTA(Layer):
         L = lipschitz(D, self.family)
         return D, L, jnp.full(self.depth, self.lam / L, D.dtype)
 
+    def init(self, key, D):
+        return self.start_at_ista(D)
+
     def start_at_ista(self, D: Dictionary) -> Unrolled:
         """`at_ista` of a dictionary: what `init` returns."""
         D = as_dictionary(D, self.family)

@@ -72,10 +72,7 @@ def over_shifts(
 
     The corner of a window is the pixel shift - (kernel - 1).
     """
-    n, s = (
-        _checks.as_index(value, name, "shift_average", least=1)
-        for value, name in ((kernel, "kernel"), (stride, "stride"))
-    )
+    n, s = _checks.as_sizes("shift_average", kernel=kernel, stride=stride)
     if picture.ndim != 2 or 0 in picture.shape:
         raise ValueError(f"shift_average: the picture has shape {picture.shape}; expected (H, W)")
     if s > n:
@@ -164,22 +161,16 @@ class CSCNet(nnx.Module):
         subtract_mean: bool = True,
         signed: bool = False,
     ):
-        sizes = dict(n_filters=n_filters, kernel=kernel, stride=stride, unfoldings=unfoldings)
-        sizes = {
-            name: _checks.as_index(size, name, "CSCNet", least=1) for name, size in sizes.items()
-        }
-        if sizes["stride"] > sizes["kernel"]:
+        n_filters, self.kernel, self.stride, self.unfoldings = _checks.as_sizes(
+            "CSCNet", n_filters=n_filters, kernel=kernel, stride=stride, unfoldings=unfoldings
+        )
+        if self.stride > self.kernel:
             raise ValueError(
                 f"CSCNet: stride {stride} leaves gaps between kernels of {kernel}; "
                 f"expected at most {kernel}"
             )
         _checks.nonnegative(theta, "theta", "CSCNet")
-        self.kernel, self.stride, self.unfoldings = (
-            sizes["kernel"],
-            sizes["stride"],
-            sizes["unfoldings"],
-        )
-        shape = (sizes["n_filters"], self.kernel, self.kernel)
+        shape = (n_filters, self.kernel, self.kernel)
         if filters is None:
             check_rngs(rngs, "CSCNet")
             filters = jax.random.normal(rngs.params(), shape)

@@ -62,8 +62,7 @@ class MSDCSCBlock(nnx.Module):
         where = "MSDCSCBlock"
         dilations = _checks.as_indices(dilations, "dilations", where, least=1)
         sizes = dict(in_features=in_features, growth=growth, depth=depth, dilations=len(dilations))
-        for name, size in sizes.items():
-            _checks.as_index(size, name, where, least=1)
+        _checks.as_sizes(where, **sizes)
         self.unfoldings = _checks.as_index(unfoldings, "unfoldings", where)
         self.activation = as_activation(activation, "activation", where)
         check_rngs(rngs, where)
@@ -188,8 +187,7 @@ class MSDCSC(nnx.Module):
     ):
         sizes = dict(classes=classes, channels=channels, width=width, blocks=blocks)
         sizes |= dict(growth=growth, depth=depth)
-        for name, size in sizes.items():
-            _checks.as_index(size, name, "MSDCSC", least=1)
+        _checks.as_sizes("MSDCSC", **sizes)
         unfoldings = _checks.as_index(unfoldings, "unfoldings", "MSDCSC")
         check_rngs(rngs, "MSDCSC")
         self.stem = CSCLayer(

@@ -50,9 +50,7 @@ class ResCSCBlock(nnx.Module):
         activation: Activation | Callable | str = relu,
     ):
         where = "ResCSCBlock"
-        sizes = dict(in_features=in_features, features=features, stride=stride)
-        for name, size in sizes.items():
-            _checks.as_index(size, name, where, least=1)
+        _checks.as_sizes(where, in_features=in_features, features=features, stride=stride)
         unfoldings = _checks.as_index(unfoldings, "unfoldings", where)
         check_rngs(rngs, where)
         options: dict[str, Any] = dict(
@@ -115,8 +113,7 @@ class ResCSC(nnx.Module):
     ):
         widths = _checks.as_indices(widths, "widths", "ResCSC", least=1)
         sizes = dict(classes=classes, channels=channels, blocks=blocks, stages=len(widths))
-        for name, size in sizes.items():
-            _checks.as_index(size, name, "ResCSC", least=1)
+        _checks.as_sizes("ResCSC", **sizes)
         unfoldings = _checks.as_index(unfoldings, "unfoldings", "ResCSC")
         check_rngs(rngs, "ResCSC")
         options: dict[str, Any] = dict(activation=activation, rngs=rngs)

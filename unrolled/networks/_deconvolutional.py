@@ -82,15 +82,6 @@ class deconvolutional(Unfolded):
         beta = magnitude(p.beta)
         return State(half_quadratic_step(D, y, state.x, beta, p.theta, self.p))
 
-    def unfold(self, params, Ds, y):
-        codes, paths = [y], []
-        for p, D in zip(params, Ds):
-            start = State(jnp.zeros(D.shape[1], y.dtype))
-            state, path = self.loop(self.step, p, D, codes[-1], start)
-            codes.append(state.x)
-            paths.append(path)
-        return tuple(codes[1:]), tuple(paths)
-
 
 class Deconvolution(NamedTuple):
     """What `learn_deconvolution` finds."""

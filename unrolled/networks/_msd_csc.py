@@ -116,9 +116,7 @@ def mixed_scale(
         [((192, 320), (1, 1)), ((320, 448), (3, 3))]
     """
     name = "networks.mixed_scale"
-    sizes = dict(channels=channels, growth=growth, depth=depth, kernel=kernel)
-    for what, size in sizes.items():
-        _checks.as_index(size, what, name, least=1)
+    _checks.as_sizes(name, channels=channels, growth=growth, depth=depth, kernel=kernel)
     dilations = _checks.as_indices(dilations, "dilations", name, least=1)
     if not dilations:
         raise ValueError(f"{name}: expected at least one dilation, got none")

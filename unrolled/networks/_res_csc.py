@@ -1,7 +1,5 @@
 """Res-CSC: a pursuit that starts from the code two layers before it is a residual block."""
 
-import jax.numpy as jnp
-
 from unrolled.layers import Acting, StepAndThreshold, Unrolled
 from unrolled.networks._network import chain_of
 from unrolled.networks._unfolded import Activated
@@ -47,13 +45,6 @@ class res_csc(Activated):
         """One step of ISTA."""
         return State(ista_step(D, y, state.x, p.gamma, p.theta, self.activation))
 
-    def unfold(self, params, Ds, y):
-        codes, paths = [y], []
-        for p, D in zip(params, Ds):
-            x = jnp.zeros(D.shape[1], y.dtype)
-            if len(codes) > 2 and codes[-2].shape == x.shape:
-                x = codes[-2]
-            state, path = self.loop(self.step, p, D, codes[-1], State(x))
-            codes.append(state.x)
-            paths.append(path)
-        return tuple(codes[1:]), tuple(paths)
+    def begin(self, codes, D):
+        x = super().begin(codes, D)
+        return codes[-2] if len(codes) > 2 and codes[-2].shape == x.shape else x

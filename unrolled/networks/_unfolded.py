@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from unrolled.activations import Activation, relu, shrink
 from unrolled.dictionaries import Dictionary, dense, operands, spread
 from unrolled.layers import Acting, Layer, StepAndThreshold, Unrolled, option
 from unrolled.networks._network import Codes, Dictionaries, Network, Params, chain_of, where
-from unrolled.pursuit import lipschitz, sweep
+from unrolled.pursuit import State, lipschitz, sweep
 
 
 class Unfolded(Network, layers.Looped):
@@ -27,6 +27,7 @@ class Unfolded(Network, layers.Looped):
 
     depth: int = option(kw_only=False, help="K, the number of steps")
     lam: float = option(default=0.1, least=0, help="weight of the l1 norm at the start")
+    step: ClassVar[Callable[..., Any]]
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -35,7 +36,16 @@ class Unfolded(Network, layers.Looped):
 
     def unfold(self, params: Params, Ds: Dictionaries, y: Array) -> tuple[Codes, Codes]:
         """`run` for checked arguments, inside `jit`."""
-        raise NotImplementedError
+        codes, paths = [y], []
+        for p, D in zip(params, Ds):
+            state, path = self.loop(self.step, p, D, codes[-1], State(self.begin(codes, D)))
+            codes.append(state.x)
+            paths.append(path)
+        return tuple(codes[1:]), tuple(paths)
+
+    def begin(self, codes: list[Array], D: Dictionary) -> Array:
+        """The code from which a block starts, given y and the codes of the blocks before it."""
+        return jnp.zeros(D.shape[1], codes[0].dtype)
 
     def check(self, params, Ds):
         Ds = chain_of(self, Ds, None, params)

@@ -12,7 +12,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled import linear_programs as lp
-from unrolled._files import CheckpointError, check_writable, write_whole
+from unrolled._files import CheckpointError, check_writable, whole_file
 
 # A coherence of zero has no relative gap: absolute gaps and products up to this are rounding.
 ROUNDING = 1e-12
@@ -170,13 +170,12 @@ def cached(
         if np.isfinite(upper).all() and is_closed(upper, lower, *mode):
             return upper, lower, W, V
     upper, lower, W, V = solve(A)
-    with io.BytesIO() as blob:
-        np.savez(blob, W=W, V=V)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, blob.getvalue())
-        except OSError as error:  # such as a full disk: the result is worth more than its copy
-            _checks.warn(f"generalized_coherence: {path}: not stored ({error.strerror})")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            np.savez(file, W=W, V=V)
+    except OSError as error:  # such as a full disk: the result is worth more than its copy
+        _checks.warn(f"generalized_coherence: {path}: not stored ({error.strerror})")
     return upper, lower, W, V
 
 

@@ -290,7 +290,7 @@ def welch_bound(m: int, d: int) -> float:
         >>> round(ur.theory.welch_bound(7, 14) ** -2, 3)
         13.0
     """
-    m, d = (_checks.as_index(n, name, "welch_bound", least=1) for n, name in ((m, "m"), (d, "d")))
+    m, d = _checks.as_sizes("welch_bound", m=m, d=d)
     return math.sqrt((d - m) / (m * (d - 1))) if d > m else 0.0
 
 

@@ -76,10 +76,7 @@ def gaussian_conditioning(m: int, d: int, k: int, confidence: float = 1 - 1e-6) 
         0.038
     """
     where = "gaussian_conditioning"
-    m, d, k = (
-        _checks.as_index(value, name, where, least=1)
-        for name, value in {"m": m, "d": d, "k": k}.items()
-    )
+    m, d, k = _checks.as_sizes(where, m=m, d=d, k=k)
     risk = 1 - _checks.as_fraction(confidence, "confidence", where)
     atoms, k = k, min(k, d)
     if k > m or k == 1:

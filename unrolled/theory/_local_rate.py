@@ -90,10 +90,7 @@ def local_rate(m: int, d: int, s: int, *, weights: str = "frobenius") -> LocalRa
         [-4.44, -9.54]
     """
     where = "local_rate"
-    m, d, s = (
-        _checks.as_index(value, name, where, least=1)
-        for name, value in {"m": m, "d": d, "s": s}.items()
-    )
+    m, d, s = _checks.as_sizes(where, m=m, d=d, s=s)
     if not s <= m <= d:
         raise ValueError(f"{where}: m={m}, d={d}, s={s}; expected s <= m <= d")
     if weights not in _WEIGHTS:

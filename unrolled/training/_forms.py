@@ -265,8 +265,7 @@ def _dictionary(kind: Any, parts: dict, static: dict) -> Structured:
         bank = jnp.zeros(filters.shape[lead:], filters.dtype) if lead else filters
         return jax.tree.unflatten(jax.tree.structure(Conv(**values | {"filters": bank})), [filters])
     D = object.__new__(kind)
-    for key, value in values.items():
-        object.__setattr__(D, key, value)
+    vars(D).update(values)
     return D
 
 
