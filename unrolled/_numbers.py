@@ -6,6 +6,7 @@ scales not a bit changes.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,13 @@ Axes = int | tuple[int, ...] | None
 # Measured coherences and norms are rounded up by this factor, far above the rounding of float64
 # sums: a denominator that is zero must not come out positive.
 UP = 1 + 1e-9
+
+
+def up(*values: Any) -> float:
+    """`UP`, or 1 + 8 eps where one of the values is an array of a dtype that rounds to more."""
+    dtypes = [value.dtype for value in values if hasattr(value, "dtype")]
+    floats = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
+    return max([UP, *(1 + 8 * float(jnp.finfo(dtype).eps) for dtype in floats)])
 
 
 def largest(x: Array, axis: Axes = None) -> Array:

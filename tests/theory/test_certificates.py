@@ -339,6 +339,15 @@ def test_limit_cases():
     assert not wild.holds and wild.largest_sparsity == 0
 
 
+def test_one_large_threshold_may_leave_only_larger_sparsities():
+    """top_s(theta) / s falls with s: e_1 = 1.5 + .1 (s - 1) is below e_0 = s from s = 2 on."""
+    layer, D = layers.lista_cp(1), jnp.eye(6)
+    params = layer.from_theory(D, jnp.array([[1.5, 0.1, 0.1, 0.1, 0.1, 0.1]]))
+    found = [theory.certify(layer, params, D, sparsity=s, bound=1.0) for s in range(1, 7)]
+    assert [f.holds for f in found] == [False, *[True] * 5]
+    assert {f.largest_sparsity for f in found} == {6} and "holds for s = 6" in found[0].reason
+
+
 def test_the_certificate_holds_up_to_its_largest_sparsity():
     D = dictionaries.identity_hadamard(64)
     params, layer = analytic.lista_cp(D, depth=30, sparsity=4, bound=1.0), layers.lista_cp(30)

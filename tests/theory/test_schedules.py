@@ -127,6 +127,34 @@ def test_schedule_refuses_counts_that_are_no_integers(name):
         jax.jit(lambda n: schedule(0.1, 1.0, **{**CLASS, name: n}))(1)
 
 
+def test_a_coherence_in_float32_is_not_trusted_to_its_last_bit():
+    """The simplex has mu = 1/3, where s = 2 does not contract; rounding makes it a little less."""
+    mu = np.float32(0.33333331)
+    assert mu < 1 / 3
+    class_ = dict(sparsity=2, bound=1.0)
+    elu = activations.scale(activations.elu(1.0), 1e4)
+    for hold, expected in ((mu, False), (mu * np.float32(1 - 1e-5), True)):
+        mus, ones = np.full(4, hold), np.ones(4)
+        assert schedule(hold, 1.0, **class_, depth=3).holds == expected
+        assert (
+            deep_schedule([hold], [1.0], sparsities=[2], bounds=[1.0], depths=[3])[0].holds
+            == expected
+        )
+        assert theory.plan([hold], [1.0], sparsities=[2], bounds=[1.0], tol=0.1).holds == expected
+        assert theory.atom_schedule(mus, ones, **class_, depth=3).holds == expected
+        assert (theory.support_bound(hold, 1.0, size=4) < math.inf) == expected
+        assert theory.max_sparsity(hold, 4) == 1 + expected
+        soft = theory.activation_schedule(elu, hold, 1.0, d=4, **class_, depth=3)
+        assert soft.holds == expected
+
+
+def test_a_start_beyond_the_range_holds_nothing():
+    found = schedule(0.01, 1.0, sparsity=10, bound=1e308, depth=3)
+    assert not found.holds and found.steps_for(1.0) == math.inf
+    found = theory.plan([0.1, 0.1], [1.0, 1.0], sparsities=[2, 1], bounds=[1e308, 1.0], tol=1.0)
+    assert not found.holds and "block 1 begins at an error s B that is not finite" == found.reason
+
+
 # Steps to a tolerance.
 
 

@@ -580,6 +580,26 @@ def test_empty_supports():
     assert not found.unique and found.sigma_min == 0
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_product_that_cancels_determines_no_code(dtype):
+    """Its entries are the rounding of its terms, so no singular value of theirs counts as one."""
+    supports = [[0, 1, 2], [0]]
+    D1, D2 = np.array([[1, 2, -3], [2, 1, -3], [1, 1, -2]], dtype), np.full((3, 1), 0.1, dtype)
+    for Ds, S in (((D1, D2), supports), ((dictionaries.Composed(D1, D2),), supports[1:])):
+        found = recover_on_supports(np.ones(3, dtype), Ds, S)
+        assert not found.unique and not found.xs[-1].any()
+        errors = theory.oracle_errors(Ds, S)
+        assert np.isinf(errors.projection).all() and np.isinf(errors.holistic).all()
+        assert theory.holistic_stability(Ds, S, 0.0, 0.1).delta == math.inf
+    # The null vector of a random matrix, rounded: the product is no exact zero.
+    for seed in range(20):
+        D1 = unit(np.random.default_rng(seed).normal(size=(3, 4))).astype(dtype)
+        D2 = np.linalg.svd(D1)[2][-1:].T
+        assert not recover_on_supports(np.ones(3, dtype), [D1, D2], [range(4), [0]]).unique
+        if dtype == np.float64:
+            assert not theory.holistic_stability([D1, D2], [range(4), [0]], 0.0, 0.1).holds
+
+
 @pytest.mark.parametrize("x64, kind", [(True, jnp.bfloat16), (False, np.float32)])
 def test_recovery_in_half_precision_and_under_float32_jax(x64, kind):
     D, y = np.eye(4, 3).astype(kind), np.array([1, 2, 0, 0], kind)

@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled import _checks
-from unrolled._numbers import UP
+from unrolled._numbers import up
 from unrolled.activations import Activation, check, is_known
 from unrolled.theory._schedules import host_numbers, times
 
@@ -96,6 +96,7 @@ def activation_schedule(
         )
     if not is_known(activation):
         check(activation)
+    enlarged = up(mu, eta)
     mu, C_W, B, noise, guard, eta = host_numbers(
         where, mu=mu, C_W=C_W, bound=bound, noise=noise, guard=guard, eta=eta
     )
@@ -107,7 +108,7 @@ def activation_schedule(
     osc = activation.tail_oscillation if exact else osc
     # With a deviating tail, |u_i - x*_i| <= M (E_S + E_O) + c must hold on the support too.
     M, c = max(mu, eta) if osc else mu, times(C_W, noise) + guard
-    recursion = _Recursion(mu, M, c, eta, min(s, d), d, B, L, osc)
+    recursion = _Recursion(mu, M, c, eta, min(s, d), d, B, L, osc, enlarged)
     theta, E_S, E_O = recursion.errors(K)
     with np.errstate(over="ignore"):
         error = E_S + E_O
@@ -137,6 +138,7 @@ class _Recursion(NamedTuple):
     B: float
     L: float
     osc: float
+    enlarged: float  # a spectral radius must be below 1 when it is that much larger
 
     def tail(self, u: float) -> float:
         """Bound on the deviation at an argument of size u."""
@@ -162,7 +164,7 @@ class _Recursion(NamedTuple):
         The recursion is monotone, and the least of affine maps (E_S, E_O) -> A (E_S, E_O) + b. So
         it stays below the fixed point of each map that contracts, and its own limit is one of them.
         """
-        mu, M, c, eta, s, d, B, L, osc = self
+        mu, M, c, eta, s, d, B, L, osc, enlarged = self
         if not math.isfinite(mu + M + c + eta + B):
             return math.inf, math.inf
         if not (s * B or c) and (math.isfinite(L) or not osc):
@@ -179,7 +181,7 @@ class _Recursion(NamedTuple):
             radius = _spectral_radius(*A)
             least = min(least, radius)
             determinant = (1 - A[0]) * (1 - A[3]) - A[1] * A[2]
-            if radius * UP < 1 and determinant > 0:
+            if radius * enlarged < 1 and determinant > 0:
                 on = ((1 - A[3]) * b + A[1] * b_off) / determinant
                 off = (A[2] * b + (1 - A[0]) * b_off) / determinant
                 limits.append((on + off, radius))

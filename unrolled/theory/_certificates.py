@@ -36,7 +36,8 @@ class Certificate(NamedTuple):
     error: np.ndarray  # (K+1,) l1 error after k steps
     false_positives_excluded: np.ndarray  # (K,) no entry off the support after step k
     holds: bool  # the bound ends below where it began, or at 0; otherwise it says nothing
-    largest_sparsity: int  # a sparsity at which it holds, the largest by bisection; 0 for none
+    # A sparsity at which it holds, the largest by doubling and bisection; 0 if none of these
+    largest_sparsity: int
 
     def __repr__(self) -> str:
         """The bound at both ends, and what it says."""
@@ -55,7 +56,7 @@ class Certificate(NamedTuple):
         most = self.largest_sparsity
         return (
             f"the bound must end below where it begins, at {first:.4g}, but after {K} steps it is "
-            f"{last:.4g}; " + (f"it holds for s = {most}" if most else "it holds for no s")
+            f"{last:.4g}; " + (f"it holds for s = {most}" if most else "it holds for no s that was tried")
         )
 
     def table(self, form: str = "markdown") -> Any:
@@ -308,10 +309,10 @@ def _shrinks(errors: np.ndarray) -> bool:
 
 
 def _largest_sparsity(holds: Callable[[int], bool], d: int) -> int:
-    low, high = 0, 1
-    while high <= d and holds(high):
-        low, high = high, 2 * high
-    high = min(high, d + 1)
+    """By doubling, past those where it does not hold: a few large thresholds weigh less in many."""
+    tried = [0, *(2**i for i in range(d.bit_length())), d + 1]
+    i = max(i for i, s in enumerate(tried[:-1]) if not s or holds(s))
+    low, high = tried[i : i + 2]
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if holds(middle) else (low, middle)

@@ -10,7 +10,7 @@ from jax import lax
 
 from unrolled import _checks, dictionaries
 from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import exponent, largest, times_power, wide_dtype
+from unrolled._numbers import exponent, largest, times_power, up, wide_dtype
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, Structured, as_dictionary, dense, inner_products
 from unrolled.theory._tiles import row_excess, row_maxima
@@ -318,8 +318,8 @@ def sparsity_bound(mu: float) -> float:
 def max_sparsity(mu: float, d: int) -> int:
     """The largest integer strictly below `sparsity_bound(mu)`, at most d.
 
-    A bound within rounding of an integer counts as that integer. A mu computed in float32 may be
-    too low by its rounding: multiply it by 1 + 1e-6 first.
+    A bound within rounding of an integer counts as that integer. A mu of dtype float32 may be too
+    low by its rounding, and is multiplied by 1 + 8 eps; where it has become a Python float, do it.
 
     Raises:
         TypeError: mu is traced, or d is not an integer.
@@ -330,7 +330,7 @@ def max_sparsity(mu: float, d: int) -> int:
         (2, 1)
     """
     d = _checks.as_index(d, "d", "max_sparsity", least=1)
-    b = sparsity_bound(mu)
+    b = sparsity_bound(host_float(mu, "mu", "max_sparsity") * up(mu))
     return d if b == math.inf else max(0, min(d, math.ceil(b - _INTEGER * max(1.0, b)) - 1))
 
 

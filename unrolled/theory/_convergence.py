@@ -11,7 +11,7 @@ import numpy as np
 
 from unrolled import _checks, dictionaries
 from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import UP, largest
+from unrolled._numbers import UP, largest, up
 from unrolled._program import program
 from unrolled.dictionaries import Conv, Dictionary, Structured, as_dictionary, dense, magnitudes
 from unrolled.theory._coherence import BLOCK, Coherence, diagonal, exceeds, host_float, weights_of
@@ -201,6 +201,7 @@ def atom_schedule(
     where = "atom_schedule"
     bound, noise, guard, eta = host_numbers(where, bound=bound, noise=noise, guard=guard, eta=eta)
     _checks.on_host((mus, C_Ws), where)
+    enlarged = up(mus, eta)
     mus, C_Ws = np.asarray(mus, np.float64), np.asarray(C_Ws, np.float64)
     if mus.ndim != 1 or mus.shape != C_Ws.shape:
         raise ValueError(
@@ -221,7 +222,7 @@ def atom_schedule(
         for k in range(K):
             theta[k] = _times(mus, error[k]) + c
             error[k + 1] = times(a, error[k]) + 2 * top(c, s)
-    holds = a * UP < 1 and math.isfinite(bound) and bool(np.isfinite(c).all())
+    holds = a * enlarged < 1 and math.isfinite(error[0] + bound) and bool(np.isfinite(c).all())
     floor = 2 * top(c, s) / (1 - a) if holds else math.inf
     return AtomSchedule(theta, error, a, -math.log(a) if a else math.inf, floor, holds)
 
@@ -294,10 +295,11 @@ def support_bound(mu: ArrayLike, C_W: ArrayLike, *, size: int, eta: ArrayLike = 
         >>> ur.theory.support_bound(0.1, 0.5, size=6)
         6.0
     """
+    enlarged = up(mu, eta)
     mu, C_W, eta = host_numbers("support_bound", mu=mu, C_W=C_W, eta=eta)
     t = _checks.as_index(size, "size", "support_bound")
     taken = times(max(t - 1, 0), mu) + eta
-    return 0.0 if t == 0 else t * C_W / (1 - taken) if taken * UP < 1 else math.inf
+    return 0.0 if t == 0 else t * C_W / (1 - taken) if taken * enlarged < 1 else math.inf
 
 
 def objective_bound(D: Dictionary, error: ArrayLike, *, sparsity: int, gamma: ArrayLike) -> float:
@@ -387,6 +389,7 @@ def plan(
     zeros = (0.0,) * J
     noises = zeros if noises is None else noises
     guards = zeros if guards is None else guards
+    etas = zeros if etas is None else etas
     gains = C_Ws if gains is None else gains
     classes: dict[str, Any] = dict(sparsities=sparsities, bounds=bounds, noises=noises)
     schedules = partial(deep_schedule, mus, C_Ws, **classes, guards=guards, etas=etas, gains=gains)
@@ -399,10 +402,10 @@ def plan(
         _Block(limit.contraction, times(s, B), 2 * s * gain, 2 * s * (times(C, delta) + g))
         for limit, s, (C, B, delta, g, gain) in zip(limits, sparsities, numbers)
     )
-    contracts = all(limit.contraction * UP < 1 for limit in limits)
-    depths = _fewest(blocks, tol, math.inf) if contracts else None
+    contracts = [limit.contraction * up(mu, eta) < 1 for limit, mu, eta in zip(limits, mus, etas)]
+    depths = _fewest(blocks, tol, math.inf) if all(contracts) else None
     if depths is None:
-        return Plan((math.inf,) * J, (), False, _reason(blocks, tol))
+        return Plan((math.inf,) * J, (), False, _reason(blocks, contracts, tol))
     return Plan(depths, schedules(depths=depths), True)
 
 
@@ -438,11 +441,13 @@ class _Block(NamedTuple):
         return K - 1 if K > 1 and self.error(K - 1, 0.0) <= tol else K
 
 
-def _reason(blocks: Sequence[_Block], tol: float) -> str:
+def _reason(blocks: Sequence[_Block], contracts: Sequence[bool], tol: float) -> str:
     """Which hypothesis of a plan fails, at which number."""
-    for j, block in enumerate(blocks, start=1):
-        if not block.a * UP < 1:
+    for j, (block, contracting) in enumerate(zip(blocks, contracts), start=1):
+        if not contracting:
             return f"block {j} does not contract: its a is {block.a:.4g}, and must be below 1"
+        if not math.isfinite(block.start):
+            return f"block {j} begins at an error s B that is not finite"
     least = _least(blocks)
     return f"no depths end at {tol:.4g}: the least error that they certify is {least:.4g}"
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from unrolled import _checks, dictionaries
 from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import UP
+from unrolled._numbers import UP, up
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, magnitudes, operands
 from unrolled.theory._coherence import coherence, diagonal, host_float
@@ -95,7 +95,8 @@ def schedule(
     support is found as soon as E_k / s is below the smallest magnitude.
 
     Args:
-        mu: coherence mu_W of the weights in use, from `coherence(W, D)`.
+        mu: coherence mu_W of the weights in use, from `coherence(W, D)`; one in float32 may be too
+            low by its rounding, so with it a (1 + 8 eps) < 1 is asked.
         C_W: largest magnitude of an entry of W. For a bound on the l2 norm of the noise, pass
             `noise_gain(W)` in its place.
         sparsity, bound, noise: s, B and delta of the class.
@@ -123,6 +124,7 @@ def schedule(
         >>> round(float(schedule.error[-1]), 6)
         0.000248
     """
+    enlarged = up(mu, eta)
     mu, C_W, bound, noise, guard, eta = host_numbers(
         "schedule", mu=mu, C_W=C_W, bound=bound, noise=noise, guard=guard, eta=eta
     )
@@ -136,7 +138,7 @@ def schedule(
         for k in range(K):
             theta[k] = times(mu, error[k]) + c
             error[k + 1] = times(a, error[k]) + times(2 * s, c)
-    holds = a * UP < 1 and math.isfinite(c + bound)
+    holds = a * enlarged < 1 and math.isfinite(c + bound + error[0])
     floor = 2 * s * c / (1 - a) if holds else math.inf
     return Schedule(theta, error, a, -math.log(a) if a else math.inf, floor, holds)
 

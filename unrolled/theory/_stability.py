@@ -318,9 +318,9 @@ def holistic_stability(
         J, supports = len(Ds), _uniqueness.as_supports(supports, Ds, where)
         tolerances = layer_numbers(eps, "eps", J, where).tolist()
         parts = [_accumulated(Ds[j:], tolerances[j:]) for j in range(J)]
-        E, K = _uniqueness.constraints(Ds, supports)
+        E, K, rounding = _uniqueness.constraints(Ds, supports)
         spectrum = np.asarray(_uniqueness.singular_values(E[0], K))
-        sigma_min, cut = _rounded_down(spectrum), float(_uniqueness.rank_cut(spectrum))
+        sigma_min, cut = _rounded_down(spectrum, rounding), float(_uniqueness.rank_cut(spectrum))
     total = math.hypot(eps0 + parts[0], *parts[1:])
     delta = _enlarged(total, 1 / sigma_min) if sigma_min > cut else math.inf
     return HolisticStability(delta, total, sigma_min, math.isfinite(delta))
@@ -397,9 +397,12 @@ def _accumulated(Ds: Sequence[Dictionary], eps: Sequence[float]) -> float:
 _norm = jax.jit(spectral_norm)
 
 
-def _rounded_down(spectrum: np.ndarray) -> float:
-    """The smallest singular value less the rounding from the largest, inf for an empty spectrum."""
+def _rounded_down(spectrum: np.ndarray, rounding: float) -> float:
+    """The smallest singular value less that of its matrix, and the rounding from the largest.
+
+    It is inf for an empty spectrum.
+    """
     if not len(spectrum):
         return math.inf
     smallest, top = float(spectrum[-1]), float(spectrum[0])
-    return max(0.0, smallest - len(spectrum) * float(np.finfo(float).eps) * top)
+    return max(0.0, smallest - len(spectrum) * float(np.finfo(float).eps) * top - rounding)

@@ -13,7 +13,15 @@ from unrolled import _checks, dictionaries
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import norm, wide_dtype
 from unrolled._program import program
-from unrolled.dictionaries import Dictionary, as_chain, column_norms, normalized, operands
+from unrolled.dictionaries import (
+    Dictionary,
+    Structured,
+    as_chain,
+    column_norms,
+    magnitudes,
+    normalized,
+    operands,
+)
 from unrolled.theory._chains import effective, host_chain, layer_counts, of_length
 from unrolled.theory._coherence import max_sparsity, measured, mutual_coherence, sparsity_bound
 from unrolled.theory._schedules import host_numbers, times
@@ -188,10 +196,11 @@ def recover_on_supports(
         K = \mathrm{stack}_{j<J} (D_{[j+1,J]})_{S_j^c, S_J}, \qquad x_J = z \text{ on } S_J.
 
     The codes are unique iff M = stack[(D_[1,J])_{S_J}; K] has full column rank; the null space of K
-    alone does not involve y. The test is sigma_min(M) > cut sigma_max(M), where cut is 1e-10, or
-    16 |S_J| eps of the dtype if that is larger. If the codes are not unique, z is the solution of
-    least norm. The chain is solved exactly where `residual` is at the level of rounding. An empty
-    S_J has the one solution 0, and sigma_min = inf.
+    alone does not involve y. The test is sigma_min(M) > cut sigma_max(M) + rounding, where cut is
+    1e-10, or 16 |S_J| eps of the dtype if that is larger, and a product that cancels is no more
+    than the rounding of its terms. If the codes are not unique, z is the solution of least norm.
+    The chain is solved exactly where `residual` is at the level of rounding. An empty S_J has the
+    one solution 0, and sigma_min = inf.
 
     Traceable in y and the dictionaries, differentiable in y; the supports are static.
 
@@ -224,15 +233,17 @@ def recover_on_supports(
 def _recovered(Ds: tuple[Dictionary, ...], y: Array, supports: Any, others: Any) -> SupportRecovery:
     dtype, wide = y.dtype, wide_dtype(y.dtype)  # JAX decomposes nothing in half precision
     with jax.default_matmul_precision("highest"):
-        E, K = _constraints(_checks.cast(Ds, wide), supports, others)
+        Ds = _checks.cast(Ds, wide)
+        E, K = _constraints(Ds, supports, others)
         spectrum = singular_values(E[0], K)
-        z, kernel_dim = _constrained_least_squares(E[0], K, y.astype(wide), rank_cut(spectrum))
+        cut = rank_cut(spectrum) + _rounding(Ds, supports, others)
+        z, kernel_dim = _constrained_least_squares(E[0], K, y.astype(wide), cut)
         residual = norm(y.astype(wide) - E[0] @ z)
     # Off the support there is mere rounding.
     xs = [(A @ z).at[other].set(0) for A, other in zip(E[1:], others)]
     xs.append(jnp.zeros(Ds[-1].shape[1], wide).at[supports[-1]].set(z))
     sigma_min = spectrum[-1] if len(z) else jnp.asarray(math.inf, wide)
-    unique = sigma_min > rank_cut(spectrum)
+    unique = sigma_min > cut
     return SupportRecovery(
         *_checks.cast((tuple(xs), unique, kernel_dim, sigma_min, residual), dtype)
     )
@@ -284,8 +295,8 @@ def oracle_errors(
     (sigma,) = host_numbers(where, sigma=sigma)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds = host_chain(Ds, where)
-        E, K = constraints(Ds, as_supports(supports, Ds, where))
-        cut = float(rank_cut(np.asarray(singular_values(E[0], K))))
+        E, K, rounding = constraints(Ds, as_supports(supports, Ds, where))
+        cut = float(rank_cut(np.asarray(singular_values(E[0], K)))) + rounding
         A, *maps = (*map(np.asarray, E), np.eye(E[0].shape[1]))
         _, values, V = np.linalg.svd(np.asarray(_triangle(K)))
     N = V[values <= cut].T
@@ -308,13 +319,15 @@ def _error_of(A: np.ndarray, B: np.ndarray, cut: float, sigma: float) -> float:
 
 def constraints(
     Ds: Sequence[Dictionary], supports: Sequence[np.ndarray]
-) -> tuple[list[Array], Array]:
-    """(D_[j,J])_{S_J} for j = 1..J, (d_{j-1}, |S_J|) each, and K.
+) -> tuple[list[Array], Array, float]:
+    """(D_[j,J])_{S_J} for j = 1..J, (d_{j-1}, |S_J|) each, and K, and a bound on their rounding.
 
     K has one row for every entry of a code that its support forbids.
     """
+    sets = _on_and_off(Ds, supports)
     with jax.default_matmul_precision("highest"):
-        return _constraints(tuple(Ds), *_on_and_off(Ds, supports))
+        E, K = _constraints(tuple(Ds), *sets)
+        return E, K, float(_rounding(tuple(Ds), *sets))
 
 
 def _on_and_off(
@@ -337,6 +350,19 @@ def _constraints(
         E.insert(0, columns)
     forbidden = [A[other] for other, A in zip(others, E[1:])]
     return E, jnp.concatenate([*forbidden, jnp.zeros((0, columns.shape[1]), columns.dtype)])
+
+
+@program()
+def _rounding(Ds: tuple[Dictionary, ...], supports: Any, others: Any) -> Array:
+    """Bound on the norm of what rounding has made of M; 0 where M is columns of one matrix.
+
+    Each of the n terms of its sums errs by eps times its magnitude at most.
+    """
+    structured = [D for D in Ds if isinstance(D, Structured)]
+    plain = [D for D in Ds[:-1] if not isinstance(D, Structured)]
+    n = sum(max(D.shape) for D in structured) + sum(D.shape[1] for D in plain)
+    E, K = _constraints(tuple(map(magnitudes, Ds)), supports, others)
+    return n * float(jnp.finfo(K.dtype).eps) * jnp.hypot(norm(E[0].ravel()), norm(K.ravel()))
 
 
 @program()
