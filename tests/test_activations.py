@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from registry import ACTIVATIONS, MONOTONE
 
+import unrolled as ur
 from unrolled import activations as ua
 from unrolled.activations import _thresholds
 
@@ -790,6 +791,24 @@ def test_a_row_that_devices_share_is_not_reshaped():
 
 def test_kth_largest_of_one():
     assert ua.kth_largest(jnp.asarray([2.5]), 1) == 2.5
+
+
+def test_what_orders_the_entries_of_a_code_takes_one_code():
+    """A batch has one order for each signal, and a count is no fraction."""
+    v = jnp.ones((2, 3))
+    for call, name in (
+        (lambda v: ua.kth_largest(v, 1), "kth_largest: magnitude"),
+        (lambda v: ua.select_support(v, 0.1, 0.5), "select_support: v"),
+        (lambda v: ur.layers.keep_largest(v, 1), "keep_largest: v"),
+    ):
+        for bad, shape in ((v, r"\(2, 3\)"), (v[0, 0], r"\(\)")):
+            with pytest.raises(ValueError, match=rf"{name} has shape {shape}; expected \(d,\)"):
+                call(bad)
+        assert jax.vmap(call)(v).shape[0] == 2
+    for call in (ua.kth_largest, ur.layers.keep_largest):
+        for k in (1.5, jnp.ones(3, int), "one"):
+            with pytest.raises(TypeError, match="must be an integer, got"):
+                call(v[0], k)
 
 
 @pytest.mark.parametrize("integer", [int, np.int32, np.int64])

@@ -65,6 +65,24 @@ def test_float32_says_what_it_reached():
     assert hard.converged == (hard.gap <= np.float32(1e-6)) and np.isfinite(hard.x).all()
 
 
+@pytest.mark.parametrize("share", [1e-6, 1e-4, 1e-2])
+def test_a_ball_that_barely_meets_the_range_claims_nothing_false(share):
+    """There the penalty is small, and the dual value a difference of nearly equal numbers."""
+    for seed in range(5):
+        tall, y = normal(seed, 20, 10).astype("float32"), normal(seed + 50, 20).astype("float32")
+        A, b = tall.astype(float), y.astype(float)
+        least = np.linalg.lstsq(A, b, rcond=None)[0]
+        distance = np.linalg.norm(b - A @ least)
+        eps = np.float32(distance * (1 + share))
+        found = pursuit.bpdn(tall, y, eps)
+        # With the signs of the code, the least l1 norm on the sphere of radius eps.
+        v = np.linalg.solve(A.T @ A, np.sign(found.x))
+        room = max(float(eps) ** 2 - distance**2, 0)
+        best = least - np.sqrt(room / (np.sign(found.x) @ v)) * v
+        excess = 1 - np.abs(best).sum() / np.abs(np.asarray(found.x, float)).sum()
+        assert not found.converged or excess <= 4e-6
+
+
 def test_faults_are_refused():
     for eps, message in (
         (0.0, "eps must be positive, got 0.0; try basis_pursuit"),

@@ -262,6 +262,29 @@ def test_the_bernoulli_gaussian_mean_is_the_integral(r):
     assert float(ours) == pytest.approx(expected, abs=1e-10)
 
 
+@pytest.mark.parametrize(
+    "r, tau2", [(2e3, 1e3), (1e9, 1e8), (1e20, 1e10), (1e25, 1e30), (3.0, 1e-3), (1e-20, 1e-10)]
+)
+def test_the_bernoulli_gaussian_mean_far_off_its_prior(r, tau2):
+    """r^2 / 2 (1 / tau2 - 1 / (variance + tau2)) cancels and overflows; ours does not."""
+    prior = dict(probability=0.1, variance=1.0)
+    found = layers.bernoulli_gaussian_mean(jnp.float32(r), jnp.float32(tau2), **prior)
+    expected = layers.bernoulli_gaussian_mean(jnp.float64(r), jnp.float64(tau2), **prior)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-19, 1e20, 1e30])
+def test_gradients_of_na_alista_in_the_signal_have_no_scale(problem, scale):
+    D, y = (jnp.asarray(v, jnp.float32) for v in problem)
+    layer = layers.na_alista(K, units=3, threshold=0.1)
+    params = jax.tree.map(lambda v: v.astype(jnp.float32), layer.init(jax.random.key(0), D))
+    params = params._replace(shared=params.shared._replace(kernel=10 * params.shared.kernel))
+    gradient = jax.jit(jax.grad(lambda y: jnp.sum(layer.apply(params, D, y)[:3])))
+    plain = gradient(y)
+    assert jnp.any(plain != 0)
+    np.testing.assert_allclose(gradient(y * jnp.float32(scale)), plain, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.few(1)
 @pytest.mark.parametrize("m, plain", [(20, 1.5), (15, 2.0), (6, 2.0), (40, 1.0)])
 def test_tista_starts_unbiased(m, plain):

@@ -31,6 +31,7 @@ FLOORS = (
             "_mapped",
             "_numbers",
             "_program",
+            "_lax",
             "_sharded",
         ),
         *("_processes", "_text", "_threads", "records"),

@@ -314,6 +314,8 @@ def test_faults_are_refused():
         (dict(lam=-0.1), "lam must be non-negative"),
         (dict(lam=np.inf), "lam has NaN or infinite"),
         (dict(lam=np.ones(3)), r"lam has shape \(3,\); expected \(\), \(40,\), \(9, 1\)"),
+        (dict(lam=np.ones(9)), r"lam has shape \(9,\); expected \(\), \(40,\), \(9, 1\)"),
+        (dict(ratio=np.ones(9)), r"ratio has shape \(9,\); expected"),
         (dict(lam=0.1, l2=-1.0), "l2 must be non-negative"),
         (dict(lam=0.1, l2=np.inf), "l2 has NaN or infinite"),
         (dict(lam=0.1, l2=np.ones(2)), r"l2 has shape \(2,\)"),

@@ -133,6 +133,13 @@ def test_what_it_refuses(path, flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_signals_that_say_nothing_are_refused(tmp_path, capsys):
+    path = tmp_path / "Y.npy"
+    np.save(path, np.zeros((40, 9)))
+    assert main(["learn", str(path), "--atoms", "5", "--output", str(tmp_path / "learned")]) == 2
+    assert "Y.npy: the signals are all zero" in capsys.readouterr().err
+
+
 def test_it_does_not_write_over_its_signals(tmp_path, capsys):
     signals = tmp_path / "D.npy"
     np.save(signals, SIGNALS)

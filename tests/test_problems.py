@@ -230,6 +230,20 @@ def test_sampler_of_a_structured_dictionary(key):
             (lambda key, n=n: problems.l1_noise(key, (3,), n), f"noise must be .*got {n}")
             for n in (-1.0, math.nan)
         ),
+        *(
+            (lambda key, f=f: f(key, ()), r"shape is \(\); expected \(\.\.\., d\)")
+            for f in (
+                lambda key, shape: problems.exact_sparse(key, shape, 0),
+                lambda key, shape: problems.bounded(key, shape, 0),
+            )
+        ),
+        *(
+            (
+                lambda key, snr=snr: problems.add_noise(key, jnp.arange(3, dtype="float32"), snr),
+                f"noise at snr={snr} dB leaves the range of float32",
+            )
+            for snr in (-1e4, -math.inf)
+        ),
         (lambda key: problems.sampler(jnp.eye(3), 0), "sampler: batch must be at least 1, got 0"),
         (
             lambda key: problems.standard_benchmark(key, m=0),
@@ -240,6 +254,28 @@ def test_sampler_of_a_structured_dictionary(key):
 def test_bad_values(key, call, message):
     with pytest.raises(ValueError, match=message):
         call(key)
+
+
+def test_magnitudes_out_of_the_range_are_refused(key):
+    with jax.enable_x64(False):
+        for call, name in (
+            (lambda: problems.bounded(key, (2, 4), 2, 1e39), "bounded: bound=1e.39"),
+            (lambda: problems.bounded(key, (2, 4), 2, 1e-46, 1e-46), "bounded: bound=1e-46"),
+            (lambda: problems.l1_noise(key, (2, 4), 1e39), "l1_noise: noise=1e.39"),
+        ):
+            with pytest.raises(ValueError, match=f"{name} leaves the range of float32"):
+                call()
+
+
+def test_codes_without_entries(key):
+    assert problems.exact_sparse(key, (3, 0), 0).shape == (3, 0)
+    assert problems.bounded(key, (3, 0), 0).shape == (3, 0)
+
+
+def test_a_nonzero_is_not_drawn_as_zero():
+    """A uniform number of float32 on [0, 1) is 0 once in 2^23: with this key it was."""
+    with jax.enable_x64(False):
+        assert (problems.bounded(0, (200_000, 100), 100) != 0).all()
 
 
 def test_counts_are_static_integers(key):

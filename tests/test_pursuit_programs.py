@@ -184,6 +184,38 @@ def test_half_precision_is_the_rounded_code_of_float32(dtype):
         assert jnp.array_equal(found, solve(*wide).astype(dtype))
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_the_residual_is_that_of_the_code_in_half_precision(dtype):
+    """And a bound on it that this code does not keep is not met."""
+    A, signals = jnp.asarray(D, dtype), jnp.asarray(Y, dtype)
+    orthonormal = jnp.eye(M, dtype=dtype)
+    for B, y, found in (
+        (A, signals[0], pursuit.bpdn(A, signals[0], 3e-3, tol=1e-3)),
+        (A, signals[0], pursuit.lasso(A, signals[0], 1e-3)),
+        (A, signals[0], jax.tree.map(lambda v: v[0], pursuit.lasso_batch(A, signals, 1e-3))),
+        (orthonormal, signals[0], pursuit.threshold(orthonormal, signals[0], 1e-2)),
+    ):
+        r = np.asarray(y, float) - np.asarray(B, float) @ np.asarray(found.x, float)
+        assert float(found.residual) == pytest.approx(np.linalg.norm(r), rel=2e-2, abs=1e-6)
+    near, far = (pursuit.bpdn(A, signals[0], eps, tol=1e-3) for eps in (3e-3, 0.5))
+    slack = 1 + 2 * float(jnp.finfo(dtype).eps)
+    assert near.converged == (near.residual <= 3e-3 * slack) == (dtype == jnp.float16)
+    assert far.converged <= (far.residual <= 0.5 * slack)
+    F = dictionaries.Conv(jnp.asarray(C, dtype), M, boundary="circular")
+    found = pursuit.local_error(F, signals[0], 1e-3, tol=1e-4)
+    patches = np.asarray(F.patches(signals[0].astype(float) - F @ found.x.astype(float)), float)
+    most = np.asarray(F.patches(signals[0].astype(float)), float)
+    sizes = [np.linalg.norm(p, axis=1).max() for p in (patches, most)]
+    over = max(sizes[0] - 1e-3, 0) / sizes[1]
+    assert float(found.violation) == pytest.approx(over, rel=5e-2, abs=1e-5)
+    assert not found.converged or over <= 1.1e-4
+
+
+def test_a_traced_negative_ridge_is_not_converged():
+    solve = jax.jit(lambda l2: pursuit.lasso(D, Y[0], 0.1, l2=l2))
+    assert solve(0.1).converged and not solve(-0.3).converged and np.isnan(solve(-0.3).gap)
+
+
 def test_a_ratio_means_the_same_at_the_ends_of_the_range():
     """lam_max is that of the scaled problem: D and y of 1e20 have one above the range."""
     A, y = jnp.asarray(D, jnp.float32), jnp.asarray(Y[0], jnp.float32)

@@ -146,6 +146,12 @@ REFUSED = {
     "an unknown family": (dict(family="mista"), ValueError, "unknown family 'mista'"),
     "unknown codes": (dict(X=None), ValueError, "recipes are for known codes"),
     "zero codes": (dict(X=np.zeros((512, D_))), ValueError, "all codes are zero"),
+    "depth 0": (dict(depth=0), ValueError, "depth must be at least 1, got 0"),
+    "zero codes to choose by": (
+        dict(X=np.eye(512, D_)),
+        ValueError,
+        "the codes of the last 256 signals are all zero",
+    ),
     "few signals": (dict(Y=np.ones((4, M)), X=np.ones((4, D_))), ValueError, "at least 16 signals"),
     "nan": (dict(Y=np.full((512, M), np.nan)), ValueError, "Y or X"),
     "a variance out of range": (

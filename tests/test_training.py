@@ -874,6 +874,8 @@ def test_fit_refuses_what_it_cannot_train(D, sample):
         TypeError, "optimizer must be an optax GradientTransformation, got float", optimizer=1e-2
     )
     refused(ValueError, "steps must be at least 0, got -1", steps=-1)
+    empty = layers.ista(0)
+    refused(ValueError, "ista.* has depth 0", model=empty, params=empty.init(None, D))
     refused(TypeError, "steps must be an integer", steps=2.5)
     refused(ValueError, "evaluate_every must be at least 1, got 0", evaluate_every=0)
     refused(TypeError, "expected a Layer or a Network, got method", model=layer.apply)

@@ -396,6 +396,20 @@ def as_bool(x: Any, name: str, where: str) -> bool:
     return bool(x)
 
 
+def integer(n: Any, name: str, where: str) -> None:
+    """Raise TypeError unless n is one integer, known or traced."""
+    if np.ndim(n) or not jnp.issubdtype(getattr(n, "dtype", type(n)), jnp.integer):
+        raise TypeError(f"{where}: {name} must be an integer, got {brief(n)}")
+
+
+def vector(x: Any, name: str, where: str) -> None:
+    """Raise ValueError unless x has one dimension, as all that orders the entries of one code."""
+    if jnp.ndim(x) != 1:
+        raise ValueError(
+            f"{where}: {name} has shape {jnp.shape(x)}; expected (d,), try jax.vmap for a batch"
+        )
+
+
 def as_indices(x: Any, name: str, where: str, *, least: int = 0) -> tuple[int, ...]:
     """A sequence of integers, each as by `as_index`.
 

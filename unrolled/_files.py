@@ -30,8 +30,12 @@ def check_writable(folder: Path) -> None:
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
         raise NotADirectoryError(f"{there}: is a file; expected a folder to write into")
-    with tempfile.TemporaryFile(dir=there):
-        pass
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:  # which names the file that was tried
+        words = f"{error.strerror}; no file can be written there"
+        raise type(error)(error.errno, words, str(there)) from None
 
 
 def write_whole(path: Path, blob: bytes | memoryview) -> None:

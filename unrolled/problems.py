@@ -62,7 +62,8 @@ def exact_sparse(key: Key, shape: tuple[int, ...], sparsity: int) -> Array:
         Codes of that shape.
 
     Raises:
-        TypeError: sparsity is not an integer. ValueError: sparsity outside 0..d.
+        TypeError: sparsity is not an integer. ValueError: a shape without d, or sparsity outside
+            0..d.
 
     Example:
         >>> X = ur.problems.exact_sparse(jax.random.key(0), (3, 50), 4)
@@ -95,7 +96,8 @@ def bounded(
 
     Raises:
         TypeError: sparsity is not an integer.
-        ValueError: sparsity outside 0..d, or not 0 <= least <= bound < inf.
+        ValueError: a shape without d, sparsity outside 0..d, not 0 <= least <= bound < inf, or a
+            magnitude out of the range of the default float.
 
     Reference: Li, Feng, Zhou (2024), Assumption 2.
 
@@ -107,6 +109,8 @@ def bounded(
     """
     if not 0 <= least <= bound < math.inf:
         raise ValueError(f"bounded: expected 0 <= least <= bound, got least={least}, bound={bound}")
+    for name, size in (("bound", bound), ("least", least)):
+        _checks.in_range(size, jnp.result_type(float), name, "bounded")
     s = _sparsity(sparsity, shape, "bounded")
     return _bounded(_checks.as_key(key, "bounded"), tuple(shape), s, bound, least)
 
@@ -115,15 +119,15 @@ def bounded(
 def _bounded(key: Array, shape: tuple[int, ...], s: int, bound: float, least: float) -> Array:
     support_key, sign_key, value_key = jax.random.split(key, 3)
     signs = jax.random.rademacher(sign_key, shape, float)
-    return (
-        _support(support_key, shape, s)
-        * signs
-        * jax.random.uniform(value_key, shape, float, least, bound)
-    )
+    values = jax.random.uniform(value_key, shape, float, least, bound)
+    values = jnp.where(values == 0, bound, values)  # a nonzero is none with probability zero only
+    return _support(support_key, shape, s) * signs * values
 
 
 def _sparsity(sparsity: int, shape: tuple[int, ...], where: str) -> int:
     s = _checks.as_index(sparsity, "sparsity", where)
+    if not shape:
+        raise ValueError(f"{where}: shape is (); expected (..., d)")
     if s > shape[-1]:
         raise ValueError(f"{where}: sparsity {s} exceeds the code length {shape[-1]}")
     return s
@@ -131,6 +135,8 @@ def _sparsity(sparsity: int, shape: tuple[int, ...], where: str) -> int:
 
 def _support(key: Array, shape: tuple[int, ...], s: Any) -> Array:
     # The first s of a random order; ranks of independent uniforms are a uniform permutation.
+    if not shape[-1]:
+        return jnp.zeros(shape)
     ranked = jax.random.uniform(key, shape).reshape(-1, shape[-1])
     return jax.vmap(partial(_least, s))(ranked).reshape(shape).astype(float)
 
@@ -189,7 +195,7 @@ def add_noise(key: Key, Y: Array, snr: float) -> Array:
         The noisy signals, in the shape of Y.
 
     Raises:
-        ValueError: snr is nan.
+        ValueError: snr is nan, or noise of that ratio leaves the range of Y.
 
     Example:
         >>> Y = jax.random.normal(jax.random.key(0), (1, 10_000))
@@ -202,7 +208,11 @@ def add_noise(key: Key, Y: Array, snr: float) -> Array:
     key, Y = _checks.as_key(key, "add_noise"), _checks.as_float(Y, "Y", "add_noise")
     if snr == math.inf:
         return Y
-    return _add_noise(key, Y, 10 ** (-snr / 20))
+    with np.errstate(over="ignore"):
+        ratio = float(np.power(10.0, -snr / 20))
+    if not ratio <= float(jnp.finfo(Y.dtype).max):
+        raise ValueError(f"add_noise: noise at snr={snr} dB leaves the range of {Y.dtype}")
+    return _add_noise(key, Y, ratio)
 
 
 @program()
@@ -224,7 +234,7 @@ def l1_noise(key: Key, shape: tuple[int, ...], noise: float) -> Array:
         Noise vectors of that shape.
 
     Raises:
-        ValueError: noise negative, infinite or NaN.
+        ValueError: noise negative, infinite or NaN, or out of the range of the default float.
 
     Reference: Li, Feng, Zhou (2024), Assumption 2.
 
@@ -235,6 +245,7 @@ def l1_noise(key: Key, shape: tuple[int, ...], noise: float) -> Array:
     """
     if not 0 <= noise < math.inf:
         raise ValueError(f"l1_noise: noise must be non-negative and finite, got {noise}")
+    _checks.in_range(noise, jnp.result_type(float), "noise", "l1_noise")
     return _l1_noise(_checks.as_key(key, "l1_noise"), tuple(shape), noise)
 
 

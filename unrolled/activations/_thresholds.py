@@ -174,7 +174,8 @@ def select_support(
         (d,).
 
     Raises:
-        ValueError: a known fraction is outside [0, 1], or a known theta is negative or NaN.
+        ValueError: v of another shape, a known fraction outside [0, 1], or a known theta that is
+            negative or NaN.
 
     Reference: Chen, Liu, Wang, Yin (2018), section 2.3.
 
@@ -185,6 +186,7 @@ def select_support(
     if _checks.is_concrete(fraction) and not 0 <= float(np.asarray(fraction)) <= 1:
         raise ValueError(f"select_support: fraction must be in [0, 1], got {fraction}")
     v, theta = _operands(v, theta, "select_support")
+    _checks.vector(v, "v", "select_support")
     return _select_support(v, theta, fraction, activation)
 
 
@@ -218,13 +220,16 @@ def kth_largest(magnitude: Array, k: ArrayLike) -> Array:
         (), in the dtype of `magnitude`.
 
     Raises:
-        ValueError: a known k outside 1..d.
+        TypeError: k is no integer. ValueError: magnitudes of another shape, or a known k outside
+            1..d.
 
     Example:
         >>> float(ur.activations.kth_largest(jnp.array([3.0, 1.0, 2.0]), 2))
         2.0
     """
     magnitude = _checks.as_float(magnitude, "magnitude", "kth_largest")
+    _checks.vector(magnitude, "magnitude", "kth_largest")
+    _checks.integer(k, "k", "kth_largest")
     if _checks.is_concrete(k) and not 1 <= int(np.asarray(k)) <= magnitude.size:
         raise ValueError(f"kth_largest: k must be in 1..{magnitude.size}, got {k}")
     return _kth_largest(magnitude, k).astype(magnitude.dtype)

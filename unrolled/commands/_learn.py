@@ -106,6 +106,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"{arguments.signals}: signals have shape {Y.shape}; expected (signals, m)"
         )
+    if not any(np.any(Y[i : i + _FIRST]) for i in range(0, len(Y), _FIRST)):
+        raise ValueError(f"{arguments.signals}: the signals are all zero")
     if arguments.atoms > len(Y):
         raise ValueError(
             f"learn: {arguments.atoms} atoms for {len(Y)} signals; expected at most as many"

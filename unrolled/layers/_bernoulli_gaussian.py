@@ -51,7 +51,8 @@ def posterior(r: Array, tau2: Any, log_odds: Any, variance: Any) -> tuple[Array,
     """The probability that x is not zero given x + n = r, and the mean of x if it is not."""
     total = variance + tau2
     odds = log_odds + jnp.log(tau2 / total) / 2
-    share = jax.nn.sigmoid(odds + r**2 / 2 * (1 / tau2 - 1 / total))
+    # r^2 / 2 (1 / tau2 - 1 / total), without the difference and the square.
+    share = jax.nn.sigmoid(odds + (r / tau2) * (r / total) * variance / 2)
     return share, variance / total * r
 
 

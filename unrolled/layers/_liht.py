@@ -20,15 +20,22 @@ def keep_largest(v: Array, sparsity: int) -> Array:
 
     A nan counts as largest and stays; with sparsity 0 nothing does.
 
+    Args:
+        v: (d,).
+        sparsity: an integer, at least 0; may be traced.
+
     Raises:
-        TypeError: v is complex. ValueError: a known sparsity is negative.
+        TypeError: v is complex, or sparsity no integer. ValueError: v of another shape, or a known
+            sparsity that is negative.
 
     Example:
         >>> ur.layers.keep_largest(jnp.array([3.0, -1.0, 2.0]), 2).tolist()
         [3.0, 0.0, 2.0]
     """
+    _checks.integer(sparsity, "sparsity", "keep_largest")
     _checks.nonnegative(sparsity, "sparsity", "keep_largest")
     v = _checks.as_float(v, "v", "keep_largest")
+    _checks.vector(v, "v", "keep_largest")
     return _keep_largest(v, sparsity)
 
 

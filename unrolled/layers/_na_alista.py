@@ -9,6 +9,7 @@ from jax import lax
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._numbers import exponent, times_power
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers._closed_form import stable_step
@@ -115,7 +116,9 @@ class na_alista(Selecting):
         r = y - D @ state.x
         g = r @ W
         first, *sizes = (jnp.mean(jnp.abs(v)) for v in (y, r, g))
-        relative = jnp.stack(sizes) / jnp.where(first > 0, first, 1)
+        k = -exponent(first)  # the derivative of a quotient squares what it divides by
+        one = jnp.where(first > 0, times_power(first, k), 1)
+        relative = times_power(jnp.stack(sizes), k) / one
         hidden, memory = _lstm(shared, jnp.log(relative + jnp.finfo(y.dtype).tiny), state)
         middle = jax.nn.relu(memory @ shared.middle + shared.middle_bias)
         gamma, tau = jax.nn.softplus(middle @ shared.head + shared.head_bias)

@@ -57,7 +57,8 @@ def bpdn(
         max_steps: the most steps of FISTA for each penalty.
 
     Returns:
-        Pursuit. `gap` is (norm(x, 1) - dual) / norm(x, 1), with the dual value y . z - eps norm(z)
+        Pursuit. In half precision it has converged only if the code as it is rounded keeps within
+        eps. `gap` is (norm(x, 1) - dual) / norm(x, 1), with the dual value y . z - eps norm(z)
         of z = r / max abs(D'r); it is inf if no code within eps was found, as where y is further
         than eps from the range of D. `steps` counts those of all penalties.
 
@@ -206,7 +207,9 @@ def _tried(
 def _judged(D: Dictionary, y: Array, level: Array, x: Array) -> tuple[Array, Array, Array]:
     """The norm of the residual, that of the code, and the gap; inf outside of the ball."""
     r = y - D @ x
-    length, l1 = norm(r), jnp.sum(jnp.abs(x))
-    dual = (jnp.vdot(y, r) - level * length) / jnp.max(jnp.abs(r @ D))
-    gap = jnp.maximum(l1 - dual, 0) / jnp.where(l1 > 0, l1, 1)
+    g, length, l1 = r @ D, norm(r), jnp.sum(jnp.abs(x))
+    lam = jnp.max(jnp.abs(g))
+    # norm(x, 1) - (y . r - level length) / lam, as a sum of terms that are not negative.
+    over = jnp.sum(jnp.maximum(lam * jnp.abs(x) - x * g, 0)) + length * (level - length)
+    gap = over / lam / jnp.where(l1 > 0, l1, 1)
     return length, l1, jnp.where(length <= level, gap, jnp.inf)

@@ -89,6 +89,7 @@ class Lasso:
         assert l2 is not None
         penalized, start = Penalized(D, y, lam, l2), lax.stop_gradient(x)
         x, gap, steps = code(self.nonnegative, self.tol, self.max_steps, penalized, start, size)
+        gap = jnp.where(l2 < 0, jnp.nan, gap)  # a traced one: no gap bounds what is not convex
         return Answer(x, gap, steps, gap <= self.tol)
 
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from unrolled import _checks, _sharded
 from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import exponent, ldexp, times_power, wide_dtype
+from unrolled._numbers import exponent, ldexp, norm, times_power, wide_dtype
 from unrolled.dictionaries import Dictionary, as_dictionary, dense, spread, threshold_shapes
 from unrolled.pursuit import _door
 from unrolled.pursuit._batch import BLOCK as CHUNK
 from unrolled.pursuit._batch import solve
 from unrolled.pursuit._lasso import one_penalty
-from unrolled.pursuit._problem import Grid, Pursuit, bounded, flat_code, in_range
+from unrolled.pursuit._problem import Grid, Pursuit, bounded, flat_code, in_range, rounded
 
 
 def lasso_batch(
@@ -95,7 +95,8 @@ def lasso_batch(
         operands, (a, b) = _scaled(
             wide, lam is None, D, Y, weights, _door.as_operand(l2, wide), first
         )
-        return batch_result(dtype, grid, on_the_host(host, operands, D.shape[1]), a, b)
+        answers = on_the_host(host, operands, D.shape[1])
+        return batch_result(dtype, grid, answers, a, b, *operands[:2])
 
     return in_chunks(solved, signals, where)
 
@@ -183,10 +184,17 @@ def _scaled(
 @_sharded.on_auto_axes
 @partial(jax.jit, static_argnums=(0, 1))
 def batch_result(
-    dtype: np.dtype, grid: Grid, answers: tuple[Array, ...], a: Array, b: Array
+    dtype: np.dtype, grid: Grid, answers: tuple[Array, ...], a: Array, b: Array, *signals: Array
 ) -> Pursuit:
-    """The answers in the dtype of the caller, and in units: of D with 2^a, of signals with 2^b."""
+    """The answers in the dtype of the caller, and in units: of D with 2^a, of signals with 2^b.
+
+    With D and the signals in these units, the residual becomes that of codes in half precision.
+    """
     x, gap, residual, steps, converged = answers
+    if signals and dtype != x.dtype:
+        D, Y = signals
+        with jax.default_matmul_precision("highest"):
+            residual = norm(Y - rounded(x, dtype) @ D.T, 1)
     codes, k = ldexp(x, b - a).astype(dtype), (b - a)[:, 0]
     converged = converged & jax.vmap(in_range)(codes, x, k)
     if grid is not None:
@@ -202,7 +210,8 @@ def _weight(D: Dictionary, n: int, lam: Any, ratio: Any, dtype: np.dtype, where:
     _checks.finite(value, name, where)
     _checks.in_range(value, dtype, name, where)
     shape, d, grid = np.shape(value), D.shape[1], getattr(D, "code_grid", ())
-    if shape not in (*threshold_shapes(D), grid, (n, 1), (n, d), (n, *grid)):
+    grids = (grid, (n, *grid)) if grid else ()
+    if shape not in (*threshold_shapes(D), (n, 1), (n, d), *grids):
         raise ValueError(
             f"{where}: {name} has shape {shape}; expected (), ({d},), ({n}, 1) or ({n}, {d})"
         )

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from unrolled import _lax
 from unrolled._checks import Array, ArrayLike
@@ -13,7 +14,7 @@ from unrolled.activations import shrink
 from unrolled.dictionaries import Conv, Dictionary, dense
 from unrolled.pursuit._door import check_number, deep, door, static_steps, static_tol
 from unrolled.pursuit._gap import dual_factor, half_energy
-from unrolled.pursuit._problem import Answer, Problem, Pursuit, run, solve
+from unrolled.pursuit._problem import Answer, Problem, Pursuit, rounded, run, solve
 from unrolled.pursuit._splitting import Splits, admm
 
 # The most steps of Newton's method, which ends after as many as a piecewise linear function has
@@ -83,9 +84,10 @@ def local_error(
     """
     where = "local_error"
     check_convolution(D, where)
-    method = LocalError(static_tol(tol, where), static_steps(max_steps, where))
+    tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
     check_number(radius, "radius", where)
     form, arrays = door(where, (D,), y, (0.0,), level=radius, start=start)
+    method = LocalError(tol, max_steps, form.dtype)
     (x,), gap, residual, steps, converged, violation = run(method, form, *arrays)
     return Constrained(x, gap, violation, residual, steps, converged)
 
@@ -98,10 +100,11 @@ def check_convolution(D: Dictionary, where: str) -> None:
 
 @dataclass(frozen=True)
 class LocalError:
-    """The method of `local_error`."""
+    """The method of `local_error`; the violation that counts is that of the code in the dtype."""
 
     tol: float
     max_steps: int
+    dtype: np.dtype
 
     def __call__(self, problem: Problem, start: Array) -> Answer:
         D: Any = problem.Ds[0]  # a Conv
@@ -142,6 +145,9 @@ class LocalError:
         state, steps, (gap, violation) = solve(
             step, state, judged, tol=self.tol, max_steps=self.max_steps
         )
+        if self.dtype != y.dtype:
+            x, patches = state.v
+            _, violation = judged(state._replace(v=(rounded(x, self.dtype), patches)))
         met = (gap <= self.tol) & (violation <= self.tol)
         return Answer(state.v[0], gap, steps, met, more=(violation,))
 

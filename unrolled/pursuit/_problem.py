@@ -27,8 +27,10 @@ class Pursuit(NamedTuple):
     """A code and how good it is."""
 
     x: Array  # (d,)
-    gap: Array  # () duality gap of x for the LASSO, relative to norm(y)^2 / 2
-    residual: Array  # () norm(y - D x)
+    # () duality gap of x for the LASSO, relative to norm(y)^2 / 2; of a code in half precision that
+    # before it was rounded
+    gap: Array
+    residual: Array  # () norm(y - D x), of x as it is
     steps: Array  # () steps taken
     converged: Array  # () gap <= tol, and x is in the range of the dtype
 
@@ -171,8 +173,12 @@ def result(form: Form, problem: Problem, answer: Answer) -> tuple[Any, ...]:
     """xs, gap, residual, steps, converged and more, in the units and the dtype of the caller."""
     x, residual, converged = answer.x, answer.residual, answer.met
     xs = x if isinstance(x, tuple) else codes_of(problem.Ds, x)
-    if residual is None:
+    half = form.dtype != problem.y.dtype
+    if residual is None or half:
         residual = norm(problem.y - problem.Ds[0] @ rounded(xs[0], form.dtype))
+    if half and answer.residual is not None and problem.level is not None:
+        # The bound on the residual is known to the rounding of its dtype.
+        converged &= residual <= problem.level * (1 + float(jnp.finfo(form.dtype).eps))
     if answer.zeros is not None:
         xs = tuple(jnp.where(zero, 0, x) for zero, x in zip(answer.zeros, xs))
     codes = tuple(ldexp(x, k).astype(form.dtype) for x, k in zip(xs, problem.up))

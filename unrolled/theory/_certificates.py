@@ -54,9 +54,10 @@ class Certificate(NamedTuple):
             return ""
         first, last, K = float(self.error[0]), float(self.error[-1]), len(self.error) - 1
         most = self.largest_sparsity
+        largest = f"it holds for s = {most}" if most else "it holds for no s that was tried"
         return (
             f"the bound must end below where it begins, at {first:.4g}, but after {K} steps it is "
-            f"{last:.4g}; " + (f"it holds for s = {most}" if most else "it holds for no s that was tried")
+            f"{last:.4g}; {largest}"
         )
 
     def table(self, form: str = "markdown") -> Any:

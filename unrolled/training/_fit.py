@@ -143,12 +143,12 @@ def fit(
             not one floating-point number.
         ValueError: a batch that does not fit or is not finite; a loss that needs codes where there
             are none; a single signal, or signals that are all zero; steps, patience or
-            evaluate_every out of range; a `trainable` that is no tree prefix of params or freezes
-            everything; `accumulate` no power of two, a mesh without the axis "data" or with devices
-            that cannot share the batches equally; an unknown `reduction`, or "psum" without a mesh
-            or with one batch a step; an axis "atoms" whose devices cannot share the atoms equally,
-            or for a D that is not dense; processes with different arguments (the message
-            has a table), or a mesh of some of them.
+            evaluate_every out of range; a model of depth 0; a `trainable` that is no tree prefix of
+            params or freezes everything; `accumulate` no power of two, a mesh without the axis
+            "data" or with devices that cannot share the batches equally; an unknown `reduction`, or
+            "psum" without a mesh or with one batch a step; an axis "atoms" whose devices cannot
+            share the atoms equally, or for a D that is not dense; processes with different
+            arguments (the message has a table), or a mesh of some of them.
         RuntimeError: another process of the training has ended or is out of reach.
         CheckpointError: the folder holds another run (the message has a table), is in use, is
             damaged or cannot be written. Every option of the model but `unroll` and `remat` must be
@@ -177,6 +177,8 @@ def fit(
         return train(outputs, data, optimizer, options, steps)
     key, D, drawn, validation = check_data(params, D, sample, key, validation, "fit")
     check_model(model, "fit")
+    if not model.depth:
+        raise ValueError(f"fit: {model} has depth 0; expected at least one step")
     lam, of_lasso = lam_of(loss, model), is_lasso(loss)
     loss = _checks.without_codes(loss, "fit") if validation[1] is None else loss
     model.check(params, D)  # type: ignore[arg-type]  # tuples for a network

@@ -126,6 +126,7 @@ def prepare(
         )
     Y, X = (_checks.as_float(part, name, "prepare") for part, name in ((Y, "Y"), (X, "X")))
     check_batch(D, Y, X, "prepare")
+    depth = _checks.as_index(depth, "depth", "prepare", least=1)
     if len(Y) < _FEWEST:
         raise ValueError(f"prepare: expected at least {_FEWEST} signals, got {len(Y)}")
     cut = min(_CALIBRATED_ON, len(Y) // 2)
@@ -192,6 +193,7 @@ def by_recipe(
         (True, True)
     """
     cls, D = _family(family, "by_recipe"), as_dictionary(D, "by_recipe")
+    depth = _checks.as_index(depth, "depth", "by_recipe", least=1)
     drawing, starting, training = jax.random.split(_checks.as_key(key, "by_recipe"), 3)
     sampler: Any = sample
     if is_own(sample):
@@ -256,6 +258,8 @@ def _signals(D: Dictionary, calibrating: tuple, later: tuple, depth: int) -> _Si
     _checks.finite((calibrating, later), "Y or X", "prepare")
     law = law_of(D, *(np.concatenate(parts) for parts in zip(calibrating, later)))
     lams, (Y, X) = ista.recipe.tried(law)["lam"], later
+    if not jnp.any(X):
+        raise ValueError(f"prepare: the codes of the last {len(X)} signals are all zero")
     errors = (_nmse(ista(depth), ista_params(D, lam, depth, "prepare"), D, Y, X) for lam in lams)
     return _Signals(D, calibrating, later, law, min(float(nmse) for nmse, _ in errors))
 
