@@ -516,7 +516,7 @@ def test_signals_whose_energy_is_above_the_range_of_half_precision(D32, family):
 
 
 @pytest.mark.parametrize("dtype, scale", [("float32", 1e20), ("float32", 1e-25), ("float16", 1e4)])
-@pytest.mark.parametrize("family", ["ista", "lista_cp", "liht", "tista"])
+@pytest.mark.parametrize("family", ["ista", "lista_cp", "liht"])
 def test_a_step_size_outside_of_the_range_is_refused(family, dtype, scale):
     options = dict(sparsity=1) if family == "liht" else {}
     layer = ur.layers.FAMILIES[family](2, **options)

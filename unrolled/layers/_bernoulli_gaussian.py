@@ -49,6 +49,7 @@ def _bernoulli_gaussian_mean(r: Array, tau2: Any, log_odds: float, variance: flo
 
 def posterior(r: Array, tau2: Any, log_odds: Any, variance: Any) -> tuple[Array, Array]:
     """The probability that x is not zero given x + n = r, and the mean of x if it is not."""
+    tau2 = jnp.minimum(tau2, float(jnp.finfo(r.dtype).max) / 2)  # the noise may leave the range
     total = variance + tau2
     odds = log_odds + jnp.log(tau2 / total) / 2
     # r^2 / 2 (1 / tau2 - 1 / total), without the difference and the square.

@@ -16,7 +16,7 @@ from unrolled.layers._ista import Step
 from unrolled.layers._lamp import nonzero
 from unrolled.layers._layer import Acting, Recipe
 from unrolled.layers._records import Fixed, Unrolled
-from unrolled.pursuit import State, lipschitz
+from unrolled.pursuit import State
 from unrolled.records import option
 from unrolled.theory import MessagePassing, pseudo_inverse
 
@@ -75,7 +75,6 @@ class tista(Estimating):
     def init(self, key, D):
         D = as_dictionary(D, self.family)
         nonzero(column_norms(D), self.family)
-        lipschitz(D, self.family)  # refuses a D at the ends of the range
         gamma = D.shape[1] / min(D.shape)
         return _start(D, gamma if self.onsager else min(gamma, 2.0), self.depth)
 
