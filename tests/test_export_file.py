@@ -56,7 +56,7 @@ def test_networks_and_structured_dictionaries(tmp_path):
     params = network.init(0, Ds)
     solver = ur.export.load(ur.export.save(path, network, params, Ds))
     same(solver.run(Y), jax.vmap(lambda y: network.apply(params, Ds, y))(jnp.asarray(Y)))
-    assert solver.manifest["codes"] == [["n", "10"], ["n", "12"]]
+    assert solver.manifest["codes"] == [["n", 10], ["n", 12]]
     bank = registry.DICTIONARIES["conv, circular"]()
     params, signals = (
         LAYER.init(None, bank),

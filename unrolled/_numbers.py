@@ -28,6 +28,16 @@ def up(*values: Any) -> float:
     return max([UP, *(1 + 8 * float(jnp.finfo(dtype).eps) for dtype in floats)])
 
 
+def lost_below(m: int, size: float, dtype: DTypeLike) -> float:
+    """What w . (y - D x) may lose below the range, for m entries of w of this size at most.
+
+    A sum or product below the least normal number may become zero; XLA keeps those of float16.
+    """
+    info = jnp.finfo(dtype)
+    least = info.smallest_subnormal if info.dtype == jnp.float16 else info.tiny
+    return (1 + size) * m * float(least)
+
+
 def largest(x: Array, axis: Axes = None) -> Array:
     """max(x), nan if x contains one: XLA's reduction on a CPU loses it in long arrays."""
     return jnp.where(jnp.isnan(x).any(axis), jnp.nan, jnp.max(x, axis))

@@ -212,7 +212,7 @@ def _description(model: Any) -> str:
 
 def _program(
     solve: Callable[[Any], Any], m: int, dtype: Any, platforms: tuple[str, ...], where: str
-) -> tuple[bytes, list[list[str]]]:
+) -> tuple[bytes, list[list[int | str]]]:
     """The program of a solver for n signals, n being a symbol, and the shapes of the codes."""
     _check_flatbuffers(where)
     (n,) = jax.export.symbolic_shape("n")
@@ -226,7 +226,8 @@ def _program(
     except NotImplementedError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{where}: {reason}; try platforms=('cpu',)") from error
-    return bytes(exported.serialize()), [list(map(str, a.shape)) for a in exported.out_avals]
+    sizes = [[n if isinstance(n, int) else str(n) for n in a.shape] for a in exported.out_avals]
+    return bytes(exported.serialize()), sizes
 
 
 def _check_flatbuffers(where: str) -> None:

@@ -126,8 +126,8 @@ def _bounded(key: Array, shape: tuple[int, ...], s: int, bound: float, least: fl
 
 def _sparsity(sparsity: int, shape: tuple[int, ...], where: str) -> int:
     s = _checks.as_index(sparsity, "sparsity", where)
-    if not shape:
-        raise ValueError(f"{where}: shape is (); expected (..., d)")
+    if not isinstance(shape, tuple | list) or not shape:
+        raise ValueError(f"{where}: shape is {shape}; expected (..., d)")
     if s > shape[-1]:
         raise ValueError(f"{where}: sparsity {s} exceeds the code length {shape[-1]}")
     return s

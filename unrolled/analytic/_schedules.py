@@ -11,7 +11,7 @@ import numpy as np
 
 from unrolled import _checks, theory
 from unrolled._checks import Array
-from unrolled._numbers import UP, largest
+from unrolled._numbers import UP, largest, lost_below
 from unrolled._program import program
 from unrolled.activations import Activation, by_name, relu
 from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, column_norms, unit_norms
@@ -36,6 +36,7 @@ class Certified(NamedTuple):
     guard: float  # rounding guard per unit of s B
     omega: float  # max norm(w_i, 2), rounded up
     noise_guard: float  # rounding guard per unit of l1 noise
+    lost: float  # what a product may lose below the range of the dtype
 
 
 def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
@@ -73,7 +74,8 @@ def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
     mu, C, eta, omega = map(float, numbers)
     guard = theory.rounding_guard(W, D, sparsity=1, bound=1.0)
     noise_guard = 4 * float(jnp.finfo(D.dtype).eps) * C  # as there, without a code: no products
-    return Certified(W, mu * UP, C, eta, guard, omega * UP, noise_guard)
+    lost = lost_below(D.shape[0], C, D.dtype)
+    return Certified(W, mu * UP, C, eta, guard, omega * UP, noise_guard, lost)
 
 
 @program()
@@ -119,7 +121,7 @@ def plan(
         sparsities=sparsities,
         bounds=bounds,
         noises=noises,
-        guards=[c.guard * s * B for c, s, B in zip(certified, sparsities, bounds)],
+        guards=[c.guard * s * B + c.lost for c, s, B in zip(certified, sparsities, bounds)],
         etas=[c.eta for c in certified],
         gains=[_gain(c, s) for c, s in zip(certified, (0, *sparsities))],
         tol=tol,
@@ -232,7 +234,7 @@ def _schedule(
 
     `inherited` is what the error of the block before adds to the products.
     """
-    C_W, guard = c.C_W + c.noise_guard, c.guard * sparsity * bound
+    C_W, guard = c.C_W + c.noise_guard, c.guard * sparsity * bound + c.lost
 
     def at(sparsity, depth):
         options = dict(sparsity=sparsity, bound=bound, noise=noise, depth=depth, eta=c.eta)
@@ -245,7 +247,7 @@ def _schedule(
     if activation != relu:
         # These codes have entries off the support: the guard must cover s B + max E_O.
         for _ in range(_GUARD_ROUNDS):
-            needed = c.guard * (sparsity * bound + planned.off_support.max())
+            needed = c.guard * (sparsity * bound + planned.off_support.max()) + c.lost
             if not needed > guard or not math.isfinite(needed):
                 break
             guard = needed * _GUARD_MARGIN
@@ -262,7 +264,7 @@ def _atom_schedule(
         coherences, sizes = theory.atom_coherence(W64, D64)
         sizes = column_norms(W64) * UP if noise_norm == "l2" else sizes
     mus, C_Ws = np.asarray(coherences) * UP, np.asarray(sizes)
-    guard = c.guard * sparsity * bound
+    guard = c.guard * sparsity * bound + c.lost
     guard += c.noise_guard * noise * (c.omega / c.C_W if noise_norm == "l2" else 1)
 
     def at(sparsity, depth):

@@ -121,6 +121,7 @@ def train(
     folder = Path(config.output)
     prepared = processes.together(lambda: setup(config, say), first_alone=True)
     ready = prepared or setup(config, say)  # the first may have made codes for all
+    mesh = _mesh(config.training, processes)
     for line in chosen:  # of files that fit
         say(line)
     say(f"training {config.training.steps} steps")
@@ -137,7 +138,7 @@ def train(
         _write_report(folder, summary, fit.history.records)
 
     processes.together(begun, first_alone=True)
-    fit = _trained(config, ready, folder, say, processes)
+    fit = _trained(config, ready, folder, mesh, say, processes)
     summary = summarize(config, ready, fit)
     processes.together(ended, first_alone=True)
     return summary
@@ -200,13 +201,22 @@ def _grown(saved: Config, config: Config) -> Config:
     return dataclasses.replace(saved, training=dataclasses.replace(before, steps=steps))
 
 
+def _mesh(chosen: Any, processes: Processes) -> Any:
+    """The devices that share the batches of a step; None for one."""
+    devices, batches = jax.devices(), chosen.accumulate
+    shared = processes.several or (len(devices) > 1 and batches % len(devices) == 0)
+    if chosen.reduction == "psum" and (batches == 1 or not shared):
+        raise ConfigError(
+            "training.reduction: psum is for several devices that share the batches of a step, got "
+            f"{len(devices)} and training.accumulate={batches}; try tree, the default"
+        )
+    return jax.make_mesh((len(devices),), ("data",)) if shared else None
+
+
 def _trained(
-    config: Config, ready: Setup, folder: Path, say: Say, processes: Processes
+    config: Config, ready: Setup, folder: Path, mesh: Any, say: Say, processes: Processes
 ) -> training.Fit:
     chosen = config.training
-    devices = jax.devices()
-    splits = len(devices) > 1 and chosen.accumulate % len(devices) == 0
-    mesh = jax.make_mesh((len(devices),), ("data",)) if splits or processes.several else None
 
     def started():  # the steps of a resumed run may have grown
         if differences(load(folder / CONFIG, {}), config):

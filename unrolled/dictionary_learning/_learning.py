@@ -272,6 +272,8 @@ def learn(method: Method, options: Options) -> Learned:
             state = method.restored(keeper.arrays, keeper)
         elif options.resume is not None:
             state = method.resumed(options.resume)
+            if isinstance(options.resume.state, dict):  # of D and X before they were rounded
+                state = method.restored(options.resume.state, keeper)
         else:
             state = method.start(generator(key, 0))
         for step in method.steps(keeper, sweeps):
@@ -281,7 +283,9 @@ def learn(method: Method, options: Options) -> Learned:
             keeper.save(method.arrays(state), last=True)
     if keeper.history:
         method.warn(state)
-    return method.result(state)._replace(history=tuple(keeper.history))
+    result = method.result(state)._replace(history=tuple(keeper.history))
+    half = any(jnp.finfo(leaf.dtype).bits < 32 for leaf in jax.tree.leaves((result.D, result.X)))
+    return result._replace(state=method.arrays(state)) if half and result.state is None else result
 
 
 def generator(key: jax.Array, step: int) -> np.random.Generator:

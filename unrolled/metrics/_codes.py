@@ -10,7 +10,7 @@ from unrolled import _checks
 from unrolled._checks import Array, ArrayLike, as_float
 from unrolled._numbers import at_least, exponent, largest, ldexp, times_power, widened
 from unrolled._program import program
-from unrolled.dictionaries import Dictionary, operands
+from unrolled.dictionaries import Dictionary, as_dictionary, operands
 from unrolled.metrics._decibels import energies, relative_error, same_shape
 
 # Decibels of an exact estimate, where the logarithm is -inf.
@@ -97,14 +97,18 @@ def failure_rate(estimates: Array, X: Array, level: float = -20.0) -> Array:
         In [0, 1], ().
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: shapes that differ, or a level that is nan.
 
     Example:
         >>> X = jnp.ones((2, 5))
         >>> float(ur.metrics.failure_rate(X * jnp.array([[0.5], [0.99]]), X))
         0.5
     """
-    return _failure_rate(*same_shape(estimates, X, "failure_rate"), 10 ** (level / 10))
+    if np.isnan(level):
+        raise ValueError("failure_rate: level is nan; expected decibels")
+    with np.errstate(over="ignore"):
+        most = float(np.power(10.0, level / 10))
+    return _failure_rate(*same_shape(estimates, X, "failure_rate"), most)
 
 
 @program()
@@ -133,13 +137,14 @@ def support_scores(estimates: Array, X: Array, tolerance: float = 0.0) -> Suppor
         SupportScores; a score is nan if it is undefined for every signal, or a code has a NaN.
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: shapes that differ, or a known tolerance that is negative or nan.
 
     Example:
         >>> X = jnp.array([[1.0, 2.0, 0.0, 0.0]])
         >>> [float(v) for v in ur.metrics.support_scores(jnp.array([[1.0, 0.0, 0.5, 0.0]]), X)]
         [0.5, 0.5, 1.0]
     """
+    _checks.nonnegative(tolerance, "tolerance", "support_scores")
     return _support_scores(*same_shape(estimates, X, "support_scores"), tolerance)
 
 
@@ -170,13 +175,17 @@ def kkt_violation(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
         The violation, (); 0 at a solution.
 
     Raises:
-        ValueError: y or x of the wrong shape.
+        ValueError: y or x of the wrong shape, or a lam that is no number, or is known and not
+            positive.
 
     Example:
         >>> D, y = jnp.eye(2), jnp.array([3.0, 0.5])
         >>> float(ur.metrics.kkt_violation(D, y, jnp.array([2.0, 0.0]), 1.0))
         0.0
     """
+    D = as_dictionary(D, "kkt_violation")
+    if np.shape(lam) or (_checks.is_concrete(lam) and not float(np.asarray(lam)) > 0):
+        raise ValueError(f"kkt_violation: lam must be one positive number, got {lam}")
     if (np.shape(y), np.shape(x)) != ((D.shape[0],), (D.shape[1],)):
         raise ValueError(
             f"kkt_violation: D has shape {D.shape}, y {np.shape(y)} and x {np.shape(x)}; they "

@@ -11,6 +11,7 @@ from flax import nnx
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._numbers import exponent, times_power
 from unrolled.activations import Activation, relu
 from unrolled.layers import as_activation, magnitude
 from unrolled.models._layers import check_extent, check_pictures, check_rngs
@@ -100,6 +101,13 @@ class CSCLayer(nnx.Conv):
             rngs=rngs,
             **options,
         )
+        for name in ("strides", "kernel_dilation"):
+            sizes = getattr(self, name)
+            if isinstance(sizes, tuple) and len(sizes) != self.kernel.ndim - 2:
+                raise ValueError(
+                    f"CSCLayer: {name} is {sizes}; expected one for each of the "
+                    f"{self.kernel.ndim - 2} sides"
+                )
         self.unfoldings, self.activation = unfoldings, activation
         self.norms = batch_norms(out_features, unfoldings + 1, rngs) if batch_norm else None
         squared = self._norm_bound() ** 2
@@ -186,7 +194,8 @@ def norm_bound(kernel: Array) -> Array:
     """
     # On the host if it can be: JAX would compile this anew for every layer of a model.
     xp: Any = np if _checks.is_concrete(kernel) else jnp
-    filters = xp.moveaxis(xp.asarray(kernel), (-2, -1), (0, 1))
+    k = exponent(jnp.asarray(kernel))  # whose squares stay in the range
+    filters = xp.moveaxis(xp.asarray(times_power(jnp.asarray(kernel), -k)), (-2, -1), (0, 1))
     sides = kernel.shape[:-2]
     fine = tuple(_FINE * n for n in sides)
     response = xp.fft.fftn(filters, fine, tuple(range(2, filters.ndim)))
@@ -194,4 +203,5 @@ def norm_bound(kernel: Array) -> Array:
     H = H if H.shape[1] < H.shape[2] else xp.swapaxes(H, 1, 2)  # the smaller of two products
     gram = H @ xp.swapaxes(H, 1, 2).conj()
     between = math.prod(math.cos(math.pi * (n - 1) / M) for n, M in zip(sides, fine))
-    return jnp.sqrt(jnp.asarray(xp.linalg.eigvalsh(gram).max() / between, kernel.dtype))
+    bound = jnp.sqrt(jnp.asarray(xp.linalg.eigvalsh(gram).max() / between, kernel.dtype))
+    return times_power(bound, k)

@@ -10,6 +10,7 @@ from jax import lax
 
 from unrolled import _checks, _lax
 from unrolled._checks import Array
+from unrolled._numbers import exponent, norm, times_power
 from unrolled.dictionaries import Conv, pytree
 
 
@@ -49,6 +50,8 @@ class ImageConv:
     stride: int = 1
     padding: int = 0
 
+    __array_ufunc__ = None  # an array of numpy leaves products to this class
+
     def __post_init__(self):
         side = _checks.as_indices(self.side, "side", "ImageConv", least=1)
         if len(side) != 2:
@@ -56,6 +59,12 @@ class ImageConv:
         object.__setattr__(self, "side", side)  # a list is no static field
         _checks.as_index(self.stride, "stride", "ImageConv", least=1)
         _checks.as_index(self.padding, "padding", "ImageConv")
+        shape = jnp.shape(self.kernel)
+        if len(shape) != 4 or shape[0] != shape[1] or shape[0] > min(side) + 2 * self.padding:
+            raise ValueError(
+                f"ImageConv: the kernel has shape {shape}; expected (k, k, C, m) with k no larger "
+                f"than images of {side[0]} x {side[1]} padded by {self.padding}"
+            )
 
     @property
     def positions(self) -> tuple[int, int]:
@@ -71,18 +80,21 @@ class ImageConv:
         return Conv(self.kernel.transpose(3, 2, 0, 1), (H, W), self.stride)
 
     def __rmatmul__(self, r: Array) -> Array:
-        _check(r, "the images", (*self.side, self.kernel.shape[-2]))
+        r = self._operand(r, "the images", (*self.side, self.kernel.shape[-2]))
         return _analyze(self, r)
 
     def __matmul__(self, x: Array) -> Array:
-        _check(x, "the codes", (*self.positions, self.kernel.shape[-1]))
+        x = self._operand(x, "the codes", (*self.positions, self.kernel.shape[-1]))
         return _synthesize(self, x)
 
-
-def _check(batch: Array, what: str, shape: tuple[int, ...]) -> None:
-    if batch.shape[1:] != shape:
-        expected = ", ".join(map(str, shape))
-        raise ValueError(f"ImageConv: {what} have shape {batch.shape}; expected (N, {expected})")
+    def _operand(self, batch: Array, what: str, shape: tuple[int, ...]) -> Array:
+        """The batch in the dtype of the filters, checked."""
+        if batch.shape[1:] != shape:
+            expected = ", ".join(map(str, shape))
+            raise ValueError(
+                f"ImageConv: {what} have shape {batch.shape}; expected (N, {expected})"
+            )
+        return jnp.asarray(batch, self.kernel.dtype)
 
 
 # The gradients of both maps are made of the two maps and the gradient of the filters, which are
@@ -182,11 +194,14 @@ def power_norm(D: Conv, steps: int) -> Array:
 
     The gradient is that of norm(D x) at the last x, which is that of the norm if x has converged.
     """
+    k = exponent(D.filters)  # products of filters at the ends of the range would leave it
+    D = replace(D, filters=times_power(D.filters, -k))
     fixed = lax.stop_gradient(D)
 
     def step(_: int, x: Array) -> Array:
         x = (fixed @ x) @ fixed
-        return x / jnp.linalg.norm(x)
+        size = jnp.linalg.norm(x)
+        return x / jnp.where(size > 0, size, 1)
 
     start = jax.random.normal(jax.random.key(0), D.shape[1:], D.filters.dtype)
-    return jnp.linalg.norm(D @ lax.fori_loop(0, steps, step, start))
+    return times_power(norm(D @ lax.fori_loop(0, steps, step, start)), k)

@@ -70,8 +70,10 @@ class PursuitLayer(nnx.Module):
         theta = -self.bias[...][..., None, None, None, :]
         gamma = jnp.ones((), theta.dtype) if self.c is None else self.c[...]
         if self.constrained:
-            L = power_norm(D.conv, _NORM_STEPS) ** 2
-            gamma, theta = jnp.minimum(magnitude(gamma), (1 - _MARGIN) / L), magnitude(theta)
+            size = power_norm(D.conv, _NORM_STEPS)
+            zero = size**2 == 0  # every step is safe
+            most = jnp.where(zero, jnp.inf, (1 - _MARGIN) / jnp.where(zero, 1, size) ** 2)
+            gamma, theta = jnp.minimum(magnitude(gamma), most), magnitude(theta)
         return Step(D, gamma, theta, B)
 
     def _conv(self, kernel: Array) -> ImageConv:

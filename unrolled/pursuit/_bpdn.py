@@ -95,9 +95,9 @@ class Denoising:
     def __call__(self, problem: Problem, x: Array) -> Answer:
         (D,), y, _, _, level, (size,), *_ = problem
         assert level is not None
-        x, gap, steps, met, residual = _search(self, *lax.stop_gradient((D, y, level, size)))
-        lam = _penalty(x, D, y, level)
-        return Answer(_code(x, D, y, lam), gap, steps, met, residual)
+        x, gap, steps, met = _search(self, *lax.stop_gradient((D, y, level, size)))
+        x = _code(x, D, y, _penalty(x, D, y, level))
+        return Answer(x, gap, steps, met, norm(y - D @ x))
 
 
 @jax.custom_jvp
@@ -130,8 +130,8 @@ def _code(x: Array, D: Dictionary, y: Array, lam: Array) -> Array:
 
 def _search(
     method: Denoising, D: Dictionary, y: Array, level: Array, size: Array
-) -> tuple[Array, Array, Array, Array, Array]:
-    """x, its gap, the steps, whether the gap is small, and the residual."""
+) -> tuple[Array, Array, Array, Array]:
+    """x, its gap, the steps, and whether the gap is small."""
     rounding = float(jnp.finfo(y.dtype).eps)
     accuracy = max(method.tol**2, 8 * rounding)
     length, none, zero = norm(y), jnp.zeros(D.shape[1], y.dtype), jnp.zeros((), y.dtype)
@@ -156,7 +156,7 @@ def _search(
         partial(_tried, method, D, y, level, size, accuracy),
         start,
     )
-    return last.x, last.gap, last.steps, last.gap <= method.tol, last.residual
+    return last.x, last.gap, last.steps, last.gap <= method.tol
 
 
 def _tried(

@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled import _checks, _text
+from unrolled._numbers import lost_below
 from unrolled.activations import relu
 from unrolled.dictionaries import Dictionary, as_dictionary, spread
 from unrolled.theory._convergence import atom_products, sum_of_largest
@@ -163,6 +164,7 @@ class _Step(NamedTuple):
     mu: np.ndarray  # max over j != i of abs(gamma w_i . d_j)
     noise: np.ndarray  # the most that the noise adds to a product
     G: float  # max (gamma |W|'|D|)_ij, by which rounding scales
+    lost: float  # what a product may lose below the range of the dtype
     theta: np.ndarray
     passing: int  # entries that may pass unshrunk
 
@@ -202,7 +204,7 @@ def _layer(
         eps = _PRECISION_EPS.get(layer.precision, eps)
     with jax.enable_x64(True):
         params, D = _checks.cast((params, D), np.float64)
-        steps = list(_measured_steps(layer, params, D, delta, before))
+        steps = list(_measured_steps(layer, params, D, delta, before, dtype))
     run = partial(_errors, steps, bound=B, eps=eps)
     errors, excluded, left = run(s)
     most = _largest_sparsity(lambda s: _shrinks(run(s)[0]), D.shape[1])
@@ -227,7 +229,7 @@ def _chain(
 
 
 def _measured_steps(
-    layer: Any, params: Any, D: Dictionary, delta: float, before: _Error | None
+    layer: Any, params: Any, D: Dictionary, delta: float, before: _Error | None, dtype: Any
 ) -> Iterator[_Step]:
     d, steps = D.shape[1], params.steps
     if type(steps) is not tuple:
@@ -251,7 +253,8 @@ def _measured_steps(
         passing = int(np.round(np.float32(fraction) * np.float32(d)))
         G = max(float((products.G * size).max()), _LEAST_G)
         own = np.abs(1 - gamma * products.own)
-        yield _Step(own, products.mu * size, noise * size, G, theta, passing)
+        lost = lost_below(D.shape[0], float((products.C * size).max()), dtype)
+        yield _Step(own, products.mu * size, noise * size, G, lost, theta, passing)
 
 
 def _same(A: Any, B: Any) -> bool:
@@ -270,9 +273,9 @@ def _errors(
     e, linf, clean = s * bound, bound if s else 0.0, True
     errors, excluded = [e], []
     with np.errstate(over="ignore", invalid="ignore"):
-        for own, mu, noise, G, theta, passing in steps:
+        for own, mu, noise, G, lost, theta, passing in steps:
             d, o = len(mu), float(own.max())
-            n = noise + _GUARD * eps * (G * max(s * bound, e) + noise.max())
+            n = noise + _GUARD * eps * (G * max(s * bound, e) + noise.max()) + lost
             reach = (mu if clean else np.maximum(own, mu)) * e + n
             inside = clean or s == d  # the error is on s entries
             drift = o * e + _top(mu, s - 1 if inside else s) * e

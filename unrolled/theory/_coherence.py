@@ -10,7 +10,7 @@ from jax import lax
 
 from unrolled import _checks, dictionaries
 from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import exponent, largest, times_power, up, wide_dtype
+from unrolled._numbers import exponent, largest, lost_below, times_power, up, wide_dtype
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, Structured, as_dictionary, dense, inner_products
 from unrolled.theory._tiles import row_excess, row_maxima
@@ -345,8 +345,10 @@ def rounding_guard(
 ) -> float:
     r"""What rounding may add to an inner product w_i . (y - D x).
 
-    .. math:: g = 4 \, eps \, (G s B + C_W \delta), \qquad G = \max_{i, j} (|W|' |D|)_{ij}.
+    .. math:: g = 4 \, eps \, (G s B + C_W \delta) + (1 + C_W) m \tau, \qquad
+        G = \max_{i, j} (|W|' |D|)_{ij},
 
+    with tau the least normal number of the dtype, below which sums and products are lost.
     Theoretical thresholds fall to zero, but rounding does not: without the guard, deep iterations
     diverge. Pass it to `schedule`, where it is added to C_W delta inside the recursion.
 
@@ -388,7 +390,8 @@ def rounding_guard(
         W, D = _checks.cast((W, D), np.float64)
         C_W, G = map(float, _sizes(W, D, wide_dtype(dtype)))
     code = G * s * float(bound)
-    return 4 * eps * (code + C_W * float(noise) if noise else code)
+    lost = lost_below(D.shape[0], C_W, dtype)
+    return 4 * eps * (code + C_W * float(noise) if noise else code) + lost
 
 
 @program("dtype")

@@ -234,9 +234,9 @@ def _recovered(Ds: tuple[Dictionary, ...], y: Array, supports: Any, others: Any)
     dtype, wide = y.dtype, wide_dtype(y.dtype)  # JAX decomposes nothing in half precision
     with jax.default_matmul_precision("highest"):
         Ds = _checks.cast(Ds, wide)
-        E, K = _constraints(Ds, supports, others)
+        E, K, rounding = _constraints(Ds, supports, others)
         spectrum = singular_values(E[0], K)
-        cut = rank_cut(spectrum) + _rounding(Ds, supports, others)
+        cut = rank_cut(spectrum) + rounding
         z, kernel_dim = _constrained_least_squares(E[0], K, y.astype(wide), cut)
         residual = norm(y.astype(wide) - E[0] @ z)
     # Off the support there is mere rounding.
@@ -324,10 +324,9 @@ def constraints(
 
     K has one row for every entry of a code that its support forbids.
     """
-    sets = _on_and_off(Ds, supports)
     with jax.default_matmul_precision("highest"):
-        E, K = _constraints(tuple(Ds), *sets)
-        return E, K, float(_rounding(tuple(Ds), *sets))
+        E, K, rounding = _constraints(tuple(Ds), *_on_and_off(Ds, supports))
+        return E, K, float(rounding)
 
 
 def _on_and_off(
@@ -341,7 +340,22 @@ def _on_and_off(
 @program()
 def _constraints(
     Ds: tuple[Dictionary, ...], supports: Any, others: Any
-) -> tuple[list[Array], Array]:
+) -> tuple[list[Array], Array, Array]:
+    """The products, K, and a bound on the norm of what rounding has made of M.
+
+    Each of the n terms of a sum errs by eps times its magnitude at most; n = 0 for columns of one
+    matrix.
+    """
+    E, K = _products(Ds, supports, others)
+    structured = [D for D in Ds if isinstance(D, Structured)]
+    plain = [D for D in Ds[:-1] if not isinstance(D, Structured)]
+    n = sum(max(D.shape) for D in structured) + sum(D.shape[1] for D in plain)
+    sizes, rows = _products(tuple(map(magnitudes, Ds)), supports, others)
+    size = jnp.hypot(norm(sizes[0].ravel()), norm(rows.ravel()))
+    return E, K, n * float(jnp.finfo(K.dtype).eps) * size
+
+
+def _products(Ds: tuple[Dictionary, ...], supports: Any, others: Any) -> tuple[list[Array], Array]:
     E: list[Array] = []
     S, d = supports[-1], Ds[-1].shape[1]
     columns = jnp.zeros((d, len(S)), Ds[-1].dtype).at[S, jnp.arange(len(S))].set(1)
@@ -350,19 +364,6 @@ def _constraints(
         E.insert(0, columns)
     forbidden = [A[other] for other, A in zip(others, E[1:])]
     return E, jnp.concatenate([*forbidden, jnp.zeros((0, columns.shape[1]), columns.dtype)])
-
-
-@program()
-def _rounding(Ds: tuple[Dictionary, ...], supports: Any, others: Any) -> Array:
-    """Bound on the norm of what rounding has made of M; 0 where M is columns of one matrix.
-
-    Each of the n terms of its sums errs by eps times its magnitude at most.
-    """
-    structured = [D for D in Ds if isinstance(D, Structured)]
-    plain = [D for D in Ds[:-1] if not isinstance(D, Structured)]
-    n = sum(max(D.shape) for D in structured) + sum(D.shape[1] for D in plain)
-    E, K = _constraints(tuple(map(magnitudes, Ds)), supports, others)
-    return n * float(jnp.finfo(K.dtype).eps) * jnp.hypot(norm(E[0].ravel()), norm(K.ravel()))
 
 
 @program()

@@ -177,8 +177,6 @@ def fit(
         return train(outputs, data, optimizer, options, steps)
     key, D, drawn, validation = check_data(params, D, sample, key, validation, "fit")
     check_model(model, "fit")
-    if not model.depth:
-        raise ValueError(f"fit: {model} has depth 0; expected at least one step")
     lam, of_lasso = lam_of(loss, model), is_lasso(loss)
     loss = _checks.without_codes(loss, "fit") if validation[1] is None else loss
     model.check(params, D)  # type: ignore[arg-type]  # tuples for a network
@@ -187,6 +185,8 @@ def fit(
             "fit: there is no dictionary to learn where every signal has one of its own; try (Y, X)"
         )
     parts = split(params, D, learn_dictionary=learn_dictionary, trainable=trainable, where="fit")
+    if not model.depth:
+        raise ValueError(f"fit: {model} has depth 0; expected at least one step")
     data = Data(key, drawn, validation, Trained(params, D), *parts)
     objective = Objective("fit", model, loss, lam)
     return train(objective, data, optimizer, options, steps, of_lasso=of_lasso)
