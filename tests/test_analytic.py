@@ -707,3 +707,23 @@ def test_a_chain_behind_a_diverging_block_has_finite_params():
             np.isfinite(np.asarray(leaf)).all()
             for leaf in jax.tree.leaves(analytic.dsc(Ds, **options))
         )
+
+
+@pytest.mark.parametrize(
+    "dtype, bound", [("float32", 1e-30), ("float32", 1e-35), ("float16", 1e-2), ("float16", 1e-5)]
+)
+def test_certificates_at_the_lower_end_of_the_range_are_true(dtype, bound):
+    """Products below the least normal number are lost, which no relative guard covers."""
+    D = jnp.asarray(dictionaries.identity_hadamard(16), dtype)
+    d, depth, rng = 32, 12, np.random.default_rng(0)
+    _, planned = analytic.block_schedule(D, depth=depth, sparsity=1, bound=bound)
+    params = analytic.alista(D, depth=depth, sparsity=1, bound=bound)
+    X = np.zeros((300, d))
+    X[np.arange(300), rng.integers(0, d, 300)] = bound * rng.uniform(-1, 1, 300)
+    X = X.astype(dtype).astype(float)
+    Y = jnp.asarray(X @ np.asarray(D, float).T, dtype)
+    codes = np.asarray(jax.vmap(layers.alista(depth).apply, (None, None, 0))(params, D, Y), float)
+    errors = np.abs(codes - X).sum(1).max()
+    assert planned.holds and errors <= planned.error[-1] and not ((codes != 0) & (X == 0)).any()
+    certificate = theory.certify(layers.alista(depth), params, D, sparsity=1, bound=bound)
+    assert not certificate.holds or errors <= certificate.error[-1]

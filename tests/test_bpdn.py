@@ -118,3 +118,10 @@ def test_derivatives_move_with_the_residual_at_its_bound():
     ends = [value(D + s * h * turned, y + s * h * moved, eps + s * h) for s in (1, -1)]
     assert float(change) == pytest.approx(float(ends[0] - ends[1]) / (2 * h), rel=1e-3)
     assert not np.any(jax.grad(lambda z: v @ pursuit.bpdn(D, z, 2 * np.linalg.norm(y)).x)(y))
+
+
+def test_the_residual_moves_with_its_bound():
+    def residual(eps):
+        return pursuit.bpdn(D, y, eps, tol=1e-11).residual
+
+    assert jax.jvp(residual, (0.5,), (1.0,))[1] == pytest.approx(1.0, abs=1e-8)

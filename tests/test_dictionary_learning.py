@@ -392,6 +392,24 @@ def test_a_resumed_run_is_equal_to_the_last_bit(name):
     assert same(whole, resumed)
 
 
+@pytest.mark.few(2)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_of_half_precision_is_resumed_to_the_last_bit(name):
+    """D and X are rounded in a result; what goes on is as it was before."""
+    signals = np.asarray(Y, np.float16)
+    if name == "online":
+        batches = [np.asarray(batch, np.float16) for batch in BATCHES] * 4
+        whole = dl.online(batches[:4], D_ATOMS, lam=0.1)
+        resumed = dl.online(
+            batches[2:4], D_ATOMS, lam=0.1, resume=dl.online(batches[:2], D_ATOMS, lam=0.1)
+        )
+    else:
+        whole = learn(name, signals, steps=4)
+        resumed = learn(name, signals, steps=4, resume=learn(name, signals, steps=2))
+    assert same(whole, resumed)
+    assert whole.history[-1].objective == resumed.history[-1].objective
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "online"])
 def test_a_run_resumed_from_its_start_is_equal_to_the_last_bit(name):
     def learned(sweeps, resume=None):

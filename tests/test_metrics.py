@@ -207,3 +207,17 @@ def test_shapes_must_agree(metric):
     for a, b in (((3, 4), (4,)), ((3, 4), (1, 4)), ((3, 4), (4, 3))):
         with pytest.raises(ValueError, match="shapes .* and .* differ; expected equal ones"):
             getattr(metrics, metric)(np.ones(a), np.ones(b))
+
+
+def test_levels_and_penalties_out_of_range_are_refused():
+    D, y, x = np.eye(3), np.ones(3), np.zeros(3)
+    for lam in (-1.0, 0.0, np.nan, np.ones(3)):
+        with pytest.raises(ValueError, match="kkt_violation: lam must be one positive number"):
+            metrics.kkt_violation(D, y, x, lam)
+    assert metrics.kkt_violation(D.tolist(), y, x, 1.0) == 0
+    for tolerance in (-1.0, np.nan):
+        with pytest.raises(ValueError, match="support_scores: tolerance"):
+            metrics.support_scores(np.ones((2, 3)), np.ones((2, 3)), tolerance)
+    with pytest.raises(ValueError, match="failure_rate: level is nan"):
+        metrics.failure_rate(np.ones((2, 3)), np.ones((2, 3)), np.nan)
+    assert metrics.failure_rate(np.zeros((2, 3)), np.ones((2, 3)), 5000.0) == 0

@@ -662,6 +662,14 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on(run, whole, tmp_path, mon
     assert after == before[:4]
 
 
+def test_devices_that_are_not_there_are_missed_before_anything_is_written(run, tmp_path):
+    for accumulate in (1, 2):
+        flags = "--reduction", "psum", "--accumulate", accumulate
+        status, _, err = run("train", *TINY, *flags, "--output", tmp_path / "run")
+        assert status == 2 and "training.reduction: psum is for several devices" in err
+        assert not list((tmp_path / "run").glob("*.toml"))
+
+
 def test_a_run_is_resumed_only_as_it_was_but_may_go_on_for_longer(run, whole, tmp_path):
     output = tmp_path / "copy"
     shutil.copytree(whole[0], output)

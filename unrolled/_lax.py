@@ -42,8 +42,9 @@ def fori_loop(lower: int, upper: int, body: Callable[[Any, Any], Any], start: An
 
 
 def adjoint(linear: Callable[[Any], Any], primal: Any, image: Any) -> Any:
-    """linear' applied to an image, by `jax.linear_transpose` at the types of a primal."""
+    """linear' applied to an image, by `jax.linear_transpose` at the type of a primal."""
     if _inside_shard_map():
+        primal = jnp.zeros(primal.shape, primal.dtype)
         axes = _axes(image, jax.eval_shape(linear, primal))
         primal, image = _varying(primal, axes), _varying(image, axes)
     return jax.linear_transpose(linear, primal)(image)[0]

@@ -110,3 +110,16 @@ def test_what_is_no_sequence_of_banks_or_no_side_is_refused():
     with pytest.raises(ValueError, match=r"^ImageConv: side is \(5,\); expected \(H, W\)"):
         models.ImageConv(jnp.ones((3, 3, 1, 2)), (5,))
     assert hash(models.ImageConv(jnp.ones((3, 3, 1, 2)), [5, 5]).side) == hash((5, 5))
+
+
+@pytest.mark.parametrize("name", ["strides", "kernel_dilation"])
+def test_csc_layers_take_one_size_per_side(name):
+    with pytest.raises(ValueError, match=rf"CSCLayer: {name} is .* one for each"):
+        made("CSCLayer", kernel_size=(3, 3), **{name: (1, 1, 1)})
+
+
+def test_csc_layers_step_safely_for_filters_at_the_ends_of_the_range():
+    for scale in (0.0, 1e-25, 1e20):
+        draw = lambda key, shape, dtype, s=scale: s * jax.random.normal(key, shape, dtype)  # noqa: E731
+        layer = made("CSCLayer", kernel_size=(3, 3), unfoldings=1, kernel_init=draw)
+        assert jnp.isfinite(layer.step[...])

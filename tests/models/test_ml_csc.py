@@ -404,6 +404,19 @@ def test_constrained_steps_are_proximal_whatever_the_params(method):
     assert net.layers[0].step().gamma == 0.01
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-25, 1e22])
+def test_constrained_steps_of_filters_at_the_ends_of_the_range(scale):
+    net = make("ml-ista", constrained=True)
+    kernel = net.layers[0].kernel
+    kernel[...] = kernel[...] * jnp.asarray(scale, kernel[...].dtype)
+    gamma = net.layers[0].step().gamma
+    assert jnp.isfinite(gamma) and (gamma == net.layers[0].c[...]) == (scale < 1)
+    D = ur.dictionaries.Conv(jnp.full((1, 1, 2, 2), scale, jnp.float32), (4, 4), 2)
+    np.testing.assert_allclose(power_norm(D, 30), 2 * scale, rtol=1e-6)
+    gradient = jax.grad(lambda D: power_norm(D, 30))(D)
+    assert jnp.isfinite(gradient.filters).all()
+
+
 def test_constrained_steps_pass_on_the_gradient_of_the_norm():
     D = ur.dictionaries.Conv(normal(2, 1, 3, 3), (5, 5), 2)
     direction = jax.tree.map(lambda leaf: normal(*leaf.shape, seed=3), D)
@@ -457,3 +470,11 @@ def test_filters_that_are_none_are_refused():
 def test_pictures_of_another_size_are_refused(shape):
     with pytest.raises(ValueError, match=r"expected \(N, "):
         make("cnn")(jnp.zeros(shape))
+
+
+def test_kernels_that_do_not_fit_images_are_refused():
+    for shape, side in (((6, 6, 1, 2), (4, 4)), ((3, 2, 1, 2), (5, 5)), ((3, 3, 2), (5, 5))):
+        with pytest.raises(ValueError, match=r"ImageConv: the kernel has shape .*; expected"):
+            ImageConv(jnp.ones(shape), side)
+    D = ImageConv(jnp.ones((3, 3, 1, 2), "float32"), (5, 5))
+    assert (np.ones((1, 5, 5, 1), int) @ D).shape == (1, 3, 3, 2)  # of numpy, and of integers

@@ -160,7 +160,8 @@ class Conv(Structured):
         return (self.filters.reshape(self.filters.shape[0], -1) @ patches.T).reshape(-1)
 
     def synthesize(self, x: Array) -> Array:
-        return _lax.adjoint(self.analyze, jnp.zeros(self.shape[0], x.dtype), x)
+        signal = jax.ShapeDtypeStruct((self.shape[0],), x.dtype)
+        return _lax.adjoint(self.analyze, signal, x)
 
     def _extend(self, r: Array) -> Array:
         """`r` continued on the far side, as far as the last position reaches."""

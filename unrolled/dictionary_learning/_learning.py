@@ -284,7 +284,7 @@ def learn(method: Method, options: Options) -> Learned:
     if keeper.history:
         method.warn(state)
     result = method.result(state)._replace(history=tuple(keeper.history))
-    half = any(jnp.finfo(leaf.dtype).bits < 32 for leaf in jax.tree.leaves((result.D, result.X)))
+    half = jnp.finfo(_checks.common_dtype(result.D, result.X)).bits < 32
     return result._replace(state=method.arrays(state)) if half and result.state is None else result
 
 

@@ -60,7 +60,8 @@ class ImageConv:
         _checks.as_index(self.stride, "stride", "ImageConv", least=1)
         _checks.as_index(self.padding, "padding", "ImageConv")
         shape = jnp.shape(self.kernel)
-        if len(shape) != 4 or shape[0] != shape[1] or shape[0] > min(side) + 2 * self.padding:
+        k, other = shape[-4:-2] if len(shape) > 3 else (0, 1)  # of one kernel, or of several
+        if k != other or k > min(side) + 2 * self.padding:
             raise ValueError(
                 f"ImageConv: the kernel has shape {shape}; expected (k, k, C, m) with k no larger "
                 f"than images of {side[0]} x {side[1]} padded by {self.padding}"

@@ -198,7 +198,8 @@ def layered_basis_pursuit(
 
     Under Assumption 1 (strict, with mu or the generalized coherence) the codes of DSC_1 are those
     of the DSC problem (Theorem 2, `theory.uniqueness`). Penalties admit noise; those of
-    `theory.layered_penalties` have no false positives and an error in proportion to the noise.
+    `theory.layered_penalties` have no false positives and an error in proportion to the noise. With
+    penalties there is no derivative in reverse mode.
 
     Args:
         Ds: J dictionaries (d_{j-1}, d_j), d_0 = m.

@@ -39,7 +39,8 @@ def ml_basis_pursuit(
 
     Convex, with x_J as its one variable: sparse synthesis at the deepest layer, sparse analysis in
     the others. ADMM runs to the gap. A linear system for the zeros and signs that it found then
-    gives the codes to rounding, if that lowers the gap. One layer is the LASSO.
+    gives the codes to rounding, if that lowers the gap. One layer is the LASSO. There is no
+    derivative in reverse mode; `ml_fista` with tol=None has one.
 
     Args:
         Ds: J dictionaries (d_{j-1}, d_j). Structured ones are made dense for one eigenvalue

@@ -41,7 +41,8 @@ def project(
     With `sparsity`, orthogonal matching pursuit takes one atom of D_[1,J] after the other: the one
     whose normalised inner product with the residual is largest. It stops at s_J atoms, at an exact
     fit, where no independent atom is left, or before a code exceeds its s_j. With `lam`, FISTA
-    solves the LASSO in D_[1,J]. One layer is that pursuit itself.
+    solves the LASSO in D_[1,J]. One layer is that pursuit itself. There is no derivative in reverse
+    mode.
 
     Args:
         Ds: J dictionaries (d_{j-1}, d_j).

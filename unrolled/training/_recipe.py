@@ -258,7 +258,7 @@ def _signals(D: Dictionary, calibrating: tuple, later: tuple, depth: int) -> _Si
     _checks.finite((calibrating, later), "Y or X", "prepare")
     law = law_of(D, *(np.concatenate(parts) for parts in zip(calibrating, later)))
     lams, (Y, X) = ista.recipe.tried(law)["lam"], later
-    if not np.any(X):
+    if not np.asarray(X).any():
         raise ValueError(f"prepare: the codes of the last {len(X)} signals are all zero")
     errors = (_nmse(ista(depth), ista_params(D, lam, depth, "prepare"), D, Y, X) for lam in lams)
     return _Signals(D, calibrating, later, law, min(float(nmse) for nmse, _ in errors))
