@@ -120,7 +120,7 @@ def _bounded(key: Array, shape: tuple[int, ...], s: int, bound: float, least: fl
     support_key, sign_key, value_key = jax.random.split(key, 3)
     signs = jax.random.rademacher(sign_key, shape, float)
     values = jax.random.uniform(value_key, shape, float, least, bound)
-    values = jnp.where(values == 0, bound, values)  # a nonzero is none with probability zero only
+    values = jnp.where(values == 0, bound, values)  # what is drawn as 0 would not count
     return _support(support_key, shape, s) * signs * values
 
 

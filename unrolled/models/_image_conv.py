@@ -89,13 +89,14 @@ class ImageConv:
         return _synthesize(self, x)
 
     def _operand(self, batch: Array, what: str, shape: tuple[int, ...]) -> Array:
-        """The batch in the dtype of the filters, checked."""
+        """The batch, checked; integers and shorter floats in the dtype of the filters."""
         if batch.shape[1:] != shape:
             expected = ", ".join(map(str, shape))
             raise ValueError(
                 f"ImageConv: {what} have shape {batch.shape}; expected (N, {expected})"
             )
-        return jnp.asarray(batch, self.kernel.dtype)
+        dtype = self.kernel.dtype
+        return jnp.asarray(batch, dtype if jnp.promote_types(batch.dtype, dtype) == dtype else None)
 
 
 # The gradients of both maps are made of the two maps and the gradient of the filters, which are

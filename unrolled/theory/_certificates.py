@@ -313,7 +313,7 @@ def _shrinks(errors: np.ndarray) -> bool:
 
 
 def _largest_sparsity(holds: Callable[[int], bool], d: int) -> int:
-    """By doubling, past those where it does not hold: a few large thresholds weigh less in many."""
+    """By doubling, also past an s where it does not hold: larger ones may share a threshold."""
     tried = [0, *(2**i for i in range(d.bit_length())), d + 1]
     i = max(i for i, s in enumerate(tried[:-1]) if not s or holds(s))
     low, high = tried[i : i + 2]
