@@ -95,8 +95,10 @@ class ImageConv:
             raise ValueError(
                 f"ImageConv: {what} have shape {batch.shape}; expected (N, {expected})"
             )
-        dtype = self.kernel.dtype
-        return jnp.asarray(batch, dtype if jnp.promote_types(batch.dtype, dtype) == dtype else None)
+        kind, dtype = batch.dtype, self.kernel.dtype
+        floats = jnp.issubdtype(kind, jnp.floating)
+        wider = floats and jnp.finfo(kind).bits > jnp.finfo(dtype).bits
+        return batch if wider else jnp.asarray(batch, dtype)
 
 
 # The gradients of both maps are made of the two maps and the gradient of the filters, which are
