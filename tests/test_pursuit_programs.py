@@ -103,7 +103,7 @@ def test_a_first_call_compiles_three_programs_at_most(name, compiled):
     assert len(compiled) <= 3
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_pursuit_runs_inside_shard_map_with_its_checks(name):
     """JAX knows which numbers differ among devices, also where there is one device."""

@@ -13,6 +13,7 @@ from jax import lax
 
 
 def scan(body: Callable[[Any, Any], Any], start: Any, xs: Any = None, **options: Any) -> Any:
+    """`lax.scan`; every leaf of the state differs among devices as the state after a step does."""
     if not _inside_shard_map():
         return lax.scan(body, start, xs, **options)
     first = jax.tree.map(lambda leaf: leaf[0], xs)
@@ -26,6 +27,7 @@ def scan(body: Callable[[Any, Any], Any], start: Any, xs: Any = None, **options:
 
 
 def while_loop(goes_on: Callable[[Any], Any], body: Callable[[Any], Any], start: Any) -> Any:
+    """`lax.while_loop`, with the state as in `scan`."""
     if not _inside_shard_map():
         return lax.while_loop(goes_on, body, start)
     axes = _axes(start, jax.eval_shape(body, start))
@@ -33,6 +35,7 @@ def while_loop(goes_on: Callable[[Any], Any], body: Callable[[Any], Any], start:
 
 
 def fori_loop(lower: int, upper: int, body: Callable[[Any, Any], Any], start: Any) -> Any:
+    """`lax.fori_loop`, with the state as in `scan`."""
     if not _inside_shard_map():
         return lax.fori_loop(lower, upper, body, start)
     axes = _axes(start, jax.eval_shape(body, jnp.int32(lower), start))

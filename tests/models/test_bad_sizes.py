@@ -120,6 +120,6 @@ def test_csc_layers_take_one_size_per_side(name):
 
 def test_csc_layers_step_safely_for_filters_at_the_ends_of_the_range():
     for scale in (0.0, 1e-25, 1e20):
-        draw = lambda key, shape, dtype, s=scale: s * jax.random.normal(key, shape, dtype)  # noqa: E731
+        draw = nnx.initializers.normal(scale)
         layer = made("CSCLayer", kernel_size=(3, 3), unfoldings=1, kernel_init=draw)
         assert jnp.isfinite(layer.step[...])
