@@ -278,9 +278,7 @@ def test_a_command_says_where_its_programs_are(run, home_cache):
 @pytest.mark.slow
 def test_doctor(run, tmp_path):
     status, out, err = run("doctor", "--output", tmp_path / "new")
-    assert status == 0 and (tmp_path / "new").is_dir() and not list((tmp_path / "new").iterdir()), (
-        err
-    )
+    assert status == 0 and not list(tmp_path.iterdir()), err  # a folder that was not there is gone
     found = dict(re.split(r" {2,}", line, maxsplit=1) for line in out.splitlines() if "  " in line)
     assert found["jax"] == jax.__version__
     assert {"JAX_PLATFORMS", "memory", "compilation cache"} <= set(found)

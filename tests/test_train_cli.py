@@ -101,6 +101,7 @@ def folder(tmp_path_factory):
     (folder / "torn.npy").write_bytes((folder / "Y.npy").read_bytes()[:700])
     (folder / "text.npy").write_text("not an array\n")
     (folder / "full").mkdir()
+    (folder / "empty").mkdir()
     (folder / "full" / "notes.txt").write_text("mine\n")
     return folder
 
@@ -519,6 +520,7 @@ def test_a_recipe_sets_what_is_not_given(folder, tmp_path, monkeypatch, capsys):
     first = ur.training.restore(weights_of(run))
     p = np.mean(np.load("YX.npz")["X"][:28] != 0)
     assert first.layer.support == tuple(float(f"{per * p:.2g}") for per in (0.12, 1.3))
+    assert "support" not in (run / "config.toml").read_text()  # what the recipe sets is not chosen
     assert main(["train", "--output", str(run), "--resume"]) == 0
     again = ur.training.restore(weights_of(run))
     assert again.layer is first.layer
@@ -680,6 +682,8 @@ def test_a_run_is_resumed_only_as_it_was_but_may_go_on_for_longer(run, whole, tm
     status, _, err = run("train", "--output", output, "--resume", *other)
     told = "seed (0, now 4), problem.lam (0.1, now 0.2), training.rate (0.001, now 0.01)"
     assert status == 2 and told in err
+    status, _, err = run("train", "--output", output, "--resume", "--family", "tista")
+    assert status == 2 and "model.family (ista, now tista)" in err
     status, _, err = run("train", "--output", output, "--resume", "--steps", "19")
     assert status == 2 and "training.steps (20, now 19)" in err
     assert (output / "weights.npz").read_bytes() == (whole[0] / "weights.npz").read_bytes()
@@ -1086,7 +1090,8 @@ REFUSED = {
     "certify weights.npz --sparsity 1,2": "2 sparsities for 1 layers; expected one for each",
     "certify weights.npz --tolerance nan": "certify: tolerance must be non-negative and not NaN",
     "certify plain.npz": "plain.npz: it names no layer",
-    "certify full": "full: no saved step",
+    "certify full": "full: no saved step; there are",
+    "certify empty": "empty: no saved step; the folder is empty",
     "encode bare.npz Y.npy --dictionary other.npy": "bare.npz: the weights "
     "were saved with another D",
     "encode weights.npz gone.npy": "gone.npy: no such file",
@@ -1203,6 +1208,8 @@ def test_codes_that_are_all_zero_are_told(folder, run, tmp_path):
     out = run("encode", "--method", "lasso", "--lam", 1e3, *files)[1]
     assert "all codes are zero: try a smaller lam" in out and "0.0 nonzeros" in out
     assert "all codes are zero" not in run("encode", "--method", "lasso", "--lam", 0.1, *files)[1]
+    out = run("encode", "--method", "omp", "--sparsity", 0, *files)[1]
+    assert "all codes are zero: try a smaller tol or a larger sparsity" in out
 
 
 QUICK = ("--steps", "2", "--batch", "8", "--depth", "2", "--evaluate_every", "1")

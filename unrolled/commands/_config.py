@@ -273,7 +273,7 @@ def to_dict(config: Config) -> dict[str, Any]:
             "options": {
                 name: value
                 for name, value in records.to_plain(model.layer, activations.describe).items()
-                if name not in _NOT_OF_MODEL
+                if name not in _NOT_OF_MODEL and name not in _left_to_recipe(model)
             },
         }
         for model in config.layers
@@ -285,6 +285,14 @@ def to_dict(config: Config) -> dict[str, Any]:
         "model": models if config.chained else models[0],
         "training": records.to_plain(config.training),
     }
+
+
+def _left_to_recipe(model: Model) -> set[str]:
+    """The options that the recipe of the family sets: those that have their defaults."""
+    if model.start != "recipe":
+        return set()
+    fields = dataclasses.fields(model.layer)
+    return {field.name for field in fields if getattr(model.layer, field.name) == field.default}
 
 
 def _flat(value: Any) -> Any:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import datasets, pursuit, theory
+from unrolled._pursuits import PURSUITS
 from unrolled._text import in_rows
 from unrolled.commands._inputs import check_length, open_signals, read_dictionary
 from unrolled.dictionaries import Dictionary
@@ -16,6 +17,8 @@ from unrolled.problems import synthesize
 
 _CHUNK = 1000  # signals at a time
 _SHOWN = 20  # rows that the text lists
+# Options of pursuits that, too large, make all codes zero.
+_SILENCING = ("lam", "lams", "ratio", "theta", "thetas", "eps")
 
 
 class CertifiedCodes(NamedTuple):
@@ -99,8 +102,7 @@ class Encoded(NamedTuple):
             layers = enumerate(self.layers, start=1)
             lines = [f"{self.signals} signals", *(f"  layer {j}, {x.text()}" for j, x in layers)]
         if not self.layers[-1].mean_nonzeros and self.layers[-1].relative_residual:
-            small = "lam, ratio or threshold" if isinstance(self.source, str) else "threshold"
-            lines.append(f"all codes are zero: try a smaller {small}")
+            lines.append(f"all codes are zero: try {_advice(self.source)}")
         if self.missed:
             lines.append(f"codes above their tolerance{in_rows(np.asarray(self.missed))}:")
             lines.append(f"{len(self.missed)} codes miss the tolerance of {self.source}")
@@ -215,3 +217,13 @@ def certify_codes(dictionary: Path, signals: Path, codes: Path) -> CertifiedCode
         )
         rows += (first + uncertified(D, *parts)).tolist()
     return CertifiedCodes(len(Y), tuple(rows))
+
+
+def _advice(source: Path | str) -> str:
+    """What gives codes that are not all zero."""
+    if isinstance(source, Path):
+        return "a smaller threshold"
+    options = PURSUITS[source].options
+    more = " or a larger sparsity" if "sparsity" in options else ""
+    less = [name for name in _SILENCING if name in options] or ["tol"]
+    return f"a smaller {', '.join(less)}{more}"

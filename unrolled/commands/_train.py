@@ -163,10 +163,7 @@ def _opened(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say)
     if resume:
         other = differences(_grown(load(_saved(folder), {}), config), config)
         if other:
-            raise ConfigError(
-                f"{folder}: holds a run with another configuration: {', '.join(other)}; "
-                "try another --output"
-            )
+            raise _another(folder, other)
     elif folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(
             f"{folder}: is not empty; try --resume to continue its run, or another --output"
@@ -180,7 +177,17 @@ def _read_config(path: Path | None, flags: Mapping[str, Any], resume: bool, say:
     if not (resume and path is None):
         return settled(load(path, flags), say)
     folder = Path(flags.get("output") or Config.output).absolute()
+    saved, family = load(_saved(folder), {}), flags.get("family")
+    if family and not saved.chained and family != saved.layers[0].family:  # it has other options
+        raise _another(folder, [f"model.family ({saved.layers[0].family}, now {family})"])
     return settled(load(_saved(folder), {**flags, "output": str(folder)}), say)
+
+
+def _another(folder: Path, changed: Sequence[str]) -> ConfigError:
+    return ConfigError(
+        f"{folder}: holds a run with another configuration: {', '.join(changed)}; try another "
+        "--output"
+    )
 
 
 def _saved(folder: Path) -> Path:

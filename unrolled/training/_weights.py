@@ -180,9 +180,10 @@ def _read_folder(path: Path, step: int | None) -> tuple[dict, dict]:
     try:
         saved = steps.all()
         if not saved or step not in (None, *saved):
+            there = saved or sorted(p.name for p in path.iterdir())[:8]
             raise FileNotFoundError(
                 f"restore: {path}: no saved step{'' if step is None else f' {step}'}; "
-                f"there are {saved or sorted(p.name for p in path.iterdir())[:8]}"
+                + (f"there are {there}" if there else "the folder is empty")
             )
         step = saved[-1] if step is None else step
         manifest = steps.manifest(step)
