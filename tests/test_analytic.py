@@ -727,3 +727,55 @@ def test_certificates_at_the_lower_end_of_the_range_are_true(dtype, bound):
     assert planned.holds and errors <= planned.error[-1] and not ((codes != 0) & (X == 0)).any()
     certificate = theory.certify(layers.alista(depth), params, D, sparsity=1, bound=bound)
     assert not certificate.holds or errors <= certificate.error[-1]
+
+
+# What the steps of a held schedule reach stays in the range of the dtype
+
+
+@pytest.mark.parametrize("per_atom", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_codes_too_large_for_their_dtype_are_not_certified(dtype, per_atom):
+    """Thresholds beyond a quarter of the range would be cut: of what holds none is."""
+    D = dictionaries.identity_hadamard(64).astype(dtype)
+    largest = float(jnp.finfo(dtype).max)
+    options = dict(depth=3, sparsity=4, per_atom=per_atom)
+    for share in (0.6, 0.1, 0.05):
+        with pytest.warns(analytic.HypothesisWarning, match=f"this size in {dtype}"):
+            _, schedule = analytic.block_schedule(D, D, bound=share * largest, **options)
+        assert not schedule.holds
+    for bound in (1e-3 * largest, 1.0):
+        _, schedule = analytic.block_schedule(D, D, bound=bound, **options)
+        stored = analytic.stored_thresholds(schedule.theta, dtype)
+        assert schedule.holds
+        np.testing.assert_array_equal(stored, schedule.theta.astype(dtype))
+
+
+def test_chains_of_codes_too_large_for_their_dtype_are_not_certified():
+    D = dictionaries.identity_hadamard(64).astype(np.float32)
+    classes = dict(depths=(2, 2), sparsities=(1, 1))
+    for bound, warned in ((1e38, True), (1e30, False)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            chain = (D, jnp.eye(128, dtype=np.float32))
+            _, schedules = analytic.chain_schedules(chain, bounds=(bound, bound), **classes)
+        assert bool(caught) is warned and all(s.holds for s in schedules) is not warned
+
+
+def test_weights_of_zero_certify_nothing_in_either_norm():
+    D = dictionaries.identity_hadamard(16)
+    for norm in ("l1", "l2"):
+        for per_atom in (False, True):
+            with pytest.warns(analytic.HypothesisWarning):
+                _, schedule = analytic.block_schedule(
+                    D,
+                    0 * D,
+                    depth=2,
+                    sparsity=1,
+                    bound=1.0,
+                    noise=0.1,
+                    noise_norm=norm,
+                    per_atom=per_atom,
+                )
+            assert not schedule.holds
+    with pytest.raises(ValueError, match="certify: W has NaN"):
+        analytic.certify(D, math.nan * D)

@@ -105,3 +105,11 @@ def test_what_it_refuses():
         weights_table(D * np.where(np.arange(40) == 3, np.nan, 1.0))
     with pytest.raises(TypeError, match="outside jit"):
         jax.jit(lambda D: weights_table(D).coherence.upper)(D)
+
+
+def test_the_largest_sparsity_allows_for_atoms_off_unit_norm():
+    """2 atoms at mu_W < 1/3, unit to 4e-5: mu_W alone admits s = 2, and 3 mu_W + eta >= 1."""
+    mu = 1 / 3 - 4e-5
+    D = np.array([[1, mu], [0, np.sqrt(1 - mu * mu)]]) * (1 + 4e-5)
+    row = weights_table(D).rows["W = D"]
+    assert row.mu_W < 1 / 3 and (row.largest_sparsity, row.sparsity, row.holds) == (1, 1, True)

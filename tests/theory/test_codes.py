@@ -347,3 +347,30 @@ def test_fifty_nonzeros_of_five_hundred(float32_by_default):
     assert 60 <= np.median(found.error_gain) <= 250
     none = certify_code(D, sparse(1, 20, 100, 500) @ D.T, sparse(1, 20, 100, 500))
     assert none.unique.mean() <= 0.2
+
+
+@pytest.mark.parametrize("size", [1e59, 1e-59])
+def test_atoms_of_any_size_that_is_taken_have_the_same_certificate(size):
+    D = np.asarray(dictionaries.gaussian(jax.random.key(0), 24, 48), float)
+    x = np.zeros(48)
+    x[[3, 20, 40]] = 1.0, -2.0, 0.5
+    one, found = certify_code(D, D @ x, x), certify_code(size * D, size * (D @ x), x)
+    assert one.unique and found.unique
+    np.testing.assert_allclose(found.x, x, atol=1e-14)  # some roundings of 2
+    assert found.sigma == pytest.approx(size * one.sigma, rel=1e-9)
+    assert found.error_gain == pytest.approx(one.error_gain / size, rel=1e-6)
+
+
+def test_atoms_whose_fourth_powers_leave_the_range_are_refused():
+    D, x = np.eye(3), np.ones(3)
+    for size in (1e61, 1e80, 1e-61, 1e-80):
+        for finish in (None, 3):
+            with pytest.raises(ValueError, match="the largest norm of an atom is"):
+                certify_code(size * D, size * x, x, finish=finish)
+
+
+def test_a_certificate_is_asked_of_its_own_signals():
+    proof = certify_code(np.eye(3), np.ones(3), np.ones(3))
+    for wrong in (np.ones(2), np.ones((1, 3))):
+        with pytest.raises(ValueError, match=r"certified: y has shape .*expected \(3,\)"):
+            proof.certified(wrong)

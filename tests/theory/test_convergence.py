@@ -370,11 +370,10 @@ def test_atom_schedule_at_the_ends_of_its_range():
 
 def test_noise_gain_is_the_largest_norm(dtype):
     p = load("minimax", dtype)
-    # In float32 a norm of 48 squares; for a Conv, of its filters.
     expected = np.linalg.norm(p.W.astype(float), axis=0).max()
-    assert theory.noise_gain(p.W) == pytest.approx(expected, rel=8 * float(np.finfo(dtype).eps))
+    assert theory.noise_gain(p.W) == pytest.approx(expected, rel=2e-9)  # rounded up
     assert theory.noise_gain(conv()[1]) == pytest.approx(
-        np.linalg.norm(load("conv").W, axis=0).max()
+        np.linalg.norm(load("conv").W, axis=0).max()  # of its filters
     )
     assert type(theory.noise_gain(p.W)) is float
 
@@ -1167,3 +1166,20 @@ def test_bounds_refuse_bad_numbers_and_shapes():
     for rho in ("relu", jax.nn.relu, None):
         with pytest.raises(TypeError, match="theorem_of: .* constants of an Activation"):
             theory.theorem_of(rho)
+
+
+def test_plans_of_the_ends_of_the_range():
+    """A tolerance whose ratio to the start overflows; a start that is no number."""
+    found = plan([0.5], [1.0], sparsities=[1], bounds=[1.0], tol=5e-324)
+    assert found.depths == (1074,) and found.holds  # 2^-1074
+    found = plan([0.0], [1.0], sparsities=[1], bounds=[math.inf], tol=1e-3)
+    assert not found.holds and "not finite" in found.reason
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_noise_gain_is_never_too_low(dtype):
+    for seed in range(8):
+        W = np.random.default_rng(seed).normal(size=(40, 80)) / 6
+        W = jnp.asarray(W).astype(dtype)
+        exact = np.linalg.norm(np.asarray(W, float), axis=0).max()
+        assert exact <= theory.noise_gain(W) <= exact * (1 + 2e-9)  # rounded up by 1e-9

@@ -161,3 +161,8 @@ def test_faults():
         support_rate(D[:2], D, [0])
     with pytest.raises(TypeError, match="traced"):
         jax.jit(lambda D: theory.support_rate(D, D, [0]).plain)(D)
+
+
+def test_no_number_of_steps_reaches_an_error_of_zero():
+    assert local_rate(250, 500, 50).steps_to(-math.inf) == (math.inf,) * 3
+    assert local_rate(5, 5, 1).steps_to(-math.inf) == (1, 1, 1)  # one step does

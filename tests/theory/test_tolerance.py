@@ -179,3 +179,18 @@ def test_faults_of_types_and_levels():
 def test_errors_of_float32_keep_their_values():
     errors = np.random.default_rng(0).random(60).astype(np.float32)
     assert tolerance_bound(errors, **CLASS).bound == float(errors.max())
+
+
+def test_a_sample_of_none_certifies_nothing():
+    """1 - 1e-17 is 1 in float64: without risk to avoid, a bound still is the error of a signal."""
+    assert signals_needed(0.1, 1e-17) == 1
+    found = tolerance_bound([], share=0.1, confidence=1e-17)
+    assert (found.bound, found.holds, found.missing) == (math.inf, False, 1)
+
+
+def test_numbers_that_cannot_be_counted_are_refused():
+    with pytest.raises(ValueError, match="needs more signals than can be counted"):
+        signals_needed(1e-320, 0.5)
+    for call in (lambda n: signals_needed(0.1, 0.5, n), lambda n: tolerance_bound([1], at_once=n)):
+        with pytest.raises(ValueError, match="at_once must be at most 1e15"):
+            call(10**320)

@@ -10,12 +10,9 @@ from jax.typing import DTypeLike
 from unrolled import _checks, layers
 from unrolled._checks import Array
 from unrolled.activations import Activation, relu
-from unrolled.analytic._schedules import block_schedule, chain_schedules
+from unrolled.analytic._schedules import LARGEST_SHARE, block_schedule, chain_schedules
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Unrolled, ista_params
-
-# Stored thresholds stop at this share of the largest number of their dtype: they are finite.
-_LARGEST_SHARE = 1 / 4
 
 
 def ista(D: Dictionary, lam: float, depth: int) -> Unrolled:
@@ -76,8 +73,8 @@ def lista_cp(
         params of the form that `tied` says.
 
     Warns:
-        HypothesisWarning: (2s-1) mu_W >= 1, or no theorem covers the activation: nothing is
-            certified.
+        HypothesisWarning: (2s-1) mu_W >= 1, no theorem covers the activation, or codes of this
+            size may leave the range of the dtype: nothing is certified.
 
     Raises:
         ValueError: atoms off unit norm, a zero atom, sparsity above d, or negative or NaN numbers.
@@ -204,5 +201,5 @@ def stored_thresholds(theta: np.ndarray, dtype: DTypeLike) -> Array:
         >>> ur.analytic.stored_thresholds(np.array([0.5, np.inf]), "float16").tolist()
         [0.5, 16376.0]
     """
-    largest = float(jnp.finfo(dtype).max) * _LARGEST_SHARE
+    largest = float(jnp.finfo(dtype).max) * LARGEST_SHARE
     return jnp.asarray(np.minimum(theta, largest), dtype)

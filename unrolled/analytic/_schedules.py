@@ -20,6 +20,8 @@ from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, column_no
 # raises itself: it grows until it covers what it needs, each time by this margin.
 _GUARD_MARGIN = 1 + 1e-3
 _GUARD_ROUNDS = 100
+# Stored thresholds stop at this share of the largest number of their dtype: they are finite.
+LARGEST_SHARE = 1 / 4
 
 
 class HypothesisWarning(UserWarning):
@@ -62,7 +64,7 @@ def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
     if W is None:
         plain = certify(D, D)
         return min((plain, certify(D, theory.frobenius_weights(D))), key=lambda c: c.mu_W)
-    W = _checks.cast(as_dictionary(W, "certify"), D.dtype)
+    W = _checks.cast(as_dictionary(W, "certify", "W"), D.dtype)
     if W.shape != D.shape:
         raise ValueError(
             f"certify: W has shape {W.shape} but D has shape {D.shape}; they must agree"
@@ -167,7 +169,7 @@ def block_schedule(
             )
         return c, _atom_schedule(D, c, noise=noise, noise_norm=noise_norm, **problem)
     # In l2 omega stands for C_W: this l1 noise enters as much.
-    noise = noise * c.omega / c.C_W if noise_norm == "l2" else noise
+    noise = noise * _l2_gain(c) if noise_norm == "l2" else noise
     return c, _schedule(D, c, activation, noise=noise, **problem)
 
 
@@ -206,6 +208,11 @@ def chain_schedules(
         schedules.append(_schedule(D, c, rho, inherited=_gain(c, before) * inherited, **options))
         inherited, before = float(schedules[-1].error[-1]), s if rho == relu else 0
     return certified, tuple(schedules)
+
+
+def _l2_gain(c: Certified) -> float:
+    """omega / C_W, 1 for weights that are 0."""
+    return c.omega / c.C_W if c.C_W else 1.0
 
 
 def _gain(c: Certified, before: int) -> float:
@@ -252,7 +259,7 @@ def _schedule(
                 break
             guard = needed * _GUARD_MARGIN
             planned = at(sparsity, depth)
-    return _warned(planned, sparsity, at, D, activation)
+    return _warned(_within_range(planned, c, sparsity * bound), sparsity, at, D, activation)
 
 
 def _atom_schedule(
@@ -265,7 +272,7 @@ def _atom_schedule(
         sizes = column_norms(W64) * UP if noise_norm == "l2" else sizes
     mus, C_Ws = np.asarray(coherences) * UP, np.asarray(sizes)
     guard = c.guard * sparsity * bound + c.lost
-    guard += c.noise_guard * noise * (c.omega / c.C_W if noise_norm == "l2" else 1)
+    guard += c.noise_guard * noise * (_l2_gain(c) if noise_norm == "l2" else 1)
 
     def at(sparsity, depth):
         options = dict(
@@ -273,7 +280,23 @@ def _atom_schedule(
         )
         return theory.atom_schedule(mus, C_Ws, **options)
 
-    return _warned(at(sparsity, depth), sparsity, at, D)
+    planned = _within_range(at(sparsity, depth), c, sparsity * bound)
+    return _warned(planned, sparsity, at, D)
+
+
+def _within_range(planned: Any, c: Certified, size: float) -> Any:
+    """`planned`, which holds only if all numbers of its steps are in the range of the dtype.
+
+    Those of y - D x are at most 2 norm(x*, 1) + E, and those of a step at most E + omega E + theta
+    beyond x*.
+    """
+    E, theta = float(np.max(planned.error)), float(np.max(planned.theta, initial=0.0))
+    within = size + (1 + max(c.omega, 1.0)) * E + theta <= _largest_number(c.W)
+    return planned._replace(holds=bool(planned.holds and within))
+
+
+def _largest_number(W: Dictionary) -> float:
+    return LARGEST_SHARE * float(jnp.finfo(W.dtype).max)
 
 
 def _check_sparsity(D: Dictionary, sparsity: int) -> None:
@@ -284,7 +307,13 @@ def _check_sparsity(D: Dictionary, sparsity: int) -> None:
 
 def _warned(planned, sparsity: int, at: Callable, D: Dictionary, activation: Activation = relu):
     """`planned`, with a warning unless it holds; `at(sparsity, depth)` gives other schedules."""
-    if not planned.holds:
+    if not planned.holds and at(sparsity, 0).holds:
+        _checks.warn(
+            f"the theory does not cover codes of this size in {D.dtype}: the numbers of a step may "
+            "leave its range. Try a smaller bound, or a wider dtype",
+            HypothesisWarning,
+        )
+    elif not planned.holds:
         covered = itertools.takewhile(lambda s: at(s, 0).holds, range(D.shape[1] + 1))
         name = "" if activation == relu else f" with {activation}"
         _checks.warn(

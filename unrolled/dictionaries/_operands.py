@@ -19,12 +19,13 @@ _UNIT_TOLERANCE = 1e-4
 _OUTSIDE = 0.1
 
 
-def as_dictionary(D: Dictionary | ArrayLike, where: str) -> Dictionary:
+def as_dictionary(D: Dictionary | ArrayLike, where: str, name: str = "D") -> Dictionary:
     """A dictionary in floating point, (m, d) with m and d at least 1.
 
     Args:
         D: a `Structured`, or what `jnp.asarray` takes.
         where: the name of the caller, which messages begin with.
+        name: in messages.
 
     Raises:
         TypeError: complex, or not numeric.
@@ -36,15 +37,17 @@ def as_dictionary(D: Dictionary | ArrayLike, where: str) -> Dictionary:
     """
     raw = D
     if not isinstance(D, Structured):
-        D = _checks.as_float(D, "D", where)
+        D = _checks.as_float(D, name, where)
         if D.ndim != 2:
-            raise ValueError(f"{where}: D has shape {D.shape}; expected (m, d), atoms in columns")
+            raise ValueError(
+                f"{where}: {name} has shape {D.shape}; expected (m, d), atoms in columns"
+            )
     if 0 in D.shape:
         raise ValueError(
-            f"{where}: D has shape {D.shape}; expected at least one row and one column"
+            f"{where}: {name} has shape {D.shape}; expected at least one row and one column"
         )
     # As given: inside of jit, what is made of a known array of numpy is traced.
-    _checks.finite(raw if isinstance(raw, np.ndarray) else D, "D", where)
+    _checks.finite(raw if isinstance(raw, np.ndarray) else D, name, where)
     return D
 
 

@@ -23,7 +23,7 @@ def stable_step(W: Dictionary, D: Dictionary) -> Array:
         >>> [round(float(ur.layers.stable_step(W, D)), 3) for W in (D, 4 * D)]
         [1.0, 0.5]
     """
-    return _stable_step(as_dictionary(W, "stable_step"), as_dictionary(D, "stable_step"))
+    return _stable_step(as_dictionary(W, "stable_step", "W"), as_dictionary(D, "stable_step"))
 
 
 @program()

@@ -39,7 +39,7 @@ class tista(Estimating):
 
     .. math::
         r = x + \gamma_k D^+ (y - D x), \qquad x \leftarrow E[x^* | x^* + \tau_k n = r], \qquad
-        \tau_k^2 = \frac{v}{d} (d + (\gamma_k^2 - 2 \gamma_k) m)
+        \tau_k^2 = \frac{v}{d} (d + (\gamma_k^2 - 2 \gamma_k) \min(m, d))
         + \frac{\gamma_k^2 \sigma^2}{d} \|D^+\|_F^2,
 
     where v = max((norm(y - D x)^2 - m sigma^2) / norm(D, "fro")^2, 1e-9) estimates the mean square
@@ -92,7 +92,7 @@ class tista(Estimating):
         noise, n = math.frexp(self.noise)
         excess = ldexp(e / E, 2 * (j - i)) - m * ldexp(noise / E, n - 2 * i)
         v, g = jnp.maximum(excess, least), widened(gamma)
-        tau2 = v / d * (d + (g**2 - 2 * g) * m)
+        tau2 = v / d * (d + (g**2 - 2 * g) * min(m, d))  # the rank of D, if it is full
         tau2 = tau2 + g**2 / d * ldexp(noise * w, n + 2 * k)
         tau2 = jnp.maximum(tau2, least)
         r = z + gamma * (residual @ W)

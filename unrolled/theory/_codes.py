@@ -33,7 +33,8 @@ _CHUNK = 2**22  # entries of the codes, or of the Gram matrices, that are made a
 _ROUGH, _FINE, _ITERATIONS = (1e-6, 1), (_EPS, 2), 300
 # Supports, and batches of a few signals, are padded to multiples: one program serves many sizes.
 _GRID, _STEP, _FEW = 16, 8, 64
-_LARGEST = 1e100  # of a code beside its signal, and of an atom
+_LARGEST = 1e100  # of a code beside its signal
+_LARGEST_ATOM = 1e60  # whose fourth power is in the range, and that of one so small
 
 
 class CodeCertificate(NamedTuple):
@@ -63,6 +64,11 @@ class CodeCertificate(NamedTuple):
         larger l1 norm that fits as well is within `error_gain` times both residuals.
         """
         Y = _checks.host_floats(y, "y", "certified")
+        if Y.shape != self.dual.shape:
+            raise ValueError(
+                f"certified: y has shape {Y.shape}; expected {self.dual.shape}, as the certificate "
+                "has signals"
+            )
         level = math.sqrt(Y.shape[-1]) * float(jnp.finfo(Y.dtype).eps)
         Y = Y.astype(float)
         scale = np.abs(Y).max(-1, keepdims=True, initial=0)
@@ -118,8 +124,8 @@ def certify_code(
 
     Raises:
         TypeError: a traced argument.
-        ValueError: shapes that do not fit, a negative number of steps, or atoms whose squares leave
-            the range.
+        ValueError: shapes that do not fit, a negative number of steps, or atoms whose fourth powers
+            leave the range: norms beyond 1e60, or below 1e-60.
 
     Not claimed: that x is the truth. It is, where the truth has no larger l1 norm; more nonzeros
     than basis pursuit recovers have no certificate, and `finish` finds no more than .3 m. With
@@ -438,7 +444,7 @@ def _certificates(
 ) -> CodeCertificate:
     """The statement with the rounding of the correlations, of sums of m products."""
     nu, tau, zeta, sigma, size, residual, rounding = parts
-    if not ((size > 1 / _LARGEST) & (size < _LARGEST)).all():
+    if not ((size > 1 / _LARGEST_ATOM) & (size < _LARGEST_ATOM)).all():
         raise ValueError(
             f"certify_code: the largest norm of an atom is {size[0]:.3g}; expected norms near 1, "
             "try dictionaries.normalize"

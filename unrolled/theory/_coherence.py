@@ -116,7 +116,7 @@ def weights_of(W: Dictionary, D: Dictionary, where: str) -> tuple[Dictionary, Di
         >>> [A.dtype.name for A in weights_of(jnp.eye(2), np.eye(2, dtype="float32"), "caller")]
         ['float32', 'float32']
     """
-    D, W = as_dictionary(D, where), as_dictionary(W, where)
+    D, W = as_dictionary(D, where), as_dictionary(W, where, "W")
     if W.shape != D.shape:
         hint = " Did you pass W.T?" if W.shape == D.shape[::-1] else ""
         raise ValueError(

@@ -59,7 +59,8 @@ def gaussian_conditioning(m: int, d: int, k: int, confidence: float = 1 - 1e-6) 
         confidence: c, in (0, 1).
 
     Returns:
-        kappa, rounded down, a float with the attribute `atoms` = k; 0 for k > m, 1 for k <= 1.
+        kappa, rounded down, a float with the attribute `atoms` = k; 1 for a single atom, 0 for
+        min(k, d) > m.
 
     Raises:
         TypeError: sizes that are no integers, or a confidence that is no number.

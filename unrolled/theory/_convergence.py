@@ -85,7 +85,7 @@ def atom_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array, Array, Ar
 
 
 def noise_gain(W: Dictionary) -> float:
-    """omega = max norm(w_i, 2), which takes the place of C_W for noise bounded in l2.
+    """omega = max norm(w_i, 2), rounded up, which takes the place of C_W for noise bounded in l2.
 
     Where norm(e, 2) is bounded instead of norm(e, 1), pass omega to `schedule` for C_W, and the
     bound for `noise`; to `rounding_guard`, which multiplies by C_W, the bound times omega / C_W.
@@ -97,7 +97,10 @@ def noise_gain(W: Dictionary) -> float:
         >>> round(l2.floor, 3)
         0.016
     """
-    return float(np.max(np.asarray(dictionaries.column_norms(as_dictionary(W, "noise_gain")))))
+    _checks.on_host(W, "noise_gain", "W")
+    with jax.enable_x64(True):
+        W = _checks.cast(as_dictionary(W, "noise_gain", "W"), np.float64)
+        return float(np.max(np.asarray(dictionaries.column_norms(W)))) * UP
 
 
 def error_gain(W: Dictionary, *, sparsity: int) -> float:
@@ -123,7 +126,7 @@ def error_gain(W: Dictionary, *, sparsity: int) -> float:
     """
     s = max(1, _checks.as_index(sparsity, "sparsity", "error_gain"))
     _checks.on_host(W, "error_gain", "W")
-    return sum_of_largest(as_dictionary(W, "error_gain"), s) / s
+    return sum_of_largest(as_dictionary(W, "error_gain", "W"), s) / s
 
 
 def sum_of_largest(W: Dictionary, s: int) -> float:
@@ -403,7 +406,8 @@ def plan(
         for limit, s, (C, B, delta, g, gain) in zip(limits, sparsities, numbers)
     )
     contracts = [limit.contraction * up(mu, eta) < 1 for limit, mu, eta in zip(limits, mus, etas)]
-    depths = _fewest(blocks, tol, math.inf) if all(contracts) else None
+    begin = all(math.isfinite(block.start) for block in blocks)
+    depths = _fewest(blocks, tol, math.inf) if all(contracts) and begin else None
     if depths is None:
         return Plan((math.inf,) * J, (), False, _reason(blocks, contracts, tol))
     return Plan(depths, schedules(depths=depths), True)
@@ -436,7 +440,8 @@ class _Block(NamedTuple):
             return 1
         if not floor < tol or not math.isfinite(self.start) or self.a == 0:
             return math.inf
-        K = max(1, math.ceil(math.log((self.start - floor) / (tol - floor)) / -math.log(self.a)))
+        fall = math.log(self.start - floor) - math.log(tol - floor)  # their ratio may overflow
+        K = max(1, math.ceil(fall / -math.log(self.a)))
         K += self.error(K, 0.0) > tol  # the logarithms round
         return K - 1 if K > 1 and self.error(K - 1, 0.0) <= tol else K
 

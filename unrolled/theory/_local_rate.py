@@ -183,6 +183,6 @@ def _count(rate: float, decibels: float) -> float:
     """The least k with 20 k log10(rate) <= decibels."""
     if decibels >= 0:
         return 0
-    if rate >= 1:
+    if rate >= 1 or (rate > 0 and decibels == -math.inf):
         return math.inf
     return math.ceil(decibels / (20 * math.log10(rate))) if rate > 0 else 1

@@ -344,7 +344,7 @@ def _weights(Ws: Sequence[Dictionary | None], J: int, where: str) -> list[Dictio
     """The weights in float64, or None, one per layer."""
     of_length(Ws, "Ws", J, where)
     _checks.on_host(Ws, where)
-    return [W if W is None else _checks.cast(as_dictionary(W, where), np.float64) for W in Ws]
+    return [W if W is None else _checks.cast(as_dictionary(W, where, "W"), np.float64) for W in Ws]
 
 
 def _factor(D: Dictionary, t: int) -> float:

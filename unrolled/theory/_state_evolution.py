@@ -4,15 +4,20 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
+from unrolled._numbers import wide_dtype
 from unrolled.dictionaries import Dictionary, Structured, as_dictionary, unit_atoms
 from unrolled.theory import _scalar_channels
 from unrolled.theory._scalar_channels import Prior, bernoulli_gaussian, branches, cut, least, mean
 
 # Variances stay above this part of that of the codes, as in the layers.
 _LEAST = 1e-15
+_LARGEST = 1e100  # of the noise, in units of the variance of the codes
+# Codes without zeros, or without nonzeros, have this part of the share of them.
+_EDGE = 1e-6
 # The best thresholds are looked for between these, per unit of the noise level or the residual.
 _THRESHOLDS = 0.05, 40.0
 # What the layers take as the least noise of their estimate.
@@ -82,7 +87,8 @@ def state_evolution(
 
     It speaks of the *median* signal of a large problem: print it beside medians, never beside a
     ratio of sums, which a few hard signals decide. Measured at 250 x 500 and 500 x 1000, p = 0.1,
-    K = 16, without noise and at SNR 40 and 20: within 1.2 dB of the median down to -100 dB.
+    K = 16, without noise and at SNR 40 and 20: within 1.2 dB of the median down to -100 dB, and of
+    `alista_at` with support selection within 1.8 dB in single steps.
 
     Args:
         layer: one of these families.
@@ -101,8 +107,9 @@ def state_evolution(
 
     Raises:
         TypeError: a family without state evolution, a structured or a traced D.
-        ValueError: probability outside (0, 1), variance <= 0, noise < 0, atoms off unit norm, or
-            params with trained weights or step sizes.
+        ValueError: probability outside (0, 1), variance <= 0, noise < 0 or beyond 1e100 times the
+            variance, atoms off unit norm, or params that are not finite or have trained weights or
+            step sizes.
 
     Not claimed: anything for a fixed size (the theorems are limits); thresholds of the residual of
     the same signal and support selection, which are not covered by the theorems; message passing
@@ -130,22 +137,36 @@ def state_evolution(
     unit_atoms(D, where)
     prior = _prior(probability, variance, where)
     _checks.nonnegative(noise, "noise", where)
-    _checks.finite(noise, "noise", where)
+    if not noise / prior.variance <= _LARGEST:
+        raise ValueError(
+            f"{where}: noise must be at most {_LARGEST:g} times the variance {prior.variance:g} of "
+            f"the codes, got {noise}"
+        )
     thresholds = None if params is None else _thresholds(layer, passing, params, D, where)
     s = np.linalg.svd(np.asarray(D, float), compute_uv=False)
-    s = s[s > min(D.shape) * float(np.finfo(D.dtype).eps) * s[0]]
-    problem = _Problem(s, (D.shape[0], D.shape[1]), float(noise))
+    s = s[s > min(D.shape) * float(jnp.finfo(wide_dtype(D.dtype)).eps) * s[0]]
+    # In units in which the codes have variance 1.
+    unit, prior = prior.variance, prior._replace(variance=1.0)
+    passing = _in_units(passing, unit)
+    problem = _Problem(s, (D.shape[0], D.shape[1]), float(noise) / unit)
     mse, tau, thresholds = _evolved(passing, problem, prior, layer.depth, thresholds)
     if mixed:
         mse = _mixed(passing, problem, prior, layer.depth, thresholds)
-    nmse = 10 * np.log10(np.maximum(mse, _LEAST**2) / (prior.probability * prior.variance))
-    return StateEvolution(nmse, tau, thresholds, _fits_family(passing, problem, prior))
+    nmse = 10 * np.log10(np.maximum(mse / prior.probability, _LEAST**2))
+    holds = _fits_family(passing, problem, prior)
+    return StateEvolution(nmse, math.sqrt(unit) * tau, thresholds, holds)
 
 
 class _Problem(NamedTuple):
     s: np.ndarray  # the singular values of D that are not 0
     shape: tuple[int, int]
     noise: float
+
+
+def _in_units(passing: MessagePassing, unit: float) -> MessagePassing:
+    """What a layer assumes, over the variance `unit`."""
+    variance, noise = (None if n is None else n / unit for n in (passing.variance, passing.noise))
+    return passing._replace(variance=variance, noise=noise)
 
 
 def _passing(layer: Any, where: str) -> MessagePassing:
@@ -175,6 +196,7 @@ def _prior(probability: float, variance: float, where: str) -> Prior:
 def _thresholds(layer, passing: MessagePassing, params, D, where: str) -> np.ndarray | None:
     """The thresholds of params whose other leaves are those of the start; ValueError for others."""
     layer.check(params, D)
+    _checks.finite(params, "params", where)
     start = layer.init(None, D)
     rest, expected = params, start
     if passing.threshold is not None:
@@ -186,8 +208,8 @@ def _thresholds(layer, passing: MessagePassing, params, D, where: str) -> np.nda
         expected = expected._replace(steps=expected.steps._replace(gamma=one))
     leaves = zip(jax.tree_util.tree_leaves_with_path(rest), jax.tree.leaves(expected), strict=True)
     for (path, leaf), other in leaves:
-        close = 1e3 * float(np.finfo(np.asarray(other).dtype).eps) * np.abs(other).max()
-        if not np.all(np.abs(np.asarray(leaf) - np.asarray(other)) <= close):
+        close = 1e3 * float(jnp.finfo(other.dtype).eps) * np.abs(np.asarray(other, float)).max()
+        if not np.all(np.abs(np.asarray(leaf, float) - np.asarray(other, float)) <= close):
             raise ValueError(
                 f"{where}: {path[-1].name} of the params is not that of message passing on D; "
                 "state evolution says nothing of trained weights or step sizes, try params=None"
@@ -218,7 +240,7 @@ def _mixed(passing, problem, prior: Prior, depth: int, thresholds) -> np.ndarray
     """The mean squared error over the number of nonzeros."""
     (_, d), p = problem.shape, prior.probability
     half = _DEVIATIONS * math.sqrt(d * p * (1 - p))
-    counts = range(max(1, math.floor(d * p - half)), min(d - 1, math.ceil(d * p + half)) + 1)
+    counts = range(max(0, math.floor(d * p - half)), min(d, math.ceil(d * p + half)) + 1)
     weights = np.exp(
         [
             math.lgamma(d + 1)
@@ -229,9 +251,10 @@ def _mixed(passing, problem, prior: Prior, depth: int, thresholds) -> np.ndarray
             for s in counts
         ]
     )
+    shares = np.clip(np.array(counts) / d, _EDGE * p, 1 - _EDGE * (1 - p))
     runs = [
-        _evolved(passing, problem, Prior(s / d, prior.variance), depth, thresholds)[0]
-        for s in counts
+        _evolved(passing, problem, prior._replace(probability=float(share)), depth, thresholds)[0]
+        for share in shares
     ]
     return weights @ np.stack(runs) / weights.sum()
 

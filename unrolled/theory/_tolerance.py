@@ -12,6 +12,7 @@ from unrolled._numbers import UP
 
 # Relative rounding of a probability: far below that of 1 - confidence itself.
 _ROUNDING = 1e-12
+_MOST_AT_ONCE = 10**15
 
 
 class Tolerance(NamedTuple):
@@ -36,7 +37,8 @@ def signals_needed(share: float, confidence: float, at_once: int = 1) -> int:
 
     Raises:
         TypeError: an argument that is traced, or not one number.
-        ValueError: a share or a confidence outside (0, 1), or at_once below 1.
+        ValueError: a share or a confidence outside (0, 1), a share so small that the number is
+            infinite in float64, or at_once below 1 or beyond 1e15.
 
     Reference: Wilks (1941).
 
@@ -45,7 +47,12 @@ def signals_needed(share: float, confidence: float, at_once: int = 1) -> int:
         (13809, 59)
     """
     share, risk = _risk("signals_needed", share, confidence, at_once)
-    return math.ceil(math.log(risk) / math.log1p(-share) * (1 - _ROUNDING))
+    n = math.log(risk) / math.log1p(-share) * (1 - _ROUNDING)
+    if n == math.inf:
+        raise ValueError(
+            f"signals_needed: a share of {share:g} needs more signals than can be counted"
+        )
+    return max(1, math.ceil(n))
 
 
 def tolerance_bound(
@@ -74,8 +81,7 @@ def tolerance_bound(
 
     Raises:
         TypeError: traced or complex errors, or an option that is not one number.
-        ValueError: errors of another shape, a share or a confidence outside (0, 1), or at_once
-            below 1.
+        ValueError: errors of another shape, or as `signals_needed`.
 
     Not claimed: anything where the sample has chosen something before, as the params, the depth or
     the method; or where its signals depend on each other, as patches of one picture do. Nothing is
@@ -162,4 +168,7 @@ def _risk(where: str, share: float, confidence: float, at_once: int) -> tuple[fl
         _checks.as_fraction(value, name, where)
         for name, value in {"share": share, "confidence": confidence}.items()
     )
-    return share, (1 - confidence) / _checks.as_index(at_once, "at_once", where, least=1)
+    at_once = _checks.as_index(at_once, "at_once", where, least=1)
+    if at_once > _MOST_AT_ONCE:
+        raise ValueError(f"{where}: at_once must be at most 1e15, got {_checks.brief(at_once)}")
+    return share, (1 - confidence) / at_once
