@@ -253,3 +253,21 @@ def test_filters_of_zeros_take_steps_that_stay_at_zero():
 def test_what_does_not_fit_is_refused(message):
     with pytest.raises(ValueError, match=message):
         WRONG[message]()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_csc_layers_with_batch_norm_stay_in_their_dtype(dtype):
+    y = jnp.ones((1, 5, 5, 3), jnp.float32)
+    for unfoldings in (0, 1):
+        options = dict(unfoldings=unfoldings, batch_norm=True, dtype=jnp.dtype(dtype))
+        layer = CSCLayer(3, 4, (3, 3), rngs=nnx.Rngs(0), **options)
+        assert layer(y).dtype == dtype and np.isfinite(np.asarray(layer(y), float)).all()
+
+
+def test_a_warm_start_may_have_any_dtype():
+    layer = CSCLayer(3, 4, (3, 3), warm=True, rngs=nnx.Rngs(0))
+    y = jnp.ones((1, 5, 5, 3), jnp.float32)
+    start = jnp.round(layer(y))  # integers, that all dtypes hold
+    expected = layer(y, start)
+    for given in (start.astype(jnp.bfloat16), start.astype(int), np.asarray(start).tolist()):
+        np.testing.assert_array_equal(layer(y, given), expected)

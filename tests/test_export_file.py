@@ -211,6 +211,9 @@ def test_an_activation_has_a_name(tmp_path, monkeypatch):
     with pytest.raises(TypeError, match="has no name"):
         network = ur.dsc([layer])
         ur.export.save(tmp_path / "net.zip", network, (given["params"],), (D,))
+    with pytest.raises(TypeError, match="has no name"):  # of a network without layers
+        network = ur.networks.res_csc(2, activation=absolute)
+        ur.export.save(tmp_path / "net.zip", network, network.init(None, (D,)), (D,))
     monkeypatch.setitem(ur.activations.NAMED, "absolute", absolute)
     path = ur.export.save(tmp_path / "net.zip", **given)
     assert ur.export.load(path).manifest["model"] == "ista(3, activation=absolute)"

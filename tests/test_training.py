@@ -12,7 +12,7 @@ import pytest
 from small_training import Damped, families, families_of_a_user
 from trees import same
 
-from unrolled import analytic, dictionaries, layers, networks, problems, training
+from unrolled import analytic, dictionaries, layers, networks, nnx, problems, training
 from unrolled._threads import beside
 from unrolled.training import NonFiniteError, Trained, fit
 
@@ -1093,3 +1093,47 @@ def test_dictionaries_that_do_not_belong_to_the_signals_are_refused(D):
         run(layer, D, lambda key: many_dictionaries(key, D), steps=1, learn_dictionary=True)
     with pytest.raises(TypeError, match="a dictionary each"):
         run(layer, D, lambda key: many_dictionaries(key, D)[:1], steps=1)
+
+
+def of_two_atoms(D):
+    """A `Sparse` dictionary whose columns combine two atoms of D each."""
+    A = np.zeros((D.shape[1], 9))
+    for j in range(9):
+        A[[j, (3 * j + 1) % D.shape[1]], j] = 1.0, -0.5
+    return dictionaries.Sparse(D, A)
+
+
+LEARNED = {
+    "sparse": lambda D, C: of_two_atoms(D),
+    "sparse, square": lambda D, C: dictionaries.Sparse(D, np.eye(D.shape[1])[:, ::-1]),
+    "concatenated": lambda D, C: dictionaries.Concatenated(C, np.eye(C.shape[0])),
+    "composed": lambda D, C: dictionaries.Composed(
+        D, dictionaries.Conv(C.filters, N, boundary="circular")
+    ),
+    "transposed": lambda D, C: dictionaries.Conv(C.filters, M - 3).T,
+}
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("name", LEARNED)
+def test_learning_a_structured_dictionary(name, D):
+    """Steps of a rate near 0 move next to nothing; others lower the loss and leave unit atoms."""
+    filters = np.random.default_rng(0).normal(size=(2, 1, 4))
+    start = LEARNED[name](D, dictionaries.Conv(filters, M))
+    unit, _ = dictionaries.normalize(start)
+    Y = np.random.default_rng(1).normal(size=(40, start.shape[0]))
+    layer = FAMILIES["ista"]
+    options = dict(loss=LASSO, steps=3, evaluate_every=1, key=0, learn_dictionary=True)
+    for rate in (1e-9, 0.01):
+        found = fit(layer, layer.init(None, unit), unit, Y, optimizer=optax.sgd(rate), **options)
+        assert_unit_atoms(found.D)
+        values = [record.validation for record in found.history.records]
+        if rate > 1e-9:
+            assert values[-1] < values[0]
+        else:  # the slopes are near 1
+            np.testing.assert_allclose(values, values[0], rtol=1e-6)
+    found = fit(layer, layer.init(None, unit), start, Y, optimizer=optax.sgd(0.01), **options)
+    assert np.isfinite([record.validation for record in found.history.records]).all()
+    module = nnx.Module(layer, layer.init(None, start), start, learn_dictionary=True)
+    module.normalize()
+    assert_unit_atoms(module.dictionary())

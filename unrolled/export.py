@@ -203,7 +203,7 @@ def _description(model: Any) -> str:
     text = repr(model)
     if not isinstance(model, Layer | Network):
         return getattr(model, "__name__", text)
-    for layer in getattr(model, "layers", (model,)):
+    for layer in getattr(model, "layers", ()) or (model,):
         activation = layer.options.get("activation")
         if activation is not None and not isinstance(activation, activations.Activation):
             text = text.replace(repr(activation), str(activations.describe(activation)))

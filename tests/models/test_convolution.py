@@ -173,6 +173,14 @@ def test_batch_norm_has_the_values_and_derivatives_of_its_formula(name):
     found, expected = (jax.jit(lambda g, f=f: run(f, g))(g) for f in (ours, formula))
     assert_close(found, expected, ROUNDING)
 
+    def penalty(function, x):
+        """A squared slope, whose own gradient is a second derivative."""
+        slopes = jax.grad(lambda *p: jnp.vdot(function(*p), g), (0, 1, 2))(x, scale, bias)
+        return sum(jnp.sum(slope**2) for slope in slopes)
+
+    found, expected = (jax.jit(jax.grad(lambda x, f=f: penalty(f, x)))(x) for f in (ours, formula))
+    assert_close(found, expected, ROUNDING)
+
 
 @pytest.mark.slow
 def test_batch_norm_moves_its_statistics_in_training_alone():

@@ -99,6 +99,30 @@ def test_batches_of_other_shapes_are_refused():
         D @ normal(1, 4, 4, 4)
 
 
+@pytest.mark.few(1)
+@pytest.mark.parametrize("wide, narrow", [("float32", "float16"), ("float64", "float32")])
+def test_batches_and_filters_meet_in_the_wider_dtype(wide, narrow):
+    """Both products and all four gradients, whichever of the two is the wider one."""
+    kernel, r = normal(3, 3, 2, 3), normal(2, 5, 5, 2, seed=1)
+    x = normal(2, 3, 3, 3, seed=2)
+
+    def both(kernel, r, x):
+        D = ImageConv(kernel, (5, 5))
+        return jnp.sum((r @ D) ** 2) + jnp.sum((D @ x) ** 2)
+
+    for dtypes in ((narrow, wide, wide), (wide, narrow, narrow)):
+        given = [a.astype(t) for a, t in zip((kernel, r, x), dtypes)]
+        found = jax.jit(jax.grad(both, (0, 1, 2)))(*given)
+        exact = jax.jit(jax.grad(both, (0, 1, 2)))(*(a.astype("float64") for a in given))
+        for mine, theirs, dtype in zip(found, exact, dtypes):
+            assert mine.dtype == dtype
+            # Sums of some hundred products in the wider dtype, rounded to that of the operand.
+            atol = 1e4 * float(jnp.finfo(wide).eps) + 4 * float(jnp.finfo(dtype).eps)
+            np.testing.assert_allclose(
+                mine.astype("float64"), theirs, atol=atol * float(jnp.abs(theirs).max())
+            )
+
+
 def test_accelerators_get_the_transpose_of_the_convolution(monkeypatch):
     D = ImageConv(normal(3, 3, 2, 3), (7, 9), 2, 1)
     x = normal(2, *D.positions, 3)

@@ -135,6 +135,10 @@ class Concatenated(Structured):
             *(scale_columns(D, part) for D, part in zip(self.parts, self._split(c)))
         )
 
+    def normalized(self) -> tuple["Concatenated", Array]:
+        parts, norms = zip(*map(normalized, self.parts))
+        return Concatenated(*parts), jnp.concatenate(norms)
+
     def column_norms(self) -> Array:
         return jnp.concatenate([column_norms(D) for D in self.parts])
 

@@ -109,7 +109,9 @@ class CSCLayer(nnx.Conv):
                     f"{self.kernel.ndim - 2} sides"
                 )
         self.unfoldings, self.activation = unfoldings, activation
-        self.norms = batch_norms(out_features, unfoldings + 1, rngs) if batch_norm else None
+        dtype = options.get("dtype")
+        norms = batch_norms(out_features, unfoldings + 1, rngs, dtype) if batch_norm else None
+        self.norms = norms
         squared = self._norm_bound() ** 2
         safe = 1 / jnp.where(squared == 0, 1, squared)  # every step is safe for filters of zeros
         self.step = nnx.Param(safe) if unfoldings or warm else None
@@ -129,9 +131,12 @@ class CSCLayer(nnx.Conv):
         check_pictures(inputs, self.in_features, where, sides=self.kernel.ndim - 2)
         check_extent(self, inputs, where)
         convolved, adjoint = jax.vjp(super().__call__, inputs)
-        if start is not None and (self.step is None or start.shape != convolved.shape):
-            expected = "warm=True" if self.step is None else convolved.shape
-            raise ValueError(f"CSCLayer: start has shape {start.shape}; expected {expected}")
+        if start is not None:
+            start = _checks.as_float(start, "start", where)
+            if self.step is None or start.shape != convolved.shape:
+                expected = "warm=True" if self.step is None else convolved.shape
+                raise ValueError(f"CSCLayer: start has shape {start.shape}; expected {expected}")
+            start = start.astype(convolved.dtype)
         x = self._activate(0, convolved) if start is None else self._step(0, inputs, start, adjoint)
         for t in range(1, self.unfoldings + 1):
             x = self._step(t, inputs, x, adjoint)
@@ -169,16 +174,18 @@ def _sizes(sizes: Any, name: str, where: str) -> int | tuple[int, ...]:
     return _checks.as_index(sizes, name, where, least=1)
 
 
-def batch_norms(features: int, count: int, rngs: nnx.Rngs) -> nnx.List:
+def batch_norms(features: int, count: int, rngs: nnx.Rngs, dtype: Any = None) -> nnx.List:
     """So many batch norms; they follow `train()` and `eval()` of the model that holds them."""
-    return nnx.List([_BatchNorm(features, momentum=0.9, rngs=rngs) for _ in range(count)])
+    norms = [_BatchNorm(features, momentum=0.9, dtype=dtype, rngs=rngs) for _ in range(count)]
+    return nnx.List(norms)
 
 
 class _BatchNorm(nnx.BatchNorm):
     """That of flax, with NaN where the variance leaves the range: flax has the features 0 there."""
 
     def __call__(self, x: Array, *args: Any, **options: Any) -> Array:
-        y = super().__call__(x, *args, **options)
+        with jax.numpy_dtype_promotion("standard"):  # flax mixes dtypes in half precision
+            y = super().__call__(x, *args, **options)
         lost = jnp.where(jnp.isinf(self.var[...]), jnp.nan, 0).astype(y.dtype)
         return y + jnp.broadcast_to(lost, y.shape)
 

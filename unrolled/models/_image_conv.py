@@ -81,15 +81,17 @@ class ImageConv:
         return Conv(self.kernel.transpose(3, 2, 0, 1), (H, W), self.stride)
 
     def __rmatmul__(self, r: Array) -> Array:
-        r = self._operand(r, "the images", (*self.side, self.kernel.shape[-2]))
-        return _analyze(self, r)
+        return _analyze(*self._operands(r, "the images", (*self.side, self.kernel.shape[-2])))
 
     def __matmul__(self, x: Array) -> Array:
-        x = self._operand(x, "the codes", (*self.positions, self.kernel.shape[-1]))
-        return _synthesize(self, x)
+        return _synthesize(
+            *self._operands(x, "the codes", (*self.positions, self.kernel.shape[-1]))
+        )
 
-    def _operand(self, batch: Array, what: str, shape: tuple[int, ...]) -> Array:
-        """The batch, checked; integers and shorter floats in the dtype of the filters."""
+    def _operands(
+        self, batch: Array, what: str, shape: tuple[int, ...]
+    ) -> tuple["ImageConv", Array]:
+        """The filters and the batch, checked, in the wider of their dtypes."""
         if batch.shape[1:] != shape:
             expected = ", ".join(map(str, shape))
             raise ValueError(
@@ -97,8 +99,8 @@ class ImageConv:
             )
         kind, dtype = batch.dtype, self.kernel.dtype
         floats = jnp.issubdtype(kind, jnp.floating)
-        wider = floats and jnp.finfo(kind).bits > jnp.finfo(dtype).bits
-        return batch if wider else jnp.asarray(batch, dtype)
+        dtype = kind if floats and jnp.finfo(kind).bits > jnp.finfo(dtype).bits else dtype
+        return replace(self, kernel=jnp.asarray(self.kernel, dtype)), jnp.asarray(batch, dtype)
 
 
 # The gradients of both maps are made of the two maps and the gradient of the filters, which are

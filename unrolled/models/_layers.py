@@ -56,13 +56,14 @@ def _per_channel(x: Array, slope: Array, offset: Array) -> Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _normalized(x: Array, scale: Array, bias: Array, activation) -> tuple[Array, Array, Array]:
     """The activated batch, its mean and its var. The latter two have no derivative."""
-    mean = jnp.mean(x, (0, 1, 2))
-    var = jnp.mean(jnp.square(x - jnp.broadcast_to(mean, x.shape)), (0, 1, 2))
-    return _activated(x, scale, bias, mean, var, activation), mean, var
+    return _forward(x, scale, bias, activation)[0]
 
 
 def _forward(x, scale, bias, activation):
-    y, mean, var = _normalized(x, scale, bias, activation)
+    mean = jnp.mean(x, (0, 1, 2))
+    var = jnp.mean(jnp.square(x - jnp.broadcast_to(mean, x.shape)), (0, 1, 2))
+    y = _activated(x, scale, bias, mean, var, activation)
+    # What is saved depends on x as written here: a second derivative is taken through it.
     return (y, mean, var), (x, scale, bias, mean, var)
 
 

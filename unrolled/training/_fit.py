@@ -32,7 +32,7 @@ from unrolled.training._records import (
     Trained,
 )
 from unrolled.training._run import Options, train
-from unrolled.training._split import as_dictionaries, split
+from unrolled.training._split import as_dictionaries, merge, split
 
 _VALIDATION_BATCHES = 8  # drawn where no validation batch is given
 _NO_STEP = np.uint32(2**32 - 1)  # the key of validation batches: a step that no training reaches
@@ -187,7 +187,8 @@ def fit(
     parts = split(params, D, learn_dictionary=learn_dictionary, trainable=trainable, where="fit")
     if not model.depth:
         raise ValueError(f"fit: {model} has depth 0; expected at least one step")
-    data = Data(key, drawn, validation, Trained(params, D), *parts)
+    whole = Trained(params, merge(*parts).D if learn_dictionary else D)
+    data = Data(key, drawn, validation, whole, *parts)
     objective = Objective("fit", model, loss, lam)
     return train(objective, data, optimizer, options, steps, of_lasso=of_lasso)
 

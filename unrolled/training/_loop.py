@@ -128,7 +128,7 @@ class _Step:
             with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in its own scalars
                 updates, state = self.optimizer.update(gradients, state, free, **informed)
                 free = optax.apply_updates(free, updates)
-            return self.objective.admissible(free), state, changed
+            return self.objective.admissible(free, fixed), state, changed
 
         # A branch, not a selection: selecting afterwards would read and write all params once more.
         free, state, others = jax.lax.cond(

@@ -57,9 +57,12 @@ class Objective:
         """The loss in a step of training, and the others after it."""
         return self.judged(free, fixed, batch, at)[0], others
 
-    def admissible(self, free: Any) -> Any:
+    def admissible(self, free: Any, fixed: Trained) -> Any:
         """The leaves after an update: a learned D has unit atoms."""
-        return free._replace(D=with_unit_atoms(free.D)) if jax.tree.leaves(free.D) else free
+        if not jax.tree.leaves(free.D):
+            return free
+        unit = with_unit_atoms(merge(Trained(None, free.D), Trained(None, fixed.D)).D)
+        return free._replace(D=_trained_of(unit, free.D))
 
     def whole(self, trained: Trained, fixed: Trained) -> Trained:
         """The params and D of a result."""
@@ -99,6 +102,13 @@ class Objective:
                 "expected one floating-point number, try jnp.mean"
             )
         return loss
+
+
+def _trained_of(D: Any, trained: Any) -> Any:
+    """The leaves of D that are trained, None for the others."""
+    return jax.tree.map(
+        lambda t, leaf: None if t is None else leaf, trained, D, is_leaf=lambda leaf: leaf is None
+    )
 
 
 def check_model(model: Any, where: str) -> None:
@@ -157,7 +167,7 @@ class Outputs(Objective):
         Y, X = batch
         return self.of(_as_codes(model(Y)), X, None, Y), _variables(model).others
 
-    def admissible(self, free: Trained) -> Trained:
+    def admissible(self, free: Trained, fixed: Trained) -> Trained:
         """The leaves after an update: the D that an `unrolled.nnx.Module` learns has unit atoms."""
         from flax import nnx
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled.dictionaries import as_dictionary, normalized
+from unrolled.dictionaries import as_dictionary, normalize, normalized
 from unrolled.layers import Fixed, fold_thresholds
 from unrolled.training._records import Dictionaries, Params, Trained
 
@@ -78,7 +78,8 @@ def split(
 
     Args:
         params, D: of a layer; tuples of a network.
-        learn_dictionary: train D too.
+        learn_dictionary: train D too; one whose unit atoms take another form, as a `Composed` of a
+            `Conv`, has that form at once.
         trainable: bools, a tree prefix of `params`; None trains all.
         where: the name of the caller, which messages begin with.
 
@@ -96,6 +97,7 @@ def split(
         (4, 6)
     """
 
+    D = _in_form(D) if learn_dictionary else D
     whole = Trained(params, D)
     floats = _marks(params)
     if not learn_dictionary and not any(jax.tree.leaves(floats)):
@@ -148,6 +150,14 @@ def with_unit_atoms(D: Dictionaries) -> Dictionaries:
     if isinstance(D, tuple):
         return tuple(normalized(Dj)[0] for Dj in D)
     return normalized(D)[0]
+
+
+def _in_form(D: Any) -> Any:
+    """D in the form that `with_unit_atoms` keeps: D itself, or with unit atoms."""
+    if isinstance(D, tuple):
+        return tuple(map(_in_form, D))
+    unit: Any = jax.tree.structure(jax.eval_shape(with_unit_atoms, D))
+    return D if unit == jax.tree.structure(D) else normalize(D)[0]
 
 
 def _spread(trainable, params, where: str):
