@@ -906,7 +906,7 @@ def saved(array, **options):
 GOOD = saved(np.arange(3.0))
 FILES = {
     "52 empty": ("a.npy", b"", "not a readable array file"),
-    "52 junk": ("a.npy", b"hello world" * 9, "not a readable array file"),
+    "52 junk": ("a.npy", b"hello world" * 9, "not a readable array file .it holds no array"),
     "52 truncated": ("a.npy", GOOD[:-3], "not a readable array file"),
     "52 truncated archive": ("a.npz", npz(x=GOOD)[:-30], "not a readable array file"),
     "43 flipped byte": ("a.npz", npz(x=GOOD).replace(b"\xf0\x3f", b"\xf0\x3e", 1), "CRC"),

@@ -806,3 +806,11 @@ def test_what_is_no_array_is_a_type_error():
 def test_a_number_is_no_sequence_of_shapes():
     with pytest.raises(TypeError, match=r"shapes must be a sequence of \(rows, columns\), got 5"):
         dl.multilayer(Y, 5, sparsities=(1,))
+
+
+@pytest.mark.parametrize("learner", ["ksvd", "mod"])
+def test_sweeps_are_an_integer(learner):
+    """None is for streams, inside."""
+    learn = getattr(ur.dictionary_learning, learner)
+    with pytest.raises(TypeError, match=f"{learner}: sweeps must be an integer, got None"):
+        learn(np.eye(6), 4, sparsity=1, sweeps=None)

@@ -28,7 +28,7 @@ import unrolled as ur
 from unrolled import experiments
 from unrolled.cli import main
 from unrolled.datasets import Images
-from unrolled.experiments import Recipe, _job, _program, _rows, _run, paper_recipe
+from unrolled.experiments import Recipe, _job, _program, _recipe, _rows, _run, paper_recipe
 from unrolled.experiments._program import devices_of
 from unrolled.models._layers import Dense
 from unrolled.training import CheckpointError
@@ -726,6 +726,51 @@ def test_scores_have_a_row_in_every_form_of_a_table():
     assert experiments.scores_table(cells).startswith("| model | activation | gamma | runs | acc")
 
 
+def test_a_table_tells_recipes_apart_and_tasks():
+    """What recipes differ in, as epochs, has a column; a score of another task is empty."""
+    short, long = rows_of(SCORES), {}
+    for name, row in short.items():
+        recipe = dataclasses.replace(_recipe.from_dict(row["recipe"]), epochs=7)
+        long[f"{name} longer"] = {**row, "recipe": recipe.to_dict()}
+    cells = experiments.summarize({**short, **long})
+    text = experiments.scores_table(cells)
+    assert text.startswith("| model | activation | gamma | epochs | runs | acc")
+    assert "relu, gamma 0.1, epochs 7, seeds 3" in text
+    records = experiments.scores_table(cells, "records")
+    keys = [(row["activation"], row["gamma"], row["epochs"]) for row in records]
+    assert len(set(keys)) == len(cells) == 6
+    masks = dataclasses.replace(cells[0], scores={"f1": experiments.interval([0.5, 0.6])})
+    mixed = experiments.scores_table([*cells, masks], "csv").splitlines()
+    assert {"accuracy, %", "f1, %"} <= set(mixed[0].split(","))
+    rows = [*short.values(), {**next(iter(short.values())), "scores": {"f1": 0.5}}]
+    with pytest.raises(ValueError, match="expected rows of one task, got some without accuracy"):
+        experiments.scores_by_activation(rows)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: experiments.scores_by_activation([]),
+        lambda: experiments.training_loss([]),
+        lambda: experiments.l1_in_training([], 0),
+        lambda: experiments.interval([]),
+        lambda: experiments.predicted_masks({"X": np.zeros((0, 8, 8, 3))}, []),
+    ],
+)
+def test_nothing_has_no_figure_and_no_mean(call):
+    with pytest.raises(ValueError, match="there are no (rows|values|pictures); expected"):
+        call()
+
+
+def test_a_grid_takes_lists_of_names():
+    paper = experiments.paper_recipe("classification", "digits")
+    varied = dict(models=["lenet5"], activations=["relu"], gammas=[0], seeds=[0], epochs=[1])
+    assert len(experiments.grid(paper, **varied)) == 1
+    for option in ("models", "activations"):
+        with pytest.raises(TypeError, match=f"grid: {option} must be a list, got 'relu'"):
+            experiments.grid(paper, **varied | {option: "relu"})
+
+
 def test_differences_of_features_are_paired_layer_by_layer():
     rows = rows_of({("relu", gamma, seed): 0.5 for gamma in (0.0, 0.1) for seed in range(3)})
     for row in rows.values():
@@ -952,6 +997,7 @@ def test_arguments_of_the_command_that_are_refused(tmp_path, capsys, monkeypatch
         given = ["experiment", "classification", "--output", str(tmp_path / "out"), *arguments]
         assert main(given) == 2
         assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_data_set_that_is_given_by_its_path_has_its_name_in_the_rows(

@@ -243,5 +243,11 @@ def test_the_command(tmp_path, capsys):
     assert main(["export", str(weights), "--output", str(output), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["model"] == "alista(2)"
     same(ur.export.load(output).run(Y[:1])[0], LAYER.apply(PARAMS, D, jnp.asarray(Y[0])))
+    capsys.readouterr()
+    written = weights.read_bytes()
+    for taken, message in ((weights, "is read by this command"), (tmp_path, "is a folder; expec")):
+        assert main(["export", str(weights), "--output", str(taken)]) == 2
+        assert f"{taken}: {message}" in capsys.readouterr().err
+    assert weights.read_bytes() == written
     assert main(["export", str(weights), "--output", str(output), "--platforms", "gpu"]) == 2
     assert "platforms must be some of" in capsys.readouterr().err

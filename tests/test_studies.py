@@ -275,6 +275,11 @@ FAULTS = {
     "depth must be at least 1": lambda: studies.certified_regime(KEY, hadamard(), depth=0),
     "must be at least 1, got 0": lambda: studies.certified_chain(KEY, depths=(0,)),
     "expected 1 within": lambda: studies.certify(2 * hadamard()),
+    "unknown_codes: Y has NaN": lambda: studies.unknown_codes(
+        KEY, hadamard(), signals()._replace(training=np.full((30, 8), np.nan)), methods=("ista",)
+    ),
+    "there are no pictures": lambda: studies.photograph_patches({}),
+    "picture a has NaN": lambda: studies.photograph_patches({"a": np.full((16, 16), np.nan)}),
 }
 
 
@@ -290,3 +295,48 @@ def test_faults_are_refused_in_words(message):
 def test_a_key_that_is_none_is_refused(key):
     with pytest.raises(TypeError, match="key"):
         studies.certified_chain(key)
+
+
+def test_sparsities_are_integers_and_activations_have_names():
+    with pytest.raises(TypeError, match="certify: sparsity must be an integer, got 1.5"):
+        studies.certify(hadamard(), sparsity=1.5)
+    with pytest.raises(TypeError, match="sparsity must be a number, got '2'"):
+        studies.planted(KEY, hadamard(), sparsity="2")
+    by_name = studies.certify(hadamard(), activation="elu")
+    assert by_name.text() == studies.certify(hadamard(), activation=ur.activations.elu(1.0)).text()
+
+
+def test_weights_that_improve_nothing_are_not_said_to_guarantee_nothing():
+    """The bound of a class is one of each smaller class, below which its zero codes may be."""
+    D, layer = hadamard(), ur.alista(4)
+    params = ur.analytic.alista(D, depth=4, sparsity=1, bound=1.0)
+    answers = [
+        studies.certify_weights(layer, params, D, sparsity=1, bound=bound).answer()
+        for bound in (1.0, 1e-4)
+    ]
+    assert "guarantee an l1 error of at most" in answers[0]
+    assert "guarantee no l1 error below 1.00e-04, that of zero codes" in answers[1]
+
+
+@pytest.mark.slow
+def test_studies_take_convolutions_of_any_norm():
+    """Without a warning, and with the optimum of the matrix; steps of a `Conv` are safe ones."""
+    filters = np.random.default_rng(0).normal(size=(2, 1, 3)).astype("f4")
+    conv = ur.dictionaries.Conv(filters, 10)
+    unit, _ = ur.dictionaries.normalize(conv)
+    Y = np.random.default_rng(1).normal(size=(40, 10)).astype("f4")
+    given = studies.Pictures(Y[:30], Y[30:])
+    found, expected = (
+        studies.unknown_codes(KEY, D, given, methods=("ista",), **FEW).optimum.x
+        for D in (unit, ur.dictionaries.dense(unit))
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-4)  # gaps of 1e-9 leave the root of that
+    text = known(conv, "ista", "alista", "lista_cp").text()
+    assert "The atoms were normalised for the theory" in text
+    assert isinstance(studies.certify(unit).figure(), Figure)
+
+
+def test_constant_signals_have_no_psnr():
+    given = studies.Pictures(np.ones((30, 8), "f4"), np.ones((10, 8), "f4"))
+    study = studies.unknown_codes(KEY, hadamard(), given, methods=("ista",), **FEW)
+    assert "constant, which have no PSNR" in study.text() and "-inf" not in study.text()

@@ -57,9 +57,12 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     the previous file is still there. What a kill leaves, the next call for `path` removes.
 
     Raises:
+        IsADirectoryError: a folder has its name.
         OSError: the file cannot be written.
     """
     path = path.absolute()
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; expected a file")
     # In the file system of `path`, whose folder may be made within the block.
     folder = next(folder for folder in path.parents if folder.exists())
     sweep(folder / path.name)

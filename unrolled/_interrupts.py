@@ -1,9 +1,38 @@
 """Signals that let a run finish its step and save before the process ends."""
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_AGAIN = 0.05  # seconds
+
+
+@contextmanager
+def never_lost() -> Iterator[None]:
+    """A SIGINT whose KeyboardInterrupt Python ignores is sent again a moment later.
+
+    Python prints and ignores what is raised in a callback of its garbage collector, of which JAX
+    has one, or where an object is deleted.
+    """
+    before, timers = sys.unraisablehook, []
+
+    def hook(unraisable):
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            before(unraisable)
+            return
+        timers.append(threading.Timer(_AGAIN, os.kill, (os.getpid(), signal.SIGINT)))
+        timers[-1].start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for timer in timers:
+            timer.join()  # it interrupts what runs here, and nothing after it
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from unrolled._interrupts import never_lost
 from unrolled.commands import COMMANDS, kept_programs, never_silent, plain_warnings
 
 # What a user can cause and mend: shown as one line, without a traceback.
@@ -31,23 +32,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
-        _import_modules(argv)  # before the parsers, as families bring options
-        parser = _parser()
-        arguments = parser.parse_args(argv)
-        if not hasattr(arguments, "run"):
-            parser.print_help()
-            return _ERROR
-        arguments.seed = _seed(arguments.seed)
-        getattr(arguments, "before", lambda arguments: None)(arguments)
-        vars(arguments).pop("before", None)
-        _check_devices()
-        return _run(arguments)
+        with never_lost():
+            return _main(argv)
     except _USER_ERRORS as error:
         print(f"unrolled: {'; '.join(str(error).splitlines())}", file=sys.stderr)
         return _ERROR
     except KeyboardInterrupt as stop:
         print(f"unrolled: {str(stop) or 'interrupted'}", file=sys.stderr)
         return _INTERRUPTED
+
+
+def _main(argv: Sequence[str]) -> int:
+    _import_modules(argv)  # before the parsers, as families bring options
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if not hasattr(arguments, "run"):
+        parser.print_help()
+        return _ERROR
+    arguments.seed = _seed(arguments.seed)
+    getattr(arguments, "before", lambda arguments: None)(arguments)
+    vars(arguments).pop("before", None)
+    _check_devices()
+    return _run(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from unrolled import datasets, dictionaries, problems, studies, training
+from unrolled._files import check_writable
 from unrolled._pursuits import PURSUITS
 from unrolled._threads import beside
 from unrolled.commands import _report
@@ -157,6 +158,7 @@ def run(arguments: argparse.Namespace) -> None:
         for name, value in vars(arguments).items()
         if name not in ("run", "json") and value not in (None, False)
     }
+    _report.check_folder(arguments.output)
     report = _report.write_report(arguments.output, _TITLE, _SUMMARY, sections, facts)
     if arguments.json:
         print((arguments.output / _report.RESULTS).read_text())
@@ -172,7 +174,7 @@ def _check_output(folder: Path, signals: list[Path]) -> None:
     _report.check_drawing()
     pictures = [folder / name for name in ("signals.png", "signals-2.png")]
     _report.check_not_read([folder, *pictures], signals)
-    _report.check_folder(folder)
+    check_writable(folder)
 
 
 def _pursuits() -> tuple[str, ...]:

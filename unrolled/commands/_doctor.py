@@ -1,7 +1,6 @@
 """`unrolled doctor`: versions, a write check, a certified computation, and what devices reach."""
 
 import argparse
-import contextlib
 import math
 import os
 import tempfile
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, analytic, dictionaries, layers
+from unrolled._files import check_writable
 from unrolled.commands._console import add_command, show
 from unrolled.commands._report import check_folder, environment
 
@@ -80,7 +80,7 @@ def doctor(folder: Path | None) -> dict[str, Any]:
         OSError: the folder cannot be written.
         ArithmeticError: the device does not compute float32 products to rounding.
     """
-    _check_write(folder)
+    check_writable(Path(tempfile.gettempdir()) if folder is None else folder)
     error = _certified_error()
     if not error < _LARGEST_ERROR:
         raise ArithmeticError(
@@ -100,18 +100,6 @@ def doctor(folder: Path | None) -> dict[str, Any]:
         "certified check": f"passed, l1 error {error:.1e} after {_DEPTH} steps",
         "measured": _measured(),
     }
-
-
-def _check_write(folder: Path | None) -> None:
-    """Check that a folder, or the temporary one, can be written; leave none that was not there."""
-    if folder is None:
-        tempfile.TemporaryFile().close()
-        return
-    made = [part for part in (folder, *folder.parents) if not part.exists()]
-    check_folder(folder)
-    with contextlib.suppress(OSError):  # another process has written there
-        for part in made:
-            part.rmdir()
 
 
 def _certified_error() -> float:

@@ -8,6 +8,7 @@ from unrolled import export
 from unrolled.commands._coders import restore_model
 from unrolled.commands._console import add_command, show
 from unrolled.commands._inputs import weights_of
+from unrolled.commands._report import check_not_read
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "weights": dict(type=Path, metavar="WEIGHTS", help="a file, or a run folder"),
@@ -44,7 +45,9 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the file, and print what it holds."""
-    model = restore_model(weights_of(arguments.weights), arguments.dictionary or [])
+    weights, given = weights_of(arguments.weights), arguments.dictionary or []
+    check_not_read([arguments.output], [weights, *given])
+    model = restore_model(weights, given)
     path = export.save(
         arguments.output,
         model.layer,  # type: ignore[arg-type]  # `restore_model` refuses weights without one

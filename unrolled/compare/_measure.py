@@ -126,7 +126,7 @@ def _rebuilt(D: Dictionary, Y: Array, x: Array) -> dict[str, Array]:
     peak: Any = jnp.max(Y) - jnp.min(Y)
     return dict(
         residual=norm(Y - signals) / jnp.where(size > 0, size, 1),
-        psnr=metrics.psnr(signals, Y, peak),
+        psnr=jnp.where(peak > 0, metrics.psnr(signals, Y, peak), jnp.nan),  # of constant signals
         nonzeros=(x != 0).sum(-1).astype(x.dtype).mean(),
     )
 

@@ -74,6 +74,8 @@ def open_array(path: str | Path, name: str | None = None) -> np.ndarray:
                 f"expected an array in a {path.suffix} file, found {type(array).__name__}"
             )
     except Exception as error:  # whatever numpy, zipfile and zlib raise of foreign bytes
+        if "contains pickled" in str(error):  # as numpy takes all bytes that it does not know
+            error = ValueError("it holds no array of numbers")
         raise ValueError(f"{path}: not a readable array file ({error})") from error
     if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
         raise ValueError(f"{path}: entries are {array.dtype}; expected real numbers")

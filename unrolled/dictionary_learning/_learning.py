@@ -241,7 +241,7 @@ class Method(Protocol):
 
     def steps(self, keeper: Keeper, sweeps: Any) -> Iterable[int]:
         """The numbers of the sweeps that are left."""
-        return keeper.steps(sweeps)
+        return keeper.steps(_checks.as_index(sweeps, "sweeps", self.where))
 
     def sweep(self, state: Any, step: int, rng: np.random.Generator) -> tuple[Any, float, int]:
         """The state after a sweep, the objective, and how many atoms were replaced."""

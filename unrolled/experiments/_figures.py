@@ -20,6 +20,9 @@ def scores_by_activation(rows: Rows) -> "Figure":
 
     Models take the place of activations where all rows have one activation.
 
+    Raises:
+        ValueError: no rows, or rows of several tasks.
+
     Example:
         >>> from matplotlib.figure import Figure
         >>> recipe = {"model": "lenet5", "activation": "relu", "gamma": 0.0}
@@ -27,7 +30,13 @@ def scores_by_activation(rows: Rows) -> "Figure":
         >>> isinstance(ur.experiments.scores_by_activation(rows), Figure)
         True
     """
+    _check_rows(rows, "scores_by_activation")
     name = next(score for score in SCORES if score in rows[0]["scores"])
+    if any(name not in row["scores"] for row in rows):
+        raise ValueError(
+            f"scores_by_activation: expected rows of one task, got some without {name}; try those "
+            "of one model at a time"
+        )
     kind = "activation" if len(_values(rows, "activation")) > 1 else "model"
     groups, gammas = _values(rows, kind), _values(rows, "gamma")
     fig, panels = plots.figure(1, 1, width=6.4, height=4.2)
@@ -74,6 +83,7 @@ def training_loss(rows: Rows) -> "Figure":
         >>> len(ur.experiments.training_loss([{"recipe": recipe, "curve": curve}]).axes)
         1
     """
+    _check_rows(rows, "training_loss")
     return _over_epochs(rows, lambda line: line["train"]["loss"], "training loss", log=True)
 
 
@@ -87,6 +97,7 @@ def l1_in_training(rows: Rows, layer: int) -> "Figure":
         >>> ur.experiments.l1_in_training(rows, 0).axes[0].get_ylabel()
         'mean |x| of conv1.features'
     """
+    _check_rows(rows, "l1_in_training")
     name = rows[0]["layers"][layer]
     return _over_epochs(rows, lambda line: line["train"]["l1"][layer], f"mean |x| of {name}")
 
@@ -106,6 +117,8 @@ def predicted_masks(pictures: Mapping[str, np.ndarray], titles: Sequence[str]) -
     """
     columns = ["X", "truth", *titles]
     n = len(pictures["X"])
+    if not n:
+        raise ValueError("predicted_masks: there are no pictures; expected at least one")
     fig, panels = plots.figure(n, len(columns), width=1.6, height=1.7)
     for i, row in enumerate(panels):
         for panel, column in zip(row, columns):
@@ -114,6 +127,11 @@ def predicted_masks(pictures: Mapping[str, np.ndarray], titles: Sequence[str]) -
             if i == 0:
                 panel.set_title("picture" if column == "X" else column, fontsize=8)
     return fig
+
+
+def _check_rows(rows: Rows, where: str) -> None:
+    if not len(rows):
+        raise ValueError(f"{where}: there are no rows; expected those of an experiment")
 
 
 def _over_epochs(rows: Rows, value: Any, ylabel: str, log: bool = False) -> "Figure":

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from unrolled import _files
 from unrolled._files import CheckpointError, read_npz, whole_file, write_whole
 from unrolled._json import sealed, to_json, unsealed
 
-ROWS, STATES, WEIGHTS, PICTURES = "rows", "states", "weights", "pictures"
+_PARTS = ROWS, STATES, WEIGHTS, PICTURES = "rows", "states", "weights", "pictures"
 _FORMAT = 1
 _KEYS = (
     *("recipe", "deviations", "layers", "images", "parameters", "status", "scores", "features"),
@@ -34,9 +34,23 @@ def open_folder(folder: str | Path) -> Path:
         raise ValueError(
             f"{folder}: is not empty and holds no experiment; try another --output, or an empty one"
         )
-    for part in (ROWS, STATES, WEIGHTS, PICTURES):
+    for part in _PARTS:
         (folder / part).mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def opened(folder: str | Path) -> Iterator[Path]:
+    """`open_folder` for a block; a folder that was not there is gone again if the block refuses."""
+    made = not Path(folder).exists()
+    folder = open_folder(folder)
+    try:
+        yield folder
+    except (ValueError, TypeError):
+        with suppress(OSError):  # it holds something
+            for part in (*_PARTS, "") if made else ():
+                (folder / part).rmdir()
+        raise
 
 
 def write_row(folder: Path, name: str, row: dict[str, Any]) -> None:

@@ -109,27 +109,27 @@ def run(
         >>> ur.experiments.summarize(rows)[0].scores["accuracy"].n  # seeds
         1
     """
-    folder = _rows.open_folder(folder)
     chosen = _data.split(images, recipe.test)
     _data.check(chosen, recipe)
     devices = devices_of(mesh, recipe.batch)
     name = recipe.row_name(_data.digest(chosen))
-    if row := _finished(folder, name, chosen):
-        return Outcome(name, row)
-    with jax.enable_x64(False), _rows.claimed(folder, name) as mine, deferred() as caught:
-        if not mine:
-            return Outcome(name, None, busy=True)
-        if row := _finished(folder, name, chosen):  # finished meanwhile
+    with jax.enable_x64(False), _rows.opened(folder) as folder:
+        if row := _finished(folder, name, chosen):
             return Outcome(name, row)
-        if time.monotonic() >= until:  # nothing is made, nor saved, of what is not begun
-            return Outcome(name, None)
-        job = _opened(recipe, chosen, folder, name, build, progress, devices)
-        while not job.finished and time.monotonic() < until:
-            job.epoch(caught)
-        if not job.finished:
-            job.save()
-            return Outcome(name, None)
-        return Outcome(name, job.finish(keep_weights))
+        with _rows.claimed(folder, name) as mine, deferred() as caught:
+            if not mine:
+                return Outcome(name, None, busy=True)
+            if row := _finished(folder, name, chosen):  # finished meanwhile
+                return Outcome(name, row)
+            if time.monotonic() >= until:  # nothing is made, nor saved, of what is not begun
+                return Outcome(name, None)
+            job = _opened(recipe, chosen, folder, name, build, progress, devices)
+            while not job.finished and time.monotonic() < until:
+                job.epoch(caught)
+            if not job.finished:
+                job.save()
+                return Outcome(name, None)
+            return Outcome(name, job.finish(keep_weights))
 
 
 def _finished(folder: Path, name: str, images: Images) -> dict[str, Any] | None:
@@ -203,6 +203,10 @@ def grid(
 ) -> list[Recipe]:
     """The recipes of all combinations; all of one seed come before the next seed.
 
+    Raises:
+        TypeError: a single name in place of a list.
+        ValueError: as of a `Recipe`.
+
     Example:
         >>> from unrolled.experiments import grid, paper_recipe
         >>> recipe = paper_recipe("classification", "cifar10")
@@ -210,6 +214,10 @@ def grid(
         >>> len(grid(recipe, gammas=[0, 1e-3, 1e-2], seeds=[0, 1], **varied))
         12
     """
+    varied: dict[str, Any] = dict(models=models, activations=activations)
+    for option, names in varied.items():
+        if isinstance(names, str):
+            raise TypeError(f"grid: {option} must be a list, got {names!r}; try [{names!r}]")
     fields = ("epochs", "seed", "model", "activation", "gamma")
     combinations = itertools.product(epochs, seeds, models, activations, gammas)
     changes: list[dict[str, Any]] = [dict(zip(fields, values)) for values in combinations]

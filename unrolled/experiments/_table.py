@@ -16,6 +16,7 @@ from unrolled.experiments._scores import SCORES
 # A network has learned if this share of what guessing gets wrong is right: 20 % of ten classes.
 _LEARNED = 1 / 9
 _PERCENT = 100
+_NAMED = ("model", "activation", "gamma", "seed")  # fields of a recipe that need no column
 _ENTRIES = ("recipe", "images", "layers", "scores", "features", "status")  # what a table reads
 
 
@@ -59,6 +60,9 @@ class Cell:
 def interval(values: Iterable[float]) -> Interval:
     """Mean and 95 % t interval.
 
+    Raises:
+        ValueError: no values.
+
     Example:
         >>> from unrolled.experiments import interval
         >>> score = interval([1.0, 2.0, 3.0])
@@ -68,6 +72,8 @@ def interval(values: Iterable[float]) -> Interval:
     from scipy import stats
 
     x = np.asarray(list(values), float)
+    if not len(x):
+        raise ValueError("interval: there are no values; expected one for each seed")
     half = math.nan
     if len(x) > 1:
         half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
@@ -259,8 +265,9 @@ def scores_table(cells: Sequence[Cell], form: str = "markdown") -> Any:
     """
     if not cells:
         raise ValueError("scores_table: there are no cells; expected those of summarize")
-    names = list(cells[0].scores)
-    head = ["model", "activation", "gamma", "runs"]
+    names = [name for name in SCORES if any(name in cell.scores for cell in cells)]
+    varied = _varied(cells)
+    head = ["model", "activation", "gamma", *varied, "runs"]
     for name in names:
         head += [f"{name.replace('_', ' ')}, %", "difference"]
     pairs = [(cell, name) for cell in cells for name in cell.differences]
@@ -269,9 +276,11 @@ def scores_table(cells: Sequence[Cell], form: str = "markdown") -> Any:
     lines = []
     for cell in cells:
         recipe, n = cell.recipe, next(iter(cell.scores.values())).n
-        line = [recipe.model, recipe.activation, f"{recipe.gamma:g}", str(n)]
+        other = [str(getattr(recipe, field)) for field in varied]
+        line = [recipe.model, recipe.activation, f"{recipe.gamma:g}", *other, str(n)]
         for name in names:
-            line += [_value(cell.scores[name]), _difference(cell, name, widths)]
+            score = cell.scores.get(name)
+            line += ["" if score is None else _value(score), _difference(cell, name, widths)]
         lines.append(line)
     notes = ["Differences are from gamma = 0, in points."]
     if any(cell.baseline and cell.baseline.model != cell.recipe.model for cell in cells):
@@ -287,18 +296,28 @@ def scores_table(cells: Sequence[Cell], form: str = "markdown") -> Any:
         if cell.failed:
             seeds = ", ".join(map(str, cell.failed))
             name = f"{cell.recipe.model}, {cell.recipe.activation}, gamma {cell.recipe.gamma:g}"
+            name += "".join(f", {field} {getattr(cell.recipe, field)}" for field in varied)
             notes.append(f"Did not train (diverged or near chance): {name}, seeds {seeds}.")
-    records = partial(_records, cells)
+    records = partial(_records, cells, varied, names)
     return _text.table(form, head, lines, [" ".join(notes)], records, "scores_table")
 
 
-def _records(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    records = []
+def _varied(cells: Sequence[Cell]) -> list[str]:
+    """What tells recipes apart beside model, activation and gamma, which each table has."""
+    names = [f.name for f in dataclasses.fields(Recipe) if f.name not in _NAMED]
+    return [n for n in names if len({str(getattr(cell.recipe, n)) for cell in cells}) > 1]
+
+
+def _records(
+    cells: Sequence[Cell], varied: Sequence[str], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    records, none = [], Interval(math.nan, math.nan, 0)
     for cell in cells:
         recipe = cell.recipe
         row = {"model": recipe.model, "activation": recipe.activation, "gamma": recipe.gamma}
-        for name, score in cell.scores.items():
-            difference = cell.differences.get(name, Interval(math.nan, math.nan, 0))
+        row |= {field: getattr(recipe, field) for field in varied}
+        for name in names:
+            score, difference = cell.scores.get(name, none), cell.differences.get(name, none)
             row |= {name: score.mean, f"{name}_half": score.half, f"{name}_runs": score.n}
             row |= {
                 f"{name}_difference": difference.mean,

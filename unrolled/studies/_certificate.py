@@ -218,9 +218,10 @@ class Report(NamedTuple):
 
 
 def _grams(weights: Mapping[str, Dictionary]) -> dict[str, np.ndarray]:
-    D = np.asarray(dense(weights["W = D"]))
-    _checks.announce((D.shape[1],) * 2, D.dtype, "the picture of W'D", "certify")
-    return {name: np.asarray(dense(W)).T @ D for name, W in weights.items()}
+    with jax.enable_x64(True):  # as they are
+        D = np.asarray(dense(weights["W = D"]))
+        _checks.announce((D.shape[1],) * 2, D.dtype, "the picture of W'D", "certify")
+        return {name: np.asarray(dense(W)).T @ D for name, W in weights.items()}
 
 
 def certify(
@@ -272,6 +273,7 @@ def certify(
             f"certify: {len(sparsities)} sparsities for {len(Ds)} dictionaries; "
             "expected one for each"
         )
+    activation = None if activation is None else activations.by_name(activation)
     if activation is activations.relu:  # itself it has another schedule
         activation = activations.scale(activation, 1.0)
     request = Request(sparsities, bound, noise, tolerance, activation, entries)

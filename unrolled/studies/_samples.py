@@ -66,6 +66,7 @@ def planted(key: Array, D: Any, *, sparsity: float | None = None, snr: float = m
     D = as_dictionaries(D, "planted")
     d = (D[-1] if isinstance(D, tuple) else D).shape[1]
     s = d / 10 if sparsity is None else sparsity
+    s = _checks.as_number(s, "sparsity", "compare")
     if not 0 < s <= d:
         raise ValueError(f"compare: sparsity must be in 1..{d}, got {sparsity}")
     keys = jax.random.split(_checks.as_key(key, "planted"), 3)
@@ -133,11 +134,18 @@ def photograph_patches(images: dict[str, np.ndarray]) -> Pictures:
         images: name -> grey values, (height, width), as `datasets.photographs` has them; a single
             picture is also trained on.
 
+    Raises:
+        ValueError: no pictures, or NaN or infinite values.
+
     Example:
         >>> images = {"a": np.eye(16), "b": np.ones((16, 24))}
         >>> ur.studies.photograph_patches(images).testing.shape
         (6, 64)
     """
+    if not images:
+        raise ValueError("photograph_patches: there are no pictures; expected at least one")
+    for name, image in images.items():
+        _checks.finite(np.asarray(image), f"picture {name}", "photograph_patches")
     *first, last = images.values()
     patches = [datasets.to_patches(image, PATCH, _STRIDE) for image in first or [last]]
     rows = np.concatenate(patches)

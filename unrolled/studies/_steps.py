@@ -59,7 +59,9 @@ def silent(message: str) -> None:
 
 def one_per_layer(sparsity: int | Sequence[int] | None) -> Sequence[int] | None:
     """The sparsities of all layers, of which a number is the only one."""
-    return (sparsity,) if isinstance(sparsity, int | np.integer) else sparsity
+    if sparsity is None or isinstance(sparsity, Sequence):
+        return sparsity
+    return (_checks.as_index(sparsity, "sparsity", "certify"),)
 
 
 class Plan(NamedTuple):
@@ -174,10 +176,16 @@ def from_theory(samples: Samples, *models: Layer) -> Starts:
     remark, caution = _certified(certified.mu_W, schedule, s, D.shape[1])
     if not np.allclose(np.asarray(norms), 1, atol=_UNIT):
         # The codes of D are those of the unit dictionary, divided by the norms.
-        W, theta = W / norms[None, :], theta[:, None] / norms[None, :]
+        W, theta = _divided(W, norms), theta[:, None] / norms[None, :]
         remark += " The atoms were normalised for the theory and the params scaled back."
     params = {m: m.from_theory(W, theta) for m in models if m.from_theory is not None}
     return Starts(params, remark, caution)
+
+
+def _divided(W: Any, norms: Array) -> Any:
+    """W, its columns divided by the norms."""
+    structured = isinstance(W, dictionaries.Structured)
+    return W.scale_columns(1 / norms) if structured else W / norms[None, :]
 
 
 @jax.jit

@@ -43,7 +43,7 @@ Methods = dict[str, tuple[Layer, Unrolled]]
 class UnknownCodes(NamedTuple):
     """The study of methods on signals without known codes."""
 
-    D: Array  # (m, d)
+    D: Dictionary  # (m, d)
     signals: Pictures  # to train and to test on
     tested: Array  # (tested, m), those of the test signals that the comparison is about
     lam: float  # weight of the LASSO
@@ -62,7 +62,10 @@ class UnknownCodes(NamedTuple):
         """The setting, gaps to the optimum and weights as tables, and remarks."""
         D, optimum = self.D, self.optimum
         peak = float(np.ptp(np.asarray(self.tested)))
-        best = float(metrics.psnr(problems.synthesize(D, optimum.x), self.tested, peak))
+        rebuilt = "are of signals that are constant, which have no PSNR"
+        if peak:
+            best = float(metrics.psnr(problems.synthesize(D, optimum.x), self.tested, peak))
+            rebuilt = f"rebuild the signals with a PSNR of {best:.2f} dB"
         return [
             f"Dictionary {D.shape[0]} x {D.shape[1]}, {len(self.signals.training)} signals to "
             f"train on and {len(self.tested)} others to test on, lam = {self.lam:.4g}, "
@@ -70,7 +73,7 @@ class UnknownCodes(NamedTuple):
             f"relative duality gap of at most {np.asarray(optimum.gap).max():.1e} "
             f"(certified for {np.asarray(optimum.converged).mean():.1%} of the signals); the "
             f"optimal codes have {_steps.nonzeros(optimum.x):.1f} nonzeros on average and "
-            f"rebuild the signals with a PSNR of {best:.2f} dB. Learned rows minimise the LASSO "
+            f"{rebuilt}. Learned rows minimise the LASSO "
             "objective itself on the training signals: no codes are needed.",
             "",
             self.comparison.table(),
@@ -205,9 +208,10 @@ def unknown_codes(
     """
     run = _steps.plan(key, methods, pursuits, depth, lam, steps, say, weights)
     where = "unknown_codes"
-    D = jnp.asarray(as_dictionary(D, where))
+    D = as_dictionary(D, where)
     for Y in (signals.training, signals.testing):
         check_batch(D, Y, None, where)
+        _checks.finite(Y, "Y", where)
     tested = _checks.as_index(tested, "tested", where, least=1)
     rows, tiles = jnp.asarray(signals.training), jnp.asarray(signals.testing)
     lam = default_lam(D, rows) if run.lam is None else run.lam
@@ -289,7 +293,7 @@ def _trained_on_lasso(
 
 def _of_guarded(
     methods: Mapping[str, tuple[Layer, Unrolled, Dictionary]],
-    D: Array,
+    D: Dictionary,
     Y: Array,
     lam: float,
     optimum: pursuit.Pursuit,

@@ -40,7 +40,8 @@ class WeightsCertificate(NamedTuple):
         """The error that is guaranteed at the end."""
         last = self.certificates[-1]
         if not last.holds:
-            return "These weights guarantee nothing for this class of codes."
+            start = f"{last.error[0]:.2e}, that of zero codes"
+            return f"These weights guarantee no l1 error below {start}, for this class of codes."
         return f"These weights guarantee an l1 error of at most {last.error[-1]:.2e}."
 
     def _class(self) -> str:
