@@ -739,10 +739,10 @@ def test_a_table_tells_recipes_apart_and_tasks():
     records = experiments.scores_table(cells, "records")
     keys = [(row["activation"], row["gamma"], row["epochs"]) for row in records]
     assert len(set(keys)) == len(cells) == 6
-    masks = dataclasses.replace(cells[0], scores={"f1": experiments.interval([0.5, 0.6])})
+    masks = dataclasses.replace(cells[0], scores={"mean_iou": experiments.interval([0.5, 0.6])})
     mixed = experiments.scores_table([*cells, masks], "csv").splitlines()
-    assert {"accuracy", "f1"} <= set(mixed[0].split(","))
-    rows = [*short.values(), {**next(iter(short.values())), "scores": {"f1": 0.5}}]
+    assert {"accuracy", "mean_iou"} <= set(mixed[0].split(","))
+    rows = [*short.values(), {**next(iter(short.values())), "scores": {"mean_iou": 0.5}}]
     with pytest.raises(ValueError, match="expected rows of one task, got some without accuracy"):
         experiments.scores_by_activation(rows)
 

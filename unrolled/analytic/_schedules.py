@@ -259,7 +259,8 @@ def _schedule(
                 break
             guard = needed * _GUARD_MARGIN
             planned = at(sparsity, depth)
-    return _warned(_within_range(planned, c, sparsity * bound), sparsity, at, D, activation)
+    planned = _within_range(planned, c, sparsity * bound + noise)
+    return _warned(planned, sparsity, at, D, activation)
 
 
 def _atom_schedule(
@@ -280,15 +281,15 @@ def _atom_schedule(
         )
         return theory.atom_schedule(mus, C_Ws, **options)
 
-    planned = _within_range(at(sparsity, depth), c, sparsity * bound)
+    planned = _within_range(at(sparsity, depth), c, sparsity * bound + noise)
     return _warned(planned, sparsity, at, D)
 
 
 def _within_range(planned: Any, c: Certified, size: float) -> Any:
     """`planned`, which holds only if all numbers of its steps are in the range of the dtype.
 
-    Those of y - D x are at most 2 norm(x*, 1) + E, and those of a step at most E + omega E + theta
-    beyond x*.
+    `size` bounds the sum of norm(x*, 1) and the noise. Those of y - D x are at most
+    size + norm(x*, 1) + E, and those of a step at most E + omega E + theta beyond x*.
     """
     E, theta = float(np.max(planned.error)), float(np.max(planned.theta, initial=0.0))
     within = size + (1 + max(c.omega, 1.0)) * E + theta <= _largest_number(c.W)
