@@ -439,8 +439,7 @@ def test_normalize_splits_off_the_norms(name):
     # The norm and the products behind an atom: m + d terms at most, of size at most that of M.
     tolerance = 4 * EPS * sum(M.shape) * np.abs(M).max()
     assert_close(U * norms, M, atol=tolerance)
-    if name != "Concatenated, mixed":  # holds a Conv with cut atoms
-        assert_unit(U, 64 * EPS)
+    assert_unit(U, 64 * EPS)
 
 
 def test_normalize_of_an_array_keeps_its_dtype(dtype):

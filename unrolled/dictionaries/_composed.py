@@ -135,7 +135,9 @@ class Concatenated(Structured):
             *(scale_columns(D, part) for D, part in zip(self.parts, self._split(c)))
         )
 
-    def normalized(self) -> tuple["Concatenated", Array]:
+    def normalized(self) -> tuple[Structured, Array]:
+        if any(map(cuts_atoms, self.parts)):  # whose own forms have atoms below 1
+            return super().normalized()
         parts, norms = zip(*map(normalized, self.parts))
         return Concatenated(*parts), jnp.concatenate(norms)
 
