@@ -542,3 +542,12 @@ def test_rounding_guard_errors():
 def test_host_functions_refuse_tracers(function):
     with pytest.raises(TypeError):
         jax.jit(function)(1.0)
+
+
+def test_babel_of_equal_atoms_is_one_whatever_their_norms():
+    """Atoms count as unit to 1e-4: products of two of .99995 would certify that they differ."""
+    D = np.array([[0.99995, 0.99995, 0.0], [0.0, 0.0, 1.0]])
+    assert float(theory.babel(D, 1)) == pytest.approx(1.0, abs=4 * EPS)
+    assert float(theory.babel(D, 1)) == pytest.approx(
+        float(theory.mutual_coherence(D)), abs=4 * EPS
+    )

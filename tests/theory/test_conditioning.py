@@ -220,3 +220,10 @@ def test_faults_of_error_bars():
         error_bar(None, D, x, D[:, 0], sparsity=1, conditioning=-1.0)
     with pytest.raises(ValueError, match="expected 1 within"):
         error_bar(None, 2 * D, x, D[:, 0], sparsity=1, conditioning=0.1)
+
+
+def test_a_conditioning_of_ones_own_is_that_of_the_atoms_as_they_are():
+    """Norms above 1, which the tolerance of unit atoms lets through, do not enlarge it."""
+    D, x = 1.00009 * np.eye(4), np.eye(4)[0]
+    bar = error_bar(None, D, np.zeros(4), D @ x, sparsity=1, conditioning=1.00009)
+    assert bar.holds and 1.0 <= bar.l2 <= 1.0002

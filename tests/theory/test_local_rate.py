@@ -166,3 +166,12 @@ def test_faults():
 def test_no_number_of_steps_reaches_an_error_of_zero():
     assert local_rate(250, 500, 50).steps_to(-math.inf) == (math.inf,) * 3
     assert local_rate(5, 5, 1).steps_to(-math.inf) == (1, 1, 1)  # one step does
+
+
+def test_beyond_d_less_m_the_largest_eigenvalue_is_d_over_m():
+    """Where s > d - m it takes the place of the upper edge, also in the rate of momentum."""
+    rate = local_rate(90, 100, 50)
+    assert rate.largest == 100 / 90
+    low, high = math.sqrt(rate.least), math.sqrt(rate.largest)
+    assert rate.accelerated == pytest.approx((high - low) / (high + low), rel=1e-12)
+    assert rate.accelerated > math.sqrt(50 * 10 / (90 * 50)) + 0.04

@@ -178,13 +178,15 @@ def refuse_cut_atoms(D: Dictionary, where: str) -> None:
 def babel(D: Dictionary, s: int) -> Array:
     r"""The Babel function: the largest total coherence of one atom with s others.
 
-    .. math:: \mu_1(s) = \max_i \max_{|J| = s, \, i \notin J} \sum_{j \in J} |d_i \cdot d_j|.
+    .. math::
+        \mu_1(s) = \max_i \max_{|J| = s, \, i \notin J} \sum_{j \in J}
+            |d_i \cdot d_j| / (\|d_i\|_2 \|d_j\|_2).
 
-    mu_1(1) = mu, and mu_1(s) <= s mu. If mu_1(s - 1) + mu_1(s) < 1, codes with at most s nonzeros
-    are unique and basis pursuit finds them. Traceable in D.
+    mu_1(1) = mu, and mu_1(s) <= s mu. If mu_1(s - 1) + mu_1(s) < 1, by more than rounding, codes
+    with at most s nonzeros are unique, and basis pursuit with unit atoms finds them. Traceable.
 
     Args:
-        D: (m, d), unit atoms.
+        D: (m, d), unit atoms; the norms that rounding leaves are divided out.
         s: number of other atoms; from d - 1 on, all of them.
 
     Returns:
@@ -208,6 +210,7 @@ def babel(D: Dictionary, s: int) -> Array:
 
 @program("s")
 def _babel(D: Dictionary, s: int) -> Array:
+    D, _ = dictionaries.normalized(D)
     D, rows = D.neighbourhood() if isinstance(D, Structured) else (D, np.arange(D.shape[1]))
     d, s = D.shape[1], min(s, D.shape[1])
     if len(rows) * d > _SORTED and len(rows) == d:

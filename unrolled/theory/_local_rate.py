@@ -63,8 +63,9 @@ def local_rate(m: int, d: int, s: int, *, weights: str = "frobenius") -> LocalRa
     With `frobenius_weights`, W'D is d/m times the projection on the row space of D, up to the
     scales of the atoms. Where D is right-rotationally invariant, of any condition, the spectrum of
     W_S'D_S is that of a compressed projection, with these edges. For s > d - m its largest
-    eigenvalue is d/m itself. With W = D and Gaussian atoms the edges are those of Marchenko and
-    Pastur, (1 +- sqrt(s/m))^2, and rho = sqrt(s/m).
+    eigenvalue is d/m itself, which is lambda_+ in what follows; the last equality, and that the
+    Onsager term has this rate, are for s <= d - m. With W = D and Gaussian atoms the edges are
+    those of Marchenko and Pastur, (1 +- sqrt(s/m))^2, and rho = sqrt(s/m).
 
     `plain` is q(1), the rate of ISTA, LISTA-CP and ALISTA with unit steps; `best` is q(gamma*). rho
     is the rate of Chebyshev's and of Polyak's method, and that of the Onsager term of AMP and OAMP:

@@ -379,8 +379,9 @@ def _conditioned(
     n = min(int(np.count_nonzero(np.asarray(x))) + s, d)
     if not n:
         return ErrorBar(0.0, 0.0, 0.0, True)
-    # The atoms were drawn before they were stored: two roundings of each entry, of n columns.
-    kappa = float(norms.min()) * (kappa - stored * math.sqrt(n))
+    # The atoms were drawn before they were stored: two roundings of each entry, of n columns. A
+    # bound of unit atoms is one of norms from 1 on, and that of D itself is no larger for those.
+    kappa = min(1.0, float(norms.min())) * (kappa - stored * math.sqrt(n))
     residual = float(np.linalg.norm(np.abs(misfit) + (d + 2) * np.finfo(float).eps * sizes))
     enough = n <= min(m, getattr(conditioning, "atoms", n))
     if not (enough and kappa > 0 and math.isfinite(residual)):
