@@ -736,3 +736,14 @@ def test_results_are_shown_on_one_screen(result, unknown, problem):
         assert len(shown.splitlines()) <= 24 and "Array(" not in shown
         assert len(shown) < 2500
     assert "ISTA" in repr(result) and "validation loss" in repr(fit)
+
+
+def test_quantiles_of_exact_codes_are_numbers():
+    """The error of an exact code is -inf dB; -300 stands for it, as in the mean."""
+    D = dictionaries.identity_hadamard(16)
+    Y, X = problems.sampler(D, 64)(0)
+    half = jnp.where(jnp.arange(64)[:, None] < 40, X, 0.9 * X)
+    for codes, median in ((X, -300), (half, -300), (0.9 * X, -20)):
+        curve = compare({"own": codes}, D, Y, X).curves["own"]
+        assert np.isfinite(curve.quantiles).all()
+        assert curve.quantiles[..., 1] == pytest.approx(median, abs=1e-6)

@@ -763,3 +763,16 @@ def test_a_large_threshold_of_na_alista_is_the_one_it_starts_with(problem):
     gamma = float(layers.stable_step(shared.analytic.W, problem[0]))
     found = jax.nn.softplus(shared.head_bias)
     np.testing.assert_allclose(found, [gamma, gamma * 1e3], rtol=1e-12)
+
+
+@pytest.mark.parametrize("m, rank", [(40, 10), (8, 8), (8, 5)])
+def test_ada_lista_from_weights_has_unit_weights_of_any_rank(m, rank):
+    """D'P D is a projection of trace rank(D): d over that makes the mean of w_i . d_i one."""
+    rng = np.random.default_rng(0)
+    D = rng.normal(size=(m, rank)) @ rng.normal(size=(rank, 10)) if rank < 10 else None
+    D = rng.normal(size=(m, 10)) if D is None else D
+    layer = layers.ada_lista(3)
+    params = layer.from_weights(None, D, D)
+    acting = layer.weights(params.shared, jax.tree.map(lambda leaf: leaf[0], params.steps), D)
+    own = np.sum(np.asarray(acting.W) * D, 0) * float(acting.gamma)
+    assert own.mean() == pytest.approx(1, rel=1e-6)

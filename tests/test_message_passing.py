@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unrolled import analytic, layers, metrics, problems
+from unrolled import analytic, dictionaries, layers, metrics, problems
 
 DEPTH = 16
 
@@ -91,3 +91,20 @@ def test_codes_of_vamp_that_go_astray_are_kept_and_told():
     residuals = np.linalg.norm(np.asarray(Y[:, None] - codes @ D.T), axis=-1)
     least = np.minimum.accumulate(residuals, 1)[:, :-1]
     assert (residuals[:, 1:] <= 1.11 * least).all()  # a tenth, and rounding of the residual
+
+
+@pytest.mark.parametrize("m", [80, 400])
+def test_with_more_rows_than_atoms_the_noise_is_learned(m):
+    """What lies outside of the range of D is noise; least squares keeps what lies in it."""
+    D = dictionaries.gaussian(jax.random.key(0), m, 40)
+    Y, X = problems.sampler(D, 200, probability=0.15, snr=15.0)(1)
+    errors = {}
+    for em in (False, True):
+        layer = layers.vamp_bg(12, em=em, probability=0.15, noise_ratio=10**-1.5)
+        if em:
+            layer = layers.vamp_bg(12, em=True)
+        codes = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(layer.init(None, D), D, Y)
+        errors[em] = float(metrics.nmse(codes, X))
+    squares = np.linalg.lstsq(np.asarray(D), np.asarray(Y).T, rcond=None)[0].T
+    assert errors[True] < errors[False] + 0.5  # it also learns the variance of each signal
+    assert errors[True] < float(metrics.nmse(jnp.asarray(squares), X)) - 4

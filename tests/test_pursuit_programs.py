@@ -223,3 +223,31 @@ def test_a_ratio_means_the_same_at_the_ends_of_the_range():
     for k in (66, -80):
         other = pursuit.lasso(A * 2.0**k, y * 2.0**k, ratio=0.1)
         assert jnp.array_equal(plain.x, other.x) and other.converged
+
+
+SECOND = {
+    "omp": lambda D, y: pursuit.omp(D, y, 3).x,
+    "half_quadratic": lambda D, y: pursuit.half_quadratic(D, y, 0.05, p=0.8, tol=1e-12).x,
+    "bpdn": lambda D, y: pursuit.bpdn(D, y, 0.2, tol=1e-12).x,
+    "lasso": lambda D, y: pursuit.lasso(D, y, 0.1, tol=1e-12).x,
+}
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("name", SECOND)
+def test_second_derivatives_are_differences_of_the_first(name):
+    """Also through the code itself, which an implicit derivative is taken at."""
+    D = dictionaries.gaussian(jax.random.key(0), 6, 10)
+    y = 1.3 * D[:, 0] - 0.7 * D[:, 4] + 0.05
+    w, h = jnp.arange(10.0), 1e-5
+
+    def value(y):
+        x = SECOND[name](D, y)
+        return jnp.sum(x**2) + w @ x
+
+    slope = jax.jit(jax.grad(value))
+    rows = [(slope(y + h * v) - slope(y - h * v)) / (2 * h) for v in np.eye(6)]
+    found = jax.jit(jax.hessian(value))(y)
+    # The truncation is of h^2; a gap of 1e-12 leaves its root in the code, over h.
+    np.testing.assert_allclose(found, np.stack(rows), atol=1e-3 * np.abs(rows).max())
+    assert np.abs(rows).max() > 0.1

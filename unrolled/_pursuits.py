@@ -137,8 +137,13 @@ def lasso_optima(D: Dictionary, Y: Array, lam: ArrayLike) -> pursuit.Pursuit:
     """
     if _fits(D):
         return pursuit.lasso_batch(D, Y, lam, tol=_CERTIFIED)
+    return _reached(D, Y, lam)
+
+
+@jax.jit
+def _reached(D: Dictionary, Y: Array, lam: Array) -> pursuit.Pursuit:
     solve = partial(pursuit.fista, tol=_REACHED, max_steps=_MAX_STEPS)
-    return jax.jit(jax.vmap(solve, (None, 0, None)))(D, Y, lam)
+    return jax.vmap(solve, (None, 0, None))(D, Y, lam)
 
 
 # What `default_lam` is, for a sentence.

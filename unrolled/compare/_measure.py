@@ -33,6 +33,7 @@ QUANTILES = (0.1, 0.5, 0.9)
 _ROUNDING = 1e-3
 # The exponents of lam that are told apart: beyond, it is 0 or above that of any signal.
 _RANGE = 250
+_EXTREME = 300.0  # dB
 
 
 class Sample(NamedTuple):
@@ -136,12 +137,19 @@ def _errors(X: Array, x: Array) -> dict[str, Array]:
     return dict(
         nmse=metrics.nmse(x, X),
         mean_nmse=metrics.mean_nmse(x, X),
-        quantiles=jnp.nanquantile(metrics.signal_nmse(x, X), jnp.asarray(QUANTILES, x.dtype)),
+        quantiles=_quantiles(metrics.signal_nmse(x, X)),
         failure_rate=metrics.failure_rate(x, X),
         worse=jnp.mean(~(norms(x - X) <= norms(X) * (1 + ROUNDING)), dtype=x.dtype),
         largest_l1=largest(jnp.abs(x - X).sum(-1)),
         **metrics.support_scores(x, X)._asdict(),
     )
+
+
+def _quantiles(errors: Array) -> Array:
+    """Of errors in dB; beyond 300 they are infinite, and -300 stands for codes that are exact."""
+    levels = jnp.asarray(QUANTILES, errors.dtype)
+    quantiles = jnp.nanquantile(jnp.clip(errors, -_EXTREME, _EXTREME), levels)
+    return jnp.where(quantiles >= _EXTREME, jnp.inf, quantiles)
 
 
 def _worse_objectives(optima: Optima, x: Array) -> Array:

@@ -75,5 +75,6 @@ def _whitened(D: Dictionary, params: Unrolled) -> Unrolled:
         least = m * jnp.finfo(A.dtype).eps * values[-1]  # below it a value is rounding
         inverse = jnp.where(values > least, 1 / jnp.maximum(values, least), 0)
         P, Q = ((vectors * scale[None, :]) @ vectors.T for scale in (inverse, jnp.sqrt(inverse)))
-    gamma = jnp.full_like(params.steps.gamma, d / m)
+    rank = jnp.sum(values > least, dtype=A.dtype)  # the trace of D'P D, which has unit weights
+    gamma = jnp.full_like(params.steps.gamma, d / rank)
     return Unrolled(SignalMatrices(P, Q), params.steps._replace(gamma=gamma))

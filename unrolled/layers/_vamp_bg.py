@@ -94,7 +94,8 @@ class vamp_bg(Layer):
 
     With `em` nothing need be known: the probability and the variance of the nonzeros are those of
     each step's own estimate, by expectation-maximisation, and the noise is that of its residual,
-    each signal by itself. A scaled signal has a scaled code, unless `variance` is given.
+    each signal by itself; for m > d it begins as that of y outside of the range of D. A scaled
+    signal has a scaled code, unless `variance` is given.
 
     Where the norm of the residual grows by a tenth, the code of the step before stays, and from
     then on messages are damped. The field `grew` of the last state, `layer.run(params, D, y)[0]`,
@@ -109,7 +110,8 @@ class vamp_bg(Layer):
 
     Reference: Rangan, Schniter, Fletcher (2019); Fletcher, Schniter (2017) for `em`. Not claimed:
     sparse codes, entries are small but not zero; convergence where D is not rotation invariant, as
-    with correlated columns or parts of transforms.
+    with correlated columns or parts of transforms; `em` for noisy signals of m near d, whose first
+    code fits the noise: give it their `noise_ratio`.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
@@ -165,6 +167,9 @@ class vamp_bg(Layer):
         first, least = state.tau == 0, _LEAST * power
         assumed = self._assumed(p, power, signal / m, k - i)
         if self.em:
+            if m > d:  # what no code explains is noise
+                outside = jnp.sum(y_U[d:] ** 2) / (m - d)
+                assumed = assumed._replace(noise=jnp.maximum(outside, _LEAST * signal / m))
             pairs = zip(assumed, state.assumed)
             assumed = Assumed(*(jnp.where(first, now, before) for now, before in pairs))
         tau = jnp.where(first, power, state.tau)
@@ -214,10 +219,12 @@ def _start(layer: vamp_bg, D: Dictionary) -> Unrolled:
     m, A = D.shape[0], dense(D)
     with jax.enable_x64(True):
         U, s, V = jnp.linalg.svd(A.astype(jnp.float64), full_matrices=False)
+        if m > len(s):  # the part of y that is noise alone
+            U = jnp.linalg.qr(U, mode="complete")[0].at[:, : len(s)].set(U)
         s = jnp.where(s > min(A.shape) * float(jnp.finfo(A.dtype).eps) * s[0], s, 0)
         spectrum = Spectrum(*(leaf.astype(A.dtype) for leaf in (U, s, V)))
-    missing = m - len(spectrum.s)
-    U, s, V = (jnp.pad(v, pad) for v, pad in zip(spectrum, _pads(missing)))
+    missing = m - len(spectrum.s)  # of a dictionary with more rows than atoms
+    U, s, V = spectrum.U, *(jnp.pad(v, pad) for v, pad in zip(spectrum[1:], _pads(missing)))
     p = layer.probability
     belief = math.log(p) - math.log1p(-p), 0.0, math.log(layer.noise_ratio), layer.damping
     return Unrolled(
@@ -226,8 +233,8 @@ def _start(layer: vamp_bg, D: Dictionary) -> Unrolled:
 
 
 def _pads(missing: int) -> tuple:
-    """Where zeros go in U, s and V of a dictionary with more rows than atoms."""
-    return ((0, 0), (0, missing)), (0, missing), ((0, missing), (0, 0))
+    """Where zeros go in s and V."""
+    return (0, missing), ((0, missing), (0, 0))
 
 
 def _linear(s, V, y_U, state: Passed, tau: Array, noise: Array) -> tuple[Array, Array, Array]:

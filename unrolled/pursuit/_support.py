@@ -98,6 +98,7 @@ def on_branch(slope: Callable[[Any, Array], Array], limit: int, params: Any, x: 
 @on_branch.defjvp
 def _branch(slope, limit, primals, tangents):
     params, x = primals
+    x = on_branch(slope, limit, params, x)  # which a second derivative moves, too
     return x, tangent(slope, limit, params, tangents[0], x)
 
 

@@ -209,7 +209,7 @@ def _exchanged(part: Any, mesh: Mesh, reduction: str) -> Any:
     if mesh.shape.get(ATOMS, 1) > 1:
         return jax.tree.map(add, part)
     leaves, tree = jax.tree.flatten(part)
-    for dtype in {leaf.dtype for leaf in leaves}:
+    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):  # in one order in all processes
         own = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
         flat = jnp.concatenate([leaves[i].reshape(-1) for i in own])
         flat = add(flat)
