@@ -149,7 +149,7 @@ def _row(D, W, sparsity, bound, noise, tolerance) -> WeightsRow:
         return theory.schedule(certified.mu_W, certified.C_W, sparsity=s, **options).holds
 
     most = theory.max_sparsity(certified.mu_W, D.shape[1])
-    largest = next(s for s in range(most, -1, -1) if s == 0 or holds(s))  # one less by eta, or two
+    largest = next(s for s in range(most, -1, -1) if s == 0 or holds(s))  # eta counts, too
     s = largest if sparsity is None else sparsity
     with _checks.quiet(HypothesisWarning):  # the table says whether it holds
         _, schedule = block_schedule(D, W, depth=1, sparsity=s, bound=bound, noise=noise)

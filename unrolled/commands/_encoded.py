@@ -226,4 +226,4 @@ def _advice(source: Path | str) -> str:
     options = PURSUITS[source].options
     more = " or a larger sparsity" if "sparsity" in options else ""
     less = [name for name in _SILENCING if name in options] or ["tol"]
-    return f"a smaller {', '.join(less)}{more}"
+    return f"a smaller {' or '.join(less)}{more}"

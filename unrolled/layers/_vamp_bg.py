@@ -103,7 +103,7 @@ class vamp_bg(Layer):
 
     Params: shared U, S and V of the D of `init`, fixed; steps (log_odds, log_variance, log_noise,
     damping), which start at the options. `apply` takes all that it needs of D from them. With `em`
-    the first step alone reads what they say of the codes and the noise.
+    the first step alone reads what they say of the codes and, for m <= d, of the noise.
 
     It knows no lam, and a signal c y has c times the code of y, as no LASSO with a fixed lam has
     it: in that objective the start can be above ISTA at the same depth.

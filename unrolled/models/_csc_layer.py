@@ -109,9 +109,8 @@ class CSCLayer(nnx.Conv):
                     f"{self.kernel.ndim - 2} sides"
                 )
         self.unfoldings, self.activation = unfoldings, activation
-        dtype = options.get("dtype")
-        norms = batch_norms(out_features, unfoldings + 1, rngs, dtype) if batch_norm else None
-        self.norms = norms
+        count = unfoldings + 1 if batch_norm else 0
+        self.norms = batch_norms(out_features, count, rngs, options.get("dtype")) if count else None
         squared = self._norm_bound() ** 2
         safe = 1 / jnp.where(squared == 0, 1, squared)  # every step is safe for filters of zeros
         self.step = nnx.Param(safe) if unfoldings or warm else None

@@ -66,8 +66,8 @@ class CodeCertificate(NamedTuple):
         Y = _checks.host_floats(y, "y", "certified")
         if Y.shape != self.dual.shape:
             raise ValueError(
-                f"certified: y has shape {Y.shape}; expected {self.dual.shape}, as the certificate "
-                "has signals"
+                f"certified: y has shape {Y.shape}; expected {self.dual.shape}, that of the "
+                "certified signals"
             )
         level = math.sqrt(Y.shape[-1]) * float(jnp.finfo(Y.dtype).eps)
         Y = Y.astype(float)

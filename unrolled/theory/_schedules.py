@@ -379,8 +379,8 @@ def _conditioned(
     n = min(int(np.count_nonzero(np.asarray(x))) + s, d)
     if not n:
         return ErrorBar(0.0, 0.0, 0.0, True)
-    # The atoms were drawn before they were stored: two roundings of each entry, of n columns. A
-    # bound of unit atoms is one of norms from 1 on, and that of D itself is no larger for those.
+    # The atoms were drawn before they were stored: two roundings of each entry, of n columns. kappa
+    # may be that of unit atoms or of D as it is: norms above 1 do not enlarge it.
     kappa = min(1.0, float(norms.min())) * (kappa - stored * math.sqrt(n))
     residual = float(np.linalg.norm(np.abs(misfit) + (d + 2) * np.finfo(float).eps * sizes))
     enough = n <= min(m, getattr(conditioning, "atoms", n))
