@@ -759,7 +759,7 @@ FITS = {
         "signals have shape",
     ),
     "sample not a pair": Fault(
-        partial(fit, sample=lambda key: jnp.asarray(Y)), TypeError, r"sample must return \(Y, X\)"
+        partial(fit, sample=lambda key: jnp.asarray(Y)), TypeError, r"must be \(Y, X\)"
     ),
     "signals without codes for a supervised loss": Fault(
         partial(fit, sample=jnp.asarray(Y)),

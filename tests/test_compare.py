@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import registry
 from PIL import Image
 
 import unrolled as ur
@@ -196,6 +197,23 @@ def test_couplings_against_dense_algebra(result, methods, problem):
         found = [column[k] for column in learned[:6]]
         expected = weights_by_hand(gamma * methods["ALISTA"][1].shared.W, D)
         np.testing.assert_allclose(found, expected, rtol=ROUNDING)
+
+
+def test_the_couplings_of_every_family(problem):
+    """One row a step, or one where all steps have the same weights, as without own params."""
+    D, key = problem[0], jax.random.key(0)
+    made = {name: build(2) for name, build in registry.FAMILIES.items()}
+    made = {name: (layer, layer.init(key, D)) for name, layer in made.items()}
+    couplings = compare(made, *problem).couplings
+    assert set(couplings) == {n for n, (layer, _) in made.items() if layer.weights is not None}
+    for name, coupling in couplings.items():
+        layer, params = made[name]
+        steps = layers.unstack(params).steps or (None,)
+        for k, p in enumerate(steps[: len(coupling.mu_W)]):
+            W, gamma, _ = layer.weights(params.shared, p, D)
+            W = dictionaries.dense(W) * (1 if gamma is None else gamma)
+            found = [column[k] for column in coupling[:6]]
+            np.testing.assert_allclose(found, weights_by_hand(W, D), rtol=ROUNDING)
 
 
 def test_the_coupling_mismatch(result, methods, problem):

@@ -135,6 +135,56 @@ def test_the_objective_rises_only_where_atoms_are_replaced(name, weighted):
         assert after.objective <= before.objective * (1 + 1e-12) or after.replaced
 
 
+def _rough(name):
+    """Signals in float32, and options, whose codes of one atom are far smaller than of another."""
+    rng = np.random.default_rng(0)
+    plain = np.asarray(Y, np.float32)
+    noisy = plain + np.float32(0.05) * rng.standard_normal(plain.shape, np.float32)
+    if name.startswith("known"):
+        return noisy, {"mask": rng.random(Y.shape) < float(name.split()[1])}
+    if name.startswith("loud"):
+        return np.vstack([noisy, np.float32(name.split()[1]) * noisy[:1]]), {}
+    if name == "feature":
+        return noisy * np.r_[np.float32(1e4), np.ones(M - 1, np.float32)], {}
+    return (
+        (noisy + np.float32(100), {})
+        if name == "offset"
+        else (
+            noisy * np.exp(3 * rng.standard_normal((N, 1))).astype(np.float32),
+            {"weights": np.exp(3 * rng.standard_normal(N)).astype(np.float32)},
+        )
+    )
+
+
+ROUGH = (
+    "known .3",
+    "offset",
+    "loud 1e4",
+    "loud 1e20",
+    "feature",
+    "spread",
+    "known .1",
+    "known .03",
+)
+
+
+@pytest.mark.parametrize("rough", ROUGH)
+@pytest.mark.parametrize("name", ["mod", "multilayer"])
+def test_atoms_of_small_codes_are_learned_beside_those_of_large_ones(name, rough):
+    """Rounding moves every entry of a residual by a few eps times the largest signal."""
+    signals, options = _rough(rough)
+    found = learn(name, signals, steps=12, **options)
+    objectives = [step.objective for step in found.history]
+    largest = np.linalg.norm(signals.astype(float), axis=1).max()
+    rounding = 8 * np.finfo(np.float32).eps * largest * np.sqrt(M)
+    for before, after in zip(found.history, found.history[1:]):
+        rises = np.sqrt(after.objective) > np.sqrt(before.objective) * (1 + 1e-5) + rounding
+        assert not rises or after.replaced
+    V = options.get("mask", options.get("weights", np.ones(len(signals)))[:, None])
+    zero = np.sum(V * signals.astype(float) ** 2) / (2 * len(signals))
+    assert objectives[-1] < zero / 2 and all(np.isfinite(X).all() for X in jax.tree.leaves(found.X))
+
+
 def test_one_atom_of_k_svd_is_the_leading_singular_pair():
     found = dl.ksvd(Y, 1, sparsity=1, sweeps=30)
     _, s, V = np.linalg.svd(Y)

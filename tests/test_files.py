@@ -1,5 +1,6 @@
 """Files that appear whole: what a process that is killed while it writes leaves behind."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -36,6 +37,13 @@ def killed(folder, *arguments):
         writer.kill()
     assert writer.returncode == -signal.SIGKILL
     return sorted(os.listdir(folder))
+
+
+def test_a_disk_that_is_full_is_told_with_the_name_of_the_file(tmp_path):
+    with pytest.raises(OSError, match="No space left.*state.npz"):
+        with whole_file(tmp_path / "state.npz"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.slow

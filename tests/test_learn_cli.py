@@ -85,6 +85,17 @@ def test_a_folder_has_one_process(path, capsys):
     assert not {"lock", "checkpoint.npz"} & set(os.listdir(folder))
 
 
+@pytest.mark.parametrize("method", ["ksvd", "online"])
+def test_what_is_refused_leaves_no_folder(path, method, capsys):
+    Y = SIGNALS.copy()
+    Y[5, 2] = np.nan
+    np.save(path, Y)
+    flags = ["--method", method, "--atoms", "12", "--output", str(path.parent / "learned")]
+    flags += ["--sparsity", "2"] if method == "ksvd" else []
+    assert main(["learn", str(path), *flags]) == 2
+    assert "NaN" in capsys.readouterr().err and os.listdir(path.parent) == ["Y.npy"]
+
+
 def test_a_figure_that_fails_loses_no_table(path, monkeypatch, capsys):
     """The dictionary and the report are there, and what the same command goes on from."""
 

@@ -14,9 +14,21 @@ import registry
 import test_conformance as conformance
 
 import unrolled as ur
+from unrolled import layers
 from unrolled.activations import Activation
 from unrolled.dictionaries import Structured, pytree, spectral_norm, spread
-from unrolled.layers import Acting, Gamma, Shape, Shrinking, Theta, Unrolled, option
+from unrolled.layers import (
+    Acting,
+    Coupled,
+    Gamma,
+    Layer,
+    Shape,
+    Shrinking,
+    State,
+    Theta,
+    Unrolled,
+    option,
+)
 
 # What a stranger writes
 
@@ -74,6 +86,30 @@ class OwnKronecker(Structured):
 
     def scale(self, c):
         return OwnKronecker(self.A * c, self.B)
+
+
+@pytree(data=("gain",), static=("m", "decay", "parts"))
+@dataclass(frozen=True, eq=False)
+class OwnEcho(Structured):
+    """gain (I, decay J), with J that turns a signal round."""
+
+    gain: jax.Array
+    m: int
+    decay: float = 0.1
+    parts: tuple = ((1, "left"), (2, "right"))
+
+    @property
+    def shape(self):
+        return self.m, 2 * self.m
+
+    def synthesize(self, x):
+        return self.gain * (x[: self.m] + self.decay * x[self.m :][::-1])
+
+    def analyze(self, r):
+        return self.gain * jnp.concatenate([r, self.decay * r[::-1]])
+
+    def scale(self, c):
+        return OwnEcho(self.gain * c, self.m, self.decay, self.parts)
 
 
 def _squareplus(x):
@@ -275,3 +311,90 @@ def test_theory_answers_for_an_activation(tmp_path, monkeypatch):
     assert ur.lista_cp(8, activation="own_squareplus").activation is own_squareplus
     path = ur.training.save(tmp_path / "a.npz", params, D, layer)
     assert ur.training.restore(path).layer is layer
+
+
+def test_static_fields_of_a_dictionary_come_back_from_files(tmp_path):
+    """Numbers, text and tuples of them, beside one array; what JSON does not hold is refused."""
+    echo, layer = OwnEcho(jnp.ones(()), M), ur.layers.ista(2)
+    params = layer.init(None, echo)
+    saved = ur.training.restore(ur.training.save(tmp_path / "w.npz", params, echo, layer)).D
+    batch = jnp.ones((4, M)), None
+    options = TRAINING | dict(steps=2, loss=ur.training.lasso(0.1), validation=batch)
+    ur.fit(layer, params, echo, lambda key: batch, checkpoint=tmp_path / "kept", **options)
+    for found in (saved, ur.training.restore(tmp_path / "kept").D):
+        chex.assert_trees_all_equal_structs(found, echo)
+        assert (found.m, found.decay, found.parts) == (M, 0.1, ((1, "left"), (2, "right")))
+    for value in ({1}, np.inf):
+        other = OwnEcho(jnp.ones(()), M, parts=(value,))
+        with pytest.raises(TypeError, match="cannot save the static field parts of OwnEcho"):
+            ur.training.save(tmp_path / "x.npz", params, other, layer)
+
+
+class OwnWeights(NamedTuple):
+    W: Annotated[jax.Array, Shape("m,d", role="weights")]
+    theta: Theta
+
+
+class own_coupled(Coupled):
+    """What `Coupled` asks for, and no more."""
+
+    forms = (Unrolled(None, OwnWeights),)
+
+    def init(self, key, D):
+        W = ur.layers.repeat(D / spectral_norm(D) ** 2, self.depth)
+        return Unrolled(None, OwnWeights(W, jnp.full(self.depth, 0.01, D.dtype)))
+
+    def weights(self, shared, p, D):
+        return Acting(p.W)
+
+
+def test_coupled_needs_no_other_class():
+    layer = own_coupled(2)
+    params = layer.init(None, D)
+    other = layers.lista_cp(2, tied=False)
+    theirs = Unrolled(None, layers.WeightsAndThreshold(*params.steps))
+    np.testing.assert_array_equal(layer.apply(params, D, Y[0]), other.apply(theirs, D, Y[0]))
+    assert layer.is_coupled and ur.theory.certify(layer, params, D, sparsity=1, bound=1.0)
+
+
+def test_only_what_shrinks_is_coupled():
+    with pytest.raises(TypeError, match="claims: is_coupled is for families that shrink"):
+        type("claims", (Layer,), {"is_coupled": True})
+
+
+class own_plain(Layer):
+    """K steps of ISTA with steps of a random size, or of one size and no params."""
+
+    random: bool = option(default=True, help="draw the sizes")
+    forms = (Unrolled(None, None), Unrolled(None, layers.Step))
+
+    def init(self, key, D):
+        sizes = 1 + jax.random.uniform(key, (self.depth,), D.dtype) if self.random else None
+        return Unrolled(None, sizes if sizes is None else layers.Step(sizes))
+
+    def step(self, shared, p, D, y, state):
+        gamma = (1 if p is None else p.gamma) / spectral_norm(D) ** 2
+        return State(ur.pursuit.ista_step(D, y, state.x, gamma, 0.01 * gamma))
+
+
+def test_recipes_of_families_of_ones_own():
+    """The key may be a seed, also that of the default; without params nothing is trained."""
+    drawn = ur.problems.sampler(D, 64, probability=0.2)
+    start = ur.training.prepare(own_plain, D, *drawn(jax.random.key(0)), depth=2)
+    assert start.params.steps.gamma.shape == (2,)
+    fixed = ur.training.prepare(own_plain, D, *drawn(jax.random.key(0)), depth=2, random=False)
+    assert np.isfinite(fixed.nmse)
+    with pytest.raises(TypeError, match="own_plain has no params to train; training.prepare"):
+        ur.training.by_recipe(own_plain, D, drawn, depth=2, random=False)
+
+
+@pytest.mark.parametrize(
+    "shapes, role, words",
+    [
+        (("", "md"), None, "unknown shape 'md'; expected"),
+        (("d",), "thresholds", "unknown role 'thresholds'; expected threshold, relative threshold"),
+    ],
+)
+def test_a_shape_that_means_nothing_is_refused(shapes, role, words):
+    with pytest.raises(ValueError, match=words):
+        Shape(*shapes, role=role)

@@ -37,6 +37,8 @@ def test_the_least_entries_are_those_of_a_stable_sort(s):
 def test_bernoulli_gaussian_extremes(key):
     assert not problems.bernoulli_gaussian(key, SHAPE, 0.0).any()
     assert problems.bernoulli_gaussian(key, SHAPE, 1.0).all()
+    for p in (0, 1):
+        assert bool((problems.bernoulli_gaussian(key, SHAPE, p) != 0).all()) == p
 
 
 @pytest.mark.few(2)

@@ -879,7 +879,7 @@ def test_fit_refuses_what_it_cannot_train(D, sample):
     refused(TypeError, "steps must be an integer", steps=2.5)
     refused(ValueError, "evaluate_every must be at least 1, got 0", evaluate_every=0)
     refused(TypeError, "expected a Layer or a Network, got method", model=layer.apply)
-    refused(TypeError, r"sample must return \(Y, X\)", sample=lambda key: sample(key)[0])
+    refused(TypeError, r"must be \(Y, X\), .* got ArrayImpl", sample=lambda key: sample(key)[0])
     refused(
         ValueError,
         rf"signals have shape .*, 20\); expected \(batch, {M}\)",
@@ -909,7 +909,9 @@ def test_fit_refuses_what_it_cannot_train(D, sample):
         "codes of 2 blocks; expected at most 1",
         sample=lambda key: (sample(key)[0], (sample(key)[1],) * 2),
     )
-    refused(ValueError, "NaN or infinite", validation=(jnp.full((2, M), jnp.nan), None))
+    nan = jnp.full((2, M), jnp.nan)
+    refused(ValueError, "fit, validation: .* NaN or infinite", validation=(nan, None))
+    refused(TypeError, r"fit, validation: a batch must be \(Y, X\)", validation=nan)
     refused(ValueError, "X = None", sample=lambda key: (sample(key)[0], None))
     refused(
         ValueError,

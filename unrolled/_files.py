@@ -79,6 +79,10 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
                 os.link(_in_proc(file), partial, src_dir_fd=file.fileno())
             partial.replace(path)
         sync_folder(path.parent)
+    except OSError as error:  # that of a full disk names no file
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         partial.unlink(missing_ok=True)
 

@@ -40,7 +40,8 @@ def bernoulli_gaussian(key: Key, shape: tuple[int, ...], probability: float) -> 
     """
     if not 0 <= probability <= 1:
         raise ValueError(f"bernoulli_gaussian: probability must be in [0, 1], got {probability}")
-    return _bernoulli_gaussian(_checks.as_key(key, "bernoulli_gaussian"), tuple(shape), probability)
+    key = _checks.as_key(key, "bernoulli_gaussian")
+    return _bernoulli_gaussian(key, tuple(shape), float(probability))
 
 
 @program("shape")

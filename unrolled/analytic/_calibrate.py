@@ -139,7 +139,8 @@ def _calibrate_layer(
     start = stack(params)
     if start.steps is None or not _passes.threshold_names(start.steps):
         raise TypeError(
-            "calibrate: expected steps with a threshold, such as theta; this family has none"
+            "calibrate: expected steps with a threshold, such as theta, not in a record inside of "
+            "them; this family has none"
         )
     seen = len(Y) - _n_held_back(Y) or len(Y)
     begun = (start, *_passes.scaled_weights(layer, start, D))

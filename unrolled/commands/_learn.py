@@ -115,8 +115,7 @@ def run(arguments: argparse.Namespace) -> None:
     shape = _shape(arguments.shape, Y.shape[1])
     _report.check_not_read((folder / _DICTIONARY, folder / _CHECKPOINT), [arguments.signals])
     _report.check_drawing()
-    _report.check_folder(folder)
-    with claimed(folder / "lock") as holder:
+    with _report.output_folder(folder), claimed(folder / "lock") as holder:
         if holder is not None:
             raise ValueError(f"{folder}: in use by process {holder}; try another --output")
         options |= {"progress": _progress(say), "checkpoint": folder / _CHECKPOINT}

@@ -11,7 +11,8 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from html import escape
 from importlib import metadata
 from pathlib import Path
@@ -123,6 +124,19 @@ def check_folder(folder: Path) -> None:
     probe = folder / ".write-check"
     probe.write_text("")
     probe.unlink()
+
+
+@contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
+    """`check_folder` for a block; a folder that was not there is gone again if it stays empty."""
+    made = not folder.exists()
+    check_folder(folder)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it holds something
+            if made:
+                folder.rmdir()
 
 
 def check_not_read(written: Iterable[Path], read: Iterable[Path]) -> None:

@@ -62,7 +62,7 @@ def step_means(theta: ArrayLike) -> np.ndarray:
 def _per_step(weights: Weights, params: Unrolled, D: Dictionary) -> Coupling:
     """All steps, by one program for the steps of all methods; one step if all are equal."""
     host = jax.device_get(params.steps)
-    K = len(jax.tree.leaves(host)[0])
+    K = min(map(len, jax.tree.leaves(host)), default=1)  # steps may have nothing of their own
     steps = [jax.tree.map(operator.itemgetter(k), host) for k in range(K)]
     if not _depends(lambda p: weights(params.shared, p, D), steps[0]):
         steps = steps[:1]

@@ -9,7 +9,7 @@ import numpy as np
 from unrolled._checks import ArrayLike, Key
 from unrolled.dictionaries import Dictionary
 from unrolled.dictionary_learning._learning import Learned, Options, Progress, learn
-from unrolled.dictionary_learning._signals import Signals
+from unrolled.dictionary_learning._signals import Signals, correction
 from unrolled.dictionary_learning._sweeps import Alternation, Fitted
 
 # Alternating steps towards the leading pair of singular vectors of an error, from the last ones.
@@ -51,7 +51,7 @@ def ksvd(
             or a D, (m, d).
         weights: of the squared errors, (n,) or (n, m), non-negative. Their scale may be any: inside
             they are divided by a power of two near the largest. A factor changes the objective by
-            itself and nothing else.
+            itself and, but for rounding, nothing else.
         mask: (n, m), True where an entry of Y is known; the others may be NaN.
         progress: called as `progress(step)` after every sweep, with a `Step`.
         resume: a result to continue from. With the other arguments as they were it is, bit for bit,
@@ -104,7 +104,8 @@ def mod(
 
     With weights v of signals these are the products Y'VX and X'VX. With a mask, or weights of
     entries, the atoms fit the signals v y + (1 - v) D x instead, for v divided by the largest
-    weight, which lowers the objective, too. All else, the objective included, is as in `ksvd`.
+    weight, which lowers the objective, too. Where the codes of some atoms are dependent, X'X is
+    singular, and the atoms change as little as they can. All else is as in `ksvd`.
 
     Args:
         Y, d, sparsity, sweeps, key, start, weights, mask, progress, resume, checkpoint: see `ksvd`.
@@ -143,6 +144,7 @@ def _unit(z: np.ndarray, h: np.ndarray | None) -> np.ndarray:
     return z / size if size > 0 else z
 
 
+@np.errstate(over="ignore", invalid="ignore")  # an atom that leaves the range lowers no error
 def update_atom(signals: Signals, fitted: Fitted, j: int, nearest: Nearest) -> int:
     """An atom and its codes, by alternating least squares among the signals that use it.
 
@@ -207,18 +209,16 @@ def _best_codes(E: np.ndarray, a: np.ndarray, V: np.ndarray | None) -> np.ndarra
 
 
 def _all_atoms(signals: Signals, fitted: Fitted) -> None:
-    """The update of MOD; among the atoms that are used."""
+    """The update of MOD for the atoms that are used; left out where rounding raises the error."""
     D, X, R = fitted
-    used, V, Y = np.flatnonzero(X.any(1)), signals.V, signals.Y
-    codes, v = X[used], np.ones(len(Y), Y.dtype)
+    V, codes, left = signals.V, X.T, signals.weighted(R)
     if V is not None and (V == V[:, :1]).all():  # one weight for a signal
-        v = V[:, 0]
-    elif V is not None:
-        Y = signals.target(R)
-    rounding = len(used) * np.finfo(X.dtype).eps
-    inverse = np.linalg.pinv((v * codes) @ codes.T, rcond=rounding, hermitian=True)
-    atoms = ((v * codes) @ Y).T @ inverse
-    norms = np.linalg.norm(atoms, axis=0)
-    needed = norms > 0  # dependent codes may need fewer atoms
-    D[:, used[needed]] = atoms[:, needed] / norms[needed]
-    X[used] = codes * norms[:, None]
+        root = np.sqrt(V[:, :1])
+        codes, left = root * codes, root * R
+    used = np.flatnonzero(codes.any(0))
+    new, scaled = D.copy(), X.copy()
+    new[:, used] += correction(codes[:, used], left)
+    norms = np.linalg.norm(new, axis=0)
+    new, scaled = new / norms, norms[:, None] * scaled
+    if signals.objective(signals.Y - scaled.T @ new.T) < signals.objective(R):
+        D[:], X[:] = new, scaled

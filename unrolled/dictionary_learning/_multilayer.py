@@ -16,6 +16,7 @@ from unrolled.dictionary_learning._learning import Arrays, Keeper, Learned, Prog
 from unrolled.dictionary_learning._signals import (
     Signals,
     as_signals,
+    correction,
     distinct,
     duplicates,
     start_atoms,
@@ -248,9 +249,16 @@ def _sweep(
     if len(Ds) > 1:
         Ds, X = _last_layer(signals, Ds, X, counts[-2])
     for j in range(len(Ds) - 2, 0, -1):
-        Ds = (*Ds[:j], _descend_factor(signals, Ds, X, j, counts[j - 1]), *Ds[j + 1 :])
-    Ds = (_least_squares(signals, Ds, X), *Ds[1:])
+        D = _descend_factor(signals, Ds, X, j, counts[j - 1])
+        Ds = _better(signals, Ds, (*Ds[:j], D, *Ds[j + 1 :]), X)
+    Ds = _better(signals, Ds, (_least_squares(signals, Ds, X), *Ds[1:]), X)
     return *_normalised(Ds, X), replaced
+
+
+def _better(signals: Signals, old: Matrices, new: Matrices, X: np.ndarray) -> Matrices:
+    """The new dictionaries, or the old ones where rounding would raise the error."""
+    errors = [signals.objective(_residual(signals, Ds, X)) for Ds in (old, new)]
+    return new if errors[1] < errors[0] else old
 
 
 def _last_layer(
@@ -294,11 +302,7 @@ def _least_squares(signals: Signals, Ds: Matrices, X: np.ndarray) -> np.ndarray:
     """D_1 for fixed codes, among the atoms that are used."""
     Z, D = _below(Ds, X, 0), Ds[0].copy()
     used = np.flatnonzero(Z.any(0))
-    Z = Z[:, used]
-    rounding = len(used) * np.finfo(Z.dtype).eps
-    inverse = np.linalg.pinv(Z.T @ Z, rcond=rounding, hermitian=True)
-    atoms = _target(signals, Ds, X).T @ Z @ inverse
-    D[:, used] = np.where(atoms.any(0), atoms, D[:, used])
+    D[:, used] += correction(Z[:, used], signals.weighted(_residual(signals, Ds, X)))
     return D
 
 

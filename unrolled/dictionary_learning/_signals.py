@@ -45,6 +45,10 @@ class Signals(NamedTuple):
         """
         return self.Y if self.V is None else self.Y - (1 - self.V / self.V.max()) * R
 
+    def weighted(self, R: np.ndarray) -> np.ndarray:
+        """v R, for weights divided by the largest: `target(R)` minus D x."""
+        return R if self.V is None else self.V / self.V.max() * R
+
     def fingerprint(self) -> str:
         """A text that differs for different signals or weights."""
         if self.V is None:
@@ -91,7 +95,7 @@ def as_signals(
         row, column = np.argwhere(~finite)[0]
         raise ValueError(
             f"{where}: {name} has NaN or infinite entries, the first at ({row}, {column}); "
-            "give the known ones as `mask`"
+            "leave such signals out, or give the known entries as `mask`, where there is one"
         )
     if V is not None:
         Y = np.where(V > 0, Y, 0)
@@ -165,6 +169,22 @@ def unit_rows(A: np.ndarray) -> np.ndarray:
     A = np.ldexp(A, -np.frexp(np.abs(A).max(1, keepdims=True, initial=0))[1])
     norms = np.linalg.norm(A, axis=1, keepdims=True)
     return A / np.where(norms > 0, norms, 1)
+
+
+def correction(X: np.ndarray, R: np.ndarray) -> np.ndarray:
+    """The least C, (m, d), that minimises norm(R - X C'), for codes and residuals in rows.
+
+    Atoms D that leave R = Y - X D' are best as D + C. Codes of one atom may be much smaller than
+    those of another, so least is meant for columns of X that are divided by their norms; none of
+    them is zero.
+    """
+    peaks = np.abs(X).max(0)  # squares of the columns themselves may leave the range
+    U = X / peaks
+    sizes = np.linalg.norm(U, axis=0)
+    U /= sizes
+    rounding = U.shape[1] * np.finfo(U.dtype).eps
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at the error
+        return R.T @ U @ np.linalg.pinv(U.T @ U, rcond=rounding, hermitian=True) / sizes / peaks
 
 
 def start_atoms(

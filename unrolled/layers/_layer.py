@@ -351,6 +351,11 @@ class Layer(Looped):
 
     def __init_subclass__(cls, **arguments):
         super().__init_subclass__(**arguments)
+        if "is_coupled" in vars(cls) and not hasattr(cls, "shrink"):
+            raise TypeError(
+                f"{cls.__name__}: is_coupled is for families that shrink; expected a subclass of "
+                "layers.Coupled, or of layers.Shrinking"
+            )
         if cls.init is not Layer.init and cls.step is not Layer.step:
             check_forms(cls.forms, cls.__name__)
             _checks.register(FAMILIES, cls, "family")
@@ -365,7 +370,10 @@ class Layer(Looped):
 
     @property
     def is_coupled(self) -> bool:
-        """Whether a step is x <- shrink(x + gamma W'(y - D x), theta), the form of the theorems."""
+        """Whether a step is x <- shrink(x + gamma W'(y - D x), theta), the form of the theorems.
+
+        `Coupled` says so; a family that overrides it has `shrink` and `activation` of `Shrinking`.
+        """
         return False
 
     @property

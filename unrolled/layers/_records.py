@@ -18,6 +18,7 @@ from unrolled.dictionaries import Dictionary, Structured
 
 THRESHOLD, RELATIVE = "threshold", "relative threshold"
 STEP_SIZE, WEIGHTS = "step size", "weights"
+_ROLES = (THRESHOLD, RELATIVE, STEP_SIZE, WEIGHTS)
 
 
 @dataclass(frozen=True, init=False)
@@ -32,6 +33,9 @@ class Shape:
             residual, whose magnitude counts: `calibrate` sets it; "step size" for one that
             `calibrate` sets; "weights" for a matrix that it may scale; else None.
 
+    Raises:
+        ValueError: an unknown shape or role.
+
     Example:
         >>> ur.layers.Shape("", "m,d").of(jnp.ones((2, 3)))
         [(), (2, 3)]
@@ -41,6 +45,14 @@ class Shape:
     role: str | None
 
     def __init__(self, *shapes: str, role: str | None = None):
+        for shape in shapes:
+            if shape != "filters" and not set(shape.split(",")) <= {"", "m", "d"}:
+                raise ValueError(
+                    f'Shape: unknown shape {shape!r}; expected "", sizes of D as in "m,d", or '
+                    '"filters"'
+                )
+        if role not in (None, *_ROLES):
+            raise ValueError(f"Shape: unknown role {role!r}; expected {', '.join(_ROLES)}, or None")
         object.__setattr__(self, "shapes", shapes)
         object.__setattr__(self, "role", role)
 
@@ -367,6 +379,8 @@ def _check_record(kind: Any, value: Any, D: Dictionary, lead: int, where: str) -
 
 def names_with_role(record: Any, *roles: str) -> list[str]:
     """The names of the fields of a record, or of its class, that have one of these roles.
+
+    Those of records inside of it are not among them.
 
     Example:
         >>> ur.layers.names_with_role(ur.layers.StepAndThreshold, "threshold")

@@ -184,7 +184,7 @@ def _at_ista(layer: FromISTA, D: Dictionary) -> tuple[Unrolled, Array]:
     return layer.at_ista(D, L, theta), (L > 0) & (1 / L > 0)
 
 
-class Coupled(Layer):
+class Coupled(Shrinking):
     """A family of the step x <- shrink(x + gamma W'(y - D x), theta), the form of the theorems.
 
     A subclass defines `weights`, which says what W and gamma are, and its params have a `theta`.
@@ -198,7 +198,7 @@ class Coupled(Layer):
         [0.9 0. ]
     """
 
-    if TYPE_CHECKING:  # of the family, and of `Shrinking` or `Selecting`
+    if TYPE_CHECKING:  # of the family; `shrink` of `Selecting` has one more argument
         weights: ClassVar[Callable[..., Acting]]
         shrink: ClassVar[Callable[..., Array]]
 

@@ -240,6 +240,7 @@ def check_data(
     """
     key = _checks.as_key(key, where)
     D = None if D is None else as_dictionaries(D, where)
+    judged = where if validation is None else f"{where}, validation"
     if is_own(sample):
         sample, validation = from_arrays(sample, validation, params, D, where)
     _check_sample(sample, where)
@@ -248,8 +249,8 @@ def check_data(
         check_draws(sample, validation)
     else:  # the batches of training are not seen otherwise
         _check_batch(jax.eval_shape(sample, key), D, where)
-    _check_batch(validation, D, where)
-    _checks.finite(validation, "the batch of sample", where)
+    _check_batch(validation, D, judged)
+    _checks.finite(validation, "the batch", judged)
     return key, D, sample, validation
 
 
@@ -274,8 +275,8 @@ def _validation(sample: Sample, key: Array) -> tuple:
 def _check_batch(batch, D: Dictionaries | None, where: str) -> None:
     if not isinstance(batch, tuple) or len(batch) not in (2, 3):
         raise TypeError(
-            f"{where}: sample must return (Y, X), signals and codes, "
-            "or (Y, X, Ds) with a dictionary each"
+            f"{where}: a batch must be (Y, X), signals and codes, or (Y, X, Ds) with a "
+            f"dictionary each, got {type(batch).__name__}"
         )
     Y, X, *own = batch
     if D is None:

@@ -8,12 +8,13 @@ its family and all its options: a file names a family that this process knows, n
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from math import isfinite
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from unrolled import activations
+from unrolled import _checks, activations
 from unrolled._checks import Array
 from unrolled.dictionaries import KINDS, Conv, Structured
 from unrolled.layers import FAMILIES, Layer, Unrolled, check_records, is_record, records_of
@@ -219,7 +220,14 @@ def _split(node: Any, name: str, records: Records) -> tuple[str, dict, dict] | N
         return kind, node._asdict(), {}
     if KINDS.get(kind) is type(node) and is_dataclass(node):
         values = {field.name: getattr(node, field.name) for field in fields(node)}
-        static = {key: value for key, value in values.items() if _is_static(value)}
+        arrays = _children(node)
+        static = {key: value for key, value in values.items() if key not in arrays}
+        for key, value in static.items():
+            if not _is_static(value):
+                raise TypeError(
+                    f"{name}: cannot save the static field {key} of {kind}, "
+                    f"{_checks.brief(value)}; expected numbers, text or tuples of them"
+                )
         parts = {key: value for key, value in values.items() if key not in static}
         if type(node) is Conv and not any(delta > 1 for delta in node.dilation):
             del static["dilation"]  # as in the files and hashes from before there was dilation
@@ -243,15 +251,32 @@ def _split(node: Any, name: str, records: Records) -> tuple[str, dict, dict] | N
     return None
 
 
+def _children(node: Any) -> set[str]:
+    """The names of the fields of a dictionary that its pytree has as children."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda part: part is not node)
+    return {jax.tree_util.keystr(path, simple=True) for path, _ in paths}
+
+
 def _is_static(value: Any) -> bool:
-    values = value if isinstance(value, tuple) else (value,)
-    return all(isinstance(entry, (int, str)) for entry in values)
+    """Whether JSON holds the value, with lists for tuples."""
+    if isinstance(value, tuple):
+        return all(map(_is_static, value))
+    return (
+        value is None
+        or isinstance(value, int | str)
+        or isinstance(value, float)
+        and isfinite(value)
+    )
+
+
+def _from_lists(value: Any) -> Any:
+    return tuple(map(_from_lists, value)) if isinstance(value, list) else value
 
 
 def _dictionary(kind: Any, parts: dict, static: dict) -> Structured:
     """A dictionary from its fields, without its constructor, which has converted them before."""
     values: dict[str, Any]
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in static.items()}
+    values = {key: _from_lists(value) for key, value in static.items()}
     if not all(map(_is_static, values.values())):
         raise ValueError(f"{kind.__name__} has the static fields {str(static)[:80]}")
     values |= parts

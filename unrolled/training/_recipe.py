@@ -131,7 +131,7 @@ def prepare(
         raise ValueError(f"prepare: expected at least {_FEWEST} signals, got {len(Y)}")
     cut = min(_CALIBRATED_ON, len(Y) // 2)
     signals = _signals(D, (Y[:cut], X[:cut]), (Y[cut:], X[cut:]), depth)
-    return _best(_starts(cls, signals, depth, key, options))
+    return _best(_starts(cls, signals, depth, _checks.as_key(key, "prepare"), options))
 
 
 class Made(NamedTuple):
@@ -402,8 +402,12 @@ def _trained(start: Start, signals: _Signals, sample: Any, steps: int | None, ke
     """The start after training by clipped Adam, or as it is."""
     layer, recipe = start.layer, start.layer.recipe
     steps = recipe.steps if steps is None else steps
-    if not recipe.rate or not jax.tree.leaves(start.params):
-        steps = 0
+    if not jax.tree.leaves(start.params):
+        raise TypeError(
+            f"by_recipe: {layer.family} has no params to train; training.prepare makes it and "
+            "judges it without training"
+        )
+    steps = steps if recipe.rate else 0
     schedule = optax.cosine_decay_schedule(recipe.rate, max(1, steps))
     # A scan would copy the matrices of a step; numbers compile faster as one.
     matrices = any(np.ndim(leaf) > 2 for leaf in jax.tree.leaves(start.params.steps))
