@@ -10,7 +10,7 @@ from jax import lax
 
 import unrolled as ur
 from unrolled.models import MLCSC, Filters, ImageConv
-from unrolled.models._image_conv import power_norm
+from unrolled.models._image_conv import norm_from_below
 
 PICTURE, FILTERS = (9, 8, 2), (Filters(4, 4, 2), Filters(5, 2))
 METHODS = ("ml-ista", "ml-fista", "ml-lista", "layered-bp", "all-free")
@@ -436,15 +436,25 @@ def test_constrained_steps_of_filters_at_the_ends_of_the_range(scale):
     gamma = net.layers[0].step().gamma
     assert jnp.isfinite(gamma) and (gamma == net.layers[0].c[...]) == (scale < 1)
     D = ur.dictionaries.Conv(jnp.full((1, 1, 2, 2), scale, jnp.float32), (4, 4), 2)
-    np.testing.assert_allclose(power_norm(D, 30), 2 * scale, rtol=1e-6)
-    gradient = jax.grad(lambda D: power_norm(D, 30))(D)
+    np.testing.assert_allclose(norm_from_below(D, 30), 2 * scale, rtol=1e-6)
+    gradient = jax.grad(lambda D: norm_from_below(D, 30))(D)
     assert jnp.isfinite(gradient.filters).all()
+
+
+@pytest.mark.parametrize("rest", [0.5, 0.93, 0.97, 0.999])
+def test_constrained_steps_know_a_norm_that_stands_alone(rest):
+    """One singular value, of 1, and 255 whose squares are the rest; the margin is 5 %."""
+    rng = np.random.default_rng(0)
+    U, V = (np.linalg.qr(rng.normal(size=(n, 256)))[0] for n in (512, 256))
+    filters = (V * np.sqrt([1, *[rest] * 255])) @ U.T
+    D = ur.dictionaries.Conv(jnp.asarray(filters.reshape(256, 32, 4, 4)), (4, 4))
+    assert 0.99 < float(norm_from_below(D, 30)) ** 2 < 1 + 1e-12
 
 
 def test_constrained_steps_pass_on_the_gradient_of_the_norm():
     D = ur.dictionaries.Conv(normal(2, 1, 3, 3), (5, 5), 2)
     direction = jax.tree.map(lambda leaf: normal(*leaf.shape, seed=3), D)
-    gradient = jax.jit(jax.grad(lambda D: power_norm(D, 200)))(D)
+    gradient = jax.jit(jax.grad(lambda D: norm_from_below(D, 200)))(D)
     h = 1e-5  # an error of h^2 + eps / h
     ahead, behind = (np.linalg.norm(matrix(moved(D, step, direction)), 2) for step in (h, -h))
     slope = jnp.vdot(gradient.filters, direction.filters)

@@ -156,14 +156,23 @@ class CSCLayer(nnx.Conv):
     def step_ratio(self) -> Array:
         """s over its safe size 1 / norm(W)^2: up to 1, steps without batch norm converge.
 
-        norm(W) is bounded for pictures of every size, by a few percent for small filters. A layer
-        with T = 0 takes no such steps: 0.
+        norm(W) is bounded for pictures of every size, by a few percent for small filters; a
+        "CIRCULAR" bound leaves the stride out and may be much larger. A layer with T = 0 takes no
+        such steps: 0.
         """
         return self._size() * self._norm_bound() ** 2
 
     def _norm_bound(self) -> Array:
-        kernel = self.kernel[...]
-        return norm_bound(kernel if self.mask is None else kernel * self.mask)
+        kernel, circular = self.kernel[...], self.padding == "CIRCULAR"
+        kernel = kernel if self.mask is None else kernel * self.mask
+        # On a circle whose length is no multiple of the stride, two windows are closer than it.
+        return norm_bound(kernel, (1,) * (kernel.ndim - 2) if circular else self._apart())
+
+    def _apart(self) -> tuple[int, ...]:
+        """Strides, in units that the entries of a dilated filter have in common with them."""
+        n = self.kernel.ndim - 2
+        pairs = zip(*(np.broadcast_to(v or 1, n) for v in (self.strides, self.kernel_dilation)))
+        return tuple(int(s // math.gcd(s, dilation)) for s, dilation in pairs)
 
 
 def _sizes(sizes: Any, name: str, where: str) -> int | tuple[int, ...]:
@@ -189,25 +198,33 @@ class _BatchNorm(nnx.BatchNorm):
         return y + jnp.broadcast_to(lost, y.shape)
 
 
-def norm_bound(kernel: Array) -> Array:
+def norm_bound(kernel: Array, strides: tuple[int, ...] | None = None) -> Array:
     """An upper bound of the norm of a convolution, for pictures of every size and every padding.
 
     The squared response is a trigonometric polynomial of degree n - 1 in every dimension: its
-    maximum is at most that over M frequencies, divided by cos(pi (n - 1) / M) for each.
+    maximum is at most that over M frequencies, divided by cos(pi (n - 1) / M) for each. A stride s
+    makes s frequencies one, with the mean of their squares, of degree (n - 1) // s.
 
     Args:
-        kernel: (*sides, C_in, C_out), with any stride and dilation.
+        kernel: (*sides, C_in, C_out), with any dilation.
+        strides: one of each side; a part of it that is a factor of the dilation has no effect.
     """
     # On the host if it can be: JAX would compile this anew for every layer of a model.
     xp: Any = np if _checks.is_concrete(kernel) else jnp
     k = exponent(jnp.asarray(kernel))  # whose squares stay in the range
     filters = xp.moveaxis(xp.asarray(times_power(jnp.asarray(kernel), -k)), (-2, -1), (0, 1))
-    sides = kernel.shape[:-2]
-    fine = tuple(_FINE * n for n in sides)
+    (channels, features), sides = filters.shape[:2], kernel.shape[:-2]
+    strides = strides or (1,) * len(sides)
+    apart = tuple(-(-_FINE * n // s) for n, s in zip(sides, strides))  # M / s
+    fine = tuple(s * M for s, M in zip(strides, apart))
     response = xp.fft.fftn(filters, fine, tuple(range(2, filters.ndim)))
-    H = xp.moveaxis(response.reshape(*filters.shape[:2], -1), -1, 0)
+    parts = [size for pair in zip(strides, apart) for size in pair]
+    axes = (*range(3, 2 + len(parts), 2), *range(2, 2 + len(parts), 2), 0, 1)
+    H = xp.transpose(response.reshape(channels, features, *parts), axes)
+    H = H.reshape(math.prod(apart), -1, features)  # frequencies that are one add channels
     H = H if H.shape[1] < H.shape[2] else xp.swapaxes(H, 1, 2)  # the smaller of two products
-    gram = H @ xp.swapaxes(H, 1, 2).conj()
-    between = math.prod(math.cos(math.pi * (n - 1) / M) for n, M in zip(sides, fine))
+    gram = H @ xp.swapaxes(H, 1, 2).conj() / math.prod(strides)
+    degrees = ((n - 1) // s for n, s in zip(sides, strides))
+    between = math.prod(math.cos(math.pi * n / M) for n, M in zip(degrees, apart))
     bound = jnp.sqrt(jnp.asarray(xp.linalg.eigvalsh(gram).max() / between, kernel.dtype))
     return times_power(bound, k)

@@ -14,7 +14,7 @@ from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, times_power
 from unrolled.dictionaries import Conv
 from unrolled.layers import Threshold, Unrolled, Weights, lista_cp, magnitude
-from unrolled.models._image_conv import power_norm
+from unrolled.models._image_conv import norm_from_below
 from unrolled.models._layers import check_rngs
 
 _AT_ONCE = 8  # windows processed together, which bounds the memory
@@ -93,7 +93,7 @@ def over_shifts(
     )
 
 
-# Power iteration for norm(A, 2), on a torus whose sides are this many kernels.
+# Steps for norm(A, 2), and the torus that it is of, whose sides are this many kernels.
 _NORM_STEPS, _NORM_SIDE = 100, 4
 
 
@@ -322,6 +322,6 @@ def _at_norm_one(filters: Array, shape: tuple[int, ...], stride: int) -> Array:
 
 @functools.partial(jax.jit, static_argnames="stride")
 def _norm(filters: Array, stride: int) -> Array:
-    """norm(A, 2) on a torus, by power iteration."""
+    """norm(A, 2) on a torus."""
     side = -(-_NORM_SIDE * filters.shape[-1] // stride) * stride
-    return power_norm(Conv(filters, (side, side), stride, "circular"), _NORM_STEPS)
+    return norm_from_below(Conv(filters, (side, side), stride, "circular"), _NORM_STEPS)
