@@ -26,6 +26,37 @@ def test_codes_are_those_of_scikit_learn(sparsity):
         )
 
 
+def _offset(m, offset):
+    """Unit atoms with a common part, in float32."""
+    A = offset + np.random.default_rng(0).normal(size=(m, 20))
+    return (A / np.linalg.norm(A, axis=0)).astype(np.float32)
+
+
+def _with_constant(m):
+    A = _offset(m, 0) - _offset(m, 0).mean(0)
+    A[:, 0] = m**-0.5
+    return A
+
+
+@pytest.mark.parametrize(
+    "A, x",
+    [
+        (_offset(16_000, 0), {3: 1, 7: 6e-3}),
+        (_offset(784, 50), {3: 1, 7: 2, 11: 1}),
+        (_with_constant(784), {0: 84_000, 3: 28, 7: -28}),
+    ],
+    ids=["long", "offset atoms", "offset signal"],
+)
+def test_atoms_go_on_below_the_worst_case_of_rounding(A, x):
+    """A residual is the signal to a few eps, and more atoms than there are stay unused."""
+    y = (A[:, list(x)] @ np.array([*x.values()], np.float32)).astype(np.float32)
+    alone, batch = pursuit.omp(A, y, 6), pursuit.omp_batch(A, y[None], 6)
+    assert alone.converged and batch.converged[0]
+    for found, steps in ((alone.x, alone.steps), (batch.x[0], batch.steps[0])):
+        assert int(steps) == len(x) == np.count_nonzero(found)
+        assert np.linalg.norm(y - A @ found) < 16 * np.finfo(np.float32).eps * np.linalg.norm(y)
+
+
 @pytest.mark.slow
 def test_a_tolerance_bounds_the_residual_as_in_scikit_learn():
     """Theirs is the square of ours."""
@@ -133,6 +164,25 @@ def test_half_precision_is_computed_in_single_and_rounded(half, m):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "solve",
+    [
+        lambda D, y, unit: pursuit.omp(D, y, 2),
+        lambda D, y, unit: pursuit.lasso(D, y, 0.01 * unit),
+        lambda D, y, unit: pursuit.basis_pursuit(D, y),
+    ],
+    ids=["omp", "lasso", "basis_pursuit"],
+)
+def test_small_atoms_of_a_support_have_derivatives(solve):
+    """Of orthogonal atoms each entry follows its own row of y, over the norm of the atom."""
+    for least in (1e-2, 1e-5):
+        norms = jnp.ones(9, jnp.float32).at[1].set(least)
+        y = jnp.zeros(9, jnp.float32).at[:2].set(1)
+        slopes = jax.jacobian(lambda y, D: solve(D, y, jnp.diag(D)).x)(y, jnp.diag(norms))
+        slopes = slopes[:2, :2] * norms[:2, None]
+        np.testing.assert_allclose(slopes, np.eye(2), rtol=0, atol=1e-5)
+
+
 def test_derivatives_are_those_of_least_squares_on_the_support():
     """Central differences of h = 1e-6 are right to h^2 and eps / h, some 1e-9."""
     v, A, y = normal(8, N), jnp.asarray(D), jnp.asarray(Y[0])

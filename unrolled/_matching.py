@@ -1,5 +1,6 @@
 """Orthogonal matching pursuit of many signals at once, on the host."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -7,6 +8,16 @@ import numpy as np
 from unrolled._threads import threads
 
 _CHUNK = 128  # signals whose arrays stay in the cache of a core
+
+
+def negligible(m: int, dtype: np.dtype) -> float:
+    """What sums of m products may be off by, whose errors go up as often as down.
+
+    A correlation with a residual is zero below this share of the signal. An atom depends on others
+    below this share of its squared norm: a pivot is a difference of squares, and a code on a span
+    that is nearer has few digits.
+    """
+    return 4 * math.sqrt(m) * float(np.finfo(dtype).eps)
 
 
 def share(work: Callable[[slice], None], n: int, chunk: int) -> None:
@@ -76,7 +87,7 @@ def _match(
     after the other, and L' x_S = Q y at the end.
     """
     (n, m), rows = Y.shape, np.arange(len(Y))
-    rounding = 4 * m * np.finfo(Y.dtype).eps
+    rounding = negligible(m, Y.dtype)
     R, Q = Y.copy(), np.zeros((n, sparsity, m), Y.dtype)
     L, b = np.zeros((n, sparsity, sparsity), Y.dtype), np.zeros((n, sparsity), Y.dtype)
     S = np.zeros((n, sparsity), int)

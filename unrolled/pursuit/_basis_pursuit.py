@@ -10,12 +10,13 @@ import numpy as np
 from unrolled import _checks
 from unrolled import linear_programs as lp
 from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import pseudo_inverse, wide_dtype
+from unrolled._numbers import ldexp, pseudo_inverse, wide_dtype
 from unrolled._sharded import on_auto_axes
 from unrolled.dictionaries import Dictionary, dense
 from unrolled.dictionaries import entries as entries_of
 from unrolled.pursuit._door import door_of_one, static_tol
 from unrolled.pursuit._problem import Answer, Form, Problem, Pursuit, result, scaled
+from unrolled.pursuit._support import units_of_small_atoms
 
 # Relative to the largest entry, and to the l1 norm: less than this is the rounding of the solver.
 _NEGLIGIBLE = 1e-9
@@ -100,9 +101,10 @@ def _solution(D: Array, y: Array, tol: float, dtype: np.dtype):
 def _derivative(tol, dtype, primals, tangents):
     (D, y), (dD, dy) = primals, tangents
     x, gap, steps, converged = _solution(D, y, tol, dtype)
-    on_support = D * (x != 0)[None, :].astype(D.dtype)
+    units = units_of_small_atoms(D)
+    on_support = jnp.where((x != 0)[None, :], ldexp(D, units[None, :]), 0)
     with jax.default_matmul_precision("highest"):
-        dx = pseudo_inverse(on_support) @ (dy - dD @ x)
+        dx = ldexp(pseudo_inverse(on_support) @ (dy - dD @ x), units)
     still = (np.zeros((), jax.dtypes.float0),) * 2
     return (x, gap, steps, converged), (dx, jnp.zeros_like(gap), *still)
 

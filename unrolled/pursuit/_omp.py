@@ -216,7 +216,7 @@ class Matching:
         x = on_branch(slope, 10 * min(D.shape), Penalized(D, y, zero, zero), chosen.x)
         residual = norm(y - D @ rounded(x, self.dtype))
         finite = jnp.isfinite(residual)
-        met = finite & (gap <= _rounding_of_products(D, y))
+        met = finite & (gap <= 4 * D.shape[0] * float(jnp.finfo(y.dtype).eps))
         met = met & ((problem.level is None) | (residual <= stop))
         return Answer(x, jnp.where(finite, gap, jnp.inf), chosen.size, met, residual)
 
@@ -255,17 +255,9 @@ def atom_by_atom(
     return _lax.while_loop(lambda s: (s.size < most) & ~s.ended & (norm(s.r) > stop), body, start)
 
 
-def _rounding_of_products(D: Dictionary, y: Array) -> float:
-    """An atom depends on the others, and a correlation is zero, below the rounding of m products.
-
-    A pivot is a difference of squares, so this is the square of the distance it stands for.
-    """
-    return 4 * D.shape[0] * float(jnp.finfo(y.dtype).eps)
-
-
 def _grown(D: Dictionary, y: Array, norms: Array, s: Chosen) -> tuple[Chosen, Array]:
     """The choice with one more atom, and whether that helps."""
-    rounding = _rounding_of_products(D, y)
+    rounding = _matching.negligible(D.shape[0], y.dtype)
     slots, d = jnp.arange(len(s.atoms)), D.shape[1]
     taken = jnp.zeros(d, bool).at[s.atoms].max(slots < s.size)
     g = jnp.where(taken, 0, jnp.abs(s.r @ D))

@@ -12,7 +12,7 @@ from unrolled import _lax
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, ldexp, times_power
 from unrolled.activations import relu, shrink
-from unrolled.dictionaries import Dictionary
+from unrolled.dictionaries import Dictionary, column_norms
 from unrolled.pursuit._gap import least_between, relative_gap
 from unrolled.pursuit._steps import Momentum, extrapolated
 
@@ -89,7 +89,7 @@ def on_branch(slope: Callable[[Any, Array], Array], limit: int, params: Any, x: 
         slope: (params, x) -> the negative gradient of the objective, (d,), whose entries off the
             support do not count.
         limit: the most steps of conjugate residuals.
-        params: what x depends on, a tree of arrays.
+        params: what x depends on, a tuple of arrays, D first.
         x: (d,), a stationary point, in numbers near 1.
     """
     return x
@@ -102,21 +102,31 @@ def _branch(slope, limit, primals, tangents):
     return x, tangent(slope, limit, params, tangents[0], x)
 
 
+def units_of_small_atoms(D: Dictionary) -> Array:
+    """k, (d,), with atoms 2^k d_i of at least a 16th of the largest norm; 0 for all others."""
+    sizes = exponent(column_norms(D)[None], 0)[0]
+    return jnp.maximum(jnp.max(sizes) - sizes - 4, 0)
+
+
 def tangent(
     slope: Callable[[Any, Array], Array], limit: int, params: Any, moved: Any, x: Array
 ) -> Array:
-    """How `on_branch` moves where params move, the least squares answer where atoms depend."""
-    on = x != 0
+    """How `on_branch` moves where params move, the least squares answer where atoms depend.
+
+    It solves in `units_of_small_atoms`: small atoms of a support do not depend on others.
+    """
+    on, units = x != 0, units_of_small_atoms(params[0])
 
     def curvature(v):
-        _, change = jax.jvp(lambda x: slope(params, x), (x,), (jnp.where(on, v, 0),))
-        return jnp.where(on, -change, v)
+        own = ldexp(jnp.where(on, v, 0), units)
+        _, change = jax.jvp(lambda x: slope(params, x), (x,), (own,))
+        return jnp.where(on, ldexp(-change, units), v)
 
     with jax.default_matmul_precision("highest"):
         _, change = jax.jvp(lambda p: jnp.where(on, slope(p, x), 0), (params,), (moved,))
-        return lax.custom_linear_solve(
-            curvature, change, lambda A, b: conjugate_residuals(A, b, limit), symmetric=True
-        )
+        solve = partial(conjugate_residuals, limit=limit)
+        scaled = lax.custom_linear_solve(curvature, ldexp(change, units), solve, symmetric=True)
+        return ldexp(scaled, units)
 
 
 def _rest(x: Array) -> Momentum:
