@@ -59,8 +59,9 @@ def bpdn(
     Returns:
         Pursuit. In half precision it has converged only if the code as it is rounded keeps within
         eps. `gap` is (norm(x, 1) - dual) / norm(x, 1), with the dual value y . z - eps norm(z)
-        of z = r / max abs(D'r); it is inf if no code within eps was found, as where y is further
-        than eps from the range of D. `steps` counts those of all penalties.
+        of z = r / max abs(D'r); it is inf if no code within eps was found. Then y is further than
+        eps from the range of D, or eps is so small beside norm(y) that rounding hides it: subtract
+        what all signals have in common, or take float64. `steps` counts those of all penalties.
 
     Raises:
         TypeError: operands that are not real numbers.
