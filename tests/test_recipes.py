@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import registry
 
 import unrolled as ur
 from unrolled import training
@@ -43,7 +44,7 @@ def test_samples_of_one_law_have_the_options_of_one():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", registry.FAMILIES)
 def test_every_family_starts_and_trains_by_its_recipe(name, problem):
     D, Y, X = problem
     made = training.by_recipe(name, D, (Y, X), depth=K, steps=3)
