@@ -362,30 +362,37 @@ def test_only_what_shrinks_is_coupled():
         type("claims", (Layer,), {"is_coupled": True})
 
 
-class own_plain(Layer):
-    """K steps of ISTA with steps of a random size, or of one size and no params."""
+class own_fixed(Layer):
+    """K steps of ISTA, without params."""
 
-    random: bool = option(default=True, help="draw the sizes")
-    forms = (Unrolled(None, None), Unrolled(None, layers.Step))
+    forms = (Unrolled(None, None),)
 
     def init(self, key, D):
-        sizes = 1 + jax.random.uniform(key, (self.depth,), D.dtype) if self.random else None
-        return Unrolled(None, sizes if sizes is None else layers.Step(sizes))
+        return Unrolled(None, None)
 
     def step(self, shared, p, D, y, state):
         gamma = (1 if p is None else p.gamma) / spectral_norm(D) ** 2
         return State(ur.pursuit.ista_step(D, y, state.x, gamma, 0.01 * gamma))
 
 
+class own_drawn(own_fixed):
+    """K steps of ISTA, of sizes that are drawn."""
+
+    forms = (Unrolled(None, layers.Step),)
+
+    def init(self, key, D):
+        return Unrolled(None, layers.Step(1 + jax.random.uniform(key, (self.depth,), D.dtype)))
+
+
 def test_recipes_of_families_of_ones_own():
     """The key may be a seed, also that of the default; without params nothing is trained."""
     drawn = ur.problems.sampler(D, 64, probability=0.2)
-    start = ur.training.prepare(own_plain, D, *drawn(jax.random.key(0)), depth=2)
+    start = ur.training.prepare(own_drawn, D, *drawn(jax.random.key(0)), depth=2)
     assert start.params.steps.gamma.shape == (2,)
-    fixed = ur.training.prepare(own_plain, D, *drawn(jax.random.key(0)), depth=2, random=False)
+    fixed = ur.training.prepare(own_fixed, D, *drawn(jax.random.key(0)), depth=2)
     assert np.isfinite(fixed.nmse)
-    with pytest.raises(TypeError, match="own_plain has no params to train; training.prepare"):
-        ur.training.by_recipe(own_plain, D, drawn, depth=2, random=False)
+    with pytest.raises(TypeError, match="own_fixed has no params to train; training.prepare"):
+        ur.training.by_recipe(own_fixed, D, drawn, depth=2)
 
 
 @pytest.mark.parametrize(
