@@ -208,6 +208,7 @@ def _best_codes(E: np.ndarray, a: np.ndarray, V: np.ndarray | None) -> np.ndarra
     return np.divide((V * E) @ a, h, out=np.zeros_like(h), where=h > 0)
 
 
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")  # such atoms are not taken
 def _all_atoms(signals: Signals, fitted: Fitted) -> None:
     """The update of MOD for the atoms that are used; left out where rounding raises the error."""
     D, X, R = fitted
