@@ -220,15 +220,15 @@ def _split(node: Any, name: str, records: Records) -> tuple[str, dict, dict] | N
         return kind, node._asdict(), {}
     if KINDS.get(kind) is type(node) and is_dataclass(node):
         values = {field.name: getattr(node, field.name) for field in fields(node)}
-        arrays = _children(node)
-        static = {key: value for key, value in values.items() if key not in arrays}
+        children = _children(node)
+        static = {key: value for key, value in values.items() if key not in children}
         for key, value in static.items():
             if not _is_static(value):
                 raise TypeError(
                     f"{name}: cannot save the static field {key} of {kind}, "
                     f"{_checks.brief(value)}; expected numbers, text or tuples of them"
                 )
-        parts = {key: value for key, value in values.items() if key not in static}
+        parts = {key: value for key, value in values.items() if key in children}
         if type(node) is Conv and not any(delta > 1 for delta in node.dilation):
             del static["dilation"]  # as in the files and hashes from before there was dilation
         return kind, parts, static
@@ -261,12 +261,9 @@ def _is_static(value: Any) -> bool:
     """Whether JSON holds the value, with lists for tuples."""
     if isinstance(value, tuple):
         return all(map(_is_static, value))
-    return (
-        value is None
-        or isinstance(value, int | str)
-        or isinstance(value, float)
-        and isfinite(value)
-    )
+    if isinstance(value, float):
+        return isfinite(value)
+    return value is None or isinstance(value, int | str)
 
 
 def _from_lists(value: Any) -> Any:
