@@ -4,6 +4,7 @@ import importlib
 import sys
 from functools import partial
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from unrolled import (
     activations,
@@ -29,6 +30,11 @@ from unrolled.layers import alista, lista, lista_cp
 from unrolled.networks import dsc
 from unrolled.theory import mutual_coherence
 from unrolled.training import fit
+
+if TYPE_CHECKING:  # what is imported when it is asked for
+    from unrolled import experiments, models, nnx, studies
+
+    __version__: str
 
 __all__ = [
     "activations",
@@ -63,7 +69,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> str | ModuleType:
+def __getattr__(name: str) -> Any:
     """`models`, `nnx` and `experiments`, which need flax, `studies`, and `__version__`, from the
     metadata of the installed package.
     """

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unrolled import training
-from unrolled._checks import Array
-from unrolled.dictionaries import Dictionary, as_chain, as_dictionary
+from unrolled._checks import Array, ArrayLike
+from unrolled.dictionaries import Dictionary, Operator, as_chain, as_dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network
 from unrolled.training import Fit, Trained, merge, split, with_unit_atoms
@@ -75,7 +75,7 @@ class Module(nnx.Module):
         self.trained = nnx.data(jax.tree.map(nnx.Param, trained))
         self.fixed = nnx.data(jax.tree.map(lambda leaf: nnx.Variable(jnp.asarray(leaf)), fixed))
 
-    def __call__(self, y: Array) -> Array | tuple[Array, ...]:
+    def __call__(self, y: ArrayLike) -> Array | tuple[Array, ...]:
         """The codes of one signal or of a batch.
 
         Args:
@@ -94,7 +94,7 @@ class Module(nnx.Module):
         """The params as pure data with non-negative thresholds, as for `model.apply`."""
         return self._whole()[0]
 
-    def dictionary(self) -> Dictionary | tuple[Dictionary, ...]:
+    def dictionary(self) -> Operator | tuple[Operator, ...]:
         """The dictionary as pure data; a tuple for a network."""
         return self._whole()[1]
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, dictionaries
-from unrolled._checks import Array, Key
+from unrolled._checks import Array, ArrayLike, Key
 from unrolled._mapped import Draws, Rows, as_data
 from unrolled._numbers import exponent, times_power, widened
 from unrolled._program import program
@@ -152,7 +152,7 @@ def _least(s: Any, u: Array) -> Array:
     return on & (s > 0)
 
 
-def synthesize(D: Dictionary, X: Array) -> Array:
+def synthesize(D: Dictionary, X: Array | np.ndarray) -> Array:
     """The signals D x of a batch of codes, in full precision.
 
     Args:
@@ -176,12 +176,12 @@ def synthesize(D: Dictionary, X: Array) -> Array:
 
 
 @program()
-def _synthesize(D: Dictionary, X: Array) -> Array:
+def _synthesize(D: Dictionary, X: Array | np.ndarray) -> Array:
     with jax.default_matmul_precision("highest"):
         return jax.vmap(lambda x: D @ x)(X)
 
 
-def add_noise(key: Key, Y: Array, snr: float) -> Array:
+def add_noise(key: Key, Y: ArrayLike, snr: float) -> Array:
     """Y plus white Gaussian noise at `snr` dB for every signal.
 
     The standard deviation of the noise of a signal is std(y) 10^(-snr / 20), the convention of the

@@ -8,7 +8,7 @@ import numpy as np
 
 from unrolled import _checks, _pursuits, dictionary_learning, problems
 from unrolled._numbers import mean_norm
-from unrolled.dictionaries import Dictionary, as_chain, as_dictionary
+from unrolled.dictionaries import Dictionary, Operator, as_chain, as_dictionary
 from unrolled.layers import FAMILIES, Layer
 from unrolled.networks import Network
 from unrolled.theory import CodeCertificate, certify_code
@@ -213,7 +213,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def _n_features_out(self) -> int:
         return self.n_components_
 
-    def _dictionaries(self, X: np.ndarray) -> tuple[Dictionary, ...]:
+    def _dictionaries(self, X: np.ndarray) -> tuple[Operator, ...]:
         D, m = self.dictionary, X.shape[1]
         if D is None:
             return (as_dictionary(np.eye(m), _NAME),)

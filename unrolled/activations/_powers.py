@@ -16,7 +16,7 @@ from unrolled.activations._thresholds import shrink
 _NEWTON = 8
 
 
-def power_threshold(v: Array, theta: ArrayLike, p: float) -> Array:
+def power_threshold(v: ArrayLike, theta: ArrayLike, p: float) -> Array:
     r"""The proximal map of theta norm(x, p)^p, entry by entry.
 
     .. math:: \arg\min_x (x - v)^2 / 2 + \theta |x|^p, \qquad 0 < p \le 1.

@@ -15,7 +15,7 @@ from unrolled._sharded import compiler_splits
 from unrolled.activations._pointwise import relu
 
 
-def shrink(v: Array, theta: ArrayLike, activation: Callable[[Array], Array] = relu) -> Array:
+def shrink(v: ArrayLike, theta: ArrayLike, activation: Callable[[Array], Array] = relu) -> Array:
     r"""Shrinkage by two activations: rho(v - theta) - rho(-v - theta).
 
     With ReLU it is the soft threshold sign(v) max(abs(v) - theta, 0), with derivative 0 at the
@@ -79,7 +79,7 @@ def _soft_jvp(primals, tangents):
     return x, jnp.where(x != 0, dv - jnp.sign(x) * dtheta, jnp.zeros_like(x))
 
 
-def soft_threshold(v: Array, theta: ArrayLike) -> Array:
+def soft_threshold(v: ArrayLike, theta: ArrayLike) -> Array:
     """sign(v) max(abs(v) - theta, 0), the proximal map of theta norm(x, 1); see `shrink`.
 
     Example:
@@ -89,7 +89,7 @@ def soft_threshold(v: Array, theta: ArrayLike) -> Array:
     return shrink(v, theta)
 
 
-def hard_threshold(v: Array, theta: ArrayLike) -> Array:
+def hard_threshold(v: ArrayLike, theta: ArrayLike) -> Array:
     """v where abs(v) > theta, else 0: a proximal map of theta^2/2 norm(x, 0). NaN stays.
 
     Raises:
@@ -107,7 +107,7 @@ def _hard_threshold(v: Array, theta: ArrayLike) -> Array:
     return jnp.where(jnp.abs(v) <= theta, jnp.zeros_like(v), v)
 
 
-def firm_threshold(v: Array, theta: ArrayLike, upper: ArrayLike) -> Array:
+def firm_threshold(v: ArrayLike, theta: ArrayLike, upper: ArrayLike) -> Array:
     """0 up to theta, v from `upper` on, linear in between; the soft threshold as upper -> inf.
 
     Raises:
@@ -134,7 +134,7 @@ def _firm_threshold(v: Array, theta: ArrayLike, upper: ArrayLike) -> Array:
 
 
 def nonnegative_threshold(
-    v: Array, theta: ArrayLike, activation: Callable[[Array], Array] = relu
+    v: ArrayLike, theta: ArrayLike, activation: Callable[[Array], Array] = relu
 ) -> Array:
     """rho(v - theta): a CNN's biased ReLU, the proximal map of theta norm(x, 1) on x >= 0.
 
@@ -156,7 +156,7 @@ def _nonnegative_threshold(
 
 
 def select_support(
-    v: Array, theta: ArrayLike, fraction: ArrayLike, activation: Callable[[Array], Array] = relu
+    v: ArrayLike, theta: ArrayLike, fraction: ArrayLike, activation: Callable[[Array], Array] = relu
 ) -> Array:
     r"""Shrinkage that passes the largest entries unshrunk: the support selection of LISTA-CPSS.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from unrolled import _checks, _sharded
 from unrolled._beside import codes_of_ista, exceeds, lam_of, loss_of, worse_than_zero
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled.analytic import _passes
 from unrolled.analytic._passes import Loss, squared
 from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, check_batch
@@ -27,8 +27,8 @@ def calibrate(
     model: Layer,
     params: Unrolled,
     D: Dictionary,
-    Y: Array,
-    X: Array | None = None,
+    Y: ArrayLike,
+    X: ArrayLike | None = None,
     *,
     loss: Loss | None = None,
 ) -> Unrolled: ...
@@ -39,8 +39,8 @@ def calibrate(
     model: Network,
     params: tuple[Unrolled, ...],
     D: Sequence[Dictionary],
-    Y: Array,
-    X: Array | Sequence[Array] | None = None,
+    Y: ArrayLike,
+    X: ArrayLike | Sequence[ArrayLike] | None = None,
     *,
     loss: Loss | None = None,
 ) -> tuple[Unrolled, ...]: ...
@@ -51,7 +51,7 @@ def calibrate(
     model: Layer | Network,
     params: Any,
     D: Any,
-    Y: Array,
+    Y: ArrayLike,
     X: Any = None,
     *,
     loss: Loss | None = None,
@@ -131,7 +131,7 @@ def calibrate(
 
 
 def _calibrate_layer(
-    layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Any, aim: Loss
+    layer: Layer, params: Unrolled, D: Dictionary, Y: Any, X: Any, aim: Loss
 ) -> Unrolled:
     """The result of both passes, or the start where that is better on the held-back signals."""
     if not params.steps and type(params.steps) is tuple:

@@ -11,7 +11,7 @@ from unrolled import _checks, layers
 from unrolled._checks import Array
 from unrolled.activations import Activation, relu
 from unrolled.analytic._schedules import LARGEST_SHARE, block_schedule, chain_schedules
-from unrolled.dictionaries import Dictionary, as_dictionary
+from unrolled.dictionaries import Dictionary, Operator, as_dictionary
 from unrolled.layers import Unrolled, ista_params
 
 
@@ -187,7 +187,7 @@ def dsc(
 
 def _weights_and_thresholds(
     D, W, activation, depth, per_atom, **class_of
-) -> tuple[Dictionary, Array]:
+) -> tuple[Operator, Array]:
     certified, schedule = block_schedule(
         D, W, activation, depth=depth, per_atom=per_atom, **class_of
     )

@@ -14,7 +14,14 @@ from unrolled._checks import Array
 from unrolled._numbers import UP, largest, lost_below
 from unrolled._program import program
 from unrolled.activations import Activation, by_name, relu
-from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, column_norms, unit_norms
+from unrolled.dictionaries import (
+    Dictionary,
+    Operator,
+    as_chain,
+    as_dictionary,
+    column_norms,
+    unit_norms,
+)
 
 # With an activation other than ReLU the guard depends on the error off the support, which the guard
 # raises itself: it grows until it covers what it needs, each time by this margin.
@@ -31,7 +38,7 @@ class HypothesisWarning(UserWarning):
 class Certified(NamedTuple):
     """Weights and the numbers that the theory needs, in float64 from the stored arrays."""
 
-    W: Dictionary  # (m, d)
+    W: Operator  # (m, d)
     mu_W: float  # rounded up
     C_W: float
     eta: float  # max abs(1 - w_i . d_i)
@@ -64,7 +71,8 @@ def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
     if W is None:
         plain = certify(D, D)
         return min((plain, certify(D, theory.frobenius_weights(D))), key=lambda c: c.mu_W)
-    W = _checks.cast(as_dictionary(W, "certify", "W"), D.dtype)
+    W = as_dictionary(W, "certify", "W")
+    W = W.astype(D.dtype)
     if W.shape != D.shape:
         raise ValueError(
             f"certify: W has shape {W.shape} but D has shape {D.shape}; they must agree"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from unrolled import _checks, _json, theory
 from unrolled._text import line, screen, table_of
 from unrolled.analytic._schedules import HypothesisWarning, block_schedule, certify
-from unrolled.dictionaries import Dictionary, as_dictionary, spectral_norm, unit_atoms
+from unrolled.dictionaries import Dictionary, Operator, as_dictionary, spectral_norm, unit_atoms
 
 
 class WeightsRow(NamedTuple):
@@ -44,7 +44,7 @@ class WeightsTable(NamedTuple):
     tolerance: float  # the l1 error to reach
     coherence: theory.GeneralizedCoherence  # mu~, certified
     rows: dict[str, WeightsRow]  # by kind of weights
-    weights: dict[str, Dictionary]  # (m, d) by kind
+    weights: dict[str, Operator]  # (m, d) by kind
 
     def text(self) -> str:
         """The table as text, one column per kind of weights."""

@@ -16,7 +16,7 @@ from unrolled.commands._console import add_command, show, teller
 from unrolled.commands._encoded import certify_codes, signals_of_class
 from unrolled.commands._inputs import read_dictionary, weights_of
 from unrolled.commands._report import Section, check_figure, check_folder, environment, write_html
-from unrolled.dictionaries import Dictionary
+from unrolled.dictionaries import Operator
 
 
 def holds_weights(path: Path) -> bool:
@@ -169,7 +169,7 @@ def _write_report(arguments: argparse.Namespace, report: Any, figures: dict[str,
     )
 
 
-def _read_in_float64(path: Path, normalize: bool) -> Dictionary:
+def _read_in_float64(path: Path, normalize: bool) -> Operator:
     """D of a file in float64, without what the rounding in the file adds to its range."""
     stored = read_dictionary(path, None)
     D = _checks.cast(stored, np.float64)
@@ -179,7 +179,7 @@ def _read_in_float64(path: Path, normalize: bool) -> Dictionary:
     return theory.in_float64(D, stored.dtype)
 
 
-def _check_norms(path: Path, D: Dictionary) -> None:
+def _check_norms(path: Path, D: Operator) -> None:
     """Raise ValueError, with the option to try, if the atoms of a file are off unit norm."""
     dictionaries.nonzero_atoms(dictionaries.column_norms(D), str(path))
     try:

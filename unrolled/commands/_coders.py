@@ -15,7 +15,7 @@ from unrolled import problems, training
 from unrolled._numbers import norm
 from unrolled._pursuits import CHAIN, PURSUITS, pursue
 from unrolled.commands._inputs import read_dictionary
-from unrolled.dictionaries import Dictionary, as_chain
+from unrolled.dictionaries import Operator, as_chain
 from unrolled.layers import Layer
 from unrolled.networks import Network
 
@@ -59,7 +59,7 @@ class Coder(NamedTuple):
 
     # of signals; and the rows that miss their aim
     codes: Callable[[np.ndarray], tuple[Sequence[ArrayLike], np.ndarray]]
-    Ds: tuple[Dictionary, ...]
+    Ds: tuple[Operator, ...]
     chained: bool
     of: dict[str, Any]  # the same for equal codes of equal signals
 
@@ -89,9 +89,7 @@ def coder_of_pursuit(name: str, dictionaries: list[Path], options: dict[str, Any
     return Coder(codes, Ds, PURSUITS[name].takes == CHAIN, of)
 
 
-def residual_norms(
-    Ds: Sequence[Dictionary], Y: ArrayLike, codes: Sequence[ArrayLike]
-) -> np.ndarray:
+def residual_norms(Ds: Sequence[Operator], Y: ArrayLike, codes: Sequence[ArrayLike]) -> np.ndarray:
     """norm(y) and then norm(y - D_1 ... D_j x_j) for every layer, (J + 1, signals), float64."""
     Y = jnp.asarray(Y)
     norms = [norm(Y, 1)]

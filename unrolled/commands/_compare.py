@@ -19,7 +19,7 @@ from unrolled.commands._coders import OPTIONS, add_options, given_options, names
 from unrolled.commands._console import Say, add_command, teller
 from unrolled.commands._inputs import read_chain, read_dictionary, read_signals, weights_of
 from unrolled.commands._report import Section
-from unrolled.dictionaries import Dictionary, as_chain
+from unrolled.dictionaries import Operator, as_chain
 from unrolled.studies import BY_DEFAULT, METHODS
 
 
@@ -298,7 +298,7 @@ def _studies(
 
 
 def _chain_section(
-    Ds: tuple[Dictionary, ...], signals: list[Path] | None, settings: Settings, say: Say
+    Ds: tuple[Operator, ...], signals: list[Path] | None, settings: Settings, say: Say
 ) -> Section:
     """The study of a chain of dictionaries."""
     if signals is None:
@@ -324,7 +324,7 @@ def _standard_sections(settings: Settings, say: Say) -> list[Section]:
 
 
 def _smaller_sections(
-    D: Dictionary, pictures: studies.Pictures, settings: Settings, say: Say
+    D: Operator, pictures: studies.Pictures, settings: Settings, say: Say
 ) -> list[Section]:
     """All standard sections but the benchmark."""
     certified = _certified_regime(D, settings, say)
@@ -377,7 +377,7 @@ def _known_codes(
 
 
 def _unknown_codes(
-    D: Dictionary,
+    D: Operator,
     pictures: studies.Pictures,
     settings: Settings,
     say: Say,
@@ -392,7 +392,7 @@ def _unknown_codes(
     return _study_section(study, title, slug)
 
 
-def _certified_regime(D: Dictionary, settings: Settings, say: Say) -> list[Section]:
+def _certified_regime(D: Operator, settings: Settings, say: Say) -> list[Section]:
     """The certified regime; none where not even one nonzero is certified."""
     options = dict(depth=_QUICK_DEPTH) if settings.quick else {}
     study = studies.certified_regime(settings.key, D, **options, say=say)

@@ -12,7 +12,7 @@ from unrolled import datasets, pursuit, theory
 from unrolled._pursuits import PURSUITS
 from unrolled._text import in_rows
 from unrolled.commands._inputs import check_length, open_signals, read_dictionary
-from unrolled.dictionaries import Dictionary
+from unrolled.dictionaries import Operator
 from unrolled.problems import synthesize
 
 _CHUNK = 1000  # signals at a time
@@ -165,7 +165,7 @@ def encoded(
 
 
 def signals_of_class(
-    D: Dictionary, signals: Path, sparsity: int, bound: float, noise: float
+    D: Operator, signals: Path, sparsity: int, bound: float, noise: float
 ) -> ClassOfSignals:
     """Look for codes of a class that give the signals of a file, up to its noise and to rounding.
 
@@ -189,7 +189,7 @@ def signals_of_class(
     return ClassOfSignals(len(Y), inside, sparsity, bound, noise, float(least))
 
 
-def uncertified(D: Dictionary, Y: np.ndarray, X: np.ndarray) -> np.ndarray:
+def uncertified(D: Operator, Y: np.ndarray, X: np.ndarray) -> np.ndarray:
     """The rows of Y whose codes, after least squares on their supports, are not certified."""
     return np.flatnonzero(~theory.certify_code(D, Y, X, finish=0).certified(Y))
 

@@ -50,9 +50,9 @@ def run(arguments: argparse.Namespace) -> None:
     model = restore_model(weights, given)
     path = export.save(
         arguments.output,
-        model.layer,  # type: ignore[arg-type]  # `restore_model` refuses weights without one
+        model.layer,
         model.params,
-        model.D,  # type: ignore[arg-type]
+        model.D,
         platforms=arguments.platforms.split(","),
     )
     manifest = export.load(path).manifest

@@ -10,14 +10,14 @@ import numpy as np
 from unrolled import _checks, datasets, dictionaries
 from unrolled._mapped import LARGEST_BYTES, Rows
 from unrolled._text import in_rows
-from unrolled.dictionaries import Dictionary, as_dictionary
+from unrolled.dictionaries import Operator, as_dictionary
 from unrolled.studies import PATCH, Pictures, photograph_patches
 
 WEIGHTS, CHECKPOINTS = "weights.npz", "checkpoints"  # in the folder of a run
 CODES = "codes.npz"  # that were made for it
 
 
-def read_dictionary(path: Path, dtype: Any = np.float32) -> Dictionary:
+def read_dictionary(path: Path, dtype: Any = np.float32) -> Operator:
     """D from a `.npy` or `.npz` file (entry D), in a dtype; None for that of the file.
 
     Raises:
@@ -52,8 +52,8 @@ def in_float32(array: np.ndarray, path: Path, first: int = 0, what: str = "row")
 
 
 def read_signals(
-    paths: list[Path], D: Dictionary | None
-) -> tuple[Dictionary, Pictures | tuple[np.ndarray, np.ndarray]]:
+    paths: list[Path], D: Operator | None
+) -> tuple[Operator, Pictures | tuple[np.ndarray, np.ndarray]]:
     """(D, (Y, X)) for signals with known codes, (D, Pictures) for others.
 
     Where D is None, the dictionary of pictures is an overcomplete DCT.
@@ -78,7 +78,7 @@ def read_signals(
 
 
 def read_chain(
-    paths: list[Path], Ds: tuple[Dictionary, ...]
+    paths: list[Path], Ds: tuple[Operator, ...]
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """(Y, Xs) of one file, with the codes of every layer of a chain.
 
@@ -110,7 +110,7 @@ def open_signals(path: Path) -> np.ndarray:
     return Y
 
 
-def read_given(path: Path, D: Dictionary) -> np.ndarray:
+def read_given(path: Path, D: Operator) -> np.ndarray:
     """The signals (signals, m) of an array file, in float32.
 
     Raises:
@@ -122,7 +122,7 @@ def read_given(path: Path, D: Dictionary) -> np.ndarray:
     return in_float32(Y, path)
 
 
-def open_given(path: Path, D: Dictionary) -> np.ndarray | Rows:
+def open_given(path: Path, D: Operator) -> np.ndarray | Rows:
     """`read_given`; of a `.npy` file that is large, or shared by processes, rows that stay there.
 
     Raises:
@@ -135,7 +135,7 @@ def open_given(path: Path, D: Dictionary) -> np.ndarray | Rows:
     return Rows(Y, np.float32, f"{path}:")
 
 
-def _read_pictures(paths: list[Path], D: Dictionary | None) -> tuple[Dictionary, Pictures]:
+def _read_pictures(paths: list[Path], D: Operator | None) -> tuple[Operator, Pictures]:
     images = {
         str(path / name if path.is_dir() else path): image
         for path in paths
@@ -150,7 +150,7 @@ def _read_pictures(paths: list[Path], D: Dictionary | None) -> tuple[Dictionary,
     return D, pictures
 
 
-def read_codes(path: Path, Y: np.ndarray | Rows, D: Dictionary) -> np.ndarray | None:
+def read_codes(path: Path, Y: np.ndarray | Rows, D: Operator) -> np.ndarray | None:
     """The codes (signals, d) of the signals Y, entry X of a `.npz` file; None if there is none.
 
     Raises:
@@ -171,7 +171,7 @@ def weights_of(path: Path) -> Path:
 
 
 def read_chain_codes(
-    path: Path, Y: np.ndarray | Rows, Ds: tuple[Dictionary, ...]
+    path: Path, Y: np.ndarray | Rows, Ds: tuple[Operator, ...]
 ) -> tuple[np.ndarray, ...] | None:
     """The codes of every layer, entries X_1 .. X_J of a `.npz` file; None if there is none.
 
@@ -192,7 +192,7 @@ def read_chain_codes(
     return tuple(in_float32(X, path) for X in Xs)
 
 
-def check_length(path: Path, Y: np.ndarray, D: Dictionary) -> None:
+def check_length(path: Path, Y: np.ndarray, D: Operator) -> None:
     """Raise ValueError unless Y is (signals, m)."""
     if Y.ndim == 2 and Y.shape[1] == D.shape[0]:
         return

@@ -26,7 +26,7 @@ from unrolled.compare._guarantees import ClassOf, classes_of, guarantees
 from unrolled.compare._measure import Measured, Optima, Sample, divergence, gaps_of_ista, optima_of
 from unrolled.compare._predicted import predictions
 from unrolled.compare._sampled import bounds, certified_shares, held_out
-from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, check_batch
+from unrolled.dictionaries import Dictionary, Operator, as_chain, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, stack
 from unrolled.networks import Network
 from unrolled.training import Fit
@@ -36,10 +36,10 @@ Model = Layer | Network
 
 @overload
 def compare(
-    methods: Mapping[str, tuple[Layer, Unrolled] | Fit | Array],
+    methods: Mapping[str, Any],
     D: Dictionary,
-    Y: Array,
-    X: Array | None = None,
+    Y: ArrayLike,
+    X: ArrayLike | None = None,
     reference: str | None = None,
     *,
     lam: ArrayLike | None = None,
@@ -54,10 +54,10 @@ def compare(
 
 @overload
 def compare(
-    methods: Mapping[str, tuple[Network, Any] | Fit | tuple[Array, ...]],
+    methods: Mapping[str, Any],
     D: Sequence[Dictionary],
-    Y: Array,
-    X: Sequence[Array] | None = None,
+    Y: ArrayLike,
+    X: Sequence[ArrayLike] | None = None,
     reference: str | None = None,
     *,
     lam: ArrayLike | Sequence[float] | None = None,
@@ -71,7 +71,7 @@ def compare(
 def compare(
     methods: Mapping[str, Any],
     D: Any,
-    Y: Array,
+    Y: ArrayLike,
     X: Any = None,
     reference: str | None = None,
     *,
@@ -212,7 +212,7 @@ class _Block(NamedTuple):
     """A layer of a method: its params, stacked, and what was measured of its codes."""
 
     params: Unrolled | None  # None for codes
-    D: Dictionary
+    D: Operator
     weights: Weights | None
     curve: Curve
     guarantee: Guarantee | None

@@ -23,7 +23,7 @@ from unrolled._numbers import (
 )
 from unrolled._pursuits import lasso_optima
 from unrolled.compare._comparison import Cost, Curve, Divergence
-from unrolled.dictionaries import Dictionary, column_norms
+from unrolled.dictionaries import Dictionary, Operator, column_norms
 from unrolled.problems import synthesize
 from unrolled.pursuit import lasso_objective
 
@@ -39,7 +39,7 @@ _EXTREME = 300.0  # dB
 class Sample(NamedTuple):
     """What all methods run on, layer by layer."""
 
-    Ds: tuple[Dictionary, ...]
+    Ds: tuple[Operator, ...]
     Y: Array
     Xs: tuple[Array, ...]
     optima: tuple["Optima | None", ...]  # None without gaps to the optimum
@@ -56,7 +56,7 @@ class Optima(NamedTuple):
     D is divided by 2^a and the signals by 2^b, all by the same, so that F is divided by 2^(2 b).
     """
 
-    D: Dictionary
+    D: Operator
     Y: Array  # (batch, m)
     lam: Array  # ()
     values: Array  # (batch,)
@@ -97,7 +97,7 @@ def _paths(model: Any, params: Any, D: Any, Y: Array) -> Any:
 
 @jax.jit
 def measure_codes(
-    paths: tuple[Array, ...], sample: Sample, Ds: tuple[Dictionary, ...]
+    paths: tuple[Array, ...], sample: Sample, Ds: tuple[Operator, ...]
 ) -> list[Measured]:
     """The codes of every layer, (steps, batch, d), against the true ones and the signals.
 
@@ -116,11 +116,11 @@ def measure_codes(
     return blocks
 
 
-def _numbers(D: Dictionary, Y: Array, X: Array, x: Array) -> dict[str, Array]:
+def _numbers(D: Operator, Y: Array, X: Array, x: Array) -> dict[str, Array]:
     return _errors(X, x) | _rebuilt(D, Y, x)
 
 
-def _rebuilt(D: Dictionary, Y: Array, x: Array) -> dict[str, Array]:
+def _rebuilt(D: Operator, Y: Array, x: Array) -> dict[str, Array]:
     """How well the codes rebuild their signals, and with how many entries."""
     signals = synthesize(D, x).astype(Y.dtype)
     size = norm(Y)
@@ -200,8 +200,8 @@ def optima_of(D: Dictionary, Y: Array, lam: Any) -> Optima:
 
 @jax.jit
 def _scaled(
-    D: Dictionary, Y: Array, mantissa: Array, of_lam: Array
-) -> tuple[tuple[Dictionary, Array, Array], Array]:
+    D: Operator, Y: Array, mantissa: Array, of_lam: Array
+) -> tuple[tuple[Operator, Array, Array], Array]:
     """D, the signals and lam in units near 1, and the exponent of codes."""
     D, Y = _checks.cast(D, wide_dtype(Y.dtype)), widened(Y)
     a, b = exponent(column_norms(D)), exponent(Y)
@@ -212,7 +212,7 @@ def _scaled(
 
 @partial(jax.jit, static_argnames="dtype")
 def _with_values(
-    operands: tuple[Dictionary, Array, Array],
+    operands: tuple[Operator, Array, Array],
     exponent: Array,
     x: Array,
     certified: Array,

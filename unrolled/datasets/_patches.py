@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 from unrolled import _checks
-from unrolled._checks import Array, Key
+from unrolled._checks import Array, ArrayLike, Key
 
 
 def to_patches(image: np.ndarray, size: int, stride: int | None = None) -> np.ndarray:
@@ -76,7 +76,7 @@ def from_patches(patches: np.ndarray, shape: tuple[int, int], size: int) -> np.n
     return tiles.transpose(0, 2, 1, 3).reshape(rows * size, columns * size)
 
 
-def crop_and_flip(key: Key, X: Array, pad: int = 4, flip: bool = True) -> Array:
+def crop_and_flip(key: Key, X: ArrayLike, pad: int = 4, flip: bool = True) -> Array:
     """Every picture shifted by up to `pad` pixels each way, and mirrored with probability 1/2.
 
     A picture is padded with zeros on all sides, and one of the (2 pad + 1)^2 crops of its own size

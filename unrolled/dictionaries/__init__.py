@@ -3,7 +3,8 @@
 Every dictionary answers `D @ x` (synthesis), `r @ D` (= D' r, analysis), `D.T`, `D.shape == (m, d)`
 and `D / c`; `dense(D)` gives the matrix. Structured dictionaries are pytrees: they pass through
 jit, vmap, grad and scan, and can stand for the weights W. `Structured` says how to write one of
-your own; `Dictionary` is the type of both kinds.
+your own. What functions take is a `Dictionary`, of either kind or an array of numpy; what results
+hold is an `Operator`, of either kind.
 """
 
 from unrolled.dictionaries._answers import (
@@ -22,6 +23,7 @@ from unrolled.dictionaries._answers import (
 from unrolled.dictionaries._base import (
     KINDS,
     Dictionary,
+    Operator,
     Rescaled,
     Structured,
     Transposed,
@@ -57,6 +59,7 @@ __all__ = [
     "Conv",
     "Dictionary",
     "KINDS",
+    "Operator",
     "Rescaled",
     "Sparse",
     "Structured",

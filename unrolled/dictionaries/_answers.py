@@ -8,12 +8,18 @@ import numpy as np
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, largest_singular_value, norm, times_power
 from unrolled._program import program
-from unrolled.dictionaries._base import Dictionary, Structured, matrix_products, scale_columns
+from unrolled.dictionaries._base import (
+    Dictionary,
+    Operator,
+    Structured,
+    matrix_products,
+    scale_columns,
+)
 from unrolled.dictionaries._operands import as_dictionary, nonzero_atoms
 
 
 @program()
-def normalized(D: Dictionary) -> tuple[Dictionary, Array]:
+def normalized(D: Dictionary) -> tuple[Operator, Array]:
     """As `normalize`, but traceable: it does not check the norms, and a zero atom gives nan.
 
     Example:
@@ -30,10 +36,12 @@ def normalized(D: Dictionary) -> tuple[Dictionary, Array]:
 
 
 @overload
-def normalize(D: Array) -> tuple[Array, Array]: ...
+def normalize(D: Array | np.ndarray) -> tuple[Array, Array]: ...
 @overload
 def normalize(D: Structured) -> tuple[Structured, Array]: ...
-def normalize(D: Dictionary) -> tuple[Dictionary, Array]:
+@overload
+def normalize(D: Dictionary) -> tuple[Operator, Array]: ...
+def normalize(D: Dictionary) -> tuple[Operator, Array]:
     """Unit-norm atoms and the norms: D = D_unit diag(norms), so x_unit = norms x.
 
     For `Conv` the filters are normalised; with boundary "zero" the cut border atoms keep norms
@@ -107,10 +115,10 @@ def entries(D: Dictionary) -> Array:
         >>> float(jnp.abs(ur.dictionaries.entries(D)).max())
         2.0
     """
-    return D.entries() if isinstance(D, Structured) else D
+    return D.entries() if isinstance(D, Structured) else jnp.asarray(D)
 
 
-def magnitudes(D: Dictionary) -> Dictionary:
+def magnitudes(D: Dictionary) -> Operator:
     """|D|, entry by entry; for a product of factors, the product of their magnitudes.
 
     The entries of a `Composed`, `Sparse` or wrapped `Conv` are then at least those of |D|.
@@ -144,7 +152,7 @@ def representatives(D: Dictionary) -> np.ndarray:
     return D.representatives() if isinstance(D, Structured) else np.arange(D.shape[1])
 
 
-def replicate(D: Dictionary, W: Array) -> Dictionary:
+def replicate(D: Dictionary, W: Array) -> Operator:
     """Weights (m, n) of the `representatives` of D as weights of all atoms, (m, d).
 
     Example:

@@ -149,11 +149,11 @@ class Structured:
         """An array that holds every entry of D at least once."""
         return dense(self)
 
-    def magnitudes(self) -> "Dictionary":
+    def magnitudes(self) -> "Operator":
         """|D|, entry by entry, or a dictionary with entries at least as large."""
         return jnp.abs(dense(self))
 
-    def closed_form(self, ridge: ArrayLike) -> "Dictionary | None":
+    def closed_form(self, ridge: ArrayLike) -> "Operator | None":
         """W of `theory.frobenius_weights` in a structured form; None to take it from the matrix."""
         return None
 
@@ -195,7 +195,7 @@ class Structured:
         """
         return self, self.representatives()
 
-    def replicate(self, W: Array) -> "Dictionary":
+    def replicate(self, W: Array) -> "Operator":
         """Weights (m, n) of the representatives as weights of all atoms, (m, d)."""
         return W
 
@@ -270,7 +270,7 @@ class Transposed(Structured):
     def scale(self, c: ArrayLike) -> "Transposed":
         return Transposed(self.base.scale(c))
 
-    def magnitudes(self) -> "Dictionary":
+    def magnitudes(self) -> "Operator":
         return self.base.magnitudes().T
 
     @property
@@ -315,12 +315,14 @@ class Rescaled(Structured):
     def column_norms(self) -> Array:
         return jnp.abs(self.weights) * self.base.column_norms()
 
-    def magnitudes(self) -> "Dictionary":
+    def magnitudes(self) -> "Operator":
         return scale_columns(self.base.magnitudes(), jnp.abs(self.weights))
 
 
+# What `as_dictionary` makes of a dictionary, and what results hold.
+Operator = Array | Structured
 # What a function of the library takes for D or W.
-Dictionary = Array | Structured
+Dictionary = Operator | np.ndarray
 
 
 def dense(D: Dictionary) -> Array:
@@ -355,9 +357,9 @@ def column_norms(D: Dictionary) -> Array:
     return D.column_norms() if isinstance(D, Structured) else norm(D, 0)
 
 
-def scale_columns(D: Dictionary, c: Array) -> Dictionary:
+def scale_columns(D: Dictionary, c: Array) -> Operator:
     """D diag(c): every atom times its own factor, c of shape (d,)."""
-    return D.scale_columns(c) if isinstance(D, Structured) else D * c[None, :]
+    return D.scale_columns(c) if isinstance(D, Structured) else jnp.asarray(D * c[None, :])
 
 
 def matrix_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:

@@ -12,7 +12,14 @@ from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import norm
 from unrolled.dictionaries import _base
 from unrolled.dictionaries._answers import cuts_atoms, magnitudes, normalized, spectral_norm
-from unrolled.dictionaries._base import Dictionary, Structured, column_norms, dense, scale_columns
+from unrolled.dictionaries._base import (
+    Dictionary,
+    Operator,
+    Structured,
+    column_norms,
+    dense,
+    scale_columns,
+)
 from unrolled.dictionaries._conv import Conv
 from unrolled.dictionaries._operands import as_chain, as_dictionary
 
@@ -40,7 +47,7 @@ class Composed(Structured):
         ((2, 4), [12.0, 12.0])
     """
 
-    factors: tuple[Dictionary, ...]
+    factors: tuple[Operator, ...]
 
     def __init__(self, *factors: Dictionary):
         factors = as_chain(factors, "Composed")
@@ -96,7 +103,7 @@ class Concatenated(Structured):
         (3, 7)
     """
 
-    parts: tuple[Dictionary, ...]
+    parts: tuple[Operator, ...]
 
     def __init__(self, *parts: Dictionary):
         parts = tuple(as_dictionary(D, "Concatenated") for D in parts)
@@ -175,7 +182,7 @@ class Sparse(Structured):
         ((4, 2), (1, 2))
     """
 
-    base: Dictionary
+    base: Operator
     indices: Array
     values: Array
 
@@ -197,7 +204,7 @@ class Sparse(Structured):
         vars(self).update(base=base, indices=jnp.asarray(indices, jnp.int32), values=values)
 
     @classmethod
-    def _of(cls, base: Dictionary, indices: Array, values: Array) -> "Sparse":
+    def _of(cls, base: Operator, indices: Array, values: Array) -> "Sparse":
         self = object.__new__(cls)
         vars(self).update(base=base, indices=indices, values=values)
         return self
@@ -251,7 +258,7 @@ class WithIdentity(Structured):
         [[1.0, 0.0, 1.0], [0.0, 1.0, 2.0]]
     """
 
-    F: Dictionary
+    F: Operator
 
     def __init__(self, F: Dictionary):
         object.__setattr__(self, "F", as_dictionary(F, "WithIdentity"))

@@ -14,7 +14,7 @@ from unrolled import _checks, _lax
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, largest, norm, times_power, widened
 from unrolled._program import program
-from unrolled.dictionaries._base import Dictionary, Structured, pytree
+from unrolled.dictionaries._base import Dictionary, Operator, Structured, pytree
 from unrolled.dictionaries._shifts import corner_products, window_weights, windows
 
 BOUNDARIES = ("valid", "circular", "zero")
@@ -299,7 +299,7 @@ class Conv(Structured):
             atoms = atoms[middle]
         return around, atoms.reshape(-1)
 
-    def replicate(self, W: Array) -> Dictionary:
+    def replicate(self, W: Array) -> Operator:
         if not self._is_torus():
             return W
         filters = W.T.reshape(self.code_grid[0], *self.signal_grid)

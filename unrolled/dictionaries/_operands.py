@@ -11,7 +11,7 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import norm
 from unrolled._program import program
-from unrolled.dictionaries._base import Dictionary, Structured, column_norms
+from unrolled.dictionaries._base import Dictionary, Operator, Structured, column_norms
 
 # How far atoms may be off unit norm in theory: well above the rounding of float32.
 _UNIT_TOLERANCE = 1e-4
@@ -19,7 +19,7 @@ _UNIT_TOLERANCE = 1e-4
 _OUTSIDE = 0.1
 
 
-def as_dictionary(D: Dictionary | ArrayLike, where: str, name: str = "D") -> Dictionary:
+def as_dictionary(D: Dictionary | ArrayLike, where: str, name: str = "D") -> Operator:
     """A dictionary in floating point, (m, d) with m and d at least 1.
 
     Args:
@@ -51,7 +51,7 @@ def as_dictionary(D: Dictionary | ArrayLike, where: str, name: str = "D") -> Dic
     return D
 
 
-def as_chain(Ds: Iterable[Dictionary], where: str) -> tuple[Dictionary, ...]:
+def as_chain(Ds: Iterable[Dictionary], where: str) -> tuple[Operator, ...]:
     """The dictionaries of a chain in floating point, (d_{j-1}, d_j) each.
 
     Args:
@@ -68,7 +68,7 @@ def as_chain(Ds: Iterable[Dictionary], where: str) -> tuple[Dictionary, ...]:
         >>> [D.shape for D in Ds]
         [(2, 3), (3, 4)]
     """
-    if isinstance(Ds, Dictionary | np.ndarray) and Ds.ndim == 2:
+    if isinstance(Ds, Dictionary) and Ds.ndim == 2:
         raise ValueError(
             f"{where}: Ds is one dictionary of shape {Ds.shape}; expected a sequence of them, "
             "try [D]"
@@ -77,16 +77,16 @@ def as_chain(Ds: Iterable[Dictionary], where: str) -> tuple[Dictionary, ...]:
         raise TypeError(
             f"{where}: expected a sequence of dictionaries, got {type(Ds).__name__}; try [D]"
         )
-    Ds = tuple(as_dictionary(D, where) for D in Ds)
-    if not Ds:
+    chain = tuple(as_dictionary(D, where) for D in Ds)
+    if not chain:
         raise ValueError(f"{where}: expected at least one dictionary, got none")
-    for j, (left, right) in enumerate(zip(Ds, Ds[1:]), start=1):
+    for j, (left, right) in enumerate(zip(chain, chain[1:]), start=1):
         if left.shape[1] != right.shape[0]:
             raise ValueError(
                 f"{where}: D_{j} has shape {left.shape} but D_{j + 1} has shape {right.shape}; "
                 "the columns of one must be as many as the rows of the next"
             )
-    return Ds
+    return chain
 
 
 def check_batch(D: Dictionary, Y: ArrayLike, X: ArrayLike | None, where: str) -> None:
@@ -117,7 +117,7 @@ def check_batch(D: Dictionary, Y: ArrayLike, X: ArrayLike | None, where: str) ->
 
 def operands(
     D: Dictionary, y: ArrayLike, where: str, *, params: Any = ()
-) -> tuple[Dictionary, Array, Any]:
+) -> tuple[Operator, Array, Any]:
     """D, y and params, checked against each other and brought to one dtype.
 
     Args:

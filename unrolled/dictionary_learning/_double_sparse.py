@@ -8,7 +8,7 @@ import numpy as np
 
 from unrolled import _checks, _matching, _threads
 from unrolled._checks import ArrayLike, Key
-from unrolled.dictionaries import Dictionary, Sparse, as_dictionary, dense
+from unrolled.dictionaries import Dictionary, Operator, Sparse, as_dictionary, dense
 from unrolled.dictionary_learning import _learning, _signals
 from unrolled.dictionary_learning._learning import Arrays, Keeper, Learned, Progress
 
@@ -163,7 +163,7 @@ def _sizes(d: int, sparsity: int, p: int, n: int, m: int, where: str) -> tuple[i
     return d, int(sparsity), int(p)
 
 
-def _orthonormal(base: Dictionary | None, Y: np.ndarray, where: str) -> Dictionary:
+def _orthonormal(base: Dictionary | None, Y: np.ndarray, where: str) -> Operator:
     m = Y.shape[1]
     if base is None:
         return jnp.eye(m, dtype=Y.dtype)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
-from unrolled._checks import Array, ArrayLike, Key
+from unrolled._checks import ArrayLike, Key
 from unrolled._files import CheckpointError, check_writable, claimed, in_line, read_npz
 from unrolled.dictionaries import Dictionary, dense
 from unrolled.records import differences
@@ -39,8 +39,8 @@ class Step(NamedTuple):
 class Learned(NamedTuple):
     """The result of dictionary learning."""
 
-    D: Dictionary | tuple[Dictionary, ...]  # (m, d), unit atoms; of a chain one per layer
-    X: Array | tuple[Array, ...] | None  # (signals, d), the codes; None of a stream
+    D: Any  # (m, d), unit atoms; of a chain a tuple, one per layer
+    X: Any  # (signals, d), the codes; of a chain a tuple; None of a stream
     objective: float  # mean over the signals, for D and X
     history: tuple[Step, ...]  # one record per step
     state: Any = None  # what the algorithm needs beside D and X to continue

@@ -217,7 +217,7 @@ class _Stream(_learning.Method):
     def resumed(self, resume: Learned) -> _State:
         if not isinstance(resume.state, Sums) or resume.state.D.shape[1] != self.d:
             raise ValueError(f"online: resume is not a result of `online` with {self.d} atoms")
-        return _State(resume.state, resume.D.dtype, Seen())  # type: ignore[union-attr]
+        return _State(resume.state, resume.D.dtype, Seen())
 
     def restored(self, arrays: Arrays, keeper: Keeper) -> _State:
         sums, dtype = Sums(*(arrays[name] for name in Sums._fields)), np.dtype(str(arrays["dtype"]))

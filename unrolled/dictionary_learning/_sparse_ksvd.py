@@ -8,7 +8,7 @@ import numpy as np
 
 from unrolled import _checks, _matching
 from unrolled._checks import ArrayLike, Key
-from unrolled.dictionaries import Dictionary, Sparse, as_dictionary, dense
+from unrolled.dictionaries import Dictionary, Operator, Sparse, as_dictionary, dense
 from unrolled.dictionary_learning import _learning
 from unrolled.dictionary_learning._ksvd import update_atom
 from unrolled.dictionary_learning._learning import Arrays, Keeper, Learned, Progress
@@ -159,5 +159,5 @@ class _OverBase(Alternation):
     def settled(self, D: np.ndarray) -> np.ndarray:
         return self.columns.base.astype(D.dtype) @ self.columns.A
 
-    def dictionary(self, D: np.ndarray, dtype: np.dtype) -> Dictionary:
+    def dictionary(self, D: np.ndarray, dtype: np.dtype) -> Operator:
         return Sparse(_checks.cast(self.base, dtype), jnp.asarray(self.columns.A, dtype))

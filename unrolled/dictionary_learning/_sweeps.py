@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from unrolled import _checks, _matching, _threads
-from unrolled.dictionaries import Dictionary, dense
+from unrolled.dictionaries import Operator, dense
 from unrolled.dictionary_learning import _signals
 from unrolled.dictionary_learning._learning import Arrays, Keeper, Learned, Method, Options, text_of
 from unrolled.dictionary_learning._signals import Signals
@@ -66,7 +66,7 @@ class Alternation(Method):
         """The atoms of a result, (m, d)."""
         return np.asarray(dense(D))
 
-    def dictionary(self, D: np.ndarray, dtype: np.dtype) -> Dictionary:
+    def dictionary(self, D: np.ndarray, dtype: np.dtype) -> Operator:
         """D of a result."""
         return jnp.asarray(D, dtype)
 
@@ -87,7 +87,7 @@ class Alternation(Method):
     def resumed(self, resume: Learned) -> Fitted:
         (n, m), codes = self.signals.Y.shape, resume.X
         other = isinstance(codes, tuple | None) or codes.shape != (n, self.d)
-        if other or resume.D.shape != (m, self.d):  # type: ignore[union-attr]
+        if other or resume.D.shape != (m, self.d):
             raise ValueError(f"{self.where}: resume is not of {self.d} atoms and these {n} signals")
         X = np.ldexp(np.asarray(codes, self.signals.Y.dtype), -self.signals.exponent)
         return self.fitted(self.atoms_of(resume.D), X.T)

@@ -47,7 +47,7 @@ class Outcome(NamedTuple):
     """What became of a run: its name, and its row where it is finished."""
 
     name: str  # of the row
-    row: dict[str, Any] | None  # its record
+    row: Any  # its record, a dict; None until it is finished
     busy: bool = False  # another process runs it
 
 

@@ -8,7 +8,14 @@ from unrolled import _checks
 from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp, power_of_two, times_power
 from unrolled._program import program
-from unrolled.dictionaries import Conv, Dictionary, as_dictionary, column_norms, spectral_norm
+from unrolled.dictionaries import (
+    Conv,
+    Dictionary,
+    Operator,
+    as_dictionary,
+    column_norms,
+    spectral_norm,
+)
 from unrolled.layers._ista import StepAndThreshold
 from unrolled.layers._layer import Layer
 from unrolled.records import option
@@ -31,7 +38,7 @@ def _stable_step(W: Dictionary, D: Dictionary) -> Array:
     return jnp.minimum(1, 2 / spectral_radius(W, D))
 
 
-def lasso_weights(D: Dictionary, ridge: float) -> Dictionary:
+def lasso_weights(D: Dictionary, ridge: float) -> Operator:
     r"""Weights between those of least norm(W'D, "fro") and the D of ISTA.
 
     .. math:: w_i \propto (D D' + ridge \|D\|_2^2 \, I)^{-1} d_i, \qquad
@@ -60,7 +67,7 @@ def _scaled(D: Dictionary) -> tuple[Dictionary, Array]:
 
 
 @program()
-def _lasso_weights(D: Dictionary, ridge: float | None) -> Dictionary:
+def _lasso_weights(D: Dictionary, ridge: float | None) -> Operator:
     scaled, factor = _scaled(D)
     W = frobenius_weights(scaled, 0.0 if ridge is None else ridge * spectral_norm(scaled) ** 2)
     squares = column_norms(scaled) ** 2
@@ -95,7 +102,7 @@ class FromClosedForm(Layer):
         help="ridge of the closed form, in units of norm(D, 2)^2; 0 gives the weights of the paper",
     )
 
-    def closed_form(self, D: Dictionary) -> Dictionary:
+    def closed_form(self, D: Dictionary) -> Operator:
         """The weights for a dictionary, (m, d)."""
         return lasso_weights(D, self.ridge)
 

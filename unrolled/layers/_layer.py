@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from unrolled import _checks, _export, _lax, _sharded
-from unrolled._checks import Array, Key
+from unrolled._checks import Array, ArrayLike, Key
 from unrolled.dictionaries import Dictionary, as_dictionary, operands
 from unrolled.layers._records import Unrolled, check_forms, check_params, depth_of, records_of
 from unrolled.pursuit import State, lasso_objective
@@ -398,15 +398,15 @@ class Layer(Looped):
         """The state before the first step: a NamedTuple whose `x` is the zero code."""
         return State(jnp.zeros(D.shape[1], y.dtype))
 
-    def apply(self, params: Unrolled, D: Dictionary, y: Array) -> Array:
+    def apply(self, params: Unrolled, D: Dictionary, y: ArrayLike) -> Array:
         """The code of one signal, (m,) -> (d,)."""
         return self.run(params, D, y)[0].x
 
-    def iterates(self, params: Unrolled, D: Dictionary, y: Array) -> Array:
+    def iterates(self, params: Unrolled, D: Dictionary, y: ArrayLike) -> Array:
         """The code of one signal after every step, (m,) -> (K, d)."""
         return self.run(params, D, y)[1]
 
-    def run(self, params: Unrolled, D: Dictionary, y: Array) -> tuple[Any, Array]:
+    def run(self, params: Unrolled, D: Dictionary, y: ArrayLike) -> tuple[Any, Array]:
         """The last state, and the code after every step."""
         D, y, params = operands(D, y, self.family, params=params)
         self.check(params, D)

@@ -15,7 +15,7 @@ from unrolled.pursuit import State, lipschitz
 from unrolled.records import option
 
 
-def keep_largest(v: Array, sparsity: int) -> Array:
+def keep_largest(v: ArrayLike, sparsity: int) -> Array:
     """v with all but its `sparsity` largest magnitudes set to zero; equal magnitudes stay together.
 
     A nan counts as largest and stays; with sparsity 0 nothing does.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, _export
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, Structured
 
@@ -70,10 +70,10 @@ class Shape:
 
 T = TypeVar("T")
 Matrix = Annotated[Any, Shape("m,d", role=WEIGHTS)]  # an array or a structured dictionary
-Square = Annotated[Array, Shape("d,d")]
-Number = Annotated[Array, Shape("")]
-Gamma = Annotated[Array, Shape("", "d", role=STEP_SIZE)]
-Theta = Annotated[Array, Shape("", "d", "filters", role=THRESHOLD)]
+Square = Annotated[ArrayLike, Shape("d,d")]
+Number = Annotated[ArrayLike, Shape("")]
+Gamma = Annotated[ArrayLike, Shape("", "d", role=STEP_SIZE)]
+Theta = Annotated[ArrayLike, Shape("", "d", "filters", role=THRESHOLD)]
 
 
 class Unrolled(NamedTuple):

@@ -13,7 +13,7 @@ from unrolled import _checks
 from unrolled._checks import Array, ArrayLike
 from unrolled._program import program
 from unrolled.activations import NAMED, Activation, by_name, relu, select_support, shrink
-from unrolled.dictionaries import Dictionary, as_dictionary, spread
+from unrolled.dictionaries import Dictionary, Operator, as_dictionary, spread
 from unrolled.layers._layer import Acting, Layer
 from unrolled.layers._records import Unrolled
 from unrolled.pursuit import State, lipschitz
@@ -156,7 +156,7 @@ class FromISTA(Layer):
 
     lam: float = option(default=0.1, least=0, help="weight of the LASSO at the start")
 
-    def ista_start(self, D: Dictionary) -> tuple[Dictionary, Array, Array]:
+    def ista_start(self, D: Dictionary) -> tuple[Operator, Array, Array]:
         """D as a checked dictionary, L = norm(D, 2)^2, and the K thresholds lam / L."""
         D = as_dictionary(D, self.family)
         L = lipschitz(D, self.family)

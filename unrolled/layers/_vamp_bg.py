@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, ldexp, times_power, wide_dtype, widened
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense
@@ -55,7 +55,7 @@ class Belief(NamedTuple):
 class Assumed(NamedTuple):
     """The belief in the units of one signal."""
 
-    log_odds: Array
+    log_odds: ArrayLike
     variance: Array
     noise: Array  # variance per entry of y
 

@@ -17,7 +17,7 @@ from unrolled.metrics._decibels import energies, relative_error, same_shape
 _FLOOR = -300.0
 
 
-def nmse(estimates: Array, X: Array) -> Array:
+def nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
     r"""The normalised error of a batch in dB, as a ratio of sums: that of LISTA-CPSS and ALISTA.
 
     .. math:: 10 \log_{10} \sum_i \|\hat x_i - x_i\|^2 / \sum_i \|x_i\|^2.
@@ -39,7 +39,7 @@ def nmse(estimates: Array, X: Array) -> Array:
     return relative_error(*same_shape(estimates, X, "nmse"))
 
 
-def signal_nmse(estimates: Array, X: Array) -> Array:
+def signal_nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
     """10 log10(norm(x^ - x)^2 / norm(x)^2) of every signal, in dB; nan or inf for a zero code.
 
     Args:
@@ -59,7 +59,7 @@ def signal_nmse(estimates: Array, X: Array) -> Array:
     return relative_error(*same_shape(estimates, X, "signal_nmse"), -1)
 
 
-def mean_nmse(estimates: Array, X: Array) -> Array:
+def mean_nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
     """The mean of `signal_nmse` over the signals, floored at -300 dB: that of Open-L2O.
 
     Args:
@@ -86,7 +86,7 @@ def _mean_nmse(estimates: Array, X: Array) -> Array:
     return jnp.mean(per_signal, where=nonzero)
 
 
-def failure_rate(estimates: Array, X: Array, level: float = -20.0) -> Array:
+def failure_rate(estimates: ArrayLike, X: ArrayLike, level: float = -20.0) -> Array:
     """Share of the signals whose NMSE exceeds `level` dB; what is not finite fails.
 
     Args:
@@ -126,7 +126,7 @@ class SupportScores(NamedTuple):
     false_positives: Array  # () chosen entries that are wrong, per signal
 
 
-def support_scores(estimates: Array, X: Array, tolerance: float = 0.0) -> SupportScores:
+def support_scores(estimates: ArrayLike, X: ArrayLike, tolerance: float = 0.0) -> SupportScores:
     """Precision and recall of the support, and false positives per signal.
 
     Args:
@@ -161,7 +161,7 @@ def _support_scores(estimates: Array, X: Array, tolerance: ArrayLike) -> Support
     return SupportScores(*(jnp.where(defined.all(), score, jnp.nan) for score in scores))
 
 
-def kkt_violation(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
+def kkt_violation(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Array:
     """The largest violation of the optimality of x for the LASSO, in units of lam.
 
     For r = y - D x, optimality is D' r = lam sign(x) on the support and abs(D' r) <= lam off it.
@@ -196,7 +196,7 @@ def kkt_violation(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
 
 
 @program()
-def _kkt_violation(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
+def _kkt_violation(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Array:
     g = (y - D @ x) @ D
     lam = jnp.asarray(lam, g.dtype)
     violation = jnp.where(x != 0, jnp.abs(g - lam * jnp.sign(x)), at_least(jnp.abs(g) - lam, 0.0))
@@ -211,7 +211,7 @@ class Sparsity(NamedTuple):
     hoyer: Array  # () Hoyer's measure: 0 if all magnitudes are equal, 1 if one is not zero
 
 
-def sparsity(x: Array, fraction: ArrayLike = 0.01) -> Sparsity:
+def sparsity(x: ArrayLike, fraction: ArrayLike = 0.01) -> Sparsity:
     r"""The sparsity of codes or features, per sample and averaged over the samples.
 
     For a sample x with n entries: the share of x_i = 0, the share of abs(x_i) <= fraction max

@@ -36,7 +36,7 @@ def relative_error(estimates: Array, X: Array, axis: int | None = None) -> Array
     return decibels(*energies(estimates, X, axis)).astype(X.dtype)
 
 
-def same_shape(a: Array, b: Array, where: str) -> tuple[Array, Array]:
+def same_shape(a: ArrayLike, b: ArrayLike, where: str) -> tuple[Array, Array]:
     """Both as floats of one dtype (bytes would wrap around), checked to have one shape."""
     if np.shape(a) != np.shape(b):
         raise ValueError(
@@ -47,7 +47,7 @@ def same_shape(a: Array, b: Array, where: str) -> tuple[Array, Array]:
     return a.astype(dtype), b.astype(dtype)
 
 
-def psnr(estimate: Array, reference: Array, peak: float = 1.0) -> Array:
+def psnr(estimate: ArrayLike, reference: ArrayLike, peak: float = 1.0) -> Array:
     """20 log10(peak / rms(estimate - reference)) in dB, over all entries; nothing is clipped.
 
     Args:

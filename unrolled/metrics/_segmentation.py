@@ -28,7 +28,7 @@ class _Confusion(NamedTuple):
 
 
 def pixel_accuracy(
-    predicted: Array, truth: Array, *, pooled: bool = False, empty: ArrayLike = jnp.nan
+    predicted: ArrayLike, truth: ArrayLike, *, pooled: bool = False, empty: ArrayLike = jnp.nan
 ) -> Array:
     """The share of the pixels that are predicted right: (TP + TN) / (TP + TN + FP + FN).
 
@@ -63,7 +63,7 @@ def _pixel_accuracy(n: _Confusion, empty: ArrayLike) -> Array:
 
 
 def mean_class_precision(
-    predicted: Array, truth: Array, *, pooled: bool = False, empty: ArrayLike = jnp.nan
+    predicted: ArrayLike, truth: ArrayLike, *, pooled: bool = False, empty: ArrayLike = jnp.nan
 ) -> Array:
     """The mean precision of the two classes: (TP / (TP + FP) + TN / (TN + FN)) / 2.
 
@@ -93,7 +93,7 @@ def _mean_class_precision(n: _Confusion, empty: ArrayLike) -> Array:
 
 
 def mean_class_accuracy(
-    predicted: Array, truth: Array, *, pooled: bool = False, empty: ArrayLike = jnp.nan
+    predicted: ArrayLike, truth: ArrayLike, *, pooled: bool = False, empty: ArrayLike = jnp.nan
 ) -> Array:
     """The mean accuracy of the two classes, their recall: (TP / (TP + FN) + TN / (TN + FP)) / 2.
 
@@ -120,7 +120,7 @@ def _mean_class_accuracy(n: _Confusion, empty: ArrayLike) -> Array:
 
 
 def mean_iou(
-    predicted: Array, truth: Array, *, pooled: bool = False, empty: ArrayLike = jnp.nan
+    predicted: ArrayLike, truth: ArrayLike, *, pooled: bool = False, empty: ArrayLike = jnp.nan
 ) -> Array:
     """The mean intersection over union: (TP / (TP + FP + FN) + TN / (TN + FP + FN)) / 2.
 
@@ -152,8 +152,8 @@ def _mean_iou(n: _Confusion, empty: ArrayLike) -> Array:
 
 def _score(
     of: Callable[[_Confusion, ArrayLike], Array],
-    predicted: Array,
-    truth: Array,
+    predicted: ArrayLike,
+    truth: ArrayLike,
     pooled: bool,
     empty: ArrayLike,
     where: str,
@@ -174,7 +174,7 @@ def _score(
     return _of_masks(of, P, T, soft, bool(pooled), empty)
 
 
-def _mask(values: Array, name: str, soft: bool, where: str) -> Array:
+def _mask(values: ArrayLike, name: str, soft: bool, where: str) -> Array:
     """The mask as floats, checked where it is known."""
     mask = _checks.as_float(values, name, where)
     if _checks.is_concrete(mask) and not (valid := _is_mask(np.asarray(mask), soft)).all():

@@ -181,7 +181,7 @@ class CSCNet(nnx.Module):
         self.subtract_mean = _checks.as_bool(subtract_mean, "subtract_mean", "CSCNet")
         self.signed = _checks.as_bool(signed, "signed", "CSCNet")
 
-    def __call__(self, noisy: Array, sigma: ArrayLike | None = None) -> Array:
+    def __call__(self, noisy: ArrayLike, sigma: ArrayLike | None = None) -> Array:
         """The denoised picture, averaged over all shifts of the grid.
 
         Args:
@@ -202,7 +202,7 @@ class CSCNet(nnx.Module):
 
         return shift_average(estimate, noisy - mean, kernel=self.kernel, stride=self.stride) + mean
 
-    def estimate(self, window: Array, sigma: ArrayLike | None = None) -> Array:
+    def estimate(self, window: ArrayLike, sigma: ArrayLike | None = None) -> Array:
         """The estimate of one window by the single grid that begins at its corner, for training.
 
         Pixels nearer to the border than kernel - stride are covered by fewer atoms than the others.
@@ -219,7 +219,7 @@ class CSCNet(nnx.Module):
         mean = self._mean(window)
         return self._synthesize(self._code(window - mean, sigma), window.shape) + mean
 
-    def code(self, window: Array, sigma: ArrayLike | None = None) -> Array:
+    def code(self, window: ArrayLike, sigma: ArrayLike | None = None) -> Array:
         """The code of one window without what is subtracted, flat as in `dictionaries.Conv`.
 
         Args:
@@ -232,7 +232,7 @@ class CSCNet(nnx.Module):
         window, sigma = self._window(window, sigma)
         return self._code(window - self._mean(window), sigma)
 
-    def density(self, noisy: Array, sigma: ArrayLike | None = None) -> Array:
+    def density(self, noisy: ArrayLike, sigma: ArrayLike | None = None) -> Array:
         """The fraction of nonzero entries in the codes of one picture, over all shifts.
 
         Args:
@@ -273,7 +273,7 @@ class CSCNet(nnx.Module):
         return (Conv(self.C[...], shape, self.stride) @ x).reshape(shape)
 
     def _checked(
-        self, picture: Array, sigma: ArrayLike | None, batch: bool = False
+        self, picture: ArrayLike, sigma: ArrayLike | None, batch: bool = False
     ) -> tuple[Array, Array | None]:
         """A picture and its noise level as arrays; raises if they do not fit the net."""
         picture = _checks.as_float(picture, "the picture", "CSCNet")
@@ -297,7 +297,7 @@ class CSCNet(nnx.Module):
         _checks.nonnegative(sigma, "sigma", "CSCNet")
         return picture, sigma
 
-    def _window(self, window: Array, sigma: ArrayLike | None) -> tuple[Array, Array | None]:
+    def _window(self, window: ArrayLike, sigma: ArrayLike | None) -> tuple[Array, Array | None]:
         """A window and its noise level as arrays; raises if the grid does not fit the window."""
         window, sigma = self._checked(window, sigma)
         n, s = self.kernel, self.stride

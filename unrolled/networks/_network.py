@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from unrolled import _checks
-from unrolled._checks import Array, Key
+from unrolled._checks import Array, ArrayLike, Key
 from unrolled.dictionaries import Dictionary, as_chain
 from unrolled.layers import Acting, Interned, Layer, Unrolled, option
 
@@ -41,7 +41,7 @@ class Network(Interned):
     if TYPE_CHECKING:  # options of a subclass, or properties
 
         @property
-        def layers(self) -> tuple[Layer, ...]: ...
+        def layers(self) -> Sequence[Layer]: ...
 
         @property
         def depth(self) -> int: ...
@@ -72,15 +72,15 @@ class Network(Interned):
         """Raise unless `params` are of this network and fit the shapes of Ds, as `Layer.check`."""
         raise NotImplementedError
 
-    def run(self, params: Params, Ds: Dictionaries, y: Array) -> tuple[Codes, Codes]:
+    def run(self, params: Params, Ds: Dictionaries, y: ArrayLike) -> tuple[Codes, Codes]:
         """The code of every block, (d_j,), and the codes after each of its steps, (K_j, d_j)."""
         raise NotImplementedError
 
-    def apply(self, params: Params, Ds: Dictionaries, y: Array) -> Codes:
+    def apply(self, params: Params, Ds: Dictionaries, y: ArrayLike) -> Codes:
         """The code of every block, (x_1, ..., x_J)."""
         return self.run(params, Ds, y)[0]
 
-    def iterates(self, params: Params, Ds: Dictionaries, y: Array) -> Codes:
+    def iterates(self, params: Params, Ds: Dictionaries, y: ArrayLike) -> Codes:
         """The codes of every block after each of its steps, J arrays (K_j, d_j)."""
         return self.run(params, Ds, y)[1]
 
@@ -140,7 +140,7 @@ class dsc(Network):
         (dsc((lista_cp(8), lista_cp(4))), 12)
     """
 
-    layers: tuple[Layer, ...] = option(
+    layers: Sequence[Layer] = option(
         kw_only=False, check=as_layers, help="J layers, of any families and depths"
     )
 

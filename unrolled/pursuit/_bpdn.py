@@ -12,7 +12,7 @@ from jax import lax
 from unrolled import _checks, _lax
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import norm
-from unrolled.dictionaries import Dictionary
+from unrolled.dictionaries import Dictionary, Operator
 from unrolled.pursuit._door import single, static_steps, static_tol
 from unrolled.pursuit._gap import relative_gap
 from unrolled.pursuit._problem import Answer, Problem, Pursuit, fixed_norm
@@ -102,7 +102,7 @@ class Denoising:
 
 
 @jax.custom_jvp
-def _penalty(x: Array, D: Dictionary, y: Array, level: Array) -> Array:
+def _penalty(x: Array, D: Operator, y: Array, level: Array) -> Array:
     """The lam whose LASSO has the code x, the solution with norm(y - D x) = level.
 
     On a support norm(y - D x) is a function of D, y and lam, which gives the derivative of lam.
@@ -123,14 +123,14 @@ def _derivative(primals, tangents):
     return lam, jnp.where(rate > 0, (dlevel - moved) / jnp.where(rate > 0, rate, 1), 0)
 
 
-def _code(x: Array, D: Dictionary, y: Array, lam: Array) -> Array:
+def _code(x: Array, D: Operator, y: Array, lam: Array) -> Array:
     """x, as the code of a LASSO."""
     problem = Penalized(D, y, lam, jnp.zeros((), y.dtype))
     return on_branch(slope, 10 * min(D.shape), problem, x)
 
 
 def _search(
-    method: Denoising, D: Dictionary, y: Array, level: Array, size: Array
+    method: Denoising, D: Operator, y: Array, level: Array, size: Array
 ) -> tuple[Array, Array, Array, Array]:
     """x, its gap, the steps, and whether the gap is small."""
     rounding = float(jnp.finfo(y.dtype).eps)
@@ -162,7 +162,7 @@ def _search(
 
 def _tried(
     method: Denoising,
-    D: Dictionary,
+    D: Operator,
     y: Array,
     level: Array,
     size: Array,
@@ -205,7 +205,7 @@ def _tried(
     )
 
 
-def _judged(D: Dictionary, y: Array, level: Array, x: Array) -> tuple[Array, Array, Array]:
+def _judged(D: Operator, y: Array, level: Array, x: Array) -> tuple[Array, Array, Array]:
     """The norm of the residual, that of the code, and the gap; inf outside of the ball."""
     r = y - D @ x
     g, length, l1 = r @ D, norm(r), jnp.sum(jnp.abs(x))

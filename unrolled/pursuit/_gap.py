@@ -9,11 +9,11 @@ import jax.numpy as jnp
 
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, ldexp
-from unrolled.dictionaries import Dictionary
+from unrolled.dictionaries import Dictionary, Operator
 from unrolled.pursuit._problem import Codes, Problem
 
 
-def lasso_objective(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
+def lasso_objective(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Array:
     """1/2 norm(y - D x)^2 + lam norm(x, 1).
 
     Example:
@@ -25,12 +25,12 @@ def lasso_objective(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
 
 
 @jax.jit
-def _objective(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
+def _objective(D: Operator, y: Array, x: Array, lam: ArrayLike) -> Array:
     r = y - D @ x
     return jnp.sum(r * (r / 2)) + lam * jnp.sum(jnp.abs(x))  # r^2 may leave the range, r^2/2 not
 
 
-def duality_gap(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
+def duality_gap(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Array:
     r"""An upper bound of F(x) - F* for the LASSO that needs no F*.
 
     It comes from the dual point s r, with r = y - D x and s = min(1, min_i lam_i / |D'r|_i), as a
@@ -60,7 +60,7 @@ def duality_gap(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
 
 
 @jax.jit
-def _duality_gap(D: Dictionary, y: Array, x: Array, lam: ArrayLike) -> Array:
+def _duality_gap(D: Operator, y: Array, x: Array, lam: ArrayLike) -> Array:
     # Over a power of two near y or D x the terms stay in the range, wherever their sum does.
     r = y - D @ x
     k = exponent(jnp.stack([jnp.asarray(y, r.dtype), r]))
@@ -124,7 +124,7 @@ def elastic_gap(
 
 
 def relative_gap(
-    D: Dictionary,
+    D: Operator,
     y: Array,
     lam: Array,
     x: Array,

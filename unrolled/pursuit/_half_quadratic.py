@@ -12,7 +12,7 @@ from jax import lax
 from unrolled import _checks, _lax
 from unrolled._checks import Array, ArrayLike
 from unrolled.activations import as_power, power_threshold
-from unrolled.dictionaries import Conv, Dictionary, Structured, spread
+from unrolled.dictionaries import Conv, Dictionary, Operator, Structured, spread
 from unrolled.pursuit._door import single, static_steps, static_tol
 from unrolled.pursuit._gap import relative_gap
 from unrolled.pursuit._problem import Answer, Problem, Pursuit, fixed_norm, solve
@@ -153,7 +153,7 @@ class Splitting:
         return Answer(x, gap, steps, missed <= self.tol)
 
     def _minimised(
-        self, D: Dictionary, y: Array, lam: Array, gamma: Array, x: Array
+        self, D: Operator, y: Array, lam: Array, gamma: Array, x: Array
     ) -> tuple[Array, Array, Array]:
         """A stationary point, how far it is from one, and the steps."""
         p = self.p
@@ -183,20 +183,20 @@ class Splitting:
         return state.x, missed, len(self.betas) * self.steps + last
 
 
-def _off_stationary(D: Dictionary, y: Array, x: Array, lam: Array, p: float) -> Array:
+def _off_stationary(D: Operator, y: Array, x: Array, lam: Array, p: float) -> Array:
     """How far x is from stationary on its support, over max abs(D'y)."""
     off = jnp.max(jnp.abs(jnp.where(x != 0, _slope(p, (D, y, lam), x), 0 * x)))
     unit = jnp.max(jnp.abs(y @ D))
     return off / jnp.where(unit > 0, unit, 1)
 
 
-def _slope(p: float, params: tuple[Dictionary, Array, Array], x: Array) -> Array:
+def _slope(p: float, params: tuple[Operator, Array, Array], x: Array) -> Array:
     """The negative gradient of F in the entries of the support of x."""
     D, y, lam = params
     return (y - D @ x) @ D - lam * p * jnp.sign(x) * jnp.where(x != 0, jnp.abs(x), 1) ** (p - 1)
 
 
-def _correction(D: Dictionary, beta: Array) -> Correction:
+def _correction(D: Any, beta: Array) -> Correction:
     """r -> D'(D D' + beta I)^{-1} r, with what does not depend on r computed once."""
     if not isinstance(D, Structured):
         return _by_cholesky(D, beta)

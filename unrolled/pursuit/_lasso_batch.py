@@ -11,7 +11,14 @@ import numpy as np
 from unrolled import _checks, _sharded
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, ldexp, norm, times_power, wide_dtype
-from unrolled.dictionaries import Dictionary, as_dictionary, dense, spread, threshold_shapes
+from unrolled.dictionaries import (
+    Dictionary,
+    Operator,
+    as_dictionary,
+    dense,
+    spread,
+    threshold_shapes,
+)
 from unrolled.pursuit import _door
 from unrolled.pursuit._batch import BLOCK as CHUNK
 from unrolled.pursuit._batch import solve
@@ -101,7 +108,7 @@ def lasso_batch(
     return in_chunks(solved, signals, where)
 
 
-def operands_of_many(D: Dictionary, Y: Any, where: str) -> tuple[Dictionary, Any, np.dtype, Grid]:
+def operands_of_many(D: Dictionary, Y: Any, where: str) -> tuple[Operator, Any, np.dtype, Grid]:
     """D, signals in rows, the dtype of the result and the grid of a code, checked.
 
     Signals of a file that is mapped into memory stay there if they are more than a chunk.
@@ -165,7 +172,7 @@ def on_the_host(host: Any, operands: Any, d: int) -> tuple:
 @_sharded.on_auto_axes
 @partial(jax.jit, static_argnums=(0, 1))
 def _scaled(
-    dtype: np.dtype, relative: bool, D: Dictionary, Y: Array, weight: Any, l2: Any, start: Any
+    dtype: np.dtype, relative: bool, D: Operator, Y: Array, weight: Any, l2: Any, start: Any
 ) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
     """D, Y, the weights, l2 and the start near 1; and the exponents of D and of every signal."""
     matrix, Y = dense(_checks.cast(D, dtype)), Y.astype(dtype)
@@ -203,7 +210,7 @@ def batch_result(
     return Pursuit(codes, gap.astype(dtype), residual, steps, converged)
 
 
-def _weight(D: Dictionary, n: int, lam: Any, ratio: Any, dtype: np.dtype, where: str) -> Any:
+def _weight(D: Operator, n: int, lam: Any, ratio: Any, dtype: np.dtype, where: str) -> Any:
     """lam or ratio, checked."""
     value, name = one_penalty(lam, ratio, where)
     _checks.nonnegative(value, name, where)
@@ -218,7 +225,7 @@ def _weight(D: Dictionary, n: int, lam: Any, ratio: Any, dtype: np.dtype, where:
     return _door.as_operand(value, dtype)
 
 
-def _start(D: Dictionary, n: int, start: ArrayLike, where: str) -> Array:
+def _start(D: Operator, n: int, start: ArrayLike, where: str) -> Array:
     """The codes to start from, checked: (batch, d)."""
     X = _checks.as_float(flat_code(D, start), "start", where)
     if X.shape != (n, D.shape[1]):

@@ -12,7 +12,7 @@ from unrolled import _checks, _sharded
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import norm, wide_dtype
 from unrolled.activations import by_name, nonnegative_threshold, relu, shrink
-from unrolled.dictionaries import Dictionary, as_chain, operands
+from unrolled.dictionaries import Dictionary, Operator, as_chain, operands
 from unrolled.pursuit._basis_pursuit import basis_pursuit
 from unrolled.pursuit._door import is_zero, one_per_layer, penalty, single, static_tol
 from unrolled.pursuit._gap import relative_gap
@@ -59,7 +59,7 @@ def threshold(
     return single(method, "threshold", D, y, theta, name="theta", finite=False, size=_one)
 
 
-def _one(D: Dictionary) -> Array:
+def _one(D: Operator) -> Array:
     """The dictionary stays as it is: its products with y are the code."""
     return jnp.ones((), D.dtype)
 
@@ -256,7 +256,7 @@ def _door(Ds: Any, y: Any, values: Any, name: str, where: str) -> tuple[Any, Arr
 @_sharded.on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _chained(
-    method: Threshold | Accelerated | float, Ds: Sequence[Dictionary], y: Array, values: tuple
+    method: Threshold | Accelerated | float, Ds: Sequence[Operator], y: Array, values: tuple
 ) -> Layered:
     """Layer by layer, by a method with a penalty or by basis pursuit to a gap."""
     layers: list[Pursuit] = []

@@ -12,7 +12,7 @@ from unrolled import _lax
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import pseudo_inverse
 from unrolled.activations import shrink
-from unrolled.dictionaries import Dictionary, spectral_norm
+from unrolled.dictionaries import Dictionary, Operator, spectral_norm
 from unrolled.pursuit._door import deep, static_steps, static_tol
 from unrolled.pursuit._gap import chain_gap
 from unrolled.pursuit._problem import Answer, Codes, DeepPursuit, Problem, codes_of, solve
@@ -143,7 +143,7 @@ class MultiLayer:
         return Answer(x, least, state.steps, least <= self.tol, zeros=zeros)
 
 
-def _products(Ds: Sequence[Dictionary], y: Array) -> _Matrices:
+def _products(Ds: Sequence[Operator], y: Array) -> _Matrices:
     below = [jnp.eye(Ds[-1].shape[1], dtype=y.dtype)]
     for D in reversed(Ds):
         below.insert(0, D @ below[0])

@@ -13,7 +13,7 @@ from jax import lax
 from unrolled import _checks, _lax, _matching, _sharded
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, ldexp, norm, times_power, wide_dtype
-from unrolled.dictionaries import Dictionary, column_norms, dense
+from unrolled.dictionaries import Dictionary, Operator, column_norms, dense
 from unrolled.pursuit._door import as_operand, check_number, door_of_one
 from unrolled.pursuit._gap import half_energy
 from unrolled.pursuit._lasso_batch import batch_result, in_chunks, on_the_host, operands_of_many
@@ -155,7 +155,7 @@ def omp_batch(
 
 @_sharded.on_auto_axes
 @partial(jax.jit, static_argnums=0)
-def _scaled(dtype: np.dtype, D: Dictionary, Y: Array, weights: Any) -> tuple[tuple, Array, Array]:
+def _scaled(dtype: np.dtype, D: Operator, Y: Array, weights: Any) -> tuple[tuple, Array, Array]:
     """D, Y and the weights near 1; and the exponents of D and of every weighted signal."""
     matrix, Y = dense(_checks.cast(D, dtype)), Y.astype(dtype)
     a = exponent(matrix)
@@ -222,7 +222,7 @@ class Matching:
 
 
 def atom_by_atom(
-    D: Dictionary,
+    D: Operator,
     y: Array,
     norms: Array,
     most: int,
@@ -255,7 +255,7 @@ def atom_by_atom(
     return _lax.while_loop(lambda s: (s.size < most) & ~s.ended & (norm(s.r) > stop), body, start)
 
 
-def _grown(D: Dictionary, y: Array, norms: Array, s: Chosen) -> tuple[Chosen, Array]:
+def _grown(D: Operator, y: Array, norms: Array, s: Chosen) -> tuple[Chosen, Array]:
     """The choice with one more atom, and whether that helps."""
     rounding = _matching.negligible(D.shape[0], y.dtype)
     slots, d = jnp.arange(len(s.atoms)), D.shape[1]

@@ -15,7 +15,7 @@ from unrolled import _checks, _lax, _sharded
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, largest, ldexp, norm, power_of_two, times_power, wide_dtype
 from unrolled.activations import relu
-from unrolled.dictionaries import Conv, Dictionary, spectral_norm, spread
+from unrolled.dictionaries import Conv, Dictionary, Operator, spectral_norm, spread
 
 Codes = tuple[Array, ...]
 Grid = tuple[int, ...] | None
@@ -55,7 +55,7 @@ class Problem(NamedTuple):
     divided by 2^(b - a_1 - ... - a_j) and lam_j by 2^(b + a_1 + ... + a_j).
     """
 
-    Ds: tuple[Dictionary, ...]
+    Ds: tuple[Operator, ...]
     y: Array  # (m,)
     lams: tuple[Array, ...]  # () or (d_j,) each; none where the pursuit has no penalties
     l2: Array | None  # ()
@@ -82,7 +82,7 @@ class Answer(NamedTuple):
     zeros: Codes | None = None  # marks entries of the codes that are zero up to rounding
 
 
-def fixed_norm(D: Dictionary) -> Array:
+def fixed_norm(D: Operator) -> Array:
     """norm(D, 2) as a constant, for methods whose result does not depend on it."""
     return spectral_norm(lax.stop_gradient(D))
 
@@ -93,7 +93,7 @@ class Form:
 
     dtype: np.dtype  # of the result
     grid: Grid = None  # the shape of the code
-    size: Callable[[Dictionary], Array] = spectral_norm  # what brings a dictionary near 1
+    size: Callable[[Operator], Array] = spectral_norm  # what brings a dictionary near 1
     sequence: bool = False  # whether lam is (n,), for n problems
     relative: bool = False  # lam is given over lam_max
     nonnegative: bool = False
@@ -104,7 +104,7 @@ class Form:
 def run(
     method: Callable[[Problem, Array], Answer],
     form: Form,
-    Ds: tuple[Dictionary, ...],
+    Ds: tuple[Operator, ...],
     y: Array,
     lams: tuple,
     l2: Any,
@@ -119,7 +119,7 @@ def run(
 
 def scaled(
     form: Form,
-    Ds: tuple[Dictionary, ...],
+    Ds: tuple[Operator, ...],
     y: Array,
     lams: tuple = (),
     l2: Any = None,
@@ -162,7 +162,7 @@ def bounded(lam: Array) -> Array:
     return jnp.minimum(lam, float(jnp.finfo(lam.dtype).max))
 
 
-def largest_product(D: Dictionary, y: Array, nonnegative: bool) -> Array:
+def largest_product(D: Operator, y: Array, nonnegative: bool) -> Array:
     """max abs(D'y), or max(D'y, 0), for D and y whose products stay in the range."""
     with jax.default_matmul_precision("highest"):
         g = y @ D

@@ -10,7 +10,7 @@ import numpy as np
 from unrolled import _checks
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import norm
-from unrolled.dictionaries import Composed, Dictionary, as_chain, column_norms, magnitudes
+from unrolled.dictionaries import Composed, Dictionary, Operator, as_chain, column_norms, magnitudes
 from unrolled.pursuit._door import deep, one_per_layer, static_steps, static_tol
 from unrolled.pursuit._ista import Accelerated
 from unrolled.pursuit._omp import atom_by_atom
@@ -141,7 +141,7 @@ class Greedy:
         return Answer(xs, gap, chosen.size, finite)
 
 
-def _sparse_codes(Ds: Sequence[Dictionary], x: Array) -> Codes:
+def _sparse_codes(Ds: Sequence[Operator], x: Array) -> Codes:
     """(x_1, ..., x_J) from x_J, where entries that are the rounding of their product are zero."""
     tiny = _ROUNDING * float(jnp.finfo(x.dtype).eps)
     xs: Codes = (x,)

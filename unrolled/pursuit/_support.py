@@ -12,7 +12,7 @@ from unrolled import _lax
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, ldexp, times_power
 from unrolled.activations import relu, shrink
-from unrolled.dictionaries import Dictionary, column_norms
+from unrolled.dictionaries import Operator, column_norms
 from unrolled.pursuit._gap import least_between, relative_gap
 from unrolled.pursuit._steps import Momentum, extrapolated
 
@@ -25,7 +25,7 @@ _OFTEN = 16
 class Penalized(NamedTuple):
     """1/2 norm(y - D x)^2 + lam norm(x, 1) + l2/2 norm(x)^2, all numbers near 1."""
 
-    D: Dictionary
+    D: Operator
     y: Array  # (m,)
     lam: Array  # () or (d,)
     l2: Array  # ()
@@ -102,7 +102,7 @@ def _branch(slope, limit, primals, tangents):
     return x, tangent(slope, limit, params, tangents[0], x)
 
 
-def units_of_small_atoms(D: Dictionary) -> Array:
+def units_of_small_atoms(D: Operator) -> Array:
     """k, (d,), with atoms 2^k d_i of at least a 16th of the largest norm; 0 for all others."""
     sizes = exponent(column_norms(D)[None], 0)[0]
     return jnp.maximum(jnp.max(sizes) - sizes - 4, 0)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled.activations import Activation
-from unrolled.dictionaries import Dictionary, Structured, as_dictionary
+from unrolled.dictionaries import Dictionary, Operator, Structured, as_dictionary
 from unrolled.layers import Layer, Unrolled, unstack
 from unrolled.networks import Network
 
@@ -80,7 +80,7 @@ def activation_of(model: Layer | Network, given: Callable | None, where: str) ->
     """
     if not isinstance(model, (Layer, Network)):
         raise TypeError(f"{where}: expected a Layer or a Network, got {type(model).__name__}")
-    layers: tuple[Any, ...] = model.layers if isinstance(model, Network) else (model,)
+    layers: Sequence[Any] = model.layers if isinstance(model, Network) else (model,)
     if not layers:
         raise TypeError(
             f"{where}: expected a chain of layers, as networks.dsc makes it; {model} is none"
@@ -129,7 +129,7 @@ def blocks_of(
     return blocks, np.dtype(_checks.common_dtype(params, dictionaries))
 
 
-def _matrix(D: Dictionary, where: str) -> Dictionary:
+def _matrix(D: Dictionary, where: str) -> Operator:
     if isinstance(D, Structured):
         raise ValueError(f"{where}: D is a {type(D).__name__}; try dictionaries.dense(D)")
     return as_dictionary(D, where)

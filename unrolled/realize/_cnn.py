@@ -11,6 +11,7 @@ import numpy as np
 from unrolled import _checks
 from unrolled._checks import Array
 from unrolled.activations import Activation, by_name
+from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network
 from unrolled.realize._blocks import activation_of, blocks_of
@@ -63,7 +64,7 @@ class Realization(NamedTuple):
 def cnn(
     layer: Layer | Network,
     params: Unrolled | tuple[Unrolled, ...],
-    D: Array | tuple[Array, ...],
+    D: Dictionary | tuple[Dictionary, ...],
     *,
     kernel_size: int,
     signal_bound: float,

@@ -26,7 +26,7 @@ from unrolled import (
 from unrolled._checks import Array
 from unrolled._pursuits import default_lam, lasso_optima
 from unrolled.compare import Comparison
-from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
+from unrolled.dictionaries import Dictionary, Operator, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled
 from unrolled.studies import _steps
 from unrolled.studies._samples import PATCH, Pictures, Samples, resampler
@@ -43,7 +43,7 @@ Methods = dict[str, tuple[Layer, Unrolled]]
 class UnknownCodes(NamedTuple):
     """The study of methods on signals without known codes."""
 
-    D: Dictionary  # (m, d)
+    D: Operator  # (m, d)
     signals: Pictures  # to train and to test on
     tested: Array  # (tested, m), those of the test signals that the comparison is about
     lam: float  # weight of the LASSO

@@ -9,7 +9,15 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from unrolled import _checks
-from unrolled.dictionaries import Dictionary, Structured, as_chain, column_norms, dense, magnitudes
+from unrolled.dictionaries import (
+    Dictionary,
+    Operator,
+    Structured,
+    as_chain,
+    column_norms,
+    dense,
+    magnitudes,
+)
 from unrolled.theory._schedules import host_numbers
 
 # A column of a product that cancels to below this share of its terms counts as zero, because it may
@@ -19,26 +27,26 @@ CANCELLED = 1e-6
 
 def host_chain(
     Ds: Sequence[Dictionary], where: str, dtype: DTypeLike | None = np.float64
-) -> tuple[Dictionary, ...]:
+) -> tuple[Operator, ...]:
     """`as_chain` for host functions, cast to `dtype`; a traced dictionary is a TypeError."""
     _checks.on_host(Ds, where)
     Ds = as_chain(Ds, where)
     return Ds if dtype is None else _checks.cast(Ds, dtype)
 
 
-def effective(Ds: Sequence[Dictionary]) -> tuple[Dictionary, np.ndarray]:
+def effective(Ds: Sequence[Dictionary]) -> tuple[Operator, np.ndarray]:
     """D_1 ... D_J and its column norms, 0 where a column cancels.
 
     The product is a matrix, except that one structured dictionary stays as it is.
     """
     D = _product(Ds)
     magnitude = [magnitudes(A) if isinstance(A, Structured) else np.abs(A) for A in Ds]
-    size = _product(magnitude)  # type: ignore[arg-type]  # arrays of numpy
+    size = _product(magnitude)
     norms, sizes = (np.asarray(column_norms(A)) for A in (D, size))
     return D, np.where(norms > CANCELLED * sizes, norms, 0.0)
 
 
-def _product(Ds: Sequence[Dictionary]) -> Dictionary:
+def _product(Ds: Sequence[Dictionary]) -> Operator:
     """D_1 ... D_J as a matrix, multiplied by numpy; one structured dictionary stays as it is."""
     if len(Ds) == 1 and isinstance(Ds[0], Structured):
         return Ds[0]

@@ -15,7 +15,14 @@ from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import UP, norm
 from unrolled._program import program
 from unrolled.activations import kth_largest
-from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense, magnitudes
+from unrolled.dictionaries import (
+    Dictionary,
+    Operator,
+    as_dictionary,
+    column_norms,
+    dense,
+    magnitudes,
+)
 from unrolled.theory._coherence import BLOCK
 
 _EPS = float(np.finfo(float).eps)
@@ -233,12 +240,12 @@ class _Support(NamedTuple):
 class _System(NamedTuple):
     """A dictionary with what its least squares problems share."""
 
-    D: Dictionary
+    D: Operator
     products: Array | None  # D'D, unless it is too large
     size: Array  # the largest norm of an atom
 
 
-def _system(D: Dictionary) -> _System:
+def _system(D: Any) -> _System:
     whole = dense(D) if D.shape[1] <= _WHOLE else None
     size = jnp.max(column_norms(D))
     return _System(D, None if whole is None else whole.T @ whole, jnp.where(size > 0, size, 1.0))
@@ -361,7 +368,7 @@ def _least_squares(D: Dictionary, Y: Array, on: Array, level: tuple[float, int])
 
 
 @program("k")
-def _dual_vectors(D: Dictionary, Y: Array, X: Array, steps: int, k: int) -> tuple[Array, ...]:
+def _dual_vectors(D: Any, Y: Array, X: Array, steps: int, k: int) -> tuple[Array, ...]:
     """nu, tau, zeta and sigma of every code; the largest norm of an atom; and the misfit.
 
     FISTA on 1/2 sum (|d_j . nu| - low)_+^2, j off the support, under D_T'nu = sign(x_T): with the

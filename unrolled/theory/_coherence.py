@@ -12,7 +12,14 @@ from unrolled import _checks, dictionaries
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, largest, lost_below, times_power, up, wide_dtype
 from unrolled._program import program
-from unrolled.dictionaries import Dictionary, Structured, as_dictionary, dense, inner_products
+from unrolled.dictionaries import (
+    Dictionary,
+    Operator,
+    Structured,
+    as_dictionary,
+    dense,
+    inner_products,
+)
 from unrolled.theory._tiles import row_excess, row_maxima
 
 # Spacing at 1 of the formats in which accelerators multiply in place of float32.
@@ -108,7 +115,7 @@ def coherence(W: Dictionary, D: Dictionary) -> Coherence:
     return weights_coherence(*weights_of(W, D, "coherence"))
 
 
-def weights_of(W: Dictionary, D: Dictionary, where: str) -> tuple[Dictionary, Dictionary]:
+def weights_of(W: Dictionary, D: Dictionary, where: str) -> tuple[Operator, Operator]:
     """W and D in their common dtype, checked as `coherence` says.
 
     Example:

@@ -344,7 +344,7 @@ def objective_bound(D: Dictionary, error: ArrayLike, *, sparsity: int, gamma: Ar
 class Plan(NamedTuple):
     """The fewest steps, over all blocks, that certify the code of a chain to a tolerance."""
 
-    depths: tuple[int | float, ...]  # inf where no depths reach the tolerance
+    depths: tuple[Any, ...]  # integers; inf where no depths reach the tolerance
     schedules: tuple[Schedule, ...]  # () where no depths reach the tolerance
     holds: bool  # whether every layer is certified
     reason: str = ""  # why it does not hold

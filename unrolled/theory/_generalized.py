@@ -14,7 +14,15 @@ from unrolled import _checks, _interior_point, _threads, dictionaries
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import largest
 from unrolled._program import program
-from unrolled.dictionaries import Dictionary, as_dictionary, dense, replicate, spread, unit_atoms
+from unrolled.dictionaries import (
+    Dictionary,
+    Operator,
+    as_dictionary,
+    dense,
+    replicate,
+    spread,
+    unit_atoms,
+)
 from unrolled.theory import _atom_programs
 from unrolled.theory._atom_programs import ROUNDING, Progress, cached, certified, solve_atoms
 from unrolled.theory._coherence import host_float, refuse_cut_atoms
@@ -35,7 +43,7 @@ class GeneralizedCoherence(NamedTuple):
     lower: Array  # () no weights have less
     per_atom_upper: Array  # (n,)
     per_atom_lower: Array  # (n,)
-    W: Dictionary  # (m, n), w_i . d_i = 1; a `Conv` for a shift-invariant circular one
+    W: Operator  # (m, n), w_i . d_i = 1; a `Conv` for a shift-invariant circular one
     holds: Array  # () the relative gaps are at most tol, and W attains its bounds when rounded
     rank: Array  # () of D in its dtype, an integer; W lies in the range of so many dimensions
 
@@ -139,7 +147,7 @@ def _settled(
     return GeneralizedCoherence(top, bottom, upper, lower, replicate(D, W), holds, rank)
 
 
-def minimax_weights(D: Dictionary, tol: float = 1e-6) -> Dictionary:
+def minimax_weights(D: Dictionary, tol: float = 1e-6) -> Operator:
     r"""W of the generalized coherence, by linear programs.
 
     .. math:: w_i = \arg\min_w \max_{j \ne i} |w \cdot d_j| : w \cdot d_i = 1.
@@ -313,7 +321,7 @@ def _start_of(
     return W, reached
 
 
-def _unit_dictionary(D: Dictionary, where: str) -> Dictionary:
+def _unit_dictionary(D: Dictionary, where: str) -> Operator:
     """D in floating point, checked for unit atoms that are not cut at a border."""
     D = as_dictionary(D, where)
     refuse_cut_atoms(D, where)

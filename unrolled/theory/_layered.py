@@ -9,7 +9,7 @@ import numpy as np
 
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import UP, largest
-from unrolled.dictionaries import Dictionary, unit_atoms
+from unrolled.dictionaries import Dictionary, Operator, unit_atoms
 from unrolled.theory import _chains, _convergence, _uniqueness
 from unrolled.theory._coherence import diagonal, weights_coherence
 from unrolled.theory._schedules import host_numbers, times
@@ -133,7 +133,7 @@ def layered_penalties(
 
 def _measured(
     Ds: Sequence[Dictionary], sparsities: Sequence[int], noise: ArrayLike, stripes: bool, where: str
-) -> tuple[tuple[Dictionary, ...], list[int], list[tuple[float, float]], list[float], float]:
+) -> tuple[tuple[Operator, ...], list[int], list[tuple[float, float]], list[float], float]:
     """The chain, s, (mu, eta) rounded up, the gain of every layer for the next, the noise."""
     (delta,) = host_numbers(where, noise=noise)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):

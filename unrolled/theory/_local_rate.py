@@ -152,7 +152,7 @@ def support_rate(
 
 
 @program()
-def _on_support(W: Dictionary, D: Dictionary, S: Any) -> Array:
+def _on_support(W: Any, D: Any, S: Any) -> Array:
     """W_S'D_S."""
     selected = jnp.zeros((D.shape[1], len(S)), D.dtype).at[S, jnp.arange(len(S))].set(1)
     return (W @ selected).T @ (D @ selected)

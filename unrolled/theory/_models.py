@@ -19,7 +19,7 @@ from unrolled.theory._schedules import host_numbers
 
 
 def stripe_norm(
-    x: Array,
+    x: ArrayLike,
     kernel: int | tuple[int, ...],
     *,
     stride: int | tuple[int, ...] = 1,

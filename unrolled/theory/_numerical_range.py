@@ -6,7 +6,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from unrolled import _checks, _threads
-from unrolled.dictionaries import Dictionary, Structured, as_dictionary
+from unrolled.dictionaries import Dictionary, Operator, Structured, as_dictionary
 
 # The decomposition in float64 leaves this many max(m, d) eps of the largest singular value where a
 # zero belongs, and long computations of D leave as much. The pseudo-inverse cuts there, too.
@@ -38,7 +38,7 @@ def numerical_range(A: np.ndarray, dtype: DTypeLike) -> tuple[np.ndarray | None,
         return np.linalg.svd(A, full_matrices=False)[0][:, :rank], rank
 
 
-def in_float64(D: Dictionary, dtype: DTypeLike | None = None) -> Dictionary:
+def in_float64(D: Dictionary, dtype: DTypeLike | None = None) -> Operator:
     """D in float64, without what the rounding of its entries adds to its range. Host function.
 
     Atoms that lie in a subspace, such as patches without their mean, leave it by the rounding of

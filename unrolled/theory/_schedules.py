@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -397,7 +397,7 @@ def _residual_and_sizes(D: Dictionary, x: ArrayLike, y: Array) -> tuple[Array, A
 
 
 @program()
-def _scores(W: Dictionary, D: Dictionary, x: ArrayLike, y: Array) -> tuple[Array, Array, Array]:
+def _scores(W: Dictionary, D: Dictionary, x: Any, y: Array) -> tuple[Array, Array, Array]:
     """w_i . d_i, W'(y - D x), and |W|'(|y| + |D| |x|)."""
     sizes = (jnp.abs(y) + magnitudes(D) @ jnp.abs(x)) @ magnitudes(W)
     return diagonal(W, D), (y - D @ x) @ W, sizes

@@ -12,7 +12,14 @@ from unrolled import _checks, dictionaries
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import UP, largest
 from unrolled._program import program
-from unrolled.dictionaries import Composed, Dictionary, as_dictionary, column_norms, spectral_norm
+from unrolled.dictionaries import (
+    Composed,
+    Dictionary,
+    Operator,
+    as_dictionary,
+    column_norms,
+    spectral_norm,
+)
 from unrolled.theory import _uniqueness
 from unrolled.theory._chains import effective, host_chain, layer_numbers, of_length
 from unrolled.theory._coherence import coherence, diagonal, measured, weights_coherence
@@ -328,7 +335,7 @@ def holistic_stability(
 
 def _hypotheses(
     Ds: Sequence[Dictionary], sparsities: Sequence[int], where: str
-) -> tuple[tuple[Dictionary, ...], list[int]]:
+) -> tuple[tuple[Operator, ...], list[int]]:
     """The chain in float64, checked for unit atoms, and t_j = min(2 s_j, d_j).
 
     A difference of two codes has at most t_j nonzeros.
@@ -340,7 +347,7 @@ def _hypotheses(
     return Ds, [min(2 * int(n), D.shape[1]) for n, D in zip(s, Ds)]
 
 
-def _weights(Ws: Sequence[Dictionary | None], J: int, where: str) -> list[Dictionary | None]:
+def _weights(Ws: Sequence[Dictionary | None], J: int, where: str) -> list[Operator | None]:
     """The weights in float64, or None, one per layer."""
     of_length(Ws, "Ws", J, where)
     _checks.on_host(Ws, where)

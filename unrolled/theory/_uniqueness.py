@@ -187,7 +187,7 @@ class SupportRecovery(NamedTuple):
 
 
 def recover_on_supports(
-    y: Array, Ds: Sequence[Dictionary], supports: Sequence[ArrayLike | Sequence[int]]
+    y: ArrayLike, Ds: Sequence[Dictionary], supports: Sequence[ArrayLike | Sequence[int]]
 ) -> SupportRecovery:
     r"""Codes x_j on the supports S_j with x_{j-1} = D_j x_j, and y = D_1 x_1 in least squares.
 
@@ -358,7 +358,7 @@ def _constraints(
 def _products(Ds: tuple[Dictionary, ...], supports: Any, others: Any) -> tuple[list[Array], Array]:
     E: list[Array] = []
     S, d = supports[-1], Ds[-1].shape[1]
-    columns = jnp.zeros((d, len(S)), Ds[-1].dtype).at[S, jnp.arange(len(S))].set(1)
+    columns: Any = jnp.zeros((d, len(S)), Ds[-1].dtype).at[S, jnp.arange(len(S))].set(1)
     for D in reversed(Ds):
         columns = D @ columns
         E.insert(0, columns)

@@ -10,7 +10,15 @@ from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, ldexp, times_power, wide_dtype, widened
 from unrolled._numbers import pseudo_inverse as cut_pseudo_inverse
 from unrolled._program import program
-from unrolled.dictionaries import Conv, Dictionary, Structured, all_kept, as_dictionary, dense
+from unrolled.dictionaries import (
+    Conv,
+    Dictionary,
+    Operator,
+    Structured,
+    all_kept,
+    as_dictionary,
+    dense,
+)
 from unrolled.theory._coherence import refuse_cut_atoms
 
 # A ridge below this part of the mean squared singular value acts as none: rounding would decide
@@ -19,7 +27,7 @@ _LEAST_RIDGE = 1e-9
 _POWER_STEPS = 64  # of a spectral radius
 
 
-def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Dictionary:
+def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Operator:
     r"""The weights W of least norm(W'D, "fro") with w_i . d_i = 1, in closed form.
 
     .. math:: w_i = S^+ d_i / (d_i' S^+ d_i), \qquad S = D D' + ridge \, I.
@@ -71,7 +79,7 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Dictionary:
 
 
 @program()
-def _closed_form(D: Dictionary, ridge: ArrayLike | None) -> tuple[Dictionary, Array]:
+def _closed_form(D: Dictionary, ridge: ArrayLike | None) -> tuple[Operator, Array]:
     """The weights, nan for an atom that is too small, and the norms of the atoms."""
     refuse_cut_atoms(D, "frobenius_weights")
     norms = dictionaries.column_norms(D)

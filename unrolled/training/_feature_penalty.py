@@ -16,8 +16,8 @@ _WHERE = "sparse_feature_penalty"
 
 
 def sparse_feature_penalty(
-    features: Mapping[str, Array] | Sequence[Array],
-    weights: Mapping[str, Any] | Sequence[Any] | Array | None = None,
+    features: Mapping[str, ArrayLike] | Sequence[ArrayLike],
+    weights: Mapping[str, Any] | Sequence[Any] | ArrayLike | None = None,
 ) -> Array:
     r"""The weighted sum over layers of the mean absolute activation.
 

@@ -12,12 +12,12 @@ import optax
 
 from unrolled import _checks, layers, metrics
 from unrolled._beside import ROUNDING
-from unrolled._checks import Array, Key
+from unrolled._checks import Array, ArrayLike, Key
 from unrolled._mapped import check_draws, drawing
 from unrolled._numbers import norm
 from unrolled._program import program
 from unrolled.analytic import calibrate
-from unrolled.dictionaries import Dictionary, as_dictionary, check_batch, column_norms
+from unrolled.dictionaries import Dictionary, Operator, as_dictionary, check_batch, column_norms
 from unrolled.layers import FAMILIES, Law, Layer, Recipe, Unrolled, ista, ista_params, stable_step
 from unrolled.problems import synthesize
 from unrolled.training._fit import fit
@@ -80,8 +80,8 @@ class Start(NamedTuple):
 def prepare(
     family: str | type[Layer],
     D: Dictionary,
-    Y: Array,
-    X: Array,
+    Y: ArrayLike,
+    X: ArrayLike,
     *,
     depth: int = 16,
     key: Key = 0,
@@ -150,7 +150,7 @@ class Made(NamedTuple):
 def by_recipe(
     family: str | type[Layer],
     D: Dictionary,
-    sample: Sample | tuple[Array, Array],
+    sample: Sample | tuple[ArrayLike, ArrayLike],
     *,
     depth: int = 16,
     steps: int | None = None,
@@ -240,14 +240,14 @@ def _draw(sample: Any, key: Array, signals: int) -> tuple[Any, Any]:
 
 
 class _Signals(NamedTuple):
-    D: Dictionary
+    D: Operator
     calibrating: tuple[Array, Array]  # (Y, X)
     later: tuple[Array, Array]  # to choose by
     law: Law
     ista: float  # error of ISTA on the later ones with the best of its penalties, dB
 
 
-def _signals(D: Dictionary, calibrating: tuple, later: tuple, depth: int) -> _Signals:
+def _signals(D: Operator, calibrating: tuple, later: tuple, depth: int) -> _Signals:
     """Both parts, in the dtype of D, and the law of the codes.
 
     Raises:
@@ -364,7 +364,7 @@ def _ridges(recipe: Recipe, law: Law) -> tuple[float | None, ...]:
     return _RIDGES if law.noise else _RIDGES[:1]
 
 
-def _from_weights(layer: Layer, ridge: float | None, key: Any, D: Dictionary) -> Unrolled:
+def _from_weights(layer: Layer, ridge: float | None, key: Any, D: Operator) -> Unrolled:
     """Params with weights in closed form, scaled where steps with them would expand."""
     if ridge is None:
         return layer.from_weights(key, D, D)
@@ -391,7 +391,7 @@ def _number(nmse: Array) -> float:
 
 
 @jax.jit(static_argnums=0)
-def _nmse(layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Array) -> tuple[Array, Array]:
+def _nmse(layer: Layer, params: Unrolled, D: Operator, Y: Array, X: Array) -> tuple[Array, Array]:
     """The NMSE in dB, and the share of the signals whose codes are worse than zero."""
     codes = jax.vmap(layer.apply, (None, None, 0))(params, D, Y)
     worse = ~(jax.vmap(norm)(codes - X) <= jax.vmap(norm)(X) * (1 + ROUNDING))

@@ -21,8 +21,8 @@ class Restored(NamedTuple):
     """What a file of weights or the folder of a run holds."""
 
     params: Any  # of the layer
-    D: Dictionaries | None  # None where it was saved without
-    layer: Model | None  # of the params; None where they were saved without
+    D: Any  # a tuple for a network; None where it was saved without
+    layer: Any  # or a network, of the params; None where they were saved without
     metadata: dict  # what `save` was given, and "versions"
 
 
