@@ -427,6 +427,24 @@ def test_certify_says_which_hypothesis_fails_and_which_signals_are_of_the_class(
     assert "--signals without --code needs one D" in capsys.readouterr().err
 
 
+def test_certify_of_atoms_of_unequal_norms_says_what_basis_pursuit_finds():
+    """Up to the tolerance for unit atoms: of two nonzeros l1 prefers the three other atoms."""
+    e, t = 7.5e-5, 0.99e-4
+    V = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1.0]]).T / np.sqrt(3)
+    top = np.vstack([np.sqrt(1 - e * e) * V, np.full((1, 4), -e)])
+    D = np.column_stack([top, np.eye(4)[:, 3]]) * [1 - t, 1 - t, 1 + t, 1 + t, 1]
+    (layer,) = ur.studies.certify(D).layers
+    assert ur.theory.max_sparsity(layer.mu, 5) == 2 and layer.admissible["mu"] == 1
+    found = ur.pursuit.basis_pursuit(D, D @ [1, 1, 0, 0, 0])
+    assert found.converged and jnp.abs(found.x).sum() < 2 - 1e-5
+
+
+@pytest.mark.parametrize("numbers", [{"bound": np.inf}, {"noise": np.inf}, {"bound": 1e308}])
+def test_certify_of_numbers_out_of_range_does_not_blame_the_contraction(numbers):
+    told = ur.studies.certify(ur.dictionaries.identity_hadamard(16), **numbers).text()
+    assert "leave the range of numbers" in told and "a < 1 fails" not in told
+
+
 def test_a_plan_and_a_certificate_say_why_they_do_not_hold():
     numbers = dict(sparsities=(4, 2), bounds=(1.0, 1.0))
     found = ur.theory.plan((1 / 32, 0.4), (1.0, 1.0), **numbers, tol=1e-3)

@@ -428,6 +428,20 @@ def test_the_bound_for_given_signals_is_never_exceeded(name):
     assert transformer_error(layer, params, D, alpha=9.0, signals=Y[0])[-1] <= bound[-1]
 
 
+def test_a_flat_attention_has_a_bound_that_goes_on_where_its_sums_do():
+    """Below a concentration the tails of its masses are no longer summed term by term."""
+    D, _ = normalize(Conv(normal(7, 2, 1, 3), 8))
+    layer = layers.lista_cp(1, lam=0.1)
+    params, y = layer.init(jax.random.key(0), D), normal(8, D.shape[0])
+    alphas = (1.01e-6, 0.99e-6, 1e-30, 1e308)
+    bounds = [transformer_error(layer, params, D, alpha=a, signals=y)[-1] for a in alphas]
+    exact = np.asarray(layer.apply(params, D, y))
+    for alpha, bound in zip(alphas[1:3], bounds[1:3]):
+        seen = np.asarray(realized(layer, params, D, y[None], alpha=alpha))[0]
+        assert np.abs(seen - exact).max() <= bound < np.inf
+    assert bounds[1] == pytest.approx(bounds[0], rel=1e-4) and bounds[3] == 0
+
+
 @pytest.mark.slow
 def test_the_bound_for_sparse_signals_is_within_a_factor_of_30_of_the_error():
     """The bound for all signals is 6e5 times the error of these, and 350 times that of others."""

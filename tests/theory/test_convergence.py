@@ -721,6 +721,17 @@ def test_a_plan_is_the_best_of_all_depths(J, N, draws):
     assert reached > draws / 2
 
 
+def test_a_plan_with_infinite_noise_does_not_hold():
+    """Also where the last block has no nonzeros, so that its error is 0."""
+    noisy = dict(bounds=(1.0, 1.0), noises=(math.inf, 0.0))
+    found = plan((0.25, 0.25), (1.0, 1.0), sparsities=(1, 0), tol=math.inf, **noisy)
+    assert not found.holds and found.reason == "the noise of block 1 is not finite"
+    found = plan([0.5], [1.0], sparsities=[1], bounds=[1.0], tol=0.0)
+    assert found.reason == "no depths end at 0: their errors stay above 0"
+    found = plan([0.25], [1.0], sparsities=[1], bounds=[1e308], tol=1e300)
+    assert found.holds and all(block.holds for block in found.schedules)
+
+
 def test_a_plan_of_one_block_is_steps_for():
     rng = np.random.default_rng(21)
     for _ in range(300):

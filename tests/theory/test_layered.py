@@ -95,7 +95,10 @@ def test_atoms_off_unit_norm_as_far_as_allowed_stay_within_the_bounds(norm):
     for e in (-delta, delta):  # d_1 . e
         found = np.maximum(norm**2 + e - plan.lams[0], 0)
         assert abs(found - 1) <= plan.error[0]
+    y = norm * np.array([0, 1.0, 0]) + [delta, 0, 0]  # norm(e, 2) = delta, d_1 . e is norm delta
+    assert up.layered_thresholding((D,), y, tuple(plan.lams)).xs[0][0] == 0
     plan = ut.layered_penalties((D,), sparsities=(1,), noise=delta)
+    assert up.layered_basis_pursuit((D,), y, tuple(plan.lams)).xs[0][0] == 0
     for e in (-delta, delta):
         found = (norm**2 + e - plan.lams[0]) / norm**2
         assert abs(found - 1) <= plan.error[0] and plan.holds

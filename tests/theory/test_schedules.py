@@ -81,6 +81,21 @@ def test_incoherent_atoms_are_found_in_one_step():
     noisy = schedule(0.0, 0.5, sparsity=3, bound=2.0, noise=0.1, depth=4)
     assert noisy.error == pytest.approx([6, 0.3, 0.3, 0.3, 0.3])
     assert (noisy.rate, noisy.floor, noisy.steps_for(0.31)) == (math.inf, pytest.approx(0.3), 1)
+    assert noisy.steps_for(noisy.floor) == 1
+    assert noisy.steps_for(math.nextafter(noisy.floor, 0)) == math.inf
+
+
+@pytest.mark.parametrize("mu", [np.array([0.1, 0.2]), None, 0.1j, "0.1"])
+def test_what_is_no_number_is_named(mu):
+    with pytest.raises(TypeError, match="schedule: mu must be a number, got"):
+        schedule(mu, 1.0, **CLASS)
+
+
+def test_the_largest_numbers_hold_and_infinite_ones_do_not():
+    assert schedule(0.25, 1.0, sparsity=1, bound=1e308, depth=2).holds
+    assert theory.atom_schedule([0.25], [1.0], sparsity=1, bound=1e308, depth=2).holds
+    assert not schedule(0.25, 1.0, sparsity=1, bound=math.inf, depth=2).holds
+    assert not schedule(0.25, 1.0, sparsity=1, bound=1.0, noise=math.inf, depth=2).holds
 
 
 def test_depth_zero_is_the_starting_error():

@@ -133,6 +133,9 @@ def test_bounds_are_strict_and_guarded():
             and not uniqueness([D], [2], coherence=mu).holds
         )
         assert not uniqueness([D], [2], coherence=mu).l1[0]
+    # In float32 it may be too low by its rounding.
+    below = np.nextafter(np.float32(1 / 3), np.float32(0))
+    assert not uniqueness([D], [2], coherence=lambda D: below).holds
 
 
 def test_counts_and_sparsities_may_be_traded():

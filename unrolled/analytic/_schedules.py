@@ -29,6 +29,8 @@ _GUARD_MARGIN = 1 + 1e-3
 _GUARD_ROUNDS = 100
 # Stored thresholds stop at this share of the largest number of their dtype: they are finite.
 LARGEST_SHARE = 1 / 4
+# A contraction below this is below 1 beyond rounding: what does not hold then is another thing.
+CONTRACTS = 1 - 1e-5
 
 
 class HypothesisWarning(UserWarning):
@@ -316,7 +318,7 @@ def _check_sparsity(D: Dictionary, sparsity: int) -> None:
 
 def _warned(planned, sparsity: int, at: Callable, D: Dictionary, activation: Activation = relu):
     """`planned`, with a warning unless it holds; `at(sparsity, depth)` gives other schedules."""
-    if not planned.holds and at(sparsity, 0).holds:
+    if not planned.holds and (planned.contraction < CONTRACTS or at(sparsity, 0).holds):
         _checks.warn(
             f"the theory does not cover codes of this size in {D.dtype}: the numbers of a step may "
             "leave its range. Try a smaller bound, or a wider dtype",

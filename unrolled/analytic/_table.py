@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from unrolled import _checks, _json, theory
 from unrolled._text import line, screen, table_of
-from unrolled.analytic._schedules import HypothesisWarning, block_schedule, certify
+from unrolled.analytic._schedules import CONTRACTS, HypothesisWarning, block_schedule, certify
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, spectral_norm, unit_atoms
 
 
@@ -68,7 +68,11 @@ class WeightsTable(NamedTuple):
         """
         reasons = []
         for name, row in self.rows.items():
-            if not row.holds:
+            if not row.holds and row.contraction < CONTRACTS:
+                reasons.append(
+                    f"{name}: codes of this size, or with this noise, leave the range of numbers"
+                )
+            elif not row.holds:
                 reasons.append(
                     f"{name}: a < 1 fails: with s = {row.sparsity} and mu_W = {row.mu_W:.4g} it is "
                     f"{row.contraction:.4g}; it holds up to s = {row.largest_sparsity}"

@@ -223,13 +223,18 @@ def attention_leak(alpha: float | None, dimensions: int = 1) -> float:
     if alpha is None:
         return 0.0
     p = _checks.as_index(dimensions, "dimensions", "attention_leak", least=1)
+    return -math.expm1(-p * math.log1p(others_on_a_line(alpha)))
+
+
+def others_on_a_line(alpha: float) -> float:
+    """The sum of exp(-alpha u^2) over all integers u but 0."""
     squares = _DISTANCES**2
-    if alpha >= 1:
-        others = 2 * np.exp(-alpha * squares).sum()
-    else:  # the same sum by Poisson summation, which converges fast for small alpha
-        dual = 1 + 2 * np.exp(-(math.pi**2) * squares / alpha).sum()
-        others = math.sqrt(math.pi / alpha) * dual - 1
-    return -math.expm1(-p * math.log1p(others))
+    with np.errstate(over="ignore"):  # to exp(-inf) = 0
+        if alpha >= 1:
+            return 2 * float(np.exp(-alpha * squares).sum())
+        # The same sum by Poisson summation, which converges fast for small alpha.
+        dual = 1 + 2 * float(np.exp(-(math.pi**2) * squares / alpha).sum())
+    return math.sqrt(math.pi / alpha) * dual - 1
 
 
 def attention_error(filters: Array, X: ArrayLike, alpha: float | None) -> np.ndarray:

@@ -8,10 +8,11 @@ import numpy as np
 from jax import lax
 
 from unrolled.dictionaries import Conv
-from unrolled.realize._attention import attention_leak
+from unrolled.realize._attention import attention_leak, others_on_a_line
 
 # exp(-745) is the last positive one: distances whose weight is zero are not summed.
 _UNDERFLOW = 750.0
+_FLAT = 1e-6  # concentrations below this have too many other weights to sum
 
 
 class Leak:
@@ -96,7 +97,7 @@ class Leak:
         """exp(-alpha u^2) at the distances u of two positions, 0 for u = 0."""
         u = np.abs(np.arange(size)[:, None] - np.arange(size))
         u = np.minimum(u, size - u) if self.circular else u
-        return np.where(u == 0, 0, np.exp(-self.alpha * u.astype(float) ** 2))
+        return np.where(u == 0, 0, self._mass(u))
 
     def _moved(self, axis: int, values: np.ndarray) -> np.ndarray:
         """What the other positions along an axis of `values` add, relative to their own mass."""
@@ -113,17 +114,25 @@ class Leak:
         for axis, size in enumerate(self.grid):
             i = np.arange(size)
             gone = self._tail(i) + self._tail(size - 1 - i)  # past the two borders
-            inside = 1 + 2 * self._tail(0) - gone
+            inside = 1 + self._others(size).sum(1)
             more = more + np.log1p(gone / inside).reshape(
                 [-1 if a == axis else 1 for a in range(more.ndim)]
             )
             total = total + self._moved(axis + 1, total)
         return self.read(V, np.expm1(more) * (1 - self.leak) * total)
 
+    def _mass(self, u: np.ndarray) -> np.ndarray:
+        """exp(-alpha u^2)."""
+        with np.errstate(over="ignore"):  # to exp(-inf) = 0
+            return np.exp(-self.alpha * u.astype(float) ** 2)
+
     def _tail(self, i: np.ndarray | int) -> np.ndarray:
         """The sum of exp(-alpha u^2) over u > i."""
+        if self.alpha < _FLAT:
+            near = self._mass(np.arange(1, np.max(i) + 1))
+            return others_on_a_line(self.alpha) / 2 - np.append(0.0, np.cumsum(near))[i]
         last = math.ceil(math.sqrt(_UNDERFLOW / self.alpha)) + 1
-        terms = np.exp(-self.alpha * np.arange(last + 1.0) ** 2)
+        terms = self._mass(np.arange(last + 1))
         sums = np.append(np.cumsum(terms[::-1])[::-1], 0.0)
         return sums[np.minimum(np.asarray(i) + 1, last + 1)]
 
@@ -135,9 +144,7 @@ class Leak:
         distance = np.zeros([2 * n + 1 for n in self.reach])
         for axis, (n, N) in enumerate(zip(self.reach, self.D.signal_shape)):
             u = np.abs(np.arange(N)[None] - (np.arange(-n, n + 1) % N)[:, None])
-            line, circle = (
-                np.exp(-self.alpha * d.astype(float) ** 2) for d in (u, np.minimum(u, N - u))
-            )
+            line, circle = (self._mass(d) for d in (u, np.minimum(u, N - u)))
             line[u == 0], circle[u == 0] = 0, 0
             S, C = line.sum(1, keepdims=True), circle.sum(1, keepdims=True)
             own = np.abs(S - C) / ((1 + S) * (1 + C))

@@ -306,7 +306,7 @@ def _layer(
     (m, d), best, mu = D.shape, table.rows["minimax"], float(theory.mutual_coherence(D))
     lower, upper = float(table.coherence.lower), float(table.coherence.upper)
     admissible = {
-        "mu": theory.max_sparsity(mu, d),
+        "mu": _found_sparsity(D, mu),
         "babel": _babel_sparsity(D, theory.max_sparsity(upper, d)),
         "mu~": theory.max_sparsity(upper, d),
     }
@@ -330,6 +330,17 @@ def _layer(
     return DictionaryReport(
         m, d, rank, mu, welch, (lower, upper), admissible, table, activation, size
     )
+
+
+def _found_sparsity(D: Dictionary, mu: float) -> int:
+    """The largest s for which mu says that basis pursuit finds the codes.
+
+    Norms of atoms that differ, within the tolerance for unit atoms, count against it.
+    """
+    s = theory.max_sparsity(mu, D.shape[1])
+    while s and not theory.uniqueness([D], [s], coherence=lambda _: mu).l1[0]:
+        s -= 1
+    return s
 
 
 def _babel_sparsity(D: Dictionary, most: int) -> int:

@@ -430,6 +430,6 @@ def _largest_product(W: Array, D: Array, dtype: np.dtype) -> Array:
 
 
 def host_float(x: ArrayLike, name: str, where: str) -> float:
-    """`x` as a Python float; a tracer is a TypeError that says so."""
+    """`x` as a Python float; a tracer, or no number, is a TypeError that says so."""
     _checks.on_host(x, where, name)
-    return float(np.asarray(x))
+    return _checks.as_number(x, name, where)

@@ -225,7 +225,8 @@ def atom_schedule(
         for k in range(K):
             theta[k] = _times(mus, error[k]) + c
             error[k + 1] = times(a, error[k]) + 2 * top(c, s)
-    holds = a * enlarged < 1 and math.isfinite(error[0] + bound) and bool(np.isfinite(c).all())
+    finite = math.isfinite(error[0]) and math.isfinite(bound) and bool(np.isfinite(c).all())
+    holds = a * enlarged < 1 and finite
     floor = 2 * top(c, s) / (1 - a) if holds else math.inf
     return AtomSchedule(theta, error, a, -math.log(a) if a else math.inf, floor, holds)
 
@@ -366,7 +367,8 @@ def plan(
 
     The errors are those of `deep_schedule`. A block amplifies its inherited error by
     2 s_j G_j / (1 - a_j), so early blocks usually need more steps. The search is exact: for each
-    K_J, the remaining tolerance decides the blocks before.
+    K_J, the remaining tolerance decides the blocks before. Where tol is an error up to rounding, it
+    may take one step more.
 
     Args:
         mus, C_Ws, sparsities, bounds, noises, guards, etas, gains: as in `deep_schedule`.
@@ -401,15 +403,16 @@ def plan(
         host_numbers("plan", C=C, B=B, delta=delta, g=g, gain=gain)
         for C, B, delta, g, gain in zip(C_Ws, bounds, noises, guards, gains)
     ]
+    noisy = [times(C, delta) + g for C, _, delta, g, _ in numbers]
     blocks = tuple(
-        _Block(limit.contraction, times(s, B), 2 * s * gain, 2 * s * (times(C, delta) + g))
-        for limit, s, (C, B, delta, g, gain) in zip(limits, sparsities, numbers)
+        _Block(limit.contraction, times(s, B), 2 * s * gain, times(2 * s, c))
+        for limit, s, c, (_, B, _, _, gain) in zip(limits, sparsities, noisy, numbers)
     )
     contracts = [limit.contraction * up(mu, eta) < 1 for limit, mu, eta in zip(limits, mus, etas)]
-    begin = all(math.isfinite(block.start) for block in blocks)
-    depths = _fewest(blocks, tol, math.inf) if all(contracts) and begin else None
+    finite = all(map(math.isfinite, [*noisy, *(block.start for block in blocks)]))
+    depths = _fewest(blocks, tol, math.inf) if all(contracts) and finite else None
     if depths is None:
-        return Plan((math.inf,) * J, (), False, _reason(blocks, contracts, tol))
+        return Plan((math.inf,) * J, (), False, _reason(blocks, contracts, noisy, tol))
     return Plan(depths, schedules(depths=depths), True)
 
 
@@ -446,15 +449,20 @@ class _Block(NamedTuple):
         return K - 1 if K > 1 and self.error(K - 1, 0.0) <= tol else K
 
 
-def _reason(blocks: Sequence[_Block], contracts: Sequence[bool], tol: float) -> str:
+def _reason(
+    blocks: Sequence[_Block], contracts: Sequence[bool], noisy: Sequence[float], tol: float
+) -> str:
     """Which hypothesis of a plan fails, at which number."""
-    for j, (block, contracting) in enumerate(zip(blocks, contracts), start=1):
+    for j, (block, contracting, c) in enumerate(zip(blocks, contracts, noisy), start=1):
         if not contracting:
             return f"block {j} does not contract: its a is {block.a:.4g}, and must be below 1"
         if not math.isfinite(block.start):
             return f"block {j} begins at an error s B that is not finite"
+        if not math.isfinite(c):
+            return f"the noise of block {j} is not finite"
     least = _least(blocks)
-    return f"no depths end at {tol:.4g}: the least error that they certify is {least:.4g}"
+    certified = "the least error that they certify is" if least > tol else "their errors stay above"
+    return f"no depths end at {tol:.4g}: {certified} {least:.4g}"
 
 
 def _least(blocks: Sequence[_Block]) -> float:

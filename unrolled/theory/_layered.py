@@ -1,5 +1,6 @@
 """Layered pursuits: thresholds and penalties without false positives, and the errors they leave."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -37,7 +38,7 @@ def layered_thresholds(
         \theta_j &= \mu_j s_j B_j + \delta_j, \qquad
         \|x_j - \hat x_j\|_\infty \le e_j
             = \theta_j + ((s_j - 1) \mu_j + \eta_j) B_j + \delta_j, \\
-        \delta_1 &= noise, \qquad \delta_{j+1} = g_{j+1} e_j.
+        \delta_1 &= \sqrt{1 + \eta_1} \, noise, \qquad \delta_{j+1} = g_{j+1} e_j.
 
     Here mu = max abs(d_i . d_k), i != k, and eta = max abs(1 - d_i . d_i). The codes obey x_{j-1} =
     D_j x_j with at most s_j nonzeros of magnitude at most B_j, and y = D_1 x_1 + e. g_{j+1} is the
@@ -52,8 +53,8 @@ def layered_thresholds(
         Ds: J dictionaries with unit atoms.
         sparsities: J integers s_j, at most d_j.
         bounds: B_j, one or one per layer.
-        noise: bound on abs(d_i . e) for the atoms of D_1, such as norm(e, 2), or, for a `Conv`, the
-            largest norm of e on the support of an atom.
+        noise: bound on abs(d_i . e) for the atoms of D_1 at norm 1, such as norm(e, 2), or, for a
+            `Conv`, the largest norm of e on the support of an atom.
         stripes: s_j bounds the nonzeros of every stripe of a `Conv` (`stripe_norm`), not of the
             whole code; g_{j+1} is then the largest l1 norm of an atom.
 
@@ -92,7 +93,7 @@ def layered_penalties(
         lam_j &= \delta_j \frac{1 + \mu_j - \eta_j}{1 - (2 s_j - 1) \mu_j - \eta_j}, \qquad
         \|x_j - \hat x_j\|_\infty \le e_j
             = \frac{lam_j + \delta_j}{1 - (s_j - 1) \mu_j - \eta_j}, \\
-        \delta_1 &= noise, \qquad \delta_{j+1} = g_{j+1} e_j.
+        \delta_1 &= \sqrt{1 + \eta_1} \, noise, \qquad \delta_{j+1} = g_{j+1} e_j.
 
     mu and eta are those of `layered_thresholds`. The codes obey x_{j-1} = D_j x_j with at most s_j
     nonzeros of any size, (2 s_j - 1) mu_j + eta_j < 1, and y = D_1 x_1 + e. The error is in
@@ -144,7 +145,8 @@ def _measured(
         products = [(float(mu) * UP, float(eta) * UP) for mu, eta in map(_coherence_and_norms, Ds)]
         counts = [D.shape[0] for D in Ds[1:]] if stripes else s[:-1]
         gains = [_convergence.sum_of_largest(D, n) for D, n in zip(Ds[1:], counts)]
-    return Ds, s, products, [*gains, 0.0], delta
+    (_, eta), *_ = products
+    return Ds, s, products, [*gains, 0.0], times(math.sqrt(1 + eta), delta)
 
 
 # Compiled as a whole, as `measured` is.

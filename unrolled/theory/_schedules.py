@@ -38,16 +38,19 @@ class Schedule(NamedTuple):
     def steps_for(self, tol: float) -> float:
         """Number of steps until the certified l1 error is at most `tol`.
 
-        It is 0 if the error starts there, and inf if `tol` is not above the floor.
+        It is 0 if the error starts there, and inf if no step reaches it: one step reaches the floor
+        where a = 0, and else `tol` must be above it.
         """
-        if math.isnan(tol):
+        if math.isnan(tol := _checks.as_number(tol, "tol", "steps_for")):
             raise ValueError("steps_for: tol is nan")
         if tol >= self.error[0]:
             return 0
-        if not self.holds or tol <= self.floor:
+        if not self.holds or tol < self.floor:
             return math.inf
         if self.contraction == 0:
             return 1
+        if tol == self.floor:
+            return math.inf
         ratio = math.log(self.error[0] - self.floor) - math.log(tol - self.floor)
         K = max(1, math.ceil(ratio / self.rate))
         # The logarithms round, so the errors themselves decide.
@@ -138,7 +141,7 @@ def schedule(
         for k in range(K):
             theta[k] = times(mu, error[k]) + c
             error[k + 1] = times(a, error[k]) + times(2 * s, c)
-    holds = a * enlarged < 1 and math.isfinite(c + bound + error[0])
+    holds = a * enlarged < 1 and all(map(math.isfinite, (c, bound, error[0])))
     floor = 2 * s * c / (1 - a) if holds else math.inf
     return Schedule(theta, error, a, -math.log(a) if a else math.inf, floor, holds)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from unrolled import _checks, dictionaries
 from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import norm, wide_dtype
+from unrolled._numbers import UP, norm, up, wide_dtype
 from unrolled._program import program
 from unrolled.dictionaries import (
     Dictionary,
@@ -113,7 +113,8 @@ def uniqueness(
             if not (norms > 0).all():
                 return math.inf
             value = measured(D)[0] if coherence is mutual_coherence else coherence(normalized(D)[0])
-            return host_numbers(where, coherence=value)[0]
+            number, rounding = host_numbers(where, coherence=value)[0], up(value)
+            return number * rounding if rounding > UP else number  # of float32 and narrower
 
         first, best, path = _visit(mu, nonzeros + s, [D.shape[1] for D in Ds])
         alone = [
