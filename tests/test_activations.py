@@ -767,6 +767,13 @@ def test_kth_largest_counts_many_ties(d):
             assert ua.kth_largest(jnp.asarray(magnitude, jnp.float32), k) == order[k - 1]
 
 
+def test_support_is_selected_without_jit():
+    v = jnp.array([3.0, -1.0, 2.0])
+    with jax.disable_jit():
+        assert ua.kth_largest(jnp.abs(v), 2) == 2
+        assert ua.select_support(v, 1.5, 0.4).tolist() == [3, 0, 0.5]
+
+
 def test_kth_largest_is_the_same_on_other_devices():
     """Which have a search of their own, that runs anywhere."""
     bits = jnp.abs(jax.random.normal(jax.random.key(0), (200,))).view(jnp.int64)

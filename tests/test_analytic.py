@@ -779,3 +779,26 @@ def test_weights_of_zero_certify_nothing_in_either_norm():
             assert not schedule.holds
     with pytest.raises(ValueError, match="certify: W has NaN"):
         analytic.certify(D, math.nan * D)
+
+
+def test_host_functions_take_known_arguments_inside_of_a_jit_and_name_traced_ones():
+    D, layer = dictionaries.identity_hadamard(16), layers.lista_cp(3)
+    options = dict(depth=3, sparsity=1)
+
+    @jax.jit
+    def coded(y):
+        assert theory.uniqueness([D], [2]).holds
+        return layer.apply(analytic.lista_cp(D, bound=1.0, **options), D, y)
+
+    outside = layer.apply(analytic.lista_cp(D, bound=1.0, **options), D, D[:, 3])
+    np.testing.assert_allclose(coded(D[:, 3]), outside, rtol=0, atol=1e-14)
+    for name, call in {
+        "lista_cp: bound": lambda v: analytic.lista_cp(D, bound=v, **options),
+        "sequence_bound: W": lambda v: theory.sequence_bound(v * D, D, 3),
+        "model_stability: eps": lambda v: theory.model_stability([D], [1], v),
+        "is_feasible: eps": lambda v: theory.is_feasible(np.ones(16), [D], [np.ones(32)], [32], v),
+        "stored_thresholds: theta": lambda v: analytic.stored_thresholds(v[None], np.float32),
+        "calibrate: Y": lambda v: analytic.calibrate(layer, None, D, v * D.T, None),
+    }.items():
+        with pytest.raises(TypeError, match=f"{name} is traced; this function runs on the host"):
+            jax.jit(call)(1.0)

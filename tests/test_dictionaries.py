@@ -680,6 +680,13 @@ BAD_ARRAYS = {
     "objects": (np.array([[object()]]), TypeError, "D is not a numeric array"),
     "None": (None, TypeError, "D is not a numeric array"),
     "ragged": ([[1.0, 2.0], [3.0]], TypeError, "D is not a numeric array"),
+    "keys": (jax.random.split(jax.random.key(0)), TypeError, "D is key.*expected real numbers"),
+    "8 bits": (jnp.eye(2, dtype=jnp.float8_e5m2), TypeError, "D is float8_e5m2; expected real"),
+    "80 bits": (
+        np.eye(2, dtype=np.longdouble),
+        TypeError,
+        "array .got ndarray of float128",
+    ),
 }
 
 
@@ -692,6 +699,12 @@ def test_bad_array(case):
     for make in (lambda: ud.Sparse(D, np.eye(2)), lambda: ud.Sparse(np.eye(2), D)):
         with pytest.raises(error, match=f"Sparse: .*{message}"):
             make()
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">i4"])
+def test_numbers_of_the_other_byte_order_are_taken(dtype):
+    D = np.array([[3, 0], [4, 2]])
+    np.testing.assert_array_equal(ud.normalize(D.astype(dtype))[1], [5, 2])
 
 
 def test_normalize_lists_zero_atoms():

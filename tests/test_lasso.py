@@ -1,5 +1,7 @@
 """The LASSO and the elastic net for one signal: solutions, derivatives, bad inputs; its path."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -180,8 +182,14 @@ def test_faults_are_refused():
     ):
         with pytest.raises(ValueError, match=f"lasso: {message}"):
             pursuit.lasso(D, y, **options)
-    with pytest.raises(ValueError, match="lasso: D is zero"):
-        pursuit.lasso(np.zeros((M, N)), y, 0.1)
+    for zero in (jnp.zeros((M, N)), dictionaries.Conv(jnp.zeros((1, 1, 2)), M)):
+        lasso = partial(pursuit.lasso, zero, lam=0.1)
+        for call in (lasso, jax.jit(lasso)):  # which knows D
+            with pytest.raises(ValueError, match="lasso: D is zero"):
+                call(y=y)
+    partly = dictionaries.Concatenated(D, jnp.zeros((M, 2)))
+    code = jax.jit(lambda y: pursuit.lasso(partly, y, 0.1).x)(y)
+    np.testing.assert_allclose(code, pursuit.lasso(partly, y, 0.1).x, rtol=0, atol=1e-12)
     with pytest.raises(TypeError, match="tol must be static"):
         jax.jit(lambda tol: pursuit.lasso(D, y, 0.1, tol=tol))(1e-3)
     for weight in (0.0, -1.0):

@@ -105,6 +105,21 @@ def test_noise_has_the_snr_asked_for(key, snr):
     assert (np.abs(noise.mean(1)) < 5 * noise.std(1) / math.sqrt(20000)).all()
 
 
+def test_traced_numbers_give_the_same_draws(key):
+    """As under `vmap` over noise levels."""
+    Y = jax.random.normal(key, (4, 8))
+    levels = jnp.array([-5.0, 20.0, math.inf])
+    noisy = jax.vmap(lambda snr: problems.add_noise(key, Y, snr))(levels)
+    for snr, ours in zip(levels.tolist(), noisy):
+        expected = problems.add_noise(key, Y, snr)
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=16 * EPS * jnp.abs(expected).max())
+    for draw in (problems.bernoulli_gaussian, problems.l1_noise):
+        ours = jax.jit(partial(draw, key, (3, 5)))(0.5)
+        np.testing.assert_allclose(ours, draw(key, (3, 5), 0.5), rtol=4 * EPS)
+    codes = jax.jit(lambda b: problems.bounded(key, (3, 5), 2, bound=b))(0.5)
+    np.testing.assert_allclose(codes, problems.bounded(key, (3, 5), 2, bound=0.5), rtol=4 * EPS)
+
+
 def test_infinite_snr_adds_nothing(key, dtype):
     Y = jnp.ones((2, 4), dtype)
     assert problems.add_noise(key, Y, math.inf) is Y

@@ -97,8 +97,10 @@ def as_float(x: Any, name: str, where: str) -> Array:
     Raises:
         TypeError: `x` is complex or not numeric.
     """
-    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating):
+    if isinstance(x, jax.Array) and _computes(x.dtype):
         return x
+    if isinstance(x, np.ndarray) and not x.dtype.isnative:
+        x = x.astype(x.dtype.newbyteorder("="))
     if isinstance(x, np.ndarray) and x.dtype == np.float64:
         if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]  # set at run time
             warn(
@@ -110,15 +112,25 @@ def as_float(x: Any, name: str, where: str) -> Array:
         x = jnp.asarray(x)
     except (TypeError, ValueError, OverflowError) as error:
         hint = "; try an array that it returns" if callable(x) else ""
-        raise TypeError(
-            f"{where}: {name} is not a numeric array (got {type(x).__name__}){hint}"
-        ) from error
+        raise TypeError(f"{where}: {name} is not a numeric array (got {_kind(x)}){hint}") from error
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise TypeError(
             f"{where}: {name} is {x.dtype}; expected real numbers, try stacking real and imaginary "
             "parts"
         )
+    if jnp.issubdtype(x.dtype, jax.dtypes.extended) or x.dtype.name.startswith("float8"):
+        raise TypeError(f"{where}: {name} is {x.dtype}; expected real numbers of 16 bits or more")
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
+
+
+def _computes(dtype: Any) -> bool:
+    """Whether JAX computes with a dtype of reals, which it does not in 8 bits or less."""
+    return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > 1
+
+
+def _kind(x: Any) -> str:
+    """What a message calls an argument that is no array of JAX."""
+    return f"{type(x).__name__} of {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
 
 
 def _in_float32(x: np.ndarray, name: str, where: str) -> np.ndarray:

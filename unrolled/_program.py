@@ -1,4 +1,4 @@
-"""The door of a numeric function: checks on the host, then one compiled program."""
+"""The doors of functions: checks on the host, then one compiled program; or the host alone."""
 
 import functools
 import inspect
@@ -6,10 +6,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
+from unrolled import _checks
 from unrolled._sharded import on_auto_axes
 
 F = TypeVar("F", bound=Callable[..., Any])
+_KNOWN = np.zeros((), bool)
 
 
 def program(*static: str) -> Callable[[F], F]:
@@ -41,3 +45,38 @@ def program(*static: str) -> Callable[[F], F]:
         return call  # type: ignore[return-value]  # of the same signature
 
     return decorate
+
+
+def host_function(function: F) -> F:
+    """A function of known arguments, which a user may call inside of a `jit` of something else.
+
+    There it runs while that is traced, as numpy would, and its result is a constant.
+
+    Raises:
+        TypeError: an argument is traced.
+
+    Example:
+        >>> from unrolled._program import host_function
+        >>> @host_function
+        ... def total(x):
+        ...     return float(jnp.sum(x))
+        >>> float(jax.jit(lambda y: y + total(jnp.ones(2)))(1.0))
+        3.0
+    """
+    names = list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def call(*args, **options):
+        for name, value in (*zip(names, args), *options.items()):
+            _checks.on_host(value, function.__name__, name)
+        if not _is_traced():
+            return function(*args, **options)
+        with jax.ensure_compile_time_eval():
+            return function(*args, **options)
+
+    return call  # type: ignore[return-value]  # of the same signature
+
+
+def _is_traced() -> bool:
+    """Whether what runs now is traced for a `jit`: there also known arrays become tracers."""
+    return not _checks.is_concrete(jnp.asarray(_KNOWN))

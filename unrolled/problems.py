@@ -19,7 +19,7 @@ from unrolled.activations import kth_largest
 from unrolled.dictionaries import Dictionary, as_chain
 
 
-def bernoulli_gaussian(key: Key, shape: tuple[int, ...], probability: float) -> Array:
+def bernoulli_gaussian(key: Key, shape: tuple[int, ...], probability: float | Array) -> Array:
     """Codes whose entries are N(0, 1) with the given probability and 0 otherwise.
 
     Args:
@@ -38,17 +38,23 @@ def bernoulli_gaussian(key: Key, shape: tuple[int, ...], probability: float) -> 
         >>> X.shape, round(float((X != 0).mean()), 1)
         ((100, 50), 0.1)
     """
-    if not 0 <= probability <= 1:
-        raise ValueError(f"bernoulli_gaussian: probability must be in [0, 1], got {probability}")
+    if _checks.is_concrete(probability):
+        if not 0 <= probability <= 1:
+            raise ValueError(
+                f"bernoulli_gaussian: probability must be in [0, 1], got {probability}"
+            )
+        probability = float(probability)
     key = _checks.as_key(key, "bernoulli_gaussian")
-    return _bernoulli_gaussian(key, tuple(shape), float(probability))
+    return _bernoulli_gaussian(key, tuple(shape), probability)
 
 
 @program("shape")
-def _bernoulli_gaussian(key: Array, shape: tuple[int, ...], probability: float) -> Array:
+def _bernoulli_gaussian(key: Array, shape: tuple[int, ...], probability: float | Array) -> Array:
     support_key, value_key = jax.random.split(key)
     values = jax.random.normal(value_key, shape)
-    return jnp.where(jax.random.bernoulli(support_key, probability, shape), values, 0)
+    return jnp.where(
+        jax.random.bernoulli(support_key, jnp.asarray(probability, values.dtype), shape), values, 0
+    )
 
 
 def exact_sparse(key: Key, shape: tuple[int, ...], sparsity: int) -> Array:
@@ -108,7 +114,7 @@ def bounded(
         >>> len(magnitudes), bool(((magnitudes >= 1) & (magnitudes <= 2)).all())
         (12, True)
     """
-    if not 0 <= least <= bound < math.inf:
+    if _checks.is_concrete((least, bound)) and not 0 <= least <= bound < math.inf:
         raise ValueError(f"bounded: expected 0 <= least <= bound, got least={least}, bound={bound}")
     for name, size in (("bound", bound), ("least", least)):
         _checks.in_range(size, jnp.result_type(float), name, "bounded")
@@ -181,7 +187,7 @@ def _synthesize(D: Dictionary, X: Array | np.ndarray) -> Array:
         return jax.vmap(lambda x: D @ x)(X)
 
 
-def add_noise(key: Key, Y: ArrayLike, snr: float) -> Array:
+def add_noise(key: Key, Y: ArrayLike, snr: float | Array) -> Array:
     """Y plus white Gaussian noise at `snr` dB for every signal.
 
     The standard deviation of the noise of a signal is std(y) 10^(-snr / 20), the convention of the
@@ -204,9 +210,11 @@ def add_noise(key: Key, Y: ArrayLike, snr: float) -> Array:
         >>> round(float(noise.std()), 2)
         0.1
     """
-    if math.isnan(snr):
-        raise ValueError("add_noise: snr is nan; expected decibels, or inf for no noise")
     key, Y = _checks.as_key(key, "add_noise"), _checks.as_float(Y, "Y", "add_noise")
+    if not _checks.is_concrete(snr):
+        return _add_noise(key, Y, jnp.power(10.0, -snr / 20).astype(Y.dtype))
+    if math.isnan(snr := _checks.as_number(snr, "snr", "add_noise")):
+        raise ValueError("add_noise: snr is nan; expected decibels, or inf for no noise")
     if snr == math.inf:
         return Y
     with np.errstate(over="ignore"):
@@ -217,13 +225,13 @@ def add_noise(key: Key, Y: ArrayLike, snr: float) -> Array:
 
 
 @program()
-def _add_noise(key: Array, Y: Array, ratio: float) -> Array:
+def _add_noise(key: Array, Y: Array, ratio: float | Array) -> Array:
     k = exponent(Y, -1)
     spread = times_power(jnp.std(times_power(widened(Y), -k), axis=-1, keepdims=True), k)
     return Y + spread.astype(Y.dtype) * ratio * jax.random.normal(key, Y.shape, Y.dtype)
 
 
-def l1_noise(key: Key, shape: tuple[int, ...], noise: float) -> Array:
+def l1_noise(key: Key, shape: tuple[int, ...], noise: float | Array) -> Array:
     """Noise vectors of l1 norm `noise`, the budget delta of Assumption 2, in random directions.
 
     Args:
@@ -244,14 +252,14 @@ def l1_noise(key: Key, shape: tuple[int, ...], noise: float) -> Array:
         >>> jnp.abs(e).sum(1).round(3).tolist()
         [0.5, 0.5]
     """
-    if not 0 <= noise < math.inf:
+    if _checks.is_concrete(noise) and not 0 <= noise < math.inf:
         raise ValueError(f"l1_noise: noise must be non-negative and finite, got {noise}")
     _checks.in_range(noise, jnp.result_type(float), "noise", "l1_noise")
     return _l1_noise(_checks.as_key(key, "l1_noise"), tuple(shape), noise)
 
 
 @program("shape")
-def _l1_noise(key: Array, shape: tuple[int, ...], noise: float) -> Array:
+def _l1_noise(key: Array, shape: tuple[int, ...], noise: float | Array) -> Array:
     e = jax.random.laplace(key, shape)
     return e * (noise / jnp.sum(jnp.abs(e), axis=-1, keepdims=True))
 

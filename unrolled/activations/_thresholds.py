@@ -271,7 +271,7 @@ def _search(bits: Array, k: Array, count: Callable[[Array], Array]) -> Array:
 
     def keep(i, kth):
         # i is an int32 index; in the dtype of the bits the shift needs no promotion.
-        trial = kth | (jnp.ones_like(kth) << (top - i.astype(kth.dtype)))
+        trial = kth | (jnp.ones_like(kth) << (top - jnp.asarray(i, kth.dtype)))
         number = count(bits >= trial)
         return jnp.where(number >= k.astype(number.dtype), trial, kth)
 

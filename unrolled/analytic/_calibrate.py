@@ -11,6 +11,7 @@ import numpy as np
 from unrolled import _checks, _sharded
 from unrolled._beside import codes_of_ista, exceeds, lam_of, loss_of, worse_than_zero
 from unrolled._checks import Array, ArrayLike
+from unrolled._program import host_function
 from unrolled.analytic import _passes
 from unrolled.analytic._passes import Loss, squared
 from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, check_batch
@@ -47,6 +48,7 @@ def calibrate(
 
 
 @_sharded.takes_sharded
+@host_function
 def calibrate(
     model: Layer | Network,
     params: Any,

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from unrolled import _checks, layers
 from unrolled._checks import Array
+from unrolled._program import host_function
 from unrolled.activations import Activation, relu
 from unrolled.analytic._schedules import LARGEST_SHARE, block_schedule, chain_schedules
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary
@@ -40,6 +41,7 @@ def ista(D: Dictionary, lam: float, depth: int) -> Unrolled:
     return ista_params(D, lam, depth, "analytic.ista")
 
 
+@host_function
 def lista_cp(
     D: Dictionary,
     *,
@@ -92,6 +94,7 @@ def lista_cp(
     return layers.lista_cp(depth, tied=tied).from_theory(W, theta)
 
 
+@host_function
 def alista(
     D: Dictionary,
     *,
@@ -142,6 +145,7 @@ def hyperlista(D: Dictionary) -> Unrolled:
     return layers.hyperlista(0).init(None, D)
 
 
+@host_function
 def dsc(
     Ds: Sequence[Dictionary],
     *,
@@ -194,6 +198,7 @@ def _weights_and_thresholds(
     return certified.W, stored_thresholds(schedule.theta, certified.W.dtype)
 
 
+@host_function
 def stored_thresholds(theta: np.ndarray, dtype: DTypeLike) -> Array:
     """Thresholds of a schedule in the dtype of D; those of one that diverges are cut short.
 

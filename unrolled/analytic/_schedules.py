@@ -12,7 +12,7 @@ import numpy as np
 from unrolled import _checks, theory
 from unrolled._checks import Array
 from unrolled._numbers import UP, largest, lost_below
-from unrolled._program import program
+from unrolled._program import host_function, program
 from unrolled.activations import Activation, by_name, relu
 from unrolled.dictionaries import (
     Dictionary,
@@ -50,6 +50,7 @@ class Certified(NamedTuple):
     lost: float  # what a product may lose below the range of the dtype
 
 
+@host_function
 def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
     """The coherence, the norms and the rounding guard of the weights W for D.
 
@@ -140,6 +141,7 @@ def plan(
     )
 
 
+@host_function
 def block_schedule(
     D: Dictionary,
     W: Dictionary | None = None,
@@ -183,6 +185,7 @@ def block_schedule(
     return c, _schedule(D, c, activation, noise=noise, **problem)
 
 
+@host_function
 def chain_schedules(
     Ds: Sequence[Dictionary],
     *,

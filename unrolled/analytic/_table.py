@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from unrolled import _checks, _json, theory
+from unrolled._program import host_function
 from unrolled._text import line, screen, table_of
 from unrolled.analytic._schedules import CONTRACTS, HypothesisWarning, block_schedule, certify
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, spectral_norm, unit_atoms
@@ -93,6 +94,7 @@ class WeightsTable(NamedTuple):
         return _json.plain({"tolerance": self.tolerance, "weights": self.rows})
 
 
+@host_function
 def weights_table(
     D: Dictionary,
     *,

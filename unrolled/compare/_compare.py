@@ -8,6 +8,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array, ArrayLike
+from unrolled._program import host_function
 from unrolled._pursuits import DEFAULT_LAM, default_lam
 from unrolled._sharded import takes_sharded
 from unrolled.compare import _measure
@@ -68,6 +69,7 @@ def compare(
 
 
 @takes_sharded
+@host_function
 def compare(
     methods: Mapping[str, Any],
     D: Any,

@@ -2,10 +2,12 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from unrolled import _checks
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers._layer import Acting, Recipe, penalties
@@ -28,13 +30,14 @@ class Step(NamedTuple):
     gamma: Gamma
 
 
-def ista_params(D: Dictionary, lam: float, depth: int, where: str) -> Unrolled:
+def ista_params(D: Dictionary, lam: ArrayLike, depth: int, where: str) -> Unrolled:
     """gamma = 1 / L and theta = lam / L at every step, with L = norm(D, 2)^2.
 
     Example:
         >>> print(ur.layers.ista_params(2 * jnp.eye(3), 0.1, 2, "caller").steps.theta.round(3))
         [0.025 0.025]
     """
+    lam = lam if isinstance(lam, jax.Array) else np.asarray(lam, D.dtype)
     params, usable = _ista_params(D, lam, depth)
     if not _checks.may_hold(usable):
         lipschitz(D, where)  # which says why
@@ -42,7 +45,7 @@ def ista_params(D: Dictionary, lam: float, depth: int, where: str) -> Unrolled:
 
 
 @program("depth")
-def _ista_params(D: Dictionary, lam: float, depth: int) -> tuple[Unrolled, Array]:
+def _ista_params(D: Dictionary, lam: ArrayLike, depth: int) -> tuple[Unrolled, Array]:
     L = lipschitz(D, "ista_params")
     gamma = jnp.full(depth, 1 / L, D.dtype)
     return Unrolled(None, StepAndThreshold(gamma, gamma * lam)), (L > 0) & (1 / L > 0)

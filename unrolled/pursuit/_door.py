@@ -181,7 +181,8 @@ def is_zero(D: Dictionary) -> bool:
     numbers = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     if all((np.abs(leaf) >= jnp.finfo(leaf.dtype).tiny).any() for leaf in numbers):
         return False
-    return not spectral_norm(D) > 0
+    with jax.ensure_compile_time_eval():  # also inside of a `jit` that knows D
+        return not spectral_norm(D) > 0
 
 
 def one_per_layer(values: Any, name: str, J: int, where: str) -> tuple:

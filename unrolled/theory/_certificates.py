@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from unrolled import _checks, _text
 from unrolled._numbers import lost_below
+from unrolled._program import host_function
 from unrolled.activations import relu
 from unrolled.dictionaries import Dictionary, as_dictionary, spread
 from unrolled.theory._convergence import atom_products, sum_of_largest
@@ -89,6 +90,7 @@ def certify(
     bound: Sequence[ArrayLike],
     noise: ArrayLike | Sequence[ArrayLike] = 0.0,
 ) -> tuple[Certificate, ...]: ...
+@host_function
 def certify(
     layer: Any, params: Any, D: Any, *, sparsity: Any, bound: Any, noise: Any = 0.0
 ) -> Certificate | tuple[Certificate, ...]:

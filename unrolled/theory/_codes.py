@@ -13,7 +13,7 @@ from jax import lax
 from unrolled import _checks, dictionaries
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import UP, norm
-from unrolled._program import program
+from unrolled._program import host_function, program
 from unrolled.activations import kth_largest
 from unrolled.dictionaries import (
     Dictionary,
@@ -85,6 +85,7 @@ class CodeCertificate(NamedTuple):
         return met if met.ndim else bool(met)
 
 
+@host_function
 def certify_code(
     D: Dictionary, y: ArrayLike, x: ArrayLike, *, finish: int | None = 3, steps: int = 300
 ) -> CodeCertificate:

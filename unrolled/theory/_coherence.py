@@ -11,7 +11,7 @@ from jax import lax
 from unrolled import _checks, dictionaries
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, largest, lost_below, times_power, up, wide_dtype
-from unrolled._program import program
+from unrolled._program import host_function, program
 from unrolled.dictionaries import (
     Dictionary,
     Operator,
@@ -344,6 +344,7 @@ def max_sparsity(mu: float, d: int) -> int:
     return d if b == math.inf else max(0, min(d, math.ceil(b - _INTEGER * max(1.0, b)) - 1))
 
 
+@host_function
 def rounding_guard(
     W: Dictionary,
     D: Dictionary,

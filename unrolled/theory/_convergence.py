@@ -12,7 +12,7 @@ import numpy as np
 from unrolled import _checks, dictionaries
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import UP, largest, up
-from unrolled._program import program
+from unrolled._program import host_function, program
 from unrolled.dictionaries import Conv, Dictionary, Structured, as_dictionary, dense, magnitudes
 from unrolled.theory._coherence import BLOCK, Coherence, diagonal, exceeds, host_float, weights_of
 from unrolled.theory._schedules import Schedule, deep_schedule, host_numbers, times
@@ -84,6 +84,7 @@ def atom_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array, Array, Ar
     return own, _largest_of_rows(W, D), _largest_entries(W), sizes
 
 
+@host_function
 def noise_gain(W: Dictionary) -> float:
     """omega = max norm(w_i, 2), rounded up, which takes the place of C_W for noise bounded in l2.
 
@@ -103,6 +104,7 @@ def noise_gain(W: Dictionary) -> float:
         return float(np.max(np.asarray(dictionaries.column_norms(W)))) * UP
 
 
+@host_function
 def error_gain(W: Dictionary, *, sparsity: int) -> float:
     r"""The factor that takes the place of C_W for the error of the block before in a chain.
 
@@ -236,6 +238,7 @@ def _times(values: np.ndarray, x: float) -> np.ndarray:
     return np.multiply(values, x, out=np.zeros_like(values), where=(values != 0) & (x != 0))
 
 
+@host_function
 def sequence_bound(W: Dictionary, D: Dictionary, depth: int) -> np.ndarray:
     r"""Factors F_k with norm(x^k - x~^k, 2) <= F_k norm(y - y~, 2), for any thresholds; (K+1,).
 
@@ -306,6 +309,7 @@ def support_bound(mu: ArrayLike, C_W: ArrayLike, *, size: int, eta: ArrayLike = 
     return 0.0 if t == 0 else t * C_W / (1 - taken) if taken * enlarged < 1 else math.inf
 
 
+@host_function
 def objective_bound(D: Dictionary, error: ArrayLike, *, sparsity: int, gamma: ArrayLike) -> float:
     r"""Bound on the difference of the objective at x~ from its value at the true code x.
 

@@ -13,7 +13,7 @@ import numpy as np
 from unrolled import _checks, _interior_point, _threads, dictionaries
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import largest
-from unrolled._program import program
+from unrolled._program import host_function, program
 from unrolled.dictionaries import (
     Dictionary,
     Operator,
@@ -178,6 +178,7 @@ class AtMost(NamedTuple):
     lower: float  # lower bound of mu~
 
 
+@host_function
 def coherence_at_most(D: Dictionary, level: ArrayLike, tol: float = 1e-6) -> AtMost:
     """Whether mu~(D) <= level, decided as early as possible.
 
@@ -227,6 +228,7 @@ class MinimalEntryWeights(NamedTuple):
     holds: bool  # feasible, and the relative gaps are at most tol
 
 
+@host_function
 def minimal_entry_weights(
     D: Dictionary,
     coherence: ArrayLike | GeneralizedCoherence | None = None,

@@ -10,6 +10,7 @@ import numpy as np
 
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import UP, largest
+from unrolled._program import host_function
 from unrolled.dictionaries import Dictionary, Operator, unit_atoms
 from unrolled.theory import _chains, _convergence, _uniqueness
 from unrolled.theory._coherence import diagonal, weights_coherence
@@ -24,6 +25,7 @@ class LayeredSchedule(NamedTuple):
     holds: bool  # all of them are finite
 
 
+@host_function
 def layered_thresholds(
     Ds: Sequence[Dictionary],
     *,
@@ -84,6 +86,7 @@ def layered_thresholds(
     return _schedule(lams, errors)
 
 
+@host_function
 def layered_penalties(
     Ds: Sequence[Dictionary], *, sparsities: Sequence[int], noise: ArrayLike, stripes: bool = False
 ) -> LayeredSchedule:

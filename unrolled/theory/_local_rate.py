@@ -9,7 +9,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array, ArrayLike
-from unrolled._program import program
+from unrolled._program import host_function, program
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.theory._uniqueness import as_supports
 
@@ -106,6 +106,7 @@ def local_rate(m: int, d: int, s: int, *, weights: str = "frobenius") -> LocalRa
     return _rates(least, d / m if s > d - m else largest)
 
 
+@host_function
 def support_rate(
     W: Dictionary, D: Dictionary, support: ArrayLike | list[int] | tuple[int, ...]
 ) -> LocalRate:

@@ -11,7 +11,7 @@ from jax import lax
 from unrolled import _checks
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import norm
-from unrolled._program import program
+from unrolled._program import host_function, program
 from unrolled.dictionaries import Conv, Dictionary, magnitudes, nonzero_atoms
 from unrolled.theory._chains import host_chain, layer_counts, layer_numbers, of_length
 from unrolled.theory._coherence import max_sparsity, measured, sparsity_bound
@@ -107,6 +107,7 @@ class Feasibility(NamedTuple):
     rounding: np.ndarray  # (J,) possible rounding of a residual in the dtype of the data
 
 
+@host_function
 def is_feasible(
     y: ArrayLike,
     Ds: Sequence[Dictionary],
@@ -168,6 +169,7 @@ class CscFeasibility(NamedTuple):
     unique: np.ndarray  # (J,) stripes < bounds, strictly beyond rounding
 
 
+@host_function
 def is_csc_feasible(
     y: ArrayLike,
     Ds: Sequence[Conv],

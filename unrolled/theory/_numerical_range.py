@@ -6,6 +6,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from unrolled import _checks, _threads
+from unrolled._program import host_function
 from unrolled.dictionaries import Dictionary, Operator, Structured, as_dictionary
 
 # The decomposition in float64 leaves this many max(m, d) eps of the largest singular value where a
@@ -38,6 +39,7 @@ def numerical_range(A: np.ndarray, dtype: DTypeLike) -> tuple[np.ndarray | None,
         return np.linalg.svd(A, full_matrices=False)[0][:, :rank], rank
 
 
+@host_function
 def in_float64(D: Dictionary, dtype: DTypeLike | None = None) -> Operator:
     """D in float64, without what the rounding of its entries adds to its range. Host function.
 

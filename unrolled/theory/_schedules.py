@@ -11,7 +11,7 @@ import numpy as np
 from unrolled import _checks, dictionaries
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import UP, up
-from unrolled._program import program
+from unrolled._program import host_function, program
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, magnitudes, operands
 from unrolled.theory._coherence import coherence, diagonal, host_float
 
@@ -228,6 +228,7 @@ class ErrorBar(NamedTuple):
     holds: bool  # (n-1) mu_W + eta < 1, or the conditioning is of n atoms
 
 
+@host_function
 def error_bar(
     W: Dictionary | None,
     D: Dictionary,

@@ -11,7 +11,7 @@ import numpy as np
 from unrolled import _checks, dictionaries
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import UP, largest
-from unrolled._program import program
+from unrolled._program import host_function, program
 from unrolled.dictionaries import (
     Composed,
     Dictionary,
@@ -37,6 +37,7 @@ class Stability(NamedTuple):
     holds: bool  # all of delta is finite
 
 
+@host_function
 def stability(
     Ds: Sequence[Dictionary],
     sparsities: Sequence[int],
@@ -102,6 +103,7 @@ def stability(
     return Stability(delta, factor, factor_W, bool(np.isfinite(delta).all()))
 
 
+@host_function
 def noise_stability(
     Ds: Sequence[Dictionary], sparsities: Sequence[int], eps0: ArrayLike
 ) -> np.ndarray:
@@ -128,6 +130,7 @@ def noise_stability(
     return np.array([_enlarged(eps0, gain) for gain in gains[0].tolist()])
 
 
+@host_function
 def model_stability(
     Ds: Sequence[Dictionary], sparsities: Sequence[int], eps: ArrayLike | Sequence[ArrayLike]
 ) -> np.ndarray:
@@ -171,6 +174,7 @@ def _gains(Ds: Sequence[Dictionary], sparsities: Sequence[int], where: str) -> n
     return gains
 
 
+@host_function
 def perturbed_eps(
     Ds: Sequence[Dictionary],
     Ds_perturbed: Sequence[Dictionary],
@@ -231,6 +235,7 @@ class ProductStability(NamedTuple):
     holds: bool  # delta is finite
 
 
+@host_function
 def product_stability(
     Ds: Sequence[Dictionary], sparsity: int, eps: ArrayLike | Sequence[ArrayLike], delta: ArrayLike
 ) -> ProductStability:
@@ -287,6 +292,7 @@ class HolisticStability(NamedTuple):
     holds: bool  # delta is finite
 
 
+@host_function
 def holistic_stability(
     Ds: Sequence[Dictionary],
     supports: Sequence[ArrayLike | Sequence[int]],

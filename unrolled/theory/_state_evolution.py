@@ -9,6 +9,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._numbers import wide_dtype
+from unrolled._program import host_function
 from unrolled.dictionaries import Dictionary, Structured, as_dictionary, unit_atoms
 from unrolled.theory import _scalar_channels
 from unrolled.theory._scalar_channels import Prior, bernoulli_gaussian, branches, cut, least, mean
@@ -64,6 +65,7 @@ class StateEvolution(NamedTuple):
     holds: bool  # whether its hypotheses are met, as far as the spectrum of D shows
 
 
+@host_function
 def state_evolution(
     layer: Any,
     D: Dictionary,

@@ -12,7 +12,7 @@ import numpy as np
 from unrolled import _checks, dictionaries
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import UP, norm, up, wide_dtype
-from unrolled._program import program
+from unrolled._program import host_function, program
 from unrolled.dictionaries import (
     Dictionary,
     Structured,
@@ -45,6 +45,7 @@ class Uniqueness(NamedTuple):
     holds: bool  # all layers are unique
 
 
+@host_function
 def uniqueness(
     Ds: Sequence[Dictionary],
     sparsities: Sequence[int],
@@ -258,6 +259,7 @@ class OracleErrors(NamedTuple):
     freedom: int  # |S_J| - rank K
 
 
+@host_function
 def oracle_errors(
     Ds: Sequence[Dictionary], supports: Sequence[ArrayLike | Sequence[int]], sigma: ArrayLike = 1.0
 ) -> OracleErrors:
