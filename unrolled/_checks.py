@@ -118,13 +118,14 @@ def as_float(x: Any, name: str, where: str) -> Array:
             f"{where}: {name} is {x.dtype}; expected real numbers, try stacking real and imaginary "
             "parts"
         )
-    if jnp.issubdtype(x.dtype, jax.dtypes.extended) or x.dtype.name.startswith("float8"):
+    small = jnp.issubdtype(x.dtype, jnp.floating) and not _computes(x.dtype)
+    if small or jnp.issubdtype(x.dtype, jax.dtypes.extended):
         raise TypeError(f"{where}: {name} is {x.dtype}; expected real numbers of 16 bits or more")
-    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
+    return x if _computes(x.dtype) else x.astype(float)
 
 
 def _computes(dtype: Any) -> bool:
-    """Whether JAX computes with a dtype of reals, which it does not in 8 bits or less."""
+    """Whether a dtype is of reals that JAX computes with, which it does not in 8 bits or less."""
     return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > 1
 
 

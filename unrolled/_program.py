@@ -60,7 +60,8 @@ def host_function(function: F) -> F:
         >>> @host_function
         ... def total(x):
         ...     return float(jnp.sum(x))
-        >>> float(jax.jit(lambda y: y + total(jnp.ones(2)))(1.0))
+        >>> known = jnp.ones(2)
+        >>> float(jax.jit(lambda y: y + total(known))(1.0))
         3.0
     """
     names = list(inspect.signature(function).parameters)

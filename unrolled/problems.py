@@ -31,7 +31,7 @@ def bernoulli_gaussian(key: Key, shape: tuple[int, ...], probability: float | Ar
         Codes of that shape.
 
     Raises:
-        ValueError: probability outside [0, 1].
+        ValueError: probability outside [0, 1] (where known).
 
     Example:
         >>> X = ur.problems.bernoulli_gaussian(jax.random.key(0), (100, 50), 0.1)
@@ -202,7 +202,7 @@ def add_noise(key: Key, Y: ArrayLike, snr: float | Array) -> Array:
         The noisy signals, in the shape of Y.
 
     Raises:
-        ValueError: snr is nan, or noise of that ratio leaves the range of Y.
+        ValueError: snr is nan, or noise of that ratio leaves the range of Y (where known).
 
     Example:
         >>> Y = jax.random.normal(jax.random.key(0), (1, 10_000))
@@ -243,7 +243,8 @@ def l1_noise(key: Key, shape: tuple[int, ...], noise: float | Array) -> Array:
         Noise vectors of that shape.
 
     Raises:
-        ValueError: noise negative, infinite or NaN, or out of the range of the default float.
+        ValueError: noise negative, infinite or NaN, or out of the range of the default float (where
+            known).
 
     Reference: Li, Feng, Zhou (2024), Assumption 2.
 
