@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
@@ -80,4 +79,4 @@ def host_function(function: F) -> F:
 
 def _is_traced() -> bool:
     """Whether what runs now is traced for a `jit`: there also known arrays become tracers."""
-    return not _checks.is_concrete(jnp.asarray(_KNOWN))
+    return not _checks.is_concrete(jax.device_put(_KNOWN))
