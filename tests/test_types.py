@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 from test_docs import README, ROOT, blocks
 from test_pages import RUN
@@ -26,12 +27,13 @@ X = (rng.normal(size=(48, 12)) * (rng.random((48, 12)) < 0.2)).astype("float32")
 Y = X @ D.T
 layer, network = ur.alista(3), ur.dsc([ur.lista_cp(2), ur.lista_cp(2)])
 params = layer.init(None, D)
-layer.apply(params, D, Y[0])
+code = layer.apply(params, D, Y[0])
 network.apply(network.init(0, (D, X.T)), [D, X.T], Y[0])
 ur.analytic.calibrate(layer, ur.analytic.alista(D, depth=3, sparsity=1, bound=1.0), D, Y, X)
 ur.training.prepare("lista_cp", D, Y, X, depth=2).params
 ur.compare.compare({"own": (layer, params), "codes": X}, D, Y, X).table()
-ur.pursuit.lasso(D, Y[0], lam=0.1).x.at[0].set(1.0)
+solved = ur.pursuit.lasso(D, Y[0], lam=0.1)
+solved.x.at[0].set(1.0)
 ur.pursuit.omp_batch(D, Y, 2).x.sum()
 ur.pursuit.layered_basis_pursuit((D, X.T), Y[0], (0.1, 0.1)).xs[0].sum()
 ur.pursuit.duality_gap(D, Y[0], X[0], 0.1)
@@ -49,9 +51,12 @@ ur.layers.StepAndThreshold(gamma=0.5, theta=np.ones(3))
 
 @pytest.mark.slow
 def test_the_calls_with_numpy_run(float32_by_default):
+    names = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the theory holds for none of these codes
-        exec(compile(IMPORTS + CALLS_WITH_NUMPY, "calls with numpy", "exec"), {})
+        exec(compile(IMPORTS + CALLS_WITH_NUMPY, "calls with numpy", "exec"), names)
+    assert names["code"].shape == (12,) and names["code"].dtype == np.float32
+    assert names["solved"].converged and names["solved"].x.dtype == np.float32
 
 
 @pytest.mark.slow

@@ -80,7 +80,6 @@ def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
         raise ValueError(
             f"certify: W has shape {W.shape} but D has shape {D.shape}; they must agree"
         )
-    _checks.on_host((W, D), "certify")
     with jax.enable_x64(True):
         *numbers, norms = _measured(*_checks.cast((W, D), np.float64))
     unit_norms(D, norms, "certify")

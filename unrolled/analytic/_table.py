@@ -133,7 +133,6 @@ def weights_table(
         {'W = D': 0.5, 'closed form': 0.5, 'minimax': 0.5}
     """
     D = as_dictionary(D, "weights_table")
-    _checks.on_host(D, "weights_table", "D")
     unit_atoms(D, "weights_table")
     with jax.enable_x64(True):
         D = theory.in_float64(D)

@@ -186,7 +186,6 @@ def _layer(
 ) -> tuple[Certificate, _Error]:
     """The certificate of one layer, whose signal errs by `before` too, and the error it leaves."""
     where = "certify"
-    _checks.on_host((params, D), where, "params or D")
     D = as_dictionary(D, where)
     if not getattr(layer, "is_coupled", False):
         raise TypeError(

@@ -153,7 +153,6 @@ def certify_code(
         (True, [3, 20, 70], -2.0)
     """
     where = "certify_code"
-    _checks.on_host((D, y, x), where)
     finish = None if finish is None else _checks.as_index(finish, "finish", where)
     steps = _checks.as_index(steps, "steps", where)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):

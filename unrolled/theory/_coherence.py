@@ -394,7 +394,6 @@ def rounding_guard(
             f"rounding_guard: unknown precision {precision!r}; expected one of "
             f"{', '.join(_PRODUCT_EPS)}"
         )
-    _checks.on_host((W, D), "rounding_guard")
     dtype = _checks.common_dtype(W, D)
     eps = max(float(jnp.finfo(dtype).eps), _PRODUCT_EPS[precision] if precision else 0.0)
     with jax.enable_x64(True):

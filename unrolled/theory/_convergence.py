@@ -98,7 +98,6 @@ def noise_gain(W: Dictionary) -> float:
         >>> round(l2.floor, 3)
         0.016
     """
-    _checks.on_host(W, "noise_gain", "W")
     with jax.enable_x64(True):
         W = _checks.cast(as_dictionary(W, "noise_gain", "W"), np.float64)
         return float(np.max(np.asarray(dictionaries.column_norms(W)))) * UP
@@ -127,7 +126,6 @@ def error_gain(W: Dictionary, *, sparsity: int) -> float:
         [1.0, 0.625]
     """
     s = max(1, _checks.as_index(sparsity, "sparsity", "error_gain"))
-    _checks.on_host(W, "error_gain", "W")
     return sum_of_largest(as_dictionary(W, "error_gain", "W"), s) / s
 
 

@@ -304,7 +304,6 @@ def _start_of(
     A: np.ndarray, start: GeneralizedCoherence, level: float | None, where: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """The weights of a result, and the coherence that each reaches; refined where unsure."""
-    _checks.on_host(start, where, "coherence")
     W = np.array(dense(start.W), np.float64)
     if W.shape != A.shape:
         raise ValueError(

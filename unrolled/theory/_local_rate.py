@@ -135,7 +135,6 @@ def support_rate(
         1.0
     """
     where = "support_rate"
-    _checks.on_host((W, D), where)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         W, D = (_checks.cast(as_dictionary(A, where), np.float64) for A in (W, D))
         if W.shape != D.shape:

@@ -63,7 +63,6 @@ def in_float64(D: Dictionary, dtype: DTypeLike | None = None) -> Operator:
         >>> [int(np.linalg.matrix_rank(np.float64(A))) for A in (D, ur.theory.in_float64(D))]
         [8, 7]
     """
-    _checks.on_host(D, "in_float64", "D")
     with jax.enable_x64(True):
         D = as_dictionary(D, "in_float64")
         wide = _checks.cast(D, np.float64)

@@ -331,7 +331,6 @@ def _after_the_fact(
     """`error_bar`, in float64; None is x = 0."""
     (noise,) = host_numbers(where, noise=noise)
     s = _checks.as_index(sparsity, "sparsity", where)
-    _checks.on_host((W, D, x, y), where)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         D, W, x, y = (_checks.cast(a, np.float64) for a in (D, W, x, y))
         D, y, _ = operands(D, y, where)
@@ -370,7 +369,6 @@ def _conditioned(
     """`error_bar` by a bound of the singular values of n unit atoms."""
     noise, kappa = host_numbers(where, noise=noise, conditioning=conditioning)
     s = _checks.as_index(sparsity, "sparsity", where)
-    _checks.on_host((D, x, y), where)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         stored = float(jnp.finfo(as_dictionary(D, where).dtype).eps)
         D, x, y = (_checks.cast(a, np.float64) for a in (D, x, y))

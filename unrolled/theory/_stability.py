@@ -203,7 +203,6 @@ def perturbed_eps(
     """
     where = "perturbed_eps"
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        _checks.on_host(xs, where)
         Ds, others = host_chain(Ds, where), host_chain(Ds_perturbed, where)
         of_length(others, "Ds_perturbed", len(Ds), where)
         of_length(xs, "xs", len(Ds), where)
@@ -356,7 +355,6 @@ def _hypotheses(
 def _weights(Ws: Sequence[Dictionary | None], J: int, where: str) -> list[Operator | None]:
     """The weights in float64, or None, one per layer."""
     of_length(Ws, "Ws", J, where)
-    _checks.on_host(Ws, where)
     return [W if W is None else _checks.cast(as_dictionary(W, where, "W"), np.float64) for W in Ws]
 
 

@@ -135,7 +135,6 @@ def state_evolution(
             "structure: try dictionaries.dense(D), and compare with a measured median"
         )
     D = as_dictionary(D, where)
-    _checks.on_host(D, where, "D")
     unit_atoms(D, where)
     prior = _prior(probability, variance, where)
     _checks.nonnegative(noise, "noise", where)
