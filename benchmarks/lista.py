@@ -24,6 +24,7 @@ import fcntl
 import itertools
 import json
 import math
+import re
 import statistics
 import time
 import warnings
@@ -521,7 +522,7 @@ def main() -> None:
     if given.times:
         run_times()
         return
-    cells = [c for name in given.cells.split(",") for c in GROUPS.get(name, {name: None})]
+    cells = [c for name in re.split(",(?! )", given.cells) for c in GROUPS.get(name, {name: None})]
     if unknown := [name for name in cells if name not in CELLS]:
         parser.error(f"unknown cell {unknown[0]!r}; expected some of {', '.join(CELLS)}")
     run(cells, given.minutes)
