@@ -15,6 +15,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax  # noqa: E402
+import jax.monitoring  # noqa: E402
 
 # Compiling is most of the time of a test, and half of that goes into the fusion emitters; a program
 # in one part compiles faster on one core. Later versions may not know the flags.
@@ -96,6 +97,20 @@ def dtype(request):
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture
+def compiled():
+    """The programs compiled so far, in a list that grows."""
+    programs = []
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            programs.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield programs
+    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.fixture

@@ -309,16 +309,9 @@ def test_every_numeric_function_has_a_line():
     assert exported() - NOT_NUMERIC - LOOPS - lines == set()
 
 
-@pytest.fixture(scope="module")
-def count():
+@pytest.fixture
+def count(compiled):
     """The programs that a call compiles in a process that has compiled none."""
-    compiled = []
-
-    def listen(event, duration, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
 
     def count(call):
         jax.clear_caches()
@@ -326,8 +319,7 @@ def count():
         call()
         return len(compiled)
 
-    yield count
-    jax.monitoring.unregister_event_duration_listener(listen)
+    return count
 
 
 @pytest.mark.slow

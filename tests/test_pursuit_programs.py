@@ -1,7 +1,6 @@
 """Of every pursuit: the programs that a first call compiles, and its answers at other scales."""
 
 import jax
-import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -63,20 +62,6 @@ def codes(result):
 
 def test_every_pursuit_is_here():
     assert set(pursuit.PURSUITS) <= set(SOLVERS)
-
-
-@pytest.fixture
-def compiled():
-    """The programs compiled so far, in a list that grows."""
-    programs = []
-
-    def listen(event, seconds, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            programs.append(seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield programs
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 HELPERS = {

@@ -1,6 +1,7 @@
 """Training: losses against numpy, and what `fit` promises of params, history and failures."""
 
 import json
+import pickle
 import re
 
 import chex
@@ -174,6 +175,22 @@ def test_losses_refuse_what_does_not_fit(batch):
             loss(codes, None, D[0], Y)
     with pytest.raises(ValueError, match=r"weights have shape \(2,\); expected \(3,\)"):
         training.deep(training.supervised, (1.0, 1.0))(codes, X[0], D[0], Y)
+
+
+def test_a_loss_made_again_compiles_nothing_and_one_that_was_pickled_is_the_same(batch, compiled):
+    D, codes, _, X, Y = batch
+    D, X, Y, codes = D[0][:, :-1], X[0][:, :-1], Y + 1, codes[..., :-1]  # new shapes
+    makers = [
+        lambda: training.lasso(0.3),
+        lambda: training.deep(training.supervised),
+        lambda: training.deep(training.supervised, (0.5, 0.0, 2.0)),
+    ]
+    for make in makers:
+        value = make()(codes, X, D, Y)
+        compiled.clear()
+        again = make()(codes, X, D, Y)
+        assert not compiled and again == value
+        assert pickle.loads(pickle.dumps(make()))(codes, X, D, Y) == value
 
 
 # What training does

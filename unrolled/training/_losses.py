@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -81,24 +82,33 @@ def lasso(lam: ArrayLike) -> Loss:
         5.0
     """
     _checks.nonnegative(lam, "lam", "lasso")
+    return _Lasso(lam)
 
-    def objective(D):
-        return jax.vmap(lasso_objective, (_batch_axis(D), 0, 0, None))
 
-    @_of_last
-    @program()
-    def loss(codes, X, D, Y):
-        blocks = zip(D, (Y, *codes), codes) if isinstance(D, tuple) else [(D, Y, codes[-1])]
-        return sum(jnp.mean(objective(D)(D, Y, x, jnp.asarray(lam, x.dtype))) for D, Y, x in blocks)
+@dataclass(frozen=True, eq=False)
+class _Lasso:
+    """The loss of `lasso`; its lam is that of the ISTA beside which a run is judged."""
 
-    loss.lam = lam  # type: ignore[attr-defined]  # of the ISTA beside which a run is judged
-    loss.of_lasso = True  # type: ignore[attr-defined]
-    return loss
+    lam: ArrayLike
+    of_last = True
+
+    def __call__(self, codes: Any, X: Any, D: Any, Y: Array) -> Array:
+        return _lasso(codes, D, Y, self.lam)
+
+
+@program()
+def _lasso(codes, D, Y, lam):
+    blocks = zip(D, (Y, *codes), codes) if isinstance(D, tuple) else [(D, Y, codes[-1])]
+    return sum(jnp.mean(_objective(D)(D, Y, x, jnp.asarray(lam, x.dtype))) for D, Y, x in blocks)
+
+
+def _objective(D):
+    return jax.vmap(lasso_objective, (_batch_axis(D), 0, 0, None))
 
 
 def is_lasso(loss: Any) -> bool:
     """Whether a loss is that of `lasso`."""
-    return getattr(loss, "of_lasso", False)
+    return isinstance(loss, _Lasso)
 
 
 @_of_last
@@ -137,29 +147,45 @@ def deep(loss: Loss, weights: ArrayLike | Sequence[float] | None = None) -> Loss
         >>> float(loss(codes, X, None, None))  # 0.5 * 1/2 + 1.0 * 4/2
         2.25
     """
+    return _Deep(loss, weights)
 
-    @program()
-    def total(codes, X, D, Y):
-        if isinstance(codes, tuple):
-            if X is not None and not isinstance(X, tuple):
-                raise ValueError(
-                    "deep: a network has one code per block; expected a tuple X, or None"
-                )
-            ends = range(1, len(codes) + 1)
-            losses = jnp.stack([loss(codes[:j], X and X[:j], D[:j], Y) for j in ends])
-        else:
-            losses = jax.vmap(lambda x: loss(x[None], X, D, Y))(codes)
-        if weights is None:
-            return jnp.mean(losses)
-        if np.shape(weights) != losses.shape:
+
+@dataclass(frozen=True, eq=False)
+class _Deep:
+    """The loss of `deep`."""
+
+    loss: Loss
+    weights: ArrayLike | Sequence[float] | None
+
+    @property
+    def lam(self) -> ArrayLike | None:
+        """That of the loss of one step."""
+        return getattr(self.loss, "lam", None)
+
+    def __call__(self, codes: Any, X: Any, D: Any, Y: Array) -> Array:
+        if isinstance(codes, tuple) and not (X is None or isinstance(X, tuple)):
+            raise ValueError("deep: a network has one code per block; expected a tuple X, or None")
+        if self.weights is None:
+            return _deep(self.loss, None, codes, X, D, Y)
+        if np.shape(self.weights) != (len(codes),):
             raise ValueError(
-                f"deep: weights have shape {np.shape(weights)}; "
-                f"expected {losses.shape}, one per step"
+                f"deep: weights have shape {np.shape(self.weights)}; "
+                f"expected {(len(codes),)}, one per step"
             )
-        return jnp.sum(jnp.asarray(weights, losses.dtype) * losses)
+        weights = self.weights if hasattr(self.weights, "shape") else np.asarray(self.weights)
+        return _deep(self.loss, weights, codes, X, D, Y)
 
-    total.lam = getattr(loss, "lam", None)  # type: ignore[attr-defined]
-    return total
+
+@program("loss")
+def _deep(loss, weights, codes, X, D, Y):
+    if isinstance(codes, tuple):
+        ends = range(1, len(codes) + 1)
+        losses = jnp.stack([loss(codes[:j], X and X[:j], D[:j], Y) for j in ends])
+    else:
+        losses = jax.vmap(lambda x: loss(x[None], X, D, Y))(codes)
+    if weights is None:
+        return jnp.mean(losses)
+    return jnp.sum(jnp.asarray(weights, losses.dtype) * losses)
 
 
 def _batch_axis(D) -> int | None:
