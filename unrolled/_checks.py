@@ -34,6 +34,7 @@ Key = jax.Array | int  # what a function that draws takes: a typed key, or a see
 # Results of more bytes than this are announced before they are made.
 _LARGE_BYTES = 2 * 10**9
 _LONGEST = 60  # characters of a value in a message
+_MOST = 2**63 - 1  # of a count, as in an array
 # Code whose lines no warning names: this package, JAX, and what ends a `with` of this package.
 _INNER = tuple(os.path.dirname(module) + os.sep for module in (__file__, str(jax.__file__)))
 _INNER += (contextlib.__file__,)
@@ -58,7 +59,10 @@ def register(table: dict[str, Any], cls: type, what: str) -> None:
 
 def brief(value: Any) -> str:
     """A value in a message, of at most 60 characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no integer of more than 4,300 digits
+        text = f"{type(value).__name__} of too many digits"
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
@@ -347,7 +351,7 @@ def as_index(n: Any, name: str, where: str, *, least: int = 0) -> int:
 
     Raises:
         TypeError: `n` is traced, a bool or not an integer.
-        ValueError: `n` is below `least`.
+        ValueError: `n` is below `least`, or no integer of 64 bits.
     """
     if isinstance(n, jax.core.Tracer):
         raise TypeError(f"{where}: {name} must be static, got a traced value; try static_argnames")
@@ -358,7 +362,9 @@ def as_index(n: Any, name: str, where: str, *, least: int = 0) -> int:
     except TypeError as error:
         raise TypeError(f"{where}: {name} must be an integer, got {brief(n)}") from error
     if value < least:
-        raise ValueError(f"{where}: {name} must be at least {least}, got {value}")
+        raise ValueError(f"{where}: {name} must be at least {least}, got {brief(value)}")
+    if value > _MOST:
+        raise ValueError(f"{where}: {name} must be below 2^63, got {brief(value)}")
     return value
 
 
