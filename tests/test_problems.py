@@ -1,12 +1,14 @@
 """Planted problems have the sparsity, bounds and noise they promise, and the statistics."""
 
 import math
+import pickle
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from trees import same
 
 from unrolled import dictionaries, problems
 
@@ -212,6 +214,27 @@ def test_sampler_of_a_structured_dictionary(key):
     D = dictionaries.Conv(np.ones((2, 1, 3)), 8)
     Y, X = problems.sampler(D, 4, probability=0.5)(key)
     assert Y.shape == (4, 8) and X.shape == (4, 12)
+
+
+def samplers(key):
+    A, B = dictionaries.gaussian(key, 5, 7), dictionaries.gaussian(key, 7, 9)
+    return {
+        "a dictionary": lambda: problems.sampler(A, 3),
+        "a chain": lambda: problems.sampler((A, B), 3, snr=20.0),
+        "signals": lambda: problems.resampler(A, batch=3),
+        "signals and codes": lambda: problems.resampler(A, B[:5], batch=3),
+    }
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("of", ["a dictionary", "signals", "a chain", "signals and codes"])
+def test_equal_samplers_share_their_programs_and_can_be_pickled(of, key, compiled):
+    make = samplers(key)[of]
+    draw = jax.jit(lambda sample, key: sample(key))
+    batch = draw(make(), key)
+    assert same(pickle.loads(pickle.dumps(make()))(key), make()(key))
+    compiled.clear()
+    assert same(draw(make(), key), batch) and not compiled
 
 
 @pytest.mark.parametrize(

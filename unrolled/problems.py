@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -347,13 +348,23 @@ def sampler(
     chained = isinstance(D, tuple | list)
     Ds = as_chain(D, "sampler") if isinstance(D, tuple | list) else (D,)
     size = (batch, Ds[-1].shape[1])
+    draw = _Sampled(size, float(probability), float(snr), chained)
+    return jax.tree_util.Partial(draw, Ds)  # leaves are arguments of a program
 
-    def sample(Ds: tuple[Dictionary, ...], key: Key) -> tuple[Array, Any]:
+
+@dataclass(frozen=True)
+class _Sampled:
+    """What a `sampler` draws from a chain; equal ones share their programs."""
+
+    size: tuple[int, int]
+    probability: float
+    snr: float
+    chained: bool
+
+    def __call__(self, Ds: tuple[Dictionary, ...], key: Key) -> tuple[Array, Any]:
         key = _checks.as_key(key, "sampler")
-        Y, *codes = _sample(key, Ds, size, float(probability), float(snr))
-        return Y, tuple(codes) if chained else codes[0]
-
-    return jax.tree_util.Partial(sample, Ds)  # leaves are arguments of a program
+        Y, *codes = _sample(key, Ds, self.size, self.probability, self.snr)
+        return Y, tuple(codes) if self.chained else codes[0]
 
 
 @takes_sharded
@@ -384,13 +395,20 @@ def resampler(Y: Array | np.ndarray, X: Any = None, batch: int = 64) -> Callable
     batch = _checks.as_index(batch, "batch", where, least=1)
     arrays = as_data(Y, X, where)
     files = tuple(leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, Rows))
-    draw = _read if files else _resample
-
-    def sample(arrays: Any, key: Key) -> Any:
-        return draw(_checks.as_key(key, where), arrays, batch)
-
-    drawn = jax.tree_util.Partial(sample, arrays)  # leaves are arguments of a program
+    drawn = jax.tree_util.Partial(_Resampled(batch, bool(files)), arrays)  # as in `sampler`
     return Draws(drawn, files) if files else drawn
+
+
+@dataclass(frozen=True)
+class _Resampled:
+    """What a `resampler` draws from arrays, or from files; equal ones share their programs."""
+
+    batch: int
+    of_files: bool
+
+    def __call__(self, arrays: Any, key: Key) -> Any:
+        draw = _read if self.of_files else _resample
+        return draw(_checks.as_key(key, "resampler"), arrays, self.batch)
 
 
 def _drawn(key: Array, arrays: Any, batch: int) -> Any:
