@@ -77,7 +77,6 @@ ELSEWHERE = {
 }
 PAGES = {path: page for page, path in ELSEWHERE.items()}
 PAGES |= {HERE / "README.md": "gallery", HERE.parent / "README.md": "index"}
-ARRAY_LIKE = r"\S*Array \| \S*ndarray \| \S*bool\w* \| \S*number \| bool \| int \| float \| complex"
 
 
 def public(module):
@@ -331,8 +330,7 @@ def fields(app, what, name, obj, options, lines):
 
 def signature(app, what, name, obj, options, args, result):
     """Types without the marks of the library."""
-    args = args and re.sub(ARRAY_LIKE, "ArrayLike", args)
-    marked = r"Annotated\[([\w.]+), Shape\([^)]*\)\]"
+    marked = r"~?[\w.]*Annotated\[~?([\w.]+), ~?[\w.]*Shape\((?:[^()]|\([^()]*\))*\)\]"
     return tuple(text and re.sub(marked, r"\1", text) for text in (args, result))
 
 

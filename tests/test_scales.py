@@ -2,6 +2,7 @@
 compile again.
 """
 
+import inspect
 import math
 import types
 import warnings
@@ -732,6 +733,14 @@ def test_eager_calls_compile_once(name, compiled):
 
 
 # The module
+
+
+def test_help_names_the_type_of_an_array_in_a_word():
+    modules = [getattr(ur, n) for n in ur.__all__ if isinstance(getattr(ur, n), types.ModuleType)]
+    functions = [f for m in modules for f in vars(m).values() if inspect.isfunction(f)]
+    assert len(functions) > 200
+    for function in functions:
+        assert "complex" not in str(inspect.signature(function)), function
 
 
 def test_the_version_and_what_dir_shows():

@@ -22,12 +22,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
+from typing_extensions import TypeAliasType
 
 from unrolled._text import in_rows
 
 Array = jax.Array
-ArrayLike = jax.typing.ArrayLike
+# Of these two help shows the name, not what it stands for.
+ArrayLike = TypeAliasType("ArrayLike", jax.typing.ArrayLike)
+DTypeLike = TypeAliasType("DTypeLike", jax.typing.DTypeLike)
 # What `quiet` drops: the category, and the beginning of the text.
 _QUIET: ContextVar[tuple[tuple[type[Warning], re.Pattern], ...]] = ContextVar("quiet", default=())
 Key = jax.Array | int  # what a function that draws takes: a typed key, or a seed

@@ -14,10 +14,9 @@ import jax
 import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-from jax.typing import DTypeLike
 
 from unrolled import _checks, _text
-from unrolled._checks import Array, Key
+from unrolled._checks import Array, DTypeLike, Key
 
 # Larger arrays (2 GiB) are not read into memory.
 LARGEST_BYTES = 2**31

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
-from jax.typing import ArrayLike, DTypeLike
+from jax import lax
+
+from unrolled._checks import Array, ArrayLike, DTypeLike
 
 Axes = int | tuple[int, ...] | None
 

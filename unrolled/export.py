@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import _checks, _json, activations
+from unrolled._checks import ArrayLike
 from unrolled._files import CheckpointError, write_whole
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Layer

@@ -5,10 +5,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 
 from unrolled import _checks, layers
-from unrolled._checks import Array
+from unrolled._checks import Array, DTypeLike
 from unrolled._program import host_function
 from unrolled.activations import Activation, relu
 from unrolled.analytic._schedules import LARGEST_SHARE, block_schedule, chain_schedules

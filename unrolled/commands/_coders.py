@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import problems, training
+from unrolled._checks import ArrayLike
 from unrolled._numbers import norm
 from unrolled._pursuits import CHAIN, PURSUITS, pursue
 from unrolled.commands._inputs import read_dictionary

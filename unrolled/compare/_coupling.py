@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import _checks
+from unrolled._checks import ArrayLike
 from unrolled._numbers import largest
 from unrolled.dictionaries import Dictionary, dense, normalized
 from unrolled.layers import Acting, Unrolled, names_with_role

@@ -5,10 +5,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike, DTypeLike
 
 from unrolled import _checks
-from unrolled._checks import Array
+from unrolled._checks import Array, ArrayLike, DTypeLike
 from unrolled._numbers import norm
 from unrolled._program import program
 from unrolled.dictionaries._base import Dictionary, Operator, Structured, column_norms

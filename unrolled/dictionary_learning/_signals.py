@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import _checks
+from unrolled._checks import ArrayLike
 from unrolled._numbers import wide_dtype
 from unrolled.dictionaries import Dictionary, as_dictionary, dct, dense, normalize
 from unrolled.dictionary_learning._learning import fingerprint

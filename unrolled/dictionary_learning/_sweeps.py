@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import _checks, _matching, _threads
+from unrolled._checks import ArrayLike
 from unrolled.dictionaries import Operator, dense
 from unrolled.dictionary_learning import _signals
 from unrolled.dictionary_learning._learning import Arrays, Keeper, Learned, Method, Options, text_of

@@ -4,8 +4,8 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jax.typing import ArrayLike
 
+from unrolled._checks import ArrayLike
 from unrolled.plots._styles import COLOURS, STYLE, styles
 
 if TYPE_CHECKING:

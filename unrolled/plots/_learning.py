@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jax.typing import ArrayLike
 
+from unrolled._checks import ArrayLike
 from unrolled.plots import _curves
 from unrolled.plots._styles import styles
 

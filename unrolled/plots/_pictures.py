@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jax.typing import ArrayLike
 
+from unrolled._checks import ArrayLike
 from unrolled.dictionaries import Conv, Dictionary, as_dictionary, dense
 from unrolled.plots._curves import figure
 from unrolled.plots._learning import as_codes, most_used

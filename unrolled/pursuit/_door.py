@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import _checks, dictionaries
+from unrolled._checks import ArrayLike
 from unrolled._numbers import wide_dtype
 from unrolled.dictionaries import Conv, Dictionary, as_chain, operands, spectral_norm
 from unrolled.pursuit import _problem

@@ -5,9 +5,9 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import _checks
+from unrolled._checks import ArrayLike
 from unrolled._numbers import up
 from unrolled.activations import Activation, check, is_known
 from unrolled.theory._schedules import host_numbers, times

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import _checks, _text
+from unrolled._checks import ArrayLike
 from unrolled._numbers import lost_below
 from unrolled._program import host_function
 from unrolled.activations import relu

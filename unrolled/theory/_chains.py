@@ -6,9 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 
 from unrolled import _checks
+from unrolled._checks import DTypeLike
 from unrolled.dictionaries import (
     Dictionary,
     Operator,

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 
 from unrolled import _checks, _threads
+from unrolled._checks import DTypeLike
 from unrolled._program import host_function
 from unrolled.dictionaries import Dictionary, Operator, Structured, as_dictionary
 

@@ -5,9 +5,9 @@ from bisect import bisect_right
 from typing import NamedTuple
 
 import numpy as np
-from jax.typing import ArrayLike
 
 from unrolled import _checks
+from unrolled._checks import ArrayLike
 from unrolled._numbers import UP
 
 # Relative rounding of a probability: far below that of 1 - confidence itself.

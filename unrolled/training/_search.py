@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
 
 from unrolled import _checks, _sharded, metrics
 from unrolled._beside import codes_of_ista, exceeds, lam_of, loss_of, worse_than_zero
+from unrolled._checks import ArrayLike
 from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, names_with_role
 from unrolled.training._records import Loss
