@@ -27,12 +27,13 @@ from typing_extensions import TypeAliasType
 from unrolled._text import in_rows
 
 Array = jax.Array
-# Of these two help shows the name, not what it stands for.
+# Of a type that is made so help shows the name, not what it stands for.
 ArrayLike = TypeAliasType("ArrayLike", jax.typing.ArrayLike)
 DTypeLike = TypeAliasType("DTypeLike", jax.typing.DTypeLike)
+# What a function that draws takes: a typed key, or a seed.
+Key = TypeAliasType("Key", jax.Array | int)
 # What `quiet` drops: the category, and the beginning of the text.
 _QUIET: ContextVar[tuple[tuple[type[Warning], re.Pattern], ...]] = ContextVar("quiet", default=())
-Key = jax.Array | int  # what a function that draws takes: a typed key, or a seed
 # Results of more bytes than this are announced before they are made.
 _LARGE_BYTES = 2 * 10**9
 _LONGEST = 60  # characters of a value in a message

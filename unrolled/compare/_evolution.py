@@ -6,10 +6,11 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 
 from unrolled import plots
+from unrolled._checks import Array
 from unrolled._json import to_json
 from unrolled._text import markdown, screen, table
 from unrolled.compare._coupling import Coupling, Weights, coupling, step_means, thresholds
-from unrolled.dictionaries import Dictionary, as_chain, as_dictionary
+from unrolled.dictionaries import Dictionary, Structured, as_chain, as_dictionary
 from unrolled.layers import Layer, Unrolled, stack
 from unrolled.networks import Network
 from unrolled.theory import ActivationSchedule, AtomSchedule, Schedule
@@ -316,7 +317,8 @@ def evolution(model: Any, D: Any, *, prediction: Any = None) -> Evolution | Chai
         raise TypeError(
             f"evolution: expected a Layer or a Network first, got {type(model).__name__}"
         )
-    if isinstance(D, tuple | list) and isinstance(D[0] if D else None, Dictionary):
+    first = D[0] if isinstance(D, tuple | list) and D else None
+    if isinstance(first, Array | Structured | np.ndarray):
         raise TypeError("evolution: expected one dictionary for a layer, got several")
     return _recorder(model, D, prediction)
 

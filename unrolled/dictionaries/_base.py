@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import GetAttrKey
+from typing_extensions import TypeAliasType
 
 from unrolled import _checks, _export
 from unrolled._checks import Array, ArrayLike, DTypeLike
@@ -319,9 +320,9 @@ class Rescaled(Structured):
 
 
 # What `as_dictionary` makes of a dictionary, and what results hold.
-Operator = Array | Structured
+Operator = TypeAliasType("Operator", Array | Structured)
 # What a function of the library takes for D or W.
-Dictionary = Operator | np.ndarray
+Dictionary = TypeAliasType("Dictionary", Array | Structured | np.ndarray)
 
 
 def dense(D: Dictionary) -> Array:

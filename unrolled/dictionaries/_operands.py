@@ -67,7 +67,7 @@ def as_chain(Ds: Iterable[Dictionary], where: str) -> tuple[Operator, ...]:
         >>> [D.shape for D in Ds]
         [(2, 3), (3, 4)]
     """
-    if isinstance(Ds, Dictionary) and Ds.ndim == 2:
+    if isinstance(Ds, Array | Structured | np.ndarray) and Ds.ndim == 2:
         raise ValueError(
             f"{where}: Ds is one dictionary of shape {Ds.shape}; expected a sequence of them, "
             "try [D]"

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from unrolled import _checks, _sharded
 from unrolled._beside import lam_of
-from unrolled._checks import Array
+from unrolled._checks import Array, Key
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.training._checkpoint import Checkpoint
@@ -33,7 +33,7 @@ def curriculum(
     D: Dictionary,
     sample: Sample | Array | np.ndarray | tuple,
     *,
-    key: Array | int,
+    key: Key,
     steps_per_stage: int = 100,
     stages: Sequence[float] = (1.0, 0.2, 0.02),
     rate: float = 1e-3,

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from unrolled import _checks, _sharded
 from unrolled._beside import lam_of
-from unrolled._checks import Array
+from unrolled._checks import Array, Key
 from unrolled._mapped import check_draws, drawing
 from unrolled.layers import Layer
 from unrolled.networks import Network
@@ -47,7 +47,7 @@ def fit(
     *,
     optimizer: optax.GradientTransformation,
     steps: int,
-    key: Array | int,
+    key: Key,
     loss: Loss = supervised,
     learn_dictionary: bool = False,
     trainable: Any = None,
@@ -230,7 +230,7 @@ def check_data(
     params: Any,
     D: Dictionaries | None,
     sample: Any,
-    key: Array | int,
+    key: Key,
     validation: tuple | None,
     where: str,
 ) -> tuple[Array, Any, Sample, tuple]:

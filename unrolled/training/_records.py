@@ -7,6 +7,7 @@ subclassed.
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from typing_extensions import TypeAliasType
 
 from unrolled._beside import exceeds
 from unrolled._checks import Array
@@ -14,9 +15,9 @@ from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network
 
-Model = Layer | Network
-Params = Unrolled | tuple[Unrolled, ...]  # of a layer, of a network
-Dictionaries = Dictionary | tuple[Dictionary, ...]  # of a layer, of a network
+Model = TypeAliasType("Model", Layer | Network)
+Params = TypeAliasType("Params", Unrolled | tuple[Unrolled, ...])  # of a layer, of a network
+Dictionaries = TypeAliasType("Dictionaries", Dictionary | tuple[Dictionary, ...])  # likewise
 
 
 class Record(NamedTuple):
