@@ -37,7 +37,6 @@ _QUIET: ContextVar[tuple[tuple[type[Warning], re.Pattern], ...]] = ContextVar("q
 # Results of more bytes than this are announced before they are made.
 _LARGE_BYTES = 2 * 10**9
 _LONGEST = 60  # characters of a value in a message
-_MOST = 2**63 - 1  # of a count, as in an array
 # Code whose lines no warning names: this package, JAX, and what ends a `with` of this package.
 _INNER = tuple(os.path.dirname(module) + os.sep for module in (__file__, str(jax.__file__)))
 _INNER += (contextlib.__file__,)
@@ -354,7 +353,7 @@ def as_index(n: Any, name: str, where: str, *, least: int = 0) -> int:
 
     Raises:
         TypeError: `n` is traced, a bool or not an integer.
-        ValueError: `n` is below `least`, or no integer of 64 bits.
+        ValueError: `n` is below `least`.
     """
     if isinstance(n, jax.core.Tracer):
         raise TypeError(f"{where}: {name} must be static, got a traced value; try static_argnames")
@@ -366,8 +365,6 @@ def as_index(n: Any, name: str, where: str, *, least: int = 0) -> int:
         raise TypeError(f"{where}: {name} must be an integer, got {brief(n)}") from error
     if value < least:
         raise ValueError(f"{where}: {name} must be at least {least}, got {brief(value)}")
-    if value > _MOST:
-        raise ValueError(f"{where}: {name} must be below 2^63, got {brief(value)}")
     return value
 
 
