@@ -177,6 +177,16 @@ def test_losses_refuse_what_does_not_fit(batch):
         training.deep(training.supervised, (1.0, 1.0))(codes, X[0], D[0], Y)
 
 
+def test_losses_say_which_codes_they_see_and_their_lam(batch):
+    """By `of_last` training stores the last code alone; by `lam` a run is judged beside ISTA."""
+    D, codes, _, X, Y = batch
+    lasso = training.lasso(0.3)
+    for loss in (training.supervised, training.log_nmse, training.reconstruction, lasso):
+        assert loss.of_last and loss(codes, X[0], D[0], Y) == loss(codes[-1:], X[0], D[0], Y)
+    assert not getattr(training.deep(lasso), "of_last", False)
+    assert lasso.lam == training.deep(lasso).lam == 0.3
+
+
 def test_a_loss_made_again_compiles_nothing_and_one_that_was_pickled_is_the_same(batch, compiled):
     D, codes, _, X, Y = batch
     D, X, Y, codes = D[0][:, :-1], X[0][:, :-1], Y + 1, codes[..., :-1]  # new shapes

@@ -1,6 +1,5 @@
 """Signals that let a run finish its step and save before the process ends."""
 
-import os
 import signal
 import sys
 import threading
@@ -23,7 +22,9 @@ def never_lost() -> Iterator[None]:
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
             before(unraisable)
             return
-        timers.append(threading.Timer(_AGAIN, os.kill, (os.getpid(), signal.SIGINT)))
+        # Another thread may take a signal to the process; then the main thread would sleep on.
+        main = threading.main_thread().ident
+        timers.append(threading.Timer(_AGAIN, signal.pthread_kill, (main, signal.SIGINT)))
         timers[-1].start()
 
     sys.unraisablehook = hook
