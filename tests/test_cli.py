@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 from command_line import AS_USERS, devices, strict_json
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 import unrolled
@@ -188,6 +189,7 @@ def home_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     yield tmp_path / "unrolled"
     jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()  # JAX looks at its configuration once
 
 
 def compiled(number):

@@ -179,6 +179,7 @@ def write_report(
     drawn = {name: draw() for name, draw in figures.items()}
     for name, figure in drawn.items():
         write_figure(folder / name, figure)
+        figure.set_layout_engine("none")  # it is laid out: the page has it as it stands
     write_html(folder, title, summary, sections, {**machine, **settings}, list(drawn.values()))
     return report
 
