@@ -213,16 +213,14 @@ class Structured:
             raise TypeError(
                 "D_1 @ D_2: the product of two structured dictionaries is Composed(D_1, D_2)"
             )
-        x = jnp.asarray(x)
-        self, x = _promoted(self, x)
+        x = _operand(x)
         _match(self.shape, x.shape, x.shape[0] if x.ndim else None, self.shape[1], "D @ x")
-        return self.synthesize(x) if x.ndim == 1 else jax.vmap(self.synthesize, 1, 1)(x)
+        return _synthesized(self, x)
 
     def __rmatmul__(self, r: ArrayLike) -> Array:
-        r = jnp.asarray(r)
-        self, r = _promoted(self, r)
+        r = _operand(r)
         _match(self.shape, r.shape, r.shape[-1] if r.ndim else None, self.shape[0], "r @ D")
-        return self.analyze(r) if r.ndim == 1 else jax.vmap(self.analyze)(r)
+        return _analyzed(self, r)
 
     def __mul__(self, c: ArrayLike) -> "Structured":
         if np.ndim(c):
@@ -370,11 +368,28 @@ def matrix_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:
         return dense(W).T @ dense(D), jnp.eye(d, dtype=bool)
 
 
+@program()
+def _synthesized(D: Structured, x: Array) -> Array:
+    D, x = _promoted(D, x)
+    return D.synthesize(x) if x.ndim == 1 else jax.vmap(D.synthesize, 1, 1)(x)
+
+
+@program()
+def _analyzed(D: Structured, r: Array) -> Array:
+    D, r = _promoted(D, r)
+    return D.analyze(r) if r.ndim == 1 else jax.vmap(D.analyze)(r)
+
+
 def _promoted(D: Structured, v: Array) -> tuple[Structured, Array]:
     if D.dtype == v.dtype:
         return D, v
     dtype = _checks.common_dtype(D, v)
     return D.astype(dtype), v.astype(dtype)
+
+
+def _operand(v: ArrayLike) -> Array | np.ndarray:
+    """An array: one of numpy as it is, which the program of a product takes."""
+    return v if isinstance(v, np.ndarray) and v.dtype.isnative else jnp.asarray(v)
 
 
 def _match(shape, got, length, expected, what: str) -> None:

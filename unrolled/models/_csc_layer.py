@@ -101,13 +101,7 @@ class CSCLayer(nnx.Conv):
             rngs=rngs,
             **options,
         )
-        for name in ("strides", "kernel_dilation"):
-            sizes = getattr(self, name)
-            if isinstance(sizes, tuple) and len(sizes) != self.kernel.ndim - 2:
-                raise ValueError(
-                    f"CSCLayer: {name} is {sizes}; expected one for each of the "
-                    f"{self.kernel.ndim - 2} sides"
-                )
+        _check_sides(self)
         self.unfoldings, self.activation = unfoldings, activation
         count = unfoldings + 1 if batch_norm else 0
         self.norms = batch_norms(out_features, count, rngs, options.get("dtype")) if count else None
@@ -180,6 +174,16 @@ def _sizes(sizes: Any, name: str, where: str) -> int | tuple[int, ...]:
     if isinstance(sizes, tuple | list):
         return _checks.as_indices(sizes, name, where, least=1)
     return _checks.as_index(sizes, name, where, least=1)
+
+
+def _check_sides(layer: nnx.Conv) -> None:
+    """Raise ValueError unless strides and dilation have as many sizes as the kernel has sides."""
+    for name in ("strides", "kernel_dilation"):
+        sizes, sides = getattr(layer, name), layer.kernel.ndim - 2
+        if isinstance(sizes, tuple) and len(sizes) != sides:
+            raise ValueError(
+                f"CSCLayer: {name} is {sizes}; expected one for each of the {sides} sides"
+            )
 
 
 def batch_norms(features: int, count: int, rngs: nnx.Rngs, dtype: Any = None) -> nnx.List:

@@ -129,8 +129,8 @@ class Leak:
     def _tail(self, i: np.ndarray | int) -> np.ndarray:
         """The sum of exp(-alpha u^2) over u > i."""
         if self.alpha < _FLAT:
-            near = self._mass(np.arange(1, np.max(i) + 1))
-            return others_on_a_line(self.alpha) / 2 - np.append(0.0, np.cumsum(near))[i]
+            terms = self._mass(np.arange(1, np.max(i) + 1))
+            return others_on_a_line(self.alpha) / 2 - np.append(0.0, np.cumsum(terms))[i]
         last = math.ceil(math.sqrt(_UNDERFLOW / self.alpha)) + 1
         terms = self._mass(np.arange(last + 1))
         sums = np.append(np.cumsum(terms[::-1])[::-1], 0.0)
