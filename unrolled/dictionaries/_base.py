@@ -369,13 +369,13 @@ def matrix_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:
 
 
 @program()
-def _synthesized(D: Structured, x: Array) -> Array:
+def _synthesized(D: Structured, x: Any) -> Array:
     D, x = _promoted(D, x)
     return D.synthesize(x) if x.ndim == 1 else jax.vmap(D.synthesize, 1, 1)(x)
 
 
 @program()
-def _analyzed(D: Structured, r: Array) -> Array:
+def _analyzed(D: Structured, r: Any) -> Array:
     D, r = _promoted(D, r)
     return D.analyze(r) if r.ndim == 1 else jax.vmap(D.analyze)(r)
 

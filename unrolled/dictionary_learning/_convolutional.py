@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -301,9 +302,13 @@ class _Filters(_learning.Method):
         drawn = ~rows.any(1)
         filters = rows.reshape(D.filters.shape)
         filters[drawn] = _windows.drawn_windows(D, Y, rows[~drawn], drawn.sum(), rng)
-        curvature = Curvature(jnp.ones((), Y.dtype), jnp.full(len(Y), len(filters), Y.dtype))
-        D, X = replace(D, filters=jnp.asarray(filters)), jnp.zeros((len(Y), D.shape[1]), Y.dtype)
-        return at_rest(D, X, np.array(np.inf), curvature)
+        values = (
+            filters,
+            np.zeros((len(Y), D.shape[1]), Y.dtype),
+            (np.ones((), Y.dtype), np.full(len(Y), len(filters), Y.dtype)),
+        )
+        filters, X, curvature = jax.device_put(values)  # `jnp.zeros` would be a program a shape
+        return at_rest(replace(D, filters=filters), X, np.array(np.inf), Curvature(*curvature))
 
     def resumed(self, resume: Learned) -> State:
         n, past, ahead = len(self.signals.Y), resume.D, resume.state

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from unrolled import _checks, _matching, _threads
@@ -149,8 +149,8 @@ class _Descent(_learning.Method):
 
     def result(self, state: np.ndarray) -> Learned:
         signals, X = self.signals, _matching.match(state, self.Z, self.sparsity)
-        codes = jnp.asarray(np.ldexp(X, signals.exponent), signals.dtype)
-        base, A = _checks.cast(self.base, signals.dtype), jnp.asarray(state, signals.dtype)
+        codes = jax.device_put(np.ldexp(X, signals.exponent).astype(signals.dtype))
+        base, A = _checks.cast(self.base, signals.dtype), state.astype(signals.dtype)
         return Learned(Sparse(base, A), codes, signals.objective(self.Z - X @ state.T), ())
 
 
@@ -166,7 +166,7 @@ def _sizes(d: int, sparsity: int, p: int, n: int, m: int, where: str) -> tuple[i
 def _orthonormal(base: Dictionary | None, Y: np.ndarray, where: str) -> Operator:
     m = Y.shape[1]
     if base is None:
-        return jnp.eye(m, dtype=Y.dtype)
+        return jax.device_put(np.eye(m, dtype=Y.dtype))
     _checks.on_host(base, where, "base")
     base = as_dictionary(base, where)
     if base.shape != (m, m):

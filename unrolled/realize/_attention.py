@@ -10,6 +10,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array, ArrayLike
+from unrolled._program import program
 from unrolled.dictionaries import Conv
 from unrolled.realize._conv_layer import count_weights
 
@@ -90,9 +91,12 @@ def multi_head_attention(
     relative = keys[None] - queries[:, None]
     relative = relative if period is None else relative % np.array(period)
     encoding = np.concatenate([np.sum(relative**2, -1, keepdims=True), relative], -1)
-    logits = jnp.einsum(
-        "hr,qkr->hqk", heads.directions, jnp.asarray(encoding, heads.directions.dtype)
-    )
+    return _attended(tokens, heads, encoding.astype(heads.directions.dtype), alpha)
+
+
+@program()
+def _attended(tokens: Array, heads: Heads, encoding: ArrayLike, alpha: float | None) -> Array:
+    logits = jnp.einsum("hr,qkr->hqk", heads.directions, encoding)
     # Integers, shifted so that the largest is 0: the keys that matter see neither rounding nor
     # overflow.
     logits = logits - logits.max(-1, keepdims=True)
@@ -109,7 +113,7 @@ def multi_head_attention(
 def relative_heads(taps: np.ndarray, values: Array, bias: Array) -> Heads:
     """Heads that attend to the offsets `taps`, (heads, p), with `values`, (heads, out, in)."""
     directions = np.concatenate([np.full((len(taps), 1), -1), 2 * taps], -1)
-    return Heads(jnp.asarray(directions, jnp.int32), values, bias)
+    return Heads(jax.device_put(directions.astype(np.int32)), values, bias)
 
 
 def grid(shape: tuple[int, ...]) -> np.ndarray:
@@ -166,17 +170,13 @@ def attention(
     alpha = concentration(alpha, where)
     conv = Conv(filters, signal_shape, stride, "zero")
     n_atoms, n_channels = conv.filters.shape[:2]
-    b = _checks.as_float(jnp.zeros(n_atoms, conv.dtype) if bias is None else bias, "bias", where)
+    none = jax.device_put(np.zeros(n_atoms, conv.dtype))
+    b = none if bias is None else _checks.as_float(bias, "bias", where)
     if b.shape != (n_atoms,):
         raise ValueError(
             f"{where}: bias has shape {b.shape}; expected ({n_atoms},), one per filter"
         )
-    values = jnp.moveaxis(conv.filters.reshape(n_atoms, n_channels, -1), -1, 0)
-    heads = relative_heads(grid(conv.kernel), values, b)
-    queries = grid(conv.positions) * np.array(conv.stride)
-    sizes = zip(conv.signal_shape, conv.positions, conv.stride, conv.kernel)
-    reach = tuple(max(N, (p - 1) * t + n) for N, p, t, n in sizes)
-    zeros = [(0, 0), *((0, r - N) for r, N in zip(reach, conv.signal_shape))]
+    heads = relative_heads(grid(conv.kernel), _values_of_taps(conv), b)
 
     def apply(X: Array) -> Array:
         X = _checks.as_float(X, "X", where)
@@ -185,15 +185,28 @@ def attention(
                 f"{where}: X has shape {X.shape}; expected {conv.signal_grid}, channels first. "
                 "One signal per call: use jax.vmap over a batch."
             )
-        dtype = _checks.common_dtype(heads, X)
-        tokens = jnp.pad(X.astype(dtype), zeros).reshape(n_channels, -1).T
-        with jax.default_matmul_precision("highest"):
-            out = multi_head_attention(
-                tokens, _checks.cast(heads, dtype), queries, grid(reach), alpha=alpha
-            )
-        return out.T.reshape(conv.code_grid)
+        return _convolved(heads, X, conv, alpha)
 
     return Attention(apply, heads, 1, count_weights(heads))
+
+
+@program()
+def _values_of_taps(conv: Conv) -> Array:
+    n_atoms, n_channels = conv.filters.shape[:2]
+    return jnp.moveaxis(conv.filters.reshape(n_atoms, n_channels, -1), -1, 0)
+
+
+@program()
+def _convolved(heads: Heads, X: Array, conv: Conv, alpha: float | None) -> Array:
+    heads, X = _checks.cast((heads, X), _checks.common_dtype(heads, X))
+    sizes = zip(conv.signal_shape, conv.positions, conv.stride, conv.kernel)
+    reach = tuple(max(N, (p - 1) * t + n) for N, p, t, n in sizes)
+    zeros = [(0, 0), *((0, r - N) for r, N in zip(reach, conv.signal_shape))]
+    tokens = jnp.pad(X, zeros).reshape(len(X), -1).T
+    queries = grid(conv.positions) * np.array(conv.stride)
+    with jax.default_matmul_precision("highest"):
+        out = multi_head_attention(tokens, heads, queries, grid(reach), alpha=alpha)
+    return out.T.reshape(conv.code_grid)
 
 
 def attention_leak(alpha: float | None, dimensions: int = 1) -> float:

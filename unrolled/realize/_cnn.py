@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._program import program
 from unrolled.activations import Activation, by_name
 from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled
@@ -58,7 +60,7 @@ class Realization(NamedTuple):
 
     def in_range(self, y: Array) -> Array:
         """(), True if max abs(y) is at most `signal_bound`; traceable."""
-        return jnp.all(jnp.abs(y) <= self.signal_bound)
+        return _within(y, self.signal_bound)
 
 
 def cnn(
@@ -168,19 +170,25 @@ def cnn(
         )
     layers = tuple(one for hidden, readout in parts for one in (*hidden, *readout))
     depth = sum(len(hidden) for hidden, _ in parts) + len(parts[-1][1])
-    run = _runner(blocks[0].m, M, isinstance(layer, Network), where)
+    run = _Run(blocks[0].m, M, isinstance(layer, Network))
     return Realization(partial(run, layers), layers, depth, count_weights(layers), M, offset, run)
 
 
-def _runner(m: int, M: float, chain: bool, where: str) -> Callable:
+@dataclass(frozen=True)
+class _Run:
     """`Realization.run`: the codes from layers and a signal, after the checks of the signal."""
 
-    def run(layers: tuple[ConvLayer, ...], y: Array) -> Array | tuple[Array, ...]:
+    m: int
+    signal_bound: float
+    is_chain: bool
+
+    def __call__(self, layers: tuple[ConvLayer, ...], y: Array) -> Array | tuple[Array, ...]:
+        where, M = "realize.cnn", self.signal_bound
         y = _checks.as_float(y, "y", where)
-        if y.shape != (m,):
+        if y.shape != (self.m,):
             raise ValueError(
                 f"{where}: y has shape {y.shape}; "
-                f"expected ({m},), one signal per call: try jax.vmap"
+                f"expected ({self.m},), one signal per call: try jax.vmap"
             )
         if _checks.is_concrete(y) and not np.all(np.abs(np.asarray(y)) <= M):
             raise ValueError(
@@ -188,6 +196,9 @@ def _runner(m: int, M: float, chain: bool, where: str) -> Callable:
                 f"signal_bound = {M:.6g}, try a realization with a larger bound"
             )
         codes = forward(layers, y)
-        return codes if chain else codes[0]
+        return codes if self.is_chain else codes[0]
 
-    return run
+
+@program()
+def _within(y: Array, bound: float) -> Array:
+    return jnp.all(jnp.abs(y) <= bound)

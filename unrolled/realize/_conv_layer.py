@@ -10,6 +10,7 @@ from jax import lax
 
 from unrolled import _checks
 from unrolled._checks import Array
+from unrolled._program import program
 from unrolled.activations import by_name, relu
 from unrolled.dictionaries import pytree
 
@@ -60,8 +61,14 @@ def conv_layer(
         for a, name in ((h, "h"), (filters, "filters"), (bias, "bias"))
     )
     strides = _strides(h, filters, bias, stride)
-    dtype = _checks.common_dtype(h, filters, bias)
-    h, filters, bias = h.astype(dtype), filters.astype(dtype), bias.astype(dtype)
+    return _conv_layer(h, filters, bias, strides, by_name(activation) if activation else None)
+
+
+@program("strides", "activation")
+def _conv_layer(
+    h: Array, filters: Array, bias: Array, strides: tuple[int, ...], activation: Any
+) -> Array:
+    h, filters, bias = _checks.cast((h, filters, bias), _checks.common_dtype(h, filters, bias))
     padding = [
         (0, max(0, (-(-n // t) - 1) * t + s - n))
         for n, s, t in zip(h.shape[1:], filters.shape[2:], strides)
@@ -70,7 +77,7 @@ def conv_layer(
         h[None], filters, strides, padding, precision=lax.Precision.HIGHEST
     )[0]
     out = out + bias.reshape(-1, *[1] * len(strides))
-    return out if activation is None else by_name(activation)(out)
+    return out if activation is None else activation(out)
 
 
 def _strides(
@@ -132,6 +139,7 @@ class ConvLayer:
         )
 
 
+@program()
 def forward(layers: tuple[ConvLayer, ...], y: Array) -> tuple[Array, ...]:
     """The codes (x_1, ..., x_J) that the layers of a `Realization` compute for one signal, (m,)."""
     dtype = _checks.common_dtype(layers, y)

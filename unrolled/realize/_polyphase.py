@@ -56,10 +56,10 @@ class Architecture(NamedTuple):
         ).astype(self.dtype)
         pair = self.stored.get(filters.shape)
         if pair is None or not np.array_equal(pair[0], filters):
-            pair = self.stored[filters.shape] = filters, jnp.asarray(filters)
+            pair = self.stored[filters.shape] = filters, jax.device_put(filters)
         rho = None if linear else self.activation
         bias = bias.astype(self.dtype)
-        return ConvLayer(pair[1], jnp.asarray(bias), self.stride, rho, flat, readout)
+        return ConvLayer(pair[1], jax.device_put(bias), self.stride, rho, flat, readout)
 
 
 def tree_depth(q: int, stride: int) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from unrolled import _checks, _lax
 from unrolled._checks import Array, ArrayLike
+from unrolled._program import program
 from unrolled.activations import relu
 from unrolled.dictionaries import Conv, operands
 from unrolled.layers import Layer, Unrolled, stack
@@ -26,7 +27,6 @@ from unrolled.realize._transformer_block import (
     check_within,
     embed,
     head_values,
-    limits_of,
     read_code,
     run_block,
     shift_invariant,
@@ -93,30 +93,44 @@ def transformer(
     where = "transformer"
     alpha = concentration(alpha, where)
     D, shared, steps = _realizable(layer, params, D, where)
-    n_atoms, n_channels = D.filters.shape[:2]
+    n_channels = D.filters.shape[1]
     signal_bound = as_bound(signal_bound, n_channels, "signal_bound", where)
 
-    def grow(code_bound, p):
-        weights, code_bound = block_weights(
-            D,
-            *_weights_and_step(layer, shared, p, D),
-            p.theta,
-            limits_of(code_bound, signal_bound, D.dtype),
-        )
-        return code_bound, weights
-
-    def run(tokens, block):
-        return run_block(block, tokens, D, alpha), None
-
-    _, blocks = _lax.scan(grow, jnp.zeros(n_atoms, D.dtype), steps, length=layer.depth)
+    blocks = _grown(layer, shared, steps, D, signal_bound)
 
     def apply(y: Array) -> Array:
         _, y, weights = operands(D, y, where, params=blocks)
         check_within(y.reshape(n_channels, -1), signal_bound[:, None], "y", where)
-        tokens, _ = _lax.scan(run, embed(D, y), weights)
-        return read_code(D, tokens)
+        return _run_blocks(weights, D, y, alpha)
 
     return Transformer(apply, blocks, layer.depth, count_weights(blocks))
+
+
+@program("layer")
+def _grown(layer: Layer, shared: Any, steps: Any, D: Conv, signal_bound: Array) -> BlockWeights:
+    """The weights of all blocks: each for the codes that the blocks before it can make."""
+
+    def grow(code_bound, p):
+        W, gamma = _weights_and_step(layer, shared, p, D)
+        weights, code_bound = block_weights(D, W, gamma, p.theta, code_bound, signal_bound)
+        return code_bound, weights
+
+    none = jnp.zeros(D.filters.shape[0], D.dtype)
+    return _lax.scan(grow, none, steps, length=layer.depth)[1]
+
+
+@program()
+def _run_blocks(blocks: BlockWeights, D: Conv, y: Array, alpha: float | None) -> Array:
+    def run(tokens, block):
+        return run_block(block, tokens, D, alpha), None
+
+    return read_code(D, _lax.scan(run, embed(D, y), blocks)[0])
+
+
+@program("layer")
+def _head_values(layer: Layer, shared: Any, steps: Any, D: Conv) -> Array:
+    """V_tau of every step."""
+    return jax.vmap(lambda p: head_values(D, *_weights_and_step(layer, shared, p, D)))(steps)
 
 
 def transformer_error(
@@ -186,11 +200,9 @@ def transformer_error(
         raise ValueError(f"{where}: expected either signal_bound or signals")
     _checks.nonnegative(code_bound, "code_bound", where)
     with jax.enable_x64(True):
-        D, params = _checks.cast((D, params), np.float64)
+        D, params = _in_float64((D, params))
         D, shared, steps = _realizable(layer, params, D, where)
-        V = np.asarray(
-            jax.vmap(lambda p: head_values(D, *_weights_and_step(layer, shared, p, D)))(steps)
-        )
+        V = np.asarray(_head_values(layer, shared, steps, D))
         theta = np.asarray(steps.theta).reshape(layer.depth, -1)
         if signals is not None:
             return _errors_of_signals(D, V, theta, concentration(alpha, where), signals)
@@ -210,6 +222,11 @@ def transformer_error(
         e = e_next
         errors.append(e.max())
     return np.array(errors)
+
+
+@program()
+def _in_float64(tree: Any) -> Any:
+    return _checks.cast(tree, np.float64)
 
 
 def _errors_of_signals(

@@ -11,6 +11,7 @@ from jax import lax
 
 from unrolled import _checks
 from unrolled._checks import Array, ArrayLike
+from unrolled._program import program
 from unrolled.dictionaries import Conv, Dictionary, as_dictionary
 from unrolled.realize import _attention
 
@@ -118,10 +119,7 @@ def transformer_block(
     check_per_filter(theta, gamma, n_atoms, 0, where)
     signal_bound = as_bound(signal_bound, n_channels, "signal_bound", where)
     code_bound = as_bound(code_bound, n_atoms, "code_bound", where)
-    dtype = _checks.common_dtype(D, W)
-    D, W = _checks.cast((D, W), dtype)
-    theta, gamma = jnp.asarray(theta, dtype), jnp.asarray(gamma, dtype)
-    weights, _ = block_weights(D, W, gamma, theta, limits_of(code_bound, signal_bound, dtype))
+    weights, _ = block_weights(D, W, gamma, theta, code_bound, signal_bound)
 
     def apply(tokens: Array) -> Array:
         tokens = _checks.as_float(tokens, "tokens", where)
@@ -132,12 +130,12 @@ def transformer_block(
             )
         check_within(tokens[:, :n_atoms], code_bound[None], "x", where)
         check_within(tokens[:, n_atoms:-1], signal_bound[None], "y", where)
-        dtype = _checks.common_dtype(weights, tokens)
-        return run_block(_checks.cast(weights, dtype), tokens.astype(dtype), D, alpha)
+        return run_block(weights, tokens, D, alpha)
 
     return Block(apply, weights)
 
 
+@program()
 def embed(D: Conv, y: Array, x: Array | None = None) -> Array:
     """The tokens of a signal and a code, with the channels [x, y, p].
 
@@ -170,6 +168,7 @@ def embed(D: Conv, y: Array, x: Array | None = None) -> Array:
     return tokens.reshape(len(tokens), -1).T
 
 
+@program()
 def read_code(D: Conv, tokens: Array) -> Array:
     """The code stored on tokens.
 
@@ -191,8 +190,10 @@ def read_code(D: Conv, tokens: Array) -> Array:
     return channels[(slice(None), *_code_places(D))].reshape(-1)
 
 
+@program()
 def run_block(block: BlockWeights, tokens: Array, D: Conv, alpha: float | None) -> Array:
     """The tokens after one block: attention, then the feed-forward part, each with a residual."""
+    block, tokens = _checks.cast((block, tokens), _checks.common_dtype(block, tokens))
     positions = _attention.grid(_token_grid(D))
     period = D.signal_shape if D.boundary == "circular" else None
     with jax.default_matmul_precision("highest"):
@@ -202,10 +203,20 @@ def run_block(block: BlockWeights, tokens: Array, D: Conv, alpha: float | None) 
         return z + jax.nn.relu(z @ block.hidden.T + block.offset[None]) @ block.output.T
 
 
+@program()
 def block_weights(
-    D: Conv, W: Conv, gamma: Array, theta: Array, limits: Array
+    D: Conv,
+    W: Conv,
+    gamma: ArrayLike,
+    theta: ArrayLike,
+    code_bound: Array,
+    signal_bound: Array,
 ) -> tuple[BlockWeights, Array]:
-    """The weights of a block for tokens within `limits`, and a bound on the codes after it."""
+    """The weights of a block for tokens within bounds, and a bound on the codes after it."""
+    dtype = _checks.common_dtype(D, W)
+    D, W = _checks.cast((D, W), dtype)
+    gamma, theta = jnp.asarray(gamma, dtype), jnp.asarray(theta, dtype)
+    limits = jnp.concatenate([code_bound.astype(dtype), signal_bound.astype(dtype)])
     n_atoms, n_channels = D.filters.shape[:2]
     c = n_atoms + n_channels + 1
     V = head_values(D, W, gamma)
@@ -320,12 +331,8 @@ def as_bound(value: ArrayLike, n: int, name: str, where: str) -> Array:
         raise ValueError(f"{where}: {name} has shape {value.shape}; expected () or ({n},)")
     _checks.nonnegative(value, name, where)
     _checks.finite(value, name, where)
-    return jnp.broadcast_to(value, (n,))
-
-
-def limits_of(code_bound: Array, signal_bound: Array, dtype: np.dtype) -> Array:
-    """Bounds on the channels x and y of the tokens, (n_atoms + n_channels,)."""
-    return jnp.concatenate([code_bound.astype(dtype), signal_bound.astype(dtype)])
+    known = np.asarray(value) if _checks.is_concrete(value) else value
+    return (np if known is not value else jnp).broadcast_to(known, (n,))
 
 
 def check_within(values: Array, bound: Array, name: str, where: str) -> None:
