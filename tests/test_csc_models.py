@@ -235,6 +235,8 @@ def test_the_sizes_are_those_of_cifar_10():
 WRONG = {
     "unfoldings must be at least 0": lambda: CSCLayer(1, 1, (3, 3), unfoldings=-1, rngs=RNGS),
     "padding": lambda: CSCLayer(1, 1, (3, 3), padding="FULL", rngs=RNGS),
+    "input_dilation is not supported": lambda: CSCLayer(2, 2, (3, 3), input_dilation=2, rngs=RNGS),
+    "one size for each side": lambda: CSCLayer(2, 2, (), rngs=RNGS),
     "one group": lambda: CSCLayer(2, 2, (3, 3), feature_group_count=2, rngs=RNGS),
     "unknown name .nothing.": lambda: CSCLayer(1, 1, (3, 3), activation="nothing", rngs=RNGS),
     "expected .N, H, W, 1.": lambda: CSCLayer(1, 1, (3, 3), rngs=RNGS)(images(1, 6, 6, 2)),

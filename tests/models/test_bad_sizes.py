@@ -112,6 +112,18 @@ def test_what_is_no_sequence_of_banks_or_no_side_is_refused():
     assert hash(models.ImageConv(jnp.ones((3, 3, 1, 2)), [5, 5]).side) == hash((5, 5))
 
 
+@pytest.mark.parametrize(
+    "name, flag",
+    [
+        *(("CSCLayer", flag) for flag in ("warm", "batch_norm", "use_bias")),
+        ("MLCSC", "constrained"),
+    ],
+)
+def test_flags_are_true_or_false(name, flag):
+    with pytest.raises(TypeError, match=f"{name}: {flag} must be True or False, got 'no'"):
+        made(name, **{flag: "no"})
+
+
 @pytest.mark.parametrize("name", ["strides", "kernel_dilation"])
 def test_csc_layers_take_one_size_per_side(name):
     with pytest.raises(ValueError, match=rf"CSCLayer: {name} is .* one for each"):

@@ -304,3 +304,14 @@ def test_pictures_and_noise_levels_that_do_not_fit_are_refused():
     ):
         with pytest.raises(ValueError, match=match):
             shift_average(lambda window: window, picture_, kernel=3, stride=stride)
+    with pytest.raises(
+        ValueError, match=r"window of shape \(9, 9\) has shape \(1, 9, 9\); expected"
+    ):
+        shift_average(lambda window: window[None], np.ones((5, 5)), kernel=3, stride=1)
+    with pytest.raises(TypeError, match="estimate must be a function, got 3"):
+        shift_average(3, np.ones((5, 5)), kernel=3, stride=1)
+    ours, same = (
+        shift_average(lambda window: window, picture, kernel=2, stride=1)
+        for picture in ([[1.0, 2.0], [3.0, 4.0]], np.array([[1.0, 2.0], [3.0, 4.0]]))
+    )
+    np.testing.assert_array_equal(ours, same)

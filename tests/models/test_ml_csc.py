@@ -414,6 +414,26 @@ def test_violations_are_counted_against_the_norms_of_the_matrices():
     assert net.violations().layers == 2
 
 
+@pytest.mark.parametrize(
+    "shape, filters, signs",
+    [
+        ((14, 14, 2), Filters(3, 3), ((1, -1, 0), (0, 0, 0.1))),
+        ((6, 6, 1), Filters(2, 3), ((1, -1),)),
+        ((4, 4, 1), Filters(1, 4), ((1,),)),
+        ((4, 4, 1), Filters(1, 3), ((0,),)),
+    ],
+)
+def test_violations_see_filters_that_are_blind_to_a_code_of_ones(shape, filters, signs):
+    net = make("ml-ista", shape=shape, filters=[filters])
+    side = filters.kernel
+    picture = np.random.default_rng(0).normal(size=(side, side, 1, 1))
+    fill(net.layers[0].kernel, jnp.asarray(picture * np.array(signs)))
+    fill(net.layers[0].c, jnp.asarray(1.0))
+    found = net.violations()
+    np.testing.assert_allclose(found.steps, norms_squared(net), rtol=1e-6)
+    assert found.layers == (not 0 < found.steps[0] <= 1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["ml-ista", "cnn", "ml-fista", "layered-bp"])
 def test_constrained_steps_are_proximal_whatever_the_params(method):
@@ -478,6 +498,7 @@ def test_the_margin_covers_what_power_iteration_misses_on_random_filters(build):
     "change, message",
     [
         (dict(method="ista"), "unknown method 'ista'; expected one of cnn, ml-ista"),
+        (dict(method=["cnn"]), "unknown method .'cnn'.; expected one of cnn, ml-ista"),
         (dict(method="ml-lista", constrained=True), "ml-lista cannot be constrained; expected"),
         (dict(classes=0), "classes must be at least 1"),
         (dict(unfoldings=-1), "unfoldings must be at least 0"),
@@ -498,6 +519,8 @@ def test_a_network_that_cannot_be_is_refused(change, message):
 def test_filters_that_are_none_are_refused():
     with pytest.raises(TypeError, match=r"layer 1 are \(4, 3\); expected models.Filters"):
         MLCSC(PICTURE, [(4, 3)], "cnn", rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match="classifier must make a module, got None"):
+        make("cnn", classifier=None)
 
 
 @pytest.mark.parametrize("shape", [(9, 8, 2), (1, 8, 9, 2)])
@@ -511,4 +534,9 @@ def test_kernels_that_do_not_fit_images_are_refused():
         with pytest.raises(ValueError, match=r"ImageConv: the kernel has shape .*; expected"):
             ImageConv(jnp.ones(shape), side)
     D = ImageConv(jnp.ones((3, 3, 1, 2), "float32"), (5, 5))
-    assert (np.ones((1, 5, 5, 1), int) @ D).shape == (1, 3, 3, 2)  # of numpy, and of integers
+    images = np.ones((1, 5, 5, 1), int)
+    assert (images @ D).shape == (1, 3, 3, 2)  # of numpy, and of integers
+    for kernel in (np.ones((3, 3, 1, 2), int), np.ones((3, 3, 1, 2)).tolist()):
+        np.testing.assert_array_equal(images @ ImageConv(kernel, (5, 5)), images @ D)
+    with pytest.raises(ValueError, match=r"codes have shape \(1,\)"):
+        D @ [1.0]

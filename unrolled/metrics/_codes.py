@@ -8,7 +8,16 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import Array, ArrayLike, as_float
-from unrolled._numbers import at_least, exponent, largest, ldexp, times_power, widened
+from unrolled._numbers import (
+    at_least,
+    exponent,
+    largest,
+    ldexp,
+    norm,
+    times_power,
+    wide_dtype,
+    widened,
+)
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary, operands
 from unrolled.metrics._decibels import energies, relative_error, same_shape
@@ -81,8 +90,11 @@ def mean_nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
 
 @program()
 def _mean_nmse(estimates: Array, X: Array) -> Array:
-    per_signal = at_least(relative_error(estimates, X, -1), _FLOOR)
-    nonzero = jnp.any(X != 0, -1)
+    nonzero, exact = jnp.any(X != 0, -1), ((estimates == X) & jnp.isfinite(X)).all(-1)
+    # Rows without a logarithm, or without a finite derivative of it, do not come near one.
+    usual = (nonzero & ~exact)[:, None]
+    per_signal = relative_error(jnp.where(usual, estimates, 0), jnp.where(usual, X, 1), -1)
+    per_signal = jnp.where(exact, jnp.asarray(_FLOOR, X.dtype), at_least(per_signal, _FLOOR))
     return jnp.mean(per_signal, where=nonzero)
 
 
@@ -153,7 +165,7 @@ def _support_scores(estimates: Array, X: Array, tolerance: ArrayLike) -> Support
     defined = ~(jnp.isnan(estimates) | jnp.isnan(X)).any(-1)
     chosen, true = jnp.abs(estimates) > tolerance, X != 0
     hits, n_chosen, n_true = (
-        jnp.sum(mask, -1, dtype=float) for mask in (chosen & true, chosen, true)
+        jnp.sum(mask, -1, dtype=wide_dtype(X.dtype)) for mask in (chosen & true, chosen, true)
     )
     precision = jnp.mean(hits / jnp.maximum(n_chosen, 1), where=n_chosen > 0)
     recall = jnp.mean(hits / jnp.maximum(n_true, 1), where=n_true > 0)
@@ -266,7 +278,7 @@ def _sparsity(x: Array, fraction: ArrayLike) -> Sparsity:
 
 def _hoyer(size: Array) -> Array:
     """Hoyer's measure of the rows of magnitudes (N, n)."""
-    l1, l2 = size.sum(1), jnp.sqrt((size**2).sum(1))
+    l1, l2 = size.sum(1), norm(size, 1)
     root = math.sqrt(size.shape[1])
     measure = (root - l1 / jnp.where(l2 == 0, 1, l2)) / (root - 1)
     return jnp.where(l2 == 0, 1, jnp.clip(measure, 0, 1))  # rounding may leave [0, 1]

@@ -86,10 +86,16 @@ class CSCLayer(nnx.Conv):
             options["kernel_dilation"] = _sizes(dilation, "kernel_dilation", where)
         unfoldings = _checks.as_index(unfoldings, "unfoldings", where)
         activation = as_activation(activation, "activation", where)
+        warm, batch_norm, use_bias = (
+            _checks.as_bool(flag, name, where)
+            for name, flag in (("warm", warm), ("batch_norm", batch_norm), ("use_bias", use_bias))
+        )
         if padding not in ("SAME", "VALID", "CIRCULAR"):
             raise ValueError(f'CSCLayer: padding {padding!r}; expected "SAME", "VALID", "CIRCULAR"')
         if "feature_group_count" in options:
             raise ValueError("CSCLayer: feature_group_count is not supported; expected one group")
+        if "input_dilation" in options:
+            raise ValueError("CSCLayer: input_dilation is not supported; try strides")
         check_rngs(rngs, where)
         super().__init__(
             in_features,
@@ -172,6 +178,8 @@ class CSCLayer(nnx.Conv):
 def _sizes(sizes: Any, name: str, where: str) -> int | tuple[int, ...]:
     """One size for all dimensions, or a tuple of one for each."""
     if isinstance(sizes, tuple | list):
+        if not sizes:
+            raise ValueError(f"{where}: {name} is {sizes}; expected one size for each side")
         return _checks.as_indices(sizes, name, where, least=1)
     return _checks.as_index(sizes, name, where, least=1)
 

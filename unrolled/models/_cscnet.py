@@ -39,8 +39,9 @@ def shift_average(
         (H, W).
 
     Raises:
-        TypeError: kernel or stride is not an integer.
-        ValueError: the picture is not (H, W), the stride is below 1 or above the kernel.
+        TypeError: kernel or stride is not an integer, estimate is no function.
+        ValueError: the picture is not (H, W), the stride is below 1 or above the kernel, an
+            estimate has another shape.
 
     Reference: Simon, Elad, "Rethinking the CSC model for natural images" (2019), who average the
     estimates of all shifts.
@@ -56,11 +57,18 @@ def shift_average(
         [0.0, 2.0, 4.0, 2.0, 0.0]
     """
     reach = _checks.as_index(kernel, "kernel", "shift_average", least=1) - 1
+    picture = _checks.as_float(picture, "the picture", "shift_average")
+    if not callable(estimate):
+        raise TypeError(f"shift_average: estimate must be a function, got {estimate!r}")
 
     def one(window: Array, shift: Array) -> Array:
-        return lax.dynamic_slice(
-            estimate(window), (reach - shift[0], reach - shift[1]), picture.shape
-        )
+        whole = jnp.asarray(estimate(window))
+        if whole.shape != window.shape:
+            raise ValueError(
+                f"shift_average: the estimate of a window of shape {window.shape} has shape "
+                f"{whole.shape}; expected the same"
+            )
+        return lax.dynamic_slice(whole, (reach - shift[0], reach - shift[1]), picture.shape)
 
     return jnp.mean(over_shifts(one, picture, kernel=kernel, stride=stride), 0)
 
@@ -73,6 +81,7 @@ def over_shifts(
     The corner of a window is the pixel shift - (kernel - 1).
     """
     n, s = _checks.as_sizes("shift_average", kernel=kernel, stride=stride)
+    picture = _checks.as_float(picture, "the picture", "shift_average")
     if picture.ndim != 2 or 0 in picture.shape:
         raise ValueError(f"shift_average: the picture has shape {picture.shape}; expected (H, W)")
     if s > n:
@@ -289,7 +298,7 @@ class CSCNet(nnx.Module):
             raise ValueError(f"CSCNet: this net {wants}")
         if sigma is None:
             return picture, None
-        sigma = jnp.asarray(sigma, picture.dtype)
+        sigma = _checks.as_float(sigma, "sigma", "CSCNet").astype(picture.dtype)
         if sigma.shape not in ((), picture.shape[:-2]):
             raise ValueError(
                 f"CSCNet: sigma has shape {sigma.shape}; expected () or one per picture of a batch"

@@ -59,6 +59,8 @@ class ImageConv:
         object.__setattr__(self, "side", side)  # a list is no static field
         _checks.as_index(self.stride, "stride", "ImageConv", least=1)
         _checks.as_index(self.padding, "padding", "ImageConv")
+        if isinstance(self.kernel, list | tuple):
+            object.__setattr__(self, "kernel", _checks.as_float(self.kernel, "kernel", "ImageConv"))
         shape = jnp.shape(self.kernel)
         k, other = shape[-4:-2] if len(shape) > 3 else (0, 1)  # of one kernel, or of several
         if k != other or k > min(side) + 2 * self.padding:
@@ -92,15 +94,18 @@ class ImageConv:
         self, batch: Array, what: str, shape: tuple[int, ...]
     ) -> tuple["ImageConv", Array]:
         """The filters and the batch, checked, in the wider of their dtypes."""
-        if batch.shape[1:] != shape:
+        if np.shape(batch)[1:] != shape:
             expected = ", ".join(map(str, shape))
             raise ValueError(
-                f"ImageConv: {what} have shape {batch.shape}; expected (N, {expected})"
+                f"ImageConv: {what} have shape {np.shape(batch)}; expected (N, {expected})"
             )
-        kind, dtype = batch.dtype, self.kernel.dtype
-        floats = jnp.issubdtype(kind, jnp.floating)
-        dtype = kind if floats and jnp.finfo(kind).bits > jnp.finfo(dtype).bits else dtype
-        return replace(self, kernel=jnp.asarray(self.kernel, dtype)), jnp.asarray(batch, dtype)
+        of_floats = jnp.issubdtype(jnp.result_type(batch), jnp.floating)
+        batch = _checks.as_float(batch, what, "ImageConv")
+        kernel = _checks.as_float(self.kernel, "kernel", "ImageConv")
+        kind, dtype = batch.dtype, kernel.dtype
+        # Pictures of integers take the dtype of the filters.
+        dtype = kind if of_floats and jnp.finfo(kind).bits > jnp.finfo(dtype).bits else dtype
+        return replace(self, kernel=kernel.astype(dtype)), batch.astype(dtype)
 
 
 # The gradients of both maps are made of the two maps and the gradient of the filters, which are

@@ -98,10 +98,13 @@ class MLCSC(nnx.Module):
         constrained: bool = False,
         rngs: nnx.Rngs,
     ):
-        if method not in PURSUITS:
+        if not isinstance(method, str) or method not in PURSUITS:
             raise ValueError(
                 f"MLCSC: unknown method {method!r}; expected one of {', '.join(PURSUITS)}"
             )
+        constrained = _checks.as_bool(constrained, "constrained", "MLCSC")
+        if not callable(classifier):
+            raise TypeError(f"MLCSC: classifier must make a module, got {classifier!r}")
         if constrained and method not in _PROXIMAL:
             raise ValueError(
                 f"MLCSC: {method} cannot be constrained; expected one of {', '.join(_PROXIMAL)}"
