@@ -39,7 +39,8 @@ def lasso(
     FISTA with restart finds the support, conjugate gradients solve on it. Both need products with D
     alone, so D may be a dictionary of any kind and size. Traceable. Differentiable in D, y, lam and
     l2, in forward and in reverse mode, with the support held fixed: the derivative is that of the
-    solution where this is unique and its support does not change nearby.
+    solution where this is unique and its support does not change nearby. Inside of a `lax.scan`
+    the reverse mode has no reverse mode, but a forward one.
 
     Args:
         D: (m, d).
@@ -131,7 +132,7 @@ def lasso_path(
 ) -> Path:
     r"""The codes of `lasso` for a sequence of penalties, each started from the one before.
 
-    Traceable, and differentiable as `lasso` is.
+    Traceable, and differentiable as `lasso` is inside of a `lax.scan`.
 
     Args:
         D: (m, d).
