@@ -77,17 +77,17 @@ def _step(shared, p, D, y, state):
 
 
 t, d, a, m, p = ur.theory, ur.dictionaries, ur.analytic, ur.metrics, ur.problems
-act, lay, tr, re = ur.activations, ur.layers, ur.training, ur.realize
+act, lay, tr, real = ur.activations, ur.layers, ur.training, ur.realize
 
 FILTERS, PLACES = CONV.filters, np.arange(13)[:, None]
 IMAGE, TOKENS = Y_CONV[:1], jnp.asarray(rng.uniform(size=(13, 4)))
-ATTENTION, SOFT_ATTENTION = (re.attention(FILTERS, signal_shape=13, alpha=a) for a in (None, 8.0))
-CNN = re.cnn(LAYER, PARAMS, D, kernel_size=4, signal_bound=9.0)
-MODULE = re.nnx_module(CNN)
+ATTENTION, SOFT_ATTENTION = (real.attention(FILTERS, signal_shape=13, alpha=a) for a in (None, 8.0))
+CNN = real.cnn(LAYER, PARAMS, D, kernel_size=4, signal_bound=9.0)
+MODULE = real.nnx_module(CNN)
 CONV_PARAMS = ur.analytic.ista(CONV, 0.1, 3)
-TRANSFORMER = re.transformer(ISTA, CONV_PARAMS, CONV, signal_bound=9.0)
+TRANSFORMER = real.transformer(ISTA, CONV_PARAMS, CONV, signal_bound=9.0)
 BOUNDS = dict(signal_bound=9.0, code_bound=9.0)
-BLOCK = re.transformer_block(CONV, CONV, 0.1, **BOUNDS)
+BLOCK = real.transformer_block(CONV, CONV, 0.1, **BOUNDS)
 STRUCTURED = {
     name: D
     for name, D in ((name, build()) for name, build in registry.DICTIONARIES.items())
@@ -268,28 +268,28 @@ CALLS |= {
     "networks.mixed_scale": lambda: ur.networks.mixed_scale(
         KEY, 6, growth=1, depth=2, dilations=(1, 2)
     ),
-    "realize.attention": lambda: re.attention(FILTERS, signal_shape=13),
+    "realize.attention": lambda: real.attention(FILTERS, signal_shape=13),
     "realize.attention, apply": lambda: ATTENTION.apply(IMAGE),
     "realize.attention, apply, soft": lambda: SOFT_ATTENTION.apply(IMAGE),
-    "realize.attention_error": lambda: re.attention_error(FILTERS, IMAGE, 8.0),
-    "realize.attention_leak": lambda: re.attention_leak(8.0),
-    "realize.cnn": lambda: re.cnn(LAYER, PARAMS, D, kernel_size=4, signal_bound=9.0),
+    "realize.attention_error": lambda: real.attention_error(FILTERS, IMAGE, 8.0),
+    "realize.attention_leak": lambda: real.attention_leak(8.0),
+    "realize.cnn": lambda: real.cnn(LAYER, PARAMS, D, kernel_size=4, signal_bound=9.0),
     "realize.cnn, apply": lambda: CNN.apply(Y_1),
     "realize.cnn, in_range": lambda: CNN.in_range(Y_1),
-    "realize.conv_layer": lambda: re.conv_layer(IMAGE, FILTERS, TWO, stride=2),
+    "realize.conv_layer": lambda: real.conv_layer(IMAGE, FILTERS, TWO, stride=2),
     "realize.conv_layer, of a network": lambda: CNN.layers[0](IMAGE[:, :11]),
-    "realize.embed": lambda: re.embed(CONV, Y_1_CONV, CODE_CONV),
-    "realize.multi_head_attention": lambda: re.multi_head_attention(
+    "realize.embed": lambda: real.embed(CONV, Y_1_CONV, CODE_CONV),
+    "realize.multi_head_attention": lambda: real.multi_head_attention(
         IMAGE.T, ATTENTION.heads, PLACES, PLACES, alpha=8.0, period=(13,)
     ),
-    "realize.nnx_module": lambda: re.nnx_module(CNN),
+    "realize.nnx_module": lambda: real.nnx_module(CNN),
     "realize.nnx_module, call": lambda: MODULE(Y_1),
-    "realize.read_code": lambda: re.read_code(CONV, TOKENS),
-    "realize.transformer": lambda: re.transformer(ISTA, CONV_PARAMS, CONV, signal_bound=9.0),
+    "realize.read_code": lambda: real.read_code(CONV, TOKENS),
+    "realize.transformer": lambda: real.transformer(ISTA, CONV_PARAMS, CONV, signal_bound=9.0),
     "realize.transformer, apply": lambda: TRANSFORMER.apply(Y_1_CONV),
-    "realize.transformer_block": lambda: re.transformer_block(CONV, CONV, 0.1, **BOUNDS),
+    "realize.transformer_block": lambda: real.transformer_block(CONV, CONV, 0.1, **BOUNDS),
     "realize.transformer_block, apply": lambda: BLOCK.apply(TOKENS),
-    "realize.transformer_error": lambda: re.transformer_error(
+    "realize.transformer_error": lambda: real.transformer_error(
         ISTA, CONV_PARAMS, CONV, alpha=8.0, signal_bound=1.0
     ),
     "training.deep": lambda: tr.deep(tr.supervised)(CODES, X, None, None),

@@ -61,7 +61,8 @@ def conv_layer(
         for a, name in ((h, "h"), (filters, "filters"), (bias, "bias"))
     )
     strides = _strides(h, filters, bias, stride)
-    return _conv_layer(h, filters, bias, strides, by_name(activation) if activation else None)
+    rho = None if activation is None else by_name(activation)
+    return _conv_layer(h, filters, bias, strides, rho)
 
 
 @program("strides", "activation")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -331,8 +331,8 @@ def as_bound(value: ArrayLike, n: int, name: str, where: str) -> Array:
         raise ValueError(f"{where}: {name} has shape {value.shape}; expected () or ({n},)")
     _checks.nonnegative(value, name, where)
     _checks.finite(value, name, where)
-    known = np.asarray(value) if _checks.is_concrete(value) else value
-    return (np if known is not value else jnp).broadcast_to(known, (n,))
+    xp: Any = np if _checks.is_concrete(value) else jnp
+    return xp.broadcast_to(xp.asarray(value), (n,))
 
 
 def check_within(values: Array, bound: Array, name: str, where: str) -> None:
