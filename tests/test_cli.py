@@ -2,6 +2,7 @@
 
 import csv
 import gc
+import io
 import os
 import re
 import subprocess
@@ -523,6 +524,7 @@ REFUSED = {
     "compare --dictionary D.npy --lam 0": "lam must be positive, got 0",
     "compare --dictionary D.npy --sparsity 25": "sparsity must be in 1..24, got 25",
     "compare --dictionary gone.npy": "gone.npy: no such file",
+    "compare --dictionary .": ".: is a folder; expected a file",
     "compare --dictionary D.npy paley.npy": r"D_1 has shape \(12, 24\) but D_2 has shape \(7, 14\)",
     "compare --dictionary H.npy T.npy --signals Y.npy": "a chain needs one .npz file with signals",
     "compare --signals YX.npz --dictionary D.npy I.npy": "YX.npz: has no codes; "
@@ -567,6 +569,49 @@ def test_an_interrupt_is_one_line_too(run, monkeypatch):
 
     monkeypatch.setattr("unrolled.commands._doctor.doctor", interrupt)
     assert run("doctor") == (130, "", "unrolled: interrupted\n")
+
+
+def test_a_stream_that_lacks_a_character_has_it_escaped(monkeypatch):
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    monkeypatch.setattr(
+        "unrolled.commands._doctor.doctor", lambda folder: {"folder": "rü", "measured": []}
+    )
+    assert main(["doctor"]) == 0 and narrow.errors == "strict"
+    narrow.flush()
+    assert rb"r\xfc" in narrow.buffer.getvalue()
+
+
+def test_a_closed_standard_error_stops_nothing(run, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setattr("unrolled.commands._doctor.doctor", lambda folder: {"measured": []})
+    assert run("doctor", "--json")[:2] == (0, '{\n "measured": []\n}\n') and sys.stderr is None
+    assert run("certify", "gone.npy")[:2] == (2, "")  # no message in place of a result
+
+
+def test_a_report_names_files_whose_names_are_no_text(tmp_path):
+    write_report(tmp_path, "Of Y\udce4.npy", "", [], {"signals": "Y\udce4.npy"})
+    for name in ("report.md", "report.html"):
+        assert r"Y\udce4.npy" in (tmp_path / name).read_text()
+    results = strict_json((tmp_path / "results.json").read_text())
+    assert results["settings"] == {"signals": "Y\udce4.npy"}
+
+
+def test_atoms_of_different_norms_are_warned_of(run, folder, tmp_path):
+    np.save(tmp_path / "D.npy", np.load(folder / "D.npy") * np.geomspace(0.01, 100, 24))
+    with pytest.warns(UserWarning, match="atoms have norms from 0.01 to 100; .* atoms of norm 1"):
+        run(
+            "encode",
+            "Y.npy",
+            "--method",
+            "omp",
+            "--sparsity",
+            "2",
+            "--dictionary",
+            tmp_path / "D.npy",
+            "--output",
+            tmp_path / "codes.npy",
+        )
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -1,5 +1,6 @@
 """Readers: what they accept, what they return, and that every refusal names the file."""
 
+import os
 import time
 
 import jax
@@ -64,8 +65,11 @@ def test_an_npz_file_without_the_entry_is_ambiguous(tmp_path, values):
 def test_a_missing_file_and_a_wrong_suffix(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone.npy: no such file"):
         read_array(tmp_path / "gone.npy")
-    with pytest.raises(FileNotFoundError, match="no such file"):
+    with pytest.raises(IsADirectoryError, match="is a folder; expected a file"):
         read_array(tmp_path)
+    os.mkfifo(tmp_path / "pipe.npy")
+    with pytest.raises(FileNotFoundError, match="pipe.npy: is no regular file"):
+        read_array(tmp_path / "pipe.npy")
     (tmp_path / "D.csv").write_text("1,2\n")
     with pytest.raises(ValueError, match="D.csv: expected a .npy or .npz file"):
         read_array(tmp_path / "D.csv")

@@ -19,6 +19,15 @@ class CheckpointError(ValueError):
     """A file or folder of saved numbers is damaged, cannot be written, or is of something else."""
 
 
+def check_file(path: Path) -> None:
+    """Raise FileNotFoundError, or IsADirectoryError, unless there is a file to read."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; expected a file")
+    if not path.is_file():
+        what = "is no regular file" if path.exists() else "no such file"
+        raise FileNotFoundError(f"{path}: {what}")
+
+
 def check_writable(folder: Path) -> None:
     """Raise OSError unless files can be written into a folder, or it can be made; nothing is left.
 

@@ -7,7 +7,13 @@ import sys
 from collections.abc import Sequence
 
 from unrolled._interrupts import never_lost
-from unrolled.commands import COMMANDS, kept_programs, never_silent, plain_warnings
+from unrolled.commands import (
+    COMMANDS,
+    able_streams,
+    kept_programs,
+    never_silent,
+    plain_warnings,
+)
 
 # What a user can cause and mend: shown as one line, without a traceback.
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError, ArithmeticError)
@@ -23,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, 2 for wrong arguments or input (one line on standard error), 130 or 143
-        when stopped by SIGINT or SIGTERM.
+        when stopped by SIGINT or SIGTERM. A training whose codes are worse than zero codes raises
+        SystemExit(3).
 
     Example:
         >>> from unrolled.cli import main
@@ -31,15 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         2
     """
     argv = sys.argv[1:] if argv is None else argv
-    try:
-        with never_lost():
-            return _main(argv)
-    except _USER_ERRORS as error:
-        print(f"unrolled: {'; '.join(str(error).splitlines())}", file=sys.stderr)
-        return _ERROR
-    except KeyboardInterrupt as stop:
-        print(f"unrolled: {str(stop) or 'interrupted'}", file=sys.stderr)
-        return _INTERRUPTED
+    with able_streams():
+        try:
+            with never_lost():
+                return _main(argv)
+        except _USER_ERRORS as error:
+            print(f"unrolled: {'; '.join(str(error).splitlines())}", file=sys.stderr)
+            return _ERROR
+        except KeyboardInterrupt as stop:
+            print(f"unrolled: {str(stop) or 'interrupted'}", file=sys.stderr)
+            return _INTERRUPTED
 
 
 def _main(argv: Sequence[str]) -> int:

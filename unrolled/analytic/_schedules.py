@@ -82,7 +82,7 @@ def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
         )
     with jax.enable_x64(True):
         *numbers, norms = _measured(*_checks.cast((W, D), np.float64))
-    unit_norms(D, norms, "certify")
+    unit_norms(D, np.asarray(norms), "certify")
     mu, C, eta, omega = map(float, numbers)
     guard = theory.rounding_guard(W, D, sparsity=1, bound=1.0)
     noise_guard = 4 * float(jnp.finfo(D.dtype).eps) * C  # as there, without a code: no products

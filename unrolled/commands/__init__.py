@@ -11,9 +11,9 @@ from unrolled.commands import (
     _train,
 )
 from unrolled.commands._cache import kept_programs
-from unrolled.commands._console import never_silent, plain_warnings
+from unrolled.commands._console import able_streams, never_silent, plain_warnings
 
 # Modules with `add_parser(commands)`, whose parser sets `run(arguments)`, in the order of the help.
 COMMANDS = (_compare, _certify, _learn, _train, _encode, _export, _experiment, _doctor)
 
-__all__ = ["COMMANDS", "kept_programs", "never_silent", "plain_warnings"]
+__all__ = ["COMMANDS", "able_streams", "kept_programs", "never_silent", "plain_warnings"]

@@ -1,12 +1,14 @@
 """What a command says: progress on standard error, its result on standard output."""
 
 import argparse
+import io
+import os
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +47,19 @@ def add_command(
         parser.add_argument(argument, **options)
     parser.set_defaults(run=run)
     return parser
+
+
+@contextmanager
+def able_streams() -> Iterator[None]:
+    """Standard output escapes what its encoding lacks; a standard error that is closed is empty."""
+    out = sys.stdout
+    with ExitStack() as after:
+        if isinstance(out, io.TextIOWrapper):
+            after.callback(out.reconfigure, errors=out.errors)
+            out.reconfigure(errors="backslashreplace")
+        if sys.stderr is None:
+            after.enter_context(redirect_stderr(after.enter_context(open(os.devnull, "w"))))
+        yield
 
 
 def teller() -> Say:

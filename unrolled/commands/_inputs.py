@@ -15,6 +15,7 @@ from unrolled.studies import PATCH, Pictures, photograph_patches
 
 WEIGHTS, CHECKPOINTS = "weights.npz", "checkpoints"  # in the folder of a run
 CODES = "codes.npz"  # that were made for it
+_APART = 2  # norms of atoms further apart are warned of
 
 
 def read_dictionary(path: Path, dtype: Any = np.float32) -> Operator:
@@ -26,7 +27,22 @@ def read_dictionary(path: Path, dtype: Any = np.float32) -> Operator:
     D = datasets.read_array(path, "D")
     if dtype == np.float32 and D.ndim == 2:
         D = in_float32(D.T, path, what="column").T
-    return as_dictionary(jnp.asarray(D if dtype is None else D.astype(dtype)), str(path))
+    if dtype is None:
+        return as_dictionary(jnp.asarray(D), str(path))
+    D = D.astype(dtype)
+    _warn_of_norms(np.linalg.norm(D.astype(float), axis=0), path)
+    return as_dictionary(jnp.asarray(D), str(path))
+
+
+def _warn_of_norms(norms: np.ndarray, path: Path) -> None:
+    """Say that atoms of different norms are not used alike."""
+    norms = norms[(norms > 0) & np.isfinite(norms)]
+    if norms.size and norms.max() > _APART * norms.min():
+        _checks.warn(
+            f"{path}: atoms have norms from {norms.min():.3g} to {norms.max():.3g}; thresholds "
+            "treat them alike, so that small ones are hardly used. Try atoms of norm 1, D / norms, "
+            "whose codes are norms * x"
+        )
 
 
 def in_float32(array: np.ndarray, path: Path, first: int = 0, what: str = "row") -> np.ndarray:

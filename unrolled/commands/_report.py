@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 
 from unrolled import plots
-from unrolled._files import whole_file, write_whole
+from unrolled._files import check_writable, whole_file, write_whole
 from unrolled._json import to_json
 from unrolled._text import Grid
 
@@ -121,9 +121,7 @@ def check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder}: is a file; expected a folder to write into")
     folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / ".write-check"
-    probe.write_text("")
-    probe.unlink()
+    check_writable(folder)
 
 
 @contextmanager
@@ -213,7 +211,8 @@ def write_html(
 
 def write_text(path: Path, text: str) -> None:
     """Write text as UTF-8, whole or not at all."""
-    write_whole(path, text.encode())
+    # A name of a file may have bytes that are no text.
+    write_whole(path, text.encode(errors="backslashreplace"))
 
 
 def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence]) -> None:

@@ -34,8 +34,9 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         help="train a layer or a chain, configured by a TOML file and flags",
         description="Train a layer, and write its weights, the history and checkpoints into a run "
-        "folder.\nSet any option below in the TOML file, under its heading, or as a flag; flags "
-        "win.\nA file with a table [[model]] for each layer, and a list of "
+        "folder.\nThe exit status is 3 where the codes end worse than zero codes.\n"
+        "Set any option below in the TOML file, under its heading, or as a flag; flags win.\n"
+        "A file with a table [[model]] for each layer, and a list of "
         "files as dictionary, trains a chain.",
         epilog="examples:\n  unrolled train run.toml --output run\n"
         "  unrolled train --family lista_cp --depth 10 --loss log_nmse --steps 500 --output run\n"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unrolled._files import check_file
 from unrolled._mapped import LARGEST_BYTES
 from unrolled._text import in_rows
 
@@ -20,7 +21,7 @@ def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
         The array, in float64 if the file has it, else in float32.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError, IsADirectoryError: no such file, or a folder.
         ValueError: not a readable `.npy` or `.npz` file, a missing or ambiguous entry, values that
             are not real numbers (pickled objects are never loaded), NaN or infinite values, or more
             than 2 GiB.
@@ -49,7 +50,8 @@ def open_array(path: str | Path, name: str | None = None) -> np.ndarray:
         path, name: as in `read_array`.
 
     Raises:
-        FileNotFoundError, ValueError: as in `read_array`, for all but the values and the size.
+        FileNotFoundError, IsADirectoryError, ValueError: as in `read_array`, for all but the values
+            and the size.
 
     Example:
         >>> import tempfile
@@ -59,8 +61,7 @@ def open_array(path: str | Path, name: str | None = None) -> np.ndarray:
         (1000, 2)
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    check_file(path)
     if path.suffix not in (".npy", ".npz"):
         raise ValueError(f"{path}: expected a .npy or .npz file")
     try:
@@ -125,7 +126,7 @@ def entries(path: str | Path) -> list[str]:
         path: the file.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError, IsADirectoryError: no such file, or a folder.
         ValueError: not a readable `.npz` file.
 
     Example:
@@ -136,8 +137,7 @@ def entries(path: str | Path) -> list[str]:
         ['x_1', 'x_2']
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    check_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]

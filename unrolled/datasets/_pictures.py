@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from unrolled._files import check_file
+
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".webp")
 
 
@@ -15,7 +17,7 @@ def read_image(path: str | Path) -> np.ndarray:
         (height, width), float32.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError, IsADirectoryError: no such file, or a folder.
         ValueError: not a readable picture.
         ImportError: Pillow is not installed.
 
@@ -37,15 +39,14 @@ def open_picture(path: str | Path) -> Any:
     """A picture of Pillow, with its pixels in memory.
 
     Raises:
-        FileNotFoundError, ValueError, ImportError: as in `read_image`.
+        FileNotFoundError, IsADirectoryError, ValueError, ImportError: as in `read_image`.
     """
     try:
         from PIL import Image
     except ImportError as error:
         raise ImportError("reading pictures needs Pillow; install unrolled[data]") from error
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    check_file(path)
     try:
         with Image.open(path) as picture:
             picture.load()

@@ -162,7 +162,7 @@ def _hint(D: Dictionary, y: Array) -> str:
     return "One signal per call: use jax.vmap over a batch."
 
 
-def nonzero_atoms(norms: Array, where: str) -> None:
+def nonzero_atoms(norms: Array | np.ndarray, where: str) -> None:
     """Raise ValueError with a list of the zero atoms, where the norms are known.
 
     So does an atom whose norm is above the range of the dtype.
@@ -236,7 +236,9 @@ def unit_atoms(D: Dictionary, where: str, tolerance: float = _UNIT_TOLERANCE) ->
     unit_norms(D, column_norms(D), where, tolerance)
 
 
-def unit_norms(D: Dictionary, norms: Array, where: str, tolerance: float = _UNIT_TOLERANCE) -> None:
+def unit_norms(
+    D: Dictionary, norms: Array | np.ndarray, where: str, tolerance: float = _UNIT_TOLERANCE
+) -> None:
     """`unit_atoms` of a D whose norms are computed.
 
     Example:

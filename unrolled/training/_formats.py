@@ -220,7 +220,7 @@ def restore_tree(path: str | Path, like: Any = None) -> tuple[Any, dict[str, Any
             their dotted paths in the tree.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError, IsADirectoryError: no such file, or a folder.
         CheckpointError: it is damaged; it has other leaves than `like` (with a table); 64-bit
             numbers in a process without them.
 
@@ -234,8 +234,7 @@ def restore_tree(path: str | Path, like: Any = None) -> tuple[Any, dict[str, Any
         {'0': array([0., 1., 2.], dtype=float32)}
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    _files.check_file(path)
     try:
         manifest, arrays = read(path, _KIND, from_npz)
     except Exception as error:  # whatever a reader of foreign bytes raises

@@ -213,7 +213,7 @@ def _warn_of_cause(loop: Loop, state: Progress, at: int) -> bool:
     else:
         cause = (
             "all codes are zero, silenced by the thresholds. Try a smaller lam, or "
-            "analytic.calibrate first"
+            "analytic.calibrate first; and atoms and signals of norms near 1"
         )
         if any(np.any(np.asarray(x)) for x in codes):
             cause += ", or training.deep: the codes before the last are not zero"
