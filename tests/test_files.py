@@ -12,6 +12,7 @@ import pytest
 import unrolled as ur
 from unrolled import _files
 from unrolled._files import whole_file, write_whole
+from unrolled.commands._rows import open_rows
 
 # It writes a file, says so, and waits to be killed.
 WRITER = """
@@ -44,6 +45,9 @@ def test_a_disk_that_is_full_is_told_with_the_name_of_the_file(tmp_path):
         with whole_file(tmp_path / "state.npz"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert not os.listdir(tmp_path)
+    with pytest.raises(OSError, match="No space left.*rows"):
+        with open_rows(tmp_path / "rows", {"x": (3, 2)}, {}):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.slow

@@ -78,22 +78,30 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     partial = folder / f".{path.name}.{secrets.token_hex(4)}.partial"
     nameless = _nameless(folder)
     try:
-        with partial.open("x+b") if nameless is None else nameless as file:
-            lock(file)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            if nameless is not None:
-                # `src_dir_fd`, of no effect here, has the link to the descriptor followed.
-                os.link(_in_proc(file), partial, src_dir_fd=file.fileno())
-            partial.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:  # that of a full disk names no file
+        with named(path):
+            with partial.open("x+b") if nameless is None else nameless as file:
+                lock(file)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                if nameless is not None:
+                    # `src_dir_fd`, of no effect here, has the link to the descriptor followed.
+                    os.link(_in_proc(file), partial, src_dir_fd=file.fileno())
+                partial.replace(path)
+            sync_folder(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """An OSError that names no file, as that of a full disk, names the path."""
+    try:
+        yield
+    except OSError as error:
         if error.errno is None or error.filename is not None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _nameless(folder: Path) -> BinaryIO | None:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from unrolled._files import claimed, sweep, sync_folder, whole_file
+from unrolled._files import claimed, named, sweep, sync_folder, whole_file
 from unrolled._json import plain
 
 Shapes = dict[str, tuple[int, int]]  # of arrays by name: (rows, columns)
@@ -157,7 +157,7 @@ def _begin(folder: Path, shapes: Shapes, of: dict[str, Any]) -> None:
 @contextmanager
 def _opened_files(folder: Path, shapes: Shapes, mode: str) -> Iterator[Rows]:
     """The files of arrays and the journal, each behind its head."""
-    with ExitStack() as stack:
+    with named(folder), ExitStack() as stack:
         files: list[Any] = [stack.enter_context(p.open(mode)) for p in _arrays(folder, shapes)]
         journal: Any = stack.enter_context((folder / _JOURNAL).open(mode))
         for file in files:
