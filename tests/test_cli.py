@@ -21,6 +21,7 @@ from PIL import Image
 
 import unrolled
 from unrolled import analytic, dictionaries, plots, pursuit, studies, theory
+from unrolled._files import claimed
 from unrolled.cli import main
 from unrolled.commands import _doctor
 from unrolled.commands._cache import cache_folder, kept_programs
@@ -635,6 +636,15 @@ def test_an_interrupt_in_a_collection_of_garbage_is_not_lost(run, monkeypatch):
 
 
 # compare
+
+
+def test_a_report_is_written_by_one_process(run, tmp_path):
+    files = ("--dictionary", "D.npy", "--signals", "Y.npy", "--output", tmp_path)
+    with claimed(tmp_path / "lock") as holder:
+        assert holder is None
+        status, out, err = run("compare", *files)
+        assert status == 2 and not out and not (tmp_path / "report.md").exists()
+    assert f"{tmp_path}: in use by process {os.getpid()}; try another --output" in err
 
 
 def check_report(folder, slugs):

@@ -151,15 +151,15 @@ def run(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments)
     _check_output(arguments.output, arguments.signals or [])
     say = teller()
-    sections = _studies(arguments.dictionary, arguments.signals, settings, say)
-    say("writing the report")
     facts = {
         name: " ".join(map(str, value)) if isinstance(value, list) else str(value)
         for name, value in vars(arguments).items()
         if name not in ("run", "json") and value not in (None, False)
     }
-    _report.check_folder(arguments.output)
-    report = _report.write_report(arguments.output, _TITLE, _SUMMARY, sections, facts)
+    with _report.output_folder(arguments.output):
+        sections = _studies(arguments.dictionary, arguments.signals, settings, say)
+        say("writing the report")
+        report = _report.write_report(arguments.output, _TITLE, _SUMMARY, sections, facts)
     if arguments.json:
         print((arguments.output / _report.RESULTS).read_text())
     else:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import datasets, dictionary_learning, plots, pursuit, studies
-from unrolled._files import claimed, whole_file
+from unrolled._files import whole_file
 from unrolled._numbers import mean_norm
 from unrolled.commands import _report
 from unrolled.commands._console import Say, add_command, show, teller
@@ -115,9 +115,7 @@ def run(arguments: argparse.Namespace) -> None:
     shape = _shape(arguments.shape, Y.shape[1])
     _report.check_not_read((folder / _DICTIONARY, folder / _CHECKPOINT), [arguments.signals])
     _report.check_drawing()
-    with _report.output_folder(folder), claimed(folder / "lock") as holder:
-        if holder is not None:
-            raise ValueError(f"{folder}: in use by process {holder}; try another --output")
+    with _report.output_folder(folder):
         options |= {"progress": _progress(say), "checkpoint": folder / _CHECKPOINT}
         summary, data = _written(arguments, Y, shape, options, say)
         (folder / _CHECKPOINT).unlink(missing_ok=True)  # the next call learns anew

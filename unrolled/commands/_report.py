@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 
 from unrolled import plots
-from unrolled._files import check_writable, whole_file, write_whole
+from unrolled._files import check_writable, claimed, whole_file, write_whole
 from unrolled._json import to_json
 from unrolled._text import Grid
 
@@ -126,11 +126,20 @@ def check_folder(folder: Path) -> None:
 
 @contextmanager
 def output_folder(folder: Path) -> Iterator[None]:
-    """`check_folder` for a block; a folder that was not there is gone again if it stays empty."""
+    """`check_folder` for a block, in which the folder is that of this process alone.
+
+    A folder that was not there is gone again if it stays empty.
+
+    Raises:
+        ValueError: another process writes into it.
+    """
     made = not folder.exists()
     check_folder(folder)
     try:
-        yield
+        with claimed(folder / "lock") as holder:
+            if holder is not None:
+                raise ValueError(f"{folder}: in use by process {holder}; try another --output")
+            yield
     finally:
         with suppress(OSError):  # it holds something
             if made:
