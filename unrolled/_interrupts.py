@@ -24,8 +24,14 @@ def never_lost() -> Iterator[None]:
             return
         # Another thread may take a signal to the process; then the main thread would sleep on.
         main = threading.main_thread().ident
-        timers.append(threading.Timer(_AGAIN, signal.pthread_kill, (main, signal.SIGINT)))
-        timers[-1].start()
+        while True:
+            try:
+                timer = threading.Timer(_AGAIN, signal.pthread_kill, (main, signal.SIGINT))
+                timer.start()
+                timers.append(timer)
+                return
+            except KeyboardInterrupt:  # that signal, where this thread was kept waiting here
+                continue
 
     sys.unraisablehook = hook
     try:
