@@ -212,8 +212,8 @@ def _warn_of_cause(loop: Loop, state: Progress, at: int) -> bool:
         )
     else:
         cause = (
-            "all codes are zero, silenced by the thresholds. Try a smaller lam, or "
-            "analytic.calibrate first; and atoms and signals of norms near 1"
+            "all codes are zero, silenced by the thresholds. Try a smaller lam, atoms and signals "
+            "of norms near 1, or analytic.calibrate first"
         )
         if any(np.any(np.asarray(x)) for x in codes):
             cause += ", or training.deep: the codes before the last are not zero"
