@@ -556,6 +556,34 @@ def test_products_promote(name):
         assert_close(y, M @ x, atol=4 * np.finfo(np.float32).eps * np.abs(M).sum())
 
 
+def test_products_take_arrays_of_numpy_and_refuse_what_is_not_real():
+    D, M = KINDS["Conv"]
+    narrow, d = D.astype(jnp.float32), M.shape[1]
+    x = np.arange(d)
+    for operand in (x.astype(">f8"), x.astype(">i4"), x.astype(float).tolist(), jnp.asarray(x)):
+        assert_close(D @ operand, M @ x, atol=64 * EPS * np.abs(M).sum() * d)
+    with jax.enable_x64(False):
+        large = narrow @ (x.astype(np.int64) * 2**40)  # not made 32 bits
+        np.testing.assert_array_equal(large, (narrow @ x.astype(np.float32)) * 2.0**40)
+    for bad, message in (
+        (x * 1j, "x is complex128; expected real numbers"),
+        (np.ma.masked_array(x * 1.0, x == 0), "x is a masked array"),
+        (x.astype(object), "x is not a numeric array"),
+        (None, "x is not a numeric array"),
+    ):
+        with pytest.raises(TypeError, match=f"D @ x: {message}"):
+            D @ bad
+    with pytest.raises(TypeError, match="r @ D: r is complex128"):
+        np.ones(M.shape[0]) * 1j @ D
+
+
+def test_matrices_of_integers_have_norms():
+    M = np.array([[3, 0], [4, 2]])
+    np.testing.assert_array_equal(ud.column_norms(M), [5, 2])
+    np.testing.assert_array_equal(ud.normalized(M)[1], [5, 2])
+    assert float(ud.spectral_norm(M)) == pytest.approx(np.linalg.norm(M, 2), rel=16 * EPS)
+
+
 @pytest.mark.parametrize("name", ["Composed", "Concatenated", "Sparse"])
 def test_parts_of_different_dtypes_meet_in_the_wider(name):
     A, B = np.eye(4, dtype=np.float32), np.diag(np.arange(1.0, 5))

@@ -865,3 +865,24 @@ def test_sweeps_are_an_integer(learner):
     learn = getattr(ur.dictionary_learning, learner)
     with pytest.raises(TypeError, match=f"{learner}: sweeps must be an integer, got None"):
         learn(np.eye(6), 4, sparsity=1, sweeps=None)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-23, 1e20])
+def test_a_base_far_from_one_is_refused(scale):
+    """Squares of its entries leave the range of float32: all atoms would be zero."""
+    options = dict(sparsity=2, atom_sparsity=2, sweeps=1)
+    with pytest.raises(
+        ValueError, match="base has columns of norms up to .*; expected numbers near"
+    ):
+        dl.sparse_ksvd(np.ones((30, M)), scale * np.eye(M), 4, **options)
+
+
+def test_more_atoms_than_signals_are_refused_before_memory_is_taken():
+    with pytest.raises(ValueError, match="d is 1000000000000 but there are 30 signals"):
+        dl.sparse_ksvd(np.ones((30, M)), np.eye(M), 10**12, sparsity=2, atom_sparsity=2)
+
+
+def test_a_rate_of_float32_is_kept_in_a_checkpoint(tmp_path):
+    options = dict(sparsity=2, atom_sparsity=2, sweeps=1, rate=np.float32(0.5))
+    Y = np.random.default_rng(0).normal(size=(30, 6))
+    assert dl.double_sparse(Y, 8, checkpoint=tmp_path / "a.npz", **options).D.shape == (6, 8)

@@ -105,6 +105,8 @@ def as_float(x: Any, name: str, where: str) -> Array:
     """
     if isinstance(x, jax.Array) and _computes(x.dtype):
         return x
+    if np.ma.isMaskedArray(x):
+        raise TypeError(f"{where}: {name} is a masked array; expected one without a mask")
     if isinstance(x, np.ndarray) and not x.dtype.isnative:
         x = x.astype(x.dtype.newbyteorder("="))
     if isinstance(x, np.ndarray) and x.dtype == np.float64:

@@ -256,3 +256,7 @@ def test_arguments_that_do_not_fit_are_refused():
         attention_error(filters, -1.0, 4.0)
     with pytest.raises(TypeError, match="call it outside jit"):
         jax.jit(lambda X: attention_error(filters, X, 4.0))(np.zeros((3, 5)))
+    with pytest.raises(ValueError, match="attention_error: X has NaN or infinite entries"):
+        attention_error(filters, np.full((3, 5), np.nan), 4.0)
+    with pytest.raises(TypeError, match="attention_error|attention_leak: alpha must be a number"):
+        attention_error(filters, 1.0, "a")

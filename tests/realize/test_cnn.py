@@ -709,6 +709,16 @@ FAULTS = {
 test_faults_are_refused = refusals(FAULTS)
 
 
+def test_a_bound_beyond_the_range_of_the_dtype_is_refused():
+    layer, narrow = layers.lista_cp(2), D.astype(jnp.float32)
+    params = layer.init(jax.random.key(0), narrow)
+    for bound in (3e38, 1e300):
+        with pytest.raises(ValueError, match="leave the range of float32; try signals near 1"):
+            cnn(layer, params, narrow, kernel_size=2, signal_bound=bound)
+    with pytest.raises(TypeError, match=r"signal_bound must be a number, got \[2.0\]"):
+        cnn(layer, params, narrow, kernel_size=2, signal_bound=[2.0])
+
+
 @pytest.mark.slow
 def test_a_bound_that_leaves_no_digit_is_refused():
     """The literal form lifts by a bound on the codes: at least 20^K for W = 20 D, even infinite."""

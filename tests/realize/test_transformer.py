@@ -611,3 +611,35 @@ def test_tokens_and_signals_of_another_shape_are_refused():
     for shape in ((11,), (9, 2), (3, 18)):
         with pytest.raises(ValueError, match=r"y must have shape \(18,\)"):
             built(D).apply(np.zeros(shape))
+
+
+def test_embedding_and_reading_refuse_what_does_not_fit():
+    D = SMALL
+    m, d = D.shape
+    for y, x, name in ((np.ones(m - 1), None, "y"), (np.ones((2, m)), None, "y"), (m, d, "x")):
+        y, x = (np.ones(v) if isinstance(v, int) else v for v in (y, x and x + 1))
+        with pytest.raises(ValueError, match=rf"embed: {name} has shape .*; expected \("):
+            embed(D, y, x)
+    with pytest.raises(
+        ValueError, match=r"read_code: tokens have shape \(3,\); expected \(11, 5\)"
+    ):
+        read_code(D, np.ones(3))
+    for function in (embed, read_code):
+        with pytest.raises(TypeError, match=f"{function.__name__}: D is .*; expected a Conv"):
+            function(np.eye(3), np.ones(3))
+    np.testing.assert_array_equal(embed(D, np.ones(m).tolist()), embed(D, np.ones(m)))
+
+
+@pytest.mark.parametrize(
+    "gamma, error", [(math.nan, ValueError), (1j, TypeError), ("one", TypeError)]
+)
+def test_a_step_size_is_a_finite_number(gamma, error):
+    with pytest.raises(error, match="transformer_block: gamma "):
+        transformer_block(SMALL, SMALL, 0.1, gamma=gamma, signal_bound=1.0, code_bound=1.0)
+
+
+def test_complex_signals_have_no_bound():
+    layer = layers.lista_cp(2)
+    params = layer.init(jax.random.key(0), SMALL)
+    with pytest.raises(TypeError, match="transformer_error: signals is complex"):
+        transformer_error(layer, params, SMALL, alpha=4.0, signals=np.ones(SMALL.shape[0]) * 1j)

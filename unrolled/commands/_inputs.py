@@ -15,7 +15,7 @@ from unrolled.studies import PATCH, Pictures, photograph_patches
 
 WEIGHTS, CHECKPOINTS = "weights.npz", "checkpoints"  # in the folder of a run
 CODES = "codes.npz"  # that were made for it
-_APART = 2  # norms of atoms further apart are warned of
+_APART = 10  # norms of atoms further apart are warned of
 
 
 def read_dictionary(path: Path, dtype: Any = np.float32) -> Operator:

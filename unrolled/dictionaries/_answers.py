@@ -12,6 +12,7 @@ from unrolled.dictionaries._base import (
     Dictionary,
     Operator,
     Structured,
+    floating,
     matrix_products,
     scale_columns,
 )
@@ -29,6 +30,7 @@ def normalized(D: Dictionary) -> tuple[Operator, Array]:
     """
     if isinstance(D, Structured):
         return D.normalized()
+    D = floating(D)
     k = exponent(D, 0)
     scaled = times_power(D, -k)  # 1 / norm of these atoms is in the range of the dtype
     norms = norm(scaled, 0)
@@ -75,7 +77,7 @@ def spectral_norm(D: Dictionary) -> Array:
         >>> round(float(ur.dictionaries.spectral_norm(D)) ** 2, 3)
         2.0
     """
-    return D.spectral_norm() if isinstance(D, Structured) else largest_singular_value(D)
+    return D.spectral_norm() if isinstance(D, Structured) else largest_singular_value(floating(D))
 
 
 @overload

@@ -213,12 +213,12 @@ class Structured:
             raise TypeError(
                 "D_1 @ D_2: the product of two structured dictionaries is Composed(D_1, D_2)"
             )
-        x = _operand(x)
+        x = _operand(x, self, "x", "D @ x")
         _match(self.shape, x.shape, x.shape[0] if x.ndim else None, self.shape[1], "D @ x")
         return _synthesized(self, x)
 
     def __rmatmul__(self, r: ArrayLike) -> Array:
-        r = _operand(r)
+        r = _operand(r, self, "r", "r @ D")
         _match(self.shape, r.shape, r.shape[-1] if r.ndim else None, self.shape[0], "r @ D")
         return _analyzed(self, r)
 
@@ -352,7 +352,12 @@ def column_norms(D: Dictionary) -> Array:
         >>> ur.dictionaries.column_norms(jnp.array([[3.0, 0.0], [4.0, 2.0]])).tolist()
         [5.0, 2.0]
     """
-    return D.column_norms() if isinstance(D, Structured) else norm(D, 0)
+    return D.column_norms() if isinstance(D, Structured) else norm(floating(D), 0)
+
+
+def floating(D: Any) -> Array:
+    """A matrix of integers as one of the default float."""
+    return D if jnp.issubdtype(D.dtype, jnp.floating) else D.astype(float)
 
 
 def scale_columns(D: Dictionary, c: Array) -> Operator:
@@ -387,9 +392,19 @@ def _promoted(D: Structured, v: Array) -> tuple[Structured, Array]:
     return D.astype(dtype), v.astype(dtype)
 
 
-def _operand(v: ArrayLike) -> Array | np.ndarray:
-    """An array: one of numpy as it is, which the program of a product takes."""
-    return v if isinstance(v, np.ndarray) and v.dtype.isnative else jnp.asarray(v)
+def _operand(v: Any, D: Structured, name: str, where: str) -> Array | np.ndarray:
+    """An array of reals: one of numpy as it is, which the program of a product takes.
+
+    Raises:
+        TypeError: no array of reals.
+    """
+    if isinstance(v, jax.Array) and v.dtype.kind in "biu":
+        return v
+    if type(v) is not np.ndarray or v.dtype.kind not in "biuf" or v.dtype.itemsize > 8:
+        return _checks.as_float(v, name, where)
+    if v.dtype.kind != "f":
+        return v.astype(D.dtype)  # before JAX makes 32 bits of 64
+    return v if v.dtype.isnative else v.astype(v.dtype.newbyteorder("="))
 
 
 def _match(shape, got, length, expected, what: str) -> None:

@@ -222,7 +222,7 @@ def convolutional(
         mask: as `images`, True where a sample is known; the others may be NaN.
         progress: called as `progress(step)` after every sweep, with a `Step`.
         resume: a result to continue from. With the other arguments as they were it is, bit for bit,
-            as if it had never stopped.
+            as if it had never stopped; in half precision, up to the rounding of the result.
         checkpoint: a file (.npz) in which every sweep is kept. The same call continues from it.
 
     Returns:

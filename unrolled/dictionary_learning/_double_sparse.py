@@ -109,7 +109,8 @@ class _Descent(_learning.Method):
         self.d, self.sparsity, self.p = _sizes(d, *sparsities, n, m, where)
         pairs = _PAIRS * self.d if pairs is None else pairs
         self.pairs = _checks.as_index(pairs, "pairs", where, least=1)
-        if not 0 < _checks.as_number(rate, "rate", where) <= 1:
+        rate = _checks.as_number(rate, "rate", where)
+        if not 0 < rate <= 1:
             raise ValueError(f"{where}: rate must be in (0, 1], got {rate}")
         self.rate, self.base = rate, _orthonormal(base, self.signals.Y, where)
         self.Z = self.signals.Y @ np.asarray(dense(self.base), self.signals.Y.dtype)

@@ -12,8 +12,10 @@ from unrolled.dictionaries import Dictionary, Operator, Sparse, as_dictionary, d
 from unrolled.dictionary_learning import _learning
 from unrolled.dictionary_learning._ksvd import update_atom
 from unrolled.dictionary_learning._learning import Arrays, Keeper, Learned, Progress
-from unrolled.dictionary_learning._signals import Signals
+from unrolled.dictionary_learning._signals import Signals, atom_count
 from unrolled.dictionary_learning._sweeps import Alternation, Fitted
+
+_NEAR_1 = 1e-15, 1e15  # norms whose squares are in the range of float32
 
 
 def sparse_ksvd(
@@ -126,7 +128,14 @@ class _OverBase(Alternation):
         atom_sparsity: int,
     ):
         matrix = np.asarray(dense(base))
-        self.base, zeros = base, np.zeros((base.shape[1], _checks.as_index(d, "d", "sparse_ksvd")))
+        sizes = np.linalg.norm(matrix.astype(float), axis=0)
+        if not (_NEAR_1[0] <= sizes.max() <= _NEAR_1[1]):
+            raise ValueError(
+                f"sparse_ksvd: base has columns of norms up to {sizes.max():.3g}; expected numbers "
+                "near 1, try dictionaries.normalize"
+            )
+        d = atom_count(d, np.shape(Y)[0], "sparse_ksvd")
+        self.base, zeros = base, np.zeros((base.shape[1], d))
         self.columns = SparseColumns(matrix, zeros, atom_sparsity)
         super().__init__("sparse_ksvd", Y, d, sparsity, options, self.columns.update)
 

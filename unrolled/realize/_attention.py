@@ -79,6 +79,9 @@ def multi_head_attention(
     Returns:
         (Q, channels out).
 
+    Raises:
+        TypeError, ValueError: a known alpha is no number, or not positive and finite.
+
     Reference: Cordonnier, Loukas, Jaggi (2020), Theorem 1 and Lemmas 1, 2.
 
     Example:
@@ -88,6 +91,8 @@ def multi_head_attention(
         >>> z[:, 0].tolist()  # x_q + x_(q+1) on a circle
         [3.0, 6.0, 5.0]
     """
+    if _checks.is_concrete(alpha):
+        alpha = concentration(alpha, "multi_head_attention")
     relative = keys[None] - queries[:, None]
     relative = relative if period is None else relative % np.array(period)
     encoding = np.concatenate([np.sum(relative**2, -1, keepdims=True), relative], -1)
@@ -292,6 +297,7 @@ def attention_error(filters: Array, X: ArrayLike, alpha: float | None) -> np.nda
             f"of {n_channels} channels and {p} dimensions"
         )
     taps = np.asarray(filters, np.float64).reshape(*filters.shape[:2], -1)
+    _checks.finite(X, "X", where)
     if X.ndim > 1:
         most = np.abs(np.einsum("oih,ij->hoj", taps, X.reshape(n_channels, -1))).max(-1).sum(0)
     else:
@@ -304,7 +310,7 @@ def concentration(alpha: float | None, where: str) -> float | None:
     """`alpha` as a positive, finite float, or None."""
     if alpha is None:
         return None
-    value = float(alpha)
+    value = _checks.as_number(alpha, "alpha", where)
     if not 0 < value < math.inf:
         raise ValueError(
             f"{where}: alpha must be positive and finite, got {value}; try None for hard attention"

@@ -60,7 +60,7 @@ class Realization(NamedTuple):
 
     def in_range(self, y: Array) -> Array:
         """(), True if max abs(y) is at most `signal_bound`; traceable."""
-        return _within(y, self.signal_bound)
+        return _within(_checks.as_float(y, "y", "in_range"), self.signal_bound)
 
 
 def cnn(
@@ -145,9 +145,9 @@ def cnn(
     where = "realize.cnn"
     kernel_size, stride = geometry(kernel_size, stride, form, where)
     activation = activation_of(layer, None if activation is None else by_name(activation), where)
-    _checks.nonnegative(signal_bound, "signal_bound", where)
-    _checks.finite(signal_bound, "signal_bound", where)
-    M = float(signal_bound)
+    M = _checks.as_number(signal_bound, "signal_bound", where)
+    _checks.nonnegative(M, "signal_bound", where)
+    _checks.finite(M, "signal_bound", where)
     blocks, dtype = blocks_of(layer, params, D, where)
     unbounded = not math.isfinite(activation.relu_gap) and (form == "positive" or len(blocks) > 1)
     bounded = form == "literal" or unbounded
@@ -163,6 +163,11 @@ def cnn(
     )
     with np.errstate(all="ignore"):  # bounds of the codes may overflow, which is refused below
         parts, offset = block_layers(blocks, net, M)
+    if not M + offset <= float(jnp.finfo(dtype).max):
+        raise ValueError(
+            f"{where}: signals up to {M:g} and a state lifted by {offset:.3g} leave the range of "
+            f"{dtype}; try signals near 1"
+        )
     if not offset * float(jnp.finfo(dtype).eps) <= M:
         raise ValueError(
             f"{where}: the state would be lifted by {offset:.3g}, which leaves no digit of signals "

@@ -23,6 +23,7 @@ def nnx_module(realization: Realization) -> "nnx.Module":
 
     Raises:
         ImportError: flax is not installed.
+        TypeError: no realization.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(4)
@@ -33,6 +34,10 @@ def nnx_module(realization: Realization) -> "nnx.Module":
         >>> bool((module(y) == network.apply(y)).all())
         True
     """
+    if not isinstance(realization, Realization):
+        raise TypeError(
+            f"nnx_module: expected a Realization, as realize.cnn makes it, got {realization!r}"
+        )
     return _module_class()(realization)
 
 

@@ -232,7 +232,7 @@ def _in_float64(tree: Any) -> Any:
 def _errors_of_signals(
     D: Conv, V: np.ndarray, theta: np.ndarray, alpha: float | None, signals: ArrayLike
 ) -> np.ndarray:
-    Y = np.atleast_2d(np.asarray(signals, np.float64))
+    Y = np.atleast_2d(np.asarray(_checks.as_float(signals, "signals", "transformer_error")))
     if Y.ndim != 2 or Y.shape[1] != D.shape[0] or not len(Y):
         raise ValueError(
             f"transformer_error: signals have shape {np.shape(signals)}; expected (n, {D.shape[0]})"

@@ -116,6 +116,8 @@ def transformer_block(
     D, W = shift_invariant(D, where), analysis_weights(W, D, where)
     n_atoms, n_channels = D.filters.shape[:2]
     _checks.nonnegative(theta, "theta", where)
+    gamma = _checks.as_float(gamma, "gamma", where)
+    _checks.finite(gamma, "gamma", where)
     check_per_filter(theta, gamma, n_atoms, 0, where)
     signal_bound = as_bound(signal_bound, n_channels, "signal_bound", where)
     code_bound = as_bound(code_bound, n_atoms, "code_bound", where)
@@ -123,11 +125,7 @@ def transformer_block(
 
     def apply(tokens: Array) -> Array:
         tokens = _checks.as_float(tokens, "tokens", where)
-        expected = (math.prod(_token_grid(D)), n_atoms + n_channels + 1)
-        if tokens.shape != expected:
-            raise ValueError(
-                f"{where}: tokens have shape {tokens.shape}; expected {expected}, try embed(D, y)"
-            )
+        _check_tokens(D, tokens, where)
         check_within(tokens[:, :n_atoms], code_bound[None], "x", where)
         check_within(tokens[:, n_atoms:-1], signal_bound[None], "y", where)
         return run_block(weights, tokens, D, alpha)
@@ -135,7 +133,6 @@ def transformer_block(
     return Block(apply, weights)
 
 
-@program()
 def embed(D: Conv, y: Array, x: Array | None = None) -> Array:
     """The tokens of a signal and a code, with the channels [x, y, p].
 
@@ -151,11 +148,28 @@ def embed(D: Conv, y: Array, x: Array | None = None) -> Array:
     Returns:
         (T, n_atoms + n_channels + 1).
 
+    Raises:
+        TypeError: D is no `Conv`, y or x is no array of reals.
+        ValueError: the boundary is "zero", or y or x has another shape.
+
     Example:
         >>> D = ur.dictionaries.Conv(jnp.ones((1, 1, 2)), signal_shape=3)
         >>> ur.realize.embed(D, jnp.array([4.0, 5.0, 6.0]), jnp.array([1.0, 2.0])).tolist()
         [[0.0, 0.0, 1.0], [1.0, 4.0, 0.0], [2.0, 5.0, 0.0], [0.0, 6.0, 1.0]]
     """
+    D, y = shift_invariant(D, "embed"), _checks.as_float(y, "y", "embed")
+    x = x if x is None else _checks.as_float(x, "x", "embed")
+    for name, v, n in (("y", y, D.shape[0]), ("x", x, D.shape[1])):
+        if v is not None and v.shape != (n,):
+            raise ValueError(
+                f"embed: {name} has shape {v.shape}; expected ({n},), one signal per call: try "
+                "jax.vmap"
+            )
+    return _embedded(D, y, x)
+
+
+@program()
+def _embedded(D: Conv, y: Array, x: Array | None) -> Array:
     x = jnp.zeros(D.shape[1], y.dtype) if x is None else x
     sizes = zip(_lead(D), D.signal_shape, D.positions, D.stride)
     # Tokens before the first code, after the last one and between two.
@@ -168,7 +182,6 @@ def embed(D: Conv, y: Array, x: Array | None = None) -> Array:
     return tokens.reshape(len(tokens), -1).T
 
 
-@program()
 def read_code(D: Conv, tokens: Array) -> Array:
     """The code stored on tokens.
 
@@ -179,12 +192,23 @@ def read_code(D: Conv, tokens: Array) -> Array:
     Returns:
         (d,).
 
+    Raises:
+        TypeError: D is no `Conv`, tokens are no array of reals.
+        ValueError: the boundary is "zero", or tokens have another shape.
+
     Example:
         >>> D = ur.dictionaries.Conv(jnp.ones((1, 1, 2)), signal_shape=3)
         >>> tokens = ur.realize.embed(D, jnp.zeros(3), jnp.array([1.0, 2.0]))
         >>> ur.realize.read_code(D, tokens).tolist()
         [1.0, 2.0]
     """
+    D, tokens = shift_invariant(D, "read_code"), _checks.as_float(tokens, "tokens", "read_code")
+    _check_tokens(D, tokens, "read_code")
+    return _read(D, tokens)
+
+
+@program()
+def _read(D: Conv, tokens: Array) -> Array:
     n_atoms = D.filters.shape[0]
     channels = tokens[:, :n_atoms].T.reshape(n_atoms, *_token_grid(D))
     return channels[(slice(None), *_code_places(D))].reshape(-1)
@@ -333,6 +357,14 @@ def as_bound(value: ArrayLike, n: int, name: str, where: str) -> Array:
     _checks.finite(value, name, where)
     xp: Any = np if _checks.is_concrete(value) else jnp
     return xp.broadcast_to(xp.asarray(value), (n,))
+
+
+def _check_tokens(D: Conv, tokens: Array, where: str) -> None:
+    expected = (math.prod(_token_grid(D)), sum(D.filters.shape[:2]) + 1)
+    if tokens.shape != expected:
+        raise ValueError(
+            f"{where}: tokens have shape {tokens.shape}; expected {expected}, try embed(D, y)"
+        )
 
 
 def check_within(values: Array, bound: Array, name: str, where: str) -> None:
