@@ -556,7 +556,7 @@ def test_products_promote(name):
         assert_close(y, M @ x, atol=4 * np.finfo(np.float32).eps * np.abs(M).sum())
 
 
-def test_products_take_arrays_of_numpy_and_refuse_what_is_not_real():
+def test_products_take_arrays_of_numpy_and_refuse_what_is_not_real(tmp_path):
     D, M = KINDS["Conv"]
     narrow, d = D.astype(jnp.float32), M.shape[1]
     x = np.arange(d)
@@ -565,6 +565,8 @@ def test_products_take_arrays_of_numpy_and_refuse_what_is_not_real():
     with jax.enable_x64(False):
         large = narrow @ (x.astype(np.int64) * 2**40)  # not made 32 bits
         np.testing.assert_array_equal(large, (narrow @ x.astype(np.float32)) * 2.0**40)
+        mapped = np.memmap(tmp_path / "x", np.float64, "w+", shape=d)  # without a warning
+        assert (narrow @ mapped).dtype == np.float32
     for bad, message in (
         (x * 1j, "x is complex128; expected real numbers"),
         (np.ma.masked_array(x * 1.0, x == 0), "x is a masked array"),

@@ -400,7 +400,8 @@ def _operand(v: Any, D: Structured, name: str, where: str) -> Array | np.ndarray
     """
     if isinstance(v, jax.Array) and v.dtype.kind in "biu":
         return v
-    if type(v) is not np.ndarray or v.dtype.kind not in "biuf" or v.dtype.itemsize > 8:
+    plain = isinstance(v, np.ndarray) and not np.ma.isMaskedArray(v)
+    if not plain or v.dtype.kind not in "biuf" or v.dtype.itemsize > 8:
         return _checks.as_float(v, name, where)
     if v.dtype.kind != "f":
         return v.astype(D.dtype)  # before JAX makes 32 bits of 64
