@@ -651,6 +651,12 @@ def test_an_interrupt_in_a_collection_of_garbage_is_not_lost(run, monkeypatch, t
 # compare
 
 
+def test_what_is_refused_leaves_no_folder_of_a_report(run, tmp_path):
+    files = ("--dictionary", "D.npy", "--signals", "columns.npy")
+    assert run("compare", *files, "--output", tmp_path / "a" / "b")[0] == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_report_is_written_by_one_process(run, tmp_path):
     files = ("--dictionary", "D.npy", "--signals", "Y.npy", "--output", tmp_path)
     with claimed(tmp_path / "lock") as holder:

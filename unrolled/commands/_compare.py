@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from unrolled import datasets, dictionaries, problems, studies, training
-from unrolled._files import check_writable
 from unrolled._pursuits import PURSUITS
 from unrolled._threads import beside
 from unrolled.commands import _report
@@ -170,11 +169,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check_output(folder: Path, signals: list[Path]) -> None:
-    """Raise, before any work, if no report can be made in `folder`, or among the pictures given."""
+    """Raise, before any work, if a report would be drawn over the pictures given, or cannot be."""
     _report.check_drawing()
     pictures = [folder / name for name in ("signals.png", "signals-2.png")]
     _report.check_not_read([folder, *pictures], signals)
-    check_writable(folder)
 
 
 def _pursuits() -> tuple[str, ...]:

@@ -128,12 +128,12 @@ def check_folder(folder: Path) -> None:
 def output_folder(folder: Path) -> Iterator[None]:
     """`check_folder` for a block, in which the folder is that of this process alone.
 
-    A folder that was not there is gone again if it stays empty.
+    Folders that were not there are gone again if they stay empty.
 
     Raises:
         ValueError: another process writes into it.
     """
-    made = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     check_folder(folder)
     try:
         with claimed(folder / "lock") as holder:
@@ -141,9 +141,9 @@ def output_folder(folder: Path) -> Iterator[None]:
                 raise ValueError(f"{folder}: in use by process {holder}; try another --output")
             yield
     finally:
-        with suppress(OSError):  # it holds something
-            if made:
-                folder.rmdir()
+        with suppress(OSError):  # one holds something
+            for path in made:
+                path.rmdir()
 
 
 def check_not_read(written: Iterable[Path], read: Iterable[Path]) -> None:
