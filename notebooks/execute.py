@@ -2,8 +2,9 @@
 
     python notebooks/execute.py [--small] [--output FOLDER] [NOTEBOOK ...]
 
-Without arguments: every notebook of this folder, in place. A notebook is JSON and its cells are
-Python, so neither Jupyter nor a kernel is needed. Each notebook runs in a process of its own.
+Without arguments: every notebook of this folder, in place. A NOTEBOOK is a path or a name in this
+folder. A notebook is JSON and its cells are Python, so neither Jupyter nor a kernel is needed. Each
+notebook runs in a process of its own.
 `--small` runs the reduced form that the tests run. Figures become PNG files of 48 colours.
 """
 
@@ -73,12 +74,21 @@ def lines(text: str) -> list[str]:
     return text.splitlines(keepends=True)
 
 
+def located(name: str) -> Path:
+    """A notebook by its path, or by its name in this folder."""
+    folder = Path(__file__).parent
+    for path in (Path(name), folder / name):
+        if path.is_file():
+            return path
+    raise argparse.ArgumentTypeError(f"{name}: is no file, neither here nor in {folder}")
+
+
 def main() -> None:
     """Execute what is asked for, several notebooks one after the other."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK")
+    parser.add_argument("notebooks", nargs="*", type=located, metavar="NOTEBOOK")
     parser.add_argument("--small", action="store_true", help="the reduced form of the tests")
     parser.add_argument("--output", type=Path, help="write there, not in place")
     arguments = parser.parse_args()

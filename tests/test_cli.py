@@ -715,7 +715,7 @@ def test_compare_on_an_own_dictionary(run, tmp_path, drawn):
         "compare", "--dictionary", "D.npy", *QUICK, "--sparsity", 2, "--output", out_folder
     )
     assert status == 0, err
-    assert "done" in err and f"Report: {out_folder / 'report.md'}" in out
+    assert "done" in err and f"Report: {out_folder / 'report.html'}" in out
     data = check_report(out_folder, ["planted", "certified"])
     names = ["ISTA", "ISTA, calibrated", "FISTA"]
     names += [

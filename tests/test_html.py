@@ -55,9 +55,10 @@ def text(tmp_path_factory):
     rows = (("step",), [[1]])
     section = Section("One & only", "one", parts, figures, rows, {}, "C is best, -10.5 dB.")
     folder = tmp_path_factory.mktemp("report")
-    write_report(folder, "Title", "About this.\n\nMore.", [section], {"seed": "0"})
+    report = write_report(folder, "Title", "About this.\n\nMore.", [section], {"seed": "0"})
+    assert report == folder / "report.html"  # the path that the commands print
     assert (folder / "one.png").exists() and table in (folder / "report.md").read_text()
-    return (folder / "report.html").read_text()
+    return report.read_text()
 
 
 def test_it_is_well_formed_and_stands_alone(text):

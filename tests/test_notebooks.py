@@ -5,9 +5,11 @@ numbers too are compared with the stored ones: that is meant for the machine tha
 rounding may change what a grid search chooses.
 """
 
+import argparse
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +62,17 @@ def differences(stored, found):
         return [tuple(words)]
     pairs = zip(NUMBER.findall(stored), NUMBER.findall(found), strict=True)
     return [pair for pair in pairs if not close(*pair)]
+
+
+def test_a_notebook_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    located = runpy.run_path(str(FOLDER / "execute.py"))["located"]
+    assert located(NOTEBOOKS[0].name).samefile(NOTEBOOKS[0])
+    own = tmp_path / NOTEBOOKS[0].name
+    own.touch()
+    assert located(own.name).samefile(own)
+    with pytest.raises(argparse.ArgumentTypeError, match="gone.ipynb: is no file, neither"):
+        located("gone.ipynb")
 
 
 @pytest.mark.slow

@@ -53,9 +53,10 @@ def write(folder: Path, sweep: Sweep, more: Sequence[Section] = ()) -> str:
     parts = [*(_scores_section(folder, named) for named in grouped(rows)), *more]
     state = _state(sweep)
     write_table(folder / CSV, *_csv_rows(rows))
-    write_report(folder, _TITLE, "\n\n".join(filter(None, [_SUMMARY, state])), parts, {})
+    summary = "\n\n".join(filter(None, [_SUMMARY, state]))
+    report = write_report(folder, _TITLE, summary, parts, {})
     texts = [f"# {part.title}\n\n{part.text}" for part in parts]
-    return "\n\n".join([*texts, *([state] if state else []), f"Report: {folder / 'report.md'}"])
+    return "\n\n".join([*texts, *([state] if state else []), f"Report: {report}"])
 
 
 def _state(sweep: Sweep) -> str:

@@ -163,7 +163,7 @@ def write_report(
     A figure that cannot be drawn so loses none of the numbers.
 
     Returns:
-        the path of `report.md`.
+        the path of `report.html`.
     """
     machine = environment()
     lines = [f"# {title}", "", summary, ""]
@@ -181,14 +181,13 @@ def write_report(
     data = {section.slug: section.data for section in sections}
     results = {"environment": machine, "settings": settings, "sections": data}
     write_text(folder / RESULTS, to_json(results) + "\n")
-    report = folder / "report.md"
-    write_text(report, "\n".join(lines) + "\n")
+    write_text(folder / "report.md", "\n".join(lines) + "\n")
     drawn = {name: draw() for name, draw in figures.items()}
     for name, figure in drawn.items():
         write_figure(folder / name, figure)
         figure.set_layout_engine("none")  # it is laid out: the page has it as it stands
-    write_html(folder, title, summary, sections, {**machine, **settings}, list(drawn.values()))
-    return report
+    facts = {**machine, **settings}
+    return write_html(folder, title, summary, sections, facts, list(drawn.values()))
 
 
 def write_html(
@@ -198,12 +197,15 @@ def write_html(
     sections: Sequence[Section],
     facts: Mapping[str, str],
     drawn: Sequence[Any],
-) -> None:
+) -> Path:
     """Write `report.html`: its first sentence is the answer of the first section that has one.
 
     Args:
         folder, title, summary, sections, facts: of the report.
         drawn: the figures of all sections, in their order.
+
+    Returns:
+        its path.
     """
     figures = iter(drawn)
     shown: list[tuple[str, Sequence[str], Mapping[str, Any]]] = [
@@ -215,7 +217,9 @@ def write_html(
         shown.append(("What this is", summary.split("\n\n"), {}))
     command = shlex.join(["unrolled", *sys.argv[1:]])  # as one types it
     text = page(title, (answers or [summary])[0], shown, facts, command)
-    write_text(folder / "report.html", text)
+    report = folder / "report.html"
+    write_text(report, text)
+    return report
 
 
 def write_text(path: Path, text: str) -> None:
