@@ -875,26 +875,6 @@ def test_without_arguments_compare_has_all_standard_sections(run, tmp_path, monk
 # Figures
 
 
-DRAWING = {
-    "compare": "report",
-    "compare --quick --dictionary D.npy": "report",
-    "certify D.npy --figure": "report/gram.png",
-    "learn Y.npy --atoms 12": "report",
-    "experiment classification --quick": "report",
-}
-
-
-@pytest.mark.parametrize("command", DRAWING)
-def test_a_missing_matplotlib_is_said_before_any_work(run, tmp_path, monkeypatch, command):
-    """Standard error has no line of progress, and no folder is left."""
-    for module in ("", ".figure", ".backends.backend_agg", ".backend_bases"):
-        monkeypatch.setitem(sys.modules, f"matplotlib{module}", None)
-    where = () if command.endswith("--figure") else ("--output",)
-    found = run(*command.split(" "), *where, tmp_path / DRAWING[command])
-    said = "unrolled: plots need matplotlib; install unrolled[plots]\n"
-    assert found == (2, "", said) and not any(tmp_path.iterdir())
-
-
 def test_missing_photographs_are_said_before_any_work(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     said = "the sample photographs need scikit-learn and Pillow; install unrolled[data]"

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -244,6 +245,20 @@ def test_optional_packages_are_imported_inside_functions():
             roots = {name.split(".")[0] for name in names}
             above += [(module, root) for root in roots - ALLOWED - set(sys.stdlib_module_names)]
     assert not above, listing(above)
+
+
+WITH_OTHERS = {"numpy": "jax", "scipy": "jax", "rich": "flax"}  # what depends on them
+OPTIONAL = {"sklearn", "PIL", "flatbuffers", "threadpoolctl"}  # each import has another way
+
+
+def test_a_base_install_has_what_the_package_imports():
+    """Only data sets, scikit-learn and export refuse without an extra; every command draws."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    base = {re.match(r"[\w-]+", need)[0].replace("-", "_") for need in project["dependencies"]}
+    roots = {name.split(".")[0] for path in FILES for _, name in imported(path)}
+    roots = {WITH_OTHERS.get(root, root) for root in roots - set(sys.stdlib_module_names)}
+    needed = roots - OPTIONAL - {"unrolled"}
+    assert {root for root in needed if not any(name.startswith(root) for name in base)} == set()
 
 
 # What the source may not hold

@@ -169,8 +169,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check_output(folder: Path, signals: list[Path]) -> None:
-    """Raise, before any work, if a report would be drawn over the pictures given, or cannot be."""
-    _report.check_drawing()
+    """Raise, before any work, if a report would be drawn over the pictures given."""
     pictures = [folder / name for name in ("signals.png", "signals-2.png")]
     _report.check_not_read([folder, *pictures], signals)
 

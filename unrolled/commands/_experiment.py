@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from unrolled import datasets
 from unrolled.commands._console import add_command, progress, teller
-from unrolled.commands._report import RESULTS, check_drawing
+from unrolled.commands._report import RESULTS
 
 if TYPE_CHECKING:
     from unrolled.experiments import Recipe
@@ -164,7 +164,6 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"experiment: --side is no option of {arguments.task} with {name}")
     side = _PICTURE if arguments.task == "ml-csc" and name == "digits" else arguments.side
     mesh = _mesh() if arguments.mesh else None
-    check_drawing()
     images = experiments.load(name, root, side=side)
     say(
         f"{name}: {len(images.train[0])} training and {len(images.test[0])} test images{_why(name)}"

@@ -114,7 +114,6 @@ def run(arguments: argparse.Namespace) -> None:
         )
     shape = _shape(arguments.shape, Y.shape[1])
     _report.check_not_read((folder / _DICTIONARY, folder / _CHECKPOINT), [arguments.signals])
-    _report.check_drawing()
     with _report.output_folder(folder):
         options |= {"progress": _progress(say), "checkpoint": folder / _CHECKPOINT}
         summary, data = _written(arguments, Y, shape, options, say)

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from unrolled import plots
 from unrolled._files import check_writable, claimed, whole_file, write_whole
 from unrolled._json import to_json
 from unrolled._text import Grid
@@ -105,11 +104,6 @@ def environment() -> dict[str, str]:
         "devices": devices,
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def check_drawing() -> None:
-    """Raise ImportError, which names the extra to install, if no figure can be drawn."""
-    plots.figure(1, 1)
 
 
 def check_folder(folder: Path) -> None:
@@ -241,11 +235,9 @@ def check_figure(path: Path) -> None:
     """Raise unless a figure can be written to `path`, before any work.
 
     Raises:
-        ImportError: matplotlib is not installed.
         OSError: it is a folder, or lies in none that can be written.
         ValueError: its suffix is no format of pictures.
     """
-    check_drawing()
     from matplotlib.backend_bases import FigureCanvasBase
 
     if path.is_dir():

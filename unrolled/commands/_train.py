@@ -1,10 +1,10 @@
 """`unrolled train`: one run in its folder, from a configuration to weights."""
 
 import argparse
-import contextlib
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,14 +146,11 @@ def train(
 
 
 def _write_report(folder: Path, summary: Summary, records: Sequence[training.Record]) -> None:
-    """`report.html`, with the losses as curves where matplotlib is installed."""
-    figures: dict[str, Any] = {}
-    drawn = []
-    with contextlib.suppress(ImportError):
-        drawn.append(plots.losses(records))
-        figures["the loss at every evaluation"] = plots.losses
+    """`report.html`, with the losses as curves."""
+    figures = {"the loss at every evaluation": partial(plots.losses, records)}
     text = "Weights of a solver, trained from their start."
     section = Section("Result", "result", summary.parts(), figures, ((), ()), {}, summary.answer())
+    drawn = [draw() for draw in figures.values()]
     write_html(folder, "Training", text, [section], environment(), drawn)
 
 

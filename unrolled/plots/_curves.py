@@ -30,21 +30,16 @@ def figure(
     Returns:
         The figure and its panels, (rows, columns).
 
-    Raises:
-        ImportError: matplotlib is not installed; the message names the extra.
-
     Example:
         >>> fig, panels = ur.plots.figure(2, 3)
         >>> panels.shape
         (2, 3)
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.rcsetup import cycler
-    except ImportError as error:
-        raise ImportError("plots need matplotlib; install unrolled[plots]") from error
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.rcsetup import cycler
+
     with rc_context(STYLE | {"axes.prop_cycle": cycler(color=COLOURS)}):
         fig = Figure(figsize=(width * columns, height * rows), layout="constrained")
         FigureCanvasAgg(fig)
