@@ -231,7 +231,7 @@ def test_private_names_are_found(tmp_path):
     )
 
 
-ALLOWED = {"jax", "numpy", "optax", "typing_extensions", "unrolled"}  # at the top of a file
+ALLOWED = {"jax", "numpy", "optax", "unrolled"}  # at the top of a file
 
 
 def test_optional_packages_are_imported_inside_functions():

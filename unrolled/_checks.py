@@ -22,9 +22,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from typing_extensions import TypeAliasType
 
 from unrolled._text import in_rows
+
+if sys.version_info >= (3, 12):
+    from typing import TypeAliasType
+else:  # its backport
+    from typing_extensions import TypeAliasType
 
 Array = jax.Array
 # Of a type that is made so help shows the name, not what it stands for.

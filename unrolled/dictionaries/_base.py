@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import GetAttrKey
-from typing_extensions import TypeAliasType
 
 from unrolled import _checks, _export
-from unrolled._checks import Array, ArrayLike, DTypeLike
+from unrolled._checks import Array, ArrayLike, DTypeLike, TypeAliasType
 from unrolled._numbers import largest_singular_value, norm
 from unrolled._program import program
 

@@ -7,10 +7,9 @@ subclassed.
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from typing_extensions import TypeAliasType
 
 from unrolled._beside import exceeds
-from unrolled._checks import Array
+from unrolled._checks import Array, TypeAliasType
 from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network
