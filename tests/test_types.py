@@ -1,5 +1,7 @@
 """The types say what functions take: the examples of the pages pass mypy, also with numpy."""
 
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -8,6 +10,7 @@ from test_docs import README, ROOT, blocks
 from test_pages import RUN
 
 IMPORTS = "import jax, optax\nimport jax.numpy as jnp\nimport numpy as np\nimport unrolled as ur\n"
+USERS = ROOT / "tests" / "types_of_users.py"
 MISSING = ("onnxruntime",)  # packages of examples that are not installed
 
 
@@ -59,14 +62,34 @@ def test_the_calls_with_numpy_run(float32_by_default):
     assert names["solved"].converged and names["solved"].x.dtype == np.float32
 
 
+def mypy(*arguments):
+    """What mypy prints. Without mypy, which the extra dev has, the test fails."""
+    from mypy import api
+
+    said, errors, _ = api.run(list(map(str, arguments)))
+    assert not errors
+    return said
+
+
+@pytest.mark.slow
+def test_mypy_knows_the_types_that_users_see():
+    assert "no issues" in mypy("--strict", "--follow-imports=silent", USERS)
+
+
+@pytest.mark.slow
+def test_pyright_knows_the_types_that_users_see():
+    pytest.importorskip("pyright")
+    command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, str(USERS)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "0 errors" in done.stdout, done.stdout + done.stderr
+
+
 @pytest.mark.slow
 def test_examples_and_calls_with_numpy_pass_mypy(tmp_path):
-    api = pytest.importorskip("mypy.api")
     sources = dict(programs()) | {"calls_with_numpy": IMPORTS + CALLS_WITH_NUMPY}
     for name, source in sources.items():
         (tmp_path / f"{name}.py").write_text(source)
-    said, errors, _ = api.run([f"--config-file={ROOT / 'pyproject.toml'}", str(tmp_path)])
-    assert not errors
+    said = mypy(f"--config-file={ROOT / 'pyproject.toml'}", tmp_path)
     lines = [line for line in said.splitlines() if ": error:" in line]
     assert [line for line in lines if not any(f'"{name}"' in line for name in MISSING)] == []
     assert f"(checked {len(sources)} source files)" in said or "no issues" in said

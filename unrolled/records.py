@@ -73,12 +73,12 @@ _RECENT: collections.deque = collections.deque(maxlen=256)
 
 
 class _Interned(type):
-    """Checks the options, then returns the one record that has them."""
+    """The class of records. A call checks the options and returns the one record that has them."""
 
     bound: tuple[str, ...]
     __signature__: inspect.Signature
 
-    def __call__(cls: Any, *args: Any, **options: Any) -> Any:
+    def _record(cls: Any, *args: Any, **options: Any) -> Any:
         where = cls.__name__
         if problem := _misfit(cls, args, options):
             names = ", ".join(cls.__signature__.parameters)
@@ -93,6 +93,9 @@ class _Interned(type):
                 vars(made).update({name: getattr(made, name) for name in cls.bound})
             _RECENT.append(interned)
         return interned
+
+    if not TYPE_CHECKING:  # a checker would take the Any of `_record` for the type of every record
+        __call__ = _record
 
 
 @dataclass_transform(

@@ -5,7 +5,7 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from unrolled._checks import Array
+from unrolled._checks import Array, Key
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, dense, spread
 from unrolled.layers._ista import StepAndThreshold
@@ -52,7 +52,7 @@ class ada_lista(FromISTA, Shrinking):
             SignalMatrices(identity, identity), StepAndThreshold(gamma, gamma * self.lam)
         )
 
-    def from_weights(self, key, W, D):
+    def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
         """With P = Q'Q = (D D')^-1, whose steps are those of ALISTA, for atoms of one leverage."""
         return _whitened(D, self.init(key, D))
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled._checks import Array
-from unrolled.dictionaries import as_dictionary, spread
+from unrolled._checks import Array, Key
+from unrolled.dictionaries import Dictionary, as_dictionary, spread
 from unrolled.layers._closed_form import FromClosedForm
 from unrolled.layers._ista import StepAndThreshold
 from unrolled.layers._layer import Acting, Recipe, selecting
@@ -48,7 +48,7 @@ class alista(Coupled, FromClosedForm, Selecting):
     forms = (Unrolled(Fixed, StepAndThreshold),)
     recipe = Recipe(rate=2e-3, options=selecting, calibrated=True, weighted=True)
 
-    def init(self, key, D):
+    def init(self, key: Key | None, D: Dictionary) -> Unrolled:
         D = as_dictionary(D, self.family)
         W = self.closed_form(D)
         return Unrolled(Fixed(W), self.closed_form_steps(W, D))
@@ -120,7 +120,7 @@ class robust_alista(FromClosedForm, Selecting):
     forms = (Unrolled(None, StepAndThreshold),)
     recipe = alista.recipe
 
-    def init(self, key, D):
+    def init(self, key: Key | None, D: Dictionary) -> Unrolled:
         D = as_dictionary(D, self.family)
         return Unrolled(None, self.closed_form_steps(self.closed_form(D), D))
 

@@ -5,7 +5,7 @@ from typing import Annotated, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from unrolled._checks import Array
+from unrolled._checks import Array, Key
 from unrolled._numbers import norm
 from unrolled._program import program
 from unrolled.activations import relu
@@ -97,7 +97,7 @@ class alista_at(Selecting):
     forms = (Unrolled(Fixed, Adapting),)
     recipe = Recipe(rate=2e-3, options=selecting, calibrated=True, weighted=True)
 
-    def init(self, key, D):
+    def init(self, key: Key | None, D: Dictionary) -> Unrolled:
         D = as_dictionary(D, self.family)
         return _start(self, lasso_weights(D, self.ridge), D)
 

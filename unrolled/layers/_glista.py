@@ -5,8 +5,8 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from unrolled._checks import Array
-from unrolled.dictionaries import spread
+from unrolled._checks import Array, Key
+from unrolled.dictionaries import Dictionary, spread
 from unrolled.layers._layer import Acting, Recipe, selecting
 from unrolled.layers._records import Matrix, Shape, Theta, Unrolled, repeat
 from unrolled.layers._shrinking import FromISTA, Selecting
@@ -68,7 +68,7 @@ class glista(FromISTA, Selecting):
         slope = jnp.ones((self.depth, D.shape[1]), D.dtype)
         return Unrolled(None, Gated(repeat(D / L, self.depth), theta, gain, slope, overshoot))
 
-    def from_weights(self, key, W, D):
+    def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
         start = self.init(key, D)
         return start._replace(steps=start.steps._replace(W=repeat(W, self.depth)))
 

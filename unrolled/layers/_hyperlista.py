@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from unrolled._checks import Array
+from unrolled._checks import Array, Key
 from unrolled._program import program
 from unrolled.activations import select_support
 from unrolled.dictionaries import Dictionary, as_dictionary, dense
@@ -108,7 +108,7 @@ class hyperlista(Shrinking):
     recipe = Recipe(rate=0, searched=_MULTIPLES)
     starts_from_theory = True
 
-    def init(self, key, D):
+    def init(self, key: Key | None, D: Dictionary) -> Unrolled:
         D = as_dictionary(D, self.family)
         return Unrolled(Hyper(analytic_part(D), *(jnp.asarray(c, D.dtype) for c in _NUMBERS)), None)
 

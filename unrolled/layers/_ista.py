@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
-from unrolled._checks import Array, ArrayLike
+from unrolled._checks import Array, ArrayLike, Key
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers._layer import Acting, Recipe, penalties
@@ -71,7 +71,7 @@ class ista(Coupled, FromISTA, Shrinking):
     recipe = Recipe(rate=0, tried=penalties)
     starts_from_theory = True
 
-    def init(self, key, D):
+    def init(self, key: Key | None, D: Dictionary) -> Unrolled:
         return ista_params(as_dictionary(D, self.family), self.lam, self.depth, self.family)
 
     def weights(self, shared, p, D):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
-from unrolled._checks import Array
+from unrolled._checks import Array, Key
 from unrolled._numbers import exponent, norm, power_of_two, times_power
 from unrolled._program import program
 from unrolled.activations import relu
@@ -89,7 +89,7 @@ class lamp(Shrinking):
     forms = (Unrolled(None, Message),)
     recipe = Recipe(rate=1e-4, damped=DAMPED)
 
-    def init(self, key, D):
+    def init(self, key: Key | None, D: Dictionary) -> Unrolled:
         return message_passing(as_dictionary(D, self.family), self.alpha, self.depth, self.family)
 
     def start(self, D, y):

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from unrolled._checks import Array
+from unrolled._checks import Array, Key
 from unrolled._numbers import energy, exponent, ldexp, times_power, widened
-from unrolled.dictionaries import as_dictionary
+from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers._bernoulli_gaussian import Estimating
 from unrolled.layers._lamp import DAMPED, Message, message_passing
 from unrolled.layers._layer import Acting, Recipe
@@ -57,7 +57,7 @@ class lamp_bg(Estimating):
     forms = (Unrolled(None, Message),)
     recipe = Recipe(rate=1e-4, options=lambda law, chosen: law.prior, damped=DAMPED)
 
-    def init(self, key, D):
+    def init(self, key: Key | None, D: Dictionary) -> Unrolled:
         return message_passing(as_dictionary(D, self.family), 1.0, self.depth, self.family)
 
     def start(self, D, y):

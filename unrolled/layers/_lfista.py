@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled._checks import Array
-from unrolled.dictionaries import spread
+from unrolled._checks import Array, Key
+from unrolled.dictionaries import Dictionary, spread
 from unrolled.layers._layer import Acting, Recipe
 from unrolled.layers._lista import announce_squares, coupled_matrices, ista_matrices
 from unrolled.layers._records import Matrix, Square, Theta, Unrolled, repeat
@@ -60,7 +60,7 @@ class lfista(FromISTA, Shrinking):
 
     recipe = Recipe(rate=1e-4, calibrated=True, weighted=True)
 
-    def init(self, key, D):
+    def init(self, key: Key | None, D: Dictionary) -> Unrolled:
         announce_squares(D, self.depth, self.family)
         return self.start_at_ista(D)
 
@@ -70,7 +70,7 @@ class lfista(FromISTA, Shrinking):
         scaled = momentum[:, None, None] * S
         return Unrolled(None, MomentumMatrices(B, S + scaled, -scaled, theta))
 
-    def from_weights(self, key, W, D):
+    def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
         B, S = repeat(coupled_matrices(W, D), self.depth)
         steps = MomentumMatrices(B, S, jnp.zeros_like(S), self.init(key, D).steps.theta)
         return Unrolled(None, steps)

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from unrolled._checks import Array
-from unrolled.dictionaries import Structured, spread
+from unrolled._checks import Array, Key
+from unrolled.dictionaries import Dictionary, Structured, spread
 from unrolled.layers._layer import Acting, Law, Recipe
 from unrolled.layers._lfista import fista_momentum
 from unrolled.layers._records import Matrix, Number, Theta, Unrolled, repeat
@@ -76,7 +76,7 @@ class lfista_cp(FromISTA, Shrinking):
         beta = jnp.asarray(fista_momentum(self.depth), D.dtype)
         return Unrolled(None, WeightsAndMomentum(repeat(D / L, self.depth), thresholds, beta))
 
-    def from_weights(self, key, W, D):
+    def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
         steps = self.init(key, D).steps
         beta = jnp.zeros_like(steps.beta)  # that of FISTA is for steps along D
         return Unrolled(None, steps._replace(W=repeat(W, self.depth), beta=beta))

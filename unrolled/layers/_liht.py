@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from unrolled import _checks
-from unrolled._checks import Array, ArrayLike
+from unrolled._checks import Array, ArrayLike, Key
 from unrolled._program import program
 from unrolled.activations import kth_largest
 from unrolled.dictionaries import Dictionary, as_dictionary
@@ -74,7 +74,7 @@ class liht(Layer):
     forms = (Unrolled(None, Matrices),)
     recipe = Recipe(rate=3e-5, tried=_counts, weighted=True)
 
-    def init(self, key, D):
+    def init(self, key: Key | None, D: Dictionary) -> Unrolled:
         D = as_dictionary(D, self.family)
         announce_squares(D, self.depth, self.family)
         matrices, usable = _matrices(D, self.depth)
@@ -82,7 +82,7 @@ class liht(Layer):
             lipschitz(D, self.family)  # which says why
         return Unrolled(None, matrices)
 
-    def from_weights(self, key, W, D):
+    def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
         return Unrolled(None, repeat(coupled_matrices(W, D), self.depth))
 
     def step(self, shared, p, D, y, state):

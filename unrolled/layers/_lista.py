@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from unrolled import _checks
-from unrolled._checks import Array
+from unrolled._checks import Array, Key
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary, dense, spread
 from unrolled.layers._layer import Acting, Recipe, selecting_untied, untied
@@ -85,7 +85,7 @@ class lista(FromISTA, Selecting):
     forms = (Unrolled(Matrices, Threshold), Unrolled(None, MatricesAndThreshold))
     recipe = Recipe(rate=3e-4, options=untied, calibrated=True, weighted=True)
 
-    def init(self, key, D):
+    def init(self, key: Key | None, D: Dictionary) -> Unrolled:
         announce_squares(D, None if self.tied else self.depth, self.family)
         return self.start_at_ista(D)
 
@@ -95,7 +95,7 @@ class lista(FromISTA, Selecting):
         B, S = ista_matrices(D, L, self.depth)
         return Unrolled(None, MatricesAndThreshold(B, S, theta))
 
-    def from_weights(self, key, W, D):
+    def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
         matrices, params = coupled_matrices(W, D), self.init(key, D)
         if self.tied:
             return Unrolled(matrices, params.steps)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from unrolled import _checks
-from unrolled._checks import Array
+from unrolled._checks import Array, Key
 from unrolled._numbers import exponent, times_power
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary
@@ -84,11 +84,11 @@ class na_alista(Selecting):
     forms = (Unrolled(Recurrent, None),)
     recipe = Recipe(rate=5e-3, steps=1000, options=selecting, weighted=True)
 
-    def init(self, key, D):
+    def init(self, key: Key | None, D: Dictionary) -> Unrolled:
         D = as_dictionary(D, self.family)
         return self.from_weights(key, frobenius_weights(D), D)
 
-    def from_weights(self, key, W, D):
+    def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
         if key is None:
             raise TypeError(
                 f"{self.family}: init draws random matrices; expected a key, got None, "

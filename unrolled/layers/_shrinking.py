@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
-from unrolled._checks import Array, ArrayLike
+from unrolled._checks import Array, ArrayLike, Key
 from unrolled._program import program
 from unrolled.activations import NAMED, Activation, by_name, relu, select_support, shrink
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, spread
@@ -162,7 +162,7 @@ class FromISTA(Layer):
         L = lipschitz(D, self.family)
         return D, L, jnp.full(self.depth, self.lam / L, D.dtype)
 
-    def init(self, key, D):
+    def init(self, key: Key | None, D: Dictionary) -> Unrolled:
         return self.start_at_ista(D)
 
     def start_at_ista(self, D: Dictionary) -> Unrolled:

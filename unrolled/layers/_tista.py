@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from unrolled._checks import Array
+from unrolled._checks import Array, Key
 from unrolled._numbers import energy, ldexp, widened
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense
@@ -72,7 +72,7 @@ class tista(Estimating):
     forms = (Unrolled(Fixed, Step),)
     recipe = Recipe(rate=1e-2, options=lambda law, chosen: law.prior | {"noise": law.noise})
 
-    def init(self, key, D):
+    def init(self, key: Key | None, D: Dictionary) -> Unrolled:
         D = as_dictionary(D, self.family)
         nonzero(column_norms(D), self.family)
         gamma = D.shape[1] / min(D.shape)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from unrolled._checks import Array, ArrayLike
+from unrolled._checks import Array, ArrayLike, Key
 from unrolled._numbers import exponent, ldexp, times_power, wide_dtype, widened
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense
@@ -142,7 +142,7 @@ class vamp_bg(Layer):
     forms = (Unrolled(Fixed[Spectrum], Belief),)
     recipe = Recipe(rate=0, options=_assumed)
 
-    def init(self, key, D):
+    def init(self, key: Key | None, D: Dictionary) -> Unrolled:
         D = as_dictionary(D, self.family)
         nonzero(column_norms(D), self.family)
         return _start(self, D)

@@ -16,7 +16,7 @@ from unrolled._program import program
 from unrolled.activations import as_power
 from unrolled.dictionaries import Conv, Dictionary, normalized
 from unrolled.layers import Shape, Theta, Unrolled, magnitude, option
-from unrolled.networks._network import Params, chain_of, where
+from unrolled.networks._network import Dictionaries, Params, chain_of, where
 from unrolled.networks._unfolded import Unfolded
 from unrolled.pursuit import State, half_quadratic_step, lipschitz
 
@@ -68,7 +68,7 @@ class deconvolutional(Unfolded):
     def forms(self, j):
         return (Unrolled(None, BetaAndThreshold),)
 
-    def init(self, key, Ds):
+    def init(self, key: Key | None, Ds: Dictionaries) -> Params:
         params = []
         for D in chain_of(self, Ds):
             start, usable = _betas_of(D, self.lam, self.depth)

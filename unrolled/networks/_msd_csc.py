@@ -10,7 +10,7 @@ from unrolled._checks import Key
 from unrolled.activations import shrink
 from unrolled.dictionaries import Conv, WithIdentity, normalize, spread
 from unrolled.layers import Acting, StepAndThreshold, Unrolled
-from unrolled.networks._network import Dictionaries, chain_of, where
+from unrolled.networks._network import Dictionaries, Params, chain_of, where
 from unrolled.networks._unfolded import Sweeping
 
 
@@ -50,7 +50,7 @@ class msd_csc(Sweeping):
     def weights(self, j):
         return lambda shared, p, D: Acting(D, p.gamma)
 
-    def init(self, key, Ds):
+    def init(self, key: Key | None, Ds: Dictionaries) -> Params:
         params: list[Unrolled] = []
         theta: Any = self.lam
         for D in _mixed(self, chain_of(self, Ds)):

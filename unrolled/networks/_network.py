@@ -155,7 +155,7 @@ class dsc(Network):
     def weights(self, j):
         return self.layers[j].weights
 
-    def init(self, key, Ds):
+    def init(self, key: Key | None, Ds: Dictionaries) -> Params:
         Ds = chain_of(self, Ds, len(self.layers))
         key = key if key is None else _checks.as_key(key, where(self))
         keys = [key if key is None else jax.random.fold_in(key, j) for j in range(len(self.layers))]

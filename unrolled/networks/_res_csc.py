@@ -1,7 +1,8 @@
 """Res-CSC: a pursuit that starts from the code two layers before it is a residual block."""
 
+from unrolled._checks import Key
 from unrolled.layers import Acting, StepAndThreshold, Unrolled
-from unrolled.networks._network import chain_of
+from unrolled.networks._network import Dictionaries, Params, chain_of
 from unrolled.networks._unfolded import Activated
 from unrolled.pursuit import State, ista_step
 
@@ -38,7 +39,7 @@ class res_csc(Activated):
     def weights(self, j):
         return lambda shared, p, D: Acting(D, p.gamma)
 
-    def init(self, key, Ds):
+    def init(self, key: Key | None, Ds: Dictionaries) -> Params:
         return tuple(Unrolled(None, self.start_of(D, self.lam)[-1]) for D in chain_of(self, Ds))
 
     def step(self, shared, p, D, y, state):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from unrolled import _checks, _sharded, layers
-from unrolled._checks import Array
+from unrolled._checks import Array, Key
 from unrolled._export import exportable
 from unrolled._program import program
 from unrolled.activations import Activation, relu, shrink
@@ -175,7 +175,7 @@ class ml_lista(Sweeping):
     def weights(self, j):
         return _acting
 
-    def init(self, key, Ds):
+    def init(self, key: Key | None, Ds: Dictionaries) -> Params:
         params: list[Unrolled] = []
         theta: Any = self.lam
         for D in chain_of(self, Ds):

@@ -1,0 +1,34 @@
+# pyright: reportUnnecessaryTypeIgnoreComment=true
+"""What type checkers tell a user, so what an editor completes: test_types.py has it checked."""
+
+from typing import assert_type
+
+import jax
+import numpy as np
+
+import unrolled as ur
+
+D = ur.dictionaries.gaussian(jax.random.key(0), 8, 12)
+Y, X = ur.problems.sampler(D, 48)(jax.random.key(1))
+layer = ur.alista(4, support=(0.1, 1.0))
+assert_type(D, jax.Array)
+assert_type(layer, ur.alista)
+assert_type(layer.depth, int)
+assert_type(layer.is_coupled, bool)
+
+params = layer.init(None, D)
+assert_type(params, ur.layers.Unrolled)
+assert_type(layer.from_weights(None, D, D), ur.layers.Unrolled)
+assert_type(layer.apply(params, D, Y[0]), jax.Array)
+assert_type(layer.apply(params, np.eye(8), np.ones(8)), jax.Array)
+assert_type(layer.iterates(params, D, Y[0]), jax.Array)
+
+network = ur.dsc([ur.lista_cp(2), ur.lista_cp(2, lam=0.1)])
+assert_type(network, ur.dsc)
+assert_type(network.init(0, (D, X.T)), tuple[ur.layers.Unrolled, ...])
+assert_type(ur.training.Checkpoint("folder"), ur.training.Checkpoint)
+assert_type(ur.pursuit.lasso(D, Y[0], lam=0.1).x, jax.Array)
+
+ur.alista("four")  # type: ignore[arg-type]
+ur.alista(4, suport=(0.1, 1.0))  # type: ignore[call-arg]
+layer.aply(params, D, Y[0])  # type: ignore[attr-defined]
