@@ -139,14 +139,17 @@ def test_an_unknown_option_is_refused(run, capsys):
     assert stopped.value.code == 2 and "--colour" in capsys.readouterr().err
 
 
-def test_help_asks_for_no_device(capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("option", "text"), [("--help", "certify"), ("--version", f"unrolled {unrolled.__version__}\n")]
+)
+def test_help_and_version_ask_for_no_device(option, text, capsys, monkeypatch):
     def devices():
         raise AssertionError("asked for a device")
 
     monkeypatch.setattr(jax, "devices", devices)
     with pytest.raises(SystemExit) as stopped:
-        main(["--help"])
-    assert stopped.value.code == 0 and "certify" in capsys.readouterr().out
+        main([option])
+    assert stopped.value.code == 0 and text in capsys.readouterr().out
 
 
 BROKEN_MODULES = {

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+import unrolled
 from unrolled._interrupts import never_lost
 from unrolled.commands import (
     COMMANDS,
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 2 for wrong arguments or input (one line on standard error), 130 or 143
         when stopped by SIGINT or SIGTERM. A training whose codes are worse than zero codes raises
-        SystemExit(3).
+        SystemExit(3), and `--version` and `--help` raise SystemExit(0).
 
     Example:
         >>> from unrolled.cli import main
@@ -69,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="unrolled", description="Unrolled sparse-coding solvers, analytic and learned."
     )
+    version = f"unrolled {unrolled.__version__}"
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(title="commands")
     for command in COMMANDS:
         own = command.add_parser(commands)
