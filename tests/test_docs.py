@@ -5,14 +5,17 @@ import json
 import os
 import pkgutil
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import tomllib
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 import unrolled as ur
 
@@ -21,11 +24,11 @@ ROOT = FOLDER.parent
 NOTEBOOKS = ROOT / "notebooks"
 PAGES = sorted(path for path in NOTEBOOKS.rglob("*.md") if path.parent.name != "api")
 README, MEASUREMENTS = ROOT / "README.md", ROOT / "benchmarks" / "README.md"
-CONTRIBUTING, CHANGELOG = (
-    ROOT / ".github" / f"{name}.md" for name in ("CONTRIBUTING", "CHANGELOG")
+CONTRIBUTING, CHANGELOG, SECURITY = (
+    ROOT / ".github" / f"{name}.md" for name in ("CONTRIBUTING", "CHANGELOG", "SECURITY")
 )
 GALLERY, METHODS = NOTEBOOKS / "gallery.md", NOTEBOOKS / "reference" / "methods.md"
-DOCUMENTS = [README, MEASUREMENTS, CONTRIBUTING, CHANGELOG, *PAGES]
+DOCUMENTS = [README, MEASUREMENTS, CONTRIBUTING, CHANGELOG, SECURITY, *PAGES]
 CURRENT = [path for path in DOCUMENTS if path != CHANGELOG]  # that names what is gone, too
 MODULES = {module.name for module in pkgutil.iter_modules(ur.__path__)}
 FILES = {"md", "py", "json", "toml", "npz", "npy", "png", "ipynb", "safetensors", "csv", "jsonl"}
@@ -141,6 +144,44 @@ def test_words_of_the_house():
     texts = {path.relative_to(ROOT): path.read_text() for path in sources}
     found = [f"{path}: {m[0]}" for path, text in texts.items() for m in re.finditer(habits, text)]
     assert not found, "\n".join(found)
+
+
+def targets(text):
+    """Where the links and the pictures of a document lead."""
+    text = prose(text)
+    return re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'\bsrc(?:set)?="([^"]+)"', text)
+
+
+@pytest.mark.parametrize("address", ["", "https://example.org/unrolled/blob/v1/"])
+def test_the_readme_has_no_dead_link_outside_of_the_repository(address, monkeypatch):
+    """As an index of packages shows it; only the build has the real base class."""
+    interface = types.SimpleNamespace(MetadataHookInterface=object)
+    monkeypatch.setitem(sys.modules, "hatchling.metadata.plugin.interface", interface)
+    hook = runpy.run_path(str(ROOT / ".ci" / "long_description.py"))
+    here = README.read_text()
+    there = hook["long_description"](here, address)
+    assert len(targets(there)) == (len(targets(here)) if address else 0)
+    for target in targets(there):
+        file = target.removeprefix(address).partition("?")[0].partition("#")[0]
+        assert target.startswith(address) and (ROOT / file).is_file(), target
+    code = r"^```.*?^```"
+    assert re.findall(code, there, re.M | re.S) == re.findall(code, here, re.M | re.S)
+    words = re.findall(r"\[([^\]]*)\]\(|alt=\"([^\"]*)\"", prose(here))
+    assert all(max(pair) in there.replace(r"\*", "*") for pair in words)
+
+
+def test_the_citation_is_that_of_the_file_for_tools():
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    repeated = ("version", "license", "authors")
+    assert {key: cff[key] for key in repeated} == {key: project[key] for key in repeated}
+    (author,), (paper,) = cff["authors"], cff["references"]
+    authors = " and ".join(f"{a['family-names']}, {a['given-names']}" for a in paper["authors"])
+    (entries,) = blocks(NOTEBOOKS / "reference" / "cite.md", "bibtex")
+    assert re.findall(r"= {(.*)}", entries) == [
+        *(cff["title"], f"{{{author['name']}}}", cff["version"], cff["license"]),
+        *(paper["title"], authors, paper["journal"], str(paper["year"])),
+    ]
 
 
 @each([GALLERY, CONTRIBUTING])
