@@ -22,7 +22,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import unrolled as ur
-from unrolled._files import claimed
 from unrolled.cli import main
 from unrolled.commands import _coders, _config, _doctor, _encode, _inputs, _sections, _setup, _train
 from unrolled.commands._config import all_options, load, to_toml
@@ -1373,18 +1372,7 @@ def test_encode_leaves_the_old_codes_where_the_new_ones_cannot_be_written(
     status, _, err = run("encode", "weights.npz", "Y.npy", "--output", tmp_path / "codes.npy")
     assert status == 2 and "No space left on device" in err
     assert (tmp_path / "codes.npy").read_text() == "old"
-    # The codes are there for the next call, which leaves nothing else.
-    left = sorted(path.name for path in tmp_path.iterdir())
-    assert (
-        left == [".codes.npy.rows", "codes.npy"] and "the same command continues with them" in err
-    )
-    monkeypatch.undo()
-    monkeypatch.setattr(_coders, "apply_in_chunks", None)
-    status, _, err = run(
-        "encode", folder / "weights.npz", folder / "Y.npy", "--output", tmp_path / "codes.npy"
-    )
-    assert status == 0 and [path.name for path in tmp_path.iterdir()] == ["codes.npy"], err
-    assert np.load(tmp_path / "codes.npy").shape == (40, 12)
+    assert [path.name for path in tmp_path.iterdir()] == ["codes.npy"]
 
 
 def test_large_sets_are_encoded_in_chunks(saved, monkeypatch):
@@ -1510,122 +1498,6 @@ def test_encode_streams_files_of_any_size(run, saved, tmp_path, folder, streamed
     assert f"{(X != 0).sum() / 40:.1f} nonzeros on average" in out
     residual = np.linalg.norm(Y - X @ D.T) / np.linalg.norm(Y)
     assert f"relative residual {residual:.4g}\n" in out
-
-
-@pytest.mark.parametrize("suffix", [".npy", ".npz"])
-def test_shards_are_the_rows_of_the_whole(run, saved, folder, tmp_path, streamed, suffix):
-    """Bit for bit, with one report; each of them resumes, and none may be missing or of others."""
-    whole, codes = tmp_path / f"whole{suffix}", tmp_path / f"codes{suffix}"
-    out = run("encode", "weights.npz", "Y.npy", "--output", whole)[1]
-    files = ("encode", "weights.npz", "Y.npy", "--output", codes)
-    for i, row in ((1, "rows 0 to 15"), (3, "rows 32 to 39"), (3, "rows 32 to 39")):
-        status, told, err = run(*files, "--shard", f"{i}/3")
-        assert status == 0 and f"shard {i}/3, {row}; --join 3" in told, err
-    assert streamed == [16, 16, 8, 16, 8]  # the second time there was nothing left to do
-    status, _, err = run(*files, "--join", 3)
-    assert status == 2 and f"codes{suffix}.2-of-3: no such shard" in err and not codes.exists()
-    np.save(tmp_path / "other.npy", -np.load(folder / "Y.npy"))
-    others = ("encode", "weights.npz", tmp_path / "other.npy", *files[3:])
-    assert run(*others, "--shard", "2/3")[0] == 0
-    status, _, err = run(*files, "--join", 3)
-    assert status == 2 and "has 0 of 16 rows of these signals; try --shard 2/3" in err
-    assert run(*files, "--shard", "2/3")[0] == 0
-    status, joined, err = run(*files, "--join", 3)
-    assert status == 0 and joined.replace("codes", "whole") == out, err
-    assert whole.read_bytes() == codes.read_bytes()
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (("--shard", "4/4"), "Y.npy: 40 signals are 3 chunks of 16; expected at most as many shar"),
-        (("--join", "9"), "Y.npy: 40 signals are 3 chunks of 16; expected at most as many shards"),
-    ],
-)
-def test_more_shards_than_chunks_are_refused(run, saved, tmp_path, streamed, options, message):
-    codes = tmp_path / "codes.npy"
-    status, _, err = run("encode", "weights.npz", "Y.npy", "--output", codes, *options)
-    assert status == 2 and message in err and not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (("--shard", "0/3"), "expected I/N with I from 1 to N, as 3/8, got '0/3'"),
-        (("--shard", "3"), "expected I/N with I from 1 to N"),
-        (("--join", "none"), "expected a number of shards, got 'none'"),
-        (("--join", "3", "--shard", "1/3"), "not allowed with argument"),
-    ],
-)
-def test_shards_that_cannot_be_are_refused(capsys, options, message):
-    with pytest.raises(SystemExit, match="2"):
-        main(["encode", "weights.npz", "Y.npy", "--output", "codes.npy", *options])
-    assert message in capsys.readouterr().err
-
-
-def test_a_shard_of_other_weights_or_being_written_is_refused(run, saved, tmp_path, streamed):
-    files = ("Y.npy", "--output", tmp_path / "codes.npy")
-    layer, params, D = saved
-    other = params._replace(steps=params.steps._replace(theta=2 * params.steps.theta))
-    ur.training.save(tmp_path / "other.npz", other, D, layer)
-    for i in (1, 2):
-        weights = "weights.npz" if i == 1 else tmp_path / "other.npz"
-        assert run("encode", weights, *files, "--shard", f"{i}/2")[0] == 0
-    status, _, err = run("encode", "weights.npz", *files, "--join", 2)
-    assert status == 2 and "2-of-2: belongs to other weights, signals, options or versions" in err
-    with claimed(tmp_path / "codes.npy.2-of-2" / "lock"):
-        status, _, err = run("encode", "weights.npz", *files, "--shard", "2/2")
-    assert status == 2 and f"process {os.getpid()} is writing into it" in err
-    status, _, err = run("encode", "weights.npz", *files, "--shard", "2/2")
-    assert status == 0 and "was of other weights, signals, options or versions; begins anew" in err
-
-
-KILLED_ENCODER = """
-import os, signal, sys
-from unrolled.cli import main
-from unrolled.commands import _encode
-_encode._CHUNK, seen, norms = 16, [], _encode.residual_norms
-def noted(*given):
-    seen.append(len(given[1]))
-    if sys.argv[1] == str(len(seen)):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return norms(*given)
-_encode.residual_norms = noted
-status = main(["encode", *sys.argv[2:]])
-print(seen)
-sys.exit(status)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("suffix", [".npy", ".npz"])
-def test_a_killed_encode_goes_on_where_it_was(saved, folder, tmp_path, suffix):
-    """The same bytes as without the kill, though a last chunk is cut and the file was begun."""
-
-    def encode(name, kill_at):
-        command = [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-c",
-            KILLED_ENCODER,
-            str(kill_at),
-            "weights.npz",
-        ]
-        command += ["Y.npy", "--output", str(tmp_path / name), "--no-cache"]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100)
-
-    assert encode(f"whole{suffix}", 0).stdout.endswith("[16, 16, 8]\n")
-    assert encode(f"codes{suffix}", 3).returncode == -signal.SIGKILL
-    left = tmp_path / f".codes{suffix}.rows"
-    assert [path.name for path in tmp_path.iterdir() if "codes" in path.name] == [left.name]
-    with (left / "chunks").open("ab") as journal:
-        journal.write(b'{"signals": 8, "nonz')
-    again = encode(f"codes{suffix}", 0)
-    assert again.stdout.endswith("\n[8]\n"), again.stderr
-    assert "continues after 2 chunks" in again.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"codes{suffix}", f"whole{suffix}"]
-    assert (tmp_path / f"codes{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
 
 
 def test_a_fault_in_a_late_chunk_leaves_nothing(run, saved, tmp_path, folder, streamed):

@@ -1,16 +1,21 @@
 """`unrolled encode`: the codes of the signals of a file, by saved weights or by a pursuit."""
 
 import argparse
+import shutil
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import zipfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from unrolled import datasets, training
-from unrolled._files import check_writable
+from unrolled import datasets
+from unrolled._files import check_writable, whole_file
+from unrolled._json import plain
 from unrolled._pursuits import ROUNDINGS, check_dictionaries, check_options, is_relative
 from unrolled.commands import _coders
 from unrolled.commands._coders import CHUNK as _CHUNK
@@ -18,7 +23,6 @@ from unrolled.commands._coders import residual_norms
 from unrolled.commands._console import Say, add_command, show, teller
 from unrolled.commands._encoded import Encoded, Line, encoded, uncertified
 from unrolled.commands._inputs import check_length, in_float32, open_signals, weights_of
-from unrolled.commands._rows import Shapes, discard, gather, open_rows, whole_rows
 
 _PERIOD = 5.0  # seconds between two lines of progress
 
@@ -68,25 +72,10 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "on signals,\nor a pursuit with --method. A .npy file can hold any number of signals. "
         "Where nothing\nis in the units of the signals, as with --ratio or --sparsity alone, a "
         "signal whose norm is below\n8 roundings of the largest one in float32 is zero beside it: "
-        "it is coded as zero, and counted.\nWhat is stopped or killed continues where it was, by "
-        "the same command.",
+        "it is coded as zero, and counted.",
         epilog="examples:\n  unrolled encode run/weights.npz Y.npy --output codes.npy\n"
         "  unrolled encode --method omp --sparsity 5 --dictionary D.npy Y.npy --output codes.npy\n"
         "  unrolled encode --import my_module run/weights.npz Y.npy --output codes.npy",
-    )
-    parts = parser.add_mutually_exclusive_group()
-    parts.add_argument(
-        "--shard",
-        type=_shard,
-        metavar="I/N",
-        help="code the I-th of N parts alone, into the folder CODES.I-of-N: one for each process",
-    )
-    parts.add_argument(
-        "--join",
-        type=_count,
-        metavar="N",
-        help="write CODES from the folders of all N shards, which stay; the other arguments are "
-        "those of the shards",
     )
     _coders.add_options(parser)
     return parser
@@ -103,24 +92,8 @@ def run(arguments: argparse.Namespace) -> None:
         options,
         teller(),
         certify=arguments.certify,
-        shard=arguments.shard,
-        join=arguments.join,
     )
     show(arguments.json, result.to_dict(), result.text())
-
-
-def _shard(text: str) -> tuple[int, int]:
-    """(3, 8) of "3/8"."""
-    i, slash, n = text.partition("/")
-    if not (slash and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
-        raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, as 3/8, got {text!r}")
-    return int(i), int(n)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of shards, got {text!r}")
-    return int(text)
 
 
 def _check_source(
@@ -155,29 +128,11 @@ class _Job(NamedTuple):
     columns: dict[str, int]  # of every array of codes
     certify: bool
     least: float  # signals of a lesser norm are zero beside the largest
-    of: dict[str, Any]  # other codes differ in it
 
     @property
-    def shapes(self) -> Shapes:
+    def shapes(self) -> dict[str, tuple[int, int]]:
         """Of the arrays of all codes."""
         return {name: (len(self.Y), d) for name, d in self.columns.items()}
-
-    def span(self, i: int, n: int) -> tuple[int, int]:
-        """The first row of shard i of n, in whole chunks, and the one after its last."""
-        chunks = -(-len(self.Y) // _CHUNK)
-        if n > chunks:
-            raise ValueError(
-                f"{self.path}: {len(self.Y)} signals are {chunks} chunks of {_CHUNK}; expected at "
-                f"most as many shards, got {n}"
-            )
-        first, last = ((k * chunks // n) * _CHUNK for k in (i - 1, i))
-        return first, min(last, len(self.Y))
-
-    def rows_of(self, i: int, n: int) -> tuple[range, Shapes, dict[str, Any]]:
-        """The first rows of the chunks of a shard, the shapes of its arrays, and what it is of."""
-        first, last = self.span(i, n)
-        shapes = {name: (last - first, d) for name, d in self.columns.items()}
-        return range(first, last, _CHUNK), shapes, {**self.of, "rows": [first, last]}
 
     def chunk(self, first: int, signals: np.ndarray) -> tuple[dict[str, np.ndarray], Line]:
         """The codes of a chunk by the name of their array, and what is counted of them."""
@@ -208,10 +163,8 @@ def encode(
     options: dict[str, Any],
     say: Say,
     certify: bool = False,
-    shard: tuple[int, int] | None = None,
-    join: int | None = None,
 ) -> Encoded:
-    """Write the codes of signals, chunk by chunk; after a kill the same call continues.
+    """Write the codes of signals, chunk by chunk, whole or not at all.
 
     Without an aim in the units of the signals, such as with a ratio or a sparsity, rounding would
     be coded like a signal. So a signal is then zero whose norm is below some roundings of the
@@ -224,29 +177,22 @@ def encode(
         options: of the pursuit.
         say: told the progress.
         certify: whether `theory.certify_code` is asked about the codes.
-        shard: (i, n) for the i-th of n parts, in whole chunks, into a folder beside `output`.
-        join: n, to put the folders of n shards together.
 
     Raises:
         ValueError: a chain to certify, files that cannot be read or do not fit together, NaN or
             infinite signals, or such that float32 would lose, an output that is an input, options
-            that a pursuit refuses, more shards than chunks, shards that are not whole or belong to
-            something else.
-        OSError: the output cannot be written, or a shard is missing.
+            that a pursuit refuses.
+        OSError: the output cannot be written.
         ArithmeticError: codes, or relative residuals, that are not finite; nothing is written.
     """
     inputs = [source] if isinstance(source, Path) else []
     _check_output(output, [*inputs, signals, *dictionaries])
     job = _job(source, signals, output.suffix, dictionaries, options, certify)
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(output.absolute()) as file:
+        lines = _written(job, file, output.absolute(), say)
     atoms = [D.shape[1] for D in job.coder.Ds]
-    if join is None:
-        written, lines = _computed(job, output, shard, say)
-    else:
-        written, lines = _joined(job, output, join)
-    result = encoded(lines, atoms, job.coder.chained, source, written, certify)
-    if shard is None:
-        return result
-    return result._replace(shard="{}/{}".format(*shard), rows=job.span(*shard))
+    return encoded(lines, atoms, job.coder.chained, source, output, certify)
 
 
 def _job(
@@ -277,95 +223,34 @@ def _job(
         columns = {"certified": 1, **columns}
     relative = isinstance(source, str) and is_relative(source, options)
     least = _least_norm(Y, signals) if relative else 0.0
-    of = {**coder.of, "signals": len(Y), "least": least, "certify": certify, "chunk": _CHUNK}
-    of |= {"columns": columns, "versions": training.versions()}
-    return _Job(coder, Y, signals, columns, certify, least, of)
+    return _Job(coder, Y, signals, columns, certify, least)
 
 
-def _computed(
-    job: _Job, output: Path, shard: tuple[int, int] | None, say: Say
-) -> tuple[Path, list[dict[str, Any]]]:
-    """What is written, and the lines of its chunks."""
-    folder = output.with_name(f".{output.name}.rows") if shard is None else _folder(output, *shard)
-    with _kept_for_the_next(folder, say):
-        lines = _code(job, folder, shard or (1, 1), say)
-        if shard is not None:
-            return folder, lines
-        gather([folder], job.shapes, output, move=True)
-    discard(folder)
-    return output, lines
-
-
-def _joined(job: _Job, output: Path, n: int) -> tuple[Path, list[dict[str, Any]]]:
-    """The codes of n shards together, and the lines of their chunks."""
-    folders = [_folder(output, i, n) for i in range(1, n + 1)]
-    lines = [line for i, folder in enumerate(folders, 1) for line in _whole(job, folder, i, n)]
-    gather(folders, job.shapes, output)
-    return output, lines
-
-
-def _folder(output: Path, i: int, n: int) -> Path:
-    """The folder of a shard."""
-    return output.with_name(f"{output.name}.{i}-of-{n}")
-
-
-@contextmanager
-def _kept_for_the_next(folder: Path, say: Say) -> Iterator[None]:
-    """Remove a folder of rows after a fault that would come again; say that it is kept after
-    others."""
-    try:
-        yield
-    except BlockingIOError:  # it is that of another process
-        raise
-    except (OSError, KeyboardInterrupt):
-        if folder.exists():
-            say(f"{folder}: keeps the codes so far; the same command continues with them")
-        raise
-    except Exception:
-        discard(folder)
-        raise
-
-
-def _code(job: _Job, folder: Path, shard: tuple[int, int], say: Say) -> list[dict[str, Any]]:
-    """The lines of all chunks of a shard, which is then whole in its folder."""
-    firsts, shapes, of = job.rows_of(*shard)
-    lines, last, n = [], time.monotonic(), firsts.stop - firsts.start
-    with open_rows(folder, shapes, of) as rows:
-        if rows.before:
-            say(f"{folder}: continues after {rows.before} chunks of {_CHUNK} signals")
-        if rows.before is None:
-            say(f"{folder}: was of other weights, signals, options or versions; begins anew")
-        for first in firsts:
-            signals = _rows(job.Y, job.path, first)
-            line, done = rows.kept(signals), first - firsts.start + len(signals)
-            if line is None:
-                arrays, counted = job.chunk(first, signals)
-                line = rows.append(signals, arrays, counted._asdict())
-            lines.append(line)
+def _written(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[dict[str, Any]]:
+    """The lines of all chunks, whose codes are then in the file."""
+    lines, last = [], time.monotonic()
+    with ExitStack() as stack:
+        parts: dict[str, Any] = {"": file}
+        if output.suffix == ".npz":  # its entries are written one after another
+            beside = partial(tempfile.TemporaryFile, dir=output.parent)
+            parts = {name: stack.enter_context(beside()) for name in job.shapes}
+        for part, shape in zip(parts.values(), job.shapes.values()):
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(part, header)
+        for first in range(0, len(job.Y), _CHUNK):
+            arrays, counted = job.chunk(first, _rows(job.Y, job.path, first))
+            for part, name in zip(parts.values(), job.shapes):
+                part.write(np.ascontiguousarray(arrays[name], "<f4").data)
+            lines.append(plain(counted._asdict()))
             if time.monotonic() - last > _PERIOD:
                 last = time.monotonic()
-                say(f"{done:,} of {n:,} signals")
-    return lines
-
-
-def _whole(job: _Job, folder: Path, i: int, n: int) -> list[dict[str, Any]]:
-    """The lines of a shard.
-
-    Raises:
-        FileNotFoundError: there is no such shard.
-        ValueError: it is not whole, or belongs to something else.
-    """
-    firsts, shapes, of = job.rows_of(i, n)
-    lines = []
-    with whole_rows(folder, shapes, of) as rows:
-        for first in firsts:
-            line = rows.kept(_rows(job.Y, job.path, first))
-            if line is None:
-                raise ValueError(
-                    f"{folder}: has {first - firsts.start} of {firsts.stop - firsts.start} rows of "
-                    f"these signals; try --shard {i}/{n}"
-                )
-            lines.append(line)
+                say(f"{min(first + _CHUNK, len(job.Y)):,} of {len(job.Y):,} signals")
+        if output.suffix == ".npz":
+            archive = stack.enter_context(zipfile.ZipFile(file, "w"))
+            for name, part in parts.items():
+                part.seek(0)
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    shutil.copyfileobj(part, entry, 2**20)
     return lines
 
 

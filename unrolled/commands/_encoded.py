@@ -92,8 +92,6 @@ class Encoded(NamedTuple):
     zeros: int  # signals that are not zero but beside the largest, coded as zero
     output: str
     certified: CertifiedCodes | None = None  # where that was asked for
-    shard: str = ""  # "3/8"
-    rows: tuple[int, int] | None = None  # of the shard: the first, and the one after its last
 
     def text(self) -> str:
         """The numbers as lines of text, one for each layer of a chain."""
@@ -110,10 +108,6 @@ class Encoded(NamedTuple):
             beside = "zero beside the largest, to the rounding of float32"
             lines.append(f"{self.zeros} signals are {beside}: coded as zero")
         lines += [] if self.certified is None else [self.certified.text()]
-        if self.rows is not None:
-            n = self.shard.partition("/")[2]
-            span = f"rows {self.rows[0]} to {self.rows[1] - 1}"
-            lines.append(f"shard {self.shard}, {span}; --join {n} puts all shards together")
         return "\n".join([*lines, f"{self.source} -> {self.output}"])
 
     def to_dict(self) -> dict[str, Any]:
@@ -125,7 +119,6 @@ class Encoded(NamedTuple):
             of |= {"missed_rows": self.missed}
             of |= {"zero_beside_largest": self.zeros}
         proved = {} if self.certified is None else self.certified.to_dict()
-        of |= {} if self.rows is None else {"shard": self.shard, "rows": list(self.rows)}
         return {"signals": self.signals, **numbers, **of, **proved, "output": self.output}
 
 
