@@ -954,7 +954,7 @@ def test_steps_that_orbax_wrote_are_refused_with_what_reads_them(tmp_path):
         for part in ("manifest", "state"):
             (tmp_path / step / part).mkdir(parents=True)
     for call in (run, lambda folder, steps: restore(folder)):
-        with pytest.raises(CheckpointError, match=r"\[6, 12\] .* with orbax, .*; `restore` them"):
+        with pytest.raises(CheckpointError, match=r"\[6, 12\] with orbax; `restore` one with"):
             call(tmp_path, STEPS)
 
 

@@ -76,9 +76,9 @@ class Steps:
         """
         if foreign := _numbers(path.parent.name for path in self.folder.glob("*/manifest")):
             raise CheckpointError(
-                f"{self.folder}: the steps {foreign} were written by a version that saved with "
-                "orbax, up to 0.1.0; `restore` them there and `save` their params to a file, or "
-                "try another folder"
+                f"{self.folder}: an older version of unrolled (0.1.0 or before) wrote the steps "
+                f"{foreign} with orbax; `restore` one with that version and `save` its params to a "
+                "file, or try another folder"
             )
         return _numbers(path.stem for path in self.folder.glob("*.npz"))
 
