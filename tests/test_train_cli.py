@@ -485,9 +485,7 @@ def history(folder):
 
 
 def steps_saved(folder):
-    return sorted(
-        int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit()
-    )
+    return sorted(int(path.stem) for path in (folder / "checkpoints").glob("*.npz"))
 
 
 @pytest.fixture(scope="module")

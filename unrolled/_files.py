@@ -1,18 +1,14 @@
 """Files that are written whole or not at all, and locked by one process; words on what fails."""
 
 import glob
-import io
 import os
 import secrets
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO
-
-import numpy as np
 
 
 class CheckpointError(ValueError):
@@ -144,32 +140,6 @@ def lock(file: IO) -> bool:
     return True
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a `.npz` file by name, with the checksum of every entry compared.
-
-    `np.load` reads as much as the header of an array says, and without the end of an entry there is
-    no checksum.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is damaged, or no such file.
-    """
-    blob = io.BytesIO(path.read_bytes())
-    try:
-        with zipfile.ZipFile(blob) as archive:
-            return {n.removesuffix(".npy"): _from_npy(archive.read(n)) for n in archive.namelist()}
-    except Exception as error:  # whatever numpy, zipfile and zlib raise of foreign bytes
-        raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from error
-
-
-def _from_npy(blob: bytes) -> np.ndarray:
-    stream = io.BytesIO(blob)
-    array = np.lib.format.read_array(stream, allow_pickle=False)
-    if stream.read(1):
-        raise ValueError(f"an array of shape {array.shape} has more bytes than it needs")
-    return array
-
-
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder survive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -211,7 +181,7 @@ def _opened(path: Path) -> Iterator[tuple[IO, bool]]:
             return
 
 
-def in_line(error: Exception) -> str:
+def in_line(error: BaseException) -> str:
     """The message of an error in one line of at most 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:200]} ... {text[-90:]}"

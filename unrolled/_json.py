@@ -40,12 +40,14 @@ def sealed(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(value: dict[str, Any]) -> dict[str, Any]:
-    """What `sealed` was given; files from before there were seals have none.
+    """What `sealed` was given.
 
     Raises:
-        ValueError: it has changed since it was written.
+        ValueError: it has no seal, or it has changed since it was written.
     """
+    if "sha256" not in value:
+        raise ValueError("it has no sha256: an older version wrote it, or another program")
     whole = {name: part for name, part in value.items() if name != "sha256"}
-    if "sha256" in value and value["sha256"] != digest(whole):
+    if value["sha256"] != digest(whole):
         raise ValueError("it has changed since it was written: its sha256 differs")
     return whole

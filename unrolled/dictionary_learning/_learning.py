@@ -4,9 +4,7 @@ It continues from a result, or from a file of the same call.
 """
 
 import hashlib
-import json
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +16,7 @@ import numpy as np
 
 from unrolled import _checks
 from unrolled._checks import ArrayLike, Key
-from unrolled._files import CheckpointError, check_writable, claimed, in_line, read_npz
+from unrolled._files import CheckpointError, check_writable, claimed, in_line
 from unrolled.dictionaries import Dictionary, dense
 from unrolled.records import differences
 from unrolled.training import restore_tree, save_tree
@@ -123,8 +121,6 @@ class Keeper:
         except Exception as error:  # whatever a reader of foreign bytes raises
             reason = in_line(error).removeprefix(f"{path}: ")
             raise CheckpointError(f"{path}: cannot be read as a learning: {reason}") from error
-        # Older files have none of it: signals were told apart up to powers of two.
-        config = {n: self.config[n] for n in ("exponent",) if n in self.config} | config
         if report := differences(config, self.config):
             raise CheckpointError(f"{path}: holds another learning; try another file:\n{report}")
         return _Entries(path, arrays), history
@@ -167,24 +163,9 @@ class _Entries(Arrays):
 
 def _read(path: Path) -> tuple[Arrays, dict[str, Any]]:
     """The arrays and texts of a file, and its config and history."""
-    with zipfile.ZipFile(path) as archive:
-        older = "config.npy" in archive.namelist()
-    if older:
-        return _read_older(path)
     arrays, facts = restore_tree(path)
     ordered = {name: np.asfortranarray(arrays[name]) for name in {*facts["columns"]} & {*arrays}}
     return arrays | ordered | facts["texts"], facts
-
-
-def _read_older(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    """The same of a file of older versions, whose texts are arrays; the oldest have no seal."""
-    arrays = read_npz(path)
-    seal = arrays.pop("seal", None)
-    names = sorted(arrays)
-    if seal is not None and str(seal) != fingerprint(np.array(names), *map(arrays.get, names)):
-        raise ValueError("it has changed since it was saved")
-    facts = {name: json.loads(str(arrays.pop(name))) for name in ("config", "history")}
-    return arrays, facts
 
 
 def fingerprint(*arrays: np.ndarray | None) -> str:

@@ -279,7 +279,7 @@ def _has_weights(signals: Signals) -> bool:
 class Seen(NamedTuple):
     """What tells a stream from others: texts that differ for other batches so far."""
 
-    first: str = ""  # of the first batch; older files have this one alone
+    first: str = ""  # of the first batch
     all: str = ""
 
     def then(self, signals: Signals) -> "Seen":
@@ -295,12 +295,12 @@ def _passed_over(stream: Iterator[Signals], n: int, arrays: Arrays, path: Path |
     Raises:
         CheckpointError: the stream has others, or ends before.
     """
-    saved, seen, passed = Seen(str(arrays["first"]), str(arrays.get("all", ""))), Seen(), 0
+    saved, seen, passed = Seen(str(arrays["first"]), str(arrays["all"])), Seen(), 0
     for signals in itertools.islice(stream, n):
         seen, passed = seen.then(signals), passed + 1
         if seen.first != saved.first:
             break
-    if seen.first != saved.first or (passed == n and saved.all not in ("", seen.all)):
+    if seen.first != saved.first or (passed == n and seen.all != saved.all):
         raise CheckpointError(
             f"{path}: holds the learning of another stream: one of the {n} batches that it has "
             "seen is not the same"

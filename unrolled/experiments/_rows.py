@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from unrolled import _files
-from unrolled._files import CheckpointError, read_npz, whole_file, write_whole
+from unrolled._files import CheckpointError, write_whole
 from unrolled._json import sealed, to_json, unsealed
+from unrolled.training import restore_tree, save_tree
 
 _PARTS = ROWS, STATES, WEIGHTS, PICTURES = "rows", "states", "weights", "pictures"
 _FORMAT = 1
@@ -96,9 +97,6 @@ def _read(path: Path) -> dict[str, Any]:
             raise ValueError(f"format {row['format']}; expected {_FORMAT}")
         if missing := [key for key in _KEYS if key not in row]:
             raise ValueError(f"without {', '.join(missing)}")
-        # One bit less of a seal, and a row would look like those from before there were seals.
-        if foreign := sorted(set(row) - {"format", *_KEYS}):
-            raise ValueError(f"with {', '.join(foreign)}")
         return row
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
@@ -108,8 +106,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def write_pictures(folder: Path, name: str, pictures: dict[str, np.ndarray]) -> None:
     """Keep pictures and masks beside a row."""
-    with whole_file(folder / PICTURES / f"{name}.npz") as file:
-        np.savez_compressed(file, allow_pickle=False, **pictures)
+    save_tree(folder / PICTURES / f"{name}.npz", pictures)
 
 
 def read_pictures(folder: str | Path, name: str) -> dict[str, np.ndarray] | None:
@@ -126,11 +123,13 @@ def read_pictures(folder: str | Path, name: str) -> dict[str, np.ndarray] | None
     if not path.is_file():
         return None
     try:
-        arrays = read_npz(path)
+        arrays, _ = restore_tree(path)
         return {entry: arrays[entry] for entry in ("X", "truth", "predicted")}
     except (ValueError, KeyError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
         raise CheckpointError(
-            f"{path}: not the pictures of a row ({error}); remove the file to continue without them"
+            f"{path}: not the pictures of a row ({reason}); remove the file to continue without "
+            "them"
         ) from error
 
 

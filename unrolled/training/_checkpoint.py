@@ -1,24 +1,20 @@
-"""The saved steps of a run: orbax writes each together with a manifest of its hashes."""
+"""The saved steps of a run: a file each, with a manifest of its hashes."""
 
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from unrolled import _checks
-from unrolled._files import claimed, free_space, in_line, sync_folder
+from unrolled._files import claimed, free_space, in_line, sweep
 from unrolled._processes import Processes
 from unrolled.records import Record, option
-from unrolled.training import _manifest
+from unrolled.training._formats import from_npz, read, to_npz, write
 from unrolled.training._manifest import CheckpointError, DamagedError
 
-# Bytes of a step: a manifest that promises more is damaged, and nothing is allocated for it.
-_LARGEST = 2**36
 _ALONE = Processes()
 
 
@@ -63,127 +59,87 @@ class Checkpoint(Record):
 
 
 class Steps:
-    """The saved steps of one folder; orbax writes each elsewhere and moves it in when complete."""
+    """The saved steps of one folder, a file each."""
 
     def __init__(self, folder: Path):
-        import orbax.checkpoint as ocp
-
         self.folder = folder
-        self._args = ocp.args
-        # Every process is alone for orbax, which would else wait for the others in each call.
-        me = jax.process_index()
-        alone = ocp.options.MultiprocessingOptions(me, {me}, f"process {me}")
-        # Not asynchronous: a full disk is reported at the step itself.
-        self._orbax = ocp.Checkpointer(
-            ocp.CompositeCheckpointHandler(
-                composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
-            ),
-            multiprocessing_options=alone,
-        )
+
+    def path(self, step: int) -> Path:
+        """The file of a step."""
+        return self.folder / f"{step}.npz"
 
     def all(self) -> list[int]:
-        """Oldest first."""
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+        """Oldest first.
 
-    def close(self) -> None:
-        """Release what orbax holds."""
-        self._orbax.close()
+        Raises:
+            CheckpointError: there are steps that orbax wrote.
+        """
+        if foreign := _numbers(path.parent.name for path in self.folder.glob("*/manifest")):
+            raise CheckpointError(
+                f"{self.folder}: an older version of unrolled (0.1.0 or before) wrote the steps "
+                f"{foreign} with orbax; `restore` one with that version and `save` its params to a "
+                "file, or try another folder"
+            )
+        return _numbers(path.stem for path in self.folder.glob("*.npz"))
 
     def save(self, step: int, leaves: dict[str, Any], **manifest: Any) -> None:
-        """Write named leaves and their manifest as one step; a saved step is never overwritten.
+        """Write named leaves and their manifest as one step, whole or not at all.
 
         Raises:
             CheckpointError: not written; the earlier steps are as they were.
         """
-        arrays, entries = _manifest.table(leaves)
-        manifest = {"step": step, "leaves": entries, "versions": _manifest.versions(), **manifest}
-        # orbax refuses arrays without entries: their manifest says all there is.
-        state = self._args.StandardSave({n: array for n, array in arrays.items() if array.size})
-        sealed = self._args.JsonSave(_manifest.seal("training", manifest))
         try:
-            self._orbax.save(
-                self.folder / str(step), args=self._args.Composite(state=state, manifest=sealed)
-            )
-            sync_folder(self.folder)
-        except Exception as error:
-            self.sweep()
+            write(self.path(step), "training", leaves, to_npz, step=step, **manifest)
+        except CheckpointError as error:
             raise CheckpointError(
-                f"{self.folder}: step {step} was not saved ({in_line(error)}); "
-                f"{free_space(self.folder)}, the steps {[s for s in self.all() if s != step]} are "
-                "whole; make room and run the same call again"
+                f"{self.folder}: step {step} was not saved ({in_line(error.__cause__ or error)}); "
+                f"{free_space(self.folder)}, the steps {self.all()} are whole; make room and run "
+                "the same call again"
             ) from error
 
     def keep(self, n: int) -> None:
-        """Delete all but the newest n steps, each after it was renamed: a kill leaves no half."""
+        """Delete all but the newest n steps."""
         for step in self.all()[:-n]:
-            (self.folder / str(step)).rename(self.folder / f"{step}.deleted")
-        self.sweep()
+            self.path(step).unlink()
 
     def sweep(self) -> None:
-        """Delete what a kill or a fault left: steps half written, steps half deleted."""
-        for pattern in ("*.orbax-checkpoint-tmp*", "*.deleted"):
-            for path in self.folder.glob(pattern):
-                if path.name.partition(".")[0].isdigit():  # a step; other files are the user's
-                    shutil.rmtree(path, ignore_errors=True)
+        """Remove what killed processes left of steps."""
+        for partial in self.folder.glob(".*.npz.*.partial"):
+            for step in _numbers([partial.name.split(".")[1]]):
+                sweep(self.path(step))
 
-    def manifest(self, step: int) -> dict:
-        """The manifest of a step.
-
-        Raises:
-            DamagedError: it is not what was saved.
-        """
-        try:
-            items = self._orbax.restore(
-                self.folder / str(step),
-                args=self._args.Composite(manifest=self._args.JsonRestore()),
-            )
-            manifest = _manifest.unseal("training", items.manifest)
-            if manifest["step"] != step:
-                raise ValueError(f"its manifest is that of step {manifest['step']}")
-            return manifest
-        except Exception as error:
-            raise self._damaged(step, error) from error
-
-    def load(self, step: int, manifest: dict) -> dict[str, np.ndarray]:
-        """The leaves of a step, bit for bit.
+    def load(self, step: int) -> tuple[dict, dict[str, np.ndarray]]:
+        """The manifest and the leaves of a step, bit for bit, in its mapped file.
 
         Raises:
             DamagedError: they are not what was saved.
+            CheckpointError: a newer version saved them.
         """
-        entries = manifest["leaves"]
         try:
-            if (total := sum(map(_manifest.n_bytes, entries.values()))) > _LARGEST:
-                raise ValueError(f"it promises {total} bytes; expected at most {_LARGEST}")
-            blank = {
-                name: np.empty(entry["shape"], _manifest.array_dtype(entry))
-                for name, entry in entries.items()
-            }
-            wanted = {name: array for name, array in blank.items() if array.size}
-            items = self._orbax.restore(
-                self.folder / str(step),
-                args=self._args.Composite(state=self._args.StandardRestore(wanted)),
-            )
-            arrays = blank | items.state
-            for name, entry in entries.items():
-                _manifest.verify(name, entry, arrays[name])
-            return arrays
-        except Exception as error:
-            raise self._damaged(step, error) from error
+            manifest, arrays = read(self.path(step), "training", from_npz)
+            if manifest["step"] != step:
+                raise ValueError(f"its manifest is that of step {manifest['step']}")
+            return manifest, arrays
+        except CheckpointError:
+            raise
+        except Exception as error:  # whatever a reader of foreign bytes raises
+            rest = [s for s in self.all() if s != step] or "none"
+            raise DamagedError(
+                f"{self.path(step)}: damaged ({in_line(error)}); other steps: {rest}; "
+                "Checkpoint(folder, strict=False) resumes from the newest whole one"
+            ) from error
 
     def set_aside(self, step: int) -> Path:
         """Rename a damaged step: it is no longer a step, but nothing of it is lost."""
         aside = next(
             path for i in range(1000) if not (path := self.folder / f"{step}.damaged-{i}").exists()
         )
-        (self.folder / str(step)).rename(aside)
-        return aside
+        return self.path(step).rename(aside)
 
-    def _damaged(self, step: int, error: Exception) -> DamagedError:
-        rest = [s for s in self.all() if s != step] or "none"
-        return DamagedError(
-            f"{self.folder / str(step)}: damaged ({in_line(error)}); other steps: {rest}; "
-            "Checkpoint(folder, strict=False) resumes from the newest whole one"
-        )
+
+def _numbers(names: Iterable[str]) -> list[int]:
+    """Those of the names that are numbers, in order."""
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 @contextmanager
@@ -200,7 +156,6 @@ def opened(checkpoint: Checkpoint, where: str, processes: Processes = _ALONE) ->
             lambda: stack.enter_context(_locked(checkpoint, where)), first_alone=True
         )
         steps = Steps(Path(checkpoint.folder).absolute())
-        stack.callback(steps.close)
         processes.together(steps.sweep, first_alone=True)
         yield steps
 
@@ -230,22 +185,21 @@ def newest(
 ) -> tuple[dict, dict[str, np.ndarray]] | None:
     """Manifest and arrays of the newest step, None if there is none.
 
-    `accept(manifest)` is called before the arrays are read, and may raise.
+    `accept(manifest)` may raise.
 
     Raises:
-        CheckpointError: the step is damaged and `strict`, or no step is whole.
+        CheckpointError: the step is damaged and `strict`, or of a newer version; no step is whole.
     """
     damaged = []
     for step in reversed(steps.all()):
         try:
-            manifest = steps.manifest(step)
-            accept(manifest)
-            whole = manifest, steps.load(step, manifest)
+            whole = steps.load(step)
         except DamagedError as error:
             if strict:
                 raise
             damaged.append((step, error))
             continue
+        accept(whole[0])
         for broken, reason in damaged:
             aside = steps.set_aside(broken)
             _checks.warn(

@@ -5,10 +5,11 @@ Reading trusts no header: what it promises is compared with the bytes before any
 
 import io
 import json
+import mmap
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, BinaryIO, TypeVar, overload
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from unrolled import _files
 from unrolled.records import differences
 from unrolled.training import _manifest
 from unrolled.training._forms import names
-from unrolled.training._manifest import CheckpointError, DamagedError, array_dtype
+from unrolled.training._manifest import CheckpointError, DamagedError, array_dtype, bits
 
 Leaves = dict[str, Any]
 _Tree = TypeVar("_Tree")
@@ -31,7 +32,8 @@ _SAFETENSORS = {
     **{"bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"},
 }
 _LARGEST_HEADER = 10**8  # bytes, as in the reference implementation of safetensors
-_LARGEST_FILE = 2**33  # bytes: a file is read into memory at once
+_LARGEST_NPY_HEADER = 2**16 + 10  # bytes, in version 1.0 of the format
+_MANIFEST = "manifest.json"
 _KIND = "tree"
 
 
@@ -52,7 +54,7 @@ def _unwritable(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(f"save: {path}: cannot be written ({why}")
 
 
-def write(path: Path, kind: str, leaves: Leaves, to_bytes: Callable, /, **manifest: Any) -> None:
+def write(path: Path, kind: str, leaves: Leaves, put: Callable, /, **manifest: Any) -> None:
     """Put leaves with their hashes at `path`, whole or not at all, by `to_npz` or the other.
 
     Raises:
@@ -61,23 +63,26 @@ def write(path: Path, kind: str, leaves: Leaves, to_bytes: Callable, /, **manife
     """
     arrays, entries = _manifest.table(leaves)
     manifest = {"leaves": entries, "versions": _manifest.versions(), **manifest}
-    blob = to_bytes(json.dumps(_manifest.seal(kind, manifest)), arrays)
+    text = json.dumps(_manifest.seal(kind, manifest))
     try:
-        _files.write_whole(path, blob)
+        with _files.whole_file(path) as file:
+            put(file, text, arrays)
     except OSError as error:
         raise _unwritable(path, error) from error
 
 
-def read(path: Path, kind: str, from_bytes: Callable) -> tuple[dict, dict[str, np.ndarray]]:
-    """The manifest and the arrays of such a file, every hash checked.
+def read(path: Path, kind: str, take: Callable) -> tuple[dict, dict[str, np.ndarray]]:
+    """The manifest and the arrays of such a file, every hash checked, by `from_npz` or the other.
+
+    The arrays lie in the file, which is mapped: copy what shall outlive a short use.
 
     Raises:
+        CheckpointError: it has a newer format.
         Exception: whatever a reader of foreign bytes raises.
     """
-    if path.stat().st_size > _LARGEST_FILE:
-        raise ValueError(f"it has {path.stat().st_size} bytes; expected at most {_LARGEST_FILE}")
-    text, arrays = from_bytes(path.read_bytes())
-    manifest = _manifest.unseal(kind, json.loads(text))
+    with path.open("rb") as file:
+        text, arrays = take(file)
+    manifest = _manifest.unseal(path, kind, json.loads(text))
     entries = manifest["leaves"]
     if set(arrays) != set(entries):
         raise ValueError(f"it holds the arrays {sorted(arrays)}; expected {sorted(entries)}")
@@ -87,44 +92,62 @@ def read(path: Path, kind: str, from_bytes: Callable) -> tuple[dict, dict[str, n
     return manifest, arrays
 
 
-def to_npz(text: str, arrays: dict[str, np.ndarray]) -> bytes:
-    """A `.npz` file, uncompressed, with the text as `manifest.json`."""
-    blob = io.BytesIO()
+def _mapped(file: BinaryIO) -> memoryview:
+    """The bytes of a file, none of which is read before it is looked at."""
+    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def to_npz(file: BinaryIO, text: str, arrays: dict[str, np.ndarray]) -> None:
+    """Write a `.npz` file, uncompressed, with the text as `manifest.json`."""
     # Stored, not compressed: a file cannot unpack to more than it holds.
-    with zipfile.ZipFile(blob, "w") as archive:
-        archive.writestr(zipfile.ZipInfo("manifest.json"), text)
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(zipfile.ZipInfo(_MANIFEST), text)
         for name, array in arrays.items():
             plain = array if array.dtype.kind in "biuf" else array.view(f"u{array.dtype.itemsize}")
-            entry = io.BytesIO()
-            np.lib.format.write_array(entry, plain, allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), entry.getvalue())
-    return blob.getvalue()
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            entry.file_size = plain.nbytes  # tells zipfile which entries need 64-bit sizes
+            with archive.open(entry, "w") as stream:
+                np.lib.format.write_array(stream, plain, allow_pickle=False)
 
 
-def from_npz(blob: bytes) -> tuple[str, dict[str, np.ndarray]]:
+def from_npz(file: BinaryIO) -> tuple[str, dict[str, np.ndarray]]:
     """The text and the arrays of such a file.
 
     Raises:
         ValueError: it is compressed, or promises more than it has.
     """
-    with zipfile.ZipFile(io.BytesIO(blob)) as archive:
+    with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise ValueError("it has compressed entries; `save` writes none")
-        if sum(entry.file_size for entry in entries) > len(blob):
-            raise ValueError("its entries promise more bytes than the file has")
-        names = [entry.filename for entry in entries if entry.filename != "manifest.json"]
-        arrays = {n.removesuffix(".npy"): _from_npy(archive.read(n)) for n in names}
-        return archive.read("manifest.json").decode(), arrays
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("it has compressed entries; `save` writes none")
+    blob = _mapped(file)
+    parts = {entry.filename: _stored(blob, entry) for entry in entries}
+    if _MANIFEST not in parts:
+        raise ValueError(f"it has no {_MANIFEST}: an older version wrote it, or another program")
+    text = bytes(parts.pop(_MANIFEST)).decode()
+    return text, {name.removesuffix(".npy"): _from_npy(part) for name, part in parts.items()}
 
 
-def _from_npy(blob: bytes) -> np.ndarray:
-    """The array of a .npy entry, from its bytes.
+def _stored(blob: memoryview, entry: zipfile.ZipInfo) -> memoryview:
+    """The bytes of an entry, which lie behind its own header, its name and its extra field.
+
+    Raises:
+        ValueError: the file ends before.
+    """
+    lengths = np.frombuffer(blob, "<u2", 2, entry.header_offset + 26)
+    start = entry.header_offset + 30 + int(lengths.sum())
+    if start + entry.file_size > len(blob):
+        raise ValueError("its entries promise more bytes than the file has")
+    return blob[start : start + entry.file_size]
+
+
+def _from_npy(blob: memoryview) -> np.ndarray:
+    """The array of a .npy entry, in place.
 
     Raises:
         ValueError: the header does not fit the bytes, or describes objects.
     """
-    stream = io.BytesIO(blob)
+    stream = io.BytesIO(blob[:_LARGEST_NPY_HEADER])
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("an entry is not a .npy file of version 1.0")
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
@@ -133,8 +156,8 @@ def _from_npy(blob: bytes) -> np.ndarray:
     return np.frombuffer(blob, dtype, offset=stream.tell()).reshape(shape)
 
 
-def to_safetensors(text: str, arrays: dict[str, np.ndarray]) -> bytes:
-    """A `.safetensors` file with the text in its metadata."""
+def to_safetensors(file: BinaryIO, text: str, arrays: dict[str, np.ndarray]) -> None:
+    """Write a `.safetensors` file with the text in its metadata."""
     header: dict[str, dict] = {"__metadata__": {"unrolled": text}}
     end = 0
     for name, array in arrays.items():
@@ -143,20 +166,22 @@ def to_safetensors(text: str, arrays: dict[str, np.ndarray]) -> bytes:
         header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [begin, end]}
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
-    size = len(head).to_bytes(8, "little")
-    return b"".join([size, head, *(array.tobytes() for array in arrays.values())])
+    file.write(len(head).to_bytes(8, "little") + head)
+    for array in arrays.values():
+        file.write(bits(array))
 
 
-def from_safetensors(blob: bytes) -> tuple[str, dict[str, np.ndarray]]:
+def from_safetensors(file: BinaryIO) -> tuple[str, dict[str, np.ndarray]]:
     """The text and the arrays of such a file.
 
     Raises:
         ValueError: the header does not cover the bytes exactly.
     """
+    blob = _mapped(file)
     length = int.from_bytes(blob[:8], "little")
     if len(blob) < 8 or length > min(len(blob) - 8, _LARGEST_HEADER):
         raise ValueError(f"its header promises {length} bytes, the file has {len(blob)}")
-    header, data = json.loads(blob[8 : 8 + length]), blob[8 + length :]
+    header, data = json.loads(bytes(blob[8 : 8 + length])), blob[8 + length :]
     text = header.pop("__metadata__")["unrolled"]
     names, arrays, reached = {kind: dtype for dtype, kind in _SAFETENSORS.items()}, {}, 0
     for name, entry in header.items():
@@ -221,8 +246,8 @@ def restore_tree(path: str | Path, like: Any = None) -> tuple[Any, dict[str, Any
 
     Raises:
         FileNotFoundError, IsADirectoryError: no such file, or a folder.
-        CheckpointError: it is damaged; it has other leaves than `like` (with a table); 64-bit
-            numbers in a process without them.
+        CheckpointError: it is damaged, or of a newer format; it has other leaves than `like` (with
+            a table); 64-bit numbers in a process without them.
 
     Example:
         >>> import tempfile, pathlib
@@ -237,14 +262,16 @@ def restore_tree(path: str | Path, like: Any = None) -> tuple[Any, dict[str, Any
     _files.check_file(path)
     try:
         manifest, arrays = read(path, _KIND, from_npz)
+    except CheckpointError:
+        raise
     except Exception as error:  # whatever a reader of foreign bytes raises
         raise DamagedError(f"{path}: damaged ({_files.in_line(error)})") from error
     if like is None:
-        # Copies: what is read is not to be written on.
+        # Copies: what is read lies in the file.
         return {name: array.copy() for name, array in arrays.items()}, manifest["metadata"]
     entries, wanted = manifest["leaves"], names(like)
-    expected = _manifest.leaf_types(_manifest.table(wanted)[1])
-    if report := differences(_manifest.leaf_types(entries), expected):
+    saved, requested = _manifest.types_of_entries(entries), _manifest.types_of(wanted)
+    if report := differences(saved, requested):
         raise CheckpointError(f"{path}: holds another tree:\n{report}")
     try:
         leaves = [_manifest.to_device(entries[name]["dtype"], arrays[name]) for name in wanted]

@@ -100,15 +100,11 @@ class Keeper:
         Raises:
             CheckpointError: the newest step is damaged, or it belongs to another run.
         """
-        requested = self.config | _types(_manifest.table(_packed(start) | self.fixed)[1])
+        requested = self.config | _shared(_manifest.types_of(_packed(start) | self.fixed))
 
         def accept(manifest):
-            saved = manifest["config"] | _types(manifest["leaves"])
-            form = manifest["form"]
-            if form is not None and "layer" not in form:
-                # Of an older version, where lista_ss was called lista: the losses tell them apart.
-                saved["model"] = self.config["model"]
-            report = differences(saved, requested) or self._other_options(form)
+            saved = manifest["config"] | _shared(_manifest.types_of_entries(manifest["leaves"]))
+            report = differences(saved, requested) or self._other_options(manifest["form"])
             if not report and manifest["step"] > steps:
                 report = differences({"steps": manifest["step"]}, {"steps": steps})
             self._refuse_if(report)
@@ -235,11 +231,10 @@ def _unpacked(filled: Callable, arrays: dict[str, np.ndarray], like: Progress) -
         Record(int(step), loss, validation, seconds, int(stage))
         for step, loss, validation, seconds, stage in arrays["records"].tolist()
     )
-    lowest, losses = float(arrays["lowest"]), arrays["losses"]
+    lowest, losses = float(arrays["lowest"]), arrays["losses"].copy()  # they outlive the file
     return Progress(**parts, lowest=lowest, losses=losses, records=records)
 
 
-def _types(entries: dict[str, dict]) -> dict[str, str]:
-    """The dtype and shape of every leaf that a resumed run must share."""
-    types = _manifest.leaf_types(entries)
+def _shared(types: dict[str, str]) -> dict[str, str]:
+    """Those of the types of leaves in which a resumed run must agree."""
     return {name: kind for name, kind in types.items() if name not in _HISTORY}

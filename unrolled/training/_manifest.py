@@ -1,8 +1,8 @@
 """The manifest of saved numbers: sealed JSON with dtype, shape and sha256 of every leaf."""
 
 import hashlib
-import math
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,13 +25,19 @@ class DamagedError(CheckpointError):
     """A file or a step that cannot be read as what was written."""
 
 
-def on_host(leaf: Any) -> tuple[str, np.ndarray]:
-    """The dtype and the bits of a leaf; a random key is saved as its data."""
+def _numbers(leaf: Any) -> tuple[str, Any]:
+    """The dtype of a leaf, and the leaf as an array; a random key is saved as its data."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return f"key {jax.random.key_impl(leaf)}", np.array(jax.random.key_data(leaf))
-    array = copy_of(leaf)  # a copy: the buffer of a leaf may be given to the next step
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+        return f"key {jax.random.key_impl(leaf)}", jax.random.key_data(leaf)
+    array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
     return array.dtype.name, array
+
+
+def on_host(leaf: Any) -> tuple[str, np.ndarray]:
+    """The dtype and the bits of a leaf."""
+    dtype, numbers = _numbers(leaf)
+    array = copy_of(numbers)  # a copy: the buffer of a leaf may be given to the next step
+    return dtype, array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def to_device(dtype: str, array: np.ndarray) -> jax.Array:
@@ -79,14 +85,6 @@ def array_dtype(entry: dict) -> np.dtype:
     return jnp.dtype(dtype)
 
 
-def n_bytes(entry: dict) -> int:
-    """Bytes of the array of an entry, before it is allocated."""
-    shape = entry["shape"]
-    if not all(isinstance(n, int) and n >= 0 for n in shape):
-        raise ValueError(f"an array has shape {str(shape)[:80]}")
-    return math.prod(shape) * array_dtype(entry).itemsize
-
-
 def verify(name: str, entry: dict, array: np.ndarray) -> None:
     """Raise ValueError if the array is not the one that was saved."""
     if array.dtype != array_dtype(entry) or list(array.shape) != entry["shape"]:
@@ -96,9 +94,14 @@ def verify(name: str, entry: dict, array: np.ndarray) -> None:
         raise ValueError(f"{name} has changed since it was saved: its sha256 differs")
 
 
+def bits(array: np.ndarray) -> memoryview:
+    """The bytes of an array, without a copy where they lie in order."""
+    return array.ravel().view(np.uint8).data
+
+
 def sha256(array: np.ndarray) -> str:
     """The hash of the bits of an array."""
-    return hashlib.sha256(array.tobytes()).hexdigest()
+    return hashlib.sha256(bits(array)).hexdigest()
 
 
 def digest(tree: Any) -> str:
@@ -136,26 +139,33 @@ def seal(kind: str, manifest: dict) -> dict:
     return {**whole, "sha256": _json.digest(whole)}
 
 
-def unseal(kind: str, manifest: Any) -> dict:
-    """The manifest if it is whole and of this kind.
+def unseal(path: Path, kind: str, manifest: Any) -> dict:
+    """The manifest of a file if it is whole and of this kind.
 
     Raises:
-        ValueError: damaged, of another kind, or of a newer format.
+        CheckpointError: whole, and of a newer format.
+        ValueError: damaged, or of another kind.
     """
     if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
         raise ValueError("its manifest is not one of unrolled")
-    if manifest["format"] > FORMAT:
-        raise ValueError(
-            f"it has format {manifest['format']}, newer than {FORMAT}; try a newer unrolled"
-        )
     whole = {key: value for key, value in manifest.items() if key != "sha256"}
     if manifest.get("sha256") != _json.digest(whole):
         raise ValueError("its manifest has changed since it was saved: its sha256 differs")
+    if manifest["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path}: has format {manifest['format']}, newer than {FORMAT}; try a newer unrolled"
+        )
     if manifest.get("kind") != kind:
         raise ValueError(f"it holds {str(manifest.get('kind'))[:40]!r}; expected {kind!r}")
     return whole
 
 
-def leaf_types(entries: dict[str, dict]) -> dict[str, str]:
+def types_of_entries(entries: dict[str, dict]) -> dict[str, str]:
     """Entries as "float32 (3, 4)", for `records.differences`."""
     return {name: f"{entry['dtype']} {tuple(entry['shape'])}" for name, entry in entries.items()}
+
+
+def types_of(leaves: dict[str, Any]) -> dict[str, str]:
+    """The same of leaves, none of which is copied."""
+    numbers = {name: _numbers(leaf) for name, leaf in leaves.items()}
+    return {name: f"{dtype} {array.shape}" for name, (dtype, array) in numbers.items()}

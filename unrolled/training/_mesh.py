@@ -94,12 +94,6 @@ class Sharing(NamedTuple):
         accumulated = self.batches > 1 and device.platform == "cpu"
         return {"xla_disable_hlo_passes": "algsimp"} if accumulated else {}
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """What a checkpoint must agree in; without what older versions did not know."""
-        config: dict[str, Any] = {"accumulate": self.batches} if self.batches > 1 else {}
-        return config | ({} if self.reduction == "tree" else {"reduction": self.reduction})
-
 
 def sharing(accumulate: int, mesh: Any, reduction: str, where: str) -> Sharing:
     """How a step is shared, with axes of the mesh that the compiler partitions.

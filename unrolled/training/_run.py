@@ -92,7 +92,7 @@ def train(
     """
     where, mesh, total = objective.where, options.mesh, len(stages) * steps
     same = {"key": key_text(data.key), "evaluate_every": options.evaluate_every} | (config or {})
-    same |= options.shared.config
+    same |= {"accumulate": options.accumulate, "reduction": options.reduction}
     _agree(objective, data, options, same | {"steps": steps})
     with computing_on(mesh, where):
         loop = make_loop(objective, data, optimizer, options.shared)

@@ -101,7 +101,7 @@ def restore(
 ) -> Restored:
     """Read what `save` wrote, bit for bit and in the saved dtypes, after checking every hash.
 
-    From the folder of a run it reads the best params of a saved step; this needs orbax.
+    From the folder of a run it reads the best params of a saved step.
 
     Args:
         path: the file, or the folder.
@@ -157,39 +157,20 @@ def restore(
         raise CheckpointError(
             f"restore: {path}: the weights were saved {how}; expected the one given"
         )
-    metadata = {**manifest["metadata"], "versions": manifest["versions"]}
-    if layer is None:
-        layer = _layer_of_older(metadata)
-    return Restored(params, saved, layer, metadata)
-
-
-def _layer_of_older(metadata: dict) -> Model | None:
-    """The layer that older files have in their metadata, as family, depth and options."""
-    described = metadata.get("layer")
-    if not (isinstance(described, dict) and {"family", "depth"} <= set(described)):
-        return None
-    try:
-        return _forms.build_model(described)
-    except (ValueError, TypeError):
-        return None
+    return Restored(params, saved, layer, manifest["metadata"] | {"versions": manifest["versions"]})
 
 
 def _read_folder(path: Path, step: int | None) -> tuple[dict, dict]:
     """The manifest and the arrays of the best params and the dictionary of a saved step."""
     steps = Steps(path)
-    try:
-        saved = steps.all()
-        if not saved or step not in (None, *saved):
-            there = saved or sorted(p.name for p in path.iterdir())[:8]
-            raise FileNotFoundError(
-                f"restore: {path}: no saved step{'' if step is None else f' {step}'}; "
-                + (f"there are {there}" if there else "the folder is empty")
-            )
-        step = saved[-1] if step is None else step
-        manifest = steps.manifest(step)
-        arrays = steps.load(step, manifest)
-    finally:
-        steps.close()
+    saved = steps.all()
+    if not saved or step not in (None, *saved):
+        there = saved or sorted(p.name for p in path.iterdir())[:8]
+        raise FileNotFoundError(
+            f"restore: {path}: no saved step{'' if step is None else f' {step}'}; "
+            + (f"there are {there}" if there else "the folder is empty")
+        )
+    manifest, arrays = steps.load(saved[-1] if step is None else step)
     if manifest["form"] is None:
         raise ValueError(
             "its params or dictionary are of a kind of the caller's own; "
@@ -208,10 +189,7 @@ def _read_folder(path: Path, step: int | None) -> tuple[dict, dict]:
 def _check_like(params: Any, like: Any, where: str) -> None:
     """Raise CheckpointError, with a table, where structure, shapes or dtypes differ from `like`."""
     saved, requested = (
-        {
-            "form": _forms.kinds(tree),
-            **_manifest.leaf_types(_manifest.table(_forms.names({"params": tree}))[1]),
-        }
+        {"form": _forms.kinds(tree), **_manifest.types_of(_forms.names({"params": tree}))}
         for tree in (params, like)
     )
     if report := differences(saved, requested):
