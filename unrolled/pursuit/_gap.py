@@ -10,24 +10,34 @@ import jax.numpy as jnp
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, ldexp
 from unrolled.dictionaries import Dictionary, Operator
-from unrolled.pursuit._problem import Codes, Problem
+from unrolled.pursuit._problem import Codes, Problem, check_weights, per_atom
 
 
 def lasso_objective(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Array:
-    """1/2 norm(y - D x)^2 + lam norm(x, 1).
+    """1/2 norm(y - D x)^2 + sum_i lam_i |x_i|, ().
+
+    Args:
+        D: (m, d).
+        y, x: (m,) and (d,).
+        lam: penalty weight: one number, one per atom, or one per filter of a `Conv`.
+
+    Raises:
+        ValueError: lam of another shape.
 
     Example:
         >>> D, y = jnp.eye(2), jnp.array([3.0, 0.5])
         >>> float(ur.pursuit.lasso_objective(D, y, jnp.array([2.0, 0.0]), 1.0))
         2.625
     """
+    check_weights(D, lam, "lam", "lasso_objective")
     return _objective(D, y, x, lam)
 
 
 @jax.jit
 def _objective(D: Operator, y: Array, x: Array, lam: ArrayLike) -> Array:
-    r = y - D @ x
-    return jnp.sum(r * (r / 2)) + lam * jnp.sum(jnp.abs(x))  # r^2 may leave the range, r^2/2 not
+    r, lam = y - D @ x, per_atom(D, lam)
+    misfit, size = jnp.sum(r * (r / 2)), jnp.abs(x)  # r^2 may leave the range, r^2/2 not
+    return misfit + (jnp.sum(lam * size) if lam.ndim else lam * jnp.sum(size))
 
 
 def duality_gap(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Array:
@@ -46,16 +56,20 @@ def duality_gap(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Ar
     Args:
         D: (m, d).
         y, x: (m,) and (d,).
-        lam: penalty weight, () or (d,).
+        lam: penalty weight: one number, one per atom, or one per filter of a `Conv`.
 
     Returns:
         The gap, (), in the units of norm(y)^2.
+
+    Raises:
+        ValueError: lam of another shape.
 
     Example:
         >>> D, y = jnp.eye(2), jnp.array([3.0, 0.5])
         >>> float(ur.pursuit.duality_gap(D, y, jnp.array([2.0, 0.0]), 1.0))
         0.0
     """
+    check_weights(D, lam, "lam", "duality_gap")
     return _duality_gap(D, y, x, lam)
 
 
@@ -64,7 +78,7 @@ def _duality_gap(D: Operator, y: Array, x: Array, lam: ArrayLike) -> Array:
     # Over a power of two near y or D x the terms stay in the range, wherever their sum does.
     r = y - D @ x
     k = exponent(jnp.stack([jnp.asarray(y, r.dtype), r]))
-    y, x, weight = (ldexp(jnp.asarray(v, r.dtype), -k) for v in (y, x, lam))
+    y, x, weight = (ldexp(jnp.asarray(v, r.dtype), -k) for v in (y, x, per_atom(D, lam)))
     r = y - D @ x
     gap = dual_gap(jnp.sum(r**2), (weight,), (x,), (r @ D,))
     return ldexp(gap, 2 * k)

@@ -15,7 +15,14 @@ from unrolled import _checks, _lax, _sharded
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, largest, ldexp, norm, power_of_two, times_power, wide_dtype
 from unrolled.activations import relu
-from unrolled.dictionaries import Conv, Dictionary, Operator, spectral_norm, spread
+from unrolled.dictionaries import (
+    Conv,
+    Dictionary,
+    Operator,
+    spectral_norm,
+    spread,
+    threshold_shapes,
+)
 
 Codes = tuple[Array, ...]
 Grid = tuple[int, ...] | None
@@ -145,7 +152,7 @@ def scaled(
     )
     weights = [jnp.asarray(lam, dtype) for lam in lams]
     if not form.sequence:
-        weights = [spread(D, jnp.asarray(flat_code(D, lam))) for D, lam in zip(Ds, weights)]
+        weights = [per_atom(D, lam) for D, lam in zip(Ds, weights)]
     if form.relative:
         weights = [weights[0] * largest_product(problem.Ds[0], problem.y, form.nonnegative)]
     else:
@@ -251,6 +258,18 @@ def solve(
         return (reduce(jnp.maximum, jax.tree.leaves(current)) > tol) & (steps < max_steps)
 
     return _lax.while_loop(goes_on, body, (start, jnp.zeros((), int), gaps(start)))
+
+
+def check_weights(D: Dictionary, lam: ArrayLike, name: str, where: str) -> None:
+    """Raise ValueError unless `lam` is one number, one per atom or one per group of atoms."""
+    shape, d = np.shape(lam), D.shape[1]
+    if shape not in (*threshold_shapes(D), getattr(D, "code_grid", ())):
+        raise ValueError(f"{where}: {name} has shape {shape}; expected () or ({d},)")
+
+
+def per_atom(D: Dictionary, lam: ArrayLike) -> Array:
+    """Penalties as one for each atom, (d,); one number as it is."""
+    return jnp.asarray(spread(D, jnp.asarray(flat_code(D, lam))))
 
 
 def flat_code(D: Dictionary, x: ArrayLike) -> ArrayLike:
