@@ -329,3 +329,23 @@ def test_faults_are_refused():
             pursuit.lasso_batch(D, signals, 0.1)
     with pytest.raises(ValueError, match="lasso_batch: D is zero"):
         pursuit.lasso_batch(0 * D, Y, 0.1)
+
+
+SINGLE = {
+    "a matrix": D,
+    "Conv": dictionaries.Conv(np.ones((2, 1, 3)), M),
+    "Composed": dictionaries.Composed(D, np.eye(N)),
+    "Sparse": dictionaries.Sparse(D, np.eye(N)),
+}
+
+
+@pytest.mark.parametrize("solve", [
+    lambda A: pursuit.lasso_batch(A, Y, 0.1),
+    lambda A: pursuit.omp_batch(A, Y, 2),
+    lambda A: pursuit.lasso(A, Y[0], 0.1),
+])  # fmt: skip
+@pytest.mark.parametrize("kind", SINGLE)
+def test_a_batch_of_dictionaries_is_refused_in_words(solve, kind):
+    several = jax.tree.map(lambda leaf: np.stack([leaf] * 3), SINGLE[kind])
+    with pytest.raises(ValueError, match=r"^(lasso|omp)\w*: D .*expected .*\(m, d\)"):
+        solve(several)
