@@ -313,10 +313,13 @@ def _solve(support: _Support, B: Array) -> Array:
 
 
 def _misfit(D: Dictionary, Y: Array, X: Array) -> tuple[Array, Array]:
-    """norm(y - D x), and a bound on its rounding over eps: n products and two sums an entry."""
+    """norm(y - D x), and a bound on its rounding over eps: n products and two sums an entry.
+
+    As for pursuits, what loses half of the digits of y is not y, however large its terms.
+    """
     sizes = norm(jnp.abs(Y) + jnp.abs(X) @ magnitudes(D).T, 1)
     terms = jnp.sum(jnp.where(X != 0, 1.0, 0.0), 1) + 2 + inner_terms(D)
-    return norm(Y - X @ D.T, 1), terms * sizes
+    return norm(Y - X @ D.T, 1), jnp.minimum(terms * sizes, norm(Y, 1) / math.sqrt(_EPS))
 
 
 @program("searched")
@@ -447,13 +450,10 @@ def _dual_vectors(D: Any, Y: Array, X: Array, steps: int, k: int) -> tuple[Array
     nu = feasible(best)
     g = nu @ D
     zeta = jnp.max(jnp.where(off, 0, jnp.abs(g - signs)), 1)
-    size = jnp.broadcast_to(system.size, zeta.shape)
-    terms = jnp.broadcast_to((D.shape[0] + inner_terms(D)) * system.summed, zeta.shape)
+    terms = (D.shape[0] + inner_terms(D)) * system.summed
+    sizes = (jnp.broadcast_to(v, zeta.shape) for v in (system.size, terms))
     sigma = _least_singular_value(support, system.off)
-    residual, rounding = _misfit(D, Y, X)
-    # As for pursuits: what loses half of the digits of y is not y, however large its terms.
-    rounding = jnp.minimum(rounding, norm(Y, 1) / math.sqrt(_EPS))
-    return nu, beyond(g), zeta, sigma, size, terms, X @ D.T, residual, rounding
+    return nu, beyond(g), zeta, sigma, *sizes, X @ D.T, *_misfit(D, Y, X)
 
 
 def _least_singular_value(support: _Support, off: Array) -> Array:
