@@ -51,6 +51,7 @@ class Problem(NamedTuple):
     tol: float
     nonnegative: bool
     relative: bool  # lam is given in units of lam_max
+    rounding: np.ndarray  # (d,) of d_i . (y - D x), over norm(y)
 
 
 class Signals(NamedTuple):
@@ -120,7 +121,10 @@ def solve(D, Y, lam, l2, start, *, relative, tol, nonnegative, max_steps, warm):
         with threads() as team:
             gram = np.zeros((d + 1, d + 1))
             np.matmul(D.T, D, out=gram[:d, :d])
-            problem = Problem(D, gram, float(l2), _RIDGE * gram.max(), tol, nonnegative, relative)
+            rounding = max(D.shape) * np.finfo(float).eps * np.linalg.norm(D, axis=0)
+            problem = Problem(
+                D, gram, float(l2), _RIDGE * gram.max(), tol, nonnegative, relative, rounding
+            )
             steppers = Steppers(problem)
             for first in range(0, n, BLOCK):
                 some = first + np.flatnonzero(finite[first : first + BLOCK])
@@ -143,7 +147,7 @@ def _begin(problem: Problem, signals: Signals, start: np.ndarray | None, part: n
     products = np.matmul(signals.Y[rows], problem.D, out=signals.products[rows])
     if problem.relative:
         signals.lam[rows] *= np.maximum(largest(problem, products), 0)
-    s = dual_scale(problem, signals.lam[rows], products)[:, 0]
+    s = dual_scale(problem, signals.lam[rows], products, signals.unit[rows])[:, 0]
     signals.gap[part] = (1 - s) ** 2
     left = part[signals.gap[part] > problem.tol]
     if start is None or not len(left):
@@ -211,12 +215,18 @@ def largest(problem: Problem, g: np.ndarray) -> np.ndarray:
     return top if problem.nonnegative else np.maximum(top, -g.min(1, keepdims=True))
 
 
-def dual_scale(problem: Problem, lam: np.ndarray, g: np.ndarray) -> np.ndarray:
-    """min(1, min_i lam_i / |g_i|), (n, 1): the factor that makes r feasible for the dual."""
+def dual_scale(problem: Problem, lam: np.ndarray, g: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """min(1, min_i lam_i / |g_i|), (n, 1): the factor that makes r feasible for the dual.
+
+    Without a penalty g_i is 0 where the code is optimal, up to the rounding of its products.
+    """
+    rounding = problem.rounding
     if lam.shape[1] == 1:
-        top = largest(problem, g)
+        top, rounding = largest(problem, g), rounding.max()
     else:
         top = g if problem.nonnegative else np.abs(g)
+    if not lam.all():
+        top = np.where((lam == 0) & (top <= rounding * np.sqrt(2 * unit)[:, None]), 0, top)
     return np.divide(lam, top, out=np.ones_like(top), where=top > lam).min(1, keepdims=True)
 
 
@@ -232,7 +242,7 @@ def keep(
     np.subtract(signals.Y[part], r, out=r)
     h = r @ D
     g = h - l2 * x if l2 else h
-    s = dual_scale(problem, lam, g)
+    s = dual_scale(problem, lam, g, signals.unit[part])
     squares = np.einsum("ij,ij->i", r, r)
     energy = squares + l2 * np.einsum("ij,ij->i", x, x) if l2 else squares
     penalty = np.abs(x)

@@ -1,16 +1,19 @@
 """The objective of the LASSO, a bound of its excess over the minimum, and its line search."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from unrolled import _lax
 from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import exponent, ldexp
-from unrolled.dictionaries import Dictionary, Operator
-from unrolled.pursuit._problem import Codes, Problem, check_weights, per_atom
+from unrolled._numbers import exponent, ldexp, norm
+from unrolled.dictionaries import Dictionary, Operator, column_norms
+from unrolled.pursuit._problem import Codes, Problem, check_weights, one_by_one, per_atom
 
 
 def lasso_objective(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Array:
@@ -48,6 +51,9 @@ def duality_gap(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Ar
 
     .. math:: gap = (1 - s)^2 \|r\|^2 / 2 + \sum_i (lam_i |x_i| - s x_i (D'r)_i).
 
+    An atom with lam_i = 0 bounds |d_i . r| by 0. So r is first freed of its part r - r' in the span
+    of these atoms, which adds norm(r - r')^2 / 2 to the gap.
+
     It is a bound with any r in place of y - D x, up to norm(e) (norm(e) + sqrt(2 gap)) if they
     differ by e: rounding of r hardly matters. That of D'r changes it, for unit atoms by some
     eps norm(r) (2 norm(x, 1) + sqrt(2 gap) norm(r) / lam). Computed again in float64, from a code
@@ -70,7 +76,7 @@ def duality_gap(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Ar
         0.0
     """
     check_weights(D, lam, "lam", "duality_gap")
-    return _duality_gap(D, y, x, lam)
+    return _duality_gap(D, y, x, one_by_one(D, lam))
 
 
 @jax.jit
@@ -79,9 +85,7 @@ def _duality_gap(D: Operator, y: Array, x: Array, lam: ArrayLike) -> Array:
     r = y - D @ x
     k = exponent(jnp.stack([jnp.asarray(y, r.dtype), r]))
     y, x, weight = (ldexp(jnp.asarray(v, r.dtype), -k) for v in (y, x, per_atom(D, lam)))
-    r = y - D @ x
-    gap = dual_gap(jnp.sum(r**2), (weight,), (x,), (r @ D,))
-    return ldexp(gap, 2 * k)
+    return ldexp(_gap(D, y, weight, x), 2 * k)
 
 
 def dual_factor(lam: Array, size: Array) -> Array:
@@ -146,13 +150,64 @@ def relative_gap(
     nonnegative: bool = False,
 ) -> Array:
     """The gap of a code for the LASSO or the elastic net, over norm(y)^2 / 2; numbers near 1."""
+    return _gap(D, y, lam, x, l2, nonnegative) / half_energy(y)
+
+
+def _gap(
+    D: Operator,
+    y: Array,
+    lam: Array,
+    x: Array,
+    l2: Array | None = None,
+    nonnegative: bool = False,
+) -> Array:
     r = y - D @ x
-    squares, h = jnp.sum(r**2), r @ D
+    h, nu, beside = r @ D, r, 0.0
+    if lam.ndim:  # one weight for all atoms hardly ever leaves them free
+        free = (lam == 0) & (l2 is None or l2 == 0)
+        # Over x >= 0 an atom that is not in use bounds d_i . r on one side.
+        in_use = free & (x > 0) if nonnegative else free
+        nu, h = _lax.cond(free.any(), partial(_freed, D, in_use), lambda r, h: (r, h), r, h)
+        beside = jnp.sum((r - nu) ** 2) / 2
+    squares = jnp.sum(nu**2)
     if l2 is None:
-        gap = dual_gap(squares, (lam,), (x,), (h,), nonnegative)
-    else:
-        gap = elastic_gap(squares, lam, l2, x, h, nonnegative)
-    return gap / half_energy(y)
+        return beside + dual_gap(squares, (lam,), (x,), (h,), nonnegative)
+    return beside + elastic_gap(squares, lam, l2, x, h, nonnegative)
+
+
+def _freed(D: Operator, free: Array, r: Array, h: Array) -> tuple[Array, Array]:
+    """r without its part in the span of the free atoms, and D' of it, by conjugate gradients.
+
+    An entry of D'r that a free atom has to the rounding of its m products is 0. They begin twice,
+    the second time from the residual itself.
+    """
+    m, d = D.shape
+    fixed_D, fixed_r = lax.stop_gradient((D, r))
+    level = m * float(jnp.finfo(r.dtype).eps) * column_norms(fixed_D) * norm(fixed_r)
+
+    def goes_on(s):
+        *_, g, _, k = s
+        return (jnp.abs(g) > level).any() & (k < 2 * min(m, d))
+
+    def body(s):
+        c, nu, p, g, size, k = s
+        q = fixed_D @ p
+        curvature = jnp.sum(q**2)
+        step = jnp.where(curvature > 0, size / jnp.where(curvature > 0, curvature, 1), 0)
+        c, nu = c + step * p, nu - step * q
+        g = jnp.where(free, nu @ fixed_D, 0)
+        smaller = jnp.sum(g**2)
+        return c, nu, g + smaller / size * p, g, smaller, k + 1
+
+    def again(_, c):
+        nu = fixed_r - fixed_D @ c
+        g = jnp.where(free, nu @ fixed_D, 0)
+        return _lax.while_loop(goes_on, body, (c, nu, g, g, jnp.sum(g**2), jnp.zeros((), int)))[0]
+
+    c = _lax.fori_loop(0, 2, again, jnp.zeros_like(h))
+    nu = r - D @ c
+    h = nu @ D
+    return nu, jnp.where(free & (jnp.abs(h) <= level), 0, h)
 
 
 def chain_gap(problem: Problem, xs: Codes, multipliers: Callable[[int, Array], Array]) -> Array:

@@ -293,6 +293,12 @@ def per_atom(D: Dictionary, lam: ArrayLike) -> Array:
     return jnp.asarray(spread(D, jnp.asarray(flat_code(D, lam))))
 
 
+def one_by_one(D: Dictionary, lam: Any) -> Any:
+    """A weight that is known to be 0 as one per atom: a gap looks for free atoms among these."""
+    zero = _checks.is_concrete(lam) and np.ndim(lam) == 0 and not np.any(lam)
+    return np.zeros(np.shape(D)[-1:]) if zero else lam
+
+
 def flat_code(D: Dictionary, x: ArrayLike) -> ArrayLike:
     """A code (or penalties) of shape `D.code_grid` flat; anything else as it is."""
     if isinstance(D, Conv) and np.shape(x)[-len(D.code_grid) :] == D.code_grid:
