@@ -119,6 +119,25 @@ def test_the_gap_of_any_code_with_free_atoms_bounds_its_excess():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("solve", [
+    pursuit.lasso, lambda A, y, lam, tol: jax.tree.map(
+        lambda v: v[0], pursuit.lasso_batch(A, y[None], lam, tol=tol)
+    )
+])  # fmt: skip
+@pytest.mark.parametrize("apart", [1e-3, 1e-5])
+def test_free_atoms_that_float32_hardly_tells_apart_have_no_certificate_that_is_wrong(solve, apart):
+    """What sees them to rounding alone may be far from a vector that does not see them."""
+    A, signal, lam = free(3)
+    A[:, 1] = A[:, 0] + apart * A[:, 1]
+    A, signal, lam = (v.astype(np.float32) for v in (A, signal - 3, lam))
+    found = solve(A, signal, lam, tol=1e-5)
+    A, signal, lam = (v.astype(float) for v in (A, signal, lam))
+    least = objective(pursuit.lasso(A, signal, lam, tol=1e-10).x, lam, D=A, y=signal)
+    excess = objective(np.asarray(found.x, float), lam, D=A, y=signal) - least
+    assert not found.converged or excess <= 2e-5 * (signal @ signal / 2)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(30, 10), (10, 30)])
 @pytest.mark.parametrize("nonnegative", [False, True])
 def test_without_penalties_codes_are_least_squares(shape, nonnegative):

@@ -1,5 +1,6 @@
 """The objective of the LASSO, a bound of its excess over the minimum, and its line search."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import ModuleType
@@ -167,47 +168,56 @@ def _gap(
         free = (lam == 0) & (l2 is None or l2 == 0)
         # Over x >= 0 an atom that is not in use bounds d_i . r on one side.
         in_use = free & (x > 0) if nonnegative else free
-        nu, h = _lax.cond(free.any(), partial(_freed, D, in_use), lambda r, h: (r, h), r, h)
-        beside = jnp.sum((r - nu) ** 2) / 2
+        branches = partial(_freed, D, in_use), lambda r, h: (r, h, jnp.zeros((), r.dtype))
+        nu, h, off = _lax.cond(free.any(), *branches, r, h)
+        beside = jnp.sum((r - nu) ** 2) / 2 + off * jnp.sqrt(jnp.sum(y**2))
     squares = jnp.sum(nu**2)
     if l2 is None:
         return beside + dual_gap(squares, (lam,), (x,), (h,), nonnegative)
     return beside + elastic_gap(squares, lam, l2, x, h, nonnegative)
 
 
-def _freed(D: Operator, free: Array, r: Array, h: Array) -> tuple[Array, Array]:
-    """r without its part in the span of the free atoms, and D' of it, by conjugate gradients.
+def _freed(D: Operator, free: Array, r: Array, h: Array) -> tuple[Array, Array, Array]:
+    """r without its part in the span of the free atoms, D' of it, and how far rounding moved it.
 
-    An entry of D'r that a free atom has to the rounding of its m products is 0. They begin twice,
-    the second time from the residual itself.
+    With |D_f'r| = e it is at most e / sigma off, sigma the least singular value of these atoms. The
+    code of a vector without structure in them tells sigma.
     """
     m, d = D.shape
     fixed_D, fixed_r = lax.stop_gradient((D, r))
     level = m * float(jnp.finfo(r.dtype).eps) * column_norms(fixed_D) * norm(fixed_r)
+    once = partial(_least_squares, fixed_D, free)
+    c = _lax.fori_loop(
+        0, 2, lambda _, c: c + once(fixed_r - fixed_D @ c, level, 2 * min(m, d)), jnp.zeros_like(h)
+    )
+    nu = r - D @ c
+    h = nu @ D
+    probe = jnp.cos(jnp.arange(1, m + 1, dtype=r.dtype) ** 2)
+    inverse = norm(once(probe, jnp.zeros_like(level), jnp.count_nonzero(free) + 2))
+    off = norm(jnp.where(free, h, 0)) * inverse * math.sqrt(m) / norm(probe)
+    return nu, jnp.where(free, 0, h), off
+
+
+def _least_squares(D: Operator, free: Array, r: Array, level: Array, limit: ArrayLike) -> Array:
+    """The code of r in the free atoms, by conjugate gradients until |D'r| <= level (CGLS)."""
 
     def goes_on(s):
-        *_, g, _, k = s
-        return (jnp.abs(g) > level).any() & (k < 2 * min(m, d))
+        *_, g, size, k = s
+        return (jnp.abs(g) > level).any() & (size > 0) & (k < limit)
 
     def body(s):
         c, nu, p, g, size, k = s
-        q = fixed_D @ p
+        q = D @ p
         curvature = jnp.sum(q**2)
         step = jnp.where(curvature > 0, size / jnp.where(curvature > 0, curvature, 1), 0)
         c, nu = c + step * p, nu - step * q
-        g = jnp.where(free, nu @ fixed_D, 0)
+        g = jnp.where(free, nu @ D, 0)
         smaller = jnp.sum(g**2)
         return c, nu, g + smaller / size * p, g, smaller, k + 1
 
-    def again(_, c):
-        nu = fixed_r - fixed_D @ c
-        g = jnp.where(free, nu @ fixed_D, 0)
-        return _lax.while_loop(goes_on, body, (c, nu, g, g, jnp.sum(g**2), jnp.zeros((), int)))[0]
-
-    c = _lax.fori_loop(0, 2, again, jnp.zeros_like(h))
-    nu = r - D @ c
-    h = nu @ D
-    return nu, jnp.where(free & (jnp.abs(h) <= level), 0, h)
+    g = jnp.where(free, r @ D, 0)
+    start = jnp.zeros_like(g), r, g, g, jnp.sum(g**2), jnp.zeros((), int)
+    return _lax.while_loop(goes_on, body, start)[0]
 
 
 def chain_gap(problem: Problem, xs: Codes, multipliers: Callable[[int, Array], Array]) -> Array:

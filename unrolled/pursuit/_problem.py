@@ -295,8 +295,11 @@ def per_atom(D: Dictionary, lam: ArrayLike) -> Array:
 
 def one_by_one(D: Dictionary, lam: Any) -> Any:
     """A weight that is known to be 0 as one per atom: a gap looks for free atoms among these."""
-    zero = _checks.is_concrete(lam) and np.ndim(lam) == 0 and not np.any(lam)
-    return np.zeros(np.shape(D)[-1:]) if zero else lam
+    number = isinstance(lam, int | float | np.ndarray | np.generic | jax.Array)
+    if not number or np.ndim(lam) or not _checks.is_concrete(lam):
+        return lam
+    value = np.asarray(lam)
+    return np.zeros(np.shape(D)[-1:]) if value.dtype.kind in "iuf" and value == 0 else lam
 
 
 def flat_code(D: Dictionary, x: ArrayLike) -> ArrayLike:
