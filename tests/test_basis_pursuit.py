@@ -476,6 +476,36 @@ def test_a_signal_out_of_range_is_not_reproduced_in_half_precision(half):
     assert inside.converged
 
 
+def without_mean(dtype, m=16, d=40):
+    """Atoms of mean 0, whose rank is m - 1 but for the rounding of their dtype."""
+    A = normal(0, m, d)
+    return unit(A - A.mean(0)).astype(dtype)
+
+
+@pytest.mark.parametrize("share", [1e-3, 0.1, 1])
+@pytest.mark.parametrize("solve", [
+    pursuit.basis_pursuit,
+    lambda D, y: pursuit.layered_basis_pursuit([D], y)[0],
+])  # fmt: skip
+def test_terms_that_cancel_are_no_excuse_for_a_misfit(solve, share):
+    """Rounding gives D its last rank, by codes of 1e7 times y that lose all digits of y."""
+    D, inside = without_mean(np.float32), sparse(40, 3)
+    for mean in (0, share):
+        y = (np.float64(D) @ inside + mean).astype(np.float32)
+        found = solve(D, y)
+        misfit = np.linalg.norm(y - np.float64(D) @ np.float64(found.x)) / np.linalg.norm(y)
+        assert found.converged == (mean == 0) == (misfit < 1e-6)
+
+
+def test_a_float32_code_of_an_ill_conditioned_dictionary_still_reproduces_its_signal():
+    """Of terms that cancel to a thousandth, four digits of y are left."""
+    U, _, V = np.linalg.svd(normal(0, 16, 40), full_matrices=False)
+    D, y = ((U * np.geomspace(1, 1e-3, 16)) @ V).astype(np.float32), normal(1, 16)
+    found = pursuit.basis_pursuit(D, y.astype(np.float32))
+    terms = np.linalg.norm(D, axis=0) @ np.abs(np.asarray(found.x, float)) / np.linalg.norm(y)
+    assert found.converged and terms > 100 and float(found.residual) < 1e-4 * np.linalg.norm(y)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("half", [jnp.bfloat16, np.float16])
 def test_gradients_in_half_precision(half):

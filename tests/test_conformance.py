@@ -656,6 +656,23 @@ def kind(request):
 
 
 @pytest.mark.few(2)
+def test_a_product_rounds_by_no_more_than_its_terms_and_magnitudes(kind):
+    D, rng = dictionary(kind), np.random.default_rng(0)
+    (m, d), eps = D.shape, 2.0**-23
+    narrow = ur.dictionaries.magnitudes(D).astype(np.float32), D.astype(np.float32)
+    x, r = rng.normal(size=d).astype(np.float32), rng.normal(size=m).astype(np.float32)
+
+    def products(D, x, r):
+        return D @ x, r @ D
+
+    sizes, rounded = (jax.jit(products)(A, *v) for A, v in zip(narrow, ((abs(x), abs(r)), (x, r))))
+    exact = products(narrow[1].astype(float), x.astype(float), r.astype(float))
+    for size, ours, theirs, n in zip(sizes, rounded, exact, (d, m)):
+        terms = n + ur.dictionaries.inner_terms(D) + 1  # and the last rounding of the bound
+        assert (abs(np.float64(ours) - theirs) <= terms * eps * np.float64(size) + 1e-30).all()
+
+
+@pytest.mark.few(2)
 def test_a_dictionary_is_a_matrix_and_its_adjoint(kind):
     D = dictionary(kind)
     (m, d), rng = D.shape, np.random.default_rng(0)

@@ -51,6 +51,19 @@ def test_the_step_is_the_one_of_the_formula(small):
     np.testing.assert_allclose(np.asarray(codes), expected, rtol=0, atol=1e4 * EPS)
 
 
+def test_a_step_ends_in_the_shrinkage_of_the_layer(small):
+    """So that what a family makes of `shrink` counts here too."""
+    _, params, D, Y, _ = small
+
+    class _folded(layers.hyperlista):
+        def shrink(self, u, theta, fraction=None):
+            return jnp.abs(super().shrink(u, theta, fraction))
+
+    codes = _folded(DEPTH).apply(params, D, Y[0])
+    assert (codes >= 0).all() and codes.any()
+    assert (layers.hyperlista(DEPTH).apply(params, D, Y[0]) < 0).any()
+
+
 def test_a_zero_signal_has_a_zero_code(small):
     layer, params, D, *_ = small
     np.testing.assert_array_equal(layer.apply(params, D, jnp.zeros(M)), 0)

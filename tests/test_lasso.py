@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import normal, unit
+from scipy.optimize import nnls
 from sklearn.linear_model import ElasticNet, Lasso, lars_path
 
 from unrolled import dictionaries, metrics, pursuit
@@ -78,13 +79,79 @@ def test_the_ridge_alone_is_a_linear_system():
     assert found.converged and found.x == pytest.approx(expected, abs=1e-7)
 
 
+def free(n, dtype=float):
+    """One weight per atom, 0 for the first n, the first of which is constant."""
+    A = D.copy()
+    A[:, 0] = 1 / np.sqrt(M)
+    lam = np.where(np.arange(N) < n, 0, LAM)
+    return A.astype(dtype), (y + 3).astype(dtype), lam.astype(dtype)
+
+
+def without(n):
+    """The least objective by the reference, in what the first n atoms leave of D and y."""
+    A, signal, lam = free(n)
+    Q = np.linalg.svd(A[:, :n], full_matrices=False)[0]
+    B, left = A[:, n:] - Q @ (Q.T @ A[:, n:]), signal - Q @ (Q.T @ signal)
+    x = Lasso(alpha=LAM / M, fit_intercept=False, tol=1e-14, max_iter=100_000).fit(B, left).coef_
+    return objective(x, lam[n:], D=B, y=left)
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize("dtype, tol, exact", [(np.float32, 1e-6, 1e-6), (float, 1e-12, 1e-13)])
+def test_atoms_without_a_penalty_are_certified(n, dtype, tol, exact):
+    A, signal, lam = free(n, dtype)
+    found, half = pursuit.lasso(A, signal, lam, tol=tol), signal @ signal / 2
+    A, signal, lam, x = (np.asarray(v, float) for v in (A, signal, lam, found.x))
+    assert found.converged and found.steps < 500 and 0 <= found.gap <= tol
+    assert abs(objective(x, lam, D=A, y=signal) - without(n)) <= (float(found.gap) + exact) * half
+
+
+def test_the_gap_of_any_code_with_free_atoms_bounds_its_excess():
+    A, signal, lam = free(4)
+    best, gap = without(4), jax.jit(partial(pursuit.duality_gap, A, signal, lam=lam))
+    solution = pursuit.lasso(A, signal, lam, tol=1e-12).x
+    assert gap(solution) <= 1e-12 * (signal @ signal)
+    for seed in range(20):
+        x = np.asarray(solution) + 10.0 ** (seed % 5 - 3) * normal(seed, N)
+        excess = objective(x, lam, D=A, y=signal) - best
+        assert excess <= gap(x) * (1 + 1e-9) + 1e-9
+
+
 @pytest.mark.slow
-def test_no_penalty_reproduces_the_signal_or_says_that_it_has_no_certificate():
-    found = pursuit.lasso(D, y, 0.0, tol=1e-12)
-    assert found.converged and found.residual <= 1e-6 * np.linalg.norm(y)
-    tall = pursuit.lasso(D[:, :8], y, 0.0, max_steps=500)
-    assert not tall.converged and tall.gap > 0.01
-    assert tall.x == pytest.approx(np.linalg.lstsq(D[:, :8], y, rcond=None)[0], abs=1e-9)
+@pytest.mark.parametrize("solve", [
+    pursuit.lasso, lambda A, y, lam, tol: jax.tree.map(
+        lambda v: v[0], pursuit.lasso_batch(A, y[None], lam, tol=tol)
+    )
+])  # fmt: skip
+@pytest.mark.parametrize("apart", [1e-3, 1e-5])
+def test_free_atoms_that_float32_hardly_tells_apart_have_no_certificate_that_is_wrong(solve, apart):
+    """What sees them to rounding alone may be far from a vector that does not see them."""
+    A, signal, lam = free(3)
+    A[:, 1] = A[:, 0] + apart * A[:, 1]
+    A, signal, lam = (v.astype(np.float32) for v in (A, signal - 3, lam))
+    found = solve(A, signal, lam, tol=1e-5)
+    A, signal, lam = (v.astype(float) for v in (A, signal, lam))
+    least = objective(pursuit.lasso(A, signal, lam, tol=1e-10).x, lam, D=A, y=signal)
+    excess = objective(np.asarray(found.x, float), lam, D=A, y=signal) - least
+    assert not found.converged or excess <= 2e-5 * (signal @ signal / 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(30, 10), (10, 30)])
+@pytest.mark.parametrize("nonnegative", [False, True])
+def test_without_penalties_codes_are_least_squares(shape, nonnegative):
+    A, signal = unit(normal(5, *shape)), normal(6, shape[0])
+    residual = (
+        nnls(A, signal)[1]
+        if nonnegative
+        else np.linalg.norm(signal - A @ np.linalg.lstsq(A, signal)[0])
+    )
+    for lam in (0.0, np.zeros(shape[1])):
+        found = pursuit.lasso(A, signal, lam, nonnegative=nonnegative, tol=1e-12)
+        assert found.converged and found.residual == pytest.approx(residual, abs=1e-5)
+    many = pursuit.lasso_batch(A, signal[None], 0.0, nonnegative=nonnegative, tol=1e-12)
+    assert many.converged.all() and many.residual[0] == pytest.approx(residual, abs=1e-5)
 
 
 @pytest.mark.slow

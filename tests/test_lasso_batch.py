@@ -252,6 +252,24 @@ def test_it_is_traceable():
         assert found == pytest.approx(np.asarray(eager.x), abs=1e-9)
 
 
+@pytest.mark.parametrize("nonnegative", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, float])
+def test_atoms_without_a_penalty_are_certified(dtype, nonnegative):
+    """A constant and two more atoms, beside signals with a mean."""
+    A, lam = D.copy(), np.where(np.arange(N) < 3, 0, 0.2)
+    A[:, 0] = 1 / np.sqrt(M)
+    found = pursuit.lasso_batch(
+        A.astype(dtype), (Y + 5).astype(dtype), lam, nonnegative=nonnegative, tol=1e-9
+    )
+    X = np.asarray(found.x, float)
+    assert found.converged.all() and (found.steps < 1000).all() and (found.gap <= 1e-9).all()
+    g = (Y + 5 - X @ A.T) @ A
+    # To the rounding of codes of size 20 in their dtype.
+    near = 1e3 * np.finfo(dtype).eps
+    assert (np.abs(g - lam * np.sign(X))[X != 0] <= near).all()
+    assert ((g if nonnegative else np.abs(g)) <= lam + near).all()
+
+
 def test_large_penalties_and_empty_batches():
     found = pursuit.lasso_batch(D, Y, ratio=1.0, start=np.ones((BATCH, N)))
     assert found.converged.all() and not found.x.any() and not found.steps.any()
@@ -329,3 +347,23 @@ def test_faults_are_refused():
             pursuit.lasso_batch(D, signals, 0.1)
     with pytest.raises(ValueError, match="lasso_batch: D is zero"):
         pursuit.lasso_batch(0 * D, Y, 0.1)
+
+
+SINGLE = {
+    "a matrix": D,
+    "Conv": dictionaries.Conv(np.ones((2, 1, 3)), M),
+    "Composed": dictionaries.Composed(D, np.eye(N)),
+    "Sparse": dictionaries.Sparse(D, np.eye(N)),
+}
+
+
+@pytest.mark.parametrize("solve", [
+    lambda A: pursuit.lasso_batch(A, Y, 0.1),
+    lambda A: pursuit.omp_batch(A, Y, 2),
+    lambda A: pursuit.lasso(A, Y[0], 0.1),
+])  # fmt: skip
+@pytest.mark.parametrize("kind", SINGLE)
+def test_a_batch_of_dictionaries_is_refused_in_words(solve, kind):
+    several = jax.tree.map(lambda leaf: np.stack([leaf] * 3), SINGLE[kind])
+    with pytest.raises(ValueError, match=r"^(lasso|omp)\w*: D .*expected .*\(m, d\)"):
+        solve(several)

@@ -168,6 +168,7 @@ CALLS |= {
     "dictionaries.as_dictionary": lambda: d.as_dictionary(D, "caller"),
     "dictionaries.check_batch": lambda: d.check_batch(D, Y, X, "caller"),
     "dictionaries.cuts_atoms": lambda: d.cuts_atoms(CONV),
+    "dictionaries.inner_terms": lambda: d.inner_terms(CONV),
     "dictionaries.dct": lambda: d.dct(11, 19),
     "dictionaries.gaussian": lambda: d.gaussian(KEY, 11, 19),
     "dictionaries.identity_hadamard": lambda: d.identity_hadamard(16),

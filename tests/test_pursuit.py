@@ -173,6 +173,29 @@ def test_the_objective_by_its_definition():
     )
 
 
+def test_the_objective_of_one_weight_per_atom_is_one_number():
+    D, y, lam = problem(5)
+    x, weights = np.random.default_rng(2).normal(size=N), lam * np.arange(N)
+    found = pursuit.lasso_objective(D, y, x, weights)
+    assert found.shape == ()
+    assert found == pytest.approx(objective(D, y, x, weights), rel=100 * EPS)
+
+
+def test_the_objective_and_the_gap_take_one_weight_per_filter():
+    bank = dictionaries.Conv(np.random.default_rng(0).normal(size=(2, 1, 3)), 8)
+    y, x, weights = np.arange(8.0), np.linspace(-1, 1, 12), np.array([0.1, 0.3])
+    for f in (pursuit.lasso_objective, pursuit.duality_gap):
+        each = f(bank, y, x, np.repeat(weights, 6))
+        assert f(bank, y, x, weights) == pytest.approx(float(each), rel=100 * EPS)
+
+
+@pytest.mark.parametrize("f", [pursuit.lasso_objective, pursuit.duality_gap])
+def test_weights_that_would_spread_over_a_matrix_are_refused(f):
+    D, y, lam = problem(5)
+    with pytest.raises(ValueError, match=rf"lam has shape \({N}, 1\); expected \(\) or \({N},\)"):
+        f(D, y, np.ones(N), np.full((N, 1), lam))
+
+
 @pytest.mark.few(1)
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("seed", range(2))

@@ -1385,6 +1385,19 @@ def test_large_sets_are_encoded_in_chunks(saved, monkeypatch):
     )
 
 
+def test_encode_counts_signals_that_basis_pursuit_cannot_reproduce(run, tmp_path):
+    """Only rounding brings a signal with a mean into the range of atoms without one."""
+    atoms = np.random.default_rng(0).normal(size=(8, 16))
+    atoms = atoms - atoms.mean(0)
+    D = (atoms / np.linalg.norm(atoms, axis=0)).astype(np.float32)
+    np.save(tmp_path / "A.npy", D)
+    np.save(tmp_path / "S.npy", np.stack([D[:, 3], D[:, 3] + np.float32(0.5)]))
+    given = ("--method", "basis_pursuit", "--dictionary", tmp_path / "A.npy", tmp_path / "S.npy")
+    status, out, err = run("encode", *given, "--output", tmp_path / "X.npy")
+    assert status == 0, err
+    assert "\n1 codes miss the tolerance of basis_pursuit\n" in out, out
+
+
 @pytest.mark.slow
 def test_encode_takes_a_pursuit(run, saved, tmp_path, folder):
     """OMP, alone in its dictionary; and of a chain, all codes, with what misses its tolerance."""

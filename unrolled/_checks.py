@@ -109,8 +109,7 @@ def as_float(x: Any, name: str, where: str) -> Array:
     """
     if isinstance(x, jax.Array) and _computes(x.dtype):
         return x
-    if np.ma.isMaskedArray(x):
-        raise TypeError(f"{where}: {name} is a masked array; expected one without a mask")
+    no_mask(x, name, where)
     if isinstance(x, np.ndarray) and not x.dtype.isnative:
         x = x.astype(x.dtype.newbyteorder("="))
     if isinstance(x, np.ndarray) and x.dtype == np.float64:
@@ -134,6 +133,12 @@ def as_float(x: Any, name: str, where: str) -> Array:
     if small or jnp.issubdtype(x.dtype, jax.dtypes.extended):
         raise TypeError(f"{where}: {name} is {x.dtype}; expected real numbers of 16 bits or more")
     return x if _computes(x.dtype) else x.astype(float)
+
+
+def no_mask(x: Any, name: str, where: str) -> None:
+    """Raise TypeError for an array of numpy with a mask, which JAX would ignore."""
+    if np.ma.isMaskedArray(x):
+        raise TypeError(f"{where}: {name} is a masked array; expected one without a mask")
 
 
 def _computes(dtype: Any) -> bool:
@@ -253,9 +258,10 @@ def host_floats(x: Any, name: str, where: str) -> np.ndarray:
     """`x` as a real floating-point array of numpy, in its own dtype; integers become float64.
 
     Raises:
-        TypeError: `x` is traced, complex or not numeric.
+        TypeError: `x` is traced, masked, complex or not numeric.
     """
     on_host(x, where, name)
+    no_mask(x, name, where)
     try:
         values = np.asarray(x)
     except ValueError:  # rows of different lengths

@@ -44,6 +44,15 @@ def fori_loop(lower: int, upper: int, body: Callable[[Any, Any], Any], start: An
     )
 
 
+def cond(holds: Any, yes: Callable[..., Any], no: Callable[..., Any], *operands: Any) -> Any:
+    """`lax.cond`; every leaf of the answer differs among devices as that of one branch does."""
+    if not _inside_shard_map():
+        return lax.cond(holds, yes, no, *operands)
+    axes = _axes(holds, *(jax.eval_shape(branch, *operands) for branch in (yes, no)))
+    branches = (lambda *v, branch=branch: _varying(branch(*v), axes) for branch in (yes, no))
+    return lax.cond(holds, *branches, *operands)
+
+
 def adjoint(linear: Callable[[Any], Any], primal: Any, image: Any) -> Any:
     """linear' applied to an image, by `jax.linear_transpose` at the type of a primal."""
     if _inside_shard_map():

@@ -259,6 +259,36 @@ def test_signals_of_float32_are_met_to_their_rounding():
     assert (error <= 1e-5).all()
 
 
+@pytest.mark.parametrize("half, most", [(np.float16, 1.0005), (jnp.bfloat16, 1.004)])
+def test_signals_of_half_precision_are_met_to_the_rounding_of_their_entries(half, most):
+    """Of eps / 2, in an entry of y; a code that is .5 % off does not count."""
+    D, X = drawn(), sparse(2, 5, 5)
+    Y = (X @ D.T).astype(half)
+    assert certify_code(D, Y, X).certified(Y).all()
+    for off in (1 / 1.005, 1.005):
+        assert not certify_code(D, Y, X * off, finish=None).certified(Y).any()
+    assert certify_code(D, Y, X * np.sqrt(most), finish=None).certified(Y).any()
+
+
+def test_certified_asks_whether_the_code_is_one_of_this_signal():
+    _, Y, found = batch()
+    Y, proof = Y[:4], _codes.CodeCertificate(*(field[:4] for field in found))
+    assert proof.certified(Y).all() and proof.signal == pytest.approx(Y, abs=1e-13)
+    for other in (1.001 * Y, 10 * Y, 1e30 * Y, -Y, Y[::-1], 0 * Y, np.full_like(Y, np.inf)):
+        assert not proof.certified(other).any()
+
+
+def test_masked_signals_and_codes_are_refused():
+    X, Y, _ = batch()
+    masked = np.ma.array(Y[0], mask=np.arange(M) == 3)
+    with pytest.raises(TypeError, match="certify_code: y is a masked array"):
+        certify_code(drawn(), masked, X[0])
+    with pytest.raises(TypeError, match="certify_code: x is a masked array"):
+        certify_code(drawn(), Y[0], np.ma.array(X[0]))
+    with pytest.raises(TypeError, match="certified: y is a masked array"):
+        certify_code(drawn(), Y[0], X[0]).certified(masked)
+
+
 def test_what_is_not_finite_is_not_certified():
     X, Y, _ = batch()
     Y, X = Y[:4].copy(), np.sign(X[:4])
@@ -309,6 +339,28 @@ def test_structured_dictionaries(whole, monkeypatch):
         np.testing.assert_allclose(
             getattr(found, name), getattr(same, name), rtol=1e-6, atol=1e-12, err_msg=name
         )
+
+
+def cancelling(seed, c):
+    """[I, cG, -cG] [B; Z; Z] = B, where the first atom of B is the mean of the next two."""
+    rng = np.random.default_rng(seed)
+    G, B = (rng.integers(-8, 9, shape).astype(float) for shape in ((8, 8), (8, 12)))
+    B[:, 0] = (B[:, 1] + B[:, 2]) / 2
+    Z = rng.normal(size=(8, 12))
+    factors = np.hstack([np.eye(8), c * G, -c * G]), np.vstack([B, Z, Z])
+    return B, dictionaries.Composed(*(factor.astype(np.float32) for factor in factors))
+
+
+@pytest.mark.parametrize("seed, e", [(43, 33), (31, 34), (13, 36)])
+def test_products_whose_factors_cancel_round_by_their_magnitudes(seed, e):
+    """The code of one atom has that of two others beside it, with the same l1 norm."""
+    B, D = cancelling(seed, 2.0**e)
+    tied, alone = np.eye(12)[0], np.eye(12)[3]
+    assert not certify_code(D, B @ tied, tied, finish=None).holds
+    B, D = cancelling(seed, 2.0**10)
+    assert not certify_code(D, B @ tied, tied, finish=None).holds
+    found = certify_code(D, B @ alone, alone, finish=None)
+    assert found.unique and found.sigma <= np.linalg.norm(B[:, 3])
 
 
 def test_a_batch_in_parts_is_the_batch(monkeypatch):

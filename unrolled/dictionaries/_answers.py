@@ -132,6 +132,19 @@ def magnitudes(D: Dictionary) -> Operator:
     return D.magnitudes() if isinstance(D, Structured) else jnp.abs(D)
 
 
+def inner_terms(D: Dictionary) -> int:
+    """How many terms the sums of D x and D'r have above those of a matrix, d and m.
+
+    With `magnitudes` they bound the rounding of products, n eps of the magnitudes for n terms.
+
+    Example:
+        >>> D = ur.dictionaries.Composed(jnp.ones((2, 3)), jnp.ones((3, 4)))
+        >>> ur.dictionaries.inner_terms(D), ur.dictionaries.inner_terms(jnp.ones((2, 4)))
+        (3, 0)
+    """
+    return D.inner_terms if isinstance(D, Structured) else 0
+
+
 def cuts_atoms(D: Dictionary) -> bool:
     """Whether atoms of one group differ because a border cuts them.
 

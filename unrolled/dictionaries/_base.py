@@ -70,7 +70,7 @@ class Structured:
     answer at less cost:
 
     - `column_norms`, `spectral_norm`, `scale_columns`, `normalized`, `entries`, `magnitudes`,
-      `closed_form`, and `dtype` where no field is a floating array;
+      `inner_terms`, `closed_form`, and `dtype` where no field is a floating array;
     - `ndim`, for losses of signals with dictionaries of their own;
     - for atoms that come in groups, as the shifts of one filter do: `groups`, `spread`,
       `inner_products`, `representatives`, `neighbourhood`, `replicate` and `cuts_atoms`.
@@ -151,6 +151,14 @@ class Structured:
     def magnitudes(self) -> "Operator":
         """|D|, entry by entry, or a dictionary with entries at least as large."""
         return jnp.abs(dense(self))
+
+    @property
+    def inner_terms(self) -> int:
+        """How many terms the sums of D x and D'r have above those of a matrix, d and m.
+
+        A sum of n terms rounds by at most n eps of what `magnitudes` makes of |x| or |r|.
+        """
+        return 0
 
     def closed_form(self, ridge: ArrayLike) -> "Operator | None":
         """W of `theory.frobenius_weights` in a structured form; None to take it from the matrix."""
@@ -271,6 +279,10 @@ class Transposed(Structured):
         return self.base.magnitudes().T
 
     @property
+    def inner_terms(self) -> int:
+        return self.base.inner_terms
+
+    @property
     def T(self) -> Structured:
         return self.base
 
@@ -314,6 +326,10 @@ class Rescaled(Structured):
 
     def magnitudes(self) -> "Operator":
         return scale_columns(self.base.magnitudes(), jnp.abs(self.weights))
+
+    @property
+    def inner_terms(self) -> int:
+        return self.base.inner_terms + 1
 
 
 # What `as_dictionary` makes of a dictionary, and what results hold.

@@ -11,7 +11,13 @@ from unrolled import _checks
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import norm
 from unrolled.dictionaries import _base
-from unrolled.dictionaries._answers import cuts_atoms, magnitudes, normalized, spectral_norm
+from unrolled.dictionaries._answers import (
+    cuts_atoms,
+    inner_terms,
+    magnitudes,
+    normalized,
+    spectral_norm,
+)
 from unrolled.dictionaries._base import (
     Dictionary,
     Operator,
@@ -85,6 +91,10 @@ class Composed(Structured):
     def magnitudes(self) -> "Composed":
         return Composed(*map(magnitudes, self.factors))
 
+    @property
+    def inner_terms(self) -> int:
+        return sum(map(inner_terms, self.factors)) + sum(D.shape[1] for D in self.factors[:-1])
+
 
 @_base.pytree(data=("parts",))
 @dataclass(frozen=True, eq=False, init=False)
@@ -157,6 +167,10 @@ class Concatenated(Structured):
 
     def magnitudes(self) -> "Concatenated":
         return Concatenated(*map(magnitudes, self.parts))
+
+    @property
+    def inner_terms(self) -> int:
+        return max(map(inner_terms, self.parts))
 
 
 @_base.pytree(data=("base", "indices", "values"))
@@ -235,6 +249,10 @@ class Sparse(Structured):
     def magnitudes(self) -> "Sparse":
         return Sparse._of(magnitudes(self.base), self.indices, jnp.abs(self.values))
 
+    @property
+    def inner_terms(self) -> int:
+        return inner_terms(self.base) + self.base.shape[1]
+
 
 @_base.pytree(data=("F",))
 @dataclass(frozen=True, eq=False, init=False)
@@ -297,6 +315,10 @@ class WithIdentity(Structured):
 
     def magnitudes(self) -> "WithIdentity":
         return WithIdentity(magnitudes(self.F))
+
+    @property
+    def inner_terms(self) -> int:
+        return inner_terms(self.F)
 
     @property
     def cuts_atoms(self) -> bool:

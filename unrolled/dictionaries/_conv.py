@@ -279,6 +279,12 @@ class Conv(Structured):
     def magnitudes(self) -> "Conv":
         return jax.tree.map(jnp.abs, self)
 
+    @property
+    def inner_terms(self) -> int:
+        """0 unless filters are wrapped around a circle, so that taps add up to an entry."""
+        turns = math.prod(-(-n // N) for n, N in zip(self.extent, self.signal_shape))
+        return (turns - 1) * max(self.shape)
+
     def representatives(self) -> np.ndarray:
         """On a circle the first position of every filter, since all of them are equivalent."""
         atoms = np.arange(self.shape[1])

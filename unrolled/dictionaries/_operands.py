@@ -28,7 +28,8 @@ def as_dictionary(D: Dictionary | ArrayLike, where: str, name: str = "D") -> Ope
 
     Raises:
         TypeError: complex, or not numeric.
-        ValueError: not 2-D, a zero dimension, or NaN or infinite entries where they are known.
+        ValueError: not 2-D, a batch of dictionaries, a zero dimension, or NaN or infinite entries
+            where they are known.
 
     Example:
         >>> ur.dictionaries.as_dictionary([[1, 2], [3, 4]], "caller").dtype
@@ -41,6 +42,11 @@ def as_dictionary(D: Dictionary | ArrayLike, where: str, name: str = "D") -> Ope
             raise ValueError(
                 f"{where}: {name} has shape {D.shape}; expected (m, d), atoms in columns"
             )
+    elif D.ndim != 2:
+        raise ValueError(
+            f"{where}: {name} is a batch of dictionaries, each a {type(D).__name__}; expected one "
+            "dictionary, (m, d), try jax.vmap over the batch"
+        )
     if 0 in D.shape:
         raise ValueError(
             f"{where}: {name} has shape {D.shape}; expected at least one row and one column"

@@ -8,7 +8,6 @@ from jax import lax
 
 from unrolled._checks import Array, Key
 from unrolled._program import program
-from unrolled.activations import select_support
 from unrolled.dictionaries import Dictionary, as_dictionary, dense
 from unrolled.layers._layer import Acting, Recipe
 from unrolled.layers._records import Fixed, Matrix, Number, Shape, Unrolled, magnitude
@@ -128,7 +127,7 @@ class hyperlista(Shrinking):
         ratio = jnp.maximum(initial, tiny) / jnp.maximum(rho, tiny)
         fraction = lax.stop_gradient(jnp.clip(shared.selection * jnp.log(ratio) / d, 0, 1))
         u = x + g + beta * (x - state.before)
-        return Adaptive(select_support(u, theta, fraction, self.activation), x, initial)
+        return Adaptive(self.shrink(u, theta, fraction), x, initial)
 
     def weights(self, shared, p, D):
         return Acting(shared.analytic.W.W)

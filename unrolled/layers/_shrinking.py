@@ -103,32 +103,35 @@ def support_option(default: tuple[float, float] | None) -> Any:
 class Shrinking(Layer):
     """A family whose steps end in `self.shrink(u, theta)`, with any activation.
 
+    Steps that select a support end in `self.shrink(u, theta, fraction)`.
+
     Example:
         >>> layer = ur.layers.ista(1, activation=ur.activations.leaky_relu(0.1))
         >>> print(layer.shrink(jnp.array([3.0, 0.0]), 1.0).round(1))
         [2.4 0. ]
+        >>> ur.layers.ista(1).shrink(jnp.array([3.0, -2.0, 0.5]), 1.0, 1 / 3).tolist()
+        [3.0, -1.0, 0.0]
     """
 
     activation: Activation | Callable = option(
         default=relu, check=as_activation, choices=NAMED, help="replaces ReLU in the shrinkage"
     )
 
-    def shrink(self, u: Array, theta: ArrayLike) -> Array:
-        """The code from u, (d,) -> (d,)."""
-        return shrink(u, theta, self.activation)
+    def shrink(self, u: Array, theta: ArrayLike, fraction: ArrayLike | None = None) -> Array:
+        """The code from u, (d,) -> (d,); the share `fraction` of the entries may pass unshrunk."""
+        if fraction is None:
+            return shrink(u, theta, self.activation)
+        return select_support(u, theta, fraction, self.activation)
 
 
 class Selecting(Shrinking):
-    """A family whose steps end in `self.shrink(u, theta, fraction)`, with support selection.
+    """A family with the option `support`, which sets the share of entries that pass at each step.
 
-    `step` takes one more argument, the share of the entries that may pass: `fraction=None`.
+    `step` takes this share as one more argument, `fraction=None`, and hands it to `self.shrink`.
 
     Example:
-        >>> layer = ur.alista(3, support=(0.1, 0.25))
-        >>> layer.schedule
+        >>> ur.alista(3, support=(0.1, 0.25)).schedule
         (0.1, 0.2, 0.25)
-        >>> layer.shrink(jnp.array([3.0, -2.0, 0.5]), 1.0, 1 / 3).tolist()
-        [3.0, -1.0, 0.0]
     """
 
     support: tuple[float, float] | None = support_option(None)
@@ -137,12 +140,6 @@ class Selecting(Shrinking):
     def schedule(self) -> tuple[float, ...] | None:
         """The support fraction of every step, or None."""
         return support_schedule(self.support, self.depth)
-
-    def shrink(self, u: Array, theta: ArrayLike, fraction: ArrayLike | None = None) -> Array:
-        """The code from u, (d,) -> (d,); the share `fraction` of the entries may pass unshrunk."""
-        if fraction is None:
-            return shrink(u, theta, self.activation)
-        return select_support(u, theta, fraction, self.activation)
 
 
 class FromISTA(Layer):
@@ -198,15 +195,14 @@ class Coupled(Shrinking):
         [0.9 0. ]
     """
 
-    if TYPE_CHECKING:  # of the family; `shrink` of `Selecting` has one more argument
+    if TYPE_CHECKING:  # of the family
         weights: ClassVar[Callable[..., Acting]]
-        shrink: ClassVar[Callable[..., Array]]
 
     @property
     def is_coupled(self) -> bool:
         """True, unless there is a guard, or a step, shrinkage or start of a subclass."""
         own: Any = type(self)
-        shrinks = own.shrink in (Shrinking.shrink, Selecting.shrink) and self.guard is None
+        shrinks = own.shrink is Shrinking.shrink and self.guard is None
         return shrinks and own.step is Coupled.step and own.start is Layer.start
 
     def step(self, shared, p, D, y, state, *fraction):

@@ -10,12 +10,12 @@ import numpy as np
 from unrolled import _checks
 from unrolled import linear_programs as lp
 from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import ldexp, pseudo_inverse, wide_dtype
+from unrolled._numbers import ldexp, pseudo_inverse
 from unrolled._sharded import on_auto_axes
 from unrolled.dictionaries import Dictionary, dense
 from unrolled.dictionaries import entries as entries_of
 from unrolled.pursuit._door import door_of_one, static_tol
-from unrolled.pursuit._problem import Answer, Form, Problem, Pursuit, result, scaled
+from unrolled.pursuit._problem import Answer, Form, Problem, Pursuit, result, rounding_of, scaled
 from unrolled.pursuit._support import units_of_small_atoms
 
 # Relative to the largest entry, and to the l1 norm: less than this is the rounding of the solver.
@@ -42,8 +42,10 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
     Returns:
         Pursuit with one of the solutions. `gap` is (norm(x, 1) - dual) / norm(x, 1), and `steps`
         counts the pivots after the first-order method. `converged` says that the gap is at most tol
-        and D x = y to rounding: it is False if y is not in the range of D (x is then the code of
-        its projection) or not finite (x is then 0).
+        and that the code as it is returned has D x = y to rounding. It is False if y is not in the
+        range of D (x is then the code of its projection) or not finite (x is then 0), and where the
+        rounding of x leaves a residual of more than sqrt(eps) norm(y), as where only the rounding
+        of D brings y into its range: take float64, or subtract what all atoms lack.
 
     Raises:
         TypeError: operands that are not real numbers.
@@ -66,7 +68,7 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
     problem = _scaled(form, *arrays)
     operands = problem.Ds[0], problem.y
     if _checks.is_concrete(operands):
-        answers = _solve_on_host(*map(np.asarray, operands), tol=tol, input_dtype=form.dtype)
+        answers = _solve_on_host(*map(np.asarray, operands), tol=tol)
         (x,), *rest = _result(form, problem, Answer(*answers))
     else:
         (x,), *rest = _compiled(form, problem, tol)
@@ -84,12 +86,13 @@ def _scaled(form: Form, Ds: tuple[Dictionary, ...], *others: Any) -> Problem:
 @partial(jax.jit, static_argnums=0)
 def _result(form: Form, problem: Problem, answer: Answer) -> tuple:
     with jax.default_matmul_precision("highest"):
-        return result(form, problem, answer)
+        allowed = rounding_of(form, problem, answer.x)
+        return result(form, problem, answer._replace(allowed=allowed))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _solution(D: Array, y: Array, tol: float, dtype: np.dtype):
-    host = partial(_solve_on_host, tol=tol, input_dtype=dtype)
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _solution(D: Array, y: Array, tol: float):
+    host = partial(_solve_on_host, tol=tol)
     if _checks.is_concrete((D, y)):
         return tuple(map(jnp.asarray, host(np.asarray(D), np.asarray(y))))
     dtypes = (y.dtype, y.dtype, _integer(), bool)
@@ -98,15 +101,15 @@ def _solution(D: Array, y: Array, tol: float, dtype: np.dtype):
 
 
 @_solution.defjvp
-def _derivative(tol, dtype, primals, tangents):
+def _derivative(tol, primals, tangents):
     (D, y), (dD, dy) = primals, tangents
-    x, gap, steps, converged = _solution(D, y, tol, dtype)
+    x, gap, steps, met = _solution(D, y, tol)
     units = units_of_small_atoms(D)
     on_support = jnp.where((x != 0)[None, :], ldexp(D, units[None, :]), 0)
     with jax.default_matmul_precision("highest"):
         dx = ldexp(pseudo_inverse(on_support) @ (dy - dD @ x), units)
     still = (np.zeros((), jax.dtypes.float0),) * 2
-    return (x, gap, steps, converged), (dx, jnp.zeros_like(gap), *still)
+    return (x, gap, steps, met), (dx, jnp.zeros_like(gap), *still)
 
 
 @on_auto_axes
@@ -116,59 +119,42 @@ def _compiled(form: Form, problem: Problem, tol: float) -> tuple:
 
     What a callback alone returns has a place that no other program takes.
     """
-    answers = _solution(problem.Ds[0], problem.y, tol, form.dtype)
+    answers = _solution(problem.Ds[0], problem.y, tol)
     return _result(form, problem, Answer(*answers))
 
 
-def _solve_on_host(D, y, *, tol, input_dtype):
-    """x, gap, steps and converged per signal; D and y lead with the same axes, or with ones."""
-    dtype, rounding = y.dtype, _rounding_of_signal(input_dtype, max(D.shape[-2:]))
+def _solve_on_host(D, y, *, tol):
+    """x, gap, steps and whether the gap is met; D and y lead with the same axes, or with ones."""
+    dtype = y.dtype
     D, y = np.asarray(D, np.float64), np.asarray(y, np.float64)
     lead = np.broadcast_shapes(D.shape[:-2], y.shape[:-1])
     if D[..., 0, 0].size > 1:  # a dictionary for every signal
         D, y = np.broadcast_to(D, (*lead, *D.shape[-2:])), np.broadcast_to(y, (*lead, y.shape[-1]))
-        answers = [_one_dictionary(D[i], y[i][:, None], tol, rounding) for i in np.ndindex(lead)]
+        answers = [_one_dictionary(D[i], y[i][:, None], tol) for i in np.ndindex(lead)]
     else:
         columns = y.reshape(-1, y.shape[-1]).T
-        answers = [_one_dictionary(D.reshape(D.shape[-2:]), columns, tol, rounding)]
-    x, gap, steps, converged = (np.concatenate(parts) for parts in zip(*answers))
+        answers = [_one_dictionary(D.reshape(D.shape[-2:]), columns, tol)]
+    x, gap, steps = (np.concatenate(parts) for parts in zip(*answers))
     return (
         x.reshape(*lead, -1).astype(dtype),
         gap.reshape(lead).astype(dtype),
         steps.reshape(lead).astype(_integer()),
-        converged.reshape(lead),
+        gap.reshape(lead) <= tol,
     )
 
 
-def _rounding_of_signal(dtype, n):
-    """How far the rounding of y and of products of n terms moves y, over their magnitudes.
-
-    Products of half precision are summed in float32.
-    """
-    return 4 * max(float(jnp.finfo(dtype).eps), n * float(jnp.finfo(wide_dtype(dtype)).eps))
-
-
-def _one_dictionary(D, Y, tol, rounding):
+def _one_dictionary(D, Y, tol):
     n = Y.shape[1]
-    X, gap, steps, converged = (
-        np.zeros((n, D.shape[1])),
-        np.full(n, np.inf),
-        np.zeros(n, int),
-        np.zeros(n, bool),
-    )
-    nonzero, zero = np.isfinite(Y).all(0) & Y.any(0), ~Y.any(0)
-    gap[zero], converged[zero] = 0, True
+    X, gap, steps = np.zeros((n, D.shape[1])), np.full(n, np.inf), np.zeros(n, int)
+    nonzero = np.isfinite(Y).all(0) & Y.any(0)
+    gap[~Y.any(0)] = 0
     if nonzero.any() and np.isfinite(D).all() and D.any():
         # Every program is run to its vertex, even one within tol: a vertex has exact zeros.
         solution = lp.basis_pursuit(lp.whiten(D), Y[:, nonzero], tol=tol, choose=_next)
         V = np.stack([_polished(D, y, v) for y, v in zip(Y[:, nonzero].T, solution.V.T)], 1)
         X[nonzero], steps[nonzero], size = V.T, solution.steps, np.abs(V).sum(0)
         gap[nonzero] = np.maximum(size - solution.dual, 0) / np.maximum(size, np.finfo(float).tiny)
-        # The rounding of y and of the products alone moves y this far out of the range of D.
-        misses = np.linalg.norm(Y[:, nonzero] - D @ V, axis=0)
-        scale = np.linalg.norm(Y[:, nonzero], axis=0) + np.linalg.norm(D, axis=0) @ np.abs(V)
-        converged[nonzero] = (misses <= rounding * scale) & (gap[nonzero] <= tol)
-    return X, gap, steps, converged
+    return X, gap, steps
 
 
 def _polished(D, y, v):

@@ -66,6 +66,7 @@ class Signals(NamedTuple):
     gap: np.ndarray  # (n,) relative to unit
     residual: np.ndarray  # (n,) norm(y - D x)
     steps: np.ndarray  # (n,)
+    zero: np.ndarray  # (n, 1) |d_i . (y - D x)| up to it is 0, for atoms without a penalty
 
 
 class Stepper(NamedTuple):
@@ -127,6 +128,7 @@ def solve(D, Y, lam, l2, start, *, relative, tol, nonnegative, max_steps, warm):
                 if not len(some):
                     continue
                 signals = empty(Y[some], lam[some], d)
+                signals = signals._replace(zero=_zero_of_free(problem, signals))
                 first_codes = start[some] if warm else None
                 begin = partial(_begin, problem, signals, first_codes)
                 team.share(begin, _parts(np.arange(len(some)), team.cores))
@@ -143,7 +145,7 @@ def _begin(problem: Problem, signals: Signals, start: np.ndarray | None, part: n
     products = np.matmul(signals.Y[rows], problem.D, out=signals.products[rows])
     if problem.relative:
         signals.lam[rows] *= np.maximum(largest(problem, products), 0)
-    s = dual_scale(problem, signals.lam[rows], products)[:, 0]
+    s = dual_scale(problem, signals.lam[rows], products, signals.zero[rows])[:, 0]
     signals.gap[part] = (1 - s) ** 2
     left = part[signals.gap[part] > problem.tol]
     if start is None or not len(left):
@@ -202,7 +204,25 @@ def empty(Y: np.ndarray, lam: np.ndarray, d: int) -> Signals:
         np.full(n, np.inf),
         np.sqrt(2 * unit),
         np.zeros(n, int),
+        np.zeros((n, 1)),
     )
+
+
+def _zero_of_free(problem: Problem, signals: Signals) -> np.ndarray:
+    """The rounding of d_i . (y - D x), (n, 1), or less where it would hide an excess of tol / 2.
+
+    With |D_f'r| <= e an r is e / sigma off the vectors that the free atoms D_f do not see.
+    """
+    D, n = problem.D, len(signals.Y)
+    masks, which = np.unique(signals.lam == 0, axis=0, return_inverse=True)
+    level = np.zeros(len(masks))
+    for i in np.flatnonzero(masks.any(1)):
+        atoms = D[:, np.broadcast_to(masks[i], D.shape[1:])]
+        rounding = max(D.shape) * np.finfo(float).eps
+        s = np.linalg.svd(atoms, compute_uv=False)
+        sigma = s[s > rounding * s[0]].min(initial=np.inf)
+        level[i] = min(rounding * s[0], problem.tol * sigma / (4 * math.sqrt(atoms.shape[1])))
+    return (level[which.reshape(n)] * np.linalg.norm(signals.Y, axis=1))[:, None]
 
 
 def largest(problem: Problem, g: np.ndarray) -> np.ndarray:
@@ -211,12 +231,17 @@ def largest(problem: Problem, g: np.ndarray) -> np.ndarray:
     return top if problem.nonnegative else np.maximum(top, -g.min(1, keepdims=True))
 
 
-def dual_scale(problem: Problem, lam: np.ndarray, g: np.ndarray) -> np.ndarray:
-    """min(1, min_i lam_i / |g_i|), (n, 1): the factor that makes r feasible for the dual."""
+def dual_scale(problem: Problem, lam: np.ndarray, g: np.ndarray, zero: np.ndarray) -> np.ndarray:
+    """min(1, min_i lam_i / |g_i|), (n, 1): the factor that makes r feasible for the dual.
+
+    Without a penalty g_i is 0 where the code is optimal, up to `zero`.
+    """
     if lam.shape[1] == 1:
         top = largest(problem, g)
     else:
         top = g if problem.nonnegative else np.abs(g)
+    if zero.any():
+        top = np.where((lam == 0) & (top <= zero), 0, top)
     return np.divide(lam, top, out=np.ones_like(top), where=top > lam).min(1, keepdims=True)
 
 
@@ -232,7 +257,7 @@ def keep(
     np.subtract(signals.Y[part], r, out=r)
     h = r @ D
     g = h - l2 * x if l2 else h
-    s = dual_scale(problem, lam, g)
+    s = dual_scale(problem, lam, g, signals.zero[part])
     squares = np.einsum("ij,ij->i", r, r)
     energy = squares + l2 * np.einsum("ij,ij->i", x, x) if l2 else squares
     penalty = np.abs(x)

@@ -98,7 +98,7 @@ class Denoising:
         assert level is not None
         x, gap, steps, met = _search(self, *lax.stop_gradient((D, y, level, size)))
         x = _code(x, D, y, _penalty(x, D, y, level))
-        return Answer(x, gap, steps, met, norm(y - D @ x))
+        return Answer(x, gap, steps, met, allowed=level)
 
 
 @jax.custom_jvp

@@ -11,12 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks, dictionaries
+from unrolled import _checks
 from unrolled._checks import ArrayLike
 from unrolled._numbers import wide_dtype
 from unrolled.dictionaries import Conv, Dictionary, as_chain, operands, spectral_norm
 from unrolled.pursuit import _problem
-from unrolled.pursuit._problem import Answer, Array, DeepPursuit, Form, Grid, Problem, Pursuit, run
+from unrolled.pursuit._problem import (
+    Answer,
+    Array,
+    DeepPursuit,
+    Form,
+    Grid,
+    Problem,
+    Pursuit,
+    check_weights,
+    run,
+)
 
 
 def single(
@@ -137,12 +147,10 @@ def penalty(
     if finite:
         _checks.finite(lam, name, where)
     _checks.in_range(lam, dtype, name, where)
-    shape, d = np.shape(lam), D.shape[1]
-    if sequence and len(shape) != 1:
-        raise ValueError(f"{where}: {name} has shape {shape}; expected a sequence, (n,)")
-    shapes = *dictionaries.threshold_shapes(D), getattr(D, "code_grid", ())
-    if not sequence and shape not in shapes:
-        raise ValueError(f"{where}: {name} has shape {shape}; expected () or ({d},)")
+    if not sequence:
+        check_weights(D, lam, name, where)
+    elif np.ndim(lam) != 1:
+        raise ValueError(f"{where}: {name} has shape {np.shape(lam)}; expected a sequence, (n,)")
     return as_operand(lam, dtype)
 
 

@@ -1,33 +1,47 @@
 """The objective of the LASSO, a bound of its excess over the minimum, and its line search."""
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from unrolled import _lax
 from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import exponent, ldexp
-from unrolled.dictionaries import Dictionary, Operator
-from unrolled.pursuit._problem import Codes, Problem
+from unrolled._numbers import exponent, ldexp, norm
+from unrolled.dictionaries import Dictionary, Operator, column_norms
+from unrolled.pursuit._problem import Codes, Problem, check_weights, one_by_one, per_atom
 
 
 def lasso_objective(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Array:
-    """1/2 norm(y - D x)^2 + lam norm(x, 1).
+    """1/2 norm(y - D x)^2 + sum_i lam_i |x_i|, ().
+
+    Args:
+        D: (m, d).
+        y, x: (m,) and (d,).
+        lam: penalty weight: one number, one per atom, or one per filter of a `Conv`.
+
+    Raises:
+        ValueError: lam of another shape.
 
     Example:
         >>> D, y = jnp.eye(2), jnp.array([3.0, 0.5])
         >>> float(ur.pursuit.lasso_objective(D, y, jnp.array([2.0, 0.0]), 1.0))
         2.625
     """
+    check_weights(D, lam, "lam", "lasso_objective")
     return _objective(D, y, x, lam)
 
 
 @jax.jit
 def _objective(D: Operator, y: Array, x: Array, lam: ArrayLike) -> Array:
-    r = y - D @ x
-    return jnp.sum(r * (r / 2)) + lam * jnp.sum(jnp.abs(x))  # r^2 may leave the range, r^2/2 not
+    r, lam = y - D @ x, per_atom(D, lam)
+    misfit, size = jnp.sum(r * (r / 2)), jnp.abs(x)  # r^2 may leave the range, r^2/2 not
+    return misfit + (jnp.sum(lam * size) if lam.ndim else lam * jnp.sum(size))
 
 
 def duality_gap(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Array:
@@ -38,6 +52,9 @@ def duality_gap(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Ar
 
     .. math:: gap = (1 - s)^2 \|r\|^2 / 2 + \sum_i (lam_i |x_i| - s x_i (D'r)_i).
 
+    An atom with lam_i = 0 bounds |d_i . r| by 0. So r is first freed of its part r - r' in the span
+    of these atoms, which adds norm(r - r')^2 / 2 to the gap.
+
     It is a bound with any r in place of y - D x, up to norm(e) (norm(e) + sqrt(2 gap)) if they
     differ by e: rounding of r hardly matters. That of D'r changes it, for unit atoms by some
     eps norm(r) (2 norm(x, 1) + sqrt(2 gap) norm(r) / lam). Computed again in float64, from a code
@@ -46,17 +63,21 @@ def duality_gap(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Ar
     Args:
         D: (m, d).
         y, x: (m,) and (d,).
-        lam: penalty weight, () or (d,).
+        lam: penalty weight: one number, one per atom, or one per filter of a `Conv`.
 
     Returns:
         The gap, (), in the units of norm(y)^2.
+
+    Raises:
+        ValueError: lam of another shape.
 
     Example:
         >>> D, y = jnp.eye(2), jnp.array([3.0, 0.5])
         >>> float(ur.pursuit.duality_gap(D, y, jnp.array([2.0, 0.0]), 1.0))
         0.0
     """
-    return _duality_gap(D, y, x, lam)
+    check_weights(D, lam, "lam", "duality_gap")
+    return _duality_gap(D, y, x, one_by_one(D, lam))
 
 
 @jax.jit
@@ -64,10 +85,8 @@ def _duality_gap(D: Operator, y: Array, x: Array, lam: ArrayLike) -> Array:
     # Over a power of two near y or D x the terms stay in the range, wherever their sum does.
     r = y - D @ x
     k = exponent(jnp.stack([jnp.asarray(y, r.dtype), r]))
-    y, x, weight = (ldexp(jnp.asarray(v, r.dtype), -k) for v in (y, x, lam))
-    r = y - D @ x
-    gap = dual_gap(jnp.sum(r**2), (weight,), (x,), (r @ D,))
-    return ldexp(gap, 2 * k)
+    y, x, weight = (ldexp(jnp.asarray(v, r.dtype), -k) for v in (y, x, per_atom(D, lam)))
+    return ldexp(_gap(D, y, weight, x), 2 * k)
 
 
 def dual_factor(lam: Array, size: Array) -> Array:
@@ -132,13 +151,73 @@ def relative_gap(
     nonnegative: bool = False,
 ) -> Array:
     """The gap of a code for the LASSO or the elastic net, over norm(y)^2 / 2; numbers near 1."""
+    return _gap(D, y, lam, x, l2, nonnegative) / half_energy(y)
+
+
+def _gap(
+    D: Operator,
+    y: Array,
+    lam: Array,
+    x: Array,
+    l2: Array | None = None,
+    nonnegative: bool = False,
+) -> Array:
     r = y - D @ x
-    squares, h = jnp.sum(r**2), r @ D
+    h, nu, beside = r @ D, r, 0.0
+    if lam.ndim:  # one weight for all atoms hardly ever leaves them free
+        free = (lam == 0) & (l2 is None or l2 == 0)
+        # Over x >= 0 an atom that is not in use bounds d_i . r on one side.
+        in_use = free & (x > 0) if nonnegative else free
+        branches = partial(_freed, D, in_use), lambda r, h: (r, h, jnp.zeros((), r.dtype))
+        nu, h, off = _lax.cond(free.any(), *branches, r, h)
+        beside = jnp.sum((r - nu) ** 2) / 2 + off * jnp.sqrt(jnp.sum(y**2))
+    squares = jnp.sum(nu**2)
     if l2 is None:
-        gap = dual_gap(squares, (lam,), (x,), (h,), nonnegative)
-    else:
-        gap = elastic_gap(squares, lam, l2, x, h, nonnegative)
-    return gap / half_energy(y)
+        return beside + dual_gap(squares, (lam,), (x,), (h,), nonnegative)
+    return beside + elastic_gap(squares, lam, l2, x, h, nonnegative)
+
+
+def _freed(D: Operator, free: Array, r: Array, h: Array) -> tuple[Array, Array, Array]:
+    """r without its part in the span of the free atoms, D' of it, and how far rounding moved it.
+
+    With |D_f'r| = e it is at most e / sigma off, sigma the least singular value of these atoms. The
+    code of a vector without structure in them tells sigma.
+    """
+    m, d = D.shape
+    fixed_D, fixed_r = lax.stop_gradient((D, r))
+    level = m * float(jnp.finfo(r.dtype).eps) * column_norms(fixed_D) * norm(fixed_r)
+    once = partial(_least_squares, fixed_D, free)
+    c = _lax.fori_loop(
+        0, 2, lambda _, c: c + once(fixed_r - fixed_D @ c, level, 2 * min(m, d)), jnp.zeros_like(h)
+    )
+    nu = r - D @ c
+    h = nu @ D
+    probe = jnp.cos(jnp.arange(1, m + 1, dtype=r.dtype) ** 2)
+    inverse = norm(once(probe, jnp.zeros_like(level), jnp.count_nonzero(free) + 2))
+    off = norm(jnp.where(free, h, 0)) * inverse * math.sqrt(m) / norm(probe)
+    return nu, jnp.where(free, 0, h), off
+
+
+def _least_squares(D: Operator, free: Array, r: Array, level: Array, limit: ArrayLike) -> Array:
+    """The code of r in the free atoms, by conjugate gradients until |D'r| <= level (CGLS)."""
+
+    def goes_on(s):
+        *_, g, size, k = s
+        return (jnp.abs(g) > level).any() & (size > 0) & (k < limit)
+
+    def body(s):
+        c, nu, p, g, size, k = s
+        q = D @ p
+        curvature = jnp.sum(q**2)
+        step = jnp.where(curvature > 0, size / jnp.where(curvature > 0, curvature, 1), 0)
+        c, nu = c + step * p, nu - step * q
+        g = jnp.where(free, nu @ D, 0)
+        smaller = jnp.sum(g**2)
+        return c, nu, g + smaller / size * p, g, smaller, k + 1
+
+    g = jnp.where(free, r @ D, 0)
+    start = jnp.zeros_like(g), r, g, g, jnp.sum(g**2), jnp.zeros((), int)
+    return _lax.while_loop(goes_on, body, start)[0]
 
 
 def chain_gap(problem: Problem, xs: Codes, multipliers: Callable[[int, Array], Array]) -> Array:

@@ -16,7 +16,16 @@ from unrolled._numbers import ldexp
 from unrolled.dictionaries import Dictionary, column_norms
 from unrolled.pursuit import _problem
 from unrolled.pursuit._door import door_of_one, single, static_steps, static_tol
-from unrolled.pursuit._problem import Answer, Form, Problem, Pursuit, fixed_norm, in_range, scaled
+from unrolled.pursuit._problem import (
+    Answer,
+    Form,
+    Problem,
+    Pursuit,
+    fixed_norm,
+    in_range,
+    one_by_one,
+    scaled,
+)
 from unrolled.pursuit._support import Penalized, code
 
 
@@ -56,8 +65,9 @@ def lasso(
 
     Returns:
         Pursuit; `steps` counts those of FISTA. lam >= lam_max gives x = 0 without a step. Atoms
-        with lam = 0 have the certificate s = 0, which is loose unless D x = y or l2 > 0.
-        `duality_gap` says what rounding leaves of the bound.
+        with a lam of 0 are free, as for a mean or a trend; where all are, x is a least squares
+        code. (A traced number lam that is 0 has a loose gap: trace one per atom.) `duality_gap`
+        says what rounding leaves of the bound.
 
     Raises:
         TypeError: operands that are not real numbers, or a traced tol or max_steps.
@@ -74,6 +84,7 @@ def lasso(
         (True, [3, 20])
     """
     method, options = _checked("lasso", lam, ratio, tol, max_steps, nonnegative, l2)
+    options["lam"] = one_by_one(D, options["lam"])
     return single(method, "lasso", D, y, start=start, **options)
 
 

@@ -17,7 +17,7 @@ from unrolled.dictionaries import Dictionary, Operator, column_norms, dense
 from unrolled.pursuit._door import as_operand, check_number, door_of_one
 from unrolled.pursuit._gap import half_energy
 from unrolled.pursuit._lasso_batch import batch_result, in_chunks, on_the_host, operands_of_many
-from unrolled.pursuit._problem import Answer, Problem, Pursuit, rounded, run
+from unrolled.pursuit._problem import Answer, Problem, Pursuit, run
 from unrolled.pursuit._support import Penalized, on_branch, slope
 
 
@@ -82,7 +82,7 @@ def omp(
     most = min(m, d) if sparsity is None else _checks.as_index(sparsity, "sparsity", "omp")
     if most > d:
         raise ValueError(f"omp: sparsity {most} exceeds the number of atoms {d}")
-    (x,), *rest = run(Matching(min(most, m), form.dtype), form, *arrays)
+    (x,), *rest = run(Matching(min(most, m)), form, *arrays)
     return Pursuit(x, *rest)
 
 
@@ -199,10 +199,9 @@ def _matched(
 
 @dataclass(frozen=True)
 class Matching:
-    """The method of `omp`; the residual that counts is that of the code in the dtype."""
+    """The method of `omp`."""
 
     most: int
-    dtype: np.dtype
 
     def __call__(self, problem: Problem, x: Array) -> Answer:
         (D,), y, *_ = problem
@@ -214,11 +213,10 @@ class Matching:
         gap = jnp.sum(inside**2) / 2 / half_energy(fixed_y)
         zero = jnp.zeros((), y.dtype)
         x = on_branch(slope, 10 * min(D.shape), Penalized(D, y, zero, zero), chosen.x)
-        residual = norm(y - D @ rounded(x, self.dtype))
-        finite = jnp.isfinite(residual)
+        finite = jnp.isfinite(norm(chosen.r))
         met = finite & (gap <= 4 * D.shape[0] * float(jnp.finfo(y.dtype).eps))
-        met = met & ((problem.level is None) | (residual <= stop))
-        return Answer(x, jnp.where(finite, gap, jnp.inf), chosen.size, met, residual)
+        gap = jnp.where(finite, gap, jnp.inf)
+        return Answer(x, gap, chosen.size, met, allowed=problem.level)
 
 
 def atom_by_atom(

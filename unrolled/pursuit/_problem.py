@@ -15,7 +15,15 @@ from unrolled import _checks, _lax, _sharded
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, largest, ldexp, norm, power_of_two, times_power, wide_dtype
 from unrolled.activations import relu
-from unrolled.dictionaries import Conv, Dictionary, Operator, spectral_norm, spread
+from unrolled.dictionaries import (
+    Conv,
+    Dictionary,
+    Operator,
+    column_norms,
+    spectral_norm,
+    spread,
+    threshold_shapes,
+)
 
 Codes = tuple[Array, ...]
 Grid = tuple[int, ...] | None
@@ -78,6 +86,8 @@ class Answer(NamedTuple):
     steps: Array
     met: Array  # whether the aim of the method is met
     residual: Array | None = None  # norm(y - D_1 x_1), where the method has its own
+    # The most residual of the code that is returned: more of it misses the aim
+    allowed: Array | None = None
     more: Any = ()  # further numbers of the result, without units
     zeros: Codes | None = None  # marks entries of the codes that are zero up to rounding
 
@@ -145,7 +155,7 @@ def scaled(
     )
     weights = [jnp.asarray(lam, dtype) for lam in lams]
     if not form.sequence:
-        weights = [spread(D, jnp.asarray(flat_code(D, lam))) for D, lam in zip(Ds, weights)]
+        weights = [per_atom(D, lam) for D, lam in zip(Ds, weights)]
     if form.relative:
         weights = [weights[0] * largest_product(problem.Ds[0], problem.y, form.nonnegative)]
     else:
@@ -170,17 +180,19 @@ def largest_product(D: Operator, y: Array, nonnegative: bool) -> Array:
 
 
 def result(form: Form, problem: Problem, answer: Answer) -> tuple[Any, ...]:
-    """xs, gap, residual, steps, converged and more, in the units and the dtype of the caller."""
+    """xs, gap, residual, steps, converged and more, in the units and the dtype of the caller.
+
+    The residual is that of the code as it is returned, and it decides of an aim that bounds it.
+    """
     x, residual, converged = answer.x, answer.residual, answer.met
     xs = x if isinstance(x, tuple) else codes_of(problem.Ds, x)
-    half = form.dtype != problem.y.dtype
-    if residual is None or half:
-        residual = norm(problem.y - problem.Ds[0] @ rounded(xs[0], form.dtype))
-    if half and answer.residual is not None and problem.level is not None:
-        # The bound on the residual is known to the rounding of its dtype.
-        converged &= residual <= problem.level * (1 + float(jnp.finfo(form.dtype).eps))
     if answer.zeros is not None:
         xs = tuple(jnp.where(zero, 0, x) for zero, x in zip(answer.zeros, xs))
+    if residual is None or form.dtype != problem.y.dtype:
+        residual = norm(problem.y - problem.Ds[0] @ rounded(xs[0], form.dtype))
+    if answer.allowed is not None:
+        # A bound on the residual is known to the rounding of its dtype.
+        converged &= residual <= answer.allowed * (1 + float(jnp.finfo(form.dtype).eps))
     codes = tuple(ldexp(x, k).astype(form.dtype) for x, k in zip(xs, problem.up))
     for code, x, k in zip(codes, xs, problem.up):
         converged = converged & in_range(code, x, k)
@@ -190,6 +202,22 @@ def result(form: Form, problem: Problem, answer: Answer) -> tuple[Any, ...]:
         v.astype(form.dtype) for v in (answer.gap, times_power(residual, problem.b), *answer.more)
     )
     return codes, gap, residual, answer.steps, converged, *more
+
+
+def rounding_of(form: Form, problem: Problem, x: Array) -> Array:
+    r"""The most residual that rounding leaves of a code x with D x = y, in one dictionary.
+
+    .. math:: \min(c \, (\|y\| + \sum_i \|d_i\| |x_i|), \; \sqrt\epsilon \|y\|)
+
+    The entries of y and of x round to their dtype, of spacing eps, and the n products of D x are
+    summed in float32 at least: c is 4 eps, or 4 n times the spacing of the sums if that is more. A
+    code with more residual than the second bound has lost half of the digits of y. Large terms that
+    cancel do not excuse it: that x then solves D x = y owes as much to the rounding of D.
+    """
+    (D,), y, eps = problem.Ds, problem.y, float(jnp.finfo(form.dtype).eps)
+    share = 4 * max(eps, max(D.shape) * float(jnp.finfo(y.dtype).eps))
+    length = norm(y)
+    return jnp.minimum(share * (length + column_norms(D) @ jnp.abs(x)), math.sqrt(eps) * length)
 
 
 def rounded(x: Array, dtype: np.dtype) -> Array:
@@ -251,6 +279,27 @@ def solve(
         return (reduce(jnp.maximum, jax.tree.leaves(current)) > tol) & (steps < max_steps)
 
     return _lax.while_loop(goes_on, body, (start, jnp.zeros((), int), gaps(start)))
+
+
+def check_weights(D: Dictionary, lam: ArrayLike, name: str, where: str) -> None:
+    """Raise ValueError unless `lam` is one number, one per atom or one per group of atoms."""
+    shape, d = np.shape(lam), D.shape[1]
+    if shape not in (*threshold_shapes(D), getattr(D, "code_grid", ())):
+        raise ValueError(f"{where}: {name} has shape {shape}; expected () or ({d},)")
+
+
+def per_atom(D: Dictionary, lam: ArrayLike) -> Array:
+    """Penalties as one for each atom, (d,); one number as it is."""
+    return jnp.asarray(spread(D, jnp.asarray(flat_code(D, lam))))
+
+
+def one_by_one(D: Dictionary, lam: Any) -> Any:
+    """A weight that is known to be 0 as one per atom: a gap looks for free atoms among these."""
+    number = isinstance(lam, int | float | np.ndarray | np.generic | jax.Array)
+    if not number or np.ndim(lam) or not _checks.is_concrete(lam):
+        return lam
+    value = np.asarray(lam)
+    return np.zeros(np.shape(D)[-1:]) if value.dtype.kind in "iuf" and value == 0 else lam
 
 
 def flat_code(D: Dictionary, x: ArrayLike) -> ArrayLike:

@@ -12,7 +12,7 @@ from jax import lax
 
 from unrolled import _checks, dictionaries
 from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import UP, norm
+from unrolled._numbers import UP, norm, wide_dtype
 from unrolled._program import host_function, program
 from unrolled.activations import kth_largest
 from unrolled.dictionaries import (
@@ -21,6 +21,7 @@ from unrolled.dictionaries import (
     as_dictionary,
     column_norms,
     dense,
+    inner_terms,
     magnitudes,
 )
 from unrolled.theory._coherence import BLOCK
@@ -63,11 +64,13 @@ class CodeCertificate(NamedTuple):
     unique: Any  # and D x is y, up to rounding
     error_gain: Any  # of norm(D (z - x)), in the bound on norm(z - x)
     l1_gain: Any  # of norm(z, 1) - norm(x, 1), where that is positive
+    signal: np.ndarray  # (m,) D x
 
     def certified(self, y: ArrayLike) -> Any:
         """Whether it holds and D x is y to the rounding of y in its dtype: m^(1/2) eps norm(y).
 
-        For signals of float32 this is what can be asked in place of `unique`. Another code with no
+        For signals of float32 this is what can be asked in place of `unique`. Half precision rounds
+        the entries of y alone, by eps / 2, since its sums are of float32. Another code with no
         larger l1 norm that fits as well is within `error_gain` times both residuals.
         """
         Y = _checks.host_floats(y, "y", "certified")
@@ -76,13 +79,20 @@ class CodeCertificate(NamedTuple):
                 f"certified: y has shape {Y.shape}; expected {self.dual.shape}, that of the "
                 "certified signals"
             )
-        level = math.sqrt(Y.shape[-1]) * float(jnp.finfo(Y.dtype).eps)
+        own, summed = _roundings(Y.dtype)
+        level = max(own / 2, math.sqrt(Y.shape[-1]) * summed)
         Y = Y.astype(float)
         scale = np.abs(Y).max(-1, keepdims=True, initial=0)
-        with np.errstate(invalid="ignore"):
-            size = np.linalg.norm(Y / np.where(scale > 0, scale, 1), axis=-1)
-        met = np.logical_and(self.holds, self.residual <= level * size * scale[..., 0])
+        scale = np.where(scale > 0, scale, 1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            size, left = (np.linalg.norm(A / scale, axis=-1) for A in (Y, Y - self.signal))
+        met = np.logical_and(self.holds, left <= level * size)
         return met if met.ndim else bool(met)
+
+
+def _roundings(dtype: Any) -> tuple[float, float]:
+    """The spacing at 1 of a dtype, and that of the sums that make its numbers."""
+    return float(jnp.finfo(dtype).eps), float(jnp.finfo(wide_dtype(dtype)).eps)
 
 
 @host_function
@@ -112,7 +122,8 @@ def certify_code(
     The code is finished first: least squares on its support, then subspace pursuit while that does
     not fit y; entries that are rounding are dropped. nu is found by FISTA, which lowers the
     correlations off the support under D_T'nu = sign(x_T). All that is claimed is evaluated for the
-    nu and the x that are returned, in float64, with the rounding of zeta and tau added.
+    nu and the x that are returned, in float64, with its rounding added: in a product of factors
+    that of |D_1| |D_2| ..., which is more than that of D where the factors cancel.
 
     Args:
         D: (m, d), atoms of any norm; structured ones are used by their products.
@@ -157,7 +168,7 @@ def certify_code(
     steps = _checks.as_index(steps, "steps", where)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         D = _checks.cast(as_dictionary(D, where), np.float64)
-        Y, X, eps = _operands(D, y, x, where)
+        Y, X, roundings = _operands(D, y, x, where)
         one = Y.ndim == 1
         Y, X = np.atleast_2d(Y), np.atleast_2d(X)
         finite = np.isfinite(Y).all(1)
@@ -165,7 +176,7 @@ def certify_code(
         m, d = D.shape
         if finish is not None:
             X, searched = _cut(X, m), max(1, min(int(_SEARCHED * m), d // 2))
-            run = partial(_finished, D, eps=eps, finish=finish, searched=searched)
+            run = partial(_finished, D, roundings=roundings, finish=finish, searched=searched)
             (X,) = _in_chunks(run, 1, Y, X)
         k = _padded(X)
         parts = _in_chunks(partial(_dual_vectors, D, steps=steps, k=k), k, Y, X)
@@ -175,8 +186,8 @@ def certify_code(
 
 def _operands(
     D: Dictionary, y: ArrayLike, x: ArrayLike, where: str
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """y and x in float64, and the spacing at 1 of the dtype of y."""
+) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
+    """y and x in float64, and the `_roundings` of y."""
     m, d = D.shape
     Y, X = _checks.host_floats(y, "y", where), _checks.host_floats(x, "x", where)
     if Y.shape[-1:] != (m,) or X.shape != (*Y.shape[:-1], d) or Y.ndim > 2:
@@ -184,7 +195,7 @@ def _operands(
             f"{where}: D has shape {(m, d)}, y {Y.shape} and x {X.shape}; expected ({m},) and "
             f"({d},), or a batch (n, {m}) and (n, {d})"
         )
-    return Y.astype(float), X.astype(float), float(jnp.finfo(Y.dtype).eps)
+    return Y.astype(float), X.astype(float), _roundings(Y.dtype)
 
 
 def _scaled(Y: np.ndarray, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -243,18 +254,29 @@ class _System(NamedTuple):
     D: Operator
     products: Array | None  # D'D, unless it is too large
     size: Array  # the largest norm of an atom
+    summed: Array  # that of the magnitudes that add up to one, which is more in a product
+    off: Array  # the rounding of an atom
+    rounding: Array  # that of an entry of D'D, over eps
 
 
 def _system(D: Any) -> _System:
-    whole = dense(D) if D.shape[1] <= _WHOLE else None
+    (m, d), inner = D.shape, inner_terms(D)
+    whole = dense(D) if d <= _WHOLE else None
     size = jnp.max(column_norms(D))
-    return _System(D, None if whole is None else whole.T @ whole, jnp.where(size > 0, size, 1.0))
+    summed = jnp.max(column_norms(magnitudes(D))) if inner else size
+    off = inner * _EPS * summed
+    size = jnp.where(size > 0, size, 1.0) + off
+    if whole is not None:
+        return _System(D, whole.T @ whole, size, summed, off, m * size**2)
+    # Products of a factor with what others have summed round by the magnitudes of all.
+    summed = jnp.maximum(size, summed)
+    return _System(D, None, size, summed, off, (m + 2 * inner) * summed**2)
 
 
 def _support(system: _System, atoms: Array, live: Array) -> _Support:
     """The ridge is above the rounding of a Gram matrix, so that dependent atoms have a factor."""
-    D, products, size = system
-    (m, d), k = D.shape, atoms.shape[1]
+    D, products, size, *_ = system
+    d, k = D.shape[1], atoms.shape[1]
     if products is not None:
         gram = products[atoms[:, :, None], atoms[:, None, :]]
     else:
@@ -266,7 +288,7 @@ def _support(system: _System, atoms: Array, live: Array) -> _Support:
             return ((D @ unit(T).T).T @ D)[:, T]
 
         gram = lax.map(of_one, atoms)
-    ridge = m * k * _EPS * size**2
+    ridge = k * _EPS * system.rounding
     both = live[:, :, None] & live[:, None, :]
     gram = jnp.where(both, gram, 0) + jnp.eye(k)[None] * jnp.where(live, ridge, size**2)[:, None]
     L = jnp.linalg.cholesky(gram)
@@ -291,21 +313,25 @@ def _solve(support: _Support, B: Array) -> Array:
 
 
 def _misfit(D: Dictionary, Y: Array, X: Array) -> tuple[Array, Array]:
-    """norm(y - D x), and a bound on its rounding over eps: n products and two sums an entry."""
+    """norm(y - D x), and a bound on its rounding over eps: n products and two sums an entry.
+
+    As for pursuits, what loses half of the digits of y is not y, however large its terms.
+    """
     sizes = norm(jnp.abs(Y) + jnp.abs(X) @ magnitudes(D).T, 1)
-    terms = jnp.sum(jnp.where(X != 0, 1.0, 0.0), 1) + 2
-    return norm(Y - X @ D.T, 1), terms * sizes
+    terms = jnp.sum(jnp.where(X != 0, 1.0, 0.0), 1) + 2 + inner_terms(D)
+    return norm(Y - X @ D.T, 1), jnp.minimum(terms * sizes, norm(Y, 1) / math.sqrt(_EPS))
 
 
 @program("searched")
 def _finished(
-    D: Dictionary, Y: Array, X: Array, eps: ArrayLike, finish: int, searched: int
+    D: Dictionary, Y: Array, X: Array, roundings: Any, finish: int, searched: int
 ) -> tuple[Array]:
     """Codes by least squares on their supports, and subspace pursuit where they do not fit."""
+    eps, summed = roundings
 
     def fits(X):
         residual, rounding = _misfit(D, Y, X)
-        return residual <= eps * rounding
+        return residual <= jnp.maximum(summed * rounding, eps / 2 * norm(Y, 1))
 
     def chosen(V):
         """The entries of the k largest magnitudes of every row."""
@@ -424,12 +450,14 @@ def _dual_vectors(D: Any, Y: Array, X: Array, steps: int, k: int) -> tuple[Array
     nu = feasible(best)
     g = nu @ D
     zeta = jnp.max(jnp.where(off, 0, jnp.abs(g - signs)), 1)
-    size = jnp.broadcast_to(system.size, zeta.shape)
-    return nu, beyond(g), zeta, _least_singular_value(support), size, *_misfit(D, Y, X)
+    terms = (D.shape[0] + inner_terms(D)) * system.summed
+    sizes = (jnp.broadcast_to(v, zeta.shape) for v in (system.size, terms))
+    sigma = _least_singular_value(support, system.off)
+    return nu, beyond(g), zeta, sigma, *sizes, X @ D.T, *_misfit(D, Y, X)
 
 
-def _least_singular_value(support: _Support) -> Array:
-    """sigma_min(D_T), rounded down; inf for an empty support.
+def _least_singular_value(support: _Support, off: Array) -> Array:
+    """sigma_min(D_T), rounded down, for atoms that are `off` by rounding; inf for an empty support.
 
     With B = (D_T'D_T + ridge)^-1, sigma^2 + ridge = 1 / norm(B, 2), and norm(B, 2) is at most the
     2^p-th root of the Frobenius norm of B^(2^p). The factor rounds by less than two ridges.
@@ -442,22 +470,23 @@ def _least_singular_value(support: _Support) -> Array:
         B = B / size[:, None, None]
         B = B @ B if p < _SQUARINGS else B
     squared = jnp.exp(-log) - 3 * support.ridge
-    sigma = jnp.sqrt(jnp.maximum(squared, 0))
-    return jnp.where(support.live.any(1), sigma, jnp.inf)
+    atoms = jnp.sum(jnp.where(support.live, 1.0, 0.0), 1)
+    sigma = jnp.sqrt(jnp.maximum(squared, 0)) - jnp.sqrt(atoms) * off
+    return jnp.where(support.live.any(1), jnp.maximum(sigma, 0), jnp.inf)
 
 
 def _certificates(
     X: np.ndarray, finite: np.ndarray, scale: np.ndarray, parts: list[np.ndarray]
 ) -> CodeCertificate:
-    """The statement with the rounding of the correlations, of sums of m products."""
-    nu, tau, zeta, sigma, size, residual, rounding = parts
+    """The statement with the rounding of the correlations, of sums of m products or more."""
+    nu, tau, zeta, sigma, size, terms, image, residual, rounding = parts
     if not ((size > 1 / _LARGEST_ATOM) & (size < _LARGEST_ATOM)).all():
         raise ValueError(
             f"certify_code: the largest norm of an atom is {size[0]:.3g}; expected norms near 1, "
             "try dictionaries.normalize"
         )
     length, n = np.linalg.norm(nu, axis=1), np.count_nonzero(X, 1)
-    rounded = nu.shape[1] * _EPS * size * length
+    rounded = _EPS * terms * length
     tau, zeta = tau + rounded, zeta + np.where(n > 0, rounded, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         kappa = np.where(n > 0, zeta * np.sqrt(n) / sigma, 0)
@@ -478,6 +507,7 @@ def _certificates(
         unique,
         error_gain * UP,
         l1_gain * UP,
+        np.ldexp(image, scale[:, None]),
     )
 
 
