@@ -28,7 +28,8 @@ def as_dictionary(D: Dictionary | ArrayLike, where: str, name: str = "D") -> Ope
 
     Raises:
         TypeError: complex, or not numeric.
-        ValueError: not 2-D, a zero dimension, or NaN or infinite entries where they are known.
+        ValueError: not 2-D, as a batch of dictionaries is not, a zero dimension, or NaN or infinite
+            entries where they are known.
 
     Example:
         >>> ur.dictionaries.as_dictionary([[1, 2], [3, 4]], "caller").dtype
@@ -41,6 +42,11 @@ def as_dictionary(D: Dictionary | ArrayLike, where: str, name: str = "D") -> Ope
             raise ValueError(
                 f"{where}: {name} has shape {D.shape}; expected (m, d), atoms in columns"
             )
+    if D.ndim != 2:
+        raise ValueError(
+            f"{where}: {name} is a batch of dictionaries, {type(D).__name__} with {D.ndim} axes; "
+            "expected one, (m, d), try jax.vmap"
+        )
     if 0 in D.shape:
         raise ValueError(
             f"{where}: {name} has shape {D.shape}; expected at least one row and one column"

@@ -304,9 +304,18 @@ def _check_batch(batch, D: Dictionaries | None, where: str) -> None:
             raise ValueError(
                 f"{where}: codes have shape {np.shape(target)}; expected {(len(Y), Dj.shape[1])}"
             )
+    if own:
+        _check_own(own[0], D, len(Y), where)
+
+
+def _check_own(own: Any, D: Dictionaries, n: int, where: str) -> None:
+    """Raise ValueError unless `own` holds one dictionary like D for each of n signals."""
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(own)]
-    expected = [(len(Y), *np.shape(leaf)) for leaf in jax.tree.leaves(D)]
-    if own and shapes != expected:
+    expected = [(n, *np.shape(leaf)) for leaf in jax.tree.leaves(D)]
+    if shapes == expected:  # static fields, as the boundary of a `Conv`, change (m, d)
+        nodes = [tree if isinstance(tree, tuple) else (tree,) for tree in (own, D)]
+        shapes, expected = ([Dj.shape[-2:] for Dj in Ds] for Ds in nodes)
+    if shapes != expected:
         raise ValueError(
             f"{where}: the dictionaries of the batch have shapes {shapes}; expected {expected}"
         )
