@@ -128,9 +128,9 @@ def fit(
     Warns:
         UserWarning: training changes nothing (all codes are zero, the gradient is zero at the
             start, or the validation loss never moves); the start or the end has a validation loss
-            above that of zero codes; the start, for `training.lasso`, has one above that of ISTA.
-            `worsened` of the result tells the end, and also a loss that only exceeds that of the
-            start.
+            above that of zero codes; the start, for `training.lasso`, has one above that of ISTA;
+            `best` is the start, and the end is worse. `worsened` of the result tells the end, and
+            also a loss that only exceeds that of the start.
 
     Raises:
         NonFiniteError: a loss, gradient or update is not finite. The message names the training
