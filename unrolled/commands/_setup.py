@@ -1,6 +1,5 @@
 """What `fit` takes, from a configuration: dictionary, signals, layer, start, loss, optimiser."""
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -264,10 +263,10 @@ def _calibrated(layer: Layer, begun: list[Unrolled], problem: Samples, loss: Any
     """
     D, (Y, X) = problem.D, problem.chosen_on
     by_loss = loss if X is None else None
-    with _checks.quiet() if len(begun) > 1 else contextlib.nullcontext():  # the end is judged
-        made = [analytic.calibrate(layer, params, D, Y, X, loss=by_loss) for params in begun]
-    if len(made) == 1:
-        return made[0]
+    if len(begun) == 1:
+        return analytic.calibrate(layer, begun[0], D, Y, X, loss=by_loss)
+    with _checks.quiet():  # that one of them stays as it is says nothing
+        made = [analytic.calibrate(layer, params, D, Y, X) for params in begun]
     apply = jax.jit(jax.vmap(layer.apply, (None, None, 0)))
     errors = [np.nan_to_num(metrics.nmse(apply(params, D, Y), X), nan=np.inf) for params in made]
     return made[int(np.argmin(errors))]
