@@ -43,9 +43,12 @@ jax.config.update("jax_traceback_in_locations_limit", 0)  # programs are lowered
 def pytest_configure(config):
     """Save compiling, which is two thirds of the time of a test.
 
+    Most trainings of tests take a few steps at a large rate; that they gain nothing is no fault.
+
     Other processes, and later runs, load what one process has compiled; the cache of the user's own
     commands is left alone.
     """
+    config.addinivalue_line("filterwarnings", "ignore:fit. training made nothing better")
     if not config.pluginmanager.hasplugin("cacheprovider"):
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # of commands in other processes
         jax.config.update("jax_enable_compilation_cache", False)

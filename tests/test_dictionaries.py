@@ -413,6 +413,15 @@ def test_structured_dictionaries_are_their_matrices(kind):
     assert_answers(*kind)
 
 
+def test_a_batch_of_dictionaries_is_not_taken_for_one(kind):
+    """Its `shape` is that of one dictionary: products would fail in the words of JAX."""
+    batched = jax.tree.map(lambda leaf: np.stack([leaf] * 3), kind[0])
+    assert batched.shape == kind[0].shape
+    for function in (ud.as_dictionary, lambda D, where: ud.as_chain([D], where)):
+        with pytest.raises(ValueError, match="^caller: D.* is a batch of dictionaries"):
+            function(batched, "caller")
+
+
 @pytest.mark.few(2)
 def test_transposing_twice_gives_the_dictionary_back(main_kind):
     D, M = main_kind

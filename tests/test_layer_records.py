@@ -1,5 +1,6 @@
 """Layers and networks as records of their options: identity, text, errors and checks of params."""
 
+import argparse
 import collections
 import copy
 import dataclasses
@@ -321,6 +322,13 @@ class _limited(layers.ista):
     taps: int = option(default=2, above=1, below=9)
 
 
+class _plain(layers.ista):
+    """A test double with an option as dataclasses write it."""
+
+    relaxation: float = 1.5
+    start_at: int | None = dataclasses.field(default=None, metadata={"unit": "step"})
+
+
 class _taking(layers.ista):
     """A test double with an option of any type."""
 
@@ -497,6 +505,22 @@ def test_files_and_flags_are_read_off_a_record():
     assert _worded(**read) is record
     assert ur.records.from_text(fields["size"], "3.5") == "3.5"  # which the check refuses
     assert ur.records.changed(record) == dict(word="two", share=0.25, size=3)
+
+
+def test_a_plain_annotated_field_is_an_option(tmp_path, monkeypatch):
+    """`name: type = default` is checked, saved, restored, and has a flag, as `option` has."""
+    monkeypatch.setitem(layers.FAMILIES, "_plain", _plain)
+    layer, D = _plain(K, relaxation=1), jnp.eye(3)
+    assert repr(layer) == "_plain(2, relaxation=1.0)"
+    path = ur.training.save(tmp_path / "weights.npz", layer.init(None, D), D, layer)
+    assert ur.training.restore(path).layer is layer
+    assert _plain(K, **_plain.absent()) is _plain(K)
+    fields = {field.name: field for field in dataclasses.fields(_plain)}
+    parser = argparse.ArgumentParser()
+    for name in ("relaxation", "start_at"):
+        ur.records.add_flag(parser, fields[name])
+    assert parser.parse_args(["--relaxation", "2"]).relaxation == "2"
+    assert fields["start_at"].metadata["unit"] == "step"
 
 
 def test_an_option_is_overridden_with_its_type():

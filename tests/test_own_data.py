@@ -345,9 +345,27 @@ def test_a_search_that_ends_above_zero_codes_says_so():
 def test_a_lasso_training_that_starts_above_ista_says_so_before_its_first_step():
     layer = ur.layers.liht(K, sparsity=N)  # no shrinkage at all
     params = layer.init(None, jnp.asarray(D))
-    with pytest.warns(UserWarning, match="fit: the start is worse than ISTA of the same depth:"):
+    with pytest.warns(UserWarning, match="fit: at the start .* worse than ISTA of the same depth:"):
         found = fit(Y, layer=layer, params=params, loss=ur.training.lasso(0.3), steps=0)
     assert found.history.ista < found.judged["first"] < found.history.zero
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["alista", "robust_alista"])
+def test_a_start_that_is_a_little_above_ista_says_so(family):
+    """Seismic traces, of few reflections: ISTA has converged, these weights solve their problem."""
+    rng, t = np.random.default_rng(0), np.arange(32)
+    squares = (0.15 * np.pi * np.subtract.outer(t, t)) ** 2
+    wavelets = (1 - 2 * squares) * np.exp(-squares)  # of Ricker, one at every sample
+    traces = (rng.normal(size=(200, 32)) ** 3 * (rng.random((200, 32)) < 0.03)) @ wavelets.T
+    traces += 0.01 * rng.normal(size=traces.shape)
+    traces /= np.linalg.norm(traces, axis=1).mean()
+    wavelets /= np.linalg.norm(wavelets, axis=0)
+    layer = ur.layers.FAMILIES[family](100, lam=0.5)
+    start, options = layer.init(None, wavelets), dict(loss=ur.training.lasso(0.5), steps=0)
+    with pytest.warns(UserWarning, match="at the start .* worse than ISTA of the same depth: "):
+        found = fit(traces, layer=layer, params=start, D=wavelets, **options)
+    assert 1 < found.judged["first"] / found.history.ista < 1.02
 
 
 def test_a_search_without_codes_is_judged_by_its_loss_beside_zero_codes_and_ista():

@@ -52,6 +52,7 @@ SMALLER = {
     "sampler(D, 32)": "sampler(D, 48)",
     "sparsity=50": "sparsity=4",
     "steps=300": "steps=2",
+    "steps=2000": "steps=2",
     "sweeps=3": "sweeps=1",
     "kernel_size=3": "kernel_size=5",
 }

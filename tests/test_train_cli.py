@@ -27,7 +27,7 @@ from unrolled.commands import _coders, _config, _doctor, _encode, _inputs, _sect
 from unrolled.commands._config import all_options, load, to_toml
 from unrolled.commands._inputs import in_float32, weights_of
 from unrolled.commands._sections import ConfigError
-from unrolled.commands._summary import read_history
+from unrolled.commands._summary import Summary, read_history
 from unrolled.layers import FAMILIES
 
 pytestmark = pytest.mark.usefixtures("float32_by_default")
@@ -748,7 +748,7 @@ def test_signals_of_a_file_without_codes(run, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:fit. the start is worse than ISTA")
+@pytest.mark.filterwarnings("ignore:fit. at the start .* worse than ISTA")
 def test_a_file_too_large_for_memory_trains_to_the_same_bits(run, tmp_path, monkeypatch):
     """Its lam, its start and its training; a row that is not finite is named when it is drawn."""
     files = ("--dictionary", "D.npy", "--family", "ista", "--start", "calibrated", "--depth", 2)
@@ -874,6 +874,30 @@ def test_a_training_that_breaks_says_where_and_keeps_its_checkpoints(run, tmp_pa
     assert status == 2 and not out and len(err.splitlines()) == 2
     assert "training stopped at step" in err and "--clip" in err
     assert (output / "history.jsonl").exists() and not (output / "weights.npz").exists()
+
+
+def test_a_training_is_judged_beside_zero_codes_and_ista():
+    def worse(best, **others):
+        validation = {"first": 9.0, "best": best} | others
+        return Summary(load(None, {}), None, 1, 1.0, 1, validation, 1, {}).worse
+
+    assert worse(0.6, zero=1.0, ista=0.5).startswith("the codes are worse than ISTA of the same ")
+    assert worse(1.1, zero=1.0, ista=0.5).startswith("the codes are worse than zero codes: their ")
+    assert worse(0.5 + 1e-9, zero=1.0, ista=0.5) == worse(0.6, zero=1.0) == worse(0.6) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:fit. at the start .* worse than ISTA")
+def test_weights_that_are_worse_than_ista_end_with_status_3(folder, run):
+    """Thresholds that let little pass, and a training that changes little."""
+    files = ("--dictionary", "D.npy", "--signals", "Y.npy", "--output", folder / "above")
+    options = ("--depth", 8, "--theta", 0.3, "--loss", "lasso", "--rate", 1e-5, "--steps", 1)
+    status, _, err = run("train", *files, "--family", "alista", *options)
+    assert status == 3 and (folder / "above" / "weights.npz").exists()
+    last = err.splitlines()[-1]
+    assert re.fullmatch("unrolled: the codes are worse than ISTA .*; try another --family .*", last)
+    loss = strict_json((folder / "above" / "summary.json").read_text())["validation"]
+    assert loss["ista"] < loss["best"] < loss["zero"]
 
 
 @pytest.mark.slow
@@ -1238,14 +1262,38 @@ def test_codes_are_made_once_and_kept(folder, run):
     own = ("train", "--dictionary", "D.npy", "--signals", "Y.npy", "--codes", "lasso")
     more = ("--family", "alista", "--start", "calibrated", "--ratio", "0.2", *QUICK)
     status, _, err = run(*own, *more, "--output", "made")
-    assert status == 0 and "solving 40 LASSO problems, lam = 0.2 lam_max of each" in err
-    X = np.load(folder / "made" / "codes.npz")["X"]
     D, Y = (np.load(folder / f"{name}.npy").astype(np.float32) for name in "DY")
-    expected = ur.pursuit.lasso_batch(D, Y, ratio=0.2)
+    lam = float(f"{0.2 * np.quantile(np.abs(Y.astype(float) @ D).max(1), 0.9):.3g}")
+    assert f"lam = {lam:g}, 0.2 of what gives nine signals in ten the code 0" in err
+    assert status == 0 and f"solving 40 LASSO problems, lam = {lam:g}\n" in err
+    assert load(folder / "made" / "config.toml", {}).layers[0].layer.lam == lam
+    X = np.load(folder / "made" / "codes.npz")["X"]
+    expected = ur.pursuit.lasso_batch(D, Y, lam)
     assert f"{np.count_nonzero(X) / 40:.1f} nonzeros on average" in err
     np.testing.assert_array_equal(X, expected.x)
     status, _, err = run(*own, *more, "--output", "made", "--resume")
     assert status == 0 and "solving" not in err
+
+
+@pytest.mark.slow
+def test_a_calibrated_start_is_good_where_the_unit_steps_of_theory_expand(tmp_path):
+    """Atoms of low frequencies: no step size near 1 is short enough for the weights of theory."""
+    rng, k = np.random.default_rng(0), np.arange(1, 12)
+    waves = np.cos(np.pi * np.outer(np.arange(24) + 0.5, k) / 24) / k**1.5
+    D, Y = waves @ rng.normal(size=(11, 48)), (waves @ rng.normal(size=(11, 200))).T
+    D /= np.linalg.norm(D, axis=0)
+    for name, array in {"D": D, "Y": Y}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    flags = dict(start="calibrated", codes="lasso", loss="log_nmse", output=str(tmp_path))
+    files = {n: str(tmp_path / f"{f}.npy") for n, f in (("dictionary", "D"), ("signals", "Y"))}
+    ready = _setup.setup(load(None, flags | files), lambda message: None)
+    Y, X = ready.tested_on
+
+    def error(layer, params):
+        return ur.metrics.nmse(jax.vmap(layer.apply, (None, None, 0))(params, ready.D, Y), X)
+
+    ista = ur.layers.ista(16, lam=ready.model.lam)
+    assert error(ready.model, ready.params) < error(ista, ista.init(None, ready.D)) - 1
 
 
 @pytest.mark.slow

@@ -343,7 +343,9 @@ def test_best_has_the_smallest_validation_loss(D, sample):
 def test_best_is_the_start_where_training_only_harms(D, sample):
     layer = FAMILIES["ista"]
     params = layer.init(jax.random.key(9), D)
-    found = run(layer, D, sample, params, steps=5, evaluate_every=1, optimizer=optax.adam(10.0))
+    options = dict(steps=5, evaluate_every=1, optimizer=optax.adam(10.0))
+    match = "fit: training made nothing better: .* at the start, which is `best`. Try a smaller"
+    found = told_once(match, layer, D, sample, params, **options)
     values = [record.validation for record in found.history.records]
     assert min(values[1:]) > values[0]
     assert same(found.best, params) and found.worsened
@@ -1067,7 +1069,8 @@ def test_signals_with_structured_dictionaries_of_their_own():
     X = problems.exact_sparse(key, (BATCH, D.shape[1]), 1)
     Y = jax.vmap(jnp.matmul)(jax.vmap(dictionaries.dense)(Ds), X)
     codes = jax.vmap(layer.iterates, (None, 0, 0), 1)(layer.init(None, D), Ds, Y)
-    for batched in (Ds, dictionaries.Composed(Ds, jnp.eye(D.shape[1]))):
+    composed = jax.vmap(lambda D: dictionaries.Composed(D, jnp.eye(D.shape[1])))(Ds)
+    for batched in (Ds, composed):
         assert batched.ndim == 3 and batched.T.ndim == 3
     for loss in (LASSO, training.reconstruction, training.deep(LASSO)):
         matrices = jax.vmap(dictionaries.dense)(Ds)
@@ -1111,6 +1114,21 @@ def test_training_over_many_dictionaries(D):
     found = run(layers.ada_lista(DEPTH), D, lambda key: many_dictionaries(key, D), steps=30)
     assert found.history.records[-1].validation < found.history.records[0].validation
     assert not np.array_equal(found.params.shared.P, np.eye(M))
+
+
+@pytest.mark.parametrize("case", ["in place of one", "of another shape"])
+def test_structured_dictionaries_that_do_not_fit_are_refused(case):
+    """Before anything is traced with them, which would fail in the words of JAX."""
+    rng = np.random.default_rng(0)
+    filters, Y, X = (rng.normal(size=size) for size in ((2, 1, 3), (5, 8), (5, 16)))
+    D, valid = (dictionaries.Conv(filters, 8, boundary=b) for b in ("circular", "valid"))
+    own = jax.tree.map(lambda leaf: jnp.stack([leaf] * 5), valid)
+    params = layers.ista(1).init(None, D)
+    given, message = own, "a batch of dictionaries, Conv with 3 axes"
+    if case == "of another shape":
+        given, message = D, r"have shapes \[\(8, 12\)\]; expected \[\(8, 16\)\]"
+    with pytest.raises(ValueError, match=message):
+        run(layers.ista(1), given, lambda key: (Y, X, own), params=params, steps=1)
 
 
 @pytest.mark.slow

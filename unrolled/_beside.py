@@ -41,9 +41,34 @@ def worse_than_zero(
         >>> worse_than_zero("they are", "loss", 3.0, 2.0, 0.5)
         'they are worse than zero codes: their loss is 3, that of zero codes 2, of ISTA 0.5'
     """
+    return _sentence("zero codes", codes, measure, loss, zero, ista, unit)
+
+
+def worse(codes: str, measure: str, loss: Any, zero: Any, ista: Any = np.nan) -> str:
+    """The sentence of the rule if codes exceed zero codes, or else ISTA; "" if they exceed neither.
+
+    Arguments are those of `worse_than_zero`.
+
+    Example:
+        >>> from unrolled._beside import worse
+        >>> worse("they are", "loss", 1.0, 2.0, 0.5)[:42]
+        'they are worse than ISTA of the same depth'
+        >>> worse("they are", "loss", 0.4, 2.0, 0.5)
+        ''
+    """
+    if exceeds(loss, zero):
+        return worse_than_zero(codes, measure, loss, zero, ista)
+    if exceeds(loss, ista):
+        return _sentence("ISTA of the same depth", codes, measure, loss, zero, ista)
+    return ""
+
+
+def _sentence(
+    other: str, codes: str, measure: str, loss: Any, zero: Any, ista: Any, unit: str = ""
+) -> str:
     numbers = [f"their {measure} is {loss:.6g}{unit}", f"that of zero codes {zero:.6g}{unit}"]
     numbers += [] if np.isnan(ista) else [f"of ISTA {ista:.6g}{unit}"]
-    return f"{codes} worse than zero codes: {', '.join(numbers)}"
+    return f"{codes} worse than {other}: {', '.join(numbers)}"
 
 
 def codes_of_ista(D: Dictionary, lam: Any, depth: int, Y: Array, where: str) -> Array:

@@ -147,13 +147,19 @@ def _reached(D: Dictionary, Y: Array, lam: Array) -> pursuit.Pursuit:
 
 
 # What `default_lam` is, for a sentence.
-DEFAULT_LAM = "a tenth of what gives nine signals in ten the code 0"
+LARGEST_LAM = "what gives nine signals in ten the code 0"
+DEFAULT_LAM = f"a tenth of {LARGEST_LAM}"
 
 
-def default_lam(D: Dictionary, Y: Array | np.ndarray | Rows) -> float:
-    """A weight of the LASSO for signals: a tenth of what gives nine signals in ten the code 0.
+def default_lam(D: Dictionary, Y: Array | np.ndarray | Rows, ratio: float = 0.1) -> float:
+    """A weight of the LASSO for signals: a share of what gives nine signals in ten the code 0.
 
     That is lam_max = max |D'y| of the signal. The first 2,000 signals are asked.
+
+    Args:
+        D: (m, d).
+        Y: (signals, m).
+        ratio: the share.
 
     Raises:
         ValueError: all of them are zero.
@@ -167,8 +173,8 @@ def default_lam(D: Dictionary, Y: Array | np.ndarray | Rows) -> float:
     largest = np.abs(products).max(1)  # in float32 they may be 0
     if not largest.any():
         raise ValueError("lam cannot be chosen: all signals are zero, or orthogonal to all atoms")
-    lam = float(np.quantile(largest, 0.9)) / 10
-    return lam or float(largest.max()) / 10
+    lam = float(np.quantile(largest, 0.9)) * ratio
+    return lam or float(largest.max()) * ratio
 
 
 def _fits(D: Dictionary) -> bool:

@@ -30,8 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, 2 for wrong arguments or input (one line on standard error), 130 or 143
-        when stopped by SIGINT or SIGTERM. A training whose codes are worse than zero codes raises
-        SystemExit(3), and `--version` and `--help` raise SystemExit(0).
+        when stopped by SIGINT or SIGTERM. A training whose codes are worse than zero codes, or
+        than those of ISTA of the same depth, raises SystemExit(3); `--version` and `--help` raise
+        SystemExit(0).
 
     Example:
         >>> from unrolled.cli import main

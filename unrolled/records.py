@@ -13,6 +13,7 @@ import math
 import re
 import textwrap
 import threading
+import types
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -130,6 +131,8 @@ class Record(metaclass=_Interned):
         super().__init_subclass__(**arguments)
         _refuse_hidden(cls)
         dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)(cls)
+        for field in dataclasses.fields(cls):  # `lam: float = 0.1` is an option without limits
+            field.metadata = types.MappingProxyType({**option().metadata, **field.metadata})
         cls.__signature__ = _signature(cls)
         cls.__doc__ = _documented(cls)
         jax.tree_util.register_static(cls)
@@ -184,7 +187,7 @@ def _misfit(cls: Any, args: tuple, options: dict[str, Any]) -> str | None:
             return f"{name} given by position and by name"
     for name, p in parameters.items():
         if p.default is p.empty and name not in filled:
-            meaning = cls.__dataclass_fields__[name].metadata.get("help")
+            meaning = cls.__dataclass_fields__[name].metadata["help"]
             return f"{name} is missing" + (f" ({meaning})" if meaning else "")
     return None
 
@@ -335,7 +338,7 @@ _ARGUMENT = textwrap.TextWrapper(88, initial_indent=4 * " ", subsequent_indent=8
 def _documented(cls) -> str:
     """The docstring of the class with its options under `Args`, before any `Reference`."""
     text = inspect.cleandoc(vars(cls).get("__doc__") or cls.__name__)
-    helps = [(field.name, field.metadata.get("help")) for field in _ordered(cls)]
+    helps = [(field.name, field.metadata["help"]) for field in _ordered(cls)]
     lines = [_ARGUMENT.fill(f"{name}: {help}.") for name, help in helps if help]
     if not lines:
         return text

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from unrolled import analytic, datasets, dictionaries, problems, training
+from unrolled import _checks, analytic, datasets, dictionaries, metrics, problems, training
 from unrolled._files import whole_file
 from unrolled._mapped import LARGEST_BYTES, Rows, drawing
-from unrolled._pursuits import DEFAULT_LAM, default_lam
+from unrolled._pursuits import DEFAULT_LAM, LARGEST_LAM, default_lam
 from unrolled._text import in_rows
 from unrolled.commands import _inputs, _sections
 from unrolled.commands._config import make_model, with_lam
@@ -115,8 +115,11 @@ def settled(config: Config, say: Say) -> Config:
     entries = datasets.entries(path) if path.suffix == ".npz" and path.is_file() else []
     if config.problem.codes is None and {"X", "X_1"} & set(entries):
         return with_lam(config, _sections.PLANTED_LAM)
-    lam = float(f"{default_lam(first, _inputs.open_given(path, first)):.3g}")
-    say(f"lam = {lam:g}, {DEFAULT_LAM}")
+    Y, ratio = _inputs.open_given(path, first), config.problem.ratio
+    lam = default_lam(first, Y) if ratio is None else default_lam(first, Y, ratio)
+    lam = float(f"{lam:.3g}")
+    share = DEFAULT_LAM if ratio is None else f"{ratio:g} of {LARGEST_LAM}"
+    say(f"lam = {lam:g}, {share}")
     return with_lam(config, lam)
 
 
@@ -162,14 +165,18 @@ def _own_samples(config: Config, D: Dictionaries, say: Say) -> tuple[Samples, Ba
 
 
 def _made_codes(config: Config, D: Dictionaries, Y: np.ndarray, say: Say) -> np.ndarray:
-    """Codes of the signals by the LASSO, made once and kept in the folder of the run."""
-    path, ratio = Path(config.output) / _inputs.CODES, config.problem.ratio
+    """Codes of the signals by the LASSO, made once and kept in the folder of the run.
+
+    One lam for all signals, as the thresholds of a network are: with a lam for each, the target of
+    a signal would depend on its size otherwise than the code of the network does.
+    """
+    path, lam = Path(config.output) / _inputs.CODES, config.problem.lam
     if path.exists():
         codes = read_codes(path, Y, D)
         assert codes is not None  # of a file of this name
         return codes
-    say(f"solving {len(Y):,} LASSO problems, lam = {ratio:g} lam_max of each signal")
-    coded = lasso_batch(D, Y, ratio=ratio)
+    say(f"solving {len(Y):,} LASSO problems, lam = {lam:g}")
+    coded = lasso_batch(D, Y, lam)
     X, missed = np.asarray(coded.x, np.float32), np.flatnonzero(~np.asarray(coded.converged))
     with whole_file(path) as file:
         np.savez(file, X=X)
@@ -234,19 +241,35 @@ def _layer_start(
         )
         say(repr(start))
         return start.layer, start.params
-    params = layer.init(key, problem.D)
+    begun = [layer.init(key, problem.D)]
     if not _set_on_signals(section):
-        return layer, params  # also for families that start from theory, such as ISTA
+        return layer, begun[0]  # also for families that start from theory, such as ISTA
     if layer.from_theory is not None and X is not None:
         starts, remark, _ = from_theory(problem, layer)
-        params = starts[layer]
+        begun.append(starts[layer])
         if section.start == "analytic":
             say(remark)
-            return layer, params
+            return layer, begun[-1]
     by = "" if X is not None else ", by the loss: their codes are not known"
     say(f"calibrating on {len(Y)} signals{by}")
+    return layer, _calibrated(layer, begun, problem, loss)
+
+
+def _calibrated(layer: Layer, begun: list[Unrolled], problem: Samples, loss: Any) -> Unrolled:
+    """The best of the params after calibration, by the error of the codes, or by the loss.
+
+    The unit steps of theory expand with some dictionaries, so far that no step size which a
+    calibration tries is short enough; those of `init` do not.
+    """
+    D, (Y, X) = problem.D, problem.chosen_on
     by_loss = loss if X is None else None
-    return layer, analytic.calibrate(layer, params, problem.D, Y, X, loss=by_loss)
+    if len(begun) == 1:
+        return analytic.calibrate(layer, begun[0], D, Y, X, loss=by_loss)
+    with _checks.quiet():  # that one of them stays as it is says nothing
+        made = [analytic.calibrate(layer, params, D, Y, X) for params in begun]
+    apply = jax.jit(jax.vmap(layer.apply, (None, None, 0)))
+    errors = [np.nan_to_num(metrics.nmse(apply(params, D, Y), X), nan=np.inf) for params in made]
+    return made[int(np.argmin(errors))]
 
 
 def _own_options(layer: Layer) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from unrolled import metrics, training
-from unrolled._beside import ROUNDING, worse_than_zero
+from unrolled._beside import ROUNDING, worse
 from unrolled._files import write_whole
 from unrolled._json import plain, to_json
 from unrolled._text import markdown
@@ -114,13 +114,12 @@ class Summary(NamedTuple):
 
     @property
     def worse(self) -> str:
-        """A sentence if the best codes are worse than zero codes, else ""."""
+        """A sentence if the best codes are worse than zero codes, or than ISTA, else ""."""
         best, zero = self.validation["best"], self.validation.get("zero", math.inf)
-        if not training.exceeds(best, zero):
-            return ""
         of_ista = self.validation.get("ista", math.nan)
-        rule = worse_than_zero("the codes are", "validation loss", best, zero, of_ista)
-        return f"{rule}; try another --family, a smaller --rate or more --steps"
+        rule = worse("the codes are", "validation loss", best, zero, of_ista)
+        remedy = "another --family or --start, a smaller --rate or more --steps"
+        return f"{rule}; try {remedy}" if rule else ""
 
     def to_dict(self) -> dict[str, Any]:
         """The summary as data, with the whole configuration and the environment."""

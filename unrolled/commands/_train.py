@@ -24,7 +24,7 @@ from unrolled.commands._summary import Summary, logger, summarize, write_history
 
 CONFIG, SUMMARY = "config.toml", "summary.json"
 _ALONE = Processes()
-_WORSE = 3  # the exit status where the weights are worse than zero codes
+_WORSE = 3  # the exit status where the codes are worse than zero codes or ISTA
 
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -34,7 +34,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         help="train a layer or a chain, configured by a TOML file and flags",
         description="Train a layer, and write its weights, the history and checkpoints into a run "
-        "folder.\nThe exit status is 3 where the codes end worse than zero codes.\n"
+        "folder.\nThe exit status is 3 if the best codes are worse than zero codes, or than ISTA "
+        "of the same\ndepth, on the validation signals.\n"
         "Set any option below in the TOML file, under its heading, or as a flag; flags win.\n"
         "A file with a table [[model]] for each layer, and a list of "
         "files as dictionary, trains a chain.",
@@ -72,7 +73,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, and print the summary; exit with status 3 if the codes are worse than zero codes."""
+    """Train, and print the summary; exit with status 3 if zero codes or ISTA are better."""
     flags = {name: getattr(arguments, name) for name in all_options()}
     processes = Processes(arguments.distributed and jax.process_count() > 1)
     say = teller() if processes.is_first else _silent

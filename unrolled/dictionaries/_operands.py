@@ -44,8 +44,8 @@ def as_dictionary(D: Dictionary | ArrayLike, where: str, name: str = "D") -> Ope
             )
     elif D.ndim != 2:
         raise ValueError(
-            f"{where}: {name} is a batch of dictionaries, each a {type(D).__name__}; expected one "
-            "dictionary, (m, d), try jax.vmap over the batch"
+            f"{where}: {name} is a batch of dictionaries, {type(D).__name__} with {D.ndim} axes; "
+            "expected one, (m, d), try jax.vmap over the batch"
         )
     if 0 in D.shape:
         raise ValueError(

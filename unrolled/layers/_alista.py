@@ -30,10 +30,10 @@ class alista(Coupled, FromClosedForm, Selecting):
     With the default ridge the objective of the LASSO at the start is at most that of ISTA at the
     same depth, or within 2 % of it where ISTA has converged: so on smooth, correlated,
     ill-conditioned and noisy problems (tests/test_starts.py) and on learned dictionaries
-    (benchmarks/README.md). With ridge = 0, the weights of the paper, it can be far above. For
-    planted codes without noise training goes further with those weights, which `analytic.alista`
-    and ridge = 0 give. Not claimed: either with `support`, which lets entries pass that the LASSO
-    would shrink.
+    (benchmarks/README.md). With ridge = 0, the weights of the paper, it can be far above. `fit`
+    warns of a start above ISTA. For planted codes without noise training goes further with the
+    weights of the paper, which `analytic.alista` and ridge = 0 give. Not claimed: either with
+    `support`, which lets entries pass that the LASSO would shrink.
 
     Reference: Liu, Chen, Wang, Yin (2019). Their support selection is about (0.012, 0.13).
 

@@ -128,9 +128,9 @@ def fit(
     Warns:
         UserWarning: training changes nothing (all codes are zero, the gradient is zero at the
             start, or the validation loss never moves); the start or the end has a validation loss
-            above that of zero codes; the start, for `training.lasso`, has one above that of ISTA.
-            `worsened` of the result tells the end, and also a loss that only exceeds that of the
-            start.
+            above that of zero codes; the start, for `training.lasso`, has one above that of ISTA;
+            `best` is the start, and the end is worse. `worsened` of the result tells the end, and
+            also a loss that only exceeds that of the start.
 
     Raises:
         NonFiniteError: a loss, gradient or update is not finite. The message names the training
@@ -304,9 +304,18 @@ def _check_batch(batch, D: Dictionaries | None, where: str) -> None:
             raise ValueError(
                 f"{where}: codes have shape {np.shape(target)}; expected {(len(Y), Dj.shape[1])}"
             )
+    if own:
+        _check_own(own[0], D, len(Y), where)
+
+
+def _check_own(own: Any, D: Dictionaries, n: int, where: str) -> None:
+    """Raise ValueError unless `own` holds one dictionary like D for each of n signals."""
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(own)]
-    expected = [(len(Y), *np.shape(leaf)) for leaf in jax.tree.leaves(D)]
-    if own and shapes != expected:
+    expected = [(n, *np.shape(leaf)) for leaf in jax.tree.leaves(D)]
+    if shapes == expected:  # static fields, as the boundary of a `Conv`, change (m, d)
+        nodes = [tree if isinstance(tree, tuple) else (tree,) for tree in (own, D)]
+        shapes, expected = ([Dj.shape[-2:] for Dj in Ds] for Ds in nodes)
+    if shapes != expected:
         raise ValueError(
             f"{where}: the dictionaries of the batch have shapes {shapes}; expected {expected}"
         )

@@ -412,7 +412,8 @@ def _trained(start: Start, signals: _Signals, sample: Any, steps: int | None, ke
     # A scan would copy the matrices of a step; numbers compile faster as one.
     matrices = any(np.ndim(leaf) > 2 for leaf in jax.tree.leaves(start.params.steps))
     params = layers.unstack(start.params) if matrices and steps else start.params
-    with _checks.quiet(message="fit: .* worse than zero codes"):  # `worse` says it
+    silent = "fit: .*(worse than zero codes|made nothing better)"  # `Made` says both
+    with _checks.quiet(message=silent):
         trained = fit(
             layer,
             params,

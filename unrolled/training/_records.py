@@ -80,10 +80,12 @@ class Fit(NamedTuple):
     def worsened(self) -> bool:
         """Whether the last validation loss exceeds that of the start, or of zero codes.
 
-        The start is that of the last stage.
+        The start is that of the last stage. A loss that differs by the rounding of its sum is
+        equal.
         """
         first, last = ends(self.history.records)
-        return last.validation > first.validation or exceeds(last.validation, self.history.zero)
+        others = first.validation, self.history.zero
+        return any(exceeds(last.validation, other) for other in others)
 
 
 def ends(records: tuple[Record, ...]) -> tuple[Record, Record]:

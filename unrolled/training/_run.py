@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from unrolled import _checks
-from unrolled._beside import exceeds, worse_than_zero
+from unrolled._beside import exceeds, worse
 from unrolled._processes import processes_of
 from unrolled.training._checkpoint import Checkpoint
 from unrolled.training._keeper import keeping, key_text
@@ -23,9 +23,6 @@ from unrolled.training._manifest import digest, versions
 from unrolled.training._mesh import Sharing, computing_on, sharing
 from unrolled.training._objective import Objective
 from unrolled.training._records import Callback, Fit, Progress, ends
-
-# So much above ISTA a start may be that has weights of its own, where ISTA has converged.
-_SLACK = 1.02
 
 
 class Options(NamedTuple):
@@ -223,23 +220,21 @@ def _warn_of_cause(loop: Loop, state: Progress, at: int) -> bool:
 
 def _warn_of_start(loop: Loop, state: Progress, of_lasso: bool) -> None:
     """Warn of a start that is worse than zero codes, or in the LASSO than ISTA."""
-    first = state.records[0]
-    if exceeds(first.validation, loop.zero):
-        rule = _worse_than_zero(loop, first.validation, "start")
-        _checks.warn(
-            f"{loop.where}: {rule}. Try smaller weights or step sizes, another family, or "
-            "analytic.calibrate"
+    first = state.records[0].validation
+    if exceeds(first, loop.zero):
+        advice = "Try smaller weights or step sizes, another family, or analytic.calibrate"
+    elif of_lasso and exceeds(first, loop.ista):
+        advice = (
+            "The family may have no lam, another lam than the loss, support selection, or weights "
+            "that solve a problem near the LASSO; try analytic.calibrate"
         )
-    elif of_lasso and first.validation > _SLACK * loop.ista:
-        _checks.warn(
-            f"{loop.where}: the start is worse than ISTA of the same depth: its validation loss is "
-            f"{first.validation:.6g}, that of ISTA {loop.ista:.6g}. The family may have no lam, "
-            "another lam than the loss, or support selection; try analytic.calibrate"
-        )
+    else:
+        return
+    _checks.warn(f"{loop.where}: {_worse(loop, first, 'start')}. {advice}")
 
 
 def _warn_of_end(loop: Loop, state: Progress) -> None:
-    """Warn of training that never moved its loss, or ends above zero codes."""
+    """Warn of training that never moved its loss, or ends above zero codes, or gains nothing."""
     records = state.records
     first, last = ends(records)
     losses = {(record.stage, record.validation) for record in records}
@@ -253,14 +248,20 @@ def _warn_of_end(loop: Loop, state: Progress) -> None:
         what, remedy = "Training improved", "more steps, or another rate or start"
         if last.validation > first.validation:
             what, remedy = "Training diverged", "a smaller rate"
-        rule = _worse_than_zero(loop, last.validation, "end")
+        rule = _worse(loop, last.validation, "end")
         _checks.warn(
             f"{loop.where}: {rule}. {what} from {first.validation:.6g}. `best` has the params "
             f"with the smallest loss; try {remedy}"
         )
+    elif state.best_at == 0 and exceeds(last.validation, first.validation):
+        _checks.warn(
+            f"{loop.where}: training made nothing better: the validation loss is "
+            f"{last.validation:.6g} at the end, {first.validation:.6g} at the start, which is "
+            "`best`. Try a smaller rate, and optax.clip_by_global_norm"
+        )
 
 
-def _worse_than_zero(loop: Loop, validation: float, at: str) -> str:
-    """The rule of zero codes at the start or the end."""
+def _worse(loop: Loop, validation: float, at: str) -> str:
+    """The rule of zero codes and ISTA at the start or the end."""
     codes = f"at the {at} of training the codes are"
-    return worse_than_zero(codes, "validation loss", validation, loop.zero, loop.ista)
+    return worse(codes, "validation loss", validation, loop.zero, loop.ista)
