@@ -110,7 +110,6 @@ print(json.dumps(answer))
 @pytest.mark.slow
 def test_a_dictionary_split_among_devices_gives_the_same_training(tmp_path):
     """Params, D and moments stay split, support selection included, and none of them travels."""
-    pytest.importorskip("orbax.checkpoint")
     environment = os.environ | devices(4) | {"JAX_ENABLE_X64": "1"}
     code = (sys.executable, "-c", FOUR, str(tmp_path))
     done = subprocess.run(code, capture_output=True, text=True, env=environment, timeout=500)

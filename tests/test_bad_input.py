@@ -16,6 +16,7 @@ import optax
 import pytest
 import registry
 from faults import Fault, refusals
+from PIL import Image
 
 import unrolled as ur
 
@@ -978,9 +979,8 @@ def test_readable_arrays_come_back(tmp_path):
 
 
 def test_unreadable_pictures_are_value_errors_that_name_the_file(tmp_path):
-    image = pytest.importorskip("PIL.Image")
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
-    image.fromarray(grey).save(tmp_path / "good.png")
+    Image.fromarray(grey).save(tmp_path / "good.png")
     np.testing.assert_array_equal(
         ur.datasets.read_image(tmp_path / "good.png"), grey.astype(np.float32) / 255
     )
@@ -1002,9 +1002,8 @@ def test_patches_need_a_picture_that_holds_one():
 
 
 def _picture_of_16_bits(tmp_path):
-    image = pytest.importorskip("PIL.Image")
     grey = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
-    image.fromarray(grey).save(tmp_path / "a.png")
+    Image.fromarray(grey).save(tmp_path / "a.png")
     np.testing.assert_allclose(
         ur.datasets.read_image(tmp_path / "a.png"), grey / 65535, atol=1 / 255
     )

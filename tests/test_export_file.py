@@ -17,8 +17,6 @@ import unrolled as ur
 from unrolled.cli import main
 from unrolled.training import CheckpointError
 
-pytest.importorskip("flatbuffers")
-
 D = ur.dictionaries.normalize(ur.dictionaries.gaussian(0, 6, 10))[0]
 Ds = D, ur.dictionaries.normalize(ur.dictionaries.gaussian(1, 10, 12))[0]
 Y = np.random.default_rng(0).normal(size=(5, 6))

@@ -79,7 +79,6 @@ def test_what_does_not_fit_is_refused(train, options, error, message):
 
 
 def test_a_checkpoint_tells_the_number_of_batches_and_the_reduction(tmp_path):
-    pytest.importorskip("orbax.checkpoint")
     fit(accumulate=2, checkpoint=tmp_path)
     with pytest.raises(ur.training.CheckpointError, match="accumulate"):
         fit(accumulate=4, checkpoint=tmp_path)
@@ -184,7 +183,6 @@ def test_the_bits_do_not_depend_on_the_number_of_devices():
 @pytest.mark.slow
 def test_nor_do_they_with_line_searches_stages_and_learned_dictionaries(tmp_path):
     """A checkpoint resumes on another number of devices, and a mesh of the caller's has no part."""
-    pytest.importorskip("orbax.checkpoint")
     cases = "untied and D, 33;lbfgs, 16;vamp_bg, 7;curriculum, 5"
     answer = on_eight_devices(str(tmp_path), cases)
     for name in (*cases.split(";"), "another number, another mesh"):

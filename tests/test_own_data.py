@@ -1,7 +1,6 @@
 """What people bring, a dictionary and signals without codes: trained, judged and refused."""
 
 import sys
-import time
 from typing import NamedTuple
 
 import jax
@@ -14,6 +13,7 @@ from forms import check_forms
 import unrolled as ur
 from unrolled._pursuits import pursue
 from unrolled.cli import main
+from unrolled.commands import _console
 from unrolled.commands._console import never_silent, teller
 from unrolled.sklearn import SparseCoder
 
@@ -396,17 +396,45 @@ def test_a_calibration_that_ends_above_zero_codes_says_what_ista_has():
 # What a command says
 
 
+class Clock:
+    """The clock of a command, and what its watch waits for: nothing else passes the time."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+    perf_counter = monotonic
+
+    def wait(self, seconds):
+        self.now += seconds
+        return self.now > 113
+
+
 def test_on_a_terminal_a_command_is_never_silent(monkeypatch, capsys):
+    clock, watched = Clock(), []
+    monkeypatch.setattr(_console, "time", clock)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with never_silent(0.08):
-        teller()("solving")
-        time.sleep(0.4)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].endswith("solving") and lines[1] == "... solving: 0 s"
+    with monkeypatch.context() as patched:
+        patched.setattr(_console, "_watch", lambda *arguments: watched.append(arguments))
+        with never_silent(4):
+            clock.now += 3
+            teller()("solving")
+    ((line, silence, over),) = watched
+    assert over.is_set()
+    _console._watch(line, silence, clock)  # from the third second to the thirteenth
+    expected = ["[  0.0 s] solving", "... solving: 4 s", "... solving: 8 s"]
+    assert capsys.readouterr().err.splitlines() == expected
+
+
+def test_without_a_terminal_nothing_watches_a_command(monkeypatch):
+    watched = []
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
-    with never_silent(0.01):
-        time.sleep(0.1)
-    assert not capsys.readouterr().err
+    monkeypatch.setattr(_console, "_watch", lambda *arguments: watched.append(arguments))
+    with never_silent():
+        pass
+    assert not watched
 
 
 @pytest.mark.slow

@@ -165,7 +165,6 @@ def rows_drawn(batches):
 @pytest.mark.slow
 def test_two_processes_are_one_training(tmp_path):
     """On two devices each; the one that is killed leaves what eight devices of one resume."""
-    pytest.importorskip("orbax.checkpoint")
     Y = np.asarray(ur.problems.sampler(ur.dictionaries.gaussian(0, 10, 20), 500)(0)[0], np.float32)
     broken = np.where(np.arange(500)[:, None] < 450, np.nan, Y)  # none of those held back
     for name, array in {"Y": Y, "Y_0": Y, "Y_1": broken}.items():
@@ -202,7 +201,6 @@ def test_two_processes_are_one_training(tmp_path):
 @pytest.mark.slow
 def test_the_process_that_writes_may_be_killed(tmp_path):
     """The other one says so before JAX aborts it; what was saved resumes to the same bits."""
-    pytest.importorskip("orbax.checkpoint")
     port = free_port()
     pair = [start(i, 2, port, str(tmp_path), 2, faults="", victim=0) for i in (0, 1)]
     said = answers(pair[1], 200)["alone"]
@@ -261,7 +259,6 @@ def command(index, port, folder, *options):
 @pytest.mark.slow
 def test_a_command_in_two_processes_writes_what_one_writes(tmp_path):
     """One process has the signals in memory; two read those that they draw."""
-    pytest.importorskip("orbax.checkpoint")
     D = ur.dictionaries.gaussian(0, 10, 20)
     np.save(tmp_path / "D.npy", D)
     np.save(tmp_path / "Y.npy", ur.problems.sampler(D, 50)(0)[0])
