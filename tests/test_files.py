@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import unrolled as ur
 from unrolled import _files
 from unrolled._files import whole_file, write_whole
-from unrolled.commands._rows import open_rows
+from unrolled.commands import _rows
+from unrolled.commands._rows import gather, open_rows
 
 # It writes a file, says so, and waits to be killed.
 WRITER = """
@@ -103,3 +105,39 @@ def test_a_live_writer_keeps_its_file_and_its_permissions(named, tmp_path, monke
         file.write(b"torn")
         raise KeyError
     assert path.read_bytes() == b"first" and len(os.listdir(tmp_path)) == 2
+
+
+def linked(folder, name):
+    """A link in one folder to a file in another, that is there."""
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "kept").write_bytes(b"before")
+    link = folder / name
+    link.symlink_to(Path("elsewhere") / "kept")
+    return link
+
+
+def test_a_link_stays_and_its_file_is_written(tmp_path):
+    link = linked(tmp_path, "latest.npz")
+    with whole_file(link) as file:
+        file.write(b"after")
+        assert link.read_bytes() == b"before"
+    assert link.is_symlink() and link.resolve().read_bytes() == b"after"
+    assert os.listdir(tmp_path / "elsewhere") == ["kept"]
+    link.unlink(), link.symlink_to("new")  # to a file that is not there yet
+    write_whole(link, b"new")
+    assert link.is_symlink() and (tmp_path / "new").read_bytes() == b"new"
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="loop"):
+        write_whole(tmp_path / "loop", b"")
+    assert (tmp_path / "loop").is_symlink()
+
+
+@pytest.mark.parametrize("one_disk", [True, False])
+def test_gathered_rows_are_written_through_a_link(tmp_path, monkeypatch, one_disk):
+    """The file of the rows is moved, or copied to another disk."""
+    monkeypatch.setattr(_rows, "_on_one_disk", lambda *paths: one_disk)
+    link, shapes = linked(tmp_path, "codes.npy"), {"X": (2, 3)}
+    with open_rows(tmp_path / "rows", shapes, {}) as rows:
+        rows.append(np.zeros((2, 1)), {"X": np.arange(6.0).reshape(2, 3)}, {})
+    gather([tmp_path / "rows"], shapes, link, move=True)
+    assert link.is_symlink() and np.load(tmp_path / "elsewhere" / "kept").tolist()[1] == [3, 4, 5]

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from unrolled._files import claimed, named, sweep, sync_folder, whole_file
+from unrolled._files import claimed, named, sweep, sync_folder, target, whole_file
 from unrolled._json import plain
 
 Shapes = dict[str, tuple[int, int]]  # of arrays by name: (rows, columns)
@@ -115,15 +115,16 @@ def gather(folders: Sequence[Path], shapes: Shapes, path: Path, move: bool = Fal
         folders: whose rows are complete.
         shapes: of the arrays of all folders.
         path: `.npy` for the only array, `.npz` for all by name.
-        move: without a copy where that can be, out of a single folder, which is then of no use.
+        move: without a copy where that can be, out of a single folder, which is then of no use. A
+            link stays, and the file that it names is written.
 
     Raises:
         OSError: it cannot be written.
     """
-    path = path.absolute()
+    path, suffix = target(path), path.suffix
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = [_arrays(folder, shapes) for folder in folders]
-    if move and path.suffix == ".npy":
+    if move and suffix == ".npy" and _on_one_disk(parts[0][0], path.parent):
         sweep(path)
         with parts[0][0].open("rb") as file:
             os.fsync(file.fileno())
@@ -131,7 +132,7 @@ def gather(folders: Sequence[Path], shapes: Shapes, path: Path, move: bool = Fal
         sync_folder(path.parent)
         return
     with whole_file(path) as whole:
-        if path.suffix == ".npy":
+        if suffix == ".npy":
             (shape,) = shapes.values()
             _copy([first for (first,) in parts], shape, whole)
             return
@@ -139,6 +140,11 @@ def gather(folders: Sequence[Path], shapes: Shapes, path: Path, move: bool = Fal
             for (name, shape), paths in zip(shapes.items(), zip(*parts)):
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                     _copy(paths, shape, entry)
+
+
+def _on_one_disk(*paths: Path) -> bool:
+    """Whether files can be moved between them; a link may lead to another disk."""
+    return len({path.stat().st_dev for path in paths}) == 1
 
 
 def discard(folder: Path) -> None:
