@@ -97,6 +97,12 @@ def on_host(tree: Any, where: str, name: str = "an argument") -> None:
         )
 
 
+def as_array(x: Any) -> Any:
+    """An object that converts itself, such as a data frame, as an array of numpy; others as is."""
+    foreign = hasattr(x, "__array__") and not isinstance(x, jax.Array | np.ndarray)
+    return np.asarray(x) if foreign else x
+
+
 def as_float(x: Any, name: str, where: str) -> Array:
     """`x` as a real floating-point array: integers become the default float.
 
@@ -105,6 +111,7 @@ def as_float(x: Any, name: str, where: str) -> Array:
     """
     if isinstance(x, jax.Array) and _computes(x.dtype):
         return x
+    x = as_array(x)
     if np.ma.isMaskedArray(x):
         raise TypeError(f"{where}: {name} is a masked array; expected one without a mask")
     if isinstance(x, np.ndarray) and not x.dtype.isnative:
@@ -198,8 +205,14 @@ def as_rows(x: Any, name: str, where: str, n: int | None = None) -> Array:
 def check_rows(shape: tuple[int, ...], name: str, where: str, n: int | None = None) -> None:
     """Raise ValueError unless the shape is that of rows, at least one; of `n` if it is given."""
     if len(shape) != 2 or not shape[0] or n not in (None, shape[0]):
-        rows = "(signals, ...), with at least one signal" if n is None else f"({n}, ...)"
-        raise ValueError(f"{where}: {name} has shape {shape}; expected {rows}")
+        rows = "(signals, m), with at least one signal" if n is None else f"({n}, ...)"
+        flat = flattened(name, shape)
+        raise ValueError(f"{where}: {name} has shape {shape}; expected {rows}{flat}")
+
+
+def flattened(name: str, shape: tuple[int, ...]) -> str:
+    """The end of a message on signals of several axes, such as pictures; "" for others."""
+    return f"; try {name}.reshape(len({name}), -1)" if len(shape) > 2 else ""
 
 
 def as_signals(Y: Any, name: str, where: str) -> Array:
@@ -209,6 +222,7 @@ def as_signals(Y: Any, name: str, where: str) -> Array:
         TypeError: integers, complex or not numeric.
         ValueError: another shape, or NaN or infinite entries, with their rows.
     """
+    Y = as_array(Y)
     dtype = getattr(Y, "dtype", np.dtype(float))
     if any(jnp.issubdtype(dtype, kind) for kind in (jnp.integer, np.bool_)):
         raise TypeError(
