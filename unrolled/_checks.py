@@ -36,6 +36,8 @@ Key = TypeAliasType("Key", jax.Array | int)
 _QUIET: ContextVar[tuple[tuple[type[Warning], re.Pattern], ...]] = ContextVar("quiet", default=())
 # Results of more bytes than this are announced before they are made.
 _LARGE_BYTES = 2 * 10**9
+# More steps than any method here needs: their tables would be made for hours, or for ever.
+DEEPEST = 10**6
 _LONGEST = 60  # characters of a value in a message
 # Code whose lines no warning names: this package, JAX, and what ends a `with` of this package.
 _INNER = tuple(os.path.dirname(module) + os.sep for module in (__file__, str(jax.__file__)))
@@ -299,19 +301,41 @@ def as_key(key: Any, where: str) -> Array:
     return jax.random.key(seed)
 
 
-def announce(shape: tuple[int, ...], dtype: DTypeLike, what: str, where: str) -> None:
-    """Warn before an array of more than 2 GB is made, with its size.
-
-    Raises:
-        MemoryError: one that is larger than all memory of this machine, which JAX and the system
-            would answer in words of their own, or by ending the process.
-    """
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    text = f"{where}: {what}, {shape} in {np.dtype(dtype)}, takes {size / 1e9:.1f} GB of memory"
-    if size > host_bytes():
-        raise MemoryError(f"{text}; expected at most {host_bytes() / 1e9:.1f}, all of this machine")
+def announce(
+    shape: tuple[int, ...], dtype: DTypeLike, what: str, where: str, copies: int = 1
+) -> None:
+    """Warn before an array of more than 2 GB is made, with its size; see `check_memory`."""
+    size, text = check_memory(shape, dtype, what, where, copies)
     if size > _LARGE_BYTES:
         warn(text)
+
+
+def check_memory(
+    shape: tuple[int, ...], dtype: DTypeLike, what: str, where: str, copies: int = 1
+) -> tuple[int, str]:
+    """The bytes of an array that is to be made, and the words for them.
+
+    Args:
+        shape, dtype: of the array.
+        what: it is, in a message.
+        where: the name of the caller, which messages begin with.
+        copies: how many of its size there are at once while it is made.
+
+    Raises:
+        MemoryError: more than all memory of this machine, which JAX and the system would answer in
+            words of their own, or by ending the process.
+    """
+    kind = np.dtype(dtype)
+    size = copies * math.prod(shape) * kind.itemsize
+    text = f"{where}: {what}, {brief(shape)} in {kind}, takes {_gigabytes(size)} GB of memory"
+    if size > host_bytes():
+        most = _gigabytes(host_bytes())
+        raise MemoryError(f"{text}; expected at most {most}, all of this machine")
+    return size, text
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.1f}" if size < 1e15 else "more than 1,000,000"
 
 
 def host_bytes() -> float:
@@ -382,6 +406,19 @@ def as_index(n: Any, name: str, where: str, *, least: int = 0) -> int:
     if value < least:
         raise ValueError(f"{where}: {name} must be at least {least}, got {brief(value)}")
     return value
+
+
+def as_depth(n: Any, name: str, where: str, *, least: int = 0) -> int:
+    """A number of steps, each with entries in tables, as by `as_index`; at most `DEEPEST`.
+
+    Raises:
+        TypeError: `n` is traced, a bool or not an integer.
+        ValueError: `n` is below `least`, or above `DEEPEST`.
+    """
+    depth = as_index(n, name, where, least=least)
+    if depth > DEEPEST:
+        raise ValueError(f"{where}: {name} must be at most {DEEPEST}, got {brief(depth)}")
+    return depth
 
 
 def as_number(x: Any, name: str, where: str) -> float:
