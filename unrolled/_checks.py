@@ -36,8 +36,8 @@ Key = TypeAliasType("Key", jax.Array | int)
 _QUIET: ContextVar[tuple[tuple[type[Warning], re.Pattern], ...]] = ContextVar("quiet", default=())
 # Results of more bytes than this are announced before they are made.
 _LARGE_BYTES = 2 * 10**9
-# More steps than any method here needs: their tables would be made for hours, or for ever.
-DEEPEST = 10**6
+# More steps than a method needs, plans of slow blocks included: the tables of more do not end.
+DEEPEST = 10**7
 _LONGEST = 60  # characters of a value in a message
 # Code whose lines no warning names: this package, JAX, and what ends a `with` of this package.
 _INNER = tuple(os.path.dirname(module) + os.sep for module in (__file__, str(jax.__file__)))
