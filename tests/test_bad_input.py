@@ -16,6 +16,7 @@ import optax
 import pytest
 import registry
 from faults import Fault, refusals
+from PIL import Image
 
 import unrolled as ur
 
@@ -978,9 +979,8 @@ def test_readable_arrays_come_back(tmp_path):
 
 
 def test_unreadable_pictures_are_value_errors_that_name_the_file(tmp_path):
-    image = pytest.importorskip("PIL.Image")
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
-    image.fromarray(grey).save(tmp_path / "good.png")
+    Image.fromarray(grey).save(tmp_path / "good.png")
     np.testing.assert_array_equal(
         ur.datasets.read_image(tmp_path / "good.png"), grey.astype(np.float32) / 255
     )
@@ -993,6 +993,57 @@ def test_unreadable_pictures_are_value_errors_that_name_the_file(tmp_path):
         ur.datasets.read_image(tmp_path / "none.png")
 
 
+SIZES = {
+    "gaussian": lambda n: ur.dictionaries.gaussian(0, n, n),
+    "ill_conditioned": lambda n: ur.dictionaries.ill_conditioned(0, n, n, 5.0),
+    "dct": lambda n: ur.dictionaries.dct(n, n),
+    "identity_hadamard": lambda n: ur.dictionaries.identity_hadamard(2 ** n.bit_length()),
+    "paley": ur.dictionaries.paley,
+    "transversal": lambda n: ur.dictionaries.transversal(0, 3, n, n),
+    "bernoulli_gaussian": lambda n: ur.problems.bernoulli_gaussian(0, (n, n), 0.1),
+    "exact_sparse": lambda n: ur.problems.exact_sparse(0, (n, n), 3),
+    "bounded": lambda n: ur.problems.bounded(0, (n, n), 3),
+    "l1_noise": lambda n: ur.problems.l1_noise(0, (n, n), 1.0),
+    "bernoulli_gaussian: the codes": lambda n: ur.problems.sampler(D, n * n)(0),
+    "resampler": lambda n: ur.problems.resampler(Y, batch=n * n),
+    "gaussian_conditioning": lambda n: ur.theory.gaussian_conditioning(n * n, 6, 2),
+    "repeat": lambda n: ur.layers.repeat(D, n * n),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_size_that_memory_does_not_hold_is_refused_before_anything_is_made(name):
+    """JAX and the system would end the process, and loops over such sizes would not end."""
+    for n in (10**6 + 3, 10**30, 10**5000):
+        with pytest.raises(MemoryError, match=f"^{name}.* GB of memory; expected at most"):
+            SIZES[name](n)
+
+
+DEPTHS = {
+    "analytic.ista": lambda K: ur.analytic.ista(D, 0.1, K),
+    "analytic.lista_cp": lambda K: ur.analytic.lista_cp(D, depth=K, sparsity=1, bound=1.0),
+    "per atom": lambda K: ur.analytic.alista(
+        D, depth=K, sparsity=1, bound=1.0, per_atom=True, W=np.asarray(D)
+    ),
+    "analytic.lamp": lambda K: ur.analytic.lamp(D, K, probability=0.1),
+    "analytic.alista_at": lambda K: ur.analytic.alista_at(D, K, probability=0.1),
+    "schedule": lambda K: ur.theory.schedule(0.1, 1.0, depth=K, sparsity=1, bound=1.0),
+    "sequence_bound": lambda K: ur.theory.sequence_bound(D, D, K),
+    "prepare": lambda K: ur.training.prepare("ista", D, Y, np.ones((4, N)), depth=K),
+    "certified_regime": lambda K: ur.studies.certified_regime(0, D, depth=K),
+    "ml_lista": ur.networks.ml_lista,
+}
+
+
+@pytest.mark.parametrize("name", [*DEPTHS, *FAMILIES])
+def test_a_depth_whose_tables_do_not_end_is_refused(name):
+    for depth in (10**7 + 1, 10**30, 10**5000):
+        with pytest.raises(
+            ValueError, match="depth must be (at least . and )?at most 10000000, got"
+        ):
+            DEPTHS.get(name, FAMILIES.get(name))(depth)
+
+
 def test_patches_need_a_picture_that_holds_one():
     with pytest.raises(ValueError, match=r"picture \(4, 6\) is smaller than a patch of 5 x 5"):
         ur.datasets.to_patches(np.ones((4, 6)), 5)
@@ -1002,9 +1053,8 @@ def test_patches_need_a_picture_that_holds_one():
 
 
 def _picture_of_16_bits(tmp_path):
-    image = pytest.importorskip("PIL.Image")
     grey = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
-    image.fromarray(grey).save(tmp_path / "a.png")
+    Image.fromarray(grey).save(tmp_path / "a.png")
     np.testing.assert_allclose(
         ur.datasets.read_image(tmp_path / "a.png"), grey / 65535, atol=1 / 255
     )

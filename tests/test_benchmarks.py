@@ -48,6 +48,42 @@ def _arguments(function):
     return inspect.signature(function).parameters
 
 
+TABLES = """
+FileNames
+1 "{file}"
+
+FileLocations
+1 {{file_name_id=1 function_name_id=1 line={line} end_line=4 column=2 end_column=52}}
+
+"""
+
+
+def _compiled(f, file="a.py", line=4):
+    """The text of a compiled function with the tables that JAX writes before it from 0.10.2 on."""
+    head, _, program = jax.jit(f).lower(jnp.ones(3)).compile().as_text().partition("\n%")
+    head, line_end, _ = head.partition("\n")
+    return head + line_end + TABLES.format(file=file, line=line) + "%" + program
+
+
+def test_the_digest_of_a_program_tells_what_it_computes_and_not_where_it_is_written(script):
+    digest = script("programs").digest
+    two = _compiled(lambda x: jnp.sin(2 * x) @ x)
+    assert "FileNames" in two and "ENTRY" in two
+    assert digest(_compiled(lambda x: jnp.sin(2 * x) @ x, "b.py", 7)) == digest(two)
+    assert digest(_compiled(lambda x: jnp.sin(3 * x) @ x)) != digest(two)
+    with pytest.raises(ValueError, match="no program in the text"):
+        digest("HloModule of another form")
+
+
+@pytest.mark.slow
+def test_the_programs_of_all_families_are_compared_and_no_two_have_one_digest(script, monkeypatch):
+    ours = {n: f for n, f in ur.layers.FAMILIES.items() if f.__module__.startswith("unrolled.")}
+    monkeypatch.setattr(ur.layers, "FAMILIES", ours)  # without those of other tests
+    digests = script("programs").programs()
+    assert {name.partition(",")[0] for name in digests} == set(ours)
+    assert len(set(digests.values())) == len(digests)
+
+
 @pytest.mark.slow
 def test_certificates_are_judged_by_linear_programs(script, float32_by_default, monkeypatch):
     """None is refuted, and a certificate of any code at all would be."""

@@ -124,6 +124,20 @@ def test_the_second_pass_is_never_worse_after_the_last_step(name, seen, calibrat
     np.testing.assert_allclose(factors, factors.flat[0], rtol=ROUNDING)
 
 
+@pytest.mark.parametrize("name", ["ista", "lista_cp"])
+def test_the_factor_of_the_second_pass_is_the_best_of_a_fine_grid(name, seen, calibrated, greedy):
+    """To the distance of two points of its own second grid, which is an eighth of the first's."""
+    layer, (_, first) = FAMILIES[name], greedy[name]
+    factor = calibrated[name][1].steps.theta[0] / first.steps.theta[0]
+    tried = np.linspace(-np.log(8), np.log(8), 257)
+    scaled = [
+        first._replace(steps=first.steps._replace(theta=first.steps.theta * np.exp(t)))
+        for t in tried
+    ]
+    best = tried[np.argmin([errors(layer, params, *seen)[-1] for params in scaled])]
+    assert abs(np.log(factor) - best) <= np.log(8) / 8 / 8
+
+
 @pytest.mark.slow
 def test_the_greedy_pass_is_short_sighted():
     """At 12 steps the second pass gains 1 to 5 dB on other signals, by larger thresholds."""

@@ -24,6 +24,7 @@ import optax
 import pytest
 import registry
 from faults import flips
+from safetensors.numpy import load_file
 from small_training import D, Damped, OfAnother, families_of_a_user, run, sample
 from trees import same
 
@@ -213,7 +214,6 @@ def test_a_npz_of_weights_opens_with_numpy_alone(tmp_path):
 
 
 def test_a_safetensors_file_of_weights_opens_with_safetensors(tmp_path):
-    load_file = pytest.importorskip("safetensors.numpy").load_file
     params = ur.layers.ista(K).init(None, gaussian())
     loaded = load_file(save(tmp_path / "a.safetensors", params, gaussian()))
     np.testing.assert_array_equal(loaded["params.steps.gamma"], params.steps.gamma)

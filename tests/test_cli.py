@@ -651,6 +651,16 @@ def test_an_interrupt_in_a_collection_of_garbage_is_not_lost(run, monkeypatch, t
     assert time.monotonic() - began < 5
 
 
+def test_what_memory_does_not_hold_is_said_in_one_line(run, monkeypatch):
+    def large(folder):
+        return unrolled.problems.exact_sparse(0, (10**9, 10**9), 3)
+
+    monkeypatch.setattr("unrolled.commands._doctor.doctor", large)
+    status, out, err = run("doctor")
+    assert (status, out) == (2, "")
+    assert re.fullmatch(r"unrolled: exact_sparse: the codes, .* GB of memory; .*\n", err)
+
+
 # compare
 
 

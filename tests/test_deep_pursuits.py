@@ -300,7 +300,8 @@ def test_orthonormal_layers_make_thresholding_basis_pursuit():
 @pytest.mark.slow
 @pytest.mark.parametrize("s", [1, 4, 9])
 def test_projection_of_one_layer_is_orthogonal_matching_pursuit(s):
-    linear_model = pytest.importorskip("sklearn.linear_model")
+    from sklearn import linear_model
+
     rng = np.random.default_rng(s)
     D, y = stored.unit(rng.normal(size=(20, 40))), rng.normal(size=20)
     found = up.project((D,), y, sparsity=s)

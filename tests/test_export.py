@@ -21,7 +21,6 @@ Ds = D, ur.dictionaries.gaussian(1, 10, 12)
 
 def written(f, *arguments):
     """f as bytes."""
-    pytest.importorskip("flatbuffers")
     return bytes(export.export(jax.jit(f))(*arguments).serialize())
 
 

@@ -17,8 +17,6 @@ import unrolled as ur
 from unrolled.cli import main
 from unrolled.training import CheckpointError
 
-pytest.importorskip("flatbuffers")
-
 D = ur.dictionaries.normalize(ur.dictionaries.gaussian(0, 6, 10))[0]
 Ds = D, ur.dictionaries.normalize(ur.dictionaries.gaussian(1, 10, 12))[0]
 Y = np.random.default_rng(0).normal(size=(5, 6))
@@ -226,6 +224,11 @@ def test_signals_that_do_not_fit_are_refused(saved):
             run(wrong)
     with pytest.raises(TypeError, match="run: Y is complex128; expected real numbers"):
         run(np.asarray(Y) * 1j)
+    objects = np.asarray(Y).astype(object)
+    for wrong in (np.asarray(Y).astype(str), objects, np.asarray(Y).astype(str).tolist()):
+        with pytest.raises(TypeError, match="run: Y is not a numeric array"):
+            run(wrong)
+    same(run(np.asarray([[1, 2, 3, 4, 5, 6]])), run(np.arange(1.0, 7)[None]))  # integers are
     assert run(Y[:0]).shape == (0, 10)
 
 

@@ -12,7 +12,6 @@ import pytest
 import unrolled as ur
 from unrolled import _files
 from unrolled._files import whole_file, write_whole
-from unrolled.commands._rows import open_rows
 
 # It writes a file, says so, and waits to be killed.
 WRITER = """
@@ -45,9 +44,6 @@ def test_a_disk_that_is_full_is_told_with_the_name_of_the_file(tmp_path):
         with whole_file(tmp_path / "state.npz"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert not os.listdir(tmp_path)
-    with pytest.raises(OSError, match="No space left.*rows"):
-        with open_rows(tmp_path / "rows", {"x": (3, 2)}, {}):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.slow
@@ -103,3 +99,28 @@ def test_a_live_writer_keeps_its_file_and_its_permissions(named, tmp_path, monke
         file.write(b"torn")
         raise KeyError
     assert path.read_bytes() == b"first" and len(os.listdir(tmp_path)) == 2
+
+
+def linked(folder, name):
+    """A link in one folder to a file in another, that is there."""
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "kept").write_bytes(b"before")
+    link = folder / name
+    link.symlink_to(Path("elsewhere") / "kept")
+    return link
+
+
+def test_a_link_stays_and_its_file_is_written(tmp_path):
+    link = linked(tmp_path, "latest.npz")
+    with whole_file(link) as file:
+        file.write(b"after")
+        assert link.read_bytes() == b"before"
+    assert link.is_symlink() and link.resolve().read_bytes() == b"after"
+    assert os.listdir(tmp_path / "elsewhere") == ["kept"]
+    link.unlink(), link.symlink_to("new")  # to a file that is not there yet
+    write_whole(link, b"new")
+    assert link.is_symlink() and (tmp_path / "new").read_bytes() == b"new"
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="loop"):
+        write_whole(tmp_path / "loop", b"")
+    assert (tmp_path / "loop").is_symlink()

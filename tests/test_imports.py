@@ -17,6 +17,7 @@ import unrolled as ur
 
 PACKAGE = Path(ur.__file__).parent
 ROOT = Path(__file__).parents[1]
+TESTS = Path(__file__).parent
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
 
 # The first part of a module's name under `unrolled`, by floor. A file imports from lower floors and
@@ -523,6 +524,13 @@ def test_public_functions_are_fully_annotated():
         bare += ["return"] if signature.return_annotation is signature.empty else []
         without += [f"{name}: {', '.join(bare)}"] if bare else []
     assert not without, listing(without)
+
+
+def test_no_test_skips_where_a_package_of_the_test_extra_is_missing():
+    """Such a test would never run, and nobody would see it: it imports the package and fails."""
+    called = re.compile(r"importorskip\(\"(\w+)")
+    skipped = {name for path in TESTS.rglob("*.py") for name in called.findall(path.read_text())}
+    assert skipped <= {"mypy"}  # of the extra `dev` alone
 
 
 def test_every_file_says_what_it_is():

@@ -1,7 +1,6 @@
 """What people bring, a dictionary and signals without codes: trained, judged and refused."""
 
 import sys
-import time
 from typing import NamedTuple
 
 import jax
@@ -14,6 +13,7 @@ from forms import check_forms
 import unrolled as ur
 from unrolled._pursuits import pursue
 from unrolled.cli import main
+from unrolled.commands import _console
 from unrolled.commands._console import never_silent, teller
 from unrolled.sklearn import SparseCoder
 
@@ -40,6 +40,77 @@ def codes_of(Y, layer=LAYER, params=PARAMS):
 
 
 # Arrays in place of a sampler
+
+
+class Frame:
+    """What converts itself to an array of numpy and is none, as the data frames of pandas."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.ndim = array, array.shape, array.ndim
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self.array, dtype)
+
+    def __len__(self):
+        return len(self.array)
+
+    def __getitem__(self, rows):
+        return Frame(self.array[rows])
+
+    def __bool__(self):
+        raise ValueError("the truth of a frame is ambiguous")
+
+
+def test_a_data_frame_trains_and_is_judged_as_its_array():
+    judge = (Frame(Y[:9]), Frame(X[:9]))
+    expected, found = fit(Y, validation=(Y[:9], X[:9])), fit(Frame(Y), validation=judge)
+    np.testing.assert_array_equal(found.history.loss, expected.history.loss)
+    assert found.judged == expected.judged
+    drawn, codes = ur.problems.resampler(Frame(Y), Frame(X))(jax.random.key(0))
+    expected = ur.problems.resampler(Y, X)(jax.random.key(0))
+    np.testing.assert_array_equal(np.hstack([drawn, codes]), np.hstack(expected))
+
+
+COUNTS = np.round(255 * np.abs(Y)).astype(int)
+PICTURES = Y.reshape(len(Y), 2, 3)
+ROWS_OF_SIGNALS = {
+    "fit": fit,
+    "compare": lambda Y: ur.compare.compare({"ista": (LAYER, PARAMS)}, D, Y),
+    "calibrate": lambda Y: ur.analytic.calibrate(LAYER, PARAMS, D, Y, loss=LASSO),
+    "search": lambda Y: ur.training.search(LAYER, PARAMS, D, Y, theta=[0.1], loss=LASSO),
+    "resampler": ur.problems.resampler,
+}
+
+
+@pytest.mark.parametrize("name", ROWS_OF_SIGNALS)
+def test_integers_are_refused_in_a_data_frame_as_in_an_array(name):
+    for counts in (COUNTS, Frame(COUNTS)):
+        with pytest.raises(TypeError, match=f"{name}: Y is int64; expected real numbers near 1"):
+            ROWS_OF_SIGNALS[name](counts)
+
+
+BATCHES = ROWS_OF_SIGNALS | {
+    "fit, validation": lambda Y: fit(PICTURES.reshape(40, 6), validation=(Y, None)),
+    "lasso_batch": lambda Y: ur.pursuit.lasso_batch(D, Y, LAM),
+    "online": lambda Y: ur.dictionary_learning.online([Y], N, lam=LAM, key=0),
+    "ksvd": lambda Y: ur.dictionary_learning.ksvd(Y, N, sparsity=2, key=0),
+    "prepare": lambda Y: ur.training.prepare("ista", D, Y, X, depth=2),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_pictures_are_refused_with_the_rows_that_they_may_become(name):
+    message = rf"{name}: .* shape \(40, 2, 3\).*; try Y.reshape\(len\(Y\), -1\)"
+    with pytest.raises(ValueError, match=message):
+        BATCHES[name](PICTURES)
+
+
+def test_what_is_no_bool_does_not_say_whether_the_dictionary_is_learned():
+    for wrong in ({"a": 1}, 1, "yes", None):
+        with pytest.raises(TypeError, match="fit: learn_dictionary must be True or False"):
+            fit(Y, learn_dictionary=wrong)
+        with pytest.raises(TypeError, match="split: learn_dictionary must be True or False"):
+            ur.training.split(PARAMS, jnp.asarray(D), learn_dictionary=wrong)
 
 
 def test_a_resampler_draws_the_rows_of_its_arrays():
@@ -414,17 +485,45 @@ def test_a_calibration_that_ends_above_zero_codes_says_what_ista_has():
 # What a command says
 
 
+class Clock:
+    """The clock of a command, and what its watch waits for: nothing else passes the time."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+    perf_counter = monotonic
+
+    def wait(self, seconds):
+        self.now += seconds
+        return self.now > 113
+
+
 def test_on_a_terminal_a_command_is_never_silent(monkeypatch, capsys):
+    clock, watched = Clock(), []
+    monkeypatch.setattr(_console, "time", clock)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with never_silent(0.08):
-        teller()("solving")
-        time.sleep(0.4)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].endswith("solving") and lines[1] == "... solving: 0 s"
+    with monkeypatch.context() as patched:
+        patched.setattr(_console, "_watch", lambda *arguments: watched.append(arguments))
+        with never_silent(4):
+            clock.now += 3
+            teller()("solving")
+    ((line, silence, over),) = watched
+    assert over.is_set()
+    _console._watch(line, silence, clock)  # from the third second to the thirteenth
+    expected = ["[  0.0 s] solving", "... solving: 4 s", "... solving: 8 s"]
+    assert capsys.readouterr().err.splitlines() == expected
+
+
+def test_without_a_terminal_nothing_watches_a_command(monkeypatch):
+    watched = []
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
-    with never_silent(0.01):
-        time.sleep(0.1)
-    assert not capsys.readouterr().err
+    monkeypatch.setattr(_console, "_watch", lambda *arguments: watched.append(arguments))
+    with never_silent():
+        pass
+    assert not watched
 
 
 @pytest.mark.slow

@@ -225,7 +225,8 @@ def test_the_certificate_of_a_solution_is_true(solver, seed):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_agrees_with_scikit_learn(seed):
-    linear_model = pytest.importorskip("sklearn.linear_model")
+    from sklearn import linear_model
+
     D, y, lam = problem(seed, 20, 40, share=0.1)
     peer = (
         linear_model.Lasso(alpha=lam / 20, fit_intercept=False, tol=1e-14, max_iter=100_000)

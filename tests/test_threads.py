@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import threadpoolctl
 from oracles import normal, unit
 
 from unrolled import _checks, linear_programs, pursuit
@@ -54,7 +55,6 @@ def test_the_limit_of_threads_may_be_nested(limits):
 @pytest.mark.slow
 def test_a_blas_that_is_loaded_inside_is_limited_too():
     """In a new process, where nothing has loaded the BLAS of scipy yet."""
-    pytest.importorskip("threadpoolctl")
     code = """
 import json
 from unrolled._threads import one_thread
@@ -89,9 +89,9 @@ def test_threads_that_overlap_leave_the_limit_as_it_was(limits):
 
 
 def test_the_limit_is_one_of_blas():
-    ctl = pytest.importorskip("threadpoolctl")
     with one_thread():
-        assert {p["num_threads"] for p in ctl.threadpool_info() if p["user_api"] == "blas"} == {1}
+        pools = threadpoolctl.threadpool_info()
+        assert {p["num_threads"] for p in pools if p["user_api"] == "blas"} == {1}
 
 
 @pytest.fixture

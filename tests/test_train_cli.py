@@ -1475,6 +1475,7 @@ def test_encode_codes_signals_as_zero_beside_the_largest_of_the_file(run, tmp_pa
     rng = np.random.default_rng(0)
     D, Y = rng.normal(size=(8, 12)), rng.normal(size=(40, 8))
     Y[[3, 30]] *= 1e-8
+    Y[30, 2] = 0  # an entry that is exactly zero, as differences of equal numbers are
     Y[7], Y[20], Y[39] = 0, 1e-5 * Y[20], 9 * Y[39]
     np.save(tmp_path / "D.npy", D), np.save(tmp_path / "Y.npy", Y)
     monkeypatch.setattr(_encode, "_CHUNK", 16)

@@ -667,7 +667,6 @@ def test_a_bar_without_a_terminal_changes_nothing(D, sample):
 
 def test_a_training_in_another_thread_has_no_bar(D, sample, monkeypatch):
     """A terminal has room for one."""
-    pytest.importorskip("rich")
     bars = []
     monkeypatch.setattr("rich.progress.Progress.add_task", lambda *of, **options: bars.append(of))
     monkeypatch.setattr("rich.progress.Progress.update", lambda *of, **options: None)

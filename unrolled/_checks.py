@@ -40,6 +40,8 @@ Key = TypeAliasType("Key", jax.Array | int)
 _QUIET: ContextVar[tuple[tuple[type[Warning], re.Pattern], ...]] = ContextVar("quiet", default=())
 # Results of more bytes than this are announced before they are made.
 _LARGE_BYTES = 2 * 10**9
+# More steps than a method needs, plans of slow blocks included: the tables of more do not end.
+DEEPEST = 10**7
 _LONGEST = 60  # characters of a value in a message
 # Code whose lines no warning names: this package, JAX, and what ends a `with` of this package.
 _INNER = tuple(os.path.dirname(module) + os.sep for module in (__file__, str(jax.__file__)))
@@ -101,6 +103,12 @@ def on_host(tree: Any, where: str, name: str = "an argument") -> None:
         )
 
 
+def as_array(x: Any) -> Any:
+    """An object that converts itself, such as a data frame, as an array of numpy; others as is."""
+    foreign = hasattr(x, "__array__") and not isinstance(x, jax.Array | np.ndarray)
+    return np.asarray(x) if foreign else x
+
+
 def as_float(x: Any, name: str, where: str) -> Array:
     """`x` as a real floating-point array: integers become the default float.
 
@@ -110,6 +118,7 @@ def as_float(x: Any, name: str, where: str) -> Array:
     if isinstance(x, jax.Array) and _computes(x.dtype):
         return x
     no_mask(x, name, where)
+    x = as_array(x)
     if isinstance(x, np.ndarray) and not x.dtype.isnative:
         x = x.astype(x.dtype.newbyteorder("="))
     if isinstance(x, np.ndarray) and x.dtype == np.float64:
@@ -207,8 +216,14 @@ def as_rows(x: Any, name: str, where: str, n: int | None = None) -> Array:
 def check_rows(shape: tuple[int, ...], name: str, where: str, n: int | None = None) -> None:
     """Raise ValueError unless the shape is that of rows, at least one; of `n` if it is given."""
     if len(shape) != 2 or not shape[0] or n not in (None, shape[0]):
-        rows = "(signals, ...), with at least one signal" if n is None else f"({n}, ...)"
-        raise ValueError(f"{where}: {name} has shape {shape}; expected {rows}")
+        rows = "(signals, m), with at least one signal" if n is None else f"({n}, ...)"
+        flat = flattened(name, shape)
+        raise ValueError(f"{where}: {name} has shape {shape}; expected {rows}{flat}")
+
+
+def flattened(name: str, shape: tuple[int, ...]) -> str:
+    """The end of a message on signals of several axes, such as pictures; "" for others."""
+    return f"; try {name}.reshape(len({name}), -1)" if len(shape) > 2 else ""
 
 
 def as_signals(Y: Any, name: str, where: str) -> Array:
@@ -218,6 +233,7 @@ def as_signals(Y: Any, name: str, where: str) -> Array:
         TypeError: integers, complex or not numeric.
         ValueError: another shape, or NaN or infinite entries, with their rows.
     """
+    Y = as_array(Y)
     dtype = getattr(Y, "dtype", np.dtype(float))
     if any(jnp.issubdtype(dtype, kind) for kind in (jnp.integer, np.bool_)):
         raise TypeError(
@@ -295,19 +311,41 @@ def as_key(key: Any, where: str) -> Array:
     return jax.random.key(seed)
 
 
-def announce(shape: tuple[int, ...], dtype: DTypeLike, what: str, where: str) -> None:
-    """Warn before an array of more than 2 GB is made, with its size.
-
-    Raises:
-        MemoryError: one that is larger than all memory of this machine, which JAX and the system
-            would answer in words of their own, or by ending the process.
-    """
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    text = f"{where}: {what}, {shape} in {np.dtype(dtype)}, takes {size / 1e9:.1f} GB of memory"
-    if size > host_bytes():
-        raise MemoryError(f"{text}; expected at most {host_bytes() / 1e9:.1f}, all of this machine")
+def announce(
+    shape: tuple[int, ...], dtype: DTypeLike, what: str, where: str, copies: int = 1
+) -> None:
+    """Warn before an array of more than 2 GB is made, with its size; see `check_memory`."""
+    size, text = check_memory(shape, dtype, what, where, copies)
     if size > _LARGE_BYTES:
         warn(text)
+
+
+def check_memory(
+    shape: tuple[int, ...], dtype: DTypeLike, what: str, where: str, copies: int = 1
+) -> tuple[int, str]:
+    """The bytes of an array that is to be made, and the words for them.
+
+    Args:
+        shape, dtype: of the array.
+        what: it is, in a message.
+        where: the name of the caller, which messages begin with.
+        copies: how many of its size there are at once while it is made.
+
+    Raises:
+        MemoryError: more than all memory of this machine, which JAX and the system would answer in
+            words of their own, or by ending the process.
+    """
+    kind = np.dtype(dtype)
+    size = copies * math.prod(shape) * kind.itemsize
+    text = f"{where}: {what}, {brief(shape)} in {kind}, takes {_gigabytes(size)} GB of memory"
+    if size > host_bytes():
+        most = _gigabytes(host_bytes())
+        raise MemoryError(f"{text}; expected at most {most}, all of this machine")
+    return size, text
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.1f}" if size < 1e15 else "more than 1,000,000"
 
 
 def host_bytes() -> float:
@@ -378,6 +416,19 @@ def as_index(n: Any, name: str, where: str, *, least: int = 0) -> int:
     if value < least:
         raise ValueError(f"{where}: {name} must be at least {least}, got {brief(value)}")
     return value
+
+
+def as_depth(n: Any, name: str, where: str, *, least: int = 0) -> int:
+    """A number of steps, each with entries in tables, as by `as_index`; at most `DEEPEST`.
+
+    Raises:
+        TypeError: `n` is traced, a bool or not an integer.
+        ValueError: `n` is below `least`, or above `DEEPEST`.
+    """
+    depth = as_index(n, name, where, least=least)
+    if depth > DEEPEST:
+        raise ValueError(f"{where}: {name} must be at most {DEEPEST}, got {brief(depth)}")
+    return depth
 
 
 def as_number(x: Any, name: str, where: str) -> float:

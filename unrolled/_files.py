@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and locked by one process; words on what fails."""
 
+import errno
 import glob
 import os
 import secrets
@@ -59,13 +60,14 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
     It has no name before its bytes are on the disk, where the system has such files, and then one
     beside `path` for a moment; elsewhere it has that name from the start. After a fault or a kill
-    the previous file is still there. What a kill leaves, the next call for `path` removes.
+    the previous file is still there. What a kill leaves, the next call for `path` removes. A link
+    stays, and the file that it names is written.
 
     Raises:
         IsADirectoryError: a folder has its name.
         OSError: the file cannot be written.
     """
-    path = path.absolute()
+    path = target(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a folder; expected a file")
     # In the file system of `path`, whose folder may be made within the block.
@@ -87,6 +89,18 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def target(path: Path) -> Path:
+    """The absolute path of a file, or of the file that a symbolic link names.
+
+    Raises:
+        OSError: the link names itself.
+    """
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path.absolute()
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return path
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from unrolled.commands import (
 )
 
 # What a user can cause and mend: shown as one line, without a traceback.
-_USER_ERRORS = (ValueError, TypeError, OSError, ImportError, ArithmeticError)
+_USER_ERRORS = (ValueError, TypeError, OSError, ImportError, ArithmeticError, MemoryError)
 _ERROR, _INTERRUPTED = 2, 130  # exit statuses
 _SEEDS = 2**32
 
@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             with never_lost():
                 return _main(argv)
         except _USER_ERRORS as error:
-            print(f"unrolled: {'; '.join(str(error).splitlines())}", file=sys.stderr)
+            words = "; ".join(str(error).splitlines()) or type(error).__name__
+            print(f"unrolled: {words}", file=sys.stderr)
             return _ERROR
         except KeyboardInterrupt as stop:
             print(f"unrolled: {str(stop) or 'interrupted'}", file=sys.stderr)

@@ -164,11 +164,12 @@ def _codes(call: Callable[[Any], Any], m: int, dtype: str, Y: ArrayLike) -> Any:
     """Codes of signals (n, m), in the dtype of the program."""
     if np.ndim(Y) != 2 or np.shape(Y)[1] != m:
         raise ValueError(f"run: Y has shape {np.shape(Y)}; expected (n, {m})")
-    if np.iscomplexobj(Y):
-        raise TypeError(f"run: Y is {np.asarray(Y).dtype}; expected real numbers")
+    rows: Any = Y if isinstance(Y, jax.Array) else _checks.host_floats(Y, "Y", "run")
+    if np.iscomplexobj(rows):
+        raise TypeError(f"run: Y is {rows.dtype}; expected real numbers")
     with jax.enable_x64(True) if dtype == "float64" else nullcontext():
         # Those of the host are put on the device by the call, which is faster.
-        rows: Any = (jnp if isinstance(Y, jax.Array) else np).asarray(Y, jnp.dtype(dtype))
+        rows = (jnp if isinstance(Y, jax.Array) else np).asarray(rows, jnp.dtype(dtype))
         if not len(rows):  # for the program n is at least 1
             return jax.tree.map(lambda x: x[:0], call(np.zeros((1, m), rows.dtype)))
         return call(rows)

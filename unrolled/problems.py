@@ -45,6 +45,7 @@ def bernoulli_gaussian(key: Key, shape: tuple[int, ...], probability: float | Ar
                 f"bernoulli_gaussian: probability must be in [0, 1], got {probability}"
             )
         probability = float(probability)
+    _announce(shape, "bernoulli_gaussian")
     key = _checks.as_key(key, "bernoulli_gaussian")
     return _bernoulli_gaussian(key, tuple(shape), probability)
 
@@ -138,7 +139,14 @@ def _sparsity(sparsity: int, shape: tuple[int, ...], where: str) -> int:
         raise ValueError(f"{where}: shape is {shape}; expected (..., d)")
     if s > shape[-1]:
         raise ValueError(f"{where}: sparsity {s} exceeds the code length {shape[-1]}")
+    _announce(shape, where)
     return s
+
+
+def _announce(shape: tuple[int, ...], where: str, what: str = "the codes") -> None:
+    """Warn before a large array is drawn, or refuse it: with its support, bits and values."""
+    sizes = _checks.as_indices(shape, "shape", where)
+    _checks.announce(sizes, jnp.result_type(float), what, where, copies=3)
 
 
 def _support(key: Array, shape: tuple[int, ...], s: Any) -> Array:
@@ -257,6 +265,7 @@ def l1_noise(key: Key, shape: tuple[int, ...], noise: float | Array) -> Array:
     if _checks.is_concrete(noise) and not 0 <= noise < math.inf:
         raise ValueError(f"l1_noise: noise must be non-negative and finite, got {noise}")
     _checks.in_range(noise, jnp.result_type(float), "noise", "l1_noise")
+    _announce(shape, "l1_noise", "the noise")
     return _l1_noise(_checks.as_key(key, "l1_noise"), tuple(shape), noise)
 
 
@@ -394,6 +403,7 @@ def resampler(Y: Array | np.ndarray, X: Any = None, batch: int = 64) -> Callable
     where = "resampler"
     batch = _checks.as_index(batch, "batch", where, least=1)
     arrays = as_data(Y, X, where)
+    _announce((batch, arrays[0].shape[1]), where, "a batch")
     files = tuple(leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, Rows))
     drawn = jax.tree_util.Partial(_Resampled(batch, bool(files)), arrays)  # as in `sampler`
     return Draws(drawn, files) if files else drawn

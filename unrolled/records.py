@@ -275,7 +275,8 @@ def _within(number: float, name: str, where: str, limits: Mapping[str, Any]) -> 
     The limit `most` is said only where a number is above it.
     """
     least, above, below, most = (limits.get(limit) for limit in ("least", "above", "below", "most"))
-    good = number <= most if most is not None else math.isfinite(number)
+    good = isinstance(number, int) or math.isfinite(number)
+    good = number <= most if most is not None else good
     good = good and (least is None or number >= least)
     if good and (above is None or number > above) and (below is None or number < below):
         return
@@ -286,7 +287,7 @@ def _within(number: float, name: str, where: str, limits: Mapping[str, Any]) -> 
         bounds.append("finite")
     elif number > most or not bounds:
         bounds.append(f"at most {most}")
-    raise ValueError(f"{where}: {name} must be {' and '.join(bounds)}, got {number}")
+    raise ValueError(f"{where}: {name} must be {' and '.join(bounds)}, got {_checks.brief(number)}")
 
 
 def _refuse_hidden(cls) -> None:

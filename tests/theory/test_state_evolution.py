@@ -1,6 +1,7 @@
 """State evolution: its scalar channels against quadrature, its curves against measured medians."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -138,6 +139,7 @@ def test_it_predicts_the_median_down_to_100_decibels(name, m, signals, snr):
     """Below, float32 rounds. Measured on these: at most 1.0 dB, and 1.2 for `alista_at`."""
     found, measured = typical(name, m, 16, snr, signals)
     above = found.nmse[1:] > -100
+    assert found.holds
     assert np.abs(found.nmse[1:] - measured)[above].max() < (1.5 if name == "alista_at" else 1.1)
 
 
@@ -202,6 +204,32 @@ def test_it_says_where_it_does_not_hold(D):
     assert state_evolution(noisy, D, probability=0.1, noise=0.002).holds
 
 
+def correlated(rho=0.8):
+    """Neighbouring columns of an autoregressive process."""
+    rng, lags = np.random.default_rng(0), np.arange(128)
+    return rng.normal(size=(64, 128)) @ np.linalg.cholesky(rho ** abs(lags[:, None] - lags)).T
+
+
+def learned():
+    """Edges and spots of all sizes in an 8 x 8 window, as patches of photographs teach them."""
+    rng, (i, j) = np.random.default_rng(0), np.mgrid[:8, :8]
+    waves, places = rng.normal(size=(2, 128)), rng.uniform(0, 7, (2, 128))
+    u, v = (grid.ravel()[:, None] - place for grid, place in zip((i, j), places))
+    envelope = np.exp(-(u**2 + v**2) / rng.uniform(2, 20, 128))
+    return envelope * np.cos(u * waves[0] + v * waves[1] + rng.uniform(0, 6, 128))
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("atoms", [correlated, learned])
+@pytest.mark.parametrize("name", ["vamp_bg", "alista_at", "tista"])
+def test_of_a_dictionary_without_random_singular_vectors_it_does_not_hold(name, atoms):
+    """Their spectra, which are all that these families see, have a prediction."""
+    D, _ = dictionaries.normalize(jnp.asarray(atoms()))
+    found = state_evolution(FAMILIES[name](12), D, probability=0.1)
+    assert not found.holds
+    assert re.match(r"the median of 256 drawn signals is -.* dB after step \d", found.reason)
+
+
 @pytest.mark.parametrize(
     "options, error, message",
     [
@@ -249,7 +277,7 @@ def test_params_from_state_evolution_are_its_thresholds(D):
 
 def test_params_of_message_passing_warn_off_its_hypotheses():
     off = dictionaries.ill_conditioned(jax.random.key(0), 40, 80, 50.0)
-    with pytest.warns(analytic.HypothesisWarning, match="the spectrum of this one is another"):
+    with pytest.warns(analytic.HypothesisWarning, match="the spectrum of D is not"):
         analytic.lamp(off, 2, probability=0.1)
 
 
@@ -305,7 +333,12 @@ def test_state_evolution_is_scale_free(name, D):
         found = state_evolution(layer_of(name, v), D, probability=0.1, variance=v, noise=1e-4 * v)
         np.testing.assert_allclose(found.nmse, one.nmse, rtol=1e-9)
         np.testing.assert_allclose(found.tau, math.sqrt(v) * one.tau, rtol=1e-9)
-        assert found.holds == one.holds
+        assert found.holds == (one.holds and _has_codes(name, v))
+
+
+def _has_codes(name, v):
+    """The estimates of `lamp_bg` and `tista` square variances: of codes near 1e-150 NaN is left."""
+    return v > 1e-200 or name not in ("lamp_bg", "tista")
 
 
 def layer_of(name, v):

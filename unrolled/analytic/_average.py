@@ -38,7 +38,7 @@ def lamp(
         params with steps (W, alpha).
 
     Warns:
-        HypothesisWarning: the spectrum of D is not that of an iid Gaussian one.
+        HypothesisWarning: `theory.state_evolution` does not hold.
 
     Raises:
         TypeError, ValueError: as `theory.state_evolution`; margin below 1.
@@ -78,6 +78,9 @@ def alista_at(
     Returns:
         params with shared W and steps (gamma, theta, beta).
 
+    Warns:
+        HypothesisWarning: `theory.state_evolution` does not hold.
+
     Raises:
         TypeError, ValueError: as `theory.state_evolution`; margin below 1.
 
@@ -106,8 +109,8 @@ def _thresholds(layer, D: Dictionary, margin: float, where: str, options: dict):
     evolution = state_evolution(layer, D, **options | dict(probability=more))
     if not evolution.holds:
         _checks.warn(
-            f"{where}: state evolution is for iid Gaussian dictionaries, and the spectrum of this "
-            "one is another: message passing may diverge on it; try layers.vamp_bg",
+            f"{where}: state evolution does not hold, as {evolution.reason}; message passing may "
+            "diverge, try layers.vamp_bg, or analytic.calibrate on a sample",
             HypothesisWarning,
         )
     return jax.device_put(np.asarray(evolution.thresholds, D.dtype))

@@ -36,7 +36,7 @@ def ista(D: Dictionary, lam: float, depth: int) -> Unrolled:
     """
     D = as_dictionary(D, "analytic.ista")
     _checks.nonnegative(lam, "lam", "analytic.ista")
-    depth = _checks.as_index(depth, "depth", "analytic.ista")
+    depth = _checks.as_depth(depth, "depth", "analytic.ista")
     return ista_params(D, lam, depth, "analytic.ista")
 
 

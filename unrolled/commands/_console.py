@@ -92,14 +92,7 @@ def never_silent(silence: float = _SILENCE) -> Iterator[None]:
     line = _Line("reading and compiling", now, now)
     token = _LATEST.set(line)
 
-    def watch() -> None:
-        while not over.wait(silence / 8):
-            now = time.monotonic()
-            if now - line.shown >= silence:
-                line.shown = now
-                print(f"... {line.text}: {now - line.at:.0f} s", file=sys.stderr, flush=True)
-
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=_watch, args=(line, silence, over), daemon=True)
     thread.start()
     try:
         yield
@@ -107,6 +100,15 @@ def never_silent(silence: float = _SILENCE) -> Iterator[None]:
         over.set()
         thread.join()
         _LATEST.reset(token)
+
+
+def _watch(line: _Line, silence: float, over: threading.Event) -> None:
+    """Until `over` is set, print what a command said last after every such silence."""
+    while not over.wait(silence / 8):
+        now = time.monotonic()
+        if now - line.shown >= silence:
+            line.shown = now
+            print(f"... {line.text}: {now - line.at:.0f} s", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from unrolled import datasets
-from unrolled._files import check_writable, whole_file
+from unrolled._files import check_writable, target, whole_file
 from unrolled._json import plain
 from unrolled._pursuits import ROUNDINGS, check_dictionaries, check_options, is_relative
 from unrolled.commands import _coders
@@ -188,9 +188,9 @@ def encode(
     inputs = [source] if isinstance(source, Path) else []
     _check_output(output, [*inputs, signals, *dictionaries])
     job = _job(source, signals, output.suffix, dictionaries, options, certify)
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(output.absolute()) as file:
-        lines = _written(job, file, output.absolute(), say)
+    target(output).parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(output) as file:
+        lines = _written(job, file, output, say)
     atoms = [D.shape[1] for D in job.coder.Ds]
     return encoded(lines, atoms, job.coder.chained, source, output, certify)
 
@@ -232,7 +232,7 @@ def _written(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[dict[str
     with ExitStack() as stack:
         parts: dict[str, Any] = {"": file}
         if output.suffix == ".npz":  # its entries are written one after another
-            beside = partial(tempfile.TemporaryFile, dir=output.parent)
+            beside = partial(tempfile.TemporaryFile, dir=target(output).parent)
             parts = {name: stack.enter_context(beside()) for name in job.shapes}
         for part, shape in zip(parts.values(), job.shapes.values()):
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}

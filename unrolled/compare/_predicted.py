@@ -14,13 +14,6 @@ from unrolled.dictionaries import Dictionary, Structured, dense
 from unrolled.layers import Layer, Unrolled, unstack
 
 _SUPPORTS = 5  # drawn ones, of which the median rate is taken
-# What is not met where state evolution does not hold.
-_UNMET = {
-    "amp": "the spectrum of D is not that of an iid Gaussian one",
-    "vamp": "the noise that the layer assumes, or learns, is not that of the signals",
-    "projected": "its steps are not free of divergence",
-    "oamp": "",
-}
 _WEIGHTS = {"amp": "dictionary"}  # of `local_rate`, for message passing of this kind
 
 
@@ -45,15 +38,17 @@ def predictions(
 
 def _prediction(layer: Layer, params: Unrolled, D: Dictionary, of: Class) -> Predicted:
     nmse, remark, passing = None, "none is known for this family and its options", _passing(layer)
+    has_rate = True
     if passing is not None:
         try:
             options: Any = of._asdict()
             evolution = theory.state_evolution(layer, D, **options, params=params)
             nmse = evolution.nmse[1:] if evolution.holds else None
-            remark = "" if evolution.holds else _UNMET[passing.step]
+            remark = evolution.reason
+            has_rate = evolution.holds or passing.step == "projected"  # a plain step has its own
         except (TypeError, ValueError) as error:  # it says what it does not cover
             remark = str(error).partition(": ")[2].partition(";")[0]
-    rate = None if remark == _UNMET["amp"] else _rate(layer, params, D, of)
+    rate = _rate(layer, params, D, of) if has_rate else None
     return Predicted(nmse, rate, remark)
 
 

@@ -28,6 +28,7 @@ def gaussian(key: Key, m: int, d: int) -> Array:
         ((50, 100), 1.0)
     """
     m, d = _size(m, d, "gaussian")
+    _announce((m, d), "gaussian")
     key = _checks.as_key(key, "gaussian")
     # Three programs: as one, fused, its last bits would be others.
     return normalize(jax.random.normal(key, (m, d)) / math.sqrt(m))[0]
@@ -58,9 +59,10 @@ def dct(m: int | tuple[int, ...], d: int | tuple[int, ...]) -> Array:
     ms, ds = (v if isinstance(v, tuple) else (v,) for v in (m, d))
     if len(ms) != len(ds):
         raise ValueError(f"dct: m={m} and d={d}; expected the same number of dimensions")
+    sizes = [_size(rows, columns, "dct") for rows, columns in zip(ms, ds)]
+    _announce((math.prod(m for m, _ in sizes), math.prod(d for _, d in sizes)), "dct")
     D = np.ones((1, 1))
-    for rows, columns in zip(ms, ds):
-        rows, columns = _size(rows, columns, "dct")
+    for rows, columns in sizes:
         if columns < rows:
             raise ValueError(f"dct: expected d >= m in every dimension, got m={m}, d={d}")
         V = np.cos(np.pi * np.outer(np.arange(rows) + 0.5, np.arange(columns)) / columns)
@@ -89,7 +91,8 @@ def identity_hadamard(m: int) -> Array:
     """
     m = _checks.as_index(m, "m", "identity_hadamard", least=1)
     if m & (m - 1):
-        raise ValueError(f"identity_hadamard: m must be a power of two, got {m}")
+        raise ValueError(f"identity_hadamard: m must be a power of two, got {_checks.brief(m)}")
+    _announce((m, 2 * m), "identity_hadamard")
     H = np.ones((1, 1))
     while len(H) < m:
         H = np.block([[H, H], [H, -H]])
@@ -113,6 +116,7 @@ def paley(q: int) -> Array:
         ((7, 14), 13.0)
     """
     q = _checks.as_index(q, "q", "paley", least=2)
+    _announce((q + 1, q + 1), "paley")
     if not _is_prime(q) or q % 4 != 1:
         raise ValueError(
             f"paley: q must be a prime with q = 1 mod 4, e.g. 5, 13, 61 or 1009; got {q}"
@@ -155,6 +159,8 @@ def transversal(key: Key, c: int, q: int, d: int) -> Array:
     """
     c, d = _size(c, d, "transversal")
     q = _checks.as_index(q, "q", "transversal", least=2)
+    _announce((c * q, d), "transversal")
+    _checks.check_memory((q, q), jnp.result_type(int), "all lines", "transversal", 2)
     if not _is_prime(q) or c > q or d > q * q:
         raise ValueError(
             f"transversal: expected a prime q >= c and d <= q^2, got c={c}, q={q}, d={d}"
@@ -201,6 +207,7 @@ def ill_conditioned(key: Key, m: int, d: int, kappa: float) -> Array:
         raise ValueError(
             f"ill_conditioned: kappa must be at least 1, got {kappa}; it must also be finite"
         )
+    _announce((m, d), "ill_conditioned")
     key = _checks.as_key(key, "ill_conditioned")
     return normalize(_with_spectrum(jax.random.normal(key, (m, d)), -math.log10(kappa)))[0]
 
@@ -212,6 +219,14 @@ def _with_spectrum(A: Array, last: float) -> Array:
     s = jnp.logspace(0, last, min(A.shape), dtype=U.dtype)
     with jax.default_matmul_precision("highest"):
         return (U * s[None, :]) @ V
+
+
+def _announce(shape: tuple[int, int], where: str) -> None:
+    """Warn before a large dictionary is made, or refuse it; of its size is also what it is made of.
+
+    Random bits, matrices that are not normalised yet, or factors: four at once.
+    """
+    _checks.announce(shape, jnp.result_type(float), "the dictionary", where, copies=4)
 
 
 def _size(m: int, d: int, where: str) -> tuple[int, int]:

@@ -117,6 +117,7 @@ def check_batch(D: Dictionary, Y: ArrayLike, X: ArrayLike | None, where: str) ->
         some = ", with at least one signal" if 0 in shape[:1] else ""
         raise ValueError(
             f"{where}: Y has shape {shape}{got}; expected (batch, {m}){expected}{some}"
+            f"{_checks.flattened('Y', shape)}"
         )
 
 

@@ -85,6 +85,7 @@ def as_signals(
     if rows.ndim != 2 or 0 in rows.shape:
         raise ValueError(
             f"{where}: {name} has shape {rows.shape}; expected (signals, m), signals in rows"
+            f"{_checks.flattened(name, rows.shape)}"
         )
     Y = np.asarray(rows).astype(wide_dtype(rows.dtype))
     V, scale = _weights(Y.shape, Y.dtype, weights, mask, where)

@@ -325,7 +325,7 @@ class Layer(Looped):
         [[28.0, 0.0], [0.0, 0.0]]
     """
 
-    depth: int = option(kw_only=False, help="K, the number of steps")
+    depth: int = option(kw_only=False, most=_checks.DEEPEST, help="K, the number of steps")
     guard: float | None = option(
         default=None,
         least=0,

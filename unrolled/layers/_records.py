@@ -165,6 +165,8 @@ def repeat(tree: Any, depth: int) -> Any:
         >>> ur.layers.repeat(ur.layers.Weights(jnp.eye(2)), 3).W.shape
         (3, 2, 2)
     """
+    for leaf in jax.tree.leaves(tree):
+        _checks.check_memory((depth, *leaf.shape), leaf.dtype, "what is untied", "repeat")
     return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], depth, axis=0), tree)
 
 

@@ -25,7 +25,7 @@ class Unfolded(Network, layers.Looped):
     one of `Sweeping`.
     """
 
-    depth: int = option(kw_only=False, help="K, the number of steps")
+    depth: int = option(kw_only=False, most=_checks.DEEPEST, help="K, the number of steps")
     lam: float = option(default=0.1, least=0, help="weight of the l1 norm at the start")
     step: ClassVar[Callable[..., Any]]
 

@@ -120,6 +120,7 @@ def operands_of_many(D: Dictionary, Y: Any, where: str) -> tuple[Operator, Any, 
         shape = Y.shape if mapped else some.shape
         raise ValueError(
             f"{where}: Y has shape {shape}; expected (batch, {D.shape[0]}), signals in rows"
+            f"{_checks.flattened('Y', shape)}"
         )
     return D, Y.reshape(len(Y), -1) if mapped else some, _checks.common_dtype(D, some), grid
 

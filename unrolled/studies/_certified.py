@@ -158,7 +158,7 @@ def certified_regime(
         >>> bool((study.runs[0].measured <= study.runs[0].schedule.error).all())
         True
     """
-    depth = _checks.as_index(depth, "depth", "certified_regime", least=1)
+    depth = _checks.as_depth(depth, "depth", "certified_regime", least=1)
     key = _checks.as_key(key, "certified_regime")
     with jax.enable_x64(True):
         D = as_dictionary(D, "certified_regime")

@@ -103,7 +103,7 @@ def plan(
         lam = _checks.as_number(lam, "lam", where)
         if not 0 < lam < np.inf:
             raise ValueError(f"{where}: lam must be positive, got {lam}")
-    depth = _checks.as_index(depth, "depth", where, least=1)
+    depth = _checks.as_depth(depth, "depth", where, least=1)
     steps = _checks.as_index(steps, "steps", where)
     numbers = depth, lam, steps
     return Plan(_checks.as_key(key, where), methods, pursuits or {}, *numbers, say, weights or {})

@@ -100,7 +100,7 @@ def activation_schedule(
     mu, C_W, B, noise, guard, eta = host_numbers(
         where, mu=mu, C_W=C_W, bound=bound, noise=noise, guard=guard, eta=eta
     )
-    s, K = _checks.as_index(sparsity, "sparsity", where), _checks.as_index(depth, "depth", where)
+    s, K = _checks.as_index(sparsity, "sparsity", where), _checks.as_depth(depth, "depth", where)
     d = _checks.as_index(d, "d", where, least=1)
     exact = activation.identity_on_positives
     L = activation.tail_lipschitz if exact else math.inf

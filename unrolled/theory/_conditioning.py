@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from unrolled import _checks
 from unrolled._numbers import UP
 
@@ -65,6 +67,7 @@ def gaussian_conditioning(m: int, d: int, k: int, confidence: float = 1 - 1e-6) 
     Raises:
         TypeError: sizes that are no integers, or a confidence that is no number.
         ValueError: sizes below 1, or a confidence outside (0, 1).
+        MemoryError: sizes of a dictionary that this machine does not hold.
 
     Not claimed: anything of a D that was learned, chosen or built, as a DCT or patches; nor can it
     be verified for a D at hand.
@@ -78,6 +81,7 @@ def gaussian_conditioning(m: int, d: int, k: int, confidence: float = 1 - 1e-6) 
     """
     where = "gaussian_conditioning"
     m, d, k = _checks.as_sizes(where, m=m, d=d, k=k)
+    _checks.check_memory((m, d), np.float32, "a dictionary", where)
     risk = 1 - _checks.as_fraction(confidence, "confidence", where)
     atoms, k = k, min(k, d)
     if k > m or k == 1:

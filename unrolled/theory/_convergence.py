@@ -212,13 +212,14 @@ def atom_schedule(
         )
     _checks.nonnegative(mus, "mus", where)
     _checks.nonnegative(C_Ws, "C_Ws", where)
-    s, K = _checks.as_index(sparsity, "sparsity", where), _checks.as_index(depth, "depth", where)
+    s, K = _checks.as_index(sparsity, "sparsity", where), _checks.as_depth(depth, "depth", where)
     s, c = min(s, len(mus)), _times(C_Ws, noise) + guard
 
     def top(values: np.ndarray, k: int) -> float:
         return float(np.sort(values)[::-1][: max(k, 0)].sum())
 
     a = top(mus, s - 1) + top(mus, s) + eta if s else 0.0
+    _checks.announce((K, len(mus)), np.float64, "the thresholds", where)
     error, theta = np.empty(K + 1), np.empty((K, len(mus)))
     error[0] = times(s, bound)
     with np.errstate(over="ignore"):
@@ -259,7 +260,7 @@ def sequence_bound(W: Dictionary, D: Dictionary, depth: int) -> np.ndarray:
         >>> ur.theory.sequence_bound(D, D, 3).round(3).tolist()
         [0.0, 1.414, 2.828, 4.243]
     """
-    K = _checks.as_index(depth, "depth", "sequence_bound")
+    K = _checks.as_depth(depth, "depth", "sequence_bound")
     W, D = weights_of(W, D, "sequence_bound")
     weights, atoms = (np.asarray(dense(A), np.float64) for A in (W, D))
     step = _distance_from_identity(weights, atoms) * UP

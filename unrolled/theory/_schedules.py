@@ -132,7 +132,7 @@ def schedule(
         "schedule", mu=mu, C_W=C_W, bound=bound, noise=noise, guard=guard, eta=eta
     )
     s = _checks.as_index(sparsity, "sparsity", "schedule")
-    K = _checks.as_index(depth, "depth", "schedule")
+    K = _checks.as_depth(depth, "depth", "schedule")
     a = times(max(2 * s - 1, 0), mu) + (eta if s else 0.0)
     c = times(C_W, noise) + guard
     error, theta = np.empty(K + 1), np.empty(K)

@@ -13,6 +13,7 @@ from unrolled._program import host_function
 from unrolled.dictionaries import Dictionary, Structured, as_dictionary, unit_atoms
 from unrolled.theory import _scalar_channels
 from unrolled.theory._scalar_channels import Prior, bernoulli_gaussian, branches, cut, least, mean
+from unrolled.theory._simulation import SIGNALS, median_nmse, with_thresholds
 
 # Variances stay above this part of that of the codes, as in the layers.
 _LEAST = 1e-15
@@ -29,6 +30,8 @@ _DEVIATIONS = 5.0
 _SPREAD = 0.1
 _NO_NOISE = 1e-9  # an assumed ratio that stands for none
 _MOST_NONZEROS = 0.9  # that the corrections of `alista_at` and `tista` see
+# A prediction agrees with drawn signals within so many dB, above the error where float32 rounds.
+_AGREES, _ROUNDING = 3.0, -100.0
 
 
 class MessagePassing(NamedTuple):
@@ -62,7 +65,8 @@ class StateEvolution(NamedTuple):
     nmse: np.ndarray  # (K + 1,), in dB, that of the zero code first
     tau: np.ndarray  # (K,), the noise level before each estimate
     thresholds: np.ndarray | None  # (K,), in the units of the params
-    holds: bool  # whether its hypotheses are met, as far as the spectrum of D shows
+    holds: bool  # whether its hypotheses are met, as far as it can be seen, and drawn signals agree
+    reason: str  # why it does not hold, or empty
 
 
 @host_function
@@ -103,9 +107,13 @@ def state_evolution(
             typical one: about half of what separates a ratio of sums from it.
 
     Returns:
-        StateEvolution. `holds` is False where LAMP meets a spectrum other than that of an iid
-        Gaussian D, where `vamp_bg` assumes another noise than there is, for its option `em`, whose
-        evolution is that of a layer that knows prior and noise, and for `tista` without `onsager`.
+        StateEvolution. `holds` is False, with its `reason`, where LAMP meets a spectrum other than
+        that of an iid Gaussian D, where `vamp_bg` assumes another noise than there is, for its
+        option `em`, whose evolution is that of a layer that knows prior and noise, and for `tista`
+        without `onsager`. Nothing in a spectrum shows whether the right singular vectors are
+        random. So the layer also codes 256 signals of this law, the same at every call: `holds` is
+        False where their median is more than 3 dB off after any step. Errors below -100 dB, where
+        float32 rounds, count as -100 dB.
 
     Raises:
         TypeError: a family without state evolution, a structured or a traced D.
@@ -137,6 +145,7 @@ def state_evolution(
     D = as_dictionary(D, where)
     unit_atoms(D, where)
     prior = _prior(probability, variance, where)
+    noise = _checks.as_number(noise, "noise", where)
     _checks.nonnegative(noise, "noise", where)
     if not noise / prior.variance <= _LARGEST:
         raise ValueError(
@@ -147,15 +156,35 @@ def state_evolution(
     s = np.linalg.svd(np.asarray(D, float), compute_uv=False)
     s = s[s > min(D.shape) * float(jnp.finfo(wide_dtype(D.dtype)).eps) * s[0]]
     # In units in which the codes have variance 1.
-    unit, prior = prior.variance, prior._replace(variance=1.0)
+    law, unit, prior = prior, prior.variance, prior._replace(variance=1.0)
     passing = _in_units(passing, unit)
-    problem = _Problem(s, (D.shape[0], D.shape[1]), float(noise) / unit)
+    problem = _Problem(s, (D.shape[0], D.shape[1]), noise / unit)
     mse, tau, thresholds = _evolved(passing, problem, prior, layer.depth, thresholds)
+    nmse, reason = _decibels(mse, prior), _unmet(passing, problem, prior)
+    if not reason:
+        # In half precision it would be the rounding that disagrees.
+        wide = _checks.cast(D, wide_dtype(D.dtype))
+        given = with_thresholds(layer, wide, thresholds) if params is None else params
+        reason = _disagreement(nmse[1:], median_nmse(layer, given, wide, law, noise))
     if mixed:
-        mse = _mixed(passing, problem, prior, layer.depth, thresholds)
-    nmse = 10 * np.log10(np.maximum(mse / prior.probability, _LEAST**2))
-    holds = _fits_family(passing, problem, prior)
-    return StateEvolution(nmse, math.sqrt(unit) * tau, thresholds, holds)
+        nmse = _decibels(_mixed(passing, problem, prior, layer.depth, thresholds), prior)
+    return StateEvolution(nmse, math.sqrt(unit) * tau, thresholds, not reason, reason)
+
+
+def _decibels(mse: np.ndarray, prior: Prior) -> np.ndarray:
+    return 10 * np.log10(np.maximum(mse / prior.probability, _LEAST**2))
+
+
+def _disagreement(predicted: np.ndarray, measured: np.ndarray) -> str:
+    """Where the median of drawn signals is farthest from what is predicted; "" where it is near."""
+    apart = np.abs(np.maximum(measured, _ROUNDING) - np.maximum(predicted, _ROUNDING))
+    if np.all(apart <= _AGREES):
+        return ""
+    k = int(np.argmax(apart))  # of NaN the first
+    return (
+        f"the median of {SIGNALS} drawn signals is {measured[k]:.1f} dB after step {k + 1}, where "
+        f"{predicted[k]:.1f} are predicted"
+    )
 
 
 class _Problem(NamedTuple):
@@ -220,21 +249,27 @@ def _thresholds(layer, passing: MessagePassing, params, D, where: str) -> np.nda
     return np.abs(np.asarray(getattr(params.steps, passing.threshold), float))
 
 
-def _fits_family(passing: MessagePassing, problem: _Problem, prior: Prior) -> bool:
-    """Whether D and the noise are what the family needs, as far as a spectrum shows."""
+def _unmet(passing: MessagePassing, problem: _Problem, prior: Prior) -> str:
+    """What D and the noise lack of what the family needs, as far as a spectrum shows; or ""."""
     (m, d), s2 = problem.shape, problem.s**2
+    if passing.step == "projected":
+        return "its steps are not free of divergence"
     if passing.step == "amp":  # trace (D D')^2 of an iid Gaussian D
         spread = m * np.sum(s2**2) / np.sum(s2) ** 2 / (1 + m / d)
-        return bool(abs(spread - 1) < _SPREAD)
+        gaussian = abs(spread - 1) < _SPREAD
+        return "" if gaussian else "the spectrum of D is not that of an iid Gaussian one"
     if passing.step == "vamp":
         energy = prior.probability * prior.variance * np.sum(s2) / m
         assumed, true = passing.noise_ratio or math.nan, problem.noise / energy
-        return true <= 2 * assumed and (assumed <= 2 * true or assumed <= _NO_NOISE)
-    assumed = problem.noise if passing.noise is None else passing.noise
-    right_noise = problem.noise <= 2 * assumed and assumed <= 2 * problem.noise
-    # The start of `tista` takes D to be of full rank.
-    full = passing.estimate != "bayes" or len(s2) == min(m, d)
-    return passing.step == "oamp" and right_noise and full
+        right_noise = true <= 2 * assumed and (assumed <= 2 * true or assumed <= _NO_NOISE)
+    else:
+        assumed = problem.noise if passing.noise is None else passing.noise
+        right_noise = problem.noise <= 2 * assumed and assumed <= 2 * problem.noise
+        # The start of `tista` takes D to be of full rank.
+        if passing.estimate == "bayes" and len(s2) < min(m, d):
+            return "D is not of full rank"
+    wrong = "the noise that the layer assumes, or learns, is not that of the signals"
+    return "" if right_noise else wrong
 
 
 def _mixed(passing, problem, prior: Prior, depth: int, thresholds) -> np.ndarray:

@@ -81,7 +81,7 @@ def fit(
             `problems.resampler` draws. The last tenth of the signals, at least one and at most
             1,000, is then held back for validation: no step sees it. Of arrays that
             `np.load(path, mmap_mode="r")` returns, these and the rows that are drawn are read, in
-            each process for its own devices.
+            each process for its own devices. A data frame is taken as numpy reads it.
         optimizer: sees `Trained(params, D)`, with None at every leaf that is not trained. One that
             asks for the loss, such as `optax.lbfgs` or `optax.polyak_sgd`, gets that of the batch.
             `optax.lookahead`, which needs params of its own form, does not work.
@@ -138,9 +138,9 @@ def fit(
             Its `fit` holds the params before that step (after a broken update, the best ones) and
             the best ones.
         TypeError: not an optax optimiser, not a model, a sample that is neither a function nor
-            arrays, signals that are integers, params without floating-point leaves, a `trainable`
-            that holds anything but bools, a loss or a callback that is no function, a loss that is
-            not one floating-point number.
+            arrays, signals that are integers, params without floating-point leaves, a
+            `learn_dictionary` that is not a bool, a `trainable` that holds anything but bools, a
+            loss or a callback that is no function, a loss that is not one floating-point number.
         ValueError: a batch that does not fit or is not finite; a loss that needs codes where there
             are none; a single signal, or signals that are all zero; steps, patience or
             evaluate_every out of range; a model of depth 0; a `trainable` that is no tree prefix of
@@ -170,6 +170,7 @@ def fit(
     how = evaluate_every, patience, checkpoint, callbacks, log, progress
     options = Options(*how, accumulate, mesh, reduction).checked("fit")
     check_loss(loss, "fit")
+    learn_dictionary = _checks.as_bool(learn_dictionary, "learn_dictionary", "fit")
     others = learn_dictionary, trainable is not None, accumulate > 1
     any_model = params is None and D is None and not isinstance(model, Layer | Network)
     if any_model and is_nnx(model):
@@ -241,6 +242,7 @@ def check_data(
     key = _checks.as_key(key, where)
     D = None if D is None else as_dictionaries(D, where)
     judged = where if validation is None else f"{where}, validation"
+    validation = jax.tree.map(_checks.as_array, validation)
     if is_own(sample):
         sample, validation = from_arrays(sample, validation, params, D, where)
     _check_sample(sample, where)
@@ -293,6 +295,7 @@ def _check_batch(batch, D: Dictionaries | None, where: str) -> None:
         raise ValueError(
             f"{where}: signals have shape {np.shape(Y)}; "
             f"expected (batch, {m}) with batch at least 1"
+            f"{_checks.flattened('Y', np.shape(Y))}"
         )
     targets = X if isinstance(X, tuple) else (X,)
     if len(targets) > len(Ds):

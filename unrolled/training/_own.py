@@ -17,10 +17,10 @@ _HELD_BACK, _MOST = 10, 1000
 
 
 def is_own(sample: Any) -> bool:
-    """Whether it is signals Y, or a pair (Y, X), and no sampler."""
+    """Whether it is signals Y, or a pair (Y, X), and no sampler; a data frame is an array too."""
     pair = isinstance(sample, tuple) and len(sample) == 2
     first = sample[0] if pair else sample
-    return isinstance(first, jax.Array | np.ndarray) and not callable(sample)
+    return hasattr(first, "__array__") and not callable(sample)
 
 
 def from_arrays(

@@ -126,7 +126,7 @@ def prepare(
         )
     Y, X = (_checks.as_float(part, name, "prepare") for part, name in ((Y, "Y"), (X, "X")))
     check_batch(D, Y, X, "prepare")
-    depth = _checks.as_index(depth, "depth", "prepare", least=1)
+    depth = _checks.as_depth(depth, "depth", "prepare", least=1)
     if len(Y) < _FEWEST:
         raise ValueError(f"prepare: expected at least {_FEWEST} signals, got {len(Y)}")
     cut = min(_CALIBRATED_ON, len(Y) // 2)
@@ -193,7 +193,7 @@ def by_recipe(
         (True, True)
     """
     cls, D = _family(family, "by_recipe"), as_dictionary(D, "by_recipe")
-    depth = _checks.as_index(depth, "depth", "by_recipe", least=1)
+    depth = _checks.as_depth(depth, "depth", "by_recipe", least=1)
     drawing, starting, training = jax.random.split(_checks.as_key(key, "by_recipe"), 3)
     sampler: Any = sample
     if is_own(sample):

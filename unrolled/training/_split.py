@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unrolled import _checks
 from unrolled.dictionaries import as_dictionary, normalize, normalized
 from unrolled.layers import Fixed, fold_thresholds
 from unrolled.training._records import Dictionaries, Params, Trained
@@ -84,8 +85,8 @@ def split(
         where: the name of the caller, which messages begin with.
 
     Raises:
-        TypeError: params without floating-point leaves, a `trainable` that holds anything but
-            bools.
+        TypeError: params without floating-point leaves, a `learn_dictionary` that is not a bool, a
+            `trainable` that holds anything but bools.
         ValueError: a `trainable` that is no tree prefix of params, or that freezes everything.
 
     Example:
@@ -96,7 +97,7 @@ def split(
         >>> ur.training.merge(trained, fixed).params.shared.W.shape
         (4, 6)
     """
-
+    learn_dictionary = _checks.as_bool(learn_dictionary, "learn_dictionary", where)
     D = _in_form(D) if learn_dictionary else D
     whole = Trained(params, D)
     floats = _marks(params)
