@@ -144,7 +144,10 @@ def _sparsity(sparsity: int, shape: tuple[int, ...], where: str) -> int:
 
 
 def _announce(shape: tuple[int, ...], where: str, what: str = "the codes") -> None:
-    """Warn before a large array is drawn, or refuse it: with its support, bits and values."""
+    """Warn before a large array is drawn, or refuse one that memory does not hold.
+
+    Three arrays have its size at once: random bits, the support and the values.
+    """
     sizes = _checks.as_indices(shape, "shape", where)
     _checks.announce(sizes, jnp.result_type(float), what, where, copies=3)
 

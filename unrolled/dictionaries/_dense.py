@@ -222,9 +222,10 @@ def _with_spectrum(A: Array, last: float) -> Array:
 
 
 def _announce(shape: tuple[int, int], where: str) -> None:
-    """Warn before a large dictionary is made, or refuse it; of its size is also what it is made of.
+    """Warn before a large dictionary is made, or refuse one that memory does not hold.
 
-    Random bits, matrices that are not normalised yet, or factors: four at once.
+    Up to four arrays have its size at once: random bits, entries before they are normalised, and
+    factors.
     """
     _checks.announce(shape, jnp.result_type(float), "the dictionary", where, copies=4)
 
