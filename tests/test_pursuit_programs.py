@@ -26,6 +26,9 @@ SOLVERS = {
     "half_quadratic": lambda D, E, F, Y, u, v: pursuit.half_quadratic(D, Y[0], L * u * v, tol=1e-2),
     "lasso": lambda D, E, F, Y, u, v: pursuit.lasso(D, Y[0], L * u * v),
     "lasso, ratio": lambda D, E, F, Y, u, v: pursuit.lasso(D, Y[0], ratio=0.1),
+    "lasso, free atoms": lambda D, E, F, Y, u, v: pursuit.lasso(
+        D, Y[0], L * u * v * (np.arange(N) > 1)
+    ),
     "lasso_path": lambda D, E, F, Y, u, v: pursuit.lasso_path(D, Y[0], ratio=[0.5, 0.1]),
     "lasso_batch": lambda D, E, F, Y, u, v: pursuit.lasso_batch(D, Y, L * u * v),
     "local_error": lambda D, E, F, Y, u, v: pursuit.local_error(F, Y[0], 0.5 * v, tol=1e-2),

@@ -5,6 +5,7 @@ type: zeros from which a loop starts are equal on all devices, what it makes of 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -45,12 +46,10 @@ def fori_loop(lower: int, upper: int, body: Callable[[Any, Any], Any], start: An
 
 
 def cond(holds: Any, yes: Callable[..., Any], no: Callable[..., Any], *operands: Any) -> Any:
-    """`lax.cond`; every leaf of the answer differs among devices as that of one branch does."""
+    """`lax.cond`, whose branches may use other arrays too; inside shard_map both are computed."""
     if not _inside_shard_map():
         return lax.cond(holds, yes, no, *operands)
-    axes = _axes(holds, *(jax.eval_shape(branch, *operands) for branch in (yes, no)))
-    branches = (lambda *v, branch=branch: _varying(branch(*v), axes) for branch in (yes, no))
-    return lax.cond(holds, *branches, *operands)
+    return jax.tree.map(partial(jnp.where, holds), yes(*operands), no(*operands))
 
 
 def adjoint(linear: Callable[[Any], Any], primal: Any, image: Any) -> Any:

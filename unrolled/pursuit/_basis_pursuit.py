@@ -86,6 +86,7 @@ def _scaled(form: Form, Ds: tuple[Dictionary, ...], *others: Any) -> Problem:
 @partial(jax.jit, static_argnums=0)
 def _result(form: Form, problem: Problem, answer: Answer) -> tuple:
     with jax.default_matmul_precision("highest"):
+        assert not isinstance(answer.x, tuple)
         allowed = rounding_of(form, problem, answer.x)
         return result(form, problem, answer._replace(allowed=allowed))
 

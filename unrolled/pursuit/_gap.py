@@ -1,6 +1,5 @@
 """The objective of the LASSO, a bound of its excess over the minimum, and its line search."""
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import ModuleType
@@ -8,12 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from unrolled import _lax
 from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import exponent, ldexp, norm
-from unrolled.dictionaries import Dictionary, Operator, column_norms
+from unrolled._numbers import exponent, ldexp
+from unrolled.dictionaries import Dictionary, Operator
+from unrolled.pursuit._free import freed
 from unrolled.pursuit._problem import Codes, Problem, check_weights, one_by_one, per_atom
 
 
@@ -53,7 +52,7 @@ def duality_gap(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Ar
     .. math:: gap = (1 - s)^2 \|r\|^2 / 2 + \sum_i (lam_i |x_i| - s x_i (D'r)_i).
 
     An atom with lam_i = 0 bounds |d_i . r| by 0. So r is first freed of its part r - r' in the span
-    of these atoms, which adds norm(r - r')^2 / 2 to the gap.
+    of these atoms, which adds norm(r - r')^2 / 2 to the gap, and norm(y) times the rounding of r'.
 
     It is a bound with any r in place of y - D x, up to norm(e) (norm(e) + sqrt(2 gap)) if they
     differ by e: rounding of r hardly matters. That of D'r changes it, for unit atoms by some
@@ -168,56 +167,13 @@ def _gap(
         free = (lam == 0) & (l2 is None or l2 == 0)
         # Over x >= 0 an atom that is not in use bounds d_i . r on one side.
         in_use = free & (x > 0) if nonnegative else free
-        branches = partial(_freed, D, in_use), lambda r, h: (r, h, jnp.zeros((), r.dtype))
+        branches = partial(freed, D, in_use), lambda r, h: (r, h, jnp.zeros((), r.dtype))
         nu, h, off = _lax.cond(free.any(), *branches, r, h)
         beside = jnp.sum((r - nu) ** 2) / 2 + off * jnp.sqrt(jnp.sum(y**2))
     squares = jnp.sum(nu**2)
     if l2 is None:
         return beside + dual_gap(squares, (lam,), (x,), (h,), nonnegative)
     return beside + elastic_gap(squares, lam, l2, x, h, nonnegative)
-
-
-def _freed(D: Operator, free: Array, r: Array, h: Array) -> tuple[Array, Array, Array]:
-    """r without its part in the span of the free atoms, D' of it, and how far rounding moved it.
-
-    With |D_f'r| = e it is at most e / sigma off, sigma the least singular value of these atoms. The
-    code of a vector without structure in them tells sigma.
-    """
-    m, d = D.shape
-    fixed_D, fixed_r = lax.stop_gradient((D, r))
-    level = m * float(jnp.finfo(r.dtype).eps) * column_norms(fixed_D) * norm(fixed_r)
-    once = partial(_least_squares, fixed_D, free)
-    c = _lax.fori_loop(
-        0, 2, lambda _, c: c + once(fixed_r - fixed_D @ c, level, 2 * min(m, d)), jnp.zeros_like(h)
-    )
-    nu = r - D @ c
-    h = nu @ D
-    probe = jnp.cos(jnp.arange(1, m + 1, dtype=r.dtype) ** 2)
-    inverse = norm(once(probe, jnp.zeros_like(level), jnp.count_nonzero(free) + 2))
-    off = norm(jnp.where(free, h, 0)) * inverse * math.sqrt(m) / norm(probe)
-    return nu, jnp.where(free, 0, h), off
-
-
-def _least_squares(D: Operator, free: Array, r: Array, level: Array, limit: ArrayLike) -> Array:
-    """The code of r in the free atoms, by conjugate gradients until |D'r| <= level (CGLS)."""
-
-    def goes_on(s):
-        *_, g, size, k = s
-        return (jnp.abs(g) > level).any() & (size > 0) & (k < limit)
-
-    def body(s):
-        c, nu, p, g, size, k = s
-        q = D @ p
-        curvature = jnp.sum(q**2)
-        step = jnp.where(curvature > 0, size / jnp.where(curvature > 0, curvature, 1), 0)
-        c, nu = c + step * p, nu - step * q
-        g = jnp.where(free, nu @ D, 0)
-        smaller = jnp.sum(g**2)
-        return c, nu, g + smaller / size * p, g, smaller, k + 1
-
-    g = jnp.where(free, r @ D, 0)
-    start = jnp.zeros_like(g), r, g, g, jnp.sum(g**2), jnp.zeros((), int)
-    return _lax.while_loop(goes_on, body, start)[0]
 
 
 def chain_gap(problem: Problem, xs: Codes, multipliers: Callable[[int, Array], Array]) -> Array:
