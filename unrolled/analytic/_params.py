@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, layers
+from unrolled._arguments import checked
 from unrolled._checks import Array, DTypeLike
 from unrolled._program import host_function
 from unrolled.activations import Activation, relu
@@ -15,6 +16,7 @@ from unrolled.dictionaries import Dictionary, Operator, as_dictionary
 from unrolled.layers import Unrolled, ista_params
 
 
+@checked
 def ista(D: Dictionary, lam: float, depth: int) -> Unrolled:
     """Params of `layers.ista` and `layers.fista`: gamma = 1 / L, theta = lam / L, L = norm(D, 2)^2.
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, theory
+from unrolled._arguments import checked
 from unrolled._checks import Array
 from unrolled._numbers import UP, largest, lost_below
 from unrolled._program import host_function, program
@@ -98,6 +99,7 @@ def _measured(W: Dictionary, D: Dictionary) -> tuple[Array, ...]:
     return mu, C, eta, omega, column_norms(D)
 
 
+@checked
 def plan(
     Ds: Sequence[Dictionary],
     *,

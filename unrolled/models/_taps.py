@@ -6,6 +6,7 @@ from typing import Any
 
 from flax import nnx
 
+from unrolled._arguments import checked
 from unrolled._checks import Array
 
 _RECORD = "tapped_outputs"
@@ -100,6 +101,7 @@ def _recording(cls: type, inputs: bool) -> type:
     return Recording
 
 
+@checked
 def submodule(model: nnx.Module, name: str) -> nnx.Module:
     """The submodule at a path, as `tap` finds it.
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unrolled._arguments import checked
 from unrolled._checks import ArrayLike
 from unrolled.plots._styles import COLOURS, STYLE, styles
 
@@ -18,6 +19,7 @@ _NAME_HEIGHT = 0.075  # of a name, in heights of a panel
 _LEAST_SPAN = 0.01  # of a vertical axis, relative to its values
 
 
+@checked
 def figure(
     rows: int, columns: int, *, width: float = 5.2, height: float = 3.7
 ) -> "tuple[Figure, np.ndarray]":
@@ -51,6 +53,7 @@ def figure(
         return fig, fig.subplots(rows, columns, squeeze=False)
 
 
+@checked
 def curves(
     panel: "Axes",
     lines: dict[str, ArrayLike],
@@ -113,6 +116,7 @@ def whole_steps(panel: "Axes") -> None:
     panel.set_xlim(left=0)
 
 
+@checked
 def name_lines(panel: "Axes") -> None:
     """Name at most six lines of a panel beside their ends, more by a legend.
 
@@ -211,6 +215,7 @@ def note(panel: "Axes", sentences: list[str]) -> None:
     panel.set_xlabel("\n".join([panel.get_xlabel(), *lines]))
 
 
+@checked
 def bound(
     lines: dict[str, tuple[np.ndarray, np.ndarray]], *, title: str, xlabel: str = "step"
 ) -> "Figure":

@@ -6,13 +6,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, ldexp
 from unrolled.dictionaries import Dictionary, Operator
 from unrolled.pursuit._problem import Codes, Problem
 
 
+@checked
 def lasso_objective(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Array:
     """1/2 norm(y - D x)^2 + lam norm(x, 1).
 
@@ -21,7 +25,7 @@ def lasso_objective(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -
         >>> float(ur.pursuit.lasso_objective(D, y, jnp.array([2.0, 0.0]), 1.0))
         2.625
     """
-    return _objective(D, y, x, lam)
+    return _objective(*_operands(D, y, x, lam, "lasso_objective"))
 
 
 @jax.jit
@@ -30,6 +34,7 @@ def _objective(D: Operator, y: Array, x: Array, lam: ArrayLike) -> Array:
     return jnp.sum(r * (r / 2)) + lam * jnp.sum(jnp.abs(x))  # r^2 may leave the range, r^2/2 not
 
 
+@checked
 def duality_gap(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Array:
     r"""An upper bound of F(x) - F* for the LASSO that needs no F*.
 
@@ -56,7 +61,21 @@ def duality_gap(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Ar
         >>> float(ur.pursuit.duality_gap(D, y, jnp.array([2.0, 0.0]), 1.0))
         0.0
     """
-    return _duality_gap(D, y, x, lam)
+    return _duality_gap(*_operands(D, y, x, lam, "duality_gap"))
+
+
+def _operands(
+    D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike, where: str
+) -> tuple[Dictionary, ArrayLike, ArrayLike, ArrayLike]:
+    """The operands of an objective, of shapes (m, d), (m,), (d,), and () or (d,)."""
+    m, d = D.shape
+    if (np.shape(y), np.shape(x)) != ((m,), (d,)):
+        raise ValueError(
+            f"{where}: D has shape {(m, d)} but y has shape {np.shape(y)} and x {np.shape(x)}; "
+            f"expected ({m},) and ({d},)"
+        )
+    _checks.broadcast(where, x=x, lam=lam)
+    return D, y, x, lam
 
 
 @jax.jit

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled.realize._polyphase import tree_depth
 
 FORMS = ("compact", "positive", "literal")
@@ -21,6 +22,7 @@ class CnnSize(NamedTuple):
     n_weights: int
 
 
+@checked
 def cnn_size(
     m: int,
     d: int | Sequence[int],

@@ -1,0 +1,309 @@
+"""Every argument of every exported function: what is wrong is refused in words, or taken right.
+
+The example in the docstring of a function is its valid call. Each argument in turn is then wrong.
+"""
+
+import contextlib
+import doctest
+import importlib
+import inspect
+import re
+import signal
+import typing
+import warnings
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from unittest import mock
+from zlib import crc32
+
+import jax
+import numpy as np
+import pytest
+from test_doctests import NAMES, as_typed  # noqa: F401
+from test_imports import PUBLIC, listing, of_ours
+
+from unrolled._checks import ArrayLike, Key
+from unrolled.training import NonFiniteError
+
+SECONDS = 20  # that a call may take
+REFUSALS = TypeError, ValueError, MemoryError, OSError, NonFiniteError
+
+
+def functions():
+    """The exported functions but those behind the command line, by name."""
+    return {
+        name.removeprefix("unrolled."): value
+        for name, value in of_ours()
+        if not inspect.isclass(value) and name.split(".")[1] not in ("cli", "commands")
+    }
+
+
+FUNCTIONS = functions()
+
+
+# What messages call some arguments.
+CALLED = {
+    **dict.fromkeys(("model", "layer"), "Layer|layer|model|state evolution"),
+    **dict.fromkeys(("estimate", "estimates", "X", "reference"), r"shape|estimate|\bX\b|reference"),
+    "Ds_perturbed": r"\bD",
+    "supports": r"\bS_|support",
+    "sparsity": r"\bs_|sparsity",
+    "sparsities": r"sparsit",
+    "C_Ws": "C_W|gain",
+    "image": "image|picture",
+    "images": "images|atoms",
+    "sample": r"sample|\b[YX]\b",
+    "path": "",
+    "filters": r"filters|\bX\b",
+    "dictionaries": "dictionar",
+    "found": "results|found",
+    "xs": "code|x_|xs",
+    **dict.fromkeys(("D", "Ds", "W", "Ws"), r"\b[DW]|atoms|dictionar"),
+    "act": "[Aa]ctivation",
+    "activation": "[Aa]ctivation",
+    "key": "key|seed",
+}
+
+
+class Seen(Exception):
+    """The valid call was seen."""
+
+
+@cache
+def valid_call(name):
+    """(positional, by name) of the call in the example of a function; None where none runs."""
+    last = name.rpartition(".")[2]
+    calls, function = [], FUNCTIONS[name]
+
+    def spy(*args, **options):
+        calls.append((args, options))
+        raise Seen
+
+    example = doctest.DocTestParser()
+    example = example.get_doctest(inspect.getdoc(function), dict(NAMES), name, None, 0)
+    runner = doctest.DocTestRunner(verbose=False)
+    with contextlib.ExitStack() as stack:
+        for home in map(importlib.import_module, ("unrolled", *PUBLIC)):
+            if vars(home).get(last) is function:
+                stack.enter_context(mock.patch.object(home, last, spy))
+        stack.enter_context(jax.enable_x64(False))
+        stack.enter_context(jax.numpy_dtype_promotion("standard"))
+        stack.enter_context(jax.numpy_rank_promotion("allow"))
+        runner.run(example, out=lambda text: None, clear_globs=False)
+    return calls[0] if calls else None
+
+
+# Kinds of wrong values, made of a valid one.
+
+
+def as_array(value):
+    """The floats of a valid value, or one float."""
+    with contextlib.suppress(Exception):
+        array = np.asarray(value)
+        if array.dtype.kind in "biuf":
+            return array.astype(np.float32)
+    return np.array(1, np.float32)
+
+
+def masked(value):
+    values = as_array(value)
+    return np.ma.masked_array(values, mask=np.ones(values.shape, bool))
+
+
+def wide(value):
+    """Integers beyond 32 bits."""
+    size = as_array(value)
+    return np.arange(2**33, 2**33 + size.size, dtype=np.int64).reshape(size.shape)
+
+
+WRONG = {
+    "int64": wide,
+    "bool": lambda value: np.asarray(as_array(value) > 0),
+    "complex": lambda value: as_array(value).astype(complex) + 1j,
+    "object": lambda value: np.asarray(as_array(value), object),
+    "masked": masked,
+    "text": lambda value: "no",
+    "texts": lambda value: np.full(as_array(value).shape, "no"),
+    "none": lambda value: None,
+    "another object": lambda value: object(),
+    "a rank more": lambda value: np.stack([as_array(value)] * 2),
+    "a rank less": lambda value: np.ravel(as_array(value))[0],
+    "ragged": lambda value: [[1.0], [1.0, 2.0]],
+    "keys": lambda value: jax.random.split(jax.random.key(0), 3),
+    "a raw key": lambda value: np.zeros(3, np.uint32),
+    "a dict": lambda value: {},
+}
+RIGHT_IF_EQUAL = "int64", "bool"  # which are numbers
+SHAPES = "a rank more", "a rank less"  # which may be right
+# Kinds that are right where an annotation names one of these types.
+MAY_BE = {"none": {type(None)}, "text": {str}, "a dict": {dict, Mapping}}
+
+
+def cases(name):
+    """(argument, kind, arguments, the same in floating point or None) of all wrong calls."""
+    signature = inspect.signature(FUNCTIONS[name])
+    args, options = valid_call(name)
+    given = signature.bind(*args, **options)
+    for parameter in signature.parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if parameter.name in ("where", "name") and "where" in signature.parameters:
+            continue  # of messages
+        value = given.arguments.get(parameter.name, parameter.default)
+        for kind, make in WRONG.items():
+            mentioned = mentions(parameter.annotation)
+            if kind == "int64" and int in mentioned:  # a size that no memory holds
+                continue
+            if kind == "a raw key" and Key not in mentioned:
+                continue
+            yield parameter, kind, with_value(given, parameter.name, make(value))
+            if isinstance(value, list | tuple) and len(value):
+                bad = type(value) in (list, tuple) and type(value)([make(value[0]), *value[1:]])
+                if bad:
+                    yield parameter, f"{kind} inside", with_value(given, parameter.name, bad)
+
+
+def with_value(given, name, value):
+    bound = inspect.BoundArguments(given.signature, dict(given.arguments))
+    bound.arguments[name] = value
+    order = [p for p in given.signature.parameters if p in bound.arguments]
+    bound.arguments = {p: bound.arguments[p] for p in order}
+    return bound
+
+
+@contextlib.contextmanager
+def within(seconds):
+    def stop(*_):
+        raise TimeoutError(f"more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def call(name, bound):
+    with warnings.catch_warnings(), within(SECONDS):
+        warnings.simplefilter("ignore")
+        return FUNCTIONS[name](*bound.args, **bound.kwargs)
+
+
+def mentions(annotation):
+    """The types that an annotation names."""
+    if hasattr(annotation, "__value__") and annotation not in (ArrayLike, Key):
+        return mentions(annotation.__value__)
+    inside = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Callable or not inside:
+        return {typing.get_origin(annotation) or annotation}
+    return {typing.get_origin(annotation)}.union(*map(mentions, inside))
+
+
+def same(ours, expected):
+    leaves = [jax.tree.leaves(tree) for tree in (ours, expected)]
+    if len(leaves[0]) != len(leaves[1]):
+        return False
+    for a, b in zip(*leaves):
+        if getattr(a, "dtype", np.dtype(object)).kind in "biufV":  # other numbers may be seconds
+            a, b = np.asarray(a, float), np.asarray(b, float)
+            if a.shape != b.shape or not np.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True):
+                return False
+    return True
+
+
+# What a message may begin with: the name of the function, or of what it hands the argument to.
+BEGINNINGS = {name.rpartition(".")[2] for name, _ in of_ours()}
+
+
+def fault(name, parameter, kind, bound):
+    """What is wrong with a call; None if it is refused in words, or right."""
+    try:
+        result = call(name, bound)
+    except REFUSALS as error:
+        text = str(error)
+        beginning = re.split(r"[,:] ", text)[0].rpartition(".")[2]
+        begins = {
+            "activation",
+            *BEGINNINGS,
+            *name.split("."),
+            bound.arguments.get("where"),
+            parameter.name,
+        }
+        paths = (v for v in bound.arguments.values() if isinstance(v, str | Path) and str(v))
+        if any(text.startswith(str(path)) for path in paths) or isinstance(error, OSError):
+            return None
+        if beginning not in begins:
+            return f"raw: {type(error).__name__}: {text[:90]}"
+        called = CALLED.get(parameter.name, rf"\b{parameter.name.removesuffix('s')}")
+        if not re.search(called, text) and str(bound.arguments.get("name", "?")) not in text:
+            return f"argument unnamed: {text[:90]}"
+        return None
+    except BaseException as error:
+        return f"raw: {type(error).__name__}: {str(error)[:90]}"
+    return silent(name, parameter, kind, bound, result)
+
+
+def silent(name, parameter, kind, bound, result):
+    """What is wrong with a call that returned."""
+    kind, kinds = kind.removesuffix(" inside"), mentions(parameter.annotation)
+    if typing.Any in kinds or kind in SHAPES or kinds & MAY_BE.get(kind, set()):
+        return None
+    if kind in RIGHT_IF_EQUAL:
+        value = bound.arguments[parameter.name]
+        if isinstance(value, list | tuple):
+            floats = type(value)([np.asarray(value[0], np.float32), *value[1:]])
+        else:
+            floats = np.asarray(value, np.float32)
+        try:
+            expected = call(name, with_value(bound, parameter.name, floats))
+        except Exception as error:
+            return f"silent: {type(error).__name__} as floats: {str(error)[:60]}"
+        return None if same(result, expected) else "silent: wrong numbers"
+    return "silent"
+
+
+# What still falls.
+FALLS = frozenset(
+    (
+        "activations.by_name activations.describe activations.from_description compare.compare "
+        "compare.products dictionaries.operands dictionaries.pytree "
+        "dictionary_learning.convolutional dictionary_learning.double_sparse "
+        "dictionary_learning.ksvd dictionary_learning.mod dictionary_learning.multilayer "
+        "dictionary_learning.online dictionary_learning.sparse_ksvd "
+        "dictionary_learning.unrolled experiments.as_dictionary experiments.deviations "
+        "experiments.features experiments.features_rows experiments.features_table "
+        "experiments.grid experiments.holm experiments.interval experiments.l1_in_training "
+        "experiments.load experiments.options_of experiments.paper_recipe "
+        "experiments.predicted_masks experiments.read_pictures experiments.read_rows "
+        "experiments.restore experiments.row_features experiments.run "
+        "experiments.scores_by_activation experiments.scores_table experiments.shapes "
+        "experiments.sweep experiments.task_of experiments.trained_on experiments.training_loss "
+        "layers.as_support layers.bernoulli_gaussian_mean layers.check_params "
+        "layers.check_records layers.option layers.records_of layers.unroll models.tap "
+        "networks.learn_deconvolution nnx.fit plots.curves plots.gram plots.styles "
+        "pursuit.ml_ista_step pursuit.register pursuit.sweep records.add_flag "
+        "records.differences records.option records.to_plain studies.certified_chain "
+        "studies.certified_regime studies.certify studies.certify_weights studies.curve_rows "
+        "studies.from_theory studies.known_codes studies.photograph_patches "
+        "studies.unknown_codes theory.support_rate training.by_recipe training.curriculum "
+        "training.digest training.fit training.log_nmse training.mostly_last "
+        "training.reconstruction training.restore training.restore_tree training.save_tree "
+        "training.search training.supervised "
+    ).split()
+)
+
+
+@pytest.mark.few(8)
+@pytest.mark.usefixtures("as_typed")
+@pytest.mark.parametrize("name", sorted(FUNCTIONS, key=lambda name: crc32(name.encode())))
+def test_wrong_arguments_are_refused_in_words_or_taken_right(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    faults = [
+        f"{parameter.name}, {kind}: {wrong}"
+        for parameter, kind, bound in cases(name)
+        if (wrong := fault(name, parameter, kind, bound))
+    ]
+    assert bool(faults) == (name in FALLS), listing(faults)
