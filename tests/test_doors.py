@@ -11,19 +11,22 @@ import re
 import signal
 import typing
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 from unittest import mock
-from zlib import crc32
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_doctests import NAMES, as_typed  # noqa: F401
 from test_imports import PUBLIC, listing, of_ours
 
-from unrolled._checks import ArrayLike, Key
+import unrolled as ur
+from unrolled._arguments import checked
+from unrolled._checks import Array, ArrayLike, Key
 from unrolled.training import NonFiniteError
 
 SECONDS = 20  # that a call may take
@@ -52,14 +55,18 @@ CALLED = {
     "sparsities": r"sparsit",
     "C_Ws": "C_W|gain",
     "image": "image|picture",
-    "images": "images|atoms",
+    "images": "image|atoms",
     "sample": r"sample|\b[YX]\b",
     "path": "",
+    "name": "name|activation",
+    "form": "form|activation",
+    "write": "saved",
+    "sampled": "sampled|Y has shape",
     "filters": r"filters|\bX\b",
     "dictionaries": "dictionar",
     "found": "results|found",
     "xs": "code|x_|xs",
-    **dict.fromkeys(("D", "Ds", "W", "Ws"), r"\b[DW]|atoms|dictionar"),
+    **dict.fromkeys(("D", "Ds", "W", "Ws"), r"\b[DW]|atoms|dictionar|finite codes"),
     "act": "[Aa]ctivation",
     "activation": "[Aa]ctivation",
     "key": "key|seed",
@@ -137,7 +144,12 @@ WRONG = {
 RIGHT_IF_EQUAL = "int64", "bool"  # which are numbers
 SHAPES = "a rank more", "a rank less"  # which may be right
 # Kinds that are right where an annotation names one of these types.
-MAY_BE = {"none": {type(None)}, "text": {str}, "a dict": {dict, Mapping}}
+MAY_BE = {
+    "none": {type(None)},
+    "text": {str},
+    "a dict": {dict, Mapping, Iterable, Collection},
+    "ragged": {Sequence, tuple},
+}
 
 
 def cases(name):
@@ -254,9 +266,9 @@ def silent(name, parameter, kind, bound, result):
     if kind in RIGHT_IF_EQUAL:
         value = bound.arguments[parameter.name]
         if isinstance(value, list | tuple):
-            floats = type(value)([np.asarray(value[0], np.float32), *value[1:]])
+            floats = type(value)([np.asarray(value[0], float), *value[1:]])
         else:
-            floats = np.asarray(value, np.float32)
+            floats = np.asarray(value, float)
         try:
             expected = call(name, with_value(bound, parameter.name, floats))
         except Exception as error:
@@ -296,9 +308,17 @@ FALLS = frozenset(
 )
 
 
-@pytest.mark.few(8)
+# A function of each kind, of those whose calls compile little.
+BY_DEFAULT = """
+activations.hard_threshold datasets.read_array dictionaries.gaussian dictionaries.normalize
+metrics.nmse problems.synthesize records.changes theory.deep_schedule theory.schedule
+training.scale_steps
+""".split()
+CASES = [pytest.param(n, marks=[] if n in BY_DEFAULT else [pytest.mark.slow]) for n in FUNCTIONS]
+
+
 @pytest.mark.usefixtures("as_typed")
-@pytest.mark.parametrize("name", sorted(FUNCTIONS, key=lambda name: crc32(name.encode())))
+@pytest.mark.parametrize("name", CASES)
 def test_wrong_arguments_are_refused_in_words_or_taken_right(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     faults = [
@@ -307,3 +327,72 @@ def test_wrong_arguments_are_refused_in_words_or_taken_right(name, tmp_path, mon
         if (wrong := fault(name, parameter, kind, bound))
     ]
     assert bool(faults) == (name in FALLS), listing(faults)
+
+
+CODES = np.array([[2**33 + 2**20, 0, 3], [0, -(2**40), 1]])
+WIDE = {
+    "soft_threshold": lambda x: ur.soft_threshold(x, 1.0),
+    "nmse": lambda x: ur.metrics.nmse(x, CODES[::-1].astype(np.float32)),
+    "column_norms": ur.dictionaries.column_norms,
+    "normalize": ur.dictionaries.normalize,
+    "weights_coherence": lambda x: ur.theory.weights_coherence(x, x),
+    "omp": lambda x: ur.pursuit.omp(np.eye(3, dtype=np.float32), x[0], 2).x,
+}
+
+
+@pytest.mark.usefixtures("as_typed")
+@pytest.mark.parametrize("name", WIDE)
+def test_integers_beyond_32_bits_are_the_numbers_that_they_are(name):
+    ours, expected = WIDE[name](CODES), WIDE[name](CODES.astype(np.float32))
+    jax.tree.map(np.testing.assert_array_equal, ours, expected)
+
+
+@pytest.mark.usefixtures("as_typed")
+def test_an_array_of_numpy_that_is_infinite_in_float32_is_refused():
+    for x in (np.array([1e300, 1.0]), [1e300, 1.0]):
+        with pytest.raises(ValueError, match=r"^\w+: v leaves the range of float32"):
+            ur.soft_threshold(x, 1.0)
+
+
+@checked
+def _asked(
+    x: Array,
+    n: int = 0,
+    tol: float | None = 1.0,
+    f: Callable[..., Any] = abs,
+    rows: Sequence[float] = (),
+) -> tuple:
+    return x, n, tol, f, rows
+
+
+def test_the_door_hands_on_what_fits():
+    x, kappa = jnp.ones(3), np.float32(0.5)
+    given = _asked(x, np.int64(3), kappa, rows=[kappa])
+    assert given[0] is x and [type(v) for v in given[1:3]] == [int, float]
+    assert type(given[4][0]) is float and _asked(x, tol=None)[2] is None
+    assert jax.jit(lambda x: _asked(x)[0])(x).shape == (3,)
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (dict(x=None), "x is not a numeric array"),
+        (dict(n=2.5), "n must be an integer, got 2.5"),
+        (dict(tol="1"), "tol must be a number, got '1'"),
+        (dict(f=3), "f must be a function, got 3"),
+        (dict(rows=2.0), "rows must be a sequence, got 2.0"),
+        (dict(rows=[1, None]), "rows must be a number, got None"),
+        (dict(rows=np.ones((2, 2))), "rows must be a sequence, each a number"),
+    ],
+)
+def test_the_door_names_the_function_and_the_argument(given, words):
+    with pytest.raises(TypeError, match=f"^_asked: {words}"):
+        _asked(**{"x": 1.0, **given})
+
+
+@pytest.mark.parametrize("key", [np.zeros(3, np.uint32), np.zeros((2, 2), np.uint32)])
+def test_one_key_is_asked_for(key):
+    with pytest.raises((TypeError, ValueError), match="^gaussian: key"):
+        ur.dictionaries.gaussian(key, 2, 3)
+    with pytest.raises(ValueError, match=r"^gaussian: key has shape \(3,\); expected one key"):
+        ur.dictionaries.gaussian(jax.random.split(jax.random.key(0), 3), 2, 3)

@@ -35,6 +35,7 @@ class Kind(NamedTuple):
     cls: type | None = None  # whose instances all pass as they are
     scalars: str = ""  # the kinds of dtypes of arrays of them, where it is one number
     of_arrays: bool = False
+    items: bool = False  # whether it is a sequence
 
 
 def checked(function: F) -> F:
@@ -59,7 +60,7 @@ def checked(function: F) -> F:
         TypeError: double: times must be an integer, got 'twice'
     """
     takes = takes_of(function)
-    in_order, caller = tuple(takes.items()), _place_of(takes, "where")
+    in_order, caller = _in_order(function, takes), _place_of(takes, "where")
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
@@ -78,16 +79,21 @@ def checked(function: F) -> F:
     return call  # type: ignore[return-value]  # of the same signature
 
 
+def _in_order(function: Callable[..., Any], takes: Mapping[str, Take | None]) -> tuple:
+    """(name, what takes it) of the arguments that may be given by their place alone."""
+    by_place = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = inspect.signature(function).parameters.values()
+    return tuple((p.name, takes[p.name]) for p in parameters if p.kind in by_place)
+
+
 def _place_of(takes: Mapping[str, Any], name: str) -> int | None:
     return list(takes).index(name) if name in takes else None
 
 
 def takes_of(function: Callable[..., Any]) -> dict[str, Take | None]:
-    """What takes each argument, by name and in order; None where anything may be passed."""
+    """What takes each argument, by name; None where anything may be passed."""
     takes = {}
     for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            break
         kind = _kind_of(parameter.annotation)
         takes[name] = kind and kind.take
     return takes
@@ -180,7 +186,7 @@ def _items(item: Kind | None, refused: tuple[type, ...]) -> Kind:
         names = (name if item.scalars else f"{name}[{i}]" for i in range(len(value)))
         return type(value)(item.take(v, n, where) for v, n in zip(value, names))
 
-    return Kind(what, take)
+    return Kind(what, take, items=True)
 
 
 def _rows(value: Any, item: Kind | None, name: str, where: str) -> Any:
@@ -189,6 +195,8 @@ def _rows(value: Any, item: Kind | None, name: str, where: str) -> Any:
         raise _refusal(value, "a sequence", name, where)
     value = _array(value, name, where)
     scalars = item.scalars if item else ""
+    if item and not (scalars or item.of_arrays or item.items):
+        raise _refusal(value, f"a sequence, each {item.what}", name, where)
     if scalars and (value.ndim > 1 or value.dtype.kind not in scalars):
         raise _refusal(value, f"a sequence, each {item.what}", name, where)
     return value

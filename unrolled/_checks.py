@@ -456,7 +456,7 @@ def as_number(x: Any, name: str, where: str) -> float:
         refused = str | bytes | bool | np.bool_
         if isinstance(x, refused) or np.ma.isMaskedArray(x) or np.ndim(x):
             raise TypeError
-        if getattr(x, "dtype", np.dtype(float)).kind not in "iufV":
+        if getattr(getattr(x, "dtype", None), "kind", "f") not in "iufV":
             raise TypeError
         return float(x)
     except (TypeError, ValueError, OverflowError) as error:

@@ -131,6 +131,7 @@ def by_name(name: str | Callable[[Array], Array]) -> Callable[[Array], Array]:
     return next((twin for function, twin in _TWINS if function is name), name)
 
 
+@checked
 def describe(activation: Callable[[Array], Array]) -> str | list:
     """A form of an activation that JSON can hold; `from_description` turns it back, exactly.
 

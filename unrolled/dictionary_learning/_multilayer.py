@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, _threads
+from unrolled._arguments import checked
 from unrolled._checks import ArrayLike, Key
 from unrolled._matching import match
 from unrolled.dictionaries import Dictionary
@@ -30,6 +31,7 @@ Matrices = tuple[np.ndarray, ...]
 _State = tuple[Matrices, np.ndarray]
 
 
+@checked
 def multilayer(
     Y: ArrayLike,
     shapes: Sequence[tuple[int, int]],

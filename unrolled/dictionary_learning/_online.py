@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Key
 from unrolled._files import CheckpointError
 from unrolled._threads import one_thread
@@ -97,6 +98,7 @@ def mean_objective(sums: Sums) -> float:
     return _signals.in_units(value, 2 * int(exponent))
 
 
+@checked
 def online(
     batches: Iterable[Any],
     d: int,

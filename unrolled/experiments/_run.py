@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from unrolled import _checks, _text
+from unrolled._arguments import checked
 from unrolled._interrupts import deferred
 from unrolled.datasets import Images
 from unrolled.experiments import _data, _rows
@@ -51,6 +52,7 @@ class Outcome(NamedTuple):
     busy: bool = False  # another process runs it
 
 
+@checked
 def run(
     recipe: Recipe,
     images: Images,
@@ -192,6 +194,7 @@ def _rngs(recipe: Recipe) -> nnx.Rngs:
     return nnx.Rngs(jax.random.fold_in(key_of(recipe), 0))
 
 
+@checked
 def grid(
     recipe: Recipe,
     *,
@@ -224,6 +227,7 @@ def grid(
     return [dataclasses.replace(recipe, **change) for change in changes]
 
 
+@checked
 def sweep(
     recipes: Iterable[Recipe],
     images: Images,

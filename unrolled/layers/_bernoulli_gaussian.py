@@ -40,6 +40,7 @@ def bernoulli_gaussian_mean(
         >>> [round(float(x), 3) for x in ur.layers.bernoulli_gaussian_mean(r, 0.01, **prior)]
         [0.002, 1.98]
     """
+    probability = _checks.as_fraction(probability, "probability", "bernoulli_gaussian_mean")
     log_odds = math.log(probability) - math.log1p(-probability)
     r = _checks.as_float(r, "r", "bernoulli_gaussian_mean")
     _checks.broadcast("bernoulli_gaussian_mean", r=r, tau2=tau2)

@@ -12,6 +12,7 @@ from unrolled._checks import Array
 _RECORD = "tapped_outputs"
 
 
+@checked
 def tap(model: nnx.Module, *names: str, inputs: bool = False) -> "Tapped":
     """The model, which also hands out what its named submodules return.
 

@@ -93,7 +93,7 @@ def curves(
         shown, steps = drawable(line, log), np.arange(1, len(line) + 1)
         # A point between gaps is seen by its marker alone.
         marked = (0, 1) if np.isnan(shown).any() else marked_steps(i, len(line))
-        (drawn,) = panel.plot(steps, shown, label=name, markevery=marked, **looks[name])
+        (drawn,) = panel.plot(steps, shown, label=name, markevery=marked, **looks.get(name, {}))
         colours[name] = drawn.get_color()
     if log:
         panel.set_yscale("log")

@@ -178,6 +178,8 @@ def sweep(
     """
     for j, D in enumerate(Ds):
         _checks.has(D, "shape", "a dictionary", f"Ds[{j}]", "sweep")
+        if not (len(D.shape) and np.ndim(x)):
+            raise ValueError(f"sweep: Ds[{j}] has shape {D.shape} and x {np.shape(x)}; no product")
         _checks.arrays(D, f"Ds[{j}]", "sweep")
     xs = codes_of(Ds, x)
     below = (Ds[0] @ xs[0], *xs)

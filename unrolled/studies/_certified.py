@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, analytic, dictionaries, layers, plots, problems, theory
+from unrolled._arguments import checked
 from unrolled._checks import Array
 from unrolled._text import markdown, screen, table_of
 from unrolled.dictionaries import Dictionary, as_dictionary
@@ -131,6 +132,7 @@ class CertifiedRegime(NamedTuple):
         return {shown: self.figure}
 
 
+@checked
 def certified_regime(
     key: Array, D: Dictionary, *, depth: int = 100, say: Say = silent
 ) -> CertifiedRegime:
@@ -345,6 +347,7 @@ class CertifiedChain(NamedTuple):
         return {f"{_CHAIN_SIGNALS} signals, float64": self.figure}
 
 
+@checked
 def certified_chain(
     key: Array, *, depths: Sequence[int] = (20, 40, 80, 160), say: Say = silent
 ) -> CertifiedChain:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from unrolled import _threads, analytic, dictionaries, layers, networks, theory, training
+from unrolled._arguments import checked
 from unrolled._checks import Array
 from unrolled._text import markdown
 from unrolled.compare import ChainComparison, Comparison
@@ -166,6 +167,7 @@ class KnownChain(NamedTuple):
         return {_CHAIN_FIGURE: self.figure}
 
 
+@checked
 def known_codes(
     key: Array,
     samples: Samples,

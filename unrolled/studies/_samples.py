@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, datasets, problems
+from unrolled._arguments import checked
 from unrolled._checks import Array
 from unrolled._mapped import drawing
 from unrolled.dictionaries import as_chain, as_dictionary, check_batch
@@ -127,6 +128,7 @@ class Pictures(NamedTuple):
     picture: Picture | None = None  # that the test signals tile, or None
 
 
+@checked
 def photograph_patches(images: dict[str, np.ndarray]) -> Pictures:
     """8 x 8 patches without their mean: tiles of the last picture to test, the others to train.
 

@@ -23,6 +23,7 @@ from unrolled import (
     theory,
     training,
 )
+from unrolled._arguments import checked
 from unrolled._checks import Array
 from unrolled._pursuits import default_lam, lasso_optima
 from unrolled.compare import Comparison
@@ -154,6 +155,7 @@ class UnknownCodes(NamedTuple):
         return drawn
 
 
+@checked
 def unknown_codes(
     key: Array,
     D: Dictionary,

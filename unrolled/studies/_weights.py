@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unrolled import plots, theory
+from unrolled._arguments import checked
 from unrolled._text import grid, line, screen, table_of
 from unrolled.layers import Layer
 from unrolled.networks import dsc
@@ -129,6 +130,7 @@ class WeightsCertificate(NamedTuple):
         return int(reached[0]) if len(reached) else None
 
 
+@checked
 def certify_weights(
     model: Any,
     params: Any,
