@@ -102,8 +102,9 @@ def takes_of(function: Callable[..., Any]) -> dict[str, Take | None]:
 def _kind_of(annotation: Any) -> Kind | None:
     """The kind of values of an annotation; None where anything may be passed."""
     members = _members(annotation)
-    kinds = list(dict.fromkeys(_kind_of_one(member) for member in members if member is not _NONE))
-    if None in kinds:
+    known = [_kind_of_one(member) for member in members if member is not _NONE]
+    kinds = list(dict.fromkeys(kind for kind in known if kind))
+    if not kinds or None in known:
         return None
     kind = kinds[0] if len(kinds) == 1 else _union(kinds)
     return _optional(kind) if _NONE in members else kind
@@ -181,10 +182,11 @@ def _items(item: Kind | None, refused: tuple[type, ...]) -> Kind:
             raise _refusal(value, what, name, where)
         if isinstance(value, np.ndarray | jax.Array):
             return _rows(value, item, name, where)
-        if item is None or type(value) not in (list, tuple):
+        if item is None or not (type(value) is list or type(value) is tuple):
             return value
         names = (name if item.scalars else f"{name}[{i}]" for i in range(len(value)))
-        return type(value)(item.take(v, n, where) for v, n in zip(value, names))
+        taken = [item.take(one, its_name, where) for one, its_name in zip(value, names)]
+        return taken if isinstance(value, list) else tuple(taken)
 
     return Kind(what, take, items=True)
 
@@ -194,10 +196,9 @@ def _rows(value: Any, item: Kind | None, name: str, where: str) -> Any:
     if not value.ndim:
         raise _refusal(value, "a sequence", name, where)
     value = _array(value, name, where)
-    scalars = item.scalars if item else ""
-    if item and not (scalars or item.of_arrays or item.items):
-        raise _refusal(value, f"a sequence, each {item.what}", name, where)
-    if scalars and (value.ndim > 1 or value.dtype.kind not in scalars):
+    if item is None or item.of_arrays or item.items:
+        return value
+    if value.ndim > 1 or value.dtype.kind not in item.scalars:
         raise _refusal(value, f"a sequence, each {item.what}", name, where)
     return value
 

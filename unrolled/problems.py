@@ -52,7 +52,7 @@ def bernoulli_gaussian(key: Key, shape: tuple[int, ...], probability: float | Ar
 
 
 @program("shape")
-def _bernoulli_gaussian(key: Array, shape: tuple[int, ...], probability: float | Array) -> Array:
+def _bernoulli_gaussian(key: Key, shape: tuple[int, ...], probability: float | Array) -> Array:
     support_key, value_key = jax.random.split(key)
     values = jax.random.normal(value_key, shape)
     return jnp.where(
@@ -86,7 +86,7 @@ def exact_sparse(key: Key, shape: tuple[int, ...], sparsity: int) -> Array:
 
 
 @program("shape")
-def _exact_sparse(key: Array, shape: tuple[int, ...], s: int) -> Array:
+def _exact_sparse(key: Key, shape: tuple[int, ...], s: int) -> Array:
     support_key, value_key = jax.random.split(key)
     return _support(support_key, shape, s) * jax.random.normal(value_key, shape)
 
@@ -128,7 +128,7 @@ def bounded(
 
 
 @program("shape")
-def _bounded(key: Array, shape: tuple[int, ...], s: int, bound: float, least: float) -> Array:
+def _bounded(key: Key, shape: tuple[int, ...], s: int, bound: float, least: float) -> Array:
     support_key, sign_key, value_key = jax.random.split(key, 3)
     signs = jax.random.rademacher(sign_key, shape, float)
     values = jax.random.uniform(value_key, shape, float, least, bound)
@@ -236,7 +236,7 @@ def add_noise(key: Key, Y: ArrayLike, snr: float | Array) -> Array:
 
 
 @program()
-def _add_noise(key: Array, Y: Array, ratio: float | Array) -> Array:
+def _add_noise(key: Key, Y: Array, ratio: float | Array) -> Array:
     k = exponent(Y, -1)
     spread = times_power(jnp.std(times_power(widened(Y), -k), axis=-1, keepdims=True), k)
     return Y + spread.astype(Y.dtype) * ratio * jax.random.normal(key, Y.shape, Y.dtype)
@@ -273,7 +273,7 @@ def l1_noise(key: Key, shape: tuple[int, ...], noise: float | Array) -> Array:
 
 
 @program("shape")
-def _l1_noise(key: Array, shape: tuple[int, ...], noise: float | Array) -> Array:
+def _l1_noise(key: Key, shape: tuple[int, ...], noise: float | Array) -> Array:
     e = jax.random.laplace(key, shape)
     return e * (noise / jnp.sum(jnp.abs(e), axis=-1, keepdims=True))
 

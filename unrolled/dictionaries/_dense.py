@@ -165,7 +165,7 @@ def transversal(key: Key, c: int, q: int, d: int) -> Array:
 
 
 @program("c", "q", "d")
-def _transversal(key: Array, c: int, q: int, d: int) -> Array:
+def _transversal(key: Key, c: int, q: int, d: int) -> Array:
     line_key, sign_key = jax.random.split(key)
     line = jax.random.permutation(line_key, q * q)[:d]
     i, (a, b) = jnp.arange(c)[:, None], (line[None, :] // q, line[None, :] % q)

@@ -148,7 +148,7 @@ def penalty(
     return as_operand(lam, dtype)
 
 
-def _start(D: Dictionary, start: ArrayLike | None, what: str, where: str) -> Any:
+def _start(D: Dictionary, start: Any, what: str, where: str) -> Any:
     """The code to start from, checked; None without one."""
     if start is None:
         return None

@@ -62,8 +62,8 @@ def mostly_last(codes: Codes, X: Codes | None, D: Any, Y: Array | None) -> Array
 
 @program()
 def _mostly_last(codes: Codes, X: Codes | None) -> Array:
-    deeply = deep(log_nmse)(codes, X, None, None)  # type: ignore[arg-type]  # Y is not used
-    return (1 - _DEEP) * log_nmse(codes, X, None, None) + _DEEP * deeply
+    Y: Any = None  # not used
+    return (1 - _DEEP) * log_nmse(codes, X, None, Y) + _DEEP * deep(log_nmse)(codes, X, None, Y)
 
 
 class Start(NamedTuple):
