@@ -55,9 +55,12 @@ CALLED = {
     "sparsities": r"sparsit",
     "C_Ws": "C_W|gain",
     "image": "image|picture",
-    "images": "image|atoms",
+    "images": "image|atoms|picture",
     "sample": r"sample|\b[YX]\b",
     "path": "",
+    "batches": r"batch|\bY",
+    "Y": r"\bY|signals",
+    "layers": "layers|submodule",
     "name": "name|activation",
     "form": "form|activation",
     "write": "saved",
@@ -239,6 +242,7 @@ def fault(name, parameter, kind, bound):
         beginning = re.split(r"[,:] ", text)[0].rpartition(".")[2]
         begins = {
             "activation",
+            "experiment",
             *BEGINNINGS,
             *name.split("."),
             bound.arguments.get("where"),

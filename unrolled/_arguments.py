@@ -32,7 +32,7 @@ class Kind(NamedTuple):
 
     what: str  # in messages: "an integer"
     take: Take
-    cls: type | None = None  # whose instances all pass as they are
+    cls: Any = None  # whose instances all pass as they are
     scalars: str = ""  # the kinds of dtypes of arrays of them, where it is one number
     of_arrays: bool = False
     items: bool = False  # whether it is a sequence
@@ -150,12 +150,12 @@ def _optional(kind: Kind) -> Kind:
     return kind._replace(take=take, cls=None)
 
 
-def _instances(cls: type, what: str) -> Kind:
-    """Instances of a class, as they are."""
+def _instances(cls: Any, what: str) -> Kind:
+    """Instances of a class, or of one of a tuple of classes, as they are."""
 
     def take(value: Any, name: str, where: str) -> Any:
         if not isinstance(value, cls):
-            raise _refusal(value, what, name, where)
+            raise TypeError(f"{where}: {name} is a {type(value).__name__}; expected {what}")
         return value
 
     return Kind(what, take, cls)
@@ -175,7 +175,7 @@ def _named(cls: str) -> Kind:
 
 def _items(item: Kind | None, refused: tuple[type, ...]) -> Kind:
     """A sequence; its items are checked where it is a list or a tuple, and not used up before."""
-    what = "a sequence"
+    what = "a sequence" if Mapping in refused else "an iterable"
 
     def take(value: Any, name: str, where: str) -> Any:
         if isinstance(value, refused) or not isinstance(value, Iterable):
@@ -207,8 +207,11 @@ def _union(kinds: list[Kind]) -> Kind:
     """The first kind that takes a value; an array is tried last, and says best what it lacks."""
     what = " or ".join(kind.what for kind in kinds)
     plain = tuple(kind.cls for kind in kinds if kind.cls)
-    rest = [kind for kind in kinds if not kind.cls] or [Kind(what, _refused)]
-    *others, last = sorted(rest, key=lambda kind: kind.of_arrays)
+    rest = [kind for kind in kinds if not kind.cls]
+    if not rest:
+        return _instances(plain, what)
+    *others, last = sorted(rest, key=lambda kind: (kind.of_arrays, not kind.items))
+    alone = last.of_arrays or (not last.items and all(kind.items for kind in others))
 
     def take(value: Any, name: str, where: str) -> Any:
         if isinstance(value, plain):
@@ -220,13 +223,9 @@ def _union(kinds: list[Kind]) -> Kind:
         try:
             return last.take(value, name, where)
         except TypeError as error:
-            raise (error if last.of_arrays else _refusal(value, what, name, where)) from None
+            raise (error if alone else _refusal(value, what, name, where)) from None
 
     return Kind(what, take, of_arrays=last.of_arrays)
-
-
-def _refused(value: Any, name: str, where: str) -> Any:
-    raise TypeError
 
 
 def _array(x: Any, name: str, where: str) -> Any:
@@ -283,6 +282,7 @@ _NONE = type(None)
 _ARRAY = Kind("an array of numbers", _array, of_arrays=True)
 _FUNCTION = Kind("a function", _function)
 _PATH = _instances(os.PathLike, "a path")
+_TEXT = _instances(str, "text")
 KNOWN = {
     _checks.ArrayLike: _ARRAY,
     jax.Array: _ARRAY,
@@ -292,7 +292,7 @@ KNOWN = {
     bool: Kind("True or False", _checks.as_bool),
     int: Kind("an integer", _integer, scalars="iu"),
     float: Kind("a number", _number, scalars="iufV"),
-    str: _instances(str, "text"),
+    str: _TEXT,
     Path: _PATH,
     os.PathLike: _PATH,
 }

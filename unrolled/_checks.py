@@ -423,7 +423,7 @@ def whole(n: Any, name: str, where: str) -> int:
     """
     if isinstance(n, jax.core.Tracer):
         raise TypeError(f"{where}: {name} must be static, got a traced value; try static_argnames")
-    if isinstance(n, (bool, np.bool_)):
+    if isinstance(n, bool) or getattr(n, "dtype", None) == np.bool_:
         raise TypeError(f"{where}: {name} must be an integer, got {n}")
     try:
         return operator.index(n)

@@ -152,7 +152,7 @@ def block_schedule(
     sparsity: int,
     bound: float,
     noise: float = 0.0,
-    noise_norm: str = "l1",
+    noise_norm: str | Any = "l1",
     per_atom: bool = False,
 ) -> tuple[Certified, theory.Schedule | theory.ActivationSchedule | theory.AtomSchedule]:
     """The certified weights of `lista_cp` and `alista`, and the schedule of their thresholds.
@@ -195,7 +195,7 @@ def chain_schedules(
     bounds: Sequence[float],
     noises: Sequence[float] | None = None,
     Ws: Sequence[Dictionary | None] | None = None,
-    activations: Sequence[Activation | str] | None = None,
+    activations: Sequence[Activation | Callable | str] | None = None,
 ) -> tuple[tuple[Certified, ...], tuple[theory.Schedule | theory.ActivationSchedule, ...]]:
     """The certified weights of `dsc`, and the schedules of its blocks.
 

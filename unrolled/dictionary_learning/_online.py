@@ -196,9 +196,6 @@ class _Stream(_learning.Method):
         where, self.options = self.where, options
         self.d, self.lam = _checks.as_index(d, "d", where, least=1), as_lam(lam, where)
         self.forgetting = _checks.as_number(forgetting, "forgetting", where)
-        if not isinstance(batches, Iterable):
-            what = type(batches).__name__
-            raise TypeError(f"{where}: batches must be an iterable of signals (n, m), got {what}")
         if not 0 <= self.forgetting < math.inf:
             raise ValueError(
                 f"{where}: forgetting must be non-negative and finite, got {forgetting}"

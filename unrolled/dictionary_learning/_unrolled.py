@@ -79,8 +79,6 @@ def unrolled(
         ((6, 8), (50, 8))
     """
     where = "unrolled"
-    if not isinstance(layer, Layer):
-        raise TypeError(f"{where}: layer is a {type(layer).__name__}; expected a layer")
     signals = as_signals(Y, where)
     n = len(signals.Y)
     d = atom_count(d, n, where)

@@ -217,17 +217,12 @@ def grid(
         >>> len(grid(recipe, gammas=[0, 1e-3, 1e-2], seeds=[0, 1], **varied))
         12
     """
-    varied: dict[str, Any] = dict(models=models, activations=activations)
-    for option, names in varied.items():
-        if isinstance(names, str):
-            raise TypeError(f"grid: {option} must be a list, got {names!r}; try [{names!r}]")
     fields = ("epochs", "seed", "model", "activation", "gamma")
     combinations = itertools.product(epochs, seeds, models, activations, gammas)
     changes: list[dict[str, Any]] = [dict(zip(fields, values)) for values in combinations]
     return [dataclasses.replace(recipe, **change) for change in changes]
 
 
-@checked
 def sweep(
     recipes: Iterable[Recipe],
     images: Images,

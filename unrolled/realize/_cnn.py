@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
-from unrolled._arguments import checked
 from unrolled._checks import Array
 from unrolled._program import program
 from unrolled.activations import Activation, by_name
@@ -64,7 +63,6 @@ class Realization(NamedTuple):
         return _within(_checks.as_float(y, "y", "in_range"), self.signal_bound)
 
 
-@checked
 def cnn(
     layer: Layer | Network,
     params: Unrolled | tuple[Unrolled, ...],

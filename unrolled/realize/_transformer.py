@@ -50,7 +50,6 @@ class Transformer(NamedTuple):
     n_weights: int
 
 
-@checked
 def transformer(
     layer: Layer, params: Unrolled, D: Conv, *, alpha: float | None = None, signal_bound: ArrayLike
 ) -> Transformer:

@@ -9,7 +9,7 @@ import numpy as np
 
 from unrolled import _threads, analytic, dictionaries, layers, networks, theory, training
 from unrolled._arguments import checked
-from unrolled._checks import Array
+from unrolled._checks import Key
 from unrolled._text import markdown
 from unrolled.compare import ChainComparison, Comparison
 from unrolled.layers import Layer, Unrolled
@@ -169,7 +169,7 @@ class KnownChain(NamedTuple):
 
 @checked
 def known_codes(
-    key: Array,
+    key: Key,
     samples: Samples,
     *,
     methods: tuple[str, ...] = _steps.BY_DEFAULT,

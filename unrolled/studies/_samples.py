@@ -10,7 +10,7 @@ import numpy as np
 
 from unrolled import _checks, datasets, problems
 from unrolled._arguments import checked
-from unrolled._checks import Array
+from unrolled._checks import Array, Key
 from unrolled._mapped import drawing
 from unrolled.dictionaries import as_chain, as_dictionary, check_batch
 from unrolled.problems import resampler
@@ -43,7 +43,7 @@ def as_dictionaries(D: Any, where: str) -> Any:
     return as_chain(D, where) if isinstance(D, tuple | list) else as_dictionary(D, where)
 
 
-def planted(key: Array, D: Any, *, sparsity: float | None = None, snr: float = math.inf) -> Samples:
+def planted(key: Key, D: Any, *, sparsity: float | None = None, snr: float = math.inf) -> Samples:
     """Signals with Bernoulli-Gaussian codes of a dictionary, or of the last one of a chain.
 
     Args:
@@ -70,7 +70,7 @@ def planted(key: Array, D: Any, *, sparsity: float | None = None, snr: float = m
     s = _checks.as_number(s, "sparsity", "compare")
     if not 0 < s <= d:
         raise ValueError(f"compare: sparsity must be in 1..{d}, got {sparsity}")
-    keys = jax.random.split(_checks.as_key(key, "planted"), 3)
+    keys = jax.random.split(key, 3)
 
     def sampler(batch):
         return problems.sampler(D, batch, probability=s / d, snr=snr)

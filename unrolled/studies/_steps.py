@@ -14,7 +14,7 @@ import optax
 
 from unrolled import _checks, analytic, dictionaries, layers, metrics, problems, theory, training
 from unrolled._arguments import checked
-from unrolled._checks import Array
+from unrolled._checks import Array, Key
 from unrolled._pursuits import PURSUITS, check_dictionaries, check_options, pursue
 from unrolled.compare import ChainComparison, Comparison, DivergenceWarning, compare
 from unrolled.layers import Layer, Unrolled
@@ -84,7 +84,7 @@ class Plan(NamedTuple):
 
 
 def plan(
-    key: Array,
+    key: Key,
     methods: tuple[str, ...],
     pursuits: Mapping[str, Mapping[str, Any]] | None,
     depth: int,

@@ -24,7 +24,7 @@ from unrolled import (
     training,
 )
 from unrolled._arguments import checked
-from unrolled._checks import Array
+from unrolled._checks import Array, Key
 from unrolled._pursuits import default_lam, lasso_optima
 from unrolled.compare import Comparison
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, check_batch
@@ -157,7 +157,7 @@ class UnknownCodes(NamedTuple):
 
 @checked
 def unknown_codes(
-    key: Array,
+    key: Key,
     D: Dictionary,
     signals: Pictures,
     *,
