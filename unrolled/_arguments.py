@@ -124,6 +124,8 @@ def _kind_of_one(annotation: Any) -> Kind | None:
         return KNOWN[annotation]
     if isinstance(annotation, str) and annotation.isidentifier():
         return _named(annotation)
+    if isinstance(annotation, TypeVar) and annotation.__bound__:
+        return _kind_of(annotation.__bound__)
     origin, inside = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
     if origin is Any or not isinstance(origin, type):
         return None

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unrolled import training
-from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled.dictionaries import Dictionary, Operator, as_chain, as_dictionary
 from unrolled.layers import Layer, Unrolled
@@ -131,7 +130,6 @@ def _values(tree: Any) -> Any:
     return jax.tree.map(lambda variable: variable[...], tree, is_leaf=_is_variable)
 
 
-@checked
 def fit(model: nnx.Module, sample: Any, **options: Any) -> Fit:
     """Train an nnx model in place, by `training.fit`: with its guards, checkpoints and warnings.
 

@@ -172,7 +172,7 @@ def block_schedule(
     D, activation = as_dictionary(D, "analytic"), by_name(activation)
     c = certify(D, W)
     _check_sparsity(D, sparsity)
-    if noise_norm not in ("l1", "l2"):
+    if not isinstance(noise_norm, str) or noise_norm not in ("l1", "l2"):
         raise ValueError(f'analytic: unknown noise_norm {noise_norm!r}; expected "l1" or "l2"')
     problem = dict(sparsity=sparsity, bound=bound, depth=depth)
     if per_atom:

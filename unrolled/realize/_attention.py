@@ -97,6 +97,11 @@ def multi_head_attention(
         alpha = concentration(alpha, "multi_head_attention")
     for name, array in (("tokens", tokens), ("queries", queries), ("keys", keys)):
         _checks.shaped(array, "(T, p)", name, "multi_head_attention")
+    if queries.dtype.kind not in "iu" or keys.dtype.kind not in "iu":
+        raise TypeError(
+            f"multi_head_attention: queries are {queries.dtype} and keys {keys.dtype}; expected "
+            "integers"
+        )
     if len(tokens) != len(keys) or keys.shape[1] != queries.shape[1]:
         raise ValueError(
             f"multi_head_attention: tokens have shape {tokens.shape}, queries {queries.shape} and "

@@ -43,6 +43,7 @@ def as_dictionaries(D: Any, where: str) -> Any:
     return as_chain(D, where) if isinstance(D, tuple | list) else as_dictionary(D, where)
 
 
+@checked
 def planted(key: Key, D: Any, *, sparsity: float | None = None, snr: float = math.inf) -> Samples:
     """Signals with Bernoulli-Gaussian codes of a dictionary, or of the last one of a chain.
 

@@ -68,7 +68,7 @@ def as_dictionaries(D: Any, where: str) -> Dictionaries:
 
 @checked
 def split(
-    params: Params,
+    params: Params | Any,
     D: Dictionaries,
     *,
     learn_dictionary: bool = False,
