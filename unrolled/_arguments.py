@@ -21,8 +21,7 @@ import numpy as np
 from unrolled import _checks
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
+_BY_PLACE = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
 # (value, its name, name of the function) -> the value that is passed on
 Take = Callable[[Any, str, str], Any]
 
@@ -59,8 +58,11 @@ def checked(function: F) -> F:
         Traceback (most recent call last):
         TypeError: double: times must be an integer, got 'twice'
     """
-    takes = takes_of(function)
-    in_order, caller = _in_order(function, takes), _place_of(takes, "where")
+    parameters = inspect.signature(function).parameters
+    kinds = {name: _kind_of(parameter.annotation) for name, parameter in parameters.items()}
+    takes = {name: kind and kind.take for name, kind in kinds.items()}
+    in_order = [(name, takes[name]) for name, p in parameters.items() if p.kind in _BY_PLACE]
+    caller = list(parameters).index("where") if "where" in parameters else None
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
@@ -77,26 +79,6 @@ def checked(function: F) -> F:
         return function(*given, *args[len(given) :], **options)
 
     return call  # type: ignore[return-value]  # of the same signature
-
-
-def _in_order(function: Callable[..., Any], takes: Mapping[str, Take | None]) -> tuple:
-    """(name, what takes it) of the arguments that may be given by their place alone."""
-    by_place = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = inspect.signature(function).parameters.values()
-    return tuple((p.name, takes[p.name]) for p in parameters if p.kind in by_place)
-
-
-def _place_of(takes: Mapping[str, Any], name: str) -> int | None:
-    return list(takes).index(name) if name in takes else None
-
-
-def takes_of(function: Callable[..., Any]) -> dict[str, Take | None]:
-    """What takes each argument, by name; None where anything may be passed."""
-    takes = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        kind = _kind_of(parameter.annotation)
-        takes[name] = kind and kind.take
-    return takes
 
 
 def _kind_of(annotation: Any) -> Kind | None:
@@ -127,16 +109,15 @@ def _kind_of_one(annotation: Any) -> Kind | None:
     if isinstance(annotation, TypeVar) and annotation.__bound__:
         return _kind_of(annotation.__bound__)
     origin, inside = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
-    if origin is Any or not isinstance(origin, type):
+    if origin in (Any, inspect.Parameter.empty) or not isinstance(origin, type):
         return None
     if origin is Callable or getattr(origin, "_is_protocol", False):
         return _FUNCTION
     if issubclass(origin, Mapping):
         return _instances(Mapping, "a mapping")
     if issubclass(origin, Iterable) and inside:
-        return _items(
-            _kind_of(inside[0]), (str, bytes, Mapping)[: 2 + issubclass(origin, Sequence)]
-        )
+        refused = (str, bytes, Mapping) if issubclass(origin, Sequence) else (str, bytes)
+        return _items(_kind_of(inside[0]), refused)
     article = "an" if origin.__name__[0] in "AEIOUaeiou" else "a"
     return _instances(origin, f"{article} {origin.__name__}")
 
@@ -241,8 +222,11 @@ def _array(x: Any, name: str, where: str) -> Any:
 def _matrix(D: Any, name: str, where: str) -> Any:
     """Atoms in columns; integers become floating point."""
     D = _array(D, name, where)
-    if not isinstance(D, jax.Array | np.ndarray):
-        D = np.asarray(D)
+    if isinstance(D, list | tuple) and _checks.is_concrete(D):
+        rows = _checks.within_float32(np.asarray(D, np.float64), name, where)
+        D = rows.astype(jnp.result_type(float))
+    elif not isinstance(D, jax.Array | np.ndarray):
+        D = jnp.asarray(D)
     if D.ndim != 2:
         raise ValueError(f"{where}: {name} has shape {D.shape}; expected (m, d), atoms in columns")
     if D.dtype.kind in "biu":
@@ -285,6 +269,7 @@ _ARRAY = Kind("an array of numbers", _array, of_arrays=True)
 _FUNCTION = Kind("a function", _function)
 _PATH = _instances(os.PathLike, "a path")
 _TEXT = _instances(str, "text")
+# The kinds of annotations; that of a dictionary stands beside its class.
 KNOWN = {
     _checks.ArrayLike: _ARRAY,
     jax.Array: _ARRAY,

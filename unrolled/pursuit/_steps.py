@@ -177,9 +177,9 @@ def sweep(
         [[2.0, 0.0], [1.0, 0.0]]
     """
     for j, D in enumerate(Ds):
-        _checks.has(D, "shape", "a dictionary", f"Ds[{j}]", "sweep")
-        if not (len(D.shape) and np.ndim(x)):
-            raise ValueError(f"sweep: Ds[{j}] has shape {D.shape} and x {np.shape(x)}; no product")
+        _checks.has(D, "__matmul__", "a dictionary", f"Ds[{j}]", "sweep")
+        if () in (np.shape(x), getattr(D, "shape", None)):
+            raise ValueError(f"sweep: x has shape {np.shape(x)}; Ds[{j}] and x have no product")
         _checks.arrays(D, f"Ds[{j}]", "sweep")
     xs = codes_of(Ds, x)
     below = (Ds[0] @ xs[0], *xs)
