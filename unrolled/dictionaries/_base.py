@@ -326,7 +326,7 @@ KNOWN[Dictionary] = matrix_or(Structured)
 
 
 @checked
-def dense(D: Dictionary) -> Array:
+def dense(D: Structured | ArrayLike) -> Array:
     """The matrix of a dictionary, (m, d); a plain array is returned as it is.
 
     Example:

@@ -68,7 +68,7 @@ def as_dictionary(
     signal_shape: tuple[int, ...],
     *,
     norm: str | None = None,
-    activation: Callable[[Array], Array] | None = None,
+    activation: Callable[[Array], Array] | str | None = None,
 ) -> LayerDictionary:
     """The dictionary that the filters of a convolutional layer form.
 

@@ -89,7 +89,7 @@ def prepare(
     family: str | type[Layer],
     D: Dictionary,
     Y: ArrayLike,
-    X: ArrayLike,
+    X: ArrayLike | None,
     *,
     depth: int = 16,
     key: Key = 0,

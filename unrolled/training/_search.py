@@ -60,7 +60,7 @@ class Search(NamedTuple):
 @_sharded.takes_sharded
 def search(
     layer: Layer,
-    params: Unrolled,
+    params: Unrolled | Any,
     D: Dictionary,
     Y: ArrayLike,
     X: ArrayLike | None = None,
