@@ -41,7 +41,8 @@ def checked(function: F) -> F:
     """A function that refuses arguments of another kind than its annotations say, in words.
 
     Integers that JAX would cut to 32 bits become floating point, numbers of numpy those of Python,
-    and a seed a key. What a function asks of a value beyond its kind, it checks.
+    and a seed a key. What a function asks of a value beyond its kind, it checks; an argument whose
+    annotation has `Any` it checks alone.
 
     Raises:
         TypeError: no array of real numbers for an array, no sequence for a sequence, and so on.

@@ -46,11 +46,11 @@ class Exported(NamedTuple):
 @checked
 def save(
     path: str | Path,
-    model: Layer | Network | Callable[..., Any],
+    model: Layer | Network | Callable[..., Any] | Any,
     params: Any,
     D: Dictionary | Sequence[Dictionary],
     *,
-    platforms: Sequence[str] = PLATFORMS,
+    platforms: Sequence[str] | str = PLATFORMS,
 ) -> Path:
     """Write a solver with its params and dictionary as one program, for any number of signals.
 

@@ -95,9 +95,9 @@ class Deconvolution(NamedTuple):
 @checked
 def learn_deconvolution(
     key: Key,
-    network: deconvolutional,
+    network: deconvolutional | Any,
     images: ArrayLike,
-    banks: Sequence[tuple[int, int]],
+    banks: Sequence[tuple[int, int] | Any],
     *,
     sweeps: int = 10,
     filter_steps: int = 5,

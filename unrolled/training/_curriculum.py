@@ -51,7 +51,7 @@ def curriculum(
     log: str | Path | None = None,
     progress: bool | None = None,
     accumulate: int = 1,
-    mesh: Mesh | None = None,
+    mesh: Mesh | Any = None,
     reduction: str = "tree",
 ) -> Fit:
     r"""Train a layer step by step, by the loss of the code after step k = 1, ..., K in turn.

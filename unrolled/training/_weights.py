@@ -32,7 +32,7 @@ def save(
     path: str | Path,
     params: Any,
     D: Dictionaries | None = None,
-    layer: Model | None = None,
+    layer: Model | Any = None,
     *,
     dictionary: bool = True,
     **metadata: Any,
