@@ -223,13 +223,14 @@ def grid(
     return [dataclasses.replace(recipe, **change) for change in changes]
 
 
+@checked
 def sweep(
     recipes: Iterable[Recipe],
-    images: Images,
+    images: Images | Any,
     folder: str | Path,
     *,
     build: Build = build_model,
-    minutes: float = math.inf,
+    minutes: float | Any = math.inf,
     keep_weights: bool = True,
     progress: Progress | None = None,
     mesh: Mesh | None = None,
