@@ -327,7 +327,7 @@ training.scale_steps
 """.split()
 CASES = [
     pytest.param(n, marks=[] if n in BY_DEFAULT else [pytest.mark.slow])
-    for n in FUNCTIONS
+    for n in sorted(FUNCTIONS)  # in one order in all processes
     if n not in DECLARATIONS
 ]
 

@@ -529,8 +529,11 @@ def shaped(x: Any, expected: str, name: str, where: str) -> None:
 
 def broadcast(where: str, **arrays: Any) -> None:
     """Raise ValueError unless the shapes of arrays, by name, broadcast to one."""
+    several = {np.shape(array) for array in arrays.values()} - {()}
+    if len(several) < 2:
+        return
     try:
-        np.broadcast_shapes(*(np.shape(array) for array in arrays.values()))
+        np.broadcast_shapes(*several)
     except ValueError:
         shapes = " and ".join(f"{name} {np.shape(array)}" for name, array in arrays.items())
         raise ValueError(f"{where}: the shapes of {shapes} do not broadcast") from None
