@@ -767,7 +767,7 @@ def test_a_grid_takes_lists_of_names():
     varied = dict(models=["lenet5"], activations=["relu"], gammas=[0], seeds=[0], epochs=[1])
     assert len(experiments.grid(paper, **varied)) == 1
     for option in ("models", "activations"):
-        with pytest.raises(TypeError, match=f"grid: {option} must be a list, got 'relu'"):
+        with pytest.raises(TypeError, match=f"grid: {option} must be a sequence, got 'relu'"):
             experiments.grid(paper, **varied | {option: "relu"})
 
 

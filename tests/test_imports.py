@@ -25,6 +25,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in pa
 FLOORS = (
     (
         *(
+            "_arguments",
             "_checks",
             "_export",
             "_files",
@@ -355,9 +356,10 @@ def test_nothing_is_guessed_from_names_or_signatures_of_functions():
     """What a consumer needs to know of a layer, it asks the layer.
 
     `pursuit.register` says that it reads the signature: its options have no other place. `program`
-    finds by it where its static arguments stand.
+    finds by it where its static arguments stand, and `checked` reads its annotations.
     """
-    said = {f"unrolled.{name}: inspect.signature" for name in ("pursuit._registry", "_program")}
+    names = "pursuit._registry", "_program", "_arguments"
+    said = {f"unrolled.{name}: inspect.signature" for name in names}
     guesses = [
         f"{module}: {guess}"
         for module, path in MODULES.items()

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Array
 from unrolled.dictionaries import Dictionary
 from unrolled.layers import ista, ista_params
@@ -15,6 +16,7 @@ from unrolled.layers import ista, ista_params
 ROUNDING = 1e-5
 
 
+@checked
 def exceeds(loss: float, other: float) -> bool:
     """Whether a loss is above another by more than the rounding of a sum.
 

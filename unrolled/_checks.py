@@ -113,35 +113,70 @@ def as_float(x: Any, name: str, where: str) -> Array:
     """`x` as a real floating-point array: integers become the default float.
 
     Raises:
-        TypeError: `x` is complex or not numeric.
+        TypeError: `x` is complex, masked or not numeric.
+        ValueError: numbers beyond float32, where JAX computes in it.
     """
-    if isinstance(x, jax.Array) and _computes(x.dtype):
+    if isinstance(x, jax.Array) and computes(x.dtype):
         return x
-    no_mask(x, name, where)
     x = as_array(x)
+    was_double = isinstance(x, np.ndarray) and x.dtype == np.float64
+    x = as_numbers(x, name, where)
+    if isinstance(x, float):
+        within_float32(np.asarray(x), name, where)
+    elif is_concrete(x) and not isinstance(x, jax.Array) and not hasattr(x, "__jax_array__"):
+        x = np.asarray(x)
     if isinstance(x, np.ndarray) and not x.dtype.isnative:
         x = x.astype(x.dtype.newbyteorder("="))
-    if isinstance(x, np.ndarray) and x.dtype == np.float64:
-        if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]  # set at run time
+    if isinstance(x, np.ndarray) and x.dtype == np.float64 and not _has_double():
+        if was_double:
             warn(
                 f"{where}: {name} is float64 but JAX runs in float32 here; cast it to float32, or "
                 "enable float64 with `jax.config.update('jax_enable_x64', True)`"
             )
-            x = _in_float32(x, name, where)
+        x = in_float32(x, name, where)
+    x = jnp.asarray(x)
+    return x if computes(x.dtype) else x.astype(float)
+
+
+def as_numbers(x: Any, name: str, where: str) -> Any:
+    """`x` as it is, one or an array of real numbers; integers that JAX would cut become floats.
+
+    Raises:
+        TypeError: `x` is complex, masked or not numeric.
+    """
+    if isinstance(x, jax.Array):
+        return x if computes(x.dtype) else _of_reals(x, x.dtype, name, where)
+    if np.ma.isMaskedArray(x) or (isinstance(x, list | tuple) and any(map(np.ma.isMaskedArray, x))):
+        raise TypeError(f"{where}: {name} is a masked array; expected one without a mask")
+    if isinstance(x, float) or hasattr(x, "__jax_array__") or not is_concrete(x):
+        return x
     try:
-        x = jnp.asarray(x)
-    except (TypeError, ValueError, OverflowError) as error:
+        values = np.asarray(x)
+    except (TypeError, ValueError, OverflowError):  # rows of different lengths
+        values = np.asarray(None)
+    if values.dtype.kind in "OSUMm" or values.dtype.names or values.dtype == np.longdouble:
         hint = "; try an array that it returns" if callable(x) else ""
-        raise TypeError(f"{where}: {name} is not a numeric array (got {_kind(x)}){hint}") from error
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise TypeError(f"{where}: {name} is not a numeric array (got {_kind(x)}){hint}")
+    _of_reals(x, values.dtype, name, where)
+    if values.dtype.kind in "iu" and values.size and _cut(values):
+        return float(x) if isinstance(x, int) else values.astype(jnp.result_type(float))
+    return x
+
+
+def _has_double() -> bool:
+    return bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]  # set at run time
+
+
+def _of_reals(x: Any, dtype: Any, name: str, where: str) -> Any:
+    """x, of a dtype of real numbers of 16 bits or more, of integers or of truth values."""
+    if jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(
-            f"{where}: {name} is {x.dtype}; expected real numbers, try stacking real and imaginary "
+            f"{where}: {name} is {dtype}; expected real numbers, try stacking real and imaginary "
             "parts"
         )
-    small = jnp.issubdtype(x.dtype, jnp.floating) and not _computes(x.dtype)
-    if small or jnp.issubdtype(x.dtype, jax.dtypes.extended):
-        raise TypeError(f"{where}: {name} is {x.dtype}; expected real numbers of 16 bits or more")
-    return x if _computes(x.dtype) else x.astype(float)
+    if not computes(dtype) and not any(jnp.issubdtype(dtype, k) for k in (np.bool_, jnp.integer)):
+        raise TypeError(f"{where}: {name} is {dtype}; expected real numbers of 16 bits or more")
+    return x
 
 
 def no_mask(x: Any, name: str, where: str) -> None:
@@ -150,7 +185,24 @@ def no_mask(x: Any, name: str, where: str) -> None:
         raise TypeError(f"{where}: {name} is a masked array; expected one without a mask")
 
 
-def _computes(dtype: Any) -> bool:
+def _cut(values: np.ndarray) -> bool:
+    """Whether JAX would cut some of these integers, which it has in 32 bits where floats have."""
+    held = np.iinfo(jax.dtypes.canonicalize_dtype(values.dtype.newbyteorder("=")))
+    if np.iinfo(values.dtype).bits <= held.bits and values.dtype.kind == held.kind:
+        return False
+    return int(values.min()) < int(held.min) or int(values.max()) > int(held.max)
+
+
+def within_float32(x: Any, name: str, where: str) -> Any:
+    """`x` as it is; ValueError if JAX, in float32, would make an array of numpy infinite."""
+    if isinstance(x, np.ndarray) and x.dtype == np.float64 and x.size and not _has_double():
+        mapped = isinstance(x, np.memmap)  # is read, and checked, by its rows
+        if not mapped and np.finfo(np.float32).max < max(x.max(), -x.min()):
+            in_float32(x, name, where)
+    return x
+
+
+def computes(dtype: Any) -> bool:
     """Whether a dtype is of reals that JAX computes with, which it does not in 8 bits or less."""
     return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > 1
 
@@ -160,17 +212,15 @@ def _kind(x: Any) -> str:
     return f"{type(x).__name__} of {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
 
 
-def _in_float32(x: np.ndarray, name: str, where: str) -> np.ndarray:
+def in_float32(x: np.ndarray, name: str, where: str) -> np.ndarray:
     """A vector, signals in rows, or the atoms of D in columns, of which float32 loses none.
 
     Raises:
         ValueError: some become 0 or infinite.
     """
-    if x.ndim not in (1, 2):
-        return x.astype(np.float32)
     is_dictionary = name == "D" and x.ndim == 2
-    lines, what = (x.T, "column") if is_dictionary else (np.atleast_2d(x), "row")
-    cast, lost = narrowed(lines)
+    lines, what = (x.T, "column") if is_dictionary else (x, "row")
+    cast, lost = narrowed(lines if x.ndim == 2 else x.reshape(1, -1))
     if len(lost):
         raise ValueError(
             f"{where}: {name} leaves the range of float32"
@@ -292,23 +342,39 @@ def as_key(key: Any, where: str) -> Array:
 
     Raises:
         TypeError: neither a key nor an integer.
-        ValueError: a seed outside 0..2^32 - 1, which JAX would cut to 32 bits in float32.
+        ValueError: several keys; or a seed outside 0..2^32 - 1, which JAX would cut to 32 bits in
+            float32.
     """
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key
-    if np.ndim(key):
-        return jnp.asarray(key)  # the raw form of a key, which JAX checks
-    if isinstance(key, jax.core.Tracer):
+        return _one_key(key, key.shape, where)
+    if isinstance(key, jax.core.Tracer) and not key.ndim:
         return jax.random.key(key)
+    if getattr(key, "dtype", None) == np.uint32 and _is_raw(key):
+        return _one_key(jnp.asarray(key), key.shape[:-1], where)
     try:
         seed = as_index(key, "key", where)
     except TypeError as error:
         raise TypeError(
-            f"{where}: key must be a key of jax.random, or a seed; got {key!r}"
+            f"{where}: key must be a key of jax.random, or a seed; got {brief(key)}"
         ) from error
     if seed >= 2**32:
         raise ValueError(f"{where}: the seed must be below 2^32, got {seed}")
     return jax.random.key(seed)
+
+
+def _one_key(key: Array, shape: tuple[int, ...], where: str) -> Array:
+    if shape:
+        raise ValueError(f"{where}: key has shape {shape}; expected one key, try jax.vmap for more")
+    return key
+
+
+def _is_raw(key: Any) -> bool:
+    """Whether it is one key, or an array of keys, in the raw form."""
+    try:
+        jax.eval_shape(jax.random.wrap_key_data, key)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def announce(
@@ -398,21 +464,30 @@ def cast(tree: Any, dtype: DTypeLike) -> Any:
     return jax.tree.map(one, tree)
 
 
+def whole(n: Any, name: str, where: str) -> int:
+    """`n` as a Python integer.
+
+    Raises:
+        TypeError: `n` is traced, a bool or not an integer.
+    """
+    if isinstance(n, jax.core.Tracer):
+        raise TypeError(f"{where}: {name} must be static, got a traced value; try static_argnames")
+    if isinstance(n, bool) or getattr(n, "dtype", None) == np.bool_:
+        raise TypeError(f"{where}: {name} must be an integer, got {n}")
+    try:
+        return operator.index(n)
+    except TypeError as error:
+        raise TypeError(f"{where}: {name} must be an integer, got {brief(n)}") from error
+
+
 def as_index(n: Any, name: str, where: str, *, least: int = 0) -> int:
-    """`n` as a Python integer, at least `least`.
+    """`n` as a Python integer, at least `least`; see `whole`.
 
     Raises:
         TypeError: `n` is traced, a bool or not an integer.
         ValueError: `n` is below `least`.
     """
-    if isinstance(n, jax.core.Tracer):
-        raise TypeError(f"{where}: {name} must be static, got a traced value; try static_argnames")
-    if isinstance(n, (bool, np.bool_)):
-        raise TypeError(f"{where}: {name} must be an integer, got {n}")
-    try:
-        value = operator.index(n)
-    except TypeError as error:
-        raise TypeError(f"{where}: {name} must be an integer, got {brief(n)}") from error
+    value = whole(n, name, where)
     if value < least:
         raise ValueError(f"{where}: {name} must be at least {least}, got {brief(value)}")
     return value
@@ -440,7 +515,10 @@ def as_number(x: Any, name: str, where: str) -> float:
     if isinstance(x, jax.core.Tracer):
         raise TypeError(f"{where}: {name} must be static, got a traced value; try static_argnames")
     try:
-        if isinstance(x, str | bytes | bool | np.bool_) or np.ndim(x):
+        refused = str | bytes | bool | np.bool_
+        if isinstance(x, refused) or np.ma.isMaskedArray(x) or np.ndim(x):
+            raise TypeError
+        if getattr(getattr(x, "dtype", None), "kind", "f") not in "iufV":
             raise TypeError
         return float(x)
     except (TypeError, ValueError, OverflowError) as error:
@@ -480,8 +558,54 @@ def as_bool(x: Any, name: str, where: str) -> bool:
 
 def integer(n: Any, name: str, where: str) -> None:
     """Raise TypeError unless n is one integer, known or traced."""
-    if np.ndim(n) or not jnp.issubdtype(getattr(n, "dtype", type(n)), jnp.integer):
+    kind = getattr(n, "dtype", type(n))
+    if getattr(n, "ndim", 0) or not jnp.issubdtype(kind, jnp.integer):
         raise TypeError(f"{where}: {name} must be an integer, got {brief(n)}")
+
+
+def arrays(tree: Any, name: str, where: str) -> None:
+    """Raise TypeError unless every leaf of a tree is an array of real numbers."""
+    for leaf in jax.tree.leaves(tree):
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            as_numbers(leaf, name, where)
+
+
+def has(x: Any, fields: str, what: str, name: str, where: str) -> None:
+    """Raise TypeError unless x has what stands in `fields`, as every instance of `what` has."""
+    if not all(hasattr(x, field) for field in fields.split()):
+        raise TypeError(f"{where}: {name} must be {what}, got {brief(x)}")
+
+
+def one_number(x: Any, name: str, where: str) -> None:
+    """Raise ValueError for an array of another shape than ()."""
+    if np.shape(x):
+        raise ValueError(f"{where}: {name} has shape {np.shape(x)}; expected one number")
+
+
+def shaped(x: Any, expected: str, name: str, where: str) -> None:
+    """Raise ValueError unless x has as many dimensions as `expected` names: "(m, d)" two."""
+    n_dimensions = len(expected.strip("(),").split(","))
+    if np.ndim(x) != n_dimensions:
+        raise ValueError(f"{where}: {name} has shape {np.shape(x)}; expected {expected}")
+
+
+def broadcast(where: str, **arrays: Any) -> None:
+    """Raise ValueError unless the shapes of arrays, by name, broadcast to one."""
+    several = {np.shape(array) for array in arrays.values()} - {()}
+    if len(several) < 2:
+        return
+    try:
+        np.broadcast_shapes(*several)
+    except ValueError:
+        shapes = " and ".join(f"{name} {np.shape(array)}" for name, array in arrays.items())
+        raise ValueError(f"{where}: the shapes of {shapes} do not broadcast") from None
+
+
+def same_shape(where: str, **arrays: Any) -> None:
+    """Raise ValueError unless arrays, by name, have one shape."""
+    if len({np.shape(array) for array in arrays.values()}) > 1:
+        shapes = " but ".join(f"{name} has shape {np.shape(v)}" for name, v in arrays.items())
+        raise ValueError(f"{where}: {shapes}; expected equal ones")
 
 
 def vector(x: Any, name: str, where: str) -> None:
@@ -541,10 +665,10 @@ def _real(x: Any, name: str, where: str) -> np.ndarray:
     kinds = (np.bool_, jnp.integer, jnp.floating)
     try:
         values = np.asarray(x)
-    except ValueError:  # rows of different lengths
+    except (TypeError, ValueError):  # keys, or rows of different lengths
         values = np.asarray(None)
     if np.ma.isMaskedArray(x) or not any(jnp.issubdtype(values.dtype, kind) for kind in kinds):
-        raise TypeError(f"{where}: {name} must be real numbers, got {x!r}")
+        raise TypeError(f"{where}: {name} must be real numbers, got {brief(x)}")
     return values
 
 

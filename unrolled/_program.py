@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._sharded import on_auto_axes
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -49,10 +50,11 @@ def program(*static: str) -> Callable[[F], F]:
 def host_function(function: F) -> F:
     """A function of known arguments, which a user may call inside of a `jit` of something else.
 
-    There it runs while that is traced, as numpy would, and its result is a constant.
+    There it runs while that is traced, as numpy would, and its result is a constant. Its
+    arguments are `checked`.
 
     Raises:
-        TypeError: an argument is traced.
+        TypeError: an argument is traced, or of another kind than its annotation says.
 
     Example:
         >>> from unrolled._program import host_function
@@ -63,16 +65,16 @@ def host_function(function: F) -> F:
         >>> float(jax.jit(lambda y: y + total(known))(1.0))
         3.0
     """
-    names = list(inspect.signature(function).parameters)
+    names, behind = list(inspect.signature(function).parameters), checked(function)
 
     @functools.wraps(function)
     def call(*args, **options):
         for name, value in (*zip(names, args), *options.items()):
             _checks.on_host(value, function.__name__, name)
         if not _is_traced():
-            return function(*args, **options)
+            return behind(*args, **options)
         with jax.ensure_compile_time_eval():
-            return function(*args, **options)
+            return behind(*args, **options)
 
     return call  # type: ignore[return-value]  # of the same signature
 

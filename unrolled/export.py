@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, _json, activations
+from unrolled._arguments import checked
 from unrolled._checks import ArrayLike
 from unrolled._files import CheckpointError, write_whole
 from unrolled.dictionaries import Dictionary, as_dictionary
@@ -42,13 +43,14 @@ class Exported(NamedTuple):
     manifest: dict[str, Any]  # what the file says of itself: model, shapes, hashes, versions
 
 
+@checked
 def save(
     path: str | Path,
-    model: Layer | Network | Callable[..., Any],
+    model: Layer | Network | Callable[..., Any] | Any,
     params: Any,
     D: Dictionary | Sequence[Dictionary],
     *,
-    platforms: Sequence[str] = PLATFORMS,
+    platforms: Sequence[str] | str = PLATFORMS,
 ) -> Path:
     """Write a solver with its params and dictionary as one program, for any number of signals.
 
@@ -90,6 +92,7 @@ def save(
     """
     path, where = Path(path).absolute(), "export.save"
     _checks.on_host((params, D), where, "params or D")
+    _checks.arrays(params, "params", where)
     platforms = _checked_platforms(platforms, where)
     is_net, is_chain = isinstance(model, Layer | Network), isinstance(D, (tuple, list))
     dictionaries: Any = D if is_chain else (D,)
@@ -119,6 +122,7 @@ def save(
     return path
 
 
+@checked
 def load(path: str | Path) -> Exported:
     """Read what `save` wrote, after checking its hashes.
 

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._interior_point import interior_point, lapack
 from unrolled._threads import one_thread, threads
 
@@ -60,6 +62,7 @@ class Whitened(NamedTuple):
     lift: np.ndarray  # (m, r): z of the whitened program -> z of the original one
 
 
+@checked
 def whiten(A: np.ndarray) -> Whitened:
     """The factor Q of A = U S Q with orthonormal rows, cut at the numerical rank of A.
 
@@ -71,6 +74,7 @@ def whiten(A: np.ndarray) -> Whitened:
         >>> ur.linear_programs.whiten(A).Q.shape
         (1, 3)
     """
+    _checks.shaped(A, "(m, d)", "A", "whiten")
     with one_thread():
         U, S, Q = np.linalg.svd(A, full_matrices=False)
     rank = int(np.sum(S > S[0] * max(A.shape) * np.finfo(float).eps))
@@ -78,6 +82,7 @@ def whiten(A: np.ndarray) -> Whitened:
     return Whitened(Q[:rank], lift.T, lift)
 
 
+@checked
 def basis_pursuit(
     whitened: Whitened,
     Y: np.ndarray,
@@ -113,7 +118,16 @@ def basis_pursuit(
         ([0.0, 0.0, 2.0], [2.0])
     """
     Q, into, lift = whitened
+    if Y.ndim != 2 or len(Y) != into.shape[1]:
+        raise ValueError(
+            f"basis_pursuit: Y has shape {Y.shape}; expected ({into.shape[1]}, n), y in columns"
+        )
     C, n = into @ Y, Y.shape[1]
+    if banned is not None and (banned.shape != (n,) or banned.dtype.kind not in "iu"):
+        raise ValueError(
+            f"basis_pursuit: banned is {banned.dtype} of shape {banned.shape}; expected integers, "
+            f"({n},)"
+        )
     size = np.abs(C).max(0) if banned is None else np.ones(n)
     size = np.where(size > 0, size, 1.0)
     C = C / size  # the range of float32 is too small for signals of any scale

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, dictionaries
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike, Key
 from unrolled._mapped import Draws, Rows, as_data
 from unrolled._numbers import exponent, times_power, widened
@@ -20,6 +21,7 @@ from unrolled.activations import kth_largest
 from unrolled.dictionaries import Dictionary, as_chain
 
 
+@checked
 def bernoulli_gaussian(key: Key, shape: tuple[int, ...], probability: float | Array) -> Array:
     """Codes whose entries are N(0, 1) with the given probability and 0 otherwise.
 
@@ -39,6 +41,7 @@ def bernoulli_gaussian(key: Key, shape: tuple[int, ...], probability: float | Ar
         >>> X.shape, round(float((X != 0).mean()), 1)
         ((100, 50), 0.1)
     """
+    _checks.one_number(probability, "probability", "bernoulli_gaussian")
     if _checks.is_concrete(probability):
         if not 0 <= probability <= 1:
             raise ValueError(
@@ -46,12 +49,11 @@ def bernoulli_gaussian(key: Key, shape: tuple[int, ...], probability: float | Ar
             )
         probability = float(probability)
     _announce(shape, "bernoulli_gaussian")
-    key = _checks.as_key(key, "bernoulli_gaussian")
     return _bernoulli_gaussian(key, tuple(shape), probability)
 
 
 @program("shape")
-def _bernoulli_gaussian(key: Array, shape: tuple[int, ...], probability: float | Array) -> Array:
+def _bernoulli_gaussian(key: Key, shape: tuple[int, ...], probability: float | Array) -> Array:
     support_key, value_key = jax.random.split(key)
     values = jax.random.normal(value_key, shape)
     return jnp.where(
@@ -59,6 +61,7 @@ def _bernoulli_gaussian(key: Array, shape: tuple[int, ...], probability: float |
     )
 
 
+@checked
 def exact_sparse(key: Key, shape: tuple[int, ...], sparsity: int) -> Array:
     """Codes with exactly `sparsity` nonzeros, N(0, 1), on a uniformly random support.
 
@@ -80,15 +83,16 @@ def exact_sparse(key: Key, shape: tuple[int, ...], sparsity: int) -> Array:
         [4, 4, 4]
     """
     s = _sparsity(sparsity, shape, "exact_sparse")
-    return _exact_sparse(_checks.as_key(key, "exact_sparse"), tuple(shape), s)
+    return _exact_sparse(key, tuple(shape), s)
 
 
 @program("shape")
-def _exact_sparse(key: Array, shape: tuple[int, ...], s: int) -> Array:
+def _exact_sparse(key: Key, shape: tuple[int, ...], s: int) -> Array:
     support_key, value_key = jax.random.split(key)
     return _support(support_key, shape, s) * jax.random.normal(value_key, shape)
 
 
+@checked
 def bounded(
     key: Key, shape: tuple[int, ...], sparsity: int, bound: float = 1.0, least: float = 0.0
 ) -> Array:
@@ -121,11 +125,11 @@ def bounded(
     for name, size in (("bound", bound), ("least", least)):
         _checks.in_range(size, jnp.result_type(float), name, "bounded")
     s = _sparsity(sparsity, shape, "bounded")
-    return _bounded(_checks.as_key(key, "bounded"), tuple(shape), s, bound, least)
+    return _bounded(key, tuple(shape), s, bound, least)
 
 
 @program("shape")
-def _bounded(key: Array, shape: tuple[int, ...], s: int, bound: float, least: float) -> Array:
+def _bounded(key: Key, shape: tuple[int, ...], s: int, bound: float, least: float) -> Array:
     support_key, sign_key, value_key = jax.random.split(key, 3)
     signs = jax.random.rademacher(sign_key, shape, float)
     values = jax.random.uniform(value_key, shape, float, least, bound)
@@ -170,6 +174,7 @@ def _least(s: Any, u: Array) -> Array:
     return on & (s > 0)
 
 
+@checked
 def synthesize(D: Dictionary, X: Array | np.ndarray) -> Array:
     """The signals D x of a batch of codes, in full precision.
 
@@ -189,7 +194,9 @@ def synthesize(D: Dictionary, X: Array | np.ndarray) -> Array:
         [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]
     """
     if np.ndim(X) != 2 or X.shape[1] != D.shape[1]:
-        raise ValueError(f"synthesize: X has shape {np.shape(X)}; expected (batch, {D.shape[1]})")
+        raise ValueError(
+            f"synthesize: X has shape {np.shape(X)} but D {D.shape}; expected (batch, {D.shape[1]})"
+        )
     return _synthesize(D, X)
 
 
@@ -199,6 +206,7 @@ def _synthesize(D: Dictionary, X: Array | np.ndarray) -> Array:
         return jax.vmap(lambda x: D @ x)(X)
 
 
+@checked
 def add_noise(key: Key, Y: ArrayLike, snr: float | Array) -> Array:
     """Y plus white Gaussian noise at `snr` dB for every signal.
 
@@ -222,7 +230,9 @@ def add_noise(key: Key, Y: ArrayLike, snr: float | Array) -> Array:
         >>> round(float(noise.std()), 2)
         0.1
     """
-    key, Y = _checks.as_key(key, "add_noise"), _checks.as_float(Y, "Y", "add_noise")
+    Y = _checks.as_float(Y, "Y", "add_noise")
+    if not Y.ndim:
+        raise ValueError("add_noise: Y is one number; expected signals, (..., m)")
     if not _checks.is_concrete(snr):
         return _add_noise(key, Y, jnp.power(10.0, -snr / 20).astype(Y.dtype))
     if math.isnan(snr := _checks.as_number(snr, "snr", "add_noise")):
@@ -237,12 +247,13 @@ def add_noise(key: Key, Y: ArrayLike, snr: float | Array) -> Array:
 
 
 @program()
-def _add_noise(key: Array, Y: Array, ratio: float | Array) -> Array:
+def _add_noise(key: Key, Y: Array, ratio: float | Array) -> Array:
     k = exponent(Y, -1)
     spread = times_power(jnp.std(times_power(widened(Y), -k), axis=-1, keepdims=True), k)
     return Y + spread.astype(Y.dtype) * ratio * jax.random.normal(key, Y.shape, Y.dtype)
 
 
+@checked
 def l1_noise(key: Key, shape: tuple[int, ...], noise: float | Array) -> Array:
     """Noise vectors of l1 norm `noise`, the budget delta of Assumption 2, in random directions.
 
@@ -265,15 +276,16 @@ def l1_noise(key: Key, shape: tuple[int, ...], noise: float | Array) -> Array:
         >>> jnp.abs(e).sum(1).round(3).tolist()
         [0.5, 0.5]
     """
+    _checks.one_number(noise, "noise", "l1_noise")
     if _checks.is_concrete(noise) and not 0 <= noise < math.inf:
         raise ValueError(f"l1_noise: noise must be non-negative and finite, got {noise}")
     _checks.in_range(noise, jnp.result_type(float), "noise", "l1_noise")
     _announce(shape, "l1_noise", "the noise")
-    return _l1_noise(_checks.as_key(key, "l1_noise"), tuple(shape), noise)
+    return _l1_noise(key, tuple(shape), noise)
 
 
 @program("shape")
-def _l1_noise(key: Array, shape: tuple[int, ...], noise: float | Array) -> Array:
+def _l1_noise(key: Key, shape: tuple[int, ...], noise: float | Array) -> Array:
     e = jax.random.laplace(key, shape)
     return e * (noise / jnp.sum(jnp.abs(e), axis=-1, keepdims=True))
 
@@ -285,6 +297,7 @@ class Benchmark(NamedTuple):
     sample: Callable[[Key], tuple[Array, Array]]  # key -> (Y, X), (batch, m) and (batch, d)
 
 
+@checked
 def standard_benchmark(
     key: Key,
     *,
@@ -327,6 +340,7 @@ def standard_benchmark(
     return Benchmark(D, sampler(D, batch, probability=probability, snr=snr))
 
 
+@checked
 @takes_sharded
 def sampler(
     D: Dictionary | tuple[Dictionary, ...] | list[Dictionary],

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 import jax
 
 from unrolled import _checks
+from unrolled._arguments import checked
 
 
 def option(
@@ -157,6 +158,7 @@ class Record(metaclass=_Interned):
         return _remade, (type(self), values_of(self))
 
 
+@checked
 def values_of(record: Any) -> dict[str, Any]:
     """All options of a record by name.
 
@@ -164,6 +166,7 @@ def values_of(record: Any) -> dict[str, Any]:
         >>> ur.records.values_of(ur.training.Checkpoint("a"))["keep"]
         3
     """
+    _checks.has(record, "__dataclass_fields__", "a record", "record", "values_of")
     return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
 
 
@@ -196,6 +199,7 @@ def _remade(cls, options):
     return cls(**options)
 
 
+@checked
 def kind_of(field: dataclasses.Field) -> type:
     """int, float, bool or str where that is the annotation, or the first of its types; else object.
 
@@ -208,6 +212,7 @@ def kind_of(field: dataclasses.Field) -> type:
     return _KINDS.get(name, object)
 
 
+@checked
 def accept(field: dataclasses.Field, value: Any, name: str, where: str, **limits: Any) -> Any:
     """The value of an option in its one hashable form.
 
@@ -369,6 +374,7 @@ class Interned(Record):
 # Files, flags and messages
 
 
+@checked
 def to_plain(record: Any, write: Callable[[Any], Any] | None = None) -> dict[str, Any]:
     """The options of a record as JSON and TOML hold them, with lists for tuples.
 
@@ -400,6 +406,7 @@ def _plain(value: Any, write: Callable[[Any], Any] | None, where: str) -> Any:
     return form
 
 
+@checked
 def from_plain(value: Any, name: str, where: str) -> Any:
     """A value of a file, with tuples for lists.
 
@@ -419,6 +426,7 @@ def from_plain(value: Any, name: str, where: str) -> Any:
     )
 
 
+@checked
 def from_text(field: dataclasses.Field, text: str) -> Any:
     """The value of a flag, not yet checked: text that is no number stays text.
 
@@ -443,6 +451,7 @@ def from_text(field: dataclasses.Field, text: str) -> Any:
 _METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
 
 
+@checked
 def add_flag(group: Any, field: dataclasses.Field, help: str | None = None) -> None:
     """A flag of an option, `--name`, in a parser or a group of argparse; its value stays text.
 
@@ -458,6 +467,7 @@ def add_flag(group: Any, field: dataclasses.Field, help: str | None = None) -> N
         >>> parser.parse_args(["--depth", "3"])
         Namespace(depth='3')
     """
+    _checks.has(group, "add_argument", "a parser or a group of argparse", "group", "add_flag")
     choices, default = field.metadata["choices"], field.default
     notes = [", ".join(choices)] if choices is not None else []
     notes += [] if help is not None or default in (None, False) else [f"default {default}"]
@@ -469,6 +479,7 @@ def add_flag(group: Any, field: dataclasses.Field, help: str | None = None) -> N
     group.add_argument(f"--{field.name}", default=None, help=text.replace("%", "%%"), **how)
 
 
+@checked
 def changed(record: Any) -> dict[str, Any]:
     """The options that are not at their defaults.
 
@@ -476,10 +487,12 @@ def changed(record: Any) -> dict[str, Any]:
         >>> ur.records.changed(ur.lista_cp(3, lam=0.2))
         {'depth': 3, 'lam': 0.2}
     """
+    _checks.has(record, "__signature__", "a record", "record", "changed")
     parameters = type(record).__signature__.parameters
     return {n: v for n, v in values_of(record).items() if v != parameters[n].default}
 
 
+@checked
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The old and the new value of every entry that differs; None stands for one that is missing.
 
@@ -494,6 +507,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[A
 _ROWS, _WIDTH = 12, 64  # of a table of differences: at most so many rows, and characters in a cell
 
 
+@checked
 def differences(
     saved: Mapping[str, Any],
     requested: Mapping[str, Any],

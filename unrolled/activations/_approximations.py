@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._numbers import widened
 from unrolled.activations._activation import Activation, parameter, shown
 from unrolled.activations._pointwise import _celu, _elu
@@ -26,6 +27,7 @@ def _sigmoid_sum(x, h, M, k):
     return jnp.asarray(h, x.dtype) * jnp.sum(jax.nn.sigmoid(k * shifted), -1)
 
 
+@checked
 def sigmoid_sum(h: float, M: float, k: float | None = None) -> Activation:
     r"""A sum of shifted sigmoids near ReLU on [-M, M]: the sub-network of Theorem 10 for sigmoid.
 
@@ -59,6 +61,7 @@ def _tanh_sum(x, h, M, k):
     return _sigmoid_sum(x, h, M, 2 * k)
 
 
+@checked
 def tanh_sum(h: float, M: float, k: float | None = None) -> Activation:
     r"""A sum of shifted tanh near ReLU on [-M, M]: the sub-network of Theorem 10 for tanh.
 
@@ -106,6 +109,7 @@ def _scaled(x, act, k):
     return (act(wide * k) / k).astype(x.dtype)
 
 
+@checked
 def scale(act: Activation, k: float) -> Activation:
     """rho(k x) / k: the tail and the distance from ReLU shrink by k, the slopes stay.
 

@@ -6,6 +6,7 @@ from typing import overload
 import jax
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Array
 from unrolled.activations import _approximations, _pointwise
 from unrolled.activations._activation import Activation, _relu
@@ -67,6 +68,7 @@ _RISING = {
 }
 
 
+@checked
 def is_known(activation: Activation) -> bool:
     """Whether an activation is of this package, with the constants that the package gives it.
 
@@ -84,6 +86,7 @@ def is_known(activation: Activation) -> bool:
     return factory(*activation.parameters) == activation and all(map(is_known, inner))
 
 
+@checked
 def is_monotone(activation: Callable[[Array], Array]) -> bool:
     """Whether an activation is of this package and never falls; False where nothing is known.
 
@@ -128,6 +131,7 @@ def by_name(name: str | Callable[[Array], Array]) -> Callable[[Array], Array]:
     return next((twin for function, twin in _TWINS if function is name), name)
 
 
+@checked
 def describe(activation: Callable[[Array], Array]) -> str | list:
     """A form of an activation that JSON can hold; `from_description` turns it back, exactly.
 

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from unrolled._arguments import checked
 from unrolled._numbers import widened
 from unrolled.activations._activation import Activation, _relu, one_signed, parameter, shown
 
@@ -72,6 +73,7 @@ hard_swish = one_signed("hard_swish", _hard_swish, lipschitz=0.5, sup=0.375, gap
 selu = Activation("selu", 1.7580994, 1.7580994, 1.7580994, math.inf, _selu)
 
 
+@checked
 def leaky_relu(slope: float) -> Activation:
     """max(x, 0) + slope min(x, 0); its tail is unbounded unless slope = 0.
 
@@ -95,6 +97,7 @@ def leaky_relu(slope: float) -> Activation:
     )
 
 
+@checked
 def elu(alpha: float = 1.0) -> Activation:
     """x for x >= 0, alpha (exp(x) - 1) below; Theorem 9 requires alpha < 1.
 
@@ -111,6 +114,7 @@ def elu(alpha: float = 1.0) -> Activation:
     )
 
 
+@checked
 def celu(alpha: float = 1.0) -> Activation:
     """x for x >= 0, alpha (exp(x / alpha) - 1) below: slope 1 at 0-, bounded by alpha.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import widened
 from unrolled._program import program
@@ -16,6 +17,7 @@ from unrolled.activations._thresholds import shrink
 _NEWTON = 8
 
 
+@checked
 def power_threshold(v: ArrayLike, theta: ArrayLike, p: float) -> Array:
     r"""The proximal map of theta norm(x, p)^p, entry by entry.
 
@@ -48,7 +50,9 @@ def power_threshold(v: ArrayLike, theta: ArrayLike, p: float) -> Array:
     if p == 1:
         return shrink(v, theta)
     _checks.nonnegative(theta, "theta", "power_threshold")
-    return _power_threshold(_checks.as_float(v, "v", "power_threshold"), theta, p)
+    v = _checks.as_float(v, "v", "power_threshold")
+    _checks.broadcast("power_threshold", v=v, theta=theta)
+    return _power_threshold(v, theta, p)
 
 
 @program("p")

@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 
 from unrolled import _checks, _lax
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import widened
 from unrolled._program import program
@@ -15,6 +16,7 @@ from unrolled._sharded import compiler_splits
 from unrolled.activations._pointwise import relu
 
 
+@checked
 def shrink(v: ArrayLike, theta: ArrayLike, activation: Callable[[Array], Array] = relu) -> Array:
     r"""Shrinkage by two activations: rho(v - theta) - rho(-v - theta).
 
@@ -54,6 +56,7 @@ def _operands(v: ArrayLike, theta: ArrayLike, where: str) -> tuple[Array, ArrayL
     """v in floating point, and a real threshold that is not known to be negative or NaN."""
     v = _checks.as_float(v, "v", where)
     real = _real(theta, v, "theta", where)
+    _checks.broadcast(where, v=v, theta=real)
     _checks.nonnegative(theta, "theta", where)  # as given: inside of jit the other may be traced
     return v, real
 
@@ -79,6 +82,7 @@ def _soft_jvp(primals, tangents):
     return x, jnp.where(x != 0, dv - jnp.sign(x) * dtheta, jnp.zeros_like(x))
 
 
+@checked
 def soft_threshold(v: ArrayLike, theta: ArrayLike) -> Array:
     """sign(v) max(abs(v) - theta, 0), the proximal map of theta norm(x, 1); see `shrink`.
 
@@ -89,6 +93,7 @@ def soft_threshold(v: ArrayLike, theta: ArrayLike) -> Array:
     return shrink(v, theta)
 
 
+@checked
 def hard_threshold(v: ArrayLike, theta: ArrayLike) -> Array:
     """v where abs(v) > theta, else 0: a proximal map of theta^2/2 norm(x, 0). NaN stays.
 
@@ -107,6 +112,7 @@ def _hard_threshold(v: Array, theta: ArrayLike) -> Array:
     return jnp.where(jnp.abs(v) <= theta, jnp.zeros_like(v), v)
 
 
+@checked
 def firm_threshold(v: ArrayLike, theta: ArrayLike, upper: ArrayLike) -> Array:
     """0 up to theta, v from `upper` on, linear in between; the soft threshold as upper -> inf.
 
@@ -120,6 +126,7 @@ def firm_threshold(v: ArrayLike, theta: ArrayLike, upper: ArrayLike) -> Array:
         [0.0, 1.0, 3.0]
     """
     v, theta = _operands(v, theta, "firm_threshold")
+    _checks.broadcast("firm_threshold", v=v, upper=upper)
     if _checks.is_concrete((theta, upper)) and not np.all(np.asarray(theta) < np.asarray(upper)):
         raise ValueError(
             f"firm_threshold: expected theta < upper, got theta={theta}, upper={upper}"
@@ -133,6 +140,7 @@ def _firm_threshold(v: Array, theta: ArrayLike, upper: ArrayLike) -> Array:
     return jnp.sign(v) * jnp.minimum(between, jnp.abs(v))
 
 
+@checked
 def nonnegative_threshold(
     v: ArrayLike, theta: ArrayLike, activation: Callable[[Array], Array] = relu
 ) -> Array:
@@ -155,6 +163,7 @@ def _nonnegative_threshold(
     return activation(v - theta)
 
 
+@checked
 def select_support(
     v: ArrayLike, theta: ArrayLike, fraction: ArrayLike, activation: Callable[[Array], Array] = relu
 ) -> Array:
@@ -183,6 +192,7 @@ def select_support(
         >>> ur.activations.select_support(jnp.array([-3.0, 0.5, 2.0, 1.5]), 1.0, 0.5).tolist()
         [-3.0, 0.0, 2.0, 0.5]
     """
+    _checks.one_number(fraction, "fraction", "select_support")
     if _checks.is_concrete(fraction) and not 0 <= float(np.asarray(fraction)) <= 1:
         raise ValueError(f"select_support: fraction must be in [0, 1], got {fraction}")
     v, theta = _operands(v, theta, "select_support")

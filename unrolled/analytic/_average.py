@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from unrolled import _checks, layers
+from unrolled._arguments import checked
 from unrolled.analytic._schedules import HypothesisWarning
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Unrolled
@@ -13,6 +14,7 @@ from unrolled.theory import state_evolution
 _SUPPORT = layers.alista_at(0).support
 
 
+@checked
 def lamp(
     D: Dictionary,
     depth: int,
@@ -55,6 +57,7 @@ def lamp(
     return params._replace(steps=params.steps._replace(alpha=alpha))
 
 
+@checked
 def alista_at(
     D: Dictionary,
     depth: int,

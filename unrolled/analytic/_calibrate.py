@@ -121,6 +121,7 @@ def calibrate(
         >>> bool(errors[1] < errors[0])
         True
     """
+    _checks.arrays(params, "params", "calibrate")
     aim = loss_of(loss, X, "calibrate") or squared
     if isinstance(model, Network):
         return _calibrate_chain(model, params, D, Y, X, aim)

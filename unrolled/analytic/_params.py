@@ -1,12 +1,13 @@
 """Params from theory, one function per family, with leaves in the dtype of D."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, layers
+from unrolled._arguments import checked
 from unrolled._checks import Array, DTypeLike
 from unrolled._program import host_function
 from unrolled.activations import Activation, relu
@@ -15,6 +16,7 @@ from unrolled.dictionaries import Dictionary, Operator, as_dictionary
 from unrolled.layers import Unrolled, ista_params
 
 
+@checked
 def ista(D: Dictionary, lam: float, depth: int) -> Unrolled:
     """Params of `layers.ista` and `layers.fista`: gamma = 1 / L, theta = lam / L, L = norm(D, 2)^2.
 
@@ -51,7 +53,7 @@ def lista_cp(
     W: Dictionary | None = None,
     activation: Activation | str = relu,
     tied: bool = True,
-    noise_norm: str = "l1",
+    noise_norm: str | Any = "l1",
     per_atom: bool = False,
 ) -> Unrolled:
     """Params of `layers.lista_cp`: the given W, with thresholds that certify the error.
@@ -103,7 +105,7 @@ def alista(
     noise: float = 0.0,
     W: Dictionary | None = None,
     activation: Activation | str = relu,
-    noise_norm: str = "l1",
+    noise_norm: str | Any = "l1",
     per_atom: bool = False,
 ) -> Unrolled:
     """Params of `layers.alista`: those of `lista_cp`, with gamma = 1 and with W held fixed.
@@ -153,7 +155,7 @@ def dsc(
     bounds: Sequence[float],
     noises: Sequence[float] | None = None,
     Ws: Sequence[Dictionary | None] | None = None,
-    activations: Sequence[Activation | str] | None = None,
+    activations: Sequence[Activation | Callable | str] | None = None,
 ) -> tuple[Unrolled, ...]:
     """Params of a chain of LISTA-CP blocks, one per dictionary, which are certified together.
 

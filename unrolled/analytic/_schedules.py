@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, theory
+from unrolled._arguments import checked
 from unrolled._checks import Array
 from unrolled._numbers import UP, largest, lost_below
 from unrolled._program import host_function, program
@@ -98,6 +99,7 @@ def _measured(W: Dictionary, D: Dictionary) -> tuple[Array, ...]:
     return mu, C, eta, omega, column_norms(D)
 
 
+@checked
 def plan(
     Ds: Sequence[Dictionary],
     *,
@@ -150,7 +152,7 @@ def block_schedule(
     sparsity: int,
     bound: float,
     noise: float = 0.0,
-    noise_norm: str = "l1",
+    noise_norm: str | Any = "l1",
     per_atom: bool = False,
 ) -> tuple[Certified, theory.Schedule | theory.ActivationSchedule | theory.AtomSchedule]:
     """The certified weights of `lista_cp` and `alista`, and the schedule of their thresholds.
@@ -170,7 +172,7 @@ def block_schedule(
     D, activation = as_dictionary(D, "analytic"), by_name(activation)
     c = certify(D, W)
     _check_sparsity(D, sparsity)
-    if noise_norm not in ("l1", "l2"):
+    if not isinstance(noise_norm, str) or noise_norm not in ("l1", "l2"):
         raise ValueError(f'analytic: unknown noise_norm {noise_norm!r}; expected "l1" or "l2"')
     problem = dict(sparsity=sparsity, bound=bound, depth=depth)
     if per_atom:
@@ -193,7 +195,7 @@ def chain_schedules(
     bounds: Sequence[float],
     noises: Sequence[float] | None = None,
     Ws: Sequence[Dictionary | None] | None = None,
-    activations: Sequence[Activation | str] | None = None,
+    activations: Sequence[Activation | Callable | str] | None = None,
 ) -> tuple[tuple[Certified, ...], tuple[theory.Schedule | theory.ActivationSchedule, ...]]:
     """The certified weights of `dsc`, and the schedules of its blocks.
 

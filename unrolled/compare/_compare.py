@@ -71,7 +71,7 @@ def compare(
 @takes_sharded
 @host_function
 def compare(
-    methods: Mapping[str, Any],
+    methods: Any,
     D: Any,
     Y: ArrayLike,
     X: Any = None,

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 
 from unrolled import plots
+from unrolled._arguments import checked
 from unrolled._checks import Array
 from unrolled._json import to_json
 from unrolled._text import markdown, screen, table
@@ -269,6 +270,7 @@ def evolution(
     *,
     prediction: Sequence[Prediction | None] | None = None,
 ) -> ChainEvolution: ...
+@checked
 def evolution(model: Any, D: Any, *, prediction: Any = None) -> Evolution | ChainEvolution:
     """A recorder of a run: `watch = evolution(layer, D)`, then `watch.table()` or `.plot()`.
 

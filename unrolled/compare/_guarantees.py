@@ -78,9 +78,9 @@ def _class_of(D: Dictionary, Y: Array, X: Array, asked: Class) -> tuple[int, flo
     s, B, delta = asked
     codes = np.asarray(X)
     s = int(np.count_nonzero(codes, axis=1).max()) if s is None else s
-    B = float(np.abs(codes).max()) if B is None else B
+    B = float(np.abs(codes).max()) if B is None else _checks.as_number(B, "bound", "compare")
     if delta is None:
         with jax.enable_x64(True):  # the rounding of the signals counts as noise
             D, Y, X = _checks.cast((D, Y, X), np.float64)
             delta = np.abs(np.asarray(Y) - np.asarray(synthesize(D, X))).sum(1).max()
-    return s, float(B), float(delta)
+    return s, B, _checks.as_number(delta, "noise", "compare")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, metrics
+from unrolled._arguments import checked
 from unrolled._beside import ROUNDING, codes_of_ista, worse_than_zero
 from unrolled._checks import Array
 from unrolled._numbers import (
@@ -259,6 +260,7 @@ def divergence(
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
+@checked
 def products(model: Any, params: Any, D: Any, y: Any) -> int | None:
     """How many products with a matrix, or convolutions, the code of one signal takes.
 
@@ -269,6 +271,9 @@ def products(model: Any, params: Any, D: Any, y: Any) -> int | None:
         >>> ur.compare.products(layer, layer.init(None, D), D, D[0])  # D z and D'(y - D z)
         32
     """
+    _checks.has(model, "apply", "a Layer or a Network", "model", "products")
+    for name, tree in (("params", params), ("D", D), ("y", y)):
+        _checks.arrays(tree, name, "products")
     return _count(jax.make_jaxpr(model.apply)(params, D, y).jaxpr)
 
 

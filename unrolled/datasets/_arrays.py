@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from unrolled._arguments import checked
 from unrolled._files import check_file
 from unrolled._mapped import LARGEST_BYTES
 from unrolled._text import in_rows
 
 
+@checked
 def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
     """One real array from a `.npy` file, or from a `.npz` file by its name.
 
@@ -41,6 +43,7 @@ def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
     return _checked(array, path)
 
 
+@checked
 def open_array(path: str | Path, name: str | None = None) -> np.ndarray:
     """The array of `read_array` in the dtype of its file, its values neither read nor checked.
 
@@ -83,6 +86,7 @@ def open_array(path: str | Path, name: str | None = None) -> np.ndarray:
     return array
 
 
+@checked
 def read_rows(array: np.ndarray, path: str | Path, first: int, n: int) -> np.ndarray:
     """At most n rows of an array from `open_array`, as `read_array` returns them.
 
@@ -99,6 +103,8 @@ def read_rows(array: np.ndarray, path: str | Path, first: int, n: int) -> np.nda
         >>> ur.datasets.read_rows(np.arange(6).reshape(3, 2), "Y.npy", 1, 5).tolist()
         [[2.0, 3.0], [4.0, 5.0]]
     """
+    if not array.ndim:
+        raise ValueError("read_rows: array has shape (); expected (n, ...)")
     return _checked(array[first : first + n], path, first)
 
 
@@ -119,6 +125,7 @@ def _where(array: np.ndarray, first: int) -> str:
     return in_rows(np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(1)) + first)
 
 
+@checked
 def entries(path: str | Path) -> list[str]:
     """The names of the arrays in a `.npz` file.
 

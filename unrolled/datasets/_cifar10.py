@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unrolled._arguments import checked
 from unrolled.datasets._images import Images, as_labels
 from unrolled.datasets._locate import find
 
@@ -19,6 +20,7 @@ _RECORDS = 10_000  # in a file
 _BYTES = 1 + 3 * 32 * 32  # of a record: the label, then red, green and blue, row by row
 
 
+@checked
 def cifar10(root: str | Path | None = None) -> Images:
     """CIFAR-10: 50,000 and 10,000 pictures 32 x 32 x 3 of ten classes, from the official files.
 

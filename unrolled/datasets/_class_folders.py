@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled.datasets._images import Images
 from unrolled.datasets._masks import _resized, _rgb
 from unrolled.datasets._pictures import _PICTURES, open_picture
@@ -13,6 +14,7 @@ _TRAIN, _TEST = "train", ("test", "val")
 _HELD_OUT = 5  # one picture of so many of a class tests, where no folder says which
 
 
+@checked
 def is_class_folders(folder: str | Path) -> bool:
     """Whether a folder holds folders of pictures, and no pictures with masks.
 
@@ -31,6 +33,7 @@ def is_class_folders(folder: str | Path) -> bool:
     return len(classes) > 1 and not paired and all(map(_has_pictures, classes))
 
 
+@checked
 def class_folders(folder: str | Path, side: int = 32) -> Images:
     """Pictures of classes, as torchvision's ImageFolder has them: `folder/class/picture.png`.
 

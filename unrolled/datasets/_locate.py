@@ -4,7 +4,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from unrolled._arguments import checked
 
+
+@checked
 def locate(name: str, root: str | Path | None = None) -> Path:
     """The folder of a data collection.
 

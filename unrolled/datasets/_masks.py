@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled.datasets._locate import locate
 from unrolled.datasets._pictures import open_picture, picture_files
 
@@ -50,6 +51,7 @@ class Masks(NamedTuple):
     test: tuple[np.ndarray, np.ndarray]
 
 
+@checked
 def masks(folder: str | Path, size: tuple[int, int], split: str | Path | None = None) -> Masks:
     """Pictures and the masks of their objects, resized to one size.
 

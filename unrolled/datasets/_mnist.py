@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unrolled._arguments import checked
 from unrolled.datasets._arrays import open_array
 from unrolled.datasets._images import Images, as_labels
 
@@ -26,6 +27,7 @@ _SOURCE = (
 )
 
 
+@checked
 def mnist(root: str | Path | None = None) -> Images:
     """MNIST: 60,000 and 10,000 handwritten digits 28 x 28 x 1.
 

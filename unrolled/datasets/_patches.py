@@ -8,9 +8,11 @@ import numpy as np
 from jax import lax
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike, Key
 
 
+@checked
 def to_patches(image: np.ndarray, size: int, stride: int | None = None) -> np.ndarray:
     """Square patches of a picture, flattened row by row.
 
@@ -44,6 +46,7 @@ def to_patches(image: np.ndarray, size: int, stride: int | None = None) -> np.nd
     return windows.reshape(-1, size * size).copy()
 
 
+@checked
 def from_patches(patches: np.ndarray, shape: tuple[int, int], size: int) -> np.ndarray:
     """The picture that the tiles of `to_patches(image, size)` came from, cropped to whole tiles.
 
@@ -76,6 +79,7 @@ def from_patches(patches: np.ndarray, shape: tuple[int, int], size: int) -> np.n
     return tiles.transpose(0, 2, 1, 3).reshape(rows * size, columns * size)
 
 
+@checked
 def crop_and_flip(key: Key, X: ArrayLike, pad: int = 4, flip: bool = True) -> Array:
     """Every picture shifted by up to `pad` pixels each way, and mirrored with probability 1/2.
 
@@ -109,7 +113,7 @@ def crop_and_flip(key: Key, X: ArrayLike, pad: int = 4, flip: bool = True) -> Ar
         [10, 9, 8, 0]
     """
     where = "crop_and_flip"
-    key, pad = _checks.as_key(key, where), _checks.as_index(pad, "pad", where)
+    pad = _checks.as_index(pad, "pad", where)
     X = jnp.asarray(X)
     if X.ndim != 4:
         raise ValueError(f"{where}: X has shape {X.shape}; expected (N, H, W, C)")

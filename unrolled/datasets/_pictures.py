@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from unrolled._arguments import checked
 from unrolled._files import check_file
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".webp")
 
 
+@checked
 def read_image(path: str | Path) -> np.ndarray:
     """A picture as grey values in [0, 1].
 
@@ -57,6 +59,7 @@ def open_picture(path: str | Path) -> Any:
         raise ValueError(f"{path}: not a readable picture ({error})") from error
 
 
+@checked
 def read_images(path: str | Path) -> dict[str, np.ndarray]:
     """The pictures of a folder as grey values in [0, 1], in the order of their names.
 

@@ -1,10 +1,11 @@
 """Functions of a dictionary: a plain array is answered here, a structured one answers itself."""
 
-from typing import overload
+from typing import Any, overload
 
 import jax.numpy as jnp
 import numpy as np
 
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, largest_singular_value, norm, times_power
 from unrolled._program import program
@@ -12,13 +13,13 @@ from unrolled.dictionaries._base import (
     Dictionary,
     Operator,
     Structured,
-    floating,
     matrix_products,
     scale_columns,
 )
 from unrolled.dictionaries._operands import as_dictionary, nonzero_atoms
 
 
+@checked
 @program()
 def normalized(D: Dictionary) -> tuple[Operator, Array]:
     """As `normalize`, but traceable: it does not check the norms, and a zero atom gives nan.
@@ -30,7 +31,6 @@ def normalized(D: Dictionary) -> tuple[Operator, Array]:
     """
     if isinstance(D, Structured):
         return D.normalized()
-    D = floating(D)
     k = exponent(D, 0)
     scaled = times_power(D, -k)  # 1 / norm of these atoms is in the range of the dtype
     norms = norm(scaled, 0)
@@ -66,6 +66,7 @@ def normalize(D: Dictionary) -> tuple[Operator, Array]:
     return unit, norms
 
 
+@checked
 @program()
 def spectral_norm(D: Dictionary) -> Array:
     """norm(D, 2), rounded up a little so that 1 / norm^2 is a safe step.
@@ -77,14 +78,15 @@ def spectral_norm(D: Dictionary) -> Array:
         >>> round(float(ur.dictionaries.spectral_norm(D)) ** 2, 3)
         2.0
     """
-    return D.spectral_norm() if isinstance(D, Structured) else largest_singular_value(floating(D))
+    return D.spectral_norm() if isinstance(D, Structured) else largest_singular_value(D)
 
 
 @overload
 def spread(D: Dictionary, theta: Array) -> Array: ...
 @overload
 def spread(D: Dictionary, theta: ArrayLike) -> ArrayLike: ...
-def spread(D: Dictionary, theta: ArrayLike) -> ArrayLike:
+@checked
+def spread(D: Dictionary | Any, theta: ArrayLike) -> ArrayLike:
     """Thresholds against the codes of D: one per group of atoms becomes one per atom.
 
     The groups of a `Conv` are its filters; any other shape is returned as it is.
@@ -97,6 +99,7 @@ def spread(D: Dictionary, theta: ArrayLike) -> ArrayLike:
     return D.spread(theta) if isinstance(D, Structured) else theta
 
 
+@checked
 def threshold_shapes(D: Dictionary) -> tuple[tuple[int, ...], ...]:
     """Shapes that `spread` takes: one threshold for all atoms, one per atom, one per group.
 
@@ -109,6 +112,7 @@ def threshold_shapes(D: Dictionary) -> tuple[tuple[int, ...], ...]:
     return (), (D.shape[-1],), *((groups,) if groups else ())
 
 
+@checked
 def entries(D: Dictionary) -> Array:
     """An array that holds every entry of D at least once; for a `Conv`, its filters.
 
@@ -120,6 +124,7 @@ def entries(D: Dictionary) -> Array:
     return D.entries() if isinstance(D, Structured) else jnp.asarray(D)
 
 
+@checked
 def magnitudes(D: Dictionary) -> Operator:
     """|D|, entry by entry; for a product of factors, the product of their magnitudes.
 
@@ -132,6 +137,7 @@ def magnitudes(D: Dictionary) -> Operator:
     return D.magnitudes() if isinstance(D, Structured) else jnp.abs(D)
 
 
+@checked
 def inner_terms(D: Dictionary) -> int:
     """How many terms the sums of D x and D'r have above those of a matrix, d and m.
 
@@ -145,6 +151,7 @@ def inner_terms(D: Dictionary) -> int:
     return D.inner_terms if isinstance(D, Structured) else 0
 
 
+@checked
 def cuts_atoms(D: Dictionary) -> bool:
     """Whether atoms of one group differ because a border cuts them.
 
@@ -156,6 +163,7 @@ def cuts_atoms(D: Dictionary) -> bool:
     return isinstance(D, Structured) and D.cuts_atoms
 
 
+@checked
 def representatives(D: Dictionary) -> np.ndarray:
     """Indices of atoms that stand for all: all d of them, or one per group.
 
@@ -167,6 +175,7 @@ def representatives(D: Dictionary) -> np.ndarray:
     return D.representatives() if isinstance(D, Structured) else np.arange(D.shape[1])
 
 
+@checked
 def replicate(D: Dictionary, W: Array) -> Operator:
     """Weights (m, n) of the `representatives` of D as weights of all atoms, (m, d).
 
@@ -175,9 +184,13 @@ def replicate(D: Dictionary, W: Array) -> Operator:
         >>> ur.dictionaries.replicate(D, jnp.ones((5, 2))).shape
         (5, 10)
     """
+    shape = D.shape[0], len(representatives(D))
+    if np.shape(W) != shape:
+        raise ValueError(f"replicate: W has shape {np.shape(W)}; expected {shape}")
     return D.replicate(W) if isinstance(D, Structured) else W
 
 
+@checked
 @program()
 def inner_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:
     """w_i . d_j for representative rows i and all j, and the mask of i = j; (rows, d) each.

@@ -10,6 +10,7 @@ import numpy as np
 from jax.tree_util import GetAttrKey
 
 from unrolled import _checks, _export
+from unrolled._arguments import KNOWN, checked, matrix_or
 from unrolled._checks import Array, ArrayLike, DTypeLike, TypeAliasType
 from unrolled._numbers import largest_singular_value, norm
 from unrolled._program import program
@@ -336,9 +337,11 @@ class Rescaled(Structured):
 Operator = TypeAliasType("Operator", Array | Structured)
 # What a function of the library takes for D or W.
 Dictionary = TypeAliasType("Dictionary", Array | Structured | np.ndarray)
+KNOWN[Dictionary] = matrix_or(Structured)
 
 
-def dense(D: Dictionary) -> Array:
+@checked
+def dense(D: Structured | ArrayLike) -> Array:
     """The matrix of a dictionary, (m, d); a plain array is returned as it is.
 
     Example:
@@ -359,6 +362,7 @@ def _dense(D: Structured) -> Array:
     return jnp.eye(m, dtype=D.dtype) @ D if m < d else D @ jnp.eye(d, dtype=D.dtype)
 
 
+@checked
 @program()
 def column_norms(D: Dictionary) -> Array:
     """Euclidean norms of the atoms, (d,).
@@ -367,12 +371,7 @@ def column_norms(D: Dictionary) -> Array:
         >>> ur.dictionaries.column_norms(jnp.array([[3.0, 0.0], [4.0, 2.0]])).tolist()
         [5.0, 2.0]
     """
-    return D.column_norms() if isinstance(D, Structured) else norm(floating(D), 0)
-
-
-def floating(D: Any) -> Array:
-    """A matrix of integers as one of the default float."""
-    return D if jnp.issubdtype(D.dtype, jnp.floating) else D.astype(float)
+    return D.column_norms() if isinstance(D, Structured) else norm(D, 0)
 
 
 def scale_columns(D: Dictionary, c: Array) -> Operator:

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Array, Key
 from unrolled._program import program
 from unrolled.dictionaries._answers import normalize
 
 
+@checked
 def gaussian(key: Key, m: int, d: int) -> Array:
     """Independent Gaussian entries, atoms then normalised: the standard benchmark dictionary.
 
@@ -29,7 +31,6 @@ def gaussian(key: Key, m: int, d: int) -> Array:
     """
     m, d = _size(m, d, "gaussian")
     _announce((m, d), "gaussian")
-    key = _checks.as_key(key, "gaussian")
     # Three programs: as one, fused, its last bits would be others.
     return normalize(jax.random.normal(key, (m, d)) / math.sqrt(m))[0]
 
@@ -133,6 +134,7 @@ def paley(q: int) -> Array:
     return jnp.asarray(math.sqrt(2) * vectors[:, (q + 1) // 2 :].T, float)
 
 
+@checked
 def transversal(key: Key, c: int, q: int, d: int) -> Array:
     """Sparse atoms with coherence at most 1/c, for the layers j >= 2 of a chain.
 
@@ -165,11 +167,11 @@ def transversal(key: Key, c: int, q: int, d: int) -> Array:
         raise ValueError(
             f"transversal: expected a prime q >= c and d <= q^2, got c={c}, q={q}, d={d}"
         )
-    return _transversal(_checks.as_key(key, "transversal"), c, q, d)
+    return _transversal(key, c, q, d)
 
 
 @program("c", "q", "d")
-def _transversal(key: Array, c: int, q: int, d: int) -> Array:
+def _transversal(key: Key, c: int, q: int, d: int) -> Array:
     line_key, sign_key = jax.random.split(key)
     line = jax.random.permutation(line_key, q * q)[:d]
     i, (a, b) = jnp.arange(c)[:, None], (line[None, :] // q, line[None, :] % q)
@@ -178,6 +180,7 @@ def _transversal(key: Array, c: int, q: int, d: int) -> Array:
     return jnp.zeros((c * q, d), float).at[rows, jnp.arange(d)[None, :]].set(signs / math.sqrt(c))
 
 
+@checked
 def ill_conditioned(key: Key, m: int, d: int, kappa: float) -> Array:
     """A Gaussian matrix with singular values 1, ..., 1/kappa (log-spaced), then normalised atoms.
 
@@ -208,7 +211,6 @@ def ill_conditioned(key: Key, m: int, d: int, kappa: float) -> Array:
             f"ill_conditioned: kappa must be at least 1, got {kappa}; it must also be finite"
         )
     _announce((m, d), "ill_conditioned")
-    key = _checks.as_key(key, "ill_conditioned")
     return normalize(_with_spectrum(jax.random.normal(key, (m, d)), -math.log10(kappa)))[0]
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike, DTypeLike
 from unrolled._numbers import norm
 from unrolled._program import program
@@ -78,7 +79,7 @@ def as_chain(Ds: Iterable[Dictionary], where: str) -> tuple[Operator, ...]:
             f"{where}: Ds is one dictionary of shape {Ds.shape}; expected a sequence of them, "
             "try [D]"
         )
-    if not isinstance(Ds, Iterable):
+    if not isinstance(Ds, Iterable) or (isinstance(Ds, Array | np.ndarray) and not Ds.ndim):
         raise TypeError(
             f"{where}: expected a sequence of dictionaries, got {type(Ds).__name__}; try [D]"
         )
@@ -94,6 +95,7 @@ def as_chain(Ds: Iterable[Dictionary], where: str) -> tuple[Operator, ...]:
     return chain
 
 
+@checked
 def check_batch(D: Dictionary, Y: ArrayLike, X: ArrayLike | None, where: str) -> None:
     """Raise ValueError unless Y holds signals of D and X, if it is given, one code for each.
 
@@ -150,6 +152,7 @@ def operands(
             f"{where}: D has shape {(m, d)} but y has shape {y.shape}; y must have shape ({m},). "
             f"{_hint(D, y)}"
         )
+    _checks.arrays(params, "params", where)
     dtype = _checks.common_dtype(D, y, params)
     return _checks.cast(D, dtype), y.astype(dtype), _checks.cast(params, dtype)
 
@@ -169,6 +172,7 @@ def _hint(D: Dictionary, y: Array) -> str:
     return "One signal per call: use jax.vmap over a batch."
 
 
+@checked
 def nonzero_atoms(norms: Array | np.ndarray, where: str) -> None:
     """Raise ValueError with a list of the zero atoms, where the norms are known.
 
@@ -189,6 +193,7 @@ def nonzero_atoms(norms: Array | np.ndarray, where: str) -> None:
         )
 
 
+@checked
 def kept_atoms(atoms: Array, images: Array, where: str) -> Array:
     """Whether a pseudo-inverse keeps each atom, (d,); ValueError where it is known not to.
 
@@ -204,6 +209,7 @@ def kept_atoms(atoms: Array, images: Array, where: str) -> Array:
         Traceback (most recent call last):
         ValueError: f: atoms [1] are too small beside the rest in float32; try unit atoms or float64
     """
+    _checks.same_shape(where, atoms=atoms, images=images)
     kept = _kept(atoms, images)
     all_kept(kept, atoms.dtype, where)
     return kept
@@ -215,6 +221,7 @@ def _kept(atoms: Array, images: Array) -> Array:
     return norm((atoms - images) / size, axis=0) <= _OUTSIDE * norm(atoms / size, axis=0)
 
 
+@checked
 def all_kept(kept: ArrayLike, dtype: DTypeLike, where: str) -> None:
     """Raise ValueError with a list of the atoms that a pseudo-inverse does not keep, if known.
 
@@ -234,6 +241,7 @@ def all_kept(kept: ArrayLike, dtype: DTypeLike, where: str) -> None:
         )
 
 
+@checked
 def unit_atoms(D: Dictionary, where: str, tolerance: float = _UNIT_TOLERANCE) -> None:
     """Raise ValueError if a known D has atoms off unit norm, which the theory assumes.
 
@@ -243,6 +251,7 @@ def unit_atoms(D: Dictionary, where: str, tolerance: float = _UNIT_TOLERANCE) ->
     unit_norms(D, column_norms(D), where, tolerance)
 
 
+@checked
 def unit_norms(
     D: Dictionary, norms: Array | np.ndarray, where: str, tolerance: float = _UNIT_TOLERANCE
 ) -> None:

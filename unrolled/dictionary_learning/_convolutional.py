@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike, Key
 from unrolled.dictionaries import Conv
 from unrolled.dictionary_learning import _conv_sweep, _learning, _windows
@@ -178,6 +179,7 @@ def _rows(
     return value.reshape(len(value), -1)
 
 
+@checked
 def convolutional(
     images: ArrayLike,
     filters: tuple[int, ...] | ArrayLike,

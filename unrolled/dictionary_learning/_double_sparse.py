@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from unrolled import _checks, _matching, _threads
+from unrolled._arguments import checked
 from unrolled._checks import ArrayLike, Key
 from unrolled.dictionaries import Dictionary, Operator, Sparse, as_dictionary, dense
 from unrolled.dictionary_learning import _learning, _signals
@@ -21,6 +22,7 @@ _PAIRS = 30
 _ORTHONORMAL = 1e-4
 
 
+@checked
 def double_sparse(
     Y: ArrayLike,
     d: int,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unrolled._arguments import checked
 from unrolled._checks import ArrayLike, Key
 from unrolled.dictionaries import Dictionary
 from unrolled.dictionary_learning._learning import Learned, Options, Progress, learn
@@ -16,6 +17,7 @@ from unrolled.dictionary_learning._sweeps import Alternation, Fitted
 _STEPS = 3
 
 
+@checked
 def ksvd(
     Y: ArrayLike,
     d: int,
@@ -84,6 +86,7 @@ def ksvd(
     return learn(Alternation("ksvd", Y, d, sparsity, options, _one_by_one), options)
 
 
+@checked
 def mod(
     Y: ArrayLike,
     d: int,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, _threads
+from unrolled._arguments import checked
 from unrolled._checks import ArrayLike, Key
 from unrolled._matching import match
 from unrolled.dictionaries import Dictionary
@@ -30,6 +31,7 @@ Matrices = tuple[np.ndarray, ...]
 _State = tuple[Matrices, np.ndarray]
 
 
+@checked
 def multilayer(
     Y: ArrayLike,
     shapes: Sequence[tuple[int, int]],
@@ -168,11 +170,6 @@ def _shapes(
     """The shapes as integers, checked against each other and the signals."""
     n, m = signals
     checked: list[tuple[int, int]] = []
-    if np.ndim(shapes) == 0:
-        raise TypeError(
-            f"{where}: shapes must be a sequence of (rows, columns), got {shapes!r}; try "
-            f"(({m}, {shapes!r}),)"
-        )
     for j, shape in enumerate(shapes, start=1):
         if np.shape(shape) != (2,):
             raise ValueError(f"{where}: shapes[{j - 1}] is {shape}; expected (rows, columns)")

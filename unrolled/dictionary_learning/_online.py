@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Key
 from unrolled._files import CheckpointError
 from unrolled._threads import one_thread
@@ -97,6 +98,7 @@ def mean_objective(sums: Sums) -> float:
     return _signals.in_units(value, 2 * int(exponent))
 
 
+@checked
 def online(
     batches: Iterable[Any],
     d: int,
@@ -194,9 +196,6 @@ class _Stream(_learning.Method):
         where, self.options = self.where, options
         self.d, self.lam = _checks.as_index(d, "d", where, least=1), as_lam(lam, where)
         self.forgetting = _checks.as_number(forgetting, "forgetting", where)
-        if not isinstance(batches, Iterable):
-            what = type(batches).__name__
-            raise TypeError(f"{where}: batches must be an iterable of signals (n, m), got {what}")
         if not 0 <= self.forgetting < math.inf:
             raise ValueError(
                 f"{where}: forgetting must be non-negative and finite, got {forgetting}"

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, _matching
+from unrolled._arguments import checked
 from unrolled._checks import ArrayLike, Key
 from unrolled.dictionaries import Dictionary, Operator, Sparse, as_dictionary, dense
 from unrolled.dictionary_learning import _learning
@@ -18,6 +19,7 @@ from unrolled.dictionary_learning._sweeps import Alternation, Fitted
 _NEAR_1 = 1e-15, 1e15  # norms whose squares are in the range of float32
 
 
+@checked
 def sparse_ksvd(
     Y: ArrayLike,
     base: Dictionary,

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from unrolled import _checks, training
+from unrolled._arguments import checked
 from unrolled._checks import ArrayLike, Key
 from unrolled.dictionaries import Dictionary
 from unrolled.dictionary_learning._learning import Learned, Progress, Step, generator
@@ -18,6 +19,7 @@ from unrolled.layers import Layer
 _CHUNK = 1000  # signals whose codes are computed together
 
 
+@checked
 def unrolled(
     layer: Layer,
     Y: ArrayLike,
@@ -77,8 +79,6 @@ def unrolled(
         ((6, 8), (50, 8))
     """
     where = "unrolled"
-    if not isinstance(layer, Layer):
-        raise TypeError(f"{where}: layer is a {type(layer).__name__}; expected a layer")
     signals = as_signals(Y, where)
     n = len(signals.Y)
     d = atom_count(d, n, where)

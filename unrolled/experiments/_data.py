@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from unrolled import _checks, datasets
+from unrolled._arguments import checked
 from unrolled.datasets import Images
 from unrolled.experiments._recipe import Recipe
 
@@ -20,6 +21,7 @@ _DIGITS_SIDE, _MASKS_SIDE = 32, 128
 _FOLDERS = {"ecssd": "ECSSD", "duts": "DUTS", "dut-omron": "DUT-OMRON"}
 
 
+@checked
 def load(name: str, root: str | Path | None = None, *, side: int | None = None) -> Images:
     """The images of a data set by its name, as an experiment takes them.
 
@@ -166,6 +168,7 @@ def moments(X: np.ndarray, recipe: Recipe) -> tuple[tuple[float, ...], tuple[flo
     return tuple(mean.tolist()), tuple(deviation.tolist())
 
 
+@checked
 def shapes(side: int, *, train: int = _TRAIN, test: int = _TEST, seed: int = 0) -> Images:
     """Pictures of an ellipse or a convex polygon on a textured ground, with masks of the shape.
 

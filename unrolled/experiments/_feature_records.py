@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unrolled import plots
+from unrolled._arguments import checked
 from unrolled._json import to_json
 from unrolled._text import markdown, screen, table
 from unrolled.experiments._layer_dictionary import LayerDictionary
@@ -100,6 +101,7 @@ def _layer(numbers: dict[str, Any]) -> LayerFeatures:
     )
 
 
+@checked
 def features_table(found: Results) -> str:
     """A Markdown table of results of `features`, a row per model and layer, of means over images.
 
@@ -117,6 +119,7 @@ def features_table(found: Results) -> str:
     return markdown(*features_rows(found))
 
 
+@checked
 def features_rows(found: Results) -> tuple[list[str], list[list[str]]]:
     """The head and the rows of `features_table`.
 

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from unrolled import _checks, metrics, theory
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled.dictionaries import Conv, dense
 from unrolled.experiments._feature_records import Admitted, Codes, Features, LayerFeatures
@@ -22,6 +23,7 @@ _ROUNDING = 1e-6
 _COHERENCE_TOL = 1e-3  # relative gap of the linear programs
 
 
+@checked
 def features(
     model: nnx.Module,
     images: ArrayLike,

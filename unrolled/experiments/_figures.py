@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unrolled import plots
+from unrolled._arguments import checked
 from unrolled.experiments._scores import SCORES
 from unrolled.experiments._table import interval
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 Rows = Sequence[dict[str, Any]]
 
 
+@checked
 def scores_by_activation(rows: Rows) -> "Figure":
     """The first score of all runs as points, with mean and 95 % interval, by activation and gamma.
 
@@ -74,6 +76,7 @@ def scores_by_activation(rows: Rows) -> "Figure":
     return fig
 
 
+@checked
 def training_loss(rows: Rows) -> "Figure":
     """The training loss, without the penalty, over epochs: a panel per activation.
 
@@ -87,6 +90,7 @@ def training_loss(rows: Rows) -> "Figure":
     return _over_epochs(rows, lambda line: line["train"]["loss"], "training loss", log=True)
 
 
+@checked
 def l1_in_training(rows: Rows, layer: int) -> "Figure":
     """mean |x| of the features of a penalised layer over epochs: a panel per activation.
 
@@ -102,6 +106,7 @@ def l1_in_training(rows: Rows, layer: int) -> "Figure":
     return _over_epochs(rows, lambda line: line["train"]["l1"][layer], f"mean |x| of {name}")
 
 
+@checked
 def predicted_masks(pictures: Mapping[str, np.ndarray], titles: Sequence[str]) -> "Figure":
     """Pictures, their true masks, and the masks that networks predict: a row per picture.
 

@@ -11,6 +11,7 @@ from flax import nnx
 from jax import lax
 
 from unrolled import activations
+from unrolled._arguments import checked
 from unrolled._checks import Array
 from unrolled.dictionaries import Conv
 from unrolled.models import CSCLayer, submodule
@@ -60,13 +61,14 @@ def _thresholded(D: Conv, theta: Array, norms: Array, activation: Any, Y: Array)
         return jax.vmap(lambda y: activation(n * (y @ D - theta)) / n)(Y)
 
 
+@checked
 def as_dictionary(
     model: nnx.Module,
     name: str,
     signal_shape: tuple[int, ...],
     *,
     norm: str | None = None,
-    activation: Callable[[Array], Array] | None = None,
+    activation: Callable[[Array], Array] | str | None = None,
 ) -> LayerDictionary:
     """The dictionary that the filters of a convolutional layer form.
 

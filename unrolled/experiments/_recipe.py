@@ -11,6 +11,7 @@ import jax
 from flax import nnx
 
 from unrolled import _checks, activations, models
+from unrolled._arguments import checked
 from unrolled.records import Record, changed, changes, from_plain, option, to_plain, values_of
 
 CLASSIFICATION, SEGMENTATION = ("lenet5", "vgg11", "res-csc", "msd-csc"), ("unet",)
@@ -208,6 +209,7 @@ _CIFAR10 = dataclasses.replace(
 )
 
 
+@checked
 def paper_recipe(task: str, data: str) -> Recipe:
     """The recipe of the paper for a task: Section 4, or Sulam, Aberdam, Beck, Elad (2020).
 
@@ -225,6 +227,7 @@ def paper_recipe(task: str, data: str) -> Recipe:
     return _CLASSIFICATION if task == "classification" else _SEGMENTATION
 
 
+@checked
 def deviations(recipe: Recipe, paper: Recipe) -> list[str]:
     """What of a recipe differs from that of the paper, in words; empty if nothing does.
 
@@ -306,6 +309,7 @@ def _check_fits(recipe: Recipe, shape: tuple[int, ...], classes: int) -> None:
         raise ValueError(f"experiment: {name} has the activation relu, got {recipe.activation}")
 
 
+@checked
 def task_of(model: str) -> str:
     """The task of a model by its name; those of users are taken to classify.
 
@@ -319,6 +323,7 @@ def task_of(model: str) -> str:
     return "segmentation" if model in SEGMENTATION else "classification"
 
 
+@checked
 def options_of(model: str) -> tuple[str, ...]:
     """The names of the options of a model, as `Recipe.options` has them.
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from unrolled import _files
+from unrolled._arguments import checked
 from unrolled._files import CheckpointError, write_whole
 from unrolled._json import sealed, to_json, unsealed
 from unrolled.training import restore_tree, save_tree
@@ -70,6 +71,7 @@ def read_row(folder: Path, name: str) -> dict[str, Any] | None:
     return _read(path) if path.is_file() else None
 
 
+@checked
 def read_rows(folder: str | Path) -> dict[str, dict[str, Any]]:
     """All rows by their names, in the order of these.
 
@@ -109,6 +111,7 @@ def write_pictures(folder: Path, name: str, pictures: dict[str, np.ndarray]) -> 
     save_tree(folder / PICTURES / f"{name}.npz", pictures)
 
 
+@checked
 def read_pictures(folder: str | Path, name: str) -> dict[str, np.ndarray] | None:
     """The pictures X, and masks `truth` and `predicted`, of a row; None if it has none.
 

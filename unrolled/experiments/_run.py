@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from unrolled import _checks, _text
+from unrolled._arguments import checked
 from unrolled._interrupts import deferred
 from unrolled.datasets import Images
 from unrolled.experiments import _data, _rows
@@ -51,6 +52,7 @@ class Outcome(NamedTuple):
     busy: bool = False  # another process runs it
 
 
+@checked
 def run(
     recipe: Recipe,
     images: Images,
@@ -192,6 +194,7 @@ def _rngs(recipe: Recipe) -> nnx.Rngs:
     return nnx.Rngs(jax.random.fold_in(key_of(recipe), 0))
 
 
+@checked
 def grid(
     recipe: Recipe,
     *,
@@ -214,23 +217,20 @@ def grid(
         >>> len(grid(recipe, gammas=[0, 1e-3, 1e-2], seeds=[0, 1], **varied))
         12
     """
-    varied: dict[str, Any] = dict(models=models, activations=activations)
-    for option, names in varied.items():
-        if isinstance(names, str):
-            raise TypeError(f"grid: {option} must be a list, got {names!r}; try [{names!r}]")
     fields = ("epochs", "seed", "model", "activation", "gamma")
     combinations = itertools.product(epochs, seeds, models, activations, gammas)
     changes: list[dict[str, Any]] = [dict(zip(fields, values)) for values in combinations]
     return [dataclasses.replace(recipe, **change) for change in changes]
 
 
+@checked
 def sweep(
     recipes: Iterable[Recipe],
-    images: Images,
+    images: Images | Any,
     folder: str | Path,
     *,
     build: Build = build_model,
-    minutes: float = math.inf,
+    minutes: float | Any = math.inf,
     keep_weights: bool = True,
     progress: Progress | None = None,
     mesh: Mesh | None = None,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unrolled import _checks, _text
+from unrolled._arguments import checked
 from unrolled.activations import NAMED
 from unrolled.experiments._recipe import ML_CSC, Recipe, from_dict
 from unrolled.experiments._scores import SCORES
@@ -57,6 +58,7 @@ class Cell:
     failed: tuple[int, ...]
 
 
+@checked
 def interval(values: Iterable[float]) -> Interval:
     """Mean and 95 % t interval.
 
@@ -80,6 +82,7 @@ def interval(values: Iterable[float]) -> Interval:
     return Interval(float(x.mean()), half, len(x))
 
 
+@checked
 def holm(intervals: Sequence[Interval], level: float = 0.05) -> list[Interval]:
     """The intervals with the widths of Holm's procedure, in their order.
 
@@ -246,6 +249,7 @@ def _feature_differences(
     }
 
 
+@checked
 def scores_table(cells: Sequence[Cell], form: str = "markdown") -> Any:
     """Scores and paired differences, in percent and points.
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from unrolled._arguments import checked
 from unrolled._files import CheckpointError, write_whole
 from unrolled._json import sealed, to_json, unsealed
 from unrolled.datasets import Images
@@ -22,6 +23,7 @@ _FOLDER = "features"
 _PIXELS = 64 * 32 * 32  # of all images together
 
 
+@checked
 def restore(folder: str | Path, row: str, *, build: Build = build_model) -> Any:
     """The trained model of a row, ready to evaluate.
 
@@ -60,6 +62,7 @@ def restore(folder: str | Path, row: str, *, build: Build = build_model) -> Any:
     return model
 
 
+@checked
 def trained_on(row: Mapping[str, Any], images: Images) -> bool:
     """Whether a row was trained on these images: the same pictures and labels, at the same size.
 
@@ -80,6 +83,7 @@ def trained_on(row: Mapping[str, Any], images: Images) -> bool:
     return _data.digest(_data.split(images, row["recipe"]["test"])) == own["sha256"]
 
 
+@checked
 def row_features(
     folder: str | Path,
     row: str,

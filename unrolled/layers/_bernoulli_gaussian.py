@@ -6,14 +6,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from unrolled._checks import Array
+from unrolled import _checks
+from unrolled._arguments import checked
+from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import wide_dtype, widened
 from unrolled._program import program
 from unrolled.layers._layer import Layer
 from unrolled.records import option
 
 
-def bernoulli_gaussian_mean(r: Array, tau2: Any, *, probability: float, variance: float) -> Array:
+@checked
+def bernoulli_gaussian_mean(
+    r: Array, tau2: ArrayLike, *, probability: float, variance: float
+) -> Array:
     r"""E[x | x + n = r] for x ~ N(0, variance) with this probability and else 0, n ~ N(0, tau2).
 
     .. math::
@@ -35,7 +40,10 @@ def bernoulli_gaussian_mean(r: Array, tau2: Any, *, probability: float, variance
         >>> [round(float(x), 3) for x in ur.layers.bernoulli_gaussian_mean(r, 0.01, **prior)]
         [0.002, 1.98]
     """
+    probability = _checks.as_fraction(probability, "probability", "bernoulli_gaussian_mean")
     log_odds = math.log(probability) - math.log1p(-probability)
+    r = _checks.as_float(r, "r", "bernoulli_gaussian_mean")
+    _checks.broadcast("bernoulli_gaussian_mean", r=r, tau2=tau2)
     return _bernoulli_gaussian_mean(r, tau2, log_odds, variance)
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Array
 from unrolled._numbers import exponent, ldexp, power_of_two, times_power
 from unrolled._program import program
@@ -38,6 +39,7 @@ def _stable_step(W: Dictionary, D: Dictionary) -> Array:
     return jnp.minimum(1, 2 / spectral_radius(W, D))
 
 
+@checked
 def lasso_weights(D: Dictionary, ridge: float) -> Operator:
     r"""Weights between those of least norm(W'D, "fro") and the D of ISTA.
 

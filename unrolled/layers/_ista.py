@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike, Key
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, as_dictionary
@@ -30,6 +31,7 @@ class Step(NamedTuple):
     gamma: Gamma
 
 
+@checked
 def ista_params(D: Dictionary, lam: ArrayLike, depth: int, where: str) -> Unrolled:
     """gamma = 1 / L and theta = lam / L at every step, with L = norm(D, 2)^2.
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from unrolled import _checks, _export, _lax, _sharded
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike, Key
 from unrolled.dictionaries import Dictionary, as_dictionary, operands
 from unrolled.layers._records import Unrolled, check_forms, check_params, depth_of, records_of
@@ -139,6 +140,7 @@ class Recipe(NamedTuple):
     damped: tuple[float, ...] = ()
 
 
+@checked
 def unroll(
     step: Callable[..., Any],
     params: Unrolled,
@@ -181,6 +183,8 @@ def unroll(
         >>> codes.shape
         (3, 2)
     """
+    _checks.arrays(D, "D", "unroll")
+    _checks.has(state, "x", "a State, whose x is the code", "state", "unroll")
     if remat:
         step = jax.checkpoint(step)
 

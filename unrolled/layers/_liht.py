@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike, Key
 from unrolled._program import program
 from unrolled.activations import kth_largest
@@ -15,6 +16,7 @@ from unrolled.pursuit import State, lipschitz
 from unrolled.records import option
 
 
+@checked
 def keep_largest(v: ArrayLike, sparsity: int) -> Array:
     """v with all but its `sparsity` largest magnitudes set to zero; equal magnitudes stay together.
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, _export
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled._program import program
 from unrolled.dictionaries import Dictionary, Structured
@@ -117,6 +118,7 @@ class Field(NamedTuple):
     shape: Shape | None
 
 
+@checked
 def stack(params: Unrolled) -> Unrolled:
     """The params with a tuple of K steps as one NamedTuple with leading K, for a scan.
 
@@ -137,6 +139,7 @@ def _stacked(steps: tuple) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *steps)
 
 
+@checked
 def unstack(params: Unrolled) -> Unrolled:
     """The params with stacked steps as a tuple of K NamedTuples, for a Python loop.
 
@@ -157,26 +160,37 @@ def _unstacked(steps: Any) -> tuple:
     return tuple(jax.tree.map(operator.itemgetter(k), steps) for k in range(depth_of(steps)))
 
 
-@program("depth")
+@checked
 def repeat(tree: Any, depth: int) -> Any:
     """`tree` with every leaf repeated `depth` times along a new leading axis, for untied steps.
+
+    Raises:
+        TypeError: a leaf that is no array of numbers.
 
     Example:
         >>> ur.layers.repeat(ur.layers.Weights(jnp.eye(2)), 3).W.shape
         (3, 2, 2)
     """
+    _checks.arrays(tree, "tree", "repeat")
     for leaf in jax.tree.leaves(tree):
         _checks.check_memory((depth, *leaf.shape), leaf.dtype, "what is untied", "repeat")
+    return _repeat(tree, depth)
+
+
+@program("depth")
+def _repeat(tree: Any, depth: int) -> Any:
     return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], depth, axis=0), tree)
 
 
-def magnitude(v: Array) -> Array:
+@checked
+def magnitude(v: ArrayLike) -> Array:
     """abs(v) with derivative 1 at 0, where `jnp.abs` has 0, so that training can leave 0.
 
     Example:
         >>> jax.vmap(jax.grad(ur.layers.magnitude))(jnp.array([-2.0, 0.0, 2.0])).tolist()
         [-1.0, 1.0, 1.0]
     """
+    v = _checks.as_float(v, "v", "magnitude")
     return jnp.where(v >= 0, v, -v)
 
 
@@ -251,6 +265,7 @@ def records_in(kind: Any) -> dict[str, type]:
     return records
 
 
+@checked
 def records_of(forms: tuple[Unrolled, ...]) -> dict[str, type]:
     """The records that params of these forms are made of, by name.
 
@@ -278,8 +293,9 @@ def _is_kind(kind: Any) -> bool:
     return isinstance(kind, type) and hasattr(kind, "_fields")
 
 
+@checked
 def check_params(
-    params: Unrolled, D: Dictionary, forms: tuple[Unrolled, ...], depth: int, where: str
+    params: Any, D: Dictionary, forms: tuple[Unrolled, ...], depth: int, where: str
 ) -> None:
     """Raise unless `params` have one of the forms and `depth` steps, and fit the shape of D.
 
@@ -306,9 +322,8 @@ def check_params(
         _check_record(form.steps, part, D, int(type(params.steps) is not tuple), where)
 
 
-def check_records(
-    params: Unrolled, forms: tuple[Unrolled, ...], depth: int, where: str
-) -> Unrolled:
+@checked
+def check_records(params: Any, forms: tuple[Unrolled, ...], depth: int, where: str) -> Unrolled:
     """The form that `params` have; raise unless there is one, with `depth` steps.
 
     Arguments and errors are those of `check_params`.
@@ -379,6 +394,7 @@ def _check_record(kind: Any, value: Any, D: Dictionary, lead: int, where: str) -
                 _checks.nonnegative(entry, name, where)
 
 
+@checked
 def names_with_role(record: Any, *roles: str) -> list[str]:
     """The names of the fields of a record, or of its class, that have one of these roles.
 
@@ -390,6 +406,7 @@ def names_with_role(record: Any, *roles: str) -> list[str]:
     """
     if record is None:
         return []
+    _checks.has(record, "_fields", "a record of params", "record", "names_with_role")
     kind: Any = type(record) if is_record(record) else record
     return [
         name
@@ -421,6 +438,7 @@ def fold_thresholds(params: Any) -> Any:
     return params
 
 
+@checked
 def along_atoms(params: Unrolled) -> Unrolled:
     """For every leaf of the params whether its last axis is that of the atoms, by its annotation.
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike, as_float
 from unrolled._numbers import (
     at_least,
@@ -26,6 +27,7 @@ from unrolled.metrics._decibels import energies, relative_error, same_shape
 _FLOOR = -300.0
 
 
+@checked
 def nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
     r"""The normalised error of a batch in dB, as a ratio of sums: that of LISTA-CPSS and ALISTA.
 
@@ -48,6 +50,7 @@ def nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
     return relative_error(*same_shape(estimates, X, "nmse"))
 
 
+@checked
 def signal_nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
     """10 log10(norm(x^ - x)^2 / norm(x)^2) of every signal, in dB; nan or inf for a zero code.
 
@@ -68,6 +71,7 @@ def signal_nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
     return relative_error(*same_shape(estimates, X, "signal_nmse"), -1)
 
 
+@checked
 def mean_nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
     """The mean of `signal_nmse` over the signals, floored at -300 dB: that of Open-L2O.
 
@@ -98,6 +102,7 @@ def _mean_nmse(estimates: Array, X: Array) -> Array:
     return jnp.mean(per_signal, where=nonzero)
 
 
+@checked
 def failure_rate(estimates: ArrayLike, X: ArrayLike, level: float = -20.0) -> Array:
     """Share of the signals whose NMSE exceeds `level` dB; what is not finite fails.
 
@@ -138,6 +143,7 @@ class SupportScores(NamedTuple):
     false_positives: Array  # () chosen entries that are wrong, per signal
 
 
+@checked
 def support_scores(estimates: ArrayLike, X: ArrayLike, tolerance: float = 0.0) -> SupportScores:
     """Precision and recall of the support, and false positives per signal.
 
@@ -173,6 +179,7 @@ def _support_scores(estimates: Array, X: Array, tolerance: ArrayLike) -> Support
     return SupportScores(*(jnp.where(defined.all(), score, jnp.nan) for score in scores))
 
 
+@checked
 def kkt_violation(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Array:
     """The largest violation of the optimality of x for the LASSO, in units of lam.
 
@@ -223,6 +230,7 @@ class Sparsity(NamedTuple):
     hoyer: Array  # () Hoyer's measure: 0 if all magnitudes are equal, 1 if one is not zero
 
 
+@checked
 def sparsity(x: ArrayLike, fraction: ArrayLike = 0.01) -> Sparsity:
     r"""The sparsity of codes or features, per sample and averaged over the samples.
 
@@ -261,6 +269,7 @@ def sparsity(x: ArrayLike, fraction: ArrayLike = 0.01) -> Sparsity:
             f"{where}: x has shape {x.shape}; expected (N, ...), samples with two entries or more"
         )
     _checks.nonnegative(fraction, "fraction", where)
+    _checks.one_number(fraction, "fraction", where)
     if _checks.is_concrete(fraction) and np.any(np.asarray(fraction) > 1):
         raise ValueError(f"{where}: fraction must be at most 1, got {fraction}")
     return _sparsity(x, fraction)

@@ -5,6 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike, as_float, common_dtype
 from unrolled._numbers import energy, exponent, ldexp, times_power, widened
 from unrolled._program import program
@@ -47,6 +48,7 @@ def same_shape(a: ArrayLike, b: ArrayLike, where: str) -> tuple[Array, Array]:
     return a.astype(dtype), b.astype(dtype)
 
 
+@checked
 def psnr(estimate: ArrayLike, reference: ArrayLike, peak: float = 1.0) -> Array:
     """20 log10(peak / rms(estimate - reference)) in dB, over all entries; nothing is clipped.
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled._program import program
 
@@ -27,6 +28,7 @@ class _Confusion(NamedTuple):
     fn: Array
 
 
+@checked
 def pixel_accuracy(
     predicted: ArrayLike, truth: ArrayLike, *, pooled: bool = False, empty: ArrayLike = jnp.nan
 ) -> Array:
@@ -62,6 +64,7 @@ def _pixel_accuracy(n: _Confusion, empty: ArrayLike) -> Array:
     return _ratio(n.tp + n.tn, n.tp + n.tn + n.fp + n.fn, empty)
 
 
+@checked
 def mean_class_precision(
     predicted: ArrayLike, truth: ArrayLike, *, pooled: bool = False, empty: ArrayLike = jnp.nan
 ) -> Array:
@@ -92,6 +95,7 @@ def _mean_class_precision(n: _Confusion, empty: ArrayLike) -> Array:
     return (_ratio(n.tp, n.tp + n.fp, empty) + _ratio(n.tn, n.tn + n.fn, empty)) / 2
 
 
+@checked
 def mean_class_accuracy(
     predicted: ArrayLike, truth: ArrayLike, *, pooled: bool = False, empty: ArrayLike = jnp.nan
 ) -> Array:
@@ -119,6 +123,7 @@ def _mean_class_accuracy(n: _Confusion, empty: ArrayLike) -> Array:
     return (_ratio(n.tp, n.tp + n.fn, empty) + _ratio(n.tn, n.tn + n.fp, empty)) / 2
 
 
+@checked
 def mean_iou(
     predicted: ArrayLike, truth: ArrayLike, *, pooled: bool = False, empty: ArrayLike = jnp.nan
 ) -> Array:

@@ -10,6 +10,7 @@ from flax import nnx
 from jax import lax
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, times_power
 from unrolled.dictionaries import Conv
@@ -20,6 +21,7 @@ from unrolled.models._layers import check_rngs
 _AT_ONCE = 8  # windows processed together, which bounds the memory
 
 
+@checked
 def shift_average(
     estimate: Callable[[Array], Array], picture: Array, *, kernel: int, stride: int
 ) -> Array:

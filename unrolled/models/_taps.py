@@ -6,11 +6,13 @@ from typing import Any
 
 from flax import nnx
 
+from unrolled._arguments import checked
 from unrolled._checks import Array
 
 _RECORD = "tapped_outputs"
 
 
+@checked
 def tap(model: nnx.Module, *names: str, inputs: bool = False) -> "Tapped":
     """The model, which also hands out what its named submodules return.
 
@@ -100,6 +102,7 @@ def _recording(cls: type, inputs: bool) -> type:
     return Recording
 
 
+@checked
 def submodule(model: nnx.Module, name: str) -> nnx.Module:
     """The submodule at a path, as `tap` finds it.
 

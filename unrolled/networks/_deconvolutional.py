@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, _export
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike, Key
 from unrolled._numbers import exponent, times_power
 from unrolled._program import program
@@ -91,11 +92,12 @@ class Deconvolution(NamedTuple):
     objective: np.ndarray  # (J, sweeps), the mean over the images, after each step of the codes
 
 
+@checked
 def learn_deconvolution(
     key: Key,
-    network: deconvolutional,
+    network: deconvolutional | Any,
     images: ArrayLike,
-    banks: Sequence[tuple[int, int]],
+    banks: Sequence[tuple[int, int] | Any],
     *,
     sweeps: int = 10,
     filter_steps: int = 5,
@@ -162,7 +164,7 @@ def learn_deconvolution(
     e = int(exponent(images))  # images near 1: no square leaves the range
     scaled = dataclasses.replace(network, lam=network.lam * 2.0 ** (e * (network.p - 2)))
     Y, Ds, history = times_power(images.reshape(len(images), -1), -e), [], []
-    for k, bank, mask in zip(jax.random.split(_checks.as_key(key, name), len(banks)), banks, masks):
+    for k, bank, mask in zip(jax.random.split(key, len(banks)), banks, masks):
         count, side = (_checks.as_index(size, "a size of a bank", name, least=1) for size in bank)
         if any(side > N for N in shape):
             raise ValueError(f"{name}: filters of side {side} are longer than the image {shape}")

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Key
 from unrolled.activations import shrink
 from unrolled.dictionaries import Conv, WithIdentity, normalize, spread
@@ -78,6 +79,7 @@ def _mixed(network: msd_csc, Ds: Dictionaries) -> Dictionaries:
     return Ds
 
 
+@checked
 def mixed_scale(
     key: Key,
     signal_shape: int | tuple[int, ...],
@@ -127,7 +129,7 @@ def mixed_scale(
         )
     dimensions = len(signal_shape) if isinstance(signal_shape, tuple | list) else 1
     Ds = []
-    for j, k in enumerate(jax.random.split(_checks.as_key(key, name), depth)):
+    for j, k in enumerate(jax.random.split(key, depth)):
         filters = jax.random.normal(k, (growth, channels + j * growth, *(kernel,) * dimensions))
         dilation = dilations[j % len(dilations)]
         F = Conv(filters, signal_shape, boundary=boundary, dilation=dilation)

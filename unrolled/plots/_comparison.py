@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled.plots._curves import curves, drawable, figure, mark_outside, tidy
 from unrolled.plots._styles import styles
 
@@ -30,6 +32,7 @@ _SLOPE_STEPS = 4  # over which the line of a rate goes
 _CHARACTERS = 120  # of a line of text across a comparison
 
 
+@checked
 def comparison(result: Any, *, codes: str = "true codes", note: str = "") -> "Figure":
     """The figure of a `compare.Comparison`: errors, supports, thresholds and weights per step.
 
@@ -46,6 +49,7 @@ def comparison(result: Any, *, codes: str = "true codes", note: str = "") -> "Fi
         >>> len(ur.plots.comparison(result).axes)
         6
     """
+    _checks.has(result, "curves", "a Comparison", "result", "comparison")
     predicted = getattr(result, "predicted", None)
     fig, panels = figure(4 if predicted else 3, 2, height=3.3)
     _draw_panels(panels[:3], result, codes)
@@ -55,6 +59,7 @@ def comparison(result: Any, *, codes: str = "true codes", note: str = "") -> "Fi
     return fig
 
 
+@checked
 def chain(result: Any, *, codes: str = "true codes", note: str = "") -> "Figure":
     """The figure of a `compare.ChainComparison`: the panels of `comparison`, a column per layer.
 
@@ -66,6 +71,7 @@ def chain(result: Any, *, codes: str = "true codes", note: str = "") -> "Figure"
         >>> [panel.get_title().splitlines()[0] for panel in fig.axes[:2]]
         ['Layer 1', 'Layer 2']
     """
+    _checks.has(result, "layers", "a ChainComparison", "result", "chain")
     fig, panels = figure(6, len(result.layers), width=5.6, height=3.3)
     sentences = []
     for j, layer in enumerate(result.layers):
@@ -179,6 +185,7 @@ def _level(result: Any) -> str:
     )
 
 
+@checked
 def evolution(watch: Any) -> "Figure":
     """The figure of a `compare.Evolution`: loss, thresholds and weights over the training steps.
 
@@ -194,6 +201,7 @@ def evolution(watch: Any) -> "Figure":
         >>> ur.plots.evolution(watch).axes[0].get_title()
         'Validation loss'
     """
+    _checks.has(watch, "evaluations prediction", "an Evolution", "watch", "evolution")
     names = _seen(watch)
     fig, panels = figure(-(-len(names) // 3), min(3, len(names)), width=4.4, height=3.2)
     _evolve(fig, panels.ravel(), watch, names)
@@ -201,6 +209,7 @@ def evolution(watch: Any) -> "Figure":
     return fig
 
 
+@checked
 def chain_evolution(watch: Any) -> "Figure":
     """The figure of a `compare.ChainEvolution`: the panels of `evolution`, a column per layer.
 
@@ -214,6 +223,7 @@ def chain_evolution(watch: Any) -> "Figure":
         >>> [panel.get_title().splitlines()[0] for panel in fig.axes[:2]]
         ['Layer 1', 'Layer 2']
     """
+    _checks.has(watch, "layers", "a ChainEvolution", "watch", "chain_evolution")
     names = [_seen(layer) for layer in watch.layers]
     fig, panels = figure(max(map(len, names)), len(names), height=3.2)
     for j, layer in enumerate(watch.layers):

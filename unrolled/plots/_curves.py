@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unrolled._arguments import checked
 from unrolled._checks import ArrayLike
 from unrolled.plots._styles import COLOURS, STYLE, styles
 
@@ -18,6 +19,7 @@ _NAME_HEIGHT = 0.075  # of a name, in heights of a panel
 _LEAST_SPAN = 0.01  # of a vertical axis, relative to its values
 
 
+@checked
 def figure(
     rows: int, columns: int, *, width: float = 5.2, height: float = 3.7
 ) -> "tuple[Figure, np.ndarray]":
@@ -46,6 +48,7 @@ def figure(
         return fig, fig.subplots(rows, columns, squeeze=False)
 
 
+@checked
 def curves(
     panel: "Axes",
     lines: dict[str, ArrayLike],
@@ -85,7 +88,7 @@ def curves(
         shown, steps = drawable(line, log), np.arange(1, len(line) + 1)
         # A point between gaps is seen by its marker alone.
         marked = (0, 1) if np.isnan(shown).any() else marked_steps(i, len(line))
-        (drawn,) = panel.plot(steps, shown, label=name, markevery=marked, **looks[name])
+        (drawn,) = panel.plot(steps, shown, label=name, markevery=marked, **looks.get(name, {}))
         colours[name] = drawn.get_color()
     if log:
         panel.set_yscale("log")
@@ -108,6 +111,7 @@ def whole_steps(panel: "Axes") -> None:
     panel.set_xlim(left=0)
 
 
+@checked
 def name_lines(panel: "Axes") -> None:
     """Name at most six lines of a panel beside their ends, more by a legend.
 
@@ -206,6 +210,7 @@ def note(panel: "Axes", sentences: list[str]) -> None:
     panel.set_xlabel("\n".join([panel.get_xlabel(), *lines]))
 
 
+@checked
 def bound(
     lines: dict[str, tuple[np.ndarray, np.ndarray]], *, title: str, xlabel: str = "step"
 ) -> "Figure":

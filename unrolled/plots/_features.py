@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unrolled._arguments import checked
 from unrolled.plots._curves import figure, note, tidy
 from unrolled.plots._styles import styles
 
@@ -20,6 +21,7 @@ _TITLES = {
 _WIDTH = 0.8  # of the models of a layer, of the distance of two layers
 
 
+@checked
 def features(found: Mapping[str, Any]) -> "Figure":
     """The codes of the layers of networks, as the networks have them and after a pursuit.
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import ArrayLike
 from unrolled.plots import _curves
 from unrolled.plots._styles import styles
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@checked
 def use(codes: dict[str, ArrayLike]) -> "Figure":
     """How much the codes use each atom: the share of signals, and the mean magnitude.
 
@@ -55,6 +58,7 @@ def use(codes: dict[str, ArrayLike]) -> "Figure":
     return fig
 
 
+@checked
 def losses(records: Sequence[Any]) -> "Figure":
     """The validation loss of a run at every evaluation, and the training loss before it.
 
@@ -67,6 +71,8 @@ def losses(records: Sequence[Any]) -> "Figure":
         >>> [line.get_label() for line in ur.plots.losses(records).axes[0].lines]
         ['training', 'validation']
     """
+    for i, record in enumerate(records):
+        _checks.has(record, "step loss validation", "a Record", f"records[{i}]", "losses")
     fig, panels = _curves.figure(1, 1, width=6.4, height=4.0)
     panel = panels[0, 0]
     for name, field in (("training", "loss"), ("validation", "validation")):
@@ -78,6 +84,7 @@ def losses(records: Sequence[Any]) -> "Figure":
     return fig
 
 
+@checked
 def learning(histories: dict[str, Sequence[Any]], *, log: bool = False) -> "Figure":
     """The objective of dictionary learning against time; circles where atoms were replaced.
 

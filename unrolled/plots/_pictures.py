@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unrolled._arguments import checked
 from unrolled._checks import ArrayLike
 from unrolled.dictionaries import Conv, Dictionary, as_dictionary, dense
 from unrolled.plots._curves import figure
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _CELLS = (128, 256)
 
 
+@checked
 def gram(dictionaries: Sequence[dict[str, np.ndarray]]) -> "Figure":
     """|W'D| for several weights of several dictionaries, and the distribution off the diagonal.
 
@@ -80,6 +82,7 @@ def _unit_diagonal(G: np.ndarray) -> np.ndarray:
     return np.where(diagonal == 0, np.inf, np.abs(G) / np.where(diagonal == 0, 1, diagonal))
 
 
+@checked
 def images(pictures: dict[str, np.ndarray], *, signed: bool = False) -> "Figure":
     """Grey pictures side by side under their titles.
 
@@ -118,6 +121,7 @@ def images(pictures: dict[str, np.ndarray], *, signed: bool = False) -> "Figure"
     return fig
 
 
+@checked
 def atoms(
     D: Dictionary,
     shape: Sequence[int] | None = None,
@@ -199,6 +203,7 @@ def _stacks(D: Dictionary, shape: Sequence[int] | None) -> np.ndarray:
     return np.asarray(dense(D), float).T.reshape(d, *sides[:-2] or (1,), *sides[-2:])
 
 
+@checked
 def codes(X: ArrayLike) -> "Figure":
     """Codes as a picture, a row per signal: zero is grey, one scale for all signs and sizes.
 

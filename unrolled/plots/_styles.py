@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+from unrolled._arguments import checked
+
 # Safe for the colour-blind (Okabe and Ito; Tol).
 COLOURS = (
     "#0072B2",
@@ -49,6 +51,7 @@ _FAMILIES = (
 _Look = tuple[str, str, str]  # colour, dashes, marker
 
 
+@checked
 def styles(names: Iterable[str]) -> dict[str, dict]:
     """Line styles by name, "family, variant": no two names share colour, dashes and marker.
 

@@ -34,11 +34,13 @@ def single(
     where: str,
     D: Dictionary,
     y: ArrayLike,
-    lam: Any = None,
+    *lam: Any,
     **options: Any,
 ) -> Pursuit:
     """The result of a method on one dictionary; `options` are those of `door_of_one`."""
-    form, arrays = door_of_one(where, D, y, lam, **options)
+    if lam and lam[0] is None:
+        raise TypeError(f"{where}: {options.get('name', 'lam')} must be real numbers, got None")
+    form, arrays = door_of_one(where, D, y, *lam, **options)
     (x,), *rest = run(method, form, *arrays)
     return Pursuit(x, *rest)
 
@@ -154,11 +156,11 @@ def penalty(
     return as_operand(lam, dtype)
 
 
-def _start(D: Dictionary, start: ArrayLike | None, what: str, where: str) -> Any:
+def _start(D: Dictionary, start: Any, what: str, where: str) -> Any:
     """The code to start from, checked; None without one."""
     if start is None:
         return None
-    start, d = _checks.as_float(_problem.flat_code(D, start), "start", where), D.shape[1]
+    start, d = _problem.flat_code(D, _checks.as_float(start, "start", where)), D.shape[1]
     if start.shape != (d,):
         raise ValueError(f"{where}: start has shape {start.shape}; expected {what}, ({d},)")
     _checks.finite(start, "start", where)
@@ -174,8 +176,7 @@ def check_number(value: ArrayLike, name: str, where: str) -> None:
     """Raise unless `value` is one real number, not known to be negative or not finite."""
     _checks.nonnegative(value, name, where)
     _checks.finite(value, name, where)
-    if np.shape(value):
-        raise ValueError(f"{where}: {name} has shape {np.shape(value)}; expected one number")
+    _checks.one_number(value, name, where)
 
 
 def is_zero(D: Dictionary) -> bool:

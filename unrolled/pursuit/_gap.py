@@ -7,8 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from unrolled import _lax
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, ldexp
 from unrolled.dictionaries import Dictionary, Operator
@@ -16,6 +18,7 @@ from unrolled.pursuit._free import freed
 from unrolled.pursuit._problem import Codes, Problem, check_weights, one_by_one, per_atom
 
 
+@checked
 def lasso_objective(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Array:
     """1/2 norm(y - D x)^2 + sum_i lam_i |x_i|, ().
 
@@ -32,7 +35,7 @@ def lasso_objective(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -
         >>> float(ur.pursuit.lasso_objective(D, y, jnp.array([2.0, 0.0]), 1.0))
         2.625
     """
-    check_weights(D, lam, "lam", "lasso_objective")
+    _check_operands(D, y, x, lam, "lasso_objective")
     return _objective(D, y, x, lam)
 
 
@@ -43,6 +46,7 @@ def _objective(D: Operator, y: Array, x: Array, lam: ArrayLike) -> Array:
     return misfit + (jnp.sum(lam * size) if lam.ndim else lam * jnp.sum(size))
 
 
+@checked
 def duality_gap(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Array:
     r"""An upper bound of F(x) - F* for the LASSO that needs no F*.
 
@@ -75,8 +79,19 @@ def duality_gap(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Ar
         >>> float(ur.pursuit.duality_gap(D, y, jnp.array([2.0, 0.0]), 1.0))
         0.0
     """
-    check_weights(D, lam, "lam", "duality_gap")
+    _check_operands(D, y, x, lam, "duality_gap")
     return _duality_gap(D, y, x, one_by_one(D, lam))
+
+
+def _check_operands(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike, where: str) -> None:
+    """Raise ValueError unless the operands of an objective fit: (m,), (d,), and the weights."""
+    m, d = D.shape
+    if (np.shape(y), np.shape(x)) != ((m,), (d,)):
+        raise ValueError(
+            f"{where}: D has shape {(m, d)} but y has shape {np.shape(y)} and x {np.shape(x)}; "
+            f"expected ({m},) and ({d},)"
+        )
+    check_weights(D, lam, "lam", where)
 
 
 @jax.jit

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from unrolled import _checks, _lax
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled.activations import as_power, power_threshold
 from unrolled.dictionaries import Conv, Dictionary, Operator, Structured, spread
@@ -96,6 +97,7 @@ def half_quadratic(
     return single(Splitting(p, betas, steps, tol, max_steps), where, D, y, lam, size=fixed_norm)
 
 
+@checked
 def half_quadratic_step(
     D: Dictionary, y: Array, x: Array, beta: ArrayLike, theta: ArrayLike, p: float
 ) -> Array:
@@ -117,6 +119,7 @@ def half_quadratic_step(
         >>> [round(float(entry), 3) for entry in x]
         [1.5, 0.0]
     """
+    _checks.vector(x, "x", "half_quadratic_step")
     z = x + _correction(D, jnp.asarray(beta, x.dtype))(y - D @ x)
     return power_threshold(z, spread(D, theta), p)
 

@@ -15,7 +15,7 @@ from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import ldexp
 from unrolled.dictionaries import Dictionary, column_norms
 from unrolled.pursuit import _problem
-from unrolled.pursuit._door import door_of_one, single, static_steps, static_tol
+from unrolled.pursuit._door import check_number, door_of_one, single, static_steps, static_tol
 from unrolled.pursuit._problem import (
     Answer,
     Form,
@@ -112,6 +112,7 @@ def _checked(
     nonnegative = _checks.as_bool(nonnegative, "nonnegative", where)
     method = Lasso(static_tol(tol, where), static_steps(max_steps, where), nonnegative)
     value, name = one_penalty(lam, ratio, where)
+    check_number(l2, "l2", where)
     options = dict(
         lam=value, name=name, l2=l2, size=fixed_norm, relative=lam is None, nonnegative=nonnegative
     )

@@ -14,7 +14,7 @@ from unrolled._numbers import norm, wide_dtype
 from unrolled.activations import by_name, nonnegative_threshold, relu, shrink
 from unrolled.dictionaries import Dictionary, Operator, as_chain, operands
 from unrolled.pursuit._basis_pursuit import basis_pursuit
-from unrolled.pursuit._door import is_zero, one_per_layer, penalty, single, static_tol
+from unrolled.pursuit._door import is_zero, one_per_layer, penalty, single, static_steps, static_tol
 from unrolled.pursuit._gap import relative_gap
 from unrolled.pursuit._ista import Accelerated
 from unrolled.pursuit._problem import Answer, Codes, Problem, Pursuit, in_units
@@ -230,6 +230,7 @@ def layered_basis_pursuit(
         (True, [[2], [2]])
     """
     where = "layered_basis_pursuit"
+    max_steps = static_steps(max_steps, where)
     if lams is None:
         least = static_tol(1e-9 if tol is None else tol, where)
         return _chained(least, *_door(Ds, y, None, "lams", where))
@@ -243,13 +244,15 @@ def layered_basis_pursuit(
 
 def _door(Ds: Any, y: Any, values: Any, name: str, where: str) -> tuple[Any, Array, tuple]:
     Ds = as_chain(Ds, where)
-    values = (None,) * len(Ds) if values is None else one_per_layer(values, name, len(Ds), where)
+    without = values is None and name == "lams"
+    values = (None,) * len(Ds) if without else one_per_layer(values, name, len(Ds), where)
     _, y, Ds = operands(Ds[0], y, where, params=Ds)
     wide, finite = wide_dtype(y.dtype), name == "lams"
-    values = tuple(
-        value if value is None else penalty(D, value, f"{name[:-1]}_{j}", where, wide, finite)
-        for j, (D, value) in enumerate(zip(Ds, values), start=1)
-    )
+    if not without:
+        values = tuple(
+            penalty(D, value, f"{name[:-1]}_{j}", where, wide, finite)
+            for j, (D, value) in enumerate(zip(Ds, values), start=1)
+        )
     return Ds, y, values
 
 

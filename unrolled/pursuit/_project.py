@@ -76,10 +76,10 @@ def project(
     where = "project"
     if (sparsity is None) == (lam is None):
         raise ValueError(f"{where}: expected sparsity or lam, and not both")
+    tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
     Ds = as_chain(Ds, where)
     zeros = (0.0,) * (len(Ds) - 1)
     if lam is not None:
-        tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
         _checks.nonnegative(lam, "lam", where)
         _checks.finite(lam, "lam", where)
         return deep(Relaxed(Accelerated(tol, max_steps)), where, Ds, y, (*zeros, lam))

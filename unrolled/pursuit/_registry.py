@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+from unrolled._arguments import checked
 from unrolled.pursuit._basis_pursuit import basis_pursuit
 from unrolled.pursuit._bpdn import bpdn
 from unrolled.pursuit._half_quadratic import half_quadratic
@@ -40,6 +41,7 @@ class Named(NamedTuple):
 PURSUITS: dict[str, Named] = {}
 
 
+@checked
 def register(
     solve: Solve, *, one_of: tuple[str, ...] = (), aims: bool = True, many: str = ""
 ) -> Solve:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import widened
 from unrolled.activations import relu, shrink
@@ -29,6 +30,7 @@ class Momentum(NamedTuple):
     t: Array  # ()
 
 
+@checked
 def lipschitz(D: Dictionary, where: str) -> Array:
     """L = norm(D, 2)^2, the Lipschitz constant of the gradient D'(D x - y), for the step 1 / L.
 
@@ -56,6 +58,7 @@ def _lipschitz(D: Dictionary) -> tuple[Array, Array, Array]:
     return size**2, size, 1 / size**2
 
 
+@checked
 def ista_step(
     D: Dictionary,
     y: Array,
@@ -85,9 +88,12 @@ def ista_step(
         >>> ur.pursuit.ista_step(D, y, jnp.zeros(3), 1.0, 1.0).tolist()
         [2.0, 0.0, -1.0]
     """
+    _checks.vector(x, "x", "ista_step")
+    _checks.broadcast("ista_step", x=x, gamma=gamma, theta=spread(D, theta))
     return shrink(x + gamma * ((y - D @ x) @ D), spread(D, theta), activation)
 
 
+@checked
 def fista_step(
     D: Dictionary,
     y: Array,
@@ -120,6 +126,7 @@ def fista_step(
     return extrapolated(state, ista_step(D, y, state.z, gamma, theta, activation), restart)
 
 
+@checked
 def extrapolated(state: Momentum, x: Array, restart: bool) -> Momentum:
     """The state of FISTA after a step from `state.z` to x; see `fista_step`.
 
@@ -140,6 +147,7 @@ def extrapolated(state: Momentum, x: Array, restart: bool) -> Momentum:
     return Momentum(x, x + (t - 1) / t_next * step, t_next)
 
 
+@checked
 def sweep(
     Ds: Sequence[Any], y: Array, x: Array, update: Callable[[int, Array, Array, Array], Array]
 ) -> Codes:
@@ -168,6 +176,11 @@ def sweep(
         >>> [x.tolist() for x in ur.pursuit.sweep((D, D), y, y, shrunk)]
         [[2.0, 0.0], [1.0, 0.0]]
     """
+    for j, D in enumerate(Ds):
+        _checks.has(D, "__matmul__", "a dictionary", f"Ds[{j}]", "sweep")
+        if () in (np.shape(x), getattr(D, "shape", None)):
+            raise ValueError(f"sweep: x has shape {np.shape(x)}; Ds[{j}] and x have no product")
+        _checks.arrays(D, f"Ds[{j}]", "sweep")
     xs = codes_of(Ds, x)
     below = (Ds[0] @ xs[0], *xs)
     before, codes = y, []
@@ -177,6 +190,7 @@ def sweep(
     return tuple(codes)
 
 
+@checked
 def ml_ista_step(
     Ds: Sequence[Any],
     y: Array,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled._program import program
 from unrolled.dictionaries import Conv
@@ -48,6 +49,7 @@ class Attention(NamedTuple):
     n_weights: int
 
 
+@checked
 def multi_head_attention(
     tokens: Array,
     heads: Heads,
@@ -93,6 +95,18 @@ def multi_head_attention(
     """
     if _checks.is_concrete(alpha):
         alpha = concentration(alpha, "multi_head_attention")
+    for name, array in (("tokens", tokens), ("queries", queries), ("keys", keys)):
+        _checks.shaped(array, "(T, p)", name, "multi_head_attention")
+    if queries.dtype.kind not in "iu" or keys.dtype.kind not in "iu":
+        raise TypeError(
+            f"multi_head_attention: queries are {queries.dtype} and keys {keys.dtype}; expected "
+            "integers"
+        )
+    if len(tokens) != len(keys) or keys.shape[1] != queries.shape[1]:
+        raise ValueError(
+            f"multi_head_attention: tokens have shape {tokens.shape}, queries {queries.shape} and "
+            f"keys {keys.shape}; expected (T, channels), (Q, p) and (T, p)"
+        )
     relative = keys[None] - queries[:, None]
     relative = relative if period is None else relative % np.array(period)
     encoding = np.concatenate([np.sum(relative**2, -1, keepdims=True), relative], -1)
@@ -126,6 +140,7 @@ def grid(shape: tuple[int, ...]) -> np.ndarray:
     return np.argwhere(np.ones(shape, bool))
 
 
+@checked
 def attention(
     filters: Array,
     bias: Array | None = None,
@@ -255,6 +270,7 @@ def others_on_a_line(alpha: float) -> float:
     return math.sqrt(math.pi / alpha) * dual - 1
 
 
+@checked
 def attention_error(filters: Array, X: ArrayLike, alpha: float | None) -> np.ndarray:
     r"""A bound on the difference between soft attention and the convolution.
 
@@ -290,6 +306,10 @@ def attention_error(filters: Array, X: ArrayLike, alpha: float | None) -> np.nda
     if not _checks.is_concrete((filters, X)):
         raise TypeError(f"{where}: expected concrete arrays, got traced ones; call it outside jit")
     X = np.asarray(X, np.float64)
+    if filters.ndim < 3:
+        raise ValueError(
+            f"{where}: filters have shape {filters.shape}; expected (n_atoms, n_channels, *kernel)"
+        )
     n_channels, p = filters.shape[1], filters.ndim - 2
     if X.shape not in ((), (n_channels,)) and (X.ndim != 1 + p or len(X) != n_channels):
         raise ValueError(

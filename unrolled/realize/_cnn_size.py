@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled.realize._polyphase import tree_depth
 
 FORMS = ("compact", "positive", "literal")
@@ -21,6 +22,7 @@ class CnnSize(NamedTuple):
     n_weights: int
 
 
+@checked
 def cnn_size(
     m: int,
     d: int | Sequence[int],
@@ -125,7 +127,7 @@ def geometry(kernel_size: int, stride: int | None, form: str, where: str) -> tup
         TypeError: the kernel size or the stride is not an integer.
         ValueError: no network has this kernel size and stride, or the form is unknown.
     """
-    if form not in FORMS:
+    if not isinstance(form, str) or form not in FORMS:
         raise ValueError(f"{where}: unknown form {form!r}; expected one of {', '.join(FORMS)}")
     s = _checks.as_index(kernel_size, "kernel_size", where)
     t = s if stride is None else _checks.as_index(stride, "stride", where)

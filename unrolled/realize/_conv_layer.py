@@ -9,12 +9,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Array
 from unrolled._program import program
 from unrolled.activations import by_name, relu
 from unrolled.dictionaries import pytree
 
 
+@checked
 def conv_layer(
     h: Array,
     filters: Array,

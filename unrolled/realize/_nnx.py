@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
+from unrolled._arguments import checked
 from unrolled._checks import Array
 from unrolled.realize._cnn import Realization
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from flax import nnx
 
 
+@checked
 def nnx_module(realization: Realization) -> "nnx.Module":
     """A realization as an nnx.Module: `module(y)` is `realization.apply(y)`.
 

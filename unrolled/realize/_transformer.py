@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, _lax
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled._program import program
 from unrolled.activations import relu
@@ -133,6 +134,7 @@ def _head_values(layer: Layer, shared: Any, steps: Any, D: Conv) -> Array:
     return jax.vmap(lambda p: head_values(D, *_weights_and_step(layer, shared, p, D)))(steps)
 
 
+@checked
 def transformer_error(
     layer: Layer,
     params: Unrolled,

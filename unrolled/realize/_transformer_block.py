@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled._program import program
 from unrolled.dictionaries import Conv, Dictionary, as_dictionary
@@ -49,6 +50,7 @@ class Block(NamedTuple):
     weights: BlockWeights
 
 
+@checked
 def transformer_block(
     D: Conv,
     W: Conv,

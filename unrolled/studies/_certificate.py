@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from unrolled import _checks, activations, analytic, plots, realize, theory
+from unrolled._arguments import checked
 from unrolled._text import grid, line, markdown, number, screen, table_of
 from unrolled.activations import Activation
 from unrolled.dictionaries import Dictionary, as_chain, dense
@@ -224,6 +225,7 @@ def _grams(weights: Mapping[str, Dictionary]) -> dict[str, np.ndarray]:
         return {name: np.asarray(dense(W)).T @ D for name, W in weights.items()}
 
 
+@checked
 def certify(
     D: Dictionary | Sequence[Dictionary],
     *,
@@ -231,7 +233,7 @@ def certify(
     bound: float = 1.0,
     noise: float = 0.0,
     tolerance: float = 1e-6,
-    activation: Activation | None = None,
+    activation: Activation | str | None = None,
     entries: bool = False,
     say: Say = silent,
 ) -> Report:

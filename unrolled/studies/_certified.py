@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, analytic, dictionaries, layers, plots, problems, theory
-from unrolled._checks import Array
+from unrolled._arguments import checked
+from unrolled._checks import Key
 from unrolled._text import markdown, screen, table_of
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Unrolled
@@ -131,8 +132,9 @@ class CertifiedRegime(NamedTuple):
         return {shown: self.figure}
 
 
+@checked
 def certified_regime(
-    key: Array, D: Dictionary, *, depth: int = 100, say: Say = silent
+    key: Key, D: Dictionary, *, depth: int = 100, say: Say = silent
 ) -> CertifiedRegime:
     """Measured errors under the certified bounds, for codes as sparse as the theory admits.
 
@@ -159,7 +161,6 @@ def certified_regime(
         True
     """
     depth = _checks.as_depth(depth, "depth", "certified_regime", least=1)
-    key = _checks.as_key(key, "certified_regime")
     with jax.enable_x64(True):
         D = as_dictionary(D, "certified_regime")
         wide = jnp.asarray(np.asarray(dictionaries.dense(D), np.float64))
@@ -187,7 +188,7 @@ def certified_regime(
 
 
 def _certified_run(
-    D: Dictionary, name: str, W: Dictionary, s: int, K: int, key: Array
+    D: Dictionary, name: str, W: Dictionary, s: int, K: int, key: Key
 ) -> CertifiedRun:
     options: dict[str, Any] = dict(depth=K, sparsity=s, bound=1.0)
     certified, schedule = _quietly(analytic.block_schedule, D, W, **options)
@@ -345,8 +346,9 @@ class CertifiedChain(NamedTuple):
         return {f"{_CHAIN_SIGNALS} signals, float64": self.figure}
 
 
+@checked
 def certified_chain(
-    key: Array, *, depths: Sequence[int] = (20, 40, 80, 160), say: Say = silent
+    key: Key, *, depths: Sequence[int] = (20, 40, 80, 160), say: Say = silent
 ) -> CertifiedChain:
     """A certified chain of two layers, with corrected thresholds and those of the printed proof.
 
@@ -369,7 +371,7 @@ def certified_chain(
     depths = _checks.as_indices(depths, "depths", "certified_chain", least=1)
     say("a two-layer chain with certified bounds")
     with jax.enable_x64(True):
-        keys = jax.random.split(jax.random.fold_in(_checks.as_key(key, "certified_chain"), 4), 3)
+        keys = jax.random.split(jax.random.fold_in(key, 4), 3)
         D_1 = dictionaries.identity_hadamard(256)
         D_2 = dictionaries.transversal(keys[0], 4, 127, 700)
         D_2 = jnp.pad(D_2, ((0, 4), (0, 0)))  # 508 rows, to 512

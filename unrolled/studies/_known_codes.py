@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from unrolled import _threads, analytic, dictionaries, layers, networks, theory, training
-from unrolled._checks import Array
+from unrolled._arguments import checked
+from unrolled._checks import Key
 from unrolled._text import markdown
 from unrolled.compare import ChainComparison, Comparison
 from unrolled.layers import Layer, Unrolled
@@ -166,8 +167,9 @@ class KnownChain(NamedTuple):
         return {_CHAIN_FIGURE: self.figure}
 
 
+@checked
 def known_codes(
-    key: Array,
+    key: Key,
     samples: Samples,
     *,
     methods: tuple[str, ...] = _steps.BY_DEFAULT,

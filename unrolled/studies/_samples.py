@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, datasets, problems
-from unrolled._checks import Array
+from unrolled._arguments import checked
+from unrolled._checks import Array, Key
 from unrolled._mapped import drawing
 from unrolled.dictionaries import as_chain, as_dictionary, check_batch
 from unrolled.problems import resampler
@@ -42,7 +43,8 @@ def as_dictionaries(D: Any, where: str) -> Any:
     return as_chain(D, where) if isinstance(D, tuple | list) else as_dictionary(D, where)
 
 
-def planted(key: Array, D: Any, *, sparsity: float | None = None, snr: float = math.inf) -> Samples:
+@checked
+def planted(key: Key, D: Any, *, sparsity: float | None = None, snr: float = math.inf) -> Samples:
     """Signals with Bernoulli-Gaussian codes of a dictionary, or of the last one of a chain.
 
     Args:
@@ -69,7 +71,7 @@ def planted(key: Array, D: Any, *, sparsity: float | None = None, snr: float = m
     s = _checks.as_number(s, "sparsity", "compare")
     if not 0 < s <= d:
         raise ValueError(f"compare: sparsity must be in 1..{d}, got {sparsity}")
-    keys = jax.random.split(_checks.as_key(key, "planted"), 3)
+    keys = jax.random.split(key, 3)
 
     def sampler(batch):
         return problems.sampler(D, batch, probability=s / d, snr=snr)
@@ -127,6 +129,7 @@ class Pictures(NamedTuple):
     picture: Picture | None = None  # that the test signals tile, or None
 
 
+@checked
 def photograph_patches(images: dict[str, np.ndarray]) -> Pictures:
     """8 x 8 patches without their mean: tiles of the last picture to test, the others to train.
 

@@ -13,7 +13,8 @@ import numpy as np
 import optax
 
 from unrolled import _checks, analytic, dictionaries, layers, metrics, problems, theory, training
-from unrolled._checks import Array
+from unrolled._arguments import checked
+from unrolled._checks import Array, Key
 from unrolled._pursuits import PURSUITS, check_dictionaries, check_options, pursue
 from unrolled.compare import ChainComparison, Comparison, DivergenceWarning, compare
 from unrolled.layers import Layer, Unrolled
@@ -83,7 +84,7 @@ class Plan(NamedTuple):
 
 
 def plan(
-    key: Array,
+    key: Key,
     methods: tuple[str, ...],
     pursuits: Mapping[str, Mapping[str, Any]] | None,
     depth: int,
@@ -150,6 +151,7 @@ class Starts(NamedTuple):
     caution: str  # part of the remark: why the thresholds are not certified; "" if they are
 
 
+@checked
 def from_theory(samples: Samples, *models: Layer) -> Starts:
     """The params that theory sets for layers of one depth, for the codes of `samples.chosen_on`.
 
@@ -354,6 +356,7 @@ def _untimed(result: Comparison) -> Comparison:
     return result._replace(costs=costs)
 
 
+@checked
 def curve_rows(result: Comparison) -> tuple[list[str], list[list]]:
     """The curves of a comparison, one row per method and step; what is undefined is empty.
 

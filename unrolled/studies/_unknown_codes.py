@@ -23,7 +23,8 @@ from unrolled import (
     theory,
     training,
 )
-from unrolled._checks import Array
+from unrolled._arguments import checked
+from unrolled._checks import Array, Key
 from unrolled._pursuits import default_lam, lasso_optima
 from unrolled.compare import Comparison
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, check_batch
@@ -154,8 +155,9 @@ class UnknownCodes(NamedTuple):
         return drawn
 
 
+@checked
 def unknown_codes(
-    key: Array,
+    key: Key,
     D: Dictionary,
     signals: Pictures,
     *,

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unrolled import plots, theory
+from unrolled import _checks, plots, theory
+from unrolled._arguments import checked
 from unrolled._text import grid, line, screen, table_of
 from unrolled.layers import Layer
 from unrolled.networks import dsc
@@ -129,6 +130,7 @@ class WeightsCertificate(NamedTuple):
         return int(reached[0]) if len(reached) else None
 
 
+@checked
 def certify_weights(
     model: Any,
     params: Any,
@@ -167,6 +169,8 @@ def certify_weights(
         ((2,), True)
     """
     single = isinstance(model, Layer)
+    if not single:
+        _checks.has(model, "layers", "a Layer or a Network", "model", "certify_weights")
     layers = (model,) if single else model.layers
     if not layers:
         raise TypeError(f"certify: {model} has no layers that run one after the other")

@@ -67,6 +67,6 @@ def layer_counts(values: Sequence[int], J: int, where: str, name: str = "sparsit
 
 def layer_numbers(values: Any, name: str, J: int, where: str) -> np.ndarray:
     """J non-negative floats, (J,), of one number for all layers or a sequence of J."""
-    values = (values,) * J if np.ndim(values) == 0 else values
+    values = values if isinstance(values, list | tuple) or np.ndim(values) else (values,) * J
     of_length(values, name, J, where)
     return np.array([host_numbers(where, **{name: v})[0] for v in values])

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from unrolled import _checks, dictionaries
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, largest, lost_below, times_power, up, wide_dtype
 from unrolled._program import host_function, program
@@ -135,6 +136,7 @@ def weights_of(W: Dictionary, D: Dictionary, where: str) -> tuple[Operator, Oper
     return _checks.cast(W, dtype), _checks.cast(D, dtype)
 
 
+@checked
 @program()
 def weights_coherence(W: Dictionary, D: Dictionary) -> Coherence:
     """As `coherence` but without its checks: atoms may have any norm.
@@ -158,6 +160,7 @@ def exceeds(D: Dictionary) -> bool:
     return whole and D.shape[1] ** 2 > BLOCK
 
 
+@checked
 @program()
 def diagonal(W: Dictionary, D: Dictionary) -> Array:
     """w_i . d_i for every row of `inner_products`: all atoms, or those that represent a `Conv`.
@@ -267,6 +270,7 @@ def _largest_row(A: Array, s: int) -> Array:
     return others(A, i)[0]
 
 
+@checked
 def spark_bound(mu: float) -> float:
     """1 + 1/mu: fewer atoms than this are linearly independent; inf at mu = 0.
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, dictionaries
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import UP, largest, up
 from unrolled._program import host_function, program
@@ -161,6 +162,7 @@ class AtomSchedule(NamedTuple):
     holds: bool  # the contraction is below 1
 
 
+@checked
 def atom_schedule(
     mus: ArrayLike,
     C_Ws: ArrayLike,
@@ -354,6 +356,7 @@ class Plan(NamedTuple):
     reason: str = ""  # why it does not hold
 
 
+@checked
 def plan(
     mus: Sequence[ArrayLike],
     C_Ws: Sequence[ArrayLike],

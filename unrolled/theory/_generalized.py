@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, _interior_point, _threads, dictionaries
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import largest
 from unrolled._program import host_function, program
@@ -48,6 +49,7 @@ class GeneralizedCoherence(NamedTuple):
     rank: Array  # () of D in its dtype, an integer; W lies in the range of so many dimensions
 
 
+@checked
 def generalized_coherence(
     D: Dictionary,
     tol: float = 1e-6,
@@ -147,6 +149,7 @@ def _settled(
     return GeneralizedCoherence(top, bottom, upper, lower, replicate(D, W), holds, rank)
 
 
+@checked
 def minimax_weights(D: Dictionary, tol: float = 1e-6) -> Operator:
     r"""W of the generalized coherence, by linear programs.
 

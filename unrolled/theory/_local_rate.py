@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled._program import host_function, program
 from unrolled.dictionaries import Dictionary, as_dictionary
@@ -48,6 +49,7 @@ class LocalRate(NamedTuple):
         return StepsTo(*(_count(rate, dB) for rate in (self.plain, self.best, self.accelerated)))
 
 
+@checked
 def local_rate(m: int, d: int, s: int, *, weights: str = "frobenius") -> LocalRate:
     r"""The rate at which layers with the right support converge, for a random D and large sizes.
 

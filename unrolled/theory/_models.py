@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import norm
 from unrolled._program import host_function, program
@@ -18,6 +19,7 @@ from unrolled.theory._coherence import max_sparsity, measured, sparsity_bound
 from unrolled.theory._schedules import host_numbers
 
 
+@checked
 def stripe_norm(
     x: ArrayLike,
     kernel: int | tuple[int, ...],

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, dictionaries
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import UP, up
 from unrolled._program import host_function, program
@@ -146,6 +147,7 @@ def schedule(
     return Schedule(theta, error, a, -math.log(a) if a else math.inf, floor, holds)
 
 
+@checked
 def deep_schedule(
     mus: Sequence[ArrayLike],
     C_Ws: Sequence[ArrayLike],
@@ -298,6 +300,7 @@ def error_bar(
     return ErrorBar(linf, l2, l1, any(bar.holds for bar in bars))
 
 
+@checked
 def code_bound(
     W: Dictionary, D: Dictionary, y: ArrayLike, *, sparsity: int, noise: ArrayLike = 0.0
 ) -> float:

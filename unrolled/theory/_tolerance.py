@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import ArrayLike
 from unrolled._numbers import UP
 
@@ -55,6 +56,7 @@ def signals_needed(share: float, confidence: float, at_once: int = 1) -> int:
     return max(1, math.ceil(n))
 
 
+@checked
 def tolerance_bound(
     errors: ArrayLike, *, share: float = 1e-3, confidence: float = 1 - 1e-6, at_once: int = 1
 ) -> Tolerance:
@@ -109,6 +111,7 @@ def tolerance_bound(
     return Tolerance(bound, r, needed, bound < math.inf, 0)
 
 
+@checked
 def exceedance(errors: ArrayLike, level: float, confidence: float = 1 - 1e-6) -> float:
     r"""A bound on the share of a class whose error exceeds a level, by a sample.
 

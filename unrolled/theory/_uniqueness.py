@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks, dictionaries
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import UP, norm, up, wide_dtype
 from unrolled._program import host_function, program
@@ -188,6 +189,7 @@ class SupportRecovery(NamedTuple):
     residual: Array  # (), norm(y - D_1 x_1)
 
 
+@checked
 def recover_on_supports(
     y: ArrayLike, Ds: Sequence[Dictionary], supports: Sequence[ArrayLike | Sequence[int]]
 ) -> SupportRecovery:

@@ -6,6 +6,7 @@ import numpy as np
 from jax import lax
 
 from unrolled import _checks, dictionaries
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import exponent, ldexp, times_power, wide_dtype, widened
 from unrolled._numbers import pseudo_inverse as cut_pseudo_inverse
@@ -27,6 +28,7 @@ _LEAST_RIDGE = 1e-9
 _POWER_STEPS = 64  # of a spectral radius
 
 
+@checked
 def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Operator:
     r"""The weights W of least norm(W'D, "fro") with w_i . d_i = 1, in closed form.
 
@@ -68,6 +70,7 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Operator:
     """
     D = as_dictionary(D, "frobenius_weights")
     _checks.nonnegative(ridge, "ridge", "frobenius_weights")
+    _checks.one_number(ridge, "ridge", "frobenius_weights")
     is_zero = _checks.is_concrete(ridge) and float(np.asarray(ridge)) == 0
     W, norms = _closed_form(D, None if is_zero else ridge)
     dictionaries.nonzero_atoms(norms, "frobenius_weights")
@@ -138,6 +141,7 @@ def _growth(W: Dictionary, D: Dictionary) -> Array:
     return jnp.exp(jnp.mean(jnp.log(sizes[_POWER_STEPS // 2 :]))).astype(D.dtype)
 
 
+@checked
 def pseudo_inverse(D: Dictionary) -> Array:
     """D^+, (d, m), in the dtype of D.
 

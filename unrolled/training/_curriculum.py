@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from unrolled import _checks, _sharded
+from unrolled._arguments import checked
 from unrolled._beside import lam_of
 from unrolled._checks import Array, Key
 from unrolled.dictionaries import Dictionary, as_dictionary
@@ -26,6 +27,7 @@ from unrolled.training._scale_steps import StepRates, scale_steps
 from unrolled.training._split import split
 
 
+@checked
 @_sharded.takes_sharded
 def curriculum(
     layer: Layer,
@@ -49,7 +51,7 @@ def curriculum(
     log: str | Path | None = None,
     progress: bool | None = None,
     accumulate: int = 1,
-    mesh: Mesh | None = None,
+    mesh: Mesh | Any = None,
     reduction: str = "tree",
 ) -> Fit:
     r"""Train a layer step by step, by the loss of the code after step k = 1, ..., K in turn.

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from unrolled import _checks, _sharded
+from unrolled._arguments import checked
 from unrolled._beside import lam_of
 from unrolled._checks import Array, Key
 from unrolled._mapped import check_draws, drawing
@@ -38,28 +39,29 @@ _VALIDATION_BATCHES = 8  # drawn where no validation batch is given
 _NO_STEP = np.uint32(2**32 - 1)  # the key of validation batches: a step that no training reaches
 
 
+@checked
 @_sharded.takes_sharded
 def fit(
     model: Model | Any,
     params: Params | Any,
     D: Dictionaries | Any,
-    sample: Sample | Array | np.ndarray | tuple,
+    sample: Sample | Array | np.ndarray | tuple | Any,
     *,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | Any,
     steps: int,
     key: Key,
-    loss: Loss = supervised,
+    loss: Loss | Any = supervised,
     learn_dictionary: bool = False,
     trainable: Any = None,
-    validation: tuple | None = None,
+    validation: tuple | Any = None,
     evaluate_every: int = 50,
     patience: int | None = None,
     checkpoint: Checkpoint | str | Path | None = None,
-    callbacks: Iterable[Callback] = (),
+    callbacks: Iterable[Callback] | Any = (),
     log: str | Path | None = None,
     progress: bool | None = None,
     accumulate: int = 1,
-    mesh: Mesh | None = None,
+    mesh: Mesh | Any = None,
     reduction: str = "tree",
 ) -> Fit:
     """Train params (and D) from where they are, by any optax optimiser.

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from unrolled import _files
+from unrolled._arguments import checked
 from unrolled.records import differences
 from unrolled.training import _manifest
 from unrolled.training._forms import names
@@ -201,6 +202,7 @@ def from_safetensors(file: BinaryIO) -> tuple[str, dict[str, np.ndarray]]:
 FORMATS = {".npz": (to_npz, from_npz), ".safetensors": (to_safetensors, from_safetensors)}
 
 
+@checked
 def save_tree(path: str | Path, tree: Any, **metadata: Any) -> None:
     """Write the arrays of a tree and their hashes at `path`, whole or not at all.
 
@@ -236,6 +238,7 @@ def restore_tree(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any
 def restore_tree(path: str | Path, like: _Tree) -> tuple[_Tree, dict[str, Any]]: ...
 
 
+@checked
 def restore_tree(path: str | Path, like: Any = None) -> tuple[Any, dict[str, Any]]:
     """The tree that `save_tree` wrote, bit for bit, and its metadata.
 

@@ -8,13 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from typing_extensions import TypeAliasType
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled._numbers import energy
 from unrolled._program import program
 from unrolled.pursuit import lasso_objective
 from unrolled.training._records import Loss
+
+# Of a layer (K, batch, d), of a network one array for each block; X without the steps.
+Codes = TypeAliasType("Codes", Array | Sequence[Array])
 
 
 def _of_last(loss: Loss) -> Loss:
@@ -23,9 +28,9 @@ def _of_last(loss: Loss) -> Loss:
     return loss
 
 
+@checked
 @_of_last
-@program()
-def supervised(codes: Any, X: Any, D: Any, Y: Array) -> Array:
+def supervised(codes: Codes, X: Codes | None, D: Any, Y: Array | None) -> Array:
     """The mean over the batch of 1/2 norm(x_K - x)^2.
 
     Args:
@@ -39,12 +44,17 @@ def supervised(codes: Any, X: Any, D: Any, Y: Array) -> Array:
         >>> float(ur.training.supervised(codes, X, None, None))
         2.0
     """
-    return jnp.mean(jnp.sum((codes[-1] - _last(X)) ** 2, -1)) / 2
+    return _supervised(codes, _target(codes, X, "supervised"))
 
 
-@_of_last
 @program()
-def log_nmse(codes: Any, X: Any, D: Any, Y: Array) -> Array:
+def _supervised(codes, X):
+    return jnp.mean(jnp.sum((codes[-1] - X) ** 2, -1)) / 2
+
+
+@checked
+@_of_last
+def log_nmse(codes: Codes, X: Codes | None, D: Any, Y: Array | None) -> Array:
     """ln(sum norm(x_K - x)^2 / sum norm(x)^2): the NMSE in decibels, up to a factor.
 
     Its gradient does not fade as the error falls.
@@ -60,11 +70,16 @@ def log_nmse(codes: Any, X: Any, D: Any, Y: Array) -> Array:
         >>> round(float(ur.training.log_nmse(codes, X, None, None) * 10 / np.log(10)), 3)  # dB
         -20.0
     """
-    target = _last(X)
+    return _log_nmse(codes, _target(codes, X, "log_nmse"))
+
+
+@program()
+def _log_nmse(codes, target):
     (e, j), (energy_of_target, k) = energy(codes[-1] - target), energy(target)
     return jnp.log(e) - jnp.log(energy_of_target) + 2 * math.log(2) * (j - k).astype(e.dtype)
 
 
+@checked
 def lasso(lam: ArrayLike) -> Loss:
     """Unsupervised: the mean of 1/2 norm(y - D x_K)^2 + lam norm(x_K, 1).
 
@@ -111,9 +126,9 @@ def is_lasso(loss: Any) -> bool:
     return isinstance(loss, _Lasso)
 
 
+@checked
 @_of_last
-@program()
-def reconstruction(codes: Any, X: Any, D: Any, Y: Array) -> Array:
+def reconstruction(codes: Codes, X: Any, D: Any, Y: Array) -> Array:
     """Unsupervised: the mean of 1/2 norm(y - D x_K)^2; for a network y - D_1 ... D_J x_J.
 
     Args:
@@ -124,12 +139,20 @@ def reconstruction(codes: Any, X: Any, D: Any, Y: Array) -> Array:
         >>> float(ur.training.reconstruction(codes, None, jnp.eye(2), Y))
         5.0
     """
+    _last_shape(codes, "reconstruction")
+    _checks.arrays(D, "D", "reconstruction")
+    return _reconstruction(codes, D, Y)
+
+
+@program()
+def _reconstruction(codes, D, Y):
     signals = codes[-1]
     for Dj in reversed(D if isinstance(D, tuple) else (D,)):
         signals = jax.vmap(lambda D, x: D @ x, (_batch_axis(Dj), 0))(Dj, signals)
     return jnp.mean(jnp.sum((Y - signals) ** 2, -1)) / 2
 
 
+@checked
 def deep(loss: Loss, weights: ArrayLike | Sequence[float] | None = None) -> Loss:
     """Deep supervision: the weighted sum of a loss over all steps (or blocks).
 
@@ -193,10 +216,29 @@ def _batch_axis(D) -> int | None:
     return 0 if getattr(D, "ndim", 2) == 3 else None
 
 
-def _last(X):
+def _target(codes, X, where):
+    """The true codes of the last block, one for each code of its last step."""
+    shape = _last_shape(codes, where)
     if X is None:
         raise ValueError(
-            "loss: this loss compares with true codes, but X = None; try training.lasso(lam), or "
-            "signals with their codes, (Y, X)"
+            f"{where}: this loss compares with true codes, but X = None; try training.lasso(lam), "
+            "or signals with their codes, (Y, X)"
         )
-    return X[-1] if isinstance(X, tuple) else X
+    X = _checks.as_float(X[-1] if isinstance(X, tuple) else X, "X", where)
+    if shape != X.shape:
+        raise ValueError(
+            f"{where}: the last codes have shape {shape} but X has shape {X.shape}; expected "
+            "(batch, d) of both"
+        )
+    return X
+
+
+def _last_shape(codes, where):
+    """The shape of the codes of the last step or block, (batch, d)."""
+    last = np.shape(codes[-1]) if isinstance(codes, tuple | list) else codes.shape[1:]
+    if len(last) < 2:
+        raise ValueError(
+            f"{where}: the last codes have shape {last}; expected codes (K, batch, d), or a tuple "
+            "of (batch, d)"
+        )
+    return last

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _json
+from unrolled._arguments import checked
 from unrolled._files import CheckpointError
 from unrolled._processes import copy_of
 from unrolled.training._forms import describe, names
@@ -104,6 +105,7 @@ def sha256(array: np.ndarray) -> str:
     return hashlib.sha256(bits(array)).hexdigest()
 
 
+@checked
 def digest(tree: Any) -> str:
     """The sha256 of a tree, as of a dictionary: of its kinds, static fields, shapes and bits.
 

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from unrolled import _checks, layers, metrics
+from unrolled._arguments import checked
 from unrolled._beside import ROUNDING
 from unrolled._checks import Array, ArrayLike, Key
 from unrolled._mapped import check_draws, drawing
@@ -21,7 +22,7 @@ from unrolled.dictionaries import Dictionary, Operator, as_dictionary, check_bat
 from unrolled.layers import FAMILIES, Law, Layer, Recipe, Unrolled, ista, ista_params, stable_step
 from unrolled.problems import synthesize
 from unrolled.training._fit import fit
-from unrolled.training._losses import deep, log_nmse
+from unrolled.training._losses import Codes, deep, log_nmse
 from unrolled.training._own import from_arrays, is_own
 from unrolled.training._records import Fit, Sample
 from unrolled.training._search import search
@@ -38,8 +39,8 @@ _EVALUATE_EVERY = 50  # steps
 _FEWEST = 16  # signals
 
 
-@program()
-def mostly_last(codes: Any, X: Any, D: Any, Y: Array) -> Array:
+@checked
+def mostly_last(codes: Codes, X: Codes | None, D: Any, Y: Array | None) -> Array:
     """Nine tenths of `log_nmse` of the last step, and a tenth of its mean over all steps.
 
     The last step counts; the others keep the way there short. It is the loss of all recipes.
@@ -56,7 +57,13 @@ def mostly_last(codes: Any, X: Any, D: Any, Y: Array) -> Array:
         >>> round(float(loss * 10 / np.log(10)), 2)  # .9 (-20) + .1 (-10)
         -19.0
     """
-    return (1 - _DEEP) * log_nmse(codes, X, D, Y) + _DEEP * deep(log_nmse)(codes, X, D, Y)
+    return _mostly_last(codes, X)
+
+
+@program()
+def _mostly_last(codes: Codes, X: Codes | None) -> Array:
+    Y: Any = None  # not used
+    return (1 - _DEEP) * log_nmse(codes, X, None, Y) + _DEEP * deep(log_nmse)(codes, X, None, Y)
 
 
 class Start(NamedTuple):
@@ -77,11 +84,12 @@ class Start(NamedTuple):
         )
 
 
+@checked
 def prepare(
     family: str | type[Layer],
     D: Dictionary,
     Y: ArrayLike,
-    X: ArrayLike,
+    X: ArrayLike | None,
     *,
     depth: int = 16,
     key: Key = 0,
@@ -147,6 +155,7 @@ class Made(NamedTuple):
         return f"{self.start}, trained {self.nmse:.1f} dB{worse}"
 
 
+@checked
 def by_recipe(
     family: str | type[Layer],
     D: Dictionary,
@@ -264,6 +273,7 @@ def _signals(D: Operator, calibrating: tuple, later: tuple, depth: int) -> _Sign
     return _Signals(D, calibrating, later, law, min(float(nmse) for nmse, _ in errors))
 
 
+@checked
 def law_of(D: Dictionary, Y: Array | np.ndarray, X: Array | np.ndarray) -> Law:
     """The share of nonzeros, their variance and the noise of a sample.
 

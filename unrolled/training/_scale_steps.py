@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled._checks import Array, ArrayLike
 from unrolled.layers import Unrolled
 
@@ -20,6 +21,7 @@ class StepRates(NamedTuple):
     shared: Array  # ()
 
 
+@checked
 def scale_steps(
     rates: ArrayLike | Sequence[float], shared: ArrayLike = 1.0
 ) -> optax.GradientTransformation:

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from unrolled import _checks, _sharded, metrics
+from unrolled._arguments import checked
 from unrolled._beside import codes_of_ista, exceeds, lam_of, loss_of, worse_than_zero
 from unrolled._checks import ArrayLike
 from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
@@ -55,10 +56,11 @@ class Search(NamedTuple):
         return exceeds(10 ** (self.lowest / 10), 1.0)  # decibels of a ratio
 
 
+@checked
 @_sharded.takes_sharded
 def search(
     layer: Layer,
-    params: Unrolled,
+    params: Unrolled | Any,
     D: Dictionary,
     Y: ArrayLike,
     X: ArrayLike | None = None,

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled.dictionaries import as_dictionary, normalize, normalized
 from unrolled.layers import Fixed, fold_thresholds
 from unrolled.training._records import Dictionaries, Params, Trained
 
 
+@checked
 def trainable(params: Params) -> Any:
     """Whether each leaf may be trained, as bools: a mask for an optax loop of one's own.
 
@@ -65,8 +67,9 @@ def as_dictionaries(D: Any, where: str) -> Dictionaries:
     return as_dictionary(D, where)
 
 
+@checked
 def split(
-    params: Params,
+    params: Params | Any,
     D: Dictionaries,
     *,
     learn_dictionary: bool = False,
@@ -116,6 +119,7 @@ def split(
     return trained, jax.tree.map(lambda t, leaf: None if t else leaf, trains, whole)
 
 
+@checked
 def merge(trained: Trained, fixed: Trained) -> Trained:
     """The whole params and D, with every trained threshold as its non-negative magnitude.
 
@@ -137,6 +141,7 @@ def merge(trained: Trained, fixed: Trained) -> Trained:
     return jax.tree.map(one, fold_thresholds(trained), fixed, is_leaf=lambda leaf: leaf is None)
 
 
+@checked
 def with_unit_atoms(D: Dictionaries) -> Dictionaries:
     """D, or each of a tuple, with its atoms scaled to norm 1, as `fit` does after every update.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unrolled import _checks
+from unrolled._arguments import checked
 from unrolled.layers import Layer, fold_thresholds
 from unrolled.networks import Network
 from unrolled.records import differences
@@ -26,11 +27,12 @@ class Restored(NamedTuple):
     metadata: dict  # what `save` was given, and "versions"
 
 
+@checked
 def save(
     path: str | Path,
     params: Any,
     D: Dictionaries | None = None,
-    layer: Model | None = None,
+    layer: Model | Any = None,
     *,
     dictionary: bool = True,
     **metadata: Any,
@@ -96,6 +98,7 @@ def save(
     return path
 
 
+@checked
 def restore(
     path: str | Path, like: Any = None, D: Dictionaries | None = None, *, step: int | None = None
 ) -> Restored:

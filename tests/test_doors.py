@@ -1,0 +1,413 @@
+"""Every argument of every exported function: what is wrong is refused in words, or taken right.
+
+The example in the docstring of a function is its valid call. Each argument in turn is then wrong.
+"""
+
+import contextlib
+import doctest
+import importlib
+import inspect
+import re
+import signal
+import typing
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_doctests import NAMES, as_typed  # noqa: F401
+from test_imports import PUBLIC, listing, of_ours
+
+import unrolled as ur
+from unrolled._arguments import checked
+from unrolled._checks import Array, ArrayLike, Key
+from unrolled.training import NonFiniteError
+
+SECONDS = 20  # that a call may take
+REFUSALS = TypeError, ValueError, MemoryError, OSError, NonFiniteError
+
+
+def functions():
+    """The exported functions but those behind the command line, by name."""
+    return {
+        name.removeprefix("unrolled."): value
+        for name, value in of_ours()
+        if not inspect.isclass(value) and name.split(".")[1] not in ("cli", "commands")
+    }
+
+
+FUNCTIONS = functions()
+
+
+# What messages call some arguments.
+CALLED = {
+    **dict.fromkeys(("model", "layer"), "Layer|layer|model|state evolution|Module"),
+    **dict.fromkeys(("estimate", "estimates", "X", "reference"), r"shape|estimate|\bX\b|reference"),
+    "Ds_perturbed": r"\bD",
+    "supports": r"\bS_|support",
+    "sparsity": r"\bs_|sparsity",
+    "sparsities": r"sparsit",
+    "C_Ws": "C_W|gain",
+    "image": "image|picture",
+    "images": "image|atoms|picture",
+    "sample": r"sample|\b[YX]\b",
+    "path": "",
+    "minutes": "minutes|budget",
+    "checkpoint": "[Cc]heckpoint",
+    "batches": r"batch|stream|\bY",
+    "Y": r"\bY|signals",
+    "layers": "layers|submodule",
+    "name": "name|activation",
+    "form": "form|activation|cells",
+    "write": "write|saved",
+    "sampled": "sampled|Y has shape",
+    "filters": r"filters|\bX\b",
+    "dictionaries": "dictionar",
+    "found": "results|found",
+    "xs": "code|x_|xs",
+    **dict.fromkeys(("D", "Ds", "W", "Ws"), r"\b[DW]|atoms|dictionar|finite codes"),
+    "act": "[Aa]ctivation",
+    "activation": "[Aa]ctivation",
+    "key": "key|seed",
+}
+
+
+# Calls of the functions whose examples do not run: they need files.
+NOT_RUN = {
+    "experiments.restore": (("runs", "row"), {}),
+    "experiments.row_features": (("runs", "row", None), {}),
+}
+
+
+class Seen(Exception):
+    """The valid call was seen."""
+
+
+@cache
+def valid_call(name):
+    """(positional, by name) of the call in the example of a function."""
+    last = name.rpartition(".")[2]
+    calls, function = [], FUNCTIONS[name]
+
+    def spy(*args, **options):
+        calls.append((args, options))
+        raise Seen
+
+    example = doctest.DocTestParser()
+    example = example.get_doctest(inspect.getdoc(function), dict(NAMES), name, None, 0)
+    runner = doctest.DocTestRunner(verbose=False)
+    with contextlib.ExitStack() as stack:
+        for home in map(importlib.import_module, ("unrolled", *PUBLIC)):
+            if vars(home).get(last) is function:
+                stack.enter_context(mock.patch.object(home, last, spy))
+        stack.enter_context(jax.enable_x64(False))
+        stack.enter_context(jax.numpy_dtype_promotion("standard"))
+        stack.enter_context(jax.numpy_rank_promotion("allow"))
+        runner.run(example, out=lambda text: None, clear_globs=False)
+    return calls[0] if calls else NOT_RUN[name]
+
+
+# Kinds of wrong values, made of a valid one.
+
+
+def as_array(value):
+    """The floats of a valid value, or one float."""
+    with contextlib.suppress(Exception):
+        array = np.asarray(value)
+        if array.dtype.kind in "biuf":
+            return array.astype(np.float32)
+    return np.array(1, np.float32)
+
+
+def masked(value):
+    values = as_array(value)
+    return np.ma.masked_array(values, mask=np.ones(values.shape, bool))
+
+
+def wide(value):
+    """Integers beyond 32 bits."""
+    size = as_array(value)
+    return np.arange(2**33, 2**33 + size.size, dtype=np.int64).reshape(size.shape)
+
+
+WRONG = {
+    "int64": wide,
+    "bool": lambda value: np.asarray(as_array(value) > 0),
+    "complex": lambda value: as_array(value).astype(complex) + 1j,
+    "object": lambda value: np.asarray(as_array(value), object),
+    "masked": masked,
+    "text": lambda value: "no",
+    "texts": lambda value: np.full(as_array(value).shape, "no"),
+    "none": lambda value: None,
+    "another object": lambda value: object(),
+    "a rank more": lambda value: np.stack([as_array(value)] * 2),
+    "a rank less": lambda value: as_array(value).min(initial=1),
+    "ragged": lambda value: [[1.0], [1.0, 2.0]],
+    "keys": lambda value: jax.random.split(jax.random.key(0), 3),
+    "a raw key": lambda value: np.zeros(3, np.uint32),
+    "a dict": lambda value: {},
+}
+RIGHT_IF_EQUAL = "int64", "bool"  # which are numbers
+SHAPES = "a rank more", "a rank less"  # which may be right
+# Kinds that are right where an annotation names one of these types.
+MAY_BE = {
+    "none": {type(None)},
+    "text": {str},
+    "a dict": {dict, Mapping, Iterable, Collection},
+    "ragged": {Sequence, tuple},
+}
+
+
+def cases(name):
+    """(argument, kind, arguments, the same in floating point or None) of all wrong calls."""
+    signature = inspect.signature(FUNCTIONS[name])
+    args, options = valid_call(name)
+    given = signature.bind(*args, **options)
+    for parameter in signature.parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if parameter.name in ("where", "name") and "where" in signature.parameters:
+            continue  # of messages
+        value = given.arguments.get(parameter.name, parameter.default)
+        for kind, make in WRONG.items():
+            mentioned = mentions(parameter.annotation)
+            if kind == "int64" and int in mentioned:  # a size that no memory holds
+                continue
+            if kind == "a raw key" and Key not in mentioned:
+                continue
+            yield parameter, kind, with_value(given, parameter.name, make(value))
+            if isinstance(value, list | tuple) and len(value):
+                bad = type(value) in (list, tuple) and type(value)([make(value[0]), *value[1:]])
+                if bad:
+                    yield parameter, f"{kind} inside", with_value(given, parameter.name, bad)
+
+
+def with_value(given, name, value):
+    bound = inspect.BoundArguments(given.signature, dict(given.arguments))
+    bound.arguments[name] = value
+    order = [p for p in given.signature.parameters if p in bound.arguments]
+    bound.arguments = {p: bound.arguments[p] for p in order}
+    return bound
+
+
+@contextlib.contextmanager
+def within(seconds):
+    def stop(*_):
+        raise TimeoutError(f"more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def call(name, bound):
+    with warnings.catch_warnings(), within(SECONDS):
+        warnings.simplefilter("ignore")
+        return FUNCTIONS[name](*bound.args, **bound.kwargs)
+
+
+def mentions(annotation):
+    """The types that an annotation names."""
+    if hasattr(annotation, "__value__") and annotation not in (ArrayLike, Key):
+        return mentions(annotation.__value__)
+    inside = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Callable or not inside:
+        return {typing.get_origin(annotation) or annotation}
+    return {typing.get_origin(annotation)}.union(*map(mentions, inside))
+
+
+def same(ours, expected):
+    leaves = [jax.tree.leaves(tree) for tree in (ours, expected)]
+    if len(leaves[0]) != len(leaves[1]):
+        return False
+    for a, b in zip(*leaves):
+        if getattr(a, "dtype", np.dtype(object)).kind in "biufV":  # other numbers may be seconds
+            a, b = np.asarray(a, float), np.asarray(b, float)
+            if a.shape != b.shape or not np.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True):
+                return False
+    return True
+
+
+# What a message may begin with: the name of the function, or of what it hands the argument to.
+BEGINNINGS = {name.rpartition(".")[2] for name, _ in of_ours()}
+
+
+def fault(name, parameter, kind, bound):
+    """What is wrong with a call; None if it is refused in words, or right."""
+    try:
+        result = call(name, bound)
+    except REFUSALS as error:
+        text = str(error)
+        beginning = re.split(r"[,:] ", text)[0].rpartition(".")[2]
+        begins = {
+            "activation",
+            "experiment",
+            *BEGINNINGS,
+            *name.split("."),
+            bound.arguments.get("where"),
+            parameter.name,
+        }
+        paths = (v for v in bound.arguments.values() if isinstance(v, str | Path) and str(v))
+        if any(text.startswith(str(path)) for path in paths) or isinstance(error, OSError):
+            return None
+        if beginning not in begins:
+            return f"raw: {type(error).__name__}: {text[:90]}"
+        called = CALLED.get(parameter.name, rf"\b{parameter.name.removesuffix('s')}")
+        if not re.search(called, text) and str(bound.arguments.get("name", "?")) not in text:
+            return f"argument unnamed: {text[:90]}"
+        return None
+    except BaseException as error:
+        return f"raw: {type(error).__name__}: {str(error)[:90]}"
+    return silent(name, parameter, kind, bound, result)
+
+
+def with_floats(value, dtype):
+    if isinstance(value, list | tuple):
+        return type(value)([np.asarray(value[0], dtype), *value[1:]])
+    return np.asarray(value, dtype)
+
+
+def silent(name, parameter, kind, bound, result):
+    """What is wrong with a call that returned."""
+    kind, kinds = kind.removesuffix(" inside"), mentions(parameter.annotation)
+    if typing.Any in kinds or kind in SHAPES or kinds & MAY_BE.get(kind, set()):
+        return None
+    if kind in RIGHT_IF_EQUAL:
+        value = bound.arguments[parameter.name]
+        expected = []
+        for dtype in (np.float32, float):
+            floats = with_floats(value, dtype)
+            with contextlib.suppress(*REFUSALS):
+                expected.append(call(name, with_value(bound, parameter.name, floats)))
+        return None if any(same(result, one) for one in expected) else "silent: wrong numbers"
+    return "silent"
+
+
+# Of classes, fields and flags that a programmer declares; there Python answers.
+DECLARATIONS = frozenset(
+    "dictionaries.pytree layers.option records.option records.add_flag".split()
+)
+# Calls that are still answered in the words of JAX or Python, or taken wrong.
+FALLS = {
+    "compare.compare": 1,
+    "compare.products": 2,
+    "dictionary_learning.convolutional": 1,
+    "experiments.l1_in_training": 1,
+    "experiments.predicted_masks": 2,
+    "experiments.scores_by_activation": 1,
+    "experiments.trained_on": 1,
+    "experiments.training_loss": 1,
+    "layers.unroll": 8,
+    "pursuit.ml_ista_step": 1,
+    "theory.support_rate": 1,
+    "training.by_recipe": 1,
+    "training.digest": 5,
+    "training.mostly_last": 2,
+    "training.reconstruction": 6,
+    "training.restore": 5,
+    "training.restore_tree": 10,
+    "training.save_tree": 5,
+    "training.split": 11,
+}
+# A function of each kind, of those whose calls compile little.
+BY_DEFAULT = """
+activations.hard_threshold datasets.read_array dictionaries.gaussian dictionaries.normalize
+metrics.nmse problems.synthesize records.changes theory.deep_schedule theory.schedule
+training.scale_steps
+""".split()
+CASES = [
+    pytest.param(n, marks=[] if n in BY_DEFAULT else [pytest.mark.slow])
+    for n in sorted(FUNCTIONS)  # in one order in all processes
+    if n not in DECLARATIONS
+]
+
+
+@pytest.mark.usefixtures("as_typed")
+@pytest.mark.parametrize("name", CASES)
+def test_wrong_arguments_are_refused_in_words_or_taken_right(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    faults = [
+        f"{parameter.name}, {kind}: {wrong}"
+        for parameter, kind, bound in cases(name)
+        if (wrong := fault(name, parameter, kind, bound))
+    ]
+    assert len(faults) == FALLS.get(name, 0), listing(faults)
+
+
+CODES = np.array([[2**33 + 2**20, 0, 3], [0, -(2**40), 1]])
+WIDE = {
+    "soft_threshold": lambda x: ur.soft_threshold(x, 1.0),
+    "nmse": lambda x: ur.metrics.nmse(x, CODES[::-1].astype(np.float32)),
+    "column_norms": ur.dictionaries.column_norms,
+    "normalize": ur.dictionaries.normalize,
+    "weights_coherence": lambda x: ur.theory.weights_coherence(x, x),
+    "omp": lambda x: ur.pursuit.omp(np.eye(3, dtype=np.float32), x[0], 2).x,
+}
+
+
+@pytest.mark.usefixtures("as_typed")
+@pytest.mark.parametrize("name", WIDE)
+def test_integers_beyond_32_bits_are_the_numbers_that_they_are(name):
+    ours, expected = WIDE[name](CODES), WIDE[name](CODES.astype(np.float32))
+    jax.tree.map(np.testing.assert_array_equal, ours, expected)
+
+
+@pytest.mark.usefixtures("as_typed")
+def test_an_array_of_numpy_that_is_infinite_in_float32_is_refused():
+    for x in (np.array([1e300, 1.0]), [1e300, 1.0]):
+        with pytest.raises(ValueError, match=r"^\w+: v leaves the range of float32"):
+            ur.soft_threshold(x, 1.0)
+
+
+@checked
+def _asked(
+    x: Array,
+    n: int = 0,
+    tol: float | None = 1.0,
+    f: Callable[..., Any] = abs,
+    rows: Sequence[float] = (),
+) -> tuple:
+    return x, n, tol, f, rows
+
+
+def test_the_door_hands_on_what_fits():
+    x, kappa = jnp.ones(3), np.float32(0.5)
+    given = _asked(x, np.int64(3), kappa, rows=[kappa])
+    assert given[0] is x and [type(v) for v in given[1:3]] == [int, float]
+    assert type(given[4][0]) is float and _asked(x, tol=None)[2] is None
+    assert jax.jit(lambda x: _asked(x)[0])(x).shape == (3,)
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (dict(x=None), "x is not a numeric array"),
+        (dict(n=2.5), "n must be an integer, got 2.5"),
+        (dict(tol="1"), "tol must be a number, got '1'"),
+        (dict(f=3), "f must be a function, got 3"),
+        (dict(rows=2.0), "rows must be a sequence, got 2.0"),
+        (dict(rows=[1, None]), "rows must be a number, got None"),
+        (dict(rows=np.ones((2, 2))), "rows must be a sequence, each a number"),
+    ],
+)
+def test_the_door_names_the_function_and_the_argument(given, words):
+    with pytest.raises(TypeError, match=f"^_asked: {words}"):
+        _asked(**{"x": 1.0, **given})
+
+
+@pytest.mark.parametrize("key", [np.zeros(3, np.uint32), np.zeros((2, 2), np.uint32)])
+def test_one_key_is_asked_for(key):
+    with pytest.raises((TypeError, ValueError), match="^gaussian: key"):
+        ur.dictionaries.gaussian(key, 2, 3)
+    with pytest.raises(ValueError, match=r"^gaussian: key has shape \(3,\); expected one key"):
+        ur.dictionaries.gaussian(jax.random.split(jax.random.key(0), 3), 2, 3)
