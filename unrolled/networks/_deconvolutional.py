@@ -155,7 +155,7 @@ def learn_deconvolution(
     filter_steps = _checks.as_index(filter_steps, "filter_steps", name, least=1)
     if not len(banks):
         raise ValueError(f"{name}: expected at least one bank (filters, side), got none")
-    if wrong := [bank for bank in banks if np.shape(bank) != (2,)]:
+    if wrong := [b for b in banks if not hasattr(b, "__len__") or len(b) != 2 or np.ndim(b[0])]:
         raise ValueError(f"{name}: a bank is {wrong[0]}; expected (filters, side)")
     masks = (None,) * len(banks) if masks is None else masks
     if len(masks) != len(banks):
