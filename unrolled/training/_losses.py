@@ -8,11 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from typing_extensions import TypeAliasType
 
 from unrolled import _checks
 from unrolled._arguments import checked
-from unrolled._checks import Array, ArrayLike
+from unrolled._checks import Array, ArrayLike, TypeAliasType
 from unrolled._numbers import energy
 from unrolled._program import program
 from unrolled.pursuit import lasso_objective
