@@ -41,9 +41,9 @@ def batch_of(model: str, batch: int) -> tuple[np.ndarray, np.ndarray]:
 def unrolled_step(model: str, batch: int, **options):
     """One step of the model of this library, as a function without arguments."""
     make = {
-        "lenet": ur.models.LeNet5,
-        "vgg": ur.models.VGG11,
-        "unet": lambda **options: ur.models.UNet(UNET["width"], **options),
+        "lenet": ur.vision.models.LeNet5,
+        "vgg": ur.vision.models.VGG11,
+        "unet": lambda **options: ur.vision.models.UNet(UNET["width"], **options),
     }[model]
     net = make(rngs=nnx.Rngs(0), **options)
     optimizer = optax.adam(5e-3) if model == "unet" else optax.sgd(0.01, momentum=0.9)

@@ -32,7 +32,7 @@ from _measure import save
 from flax import nnx
 
 import unrolled as ur
-from unrolled.models import CSCNet, shift_average
+from unrolled.vision.models import CSCNet, shift_average
 
 SIGMA, LEVELS, RANGE = 25 / 255, (15, 25, 50), (5 / 255, 50 / 255)
 BATCH, HELD_OUT, EVALUATE_EVERY = 4, 8, 400
@@ -423,9 +423,9 @@ def main() -> None:
     if options.table:
         print(*table(json.loads(output.read_text())), sep="\n")
         return
-    folder = ur.datasets.locate("denoising", options.data)
-    training = np.stack([*ur.datasets.read_images(folder / "Train400").values()])
-    pictures = ur.datasets.read_images(folder / "Set12")
+    folder = ur.vision.datasets.locate("denoising", options.data)
+    training = np.stack([*ur.vision.datasets.read_images(folder / "Train400").values()])
+    pictures = ur.vision.datasets.read_images(folder / "Set12")
     weights = options.weights / output.stem
     weights.mkdir(parents=True, exist_ok=True)
 

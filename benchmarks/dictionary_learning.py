@@ -46,7 +46,7 @@ def patches(n: int) -> np.ndarray:
     """n patches of photographs, (n, 64), without their means and of unit norm, in float32."""
     rng = np.random.default_rng(0)
     found = []
-    for picture in ur.datasets.photographs().values():
+    for picture in ur.vision.datasets.photographs().values():
         windows = np.lib.stride_tricks.sliding_window_view(picture, (8, 8))
         rows, columns = (rng.integers(0, size, 2 * n) for size in windows.shape[:2])
         found.append(windows[rows, columns].reshape(-1, 64))

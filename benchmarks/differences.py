@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unrolled import experiments, records
+from unrolled import records
+from unrolled.vision import experiments
 
 FOLDER = Path(__file__).parent / "sparse_features"
 BEST_RATE = 0.05  # of the CNN

@@ -169,7 +169,7 @@ def dictionary(cell: Cell, seed: int) -> np.ndarray:
     """D with unit columns, float64."""
     rng = np.random.RandomState(seed)
     if cell.dictionary == "public":
-        return scipy.io.loadmat(ur.datasets.locate("lista_benchmark") / "D.mat")["D"]
+        return scipy.io.loadmat(ur.vision.datasets.locate("lista_benchmark") / "D.mat")["D"]
     if cell.dictionary == "DCT":
         rows = rng.permutation(cell.d)[: cell.m]
         return _unit(scipy.fft.dct(np.eye(cell.d), axis=0, norm="ortho")[rows])
@@ -209,7 +209,7 @@ def sampler(cell: Cell, D: jax.Array, batch: int) -> Any:
 def test_signals(cell: Cell, D: jax.Array, row: Row) -> tuple[jax.Array, jax.Array]:
     """Those of a dictionary and a seed, the same for all families."""
     if cell.dictionary == "public":
-        codes = np.load(ur.datasets.locate("lista_benchmark") / "xtest_n500_p10.npy").T
+        codes = np.load(ur.vision.datasets.locate("lista_benchmark") / "xtest_n500_p10.npy").T
         X = jnp.asarray(codes, jnp.float32)
         return ur.problems.synthesize(D, X), X
     return drawn(cell, D, jax.random.key(1_000_000 + 1000 * row.dictionary + row.seed), TESTED)

@@ -153,13 +153,14 @@ def lines(picture: np.ndarray, count: int, seed: int) -> np.ndarray:
 def pictures() -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
     """Pictures to train on, to choose by and to test on."""
     try:
-        root = ur.datasets.locate("denoising")
+        root = ur.vision.datasets.locate("denoising")
         train, test = (
-            list(ur.datasets.read_images(root / name).values()) for name in ("Train400", "Set12")
+            list(ur.vision.datasets.read_images(root / name).values())
+            for name in ("Train400", "Set12")
         )
         return train[:-40], train[-40:], test
     except FileNotFoundError:
-        china, flower = ur.datasets.photographs().values()
+        china, flower = ur.vision.datasets.photographs().values()
         middle = flower.shape[1] // 2
         return [china], [flower[:, :middle]], [flower[:, middle:]]
 
@@ -167,7 +168,7 @@ def pictures() -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
 def signals(problem: str) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     """Of every training picture, of the validation pictures, and of those to test on."""
     if problem == "digits":
-        (X, _), (T, _) = (ur.datasets.digits().train, ur.datasets.digits().test)
+        (X, _), (T, _) = (ur.vision.datasets.digits().train, ur.vision.datasets.digits().test)
         Y, T = (A.reshape(len(A), -1) / 255.0 for A in (X, T))
         return [Y[:-300]], Y[-300:], T
     cut = lines if problem.startswith("lines") else patches

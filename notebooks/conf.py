@@ -27,7 +27,7 @@ from sphinx.util.docutils import SphinxDirective
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 import unrolled  # noqa: E402
-from unrolled import cli  # noqa: E402
+from unrolled.app import cli  # noqa: E402
 
 project, version = "unrolled", unrolled.__version__
 html_title = f"unrolled {version}"
@@ -90,7 +90,8 @@ def is_from(value, module):
 
 
 MODULES = [
-    f"unrolled.{name}" for name in re.findall(r"^\| `(\w+)`", (HERE / "api.md").read_text(), re.M)
+    f"unrolled.{name}"
+    for name in re.findall(r"^\| `([\w.]+)`", (HERE / "api.md").read_text(), re.M)
 ]
 # Every public name by the module that documents it: its own, else the first that offers it.
 NAMES, PLACES = {}, {}

@@ -29,8 +29,6 @@ import chex  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from unrolled.cli import main  # noqa: E402
-
 # Tracing makes many objects that live: looking for cycles among them is a tenth of the time.
 gc.set_threshold(200_000, 50, 1000)
 
@@ -148,6 +146,8 @@ def run(capsys, folder, monkeypatch):
     monkeypatch.chdir(folder)
 
     def run(*arguments):
+        from unrolled.app.cli import main  # the tests of the library do without
+
         status = main([str(a) for a in arguments])
         return status, *capsys.readouterr()
 

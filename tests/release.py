@@ -28,7 +28,7 @@ SITE = ROOT / "build" / "site"
 EXTRAS = {
     "docs": ("-m", "sphinx", "-q", "-W", ROOT / "notebooks", SITE),
     "sklearn": ("-c", "from unrolled.sklearn import SparseCoder; SparseCoder"),
-    "data": ("-c", "import unrolled as ur; ur.datasets.photographs()"),
+    "data": ("-c", "import unrolled as ur; ur.vision.datasets.photographs()"),
     "export": ("-m", "unrolled", "export", "weights.npz", "--output", "net.stablehlo"),
 }
 # What a user of no extra runs: it draws a figure, and writes the weights that are exported.
@@ -95,7 +95,7 @@ def check_examples(python: Path, folder: Path) -> None:
 
 def check_sdist(sdist: Path) -> None:
     """Its pages are whole, so its files are."""
-    tests = ("-m", "pytest", "-q", "-n", "0", "tests/test_docs.py")
+    tests = ("-m", "pytest", "-q", "-n", "0", "tests/pages/test_docs.py")
     run(sys.executable, *tests, folder=sdist)
 
 

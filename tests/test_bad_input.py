@@ -956,7 +956,7 @@ def test_unreadable_arrays_are_value_errors_that_name_the_file(fault, tmp_path):
         # numpy leaves a cut archive open until it is collected
         warnings.simplefilter("ignore", ResourceWarning)
         with pytest.raises(ValueError, match=message) as raised:
-            ur.datasets.read_array(tmp_path / name)
+            ur.vision.datasets.read_array(tmp_path / name)
         assert str(tmp_path / name) in str(raised.value)
         del raised
         gc.collect()
@@ -966,31 +966,33 @@ def test_unreadable_arrays_are_value_errors_that_name_the_file(fault, tmp_path):
 def test_readable_arrays_come_back(tmp_path):
     for dtype in ("<f8", ">f8", "<f4", ">f4", "<f2", "<i2", "u1"):
         np.save(tmp_path / "a.npy", np.arange(6).reshape(2, 3).astype(dtype))
-        array = ur.datasets.read_array(str(tmp_path / "a.npy"))
+        array = ur.vision.datasets.read_array(str(tmp_path / "a.npy"))
         assert (
             array.dtype == (np.float64 if dtype.endswith("f8") else np.float32)
             and array.dtype.isnative
         )
         np.testing.assert_array_equal(array, np.arange(6).reshape(2, 3))
     np.savez_compressed(tmp_path / "a.npz", x=np.arange(3.0), z=np.ones(2))
-    np.testing.assert_array_equal(ur.datasets.read_array(tmp_path / "a.npz", "x"), np.arange(3.0))
+    np.testing.assert_array_equal(
+        ur.vision.datasets.read_array(tmp_path / "a.npz", "x"), np.arange(3.0)
+    )
     with pytest.raises(FileNotFoundError, match="no such file"):
-        ur.datasets.read_array(tmp_path / "none.npy")
+        ur.vision.datasets.read_array(tmp_path / "none.npy")
 
 
 def test_unreadable_pictures_are_value_errors_that_name_the_file(tmp_path):
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
     Image.fromarray(grey).save(tmp_path / "good.png")
     np.testing.assert_array_equal(
-        ur.datasets.read_image(tmp_path / "good.png"), grey.astype(np.float32) / 255
+        ur.vision.datasets.read_image(tmp_path / "good.png"), grey.astype(np.float32) / 255
     )
     good = (tmp_path / "good.png").read_bytes()
     for bad in (b"", b"junk", good[: len(good) // 2], good.replace(b"IDAT", b"IDAX")):
         (tmp_path / "bad.png").write_bytes(bad)
         with pytest.raises(ValueError, match="bad.png: not a readable picture"):
-            ur.datasets.read_image(tmp_path / "bad.png")
+            ur.vision.datasets.read_image(tmp_path / "bad.png")
     with pytest.raises(FileNotFoundError, match="no such file"):
-        ur.datasets.read_image(tmp_path / "none.png")
+        ur.vision.datasets.read_image(tmp_path / "none.png")
 
 
 SIZES = {
@@ -1030,7 +1032,7 @@ DEPTHS = {
     "schedule": lambda K: ur.theory.schedule(0.1, 1.0, depth=K, sparsity=1, bound=1.0),
     "sequence_bound": lambda K: ur.theory.sequence_bound(D, D, K),
     "prepare": lambda K: ur.training.prepare("ista", D, Y, np.ones((4, N)), depth=K),
-    "certified_regime": lambda K: ur.studies.certified_regime(0, D, depth=K),
+    "certified_regime": lambda K: ur.app.studies.certified_regime(0, D, depth=K),
     "ml_lista": ur.networks.ml_lista,
 }
 
@@ -1046,7 +1048,7 @@ def test_a_depth_whose_tables_do_not_end_is_refused(name):
 
 def test_patches_need_a_picture_that_holds_one():
     with pytest.raises(ValueError, match=r"picture \(4, 6\) is smaller than a patch of 5 x 5"):
-        ur.datasets.to_patches(np.ones((4, 6)), 5)
+        ur.vision.datasets.to_patches(np.ones((4, 6)), 5)
 
 
 # Single cases: each a check that gets a folder of its own.
@@ -1056,7 +1058,7 @@ def _picture_of_16_bits(tmp_path):
     grey = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
     Image.fromarray(grey).save(tmp_path / "a.png")
     np.testing.assert_allclose(
-        ur.datasets.read_image(tmp_path / "a.png"), grey / 65535, atol=1 / 255
+        ur.vision.datasets.read_image(tmp_path / "a.png"), grey / 65535, atol=1 / 255
     )
 
 
@@ -1064,7 +1066,7 @@ def _file(name, content):
     def check(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=name):
-            ur.datasets.read_array(tmp_path / name)
+            ur.vision.datasets.read_array(tmp_path / name)
 
     return check
 

@@ -25,8 +25,8 @@ from test_doctests import NAMES, as_typed  # noqa: F401
 from test_imports import PUBLIC, listing, of_ours
 
 import unrolled as ur
-from unrolled._arguments import checked
-from unrolled._checks import Array, ArrayLike, Key
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled.training import NonFiniteError
 
 SECONDS = 20  # that a call may take

@@ -14,8 +14,8 @@ import pytest
 import registry
 
 import unrolled as ur
-from unrolled import _threads
-from unrolled.cli import main
+from unrolled._base import threads
+from unrolled.app.cli import main
 
 # Programs of `unrolled compare` without arguments, in one thread.
 MOST_OF_COMPARE = 171
@@ -391,7 +391,7 @@ def test_a_first_call_compiles_at_most_three_programs(count, module):
 def test_a_certified_chain_of_more_depths_compiles_no_more(count):
     """Its steps are one program for each shape, whatever their number."""
     of_one, of_three = (
-        count(lambda depths=depths: ur.studies.certified_chain(KEY, depths=depths))
+        count(lambda depths=depths: ur.app.studies.certified_chain(KEY, depths=depths))
         for depths in ((3,), (3, 4, 5))
     )
     assert of_three == of_one
@@ -402,7 +402,7 @@ def test_a_certified_chain_of_more_depths_compiles_no_more(count):
 def test_the_command_of_the_readme_compiles_few_programs(count, tmp_path, capsys, monkeypatch):
     """All standard sections, in smaller sizes: numbers of steps and signals add no program."""
     # Threads that need the same small program at the same moment would compile it twice.
-    monkeypatch.setattr(_threads, "_available", lambda: 1)
+    monkeypatch.setattr(threads, "_available", lambda: 1)
     small = ["--quick", "--steps", "3", "--depth", "3", "--output", str(tmp_path)]
     assert count(lambda: main(["compare", *small, "--no-cache"])) <= MOST_OF_COMPARE
     assert "Report:" in capsys.readouterr().out

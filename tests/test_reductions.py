@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import unrolled as ur
-from unrolled import _numbers
+from unrolled._base import numbers
 from unrolled.theory._stability import _measured_weights
 
 N = 5000
@@ -49,10 +49,10 @@ REDUCTIONS = {
     "add_noise": lambda v: ur.problems.add_noise(0, v[None], 9.0),
     "loss": lambda v: ur.training.supervised(v[None, None], ONES[None], EYE, ONES[None]),
     "loss of the LASSO": lambda v: ur.training.lasso(0.5)(v[None, None], None, EYE, ONES[None]),
-    "largest": lambda v: _numbers.largest(v),
-    "largest, by row": lambda v: _numbers.largest(jnp.stack([v, v]), 1),
-    "norm": lambda v: _numbers.norm(v),
-    "at_least": lambda v: _numbers.at_least(v, 0.0).sum(),
+    "largest": lambda v: numbers.largest(v),
+    "largest, by row": lambda v: numbers.largest(jnp.stack([v, v]), 1),
+    "norm": lambda v: numbers.norm(v),
+    "at_least": lambda v: numbers.at_least(v, 0.0).sum(),
     "kth_largest": lambda v: ur.activations.kth_largest(v, 1),
     "duality_gap, lam": lambda v: ur.pursuit.duality_gap(EYE, ONES, ONES, v),
     "ista, lam": lambda v: traced(ur.pursuit.ista, v, max_steps=10).gap,

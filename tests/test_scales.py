@@ -18,8 +18,8 @@ import registry
 from numpy.testing import assert_allclose, assert_array_equal
 
 import unrolled as ur
-from unrolled import _checks, _numbers
-from unrolled.theory import _coherence, _convergence, _tiles
+from unrolled._base import checks, numbers
+from unrolled.theory import _coherence, _convergence
 
 ua, ud, um, up, ut = ur.activations, ur.dictionaries, ur.metrics, ur.pursuit, ur.theory
 
@@ -537,18 +537,18 @@ def test_powers_of_two_are_exact_to_the_ends_of_the_range():
         info = jnp.finfo(dtype)
         for v in (float(info.tiny), 1.0, 1.5, float(info.max)):
             x = jnp.asarray([v, 0], dtype)
-            k = _numbers.exponent(x)
+            k = numbers.exponent(x)
             assert -info.minexp >= int(k) >= info.minexp
-            for by in (_numbers.ldexp, _numbers.times_power):
+            for by in (numbers.ldexp, numbers.times_power):
                 assert_array_equal(by(by(x, -k), k), x)
-            assert_array_equal(_numbers.norm(x), jnp.asarray(v, dtype))
-    assert not jax.grad(_numbers.norm)(jnp.zeros(2)).any()
+            assert_array_equal(numbers.norm(x), jnp.asarray(v, dtype))
+    assert not jax.grad(numbers.norm)(jnp.zeros(2)).any()
     x = jnp.asarray(2.0**-100, F32)
-    assert jax.jit(lambda: _numbers.ldexp(x, jnp.asarray(200)))() == 2.0**100
+    assert jax.jit(lambda: numbers.ldexp(x, jnp.asarray(200)))() == 2.0**100
     k = np.arange(-252, 253)  # from the largest numbers of float32 to the least, and back
     x = np.exp2(-k.astype(np.float32) / 2)
-    assert_array_equal(_numbers.ldexp(jnp.asarray(x), jnp.asarray(k)), np.ldexp(x, k))
-    assert _numbers.exponent(jnp.asarray([0.0, jnp.inf])) == _numbers.exponent(jnp.zeros(0)) == 0
+    assert_array_equal(numbers.ldexp(jnp.asarray(x), jnp.asarray(k)), np.ldexp(x, k))
+    assert numbers.exponent(jnp.asarray([0.0, jnp.inf])) == numbers.exponent(jnp.zeros(0)) == 0
 
 
 def test_a_code_is_in_the_range_where_the_power_of_its_unit_is_not():
@@ -607,8 +607,8 @@ def test_a_seed_is_a_key(name):
 def test_traced_seeds_and_raw_keys_stay():
     raw = jax.random.key_data(jax.random.key(3))
     want = jax.random.normal(jax.random.key(3))
-    assert jax.random.normal(jax.jit(lambda n: _checks.as_key(n, "f"))(3)) == want
-    assert jax.random.normal(_checks.as_key(raw, "f")) == want
+    assert jax.random.normal(jax.jit(lambda n: checks.as_key(n, "f"))(3)) == want
+    assert jax.random.normal(checks.as_key(raw, "f")) == want
 
 
 # Memory
@@ -632,7 +632,7 @@ def test_products_come_in_tiles(monkeypatch):
 
     whole = [all_of(D) for D in (D, composed)]
     slope = jax.grad(ut.mutual_coherence)(D)
-    monkeypatch.setattr(_tiles, "_SIDE", 4)
+    monkeypatch.setattr(_coherence, "_SIDE", 4)
     for module in (_coherence, _convergence):
         monkeypatch.setattr(module, "BLOCK", 200)
     jax.clear_caches()
@@ -647,7 +647,7 @@ def test_products_come_in_tiles(monkeypatch):
 
 @pytest.fixture
 def large_machine(monkeypatch):
-    monkeypatch.setattr(_checks, "host_bytes", lambda: 1e12)
+    monkeypatch.setattr(checks, "host_bytes", lambda: 1e12)
 
 
 def test_results_above_the_memory_of_the_machine_are_refused(large_machine):
@@ -751,8 +751,9 @@ def test_the_version_and_what_dir_shows():
     assert dir(ur.nnx) == ["Module", "fit"] and dir(ur.metrics)[:2] == ["Sparsity", "SupportScores"]
     assert {"NETWORKS", "Network"} <= set(dir(ur.networks)) and "jax" not in dir(ur.networks)
     modules = [getattr(ur, n) for n in ur.__all__ if isinstance(getattr(ur, n), types.ModuleType)]
-    assert ur.models in modules  # found on first use
-    for module in modules:
+    modules += [ur.vision.models, ur.vision.datasets, ur.app.studies]  # found on first use
+    assert dir(ur.vision) == sorted(ur.vision.__all__) and dir(ur.app) == ["studies"]
+    for module in set(modules) - {ur.vision, ur.app}:
         for name in dir(module):
             assert not name.startswith("_") and name != "Array", (module, name)
             assert not isinstance(getattr(module, name), types.ModuleType), (module, name)

@@ -10,7 +10,6 @@ from unrolled import (
     activations,
     analytic,
     compare,
-    datasets,
     dictionaries,
     dictionary_learning,
     export,
@@ -25,6 +24,7 @@ from unrolled import (
     theory,
     training,
 )
+from unrolled._base import text
 from unrolled.activations import shrink, soft_threshold
 from unrolled.layers import alista, lista, lista_cp
 from unrolled.networks import dsc
@@ -32,7 +32,7 @@ from unrolled.theory import mutual_coherence
 from unrolled.training import fit
 
 if TYPE_CHECKING:  # what is imported when it is asked for
-    from unrolled import experiments, models, nnx, studies
+    from unrolled import app, nnx, vision
 
     __version__: str
 
@@ -40,19 +40,17 @@ __all__ = [
     "activations",
     "alista",
     "analytic",
+    "app",
     "compare",
-    "datasets",
     "dictionaries",
     "dictionary_learning",
     "dsc",
-    "experiments",
     "export",
     "fit",
     "layers",
     "lista",
     "lista_cp",
     "metrics",
-    "models",
     "mutual_coherence",
     "networks",
     "nnx",
@@ -63,26 +61,19 @@ __all__ = [
     "records",
     "shrink",
     "soft_threshold",
-    "studies",
     "theory",
     "training",
+    "vision",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """`models`, `nnx` and `experiments`, which need flax, `studies`, and `__version__`, from the
-    metadata of the installed package.
-    """
-    if name in ("experiments", "models", "nnx", "studies"):
+    """`vision` and `nnx`, which need flax, `app`, and `__version__`, of the installed package."""
+    if name in ("app", "nnx", "vision"):
         return importlib.import_module(f"unrolled.{name}")
     if name != "__version__":
         raise AttributeError(f"module 'unrolled' has no attribute {name!r}")
-    from importlib import metadata
-
-    try:
-        return metadata.version("unrolled")
-    except metadata.PackageNotFoundError:
-        return "unknown"
+    return text.version()
 
 
 def _public_names(module: ModuleType) -> list[str]:

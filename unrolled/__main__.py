@@ -3,7 +3,7 @@
 import gc
 import sys
 
-from unrolled.cli import main
+from unrolled.app.cli import main
 
 
 def run() -> int:

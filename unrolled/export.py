@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks, _json, activations
-from unrolled._arguments import checked
-from unrolled._checks import ArrayLike
-from unrolled._files import CheckpointError, write_whole
+from unrolled import activations
+from unrolled._base import checks, text
+from unrolled._base.arguments import checked
+from unrolled._base.checks import ArrayLike
+from unrolled._base.files import CheckpointError, write_whole
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Layer
 from unrolled.networks import Network
@@ -91,13 +92,13 @@ def save(
         (6, 6)
     """
     path, where = Path(path).absolute(), "export.save"
-    _checks.on_host((params, D), where, "params or D")
-    _checks.arrays(params, "params", where)
+    checks.on_host((params, D), where, "params or D")
+    checks.arrays(params, "params", where)
     platforms = _checked_platforms(platforms, where)
     is_net, is_chain = isinstance(model, Layer | Network), isinstance(D, (tuple, list))
     dictionaries: Any = D if is_chain else (D,)
     Ds = tuple(as_dictionary(A, where) for A in dictionaries)
-    D, m, dtype = Ds if is_chain else Ds[0], Ds[0].shape[0], _checks.common_dtype(params, Ds)
+    D, m, dtype = Ds if is_chain else Ds[0], Ds[0].shape[0], checks.common_dtype(params, Ds)
     with jax.enable_x64(dtype == np.float64 or jax.config.values["jax_enable_x64"]):
         solve = _solver(model, params, D, where)
         program, codes = _program(solve, m, dtype, platforms, where)
@@ -116,7 +117,7 @@ def save(
     }
     blob = io.BytesIO()
     with zipfile.ZipFile(blob, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("manifest.json", json.dumps(_json.sealed(manifest), indent=1))
+        archive.writestr("manifest.json", json.dumps(text.sealed(manifest), indent=1))
         archive.writestr("program", program)
     write_whole(path, blob.getbuffer())
     return path
@@ -153,7 +154,7 @@ def load(path: str | Path) -> Exported:
             program = archive.read("program")
         if not isinstance(manifest, dict) or "sha256" not in manifest:
             raise ValueError("its manifest is not one of unrolled")
-        manifest = _json.unsealed(manifest)
+        manifest = text.unsealed(manifest)
         if manifest["format"] > _FORMAT:
             raise ValueError(f"it has format {manifest['format']}, newer than {_FORMAT}")
         if hashlib.sha256(program).hexdigest() != manifest["program sha256"]:
@@ -168,7 +169,7 @@ def _codes(call: Callable[[Any], Any], m: int, dtype: str, Y: ArrayLike) -> Any:
     """Codes of signals (n, m), in the dtype of the program."""
     if np.ndim(Y) != 2 or np.shape(Y)[1] != m:
         raise ValueError(f"run: Y has shape {np.shape(Y)}; expected (n, {m})")
-    rows: Any = Y if isinstance(Y, jax.Array) else _checks.host_floats(Y, "Y", "run")
+    rows: Any = Y if isinstance(Y, jax.Array) else checks.host_floats(Y, "Y", "run")
     if np.iscomplexobj(rows):
         raise TypeError(f"run: Y is {rows.dtype}; expected real numbers")
     with jax.enable_x64(True) if dtype == "float64" else nullcontext():

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unrolled import _checks
-from unrolled._arguments import checked
-from unrolled._interior_point import interior_point, lapack
-from unrolled._threads import one_thread, threads
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.interior_point import interior_point, lapack
+from unrolled._base.threads import one_thread, threads
 
 # First-order method: over-relaxation, and the threshold norm(v, 1) / (1.5 d) with v the least-norm
 # solution; both tuned on one Gaussian dictionary of 250 x 500.
@@ -74,7 +74,7 @@ def whiten(A: np.ndarray) -> Whitened:
         >>> ur.linear_programs.whiten(A).Q.shape
         (1, 3)
     """
-    _checks.shaped(A, "(m, d)", "A", "whiten")
+    checks.shaped(A, "(m, d)", "A", "whiten")
     with one_thread():
         U, S, Q = np.linalg.svd(A, full_matrices=False)
     rank = int(np.sum(S > S[0] * max(A.shape) * np.finfo(float).eps))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from unrolled import training
-from unrolled._checks import Array, ArrayLike
+from unrolled._base.checks import Array, ArrayLike
 from unrolled.dictionaries import Dictionary, Operator, as_chain, as_dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network

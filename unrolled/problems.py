@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks, dictionaries
-from unrolled._arguments import checked
-from unrolled._checks import Array, ArrayLike, Key
-from unrolled._mapped import Draws, Rows, as_data
-from unrolled._numbers import exponent, times_power, widened
-from unrolled._program import program
-from unrolled._sharded import on_auto_axes, takes_sharded
+from unrolled import dictionaries
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.files import Draws, Rows, as_data
+from unrolled._base.numbers import exponent, times_power, widened
+from unrolled._base.programs import on_auto_axes, program, takes_sharded
 from unrolled.activations import kth_largest
 from unrolled.dictionaries import Dictionary, as_chain
 
@@ -41,8 +41,8 @@ def bernoulli_gaussian(key: Key, shape: tuple[int, ...], probability: float | Ar
         >>> X.shape, round(float((X != 0).mean()), 1)
         ((100, 50), 0.1)
     """
-    _checks.one_number(probability, "probability", "bernoulli_gaussian")
-    if _checks.is_concrete(probability):
+    checks.one_number(probability, "probability", "bernoulli_gaussian")
+    if checks.is_concrete(probability):
         if not 0 <= probability <= 1:
             raise ValueError(
                 f"bernoulli_gaussian: probability must be in [0, 1], got {probability}"
@@ -120,10 +120,10 @@ def bounded(
         >>> len(magnitudes), bool(((magnitudes >= 1) & (magnitudes <= 2)).all())
         (12, True)
     """
-    if _checks.is_concrete((least, bound)) and not 0 <= least <= bound < math.inf:
+    if checks.is_concrete((least, bound)) and not 0 <= least <= bound < math.inf:
         raise ValueError(f"bounded: expected 0 <= least <= bound, got least={least}, bound={bound}")
     for name, size in (("bound", bound), ("least", least)):
-        _checks.in_range(size, jnp.result_type(float), name, "bounded")
+        checks.in_range(size, jnp.result_type(float), name, "bounded")
     s = _sparsity(sparsity, shape, "bounded")
     return _bounded(key, tuple(shape), s, bound, least)
 
@@ -138,7 +138,7 @@ def _bounded(key: Key, shape: tuple[int, ...], s: int, bound: float, least: floa
 
 
 def _sparsity(sparsity: int, shape: tuple[int, ...], where: str) -> int:
-    s = _checks.as_index(sparsity, "sparsity", where)
+    s = checks.as_index(sparsity, "sparsity", where)
     if not isinstance(shape, tuple | list) or not shape:
         raise ValueError(f"{where}: shape is {shape}; expected (..., d)")
     if s > shape[-1]:
@@ -152,8 +152,8 @@ def _announce(shape: tuple[int, ...], where: str, what: str = "the codes") -> No
 
     Three arrays have its size at once: random bits, the support and the values.
     """
-    sizes = _checks.as_indices(shape, "shape", where)
-    _checks.announce(sizes, jnp.result_type(float), what, where, copies=3)
+    sizes = checks.as_indices(shape, "shape", where)
+    checks.announce(sizes, jnp.result_type(float), what, where, copies=3)
 
 
 def _support(key: Array, shape: tuple[int, ...], s: Any) -> Array:
@@ -230,12 +230,12 @@ def add_noise(key: Key, Y: ArrayLike, snr: float | Array) -> Array:
         >>> round(float(noise.std()), 2)
         0.1
     """
-    Y = _checks.as_float(Y, "Y", "add_noise")
+    Y = checks.as_float(Y, "Y", "add_noise")
     if not Y.ndim:
         raise ValueError("add_noise: Y is one number; expected signals, (..., m)")
-    if not _checks.is_concrete(snr):
+    if not checks.is_concrete(snr):
         return _add_noise(key, Y, jnp.power(10.0, -snr / 20).astype(Y.dtype))
-    if math.isnan(snr := _checks.as_number(snr, "snr", "add_noise")):
+    if math.isnan(snr := checks.as_number(snr, "snr", "add_noise")):
         raise ValueError("add_noise: snr is nan; expected decibels, or inf for no noise")
     if snr == math.inf:
         return Y
@@ -276,10 +276,10 @@ def l1_noise(key: Key, shape: tuple[int, ...], noise: float | Array) -> Array:
         >>> jnp.abs(e).sum(1).round(3).tolist()
         [0.5, 0.5]
     """
-    _checks.one_number(noise, "noise", "l1_noise")
-    if _checks.is_concrete(noise) and not 0 <= noise < math.inf:
+    checks.one_number(noise, "noise", "l1_noise")
+    if checks.is_concrete(noise) and not 0 <= noise < math.inf:
         raise ValueError(f"l1_noise: noise must be non-negative and finite, got {noise}")
-    _checks.in_range(noise, jnp.result_type(float), "noise", "l1_noise")
+    checks.in_range(noise, jnp.result_type(float), "noise", "l1_noise")
     _announce(shape, "l1_noise", "the noise")
     return _l1_noise(key, tuple(shape), noise)
 
@@ -370,7 +370,7 @@ def sampler(
         >>> Y.shape, X.shape
         ((16, 4), (16, 8))
     """
-    batch = _checks.as_index(batch, "batch", "sampler", least=1)
+    batch = checks.as_index(batch, "batch", "sampler", least=1)
     chained = isinstance(D, tuple | list)
     Ds = as_chain(D, "sampler") if isinstance(D, tuple | list) else (D,)
     size = (batch, Ds[-1].shape[1])
@@ -388,7 +388,7 @@ class _Sampled:
     chained: bool
 
     def __call__(self, Ds: tuple[Dictionary, ...], key: Key) -> tuple[Array, Any]:
-        key = _checks.as_key(key, "sampler")
+        key = checks.as_key(key, "sampler")
         Y, *codes = _sample(key, Ds, self.size, self.probability, self.snr)
         return Y, tuple(codes) if self.chained else codes[0]
 
@@ -418,7 +418,7 @@ def resampler(Y: Array | np.ndarray, X: Any = None, batch: int = 64) -> Callable
         ((4, 1), None)
     """
     where = "resampler"
-    batch = _checks.as_index(batch, "batch", where, least=1)
+    batch = checks.as_index(batch, "batch", where, least=1)
     arrays = as_data(Y, X, where)
     _announce((batch, arrays[0].shape[1]), where, "a batch")
     files = tuple(leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, Rows))
@@ -435,7 +435,7 @@ class _Resampled:
 
     def __call__(self, arrays: Any, key: Key) -> Any:
         draw = _read if self.of_files else _resample
-        return draw(_checks.as_key(key, "resampler"), arrays, self.batch)
+        return draw(checks.as_key(key, "resampler"), arrays, self.batch)
 
 
 def _drawn(key: Array, arrays: Any, batch: int) -> Any:

@@ -21,8 +21,24 @@ from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 import jax
 
-from unrolled import _checks
-from unrolled._arguments import checked
+from unrolled._base import checks, text
+from unrolled._base.arguments import checked
+
+__all__ = [
+    "Interned",
+    "Record",
+    "accept",
+    "add_flag",
+    "changed",
+    "changes",
+    "differences",
+    "from_plain",
+    "from_text",
+    "kind_of",
+    "option",
+    "to_plain",
+    "values_of",
+]
 
 
 def option(
@@ -166,7 +182,7 @@ def values_of(record: Any) -> dict[str, Any]:
         >>> ur.records.values_of(ur.training.Checkpoint("a"))["keep"]
         3
     """
-    _checks.has(record, "__dataclass_fields__", "a record", "record", "values_of")
+    checks.has(record, "__dataclass_fields__", "a record", "record", "values_of")
     return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
 
 
@@ -184,7 +200,7 @@ def _misfit(cls: Any, args: tuple, options: dict[str, Any]) -> str | None:
         return f"{len(args)} options given by position, expected {len(first)} ({', '.join(first)})"
     for name in options:
         if name not in parameters:
-            likely = _checks.nearest(name, parameters)
+            likely = checks.nearest(name, parameters)
             return f"unknown option {name!r}" + (f", perhaps {likely!r}" if likely else "")
         if name in first[: len(args)]:
             return f"{name} given by position and by name"
@@ -233,7 +249,7 @@ def accept(field: dataclasses.Field, value: Any, name: str, where: str, **limits
         Traceback (most recent call last):
         ValueError: caller: --depth must be at most 2, got 3
     """
-    if not _checks.is_concrete(value):
+    if not checks.is_concrete(value):
         raise TypeError(f"{where}: {name} must be static, got a traced value; try static_argnames")
     limits, kind = {**field.metadata, **limits}, kind_of(field)
     if limits.get("check") is not None:
@@ -241,14 +257,14 @@ def accept(field: dataclasses.Field, value: Any, name: str, where: str, **limits
     elif kind is object or (value is None and str(field.type).endswith("| None")):
         pass
     elif kind is bool:
-        value = _checks.as_bool(value, name, where)
+        value = checks.as_bool(value, name, where)
     elif kind is str:
         _one_of(value, name, where, limits.get("choices"))
     else:
         if kind is int:
-            value = _checks.as_index(value, name, where, least=limits.get("least") or 0)
+            value = checks.as_index(value, name, where, least=limits.get("least") or 0)
         else:
-            value = _checks.as_number(value, name, where) + 0.0  # -0.0 is 0.0
+            value = checks.as_number(value, name, where) + 0.0  # -0.0 is 0.0
         _within(value, name, where, limits)
     try:
         hash(value)
@@ -266,11 +282,11 @@ _KINDS: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
 def _one_of(value: Any, name: str, where: str, choices: Collection[str] | None) -> None:
     """Raise unless a value is text, and among the choices if there are any."""
     if not isinstance(value, str):
-        raise TypeError(f"{where}: {name} must be a string, got {_checks.brief(value)}")
+        raise TypeError(f"{where}: {name} must be a string, got {checks.brief(value)}")
     if choices is not None and value not in choices:
         raise ValueError(
-            f"{where}: unknown {name} {_checks.brief(value)}; expected one of "
-            f"{', '.join(choices)}{_checks.meant(value, choices)}"
+            f"{where}: unknown {name} {checks.brief(value)}; expected one of "
+            f"{', '.join(choices)}{checks.meant(value, choices)}"
         )
 
 
@@ -292,7 +308,7 @@ def _within(number: float, name: str, where: str, limits: Mapping[str, Any]) -> 
         bounds.append("finite")
     elif number > most or not bounds:
         bounds.append(f"at most {most}")
-    raise ValueError(f"{where}: {name} must be {' and '.join(bounds)}, got {_checks.brief(number)}")
+    raise ValueError(f"{where}: {name} must be {' and '.join(bounds)}, got {checks.brief(number)}")
 
 
 def _refuse_hidden(cls) -> None:
@@ -422,7 +438,7 @@ def from_plain(value: Any, name: str, where: str) -> Any:
     if value is None or isinstance(value, str | int | float | bool):
         return value
     raise TypeError(
-        f"{where}: {name} must be a number, a string or a list of them, got {_checks.brief(value)}"
+        f"{where}: {name} must be a number, a string or a list of them, got {checks.brief(value)}"
     )
 
 
@@ -467,7 +483,7 @@ def add_flag(group: Any, field: dataclasses.Field, help: str | None = None) -> N
         >>> parser.parse_args(["--depth", "3"])
         Namespace(depth='3')
     """
-    _checks.has(group, "add_argument", "a parser or a group of argparse", "group", "add_flag")
+    checks.has(group, "add_argument", "a parser or a group of argparse", "group", "add_flag")
     choices, default = field.metadata["choices"], field.default
     notes = [", ".join(choices)] if choices is not None else []
     notes += [] if help is not None or default in (None, False) else [f"default {default}"]
@@ -487,50 +503,10 @@ def changed(record: Any) -> dict[str, Any]:
         >>> ur.records.changed(ur.lista_cp(3, lam=0.2))
         {'depth': 3, 'lam': 0.2}
     """
-    _checks.has(record, "__signature__", "a record", "record", "changed")
+    checks.has(record, "__signature__", "a record", "record", "changed")
     parameters = type(record).__signature__.parameters
     return {n: v for n, v in values_of(record).items() if v != parameters[n].default}
 
 
-@checked
-def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The old and the new value of every entry that differs; None stands for one that is missing.
-
-    Example:
-        >>> ur.records.changes({"a": 1, "b": 2}, {"a": 1, "c": 3})
-        {'b': (2, None), 'c': (None, 3)}
-    """
-    pairs = {name: (old.get(name), new.get(name)) for name in {**old, **new}}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
-_ROWS, _WIDTH = 12, 64  # of a table of differences: at most so many rows, and characters in a cell
-
-
-@checked
-def differences(
-    saved: Mapping[str, Any],
-    requested: Mapping[str, Any],
-    heads: tuple[str, str] = ("saved", "requested"),
-) -> str:
-    """`changes` as a table, empty if there are none.
-
-    Example:
-        >>> print(ur.records.differences({"steps": 1}, {"steps": 2}))
-               saved  requested
-        steps  1      2
-    """
-    changed = changes(saved, requested)
-    if not changed:
-        return ""
-    cells = [(name, *map(_cell, pair)) for name, pair in list(changed.items())[:_ROWS]]
-    rows = [("", *heads), *cells]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    more = len(changed) - _ROWS
-    return "\n".join([*lines, *([f"and {more} more"] if more > 0 else [])])
-
-
-def _cell(value: Any) -> str:
-    text = "-" if value is None else str(value)
-    return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
+changes = checked(text.changes)
+differences = checked(text.differences)

@@ -6,11 +6,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from unrolled import _checks, _pursuits, dictionary_learning, problems
-from unrolled._numbers import mean_norm
+from unrolled import dictionary_learning, problems
+from unrolled._base import checks
+from unrolled._base.numbers import mean_norm
 from unrolled.dictionaries import Dictionary, Operator, as_chain, as_dictionary
 from unrolled.layers import FAMILIES, Layer
 from unrolled.networks import Network
+from unrolled.pursuit import (
+    PURSUITS,
+    check_dictionaries,
+    check_options,
+    is_relative,
+    pursue,
+    zero_beside_largest,
+)
 from unrolled.theory import CodeCertificate, certify_code
 
 try:
@@ -141,8 +150,8 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             self.n_components_ = Ds[-1].shape[1]
             self.method_, self.options_, params = self._method(), self._options(), None
             if isinstance(self.method_, str):
-                _pursuits.check_options(self.method_, self.options_, _NAME)
-                _pursuits.check_dictionaries(self.method_, len(Ds), _NAME)
+                check_options(self.method_, self.options_, _NAME)
+                check_dictionaries(self.method_, len(Ds), _NAME)
             else:
                 params = self._params(Ds)
             # A pickle would return arrays of JAX in float32.
@@ -155,7 +164,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         X = self._without_rounding(_samples(self, X, reset=False))
         missed, codes = 0, np.empty((len(X), self.n_components_), X.dtype)
         with jax.enable_x64(True):
-            Ds, params = _checks.cast((self.dictionary_, self.params_), X.dtype)
+            Ds, params = checks.cast((self.dictionary_, self.params_), X.dtype)
             for first in range(0, len(X), _CHUNK):
                 rows = slice(first, first + _CHUNK)
                 codes[rows], more = self._codes(Ds, params, X[rows])
@@ -164,7 +173,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             raise ArithmeticError(f"{_NAME}: {bad} codes are not finite")
         if missed:
             message = f"{_NAME}: {missed} of {len(X)} codes miss the tolerance of {self.method_}"
-            _checks.warn(f"{message}; try a larger tol or max_steps", ConvergenceWarning)
+            checks.warn(f"{message}; try a larger tol or max_steps", ConvergenceWarning)
         return codes
 
     def certify(self, X: Any, *, finish: int = 3) -> CodeCertificate:
@@ -189,21 +198,19 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             )
         with jax.enable_x64(True):
             signals = X
-            for D in reversed(_checks.cast(self.dictionary_, X.dtype)):
+            for D in reversed(checks.cast(self.dictionary_, X.dtype)):
                 signals = problems.synthesize(D, signals)
             return np.asarray(signals)
 
     def _without_rounding(self, X: np.ndarray) -> np.ndarray:
         """The samples, 0 where they are zero beside the largest; a warning says how many are."""
-        if not isinstance(self.method_, str) or not _pursuits.is_relative(
-            self.method_, self.options_
-        ):
+        if not isinstance(self.method_, str) or not is_relative(self.method_, self.options_):
             return X
         with jax.enable_x64(True):
-            faint = _pursuits.zero_beside_largest(X)
+            faint = zero_beside_largest(X)
         if not faint.any():
             return X
-        _checks.warn(
+        checks.warn(
             f"{_NAME}: {faint.sum()} of {len(X)} samples are zero beside the largest, to the "
             f"rounding of {X.dtype}; their codes are 0"
         )
@@ -238,7 +245,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """The name of the pursuit, or the layer or network."""
         method, options = self.method, self._options()
         if isinstance(method, str) and self.depth is None:
-            if method in FAMILIES and method not in _pursuits.PURSUITS:
+            if method in FAMILIES and method not in PURSUITS:
                 raise ValueError(f"{_NAME}: {method} is a family of layers; give its depth")
             if self.params is not None:
                 raise ValueError(f"{_NAME}: params are for layers, {method} is a pursuit")
@@ -264,7 +271,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         if isinstance(layer, Layer) and len(Ds) > 1:
             raise ValueError(f"{_NAME}: a layer has one dictionary, got {len(Ds)}")
         D: Any = Ds[0] if isinstance(layer, Layer) else Ds
-        key = _checks.as_key(self.random_state, _NAME)
+        key = checks.as_key(self.random_state, _NAME)
         params = layer.init(key, D) if self.params is None else self.params
         layer.check(params, D)
         return params
@@ -272,7 +279,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def _codes(self, Ds: Any, params: Any, Y: np.ndarray) -> tuple[Any, int]:
         """The last codes, and how many of them miss their tolerance."""
         if isinstance(self.method_, str):
-            pursued = _pursuits.pursue(self.method_, Ds, Y, self.options_)
+            pursued = pursue(self.method_, Ds, Y, self.options_)
             return pursued.codes[-1], pursued.missed
         layer: Any = self.method_
         D = Ds[0] if isinstance(layer, Layer) else Ds
@@ -423,7 +430,7 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             raise ValueError(f"{where}: {self.method} has no {wrong}")
         n, m = X.shape
         d = min(n, m) if self.n_components is None else self.n_components
-        self.n_components_ = _checks.as_index(d, "n_components", where, least=1)
+        self.n_components_ = checks.as_index(d, "n_components", where, least=1)
         self.lam_, self.sparsity_ = None, None
         if _is_online(self):
             self.lam_ = (mean_norm(X) / 10 or 1.0) if self.lam is None else self.lam
@@ -432,9 +439,9 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     def _batches(self, X: np.ndarray) -> Iterator[np.ndarray]:
         """The samples in random order, once for every sweep."""
-        size = _checks.as_index(self.batch_size, "batch_size", "DictionaryLearner", least=1)
+        size = checks.as_index(self.batch_size, "batch_size", "DictionaryLearner", least=1)
         rng = np.random.default_rng(_seed(self.random_state))
-        for _ in range(_checks.as_index(self.sweeps, "sweeps", "DictionaryLearner", least=1)):
+        for _ in range(checks.as_index(self.sweeps, "sweeps", "DictionaryLearner", least=1)):
             order = rng.permutation(len(X))
             for first in range(0, len(X), size):
                 yield X[order[first : first + size]]
@@ -456,4 +463,4 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
 
 def _seed(random_state: Any) -> int:
-    return _checks.as_index(random_state, "random_state", "DictionaryLearner")
+    return checks.as_index(random_state, "random_state", "DictionaryLearner")

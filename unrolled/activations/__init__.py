@@ -5,19 +5,11 @@ and 15) uses only a few numbers of it: how steep and how large its tail is on x 
 is from ReLU. They are fields of `Activation`, next to the function itself.
 """
 
-from unrolled.activations._activation import Activation
-from unrolled.activations._approximations import compose, scale, sigmoid_sum, tanh_sum
-from unrolled.activations._check import Constants, check
-from unrolled.activations._names import (
-    NAMED,
-    by_name,
-    describe,
-    from_description,
-    is_known,
-    is_monotone,
-)
-from unrolled.activations._pointwise import (
+from unrolled.activations._activation import (
+    Activation,
+    Constants,
     celu,
+    check,
     elu,
     gelu,
     gelu_tanh,
@@ -29,12 +21,22 @@ from unrolled.activations._pointwise import (
     silu,
     softplus,
 )
-from unrolled.activations._powers import as_power, power_threshold
+from unrolled.activations._approximations import compose, scale, sigmoid_sum, tanh_sum
+from unrolled.activations._names import (
+    NAMED,
+    by_name,
+    describe,
+    from_description,
+    is_known,
+    is_monotone,
+)
 from unrolled.activations._thresholds import (
+    as_power,
     firm_threshold,
     hard_threshold,
     kth_largest,
     nonnegative_threshold,
+    power_threshold,
     select_support,
     shrink,
     soft_threshold,

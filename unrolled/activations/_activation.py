@@ -1,14 +1,22 @@
-"""A scalar activation with its constants."""
+"""Activations: a scalar function with its constants, the usual ones, and constants that are
+measured.
+"""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
-from unrolled import _checks
-from unrolled._checks import Array
-from unrolled._program import program
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array
+from unrolled._base.numbers import widened
+from unrolled._base.programs import program
 
 
 # jax.nn.relu loses NaN where XLA fuses its maximum with a sum on a CPU.
@@ -58,7 +66,7 @@ class Activation:
     reach: float = math.inf
 
     def __call__(self, x: Array) -> Array:
-        x = _checks.as_float(x, "x", self.name)
+        x = checks.as_float(x, "x", self.name)
         return _value(self.function, self.parameters, x)
 
     def __repr__(self) -> str:
@@ -93,3 +101,240 @@ def parameter(
 def shown(value: float) -> str:
     """A parameter with all its digits, and no more."""
     return short if float(short := f"{value:g}") == value else repr(value)
+
+
+# Module-level functions of our own, since those of jax.nn cannot be pickled, and since its celu
+# loses NaN as its relu does.
+def _leaky_relu(x, slope):
+    return jax.nn.leaky_relu(x, slope)
+
+
+def _elu(x, alpha):
+    return jax.nn.elu(x, alpha)
+
+
+def _celu(x, alpha):
+    wide = widened(x)  # alpha may be below the range of half precision
+    tail = alpha * jnp.expm1(jnp.where(wide > 0, jnp.zeros_like(wide), wide) / alpha)
+    return jnp.where(wide > 0, wide, tail).astype(x.dtype)
+
+
+def _selu(x):
+    return jax.nn.selu(x)
+
+
+def _silu(x):
+    return jax.nn.silu(x)
+
+
+def _gelu(x):
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_tanh(x):
+    # From 10 on the tanh is +-1 in float64; further out the derivative of the cube overflows.
+    clipped = jnp.clip(x, -10, 10)
+    return x * (0.5 * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (clipped + 0.044715 * clipped**3))))
+
+
+def _mish(x):
+    # tanh(log(1 + e)) = e (e + 2) / (e (e + 2) + 2) with e = exp(x): one exponential, not three
+    # functions. From x = 20 on the ratio is 1 in float64. Half precision has no such exponentials.
+    wide = widened(x)
+    e = jnp.exp(jnp.minimum(wide, jnp.asarray(20, wide.dtype)))
+    n = e * (e + 2)
+    return (wide * (n / (n + 2))).astype(x.dtype)
+
+
+def _softplus(x):
+    return jax.nn.softplus(x)
+
+
+def _hard_swish(x):
+    return jax.nn.hard_swish(x)
+
+
+relu = one_signed("relu", _relu, lipschitz=0.0, sup=0.0, gap=0.0, exact=True)
+silu = one_signed("silu", _silu, lipschitz=0.5, sup=0.27846455, gap=0.27846455)
+gelu = one_signed("gelu", _gelu, lipschitz=0.5, sup=0.16997121, gap=0.16997121)
+gelu_tanh = one_signed("gelu_tanh", _gelu_tanh, lipschitz=0.5, sup=0.17004076, gap=0.17004076)
+mish = one_signed("mish", _mish, lipschitz=0.6, sup=0.30884342, gap=0.30884342)
+softplus = one_signed("softplus", _softplus, lipschitz=0.5, sup=0.69314719, gap=0.69314719)
+hard_swish = one_signed("hard_swish", _hard_swish, lipschitz=0.5, sup=0.375, gap=0.375)
+# SELU has slope 1.0507 on x > 0, so no scaling brings it near ReLU; selu(k x) / (1.0507 k) is
+# scale(elu(1.6732632423543772), k).
+selu = Activation("selu", 1.7580994, 1.7580994, 1.7580994, math.inf, _selu)
+
+
+@checked
+def leaky_relu(slope: float) -> Activation:
+    """max(x, 0) + slope min(x, 0); its tail is unbounded unless slope = 0.
+
+    Raises:
+        ValueError: slope outside [0, 1].
+
+    Example:
+        >>> ur.activations.leaky_relu(0.1)(jnp.array([-10.0, 10.0])).tolist()
+        [-1.0, 10.0]
+    """
+    slope = parameter(slope, "slope", "leaky_relu", most=1.0)
+    unbounded = math.inf if slope else 0.0
+    return one_signed(
+        f"leaky_relu({shown(slope)})",
+        _leaky_relu,
+        (slope,),
+        lipschitz=slope,
+        sup=unbounded,
+        gap=unbounded,
+        exact=True,
+    )
+
+
+@checked
+def elu(alpha: float = 1.0) -> Activation:
+    """x for x >= 0, alpha (exp(x) - 1) below; Theorem 9 requires alpha < 1.
+
+    Raises:
+        ValueError: alpha negative, infinite or NaN.
+
+    Example:
+        >>> ur.activations.elu(0.5).tail_lipschitz
+        0.5
+    """
+    alpha = parameter(alpha, "alpha", "elu")
+    return one_signed(
+        f"elu({shown(alpha)})", _elu, (alpha,), lipschitz=alpha, sup=alpha, gap=alpha, exact=True
+    )
+
+
+@checked
+def celu(alpha: float = 1.0) -> Activation:
+    """x for x >= 0, alpha (exp(x / alpha) - 1) below: slope 1 at 0-, bounded by alpha.
+
+    Raises:
+        ValueError: alpha not positive, infinite or NaN.
+
+    Example:
+        >>> ur.activations.celu(0.5).tail_lipschitz, ur.activations.celu(0.5).tail_sup
+        (1.0, 0.5)
+    """
+    alpha = parameter(alpha, "alpha", "celu", positive=True)
+    return one_signed(
+        f"celu({shown(alpha)})", _celu, (alpha,), lipschitz=1.0, sup=alpha, gap=alpha, exact=True
+    )
+
+
+# Magnitudes of the grid: even steps near 0, where activations bend, and steps of .2 % from the
+# bends of steeply scaled ones to where a tail shows that it is unbounded.
+_EVEN, _FROM, _TO, _POINTS = 20.0, 1e-8, 1e6, 20_000
+# Values per call of the function.
+_CHUNK = 4096
+# Rounding of a value, in eps times its size; and what a constant may be exceeded by, relatively.
+_ROUNDING, _SLACK = 16, 1e-9
+
+
+class Constants(NamedTuple):
+    """The constants of an activation as a grid shows them; the true ones are at least these."""
+
+    tail_lipschitz: float  # L_h, of the part beside ReLU
+    tail_sup: float  # beta, the largest magnitude of it
+    tail_oscillation: float  # its largest less its least value
+    relu_gap: float  # the largest distance from ReLU
+    line_oscillation: float  # the largest less the least difference from ReLU
+
+
+def check(act: Activation) -> Constants:
+    """Measure the constants of an activation on a dense grid, and refuse it if they are larger.
+
+    The grid has 80,001 points up to magnitudes of 1e6, or of `reach`, in float64. The theory
+    trusts the constants of an `Activation`: `theory.activation_schedule` checks one of your own.
+    Results are cached.
+
+    Returns:
+        Constants, as measured.
+
+    Raises:
+        TypeError: not an Activation.
+        ValueError: a measured constant exceeds the claimed one, rho(x) is not x on x >= 0 or is
+            positive on x <= 0 although the record says so, or a value is not finite or has another
+            shape than x. The message names the constant, the claim and the measurement.
+
+    Not claimed: that constants which pass are true. What lies between two points is not seen.
+
+    Example:
+        >>> round(ur.activations.check(ur.activations.silu).relu_gap, 6)
+        0.278465
+    """
+    if not isinstance(act, Activation):
+        raise TypeError(f"check: expected an Activation, whose constants are known; got {act!r}")
+    try:
+        return _checked(act)
+    except TypeError as error:  # parameters that do not hash
+        if "unhashable" not in str(error):
+            raise
+        return _checked.__wrapped__(act)
+
+
+@functools.lru_cache(maxsize=256)
+def _checked(act: Activation) -> Constants:
+    x = _grid(act.reach)
+    rho = _values(act, x)
+    eps = float(jnp.finfo(rho.dtype).eps)
+    rho = rho.astype(np.float64)
+    tolerance = _ROUNDING * eps * (np.abs(x) + np.abs(rho))
+    tail, off = x <= 0, rho - np.maximum(x, 0)
+    slopes = (np.abs(np.diff(rho)) - tolerance[1:] - tolerance[:-1]) / np.diff(x)
+    measured = Constants(
+        max(float(slopes[tail[1:]].max()), 0.0),
+        float((np.abs(rho) - tolerance)[tail].max()),
+        _spread(rho, tolerance, tail),
+        max(float((np.abs(off) - tolerance).max()), 0.0),
+        _spread(off, tolerance, slice(None)),
+    )
+    for name, value in measured._asdict().items():
+        claimed = getattr(act, name)
+        if not value <= claimed * (1 + _SLACK):
+            raise ValueError(f"check: {act} claims {name} = {claimed:.9g}, measured {value:.9g}")
+    for name, excess, at in (
+        ("identity_on_positives", np.abs(off) - tolerance, ~tail | (x == 0)),
+        ("nonpositive_tail", rho - tolerance, tail),
+    ):
+        if getattr(act, name) and (excess[at] > 0).any():
+            k = np.flatnonzero(at)[int(np.argmax(excess[at]))]
+            raise ValueError(
+                f"check: {act} claims {name} = True, measured rho({x[k]:.9g}) = {rho[k]:.9g}"
+            )
+    return measured
+
+
+def _spread(values: np.ndarray, tolerance: np.ndarray, at: np.ndarray | slice) -> float:
+    """sup - inf, less the rounding of both."""
+    return max(float((values - tolerance)[at].max() - (values + tolerance)[at].min()), 0.0)
+
+
+def _grid(reach: float) -> np.ndarray:
+    if not reach > 0:
+        raise ValueError(f"check: reach must be positive, got {reach}")
+    even = np.linspace(0, min(_EVEN, reach), _POINTS + 1)
+    least = min(_FROM, reach * _FROM)
+    size = np.concatenate([even, np.geomspace(least, min(_TO, reach), _POINTS)])
+    return np.unique(np.concatenate([-size, size]))
+
+
+def _values(act: Activation, x: np.ndarray) -> np.ndarray:
+    # Under an outer jit too the values are computed now.
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
+        parts = []
+        for part in np.array_split(x, math.ceil(len(x) / _CHUNK)):
+            values = act(jnp.asarray(part))
+            if np.shape(values) != part.shape or not jnp.issubdtype(values.dtype, jnp.floating):
+                raise ValueError(
+                    f"check: {act} maps float64 {part.shape} to {values.dtype} "
+                    f"{np.shape(values)}; expected floats of the same shape"
+                )
+            parts.append(np.asarray(values))
+    rho = np.concatenate(parts)
+    bad = np.flatnonzero(~np.isfinite(rho))
+    if len(bad):
+        raise ValueError(f"check: {act} is {rho[bad[0]]} at x = {x[bad[0]]:.9g}")
+    return rho

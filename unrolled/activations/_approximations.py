@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks
-from unrolled._arguments import checked
-from unrolled._numbers import widened
-from unrolled.activations._activation import Activation, parameter, shown
-from unrolled.activations._pointwise import _celu, _elu
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.numbers import widened
+from unrolled.activations._activation import Activation, _celu, _elu, parameter, shown
 
 # Iterated suprema are raised by this part, above the rounding of the few steps that find them.
 _ROUNDED_UP = 1e-7
@@ -178,7 +177,7 @@ def compose(act: Activation, times: int) -> Activation:
         [0.5, 0.197, 0.089]
     """
     _has_constants(act, "compose")
-    m = _checks.as_index(times, "times", "compose", least=1)
+    m = checks.as_index(times, "times", "compose", least=1)
     if m > _MOST_TIMES:
         raise ValueError(
             f"compose: times must be at most {_MOST_TIMES}, got {m}; try scale, which is one step"

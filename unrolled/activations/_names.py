@@ -5,48 +5,48 @@ from typing import overload
 
 import jax
 
-from unrolled import _checks
-from unrolled._arguments import checked
-from unrolled._checks import Array
-from unrolled.activations import _approximations, _pointwise
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array
+from unrolled.activations import _activation, _approximations
 from unrolled.activations._activation import Activation, _relu
 
 # Names that configurations and files may use; an activation of a user's own may be added.
 NAMED = {
-    "relu": _pointwise.relu,
-    "leaky_relu": _pointwise.leaky_relu(0.01),
-    "elu": _pointwise.elu(),
-    "celu": _pointwise.celu(),
-    "selu": _pointwise.selu,
-    "silu": _pointwise.silu,
-    "gelu": _pointwise.gelu,
-    "gelu_tanh": _pointwise.gelu_tanh,
-    "mish": _pointwise.mish,
-    "softplus": _pointwise.softplus,
-    "hard_swish": _pointwise.hard_swish,
+    "relu": _activation.relu,
+    "leaky_relu": _activation.leaky_relu(0.01),
+    "elu": _activation.elu(),
+    "celu": _activation.celu(),
+    "selu": _activation.selu,
+    "silu": _activation.silu,
+    "gelu": _activation.gelu,
+    "gelu_tanh": _activation.gelu_tanh,
+    "mish": _activation.mish,
+    "softplus": _activation.softplus,
+    "hard_swish": _activation.hard_swish,
 }
 
 # Functions of JAX, with their default arguments, and the activations that know their constants.
 _TWINS = (
-    (jax.nn.relu, _pointwise.relu),
+    (jax.nn.relu, _activation.relu),
     (jax.nn.leaky_relu, NAMED["leaky_relu"]),
     (jax.nn.elu, NAMED["elu"]),
     (jax.nn.celu, NAMED["celu"]),
-    (jax.nn.selu, _pointwise.selu),
-    (jax.nn.silu, _pointwise.silu),
-    (jax.nn.swish, _pointwise.silu),
-    (jax.nn.gelu, _pointwise.gelu_tanh),  # approximate=True is the default of JAX
-    (jax.nn.mish, _pointwise.mish),
-    (jax.nn.softplus, _pointwise.softplus),
-    (jax.nn.hard_swish, _pointwise.hard_swish),
-    (jax.nn.hard_silu, _pointwise.hard_swish),
+    (jax.nn.selu, _activation.selu),
+    (jax.nn.silu, _activation.silu),
+    (jax.nn.swish, _activation.silu),
+    (jax.nn.gelu, _activation.gelu_tanh),  # approximate=True is the default of JAX
+    (jax.nn.mish, _activation.mish),
+    (jax.nn.softplus, _activation.softplus),
+    (jax.nn.hard_swish, _activation.hard_swish),
+    (jax.nn.hard_silu, _activation.hard_swish),
 )
 
 # Factories by the function of the activations that they make: their arguments are its parameters.
 _FACTORIES: dict[Callable[..., Array], Callable[..., Activation]] = {
-    _pointwise._leaky_relu: _pointwise.leaky_relu,
-    _pointwise._elu: _pointwise.elu,
-    _pointwise._celu: _pointwise.celu,
+    _activation._leaky_relu: _activation.leaky_relu,
+    _activation._elu: _activation.elu,
+    _activation._celu: _activation.celu,
     _approximations._scaled: _approximations.scale,
     _approximations._composed: _approximations.compose,
     _approximations._sigmoid_sum: _approximations.sigmoid_sum,
@@ -58,11 +58,11 @@ _OWN = frozenset(NAMED.values())
 # Functions that never fall, for all parameters that the factories accept.
 _RISING = {
     _relu,
-    _pointwise._leaky_relu,
-    _pointwise._elu,
-    _pointwise._celu,
-    _pointwise._selu,
-    _pointwise._softplus,
+    _activation._leaky_relu,
+    _activation._elu,
+    _activation._celu,
+    _activation._selu,
+    _activation._softplus,
     _approximations._sigmoid_sum,
     _approximations._tanh_sum,
 }
@@ -121,7 +121,7 @@ def by_name(name: str | Callable[[Array], Array]) -> Callable[[Array], Array]:
         if name not in NAMED:
             raise ValueError(
                 f"activation: unknown name {name!r}; expected one of {', '.join(NAMED)}"
-                f"{_checks.meant(name, NAMED)}"
+                f"{checks.meant(name, NAMED)}"
             )
         return NAMED[name]
     if not callable(name):

@@ -1,5 +1,8 @@
-"""Shrinkage by two activations, the other thresholds, and support selection."""
+"""Shrinkage by two activations, the other thresholds, support selection, and the proximal map of
+|x|^p.
+"""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -7,13 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled import _checks, _lax
-from unrolled._arguments import checked
-from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import widened
-from unrolled._program import program
-from unrolled._sharded import compiler_splits
-from unrolled.activations._pointwise import relu
+from unrolled._base import checks, loops
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.numbers import widened
+from unrolled._base.programs import compiler_splits, program
+from unrolled.activations._activation import relu
 
 
 @checked
@@ -54,10 +56,10 @@ def _shrink(v: Array, theta: ArrayLike, activation: Callable[[Array], Array]) ->
 
 def _operands(v: ArrayLike, theta: ArrayLike, where: str) -> tuple[Array, ArrayLike]:
     """v in floating point, and a real threshold that is not known to be negative or NaN."""
-    v = _checks.as_float(v, "v", where)
+    v = checks.as_float(v, "v", where)
     real = _real(theta, v, "theta", where)
-    _checks.broadcast(where, v=v, theta=real)
-    _checks.nonnegative(theta, "theta", where)  # as given: inside of jit the other may be traced
+    checks.broadcast(where, v=v, theta=real)
+    checks.nonnegative(theta, "theta", where)  # as given: inside of jit the other may be traced
     return v, real
 
 
@@ -66,7 +68,7 @@ def _real(theta: ArrayLike, v: Array, name: str, where: str) -> ArrayLike:
     if isinstance(theta, bool | int | float):
         return float(theta)
     integer = not jnp.issubdtype(getattr(theta, "dtype", float), jnp.floating)
-    theta = _checks.as_float(theta, name, where)
+    theta = checks.as_float(theta, name, where)
     return theta.astype(v.dtype) if integer else theta
 
 
@@ -126,8 +128,8 @@ def firm_threshold(v: ArrayLike, theta: ArrayLike, upper: ArrayLike) -> Array:
         [0.0, 1.0, 3.0]
     """
     v, theta = _operands(v, theta, "firm_threshold")
-    _checks.broadcast("firm_threshold", v=v, upper=upper)
-    if _checks.is_concrete((theta, upper)) and not np.all(np.asarray(theta) < np.asarray(upper)):
+    checks.broadcast("firm_threshold", v=v, upper=upper)
+    if checks.is_concrete((theta, upper)) and not np.all(np.asarray(theta) < np.asarray(upper)):
         raise ValueError(
             f"firm_threshold: expected theta < upper, got theta={theta}, upper={upper}"
         )
@@ -192,11 +194,11 @@ def select_support(
         >>> ur.activations.select_support(jnp.array([-3.0, 0.5, 2.0, 1.5]), 1.0, 0.5).tolist()
         [-3.0, 0.0, 2.0, 0.5]
     """
-    _checks.one_number(fraction, "fraction", "select_support")
-    if _checks.is_concrete(fraction) and not 0 <= float(np.asarray(fraction)) <= 1:
+    checks.one_number(fraction, "fraction", "select_support")
+    if checks.is_concrete(fraction) and not 0 <= float(np.asarray(fraction)) <= 1:
         raise ValueError(f"select_support: fraction must be in [0, 1], got {fraction}")
     v, theta = _operands(v, theta, "select_support")
-    _checks.vector(v, "v", "select_support")
+    checks.vector(v, "v", "select_support")
     return _select_support(v, theta, fraction, activation)
 
 
@@ -237,10 +239,10 @@ def kth_largest(magnitude: Array, k: ArrayLike) -> Array:
         >>> float(ur.activations.kth_largest(jnp.array([3.0, 1.0, 2.0]), 2))
         2.0
     """
-    magnitude = _checks.as_float(magnitude, "magnitude", "kth_largest")
-    _checks.vector(magnitude, "magnitude", "kth_largest")
-    _checks.integer(k, "k", "kth_largest")
-    if _checks.is_concrete(k) and not 1 <= int(np.asarray(k)) <= magnitude.size:
+    magnitude = checks.as_float(magnitude, "magnitude", "kth_largest")
+    checks.vector(magnitude, "magnitude", "kth_largest")
+    checks.integer(k, "k", "kth_largest")
+    if checks.is_concrete(k) and not 1 <= int(np.asarray(k)) <= magnitude.size:
         raise ValueError(f"kth_largest: k must be in 1..{magnitude.size}, got {k}")
     return _kth_largest(magnitude, k).astype(magnitude.dtype)
 
@@ -285,4 +287,108 @@ def _search(bits: Array, k: Array, count: Callable[[Array], Array]) -> Array:
         number = count(bits >= trial)
         return jnp.where(number >= k.astype(number.dtype), trial, kth)
 
-    return _lax.fori_loop(0, top + 1, keep, jnp.zeros((), bits.dtype))
+    return loops.fori_loop(0, top + 1, keep, jnp.zeros((), bits.dtype))
+
+
+# Newton's steps: from the right of the root of a convex function they fall to it. The slowest p,
+# near 1, takes 6 to the rounding of float64.
+_NEWTON = 8
+
+
+@checked
+def power_threshold(v: ArrayLike, theta: ArrayLike, p: float) -> Array:
+    r"""The proximal map of theta norm(x, p)^p, entry by entry.
+
+    .. math:: \arg\min_x (x - v)^2 / 2 + \theta |x|^p, \qquad 0 < p \le 1.
+
+    It is soft thresholding for p = 1. For p < 1 it is 0 up to (2 - p) / (2 (1 - p)) s, jumps to s =
+    (2 theta (1 - p))^(1 / (2 - p)), and approaches v. For p = 1/2 and 2/3 it is in closed form, for
+    any other p from Newton's method to the rounding of the dtype. At the jump, where both sides are
+    minima, it is 0.
+
+    Args:
+        v: any shape.
+        theta: threshold, broadcast against `v`; non-negative.
+        p: a static number in (0, 1].
+
+    Returns:
+        The shape of v and theta, broadcast.
+
+    Raises:
+        TypeError: p is traced or not a number.
+        ValueError: p outside (0, 1], or a known theta that is negative or NaN.
+
+    Reference: Krishnan, Fergus (2009) for 1/2 and 2/3; Xu, Chang, Xu, Zhang (2012) for 1/2.
+
+    Example:
+        >>> print(ur.activations.power_threshold(jnp.array([-3.0, 1.4, 2.0]), 1.0, 0.5).round(2))
+        [-2.7   0.    1.61]
+    """
+    p = as_power(p, "power_threshold")
+    if p == 1:
+        return shrink(v, theta)
+    checks.nonnegative(theta, "theta", "power_threshold")
+    v = checks.as_float(v, "v", "power_threshold")
+    checks.broadcast("power_threshold", v=v, theta=theta)
+    return _power_threshold(v, theta, p)
+
+
+@program("p")
+def _power_threshold(v: Array, theta: ArrayLike, p: float) -> Array:
+    wide = widened(v)
+    theta = jnp.asarray(theta, wide.dtype)
+    some = theta > 0
+    least = (2 * (1 - p) * jnp.where(some, theta, 1)) ** (1 / (2 - p))
+    # In units of the least magnitude that is not 0, one function of one variable is left.
+    c, edge = p / (2 * (1 - p)), (2 - p) / (2 * (1 - p))
+    far = (c / float(jnp.finfo(wide.dtype).eps)) ** (1 / (2 - p))  # from there on x is w, rounded
+    w = jnp.abs(wide) / least
+    x = jnp.sign(wide) * least * _root_of(p)(jnp.clip(w, edge, far))
+    x = jnp.where(w <= edge, 0 * wide, jnp.where(some & (w < far), x, wide))
+    return jnp.where(some, x, wide).astype(v.dtype)
+
+
+def as_power(p: float, where: str) -> float:
+    """p as a static number in (0, 1].
+
+    Raises:
+        TypeError: traced, or not a number.
+        ValueError: outside (0, 1].
+
+    Example:
+        >>> ur.activations.as_power(1, "caller")
+        1.0
+    """
+    power = checks.as_number(p, "p", where)
+    if not 0 < power <= 1:
+        raise ValueError(f"{where}: p must be in (0, 1], got {p}")
+    return power
+
+
+def _root_of(p: float) -> Callable[[Array], Array]:
+    """w -> the larger root of x - w + c x^(p - 1), c = p / (2 (1 - p)), for w from the edge on."""
+    c = p / (2 * (1 - p))
+    closed = next((f for q, f in _CLOSED.items() if math.isclose(p, q)), None)
+
+    def root(w: Array) -> Array:
+        x = w if closed is None else closed(w)
+        for _ in range(_NEWTON if closed is None else 1):  # 1 takes away the rounding
+            x = x - (x - w + c * x ** (p - 1)) / (1 - c * (1 - p) * x ** (p - 2))
+        return x
+
+    return root
+
+
+def _half(w: Array) -> Array:
+    """A cubic in sqrt(x), by the cosine."""
+    angle = jnp.arccos((w / 3) ** -1.5 / 4)
+    return 2 / 3 * w * (1 + jnp.cos(2 / 3 * (jnp.pi - angle)))
+
+
+def _two_thirds(w: Array) -> Array:
+    """A quartic in x^(1/3), by its resolvent cubic and the hyperbolic cosine."""
+    a = 2 / 3**0.25 * jnp.sqrt(jnp.cosh(jnp.arccosh(27 / 16 * 3**-1.5 * w**2) / 3))
+    return ((a + jnp.sqrt(2 * w / a - a**2)) / 2) ** 3
+
+
+_CLOSED = {1 / 2: _half, 2 / 3: _two_thirds}

@@ -6,9 +6,17 @@ back all the same and a `HypothesisWarning` says by how much. `certify` and `wei
 what the theory says of given weights.
 """
 
-from unrolled.analytic._average import alista_at, lamp
 from unrolled.analytic._calibrate import calibrate
-from unrolled.analytic._params import alista, dsc, hyperlista, ista, lista_cp, stored_thresholds
+from unrolled.analytic._params import (
+    alista,
+    alista_at,
+    dsc,
+    hyperlista,
+    ista,
+    lamp,
+    lista_cp,
+    stored_thresholds,
+)
 from unrolled.analytic._schedules import (
     Certified,
     HypothesisWarning,

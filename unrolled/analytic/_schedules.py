@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks, theory
-from unrolled._arguments import checked
-from unrolled._checks import Array
-from unrolled._numbers import UP, largest, lost_below
-from unrolled._program import host_function, program
+from unrolled import theory
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array
+from unrolled._base.numbers import UP, largest, lost_below
+from unrolled._base.programs import host_function, program
 from unrolled.activations import Activation, by_name, relu
 from unrolled.dictionaries import (
     Dictionary,
@@ -82,7 +83,7 @@ def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
             f"certify: W has shape {W.shape} but D has shape {D.shape}; they must agree"
         )
     with jax.enable_x64(True):
-        *numbers, norms = _measured(*_checks.cast((W, D), np.float64))
+        *numbers, norms = _measured(*checks.cast((W, D), np.float64))
     unit_norms(D, np.asarray(norms), "certify")
     mu, C, eta, omega = map(float, numbers)
     guard = theory.rounding_guard(W, D, sparsity=1, bound=1.0)
@@ -282,7 +283,7 @@ def _atom_schedule(
 ) -> theory.AtomSchedule:
     """The schedule of one block atom by atom; warns if it certifies nothing."""
     with jax.enable_x64(True):
-        D64, W64 = _checks.cast(D, np.float64), _checks.cast(c.W, np.float64)
+        D64, W64 = checks.cast(D, np.float64), checks.cast(c.W, np.float64)
         coherences, sizes = theory.atom_coherence(W64, D64)
         sizes = column_norms(W64) * UP if noise_norm == "l2" else sizes
     mus, C_Ws = np.asarray(coherences) * UP, np.asarray(sizes)
@@ -315,7 +316,7 @@ def _largest_number(W: Dictionary) -> float:
 
 
 def _check_sparsity(D: Dictionary, sparsity: int) -> None:
-    s = _checks.as_index(sparsity, "sparsity", "analytic")
+    s = checks.as_index(sparsity, "sparsity", "analytic")
     if s > D.shape[1]:
         raise ValueError(f"analytic: sparsity {s} exceeds the number of atoms {D.shape[1]}")
 
@@ -323,7 +324,7 @@ def _check_sparsity(D: Dictionary, sparsity: int) -> None:
 def _warned(planned, sparsity: int, at: Callable, D: Dictionary, activation: Activation = relu):
     """`planned`, with a warning unless it holds; `at(sparsity, depth)` gives other schedules."""
     if not planned.holds and (planned.contraction < CONTRACTS or at(sparsity, 0).holds):
-        _checks.warn(
+        checks.warn(
             f"the theory does not cover codes of this size in {D.dtype}: the numbers of a step may "
             "leave its range. Try a smaller bound, or a wider dtype",
             HypothesisWarning,
@@ -331,7 +332,7 @@ def _warned(planned, sparsity: int, at: Callable, D: Dictionary, activation: Act
     elif not planned.holds:
         covered = itertools.takewhile(lambda s: at(s, 0).holds, range(D.shape[1] + 1))
         name = "" if activation == relu else f" with {activation}"
-        _checks.warn(
+        checks.warn(
             f"the theory does not cover s = {sparsity}{name}: contraction a = "
             f"{planned.contraction:.4g} (expected < 1); the largest admissible s is "
             f"{max(covered, default=0)}. The returned thresholds do not contract; try "

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from unrolled import _checks, _json, theory
-from unrolled._program import host_function
-from unrolled._text import line, screen, table_of
+from unrolled import theory
+from unrolled._base import checks, text
+from unrolled._base.programs import host_function
+from unrolled._base.text import line, screen, table_of
 from unrolled.analytic._schedules import CONTRACTS, HypothesisWarning, block_schedule, certify
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, spectral_norm, unit_atoms
 
@@ -91,7 +92,7 @@ class WeightsTable(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers for JSON; those that are not finite become None."""
-        return _json.plain({"tolerance": self.tolerance, "weights": self.rows})
+        return text.plain({"tolerance": self.tolerance, "weights": self.rows})
 
 
 @host_function
@@ -156,7 +157,7 @@ def _row(D, W, sparsity, bound, noise, tolerance) -> WeightsRow:
     most = theory.max_sparsity(certified.mu_W, D.shape[1])
     largest = next(s for s in range(most, -1, -1) if s == 0 or holds(s))  # eta counts, too
     s = largest if sparsity is None else sparsity
-    with _checks.quiet(HypothesisWarning):  # the table says whether it holds
+    with checks.quiet(HypothesisWarning):  # the table says whether it holds
         _, schedule = block_schedule(D, W, depth=1, sparsity=s, bound=bound, noise=noise)
     return WeightsRow(
         certified.mu_W,

@@ -6,16 +6,15 @@ from unrolled.compare._comparison import (
     Change,
     Comparison,
     Cost,
+    Coupling,
     Curve,
     Divergence,
     DivergenceWarning,
     Guarantee,
 )
-from unrolled.compare._coupling import Coupling
 from unrolled.compare._evolution import ChainEvolution, Evaluation, Evolution, evolution
 from unrolled.compare._measure import QUANTILES, products
-from unrolled.compare._predicted import Predicted
-from unrolled.compare._sampled import Sampled
+from unrolled.compare._predicted import Predicted, Sampled
 
 __all__ = [
     "ChainComparison",

@@ -6,11 +6,9 @@ from typing import Any, NamedTuple, overload
 import jax
 import numpy as np
 
-from unrolled import _checks
-from unrolled._checks import Array, ArrayLike
-from unrolled._program import host_function
-from unrolled._pursuits import DEFAULT_LAM, default_lam
-from unrolled._sharded import takes_sharded
+from unrolled._base import checks
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.programs import host_function, takes_sharded
 from unrolled.compare import _measure
 from unrolled.compare._comparison import (
     ChainComparison,
@@ -21,15 +19,26 @@ from unrolled.compare._comparison import (
     Divergence,
     DivergenceWarning,
     Guarantee,
+    Weights,
+    coupling,
+    thresholds,
 )
-from unrolled.compare._coupling import Weights, coupling, thresholds
-from unrolled.compare._guarantees import ClassOf, classes_of, guarantees
-from unrolled.compare._measure import Measured, Optima, Sample, divergence, gaps_of_ista, optima_of
-from unrolled.compare._predicted import predictions
-from unrolled.compare._sampled import bounds, certified_shares, held_out
+from unrolled.compare._measure import (
+    ClassOf,
+    Measured,
+    Optima,
+    Sample,
+    classes_of,
+    divergence,
+    gaps_of_ista,
+    guarantees,
+    optima_of,
+)
+from unrolled.compare._predicted import bounds, certified_shares, held_out, predictions
 from unrolled.dictionaries import Dictionary, Operator, as_chain, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, stack
 from unrolled.networks import Network
+from unrolled.pursuit import DEFAULT_LAM, default_lam
 from unrolled.training import Fit
 
 Model = Layer | Network
@@ -175,7 +184,7 @@ def compare(
     result = ChainComparison(tuple(layers)) if chained else layers[0]
     category = DivergenceWarning if any(layer.diverged for layer in layers) else UserWarning
     if any(layer.diverged or layer.uncertified for layer in layers):
-        _checks.warn(f"compare: {' '.join(result.notes())}", category)
+        checks.warn(f"compare: {' '.join(result.notes())}", category)
     return result
 
 
@@ -289,9 +298,9 @@ def _sample(chained: bool, D: Any, Y: Any, X: Any, lam: Any) -> tuple[Sample, La
     for Dj, Xj in zip(Ds, X if chained else (X,)):
         check_batch(Dj, signals, Xj, where)
         signals = Xj
-    Y = _checks.as_float(Y, "Y", where)
-    Xs = tuple(_checks.as_float(Xj, "X", where) for Xj in (X if chained else (X,)))
-    _checks.finite((Y, Xs), "Y or X", where)
+    Y = checks.as_float(Y, "Y", where)
+    Xs = tuple(checks.as_float(Xj, "X", where) for Xj in (X if chained else (X,)))
+    checks.finite((Y, Xs), "Y or X", where)
     lams = _per_layer(lam, "lam", len(Ds), chained and np.ndim(lam) > 0)
     optima = tuple(
         None if lam is None else optima_of(Dj, signals, lam)
@@ -305,7 +314,7 @@ def _sample_without_codes(chained: bool, D: Any, Y: Any, lam: Any) -> tuple[Samp
     where = "compare"
     Ds = as_chain(D, where) if chained else (as_dictionary(D, where),)
     check_batch(Ds[0], Y, None, where)
-    Y = signals = _checks.as_signals(Y, "Y", where)
+    Y = signals = checks.as_signals(Y, "Y", where)
     lams, optima = list(_per_layer(lam, "lam", len(Ds), chained and np.ndim(lam) > 0)), []
     for j, Dj in enumerate(Ds):
         if not np.any(np.asarray(signals)):
@@ -361,7 +370,7 @@ def _of_codes(name: str, codes: tuple[Array, ...], sample: Sample, known: bool) 
     shapes, expected = ([X.shape for X in Xs] for Xs in (codes, sample.Xs))
     if shapes != expected:
         raise ValueError(f"compare: {name!r} has codes of {shapes}; expected {expected}")
-    floats = [_checks.as_float(X, f"the codes of {name!r}", "compare") for X in codes]
+    floats = [checks.as_float(X, f"the codes of {name!r}", "compare") for X in codes]
     paths = tuple(X.astype(Y.dtype)[None] for X, (Y, _) in zip(floats, sample.pairs))
     measured = _measure.measure_codes(paths, sample, sample.Ds)
     judged = [_judged(m, None, known=known, by_codes=True) for m in measured]

@@ -6,11 +6,10 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 
 from unrolled import plots
-from unrolled._arguments import checked
-from unrolled._checks import Array
-from unrolled._json import to_json
-from unrolled._text import markdown, screen, table
-from unrolled.compare._coupling import Coupling, Weights, coupling, step_means, thresholds
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array
+from unrolled._base.text import markdown, screen, table, to_json
+from unrolled.compare._comparison import Coupling, Weights, coupling, step_means, thresholds
 from unrolled.dictionaries import Dictionary, Structured, as_chain, as_dictionary
 from unrolled.layers import Layer, Unrolled, stack
 from unrolled.networks import Network

@@ -1,6 +1,8 @@
 """What a comparison measures of the codes of a method, step by step."""
 
+import functools
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks, metrics
-from unrolled._arguments import checked
-from unrolled._beside import ROUNDING, codes_of_ista, worse_than_zero
-from unrolled._checks import Array
-from unrolled._numbers import (
+from unrolled import metrics, theory
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array
+from unrolled._base.numbers import (
     exponent,
     largest,
     ldexp,
@@ -22,11 +24,83 @@ from unrolled._numbers import (
     wide_dtype,
     widened,
 )
-from unrolled._pursuits import lasso_optima
-from unrolled.compare._comparison import Cost, Curve, Divergence
+from unrolled.activations import relu
+from unrolled.compare._comparison import Cost, Curve, Divergence, Guarantee
 from unrolled.dictionaries import Dictionary, Operator, column_norms
+from unrolled.layers import Layer, Unrolled
+from unrolled.networks import ROUNDING, Network, codes_of_ista, dsc, worse_than_zero
 from unrolled.problems import synthesize
-from unrolled.pursuit import lasso_objective
+from unrolled.pursuit import lasso_objective, lasso_optima
+
+Class = tuple[Any, Any, Any]  # (sparsity, bound, noise); None where the sample decides
+ClassOf = Callable[[int, Dictionary], tuple[int, float, float]]
+
+
+def guarantees(
+    model: Layer | Network,
+    params: tuple[Unrolled, ...],
+    Ds: tuple[Dictionary, ...],
+    class_of: ClassOf,
+) -> list[Guarantee | None]:
+    """The guarantee of every layer, from the first to the last that theory certifies.
+
+    Args:
+        model: a layer, or a network of J layers.
+        params, Ds: J of each.
+        class_of: the sparsity, bound and noise of layer j with a dictionary.
+    """
+    layers = (model,) if isinstance(model, Layer) else model.layers
+    certified: list[Layer] = []
+    for layer, p in zip(layers, params):
+        if not _has_certificate(layer, p):
+            break
+        certified.append(layer)
+    if not certified:
+        return [None] * len(params)
+    J = len(certified)
+    numbers = [class_of(j, D) for j, D in enumerate(Ds[:J])]
+    sparsity, bound, noise = zip(*numbers)
+    certificates = theory.certify(
+        dsc(tuple(certified)), params[:J], Ds[:J], sparsity=sparsity, bound=bound, noise=noise
+    )
+    proved = [Guarantee(*of, certificate) for of, certificate in zip(numbers, certificates)]
+    return [*proved, *[None] * (len(params) - J)]
+
+
+def _has_certificate(layer: Any, params: Unrolled) -> bool:
+    finite = all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(params))
+    return finite and layer.is_coupled and layer.activation == relu
+
+
+def classes_of(
+    Ds: tuple[Dictionary, ...], pairs: list[tuple[Array, Array]], classes: list[Class]
+) -> ClassOf:
+    """The class of every layer of a sample; that with its own dictionary is found once.
+
+    Args:
+        Ds, pairs: J dictionaries, and (signals, codes), as in `check_batch`.
+        classes: J of them.
+    """
+
+    @functools.cache
+    def own(j: int) -> tuple[int, float, float]:
+        return _class_of(Ds[j], *pairs[j], classes[j])
+
+    return lambda j, D: own(j) if D is Ds[j] else _class_of(D, *pairs[j], classes[j])
+
+
+def _class_of(D: Dictionary, Y: Array, X: Array, asked: Class) -> tuple[int, float, float]:
+    """The least class that holds the sample, where it is not given."""
+    s, B, delta = asked
+    codes = np.asarray(X)
+    s = int(np.count_nonzero(codes, axis=1).max()) if s is None else s
+    B = float(np.abs(codes).max()) if B is None else checks.as_number(B, "bound", "compare")
+    if delta is None:
+        with jax.enable_x64(True):  # the rounding of the signals counts as noise
+            D, Y, X = checks.cast((D, Y, X), np.float64)
+            delta = np.abs(np.asarray(Y) - np.asarray(synthesize(D, X))).sum(1).max()
+    return s, B, checks.as_number(delta, "noise", "compare")
+
 
 # The quantiles of the errors of single signals that a `Curve` holds.
 QUANTILES = (0.1, 0.5, 0.9)
@@ -189,8 +263,8 @@ def optima_of(D: Dictionary, Y: Array, lam: Any) -> Optima:
     Raises:
         ValueError: a lam that is not one number, negative or not finite.
     """
-    _checks.nonnegative(lam, "lam", "compare")
-    _checks.finite(lam, "lam", "compare")
+    checks.nonnegative(lam, "lam", "compare")
+    checks.finite(lam, "lam", "compare")
     if np.ndim(lam):
         raise ValueError(f"compare: lam has shape {np.shape(lam)}; expected one number")
     # As a mantissa and an exponent: the dtype of the signals may not hold it.
@@ -204,7 +278,7 @@ def _scaled(
     D: Operator, Y: Array, mantissa: Array, of_lam: Array
 ) -> tuple[tuple[Operator, Array, Array], Array]:
     """D, the signals and lam in units near 1, and the exponent of codes."""
-    D, Y = _checks.cast(D, wide_dtype(Y.dtype)), widened(Y)
+    D, Y = checks.cast(D, wide_dtype(Y.dtype)), widened(Y)
     a, b = exponent(column_norms(D)), exponent(Y)
     k = jnp.clip(of_lam - (a + b), -_RANGE, _RANGE)
     weight = jnp.minimum(ldexp(mantissa.astype(Y.dtype), k), jnp.finfo(Y.dtype).max)
@@ -271,9 +345,9 @@ def products(model: Any, params: Any, D: Any, y: Any) -> int | None:
         >>> ur.compare.products(layer, layer.init(None, D), D, D[0])  # D z and D'(y - D z)
         32
     """
-    _checks.has(model, "apply", "a Layer or a Network", "model", "products")
+    checks.has(model, "apply", "a Layer or a Network", "model", "products")
     for name, tree in (("params", params), ("D", D), ("y", y)):
-        _checks.arrays(tree, name, "products")
+        checks.arrays(tree, name, "products")
     return _count(jax.make_jaxpr(model.apply)(params, D, y).jaxpr)
 
 

@@ -7,20 +7,6 @@ your own. What functions take is a `Dictionary`, of either kind or an array of n
 hold is an `Operator`, of either kind.
 """
 
-from unrolled.dictionaries._answers import (
-    cuts_atoms,
-    entries,
-    inner_products,
-    inner_terms,
-    magnitudes,
-    normalize,
-    normalized,
-    replicate,
-    representatives,
-    spectral_norm,
-    spread,
-    threshold_shapes,
-)
 from unrolled.dictionaries._base import (
     KINDS,
     Dictionary,
@@ -47,9 +33,21 @@ from unrolled.dictionaries._operands import (
     as_chain,
     as_dictionary,
     check_batch,
+    cuts_atoms,
+    entries,
+    inner_products,
+    inner_terms,
     kept_atoms,
+    magnitudes,
     nonzero_atoms,
+    normalize,
+    normalized,
     operands,
+    replicate,
+    representatives,
+    spectral_norm,
+    spread,
+    threshold_shapes,
     unit_atoms,
     unit_norms,
 )

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import GetAttrKey
 
-from unrolled import _checks, _export
-from unrolled._arguments import KNOWN, checked, matrix_or
-from unrolled._checks import Array, ArrayLike, DTypeLike, TypeAliasType
-from unrolled._numbers import largest_singular_value, norm
-from unrolled._program import program
+from unrolled._base import checks, programs
+from unrolled._base.arguments import KNOWN, checked, matrix_or
+from unrolled._base.checks import Array, ArrayLike, DTypeLike, TypeAliasType
+from unrolled._base.numbers import largest_singular_value, norm
+from unrolled._base.programs import program
 
 
 def pytree(*, data: tuple[str, ...], static: tuple[str, ...] = ()) -> Callable[[type], type]:
@@ -52,7 +52,7 @@ def pytree(*, data: tuple[str, ...], static: tuple[str, ...] = ()) -> Callable[[
             return self
 
         jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
-        _export.exportable(cls)
+        programs.exportable(cls)
         return cls
 
     return register
@@ -96,7 +96,7 @@ class Structured:
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        _checks.register(KINDS, cls, "dictionary")
+        checks.register(KINDS, cls, "dictionary")
 
     # What a subclass defines
 
@@ -125,7 +125,7 @@ class Structured:
     @property
     def dtype(self) -> np.dtype:
         """The dtype of the floating leaves; the default float if there are none."""
-        return _checks.common_dtype(self)
+        return checks.common_dtype(self)
 
     def scale_columns(self, c: Array) -> "Structured":
         """D diag(c), with c of shape (d,)."""
@@ -209,7 +209,7 @@ class Structured:
 
     def astype(self, dtype: DTypeLike) -> "Structured":
         """The dictionary with its floating leaves in `dtype`."""
-        return _checks.cast(self, dtype)
+        return checks.cast(self, dtype)
 
     @property
     def T(self) -> "Structured":
@@ -352,7 +352,7 @@ def dense(D: Structured | ArrayLike) -> Array:
     if not isinstance(D, Structured):
         return jnp.asarray(D)
     m, d = D.shape
-    _checks.announce((m, d), D.dtype, "the matrix of a structured dictionary", "dense")
+    checks.announce((m, d), D.dtype, "the matrix of a structured dictionary", "dense")
     return _dense(D)
 
 
@@ -382,7 +382,7 @@ def scale_columns(D: Dictionary, c: Array) -> Operator:
 def matrix_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:
     """w_i . d_j and the mask of i = j, (d, d) each, by one product of the two matrices."""
     d = D.shape[1]
-    _checks.announce((d, d), D.dtype, "the matrix of all inner products", "inner_products")
+    checks.announce((d, d), D.dtype, "the matrix of all inner products", "inner_products")
     with jax.default_matmul_precision("highest"):
         return dense(W).T @ dense(D), jnp.eye(d, dtype=bool)
 
@@ -402,7 +402,7 @@ def _analyzed(D: Structured, r: Any) -> Array:
 def _promoted(D: Structured, v: Array) -> tuple[Structured, Array]:
     if D.dtype == v.dtype:
         return D, v
-    dtype = _checks.common_dtype(D, v)
+    dtype = checks.common_dtype(D, v)
     return D.astype(dtype), v.astype(dtype)
 
 
@@ -416,7 +416,7 @@ def _operand(v: Any, D: Structured, name: str, where: str) -> Array | np.ndarray
         return v
     plain = isinstance(v, np.ndarray) and not np.ma.isMaskedArray(v)
     if not plain or v.dtype.kind not in "biuf" or v.dtype.itemsize > 8:
-        return _checks.as_float(v, name, where)
+        return checks.as_float(v, name, where)
     if v.dtype.kind != "f":
         return v.astype(D.dtype)  # before JAX makes 32 bits of 64
     return v if v.dtype.isnative else v.astype(v.dtype.newbyteorder("="))

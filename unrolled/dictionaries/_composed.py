@@ -7,17 +7,10 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks
-from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import norm
+from unrolled._base import checks
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.numbers import norm
 from unrolled.dictionaries import _base
-from unrolled.dictionaries._answers import (
-    cuts_atoms,
-    inner_terms,
-    magnitudes,
-    normalized,
-    spectral_norm,
-)
 from unrolled.dictionaries._base import (
     Dictionary,
     Operator,
@@ -27,7 +20,15 @@ from unrolled.dictionaries._base import (
     scale_columns,
 )
 from unrolled.dictionaries._conv import Conv
-from unrolled.dictionaries._operands import as_chain, as_dictionary
+from unrolled.dictionaries._operands import (
+    as_chain,
+    as_dictionary,
+    cuts_atoms,
+    inner_terms,
+    magnitudes,
+    normalized,
+    spectral_norm,
+)
 
 # Up to this many entries (64 MiB in float32) the norm of a product is that of its matrix; above,
 # the product of the norms bounds it.
@@ -57,7 +58,7 @@ class Composed(Structured):
 
     def __init__(self, *factors: Dictionary):
         factors = as_chain(factors, "Composed")
-        object.__setattr__(self, "factors", _checks.cast(factors, _checks.common_dtype(factors)))
+        object.__setattr__(self, "factors", checks.cast(factors, checks.common_dtype(factors)))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -124,7 +125,7 @@ class Concatenated(Structured):
                 f"Concatenated: parts have shapes {[D.shape for D in parts]}; expected one number "
                 "of rows"
             )
-        object.__setattr__(self, "parts", _checks.cast(parts, _checks.common_dtype(parts)))
+        object.__setattr__(self, "parts", checks.cast(parts, checks.common_dtype(parts)))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -202,7 +203,7 @@ class Sparse(Structured):
 
     def __init__(self, base: Dictionary, atoms: ArrayLike):
         base = as_dictionary(base, "Sparse")
-        if not _checks.is_concrete(atoms):
+        if not checks.is_concrete(atoms):
             raise TypeError(
                 "Sparse: atoms must be concrete, got a traced array; build it outside jit"
             )
@@ -214,7 +215,7 @@ class Sparse(Structured):
         largest = max(1, int(np.count_nonzero(atoms, axis=0).max()))
         indices = np.argsort(atoms == 0, axis=0, kind="stable")[:largest]
         values = jnp.asarray(np.take_along_axis(atoms, indices, 0))
-        base, values = _checks.cast((base, values), _checks.common_dtype(base, values))
+        base, values = checks.cast((base, values), checks.common_dtype(base, values))
         vars(self).update(base=base, indices=jnp.asarray(indices, jnp.int32), values=values)
 
     @classmethod

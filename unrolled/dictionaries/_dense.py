@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks
-from unrolled._arguments import checked
-from unrolled._checks import Array, Key
-from unrolled._program import program
-from unrolled.dictionaries._answers import normalize
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, Key
+from unrolled._base.programs import program
+from unrolled.dictionaries._operands import normalize
 
 
 @checked
@@ -90,9 +90,9 @@ def identity_hadamard(m: int) -> Array:
         >>> float(ur.theory.mutual_coherence(D))
         0.25
     """
-    m = _checks.as_index(m, "m", "identity_hadamard", least=1)
+    m = checks.as_index(m, "m", "identity_hadamard", least=1)
     if m & (m - 1):
-        raise ValueError(f"identity_hadamard: m must be a power of two, got {_checks.brief(m)}")
+        raise ValueError(f"identity_hadamard: m must be a power of two, got {checks.brief(m)}")
     _announce((m, 2 * m), "identity_hadamard")
     H = np.ones((1, 1))
     while len(H) < m:
@@ -116,7 +116,7 @@ def paley(q: int) -> Array:
         >>> D.shape, round(float(ur.theory.mutual_coherence(D)) ** -2, 3)
         ((7, 14), 13.0)
     """
-    q = _checks.as_index(q, "q", "paley", least=2)
+    q = checks.as_index(q, "q", "paley", least=2)
     _announce((q + 1, q + 1), "paley")
     if not _is_prime(q) or q % 4 != 1:
         raise ValueError(
@@ -160,9 +160,9 @@ def transversal(key: Key, c: int, q: int, d: int) -> Array:
         ((20, 25), 0.25)
     """
     c, d = _size(c, d, "transversal")
-    q = _checks.as_index(q, "q", "transversal", least=2)
+    q = checks.as_index(q, "q", "transversal", least=2)
     _announce((c * q, d), "transversal")
-    _checks.check_memory((q, q), jnp.result_type(int), "all lines", "transversal", 2)
+    checks.check_memory((q, q), jnp.result_type(int), "all lines", "transversal", 2)
     if not _is_prime(q) or c > q or d > q * q:
         raise ValueError(
             f"transversal: expected a prime q >= c and d <= q^2, got c={c}, q={q}, d={d}"
@@ -229,11 +229,11 @@ def _announce(shape: tuple[int, int], where: str) -> None:
     Up to four arrays have its size at once: random bits, entries before they are normalised, and
     factors.
     """
-    _checks.announce(shape, jnp.result_type(float), "the dictionary", where, copies=4)
+    checks.announce(shape, jnp.result_type(float), "the dictionary", where, copies=4)
 
 
 def _size(m: int, d: int, where: str) -> tuple[int, int]:
-    return _checks.as_index(m, "m", where, least=1), _checks.as_index(d, "d", where, least=1)
+    return checks.as_index(m, "m", where, least=1), checks.as_index(d, "d", where, least=1)
 
 
 def _is_prime(q: int) -> bool:

@@ -1,17 +1,26 @@
-"""The checks at the door: dictionaries, chains of them, and the signals that come with them."""
+"""The checks at the door of dictionaries, chains and signals; and the functions of a dictionary:
+a plain array is answered here, a structured one answers for itself.
+"""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, overload
 
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks
-from unrolled._arguments import checked
-from unrolled._checks import Array, ArrayLike, DTypeLike
-from unrolled._numbers import norm
-from unrolled._program import program
-from unrolled.dictionaries._base import Dictionary, Operator, Structured, column_norms
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike, DTypeLike
+from unrolled._base.numbers import exponent, largest_singular_value, norm, times_power
+from unrolled._base.programs import program
+from unrolled.dictionaries._base import (
+    Dictionary,
+    Operator,
+    Structured,
+    column_norms,
+    matrix_products,
+    scale_columns,
+)
 
 # How far atoms may be off unit norm in theory: well above the rounding of float32.
 _UNIT_TOLERANCE = 1e-4
@@ -38,7 +47,7 @@ def as_dictionary(D: Dictionary | ArrayLike, where: str, name: str = "D") -> Ope
     """
     raw = D
     if not isinstance(D, Structured):
-        D = _checks.as_float(D, name, where)
+        D = checks.as_float(D, name, where)
         if D.ndim != 2:
             raise ValueError(
                 f"{where}: {name} has shape {D.shape}; expected (m, d), atoms in columns"
@@ -53,7 +62,7 @@ def as_dictionary(D: Dictionary | ArrayLike, where: str, name: str = "D") -> Ope
             f"{where}: {name} has shape {D.shape}; expected at least one row and one column"
         )
     # As given: inside of jit, what is made of a known array of numpy is traced.
-    _checks.finite(raw if isinstance(raw, np.ndarray) else D, name, where)
+    checks.finite(raw if isinstance(raw, np.ndarray) else D, name, where)
     return D
 
 
@@ -119,7 +128,7 @@ def check_batch(D: Dictionary, Y: ArrayLike, X: ArrayLike | None, where: str) ->
         some = ", with at least one signal" if 0 in shape[:1] else ""
         raise ValueError(
             f"{where}: Y has shape {shape}{got}; expected (batch, {m}){expected}{some}"
-            f"{_checks.flattened('Y', shape)}"
+            f"{checks.flattened('Y', shape)}"
         )
 
 
@@ -145,16 +154,16 @@ def operands(
         True
     """
     D = as_dictionary(D, where)
-    y = _checks.as_float(y, "y", where)
+    y = checks.as_float(y, "y", where)
     m, d = D.shape
     if y.shape != (m,):
         raise ValueError(
             f"{where}: D has shape {(m, d)} but y has shape {y.shape}; y must have shape ({m},). "
             f"{_hint(D, y)}"
         )
-    _checks.arrays(params, "params", where)
-    dtype = _checks.common_dtype(D, y, params)
-    return _checks.cast(D, dtype), y.astype(dtype), _checks.cast(params, dtype)
+    checks.arrays(params, "params", where)
+    dtype = checks.common_dtype(D, y, params)
+    return checks.cast(D, dtype), y.astype(dtype), checks.cast(params, dtype)
 
 
 def _hint(D: Dictionary, y: Array) -> str:
@@ -183,10 +192,10 @@ def nonzero_atoms(norms: Array | np.ndarray, where: str) -> None:
         Traceback (most recent call last):
         ValueError: caller: atoms [1] are zero; drop them, e.g. D[:, norms > 0]
     """
-    if _checks.is_concrete(norms) and not (np.asarray(norms) > 0).all():
+    if checks.is_concrete(norms) and not (np.asarray(norms) > 0).all():
         zero = np.flatnonzero(~(np.asarray(norms) > 0))[:8].tolist()
         raise ValueError(f"{where}: atoms {zero} are zero; drop them, e.g. D[:, norms > 0]")
-    if _checks.is_concrete(norms) and np.isinf(np.asarray(norms)).any():
+    if checks.is_concrete(norms) and np.isinf(np.asarray(norms)).any():
         large = np.flatnonzero(np.isinf(np.asarray(norms)))[:8].tolist()
         raise ValueError(
             f"{where}: the norms of atoms {large} are above the range of {norms.dtype}; divide D"
@@ -209,7 +218,7 @@ def kept_atoms(atoms: Array, images: Array, where: str) -> Array:
         Traceback (most recent call last):
         ValueError: f: atoms [1] are too small beside the rest in float32; try unit atoms or float64
     """
-    _checks.same_shape(where, atoms=atoms, images=images)
+    checks.same_shape(where, atoms=atoms, images=images)
     kept = _kept(atoms, images)
     all_kept(kept, atoms.dtype, where)
     return kept
@@ -233,7 +242,7 @@ def all_kept(kept: ArrayLike, dtype: DTypeLike, where: str) -> None:
     Example:
         >>> ur.dictionaries.all_kept(np.array([True, True]), np.float32, "caller")
     """
-    if _checks.is_concrete(kept) and not np.asarray(kept).all():
+    if checks.is_concrete(kept) and not np.asarray(kept).all():
         lost = np.flatnonzero(~np.asarray(kept))[:8].tolist()
         raise ValueError(
             f"{where}: atoms {lost} are too small beside the rest in {np.dtype(dtype)}; try unit "
@@ -262,7 +271,7 @@ def unit_norms(
         >>> ur.dictionaries.unit_norms(D, ur.dictionaries.column_norms(D), "caller")
     """
     nonzero_atoms(norms, where)
-    if _checks.is_concrete(norms) and (np.abs(np.asarray(norms) - 1) > tolerance).any():
+    if checks.is_concrete(norms) and (np.abs(np.asarray(norms) - 1) > tolerance).any():
         low, high = float(norms.min()), float(norms.max())
         cuts = isinstance(D, Structured) and D.cuts_atoms
         cut = ' (boundary "zero" cuts the atoms at the border)' if cuts else ""
@@ -270,3 +279,193 @@ def unit_norms(
             f"{where}: atoms have norms in [{low:.6g}, {high:.6g}]{cut}; expected 1 within "
             f"{tolerance:g}, try dictionaries.normalize and rescale the codes by the norms"
         )
+
+
+@checked
+@program()
+def normalized(D: Dictionary) -> tuple[Operator, Array]:
+    """As `normalize`, but traceable: it does not check the norms, and a zero atom gives nan.
+
+    Example:
+        >>> D, norms = jax.jit(ur.dictionaries.normalized)(jnp.array([[3.0, 0.0], [4.0, 2.0]]))
+        >>> norms.tolist()
+        [5.0, 2.0]
+    """
+    if isinstance(D, Structured):
+        return D.normalized()
+    k = exponent(D, 0)
+    scaled = times_power(D, -k)  # 1 / norm of these atoms is in the range of the dtype
+    norms = norm(scaled, 0)
+    return scale_columns(scaled, 1 / norms), times_power(norms, k[0])
+
+
+@overload
+def normalize(D: Array | np.ndarray) -> tuple[Array, Array]: ...
+@overload
+def normalize(D: Structured) -> tuple[Structured, Array]: ...
+@overload
+def normalize(D: Dictionary) -> tuple[Operator, Array]: ...
+def normalize(D: Dictionary) -> tuple[Operator, Array]:
+    """Unit-norm atoms and the norms: D = D_unit diag(norms), so x_unit = norms x.
+
+    For `Conv` the filters are normalised; with boundary "zero" the cut border atoms keep norms
+    below 1.
+
+    Returns:
+        D_unit, of the kind of D, and norms, (d,).
+
+    Raises:
+        ValueError: an atom is zero, or its norm is above the range of the dtype (the message lists
+            which).
+
+    Example:
+        >>> D, norms = ur.dictionaries.normalize(jnp.array([[3.0, 0.0], [4.0, 2.0]]))
+        >>> norms.tolist()
+        [5.0, 2.0]
+    """
+    unit, norms = normalized(as_dictionary(D, "normalize"))
+    nonzero_atoms(norms, "normalize")
+    return unit, norms
+
+
+@checked
+@program()
+def spectral_norm(D: Dictionary) -> Array:
+    """norm(D, 2), rounded up a little so that 1 / norm^2 is a safe step.
+
+    For large structured dictionaries it is an upper bound.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> round(float(ur.dictionaries.spectral_norm(D)) ** 2, 3)
+        2.0
+    """
+    return D.spectral_norm() if isinstance(D, Structured) else largest_singular_value(D)
+
+
+@overload
+def spread(D: Dictionary, theta: Array) -> Array: ...
+@overload
+def spread(D: Dictionary, theta: ArrayLike) -> ArrayLike: ...
+@checked
+def spread(D: Dictionary | Any, theta: ArrayLike) -> ArrayLike:
+    """Thresholds against the codes of D: one per group of atoms becomes one per atom.
+
+    The groups of a `Conv` are its filters; any other shape is returned as it is.
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.ones((2, 1, 3)), 5)
+        >>> ur.dictionaries.spread(D, jnp.array([0.1, 0.2])).shape
+        (6,)
+    """
+    return D.spread(theta) if isinstance(D, Structured) else theta
+
+
+@checked
+def threshold_shapes(D: Dictionary) -> tuple[tuple[int, ...], ...]:
+    """Shapes that `spread` takes: one threshold for all atoms, one per atom, one per group.
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.ones((2, 1, 3)), 5)
+        >>> ur.dictionaries.threshold_shapes(D)
+        ((), (6,), (2,))
+    """
+    groups = D.groups if isinstance(D, Structured) else ()
+    return (), (D.shape[-1],), *((groups,) if groups else ())
+
+
+@checked
+def entries(D: Dictionary) -> Array:
+    """An array that holds every entry of D at least once; for a `Conv`, its filters.
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.array([[[1.0, -2.0]]]), 100)
+        >>> float(jnp.abs(ur.dictionaries.entries(D)).max())
+        2.0
+    """
+    return D.entries() if isinstance(D, Structured) else jnp.asarray(D)
+
+
+@checked
+def magnitudes(D: Dictionary) -> Operator:
+    """|D|, entry by entry; for a product of factors, the product of their magnitudes.
+
+    The entries of a `Composed`, `Sparse` or wrapped `Conv` are then at least those of |D|.
+
+    Example:
+        >>> ur.dictionaries.magnitudes(jnp.array([[1.0, -2.0]])).tolist()
+        [[1.0, 2.0]]
+    """
+    return D.magnitudes() if isinstance(D, Structured) else jnp.abs(D)
+
+
+@checked
+def inner_terms(D: Dictionary) -> int:
+    """How many terms the sums of D x and D'r have above those of a matrix, d and m.
+
+    With `magnitudes` they bound the rounding of products, n eps of the magnitudes for n terms.
+
+    Example:
+        >>> D = ur.dictionaries.Composed(jnp.ones((2, 3)), jnp.ones((3, 4)))
+        >>> ur.dictionaries.inner_terms(D), ur.dictionaries.inner_terms(jnp.ones((2, 4)))
+        (3, 0)
+    """
+    return D.inner_terms if isinstance(D, Structured) else 0
+
+
+@checked
+def cuts_atoms(D: Dictionary) -> bool:
+    """Whether atoms of one group differ because a border cuts them.
+
+    Example:
+        >>> filters = jnp.ones((2, 1, 3))
+        >>> ur.dictionaries.cuts_atoms(ur.dictionaries.Conv(filters, 5, boundary="zero"))
+        True
+    """
+    return isinstance(D, Structured) and D.cuts_atoms
+
+
+@checked
+def representatives(D: Dictionary) -> np.ndarray:
+    """Indices of atoms that stand for all: all d of them, or one per group.
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.ones((2, 1, 3)), 5, boundary="circular")
+        >>> ur.dictionaries.representatives(D).tolist()
+        [0, 5]
+    """
+    return D.representatives() if isinstance(D, Structured) else np.arange(D.shape[1])
+
+
+@checked
+def replicate(D: Dictionary, W: Array) -> Operator:
+    """Weights (m, n) of the `representatives` of D as weights of all atoms, (m, d).
+
+    Example:
+        >>> D = ur.dictionaries.Conv(jnp.ones((2, 1, 3)), 5, boundary="circular")
+        >>> ur.dictionaries.replicate(D, jnp.ones((5, 2))).shape
+        (5, 10)
+    """
+    shape = D.shape[0], len(representatives(D))
+    if np.shape(W) != shape:
+        raise ValueError(f"replicate: W has shape {np.shape(W)}; expected {shape}")
+    return D.replicate(W) if isinstance(D, Structured) else W
+
+
+@checked
+@program()
+def inner_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:
+    """w_i . d_j for representative rows i and all j, and the mask of i = j; (rows, d) each.
+
+    For matrices the rows are all atoms: d x d by nature. For two shift-invariant `Conv` of the same
+    geometry they are the corner atoms of every filter, which meet every relative shift.
+
+    Example:
+        >>> D = jnp.array([[1.0, 0.6], [0.0, 0.8]])
+        >>> products, own = ur.dictionaries.inner_products(D, D)
+        >>> round(float(jnp.abs(jnp.where(own, 0, products)).max()), 3)
+        0.6
+    """
+    if isinstance(D, Structured):
+        return D.inner_products(W)
+    return matrix_products(W, D)

@@ -8,14 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks
-from unrolled._arguments import checked
-from unrolled._checks import Array, ArrayLike, Key
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled.dictionaries import Conv
-from unrolled.dictionary_learning import _conv_sweep, _learning, _windows
+from unrolled.dictionary_learning import _conv_sweep, _learning
 from unrolled.dictionary_learning._conv_sweep import Curvature, Problem, sweep
-from unrolled.dictionary_learning._learning import Arrays, Keeper, Learned, Progress
-from unrolled.dictionary_learning._signals import Signals, as_lam, as_signals, near_one, unit_rows
+from unrolled.dictionary_learning._learning import (
+    Arrays,
+    Keeper,
+    Learned,
+    Progress,
+    Signals,
+    as_lam,
+    as_signals,
+    near_one,
+    unit_rows,
+)
 
 # Sweeps from one that begins with centred filters to the next, which centres one filter in _TURNS:
 # a filter that loses by it holds back only the others of its turn.
@@ -81,14 +90,14 @@ def centred(state: State, turn: int) -> Ahead | None:
         Where a sweep may begin; None where there is nothing to move, or nothing to compare with.
     """
     D, X, ahead = state
-    steps = _windows.steps_to_centre(D)
+    steps = _conv_sweep.steps_to_centre(D)
     chosen = np.roll(np.flatnonzero(steps.any(1)), turn)[::_TURNS]
     if not len(chosen) or not np.isfinite(ahead.objective):
         return None
     filters, codes = np.array(D.filters), np.array(X).reshape(len(X), *D.code_grid)
     for j in chosen:
-        filters[j] = _windows.moved(filters[j], steps[j] * D.stride, False)
-        codes[:, j] = _windows.moved(codes[:, j], -steps[j], D.boundary == "circular")
+        filters[j] = _conv_sweep.moved(filters[j], steps[j] * D.stride, False)
+        codes[:, j] = _conv_sweep.moved(codes[:, j], -steps[j], D.boundary == "circular")
     return ahead._replace(
         filters=jnp.asarray(filters), X=jnp.asarray(codes.reshape(X.shape)), t=np.ones(())
     )
@@ -102,7 +111,7 @@ def refreshed(state: State, problem: Problem, rng: np.random.Generator) -> tuple
     D, X, ahead = state
     filters = np.array(D.filters)
     use = np.asarray(jnp.sum(jnp.abs(X.reshape(len(X), len(filters), -1)), (0, 2)))
-    fresh = np.union1d(np.flatnonzero(use == 0), _windows.shifted_copies(filters, use))
+    fresh = np.union1d(np.flatnonzero(use == 0), _conv_sweep.shifted_copies(filters, use))
     if not use.any() or not len(fresh):
         return state, 0
     stay = ~np.isin(np.arange(len(filters)), fresh)
@@ -110,7 +119,7 @@ def refreshed(state: State, problem: Problem, rng: np.random.Generator) -> tuple
     R = np.asarray(_conv_sweep.evaluated(problem, D, X).R)
     R = R if problem.V is None else np.where(np.asarray(problem.V) > 0, R, 0)
     others = filters[stay].reshape(stay.sum(), -1)
-    filters[fresh] = _windows.drawn_windows(D, R, others, len(fresh), rng)
+    filters[fresh] = _conv_sweep.drawn_windows(D, R, others, len(fresh), rng)
     D = replace(D, filters=jnp.asarray(filters))
     return at_rest(D, X, np.array(np.inf), ahead.curvature), len(fresh)
 
@@ -127,10 +136,10 @@ def checked_images(
 
     Without filters its own are zero.
     """
-    _checks.on_host((images, filters, weights, mask), where, "images, filters, weights or mask")
+    checks.on_host((images, filters, weights, mask), where, "images, filters, weights or mask")
     has_filters = np.ndim(filters) > 1
-    bank = _checks.as_float(filters, "filters", where) if has_filters else _zeros(filters, where)
-    images = _checks.as_float(images, "images", where)
+    bank = checks.as_float(filters, "filters", where) if has_filters else _zeros(filters, where)
+    images = checks.as_float(images, "images", where)
     dimensions, shape = bank.ndim - 2, images.shape
     if dimensions < 1 or images.ndim not in (dimensions + 1, dimensions + 2) or 0 in shape:
         raise ValueError(
@@ -160,7 +169,7 @@ def checked_images(
 
 
 def _zeros(shape: Any, where: str) -> Array:
-    sizes = [_checks.as_index(n, "filters", where, least=1) for n in np.atleast_1d(shape)]
+    sizes = [checks.as_index(n, "filters", where, least=1) for n in np.atleast_1d(shape)]
     return jnp.zeros(sizes)
 
 
@@ -281,7 +290,7 @@ class _Filters(_learning.Method):
             images, filters, geometry, weights, mask, where
         )
         self.lam = as_lam(lam, where)
-        self.nonnegative = _checks.as_bool(nonnegative, "nonnegative", where)
+        self.nonnegative = checks.as_bool(nonnegative, "nonnegative", where)
         self.problem = _problem(self.signals, self.lam)
 
     def config(self) -> dict[str, Any]:
@@ -303,7 +312,7 @@ class _Filters(_learning.Method):
         rows = unit_rows(np.asarray(D.filters).reshape(len(D.filters), -1))
         drawn = ~rows.any(1)
         filters = rows.reshape(D.filters.shape)
-        filters[drawn] = _windows.drawn_windows(D, Y, rows[~drawn], drawn.sum(), rng)
+        filters[drawn] = _conv_sweep.drawn_windows(D, Y, rows[~drawn], drawn.sum(), rng)
         values = (
             filters,
             np.zeros((len(Y), D.shape[1]), Y.dtype),
@@ -322,7 +331,7 @@ class _Filters(_learning.Method):
             )
         dtype = self.signals.Y.dtype
         X = np.ldexp(np.asarray(resume.X, dtype).reshape(n, -1), -self.signals.exponent)
-        return State(_checks.cast(past, dtype), jnp.asarray(X), ahead)
+        return State(checks.cast(past, dtype), jnp.asarray(X), ahead)
 
     def restored(self, arrays: Arrays, keeper: Keeper) -> State:
         D, X, filters, codes = (jnp.asarray(arrays[name]) for name in _ARRAYS[:4])
@@ -345,13 +354,13 @@ class _Filters(_learning.Method):
         objectives = np.asarray(_conv_sweep.evaluated(self.problem, D, X).objectives)
         objective = _in_units(np.mean(objectives, dtype=float), signals)
         codes = np.ldexp(np.asarray(X), signals.exponent).reshape(-1, *D.code_grid)
-        D = _checks.cast(D, signals.dtype)
+        D = checks.cast(D, signals.dtype)
         return Learned(D, jnp.asarray(codes, signals.dtype), objective, (), ahead)
 
     def warn(self, state: State) -> None:
         """Of codes that are all zero."""
         if not np.asarray(state.X).any():
-            _checks.warn(
+            checks.warn(
                 f"{self.where}: all codes are zero and D is the start: lam={self.lam} is not below "
                 "max abs(D'y) of these filters; try a smaller lam"
             )

@@ -6,12 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from unrolled import _checks, _matching, _threads
-from unrolled._arguments import checked
-from unrolled._checks import ArrayLike, Key
+from unrolled._base import checks, threads
+from unrolled._base.arguments import checked
+from unrolled._base.checks import ArrayLike, Key
 from unrolled.dictionaries import Dictionary, Operator, Sparse, as_dictionary, dense
-from unrolled.dictionary_learning import _learning, _signals
+from unrolled.dictionary_learning import _learning
 from unrolled.dictionary_learning._learning import Arrays, Keeper, Learned, Progress
+from unrolled.pursuit import match
 
 # Candidates with a larger inner product are of one atom; and pairs of signals whose moments are in
 # memory together.
@@ -106,12 +107,12 @@ class _Descent(_learning.Method):
         pairs: int | None,
         rate: float,
     ):
-        where, self.signals = self.where, _signals.as_signals(Y, self.where)
+        where, self.signals = self.where, _learning.as_signals(Y, self.where)
         n, m = self.signals.Y.shape
         self.d, self.sparsity, self.p = _sizes(d, *sparsities, n, m, where)
         pairs = _PAIRS * self.d if pairs is None else pairs
-        self.pairs = _checks.as_index(pairs, "pairs", where, least=1)
-        rate = _checks.as_number(rate, "rate", where)
+        self.pairs = checks.as_index(pairs, "pairs", where, least=1)
+        rate = checks.as_number(rate, "rate", where)
         if not 0 < rate <= 1:
             raise ValueError(f"{where}: rate must be in (0, 1], got {rate}")
         self.rate, self.base = rate, _orthonormal(base, self.signals.Y, where)
@@ -122,7 +123,7 @@ class _Descent(_learning.Method):
         signals = {"signals": _learning.fingerprint(self.Z), "exponent": self.signals.exponent}
         return own | {"rate": self.rate} | signals
 
-    @_threads.one_thread()
+    @threads.one_thread()
     def start(self, rng: np.random.Generator) -> np.ndarray:
         A = _spectral(self.Z, self.d, self.p, self.pairs, rng)
         return np.ascontiguousarray(A)  # as that of a result: products round by the order in memory
@@ -143,7 +144,7 @@ class _Descent(_learning.Method):
     def arrays(self, state: np.ndarray) -> Arrays:
         return {"A": state}
 
-    @_threads.one_thread()
+    @threads.one_thread()
     def sweep(
         self, state: np.ndarray, step: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, float, int]:
@@ -151,17 +152,17 @@ class _Descent(_learning.Method):
         return A, self.signals.in_units(squares / (2 * len(self.Z))), replaced
 
     def result(self, state: np.ndarray) -> Learned:
-        signals, X = self.signals, _matching.match(state, self.Z, self.sparsity)
+        signals, X = self.signals, match(state, self.Z, self.sparsity)
         codes = jax.device_put(np.ldexp(X, signals.exponent).astype(signals.dtype))
-        base, A = _checks.cast(self.base, signals.dtype), state.astype(signals.dtype)
+        base, A = checks.cast(self.base, signals.dtype), state.astype(signals.dtype)
         return Learned(Sparse(base, A), codes, signals.objective(self.Z - X @ state.T), ())
 
 
 def _sizes(d: int, sparsity: int, p: int, n: int, m: int, where: str) -> tuple[int, int, int]:
-    d = _signals.atom_count(d, n, where)
+    d = _learning.atom_count(d, n, where)
     counts = {"sparsity": (sparsity, min(m, d)), "atom_sparsity": (p, m)}
     for name, (value, most) in counts.items():
-        if _checks.as_index(value, name, where, least=1) > most:
+        if checks.as_index(value, name, where, least=1) > most:
             raise ValueError(f"{where}: {name} is {value}; expected at most {most}")
     return d, int(sparsity), int(p)
 
@@ -170,7 +171,7 @@ def _orthonormal(base: Dictionary | None, Y: np.ndarray, where: str) -> Operator
     m = Y.shape[1]
     if base is None:
         return jax.device_put(np.eye(m, dtype=Y.dtype))
-    _checks.on_host(base, where, "base")
+    checks.on_host(base, where, "base")
     base = as_dictionary(base, where)
     if base.shape != (m, m):
         raise ValueError(f"{where}: base has shape {base.shape}; expected ({m}, {m})")
@@ -221,7 +222,7 @@ def _agreed(
         left &= ~alike[best]
     D = _sparse_columns(np.array(chosen).reshape(-1, Z.shape[1]).T, p)
     if len(chosen) < d:
-        rows = _signals.distinct(Z[rng.permutation(len(Z))], D, d - len(chosen), rng)
+        rows = _learning.distinct(Z[rng.permutation(len(Z))], D, d - len(chosen), rng)
         D = np.concatenate([D, _sparse_columns(rows.T, p)], 1)
     return D
 
@@ -231,7 +232,7 @@ def _sparse_columns(A: np.ndarray, p: int) -> np.ndarray:
     largest = np.zeros_like(A)
     rows = np.argpartition(-np.abs(A), p - 1, axis=0)[:p]
     np.put_along_axis(largest, rows, np.take_along_axis(A, rows, 0), 0)
-    return _signals.unit_rows(largest.T).T
+    return _learning.unit_rows(largest.T).T
 
 
 def _gradient_step(
@@ -244,10 +245,10 @@ def _gradient_step(
     moved = A - rate * (E.T @ np.sign(X)) / np.where(sizes > 0, sizes, 1)
     A = _sparse_columns(moved, p)
     errors = np.sum(E * E, 1)
-    dead = np.union1d(np.flatnonzero((sizes == 0) | ~A.any(0)), _signals.duplicates(A, sizes))
+    dead = np.union1d(np.flatnonzero((sizes == 0) | ~A.any(0)), _learning.duplicates(A, sizes))
     if len(dead):  # what is left of the worst signals is most often a missing atom
         worst = np.argsort(-errors, kind="stable")[: 10 * len(dead)]
-        rows = _signals.distinct(E[worst], np.delete(A, dead, 1), len(dead), rng)
+        rows = _learning.distinct(E[worst], np.delete(A, dead, 1), len(dead), rng)
         A[:, dead] = _sparse_columns(rows.T, p)
     return A, float(errors.sum(dtype=float)), len(dead)
 

@@ -1,17 +1,167 @@
-"""K-SVD and MOD: atoms for codes with a given number of nonzeros."""
+"""K-SVD, MOD and sparse K-SVD: codes of all signals, then atoms, in turn."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
-from unrolled._arguments import checked
-from unrolled._checks import ArrayLike, Key
-from unrolled.dictionaries import Dictionary
-from unrolled.dictionary_learning._learning import Learned, Options, Progress, learn
-from unrolled.dictionary_learning._signals import Signals, correction
-from unrolled.dictionary_learning._sweeps import Alternation, Fitted
+from unrolled._base import checks, threads
+from unrolled._base.arguments import checked
+from unrolled._base.checks import ArrayLike, Key
+from unrolled.dictionaries import Dictionary, Operator, Sparse, as_dictionary, dense
+from unrolled.dictionary_learning import _learning
+from unrolled.dictionary_learning._learning import (
+    Arrays,
+    Keeper,
+    Learned,
+    Method,
+    Options,
+    Progress,
+    Signals,
+    atom_count,
+    correction,
+    learn,
+    text_of,
+)
+from unrolled.pursuit import match
+
+
+class Fitted(NamedTuple):
+    """Atoms and codes of the signals: Y = X' D' + R, row by row."""
+
+    D: np.ndarray  # (m, d)
+    X: np.ndarray  # (d, n), the codes in columns
+    R: np.ndarray  # (n, m)
+
+
+class Alternation(Method):
+    """Sweeps of OMP and of updates of the atoms: here any unit atoms.
+
+    A code of the sweep before stays where OMP finds none with a smaller error, so that a sweep
+    raises the objective only where it replaces an atom. A subclass says which atoms are admissible;
+    one that keeps more than the atoms themselves says what.
+
+    Args:
+        where: the name of the caller.
+        Y, d, sparsity, options: as the caller got them.
+        update: of the atoms, in place; it leaves alone those that no code uses.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        Y: ArrayLike,
+        d: int,
+        sparsity: int,
+        options: Options,
+        update: Callable[[Signals, Fitted], None],
+    ):
+        self.where, self.first, self.update = where, options.start, update
+        self.signals = _learning.as_signals(Y, where, options.weights, options.mask)
+        n, m = self.signals.Y.shape
+        self.d = _learning.atom_count(d, n, where)
+        self.sparsity = checks.as_index(sparsity, "sparsity", where, least=1)
+        if self.sparsity > (most := min(m, self.d)):
+            raise ValueError(
+                f"{where}: sparsity is {sparsity}; expected at most {most}, the smaller of m and d"
+            )
+
+    def admit(self, D: np.ndarray, which: np.ndarray) -> np.ndarray:
+        """Admissible atoms near those given, (m, k), which will be the atoms `which`."""
+        return D
+
+    def settled(self, D: np.ndarray) -> np.ndarray:
+        """The atoms as a result would give them back: D at the start and at the end of a sweep."""
+        return D
+
+    def atoms_of(self, D: Any) -> np.ndarray:
+        """The atoms of a result, (m, d)."""
+        return np.asarray(dense(D))
+
+    def dictionary(self, D: np.ndarray, dtype: np.dtype) -> Operator:
+        """D of a result."""
+        return jnp.asarray(D, dtype)
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "d": self.d,
+            "sparsity": self.sparsity,
+            "signals": self.signals.fingerprint(),
+            "exponent": self.signals.exponent,
+            "start": text_of(self.first),
+        }
+
+    def start(self, rng: np.random.Generator) -> Fitted:
+        D = _learning.start_atoms(self.first, self.signals, self.d, rng, self.where)
+        D = self.settled(self.admit(D, np.arange(self.d)))
+        return self.fitted(D, np.zeros((self.d, len(self.signals.Y))))
+
+    def resumed(self, resume: Learned) -> Fitted:
+        (n, m), codes = self.signals.Y.shape, resume.X
+        other = isinstance(codes, tuple | None) or codes.shape != (n, self.d)
+        if other or resume.D.shape != (m, self.d):
+            raise ValueError(f"{self.where}: resume is not of {self.d} atoms and these {n} signals")
+        X = np.ldexp(np.asarray(codes, self.signals.Y.dtype), -self.signals.exponent)
+        return self.fitted(self.atoms_of(resume.D), X.T)
+
+    def restored(self, arrays: Arrays, keeper: Keeper) -> Fitted:
+        return self.fitted(arrays["D"], arrays["X"].T)
+
+    def arrays(self, state: Fitted) -> Arrays:
+        return {"D": state.D, "X": state.X.T}
+
+    @threads.one_thread()  # but for OMP: factorisations of few rows
+    def sweep(
+        self, state: Fitted, step: int, rng: np.random.Generator
+    ) -> tuple[Fitted, float, int]:
+        """Codes, then new atoms for duplicates and unused ones, then the update of the others."""
+        fitted = self.coded(state)
+        D, X, R = fitted
+        use = np.count_nonzero(X, 1)
+        again = _learning.duplicates(D, use)
+        R += X[again].T @ D[:, again].T
+        X[again] = 0
+        use[again] = 0
+        dead = np.flatnonzero(use == 0)
+        self.replace(fitted, dead, rng)
+        self.update(self.signals, fitted)
+        fitted = self.fitted(self.settled(D), X)
+        return fitted, self.signals.objective(fitted.R), len(dead)
+
+    def result(self, state: Fitted) -> Learned:
+        signals = self.signals
+        X = jnp.asarray(np.ldexp(state.X.T, signals.exponent), signals.dtype)
+        return Learned(self.dictionary(state.D, signals.dtype), X, signals.objective(state.R), ())
+
+    def fitted(self, D: np.ndarray, X: np.ndarray) -> Fitted:
+        """Atoms and codes with their residual."""
+        D, X = (np.array(value, self.signals.Y.dtype, order="C") for value in (D, X))
+        return Fitted(D, X, self.signals.Y - X.T @ D.T)
+
+    def coded(self, old: Fitted) -> Fitted:
+        """The codes of OMP, or the old ones where their error is smaller."""
+        signals = self.signals
+        X = match(old.D, signals.Y, self.sparsity, signals.V)
+        R = signals.Y - X @ old.D.T
+        worse = signals.errors(R) > signals.errors(old.R)
+        X[worse], R[worse] = old.X[:, worse].T, old.R[worse]
+        return Fitted(old.D, np.ascontiguousarray(X.T), R)
+
+    def replace(self, fitted: Fitted, which: np.ndarray, rng: np.random.Generator) -> None:
+        """Put the signals that are represented worst in place of atoms that no code uses."""
+        if not len(which):
+            return
+        signals, errors = self.signals, self.signals.errors(fitted.R)
+        worst = np.argsort(-errors, kind="stable")[: 10 * len(which)]
+        worst = worst[errors[worst] > 0]
+        candidates = signals.filled(fitted.R)[worst] if signals.V is not None else signals.Y[worst]
+        others = np.delete(fitted.D, which, 1)
+        fitted.D[:, which] = self.admit(
+            _learning.distinct(candidates, others, len(which), rng).T, which
+        )
+
 
 # Alternating steps towards the leading pair of singular vectors of an error, from the last ones.
 _STEPS = 3
@@ -226,3 +376,161 @@ def _all_atoms(signals: Signals, fitted: Fitted) -> None:
     new, scaled = new / norms, norms[:, None] * scaled
     if signals.objective(signals.Y - scaled.T @ new.T) < signals.objective(R):
         D[:], X[:] = new, scaled
+
+
+_NEAR_1 = 1e-15, 1e15  # norms whose squares are in the range of float32
+
+
+@checked
+def sparse_ksvd(
+    Y: ArrayLike,
+    base: Dictionary,
+    d: int,
+    *,
+    sparsity: int,
+    atom_sparsity: int,
+    sweeps: int = 20,
+    key: Key = 0,
+    start: str | Dictionary = "data",
+    weights: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    progress: Progress | None = None,
+    resume: Learned | None = None,
+    checkpoint: str | Path | None = None,
+) -> Learned:
+    r"""Sparse K-SVD: a dictionary D = Phi A over a base Phi, with few nonzeros in a column of A.
+
+    .. math:: \min_{A, X} \frac1{2n} \sum_{k=1}^n \|y_k - \Phi A x_k\|^2, \qquad
+        \|x_k\|_0 \le s, \; \|a_j\|_0 \le p, \; \|\Phi a_j\| = 1.
+
+    It is `ksvd` with one change: the best atom for given codes is approximated in the base, by
+    orthogonal matching pursuit with p atoms, and taken only if it lowers the objective. With the
+    base I and p = m it is `ksvd`. With an orthonormal base it is the base times what is learned
+    from Y Phi with the base I.
+
+    Args:
+        Y: (n, m), signals in rows, with n at least d.
+        base: Phi, (m, p), such as `dictionaries.dct`, or a structured one.
+        d: the number of atoms.
+        sparsity: s, the most nonzeros of a code, in 1..min(m, d).
+        atom_sparsity: p, the most nonzeros of a column of A, in 1..min(m, p).
+        sweeps, key, start, weights, mask, progress, resume, checkpoint: as in `ksvd`; atoms to
+            start from are approximated in the base.
+
+    Returns:
+        Learned, where D is a `dictionaries.Sparse`.
+
+    Raises:
+        TypeError, ValueError, CheckpointError: as in `ksvd`, and for a base or an atom_sparsity
+            that does not fit.
+
+    Reference: Rubinstein, Zibulevsky, Elad (2010).
+
+    Example:
+        >>> base = ur.dictionaries.dct(8, 8)
+        >>> Y = jax.random.normal(jax.random.key(1), (100, 8))
+        >>> learned = ur.dictionary_learning.sparse_ksvd(
+        ...     Y, base, 12, sparsity=2, atom_sparsity=3, sweeps=5
+        ... )
+        >>> learned.D.shape, learned.D.values.shape
+        ((8, 12), (3, 12))
+    """
+    where = "sparse_ksvd"
+    checks.on_host((Y, base), where, "Y or base")
+    base, m = as_dictionary(base, where), np.shape(Y)[-1] if np.ndim(Y) else 0
+    if base.shape[0] != m:
+        raise ValueError(f"{where}: base has shape {base.shape} but signals have length {m}")
+    atom_sparsity = checks.as_index(atom_sparsity, "atom_sparsity", where, least=1)
+    if atom_sparsity > min(base.shape):
+        raise ValueError(
+            f"{where}: atom_sparsity is {atom_sparsity}; expected at most {min(base.shape)}, the "
+            "smaller dimension of the base"
+        )
+    options = _learning.Options(sweeps, key, progress, resume, checkpoint, start, weights, mask)
+    return _learning.learn(_OverBase(Y, d, sparsity, options, base, atom_sparsity), options)
+
+
+class SparseColumns:
+    """Columns a of A with few nonzeros whose atoms, the products with a base, have norm 1."""
+
+    def __init__(self, base: np.ndarray, A: np.ndarray, count: int):
+        self.base, self.A, self.count = base, A.copy(), count
+        self.tried: list[np.ndarray] = []
+
+    def update(self, signals: Signals, fitted: Fitted) -> None:
+        """The update of sparse K-SVD."""
+        for j in range(fitted.D.shape[1]):
+            self.tried = []
+            taken = update_atom(signals, fitted, j, self._nearest)
+            if taken:
+                self.A[:, j] = self.tried[taken - 1]
+
+    def _nearest(self, z: np.ndarray, h: np.ndarray | None) -> np.ndarray:
+        atoms, A = self.approximate(z[None], None if h is None else h[None])
+        self.tried.append(A[0])
+        return atoms[0]
+
+    def approximate(self, Z: np.ndarray, H: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Unit atoms near multiples of the rows of Z, and their columns of A, all in rows."""
+        A = match(self.base.astype(Z.dtype), Z, self.count, H)
+        atoms = A @ self.base.T.astype(Z.dtype)
+        norms = np.linalg.norm(atoms, axis=1, keepdims=True)
+        norms = np.where(norms > 0, norms, 1)
+        return atoms / norms, A / norms
+
+
+class _OverBase(Alternation):
+    """Atoms over a base; their columns are kept beside them."""
+
+    def __init__(
+        self,
+        Y: ArrayLike,
+        d: int,
+        sparsity: int,
+        options: _learning.Options,
+        base: Dictionary,
+        atom_sparsity: int,
+    ):
+        matrix = np.asarray(dense(base))
+        sizes = np.linalg.norm(matrix.astype(float), axis=0)
+        if not (_NEAR_1[0] <= sizes.max() <= _NEAR_1[1]):
+            raise ValueError(
+                f"sparse_ksvd: base has columns of norms up to {sizes.max():.3g}; expected numbers "
+                "near 1, try dictionaries.normalize"
+            )
+        d = atom_count(d, np.shape(Y)[0], "sparse_ksvd")
+        self.base, zeros = base, np.zeros((base.shape[1], d))
+        self.columns = SparseColumns(matrix, zeros, atom_sparsity)
+        super().__init__("sparse_ksvd", Y, d, sparsity, options, self.columns.update)
+
+    def config(self) -> dict[str, Any]:
+        columns = self.columns
+        own = {"atom_sparsity": columns.count, "base": _learning.fingerprint(columns.base)}
+        return super().config() | own
+
+    def admit(self, D: np.ndarray, which: np.ndarray) -> np.ndarray:
+        atoms, A = self.columns.approximate(np.ascontiguousarray(D.T), None)
+        self.columns.A = self.columns.A.astype(D.dtype)
+        self.columns.A[:, which] = A.T
+        return atoms.T
+
+    def arrays(self, state: Fitted) -> Arrays:
+        return super().arrays(state) | {"A": self.columns.A}
+
+    def restored(self, arrays: Arrays, keeper: Keeper) -> Fitted:
+        self.columns.A = arrays["A"]
+        return super().restored(arrays, keeper)
+
+    def atoms_of(self, D: Any) -> np.ndarray:
+        if not isinstance(D, Sparse) or D.base.shape != self.base.shape:
+            raise ValueError("sparse_ksvd: resume has atoms over another base, or over none")
+        values = np.asarray(D.values)
+        A = self.columns.A = np.zeros_like(self.columns.A, dtype=values.dtype)
+        A[np.asarray(D.indices), np.arange(values.shape[1])] = values
+        return self.settled(values)
+
+    def settled(self, D: np.ndarray) -> np.ndarray:
+        return self.columns.base.astype(D.dtype) @ self.columns.A
+
+    def dictionary(self, D: np.ndarray, dtype: np.dtype) -> Operator:
+        return Sparse(checks.cast(self.base, dtype), jnp.asarray(self.columns.A, dtype))

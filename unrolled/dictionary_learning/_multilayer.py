@@ -7,14 +7,17 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks, _threads
-from unrolled._arguments import checked
-from unrolled._checks import ArrayLike, Key
-from unrolled._matching import match
+from unrolled._base import checks, threads
+from unrolled._base.arguments import checked
+from unrolled._base.checks import ArrayLike, Key
 from unrolled.dictionaries import Dictionary
 from unrolled.dictionary_learning import _learning
-from unrolled.dictionary_learning._learning import Arrays, Keeper, Learned, Progress
-from unrolled.dictionary_learning._signals import (
+from unrolled.dictionary_learning._ksvd import Fitted, SparseColumns
+from unrolled.dictionary_learning._learning import (
+    Arrays,
+    Keeper,
+    Learned,
+    Progress,
     Signals,
     as_signals,
     correction,
@@ -22,8 +25,7 @@ from unrolled.dictionary_learning._signals import (
     duplicates,
     start_atoms,
 )
-from unrolled.dictionary_learning._sparse_ksvd import SparseColumns
-from unrolled.dictionary_learning._sweeps import Fitted
+from unrolled.pursuit import match
 
 # Passes of thresholded gradient steps over the columns of a layer, in one sweep.
 _PASSES = 3
@@ -146,7 +148,7 @@ class _Layers(_learning.Method):
     def arrays(self, state: _State) -> Arrays:
         return {"X": state[1]} | {f"D_{j}": D for j, D in enumerate(state[0])}
 
-    @_threads.one_thread()
+    @threads.one_thread()
     def sweep(self, state: _State, step: int, rng: Any) -> tuple[_State, float, int]:
         Ds, X, replaced = _sweep(self.signals, *state, self.counts, rng)
         return (Ds, X), self.signals.objective(_residual(self.signals, Ds, X)), replaced
@@ -173,7 +175,7 @@ def _shapes(
     for j, shape in enumerate(shapes, start=1):
         if np.shape(shape) != (2,):
             raise ValueError(f"{where}: shapes[{j - 1}] is {shape}; expected (rows, columns)")
-        rows, columns = _checks.as_indices(shape, f"shapes[{j - 1}]", where, least=1)
+        rows, columns = checks.as_indices(shape, f"shapes[{j - 1}]", where, least=1)
         expected = checked[-1][1] if checked else m
         if rows != expected:
             what = f"D_{j - 1} has {expected} columns" if checked else f"signals have length {m}"
@@ -201,7 +203,7 @@ def _counts(
     counts: list[int] = []
     for j, (s, (_, d)) in enumerate(zip(sparsities, shapes), start=1):
         most = d if j < len(shapes) else min(d, shapes[0][0])
-        s = _checks.as_index(s, f"s_{j}", where, least=1)
+        s = checks.as_index(s, f"s_{j}", where, least=1)
         if s > most:
             raise ValueError(f"{where}: s_{j} is {s}; expected at most {most}")
         if counts and s > counts[-1]:

@@ -6,19 +6,141 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks
-from unrolled._arguments import checked
-from unrolled._checks import Key
-from unrolled._files import CheckpointError
-from unrolled._threads import one_thread
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Key
+from unrolled._base.files import CheckpointError
+from unrolled._base.threads import one_thread
 from unrolled.dictionaries import Dictionary
-from unrolled.dictionary_learning import _learning, _signals
-from unrolled.dictionary_learning._codes import lasso_codes
-from unrolled.dictionary_learning._learning import Arrays, Keeper, Learned, Progress
-from unrolled.dictionary_learning._signals import Signals, as_lam, as_signals, distinct, duplicates
+from unrolled.dictionary_learning import _learning
+from unrolled.dictionary_learning._learning import (
+    Arrays,
+    Keeper,
+    Learned,
+    Progress,
+    Signals,
+    as_lam,
+    as_signals,
+    distinct,
+    duplicates,
+)
+from unrolled.pursuit import lasso, lasso_batch, share
+
+# Relative duality gap of a code. The atoms move by more from batch to batch, the objective is far
+# nearer to its minimum than this, and a smaller gap does not lead to better atoms.
+TOL = 5e-2
+# Steps between two looks at the gap, and looks; what is left then goes to `lasso_batch`.
+_STEPS, _LOOKS = 15, 10
+_CHUNK = 256  # signals whose arrays stay in the cache of a core
+_RELAXATION = np.float32(1.8)
+
+
+def lasso_codes(D: np.ndarray, Y: np.ndarray, lam: float, V: np.ndarray | None) -> np.ndarray:
+    r"""The codes of signals near 1 with unit atoms, each with a relative duality gap below `TOL`.
+
+    .. math:: \min_x \tfrac12 (y - D x)' V (y - D x) + lam \|x\|_1.
+
+    Args:
+        D: (m, d).
+        Y: (n, m).
+        lam: penalty weight.
+        V: (n, m), the diagonals of V; None for ones.
+
+    Returns:
+        X, (n, d).
+    """
+    if V is not None:
+        root = np.sqrt(V)
+        return np.asarray(_weighted(D, root * Y, root, np.asarray(lam, D.dtype)))
+    stepper = _stepper(D)
+    X, left = np.zeros((len(Y), D.shape[1]), np.float32), np.zeros(len(Y), bool)
+    Y32, lam32 = Y.astype(np.float32), np.float32(lam)
+
+    def work(part: slice) -> None:
+        X[part], left[part] = _admm(stepper, Y32[part], lam32)
+
+    share(work, len(Y), _CHUNK)
+    X = X.astype(Y.dtype)
+    if left.any():
+        X[left] = lasso_batch(jnp.asarray(D), Y[left], lam, tol=TOL, start=X[left]).x
+    return X
+
+
+@jax.jit
+def _weighted(D: jax.Array, Y: jax.Array, root: jax.Array, lam: jax.Array) -> jax.Array:
+    return jax.vmap(lambda y, w: lasso(w[:, None] * D, y, lam, tol=TOL).x)(Y, root)
+
+
+class _Stepper(NamedTuple):
+    """ADMM with penalty 1: alpha x(q) = c + alpha q - q E'E, with c = y K."""
+
+    D: np.ndarray  # (m, d)
+    atoms: np.ndarray  # (d, m) D'
+    K: np.ndarray  # (m, d)
+    E: np.ndarray  # (m, d)
+    turned: np.ndarray  # (d, m) E'
+
+
+def _stepper(D: np.ndarray) -> _Stepper:
+    D = D.astype(float)
+    L = np.linalg.cholesky(D @ D.T + np.eye(len(D)))
+    half = np.linalg.solve(L, D)
+    E, K = np.sqrt(_RELAXATION) * half, _RELAXATION * np.linalg.solve(L.T, half)
+    return _Stepper(*(np.ascontiguousarray(A, np.float32) for A in (D, D.T, K, E, E.T)))
+
+
+def _admm(stepper: _Stepper, Y: np.ndarray, lam: np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """The codes, and which of them have too large a gap in the end."""
+    c = Y @ stepper.K
+    v, X = np.zeros_like(c), np.zeros_like(c)
+    left = np.arange(len(Y))
+    for _ in range(_LOOKS):
+        v = _admm_steps(stepper, v, c[left], lam)
+        x = v - np.clip(v, -lam, lam)
+        X[left] = x
+        far = _gap(stepper, Y[left], x, lam) > TOL
+        left, v = left[far], v[far]
+        if not len(left):
+            break
+    unsolved = np.zeros(len(Y), bool)
+    unsolved[left] = True
+    return X, unsolved
+
+
+def _admm_steps(stepper: _Stepper, v: np.ndarray, c: np.ndarray, lam: np.float32) -> np.ndarray:
+    """Steps of over-relaxed ADMM, as a map of v = alpha x + (1 - alpha) z + u.
+
+    With u = clip(v) and q = v - 2 u, v <- alpha x(q) + (1 - alpha) q + (2 - alpha) u.
+    """
+    v = v.copy()
+    u, q = np.empty_like(v), np.empty_like(v)
+    for _ in range(_STEPS):
+        np.clip(v, -lam, lam, out=u)
+        np.subtract(v, u, out=q)
+        q -= u
+        np.matmul(q @ stepper.turned, stepper.E, out=v)
+        np.subtract(q, v, out=v)
+        u *= 2 - _RELAXATION
+        v += u
+        v += c
+    return v
+
+
+def _gap(stepper: _Stepper, Y: np.ndarray, x: np.ndarray, lam: np.float32) -> np.ndarray:
+    """The duality gaps, relative to norm(y)^2 / 2."""
+    r = Y - x @ stepper.atoms
+    g = r @ stepper.D
+    top = np.abs(g).max(1)
+    s = np.where(top > lam, lam / np.where(top > lam, top, 1), 1)[:, None]
+    unit = np.sum(Y * Y, 1) / 2
+    # lam norm(x, 1) - s x'g and (1 - s)^2 norm(r)^2 / 2: both are non-negative.
+    terms = lam * np.sum(np.abs(x), 1) - np.sum(x * (s * g), 1)
+    gap = (1 - s[:, 0]) ** 2 * np.sum(r * r, 1) / 2 + terms
+    return gap / np.where(unit > 0, unit, 1)
 
 
 class Sums(NamedTuple):
@@ -40,7 +162,7 @@ def absorb(
     sums: Sums, signals: Signals, lam: float, beta: float, rng: np.random.Generator
 ) -> tuple[Sums, float, int]:
     """The sums with a batch, the mean objective of that batch before, and the atoms replaced."""
-    sums, lam = _rescaled(sums, signals), _signals.near_one(lam, signals.exponent + signals.scale)
+    sums, lam = _rescaled(sums, signals), _learning.near_one(lam, signals.exponent + signals.scale)
     D, n = sums.D.astype(signals.Y.dtype), len(signals.Y)
     X = lasso_codes(D, signals.Y, lam, signals.V)
     R = signals.Y - X @ D.T
@@ -95,7 +217,7 @@ def mean_objective(sums: Sums) -> float:
     """The mean objective over the past, in the units of the signals."""
     D, A, B, terms, weight, exponent = sums
     value = (terms + np.sum((D.T @ D) * A) / 2 - np.sum(D * B)) / max(float(weight), 1.0)
-    return _signals.in_units(value, 2 * int(exponent))
+    return _learning.in_units(value, 2 * int(exponent))
 
 
 @checked
@@ -194,8 +316,8 @@ class _Stream(_learning.Method):
         options: _learning.Options,
     ):
         where, self.options = self.where, options
-        self.d, self.lam = _checks.as_index(d, "d", where, least=1), as_lam(lam, where)
-        self.forgetting = _checks.as_number(forgetting, "forgetting", where)
+        self.d, self.lam = checks.as_index(d, "d", where, least=1), as_lam(lam, where)
+        self.forgetting = checks.as_number(forgetting, "forgetting", where)
         if not 0 <= self.forgetting < math.inf:
             raise ValueError(
                 f"{where}: forgetting must be non-negative and finite, got {forgetting}"
@@ -249,7 +371,7 @@ class _Stream(_learning.Method):
     def warn(self, state: _State) -> None:
         """Of codes that are all zero."""
         if state.sums.terms > 0 and not state.sums.A.any():
-            _checks.warn(
+            checks.warn(
                 f"{self.where}: all codes are zero, so D is made of signals: lam={self.lam} is not "
                 "below max abs(D'y); try a smaller lam"
             )
@@ -331,7 +453,7 @@ def _start(
     exponent = max(signals.exponent for signals in first)
     Y = np.concatenate([signals.rescaled(exponent).Y for signals in first])
     together = Signals(Y, None, exponent, first[0].dtype)
-    D = _signals.start_atoms(start, together, d, rng, where).astype(float)
+    D = _learning.start_atoms(start, together, d, rng, where).astype(float)
     m = len(D)
     zeros = np.zeros((d, d)), np.zeros((m, d)), np.zeros(()), np.zeros(())
     return Sums(D, *zeros, np.array(exponent)), itertools.chain(first, stream)

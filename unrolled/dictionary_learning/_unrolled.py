@@ -8,12 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from unrolled import _checks, training
-from unrolled._arguments import checked
-from unrolled._checks import ArrayLike, Key
+from unrolled import training
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import ArrayLike, Key
 from unrolled.dictionaries import Dictionary
-from unrolled.dictionary_learning._learning import Learned, Progress, Step, generator
-from unrolled.dictionary_learning._signals import as_signals, atom_count, start_atoms
+from unrolled.dictionary_learning._learning import (
+    Learned,
+    Progress,
+    Step,
+    as_signals,
+    atom_count,
+    generator,
+    start_atoms,
+)
 from unrolled.layers import Layer
 
 _CHUNK = 1000  # signals whose codes are computed together
@@ -82,11 +90,11 @@ def unrolled(
     signals = as_signals(Y, where)
     n = len(signals.Y)
     d = atom_count(d, n, where)
-    batch = _checks.as_index(batch, "batch", where, least=1)
-    rate = _checks.as_number(rate, "rate", where)
+    batch = checks.as_index(batch, "batch", where, least=1)
+    rate = checks.as_number(rate, "rate", where)
     if not 0 < rate < np.inf:
         raise ValueError(f"{where}: rate must be positive and finite, got {rate}")
-    key = _checks.as_key(key, where)
+    key = checks.as_key(key, where)
     D = jnp.asarray(start_atoms(start, signals, d, generator(key, 0), where), signals.dtype)
     rows = jnp.asarray(np.ldexp(signals.Y, signals.exponent), signals.dtype)
     loss = training.lasso(lam)

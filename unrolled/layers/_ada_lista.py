@@ -5,8 +5,8 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from unrolled._checks import Array, Key
-from unrolled._program import program
+from unrolled._base.checks import Array, Key
+from unrolled._base.programs import program
 from unrolled.dictionaries import Dictionary, dense, spread
 from unrolled.layers._ista import StepAndThreshold
 from unrolled.layers._layer import Acting, Recipe

@@ -1,18 +1,151 @@
-"""ALISTA (Liu, Chen, Wang, Yin 2019): weights from theory, trained, or recomputed for each D."""
+"""ALISTA and its kin: weights in closed form; thresholds and step sizes are learned, or follow
+the residual.
+"""
 
-from typing import Any, NamedTuple
+import math
+from typing import Annotated, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled._checks import Array, Key
-from unrolled.dictionaries import Dictionary, as_dictionary, spread
-from unrolled.layers._closed_form import FromClosedForm
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, Key
+from unrolled._base.numbers import exponent, ldexp, norm, power_of_two, times_power
+from unrolled._base.programs import program
+from unrolled.activations import relu
+from unrolled.dictionaries import (
+    Conv,
+    Dictionary,
+    Operator,
+    as_dictionary,
+    column_norms,
+    spectral_norm,
+    spread,
+)
 from unrolled.layers._ista import StepAndThreshold
-from unrolled.layers._layer import Acting, Recipe, selecting
-from unrolled.layers._records import Fixed, Unrolled, Weights
-from unrolled.layers._shrinking import Coupled, FromISTA, Selecting
+from unrolled.layers._layer import Acting, Layer, Recipe, selecting
+from unrolled.layers._records import (
+    RELATIVE,
+    Fixed,
+    Gamma,
+    Number,
+    Shape,
+    Unrolled,
+    Weights,
+    magnitude,
+)
+from unrolled.layers._shrinking import (
+    PUBLISHED_SUPPORT,
+    Coupled,
+    FromISTA,
+    Selecting,
+    support_option,
+)
+from unrolled.records import option
+from unrolled.theory import MessagePassing, frobenius_weights, spectral_radius
+
+
+def stable_step(W: Dictionary, D: Dictionary) -> Array:
+    """min(1, 2 / rho) with the spectral radius rho of W'D: beyond it x + gamma W'(y - D x) expands.
+
+    Example:
+        >>> D = jnp.eye(2)
+        >>> [round(float(ur.layers.stable_step(W, D)), 3) for W in (D, 4 * D)]
+        [1.0, 0.5]
+    """
+    return _stable_step(as_dictionary(W, "stable_step", "W"), as_dictionary(D, "stable_step"))
+
+
+@program()
+def _stable_step(W: Dictionary, D: Dictionary) -> Array:
+    return jnp.minimum(1, 2 / spectral_radius(W, D))
+
+
+@checked
+def lasso_weights(D: Dictionary, ridge: float) -> Operator:
+    r"""Weights between those of least norm(W'D, "fro") and the D of ISTA.
+
+    .. math:: w_i \propto (D D' + ridge \|D\|_2^2 \, I)^{-1} d_i, \qquad
+        w_i \cdot d_i = \|d_i\|^2 / \tfrac1d \sum_j \|d_j\|^2.
+
+    For unit atoms w_i . d_i = 1, and ridge = 0 gives `theory.frobenius_weights`; as ridge -> inf, W
+    tends to a multiple of D, whose steps are those of ISTA. The norm(D, 2) of a `Conv` is a bound.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 8, 16)
+        >>> W = ur.layers.lasso_weights(D, 0.0)
+        >>> bool(jnp.allclose(W, ur.theory.frobenius_weights(D), atol=1e-5))
+        True
+    """
+    W = _lasso_weights(D, None if checks.is_concrete(ridge) and ridge == 0 else ridge)
+    if checks.is_concrete(W) and any(np.isnan(np.asarray(A)).any() for A in jax.tree.leaves(W)):
+        scaled = _scaled(D)[0]
+        frobenius_weights(scaled, ridge * spectral_norm(scaled) ** 2)  # says which atoms have none
+    return W
+
+
+def _scaled(D: Dictionary) -> tuple[Dictionary, Array]:
+    """D 2^-k, whose squares are in the range of the dtype, and 2^-k."""
+    factor = power_of_two(-exponent(spectral_norm(D)), D.dtype)
+    return D * factor, factor
+
+
+@program()
+def _lasso_weights(D: Dictionary, ridge: float | None) -> Operator:
+    scaled, factor = _scaled(D)
+    W = frobenius_weights(scaled, 0.0 if ridge is None else ridge * spectral_norm(scaled) ** 2)
+    squares = column_norms(scaled) ** 2
+    squares = squares / jnp.mean(squares)
+    if isinstance(W, Conv):  # all positions of a filter have one norm
+        filters = squares.reshape(len(W.filters), -1)[:, 0]
+        return W.scale(filters.reshape(-1, *(1,) * (W.filters.ndim - 1)) * factor)
+    return W * squares[None, :] * factor
+
+
+class FromClosedForm(Layer):
+    """A family that starts with `lasso_weights`, gamma = 1 / rho(W'D) and theta = gamma lam.
+
+    The steps descend, as those of ISTA do, in a norm in which small singular values of D count for
+    more. (For atoms that are not unit, lam counts per mean square of their norms, as in ISTA.)
+
+    Example:
+        >>> layer, D = ur.alista(2, lam=0.1), jnp.eye(3)
+        >>> gamma, theta = layer.closed_form_steps(layer.closed_form(D), D)
+        >>> print(gamma.round(3), theta.round(3))
+        [1. 1.] [0.1 0.1]
+    """
+
+    lam: float = option(default=0.1, least=0, help="weight of the LASSO at the start")
+    theta: float | None = option(
+        default=None, least=0, help="threshold at the start; None takes gamma lam"
+    )
+    ridge: float = option(
+        default=0.2,
+        least=0,
+        absent=0.0,
+        help="ridge of the closed form, in units of norm(D, 2)^2; 0 gives the weights of the paper",
+    )
+
+    def closed_form(self, D: Dictionary) -> Operator:
+        """The weights for a dictionary, (m, d)."""
+        return lasso_weights(D, self.ridge)
+
+    def closed_form_steps(self, W: Dictionary, D: Dictionary) -> StepAndThreshold:
+        """The step sizes and thresholds to start with, (K,) each."""
+        return _closed_form_steps(self, W, D)
+
+
+@program("layer")
+def _closed_form_steps(layer: FromClosedForm, W: Dictionary, D: Dictionary) -> StepAndThreshold:
+    gamma = (1 / spectral_radius(W, D)).astype(D.dtype)
+    norms = column_norms(D)
+    k = exponent(norms)
+    size = jnp.mean(times_power(norms, -k) ** 2)  # the mean square of the norms, over 2^(2 k)
+    theta = ldexp(gamma * layer.lam / size, -2 * k) if layer.theta is None else layer.theta
+    return StepAndThreshold(jnp.full(layer.depth, gamma), jnp.full(layer.depth, theta, D.dtype))
 
 
 def with_unit_steps(theta: Array) -> StepAndThreshold:
@@ -29,7 +162,7 @@ class alista(Coupled, FromClosedForm, Selecting):
 
     With the default ridge the objective of the LASSO at the start is at most that of ISTA at the
     same depth, or within 2 % of it where ISTA has converged: so on smooth, correlated,
-    ill-conditioned and noisy problems (tests/test_starts.py) and on learned dictionaries
+    ill-conditioned and noisy problems and on learned dictionaries
     (benchmarks/README.md). With ridge = 0, the weights of the paper, it can be far above. `fit`
     warns of a start above ISTA. For planted codes without noise training goes further with the
     weights of the paper, which `analytic.alista` and ridge = 0 give. Not claimed: either with
@@ -133,3 +266,261 @@ class robust_alista(FromClosedForm, Selecting):
 
     def weights(self, shared, p, D):
         return Acting(self.closed_form(D), p.gamma)
+
+
+# A step that leaves more than twice the least residual is not taken. Under noise the residual of
+# good codes rises by some percent.
+_GROWTH = 2
+# The share of nonzeros that the correction sees at most: its factor a / (1 - a) stays below 9.
+_MOST_NONZEROS = 0.9
+
+
+class Adapting(NamedTuple):
+    """One step: its size, the threshold per mean magnitude, and the weight of the last term."""
+
+    gamma: Gamma
+    theta: Annotated[Array, Shape("", role=RELATIVE)]
+    beta: Number
+
+
+class Followed(NamedTuple):
+    """The state: the code, where the next step begins, and what is left of the signal there."""
+
+    x: Array  # (d,)
+    z: Array  # (d,)
+    r: Array  # (m,), y - D z
+    limit: Array  # the residual above which a step is not taken
+    refused: Array  # how many steps were not taken, an integer
+
+
+class alista_at(Selecting):
+    r"""K steps of ALISTA whose thresholds follow the residual; 3 K numbers are learned.
+
+    .. math::
+        r = y - D z, \qquad u = z + \gamma_k W'r, \qquad
+        x \leftarrow \mathrm{shrink}(u, \; \theta_k \|W'r\|_1 / d), \qquad
+        z \leftarrow x + \beta_k (x - x_{\mathrm{before}}),
+
+    or with `onsager` the correction of message passing, a being the share of nonzeros in x:
+
+    .. math:: z \leftarrow x + \beta_k \frac{a}{1 - a} (x - u).
+
+    A scaled signal has a scaled code. A step that leaves a residual above that of y, or above twice
+    the least one, is not taken: the next begins where it began. The field `refused` of the last
+    state, `layer.run(params, D, y)[0]`, says how many were not.
+
+    Params: shared W, which carries no gradient; steps (gamma, theta, beta). The magnitude of theta
+    counts; it is a threshold per mean magnitude, which `analytic.calibrate` sets with gamma. `init`
+    takes W in closed form, gamma = min(1, 2 / rho(W'D)), and beta = 0, or 1 with `onsager`. a
+    carries no gradient. For noisy signals try a `ridge` of 0.2 to 1.
+
+    It knows no lam, and a signal c y has c times the code of y, as no LASSO with a fixed lam has
+    it: in that objective the start can be above ISTA at the same depth.
+
+    Reference: Kim, Park (2020), adaptive thresholds; Chen, Liu, Wang, Yin (2018), support
+    selection; Ma, Ping (2017), the correction. Not claimed: a bound on the error, or convergence;
+    with `onsager`, more than zero codes for ill-conditioned dictionaries with noise at the start.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
+        >>> layer, y = ur.layers.alista_at(8, onsager=True), 2 * D[:, 3] - D[:, 7]
+        >>> state, _ = layer.run(layer.init(None, D), D, y)
+        >>> jnp.flatnonzero(jnp.abs(state.x) > 0.1).tolist(), int(state.refused)
+        ([3, 7], 0)
+    """
+
+    by: str = option(
+        default="code",
+        choices=("code", "residual"),
+        help='what sets the thresholds: "code", the mean magnitude of W\'r; "residual", that of r',
+    )
+    onsager: bool = option(default=False, help="use the correction of message passing, no momentum")
+    theta: float = option(
+        default=1.5, least=0, help="threshold per mean magnitude at the start, times gamma"
+    )
+    ridge: float = option(
+        default=0.0,
+        least=0,
+        help="ridge of the closed form, in units of norm(D, 2)^2, for noisy signals",
+    )
+    support: tuple[float, float] | None = support_option(PUBLISHED_SUPPORT)
+
+    forms = (Unrolled(Fixed, Adapting),)
+    recipe = Recipe(rate=2e-3, options=selecting, calibrated=True, weighted=True)
+
+    def init(self, key: Key | None, D: Dictionary) -> Unrolled:
+        D = as_dictionary(D, self.family)
+        return _start(self, lasso_weights(D, self.ridge), D)
+
+    def start(self, D, y):
+        zero = jnp.zeros(D.shape[1], y.dtype)
+        return Followed(zero, zero, y, norm(y), jnp.zeros((), jnp.int32))
+
+    def step(self, shared, p, D, y, state, fraction=None):
+        g = state.r @ lax.stop_gradient(shared.W)
+        u = state.z + p.gamma * g
+        size = jnp.mean(jnp.abs(g if self.by == "code" else state.r))
+        x = self.shrink(u, magnitude(p.theta) * size, fraction)
+        if self.onsager:
+            a = jnp.minimum(jnp.mean(x != 0, dtype=y.dtype), _MOST_NONZEROS)
+            z = x + p.beta * a / (1 - a) * (x - u)
+        else:
+            z = x + p.beta * (x - state.x)
+        r = y - D @ z
+        taken = Followed(x, z, r, jnp.minimum(state.limit, _GROWTH * norm(r)), state.refused)
+        return _unless(norm(r) > state.limit, state, taken)
+
+    def weights(self, shared, p, D):
+        return Acting(lax.stop_gradient(shared.W), p.gamma)
+
+    def message_passing(self):
+        plain = self.by == "code" and self.activation == relu and self.ridge == 0
+        if self.onsager and plain:
+            return MessagePassing("oamp", "select", "theta", fractions=self.schedule)
+        return None
+
+
+def _unless(refused: Array, before: Followed, after: Followed) -> Followed:
+    """`after`, or `before` with one refusal more; of a residual that is nan, `after`."""
+    unchanged = before._replace(refused=before.refused + 1)
+    return Followed(*(jnp.where(refused, old, new) for old, new in zip(unchanged, after)))
+
+
+@program("layer")
+def _start(layer: alista_at, W: Dictionary, D: Dictionary) -> Unrolled:
+    gamma = stable_step(W, D)
+    unit = jnp.mean(column_norms(W)) if layer.by == "residual" else 1  # r is in units of y
+    numbers = gamma, layer.theta * gamma * unit, float(layer.onsager)
+    return Unrolled(Fixed(W), Adapting(*(jnp.full(layer.depth, v, D.dtype) for v in numbers)))
+
+
+# The scale of the random matrices at the start, times 1 / sqrt(n): so small that the biases of the
+# head decide gamma and tau.
+_SMALL = 0.1
+
+
+class Recurrent(NamedTuple):
+    """Weights from theory, an LSTM of n units, and the head that reads its memory."""
+
+    analytic: Fixed  # of W, (m, d)
+    kernel: Array  # (2 + n, 4 n), (input, hidden) to the gates (input, forget, candidate, output)
+    bias: Array  # (4 n,)
+    middle: Array  # (n, n) of the head
+    middle_bias: Array  # (n,)
+    head: Array  # (n, 2)
+    head_bias: Array  # (2,)
+
+
+class Remembered(NamedTuple):
+    """The state: the code, and the state of the LSTM."""
+
+    x: Array  # (d,)
+    hidden: Array  # (n,)
+    memory: Array  # (n,)
+
+
+class na_alista(Selecting):
+    r"""K steps of ALISTA; an LSTM reads their step size and threshold from the residual.
+
+    .. math::
+        r = y - D x, \qquad
+        (\gamma, \tau) = \mathrm{head}(\mathrm{LSTM}(\ln (a / c), \ln (b / c))), \qquad
+        x \leftarrow \mathrm{shrink}(x + \gamma W'r, \; \tau b),
+
+    where a = norm(r, 1) / m and b = norm(W'r, 1) / d are mean magnitudes, and c = norm(y, 1) / m is
+    that of the first residual, which is y.
+
+    Params: shared `Recurrent`, no steps: the LSTM runs along the K steps. `init` takes W in closed
+    form (never trained), small random matrices from `key`, and biases that make gamma near 1, or
+    near 2 / rho(W'D) where that is less, and tau near `threshold` gamma at the start.
+
+    It knows no lam, and a signal c y has c times the code of y, as no LASSO with a fixed lam has
+    it: in that objective the start can be above ISTA at the same depth.
+
+    Reference: Behrens, Sauder, Jung (2021), Algorithm 1. There tau is the threshold itself, and the
+    first batch standardises the inputs. Here tau is in units of the residual, and the inputs in
+    units of the signal: neither needs data, and a scaled signal has a scaled code, also after
+    training.
+
+    Example:
+        >>> layer, D = ur.layers.na_alista(4, units=8), ur.dictionaries.identity_hadamard(16)
+        >>> params = layer.init(jax.random.key(0), D)
+        >>> params.shared.kernel.shape, layer.apply(params, D, D[:, 3]).shape
+        ((10, 32), (32,))
+    """
+
+    units: int = option(
+        default=32, least=1, help="number of units of the LSTM; the paper uses 32 to 256"
+    )
+    threshold: float = option(
+        default=3.0, above=0, help="tau per gamma at the start, in units of the residual"
+    )
+
+    forms = (Unrolled(Recurrent, None),)
+    recipe = Recipe(rate=5e-3, steps=1000, options=selecting, weighted=True)
+
+    def init(self, key: Key | None, D: Dictionary) -> Unrolled:
+        D = as_dictionary(D, self.family)
+        return self.from_weights(key, frobenius_weights(D), D)
+
+    def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
+        if key is None:
+            raise TypeError(
+                f"{self.family}: init draws random matrices; expected a key, got None, "
+                "try jax.random.key(0)"
+            )
+        return _drawn(self, checks.as_key(key, self.family), D, W)
+
+    def check(self, params, D):
+        super().check(params, D)
+        n = self.units
+        shapes = dict(kernel=(2 + n, 4 * n), bias=(4 * n,), middle=(n, n), middle_bias=(n,))
+        for name, expected in (shapes | dict(head=(n, 2), head_bias=(2,))).items():
+            got = jnp.shape(getattr(params.shared, name))
+            if got != expected:
+                raise ValueError(
+                    f"{self.family}: {name} has shape {got}; expected {expected} for {n} units"
+                )
+
+    def start(self, D, y):
+        nothing = jnp.zeros(self.units, y.dtype)
+        return Remembered(jnp.zeros(D.shape[1], y.dtype), nothing, nothing)
+
+    def step(self, shared, p, D, y, state, fraction=None):
+        W = lax.stop_gradient(shared.analytic.W)
+        r = y - D @ state.x
+        g = r @ W
+        first, *sizes = (jnp.mean(jnp.abs(v)) for v in (y, r, g))
+        k = -exponent(first)  # the derivative of a quotient squares what it divides by
+        one = jnp.where(first > 0, times_power(first, k), 1)
+        relative = times_power(jnp.stack(sizes), k) / one
+        hidden, memory = _lstm(shared, jnp.log(relative + jnp.finfo(y.dtype).tiny), state)
+        middle = jax.nn.relu(memory @ shared.middle + shared.middle_bias)
+        gamma, tau = jax.nn.softplus(middle @ shared.head + shared.head_bias)
+        x = self.shrink(state.x + gamma * g, tau * sizes[1], fraction)
+        return Remembered(x, hidden, memory)
+
+
+@program("layer")
+def _drawn(layer: na_alista, key: Array, D: Dictionary, W: Dictionary) -> Unrolled:
+    n = layer.units
+    shapes = ((2 + n, 4 * n), (n, n), (n, 2))
+    kernel, middle, head = (
+        jax.random.normal(k, shape, D.dtype) * (_SMALL / math.sqrt(n))
+        for k, shape in zip(jax.random.split(key, 3), shapes)
+    )
+    no_bias, no_middle_bias = jnp.zeros(4 * n, D.dtype), jnp.zeros(n, D.dtype)
+    at_start = stable_step(W, D) * jnp.asarray([1.0, layer.threshold], D.dtype)
+    # The inverse of softplus, in a form that holds where exp(threshold) overflows.
+    head_bias = at_start + jnp.log(-jnp.expm1(-at_start))
+    return Unrolled(
+        Recurrent(Fixed(W), kernel, no_bias, middle, no_middle_bias, head, head_bias), None
+    )
+
+
+def _lstm(p: Recurrent, u: Array, state: Remembered) -> tuple[Array, Array]:
+    """One step of an LSTM: its new hidden state and memory."""
+    gates = jnp.concatenate([u, state.hidden]) @ p.kernel + p.bias
+    write, keep, candidate, show = jnp.split(gates, 4)
+    memory = jax.nn.sigmoid(keep) * state.memory + jax.nn.sigmoid(write) * jnp.tanh(candidate)
+    return jax.nn.sigmoid(show) * jnp.tanh(memory), memory

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks
-from unrolled._arguments import checked
-from unrolled._checks import Array, ArrayLike, Key
-from unrolled._program import program
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.programs import program
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers._layer import Acting, Recipe, penalties
 from unrolled.layers._records import Gamma, Theta, Unrolled, magnitude
@@ -41,7 +41,7 @@ def ista_params(D: Dictionary, lam: ArrayLike, depth: int, where: str) -> Unroll
     """
     lam = lam if isinstance(lam, jax.Array) else np.asarray(lam, D.dtype)
     params, usable = _ista_params(D, lam, depth)
-    if not _checks.may_hold(usable):
+    if not checks.may_hold(usable):
         lipschitz(D, where)  # which says why
     return params
 

@@ -1,22 +1,38 @@
-"""LAMP (Borgerding, Schniter, Rangan 2017): LISTA with the Onsager correction."""
+"""LAMP and TISTA: message passing, with soft thresholds or the estimator of Bernoulli-Gaussian
+codes.
+"""
 
 import math
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from unrolled import _checks
-from unrolled._checks import Array, Key
-from unrolled._numbers import exponent, norm, power_of_two, times_power
-from unrolled._program import program
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.numbers import (
+    energy,
+    exponent,
+    ldexp,
+    norm,
+    power_of_two,
+    times_power,
+    wide_dtype,
+    widened,
+)
+from unrolled._base.programs import program
 from unrolled.activations import relu
-from unrolled.dictionaries import Dictionary, as_dictionary, column_norms
-from unrolled.layers._layer import Acting, Recipe
-from unrolled.layers._records import RELATIVE, Matrix, Shape, Unrolled, magnitude, repeat
+from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense
+from unrolled.layers._ista import Step
+from unrolled.layers._layer import Acting, Layer, Recipe
+from unrolled.layers._records import RELATIVE, Fixed, Matrix, Shape, Unrolled, magnitude, repeat
 from unrolled.layers._shrinking import Shrinking
+from unrolled.pursuit import State
 from unrolled.records import option
-from unrolled.theory import MessagePassing
+from unrolled.theory import MessagePassing, pseudo_inverse
 
 # Multiples of stable weights where message passing diverges, as for ill-conditioned or coherent D.
 DAMPED = (1.0, 2.0, 2.6)
@@ -54,7 +70,7 @@ def _message_passing(D: Dictionary, norms: Array, alpha: float, depth: int) -> U
 
 def nonzero(norms: Array, where: str) -> None:
     """Raise ValueError if all atoms of a known D are zero."""
-    if _checks.is_concrete(norms) and not (np.asarray(norms) > 0).any():
+    if checks.is_concrete(norms) and not (np.asarray(norms) > 0).any():
         raise ValueError(f"{where}: D is zero; expected a dictionary with atoms")
 
 
@@ -106,3 +122,236 @@ class lamp(Shrinking):
 
     def message_passing(self):
         return MessagePassing("amp", "soft", "alpha") if self.activation == relu else None
+
+
+@checked
+def bernoulli_gaussian_mean(
+    r: Array, tau2: ArrayLike, *, probability: float, variance: float
+) -> Array:
+    r"""E[x | x + n = r] for x ~ N(0, variance) with this probability and else 0, n ~ N(0, tau2).
+
+    .. math::
+        \frac{v}{v + \tau^2} r \; \sigma\Big(\ln \frac{p}{1-p}
+        + \tfrac12 \ln \frac{\tau^2}{v + \tau^2}
+        + \frac{r^2}{2} \Big(\frac{1}{\tau^2} - \frac{1}{v + \tau^2}\Big)\Big).
+
+    Args:
+        r: any shape.
+        tau2: noise variance, positive, broadcast against r.
+        probability: p, in (0, 1).
+        variance: v, positive.
+
+    Returns:
+        The estimate, of the shape of r.
+
+    Example:
+        >>> r, prior = jnp.array([0.1, 2.0]), dict(probability=0.1, variance=1.0)
+        >>> [round(float(x), 3) for x in ur.layers.bernoulli_gaussian_mean(r, 0.01, **prior)]
+        [0.002, 1.98]
+    """
+    probability = checks.as_fraction(probability, "probability", "bernoulli_gaussian_mean")
+    log_odds = math.log(probability) - math.log1p(-probability)
+    r = checks.as_float(r, "r", "bernoulli_gaussian_mean")
+    checks.broadcast("bernoulli_gaussian_mean", r=r, tau2=tau2)
+    return _bernoulli_gaussian_mean(r, tau2, log_odds, variance)
+
+
+@program()
+def _bernoulli_gaussian_mean(r: Array, tau2: Any, log_odds: float, variance: float) -> Array:
+    # In half precision r / tau2 would overflow, and the slope of the estimate would be nan.
+    wide, tau2 = widened(r), jnp.asarray(tau2, wide_dtype(r.dtype))
+    share, mean = posterior(wide, tau2, log_odds, variance)
+    return (mean * share).astype(r.dtype)
+
+
+def posterior(r: Array, tau2: Any, log_odds: Any, variance: Any) -> tuple[Array, Array]:
+    """The probability that x is not zero given x + n = r, and the mean of x if it is not."""
+    tau2 = jnp.minimum(tau2, float(jnp.finfo(r.dtype).max) / 2)  # the noise may leave the range
+    total = variance + tau2
+    odds = log_odds + jnp.log(tau2 / total) / 2
+    # r^2 / 2 (1 / tau2 - 1 / total), without the difference and the square.
+    share = jax.nn.sigmoid(odds + (r / tau2) * (r / total) * variance / 2)
+    return share, variance / total * r
+
+
+class Estimating(Layer):
+    """A family whose steps end in `self.estimate(r, tau2)`, for codes with a known distribution.
+
+    Example:
+        >>> layer = ur.layers.tista(3, probability=0.1, variance=1.0)
+        >>> [round(float(x), 3) for x in layer.estimate(jnp.array([0.1, 2.0]), 0.01)]
+        [0.002, 1.98]
+    """
+
+    probability: float = option(
+        default=0.1, above=0, below=1, help="probability that an entry of the code is nonzero"
+    )
+    variance: float = option(default=1.0, above=0, help="variance of the nonzeros of the code")
+
+    def estimate(self, r: Array, tau2: Any) -> Array:
+        """`bernoulli_gaussian_mean` for the options of the layer."""
+        prior = dict(probability=self.probability, variance=self.variance)
+        return bernoulli_gaussian_mean(r, tau2, **prior)
+
+
+# Noise variance per variance of the codes below which nothing is left to estimate (-100 dB): the
+# odds stay finite.
+_LEAST_NOISE = 1e-10
+
+
+class Estimated(NamedTuple):
+    """The state: the code, the residual with its memory, and the share of it to keep."""
+
+    x: Array  # (d,)
+    v: Array  # (m,)
+    memory: Array  # ()
+
+
+class lamp_bg(Estimating):
+    r"""K steps of LAMP whose shrinkage is the best estimate of a Bernoulli-Gaussian code.
+
+    .. math::
+        v_k = y - D x_k + b_k v_{k-1}, \qquad \tau_k = \alpha_k \|v_k\|_2 / \sqrt m, \qquad
+        u = x_k + W_k' v_k, \\
+        x_{k+1} = \eta(u; \tau_k), \qquad b_{k+1} = \tfrac1m \sum_i \eta'(u_i; \tau_k), \qquad
+        \eta(u; \tau) = E[x | x + \tau n = u].
+
+    Params: steps (W, alpha), of which the magnitude of alpha counts. `init` is approximate message
+    passing: W = D and alpha = 1 for unit atoms, the same in the units of D for others. The residual
+    gives the noise level.
+
+    It knows no lam, but a law of the codes: in the objective of the LASSO the start can be above
+    ISTA at the same depth.
+
+    Reference: Borgerding, Schniter, Rangan (2017), the shrinkage eta_bg, whose prior they learn
+    too; Donoho, Maleki, Montanari (2009) for the start. Not claimed: sparse codes, entries are
+    small but not zero; convergence for other than Gaussian D.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
+        >>> layer, y = ur.layers.lamp_bg(8, probability=0.02), 2 * D[:, 3] - D[:, 7]
+        >>> jnp.flatnonzero(jnp.abs(layer.apply(layer.init(None, D), D, y)) > 0.1).tolist()
+        [3, 7]
+    """
+
+    forms = (Unrolled(None, Message),)
+    recipe = Recipe(rate=1e-4, options=lambda law, chosen: law.prior, damped=DAMPED)
+
+    def init(self, key: Key | None, D: Dictionary) -> Unrolled:
+        return message_passing(as_dictionary(D, self.family), 1.0, self.depth, self.family)
+
+    def start(self, D, y):
+        return Estimated(jnp.zeros(D.shape[1], y.dtype), jnp.zeros_like(y), jnp.zeros((), y.dtype))
+
+    def step(self, shared, p, D, y, state):
+        m = y.shape[0]
+        v = y - D @ state.x + state.memory * state.v
+        least = max(_LEAST_NOISE * self.variance, float(jnp.finfo(y.dtype).tiny))
+        (e, k), j = energy(v), exponent(p.alpha)  # squares alone may leave the range
+        tau2 = ldexp(times_power(widened(p.alpha), -j) ** 2 * e / m, 2 * (j + k))
+        tau2 = jnp.maximum(tau2, least)
+        u = state.x + v @ p.W
+        x, slope = jax.jvp(lambda u: self.estimate(u, tau2), (u,), (jnp.ones_like(u),))
+        return Estimated(x, v, jnp.sum(slope) / m)
+
+    def weights(self, shared, p, D):
+        return Acting(p.W)
+
+    def message_passing(self):
+        return MessagePassing("amp", "bayes", None, self.probability, self.variance)
+
+
+# The least error that is estimated, as in the paper: tau stays positive.
+_LEAST_ERROR = 1e-9
+# With the correction it falls further: this part of the variance of the codes.
+_LEAST_CORRECTED = 1e-13
+_LARGEST_SLOPE = 0.9  # that the correction sees
+
+
+class Freed(NamedTuple):
+    """The state: the code, and where the next step begins."""
+
+    x: Array  # (d,)
+    z: Array  # (d,)
+
+
+class tista(Estimating):
+    r"""K steps of ISTA for codes with a known distribution; K step sizes are learned.
+
+    .. math::
+        r = x + \gamma_k D^+ (y - D x), \qquad x \leftarrow E[x^* | x^* + \tau_k n = r], \qquad
+        \tau_k^2 = \frac{v}{d} (d + (\gamma_k^2 - 2 \gamma_k) \min(m, d))
+        + \frac{\gamma_k^2 \sigma^2}{d} \|D^+\|_F^2,
+
+    where v = max((norm(y - D x)^2 - m sigma^2) / norm(D, "fro")^2, 1e-9) estimates the mean square
+    error. With `onsager` the next step begins, with the same formulas, not at x but at
+
+    .. math:: z = \frac{x - a r}{1 - a},
+
+    a being the mean derivative of the estimate: its error is not correlated with that of r, as
+    tau_k asks.
+
+    Params: shared W = (D^+)', fixed, and steps gamma. `init` sets gamma = d / min(m, d), at which
+    the errors of r are unbiased, and without `onsager` at most 2, beyond which a step expands.
+
+    It knows no lam, but a law of the codes: in the objective of the LASSO the start can be above
+    ISTA at the same depth.
+
+    Reference: Ito, Takabe, Wadayama (2019); Ma, Ping (2017) for the correction, and
+    `theory.state_evolution` for its error. Not claimed: sparse codes; entries are small, not zero.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
+        >>> layer, y = ur.layers.tista(8, probability=0.02), 2 * D[:, 3] - D[:, 7]
+        >>> jnp.flatnonzero(jnp.abs(layer.apply(layer.init(None, D), D, y)) > 0.1).tolist()
+        [3, 7]
+    """
+
+    noise: float = option(default=0.0, least=0, help="variance sigma^2 of the noise per entry of y")
+    onsager: bool = option(default=False, help="use the correction of message passing")
+
+    forms = (Unrolled(Fixed, Step),)
+    recipe = Recipe(rate=1e-2, options=lambda law, chosen: law.prior | {"noise": law.noise})
+
+    def init(self, key: Key | None, D: Dictionary) -> Unrolled:
+        D = as_dictionary(D, self.family)
+        nonzero(column_norms(D), self.family)
+        gamma = D.shape[1] / min(D.shape)
+        return _start(D, gamma if self.onsager else min(gamma, 2.0), self.depth)
+
+    def start(self, D, y):
+        zero = jnp.zeros(D.shape[1], y.dtype)
+        return Freed(zero, zero) if self.onsager else State(zero)
+
+    def step(self, shared, p, D, y, state):
+        W, (m, d), gamma = lax.stop_gradient(shared.W), D.shape, p.gamma
+        least = _LEAST_CORRECTED * self.variance if self.onsager else _LEAST_ERROR
+        z = state.z if self.onsager else state.x
+        residual = y - D @ z
+        # Sums of squares, each over a power of 4: on their own they may leave the range.
+        (E, i), (e, j), (w, k) = energy(dense(D)), energy(residual), energy(W)
+        noise, n = math.frexp(self.noise)
+        excess = ldexp(e / E, 2 * (j - i)) - m * ldexp(noise / E, n - 2 * i)
+        v, g = jnp.maximum(excess, least), widened(gamma)
+        tau2 = v / d * (d + (g**2 - 2 * g) * min(m, d))  # the rank of D, if it is full
+        tau2 = tau2 + g**2 / d * ldexp(noise * w, n + 2 * k)
+        tau2 = jnp.maximum(tau2, least)
+        r = z + gamma * (residual @ W)
+        if not self.onsager:
+            return State(self.estimate(r, tau2))
+        x, slope = jax.jvp(lambda r: self.estimate(r, tau2), (r,), (jnp.ones_like(r),))
+        a = jnp.minimum(jnp.mean(slope), _LARGEST_SLOPE)
+        return Freed(x, (x - a * r) / (1 - a))
+
+    def weights(self, shared, p, D):
+        return Acting(shared.W, p.gamma)
+
+    def message_passing(self):
+        step = "oamp" if self.onsager else "projected"
+        prior = self.probability, self.variance
+        return MessagePassing(step, "bayes", None, *prior, noise=self.noise)
+
+
+@program("depth")
+def _start(D: Dictionary, gamma: float, depth: int) -> Unrolled:
+    return Unrolled(Fixed(pseudo_inverse(D).T), Step(jnp.full(depth, gamma, D.dtype)))

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from unrolled import _checks, _export, _lax, _sharded
-from unrolled._arguments import checked
-from unrolled._checks import Array, ArrayLike, Key
+from unrolled._base import checks, loops, programs
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled.dictionaries import Dictionary, as_dictionary, operands
 from unrolled.layers._records import Unrolled, check_forms, check_params, depth_of, records_of
 from unrolled.pursuit import State, lasso_objective
@@ -183,8 +183,8 @@ def unroll(
         >>> codes.shape
         (3, 2)
     """
-    _checks.arrays(D, "D", "unroll")
-    _checks.has(state, "x", "a State, whose x is the code", "state", "unroll")
+    checks.arrays(D, "D", "unroll")
+    checks.has(state, "x", "a State, whose x is the code", "state", "unroll")
     if remat:
         step = jax.checkpoint(step)
 
@@ -199,7 +199,7 @@ def unroll(
             constants = None if schedule is None else jnp.asarray(schedule, jnp.float32)
             length = depth if params.steps is None else depth_of(params.steps)
             leaves = params.steps, constants
-            return _lax.scan(body, state, leaves, length=length, unroll=unroll)
+            return loops.scan(body, state, leaves, length=length, unroll=unroll)
         codes = []
         for step_params, constant in zip(params.steps, schedule or (None,) * len(params.steps)):
             state, x = body(state, (step_params, constant))
@@ -329,7 +329,7 @@ class Layer(Looped):
         [[28.0, 0.0], [0.0, 0.0]]
     """
 
-    depth: int = option(kw_only=False, most=_checks.DEEPEST, help="K, the number of steps")
+    depth: int = option(kw_only=False, most=checks.DEEPEST, help="K, the number of steps")
     guard: float | None = option(
         default=None,
         least=0,
@@ -362,10 +362,10 @@ class Layer(Looped):
             )
         if cls.init is not Layer.init and cls.step is not Layer.step:
             check_forms(cls.forms, cls.__name__)
-            _checks.register(FAMILIES, cls, "family")
+            checks.register(FAMILIES, cls, "family")
             if FAMILIES.get(cls.__name__) is cls:
                 for record in records_of(cls.forms).values():
-                    _export.exportable(record)
+                    programs.exportable(record)
 
     @property
     def family(self) -> str:
@@ -432,7 +432,7 @@ class Layer(Looped):
 
 
 # Compiled once per layer and shape, where an eager scan would be compiled at every call.
-@_sharded.on_auto_axes
+@programs.on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _run(layer: Layer, params: Unrolled, D: Any, y: Array) -> tuple[Any, Array]:
     start, options = layer.start(D, y), (layer.schedule, layer.depth)

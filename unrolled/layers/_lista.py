@@ -1,18 +1,32 @@
-"""LISTA (Gregor, LeCun 2010): both matrices of the ISTA step are learned, without a coupling."""
+"""LISTA and its kin: both matrices of the ISTA step are learned, coupled, with gains or
+momentum.
+"""
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
-from unrolled import _checks
-from unrolled._checks import Array, Key
-from unrolled._program import program
-from unrolled.dictionaries import Dictionary, as_dictionary, dense, spread
-from unrolled.layers._layer import Acting, Recipe, selecting_untied, untied
-from unrolled.layers._records import Matrix, Square, Theta, Unrolled, repeat
-from unrolled.layers._shrinking import PUBLISHED_SUPPORT, FromISTA, Selecting, support_option
-from unrolled.pursuit import State
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.programs import program
+from unrolled.activations import kth_largest
+from unrolled.dictionaries import Dictionary, Structured, as_dictionary, dense, spread
+from unrolled.layers._layer import Acting, Law, Layer, Recipe, selecting, selecting_untied, untied
+from unrolled.layers._records import Matrix, Number, Shape, Square, Theta, Unrolled, Weights, repeat
+from unrolled.layers._shrinking import (
+    PUBLISHED_SUPPORT,
+    Coupled,
+    FromISTA,
+    Selecting,
+    Shrinking,
+    support_option,
+)
+from unrolled.pursuit import State, lipschitz
 from unrolled.records import option
 
 
@@ -41,7 +55,7 @@ def announce_squares(D: Any, depth: int | None, where: str) -> None:
     """Warn before the S of one step, or of so many, takes much memory."""
     D, lead = as_dictionary(D, where), () if depth is None else (depth,)
     what = "S, which is dense whatever D is"
-    _checks.announce((*lead, D.shape[1], D.shape[1]), D.dtype, what, where)
+    checks.announce((*lead, D.shape[1], D.shape[1]), D.dtype, what, where)
 
 
 @program("depth")
@@ -126,3 +140,385 @@ class lista_ss(lista):
     support: tuple[float, float] | None = support_option(PUBLISHED_SUPPORT)
 
     recipe = lista.recipe._replace(rate=3e-5, options=selecting_untied)
+
+
+class WeightsAndThreshold(NamedTuple):
+    """One step of an untied LISTA-CP."""
+
+    W: Matrix  # plain or structured
+    theta: Theta
+
+
+class lista_cp(Coupled, FromISTA, Selecting):
+    r"""K steps x <- shrink(x + W_k'(y - D x), theta_k).
+
+    Params: tied, shared W and steps theta; untied, steps (W, theta). `apply` takes either form, and
+    W may be structured. `init` is ISTA: W = D / L, theta = lam / L. `analytic.lista_cp` takes W and
+    theta from theory, whose theorems hold without `support`.
+
+    Reference: Chen, Liu, Wang, Yin (2018), equation (15); Li, Feng, Zhou (2024), (23) and (33).
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> params = ur.analytic.lista_cp(D, depth=10, sparsity=1, bound=2.0)
+        >>> x = jnp.zeros(32).at[5].set(2.0)
+        >>> float(jnp.abs(ur.lista_cp(10).apply(params, D, D @ x) - x).sum()) < 0.1
+        True
+    """
+
+    tied: bool = option(default=True, help="start with one W for all steps, not one per step")
+
+    forms = (Unrolled(Weights, Threshold), Unrolled(None, WeightsAndThreshold))
+    recipe = Recipe(rate=5e-4, options=untied, calibrated=True, weighted=True)
+
+    def at_ista(self, D, L, theta):
+        return self.from_theory(D / L, theta)
+
+    def weights(self, shared, p, D):
+        return Acting(p.W if shared is None else shared.W)
+
+    def from_theory(self, W, theta):
+        if self.tied:
+            return Unrolled(Weights(W), Threshold(theta))
+        return Unrolled(None, WeightsAndThreshold(repeat(W, len(theta)), theta))
+
+
+class lista_cpss(lista_cp):
+    """LISTA-CP with support selection; see `lista_cp`.
+
+    A selected entry passes unshrunk: in the objective of the LASSO the start can be above ISTA.
+
+    Reference: Chen, Liu, Wang, Yin (2018).
+
+    Example:
+        >>> ur.layers.lista_cpss(2), ur.layers.lista_cpss(2).schedule
+        (lista_cpss(2), (0.012, 0.024))
+    """
+
+    support: tuple[float, float] | None = support_option(PUBLISHED_SUPPORT)
+
+    recipe = lista_cp.recipe._replace(options=selecting_untied)
+
+
+class MomentumMatrices(NamedTuple):
+    """One step of LFISTA."""
+
+    B: Matrix  # applied to y as B'y
+    S: Square  # applied to x
+    M: Square  # applied to the code before x
+    theta: Theta
+
+
+class TwoCodes(NamedTuple):
+    """The state: the code and the one before it."""
+
+    x: Array  # (d,)
+    before: Array  # (d,)
+
+
+def fista_momentum(depth: int) -> list[float]:
+    """m_0 = 0 and m_k = (t_{k-1} - 1) / t_k, with t_k = (1 + sqrt(1 + 4 t_{k-1}^2)) / 2."""
+    t = [1.0]
+    for _ in range(depth):
+        t.append((1 + np.sqrt(1 + 4 * t[-1] ** 2)) / 2)
+    return [0.0, *((a - 1) / b for a, b in zip(t, t[1:]))][:depth]
+
+
+class lfista(FromISTA, Shrinking):
+    r"""K steps x_{k+1} = shrink(B_k'y + S_k x_k + M_k x_{k-1}, theta_k).
+
+    Params: steps (B, S, M, theta). `init` is FISTA without restart: B = D / L, theta = lam / L,
+    S_k = (1 + m_k) (I - D'D / L) and M_k = -m_k (I - D'D / L), with its momentum m_0 = 0,
+    m_k = (t_{k-1} - 1) / t_k.
+
+    Reference: Moreau, Bruna (2017), section 4.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(4)
+        >>> ours, fista = (
+        ...     layer.apply(layer.init(None, D), D, D[:, 1])
+        ...     for layer in (ur.layers.lfista(3), ur.layers.fista(3))
+        ... )
+        >>> bool(jnp.allclose(ours, fista, atol=1e-5))
+        True
+    """
+
+    forms = (Unrolled(None, MomentumMatrices),)
+
+    recipe = Recipe(rate=1e-4, calibrated=True, weighted=True)
+
+    def init(self, key: Key | None, D: Dictionary) -> Unrolled:
+        announce_squares(D, self.depth, self.family)
+        return self.start_at_ista(D)
+
+    def at_ista(self, D, L, theta):
+        momentum = jnp.asarray(fista_momentum(self.depth), D.dtype)
+        B, S = ista_matrices(D, L, self.depth)
+        scaled = momentum[:, None, None] * S
+        return Unrolled(None, MomentumMatrices(B, S + scaled, -scaled, theta))
+
+    def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
+        B, S = repeat(coupled_matrices(W, D), self.depth)
+        steps = MomentumMatrices(B, S, jnp.zeros_like(S), self.init(key, D).steps.theta)
+        return Unrolled(None, steps)
+
+    def start(self, D, y):
+        zero = jnp.zeros(D.shape[1], y.dtype)
+        return TwoCodes(zero, zero)
+
+    def step(self, shared, p, D, y, state):
+        u = y @ p.B + p.S @ state.x + p.M @ state.before
+        return TwoCodes(self.shrink(u, spread(D, p.theta)), state.x)
+
+    def weights(self, shared, p, D):
+        return Acting(p.B, S=p.S + p.M)
+
+
+class WeightsAndMomentum(NamedTuple):
+    """One step of LFISTA-CP."""
+
+    W: Matrix  # plain or structured
+    theta: Theta
+    beta: Number
+
+
+class Followed(NamedTuple):
+    """The state: the best code so far, and where the next step begins."""
+
+    x: Array  # (d,), the code with the least objective
+    objective: Array  # of x
+    last: Array  # (d,), the code of the last step
+    before: Array  # (d,), of the step before it
+    signal: Array  # (m,), D times the last code
+    signal_before: Array  # (m,)
+
+
+def _judging(law: Law, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Where codes are known the residual judges, and lam breaks ties."""
+    return {"lam": law.lams(0.02)[0]}
+
+
+class lfista_cp(FromISTA, Shrinking):
+    r"""K steps of FISTA with a W of their own, which also holds a step size for every atom.
+
+    .. math::
+        z = x_k + \beta_k (x_k - x_{k-1}), \qquad
+        x_{k+1} = \mathrm{shrink}(z + W_k'(y - D z), \; \theta_k).
+
+    The code is that of x_0 = 0, ..., x_K with the least objective of the LASSO with the weight
+    `lam`: whatever the params and the signal, it is no worse than the zero code. That takes no more
+    products than the steps alone, for D z = D x_k + beta_k (D x_k - D x_{k-1}).
+
+    Params: steps (W, theta, beta), where theta has a threshold for every atom, or for every filter
+    of a `Conv`. `init` is FISTA without restart: W = D / L, theta = lam / L and its momentum. Train
+    with `training.lasso(lam)`, without codes, at a rate that falls to zero: on patches of pictures,
+    16 steps then come nearer to the optimum than 32 of FISTA (benchmarks/README.md).
+
+    Reference: Chen, Liu, Wang, Yin (2018) for the coupling, Moreau, Bruna (2017) for the momentum.
+    Not claimed: a theorem of either.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(4)
+        >>> layer, fista = ur.layers.lfista_cp(3), ur.layers.fista(3)
+        >>> ours, theirs = (each.apply(each.init(None, D), D, D[:, 1]) for each in (layer, fista))
+        >>> bool(jnp.allclose(ours, theirs, atol=1e-5))
+        True
+    """
+
+    lam: float = option(default=0.1, least=0, help="weight of the LASSO that judges the codes")
+
+    forms = (Unrolled(None, WeightsAndMomentum),)
+    recipe = Recipe(5e-4, options=_judging, calibrated=True, weighted=True)
+
+    def at_ista(self, D, L, theta):
+        groups = D.groups if isinstance(D, Structured) else ()
+        thresholds = jnp.tile(theta[:, None], groups or D.shape[1])
+        beta = jnp.asarray(fista_momentum(self.depth), D.dtype)
+        return Unrolled(None, WeightsAndMomentum(repeat(D / L, self.depth), thresholds, beta))
+
+    def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
+        steps = self.init(key, D).steps
+        beta = jnp.zeros_like(steps.beta)  # that of FISTA is for steps along D
+        return Unrolled(None, steps._replace(W=repeat(W, self.depth), beta=beta))
+
+    def start(self, D, y):
+        x, signal = jnp.zeros(D.shape[1], y.dtype), jnp.zeros_like(y)
+        return Followed(x, self.objective(x, y), x, x, signal, signal)
+
+    def step(self, shared, p, D, y, state):
+        z = state.last + p.beta * (state.last - state.before)
+        r = y - state.signal - p.beta * (state.signal - state.signal_before)
+        x = self.shrink(z + r @ p.W, spread(D, p.theta))
+        signal = D @ x
+        objective = self.objective(x, y - signal)
+        # Where y is not finite, its code is not to be either.
+        keep = ~(objective <= state.objective) & jnp.isfinite(state.objective)
+        best = jnp.where(keep, state.x, x), jnp.where(keep, state.objective, objective)
+        return Followed(*best, x, state.last, signal, state.signal)
+
+    def objective(self, x: Array, r: Array) -> Array:
+        """norm(r)^2 / 2 + lam norm(x, 1) of a code and its residual."""
+        return jnp.sum(r**2) / 2 + self.lam * jnp.sum(jnp.abs(x))
+
+    def weights(self, shared, p, D):
+        return Acting(p.W)
+
+
+Gate = Annotated[Array, Shape("", "d")]
+
+# As in the published code: the overshoot stays finite where an entry does not move.
+_SOFTENING = 0.1
+
+
+class Gated(NamedTuple):
+    """One step of GLISTA."""
+
+    W: Matrix
+    theta: Theta
+    gain: Gate  # how much small entries are amplified
+    slope: Gate  # how fast that fades with the magnitude of an entry
+    overshoot: Gate  # how far a step goes beyond its end
+
+
+class Gates(NamedTuple):
+    """The state: the code, and the threshold by which each of its entries was shrunk last."""
+
+    x: Array  # (d,)
+    shrunk_by: Array  # (d,)
+
+
+class glista(FromISTA, Selecting):
+    r"""K steps of LISTA-CP, each from an amplified code and carried a little beyond its end.
+
+    .. math::
+        u &= g \odot x, \qquad g = 1 + a_k \, relu(1 - relu(b_k |x|)), \\
+        \tilde x &= \mathrm{shrink}(u + W_k'(y - D u), \theta_k), \\
+        x &\leftarrow x + o \odot (\tilde x - x), \qquad o = 1 + c_k \tau / (|\tilde x - x| + 0.1),
+
+    where tau is the threshold by which the step before shrank the entry, 0 if it passed unshrunk.
+
+    Params: steps (W, theta, gain = a, slope = b, overshoot = c). `init` is ISTA with slope 1,
+    overshoot 0 and the given `gain`. With gain = overshoot = 0 a step is that of `lista_cp`.
+
+    Reference: Wu, Guo, Li, Zhang (2020), with the ReLU gain. Their code starts at gain 5 and writes
+    the overshoot with the opposite sign.
+
+    Example:
+        >>> layer, D = ur.layers.glista(3, gain=0.5), ur.dictionaries.identity_hadamard(4)
+        >>> params = layer.init(None, D)
+        >>> params.steps.gain.tolist(), layer.apply(params, D, D[:, 1]).shape
+        ([0.5, 0.5, 0.5], (8,))
+    """
+
+    gain: float = option(default=0.0, least=0, help="gain of the gate at the start")
+
+    forms = (Unrolled(None, Gated),)
+    recipe = Recipe(rate=5e-4, options=selecting, calibrated=True, weighted=True)
+
+    def at_ista(self, D, L, theta):
+        gain, overshoot = jnp.full_like(theta, self.gain), jnp.zeros_like(theta)
+        slope = jnp.ones((self.depth, D.shape[1]), D.dtype)
+        return Unrolled(None, Gated(repeat(D / L, self.depth), theta, gain, slope, overshoot))
+
+    def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
+        start = self.init(key, D)
+        return start._replace(steps=start.steps._replace(W=repeat(W, self.depth)))
+
+    def start(self, D, y):
+        zero = jnp.zeros(D.shape[1], y.dtype)
+        return Gates(zero, zero)
+
+    def step(self, shared, p, D, y, state, fraction=None):
+        x, theta = state.x, spread(D, p.theta)
+        u = x * (1 + p.gain * jax.nn.relu(1 - jax.nn.relu(p.slope * jnp.abs(x))))
+        v = u + (y - D @ u) @ p.W
+        end = self.shrink(v, theta, fraction)
+        o = 1 + p.overshoot * state.shrunk_by / (jnp.abs(end - x) + _SOFTENING)
+        return Gates(x + o * (end - x), jnp.where(end == v, 0, theta))
+
+    def weights(self, shared, p, D):
+        return Acting(p.W)
+
+
+@checked
+def keep_largest(v: ArrayLike, sparsity: int) -> Array:
+    """v with all but its `sparsity` largest magnitudes set to zero; equal magnitudes stay together.
+
+    A nan counts as largest and stays; with sparsity 0 nothing does.
+
+    Args:
+        v: (d,).
+        sparsity: an integer, at least 0; may be traced.
+
+    Raises:
+        TypeError: v is complex, or sparsity no integer. ValueError: v of another shape, or a known
+            sparsity that is negative.
+
+    Example:
+        >>> ur.layers.keep_largest(jnp.array([3.0, -1.0, 2.0]), 2).tolist()
+        [3.0, 0.0, 2.0]
+    """
+    checks.integer(sparsity, "sparsity", "keep_largest")
+    checks.nonnegative(sparsity, "sparsity", "keep_largest")
+    v = checks.as_float(v, "v", "keep_largest")
+    checks.vector(v, "v", "keep_largest")
+    return _keep_largest(v, sparsity)
+
+
+@program()
+def _keep_largest(v: Array, sparsity: ArrayLike) -> Array:
+    magnitude, count = lax.stop_gradient(jnp.abs(v)), jnp.clip(sparsity, 1, v.size)
+    least = kth_largest(magnitude, count)
+    small = (magnitude < least) | (jnp.isnan(least) & ~jnp.isnan(magnitude))
+    return jnp.where(small | (jnp.asarray(sparsity) == 0), 0, v)
+
+
+def _counts(law: Law) -> dict[str, tuple[int, ...]]:
+    """Numbers of entries to keep, around the mean number of nonzeros."""
+    return {"sparsity": tuple(min(law.atoms, -(-law.sparsity * n // 5)) for n in (4, 6, 8))}
+
+
+class liht(Layer):
+    r"""K steps x <- H_s(B_k'y + S_k x), where H_s keeps the s largest magnitudes.
+
+    Params: steps (B, S). `init` is iterative hard thresholding with the step size 1 / L: B = D / L,
+    S = I - D'D / L.
+
+    It knows no lam, and a signal c y has c times the code of y, as no LASSO with a fixed lam has
+    it: in that objective the start can be above ISTA at the same depth.
+
+    Reference: Xin, Wang, Gao, Wipf, Wang (2016); Blumensath, Davies (2008) for fixed matrices.
+
+    Example:
+        >>> layer, D = ur.layers.liht(8, sparsity=1), ur.dictionaries.identity_hadamard(4)
+        >>> print(layer.apply(layer.init(None, D), D, 2 * D[:, 1]).round(2))
+        [0.   1.99 0.   0.   0.   0.   0.   0.  ]
+    """
+
+    sparsity: int = option(least=1, help="number s of entries that a step keeps; d keeps all")
+
+    forms = (Unrolled(None, Matrices),)
+    recipe = Recipe(rate=3e-5, tried=_counts, weighted=True)
+
+    def init(self, key: Key | None, D: Dictionary) -> Unrolled:
+        D = as_dictionary(D, self.family)
+        announce_squares(D, self.depth, self.family)
+        matrices, usable = _matrices(D, self.depth)
+        if not checks.may_hold(usable):
+            lipschitz(D, self.family)  # which says why
+        return Unrolled(None, matrices)
+
+    def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
+        return Unrolled(None, repeat(coupled_matrices(W, D), self.depth))
+
+    def step(self, shared, p, D, y, state):
+        return State(keep_largest(y @ p.B + p.S @ state.x, min(self.sparsity, D.shape[1])))
+
+    def weights(self, shared, p, D):
+        return Acting(p.B, S=p.S)
+
+
+@program("depth")
+def _matrices(D: Dictionary, depth: int) -> tuple[Matrices, Array]:
+    L = lipschitz(D, "liht")
+    return ista_matrices(D, L, depth), (L > 0) & (1 / L > 0)

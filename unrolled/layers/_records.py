@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks, _export
-from unrolled._arguments import checked
-from unrolled._checks import Array, ArrayLike
-from unrolled._program import program
+from unrolled._base import checks, programs
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.programs import program
 from unrolled.dictionaries import Dictionary, Structured
 
 THRESHOLD, RELATIVE = "threshold", "relative threshold"
@@ -93,7 +93,7 @@ class Unrolled(NamedTuple):
     steps: Any  # params of the steps: stacked, or a tuple
 
 
-_export.exportable(Unrolled)
+programs.exportable(Unrolled)
 
 
 class Fixed(NamedTuple, Generic[T]):
@@ -171,9 +171,9 @@ def repeat(tree: Any, depth: int) -> Any:
         >>> ur.layers.repeat(ur.layers.Weights(jnp.eye(2)), 3).W.shape
         (3, 2, 2)
     """
-    _checks.arrays(tree, "tree", "repeat")
+    checks.arrays(tree, "tree", "repeat")
     for leaf in jax.tree.leaves(tree):
-        _checks.check_memory((depth, *leaf.shape), leaf.dtype, "what is untied", "repeat")
+        checks.check_memory((depth, *leaf.shape), leaf.dtype, "what is untied", "repeat")
     return _repeat(tree, depth)
 
 
@@ -190,7 +190,7 @@ def magnitude(v: ArrayLike) -> Array:
         >>> jax.vmap(jax.grad(ur.layers.magnitude))(jnp.array([-2.0, 0.0, 2.0])).tolist()
         [-1.0, 1.0, 1.0]
     """
-    v = _checks.as_float(v, "v", "magnitude")
+    v = checks.as_float(v, "v", "magnitude")
     return jnp.where(v >= 0, v, -v)
 
 
@@ -391,7 +391,7 @@ def _check_record(kind: Any, value: Any, D: Dictionary, lead: int, where: str) -
                     f"expected one of {expected}.{hint}"
                 )
             if field.shape.role == THRESHOLD:
-                _checks.nonnegative(entry, name, where)
+                checks.nonnegative(entry, name, where)
 
 
 @checked
@@ -406,7 +406,7 @@ def names_with_role(record: Any, *roles: str) -> list[str]:
     """
     if record is None:
         return []
-    _checks.has(record, "_fields", "a record of params", "record", "names_with_role")
+    checks.has(record, "_fields", "a record of params", "record", "names_with_role")
     kind: Any = type(record) if is_record(record) else record
     return [
         name

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks
-from unrolled._checks import Array, ArrayLike, Key
-from unrolled._program import program
+from unrolled._base import checks
+from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.programs import program
 from unrolled.activations import NAMED, Activation, by_name, relu, select_support, shrink
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, spread
 from unrolled.layers._layer import Acting, Layer
@@ -72,7 +72,7 @@ def as_support(value: Any, name: str, where: str) -> tuple[float, float] | None:
     if value is None:
         return None
     try:
-        rate, largest = (_checks.as_number(part, name, where) for part in value)
+        rate, largest = (checks.as_number(part, name, where) for part in value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {name} must be (rate, largest), got {value!r}") from error
     if not (0 <= rate < math.inf and 0 <= largest <= 1):
@@ -166,7 +166,7 @@ class FromISTA(Layer):
         """`at_ista` of a dictionary: what `init` returns."""
         D = as_dictionary(D, self.family)
         params, usable = _at_ista(self, D)
-        if not _checks.may_hold(usable):
+        if not checks.may_hold(usable):
             lipschitz(D, self.family)  # which says why
         return params
 

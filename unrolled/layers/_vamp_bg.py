@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from unrolled._checks import Array, ArrayLike, Key
-from unrolled._numbers import exponent, ldexp, times_power, wide_dtype, widened
-from unrolled._program import program
+from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.numbers import exponent, ldexp, times_power, wide_dtype, widened
+from unrolled._base.programs import program
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense
-from unrolled.layers._bernoulli_gaussian import posterior
-from unrolled.layers._lamp import nonzero
+from unrolled.layers._lamp import nonzero, posterior
 from unrolled.layers._layer import Law, Layer, Recipe
 from unrolled.layers._records import Fixed, Number, Shape, Unrolled
 from unrolled.records import option

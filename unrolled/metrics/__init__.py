@@ -11,11 +11,11 @@ from unrolled.metrics._codes import (
     kkt_violation,
     mean_nmse,
     nmse,
+    psnr,
     signal_nmse,
     sparsity,
     support_scores,
 )
-from unrolled.metrics._decibels import psnr
 from unrolled.metrics._segmentation import (
     mean_class_accuracy,
     mean_class_precision,

@@ -6,11 +6,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks
-from unrolled._arguments import checked
-from unrolled._checks import Array, ArrayLike, as_float
-from unrolled._numbers import (
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike, as_float, common_dtype
+from unrolled._base.numbers import (
     at_least,
+    energy,
     exponent,
     largest,
     ldexp,
@@ -19,9 +20,77 @@ from unrolled._numbers import (
     wide_dtype,
     widened,
 )
-from unrolled._program import program
+from unrolled._base.programs import program
 from unrolled.dictionaries import Dictionary, as_dictionary, operands
-from unrolled.metrics._decibels import energies, relative_error, same_shape
+
+# Ratios of magnitudes of two numbers up to this power of two have a square in float32.
+_RATIO = 60
+
+
+def energies(
+    estimates: Array, X: Array, axis: int | None = None
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """The sums of (x^ - x)^2 and of x^2, each as (e, k) for e 2^(2 k)."""
+    estimates, X = widened(estimates), widened(X)
+    error, k = energy(estimates / 2 - X / 2, axis)  # a difference of halves cannot overflow
+    return (error, k + 1), energy(X, axis)
+
+
+def decibels(above: tuple[Array, Array], below: tuple[Array, Array]) -> Array:
+    """10 log10 of a ratio of two such sums, also where the ratio is out of range."""
+    (top, j), (bottom, k) = above, below
+    within = jnp.clip(j - k, -_RATIO, _RATIO)
+    ratio = ldexp(top / bottom, 2 * within)
+    return 10 * jnp.log10(ratio) + 20 * math.log10(2) * (j - k - within).astype(ratio.dtype)
+
+
+@program("axis")
+def relative_error(estimates: Array, X: Array, axis: int | None = None) -> Array:
+    """10 log10 of sum (x^ - x)^2 / sum x^2."""
+    return decibels(*energies(estimates, X, axis)).astype(X.dtype)
+
+
+def same_shape(a: ArrayLike, b: ArrayLike, where: str) -> tuple[Array, Array]:
+    """Both as floats of one dtype (bytes would wrap around), checked to have one shape."""
+    if np.shape(a) != np.shape(b):
+        raise ValueError(
+            f"{where}: shapes {np.shape(a)} and {np.shape(b)} differ; expected equal ones"
+        )
+    a, b = as_float(a, "the first argument", where), as_float(b, "the second argument", where)
+    dtype = common_dtype(a, b)
+    return a.astype(dtype), b.astype(dtype)
+
+
+@checked
+def psnr(estimate: ArrayLike, reference: ArrayLike, peak: float = 1.0) -> Array:
+    """20 log10(peak / rms(estimate - reference)) in dB, over all entries; nothing is clipped.
+
+    Args:
+        estimate, reference: images or batches of them, of one shape.
+        peak: the largest possible value.
+
+    Returns:
+        PSNR in dB, (); nan without entries.
+
+    Raises:
+        ValueError: shapes that differ.
+
+    Example:
+        >>> picture = jnp.full((4, 4), 0.5)
+        >>> round(float(ur.metrics.psnr(picture + 0.1, picture)), 3)
+        20.0
+    """
+    return _psnr(*same_shape(estimate, reference, "psnr"), peak)
+
+
+@program()
+def _psnr(estimate: Array, reference: Array, peak: ArrayLike) -> Array:
+    (error, j), _ = energies(estimate, reference)
+    top = jnp.asarray(peak, error.dtype)
+    k = exponent(top)
+    mean = error / estimate.size
+    return -decibels((mean, j), (times_power(top, -k) ** 2, k)).astype(estimate.dtype)
+
 
 # Decibels of an exact estimate, where the logarithm is -inf.
 _FLOOR = -300.0
@@ -162,7 +231,7 @@ def support_scores(estimates: ArrayLike, X: ArrayLike, tolerance: float = 0.0) -
         >>> [float(v) for v in ur.metrics.support_scores(jnp.array([[1.0, 0.0, 0.5, 0.0]]), X)]
         [0.5, 0.5, 1.0]
     """
-    _checks.nonnegative(tolerance, "tolerance", "support_scores")
+    checks.nonnegative(tolerance, "tolerance", "support_scores")
     return _support_scores(*same_shape(estimates, X, "support_scores"), tolerance)
 
 
@@ -203,7 +272,7 @@ def kkt_violation(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> 
         0.0
     """
     D = as_dictionary(D, "kkt_violation")
-    if np.shape(lam) or (_checks.is_concrete(lam) and not float(np.asarray(lam)) > 0):
+    if np.shape(lam) or (checks.is_concrete(lam) and not float(np.asarray(lam)) > 0):
         raise ValueError(f"kkt_violation: lam must be one positive number, got {lam}")
     if (np.shape(y), np.shape(x)) != ((D.shape[0],), (D.shape[1],)):
         raise ValueError(
@@ -262,15 +331,15 @@ def sparsity(x: ArrayLike, fraction: ArrayLike = 0.01) -> Sparsity:
         [0.375, 0.5, 0.634]
     """
     where = "sparsity"
-    x = _checks.as_float(x, "x", where)
+    x = checks.as_float(x, "x", where)
     n = math.prod(x.shape[1:])
     if x.ndim < 2 or len(x) == 0 or n < 2:
         raise ValueError(
             f"{where}: x has shape {x.shape}; expected (N, ...), samples with two entries or more"
         )
-    _checks.nonnegative(fraction, "fraction", where)
-    _checks.one_number(fraction, "fraction", where)
-    if _checks.is_concrete(fraction) and np.any(np.asarray(fraction) > 1):
+    checks.nonnegative(fraction, "fraction", where)
+    checks.one_number(fraction, "fraction", where)
+    if checks.is_concrete(fraction) and np.any(np.asarray(fraction) > 1):
         raise ValueError(f"{where}: fraction must be at most 1, got {fraction}")
     return _sparsity(x, fraction)
 

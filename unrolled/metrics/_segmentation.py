@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks
-from unrolled._arguments import checked
-from unrolled._checks import Array, ArrayLike
-from unrolled._program import program
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.programs import program
 
 # Counts of pixels are 32-bit integers.
 _MOST_PIXELS = 2**31 - 1
@@ -181,8 +181,8 @@ def _score(
 
 def _mask(values: ArrayLike, name: str, soft: bool, where: str) -> Array:
     """The mask as floats, checked where it is known."""
-    mask = _checks.as_float(values, name, where)
-    if _checks.is_concrete(mask) and not (valid := _is_mask(np.asarray(mask), soft)).all():
+    mask = checks.as_float(values, name, where)
+    if checks.is_concrete(mask) and not (valid := _is_mask(np.asarray(mask), soft)).all():
         likely = "probabilities in [0, 1]; try jax.nn.sigmoid of logits"
         raise ValueError(
             f"{where}: {name} has the value {np.asarray(mask)[~valid][0]:g}; expected "

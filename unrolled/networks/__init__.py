@@ -5,11 +5,24 @@ blocks, a block of `res_csc` starts from the code two blocks before it, and `dec
 penalises sum |x|^p.
 """
 
-from unrolled.networks._deconvolutional import Deconvolution, deconvolutional, learn_deconvolution
-from unrolled.networks._msd_csc import mixed_scale, msd_csc
-from unrolled.networks._network import NETWORKS, Network, dsc
-from unrolled.networks._res_csc import res_csc
-from unrolled.networks._unfolded import Analysis, ml_lista
+from unrolled.networks._blocks import (
+    Deconvolution,
+    deconvolutional,
+    learn_deconvolution,
+    mixed_scale,
+    msd_csc,
+    res_csc,
+)
+from unrolled.networks._network import NETWORKS, Analysis, Network, dsc, ml_lista
+from unrolled.networks._yardstick import (
+    ROUNDING,
+    codes_of_ista,
+    exceeds,
+    lam_of,
+    loss_of,
+    worse,
+    worse_than_zero,
+)
 
 __all__ = [
     "Analysis",

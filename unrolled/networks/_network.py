@@ -4,14 +4,20 @@ Deep sparse coding (DSC) is a chain: layers that run one after the other, each o
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from unrolled import _checks
-from unrolled._checks import Array, ArrayLike, Key
-from unrolled.dictionaries import Dictionary, as_chain
-from unrolled.layers import Acting, Interned, Layer, Unrolled, option
+from unrolled import layers
+from unrolled._base import checks, programs
+from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.programs import exportable, program
+from unrolled.activations import Activation, relu, shrink
+from unrolled.dictionaries import Dictionary, as_chain, dense, operands, spread
+from unrolled.layers import Acting, Interned, Layer, StepAndThreshold, Unrolled, option
+from unrolled.pursuit import State, lipschitz, sweep
 
 # The networks by name, where files of weights look them up.
 NETWORKS: dict[str, type["Network"]] = {}
@@ -49,7 +55,7 @@ class Network(Interned):
     def __init_subclass__(cls, **arguments):
         super().__init_subclass__(**arguments)
         if cls.init is not Network.init and cls.run is not Network.run:
-            _checks.register(NETWORKS, cls, "network")
+            checks.register(NETWORKS, cls, "network")
 
     @property
     def family(self) -> str:
@@ -157,7 +163,7 @@ class dsc(Network):
 
     def init(self, key: Key | None, Ds: Dictionaries) -> Params:
         Ds = chain_of(self, Ds, len(self.layers))
-        key = key if key is None else _checks.as_key(key, where(self))
+        key = key if key is None else checks.as_key(key, where(self))
         keys = [key if key is None else jax.random.fold_in(key, j) for j in range(len(self.layers))]
         return tuple(layer.init(k, D) for layer, k, D in zip(self.layers, keys, Ds))
 
@@ -175,3 +181,179 @@ class dsc(Network):
             codes.append(y)
             paths.append(path)
         return tuple(codes), tuple(paths)
+
+
+class Unfolded(Network, layers.Looped):
+    """J blocks of K steps each, which are no chain of layers that start from zero codes.
+
+    A subclass defines `forms`, `init` and `unfold`; or, for steps through all blocks at once, it is
+    one of `Sweeping`.
+    """
+
+    depth: int = option(kw_only=False, most=checks.DEEPEST, help="K, the number of steps")
+    lam: float = option(default=0.1, least=0, help="weight of the l1 norm at the start")
+    step: ClassVar[Callable[..., Any]]
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """None: the blocks do not run one after the other from zero."""
+        return ()
+
+    def unfold(self, params: Params, Ds: Dictionaries, y: Array) -> tuple[Codes, Codes]:
+        """`run` for checked arguments, inside `jit`."""
+        codes, paths = [y], []
+        for p, D in zip(params, Ds):
+            state, path = self.loop(self.step, p, D, codes[-1], State(self.begin(codes, D)))
+            codes.append(state.x)
+            paths.append(path)
+        return tuple(codes[1:]), tuple(paths)
+
+    def begin(self, codes: list[Array], D: Dictionary) -> Array:
+        """The code from which a block starts, given y and the codes of the blocks before it."""
+        return jnp.zeros(D.shape[1], codes[0].dtype)
+
+    def check(self, params, Ds):
+        Ds = chain_of(self, Ds, None, params)
+        for j, (p, D) in enumerate(zip(params, Ds)):
+            layers.check_params(p, D, self.forms(j), self.depth, where(self))
+
+    def run(self, params, Ds, y):
+        Ds = chain_of(self, Ds, None, params)
+        _, y, (params, *Ds) = operands(Ds[0], y, where(self), params=(params, *Ds))
+        self.check(params, Ds)
+        return _run(self, params, Ds, y)
+
+    def start_of(self, D: Dictionary, lam: Any) -> tuple[Array, Array, StepAndThreshold]:
+        """gamma = 1 / L and theta = lam / L, with L = norm(D, 2)^2, and K steps of them."""
+        start, usable = _steps_of(D, lam, self.depth)
+        if not checks.may_hold(usable):
+            lipschitz(D, where(self))  # which says why
+        return start
+
+
+@program("depth")
+def _steps_of(D: Dictionary, lam: Any, depth: int) -> tuple[Any, Array]:
+    gamma = 1 / (L := lipschitz(D, "networks"))
+    theta = lam * gamma
+    steps = StepAndThreshold(*(jnp.full(depth, value, D.dtype) for value in (gamma, theta)))
+    return (gamma, theta, steps), (L > 0) & (gamma > 0)
+
+
+# Compiled once, where an eager scan would be compiled at every call.
+@programs.on_auto_axes
+@partial(jax.jit, static_argnums=0)
+def _run(network: Unfolded, params: Params, Ds: Dictionaries, y: Array) -> tuple[Codes, Codes]:
+    return network.unfold(params, Ds, y)
+
+
+class Activated(Unfolded):
+    """Blocks whose steps end in a shrinkage with any activation."""
+
+    activation: Activation | Callable = option(
+        default=relu, check=layers.as_activation, help="replaces ReLU in the shrinkage"
+    )
+
+
+class AllCodes(NamedTuple):
+    """The state of a sweep: the codes of all blocks."""
+
+    x: Codes
+
+
+class Blocks(NamedTuple):
+    """The params of one sweep, block by block."""
+
+    blocks: tuple[StepAndThreshold, ...]
+
+
+class Sweeping(Activated):
+    """J blocks whose codes are found together: K sweeps down and up, the first from zero codes."""
+
+    def update(
+        self, shared: Any, p: Any, D: Dictionary, before: Array, x: Array, Dx: Array
+    ) -> Array:
+        """The next code of one block, from the code before it, its own, and D times its own."""
+        raise NotImplementedError
+
+    def step(self, shared, p, Ds, y, state):
+        """One sweep down and up through the codes of all blocks."""
+
+        def update(j, before, x, Dx):
+            return self.update(shared[j], p.blocks[j], Ds[j], before, x, Dx)
+
+        return AllCodes(sweep(Ds, y, state.x[-1], update))
+
+    def unfold(self, params, Ds, y):
+        start = AllCodes(tuple(jnp.zeros(D.shape[1], y.dtype) for D in Ds))
+        state, path = self.loop(self.step, _together(params), Ds, y, start)
+        return state.x, path
+
+
+def _together(params: Params) -> Unrolled:
+    """The params of all blocks as those of one loop, stacked if all of them are."""
+    steps = [p.steps for p in params]
+    shared = tuple(p.shared for p in params)
+    if not any(type(s) is tuple for s in steps):
+        return Unrolled(shared, Blocks(tuple(steps)))
+    alone = [s if type(s) is tuple else layers.unstack(p).steps for s, p in zip(steps, params)]
+    return Unrolled(shared, tuple(Blocks(blocks) for blocks in zip(*alone)))
+
+
+class Analysis(NamedTuple):
+    """The matrix that the steps of a block of ML-LISTA share."""
+
+    B: layers.Matrix  # (d_{j-1}, d_j), applied to the code before as B'x
+
+
+exportable(Analysis)
+
+
+class ml_lista(Sweeping):
+    r"""ML-LISTA: K steps that estimate the codes of all layers together.
+
+    .. math::
+        x_j &\leftarrow D_{j+1} x_{j+1}, \quad j = J - 1, \dots, 1, \\
+        x_j &\leftarrow \mathrm{shrink}(x_j - \gamma_j D_j' D_j x_j + B_j' x_{j-1}, \; \theta_j),
+        \quad j = 1, \dots, J, \quad x_0 = y,
+
+    where the first line goes down from the deepest code and the second goes up, each time from the
+    code just found.
+
+    Params: for each block shared B, which is learned, and steps (gamma, theta). `init` is ML-ISTA:
+    B_j = D_j / L_j, gamma_j = 1 / L_j and theta_j = lam / (L_1 ... L_j), with L_j = norm(D_j, 2)^2,
+    the steps of `pursuit.ml_ista`; J = 1 is ISTA.
+
+    Reference: Sulam, Aberdam, Beck, Elad (2020), section 5. Not claimed: a rate; the fixed point of
+    ML-ISTA is only near the optimum of its objective.
+
+    Example:
+        >>> network = ur.networks.ml_lista(8, lam=0.02)
+        >>> Ds = ur.dictionaries.gaussian(jax.random.key(0), 8, 12), jnp.eye(12)
+        >>> params = network.init(None, Ds)
+        >>> [x.shape for x in network.iterates(params, Ds, jnp.ones(8))]
+        [(8, 12), (8, 12)]
+    """
+
+    def forms(self, j):
+        return (Unrolled(Analysis, StepAndThreshold),)
+
+    def weights(self, j):
+        return _acting
+
+    def init(self, key: Key | None, Ds: Dictionaries) -> Params:
+        params: list[Unrolled] = []
+        theta: Any = self.lam
+        for D in chain_of(self, Ds):
+            gamma, theta, steps = self.start_of(D, theta)
+            params.append(Unrolled(Analysis(D * gamma), steps))
+        return tuple(params)
+
+    def update(self, shared, p, D, before, x, Dx):
+        u = x - p.gamma * (Dx @ D) + before @ shared.B
+        return shrink(u, spread(D, p.theta), self.activation)
+
+
+def _acting(shared: Analysis, p: StepAndThreshold, D: Dictionary) -> Acting:
+    """B and I - gamma D'D, by which a step acts on the code before and on its own."""
+    A, gamma = dense(D), jnp.reshape(p.gamma, (-1, 1))
+    return Acting(shared.B, S=jnp.eye(A.shape[1], dtype=A.dtype) - gamma * (A.T @ A))

@@ -6,11 +6,8 @@ no numbers.
 """
 
 from unrolled.plots._comparison import chain, chain_evolution, comparison, evolution
-from unrolled.plots._curves import bound, curves, figure, name_lines
-from unrolled.plots._features import features
-from unrolled.plots._learning import learning, losses, use
-from unrolled.plots._pictures import atoms, codes, gram, images
-from unrolled.plots._styles import COLOURS, styles
+from unrolled.plots._curves import COLOURS, bound, curves, figure, name_lines, styles
+from unrolled.plots._pictures import atoms, codes, features, gram, images, learning, losses, use
 
 __all__ = [
     "COLOURS",

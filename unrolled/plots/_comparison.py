@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unrolled import _checks
-from unrolled._arguments import checked
-from unrolled.plots._curves import curves, drawable, figure, mark_outside, tidy
-from unrolled.plots._styles import styles
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled.plots._curves import curves, drawable, figure, mark_outside, styles, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +48,7 @@ def comparison(result: Any, *, codes: str = "true codes", note: str = "") -> "Fi
         >>> len(ur.plots.comparison(result).axes)
         6
     """
-    _checks.has(result, "curves", "a Comparison", "result", "comparison")
+    checks.has(result, "curves", "a Comparison", "result", "comparison")
     predicted = getattr(result, "predicted", None)
     fig, panels = figure(4 if predicted else 3, 2, height=3.3)
     _draw_panels(panels[:3], result, codes)
@@ -71,7 +70,7 @@ def chain(result: Any, *, codes: str = "true codes", note: str = "") -> "Figure"
         >>> [panel.get_title().splitlines()[0] for panel in fig.axes[:2]]
         ['Layer 1', 'Layer 2']
     """
-    _checks.has(result, "layers", "a ChainComparison", "result", "chain")
+    checks.has(result, "layers", "a ChainComparison", "result", "chain")
     fig, panels = figure(6, len(result.layers), width=5.6, height=3.3)
     sentences = []
     for j, layer in enumerate(result.layers):
@@ -201,7 +200,7 @@ def evolution(watch: Any) -> "Figure":
         >>> ur.plots.evolution(watch).axes[0].get_title()
         'Validation loss'
     """
-    _checks.has(watch, "evaluations prediction", "an Evolution", "watch", "evolution")
+    checks.has(watch, "evaluations prediction", "an Evolution", "watch", "evolution")
     names = _seen(watch)
     fig, panels = figure(-(-len(names) // 3), min(3, len(names)), width=4.4, height=3.2)
     _evolve(fig, panels.ravel(), watch, names)
@@ -223,7 +222,7 @@ def chain_evolution(watch: Any) -> "Figure":
         >>> [panel.get_title().splitlines()[0] for panel in fig.axes[:2]]
         ['Layer 1', 'Layer 2']
     """
-    _checks.has(watch, "layers", "a ChainEvolution", "watch", "chain_evolution")
+    checks.has(watch, "layers", "a ChainEvolution", "watch", "chain_evolution")
     names = [_seen(layer) for layer in watch.layers]
     fig, panels = figure(max(map(len, names)), len(names), height=3.2)
     for j, layer in enumerate(watch.layers):

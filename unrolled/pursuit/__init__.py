@@ -1,35 +1,50 @@
 """Pursuits: solvers that take `(D, y, ...)` for one signal and report how good their code is."""
 
-from unrolled.pursuit._basis_pursuit import basis_pursuit
-from unrolled.pursuit._bpdn import bpdn
+from unrolled.pursuit._basis_pursuit import basis_pursuit, bpdn
+from unrolled.pursuit._by_name import (
+    CHAIN,
+    DEFAULT_LAM,
+    LARGEST_LAM,
+    PURSUITS,
+    ROUNDINGS,
+    check_dictionaries,
+    check_options,
+    default_lam,
+    is_relative,
+    lasso_optima,
+    pursue,
+    register,
+    zero_beside_largest,
+)
 from unrolled.pursuit._gap import duality_gap, lasso_objective
-from unrolled.pursuit._half_quadratic import half_quadratic, half_quadratic_step
-from unrolled.pursuit._holistic import holistic
-from unrolled.pursuit._ista import fista, ista, ml_fista, ml_ista
+from unrolled.pursuit._ista import (
+    Momentum,
+    State,
+    extrapolated,
+    fista,
+    fista_step,
+    ista,
+    ista_step,
+    lipschitz,
+    ml_fista,
+    ml_ista,
+    ml_ista_step,
+    sweep,
+)
 from unrolled.pursuit._lasso import Path, lam_max, lam_of_paper, lasso, lasso_path
 from unrolled.pursuit._lasso_batch import lasso_batch
 from unrolled.pursuit._layered import (
     Layered,
     layered_basis_pursuit,
     layered_thresholding,
+    project,
     threshold,
 )
 from unrolled.pursuit._local import Constrained, local_error, local_sparsity
-from unrolled.pursuit._ml_basis_pursuit import ml_basis_pursuit
-from unrolled.pursuit._omp import omp, omp_batch
+from unrolled.pursuit._multilayer import holistic, ml_basis_pursuit
+from unrolled.pursuit._omp import match, omp, omp_batch, share
 from unrolled.pursuit._problem import DeepPursuit, Pursuit
-from unrolled.pursuit._project import project
-from unrolled.pursuit._registry import PURSUITS, register
-from unrolled.pursuit._steps import (
-    Momentum,
-    State,
-    extrapolated,
-    fista_step,
-    ista_step,
-    lipschitz,
-    ml_ista_step,
-    sweep,
-)
+from unrolled.pursuit._splitting import half_quadratic, half_quadratic_step
 
 __all__ = [
     "Constrained",

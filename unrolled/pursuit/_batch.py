@@ -13,8 +13,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from unrolled._interior_point import lapack
-from unrolled._threads import Threads, threads
+from unrolled._base.interior_point import lapack
+from unrolled._base.threads import Threads, threads
 from unrolled.pursuit._gap import least_between
 
 # ADMM: penalties rho over the mean squared norm of an atom, and steps with each. A well-conditioned

@@ -6,9 +6,9 @@ from functools import partial
 import jax.numpy as jnp
 from jax import lax
 
-from unrolled import _lax
-from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import exponent, ldexp, norm, power_of_two
+from unrolled._base import loops
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.numbers import exponent, ldexp, norm, power_of_two
 from unrolled.dictionaries import Operator, column_norms
 
 
@@ -24,7 +24,7 @@ def freed(D: Operator, free: Array, r: Array, h: Array) -> tuple[Array, Array, A
     fixed_D, fixed_r = lax.stop_gradient((D, r))
     level = m * float(jnp.finfo(r.dtype).eps) * column_norms(fixed_D) * norm(fixed_r)
     once = partial(_least_squares, fixed_D, free)
-    c = _lax.fori_loop(
+    c = loops.fori_loop(
         0, 2, lambda _, c: c + once(fixed_r - fixed_D @ c, level, 2 * min(m, d)), jnp.zeros_like(h)
     )
     nu = r - D @ c
@@ -56,4 +56,4 @@ def _least_squares(D: Operator, free: Array, r: Array, level: Array, limit: Arra
 
     g = jnp.where(free, r @ D, 0)
     start = jnp.zeros_like(g), r, g, g, jnp.sum(g**2), jnp.zeros((), int)
-    return _lax.while_loop(goes_on, body, start)[0]
+    return loops.while_loop(goes_on, body, start)[0]

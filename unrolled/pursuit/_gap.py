@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _lax
-from unrolled._arguments import checked
-from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import exponent, ldexp
+from unrolled._base import loops
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.numbers import exponent, ldexp
 from unrolled.dictionaries import Dictionary, Operator
 from unrolled.pursuit._free import freed
 from unrolled.pursuit._problem import Codes, Problem, check_weights, one_by_one, per_atom
@@ -183,7 +183,7 @@ def _gap(
         # Over x >= 0 an atom that is not in use bounds d_i . r on one side.
         in_use = free & (x > 0) if nonnegative else free
         branches = partial(freed, D, in_use), lambda r, h: (r, h, jnp.zeros((), r.dtype))
-        nu, h, off = _lax.cond(free.any(), *branches, r, h)
+        nu, h, off = loops.cond(free.any(), *branches, r, h)
         beside = jnp.sum((r - nu) ** 2) / 2 + off * jnp.sqrt(jnp.sum(y**2))
     squares = jnp.sum(nu**2)
     if l2 is None:

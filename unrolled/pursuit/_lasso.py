@@ -10,21 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled import _checks, _lax, _sharded
-from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import ldexp
+from unrolled._base import checks, loops, programs
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.numbers import ldexp
 from unrolled.dictionaries import Dictionary, column_norms
 from unrolled.pursuit import _problem
-from unrolled.pursuit._door import check_number, door_of_one, single, static_steps, static_tol
 from unrolled.pursuit._problem import (
     Answer,
     Form,
     Problem,
     Pursuit,
+    check_number,
+    door_of_one,
     fixed_norm,
     in_range,
     one_by_one,
     scaled,
+    single,
+    static_steps,
+    static_tol,
 )
 from unrolled.pursuit._support import Penalized, code
 
@@ -109,7 +113,7 @@ def _checked(
     where: str, lam: Any, ratio: Any, tol: Any, max_steps: Any, nonnegative: Any, l2: Any
 ) -> tuple[Lasso, dict[str, Any]]:
     """The method, and its part of the options of the door."""
-    nonnegative = _checks.as_bool(nonnegative, "nonnegative", where)
+    nonnegative = checks.as_bool(nonnegative, "nonnegative", where)
     method = Lasso(static_tol(tol, where), static_steps(max_steps, where), nonnegative)
     value, name = one_penalty(lam, ratio, where)
     check_number(l2, "l2", where)
@@ -181,7 +185,7 @@ def lasso_path(
     return path
 
 
-@_sharded.on_auto_axes
+@programs.on_auto_axes
 @partial(jax.jit, static_argnums=(0, 1))
 def _path(
     method: Lasso, form: Form, Ds: Any, y: Array, lams: Any, *others: Any
@@ -196,7 +200,7 @@ def _path(
         return answer.x, _problem.result(form, at, answer)
 
     with jax.default_matmul_precision("highest"):
-        _, ((codes,), gap, residual, steps, converged) = _lax.scan(body, x, scaled_lams)
+        _, ((codes,), gap, residual, steps, converged) = loops.scan(body, x, scaled_lams)
     if form.relative:
         lam = ldexp(scaled_lams, k).astype(form.dtype)
         converged = converged & jax.vmap(in_range, (0, 0, None))(lam, scaled_lams, k)
@@ -221,14 +225,14 @@ def lam_max(D: Dictionary, y: ArrayLike, *, nonnegative: bool = False) -> Array:
         >>> float(ur.pursuit.lam_max(jnp.eye(2), jnp.array([3.0, -4.0])))
         4.0
     """
-    nonnegative = _checks.as_bool(nonnegative, "nonnegative", "lam_max")
+    nonnegative = checks.as_bool(nonnegative, "nonnegative", "lam_max")
     form, (Ds, y, *_) = door_of_one("lam_max", D, y, size=column_norms, nonnegative=nonnegative)
     lam, scaled_lam, k = _lam_max(form, Ds, y)
     refuse_lost(lam, scaled_lam, k, "lam_max")
     return lam
 
 
-@_sharded.on_auto_axes
+@programs.on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _lam_max(form: Form, Ds: Any, y: Array) -> tuple[Array, Array, Array]:
     problem, _ = scaled(form, Ds, y)
@@ -239,7 +243,7 @@ def _lam_max(form: Form, Ds: Any, y: Array) -> tuple[Array, Array, Array]:
 
 def refuse_lost(lam: Array, scaled_lam: Array, k: Array, where: str) -> None:
     """Raise ValueError if a known lam = scaled_lam 2^k leaves the range of its dtype."""
-    if not _checks.is_concrete((lam, scaled_lam, k)):
+    if not checks.is_concrete((lam, scaled_lam, k)):
         return
     values, at = np.asarray(scaled_lam, float), np.asarray(lam, float)
     # Numbers below the least normal one of float32 or float64 are zero in most operations.
@@ -270,9 +274,9 @@ def lam_of_paper(weight: ArrayLike) -> Array:
         >>> float(ur.pursuit.lam_of_paper(2.0))
         0.25
     """
-    weight = _checks.as_float(weight, "weight", "lam_of_paper")
-    _checks.nonnegative(weight, "weight", "lam_of_paper")
-    if _checks.is_concrete(weight) and not np.asarray(weight).all():
+    weight = checks.as_float(weight, "weight", "lam_of_paper")
+    checks.nonnegative(weight, "weight", "lam_of_paper")
+    if checks.is_concrete(weight) and not np.asarray(weight).all():
         raise ValueError(
             "lam_of_paper: weight is 0, which stands for an infinite lam; expected a positive one"
         )

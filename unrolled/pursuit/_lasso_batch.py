@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks, _sharded
-from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import exponent, ldexp, norm, times_power, wide_dtype
+from unrolled._base import checks, programs
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.numbers import exponent, ldexp, norm, times_power, wide_dtype
 from unrolled.dictionaries import (
     Dictionary,
     Operator,
@@ -19,7 +19,7 @@ from unrolled.dictionaries import (
     spread,
     threshold_shapes,
 )
-from unrolled.pursuit import _door
+from unrolled.pursuit import _problem
 from unrolled.pursuit._batch import BLOCK as CHUNK
 from unrolled.pursuit._batch import solve
 from unrolled.pursuit._lasso import one_penalty
@@ -79,20 +79,20 @@ def lasso_batch(
     """
     where = "lasso_batch"
     D, signals, dtype, grid = operands_of_many(D, Y, where)
-    if _door.is_zero(D):
+    if _problem.is_zero(D):
         raise ValueError(f"{where}: D is zero")
     wide = wide_dtype(dtype)
     host = partial(
         solve,
         relative=lam is None,
-        tol=_door.static_tol(tol, where),
-        nonnegative=_checks.as_bool(nonnegative, "nonnegative", where),
-        max_steps=_door.static_steps(max_steps, where),
+        tol=_problem.static_tol(tol, where),
+        nonnegative=checks.as_bool(nonnegative, "nonnegative", where),
+        max_steps=_problem.static_steps(max_steps, where),
         warm=start is not None,
     )
     weight = _weight(D, len(signals), lam, ratio, wide, where)
-    _door.check_number(l2, "l2", where)
-    _checks.in_range(l2, wide, "l2", where)
+    _problem.check_number(l2, "l2", where)
+    checks.in_range(l2, wide, "l2", where)
     X = None if start is None else _start(D, len(signals), start, where)
     several = np.shape(weight) not in (*threshold_shapes(D), getattr(D, "code_grid", ()))
 
@@ -100,7 +100,7 @@ def lasso_batch(
         weights = weight[rows] if several and rows else weight
         first = X[rows] if X is not None and rows else X
         operands, (a, b) = _scaled(
-            wide, lam is None, D, Y, weights, _door.as_operand(l2, wide), first
+            wide, lam is None, D, Y, weights, _problem.as_operand(l2, wide), first
         )
         answers = on_the_host(host, operands, D.shape[1])
         return batch_result(dtype, grid, answers, a, b, *operands[:2])
@@ -114,15 +114,15 @@ def operands_of_many(D: Dictionary, Y: Any, where: str) -> tuple[Operator, Any, 
     Signals of a file that is mapped into memory stay there if they are more than a chunk.
     """
     mapped = isinstance(Y, np.memmap) and Y.ndim > 1 and len(Y) > CHUNK
-    some, grid = _door.flat_signal(D, Y[:1] if mapped else Y, where, batch=1)
-    D, some = as_dictionary(D, where), _checks.as_float(some, "Y", where)
+    some, grid = _problem.flat_signal(D, Y[:1] if mapped else Y, where, batch=1)
+    D, some = as_dictionary(D, where), checks.as_float(some, "Y", where)
     if some.ndim != 2 or some.shape[1] != D.shape[0]:
         shape = Y.shape if mapped else some.shape
         raise ValueError(
             f"{where}: Y has shape {shape}; expected (batch, {D.shape[0]}), signals in rows"
-            f"{_checks.flattened('Y', shape)}"
+            f"{checks.flattened('Y', shape)}"
         )
-    return D, Y.reshape(len(Y), -1) if mapped else some, _checks.common_dtype(D, some), grid
+    return D, Y.reshape(len(Y), -1) if mapped else some, checks.common_dtype(D, some), grid
 
 
 def in_chunks(solve: Callable[[Array, slice | None], Pursuit], Y: Any, where: str) -> Pursuit:
@@ -138,10 +138,10 @@ def in_chunks(solve: Callable[[Array, slice | None], Pursuit], Y: Any, where: st
     fields: list[np.ndarray] = []
     for first in range(0, len(Y), CHUNK):
         rows = slice(first, min(first + CHUNK, len(Y)))
-        signals = _checks.as_float(np.array(Y[rows]), f"Y[{first}:{rows.stop}]", where)
+        signals = checks.as_float(np.array(Y[rows]), f"Y[{first}:{rows.stop}]", where)
         result = solve(signals, rows)
-        if not _checks.is_concrete(result):  # the program of a caller holds all signals
-            return solve(_checks.as_float(np.array(Y), "Y", where), None)
+        if not checks.is_concrete(result):  # the program of a caller holds all signals
+            return solve(checks.as_float(np.array(Y), "Y", where), None)
         parts = list(map(np.asarray, result))
         fields = fields or [np.empty((len(Y), *part.shape[1:]), part.dtype) for part in parts]
         for field, part in zip(fields, parts):
@@ -161,7 +161,7 @@ def on_the_host(host: Any, operands: Any, d: int) -> tuple:
     def answers(*operands):
         return host(*map(np.asarray, operands))
 
-    if _checks.is_concrete(operands):
+    if checks.is_concrete(operands):
         return answers(*operands)
     n, dtype = len(operands[1]), operands[1].dtype
     kinds = (dtype, dtype, jax.dtypes.canonicalize_dtype(int), bool)
@@ -170,13 +170,13 @@ def on_the_host(host: Any, operands: Any, d: int) -> tuple:
     return jax.pure_callback(answers, shapes, *operands, vmap_method="sequential")
 
 
-@_sharded.on_auto_axes
+@programs.on_auto_axes
 @partial(jax.jit, static_argnums=(0, 1))
 def _scaled(
     dtype: np.dtype, relative: bool, D: Operator, Y: Array, weight: Any, l2: Any, start: Any
 ) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
     """D, Y, the weights, l2 and the start near 1; and the exponents of D and of every signal."""
-    matrix, Y = dense(_checks.cast(D, dtype)), Y.astype(dtype)
+    matrix, Y = dense(checks.cast(D, dtype)), Y.astype(dtype)
     a, b = exponent(matrix), exponent(Y, 1)
     weight = spread(D, flat_code(D, jnp.asarray(weight, dtype)))
     columns = D.shape[1] if weight.shape[-1:] == D.shape[1:] else 1
@@ -189,7 +189,7 @@ def _scaled(
     return (times_power(matrix, -a), times_power(Y, -b), weight, ridge, X), (a, b)
 
 
-@_sharded.on_auto_axes
+@programs.on_auto_axes
 @partial(jax.jit, static_argnums=(0, 1))
 def batch_result(
     dtype: np.dtype, grid: Grid, answers: tuple[Array, ...], a: Array, b: Array, *signals: Array
@@ -214,22 +214,22 @@ def batch_result(
 def _weight(D: Operator, n: int, lam: Any, ratio: Any, dtype: np.dtype, where: str) -> Any:
     """lam or ratio, checked."""
     value, name = one_penalty(lam, ratio, where)
-    _checks.nonnegative(value, name, where)
-    _checks.finite(value, name, where)
-    _checks.in_range(value, dtype, name, where)
+    checks.nonnegative(value, name, where)
+    checks.finite(value, name, where)
+    checks.in_range(value, dtype, name, where)
     shape, d, grid = np.shape(value), D.shape[1], getattr(D, "code_grid", ())
     grids = (grid, (n, *grid)) if grid else ()
     if shape not in (*threshold_shapes(D), (n, 1), (n, d), *grids):
         raise ValueError(
             f"{where}: {name} has shape {shape}; expected (), ({d},), ({n}, 1) or ({n}, {d})"
         )
-    return _door.as_operand(value, dtype)
+    return _problem.as_operand(value, dtype)
 
 
 def _start(D: Operator, n: int, start: ArrayLike, where: str) -> Array:
     """The codes to start from, checked: (batch, d)."""
-    X = _checks.as_float(flat_code(D, start), "start", where)
+    X = checks.as_float(flat_code(D, start), "start", where)
     if X.shape != (n, D.shape[1]):
         raise ValueError(f"{where}: start has shape {X.shape}; expected ({n}, {D.shape[1]})")
-    _checks.finite(X, "start", where)
+    checks.finite(X, "start", where)
     return X

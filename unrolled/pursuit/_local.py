@@ -7,14 +7,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _lax
-from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import norm
+from unrolled._base import loops
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.numbers import norm
 from unrolled.activations import shrink
 from unrolled.dictionaries import Conv, Dictionary, dense
-from unrolled.pursuit._door import check_number, deep, door, static_steps, static_tol
 from unrolled.pursuit._gap import dual_factor, half_energy
-from unrolled.pursuit._problem import Answer, Problem, Pursuit, rounded, run, solve
+from unrolled.pursuit._problem import (
+    Answer,
+    Problem,
+    Pursuit,
+    check_number,
+    deep,
+    door,
+    rounded,
+    run,
+    solve,
+    static_steps,
+    static_tol,
+)
 from unrolled.pursuit._splitting import Splits, admm
 
 # The most steps of Newton's method, which ends after as many as a piecewise linear function has
@@ -165,7 +176,7 @@ def _within(patches: Array, radius: Array) -> Array:
 
 def _sum(D: Conv, patches: Array, y: Array) -> Any:
     """sum_i R_i' q_i."""
-    return _lax.adjoint(D.patches, y, patches)
+    return loops.adjoint(D.patches, y, patches)
 
 
 def local_sparsity(
@@ -236,7 +247,7 @@ class LocalSparsity:
 
         def together(stripes):
             """sum_i S_i' q_i."""
-            return _lax.adjoint(D.stripes, start, stripes)
+            return loops.adjoint(D.stripes, start, stripes)
 
         # In how many stripes an entry is. With the code times its root, S'S is the identity.
         times = together(D.stripes(jnp.ones_like(start)))
@@ -300,7 +311,7 @@ def lower_the_fullest(rows: Array, lam: Array) -> Array:
         return after, after > tau, n + 1
 
     zero = jnp.zeros((), rows.dtype)
-    tau, *_ = _lax.while_loop(
+    tau, *_ = loops.while_loop(
         lambda carry: carry[1] & (carry[2] < _NEWTON), body, (zero, jnp.asarray(True), 0)
     )
     theta, _ = thresholds(tau)

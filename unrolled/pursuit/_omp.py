@@ -1,5 +1,6 @@
 """Orthogonal matching pursuit: atoms chosen one by one, with a growing Cholesky factor."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,15 +11,150 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled import _checks, _lax, _matching, _sharded
-from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import exponent, ldexp, norm, times_power, wide_dtype
+from unrolled._base import checks, loops, programs
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.numbers import exponent, ldexp, norm, times_power, wide_dtype
+from unrolled._base.threads import threads
 from unrolled.dictionaries import Dictionary, Operator, column_norms, dense
-from unrolled.pursuit._door import as_operand, check_number, door_of_one
 from unrolled.pursuit._gap import half_energy
 from unrolled.pursuit._lasso_batch import batch_result, in_chunks, on_the_host, operands_of_many
-from unrolled.pursuit._problem import Answer, Problem, Pursuit, run
+from unrolled.pursuit._problem import (
+    Answer,
+    Problem,
+    Pursuit,
+    as_operand,
+    check_number,
+    door_of_one,
+    run,
+)
 from unrolled.pursuit._support import Penalized, on_branch, slope
+
+_CHUNK = 128  # signals whose arrays stay in the cache of a core
+
+
+def negligible(m: int, dtype: np.dtype) -> float:
+    """What sums of m products may be off by, whose errors go up as often as down.
+
+    A correlation with a residual is zero below this share of the signal. An atom depends on others
+    below this share of its squared norm: a pivot is a difference of squares, and a code on a span
+    that is nearer has few digits.
+    """
+    return 4 * math.sqrt(m) * float(np.finfo(dtype).eps)
+
+
+def share(work: Callable[[slice], None], n: int, chunk: int) -> None:
+    """`work` on chunks of n rows, by all cores."""
+    if n <= chunk:
+        return work(slice(None))
+    with threads() as team:
+        team.share(work, [slice(first, first + chunk) for first in range(0, n, chunk)])
+
+
+def match(
+    D: np.ndarray,
+    Y: np.ndarray,
+    sparsity: int,
+    V: np.ndarray | None = None,
+    favour: np.ndarray | None = None,
+    judged: tuple[np.ndarray, np.ndarray] | None = None,
+) -> np.ndarray:
+    r"""Matching pursuit for every row of Y, as an array of codes, (n, d).
+
+    .. math:: j = \arg\max_i favour_i |d_i' V r| / \sqrt{d_i' V d_i}, \quad
+        x_S = \arg\min_u (y - D_S u)' V (y - D_S u), \quad r = y - D x.
+
+    Args:
+        D: (m, d).
+        Y: (n, m).
+        sparsity: the most atoms of a code.
+        V: (n, m), the diagonals of V; None for ones.
+        favour: (d,), by which the choice favours atoms; None for ones.
+        judged: (n,) each, where the numbers of atoms go, and the squared norms of the part of r
+            that is in the span of the atoms: rounding.
+    """
+    X, root = np.zeros((len(Y), D.shape[1]), Y.dtype), None if V is None else np.sqrt(V)
+    atoms, squares = np.ascontiguousarray(D.T), D * D
+
+    def work(part: slice) -> None:
+        if root is None:
+            w, norms, signals = None, np.sqrt(squares.sum(0))[None, :], Y[part]
+        else:
+            w = root[part]
+            norms, signals = np.sqrt((w * w) @ squares), w * Y[part]
+        X[part], counts, Q = _match(D, atoms, norms, signals, sparsity, w, favour)
+        if judged is not None:
+            r = X[part] @ atoms
+            r = signals - (r if w is None else w * r)
+            judged[0][part], judged[1][part] = (
+                counts,
+                np.sum(np.matmul(Q, r[..., None]) ** 2, (1, 2)),
+            )
+
+    share(work, len(Y), _CHUNK)
+    return X
+
+
+def _match(
+    D: np.ndarray,
+    atoms: np.ndarray,
+    norms: np.ndarray,
+    Y: np.ndarray,
+    sparsity: int,
+    w: np.ndarray | None,
+    favour: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The codes of weighted signals, the numbers of atoms, and Q; `w` weights the atoms of each.
+
+    The chosen atoms are W D_S = Q L', with orthonormal rows q_1, q_2, ... in Q: r leaves out one
+    after the other, and L' x_S = Q y at the end.
+    """
+    (n, m), rows = Y.shape, np.arange(len(Y))
+    rounding = negligible(m, Y.dtype)
+    R, Q = Y.copy(), np.zeros((n, sparsity, m), Y.dtype)
+    L, b = np.zeros((n, sparsity, sparsity), Y.dtype), np.zeros((n, sparsity), Y.dtype)
+    S = np.zeros((n, sparsity), int)
+    inverse = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
+    least = rounding * np.linalg.norm(Y, axis=1)
+    active, counts, k = np.ones(n, bool), np.zeros(n, int), 0
+    for k in range(sparsity):
+        products = (R if w is None else R * w) @ D
+        np.abs(products, out=products)
+        products *= inverse
+        products[rows[:, None], S[:, :k]] = 0
+        j = (products if favour is None else products * favour).argmax(1)
+        a = atoms[j] if w is None else atoms[j] * w
+        v, h = _orthogonal(a, Q[:, :k])
+        size, length = np.linalg.norm(v, axis=1), np.broadcast_to(norms, products.shape)[rows, j]
+        active = active & (products[rows, j] > least) & (size * size > rounding * length * length)
+        counts += active
+        q = np.where(active, 1 / np.where(active, size, 1), 0)[:, None] * v
+        b[:, k] = np.einsum("ij,ij->i", q, R)
+        R -= b[:, k, None] * q
+        Q[:, k], S[:, k] = q, np.where(active, j, S[:, 0])
+        L[:, k, :k], L[:, k, k] = np.where(active[:, None], h, 0), np.where(active, size, 1)
+        if not active.any():
+            break
+    used = slice(0, k + 1)
+    values = np.linalg.solve(L[:, used, used].transpose(0, 2, 1), b[:, used, None])[..., 0]
+    X = np.zeros((n, D.shape[1]), Y.dtype)
+    for chosen, value in zip(S.T, values.T):
+        X[rows, chosen] += value
+    return X, counts, Q
+
+
+def _orthogonal(a: np.ndarray, Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a less their projections on the rows of Q, and those coefficients.
+
+    Where little remains, the projection is repeated: twice is enough.
+    """
+    h = np.matmul(Q, a[:, :, None])[..., 0]
+    v = a - np.matmul(h[:, None], Q)[:, 0]
+    again = np.flatnonzero(np.sum(v * v, 1) < 0.25 * np.sum(a * a, 1))
+    if len(again):
+        more = np.matmul(Q[again], v[again, :, None])[..., 0]
+        v[again] -= np.matmul(more[:, None], Q[again])[:, 0]
+        h[again] += more
+    return v, h
 
 
 class Chosen(NamedTuple):
@@ -79,7 +215,7 @@ def omp(
     form, arrays = door_of_one("omp", D, y, level=tol, size=column_norms)
     (checked,), *_ = arrays
     m, d = checked.shape
-    most = min(m, d) if sparsity is None else _checks.as_index(sparsity, "sparsity", "omp")
+    most = min(m, d) if sparsity is None else checks.as_index(sparsity, "sparsity", "omp")
     if most > d:
         raise ValueError(f"omp: sparsity {most} exceeds the number of atoms {d}")
     (x,), *rest = run(Matching(min(most, m)), form, *arrays)
@@ -132,12 +268,12 @@ def omp_batch(
     """
     where = "omp_batch"
     D, signals, dtype, grid = operands_of_many(D, Y, where)
-    (m, d), most = D.shape, _checks.as_index(sparsity, "sparsity", where)
+    (m, d), most = D.shape, checks.as_index(sparsity, "sparsity", where)
     if most > d:
         raise ValueError(f"{where}: sparsity {most} exceeds the number of atoms {d}")
     if weights is not None:
-        _checks.nonnegative(weights, "weights", where)
-        _checks.finite(weights, "weights", where)
+        checks.nonnegative(weights, "weights", where)
+        checks.finite(weights, "weights", where)
         if (shape := np.shape(weights)) not in ((m,), signals.shape):
             raise ValueError(
                 f"{where}: weights have shape {shape}; expected ({m},) or {signals.shape}"
@@ -153,11 +289,11 @@ def omp_batch(
     return in_chunks(solved, signals, where)
 
 
-@_sharded.on_auto_axes
+@programs.on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _scaled(dtype: np.dtype, D: Operator, Y: Array, weights: Any) -> tuple[tuple, Array, Array]:
     """D, Y and the weights near 1; and the exponents of D and of every weighted signal."""
-    matrix, Y = dense(_checks.cast(D, dtype)), Y.astype(dtype)
+    matrix, Y = dense(checks.cast(D, dtype)), Y.astype(dtype)
     a = exponent(matrix)
     matrix = times_power(matrix, -a)
     if weights is None:
@@ -185,7 +321,7 @@ def _matched(
     Y = np.where(finite[:, None], Y, 0)
     norms = np.linalg.norm(D, axis=0)
     counts, inside = np.zeros(len(Y), int), np.zeros(len(Y), Y.dtype)
-    x = _matching.match(D, Y, most, V, norms, (counts, inside))
+    x = match(D, Y, most, V, norms, (counts, inside))
     r = Y - x.astype(dtype).astype(x.dtype) @ D.T
     root = 1 if V is None else np.sqrt(V)
     residual = np.linalg.norm(root * r, axis=1)
@@ -250,12 +386,12 @@ def atom_by_atom(
         helps = helps if admits is None else helps & admits(grown.x)
         return jax.tree.map(partial(jnp.where, helps), grown, s._replace(ended=jnp.asarray(True)))
 
-    return _lax.while_loop(lambda s: (s.size < most) & ~s.ended & (norm(s.r) > stop), body, start)
+    return loops.while_loop(lambda s: (s.size < most) & ~s.ended & (norm(s.r) > stop), body, start)
 
 
 def _grown(D: Operator, y: Array, norms: Array, s: Chosen) -> tuple[Chosen, Array]:
     """The choice with one more atom, and whether that helps."""
-    rounding = _matching.negligible(D.shape[0], y.dtype)
+    rounding = negligible(D.shape[0], y.dtype)
     slots, d = jnp.arange(len(s.atoms)), D.shape[1]
     taken = jnp.zeros(d, bool).at[s.atoms].max(slots < s.size)
     g = jnp.where(taken, 0, jnp.abs(s.r @ D))

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from unrolled import _lax
-from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import exponent, ldexp, times_power
+from unrolled._base import loops
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.numbers import exponent, ldexp, times_power
 from unrolled.activations import relu, shrink
 from unrolled.dictionaries import Operator, column_norms
 from unrolled.pursuit._gap import least_between, relative_gap
-from unrolled.pursuit._steps import Momentum, extrapolated
+from unrolled.pursuit._ista import Momentum, extrapolated
 
 # Steps of FISTA between two evaluations of the gap.
 _BLOCK = 10
@@ -49,7 +49,7 @@ def code(
 
     def body(carry):
         state, steps, _ = carry
-        state, steps = _lax.scan(step, state, length=_BLOCK)[0], steps + _BLOCK
+        state, steps = loops.scan(step, state, length=_BLOCK)[0], steps + _BLOCK
         gap = relative(state.x)
         # After 1, 2, 4, ... blocks, then every 16: as many products as for the steps, or fewer.
         blocks = steps // _BLOCK
@@ -64,7 +64,7 @@ def code(
     zero = jnp.zeros_like(start)
     start = relu(start) if nonnegative else start
     start = jnp.where(relative(zero) <= tol, zero, start)
-    state, steps, gap = _lax.while_loop(
+    state, steps, gap = loops.while_loop(
         lambda carry: (carry[2] > tol) & (carry[1] < max_steps),
         body,
         (_rest(start), jnp.zeros((), int), relative(start)),
@@ -179,7 +179,7 @@ def conjugate_gradients(A: Callable[[Array], Array], b: Array, limit: ArrayLike)
 
     none, curved = jnp.zeros((), int), jnp.ones((), bool)
     start = jnp.zeros_like(b), b, b, jnp.vdot(b, b), none, curved
-    return _lax.while_loop(goes_on, body, start)[0]
+    return loops.while_loop(goes_on, body, start)[0]
 
 
 def conjugate_residuals(A: Callable[[Array], Array], b: Array, limit: ArrayLike) -> Array:
@@ -209,4 +209,4 @@ def conjugate_residuals(A: Callable[[Array], Array], b: Array, limit: ArrayLike)
 
     Ab = A(b)
     start = jnp.zeros_like(b), b, Ab, b, Ab, jnp.zeros((), int)
-    return ldexp(_lax.while_loop(goes_on, body, start)[0], scale)
+    return ldexp(loops.while_loop(goes_on, body, start)[0], scale)

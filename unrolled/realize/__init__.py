@@ -8,10 +8,8 @@ from unrolled.realize._attention import (
     attention_leak,
     multi_head_attention,
 )
-from unrolled.realize._cnn import Realization, cnn
-from unrolled.realize._cnn_size import CnnSize, cnn_size
+from unrolled.realize._cnn import CnnSize, Realization, cnn, cnn_size, nnx_module
 from unrolled.realize._conv_layer import ConvLayer, conv_layer
-from unrolled.realize._nnx import nnx_module
 from unrolled.realize._transformer import Transformer, transformer, transformer_error
 from unrolled.realize._transformer_block import (
     Block,

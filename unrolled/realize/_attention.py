@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks
-from unrolled._arguments import checked
-from unrolled._checks import Array, ArrayLike
-from unrolled._program import program
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.programs import program
 from unrolled.dictionaries import Conv
 from unrolled.realize._conv_layer import count_weights
 
@@ -93,10 +93,10 @@ def multi_head_attention(
         >>> z[:, 0].tolist()  # x_q + x_(q+1) on a circle
         [3.0, 6.0, 5.0]
     """
-    if _checks.is_concrete(alpha):
+    if checks.is_concrete(alpha):
         alpha = concentration(alpha, "multi_head_attention")
     for name, array in (("tokens", tokens), ("queries", queries), ("keys", keys)):
-        _checks.shaped(array, "(T, p)", name, "multi_head_attention")
+        checks.shaped(array, "(T, p)", name, "multi_head_attention")
     if queries.dtype.kind not in "iu" or keys.dtype.kind not in "iu":
         raise TypeError(
             f"multi_head_attention: queries are {queries.dtype} and keys {keys.dtype}; expected "
@@ -191,7 +191,7 @@ def attention(
     conv = Conv(filters, signal_shape, stride, "zero")
     n_atoms, n_channels = conv.filters.shape[:2]
     none = jax.device_put(np.zeros(n_atoms, conv.dtype))
-    b = none if bias is None else _checks.as_float(bias, "bias", where)
+    b = none if bias is None else checks.as_float(bias, "bias", where)
     if b.shape != (n_atoms,):
         raise ValueError(
             f"{where}: bias has shape {b.shape}; expected ({n_atoms},), one per filter"
@@ -199,7 +199,7 @@ def attention(
     heads = relative_heads(grid(conv.kernel), _values_of_taps(conv), b)
 
     def apply(X: Array) -> Array:
-        X = _checks.as_float(X, "X", where)
+        X = checks.as_float(X, "X", where)
         if X.shape != conv.signal_grid:
             raise ValueError(
                 f"{where}: X has shape {X.shape}; expected {conv.signal_grid}, channels first. "
@@ -218,7 +218,7 @@ def _values_of_taps(conv: Conv) -> Array:
 
 @program()
 def _convolved(heads: Heads, X: Array, conv: Conv, alpha: float | None) -> Array:
-    heads, X = _checks.cast((heads, X), _checks.common_dtype(heads, X))
+    heads, X = checks.cast((heads, X), checks.common_dtype(heads, X))
     sizes = zip(conv.signal_shape, conv.positions, conv.stride, conv.kernel)
     reach = tuple(max(N, (p - 1) * t + n) for N, p, t, n in sizes)
     zeros = [(0, 0), *((0, r - N) for r, N in zip(reach, conv.signal_shape))]
@@ -255,7 +255,7 @@ def attention_leak(alpha: float | None, dimensions: int = 1) -> float:
     alpha = concentration(alpha, "attention_leak")
     if alpha is None:
         return 0.0
-    p = _checks.as_index(dimensions, "dimensions", "attention_leak", least=1)
+    p = checks.as_index(dimensions, "dimensions", "attention_leak", least=1)
     return -math.expm1(-p * math.log1p(others_on_a_line(alpha)))
 
 
@@ -302,8 +302,8 @@ def attention_error(filters: Array, X: ArrayLike, alpha: float | None) -> np.nda
         True
     """
     where = "attention_error"
-    filters, X = (_checks.as_float(v, name, where) for v, name in ((filters, "filters"), (X, "X")))
-    if not _checks.is_concrete((filters, X)):
+    filters, X = (checks.as_float(v, name, where) for v, name in ((filters, "filters"), (X, "X")))
+    if not checks.is_concrete((filters, X)):
         raise TypeError(f"{where}: expected concrete arrays, got traced ones; call it outside jit")
     X = np.asarray(X, np.float64)
     if filters.ndim < 3:
@@ -317,11 +317,11 @@ def attention_error(filters: Array, X: ArrayLike, alpha: float | None) -> np.nda
             f"of {n_channels} channels and {p} dimensions"
         )
     taps = np.asarray(filters, np.float64).reshape(*filters.shape[:2], -1)
-    _checks.finite(X, "X", where)
+    checks.finite(X, "X", where)
     if X.ndim > 1:
         most = np.abs(np.einsum("oih,ij->hoj", taps, X.reshape(n_channels, -1))).max(-1).sum(0)
     else:
-        _checks.nonnegative(X, "the bound", where)
+        checks.nonnegative(X, "the bound", where)
         most = np.abs(taps).sum(-1) @ np.broadcast_to(X, n_channels)
     return 2 * attention_leak(alpha, p) * most
 
@@ -330,7 +330,7 @@ def concentration(alpha: float | None, where: str) -> float | None:
     """`alpha` as a positive, finite float, or None."""
     if alpha is None:
         return None
-    value = _checks.as_number(alpha, "alpha", where)
+    value = checks.as_number(alpha, "alpha", where)
     if not 0 < value < math.inf:
         raise ValueError(
             f"{where}: alpha must be positive and finite, got {value}; try None for hard attention"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from unrolled import _checks
+from unrolled._base import checks
 from unrolled.activations import Activation
 from unrolled.dictionaries import Dictionary, Operator, Structured, as_dictionary
 from unrolled.layers import Layer, Unrolled, unstack
@@ -113,7 +113,7 @@ def blocks_of(
         TypeError: params of another family, or traced arrays.
         ValueError: shapes that do not meet, values that are not finite, or a structured D or W.
     """
-    if not _checks.is_concrete((params, D)):
+    if not checks.is_concrete((params, D)):
         raise TypeError(
             f"{where}: params or D are traced; this function runs on the host, call it outside jit"
         )
@@ -126,7 +126,7 @@ def blocks_of(
     else:
         parts = [(model, params, dictionaries[0])]
     blocks = tuple(_block(layer, p, one, where) for layer, p, one in parts)
-    return blocks, np.dtype(_checks.common_dtype(params, dictionaries))
+    return blocks, np.dtype(checks.common_dtype(params, dictionaries))
 
 
 def _matrix(D: Dictionary, where: str) -> Operator:
@@ -140,7 +140,7 @@ def _block(layer: Layer, params: Unrolled, D: Dictionary, where: str) -> MatrixB
     if any(isinstance(leaf, Structured) for leaf in leaves):
         raise ValueError(f"{where}: W is structured; try dictionaries.dense(W) in the params")
     params = jax.tree.map(np.asarray, params)
-    _checks.finite(params, "params", where)
+    checks.finite(params, "params", where)
     m, d = D.shape
     return MatrixBlock(m, d, tuple(_steps(layer, params, np.asarray(D))))
 

@@ -1,26 +1,309 @@
-"""LISTA-CP layers and chains as convolutional networks (Lemma 14 and Theorem 6)."""
+"""LISTA-CP layers and chains as convolutional networks (Lemma 14 and Theorem 6), their size, and
+the same as a module of flax.nnx.
+"""
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks
-from unrolled._checks import Array
-from unrolled._program import program
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array
+from unrolled._base.programs import program
 from unrolled.activations import Activation, by_name
 from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network
-from unrolled.realize._blocks import activation_of, blocks_of
-from unrolled.realize._cnn_size import geometry
-from unrolled.realize._conv_layer import ConvLayer, count_weights, forward
-from unrolled.realize._lemma import block_layers
-from unrolled.realize._polyphase import Architecture, identity_from
+from unrolled.realize._blocks import (
+    Bound,
+    MatrixBlock,
+    MatrixStep,
+    activation_of,
+    blocks_of,
+    next_bound,
+)
+from unrolled.realize._conv_layer import (
+    Architecture,
+    ConvLayer,
+    count_weights,
+    first_tap,
+    forward,
+    identity_from,
+    polyphase,
+    tree_depth,
+)
+
+Layers = tuple[ConvLayer, ...]
+
+
+class State(NamedTuple):
+    """The output h of a layer, and the affine map to the input of the next, v = A h + e."""
+
+    A: np.ndarray  # (p, q)
+    e: np.ndarray  # (p,)
+    low: float  # lower bound on the entries of h
+    tree: bool  # h can be read as a signal of length q; otherwise it is q channels of length 1
+    signed: bool  # h is v up to a constant, rather than its positive and negative parts
+    offset: float  # the largest constant that has lifted a state so far
+
+
+def block_layers(
+    blocks: tuple[MatrixBlock, ...], net: Architecture, M: float
+) -> tuple[list[tuple[Layers, Layers]], float]:
+    """Hidden layers and read-out of every block, and the largest constant that lifts the state."""
+    m, layers = blocks[0].m, []
+    state = State(np.eye(m), np.zeros(m), -M, tree=True, signed=True, offset=M)
+    signal = Bound(np.full(m, M), M * math.sqrt(m))
+    lift = net.identity_from + signal.entries
+    for block in blocks:
+        hidden, state, code = _hidden(block, state, signal, lift, net)
+        read = state.A[: block.d] if block.steps else np.zeros((block.d, state.A.shape[1]))
+        layers.append((hidden, _dense(read, np.zeros(block.d), state, net, readout=True)))
+        state, signal, lift = _next_signal(read, state, code, net)
+    return layers, state.offset
+
+
+def _hidden(
+    block: MatrixBlock, state: State, signal: Bound, lift: np.ndarray, net: Architecture
+) -> tuple[Layers, State, Bound]:
+    """The layers of a block up to its last state, that state, and bounds on the code.
+
+    The bounds are computed only if `net.bounded`.
+    """
+    layers: list[ConvLayer] = []
+    code = Bound(np.zeros(block.d), 0.0)
+    for k, step in enumerate(block.steps):
+        if net.form == "literal" and not state.signed:
+            more, state = _lifted(
+                state, np.concatenate([code.entries, signal.entries]) if k else signal.entries, net
+            )
+            layers += more
+        B, c = _step_map(step, lift, first=k == 0)
+        layers += _dense(B @ state.A, B @ state.e - c, state, net)
+        tail, code = _reach(step, code, signal, net)
+        state = _parts(block.d, lift, -tail, max(state.offset, lift.max()), net)
+    return tuple(layers), state, code
+
+
+def _step_map(step: MatrixStep, lift: np.ndarray, *, first: bool) -> tuple[np.ndarray, np.ndarray]:
+    """B_k and c_k; for the first step B_0 and c_0, which act on the signal alone, since x^0 = 0.
+
+    A signal that comes in two parts is their difference.
+    """
+    n, T, G, theta = len(lift), step.update.T, step.update.G, step.theta
+    G = G if n == G.shape[1] else np.hstack([G, -G])
+    U = G if first else np.hstack([T, G])
+    return np.vstack([U, -U, np.eye(n, U.shape[1], U.shape[1] - n)]), np.concatenate(
+        [theta, theta, -lift]
+    )
+
+
+def _parts(d: int, lift: np.ndarray, low: float, offset: float, net: Architecture) -> State:
+    """The state after a step: h = (rho(u - theta), rho(-u - theta), s + lift), v = (x; s)."""
+    n, tree = len(lift), net.form != "compact"
+    A = np.eye(d + n, 2 * d + n, d)  # the ones that copy s
+    A[:d] = np.eye(d, 2 * d + n) - np.eye(d, 2 * d + n, d)
+    offset = max(offset, net.identity_from - low) if tree else offset
+    return State(A, np.concatenate([np.zeros(d), -lift]), low, tree, False, offset)
+
+
+def _lifted(state: State, bound: np.ndarray, net: Architecture) -> tuple[Layers, State]:
+    """The map A of the lemma, lifted by a bound on v so that rho is the identity: h = v + lift."""
+    lift = net.identity_from + bound
+    layers = _dense(state.A, state.e + lift, state, net)
+    offset = max(state.offset, lift.max())
+    return layers, State(np.eye(len(lift)), -lift, net.identity_from, True, True, offset)
+
+
+def _next_signal(
+    read: np.ndarray, state: State, code: Bound, net: Architecture
+) -> tuple[State, Bound, np.ndarray]:
+    """The state that the next block starts from, the bounds on its signal, and the lift of it.
+
+    The literal form carries the code itself, the others its two parts, which the tail of rho bounds
+    from below.
+    """
+    d, q = read.shape
+    if net.form == "literal":
+        return (
+            state._replace(A=read, e=np.zeros(d), signed=False),
+            code,
+            net.identity_from + code.entries,
+        )
+    A = np.eye(2 * d, q) if read.any() else np.zeros((2 * d, q))
+    return (
+        state._replace(A=A, e=np.zeros(2 * d)),
+        code,
+        np.full(2 * d, net.identity_from - min(state.low, 0.0)),
+    )
+
+
+def _reach(step: MatrixStep, code: Bound, signal: Bound, net: Architecture) -> tuple[float, Bound]:
+    """How far below 0 rho can fall in a step, and the bounds on its code if the form needs them."""
+    rho = net.activation
+    if not net.bounded:
+        return rho.relu_gap, code
+    u, code = next_bound(step, code, signal, rho)
+    tail = (
+        rho.relu_gap
+        if math.isfinite(rho.relu_gap)
+        else rho.tail_lipschitz * float((u + step.theta).max())
+    )
+    return tail, code
+
+
+def _dense(
+    A: np.ndarray, b: np.ndarray, state: State, net: Architecture, *, readout: bool = False
+) -> Layers:
+    """The layers of rho(A h + b), where h is the output described by `state`."""
+    if state.tree:
+        return polyphase(A, b, state.low, net, readout=readout)
+    return first_tap(A, b, net, readout=readout)
+
+
+FORMS = ("compact", "positive", "literal")
+
+
+class CnnSize(NamedTuple):
+    """Size of a convolutional network.
+
+    Attributes:
+        depth: number of layers from the signal to the last code.
+        n_weights: number of entries in all filters and biases, zeros included.
+    """
+
+    depth: int
+    n_weights: int
+
+
+@checked
+def cnn_size(
+    m: int,
+    d: int | Sequence[int],
+    depth: int | Sequence[int],
+    *,
+    kernel_size: int,
+    stride: int | None = None,
+    form: str = "compact",
+) -> CnnSize:
+    r"""Depth and number of weights of `cnn`, in closed form.
+
+    A polyphase tree R^q -> R^p of kernel size s and stride t has L(q) = max(1, ceil(log_t q))
+    layers and
+
+    .. math:: w(p, q) = \sum_{j<L} (s t^{2j-1} + t^j) + s \, t^{L-1} p + p
+
+    weights. With n = 2d + m, a layer of K steps has
+
+    - "literal": L(m) + (K-1) L(d+m) + K L(n) layers and
+      w(n, m) + (K-1) (w(d+m, n) + w(n, d+m)) + w(d, n) weights;
+    - "positive": L(m) + K L(n) layers and w(n, m) + (K-1) w(n, n) + w(d, n) weights;
+    - "compact": L(m) + K layers and w(n, m) + (K-1) (s n + 1) n + (s n + 1) d weights.
+
+    For a fixed kernel size the first two have O(K log(d+m)) layers, and all have O(K (d+m)^2)
+    weights.
+
+    The sizes of the blocks of a chain add up; they are not multiplied as in (31) of the paper.
+    Block j > 1 has n = 2 d_j + 2 d_{j-1} ("literal": 2 d_j + d_{j-1}) and starts from the last
+    state of the block before it, whose size q takes the place of m; in the compact form it has one
+    layer in place of the L(m). "literal" also maps that state to the code, with L(q) layers and
+    w(d_{j-1}, q) weights. The codes before the last are side outputs, which add weights but no
+    depth.
+
+    Args:
+        m: length of the signal.
+        d: number of atoms, or a sequence with one number for each block of a chain.
+        depth: number of steps K, or a sequence with one number for each block.
+        kernel_size: s, at least 2.
+        stride: t, from 2 to kernel_size; None is kernel_size.
+        form: "compact", "positive" or "literal", as in `cnn`.
+
+    Returns:
+        CnnSize.
+
+    Raises:
+        TypeError: a size is not an integer.
+        ValueError: no network has this kernel size and stride, the form is unknown, a size is too
+            small, d and depth have different lengths.
+
+    Reference: Li, Feng, Zhou (2024), Lemma 14 and Theorem 6.
+
+    Example:
+        >>> ur.realize.cnn_size(64, 128, 10, kernel_size=2)
+        CnnSize(depth=16, n_weights=1950354)
+        >>> ur.realize.cnn_size(64, 128, 10, kernel_size=2, form="positive").depth
+        96
+    """
+    where = "realize.cnn_size"
+    s, t = geometry(kernel_size, stride, form, where)
+    m = checks.as_index(m, "m", where, least=1)
+    ds, depths = ((each,) if not isinstance(each, (tuple, list)) else each for each in (d, depth))
+    if not ds or len(depths) != len(ds):
+        raise ValueError(
+            f"{where}: d is {d} and depth is {depth}; expected one depth for each of at least one d"
+        )
+    hidden, readouts, q, carried = [], [], m, m  # hidden: pairs (times, size of one map)
+    later = _tap if form == "compact" else _tree
+    for j, (d, K) in enumerate(zip(ds, depths)):
+        d, K = checks.as_index(d, "d", where, least=1), checks.as_index(K, "depth", where)
+        n, v = 2 * d + carried, d + carried
+        if K and form == "literal":
+            hidden += [(min(j, 1), _tree(carried, q, s, t)), (1, _tree(n, carried, s, t))]
+            hidden += [(K - 1, _tree(v, n, s, t)), (K - 1, _tree(n, v, s, t))]
+        elif K:
+            hidden += [(1, (later if hidden else _tree)(n, q, s, t)), (K - 1, later(n, n, s, t))]
+        q = n if K else q
+        readouts.append((later if hidden else _tree)(d, q, s, t))
+        carried = d if form == "literal" else 2 * d
+    depth = sum(times * size.depth for times, size in hidden) + readouts[-1].depth
+    weights = sum(times * size.n_weights for times, size in hidden) + sum(
+        size.n_weights for size in readouts
+    )
+    return CnnSize(depth, weights)
+
+
+def _tree(p: int, q: int, s: int, t: int) -> CnnSize:
+    """Size of a polyphase tree R^q -> R^p."""
+    L = tree_depth(q, t)
+    rearranging = sum(s * t ** (2 * j - 1) + t**j for j in range(1, L))
+    return CnnSize(L, rearranging + s * t ** (L - 1) * p + p)
+
+
+def _tap(p: int, q: int, s: int, t: int) -> CnnSize:
+    """Size of one layer R^q -> R^p on q channels of length 1."""
+    return CnnSize(1, s * q * p + p)
+
+
+def geometry(kernel_size: int, stride: int | None, form: str, where: str) -> tuple[int, int]:
+    """Kernel size and stride of a network of trees, checked.
+
+    Raises:
+        TypeError: the kernel size or the stride is not an integer.
+        ValueError: no network has this kernel size and stride, or the form is unknown.
+    """
+    if not isinstance(form, str) or form not in FORMS:
+        raise ValueError(f"{where}: unknown form {form!r}; expected one of {', '.join(FORMS)}")
+    s = checks.as_index(kernel_size, "kernel_size", where)
+    t = s if stride is None else checks.as_index(stride, "stride", where)
+    if s < 2 or t < 2:
+        raise ValueError(
+            f"{where}: kernel_size is {s} and stride is {t}; expected both at least 2: "
+            "with stride 1 the receptive field grows by only kernel_size - 1 per layer, "
+            "so no depth is logarithmic"
+        )
+    if t > s:
+        raise ValueError(
+            f"{where}: stride {t} is above kernel_size {s}, "
+            "so layers would skip entries of the signal"
+        )
+    return s, t
 
 
 class Realization(NamedTuple):
@@ -60,7 +343,7 @@ class Realization(NamedTuple):
 
     def in_range(self, y: Array) -> Array:
         """(), True if max abs(y) is at most `signal_bound`; traceable."""
-        return _within(_checks.as_float(y, "y", "in_range"), self.signal_bound)
+        return _within(checks.as_float(y, "y", "in_range"), self.signal_bound)
 
 
 def cnn(
@@ -145,9 +428,9 @@ def cnn(
     where = "realize.cnn"
     kernel_size, stride = geometry(kernel_size, stride, form, where)
     activation = activation_of(layer, None if activation is None else by_name(activation), where)
-    M = _checks.as_number(signal_bound, "signal_bound", where)
-    _checks.nonnegative(M, "signal_bound", where)
-    _checks.finite(M, "signal_bound", where)
+    M = checks.as_number(signal_bound, "signal_bound", where)
+    checks.nonnegative(M, "signal_bound", where)
+    checks.finite(M, "signal_bound", where)
     blocks, dtype = blocks_of(layer, params, D, where)
     unbounded = not math.isfinite(activation.relu_gap) and (form == "positive" or len(blocks) > 1)
     bounded = form == "literal" or unbounded
@@ -189,13 +472,13 @@ class _Run:
 
     def __call__(self, layers: tuple[ConvLayer, ...], y: Array) -> Array | tuple[Array, ...]:
         where, M = "realize.cnn", self.signal_bound
-        y = _checks.as_float(y, "y", where)
+        y = checks.as_float(y, "y", where)
         if y.shape != (self.m,):
             raise ValueError(
                 f"{where}: y has shape {y.shape}; "
                 f"expected ({self.m},), one signal per call: try jax.vmap"
             )
-        if _checks.is_concrete(y) and not np.all(np.abs(np.asarray(y)) <= M):
+        if checks.is_concrete(y) and not np.all(np.abs(np.asarray(y)) <= M):
             raise ValueError(
                 f"{where}: max abs(y) is {np.abs(np.asarray(y)).max():.6g}; expected at most "
                 f"signal_bound = {M:.6g}, try a realization with a larger bound"
@@ -207,3 +490,56 @@ class _Run:
 @program()
 def _within(y: Array, bound: float) -> Array:
     return jnp.all(jnp.abs(y) <= bound)
+
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+
+@checked
+def nnx_module(realization: Realization) -> "nnx.Module":
+    """A realization as an nnx.Module: `module(y)` is `realization.apply(y)`.
+
+    Every filter array and every bias is an nnx.Param and can be trained, also those that only
+    rearrange entries. Filters that tied steps share become separate Params. Signals are checked as
+    in `apply`.
+
+    Not claimed: that the codes are those of the layer after training.
+
+    Raises:
+        ImportError: flax is not installed.
+        TypeError: no realization.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(4)
+        >>> layer, y = ur.lista_cp(1), jnp.array([1.0, 0.0, 0.0, 0.0])
+        >>> params = layer.init(jax.random.key(0), D)
+        >>> network = ur.realize.cnn(layer, params, D, kernel_size=4, signal_bound=1.0)
+        >>> module = ur.realize.nnx_module(network)
+        >>> bool((module(y) == network.apply(y)).all())
+        True
+    """
+    if not isinstance(realization, Realization):
+        raise TypeError(
+            f"nnx_module: expected a Realization, as realize.cnn makes it, got {realization!r}"
+        )
+    return _module_class()(realization)
+
+
+@functools.cache
+def _module_class() -> type:
+    """The class, made once: jit retraces if the class of a module changes."""
+    from flax import nnx
+
+    class ConvNetwork(nnx.Module):
+        def __init__(self, realization: Realization):
+            self.layers = nnx.data(jax.tree.map(nnx.Param, realization.layers))
+            self.run = realization.run
+
+        def __call__(self, y: Array) -> Array | tuple[Array, ...]:
+            weights = jax.tree.map(
+                lambda p: p[...], self.layers, is_leaf=lambda leaf: isinstance(leaf, nnx.Param)
+            )
+            return self.run(weights, y)
+
+    return ConvNetwork

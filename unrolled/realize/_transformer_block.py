@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled import _checks
-from unrolled._arguments import checked
-from unrolled._checks import Array, ArrayLike
-from unrolled._program import program
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.programs import program
 from unrolled.dictionaries import Conv, Dictionary, as_dictionary
 from unrolled.realize import _attention
 
@@ -117,16 +117,16 @@ def transformer_block(
     alpha = _attention.concentration(alpha, where)
     D, W = shift_invariant(D, where), analysis_weights(W, D, where)
     n_atoms, n_channels = D.filters.shape[:2]
-    _checks.nonnegative(theta, "theta", where)
-    gamma = _checks.as_float(gamma, "gamma", where)
-    _checks.finite(gamma, "gamma", where)
+    checks.nonnegative(theta, "theta", where)
+    gamma = checks.as_float(gamma, "gamma", where)
+    checks.finite(gamma, "gamma", where)
     check_per_filter(theta, gamma, n_atoms, 0, where)
     signal_bound = as_bound(signal_bound, n_channels, "signal_bound", where)
     code_bound = as_bound(code_bound, n_atoms, "code_bound", where)
     weights, _ = block_weights(D, W, gamma, theta, code_bound, signal_bound)
 
     def apply(tokens: Array) -> Array:
-        tokens = _checks.as_float(tokens, "tokens", where)
+        tokens = checks.as_float(tokens, "tokens", where)
         _check_tokens(D, tokens, where)
         check_within(tokens[:, :n_atoms], code_bound[None], "x", where)
         check_within(tokens[:, n_atoms:-1], signal_bound[None], "y", where)
@@ -159,8 +159,8 @@ def embed(D: Conv, y: Array, x: Array | None = None) -> Array:
         >>> ur.realize.embed(D, jnp.array([4.0, 5.0, 6.0]), jnp.array([1.0, 2.0])).tolist()
         [[0.0, 0.0, 1.0], [1.0, 4.0, 0.0], [2.0, 5.0, 0.0], [0.0, 6.0, 1.0]]
     """
-    D, y = shift_invariant(D, "embed"), _checks.as_float(y, "y", "embed")
-    x = x if x is None else _checks.as_float(x, "x", "embed")
+    D, y = shift_invariant(D, "embed"), checks.as_float(y, "y", "embed")
+    x = x if x is None else checks.as_float(x, "x", "embed")
     for name, v, n in (("y", y, D.shape[0]), ("x", x, D.shape[1])):
         if v is not None and v.shape != (n,):
             raise ValueError(
@@ -204,7 +204,7 @@ def read_code(D: Conv, tokens: Array) -> Array:
         >>> ur.realize.read_code(D, tokens).tolist()
         [1.0, 2.0]
     """
-    D, tokens = shift_invariant(D, "read_code"), _checks.as_float(tokens, "tokens", "read_code")
+    D, tokens = shift_invariant(D, "read_code"), checks.as_float(tokens, "tokens", "read_code")
     _check_tokens(D, tokens, "read_code")
     return _read(D, tokens)
 
@@ -219,7 +219,7 @@ def _read(D: Conv, tokens: Array) -> Array:
 @program()
 def run_block(block: BlockWeights, tokens: Array, D: Conv, alpha: float | None) -> Array:
     """The tokens after one block: attention, then the feed-forward part, each with a residual."""
-    block, tokens = _checks.cast((block, tokens), _checks.common_dtype(block, tokens))
+    block, tokens = checks.cast((block, tokens), checks.common_dtype(block, tokens))
     positions = _attention.grid(_token_grid(D))
     period = D.signal_shape if D.boundary == "circular" else None
     with jax.default_matmul_precision("highest"):
@@ -239,8 +239,8 @@ def block_weights(
     signal_bound: Array,
 ) -> tuple[BlockWeights, Array]:
     """The weights of a block for tokens within bounds, and a bound on the codes after it."""
-    dtype = _checks.common_dtype(D, W)
-    D, W = _checks.cast((D, W), dtype)
+    dtype = checks.common_dtype(D, W)
+    D, W = checks.cast((D, W), dtype)
     gamma, theta = jnp.asarray(gamma, dtype), jnp.asarray(theta, dtype)
     limits = jnp.concatenate([code_bound.astype(dtype), signal_bound.astype(dtype)])
     n_atoms, n_channels = D.filters.shape[:2]
@@ -352,12 +352,12 @@ def check_per_filter(
 
 def as_bound(value: ArrayLike, n: int, name: str, where: str) -> Array:
     """A bound, () or (n,), as (n,), one per channel; checked to be finite and non-negative."""
-    value = _checks.as_float(value, name, where)
+    value = checks.as_float(value, name, where)
     if value.shape not in ((), (n,)):
         raise ValueError(f"{where}: {name} has shape {value.shape}; expected () or ({n},)")
-    _checks.nonnegative(value, name, where)
-    _checks.finite(value, name, where)
-    xp: Any = np if _checks.is_concrete(value) else jnp
+    checks.nonnegative(value, name, where)
+    checks.finite(value, name, where)
+    xp: Any = np if checks.is_concrete(value) else jnp
     return xp.broadcast_to(xp.asarray(value), (n,))
 
 
@@ -371,7 +371,7 @@ def _check_tokens(D: Conv, tokens: Array, where: str) -> None:
 
 def check_within(values: Array, bound: Array, name: str, where: str) -> None:
     """Raise ValueError if concrete values exceed a concrete bound."""
-    if not _checks.is_concrete((values, bound)):
+    if not checks.is_concrete((values, bound)):
         return
     if not (np.abs(np.asarray(values)) <= np.asarray(bound)).all():
         raise ValueError(

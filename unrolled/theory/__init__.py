@@ -5,6 +5,7 @@ Traceable functions work in the dtype of D; host functions return float64 record
 """
 
 from unrolled.theory._activations import ActivationSchedule, activation_schedule, theorem_of
+from unrolled.theory._atom_programs import in_float64
 from unrolled.theory._certificates import Certificate, certify
 from unrolled.theory._codes import CodeCertificate, certify_code
 from unrolled.theory._coherence import (
@@ -21,7 +22,6 @@ from unrolled.theory._coherence import (
     weights_coherence,
     welch_bound,
 )
-from unrolled.theory._conditioning import Conditioning, gaussian_conditioning
 from unrolled.theory._convergence import (
     AtomSchedule,
     Plan,
@@ -44,7 +44,14 @@ from unrolled.theory._generalized import (
     minimax_weights,
 )
 from unrolled.theory._layered import LayeredSchedule, layered_penalties, layered_thresholds
-from unrolled.theory._local_rate import LocalRate, StepsTo, local_rate, support_rate
+from unrolled.theory._local_rate import (
+    Conditioning,
+    LocalRate,
+    StepsTo,
+    gaussian_conditioning,
+    local_rate,
+    support_rate,
+)
 from unrolled.theory._models import (
     CscFeasibility,
     Feasibility,
@@ -52,7 +59,6 @@ from unrolled.theory._models import (
     is_feasible,
     stripe_norm,
 )
-from unrolled.theory._numerical_range import in_float64
 from unrolled.theory._schedules import (
     ErrorBar,
     Schedule,

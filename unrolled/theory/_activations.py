@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unrolled import _checks
-from unrolled._checks import ArrayLike
-from unrolled._numbers import up
+from unrolled._base import checks
+from unrolled._base.checks import ArrayLike
+from unrolled._base.numbers import up
 from unrolled.activations import Activation, check, is_known
 from unrolled.theory._schedules import host_numbers, times
 
@@ -100,8 +100,8 @@ def activation_schedule(
     mu, C_W, B, noise, guard, eta = host_numbers(
         where, mu=mu, C_W=C_W, bound=bound, noise=noise, guard=guard, eta=eta
     )
-    s, K = _checks.as_index(sparsity, "sparsity", where), _checks.as_depth(depth, "depth", where)
-    d = _checks.as_index(d, "d", where, least=1)
+    s, K = checks.as_index(sparsity, "sparsity", where), checks.as_depth(depth, "depth", where)
+    d = checks.as_index(d, "d", where, least=1)
     exact = activation.identity_on_positives
     L = activation.tail_lipschitz if exact else math.inf
     osc = min(activation.line_oscillation, 2 * activation.relu_gap)

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks, _text
-from unrolled._checks import ArrayLike
-from unrolled._numbers import lost_below
-from unrolled._program import host_function
+from unrolled._base import checks, text
+from unrolled._base.checks import ArrayLike
+from unrolled._base.numbers import lost_below
+from unrolled._base.programs import host_function
 from unrolled.activations import relu
 from unrolled.dictionaries import Dictionary, as_dictionary, spread
 from unrolled.theory._convergence import atom_products, sum_of_largest
@@ -67,7 +67,7 @@ class Certificate(NamedTuple):
         clean = [None, *map(bool, self.false_positives_excluded)]
         columns = ("step", "l1_error", "false_positives_excluded")
         steps = enumerate(zip(map(float, self.error), clean))
-        return _text.table_of(form, [dict(zip(columns, (k, *row))) for k, row in steps])
+        return text.table_of(form, [dict(zip(columns, (k, *row))) for k, row in steps])
 
 
 @overload
@@ -195,16 +195,16 @@ def _layer(
     if layer.activation != relu:
         raise ValueError(f"{where}: expected the activation relu, got {layer.activation}")
     layer.check(params, D)
-    _checks.finite((params, D), "params or D", where)
-    s = min(_checks.as_index(sparsity, "sparsity", where), D.shape[1])
+    checks.finite((params, D), "params or D", where)
+    s = min(checks.as_index(sparsity, "sparsity", where), D.shape[1])
     B, delta = host_numbers(where, bound=bound, noise=noise)
-    _checks.finite((B, delta), "bound or noise", where)
-    dtype = _checks.common_dtype(params, D)
+    checks.finite((B, delta), "bound or noise", where)
+    dtype = checks.common_dtype(params, D)
     eps = float(jnp.finfo(dtype).eps)
     if dtype == np.float32:
         eps = _PRECISION_EPS.get(layer.precision, eps)
     with jax.enable_x64(True):
-        params, D = _checks.cast((params, D), np.float64)
+        params, D = checks.cast((params, D), np.float64)
         steps = list(_measured_steps(layer, params, D, delta, before, dtype))
     run = partial(_errors, steps, bound=B, eps=eps)
     errors, excluded, left = run(s)

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled import _checks, dictionaries
-from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import UP, norm, wide_dtype
-from unrolled._program import host_function, program
+from unrolled import dictionaries
+from unrolled._base import checks
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.numbers import UP, norm, wide_dtype
+from unrolled._base.programs import host_function, program
 from unrolled.activations import kth_largest
 from unrolled.dictionaries import (
     Dictionary,
@@ -73,7 +74,7 @@ class CodeCertificate(NamedTuple):
         the entries of y alone, by eps / 2, since its sums are of float32. Another code with no
         larger l1 norm that fits as well is within `error_gain` times both residuals.
         """
-        Y = _checks.host_floats(y, "y", "certified")
+        Y = checks.host_floats(y, "y", "certified")
         if Y.shape != self.dual.shape:
             raise ValueError(
                 f"certified: y has shape {Y.shape}; expected {self.dual.shape}, that of the "
@@ -164,10 +165,10 @@ def certify_code(
         (True, [3, 20, 70], -2.0)
     """
     where = "certify_code"
-    finish = None if finish is None else _checks.as_index(finish, "finish", where)
-    steps = _checks.as_index(steps, "steps", where)
+    finish = None if finish is None else checks.as_index(finish, "finish", where)
+    steps = checks.as_index(steps, "steps", where)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        D = _checks.cast(as_dictionary(D, where), np.float64)
+        D = checks.cast(as_dictionary(D, where), np.float64)
         Y, X, roundings = _operands(D, y, x, where)
         one = Y.ndim == 1
         Y, X = np.atleast_2d(Y), np.atleast_2d(X)
@@ -189,7 +190,7 @@ def _operands(
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
     """y and x in float64, and the `_roundings` of y."""
     m, d = D.shape
-    Y, X = _checks.host_floats(y, "y", where), _checks.host_floats(x, "x", where)
+    Y, X = checks.host_floats(y, "y", where), checks.host_floats(x, "x", where)
     if Y.shape[-1:] != (m,) or X.shape != (*Y.shape[:-1], d) or Y.ndim > 2:
         raise ValueError(
             f"{where}: D has shape {(m, d)}, y {Y.shape} and x {X.shape}; expected ({m},) and "

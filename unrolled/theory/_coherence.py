@@ -1,6 +1,7 @@
 """Mutual coherence (Definition 3), the coherence of given weights W, and what they permit."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -8,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled import _checks, dictionaries
-from unrolled._arguments import checked
-from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import exponent, largest, lost_below, times_power, up, wide_dtype
-from unrolled._program import host_function, program
+from unrolled import dictionaries
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.numbers import exponent, largest, lost_below, times_power, up, wide_dtype
+from unrolled._base.programs import host_function, program
 from unrolled.dictionaries import (
     Dictionary,
     Operator,
@@ -21,7 +23,53 @@ from unrolled.dictionaries import (
     dense,
     inner_products,
 )
-from unrolled.theory._tiles import row_excess, row_maxima
+
+# Atoms of a side of a tile: a tile and its atoms stay in the cache of a core.
+_SIDE = 512
+
+
+@program("diagonal")
+def row_maxima(W: Array, D: Array, diagonal: bool = False) -> Array:
+    """max abs(w_i . d_j) over j != i, and over j = i too with `diagonal`; (d,)."""
+
+    def reduce(best, sizes, own):
+        sizes = sizes if diagonal else jnp.where(own, 0, sizes)
+        return jnp.maximum(best, largest(sizes, 1))
+
+    return _reduced(reduce, W, D)
+
+
+@program()
+def row_excess(D: Array, level: Array) -> Array:
+    """The sum of (abs(d_i . d_j) - level)_+ over j != i, (d,)."""
+
+    def reduce(total, sizes, own):
+        return total + jnp.sum(jnp.where(own, 0, jnp.maximum(sizes - level, 0)), 1)
+
+    return _reduced(reduce, D, D)
+
+
+def _reduced(reduce: Callable[[Array, Array, Array], Array], W: Array, D: Array) -> Array:
+    """reduce(total, abs(W'D), i = j), tile by tile along each row, from 0; (d,)."""
+    (m, d), n = D.shape, -(-D.shape[1] // _SIDE)
+    # Rows of atoms for the one side, columns for the other: a plain product in every tile.
+    left, right = (jnp.pad(A, ((0, 0), (0, n * _SIDE - d))) for A in (W, D))
+    left, right = left.T.reshape(n, _SIDE, m), right.reshape(m, n, _SIDE).swapaxes(0, 1)
+    tiles, side = jnp.arange(n), jnp.arange(_SIDE)
+
+    @jax.checkpoint
+    def tile(total, i, w, j, a):
+        own = (i * _SIDE + side)[:, None] == (j * _SIDE + side)[None, :]
+        with jax.default_matmul_precision("highest"):
+            return reduce(total, jnp.abs(w @ a), own)
+
+    def rows(of):
+        i, w = of
+        start = jnp.zeros(_SIDE, D.dtype)
+        return lax.scan(lambda total, ja: (tile(total, i, w, *ja), None), start, (tiles, right))[0]
+
+    return lax.map(rows, (tiles, left)).reshape(-1)[:d]
+
 
 # Spacing at 1 of the formats in which accelerators multiply in place of float32.
 _PRODUCT_EPS = {
@@ -132,8 +180,8 @@ def weights_of(W: Dictionary, D: Dictionary, where: str) -> tuple[Operator, Oper
         )
     refuse_cut_atoms(D, where)
     dictionaries.unit_atoms(D, where)
-    dtype = _checks.common_dtype(W, D)
-    return _checks.cast(W, dtype), _checks.cast(D, dtype)
+    dtype = checks.common_dtype(W, D)
+    return checks.cast(W, dtype), checks.cast(D, dtype)
 
 
 @checked
@@ -215,7 +263,7 @@ def babel(D: Dictionary, s: int) -> Array:
     D = as_dictionary(D, "babel")
     refuse_cut_atoms(D, "babel")
     dictionaries.unit_atoms(D, "babel")
-    return _babel(D, _checks.as_index(s, "s", "babel"))
+    return _babel(D, checks.as_index(s, "s", "babel"))
 
 
 @program("s")
@@ -304,7 +352,7 @@ def welch_bound(m: int, d: int) -> float:
         >>> round(ur.theory.welch_bound(7, 14) ** -2, 3)
         13.0
     """
-    m, d = _checks.as_sizes("welch_bound", m=m, d=d)
+    m, d = checks.as_sizes("welch_bound", m=m, d=d)
     return math.sqrt((d - m) / (m * (d - 1))) if d > m else 0.0
 
 
@@ -343,7 +391,7 @@ def max_sparsity(mu: float, d: int) -> int:
         >>> ur.theory.max_sparsity(0.25, 32), ur.theory.max_sparsity(1 / 3, 32)
         (2, 1)
     """
-    d = _checks.as_index(d, "d", "max_sparsity", least=1)
+    d = checks.as_index(d, "d", "max_sparsity", least=1)
     b = sparsity_bound(host_float(mu, "mu", "max_sparsity") * up(mu))
     return d if b == math.inf else max(0, min(d, math.ceil(b - _INTEGER * max(1.0, b)) - 1))
 
@@ -390,18 +438,18 @@ def rounding_guard(
         >>> bool(ur.theory.rounding_guard(D, D, sparsity=2, bound=1.0) < 2e-6)
         True
     """
-    _checks.nonnegative(bound, "bound", "rounding_guard")
-    _checks.nonnegative(noise, "noise", "rounding_guard")
-    s = _checks.as_index(sparsity, "sparsity", "rounding_guard")
+    checks.nonnegative(bound, "bound", "rounding_guard")
+    checks.nonnegative(noise, "noise", "rounding_guard")
+    s = checks.as_index(sparsity, "sparsity", "rounding_guard")
     if precision is not None and precision not in _PRODUCT_EPS:
         raise ValueError(
             f"rounding_guard: unknown precision {precision!r}; expected one of "
             f"{', '.join(_PRODUCT_EPS)}"
         )
-    dtype = _checks.common_dtype(W, D)
+    dtype = checks.common_dtype(W, D)
     eps = max(float(jnp.finfo(dtype).eps), _PRODUCT_EPS[precision] if precision else 0.0)
     with jax.enable_x64(True):
-        W, D = _checks.cast((W, D), np.float64)
+        W, D = checks.cast((W, D), np.float64)
         C_W, G = map(float, _sizes(W, D, wide_dtype(dtype)))
     code = G * s * float(bound)
     lost = lost_below(D.shape[0], C_W, dtype)
@@ -435,5 +483,5 @@ def _largest_product(W: Array, D: Array, dtype: np.dtype) -> Array:
 
 def host_float(x: ArrayLike, name: str, where: str) -> float:
     """`x` as a Python float; a tracer, or no number, is a TypeError that says so."""
-    _checks.on_host(x, where, name)
-    return _checks.as_number(x, name, where)
+    checks.on_host(x, where, name)
+    return checks.as_number(x, name, where)

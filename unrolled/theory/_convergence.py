@@ -9,15 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks, dictionaries
-from unrolled._arguments import checked
-from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import UP, largest, up
-from unrolled._program import host_function, program
+from unrolled import dictionaries
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.numbers import UP, largest, up
+from unrolled._base.programs import host_function, program
 from unrolled.dictionaries import Conv, Dictionary, Structured, as_dictionary, dense, magnitudes
-from unrolled.theory._coherence import BLOCK, Coherence, diagonal, exceeds, host_float, weights_of
+from unrolled.theory._coherence import (
+    BLOCK,
+    Coherence,
+    diagonal,
+    exceeds,
+    host_float,
+    row_maxima,
+    weights_of,
+)
 from unrolled.theory._schedules import Schedule, deep_schedule, host_numbers, times
-from unrolled.theory._tiles import row_maxima
 
 # A share of the tolerance below which further steps of a block change nothing in float64.
 _NEGLIGIBLE = 1e-18
@@ -100,7 +108,7 @@ def noise_gain(W: Dictionary) -> float:
         0.016
     """
     with jax.enable_x64(True):
-        W = _checks.cast(as_dictionary(W, "noise_gain", "W"), np.float64)
+        W = checks.cast(as_dictionary(W, "noise_gain", "W"), np.float64)
         return float(np.max(np.asarray(dictionaries.column_norms(W)))) * UP
 
 
@@ -126,7 +134,7 @@ def error_gain(W: Dictionary, *, sparsity: int) -> float:
         >>> [ur.theory.error_gain(W, sparsity=s) for s in (1, 2)]
         [1.0, 0.625]
     """
-    s = max(1, _checks.as_index(sparsity, "sparsity", "error_gain"))
+    s = max(1, checks.as_index(sparsity, "sparsity", "error_gain"))
     return sum_of_largest(as_dictionary(W, "error_gain", "W"), s) / s
 
 
@@ -205,23 +213,23 @@ def atom_schedule(
     """
     where = "atom_schedule"
     bound, noise, guard, eta = host_numbers(where, bound=bound, noise=noise, guard=guard, eta=eta)
-    _checks.on_host((mus, C_Ws), where)
+    checks.on_host((mus, C_Ws), where)
     enlarged = up(mus, eta)
     mus, C_Ws = np.asarray(mus, np.float64), np.asarray(C_Ws, np.float64)
     if mus.ndim != 1 or mus.shape != C_Ws.shape:
         raise ValueError(
             f"{where}: mus has shape {mus.shape} and C_Ws {C_Ws.shape}; expected (d,) both"
         )
-    _checks.nonnegative(mus, "mus", where)
-    _checks.nonnegative(C_Ws, "C_Ws", where)
-    s, K = _checks.as_index(sparsity, "sparsity", where), _checks.as_depth(depth, "depth", where)
+    checks.nonnegative(mus, "mus", where)
+    checks.nonnegative(C_Ws, "C_Ws", where)
+    s, K = checks.as_index(sparsity, "sparsity", where), checks.as_depth(depth, "depth", where)
     s, c = min(s, len(mus)), _times(C_Ws, noise) + guard
 
     def top(values: np.ndarray, k: int) -> float:
         return float(np.sort(values)[::-1][: max(k, 0)].sum())
 
     a = top(mus, s - 1) + top(mus, s) + eta if s else 0.0
-    _checks.announce((K, len(mus)), np.float64, "the thresholds", where)
+    checks.announce((K, len(mus)), np.float64, "the thresholds", where)
     error, theta = np.empty(K + 1), np.empty((K, len(mus)))
     error[0] = times(s, bound)
     with np.errstate(over="ignore"):
@@ -262,7 +270,7 @@ def sequence_bound(W: Dictionary, D: Dictionary, depth: int) -> np.ndarray:
         >>> ur.theory.sequence_bound(D, D, 3).round(3).tolist()
         [0.0, 1.414, 2.828, 4.243]
     """
-    K = _checks.as_depth(depth, "depth", "sequence_bound")
+    K = checks.as_depth(depth, "depth", "sequence_bound")
     W, D = weights_of(W, D, "sequence_bound")
     weights, atoms = (np.asarray(dense(A), np.float64) for A in (W, D))
     step = _distance_from_identity(weights, atoms) * UP
@@ -305,7 +313,7 @@ def support_bound(mu: ArrayLike, C_W: ArrayLike, *, size: int, eta: ArrayLike = 
     """
     enlarged = up(mu, eta)
     mu, C_W, eta = host_numbers("support_bound", mu=mu, C_W=C_W, eta=eta)
-    t = _checks.as_index(size, "size", "support_bound")
+    t = checks.as_index(size, "size", "support_bound")
     taken = times(max(t - 1, 0), mu) + eta
     return 0.0 if t == 0 else t * C_W / (1 - taken) if taken * enlarged < 1 else math.inf
 
@@ -339,7 +347,7 @@ def objective_bound(D: Dictionary, error: ArrayLike, *, sparsity: int, gamma: Ar
         0.055
     """
     error, gamma = host_numbers("objective_bound", error=error, gamma=gamma)
-    s = _checks.as_index(sparsity, "sparsity", "objective_bound")
+    s = checks.as_index(sparsity, "sparsity", "objective_bound")
     norm = host_float(
         dictionaries.spectral_norm(as_dictionary(D, "objective_bound")), "D", "objective_bound"
     )

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks, _interior_point, _threads, dictionaries
-from unrolled._arguments import checked
-from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import largest
-from unrolled._program import host_function, program
+from unrolled import dictionaries
+from unrolled._base import checks, interior_point, threads
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.numbers import largest
+from unrolled._base.programs import host_function, program
 from unrolled.dictionaries import (
     Dictionary,
     Operator,
@@ -25,9 +26,16 @@ from unrolled.dictionaries import (
     unit_atoms,
 )
 from unrolled.theory import _atom_programs
-from unrolled.theory._atom_programs import ROUNDING, Progress, cached, certified, solve_atoms
+from unrolled.theory._atom_programs import (
+    ROUNDING,
+    Progress,
+    cached,
+    certified,
+    in_float64,
+    numerical_range,
+    solve_atoms,
+)
 from unrolled.theory._coherence import host_float, refuse_cut_atoms
-from unrolled.theory._numerical_range import in_float64, numerical_range
 
 # The level of Definition 8 exceeds the coherence reached by this share, and is at least this large,
 # so that the start is strictly inside for the atoms that attain it.
@@ -292,9 +300,9 @@ def minimal_entry_weights(
     upper, lower = np.full(d, np.inf), np.zeros(d)
     feasible = np.flatnonzero(reached <= level + ROUNDING)
     level = max(level, reached[feasible].max(initial=0.0))
-    with _threads.one_thread():
+    with threads.one_thread():
         for i in feasible.tolist():
-            W[:, i], upper[i], lower[i] = _interior_point.least_entries(A, i, level, W[:, i], tol)
+            W[:, i], upper[i], lower[i] = interior_point.least_entries(A, i, level, W[:, i], tol)
             if progress is not None:
                 progress(i + 1, d)
     holds = bool(np.all(np.isfinite(upper) & (upper - lower <= tol * upper)))
@@ -334,7 +342,7 @@ def _unit_dictionary(D: Dictionary, where: str) -> Operator:
 
 
 def _announce(d: int, n: int, where: str) -> None:
-    _checks.announce((d, n), np.float64, "the solution of all programs", where)
+    checks.announce((d, n), np.float64, "the solution of all programs", where)
 
 
 def _positive(tol: float, where: str) -> None:
@@ -344,7 +352,7 @@ def _positive(tol: float, where: str) -> None:
 
 def _on_host(D: Dictionary, where: str) -> tuple[np.ndarray, np.dtype]:
     """The matrix of a unit dictionary in float64, and its dtype; a traced one is a TypeError."""
-    _checks.on_host(D, where, "D")
+    checks.on_host(D, where, "D")
     with jax.enable_x64(True):
         D = _unit_dictionary(D, where)
         return np.asarray(dense(D), np.float64), D.dtype
@@ -352,7 +360,7 @@ def _on_host(D: Dictionary, where: str) -> tuple[np.ndarray, np.dtype]:
 
 def _chosen_atoms(atoms: Sequence[int], d: int, where: str) -> np.ndarray:
     """The chosen atoms, checked to be in [0, d)."""
-    chosen = np.array([_checks.as_index(i, "atoms", where) for i in atoms], int)
+    chosen = np.array([checks.as_index(i, "atoms", where) for i in atoms], int)
     if not len(chosen) or chosen.max() >= d:
         raise ValueError(f"{where}: atoms must be some of 0..{d - 1}, got {list(atoms)[:8]}")
     return chosen
@@ -404,7 +412,7 @@ def _differentiable(solve: Callable, chosen: np.ndarray) -> Callable[[Array], tu
         return *bounds, reached.astype(A.dtype), W, np.int32(rank), V.astype(A.dtype)
 
     def call(A):
-        if _checks.is_concrete(A):
+        if checks.is_concrete(A):
             return tuple(map(jax.device_put, host(A)))  # `asarray` compiles a program a shape
         (m, d), of = A.shape, partial(jax.ShapeDtypeStruct, dtype=A.dtype)
         *floats, last = map(of, ((n,), (n,), (n,), (m, n), (d, n)))

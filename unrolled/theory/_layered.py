@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import UP, largest
-from unrolled._program import host_function
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.numbers import UP, largest
+from unrolled._base.programs import host_function
 from unrolled.dictionaries import Dictionary, Operator, unit_atoms
-from unrolled.theory import _chains, _convergence, _uniqueness
+from unrolled.theory import _convergence, _models, _uniqueness
 from unrolled.theory._coherence import diagonal, weights_coherence
 from unrolled.theory._schedules import host_numbers, times
 
@@ -78,7 +78,7 @@ def layered_thresholds(
     where = "layered_thresholds"
     Ds, s, products, gains, delta = _measured(Ds, sparsities, noise, stripes, where)
     lams, errors = [], []
-    bounds = _chains.layer_numbers(bounds, "bounds", len(Ds), where)
+    bounds = _models.layer_numbers(bounds, "bounds", len(Ds), where)
     for n, (mu, eta), B, gain in zip(s, products, bounds, gains):
         lams.append(times(mu * n, B) + delta)
         errors.append(lams[-1] + times(mu * max(n - 1, 0) + eta, B) + delta if n else 0.0)
@@ -141,7 +141,7 @@ def _measured(
     """The chain, s, (mu, eta) rounded up, the gain of every layer for the next, the noise."""
     (delta,) = host_numbers(where, noise=noise)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        Ds = _chains.host_chain(Ds, where)
+        Ds = _models.host_chain(Ds, where)
         s = _uniqueness.bounded_counts(sparsities, Ds, where).tolist()
         for D in Ds:
             unit_atoms(D, where)

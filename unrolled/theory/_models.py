@@ -1,5 +1,6 @@
 """Deep sparse coding (Definition 2) and its convolutional form (Definition 1): feasible codes."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,15 +9,75 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled import _checks
-from unrolled._arguments import checked
-from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import norm
-from unrolled._program import host_function, program
-from unrolled.dictionaries import Conv, Dictionary, magnitudes, nonzero_atoms
-from unrolled.theory._chains import host_chain, layer_counts, layer_numbers, of_length
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike, DTypeLike
+from unrolled._base.numbers import norm
+from unrolled._base.programs import host_function, program
+from unrolled.dictionaries import (
+    Conv,
+    Dictionary,
+    Operator,
+    Structured,
+    as_chain,
+    column_norms,
+    dense,
+    magnitudes,
+    nonzero_atoms,
+)
 from unrolled.theory._coherence import max_sparsity, measured, sparsity_bound
 from unrolled.theory._schedules import host_numbers
+
+# A column of a product that cancels to below this share of its terms counts as zero, because it may
+# be mostly rounding.
+CANCELLED = 1e-6
+
+
+def host_chain(
+    Ds: Sequence[Dictionary], where: str, dtype: DTypeLike | None = np.float64
+) -> tuple[Operator, ...]:
+    """`as_chain` for host functions, cast to `dtype`; a traced dictionary is a TypeError."""
+    checks.on_host(Ds, where)
+    Ds = as_chain(Ds, where)
+    return Ds if dtype is None else checks.cast(Ds, dtype)
+
+
+def effective(Ds: Sequence[Dictionary]) -> tuple[Operator, np.ndarray]:
+    """D_1 ... D_J and its column norms, 0 where a column cancels.
+
+    The product is a matrix, except that one structured dictionary stays as it is.
+    """
+    D = _product(Ds)
+    magnitude = [magnitudes(A) if isinstance(A, Structured) else np.abs(A) for A in Ds]
+    size = _product(magnitude)
+    norms, sizes = (np.asarray(column_norms(A)) for A in (D, size))
+    return D, np.where(norms > CANCELLED * sizes, norms, 0.0)
+
+
+def _product(Ds: Sequence[Dictionary]) -> Operator:
+    """D_1 ... D_J as a matrix, multiplied by numpy; one structured dictionary stays as it is."""
+    if len(Ds) == 1 and isinstance(Ds[0], Structured):
+        return Ds[0]
+    return jnp.asarray(functools.reduce(np.matmul, [np.asarray(dense(D)) for D in Ds]))
+
+
+def of_length(values: Sequence, name: str, J: int, where: str) -> None:
+    """Raise ValueError unless there is one value per layer."""
+    if len(values) != J:
+        raise ValueError(f"{where}: {name} has length {len(values)}; expected {J}, one per layer")
+
+
+def layer_counts(values: Sequence[int], J: int, where: str, name: str = "sparsities") -> np.ndarray:
+    """J non-negative integers, (J,)."""
+    of_length(values, name, J, where)
+    return np.array([checks.as_index(s, name, where) for s in values])
+
+
+def layer_numbers(values: Any, name: str, J: int, where: str) -> np.ndarray:
+    """J non-negative floats, (J,), of one number for all layers or a sequence of J."""
+    values = values if isinstance(values, list | tuple) or np.ndim(values) else (values,) * J
+    of_length(values, name, J, where)
+    return np.array([host_numbers(where, **{name: v})[0] for v in values])
 
 
 @checked
@@ -59,12 +120,12 @@ def stripe_norm(
         4
     """
     where = "stripe_norm"
-    x = _checks.as_float(x, "x", where)
+    x = checks.as_float(x, "x", where)
     if x.ndim < 2 or 0 in x.shape:
         raise ValueError(
             f"{where}: x has shape {x.shape}; expected (n_atoms, *positions), none of them 0"
         )
-    _checks.nonnegative(tol, "tol", where)
+    checks.nonnegative(tol, "tol", where)
     kernel, stride = (
         _per_dimension(v, x, name, where) for v, name in ((kernel, "kernel"), (stride, "stride"))
     )
@@ -97,7 +158,7 @@ def _per_dimension(value, x: Array, name: str, where: str) -> tuple[int, ...]:
         raise ValueError(
             f"{where}: {name} {value} does not fit x of shape {x.shape}; expected one per dimension"
         )
-    return tuple(_checks.as_index(v, name, where, least=1) for v in values)
+    return tuple(checks.as_index(v, name, where, least=1) for v in values)
 
 
 class Feasibility(NamedTuple):
@@ -224,7 +285,7 @@ def is_csc_feasible(
 
 def _coherence_of(D: Conv, where: str) -> float:
     """mu(D) in float64."""
-    mu, norms = measured(_checks.cast(D, np.float64))
+    mu, norms = measured(checks.cast(D, np.float64))
     nonzero_atoms(norms, where)
     return float(mu)
 
@@ -265,7 +326,7 @@ def _evaluated(
     for j, D in enumerate(Ds):
         before, x = signals[j : j + 2]
         eps = max(float(jnp.finfo(a.dtype).eps) for a in (D, *raw[j : j + 2]))
-        residual, size = map(float, _distance(_checks.cast(D, np.float64), before, x))
+        residual, size = map(float, _distance(checks.cast(D, np.float64), before, x))
         residuals.append(residual)
         rounding.append((np.count_nonzero(x) + 2) * eps * size)
     finite = np.isfinite(residuals)
@@ -282,10 +343,10 @@ def _signals(
     y: ArrayLike, Ds: Sequence[Dictionary], xs: Sequence[ArrayLike], where: str
 ) -> list[Array]:
     """y, x_1, ..., x_J in their own dtypes, checked against the dictionaries."""
-    _checks.on_host((y, xs), where)
+    checks.on_host((y, xs), where)
     of_length(xs, "xs", len(Ds), where)
     names = ["y", *(f"x_{j}" for j in range(1, len(Ds) + 1))]
-    signals = [_checks.as_float(x, name, where) for x, name in zip((y, *xs), names)]
+    signals = [checks.as_float(x, name, where) for x, name in zip((y, *xs), names)]
     for x, name, size in zip(signals, names, (Ds[0].shape[0], *(D.shape[1] for D in Ds))):
         if x.shape != (size,):
             shapes = ", ".join(str(D.shape) for D in Ds)

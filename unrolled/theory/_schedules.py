@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks, dictionaries
-from unrolled._arguments import checked
-from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import UP, up
-from unrolled._program import host_function, program
+from unrolled import dictionaries
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.numbers import UP, up
+from unrolled._base.programs import host_function, program
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, magnitudes, operands
 from unrolled.theory._coherence import coherence, diagonal, host_float
 
@@ -42,7 +43,7 @@ class Schedule(NamedTuple):
         It is 0 if the error starts there, and inf if no step reaches it: one step reaches the floor
         where a = 0, and else `tol` must be above it.
         """
-        if math.isnan(tol := _checks.as_number(tol, "tol", "steps_for")):
+        if math.isnan(tol := checks.as_number(tol, "tol", "steps_for")):
             raise ValueError("steps_for: tol is nan")
         if tol >= self.error[0]:
             return 0
@@ -71,7 +72,7 @@ class Schedule(NamedTuple):
 
         Not claimed: that the supports differ before.
         """
-        s = _checks.as_index(sparsity, "sparsity", "steps_to_support")
+        s = checks.as_index(sparsity, "sparsity", "steps_to_support")
         return self.steps_for(math.nextafter(s * smallest, 0.0)) if s else 0
 
 
@@ -132,8 +133,8 @@ def schedule(
     mu, C_W, bound, noise, guard, eta = host_numbers(
         "schedule", mu=mu, C_W=C_W, bound=bound, noise=noise, guard=guard, eta=eta
     )
-    s = _checks.as_index(sparsity, "sparsity", "schedule")
-    K = _checks.as_depth(depth, "depth", "schedule")
+    s = checks.as_index(sparsity, "sparsity", "schedule")
+    K = checks.as_depth(depth, "depth", "schedule")
     a = times(max(2 * s - 1, 0), mu) + (eta if s else 0.0)
     c = times(C_W, noise) + guard
     error, theta = np.empty(K + 1), np.empty(K)
@@ -333,9 +334,9 @@ def _after_the_fact(
 ) -> ErrorBar:
     """`error_bar`, in float64; None is x = 0."""
     (noise,) = host_numbers(where, noise=noise)
-    s = _checks.as_index(sparsity, "sparsity", where)
+    s = checks.as_index(sparsity, "sparsity", where)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        D, W, x, y = (_checks.cast(a, np.float64) for a in (D, W, x, y))
+        D, W, x, y = (checks.cast(a, np.float64) for a in (D, W, x, y))
         D, y, _ = operands(D, y, where)
         m, d = D.shape
         x = np.zeros(d) if x is None else np.asarray(x)
@@ -371,10 +372,10 @@ def _conditioned(
 ) -> ErrorBar:
     """`error_bar` by a bound of the singular values of n unit atoms."""
     noise, kappa = host_numbers(where, noise=noise, conditioning=conditioning)
-    s = _checks.as_index(sparsity, "sparsity", where)
+    s = checks.as_index(sparsity, "sparsity", where)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         stored = float(jnp.finfo(as_dictionary(D, where).dtype).eps)
-        D, x, y = (_checks.cast(a, np.float64) for a in (D, x, y))
+        D, x, y = (checks.cast(a, np.float64) for a in (D, x, y))
         D, y, _ = operands(D, y, where)
         dictionaries.unit_atoms(D, where)
         m, d = D.shape

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks, dictionaries
-from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import UP, largest
-from unrolled._program import host_function, program
+from unrolled import dictionaries
+from unrolled._base import checks
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.numbers import UP, largest
+from unrolled._base.programs import host_function, program
 from unrolled.dictionaries import (
     Composed,
     Dictionary,
@@ -21,8 +22,8 @@ from unrolled.dictionaries import (
     spectral_norm,
 )
 from unrolled.theory import _uniqueness
-from unrolled.theory._chains import effective, host_chain, layer_numbers, of_length
 from unrolled.theory._coherence import coherence, diagonal, measured, weights_coherence
+from unrolled.theory._models import effective, host_chain, layer_numbers, of_length
 from unrolled.theory._schedules import host_numbers, times
 
 
@@ -213,7 +214,7 @@ def perturbed_eps(
                     f"{where}: D_{j} has shape {D.shape}, its perturbation {other.shape} and its "
                     f"code {np.shape(x)}; expected (m, d) twice and (d,)"
                 )
-            _checks.finite(x, f"x_{j}", where)
+            checks.finite(x, f"x_{j}", where)
             eps[j - 1] += float(_moved(D, other, np.asarray(x, np.float64)))
     return eps
 
@@ -355,7 +356,7 @@ def _hypotheses(
 def _weights(Ws: Sequence[Dictionary | None], J: int, where: str) -> list[Operator | None]:
     """The weights in float64, or None, one per layer."""
     of_length(Ws, "Ws", J, where)
-    return [W if W is None else _checks.cast(as_dictionary(W, where, "W"), np.float64) for W in Ws]
+    return [W if W is None else checks.cast(as_dictionary(W, where, "W"), np.float64) for W in Ws]
 
 
 def _factor(D: Dictionary, t: int) -> float:

@@ -1,19 +1,178 @@
 """State evolution: the typical error of message passing at each step, from a few scalars."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks
-from unrolled._numbers import wide_dtype
-from unrolled._program import host_function
+from unrolled._base import checks
+from unrolled._base.checks import Array
+from unrolled._base.numbers import wide_dtype
+from unrolled._base.programs import host_function, program
 from unrolled.dictionaries import Dictionary, Structured, as_dictionary, unit_atoms
-from unrolled.theory import _scalar_channels
-from unrolled.theory._scalar_channels import Prior, bernoulli_gaussian, branches, cut, least, mean
-from unrolled.theory._simulation import SIGNALS, median_nmse, with_thresholds
+
+# Standard normal nodes, dense near 0: there the estimates turn, on the scale of tau.
+_REACH, _CLUSTER, _NODES = 12.0, 8.0, 4001
+_erf = np.vectorize(math.erf, otypes=[float])
+
+
+class Prior(NamedTuple):
+    """x is N(0, variance) with this probability, and else 0."""
+
+    probability: float
+    variance: float
+
+
+class Errors(NamedTuple):
+    """Of an estimate at one noise level."""
+
+    mse: float
+    slope: float  # the mean derivative
+
+
+def _rule() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of the mean of f(z), z standard normal."""
+    t = np.linspace(-1, 1, _NODES)
+    z = _REACH * np.sinh(_CLUSTER * t) / np.sinh(_CLUSTER)
+    weights = np.gradient(z) * np.exp(-(z**2) / 2)
+    return z, weights / weights.sum()
+
+
+_Z, _WEIGHTS = _rule()
+
+
+def branches(prior: Prior, tau2: float) -> list[tuple[float, np.ndarray, float, float]]:
+    """Of zeros and nonzeros: share, u = x + tau n at the nodes, (k, s2) of x ~ N(k u, s2)."""
+    p, v = prior
+    k = v / (v + tau2)
+    zero = (1 - p, math.sqrt(tau2) * _Z, 0.0, 0.0)
+    return [zero, (p, math.sqrt(v + tau2) * _Z, k, k * tau2)]
+
+
+def mean(values: np.ndarray) -> float:
+    """The mean over the nodes."""
+    return float(_WEIGHTS @ values)
+
+
+def soft_threshold(prior: Prior, tau2: float, theta: float) -> Errors:
+    """sign(u) max(abs(u) - theta, 0), in closed form.
+
+    Per branch with u ~ N(0, T): E eta^2 = T ((1 + t^2) q - 2 t phi(t)), E u eta = T q, E eta' = q,
+    where t = theta / sqrt(T) and q = P(abs(u) > theta).
+    """
+    p, v = prior
+    mse = slope = 0.0
+    for weight, variance in ((1 - p, 0.0), (p, v)):
+        T = variance + tau2
+        t = theta / math.sqrt(T)
+        q = math.erfc(t / math.sqrt(2))
+        phi = math.exp(-t * t / 2) / math.sqrt(2 * math.pi)
+        mse += weight * (T * ((1 + t * t) * q - 2 * t * phi) - 2 * variance * q + variance)
+        slope += weight * q
+    return Errors(mse, slope)
+
+
+def bernoulli_gaussian(prior: Prior, tau2: float, assumed: Prior, level: float) -> Errors:
+    """E[x | x + sqrt(level) n = u] of the assumed prior, at the true noise level tau2."""
+    p, v = assumed
+    gain, h = v / (v + level), v / (v + level) / level
+    mse = slope = 0.0
+    for weight, u, k, rest in branches(prior, tau2):
+        odds = math.log(p) - math.log1p(-p) + math.log(level / (v + level)) / 2 + u**2 * h / 2
+        share = (1 + np.tanh(odds / 2)) / 2
+        x = gain * share * u
+        mse += weight * (mean((x - k * u) ** 2) + rest)
+        slope += weight * mean(gain * share + x * u * h * (1 - share))
+    return Errors(mse, slope)
+
+
+def mean_magnitude(mu: np.ndarray, variance: float) -> float:
+    """The mean over the nodes of E abs(mu + sqrt(variance) n)."""
+    s = math.sqrt(variance)
+    ratio = mu / s
+    return mean(
+        s * math.sqrt(2 / math.pi) * np.exp(-(ratio**2) / 2) + mu * _erf(ratio / math.sqrt(2))
+    )
+
+
+def cut(prior: Prior, tau2: float, fraction: float) -> float:
+    """The magnitude that the share `fraction` of all u exceeds."""
+    p, v = prior
+    low, high = 0.0, 40 * math.sqrt(v + tau2)
+    for _ in range(60):
+        middle = (low + high) / 2
+        above = (1 - p) * math.erfc(middle / math.sqrt(2 * tau2))
+        above += p * math.erfc(middle / math.sqrt(2 * (v + tau2)))
+        low, high = (middle, high) if above > fraction else (low, middle)
+    return high
+
+
+def least(f: Callable[[float], float], low: float, high: float) -> float:
+    """Where f is least on [low, high]: a grid of logarithms, then golden sections."""
+    grid = np.geomspace(low, high, 48)
+    best = int(np.argmin([f(t) for t in grid]))
+    low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+    ratio = (math.sqrt(5) - 1) / 2
+    for _ in range(24):
+        first, second = high - ratio * (high - low), low + ratio * (high - low)
+        low, high = (low, second) if f(first) <= f(second) else (first, high)
+    return (low + high) / 2
+
+
+# Their median is known to a decibel where those of single signals have a deviation of 13.
+SIGNALS = 256
+
+
+def with_thresholds(layer: Any, D: Array, thresholds: np.ndarray | None) -> Any:
+    """The start of a layer of message passing with other thresholds, and gamma = 1 if it has one.
+
+    Args:
+        layer: with `message_passing()`.
+        D: (m, d), an array.
+        thresholds: (K,); None leaves the start as it is.
+    """
+    params, passing = layer.init(None, D), layer.message_passing()
+    if thresholds is None:
+        return params
+    chosen = {passing.threshold: thresholds}
+    if passing.step == "oamp":
+        chosen["gamma"] = np.ones(layer.depth)
+    arrays = {name: jax.device_put(np.asarray(v, D.dtype)) for name, v in chosen.items()}
+    return params._replace(steps=params.steps._replace(**arrays))
+
+
+def median_nmse(layer: Any, params: Any, D: Array, prior: Prior, noise: float) -> np.ndarray:
+    """The median over drawn Bernoulli-Gaussian signals of their NMSE after each step, (K,) in dB.
+
+    The signals are the same at every call. NaN where codes are not finite, or no signal has a
+    nonzero.
+    """
+    rng, (m, d), dtype = np.random.default_rng(0), D.shape, D.dtype
+    X = math.sqrt(prior.variance) * rng.standard_normal((SIGNALS, d))
+    X *= rng.random((SIGNALS, d)) < prior.probability
+    Y = X @ np.asarray(D, float).T + math.sqrt(noise) * rng.standard_normal((SIGNALS, m))
+    arrays = (jnp.asarray(a, dtype) for a in (Y, X, math.sqrt(prior.variance)))
+    errors = np.asarray(_errors(layer, checks.cast(params, dtype), D, *arrays), float)
+    energies = np.sum(X**2, axis=1) / prior.variance
+    some = energies > 0
+    if not some.any():
+        return np.full(layer.depth, np.nan)
+    with np.errstate(divide="ignore"):  # an error of 0
+        return np.median(10 * np.log10(errors[some] / energies[some, None]), axis=0)
+
+
+@program("layer")
+def _errors(layer: Any, params: Any, D: Array, Y: Array, X: Array, unit: Array) -> Array:
+    """The squared errors of signals after each step, (signals, K), in units of the variance."""
+
+    def one(y, x):
+        return jnp.sum(((layer.iterates(params, D, y) - x[None]) / unit) ** 2, axis=-1)
+
+    return jax.vmap(one)(Y, X)
+
 
 # Variances stay above this part of that of the codes, as in the layers.
 _LEAST = 1e-15
@@ -145,8 +304,8 @@ def state_evolution(
     D = as_dictionary(D, where)
     unit_atoms(D, where)
     prior = _prior(probability, variance, where)
-    noise = _checks.as_number(noise, "noise", where)
-    _checks.nonnegative(noise, "noise", where)
+    noise = checks.as_number(noise, "noise", where)
+    checks.nonnegative(noise, "noise", where)
     if not noise / prior.variance <= _LARGEST:
         raise ValueError(
             f"{where}: noise must be at most {_LARGEST:g} times the variance {prior.variance:g} of "
@@ -163,7 +322,7 @@ def state_evolution(
     nmse, reason = _decibels(mse, prior), _unmet(passing, problem, prior)
     if not reason:
         # In half precision it would be the rounding that disagrees.
-        wide = _checks.cast(D, wide_dtype(D.dtype))
+        wide = checks.cast(D, wide_dtype(D.dtype))
         given = with_thresholds(layer, wide, thresholds) if params is None else params
         reason = _disagreement(nmse[1:], median_nmse(layer, given, wide, law, noise))
     if mixed:
@@ -213,7 +372,7 @@ def _passing(layer: Any, where: str) -> MessagePassing:
 
 def _prior(probability: float, variance: float, where: str) -> Prior:
     p, v = (
-        _checks.as_number(n, name, where)
+        checks.as_number(n, name, where)
         for n, name in ((probability, "probability"), (variance, "variance"))
     )
     if not 0 < p < 1:
@@ -226,7 +385,7 @@ def _prior(probability: float, variance: float, where: str) -> Prior:
 def _thresholds(layer, passing: MessagePassing, params, D, where: str) -> np.ndarray | None:
     """The thresholds of params whose other leaves are those of the start; ValueError for others."""
     layer.check(params, D)
-    _checks.finite(params, "params", where)
+    checks.finite(params, "params", where)
     start = layer.init(None, D)
     rest, expected = params, start
     if passing.threshold is not None:
@@ -325,7 +484,7 @@ def _linear(passing, problem: _Problem, prior: Prior, depth: int, thresholds):
         if passing.estimate == "soft":
 
             def error(alpha, tau2=tau2):
-                return _scalar_channels.soft_threshold(prior, tau2, alpha * math.sqrt(tau2)).mse
+                return soft_threshold(prior, tau2, alpha * math.sqrt(tau2)).mse
 
             chosen.append(least(error, *_THRESHOLDS) if thresholds is None else thresholds[k])
             mse.append(error(chosen[-1]))
@@ -403,7 +562,7 @@ def _size(prior: Prior, tau2: float, before) -> float:
     """E abs(g), g = x - z + tau Z: of each branch x - z is N(mu, s2) given the u before."""
     if before is None:  # z = 0
         before = [(weight, 0 * u, k * prior.variance) for weight, u, k, _ in branches(prior, 0.0)]
-    return sum(weight * _scalar_channels.mean_magnitude(mu, s2 + tau2) for weight, mu, s2 in before)
+    return sum(weight * mean_magnitude(mu, s2 + tau2) for weight, mu, s2 in before)
 
 
 def _selected(prior: Prior, tau2: float, theta: float, border: float):

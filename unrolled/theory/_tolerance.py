@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unrolled import _checks
-from unrolled._arguments import checked
-from unrolled._checks import ArrayLike
-from unrolled._numbers import UP
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import ArrayLike
+from unrolled._base.numbers import UP
 
 # Relative rounding of a probability: far below that of 1 - confidence itself.
 _ROUNDING = 1e-12
@@ -139,7 +139,7 @@ def exceedance(errors: ArrayLike, level: float, confidence: float = 1 - 1e-6) ->
 
     where = "exceedance"
     _, risk = _risk(where, 0.5, confidence, 1)
-    errors, level = _sorted(errors, where), _checks.as_number(level, "level", where)
+    errors, level = _sorted(errors, where), checks.as_number(level, "level", where)
     if not math.isfinite(level):
         raise ValueError(f"{where}: level is {level}; expected a finite number")
     n, k = len(errors), int(np.count_nonzero(errors > level))
@@ -155,7 +155,7 @@ def _at_most(r: int, n: int, share: float) -> float:
 
 def _sorted(errors: ArrayLike, where: str) -> np.ndarray:
     """The errors in ascending order, with inf for NaN."""
-    values = _checks.host_floats(errors, "errors", where)
+    values = checks.host_floats(errors, "errors", where)
     if values.ndim != 1:
         raise ValueError(
             f"{where}: errors have shape {values.shape}; expected (n,), one per signal; try one "
@@ -168,10 +168,10 @@ def _sorted(errors: ArrayLike, where: str) -> np.ndarray:
 def _risk(where: str, share: float, confidence: float, at_once: int) -> tuple[float, float]:
     """The share, and (1 - confidence) / at_once."""
     share, confidence = (
-        _checks.as_fraction(value, name, where)
+        checks.as_fraction(value, name, where)
         for name, value in {"share": share, "confidence": confidence}.items()
     )
-    at_once = _checks.as_index(at_once, "at_once", where, least=1)
+    at_once = checks.as_index(at_once, "at_once", where, least=1)
     if at_once > _MOST_AT_ONCE:
-        raise ValueError(f"{where}: at_once must be at most 1e15, got {_checks.brief(at_once)}")
+        raise ValueError(f"{where}: at_once must be at most 1e15, got {checks.brief(at_once)}")
     return share, (1 - confidence) / at_once

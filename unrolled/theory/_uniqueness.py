@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import _checks, dictionaries
-from unrolled._arguments import checked
-from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import UP, norm, up, wide_dtype
-from unrolled._program import host_function, program
+from unrolled import dictionaries
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.numbers import UP, norm, up, wide_dtype
+from unrolled._base.programs import host_function, program
 from unrolled.dictionaries import (
     Dictionary,
     Structured,
@@ -23,8 +24,8 @@ from unrolled.dictionaries import (
     normalized,
     operands,
 )
-from unrolled.theory._chains import effective, host_chain, layer_counts, of_length
 from unrolled.theory._coherence import max_sparsity, measured, mutual_coherence, sparsity_bound
+from unrolled.theory._models import effective, host_chain, layer_counts, of_length
 from unrolled.theory._schedules import host_numbers, times
 
 # Singular values up to this share of the largest count as zero.
@@ -237,7 +238,7 @@ def recover_on_supports(
 def _recovered(Ds: tuple[Dictionary, ...], y: Array, supports: Any, others: Any) -> SupportRecovery:
     dtype, wide = y.dtype, wide_dtype(y.dtype)  # JAX decomposes nothing in half precision
     with jax.default_matmul_precision("highest"):
-        Ds = _checks.cast(Ds, wide)
+        Ds = checks.cast(Ds, wide)
         E, K, rounding = _constraints(Ds, supports, others)
         spectrum = singular_values(E[0], K)
         cut = rank_cut(spectrum) + rounding
@@ -249,7 +250,7 @@ def _recovered(Ds: tuple[Dictionary, ...], y: Array, supports: Any, others: Any)
     sigma_min = spectrum[-1] if len(z) else jnp.asarray(math.inf, wide)
     unique = sigma_min > cut
     return SupportRecovery(
-        *_checks.cast((tuple(xs), unique, kernel_dim, sigma_min, residual), dtype)
+        *checks.cast((tuple(xs), unique, kernel_dim, sigma_min, residual), dtype)
     )
 
 
@@ -409,7 +410,7 @@ def as_supports(
 ) -> list[np.ndarray]:
     """J arrays of distinct indices, each into the code of its layer."""
     of_length(supports, "supports", len(Ds), where)
-    if not _checks.is_concrete(supports):
+    if not checks.is_concrete(supports):
         raise TypeError(f"{where}: supports must be static, got traced values; close over them")
     arrays = []
     for j, (support, D) in enumerate(zip(supports, Ds), start=1):

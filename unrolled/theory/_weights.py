@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled import _checks, dictionaries
-from unrolled._arguments import checked
-from unrolled._checks import Array, ArrayLike
-from unrolled._numbers import exponent, ldexp, times_power, wide_dtype, widened
-from unrolled._numbers import pseudo_inverse as cut_pseudo_inverse
-from unrolled._program import program
+from unrolled import dictionaries
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.numbers import exponent, ldexp, times_power, wide_dtype, widened
+from unrolled._base.numbers import pseudo_inverse as cut_pseudo_inverse
+from unrolled._base.programs import program
 from unrolled.dictionaries import (
     Conv,
     Dictionary,
@@ -69,12 +70,12 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Operator:
         True
     """
     D = as_dictionary(D, "frobenius_weights")
-    _checks.nonnegative(ridge, "ridge", "frobenius_weights")
-    _checks.one_number(ridge, "ridge", "frobenius_weights")
-    is_zero = _checks.is_concrete(ridge) and float(np.asarray(ridge)) == 0
+    checks.nonnegative(ridge, "ridge", "frobenius_weights")
+    checks.one_number(ridge, "ridge", "frobenius_weights")
+    is_zero = checks.is_concrete(ridge) and float(np.asarray(ridge)) == 0
     W, norms = _closed_form(D, None if is_zero else ridge)
     dictionaries.nonzero_atoms(norms, "frobenius_weights")
-    if _checks.is_concrete(W) and isinstance(W, Conv | jax.Array):
+    if checks.is_concrete(W) and isinstance(W, Conv | jax.Array):
         lost = np.isnan(np.asarray(W.filters if isinstance(W, Conv) else W))
         lost = lost.any(tuple(range(1, lost.ndim)) if isinstance(W, Conv) else 0)
         all_kept(~lost, wide_dtype(W.dtype), "frobenius_weights")

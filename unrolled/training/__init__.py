@@ -5,14 +5,21 @@ training resume. `Sample`, `Loss` and `Callback` are the types of the functions 
 `sparse_feature_penalty`, `save_tree` and `restore_tree` are for networks of one's own.
 """
 
-from unrolled._beside import exceeds
+from unrolled.networks import exceeds
 from unrolled.training._checkpoint import Checkpoint
-from unrolled.training._curriculum import curriculum
-from unrolled.training._feature_penalty import sparse_feature_penalty
+from unrolled.training._curriculum import StepRates, curriculum, scale_steps
 from unrolled.training._fit import fit
 from unrolled.training._formats import restore_tree, save_tree
-from unrolled.training._losses import deep, lasso, log_nmse, reconstruction, supervised
-from unrolled.training._manifest import CheckpointError, digest, versions
+from unrolled.training._forms import CheckpointError, digest, versions
+from unrolled.training._losses import (
+    deep,
+    lasso,
+    log_nmse,
+    reconstruction,
+    sparse_feature_penalty,
+    supervised,
+)
+from unrolled.training._objective import merge, split, trainable, with_unit_atoms
 from unrolled.training._recipe import Made, Start, by_recipe, law_of, mostly_last, prepare
 from unrolled.training._records import (
     Callback,
@@ -24,9 +31,7 @@ from unrolled.training._records import (
     Sample,
     Trained,
 )
-from unrolled.training._scale_steps import StepRates, scale_steps
 from unrolled.training._search import Search, search
-from unrolled.training._split import merge, split, trainable, with_unit_atoms
 from unrolled.training._weights import Restored, restore, save
 
 __all__ = [

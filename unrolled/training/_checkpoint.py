@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from unrolled import _checks
-from unrolled._files import claimed, free_space, in_line, sweep
-from unrolled._processes import Processes
+from unrolled._base import checks
+from unrolled._base.files import claimed, free_space, in_line, sweep
+from unrolled._base.processes import Processes
 from unrolled.records import Record, option
 from unrolled.training._formats import from_npz, read, to_npz, write
-from unrolled.training._manifest import CheckpointError, DamagedError
+from unrolled.training._forms import CheckpointError, DamagedError
 
 _ALONE = Processes()
 
@@ -202,7 +202,7 @@ def newest(
         accept(whole[0])
         for broken, reason in damaged:
             aside = steps.set_aside(broken)
-            _checks.warn(
+            checks.warn(
                 f"{where}: resumes from step {step}: {reason}. "
                 f"Step {broken} is kept as {aside.name}."
             )

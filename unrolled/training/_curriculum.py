@@ -3,32 +3,130 @@
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from unrolled import _checks, _sharded
-from unrolled._arguments import checked
-from unrolled._beside import lam_of
-from unrolled._checks import Array, Key
+from unrolled._base import checks, programs
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Layer, Unrolled
+from unrolled.networks import lam_of
 from unrolled.training._checkpoint import Checkpoint
 from unrolled.training._fit import check_data, check_loss
 from unrolled.training._loop import Data, Loop
 from unrolled.training._losses import supervised
-from unrolled.training._objective import Objective
+from unrolled.training._objective import Objective, split
 from unrolled.training._records import Callback, Fit, Loss, Progress, Sample, Trained
 from unrolled.training._run import Options, Stage, train
-from unrolled.training._scale_steps import StepRates, scale_steps
-from unrolled.training._split import split
+
+
+class StepRates(NamedTuple):
+    """The state of `scale_steps`; replacing it changes the rates without compiling again."""
+
+    rates: Array  # (K,)
+    shared: Array  # ()
 
 
 @checked
-@_sharded.takes_sharded
+def scale_steps(
+    rates: ArrayLike | Sequence[float], shared: ArrayLike = 1.0
+) -> optax.GradientTransformation:
+    """Scale the updates of step k by `rates[k]`, and all others by `shared`.
+
+    Place it last, as in `optax.chain(optax.adam(1e-3), scale_steps(rates))`: before Adam it has no
+    effect, since Adam divides by the size of the gradient. A rate of 0 freezes a step.
+
+    Args:
+        rates: (K,), not negative, for stacked steps (leaves that lead with K) or tuples of K steps,
+            in `Unrolled` or inside `Trained`.
+        shared: for everything outside `Unrolled.steps`: shared params and the dictionary.
+
+    Raises:
+        ValueError: rates that are no vector, negative or not finite; at `init`, params without
+            steps or with another number of them.
+
+    Example:
+        >>> params = ur.layers.Unrolled(None, ur.layers.Step(jnp.ones(3)))
+        >>> optimizer = ur.training.scale_steps([1.0, 0.5, 0.0])
+        >>> updates, state = optimizer.update(params, optimizer.init(params))
+        >>> updates.steps.gamma.tolist()
+        [1.0, 0.5, 0.0]
+    """
+    for name, value, ndim in (("rates", rates, 1), ("shared", shared, 0)):
+        if np.ndim(value) != ndim:
+            expected = "a vector, one rate per step" if ndim else "one number"
+            raise ValueError(
+                f"scale_steps: {name} has shape {np.shape(value)}; expected {expected}"
+            )
+        checks.finite(value, name, "scale_steps")
+        checks.nonnegative(value, name, "scale_steps")
+
+    def init(params):
+        # Copies: a compiled step may consume its state, and must not consume the caller's array.
+        state = StepRates(jnp.array(rates, float), jnp.array(shared, float))
+        nodes = jax.tree.leaves(params, is_leaf=_is_unrolled)
+        networks = [node for node in nodes if _is_unrolled(node)]
+        if not networks:
+            raise ValueError(
+                "scale_steps: there is no Unrolled(shared, steps) in what is trained, so no steps"
+            )
+        for node in networks:
+            _check_depth(node, len(state.rates))
+        return state
+
+    def update(updates, state, params=None):
+        def scaled(rate):
+            return lambda leaf: leaf * rate.astype(leaf.dtype)
+
+        def along_steps(leaf):
+            return leaf * state.rates.astype(leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
+
+        def both(node):
+            if type(node.steps) is tuple:
+                steps = tuple(
+                    jax.tree.map(scaled(state.rates[k]), p) for k, p in enumerate(node.steps)
+                )
+            else:
+                steps = jax.tree.map(along_steps, node.steps)
+            return Unrolled(jax.tree.map(scaled(state.shared), node.shared), steps)
+
+        def one(node):
+            return both(node) if _is_unrolled(node) else scaled(state.shared)(node)
+
+        return jax.tree.map(one, updates, is_leaf=_is_unrolled), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _is_unrolled(node) -> bool:
+    return isinstance(node, Unrolled)
+
+
+def _check_depth(params: Unrolled, K: int) -> None:
+    """Raise ValueError unless there are K steps."""
+    if params.steps is None:
+        raise ValueError(
+            "scale_steps: the steps of this family share all their params; none has a rate"
+        )
+    if type(params.steps) is tuple:
+        lengths = {(len(params.steps),)}
+    else:
+        lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(params.steps)}
+    if lengths - {(K,)}:
+        raise ValueError(
+            f"scale_steps: there are {K} rates, but the steps have the leading axes "
+            f"{sorted(lengths)}; expected {K} steps"
+        )
+
+
+@checked
+@programs.takes_sharded
 def curriculum(
     layer: Layer,
     params: Unrolled,
@@ -106,8 +204,8 @@ def curriculum(
         (30,)
     """
     _check(layer, params, D)
-    K = _checks.as_index(layer.depth, "depth", "curriculum", least=1)
-    steps = _checks.as_index(steps_per_stage, "steps_per_stage", "curriculum")
+    K = checks.as_index(layer.depth, "depth", "curriculum", least=1)
+    steps = checks.as_index(steps_per_stage, "steps_per_stage", "curriculum")
     how = evaluate_every, patience, checkpoint, callbacks, log, progress
     options = Options(*how, accumulate, mesh, reduction).checked("curriculum")
     plan = _plan(K, stages, decay)
@@ -115,7 +213,7 @@ def curriculum(
     arguments = params, D, sample, key, validation
     key, whole, drawn, validation = check_data(*arguments, "curriculum")
     lam = lam_of(loss, layer)
-    loss = _checks.without_codes(loss, "curriculum") if validation[1] is None else loss
+    loss = checks.without_codes(loss, "curriculum") if validation[1] is None else loss
     parts = split(params, whole, trainable=trainable, where="curriculum")
     data = Data(key, drawn, validation, Trained(params, whole), *parts)
     scaled = optax.chain(_made(optimizer, rate), scale_steps(jnp.ones(K)))
@@ -139,7 +237,7 @@ def _plan(K: int, stages: Sequence[float], decay: float) -> list[Stage]:
         raise ValueError(
             f"curriculum: stages must be non-negative factors, at least one, got {stages}"
         )
-    decay = _checks.as_number(decay, "decay", "curriculum")
+    decay = checks.as_number(decay, "decay", "curriculum")
     if not 0 <= decay <= 1:
         raise ValueError(f"curriculum: decay must be in [0, 1], got {decay}")
     plan = []
@@ -169,7 +267,7 @@ def _check(layer: Layer, params: Unrolled, D: Dictionary) -> None:
 
 
 def _made(optimizer, rate: float) -> optax.GradientTransformation:
-    rate = _checks.as_number(rate, "rate", "curriculum")
+    rate = checks.as_number(rate, "rate", "curriculum")
     if not 0 <= rate < np.inf:
         raise ValueError(f"curriculum: rate must be non-negative and finite, got {rate}")
     made = optimizer(rate) if callable(optimizer) else optimizer

@@ -10,18 +10,25 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from unrolled import _checks, _sharded
-from unrolled._arguments import checked
-from unrolled._beside import lam_of
-from unrolled._checks import Array, Key
-from unrolled._mapped import check_draws, drawing
+from unrolled._base import checks, programs
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, Key
+from unrolled._base.files import Rows, as_data, check_draws, drawing
 from unrolled.layers import Layer
-from unrolled.networks import Network
+from unrolled.networks import Network, lam_of
+from unrolled.problems import resampler
 from unrolled.training._checkpoint import Checkpoint
 from unrolled.training._loop import Data
 from unrolled.training._losses import is_lasso, supervised
-from unrolled.training._objective import Objective, Outputs, check_model, is_nnx
-from unrolled.training._own import from_arrays, is_own
+from unrolled.training._objective import (
+    Objective,
+    Outputs,
+    as_dictionaries,
+    check_model,
+    is_nnx,
+    merge,
+    split,
+)
 from unrolled.training._records import (
     Callback,
     Dictionaries,
@@ -33,14 +40,63 @@ from unrolled.training._records import (
     Trained,
 )
 from unrolled.training._run import Options, train
-from unrolled.training._split import as_dictionaries, merge, split
+
+# One signal of so many is held back, from the end, and at most so many.
+_HELD_BACK, _MOST = 10, 1000
+
+
+def is_own(sample: Any) -> bool:
+    """Whether it is signals Y, or a pair (Y, X), and no sampler; a data frame is an array too."""
+    pair = isinstance(sample, tuple) and len(sample) == 2
+    first = sample[0] if pair else sample
+    return hasattr(first, "__array__") and not callable(sample)
+
+
+def from_arrays(
+    arrays: Any, validation: tuple | None, params: Any, D: Dictionaries | None, where: str
+) -> tuple[Sample, tuple]:
+    """A sampler of signals of one's own, and the signals to validate on.
+
+    Without a validation batch these are the last tenth, at least one signal and at most 1,000, and
+    the sampler never draws them.
+    """
+    Y, X = arrays if isinstance(arrays, tuple) else (arrays, None)
+    Y, X = as_data(Y, X, where)
+    _check_width(Y, D, where)
+    dtype = checks.common_dtype(params, D, Y, X)
+    Y, X = jax.tree.map(lambda array: array.astype(dtype), (Y, X))
+    n, cut = len(Y), len(Y)
+    if validation is None:
+        if n < 2:
+            raise ValueError(
+                f"{where}: Y has one signal; expected at least 2, to train and to validate on, or "
+                "validation=(Y, X)"
+            )
+        cut = n - min(max(1, n // _HELD_BACK), _MOST)
+        validation = jax.tree.map(lambda array: jnp.asarray(array[cut:]), (Y, X))
+    trained = jax.tree.map(lambda array: array[:cut], (Y, X)) if cut < n else (Y, X)
+    parts = (("signals", trained[0]), ("signals held back to validate on", Y[cut:]))
+    for what, signals in parts[isinstance(Y, Rows) :]:  # of a file the first ones stay unread
+        if len(signals) and not np.any(np.asarray(signals)):
+            raise ValueError(f"{where}: all {what} are zero; expected some signal to fit")
+    return resampler(*trained), validation
+
+
+def _check_width(Y: Array, D: Dictionaries | None, where: str) -> None:
+    if D is None:
+        return
+    m = (D[0] if isinstance(D, tuple) else D).shape[0]
+    if Y.shape[1] != m:
+        turned = "; the signals seem to be in columns, try Y.T" if len(Y) == m else ""
+        raise ValueError(f"{where}: Y has shape {Y.shape}; expected (signals, {m}){turned}")
+
 
 _VALIDATION_BATCHES = 8  # drawn where no validation batch is given
 _NO_STEP = np.uint32(2**32 - 1)  # the key of validation batches: a step that no training reaches
 
 
 @checked
-@_sharded.takes_sharded
+@programs.takes_sharded
 def fit(
     model: Model | Any,
     params: Params | Any,
@@ -167,12 +223,12 @@ def fit(
         >>> (first.step, last.step), last.validation < first.validation
         ((0, 20), True)
     """
-    steps = _checks.as_index(steps, "steps", "fit")
+    steps = checks.as_index(steps, "steps", "fit")
     check_optimizer(optimizer, "fit")
     how = evaluate_every, patience, checkpoint, callbacks, log, progress
     options = Options(*how, accumulate, mesh, reduction).checked("fit")
     check_loss(loss, "fit")
-    learn_dictionary = _checks.as_bool(learn_dictionary, "learn_dictionary", "fit")
+    learn_dictionary = checks.as_bool(learn_dictionary, "learn_dictionary", "fit")
     others = learn_dictionary, trainable is not None, accumulate > 1
     any_model = params is None and D is None and not isinstance(model, Layer | Network)
     if any_model and is_nnx(model):
@@ -181,7 +237,7 @@ def fit(
     key, D, drawn, validation = check_data(params, D, sample, key, validation, "fit")
     check_model(model, "fit")
     lam, of_lasso = lam_of(loss, model), is_lasso(loss)
-    loss = _checks.without_codes(loss, "fit") if validation[1] is None else loss
+    loss = checks.without_codes(loss, "fit") if validation[1] is None else loss
     model.check(params, D)  # type: ignore[arg-type]  # tuples for a network
     if learn_dictionary and len(validation) == 3:
         raise ValueError(
@@ -207,7 +263,7 @@ def _of_outputs(
         )
     trained, fixed = Outputs("fit", model, loss).start()
     key, _, drawn, validation = check_data(trained, None, sample, key, validation, "fit")
-    loss = _checks.without_codes(loss, "fit") if validation[1] is None else loss
+    loss = checks.without_codes(loss, "fit") if validation[1] is None else loss
     return Outputs("fit", model, loss), Data(key, drawn, validation, trained, trained, fixed)
 
 
@@ -241,10 +297,10 @@ def check_data(
 
     Without a D the batches are of any shapes.
     """
-    key = _checks.as_key(key, where)
+    key = checks.as_key(key, where)
     D = None if D is None else as_dictionaries(D, where)
     judged = where if validation is None else f"{where}, validation"
-    validation = jax.tree.map(_checks.as_array, validation)
+    validation = jax.tree.map(checks.as_array, validation)
     if is_own(sample):
         sample, validation = from_arrays(sample, validation, params, D, where)
     _check_sample(sample, where)
@@ -254,7 +310,7 @@ def check_data(
     else:  # the batches of training are not seen otherwise
         _check_batch(jax.eval_shape(sample, key), D, where)
     _check_batch(validation, D, judged)
-    _checks.finite(validation, "the batch", judged)
+    checks.finite(validation, "the batch", judged)
     return key, D, sample, validation
 
 
@@ -297,7 +353,7 @@ def _check_batch(batch, D: Dictionaries | None, where: str) -> None:
         raise ValueError(
             f"{where}: signals have shape {np.shape(Y)}; "
             f"expected (batch, {m}) with batch at least 1"
-            f"{_checks.flattened('Y', np.shape(Y))}"
+            f"{checks.flattened('Y', np.shape(Y))}"
         )
     targets = X if isinstance(X, tuple) else (X,)
     if len(targets) > len(Ds):

@@ -14,12 +14,11 @@ from typing import Any, BinaryIO, TypeVar, overload
 import jax
 import numpy as np
 
-from unrolled import _files
-from unrolled._arguments import checked
+from unrolled._base import files
+from unrolled._base.arguments import checked
 from unrolled.records import differences
-from unrolled.training import _manifest
-from unrolled.training._forms import names
-from unrolled.training._manifest import CheckpointError, DamagedError, array_dtype, bits
+from unrolled.training import _forms
+from unrolled.training._forms import CheckpointError, DamagedError, array_dtype, bits, names
 
 Leaves = dict[str, Any]
 _Tree = TypeVar("_Tree")
@@ -43,7 +42,7 @@ def check_parent(path: Path) -> None:
     try:
         if not path.parent.is_dir():
             raise NotADirectoryError(f"the folder {path.parent} does not exist")
-        _files.check_writable(path.parent)
+        files.check_writable(path.parent)
         if path.is_dir():
             raise IsADirectoryError("is a folder")
     except OSError as error:
@@ -51,7 +50,7 @@ def check_parent(path: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> CheckpointError:
-    why = f"{error.strerror or error}); {_files.free_space(path)}"
+    why = f"{error.strerror or error}); {files.free_space(path)}"
     return CheckpointError(f"save: {path}: cannot be written ({why}")
 
 
@@ -62,11 +61,11 @@ def write(path: Path, kind: str, leaves: Leaves, put: Callable, /, **manifest: A
         TypeError: a leaf of a dtype that cannot be saved, or what JSON cannot hold.
         CheckpointError: the file cannot be written.
     """
-    arrays, entries = _manifest.table(leaves)
-    manifest = {"leaves": entries, "versions": _manifest.versions(), **manifest}
-    text = json.dumps(_manifest.seal(kind, manifest))
+    arrays, entries = _forms.table(leaves)
+    manifest = {"leaves": entries, "versions": _forms.versions(), **manifest}
+    text = json.dumps(_forms.seal(kind, manifest))
     try:
-        with _files.whole_file(path) as file:
+        with files.whole_file(path) as file:
             put(file, text, arrays)
     except OSError as error:
         raise _unwritable(path, error) from error
@@ -83,13 +82,13 @@ def read(path: Path, kind: str, take: Callable) -> tuple[dict, dict[str, np.ndar
     """
     with path.open("rb") as file:
         text, arrays = take(file)
-    manifest = _manifest.unseal(path, kind, json.loads(text))
+    manifest = _forms.unseal(path, kind, json.loads(text))
     entries = manifest["leaves"]
     if set(arrays) != set(entries):
         raise ValueError(f"it holds the arrays {sorted(arrays)}; expected {sorted(entries)}")
     arrays = {name: arrays[name].view(array_dtype(entry)) for name, entry in entries.items()}
     for name, entry in entries.items():
-        _manifest.verify(name, entry, arrays[name])
+        _forms.verify(name, entry, arrays[name])
     return manifest, arrays
 
 
@@ -262,22 +261,22 @@ def restore_tree(path: str | Path, like: Any = None) -> tuple[Any, dict[str, Any
         {'0': array([0., 1., 2.], dtype=float32)}
     """
     path = Path(path)
-    _files.check_file(path)
+    files.check_file(path)
     try:
         manifest, arrays = read(path, _KIND, from_npz)
     except CheckpointError:
         raise
     except Exception as error:  # whatever a reader of foreign bytes raises
-        raise DamagedError(f"{path}: damaged ({_files.in_line(error)})") from error
+        raise DamagedError(f"{path}: damaged ({files.in_line(error)})") from error
     if like is None:
         # Copies: what is read lies in the file.
         return {name: array.copy() for name, array in arrays.items()}, manifest["metadata"]
     entries, wanted = manifest["leaves"], names(like)
-    saved, requested = _manifest.types_of_entries(entries), _manifest.types_of(wanted)
+    saved, requested = _forms.types_of_entries(entries), _forms.types_of(wanted)
     if report := differences(saved, requested):
         raise CheckpointError(f"{path}: holds another tree:\n{report}")
     try:
-        leaves = [_manifest.to_device(entries[name]["dtype"], arrays[name]) for name in wanted]
+        leaves = [_forms.to_device(entries[name]["dtype"], arrays[name]) for name in wanted]
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return jax.tree.unflatten(jax.tree.structure(like), leaves), manifest["metadata"]

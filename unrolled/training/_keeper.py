@@ -10,16 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled._checks import Array
-from unrolled._interrupts import deferred, leave
+from unrolled._base.checks import Array
+from unrolled._base.threads import deferred, leave
 from unrolled.layers import Layer
 from unrolled.networks import Network
 from unrolled.records import differences
-from unrolled.training import _manifest
+from unrolled.training import _forms
 from unrolled.training._checkpoint import Checkpoint, Steps, newest, opened
-from unrolled.training._forms import describe, describe_model, describe_params, is_activation, names
+from unrolled.training._forms import (
+    CheckpointError,
+    describe,
+    describe_model,
+    describe_params,
+    is_activation,
+    names,
+)
 from unrolled.training._loop import Loop
-from unrolled.training._manifest import CheckpointError
 from unrolled.training._records import Dictionaries, Model, Params, Progress, Record, Trained
 
 _HISTORY = ("losses", "records")  # they grow with the run
@@ -44,7 +50,7 @@ def keeping(
     fixed = loop.fixed if keeps_D else loop.fixed._replace(D=None)
     model = loop.objective.model
     form = _form(model, start.params, start.D if keeps_D else None)
-    config = {"model": kind_of(model)} | config | {"D sha256": _manifest.digest(start.D)}
+    config = {"model": kind_of(model)} | config | {"D sha256": _forms.digest(start.D)}
     with opened(checkpoint, loop.where, loop.processes) as steps, deferred() as caught:
         yield Keeper(checkpoint, steps, caught, loop, config, form, names({"fixed": fixed}))
 
@@ -100,10 +106,10 @@ class Keeper:
         Raises:
             CheckpointError: the newest step is damaged, or it belongs to another run.
         """
-        requested = self.config | _shared(_manifest.types_of(_packed(start) | self.fixed))
+        requested = self.config | _shared(_forms.types_of(_packed(start) | self.fixed))
 
         def accept(manifest):
-            saved = manifest["config"] | _shared(_manifest.types_of_entries(manifest["leaves"]))
+            saved = manifest["config"] | _shared(_forms.types_of_entries(manifest["leaves"]))
             report = differences(saved, requested) or self._other_options(manifest["form"])
             if not report and manifest["step"] > steps:
                 report = differences({"steps": manifest["step"]}, {"steps": steps})
@@ -128,7 +134,7 @@ class Keeper:
         def filled(name, like):
             leaves = names({name: like})
             entries = manifest["leaves"]
-            values = [_manifest.to_device(entries[leaf]["dtype"], arrays[leaf]) for leaf in leaves]
+            values = [_forms.to_device(entries[leaf]["dtype"], arrays[leaf]) for leaf in leaves]
             return jax.tree.unflatten(jax.tree.structure(like), values)
 
         def placed(name, like):

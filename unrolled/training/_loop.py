@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from unrolled._checks import Array
-from unrolled._mapped import Draws, as_argument
-from unrolled._processes import Processes, processes_of
+from unrolled._base.checks import Array
+from unrolled._base.files import Draws, as_argument
+from unrolled._base.processes import Processes, processes_of
 from unrolled.training._mesh import Places, Sharing, batches, mean, places_of, with_gradient
 from unrolled.training._objective import Objective
 from unrolled.training._records import (

@@ -23,9 +23,9 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from unrolled import _checks
-from unrolled._checks import Array
-from unrolled._sharded import DATA, data_mesh
+from unrolled._base import checks
+from unrolled._base.checks import Array
+from unrolled._base.programs import DATA, data_mesh
 from unrolled.dictionaries import Structured
 from unrolled.layers import along_atoms
 from unrolled.training._records import Trained
@@ -104,7 +104,7 @@ def sharing(accumulate: int, mesh: Any, reduction: str, where: str) -> Sharing:
             devices that cannot share the batches equally; an unknown reduction, or "psum" where
             nothing is shared.
     """
-    accumulate = _checks.as_index(accumulate, "accumulate", where, least=1)
+    accumulate = checks.as_index(accumulate, "accumulate", where, least=1)
     if accumulate & (accumulate - 1):
         raise ValueError(f"{where}: accumulate must be a power of two, got {accumulate}")
     if reduction not in ("tree", "psum"):

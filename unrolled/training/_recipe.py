@@ -10,20 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from unrolled import _checks, layers, metrics
-from unrolled._arguments import checked
-from unrolled._beside import ROUNDING
-from unrolled._checks import Array, ArrayLike, Key
-from unrolled._mapped import check_draws, drawing
-from unrolled._numbers import norm
-from unrolled._program import program
+from unrolled import layers, metrics
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.files import check_draws, drawing
+from unrolled._base.numbers import norm
+from unrolled._base.programs import program
 from unrolled.analytic import calibrate
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, check_batch, column_norms
 from unrolled.layers import FAMILIES, Law, Layer, Recipe, Unrolled, ista, ista_params, stable_step
+from unrolled.networks import ROUNDING
 from unrolled.problems import synthesize
-from unrolled.training._fit import fit
+from unrolled.training._fit import fit, from_arrays, is_own
 from unrolled.training._losses import Codes, deep, log_nmse
-from unrolled.training._own import from_arrays, is_own
 from unrolled.training._records import Fit, Sample
 from unrolled.training._search import search
 
@@ -132,14 +132,14 @@ def prepare(
             "prepare: recipes are for known codes, got X = None; try layer.init(key, D), or "
             "analytic.calibrate with loss=training.lasso(lam)"
         )
-    Y, X = (_checks.as_float(part, name, "prepare") for part, name in ((Y, "Y"), (X, "X")))
+    Y, X = (checks.as_float(part, name, "prepare") for part, name in ((Y, "Y"), (X, "X")))
     check_batch(D, Y, X, "prepare")
-    depth = _checks.as_depth(depth, "depth", "prepare", least=1)
+    depth = checks.as_depth(depth, "depth", "prepare", least=1)
     if len(Y) < _FEWEST:
         raise ValueError(f"prepare: expected at least {_FEWEST} signals, got {len(Y)}")
     cut = min(_CALIBRATED_ON, len(Y) // 2)
     signals = _signals(D, (Y[:cut], X[:cut]), (Y[cut:], X[cut:]), depth)
-    return _best(_starts(cls, signals, depth, _checks.as_key(key, "prepare"), options))
+    return _best(_starts(cls, signals, depth, checks.as_key(key, "prepare"), options))
 
 
 class Made(NamedTuple):
@@ -202,8 +202,8 @@ def by_recipe(
         (True, True)
     """
     cls, D = _family(family, "by_recipe"), as_dictionary(D, "by_recipe")
-    depth = _checks.as_depth(depth, "depth", "by_recipe", least=1)
-    drawing, starting, training = jax.random.split(_checks.as_key(key, "by_recipe"), 3)
+    depth = checks.as_depth(depth, "depth", "by_recipe", least=1)
+    drawing, starting, training = jax.random.split(checks.as_key(key, "by_recipe"), 3)
     sampler: Any = sample
     if is_own(sample):
         sampler, validation = from_arrays(sample, None, None, D, "by_recipe")
@@ -220,7 +220,7 @@ def by_recipe(
         starts = [_best(starts)]
     best = _best([_trained(start, signals, sampler, steps, training) for start in starts])
     if not best.nmse <= best.start.ista + _TIE:
-        _checks.warn(
+        checks.warn(
             f"by_recipe: {best.fit.model} ends at {best.nmse:.1f} dB on {len(validation[0])} "
             f"validation signals, ISTA of the same depth at {best.start.ista:.1f} dB; try another "
             "family, such as alista_at"
@@ -233,7 +233,7 @@ def _family(family: Any, where: str) -> type[Layer]:
         return family
     if family not in FAMILIES:
         raise ValueError(
-            f"{where}: unknown family {_checks.brief(family)}; expected one of "
+            f"{where}: unknown family {checks.brief(family)}; expected one of "
             f"{', '.join(layers.FAMILIES)}"
         )
     return FAMILIES[family]
@@ -262,9 +262,9 @@ def _signals(D: Operator, calibrating: tuple, later: tuple, depth: int) -> _Sign
     Raises:
         ValueError: signals or codes that are not finite, or all zero.
     """
-    dtype = _checks.common_dtype(D, *calibrating)
-    D, calibrating, later = (_checks.cast(tree, dtype) for tree in (D, calibrating, later))
-    _checks.finite((calibrating, later), "Y or X", "prepare")
+    dtype = checks.common_dtype(D, *calibrating)
+    D, calibrating, later = (checks.cast(tree, dtype) for tree in (D, calibrating, later))
+    checks.finite((calibrating, later), "Y or X", "prepare")
     law = law_of(D, *(np.concatenate(parts) for parts in zip(calibrating, later)))
     lams, (Y, X) = ista.recipe.tried(law)["lam"], later
     if not np.asarray(X).any():
@@ -342,7 +342,7 @@ def _start(layer: Layer, signals: _Signals, key: Any, ridges: tuple[float | None
         if ridge is not None and "ridge" in {f.name for f in dataclasses.fields(layer)}:
             made = dataclasses.replace(layer, ridge=ridge)  # type: ignore[call-arg]
         params = _from_weights(made, ridge, key, D)
-        with _checks.quiet():  # the error on other signals says the same
+        with checks.quiet():  # the error on other signals says the same
             if recipe.calibrated:
                 params = calibrate(made, params, D, *signals.calibrating)
             if recipe.searched:
@@ -362,7 +362,7 @@ def _damped(start: Start, multiple: float, signals: _Signals) -> Start:
     steps: Any = start.params.steps
     W = multiple * stable_step(steps.W[0], signals.D) * steps.W
     params = start.params._replace(steps=steps._replace(W=W))
-    with _checks.quiet():  # the error on other signals says the same
+    with checks.quiet():  # the error on other signals says the same
         params = calibrate(start.layer, params, signals.D, *signals.calibrating)
     return start._replace(params=params, nmse=_error(start.layer, params, signals))
 
@@ -423,7 +423,7 @@ def _trained(start: Start, signals: _Signals, sample: Any, steps: int | None, ke
     matrices = any(np.ndim(leaf) > 2 for leaf in jax.tree.leaves(start.params.steps))
     params = layers.unstack(start.params) if matrices and steps else start.params
     silent = "fit: .*(worse than zero codes|made nothing better)"  # `Made` says both
-    with _checks.quiet(message=silent):
+    with checks.quiet(message=silent):
         trained = fit(
             layer,
             params,

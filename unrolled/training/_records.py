@@ -8,11 +8,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from unrolled._beside import exceeds
-from unrolled._checks import Array, TypeAliasType
+from unrolled._base.checks import Array, TypeAliasType
 from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled
-from unrolled.networks import Network
+from unrolled.networks import Network, exceeds
 
 Model = TypeAliasType("Model", Layer | Network)
 Params = TypeAliasType("Params", Unrolled | tuple[Unrolled, ...])  # of a layer, of a network

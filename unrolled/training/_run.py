@@ -13,13 +13,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from unrolled import _checks
-from unrolled._beside import exceeds, worse
-from unrolled._processes import processes_of
+from unrolled._base import checks
+from unrolled._base.processes import processes_of
+from unrolled.networks import exceeds, worse
 from unrolled.training._checkpoint import Checkpoint
+from unrolled.training._forms import digest, versions
 from unrolled.training._keeper import keeping, key_text
 from unrolled.training._loop import Data, Loop, make_loop
-from unrolled.training._manifest import digest, versions
 from unrolled.training._mesh import Sharing, computing_on, sharing
 from unrolled.training._objective import Objective
 from unrolled.training._records import Callback, Fit, Progress, ends
@@ -45,10 +45,10 @@ class Options(NamedTuple):
 
     def checked(self, where: str) -> "Options":
         """The options of `fit`; TypeError and ValueError as `fit` raises them."""
-        every = _checks.as_index(self.evaluate_every, "evaluate_every", where, least=1)
+        every = checks.as_index(self.evaluate_every, "evaluate_every", where, least=1)
         patience, calls = self.patience, self.callbacks
         if patience is not None:
-            patience = _checks.as_index(patience, "patience", where, least=1)
+            patience = checks.as_index(patience, "patience", where, least=1)
         shared = sharing(self.accumulate, self.mesh, self.reduction, where)
         if not isinstance(calls, Iterable):
             what = type(calls).__name__
@@ -214,7 +214,7 @@ def _warn_of_cause(loop: Loop, state: Progress, at: int) -> bool:
         )
         if any(np.any(np.asarray(x)) for x in codes):
             cause += ", or training.deep: the codes before the last are not zero"
-    _checks.warn(f"{loop.where}: training changes nothing: {cause}")
+    checks.warn(f"{loop.where}: training changes nothing: {cause}")
     return True
 
 
@@ -230,7 +230,7 @@ def _warn_of_start(loop: Loop, state: Progress, of_lasso: bool) -> None:
         )
     else:
         return
-    _checks.warn(f"{loop.where}: {_worse(loop, first, 'start')}. {advice}")
+    checks.warn(f"{loop.where}: {_worse(loop, first, 'start')}. {advice}")
 
 
 def _warn_of_end(loop: Loop, state: Progress) -> None:
@@ -239,7 +239,7 @@ def _warn_of_end(loop: Loop, state: Progress) -> None:
     first, last = ends(records)
     losses = {(record.stage, record.validation) for record in records}
     if last.step > 0 and len(losses) == len({record.stage for record in records}):
-        _checks.warn(
+        checks.warn(
             f"{loop.where}: training changes nothing: the validation loss stays at "
             f"{last.validation:.6g}, although its gradient is not zero. The updates are zero or "
             "too small for the dtype; try a larger rate"
@@ -249,12 +249,12 @@ def _warn_of_end(loop: Loop, state: Progress) -> None:
         if last.validation > first.validation:
             what, remedy = "Training diverged", "a smaller rate"
         rule = _worse(loop, last.validation, "end")
-        _checks.warn(
+        checks.warn(
             f"{loop.where}: {rule}. {what} from {first.validation:.6g}. `best` has the params "
             f"with the smallest loss; try {remedy}"
         )
     elif state.best_at == 0 and exceeds(last.validation, first.validation):
-        _checks.warn(
+        checks.warn(
             f"{loop.where}: training made nothing better: the validation loss is "
             f"{last.validation:.6g} at the end, {first.validation:.6g} at the start, which is "
             "`best`. Try a smaller rate, and optax.clip_by_global_norm"

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled import _checks, _sharded, metrics
-from unrolled._arguments import checked
-from unrolled._beside import codes_of_ista, exceeds, lam_of, loss_of, worse_than_zero
-from unrolled._checks import ArrayLike
+from unrolled import metrics
+from unrolled._base import checks, programs
+from unrolled._base.arguments import checked
+from unrolled._base.checks import ArrayLike
 from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, names_with_role
+from unrolled.networks import codes_of_ista, exceeds, lam_of, loss_of, worse_than_zero
 from unrolled.training._records import Loss
 
 
@@ -57,7 +58,7 @@ class Search(NamedTuple):
 
 
 @checked
-@_sharded.takes_sharded
+@programs.takes_sharded
 def search(
     layer: Layer,
     params: Unrolled | Any,
@@ -105,10 +106,10 @@ def search(
         >>> searched.nmse.shape, searched.values["theta"] < 1
         ((3,), True)
     """
-    D, chunk = as_dictionary(D, "search"), _checks.as_index(chunk, "chunk", "search", least=1)
+    D, chunk = as_dictionary(D, "search"), checks.as_index(chunk, "chunk", "search", least=1)
     own = X is None
-    Y = _checks.as_signals(Y, "Y", "search") if own else _checks.as_float(Y, "Y", "search")
-    X = None if own else _checks.as_float(X, "X", "search")
+    Y = checks.as_signals(Y, "Y", "search") if own else checks.as_float(Y, "Y", "search")
+    X = None if own else checks.as_float(X, "X", "search")
     check_batch(D, Y, X, "search")
     aim = loss_of(loss, X, "search")
     axes = {name: _tried(params, name, tried) for name, tried in values.items()}
@@ -135,7 +136,7 @@ def search(
         measure, unit = ("NMSE", " dB") if aim is None else ("loss", "")
         numbers = result.lowest, result.zero, result.ista
         rule = worse_than_zero("the best codes are", measure, *numbers, unit)
-        _checks.warn(f"search: {rule}. Try other values, smaller weights or step sizes")
+        checks.warn(f"search: {rule}. Try other values, smaller weights or step sizes")
     return result
 
 
@@ -203,7 +204,7 @@ def _tried(params: Unrolled, name: str, tried: ArrayLike | Sequence[float]) -> n
         raise ValueError(
             f"search: {name} has values of shape {tried.shape}; expected a vector of values to try"
         )
-    _checks.finite(tried, name, "search")
+    checks.finite(tried, name, "search")
     if name in names_with_role(record, "threshold"):
-        _checks.nonnegative(tried, name, "search")
+        checks.nonnegative(tried, name, "search")
     return tried

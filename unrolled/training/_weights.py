@@ -5,17 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unrolled import _checks
-from unrolled._arguments import checked
+from unrolled._base import checks
+from unrolled._base.arguments import checked
 from unrolled.layers import Layer, fold_thresholds
 from unrolled.networks import Network
 from unrolled.records import differences
-from unrolled.training import _forms, _manifest
+from unrolled.training import _forms
 from unrolled.training._checkpoint import Steps
 from unrolled.training._formats import FORMATS, check_parent, read, write
-from unrolled.training._manifest import CheckpointError, DamagedError
+from unrolled.training._forms import CheckpointError, DamagedError
+from unrolled.training._objective import as_dictionaries
 from unrolled.training._records import Dictionaries, Model
-from unrolled.training._split import as_dictionaries
 
 
 class Restored(NamedTuple):
@@ -75,7 +75,7 @@ def save(
     to_bytes, _ = _format(path, "save")
     if "versions" in metadata:
         raise ValueError("save: the metadata has versions of its own; expected another name")
-    _checks.on_host((params, D), "save", "params or D")
+    checks.on_host((params, D), "save", "params or D")
     check_parent(path)
     D = None if D is None else as_dictionaries(D, "save")
     try:
@@ -93,7 +93,7 @@ def save(
         form["layer"] = _forms.describe_model(layer)
     form["params"], leaves = _forms.describe_params(params, layer)
     form["D"], leaves_D = _forms.describe(D if dictionary else None, "D")
-    digest = {"D sha256": None if D is None else _manifest.digest(D)}
+    digest = {"D sha256": None if D is None else _forms.digest(D)}
     write(path, "weights", leaves | leaves_D, to_bytes, form=form, metadata=metadata, **digest)
     return path
 
@@ -140,7 +140,7 @@ def restore(
         else:
             manifest, arrays = read(path, "weights", from_bytes)
         entries = manifest["leaves"]
-        leaves = {n: _manifest.to_device(entries[n]["dtype"], a) for n, a in arrays.items()}
+        leaves = {n: _forms.to_device(entries[n]["dtype"], a) for n, a in arrays.items()}
         form = manifest["form"]
         layer = _forms.build_model(form["layer"]) if form.get("layer") else None
         params = _forms.build_params(form["params"], leaves, layer)
@@ -155,7 +155,7 @@ def restore(
         raise DamagedError(f"restore: {path}: {error}") from error
     if like is not None:
         _check_like(params, like, f"restore: {path}")
-    if D is not None and _manifest.digest(as_dictionaries(D, "restore")) != manifest["D sha256"]:
+    if D is not None and _forms.digest(as_dictionaries(D, "restore")) != manifest["D sha256"]:
         how = "with another D" if manifest["D sha256"] else "without a D"
         raise CheckpointError(
             f"restore: {path}: the weights were saved {how}; expected the one given"
@@ -192,7 +192,7 @@ def _read_folder(path: Path, step: int | None) -> tuple[dict, dict]:
 def _check_like(params: Any, like: Any, where: str) -> None:
     """Raise CheckpointError, with a table, where structure, shapes or dtypes differ from `like`."""
     saved, requested = (
-        {"form": _forms.kinds(tree), **_manifest.types_of(_forms.names({"params": tree}))}
+        {"form": _forms.kinds(tree), **_forms.types_of(_forms.names({"params": tree}))}
         for tree in (params, like)
     )
     if report := differences(saved, requested):

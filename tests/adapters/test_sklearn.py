@@ -1,0 +1,389 @@
+"""`unrolled.sklearn`: what scikit-learn expects of a transformer, and whose codes they are."""
+
+import pickle
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.decomposition import SparseCoder as Theirs
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.linear_model import RidgeClassifier
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.estimator_checks import estimator_checks_generator
+
+import unrolled as ur
+from unrolled.pursuit._by_name import BATCH, CHAIN, PURSUITS
+from unrolled.sklearn import DictionaryLearner, SparseCoder
+
+pytestmark = pytest.mark.usefixtures("float32_by_default")
+
+RNG = np.random.default_rng(0)
+D = RNG.normal(size=(8, 12))
+D /= np.linalg.norm(D, axis=0)
+B = RNG.normal(size=(12, 14))
+B /= np.linalg.norm(B, axis=0)
+X = RNG.normal(size=(6, 12)) * (RNG.random((6, 12)) < 0.2)
+Y = X @ D.T + 0.1 * RNG.normal(size=(6, 8))
+CONV = ur.dictionaries.Conv(np.asarray(RNG.normal(size=(2, 1, 3)), np.float32), (8,), 1, "circular")
+
+# The rules of scikit-learn
+
+
+def checks():
+    """Its checks: some by default, since each compiles for shapes of its own."""
+    default = {
+        "check_do_not_raise_errors_in_init_or_set_param",
+        "check_estimator_cloneable",
+        "check_estimators_pickle",
+        "check_fit_check_is_fitted",
+        "check_n_features_in_after_fitting",
+        "check_no_attributes_set_in_init",
+        "check_parameters_default_constructible",
+        "check_set_params",
+    }
+    for coder, check in estimator_checks_generator(SparseCoder()):
+        name = check.func.__name__
+        marks = () if name in default else pytest.mark.slow
+        yield pytest.param(coder, check, id=name, marks=marks)
+
+
+@pytest.mark.parametrize("coder, check", [*checks()])
+def test_a_check_of_scikit_learn(coder, check):
+    check(coder)
+
+
+def labelled(n=60):
+    """Signals of two classes, which use the first and the last three atoms of D."""
+    rng = np.random.default_rng(1)
+    labels, codes = np.arange(n) % 2, np.zeros((n, 12))
+    for i, label in enumerate(labels):
+        codes[i, rng.choice(3, 2, replace=False) + 9 * label] = rng.choice((-1, 1), 2) + 0.1
+    return codes @ D.T, labels
+
+
+@pytest.mark.slow
+def test_a_pipeline_and_a_grid_search_choose_a_sparsity():
+    signals, labels = labelled()
+    magnitudes = FunctionTransformer(np.abs)  # the classes differ in the support
+    pipeline = make_pipeline(SparseCoder(D, sparsity=1), magnitudes, RidgeClassifier())
+    search = GridSearchCV(pipeline, {"sparsecoder__sparsity": [1, 2]}, cv=2)
+    search.fit(signals, labels)
+    assert search.best_params_ == {"sparsecoder__sparsity": 2}
+    coder = search.best_estimator_.named_steps["sparsecoder"]
+    assert coder.get_feature_names_out()[:2].tolist() == ["sparsecoder0", "sparsecoder1"]
+    plain = make_pipeline(magnitudes, RidgeClassifier()).fit(signals[::2], labels[::2])
+    assert plain.score(signals[1::2], labels[1::2]) < search.best_score_
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("method", ["omp", ur.alista(3)])
+def test_a_copy_and_a_pickle_give_the_same_codes(method):
+    coder = SparseCoder(D, method).fit(Y)
+    codes = coder.transform(Y)
+    again = pickle.loads(pickle.dumps(coder))
+    assert np.array_equal(again.transform(Y), codes)
+    assert np.array_equal(clone(coder).fit(Y).transform(Y), codes)
+
+
+def test_the_codes_are_those_of_scikit_learn():
+    """OMP to rounding; both solve the LASSO, theirs to its own tolerance."""
+    for ours, theirs in (
+        (SparseCoder(D, sparsity=3), Theirs(dictionary=D.T, transform_n_nonzero_coefs=3)),
+        (
+            SparseCoder(D, "lasso_batch", lam=0.1, tol=1e-10),
+            Theirs(dictionary=D.T, transform_algorithm="lasso_lars", transform_alpha=0.1),
+        ),
+    ):
+        codes = ours.fit_transform(Y)
+        assert codes.dtype == np.float64
+        np.testing.assert_allclose(codes, theirs.fit_transform(Y), atol=1e-6)
+
+
+# Every method
+
+OPTIONS = {
+    "threshold": dict(theta=0.3),
+    "ista": dict(lam=0.2, tol=1e-4),
+    "fista": dict(lam=0.2, tol=1e-4),
+    "omp": dict(sparsity=2),
+    "omp_batch": dict(sparsity=2),
+    "basis_pursuit": {},
+    "bpdn": dict(eps=0.2, tol=1e-3),
+    "half_quadratic": dict(lam=0.1, p=0.5, tol=1e-3),
+    "lasso": dict(ratio=0.3, l2=0.1),
+    "lasso_batch": dict(ratio=0.3, nonnegative=True),
+    "local_error": dict(radius=0.5, tol=1e-3),
+    "local_sparsity": dict(lam=0.5, tol=1e-3),
+    "layered_thresholding": dict(thetas=(0.1, 0.1)),
+    "layered_basis_pursuit": dict(lams=(0.1, 0.1), tol=1e-3),
+    "project": dict(sparsity=2),
+    "ml_ista": dict(lams=(0.1, 0.1), step=0.5, tol=1e-3),
+    "ml_fista": dict(lams=(0.1, 0.1), tol=1e-3),
+    "ml_basis_pursuit": dict(lams=(0.1, 0.1), tol=1e-2),
+    "holistic": dict(lam=0.1, zeros=2, tol=1e-2),
+}
+
+
+def test_every_pursuit_is_tried():
+    assert list(OPTIONS) == list(PURSUITS)
+    codes = {"DeepPursuit", "Momentum", "Path", "Constrained", "Layered", "Pursuit", "State"}
+    helpers = {"duality_gap", "fista_step", "ista_step", "lam_max", "lam_of_paper", "lasso_path"}
+    helpers |= {
+        "extrapolated",
+        "half_quadratic_step",
+        "lasso_objective",
+        "lipschitz",
+        "ml_ista_step",
+        "PURSUITS",
+        "register",
+        "sweep",
+    }
+    assert set(ur.pursuit.__all__) == codes | helpers | set(PURSUITS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*OPTIONS])
+def test_the_codes_are_those_of_the_pursuit(name):
+    chained = PURSUITS[name].takes == CHAIN
+    given = (D, B) if chained else CONV if name.startswith("local") else D
+    coder = SparseCoder(given, name, **OPTIONS[name]).fit(Y)
+    codes = coder.transform(Y)
+    with jax.enable_x64(True):
+        solve = getattr(ur.pursuit, name)
+        batch = name if PURSUITS[name].takes == BATCH else PURSUITS[name].many
+        if batch:
+            expected = getattr(ur.pursuit, batch)(given, Y, **OPTIONS[name]).x
+        else:
+            found = [solve(jax.tree.map(jnp.asarray, given), y, **OPTIONS[name]) for y in Y]
+            expected = np.stack([f.xs[-1] if chained else f.x for f in found])
+        signals = codes
+        for Dj in reversed(given if chained else (given,)):
+            signals = ur.problems.synthesize(Dj, signals)
+    # Iterations stop at the same step, to the rounding of products in another order.
+    np.testing.assert_allclose(codes, expected, atol=1e-6 if name.startswith("local") else 1e-9)
+    np.testing.assert_allclose(coder.inverse_transform(codes), signals, atol=1e-6)
+
+
+def test_a_pursuit_of_ones_own_is_a_method():
+    """Its options are those of its signature, as of the pursuits here."""
+
+    def halved(D, y, theta, *, tol=1e-6):
+        return ur.pursuit.threshold(D, y / 2, theta, tol=tol)
+
+    assert ur.pursuit.register(halved, aims=False) is halved
+    try:
+        codes = SparseCoder(D, "halved", theta=0.1).fit(Y).transform(Y)
+        np.testing.assert_allclose(codes, _shrunk(Y @ D / 2), atol=1e-12)
+        with pytest.raises(ValueError, match="halved needs theta"):
+            SparseCoder(D, "halved").fit(Y)
+        with pytest.raises(ValueError, match="halved has no lam; its options are theta, tol"):
+            SparseCoder(D, "halved", theta=0.1, lam=1.0).fit(Y)
+    finally:
+        del PURSUITS["halved"]
+    with pytest.raises(ValueError, match=r"begins with \(A, b\); expected \(D, y\)"):
+        ur.pursuit.register(lambda A, b: A)
+
+
+def _shrunk(V):
+    return np.sign(V) * np.maximum(np.abs(V) - 0.1, 0)
+
+
+@pytest.mark.slow
+def test_layers_and_networks_by_name_as_records_and_with_params():
+    layer, network = ur.alista(3), ur.dsc([ur.layers.ista(2, lam=0.1), ur.alista(3)])
+    with jax.enable_x64(True):
+        given = layer.init(None, D)
+        moved = given._replace(steps=jax.tree.map(lambda leaf: 1.5 * leaf, given.steps))
+        plain, other = (jax.vmap(layer.apply, (None, None, 0))(p, D, Y) for p in (given, moved))
+        deep = jax.vmap(network.apply, (None, None, 0))(network.init(None, (D, B)), (D, B), Y)
+    for coder, expected in (
+        (SparseCoder(D, "alista", depth=3), plain),
+        (SparseCoder(D, layer), plain),
+        (SparseCoder(D, layer, params=moved), other),
+        (SparseCoder((D, B), network), deep[-1]),
+    ):
+        np.testing.assert_allclose(coder.fit_transform(Y), expected, atol=1e-9)
+    assert SparseCoder(D, "ista", depth=3, lam=0.1).fit(Y).method_ == ur.layers.ista(3, lam=0.1)
+
+
+def test_families_that_draw_their_params_take_a_seed():
+    coders = [SparseCoder(D, "na_alista", depth=2, random_state=seed).fit(Y) for seed in (0, 0, 1)]
+    a, b, c = (jax.tree.leaves(coder.params_) for coder in coders)
+    assert all(map(np.array_equal, a, b)) and not all(map(np.array_equal, a, c))
+
+
+@pytest.mark.slow
+def test_codes_have_the_dtype_of_the_samples_and_come_in_chunks(monkeypatch):
+    monkeypatch.setattr("unrolled.sklearn._CHUNK", 3)
+    coder = SparseCoder(D, "threshold", theta=0.3).fit(Y)
+    codes = coder.transform(Y.astype(np.float32))
+    assert codes.dtype == np.float32
+    np.testing.assert_allclose(codes, coder.transform(Y), atol=1e-5)
+    assert not jax.config.jax_enable_x64
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "coder, message",
+    [
+        (SparseCoder(D.T), r"shape \(12, 8\); expected \(8, n_components\).*try dictionary.T"),
+        (SparseCoder(np.eye(5)), r"since X has 8 features$"),
+        (SparseCoder(D, "ompp"), "unknown pursuit 'ompp'; expected one of threshold, "),
+        (SparseCoder(D, "omp", lam=1.0), "omp has no lam; its options are sparsity, tol"),
+        (SparseCoder(D, "bpdn"), "bpdn needs eps"),
+        (SparseCoder(D, "lasso_batch"), "lasso_batch needs lam or ratio"),
+        (SparseCoder((D, B), "project"), "project needs sparsity or lam"),
+        (SparseCoder((D, B), "omp"), "omp takes one dictionary, got 2; for a chain try layered_"),
+        (SparseCoder(D, "lista"), "lista is a family of layers; give its depth"),
+        (SparseCoder(D, "omp", params=0), "params are for layers, omp is a pursuit"),
+        (SparseCoder(D, "omp", depth=3), "unknown family 'omp'; expected one of "),
+        (SparseCoder(D, ur.alista(3), depth=3, lam=1), "depth, lam does not go with a layer"),
+        (SparseCoder((D, B), ur.alista(3)), "a layer has one dictionary, got 2"),
+    ],
+)
+def test_fit_says_what_does_not_fit(coder, message):
+    with pytest.raises(ValueError, match=f"^SparseCoder: .*{message}"):
+        coder.fit(Y)
+
+
+def test_what_is_no_method_no_code_or_not_fitted_is_refused():
+    with pytest.raises(TypeError, match="method is a function; expected the name of a pursuit"):
+        SparseCoder(D, ur.pursuit.omp).fit(Y)
+    with pytest.raises(NotFittedError):
+        SparseCoder(D).transform(Y)
+    coder = SparseCoder(D, "threshold", theta=0.3).fit(Y)
+    with pytest.raises(ValueError, match=r"codes have shape \(6, 8\); expected \(n_samples, 12\)"):
+        coder.inverse_transform(Y)
+
+
+def test_codes_that_miss_their_tolerance_warn_and_infinite_ones_are_refused():
+    with pytest.warns(ConvergenceWarning, match="6 of 6 codes miss the tolerance of ista"):
+        SparseCoder(D, "ista", lam=0.01, tol=1e-12, max_steps=10).fit_transform(Y)
+    layer = ur.layers.ista(2)
+    params = jax.tree.map(lambda leaf: np.inf * leaf, layer.init(None, D.astype(np.float32)))
+    with pytest.raises(ArithmeticError, match="6 codes are not finite"):
+        SparseCoder(D, layer, params=params).fit_transform(Y)
+
+
+def test_options_set_after_a_fit_wait_for_the_next():
+    coder = SparseCoder(D, "omp", sparsity=2).fit(Y)
+    codes = coder.transform(Y)
+    coder.set_params(method="lasso", lam=0.1, sparsity=None)
+    np.testing.assert_array_equal(coder.transform(Y), codes)
+    learner = DictionaryLearner(6, "ksvd", sparsity=2, sweeps=1).fit(Y)
+    codes = learner.transform(Y)
+    learner.set_params(method="online", sparsity=None)
+    np.testing.assert_array_equal(learner.transform(Y), codes)
+    with pytest.raises(ValueError, match="learned by another method; expected fit first"):
+        learner.partial_fit(Y)
+
+
+@pytest.mark.slow
+def test_without_scikit_learn_the_message_says_what_to_install():
+    code = "import sys; sys.modules['sklearn'] = None; import unrolled; import unrolled.sklearn"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "install unrolled[sklearn]" in done.stderr
+
+
+# Learned dictionaries
+
+
+def learner_checks():
+    """As `checks`, for two methods."""
+    default = {"check_no_attributes_set_in_init", "check_parameters_default_constructible"}
+    for method in ("online", "ksvd"):
+        made = DictionaryLearner(method=method, sweeps=2)
+        for learner, check in estimator_checks_generator(made):
+            name = check.func.__name__
+            marks = () if name in default else pytest.mark.slow
+            yield pytest.param(learner, check, id=f"{method}-{name}", marks=marks)
+
+
+@pytest.mark.parametrize("learner, check", [*learner_checks()])
+def test_a_check_of_scikit_learn_for_learning(learner, check):
+    check(learner)
+
+
+SIGNALS = np.random.default_rng(2).normal(size=(60, 8))
+
+
+def test_a_learner_is_the_function_of_its_name():
+    learner = DictionaryLearner(10, "mod", sparsity=2, sweeps=3, random_state=4).fit(SIGNALS)
+    with jax.enable_x64(True):
+        found = ur.dictionary_learning.mod(SIGNALS, 10, sparsity=2, sweeps=3, key=4)
+        assert np.array_equal(learner.dictionary_, found.D)
+    codes = learner.transform(SIGNALS)
+    assert codes.shape == (60, 10) and (codes != 0).sum(1).max() <= 2
+    assert np.allclose(learner.inverse_transform(codes), codes @ learner.components_)
+    back = pickle.loads(pickle.dumps(learner))
+    assert back.learned_.history == learner.learned_.history
+    assert np.array_equal(back.transform(SIGNALS), codes)
+
+
+def test_the_default_lam_follows_the_scale_of_the_samples():
+    one, tiny = (DictionaryLearner(10, sweeps=1).fit(c * SIGNALS) for c in (1.0, 2.0**-700))
+    assert tiny.lam_ == one.lam_ * 2.0**-700
+    assert np.array_equal(one.dictionary_, tiny.dictionary_)
+
+
+def test_partial_fit_goes_on_with_a_stream():
+    parts = np.split(SIGNALS, 3)
+    learner = DictionaryLearner(10, lam=0.3)
+    for part in parts:
+        learner.partial_fit(part)
+    with jax.enable_x64(True):
+        found = ur.dictionary_learning.online(parts, 10, lam=0.3, key=0)
+        assert np.array_equal(learner.dictionary_, found.D)
+    assert not hasattr(DictionaryLearner(method="ksvd"), "partial_fit")
+
+
+@pytest.mark.parametrize(
+    "learner, message",
+    [
+        (
+            DictionaryLearner(method="svd"),
+            "unknown method 'svd'; expected one of online, ksvd, mod",
+        ),
+        (DictionaryLearner(method="ksvd", lam=1.0), "ksvd has no lam"),
+        (DictionaryLearner(sparsity=2), "online has no sparsity"),
+        (DictionaryLearner(61), "61 atoms for 60 samples; expected at most as many"),
+        (DictionaryLearner(batch_size=0), "batch_size must be at least 1"),
+        (DictionaryLearner(0), "DictionaryLearner: n_components must be at least 1, got 0"),
+    ],
+)
+def test_what_a_learner_refuses(learner, message):
+    with pytest.raises(ValueError, match=message):
+        learner.fit(SIGNALS)
+
+
+@pytest.mark.parametrize("estimator", [DictionaryLearner(61), SparseCoder(np.eye(5))])
+def test_after_a_fit_that_failed_an_estimator_is_not_fitted(estimator):
+    estimator = clone(estimator)
+    with pytest.raises(ValueError, match="atoms for|dictionary has shape"):
+        estimator.fit(SIGNALS)
+    for method in (estimator.transform, estimator.inverse_transform):
+        with pytest.raises(NotFittedError):
+            method(SIGNALS)
+
+
+@pytest.mark.slow
+def test_the_codes_of_samples_are_certified():
+    codes = np.zeros((4, 12))
+    codes[[0, 1, 2], [3, 5, 7]] = 1.0, -2.0, 0.5
+    codes[3, [1, 8]] = 1.0
+    samples = codes @ D.T
+    coder = SparseCoder(D, "omp", sparsity=2).fit(samples)
+    found = coder.certify(samples)
+    assert found.certified(samples)[:3].all()
+    np.testing.assert_allclose(found.x[found.unique], codes[found.unique], atol=1e-12)
+    chain = SparseCoder((D, B), "project", sparsity=1).fit(samples)
+    with pytest.raises(ValueError, match="certify is for one dictionary, got 2"):
+        chain.certify(samples)

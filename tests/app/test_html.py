@@ -1,0 +1,149 @@
+"""A report as one page: it stands alone, begins with the answer, and shows what it is given."""
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from unrolled import plots
+from unrolled._base.text import markdown
+from unrolled.app.commands import _report
+from unrolled.app.commands._report import Section, write_report
+
+VOID = {"meta", "img", "br", "input", "link"}
+
+
+class Checker(HTMLParser):
+    """Every tag is closed, every id is one of its own, and every link leads to one."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.links, self.words = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.ids += [found["id"]] if "id" in found else []
+        self.links += [value[1:] for name, value in attributes if "href" in name]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def curve():
+    fig, panels = plots.figure(1, 1)
+    plots.curves(panels[0, 0], {"ista": np.ones(3)}, title="Error", ylabel="dB")
+    return fig
+
+
+def picture():
+    return plots.images({"a": np.eye(4)})
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    table = markdown(["method", "dB"], [["A & B", "-9.5"], ["<C>", "-10.5"]], ["A *note*."])
+    parts = ["First `code`.", "", table, "```\nraw <text>\n```"]
+    figures = {"curves": curve, "more curves": curve}
+    rows = (("step",), [[1]])
+    section = Section("One & only", "one", parts, figures, rows, {}, "C is best, -10.5 dB.")
+    folder = tmp_path_factory.mktemp("report")
+    report = write_report(folder, "Title", "About this.\n\nMore.", [section], {"seed": "0"})
+    assert report == folder / "report.html"  # the path that the commands print
+    assert (folder / "one.png").exists() and table in (folder / "report.md").read_text()
+    return report.read_text()
+
+
+def test_it_is_well_formed_and_stands_alone(text):
+    page = Checker()
+    page.feed(text)
+    assert page.open == [] and len(set(page.ids)) == len(page.ids)
+    assert set(page.links) <= set(page.ids)
+    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
+    assert not re.search(r'\b(src|href)="(?!data:|#)', text)
+    assert not re.search(r"@import|url\((?!#)|fetch\(|XMLHttpRequest|import\(", text)
+
+
+def test_it_begins_with_the_answer_and_says_how_to_repeat_it(text):
+    body = text.partition("<body>")[2]
+    assert body.index("C is best, -10.5 dB.") < body.index("<nav>") < body.index("First")
+    assert "About this." in body and "<pre>unrolled" in body and "<td>jax</td>" in body
+
+
+def test_tables_figures_and_text_are_shown_as_they_are(text):
+    assert "<thead><tr><th>method</th><th>dB</th></tr></thead>" in text
+    assert "<td>A &amp; B</td>" in text and "<td>&lt;C&gt;</td>" in text
+    assert "<p>A <em>note</em>.</p>" in text and "<code>code</code>" in text
+    assert "raw &lt;text&gt;" in text and text.count("<svg") == 2
+    assert ">Error</text>" in text  # words of a figure are words
+
+
+def test_a_picture_is_no_drawing():
+    shown = _report.page("T", "A.", [("S", [], {"p": picture()})], {}, "unrolled")
+    assert "data:image/png" in shown and "<svg" not in shown
+
+
+def test_every_row_has_a_cell_below_every_head(text):
+    """The script orders the rows of a table by the cell in the place of a head."""
+    tables = re.findall(r"<table><thead><tr>(.*?)</tr></thead><tbody>(.*?)</tbody>", text, re.S)
+    assert tables and 'querySelectorAll("thead th")' in text
+    for head, body in tables:
+        rows = re.findall(r"<tr>(.*?)</tr>", body, re.S)
+        assert rows and {row.count("<td>") for row in rows} == {head.count("<th>")}
+
+
+def test_it_has_a_dark_form_and_a_printed_one(text):
+    (style,) = re.findall(r"<style>(.*?)</style>\s*</head>", text, re.S)
+    assert style.count("{") == style.count("}")
+    colours = dict(re.findall(r"--(\w+): (light-dark\(#\w+, #\w+\))", style))
+    assert '<meta name="color-scheme" content="light dark">' in text
+    assert set(re.findall(r"var\(--(\w+)\)", style)) == set(colours)
+    printed = style.partition("@media print")[2]
+    assert "color-scheme: light" in printed and "overflow: visible" in printed
+    assert '"beforeprint"' in text and "part.open = true" in text  # what is folded is printed
+
+
+BROWSER = shutil.which("chromium")
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+ROWS = [["b", "-9.5"], ["a", "-10.5"], ["d", ""], ["c", "1,200.5"]]
+
+
+def opened(tmp_path, script, *options):
+    """What a script of the reader leaves of the page of a table."""
+    parts = [markdown(["method", "dB"], ROWS)]
+    page = _report.page("T", "A.", [("S", parts, {})], {}, "unrolled")
+    path = tmp_path / "report.html"
+    path.write_text(f"{page}<script>{script}</script>")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", *options, "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path}", path.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+
+
+@pytest.mark.slow
+@needs_browser
+@pytest.mark.parametrize(
+    "column, clicks, order",
+    [(1, 1, "abcd"), (1, 2, "cbad"), (0, 1, "abcd"), (0, 2, "dcba")],
+    ids=["numbers", "falling", "words", "words, falling"],
+)
+def test_a_browser_sorts_a_table(column, clicks, order, tmp_path):
+    """Numbers as numbers, and empty cells last in both directions."""
+    click = f'document.querySelectorAll("thead th")[{column}].click();'
+    shown = opened(tmp_path, click * clicks)
+    assert re.findall(r"<tr><td>(\w)</td>", shown) == list(order)
+
+
+@pytest.mark.slow
+@needs_browser
+@pytest.mark.parametrize("scheme, colour", [(0, "13, 17, 23"), (1, "255, 255, 255")])
+def test_a_browser_shows_both_forms(scheme, colour, tmp_path):
+    script = "document.title = getComputedStyle(document.body).backgroundColor"
+    shown = opened(tmp_path, script, f"--blink-settings=preferredColorScheme={scheme}")
+    assert f"<title>rgb({colour})</title>" in shown

@@ -1,0 +1,160 @@
+"""`unrolled learn` in process: its files, going on after an interruption, and what it refuses."""
+
+import os
+
+import jax
+import numpy as np
+import pytest
+from command_line import strict_json
+
+from unrolled import dictionary_learning, plots, theory
+from unrolled._base.files import claimed
+from unrolled.app.cli import main
+from unrolled.vision import datasets
+
+pytestmark = pytest.mark.usefixtures("float32_by_default")
+RNG = np.random.default_rng(0)
+SIGNALS = RNG.normal(size=(90, 9)).astype(np.float32)
+
+
+@pytest.fixture
+def path(tmp_path):
+    np.save(tmp_path / "Y.npy", SIGNALS)
+    return tmp_path / "Y.npy"
+
+
+def batches(size=30):
+    return [SIGNALS[first : first + size] for first in range(0, len(SIGNALS), size)]
+
+
+@pytest.mark.slow  # the pictures and the linear programs
+def test_it_writes_the_dictionary_and_a_report_with_its_picture(path, capsys):
+    folder = path.parent / "learned"
+    flags = ["--atoms", "12", "--batch", "30", "--lam", "0.5", "--output", str(folder), "--json"]
+    assert main(["learn", str(path), *flags]) == 0
+    data = strict_json(capsys.readouterr().out)
+    D = np.load(folder / "D.npy")
+    found = dictionary_learning.online(batches(), 12, lam=0.5)
+    assert np.array_equal(D, found.D) and data["objective"] == found.objective
+    with jax.enable_x64(True):
+        mu = float(theory.mutual_coherence(np.asarray(D, float)))
+    assert data["certificate"]["mutual_coherence"] == pytest.approx(mu, abs=1e-9)
+    report = (folder / "report.md").read_text()
+    assert "![the atoms, as pictures](atoms.png)" in report and "Welch bound" in report
+    assert "![the use of the atoms by 90 signals](atoms-2.png)" in report
+    assert "![the objective of every step](atoms-3.png)" in report
+    for name in ("atoms.png", "atoms-2.png", "atoms-3.png"):
+        assert datasets.read_image(folder / name).size > 1000
+    assert len((folder / "atoms.csv").read_text().splitlines()) == 4
+    assert not (folder / "checkpoint.npz").exists()
+
+
+@pytest.mark.slow
+def test_the_same_command_goes_on(path, monkeypatch):
+    folder = path.parent / "learned"
+    flags = ["--atoms", "12", "--batch", "30", "--lam", "0.5", "--output", str(folder)]
+    command = ["learn", str(path), *flags, "--no-certificate"]
+    monkeypatch.setattr("unrolled.dictionary_learning._learning._PERIOD", 0.0)
+    rows, read = datasets.read_rows, []
+
+    def failing(array, path, first, n):
+        read.append(first)
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        return rows(array, path, first, n)
+
+    monkeypatch.setattr(datasets, "read_rows", failing)
+    assert main(command) == 130 and (folder / "checkpoint.npz").exists()
+    monkeypatch.setattr(datasets, "read_rows", rows)
+    assert main(command) == 0
+    assert np.array_equal(
+        np.load(folder / "D.npy"), dictionary_learning.online(batches(), 12, lam=0.5).D
+    )
+
+
+@pytest.mark.slow
+def test_a_folder_has_one_process(path, capsys):
+    folder = path.parent / "learned"
+    folder.mkdir()
+    flags = ["--atoms", "12", "--batch", "30", "--lam", "0.5", "--output", str(folder)]
+    command = ["learn", str(path), *flags, "--no-certificate"]
+    with claimed(folder / "lock", stays=True) as holder:
+        assert holder is None and main(command) == 2
+    message = f"learned: in use by process {os.getpid()}; try another --output"
+    assert message in capsys.readouterr().err and [*folder.iterdir()] == [folder / "lock"]
+    assert main(command) == 0  # the process is gone; its lock, as that of a killed one, is not
+    assert not {"lock", "checkpoint.npz"} & set(os.listdir(folder))
+
+
+@pytest.mark.parametrize("method", ["ksvd", "online"])
+def test_what_is_refused_leaves_no_folder(path, method, capsys):
+    Y = SIGNALS.copy()
+    Y[5, 2] = np.nan
+    np.save(path, Y)
+    flags = ["--method", method, "--atoms", "12", "--output", str(path.parent / "learned")]
+    flags += ["--sparsity", "2"] if method == "ksvd" else []
+    assert main(["learn", str(path), *flags]) == 2
+    assert "NaN" in capsys.readouterr().err and os.listdir(path.parent) == ["Y.npy"]
+
+
+def test_a_figure_that_fails_loses_no_table(path, monkeypatch, capsys):
+    """The dictionary and the report are there, and what the same command goes on from."""
+
+    def no_figure(*args, **options):
+        raise ValueError("no figure")
+
+    monkeypatch.setattr(plots, "atoms", no_figure)
+    folder = path.parent / "learned"
+    flags = ["--atoms", "12", "--method", "ksvd", "--sparsity", "2", "--sweeps", "2"]
+    command = ["learn", str(path), *flags, "--output", str(folder), "--no-certificate"]
+    assert main(command) == 2 and capsys.readouterr().err.endswith("unrolled: no figure\n")
+    written = {"D.npy", "atoms.csv", "results.json", "report.md"}
+    assert written <= {file.name for file in folder.iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["ksvd", "mod"])
+def test_a_method_with_a_given_sparsity(path, method, capsys):
+    folder = path.parent / "learned"
+    flags = ["--atoms", "12", "--method", method, "--sparsity", "2", "--sweeps", "2"]
+    command = ["learn", str(path), *flags, "--output", str(folder), "--no-certificate"]
+    assert main(command) == 0
+    assert f"{method}: 12 atoms from 90 signals" in capsys.readouterr().out
+    assert "![the atoms, as pictures](atoms.png)" in (folder / "report.md").read_text()
+    assert (folder / "atoms.png").exists()
+    found = getattr(dictionary_learning, method)(SIGNALS, 12, sparsity=2, sweeps=2)
+    assert np.array_equal(np.load(folder / "D.npy"), found.D)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--atoms", "0"], "--atoms must be at least 1, got 0"),
+        (["--atoms", "91"], "91 atoms for 90 signals; expected at most as many"),
+        (["--atoms", "9", "--method", "ksvd"], "--method ksvd needs --sparsity"),
+        (["--atoms", "9", "--sparsity", "2"], "--sparsity does not go with --method online"),
+        (["--atoms", "9", "--method", "mod", "--lam", "1"], "--lam does not go with --method mod"),
+        (["--atoms", "9", "--method", "mod", "--batch", "9"], "--batch does not go with --method"),
+        (["--atoms", "9", "--shape", "3"], "--shape must be HxW, such as 8x8, got '3'"),
+        (["--atoms", "9", "--shape", "2x4"], "--shape 2x4 does not have the 9 entries"),
+        (["--atoms", "9", "--lam", "-1"], "lam must be positive"),
+    ],
+)
+def test_what_it_refuses(path, flags, message, capsys):
+    assert main(["learn", str(path), *flags, "--output", str(path.parent / "learned")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_signals_that_say_nothing_are_refused(tmp_path, capsys):
+    path = tmp_path / "Y.npy"
+    np.save(path, np.zeros((40, 9)))
+    assert main(["learn", str(path), "--atoms", "5", "--output", str(tmp_path / "learned")]) == 2
+    assert "Y.npy: the signals are all zero" in capsys.readouterr().err
+
+
+def test_it_does_not_write_over_its_signals(tmp_path, capsys):
+    signals = tmp_path / "D.npy"
+    np.save(signals, SIGNALS)
+    assert main(["learn", str(signals), "--atoms", "9", "--output", str(tmp_path)]) == 2
+    assert "D.npy: is read by this command; try another --output" in capsys.readouterr().err
+    assert np.array_equal(np.load(signals), SIGNALS)

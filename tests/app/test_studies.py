@@ -1,0 +1,342 @@
+"""Studies: records with text, data, tables and figures, the same as the commands show."""
+
+import dataclasses
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from command_line import strict_json
+from forms import check_forms
+from matplotlib.figure import Figure
+
+import unrolled as ur
+from unrolled._base import threads
+from unrolled._base.text import Grid, to_json
+from unrolled.app import studies
+
+pytestmark = pytest.mark.usefixtures("float32_by_default")
+KEY = jax.random.key(0)
+FEW = dict(depth=2, steps=1, lam=0.1)
+
+
+def hadamard():
+    return ur.dictionaries.identity_hadamard(8)
+
+
+def signals():
+    Y, _ = ur.problems.sampler(hadamard(), 40)(KEY)
+    return studies.Pictures(np.asarray(Y[:30]), np.asarray(Y[30:]))
+
+
+def pictures():
+    rng = np.random.default_rng(0)
+    images = {name: rng.random((16, 24)) for name in ("a", "b")}
+    return studies.photograph_patches(images)
+
+
+def weights():
+    D, layer = hadamard(), ur.lista_cp(6)
+    return studies.certify_weights(layer, layer.init(None, D), D, noise=0.01)
+
+
+def known(D, *methods, **options):
+    samples = studies.planted(KEY, D, sparsity=1)
+    return studies.known_codes(KEY, samples, methods=methods, **FEW | options)
+
+
+STUDIES = {
+    "certify": lambda: studies.certify(hadamard(), activation=ur.activations.relu),
+    "certify a chain": lambda: studies.certify([hadamard(), jnp.eye(16)], sparsity=(1, 1)),
+    "certify_weights": weights,
+    "known_codes": lambda: known(hadamard(), "lista_cp", pursuits={"omp": {}}),
+    "known_codes of a chain": lambda: known((hadamard(), jnp.eye(16)), "alista"),
+    "unknown_codes": lambda: studies.unknown_codes(
+        KEY, hadamard(), signals(), methods=("ista",), pursuits={"lasso": {}}, **FEW
+    ),
+    "unknown_codes of pictures": lambda: studies.unknown_codes(
+        KEY, ur.dictionaries.dct((8, 8), (9, 9)), pictures(), methods=(), tested=3, **FEW
+    ),
+    "certified_regime": lambda: studies.certified_regime(KEY, hadamard(), depth=5),
+    "certified_chain": lambda: studies.certified_chain(KEY, depths=(3,)),
+}
+
+
+@pytest.fixture(scope="module")
+def studied():
+    return {}
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_has_text_data_tables_and_figures(studied, name):
+    study = studied.setdefault(name, STUDIES[name]())
+    check_forms(study)
+    assert ", by lasso" not in study.answer()  # a pursuit is what the gap is measured from
+    assert study.text().strip() and "None" not in study.text()
+    assert study.answer().endswith(".") and any(isinstance(part, Grid) for part in study.parts())
+    assert strict_json(to_json(study.to_dict()))
+    assert isinstance(study.figure(), Figure)
+    if not name.startswith("certify"):
+        assert "\n".join(study.parts()) == study.text()
+        header, rows = study.rows()
+        assert rows and {len(row) for row in rows} == {len(header)}
+        assert [type(draw()) for draw in study.figures().values()] == [Figure] * (
+            2 if name.endswith("pictures") else 1
+        )
+
+
+@pytest.mark.filterwarnings("ignore:fit. ")  # the start is worse, too
+def test_codes_that_are_worse_than_zero_are_told_what_a_guard_makes_of_them():
+    """Message passing expands on atoms that are alike; ISTA does not, and is not named."""
+    rng = np.random.default_rng(0)
+    D = rng.normal(size=(8, 12)) + 3 * rng.normal(size=(8, 1))
+    D = np.asarray(D / np.linalg.norm(D, axis=0), np.float32)
+    Y = ur.problems.sampler(D, 40)(KEY)[0]
+    own, options = studies.Pictures(Y[:30], Y[30:]), dict(methods=("ista", "lamp"), **FEW)
+    study = studies.unknown_codes(KEY, D, own, **options)
+    (told,) = [remark for remark in study.remarks if "`guard=0.1`" in remark]
+    layer, params = study.methods["lamp, learned"]
+    guarded = {"lamp": (dataclasses.replace(layer, guard=FEW["lam"]), params)}
+    curve = ur.compare.compare(guarded, D, study.tested, lam=FEW["lam"]).curves["lamp"]
+    assert told.endswith(f"with it: lamp, learned {float(curve.gap[-1]):.2e}.")
+    assert study.comparison.curves["lamp, learned"].worse[-1] > curve.worse[-1] == 0
+    # The same of weights that are there, with the dictionary that they were learned with, if any.
+    for learned_with in (2 * D, None):
+        fit = ur.training.Fit(None, params, learned_with, None, layer)
+        options |= dict(methods=("ista",), weights={"w": fit})
+        study = studies.unknown_codes(KEY, D, own, **options)
+        (told,) = [remark for remark in study.remarks if "`guard=0.1`" in remark]
+        guarded = {"w": fit._replace(model=dataclasses.replace(layer, guard=FEW["lam"]))}
+        curve = ur.compare.compare(guarded, D, study.tested, lam=FEW["lam"]).curves["w"]
+        assert told.endswith(f"with it: w {float(curve.gap[-1]):.2e}.")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("codes", ["known", "unknown"])
+def test_families_beside_each_other_are_those_of_one_after_the_other(codes, monkeypatch):
+    """In the same order, too, though the second is ready first."""
+    both, ready, methods = {}, threading.Event(), ("lista_cp", "liht")
+    train = studies._steps.train
+
+    def second_first(layer, *arguments):
+        if layer.family == "lista_cp" and cores > 1:
+            assert ready.wait(60)
+        learned = train(layer, *arguments)
+        if layer.family == "liht":
+            ready.set()
+        return learned
+
+    monkeypatch.setattr(studies._steps, "train", second_first)
+    for cores in (1, 2):
+        monkeypatch.setattr(threads, "_available", lambda cores=cores: cores)
+        if codes == "known":
+            study = known(hadamard(), *methods)
+        else:
+            study = studies.unknown_codes(KEY, hadamard(), signals(), methods=methods, **FEW)
+        names = [name for name in study.seconds if name.endswith("learned")]
+        both[cores] = study.comparison.table(), study.remarks, list(study.seconds)
+        assert names == ["LISTA-CP, learned", "liht, learned"]
+        assert "longer for what ran at the same time" in study.text()
+    assert both[1] == both[2]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_what_certify_prints_is_the_study(run, folder):
+    D = ur.dictionaries.gaussian(KEY, 6, 9)  # in float32
+    np.save("D.npy", np.asarray(D))
+    study = studies.certify(D)
+    status, out, _ = run("certify", "D.npy", "--json", "--output", "c")
+    page = (folder / "c" / "report.html").read_text()
+    assert study.answer() in page and "<th>minimax</th>" in page
+    assert status == 0 and strict_json(out) == strict_json(to_json(study.to_dict()))
+    assert run("certify", "D.npy")[1] == f"D.npy: {study.text()}\n"
+
+
+@pytest.mark.slow
+def test_what_compare_writes_is_the_study(run, folder):
+    D = ur.dictionaries.gaussian(KEY, 6, 9)
+    np.save("D.npy", np.asarray(D))
+    options = ("--method", "fista", "--depth", 2, "--lam", 0.1, "--sparsity", 1, "--output", "r")
+    assert run("compare", "--dictionary", "D.npy", *options)[0] == 0
+    written = strict_json((folder / "r" / "results.json").read_text())["sections"]
+    study = known(D, "fista")
+    assert written["planted"] == strict_json(to_json(study.to_dict()))
+    assert study.text().strip() in (folder / "r" / "report.md").read_text()
+    assert study.answer() in (folder / "r" / "report.html").read_text()
+    regime = studies.certified_regime(KEY, D)
+    assert written.get("certified") == (
+        strict_json(to_json(regime.to_dict())) if regime.runs else None
+    )
+
+
+def test_relu_by_name_and_without_an_activation_certify_the_same():
+    with_relu, without = (
+        studies.certify(hadamard(), activation=a) for a in (ur.activations.relu, None)
+    )
+    row = without.layers[0].table.rows["minimax"]
+    assert with_relu.layers[0].activation.contraction == pytest.approx(row.contraction)
+    assert with_relu.layers[0].table.rows == without.layers[0].table.rows
+
+
+@pytest.mark.slow
+def test_progress_is_said():
+    said = []
+    known(hadamard(), "alista", say=said.append)
+    training, compared = "ALISTA: training 1 steps", "comparing on the test signals"
+    assert said == ["ALISTA: calibrating", training, compared]
+
+
+@pytest.mark.slow
+def test_a_training_that_breaks_is_a_remark(monkeypatch):
+    """Its row shows the best params before, here the calibrated start."""
+
+    def overflowing(codes, X, D, Y):
+        return (codes**2).sum() * 1e38 * 1e38
+
+    monkeypatch.setattr(ur.training, "mostly_last", overflowing)
+    study = known(hadamard(), "lista_cp", steps=3)
+    remark = study.remarks[-1]
+    assert remark.startswith("The training of LISTA-CP broke, because its loss or gradient was not")
+    calibrated, learned = (
+        study.comparison.curves[f"LISTA-CP, {kind}"] for kind in ("calibrated", "learned")
+    )
+    np.testing.assert_array_equal(calibrated.nmse, learned.nmse)
+    assert remark in study.text()
+
+
+@pytest.mark.slow
+def test_a_pursuit_takes_from_the_samples_what_it_lacks():
+    samples = studies.planted(KEY, hadamard(), sparsity=2)
+    pursuits = {"omp": {}, "ista": {"max_steps": 5}, "bpdn": {"eps": 0.1}}
+    study = studies.known_codes(KEY, samples, methods=(), pursuits=pursuits, **FEW)
+    Y, X = samples.tested_on
+    s = round(float((X != 0).sum(1).mean()))
+    starts = [f"omp: sparsity = {s}", "ista: max_steps = 5, lam = 0.1", "bpdn: eps = 0.1"]
+    assert [r[: len(text)] for r, text in zip(study.remarks[1:4], starts)] == starts
+    assert study.comparison.given == tuple(pursuits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("m, d, most", [(12, 14, {1: 3, 2: 1}), (250, 500, {2: 3, 7: 1})])
+def test_the_minimax_weights_run_at_their_own_sparsity(m, d, most):
+    """The sparsities that are run, and how many weights run at each."""
+    D = ur.problems.standard_benchmark(jax.random.key(0)).D
+    D = D if m == 250 else ur.dictionaries.gaussian(jax.random.key(0), m, d)
+    study = studies.certified_regime(jax.random.key(0), D, depth=60)
+    curves = study.to_dict()["curves"]
+    sparsities = [curve["sparsity"] for curve in curves.values()]
+    assert {s: sparsities.count(s) for s in sparsities} == most
+    assert f"minimax W, s = {max(most)}" in curves
+    for curve in curves.values():
+        assert (curve["measured"] <= curve["bound"] * (1 + 1e-12)).all()
+    labels = [text.get_text() for text in study.figure().legends[0].get_texts()]
+    assert labels == [
+        f"{name}: {part}" for name in curves for part in ("certified bound", "largest error")
+    ]
+
+
+def test_where_nothing_is_certified_there_are_no_runs():
+    D = np.eye(3, dtype=np.float32)[:, [0, 1, 2, 2]] + 0.9
+    study = studies.certified_regime(KEY, D, depth=2)
+    assert study.runs == () and study.to_dict()["curves"] == {} and study.rows()[1] == []
+
+
+FAULTS = {
+    "unknown method lasso, omp; expected some of ista, ": lambda: known(
+        hadamard(), "lasso", "omp", "ista"
+    ),
+    "depth must be at least 1, got 0": lambda: known(hadamard(), "ista", depth=0),
+    "steps must be at least 0, got -1": lambda: known(hadamard(), "ista", steps=-1),
+    "lam must be positive, got nan": lambda: known(hadamard(), "ista", lam=float("nan")),
+    "unknown pursuit 'matching'": lambda: known(hadamard(), pursuits={"matching": {}}),
+    "omp has no rank": lambda: known(hadamard(), pursuits={"omp": {"rank": 1}}),
+    "sparsity must be in 1..16, got 17": lambda: studies.planted(KEY, hadamard(), sparsity=17),
+    "expected at least 2 signals, got 1": lambda: studies.split(
+        jnp.eye(2), np.ones((1, 2)), np.ones((1, 2))
+    ),
+    "split: Y has shape": lambda: studies.split(jnp.eye(2), np.ones((4, 3)), np.ones((4, 2))),
+    "a tuple X with the codes of all 2 layers": lambda: studies.split(
+        (jnp.eye(2), jnp.eye(2)), np.ones((4, 2)), np.ones((4, 2))
+    ),
+    "unknown_codes: Y has shape": lambda: studies.unknown_codes(
+        KEY, np.eye(3, dtype="f4"), signals(), **FEW
+    ),
+    "tested must be at least 1, got 0": lambda: studies.unknown_codes(
+        KEY, hadamard(), signals(), tested=0, **FEW
+    ),
+    "2 sparsities for 1 dictionaries": lambda: studies.certify([hadamard()], sparsity=(1, 1)),
+    "depth must be at least 1": lambda: studies.certified_regime(KEY, hadamard(), depth=0),
+    "must be at least 1, got 0": lambda: studies.certified_chain(KEY, depths=(0,)),
+    "expected 1 within": lambda: studies.certify(2 * hadamard()),
+    "unknown_codes: Y has NaN": lambda: studies.unknown_codes(
+        KEY, hadamard(), signals()._replace(training=np.full((30, 8), np.nan)), methods=("ista",)
+    ),
+    "there are no pictures": lambda: studies.photograph_patches({}),
+    "picture a has NaN": lambda: studies.photograph_patches({"a": np.full((16, 16), np.nan)}),
+}
+
+
+@pytest.mark.few(5)
+@pytest.mark.parametrize("message", FAULTS)
+def test_faults_are_refused_in_words(message):
+    with pytest.raises(ValueError, match=message):
+        FAULTS[message]()
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("key", [None, "abc", 1.5])
+def test_a_key_that_is_none_is_refused(key):
+    with pytest.raises(TypeError, match="key"):
+        studies.certified_chain(key)
+
+
+def test_sparsities_are_integers_and_activations_have_names():
+    with pytest.raises(TypeError, match="certify: sparsity must be an integer, got 1.5"):
+        studies.certify(hadamard(), sparsity=1.5)
+    with pytest.raises(TypeError, match="sparsity must be a number, got '2'"):
+        studies.planted(KEY, hadamard(), sparsity="2")
+    by_name = studies.certify(hadamard(), activation="elu")
+    assert by_name.text() == studies.certify(hadamard(), activation=ur.activations.elu(1.0)).text()
+
+
+def test_weights_that_improve_nothing_are_not_said_to_guarantee_nothing():
+    """The bound of a class is one of each smaller class, below which its zero codes may be."""
+    D, layer = hadamard(), ur.alista(4)
+    params = ur.analytic.alista(D, depth=4, sparsity=1, bound=1.0)
+    answers = [
+        studies.certify_weights(layer, params, D, sparsity=1, bound=bound).answer()
+        for bound in (1.0, 1e-4)
+    ]
+    assert "guarantee an l1 error of at most" in answers[0]
+    assert "guarantee no l1 error below 1.00e-04, that of zero codes" in answers[1]
+
+
+@pytest.mark.slow
+def test_studies_take_convolutions_of_any_norm():
+    """Without a warning, and with the optimum of the matrix; steps of a `Conv` are safe ones."""
+    filters = np.random.default_rng(0).normal(size=(2, 1, 3)).astype("f4")
+    conv = ur.dictionaries.Conv(filters, 10)
+    unit, _ = ur.dictionaries.normalize(conv)
+    Y = np.random.default_rng(1).normal(size=(40, 10)).astype("f4")
+    given = studies.Pictures(Y[:30], Y[30:])
+    found, expected = (
+        studies.unknown_codes(KEY, D, given, methods=("ista",), **FEW).optimum.x
+        for D in (unit, ur.dictionaries.dense(unit))
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-4)  # gaps of 1e-9 leave the root of that
+    text = known(conv, "ista", "alista", "lista_cp").text()
+    assert "The atoms were normalised for the theory" in text
+    assert isinstance(studies.certify(unit).figure(), Figure)
+
+
+def test_constant_signals_have_no_psnr():
+    given = studies.Pictures(np.ones((30, 8), "f4"), np.ones((10, 8), "f4"))
+    study = studies.unknown_codes(KEY, hadamard(), given, methods=("ista",), **FEW)
+    assert "constant, which have no PSNR" in study.text() and "-inf" not in study.text()

@@ -1,0 +1,1613 @@
+"""`unrolled train` and `unrolled encode` in process: configurations, run folders and weights."""
+
+import csv
+import dataclasses
+import fcntl
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from command_line import strict_json
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import unrolled as ur
+from unrolled.app.cli import main
+from unrolled.app.commands import (
+    _config,
+    _doctor,
+    _encode,
+    _inputs,
+    _sections,
+    _setup,
+    _train,
+)
+from unrolled.app.commands._config import all_options, load, to_toml
+from unrolled.app.commands._inputs import in_float32, weights_of
+from unrolled.app.commands._sections import ConfigError
+from unrolled.app.commands._train import Summary, read_history
+from unrolled.layers import FAMILIES
+
+pytestmark = pytest.mark.usefixtures("float32_by_default")
+
+
+# A chain of three layers, of which one starts from theory and one calibrated.
+CHAIN = """
+output = "chain-run"
+
+[problem]
+dictionary = ["D_1.npy", "D_2.npy", "D_3.npy"]
+signals = "chain_signals.npz"
+
+[[model]]
+family = "lista_cp"
+depth = 3
+tied = false
+
+[[model]]
+family = "ista"
+depth = 2
+start = "analytic"
+
+[[model]]
+family = "alista"
+depth = 2
+support = [0.1, 0.3]
+
+[training]
+steps = 4
+batch = 8
+evaluate_every = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Input files: a dictionary of 8 x 12, its signals and codes, and broken ones."""
+    folder, rng = tmp_path_factory.mktemp("inputs"), np.random.default_rng(0)
+    D = rng.normal(size=(8, 12))
+    D /= np.linalg.norm(D, axis=0)
+    X = rng.normal(size=(40, 12)) * (rng.random((40, 12)) < 0.2)
+    Y = X @ D.T
+    broken = Y.copy()
+    broken[[3, 7], 2] = np.nan
+    arrays = {
+        "D": D,
+        "other": -D,
+        "Y": Y,
+        "columns": Y.T,
+        "huge": np.where(np.arange(40)[:, None] == 2, 1.3e38, Y),
+        "longer": np.hstack([Y, Y]),
+        "nan": broken,
+        "few": Y[:2],
+        "faint": 1e-40 * Y,
+        "faint_D": np.where(np.arange(12) == 4, 1e-40, D),
+    }
+    for name, array in {**arrays, "none": Y[:0]}.items():
+        np.save(folder / f"{name}.npy", array)
+    np.savez(folder / "YX.npz", Y=Y, X=X)
+    chain = {"D_1": D, "D_2": np.eye(12), "D_3": np.eye(12)[:, [*range(12), 0, 1]]}
+    codes = {"X_1": X, "X_2": X, "X_3": np.pad(X, ((0, 0), (0, 2)))}
+    for name, array in chain.items():
+        np.save(folder / f"{name}.npy", array)
+    np.savez(folder / "chain_signals.npz", Y=Y, **codes)
+    np.savez(folder / "chain_part.npz", Y=Y, X_1=X, X_3=codes["X_3"])
+    np.savez(folder / "chain_wrong.npz", Y=Y, X_1=X, X_2=X, X_3=X)
+    (folder / "chain.toml").write_text(CHAIN)
+    np.savez(folder / "YX_wrong.npz", Y=Y, X=X[:, 1:])
+    (folder / "torn.npy").write_bytes((folder / "Y.npy").read_bytes()[:700])
+    (folder / "text.npy").write_text("not an array\n")
+    (folder / "full").mkdir()
+    (folder / "empty").mkdir()
+    (folder / "full" / "notes.txt").write_text("mine\n")
+    return folder
+
+
+def test_every_option_is_a_flag_of_the_same_name(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = capsys.readouterr().out
+    assert all(f"--{name} " in shown or f"--{name}," in shown for name in all_options())
+
+
+# Configurations
+
+VALUES = {  # of every option one that is not its default
+    "output": "runs/new one é",
+    "seed": 3,
+    "dictionary": "ill_conditioned",
+    "m": 8,
+    "d": 12,
+    "kappa": 3.5,
+    "dictionary_seed": 2,
+    "signals": "planted",
+    "probability": 0.2,
+    "snr": 40,
+    "test_signals": 50,
+    "lam": 1e-07,
+    "family": "lista_cpss",
+    "depth": 3,
+    "start": "calibrated",
+    "tied": False,
+    "support": (0.05, 0.25),
+    "activation": "elu",
+    "loss": "log_nmse",
+    "deep": True,
+    "optimizer": "adamw",
+    "rate": 1e16,
+    "schedule": "cosine",
+    "clip": 1,
+    "steps": 20,
+    "batch": 4,
+    "accumulate": 2,
+    "reduction": "psum",
+    "learn_dictionary": True,
+    "evaluate_every": 5,
+    "save_every": 10,
+}
+OTHERS = {
+    "method": ("alista", "curriculum"),
+    "theta": ("alista", 0.3),
+    "ridge": ("alista", 0.5),
+    "alpha": ("lamp", 1.5),
+    "gain": ("glista", 2.0),
+    "guard": ("lista_cp", 0.1),
+}
+OTHERS |= {"variance": ("tista", 2.0), "noise": ("tista", 0.1), "sparsity": ("liht", 3)}
+OF_SIGNALS = {"codes": "lasso", "ratio": 0.2}  # that are in a file
+OTHERS |= {"units": ("na_alista", 4), "threshold": ("na_alista", 2.5)}
+OTHERS |= {"by": ("alista_at", "residual"), "onsager": ("alista_at", True)}
+OTHERS |= {"em": ("vamp_bg", True), "damping": ("vamp_bg", 0.5), "noise_ratio": ("vamp_bg", 1e-4)}
+
+
+def frozen(value):
+    return tuple(map(frozen, value)) if isinstance(value, list) else value
+
+
+def value_of(config, name):
+    """As the file has it, with tuples for lists."""
+    tables, section = tomllib.loads(to_toml(config)), all_options()[name].section
+    return frozen((tables if section is None else tables[section]).get(name))
+
+
+def test_every_option_has_one_section_and_survives_toml(tmp_path):
+    assert {*VALUES, *OTHERS, *OF_SIGNALS} == set(all_options())
+    own = [_sections.Config, *_sections.SECTIONS.values()]
+    names = [f.name for cls in own for f in dataclasses.fields(cls) if f.metadata["help"]]
+    assert len(set(names)) == len(names)
+    config, path = load(None, VALUES), tmp_path / "config.toml"
+    path.write_text(to_toml(config), encoding="utf-8")
+    assert load(path, {}) == config
+    for name, value in VALUES.items():
+        assert value_of(config, name) == (str(Path.cwd() / value) if name == "output" else value)
+    for name, (family, value) in OTHERS.items():
+        config = load(None, {"family": family, name: value})
+        path.write_text(to_toml(config))
+        assert load(path, {}) == config and value_of(config, name) == value
+    config = load(None, {"signals": "Y.npy", **OF_SIGNALS})
+    path.write_text(to_toml(config))
+    assert load(path, {}) == config
+    assert [value_of(config, name) for name in OF_SIGNALS] == list(OF_SIGNALS.values())
+
+
+# A run folder keeps its configuration: written by an earlier version, without the options of the
+# family that were not given.
+OLDER = """
+output = "/old/run é"
+seed = 3
+
+[problem]
+dictionary = "ill_conditioned"
+m = 8
+d = 12
+kappa = 3.5
+dictionary_seed = 0
+signals = "planted"
+probability = 0.1
+snr = inf
+test_signals = 1000
+lam = 1e-07
+
+[model]
+family = "lista_cpss"
+depth = 3
+start = "init"
+activation = ["scale", ["elu", 0.5], 5.0]
+tied = false
+
+[training]
+method = "end_to_end"
+clip = inf
+"""
+
+
+def test_a_configuration_of_an_earlier_version_is_read(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(OLDER, encoding="utf-8")
+    config = load(path, {})
+    rho = ur.activations.scale(ur.activations.elu(0.5), 5.0)
+    layer = ur.layers.lista_cpss(3, lam=1e-7, activation=rho, tied=False)
+    assert _config.make_model(config) is layer and config.output == "/old/run é"
+    assert config.problem.snr == config.training.clip == math.inf
+    flags = dict(output="/old/run é", seed=3, dictionary="ill_conditioned", m=8, d=12, kappa=3.5)
+    flags |= dict(lam=1e-7, family="lista_cpss", depth=3, tied=False)
+    assert load(None, flags | {"activation": '["scale", ["elu", 0.5], 5]'}) is config
+    assert _config.differences(config, load(path, {"output": "another"})) == []
+
+
+def test_flags_are_text_and_override_the_file(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text('[model]\nfamily = "ista"\ndepth = 4\n[training]\nsteps = 7\nclip = inf\n')
+    config = load(path, {"depth": "5", "rate": "1e-2", "deep": True, "snr": "inf", "kappa": None})
+    assert (config.model.family, config.model.depth) == ("ista", 5)
+    assert (config.training.steps, config.training.rate, config.training.deep) == (7, 0.01, True)
+    assert config.training.clip == config.problem.snr == math.inf
+    assert value_of(load(None, {"support": "0.1, 0.5"}), "support") == (0.1, 0.5)
+
+
+def test_a_list_of_layers_is_a_chain(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(CHAIN)
+    config = load(path, {"steps": "7"})
+    assert config.chained and [model.depth for model in config.layers] == [3, 2, 2]
+    assert config.problem.dictionary[2] == str(tmp_path / "D_3.npy")
+    cp, al = ur.lista_cp(3, tied=False), ur.alista(2, support=(0.1, 0.3))
+    assert _config.make_model(config) is ur.dsc([cp, ur.layers.ista(2), al])
+    path.write_text(to_toml(config), encoding="utf-8")
+    assert load(path, {}) == config
+    path.write_text(CHAIN.replace("depth = 3", "depth = 5"))
+    other = load(path, {})
+    assert _config.differences(config, other) == [
+        "model.1.depth (3, now 5)",
+        "training.steps (7, now 4)",
+    ]
+    with pytest.raises(ConfigError, match="--depth: the file has a chain; set it there"):
+        load(path, {"depth": "5"})
+
+
+def test_an_activation_may_be_a_description(tmp_path):
+    """As `unrolled.activations.describe` gives it: a list in TOML, JSON as a flag."""
+    path, form = tmp_path / "config.toml", '["scale", ["compose", ["elu", 0.5], 2], 5]'
+    path.write_text(f"model.activation = {form}")
+    for config in (load(path, {}), load(None, {"activation": form})):
+        assert value_of(config, "activation") == ("scale", ("compose", ("elu", 0.5), 2), 5.0)
+        path.write_text(to_toml(config))
+        assert load(path, {}) == config
+        rho = ur.activations.scale(ur.activations.compose(ur.activations.elu(0.5), 2), 5.0)
+        assert _config.make_model(config) is ur.layers.alista(16, activation=rho)
+    assert value_of(load(None, {"activation": '["elu", 1]'}), "activation") == "elu"
+    with pytest.raises(ConfigError, match="--activation must be a name or a list such as"):
+        load(None, {"activation": "[elu"})
+
+
+def test_paths_start_at_the_folder_of_the_file_and_flags_at_the_current_one(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "configs" / "config.toml"
+    path.write_text('output = "run"\n[problem]\ndictionary = "D.npy"\n')
+    config = load(path, {"signals": "Y.npy"})
+    assert config.output == str(tmp_path / "configs" / "run")
+    assert config.problem.dictionary == str(tmp_path / "configs" / "D.npy")
+    assert config.problem.signals == str(tmp_path / "Y.npy")
+    assert config.problem.m is None and config.problem.snr is None
+
+
+WRONG = {
+    "trainin.steps = 3": "unknown key 'trainin'; did you mean .training.[?]",
+    "training.step = 3": "unknown key 'training.step'; did you mean training.steps[?]",
+    "steps = 3": "unknown key 'steps'; did you mean training.steps[?]",
+    "[model]\nbatch = 3": "unknown key 'model.batch'; did you mean training.batch[?]",
+    "zzzz = 1": "unknown key 'zzzz'; expected output, seed or .problem., .model., .training.",
+    "import = 'my_module'": "unknown key 'import'",
+    "training = 3": "training must be a table, got 3; try .training.",
+    "model.family = 'alistaa'": "unknown model.family 'alistaa'; expected one of ista, .*; "
+    "did you mean 'alista'[?]; a family of your own needs --import MODULE",
+    "model.activation = 'rely'": "unknown name 'rely'; .* did you mean 'relu'[?]",
+    "model.activation = 3": "model.activation must be a name or a list such as .*unknown form 3",
+    "model.activation = ['tanh', 2]": "model.activation must be a name or a list .*unknown form",
+    "model.activation = ['elu', -1]": "model.activation must be a name or a list .*alpha must be",
+    "model.activation = []": "model.activation must be a name or a list .*unknown form",
+    "training.optimizer = 'adamax'": "unknown training.optimizer 'adamax'; expected one of adam, ",
+    "training.optimizer = 3": "training.optimizer must be a string, got 3",
+    "training.loss = 'mse'": "unknown training.loss 'mse'; expected one of supervised",
+    "training.steps = 2.5": "training.steps must be an integer, got 2.5",
+    "training.steps = true": "training.steps must be an integer, got True",
+    "training.steps = '20'": "training.steps must be an integer, got '20'",
+    "training.batch = 0": "training.batch must be at least 1, got 0",
+    "training.rate = -1": "training.rate must be above 0, got -1",
+    "training.rate = nan": "training.rate must be above 0, got nan",
+    "training.rate = inf": "training.rate must be above 0 and at most 1e.30, got inf",
+    f"problem.lam = 1{'0' * 400}": "problem.lam must be a number, got 1000*[.]{3}$",
+    "training.deep = 1": "training.deep must be True or False, got 1",
+    "model.depth = 99999": "model.depth must be at least 1 and at most 10000, got 99999",
+    "model.support = 0.1": "model.support must be .rate, largest., got 0.1",
+    "model.support = [0.1, 'x']": r"model.support must be \(rate, largest\), got \(0.1, 'x'\)",
+    "model.support = [0.1, 1.5]": r"model.support must be .*\[0, 1\]\), got \(0.1, 1.5\)",
+    "problem.m = 0": "problem.m must be at least 1",
+    "problem.snr = nan": "problem.snr must be at least -300",
+    "output = ''": "output must be printable and not empty, got ''",
+    'output = "a\\u0000b"': "output must be printable",
+    "seed = -1": "seed must be at least 0",
+    "seed": "not readable as TOML",
+    "a = " + 5000 * "[": "not readable as TOML",
+    "problem = {dictionary = 'D.npy', m = 8}": "m does not go with dictionary .*D.npy",
+    "problem.kappa = 3": "kappa does not go with dictionary gaussian",
+    "problem = {signals = 'Y.npy', snr = 3}": "snr does not go with dictionary gaussian, "
+    "signals .*Y.npy",
+    "model = {family = 'ista', tied = true}": "tied does not go with family ista",
+    "model.noise = 0.1": "noise does not go with family alista",
+    "training = {method = 'curriculum', deep = true}": "deep does not go with method curriculum; "
+    "try end_to_end",
+    "training = {method = 'curriculum', schedule = 'cosine'}": "schedule cosine does not go with "
+    "method curriculum",
+    "model.family = 'hyperlista'\ntraining.method = 'curriculum'": "family hyperlista does not go "
+    "with method curriculum",
+    "model = [{depth = 2}, {depth = 3}]": r"\[\[model\]\] has 2 layers; expected as many files, "
+    r"problem.dictionary = .* got one",
+    "model = [{depth = 2}]\nproblem.dictionary = ['D.npy', 'E.npy']": "has 1 layers; .* got 2",
+    "problem.dictionary = ['D.npy', 'E.npy']": r"dictionary has 2 files; expected one for .model., "
+    r"or a \[\[model\]\] for each",
+    "problem.dictionary = ['D.npy', 3]": "problem.dictionary must be a string, got 3",
+    "model = [3]": r"model must be a list of tables, \[\[model\]\], got 3",
+    "model = []": "model must be a table, got",
+    "model = [{depth = 2, steps = 3}]": "unknown key 'model.steps'; did you mean training.steps",
+    "model = [{family = 'ista', tied = true}]\nproblem.dictionary = ['D.npy']": "tied does not go "
+    "with family ista",
+    "training.method = 'curriculum'\nmodel = [{depth = 2}]\nproblem.dictionary = ['D.npy']": "a "
+    "chain does not go with method curriculum",
+    "model = {family = 'lamp', start = 'analytic'}": "lamp cannot start analytic; .* for ista,",
+    "model = {family = 'tista', start = 'calibrated'}": "tista cannot start calibrated; .* for",
+}
+
+
+@pytest.mark.parametrize("text", WRONG, ids=lambda text: text[:40])
+def test_a_wrong_configuration_says_what_to_mend(tmp_path, text):
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=WRONG[text]) as found:
+        load(path, {})
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "blob", [b"\xff\xfe\x00", b"seed = 1\n" * 2**17, b"seed = \xc3\x28\n"], ids=len
+)
+def test_what_is_not_text_is_refused(tmp_path, blob):
+    path = tmp_path / "config.toml"
+    path.write_bytes(blob)
+    with pytest.raises(ConfigError, match="config.toml: (not readable as TOML|1179648 bytes)"):
+        load(path, {})
+
+
+def test_a_configuration_may_come_from_an_editor_of_windows(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"\xef\xbb\xbfseed = 4\r\n[training]\r\nsteps = 9\r\n")
+    assert (load(path, {}).seed, load(path, {}).training.steps) == (4, 9)
+
+
+any_value = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["gaussian", "lista", "D.npy"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+any_name = st.sampled_from([*all_options(), "step", "familly"]) | st.text(max_size=6)
+any_table = st.dictionaries(any_name, any_value, max_size=4)
+
+
+@pytest.mark.slow
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    text=st.text(max_size=40) | st.binary(max_size=40),
+    tables=st.dictionaries(
+        st.sampled_from(["problem", "model", "training"]), any_table | any_value, max_size=3
+    ),
+    top=any_table,
+    flags=st.dictionaries(
+        st.sampled_from(list(all_options())), st.text(max_size=8) | st.booleans(), max_size=3
+    ),
+)
+def test_whatever_is_read_the_answer_is_a_configuration_or_an_error_of_ours(
+    fuzzed, text, tables, top, flags
+):
+    """For any text, any tables and any flags; what is accepted comes back from its TOML."""
+    path = fuzzed / "config.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+    for read in (
+        lambda: load(path, {}),
+        lambda: _config.configuration(_config.tables_of(top | tables, path)),
+        lambda: load(None, flags),
+    ):
+        try:
+            config = read()
+        except ConfigError as error:
+            assert str(error) and "Traceback" not in str(error)
+        else:
+            path.write_text(to_toml(config), encoding="utf-8")
+            config = dataclasses.replace(config, output=str(Path(fuzzed, config.output)))
+            assert load(path, {}) == config
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzz")
+
+
+# On a tiny problem the start may be better on the signals held back.
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:calibrate. kept the start")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_starts_as_it_says_and_refuses_foreign_options(family):
+    """At each `start` that the configuration accepts, the params are those of the layer."""
+    cls = FAMILIES[family]
+    needed = {"sparsity": 2} if family == "liht" else {}
+    tiny = dict(family=family, depth=2, m=4, d=6, test_signals=2, batch=2, **needed)
+    layer, D = _config.make_model(load(None, tiny)), np.eye(4, 6, dtype=np.float32)
+    steps = jax.eval_shape(layer.init, jax.random.key(0), D).steps
+    theory = cls.from_theory is not None or cls.starts_from_theory
+    thresholds = {"theta", "alpha"} & set(getattr(steps, "_fields", ()))
+    possible = {"init": True, "analytic": theory, "calibrated": bool(thresholds)}
+    for start, can in possible.items():
+        if not can:
+            with pytest.raises(ConfigError, match=f"{family} cannot start {start}; that is for "):
+                load(None, tiny | {"start": start})
+            continue
+        ready = _setup.setup(load(None, tiny | {"start": start}), lambda message: None)
+        assert type(ready.model) is cls and ready.model.depth == 2
+        ready.model.check(ready.params, ready.D)
+    foreign = {"units": 3, "gain": 1.0}
+    wrong = [name for name in foreign if name not in layer.options]
+    with pytest.raises(ConfigError, match=f"{', '.join(wrong)} does not go with family {family}"):
+        load(None, tiny | {name: foreign[name] for name in wrong})
+    with pytest.raises(TypeError, match=f"{family}: .*no_such.*; the options are"):
+        cls(2, no_such=1)
+
+
+# train
+
+TINY = (
+    *("--dictionary", "D.npy", "--signals", "YX.npz", "--family", "ista", "--depth", 3),
+    *("--steps", 20, "--batch", 8, "--evaluate_every", 5, "--save_every", 5),
+)
+EVALUATIONS = [0, 5, 10, 15, 20]
+
+
+def history(folder):
+    return [strict_json(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def steps_saved(folder):
+    return sorted(int(path.stem) for path in (folder / "checkpoints").glob("*.npz"))
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """The run folder of TINY, never interrupted, and the JSON it printed; from a file and flags."""
+    output, path = tmp_path_factory.mktemp("whole") / "new run é", folder / "tiny.toml"
+    flags = {str(name)[2:]: str(value) for name, value in zip(TINY[::2], TINY[1::2])}
+    flags |= {name: str(folder / flags[name]) for name in ("dictionary", "signals")}
+    path.write_text(to_toml(load(None, flags)).replace("steps = 20", "steps = 9"))
+    with pytest.MonkeyPatch.context() as patch, open(output.parent / "out", "w") as out:
+        patch.chdir(folder)
+        patch.setattr(sys, "stdout", out)
+        arguments = ("train", "tiny.toml", "--output", output, "--steps", 20, "--json")
+        assert main([str(a) for a in arguments]) == 0
+    return output, (output.parent / "out").read_text()
+
+
+@pytest.mark.slow
+def test_a_recipe_sets_what_is_not_given(folder, tmp_path, monkeypatch, capsys):
+    """The options of the family, the loss, the rate and its course; a resumed run has the same."""
+    monkeypatch.chdir(folder)
+    run = tmp_path / "run"
+    arguments = ["train", "--dictionary", "D.npy", "--signals", "YX.npz", "--family", "tilista"]
+    arguments += ["--depth", "3", "--start", "recipe", "--steps", "4", "--output", str(run)]
+    assert main(arguments) == 0
+    recipe, chosen = ur.layers.tilista.recipe, load(run / "config.toml", {}).training
+    assert (chosen.rate, chosen.loss) == (recipe.rate, "mostly_last")
+    assert (chosen.schedule, chosen.clip, chosen.steps) == ("cosine", 1.0, 4)
+    first = ur.training.restore(weights_of(run))
+    p = np.mean(np.load("YX.npz")["X"][:28] != 0)
+    assert first.layer.support == tuple(float(f"{per * p:.2g}") for per in (0.12, 1.3))
+    assert "support" not in (run / "config.toml").read_text()  # what the recipe sets is not chosen
+    assert main(["train", "--output", str(run), "--resume"]) == 0
+    again = ur.training.restore(weights_of(run))
+    assert again.layer is first.layer
+    jax.tree.map(np.testing.assert_array_equal, again.params, first.params)
+
+
+@pytest.mark.slow
+def test_a_run_folder_has_all_of_a_training(whole, folder):
+    output, out = whole
+    names = [
+        "checkpoints",
+        "config.toml",
+        "history.csv",
+        "history.jsonl",
+        "report.html",
+        "summary.json",
+        "weights.npz",
+    ]
+    assert sorted(path.name for path in output.iterdir()) == names
+    page = (output / "report.html").read_text()
+    assert "The validation loss went from" in page and "<th>learned</th>" in page
+    config = load(output / "config.toml", {})
+    assert config.output == str(output)
+    assert (config.training.steps, config.model.family) == (20, "ista")
+    rows = history(output)
+    assert [row["step"] for row in rows] == EVALUATIONS and rows[0]["loss"] is None
+    assert steps_saved(output)[-1] == 20
+    with (output / "history.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [(float(row["validation"]), row["loss"] == "") for row in table] == [
+        (row["validation"], row["loss"] is None) for row in rows
+    ]
+    summary = strict_json(out)
+    assert summary == strict_json((output / "summary.json").read_text())
+    assert summary["steps"] == 20 and summary["tested_on"] == 8 and summary["shape"] == [8, 12]
+    assert summary["validation"]["first"] == rows[0]["validation"]
+    assert summary["validation"]["best"] == min(row["validation"] for row in rows)
+
+
+def test_the_summary_judges_the_saved_weights_on_the_last_signals(whole, folder):
+    output, out = whole
+    weights = ur.training.restore(output / "weights.npz")
+    D = np.load(folder / "D.npy").astype(np.float32)
+    assert weights.layer is ur.layers.ista(3, lam=0.1)
+    assert np.array_equal(weights.D, D)
+    with np.load(folder / "YX.npz") as archive:
+        Y, X = (archive[name][-8:].astype(np.float32) for name in "YX")
+    codes = jax.vmap(ur.layers.ista(3).apply, (None, None, 0))(weights.params, D, Y)
+    judged = strict_json(out)["judged"]["learned"]
+    assert judged["nmse"] == pytest.approx(float(ur.metrics.nmse(codes, X)), rel=1e-5)
+    assert judged["mean_nmse"] == pytest.approx(float(ur.metrics.mean_nmse(codes, X)), rel=1e-5)
+    assert judged["failure_rate"] == pytest.approx(float(ur.metrics.failure_rate(codes, X)))
+    residual = Y - np.asarray(codes) @ D.T
+    objective = (residual**2).sum(1) / 2 + 0.1 * np.abs(codes).sum(1)
+    assert judged["lasso_objective"] == pytest.approx(objective.mean(), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_planted_test_signals_are_none_of_those_that_train_or_validate():
+    flags = dict(dictionary="ill_conditioned", m="8", d="12", kappa="5", depth="1")
+    flags |= dict(probability="1", batch="4", test_signals="20", snr="30")
+    ready = _setup.setup(load(None, flags), print)
+    singular = np.linalg.svd(np.asarray(ready.D), compute_uv=False)
+    assert ready.validation is None and ready.tested_on[0].shape == (20, 8)
+    assert singular[0] / singular[-1] > 2
+    batches = [ready.sample(jax.random.fold_in(ready.key, k))[0] for k in range(5)]
+    assert not np.isin(np.asarray(ready.tested_on[0])[:, 0], np.concatenate(batches)[:, 0]).any()
+    noise = np.asarray(ready.tested_on[0]) - np.asarray(ready.tested_on[1]) @ np.asarray(ready.D).T
+    assert 0 < np.linalg.norm(noise) < 0.1 * np.linalg.norm(ready.tested_on[0])
+
+
+KILLED = dict(JAX_PLATFORMS="cpu", OPENBLAS_NUM_THREADS="1")
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_it_ends_with_the_same_bits(run, whole, folder, tmp_path):
+    """SIGKILL at an arbitrary moment between two saves; the resumed run ends as the whole one."""
+    output = tmp_path / "killed"
+    command = [sys.executable, "-m", "unrolled", "train", *map(str, TINY), "--output", str(output)]
+    environment = {**os.environ, **KILLED, "PYTHONPATH": str(Path(ur.__file__).parents[1])}
+    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 100
+    while (
+        not (output / "checkpoints" / "5").is_dir()
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    # 0 only if it was faster than the kill
+    assert process.returncode in (-signal.SIGKILL, 0) and steps_saved(output)
+    with (output / "history.jsonl").open("a") as file:
+        file.write('{"step": 15, "lo')  # a line torn off
+    status, out, err = run("train", "--output", output, "--resume")
+    assert status == 0, err
+    assert "20 training steps" in out and "NMSE, ratio of sums, dB" in out
+    assert str(output / "weights.npz") in out
+    assert (output / "weights.npz").read_bytes() == (whole[0] / "weights.npz").read_bytes()
+    ours, expected = (
+        [{k: v for k, v in row.items() if k != "seconds"} for row in history(path)]
+        for path in (output, whole[0])
+    )
+    assert ours == expected
+
+
+def test_a_history_is_read_up_to_a_line_that_is_no_text(tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(b'{"step": 4, "stage": 0}\n\xff\xfe\n')
+    assert read_history(path) == [{"step": 4, "stage": 0}]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
+def test_a_signal_saves_and_leaves_and_the_run_goes_on(run, whole, tmp_path, monkeypatch):
+    """SIGINT at an evaluation of the first run, SIGTERM at one of the second."""
+    output, logger = tmp_path / "stopped", _train.logger
+
+    def stopped_by(number, step):
+        def log_and_stop(*arguments):
+            write = logger(*arguments)
+
+            def stop(record, params):
+                write(record, params)
+                if record.step == step:
+                    os.kill(os.getpid(), number)
+
+            return stop
+
+        monkeypatch.setattr(_train, "logger", log_and_stop)
+        resume = ("--resume",) if output.exists() else ()
+        return run("train", *TINY, "--save_every", 50, "--output", output, *resume)
+
+    status, out, err = stopped_by(signal.SIGINT, 10)
+    assert (status, out) == (130, "") and "--resume continues from here" in err
+    assert steps_saved(output) == [10] and [row["step"] for row in history(output)] == [0, 5, 10]
+    status, out, err = stopped_by(signal.SIGTERM, 15)
+    assert (status, out) == (143, "") and "--resume continues from here" in err
+    assert steps_saved(output) == [10, 15]
+    before, after = ([row["validation"] for row in history(path)] for path in (whole[0], output))
+    assert after == before[:4]
+
+
+def test_devices_that_are_not_there_are_missed_before_anything_is_written(run, tmp_path):
+    for accumulate in (1, 2):
+        flags = "--reduction", "psum", "--accumulate", accumulate
+        status, _, err = run("train", *TINY, *flags, "--output", tmp_path / "run")
+        assert status == 2 and "training.reduction: psum is for several devices" in err
+        assert not list((tmp_path / "run").glob("*.toml"))
+
+
+def test_a_run_is_resumed_only_as_it_was_but_may_go_on_for_longer(run, whole, tmp_path):
+    output = tmp_path / "copy"
+    shutil.copytree(whole[0], output)
+    status, _, err = run("train", *TINY, "--output", output)
+    advice = "is not empty; try --resume to continue its run, or another --output"
+    assert status == 2 and err == f"unrolled: {output}: {advice}\n"
+    other = ("--rate", "0.01", "--seed", "4", "--lam", "0.2")
+    status, _, err = run("train", "--output", output, "--resume", *other)
+    told = "seed (0, now 4), problem.lam (0.1, now 0.2), training.rate (0.001, now 0.01)"
+    assert status == 2 and told in err
+    status, _, err = run("train", "--output", output, "--resume", "--family", "tista")
+    assert status == 2 and "model.family (ista, now tista)" in err
+    status, _, err = run("train", "--output", output, "--resume", "--steps", "19")
+    assert status == 2 and "training.steps (20, now 19)" in err
+    assert (output / "weights.npz").read_bytes() == (whole[0] / "weights.npz").read_bytes()
+    status, out, err = run("train", "--output", output, "--resume", "--steps", "25", "--json")
+    assert status == 0 and strict_json(out)["steps"] == 25, err
+    assert [row["step"] for row in history(output)] == [*EVALUATIONS, 25]
+    assert load(output / "config.toml", {}).training.steps == 25
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
+def test_a_grown_run_that_is_stopped_has_no_weights_of_its_former_end(
+    run, whole, tmp_path, monkeypatch
+):
+    output, logger = tmp_path / "grown", _train.logger
+    shutil.copytree(whole[0], output)
+    arguments = ("train", "--output", output, "--resume")
+    assert run(*arguments)[0] == 0
+    assert (output / "weights.npz").read_bytes() == (whole[0] / "weights.npz").read_bytes()
+
+    def log_and_stop(*arguments):
+        write = logger(*arguments)
+
+        def stop(record, params):
+            write(record, params)
+            if record.step == 25:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        return stop
+
+    monkeypatch.setattr(_train, "logger", log_and_stop)
+    assert run(*arguments, "--steps", 30)[0] == 130
+    assert load(output / "config.toml", {}).training.steps == 30
+    assert weights_of(output) == output / "checkpoints"
+
+
+def test_a_run_in_use_is_refused_and_not_touched(run, whole, tmp_path):
+    output = tmp_path / "used"
+    shutil.copytree(whole[0], output)
+    with (output / "checkpoints" / "lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        status, _, err = run("train", "--output", output, "--resume", "--steps", 60)
+    assert status == 2 and "in use by process" in err
+    assert load(output / "config.toml", {}).training.steps == 20
+
+
+@pytest.mark.slow
+def test_signals_of_a_file_without_codes(run, tmp_path):
+    """Trained by the LASSO with a learned dictionary, judged on the last fifth of the file."""
+    output = tmp_path / "own"
+    arguments = (
+        *("--dictionary", "D.npy", "--signals", "Y.npy", "--loss", "lasso", "--lam", 0.05),
+        *("--learn_dictionary", "--family", "step_lista", "--depth", 3, "--steps", 4),
+    )
+    status, out, err = run("train", *arguments, "--output", output)
+    assert status == 0, err
+    assert "on 8 test signals" in out and "LASSO objective" in out and "NMSE" not in out
+    found = strict_json((output / "summary.json").read_text())
+    judged = found["judged"]
+    assert judged["learned"]["lasso_objective"] < judged["start"]["lasso_objective"]
+    assert found["config"]["problem"]["snr"] is None
+    weights = ur.training.restore(output / "weights.npz")
+    np.testing.assert_allclose(np.linalg.norm(weights.D, axis=0), 1, atol=1e-6)
+    assert weights.layer is ur.layers.step_lista(3, lam=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:fit. at the start .* worse than ISTA")
+def test_a_file_too_large_for_memory_trains_to_the_same_bits(run, tmp_path, monkeypatch):
+    """Its lam, its start and its training; a row that is not finite is named when it is drawn."""
+    files = ("--dictionary", "D.npy", "--family", "ista", "--start", "calibrated", "--depth", 2)
+    files += ("--loss", "lasso", "--steps", 40, "--evaluate_every", 40, "--signals")
+    found, losses = [], []
+    for name in ("memory", "file"):
+        status, _, err = run("train", *files, "Y.npy", "--output", tmp_path / name)
+        assert status == 0, err
+        found.append(
+            ur.training.digest(ur.training.restore(tmp_path / name / "weights.npz").params)
+        )
+        losses.append([(row["loss"], row["validation"]) for row in history(tmp_path / name)])
+        monkeypatch.setattr(_inputs, "LARGEST_BYTES", 100)
+    assert found[0] == found[1] and losses[0] == losses[1]
+    monkeypatch.setattr(_setup, "CHOSEN_ON", 3)  # the first of them
+    status, _, err = run("train", *files, "nan.npy", "--lam", 0.1, "--output", tmp_path / "nan")
+    assert status == 2 and "nan.npy: has NaN or infinite entries (in rows 3, 7)" in err
+
+
+@pytest.mark.slow
+def test_of_a_large_file_shares_of_so_many_signals_are_held_back(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    for module in (_inputs, _setup):
+        monkeypatch.setattr(module, "LARGEST_BYTES", 100)
+    monkeypatch.setattr(_setup, "_OF_LARGE", 20)  # of the 40
+    config = load(None, dict(dictionary="D.npy", signals="Y.npy", loss="lasso", lam="0.1"))
+    ready = _setup.setup(config, print)
+    Y = np.load("Y.npy").astype(np.float32)
+    np.testing.assert_array_equal(ready.tested_on[0], Y[36:])
+    np.testing.assert_array_equal(ready.validation[0], Y[34:36])
+    drawn = np.asarray(ready.sample(0)[0])
+    assert {row.tobytes() for row in drawn} <= {row.tobytes() for row in Y[:34]}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_codes_worse_than_zero_are_counted_and_a_guard_leaves_none(run, tmp_path):
+    """One signal at a time: LAMP is better than zero codes for some and worse for others."""
+    files = ("--dictionary", "D.npy", "--signals", "Y.npy", "--loss", "lasso", "--lam", 0.4)
+    options = ("--family", "lamp", "--depth", 8, "--steps", 1, "--output", tmp_path / "own")
+    out = run("train", *files, *options)[1]
+    summary = strict_json((tmp_path / "own" / "summary.json").read_text())
+    saved = ur.training.restore(tmp_path / "own" / "weights.npz")
+    Y = np.load("Y.npy")[-8:].astype(np.float32)
+    codes = np.asarray(jax.vmap(saved.layer.apply, (None, None, 0))(saved.params, saved.D, Y))
+    objective = ((Y - codes @ saved.D.T) ** 2).sum(1) / 2 + 0.4 * np.abs(codes).sum(1)
+    share = 100 * np.mean(objective > (Y**2).sum(1) / 2)
+    assert 0 < share < 100
+    assert summary["judged"]["learned"]["worse_than_zero"] == pytest.approx(share)
+    assert "try --guard 0.4" in out and "worse than zero codes, %" in out
+    guarded = run("train", *files, *options[:-1], tmp_path / "guarded", "--guard", 0.4)
+    summary = strict_json((tmp_path / "guarded" / "summary.json").read_text())
+    assert summary["judged"]["learned"]["worse_than_zero"] == 0 and guarded[0] == 0
+    assert (
+        "try --guard" not in guarded[1]
+        and "guard = 0.4" in (tmp_path / "guarded" / "config.toml").read_text()
+    )
+
+
+@pytest.mark.slow
+def test_a_curriculum_goes_stage_by_stage(run, tmp_path):
+    """Three stages of one step; the best params are those of the last one."""
+    output = tmp_path / "staged"
+    arguments = (*TINY, "--depth", 1, "--method", "curriculum", "--steps", 2, "--evaluate_every", 2)
+    status, out, err = run("train", *arguments, "--output", output, "--json")
+    assert status == 0, err
+    expected = [(0, 0), (0, 2), (1, 2), (1, 4), (2, 4), (2, 6)]
+    assert [(row["stage"], row["step"]) for row in history(output)] == expected
+    summary = strict_json(out)
+    assert summary["steps"] == 6
+    assert summary["validation"]["first"] == history(output)[4]["validation"]
+    assert steps_saved(output)[-1] == 6
+    assert ur.training.restore(output / "weights.npz").params.steps.theta.shape == (1,)
+
+
+@pytest.mark.slow
+def test_starts_from_theory_have_the_form_of_the_family(folder, monkeypatch):
+    """Analytic params have the structure of `init`; calibrated ones keep the weights of theory."""
+    monkeypatch.chdir(folder)
+    told = []
+    flags = dict(dictionary="D.npy", signals="YX.npz", depth="2", start="analytic", batch="2")
+    for more in (dict(family="lista_cpss", tied=False), dict(family="lista_cp")):
+        ready = _setup.setup(load(None, flags | more), told.append)
+        assert jax.tree.structure(ready.params) == jax.tree.structure(
+            ready.model.init(jax.random.key(0), ready.D)
+        )
+        W = ready.params.steps.W[0] if ready.params.shared is None else ready.params.shared.W
+        np.testing.assert_allclose(np.sum(W * np.asarray(ready.D), 0), 1, atol=1e-5)
+        assert "theory covers up to " in told[-1]
+    calibrated = _setup.setup(
+        load(None, flags | dict(family="alista", start="calibrated")), told.append
+    )
+    assert told[-1] == "calibrating on 28 signals"
+    assert np.array_equal(calibrated.params.shared.W, ready.params.shared.W)
+    assert (calibrated.params.steps.theta < ready.params.steps.theta).all()
+    # Training, validation and test signals are the file, each row once.
+    Y = np.load(folder / "Y.npy").astype(np.float32)
+    assert np.array_equal(np.concatenate([ready.validation[0], ready.tested_on[0]]), Y[28:])
+    rows = np.concatenate([ready.sample(jax.random.key(i))[0] for i in range(40)])
+    assert set(map(tuple, rows)) <= set(map(tuple, Y[:28]))
+
+
+def test_the_optimiser_and_the_loss_are_those_of_the_options():
+    """One step of SGD at rate 0.5, its gradient of norm 5 clipped to 1; the LASSO as defined."""
+    config = load(None, dict(optimizer="sgd", clip=1.0, loss="lasso", lam=0.5, deep=True))
+    optimizer = _setup._optimizer(config)(0.5)
+    updates, _ = optimizer.update(
+        {"a": np.float32([3, 4])}, optimizer.init({"a": np.float32([0, 0])})
+    )
+    np.testing.assert_allclose(updates["a"], [-0.3, -0.4], rtol=1e-6)
+    D, Y = np.eye(2, dtype=np.float32), np.float32([[1, 2]])
+    codes = np.float32([[[0, 0]], [[1, 0]]])
+    assert float(_setup._loss(config)(codes, None, D, Y)) == pytest.approx((2.5 + 2.5) / 2)
+    for name in _sections.OPTIMIZERS:
+        made = _setup._optimizer(load(None, dict(optimizer=name)))(1e-3)
+        assert callable(made.init) and callable(made.update)
+
+
+def test_a_training_that_breaks_says_where_and_keeps_its_checkpoints(run, tmp_path):
+    output = tmp_path / "broken"
+    arguments = (*TINY, "--optimizer", "sgd", "--rate", "1e25", "--output", output)
+    status, out, err = run("train", *arguments)
+    assert status == 2 and not out and len(err.splitlines()) == 2
+    assert "training stopped at step" in err and "--clip" in err
+    assert (output / "history.jsonl").exists() and not (output / "weights.npz").exists()
+
+
+def test_a_training_is_judged_beside_zero_codes_and_ista():
+    def worse(best, **others):
+        validation = {"first": 9.0, "best": best} | others
+        return Summary(load(None, {}), None, 1, 1.0, 1, validation, 1, {}).worse
+
+    assert worse(0.6, zero=1.0, ista=0.5).startswith("the codes are worse than ISTA of the same ")
+    assert worse(1.1, zero=1.0, ista=0.5).startswith("the codes are worse than zero codes: their ")
+    assert worse(0.5 + 1e-9, zero=1.0, ista=0.5) == worse(0.6, zero=1.0) == worse(0.6) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:fit. at the start .* worse than ISTA")
+def test_weights_that_are_worse_than_ista_end_with_status_3(folder, run):
+    """Thresholds that let little pass, and a training that changes little."""
+    files = ("--dictionary", "D.npy", "--signals", "Y.npy", "--output", folder / "above")
+    options = ("--depth", 8, "--theta", 0.3, "--loss", "lasso", "--rate", 1e-5, "--steps", 1)
+    status, _, err = run("train", *files, "--family", "alista", *options)
+    assert status == 3 and (folder / "above" / "weights.npz").exists()
+    last = err.splitlines()[-1]
+    assert re.fullmatch("unrolled: the codes are worse than ISTA .*; try another --family .*", last)
+    loss = strict_json((folder / "above" / "summary.json").read_text())["validation"]
+    assert loss["ista"] < loss["best"] < loss["zero"]
+
+
+@pytest.mark.slow
+def test_weights_that_are_worse_than_zero_codes_end_with_status_3(run, tmp_path):
+    """LAMP outside of its model: atoms that all point in nearly one direction."""
+    rng = np.random.default_rng(0)
+    D = 1 + 0.3 * rng.random((8, 24))
+    np.save(tmp_path / "D.npy", D / np.linalg.norm(D, axis=0))
+    np.save(tmp_path / "Y.npy", rng.normal(size=(40, 8)))
+    inputs = ("--dictionary", tmp_path / "D.npy", "--signals", tmp_path / "Y.npy")
+    options = ("--depth", 8, "--loss", "lasso", "--steps", 1, "--output", tmp_path / "run")
+    with pytest.warns(UserWarning) as told:
+        status, out, err = run("train", *inputs, "--family", "lamp", *options)
+    assert status == 3 and (tmp_path / "run" / "weights.npz").exists()
+    assert "at the start of training the codes are worse than zero" in str(told[0].message)
+    assert "at the end of training the codes are worse than zero" in str(told[1].message)
+    last = err.splitlines()[-1]
+    assert re.fullmatch("unrolled: the codes are worse than zero codes: .*; try another .*", last)
+    loss = strict_json((tmp_path / "run" / "summary.json").read_text())["validation"]
+    assert loss["best"] > loss["zero"] > 0
+
+
+# A family of the user's own
+
+MODULE = """
+from typing import NamedTuple
+import jax.numpy as jnp
+import unrolled as ur
+from unrolled.layers import Gamma, Layer, State, Unrolled, option
+
+class Step(NamedTuple):
+    gamma: Gamma
+
+class my_family(Layer):
+    scale: float = option(default=1.0, above=0, help="of the step sizes, 100 % at 1")
+    powers: tuple = option(default=(1, 2), check=lambda v, name, where: tuple(map(int, v)))
+    forms = (Unrolled(None, Step),)
+    def init(self, key, D):
+        gamma = self.scale / ur.dictionaries.spectral_norm(D) ** 2
+        return Unrolled(None, Step(jnp.full(self.depth, gamma)))
+    def step(self, shared, p, D, y, state):
+        return State(state.x + p.gamma * ((y - D @ state.x) @ D))
+"""
+
+
+def forget(module, family):
+    """As in a process that has not imported the module."""
+    FAMILIES.pop(family, None)
+    sys.modules.pop(module, None)
+
+
+@pytest.fixture
+def own(tmp_path, folder, monkeypatch, capsys):
+    """A runner in a folder with my_module.py, which is not on the path."""
+    (tmp_path / "my_module.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        forget("my_module", "my_family")
+        monkeypatch.setattr(
+            sys, "path", [path for path in sys.path if path not in ("", os.getcwd())]
+        )
+        status = main([str(a) for a in arguments])
+        return status, *capsys.readouterr()
+
+    yield run
+    forget("my_module", "my_family")
+
+
+@pytest.mark.slow
+def test_a_family_of_your_own_trains_resumes_and_encodes(own, folder, tmp_path):
+    inputs = ("--dictionary", folder / "D.npy", "--signals", folder / "YX.npz")
+    options = ("--scale", 0.5, "--powers", "[3, 4]", "--steps", 4, "--batch", 4, "--depth", 2)
+    train = ("--family", "my_family", *inputs, *options, "--output", "run")
+    status, out, err = own("train", "--import", "my_module", *train)
+    assert status == 0 and out.startswith("my_family, 2 steps, 8 x 12: 4 training steps"), err
+    assert 'family = "my_family"' in (tmp_path / "run" / "config.toml").read_text()
+    saved = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert saved["model"]["powers"] == [3, 4]
+    status, out, err = own(
+        "train", "--import", "my_module", "--output", "run", "--resume", "--steps", 6, "--json"
+    )
+    assert status == 0 and strict_json(out)["steps"] == 6, err
+    encode = ("run/weights.npz", folder / "Y.npy", "--output", "codes.npy")
+    status, _, err = own("encode", "--import", "json", "--import", "my_module", *encode)
+    assert status == 0, err
+    found = ur.training.restore("run/weights.npz")
+    assert repr(found.layer) == "my_family(2, scale=0.5, powers=(3, 4))"
+    y = np.load(folder / "Y.npy").astype(np.float32)[0]
+    expected = found.layer.apply(found.params, found.D, y)
+    np.testing.assert_allclose(np.load("codes.npy")[0], expected, atol=1e-6)
+    # A run that has not ended has no weights yet: the folder stands for its newest checkpoint.
+    encode = ("encode", "--import", "my_module", "run", folder / "Y.npy", "--output", "again.npy")
+    for used in ("run/weights.npz", "run/checkpoints"):
+        status, out, err = own(*encode)
+        assert status == 0 and f"{used} -> again.npy" in out, err
+        found = ur.training.restore(used)
+        expected = found.layer.apply(found.params, found.D, y)
+        np.testing.assert_allclose(np.load("again.npy")[0], expected, atol=1e-6)
+        os.remove("run/weights.npz") if used.endswith("npz") else None
+    assert found.metadata["step"] == 6
+
+
+@pytest.mark.slow
+def test_without_import_an_unknown_family_is_one_line_of_advice(own, folder, tmp_path):
+    tiny = ("--family", "my_family", "--m", 4, "--d", 6, "--depth", 1, "--steps", 1, "--batch", 2)
+    assert own("train", "--import", "my_module", *tiny, "--output", "run")[0] == 0
+    np.save("Y.npy", np.ones((3, 4)))
+    for arguments, advice in (
+        (("train", "--output", "run", "--resume"), "a family of your own needs --import MODULE"),
+        (("encode", "run/weights.npz", "Y.npy", "--output", "X.npy"), "import the module that def"),
+    ):
+        status, out, err = own(*arguments)
+        assert status == 2 and not out and len(err.splitlines()) == 1
+        assert "unknown" in err and "'my_family'" in err and advice in err
+
+
+def test_the_help_knows_the_options_of_your_own_family(own, capsys):
+    with pytest.raises(SystemExit):
+        own("train", "--import", "my_module", "--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ", my_family; default alista" in shown and "--powers VALUE" in shown
+    assert "--scale FLOAT of the step sizes, 100 % at 1 (my_family; default 1.0)" in shown
+
+
+@pytest.mark.slow
+def test_options_that_two_families_share_are_left_to_the_layers(own, tmp_path):
+    """Here theta is an integer and gain may be negative; seed is an option of the command."""
+    shared = "theta: int = option(default=2)\n    gain: float = option(default=0.0)"
+    (tmp_path / "my_module.py").write_text(
+        MODULE.replace("scale: float", f"{shared}\n    scale: float")
+    )
+    own("doctor", "--import", "my_module")
+    config = load(None, {"family": "my_family", "theta": "3", "gain": "-1.5"})
+    made = _config.make_model(config)
+    assert (made.theta, type(made.theta), made.gain) == (3, int, -1.5)
+    assert _config.make_model(load(None, {"theta": "0.3"})) is ur.layers.alista(16, theta=0.3)
+    with pytest.raises(ConfigError, match="train: --theta must be at least 0"):
+        load(None, {"theta": "-1"})
+    text = MODULE.replace("scale: float", "seed: int = option(default=2)\n    scale: float")
+    (tmp_path / "my_module.py").write_text(text)
+    status, _, err = own("doctor", "--import", "my_module")
+    assert status == 2 and "the family my_family has an option seed" in err and "rename it" in err
+
+
+REFUSED = {
+    "train gone.toml": "gone.toml: no such file",
+    "train full": "full: is a folder; expected a TOML file",
+    "train D.npy": "D.npy: not readable as TOML",
+    "train --steps two": "--steps must be an integer, got 'two'",
+    "train --seed x": "--seed must be an integer, got 'x'",
+    "train --support 0.1": "--support must be .rate, largest., got 0.1",
+    "train --rate 0": "--rate must be above 0, got 0.0",
+    "train --family lists": "unknown --family 'lists'; expected .*; did you mean 'lista'[?]",
+    "train --family my_family": "a family of your own needs --import MODULE",
+    "train --family tista --probability 1 --m 4 --d 6": "tista: probability must be above 0 and "
+    "below 1",
+    "train --family liht --m 4 --d 6": "liht: sparsity is missing",
+    "train --output D.npy": "D.npy: is a file; expected a folder",
+    "train --output D.npy/run": "D.npy",
+    "train --output full": "full: is not empty; try --resume",
+    "train --output full --resume": "full: there is no config.toml in it",
+    "train --output gone --resume": "gone: there is no config.toml in it",
+    "train --dictionary gone.npy": "gone.npy: no such file",
+    "train --dictionary gausian": "gausian: no such file",
+    "train --dictionary text.npy": "text.npy: not a readable array file",
+    "train --dictionary D.npy --signals gone.npy": "gone.npy: no such file",
+    "train --dictionary D.npy --signals torn.npy": "torn.npy: not a readable array file",
+    "train --dictionary D.npy --signals nan.npy": "nan.npy: has NaN or infinite entries .in rows "
+    "3, 7.",
+    "train --dictionary D.npy --signals columns.npy": r"columns.npy: .*\(8, 40\)"
+    r".*transpose them",
+    "train --dictionary D.npy --signals longer.npy": r"longer.npy: .*\(40, 16\); "
+    r"expected \(signals, 8\)",
+    "train --dictionary D.npy --signals YX_wrong.npz": r"YX_wrong.npz: codes have shape "
+    r"\(40, 11\); expected \(40, 12\)",
+    "train --dictionary D.npy --signals faint.npy": "faint.npy: leaves the range of float32 "
+    ".in rows 0, 1, 2 and 37 others., where entries become 0 or infinite; try numbers near 1",
+    "encode weights.npz faint.npy": "faint.npy: leaves the range of float32 .in rows 0, ",
+    "encode Y.npy --method omp --tol 1 --dictionary faint_D.npy": "faint_D.npy: leaves the range "
+    "of float32 .in column 4.",
+    "train --dictionary D.npy --signals few.npy --loss lasso": "few.npy: expected "
+    "at least 3 signals",
+    "train --dictionary D.npy --signals Y.npy": "Y.npy: has no codes .*which "
+    "loss supervised would need; try loss lasso",
+    "train --dictionary D.npy --signals Y.npy --loss log_nmse --start calibrated": "which loss "
+    "log_nmse would need; try loss lasso, .*codes lasso, which makes them",
+    "train --dictionary D.npy --signals Y.npy --start recipe": "which loss mostly_last and start "
+    "recipe would need; try loss lasso",
+    "train --dictionary D.npy --signals Y.npy --ratio 0.2": "ratio does not go with .*Y.npy",
+    "train --codes lasso": "codes does not go with dictionary gaussian, signals planted",
+    "train --signals Y.npy --codes lasso --ratio 1.5": "--ratio must be above 0 and at most 1",
+    "encode Y.npy --method lasso --ratio 1.5 --dictionary D.npy": "encode: ratio must be at most "
+    "1, where all codes are zero, got 1.5",
+    "train --signals Y.npy --codes lasso --ratio 0": "--ratio must be above 0",
+    "encode gone.npz Y.npy": "gone.npz: no such file",
+    "encode D.npy Y.npy": "D.npy must end in .npz",
+    "encode YX.npz Y.npy": "YX.npz",
+    "encode torn.npz Y.npy": "torn.npz",
+    "encode plain.npz Y.npy": "plain.npz: it names no layer",
+    "encode deeper.npz Y.npy": "deeper.npz: its weights do not fit its layer: .*params have .2. "
+    "steps but the layer has depth 4",
+    "encode bare.npz Y.npy": "bare.npz: has no dictionary; try --dictionary",
+    "train chain.toml --signals chain_part.npz": "chain_part.npz: has no X_2; expected X_1, X_2",
+    "train chain.toml --signals chain_wrong.npz": r"X_3 has shape \(40, 12\); expected \(40, 14\)",
+    "train chain.toml --signals Y.npy": r"Y.npy: has no codes \(entries X_1 to X_3 of a .npz",
+    "train chain.toml --dictionary D.npy": "has 3 layers; expected as many files, .* got one",
+    "certify weights.npz --normalize": "weights.npz: holds weights, which --normalize does not go",
+    "certify weights.npz other.npy": "weights.npz: the weights were saved with another D",
+    "certify bare.npz": "bare.npz: has no dictionary; try its file after that of the weights",
+    "certify weights.npz --sparsity 1,2": "2 sparsities for 1 layers; expected one for each",
+    "certify weights.npz --tolerance nan": "certify: tolerance must be non-negative and not NaN",
+    "certify plain.npz": "plain.npz: it names no layer",
+    "certify full": "full: no saved step; there are",
+    "certify empty": "empty: no saved step; the folder is empty",
+    "encode bare.npz Y.npy --dictionary other.npy": "bare.npz: the weights "
+    "were saved with another D",
+    "encode weights.npz gone.npy": "gone.npy: no such file",
+    "encode weights.npz columns.npy": r"columns.npy: .*\(8, 40\).*transpose them",
+    "encode weights.npz longer.npy": r"longer.npy: .*\(40, 16\); expected \(signals, 8\)",
+    "encode weights.npz nan.npy": "nan.npy: has NaN or infinite entries .in rows 3, 7.",
+    "encode weights.npz none.npy": "none.npy: expected at least one signal",
+    "encode weights.npz Y.npy --output codes.txt": "codes.txt: expected "
+    "a name that ends in .npy or .npz",
+    "encode weights.npz Y.npy --output D.npy/codes.npy": "D.npy",
+    "encode weights.npz Y.npy --output folder.npy": "folder.npy: is a folder; expected a file",
+    "encode weights.npz Y.npy --output Y.npy": "Y.npy: is read by this command; "
+    "expected another file",
+    "encode weights.npz Y.npy --output weights.npz": "weights.npz: is read by this command",
+    "encode negative.npz Y.npy": "negative.npz: its weights do not fit its layer: .*theta "
+    "must be non-negative",
+    "encode chain.npz Y.npy": "chain.npz: it names no layer",
+    "encode bare.npz Y.npy --dictionary D.npy --dictionary D.npy": "bare.npz: its layer has one "
+    "dictionary, got 2",
+    "encode infinite.npz Y.npy": "encode: 40 codes are not finite, "
+    "the first of signal 0; nothing was written",
+    # Which of the two leaves the range of float32 depends on the order of a sum.
+    "encode weights.npz huge.npy": "encode: 1 (codes|relative residuals) are not finite, "
+    "the first of signal 2; nothing was written",
+    "encode D.npy Y.npy --output new/folder/codes.npy": "D.npy must end in .npz",
+    "encode Y.npy": "encode: expected WEIGHTS and SIGNALS, or --method and SIGNALS",
+    "encode weights.npz Y.npy --sparsity 3": "encode: --sparsity needs --method",
+    "encode weights.npz Y.npy --method omp": "encode: --method takes no weights, got weights.npz",
+    "encode Y.npy --method ompp": "encode: unknown method 'ompp'; expected one of threshold, ",
+    "encode Y.npy --method bpdn": "encode: bpdn needs eps",
+    "encode Y.npy --method omp --lam 1": "encode: omp has no lam; its options are sparsity, tol",
+    "encode Y.npy --method omp --sparsity 1": "encode: --method needs --dictionary",
+    "encode Y.npy --method omp --dictionary D.npy": "encode: omp needs sparsity or tol",
+    "encode Y.npy --method omp --sparsity 13 --dictionary D.npy": "omp_batch: .*13",
+    "encode Y.npy --method omp --tol 1 --dictionary D.npy --dictionary D.npy": "omp takes one "
+    "dictionary, got 2; for a chain try ",
+    "encode Y.npy --method lasso --lam -1 --dictionary D.npy": "lasso_batch: lam must be non-negat",
+    "encode longer.npy --method omp --sparsity 3 --dictionary D.npy": r"longer.npy: .*\(40, 16\)",
+    "encode Y.npy --method omp --tol 1 --dictionary D.npy --output D.npy": "D.npy: is read by this",
+}
+
+
+@pytest.mark.few(5)
+@pytest.mark.parametrize("command", REFUSED)
+def test_one_line_says_what_to_mend(run, saved, tmp_path, command):
+    arguments = command.split(" ")
+    if "--output" not in arguments and arguments[0] != "certify":
+        arguments += ["--output", tmp_path / ("run" if arguments[0] == "train" else "codes.npy")]
+    status, out, err = run(*arguments)
+    assert status == 2 and not out
+    assert re.fullmatch(rf"unrolled: .*{REFUSED[command]}.*\n", err), err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert not Path("new").exists()
+
+
+# Chains
+
+
+@pytest.mark.slow
+def test_a_chain_trains_resumes_encodes_and_is_certified(run, folder, tmp_path):
+    output = tmp_path / "chain"
+    status, out, err = run("train", "chain.toml", "--output", output)
+    assert status == 0, err
+    assert out.startswith("lista_cp, 3 steps, 8 x 12; ista, 2 steps, 12 x 12; alista, 2 steps, 12 ")
+    assert [f"layer {j}" in out for j in (1, 2, 3, 4)] == [True, True, True, False]
+    summary = strict_json((output / "summary.json").read_text())
+    assert summary["shape"] == [[8, 12], [12, 12], [12, 14]]
+    saved = ur.training.restore(output / "weights.npz")
+    assert saved.layer is _config.make_model(load(folder / "chain.toml", {}))
+    Y = np.load(folder / "chain_signals.npz")["Y"].astype(np.float32)
+    codes = jax.vmap(saved.layer.apply, (None, None, 0))(saved.params, saved.D, Y[-8:])
+    for j, (judged, x) in enumerate(zip(summary["judged"]["learned"], codes)):
+        X = np.load(folder / "chain_signals.npz")[f"X_{j + 1}"][-8:].astype(np.float32)
+        assert judged["nmse"] == pytest.approx(float(ur.metrics.nmse(x, X)), rel=1e-4)
+        back = np.linalg.multi_dot([*map(np.asarray, saved.D[: j + 1]), np.asarray(x).T]).T
+        relative = np.linalg.norm(Y[-8:] - back) / np.linalg.norm(Y[-8:])
+        assert judged["relative_residual"] == pytest.approx(relative, rel=1e-4)
+    status, out, err = run("train", "--output", output, "--resume", "--steps", 6, "--json")
+    assert status == 0 and strict_json(out)["steps"] == 6, err
+
+    weights, signals = output / "weights.npz", "Y.npy"
+    saved = ur.training.restore(weights)
+    codes = jax.vmap(saved.layer.apply, (None, None, 0))(saved.params, saved.D, Y)
+    status, out, err = run("encode", weights, signals, "--output", tmp_path / "all.npz")
+    assert status == 0 and "  layer 3, 14 atoms: " in out, err
+    with np.load(tmp_path / "all.npz") as held:
+        assert sorted(held) == ["X_1", "X_2", "X_3"]
+        for name, x in zip(sorted(held), codes):
+            np.testing.assert_allclose(held[name], x, atol=1e-6)
+    status, out, _ = run("encode", weights, signals, "--output", tmp_path / "last.npy", "--json")
+    assert [layer["atoms"] for layer in strict_json(out)["layers"]] == [12, 12, 14]
+    np.testing.assert_allclose(np.load(tmp_path / "last.npy"), codes[2], atol=1e-6)
+
+    options = ("--sparsity", "2,1,1", "--bound", "0.5")
+    status, out, err = run("certify", output, *options, "--json")
+    found = strict_json(out)
+    expected = ur.theory.certify(
+        *(saved.layer, saved.params, saved.D),
+        **dict(sparsity=(2, 1, 1), bound=(0.5,) * 3, noise=(0.0,) * 3),
+    )
+    for layer, certificate in zip(found["layers"], expected, strict=True):
+        assert layer["error"] == certificate.error.tolist()
+        assert layer["holds"] is certificate.holds
+    bare = ur.training.save(tmp_path / "bare.npz", *saved[:3], dictionary=False)
+    files = [folder / f"D_{j}.npy" for j in (1, 2, 3)]
+    assert strict_json(run("certify", bare, *files, *options, "--json")[1]) == found
+    out = run("certify", weights)[1]
+    rows = {line[:24].strip(): line[24:].split() for line in out.splitlines()[2:]}
+    assert rows["family"] == ["lista_cp", "ista", "alista"] and rows["sparsity"] == ["1"] * 3
+
+
+def test_codes_that_are_all_zero_are_told(folder, run, tmp_path):
+    files = ("--dictionary", "D.npy", "Y.npy", "--output", tmp_path / "X.npy")
+    out = run("encode", "--method", "lasso", "--lam", 1e3, *files)[1]
+    assert "all codes are zero: try a smaller lam" in out and "0.0 nonzeros" in out
+    assert "all codes are zero" not in run("encode", "--method", "lasso", "--lam", 0.1, *files)[1]
+    out = run("encode", "--method", "omp", "--sparsity", 0, *files)[1]
+    assert "all codes are zero: try a smaller tol or a larger sparsity" in out
+
+
+QUICK = ("--steps", "2", "--batch", "8", "--depth", "2", "--evaluate_every", "1")
+
+
+@pytest.mark.slow
+def test_signals_without_codes_calibrate_a_start_and_choose_lam(folder, run):
+    own = ("train", "--dictionary", "D.npy", "--signals", "Y.npy", "--family", "ista")
+    more = ("--loss", "lasso", "--start", "calibrated", *QUICK)
+    status, out, err = run(*own, *more, "--output", "without_codes")
+    assert status == 0 and "calibrating on 28 signals, by the loss" in err
+    D, Y = (np.load(folder / f"{name}.npy") for name in "DY")
+    lam = float(f"{np.quantile(np.abs(Y @ D).max(1), 0.9) / 10:.3g}")  # of float32 arrays
+    assert f"lam = {lam:g}, a tenth of what gives nine signals in ten the code 0" in err
+    judged = ur.training.restore(folder / "without_codes" / "weights.npz").metadata["validation"]
+    summary = strict_json((folder / "without_codes" / "summary.json").read_text())
+    assert judged == summary["validation"] and judged["best"] < judged["zero"]
+    assert (
+        set(judged) == {"first", "best", "zero", "ista"} and f"{judged['ista']:.4g} of ISTA" in out
+    )
+    config = load(folder / "without_codes" / "config.toml", {})
+    assert config.problem.lam == config.layers[0].layer.lam == lam
+    status, _, err = run(*own, *more, "--output", "without_codes", "--resume", "--steps", "3")
+    assert status == 0, err
+
+
+@pytest.mark.slow
+def test_codes_are_made_once_and_kept(folder, run):
+    own = ("train", "--dictionary", "D.npy", "--signals", "Y.npy", "--codes", "lasso")
+    more = ("--family", "alista", "--start", "calibrated", "--ratio", "0.2", *QUICK)
+    status, _, err = run(*own, *more, "--output", "made")
+    D, Y = (np.load(folder / f"{name}.npy").astype(np.float32) for name in "DY")
+    lam = float(f"{0.2 * np.quantile(np.abs(Y.astype(float) @ D).max(1), 0.9):.3g}")
+    assert f"lam = {lam:g}, 0.2 of what gives nine signals in ten the code 0" in err
+    assert status == 0 and f"solving 40 LASSO problems, lam = {lam:g}\n" in err
+    assert load(folder / "made" / "config.toml", {}).layers[0].layer.lam == lam
+    X = np.load(folder / "made" / "codes.npz")["X"]
+    expected = ur.pursuit.lasso_batch(D, Y, lam)
+    assert f"{np.count_nonzero(X) / 40:.1f} nonzeros on average" in err
+    np.testing.assert_array_equal(X, expected.x)
+    status, _, err = run(*own, *more, "--output", "made", "--resume")
+    assert status == 0 and "solving" not in err
+
+
+@pytest.mark.slow
+def test_a_calibrated_start_is_good_where_the_unit_steps_of_theory_expand(tmp_path):
+    """Atoms of low frequencies: no step size near 1 is short enough for the weights of theory."""
+    rng, k = np.random.default_rng(0), np.arange(1, 12)
+    waves = np.cos(np.pi * np.outer(np.arange(24) + 0.5, k) / 24) / k**1.5
+    D, Y = waves @ rng.normal(size=(11, 48)), (waves @ rng.normal(size=(11, 200))).T
+    D /= np.linalg.norm(D, axis=0)
+    for name, array in {"D": D, "Y": Y}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    flags = dict(start="calibrated", codes="lasso", loss="log_nmse", output=str(tmp_path))
+    files = {n: str(tmp_path / f"{f}.npy") for n, f in (("dictionary", "D"), ("signals", "Y"))}
+    ready = _setup.setup(load(None, flags | files), lambda message: None)
+    Y, X = ready.tested_on
+
+    def error(layer, params):
+        return ur.metrics.nmse(jax.vmap(layer.apply, (None, None, 0))(params, ready.D, Y), X)
+
+    ista = ur.layers.ista(16, lam=ready.model.lam)
+    assert error(ready.model, ready.params) < error(ista, ista.init(None, ready.D)) - 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signals", ["planted", "chain_signals.npz"])
+def test_the_layers_of_a_chain_start_on_the_codes_of_the_layer_before(folder, signals):
+    text = CHAIN.replace("chain_signals.npz", signals).replace("depth = 2\nsup", START)
+    (folder / f"{signals}.toml").write_text(text)
+    ready = _setup.setup(load(folder / f"{signals}.toml", {}), lambda message: None)
+    ready.model.check(ready.params, ready.D)
+    Y, Xs = ready.tested_on
+    assert [X.shape[1] for X in Xs] == [12, 12, 14] and len(Y) == len(Xs[0])
+    for D, before, X in zip(ready.D, (Y, *Xs), Xs):
+        np.testing.assert_allclose(before, np.asarray(X) @ np.asarray(D).T, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_chain_trains_on_signals_without_codes(folder):
+    text = CHAIN.replace("chain_signals.npz", "Y.npy").replace("[training]", "[training]\n" + LASSO)
+    (folder / "unknown.toml").write_text(text.replace('start = "analytic"', ""))
+    ready = _setup.setup(load(folder / "unknown.toml", {}), lambda message: None)
+    ready.model.check(ready.params, ready.D)
+    text = text.replace('start = "analytic"', 'start = "calibrated"')
+    (folder / "unknown_too.toml").write_text(text)
+    told = []
+    calibrated = _setup.setup(load(folder / "unknown_too.toml", {}), told.append)
+    assert "layer 2: calibrating on 28 signals, by the loss: their codes are not known" in told
+    assert not np.array_equal(calibrated.params[1].steps.theta, ready.params[1].steps.theta)
+    assert ready.tested_on[1] is None and ready.sample(jax.random.key(0))[1] is None
+
+
+LASSO = 'loss = "lasso"'
+START = 'depth = 2\nstart = "calibrated"\nsup'
+
+
+# encode
+
+
+@pytest.fixture(scope="module")
+def saved(folder):
+    """Weights of ALISTA with support selection in the folder of the inputs, and broken ones."""
+    D, layer = np.load(folder / "D.npy").astype(np.float32), ur.layers.alista(2, support=(0.1, 0.3))
+    params = layer.init(jax.random.key(0), D)
+    save, steps = ur.training.save, params.steps
+    save(folder / "weights.npz", params, D, layer)
+    save(folder / "bare.npz", params, D, layer, dictionary=False)
+    save(folder / "plain.npz", params, D)
+    infinite = params._replace(steps=steps._replace(gamma=steps.gamma * np.float32(np.inf)))
+    save(folder / "infinite.npz", infinite, D, layer)
+    save(folder / "chain.npz", (params, params), (D, D))
+    with pytest.MonkeyPatch.context() as patch:  # `save` would refuse them
+        patch.setattr(ur.layers.Layer, "check", lambda self, params, D: None)
+        save(folder / "deeper.npz", params, D, ur.layers.alista(4, support=(0.1, 0.3)))
+        negative = params._replace(steps=steps._replace(theta=-steps.theta))
+        save(folder / "negative.npz", negative, D, layer)
+    (folder / "torn.npz").write_bytes((folder / "weights.npz").read_bytes()[:900])
+    (folder / "folder.npy").mkdir()
+    return layer, params, D
+
+
+def test_encode_writes_the_codes_of_the_layer(run, saved, tmp_path, folder):
+    layer, params, D = saved
+    Y = np.load(folder / "Y.npy").astype(np.float32)
+    expected = np.stack([layer.apply(params, D, y) for y in Y[:3]])
+    status, out, err = run(
+        "encode", "weights.npz", "Y.npy", "--output", tmp_path / "codes.npy", "--json"
+    )
+    assert status == 0, err
+    X, found = np.load(tmp_path / "codes.npy"), strict_json(out)
+    assert X.shape == (40, 12) and X.dtype == np.float32
+    np.testing.assert_allclose(X[:3], expected, atol=1e-6)
+    assert found["signals"] == 40 and found["atoms"] == 12
+    assert found["mean_nonzeros"] == pytest.approx((X != 0).sum() / 40)
+    assert found["relative_residual"] == pytest.approx(
+        np.linalg.norm(Y - X @ D.T) / np.linalg.norm(Y), rel=1e-5
+    )
+    # The same from an archive into an existing archive, with the dictionary from a file.
+    (tmp_path / "codes.npz").write_text("old")
+    status, out, err = run(
+        "encode", "bare.npz", "YX.npz", "--dictionary", "D.npy", "--output", tmp_path / "codes.npz"
+    )
+    assert status == 0 and "40 signals, 12 atoms: " in out and "relative residual" in out, err
+    assert np.array_equal(np.load(tmp_path / "codes.npz")["X"], X)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["codes.npy", "codes.npz"]
+
+
+def test_a_tolerance_that_the_start_meets_takes_no_step(run, saved):
+    options = ("--sparsity", 1, "--tolerance", 2)
+    status, out, _ = run("certify", "weights.npz", *options)
+    assert status == 0 and re.search(r"^steps to 2 +0$", out, re.MULTILINE), out
+    found = strict_json(run("certify", "weights.npz", *options, "--json")[1])
+    assert found["layers"][0]["steps"] == 0
+
+
+def test_encode_makes_the_folder_of_its_codes(run, saved, tmp_path):
+    codes = tmp_path / "new" / "folder" / "codes.npy"
+    status, _, err = run("encode", "weights.npz", "Y.npy", "--output", codes)
+    assert status == 0 and codes.exists(), err
+
+
+def test_encode_measures_faint_and_loud_signals(run, saved, tmp_path, folder):
+    Y = np.load(folder / "Y.npy")
+    for scale in (1e-30, 1e30):
+        np.save(tmp_path / "Y.npy", scale * Y)
+        files = ("weights.npz", tmp_path / "Y.npy", "--output", tmp_path / "codes.npy")
+        status, out, err = run("encode", *files, "--json")
+        assert status == 0, err
+        X = np.load(tmp_path / "codes.npy").astype(float)
+        residual = scale * Y - X @ np.load(folder / "D.npy").T
+        assert strict_json(out)["relative_residual"] == pytest.approx(
+            np.linalg.norm(residual) / np.linalg.norm(scale * Y), rel=1e-4
+        )
+
+
+def test_encode_leaves_the_old_codes_where_the_new_ones_cannot_be_written(
+    run, saved, folder, tmp_path, monkeypatch
+):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "codes.npy").write_text("old")
+    monkeypatch.setattr(os, "fsync", full)
+    status, _, err = run("encode", "weights.npz", "Y.npy", "--output", tmp_path / "codes.npy")
+    assert status == 2 and "No space left on device" in err
+    assert (tmp_path / "codes.npy").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["codes.npy"]
+
+
+def test_large_sets_are_encoded_in_chunks(saved, monkeypatch):
+    """Chunks of 1000 and a rest, each row as it is alone."""
+    layer, params, D = saved
+    Y = np.random.default_rng(1).normal(size=(1003, 8)).astype(np.float32)
+    X = _inputs.apply_in_chunks(layer.apply, params, D, Y)
+    np.testing.assert_allclose(
+        np.asarray(X)[[0, 1000, 1002]],
+        jax.vmap(lambda y: layer.apply(params, D, y))(Y[[0, 1000, 1002]]),
+        atol=1e-5,
+    )
+
+
+def test_encode_counts_signals_that_basis_pursuit_cannot_reproduce(run, tmp_path):
+    """Only rounding brings a signal with a mean into the range of atoms without one."""
+    atoms = np.random.default_rng(0).normal(size=(8, 16))
+    atoms = atoms - atoms.mean(0)
+    D = (atoms / np.linalg.norm(atoms, axis=0)).astype(np.float32)
+    np.save(tmp_path / "A.npy", D)
+    np.save(tmp_path / "S.npy", np.stack([D[:, 3], D[:, 3] + np.float32(0.5)]))
+    given = ("--method", "basis_pursuit", "--dictionary", tmp_path / "A.npy", tmp_path / "S.npy")
+    status, out, err = run("encode", *given, "--output", tmp_path / "X.npy")
+    assert status == 0, err
+    assert "\n1 codes miss the tolerance of basis_pursuit\n" in out, out
+
+
+@pytest.mark.slow
+def test_encode_takes_a_pursuit(run, saved, tmp_path, folder):
+    """OMP, alone in its dictionary; and of a chain, all codes, with what misses its tolerance."""
+    _, _, D = saved
+    Y = np.load(folder / "Y.npy").astype(np.float32)
+    given, codes = ("--method", "omp", "--sparsity", "2", "--dictionary", "D.npy"), tmp_path / "X"
+    status, out, err = run("encode", *given, "Y.npy", "--output", f"{codes}.npy", "--json")
+    assert status == 0, err
+    X, found = np.load(f"{codes}.npy"), strict_json(out)
+    expected = jax.vmap(lambda y: ur.pursuit.omp(D, y, sparsity=2))(Y).x
+    np.testing.assert_allclose(X, expected, atol=1e-5)
+    assert found["method"] == "omp" and found["missed_tolerance"] == 0 and "weights" not in found
+    assert found["mean_nonzeros"] == pytest.approx((X != 0).sum() / 40)
+    np.save(tmp_path / "B.npy", np.eye(12)[:, :6])
+    given = ("--method", "ml_ista", "--lams", "0.1,0.2", "--max-steps", "1", "--tol", "1e-9")
+    given += ("--dictionary", "D.npy", "--dictionary", tmp_path / "B.npy")
+    status, out, err = run("encode", *given, "Y.npy", "--output", f"{codes}.npz")
+    assert status == 0 and "  layer 2, 6 atoms: " in out, err
+    assert re.search(r"\n\d+ codes miss the tolerance of ml_ista\nml_ista -> ", out), out
+    with np.load(f"{codes}.npz") as archive:
+        assert {name: archive[name].shape for name in archive} == {"X_1": (40, 12), "X_2": (40, 6)}
+
+
+@pytest.mark.slow
+def test_encode_codes_signals_as_zero_beside_the_largest_of_the_file(run, tmp_path, monkeypatch):
+    """With a ratio, which makes rounding as large as a signal; `lasso` is that of batches."""
+    rng = np.random.default_rng(0)
+    D, Y = rng.normal(size=(8, 12)), rng.normal(size=(40, 8))
+    Y[[3, 30]] *= 1e-8
+    Y[30, 2] = 0  # an entry that is exactly zero, as differences of equal numbers are
+    Y[7], Y[20], Y[39] = 0, 1e-5 * Y[20], 9 * Y[39]
+    np.save(tmp_path / "D.npy", D), np.save(tmp_path / "Y.npy", Y)
+    monkeypatch.setattr(_encode, "_CHUNK", 16)
+    files = ("--dictionary", tmp_path / "D.npy", tmp_path / "Y.npy", "--output", tmp_path / "X.npy")
+    rows = Y.astype(np.float32)
+    rows[[3, 30]] = 0
+    expected = np.asarray(ur.pursuit.lasso_batch(D.astype(np.float32), rows, ratio=0.1).x)
+    for method in ("lasso", "lasso_batch"):
+        status, out, err = run("encode", "--method", method, "--ratio", 0.1, *files)
+        assert status == 0, err
+        assert "2 signals are zero beside the largest, to the rounding of float32: coded as" in out
+        X = np.load(tmp_path / "X.npy")
+        # Chunks of other sizes round other sums.
+        np.testing.assert_allclose(X, expected, rtol=1e-5, atol=1e-7)
+        assert not X[[3, 7, 30]].any() and X[20].any()
+    status, out, _ = run("encode", "--method", "lasso", "--ratio", 0.1, *files, "--json")
+    assert strict_json(out)["zero_beside_largest"] == 2
+    # The penalty lam has the units of the signals: no signal is too small for it.
+    status, out, _ = run("encode", "--method", "lasso", "--lam", 1e-10, *files, "--json")
+    assert strict_json(out)["zero_beside_largest"] == 0 and np.load(tmp_path / "X.npy")[3].any()
+
+
+ROW = np.arange(5)[:, None] == 3
+LOST = {  # rows of numbers near 1, in float64, that float32 loses
+    "faint": (lambda Y: 1e-40 * Y, "rows 0, 1, 2 and 2 others"),
+    "gone": (lambda Y: 1e-300 * Y, "rows 0, 1, 2 and 2 others"),
+    "one": (lambda Y: np.where(ROW, 1e-42 * Y, Y), "row 3"),
+    "in part": (lambda Y: np.where(ROW, 1e-36 * 0.1 ** np.arange(8), Y), "row 3"),
+    "subnormal": (lambda Y: np.where(ROW, 1e-40 * Y, Y).astype(np.float32), "row 3"),
+    "large": (lambda Y: np.where(ROW, 1e60 * Y, Y), "row 3"),
+}
+
+
+@pytest.mark.parametrize("kind", LOST)
+def test_rows_that_float32_loses_are_refused(kind):
+    """They were zero, and coded without an error; the first row of a chunk has its own number."""
+    change, told = LOST[kind]
+    Y = change(np.random.default_rng(0).normal(size=(5, 8)))
+    with pytest.raises(ValueError, match=rf"Y.npy: leaves the range of float32 \(in {told}\)"):
+        in_float32(Y, Path("Y.npy"))
+    with pytest.raises(ValueError, match=r"\(in row 1003\)"):
+        in_float32(Y[3:4], Path("Y.npy"), 1003)
+
+
+def test_what_float32_rounds_is_no_loss():
+    """Entries that are rounding beside those of their row, the least that are kept, and zeros."""
+    Y = np.array([[1, 1e-300, 0], [1e-31, 1e-39, 0], [0, 0, 0], [1.2e-38, -3e38, 1]])
+    assert np.array_equal(in_float32(Y, Path("Y.npy")), Y.astype(np.float32))
+    assert in_float32(Y[:0], Path("Y.npy")).shape == (0, 3)
+
+
+@pytest.fixture
+def streamed(monkeypatch):
+    """Chunks of 16 signals, progress after each, and the rows that were in memory together."""
+    seen, norms = [], _encode.residual_norms
+
+    def noted(Ds, Y, codes):
+        seen.append(len(Y))
+        return norms(Ds, Y, codes)
+
+    for name, value in {"_CHUNK": 16, "_PERIOD": -1.0, "residual_norms": noted}.items():
+        monkeypatch.setattr(_encode, name, value)
+    return seen
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_encode_streams_files_of_any_size(run, saved, tmp_path, folder, streamed, suffix):
+    """Also one above the limit for arrays that are read at once."""
+    layer, params, D = saved
+    Y, codes = np.load(folder / "Y.npy").astype(np.float32), tmp_path / f"codes{suffix}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ur.vision.datasets._arrays, "LARGEST_BYTES", Y.nbytes - 1)
+        status, out, err = run("encode", "weights.npz", "Y.npy", "--output", codes)
+    assert status == 0 and streamed == [16, 16, 8], err
+    assert re.findall(r"\] (.*)\n", err) == [f"{n} of 40 signals" for n in (16, 32, 40)]
+    X = np.load(codes) if suffix == ".npy" else np.load(codes)["X"]
+    expected = jax.vmap(layer.apply, (None, None, 0))(params, D, Y)
+    assert X.dtype == np.float32
+    np.testing.assert_allclose(X, expected, atol=1e-6)
+    assert f"{(X != 0).sum() / 40:.1f} nonzeros on average" in out
+    residual = np.linalg.norm(Y - X @ D.T) / np.linalg.norm(Y)
+    assert f"relative residual {residual:.4g}\n" in out
+
+
+def test_a_fault_in_a_late_chunk_leaves_nothing(run, saved, tmp_path, folder, streamed):
+    (tmp_path / "codes.npy").write_text("old")
+    Y = np.load(folder / "Y.npy")
+    for value, message in (
+        (np.nan, "Y.npy: has NaN or infinite entries (in row 35)"),
+        (2e38, "1 codes are not finite among signals 32 to 39, the first of signal 35; nothing"),
+    ):
+        Y[35] = value
+        np.save(tmp_path / "Y.npy", Y)
+        files = ("weights.npz", tmp_path / "Y.npy", "--output", tmp_path / "codes.npy")
+        status, out, err = run("encode", *files)
+        assert status == 2 and not out and message in err
+        assert (tmp_path / "codes.npy").read_text() == "old"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["Y.npy", "codes.npy"]
+
+
+def test_doctor_knows_the_memory_and_whether_the_cache_can_be_written(tmp_path, folder):
+    assert re.fullmatch(r"[\d.]+ GiB of the (host|device)", _doctor._memory())
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", str(folder / "D.npy"))
+        assert re.search("D.npy, which cannot be written: nothing will be kept", _doctor._cache())
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+        assert _doctor._cache() == f"{tmp_path}, writable"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_no_device_is_one_line(run, monkeypatch):
+    """A missing plugin is a bare assertion in jax, an unknown name a RuntimeError."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    for error, reason in (
+        (AssertionError(), "its plugin is not installed"),
+        (RuntimeError("not in\nthe list"), "not in"),
+    ):
+
+        def devices(error=error):
+            raise error
+
+        monkeypatch.setattr(jax, "devices", devices)
+        status, out, err = run("doctor")
+        told = f"no device for JAX_PLATFORMS=cuda: {reason}; try JAX_PLATFORMS=cpu"
+        assert (status, out, err) == (2, "", f"unrolled: {told}\n")

@@ -1,0 +1,768 @@
+"""Comparison: every number against numpy, and the contents of tables, JSON and figures."""
+
+import csv
+import io
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import registry
+from PIL import Image
+
+import unrolled as ur
+from unrolled import analytic, dictionaries, layers, problems, theory
+from unrolled._base.text import latex
+from unrolled.compare import QUANTILES, Comparison, DivergenceWarning, _measure, compare
+from unrolled.pursuit import _by_name
+
+M, N, DEPTH, LAM = 12, 24, 4, 0.05
+# Sums of some hundred terms, compiled differently, through four steps.
+ROUNDING = 1e4 * np.finfo(float).eps
+
+LISTA, LISTA_CP, ALISTA = layers.lista(DEPTH), layers.lista_cp(DEPTH), layers.alista(DEPTH)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """D, Y, X with a little noise; the last code is zero."""
+    D = dictionaries.gaussian(jax.random.key(1), M, N)
+    X = problems.exact_sparse(jax.random.key(2), (30, N), 2).at[-1].set(0)
+    noise = 0.01 * jax.random.normal(jax.random.key(3), (30, M))
+    return D, problems.synthesize(D, X) + noise, X
+
+
+@pytest.fixture(scope="module")
+def methods(problem):
+    """Families with and without weights, tied, untied and unstacked, some of the same form."""
+    D = problem[0]
+    start = {
+        name: layer.init(jax.random.key(0), D)
+        for name, layer in {"cp": LISTA_CP, "lista": LISTA, "al": ALISTA}.items()
+    }
+    moved = jax.tree.map(lambda leaf: 1.1 * leaf, start["cp"])
+    noise = 0.1 * jax.random.normal(jax.random.key(4), (N, N))
+    shaken = start["lista"]._replace(
+        shared=start["lista"].shared._replace(S=start["lista"].shared.S + noise)
+    )
+    steps = start["al"].steps._replace(gamma=jnp.asarray([1.0, 0.5, 0.25, 2.0]))
+    untied = layers.lista_cp(DEPTH, tied=False)
+    return {
+        "ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH)),
+        "LISTA-CP": (LISTA_CP, start["cp"]),
+        "LISTA-CP, learned": (LISTA_CP, moved),
+        "LISTA": (LISTA, start["lista"]),
+        "LISTA, learned": (LISTA, shaken),
+        "ALISTA": (ALISTA, start["al"]),
+        "ALISTA, learned": (ALISTA, start["al"]._replace(steps=steps)),
+        "untied": (untied, layers.unstack(untied.init(jax.random.key(0), D))),
+    }
+
+
+@pytest.fixture(scope="module")
+def result(methods, problem):
+    return compare(methods, *problem)
+
+
+@pytest.mark.slow
+def test_curves_against_direct_computation(result, methods, problem):
+    D, Y, X = problem
+    for name in ("LISTA-CP", "ALISTA, learned", "untied"):
+        layer, params = methods[name]
+        curve, X = result.curves[name], np.asarray(X)
+        codes = np.asarray(
+            jax.jit(jax.vmap(layer.iterates, (None, None, 0), out_axes=1))(params, D, Y)
+        )
+        error, energy = ((codes - X) ** 2).sum(2), (X**2).sum(1)
+        with np.errstate(divide="ignore"):
+            decibels = 10 * np.log10(error / np.where(energy > 0, energy, np.nan))
+        chosen, true = codes != 0, X != 0
+        hits = (chosen & true).sum(2)
+        with np.errstate(invalid="ignore"):
+            precision, recall = hits / chosen.sum(2), hits / true.sum(1)
+        expected = {
+            "nmse": 10 * np.log10(error.sum(1) / energy.sum()),
+            "mean_nmse": np.nanmean(decibels, 1),
+            "failure_rate": 1 - (error <= 0.01 * energy).mean(1),
+            "precision": np.nanmean(precision, 1),
+            "recall": np.nanmean(recall, 1),
+            "false_positives": (chosen & ~true).sum(2).mean(1),
+            "largest_l1": np.abs(codes - X).sum(2).max(1),
+        }
+        for field, value in expected.items():
+            # JAX takes the mean of booleans in float32.
+            rtol = 1e-7 if field == "failure_rate" else 1e-9
+            np.testing.assert_allclose(
+                getattr(curve, field), value, rtol, atol=ROUNDING, err_msg=f"{name} {field}"
+            )
+        # The zero code has an infinite error in decibels where its estimate is not zero.
+        per_signal = np.where(np.isnan(decibels), np.where(error > 0, np.inf, np.nan), decibels)
+        quantiles = np.nanquantile(per_signal, QUANTILES, axis=1).T
+        np.testing.assert_allclose(curve.quantiles, quantiles, rtol=1e-9, atol=ROUNDING)
+        assert curve.gap is None
+    assert 0 < result.curves["ALISTA, learned"].recall[-1] <= 1
+
+
+@pytest.mark.slow
+def test_thresholds_are_means_per_step(result, methods):
+    assert set(result.thresholds) == set(methods)
+    theta = np.asarray(methods["LISTA-CP, learned"][1].steps.theta)
+    np.testing.assert_array_equal(result.thresholds["LISTA-CP, learned"], theta)
+    layer, params = LISTA_CP, methods["LISTA-CP"][1]
+    per_atom = jnp.linspace(0, 1, DEPTH * N).reshape(DEPTH, N)
+    D = dictionaries.gaussian(jax.random.key(1), M, N)
+    found = compare(
+        {"a": (layer, params._replace(steps=params.steps._replace(theta=per_atom)))},
+        D,
+        D.T,
+        jnp.eye(N),
+    )
+    np.testing.assert_allclose(found.thresholds["a"], np.asarray(per_atom).mean(1), rtol=ROUNDING)
+
+
+def test_the_reference_is_the_first_earlier_method_of_the_same_form(result):
+    expected = {
+        "LISTA-CP, learned": "LISTA-CP",
+        "LISTA, learned": "LISTA",
+        "ALISTA, learned": "ALISTA",
+    }
+    assert result.references == expected and set(result.changes) == set(expected)
+
+
+def test_a_named_reference(methods, problem):
+    names = ("LISTA-CP", "LISTA-CP, learned", "LISTA")
+    found = compare(
+        {name: methods[name] for name in names}, *problem, reference="LISTA-CP, learned"
+    )
+    assert found.references == {"LISTA-CP": "LISTA-CP, learned"}
+    # The start is 1 / 1.1 times the reference.
+    assert all(
+        c.distance == pytest.approx(1 - 1 / 1.1, rel=ROUNDING) for c in found.changes["LISTA-CP"]
+    )
+
+
+def test_changes_against_direct_computation(result, methods):
+    scaled = {c.leaf: c for c in result.changes["LISTA-CP, learned"]}
+    assert (
+        set(scaled) == {"W", "theta"}
+        and len(scaled["W"].per_step) == 1
+        and len(scaled["theta"].per_step) == DEPTH
+    )
+    for change in scaled.values():
+        assert change.distance == pytest.approx(0.1, rel=ROUNDING)
+        np.testing.assert_allclose(change.per_step, 0.1, rtol=ROUNDING)
+    shaken = {c.leaf: c for c in result.changes["LISTA, learned"]}
+    before, after = (np.asarray(methods[name][1].shared.S) for name in ("LISTA", "LISTA, learned"))
+    distance = np.linalg.norm(after - before) / np.linalg.norm(before)
+    assert shaken["S"].distance == pytest.approx(distance, rel=ROUNDING)
+    assert shaken["B"].distance == 0 and shaken["theta"].distance == 0
+    gamma = {c.leaf: c for c in result.changes["ALISTA, learned"]}["gamma"]
+    before, after = (
+        np.asarray(methods[name][1].steps.gamma) for name in ("ALISTA", "ALISTA, learned")
+    )
+    moved = np.abs(after - before)
+    np.testing.assert_allclose(gamma.per_step, moved / np.abs(before), rtol=ROUNDING)
+    whole = np.linalg.norm(moved) / np.linalg.norm(before)
+    assert gamma.distance == pytest.approx(whole, rel=ROUNDING)
+
+
+def weights_by_hand(W, D):
+    """The least, mean and largest w_i . d_i, mu_W and rms at a unit diagonal, largest product."""
+    products = np.asarray(W).T @ np.asarray(D)
+    diagonal, off = np.diag(products), ~np.eye(N, dtype=bool)
+    scaled = (products / diagonal[:, None])[off]
+    ends = diagonal.min(), diagonal.mean(), diagonal.max()
+    sizes = np.abs(scaled).max(), np.sqrt((scaled**2).mean()), np.abs(products[off]).max()
+    return (*ends, *sizes)
+
+
+def test_couplings_against_dense_algebra(result, methods, problem):
+    D = problem[0]
+    assert set(result.couplings) == set(methods)
+    W = {
+        "ISTA": D / float(ur.dictionaries.spectral_norm(D)) ** 2,
+        "LISTA-CP": methods["LISTA-CP"][1].shared.W,
+        "LISTA": methods["LISTA"][1].shared.B,
+        "untied": methods["untied"][1].steps[2].W,
+    }
+    for name, matrix in W.items():
+        c = result.couplings[name]
+        assert len(c.mu_W) == (DEPTH if name in ("ISTA", "untied") else 1)
+        found = [column[-1] for column in c[:6]]
+        np.testing.assert_allclose(found, weights_by_hand(matrix, D), rtol=ROUNDING)
+    learned, gammas = result.couplings["ALISTA, learned"], (1.0, 0.5, 0.25, 2.0)
+    for k, gamma in enumerate(gammas):
+        found = [column[k] for column in learned[:6]]
+        expected = weights_by_hand(gamma * methods["ALISTA"][1].shared.W, D)
+        np.testing.assert_allclose(found, expected, rtol=ROUNDING)
+
+
+def test_the_couplings_of_every_family(problem):
+    """One row a step, or one where all steps have the same weights, as without own params."""
+    D, key = problem[0], jax.random.key(0)
+    made = {name: build(2) for name, build in registry.FAMILIES.items()}
+    made = {name: (layer, layer.init(key, D)) for name, layer in made.items()}
+    couplings = compare(made, *problem).couplings
+    assert set(couplings) == {n for n, (layer, _) in made.items() if layer.weights is not None}
+    for name, coupling in couplings.items():
+        layer, params = made[name]
+        steps = layers.unstack(params).steps or (None,)
+        for k, p in enumerate(steps[: len(coupling.mu_W)]):
+            W, gamma, _ = layer.weights(params.shared, p, D)
+            W = dictionaries.dense(W) * (1 if gamma is None else gamma)
+            found = [column[k] for column in coupling[:6]]
+            np.testing.assert_allclose(found, weights_by_hand(W, D), rtol=ROUNDING)
+
+
+def test_the_coupling_mismatch(result, methods, problem):
+    """It is 0 if built in, rounding for LISTA at its start, and the distance of a moved S."""
+    for name in ("LISTA-CP", "LISTA-CP, learned", "ALISTA, learned", "untied"):
+        np.testing.assert_array_equal(result.couplings[name].mismatch, 0)
+    assert result.couplings["LISTA"].mismatch.max() < ROUNDING
+    B, S = (np.asarray(leaf) for leaf in methods["LISTA, learned"][1].shared)
+    distance = np.linalg.norm(S - np.eye(N) + B.T @ np.asarray(problem[0])) / np.linalg.norm(S)
+    assert distance > 0.1
+    np.testing.assert_allclose(result.couplings["LISTA, learned"].mismatch, distance, rtol=ROUNDING)
+    D, layer = problem[0], layers.lfista(DEPTH)
+    momentum = compare({"LFISTA": (layer, layer.init(None, D))}, *problem).couplings["LFISTA"]
+    assert momentum.mismatch.max() < ROUNDING  # FISTA has the fixed points of ISTA
+
+
+@pytest.mark.slow
+def test_the_gap_to_the_lasso_optimum(problem):
+    D, Y, X = problem
+    long = layers.fista(300)
+    found = compare(
+        {
+            "ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH)),
+            "FISTA": (long, analytic.ista(D, LAM, 300)),
+        },
+        D,
+        Y,
+        X,
+        lam=LAM,
+    )
+    ista, fista = found.curves["ISTA"].gap, found.curves["FISTA"].gap
+    # The optimum is known to a duality gap of 1e-6 of the energy of a signal, which is below 20
+    # times the objective.
+    assert ista.shape == (DEPTH,) and (np.diff(ista) < 0).all() and ista[-1] > 1e-3
+    assert fista.shape == (300,) and fista.min() > -2e-5 and abs(fista[-1]) < 2e-5
+    codes = np.asarray(jax.vmap(long.apply, (None, None, 0))(analytic.ista(D, LAM, 300), D, Y))
+
+    def objective(x):
+        return ((np.asarray(Y) - x @ np.asarray(D).T) ** 2).sum(1) / 2 + LAM * np.abs(x).sum(1)
+
+    first = np.asarray(
+        jax.vmap(layers.ista(1).apply, (None, None, 0))(analytic.ista(D, LAM, 1), D, Y)
+    )
+    expected = (objective(first) - objective(codes)).sum() / objective(codes).sum()
+    assert ista[0] == pytest.approx(expected, abs=4e-5)
+    assert "(F - F*) / F*" in found.table() and f"{ista[-1]:.2e}" in found.table()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("k", [(-70, -70), (0, -70), (40, -30)])
+def test_gaps_have_no_scale(problem, k):
+    """F is divided by 2^(2 b), which leaves the range of float32 before the signals do."""
+    D, Y, X = (np.asarray(v, np.float32) for v in problem)
+    a, b = k
+    layer = layers.ista(DEPTH)
+    codes = jax.vmap(layer.apply, (None, None, 0))(analytic.ista(D, LAM, DEPTH), D, Y)
+    methods = {"codes": codes, "none": 0 * codes}
+    exact = compare(methods, D, Y, X, lam=LAM).curves
+    scaled = (np.ldexp(v, n) for v, n in ((D, a), (Y, b), (X, b - a)))
+    moved = {name: jnp.ldexp(x, b - a) for name, x in methods.items()}
+    found = compare(moved, *scaled, lam=np.ldexp(LAM, a + b)).curves
+    for name in methods:
+        assert found[name].gap == exact[name].gap and exact[name].gap > 1e-3
+
+
+def test_no_codes_are_better_than_the_optimum(problem):
+    """Atoms that nearly depend: 3,000 steps of FISTA do not get to the optimum."""
+    D, Y, _ = (np.asarray(v, np.float32) for v in problem)
+    D, lam = D[:, :1] + np.float32(0.01) * D, 1e-4
+    codes = ur.pursuit.lasso_batch(D, Y, lam, tol=1e-9).x
+    found = compare({"optimal": codes}, D, Y, codes, lam=lam)
+    # The same objectives, but for the rounding of the units.
+    assert abs(found.curves["optimal"].gap[-1]) <= 8 * 2.0**-23 and not found.uncertified
+
+
+@pytest.mark.slow
+def test_an_optimum_without_a_certificate_is_told(problem, monkeypatch):
+    D, Y, X = problem
+    methods = {"ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH))}
+    exact = compare(methods, D, Y[1:], X[1:], lam=LAM).curves["ISTA"].gap
+
+    def spoilt(*arguments, **options):
+        found = ur.pursuit.lasso_batch(*arguments, **options)
+        return found._replace(converged=found.converged.at[0].set(False))
+
+    monkeypatch.setattr(_measure, "lasso_optima", spoilt)
+    with pytest.warns(UserWarning, match="compare: 1 signal is not in the gaps: no duality gap"):
+        found = compare(methods, D, Y, X, lam=LAM)
+    assert found.uncertified == 1 and "no duality gap certifies F*" in found.table()
+    assert found.curves["ISTA"].gap == pytest.approx(exact, rel=1e-12)
+
+
+@pytest.mark.slow
+def test_a_dictionary_too_large_for_its_gram_matrix_is_solved_by_fista(problem, monkeypatch):
+    D, Y, X = problem
+    methods = {"ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH))}
+    exact = compare(methods, D, Y, X, lam=LAM)
+    monkeypatch.setattr(_by_name, "_LARGEST", 10)
+    found = compare(methods, D, Y, X, lam=LAM)
+    # FISTA stops at a duality gap of 1e-6 of the energy, below 20 times the objective.
+    assert found.curves["ISTA"].gap == pytest.approx(exact.curves["ISTA"].gap, abs=4e-5)
+    monkeypatch.setattr(_by_name, "_MAX_STEPS", 10)
+    with pytest.warns(UserWarning, match="compare: 29 signals are not in the gaps"):
+        found = compare(methods, D, Y[:-1], X[:-1], lam=LAM)
+    assert np.isnan(found.curves["ISTA"].gap).all()  # the last one has the code 0
+
+
+@pytest.mark.slow
+def test_a_zero_signal_leaves_the_gap_finite(problem):
+    """A flat patch of a picture has one: its optimum is 0, where every method starts."""
+    D, Y, X = problem
+    methods = {"ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH))}
+    gap = compare(methods, D, Y.at[0].set(0), X.at[0].set(0), lam=LAM).curves["ISTA"].gap
+    assert np.isfinite(gap).all() and (gap > 0).all()
+
+
+def test_json_holds_everything_without_nan(result):
+    def refuse(constant):
+        raise AssertionError(f"{constant} in JSON")
+
+    held = json.loads(result.to_json(), parse_constant=refuse)
+    assert set(held) == set(Comparison._fields)
+    assert list(held["curves"]) == list(result.curves)
+    assert held["curves"]["ALISTA"]["nmse"] == result.curves["ALISTA"].nmse.tolist()
+    assert held["changes"]["LISTA, learned"][1]["leaf"] == "S"
+    assert held["references"] == result.references
+
+
+def test_json_turns_what_is_not_finite_into_null(problem):
+    """Zero codes have no NMSE in decibels; codes that are not zero are worse than the zero code."""
+    D, Y, X = problem
+    methods = {"ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH))}
+    with pytest.warns(DivergenceWarning, match="ISTA diverges: its error is not finite from step"):
+        found = compare(methods, D, Y, 0 * X)
+    assert not np.isfinite(found.curves["ISTA"].nmse).any()
+    assert json.loads(found.to_json())["curves"]["ISTA"]["nmse"] == [None] * DEPTH
+
+
+def test_a_bar_in_a_name_is_no_column(result):
+    renamed = result._replace(curves={"a|b": result.curves["ALISTA"]})
+    row = renamed.table().split("\n")[2]
+    assert row.startswith(r"| a\|b | ")
+    assert len(re.split(r"(?<!\\)\|", row)) == len(result.table().split("\n")[0].split("|"))
+
+
+def test_tables_have_a_row_per_method(result, methods):
+    for table in (result.table(), result.parameters_table()):
+        header, rule, *rows = table.split("\n")
+        assert [row.split("|")[1].strip() for row in rows] == list(methods)
+        assert {line.count("|") for line in (header, rule, *rows)} == {header.count("|")}
+    curve = result.curves["ALISTA"]
+    (row,) = [row for row in result.table().split("\n") if row.startswith("| ALISTA |")]
+    errors = f"| {curve.nmse[-1]:.1f} | {curve.mean_nmse[-1]:.1f} | {curve.failure_rate[-1]:.1%} |"
+    assert f"| {DEPTH} {errors}" in row
+    assert "| gamma " in result.parameters_table() or ", theta " in result.parameters_table()
+
+
+@pytest.mark.slow
+def test_the_figure_draws_every_method(result, methods, tmp_path):
+    figure = result.plot()
+    error = figure.axes[0]
+    assert [line.get_label() for line in error.get_lines()] == list(methods)
+    for line, curve in zip(error.get_lines(), result.curves.values()):
+        np.testing.assert_array_equal(line.get_xdata(), np.arange(1, DEPTH + 1))
+        np.testing.assert_array_equal(line.get_ydata(), curve.nmse)
+    counts = [len(axes.get_lines()) for axes in figure.axes]
+    assert counts == [len(methods)] * 5 + [len(result.couplings)]
+    figure.savefig(tmp_path / "figure.png", dpi=40)
+    with Image.open(tmp_path / "figure.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 1
+
+
+@pytest.mark.slow
+def test_codes_stand_for_themselves(methods, problem):
+    """Their numbers are those of the last step of the layer that found them."""
+    D, Y, X = problem
+    layer, params = methods["LISTA-CP"]
+    codes = jax.vmap(layer.apply, (None, None, 0))(params, D, Y)
+    found = compare({"layer": (layer, params), "codes": codes}, D, Y, X, lam=LAM)
+    for a, b in zip(found.curves["layer"], found.curves["codes"]):
+        assert b.shape == (1, *a.shape[1:])
+        np.testing.assert_allclose(b[0], a[-1], rtol=1e-4, atol=1e-4)
+    assert found.given == ("codes",) and "codes" not in found.thresholds | found.guarantees
+    assert found.table().splitlines()[3].startswith("| codes |  | ")
+    json.loads(found.to_json())
+    lines = {line.get_label(): line for line in found.plot().axes[0].lines}
+    assert len(set(lines["codes"].get_ydata())) == 1 and len(lines["codes"].get_xdata()) == DEPTH
+    only = compare({"a": np.asarray(codes), "b": 0 * codes}, D, Y, X)
+    assert only.given == ("a", "b") and only.silent == ("b",) and not only.changes
+    with pytest.raises(ValueError, match=r"'codes' has codes of \[\(29, 24\)\]; expected"):
+        compare({"codes": codes[1:]}, D, Y, X)
+
+
+def test_what_does_not_fit_is_refused(methods, problem):
+    D, Y, X = problem
+    one = {"ISTA": methods["ISTA"]}
+    with pytest.raises(ValueError, match="at least one method, got none"):
+        compare({}, D, Y, X)
+    with pytest.raises(ValueError, match="unknown reference 'FISTA'; expected one of ISTA"):
+        compare(one, D, Y, X, reference="FISTA")
+    for bad in ((X, Y), (Y, X[1:]), (Y[0], X[0]), (Y[:0], X[:0]), (Y, X[:, 1:])):
+        with pytest.raises(ValueError, match=r"expected \(batch, 12\) and \(batch, 24\)"):
+            compare(one, D, *bad)
+    with pytest.raises(ValueError, match="steps but the layer has depth 5"):
+        compare({"ISTA": (layers.ista(5), methods["ISTA"][1])}, D, Y, X)
+
+
+def test_what_is_no_method_is_refused(methods, problem):
+    layer, params = methods["ISTA"]
+    for bad, told in ((layer, "a ista"), ((params, layer), "a pair that begins with a Unrolled")):
+        with pytest.raises(TypeError, match=f"'x' is {told}; expected .layer, params."):
+            compare({"x": bad}, *problem)
+    D, Y, X = problem
+    pursued = jax.eval_shape(lambda y: ur.pursuit.omp(D, y, sparsity=2), Y[0])
+    record = jax.tree.map(lambda leaf: np.zeros(leaf.shape), pursued)
+    with pytest.raises(TypeError, match="'x' is a Pursuit; expected .*, or codes"):
+        compare({"x": record}, *problem)
+    with pytest.raises(TypeError, match="the codes of 'x' is complex128"):
+        compare({"x": np.asarray(X) * 1j}, *problem)
+    for unnamed in ([(layer, params)], {1: (layer, params)}):
+        with pytest.raises(TypeError, match="methods must be a dict by name"):
+            compare(unnamed, *problem)
+    network = ur.dsc([layer])
+    mixed = {"one": (layer, params), "chain": (network, (params,))}
+    with pytest.raises(TypeError, match="'one' is a layer and 'chain' a network.*compare them"):
+        compare(mixed, *problem)
+    with pytest.raises(ValueError, match="compare: Y or X has NaN"):
+        compare({"ISTA": methods["ISTA"]}, D, Y.at[0, 0].set(np.nan), X)
+
+
+# The results of a training
+
+
+def trained(problem, layer, D, **options):
+    _, Y, X = problem
+    return ur.fit(
+        *(layer, layer.init(None, D), D, lambda key: (Y, X)),
+        **dict(optimizer=optax.sgd(1e-3), steps=2, key=0, validation=(Y, X)),
+        **options,
+    )
+
+
+@pytest.mark.slow
+def test_the_result_of_a_training_is_a_method(problem):
+    """Its best params run with the dictionary that was learned with them."""
+    D, Y, X = problem
+    fit = trained(problem, ALISTA, D, learn_dictionary=True)
+    assert fit.model is ALISTA and not np.array_equal(fit.D, D)
+    found, expected = compare({"a": fit}, D, Y, X), compare({"a": (ALISTA, fit.best)}, fit.D, Y, X)
+    np.testing.assert_array_equal(found.curves["a"].nmse, expected.curves["a"].nmse)
+    np.testing.assert_array_equal(found.couplings["a"], expected.couplings["a"])
+    with pytest.raises(ValueError, match=r"'a' was trained with D of \[\(12, 24\)\]; expected"):
+        compare({"a": fit}, jnp.eye(12), Y, Y)
+
+
+# Guarantees
+
+
+def certified(depth=6):
+    """A dictionary and params that theory certifies for s = 2, and the same params "learned"."""
+    D, layer = dictionaries.identity_hadamard(16), layers.alista(depth)
+    params = analytic.alista(D, depth=depth, sparsity=2, bound=1.0)
+    lower = params._replace(steps=params.steps._replace(theta=params.steps.theta / 2))
+    return D, {"analytic": (layer, params), "learned": (layer, lower)}
+
+
+@pytest.mark.slow
+def test_guarantees_are_those_of_the_theory():
+    """For the class of the sample by default, or for the class that is given."""
+    D, methods = certified()
+    X = problems.bounded(jax.random.key(0), (40, 32), 2, 1.0)
+    Y = problems.synthesize(D, X)
+    found = compare(methods, D, Y, X)
+    noise = np.abs(np.asarray(Y) - np.asarray(X) @ np.asarray(D).T).sum(1).max()
+    for name, (layer, params) in methods.items():
+        held = found.guarantees[name]
+        assert held[:2] == (2, float(jnp.abs(X).max()))
+        assert held.noise == pytest.approx(noise, abs=1e-14)
+        options = dict(zip(("sparsity", "bound", "noise"), held))
+        expected = theory.certify(layer, params, D, **options)
+        np.testing.assert_array_equal(held.certificate.error, expected.error)
+        # The sample is of the class: the theorem bounds every error of it.
+        assert (found.curves[name].largest_l1 <= expected.error[1:]).all()
+    given = compare(methods, D, Y, X, sparsity=3, bound=0.5, noise=0.1).guarantees["learned"]
+    assert given[:3] == (3, 0.5, 0.1)
+
+
+def test_a_learned_dictionary_has_a_noise_of_its_own():
+    """What it does not synthesise of the signals is noise to its theorem."""
+    D, methods = certified()
+    X = problems.bounded(jax.random.key(0), (40, 32), 2, 1.0)
+    Y = problems.synthesize(D, X)
+    layer, params = methods["analytic"]
+    other, _ = dictionaries.normalize(D + 0.01 * jax.random.normal(jax.random.key(1), D.shape))
+    learned = ur.training.Fit(params, params, other, None, layer)
+    found = compare({"analytic": (layer, params), "learned": learned}, D, Y, X)
+    for name, own in {"analytic": D, "learned": other}.items():
+        noise = np.abs(np.asarray(Y) - np.asarray(X) @ np.asarray(own).T).sum(1).max()
+        assert found.guarantees[name].noise == pytest.approx(noise, abs=1e-14)
+
+
+@pytest.mark.slow
+def test_the_table_shows_what_training_did_to_the_guarantee():
+    D, methods = certified()
+    X = problems.bounded(jax.random.key(0), (40, 32), 2, 1.0)
+    methods["LISTA"] = (layers.lista(2), layers.lista(2).init(None, D))
+    found = compare(methods, D, problems.synthesize(D, X), X, sparsity=2, bound=1.0, noise=0.0)
+    head, _, *rows = found.guarantees_table().split("\n")
+    assert "guaranteed l1 error | steps without false positives | largest s" in head
+    analytic_row, learned, without = ([c.strip() for c in row.split("|")[1:-1]] for row in rows)
+    certificate = found.guarantees["analytic"].certificate
+    assert analytic_row[:5] == ["analytic", "2", "1", "0", "2"]
+    assert analytic_row[5:7] == [f"{certificate.error[-1]:.2e}", "6 of 6"]
+    assert learned[5:7] == ["none", "0 of 6"] and int(learned[7]) < int(analytic_row[7])
+    assert without == ["LISTA", *[""] * 7]
+
+
+def test_params_that_are_not_finite_have_no_guarantee(problem):
+    D, Y, X = problem
+    params = LISTA_CP.init(None, D)
+    broken = params._replace(
+        steps=params.steps._replace(theta=params.steps.theta.at[1].set(jnp.inf))
+    )
+    assert compare({"broken": (LISTA_CP, broken)}, D, Y, X).guarantees == {}
+
+
+# Divergence
+
+
+def test_a_method_that_ends_worse_than_the_zero_code_is_marked(problem):
+    """In a field, in the table and by one warning; a large step size diverges."""
+    D, Y, X = problem
+    params = LISTA_CP.init(None, D)
+    far = params._replace(shared=params.shared._replace(W=4 * params.shared.W))
+    methods = {"good": (LISTA_CP, params), "bad": (LISTA_CP, far)}
+    with pytest.warns(
+        DivergenceWarning, match="^compare: bad diverges: its codes are worse than zero"
+    ) as caught:
+        found = compare(methods, D, Y, X)
+    assert len(caught) == 1 and set(found.diverged) == {"bad"}
+    nmse = found.curves["bad"].nmse
+    step = found.diverged["bad"].step
+    assert (nmse[step - 1 :] > 0).all() and (step == 1 or nmse[step - 2] <= 0)
+    (row,) = [line for line in found.table().split("\n") if line.startswith("| bad")]
+    assert f"| {nmse[-1]:.1f} (diverges) |" in row
+    note = f"bad diverges: its codes are worse than zero codes: their NMSE is {nmse[-1]:.6g} dB"
+    assert found.table().split("\n\n")[1].startswith(note)
+    assert json.loads(found.to_json())["diverged"]["bad"]["step"] == step
+
+
+def test_codes_that_are_not_finite_diverge(problem):
+    D, Y, X = problem
+    params = LISTA_CP.init(None, D)
+    broken = params._replace(shared=params.shared._replace(W=params.shared.W * 1e200))
+    with pytest.warns(DivergenceWarning, match="x diverges: its error is not finite from step"):
+        found = compare({"x": (LISTA_CP, broken)}, D, Y, X)
+    assert found.diverged["x"].step <= DEPTH
+
+
+def test_an_objective_above_that_of_the_zero_code_diverges(problem):
+    """The codes are near the true ones, but lam is so large that the zero code is optimal."""
+    D, Y, X = problem
+    methods = {"ISTA": (layers.ista(DEPTH), analytic.ista(D, LAM, DEPTH))}
+    with pytest.warns(
+        DivergenceWarning, match=r"worse than zero codes: their \(F - F\*\) / F\* is"
+    ):
+        found = compare(methods, D, Y, X, lam=100.0)
+    assert found.curves["ISTA"].nmse[-1] < 0 and set(found.diverged) == {"ISTA"}
+
+
+def test_codes_no_worse_than_zero_are_not_marked(problem):
+    """The zero code itself, and codes without any error."""
+    D, Y, X = problem
+    silent = LISTA_CP.init(None, D)
+    silent = silent._replace(steps=silent.steps._replace(theta=1e3 * silent.steps.theta))
+    found = compare({"quiet": (LISTA_CP, silent)}, D, Y, X)
+    assert not found.diverged and found.silent == ("quiet",)
+    assert found.table().endswith("\n\nThese methods return only zeros: quiet.")
+    for lam in (None, LAM):
+        exact = compare({"exact": (LISTA_CP, silent)}, D, 0 * Y, 0 * X, lam=lam)
+        assert not exact.diverged and not exact.silent
+    assert exact.curves["exact"].gap.tolist() == [0.0] * DEPTH
+
+
+# Without codes
+
+
+@pytest.fixture(scope="module")
+def unknown(methods, problem):
+    D, Y, _ = problem
+    given = {name: methods[name] for name in ("ISTA", "LISTA-CP")}
+    given["few"] = ur.pursuit.omp_batch(D, Y, 1).x
+    return given, compare(given, D, Y, lam=LAM)
+
+
+def test_the_share_of_signals_worse_than_zero(problem):
+    """By the error of the code, and where codes are not known by the objective."""
+    D, Y, X = problem
+    turned = X.at[::10].mul(-1)  # twice as far as zero; the last code, 0, is as far
+    assert compare({"turned": turned}, D, Y, X).curves["turned"].worse[-1] == 3 / 30
+    found = compare({"turned": turned}, D, Y, lam=LAM).curves["turned"].worse[-1]
+    objective = jax.vmap(ur.pursuit.lasso_objective, (None, 0, 0, None))
+    F, zero = (np.asarray(objective(D, Y, codes, LAM)) for codes in (turned, 0 * X))
+    assert found == np.mean(zero * (1 + 1e-5) < F) > 0
+
+
+def test_a_cell_without_a_certified_optimum_is_empty(problem, monkeypatch):
+    D, Y, X = problem
+
+    def spoilt(*arguments, **options):
+        found = ur.pursuit.lasso_batch(*arguments, **options)
+        return found._replace(converged=np.zeros_like(found.converged))
+
+    monkeypatch.setattr(_measure, "lasso_optima", spoilt)
+    with pytest.warns(UserWarning, match="30 signals are not in the gaps"):
+        found = compare({"codes": X}, D, Y, lam=LAM)
+    columns, _, row = (line.split(" | ") for line in found.table().splitlines()[:3])
+    cells = dict(zip(columns, row))
+    assert cells["(F - F*) / F*"].strip() == cells["worse than zero"].strip() == ""
+    assert "nan" not in found.table()
+
+
+def test_without_codes_the_objective_judges(unknown, problem):
+    """The codes of the LASSO stand for the true ones: its gaps and curves are those with them."""
+    given, found = unknown
+    D, Y, _ = problem
+    optimum = ur.pursuit.lasso_batch(D, Y, LAM, tol=1e-9)
+    assert optimum.converged.all() and not found.known and found.lam == LAM
+    expected = compare(given, D, Y, optimum.x, lam=LAM)
+    for name, curve in found.curves.items():
+        np.testing.assert_allclose(curve.gap, expected.curves[name].gap, rtol=1e-9)
+        np.testing.assert_allclose(curve.nmse, expected.curves[name].nmse, rtol=1e-9)
+    columns = found.table().splitlines()[0]
+    assert "(F - F*) / F*" in columns and "NMSE" not in columns
+
+
+def test_what_codes_rebuild_and_cost(unknown, problem):
+    given, found = unknown
+    D, Y, _ = (np.asarray(A) for A in problem)
+    layer, params = given["ISTA"]
+    codes = np.asarray(jax.vmap(layer.iterates, (None, None, 0), out_axes=1)(params, D, Y))
+    errors, curve = codes @ D.T - Y, found.curves["ISTA"]
+    residual = np.sqrt((errors**2).sum((1, 2)) / (Y**2).sum())
+    np.testing.assert_allclose(curve.residual, residual, rtol=1e-9)
+    psnr = 10 * np.log10((Y.max() - Y.min()) ** 2 / (errors**2).mean((1, 2)))
+    np.testing.assert_allclose(curve.psnr, psnr, rtol=1e-9)
+    np.testing.assert_allclose(curve.nonzeros, (codes != 0).sum(2).mean(1))
+    cost = found.costs["ISTA"]
+    assert cost.products == 2 * DEPTH and 0 < cost.seconds < 60  # D x and D'r a step
+    assert "few" not in found.costs and set(found.costs) == {"ISTA", "LISTA-CP"}
+    row = next(line for line in found.table().splitlines() if line.startswith("| ISTA"))
+    assert f"| {residual[-1]:.4f} | {psnr[-1]:.2f} |" in row and row.endswith("| 8 |")
+
+
+@pytest.mark.slow
+def test_a_pursuit_of_another_problem_does_not_diverge(problem):
+    """Codes that reproduce their signals, where the LASSO has a large weight."""
+    D, Y, _ = problem
+    few = ur.pursuit.omp_batch(D, Y, 8).x
+    found = compare({"few": few, "ISTA": (layers.ista(2), analytic.ista(D, 1, 2))}, D, Y, lam=1)
+    zero = compare({"zero": 0 * few}, D, Y, lam=1)
+    assert found.curves["few"].gap[-1] > zero.curves["zero"].gap[-1] and not found.diverged
+    with pytest.warns(DivergenceWarning, match="few diverges: its codes are not finite"):
+        compare({"few": few * np.nan}, D, Y, lam=0.5)
+
+
+@pytest.mark.slow
+def test_a_layer_above_zero_codes_diverges_without_codes(problem):
+    D, Y, _ = problem
+    layer = layers.ista(3)
+    params = layer.init(None, D)
+    wild = params._replace(steps=params.steps._replace(gamma=10 * params.steps.gamma))
+    with pytest.warns(
+        DivergenceWarning,
+        match="wild diverges: its codes are worse than zero codes: their .F - F.. / F. is",
+    ):
+        found = compare({"wild": (layer, wild)}, D, Y, lam=LAM)
+    assert "wild (diverges)" in found.table()
+
+
+def test_lam_is_chosen_and_told(problem):
+    D, Y, _ = (np.asarray(A) for A in problem)
+    method = {"ISTA": (layers.ista(2), analytic.ista(jnp.asarray(D), LAM, 2))}
+    found = compare(method, D, Y)
+    lam = np.quantile(np.abs(Y @ D).max(1), 0.9) / 10
+    assert found.lam == pytest.approx(lam, rel=1e-12)
+    assert (
+        f"lam = {lam:.4g}, a tenth of what gives nine signals in ten the code 0." in found.table()
+    )
+    with pytest.warns(DivergenceWarning):  # the thresholds are of another lam
+        told = compare(method, D, Y, lam=1e3).notes()
+    assert "lam = 1000 gives all signals the code 0; try a smaller one." in told
+    wrong = {0.0: "without codes lam must be positive, got 0", -1.0: "lam must be non-negative"}
+    for lam, message in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            compare(method, D, Y, lam=lam)
+    with pytest.raises(ValueError, match="all signals are zero"):
+        compare(method, D, 0 * Y)
+    with pytest.raises(ValueError, match=r"Y has NaN or infinite entries \(in row 2\)"):
+        compare(method, D, np.where(np.arange(30)[:, None] == 2, np.nan, Y))
+
+
+# Forms of a table
+
+
+def test_a_table_as_latex_csv_and_records(unknown):
+    _, found = unknown
+    records = found.table("records")
+    assert [record["method"] for record in records] == list(found.curves)
+    first = records[0]
+    assert first["gap"] == found.curves["ISTA"].gap[-1] and "nmse" not in first
+    assert records[2]["K"] is None and records[2]["products"] is None
+    rows = list(csv.DictReader(io.StringIO(found.table("csv"))))
+    assert [float(row["residual"]) for row in rows] == [record["residual"] for record in records]
+    # Beside ISTA, which the first method is, and beside zero codes.
+    assert first["ista_gap"] == pytest.approx(first["gap"], rel=ROUNDING)
+    assert {record["zero_gap"] for record in records} == {found.ista_gap[0]}
+    assert records[1]["ista_gap"] is not None and records[2]["ista_gap"] is None
+    lines = found.table("latex").splitlines()
+    assert lines[:2] == [r"\begin{tabular}{l" + "r" * 10 + "}", r"\toprule"]
+    assert r"few &  & " in found.table("latex") and r"(F - F*) / F* &" in lines[2]
+    with pytest.raises(ValueError, match="unknown form 'html'; expected one of markdown, latex, "):
+        found.table("html")
+
+
+def test_marks_of_latex_are_escaped():
+    text = latex(["a_1 & 50 %"], [["x^2 {y}"]])
+    assert r"a\_1 \& 50 \% \\" in text and r"x\textasciicircum{}2 \{y\} \\" in text
+
+
+@pytest.mark.slow
+def test_results_are_shown_on_one_screen(result, unknown, problem):
+    D, Y, X = problem
+    layer = layers.ista(2)
+    options = dict(optimizer=optax.sgd(1e-3), steps=2, key=0)
+    fit = ur.fit(layer, layer.init(None, D), D, (Y, X), **options)
+    for shown in (repr(result), repr(unknown[1]), repr(fit)):
+        assert len(shown.splitlines()) <= 24 and "Array(" not in shown
+        assert len(shown) < 2500
+    assert "ISTA" in repr(result) and "validation loss" in repr(fit)
+
+
+def test_quantiles_of_exact_codes_are_numbers():
+    """The error of an exact code is -inf dB; -300 stands for it, as in the mean."""
+    D = dictionaries.identity_hadamard(16)
+    Y, X = problems.sampler(D, 64)(0)
+    half = jnp.where(jnp.arange(64)[:, None] < 40, X, 0.9 * X)
+    for codes, median in ((X, -300), (half, -300), (0.9 * X, -20)):
+        curve = compare({"own": codes}, D, Y, X).curves["own"]
+        assert np.isfinite(curve.quantiles).all()
+        assert curve.quantiles[..., 1] == pytest.approx(median, abs=1e-6)

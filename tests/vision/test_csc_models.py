@@ -1,0 +1,300 @@
+"""Convolutional sparse coding layers of flax.nnx, and the residual and mixed-scale models."""
+
+import math
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from unrolled.dictionaries import Conv
+from unrolled.vision.models import MSDCSC, CSCLayer, MSDCSCBlock, ResCSC, ResCSCBlock
+from unrolled.vision.models._csc_blocks import norm_bound
+
+pytestmark = pytest.mark.usefixtures("float32_by_default")
+EPS = np.finfo(np.float32).eps
+assert_close = partial(chex.assert_trees_all_close, rtol=0, atol=1e3 * EPS)
+
+
+def images(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+# The layer
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("options", [{}, dict(padding="VALID", strides=2, use_bias=False)])
+def test_no_unfolding_is_the_convolution_and_its_activation(options):
+    conv = nnx.Conv(2, 3, (3, 3), rngs=nnx.Rngs(0), **options)
+    layer = CSCLayer(2, 3, (3, 3), activation="silu", rngs=nnx.Rngs(0), **options)
+    y = images(2, 6, 5, 2)
+    np.testing.assert_array_equal(layer(y), jax.nn.silu(conv(y)))
+    assert nnx.state(layer).keys() == nnx.state(conv).keys()
+
+
+@pytest.mark.slow
+def test_unfoldings_are_steps_of_ista():
+    layer = CSCLayer(2, 3, (3, 3), unfoldings=1, padding="CIRCULAR", rngs=nnx.Rngs(0))
+    layer.bias[...] = jnp.array([-0.1, 0.0, -0.2])
+    y, s = images(1, 6, 6, 2), float(layer.step[...])
+    # The same bank as a dictionary, whose positions are not centred.
+    filters = jnp.moveaxis(layer.kernel[...], (-1, -2), (0, 1))
+    W = Conv(filters, (6, 6), boundary="circular")
+    theta = -np.repeat(np.asarray(layer.bias[...]), 36)
+    r = np.roll(y[0], (1, 1), (0, 1)).transpose(2, 0, 1).reshape(-1)
+    first = jax.nn.relu(r @ W - theta)
+    x = jax.nn.relu(first + (r - s * (W @ first)) @ W - theta)
+    assert x.any()
+    assert_close(layer(y)[0], x.reshape(3, 6, 6).transpose(1, 2, 0))
+    assert_close(layer.step_ratio(), 1)
+
+
+@pytest.mark.slow
+def test_the_bound_of_the_norm_holds_and_is_near():
+    for shape in ((3, 3, 2, 4), (5, 3, 1)):
+        kernel = jnp.asarray(images(*shape))
+        filters = jnp.moveaxis(kernel, (-1, -2), (0, 1))
+        torus = (24,) * (len(shape) - 2)
+        exact = float(Conv(filters, torus, boundary="circular").spectral_norm())
+        assert exact * (1 - 1e-5) <= float(norm_bound(kernel)) <= 1.15 * exact
+        assert_close(jax.jit(norm_bound)(kernel) / norm_bound(kernel), 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("padding", ["SAME", "VALID", "CIRCULAR"])
+@pytest.mark.parametrize("kernel, stride, dilation", [(3, 2, 1), (3, 3, 1), (3, 4, 2), (5, 3, 1)])
+def test_the_first_step_is_safe_for_every_stride_and_size(kernel, stride, dilation, padding):
+    """s norm(W)^2 <= 1, and near it but for circles, of the matrix of the convolution."""
+    layer = CSCLayer(
+        2,
+        3,
+        (kernel, kernel),
+        stride,
+        unfoldings=1,
+        use_bias=False,
+        padding=padding,
+        kernel_dilation=dilation,
+        rngs=nnx.Rngs(1),
+    )
+    ratios = []
+    for side in (11, 16):
+        W = jax.jit(jax.jacobian(partial(nnx.Conv.__call__, layer)))(images(1, side, side, 2))
+        W = np.asarray(W).reshape(-1, 2 * side**2)
+        ratios.append(float(layer.step[...]) * np.linalg.norm(W, 2) ** 2)
+    assert (0.3 if padding == "CIRCULAR" else 0.6) < max(ratios) < 1 + 1e-5
+    assert_close(layer.step_ratio(), 1)
+
+
+def test_the_bound_is_that_of_the_masked_kernel():
+    mask = jnp.ones((1, 1, 2, 2)).at[0, 0, 1, 1].set(0)  # whose product may have a larger norm
+    layer = CSCLayer(2, 2, (1, 1), mask=mask, warm=True, rngs=nnx.Rngs(0))
+    layer.kernel[...] = jnp.array([[[[1.0, 1.0], [1.0, -1.0]]]])
+    norm = np.linalg.norm([[1, 1], [1, 0]], 2)
+    np.testing.assert_allclose(layer.step_ratio(), layer.step[...] * norm**2, rtol=1e-5)
+
+
+def test_integer_images_are_those_of_floats():
+    layer = CSCLayer(1, 2, (3, 3), unfoldings=1, rngs=nnx.Rngs(0))
+    y = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1)
+    np.testing.assert_array_equal(layer(y), layer(y.astype(np.float32)))
+
+
+def test_a_warm_start_is_a_skip_connection():
+    block = ResCSCBlock(3, 3, unfoldings=0, rngs=nnx.Rngs(0))
+    block.eval()
+    x, V, W = images(2, 5, 5, 3), block.first, block.second
+    u = V(x)
+    residual = u - W.step[...] * jax.vjp(lambda r: nnx.Conv.__call__(W, r), u)[1](x)[0]
+    assert_close(block(x), jax.nn.relu(W.norms[0](x + nnx.Conv.__call__(W, residual))))
+
+
+# Mixed scales
+
+
+@pytest.mark.slow
+def test_a_block_without_unfolding_is_a_concatenation_net():
+    block = MSDCSCBlock(2, growth=1, depth=2, dilations=(1, 2), unfoldings=0, rngs=nnx.Rngs(0))
+    block.eval()
+    x = y = images(2, 6, 6, 2)
+    for F, c, norms in zip(block.filters, block.steps, block.norms):
+        x = jax.nn.relu(norms[0](c[...] * jnp.concatenate([x, F(x)], -1)))
+    assert_close(block(y), x)
+    assert x.shape == (2, 6, 6, 4) and block.filters[1].kernel_dilation in (2, (2, 2))
+    assert_close(block.step_ratios(), np.ones(2))
+
+
+@pytest.mark.slow
+def test_an_unfolding_goes_down_by_the_adjoint_and_up_again():
+    block = MSDCSCBlock(2, growth=1, depth=2, dilations=(1, 2), unfoldings=1, rngs=nnx.Rngs(0))
+    block.eval()
+    y = jnp.asarray(images(1, 6, 6, 2))
+
+    def D(i, x):  # [I, F_i] x, from the adjoint of F_i
+        kept, added = x[..., : 2 + i], x[..., 2 + i :]
+        return kept + jax.linear_transpose(block.filters[i], kept)(added)[0]
+
+    def up(i, t, x, r):
+        g = jnp.concatenate([r, block.filters[i](r)], -1)
+        return jax.nn.relu(block.norms[i][t](x + block.steps[i][...] * g))
+
+    x_1 = up(0, 0, 0.0, y)
+    x_2 = up(1, 0, 0.0, x_1)
+    x_1 = D(1, x_2)
+    z_1 = up(0, 1, x_1, y - D(0, x_1))
+    assert_close(block(y), up(1, 1, x_2, z_1 - x_1))
+
+
+@pytest.mark.slow
+def test_filters_are_drawn_as_those_of_a_convolution():
+    filters = MSDCSCBlock(100, growth=20, depth=1, rngs=nnx.Rngs(0)).filters[0].kernel[...]
+    scaled = np.asarray(filters).ravel() * math.sqrt(900)
+    # 18,000 numbers: the mean is known to 1 / sqrt(18000), and 4.5 of these are never seen.
+    assert abs(scaled.mean()) < 4.5 / math.sqrt(len(scaled)) and abs(scaled.std() - 1) < 0.02
+    assert 2.2 < np.abs(scaled).max() < 2.28 and len(np.unique(scaled)) > 0.99 * len(scaled)
+
+
+# Models
+
+
+MODELS = {
+    "ResCSC": lambda rngs: ResCSC(widths=(2, 3), blocks=1, unfoldings=1, rngs=rngs),
+    "MSDCSC": lambda rngs: MSDCSC(width=2, blocks=2, growth=1, depth=2, rngs=rngs),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ResCSC", "MSDCSC"])
+def test_pictures_whose_squares_leave_the_range_give_no_finite_number(name):
+    model, pictures = MODELS[name](nnx.Rngs(0)), images(2, 8, 8, 3)
+    outputs = nnx.jit(lambda model, x: model(x))
+    model.train()
+    assert np.isnan(outputs(model, np.float32(1e20) * pictures)).all()
+    assert np.isnan(outputs(model, pictures)).all()  # the running variance is lost, too
+    fresh = MODELS[name](nnx.Rngs(0))
+    assert np.isfinite(outputs(fresh, np.float32(1e10) * pictures)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MSDCSC", "ResCSC"])
+def test_batch_norms_are_trained_saved_and_switched(name):
+    model, x = MODELS[name](nnx.Rngs(0)), images(4, 8, 8, 3)
+    norms = [m for _, m in nnx.iter_modules(model) if isinstance(m, nnx.BatchNorm)]
+    steps = {"ResCSC": 1 + 2 * 2 * 2, "MSDCSC": 1 + 2 * 2 * 2}[name]
+    assert len(norms) == steps
+    in_state = jax.tree.leaves(nnx.state(model, nnx.BatchStat))
+    assert len(in_state) == 2 * steps
+    optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+    before = [(jnp.copy(n.scale[...]), jnp.copy(n.mean[...])) for n in norms]
+
+    @nnx.jit
+    def train_step(model, optimizer, x):
+        def loss(model):
+            return optax.softmax_cross_entropy_with_integer_labels(model(x), labels).mean()
+
+        value, gradients = nnx.value_and_grad(loss)(model)
+        optimizer.update(model, gradients)
+        return value
+
+    labels = jnp.arange(4)
+    first = train_step(model, optimizer, x)
+    assert np.isfinite(first)
+    for norm, (scale, mean) in zip(norms, before):
+        assert (norm.scale[...] != scale).any() and (norm.mean[...] != mean).any()
+    model.eval()
+    run = nnx.jit(lambda model, x: model(x))
+    alone, together = run(model, x[:1]), run(model, x)
+    assert_close(alone[0], together[0])  # it no longer depends on the rest of the batch
+    other = MODELS[name](nnx.Rngs(1))
+    nnx.update(other, nnx.state(model))
+    other.eval()
+    np.testing.assert_array_equal(run(other, x), together)
+
+
+@pytest.mark.slow
+def test_the_sizes_are_those_of_cifar_10():
+    def count(make):
+        model = nnx.eval_shape(make)
+        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+    # ResNet-20 has 269,722 without the parameters of its shortcuts; 7 skips have a step size.
+    assert count(lambda: ResCSC(rngs=nnx.Rngs(0))) == 269_729
+    assert count(lambda: MSDCSC(rngs=nnx.Rngs(0))) == 1_036_430
+    model = nnx.eval_shape(lambda: MSDCSC(rngs=nnx.Rngs(0)))
+    assert [block.filters[0].in_features for block in model.blocks] == [16, 160, 304]
+    assert model.head.in_features == 448
+
+
+# What does not fit
+
+
+WRONG = {
+    "unfoldings must be at least 0": lambda: CSCLayer(1, 1, (3, 3), unfoldings=-1, rngs=RNGS),
+    "padding": lambda: CSCLayer(1, 1, (3, 3), padding="FULL", rngs=RNGS),
+    "input_dilation is not supported": lambda: CSCLayer(2, 2, (3, 3), input_dilation=2, rngs=RNGS),
+    "one size for each side": lambda: CSCLayer(2, 2, (), rngs=RNGS),
+    "one group": lambda: CSCLayer(2, 2, (3, 3), feature_group_count=2, rngs=RNGS),
+    "unknown name .nothing.": lambda: CSCLayer(1, 1, (3, 3), activation="nothing", rngs=RNGS),
+    "expected .N, H, W, 1.": lambda: CSCLayer(1, 1, (3, 3), rngs=RNGS)(images(1, 6, 6, 2)),
+    "ResCSC: the pictures have shape .1, 6, 6, 2.; expected .N, H, W, 3.": lambda: ResCSC(
+        widths=(1,), blocks=1, rngs=RNGS
+    )(images(1, 6, 6, 2)),
+    "too long for pictures": lambda: CSCLayer(1, 1, (5, 5), padding="VALID", rngs=RNGS)(
+        images(1, 4, 4, 1)
+    ),
+    "extent .17, 17. are too long": lambda: MSDCSCBlock(
+        1, growth=1, depth=1, dilations=(8,), rngs=RNGS
+    )(images(1, 8, 8, 1)),
+    "start has shape .1, 6, 6, 1.; expected warm": lambda: CSCLayer(1, 1, (3, 3), rngs=RNGS)(
+        images(1, 6, 6, 1), images(1, 6, 6, 1)
+    ),
+    "start has shape .1, 5, 5, 1.; expected .1, 6": lambda: CSCLayer(
+        1, 1, (3, 3), warm=True, rngs=RNGS
+    )(images(1, 6, 6, 1), images(1, 5, 5, 1)),
+    "growth must be at least 1": lambda: MSDCSC(growth=0, rngs=RNGS),
+    "dilations must be at least 1": lambda: MSDCSC(dilations=(), rngs=RNGS),
+    "stages must be at least 1": lambda: ResCSC(widths=(), rngs=RNGS),
+    "blocks must be at least 1": lambda: ResCSC(blocks=0, rngs=RNGS),
+    "width must be at least 1": lambda: MSDCSC(width=0, rngs=RNGS),
+    r"dilations\[1\] must be at least 1": lambda: MSDCSCBlock(1, dilations=(1, 0), rngs=RNGS),
+    "MSDCSCBlock: the pictures have shape .1, 8, 8, 3.; expected .N, H, W, 2.": lambda: MSDCSCBlock(
+        2, growth=1, depth=1, rngs=RNGS
+    )(images(1, 8, 8, 3)),
+}
+RNGS = nnx.Rngs(0)
+
+
+def test_filters_of_zeros_take_steps_that_stay_at_zero():
+    zeros = nnx.initializers.zeros
+    layer = CSCLayer(1, 2, (3, 3), unfoldings=1, kernel_init=zeros, rngs=nnx.Rngs(0))
+    assert float(layer.step_ratio()) == 0
+    np.testing.assert_array_equal(layer(images(1, 4, 4, 1)), 0)
+
+
+@pytest.mark.few(7)
+@pytest.mark.parametrize("message", WRONG)
+def test_what_does_not_fit_is_refused(message):
+    with pytest.raises(ValueError, match=message):
+        WRONG[message]()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_csc_layers_with_batch_norm_stay_in_their_dtype(dtype):
+    y = jnp.ones((1, 5, 5, 3), jnp.float32)
+    for unfoldings in (0, 1):
+        options = dict(unfoldings=unfoldings, batch_norm=True, dtype=jnp.dtype(dtype))
+        layer = CSCLayer(3, 4, (3, 3), rngs=nnx.Rngs(0), **options)
+        assert layer(y).dtype == dtype and np.isfinite(np.asarray(layer(y), float)).all()
+
+
+def test_a_warm_start_may_have_any_dtype():
+    layer = CSCLayer(3, 4, (3, 3), warm=True, rngs=nnx.Rngs(0))
+    y = jnp.ones((1, 5, 5, 3), jnp.float32)
+    start = jnp.round(layer(y))  # integers, that all dtypes hold
+    expected = layer(y, start)
+    for given in (start.astype(jnp.bfloat16), start.astype(int), np.asarray(start).tolist()):
+        np.testing.assert_array_equal(layer(y, given), expected)

@@ -1,0 +1,1163 @@
+"""Runs of experiments: what they compute, that they resume, what they refuse; tables and report."""
+
+import dataclasses
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from command_line import AS_USERS, devices, strict_json
+from faults import flips
+from flax import nnx
+from forms import check_forms
+from PIL import Image
+from scipy import stats
+
+import unrolled as ur
+from unrolled.app.cli import main
+from unrolled.training import CheckpointError
+from unrolled.vision import experiments
+from unrolled.vision.datasets import Images
+from unrolled.vision.experiments import Recipe, _program, _recipe, _run, _table, paper_recipe
+from unrolled.vision.experiments._program import devices_of
+from unrolled.vision.models._layers import Dense
+
+N, SIDE, CLASSES = 26, 4, 3  # three batches of eight, and two images that are left out
+
+
+class Rectified(nnx.Module):
+    def __call__(self, x):
+        return jax.nn.relu(x)
+
+
+class Tiny(nnx.Module):
+    """Batch statistics, features, and logits."""
+
+    early = ("features",)
+
+    def __init__(self, outputs, rngs):
+        self.norm = nnx.BatchNorm(SIDE * SIDE, rngs=rngs)
+        self.dense = nnx.Linear(SIDE * SIDE, 6, rngs=rngs)
+        self.features = Rectified()
+        self.last = nnx.Linear(6, outputs, rngs=rngs)
+
+    def __call__(self, x):
+        z = self.norm(x.reshape(len(x), -1))
+        return self.last(self.features(self.dense(z)))
+
+
+class Masker(nnx.Module):
+    def __init__(self, rngs):
+        self.last = nnx.Linear(3, 1, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(x)[..., 0]
+
+
+def build(recipe, shape, classes, rngs):
+    return Tiny(classes, rngs) if classes else Masker(rngs)
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, 256, (N + 5, SIDE, SIDE, 1), dtype=np.uint8)
+    labels = rng.integers(0, CLASSES, N + 5).astype(np.int32)
+    return Images("tiny", (X[:N], labels[:N]), (X[N:], labels[N:]), ("a", "b", "c"))
+
+
+RECIPE = Recipe(
+    data="tiny", model="tiny", batch=8, epochs=3, augmentation="crop and flip", optimizer="adam"
+)
+
+
+def run(recipe, images, folder, **options):
+    return experiments.run(recipe, images, folder, build=build, **options)
+
+
+def weights(folder, name):
+    with np.load(folder / "weights" / f"{name}.npz") as found:
+        return {entry: found[entry] for entry in found.files if entry != "manifest.json"}
+
+
+@pytest.fixture(scope="module")
+def finished(images, tmp_path_factory):
+    """A run without a stop: its folder, name and row."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, *run(RECIPE, images, folder)[:2]
+
+
+# What a run computes
+
+
+@pytest.mark.slow
+def test_a_row_has_its_recipe_a_line_per_epoch_and_what_it_depends_on(finished):
+    _, name, row = finished
+    assert experiments.Recipe(**{**row["recipe"], "options": ()}) == RECIPE
+    assert row["status"] == "complete" and len(row["curve"]) == RECIPE.epochs
+    assert {"loss", "penalty", "l1", "zeros"} == set(row["curve"][0]["train"])
+    assert row["scores"] == row["curve"][-1]["test"]
+    assert row["layers"] == ["features"] and len(row["features"]["hoyer"]) == 1
+    assert row["images"]["train"] == N and row["images"]["test"] == 5
+    assert row["parameters"] == 2 * 16 + 17 * 6 + 7 * 3
+    assert {"jax", "flax", "device"} <= set(row["environment"]) and row["seconds"] > 0
+    assert any(text.startswith("epochs: 3 instead of 200") for text in row["deviations"])
+    assert name.startswith("tiny-tiny-relu-gamma0-seed0-epochs3-")
+
+
+def test_a_row_that_exists_is_not_run_again(finished, images):
+    folder, name, row = finished
+    again = run(RECIPE, images, folder, progress=lambda *told: pytest.fail("it ran"))
+    assert again == (name, row, False)
+    more = images._replace(classes=(*images.classes, "d"))
+    with pytest.raises(ValueError, match="has a row of these bytes as images of .*'classes': 3"):
+        run(RECIPE, more, folder)
+
+
+@pytest.mark.slow
+def test_a_run_is_a_plain_loop_over_the_batches_of_its_key(images, tmp_path):
+    """SGD with momentum, decay and cosine, by hand, on images that are not augmented."""
+    recipe = dataclasses.replace(
+        RECIPE, optimizer="sgd", augmentation="none", gamma=0.3, epochs=2, decay=0.01
+    )
+    name = run(recipe, images, tmp_path).name
+    net = Tiny(CLASSES, nnx.Rngs(jax.random.fold_in(jax.random.key(0), 0)))
+    X, labels = images.train
+    values = X / np.float32(255)
+    inputs = (values - values.mean(dtype=np.float64)) / values.std(dtype=np.float64)
+    graph, params, others = nnx.split(net, nnx.Param, ...)
+
+    @jax.jit
+    def step(params, others, velocity, x, y, rate):
+        def loss(params, others):
+            model = nnx.merge(graph, params, nnx.State(nnx.to_pure_dict(others)))
+            z = model.norm(x.reshape(len(x), -1))
+            features = jax.nn.relu(model.dense(z))
+            fit = optax.softmax_cross_entropy_with_integer_labels(model.last(features), y).mean()
+            penalty = np.float32(0.3) * jnp.abs(features).mean()
+            return fit + penalty, nnx.state(model, nnx.Not(nnx.Param))
+
+        gradient, others = jax.grad(loss, has_aux=True)(params, others)
+        decay, momentum = np.float32(0.01), np.float32(0.9)
+        gradient = jax.tree.map(lambda g, p: g + decay * p, gradient, params)
+        velocity = jax.tree.map(lambda v, g: momentum * v + g, velocity, gradient)
+        return jax.tree.map(lambda p, v: p - rate * v, params, velocity), others, velocity
+
+    velocity = jax.tree.map(jnp.zeros_like, params)
+    for epoch in range(2):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 1), epoch)
+        order = np.asarray(jax.random.permutation(key, N))
+        for b in range(3):
+            at = order[8 * b : 8 * b + 8]
+            rate = np.float32(0.05 * (1 + math.cos(math.pi * (3 * epoch + b) / 6)))
+            x = inputs[at].astype(np.float32)
+            params, others, velocity = step(params, others, velocity, x, labels[at], rate)
+    found = experiments.restore(tmp_path, name, build=build)
+    # Six steps in float32, in another order of sums.
+    restored = jax.tree.leaves(nnx.state(found, nnx.Param))
+    chex.assert_trees_all_close(restored, jax.tree.leaves(params), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_gamma_zero_is_no_penalty_bit_for_bit_and_a_penalty_shrinks_features(
+    finished, images, tmp_path
+):
+    folder, name, row = finished
+    without = run(dataclasses.replace(RECIPE, layers=()), images, tmp_path)
+    chex.assert_trees_all_equal(weights(folder, name), weights(tmp_path, without.name), strict=True)
+    assert without.row["features"] == {}
+    programs = _run._shared_program.cache_info().misses
+    shrunk = run(dataclasses.replace(RECIPE, gamma=30.0, epochs=3), images, tmp_path).row
+    assert _run._shared_program.cache_info().misses == programs  # gamma is an operand
+    assert shrunk["curve"][0]["train"]["loss"] != row["curve"][0]["train"]["loss"]
+    assert shrunk["features"]["l1"][0] < row["features"]["l1"][0]
+
+
+@pytest.mark.slow
+def test_epochs_share_one_compiled_step(images):
+    _run._shared_program.cache_clear()
+    X, Y = map(jnp.asarray, images.train)
+    recipe, moments = dataclasses.replace(RECIPE, layers=()), ((0.5,), (0.25,))
+    job_program = _run._shared_program(
+        recipe, build, X.shape[1:], 3, 3, moments, devices_of(None, 1)
+    )
+    net = Tiny(CLASSES, nnx.Rngs(0))
+    state = _program.start(job_program, net)
+    for epoch in (0, 0, 0, 1):
+        chosen = np.asarray(_program.order(jax.random.key(0), epoch, N))[: RECIPE.batch]
+        state = job_program.advance(state, jax.random.key(1), chosen, None, X, Y)
+    assert int(state.step) == 4 and job_program.advance._cache_size() == 1
+
+
+def test_the_rate_drops_to_a_fifth_after_each_part_of_the_epochs():
+    recipe = paper_recipe("ml-csc", "mnist")
+    optimizer = _program.make_optimizer(dataclasses.replace(recipe, momentum=0.0, decay=0.0), 2)
+    one = jnp.ones((), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):
+        state, rates = optimizer.init(one), []
+        update = jax.jit(optimizer.update)
+        for _ in range(2 * 61):
+            change, state = update(one, state, one)
+            rates.append(-float(change))
+    at = {epoch: rates[2 * epoch] for epoch in (0, 29, 30, 59, 60)}
+    expected = {0: 1.0, 29: 1.0, 30: 0.2, 59: 0.2, 60: 0.04}
+    for epoch, factor in expected.items():
+        assert at[epoch] == pytest.approx(0.002 * factor, rel=1e-5)
+
+
+class Drawn(nnx.Module):
+    """Weights in the default dtype, as the models of the library have them."""
+
+    early = ("dense",)
+
+    def __init__(self, rngs):
+        self.dense = Dense(SIDE * SIDE, CLASSES, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dense(x.reshape(len(x), -1))
+
+
+def drawn(recipe, shape, classes, rngs):
+    return Drawn(rngs)
+
+
+@pytest.mark.slow
+def test_rows_and_weights_do_not_depend_on_the_default_dtype_of_jax(images, tmp_path):
+    recipe = dataclasses.replace(RECIPE, gamma=0.1, epochs=1)
+    found = {}
+    for wide, promotion in ((True, "strict"), (False, "standard")):
+        with jax.enable_x64(wide), jax.numpy_dtype_promotion(promotion):
+            folder = tmp_path / promotion
+            name, row, _ = experiments.run(recipe, images, folder, build=drawn)
+            net = experiments.restore(folder, name, build=drawn)
+            logits = net(np.ones((1, SIDE, SIDE, 1), np.float32))
+            found[promotion] = row["curve"], row["features"], weights(folder, name), logits
+    assert found["strict"][:2] == found["standard"][:2]
+    chex.assert_trees_all_equal(found["strict"][2], found["standard"][2], strict=True)
+    assert found["strict"][3].dtype == found["standard"][3].dtype == np.float32
+
+
+CSC = {
+    "msd-csc": (
+        dict(blocks=1, depth=1, growth=1, width=2, unfoldings=1),
+        {"stem": 8 * 8 * 2, "blocks.0": 8 * 8 * 3},
+    ),
+    "res-csc": (
+        dict(blocks=1, width=2, unfoldings=0),
+        {"stem": 8 * 8 * 2, "blocks.0": 8 * 8 * 2},
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["msd-csc", "res-csc"])
+def test_networks_of_convolutional_sparse_coding_are_trained_and_restored(name, tmp_path):
+    options, layers = CSC[name]
+    images = experiments.load("digits", side=8)
+    (X, labels), (X_test, labels_test) = images.train, images.test
+    images = images._replace(train=(X[:24], labels[:24]), test=(X_test[:8], labels_test[:8]))
+    recipe = Recipe(
+        data="digits", model=name, gamma=0.1, epochs=1, batch=8, options=tuple(options.items())
+    )
+    name, row, _ = experiments.run(recipe, images, tmp_path)
+    assert row["layers"] == list(layers) and all(l1 > 0 for l1 in row["features"]["l1"])
+    assert {f"{option}: {value}" for option, value in options.items()} <= set(row["deviations"])
+    net = experiments.restore(tmp_path, name)
+    assert all(norm.use_running_average for norm in norms(net))
+    assert all((norm.mean[...] != 0).any() for norm in norms(net))
+    mean, deviation = (np.asarray(m, np.float32) for m in row["images"]["moments"])
+    x = (X_test[:8] / np.float32(255) - mean) / deviation
+    logits, features = ur.vision.models.tap(net, *net.early)(x)
+    found = np.mean(np.argmax(np.asarray(logits), -1) == labels_test[:8])
+    assert found == row["scores"]["accuracy"]
+    assert {name: code[0].size for name, code in features.items()} == layers
+
+
+def norms(net):
+    return [module for _, module in nnx.iter_modules(net) if isinstance(module, nnx.BatchNorm)]
+
+
+def test_a_run_that_diverges_is_a_row_that_says_so(images, tmp_path):
+    recipe = dataclasses.replace(RECIPE, optimizer="sgd", rate=1e30)
+    row = run(recipe, images, tmp_path).row
+    assert row["status"] == "diverged" and len(row["curve"]) < 3
+    assert row["curve"][-1]["train"]["loss"] is None
+    cell = experiments.summarize({"a": row})[0]
+    assert cell.failed == (0,)
+
+
+# Stops and resumes
+
+
+def test_a_run_stopped_by_a_signal_in_an_epoch_ends_as_one_that_was_not(
+    finished, images, tmp_path, monkeypatch
+):
+    folder, name, row = finished
+
+    def stop(name, done, steps, text):
+        if done == 5:  # in the second epoch
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(_run, "_FIRST_STEPS", 1)
+    monkeypatch.setattr(_run, "_CHUNK_SECONDS", 0.0)  # one step at a time
+    with pytest.raises(SystemExit):
+        run(RECIPE, images, tmp_path, progress=stop)
+    seen = []
+    resumed = run(RECIPE, images, tmp_path, progress=lambda name, done, *_: seen.append(done))
+    assert seen[0] == 6  # goes on after step 5
+    assert resumed.name == name and resumed.row["curve"] == row["curve"]
+    chex.assert_trees_all_equal(weights(folder, name), weights(tmp_path, name), strict=True)
+    assert not os.listdir(tmp_path / "states")
+
+
+def test_a_killed_run_goes_on_from_what_it_saved_last(finished, images, tmp_path, monkeypatch):
+    folder, name, row = finished
+    monkeypatch.setattr(_run, "_SAVE_SECONDS", -1.0)
+
+    def kill(name, done, steps, text):
+        if done == 6:
+            raise MemoryError  # as sudden as a kill: nothing more is saved
+
+    with pytest.raises(MemoryError):
+        run(RECIPE, images, tmp_path, progress=kill)
+    assert run(RECIPE, images, tmp_path).row["curve"] == row["curve"]
+    chex.assert_trees_all_equal(weights(folder, name), weights(tmp_path, name), strict=True)
+
+
+def test_a_budget_stops_at_the_end_of_an_epoch(finished, images, tmp_path, monkeypatch):
+    _, name, row = finished
+    recipes = [RECIPE, dataclasses.replace(RECIPE, seed=1)]
+    clock = [0.0]
+    with monkeypatch.context() as patch:
+        patch.setattr(_run.time, "monotonic", lambda: clock[0])
+        options = dict(build=build, minutes=1, progress=lambda *_: clock.append(clock.pop() + 60))
+        found = experiments.sweep(recipes, images, tmp_path, **options)
+    assert len(found.open) == 2 and found.open[0] == name and not found.rows
+    (state,) = (tmp_path / "states").glob("*.npz")  # of the run that was begun
+    with np.load(state) as saved:
+        assert saved["step"] == 3
+    found = experiments.sweep([RECIPE], images, tmp_path, build=build)
+    assert not state.exists() and found.rows[name]["curve"] == row["curve"]
+    with pytest.raises(ValueError, match="budget must be above 0 minutes, got 0"):
+        experiments.sweep([RECIPE], images, tmp_path, build=build, minutes=0)
+
+
+def test_a_row_in_the_hands_of_another_process_is_left_to_it(images, tmp_path):
+    folder = _table.open_folder(tmp_path)
+    name = RECIPE.row_name(experiments._data.digest(images))
+    with _table.claimed(folder, name) as mine:
+        assert mine
+        found = experiments.sweep([RECIPE], images, tmp_path, build=build)
+    assert found.busy == [name] and not found.rows
+    with _table.claimed(folder, name) as mine:  # whose holder is gone
+        assert mine
+
+
+def test_a_row_that_was_finished_meanwhile_is_found(finished, images, tmp_path, monkeypatch):
+    _, name, row = finished
+
+    def run_elsewhere(recipe, images, folder, **_):
+        _table.write_row(_table.open_folder(folder), name, row)
+        return _run.Outcome(name, None, busy=True)
+
+    monkeypatch.setattr(experiments._run, "run", run_elsewhere)
+    found = experiments.sweep([RECIPE], images, tmp_path, build=build)
+    assert found.rows[name]["curve"] == row["curve"] and not found.busy
+
+
+class Repeated(Tiny):
+    """It calls one of its layers twice."""
+
+    early = ("dense", "features")
+
+    def __call__(self, x):
+        z = self.features(self.dense(self.norm(x.reshape(len(x), -1))))
+        return self.last(self.features(z - 1))
+
+
+@pytest.mark.slow
+def test_a_layer_that_is_called_twice_is_two_layers_and_the_run_resumes(
+    images, tmp_path, monkeypatch
+):
+    recipe = dataclasses.replace(RECIPE, model="repeated", gamma=0.1)
+    options = dict(build=lambda recipe, shape, classes, rngs: Repeated(classes, rngs))
+    name, row, _ = experiments.run(recipe, images, tmp_path / "whole", **options)
+    assert row["layers"] == ["dense", "features[0]", "features[1]"] == row["features"]["layers"]
+    assert all(len(line["train"]["l1"]) == 3 for line in row["curve"])
+    with monkeypatch.context() as patch:
+        clock = [0.0]
+        patch.setattr(_run.time, "monotonic", lambda: clock[0])
+        stop = dict(until=1.0, progress=lambda *_: clock.append(clock.pop() + 1))
+        assert experiments.run(recipe, images, tmp_path / "parts", **options, **stop).row is None
+    again = experiments.run(recipe, images, tmp_path / "parts", **options).row
+    assert again["curve"] == row["curve"]
+    chex.assert_trees_all_equal(
+        weights(tmp_path / "whole", name), weights(tmp_path / "parts", name), strict=True
+    )
+
+
+def test_a_damaged_state_is_refused(images, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        clock = [0.0]
+        patch.setattr(_run.time, "monotonic", lambda: clock[0])
+        stop = dict(until=1.0, progress=lambda *_: clock.append(clock.pop() + 1))
+        assert run(RECIPE, images, tmp_path, **stop).row is None
+    state = next((tmp_path / "states").glob("*.npz"))
+    blob = bytearray(state.read_bytes())
+    blob[len(blob) // 2] ^= 1
+    state.write_bytes(blob)
+    with pytest.raises(CheckpointError, match="damaged"):
+        run(RECIPE, images, tmp_path)
+
+
+# Weights and pictures
+
+
+def test_restored_models_have_the_scores_of_their_row(finished, images):
+    folder, name, row = finished
+    net = experiments.restore(folder, name, build=build)
+    mean, deviation = (np.float32(m) for m in row["images"]["moments"])
+    X, labels = images.test
+    logits = net((X / np.float32(255) - mean) / deviation)
+    assert np.mean(np.argmax(np.asarray(logits), -1) == labels) == row["scores"]["accuracy"]
+
+
+def test_weights_that_were_not_kept_or_of_no_row(images, tmp_path):
+    name = run(RECIPE, images, tmp_path, keep_weights=False).name
+    with pytest.raises(FileNotFoundError, match="were not kept"):
+        experiments.restore(tmp_path, name, build=build)
+    with pytest.raises(FileNotFoundError, match="has no row 'b'"):
+        experiments.restore(tmp_path, "b", build=build)
+
+
+@pytest.mark.slow
+def test_masks_have_all_scores_and_pictures(tmp_path):
+    images = experiments.shapes(8, train=8, test=3)
+    recipe = dataclasses.replace(RECIPE, data="shapes", epochs=1, batch=4)
+    name, row, _ = run(recipe, images, tmp_path)
+    for score in ("pixel_accuracy", "mean_class_precision", "mean_class_accuracy", "mean_iou"):
+        assert 0 <= row["scores"][score] <= 1 and 0 <= row["scores"][f"{score}_pooled"] <= 1
+        assert row["scores"][f"{score}_std"] >= 0 and row["scores"][f"{score}_undefined"] >= 0
+    pictures = experiments.read_pictures(tmp_path, name)
+    assert pictures["predicted"].shape == pictures["truth"].shape == (3, 8, 8)
+    right = pictures["predicted"] == pictures["truth"]
+    assert right.mean() == pytest.approx(row["scores"]["pixel_accuracy"], rel=1e-6)
+    (path,) = (tmp_path / "pictures").iterdir()
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 11):  # one of them asks for another method of packing
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            found = experiments.read_pictures(tmp_path, name)
+            assert all(np.array_equal(found[key], pictures[key]) for key in pictures), place
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: not the pictures of a row")
+
+
+def test_shapes_are_one_object_each_and_always_the_same():
+    X, M = experiments.shapes(16, train=20, test=1).train
+    assert X.dtype == np.uint8 and M.any((1, 2)).all() and not M.all((1, 2)).any()
+    np.testing.assert_array_equal(X, experiments.shapes(16, train=20, test=1).train[0])
+
+
+# What is refused
+
+
+def test_images_that_cannot_be_trained_on(images, tmp_path):
+    (X, labels), test = images.train, images.test
+    bad = {
+        "labels from 0 to 3; expected 0 to 2": ((X, labels * 0 + 3 * (labels > 0)), test),
+        r"labels of shape \(25,\); expected \(26,\)": ((X, labels[1:]), test),
+        "the test split is empty": ((X, labels), (X[:0], labels[:0])),
+        "the train pictures are float64": ((X / 1, labels), test),
+        r"\(4, 4, 1\) for training and \(2, 4, 1\) for testing": (
+            (X, labels),
+            (test[0][:, :2], test[1]),
+        ),
+        "a batch of 8 is larger than its 7 training": ((X[:7], labels[:7]), test),
+    }
+    for message, (train, tested) in bad.items():
+        with pytest.raises(ValueError, match=message):
+            run(RECIPE, images._replace(train=train, test=tested), tmp_path)
+    masks = Images("m", (X, X[..., 0] > 9), (X, np.full(X.shape[:3], 2)), ())
+    with pytest.raises(ValueError, match="masks from 2 to 2; expected 0 to 1, or bool; try"):
+        run(RECIPE, masks, tmp_path)
+    with pytest.raises(ValueError, match="train split is empty.*, try a split file"):
+        run(RECIPE, masks._replace(train=(X[:0], X[:0, ..., 0] > 9)), tmp_path)
+    with pytest.raises(ValueError, match="no exact part"):
+        run(dataclasses.replace(RECIPE, test="exact"), images, tmp_path)
+    few = images._replace(train=(X[:4], labels[:4]))
+    with pytest.raises(ValueError, match="tiny has 4 training images; expected 5 or more to hold"):
+        run(dataclasses.replace(RECIPE, test="held-out", batch=2), few, tmp_path)
+
+
+@pytest.mark.parametrize("value", [0.5, math.nan])
+def test_labels_and_masks_are_integers(value, images, tmp_path):
+    """A mask of 0.5 is rounded neither down nor up."""
+    X, labels = images.train
+    masks = Images("m", (X, np.full(X.shape[:3], value)), (X, X[..., 0] > 9), ())
+    with pytest.raises(ValueError, match="masks of dtype float64; expected integers from 0 to 1"):
+        run(RECIPE, masks, tmp_path)
+    with pytest.raises(ValueError, match="labels of dtype float64; expected integers from 0 to 2"):
+        run(RECIPE, images._replace(train=(X, labels + value)), tmp_path)
+
+
+def test_recipes_that_make_no_sense():
+    bad = {
+        "gamma must be at least 0": [dict(gamma=-1.0), dict(gamma=math.nan)],
+        "rate must be above 0 and finite": [dict(rate=0.0), dict(rate=math.inf)],
+        "drop must be above 0 and below 1": [dict(drop=0.0), dict(drop=1)],
+        "momentum must be at least 0 and below 1": [dict(momentum=1.0)],
+        "unknown optimizer 'lion'": [dict(optimizer="lion")],
+        "epochs must be at least 1": [dict(epochs=0)],
+        "the seed must be below 2": [dict(seed=2**32)],  # whose key is that of seed 0
+    }
+    for message, options in bad.items():
+        for option in options:
+            with pytest.raises(ValueError, match=message):
+                dataclasses.replace(RECIPE, **option)
+    for field in ("data", "model", "activation"):
+        for value in ("a/b", "/a", "", None):
+            with pytest.raises(ValueError, match=f"Recipe: {field} is part of the name of a file"):
+                dataclasses.replace(RECIPE, **{field: value})
+    with pytest.raises(TypeError, match="Recipe: gamma must be a number, got 'a'"):
+        dataclasses.replace(RECIPE, gamma="a")
+    for layers in ("conv1", ["conv1"], (1,)):
+        with pytest.raises(TypeError, match="layers must be a tuple of tap names or None, got"):
+            dataclasses.replace(RECIPE, layers=layers)
+    for options in ({"width": 2}, [("width", 2)], ("width", 2), (("width",),)):
+        with pytest.raises(TypeError, match=r"options must be a tuple of \(name, value\)"):
+            dataclasses.replace(RECIPE, options=options)
+    with pytest.raises(TypeError, match="the budget must be a number, got 'a'"):
+        experiments.sweep([RECIPE], None, "nowhere", minutes="a")
+
+
+def test_a_recipe_is_of_the_images_that_it_names(images, tmp_path):
+    """The name of the data stands in the row: it would tell of others."""
+    with pytest.raises(ValueError, match="tiny: the recipe has data='cifar10'; .* try data='tiny'"):
+        run(dataclasses.replace(RECIPE, data="cifar10"), images, tmp_path)
+    elsewhere = images._replace(name="a/folder/tiny")
+    assert run(RECIPE, elsewhere, tmp_path, until=0.0).row is None
+
+
+def test_a_layer_that_does_not_exist_is_named_with_those_that_do(images, tmp_path):
+    with pytest.raises(ValueError, match="no submodule 'conv7'; it has dense, features"):
+        run(dataclasses.replace(RECIPE, layers=("conv7",)), images, tmp_path)
+    with pytest.raises(ValueError, match="gamma is not 0, but no layers of tiny are named"):
+        run(dataclasses.replace(RECIPE, gamma=0.5, layers=()), images, tmp_path)
+
+
+def test_models_that_do_not_fit_their_images():
+    bad = {
+        "unknown model 'resnet'": (dict(model="resnet"), (32, 32, 3), 10),
+        "unet needs masks, and tiny has labels": (dict(model="unet"), (32, 32, 3), 10),
+        "vgg11 needs labels, and tiny has masks": (dict(model="vgg11"), (32, 32, 3), 0),
+        "vgg11 needs images 32 x 32, got 28 x 28": (dict(model="vgg11"), (28, 28, 3), 10),
+        "cnn needs images 28 x 28 x 1 or": (dict(model="cnn"), (28, 28, 3), 10),
+        "lenet5 has no option 'width'; it has none": (
+            dict(model="lenet5", options=(("width", 3),)),
+            (32, 32, 3),
+            10,
+        ),
+        "msd-csc has no option 'widths'; it has width, blocks, growth": (
+            dict(model="msd-csc", options=(("widths", 3),)),
+            (32, 32, 3),
+            10,
+        ),
+    }
+    for message, (fields, shape, classes) in bad.items():
+        recipe = dataclasses.replace(RECIPE, **fields)
+        with pytest.raises(ValueError, match=message):
+            experiments._recipe.build_model(recipe, shape, classes, nnx.Rngs(0))
+
+
+def test_folders_of_something_else(images, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty and holds no experiment"):
+        run(RECIPE, images, tmp_path)
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        run(RECIPE, images, tmp_path / "notes.txt")
+    with pytest.raises(FileNotFoundError, match="holds no experiment"):
+        experiments.read_rows(tmp_path)
+    (tmp_path / "rows").mkdir()
+    for text in ("{", '{"format": 2}', '{"format": 1, "recipe": {}}', "[]"):
+        (tmp_path / "rows" / "a.json").write_text(text)
+        with pytest.raises(ValueError, match="not a row of an experiment"):
+            experiments.read_rows(tmp_path)
+
+
+# Data
+
+
+def test_test_sets_are_parts_of_the_images():
+    X = np.zeros((50, 2, 2, 1), np.uint8)
+    X[:, 0, 0, 0] = np.arange(50)
+    labels = np.arange(50, dtype=np.int32) % 10
+    images = Images(
+        "cifar10", (X, labels), (X.repeat(40, 0), labels.repeat(40)), tuple("0123456789")
+    )
+    held = experiments._data.split(images, "held-out")
+    assert held.test[0][:, 0, 0, 0].tolist() == list(range(40, 50))
+    assert held.train[0][:, 0, 0, 0].tolist() == list(range(40))
+    assert len(experiments._data.split(images, "exact").test[1]) == 1000
+    assert experiments._data.split(images, "whole") is images
+
+
+def test_digits_are_enlarged_and_framed():
+    small = experiments.load("digits", side=8).train[0]
+    large = experiments.load("digits", side=28).train[0]
+    assert large.shape[1:] == (28, 28, 1)
+    np.testing.assert_array_equal(large[:, 2:26:3, 4:26:3], small)
+    assert not large[:, :2].any() and not large[:, :, 26:].any()
+
+
+# Tables and the report
+
+
+def rows_of(scores, features=None):
+    """Rows by (activation, gamma, seed) -> accuracy."""
+    rows = {}
+    for (activation, gamma, seed), accuracy in scores.items():
+        recipe = Recipe(data="cifar10", model="lenet5", epochs=2, activation=activation)
+        recipe = dataclasses.replace(recipe, gamma=gamma, seed=seed)
+        line = {
+            "train": {"loss": 1.0, "penalty": 0.1, "l1": [0.2], "zeros": [0.5]},
+            "test": {"loss": 1.0, "accuracy": accuracy},
+        }
+        rows[recipe.row_name("x")] = {
+            "format": 1,
+            "recipe": recipe.to_dict(),
+            "deviations": ["epochs: 2 instead of 200"],
+            "layers": ["conv1.features"],
+            "images": {"sha256": "x", "classes": 10, "train": 9, "test": 3},
+            "status": "complete",
+            "scores": line["test"],
+            "features": {"l1": [0.25], "zeros": [0.5], "below": [0.5], "hoyer": [0.4]},
+            "curve": [line, line],
+            "seconds": 1.0,
+            "parameters": 1,
+            "environment": {},
+        }
+    return rows
+
+
+SCORES = {
+    **{("relu", 0.0, seed): value for seed, value in enumerate((0.50, 0.52, 0.57))},
+    **{("relu", 0.1, seed): value for seed, value in enumerate((0.53, 0.54, 0.60, 0.10))},
+    ("mish", 0.1, 0): 0.7,
+}
+
+
+def test_differences_are_of_equal_seeds_with_t_intervals():
+    cells = {
+        (cell.recipe.activation, cell.recipe.gamma): cell
+        for cell in experiments.summarize(rows_of(SCORES))
+    }
+    found = cells["relu", 0.1].differences["accuracy"]
+    differences = np.array([0.03, 0.02, 0.03])
+    low, high = stats.t.interval(
+        0.95, 2, differences.mean(), differences.std(ddof=1) / math.sqrt(3)
+    )
+    assert found.n == 3 and found.excludes_zero
+    assert found.mean - found.half == pytest.approx(low, rel=1e-9)
+    assert found.mean + found.half == pytest.approx(high, rel=1e-9)
+    assert cells["relu", 0.1].failed == (3,) and cells["relu", 0.1].scores["accuracy"].n == 4
+    assert cells["relu", 0.0].baseline is None and not cells["relu", 0.0].differences
+    one = cells["mish", 0.1]
+    assert math.isnan(one.scores["accuracy"].half) and not one.differences
+
+
+def test_holm_rejects_as_its_procedure_of_p_values_does():
+    rng = np.random.default_rng(0)
+    samples = [rng.normal(mean, 1, size=n) for mean in (0, 1, 2, 4) for n in (2, 3, 6, 12)]
+    values = [stats.ttest_1samp(x, 0).pvalue for x in samples]
+    rejected, n = set(), len(values)
+    for rank, i in enumerate(np.argsort(values)):
+        if values[i] > 0.05 / (n - rank):
+            break
+        rejected.add(i)
+    one = experiments.interval([3.0])
+    found = experiments.holm([experiments.interval(x) for x in samples] + [one])
+    assert {i for i, of in enumerate(found) if of.excludes_zero} == rejected
+    assert 0 < len(rejected) < sum(np.array(values) < 0.05)
+    assert math.isnan(found[-1].half)
+    order = np.argsort(values)
+    for rank, i in enumerate(order[: len(rejected) + 1]):  # the widths, up to the first that stays
+        low, high = stats.t.interval(
+            1 - 0.05 / (n - rank), len(samples[i]) - 1, np.mean(samples[i]), stats.sem(samples[i])
+        )
+        assert found[i].half == pytest.approx((high - low) / 2, rel=1e-9)
+
+
+@pytest.mark.slow
+def test_holm_errs_in_one_family_of_twenty():
+    rng, errors, n = np.random.default_rng(1), 0, 400
+    for _ in range(n):
+        family = [experiments.interval(x) for x in rng.normal(size=(8, 4))]
+        errors += any(of.excludes_zero for of in experiments.holm(family))
+    assert errors / n < 0.05 + 3 * math.sqrt(0.05 * 0.95 / n)  # three standard deviations
+
+
+def test_holm_keeps_exact_differences_and_refuses_a_level():
+    exact, none = experiments.interval([1.0, 1.0, 1.0]), experiments.interval([0.0, 0.0])
+    assert experiments.holm([exact, none]) == [exact, none]
+    assert exact.excludes_zero and not none.excludes_zero
+    with pytest.raises(ValueError, match=r"holm: level must be in \(0, 1\), got 1"):
+        experiments.holm([exact], level=1)
+
+
+def test_scores_have_a_row_in_every_form_of_a_table():
+    cells = experiments.summarize(rows_of(SCORES))
+    records = experiments.scores_table(cells, "records")
+    assert [row["accuracy"] for row in records] == [c.scores["accuracy"].mean for c in cells]
+    assert records[-1]["accuracy_half"] is None  # of one seed
+    assert len(experiments.scores_table(cells, "csv").splitlines()) == 1 + len(cells)
+    assert r"\toprule" in experiments.scores_table(cells, "latex")
+    assert experiments.scores_table(cells).startswith("| model | activation | gamma | runs | acc")
+
+
+def test_a_table_tells_recipes_apart_and_tasks():
+    """What recipes differ in, as epochs, has a column; a score of another task is empty."""
+    short, long = rows_of(SCORES), {}
+    for name, row in short.items():
+        recipe = dataclasses.replace(_recipe.from_dict(row["recipe"]), epochs=7)
+        long[f"{name} longer"] = {**row, "recipe": recipe.to_dict()}
+    cells = experiments.summarize({**short, **long})
+    text = experiments.scores_table(cells)
+    assert text.startswith("| model | activation | gamma | epochs | runs | acc")
+    assert "relu, gamma 0.1, epochs 7, seeds 3" in text
+    records = experiments.scores_table(cells, "records")
+    keys = [(row["activation"], row["gamma"], row["epochs"]) for row in records]
+    assert len(set(keys)) == len(cells) == 6
+    masks = dataclasses.replace(cells[0], scores={"mean_iou": experiments.interval([0.5, 0.6])})
+    mixed = experiments.scores_table([*cells, masks], "csv").splitlines()
+    assert {"accuracy", "mean_iou"} <= set(mixed[0].split(","))
+    rows = [*short.values(), {**next(iter(short.values())), "scores": {"mean_iou": 0.5}}]
+    with pytest.raises(ValueError, match="expected rows of one task, got some without accuracy"):
+        experiments.scores_by_activation(rows)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: experiments.scores_by_activation([]),
+        lambda: experiments.training_loss([]),
+        lambda: experiments.l1_in_training([], 0),
+        lambda: experiments.interval([]),
+        lambda: experiments.predicted_masks({"X": np.zeros((0, 8, 8, 3))}, []),
+    ],
+)
+def test_nothing_has_no_figure_and_no_mean(call):
+    with pytest.raises(ValueError, match="there are no (rows|values|pictures); expected"):
+        call()
+
+
+def test_a_grid_takes_lists_of_names():
+    paper = experiments.paper_recipe("classification", "digits")
+    varied = dict(models=["lenet5"], activations=["relu"], gammas=[0], seeds=[0], epochs=[1])
+    assert len(experiments.grid(paper, **varied)) == 1
+    for option in ("models", "activations"):
+        with pytest.raises(TypeError, match=f"grid: {option} must be a sequence, got 'relu'"):
+            experiments.grid(paper, **varied | {option: "relu"})
+
+
+def test_differences_of_features_are_paired_layer_by_layer():
+    rows = rows_of({("relu", gamma, seed): 0.5 for gamma in (0.0, 0.1) for seed in range(3)})
+    for row in rows.values():
+        gamma, seed = (row["recipe"][name] for name in ("gamma", "seed"))
+        row["features"] = {
+            **row["features"],
+            "zeros": [0.5 + seed / 10 + gamma, 0.9 - gamma * seed],
+        }
+        row["layers"] = ["conv1", "conv2"]
+    plain, penalised = experiments.summarize(rows)
+    first, second = penalised.feature_differences["zeros"]
+    assert first.mean == pytest.approx(0.1) and first.half < 1e-12 and first.n == 3
+    assert second.mean == pytest.approx(-0.1)
+    assert second.half == pytest.approx(experiments.interval([0.0, -0.1, -0.2]).half)
+    assert not plain.feature_differences
+
+
+BAD_ROWS = {
+    "none": (lambda row: None, TypeError, "got NoneType; try experiments.read_rows"),
+    "list": (lambda row: [row], TypeError, "must be a dict of rows by name, got list"),
+    "folder": (lambda row: "rows", TypeError, "got str"),
+    "no row": (lambda row: {"a": None}, TypeError, "must be a dict of rows by name"),
+    "empty": (lambda row: {"a": {}}, ValueError, "row a has no recipe, images, layers, scores"),
+    "no scores": (
+        lambda row: {"a": {name: row[name] for name in row if name != "scores"}},
+        ValueError,
+        "row a has no scores; expected a row as experiments.read_rows returns it",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_ROWS)
+def test_what_are_no_rows_has_no_summary(fault):
+    make, error, message = BAD_ROWS[fault]
+    (row,) = rows_of({("relu", 0.0, 0): 0.5}).values()
+    with pytest.raises(error, match=f"^summarize: .*{message}"):
+        experiments.summarize(make(row))
+
+
+def test_a_run_near_chance_is_told():
+    """Of ten classes; 0.158 is what a network reached whose loss had not left log 10."""
+    cells = experiments.summarize(rows_of({("relu", 0.0, 0): 0.158, ("relu", 0.0, 1): 0.3}))
+    assert cells[0].failed == (0,)
+
+
+def test_half_of_two_classes_is_chance_and_nearly_all_is_not():
+    rows = rows_of({("relu", 0.0, 0): 0.5, ("relu", 0.0, 1): 0.95})
+    for row in rows.values():
+        row["images"] |= {"classes": 2}
+    assert experiments.summarize(rows)[0].failed == (0,)
+
+
+def test_features_of_diverged_runs_are_left_out_and_their_scores_are_not():
+    from unrolled.app.commands import _experiment_report
+
+    rows = rows_of({("relu", gamma, seed): 0.5 for gamma in (0.0, 0.1) for seed in range(3)})
+    plain, penalised = experiments.summarize(rows)
+    diverged = next(reversed(rows.values()))
+    diverged |= {"status": "diverged", "scores": {"accuracy": 0.1, "loss": None}}
+    diverged["features"] = {name: [None] for name in diverged["features"]}  # as JSON holds nan
+    cells = experiments.summarize(rows)
+    assert cells[0].features == plain.features
+    for name, values in penalised.features.items():
+        assert cells[1].features[name] == pytest.approx(values, rel=1e-15)
+    assert [d.n for d in cells[1].feature_differences["l1"]] == [2]
+    assert cells[1].scores["accuracy"].n == cells[1].differences["accuracy"].n == 3
+    assert cells[1].failed == (2,)
+    assert "nan" not in "".join(_experiment_report._feature_tables(cells))
+
+
+def test_unfolded_pursuits_are_compared_with_the_plain_network():
+    rows = rows_of({("relu", 0.0, 0): 0.5, ("relu", 0.0, 1): 0.6})
+    plain, unfolded = rows.values()
+    for row, model in ((plain, "cnn"), (unfolded, "ml-ista")):
+        row["recipe"] |= {"model": model, "seed": 0}
+    cells = experiments.summarize(rows)
+    assert [cell.recipe.model for cell in cells] == ["cnn", "ml-ista"]
+    assert cells[1].baseline.model == "cnn"
+    assert cells[1].differences["accuracy"].mean == pytest.approx(0.1)
+    assert not cells[1].differences["accuracy"].excludes_zero  # one seed is no claim
+
+
+@pytest.mark.slow
+def test_the_report_of_a_folder(tmp_path):
+    from unrolled.app.commands._experiment_report import write
+
+    folder = _table.open_folder(tmp_path)
+    rows = rows_of(SCORES)
+    for name, row in rows.items():
+        _table.write_row(folder, name, row)
+    check_forms(experiments.Sweep(rows, [], []))
+    text = write(folder, experiments.Sweep({}, ["later"], ["other"]))
+    assert "+2.67 ± 1.43" in text and "seeds 3" in text and "epochs: 2 instead of 200" in text
+    assert "Not finished: later" in text and "another process: other" in text
+    results = strict_json((folder / "results.json").read_text())
+    (section,) = results["sections"].values()
+    assert section["rows"].keys() == rows.keys()
+    assert len((folder / "results.csv").read_text().splitlines()) == 1 + len(rows)
+    assert len(list(folder.glob("*.png"))) == 3
+    assert " has the best accuracy, " in (folder / "report.html").read_text()
+
+
+def test_a_figure_that_fails_loses_no_table_of_the_report(tmp_path, monkeypatch):
+    from unrolled.app.commands._experiment_report import write
+
+    def no_figure(*args, **options):
+        raise ValueError("no figure")
+
+    monkeypatch.setattr(ur.plots, "figure", no_figure)
+    folder, rows = _table.open_folder(tmp_path), rows_of(SCORES)
+    for name, row in rows.items():
+        _table.write_row(folder, name, row)
+    with pytest.raises(ValueError, match="no figure"):
+        write(folder, experiments.Sweep({}, [], []))
+    assert "+2.67 ± 1.43" in (folder / "report.md").read_text()
+    (section,) = strict_json((folder / "results.json").read_text())["sections"].values()
+    assert section["rows"].keys() == rows.keys()
+    assert len((folder / "results.csv").read_text().splitlines()) == 1 + len(rows)
+
+
+def test_names_of_rows_that_were_made_are_those_of_their_recipes():
+    kept = sorted((Path(ur.__file__).parents[1] / "benchmarks/sparse_features/rows").glob("*"))
+    assert len(kept) >= 7
+    for path in kept:
+        row = json.loads(path.read_text())
+        recipe = experiments._recipe.from_dict(row["recipe"])
+        assert recipe.row_name(row["images"]["sha256"]) == path.stem
+
+
+def test_equal_recipes_have_one_name_whatever_the_kinds_of_their_numbers():
+    numbers = dict(gamma=np.float32(1), rate=1, momentum=0, seed=np.int64(3), epochs=np.uint8(5))
+    found = dataclasses.replace(RECIPE, **numbers)
+    same = dataclasses.replace(RECIPE, gamma=1.0, rate=1.0, momentum=0.0, seed=3, epochs=5)
+    assert found == same and found.row_name("x") == same.row_name("x")
+    assert found.to_dict() == same.to_dict()
+    # Options of models are as given: a number does not stand for a switch.
+    switched = [dataclasses.replace(RECIPE, options=(("constrained", v),)) for v in (1, True)]
+    assert [recipe.to_dict()["options"][0][1] for recipe in switched] == [1, True]
+    assert switched[0].row_name("x") != switched[1].row_name("x")
+
+
+def test_a_row_with_a_flipped_bit_is_refused_or_the_same(tmp_path):
+    """Of every byte one bit."""
+    folder = _table.open_folder(tmp_path)
+    ((name, row),) = rows_of({("relu", 0.0, 0): 0.5}).items()
+    _table.write_row(folder, name, row)
+    path = folder / "rows" / f"{name}.json"
+    blob, refused = path.read_bytes(), 0
+    for changed in flips(path, period=7):
+        try:
+            assert _table.read_row(folder, name) == row, changed
+        except CheckpointError as error:
+            assert str(error).startswith(f"{path}: not a row of an experiment ")
+            refused += 1
+    assert len(blob) > 1000 and refused > 0.5 * len(blob)  # the others are between the numbers
+    path.write_text(json.dumps(row))
+    with pytest.raises(CheckpointError, match="no sha256: an older .*; remove the file to run it"):
+        experiments.read_rows(folder)
+
+
+def test_damaged_features_and_pictures_of_a_row_are_refused(finished, images, tmp_path):
+    folder = Path(shutil.copytree(finished[0], tmp_path / "copy"))
+    name = finished[1]
+    _table.write_pictures(folder, name, {"X": np.ones(3), "truth": np.ones(3)})
+    with pytest.raises(CheckpointError, match="not the pictures of a row .'predicted'"):
+        experiments.read_pictures(folder, name)
+    path = folder / "features" / f"{name}-2.json"
+    path.parent.mkdir()
+    layer = {"admitted": None, "codes": {}, "pursued": {}}
+    for held in ({"a": 1}, {"a": layer, "sha256": "0"}, [], {"a": layer}):
+        path.write_text(json.dumps(held))
+        with pytest.raises(CheckpointError, match="not the features of a row"):
+            experiments.row_features(folder, name, images, build=build, n=2)
+
+
+def test_rows_with_other_options_are_other_sections():
+    from unrolled.app.commands._experiment_report import grouped, section_name
+
+    rows = rows_of(SCORES)
+    other = rows.popitem()
+    other[1]["recipe"]["options"] = [["unfoldings", 1]]
+    parts = grouped(rows | dict([other]))
+    assert [set(part) for part in parts] == [set(rows), {other[0]}]
+    assert section_name(parts[0]) != section_name(parts[1])
+
+
+def test_what_deviates_from_the_recipes_of_the_papers():
+    recipe = paper_recipe("classification", "cifar10")
+    varied = dataclasses.replace(recipe, model="vgg11", activation="mish", gamma=0.1, seed=3)
+    assert experiments.deviations(varied, recipe) == []
+    segmentation = paper_recipe("segmentation", "ecssd")
+    narrow = dataclasses.replace(segmentation, data="ecssd", options=(("width", 16),))
+    assert experiments.deviations(narrow, segmentation) == [
+        "data: ecssd instead of duts",
+        "width: 16 instead of 64",
+    ]
+    assert segmentation.optimizer == "adam" and segmentation.batch == 4
+    with pytest.raises(ValueError, match="unknown task 'x'"):
+        paper_recipe("x", "cifar10")
+
+
+# The command
+
+
+def test_arguments_of_the_command_that_are_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("UNROLLED_DATA", raising=False)
+    (tmp_path / "notes.txt").write_text("mine")
+    bad = {
+        "--gamma must be numbers separated by commas, got 'x'": ["--gamma", "x"],
+        "gamma must be at least 0 and finite, got -1": ["--gamma", "0,-1"],
+        "budget must be above 0 minutes, got 0": ["--budget", "0"],
+        "--seeds must be at least 1": ["--seeds", "0"],
+        "--width is no option of lenet5": ["--model", "res-csc,lenet5", "--width", "3"],
+        "--side is no option of classification with mnist": [
+            *("--dataset", "mnist"),
+            *("--side", "32"),
+        ],
+        "side must be at least 1, got 0": ["--side", "0"],
+        "unknown name 'swoosh'": ["--activation", "swoosh"],
+        "no root given": ["--dataset", "cifar10"],
+        "is not empty and holds no experiment": ["--output", str(tmp_path)],
+        "a batch of 5000 is larger than its 1437": ["--batch", "5000"],
+    }
+    for message, arguments in bad.items():
+        given = ["experiment", "classification", "--output", str(tmp_path / "out"), *arguments]
+        assert main(given) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_data_set_that_is_given_by_its_path_has_its_name_in_the_rows(
+    images, tmp_path, monkeypatch
+):
+    """With its path, a row was written beside the data in place of the output."""
+    recipes = []
+    monkeypatch.setattr(experiments, "load", lambda *_, **__: images)
+    monkeypatch.setattr(experiments, "sweep", lambda given, *_, **__: recipes.extend(given))
+    for path in ("sub/Mine", str(tmp_path / "Mine"), "Mine"):
+        arguments = ["--dataset", path, "--output", str(tmp_path / "out")]
+        main(["experiment", "segmentation", *arguments])  # there are no rows to report
+    assert {recipe.data for recipe in recipes} == {"Mine"}
+
+
+def test_the_command_says_what_is_tested_on(images, tmp_path, monkeypatch, capsys):
+    """The counts are of the set; a part of it may be held out."""
+    monkeypatch.setattr(experiments, "load", lambda *_, **__: images)
+    monkeypatch.setattr(experiments, "sweep", lambda *_, **__: None)
+    for test, said in {"whole": False, "held-out": True}.items():
+        output = str(tmp_path / test)
+        main(["experiment", "classification", "--test", test, "--output", output])
+        assert ("tested on the last fifth of the training" in capsys.readouterr().err) is said
+
+
+def test_a_folder_of_classes_is_a_data_set(tmp_path):
+    from unrolled.app.commands._experiment import _dataset
+
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(5):
+            grey = np.full((4, 4), 40 * i, np.uint8)
+            Image.fromarray(grey).save(tmp_path / "pets" / name / f"{i}.png")
+    assert _dataset("classification", tmp_path / "pets", False) == str(tmp_path / "pets")
+    assert _dataset("classification", tmp_path, False) == "cifar10"
+    for name, root in (("pets", tmp_path), (str(tmp_path / "pets"), tmp_path / "pets")):
+        images = experiments.load(name, root)
+        assert images.classes == ("cat", "dog") and images.train[0].shape == (8, 32, 32, 3)
+        experiments._data.check(images, Recipe(data="pets", model="lenet5", batch=4))
+
+
+def test_features_are_measured_of_the_rows_on_these_images(tmp_path):
+    """A folder may have rows on the same set at another size."""
+    from unrolled.app.commands import _experiment_report
+
+    folder = _table.open_folder(tmp_path)
+    ((name, row),) = rows_of({("relu", 0.0, 0): 0.5}).items()
+    row["recipe"]["data"] = row["images"]["name"] = "digits"
+    _table.write_row(folder, name, row)
+    (folder / "weights" / f"{name}.npz").write_bytes(b"of pictures 32 x 32")
+    row["images"]["sha256"] = experiments._data.digest(experiments.load("digits", side=32))
+    digits = experiments.load("digits", side=16)
+    assert _experiment_report.features_sections(folder, digits, print) == []
+    assert experiments.trained_on(row, experiments.load("digits")) and not experiments.trained_on(
+        row, digits
+    )
+
+
+def test_time_left_in_words():
+    from unrolled.app.commands._console import progress, time_left
+
+    assert [time_left(s) for s in (40, 120, 12000)] == ["40 s", "2 min", "3 h 20 min"]
+    told = []
+    with progress(told.append) as tell:
+        tell("a", 1, 4, "first epoch")
+        tell("a", 4, 4, "epoch 1")
+    assert told == ["a: step 1 of 4, first epoch", "a: step 4 of 4, epoch 1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["classification", "segmentation", "ml-csc"])
+def test_quick_experiments_take_less_than_a_hundred_starts_of_the_command(task, tmp_path):
+    """As a user runs them: in a process of their own, with the defaults of JAX.
+
+    The time is that of the processor, and so is that of a start: others may keep it busy. They take
+    20 to 50 starts, about a minute. The largest network spends most of it in the compiler of users:
+    it is compiled as in the tests, and has half of the time.
+    """
+    large = task == "segmentation"
+    dropped = ("UNROLLED_DATA",) if large else ("UNROLLED_DATA", "XLA_FLAGS")
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
+    environment |= {} if large else AS_USERS
+
+    def timed(*options):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        found = subprocess.run(
+            [sys.executable, "-m", "unrolled", "experiment", *options],
+            cwd=Path(ur.__file__).parents[1],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert found.returncode == 0, found.stderr
+        return found, resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+
+    _, start = timed("--help")
+    found, seconds = timed(task, "--quick", "--json", "--no-cache", "--output", tmp_path / "out")
+    assert seconds < (50 if large else 100) * start
+    sections = json.loads(found.stdout)["sections"]
+    assert sections and "embedded" in found.stderr
+    cells = [cell for section in sections.values() for cell in section["cells"]]
+    assert task != "classification" or not any(cell["failed"] for cell in cells)
+
+
+def test_a_step_records_mean_magnitudes_and_exact_zeros():
+    features = {"a": jnp.array([[[0.0, -1.0]], [[2.0, -3.0]]]), "b": jnp.zeros((2, 3))}
+    l1, zeros = _program._l1_and_zeros(features)
+    np.testing.assert_allclose(l1, [1.5, 0.0])
+    np.testing.assert_allclose(zeros, [0.25, 1.0])
+
+
+SHARED = """
+import dataclasses, json, sys, time
+import jax
+from unrolled.vision import experiments
+
+images = experiments.load("digits")
+recipe = experiments.Recipe(
+    data="digits", model="lenet5", epochs=2, batch=64, rate=0.02, augmentation="none", gamma=1e-3
+)
+mesh = jax.make_mesh((4,), ("data",))
+alone = experiments.run(recipe, images, sys.argv[1] + "/alone").row
+shared = experiments.run(recipe, images, sys.argv[1] + "/shared", mesh=mesh).row
+# Stopped at the end of its first epoch on four devices, and continued on one.
+moved = sys.argv[1] + "/moved"
+soon = time.monotonic() + 0.01
+assert experiments.run(recipe, images, moved, mesh=mesh, until=soon).row is None
+moved = experiments.run(recipe, images, moved).row
+try:
+    experiments.run(dataclasses.replace(recipe, batch=30), images, sys.argv[1] + "/no", mesh=mesh)
+except ValueError as error:
+    refused = str(error)
+print(json.dumps([alone, shared, moved, refused]))
+"""
+
+
+@pytest.mark.slow
+def test_devices_share_the_batches_of_a_run(tmp_path):
+    """To rounding: 44 steps of sums over 64 images, in another order."""
+    environment = os.environ | devices(4)
+    code = (sys.executable, "-W", "ignore", "-c", SHARED, str(tmp_path))
+    done = subprocess.run(code, env=environment, capture_output=True, text=True, timeout=500)
+    assert not done.returncode, done.stderr
+    alone, shared, moved, refused = json.loads(done.stdout.splitlines()[-1])
+    for row in (shared, moved):
+        for a, b in zip(alone["curve"], row["curve"]):
+            assert b["train"]["loss"] == pytest.approx(a["train"]["loss"], rel=1e-3)
+            assert b["train"]["l1"] == pytest.approx(a["train"]["l1"], rel=1e-3)
+        assert row["scores"]["accuracy"] == pytest.approx(alone["scores"]["accuracy"], abs=0.01)
+    assert shared["environment"]["devices"] == "4" and "devices" not in moved["environment"]
+    assert "4 devices cannot share a batch of 30 images equally" in refused
+
+
+def test_meshes_that_cannot_share_a_run():
+    from jax.sharding import Mesh
+
+    one = np.array(jax.devices()[:1])
+    with pytest.raises(TypeError, match="mesh must be a jax.sharding.Mesh, got int"):
+        devices_of(4, 64)
+    with pytest.raises(ValueError, match="expected one named 'data'"):
+        devices_of(Mesh(one, ("batch",)), 64)
+    assert devices_of(Mesh(one, ("data",)), 64).environment == {"devices": "1"}

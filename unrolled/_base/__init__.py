@@ -1,0 +1,1 @@
+"""The ground floor: checks, numbers, programs, threads, files and text."""

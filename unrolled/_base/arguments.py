@@ -1,0 +1,286 @@
+"""The door of every exported function: its arguments are checked against its annotations.
+
+The annotations are read once, where the function is defined. A call then costs about a microsecond
+for each argument, and an array of JAX in floating point, traced or not, passes at once.
+"""
+
+import contextlib
+import functools
+import inspect
+import os
+import types
+import typing
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled._base import checks
+
+F = TypeVar("F", bound=Callable[..., Any])
+_BY_PLACE = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+# (value, its name, name of the function) -> the value that is passed on
+Take = Callable[[Any, str, str], Any]
+
+
+class Kind(NamedTuple):
+    """What an annotation asks for."""
+
+    what: str  # in messages: "an integer"
+    take: Take
+    cls: Any = None  # whose instances all pass as they are
+    scalars: str = ""  # the kinds of dtypes of arrays of them, where it is one number
+    of_arrays: bool = False
+    items: bool = False  # whether it is a sequence
+
+
+def checked(function: F) -> F:
+    """A function that refuses arguments of another kind than its annotations say, in words.
+
+    Integers that JAX would cut to 32 bits become floating point, numbers of numpy those of Python,
+    and a seed a key. What a function asks of a value beyond its kind, it checks; an argument whose
+    annotation has `Any` it checks alone.
+
+    Raises:
+        TypeError: no array of real numbers for an array, no sequence for a sequence, and so on.
+        ValueError: numbers beyond float32, where JAX computes in it.
+
+    Example:
+        >>> from unrolled._base.arguments import checked
+        >>> @checked
+        ... def double(x: jax.Array, times: int = 1) -> jax.Array:
+        ...     return jnp.asarray(x) * 2**times
+        >>> float(double(np.int64(2**40)))
+        2199023255552.0
+        >>> double(1.0, times="twice")
+        Traceback (most recent call last):
+        TypeError: double: times must be an integer, got 'twice'
+    """
+    parameters = inspect.signature(function).parameters
+    kinds = {name: _kind_of(parameter.annotation) for name, parameter in parameters.items()}
+    takes = {name: kind and kind.take for name, kind in kinds.items()}
+    in_order = [(name, takes[name]) for name, p in parameters.items() if p.kind in _BY_PLACE]
+    caller = list(parameters).index("where") if "where" in parameters else None
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        where = function.__name__
+        if caller is not None:  # which messages name in place of this function
+            where = args[caller] if caller < len(args) else options.get("where", where)
+        given = [
+            take(value, name, where) if take else value
+            for value, (name, take) in zip(args, in_order)
+        ]
+        for name, value in options.items():
+            if take := takes.get(name):
+                options[name] = take(value, name, where)
+        return function(*given, *args[len(given) :], **options)
+
+    return call  # type: ignore[return-value]  # of the same signature
+
+
+def _kind_of(annotation: Any) -> Kind | None:
+    """The kind of values of an annotation; None where anything may be passed."""
+    members = _members(annotation)
+    known = [_kind_of_one(member) for member in members if member is not _NONE]
+    kinds = list(dict.fromkeys(kind for kind in known if kind))
+    if not kinds or None in known:
+        return None
+    kind = kinds[0] if len(kinds) == 1 else _union(kinds)
+    return _optional(kind) if _NONE in members else kind
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The members of a union and of its aliases; anything else is its only member."""
+    if hasattr(annotation, "__value__") and annotation not in KNOWN:
+        return _members(annotation.__value__)
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+        return [annotation]
+    return [one for member in typing.get_args(annotation) for one in _members(member)]
+
+
+def _kind_of_one(annotation: Any) -> Kind | None:
+    if isinstance(annotation, Hashable) and annotation in KNOWN:
+        return KNOWN[annotation]
+    if isinstance(annotation, str) and annotation.isidentifier():
+        return _named(annotation)
+    if isinstance(annotation, TypeVar) and annotation.__bound__:
+        return _kind_of(annotation.__bound__)
+    origin, inside = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
+    if origin in (Any, inspect.Parameter.empty) or not isinstance(origin, type):
+        return None
+    if origin is Callable or getattr(origin, "_is_protocol", False):
+        return _FUNCTION
+    if issubclass(origin, Mapping):
+        return _instances(Mapping, "a mapping")
+    if issubclass(origin, Iterable) and inside:
+        refused = (str, bytes, Mapping) if issubclass(origin, Sequence) else (str, bytes)
+        return _items(_kind_of(inside[0]), refused)
+    article = "an" if origin.__name__[0] in "AEIOUaeiou" else "a"
+    return _instances(origin, f"{article} {origin.__name__}")
+
+
+def _refusal(value: Any, what: str, name: str, where: str) -> TypeError:
+    return TypeError(f"{where}: {name} must be {what}, got {checks.brief(value)}")
+
+
+def _optional(kind: Kind) -> Kind:
+    def take(value: Any, name: str, where: str) -> Any:
+        return None if value is None else kind.take(value, name, where)
+
+    return kind._replace(take=take, cls=None)
+
+
+def _instances(cls: Any, what: str) -> Kind:
+    """Instances of a class, or of one of a tuple of classes, as they are."""
+
+    def take(value: Any, name: str, where: str) -> Any:
+        if not isinstance(value, cls):
+            raise TypeError(f"{where}: {name} is a {type(value).__name__}; expected {what}")
+        return value
+
+    return Kind(what, take, cls)
+
+
+def _named(cls: str) -> Kind:
+    """Instances of a class of an optional package, which is known by its name alone."""
+    what = f"a {cls}"
+
+    def take(value: Any, name: str, where: str) -> Any:
+        if cls not in (base.__name__ for base in type(value).__mro__):
+            raise _refusal(value, what, name, where)
+        return value
+
+    return Kind(what, take)
+
+
+def _items(item: Kind | None, refused: tuple[type, ...]) -> Kind:
+    """A sequence; its items are checked where it is a list or a tuple, and not used up before."""
+    what = "a sequence" if Mapping in refused else "an iterable"
+
+    def take(value: Any, name: str, where: str) -> Any:
+        if isinstance(value, refused) or not isinstance(value, Iterable):
+            raise _refusal(value, what, name, where)
+        if isinstance(value, np.ndarray | jax.Array):
+            return _rows(value, item, name, where)
+        if item is None or not (type(value) is list or type(value) is tuple):
+            return value
+        names = (name if item.scalars else f"{name}[{i}]" for i in range(len(value)))
+        taken = [item.take(one, its_name, where) for one, its_name in zip(value, names)]
+        return taken if isinstance(value, list) else tuple(taken)
+
+    return Kind(what, take, items=True)
+
+
+def _rows(value: Any, item: Kind | None, name: str, where: str) -> Any:
+    """An array in place of a sequence: its rows, which are numbers where it has one axis."""
+    if not value.ndim:
+        raise _refusal(value, "a sequence", name, where)
+    value = _array(value, name, where)
+    if item is None or item.of_arrays or item.items:
+        return value
+    if value.ndim > 1 or value.dtype.kind not in item.scalars:
+        raise _refusal(value, f"a sequence, each {item.what}", name, where)
+    return value
+
+
+def _union(kinds: list[Kind]) -> Kind:
+    """The first kind that takes a value; an array is tried last, and says best what it lacks."""
+    what = " or ".join(kind.what for kind in kinds)
+    plain = tuple(kind.cls for kind in kinds if kind.cls)
+    rest = [kind for kind in kinds if not kind.cls]
+    if not rest:
+        return _instances(plain, what)
+    *others, last = sorted(rest, key=lambda kind: (kind.of_arrays, not kind.items))
+    alone = last.of_arrays or (not last.items and all(kind.items for kind in others))
+
+    def take(value: Any, name: str, where: str) -> Any:
+        if isinstance(value, plain):
+            return value
+        if not (last.of_arrays and isinstance(value, jax.Array | np.ndarray)):
+            for kind in others:
+                with contextlib.suppress(TypeError):
+                    return kind.take(value, name, where)
+        try:
+            return last.take(value, name, where)
+        except TypeError as error:
+            raise (error if alone else _refusal(value, what, name, where)) from None
+
+    return Kind(what, take, of_arrays=last.of_arrays)
+
+
+def _array(x: Any, name: str, where: str) -> Any:
+    if type(x) is np.ndarray and x.dtype == np.float32:
+        return x
+    if isinstance(x, jax.Array) and checks.computes(x.dtype):
+        return x
+    return checks.within_float32(checks.as_numbers(x, name, where), name, where)
+
+
+def _matrix(D: Any, name: str, where: str) -> Any:
+    """Atoms in columns; integers become floating point."""
+    D = _array(D, name, where)
+    if isinstance(D, list | tuple) and checks.is_concrete(D):
+        rows = checks.within_float32(np.asarray(D, np.float64), name, where)
+        D = rows.astype(jnp.result_type(float))
+    elif not isinstance(D, jax.Array | np.ndarray):
+        D = jnp.asarray(D)
+    if D.ndim != 2:
+        raise ValueError(f"{where}: {name} has shape {D.shape}; expected (m, d), atoms in columns")
+    if D.dtype.kind in "biu":
+        D = D.astype(jnp.result_type(float))
+    return D
+
+
+def matrix_or(cls: type) -> Kind:
+    """A matrix, or an instance of a class."""
+    return _union([_instances(cls, ""), Kind("a dictionary", _matrix, of_arrays=True)])
+
+
+def _integer(n: Any, name: str, where: str) -> Any:
+    """A traced one passes: a function whose sizes are static says so itself."""
+    return n if isinstance(n, jax.core.Tracer) or type(n) is int else checks.whole(n, name, where)
+
+
+def _number(x: Any, name: str, where: str) -> Any:
+    return x if isinstance(x, jax.core.Tracer | float) else checks.as_number(x, name, where)
+
+
+def _function(f: Any, name: str, where: str) -> Any:
+    if not callable(f):
+        raise _refusal(f, _FUNCTION.what, name, where)
+    return f
+
+
+def _dtype(dtype: Any, name: str, where: str) -> Any:
+    try:
+        known = np.dtype(dtype)
+    except (TypeError, ValueError):
+        known = np.dtype("V")
+    if not known.itemsize:
+        raise _refusal(dtype, "a dtype", name, where)
+    return known
+
+
+_NONE = type(None)
+_ARRAY = Kind("an array of numbers", _array, of_arrays=True)
+_FUNCTION = Kind("a function", _function)
+_PATH = _instances(os.PathLike, "a path")
+_TEXT = _instances(str, "text")
+# The kinds of annotations; that of a dictionary stands beside its class.
+KNOWN = {
+    checks.ArrayLike: _ARRAY,
+    jax.Array: _ARRAY,
+    np.ndarray: _ARRAY,
+    checks.Key: Kind("a key", lambda key, name, where: checks.as_key(key, where)),
+    checks.DTypeLike: Kind("a dtype", _dtype),
+    bool: Kind("True or False", checks.as_bool),
+    int: Kind("an integer", _integer, scalars="iu"),
+    float: Kind("a number", _number, scalars="iufV"),
+    str: _TEXT,
+    Path: _PATH,
+    os.PathLike: _PATH,
+}

@@ -1,0 +1,155 @@
+"""Numerical helpers that all floors share: sums of squares at any scale, and maxima that keep nan.
+
+A square leaves the range of a dtype long before its root does. The helpers here first divide by a
+power of two near the largest magnitude and multiply by it at the end, which is exact: at ordinary
+scales not a bit changes.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from unrolled._base.checks import Array, ArrayLike, DTypeLike
+
+Axes = int | tuple[int, ...] | None
+
+# Measured coherences and norms are rounded up by this factor, far above the rounding of float64
+# sums: a denominator that is zero must not come out positive.
+UP = 1 + 1e-9
+
+
+def up(*values: Any) -> float:
+    """`UP`, or 1 + 8 eps where one of the values is an array of a dtype that rounds to more."""
+    dtypes = [value.dtype for value in values if hasattr(value, "dtype")]
+    floats = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
+    return max([UP, *(1 + 8 * float(jnp.finfo(dtype).eps) for dtype in floats)])
+
+
+def lost_below(m: int, size: float, dtype: DTypeLike) -> float:
+    """What w . (y - D x) may lose below the range, for m entries of w of this size at most.
+
+    A sum or product below the least normal number may become zero; XLA keeps those of float16.
+    """
+    info = jnp.finfo(dtype)
+    least = info.smallest_subnormal if info.dtype == jnp.float16 else info.tiny
+    return (1 + size) * m * float(least)
+
+
+def largest(x: Array, axis: Axes = None) -> Array:
+    """max(x), nan if x contains one: XLA's reduction on a CPU loses it in long arrays."""
+    return jnp.where(jnp.isnan(x).any(axis), jnp.nan, jnp.max(x, axis))
+
+
+def at_least(x: Array, floor: ArrayLike) -> Array:
+    """max(x, floor), nan where x is: fused with a sum, XLA's maximum on a CPU loses it."""
+    return jnp.where(x < floor, jnp.asarray(floor, x.dtype), x)
+
+
+def widened(x: Array) -> Array:
+    """x, in float32 if it is narrower: JAX has no decompositions in half precision."""
+    return x.astype(wide_dtype(x.dtype))
+
+
+def wide_dtype(dtype: DTypeLike) -> np.dtype:
+    """The dtype, or float32 if it is narrower."""
+    return np.dtype(dtype if np.dtype(dtype).itemsize >= 4 else np.float32)
+
+
+@partial(jax.jit, static_argnames="axis")
+def exponent(x: Array, axis: Axes = None) -> Array:
+    """k with 2^k <= max abs(x) < 2^(k + 1), an integer; 0 where the maximum is 0 or infinite.
+
+    With an axis, it keeps its place with length 1. Both 2^k and 2^-k are normal numbers of the
+    dtype of x, for which k is at most one off at the upper end. It carries no gradient.
+    """
+    most = -int(jnp.finfo(x.dtype).minexp)
+    x = lax.stop_gradient(widened(x))
+    size = jnp.max(jnp.abs(x), axis, keepdims=axis is not None, initial=0)
+    integer, digits, bias = _layout(x.dtype)
+    k = (lax.bitcast_convert_type(size, integer) >> digits) - bias
+    normal = (k > -bias) & (k <= bias)
+    k = lax.select(normal, lax.clamp(integer(-most), k, integer(most)), jnp.zeros_like(k))
+    return k.astype(jnp.int32)
+
+
+@jax.jit
+def times_power(x: Array, k: Array) -> Array:
+    """x 2^k for a k of `exponent`, or for its negative; sums of exponents need `ldexp`.
+
+    It has half of the operations of `ldexp`.
+    """
+    wide = widened(x)
+    return (wide * power_of_two(k, wide.dtype)).astype(x.dtype)
+
+
+@jax.jit
+def ldexp(x: Array, k: Array) -> Array:
+    """x 2^k, exactly unless the result leaves the range; k is an integer below 2^8 (2^11) in size.
+
+    jnp.ldexp takes a general power, which is slower and not exact everywhere.
+    """
+    wide, half = widened(x), k >> 1  # neither factor leaves the range before the result does
+    first, second = (power_of_two(part, wide.dtype) for part in (half, k - half))
+    return (wide * first * second).astype(x.dtype)
+
+
+def power_of_two(k: Array, dtype: DTypeLike) -> Array:
+    """2^k, exactly, where it is a normal number of the dtype."""
+    wide = wide_dtype(dtype)
+    integer, digits, bias = _layout(wide)
+    k = lax.clamp(integer(1 - bias), jnp.asarray(k, integer), integer(bias))
+    return lax.bitcast_convert_type((k + bias) << digits, wide).astype(dtype)
+
+
+def _layout(dtype: DTypeLike) -> tuple[type, int, int]:
+    """The integer as wide as the dtype, the bits of its mantissa, the bias of its exponent."""
+    return (np.int64, 52, 1023) if np.dtype(dtype).itemsize == 8 else (np.int32, 23, 127)
+
+
+def mean_norm(X: np.ndarray) -> float:
+    """The mean norm of the rows, in float64."""
+    k = np.frexp(np.abs(X).max(initial=0))[1]
+    scaled = np.ldexp(X.astype(float), -k)
+    return float(np.ldexp(np.mean(np.linalg.norm(scaled, axis=1)), k))
+
+
+@partial(jax.jit, static_argnames="axis")
+def energy(x: Array, axis: Axes = None) -> tuple[Array, Array]:
+    """(e, k) with sum(x^2) = e 2^(2 k); e neither overflows nor underflows."""
+    k = exponent(x, axis)
+    e = jnp.sum(times_power(widened(x), -k) ** 2, axis)
+    return e, k.reshape(e.shape)
+
+
+@partial(jax.jit, static_argnames="axis")
+def norm(x: Array, axis: Axes = None) -> Array:
+    """sqrt(sum(x^2)), right wherever it is in the range of the dtype; its gradient at 0 is 0."""
+    e, k = energy(x, axis)
+    zero = e == 0
+    root = jnp.sqrt(lax.select(zero, jnp.ones_like(e), e))
+    root = lax.select(zero, jnp.zeros_like(e), root)
+    return times_power(root, k).astype(x.dtype)
+
+
+@jax.jit
+def largest_singular_value(A: Array) -> Array:
+    """norm(A, 2), rounded up a little so that 1 / norm^2 is a safe step."""
+    m, d = A.shape
+    k = exponent(A)
+    wide = times_power(widened(A), -k)
+    with jax.default_matmul_precision("highest"):
+        gram = wide @ wide.T if m <= d else wide.T @ wide
+    top = jnp.linalg.eigvalsh(gram)[-1]
+    return times_power(jnp.sqrt(top * (1 + 8 * float(jnp.finfo(A.dtype).eps))), k).astype(A.dtype)
+
+
+def pseudo_inverse(A: Array) -> Array:
+    """A^+, (d, m), without singular values up to 10 min(m, d) eps of the largest: rounding.
+
+    JAX cuts at 10 max(m, d) eps, which is 6 % for 50,000 atoms in float32.
+    """
+    return jnp.linalg.pinv(A, rtol=10 * min(A.shape) * float(jnp.finfo(A.dtype).eps))

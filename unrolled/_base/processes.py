@@ -1,0 +1,211 @@
+"""Trainings of several processes: what one of them knows or meets, all of them learn.
+
+Each process runs the same program. Where one fails on the host, the others would wait for it in the
+next exchange: `together` makes all of them fail, with its words.
+"""
+
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from unrolled._base import text
+from unrolled._base.files import CheckpointError, in_line
+from unrolled._base.text import differences
+
+T = TypeVar("T")
+
+
+class Processes(NamedTuple):
+    """Those whose devices share a run; a run of one process needs none of this."""
+
+    several: bool = False
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes files, logs and bars."""
+        return not self.several or jax.process_index() == 0
+
+    def gathered(self, array: np.ndarray) -> np.ndarray:
+        """An array of every process, (processes, ...)."""
+        if not self.several:
+            return array[None]
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(array))
+
+    def together(self, f: Callable[[], T], *, first_alone: bool = False) -> T | None:
+        """f() in every process, or in the first one alone.
+
+        Raises:
+            CheckpointError: f failed in another process. Where it fails here, its own error.
+        """
+        error, result = None, None
+        try:
+            if self.is_first or not first_alone:
+                result = f()
+        except Exception as failure:
+            if not self.several:
+                raise
+            error = failure
+        if self.several:
+            texts = self._texts("" if error is None else in_line(error))
+            if error is not None:
+                raise error
+            for i, text in enumerate(texts):
+                if text:
+                    raise CheckpointError(f"process {i}: {text}")
+        return result
+
+    def agree(self, where: str, config: dict[str, Any]) -> None:
+        """Raise ValueError, with a table, unless all processes were given the same."""
+        if not self.several:
+            return
+        mine = json.dumps({name: str(value) for name, value in config.items()}, sort_keys=True)
+        hashes = self.gathered(np.frombuffer(bytes.fromhex(text.digest(mine)), np.uint8))
+        others = [i for i, row in enumerate(hashes) if not np.array_equal(row, hashes[0])]
+        if others:
+            tables = [json.loads(text) for text in self._texts(mine)]
+            heads = ("process 0", f"process {others[0]}")
+            raise ValueError(
+                f"{where}: processes 0 and {others[0]} were started with different arguments; "
+                "expected the same call in every process:\n"
+                + differences(tables[0], tables[others[0]], heads)
+            )
+
+    def share(self, signals: list[int]) -> None:
+        """Give every process the first signal that any of them has received."""
+        first = self.gathered(np.array(signals[0] if signals else 0))
+        if not signals:
+            signals += first[first > 0][:1].tolist()
+
+    def _texts(self, text: str) -> list[str]:
+        """A text of every process."""
+        encoded = text.encode()
+        longest = int(self.gathered(np.array(len(encoded))).max())
+        rows = self.gathered(np.frombuffer(encoded.ljust(longest + 1, b"\0"), np.uint8))
+        return [bytes(row).rstrip(b"\0").decode() for row in rows]
+
+    def local(self, tree: Any) -> Any:
+        """The tree with arrays of this process alone in place of those that all share.
+
+        Those that are split along the atoms stay so, on its own devices.
+        """
+        if not self.several:
+            return tree
+        device = jax.local_devices()[0]
+
+        def of_leaf(leaf: Any) -> Any:
+            if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+                return leaf
+            place: Any = device
+            if not leaf.is_fully_replicated:
+                of_all: Any = leaf.sharding
+                place = NamedSharding(of_all.mesh.local_mesh, of_all.spec)
+            return jax.device_put(copy_of(leaf), place)
+
+        return jax.tree.map(of_leaf, tree)
+
+
+def copy_of(leaf: Any) -> np.ndarray:
+    """A copy on the host of an array; where processes share it, of the parts that are here."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return np.array(leaf, order="C")
+    whole = np.empty(leaf.shape, leaf.dtype)
+    for shard in leaf.addressable_shards:
+        whole[shard.index] = shard.data
+    return whole
+
+
+def join(coordinator: str | None, count: int | None, index: int | None, wait: int) -> Processes:
+    """Join the processes of a distributed training, before JAX touches a device.
+
+    Without arguments they are those of SLURM, Open MPI or another cluster that JAX knows.
+
+    Raises:
+        ValueError: some of the three arguments without the others, or an index that is not below
+            the count.
+        OSError: no coordinator answers, or JAX finds no cluster.
+    """
+    cluster = coordinator, count, index
+    if any(part is None for part in cluster) != all(part is None for part in cluster):
+        raise ValueError(
+            "--coordinator, --processes and --process go together; expected all three, or none "
+            "of them under SLURM"
+        )
+    if coordinator is not None and count is not None and index is not None:
+        if not 0 <= index < count:
+            raise ValueError(f"--process must be at least 0 and below {count}, got {index}")
+        if index:
+            _answers(coordinator, wait)
+    try:
+        jax.distributed.initialize(coordinator, count, index, initialization_timeout=wait)
+        with _said_apart():
+            joined = Processes(jax.process_count() > 1)
+            joined.gathered(np.array(0))
+    except Exception as error:
+        raise OSError(
+            f"cannot join the processes: {in_line(error)}; under no cluster that JAX knows, give "
+            "--coordinator HOST:PORT, --processes N and --process I"
+        ) from error
+    return joined
+
+
+@contextmanager
+def _said_apart() -> Iterator[None]:
+    """What libraries print at the first exchange goes to standard error, not into a report."""
+    sys.stdout.flush()
+    own = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(own, 1)
+        os.close(own)
+
+
+def _answers(coordinator: str, wait: int) -> None:
+    """Return when there is a coordinator: JAX would end this process where there is none."""
+    host, _, port = coordinator.rpartition(":")
+    if not (host and port.isdigit()):
+        raise ValueError(f"--coordinator must be HOST:PORT, got {coordinator!r}")
+    end = time.monotonic() + wait
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise OSError(
+                    f"no coordinator at {coordinator} after {wait} s ({error}); is process 0 "
+                    "running, and can this host reach it?"
+                ) from error
+            time.sleep(0.2)
+
+
+def processes_of(mesh: Mesh | None, where: str) -> Processes:
+    """The processes of a mesh: this one, or all.
+
+    Raises:
+        ValueError: a mesh with devices of some processes only, which those outside would wait for.
+    """
+    indices = set() if mesh is None else {device.process_index for device in mesh.devices.flat}
+    if len(indices) > 1 and len(indices) < jax.process_count():
+        raise ValueError(
+            f"{where}: mesh has devices of {len(indices)} of {jax.process_count()} processes; "
+            "expected one process or all of them"
+        )
+    if indices and jax.process_index() not in indices:
+        raise ValueError(
+            f"{where}: mesh has no device of this process, {jax.process_index()}; try "
+            'jax.make_mesh((len(jax.devices()),), ("data",))'
+        )
+    return Processes(len(indices) > 1)

@@ -1,0 +1,208 @@
+"""The doors of functions: checks on the host, then one compiled program; arrays that are spread
+over devices; and the nodes of pytrees that a program in a file may take.
+"""
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax import export
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+
+DATA = "data"  # the axis of a mesh whose devices share what there is of signals
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def on_auto_axes(function: F) -> F:
+    """A compiled function whose arrays may lie on Explicit axes, also under `vmap` and `jit`.
+
+    The results are on the same mesh, in every axis that the function sees on all devices; an axis
+    of `vmap` stays spread as it was.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        leaves, tree = jax.tree.flatten((args, options))
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+        mesh = _explicit_mesh(leaves[i] for i in places)
+        if mesh is None:
+            return function(*args, **options)
+
+        def with_arrays(*arrays: Any) -> Any:
+            whole = list(leaves)
+            for i, array in zip(places, arrays):
+                whole[i] = array
+            args, options = jax.tree.unflatten(tree, whole)
+            return function(*args, **options)
+
+        with jax.sharding.use_abstract_mesh(mesh):
+            automatic = jax.sharding.auto_axes(
+                with_arrays, axes=mesh.explicit_axes, out_sharding=PartitionSpec()
+            )
+            return automatic(*(leaves[i] for i in places))
+
+    return call  # type: ignore[return-value]  # of the same signature
+
+
+def takes_sharded(function: F) -> F:
+    """A function of the host whose known arrays may lie on Explicit axes: there they become Auto.
+
+    No number is moved. A mesh with Explicit axes that the caller has set is an Auto one meanwhile.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        leaves = jax.tree.leaves((args, options))
+        mesh = _explicit_mesh(leaf for leaf in leaves if isinstance(leaf, jax.Array))
+        if mesh is None:
+            return function(*args, **options)
+        args, options = jax.tree.map(_retyped, (args, options))
+        if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
+            return function(*args, **options)
+        with jax.set_mesh(_auto(jax.sharding.get_mesh())):
+            return function(*args, **options)
+
+    return call  # type: ignore[return-value]  # of the same signature
+
+
+def compiler_splits() -> bool:
+    """Whether a mesh is set along which the compiler may split arrays: an Auto axis of several."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = zip(mesh.axis_sizes, mesh.axis_types)
+    return any(size > 1 and kind == AxisType.Auto for size, kind in axes)
+
+
+def _explicit_mesh(arrays: Any) -> Any:
+    """The mesh with Explicit axes of some array; None where there is none."""
+    meshes = (jax.typeof(array).sharding.mesh for array in arrays)
+    return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
+
+
+def data_mesh(mesh: Any, where: str) -> Mesh:
+    """A mesh with the axis "data", with axes that the compiler partitions.
+
+    Raises:
+        TypeError: no mesh. ValueError: a mesh without that axis.
+    """
+    if not isinstance(mesh, Mesh):
+        raise TypeError(
+            f"{where}: mesh must be a jax.sharding.Mesh, got {type(mesh).__name__}; try "
+            'jax.make_mesh((len(jax.devices()),), ("data",))'
+        )
+    if DATA not in mesh.shape:
+        raise ValueError(f"{where}: mesh has the axes {mesh.axis_names}; expected one named 'data'")
+    return _auto(mesh)
+
+
+def _auto(mesh: Any) -> Mesh:
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
+
+
+def _retyped(leaf: Any) -> Any:
+    placed = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    if not (placed and isinstance(leaf.sharding, NamedSharding)):
+        return leaf
+    return jax.device_put(leaf, NamedSharding(_auto(leaf.sharding.mesh), leaf.sharding.spec))
+
+
+_KNOWN = np.zeros((), bool)
+
+
+def program(*static: str) -> Callable[[F], F]:
+    """Compile a function as one program for each shape of its arguments, and keep its type.
+
+    Outside of `jit` every operation on a new shape is a program of its own. A function that checks
+    values does that first and hands the arrays to one that is compiled; a function that checks
+    shapes at most is compiled itself. Inside another `jit` the function is part of that program, as
+    if it were not compiled.
+
+    Args:
+        static: names of the arguments that are no arrays. Where one of them has no hash, the
+            function runs as it is written.
+    """
+
+    def decorate(function: F) -> F:
+        compiled = on_auto_axes(jax.jit(function, static_argnames=static, inline=True))
+        names = list(inspect.signature(function).parameters)
+        places = [names.index(name) for name in static]
+
+        @functools.wraps(function)
+        def call(*args, **options):
+            try:
+                hash(tuple(args[i] for i in places if i < len(args)))
+            except TypeError:
+                return function(*args, **options)
+            return compiled(*args, **options)
+
+        return call  # type: ignore[return-value]  # of the same signature
+
+    return decorate
+
+
+def host_function(function: F) -> F:
+    """A function of known arguments, which a user may call inside of a `jit` of something else.
+
+    There it runs while that is traced, as numpy would, and its result is a constant. Its
+    arguments are `checked`.
+
+    Raises:
+        TypeError: an argument is traced, or of another kind than its annotation says.
+
+    Example:
+        >>> from unrolled._base.programs import host_function
+        >>> @host_function
+        ... def total(x):
+        ...     return float(jnp.sum(x))
+        >>> known = jnp.ones(2)
+        >>> float(jax.jit(lambda y: y + total(known))(1.0))
+        3.0
+    """
+    names, behind = list(inspect.signature(function).parameters), checked(function)
+
+    @functools.wraps(function)
+    def call(*args, **options):
+        for name, value in (*zip(names, args), *options.items()):
+            checks.on_host(value, function.__name__, name)
+        if not _is_traced():
+            return behind(*args, **options)
+        with jax.ensure_compile_time_eval():
+            return behind(*args, **options)
+
+    return call  # type: ignore[return-value]  # of the same signature
+
+
+def _is_traced() -> bool:
+    """Whether what runs now is traced for a `jit`: there also known arrays become tracers."""
+    return not checks.is_concrete(jax.device_put(_KNOWN))
+
+
+def exportable(cls: type) -> None:
+    """Let `jax.export` write a record (a NamedTuple), or a node whose static part JSON can hold.
+
+    A class that is defined anew keeps the entry of the first, as JAX has one per name.
+    """
+    name = f"{cls.__module__.partition('._')[0]}.{cls.__name__}"
+    with suppress(ValueError):
+        if hasattr(cls, "_fields"):
+            export.register_namedtuple_serialization(cls, serialized_name=name)
+        else:
+            export.register_pytree_node_serialization(
+                cls,
+                serialized_name=name,
+                serialize_auxdata=lambda static: json.dumps(static).encode(),
+                deserialize_auxdata=lambda text: _tuples(json.loads(text)),
+            )
+
+
+def _tuples(value: Any) -> Any:
+    """Tuples where JSON has lists: static fields are hashable."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

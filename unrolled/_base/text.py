@@ -1,0 +1,263 @@
+"""Records as text: tables for a terminal, Markdown, LaTeX and CSV; strict JSON, and its digest."""
+
+import csv
+import hashlib
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def line(label: str, cells: Iterable[Any]) -> str:
+    """A line of a table: the label and its cells, in columns."""
+    return f"{label:24}" + "".join(f"{number(cell):>16}" for cell in cells)
+
+
+def number(cell: Any) -> str:
+    """A cell as text, six digits of a number that is no integer."""
+    return f"{cell:.6g}" if isinstance(cell, float) else str(cell)
+
+
+class Grid(str):
+    """A Markdown table with the notes below it; it knows its columns and rows."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str]
+
+
+def markdown(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], notes: Sequence[str] = ()
+) -> Grid:
+    """A Markdown table; a bar in a cell is shown as one."""
+
+    def row(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+    rows = list(rows)
+    head, *body = map(row, (columns, *rows))
+    table = "\n".join([head, "|" + "---|" * len(columns), *body])
+    grid = Grid("\n\n".join([table, *notes]))
+    grid.columns, grid.rows, grid.notes = columns, rows, notes
+    return grid
+
+
+def grid(rows: Mapping[str, Iterable[Any]]) -> Grid:
+    """Labelled rows of which the first is the head, as a Markdown table."""
+    (corner, first), *rest = rows.items()
+    cells = [[label, *map(number, values)] for label, values in rest]
+    return markdown([corner, *map(str, first)], cells)
+
+
+FORMS = ("markdown", "latex", "csv", "records")
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {mark: rf"\{mark}" for mark in "&%$#_{}"}
+
+
+def latex(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of LaTeX, with the rules of booktabs.
+
+    Example:
+        >>> from unrolled._base.text import latex
+        >>> print(latex(["method", "K_1"], [["ISTA", "3"]]))
+        \\begin{tabular}{lr}
+        \\toprule
+        method & K\\_1 \\\\
+        \\midrule
+        ISTA & 3 \\\\
+        \\bottomrule
+        \\end{tabular}
+    """
+
+    def row(cells: Sequence[str]) -> str:
+        texts = ("".join(_LATEX.get(mark, mark) for mark in cell) for cell in cells)
+        return " & ".join(texts) + r" \\"
+
+    head, *body = map(row, (columns, *rows))
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}"
+    lines = [begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(lines)
+
+
+def comma_separated(records: Sequence[Mapping[str, Any]]) -> str:
+    """Records as CSV with a header; None is an empty cell.
+
+    Example:
+        >>> from unrolled._base.text import comma_separated
+        >>> comma_separated([{"method": "ISTA, learned", "K": 3, "gap": None}])
+        'method,K,gap\\n"ISTA, learned",3,\\n'
+    """
+    with io.StringIO(newline="") as text:
+        table = csv.DictWriter(text, list(records[0]) if records else [], lineterminator="\n")
+        table.writeheader()
+        table.writerows(records)
+        return text.getvalue()
+
+
+def table(
+    form: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str],
+    records: Callable[[], list[dict[str, Any]]],
+    where: str,
+) -> Any:
+    """A table in one of `FORMS`; its notes follow in Markdown, and as comments in LaTeX.
+
+    Args:
+        form: one of `FORMS`.
+        columns, rows, notes: what is shown.
+        records: gives the numbers themselves, which CSV and records hold.
+        where: the name of the caller, for a message.
+
+    Raises:
+        ValueError: another form.
+    """
+    if form == "markdown":
+        return markdown(columns, rows, notes)
+    if form == "latex":
+        return "\n".join([latex(columns, rows), *(f"% {note}" for note in notes)])
+    if form == "csv":
+        return comma_separated(records())
+    if form == "records":
+        return records()
+    raise ValueError(f"{where}: unknown form {form!r}; expected one of {', '.join(FORMS)}")
+
+
+def table_of(form: str, records: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> Any:
+    """Records as a `table` of numbers in four digits; None is an empty cell.
+
+    Example:
+        >>> from unrolled._base.text import table_of
+        >>> print(table_of("markdown", [{"method": "ISTA", "largest_error": 1 / 3, "K": None}]))
+        | method | largest error | K |
+        |---|---|---|
+        | ISTA | 0.3333 |  |
+    """
+
+    def cell(value: Any) -> str:
+        return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    columns = [name.replace("_", " ") for name in records[0]] if records else []
+    rows = [[cell(value) for value in record.values()] for record in records]
+    return table(form, columns, rows, notes, lambda: [*map(dict, records)], "table")
+
+
+def screen(lines: Iterable[str], most: int = 24, width: int = 100) -> str:
+    """The first lines of a text, so that it fits on a screen."""
+    cut = [line if len(line) <= width else line[: width - 3] + "..." for line in lines]
+    if len(cut) > most:
+        cut = [*cut[: most - 1], f"... and {len(cut) - most + 1} more lines"]
+    return "\n".join(cut)
+
+
+def in_rows(rows: np.ndarray, what: str = "row") -> str:
+    """The first few of some indices, for the end of a message.
+
+    Example:
+        >>> from unrolled._base.text import in_rows
+        >>> in_rows(np.arange(5)), in_rows(np.array([7]), "column")
+        (' (in rows 0, 1, 2 and 2 others)', ' (in column 7)')
+    """
+    others = f" and {len(rows) - 3} others" if len(rows) > 3 else ""
+    return f" (in {what}{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:3]))}{others})"
+
+
+def plain(value: Any) -> Any:
+    """Records and arrays as dicts, lists and floats; numbers that are not finite become None."""
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if isinstance(value, (tuple, list)):
+        return [plain(part) for part in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+def to_json(value: Any, indent: int | None = 1) -> str:
+    """`plain(value)` as text."""
+    return json.dumps(plain(value), indent=indent, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """The sha256 of what JSON holds, whatever the order of its names."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """`plain(value)` with its `digest` beside it."""
+    whole = plain(value)
+    return {**whole, "sha256": digest(whole)}
+
+
+def unsealed(value: dict[str, Any]) -> dict[str, Any]:
+    """What `sealed` was given.
+
+    Raises:
+        ValueError: it has no seal, or it has changed since it was written.
+    """
+    if "sha256" not in value:
+        raise ValueError("it has no sha256: an older version wrote it, or another program")
+    whole = {name: part for name, part in value.items() if name != "sha256"}
+    if value["sha256"] != digest(whole):
+        raise ValueError("it has changed since it was written: its sha256 differs")
+    return whole
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The old and the new value of every entry that differs; None stands for one that is missing.
+
+    Example:
+        >>> ur.records.changes({"a": 1, "b": 2}, {"a": 1, "c": 3})
+        {'b': (2, None), 'c': (None, 3)}
+    """
+    pairs = {name: (old.get(name), new.get(name)) for name in {**old, **new}}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+_ROWS, _WIDTH = 12, 64  # of a table of differences: at most so many rows, and characters in a cell
+
+
+def differences(
+    saved: Mapping[str, Any],
+    requested: Mapping[str, Any],
+    heads: tuple[str, str] = ("saved", "requested"),
+) -> str:
+    """`changes` as a table, empty if there are none.
+
+    Example:
+        >>> print(ur.records.differences({"steps": 1}, {"steps": 2}))
+               saved  requested
+        steps  1      2
+    """
+    changed = changes(saved, requested)
+    if not changed:
+        return ""
+    cells = [(name, *map(_cell, pair)) for name, pair in list(changed.items())[:_ROWS]]
+    rows = [("", *heads), *cells]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    more = len(changed) - _ROWS
+    return "\n".join([*lines, *([f"and {more} more"] if more > 0 else [])])
+
+
+def _cell(value: Any) -> str:
+    text = "-" if value is None else str(value)
+    return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
+
+
+def version() -> str:
+    """The version of the installed package, from its metadata."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("unrolled")
+    except metadata.PackageNotFoundError:
+        return "unknown"

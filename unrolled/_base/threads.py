@@ -1,0 +1,205 @@
+"""Threads of this process, and the signals that let a run finish its step before it ends."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+_LIMITING = threading.Lock()  # held by the one that has set the limit of BLAS
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limit BLAS to one thread, where threadpoolctl is installed (scikit-learn depends on it).
+
+    Factorisations of a few hundred rows gain nothing from a second thread, and become up to a
+    hundred times slower when another process holds a core. The limit is one of the process: who
+    comes first sets it and takes it back, and who comes meanwhile leaves it alone.
+    """
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        yield
+        return
+    if not _LIMITING.acquire(blocking=False):
+        yield
+        return
+    try:
+        import scipy.linalg  # noqa: F401  # a BLAS that is loaded later would have all cores
+
+        with threadpool_limits(1, user_api="blas"):
+            yield
+    finally:
+        _LIMITING.release()
+
+
+class Threads(NamedTuple):
+    """Threads that share work, the caller's own among them."""
+
+    cores: int
+    pool: ThreadPoolExecutor
+
+    def share(self, work: Callable[[Part], None], parts: Sequence[Part]) -> None:
+        """`work` on every part, each by the thread that is free first."""
+        _drained(work, parts, self.cores, self.pool.submit)
+
+
+@contextmanager
+def threads() -> Iterator[Threads]:
+    """As many threads as cores, and BLAS in one thread of each.
+
+    Without threadpoolctl one thread works alone, since BLAS takes all cores.
+    """
+    cores = _cores()
+    with one_thread(), ThreadPoolExecutor(cores) as pool:
+        yield Threads(cores, pool)
+
+
+def beside(work: Callable[[], Result]) -> Future[Result]:
+    """Begin a piece of work in a thread of its own, which does not outlive the process.
+
+    It has the context of the caller, and float64 where the caller has it: JAX keeps that by thread.
+    """
+    future: Future[Result] = Future()
+    wide = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+    context = copy_context()
+
+    def run() -> None:
+        try:
+            with jax.enable_x64(wide):
+                future.set_result(context.run(work))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def each(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
+    """The results of `work` on every part, in their order, by a thread per core.
+
+    The caller's own is one of them; the others are those of `beside`.
+    """
+    results: dict[int, Result] = {}
+
+    def one(part: tuple[int, Part]) -> None:
+        results[part[0]] = work(part[1])
+
+    _drained(one, list(enumerate(parts)), _available(), beside)
+    return [results[i] for i in range(len(parts))]
+
+
+def _drained(
+    work: Callable[[Part], Any], parts: Sequence[Part], threads: int, begin: Callable
+) -> None:
+    """`work` on every part, in this thread and in others that `begin` starts."""
+    left = iter(parts)
+
+    def drain() -> None:
+        try:
+            for part in left:
+                work(part)
+        finally:  # after a fault nothing is begun
+            for _ in left:
+                pass
+
+    others = [begin(drain) for _ in range(min(threads, len(parts)) - 1)]
+    drain()
+    for other in others:
+        other.result()
+
+
+def _cores() -> int:
+    """How many threads may share BLAS."""
+    try:
+        import threadpoolctl  # noqa: F401
+    except ImportError:
+        return 1
+    return _available()
+
+
+def _available() -> int:
+    """The cores of this process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_AGAIN = 0.05  # seconds
+
+
+@contextmanager
+def never_lost() -> Iterator[None]:
+    """A SIGINT whose KeyboardInterrupt Python ignores is sent again a moment later.
+
+    Python prints and ignores what is raised in a callback of its garbage collector, of which JAX
+    has one, or where an object is deleted.
+    """
+    before, timers = sys.unraisablehook, []
+
+    def hook(unraisable):
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            before(unraisable)
+            return
+        # Another thread may take a signal to the process; then the main thread would sleep on.
+        main = threading.main_thread().ident
+        while True:
+            try:
+                timer = threading.Timer(_AGAIN, signal.pthread_kill, (main, signal.SIGINT))
+                timer.start()
+                timers.append(timer)
+                return
+            except KeyboardInterrupt:  # that signal, where this thread was kept waiting here
+                continue
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for timer in timers:
+            timer.join()  # it interrupts what runs here, and nothing after it
+
+
+@contextmanager
+def deferred() -> Iterator[list[int]]:
+    """A list that receives the first SIGINT or SIGTERM; the second one ends the process at once.
+
+    The previous handlers are restored at the end. Only the main thread may handle signals: in other
+    threads, and for signals that are ignored, nothing changes.
+    """
+    caught: list[int] = []
+
+    def note(number, frame):
+        if caught:
+            leave(number)
+        caught.append(number)
+
+    mine = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if mine else ()
+    before = {number: signal.getsignal(number) for number in numbers}
+    handled = {n: handler for n, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+    try:
+        for number in handled:
+            signal.signal(number, note)
+        yield caught
+    finally:
+        for number, handler in handled.items():
+            signal.signal(number, handler)
+    if caught:  # after the last save
+        leave(caught[0])
+
+
+def leave(number: int, message: str = "") -> None:
+    """Do what the signal would have done: raise KeyboardInterrupt, or SystemExit(143)."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt(message)
+    raise SystemExit(128 + number)

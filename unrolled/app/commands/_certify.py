@@ -1,0 +1,247 @@
+"""`unrolled certify`: what theory certifies for a dictionary, a chain, saved weights, or codes."""
+
+import argparse
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from unrolled import activations, dictionaries, theory
+from unrolled._base import checks
+from unrolled.app import studies
+from unrolled.app.commands import _report
+from unrolled.app.commands._console import add_command, show, teller
+from unrolled.app.commands._encoded import certify_codes, signals_of_class
+from unrolled.app.commands._inputs import read_dictionary, restore_model, weights_of
+from unrolled.app.commands._report import (
+    Section,
+    check_figure,
+    check_folder,
+    environment,
+    write_html,
+)
+from unrolled.dictionaries import Operator
+
+
+def holds_weights(path: Path) -> bool:
+    """Whether a path is a folder, or a file as `training.save` writes it."""
+    if path.suffix != ".npz" or not zipfile.is_zipfile(path):
+        return path.is_dir() or path.suffix == ".safetensors"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "manifest.json" in archive.namelist()
+    except Exception:  # whatever zipfile raises of foreign bytes: what reads arrays says it better
+        return False
+
+
+def weights_certificate(
+    path: Path,
+    dictionaries: list[Path],
+    sparsities: Sequence[int] | None,
+    bound: float,
+    noise: float,
+    tolerance: float,
+) -> studies.WeightsCertificate:
+    """`studies.certify_weights` of a file of weights, or of that of a run folder.
+
+    The dictionaries are those of weights that were saved without theirs.
+    """
+    model = restore_model(weights_of(path), dictionaries, "its file after that of the weights")
+    options = dict(bound=bound, noise=noise, tolerance=tolerance)
+    return studies.certify_weights(
+        model.layer, model.params, model.D, sparsity=sparsities, **options
+    )
+
+
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "dictionaries": dict(
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="D, (m, d), as .npy or .npz (entry D); several files are a chain, in order; or a file "
+        "of weights or a run folder",
+    ),
+    "--sparsity": dict(
+        metavar="S",
+        help="nonzeros s of a code, of a chain s_1,s_2,... (default: the largest admissible; 1 in "
+        "every layer for the weights of a chain)",
+    ),
+    "--bound": dict(type=float, default=1.0, help="bound B of the entries of a code (default 1)"),
+    "--noise": dict(type=float, default=0.0, help="l1 norm of the noise at most (default 0)"),
+    "--tolerance": dict(type=float, default=1e-6, help="l1 error to reach (default 1e-6)"),
+    "--normalize": dict(action="store_true", help="scale the atoms to norm 1 first"),
+    "--activation": dict(
+        metavar="NAME", help="also say what holds with this activation, such as elu (see --scale)"
+    ),
+    "--scale": dict(
+        type=float, metavar="K", help="take rho(K x) / K as the activation (default 1)"
+    ),
+    "--entries": dict(
+        action="store_true",
+        help="also compute the weights of smallest entries (Definition 8), many times slower",
+    ),
+    "--figure": dict(type=Path, metavar="PNG", help="save a picture of D'D beside W'D"),
+    "--code": dict(
+        type=Path,
+        metavar="CODES",
+        help="codes of --signals, (signals, d), as .npy or .npz (entry X)",
+    ),
+    "--signals": dict(
+        type=Path,
+        metavar="SIGNALS",
+        help="signals of --code, as .npy or .npz (entry Y); without --code also how many of them "
+        "have a code of the class that is certified",
+    ),
+    "--output": dict(
+        type=Path,
+        metavar="DIR",
+        help="folder of a report, report.html, of dictionaries or weights (default: none)",
+    ),
+}
+
+
+def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """The parser of `unrolled certify`."""
+    return add_command(
+        commands,
+        "certify",
+        run,
+        _ARGUMENTS,
+        help="certify a dictionary, a chain or saved weights by theory",
+        description="Certified coherence, admissible sparsity, rate and number of steps, for W = D,"
+        "\nthe closed-form W and the minimax W. For several dictionaries also uniqueness,"
+        "\nstability, and a plan of the chain. For saved weights, which may be learned: the error"
+        "\nthat they guarantee, layer by layer. For codes of signals, from any solver: which"
+        "\nof them, after least squares on their supports, are proved to be the only ones of least"
+        "\nl1 norm.",
+        epilog="examples:\n"
+        "  unrolled certify D.npy --sparsity 3 --tolerance 1e-3 --figure gram.png\n"
+        "  unrolled certify D.npy --sparsity 3 --signals Y.npy\n"
+        "  unrolled certify D_1.npy D_2.npy --sparsity 10,2 --json\n"
+        "  unrolled certify run/weights.npz --sparsity 10,2\n"
+        "  unrolled certify D.npy --code X.npy --signals Y.npy",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print what the theory certifies, and save the figure if one is asked for."""
+    if arguments.code is not None:
+        _run_on_codes(arguments)
+        return
+    if arguments.signals is not None and (
+        len(arguments.dictionaries) > 1 or holds_weights(arguments.dictionaries[0])
+    ):
+        raise ValueError("certify: --signals without --code needs one D")
+    checks.nonnegative(arguments.tolerance, "tolerance", "certify")
+    if holds_weights(arguments.dictionaries[0]):
+        _run_on_weights(arguments)
+        return
+    options = _class_options(arguments)
+    if arguments.figure is not None:
+        check_figure(arguments.figure)
+    if arguments.output is not None:
+        check_folder(arguments.output)
+    say = teller()
+    with jax.enable_x64(True):
+        Ds = [_read_in_float64(path, arguments.normalize) for path in arguments.dictionaries]
+    report = studies.certify(Ds, **options, say=say)
+    names = " ".join(str(path) for path in arguments.dictionaries)
+    data, text = report.to_dict(), f"{names}: {report.text()}"
+    if arguments.signals is not None:
+        s = report.layers[0].table.rows["minimax"].sparsity
+        numbers = (s, arguments.bound, arguments.noise)
+        of = signals_of_class(Ds[0], arguments.signals, *numbers)
+        data, text = data | {"class_of_signals": of._asdict()}, f"{text}\n\n{of.text()}"
+    show(arguments.json, data, text)
+    if arguments.figure is not None:
+        _report.write_figure(arguments.figure, report.figure())
+    _write_report(arguments, report, {"the Gram matrix beside W'D": report.figure})
+
+
+def _write_report(arguments: argparse.Namespace, report: Any, figures: dict[str, Callable]) -> None:
+    """`report.html` of a study, where a folder is given."""
+    if arguments.output is None:
+        return
+    names = " ".join(str(path) for path in arguments.dictionaries)
+    section = Section(
+        "Certificate", "certificate", report.parts(), figures, ((), ()), {}, report.answer()
+    )
+    drawn = [draw() for draw in figures.values()]
+    summary = "What theory guarantees, with numbers and whether its hypotheses hold."
+    write_html(
+        arguments.output, f"Certificate of {names}", summary, [section], environment(), drawn
+    )
+
+
+def _read_in_float64(path: Path, normalize: bool) -> Operator:
+    """D of a file in float64, without what the rounding in the file adds to its range."""
+    stored = read_dictionary(path, None)
+    D = checks.cast(stored, np.float64)
+    if normalize:
+        D = dictionaries.normalize(D)[0]
+    _check_norms(path, D)
+    return theory.in_float64(D, stored.dtype)
+
+
+def _check_norms(path: Path, D: Operator) -> None:
+    """Raise ValueError, with the option to try, if the atoms of a file are off unit norm."""
+    dictionaries.nonzero_atoms(dictionaries.column_norms(D), str(path))
+    try:
+        dictionaries.unit_atoms(D, str(path))
+    except ValueError as error:
+        raise ValueError(f"{error} (here --normalize)") from error
+
+
+def _run_on_codes(arguments: argparse.Namespace) -> None:
+    if arguments.signals is None:
+        raise ValueError("certify: --code and --signals go together")
+    if len(arguments.dictionaries) > 1:
+        raise ValueError(f"certify: --code needs one D, got {len(arguments.dictionaries)} files")
+    proof = certify_codes(arguments.dictionaries[0], arguments.signals, arguments.code)
+    show(arguments.json, proof.to_dict(), proof.text())
+
+
+def _run_on_weights(arguments: argparse.Namespace) -> None:
+    path, *others = arguments.dictionaries
+    unused = ("normalize", "activation", "scale", "entries", "figure")
+    idle = [f"--{name}" for name in unused if getattr(arguments, name) not in (None, False)]
+    if idle:
+        raise ValueError(f"{path}: holds weights, which {', '.join(idle)} does not go with")
+    sparsities = None if arguments.sparsity is None else _sparsities(arguments.sparsity)
+    numbers = (arguments.bound, arguments.noise, arguments.tolerance)
+    certificate = weights_certificate(path, others, sparsities, *numbers)
+    show(arguments.json, certificate.to_dict(), f"{path}: {certificate.text()}")
+    _write_report(
+        arguments, certificate, {"the guaranteed error after every step": certificate.figure}
+    )
+
+
+def _class_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The class of codes that is asked about, and how."""
+    activation = None
+    if arguments.activation is not None:
+        k = 1.0 if arguments.scale is None else arguments.scale
+        activation = activations.scale(activations.by_name(arguments.activation), k)
+    elif arguments.scale is not None:
+        raise ValueError("certify: --scale needs --activation")
+    return dict(
+        sparsity=None if arguments.sparsity is None else _sparsities(arguments.sparsity),
+        bound=arguments.bound,
+        noise=arguments.noise,
+        tolerance=arguments.tolerance,
+        activation=activation,
+        entries=arguments.entries,
+    )
+
+
+def _sparsities(text: str) -> list[int]:
+    """Integers with commas between them."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(
+            f"certify: sparsity must be integers with commas between them, got {text!r}"
+        ) from error

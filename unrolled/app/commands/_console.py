@@ -1,0 +1,178 @@
+"""What a command says: progress on standard error, its result on standard output."""
+
+import argparse
+import io
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stderr
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from unrolled._base.text import to_json
+
+Say = Callable[[str], None]
+Tell = Callable[[str, int, int, str], None]
+_SILENCE = 4.0  # seconds
+_EVERY = 20.0  # seconds between two lines of a run
+
+
+@dataclass
+class _Line:
+    """What a command said last, and when."""
+
+    text: str
+    at: float
+    shown: float  # when a line was last printed
+
+
+_LATEST: ContextVar[_Line | None] = ContextVar("latest", default=None)
+
+
+def add_command(
+    commands: argparse._SubParsersAction,
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    arguments: Mapping[str, Mapping[str, Any]],
+    **texts: Any,
+) -> argparse.ArgumentParser:
+    """The parser of a command, from a table of its arguments: by name, what argparse takes."""
+    how = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser(name, formatter_class=how, **texts)
+    for argument, options in arguments.items():
+        parser.add_argument(argument, **options)
+    parser.set_defaults(run=run)
+    return parser
+
+
+@contextmanager
+def able_streams() -> Iterator[None]:
+    """Standard output escapes what its encoding lacks; a standard error that is closed is empty."""
+    out = sys.stdout
+    with ExitStack() as after:
+        if isinstance(out, io.TextIOWrapper):
+            after.callback(out.reconfigure, errors=out.errors)
+            out.reconfigure(errors="backslashreplace")
+        if sys.stderr is None:
+            after.enter_context(redirect_stderr(after.enter_context(open(os.devnull, "w"))))
+        yield
+
+
+def teller() -> Say:
+    """`say(message)` prints a line on standard error, with the seconds since now."""
+    began = time.perf_counter()
+
+    def say(message: str) -> None:
+        line = f"[{time.perf_counter() - began:5.1f} s] {message}\n"
+        print(line, end="", file=sys.stderr, flush=True)  # at once: threads may speak together
+        heard(message)
+
+    return say
+
+
+def heard(message: str | None = None) -> None:
+    """Note that a command has just shown something, so that it is not silent."""
+    if (line := _LATEST.get()) is not None:
+        line.shown = time.monotonic()
+        if message is not None:
+            line.text, line.at = message, line.shown
+
+
+@contextmanager
+def never_silent(silence: float = _SILENCE) -> Iterator[None]:
+    """On a terminal, a line on standard error after every so many seconds without one."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    now, over = time.monotonic(), threading.Event()
+    line = _Line("reading and compiling", now, now)
+    token = _LATEST.set(line)
+
+    thread = threading.Thread(target=_watch, args=(line, silence, over), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        _LATEST.reset(token)
+
+
+def _watch(line: _Line, silence: float, over: threading.Event) -> None:
+    """Until `over` is set, print what a command said last after every such silence."""
+    while not over.wait(silence / 8):
+        now = time.monotonic()
+        if now - line.shown >= silence:
+            line.shown = now
+            print(f"... {line.text}: {now - line.at:.0f} s", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings as one line that says what is wrong, without the place in the code."""
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda message, *place, **line: f"warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
+
+
+def show(as_json: bool, data: Any, text: str) -> None:
+    """Print the result of a command, as JSON or as text."""
+    print(to_json(data) if as_json else text)
+
+
+@contextmanager
+def progress(say: Say) -> Iterator[Tell]:
+    """`tell(name, done, steps, text)` shows a run with its time left, on standard error."""
+    if not sys.stderr.isatty():
+        yield _lines(say)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(20), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        tasks: dict[str, Any] = {}
+
+        def tell(name: str, done: int, steps: int, text: str) -> None:
+            if name not in tasks:
+                for other in tasks.values():
+                    shown.update(other, visible=False)
+                tasks[name] = shown.add_task(name, total=steps, completed=done)
+            shown.update(tasks[name], completed=done, description=f"{name}, {text}")
+            heard()
+
+        yield tell
+
+
+def _lines(say: Say) -> Tell:
+    begun: dict[str, tuple[float, int]] = {}
+    last = [-_EVERY]
+
+    def tell(name: str, done: int, steps: int, text: str) -> None:
+        now = time.monotonic()
+        began, first = begun.setdefault(name, (now, done))
+        if now - last[0] < _EVERY and done < steps:
+            return
+        last[0] = now
+        timed = done > first
+        left = (
+            f", {time_left((now - began) / (done - first) * (steps - done))} left" if timed else ""
+        )
+        say(f"{name}: step {done} of {steps}, {text}{left if done < steps else ''}")
+
+    return tell
+
+
+def time_left(seconds: float) -> str:
+    """A duration in words: "3 h 20 min", "2 min", "40 s"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,193 @@
+"""`unrolled doctor`: versions, a write check, a certified computation, and what devices reach."""
+
+import argparse
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled import analytic, dictionaries, layers
+from unrolled._base import checks
+from unrolled._base.files import check_writable
+from unrolled.app.commands._console import add_command, show
+from unrolled.app.commands._report import check_folder, environment
+
+# The certified check: LISTA-CP with analytic params on [I, Hadamard] (64 x 128), where two nonzeros
+# are certified; its l1 error after these steps is rounding.
+_DEPTH = 40
+_LARGEST_ERROR = 1e-4
+# What is timed on every device: a square product, and steps of ISTA on a batch.
+_SIDE, _SHAPE, _BATCH, _STEPS, _RUNS = 1024, (250, 500), 1000, 4, 3
+
+
+def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """The parser of `unrolled doctor`."""
+    return add_command(
+        commands,
+        "doctor",
+        run,
+        {"--output": dict(type=Path, metavar="DIR", help="a folder that must be writable")},
+        help="show versions and devices, and check that they work",
+        description="Print versions, devices and settings, run one small certified check, and time "
+        "a product and\na layer on every device, where two runs of a gradient should agree to the "
+        "bit.",
+        epilog="example:\n  unrolled doctor --json",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print what `doctor` finds."""
+    report = doctor(arguments.output)
+    lines = {name: value for name, value in report.items() if name != "measured"}
+    lines |= {f"device {i}": device.text() for i, device in enumerate(report["measured"])}
+    text = "\n".join(f"{name:18} {value}" for name, value in lines.items())
+    show(arguments.json, report, text)
+
+
+class Measured(NamedTuple):
+    """What a device reached once, beside whatever else ran then."""
+
+    device: str
+    product_gflops: float  # of a product in the default precision
+    step_gflops: float  # of the products of a layer, which asks for the highest
+    default_error: float  # of a float32 product in the default precision, relative to float64
+    highest_error: float  # in the highest
+    repeats: bool  # whether two runs of a gradient have the same bits
+    as_first: bool  # whether they are those of the first device
+
+    def text(self) -> str:
+        """The numbers as a line."""
+        same = "agree to the bit" if self.repeats else "DIFFER: see the guide on devices"
+        first = "" if self.as_first else ", and not as on device 0"
+        return (
+            f"{self.device}: {self.product_gflops:.0f} GFLOP/s in a product, "
+            f"{self.step_gflops:.0f} in a layer; a float32 product is off by "
+            f"{self.default_error:.0e} by default, {self.highest_error:.0e} in the highest "
+            f"precision; two runs {same}{first}"
+        )
+
+
+def doctor(folder: Path | None) -> dict[str, Any]:
+    """What is installed, and whether it computes.
+
+    Raises:
+        OSError: the folder cannot be written.
+        ArithmeticError: the device does not compute float32 products to rounding.
+    """
+    check_writable(Path(tempfile.gettempdir()) if folder is None else folder)
+    error = _certified_error()
+    if not error < _LARGEST_ERROR:
+        raise ArithmeticError(
+            f"doctor: the certified check failed on {jax.devices()[0]}: "
+            f"l1 error {error:.1e} after {_DEPTH} steps"
+        )
+    facts: dict[str, Any] = environment()
+    return facts | {
+        "default device": str(jax.devices()[0]),
+        "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS") or "not set: the best there is",
+        "memory": _memory(),
+        "float64": "on" if jax.config.values["jax_enable_x64"] else "off",
+        "precision": _precision(),
+        "cores": str(os.cpu_count()),
+        "compilation cache": _cache(),
+        "write check": f"{folder or 'the temporary folder'} is writable",
+        "certified check": f"passed, l1 error {error:.1e} after {_DEPTH} steps",
+        "measured": _measured(),
+    }
+
+
+def _certified_error() -> float:
+    """The l1 error of analytic LISTA-CP on one signal of its certified class."""
+    D = dictionaries.identity_hadamard(64)
+    x = jnp.zeros(128).at[jnp.asarray([3, 70])].set(jnp.asarray([1.0, -0.5]))
+    params = analytic.lista_cp(D, depth=_DEPTH, sparsity=2, bound=1.0)
+    return float(jnp.abs(jax.jit(layers.lista_cp(_DEPTH).apply)(params, D, D @ x) - x).sum())
+
+
+def _precision() -> str:
+    """That of products, by default and in the layers and pursuits of this package."""
+    asked = jax.config.values["jax_default_matmul_precision"]
+    by_default = f"jax_default_matmul_precision={asked}" if asked else "that of the device"
+    return f"products: {by_default}; in layers and pursuits the highest, unless precision= is given"
+
+
+def _measured() -> list[Measured]:
+    """Every device of this process."""
+    results: list[Measured] = []
+    gradients: list[list[bytes]] = []
+    for device in jax.local_devices():
+        with jax.default_device(device):
+            measured, bits = _of_default_device()
+        gradients.append(bits)
+        results.append(measured._replace(device=str(device), as_first=bits == gradients[0]))
+    return results
+
+
+def _of_default_device() -> tuple[Measured, list[bytes]]:
+    """What the default device reaches, and the bits of a gradient."""
+    rng = np.random.default_rng(0)
+    square = rng.normal(size=(_SIDE, _SIDE)).astype(np.float32)
+    D, Y = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in (_SHAPE, (_BATCH, _SHAPE[0])))
+    exact = square.astype(float) @ square
+
+    def product(precision: str | None) -> Callable[[Any], Any]:
+        return jax.jit(lambda A: jnp.matmul(A, A, precision=precision))
+
+    A = jnp.asarray(square)
+    errors = [np.asarray(product(p)(A), float) - exact for p in (None, "highest")]
+    layer = layers.ista(_STEPS)
+    params = layer.init(None, D)
+
+    def loss(params: Any, D: Any, Y: Any) -> Any:
+        return jnp.mean(jax.vmap(layer.apply, (None, None, 0))(params, D, Y) ** 2)
+
+    gradient = jax.jit(jax.grad(loss))
+    first, again = (
+        [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(gradient(params, D, Y))]
+        for _ in range(2)
+    )
+    product_rate = 2e-9 * _SIDE**3 / _seconds(product(None), A)
+    flops = 4 * _STEPS * math.prod(_SHAPE) * _BATCH
+    rate = 1e-9 * flops / _seconds(jax.jit(loss), params, D, Y)
+    off, least = (float(np.linalg.norm(error) / np.linalg.norm(exact)) for error in errors)
+    return Measured("", product_rate, rate, off, least, first == again, True), first
+
+
+def _seconds(f: Callable[..., Any], *arguments: Any) -> float:
+    """The least time of some runs, after one that compiles."""
+    jax.block_until_ready(f(*arguments))
+    times = []
+    for _ in range(_RUNS):
+        began = time.perf_counter()
+        jax.block_until_ready(f(*arguments))
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def _memory() -> str:
+    """The memory of the default device, or of the host if the device does not report it."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return f"{stats['bytes_limit'] / 2**30:.1f} GiB of the device"
+    size = checks.host_bytes()
+    return f"{size / 2**30:.1f} GiB of the host" if size < math.inf else "unknown"
+
+
+def _cache() -> str:
+    """The folder of the compilation cache, and whether it can be written."""
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    if not folder:
+        return "off"
+    try:
+        check_folder(Path(folder))
+    except OSError as error:
+        reason = error.strerror or error
+        return f"{folder}, which cannot be written: nothing will be kept ({reason})"
+    return f"{folder}, writable"

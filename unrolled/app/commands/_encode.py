@@ -1,0 +1,298 @@
+"""`unrolled encode`: the codes of the signals of a file, by saved weights or by a pursuit."""
+
+import argparse
+import shutil
+import tempfile
+import time
+import zipfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from unrolled._base.files import check_writable, target, whole_file
+from unrolled._base.text import plain
+from unrolled.app.commands import _inputs
+from unrolled.app.commands._console import Say, add_command, show, teller
+from unrolled.app.commands._encoded import Encoded, Line, encoded, uncertified
+from unrolled.app.commands._inputs import CHUNK as _CHUNK
+from unrolled.app.commands._inputs import (
+    check_length,
+    in_float32,
+    open_signals,
+    residual_norms,
+    weights_of,
+)
+from unrolled.pursuit import ROUNDINGS, check_dictionaries, check_options, is_relative
+from unrolled.vision import datasets
+
+_PERIOD = 5.0  # seconds between two lines of progress
+
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "weights": dict(
+        type=Path,
+        nargs="?",
+        metavar="WEIGHTS",
+        help="written by `unrolled train`, or the folder of a run: before its end, the best params "
+        "at its newest checkpoint; none with --method",
+    ),
+    "signals": dict(type=Path, metavar="SIGNALS", help="(signals, m), as .npy or .npz (entry Y)"),
+    "--output": dict(
+        type=Path,
+        required=True,
+        metavar="CODES",
+        help="(signals, d), as .npy or .npz (entry X); of a chain the last codes as .npy, or all "
+        "as .npz (entries X_1, X_2, ...)",
+    ),
+    "--dictionary": dict(
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="D, of a pursuit or where the weights were saved without it, as .npy or .npz (entry "
+        "D); once for each layer of a chain",
+    ),
+    "--method": {},  # by `add_parser`: pursuits may be registered later
+    "--certify": dict(
+        action="store_true",
+        help="also tell which codes, after least squares on their supports, are proved to be the "
+        "only ones of least l1 norm; of one dictionary; a .npz file has them as the entry "
+        "certified, (signals, 1), of 1 and 0",
+    ),
+}
+
+
+def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """The parser of `unrolled encode`."""
+    parser = add_command(
+        commands,
+        "encode",
+        run,
+        _ARGUMENTS
+        | {"--method": dict(metavar="PURSUIT", help=f"one of {', '.join(_inputs.names())}")},
+        help="compute codes of signals with saved weights or a pursuit",
+        description="Run the layer or the chain of a weights file, as `unrolled train` writes it, "
+        "on signals,\nor a pursuit with --method. A .npy file can hold any number of signals. "
+        "Where nothing\nis in the units of the signals, as with --ratio or --sparsity alone, a "
+        "signal whose norm is below\n8 roundings of the largest one in float32 is zero beside it: "
+        "it is coded as zero, and counted.",
+        epilog="examples:\n  unrolled encode run/weights.npz Y.npy --output codes.npy\n"
+        "  unrolled encode --method omp --sparsity 5 --dictionary D.npy Y.npy --output codes.npy\n"
+        "  unrolled encode --import my_module run/weights.npz Y.npy --output codes.npy",
+    )
+    _inputs.add_options(parser)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the codes, and print what they are."""
+    paths, options = arguments.dictionary or [], _inputs.given_options(arguments)
+    result = encode(
+        _check_source(arguments.weights, arguments.method, options, paths),
+        arguments.signals,
+        arguments.output,
+        paths,
+        options,
+        teller(),
+        certify=arguments.certify,
+    )
+    show(arguments.json, result.to_dict(), result.text())
+
+
+def _check_source(
+    weights: Path | None, method: str | None, options: dict[str, Any], paths: list[Path]
+) -> Path | str:
+    """The weights, or the name of a pursuit; ValueError unless it is one of them."""
+    if method is None:
+        if weights is None:
+            raise ValueError("encode: expected WEIGHTS and SIGNALS, or --method and SIGNALS")
+        if options:
+            raise ValueError(f"encode: --{', --'.join(options)} needs --method")
+        return weights_of(weights)
+    if weights is not None:
+        raise ValueError(f"encode: --method takes no weights, got {weights}")
+    if method not in _inputs.names():
+        raise ValueError(
+            f"encode: unknown method {method!r}; expected one of {', '.join(_inputs.names())}"
+        )
+    check_options(method, options, "encode")
+    if not paths:
+        raise ValueError("encode: --method needs --dictionary")
+    check_dictionaries(method, len(paths), "encode")
+    return method
+
+
+class _Job(NamedTuple):
+    """The signals of a file, and what their codes are computed by and told apart by."""
+
+    coder: _inputs.Coder
+    Y: np.ndarray
+    path: Path  # of the signals
+    columns: dict[str, int]  # of every array of codes
+    certify: bool
+    least: float  # signals of a lesser norm are zero beside the largest
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Of the arrays of all codes."""
+        return {name: (len(self.Y), d) for name, d in self.columns.items()}
+
+    def chunk(self, first: int, signals: np.ndarray) -> tuple[dict[str, np.ndarray], Line]:
+        """The codes of a chunk by the name of their array, and what is counted of them."""
+        Ds, nothing = self.coder.Ds, (_norms(signals) < self.least) & signals.any(1)
+        parts, missed = self.coder.codes(np.where(nothing[:, None], np.float32(0), signals))
+        codes = [np.asarray(X) for X in parts]
+        norms = residual_norms(Ds, signals, codes)
+        _check_finite(codes, norms, first)
+        unproved = uncertified(Ds[0], signals, codes[0]) if self.certify else np.zeros(0, int)
+        proved = np.isin(np.arange(len(signals)), unproved, invert=True)
+        names = [f"X_{j}" for j in range(1, len(Ds) + 1)] if self.coder.chained else ["X"]
+        line = Line(
+            len(signals),
+            [int(np.count_nonzero(X)) for X in codes],
+            (norms**2).sum(1).tolist(),
+            [int(row) + first for row in missed],
+            int(nothing.sum()),
+            (first + unproved).tolist(),
+        )
+        return {**dict(zip(names, codes)), "certified": proved[:, None]}, line
+
+
+def encode(
+    source: Path | str,
+    signals: Path,
+    output: Path,
+    dictionaries: list[Path],
+    options: dict[str, Any],
+    say: Say,
+    certify: bool = False,
+) -> Encoded:
+    """Write the codes of signals, chunk by chunk, whole or not at all.
+
+    Without an aim in the units of the signals, such as with a ratio or a sparsity, rounding would
+    be coded like a signal. So a signal is then zero whose norm is below some roundings of the
+    largest one.
+
+    Args:
+        source: weights, whose layer or chain computes the codes; or the name of a pursuit.
+        signals, output: files.
+        dictionaries: files.
+        options: of the pursuit.
+        say: told the progress.
+        certify: whether `theory.certify_code` is asked about the codes.
+
+    Raises:
+        ValueError: a chain to certify, files that cannot be read or do not fit together, NaN or
+            infinite signals, or such that float32 would lose, an output that is an input, options
+            that a pursuit refuses.
+        OSError: the output cannot be written.
+        ArithmeticError: codes, or relative residuals, that are not finite; nothing is written.
+    """
+    inputs = [source] if isinstance(source, Path) else []
+    _check_output(output, [*inputs, signals, *dictionaries])
+    job = _job(source, signals, output.suffix, dictionaries, options, certify)
+    target(output).parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(output) as file:
+        lines = _written(job, file, output, say)
+    atoms = [D.shape[1] for D in job.coder.Ds]
+    return encoded(lines, atoms, job.coder.chained, source, output, certify)
+
+
+def _job(
+    source: Path | str,
+    signals: Path,
+    suffix: str,
+    dictionaries: list[Path],
+    options: dict[str, Any],
+    certify: bool,
+) -> _Job:
+    """What is to be done, its files read and checked."""
+    coder = (
+        _inputs.coder_of_weights(source, dictionaries)
+        if isinstance(source, Path)
+        else _inputs.coder_of_pursuit(source, dictionaries, options)
+    )
+    Ds = coder.Ds
+    if certify and len(Ds) > 1:
+        raise ValueError(f"encode: --certify is for one dictionary, got {len(Ds)}")
+    Y = open_signals(signals)
+    check_length(signals, Y, Ds[0])
+    if not len(Y):
+        raise ValueError(f"{signals}: expected at least one signal")
+    columns = {f"X_{j}" if coder.chained else "X": D.shape[1] for j, D in enumerate(Ds, start=1)}
+    if suffix == ".npy":  # it has one array: the last codes
+        columns = dict([columns.popitem()])
+    elif certify:
+        columns = {"certified": 1, **columns}
+    relative = isinstance(source, str) and is_relative(source, options)
+    least = _least_norm(Y, signals) if relative else 0.0
+    return _Job(coder, Y, signals, columns, certify, least)
+
+
+def _written(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[dict[str, Any]]:
+    """The lines of all chunks, whose codes are then in the file."""
+    lines, last = [], time.monotonic()
+    with ExitStack() as stack:
+        parts: dict[str, Any] = {"": file}
+        if output.suffix == ".npz":  # its entries are written one after another
+            beside = partial(tempfile.TemporaryFile, dir=target(output).parent)
+            parts = {name: stack.enter_context(beside()) for name in job.shapes}
+        for part, shape in zip(parts.values(), job.shapes.values()):
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(part, header)
+        for first in range(0, len(job.Y), _CHUNK):
+            arrays, counted = job.chunk(first, _rows(job.Y, job.path, first))
+            for part, name in zip(parts.values(), job.shapes):
+                part.write(np.ascontiguousarray(arrays[name], "<f4").data)
+            lines.append(plain(counted._asdict()))
+            if time.monotonic() - last > _PERIOD:
+                last = time.monotonic()
+                say(f"{min(first + _CHUNK, len(job.Y)):,} of {len(job.Y):,} signals")
+        if output.suffix == ".npz":
+            archive = stack.enter_context(zipfile.ZipFile(file, "w"))
+            for name, part in parts.items():
+                part.seek(0)
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    shutil.copyfileobj(part, entry, 2**20)
+    return lines
+
+
+def _rows(Y: np.ndarray, path: Path, first: int) -> np.ndarray:
+    return in_float32(datasets.read_rows(Y, path, first, _CHUNK), path, first)
+
+
+def _norms(rows: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(rows.astype(float), axis=1)
+
+
+def _least_norm(Y: np.ndarray, path: Path) -> float:
+    """The norm below which a signal of the file is zero beside the largest."""
+    largest = max(_norms(_rows(Y, path, first)).max() for first in range(0, len(Y), _CHUNK))
+    return ROUNDINGS * float(np.finfo(np.float32).eps) * float(largest)
+
+
+def _check_finite(codes: Sequence[np.ndarray], norms: np.ndarray, first: int) -> None:
+    """Raise ArithmeticError for codes or residuals of a chunk that are not finite."""
+    for what, numbers in (("codes", codes), ("relative residuals", [norms.T])):
+        bad = np.flatnonzero(~np.all([np.isfinite(X).all(-1) for X in numbers], axis=0))
+        if len(bad):
+            among = f" among signals {first} to {first + len(norms.T) - 1}" if first else ""
+            raise ArithmeticError(
+                f"encode: {len(bad)} {what} are not finite{among}, the first of signal "
+                f"{first + bad[0]}; nothing was written"
+            )
+
+
+def _check_output(output: Path, inputs: list[Path]) -> None:
+    """Raise, before any work, if the codes cannot go to `output`."""
+    if output.suffix not in (".npy", ".npz"):
+        raise ValueError(f"{output}: expected a name that ends in .npy or .npz")
+    if output.is_dir():
+        raise IsADirectoryError(f"{output}: is a folder; expected a file to write the codes into")
+    if output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
+        raise ValueError(
+            f"{output}: is read by this command; expected another file to write the codes into"
+        )
+    check_writable(output.absolute().parent)

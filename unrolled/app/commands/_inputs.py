@@ -1,0 +1,383 @@
+"""What a user brings: a dictionary, signals with or without codes, pictures, and what computes
+the codes: saved weights, or a pursuit by its name.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled import dictionaries, problems, training
+from unrolled._base import checks
+from unrolled._base.checks import ArrayLike
+from unrolled._base.files import LARGEST_BYTES, Rows
+from unrolled._base.numbers import norm
+from unrolled._base.text import in_rows
+from unrolled.app.studies import PATCH, Pictures, photograph_patches
+from unrolled.dictionaries import Operator, as_chain, as_dictionary
+from unrolled.layers import Layer
+from unrolled.networks import Network
+from unrolled.pursuit import CHAIN, PURSUITS, pursue
+from unrolled.vision import datasets
+
+WEIGHTS, CHECKPOINTS = "weights.npz", "checkpoints"  # in the folder of a run
+CODES = "codes.npz"  # that were made for it
+_APART = 10  # norms of atoms further apart are warned of
+
+
+def read_dictionary(path: Path, dtype: Any = np.float32) -> Operator:
+    """D from a `.npy` or `.npz` file (entry D), in a dtype; None for that of the file.
+
+    Raises:
+        ValueError: no such array, or atoms that float32, where that is the dtype, would lose.
+    """
+    D = datasets.read_array(path, "D")
+    if dtype == np.float32 and D.ndim == 2:
+        D = in_float32(D.T, path, what="column").T
+    if dtype is None:
+        return as_dictionary(jnp.asarray(D), str(path))
+    D = D.astype(dtype)
+    _warn_of_norms(np.linalg.norm(D.astype(float), axis=0), path)
+    return as_dictionary(jnp.asarray(D), str(path))
+
+
+def _warn_of_norms(norms: np.ndarray, path: Path) -> None:
+    """Say that atoms of different norms are not used alike."""
+    norms = norms[(norms > 0) & np.isfinite(norms)]
+    if norms.size and norms.max() > _APART * norms.min():
+        checks.warn(
+            f"{path}: atoms have norms from {norms.min():.3g} to {norms.max():.3g}; thresholds "
+            "treat them alike, so that small ones are hardly used. Try atoms of norm 1, D / norms, "
+            "whose codes are norms * x"
+        )
+
+
+def in_float32(array: np.ndarray, path: Path, first: int = 0, what: str = "row") -> np.ndarray:
+    """An array of a file, with signals or codes in its rows, in float32, where commands compute.
+
+    Args:
+        array: (rows, n).
+        path: the file, for messages.
+        first: the index of the first row in the file.
+        what: a row of the array is in the file.
+
+    Raises:
+        ValueError: rows that become infinite, or whose entries below the least normal number, which
+            are zero in most operations, are more than rounding.
+    """
+    cast, lost = checks.narrowed(array)
+    if len(lost):
+        raise ValueError(
+            f"{path}: leaves the range of float32{in_rows(lost + first, what)}, "
+            "where entries become 0 or infinite; try numbers near 1"
+        )
+    return cast
+
+
+def read_signals(
+    paths: list[Path], D: Operator | None
+) -> tuple[Operator, Pictures | tuple[np.ndarray, np.ndarray]]:
+    """(D, (Y, X)) for signals with known codes, (D, Pictures) for others.
+
+    Where D is None, the dictionary of pictures is an overcomplete DCT.
+
+    Raises:
+        ValueError: several array files, arrays without a dictionary, or shapes that do not fit.
+    """
+    if paths[0].suffix not in (".npy", ".npz"):
+        return _read_pictures(paths, D)
+    if len(paths) > 1:
+        raise ValueError(f"compare: expected one array file with signals, got {len(paths)}")
+    if D is None:
+        raise ValueError("compare: signals in an array need --dictionary")
+    Y = read_given(paths[0], D)
+    if len(Y) < 2:
+        raise ValueError(f"{paths[0]}: expected at least 2 signals, got {len(Y)}")
+    X = read_codes(paths[0], Y, D)
+    if X is not None:
+        return D, (Y, X)
+    cut = len(Y) * 4 // 5
+    return D, Pictures(Y[:cut], Y[cut:], None)
+
+
+def read_chain(
+    paths: list[Path], Ds: tuple[Operator, ...]
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """(Y, Xs) of one file, with the codes of every layer of a chain.
+
+    Raises:
+        ValueError: other files, signals without codes, or shapes that do not fit.
+    """
+    if len(paths) > 1 or paths[0].suffix != ".npz":
+        got = " ".join(map(str, paths))
+        raise ValueError(f"compare: a chain needs one .npz file with signals and codes, got {got}")
+    Y = read_given(paths[0], Ds[0])
+    Xs = read_chain_codes(paths[0], Y, Ds)
+    if Xs is None:
+        raise ValueError(f"{paths[0]}: has no codes; expected entries X_1 to X_{len(Ds)}")
+    return Y, Xs
+
+
+def open_signals(path: Path) -> np.ndarray:
+    """`datasets.open_array` of signals.
+
+    Raises:
+        ValueError: integers, such as grey values, which are to be scaled first.
+    """
+    Y = datasets.open_array(path, "Y")
+    if np.issubdtype(Y.dtype, np.integer):
+        raise ValueError(
+            f"{path}: signals are {Y.dtype}; expected real numbers near 1, try Y / 255 for grey "
+            "values, and without their mean"
+        )
+    return Y
+
+
+def read_given(path: Path, D: Operator) -> np.ndarray:
+    """The signals (signals, m) of an array file, in float32.
+
+    Raises:
+        ValueError: signals that do not fit D, or that float32 would lose.
+    """
+    open_signals(path)
+    Y = datasets.read_array(path, "Y")
+    check_length(path, Y, D)
+    return in_float32(Y, path)
+
+
+def open_given(path: Path, D: Operator) -> np.ndarray | Rows:
+    """`read_given`; of a `.npy` file that is large, or shared by processes, rows that stay there.
+
+    Raises:
+        ValueError: signals that do not fit D, in a file that is read also those that float32 loses.
+    """
+    Y = open_signals(path)
+    if not isinstance(Y, np.memmap) or (Y.nbytes <= LARGEST_BYTES and jax.process_count() == 1):
+        return read_given(path, D)
+    check_length(path, Y, D)
+    return Rows(Y, np.float32, f"{path}:")
+
+
+def _read_pictures(paths: list[Path], D: Operator | None) -> tuple[Operator, Pictures]:
+    images = {
+        str(path / name if path.is_dir() else path): image
+        for path in paths
+        for name, image in datasets.read_images(path).items()
+    }
+    small = [path for path, image in images.items() if min(image.shape) < PATCH]
+    if small:
+        raise ValueError(f"{', '.join(small)}: smaller than a patch of {PATCH} x {PATCH}")
+    pictures = photograph_patches(images)
+    D = dictionaries.dct((PATCH, PATCH), (2 * PATCH, 2 * PATCH)) if D is None else D
+    check_length(paths[0], pictures.testing, D)
+    return D, pictures
+
+
+def read_codes(path: Path, Y: np.ndarray | Rows, D: Operator) -> np.ndarray | None:
+    """The codes (signals, d) of the signals Y, entry X of a `.npz` file; None if there is none.
+
+    Raises:
+        ValueError: codes that do not fit Y and D.
+    """
+    if path.suffix != ".npz" or "X" not in datasets.entries(path):
+        return None
+    X = datasets.read_array(path, "X")
+    if X.shape != (len(Y), D.shape[1]):
+        raise ValueError(f"{path}: codes have shape {X.shape}; expected {(len(Y), D.shape[1])}")
+    return in_float32(X, path)
+
+
+def weights_of(path: Path) -> Path:
+    """A file of weights, as it is or in the folder of a run; before its end, its checkpoints."""
+    inside = (path / WEIGHTS, path / CHECKPOINTS)
+    return next((file for file in inside if file.exists()), path)
+
+
+def read_chain_codes(
+    path: Path, Y: np.ndarray | Rows, Ds: tuple[Operator, ...]
+) -> tuple[np.ndarray, ...] | None:
+    """The codes of every layer, entries X_1 .. X_J of a `.npz` file; None if there is none.
+
+    Raises:
+        ValueError: some layers without codes, or codes that do not fit Y and Ds.
+    """
+    names = [f"X_{j}" for j in range(1, len(Ds) + 1)]
+    entries = datasets.entries(path) if path.suffix == ".npz" else []
+    if not set(names) & set(entries):
+        return None
+    missing = [name for name in names if name not in entries]
+    if missing:
+        raise ValueError(f"{path}: has no {', '.join(missing)}; expected {', '.join(names)}")
+    Xs = tuple(datasets.read_array(path, name) for name in names)
+    for name, X, D in zip(names, Xs, Ds):
+        if X.shape != (len(Y), D.shape[1]):
+            raise ValueError(f"{path}: {name} has shape {X.shape}; expected {(len(Y), D.shape[1])}")
+    return tuple(in_float32(X, path) for X in Xs)
+
+
+def check_length(path: Path, Y: np.ndarray, D: Operator) -> None:
+    """Raise ValueError unless Y is (signals, m)."""
+    if Y.ndim == 2 and Y.shape[1] == D.shape[0]:
+        return
+    hint = ""
+    if Y.ndim == 2 and len(Y) == D.shape[0]:
+        hint = " The signals seem to be in columns: transpose them."
+    raise ValueError(
+        f"{path}: signals have shape {Y.shape}; "
+        f"expected (signals, {D.shape[0]}) for D {D.shape}.{hint}"
+    )
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers with commas between them; the name is that of the values in messages."""
+    return tuple(float(part) for part in text.split(","))
+
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "sparsity": dict(type=int, help="largest number of atoms of a code"),
+    "lam": dict(type=float, help="weight of the LASSO"),
+    "ratio": dict(
+        type=float,
+        help="lam as a fraction of lam_max, the smallest lam at which a code is zero (instead of "
+        "--lam)",
+    ),
+    "p": dict(type=float, help="power of the penalty, in (0, 1], for half_quadratic"),
+    "l2": dict(type=float, help="weight of the elastic net"),
+    "nonnegative": dict(
+        action="store_const", const=True, help="compute codes without negative entries"
+    ),
+    "eps": dict(type=float, help="largest norm of the residual, for bpdn"),
+    "theta": dict(type=float, help="threshold, in units of the code"),
+    "lams": dict(type=numbers, metavar="A,B,...", help="weights, one for each layer of a chain"),
+    "thetas": dict(type=numbers, metavar="A,B,...", help="thresholds, one for each layer"),
+    "zeros": dict(type=int, help="zeros of every code between the layers, for holistic"),
+    "step": dict(
+        type=float, help="step size as a fraction of the largest, for ml_ista and ml_fista"
+    ),
+    "tol": dict(type=float, help="accuracy: duality gap, or for omp the norm of the residual"),
+    "max_steps": dict(type=int, help="largest number of steps"),
+}
+
+OPTIONS = tuple(_OPTIONS)
+CHUNK = 1000  # signals at a time: fastest while their codes stay in the cache
+
+
+class Coder(NamedTuple):
+    """What computes codes."""
+
+    # of signals; and the rows that miss their aim
+    codes: Callable[[np.ndarray], tuple[Sequence[ArrayLike], np.ndarray]]
+    Ds: tuple[Operator, ...]
+    chained: bool
+    of: dict[str, Any]  # the same for equal codes of equal signals
+
+
+def coder_of_weights(weights: Path, dictionaries: list[Path]) -> Coder:
+    """The layer or the chain of a weights file."""
+    model, params, D = _restored_model(weights, dictionaries)
+    chained = isinstance(model, Network)
+
+    def codes(rows):
+        X = apply_in_chunks(model.apply, params, D, jnp.asarray(rows))
+        return X if chained else (X,), np.zeros(0, int)
+
+    of = {"model": repr(model), "digest": training.digest((params, D))}
+    return Coder(codes, D if chained else (D,), chained, of)
+
+
+def coder_of_pursuit(name: str, dictionaries: list[Path], options: dict[str, Any]) -> Coder:
+    """A pursuit, whose options were checked."""
+    Ds = as_chain([read_dictionary(path) for path in dictionaries], "encode")
+
+    def codes(rows):
+        coded = pursue(name, Ds, jnp.asarray(rows), options)
+        return coded.codes, coded.rows
+
+    of = {"method": name, "options": options, "digest": training.digest(Ds)}
+    return Coder(codes, Ds, PURSUITS[name].takes == CHAIN, of)
+
+
+def residual_norms(Ds: Sequence[Operator], Y: ArrayLike, codes: Sequence[ArrayLike]) -> np.ndarray:
+    """norm(y) and then norm(y - D_1 ... D_j x_j) for every layer, (J + 1, signals), float64."""
+    Y = jnp.asarray(Y)
+    norms = [norm(Y, 1)]
+    for j, X in enumerate(codes, start=1):
+        signals = jnp.asarray(X)
+        for D in reversed(Ds[:j]):
+            signals = problems.synthesize(D, signals)
+        norms.append(norm(Y - signals, 1))
+    return np.asarray(norms, float)
+
+
+def relative_residuals(norms: np.ndarray) -> np.ndarray:
+    """norm(Y - D_1 ... D_j X_j) / norm(Y) of every layer, (J,), from those of the signals."""
+    size, *residuals = np.linalg.norm(norms, axis=1)
+    return np.asarray(residuals) / (size or 1)
+
+
+def _restored_model(weights: Path, dictionaries: list[Path]) -> tuple[Layer | Network, Any, Any]:
+    """The layer or the chain of a weights file, its params and the dictionary or dictionaries."""
+    saved = restore_model(weights, dictionaries)
+    model: Any = saved.layer
+    try:
+        model.check(saved.params, saved.D)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{weights}: its weights do not fit its layer: {error}") from error
+    return model, saved.params, saved.D
+
+
+def restore_model(
+    weights: Path, dictionaries: list[Path], advice: str = "--dictionary"
+) -> training.Restored:
+    """What `training.restore` returns, with a model and the dictionary or dictionaries.
+
+    Raises:
+        ValueError: weights without a layer, or without a dictionary where none is given; several
+            dictionaries for one layer.
+    """
+    saved = training.restore(weights)
+    if saved.layer is None:
+        raise ValueError(f"{weights}: it names no layer, as the files of `unrolled train` do")
+    if dictionaries:
+        Ds: Any = tuple(map(read_dictionary, dictionaries))
+        if isinstance(saved.layer, Layer):
+            if len(Ds) > 1:
+                raise ValueError(f"{weights}: its layer has one dictionary, got {len(Ds)}")
+            Ds = Ds[0]
+        saved = training.restore(weights, D=Ds)
+        return saved._replace(D=Ds)
+    if saved.D is None:
+        raise ValueError(f"{weights}: has no dictionary; try {advice}")
+    return saved
+
+
+@partial(jax.jit, static_argnums=0)
+def apply_in_chunks(apply: Callable, params: Any, D: Any, Y: jax.Array) -> Any:
+    """The codes (signals, d) of many signals (signals, m); of a network a tuple of them."""
+    return jax.lax.map(lambda y: apply(params, D, y), Y, batch_size=CHUNK)
+
+
+def names() -> tuple[str, ...]:
+    """The pursuits of the command line.
+
+    Those with local norms are for convolutional dictionaries, which no file holds.
+    """
+    return tuple(name for name in PURSUITS if not name.startswith("local_"))
+
+
+def add_options(parser: argparse.ArgumentParser, names: tuple[str, ...] = OPTIONS) -> None:
+    """Add options of pursuits to the parser of a command."""
+    group = parser.add_argument_group("options of pursuits")
+    for name in names:
+        group.add_argument(f"--{name.replace('_', '-')}", **_OPTIONS[name])
+
+
+def given_options(arguments: argparse.Namespace, names: tuple[str, ...] = OPTIONS) -> dict:
+    """The options that were given, by name."""
+    values = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}

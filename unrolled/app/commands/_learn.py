@@ -1,0 +1,280 @@
+"""`unrolled learn`: a dictionary from the signals of a file, with what the theory certifies."""
+
+import argparse
+import math
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled import dictionary_learning, plots, pursuit
+from unrolled._base.files import whole_file
+from unrolled._base.numbers import mean_norm
+from unrolled.app import studies
+from unrolled.app.commands import _report
+from unrolled.app.commands._console import Say, add_command, show, teller
+from unrolled.app.commands._inputs import in_float32, open_signals
+from unrolled.app.commands._report import Section
+from unrolled.dictionary_learning import Learned, Step
+from unrolled.vision import datasets
+
+_METHODS = ("online", "ksvd", "mod")
+_PERIOD = 5.0  # seconds between two lines of progress
+_BATCH = 512
+_FIRST = 2000  # signals of a stream whose mean norm gives lam, and whose codes are drawn
+# In the folder: the result, and where an interrupted call continues.
+_DICTIONARY, _CHECKPOINT = "D.npy", "checkpoint.npz"
+
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "signals": dict(type=Path, metavar="SIGNALS", help="(signals, m), as .npy or .npz (entry Y)"),
+    "--atoms": dict(type=int, required=True, metavar="D", help="the number of atoms"),
+    "--method": dict(choices=_METHODS, default="online", help="how D is learned (default online)"),
+    "--output": dict(
+        type=Path,
+        default=Path("learned"),
+        metavar="DIR",
+        help="folder of D.npy and the report (default learned)",
+    ),
+    "--lam": dict(
+        type=float,
+        help="weight of the penalty, for online (default: a tenth of the mean norm of the first "
+        "signals)",
+    ),
+    "--sparsity": dict(type=int, help="nonzeros of a code, for ksvd and mod"),
+    "--sweeps": dict(
+        type=int,
+        default=None,
+        help="sweeps of ksvd and mod (default 20), or passes of online (default 1)",
+    ),
+    "--batch": dict(type=int, help=f"signals in a batch, for online (default {_BATCH})"),
+    "--start": dict(
+        choices=("data", "dct"), default="data", help="source of the first atoms (default data)"
+    ),
+    "--shape": dict(
+        metavar="HxW",
+        help="height and width for drawing an atom (default: a square where m is one, else a row)",
+    ),
+    "--no-certificate": dict(action="store_true", help="skip the certificate"),
+}
+
+
+def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """The parser of `unrolled learn`."""
+    return add_command(
+        commands,
+        "learn",
+        run,
+        _ARGUMENTS,
+        help="learn a dictionary from signals",
+        description="Learn a dictionary, and write D.npy and a report with a picture of the atoms "
+        "and what the\ntheory certifies. With --method online a .npy file can hold any number of "
+        "signals; they are\nread in batches. To continue, run the same command again after an "
+        "interruption.",
+        epilog="examples:\n"
+        "  unrolled learn Y.npy --atoms 256 --method online --output learned\n"
+        "  unrolled learn Y.npy --atoms 256 --method ksvd --sparsity 5 --output learned",
+    )
+
+
+class Summary(NamedTuple):
+    """What the command prints."""
+
+    method: str
+    signals: int
+    atoms: int
+    objective: float
+    seconds: float
+    output: str
+
+    def text(self) -> str:
+        """The numbers as a line of text."""
+        return (
+            f"{self.method}: {self.atoms} atoms from {self.signals} signals in "
+            f"{self.seconds:.1f} s, objective {self.objective:.6g} -> {self.output}"
+        )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Learn, write the files, and print the summary."""
+    say, folder = teller(), arguments.output
+    options = _learning_options(arguments)
+    Y = open_signals(arguments.signals)
+    if Y.ndim != 2 or 0 in Y.shape:
+        raise ValueError(
+            f"{arguments.signals}: signals have shape {Y.shape}; expected (signals, m)"
+        )
+    if not any(np.any(Y[i : i + _FIRST]) for i in range(0, len(Y), _FIRST)):
+        raise ValueError(f"{arguments.signals}: the signals are all zero")
+    if arguments.atoms > len(Y):
+        raise ValueError(
+            f"learn: {arguments.atoms} atoms for {len(Y)} signals; expected at most as many"
+        )
+    shape = _shape(arguments.shape, Y.shape[1])
+    _report.check_not_read((folder / _DICTIONARY, folder / _CHECKPOINT), [arguments.signals])
+    with _report.output_folder(folder):
+        options |= {"progress": _progress(say), "checkpoint": folder / _CHECKPOINT}
+        summary, data = _written(arguments, Y, shape, options, say)
+        (folder / _CHECKPOINT).unlink(missing_ok=True)  # the next call learns anew
+    show(arguments.json, data, summary.text())
+
+
+def _written(
+    arguments: argparse.Namespace,
+    Y: np.ndarray,
+    shape: tuple[int, int],
+    options: dict[str, Any],
+    say: Say,
+) -> tuple[Summary, dict[str, Any]]:
+    """Learn, and write the dictionary and the report; what there is to print."""
+    folder = arguments.output
+    learned = _learned(arguments, Y, options)
+    D = np.asarray(learned.D)
+    with whole_file(folder / _DICTIONARY) as file:
+        np.save(file, D)
+    certified = None if arguments.no_certificate else _certified(D, say)
+    seconds = learned.history[-1].seconds if learned.history else 0.0
+    summary = Summary(
+        arguments.method, len(Y), D.shape[1], learned.objective, seconds, str(folder / _DICTIONARY)
+    )
+    settings = {"signals": f"{arguments.signals}, {Y.shape}", "seed": str(arguments.seed or 0)}
+    settings |= {name: str(value) for name, value in options.items() if name in _SHOWN}
+    X = _codes(arguments, Y, learned, options)
+    sections = _sections(arguments.method, learned, X, shape, certified)
+    report = _report.write_report(
+        folder, "Learned dictionary", summary.text() + ".", sections, settings
+    )
+    data = summary._asdict() | {"report": str(report)}
+    return summary, data if certified is None else data | {"certificate": certified.to_dict()}
+
+
+_SHOWN = ("lam", "sparsity", "sweeps", "batch", "start")
+
+
+def _learning_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of the learning, checked before anything is read."""
+    method, where = arguments.method, "learn"
+    for other in ("sparsity",) if method == "online" else ("lam", "batch"):
+        if getattr(arguments, other) is not None:
+            raise ValueError(f"{where}: --{other} does not go with --method {method}")
+    if method != "online" and arguments.sparsity is None:
+        raise ValueError(f"{where}: --method {method} needs --sparsity")
+    for name in ("atoms", "batch", "sweeps"):
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            raise ValueError(f"{where}: --{name} must be at least 1, got {value}")
+    options: dict[str, Any] = {"key": arguments.seed or 0, "start": arguments.start}
+    if method != "online":
+        options |= {"sparsity": arguments.sparsity, "sweeps": arguments.sweeps or 20}
+    return options
+
+
+def _learned(arguments: argparse.Namespace, Y: np.ndarray, options: dict[str, Any]) -> Learned:
+    path, d = arguments.signals, arguments.atoms
+    if arguments.method != "online":
+        rows = in_float32(datasets.read_rows(Y, path, 0, len(Y)), path)
+        return getattr(dictionary_learning, arguments.method)(rows, d, **options)
+    if arguments.lam is None:
+        first = datasets.read_rows(Y, path, 0, _FIRST).astype(float)
+        options["lam"] = mean_norm(first) / 10 or 1.0
+    else:
+        options["lam"] = arguments.lam
+    batches = _batches(Y, path, arguments.batch or _BATCH, arguments.sweeps or 1)
+    return dictionary_learning.online(batches, d, **options)
+
+
+def _batches(Y: np.ndarray, path: Path, size: int, passes: int) -> Iterator[np.ndarray]:
+    """The signals in the order of the file; only one batch is in memory."""
+    for _ in range(passes):
+        for first in range(0, len(Y), size):
+            yield in_float32(datasets.read_rows(Y, path, first, size), path, first)
+
+
+def _progress(say: Say) -> Any:
+    last = time.monotonic()
+
+    def progress(step: Step) -> None:
+        nonlocal last
+        if time.monotonic() - last > _PERIOD:
+            last = time.monotonic()
+            say(f"step {step.step:,}: objective {step.objective:.6g}")
+
+    return progress
+
+
+def _shape(text: str | None, m: int) -> tuple[int, int]:
+    """(height, width) of an atom as a picture."""
+    if text is None:
+        root = math.isqrt(m)
+        return (root, root) if root * root == m else (1, m)
+    try:
+        height, width = (int(part) for part in text.split("x"))
+    except ValueError as error:
+        raise ValueError(f"learn: --shape must be HxW, such as 8x8, got {text!r}") from error
+    if min(height, width) < 1 or height * width != m:
+        raise ValueError(f"learn: --shape {text} does not have the {m} entries of a signal")
+    return height, width
+
+
+def _certified(D: np.ndarray, say: Say) -> studies.Report:
+    say("what the theory certifies")
+    with jax.enable_x64(True):
+        return studies.certify([jnp.asarray(D, float)], say=say)
+
+
+def _codes(
+    arguments: argparse.Namespace, Y: np.ndarray, learned: Learned, options: dict[str, Any]
+) -> np.ndarray:
+    """The codes of the signals; of a stream those of its first ones."""
+    if learned.X is not None:
+        return np.asarray(learned.X)
+    first = in_float32(datasets.read_rows(Y, arguments.signals, 0, _FIRST), arguments.signals)
+    return np.asarray(pursuit.lasso_batch(jnp.asarray(learned.D), first, options["lam"]).x)
+
+
+def _sections(
+    method: str,
+    learned: Learned,
+    X: np.ndarray,
+    shape: tuple[int, int],
+    certified: studies.Report | None,
+) -> list[Section]:
+    D, history = jnp.asarray(learned.D), learned.history
+    steps = [[s.step, s.objective, s.seconds, s.replaced] for s in history]
+    figures = {
+        "the atoms, as pictures": partial(plots.atoms, D, shape, codes=X),
+        f"the use of the atoms by {len(X):,} signals": partial(plots.use, {method: X}),
+        "the objective of every step": partial(plots.learning, {method: history}),
+    }
+    replaced = sum(step.replaced for step in history)
+    text = f"{D.shape[1]} atoms of {D.shape[0]} entries; {replaced} were replaced on the way."
+    header = ("step", "objective", "seconds", "replaced")
+    sections = [
+        Section(
+            "Atoms",
+            "atoms",
+            [text],
+            figures,
+            (header, steps),
+            {"objective": learned.objective, "steps": [step._asdict() for step in history]},
+            f"{D.shape[1]} atoms represent the signals with an objective of "
+            f"{learned.objective:.6g}.",
+        )
+    ]
+    if certified is not None:
+        layer = certified.layers[0]
+        admissible = list(layer.admissible.items())
+        sections.append(
+            Section(
+                "What the theory certifies",
+                "certificate",
+                [f"```\n{certified.text()}\n```"],
+                {},
+                (("by", "admissible sparsity"), admissible),
+                certified.to_dict(),
+            )
+        )
+    return sections

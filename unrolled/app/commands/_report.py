@@ -1,0 +1,334 @@
+"""A report: sections of text, tables, figures and data, as files in one folder and as one page.
+
+The page of HTML needs no other file and no network.
+"""
+
+import base64
+import csv
+import io
+import platform
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from html import escape
+from importlib import metadata
+from pathlib import Path
+from string import Template
+from typing import Any, NamedTuple
+
+import jax
+
+from unrolled._base.files import check_writable, claimed, whole_file, write_whole
+from unrolled._base.text import Grid, to_json
+
+RESULTS = "results.json"
+_DPI = 150
+
+_PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><title>$title</title>
+<style>
+:root { --ink: light-dark(#1f2328, #e6edf3); --soft: light-dark(#59636e, #9198a1);
+  --line: light-dark(#d1d9e0, #3d444d); --paper: light-dark(#fff, #0d1117);
+  --tint: light-dark(#f6f8fa, #161b22); --mark: light-dark(#0072b2, #56b4e9) }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 68rem; margin: auto; padding: 1rem }
+p, .answer { max-width: 46rem } .answer { font-size: 1.25rem } a { color: var(--mark) }
+nav { display: flex; flex-wrap: wrap; gap: .3rem 1rem; border-bottom: 1px solid var(--line) }
+summary { font-size: 1.3rem; font-weight: 600; cursor: pointer; margin: 1.2rem 0 .4rem }
+.wide { overflow-x: auto } pre { overflow-x: auto; background: var(--tint); padding: .8rem }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
+  background: var(--paper) }
+th { cursor: pointer; color: var(--soft); vertical-align: bottom }
+th[data-dir="1"]::after { content: " \\25B4" } th[data-dir="-1"]::after { content: " \\25BE" }
+tbody tr:hover td { background: var(--tint) }
+figure { margin: 1rem 0 } figcaption { color: var(--soft); font-size: .9rem }
+figure svg, figure img { max-width: 100%; height: auto; background: #fff; border-radius: 6px }
+@media print { :root { color-scheme: light } nav { display: none } body { max-width: none }
+  .wide { overflow: visible } table { font-size: .7rem } figure, tr { break-inside: avoid } }
+</style></head><body>
+<h1>$title</h1><p class="answer">$answer</p><nav>$links</nav>
+$body
+<script>
+const value = (row, i) => {
+  const text = row.cells[i].textContent.trim(), number = parseFloat(text.replace(/,/g, ""));
+  return isNaN(number) ? text : number;
+};
+const order = (a, b) => a === "" ? 1 : b === "" ? -1 :
+  typeof a === typeof b ? (a > b) - (a < b) : typeof a === "number" ? -1 : 1;
+for (const head of document.querySelectorAll("thead th")) head.onclick = () => {
+  const table = head.closest("table"), dir = head.dataset.dir === "1" ? -1 : 1;
+  for (const other of table.querySelectorAll("th")) delete other.dataset.dir;
+  head.dataset.dir = dir;
+  const by = row => value(row, head.cellIndex), body = table.tBodies[0];
+  const empty = (a, b) => by(a) === "" || by(b) === "";
+  body.append(...[...body.rows].sort(
+    (a, b) => order(by(a), by(b)) * (empty(a, b) ? 1 : dir)));
+};
+addEventListener("beforeprint",
+  () => document.querySelectorAll("details").forEach(part => part.open = true));
+</script></body></html>
+""")
+
+
+class Section(NamedTuple):
+    """One question of a report and its answer."""
+
+    title: str
+    slug: str  # the stem of the files that belong to it
+    parts: Sequence[str]  # paragraphs in Markdown, and tables
+    figures: Mapping[str, Callable[[], Any]]  # caption -> what draws its matplotlib figure
+    rows: tuple[Sequence[str], Sequence[Sequence]]  # header and rows of its CSV
+    data: Any  # for the JSON
+    answer: str = ""  # in one sentence
+
+    @property
+    def text(self) -> str:
+        """The parts as Markdown."""
+        return "\n".join(self.parts)
+
+
+def environment() -> dict[str, str]:
+    """The versions and devices that results depend on."""
+    devices = ", ".join(f"{d.platform} {d.device_kind}" for d in jax.devices())
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
+        "devices": devices,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder, and check that it can be written before any work is done.
+
+    Raises:
+        OSError: it cannot be made or written; NotADirectoryError if a file has that name.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: is a file; expected a folder to write into")
+    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
+
+
+@contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
+    """`check_folder` for a block, in which the folder is that of this process alone.
+
+    Folders that were not there are gone again if they stay empty.
+
+    Raises:
+        ValueError: another process writes into it.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    check_folder(folder)
+    try:
+        with claimed(folder / "lock") as holder:
+            if holder is not None:
+                raise ValueError(f"{folder}: in use by process {holder}; try another --output")
+            yield
+    finally:
+        with suppress(OSError):  # one holds something
+            for path in made:
+                path.rmdir()
+
+
+def check_not_read(written: Iterable[Path], read: Iterable[Path]) -> None:
+    """Raise ValueError if a file or folder that is written is also read."""
+    existing = [path for path in read if path.exists()]
+    for path in written:
+        if path.exists() and any(path.samefile(other) for other in existing):
+            raise ValueError(f"{path}: is read by this command; try another --output")
+
+
+def write_report(
+    folder: Path, title: str, summary: str, sections: list[Section], settings: dict[str, str]
+) -> Path:
+    """Write one CSV per section, `results.json` and `report.md`, draw the figures, and write all of
+    it as `report.html`.
+
+    A figure that cannot be drawn so loses none of the numbers.
+
+    Returns:
+        the path of `report.html`.
+    """
+    machine = environment()
+    lines = [f"# {title}", "", summary, ""]
+    figures: dict[str, Callable[[], Any]] = {}
+    for section in sections:
+        lines += [f"## {section.title}", "", section.text.strip(), ""]
+        for i, (caption, draw) in enumerate(section.figures.items()):
+            name = f"{section.slug}.png" if i == 0 else f"{section.slug}-{i + 1}.png"
+            figures[name] = draw
+            lines += [f"![{caption}]({name})", "", f"*{caption}*", ""]
+        write_table(folder / f"{section.slug}.csv", *section.rows)
+        lines += [f"Step by step: [{section.slug}.csv]({section.slug}.csv).", ""]
+    lines += ["## Where this was measured", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in {**machine, **settings}.items()]
+    data = {section.slug: section.data for section in sections}
+    results = {"environment": machine, "settings": settings, "sections": data}
+    write_text(folder / RESULTS, to_json(results) + "\n")
+    write_text(folder / "report.md", "\n".join(lines) + "\n")
+    drawn = {name: draw() for name, draw in figures.items()}
+    for name, figure in drawn.items():
+        write_figure(folder / name, figure)
+        figure.set_layout_engine("none")  # it is laid out: the page has it as it stands
+    facts = {**machine, **settings}
+    return write_html(folder, title, summary, sections, facts, list(drawn.values()))
+
+
+def write_html(
+    folder: Path,
+    title: str,
+    summary: str,
+    sections: Sequence[Section],
+    facts: Mapping[str, str],
+    drawn: Sequence[Any],
+) -> Path:
+    """Write `report.html`: its first sentence is the answer of the first section that has one.
+
+    Args:
+        folder, title, summary, sections, facts: of the report.
+        drawn: the figures of all sections, in their order.
+
+    Returns:
+        its path.
+    """
+    figures = iter(drawn)
+    shown: list[tuple[str, Sequence[str], Mapping[str, Any]]] = [
+        (section.title, section.parts, {caption: next(figures) for caption in section.figures})
+        for section in sections
+    ]
+    answers = [section.answer for section in sections if section.answer]
+    if answers:
+        shown.append(("What this is", summary.split("\n\n"), {}))
+    command = shlex.join(["unrolled", *sys.argv[1:]])  # as one types it
+    text = page(title, (answers or [summary])[0], shown, facts, command)
+    report = folder / "report.html"
+    write_text(report, text)
+    return report
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text as UTF-8, whole or not at all."""
+    # A name of a file may have bytes that are no text.
+    write_whole(path, text.encode(errors="backslashreplace"))
+
+
+def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence]) -> None:
+    """Write a CSV, whole or not at all."""
+    with io.StringIO(newline="") as text:
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(header)
+        table.writerows(rows)
+        write_text(path, text.getvalue())
+
+
+def check_figure(path: Path) -> None:
+    """Raise unless a figure can be written to `path`, before any work.
+
+    Raises:
+        OSError: it is a folder, or lies in none that can be written.
+        ValueError: its suffix is no format of pictures.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; expected a file")
+    check_folder(path.parent)
+    kind, formats = path.suffix[1:].lower() or "png", sorted(FigureCanvasBase.filetypes)
+    if kind not in formats:
+        raise ValueError(
+            f"{path}: .{kind} is no format of pictures; expected one of {', '.join(formats)}"
+        )
+
+
+def write_figure(path: Path, figure: Any) -> None:
+    """Write a matplotlib figure in the format of its suffix (PNG without one), or not at all."""
+    with whole_file(path) as file:
+        figure.savefig(file, format=path.suffix[1:] or "png", dpi=_DPI)
+
+
+def page(
+    title: str,
+    answer: str,
+    sections: Sequence[tuple[str, Iterable[str], Mapping[str, Any]]],
+    facts: Mapping[str, str],
+    command: str,
+) -> str:
+    """The page.
+
+    Args:
+        title: of the page.
+        answer: the first sentence.
+        sections: title, parts (paragraphs in Markdown, tables as `Grid`, text between ```) and
+            figures of matplotlib by caption.
+        facts: versions and settings.
+        command: what repeats it.
+    """
+    body = [_section(i, *section) for i, section in enumerate(sections)]
+    rows = [[name, str(value)] for name, value in facts.items()]
+    repeat = [f"```\n{command}\n```", _table(["", ""], rows)]
+    titles = [*(section[0] for section in sections), "Repeat"]
+    body.append(_section(len(body), "Repeat", repeat, {}))
+    links = " ".join(f'<a href="#s{i}">{escape(name)}</a>' for i, name in enumerate(titles))
+    return _PAGE.substitute(
+        title=escape(title), answer=_inline(answer), links=links, body="\n".join(body)
+    )
+
+
+def _section(i: int, title: str, parts: Iterable[str], figures: Mapping[str, Any]) -> str:
+    shown = [_part(part) for part in parts if part.strip()]
+    for j, (caption, figure) in enumerate(figures.items()):
+        below = f"<figcaption>{_inline(caption)}</figcaption>"
+        shown.append(f"<figure>{_picture(figure, f's{i}f{j}')}{below}</figure>")
+    head = f'<details open id="s{i}"><summary>{escape(title)}</summary>'
+    return "\n".join([head, *shown, "</details>"])
+
+
+def _part(part: str) -> str:
+    if isinstance(part, Grid):
+        return "\n".join([_table(part.columns, part.rows), *map(_part, part.notes)])
+    if part.startswith("<"):
+        return part
+    if part.startswith("```"):
+        return f"<pre>{escape(part.strip('`').strip())}</pre>"
+    return "\n".join(f"<p>{_inline(text)}</p>" for text in part.split("\n\n"))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in columns)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>\n" for row in rows
+    )
+    thead = f"<thead><tr>{head}</tr></thead>" if any(columns) else ""
+    return f'<div class="wide"><table>{thead}<tbody>{body}</tbody></table></div>'
+
+
+def _inline(text: str) -> str:
+    """Code and emphasis of Markdown."""
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
+    return re.sub(r"(?<!\w)\*([^*\s][^*]*)\*(?!\w)", r"<em>\1</em>", text)
+
+
+def _picture(figure: Any, name: str) -> str:
+    """A figure of curves as SVG with names of its own, one with pictures as PNG."""
+    from matplotlib import rc_context
+
+    with io.BytesIO() as blob:
+        if any(panel.images for panel in figure.axes):
+            figure.savefig(blob, format="png", dpi=110)
+            data = base64.b64encode(blob.getvalue()).decode()
+            return f'<img alt="" src="data:image/png;base64,{data}">'
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "unrolled"}):
+            figure.savefig(blob, format="svg", metadata={"Date": None})
+        svg = blob.getvalue().decode()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)

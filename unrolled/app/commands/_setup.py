@@ -1,0 +1,298 @@
+"""What `fit` takes, from a configuration: dictionary, signals, layer, start, loss, optimiser."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from unrolled import analytic, dictionaries, metrics, problems, training
+from unrolled._base import checks
+from unrolled._base.files import LARGEST_BYTES, Rows, drawing, whole_file
+from unrolled._base.text import in_rows
+from unrolled.app.commands import _inputs, _sections
+from unrolled.app.commands._config import make_model, with_lam
+from unrolled.app.commands._console import Say
+from unrolled.app.commands._inputs import read_chain_codes, read_codes, read_dictionary, read_given
+from unrolled.app.commands._sections import Config, ConfigError
+from unrolled.app.commands._sections import Model as ModelSection
+from unrolled.app.studies import CHOSEN_ON, Samples, from_theory
+from unrolled.dictionaries import as_chain
+from unrolled.layers import Layer, Unrolled
+from unrolled.networks import Network, dsc
+from unrolled.problems import resampler
+from unrolled.pursuit import DEFAULT_LAM, LARGEST_LAM, default_lam, lasso_batch
+from unrolled.vision import datasets
+
+_OF_LARGE = 100_000  # signals, of whose number shares of a large file are held back
+
+Model = Layer | Network
+Dictionaries = Any  # one, or a tuple for a chain
+Batch = tuple[Any, Any]  # (Y, X); X is a tuple for a chain, and None where codes are not known
+
+
+class Setup(NamedTuple):
+    """A run, ready to start."""
+
+    model: Model
+    params: Any  # the start
+    D: Dictionaries
+    sample: Callable[..., Any]
+    validation: Batch | None  # to choose the best params by; None lets `fit` draw it
+    tested_on: Batch
+    loss: Callable[..., jax.Array]
+    optimizer: Callable[..., optax.GradientTransformation]  # of the rate, or of its schedule
+    key: jax.Array
+
+
+def setup(config: Config, say: Say) -> Setup:
+    """Everything that the training needs, checked before its first step.
+
+    Raises:
+        ValueError: files that do not fit, options that the layer refuses.
+        OSError: files that cannot be read.
+    """
+    config = settled(config, say)
+    start_key, chosen_key, test_key, key = jax.random.split(jax.random.key(config.seed), 4)
+    D = _dictionary(config)
+    model = make_model(config)
+    problem, validation = _problem(config, D, chosen_key, test_key, say)
+    loss, optimizer = _loss(config), _optimizer(config)
+    model, params = _start(config, model, problem, start_key, loss, say)
+    return Setup(
+        model, params, D, problem.sample, validation, problem.tested_on, loss, optimizer, key
+    )
+
+
+def _dictionary(config: Config) -> Dictionaries:
+    problem = config.problem
+    if isinstance(problem.dictionary, tuple):
+        return as_chain([read_dictionary(Path(path)) for path in problem.dictionary], "train")
+    if problem.dictionary not in _sections.GENERATED:
+        return read_dictionary(Path(problem.dictionary))
+    # `load` has given these options a value.
+    assert problem.m and problem.d and problem.dictionary_seed is not None
+    key = jax.random.key(problem.dictionary_seed)
+    if problem.dictionary == "gaussian":
+        return dictionaries.gaussian(key, problem.m, problem.d)
+    assert problem.kappa
+    return dictionaries.ill_conditioned(key, problem.m, problem.d, problem.kappa)
+
+
+def _problem(
+    config: Config, D: Dictionaries, chosen_key: jax.Array, test_key: jax.Array, say: Say
+) -> tuple[Samples, Batch | None]:
+    """Signals to train on, to set a start on and to test on, and the validation signals."""
+    if config.problem.signals != _sections.PLANTED:
+        return _own_samples(config, D, say)
+    problem = config.problem
+    # `load` has given these options a value.
+    assert problem.probability and problem.snr is not None and problem.test_signals
+    sampler = partial(problems.sampler, D, probability=problem.probability, snr=problem.snr)
+    chosen_on: Batch = (None, None)
+    if any(map(_set_on_signals, config.layers)):
+        chosen_on = drawing(sampler(CHOSEN_ON))(chosen_key)
+    tested_on = drawing(sampler(problem.test_signals))(test_key)
+    return Samples(D, sampler(config.training.batch), chosen_on, tested_on), None
+
+
+def settled(config: Config, say: Say) -> Config:
+    """The configuration with a lam: of signals without codes it is chosen on them.
+
+    Raises:
+        ValueError, OSError: files that cannot be read, or do not fit.
+    """
+    if config.problem.lam is not None:
+        return config
+    D = _dictionary(config)
+    first, path = D[0] if isinstance(D, tuple) else D, Path(config.problem.signals)
+    entries = datasets.entries(path) if path.suffix == ".npz" and path.is_file() else []
+    if config.problem.codes is None and {"X", "X_1"} & set(entries):
+        return with_lam(config, _sections.PLANTED_LAM)
+    Y, ratio = _inputs.open_given(path, first), config.problem.ratio
+    lam = default_lam(first, Y) if ratio is None else default_lam(first, Y, ratio)
+    lam = float(f"{lam:.3g}")
+    share = DEFAULT_LAM if ratio is None else f"{ratio:g} of {LARGEST_LAM}"
+    say(f"lam = {lam:g}, {share}")
+    return with_lam(config, lam)
+
+
+def _own_samples(config: Config, D: Dictionaries, say: Say) -> tuple[Samples, Batch]:
+    """Signals of a file, in its order: seven tenths to train, one to validate, two to test.
+
+    Of a file that is too large for memory, the last two are those of 100,000 signals.
+    """
+    path, codes = Path(config.problem.signals), config.problem.codes
+    open_file = _inputs.open_given if codes is None else read_given  # codes are made of all signals
+    Y: Any = open_file(path, D[0] if isinstance(D, tuple) else D)
+    X: Any
+    if isinstance(D, tuple):
+        X, entries = read_chain_codes(path, Y, D), f"entries X_1 to X_{len(D)}"
+    elif codes is not None:
+        X, entries = _made_codes(config, D, Y, say), ""
+    else:
+        X, entries = read_codes(path, Y, D), "entry X"
+    needs = [f"loss {config.training.loss}"] if config.training.loss in _sections.WITH_CODES else []
+    needs += dict.fromkeys(f"start {m.start}" for m in config.layers if _needs_codes(m))
+    if X is None and needs:
+        make = "" if isinstance(D, tuple) else ", or codes lasso, which makes them"
+        raise ConfigError(
+            f"{path}: has no codes ({entries} of a .npz file), which {' and '.join(needs)} would "
+            f"need; try loss lasso, start init or calibrated{make}"
+        )
+    if len(Y) < 3:
+        raise ValueError(
+            f"{path}: expected at least 3 signals, to train, to validate and to test, got {len(Y)}"
+        )
+    large = isinstance(Y, Rows) and Y.array.nbytes > LARGEST_BYTES
+    n = min(len(Y), _OF_LARGE) if large else len(Y)
+    tested, validated = max(1, n // 5), max(1, n // 10)
+
+    def rows(first: int, last: int) -> Batch:
+        return jax.tree.map(lambda array: jnp.asarray(array[first:last]), (Y, X))
+
+    trained, last = len(Y) - tested - validated, len(Y) - tested
+    to_train: Batch = jax.tree.map(lambda array: array[:trained], (Y, X))
+    sample = resampler(*to_train, batch=config.training.batch)
+    chosen_on = rows(0, min(trained, CHOSEN_ON))
+    return Samples(D, sample, chosen_on, rows(last, len(Y))), rows(trained, last)
+
+
+def _made_codes(config: Config, D: Dictionaries, Y: np.ndarray, say: Say) -> np.ndarray:
+    """Codes of the signals by the LASSO, made once and kept in the folder of the run.
+
+    One lam for all signals, as the thresholds of a network are: with a lam for each, the target of
+    a signal would depend on its size otherwise than the code of the network does.
+    """
+    path, lam = Path(config.output) / _inputs.CODES, config.problem.lam
+    if path.exists():
+        codes = read_codes(path, Y, D)
+        assert codes is not None  # of a file of this name
+        return codes
+    say(f"solving {len(Y):,} LASSO problems, lam = {lam:g}")
+    coded = lasso_batch(D, Y, lam)
+    X, missed = np.asarray(coded.x, np.float32), np.flatnonzero(~np.asarray(coded.converged))
+    with whole_file(path) as file:
+        np.savez(file, X=X)
+    miss = f"; {len(missed)} miss their tolerance{in_rows(missed)}" if len(missed) else ""
+    say(f"codes with {np.count_nonzero(X) / len(X):.1f} nonzeros on average: {path}{miss}")
+    return X
+
+
+def _set_by_theory(model: ModelSection) -> bool:
+    """Whether theory sets the start for the class of codes of a sample, which it must know."""
+    return model.start == "analytic" and model.layer.from_theory is not None
+
+
+def _needs_codes(model: ModelSection) -> bool:
+    return _set_by_theory(model) or model.start == "recipe"
+
+
+def _set_on_signals(model: ModelSection) -> bool:
+    """Whether the start is set on signals of the problem."""
+    return _needs_codes(model) or model.start == "calibrated"
+
+
+def _start(
+    config: Config, model: Model, problem: Samples, key: jax.Array, loss: Any, say: Say
+) -> tuple[Model, Any]:
+    """The model and its start; in a chain each layer starts on the codes of the one before."""
+    if isinstance(model, Layer):
+        return _layer_start(config.layers[0], problem, key, loss, say)
+    signals, Xs = problem.chosen_on
+    chosen = any(map(_set_on_signals, config.layers))
+    pairs: list[tuple[Layer, Unrolled]] = []
+    for j, (section, D) in enumerate(zip(config.layers, problem.D)):
+        X = None if Xs is None else Xs[j]
+        one = problem._replace(D=D, chosen_on=(signals, X) if chosen else (None, None))
+        said = _of_layer(say, j + 1)
+        layer, params = _layer_start(section, one, jax.random.fold_in(key, j), loss, said)
+        pairs.append((layer, params))
+        if chosen:
+            signals = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, signals)
+    layers, starts = zip(*pairs)
+    return dsc(layers), starts
+
+
+def _of_layer(say: Say, j: int) -> Say:
+    def say_of_layer(message: str) -> None:
+        say(f"layer {j}: {message}")
+
+    return say_of_layer
+
+
+def _layer_start(
+    section: ModelSection, problem: Samples, key: jax.Array, loss: Any, say: Say
+) -> tuple[Layer, Unrolled]:
+    """The layer and its start: the usual, by recipe, by theory for the sample, or calibrated.
+
+    Where codes are not known, the loss of the training calibrates.
+    """
+    layer, (Y, X) = section.layer, problem.chosen_on
+    if section.start == "recipe":
+        start = training.prepare(
+            type(layer), problem.D, Y, X, depth=layer.depth, key=key, **_own_options(layer)
+        )
+        say(repr(start))
+        return start.layer, start.params
+    begun = [layer.init(key, problem.D)]
+    if not _set_on_signals(section):
+        return layer, begun[0]  # also for families that start from theory, such as ISTA
+    if layer.from_theory is not None and X is not None:
+        starts, remark, _ = from_theory(problem, layer)
+        begun.append(starts[layer])
+        if section.start == "analytic":
+            say(remark)
+            return layer, begun[-1]
+    by = "" if X is not None else ", by the loss: their codes are not known"
+    say(f"calibrating on {len(Y)} signals{by}")
+    return layer, _calibrated(layer, begun, problem, loss)
+
+
+def _calibrated(layer: Layer, begun: list[Unrolled], problem: Samples, loss: Any) -> Unrolled:
+    """The best of the params after calibration, by the error of the codes, or by the loss.
+
+    The unit steps of theory expand with some dictionaries, so far that no step size which a
+    calibration tries is short enough; those of `init` do not.
+    """
+    D, (Y, X) = problem.D, problem.chosen_on
+    by_loss = loss if X is None else None
+    if len(begun) == 1:
+        return analytic.calibrate(layer, begun[0], D, Y, X, loss=by_loss)
+    with checks.quiet():  # that one of them stays as it is says nothing
+        made = [analytic.calibrate(layer, params, D, Y, X) for params in begun]
+    apply = jax.jit(jax.vmap(layer.apply, (None, None, 0)))
+    errors = [np.nan_to_num(metrics.nmse(apply(params, D, Y), X), nan=np.inf) for params in made]
+    return made[int(np.argmin(errors))]
+
+
+def _own_options(layer: Layer) -> dict[str, Any]:
+    """The options of a layer that differ from the defaults of its family."""
+    values = {f.name: (getattr(layer, f.name), f.default) for f in dataclasses.fields(layer)}
+    return {n: value for n, (value, default) in values.items() if value != default and n != "depth"}
+
+
+def _loss(config: Config) -> Callable[..., jax.Array]:
+    name = config.training.loss
+    assert config.problem.lam is not None  # `settled`
+    loss = training.lasso(config.problem.lam) if name == "lasso" else getattr(training, name)
+    return training.deep(loss) if config.training.deep else loss
+
+
+def _optimizer(config: Config) -> Callable[..., optax.GradientTransformation]:
+    """The optimiser as a function of its rate."""
+    name, clip = config.training.optimizer, config.training.clip
+
+    def make(rate):
+        optimizer = getattr(optax, name)(rate)
+        if math.isinf(clip):
+            return optimizer
+        return optax.chain(optax.clip_by_global_norm(clip), optimizer)
+
+    return make

@@ -1,0 +1,517 @@
+"""`unrolled train`: one run in its folder, from a configuration to weights."""
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from unrolled import metrics, plots, training
+from unrolled._base.files import write_whole
+from unrolled._base.processes import Processes, join
+from unrolled._base.text import markdown, plain, to_json
+from unrolled.app.commands._config import all_options, differences, load, to_dict, to_toml
+from unrolled.app.commands._console import Say, heard, show, teller
+from unrolled.app.commands._inputs import (
+    CHECKPOINTS,
+    WEIGHTS,
+    apply_in_chunks,
+    relative_residuals,
+    residual_norms,
+)
+from unrolled.app.commands._report import (
+    Section,
+    check_folder,
+    environment,
+    write_html,
+    write_table,
+    write_text,
+)
+from unrolled.app.commands._sections import Config, ConfigError
+from unrolled.app.commands._setup import Dictionaries, Model, Setup, settled, setup
+from unrolled.layers import Layer
+from unrolled.networks import ROUNDING, worse
+from unrolled.pursuit import lasso_objective
+
+HISTORY, TABLE = "history.jsonl", "history.csv"
+
+_TITLES = {
+    "nmse": "NMSE, ratio of sums, dB",
+    "mean_nmse": "NMSE, mean of dB",
+    "failure_rate": "share above -20 dB",
+    "lasso_objective": "LASSO objective",
+    "worse_than_zero": "worse than zero codes, %",
+    "relative_residual": "relative residual",
+    "nonzeros": "nonzeros",
+}
+
+
+class Summary(NamedTuple):
+    """The numbers that `unrolled train` ends with."""
+
+    config: Config
+    shape: Any  # of D, or of every D of a chain
+    steps: int
+    seconds: float
+    best_step: int
+    # The loss of the "first" and of the "best" evaluation, of "zero" codes, and, where a layer is
+    # trained, of "ista" at its depth.
+    validation: dict[str, float]
+    tested_on: int  # signals
+    # Of "start" and "learned": judgement -> number, for a chain a list with those of every layer.
+    judged: dict[str, Any]
+
+    def text(self) -> str:
+        """The summary as lines of text."""
+        first, best = self.validation["first"], self.validation["best"]
+        shapes, judged = self.shape, list(zip(self.judged["start"], self.judged["learned"]))
+        if not self.config.chained:
+            shapes, judged = [self.shape], [(self.judged["start"], self.judged["learned"])]
+        models = [
+            f"{model.family}, {model.depth} steps, {m} x {d}"
+            for model, (m, d) in zip(self.config.layers, shapes)
+        ]
+        lines = [
+            f"{'; '.join(models)}: {self.steps} training steps in "
+            f"{self.seconds:.1f} s, validation loss {first:.4g} at first, "
+            f"{best:.4g} at step {self.best_step}{self._beside()}",
+            f"on {self.tested_on} test signals:",
+        ]
+        for j, (start, learned) in enumerate(judged, start=1):
+            title = f"layer {j}" if self.config.chained else ""
+            lines.append(f"  {title:24}  {'start':>10}  {'learned':>10}")
+            for name, value in start.items():
+                lines.append(f"  {_TITLES[name]:24}  {value:10.4g}  {learned[name]:10.4g}")
+        return "\n".join([*lines, *self._advice(), f"weights: {self._weights()}"])
+
+    def parts(self) -> list[str]:
+        """The same as a paragraph and a table for each layer."""
+        learned, start = (self.judged[name] for name in ("learned", "start"))
+        layers = list(zip(start, learned)) if self.config.chained else [(start, learned)]
+        tables = [
+            markdown(
+                [f"layer {j}" if self.config.chained else "", "start", "learned"],
+                [[_TITLES[name], f"{a:.4g}", f"{after[name]:.4g}"] for name, a in before.items()],
+            )
+            for j, (before, after) in enumerate(layers, start=1)
+        ]
+        ends = [*self._advice(), f"weights: `{self._weights()}`"]
+        return [*self.text().splitlines()[:2], *tables, *ends]
+
+    def _advice(self) -> list[str]:
+        """What helps where some signals have codes worse than zero."""
+        learned = self.judged["learned"]
+        worse = not self.config.chained and learned.get("worse_than_zero", 0) > 0
+        if not worse or self.config.layers[0].layer.guard is not None:
+            return []
+        lam = self.config.problem.lam
+        return [f"no signal has a code worse than zero with a guard: try --guard {lam:g}"]
+
+    def answer(self) -> str:
+        """How far the training came, in one sentence."""
+        first, best = self.validation["first"], self.validation["best"]
+        text = f"The validation loss went from {first:.4g} to {best:.4g} in {self.steps} steps"
+        return f"{text}; {self.worse}." if self.worse else f"{text}{self._beside()}."
+
+    def _beside(self) -> str:
+        """The validation losses of zero codes and of ISTA."""
+        names = {"zero": "zero codes", "ista": "ISTA"}
+        scores = {text: self.validation[n] for n, text in names.items() if n in self.validation}
+        return "".join(f", {value:.4g} of {text}" for text, value in scores.items())
+
+    @property
+    def worse(self) -> str:
+        """A sentence if the best codes are worse than zero codes, or than ISTA, else ""."""
+        best, zero = self.validation["best"], self.validation.get("zero", math.inf)
+        of_ista = self.validation.get("ista", math.nan)
+        rule = worse("the codes are", "validation loss", best, zero, of_ista)
+        remedy = "another --family or --start, a smaller --rate or more --steps"
+        return f"{rule}; try {remedy}" if rule else ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary as data, with the whole configuration and the environment."""
+        added = {
+            "config": to_dict(self.config),
+            "weights": self._weights(),
+            "environment": environment(),
+        }
+        return plain(self._asdict() | added)
+
+    def _weights(self) -> str:
+        return str(Path(self.config.output) / WEIGHTS)
+
+
+def summarize(config: Config, ready: Setup, fit: training.Fit) -> Summary:
+    """Judge the start and the best params of a run."""
+    whole = fit.history.records
+    # Of a curriculum the last stage counts.
+    records = [record for record in whole if record.stage == whole[-1].stage]
+    best = min(records, key=lambda record: record.validation)
+    lam, tested_on = config.problem.lam, ready.tested_on
+    assert lam is not None  # `settled`
+    judged = {
+        "start": _judged(ready.model, ready.params, ready.D, *tested_on, lam),
+        "learned": _judged(ready.model, fit.best, fit.D, *tested_on, lam),
+    }
+    Ds = ready.D
+    return Summary(
+        config,
+        tuple(D.shape for D in Ds) if isinstance(Ds, tuple) else Ds.shape,
+        records[-1].step,
+        records[-1].seconds,
+        best.step,
+        fit.judged,
+        len(tested_on[0]),
+        judged,
+    )
+
+
+def _judged(
+    model: Model, params: Any, D: Dictionaries, Y: jax.Array, X: Any, lam: float
+) -> dict[str, float] | list[dict[str, float]]:
+    """Errors of the codes of test signals where the true codes are known, and their LASSO.
+
+    For a chain a list with those of every layer, whose LASSO has the code before as its signal.
+    """
+    codes = apply_in_chunks(model.apply, params, D, Y)
+    if isinstance(model, Layer):
+        D, codes, X = (D,), (codes,), (X,)
+    assert isinstance(D, tuple)
+    Xs = [None] * len(D) if X is None else X
+    judged = []
+    residuals = relative_residuals(residual_norms(D, Y, codes))
+    for D_j, signals, x, X_j, residual in zip(D, (Y, *codes), codes, Xs, residuals):
+        objective = jax.vmap(lasso_objective, (None, 0, 0, None))
+        values = objective(D_j, signals, x, jnp.asarray(lam, x.dtype))
+        numbers = {} if X_j is None else _errors(x, X_j)
+        numbers |= {"lasso_objective": values.mean()}
+        numbers |= {} if X_j is not None else {"worse_than_zero": _worse_than_zero(values, signals)}
+        numbers |= {"relative_residual": residual, "nonzeros": (x != 0).sum(1).mean()}
+        judged.append({name: float(value) for name, value in numbers.items()})
+    return judged[0] if isinstance(model, Layer) else judged
+
+
+def _worse_than_zero(values: jax.Array, Y: jax.Array) -> jax.Array:
+    """The share of signals whose objective exceeds that of the zero code, in percent."""
+    return 100 * jnp.mean(~(values <= (1 + ROUNDING) * jnp.sum(Y**2, 1) / 2))
+
+
+def _errors(x: jax.Array, X: jax.Array) -> dict[str, Any]:
+    return {
+        "nmse": metrics.nmse(x, X),
+        "mean_nmse": metrics.mean_nmse(x, X),
+        "failure_rate": metrics.failure_rate(x, X),
+    }
+
+
+def logger(folder: Path, started: Callable[[], None]) -> Callable[..., None]:
+    """A callback of `fit` that appends one line per evaluation.
+
+    Evaluations of an earlier run are kept up to the step that the first new one has. The earlier
+    history is replaced, and `started` called, at the first evaluation, when `fit` has locked the
+    checkpoints: a second run in the same folder changes nothing.
+    """
+    path = folder / HISTORY
+    before: list[dict[str, Any]] | None = read_history(path)
+
+    def write(record, params):
+        nonlocal before
+        row = row_of(record)
+        if before is not None:
+            _write_lines(path, [old for old in before if _place(old) < _place(row)])
+            started()
+            before = None
+        with path.open("a") as file:
+            file.write(_line(row))
+
+    return write
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The rows of a history, up to a line that was torn when a run was killed."""
+    rows = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+            rows.append(row | {"stage": int(row["stage"]), "step": int(row["step"])})
+        except (ValueError, TypeError, KeyError):
+            break
+    return rows
+
+
+def write_history(folder: Path, records: Sequence[training.Record]) -> None:
+    """Write the whole history, as JSON lines and as a table."""
+    rows = [row_of(record) for record in records]
+    _write_lines(folder / HISTORY, rows)
+    write_table(folder / TABLE, list(rows[0]), [list(row.values()) for row in rows])
+
+
+def row_of(record: training.Record) -> dict[str, Any]:
+    """A record of the history as data; numbers that are not finite are None."""
+    return plain(record)
+
+
+def _place(row: dict[str, Any]) -> tuple[int, int]:
+    return row["stage"], row["step"]
+
+
+def _line(row: dict[str, Any]) -> str:
+    return to_json(row, indent=None) + "\n"
+
+
+def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    write_whole(path, "".join(map(_line, rows)).encode())
+
+
+CONFIG, SUMMARY = "config.toml", "summary.json"
+_ALONE = Processes()
+_WORSE = 3  # the exit status where the codes are worse than zero codes or ISTA
+
+
+def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """The parser of `unrolled train`, with a flag for every option of every known family."""
+    parser = commands.add_parser(
+        "train",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help="train a layer or a chain, configured by a TOML file and flags",
+        description="Train a layer, and write its weights, the history and checkpoints into a run "
+        "folder.\nThe exit status is 3 if the best codes are worse than zero codes, or than ISTA "
+        "of the same\ndepth, on the validation signals.\n"
+        "Set any option below in the TOML file, under its heading, or as a flag; flags win.\n"
+        "A file with a table [[model]] for each layer, and a list of "
+        "files as dictionary, trains a chain.",
+        epilog="examples:\n  unrolled train run.toml --output run\n"
+        "  unrolled train --family lista_cp --depth 10 --loss log_nmse --steps 500 --output run\n"
+        "  unrolled train --output run --resume\n"
+        "  unrolled train --import my_module --family my_family --output run\n"
+        "  srun unrolled train run.toml --accumulate 8 --distributed --output /shared/run",
+    )
+    parser.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="a TOML file")
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="share the run with other processes: those of SLURM, or those of the next three",
+    )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    parser.add_argument("--processes", type=int, metavar="N", help="number of processes")
+    parser.add_argument("--process", type=int, metavar="I", help="index of this process, from 0")
+    parser.add_argument(
+        "--wait",
+        type=int,
+        default=300,
+        metavar="S",
+        help="time limit for the other processes, s (default 300)",
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the run of the folder")
+    groups: dict[str | None, Any] = {None: parser}
+    for option in all_options().values():
+        if option.section not in groups:
+            groups[option.section] = parser.add_argument_group(f"[{option.section}]")
+        if option.name != "seed":  # which all commands share
+            option.add_flag(groups[option.section])
+    parser.set_defaults(run=run, before=joined)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train, and print the summary; exit with status 3 if zero codes or ISTA are better."""
+    flags = {name: getattr(arguments, name) for name in all_options()}
+    processes = Processes(arguments.distributed and jax.process_count() > 1)
+    say = teller() if processes.is_first else _silent
+    summary = train(arguments.config, flags, arguments.resume, say, processes)
+    if processes.is_first:
+        show(arguments.json, summary.to_dict(), summary.text())
+    if summary.worse and processes.is_first:
+        print(f"unrolled: {summary.worse}", file=sys.stderr)
+        raise SystemExit(_WORSE)
+
+
+def joined(arguments: argparse.Namespace) -> None:
+    """Join the processes of a distributed training, if it is one, before there are devices."""
+    cluster = arguments.coordinator, arguments.processes, arguments.process
+    if arguments.distributed:
+        join(*cluster, arguments.wait)
+    elif any(part is not None for part in cluster):
+        raise ConfigError("train: --coordinator, --processes and --process go with --distributed")
+
+
+def _silent(message: str) -> None:
+    """What a process other than the first says."""
+
+
+def train(
+    path: Path | None,
+    flags: Mapping[str, Any],
+    resume: bool,
+    say: Say,
+    processes: Processes = _ALONE,
+) -> Summary:
+    """Train as a TOML file and flags say, or continue the run of a folder.
+
+    Several processes share one run and one folder, in which the first alone writes.
+
+    Raises:
+        ConfigError: see `load`; also a folder that is not empty, or holds another run than the one
+            to resume.
+        ArithmeticError: the training broke; its checkpoints stay.
+        KeyboardInterrupt, SystemExit: by SIGINT or SIGTERM, after the step has been saved.
+    """
+    chosen: list[str] = []
+    first = processes.together(
+        lambda: _opened(path, flags, resume, chosen.append), first_alone=True
+    )
+    config = first or _read_config(path, flags, resume, chosen.append)
+    folder = Path(config.output)
+    prepared = processes.together(lambda: setup(config, say), first_alone=True)
+    ready = prepared or setup(config, say)  # the first may have made codes for all
+    mesh = _mesh(config.training, processes)
+    for line in chosen:  # of files that fit
+        say(line)
+    say(f"training {config.training.steps} steps")
+
+    def begun():
+        if not resume:
+            write_text(folder / CONFIG, to_toml(config))
+
+    def ended():
+        write_history(folder, fit.history.records)
+        validation = summary.validation
+        training.save(folder / WEIGHTS, fit.best, fit.D, ready.model, validation=validation)
+        write_text(folder / SUMMARY, to_json(summary.to_dict()) + "\n")
+        _write_report(folder, summary, fit.history.records)
+
+    processes.together(begun, first_alone=True)
+    fit = _trained(config, ready, folder, mesh, say, processes)
+    summary = summarize(config, ready, fit)
+    processes.together(ended, first_alone=True)
+    return summary
+
+
+def _write_report(folder: Path, summary: Summary, records: Sequence[training.Record]) -> None:
+    """`report.html`, with the losses as curves."""
+    figures = {"the loss at every evaluation": partial(plots.losses, records)}
+    text = "Weights of a solver, trained from their start."
+    section = Section("Result", "result", summary.parts(), figures, ((), ()), {}, summary.answer())
+    drawn = [draw() for draw in figures.values()]
+    write_html(folder, "Training", text, [section], environment(), drawn)
+
+
+def _opened(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -> Config:
+    """The configuration, with its folder made: empty, or that of the run to resume."""
+    config = _read_config(path, flags, resume, say)
+    folder = Path(config.output)
+    if resume:
+        other = differences(_grown(load(_saved(folder), {}), config), config)
+        if other:
+            raise _another(folder, other)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(
+            f"{folder}: is not empty; try --resume to continue its run, or another --output"
+        )
+    check_folder(folder)
+    return config
+
+
+def _read_config(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -> Config:
+    """The configuration: of the file and the flags, or of the run to resume."""
+    if not (resume and path is None):
+        return settled(load(path, flags), say)
+    folder = Path(flags.get("output") or Config.output).absolute()
+    saved, family = load(_saved(folder), {}), flags.get("family")
+    if family and not saved.chained and family != saved.layers[0].family:  # it has other options
+        raise _another(folder, [f"model.family ({saved.layers[0].family}, now {family})"])
+    return settled(load(_saved(folder), {**flags, "output": str(folder)}), say)
+
+
+def _another(folder: Path, changed: Sequence[str]) -> ConfigError:
+    return ConfigError(
+        f"{folder}: holds a run with another configuration: {', '.join(changed)}; try another "
+        "--output"
+    )
+
+
+def _saved(folder: Path) -> Path:
+    """The configuration of the run in a folder."""
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(
+            f"{folder}: there is no {CONFIG} in it, so no run to resume; try without --resume"
+        )
+    return folder / CONFIG
+
+
+def _grown(saved: Config, config: Config) -> Config:
+    """The saved configuration, with the steps of this one if a run may continue beyond its end."""
+    before, steps = saved.training, config.training.steps
+    longer = before.method == "end_to_end" and before.schedule == "constant"
+    if not (longer and steps > before.steps):
+        return saved
+    return dataclasses.replace(saved, training=dataclasses.replace(before, steps=steps))
+
+
+def _mesh(chosen: Any, processes: Processes) -> Any:
+    """The devices that share the batches of a step; None for one."""
+    devices, batches = jax.devices(), chosen.accumulate
+    shared = processes.several or (len(devices) > 1 and batches % len(devices) == 0)
+    if chosen.reduction == "psum" and (batches == 1 or not shared):
+        raise ConfigError(
+            "training.reduction: psum is for several devices that share the batches of a step, got "
+            f"{len(devices)} and training.accumulate={batches}; try tree, the default"
+        )
+    return jax.make_mesh((len(devices),), ("data",)) if shared else None
+
+
+def _trained(
+    config: Config, ready: Setup, folder: Path, mesh: Any, say: Say, processes: Processes
+) -> training.Fit:
+    chosen = config.training
+
+    def started():  # the steps of a resumed run may have grown
+        if differences(load(folder / CONFIG, {}), config):
+            (folder / WEIGHTS).unlink(missing_ok=True)  # those of its former end
+        write_text(folder / CONFIG, to_toml(config))
+
+    problem: Any = (ready.model, ready.params, ready.D, ready.sample)
+    shared: dict[str, Any] = dict(
+        key=ready.key,
+        loss=ready.loss,
+        validation=ready.validation,
+        evaluate_every=chosen.evaluate_every,
+        callbacks=(logger(folder, started), lambda record, params: heard())
+        if processes.is_first
+        else (),
+        accumulate=chosen.accumulate,
+        mesh=mesh,
+        reduction=chosen.reduction,
+        checkpoint=training.Checkpoint(folder / CHECKPOINTS, every=chosen.save_every),
+    )
+    try:
+        if chosen.method == "curriculum":
+            return training.curriculum(
+                *problem,
+                steps_per_stage=chosen.steps,
+                rate=chosen.rate,
+                optimizer=ready.optimizer,
+                **shared,
+            )
+        cosine = chosen.schedule == "cosine"
+        rate = optax.cosine_decay_schedule(chosen.rate, chosen.steps) if cosine else chosen.rate
+        return training.fit(
+            *problem,
+            steps=chosen.steps,
+            optimizer=ready.optimizer(rate),
+            learn_dictionary=chosen.learn_dictionary,
+            **shared,
+        )
+    except (KeyboardInterrupt, SystemExit):  # after the step has been saved
+        say("stopped; --resume continues from here")
+        raise
+    except training.NonFiniteError as error:
+        raise ArithmeticError(f"{error} (here --rate and --clip)") from error

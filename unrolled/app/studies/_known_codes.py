@@ -1,0 +1,413 @@
+"""Classical, analytic, calibrated and learned methods on signals whose codes are known."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from unrolled import analytic, dictionaries, layers, networks, theory, training
+from unrolled._base import threads
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Key
+from unrolled._base.text import markdown
+from unrolled.app.studies import _steps
+from unrolled.app.studies._steps import Plan, Samples, Say, timed
+from unrolled.compare import ChainComparison, Comparison
+from unrolled.layers import Layer, Unrolled
+
+_CALIBRATED_ON = 512  # signals, of ISTA
+_FIGURE = "distance to the true codes, failures, support and thresholds, step by step"
+_CHAIN_FIGURE = "error, failures, support, thresholds and weights, a column per layer"
+
+
+class KnownCodes(NamedTuple):
+    """The study of methods on signals whose codes are known."""
+
+    samples: Samples  # that methods are judged on
+    depth: int  # K, the steps
+    comparison: Comparison  # of the methods
+    remarks: list[str]  # on the settings
+    caution: str  # why the analytic rows are what they are, where nothing is certified
+    seconds: dict[str, float]  # of calibration and training
+
+    def text(self) -> str:
+        """`parts` as Markdown."""
+        return "\n".join(self.parts())
+
+    def parts(self) -> list[str]:
+        """The setting, errors, weights and guarantees as tables, and remarks."""
+        D, (Y, X) = self.samples.D, self.samples.tested_on
+        return [
+            f"Dictionary {D.shape[0]} x {D.shape[1]}, {len(Y)} test signals with "
+            f"{_steps.nonzeros(X):.1f} nonzeros on average, K = {self.depth} "
+            f"steps{self.samples.noise()}. Calibration and ISTA's penalty are chosen on "
+            f"{len(self.samples.chosen_on[0])} other signals.",
+            "",
+            self.comparison.table(),
+            "",
+            *self.remarks,
+            "",
+            _steps.WEIGHTS,
+            "",
+            self.comparison.parameters_table(),
+            "",
+            _steps.GUARANTEES,
+            "",
+            self.comparison.guarantees_table(),
+            "",
+            *self._predictions(),
+            _steps.spent(self.seconds),
+        ]
+
+    def answer(self) -> str:
+        """The best method, its error, and whether theory guarantees it."""
+        return self.comparison.answer()
+
+    def _predictions(self) -> list[str]:
+        table = self.comparison.predictions_table()
+        return [_steps.PREDICTIONS, "", table, ""] if table else []
+
+    def __repr__(self) -> str:
+        """The comparison, as it fits on a screen."""
+        return repr(self.comparison)
+
+    def table(self, form: str = "markdown") -> Any:
+        """`Comparison.table`, in the same forms."""
+        return self.comparison.table(form)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison and the seconds that calibration and training took."""
+        return {"comparison": self.comparison, "seconds": self.seconds}
+
+    def rows(self) -> tuple[list[str], list[list]]:
+        """Header and rows of a table with the errors of every method after every step."""
+        return _steps.curve_rows(self.comparison)
+
+    def figure(self) -> Any:
+        """The figure of the comparison, with matplotlib."""
+        return self.comparison.plot(note=self.caution)
+
+    def figures(self) -> dict[str, Callable[[], Any]]:
+        """What a figure shows -> what draws it."""
+        return {_FIGURE: self.figure}
+
+
+class KnownChain(NamedTuple):
+    """The study of chains of layers on signals whose codes are known, layer by layer."""
+
+    samples: Samples  # that methods are judged on
+    depth: int  # of every layer
+    comparison: ChainComparison  # layer by layer
+    remarks: list[str]  # on the settings
+    seconds: dict[str, float]  # of calibration and training
+
+    def text(self) -> str:
+        """`parts` as Markdown."""
+        return "\n".join(self.parts())
+
+    def parts(self) -> list[str]:
+        """The setting, errors, weights and guarantees as tables, and remarks."""
+        Ds, (Y, Xs) = self.samples.D, self.samples.tested_on
+        return [
+            f"A chain of {len(Ds)} dictionaries, y = D_1 x_1 and x_j = D_(j+1) x_(j+1), with K = "
+            f"{self.depth} steps in every layer, {len(Y)} test signals{self.samples.noise()}. Each "
+            "layer runs on the code that the layer before it found. Calibration and ISTA's "
+            f"penalties are chosen on {len(self.samples.chosen_on[0])} other signals, layer by "
+            "layer.",
+            "",
+            _sparsity_table(Ds, Xs),
+            "",
+            "Where a layer has more nonzeros than theory certifies, the thresholds that theory "
+            "sets for them grow until they silence every entry.",
+            "",
+            self.comparison.table(),
+            "",
+            *(part for remark in self.remarks for part in (remark, "")),
+            "What the weights are, and how far training moved each of them (relative distance):",
+            "",
+            self.comparison.parameters_table(),
+            "",
+            _steps.GUARANTEES,
+            "",
+            self.comparison.guarantees_table(),
+            "",
+            _steps.spent(self.seconds),
+        ]
+
+    def answer(self) -> str:
+        """The best method, its error, and whether theory guarantees it."""
+        return self.comparison.answer()
+
+    def __repr__(self) -> str:
+        """The comparison, as it fits on a screen."""
+        return repr(self.comparison)
+
+    def table(self, form: str = "markdown") -> Any:
+        """`Comparison.table`, in the same forms."""
+        return self.comparison.table(form)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison and the seconds that calibration and training took."""
+        return {"comparison": self.comparison, "seconds": self.seconds}
+
+    def rows(self) -> tuple[list[str], list[list]]:
+        """Header and rows of a table with the errors of every layer after every step."""
+        tables = [_steps.curve_rows(layer) for layer in self.comparison.layers]
+        rows = [[j, *row] for j, (_, table) in enumerate(tables, start=1) for row in table]
+        return ["layer", *tables[0][0]], rows
+
+    def figure(self) -> Any:
+        """The figure of the comparison, with matplotlib."""
+        return self.comparison.plot()
+
+    def figures(self) -> dict[str, Callable[[], Any]]:
+        """What a figure shows -> what draws it."""
+        return {_CHAIN_FIGURE: self.figure}
+
+
+@checked
+def known_codes(
+    key: Key,
+    samples: Samples,
+    *,
+    methods: tuple[str, ...] = _steps.BY_DEFAULT,
+    pursuits: Mapping[str, Mapping[str, Any]] | None = None,
+    depth: int = 16,
+    lam: float | None = None,
+    steps: int = 400,
+    weights: Mapping[str, training.Fit] | None = None,
+    sampled: int | None = None,
+    certify: bool = False,
+    predict: bool = False,
+    say: Say = _steps.silent,
+) -> KnownCodes | KnownChain:
+    """Analytic beside calibrated and learned params, on signals whose codes are known.
+
+    The first come from theory alone, the second keep those weights and choose thresholds and step
+    sizes on a sample without gradients, the third start there and are trained end to end. Families
+    are prepared and trained in a thread per core; after a fault or an interrupt those that have
+    begun run to their end, and no other begins.
+
+    Args:
+        key: of the training.
+        samples: from `planted` or `split`, of a dictionary or of a chain.
+        methods: some of ista, fista, lista, lista_cp, alista and alista_ss, or other families, from
+            their own start.
+        pursuits: solvers beside them, name -> options; a sparsity or lam that they lack is that of
+            the samples.
+        depth: K, the steps of every layer.
+        lam: penalty of ISTA and FISTA; None for the best of a small grid.
+        steps: of training.
+        weights: name -> the result of a run, to be shown beside them.
+        sampled, certify, predict: as in `compare.compare`; not for a chain.
+        say: is told what is going on.
+
+    Returns:
+        KnownCodes; for a chain KnownChain.
+
+    Raises:
+        ValueError: unknown methods; pursuits that lack an option, or are not for a chain; a chain
+            with `sampled`, `certify` or `predict`.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 8, 16)
+        >>> samples = ur.app.studies.planted(jax.random.key(1), D, sparsity=2)
+        >>> key, methods = jax.random.key(2), ("fista",)
+        >>> study = ur.app.studies.known_codes(key, samples, methods=methods, depth=3, lam=0.1)
+        >>> study.text()[:41], list(study.comparison.curves)
+        ('Dictionary 8 x 16, 1000 test signals with', ['FISTA'])
+    """
+    run = _steps.plan(key, methods, pursuits, depth, lam, steps, say, weights)
+    if isinstance(samples.D, tuple):
+        if certify or predict or sampled is not None:
+            raise ValueError(
+                "known_codes: sampled, certify and predict are of one dictionary, got a chain"
+            )
+        return _known_chain(samples, run)
+    D, (Y, X) = samples.D, samples.tested_on
+    made = _methods(samples, run)
+    say("comparing on the test signals" + (", and proving their codes" if certify else ""))
+    options = dict(sampled=sampled, certify=certify, predict=predict)
+    result = _steps.compared({**made.methods, **run.weights}, D, Y, X, **options)
+    return KnownCodes(samples, run.depth, result, made.remarks, made.caution, made.seconds)
+
+
+class _Methods(NamedTuple):
+    # With analytic, calibrated and learned params; or codes of the test signals.
+    methods: dict[str, Any]
+    remarks: list[str]
+    caution: str
+    seconds: dict[str, float]
+
+
+def _families(run: Plan) -> dict[str, tuple[str, str, dict[str, Any]]]:
+    """method -> title, family and options, of those that are made by a recipe."""
+    families: dict[str, tuple[str, str, dict[str, Any]]] = {
+        "lista": ("LISTA", "lista", {}),
+        "lista_cp": ("LISTA-CP", "lista_cp", {}),
+        "alista": ("ALISTA", "alista", {"support": None}),
+        "alista_ss": ("ALISTA-SS", "alista", {}),
+    }
+    families |= {name: (name, name, {}) for name in run.others}
+    return {name: family for name, family in families.items() if name in run.methods}
+
+
+def _prepared(samples: Samples, run: Plan, family: str, options: dict[str, Any]) -> training.Start:
+    """A family by its recipe, with the lam of the study where it has one."""
+    if run.lam is not None and "lam" in layers.FAMILIES[family].__dataclass_fields__:
+        options = {**options, "lam": run.lam}
+    Y, X = samples.chosen_on
+    return training.prepare(family, samples.D, Y, X, depth=run.depth, key=run.key, **options)
+
+
+def _kind(layer: Layer) -> str:
+    """What the params of a recipe are before training."""
+    return "calibrated" if layer.recipe.calibrated else "start"
+
+
+class _Made(NamedTuple):
+    title: str
+    start: training.Start
+    learned: training.Fit | None  # None where nothing is trained
+    seconds: dict[str, float]
+    remarks: list[str]
+
+
+def _made(samples: Samples, run: Plan, family: tuple[str, str, dict[str, Any]]) -> _Made:
+    """A family by its recipe, and trained."""
+    title, name, options = family
+    seconds: dict[str, float] = {}
+    remarks: list[str] = []
+    run.say(f"{title}: calibrating")
+    with timed(seconds, f"{title}, before training"):
+        start = jax.block_until_ready(_prepared(samples, run, name, options))
+    if not start.layer.recipe.rate:
+        return _Made(title, start, None, seconds, remarks)
+    run.say(f"{title}: training {run.steps} steps")
+    with timed(seconds, f"{title}, learned"):
+        learned = _steps.train(start.layer, start.params, samples, run, title, remarks)
+    return _Made(title, start, learned, seconds, remarks)
+
+
+def _methods(samples: Samples, run: Plan) -> _Methods:
+    D, (Y, X), K = samples.D, samples.chosen_on, run.depth
+    methods: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    broken: list[str] = []
+    lam = _steps.best_lam(samples, K) if run.lam is None else run.lam
+    ista, ista_params = layers.ista(K), analytic.ista(D, lam, K)
+    penalties = [f"ISTA uses lam = {lam:g}"]
+    if "ista" in run.methods:
+        methods["ISTA"] = (ista, ista_params)
+        rows = slice(_CALIBRATED_ON)
+        calibrated = analytic.calibrate(ista, ista_params, D, Y[rows], X[rows])
+        methods["ISTA, calibrated"] = (ista, calibrated)
+    if "fista" in run.methods:
+        fista_lam = _steps.best_lam(samples, K, "fista") if run.lam is None else run.lam
+        methods["FISTA"] = (layers.fista(K), analytic.ista(D, fista_lam, K))
+        penalties.append(f"FISTA lam = {fista_lam:g}")
+    pursued = _steps.pursuit_codes((D,), samples.tested_on, run, seconds, lam)
+    methods |= {name: codes for name, (codes,) in pursued.codes.items()}
+    made = threads.each(partial(_made, samples, run), list(_families(run).values()))
+    starts, remark, caution = _steps.from_theory(
+        samples, layers.alista(K), *(one.start.layer for one in made)
+    )
+    for title, start, learned, spent, remarks in made:
+        layer = start.layer
+        if layer in starts:
+            methods[f"{title}, analytic"] = (layer, starts[layer])
+        methods[f"{title}, {_kind(layer)}"] = (layer, start.params)
+        if learned is not None:
+            methods[f"{title}, learned"] = (layer, learned.best)
+        seconds |= spent
+        broken += remarks
+    remarks = [f"{', '.join(penalties)}.", *pursued.remarks, remark, *broken]
+    shown = any(name.endswith(", analytic") for name in methods)
+    return _Methods(methods, remarks, caution if shown else "", seconds)
+
+
+# Chains
+
+Make = Callable[[Samples], tuple[Layer, Unrolled]]
+
+
+def _known_chain(samples: Samples, run: Plan) -> KnownChain:
+    Ds, (Y, Xs) = samples.D, samples.tested_on
+    seconds: dict[str, float] = {}
+    pursued = _steps.pursuit_codes(Ds, samples.tested_on, run, seconds, run.lam)
+    remarks = list(pursued.remarks)
+    methods = _chain_methods(samples, run, seconds, remarks)
+    run.say("comparing on the test signals")
+    result = _steps.compared({**pursued.codes, **methods, **run.weights}, Ds, Y, Xs)
+    return KnownChain(samples, run.depth, result, remarks, seconds)
+
+
+def _sparsity_table(Ds: Any, Xs: Any) -> str:
+    """The sparsity of the codes of every layer, beside what theory certifies."""
+    columns = ["layer", "D", "nonzeros on average", "at most", "mu_W", "certified up to"]
+    rows = []
+    for j, (D, X) in enumerate(zip(Ds, Xs), start=1):
+        counts = np.asarray((X != 0).sum(1))
+        mu_W = analytic.certify(dictionaries.normalize(D)[0]).mu_W
+        cells = [str(j), f"{D.shape[0]} x {D.shape[1]}", f"{counts.mean():.1f}", str(counts.max())]
+        rows.append([*cells, f"{mu_W:.4f}", str(theory.max_sparsity(mu_W, D.shape[1]))])
+    return markdown(columns, rows)
+
+
+def _chain_methods(
+    samples: Samples, run: Plan, seconds: dict[str, float], remarks: list[str]
+) -> dict[str, tuple[networks.Network, Any]]:
+    methods: dict[str, tuple[networks.Network, Any]] = {}
+    classical: dict[str, tuple[str, Layer]] = {
+        "ista": ("ISTA", layers.ista(run.depth)),
+        "fista": ("FISTA", layers.fista(run.depth)),
+    }
+    for name, layer in (classical[m] for m in classical if m in run.methods):
+        run.say(f"{name}: choosing its penalties")
+        methods[name] = _made_in_chain(samples, partial(_ista, run, layer))
+    for title, family, options in _families(run).values():
+        run.say(f"{title}: calibrating")
+        with timed(seconds, f"{title}, before training"):
+            network, start = _made_in_chain(
+                samples, partial(_start_by_recipe, run, family, options)
+            )
+        if layers.FAMILIES[family].from_theory is not None:
+            methods[f"{title}, analytic"] = _made_in_chain(
+                samples, partial(_analytic, network.layers[0])
+            )
+        methods[f"{title}, {_kind(network.layers[0])}"] = network, start
+        if network.layers[0].recipe.rate:
+            run.say(f"{title}: training {run.steps} steps")
+            with timed(seconds, f"{title}, learned"):
+                learned = _steps.train(network, start, samples, run, title, remarks)
+            methods[f"{title}, learned"] = network, learned.best
+    return methods
+
+
+def _made_in_chain(samples: Samples, make: Make) -> tuple[networks.Network, Any]:
+    """A chain of layers for all dictionaries, each made on the codes of the one before."""
+    signals, Xs = samples.chosen_on
+    made = []
+    for D, X in zip(samples.D, Xs):
+        made.append(make(samples._replace(D=D, chosen_on=(signals, X))))
+        layer, params = made[-1]
+        signals = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, signals)
+    models, params = zip(*made)
+    return networks.dsc(models), params
+
+
+def _ista(run: Plan, layer: Layer, samples: Samples) -> tuple[Layer, Unrolled]:
+    lam = _steps.best_lam(samples, run.depth, layer.family) if run.lam is None else run.lam
+    return layer, analytic.ista(samples.D, lam, run.depth)
+
+
+def _analytic(layer: Layer, samples: Samples) -> tuple[Layer, Unrolled]:
+    return layer, _steps.from_theory(samples, layer).params[layer]
+
+
+def _start_by_recipe(
+    run: Plan, family: str, options: dict[str, Any], samples: Samples
+) -> tuple[Layer, Unrolled]:
+    return _prepared(samples, run, family, options)[:2]

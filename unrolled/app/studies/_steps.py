@@ -1,0 +1,543 @@
+"""What the studies share: samples, starts from theory, training, pursuits, results as rows."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from unrolled import analytic, dictionaries, layers, metrics, problems, theory, training
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, Key
+from unrolled._base.files import drawing
+from unrolled.compare import ChainComparison, Comparison, DivergenceWarning, compare
+from unrolled.dictionaries import as_chain, as_dictionary, check_batch
+from unrolled.layers import Layer, Unrolled
+from unrolled.problems import resampler
+from unrolled.pursuit import PURSUITS, check_dictionaries, check_options, pursue
+from unrolled.vision import datasets
+
+BATCH = 64  # signals of a training step
+CHOSEN_ON = 1280  # signals that thresholds, step sizes and penalties are chosen on
+PATCH = 8  # pixels on a side
+_TESTED_ON = 1000  # planted signals
+_STRIDE = 3  # pixels between two patches for training
+
+
+class Samples(NamedTuple):
+    """A dictionary, a sampler to train with, and samples (Y, X) to choose and to test on."""
+
+    D: Any  # a tuple for a chain
+    sample: Callable[..., Any]  # draws a batch to train on
+    chosen_on: tuple[Any, Any]  # (Y, X); X is a tuple for a chain, None where codes are not known
+    tested_on: tuple[Any, Any]  # (Y, X), test signals and codes
+    snr: float | None = None  # dB, of planted signals
+
+    def noise(self) -> str:
+        """The end of a sentence of a report: of signals from elsewhere the noise is not known."""
+        if self.snr is None:
+            return ""
+        return ", without noise" if np.isinf(self.snr) else f", SNR {self.snr:g} dB"
+
+
+def as_dictionaries(D: Any, where: str) -> Any:
+    """A dictionary, or a tuple of those of a chain, checked."""
+    return as_chain(D, where) if isinstance(D, tuple | list) else as_dictionary(D, where)
+
+
+@checked
+def planted(key: Key, D: Any, *, sparsity: float | None = None, snr: float = math.inf) -> Samples:
+    """Signals with Bernoulli-Gaussian codes of a dictionary, or of the last one of a chain.
+
+    Args:
+        key: of the codes and the noise.
+        D: (m, d); for a chain a tuple.
+        sparsity: the expected number of nonzeros; None for a tenth of the atoms.
+        snr: of the signals, in dB.
+
+    Returns:
+        Samples, with 1,280 signals to choose on and 1,000 to test on.
+
+    Raises:
+        ValueError: a sparsity that is not in 1..d, or dictionaries that do not meet.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 8, 16)
+        >>> samples = ur.app.studies.planted(jax.random.key(1), D, sparsity=2, snr=30)
+        >>> [array.shape for array in samples.tested_on]
+        [(1000, 8), (1000, 16)]
+    """
+    D = as_dictionaries(D, "planted")
+    d = (D[-1] if isinstance(D, tuple) else D).shape[1]
+    s = d / 10 if sparsity is None else sparsity
+    s = checks.as_number(s, "sparsity", "compare")
+    if not 0 < s <= d:
+        raise ValueError(f"compare: sparsity must be in 1..{d}, got {sparsity}")
+    keys = jax.random.split(key, 3)
+
+    def sampler(batch):
+        return problems.sampler(D, batch, probability=s / d, snr=snr)
+
+    chosen_on, tested_on = (drawing(sampler(batch)) for batch in (CHOSEN_ON, _TESTED_ON))
+    return Samples(D, sampler(BATCH), chosen_on(keys[1]), tested_on(keys[2]), snr)
+
+
+def split(D: Any, Y: Array | np.ndarray, X: Any) -> Samples:
+    """Signals and codes of one's own: four fifths to train and to choose on, the rest to test on.
+
+    Args:
+        D: (m, d); for a chain a tuple.
+        Y: (signals, m).
+        X: (signals, d), their codes; for a chain a tuple with those of every layer.
+
+    Raises:
+        ValueError: a single signal, or shapes that do not fit.
+
+    Example:
+        >>> samples = ur.app.studies.split(jnp.eye(3), np.ones((10, 3)), np.ones((10, 3)))
+        >>> [len(Y) for Y, X in (samples.chosen_on, samples.tested_on)]
+        [8, 2]
+    """
+    D, signals = as_dictionaries(D, "split"), Y
+    chained = isinstance(D, tuple)
+    if chained and not (isinstance(X, tuple | list) and len(X) == len(D)):
+        raise ValueError(f"split: expected a tuple X with the codes of all {len(D)} layers")
+    for D_j, X_j in zip(D, X) if chained else ((D, X),):
+        check_batch(D_j, signals, X_j, "split")
+        signals = X_j
+    cut = max(1, len(Y) * 4 // 5)
+    if len(Y) < 2:
+        raise ValueError(f"compare: expected at least 2 signals, got {len(Y)}")
+
+    def rows(first: int, last: int) -> tuple[Any, Any]:
+        return jax.tree.map(lambda array: jnp.asarray(array[first:last]), (Y, X))
+
+    sample = resampler(*rows(0, cut))
+    return Samples(D, sample, rows(0, min(cut, CHOSEN_ON)), rows(cut, len(Y)))
+
+
+class Picture(NamedTuple):
+    """What turns the test patches into a picture again."""
+
+    mean: np.ndarray  # (signals, 1), subtracted from the patches
+    shape: tuple[int, int]  # (height, width)
+
+
+class Pictures(NamedTuple):
+    """Signals without known codes, to train and to test on; the test ones may make a picture."""
+
+    training: Any  # (signals, m), an array
+    testing: Any  # signals to test on
+    picture: Picture | None = None  # that the test signals tile, or None
+
+
+@checked
+def photograph_patches(images: dict[str, np.ndarray]) -> Pictures:
+    """8 x 8 patches without their mean: tiles of the last picture to test, the others to train.
+
+    Args:
+        images: name -> grey values, (height, width), as `datasets.photographs` has them; a single
+            picture is also trained on.
+
+    Raises:
+        ValueError: no pictures, or NaN or infinite values.
+
+    Example:
+        >>> images = {"a": np.eye(16), "b": np.ones((16, 24))}
+        >>> ur.app.studies.photograph_patches(images).testing.shape
+        (6, 64)
+    """
+    if not images:
+        raise ValueError("photograph_patches: there are no pictures; expected at least one")
+    for name, image in images.items():
+        checks.finite(np.asarray(image), f"picture {name}", "photograph_patches")
+    *first, last = images.values()
+    patches = [datasets.to_patches(image, PATCH, _STRIDE) for image in first or [last]]
+    rows = np.concatenate(patches)
+    tiles = datasets.to_patches(last, PATCH)
+    mean = tiles.mean(1, keepdims=True)
+    picture = Picture(mean, last.shape)
+    return Pictures(rows - rows.mean(1, keepdims=True), tiles - mean, picture)
+
+
+# Methods with a line in the tables of a study; every other family is a method, too.
+METHODS = ("ista", "fista", "lista", "lista_cp", "alista", "alista_ss")
+# LISTA is left out by default: its two free matrices per step are slow to train.
+BY_DEFAULT = tuple(name for name in METHODS if name != "lista")
+# Support selection of ALISTA-SS: the share per step, and the largest.
+SUPPORT = (0.012, 0.12)
+# What the table of guarantees means.
+GUARANTEES = (
+    "What theory guarantees for the same params: a bound on the l1 error of every code with at "
+    "most s nonzeros of magnitude at most B, observed with noise of l1 norm at most delta. These "
+    "are the least numbers that cover the test signals. The last column has the largest s that has "
+    "a guarantee."
+)
+# What the table of predictions means.
+PREDICTIONS = (
+    "The median error of a signal / what state evolution predicts of it, for Bernoulli-Gaussian "
+    "codes like those of the test signals, and how many dB a step gains once the support is right, "
+    "thresholds apart. It says nothing of the ratio of sums, which a few hard signals decide:"
+)
+# What the table of parameters means.
+WEIGHTS = (
+    "What the weights are (mu_W and rms with w_i . d_i scaled to 1), and how far training "
+    "moved each of them (relative distance):"
+)
+
+_CLIP = 1.0  # largest norm of a gradient
+_EVALUATE_EVERY = 100  # steps
+# Residuals below this share of the mean signal are rounding.
+_ROUNDING = 1e-4
+_UNIT = 1e-4  # how far the norms of unit atoms may be from 1
+
+Say = Callable[[str], None]
+
+
+def silent(message: str) -> None:
+    """What a study says to nobody."""
+
+
+def one_per_layer(sparsity: int | Sequence[int] | None) -> Sequence[int] | None:
+    """The sparsities of all layers, of which a number is the only one."""
+    if sparsity is None or isinstance(sparsity, Sequence):
+        return sparsity
+    return (checks.as_index(sparsity, "sparsity", "certify"),)
+
+
+class Plan(NamedTuple):
+    """What a study runs, and with which numbers."""
+
+    key: Array
+    methods: tuple[str, ...]
+    pursuits: Mapping[str, Mapping[str, Any]]  # name -> options
+    depth: int
+    lam: float | None
+    steps: int
+    say: Say
+    weights: Mapping[str, training.Fit] = MappingProxyType({})  # that are there, such as of files
+
+    @property
+    def others(self) -> list[str]:
+        """The families among the methods that no table of the study has a line for."""
+        return [name for name in self.methods if name not in METHODS]
+
+
+def plan(
+    key: Key,
+    methods: tuple[str, ...],
+    pursuits: Mapping[str, Mapping[str, Any]] | None,
+    depth: int,
+    lam: float | None,
+    steps: int,
+    say: Say,
+    weights: Mapping[str, training.Fit] | None = None,
+) -> Plan:
+    """A plan whose numbers were checked."""
+    where, methods = "compare", tuple(methods)
+    if wrong := [name for name in methods if name not in all_methods()]:
+        raise ValueError(
+            f"{where}: unknown method {', '.join(map(str, wrong))}; expected some of "
+            f"{', '.join(all_methods())}"
+        )
+    if lam is not None:
+        lam = checks.as_number(lam, "lam", where)
+        if not 0 < lam < np.inf:
+            raise ValueError(f"{where}: lam must be positive, got {lam}")
+    depth = checks.as_depth(depth, "depth", where, least=1)
+    steps = checks.as_index(steps, "steps", where)
+    numbers = depth, lam, steps
+    return Plan(checks.as_key(key, where), methods, pursuits or {}, *numbers, say, weights or {})
+
+
+def all_methods() -> tuple[str, ...]:
+    """`METHODS`, and all other families that are known now.
+
+    Example:
+        >>> "lamp" in ur.app.studies.all_methods()
+        True
+    """
+    return tuple(dict.fromkeys((*METHODS, *layers.FAMILIES)))
+
+
+def layer_of(name: str, depth: int, lam: float | None, sparsity: int) -> Layer:
+    """The layer of a family, with the lam and the sparsity of the study where it has them.
+
+    Raises:
+        ValueError: a family that needs other options.
+    """
+    family = layers.FAMILIES[name]
+    fields = {field.name: field for field in dataclasses.fields(family)}
+    options: dict[str, Any] = {"lam": lam} if "lam" in fields and lam is not None else {}
+    needed = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n != "depth"]
+    if "sparsity" in needed:
+        options["sparsity"] = sparsity
+    if lacking := [n for n in needed if n not in options]:
+        raise ValueError(
+            f"compare: {name} needs {', '.join(lacking)}, which compare does not choose; train it "
+            "by `unrolled train` and pass its weights"
+        )
+    return family(depth, **options)
+
+
+# Params
+
+
+class Starts(NamedTuple):
+    """The params that theory sets for the class of a sample, and what it certifies."""
+
+    params: dict[Layer, Unrolled]  # without layers that theory sets none for
+    remark: str  # on the start, or ""
+    caution: str  # part of the remark: why the thresholds are not certified; "" if they are
+
+
+@checked
+def from_theory(samples: Samples, *models: Layer) -> Starts:
+    """The params that theory sets for layers of one depth, for the codes of `samples.chosen_on`.
+
+    Example:
+        >>> D, layer = ur.dictionaries.identity_hadamard(16), ur.alista(4)
+        >>> X = ur.problems.exact_sparse(jax.random.key(0), (50, 32), 1)
+        >>> samples = ur.app.studies.split(D, ur.problems.synthesize(D, X), X)
+        >>> starts = ur.app.studies.from_theory(samples, layer)
+        >>> starts.params[layer].steps.theta.shape, starts.remark[:28]
+        ((4,), 'Guaranteed, with mu_W = 0.25')
+    """
+    D, (Y, X) = samples.D, samples.chosen_on
+    unit, norms = dictionaries.normalize(D)
+    codes, sizes = np.asarray(X), np.asarray(norms)
+    s, bound = int(np.count_nonzero(codes, axis=1).max()), float(np.abs(codes * sizes).max())
+    noise, size = map(float, _noise(D, Y, X))
+    # A noiseless sample still has rounding errors, which the guard covers.
+    noise = noise if noise > _ROUNDING * size else 0.0
+    with checks.quiet(analytic.HypothesisWarning):
+        certified, schedule = analytic.block_schedule(
+            unit, depth=models[0].depth, sparsity=s, bound=bound, noise=noise
+        )
+    W, theta = certified.W, analytic.stored_thresholds(schedule.theta, certified.W.dtype)
+    remark, caution = _certified(certified.mu_W, schedule, s, D.shape[1])
+    if not np.allclose(np.asarray(norms), 1, atol=_UNIT):
+        # The codes of D are those of the unit dictionary, divided by the norms.
+        W, theta = _divided(W, norms), theta[:, None] / norms[None, :]
+        remark += " The atoms were normalised for the theory and the params scaled back."
+    params = {m: m.from_theory(W, theta) for m in models if m.from_theory is not None}
+    return Starts(params, remark, caution)
+
+
+def _divided(W: Any, norms: Array) -> Any:
+    """W, its columns divided by the norms."""
+    structured = isinstance(W, dictionaries.Structured)
+    return W.scale_columns(1 / norms) if structured else W / norms[None, :]
+
+
+@jax.jit
+def _noise(D: Any, Y: Array, X: Array) -> tuple[Array, Array]:
+    """The largest l1 norm of Y - D X in a signal, and the mean one of a signal."""
+    return jnp.abs(Y - problems.synthesize(D, X)).sum(1).max(), jnp.abs(Y).sum(1).mean()
+
+
+def nonzeros(X: Any) -> float:
+    """The mean number of nonzeros of codes (signals, d)."""
+    return float(np.count_nonzero(np.asarray(X), axis=1).mean())
+
+
+def _certified(mu_W: float, schedule: Any, s: int, d: int) -> tuple[str, str]:
+    """The remark and the caution of `Starts`."""
+    largest, a = theory.max_sparsity(mu_W, d), f"{schedule.contraction:.3g}"
+    covered = f"up to {largest} nonzeros and this sample has up to {s} (contraction {a}"
+    if schedule.holds:
+        return f"Guaranteed, with mu_W = {mu_W:.4f}: theory covers {covered} < 1).", ""
+    caution = (
+        f"No guarantee here: theory covers {covered}, not below 1), so the analytic thresholds "
+        f"grow by a factor of about {a} per step instead of shrinking."
+    )
+    return (
+        f"{caution} The analytic rows show what an uncertified schedule does. Calibration keeps W "
+        f"(mu_W = {mu_W:.4f}) and chooses thresholds on the sample; training moves everything."
+    ), caution
+
+
+def best_lam(samples: Samples, depth: int, family: str = "ista") -> float:
+    """The penalty of a recipe with the smallest error of ISTA, or FISTA, after K steps."""
+    D, (Y, X), layer = samples.D, samples.chosen_on, layers.FAMILIES[family](depth)
+
+    @jax.jit
+    def error(params, D, Y, X):
+        return metrics.nmse(jax.vmap(layer.apply, (None, None, 0))(params, D, Y), X)
+
+    lams = layer.recipe.tried(training.law_of(D, Y, X))["lam"]
+    return min(lams, key=lambda lam: float(error(analytic.ista(D, lam, depth), D, Y, X)))
+
+
+def train(
+    layer: Any,
+    params: Any,
+    samples: Samples,
+    plan: Plan,
+    name: str,
+    remarks: list[str],
+    loss: Callable[..., jax.Array] | None = None,
+    rate: float | None = None,
+) -> training.Fit:
+    """`fit` by clipped Adam with a cosine-decayed rate; loss and rate of the recipe by default.
+
+    A training that breaks counts as far as it came, and a remark says so.
+    """
+    if rate is None:
+        rate = (layer if isinstance(layer, Layer) else layer.layers[0]).recipe.rate
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(_CLIP),
+        optax.adam(optax.cosine_decay_schedule(rate, max(1, plan.steps))),
+    )
+    try:
+        return training.fit(
+            layer,
+            params,
+            samples.D,
+            samples.sample,
+            optimizer=optimizer,
+            steps=plan.steps,
+            key=jax.random.fold_in(plan.key, 1),
+            loss=loss or training.mostly_last,
+            evaluate_every=max(1, min(_EVALUATE_EVERY, plan.steps)),
+        )
+    except training.NonFiniteError as broken:
+        remarks.append(
+            f"The training of {name} broke, because its loss or gradient was not finite: its row "
+            "shows the best params before. Atoms of norm 1 may help (`dictionaries.normalize`)."
+        )
+        return broken.fit
+
+
+# Codes of pursuits
+
+
+class Pursued(NamedTuple):
+    """The codes by pursuit, a tuple with those of every layer, and what to say of them."""
+
+    codes: dict[str, tuple[jax.Array, ...]]
+    remarks: list[str]
+
+
+def pursuit_codes(
+    Ds: tuple[Any, ...],
+    tested_on: tuple[Any, Any],
+    plan: Plan,
+    seconds: dict[str, float],
+    lam: float | None,
+) -> Pursued:
+    """The codes that the pursuits of the plan find of the test signals.
+
+    Without an option for it, the sparsity is the mean number of nonzeros of the known codes, and
+    the weight of the LASSO is `lam`.
+
+    Raises:
+        ValueError: pursuits that lack an option, or are not for that many dictionaries.
+    """
+    Y, X = tested_on
+    sparsity = max(1, round(nonzeros(X[-1] if isinstance(X, tuple) else X)))
+    otherwise = {"sparsity": sparsity, "lam": lam}
+    completed = {
+        name: _completed(name, options, otherwise) for name, options in plan.pursuits.items()
+    }
+    for name, options in completed.items():  # before any work
+        check_options(name, options, "compare")
+        check_dictionaries(name, len(Ds), "compare")
+    codes, remarks = {}, []
+    for name, options in completed.items():
+        plan.say(f"{name}: {len(Y)} test signals")
+        with timed(seconds, name):
+            pursued = jax.block_until_ready(pursue(name, Ds, Y, options))
+        codes[name] = pursued.codes
+        listed = ", ".join(f"{option} = {value}" for option, value in options.items())
+        missed = f"; {pursued.missed} codes miss their tolerance" if pursued.missed else ""
+        if pursued.zeros:
+            missed += f"; {pursued.zeros} signals are zero beside the largest: coded as zero"
+        remarks.append(f"{name}: {listed or 'no options'}{missed}.")
+    return Pursued(codes, remarks)
+
+
+def _completed(name: str, options: Mapping[str, Any], otherwise: dict[str, Any]) -> dict[str, Any]:
+    """The options of a pursuit, with what it needs of the others."""
+    has_aim = options.keys() & {"sparsity", "lam", "ratio"} or (name == "omp" and "tol" in options)
+    if has_aim or name not in PURSUITS:
+        return dict(options)
+    own = PURSUITS[name].options
+    names = [option for option in ("sparsity", "lam") if option in own][:1]
+    return dict(options) | {n: otherwise[n] for n in names if otherwise[n] is not None}
+
+
+# Results
+
+_FIELDS = (
+    *("nmse", "mean_nmse", "failure_rate", "precision"),
+    *("recall", "false_positives", "largest_l1", "gap"),
+)
+
+
+def compared(*arguments: Any, **options: Any) -> Any:
+    """`compare` without its warning and its seconds: a report has the notes of the result."""
+    with checks.quiet(DivergenceWarning), checks.quiet(message="compare: .* not in the gaps"):
+        result: Any = compare(*arguments, **options)
+    if isinstance(result, ChainComparison):
+        return result._replace(layers=tuple(map(_untimed, result.layers)))
+    return _untimed(result)
+
+
+def _untimed(result: Comparison) -> Comparison:
+    """Without seconds, so that a study is a function of its arguments.
+
+    Where true codes judge, PSNR, whose peak depends on the sample, is left to `compare`.
+    """
+    costs = {name: cost._replace(seconds=None) for name, cost in result.costs.items()}
+    if result.known:
+        curves = {name: curve._replace(psnr=None) for name, curve in result.curves.items()}
+        result = result._replace(curves=curves)
+    return result._replace(costs=costs)
+
+
+@checked
+def curve_rows(result: Comparison) -> tuple[list[str], list[list]]:
+    """The curves of a comparison, one row per method and step; what is undefined is empty.
+
+    Codes of a pursuit have one row without a step.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(4)
+        >>> methods = {"ISTA": (ur.layers.ista(2), ur.analytic.ista(D, 0.1, 2))}
+        >>> comparison = ur.compare.compare(methods, D, D.T, jnp.eye(8))
+        >>> header, rows = ur.app.studies.curve_rows(comparison)
+        >>> header[:3], [row[:2] for row in rows]
+        (['method', 'step', 'nmse'], [['ISTA', 1], ['ISTA', 2]])
+    """
+    rows = []
+    for name, curve in result.curves.items():
+        for k in range(len(curve.nmse)):
+            values = [None if v is None else v[k] for v in (getattr(curve, f) for f in _FIELDS)]
+            cells = ["" if v is None or np.isnan(v) else float(v) for v in values]
+            rows.append([name, "" if name in result.given else k + 1, *cells])
+    return ["method", "step", *_FIELDS], rows
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Put the seconds of a block into `seconds`."""
+    began = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - began
+
+
+def spent(seconds: dict[str, float]) -> str:
+    """The seconds as one sentence of a report."""
+    if not seconds:
+        return ""
+    listed = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+    return f"Seconds, compilation included, and longer for what ran at the same time: {listed}."

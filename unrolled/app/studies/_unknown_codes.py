@@ -1,0 +1,348 @@
+"""Signals without known codes, such as patches of photographs, judged by the LASSO."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled import (
+    analytic,
+    dictionaries,
+    layers,
+    metrics,
+    plots,
+    problems,
+    pursuit,
+    theory,
+    training,
+)
+from unrolled._base import checks, threads
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, Key
+from unrolled.app.studies import _steps
+from unrolled.app.studies._steps import (
+    BY_DEFAULT,
+    PATCH,
+    SUPPORT,
+    Pictures,
+    Plan,
+    Samples,
+    Say,
+    compared,
+    resampler,
+    timed,
+)
+from unrolled.compare import Comparison
+from unrolled.dictionaries import Dictionary, Operator, as_dictionary, check_batch
+from unrolled.layers import Layer, Unrolled
+from unrolled.pursuit import default_lam, lasso_optima
+from unrolled.vision import datasets
+
+_BATCH = 128  # signals of a training step
+_TESTED_ON = 2000  # signals, about
+# Half of the loss on all steps: the way there stays monotone, or nearly so.
+_DEEP = 0.5
+
+Methods = dict[str, tuple[Layer, Unrolled]]
+
+
+class UnknownCodes(NamedTuple):
+    """The study of methods on signals without known codes."""
+
+    D: Operator  # (m, d)
+    signals: Pictures  # to train and to test on
+    tested: Array  # (tested, m), those of the test signals that the comparison is about
+    lam: float  # weight of the LASSO
+    depth: int  # K, the steps
+    optimum: pursuit.Pursuit  # of the tested signals, codes in place of the true ones
+    methods: Methods  # layers and params by name
+    comparison: Comparison  # of the methods
+    remarks: list[str]  # on the settings
+    seconds: dict[str, float]  # of training
+
+    def text(self) -> str:
+        """`parts` as Markdown."""
+        return "\n".join(self.parts())
+
+    def parts(self) -> list[str]:
+        """The setting, gaps to the optimum and weights as tables, and remarks."""
+        D, optimum = self.D, self.optimum
+        peak = float(np.ptp(np.asarray(self.tested)))
+        rebuilt = "are of signals that are constant, which have no PSNR"
+        if peak:
+            best = float(metrics.psnr(problems.synthesize(D, optimum.x), self.tested, peak))
+            rebuilt = f"rebuild the signals with a PSNR of {best:.2f} dB"
+        return [
+            f"Dictionary {D.shape[0]} x {D.shape[1]}, {len(self.signals.training)} signals to "
+            f"train on and {len(self.tested)} others to test on, lam = {self.lam:.4g}, "
+            f"K = {self.depth} steps. F* is known to a "
+            f"relative duality gap of at most {np.asarray(optimum.gap).max():.1e} "
+            f"(certified for {np.asarray(optimum.converged).mean():.1%} of the signals); the "
+            f"optimal codes have {_steps.nonzeros(optimum.x):.1f} nonzeros on average and "
+            f"{rebuilt}. Learned rows minimise the LASSO "
+            "objective itself on the training signals: no codes are needed.",
+            "",
+            self.comparison.table(),
+            "",
+            *(p for remark in self.remarks for p in (remark, "")),
+            _remark(D),
+            "",
+            _steps.WEIGHTS,
+            "",
+            self.comparison.parameters_table(),
+            "",
+            _steps.spent(self.seconds),
+        ]
+
+    @property
+    def psnr(self) -> dict[str, list[float]]:
+        """Of what is rebuilt from the codes after every step, in dB; the peak is their range."""
+        curves = self.comparison.curves.items()
+        return {name: np.asarray(curve.psnr).tolist() for name, curve in curves}
+
+    def answer(self) -> str:
+        """The best method, its error, and whether theory guarantees it."""
+        return self.comparison.answer()
+
+    def __repr__(self) -> str:
+        """The comparison, as it fits on a screen."""
+        return repr(self.comparison)
+
+    def table(self, form: str = "markdown") -> Any:
+        """`Comparison.table`, in the same forms."""
+        return self.comparison.table(form)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison, PSNR, lam, and the seconds that training took."""
+        return {
+            "comparison": self.comparison,
+            "psnr": self.psnr,
+            "lam": self.lam,
+            "seconds": self.seconds,
+        }
+
+    def rows(self) -> tuple[list[str], list[list]]:
+        """Header and rows of a table with the errors of every method after every step."""
+        header, rows = _steps.curve_rows(self.comparison)
+        rows = [[*row, self.psnr[row[0]][(row[1] or 1) - 1]] for row in rows]
+        return [*header, "psnr"], rows
+
+    def figure(self) -> Any:
+        """The figure of the comparison, with matplotlib."""
+        return self.comparison.plot(codes="LASSO codes")
+
+    def rebuilt(self) -> dict[str, np.ndarray]:
+        """The test picture, and the same from the codes of ISTA and of the last method.
+
+        It is empty where the test signals are no tiles of a picture.
+        """
+        picture, patches = self.signals.picture, np.asarray(self.signals.testing)
+        if picture is None:
+            return {}
+        tiles, shown = jnp.asarray(patches), {"original": patches}
+        for name in dict.fromkeys(["ISTA", list(self.methods)[-1]]):
+            layer, params = self.methods[name]
+            codes = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, self.D, tiles)
+            rows = problems.synthesize(self.D, codes)
+            shown[f"{name}, PSNR {float(metrics.psnr(rows, tiles)):.2f} dB"] = np.asarray(rows)
+        return {
+            name: datasets.from_patches(rows + picture.mean, picture.shape, PATCH)
+            for name, rows in shown.items()
+        }
+
+    def figures(self) -> dict[str, Callable[[], Any]]:
+        """What a figure shows -> what draws it."""
+        shown = "distance to the LASSO codes, objective gap, support, thresholds and weights"
+        drawn: dict[str, Callable[[], Any]] = {shown: self.figure}
+        if self.signals.picture is not None:
+            caption = f"the test picture rebuilt from its codes after {self.depth} steps"
+            drawn[caption] = partial(plots.images, self.rebuilt())
+        return drawn
+
+
+@checked
+def unknown_codes(
+    key: Key,
+    D: Dictionary,
+    signals: Pictures,
+    *,
+    methods: tuple[str, ...] = BY_DEFAULT,
+    pursuits: Mapping[str, Mapping[str, Any]] | None = None,
+    depth: int = 16,
+    lam: float | None = None,
+    steps: int = 400,
+    tested: int = _TESTED_ON,
+    weights: Mapping[str, training.Fit] | None = None,
+    certify: bool = False,
+    say: Say = _steps.silent,
+) -> UnknownCodes:
+    r"""ISTA and FISTA beside layers that learn on the LASSO objective, without known codes.
+
+    .. math:: F(x) = \tfrac12 \|y - D x\|^2 + lam \|x\|_1
+
+    Families are trained in a thread per core, as in `known_codes`.
+
+    Args:
+        key: of the start and the training.
+        D: (m, d).
+        signals: to train and to test on.
+        methods: some of ista, fista, lista, lista_cp, alista and alista_ss, or other families, from
+            their own start; by default without the last two, which a remark says.
+        pursuits: solvers beside them, name -> options; a sparsity or lam that they lack is that of
+            the optimal codes.
+        depth: K, the steps.
+        lam: weight of the LASSO; None for a tenth of what gives nine signals in ten the code 0.
+        steps: of training.
+        tested: about how many of the test signals are solved to a certified optimum.
+        weights: name -> the result of a run, to be shown beside them.
+        certify: as in `compare.compare`.
+        say: is told what is going on.
+
+    Returns:
+        UnknownCodes.
+
+    Raises:
+        ValueError: unknown methods, pursuits that lack an option, or signals that do not fit D.
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(4)
+        >>> Y = ur.problems.sampler(D, 60)(jax.random.key(0))[0]
+        >>> signals = ur.app.studies.Pictures(Y[:40], Y[40:])
+        >>> options = dict(methods=("ista",), depth=2, lam=0.1, steps=1)
+        >>> study = ur.app.studies.unknown_codes(jax.random.key(1), D, signals, **options)
+        >>> list(study.comparison.curves), study.rows()[0][-1]
+        (['ISTA', 'FISTA', 'ISTA, learned'], 'psnr')
+    """
+    run = _steps.plan(key, methods, pursuits, depth, lam, steps, say, weights)
+    where = "unknown_codes"
+    D = as_dictionary(D, where)
+    for Y in (signals.training, signals.testing):
+        check_batch(D, Y, None, where)
+        checks.finite(Y, "Y", where)
+    tested = checks.as_index(tested, "tested", where, least=1)
+    rows, tiles = jnp.asarray(signals.training), jnp.asarray(signals.testing)
+    lam = default_lam(D, rows) if run.lam is None else run.lam
+    some = tiles[:: max(1, len(tiles) // tested)]
+    say(f"solving {len(some)} LASSO problems to a duality gap")
+    optimum = lasso_optima(D, some, lam)
+    samples = Samples(D, resampler(rows, batch=_BATCH), (rows, None), (some, optimum.x))
+    seconds: dict[str, float] = {}
+    pursued = _steps.pursuit_codes((D,), samples.tested_on, run, seconds, lam)
+    remarks = list(pursued.remarks)
+    classical = {name: codes for name, (codes,) in pursued.codes.items()}
+    sparsity = max(1, round(_steps.nonzeros(optimum.x)))
+    trained = _trained_on_lasso(samples, lam, sparsity, run, seconds, remarks)
+    if certify:
+        say("proving the codes of the test signals")
+    result = compared({**trained, **classical, **run.weights}, D, some, lam=lam, certify=certify)
+    learned = {name: (*m, D) for name, m in trained.items() if name.endswith(", learned")}
+    for name, fit in run.weights.items():
+        assert isinstance(fit.model, Layer)  # or it was refused beside ISTA, a layer
+        learned[name] = fit.model, fit.best, D if fit.D is None else fit.D
+    worse = {name: m for name, m in learned.items() if result.curves[name].worse[-1] > 0}
+    remarks += _of_guarded(worse, D, some, lam, optimum)
+    solved = D, signals, some, lam, run.depth, optimum
+    return UnknownCodes(*solved, trained, result, remarks, seconds)
+
+
+def _trained_on_lasso(
+    samples: Samples,
+    lam: float,
+    sparsity: int,
+    run: Plan,
+    seconds: dict[str, float],
+    remarks: list[str],
+) -> Methods:
+    """ISTA and FISTA, and learned methods trained on the LASSO objective."""
+    D, K = samples.D, run.depth
+    params = analytic.ista(D, lam, K)
+    methods: Methods = {"ISTA": (layers.ista(K), params), "FISTA": (layers.fista(K), params)}
+    families: dict[str, tuple[str, Layer, float]] = {  # title, layer, learning rate
+        "ista": ("ISTA", layers.ista(K, lam=lam), 3e-3),
+        "lista": ("LISTA", layers.lista(K, lam=lam), 1e-3),
+        "lista_cp": ("LISTA-CP", layers.lista_cp(K, tied=False, lam=lam), 1e-3),
+    }
+    objective = training.lasso(lam)
+
+    def loss(codes, X, D, Y):
+        deep = training.deep(objective)(codes, X, D, Y)
+        return (1 - _DEEP) * objective(codes, X, D, Y) + _DEEP * deep
+
+    if run.methods == BY_DEFAULT:
+        left = ", ".join(name for name in run.methods if name not in (*families, "fista"))
+        remarks.append(
+            f"Without known codes there are no rows of {left}, unless they are asked for."
+        )
+    else:
+        families["alista"] = ("ALISTA", layers.alista(K, lam=lam), 1e-3)
+        families["alista_ss"] = ("ALISTA-SS", layers.alista(K, lam=lam, support=SUPPORT), 1e-3)
+    for name in run.others:
+        families[name] = (name, _steps.layer_of(name, K, lam, sparsity), 1e-3)
+
+    def trained(family: str) -> tuple[Methods, dict[str, float], list[str]]:
+        name, layer, rate = families[family]
+        spent: dict[str, float] = {}
+        broken: list[str] = []
+        run.say(f"{name}: training {run.steps} steps on the LASSO objective")
+        start = layer.init(run.key, D)
+        with timed(spent, f"{name}, learned"):
+            learned = _steps.train(layer, start, samples, run, name, broken, loss, rate)
+        kind = "start" if family in run.others else "analytic"
+        made = {} if family == "ista" else {f"{name}, {kind}": (layer, start)}
+        return made | {f"{name}, learned": (layer, learned.best)}, spent, broken
+
+    for made, spent, broken in threads.each(trained, [n for n in families if n in run.methods]):
+        methods |= made
+        seconds |= spent
+        remarks += broken
+    return methods
+
+
+def _of_guarded(
+    methods: Mapping[str, tuple[Layer, Unrolled, Dictionary]],
+    D: Dictionary,
+    Y: Array,
+    lam: float,
+    optimum: pursuit.Pursuit,
+) -> list[str]:
+    """What a guard makes of methods some of whose codes are worse than the zero code.
+
+    Each has the dictionary that its steps are made with; `D` is that of the objective.
+    """
+    gaps, converged = {}, np.asarray(optimum.converged)
+    for name, (layer, params, own) in methods.items():
+        if layer.guard is None and converged.any():
+            guarded = dataclasses.replace(layer, guard=lam)
+            codes = jax.jit(jax.vmap(guarded.apply, (None, None, 0)))(params, own, Y)
+            least, ours = (_objectives(D, Y, X, lam)[converged] for X in (optimum.x, codes))
+            gaps[name] = float((ours - least).sum() / least.sum())
+    if not gaps:
+        return []
+    listed = "; ".join(f"{name} {gap:.2e}" for name, gap in gaps.items())
+    return [
+        f"A layer with `guard={lam:.6g}` returns, of the codes of all steps and the zero code, the "
+        "one with the least objective: none of its codes is worse than the zero code. It needs no "
+        "training, and costs one product a step. `dataclasses.replace` sets it, or `--guard` of "
+        f"`unrolled train`. (F - F*) / F* with it: {listed}."
+    ]
+
+
+def _objectives(D: Any, Y: Any, X: Any, lam: float) -> np.ndarray:
+    """F of every signal, in float64, which holds the squares of all narrower ones."""
+    D, Y, X = (np.asarray(part, float) for part in (D, Y, X))
+    return np.sum((Y - X @ D.T) ** 2, 1) / 2 + lam * np.abs(X).sum(1)
+
+
+def _remark(D: Dictionary) -> str:
+    """What the theory certifies of D, beside the analytic rows."""
+    certified = analytic.certify(dictionaries.normalize(D)[0])
+    s = theory.max_sparsity(certified.mu_W, D.shape[1])
+    return (
+        "The weights with the smaller coherence, of D and the closed form, have "
+        f"mu_W = {certified.mu_W:.3f}, which certifies s = {s}. Analytic rows are therefore "
+        "ISTA's weights, the only ones that the objective itself justifies."
+    )

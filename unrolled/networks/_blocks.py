@@ -1,0 +1,404 @@
+"""Networks that are not chains: Res-CSC, MSD-CSC, and deconvolutional networks."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled._base import checks, programs
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.numbers import exponent, times_power
+from unrolled._base.programs import program
+from unrolled.activations import as_power, shrink
+from unrolled.dictionaries import Conv, Dictionary, WithIdentity, normalize, normalized, spread
+from unrolled.layers import Acting, Shape, StepAndThreshold, Theta, Unrolled, magnitude, option
+from unrolled.networks._network import (
+    Activated,
+    Dictionaries,
+    Params,
+    Sweeping,
+    Unfolded,
+    chain_of,
+    where,
+)
+from unrolled.pursuit import State, half_quadratic_step, ista_step, lipschitz
+
+
+class res_csc(Activated):
+    r"""Res-CSC: blocks of K steps of ISTA, each from the code two blocks before it.
+
+    .. math:: x_j \leftarrow \mathrm{shrink}(x_j + \gamma_j D_j'(x_{j-1} - D_j x_j), \; \theta_j),
+
+    from x_j = x_{j-2} if x_{j-2} is a code of the same length, else from 0; x_0 = y. One step from
+    x_{j-2} is a skip connection around a residual branch,
+
+    .. math:: x_j = \mathrm{shrink}(x_{j-2} + \gamma_j D_j'(x_{j-1} - D_j x_{j-2}), \; \theta_j).
+
+    The block of a ResNet is this without D_j'D_j x_{j-2}. Where lengths never match, it is a chain
+    of layers `ista`. The more steps, the less it matters where they start.
+
+    Params: for each block steps (gamma, theta), none shared. `init` sets 1 / L_j and lam / L_j with
+    L_j = norm(D_j, 2)^2.
+
+    Reference: Zhang, Zhang (2021). Not claimed: the bounds of theory, which start from zero codes.
+
+    Example:
+        >>> network = ur.networks.res_csc(1, lam=0.02)
+        >>> D, E = ur.dictionaries.gaussian(jax.random.key(0), 8, 12), jnp.eye(12)
+        >>> Ds = D, E, E
+        >>> [x.shape for x in network.apply(network.init(None, Ds), Ds, jnp.ones(8))]
+        [(12,), (12,), (12,)]
+    """
+
+    def forms(self, j):
+        return (Unrolled(None, StepAndThreshold),)
+
+    def weights(self, j):
+        return lambda shared, p, D: Acting(D, p.gamma)
+
+    def init(self, key: Key | None, Ds: Dictionaries) -> Params:
+        return tuple(Unrolled(None, self.start_of(D, self.lam)[-1]) for D in chain_of(self, Ds))
+
+    def step(self, shared, p, D, y, state):
+        """One step of ISTA."""
+        return State(ista_step(D, y, state.x, p.gamma, p.theta, self.activation))
+
+    def begin(self, codes, D):
+        x = super().begin(codes, D)
+        return codes[-2] if len(codes) > 2 and codes[-2].shape == x.shape else x
+
+
+class msd_csc(Sweeping):
+    r"""MSD-CSC: K sweeps of ML-ISTA through dictionaries D_j = [I, F_j].
+
+    .. math::
+        x_{j-1} &\leftarrow D_j x_j, \quad j = J, \dots, 2, \\
+        x_j &\leftarrow \mathrm{shrink}(x_j + \gamma_j D_j'(x_{j-1} - D_j x_j), \; \theta_j),
+        \quad j = 1, \dots, J, \quad x_0 = y,
+
+    where D_j'r = (r, F_j'r) and D_j (u, v) = u + F_j v. The first sweep, from zero codes, is a
+    network with dense connections: x_j = shrink(gamma_j (x_{j-1}, F_j'x_{j-1}), theta_j). Dilations
+    that differ from layer to layer mix scales; `mixed_scale` makes such dictionaries.
+
+    Params: for each block steps (gamma, theta), none shared. `init` sets gamma_j = 1 / (1 +
+    norm(F_j)^2), the largest safe step since norm(D_j)^2 = 1 + norm(F_j)^2, and theta_j = lam
+    gamma_1 ... gamma_j: the steps of `pursuit.ml_ista`.
+
+    Raises:
+        TypeError: a dictionary that is not `dictionaries.WithIdentity`.
+        ValueError: shapes that do not meet.
+
+    Reference: Zhang, Zhang (2021). Not claimed: a rate, as for ML-ISTA; that trained step sizes
+    stay below 1 / (1 + norm(F_j)^2).
+
+    Example:
+        >>> Ds = ur.networks.mixed_scale(0, 16, growth=2, depth=3, dilations=(1, 2))
+        >>> network = ur.networks.msd_csc(2, lam=0.02)
+        >>> [x.shape for x in network.apply(network.init(None, Ds), Ds, jnp.ones(16))]
+        [(48,), (80,), (112,)]
+    """
+
+    def forms(self, j):
+        return (Unrolled(None, StepAndThreshold),)
+
+    def weights(self, j):
+        return lambda shared, p, D: Acting(D, p.gamma)
+
+    def init(self, key: Key | None, Ds: Dictionaries) -> Params:
+        params: list[Unrolled] = []
+        theta: Any = self.lam
+        for D in _mixed(self, chain_of(self, Ds)):
+            _, theta, steps = self.start_of(D, theta)
+            params.append(Unrolled(None, steps))
+        return tuple(params)
+
+    def check(self, params, Ds):
+        super().check(params, Ds)
+        _mixed(self, Ds)
+
+    def update(self, shared, p, D, before, x, Dx):
+        u = x + p.gamma * ((before - Dx) @ D)
+        return shrink(u, spread(D, p.theta), self.activation)
+
+
+def _mixed(network: msd_csc, Ds: Dictionaries) -> Dictionaries:
+    """The dictionaries; raise TypeError unless all are [I, F]."""
+    for j, D in enumerate(Ds, start=1):
+        if not isinstance(D, WithIdentity):
+            raise TypeError(
+                f"{where(network)}: D_{j} is {type(D).__name__}; expected [I, F], try "
+                "dictionaries.WithIdentity(F), or ml_lista for other dictionaries"
+            )
+    return Ds
+
+
+@checked
+def mixed_scale(
+    key: Key,
+    signal_shape: int | tuple[int, ...],
+    *,
+    channels: int = 1,
+    growth: int,
+    depth: int,
+    kernel: int = 3,
+    dilations: Sequence[int] = (1, 2, 3, 4, 5, 6),
+    boundary: str = "circular",
+) -> tuple[WithIdentity, ...]:
+    """Dictionaries [I, F_j] for `msd_csc`, with Gaussian filters of norm 1.
+
+    F_j has `growth` filters of all channels + (j - 1) growth channels before it, and the dilation
+    of its turn in the cycle.
+
+    Args:
+        key: a key or a seed.
+        signal_shape: spatial shape, an int for 1-D.
+        channels: those of the signal.
+        growth: feature maps that every layer adds.
+        depth: J, the number of layers.
+        kernel: side of the filters.
+        dilations: a cycle of dilations.
+        boundary: "circular", or "zero" whose atoms are cut at the far border; all maps have the
+            size of the signal.
+
+    Raises:
+        TypeError: a size that is not an integer.
+        ValueError: a size below 1, no dilations, boundary "valid", or dilated filters that are
+            longer than the signal.
+
+    Example:
+        >>> Ds = ur.networks.mixed_scale(0, (8, 8), channels=3, growth=2, depth=2, dilations=(1, 3))
+        >>> [(D.shape, D.F.dilation) for D in Ds]
+        [((192, 320), (1, 1)), ((320, 448), (3, 3))]
+    """
+    name = "networks.mixed_scale"
+    checks.as_sizes(name, channels=channels, growth=growth, depth=depth, kernel=kernel)
+    dilations = checks.as_indices(dilations, "dilations", name, least=1)
+    if not dilations:
+        raise ValueError(f"{name}: expected at least one dilation, got none")
+    if boundary == "valid":
+        raise ValueError(
+            f'{name}: boundary "valid" makes maps that are smaller than the signal; expected '
+            '"circular" or "zero"'
+        )
+    dimensions = len(signal_shape) if isinstance(signal_shape, tuple | list) else 1
+    Ds = []
+    for j, k in enumerate(jax.random.split(key, depth)):
+        filters = jax.random.normal(k, (growth, channels + j * growth, *(kernel,) * dimensions))
+        dilation = dilations[j % len(dilations)]
+        F = Conv(filters, signal_shape, boundary=boundary, dilation=dilation)
+        Ds.append(WithIdentity(normalize(F)[0]))
+    return tuple(Ds)
+
+
+# The first and the last beta, in units of norm(D, 2)^2, as in `pursuit.half_quadratic`.
+_BETA = 0.1, 100.0
+
+
+def _as_power(value: Any, name: str, caller: str) -> float:
+    return as_power(value, caller)
+
+
+class BetaAndThreshold(NamedTuple):
+    """The weight of the coupling, of which the magnitude counts, and the threshold of one step."""
+
+    beta: Annotated[Array, Shape("")]
+    theta: Theta
+
+
+programs.exportable(BetaAndThreshold)
+
+
+class deconvolutional(Unfolded):
+    r"""A deconvolutional network: K half-quadratic steps in every layer, one layer after the other.
+
+    .. math:: x_j \approx \arg\min_x \|x_{j-1} - D_j x\|^2 / 2 + lam \sum_i |x_i|^p, \quad x_0 = y,
+
+    by the steps of `pursuit.half_quadratic`, from zero codes, with beta that grows from step to
+    step. The paper solves them for every image; here K is fixed, so that params can be trained.
+    Dictionaries come from `learn_deconvolution`, or are any that chain.
+
+    Params: for each block steps (beta, theta), none shared. `init` takes beta from norm(D_j)^2 / 10
+    to 100 norm(D_j)^2, geometrically, and theta = lam / beta.
+
+    Raises:
+        ValueError: p outside (0, 1]; when called, shapes that do not meet.
+
+    Reference: Zeiler, Krishnan, Taylor, Fergus (2010), who put lambda on the data term: lam is 1 /
+    lambda. Not claimed: that a layer is solved to any accuracy, see `pursuit.half_quadratic`.
+
+    Example:
+        >>> network = ur.networks.deconvolutional(8, lam=0.02, p=0.8)
+        >>> Ds = ur.dictionaries.gaussian(jax.random.key(0), 8, 12), jnp.eye(12)
+        >>> [x.shape for x in network.apply(network.init(None, Ds), Ds, jnp.ones(8))]
+        [(12,), (12,)]
+    """
+
+    p: float = option(default=1.0, check=_as_power, help="power of the penalty, in (0, 1]")
+
+    def forms(self, j):
+        return (Unrolled(None, BetaAndThreshold),)
+
+    def init(self, key: Key | None, Ds: Dictionaries) -> Params:
+        params = []
+        for D in chain_of(self, Ds):
+            start, usable = _betas_of(D, self.lam, self.depth)
+            if not checks.may_hold(usable):
+                lipschitz(D, where(self))  # which says why
+            params.append(start)
+        return tuple(params)
+
+    def step(self, shared, p, D, y, state):
+        """One pair of half-quadratic steps."""
+        beta = magnitude(p.beta)
+        return State(half_quadratic_step(D, y, state.x, beta, p.theta, self.p))
+
+
+class Deconvolution(NamedTuple):
+    """What `learn_deconvolution` finds."""
+
+    params: Params  # of the network
+    Ds: tuple[Conv, ...]  # the learned dictionaries
+    objective: np.ndarray  # (J, sweeps), the mean over the images, after each step of the codes
+
+
+@checked
+def learn_deconvolution(
+    key: Key,
+    network: deconvolutional | Any,
+    images: ArrayLike,
+    banks: Sequence[tuple[int, int] | Any],
+    *,
+    sweeps: int = 10,
+    filter_steps: int = 5,
+    masks: Sequence[ArrayLike | None] | None = None,
+) -> Deconvolution:
+    r"""Learn the filters of a deconvolutional network greedily, the first layer first.
+
+    A layer learns from the maps of the layers before it, which then stay. `sweeps` times, its codes
+    are found with the filters fixed; then conjugate gradients on
+
+    .. math:: \sum_n \|y_n - D x_n\|^2 / 2
+
+    improve the filters with the codes fixed, and the filters are scaled to norm 1. The boundary is
+    circular, so that maps are as large as the image.
+
+    Args:
+        key: draws the first filters.
+        network: its K, lam and p.
+        images: (n, channels, *signal_shape).
+        banks: (filters, side) of every layer.
+        sweeps: of every layer.
+        filter_steps: steps of conjugate gradients in a sweep.
+        masks: for every layer which filter sees which map, (filters, maps before) of 0 and 1, or
+            None for all.
+
+    Returns:
+        Deconvolution. The objective need not fall in every sweep, because the codes start anew and
+        the norm of the filters is fixed.
+
+    Raises:
+        TypeError: a network of another kind, sizes that are no integers.
+        ValueError: images of another shape, filters longer than the image, no banks, masks of
+            another number or shape, or a filter that sees nothing.
+
+    Reference: Zeiler, Krishnan, Taylor, Fergus (2010). Their maps are larger than the image by the
+    side of a filter less one; the circular boundary is ours.
+
+    Example:
+        >>> images = jax.random.normal(jax.random.key(1), (3, 1, 6, 6))
+        >>> network = ur.networks.deconvolutional(4, lam=0.1)
+        >>> learned = ur.networks.learn_deconvolution(0, network, images, [(2, 3)], sweeps=2)
+        >>> learned.Ds[0].shape, learned.objective.shape
+        ((36, 72), (1, 2))
+    """
+    name = "learn_deconvolution"
+    if not isinstance(network, deconvolutional):
+        raise TypeError(f"{name}: expected networks.deconvolutional, got {network!r}")
+    images = checks.as_float(images, "images", name)
+    checks.finite(images, "images", name)
+    if images.ndim < 3 or 0 in images.shape:
+        raise ValueError(
+            f"{name}: images have shape {images.shape}; expected (n, channels, *signal_shape)"
+        )
+    sweeps = checks.as_index(sweeps, "sweeps", name, least=1)
+    filter_steps = checks.as_index(filter_steps, "filter_steps", name, least=1)
+    if not len(banks):
+        raise ValueError(f"{name}: expected at least one bank (filters, side), got none")
+    if wrong := [b for b in banks if not hasattr(b, "__len__") or len(b) != 2 or np.ndim(b[0])]:
+        raise ValueError(f"{name}: a bank is {wrong[0]}; expected (filters, side)")
+    masks = (None,) * len(banks) if masks is None else masks
+    if len(masks) != len(banks):
+        raise ValueError(f"{name}: got {len(masks)} masks for {len(banks)} banks")
+    shape, channels = images.shape[2:], images.shape[1]
+    e = int(exponent(images))  # images near 1: no square leaves the range
+    scaled = dataclasses.replace(network, lam=network.lam * 2.0 ** (e * (network.p - 2)))
+    Y, Ds, history = times_power(images.reshape(len(images), -1), -e), [], []
+    for k, bank, mask in zip(jax.random.split(key, len(banks)), banks, masks):
+        count, side = (checks.as_index(size, "a size of a bank", name, least=1) for size in bank)
+        if any(side > N for N in shape):
+            raise ValueError(f"{name}: filters of side {side} are longer than the image {shape}")
+        mask = _as_mask(mask, (count, channels), name).astype(Y.dtype)
+        mask = mask.reshape(count, channels, *(1,) * len(shape))
+        filters = jax.random.normal(k, (count, channels, *(side,) * len(shape)), Y.dtype)
+        D = _unit(Conv(filters * mask, shape, boundary="circular"))
+        objective: list[float] = []
+        for _ in range(sweeps):
+            X, value = _code(scaled, D, Y)
+            objective.append(float(value) * 4.0**e)
+            D = _improved(D, X, Y, mask, filter_steps)
+        Y, channels = _code(scaled, D, Y)[0], count
+        Ds.append(D)
+        history.append(objective)
+    return Deconvolution(network.init(None, Ds), tuple(Ds), np.array(history))
+
+
+def _as_mask(mask: ArrayLike | None, shape: tuple[int, int], caller: str) -> np.ndarray:
+    mask = np.ones(shape) if mask is None else np.asarray(mask, float)
+    if mask.shape != shape or not np.isin(mask, (0, 1)).all() or not mask.any(1).all():
+        raise ValueError(
+            f"{caller}: a mask of shape {mask.shape}; expected {shape} of 0 and 1, with a map for "
+            "every filter"
+        )
+    return mask
+
+
+@program("depth")
+def _betas_of(D: Dictionary, lam: float, depth: int) -> tuple[Unrolled, Array]:
+    L = lipschitz(D, "deconvolutional")
+    beta = L * jnp.geomspace(*_BETA, depth, dtype=D.dtype)
+    return Unrolled(None, BetaAndThreshold(beta, lam / beta)), (L > 0) & (1 / L > 0)
+
+
+@partial(jax.jit, static_argnums=0)
+def _code(network: deconvolutional, D: Conv, Y: Array) -> tuple[Array, Array]:
+    """The codes of all signals, and the mean of their objective."""
+    params = network.init(None, (D,))
+    X = jax.vmap(lambda y: network.unfold(params, (D,), y)[0][0])(Y)
+    misfit = jnp.sum((Y - jax.vmap(lambda x: D @ x)(X)) ** 2) / 2
+    return X, (misfit + network.lam * jnp.sum(jnp.abs(X) ** network.p)) / len(Y)
+
+
+@partial(jax.jit, static_argnums=4)
+def _improved(D: Conv, X: Array, Y: Array, mask: ArrayLike, steps: int) -> Conv:
+    """D with filters nearer to the least squares for given codes, scaled to norm 1."""
+    mask = jnp.asarray(mask, Y.dtype)
+
+    def synthesize(filters: Array) -> Array:
+        with_filters = jax.tree.map(lambda _: filters * mask, D)
+        return jax.vmap(lambda x: with_filters @ x)(X)
+
+    analyze = jax.linear_transpose(synthesize, D.filters)
+    filters, _ = jax.scipy.sparse.linalg.cg(
+        lambda f: analyze(synthesize(f))[0], analyze(Y)[0], x0=D.filters, maxiter=steps
+    )
+    return _unit(jax.tree.map(lambda _: filters * mask, D))
+
+
+def _unit(D: Conv) -> Conv:
+    """D with filters of norm 1."""
+    return cast(Conv, normalized(D)[0])

@@ -1,0 +1,290 @@
+"""The pursuits by name, on one signal or many, for callers whose method and options are data."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.files import Rows
+from unrolled._base.numbers import norm
+from unrolled.dictionaries import Dictionary, dense
+from unrolled.pursuit._basis_pursuit import basis_pursuit, bpdn
+from unrolled.pursuit._ista import fista, ista, ml_fista, ml_ista
+from unrolled.pursuit._lasso import lasso
+from unrolled.pursuit._lasso_batch import lasso_batch
+from unrolled.pursuit._layered import (
+    layered_basis_pursuit,
+    layered_thresholding,
+    project,
+    threshold,
+)
+from unrolled.pursuit._local import local_error, local_sparsity
+from unrolled.pursuit._multilayer import holistic, ml_basis_pursuit
+from unrolled.pursuit._omp import omp, omp_batch
+from unrolled.pursuit._problem import Pursuit
+from unrolled.pursuit._splitting import half_quadratic
+
+Solve = TypeVar("Solve", bound=Callable[..., Any])
+
+# The operands of a pursuit, after which its options come, and what it takes.
+_OPERANDS = {("D", "y"): "one", ("Ds", "y"): "chain", ("D", "Y"): "batch"}
+# Operands that stand among the options: one for every signal.
+_OF_SIGNALS = {"start", "weights"}
+
+
+class Named(NamedTuple):
+    """A pursuit, and what its signature says."""
+
+    solve: Callable[..., Any]
+    takes: str  # "one" for (D, y), "chain" for (Ds, y), "batch" for (D, Y)
+    options: tuple[str, ...]
+    needs: tuple[tuple[str, ...], ...]  # of each of these options one or the other
+    aims: bool  # whether `converged` judges it: thresholding aims at no problem
+    many: str  # the pursuit of a batch that solves the same problem, or ""
+
+
+# The pursuits by name, for the command line, `sklearn` and `export`.
+PURSUITS: dict[str, Named] = {}
+
+
+@checked
+def register(
+    solve: Solve, *, one_of: tuple[str, ...] = (), aims: bool = True, many: str = ""
+) -> Solve:
+    """Add a pursuit to `PURSUITS` by its name: `compare`, `encode` and `SparseCoder` then take it.
+
+    Its operands and options are those of its signature; an option without a default is needed.
+
+    Args:
+        solve: a function of (D, y), (Ds, y) or (D, Y) and options. Its result has `converged`, and
+            the code `x`, or the codes `xs` of a chain, as `Pursuit` and `DeepPursuit` do.
+        one_of: options of which one is needed, though each has a default.
+        aims: whether `converged` says that a code is as good as asked for.
+        many: the name of the pursuit of a batch that solves the same problem.
+
+    Returns:
+        solve, so that this is a decorator, too.
+
+    Raises:
+        TypeError: another module has registered that name.
+        ValueError: other operands.
+
+    Example:
+        >>> @ur.pursuit.register
+        ... def backprojection(D, y, scale=1.0):
+        ...     return ur.pursuit.threshold(D, scale * y, 0.0)
+        >>> ur.pursuit.PURSUITS["backprojection"].options
+        ('scale',)
+        >>> del ur.pursuit.PURSUITS["backprojection"]
+    """
+    name, parameters = solve.__name__, inspect.signature(solve).parameters
+    other = PURSUITS.get(name)
+    if other is not None and other.solve.__module__ != solve.__module__:
+        raise TypeError(
+            f"register: {other.solve.__module__} already has a pursuit {name}; choose another name"
+        )
+    operands = tuple(parameters)[:2]
+    if operands not in _OPERANDS:
+        raise ValueError(
+            f"register: {name} begins with ({', '.join(operands)}); expected (D, y), (Ds, y) or "
+            "(D, Y)"
+        )
+    options = {n: p for n, p in list(parameters.items())[2:] if n not in _OF_SIGNALS}
+    needed = [(n,) for n, p in options.items() if p.default is p.empty]
+    needs = (*needed, *([one_of] if one_of else []))
+    PURSUITS[name] = Named(solve, _OPERANDS[operands], tuple(options), needs, aims, many)
+    return solve
+
+
+# `lasso_path` is not here: it has a code for every penalty.
+register(threshold, aims=False)
+register(ista)
+register(fista)
+register(omp, one_of=("sparsity", "tol"), many="omp_batch")
+register(omp_batch)
+register(basis_pursuit)
+register(bpdn)
+register(half_quadratic)
+register(lasso, one_of=("lam", "ratio"), many="lasso_batch")
+register(lasso_batch, one_of=("lam", "ratio"))
+register(local_error)
+register(local_sparsity)
+register(layered_thresholding, aims=False)
+register(layered_basis_pursuit)
+register(project, one_of=("sparsity", "lam"))
+register(ml_ista)
+register(ml_fista)
+register(ml_basis_pursuit)
+register(holistic)
+
+
+CHAIN, BATCH = "chain", "batch"  # what a pursuit takes, where it is not (D, y)
+
+
+class Coded(NamedTuple):
+    """The codes of every layer, (signals, d_j) each, and which are not as good as asked for."""
+
+    codes: tuple[Array, ...]
+    missed: int  # how many
+    rows: np.ndarray  # which
+    zeros: int  # signals that are not zero, but beside the largest, coded as zero
+
+
+def check_options(name: str, options: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError unless `options` are those of the pursuit `name`, with all it needs."""
+    if name not in PURSUITS:
+        names = ", ".join(PURSUITS)
+        raise ValueError(f"{where}: unknown pursuit {name!r}; expected one of {names}")
+    own, needs = PURSUITS[name].options, PURSUITS[name].needs
+    if wrong := [option for option in options if option not in own]:
+        raise ValueError(
+            f"{where}: {name} has no {', '.join(wrong)}; its options are {', '.join(own)}"
+        )
+    ratio = options.get("ratio")
+    if ratio is not None and np.max(ratio) > 1:
+        raise ValueError(
+            f"{where}: ratio must be at most 1, where all codes are zero, got {np.max(ratio):g}"
+        )
+    if missing := [some for some in needs if not set(some) & set(options)]:
+        lacking = " and ".join(map(" or ".join, missing))
+        raise ValueError(f"{where}: {name} needs {lacking}")
+
+
+def check_dictionaries(name: str, n: int, where: str) -> None:
+    """Raise ValueError unless the pursuit `name` takes n dictionaries."""
+    if n > 1 and PURSUITS[name].takes != CHAIN:
+        deep = ", ".join(other for other, named in PURSUITS.items() if named.takes == CHAIN)
+        raise ValueError(f"{where}: {name} takes one dictionary, got {n}; for a chain try {deep}")
+
+
+# The most atoms, and entries of a signal, whose Gram matrix a solver of a batch makes in float64:
+# 0.5 GB.
+_LARGEST = 8192
+# Relative duality gaps: small beside any objective, and what FISTA reaches, in so many steps.
+_CERTIFIED, _REACHED, _MAX_STEPS = 1e-9, 1e-6, 3000
+
+
+# A signal is zero beside the largest one of its batch below so many roundings of that: where a mean
+# was taken away, a flat patch of a picture leaves one or a few.
+ROUNDINGS = 8
+_ABSOLUTE = ("lam", "lams", "theta", "thetas", "eps", "tol")  # in the units of the signals
+
+
+def is_relative(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a pursuit has no aim in the units of the signals, so that it codes rounding, too.
+
+    Such are a sparsity, a ratio, or a signal to reproduce. (A tol has these units in OMP alone.)
+
+    Example:
+        >>> from unrolled.pursuit._by_name import is_relative
+        >>> is_relative("omp", {"sparsity": 3}), is_relative("omp", {"tol": 0.1})
+        (True, False)
+    """
+    names = _ABSOLUTE if name.startswith("omp") else _ABSOLUTE[:-1]
+    return not any(np.any(options.get(option)) for option in names)
+
+
+def zero_beside_largest(Y: Any) -> np.ndarray:
+    """Which signals that are not zero are so beside the largest, to the rounding of their dtype.
+
+    Example:
+        >>> from unrolled.pursuit._by_name import zero_beside_largest
+        >>> zero_beside_largest(np.float32([[1.0], [0.0], [1e-8]])).tolist()
+        [False, False, True]
+    """
+    size = np.asarray(norm(Y, 1), float)
+    least = ROUNDINGS * float(jnp.finfo(Y.dtype).eps) * size.max(initial=0)
+    return (size > 0) & (size < least)
+
+
+def pursue(name: str, Ds: tuple[Any, ...], Y: Any, options: Mapping[str, Any]) -> Coded:
+    """The codes of the signals Y, (signals, m), by a pursuit whose arguments were checked.
+
+    Where a solver of a batch has its options, that finds the codes: under vmap, the loop of a
+    pursuit runs for all signals as long as the hardest one needs. It is not for `jit`: the options
+    are checked as values. Without an aim in the units of the signals, one that is zero beside the
+    largest, to the rounding of its dtype, has the code 0.
+
+    Example:
+        >>> from unrolled.pursuit._by_name import pursue
+        >>> coded = pursue("threshold", (jnp.eye(2),), jnp.array([[3.0, 0.5]]), {"theta": 1.0})
+        >>> coded.codes[0].tolist(), coded.missed
+        ([[2.0, 0.0]], 0)
+    """
+    named, zeros = PURSUITS[name], 0
+    if is_relative(name, options):
+        Y = jnp.asarray(Y)
+        faint = zero_beside_largest(Y)
+        zeros = int(faint.sum())
+        Y = jnp.where(faint[:, None], 0, Y) if zeros else Y
+    if named.many and _fits(Ds[0]) and set(options) <= set(PURSUITS[named.many].options):
+        named = PURSUITS[named.many]
+    D = Ds if named.takes == CHAIN else Ds[0]
+    if named.takes == BATCH:
+        result = named.solve(D, Y, **options)
+    else:
+        result = jax.vmap(lambda y: named.solve(D, y, **options))(Y)
+    codes = result.xs if named.takes == CHAIN else (result.x,)
+    rows = np.flatnonzero(~np.asarray(result.converged)) if named.aims else np.zeros(0, int)
+    return Coded(codes, len(rows), rows, zeros)
+
+
+def lasso_optima(D: Dictionary, Y: Array, lam: ArrayLike) -> Pursuit:
+    """Codes of the signals Y that minimise the LASSO, where `converged` certifies it.
+
+    Example:
+        >>> from unrolled.pursuit._by_name import lasso_optima
+        >>> codes = lasso_optima(jnp.eye(2), jnp.array([[3.0, 0.5]]), 1.0)
+        >>> codes.x.tolist(), codes.converged.tolist()
+        ([[2.0, 0.0]], [True])
+    """
+    if _fits(D):
+        return lasso_batch(D, Y, lam, tol=_CERTIFIED)
+    return _reached(D, Y, lam)
+
+
+@jax.jit
+def _reached(D: Dictionary, Y: Array, lam: Array) -> Pursuit:
+    solve = partial(fista, tol=_REACHED, max_steps=_MAX_STEPS)
+    return jax.vmap(solve, (None, 0, None))(D, Y, lam)
+
+
+# What `default_lam` is, for a sentence.
+LARGEST_LAM = "what gives nine signals in ten the code 0"
+DEFAULT_LAM = f"a tenth of {LARGEST_LAM}"
+
+
+def default_lam(D: Dictionary, Y: Array | np.ndarray | Rows, ratio: float = 0.1) -> float:
+    """A weight of the LASSO for signals: a share of what gives nine signals in ten the code 0.
+
+    That is lam_max = max |D'y| of the signal. The first 2,000 signals are asked.
+
+    Args:
+        D: (m, d).
+        Y: (signals, m).
+        ratio: the share.
+
+    Raises:
+        ValueError: all of them are zero.
+
+    Example:
+        >>> from unrolled.pursuit._by_name import default_lam
+        >>> default_lam(np.eye(2), np.array([[1.0, 3.0], [4.0, 0.0]]))
+        0.39
+    """
+    products = np.asarray(Y[:2000], float) @ np.asarray(dense(D), float)
+    largest = np.abs(products).max(1)  # in float32 they may be 0
+    if not largest.any():
+        raise ValueError("lam cannot be chosen: all signals are zero, or orthogonal to all atoms")
+    lam = float(np.quantile(largest, 0.9)) * ratio
+    return lam or float(largest.max()) * ratio
+
+
+def _fits(D: Dictionary) -> bool:
+    return max(D.shape) <= _LARGEST

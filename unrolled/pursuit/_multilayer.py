@@ -1,0 +1,380 @@
+"""The pursuits of the whole multi-layer model: its basis pursuit, and holistic pursuit."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unrolled._base import checks, loops
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.numbers import pseudo_inverse
+from unrolled.activations import shrink
+from unrolled.dictionaries import Dictionary, Operator, as_chain, spectral_norm
+from unrolled.pursuit._gap import chain_gap, dual_gap, half_energy
+from unrolled.pursuit._problem import (
+    Answer,
+    Codes,
+    DeepPursuit,
+    Problem,
+    codes_of,
+    deep,
+    door,
+    one_per_layer,
+    run,
+    solve,
+    static_steps,
+    static_tol,
+)
+from unrolled.pursuit._splitting import admm, null_space
+
+# Steps of ADMM between two looks at the vertex, which costs a singular value decomposition.
+_ROUND = 500
+
+
+def ml_basis_pursuit(
+    Ds: Sequence[Dictionary],
+    y: ArrayLike,
+    lams: Sequence[ArrayLike],
+    *,
+    tol: float = 1e-6,
+    max_steps: int = 10_000,
+    start: ArrayLike | None = None,
+) -> DeepPursuit:
+    r"""The multi-layer basis pursuit problem, to a duality gap.
+
+    .. math::
+        \min_{x_J} \|y - D_1 D_2 \cdots D_J x_J\|^2 / 2 + \sum_j lam_j \|x_j\|_1,
+        \qquad x_{j-1} = D_j x_j.
+
+    Convex, with x_J as its one variable: sparse synthesis at the deepest layer, sparse analysis in
+    the others. ADMM runs to the gap. A linear system for the zeros and signs that it found then
+    gives the codes to rounding, if that lowers the gap. One layer is the LASSO. There is no
+    derivative in reverse mode; `ml_fista` with tol=None has one.
+
+    Args:
+        Ds: J dictionaries (d_{j-1}, d_j). Structured ones are made dense for one eigenvalue
+            decomposition of d_J x d_J.
+        y: (m,).
+        lams: J penalties, one number, one per atom, or one per filter of a `Conv` each. lam_J must
+            be positive for the gap to close.
+        tol: relative duality gap to stop at. In float32, gaps below 1e-5 are seldom reached.
+        max_steps: the most steps of ADMM, rounded up to a multiple of 500.
+        start: x_J to begin from, (d_J,); zero by default.
+
+    Returns:
+        DeepPursuit. `gap` bounds the excess of the objective, relative to norm(y)^2 / 2, and
+        `converged` says that it is at most tol. Entries of xs are exactly zero where the linear
+        system was solved.
+
+    Raises:
+        TypeError: operands that are not real numbers, or a traced tol or max_steps.
+        ValueError: shapes that do not fit, another number of lams, lam_j < 0, D_j = 0 (where
+            known), or tol <= 0.
+
+    Reference: Sulam, Aberdam, Beck, Elad (2020), equation (5), for the problem; Boyd et al. (2011)
+    for ADMM. The dual problem is in `chain_gap`.
+
+    Example:
+        >>> Ds = ur.dictionaries.identity_hadamard(16), ur.dictionaries.dct(32, 32)
+        >>> exact = ur.pursuit.ml_basis_pursuit(Ds, Ds[0][:, 3], (0.01, 0.01), tol=1e-5)
+        >>> ista = ur.pursuit.ml_ista(Ds, Ds[0][:, 3], (0.01, 0.01))
+        >>> bool(exact.converged), bool(exact.gap < ista.gap)
+        (True, True)
+    """
+    where = "ml_basis_pursuit"
+    method = MultiLayer(static_tol(tol, where), static_steps(max_steps, where))
+    return deep(method, where, Ds, y, lams, start=start)
+
+
+class _Matrices(NamedTuple):
+    """The products of the chain as matrices, all with d_J columns."""
+
+    A: Array  # D_1 ... D_J
+    below: tuple[Array, ...]  # D_{j+1} ... D_J for j = 1..J, the last one the identity
+    units: tuple[Array, ...]  # 1 / norm(D_{j+1} ... D_J, 2): the splits are of one size
+
+
+class _Best(NamedTuple):
+    """The best point so far."""
+
+    x: Array  # (d_J,)
+    zeros: Codes  # where the codes are zero up to rounding
+    gap: Array  # ()
+
+
+@dataclass(frozen=True)
+class MultiLayer:
+    """The method of `ml_basis_pursuit`."""
+
+    tol: float
+    max_steps: int
+
+    def __call__(self, problem: Problem, x: Array) -> Answer:
+        Ds, y, lams, *_ = problem
+        matrices = _products(Ds, y)
+        units = matrices.units
+
+        def forward(x):
+            return tuple(c * v for c, v in zip(units, codes_of(Ds, x)))
+
+        def prox(v, rho):
+            return tuple(shrink(a, lam / (c * rho)) for a, lam, c in zip(v, lams, units))
+
+        def gap(x, Us):
+            bounded = [jnp.clip(U, -lam, lam) for U, lam in zip(Us, lams)]
+            return chain_gap(problem, codes_of(Ds, x), lambda j, _: bounded[j])
+
+        def pair(state):
+            """x_J and the multipliers."""
+            return state.v[-1] / units[-1], tuple(c * u * state.rho for c, u in zip(units, state.u))
+
+        def best(state):
+            """Of the point of ADMM and the vertex near it, the one with the smaller gap."""
+            x, Us = pair(state)
+            vertex, theirs, zeros = _vertex(matrices, y, lams, state.v, Us)
+            gaps = gap(x, Us), gap(vertex, theirs)
+            exact = gaps[1] <= gaps[0]
+            zeros = tuple(zero & exact for zero in zeros)
+            return _Best(jnp.where(exact, vertex, x), zeros, jnp.where(exact, gaps[1], gaps[0]))
+
+        step, state = admm(_minimiser(matrices, y), forward, prox, x)
+
+        def body(carry):
+            state, *_ = solve(
+                step, carry[0], lambda s: gap(*pair(s)), tol=self.tol, max_steps=_ROUND
+            )
+            return state, best(state)
+
+        def goes_on(carry):
+            return (carry[1].gap > self.tol) & (carry[0].steps < self.max_steps)
+
+        state, (x, zeros, least) = loops.while_loop(goes_on, body, (state, best(state)))
+        return Answer(x, least, state.steps, least <= self.tol, zeros=zeros)
+
+
+def _products(Ds: Sequence[Operator], y: Array) -> _Matrices:
+    below = [jnp.eye(Ds[-1].shape[1], dtype=y.dtype)]
+    for D in reversed(Ds):
+        below.insert(0, D @ below[0])
+    A, *below = below
+    return _Matrices(A, tuple(below), tuple(1 / spectral_norm(B) for B in below))
+
+
+def _minimiser(matrices: _Matrices, y: Array) -> Callable[[Array, Array], Array]:
+    """(b, rho) -> argmin norm(y - A x)^2 / 2 + rho (x'G x / 2 - b'x), G = K'K.
+
+    T with T'G T = 1 and T'A'A T = diag(w) serves every rho.
+    """
+    A, below, units = matrices
+    gram = sum((c * B).T @ (c * B) for c, B in zip(units, below))
+    root = jnp.linalg.cholesky(gram)
+    w, Q = jnp.linalg.eigh(_divided(root, _divided(root, A.T @ A).T))
+    T = jax.scipy.linalg.solve_triangular(root.T, Q)
+    c = (y @ A) @ T
+    return lambda b, rho: T @ ((c + rho * (b @ T)) / (jnp.maximum(w, 0) + rho))
+
+
+def _divided(root: Array, B: Array) -> Array:
+    return jax.scipy.linalg.solve_triangular(root, B, lower=True)
+
+
+def _vertex(
+    matrices: _Matrices, y: Array, lams: Sequence[Array], v: Codes, Us: Codes
+) -> tuple[Array, Codes, Codes]:
+    """x_J and the multipliers by the optimality conditions, given the zeros and signs of v.
+
+    A'(y - A x) = sum_j below_j' U_j, with U_j = lam_j sign(v_j) off the zeros and (below_j x) = 0
+    on them. Returns the zeros, too.
+    """
+    A, below, _ = matrices
+    B, signs = jnp.concatenate(below), jnp.sign(jnp.concatenate(v))
+    lam = jnp.concatenate([jnp.broadcast_to(w, a.shape) for w, a in zip(lams, v)])
+    zero, fixed = signs == 0, lam * signs
+    N, pseudo = null_space(jnp.where(zero[:, None], B, 0))
+    P = pseudo_inverse(A @ N)
+    x = N @ (P @ (y - ((fixed @ B) @ N) @ P))
+    U = jnp.where(zero, jnp.concatenate(Us), fixed)
+    # The multipliers of the zeros take up what is left, with the least change.
+    U = U + (((y - A @ x) @ A) - U @ B) @ pseudo
+    ends = np.cumsum([len(a) for a in v])[:-1]
+    Us, zeros = (tuple(jnp.split(a, ends)) for a in (U, zero))
+    return jnp.where(zeros[-1], 0, x), Us, zeros
+
+
+def holistic(
+    Ds: Sequence[Dictionary],
+    y: ArrayLike,
+    *,
+    lam: ArrayLike,
+    zeros: Sequence[int] | int,
+    sparsity: int | None = None,
+    tol: float = 1e-6,
+    max_steps: int = 10_000,
+) -> DeepPursuit:
+    r"""Holistic pursuit: a sparse deepest code whose codes above have zeros, too.
+
+    .. math:: \min_{x_J} \|y - D_1 x_1\|^2 / 2 + lam \|x_J\|_1, \qquad
+        (x_j)_i = 0 \; \text{for} \; i \in C_j, \; j < J, \qquad x_{j-1} = D_j x_j.
+
+    The cosupports C_j begin empty. Each time the problem is solved, the entry between that is the
+    smallest joins its C_j (relative to the largest of its layer), until C_j has `zeros[j]` indices.
+    At the end the codes are fitted to y by least squares, with the zeros held and with the support
+    of x_J, or its `sparsity` largest entries.
+
+    It helps where the zeros it picks are true: the expected error of least squares with them is
+    below that of `project`, in the ratio of `theory.oracle_errors`. This takes a high
+    signal-to-noise ratio. In noise the smallest entries are often not zeros, and there is no gain.
+
+    Args:
+        Ds: J dictionaries (d_{j-1}, d_j). Structured ones are made dense for a singular value
+            decomposition per zero.
+        y: (m,).
+        lam: penalty weight, one number, one per atom of D_J, or one per filter of a `Conv`.
+        zeros: how many zeros each of x_1, ..., x_{J-1} has at least; one number for all. With 0 it
+            is the LASSO in D_1 ... D_J and a fit to its support.
+        sparsity: the most nonzeros of x_J; None for those that the penalty leaves.
+        tol: relative duality gap of every problem.
+        max_steps: the most steps of ADMM in one problem, rounded up to a multiple of 10.
+
+    Returns:
+        DeepPursuit. `gap` is the largest of all problems, before the fit, relative to norm(y)^2 /
+        2; `converged` says that it is at most tol. `steps` are those of all problems. With more
+        zeros than x_J has freedom, all codes are 0.
+
+    Raises:
+        TypeError: operands that are not real numbers, or zeros that are not static integers.
+        ValueError: shapes that do not fit, zeros above d_j, lam < 0 or D_j = 0 (where known), or
+            tol <= 0.
+
+    Not claimed: the true cosupports; the choice is greedy and is never taken back.
+
+    Reference: Aberdam, Sulam, Elad (2019), for two layers.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
+        >>> x = jnp.zeros(30).at[jnp.array([3, 7])].set(jnp.array([1.0, -2.0]))
+        >>> result = ur.pursuit.holistic((D, jnp.eye(30)), D @ x, lam=0.01, zeros=10, tol=1e-4)
+        >>> bool(result.converged), jnp.flatnonzero(jnp.abs(result.xs[1]) > 0.1).tolist()
+        (True, [3, 7])
+    """
+    where = "holistic"
+    tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
+    Ds = as_chain(Ds, where)
+    sizes = tuple(D.shape[1] for D in Ds)
+    form, arrays = door(where, Ds, y, (*(0.0,) * (len(Ds) - 1), lam))
+    most = sizes[-1] if sparsity is None else checks.as_index(sparsity, "sparsity", where)
+    if most > sizes[-1]:
+        raise ValueError(f"{where}: sparsity is {most} but x_J has {sizes[-1]} entries")
+    method = Holistic(_counts(zeros, sizes[:-1], where), most, tol, max_steps)
+    return DeepPursuit(*run(method, form, *arrays))
+
+
+def _counts(zeros: Any, sizes: tuple[int, ...], where: str) -> tuple[int, ...]:
+    """One number for each of x_1, ..., x_{J-1}, whose lengths are `sizes`."""
+    zeros = zeros if isinstance(zeros, (tuple, list)) else (zeros,) * len(sizes)
+    counts = []
+    for j, n in enumerate(one_per_layer(zeros, "zeros", len(sizes), where)):
+        n = checks.as_index(n, f"zeros[{j}]", where)
+        if n > sizes[j]:
+            raise ValueError(
+                f"{where}: zeros[{j}] is {n} but x_{j + 1} has {sizes[j]} entries; expected at "
+                "most as many"
+            )
+        counts.append(n)
+    return tuple(counts)
+
+
+class _State(NamedTuple):
+    """The zeros chosen so far, and the solution that has them."""
+
+    zeros: Codes  # (d_j,) bool each; none of x_J while the cosupports grow
+    x: Array  # (d_J,) zero off its support up to rounding and the gap
+    support: Array  # (d_J,) bool
+    gap: Array  # () the largest so far
+    steps: Array  # ()
+
+
+@dataclass(frozen=True)
+class Holistic:
+    """The method of `holistic`."""
+
+    counts: tuple[int, ...]
+    most: int
+    tol: float
+    max_steps: int
+
+    def __call__(self, problem: Problem, x: Array) -> Answer:
+        Ds, y, d = problem.Ds, problem.y, problem.end
+        # D_{j+1} ... D_J for all j: their rows are the constraints of the zeros.
+        A, *below = codes_of((Ds[0], *Ds), jnp.eye(d, dtype=y.dtype))
+
+        def constraints(zeros):
+            return jnp.concatenate(
+                [jnp.where(zero[:, None], B, 0) for B, zero in zip(below, zeros)]
+            )
+
+        def solved(state):
+            rows = constraints(state.zeros)
+            return _lasso_on_rows(problem, A, rows, self.tol, self.max_steps, state)
+
+        def body(_, state):
+            zeros = _one_more(state.zeros, codes_of(Ds, state.x), (*self.counts, 0))
+            return solved(state._replace(zeros=zeros))
+
+        nothing = _State(
+            zeros=tuple(jnp.zeros(len(B), bool) for B in below),
+            x=x,
+            support=jnp.zeros(d, bool),
+            gap=jnp.zeros((), y.dtype),
+            steps=jnp.zeros((), int),
+        )
+        last = loops.fori_loop(0, sum(self.counts), body, solved(nothing))
+        rank = jnp.argsort(jnp.argsort(-jnp.abs(last.x)))  # 0 for the largest entry
+        zeros = (*last.zeros[:-1], ~last.support | (rank >= self.most))
+        N, _ = null_space(constraints(zeros))
+        x = N @ (pseudo_inverse(A @ N) @ y)
+        return Answer(x, last.gap, last.steps, last.gap <= self.tol, zeros=zeros)
+
+
+def _one_more(zeros: Codes, codes: Codes, counts: Sequence[int]) -> Codes:
+    """The zeros with the smallest entry of the layers that may have one more."""
+    scores = []
+    for zero, x, n in zip(zeros, codes, counts):
+        largest = jnp.max(jnp.abs(x))
+        share = jnp.abs(x) / jnp.where(largest > 0, largest, 1)
+        scores.append(jnp.where(zero | (jnp.count_nonzero(zero) >= n), jnp.inf, share))
+    flat = jnp.concatenate(zeros).at[jnp.argmin(jnp.concatenate(scores))].set(True)
+    return tuple(jnp.split(flat, np.cumsum([len(zero) for zero in zeros])[:-1]))
+
+
+def _lasso_on_rows(
+    problem: Problem, A: Array, rows: Array, tol: float, max_steps: int, last: _State
+) -> _State:
+    """The LASSO in A = D_1 ... D_J with rows x = 0, from the last code."""
+    y, lam = problem.y, problem.lams[-1]
+    N, _ = null_space(rows)
+    AN = A @ N
+    w, Q = jnp.linalg.eigh(AN.T @ AN)
+    T = N @ Q
+    c = (y @ A) @ T
+
+    def minimise(b, rho):
+        return T @ ((c + rho * (b @ T)) / (jnp.maximum(w, 0) + rho))
+
+    def feasible(state):
+        return N @ (state.v @ N)
+
+    def gap(state):
+        # A'r less any combination of the rows is a dual point, once scaled into the box.
+        x, U = feasible(state), state.rho * state.u
+        r = y - A @ x
+        g = U + N @ ((r @ A - U) @ N)
+        return dual_gap(jnp.sum(r**2), (lam,), (x,), (g,)) / half_energy(y)
+
+    step, start = admm(minimise, lambda x: x, lambda v, rho: shrink(v, lam / rho), last.x)
+    state, steps, least = solve(step, start, gap, tol=tol, max_steps=max_steps)
+    largest = jnp.maximum(last.gap, least)
+    return _State(last.zeros, feasible(state), state.v != 0, largest, last.steps + steps)

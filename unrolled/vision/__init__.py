@@ -1,0 +1,22 @@
+"""The paper's vision experiments: networks with sparse features, their data, and their runs.
+
+`import unrolled` does not import this book: its models and experiments need flax.
+"""
+
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:  # what is imported when it is asked for
+    from unrolled.vision import datasets, experiments, models
+
+__all__ = ["datasets", "experiments", "models"]
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name in __all__:
+        return importlib.import_module(f"unrolled.vision.{name}")
+    raise AttributeError(f"module 'unrolled.vision' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,305 @@
+"""Labelled collections: digits, MNIST, CIFAR-10, and where a collection lies."""
+
+import gzip
+import os
+import struct
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from unrolled._base.arguments import checked
+from unrolled.vision.datasets._arrays import open_array
+
+
+@checked
+def locate(name: str, root: str | Path | None = None) -> Path:
+    """The folder of a data collection.
+
+    Args:
+        name: of the folder.
+        root: where it is; by default the value of the environment variable UNROLLED_DATA.
+
+    Raises:
+        FileNotFoundError: no root is known, or there is no such folder.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     pathlib.Path(root, "digits").mkdir()
+        ...     ur.vision.datasets.locate("digits", root).name
+        'digits'
+    """
+    root = root or os.environ.get("UNROLLED_DATA")
+    if not root:
+        raise FileNotFoundError(
+            f"{name}: no root given; pass a path or set UNROLLED_DATA to the folder that holds it"
+        )
+    if not (Path(root) / name).is_dir():
+        raise FileNotFoundError(f"{Path(root) / name}: no such folder")
+    return Path(root) / name
+
+
+def find(name: str, root: str | Path | None, files: Iterable[str], source: str) -> Path:
+    """The folder `name` in the root, or the root itself, that holds all of the files.
+
+    Args:
+        name, root: as in `locate`.
+        files: their names, all of which must be there.
+        source: what the collection is and where it comes from, for messages.
+
+    Raises:
+        FileNotFoundError: no root is known, no such folder, or files are missing.
+    """
+    files = list(files)
+    root = root or os.environ.get("UNROLLED_DATA")
+    if root and any((Path(root) / file).is_file() for file in files):
+        folder = Path(root)
+    else:
+        try:
+            folder = locate(name, root)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; expected {source}") from None
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder}: {', '.join(missing)} missing; expected {source}")
+    return folder
+
+
+_DIGITS_TRAIN = 1437
+
+
+class Images(NamedTuple):
+    """Labelled pictures, split for training and testing.
+
+    Attributes:
+        name: of the collection.
+        train, test: pairs (X, labels) of pictures (N, H, W, C), uint8, and classes (N,), int32.
+        classes: the names of the classes, in the order of the labels.
+    """
+
+    name: str
+    train: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+    classes: tuple[str, ...]
+
+
+def as_labels(labels: np.ndarray, n_classes: int, where: object) -> np.ndarray:
+    """Labels as int32.
+
+    Raises:
+        ValueError: one outside 0..n_classes - 1, with its place.
+    """
+    wrong = np.flatnonzero((labels < 0) | (labels >= n_classes))
+    if wrong.size:
+        raise ValueError(
+            f"{where}: label {labels[wrong[0]]} at {wrong[0]}; expected 0..{n_classes - 1}"
+        )
+    return labels.astype(np.int32)
+
+
+def digits() -> Images:
+    """Handwritten digits, 8 x 8 x 1, that come with scikit-learn: no file is needed.
+
+    Grey values 0..16 are stored as 0..255, rounded. The first 1,437 pictures in the order of
+    scikit-learn are for training, the last 360 for testing.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+
+    Source: the test part of "Optical recognition of handwritten digits", Alpaydin and Kaynak, UCI
+    repository, 1998.
+
+    Example:
+        >>> digits = ur.vision.datasets.digits()
+        >>> digits.train[0].shape, digits.test[0].shape, digits.test[1][:5].tolist()
+        ((1437, 8, 8, 1), (360, 8, 8, 1), [2, 3, 4, 5, 6])
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("the digits need scikit-learn; install unrolled[data]") from error
+    bundle = load_digits()
+    X = np.round(bundle.images[..., None] * (255 / 16)).astype(np.uint8)
+    labels = bundle.target.astype(np.int32)
+    train, test = (
+        (X[:_DIGITS_TRAIN], labels[:_DIGITS_TRAIN]),
+        (X[_DIGITS_TRAIN:], labels[_DIGITS_TRAIN:]),
+    )
+    return Images("digits", train, test, tuple(map(str, range(10))))
+
+
+_MNIST_TRAIN, _N_TEST = 60_000, 10_000
+_FOLDERS = ("", "mnist", "MNIST/raw")  # below the root
+_NPZ = "mnist.npz"
+_IDX = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+_MNIST_SOURCE = (
+    f"MNIST, {_NPZ} with x_train, y_train, x_test and y_test, or {', '.join(_IDX)}, each with or "
+    "without .gz, from http://yann.lecun.com/exdb/mnist/"
+)
+
+
+@checked
+def mnist(root: str | Path | None = None) -> Images:
+    """MNIST: 60,000 and 10,000 handwritten digits 28 x 28 x 1.
+
+    Args:
+        root: the file `mnist.npz`, the folder that holds it or the four IDX files (as they are, or
+            compressed by gzip), or one with such a folder, `mnist` or `MNIST/raw`; by default the
+            value of the environment variable UNROLLED_DATA.
+
+    Raises:
+        FileNotFoundError: no root is known, or a file is missing.
+        ValueError: a damaged file, an array of another shape or type, or a label outside 0..9.
+
+    Source: LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document
+    recognition", Proceedings of the IEEE 1998.
+
+    Example:
+        >>> try:
+        ...     ur.vision.datasets.mnist("no/such/folder")
+        ... except FileNotFoundError as error:
+        ...     print(str(error)[:40])
+        no/such/folder: no MNIST in it; expected
+    """
+    path = _locate(root)
+    arrays = _of_npz(path) if path.suffix == ".npz" else _of_idx(path)
+    train, test = (
+        (X[..., None], as_labels(labels, 10, path)) for X, labels in (arrays[:2], arrays[2:])
+    )
+    return Images("mnist", train, test, tuple(map(str, range(10))))
+
+
+def _locate(root: str | Path | None) -> Path:
+    """The `.npz` file, or the folder of the IDX files."""
+    root = root or os.environ.get("UNROLLED_DATA")
+    if not root:
+        raise FileNotFoundError(
+            f"mnist: no root given; pass a path or set UNROLLED_DATA; expected {_MNIST_SOURCE}"
+        )
+    if Path(root).is_file() and Path(root).suffix == ".npz":
+        return Path(root)
+    for folder in (Path(root) / name for name in _FOLDERS):
+        if (folder / _NPZ).is_file():
+            return folder / _NPZ
+        if any(_idx_file(folder, name) for name in _IDX):
+            return folder
+    raise FileNotFoundError(f"{root}: no MNIST in it; expected {_MNIST_SOURCE}")
+
+
+def _shapes() -> tuple[tuple[int, ...], ...]:
+    """Of the pictures and labels for training, and of those for testing."""
+    return (_MNIST_TRAIN, 28, 28), (_MNIST_TRAIN,), (_N_TEST, 28, 28), (_N_TEST,)
+
+
+def _of_npz(path: Path) -> list[np.ndarray]:
+    arrays = []
+    for name, shape in zip(("x_train", "y_train", "x_test", "y_test"), _shapes()):
+        array = open_array(path, name)
+        fits = array.dtype == np.uint8 if len(shape) > 1 else array.dtype.kind in "iu"
+        if array.shape != shape or not fits:
+            raise ValueError(
+                f"{path}: {name} is {array.dtype} {array.shape}; expected {shape} in uint8, as in "
+                f"{_MNIST_SOURCE}"
+            )
+        arrays.append(array)
+    return arrays
+
+
+def _of_idx(folder: Path) -> list[np.ndarray]:
+    paths = {name: _idx_file(folder, name) for name in _IDX}
+    missing = [name for name, path in paths.items() if path is None]
+    if missing:
+        raise FileNotFoundError(f"{folder}: {', '.join(missing)} missing; expected {_MNIST_SOURCE}")
+    return [_read_idx(path, shape) for path, shape in zip(paths.values(), _shapes()) if path]
+
+
+def _idx_file(folder: Path, name: str) -> Path | None:
+    """The file of this name, as it is or compressed."""
+    paths = (folder / name, folder / f"{name}.gz")
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """The bytes of an IDX file: its magic number, its shape in 32 bits each, its entries."""
+    header = struct.pack(f">{1 + len(shape)}I", 0x0800 + len(shape), *shape)
+    size = len(header) + int(np.prod(shape))
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            blob = file.read(size + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"{path}: not a readable file ({error}); expected {_MNIST_SOURCE}"
+        ) from error
+    if blob[: len(header)] != header:
+        raise ValueError(
+            f"{path}: the header is not that of {shape} bytes; expected a file of {_MNIST_SOURCE}"
+        )
+    if len(blob) != size:
+        got = f"{len(blob)} bytes" if len(blob) < size else f"more than {size} bytes"
+        raise ValueError(f"{path}: {got}; expected {size}, a file of {_MNIST_SOURCE}")
+    return np.frombuffer(bytearray(blob), np.uint8, offset=len(header)).reshape(shape)
+
+
+_FOLDER = "cifar-10-batches-bin"
+_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
+_TEST = "test_batch.bin"
+_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+_CIFAR10_SOURCE = (
+    f"the binary version of CIFAR-10, {_FOLDER}/ with {_TRAIN[0]} to {_TRAIN[-1]} and {_TEST}, "
+    "from https://www.cs.toronto.edu/~kriz/cifar.html"
+)
+_RECORDS = 10_000  # in a file
+_BYTES = 1 + 3 * 32 * 32  # of a record: the label, then red, green and blue, row by row
+
+
+@checked
+def cifar10(root: str | Path | None = None) -> Images:
+    """CIFAR-10: 50,000 and 10,000 pictures 32 x 32 x 3 of ten classes, from the official files.
+
+    Args:
+        root: the folder `cifar-10-batches-bin`, or the one that holds it; by default the value of
+            the environment variable UNROLLED_DATA.
+
+    Returns:
+        The pictures and labels in the order of the files, about 180 MB.
+
+    Raises:
+        FileNotFoundError: no root is known, or a folder or file is missing.
+        ValueError: a file of another length, or a label outside 0..9.
+
+    Source: Krizhevsky, "Learning multiple layers of features from tiny images", 2009. The lengths
+    are checked and the pictures are not.
+
+    Example:
+        >>> try:
+        ...     ur.vision.datasets.cifar10("no/such/folder")
+        ... except FileNotFoundError as error:
+        ...     print(str(error)[:57])
+        no/such/folder/cifar-10-batches-bin: no such folder; expe
+    """
+    folder = find(_FOLDER, root, (*_TRAIN, _TEST), _CIFAR10_SOURCE)
+    X, labels = zip(*(_records(folder / name) for name in _TRAIN))
+    train = np.concatenate(X), np.concatenate(labels)
+    return Images("cifar10", train, _records(folder / _TEST), tuple(_CLASSES))
+
+
+def _records(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The pictures and labels of a file."""
+    size, expected = path.stat().st_size, _RECORDS * _BYTES
+    if size != expected:
+        raise ValueError(
+            f"{path}: {size} bytes; expected {expected}, {_RECORDS} records of {_BYTES} bytes as "
+            f"in {_CIFAR10_SOURCE}"
+        )
+    records = np.fromfile(path, np.uint8).reshape(_RECORDS, _BYTES)
+    labels = as_labels(records[:, 0], len(_CLASSES), path)
+    planes = records[:, 1:].reshape(-1, 3, 32, 32)
+    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels

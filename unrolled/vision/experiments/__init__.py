@@ -1,0 +1,87 @@
+"""Experiments with sparse features on images: recipes, resumable runs, and tables of their rows.
+
+`import unrolled` does not import this package, which needs flax.
+"""
+
+from unrolled.vision.experiments._data import load, shapes
+from unrolled.vision.experiments._features import (
+    Admitted,
+    Codes,
+    Features,
+    LayerFeatures,
+    features,
+    features_rows,
+    features_table,
+    restore,
+    row_features,
+    trained_on,
+)
+from unrolled.vision.experiments._figures import (
+    l1_in_training,
+    predicted_masks,
+    scores_by_activation,
+    training_loss,
+)
+from unrolled.vision.experiments._layer_dictionary import LayerDictionary, Pursued, as_dictionary
+from unrolled.vision.experiments._recipe import (
+    Recipe,
+    deviations,
+    options_of,
+    paper_recipe,
+    task_of,
+)
+from unrolled.vision.experiments._run import Outcome, Sweep, grid, run, sweep
+from unrolled.vision.experiments._table import (
+    Cell,
+    Interval,
+    holm,
+    interval,
+    read_pictures,
+    read_rows,
+    scores_table,
+    summarize,
+)
+
+__all__ = [
+    "Admitted",
+    "Cell",
+    "Codes",
+    "Features",
+    "Interval",
+    "LayerDictionary",
+    "LayerFeatures",
+    "Outcome",
+    "Pursued",
+    "Recipe",
+    "Sweep",
+    "as_dictionary",
+    "deviations",
+    "features",
+    "features_rows",
+    "features_table",
+    "grid",
+    "holm",
+    "interval",
+    "l1_in_training",
+    "load",
+    "options_of",
+    "paper_recipe",
+    "predicted_masks",
+    "read_pictures",
+    "read_rows",
+    "restore",
+    "row_features",
+    "run",
+    "scores_by_activation",
+    "scores_table",
+    "shapes",
+    "summarize",
+    "sweep",
+    "task_of",
+    "trained_on",
+    "training_loss",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

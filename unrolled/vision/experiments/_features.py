@@ -1,0 +1,472 @@
+"""What the features of a network are: the codes of a dictionary, and how good ones."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from unrolled import metrics, plots, theory
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.files import CheckpointError, write_whole
+from unrolled._base.text import markdown, screen, sealed, table, to_json, unsealed
+from unrolled.dictionaries import Conv, dense
+from unrolled.training import restore_tree
+from unrolled.vision.datasets import Images
+from unrolled.vision.experiments import _data, _table
+from unrolled.vision.experiments._layer_dictionary import (
+    LayerDictionary,
+    Pursued,
+    as_dictionary,
+    block_of,
+    pursued,
+)
+from unrolled.vision.experiments._recipe import Build, build_model, from_dict
+from unrolled.vision.experiments._table import interval
+from unrolled.vision.models import tap
+
+
+class Admitted(NamedTuple):
+    """How many nonzeros theory admits: with fewer than (1 + 1/mu) / 2 a code is unique."""
+
+    coherence: float  # mu of the filters under all shifts
+    weights_coherence: float  # mu_W of the closed-form weights, at least mu~
+    generalized: tuple[float, float] | None  # bounds of mu~; None: not computed, too many atoms
+    stripe: int  # nonzeros in a stripe, by the smaller of mu and mu_W
+    signal: int  # nonzeros of a code, by the smallest of all
+
+
+class Codes(NamedTuple):
+    """How sparse the codes of a layer are."""
+
+    zeros: float  # share of exact zeros
+    below: float  # share of entries that are small beside the largest of their image
+    hoyer: float  # Hoyer's measure, 0 dense to 1 sparse
+    entries: int  # d, of a code
+    nonzeros: np.ndarray  # (images,)
+    stripe: np.ndarray  # (images,) nonzeros of the fullest stripe
+
+
+class LayerFeatures(NamedTuple):
+    """What the features of one layer are."""
+
+    dictionary: LayerDictionary | None  # None if read from a file
+    admitted: Admitted  # what theory admits
+    codes: Codes  # the features as codes
+    pursued: Pursued  # what a pursuit finds
+
+
+class Features(NamedTuple):
+    """The result of `features`: by the name of the layer."""
+
+    layers: dict[str, LayerFeatures]  # by tap name
+
+    def __repr__(self) -> str:
+        """The table, as it fits on a screen."""
+        return screen(self.table().splitlines())
+
+    def table(self, form: str = "markdown") -> Any:
+        """A row per layer, of means over the images, in the forms of `scores_table`."""
+
+        def records():
+            return [{"layer": name, **_numbers(layer)} for name, layer in self.layers.items()]
+
+        return table(form, *features_rows({"network": self}), (), records, "table")
+
+    def to_json(self) -> str:
+        """All but the dictionaries, as JSON; numbers that are not finite become null."""
+        return to_json(
+            {name: layer._replace(dictionary=None) for name, layer in self.layers.items()}
+        )
+
+    @staticmethod
+    def from_json(text: str) -> "Features":
+        """What `to_json` gave the text of, without the dictionaries."""
+        return Features({name: _layer(numbers) for name, numbers in json.loads(text).items()})
+
+    def plot(self) -> Any:
+        """A figure of the codes of every layer, as the network has them and after a pursuit."""
+        return plots.features({"network": self})
+
+
+# By the name of a model: one result, or several.
+Results = Mapping[str, Features | Sequence[Features]]
+
+
+def _layer(numbers: dict[str, Any]) -> LayerFeatures:
+    """The numbers of a layer from JSON."""
+
+    def arrays(part):
+        lists = {name: value for name, value in part.items() if isinstance(value, list)}
+        return part | {name: np.array(value, float) for name, value in lists.items()}
+
+    admitted = dict(numbers["admitted"])
+    if admitted["generalized"] is not None:
+        admitted["generalized"] = tuple(admitted["generalized"])
+    return LayerFeatures(
+        None,
+        Admitted(**admitted),
+        Codes(**arrays(numbers["codes"])),
+        Pursued(**arrays(numbers["pursued"])),
+    )
+
+
+@checked
+def features_table(found: Results) -> str:
+    """A Markdown table of results of `features`, a row per model and layer, of means over images.
+
+    Of several results of one name, such as those of several seeds, it has the mean and the half
+    width of the 95 % interval of Student's t. The certificate is the largest of all images.
+
+    Args:
+        found: by the name of the model.
+
+    Example:
+        >>> from unrolled.vision.experiments import features_table
+        >>> features_table({}).splitlines()[0][:26]
+        '| model | layer | mu | adm'
+    """
+    return markdown(*features_rows(found))
+
+
+@checked
+def features_rows(found: Results) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of `features_table`.
+
+    Example:
+        >>> from unrolled.vision.experiments import features_rows
+        >>> features_rows({})[0][:3]
+        ['model', 'layer', 'mu']
+    """
+    rows = []
+    for model, results in found.items():
+        several = [results] if isinstance(results, Features) else results
+        for name in several[0].layers:
+            every = [_numbers(result.layers[name]) for result in several]
+            cells = [
+                _mean_text([numbers[column] for numbers in every], form)
+                for column, form in _COLUMNS.items()
+            ]
+            certificates = np.array([r.layers[name].pursued.certificate.max() for r in several])
+            finite = certificates[~np.isnan(certificates)]
+            rows.append([model, name, *cells, f"{finite.max():.0e}" if finite.size else "none"])
+    return ["model", "layer", *_COLUMNS, "certificate"], rows
+
+
+_COLUMNS = {
+    "mu": ".3f",
+    "admitted": ".0f",
+    "fullest stripe": ".0f",
+    "zeros": ".1%",
+    "Hoyer": ".3f",
+    "theta < 0": ".0%",
+    "gap": ".3f",
+    "scaled change": ".3f",
+    "change": ".2f",
+    "overlap": ".3f",
+    "zeros of x*": ".1%",
+    "explained": ".1%",
+}
+
+
+def _numbers(layer: LayerFeatures) -> dict[str, float]:
+    """The numbers of a row of the table, by its columns."""
+    _, admitted, codes, pursued = layer
+    mean = {
+        name: float(np.mean(value))
+        for name, value in pursued._asdict().items()
+        if isinstance(value, np.ndarray)
+    }
+    values = (
+        *(admitted.coherence, admitted.stripe, float(codes.stripe.mean())),
+        *(codes.zeros, codes.hoyer, pursued.negative),
+        *(mean["gap"], mean["scaled_change"], mean["change"], mean["overlap"]),
+        *(1 - mean["nonzeros"] / codes.entries, mean["explained"]),
+    )
+    return dict(zip(_COLUMNS, values, strict=True))
+
+
+def _mean_text(values: Sequence[float], form: str) -> str:
+    """Mean and 95 % interval as text; values that are nan are left out, which the text says."""
+    defined = [value for value in values if not math.isnan(value)]
+    if not defined:
+        return "none"
+    mean, half, n = interval(defined)
+    text = format(mean, form) if n == 1 else f"{mean:{form}} ± {half:{form}}"
+    return text if n == len(values) else f"{text} ({n} of {len(values)})"
+
+
+# A mu in float32 may be too low by its rounding.
+_ROUNDING = 1e-6
+_COHERENCE_TOL = 1e-3  # relative gap of the linear programs
+
+
+@checked
+def features(
+    model: nnx.Module,
+    images: ArrayLike,
+    layers: Sequence[str] | None = None,
+    *,
+    norms: Mapping[str, str] | None = None,
+    activation: Any = None,
+    fraction: float = 0.01,
+    tol: float = 1e-3,
+    max_steps: int = 4000,
+    atoms: int = 600,
+) -> Features:
+    r"""The dictionaries, codes and pursuits of the convolutional layers of a network.
+
+    A layer with ReLU computes x = relu(D'y - theta), see `LayerDictionary`. This is one step of
+    nonnegative ISTA from zero, with step size 1, on
+
+    .. math:: J(x) = \tfrac12 \|y - D x\|^2 + \sum_i theta_i x_i, \quad x \ge 0,
+
+    where y is the input of the layer. A pursuit with the same D and theta starts at the best
+    multiple of x and ends at the minimiser x*. How far x* is from x tells how good a sparse
+    coder the layer is, apart from its scale: see `Pursued`. Of other activations x is the positive
+    part of the features.
+
+    Some theta are negative, where a bias is positive. If a shift e of the signal, the same at all
+    positions, gives theta + D'e > 0, the pursuit is the LASSO of y + e with these penalties: the
+    objectives differ by a constant. If there is none, J falls without end on large pictures, a
+    minimum on a small one is an effect of its border, and `bounded` is False.
+
+    Args:
+        model: any nnx.Module; it is evaluated as in `model.eval()` and not changed.
+        images: (N, H, W, C), as the model takes them. 64 are enough for means.
+        layers: paths of layers, as `as_dictionary` takes them; None takes those that the model
+            names in `convolutions`, or in `early`.
+        norms: path of the batch norm of a layer, for layers that do not contain their own.
+        activation: as in `as_dictionary`.
+        fraction: of the largest entry of an image, for `Codes.below`.
+        tol: how far J(x*) may be from the minimum, relative to J(0) - J(x*).
+        max_steps: the most steps of FISTA.
+        atoms: the most atoms for which the linear programs of mu~ are solved.
+
+    Returns:
+        Features, with means and numbers for every image.
+
+    Raises:
+        TypeError, ValueError: as in `as_dictionary`; images that are not (N, H, W, C), a layer that
+            the model does not call, or calls more than once.
+
+    Not claimed: that x* is unique, or was meant. Where D has more atoms than y has entries, J
+    may have several minimisers; the pursuit ends in one near x.
+
+    Reference: Papyan, Romano, Elad (2017) for layers as pursuits and for stripes; Li, Feng, Zhou
+    (2024), Theorem 1.
+
+    Example:
+        >>> from flax import nnx
+        >>> from unrolled.vision.experiments import features
+        >>> net = ur.vision.models.LeNet5(channels=1, side=16, rngs=nnx.Rngs(0))
+        >>> images = jax.random.normal(jax.random.key(1), (2, 16, 16, 1))
+        >>> measured = features(net, images, ["conv1"], tol=0.1)
+        >>> measured.layers["conv1"].pursued.gap.shape
+        (2,)
+    """
+    where = "features"
+    early = getattr(model, "convolutions", getattr(model, "early", ()))
+    names = tuple(early if layers is None else layers)
+    if not names:
+        raise ValueError(f"{where}: {type(model).__name__} has no `early`; pass layers")
+    images = checks.as_float(images, "images", where)
+    if images.ndim != 4 or not len(images):
+        raise ValueError(f"{where}: images have shape {images.shape}; expected (N, H, W, C)")
+    model = nnx.clone(model)
+    model.eval()
+    inputs = _inputs(model, images, [block_of(model, name)[0] for name in names])
+    measured = {}
+    for name, x in zip(names, inputs):
+        options: dict[str, Any] = dict(norm=(norms or {}).get(name), activation=activation)
+        layer = as_dictionary(model, name, x.shape[1:3], **options)
+        Y = layer.signals(x)
+        measured[name] = LayerFeatures(
+            layer,
+            _admitted(layer.D, atoms),
+            _codes(layer, Y, fraction),
+            pursued(layer, Y, tol, max_steps),
+        )
+    return Features(measured)
+
+
+def _inputs(model: nnx.Module, images: Array, paths: Sequence[str]) -> list[Array]:
+    """What the modules of these paths take; the model itself takes the images."""
+    inner = tuple(dict.fromkeys(path for path in paths if path))
+    taken: dict[str, Array] = {"": images}
+    if inner:
+        taken |= tap(model, *inner, inputs=True)(images)[1]
+    for path in paths:
+        if path not in taken:
+            raise ValueError(f"features: the model calls {path!r} more than once; name another")
+    return [taken[path] for path in paths]
+
+
+def _admitted(D: Conv, atoms: int) -> Admitted:
+    d, generalized = D.shape[1], None
+    with jax.enable_x64(True):
+        unit, mu, mu_W = _coherences(checks.cast(D, np.float64))
+        if d <= atoms:
+            wide = theory.in_float64(dense(unit), D.dtype)
+            coherence = theory.generalized_coherence(wide, _COHERENCE_TOL, only_maximum=True)
+            generalized = float(coherence.lower), float(coherence.upper)
+        local = min(float(mu), float(mu_W))
+    least = local if generalized is None else min(local, generalized[1])
+    stripe, signal = (theory.max_sparsity(value * (1 + _ROUNDING), d) for value in (local, least))
+    return Admitted(float(mu), float(mu_W), generalized, stripe, signal)
+
+
+@jax.jit
+def _coherences(D: Conv) -> tuple[Conv, Array, Array]:
+    """D with atoms of norm 1 in float64, its mu, and mu_W of the closed form."""
+    unit, _ = D.normalized()
+    mu_W = theory.coherence(theory.frobenius_weights(unit), unit).mu_W
+    return unit, theory.mutual_coherence(unit), mu_W
+
+
+def _codes(layer: LayerDictionary, Y: Array, fraction: float) -> Codes:
+    X = layer.codes(Y)
+    zeros, below, hoyer = map(float, metrics.sparsity(X, fraction))
+    return Codes(zeros, below, hoyer, X.shape[1], *map(np.asarray, _counts(layer.D, X)))
+
+
+@jax.jit
+def _counts(D: Conv, X: Array) -> tuple[Array, Array]:
+    """Nonzeros, and those of the fullest stripe, of codes (N, d)."""
+    stripes = partial(theory.stripe_norm, kernel=D.kernel, stride=D.stride)
+    return jnp.sum(X != 0, 1), jax.vmap(stripes)(D.unflatten_code(X))
+
+
+_FOLDER = "features"
+_PIXELS = 64 * 32 * 32  # of all images together
+
+
+@checked
+def restore(folder: str | Path, row: str, *, build: Build = build_model) -> Any:
+    """The trained model of a row, ready to evaluate.
+
+    It takes what the run gave it: images as floats, standardized where the recipe says so with the
+    `moments` of the row: (X / 255 - mean) / deviation.
+
+    Args:
+        folder: of the experiment.
+        row: name of the row, as in `read_rows`.
+        build: as in `run`, for a row of your own model.
+
+    Raises:
+        FileNotFoundError: no such row, or its weights were not kept.
+        CheckpointError: damaged, or weights of another model.
+
+    Example:
+        >>> from unrolled.vision import experiments
+        >>> net = experiments.restore("runs", "digits-lenet5-...")  # doctest: +SKIP
+    """
+    record = _table.read_row(Path(folder), row)
+    if record is None:
+        raise FileNotFoundError(f"{folder}: has no row {row!r}")
+    path = Path(folder) / _table.WEIGHTS / f"{row}.npz"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: the weights of this row were not kept")
+    recipe, images = from_dict(record["recipe"]), record["images"]
+    with jax.enable_x64(False):  # as in the run
+        model = build(recipe, tuple(images["shape"]), images["classes"], nnx.Rngs(0))
+        model.eval()
+        params, others = nnx.state(model, nnx.Param, nnx.Not(nnx.Param))
+        like = {"params": nnx.to_pure_dict(params), "others": nnx.to_pure_dict(others)}
+        weights, _ = restore_tree(path, like)
+        for state, name in ((params, "params"), (others, "others")):
+            nnx.replace_by_pure_dict(state, weights[name])
+            nnx.update(model, state)
+    return model
+
+
+@checked
+def trained_on(row: Mapping[str, Any], images: Images) -> bool:
+    """Whether a row was trained on these images: the same pictures and labels, at the same size.
+
+    Args:
+        row: as `read_rows` returns it.
+        images: with their whole test set, from `load`.
+
+    Example:
+        >>> from unrolled.vision import experiments
+        >>> images = experiments.load("digits", side=16)
+        >>> row = {"recipe": {"test": "whole"}, "images": {"name": "digits", "sha256": "another"}}
+        >>> experiments.trained_on(row, images)
+        False
+    """
+    own = row["images"]
+    if own["name"] != images.name:
+        return False
+    return _data.digest(_data.split(images, row["recipe"]["test"])) == own["sha256"]
+
+
+@checked
+def row_features(
+    folder: str | Path,
+    row: str,
+    images: Images,
+    *,
+    build: Build = build_model,
+    n: int | None = None,
+) -> Features:
+    """`features` of the model of a row, on its first test images; kept in the folder.
+
+    The layers are those that the run followed, or those of the model where it followed none. Their
+    dictionaries are not kept: they are None.
+
+    Args:
+        folder: of the experiment.
+        row: name of the row, as in `read_rows`.
+        images: those of the run, from `load`.
+        build: as in `run`, for a row of your own model.
+        n: number of images; None takes 64 of 32 x 32 pixels, and fewer of larger ones.
+
+    Raises:
+        FileNotFoundError: no such row, or its weights were not kept.
+        ValueError: other images than those of the run; else as in `features`.
+        CheckpointError: the file with what was measured before is damaged.
+
+    Example:
+        >>> from unrolled.vision import experiments
+        >>> images = experiments.load("digits")
+        >>> experiments.row_features("runs", "digits-lenet5-...", images)  # doctest: +SKIP
+    """
+    model, record = restore(folder, row, build=build), _table.read_row(Path(folder), row)
+    assert record is not None
+    recipe = from_dict(record["recipe"])
+    if not trained_on(record, images):
+        raise ValueError(f"row_features: {row} was trained on other images than {images.name}")
+    chosen = _data.split(images, recipe.test)
+    height, width = chosen.test[0].shape[1:3]
+    X = chosen.test[0][: n or max(1, _PIXELS // (height * width))]
+    path = Path(folder) / _FOLDER / f"{row}-{len(X)}.json"
+    if not path.is_file():
+        mean, deviation = (
+            np.asarray(part, np.float32) for part in _data.moments(chosen.train[0], recipe)
+        )
+        scaled = (X.astype(np.float32) / np.float32(255) - mean) / deviation
+        measured = features(model, scaled, _convolutions(model, recipe.layers))
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, to_json(sealed(json.loads(measured.to_json()))).encode())
+    try:
+        layers = unsealed(json.loads(path.read_text(encoding="utf-8")))
+        return Features.from_json(json.dumps(layers))
+    except Exception as error:  # whatever a reader of foreign JSON raises
+        raise CheckpointError(
+            f"{path}: not the features of a row ({error}); remove the file to measure them again"
+        ) from error
+
+
+def _convolutions(model: nnx.Module, taps: Sequence[str] | None) -> list[str] | None:
+    """The layers behind tap names; None leaves them to the model."""
+    last = dict(zip(getattr(model, "early", ()), getattr(model, "convolutions", ())))
+    return [last.get(name, name) for name in taps] if taps else None

@@ -1,0 +1,361 @@
+"""A convolutional layer of a network as a sparse coder: its filters as a dictionary."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from scipy import optimize
+
+from unrolled import activations, pursuit
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array
+from unrolled._base.numbers import norm
+from unrolled.dictionaries import Conv
+from unrolled.vision.models import CSCLayer, submodule
+
+_DILATIONS = ("kernel_dilation", "input_dilation")
+
+
+class LayerDictionary(NamedTuple):
+    r"""The dictionary of a layer with filters f_i and biases b_i, as it acts on its input y.
+
+    .. math:: x = \rho(N (D'y - theta)) / N, \quad n_i = \|f_i\|, \quad d_i = f_i / n_i, \quad
+        theta_i = -b_i / n_i.
+
+    The features of the layer are N x. With ReLU, x = relu(D'y - theta) whatever N: one step of
+    nonnegative ISTA from zero, of step size 1 and penalties theta. A positive bias is a negative
+    threshold. Batch normalisation is part of f and b, with its running statistics.
+
+    The signal of a layer with padding is its padded input. So all atoms are whole, and have norm 1;
+    D must also explain the zeros of the padding.
+    """
+
+    D: Conv  # (m, d) boundary "valid"
+    theta: Array  # (n_atoms,)
+    norms: Array  # (n_atoms,) n_i
+    padding: tuple[tuple[int, int], ...]  # zeros before and after, per dimension
+    activation: Callable[[Array], Array]  # rho
+
+    def signals(self, inputs: Array) -> Array:
+        """Inputs of the layer (N, H, W, C) as signals (N, m)."""
+        padded = jnp.pad(inputs, ((0, 0), *self.padding, (0, 0)))
+        return jnp.moveaxis(padded, -1, 1).reshape(len(inputs), -1)
+
+    def codes(self, Y: Array) -> Array:
+        """The features of signals (N, m) in units of unit atoms, (N, d)."""
+        return _thresholded(self.D, self.theta, self.norms, self.activation, Y)
+
+    def features(self, X: Array) -> Array:
+        """Codes (N, d) as the layer hands them out, (N, H', W', n_atoms)."""
+        maps = jnp.moveaxis(self.D.unflatten_code(X), 1, -1)
+        return maps * jnp.broadcast_to(self.norms, maps.shape)
+
+
+@partial(jax.jit, static_argnames="activation")
+def _thresholded(D: Conv, theta: Array, norms: Array, activation: Any, Y: Array) -> Array:
+    n, theta = D.spread(norms), D.spread(theta)
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(lambda y: activation(n * (y @ D - theta)) / n)(Y)
+
+
+@checked
+def as_dictionary(
+    model: nnx.Module,
+    name: str,
+    signal_shape: tuple[int, ...],
+    *,
+    norm: str | None = None,
+    activation: Callable[[Array], Array] | str | None = None,
+) -> LayerDictionary:
+    """The dictionary that the filters of a convolutional layer form.
+
+    Args:
+        model: any nnx.Module; of batch normalisation the running statistics count.
+        name: path of the layer: a convolution, a module that contains one, or its features as in
+            `model.early`, which lie in such a module.
+        signal_shape: (height, width) of the inputs of the layer.
+        norm: path of the batch normalisation of the features; None takes the one that the module
+            contains, if any.
+        activation: rho; None takes the attribute `activation` of the module, of one in it, or of
+            the model.
+
+    Raises:
+        TypeError, ValueError: no such layer or more than one, a convolution with groups, dilation
+            or another padding than zeros, a filter that is zero, no activation, or a `CSCLayer`
+            that is not one step from 0.
+
+    A convolution is a module with a kernel (height, width, inputs, outputs), a bias or None, and a
+    padding, such as nnx.Conv; a batch norm has mean, var, scale, bias and epsilon.
+
+    Example:
+        >>> from flax import nnx
+        >>> from unrolled.vision.experiments import as_dictionary
+        >>> net = ur.vision.models.LeNet5(rngs=nnx.Rngs(0))
+        >>> layer = as_dictionary(net, "conv2.features", (14, 14))
+        >>> layer.D.filters.shape, layer.D.shape, layer.theta.shape
+        ((16, 6, 5, 5), (1176, 1600), (16,))
+    """
+    where = "as_dictionary"
+    _, block = block_of(model, name)
+    conv = _only(block, name, _is_convolution, "convolution")
+    if isinstance(conv, CSCLayer) and conv.step is not None:
+        raise ValueError(
+            f"{where}: {name!r} takes several steps, or one from a start; expected a layer that is "
+            "one step from 0, such as a CSCLayer with unfoldings=0 and warm=False"
+        )
+    scaling = submodule(model, norm) if norm else _only(block, name, _is_norm, "batch norm")
+    named = [node.activation for node in [*_modules(block), model] if hasattr(node, "activation")]
+    rho = activation or next(iter(named), None)
+    if rho is None:
+        raise ValueError(f"{where}: {name!r} names no activation; pass activation=")
+    if any(np.any(np.not_equal(getattr(conv, option, 1) or 1, 1)) for option in _DILATIONS):
+        raise ValueError(f"{where}: the convolution of {name!r} is dilated; expected no dilation")
+    if getattr(conv, "feature_group_count", 1) != 1:
+        raise ValueError(f"{where}: the convolution of {name!r} has groups; expected one")
+    filters, bias = _folded(conv, scaling)
+    norms = np.sqrt((filters**2).sum((1, 2, 3)))
+    if zero := np.flatnonzero(norms == 0).tolist():
+        raise ValueError(f"{where}: filters {zero} of {name!r} are zero, so they are no atoms")
+    strides = getattr(conv, "strides", None) or 1
+    strides = (strides,) * 2 if isinstance(strides, int) else tuple(strides)
+    padding = _padding(conv.padding, signal_shape, filters.shape[2:], strides, name)
+    padded = tuple(size + sum(pads) for size, pads in zip(signal_shape, padding))
+    units, theta, norms = (
+        jnp.asarray(part, conv.kernel.dtype)
+        for part in (filters / norms[:, None, None, None], -bias / norms, norms)
+    )
+    return LayerDictionary(
+        Conv(units, padded, strides), theta, norms, padding, activations.by_name(rho)
+    )
+
+
+def block_of(model: nnx.Module, name: str) -> tuple[str, Any]:
+    """Path and module of a layer: of that name, or the one around it if it has no convolution.
+
+    The path of the model itself is "".
+
+    Raises:
+        TypeError, ValueError: there is none.
+    """
+    block: Any = submodule(model, name)
+    while not any(map(_is_convolution, _modules(block))):
+        if not name:
+            raise ValueError(f"as_dictionary: {type(model).__name__} has no convolution")
+        name = name.rpartition(".")[0]
+        block = submodule(model, name) if name else model
+    return name, block
+
+
+def _modules(node: Any) -> list[Any]:
+    return [module for _, module in nnx.iter_modules(node)]
+
+
+def _only(block: Any, name: str, wanted: Callable[[Any], bool], what: str) -> Any:
+    """The module of a kind in a block, None for a missing batch norm."""
+    modules = [node for node in _modules(block) if wanted(node)]
+    if len(modules) > 1:
+        raise ValueError(
+            f"as_dictionary: {name!r} has {len(modules)} modules that are a {what}; name one of "
+            "them"
+        )
+    return modules[0] if modules else None
+
+
+def _is_convolution(node: Any) -> bool:
+    kernel = getattr(node, "kernel", None)
+    plain = hasattr(node, "padding") and not hasattr(node, "transpose_kernel")
+    return plain and isinstance(kernel, nnx.Variable) and kernel.ndim == 4
+
+
+def _is_norm(node: Any) -> bool:
+    return all(isinstance(getattr(node, name, None), nnx.Variable) for name in ("mean", "var"))
+
+
+def _folded(conv: Any, scaling: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Filters (n_atoms, n_channels, *kernel) and biases of a convolution and its batch norm."""
+
+    def wide(part, missing):
+        return np.float64(missing) if part is None else np.asarray(part[...], np.float64)
+
+    mask = getattr(conv, "mask", None)  # of nnx.Conv, which applies it in its call
+    filters = (wide(conv.kernel, 1) * wide(mask, 1)).transpose(3, 2, 0, 1)
+    bias = wide(conv.bias, 0) + np.zeros(len(filters))
+    if scaling is not None:
+        gain = wide(scaling.scale, 1) / np.sqrt(wide(scaling.var, 1) + scaling.epsilon)
+        filters = filters * gain[:, None, None, None]
+        bias = (bias - wide(scaling.mean, 0)) * gain + wide(scaling.bias, 0)
+    return filters, bias
+
+
+def _padding(
+    padding: Any,
+    shape: tuple[int, ...],
+    kernel: tuple[int, ...],
+    strides: tuple[int, ...],
+    name: str,
+) -> tuple[tuple[int, int], ...]:
+    """Zeros before and after, per dimension."""
+    if isinstance(padding, str):
+        if padding.upper() not in ("VALID", "SAME"):
+            raise ValueError(
+                f"as_dictionary: the convolution of {name!r} has padding {padding!r}; expected "
+                "zeros: VALID, SAME or numbers"
+            )
+        pads = lax.padtype_to_pads(shape, kernel, strides, padding.upper())
+        return tuple((int(low), int(high)) for low, high in pads)
+    each = (padding,) * len(shape) if isinstance(padding, int) else padding
+    return tuple((pad, pad) if isinstance(pad, int) else tuple(pad) for pad in each)
+
+
+# Least penalty of the equivalent problem, in units of the largest threshold or entry of a code: the
+# certificate of the pursuit divides by the penalties.
+_LEAST_PENALTY = 0.01
+_LEAST_GAP = 1e-12  # to ask for, relative to half the energy of the signal
+_INFEASIBLE = 1e-9  # norm of the residual, at most 1, below which no shift is feasible
+
+
+class Pursued(NamedTuple):
+    """Forward codes x beside the codes x* of a pursuit; arrays are (images,).
+
+    x* minimises J(x) = 1/2 norm(y - D x)^2 + sum_i theta_i x_i over x >= 0. The forward code is one
+    step of ISTA from zero with step size 1. The next layer makes up for any scale, so the code is
+    also judged at its best multiple.
+    """
+
+    bounded: bool  # whether J is, as far as `features` can tell; else all arrays but scale are nan
+    negative: float  # share of the filters whose threshold is negative, a reward
+    scale: np.ndarray  # c that minimises J(c x); 0 where x = 0
+    gap: np.ndarray  # (J(c x) - J(x*)) / (J(0) - J(x*)): 0 for the code of the pursuit, 1 for none
+    change: np.ndarray  # norm(x* - x) / norm(x*)
+    scaled_change: np.ndarray  # least norm(x* - c x) / norm(x*) over c
+    overlap: np.ndarray  # nonzeros in both supports over those in either
+    nonzeros: np.ndarray  # of x*
+    explained: np.ndarray  # 1 - norm(y - D x*)^2 / norm(y)^2
+    certificate: np.ndarray  # how much J(x*) may exceed the minimum, in the units of `gap`
+
+
+def pursued(layer: LayerDictionary, Y: Array, tol: float, max_steps: int) -> Pursued:
+    """In float64: where a code explains little of a signal, the gap is a small difference."""
+    wide = [np.asarray(part, np.float64) for part in (layer.theta, Y, jax.nn.relu(layer.codes(Y)))]
+    with jax.enable_x64(True):
+        D = checks.cast(layer.D, np.float64)
+        theta, Y, X = map(jnp.asarray, wide)
+        least = _LEAST_PENALTY * max(np.abs(wide[0]).max(), wide[2].max())
+        negative, shifted = float(np.mean(wide[0] < 0)), _shifted(D, wide[0], least)
+        scale, decrease = _best_multiples(D, theta, Y, X)
+        if shifted is None:
+            return Pursued(False, negative, np.asarray(scale), *[np.full(len(Y), np.nan)] * 7)
+        e, lam = shifted
+        half = np.sum((wide[1] + e) ** 2, 1) / 2
+        shares = np.asarray(decrease) / half
+        tight = max(tol * shares[shares > 0].min(initial=1.0), _LEAST_GAP)
+        tight = 10.0 ** math.floor(math.log10(tight))  # static: another value compiles again
+        problem = D, jnp.asarray(lam), jnp.asarray(e)
+        best, gap = _pursue(*problem, Y, scale, X, tol=tight, max_steps=max_steps)
+        compared = _compare(D, theta, Y, X, decrease, best, gap * jnp.asarray(half))
+        return Pursued(True, negative, *map(np.asarray, (scale, *compared)))
+
+
+@partial(jax.jit, static_argnames=("tol", "max_steps"))
+def _pursue(
+    D: Conv, lam: Array, e: Array, Y: Array, scale: Array, X: Array, *, tol: float, max_steps: int
+) -> tuple[Array, Array]:
+    """Codes x*, and their gaps relative to norm(y + e)^2 / 2, from c x on."""
+
+    def one(y, c, x):
+        options: dict[str, Any] = dict(nonnegative=True, tol=tol, max_steps=max_steps)
+        result = pursuit.lasso(D, y + e, lam, start=c * x, **options)
+        return result.x, result.gap
+
+    return jax.vmap(one)(Y, scale, X)
+
+
+def _parts(D: Conv, theta: Array, y: Array, x: Array) -> tuple[Array, Array, Array]:
+    """a, b and D x with J(0) - J(c x) = c a - c^2 b / 2."""
+    with jax.default_matmul_precision("highest"):
+        fitted = D @ x
+        return jnp.vdot(x, y @ D - D.spread(theta)), jnp.vdot(fitted, fitted), fitted
+
+
+@jax.jit
+def _best_multiples(D: Conv, theta: Array, Y: Array, X: Array) -> tuple[Array, Array]:
+    """The c that minimises J(c x), and J(0) - J(c x); (N,) each."""
+
+    def one(y, x):
+        a, b, _ = _parts(D, theta, y, x)
+        c = _ratio(jax.nn.relu(a), b)
+        return c, c * a / 2
+
+    return jax.vmap(one)(Y, X)
+
+
+@jax.jit
+def _compare(
+    D: Conv, theta: Array, Y: Array, X: Array, decrease: Array, best: Array, excess: Array
+) -> tuple[Array, ...]:
+    """The arrays of `Pursued` from `gap` on."""
+
+    def one(y, x, forward, best, excess):
+        a, b, fitted = _parts(D, theta, y, best)
+        most = a - b / 2  # J(0) - J(x*)
+        closest = _ratio(jnp.vdot(x, best), jnp.vdot(x, x))
+        either = jnp.sum((x > 0) | (best > 0))
+        both = jnp.sum((x > 0) & (best > 0))
+        return (
+            _ratio(most - forward, most),
+            _ratio(norm(best - x), norm(best)),
+            _ratio(norm(best - closest * x), norm(best)),
+            jnp.where(either > 0, both / jnp.maximum(either, 1), 1),
+            jnp.sum(best > 0),
+            1 - _ratio(norm(y - fitted), norm(y)) ** 2,
+            _ratio(excess, most),
+        )
+
+    return jax.vmap(one)(Y, X, decrease, best, excess)
+
+
+def _ratio(a: Array, b: Array) -> Array:
+    """a / b, and 0 where b is 0."""
+    return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
+
+
+def _shifted(D: Conv, theta: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray] | None:
+    """A small shift e (m,) of signals with penalties theta + D'e of at least `least`, and these.
+
+    The shift repeats itself with the stride, so D'e has one value per filter. If there is none,
+    there are codes of equal maps with D x = 0, but for the border, and theta' x negative (Farkas):
+    minimisers, where they exist, live on the border.
+    """
+    n_atoms, channels = D.code_grid[0], D.signal_grid[0]
+    t, filters = D.stride, np.asarray(D.filters, np.float64)
+    room = [(0, -n % t) for n, t in zip(D.kernel, D.stride)]
+    whole = np.pad(filters, [(0, 0), (0, 0), *room])
+    height, width = whole.shape[2:]
+    phases = whole.reshape(n_atoms, channels, height // t[0], t[0], width // t[1], t[1])
+    sums = phases.sum(axis=(2, 4)).reshape(n_atoms, -1)
+    c = _least_norm(sums, least - theta)
+    if c is None:  # without rewards J >= 0, but the certificate is loose where a threshold is 0
+        return (np.zeros(D.shape[0]), theta) if (theta >= 0).all() else None
+    times = [-(-N // t) for N, t in zip(D.signal_shape, t)]
+    e = np.tile(c.reshape(channels, *t), (1, *times))[:, : D.signal_shape[0], : D.signal_shape[1]]
+    return e.reshape(-1), theta + sums @ c
+
+
+def _least_norm(S: np.ndarray, h: np.ndarray) -> np.ndarray | None:
+    """The c of least norm with S c >= h, by nonnegative least squares; None if there is none.
+
+    Reference: Lawson, Hanson (1974), chapter 23, least distance programming.
+    """
+    stacked = np.vstack([S.T, h])
+    target = np.eye(len(stacked))[-1]
+    residual = stacked @ optimize.nnls(stacked, target)[0] - target
+    if np.linalg.norm(residual) < _INFEASIBLE:
+        return None
+    return -residual[:-1] / residual[-1]

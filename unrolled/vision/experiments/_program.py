@@ -1,0 +1,402 @@
+"""The compiled steps of a run: one update, one evaluation, and the state that they pass on.
+
+All randomness is drawn from the key of the run and the number of the step or epoch: the state holds
+no key, and a run continues from a saved state as if it had not stopped. Devices share a run: its
+images are split along the batch, its state is on all.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from unrolled import metrics, training
+from unrolled._base.checks import Array
+from unrolled._base.programs import DATA, data_mesh
+from unrolled.vision import models
+from unrolled.vision.datasets import crop_and_flip
+from unrolled.vision.experiments._data import EXACT
+from unrolled.vision.experiments._recipe import Recipe
+
+
+class Devices(NamedTuple):
+    """Where the arrays of a run are; without a mesh on the device of JAX."""
+
+    mesh: Mesh | None = None
+
+    def everywhere(self, tree: Any) -> Any:
+        """A tree of arrays, on each device."""
+        return tree if self.mesh is None else jax.device_put(tree, NamedSharding(self.mesh, P()))
+
+    def whole(self, tree: Any) -> Any:
+        """The same inside a program."""
+        return tree if self.mesh is None else self._constrained(tree, P())
+
+    def split(self, tree: Any) -> Any:
+        """Inside a program: the images of a batch shared among the devices."""
+        return tree if self.mesh is None else self._constrained(tree, P(DATA))
+
+    def _constrained(self, tree: Any, spec: P) -> Any:
+        assert self.mesh is not None
+        return jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, spec))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a row says of them."""
+        return {} if self.mesh is None else {"devices": str(self.mesh.devices.size)}
+
+
+_DROP_FACTOR = 0.2
+_ORDER, _CROPS = 1, 2  # streams of the key of a run; stream 0 draws the first weights
+
+
+class Sums(NamedTuple):
+    """Sums over the steps of an epoch, for its line of the curve."""
+
+    loss: Array  # without the penalty
+    penalty: Array
+    l1: Array  # (layers,), of mean |x|
+    zeros: Array  # (layers,), of the share of exact zeros
+
+
+class State(NamedTuple):
+    """What one step passes to the next."""
+
+    step: Array
+    params: Any
+    others: Any  # variables that are not trained: batch statistics
+    optimizer: Any
+    sums: Sums
+
+
+class Scores(NamedTuple):
+    """An evaluation, image by image: arrays of the device or of the host."""
+
+    loss: Any  # (n,)
+    predicted: Any  # (n,) classes, or (n, H, W) masks
+
+
+class Features(NamedTuple):
+    """What the features of each layer are, image by image, (layers, n)."""
+
+    l1: Any  # mean |x|
+    zeros: Any  # share of exact zeros
+    below: Any  # share below a hundredth of the maximum of the image
+    hoyer: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """The compiled functions of all runs that differ in their seed and gamma alone."""
+
+    graph: nnx.GraphDef  # of the model in training
+    eval_graph: nnx.GraphDef
+    layers: tuple[str, ...]  # those penalised; one that is called k times is k layers
+    recipe: Recipe
+    steps_per_epoch: int
+    optimizer: optax.GradientTransformation
+    advance: Callable[..., State]
+    evaluate: Callable[..., Scores]
+    measure: Callable[..., Features]
+
+
+def key_of(recipe: Recipe) -> Array:
+    """The key of a run."""
+    return jax.random.key(recipe.seed)
+
+
+@functools.partial(jax.jit, static_argnames="n")
+def order(key: Array, epoch: Array, n: int) -> Array:
+    """The permutation of n images in an epoch."""
+    key = jax.random.fold_in(jax.random.fold_in(key, _ORDER), epoch)
+    return jax.random.permutation(key, n)
+
+
+def start(program: Program, model: nnx.Module) -> State:
+    """The state before the first step of a model."""
+    params, others = map(nnx.to_pure_dict, nnx.state(model, nnx.Param, nnx.Not(nnx.Param)))
+    with jax.numpy_dtype_promotion("standard"):
+        optimizer = program.optimizer.init(params)
+    step = jnp.zeros((), jnp.int32)
+    return State(step, params, others, optimizer, no_sums(len(program.layers)))
+
+
+def no_sums(layers: int) -> Sums:
+    """The sums before the first step of an epoch."""
+    shapes = ((), (), (layers,), (layers,))
+    # An array for each: the state is donated, and no buffer can be given twice.
+    return Sums(*(jnp.zeros(shape, jnp.float32) for shape in shapes))
+
+
+def rebuild(graph: nnx.GraphDef, params: Any, others: Any) -> nnx.Module:
+    """The model of which `start` took the variables."""
+    return nnx.merge(graph, nnx.State(params), nnx.State(others))
+
+
+def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:
+    """Its optimiser and schedule."""
+    steps = recipe.epochs * steps_per_epoch
+    if recipe.schedule == "cosine":
+        rate = optax.cosine_decay_schedule(recipe.rate, steps)
+    else:
+        every = max(1, round(recipe.drop * recipe.epochs)) * steps_per_epoch
+        rate = optax.exponential_decay(recipe.rate, every, _DROP_FACTOR, staircase=True)
+    if recipe.optimizer == "adam":
+        return optax.adamw(rate, b1=recipe.momentum, weight_decay=recipe.decay)
+    # As torch.optim.SGD: the decay is part of the gradient that momentum gathers.
+    return optax.chain(
+        optax.add_decayed_weights(recipe.decay), optax.sgd(rate, recipe.momentum or None)
+    )
+
+
+def make_program(
+    model: nnx.Module,
+    taps: tuple[str, ...],
+    recipe: Recipe,
+    shape: tuple[int, ...],
+    steps_per_epoch: int,
+    moments: tuple[np.ndarray, np.ndarray],
+    devices: Devices,
+) -> Program:
+    """The compiled functions for a model.
+
+    Args:
+        model: any with these layers; its weights are not used.
+        taps: the tap names of the penalised layers.
+        recipe: its seed and its gamma are not used.
+        shape: (H, W, C) of an image.
+        steps_per_epoch: whole batches in an epoch.
+        moments: mean and deviation of each channel, of values in [0, 1].
+        devices: that share each batch.
+    """
+    model.eval()
+    eval_graph = nnx.graphdef(model)
+    model.train()
+    graph = nnx.graphdef(model)
+    optimizer = make_optimizer(recipe, steps_per_epoch)
+    mean, deviation = (np.asarray(m, np.float32).reshape(1, 1, 1, -1) for m in moments)
+    options = recipe.augmentation, optimizer, mean, deviation, devices
+    steps = _Steps(graph, eval_graph, taps, *options)
+    layers: list[str] = []  # in their order, which a dict loses on its way out of a trace
+    x = jax.ShapeDtypeStruct((recipe.batch, *shape), jnp.uint8)
+    jax.eval_shape(lambda x: layers.extend(_outputs(nnx.clone(model), taps, steps.inputs(x))[1]), x)
+    return Program(
+        graph,
+        eval_graph,
+        tuple(layers),
+        recipe,
+        steps_per_epoch,
+        optimizer,
+        # One step a call: inside a loop, XLA computes gradients of convolutions on a CPU several
+        # times more slowly.
+        jax.jit(steps.advance, donate_argnums=0),
+        jax.jit(steps.evaluate, static_argnames="n"),
+        jax.jit(steps.measure, static_argnames="n"),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Steps:
+    """The functions of a program, before they are compiled."""
+
+    graph: nnx.GraphDef
+    eval_graph: nnx.GraphDef
+    taps: tuple[str, ...]
+    augmentation: str
+    optimizer: optax.GradientTransformation
+    mean: np.ndarray
+    deviation: np.ndarray
+    devices: Devices
+
+    def inputs(self, X):
+        return (X.astype(jnp.float32) / np.float32(255) - self.mean) / self.deviation
+
+    def objective(self, params, others, x, y, gamma):
+        """The loss with its penalty; the other variables after it, and its parts."""
+        model = rebuild(self.graph, params, others)
+        outputs, features = _outputs(model, self.taps, self.inputs(x))
+        loss = jnp.mean(_losses(outputs, y))
+        penalty = training.sparse_feature_penalty(features) if features else jnp.zeros_like(loss)
+        total = loss if gamma is None else loss + gamma * penalty
+        others = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+        return total, (others, Sums(loss, penalty, *_l1_and_zeros(features)))
+
+    def advance(self, state, key, chosen, gamma, X, Y):
+        """The state after one more step, on the images whose indices are chosen."""
+        x, y = (jnp.take(part, chosen, axis=0, mode="clip") for part in (X, Y))
+        key = jax.random.fold_in(jax.random.fold_in(key, _CROPS), state.step)
+        x, y = self.devices.split(_augmented(self.augmentation, key, x, y))
+        differentiate = jax.grad(self.objective, has_aux=True)
+        gradient, (others, sums) = differentiate(state.params, state.others, x, y, gamma)
+        with jax.numpy_dtype_promotion("standard"):
+            changes, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
+            params = optax.apply_updates(state.params, changes)
+        sums = jax.tree.map(jnp.add, state.sums, sums)
+        return self.devices.whole(State(state.step + 1, params, others, optimizer, sums))
+
+    def evaluate(self, params, others, X, Y, first, n):
+        """The scores of n images from `first` on."""
+        y = lax.dynamic_slice_in_dim(Y, first, n)
+        x = self.inputs(lax.dynamic_slice_in_dim(X, first, n))
+        outputs = rebuild(self.eval_graph, params, others)(x)
+        predicted = jnp.argmax(outputs, -1) if y.ndim == 1 else outputs > 0
+        return Scores(_losses(outputs, y), predicted)
+
+    def measure(self, params, others, X, first, n):
+        """The features of n images from `first` on."""
+        x = self.inputs(lax.dynamic_slice_in_dim(X, first, n))
+        model = rebuild(self.eval_graph, params, others)
+        _, features = _outputs(model, self.taps, x)
+        return Features(*map(jnp.stack, zip(*map(_measures, features.values()))))
+
+
+def _outputs(model: nnx.Module, taps: tuple[str, ...], x: Array) -> tuple[Array, dict]:
+    """The outputs of a model, and the features of its layers."""
+    return models.tap(model, *taps)(x) if taps else (model(x), {})
+
+
+def _losses(outputs: Array, y: Array) -> Array:
+    """The cross entropy of each image: of classes, or the mean over the pixels of its mask."""
+    if y.ndim == 1:
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, y)
+    pixels = optax.sigmoid_binary_cross_entropy(outputs, y.astype(outputs.dtype))
+    return jnp.mean(pixels, axis=(1, 2))
+
+
+def _augmented(kind: str, key: Array, x: Array, y: Array) -> tuple[Array, Array]:
+    """Crops of images, and of their masks likewise."""
+    if kind == "none":
+        return x, y
+    flip = kind == "crop and flip"
+    cropped = crop_and_flip(key, x, flip=flip)
+    return cropped, y if y.ndim == 1 else crop_and_flip(key, y[..., None], flip=flip)[..., 0]
+
+
+def _l1_and_zeros(features: dict[str, Array]) -> tuple[Array, Array]:
+    """mean |x| and the share of exact zeros of each layer."""
+    values = [lax.stop_gradient(x) for x in features.values()]
+    if not values:
+        return jnp.zeros(0, jnp.float32), jnp.zeros(0, jnp.float32)
+
+    def mean(x: Array) -> Array:
+        # Image by image: so the penalty sums, and XLA does it once.
+        return jnp.mean(jnp.mean(x, range(1, x.ndim)))
+
+    l1, zeros = zip(*((mean(jnp.abs(x)), mean((x == 0).astype(x.dtype))) for x in values))
+    return jnp.stack(l1), jnp.stack(zeros)
+
+
+def _measures(x: Array) -> tuple[Array, Array, Array, Array]:
+    """mean |x|, and the measures of `metrics.sparsity`, of each image, (n,) each."""
+    l1 = jnp.mean(jnp.abs(x).reshape(len(x), -1), 1)
+    return l1, *jax.vmap(lambda sample: metrics.sparsity(sample[None]))(x)
+
+
+def devices_of(mesh: Any, batch: int) -> Devices:
+    """The devices of a mesh, with axes that the compiler partitions.
+
+    Raises:
+        TypeError: no mesh.
+        ValueError: a mesh without the axis "data", or devices that cannot share a batch equally.
+    """
+    if mesh is None:
+        return Devices()
+    mesh = data_mesh(mesh, "experiment")
+    if batch % mesh.shape[DATA]:
+        raise ValueError(
+            f"experiment: {mesh.shape[DATA]} devices cannot share a batch of {batch} images "
+            "equally; expected a multiple of their number"
+        )
+    return Devices(mesh)
+
+
+_MASK_SCORES: dict[str, Callable[..., Array]] = {
+    "pixel_accuracy": metrics.pixel_accuracy,
+    "mean_class_precision": metrics.mean_class_precision,
+    "mean_class_accuracy": metrics.mean_class_accuracy,
+    "mean_iou": metrics.mean_iou,
+}
+
+
+# The scores that tables show, the first of a row first.
+SCORES = ("accuracy", "mean_iou", "pixel_accuracy", "mean_class_precision", "mean_class_accuracy")
+
+
+def evaluate(program: Program, state: State, X: Array, Y: Array) -> dict[str, Any]:
+    """Loss and scores over test images."""
+    scores = _scores(program, state, X, Y)
+    judged = (_classified if Y.ndim == 1 else _segmented)(scores.predicted, np.asarray(Y))
+    return {"loss": float(np.mean(scores.loss, dtype=np.float64)), **judged}
+
+
+def predict(program: Program, state: State, X: Array, Y: Array) -> np.ndarray:
+    """The predicted classes or masks of test images."""
+    return np.asarray(_scores(program, state, X, Y).predicted)
+
+
+def _scores(program: Program, state: State, X: Array, Y: Array) -> Scores:
+    parts = [
+        Scores(*(np.asarray(part)[skip:] for part in batch))
+        for batch, skip in _batches(program, partial(program.evaluate, *state[1:3], X, Y), len(X))
+    ]
+    return Scores(*map(np.concatenate, zip(*parts)))
+
+
+def measure(program: Program, state: State, X: Array) -> dict[str, Any]:
+    """What the features of the penalised layers are over test images, a number for each layer."""
+    if not program.layers:
+        return {}
+    parts = [
+        Features(*(np.asarray(part)[:, skip:] for part in batch))
+        for batch, skip in _batches(program, partial(program.measure, *state[1:3], X), len(X))
+    ]
+    features = Features(*(np.concatenate(part, axis=1) for part in zip(*parts)))
+    means = {n: np.mean(part, 1, np.float64).tolist() for n, part in features._asdict().items()}
+    return {"layers": list(program.layers), **means}
+
+
+def _batches(program: Program, call: Callable[..., Any], images: int) -> Iterator[tuple[Any, int]]:
+    """What `call(first, n)` returns for batches of one size, and how many images to leave out.
+
+    The last batch overlaps the one before, so that one compiled program serves all.
+    """
+    n = min(program.recipe.batch, images)
+    for first in range(0, images, n):
+        begin = min(first, images - n)
+        yield call(np.int32(begin), n), first - begin
+
+
+def _classified(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Accuracy, also on the first 1000 images: of CIFAR-10, those that are always exact."""
+    right = predicted == labels
+    scores = {"accuracy": float(np.mean(right))}
+    if len(right) > EXACT:
+        scores["accuracy_first_1000"] = float(np.mean(right[:EXACT]))
+    return scores
+
+
+def _segmented(predicted: np.ndarray, masks: np.ndarray) -> dict[str, float]:
+    """Each score as mean and deviation over images, and pooled over all pixels.
+
+    Images in which a score is 0/0 are left out of its mean, and counted.
+    """
+    scores: dict[str, float] = {}
+    for name, score in _MASK_SCORES.items():
+        each = np.asarray(score(predicted, masks), np.float64)
+        defined = each[~np.isnan(each)]
+        scores[name] = float(defined.mean()) if defined.size else math.nan
+        scores[f"{name}_std"] = float(defined.std()) if defined.size else math.nan
+        scores[f"{name}_undefined"] = len(each) - len(defined)
+        scores[f"{name}_pooled"] = float(score(predicted, masks, pooled=True))
+    return scores

@@ -1,0 +1,471 @@
+"""Runs: a model trained by a recipe, saved as it goes, and a row of results at its end."""
+
+import dataclasses
+import functools
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from unrolled._base import checks, text
+from unrolled._base.arguments import checked
+from unrolled._base.text import version
+from unrolled._base.threads import deferred, leave
+from unrolled.training import restore_tree, save_tree
+from unrolled.vision.datasets import Images
+from unrolled.vision.experiments import _data, _table
+from unrolled.vision.experiments._program import (
+    SCORES,
+    Devices,
+    Program,
+    State,
+    devices_of,
+    evaluate,
+    key_of,
+    make_program,
+    measure,
+    no_sums,
+    order,
+    predict,
+    rebuild,
+    start,
+)
+from unrolled.vision.experiments._recipe import (
+    Build,
+    Recipe,
+    build_model,
+    deviations,
+    paper_recipe,
+    penalised,
+    size,
+    task_of,
+)
+from unrolled.vision.experiments._table import read_row, scores_table, summarize
+
+_CHUNK_SECONDS = 1.0  # between two looks at the clock and at signals
+_SAVE_SECONDS = 30.0  # the most that a kill can lose, but for one chunk
+_PICTURES = 6  # with predicted masks that a row keeps
+_FIRST_STEPS = 5  # of the first chunk, by which the speed of the others is known
+
+# progress(name of the row, steps done, all steps, text)
+Progress = Callable[[str, int, int, str], None]
+
+
+@dataclasses.dataclass
+class Job:
+    """A run in progress."""
+
+    recipe: Recipe
+    images: Images
+    folder: Path
+    name: str
+    program: Program
+    state: State
+    curve: list[dict[str, Any]]
+    seconds: float  # of all processes that worked on it
+    progress: Progress | None
+    devices: Devices = Devices()
+    pace: float = math.inf  # seconds of a step
+    saved: float = dataclasses.field(default_factory=time.monotonic)
+
+    def __post_init__(self):
+        self.key = key_of(self.recipe)
+        put = self.devices.everywhere
+        self.X, self.Y = (put(jnp.asarray(part)) for part in self.images.train)
+        self.tests = tuple(put(jnp.asarray(part)) for part in self.images.test)
+        self.state = put(self.state)
+
+    @property
+    def finished(self) -> bool:
+        """All epochs are done, or the loss is no number."""
+        return len(self.curve) == self.recipe.epochs or self.diverged
+
+    @property
+    def diverged(self) -> bool:
+        """The loss of the last epoch is no number."""
+        return bool(self.curve) and not math.isfinite(self.curve[-1]["train"]["loss"])
+
+    @property
+    def path(self) -> Path:
+        """Where its state is saved."""
+        return self.folder / _table.STATES / f"{self.name}.npz"
+
+    def epoch(self, caught: list[int]) -> None:
+        """Go on to the end of the epoch, and evaluate there; save from time to time.
+
+        Raises:
+            KeyboardInterrupt, SystemExit: a signal was caught; the state has been saved.
+        """
+        epoch, steps = len(self.curve), self.program.steps_per_epoch
+        indices = np.asarray(order(self.key, epoch, len(self.X)))
+        batches = indices[: steps * self.recipe.batch].reshape(steps, -1)
+        gamma = np.float32(self.recipe.gamma) if self.recipe.gamma else None
+        done, end = int(self.state.step), (epoch + 1) * steps
+        while done < end:
+            began, chunk = time.monotonic(), self._chunk()
+            stop = min(done + chunk, end)
+            for step in range(done, stop):
+                self.state = self.program.advance(
+                    self.state, self.key, batches[step % steps], gamma, self.X, self.Y
+                )
+            jax.block_until_ready(self.state.step)
+            passed = time.monotonic() - began
+            self.seconds, self.pace = self.seconds + passed, passed / (stop - done)
+            done = stop
+            if done < end:
+                self._pause(done, caught)
+        self._close_epoch()
+        self._pause(done, caught)
+
+    def _chunk(self) -> int:
+        """Steps of about a second."""
+        return _FIRST_STEPS if self.pace == math.inf else max(1, int(_CHUNK_SECONDS / self.pace))
+
+    def _pause(self, done: int, caught: list[int]) -> None:
+        """Tell how far it is, and save if it is time."""
+        if self.progress:
+            all_steps = self.recipe.epochs * self.program.steps_per_epoch
+            self.progress(self.name, done, all_steps, _last_line(self.curve))
+        if caught or time.monotonic() - self.saved > _SAVE_SECONDS:
+            self.save()
+        if caught:
+            leave(caught[0], f"experiment: stopped after step {done} of {self.name}, saved")
+
+    def _close_epoch(self) -> None:
+        began = time.monotonic()
+        sums = jax.device_get(self.state.sums)
+        means = jax.tree.map(lambda total: total / self.program.steps_per_epoch, sums)
+        tested = evaluate(self.program, self.state, *self.tests)
+        train = {n: np.asarray(v, np.float64).tolist() for n, v in means._asdict().items()}
+        self.curve.append({"train": train, "test": tested})
+        self.state = self.state._replace(sums=no_sums(len(self.program.layers)))
+        self.seconds += time.monotonic() - began
+
+    def save(self) -> None:
+        """Put the state on disk."""
+        save_tree(self.path, self.state, curve=self.curve, seconds=self.seconds)
+        self.saved = time.monotonic()
+
+    def finish(self, keep_weights: bool) -> dict[str, Any]:
+        """Write the row, and what stays with it; the saved state goes."""
+        (X, _), (X_test, _) = self.images.train, self.images.test
+        row = {
+            "recipe": self.recipe.to_dict(),
+            "deviations": deviations(
+                self.recipe, paper_recipe(task_of(self.recipe.model), self.recipe.data)
+            ),
+            "layers": list(self.program.layers),
+            "images": {
+                "name": self.images.name,
+                "train": len(X),
+                "test": len(X_test),
+                "shape": list(X.shape[1:]),
+                "classes": len(self.images.classes),
+                "sha256": _data.digest(self.images),
+                "moments": _data.moments(X, self.recipe),
+            },
+            "parameters": size(rebuild(self.program.graph, self.state.params, self.state.others)),
+            "status": "diverged" if self.diverged else "complete",
+            "scores": self.curve[-1]["test"],
+            "features": measure(self.program, self.state, self.tests[0]),
+            "curve": self.curve,
+            "seconds": self.seconds,
+            "environment": _environment() | self.devices.environment,
+        }
+        if keep_weights:
+            weights = {"params": self.state.params, "others": self.state.others}
+            save_tree(self.folder / _table.WEIGHTS / f"{self.name}.npz", weights)
+        if not self.images.classes:
+            _table.write_pictures(self.folder, self.name, self._pictures())
+        _table.write_row(self.folder, self.name, row)
+        self.path.unlink(missing_ok=True)
+        return _table.read_row(self.folder, self.name) or row
+
+    def _pictures(self) -> dict[str, np.ndarray]:
+        """The first test pictures, with their true and their predicted masks."""
+        X, truth = (part[:_PICTURES] for part in self.images.test)
+        predicted = predict(self.program, self.state, *self.tests)[:_PICTURES]
+        return {"X": X, "truth": truth, "predicted": predicted}
+
+
+def _last_line(curve: list[dict[str, Any]]) -> str:
+    """The last line of a curve, in words."""
+    if not curve:
+        return "first epoch"
+    train, test = curve[-1]["train"], curve[-1]["test"]
+    score = next(name for name in SCORES if name in test)
+    tested = f"test {score.replace('_', ' ')} {test[score]:.4f}"
+    return f"epoch {len(curve)}: loss {train['loss']:.4g}, {tested}"
+
+
+def _environment() -> dict[str, str]:
+    """The versions and the device that a row depends on."""
+    device = jax.devices()[0]
+    others = ("jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "unrolled": version(),
+        **{name: metadata.version(name) for name in others},
+        "device": f"{device.platform} {device.device_kind}",
+    }
+
+
+class Sweep(NamedTuple):
+    """What became of the runs of a grid."""
+
+    rows: dict[str, dict[str, Any]]  # by name: those that are finished, old and new
+    open: list[str]  # stopped by the budget, or not begun
+    busy: list[str]  # in the hands of other processes
+
+    def __repr__(self) -> str:
+        """The scores, as they fit on a screen, and what is not finished."""
+        scores = self.table().splitlines() if self.rows else []
+        left = f"{len(self.rows)} runs finished, {len(self.open)} open, {len(self.busy)} elsewhere"
+        return text.screen([left, *scores])
+
+    def table(self, form: str = "markdown") -> Any:
+        """`scores_table` of the rows, in the same forms."""
+        return scores_table(summarize(self.rows), form)
+
+
+class Outcome(NamedTuple):
+    """What became of a run: its name, and its row where it is finished."""
+
+    name: str  # of the row
+    row: Any  # its record, a dict; None until it is finished
+    busy: bool = False  # another process runs it
+
+
+@checked
+def run(
+    recipe: Recipe,
+    images: Images,
+    folder: str | Path,
+    *,
+    build: Build = build_model,
+    until: float = math.inf,
+    keep_weights: bool = True,
+    progress: Progress | None = None,
+    mesh: Mesh | None = None,
+) -> Outcome:
+    """Train and test one model by a recipe, and add its row to the folder of an experiment.
+
+    A row that exists is returned at once. A run that was stopped or killed continues from its last
+    saved step, with the same result as one that was not, bit for bit on the same device. It
+    computes in float32, also where JAX makes float64 by default.
+
+    Args:
+        recipe: of the run.
+        images: with their whole test set, from `load`.
+        folder: of the experiment.
+        build: makes the model; your own for your own model. It is not in the name of the row: where
+            you change your model, give `recipe.model` another name.
+        until: time (`time.monotonic`) at which the run stops at the end of its epoch.
+        keep_weights: whether the weights stay in the folder, for `restore`.
+        progress: called about once a second.
+        mesh: devices that share each batch, by its axis "data"; the weights are on all of them. The
+            result is that of one device but for rounding, and a saved run continues on another
+            number of them; the row says on how many it ended.
+
+    Raises:
+        TypeError: a mesh that is none.
+        ValueError: devices that cannot share a batch equally; images that the recipe or the model
+            does not fit, or with the bytes of those of a row but other shapes or classes.
+        CheckpointError: a saved state that is damaged.
+        KeyboardInterrupt, SystemExit: by SIGINT or SIGTERM, after the step has been saved.
+
+    Example:
+        >>> import tempfile
+        >>> from flax import nnx
+        >>> class Net(nnx.Module):  # a network of your own, without layers to penalise
+        ...     early = ()
+        ...     def __init__(self, rngs):
+        ...         self.dense = nnx.Linear(32 * 32, 10, rngs=rngs)
+        ...     def __call__(self, x):
+        ...         return self.dense(x.reshape(len(x), -1))
+        >>> images = ur.vision.experiments.load("digits")
+        >>> recipe = ur.vision.experiments.Recipe(
+        ...     data="digits", model="linear", epochs=1, augmentation="none")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     name, row, _ = ur.vision.experiments.run(
+        ...         recipe, images, folder, build=lambda recipe, shape, classes, rngs: Net(rngs))
+        ...     rows = ur.vision.experiments.read_rows(folder)
+        >>> row["status"], list(rows) == [name]
+        ('complete', True)
+        >>> ur.vision.experiments.summarize(rows)[0].scores["accuracy"].n  # seeds
+        1
+    """
+    chosen = _data.split(images, recipe.test)
+    _data.check(chosen, recipe)
+    devices = devices_of(mesh, recipe.batch)
+    name = recipe.row_name(_data.digest(chosen))
+    with jax.enable_x64(False), _table.opened(folder) as folder:
+        if row := _finished(folder, name, chosen):
+            return Outcome(name, row)
+        with _table.claimed(folder, name) as mine, deferred() as caught:
+            if not mine:
+                return Outcome(name, None, busy=True)
+            if row := _finished(folder, name, chosen):  # finished meanwhile
+                return Outcome(name, row)
+            if time.monotonic() >= until:  # nothing is made, nor saved, of what is not begun
+                return Outcome(name, None)
+            job = _opened(recipe, chosen, folder, name, build, progress, devices)
+            while not job.finished and time.monotonic() < until:
+                job.epoch(caught)
+            if not job.finished:
+                job.save()
+                return Outcome(name, None)
+            return Outcome(name, job.finish(keep_weights))
+
+
+def _finished(folder: Path, name: str, images: Images) -> dict[str, Any] | None:
+    """The row of that name, if there is one.
+
+    Raises:
+        ValueError: it is of images with the same bytes, but other shapes or classes.
+    """
+    row = _table.read_row(folder, name)
+    expected = dict(shape=[*images.train[0].shape[1:]], classes=len(images.classes))
+    recorded = row and {field: row["images"][field] for field in expected}
+    if recorded and recorded != expected:
+        raise ValueError(
+            f"experiment: {folder} has a row of these bytes as images of {recorded}; expected "
+            f"{expected}, try another folder"
+        )
+    return row
+
+
+def _opened(
+    recipe: Recipe,
+    images: Images,
+    folder: Path,
+    name: str,
+    build: Build,
+    progress: Progress | None,
+    devices: Devices,
+) -> Job:
+    """The run where it was saved last, or at its start."""
+    X = images.train[0]
+    model = build(recipe, X.shape[1:], len(images.classes), _rngs(recipe))
+    penalised(recipe, model)  # refuses a gamma without layers
+    program = _shared_program(
+        dataclasses.replace(recipe, seed=0, gamma=0.0),
+        build,
+        X.shape[1:],
+        len(images.classes),
+        len(X) // recipe.batch,
+        _data.moments(X, recipe),
+        devices,
+    )
+    begun = start(program, model)
+    job = Job(recipe, images, folder, name, program, begun, [], 0.0, progress, devices)
+    if job.path.is_file():
+        saved, record = restore_tree(job.path, begun)
+        job.state = devices.everywhere(saved)
+        job.curve, job.seconds = record["curve"], record["seconds"]
+    return job
+
+
+@functools.lru_cache(maxsize=16)
+def _shared_program(recipe, build, shape, classes, steps_per_epoch, moments, devices) -> Program:
+    """The program of all runs that share it, compiled once in a process."""
+    model = build(recipe, shape, classes, _rngs(recipe))
+    taps = penalised(recipe, model)
+    return make_program(model, taps, recipe, shape, steps_per_epoch, moments, devices)
+
+
+def _rngs(recipe: Recipe) -> nnx.Rngs:
+    return nnx.Rngs(jax.random.fold_in(key_of(recipe), 0))
+
+
+@checked
+def grid(
+    recipe: Recipe,
+    *,
+    models: Sequence[str],
+    activations: Sequence[str],
+    gammas: Sequence[float],
+    seeds: Sequence[int],
+    epochs: Sequence[int],
+) -> list[Recipe]:
+    """The recipes of all combinations; all of one seed come before the next seed.
+
+    Raises:
+        TypeError: a single name in place of a list.
+        ValueError: as of a `Recipe`.
+
+    Example:
+        >>> from unrolled.vision.experiments import grid, paper_recipe
+        >>> recipe = paper_recipe("classification", "cifar10")
+        >>> varied = dict(models=["lenet5"], activations=["relu", "elu"], epochs=[20])
+        >>> len(grid(recipe, gammas=[0, 1e-3, 1e-2], seeds=[0, 1], **varied))
+        12
+    """
+    fields = ("epochs", "seed", "model", "activation", "gamma")
+    combinations = itertools.product(epochs, seeds, models, activations, gammas)
+    changes: list[dict[str, Any]] = [dict(zip(fields, values)) for values in combinations]
+    return [dataclasses.replace(recipe, **change) for change in changes]
+
+
+@checked
+def sweep(
+    recipes: Iterable[Recipe],
+    images: Images | Any,
+    folder: str | Path,
+    *,
+    build: Build = build_model,
+    minutes: float | Any = math.inf,
+    keep_weights: bool = True,
+    progress: Progress | None = None,
+    mesh: Mesh | None = None,
+) -> Sweep:
+    """Run all recipes that have no row yet; several processes may share a folder.
+
+    Args:
+        recipes, images, folder, build, keep_weights, progress, mesh: as in `run`.
+        minutes: the budget. At its end the run in progress stops after its epoch, and is saved.
+
+    Raises:
+        ValueError: a budget that is not positive; else as in `run`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ur.vision.experiments.sweep([], ur.vision.experiments.load("digits"), folder).open
+        []
+    """
+    if not checks.as_number(minutes, "the budget", "experiment") > 0:
+        raise ValueError(f"experiment: the budget must be above 0 minutes, got {minutes}")
+    until, recipes = time.monotonic() + 60 * minutes, list(recipes)
+    options: dict[str, Any] = dict(build=build, keep_weights=keep_weights, until=until, mesh=mesh)
+    outcomes: list[Outcome] = []
+    for i, recipe in enumerate(recipes, start=1):
+        placed = _placed(progress, f"{i} of {len(recipes)}: ")
+        outcomes.append(run(recipe, images, folder, progress=placed, **options))
+    # Other processes have finished some of theirs meanwhile.
+    records = {name: row or read_row(Path(folder), name) for name, row, _ in outcomes}
+    rows = {name: row for name, row in records.items() if row}
+    return Sweep(
+        rows,
+        [name for name, row, busy in outcomes if not (row or busy)],
+        [name for name, _, busy in outcomes if busy and name not in rows],
+    )
+
+
+def _placed(progress: Progress | None, place: str) -> Progress | None:
+    """The progress of a run that is one of many."""
+    if progress is None:
+        return None
+
+    def tell(name: str, done: int, steps: int, text: str) -> None:
+        progress(place + name, done, steps, text)
+
+    return tell

@@ -1,0 +1,489 @@
+"""The rows of an experiment, and their table: means over seeds with intervals, paired with their
+baseline.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from unrolled._base import checks, files, text
+from unrolled._base.arguments import checked
+from unrolled._base.files import CheckpointError, write_whole
+from unrolled._base.text import sealed, to_json, unsealed
+from unrolled.activations import NAMED
+from unrolled.training import restore_tree, save_tree
+from unrolled.vision.experiments._program import SCORES
+from unrolled.vision.experiments._recipe import ML_CSC, Recipe, from_dict
+
+_PARTS = ROWS, STATES, WEIGHTS, PICTURES = "rows", "states", "weights", "pictures"
+_FORMAT = 1
+_KEYS = (
+    *("recipe", "deviations", "layers", "images", "parameters", "status", "scores", "features"),
+    *("curve", "seconds", "environment"),
+)
+
+
+def open_folder(folder: str | Path) -> Path:
+    """The folder of an experiment, made if it is not there.
+
+    Raises:
+        NotADirectoryError: a file has that name.
+        ValueError: it is not empty, and holds no experiment.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: is a file; expected a folder to write into")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / ROWS).is_dir():
+        raise ValueError(
+            f"{folder}: is not empty and holds no experiment; try another --output, or an empty one"
+        )
+    for part in _PARTS:
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def opened(folder: str | Path) -> Iterator[Path]:
+    """`open_folder` for a block; a folder that was not there is gone again if the block refuses."""
+    made = not Path(folder).exists()
+    folder = open_folder(folder)
+    try:
+        yield folder
+    except (ValueError, TypeError):
+        with suppress(OSError):  # it holds something
+            for part in (*_PARTS, "") if made else ():
+                (folder / part).rmdir()
+        raise
+
+
+def write_row(folder: Path, name: str, row: dict[str, Any]) -> None:
+    """Add a row, whole or not at all."""
+    text = to_json(sealed({"format": _FORMAT, **row}))
+    write_whole(folder / ROWS / f"{name}.json", text.encode())
+
+
+def read_row(folder: Path, name: str) -> dict[str, Any] | None:
+    """The row of that name; None if there is none.
+
+    Raises:
+        CheckpointError: its file is not one, or has changed since it was written.
+    """
+    path = Path(folder) / ROWS / f"{name}.json"
+    return _read(path) if path.is_file() else None
+
+
+@checked
+def read_rows(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """All rows by their names, in the order of these.
+
+    Raises:
+        FileNotFoundError: no experiment.
+        CheckpointError: a file that is no row, or has changed since it was written.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:  # of an experiment that has not begun
+        ...     pathlib.Path(folder, "rows").mkdir()
+        ...     ur.vision.experiments.read_rows(folder)
+        {}
+    """
+    rows = Path(folder) / ROWS
+    if not rows.is_dir():
+        raise FileNotFoundError(f"{folder}: holds no experiment; expected a folder {ROWS} in it")
+    return {path.stem: _read(path) for path in sorted(rows.glob("*.json"))}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        row = unsealed(json.loads(path.read_text(encoding="utf-8")))
+        if row["format"] != _FORMAT:
+            raise ValueError(f"format {row['format']}; expected {_FORMAT}")
+        if missing := [key for key in _KEYS if key not in row]:
+            raise ValueError(f"without {', '.join(missing)}")
+        return row
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: not a row of an experiment ({error}); remove the file to run it again"
+        ) from error
+
+
+def write_pictures(folder: Path, name: str, pictures: dict[str, np.ndarray]) -> None:
+    """Keep pictures and masks beside a row."""
+    save_tree(folder / PICTURES / f"{name}.npz", pictures)
+
+
+@checked
+def read_pictures(folder: str | Path, name: str) -> dict[str, np.ndarray] | None:
+    """The pictures X, and masks `truth` and `predicted`, of a row; None if it has none.
+
+    Raises:
+        CheckpointError: their file is damaged.
+
+    Example:
+        >>> ur.vision.experiments.read_pictures("an-experiment", "a-row") is None
+        True
+    """
+    path = Path(folder) / PICTURES / f"{name}.npz"
+    if not path.is_file():
+        return None
+    try:
+        arrays, _ = restore_tree(path)
+        return {entry: arrays[entry] for entry in ("X", "truth", "predicted")}
+    except (ValueError, KeyError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise CheckpointError(
+            f"{path}: not the pictures of a row ({reason}); remove the file to continue without "
+            "them"
+        ) from error
+
+
+@contextmanager
+def claimed(folder: Path, name: str) -> Iterator[bool]:
+    """Whether this process alone runs a row meanwhile: it is locked until the block ends.
+
+    The lock of a process that was killed ends with it.
+    """
+    with files.claimed(folder / STATES / f"{name}.lock") as holder:
+        yield holder is None
+
+
+# A network has learned if this share of what guessing gets wrong is right: 20 % of ten classes.
+_LEARNED = 1 / 9
+_PERCENT = 100
+_NAMED = ("model", "activation", "gamma", "seed")  # fields of a recipe that need no column
+_ENTRIES = ("recipe", "images", "layers", "scores", "features", "status")  # what a table reads
+
+
+class Interval(NamedTuple):
+    """A mean over seeds, and half the width of its 95 % t interval; nan for one seed."""
+
+    mean: float  # over seeds
+    half: float  # half the width of the 95 % interval
+    n: int  # number of seeds
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether 0 is outside of the interval."""
+        return abs(self.mean) > self.half
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """The runs of one recipe, by seed, and their differences from those of its baseline.
+
+    Attributes:
+        recipe: with the seed of the first run.
+        baseline: the recipe compared with: gamma = 0, or of ML-CSC the plain CNN; None if there is
+            none in the rows.
+        scores: by name.
+        differences: score minus that of the baseline of the same seed, over the common seeds.
+        features: measures of each penalised layer, means over the seeds that did not diverge.
+        feature_differences: of those, layer by layer, as `differences`.
+        failed: seeds that diverged or stayed near chance; they count in all means of scores.
+    """
+
+    recipe: Recipe
+    baseline: Recipe | None
+    scores: dict[str, Interval]
+    differences: dict[str, Interval]
+    features: dict[str, list[float]]
+    feature_differences: dict[str, list[Interval]]
+    failed: tuple[int, ...]
+
+
+@checked
+def interval(values: Iterable[float]) -> Interval:
+    """Mean and 95 % t interval.
+
+    Raises:
+        ValueError: no values.
+
+    Example:
+        >>> from unrolled.vision.experiments import interval
+        >>> score = interval([1.0, 2.0, 3.0])
+        >>> score.mean, round(score.half, 3), score.n
+        (2.0, 2.484, 3)
+    """
+    from scipy import stats
+
+    x = np.asarray(list(values), float)
+    if not len(x):
+        raise ValueError("interval: there are no values; expected one for each seed")
+    half = math.nan
+    if len(x) > 1:
+        half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
+    return Interval(float(x.mean()), half, len(x))
+
+
+@checked
+def holm(intervals: Sequence[Interval], level: float = 0.05) -> list[Interval]:
+    """The intervals with the widths of Holm's procedure, in their order.
+
+    The k-th most significant of n has level / (n + 1 - k), until one contains 0; all after it have
+    the level of that one. Where the true mean is 0 throughout, the probability that any of them
+    excludes 0 is at most `level`. Intervals of one seed are left as they are, and do not count.
+
+    Raises:
+        ValueError: a level outside of (0, 1).
+
+    Reference: Holm (1979).
+
+    Not claimed: that all intervals hold their means at once.
+
+    Example:
+        >>> from unrolled.vision.experiments import holm, interval
+        >>> plain = [interval([1.0, 1.1, 1.2]), interval([0.1, 0.2, 0.3]), interval([-1.0, 1.0])]
+        >>> [one.excludes_zero for one in plain]
+        [True, False, False]
+        >>> [round(new.half / old.half, 2) for new, old in zip(holm(plain), plain)]
+        [1.78, 1.44, 2.0]
+    """
+    from scipy import stats
+
+    level = checks.as_fraction(level, "level", "holm")
+    corrected = list(intervals)
+    several = [i for i, plain in enumerate(corrected) if plain.n > 1]
+    share, excludes = level, True
+    for rank, i in enumerate(sorted(several, key=lambda i: _p_value(corrected[i]))):
+        share = level / (len(several) - rank) if excludes else share
+        mean, half, n = corrected[i]
+        ratio = stats.t.ppf(1 - share / 2, n - 1) / stats.t.ppf(0.975, n - 1)
+        corrected[i] = Interval(mean, float(half * ratio), n)
+        excludes = corrected[i].excludes_zero
+    return corrected
+
+
+def _p_value(difference: Interval) -> float:
+    """Of the t test that the mean is 0."""
+    from scipy import stats
+
+    error = difference.half / stats.t.ppf(0.975, difference.n - 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        score = np.nan_to_num(np.abs(np.divide(difference.mean, error)))
+    return float(2 * stats.t.sf(score, difference.n - 1))
+
+
+def summarize(rows: Mapping[str, dict[str, Any]]) -> list[Cell]:
+    """The cells of a table, in the order of their recipes; see `Cell`.
+
+    Args:
+        rows: as `read_rows` returns them.
+
+    Raises:
+        TypeError: they are no mapping of names to rows.
+        ValueError: a row lacks an entry that the table reads.
+
+    Example:
+        >>> ur.vision.experiments.summarize({})
+        []
+    """
+    _check_rows(rows)
+    groups: dict[Any, dict[int, dict[str, Any]]] = {}
+    recipes: dict[Any, Recipe] = {}
+    for row in rows.values():
+        recipe = from_dict(row["recipe"])
+        key = dataclasses.replace(recipe, seed=0), row["images"]["sha256"]
+        recipes.setdefault(key, recipe)
+        groups.setdefault(key, {})[recipe.seed] = row
+    keys = sorted(groups, key=lambda key: _place(key[0]))
+    return [_cell(key, groups, recipes) for key in keys]
+
+
+def _check_rows(rows: Any) -> None:
+    if not isinstance(rows, Mapping) or not all(isinstance(r, Mapping) for r in rows.values()):
+        raise TypeError(
+            f"summarize: rows must be a dict of rows by name, got {type(rows).__name__}; try "
+            "experiments.read_rows(folder)"
+        )
+    for name, row in rows.items():
+        if missing := [entry for entry in _ENTRIES if entry not in row]:
+            raise ValueError(
+                f"summarize: row {name} has no {', '.join(missing)}; expected a row as "
+                "experiments.read_rows returns it"
+            )
+
+
+def _place(recipe: Recipe) -> tuple:
+    model = ML_CSC.index(recipe.model) if recipe.model in ML_CSC else -1
+    place = list(NAMED).index(recipe.activation) if recipe.activation in NAMED else len(NAMED)
+    return recipe.data, model, recipe.model, recipe.epochs, place, recipe.gamma
+
+
+def _cell(key: Any, groups: dict, recipes: dict) -> Cell:
+    runs, images = groups[key], key[1]
+    base = _baseline(key[0])
+    paired = groups.get((base, images), {})
+    names = [name for name in SCORES if name in next(iter(runs.values()))["scores"]]
+    common = sorted(set(runs) & set(paired))
+    differences = {
+        name: interval(_score(runs[s], name) - _score(paired[s], name) for s in common)
+        for name in names
+        if common
+    }
+    return Cell(
+        recipes[key],
+        base if common else None,
+        {name: interval(_score(row, name) for row in runs.values()) for name in names},
+        differences,
+        _features(runs),
+        _feature_differences([(runs[s], paired[s]) for s in common]),
+        tuple(seed for seed, row in sorted(runs.items()) if _failed(row)),
+    )
+
+
+def _baseline(recipe: Recipe) -> Recipe | None:
+    if recipe.gamma:
+        return dataclasses.replace(recipe, gamma=0.0)
+    if recipe.model in ML_CSC and recipe.model != "cnn":
+        return dataclasses.replace(recipe, model="cnn")
+    return None
+
+
+def _score(row: dict[str, Any], name: str) -> float:
+    value = row["scores"][name]
+    return math.nan if value is None else value
+
+
+def _failed(row: dict[str, Any]) -> bool:
+    if row["status"] != "complete":
+        return True
+    classes = row["images"]["classes"]
+    return bool(classes) and row["scores"]["accuracy"] < (1 - _LEARNED) / classes + _LEARNED
+
+
+_MEASURES = ("l1", "zeros", "below", "hoyer")
+
+
+def _features(runs: dict[int, dict[str, Any]]) -> dict[str, list[float]]:
+    measured = [row["features"] for row in runs.values() if _measured(row)]
+    return {
+        name: np.mean([measures[name] for measures in measured], axis=0).tolist()
+        for name in (_MEASURES if measured else ())
+    }
+
+
+def _measured(row: dict[str, Any]) -> bool:
+    """Whether it follows layers whose features are numbers."""
+    return bool(row["features"]) and row["status"] == "complete"
+
+
+def _feature_differences(
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]],
+) -> dict[str, list[Interval]]:
+    """Of rows less their baselines, where both follow the same layers."""
+    both = [
+        (a["features"], b["features"])
+        for a, b in pairs
+        if a["layers"] == b["layers"] and _measured(a) and _measured(b)
+    ]
+    return {
+        name: [*map(interval, np.array([np.subtract(a[name], b[name]) for a, b in both]).T)]
+        for name in (_MEASURES if both else ())
+    }
+
+
+@checked
+def scores_table(cells: Sequence[Cell], form: str = "markdown") -> Any:
+    """Scores and paired differences, in percent and points.
+
+    Args:
+        cells: from `summarize`.
+        form: "markdown", "latex" (with the rules of booktabs), "csv", or "records", a list of dicts
+            that `pandas.DataFrame` takes. The last two hold shares, not percent, and halves of the
+            widths of 95 % intervals.
+
+    Raises:
+        ValueError: another form, or no cells.
+
+    Example:
+        >>> ur.vision.experiments.scores_table([])
+        Traceback (most recent call last):
+        ValueError: scores_table: there are no cells; expected those of summarize
+    """
+    if not cells:
+        raise ValueError("scores_table: there are no cells; expected those of summarize")
+    names = [name for name in SCORES if any(name in cell.scores for cell in cells)]
+    varied = _varied(cells)
+    head = ["model", "activation", "gamma", *varied, "runs"]
+    for name in names:
+        head += [f"{name.replace('_', ' ')}, %", "difference"]
+    pairs = [(cell, name) for cell in cells for name in cell.differences]
+    corrected = holm([cell.differences[name] for cell, name in pairs])
+    widths = {(id(cell), name): of.half for (cell, name), of in zip(pairs, corrected)}
+    lines = []
+    for cell in cells:
+        recipe, n = cell.recipe, next(iter(cell.scores.values())).n
+        other = [str(getattr(recipe, field)) for field in varied]
+        line = [recipe.model, recipe.activation, f"{recipe.gamma:g}", *other, str(n)]
+        for name in names:
+            score = cell.scores.get(name)
+            line += ["" if score is None else _value(score), _difference(cell, name, widths)]
+        lines.append(line)
+    notes = ["Differences are from gamma = 0, in points."]
+    if any(cell.baseline and cell.baseline.model != cell.recipe.model for cell in cells):
+        notes = ["Differences are from gamma = 0, and where that is 0 from cnn, in points."]
+    if several := sum(difference.n > 1 for difference in corrected):
+        notes.append(
+            "In brackets the width by Holm's procedure, for all differences of the table at once "
+            f"({several}): that any of them excludes 0 by chance has probability 5 % at most."
+        )
+    if any(difference.n < 2 for cell in cells for difference in cell.differences.values()):
+        notes.append("One seed is no interval, and no claim.")
+    for cell in cells:
+        if cell.failed:
+            seeds = ", ".join(map(str, cell.failed))
+            name = f"{cell.recipe.model}, {cell.recipe.activation}, gamma {cell.recipe.gamma:g}"
+            name += "".join(f", {field} {getattr(cell.recipe, field)}" for field in varied)
+            notes.append(f"Did not train (diverged or near chance): {name}, seeds {seeds}.")
+    records = partial(_records, cells, varied, names)
+    return text.table(form, head, lines, [" ".join(notes)], records, "scores_table")
+
+
+def _varied(cells: Sequence[Cell]) -> list[str]:
+    """What tells recipes apart beside model, activation and gamma, which each table has."""
+    names = [f.name for f in dataclasses.fields(Recipe) if f.name not in _NAMED]
+    return [n for n in names if len({str(getattr(cell.recipe, n)) for cell in cells}) > 1]
+
+
+def _records(
+    cells: Sequence[Cell], varied: Sequence[str], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    records, none = [], Interval(math.nan, math.nan, 0)
+    for cell in cells:
+        recipe = cell.recipe
+        row = {"model": recipe.model, "activation": recipe.activation, "gamma": recipe.gamma}
+        row |= {field: getattr(recipe, field) for field in varied}
+        for name in names:
+            score, difference = cell.scores.get(name, none), cell.differences.get(name, none)
+            row |= {name: score.mean, f"{name}_half": score.half, f"{name}_runs": score.n}
+            row |= {
+                f"{name}_difference": difference.mean,
+                f"{name}_difference_half": difference.half,
+            }
+        row["failed"] = len(cell.failed)
+        records.append({key: None if value != value else value for key, value in row.items()})
+    return records
+
+
+def _value(score: Interval) -> str:
+    half = "" if math.isnan(score.half) else f" ± {_PERCENT * score.half:.2f}"
+    return f"{_PERCENT * score.mean:.2f}{half}"
+
+
+def _difference(cell: Cell, name: str, widths: Mapping[tuple[int, str], float]) -> str:
+    difference = cell.differences.get(name)
+    if difference is None:
+        return ""
+    mean = f"{_PERCENT * difference.mean:+.2f}"
+    if math.isnan(difference.half):
+        return f"{mean} (one seed)"
+    clear = "" if difference.excludes_zero else ", not clear"
+    width = _PERCENT * widths[id(cell), name]
+    return f"{mean} ± {_PERCENT * difference.half:.2f} ({width:.2f}){clear}"

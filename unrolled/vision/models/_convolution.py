@@ -1,0 +1,436 @@
+"""Convolutions and pooling of pictures (N, H, W, C), in the form that runs fastest where they run.
+
+Every form computes the sums of `lax.conv_general_dilated`, in another order. Accelerators get that
+function as it is. On a CPU (jaxlib 0.10) it falls back from matrix products to loops for few
+channels and on maps of at most 2 x 2 pixels. Winograd's form has fewer products for many channels,
+and for a large map the gradient of the kernel is faster in strips that stay in the cache.
+`benchmarks/cnn.py` says whether this still pays.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from unrolled._base import loops
+from unrolled._base.checks import Array
+from unrolled._base.numbers import wide_dtype
+from unrolled.activations import is_monotone
+
+_B = np.array([[1, 0, 0, 0], [0, 1, -1, 1], [-1, 1, 1, 0], [0, 0, 0, -1]])
+_G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+_A = np.array([[1, 0], [1, 1], [1, -1], [0, -1]])
+_TILES_AT_ONCE = 1024  # pixels whose tiles stay in the cache
+
+Tile = list[list[Array]]  # its entries are arrays of their own: to stack them would cost a copy
+
+
+@jax.custom_vjp
+def winograd(x: Array, kernel: Array) -> Array:
+    """The correlation of x, (N, H, W, C_in) with even sides, with kernel, (3, 3, C_in, C_out).
+
+    Returns:
+        (N, H, W, C_out).
+    """
+    return _correlation(_transform(_G, _entries(kernel)), x, 0)
+
+
+def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Tile]]:
+    filters = _transform(_G, _entries(kernel))
+    return _correlation(filters, x, 0), (x, filters)
+
+
+def _winograd_backward(saved: tuple[Array, Tile], g: Array) -> tuple[Array, Array]:
+    x, filters = saved
+    # The transform of a filter that is turned by 180 degrees has the same entries in this order.
+    turned = [[filters[a][b] for b in (3, 1, 2, 0)] for a in (3, 1, 2, 0)]
+    return _correlation(turned, g, 1), _winograd_kernel_gradient(x, g)
+
+
+def _correlation(filters: Tile, x: Array, axis: int) -> Array:
+    """Of pictures with transformed filters, whose `axis` belongs to the channels of x."""
+
+    def outputs(x: Array) -> Array:
+        pairs = [zip(*rows) for rows in zip(_tiles(x), filters)]
+        products = [[_product(tile, filter, 1, axis) for tile, filter in row] for row in pairs]
+        return _pictures(_transform(_A.T, products), *x.shape[:3])
+
+    return lax.map(outputs, _chunks(x)).reshape(*x.shape[:3], -1)
+
+
+def _winograd_kernel_gradient(x: Array, g: Array) -> Array:
+    """Of the sum of g times the outputs, (3, 3, C_in, C_out)."""
+
+    def add(total: Tile, pair: tuple[Array, Array]) -> tuple[Tile, None]:
+        x, g = pair
+        squares = [[_rows(g[:, a::2, b::2]) for b in (0, 1)] for a in (0, 1)]
+        rows = zip(total, _tiles(x), _transform(_A, squares))
+        return [
+            [sum_ + _product(tile, square, 0, 0, wide) for sum_, tile, square in zip(*row)]
+            for row in rows
+        ], None
+
+    wide = wide_dtype(x.dtype)  # in half precision a long sum stops to grow
+    zero = jnp.zeros((x.shape[-1], g.shape[-1]), wide)
+    total, _ = loops.scan(add, [[zero] * 4] * 4, (_chunks(x), _chunks(g)))
+    return jnp.stack([jnp.stack(row) for row in _transform(_G.T, total)]).astype(x.dtype)
+
+
+winograd.defvjp(_forward, _winograd_backward)
+
+
+def _transform(M: np.ndarray, tile: Tile) -> Tile:
+    """M tile M'."""
+    for _ in range(2):  # M by columns, which come out as rows
+        tile = [[_combination(row, column) for row in M] for column in zip(*tile)]
+    return tile
+
+
+def _combination(weights: np.ndarray, arrays: tuple[Array, ...]) -> Array:
+    terms = [
+        array if weight == 1 else -array if weight == -1 else array * weight.astype(array.dtype)
+        for weight, array in zip(weights, arrays)
+        if weight
+    ]
+    return functools.reduce(jnp.add, terms)
+
+
+def _product(a: Array, b: Array, i: int, j: int, dtype: Any = None) -> Array:
+    """The matrix product over axis i of a and axis j of b, without a transpose in memory."""
+    return lax.dot_general(a, b, (((i,), (j,)), ((), ())), preferred_element_type=dtype)
+
+
+def _entries(kernel: Array) -> Tile:
+    return [[kernel[a, b] for b in range(3)] for a in range(3)]
+
+
+def _tiles(x: Array) -> Tile:
+    """B' d B of all tiles, each entry (tiles, C)."""
+    H, W = x.shape[1:3]
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    tile = [[_rows(x[:, a : a + H - 1 : 2, b : b + W - 1 : 2]) for b in range(4)] for a in range(4)]
+    return _transform(_B.T, tile)
+
+
+def _rows(x: Array) -> Array:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _pictures(squares: Tile, N: int, H: int, W: int) -> Array:
+    """Squares of 2 x 2 outputs, as pictures (N, H, W, C)."""
+    rows = [jnp.stack([y.reshape(N, H // 2, W // 2, -1) for y in row], 3) for row in squares]
+    return jnp.stack(rows, 2).reshape(N, H, W, -1)
+
+
+def _chunks(x: Array) -> Array:
+    """Pictures in chunks of `_AT_ONCE` pixels, or less where the batch cannot be divided so."""
+    N, H, W, _ = x.shape
+    most = max(1, _TILES_AT_ONCE // (H * W))
+    size = next(n for n in range(min(N, most), 0, -1) if N % n == 0)
+    return x.reshape(-1, size, *x.shape[1:])
+
+
+_AT_ONCE = 1024  # pixels whose neighbours stay in the cache
+
+
+def plain(x: Array, kernel: Array, padding: str) -> Array:
+    """The convolution of XLA, of stride 1."""
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=numbers)
+
+
+@jax.custom_vjp
+def in_strips(x: Array, kernel: Array) -> Array:
+    """The correlation of x, (N, H, W, C_in), with kernel, (3, 3, C_in, C_out), with padding.
+
+    Returns:
+        (N, H, W, C_out).
+    """
+    return plain(x, kernel, "SAME")
+
+
+def _backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    (d_x,) = jax.vjp(lambda x: plain(x, kernel, "SAME"), x)[1](g)
+    return d_x, _kernel_gradient(x, g)
+
+
+in_strips.defvjp(lambda x, kernel: (in_strips(x, kernel), (x, kernel)), _backward)
+
+
+def _kernel_gradient(x: Array, g: Array) -> Array:
+    """The sums of x[i + a, j + b] g[i, j] over all pixels, (3, 3, C_in, C_out).
+
+    A strip of rows is one product: of x, moved by each b, with g, moved by each -a. So a pixel is
+    copied six times, and not the nine times of its neighbours.
+    """
+    (H, W, C_in), C_out = x.shape[1:], g.shape[-1]
+    rows = _rows_at_once(H, W)
+    strips = x.reshape(-1, rows, W * C_in)
+    n, top = np.divmod(np.arange(len(strips), dtype=np.int32) * np.int32(rows), np.int32(H))
+    g = jnp.pad(g, ((0, 0), (1, 1), (0, 0), (0, 0))).reshape(-1, W, C_out)
+
+    def add(carry: tuple[Array, Array], strip: tuple[Array, Any]) -> Any:
+        total, between_zeros = carry
+        x, first = strip
+        between_zeros = lax.dynamic_update_slice(between_zeros, x, (0, C_in))
+        parts = [lax.dynamic_slice_in_dim(g, first + np.int32(a), rows) for a in range(3)]
+        G = jnp.concatenate(parts, -1).reshape(-1, 3 * C_out)
+        X = _triples(between_zeros, C_in)
+        product = lax.dot_general(G, X, (((0,), (0,)), ((), ())), preferred_element_type=wide)
+        return (total + product, between_zeros), None
+
+    wide = wide_dtype(x.dtype)  # in half precision a long sum stops to grow
+    zeros = jnp.zeros((3 * C_out, 3 * C_in), wide), jnp.zeros((rows, (W + 2) * C_in), x.dtype)
+    (total, _), _ = loops.scan(add, zeros, (strips, n * np.int32(H + 2) + top))
+    return total.astype(x.dtype).reshape(3, C_out, 3, C_in)[::-1].transpose(0, 2, 3, 1)
+
+
+def _rows_at_once(H: int, W: int) -> int:
+    """Of a strip: a divisor of H."""
+    most = max(1, min(H, _AT_ONCE // W))
+    return next(n for n in range(most, 0, -1) if H % n == 0)
+
+
+def _triples(rows: Array, C: int) -> Array:
+    """All three neighbours in each row of pixels, contiguous where they lie, as (pixels, 3 C)."""
+    n = rows.shape[1] // C - 2
+    first = np.arange(n, dtype=np.int32)[:, None] * np.int32(C)
+    numbers = lax.GatherDimensionNumbers((0, 2), (), (1,))
+    X = lax.gather(rows, first, numbers, (len(rows), 3 * C), mode="clip", unique_indices=True)
+    return X.reshape(-1, 3 * C)
+
+
+_MANY_CHANNELS = 64  # from here on the transforms of Winograd's form cost less than they save
+_MANY_PRODUCTS = 2**26  # and there are enough of them: not in a few small pictures
+_COLOURS = 4  # up to this many, blocks of pixels pay also where nothing is pooled
+_FEW_CHANNELS = 16  # up to this many, convolutions of XLA on a CPU are loops
+_MANY_PIXELS = 4096  # from here on the gradient of a kernel is faster strip by strip
+_COLUMNS = 128  # of the product of blocks of pixels, at most
+
+
+def convolve(x: Array, kernel: Array, padding: str = "VALID") -> Array:
+    """The correlation of pictures with a bank of filters, of stride 1.
+
+    This function and `convolve_and_pool` choose the form, by shape and backend.
+
+    Args:
+        x: (N, H, W, C_in).
+        kernel: (k, k, C_in, C_out).
+        padding: "VALID", or "SAME" for an output of the size of the input.
+
+    Returns:
+        (N, H', W', C_out).
+    """
+    if padding == "SAME" and kernel.shape[:2] == (3, 3) and _on_cpu():
+        H, W = x.shape[1:3]
+        C_in, C_out = kernel.shape[2:]
+        if min(H, W) <= 2:
+            return _gathered(x, kernel)
+        products = x.size * C_out  # for one of the nine pixels of a filter
+        even = H % 2 == W % 2 == 0
+        if even and min(C_in, C_out) >= _MANY_CHANNELS and products >= _MANY_PRODUCTS:
+            return winograd(x, kernel)
+        if C_in <= _COLOURS and C_out <= _FEW_CHANNELS:
+            x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+            return _features(_convolve_blocks(x, kernel, 2), 2)[:, :H, :W]
+        if C_in >= _FEW_CHANNELS and H * W >= _MANY_PIXELS:
+            return in_strips(x, kernel)
+    return plain(x, kernel, padding)
+
+
+def up_convolve(x: Array, kernel: Array) -> Array:
+    """The transposed convolution of stride 2 with filters of 2 x 2 pixels.
+
+    Outputs do not overlap, so it is a product whose columns are the pixels of a square.
+
+    Args:
+        x: (N, H, W, C_in).
+        kernel: (2, 2, C_in, C_out).
+
+    Returns:
+        (N, 2 H, 2 W, C_out).
+    """
+    C_in, C_out = kernel.shape[2:]
+    z = x.reshape(-1, C_in) @ kernel.transpose(2, 0, 1, 3).reshape(C_in, 4 * C_out)
+    return _pixels(z.reshape(*x.shape[:3], -1), 2)
+
+
+def max_pool(x: Array) -> Array:
+    """The maxima of squares of 2 x 2 pixels; an odd last row or column is left out.
+
+    Where a maximum is attained more than once, its gradient goes to the first.
+    """
+    return _largest(_squares(x))
+
+
+def convolve_and_pool(
+    x: Array, kernel: Array, bias: Array, activation: Callable[[Array], Array]
+) -> tuple[Array, Array]:
+    """The features rho(conv(x) + b), without padding, and their maxima over 2 x 2 pixels.
+
+    The maximum of rho(z) is rho of the z that has it. So rho is computed once more, of a quarter of
+    the values, which is faster than to store all features and read them back.
+
+    Args:
+        x: (N, H, W, C_in).
+        kernel: (k, k, C_in, C_out).
+        bias: b, (C_out,).
+        activation: rho, of arrays (..., C_out).
+
+    Returns:
+        The maxima, (N, H' // 2, W' // 2, C_out), and the features, (N, H', W', C_out), where
+        H' = H - k + 1. Under `jit`, features that are not used cost nothing if rho never falls.
+    """
+    r = _block_side(kernel)
+    z = convolve(x, kernel) if r == 1 else _convolve_blocks(x, kernel, r)
+    parts = _squares if r == 1 else _quarters
+
+    def rho(z: Array) -> Array:
+        # A pixel a row: with the bias repeated along it, XLA computes the values one by one.
+        pixels = z.reshape(*z.shape[:-1], z.shape[-1] // len(bias), len(bias))
+        return activation(add(pixels, bias)).reshape(z.shape)
+
+    features = rho(z)
+    if is_monotone(activation):
+        largest = _largest(parts(z))
+    else:
+        largest = _where_largest(parts(lax.stop_gradient(features)), parts(z))
+    pooled = rho(largest)
+    if r > 1:
+        H, W = (side - len(kernel) + 1 for side in x.shape[1:3])
+        pooled = _pixels(pooled, r // 2)[:, : H // 2, : W // 2]
+        features = _features(features, r)[:, :H, :W]
+    return pooled, features
+
+
+def add(x: Array, bias: Array) -> Array:
+    """x + bias, (..., C) and (C,)."""
+    return x + jnp.broadcast_to(bias, x.shape)
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def _squares(x: Array) -> list[Array]:
+    """The four pixels of every square of 2 x 2."""
+    H, W = (side // 2 * 2 for side in x.shape[1:3])
+    return [x[:, a:H:2, b:W:2] for a in (0, 1) for b in (0, 1)]
+
+
+def _largest(parts: list[Array]) -> Array:
+    a, b, c, d = parts
+    return _larger(_larger(a, b), _larger(c, d))
+
+
+def _where_largest(keys: list[Array], values: list[Array]) -> Array:
+    """The values where the keys are largest, the first of these where keys are equal."""
+    (a, b, c, d), (va, vb, vc, vd) = keys, values
+    first = jnp.where(_precedes(a, b), va, vb)
+    second = jnp.where(_precedes(c, d), vc, vd)
+    return jnp.where(_precedes(_larger(a, b), _larger(c, d)), first, second)
+
+
+def _precedes(a: Array, b: Array) -> Array:
+    """Whether a is the maximum of a and b, as NaN is."""
+    return (a >= b) | (a != a)
+
+
+@jax.custom_jvp
+def _larger(a: Array, b: Array) -> Array:
+    return jnp.where((b > a) | (b != b), b, a)
+
+
+@_larger.defjvp
+def _larger_jvp(primals, tangents):
+    # The gradient of jnp.maximum asks which argument equals the maximum. Where XLA computes the
+    # arguments again, rounded otherwise, none does, and gradients vanish. A choice has no such gap.
+    # The value above is that of this choice, asked the other way round: the same comparison would
+    # be stored for the gradient and read back for the value, in three times the time.
+    a, b = primals
+    return _larger(a, b), jnp.where(_precedes(a, b), *tangents)
+
+
+def _gathered(x: Array, kernel: Array) -> Array:
+    """As one product, of the neighbours of every pixel with all filters."""
+    H, W = x.shape[1:3]
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    X = jnp.concatenate([x[:, a : a + H, b : b + W] for a in range(3) for b in range(3)], -1)
+    return X @ kernel.reshape(-1, kernel.shape[-1])
+
+
+# Few channels: blocks of r x r pixels become channels, and the convolution a matrix product. The
+# column of W for a pixel of the output block holds the filter, shifted to that pixel. More than
+# half of W is zero, and the product is faster than the loops nevertheless.
+#
+# The channels of an output block are ordered as (2, 2, r/2, r/2, C): the pixel in its square of
+# 2 x 2, the square in the block, the filter. So the squares have their maxima over the four
+# quarters of the channels, and these are ordered as the input blocks of side r/2 are.
+
+
+def _block_side(kernel: Array) -> int:
+    """The side r of the blocks; 1 where the convolution is computed as it is."""
+    C_in, C_out = kernel.shape[2:]
+    if not _on_cpu() or max(C_in, C_out) > _FEW_CHANNELS:
+        return 1
+    return 4 if 16 * C_out <= _COLUMNS else 2
+
+
+def _convolve_blocks(x: Array, kernel: Array, r: int) -> Array:
+    """The convolution without padding, as blocks of side r: (N, blocks, blocks, r r C_out)."""
+    K = -(-(len(kernel) + r - 1) // r)  # an output block needs K x K input blocks
+    h, w = (-(-(side - len(kernel) + 1) // r) for side in x.shape[1:3])
+    X = _blocks(_fit(x, (h + K - 1) * r, (w + K - 1) * r), r)
+    X = jnp.concatenate([X[:, a : a + h, b : b + w] for a in range(K) for b in range(K)], -1)
+    # The gradient of W has two forms, and XLA takes the slower one unless W comes out of this.
+    W = lax.optimization_barrier(_shifted(kernel, r, K).T).T
+    return (X.reshape(-1, X.shape[-1]) @ W).reshape(*X.shape[:3], -1)
+
+
+def _shifted(kernel: Array, r: int, K: int) -> Array:
+    """W, (K K r r C_in, r r C_out): the filters at each of the r x r pixels of the output block."""
+    k, _, C_in, C_out = kernel.shape
+    room = K * r - k
+
+    def at(a: int, b: int) -> Array:
+        return jnp.pad(kernel, ((a, room - a), (b, room - b), (0, 0), (0, 0)))
+
+    W = jnp.stack([jnp.stack([at(a, b) for b in range(r)], 3) for a in range(r)], 3)
+    W = W.reshape(K, r, K, r, C_in, r // 2, 2, r // 2, 2, C_out)
+    return W.transpose(0, 2, 1, 3, 4, 6, 8, 5, 7, 9).reshape(K * K * r * r * C_in, -1)
+
+
+def _fit(x: Array, H: int, W: int) -> Array:
+    """The picture with zeros below and on the right, or cut, to (H, W)."""
+    pads = [(0, max(new - old, 0)) for new, old in zip((H, W), x.shape[1:3])]
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)))[:, :H, :W]
+
+
+def _blocks(x: Array, r: int) -> Array:
+    """(N, h r, w r, C) as (N, h, w, r r C)."""
+    N, H, W, C = x.shape
+    x = x.reshape(N, H // r, r, W // r, r, C).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(N, H // r, W // r, r * r * C)
+
+
+def _pixels(x: Array, r: int) -> Array:
+    """The inverse of `_blocks`; XLA removes the pair of them between two layers."""
+    N, h, w, _ = x.shape
+    return x.reshape(N, h, w, r, r, -1).transpose(0, 1, 3, 2, 4, 5).reshape(N, h * r, w * r, -1)
+
+
+def _features(z: Array, r: int) -> Array:
+    """Output blocks of side r as pixels, (N, h r, w r, C)."""
+    N, h, w, _ = z.shape
+    z = z.reshape(N, h, w, 2, 2, r // 2, r // 2, -1).transpose(0, 1, 5, 3, 2, 6, 4, 7)
+    return z.reshape(N, h * r, w * r, -1)
+
+
+def _quarters(x: Array) -> list[Array]:
+    """The four pixels of every square of 2 x 2, of output blocks."""
+    return jnp.split(x, 4, -1)

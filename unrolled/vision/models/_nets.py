@@ -1,0 +1,296 @@
+"""The networks of the paper's experiments: LeNet-5, VGG11 and U-Net."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from flax import nnx
+
+from unrolled._base import checks
+from unrolled._base.checks import Array
+from unrolled.activations import by_name, relu
+from unrolled.vision.models._convolution import max_pool
+from unrolled.vision.models._layers import (
+    ConvolutionBlock,
+    Dense,
+    PooledConvolution,
+    UpConvolution,
+    as_pictures,
+    check_rngs,
+)
+
+_KERNEL, _LENET_SIDE = 5, 16
+
+
+class LeNet5(nnx.Module):
+    r"""Two convolutions with max pooling and three dense layers: 62,006 params on 32 x 32 x 3.
+
+    .. math:: x_1 = \rho(D_1' * x_0 + b_1), \quad x_2 = \rho(D_2' * p(x_1) + b_2),
+
+    with 6 and 16 filters of 5 x 5 pixels, no padding and p the maxima over 2 x 2 pixels, then
+    dense layers of 120, 84 and `classes` outputs of p(x_2). x_1 and x_2 are the features that the
+    paper penalises, see `early` and `tap`. Weights and biases are drawn uniformly from [-1, 1] /
+    sqrt(fan-in), as PyTorch does by default.
+
+    Args:
+        classes: number of outputs.
+        activation: rho, an activation of `unrolled.activations`, its name or any function.
+        channels: of the pictures.
+        side: of the pictures, in pixels, at least 16.
+        rngs: draws the params.
+
+    Attributes:
+        early: the names of x_1 and x_2 for `tap`.
+
+    Raises:
+        TypeError: a size is not an integer, the activation is not a function, rngs is no nnx.Rngs.
+        ValueError: a size is too small; when called, the pictures are not (N, side, side,
+            channels).
+
+    Reference: LeCun et al., "Gradient-based learning applied to document recognition" (1998). Max
+    pooling, full connections and the activation are today's; theirs were different. Li, Feng, Zhou
+    (2024), section 4.
+
+    Example:
+        >>> from flax import nnx
+        >>> net = ur.vision.models.LeNet5(activation="elu", rngs=nnx.Rngs(0))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net)))
+        62006
+        >>> logits, features = ur.vision.models.tap(net, *net.early)(jnp.ones((2, 32, 32, 3)))
+        >>> logits.shape, {name: x.shape for name, x in features.items()}
+        ((2, 10), {'conv1.features': (2, 28, 28, 6), 'conv2.features': (2, 10, 10, 16)})
+    """
+
+    early = ("conv1.features", "conv2.features")
+
+    def __init__(
+        self,
+        classes: int = 10,
+        activation: str | Callable[[Array], Array] = relu,
+        *,
+        channels: int = 3,
+        side: int = 32,
+        rngs: nnx.Rngs,
+    ):
+        classes = checks.as_index(classes, "classes", "LeNet5", least=1)
+        self.channels = checks.as_index(channels, "channels", "LeNet5", least=1)
+        self.side = checks.as_index(side, "side", "LeNet5", least=_LENET_SIDE)
+        self.activation = by_name(activation)
+        check_rngs(rngs, "LeNet5")
+        left = self.side
+        for _ in range(2):
+            left = (left - _KERNEL + 1) // 2
+        self.conv1 = PooledConvolution(self.channels, 6, _KERNEL, self.activation, rngs=rngs)
+        self.conv2 = PooledConvolution(6, 16, _KERNEL, self.activation, rngs=rngs)
+        self.dense1 = Dense(left * left * 16, 120, rngs=rngs)
+        self.dense2 = Dense(120, 84, rngs=rngs)
+        self.dense3 = Dense(84, classes, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        """The logits of pictures.
+
+        Args:
+            x: (N, side, side, channels).
+
+        Returns:
+            (N, classes).
+        """
+        x = as_pictures(x, self.dense3.bias, self.channels, "LeNet5")
+        if x.shape[1:3] != (self.side, self.side):
+            raise ValueError(
+                f"LeNet5: the pictures have shape {x.shape}; expected sides of {self.side} pixels, "
+                f"try side={x.shape[1]} where the net is made"
+            )
+        x = self.conv2(self.conv1(x))
+        x = self.activation(self.dense1(x.reshape(len(x), -1)))
+        x = self.activation(self.dense2(x))
+        return self.dense3(x)
+
+
+_FILTERS = (64, 128, 256, 256, 512, 512, 512, 512)
+_POOLED = (0, 1, 3, 5, 7)  # the blocks that maxima over 2 x 2 pixels follow
+_SIDE = 32
+
+
+class VGG11(nnx.Module):
+    r"""Eight blocks of convolution, batch normalisation and activation, and one dense layer.
+
+    .. math:: x_j = \rho(BN(D_j' * p_j(x_{j-1}) + b_j)), \quad j = 1, \dots, 8,
+
+    with 64, 128, 256, 256, 512, 512, 512, 512 filters of 3 x 3 pixels, padding 1, and p_j the
+    maxima over 2 x 2 pixels after the blocks 1, 2, 4, 6 and 8. It has 9,231,114 params for ten
+    classes and pictures of 32 x 32 x 3. Weights and biases are drawn uniformly from
+    [-1, 1] / sqrt(fan-in), as PyTorch does by default. Derivatives are those of reverse mode
+    (`jax.grad`, `jax.vjp`).
+
+    Args:
+        classes: number of outputs.
+        activation: rho, an activation of `unrolled.activations`, its name or any function.
+        channels: of the pictures.
+        rngs: draws the params.
+
+    Attributes:
+        early: the names of x_1, ..., x_4 for `tap`.
+
+    Raises:
+        TypeError: a size is not an integer, the activation is not a function, rngs is no nnx.Rngs.
+        ValueError: a size is below 1; when called, the pictures are not (N, 32, 32, channels).
+
+    Reference: Simonyan, Zisserman, "Very deep convolutional networks" (2015), configuration A,
+    whose three dense layers became one. Li, Feng, Zhou (2024), section 4.
+
+    Example:
+        >>> from flax import nnx
+        >>> net = nnx.eval_shape(lambda: ur.vision.models.VGG11(rngs=nnx.Rngs(0)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net, nnx.Param)))
+        9231114
+        >>> net.early
+        ('blocks.0', 'blocks.1', 'blocks.2', 'blocks.3')
+    """
+
+    early = tuple(f"blocks.{j}" for j in range(4))
+
+    def __init__(
+        self,
+        classes: int = 10,
+        activation: str | Callable[[Array], Array] = relu,
+        *,
+        channels: int = 3,
+        rngs: nnx.Rngs,
+    ):
+        classes = checks.as_index(classes, "classes", "VGG11", least=1)
+        self.channels = checks.as_index(channels, "channels", "VGG11", least=1)
+        activation = by_name(activation)
+        check_rngs(rngs, "VGG11")
+        sizes = zip((self.channels, *_FILTERS), _FILTERS)
+        self.blocks = nnx.List([ConvolutionBlock(*n, activation, rngs=rngs) for n in sizes])
+        self.dense = Dense(_FILTERS[-1], classes, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        """The logits of pictures.
+
+        Args:
+            x: (N, 32, 32, channels).
+
+        Returns:
+            (N, classes).
+        """
+        x = as_pictures(x, self.dense.bias, self.channels, "VGG11")
+        if x.shape[1:3] != (_SIDE, _SIDE):
+            raise ValueError(
+                f"VGG11: the pictures have shape {x.shape}; expected sides of {_SIDE} pixels, "
+                "try to pad or to resize them"
+            )
+        for j, block in enumerate(self.blocks):
+            x = block(x)
+            x = max_pool(x) if j in _POOLED else x
+        return self.dense(x.reshape(len(x), -1))
+
+
+_LEVELS = 5
+_UNET_SIDE = 2 ** (_LEVELS - 1)
+
+
+class UNet(nnx.Module):
+    r"""Five encoder and four decoder blocks; 31,037,633 params at width 64 for 3 channels.
+
+    A block is twice convolution with 3 x 3 filters and padding, without bias, batch normalisation
+    and activation. Encoder block j has width 2^(j-1) filters; maxima over 2 x 2 pixels stand
+    between encoder blocks. A decoder block takes what the encoder block of its size returned next
+    to the up-convolution (2 x 2 filters, stride 2) of the block below; a dense layer per pixel
+    comes last. Where a side is not a multiple of 16, maxima leave out the last row or column of odd
+    sides, and the up-convolution is padded there with zeros. Weights and biases are drawn uniformly
+    from [-1, 1] / sqrt(fan-in), as PyTorch does by default. Derivatives are those of reverse mode
+    (`jax.grad`, `jax.vjp`).
+
+    Args:
+        width: filters of the first block.
+        activation: rho, an activation of `unrolled.activations`, its name or any function.
+        channels: of the pictures.
+        rngs: draws the params.
+
+    Attributes:
+        early: the names of the first four encoder blocks for `tap`.
+        convolutions: the names of the convolution blocks that end these.
+
+    Raises:
+        TypeError: a size is not an integer, the activation is not a function, rngs is no nnx.Rngs.
+        ValueError: a size is below 1; when called, the pictures are not (N, H, W, channels) with
+            sides of at least 16 pixels.
+
+    Reference: Ronneberger, Fischer, Brox, "U-Net" (2015), whose convolutions had no padding and no
+    batch normalisation. Li, Feng, Zhou (2024), section 4.
+
+    Example:
+        >>> from flax import nnx
+        >>> net = nnx.eval_shape(lambda: ur.vision.models.UNet(rngs=nnx.Rngs(0)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net, nnx.Param)))
+        31037633
+        >>> net.early
+        ('encoder.0', 'encoder.1', 'encoder.2', 'encoder.3')
+    """
+
+    early = tuple(f"encoder.{j}" for j in range(_LEVELS - 1))
+    convolutions = tuple(f"{name}.second" for name in early)
+
+    def __init__(
+        self,
+        width: int = 64,
+        activation: str | Callable[[Array], Array] = relu,
+        *,
+        channels: int = 3,
+        rngs: nnx.Rngs,
+    ):
+        width = checks.as_index(width, "width", "UNet", least=1)
+        self.channels = checks.as_index(channels, "channels", "UNet", least=1)
+        activation = by_name(activation)
+        check_rngs(rngs, "UNet")
+        widths = [width * 2**j for j in range(_LEVELS)]
+        self.encoder = nnx.List(
+            [DoubleBlock(*n, activation, rngs=rngs) for n in zip((self.channels, *widths), widths)]
+        )
+        up = widths[-2::-1]
+        self.ups = nnx.List([UpConvolution(2 * n, n, rngs=rngs) for n in up])
+        self.decoder = nnx.List([DoubleBlock(2 * n, n, activation, rngs=rngs) for n in up])
+        self.last = Dense(width, 1, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        """One logit per pixel; its sign is the prediction, positive inside of the mask.
+
+        Args:
+            x: (N, H, W, channels).
+
+        Returns:
+            (N, H, W).
+        """
+        x = as_pictures(x, self.last.bias, self.channels, "UNet")
+        if min(x.shape[1:3]) < _UNET_SIDE:
+            raise ValueError(
+                f"UNet: the pictures have shape {x.shape}; expected sides of at least "
+                f"{_UNET_SIDE} pixels"
+            )
+        skips = []
+        for j, block in enumerate(self.encoder):
+            x = block(max_pool(x) if j else x)
+            skips.append(x)
+        for up, block, skip in zip(self.ups, self.decoder, reversed(skips[:-1])):
+            x = block(jnp.concatenate([skip, _padded(up(x), skip)], -1))
+        return self.last(x)[..., 0]
+
+
+class DoubleBlock(nnx.Module):
+    """Two convolution blocks, the first of which changes the number of channels."""
+
+    def __init__(
+        self, inputs: int, outputs: int, activation: Callable[[Array], Array], *, rngs: nnx.Rngs
+    ):
+        self.first = ConvolutionBlock(inputs, outputs, activation, bias=False, rngs=rngs)
+        self.second = ConvolutionBlock(outputs, outputs, activation, bias=False, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.second(self.first(x))
+
+
+def _padded(x: Array, like: Array) -> Array:
+    """x with zeros below and on the right, to the sides of `like`."""
+    rows, columns = (new - old for new, old in zip(like.shape[1:3], x.shape[1:3]))
+    return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)))
