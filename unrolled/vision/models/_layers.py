@@ -122,8 +122,6 @@ def submodule(model: nnx.Module, name: str) -> nnx.Module:
         >>> ur.vision.models.submodule(net, "conv1") is net.conv1
         True
     """
-    if not isinstance(name, str):
-        raise TypeError(f"tap: a name must be a string, got {name!r}")
     node: Any = model
     try:
         for part in name.split("."):
