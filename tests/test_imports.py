@@ -5,6 +5,7 @@ import functools
 import importlib
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -55,6 +56,25 @@ def test_importing_loads_nothing_but_jax_numpy_optax_and_the_standard_library():
 
 def test_importing_changes_no_configuration_of_jax():
     assert in_a_fresh_process(ADDED)["changed"] == []
+
+
+@pytest.mark.slow
+def test_the_library_passes_its_tests_without_flax_matplotlib_scikit_learn_and_pillow():
+    """The default cases of every file of its tests that names none of these."""
+    names = re.compile(r"flax|orbax|matplotlib|plot\(|sklearn|PIL|\bapp\.|vision|nnx")
+    files = sorted((TESTS / "library").rglob("test_*.py"))
+    alone = [path for path in files if not names.search(path.read_text())]
+    assert len(alone) > len(files) / 2
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(TESTS)))}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "without_extras", *map(str, alone)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 # Which file may import which
