@@ -14,7 +14,7 @@ from unrolled import dictionaries
 from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, Key
-from unrolled._base.files import Draws, Rows, as_data
+from unrolled._base.files import Draws, MappedRows, as_data
 from unrolled._base.numbers import exponent, times_power, widened
 from unrolled._base.programs import on_auto_axes, program, takes_sharded
 from unrolled.activations import kth_largest
@@ -421,7 +421,7 @@ def resampler(Y: Array | np.ndarray, X: Any = None, batch: int = 64) -> Callable
     batch = checks.as_index(batch, "batch", where, least=1)
     arrays = as_data(Y, X, where)
     _announce((batch, arrays[0].shape[1]), where, "a batch")
-    files = tuple(leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, Rows))
+    files = tuple(leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, MappedRows))
     drawn = jax.tree_util.Partial(_Resampled(batch, bool(files)), arrays)  # as in `sampler`
     return Draws(drawn, files) if files else drawn
 

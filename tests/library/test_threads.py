@@ -193,7 +193,7 @@ def test_what_is_dropped_in_one_thread_is_heard_in_another():
             checks.warn("dropped", RuntimeWarning)
             checks.warn("another kind")
 
-    with pytest.warns(UserWarning) as heard:
+    with pytest.warns(UserWarning) as note_output:
         with checks.quiet(message="fit: .* worse"):
             beside_it = beside(other)
             both.wait()
@@ -204,7 +204,7 @@ def test_what_is_dropped_in_one_thread_is_heard_in_another():
         both.wait()
         beside_it.result()
         checks.warn("fit: it is worse")
-    assert sorted(str(each.message) for each in heard) == [
+    assert sorted(str(each.message) for each in note_output) == [
         "another kind",
         "fit: it is worse",
         "fit: the start",

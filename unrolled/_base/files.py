@@ -224,7 +224,7 @@ LARGEST_BYTES = 2**31
 _ARRAY = jax.Array | np.ndarray
 
 
-class Rows:
+class MappedRows:
     """The rows of a mapped array, in a dtype; their values are not read before they are asked for.
 
     Args:
@@ -249,7 +249,7 @@ class Rows:
         """Some rows: unread those of a slice, drawn those of an array of indices."""
         if isinstance(rows, slice):
             first = range(self.first, self.first + len(self))[rows].start
-            return Rows(self.array[rows], self.dtype, self.name, first)
+            return MappedRows(self.array[rows], self.dtype, self.name, first)
         answer = jax.ShapeDtypeStruct((*rows.shape, *self.shape[1:]), self.dtype)
 
         def call(rows: Array) -> Array:
@@ -264,8 +264,8 @@ class Rows:
             )
         return call(rows)
 
-    def astype(self, dtype: DTypeLike) -> "Rows":
-        return Rows(self.array, dtype, self.name, self.first)
+    def astype(self, dtype: DTypeLike) -> "MappedRows":
+        return MappedRows(self.array, dtype, self.name, self.first)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """The values of some rows.
@@ -310,10 +310,10 @@ class Rows:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """A sampler of arrays of which some are `Rows`."""
+    """A sampler of arrays of which some are `MappedRows`."""
 
     sample: Callable[[Key], Any]
-    files: tuple[Rows, ...] = field(metadata=dict(static=True))
+    files: tuple[MappedRows, ...] = field(metadata=dict(static=True))
 
     def __call__(self, key: Key) -> Any:
         batch = self.sample(key)
@@ -356,7 +356,7 @@ def check_draws(sample: Any, batch: Any) -> None:
 
 
 def as_data(Y: Any, X: Any, where: str) -> tuple[Any, Any]:
-    """Signals and their codes, checked: arrays of JAX, and `Rows` of what is mapped.
+    """Signals and their codes, checked: arrays of JAX, and `MappedRows` of what is mapped.
 
     Raises:
         TypeError, ValueError: as `_checks.as_signals` and `_checks.as_rows`, for all but the values
@@ -368,7 +368,7 @@ def as_data(Y: Any, X: Any, where: str) -> tuple[Any, Any]:
 
 def _as_rows(check: Any, array: Any, name: str, where: str, n: int | None = None) -> Any:
     mapped = isinstance(array, np.memmap) and array.filename is not None  # copies have no file
-    if not mapped and not isinstance(array, Rows):
+    if not mapped and not isinstance(array, MappedRows):
         return check(array, name, where, *(() if n is None else (n,)))
     checks.check_rows(array.shape, name, where, n)
     most = np.iinfo(jax.dtypes.canonicalize_dtype(int)).max
@@ -377,4 +377,4 @@ def _as_rows(check: Any, array: Any, name: str, where: str, n: int | None = None
     if not mapped:
         return array
     like = check(np.zeros((1, array.shape[1]), array.dtype), name, where)
-    return Rows(array, like.dtype, f"{where}: {array.filename}")
+    return MappedRows(array, like.dtype, f"{where}: {array.filename}")

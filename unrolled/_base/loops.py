@@ -27,12 +27,14 @@ def scan(body: Callable[[Any, Any], Any], start: Any, xs: Any = None, **options:
     return lax.scan(alike, _varying(start, axes), xs, **options)
 
 
-def while_loop(goes_on: Callable[[Any], Any], body: Callable[[Any], Any], start: Any) -> Any:
+def while_loop(not_done: Callable[[Any], Any], body: Callable[[Any], Any], start: Any) -> Any:
     """`lax.while_loop`, with the state as in `scan`."""
     if not _inside_shard_map():
-        return lax.while_loop(goes_on, body, start)
+        return lax.while_loop(not_done, body, start)
     axes = _axes(start, jax.eval_shape(body, start))
-    return lax.while_loop(goes_on, lambda state: _varying(body(state), axes), _varying(start, axes))
+    return lax.while_loop(
+        not_done, lambda state: _varying(body(state), axes), _varying(start, axes)
+    )
 
 
 def fori_loop(lower: int, upper: int, body: Callable[[Any, Any], Any], start: Any) -> Any:

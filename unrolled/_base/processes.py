@@ -42,7 +42,7 @@ class Processes(NamedTuple):
 
         return np.asarray(multihost_utils.process_allgather(array))
 
-    def together(self, f: Callable[[], T], *, first_alone: bool = False) -> T | None:
+    def on_all(self, f: Callable[[], T], *, first_alone: bool = False) -> T | None:
         """f() in every process, or in the first one alone.
 
         Raises:
@@ -65,7 +65,7 @@ class Processes(NamedTuple):
                     raise CheckpointError(f"process {i}: {text}")
         return result
 
-    def agree(self, where: str, config: dict[str, Any]) -> None:
+    def require_equal(self, where: str, config: dict[str, Any]) -> None:
         """Raise ValueError, with a table, unless all processes were given the same."""
         if not self.several:
             return
@@ -81,7 +81,7 @@ class Processes(NamedTuple):
                 + differences(tables[0], tables[others[0]], heads)
             )
 
-    def share(self, signals: list[int]) -> None:
+    def broadcast_signal(self, signals: list[int]) -> None:
         """Give every process the first signal that any of them has received."""
         first = self.gathered(np.array(signals[0] if signals else 0))
         if not signals:

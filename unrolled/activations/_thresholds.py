@@ -253,12 +253,12 @@ def _kth_largest(magnitude: Array, k: ArrayLike) -> Array:
     integer = jnp.int64 if magnitude.dtype.itemsize == 8 else jnp.int32
     bits = lax.bitcast_convert_type(magnitude, integer)
     # A row that is split among devices is not reshaped: its parts would travel.
-    columns = _in_a_row if compiler_splits() else _in_columns
-    kth = lax.platform_dependent(bits, k, cpu=columns, default=_in_a_row)
+    columns = _count_search if compiler_splits() else _in_columns
+    kth = lax.platform_dependent(bits, k, cpu=columns, default=_count_search)
     return lax.bitcast_convert_type(kth, magnitude.dtype)
 
 
-def _in_a_row(bits: Array, k: Array) -> Array:
+def _count_search(bits: Array, k: Array) -> Array:
     # Floats are summed faster than integers, and exactly up to 2^24.
     dtype = jnp.float32 if bits.size < 2**24 else jnp.int32
     return _search(bits, k, lambda no_smaller: jnp.sum(no_smaller.astype(dtype)))

@@ -10,10 +10,10 @@ import unrolled
 from unrolled._base.threads import never_lost
 from unrolled.app.commands import (
     COMMANDS,
-    able_streams,
     kept_programs,
     never_silent,
     plain_warnings,
+    tolerant_streams,
 )
 
 # What a user can cause and mend: shown as one line, without a traceback.
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         2
     """
     argv = sys.argv[1:] if argv is None else argv
-    with able_streams():
+    with tolerant_streams():
         try:
             with never_lost():
                 return _main(argv)

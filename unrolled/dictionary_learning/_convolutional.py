@@ -22,7 +22,7 @@ from unrolled.dictionary_learning._learning import (
     Signals,
     as_lam,
     as_signals,
-    near_one,
+    scaled_penalty,
     unit_rows,
 )
 
@@ -372,7 +372,7 @@ _ARRAYS = ("D", "X", "filters", "codes", "t", "objective", "of_filters", "of_cod
 def _problem(signals: Signals, lam: float) -> Problem:
     """The problem for images near 1 and weights up to 1."""
     V = None if signals.V is None else jnp.asarray(signals.V / signals.V.max())
-    scaled = near_one(lam / _largest_weight(signals), signals.exponent + signals.scale)
+    scaled = scaled_penalty(lam / _largest_weight(signals), signals.exponent + signals.scale)
     return Problem(jnp.asarray(signals.Y), V, jnp.asarray(scaled, signals.Y.dtype))
 
 

@@ -415,7 +415,7 @@ def in_units(objective: Any, exponent: int) -> float:
         return float(np.ldexp(float(objective), exponent))
 
 
-def near_one(lam: float, exponent: int) -> float:
+def scaled_penalty(lam: float, exponent: int) -> float:
     """lam for signals near 1; at most 2^100, which no correlation of theirs reaches."""
     with np.errstate(over="ignore"):
         return min(float(np.ldexp(lam, -exponent)), 2.0**100)

@@ -162,7 +162,10 @@ def absorb(
     sums: Sums, signals: Signals, lam: float, beta: float, rng: np.random.Generator
 ) -> tuple[Sums, float, int]:
     """The sums with a batch, the mean objective of that batch before, and the atoms replaced."""
-    sums, lam = _rescaled(sums, signals), _learning.near_one(lam, signals.exponent + signals.scale)
+    sums, lam = (
+        _rescaled(sums, signals),
+        _learning.scaled_penalty(lam, signals.exponent + signals.scale),
+    )
     D, n = sums.D.astype(signals.Y.dtype), len(signals.Y)
     X = lasso_codes(D, signals.Y, lam, signals.V)
     R = signals.Y - X @ D.T

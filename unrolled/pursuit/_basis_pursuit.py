@@ -18,11 +18,11 @@ from unrolled.dictionaries import Dictionary, Operator, dense
 from unrolled.dictionaries import entries as entries_of
 from unrolled.pursuit._gap import relative_gap
 from unrolled.pursuit._problem import (
-    Answer,
-    Form,
+    Found,
     Problem,
     Pursuit,
-    door_of_one,
+    StaticPart,
+    checked_single,
     fixed_norm,
     result,
     rounding_of,
@@ -86,12 +86,12 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
         (True, [2.0, -1.0])
     """
     tol = static_tol(tol, "basis_pursuit")
-    form, arrays = door_of_one("basis_pursuit", D, y, size=entries_of)
+    form, arrays = checked_single("basis_pursuit", D, y, size=entries_of)
     problem = _scaled(form, *arrays)
     operands = problem.Ds[0], problem.y
     if checks.is_concrete(operands):
         answers = _solve_on_host(*map(np.asarray, operands), tol=tol)
-        (x,), *rest = _result(form, problem, Answer(*answers))
+        (x,), *rest = _result(form, problem, Found(*answers))
     else:
         (x,), *rest = _compiled(form, problem, tol)
     return Pursuit(x, *rest)
@@ -99,14 +99,14 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
 
 @on_auto_axes
 @partial(jax.jit, static_argnums=0)
-def _scaled(form: Form, Ds: tuple[Dictionary, ...], *others: Any) -> Problem:
+def _scaled(form: StaticPart, Ds: tuple[Dictionary, ...], *others: Any) -> Problem:
     problem, _ = scaled(form, tuple(map(dense, Ds)), *others)
     return problem._replace(sizes=())
 
 
 @on_auto_axes
 @partial(jax.jit, static_argnums=0)
-def _result(form: Form, problem: Problem, answer: Answer) -> tuple:
+def _result(form: StaticPart, problem: Problem, answer: Found) -> tuple:
     with jax.default_matmul_precision("highest"):
         assert not isinstance(answer.x, tuple)
         allowed = rounding_of(form, problem, answer.x)
@@ -137,13 +137,13 @@ def _derivative(tol, primals, tangents):
 
 @on_auto_axes
 @partial(jax.jit, static_argnums=(0, 2))
-def _compiled(form: Form, problem: Problem, tol: float) -> tuple:
+def _compiled(form: StaticPart, problem: Problem, tol: float) -> tuple:
     """A callback of arrays on several devices, and what is made of it, in one program.
 
     What a callback alone returns has a place that no other program takes.
     """
     answers = _solution(problem.Ds[0], problem.y, tol)
-    return _result(form, problem, Answer(*answers))
+    return _result(form, problem, Found(*answers))
 
 
 def _solve_on_host(D, y, *, tol):
@@ -276,12 +276,12 @@ class Denoising:
     tol: float
     max_steps: int
 
-    def __call__(self, problem: Problem, x: Array) -> Answer:
+    def __call__(self, problem: Problem, x: Array) -> Found:
         (D,), y, _, _, level, (size,), *_ = problem
         assert level is not None
         x, gap, steps, met = _search(self, *lax.stop_gradient((D, y, level, size)))
         x = _code(x, D, y, _penalty(x, D, y, level))
-        return Answer(x, gap, steps, met, allowed=level)
+        return Found(x, gap, steps, met, allowed=level)
 
 
 @jax.custom_jvp

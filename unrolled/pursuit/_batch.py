@@ -109,7 +109,7 @@ class Steppers:
         return Stepper(rho, share, K, E)
 
 
-def solve(D, Y, lam, l2, start, *, relative, tol, nonnegative, max_steps, warm):
+def lasso_in_stages(D, Y, lam, l2, start, *, relative, tol, nonnegative, max_steps, warm):
     """x, gap, residual, steps and converged of every signal."""
     dtype, wide = Y.dtype, (np.asarray(v, np.float64) for v in (D, Y, lam, start))
     D, Y, lam, start = wide

@@ -11,7 +11,7 @@ import numpy as np
 
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
-from unrolled._base.files import Rows
+from unrolled._base.files import MappedRows
 from unrolled._base.numbers import norm
 from unrolled.dictionaries import Dictionary, dense
 from unrolled.pursuit._basis_pursuit import basis_pursuit, bpdn
@@ -260,7 +260,7 @@ LARGEST_LAM = "what gives nine signals in ten the code 0"
 DEFAULT_LAM = f"a tenth of {LARGEST_LAM}"
 
 
-def default_lam(D: Dictionary, Y: Array | np.ndarray | Rows, ratio: float = 0.1) -> float:
+def default_lam(D: Dictionary, Y: Array | np.ndarray | MappedRows, ratio: float = 0.1) -> float:
     """A weight of the LASSO for signals: a share of what gives nine signals in ten the code 0.
 
     That is lam_max = max |D'y| of the signal. The first 2,000 signals are asked.

@@ -40,7 +40,7 @@ def freed(D: Operator, free: Array, r: Array, h: Array) -> tuple[Array, Array, A
 def _least_squares(D: Operator, free: Array, r: Array, level: Array, limit: ArrayLike) -> Array:
     """The code of r in the free atoms, by conjugate gradients until |D'r| <= level (CGLS)."""
 
-    def goes_on(s):
+    def not_done(s):
         *_, g, size, k = s
         return (jnp.abs(g) > level).any() & (size > 0) & (k < limit)
 
@@ -56,4 +56,4 @@ def _least_squares(D: Operator, free: Array, r: Array, level: Array, limit: Arra
 
     g = jnp.where(free, r @ D, 0)
     start = jnp.zeros_like(g), r, g, g, jnp.sum(g**2), jnp.zeros((), int)
-    return loops.while_loop(goes_on, body, start)[0]
+    return loops.while_loop(not_done, body, start)[0]

@@ -19,9 +19,9 @@ from unrolled.dictionaries import Dictionary, spectral_norm, spread
 from unrolled.pursuit import _problem
 from unrolled.pursuit._gap import chain_gap, relative_gap
 from unrolled.pursuit._problem import (
-    Answer,
     Codes,
     DeepPursuit,
+    Found,
     Problem,
     Pursuit,
     codes_of,
@@ -452,7 +452,7 @@ class Iterated:
             step=step,
         )
 
-    def __call__(self, problem: Problem, x: Array) -> Answer:
+    def __call__(self, problem: Problem, x: Array) -> Found:
         first, *others = (1 / size**2 for size in problem.sizes)
         gammas = [self.step * first, *others]
         ts = list(accumulate(gammas, mul))
@@ -475,7 +475,7 @@ class Iterated:
                 lambda j, c: jnp.clip(c + xs[j] / ts[j], -problem.lams[j], problem.lams[j]),
             )
 
-        def missed(state):
+        def distance_to_fixed_point(state):
             if not self.chained:
                 return gap(state.x)
             c = problem.y
@@ -487,10 +487,10 @@ class Iterated:
 
         start, advance = self.moves(once, x)
         state, steps, least = _problem.solve(
-            advance, start, missed, tol=self.tol, max_steps=self.max_steps
+            advance, start, distance_to_fixed_point, tol=self.tol, max_steps=self.max_steps
         )
         met = least <= (0 if self.tol is None else self.tol)
-        return Answer(state.x, gap(state.x) if self.chained else least, steps, met)
+        return Found(state.x, gap(state.x) if self.chained else least, steps, met)
 
     def moves(self, once: Callable[[Array], Array], x: Array) -> tuple[Any, Callable]:
         """The state to begin from, and the step from state to state."""

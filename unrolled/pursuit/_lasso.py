@@ -16,12 +16,12 @@ from unrolled._base.numbers import ldexp
 from unrolled.dictionaries import Dictionary, column_norms
 from unrolled.pursuit import _problem
 from unrolled.pursuit._problem import (
-    Answer,
-    Form,
+    Found,
     Problem,
     Pursuit,
+    StaticPart,
     check_number,
-    door_of_one,
+    checked_single,
     fixed_norm,
     in_range,
     one_by_one,
@@ -100,13 +100,13 @@ class Lasso:
     max_steps: int
     nonnegative: bool
 
-    def __call__(self, problem: Problem, x: Array) -> Answer:
+    def __call__(self, problem: Problem, x: Array) -> Found:
         (D,), y, (lam,), l2, _, (size,), *_ = problem
         assert l2 is not None
         penalized, start = Penalized(D, y, lam, l2), lax.stop_gradient(x)
         x, gap, steps = code(self.nonnegative, self.tol, self.max_steps, penalized, start, size)
         gap = jnp.where(l2 < 0, jnp.nan, gap)  # a traced one: no gap bounds what is not convex
-        return Answer(x, gap, steps, gap <= self.tol)
+        return Found(x, gap, steps, gap <= self.tol)
 
 
 def _checked(
@@ -178,7 +178,7 @@ def lasso_path(
     if lam is None and ratio is None:
         ratio = np.geomspace(1, 0.01, 50)
     method, options = _checked(where, lam, ratio, tol, max_steps, nonnegative, l2)
-    form, arrays = door_of_one(where, D, y, start=start, sequence=True, **options)
+    form, arrays = checked_single(where, D, y, start=start, sequence=True, **options)
     path, shares, k = _path(method, form, *arrays)
     if ratio is not None:
         refuse_lost(path.lam, shares, k, where)
@@ -188,7 +188,7 @@ def lasso_path(
 @programs.on_auto_axes
 @partial(jax.jit, static_argnums=(0, 1))
 def _path(
-    method: Lasso, form: Form, Ds: Any, y: Array, lams: Any, *others: Any
+    method: Lasso, form: StaticPart, Ds: Any, y: Array, lams: Any, *others: Any
 ) -> tuple[Path, Array, Array]:
     """The path, its penalties in units near 1, and the exponent of that unit."""
     problem, x = scaled(form, Ds, y, lams, *others)
@@ -226,7 +226,7 @@ def lam_max(D: Dictionary, y: ArrayLike, *, nonnegative: bool = False) -> Array:
         4.0
     """
     nonnegative = checks.as_bool(nonnegative, "nonnegative", "lam_max")
-    form, (Ds, y, *_) = door_of_one("lam_max", D, y, size=column_norms, nonnegative=nonnegative)
+    form, (Ds, y, *_) = checked_single("lam_max", D, y, size=column_norms, nonnegative=nonnegative)
     lam, scaled_lam, k = _lam_max(form, Ds, y)
     refuse_lost(lam, scaled_lam, k, "lam_max")
     return lam
@@ -234,7 +234,7 @@ def lam_max(D: Dictionary, y: ArrayLike, *, nonnegative: bool = False) -> Array:
 
 @programs.on_auto_axes
 @partial(jax.jit, static_argnums=0)
-def _lam_max(form: Form, Ds: Any, y: Array) -> tuple[Array, Array, Array]:
+def _lam_max(form: StaticPart, Ds: Any, y: Array) -> tuple[Array, Array, Array]:
     problem, _ = scaled(form, Ds, y)
     scaled_lam = _problem.largest_product(problem.Ds[0], problem.y, form.nonnegative)
     k = 2 * problem.b - problem.up[0]

@@ -21,7 +21,7 @@ from unrolled.dictionaries import (
 )
 from unrolled.pursuit import _problem
 from unrolled.pursuit._batch import BLOCK as CHUNK
-from unrolled.pursuit._batch import solve
+from unrolled.pursuit._batch import lasso_in_stages
 from unrolled.pursuit._lasso import one_penalty
 from unrolled.pursuit._problem import Grid, Pursuit, bounded, flat_code, in_range, rounded
 
@@ -83,7 +83,7 @@ def lasso_batch(
         raise ValueError(f"{where}: D is zero")
     wide = wide_dtype(dtype)
     host = partial(
-        solve,
+        lasso_in_stages,
         relative=lam is None,
         tol=_problem.static_tol(tol, where),
         nonnegative=checks.as_bool(nonnegative, "nonnegative", where),

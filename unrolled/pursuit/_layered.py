@@ -27,12 +27,12 @@ from unrolled.pursuit._gap import relative_gap
 from unrolled.pursuit._ista import Accelerated
 from unrolled.pursuit._omp import atom_by_atom
 from unrolled.pursuit._problem import (
-    Answer,
     Codes,
     DeepPursuit,
-    Form,
+    Found,
     Problem,
     Pursuit,
+    StaticPart,
     deep,
     in_units,
     is_zero,
@@ -97,7 +97,7 @@ class Threshold:
     activation: Callable[[Array], Array]
     nonnegative: bool = False
 
-    def __call__(self, problem: Problem, x: Array) -> Answer:
+    def __call__(self, problem: Problem, x: Array) -> Found:
         (D,), y, (theta,), *_ = problem
         prox = nonnegative_threshold if self.nonnegative else shrink
         x = prox(y @ D, theta, in_units(self.activation, problem.b))
@@ -105,7 +105,7 @@ class Threshold:
         # Of a large D the residual leaves the range, where infinities of both signs make nan.
         finite = jnp.isfinite(x).all()
         gap, residual = (jnp.where(finite & jnp.isnan(v), jnp.inf, v) for v in (gap, residual))
-        return Answer(x, gap, jnp.ones((), int), gap <= self.tol, residual)
+        return Found(x, gap, jnp.ones((), int), gap <= self.tol, residual)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -392,11 +392,11 @@ class Relaxed:
 
     method: Accelerated
 
-    def __call__(self, problem: Problem, x: Array) -> Answer:
+    def __call__(self, problem: Problem, x: Array) -> Found:
         y, lam = problem.y, problem.lams[-1]
-        form, effective = Form(np.dtype(y.dtype)), (Composed(*problem.Ds),)
+        form, effective = StaticPart(np.dtype(y.dtype)), (Composed(*problem.Ds),)
         (x,), gap, _, steps, met = run(self.method, form, effective, y, (lam,), None, None, None)
-        return Answer(x, gap, steps, met)
+        return Found(x, gap, steps, met)
 
 
 @dataclass(frozen=True)
@@ -405,7 +405,7 @@ class Greedy:
 
     bounds: tuple[int, ...]
 
-    def __call__(self, problem: Problem, x: Array) -> Answer:
+    def __call__(self, problem: Problem, x: Array) -> Found:
         Ds, y = problem.Ds, problem.y
         D = Composed(*Ds)
         norms, sizes = column_norms(D), column_norms(magnitudes(D))
@@ -422,7 +422,7 @@ class Greedy:
         xs = _sparse_codes(Ds, inverse * chosen.x)
         finite = jnp.isfinite(norm(y - Ds[0] @ xs[0]))
         gap = jnp.full((), jnp.inf, y.dtype)
-        return Answer(xs, gap, chosen.size, finite)
+        return Found(xs, gap, chosen.size, finite)
 
 
 def _sparse_codes(Ds: Sequence[Operator], x: Array) -> Codes:

@@ -14,12 +14,12 @@ from unrolled.activations import shrink
 from unrolled.dictionaries import Conv, Dictionary, dense
 from unrolled.pursuit._gap import dual_factor, half_energy
 from unrolled.pursuit._problem import (
-    Answer,
+    Found,
     Problem,
     Pursuit,
     check_number,
+    checked_chain,
     deep,
-    door,
     rounded,
     run,
     solve,
@@ -97,7 +97,7 @@ def local_error(
     check_convolution(D, where)
     tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
     check_number(radius, "radius", where)
-    form, arrays = door(where, (D,), y, (0.0,), level=radius, start=start)
+    form, arrays = checked_chain(where, (D,), y, (0.0,), level=radius, start=start)
     method = LocalError(tol, max_steps, form.dtype)
     (x,), gap, residual, steps, converged, violation = run(method, form, *arrays)
     return Constrained(x, gap, violation, residual, steps, converged)
@@ -117,7 +117,7 @@ class LocalError:
     max_steps: int
     dtype: np.dtype
 
-    def __call__(self, problem: Problem, start: Array) -> Answer:
+    def __call__(self, problem: Problem, start: Array) -> Found:
         D: Any = problem.Ds[0]  # a Conv
         y, radius = problem.y, problem.level
         ones = jnp.ones_like(y)
@@ -160,7 +160,7 @@ class LocalError:
             x, patches = state.v
             _, violation = judged(state._replace(v=(rounded(x, self.dtype), patches)))
         met = (gap <= self.tol) & (violation <= self.tol)
-        return Answer(state.v[0], gap, steps, met, more=(violation,))
+        return Found(state.v[0], gap, steps, met, more=(violation,))
 
 
 def _norms(patches: Array) -> Array:
@@ -241,7 +241,7 @@ class LocalSparsity:
     tol: float
     max_steps: int
 
-    def __call__(self, problem: Problem, start: Array) -> Answer:
+    def __call__(self, problem: Problem, start: Array) -> Found:
         D: Any = problem.Ds[0]  # a Conv
         y, (lam,) = problem.y, problem.lams
 
@@ -281,7 +281,7 @@ class LocalSparsity:
             start * root,
         )
         state, steps, least = solve(step, state, gap, tol=self.tol, max_steps=self.max_steps)
-        return Answer(code(state), least, steps, least <= self.tol)
+        return Found(code(state), least, steps, least <= self.tol)
 
 
 def lower_the_fullest(rows: Array, lam: Array) -> Array:

@@ -15,13 +15,13 @@ from unrolled.activations import shrink
 from unrolled.dictionaries import Dictionary, Operator, as_chain, spectral_norm
 from unrolled.pursuit._gap import chain_gap, dual_gap, half_energy
 from unrolled.pursuit._problem import (
-    Answer,
     Codes,
     DeepPursuit,
+    Found,
     Problem,
+    checked_chain,
     codes_of,
     deep,
-    door,
     one_per_layer,
     run,
     solve,
@@ -112,7 +112,7 @@ class MultiLayer:
     tol: float
     max_steps: int
 
-    def __call__(self, problem: Problem, x: Array) -> Answer:
+    def __call__(self, problem: Problem, x: Array) -> Found:
         Ds, y, lams, *_ = problem
         matrices = _products(Ds, y)
         units = matrices.units
@@ -148,11 +148,11 @@ class MultiLayer:
             )
             return state, best(state)
 
-        def goes_on(carry):
+        def not_done(carry):
             return (carry[1].gap > self.tol) & (carry[0].steps < self.max_steps)
 
-        state, (x, zeros, least) = loops.while_loop(goes_on, body, (state, best(state)))
-        return Answer(x, least, state.steps, least <= self.tol, zeros=zeros)
+        state, (x, zeros, least) = loops.while_loop(not_done, body, (state, best(state)))
+        return Found(x, least, state.steps, least <= self.tol, zeros=zeros)
 
 
 def _products(Ds: Sequence[Operator], y: Array) -> _Matrices:
@@ -264,7 +264,7 @@ def holistic(
     tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
     Ds = as_chain(Ds, where)
     sizes = tuple(D.shape[1] for D in Ds)
-    form, arrays = door(where, Ds, y, (*(0.0,) * (len(Ds) - 1), lam))
+    form, arrays = checked_chain(where, Ds, y, (*(0.0,) * (len(Ds) - 1), lam))
     most = sizes[-1] if sparsity is None else checks.as_index(sparsity, "sparsity", where)
     if most > sizes[-1]:
         raise ValueError(f"{where}: sparsity is {most} but x_J has {sizes[-1]} entries")
@@ -306,7 +306,7 @@ class Holistic:
     tol: float
     max_steps: int
 
-    def __call__(self, problem: Problem, x: Array) -> Answer:
+    def __call__(self, problem: Problem, x: Array) -> Found:
         Ds, y, d = problem.Ds, problem.y, problem.end
         # D_{j+1} ... D_J for all j: their rows are the constraints of the zeros.
         A, *below = codes_of((Ds[0], *Ds), jnp.eye(d, dtype=y.dtype))
@@ -336,7 +336,7 @@ class Holistic:
         zeros = (*last.zeros[:-1], ~last.support | (rank >= self.most))
         N, _ = null_space(constraints(zeros))
         x = N @ (pseudo_inverse(A @ N) @ y)
-        return Answer(x, last.gap, last.steps, last.gap <= self.tol, zeros=zeros)
+        return Found(x, last.gap, last.steps, last.gap <= self.tol, zeros=zeros)
 
 
 def _one_more(zeros: Codes, codes: Codes, counts: Sequence[int]) -> Codes:

@@ -19,12 +19,12 @@ from unrolled.dictionaries import Dictionary, Operator, column_norms, dense
 from unrolled.pursuit._gap import half_energy
 from unrolled.pursuit._lasso_batch import batch_result, in_chunks, on_the_host, operands_of_many
 from unrolled.pursuit._problem import (
-    Answer,
+    Found,
     Problem,
     Pursuit,
     as_operand,
     check_number,
-    door_of_one,
+    checked_single,
     run,
 )
 from unrolled.pursuit._support import Penalized, on_branch, slope
@@ -212,7 +212,7 @@ def omp(
         raise ValueError("omp: expected sparsity, tol or both, got neither")
     if tol is not None:
         check_number(tol, "tol", "omp")
-    form, arrays = door_of_one("omp", D, y, level=tol, size=column_norms)
+    form, arrays = checked_single("omp", D, y, level=tol, size=column_norms)
     (checked,), *_ = arrays
     m, d = checked.shape
     most = min(m, d) if sparsity is None else checks.as_index(sparsity, "sparsity", "omp")
@@ -339,7 +339,7 @@ class Matching:
 
     most: int
 
-    def __call__(self, problem: Problem, x: Array) -> Answer:
+    def __call__(self, problem: Problem, x: Array) -> Found:
         (D,), y, *_ = problem
         stop = jnp.zeros((), y.dtype) if problem.level is None else problem.level
         fixed_D, fixed_y, norms, stop = lax.stop_gradient((D, y, problem.sizes[0], stop))
@@ -352,7 +352,7 @@ class Matching:
         finite = jnp.isfinite(norm(chosen.r))
         met = finite & (gap <= 4 * D.shape[0] * float(jnp.finfo(y.dtype).eps))
         gap = jnp.where(finite, gap, jnp.inf)
-        return Answer(x, gap, chosen.size, met, allowed=problem.level)
+        return Found(x, gap, chosen.size, met, allowed=problem.level)
 
 
 def atom_by_atom(

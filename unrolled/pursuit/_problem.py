@@ -88,7 +88,7 @@ class Problem(NamedTuple):
         return self.Ds[-1].shape[1]
 
 
-class Answer(NamedTuple):
+class Found(NamedTuple):
     """What a method finds, in the units of the problem."""
 
     x: Array | Codes  # x_J, (d_J,), or all codes
@@ -108,7 +108,7 @@ def fixed_norm(D: Operator) -> Array:
 
 
 @dataclass(frozen=True)
-class Form:
+class StaticPart:
     """What is static of a call, beside its method."""
 
     dtype: np.dtype  # of the result
@@ -122,8 +122,8 @@ class Form:
 @programs.on_auto_axes
 @partial(jax.jit, static_argnums=(0, 1))
 def run(
-    method: Callable[[Problem, Array], Answer],
-    form: Form,
+    method: Callable[[Problem, Array], Found],
+    form: StaticPart,
     Ds: tuple[Operator, ...],
     y: Array,
     lams: tuple,
@@ -138,7 +138,7 @@ def run(
 
 
 def scaled(
-    form: Form,
+    form: StaticPart,
     Ds: tuple[Operator, ...],
     y: Array,
     lams: tuple = (),
@@ -189,7 +189,7 @@ def largest_product(D: Operator, y: Array, nonnegative: bool) -> Array:
     return largest(relu(g) if nonnegative else jnp.abs(g))
 
 
-def result(form: Form, problem: Problem, answer: Answer) -> tuple[Any, ...]:
+def result(form: StaticPart, problem: Problem, answer: Found) -> tuple[Any, ...]:
     """xs, gap, residual, steps, converged and more, in the units and the dtype of the caller.
 
     The residual is that of the code as it is returned, and it decides of an aim that bounds it.
@@ -214,7 +214,7 @@ def result(form: Form, problem: Problem, answer: Answer) -> tuple[Any, ...]:
     return codes, gap, residual, answer.steps, converged, *more
 
 
-def rounding_of(form: Form, problem: Problem, x: Array) -> Array:
+def rounding_of(form: StaticPart, problem: Problem, x: Array) -> Array:
     r"""The most residual that rounding leaves of a code x with D x = y, in one dictionary.
 
     .. math:: \min(c \, (\|y\| + \sum_i \|d_i\| |x_i|), \; \sqrt\epsilon \|y\|)
@@ -284,11 +284,11 @@ def solve(
         state = run(state, _BLOCK)
         return state, steps + _BLOCK, gaps(state)
 
-    def goes_on(carry):
+    def not_done(carry):
         _, steps, current = carry
         return (reduce(jnp.maximum, jax.tree.leaves(current)) > tol) & (steps < max_steps)
 
-    return loops.while_loop(goes_on, body, (start, jnp.zeros((), int), gaps(start)))
+    return loops.while_loop(not_done, body, (start, jnp.zeros((), int), gaps(start)))
 
 
 def check_weights(D: Dictionary, lam: ArrayLike, name: str, where: str) -> None:
@@ -321,35 +321,35 @@ def flat_code(D: Dictionary, x: ArrayLike) -> ArrayLike:
 
 
 def single(
-    method: Callable[[Problem, Array], Answer],
+    method: Callable[[Problem, Array], Found],
     where: str,
     D: Dictionary,
     y: ArrayLike,
     *lam: Any,
     **options: Any,
 ) -> Pursuit:
-    """The result of a method on one dictionary; `options` are those of `door_of_one`."""
+    """The result of a method on one dictionary; `options` are those of `checked_single`."""
     if lam and lam[0] is None:
         raise TypeError(f"{where}: {options.get('name', 'lam')} must be real numbers, got None")
-    form, arrays = door_of_one(where, D, y, *lam, **options)
+    form, arrays = checked_single(where, D, y, *lam, **options)
     (x,), *rest = run(method, form, *arrays)
     return Pursuit(x, *rest)
 
 
 def deep(
-    method: Callable[[Problem, Array], Answer],
+    method: Callable[[Problem, Array], Found],
     where: str,
     Ds: Sequence[Dictionary],
     y: ArrayLike,
     lams: Any,
     **options: Any,
 ) -> DeepPursuit:
-    """The result of a method on a chain; `options` are those of `door`."""
-    form, arrays = door(where, Ds, y, lams, **options)
+    """The result of a method on a chain; `options` are those of `checked_chain`."""
+    form, arrays = checked_chain(where, Ds, y, lams, **options)
     return DeepPursuit(*run(method, form, *arrays))
 
 
-def door_of_one(
+def checked_single(
     where: str,
     D: Dictionary,
     y: ArrayLike,
@@ -364,7 +364,7 @@ def door_of_one(
     size: Callable[[Dictionary], Array] = spectral_norm,
     relative: bool = False,
     nonnegative: bool = False,
-) -> tuple[Form, tuple]:
+) -> tuple[StaticPart, tuple]:
     """The checked arguments of a pursuit in one dictionary, for `run`.
 
     Args:
@@ -374,7 +374,7 @@ def door_of_one(
         name, finite: how messages call it, and whether it must be finite.
         sequence: whether there are several, (n,).
         l2, level, start: further operands, whose scalars the caller has checked.
-        size, relative, nonnegative: of the `Form`.
+        size, relative, nonnegative: of the `StaticPart`.
     """
     y, grid = flat_signal(D, y, where)
     D, y, _ = operands(D, y, where)
@@ -386,11 +386,11 @@ def door_of_one(
         check_number(l2, "l2", where)
         checks.in_range(l2, wide, "l2", where)
     start = _start(D, start, "a code", where)
-    form = Form(np.dtype(y.dtype), grid, size, sequence, relative, nonnegative)
+    form = StaticPart(np.dtype(y.dtype), grid, size, sequence, relative, nonnegative)
     return form, ((D,), y, lams, as_operand(l2, wide), as_operand(level, wide), start)
 
 
-def door(
+def checked_chain(
     where: str,
     Ds: Sequence[Dictionary],
     y: ArrayLike,
@@ -398,7 +398,7 @@ def door(
     *,
     level: ArrayLike | None = None,
     start: ArrayLike | None = None,
-) -> tuple[Form, tuple]:
+) -> tuple[StaticPart, tuple]:
     """The checked arguments of a pursuit in a chain, for `run`.
 
     Args:
@@ -423,7 +423,7 @@ def door(
         if is_zero(D):
             raise ValueError(f"{where}: D_{j} is zero, so its step size is undefined")
     start = _start(Ds[-1], start, "x_J", where)
-    return Form(np.dtype(y.dtype)), (Ds, y, lams, None, as_operand(level, wide), start)
+    return StaticPart(np.dtype(y.dtype)), (Ds, y, lams, None, as_operand(level, wide), start)
 
 
 def penalty(

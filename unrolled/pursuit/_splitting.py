@@ -18,7 +18,7 @@ from unrolled.dictionaries import Conv, Dictionary, Operator, Structured, spread
 from unrolled.pursuit._gap import relative_gap
 from unrolled.pursuit._ista import State
 from unrolled.pursuit._problem import (
-    Answer,
+    Found,
     Problem,
     Pursuit,
     fixed_norm,
@@ -244,14 +244,14 @@ class Splitting:
     tol: float
     max_steps: int
 
-    def __call__(self, problem: Problem, x: Array) -> Answer:
+    def __call__(self, problem: Problem, x: Array) -> Found:
         (D,), y, (lam,), _, _, (size,), *_ = problem
         # The units of lam depend on p.
         lam = lam * jnp.exp2((1 - self.p) * (-problem.up[0]).astype(y.dtype))
         x, missed, steps = self._minimised(*lax.stop_gradient((D, y, lam, 1 / size**2, x)))
         x = on_branch(partial(_slope, self.p), 10 * min(D.shape), (D, y, lam), x)
         gap = missed if self.p == 1 else jnp.full_like(missed, jnp.inf)
-        return Answer(x, gap, steps, missed <= self.tol)
+        return Found(x, gap, steps, missed <= self.tol)
 
     def _minimised(
         self, D: Operator, y: Array, lam: Array, gamma: Array, x: Array

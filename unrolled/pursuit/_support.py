@@ -173,13 +173,13 @@ def conjugate_gradients(A: Callable[[Array], Array], b: Array, limit: ArrayLike)
         smaller = jnp.vdot(r, r)
         return v + step * p, r, r + smaller / size * p, smaller, k + 1, curved
 
-    def goes_on(carry):
+    def not_done(carry):
         *_, size, k, curved = carry
         return (size > least) & (k < limit) & curved
 
     none, curved = jnp.zeros((), int), jnp.ones((), bool)
     start = jnp.zeros_like(b), b, b, jnp.vdot(b, b), none, curved
-    return loops.while_loop(goes_on, body, start)[0]
+    return loops.while_loop(not_done, body, start)[0]
 
 
 def conjugate_residuals(A: Callable[[Array], Array], b: Array, limit: ArrayLike) -> Array:
@@ -193,7 +193,7 @@ def conjugate_residuals(A: Callable[[Array], Array], b: Array, limit: ArrayLike)
     b = times_power(b, -scale)
     least = eps**2 * jnp.vdot(b, b)
 
-    def goes_on(carry):
+    def not_done(carry):
         _, r, Ar, _, _, k = carry
         singular = jnp.vdot(Ar, Ar) <= (8 * eps) ** 2 * jnp.vdot(r, r)
         return (jnp.vdot(r, r) > least) & ~singular & (k < limit)
@@ -209,4 +209,4 @@ def conjugate_residuals(A: Callable[[Array], Array], b: Array, limit: ArrayLike)
 
     Ab = A(b)
     start = jnp.zeros_like(b), b, Ab, b, Ab, jnp.zeros((), int)
-    return ldexp(loops.while_loop(goes_on, body, start)[0], scale)
+    return ldexp(loops.while_loop(not_done, body, start)[0], scale)

@@ -152,11 +152,9 @@ def opened(checkpoint: Checkpoint, where: str, processes: Processes = _ALONE) ->
         CheckpointError: not a folder, not writable, or in use.
     """
     with ExitStack() as stack:
-        processes.together(
-            lambda: stack.enter_context(_locked(checkpoint, where)), first_alone=True
-        )
+        processes.on_all(lambda: stack.enter_context(_locked(checkpoint, where)), first_alone=True)
         steps = Steps(Path(checkpoint.folder).absolute())
-        processes.together(steps.sweep, first_alone=True)
+        processes.on_all(steps.sweep, first_alone=True)
         yield steps
 
 

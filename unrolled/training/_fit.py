@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from unrolled._base import checks, programs
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, Key
-from unrolled._base.files import Rows, as_data, check_draws, drawing
+from unrolled._base.files import MappedRows, as_data, check_draws, drawing
 from unrolled.layers import Layer
 from unrolled.networks import Network, lam_of
 from unrolled.problems import resampler
@@ -76,7 +76,7 @@ def from_arrays(
         validation = jax.tree.map(lambda array: jnp.asarray(array[cut:]), (Y, X))
     trained = jax.tree.map(lambda array: array[:cut], (Y, X)) if cut < n else (Y, X)
     parts = (("signals", trained[0]), ("signals held back to validate on", Y[cut:]))
-    for what, signals in parts[isinstance(Y, Rows) :]:  # of a file the first ones stay unread
+    for what, signals in parts[isinstance(Y, MappedRows) :]:  # of a file the first ones stay unread
         if len(signals) and not np.any(np.asarray(signals)):
             raise ValueError(f"{where}: all {what} are zero; expected some signal to fit")
     return resampler(*trained), validation

@@ -75,7 +75,7 @@ class Keeper:
         """
         every = self.checkpoint.every
         if self.loop.processes.several and evaluated:
-            self.loop.processes.share(self.caught)
+            self.loop.processes.broadcast_signal(self.caught)
         asked = bool(self.caught) and (evaluated or not self.loop.processes.several)
         return asked or (evaluated if every is None else step - self.saved >= every)
 
@@ -89,9 +89,9 @@ class Keeper:
                     self.steps.save(state.step, packed, config=self.config, form=self.form)
                     self.steps.keep(self.checkpoint.keep)
 
-            self.loop.processes.together(write, first_alone=True)
+            self.loop.processes.on_all(write, first_alone=True)
             self.saved = state.step
-        self.loop.processes.share(self.caught)
+        self.loop.processes.broadcast_signal(self.caught)
         if self.caught:
             leave(
                 self.caught[0],
@@ -119,8 +119,8 @@ class Keeper:
             return newest(self.steps, self.checkpoint.strict, accept, self.loop.where)
 
         processes = self.loop.processes
-        first = processes.together(look, first_alone=True)  # which sets damaged steps aside
-        saved_state = processes.together(lambda: first or look())
+        first = processes.on_all(look, first_alone=True)  # which sets damaged steps aside
+        saved_state = processes.on_all(lambda: first or look())
         seen = processes.gathered(np.array(saved_state[0]["step"] if saved_state else -1))
         if len(set(seen.tolist())) > 1:
             raise CheckpointError(

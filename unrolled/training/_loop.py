@@ -14,7 +14,7 @@ import optax
 from unrolled._base.checks import Array
 from unrolled._base.files import Draws, as_argument
 from unrolled._base.processes import Processes, processes_of
-from unrolled.training._mesh import Places, Sharing, batches, mean, places_of, with_gradient
+from unrolled.training._mesh import Placement, Sharing, batches, mean, places_of, with_gradient
 from unrolled.training._objective import Objective
 from unrolled.training._records import (
     Fit,
@@ -52,7 +52,7 @@ def make_loop(
     informed = optax.with_extra_args_support(optimizer)
     step = _Step(objective, informed, key, shared, place)
     compiled = partial(jax.jit, compiler_options=shared.compiler)
-    zero, ista = compiled(objective.of_others)(trained, fixed, validation)
+    zero, ista = compiled(objective.baseline_losses)(trained, fixed, validation)
     return Loop(
         objective,
         compiled(step.update, donate_argnums=(0, 1, 2)),
@@ -90,7 +90,7 @@ class _Step:
     optimizer: optax.GradientTransformationExtraArgs
     key: Array
     shared: Sharing
-    place: Places
+    place: Placement
 
     def inspected(self, free, others, fixed, batch, at):
         trained = self.objective.join(free, others)
@@ -155,7 +155,7 @@ class Loop(NamedTuple):
     optimizer: optax.GradientTransformation
     fixed: Trained
     validation: tuple
-    place: Places
+    place: Placement
     processes: Processes
 
     @property
@@ -238,7 +238,7 @@ class Loop(NamedTuple):
         def collected(step):
             losses = np.concatenate([state.losses, np.asarray([float(value) for value in pending])])
             if isinstance(self.sample, Draws):
-                self.processes.together(self.sample.check)
+                self.processes.on_all(self.sample.check)
             return state._replace(trained=trained, optimizer=optimizer, step=step, losses=losses)
 
         fixed, draw = self.fixed, self.draw

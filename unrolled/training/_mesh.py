@@ -33,7 +33,7 @@ from unrolled.training._records import Trained
 ATOMS = "atoms"  # the axis of the mesh
 
 
-class Places(NamedTuple):
+class Placement(NamedTuple):
     """Those of the arrays of a fit; without a mesh they stay where they are."""
 
     mesh: Mesh | None
@@ -241,7 +241,7 @@ def batches(key: Array, k: Any, n: int, sample: Callable[[Array], Any]) -> Any:
     return jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), many)
 
 
-def places_of(mesh: Mesh | None, whole: Trained, where: str) -> Places:
+def places_of(mesh: Mesh | None, whole: Trained, where: str) -> Placement:
     """The places of a fit of these params and this D.
 
     Raises:
@@ -250,7 +250,7 @@ def places_of(mesh: Mesh | None, whole: Trained, where: str) -> Places:
     """
     devices = 1 if mesh is None else mesh.shape.get(ATOMS, 1)
     if mesh is None or devices == 1:
-        return Places(mesh)
+        return Placement(mesh)
     chained = isinstance(whole.D, tuple)
     for D in whole.D if chained else (whole.D,):
         if D is None or isinstance(D, Structured):
@@ -273,7 +273,7 @@ def places_of(mesh: Mesh | None, whole: Trained, where: str) -> Places:
     params = tuple(map(along_atoms, whole.params)) if chained else along_atoms(whole.params)
     flags = Trained(params, jax.tree.map(lambda D: True, whole.D))
     sizes = jax.tree.map(lambda splits, leaf: np.shape(leaf)[-1] if splits else 0, flags, whole)
-    return Places(mesh, sizes)
+    return Placement(mesh, sizes)
 
 
 def _put(leaf: Any, where: NamedSharding) -> Any:

@@ -257,7 +257,7 @@ class Objective:
         """The loss in an evaluation."""
         return self.judged(trained, fixed, batch, at)[0]
 
-    def of_others(self, trained: Trained, fixed: Trained, batch: tuple) -> tuple[Any, Any]:
+    def baseline_losses(self, trained: Trained, fixed: Trained, batch: tuple) -> tuple[Any, Any]:
         """The loss of zero codes, and of ISTA at the same depth."""
         D = merge(trained, fixed).D
         Y, X, *own = batch
@@ -357,7 +357,9 @@ class Outputs(Objective):
 
         return Trained(nnx.state(self.made(trained.params)), None)
 
-    def of_others(self, trained: Trained, fixed: Trained, batch: tuple) -> tuple[float, float]:
+    def baseline_losses(
+        self, trained: Trained, fixed: Trained, batch: tuple
+    ) -> tuple[float, float]:
         """None: outputs that are zero are no measure for a model of any kind."""
         return np.inf, np.nan
 

@@ -90,7 +90,7 @@ def train(
     where, mesh, total = objective.where, options.mesh, len(stages) * steps
     same = {"key": key_text(data.key), "evaluate_every": options.evaluate_every} | (config or {})
     same |= {"accumulate": options.accumulate, "reduction": options.reduction}
-    _agree(objective, data, options, same | {"steps": steps})
+    _check_same_arguments(objective, data, options, same | {"steps": steps})
     with computing_on(mesh, where):
         loop = make_loop(objective, data, optimizer, options.shared)
         with keeping(options.checkpoint, loop, same, data.start) as keeper:
@@ -111,7 +111,9 @@ def train(
     return result._replace(**loop.processes.local(arrays))
 
 
-def _agree(objective: Objective, data: Data, options: Options, config: dict[str, Any]) -> None:
+def _check_same_arguments(
+    objective: Objective, data: Data, options: Options, config: dict[str, Any]
+) -> None:
     """Raise ValueError where the processes of a mesh train with different arguments."""
     processes = processes_of(options.mesh, objective.where)
     if processes.several:  # hashes take a while
@@ -119,7 +121,7 @@ def _agree(objective: Objective, data: Data, options: Options, config: dict[str,
         config |= {"patience": options.patience, "model": objective.model}
         config |= {"loss": getattr(objective.loss, "__name__", type(objective.loss).__name__)}
         config |= {name: digest(tree) for name, tree in trees.items()}
-        processes.agree(objective.where, config | versions())
+        processes.require_equal(objective.where, config | versions())
 
 
 @contextmanager

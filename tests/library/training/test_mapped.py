@@ -14,7 +14,7 @@ from command_line import devices
 from faults import Fault
 
 import unrolled as ur
-from unrolled._base.files import Rows
+from unrolled._base.files import MappedRows
 
 KEY = jax.random.key(1)
 D = ur.dictionaries.gaussian(0, 6, 12)
@@ -36,13 +36,13 @@ def mapped(tmp_path):
 @pytest.fixture
 def read(monkeypatch):
     """The indices of all rows that are read."""
-    rows, whole = [], Rows.read
+    rows, whole = [], MappedRows.read
 
     def recorded(self, indices):
         rows.extend((self.first + indices).tolist())
         return whole(self, indices)
 
-    monkeypatch.setattr(Rows, "read", recorded)
+    monkeypatch.setattr(MappedRows, "read", recorded)
     return rows
 
 

@@ -13,7 +13,7 @@ from forms import check_forms
 import unrolled as ur
 from unrolled.app.cli import main
 from unrolled.app.commands import _console
-from unrolled.app.commands._console import never_silent, teller
+from unrolled.app.commands._console import never_silent, progress_printer
 from unrolled.pursuit._by_name import pursue
 from unrolled.sklearn import SparseCoder
 
@@ -509,7 +509,7 @@ def test_on_a_terminal_a_command_is_never_silent(monkeypatch, capsys):
         patched.setattr(_console, "_watch", lambda *arguments: watched.append(arguments))
         with never_silent(4):
             clock.now += 3
-            teller()("solving")
+            progress_printer()("solving")
     ((line, silence, over),) = watched
     assert over.is_set()
     _console._watch(line, silence, clock)  # from the third second to the thirteenth

@@ -183,5 +183,7 @@ def test_a_module_that_is_not_called_is_an_error(net, x):
 
 
 def test_other_objects_are_refused():
-    with pytest.raises(TypeError, match="tap: model is a builtin_function_or_method; expected a Module"):
+    with pytest.raises(
+        TypeError, match="tap: model is a builtin_function_or_method; expected a Module"
+    ):
         tap(len, "blocks.0")

@@ -11,7 +11,7 @@ from unrolled.app.commands import (
     _train,
 )
 from unrolled.app.commands._cache import kept_programs
-from unrolled.app.commands._console import able_streams, never_silent, plain_warnings
+from unrolled.app.commands._console import never_silent, plain_warnings, tolerant_streams
 
 # Modules with `add_parser(commands)`, whose parser sets `run(arguments)`, in the order of the help.
 COMMANDS = (_compare, _certify, _learn, _train, _encode, _export, _experiment, _doctor)

@@ -13,7 +13,7 @@ from unrolled import activations, dictionaries, theory
 from unrolled._base import checks
 from unrolled.app import studies
 from unrolled.app.commands import _report
-from unrolled.app.commands._console import add_command, show, teller
+from unrolled.app.commands._console import add_command, progress_printer, show
 from unrolled.app.commands._encoded import certify_codes, signals_of_class
 from unrolled.app.commands._inputs import read_dictionary, restore_model, weights_of
 from unrolled.app.commands._report import (
@@ -144,7 +144,7 @@ def run(arguments: argparse.Namespace) -> None:
         check_figure(arguments.figure)
     if arguments.output is not None:
         check_folder(arguments.output)
-    say = teller()
+    say = progress_printer()
     with jax.enable_x64(True):
         Ds = [_read_in_float64(path, arguments.normalize) for path in arguments.dictionaries]
     report = studies.certify(Ds, **options, say=say)

@@ -14,7 +14,7 @@ from unrolled import dictionaries, problems, training
 from unrolled._base.threads import beside
 from unrolled.app import studies
 from unrolled.app.commands import _report
-from unrolled.app.commands._console import Say, add_command, teller
+from unrolled.app.commands._console import Say, add_command, progress_printer
 from unrolled.app.commands._inputs import (
     OPTIONS,
     add_options,
@@ -160,7 +160,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the experiments, write the report and print its text, or its data as JSON."""
     settings = _settings(arguments)
     _check_output(arguments.output, arguments.signals or [])
-    say = teller()
+    say = progress_printer()
     facts = {
         name: " ".join(map(str, value)) if isinstance(value, list) else str(value)
         for name, value in vars(arguments).items()

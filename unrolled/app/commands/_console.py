@@ -50,7 +50,7 @@ def add_command(
 
 
 @contextmanager
-def able_streams() -> Iterator[None]:
+def tolerant_streams() -> Iterator[None]:
     """Standard output escapes what its encoding lacks; a standard error that is closed is empty."""
     out = sys.stdout
     with ExitStack() as after:
@@ -62,19 +62,19 @@ def able_streams() -> Iterator[None]:
         yield
 
 
-def teller() -> Say:
+def progress_printer() -> Say:
     """`say(message)` prints a line on standard error, with the seconds since now."""
     began = time.perf_counter()
 
     def say(message: str) -> None:
         line = f"[{time.perf_counter() - began:5.1f} s] {message}\n"
         print(line, end="", file=sys.stderr, flush=True)  # at once: threads may speak together
-        heard(message)
+        note_output(message)
 
     return say
 
 
-def heard(message: str | None = None) -> None:
+def note_output(message: str | None = None) -> None:
     """Note that a command has just shown something, so that it is not silent."""
     if (line := _LATEST.get()) is not None:
         line.shown = time.monotonic()
@@ -146,7 +146,7 @@ def progress(say: Say) -> Iterator[Tell]:
                     shown.update(other, visible=False)
                 tasks[name] = shown.add_task(name, total=steps, completed=done)
             shown.update(tasks[name], completed=done, description=f"{name}, {text}")
-            heard()
+            note_output()
 
         yield tell
 

@@ -16,7 +16,7 @@ import numpy as np
 from unrolled._base.files import check_writable, target, whole_file
 from unrolled._base.text import plain
 from unrolled.app.commands import _inputs
-from unrolled.app.commands._console import Say, add_command, show, teller
+from unrolled.app.commands._console import Say, add_command, progress_printer, show
 from unrolled.app.commands._encoded import Encoded, Line, encoded, uncertified
 from unrolled.app.commands._inputs import CHUNK as _CHUNK
 from unrolled.app.commands._inputs import (
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.output,
         paths,
         options,
-        teller(),
+        progress_printer(),
         certify=arguments.certify,
     )
     show(arguments.json, result.to_dict(), result.text())

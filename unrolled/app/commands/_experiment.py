@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from unrolled.app.commands._console import add_command, progress, teller
+from unrolled.app.commands._console import add_command, progress, progress_printer
 from unrolled.app.commands._report import RESULTS
 from unrolled.vision import datasets
 
@@ -154,7 +154,7 @@ def run(arguments: argparse.Namespace) -> None:
     from unrolled.app.commands._experiment_report import TESTS, features_sections, write
     from unrolled.vision import experiments
 
-    say = teller()
+    say = progress_printer()
     _complete(arguments)
     root = arguments.data or os.environ.get("UNROLLED_DATA")
     name = arguments.dataset or _dataset(arguments.task, root, arguments.quick)

@@ -15,7 +15,7 @@ import numpy as np
 from unrolled import dictionaries, problems, training
 from unrolled._base import checks
 from unrolled._base.checks import ArrayLike
-from unrolled._base.files import LARGEST_BYTES, Rows
+from unrolled._base.files import LARGEST_BYTES, MappedRows
 from unrolled._base.numbers import norm
 from unrolled._base.text import in_rows
 from unrolled.app.studies import PATCH, Pictures, photograph_patches
@@ -150,7 +150,7 @@ def read_given(path: Path, D: Operator) -> np.ndarray:
     return in_float32(Y, path)
 
 
-def open_given(path: Path, D: Operator) -> np.ndarray | Rows:
+def open_given(path: Path, D: Operator) -> np.ndarray | MappedRows:
     """`read_given`; of a `.npy` file that is large, or shared by processes, rows that stay there.
 
     Raises:
@@ -160,7 +160,7 @@ def open_given(path: Path, D: Operator) -> np.ndarray | Rows:
     if not isinstance(Y, np.memmap) or (Y.nbytes <= LARGEST_BYTES and jax.process_count() == 1):
         return read_given(path, D)
     check_length(path, Y, D)
-    return Rows(Y, np.float32, f"{path}:")
+    return MappedRows(Y, np.float32, f"{path}:")
 
 
 def _read_pictures(paths: list[Path], D: Operator | None) -> tuple[Operator, Pictures]:
@@ -178,7 +178,7 @@ def _read_pictures(paths: list[Path], D: Operator | None) -> tuple[Operator, Pic
     return D, pictures
 
 
-def read_codes(path: Path, Y: np.ndarray | Rows, D: Operator) -> np.ndarray | None:
+def read_codes(path: Path, Y: np.ndarray | MappedRows, D: Operator) -> np.ndarray | None:
     """The codes (signals, d) of the signals Y, entry X of a `.npz` file; None if there is none.
 
     Raises:
@@ -199,7 +199,7 @@ def weights_of(path: Path) -> Path:
 
 
 def read_chain_codes(
-    path: Path, Y: np.ndarray | Rows, Ds: tuple[Operator, ...]
+    path: Path, Y: np.ndarray | MappedRows, Ds: tuple[Operator, ...]
 ) -> tuple[np.ndarray, ...] | None:
     """The codes of every layer, entries X_1 .. X_J of a `.npz` file; None if there is none.
 

@@ -17,7 +17,7 @@ from unrolled._base.files import whole_file
 from unrolled._base.numbers import mean_norm
 from unrolled.app import studies
 from unrolled.app.commands import _report
-from unrolled.app.commands._console import Say, add_command, show, teller
+from unrolled.app.commands._console import Say, add_command, progress_printer, show
 from unrolled.app.commands._inputs import in_float32, open_signals
 from unrolled.app.commands._report import Section
 from unrolled.dictionary_learning import Learned, Step
@@ -101,7 +101,7 @@ class Summary(NamedTuple):
 
 def run(arguments: argparse.Namespace) -> None:
     """Learn, write the files, and print the summary."""
-    say, folder = teller(), arguments.output
+    say, folder = progress_printer(), arguments.output
     options = _learning_options(arguments)
     Y = open_signals(arguments.signals)
     if Y.ndim != 2 or 0 in Y.shape:

@@ -14,7 +14,7 @@ import optax
 
 from unrolled import analytic, dictionaries, metrics, problems, training
 from unrolled._base import checks
-from unrolled._base.files import LARGEST_BYTES, Rows, drawing, whole_file
+from unrolled._base.files import LARGEST_BYTES, MappedRows, drawing, whole_file
 from unrolled._base.text import in_rows
 from unrolled.app.commands import _inputs, _sections
 from unrolled.app.commands._config import make_model, with_lam
@@ -150,7 +150,7 @@ def _own_samples(config: Config, D: Dictionaries, say: Say) -> tuple[Samples, Ba
         raise ValueError(
             f"{path}: expected at least 3 signals, to train, to validate and to test, got {len(Y)}"
         )
-    large = isinstance(Y, Rows) and Y.array.nbytes > LARGEST_BYTES
+    large = isinstance(Y, MappedRows) and Y.array.nbytes > LARGEST_BYTES
     n = min(len(Y), _OF_LARGE) if large else len(Y)
     tested, validated = max(1, n // 5), max(1, n // 10)
 

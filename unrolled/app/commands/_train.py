@@ -19,7 +19,7 @@ from unrolled._base.files import write_whole
 from unrolled._base.processes import Processes, join
 from unrolled._base.text import markdown, plain, to_json
 from unrolled.app.commands._config import all_options, differences, load, to_dict, to_toml
-from unrolled.app.commands._console import Say, heard, show, teller
+from unrolled.app.commands._console import Say, note_output, progress_printer, show
 from unrolled.app.commands._inputs import (
     CHECKPOINTS,
     WEIGHTS,
@@ -325,7 +325,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Train, and print the summary; exit with status 3 if zero codes or ISTA are better."""
     flags = {name: getattr(arguments, name) for name in all_options()}
     processes = Processes(arguments.distributed and jax.process_count() > 1)
-    say = teller() if processes.is_first else _silent
+    say = progress_printer() if processes.is_first else _silent
     summary = train(arguments.config, flags, arguments.resume, say, processes)
     if processes.is_first:
         show(arguments.json, summary.to_dict(), summary.text())
@@ -365,12 +365,10 @@ def train(
         KeyboardInterrupt, SystemExit: by SIGINT or SIGTERM, after the step has been saved.
     """
     chosen: list[str] = []
-    first = processes.together(
-        lambda: _opened(path, flags, resume, chosen.append), first_alone=True
-    )
+    first = processes.on_all(lambda: _opened(path, flags, resume, chosen.append), first_alone=True)
     config = first or _read_config(path, flags, resume, chosen.append)
     folder = Path(config.output)
-    prepared = processes.together(lambda: setup(config, say), first_alone=True)
+    prepared = processes.on_all(lambda: setup(config, say), first_alone=True)
     ready = prepared or setup(config, say)  # the first may have made codes for all
     mesh = _mesh(config.training, processes)
     for line in chosen:  # of files that fit
@@ -388,10 +386,10 @@ def train(
         write_text(folder / SUMMARY, to_json(summary.to_dict()) + "\n")
         _write_report(folder, summary, fit.history.records)
 
-    processes.together(begun, first_alone=True)
+    processes.on_all(begun, first_alone=True)
     fit = _trained(config, ready, folder, mesh, say, processes)
     summary = summarize(config, ready, fit)
-    processes.together(ended, first_alone=True)
+    processes.on_all(ended, first_alone=True)
     return summary
 
 
@@ -484,7 +482,7 @@ def _trained(
         loss=ready.loss,
         validation=ready.validation,
         evaluate_every=chosen.evaluate_every,
-        callbacks=(logger(folder, started), lambda record, params: heard())
+        callbacks=(logger(folder, started), lambda record, params: note_output())
         if processes.is_first
         else (),
         accumulate=chosen.accumulate,
