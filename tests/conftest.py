@@ -4,6 +4,8 @@ import collections
 import gc
 import os
 import signal
+from contextlib import ExitStack
+from unittest import mock
 
 # The tests run in two processes on what may be two cores: a BLAS that spins on both would wait for
 # the other's.
@@ -128,6 +130,31 @@ def as_users_compile():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def as_typed():
+    """What a fresh process of a user has: float32, and the promotion that JAX has by default.
+
+    What an example defines does not outlive it in the registries.
+    """
+    import unrolled as ur  # after what tests set in this file
+
+    registries = (
+        ur.activations.NAMED,
+        ur.dictionaries.KINDS,
+        ur.layers.FAMILIES,
+        ur.networks.NETWORKS,
+    )
+    with ExitStack() as stack:
+        for scope in (
+            jax.enable_x64(False),
+            jax.numpy_dtype_promotion("standard"),
+            jax.numpy_rank_promotion("allow"),
+            *map(mock.patch.dict, registries),
+        ):
+            stack.enter_context(scope)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -387,6 +387,14 @@ def test_a_first_call_compiles_at_most_three_programs(count, module):
     assert {name: n for name, n in counts.items() if n > most[name]} == {}
 
 
+@pytest.mark.filterwarnings("ignore::unrolled.analytic.HypothesisWarning")
+def test_certificates_of_float32_compile_no_conversions(count):
+    """Their numbers are measured in float64, and the thresholds are stored in float32."""
+    narrow = jax.device_put(np.asarray(D, np.float32))
+    with jax.enable_x64(False):
+        assert count(lambda: a.lista_cp(narrow, depth=3, **ONE)) <= MOST
+
+
 @pytest.mark.slow
 def test_a_certified_chain_of_more_depths_compiles_no_more(count):
     """Its steps are one program for each shape, whatever their number."""

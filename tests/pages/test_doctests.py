@@ -5,10 +5,8 @@ import importlib
 import inspect
 import io
 import pkgutil
-from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +23,6 @@ MODULES = ["unrolled"] + sorted(
 )
 # What an example may use without an import.
 NAMES = {"ur": ur, "jax": jax, "jnp": jnp, "np": np}
-REGISTRIES = (
-    ur.activations.NAMED,
-    ur.dictionaries.KINDS,
-    ur.layers.FAMILIES,
-    ur.networks.NETWORKS,
-)
 
 
 def examples_of(name):
@@ -45,23 +37,6 @@ def source_of(name):
 
 
 EXAMPLES = [name for name in MODULES if ">>> " in source_of(name)]
-
-
-@pytest.fixture
-def as_typed():
-    """What a fresh process of a user has: float32, and the promotion that JAX has by default.
-
-    What an example defines does not outlive it in the registries.
-    """
-    with ExitStack() as stack:
-        for scope in (
-            jax.enable_x64(False),
-            jax.numpy_dtype_promotion("standard"),
-            jax.numpy_rank_promotion("allow"),
-            *map(mock.patch.dict, REGISTRIES),
-        ):
-            stack.enter_context(scope)
-        yield
 
 
 @pytest.mark.few(1)

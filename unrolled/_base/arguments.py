@@ -4,7 +4,6 @@ The annotations are read once, where the function is defined. A call then costs 
 for each argument, and an array of JAX in floating point, traced or not, passes at once.
 """
 
-import contextlib
 import functools
 import inspect
 import os
@@ -188,7 +187,11 @@ def _rows(value: Any, item: Kind | None, name: str, where: str) -> Any:
 
 
 def _union(kinds: list[Kind]) -> Kind:
-    """The first kind that takes a value; an array is tried last, and says best what it lacks."""
+    """The first kind that takes a value; an array is tried last, and says best what it lacks.
+
+    A flat list in place of a sequence or an array is judged by its items: an array of it would take
+    True for 1.
+    """
     what = " or ".join(kind.what for kind in kinds)
     plain = tuple(kind.cls for kind in kinds if kind.cls)
     rest = [kind for kind in kinds if not kind.cls]
@@ -202,14 +205,24 @@ def _union(kinds: list[Kind]) -> Kind:
             return value
         if not (last.of_arrays and isinstance(value, jax.Array | np.ndarray)):
             for kind in others:
-                with contextlib.suppress(TypeError):
+                try:
                     return kind.take(value, name, where)
+                except TypeError:
+                    if last.of_arrays and kind.items and _is_flat(value):
+                        raise
         try:
             return last.take(value, name, where)
         except TypeError as error:
             raise (error if alone else _refusal(value, what, name, where)) from None
 
     return Kind(what, take, of_arrays=last.of_arrays)
+
+
+def _is_flat(value: Any) -> bool:
+    """Whether it is a list or a tuple of single values."""
+    return type(value) in (list, tuple) and not any(
+        isinstance(item, Iterable) and getattr(item, "ndim", 1) for item in value
+    )
 
 
 def _array(x: Any, name: str, where: str) -> Any:

@@ -467,6 +467,16 @@ def cast(tree: Any, dtype: DTypeLike) -> Any:
     return jax.tree.map(one, tree)
 
 
+def cast_on_host(tree: Any, dtype: DTypeLike) -> Any:
+    """`cast` of known leaves by numpy, which compiles no program for it."""
+
+    def one(leaf):
+        values = np.asarray(leaf)
+        return values.astype(dtype) if jnp.issubdtype(values.dtype, jnp.floating) else values
+
+    return jax.tree.map(one, tree)
+
+
 def whole(n: Any, name: str, where: str) -> int:
     """`n` as a Python integer.
 

@@ -216,7 +216,7 @@ def stored_thresholds(theta: np.ndarray, dtype: DTypeLike) -> Array:
         [0.5, 16376.0]
     """
     largest = float(jnp.finfo(dtype).max) * LARGEST_SHARE
-    return jnp.asarray(np.minimum(theta, largest), dtype)
+    return jax.device_put(np.minimum(theta, largest).astype(dtype))
 
 
 # The support selection of a layer that is not told another.

@@ -83,7 +83,7 @@ def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
             f"certify: W has shape {W.shape} but D has shape {D.shape}; they must agree"
         )
     with jax.enable_x64(True):
-        *numbers, norms = _measured(*checks.cast((W, D), np.float64))
+        *numbers, norms = _measured(*checks.cast_on_host((W, D), np.float64))
     unit_norms(D, np.asarray(norms), "certify")
     mu, C, eta, omega = map(float, numbers)
     guard = theory.rounding_guard(W, D, sparsity=1, bound=1.0)

@@ -13,7 +13,7 @@ import numpy as np
 from unrolled import metrics, theory
 from unrolled._base import checks
 from unrolled._base.arguments import checked
-from unrolled._base.checks import Array
+from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import (
     exponent,
     largest,
@@ -335,7 +335,12 @@ _PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 @checked
-def products(model: Any, params: Any, D: Any, y: Any) -> int | None:
+def products(
+    model: Any,
+    params: Any,
+    D: Dictionary | tuple[Dictionary, ...],
+    y: ArrayLike | jax.ShapeDtypeStruct,
+) -> int | None:
     """How many products with a matrix, or convolutions, the code of one signal takes.
 
     None where that depends on the signal.
@@ -346,8 +351,7 @@ def products(model: Any, params: Any, D: Any, y: Any) -> int | None:
         32
     """
     checks.has(model, "apply", "a Layer or a Network", "model", "products")
-    for name, tree in (("params", params), ("D", D), ("y", y)):
-        checks.arrays(tree, name, "products")
+    checks.arrays(params, "params", "products")
     return _count(jax.make_jaxpr(model.apply)(params, D, y).jaxpr)
 
 

@@ -87,7 +87,9 @@ def held_out(D: Dictionary, Y: Array, X: Array, sampled: Any) -> tuple[Array, Ar
         pair = tuple(checks.as_float(a, "sampled", where) for a in sampled)
         checks.finite(pair, "sampled", where)
         return pair[0], pair[1]
-    return drawn(D, Y, X, checks.as_index(sampled, "sampled", where, least=1))
+    n = checks.as_index(sampled, "sampled", where, least=1)
+    checks.announce((n, X.shape[-1]), X.dtype, "the codes that are sampled", where)
+    return drawn(D, Y, X, n)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -174,6 +174,10 @@ def unroll(
     Returns:
         The last state, and the code after every step, (K, d).
 
+    Raises:
+        TypeError: a D with a leaf that is no array, a state without a code x.
+        ValueError: an unknown precision, a schedule of another length.
+
     Example:
         >>> def step(shared, p, D, y, state):
         ...     return ur.layers.State(state.x + p.gamma * ((y - D @ state.x) @ D))
@@ -185,6 +189,15 @@ def unroll(
     """
     checks.arrays(D, "D", "unroll")
     checks.has(state, "x", "a State, whose x is the code", "state", "unroll")
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"unroll: unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}"
+        )
+    length = _n_steps(params.steps, depth)
+    if schedule is not None and length not in (None, len(schedule)):
+        raise ValueError(
+            f"unroll: schedule has {len(schedule)} entries; expected {length}, one per step"
+        )
     if remat:
         step = jax.checkpoint(step)
 
@@ -197,7 +210,6 @@ def unroll(
     with jax.default_matmul_precision(precision):
         if type(params.steps) is not tuple:
             constants = None if schedule is None else jnp.asarray(schedule, jnp.float32)
-            length = depth if params.steps is None else depth_of(params.steps)
             leaves = params.steps, constants
             return loops.scan(body, state, leaves, length=length, unroll=unroll)
         codes = []
@@ -207,6 +219,12 @@ def unroll(
     if codes:
         return state, jax.tree.map(lambda *after: jnp.stack(after), *codes)
     return state, jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), state.x)
+
+
+def _n_steps(steps: Any, depth: int | None) -> int | None:
+    if type(steps) is tuple:
+        return len(steps)
+    return depth if steps is None else depth_of(steps)
 
 
 PRECISIONS = (

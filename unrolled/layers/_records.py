@@ -173,7 +173,8 @@ def repeat(tree: Any, depth: int) -> Any:
     """
     checks.arrays(tree, "tree", "repeat")
     for leaf in jax.tree.leaves(tree):
-        checks.check_memory((depth, *leaf.shape), leaf.dtype, "what is untied", "repeat")
+        shape, dtype = (depth, *np.shape(leaf)), jnp.result_type(leaf)
+        checks.check_memory(shape, dtype, "what is untied", "repeat")
     return _repeat(tree, depth)
 
 

@@ -244,7 +244,8 @@ def ml_ista_step(
     """
 
     def update(j, before, x, Dx):
-        return shrinkage(x + gammas[j] * ((before - Dx) @ Ds[j]), spread(Ds[j], thetas[j]))
+        gamma = jnp.asarray(gammas[j])
+        return shrinkage(x + gamma * ((before - Dx) @ Ds[j]), spread(Ds[j], thetas[j]))
 
     return sweep(Ds, y, x, update)
 

@@ -449,7 +449,7 @@ def rounding_guard(
     dtype = checks.common_dtype(W, D)
     eps = max(float(jnp.finfo(dtype).eps), _PRODUCT_EPS[precision] if precision else 0.0)
     with jax.enable_x64(True):
-        W, D = checks.cast((W, D), np.float64)
+        W, D = checks.cast_on_host((W, D), np.float64)
         C_W, G = map(float, _sizes(W, D, wide_dtype(dtype)))
     code = G * s * float(bound)
     lost = lost_below(D.shape[0], C_W, dtype)

@@ -154,7 +154,7 @@ def median_nmse(layer: Any, params: Any, D: Array, prior: Prior, noise: float) -
     X = math.sqrt(prior.variance) * rng.standard_normal((SIGNALS, d))
     X *= rng.random((SIGNALS, d)) < prior.probability
     Y = X @ np.asarray(D, float).T + math.sqrt(noise) * rng.standard_normal((SIGNALS, m))
-    arrays = (jnp.asarray(a, dtype) for a in (Y, X, math.sqrt(prior.variance)))
+    arrays = (jax.device_put(np.asarray(a, dtype)) for a in (Y, X, math.sqrt(prior.variance)))
     errors = np.asarray(_errors(layer, checks.cast(params, dtype), D, *arrays), float)
     energies = np.sum(X**2, axis=1) / prior.variance
     some = energies > 0

@@ -89,7 +89,7 @@ class Steps:
             CheckpointError: not written; the earlier steps are as they were.
         """
         try:
-            write(self.path(step), "training", leaves, to_npz, step=step, **manifest)
+            write("fit", self.path(step), "training", leaves, to_npz, step=step, **manifest)
         except CheckpointError as error:
             raise CheckpointError(
                 f"{self.folder}: step {step} was not saved ({in_line(error.__cause__ or error)}); "

@@ -303,7 +303,7 @@ def check_data(
     validation = jax.tree.map(checks.as_array, validation)
     if is_own(sample):
         sample, validation = from_arrays(sample, validation, params, D, where)
-    _check_sample(sample, where)
+    check_sample(sample, where)
     if validation is None:
         validation = _validation(sample, key)
         check_draws(sample, validation)
@@ -314,7 +314,8 @@ def check_data(
     return key, D, sample, validation
 
 
-def _check_sample(sample: Sample, where: str) -> None:
+def check_sample(sample: Sample, where: str) -> None:
+    """Raise TypeError unless a sampler can be called."""
     if callable(sample):
         return
     shape = f" of shape {sample.shape}" if hasattr(sample, "shape") else ""

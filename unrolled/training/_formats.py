@@ -46,29 +46,31 @@ def check_parent(path: Path) -> None:
         if path.is_dir():
             raise IsADirectoryError("is a folder")
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _unwritable("save", path, error) from error
 
 
-def _unwritable(path: Path, error: OSError) -> CheckpointError:
+def _unwritable(where: str, path: Path, error: OSError) -> CheckpointError:
     why = f"{error.strerror or error}); {files.free_space(path)}"
-    return CheckpointError(f"save: {path}: cannot be written ({why}")
+    return CheckpointError(f"{where}: {path}: cannot be written ({why}")
 
 
-def write(path: Path, kind: str, leaves: Leaves, put: Callable, /, **manifest: Any) -> None:
+def write(
+    where: str, path: Path, kind: str, leaves: Leaves, put: Callable, /, **manifest: Any
+) -> None:
     """Put leaves with their hashes at `path`, whole or not at all, by `to_npz` or the other.
 
     Raises:
         TypeError: a leaf of a dtype that cannot be saved, or what JSON cannot hold.
         CheckpointError: the file cannot be written.
     """
-    arrays, entries = _forms.table(leaves)
+    arrays, entries = _forms.table(leaves, where)
     manifest = {"leaves": entries, "versions": _forms.versions(), **manifest}
     text = json.dumps(_forms.seal(kind, manifest))
     try:
         with files.whole_file(path) as file:
             put(file, text, arrays)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _unwritable(where, path, error) from error
 
 
 def read(path: Path, kind: str, take: Callable) -> tuple[dict, dict[str, np.ndarray]]:
@@ -226,7 +228,7 @@ def save_tree(path: str | Path, tree: Any, **metadata: Any) -> None:
         json.dumps(metadata, sort_keys=True)
     except TypeError as error:
         raise TypeError(f"save_tree: metadata must be what JSON can hold ({error})") from error
-    write(Path(path), _KIND, names(tree), to_npz, metadata=metadata)
+    write("save_tree", Path(path), _KIND, names(tree), to_npz, metadata=metadata)
 
 
 @overload

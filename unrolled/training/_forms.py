@@ -343,13 +343,16 @@ def to_device(dtype: str, array: np.ndarray) -> jax.Array:
     return jnp.asarray(array)
 
 
-def table(leaves: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
+def table(leaves: dict[str, Any], where: str) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
     """The arrays of named leaves, and their entries of the manifest."""
     arrays, entries = {}, {}
     for name, leaf in leaves.items():
         dtype, arrays[name] = on_host(leaf)
         if not dtype.startswith("key ") and dtype not in _DTYPES:
-            raise TypeError(f"{name} has dtype {dtype}; expected one of {', '.join(_DTYPES)}")
+            raise TypeError(
+                f"{where}: {name or 'the tree'} has dtype {dtype}; expected one of "
+                f"{', '.join(_DTYPES)}"
+            )
         entries[name] = {
             "dtype": dtype,
             "shape": list(arrays[name].shape),
@@ -404,7 +407,7 @@ def digest(tree: Any) -> str:
         form, leaves = describe(tree, "D")
     except TypeError:  # of a kind that has no form
         form, leaves = str(jax.tree.structure(tree)), names({"D": tree})
-    return text.digest([form, table(leaves)[1]])
+    return text.digest([form, table(leaves, "digest")[1]])
 
 
 def versions() -> dict[str, str]:

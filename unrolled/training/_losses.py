@@ -43,7 +43,7 @@ def supervised(codes: Codes, X: Codes | None, D: Any, Y: Array | None) -> Array:
         >>> float(ur.training.supervised(codes, X, None, None))
         2.0
     """
-    return _supervised(codes, _target(codes, X, "supervised"))
+    return _supervised(codes, true_codes(codes, X, "supervised"))
 
 
 @program()
@@ -69,7 +69,7 @@ def log_nmse(codes: Codes, X: Codes | None, D: Any, Y: Array | None) -> Array:
         >>> round(float(ur.training.log_nmse(codes, X, None, None) * 10 / np.log(10)), 3)  # dB
         -20.0
     """
-    return _log_nmse(codes, _target(codes, X, "log_nmse"))
+    return _log_nmse(codes, true_codes(codes, X, "log_nmse"))
 
 
 @program()
@@ -133,22 +133,40 @@ def reconstruction(codes: Codes, X: Any, D: Any, Y: Array) -> Array:
     Args:
         codes, X, D, Y: as for `Loss`; X is not used.
 
+    Raises:
+        ValueError: shapes that do not fit.
+
     Example:
         >>> codes, Y = jnp.zeros((3, 1, 2)), jnp.array([[3.0, 1.0]])
         >>> float(ur.training.reconstruction(codes, None, jnp.eye(2), Y))
         5.0
     """
-    _last_shape(codes, "reconstruction")
+    last = _last_shape(codes, "reconstruction")
     checks.arrays(D, "D", "reconstruction")
+    try:
+        shape = jax.eval_shape(_signals, codes, D).shape
+    except (TypeError, ValueError):  # no dictionary, or sizes that do not fit
+        shape = None
+    if shape != np.shape(Y):
+        products = "no product" if shape is None else f"products of shape {shape}"
+        raise ValueError(
+            f"reconstruction: the last codes, {last}, have {products} with D, and Y has shape "
+            f"{np.shape(Y)}; expected codes (batch, d), D (m, d) and Y (batch, m)"
+        )
     return _reconstruction(codes, D, Y)
 
 
 @program()
 def _reconstruction(codes, D, Y):
+    return jnp.mean(jnp.sum((Y - _signals(codes, D)) ** 2, -1)) / 2
+
+
+def _signals(codes, D):
+    """The signals of the last codes, (batch, m)."""
     signals = codes[-1]
     for Dj in reversed(D if isinstance(D, tuple) else (D,)):
         signals = jax.vmap(lambda D, x: D @ x, (_batch_axis(Dj), 0))(Dj, signals)
-    return jnp.mean(jnp.sum((Y - signals) ** 2, -1)) / 2
+    return signals
 
 
 @checked
@@ -215,7 +233,7 @@ def _batch_axis(D) -> int | None:
     return 0 if getattr(D, "ndim", 2) == 3 else None
 
 
-def _target(codes, X, where):
+def true_codes(codes, X, where):
     """The true codes of the last block, one for each code of its last step."""
     shape = _last_shape(codes, where)
     if X is None:

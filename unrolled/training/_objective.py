@@ -94,8 +94,8 @@ def split(
         where: the name of the caller, which messages begin with.
 
     Raises:
-        TypeError: params without floating-point leaves, a `learn_dictionary` that is not a bool, a
-            `trainable` that holds anything but bools.
+        TypeError: params with a leaf that is no array, or without a floating-point one, a
+            `learn_dictionary` that is not a bool, a `trainable` that holds anything but bools.
         ValueError: a `trainable` that is no tree prefix of params, or that freezes everything.
 
     Example:
@@ -108,10 +108,12 @@ def split(
     """
     learn_dictionary = checks.as_bool(learn_dictionary, "learn_dictionary", where)
     D = _in_form(D) if learn_dictionary else D
+    foreign = [leaf for leaf in jax.tree.leaves(params) if not isinstance(leaf, jax.Array)]
+    checks.arrays(foreign, "params", where)
     whole = Trained(params, D)
     floats = _marks(params)
     if not learn_dictionary and not any(jax.tree.leaves(floats)):
-        raise TypeError(f"{where}: there is no floating-point leaf to train")
+        raise TypeError(f"{where}: params have no floating-point leaf to train")
     if trainable is not None:
         floats = jax.tree.map(
             lambda chosen, own: chosen and own, _spread(trainable, params, where), floats

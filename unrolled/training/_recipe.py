@@ -22,8 +22,8 @@ from unrolled.dictionaries import Dictionary, Operator, as_dictionary, check_bat
 from unrolled.layers import FAMILIES, Law, Layer, Recipe, Unrolled, ista, ista_params, stable_step
 from unrolled.networks import ROUNDING
 from unrolled.problems import synthesize
-from unrolled.training._fit import fit, from_arrays, is_own
-from unrolled.training._losses import Codes, deep, log_nmse
+from unrolled.training._fit import check_sample, fit, from_arrays, is_own
+from unrolled.training._losses import Codes, deep, log_nmse, true_codes
 from unrolled.training._records import Fit, Sample
 from unrolled.training._search import search
 
@@ -57,6 +57,7 @@ def mostly_last(codes: Codes, X: Codes | None, D: Any, Y: Array | None) -> Array
         >>> round(float(loss * 10 / np.log(10)), 2)  # .9 (-20) + .1 (-10)
         -19.0
     """
+    true_codes(codes, X, "mostly_last")
     return _mostly_last(codes, X)
 
 
@@ -209,6 +210,7 @@ def by_recipe(
         sampler, validation = from_arrays(sample, None, None, D, "by_recipe")
         calibrating = _draw(sampler, drawing, _CALIBRATED_ON)
     else:
+        check_sample(sampler, "by_recipe")
         drawn = _draw(sampler, drawing, _DRAWN)
         calibrating = jax.tree.map(lambda array: array[:_CALIBRATED_ON], drawn)
         validation = jax.tree.map(lambda array: array[_CALIBRATED_ON:], drawn)

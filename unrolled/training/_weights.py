@@ -94,7 +94,8 @@ def save(
     form["params"], leaves = _forms.describe_params(params, layer)
     form["D"], leaves_D = _forms.describe(D if dictionary else None, "D")
     digest = {"D sha256": None if D is None else _forms.digest(D)}
-    write(path, "weights", leaves | leaves_D, to_bytes, form=form, metadata=metadata, **digest)
+    parts: dict[str, Any] = dict(form=form, metadata=metadata, **digest)
+    write("save", path, "weights", leaves | leaves_D, to_bytes, **parts)
     return path
 
 

@@ -897,3 +897,10 @@ def test_check_of_a_network_is_that_of_every_block(name, two):
         network.check(params, two[::-1])
     with pytest.raises(ValueError, match="Ds is one dictionary"):
         network.check(params, two[0])
+
+
+@pytest.mark.parametrize("form", [lambda params: params, unstack], ids=["stacked", "unstacked"])
+def test_a_schedule_has_one_entry_for_each_step(form):
+    params = form(Unrolled(None, layers.Step(np.ones(3))))
+    with pytest.raises(ValueError, match="^unroll: schedule has 2 entries; expected 3, one per"):
+        layers.unroll(abs, params, np.eye(2), np.ones(2), layers.State(np.zeros(2)), (0.1, 0.2))

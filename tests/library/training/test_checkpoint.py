@@ -309,7 +309,7 @@ def test_one_copy_is_enough_to_write_a_file_and_none_to_read_it(suffix, tmp_path
     array = np.arange(2.0**22)
     tracemalloc.start()
     try:
-        _formats.write(path, "tree", {"a": array}, put)
+        _formats.write("save_tree", path, "tree", {"a": array}, put)
         wrote = tracemalloc.get_traced_memory()[1]
         tracemalloc.reset_peak()
         found = _formats.read(path, "tree", take)[1]["a"]

@@ -177,6 +177,17 @@ def test_losses_refuse_what_does_not_fit(batch):
         training.deep(training.supervised, (1.0, 1.0))(codes, X[0], D[0], Y)
 
 
+def test_signals_of_another_shape_are_no_numbers_beside_the_reconstruction(batch):
+    D, codes, _, _, Y = batch
+    for signals in (Y[0], Y[:, :1], Y[:1]):  # which would be broadcast
+        with pytest.raises(
+            ValueError, match=r"^reconstruction: the last codes, .* and Y has shape"
+        ):
+            training.reconstruction(codes, None, D[0], signals)
+    with pytest.raises(ValueError, match="have no product with D"):
+        training.reconstruction(codes[..., :-1], None, D[0], Y)
+
+
 def test_losses_say_which_codes_they_see_and_their_lam(batch):
     """By `of_last` training stores the last code alone; by `lam` a run is judged beside ISTA."""
     D, codes, _, X, Y = batch

@@ -30,7 +30,7 @@ from unrolled.vision.experiments._layer_dictionary import (
     pursued,
 )
 from unrolled.vision.experiments._recipe import Build, build_model, from_dict
-from unrolled.vision.experiments._table import interval
+from unrolled.vision.experiments._table import check_fields, interval
 from unrolled.vision.models import tap
 
 
@@ -403,6 +403,7 @@ def trained_on(row: Mapping[str, Any], images: Images) -> bool:
         >>> experiments.trained_on(row, images)
         False
     """
+    check_fields(row, "images recipe", "row", "trained_on")
     own = row["images"]
     if own["name"] != images.name:
         return False

@@ -8,7 +8,7 @@ import numpy as np
 from unrolled import plots
 from unrolled._base.arguments import checked
 from unrolled.vision.experiments._program import SCORES
-from unrolled.vision.experiments._table import interval
+from unrolled.vision.experiments._table import check_fields, interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +32,7 @@ def scores_by_activation(rows: Rows) -> "Figure":
         >>> isinstance(ur.vision.experiments.scores_by_activation(rows), Figure)
         True
     """
-    _check_rows(rows, "scores_by_activation")
+    _check_rows(rows, "scores_by_activation", "recipe scores")
     name = next(score for score in SCORES if score in rows[0]["scores"])
     if any(name not in row["scores"] for row in rows):
         raise ValueError(
@@ -86,7 +86,7 @@ def training_loss(rows: Rows) -> "Figure":
         >>> len(ur.vision.experiments.training_loss([{"recipe": recipe, "curve": curve}]).axes)
         1
     """
-    _check_rows(rows, "training_loss")
+    _check_rows(rows, "training_loss", "recipe curve")
     return _over_epochs(rows, lambda line: line["train"]["loss"], "training loss", log=True)
 
 
@@ -101,7 +101,7 @@ def l1_in_training(rows: Rows, layer: int) -> "Figure":
         >>> ur.vision.experiments.l1_in_training(rows, 0).axes[0].get_ylabel()
         'mean |x| of conv1.features'
     """
-    _check_rows(rows, "l1_in_training")
+    _check_rows(rows, "l1_in_training", "recipe curve layers")
     name = rows[0]["layers"][layer]
     return _over_epochs(rows, lambda line: line["train"]["l1"][layer], f"mean |x| of {name}")
 
@@ -114,6 +114,9 @@ def predicted_masks(pictures: Mapping[str, np.ndarray], titles: Sequence[str]) -
         pictures: X (n, H, W, 3), truth (n, H, W), and predicted masks by title.
         titles: those of the predicted masks, in order.
 
+    Raises:
+        ValueError: no pictures, or none of a title.
+
     Example:
         >>> masks = np.zeros((2, 8, 8), bool)
         >>> pictures = {"X": np.zeros((2, 8, 8, 3)), "truth": masks, "gamma = 0": masks}
@@ -121,9 +124,13 @@ def predicted_masks(pictures: Mapping[str, np.ndarray], titles: Sequence[str]) -
         6
     """
     columns = ["X", "truth", *titles]
-    n = len(pictures["X"])
+    n = len(pictures.get("X", ()))
     if not n:
         raise ValueError("predicted_masks: there are no pictures; expected at least one")
+    if missing := [column for column in columns if column not in pictures]:
+        raise ValueError(
+            f"predicted_masks: pictures have no {missing}; expected truth and all of the titles"
+        )
     fig, panels = plots.figure(n, len(columns), width=1.6, height=1.7)
     for i, row in enumerate(panels):
         for panel, column in zip(row, columns):
@@ -134,9 +141,11 @@ def predicted_masks(pictures: Mapping[str, np.ndarray], titles: Sequence[str]) -
     return fig
 
 
-def _check_rows(rows: Rows, where: str) -> None:
+def _check_rows(rows: Rows, where: str, fields: str) -> None:
     if not len(rows):
         raise ValueError(f"{where}: there are no rows; expected those of an experiment")
+    for i, row in enumerate(rows):
+        check_fields(row, fields, f"rows[{i}]", where)
 
 
 def _over_epochs(rows: Rows, value: Any, ylabel: str, log: bool = False) -> "Figure":

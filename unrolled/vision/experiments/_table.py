@@ -100,6 +100,14 @@ def read_rows(folder: str | Path) -> dict[str, dict[str, Any]]:
     return {path.stem: _read(path) for path in sorted(rows.glob("*.json"))}
 
 
+def check_fields(row: Mapping[str, Any], fields: str, name: str, where: str) -> None:
+    """Raise ValueError unless a row has each of these fields."""
+    if missing := [field for field in fields.split() if field not in row]:
+        raise ValueError(
+            f"{where}: {name} has no {', '.join(missing)}; expected a row as `read_rows` returns it"
+        )
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         row = unsealed(json.loads(path.read_text(encoding="utf-8")))
