@@ -1,6 +1,11 @@
-"""What every result with a table owes: four forms of it, and a repr of one screen."""
+"""What every result with a table owes: four forms and a short repr; and comparisons to draw."""
 
+import numpy as np
 import pytest
+
+from unrolled.compare import Comparison, Coupling, Curve
+
+K = 8  # steps of the comparisons
 
 
 def check_forms(result, rows=None):
@@ -13,3 +18,19 @@ def check_forms(result, rows=None):
     assert len(repr(result).splitlines()) <= 24 and "Array(" not in repr(result)
     with pytest.raises(ValueError, match="unknown form 'html'"):
         result.table("html")
+
+
+def curve(level, **fields):
+    """A method whose numbers all fall from a level."""
+    falling = level * 0.5 ** np.arange(K)
+    given = dict.fromkeys(Curve._fields, falling)
+    given |= dict(quantiles=np.stack([falling] * 3, 1), gap=None)
+    return Curve(**{**given, **fields})
+
+
+def made(curves, thresholds=None, mu_W=None):
+    """A comparison with given numbers."""
+    thresholds = {name: np.ones(K) for name in curves} if thresholds is None else thresholds
+    weights = dict.fromkeys(curves, np.full(K, 0.2)) if mu_W is None else mu_W
+    couplings = {name: Coupling(*[mu] * len(Coupling._fields)) for name, mu in weights.items()}
+    return Comparison(curves, thresholds, {}, {}, couplings, {}, {}, ())

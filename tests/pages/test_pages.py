@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from forms import curve
+from forms import made as comparison
 from test_docs import CURRENT, MODULES, NOTEBOOKS, PAGES, README, ROOT, blocks, each
 from test_imports import of_ours
-from test_plots import curve
-from test_plots import made as comparison
 
 import unrolled as ur
 from unrolled.app import cli

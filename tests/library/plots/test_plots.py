@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forms import K, curve, made
 
 import unrolled as ur
 from unrolled import plots
 from unrolled.app.studies import curve_rows
-from unrolled.compare import Comparison, Coupling, Curve
 
-K = 8
 KINDS = ("", "analytic", "calibrated", "learned")
 OWN = ("mine", "yours", "mine, seed 1", "mine, seed 2", "learned ISTA", "analytic", "LISTA-CP, x")
 
@@ -25,22 +24,6 @@ def look(line):
 
 def variants(*families):
     return [f"{f}, {kind}" if kind else f for f in families for kind in KINDS]
-
-
-def curve(level, **fields):
-    """A method whose numbers all fall from a level."""
-    falling = level * 0.5 ** np.arange(K)
-    given = dict.fromkeys(Curve._fields, falling)
-    given |= dict(quantiles=np.stack([falling] * 3, 1), gap=None)
-    return Curve(**{**given, **fields})
-
-
-def made(curves, thresholds=None, mu_W=None):
-    """A comparison with given numbers."""
-    thresholds = {name: np.ones(K) for name in curves} if thresholds is None else thresholds
-    weights = dict.fromkeys(curves, np.full(K, 0.2)) if mu_W is None else mu_W
-    couplings = {name: Coupling(*[mu] * len(Coupling._fields)) for name, mu in weights.items()}
-    return Comparison(curves, thresholds, {}, {}, couplings, {}, {}, ())
 
 
 def marks(panel):
