@@ -257,7 +257,9 @@ def unit_atoms(D: Dictionary, where: str, tolerance: float = _UNIT_TOLERANCE) ->
     Example:
         >>> ur.dictionaries.unit_atoms(ur.dictionaries.identity_hadamard(4), "caller")
     """
-    unit_norms(D, column_norms(D), where, tolerance)
+    dense = checks.is_concrete(D) and not isinstance(D, Structured)  # numpy compiles nothing
+    norms = np.linalg.norm(np.asarray(D, np.float64), axis=0) if dense else column_norms(D)
+    unit_norms(D, norms, where, tolerance)
 
 
 @checked
