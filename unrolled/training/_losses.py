@@ -220,7 +220,7 @@ class _Deep:
 def _deep(loss, weights, codes, X, D, Y):
     if isinstance(codes, tuple):
         ends = range(1, len(codes) + 1)
-        losses = jnp.stack([loss(codes[:j], X and X[:j], D[:j], Y) for j in ends])
+        losses = jnp.stack([loss(codes[:j], X and X[:j], D and D[:j], Y) for j in ends])
     else:
         losses = jax.vmap(lambda x: loss(x[None], X, D, Y))(codes)
     if weights is None:
