@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
+from unrolled._base.text import an
 
 F = TypeVar("F", bound=Callable[..., Any])
 _BY_PLACE = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -118,8 +119,7 @@ def _kind_of_one(annotation: Any) -> Kind | None:
     if issubclass(origin, Iterable) and inside:
         refused = (str, bytes, Mapping) if issubclass(origin, Sequence) else (str, bytes)
         return _items(_kind_of(inside[0]), refused)
-    article = "an" if origin.__name__[0] in "AEIOUaeiou" else "a"
-    return _instances(origin, f"{article} {origin.__name__}")
+    return _instances(origin, an(origin.__name__))
 
 
 def _refusal(value: Any, what: str, name: str, where: str) -> TypeError:
@@ -138,7 +138,7 @@ def _instances(cls: Any, what: str) -> Kind:
 
     def take(value: Any, name: str, where: str) -> Any:
         if not isinstance(value, cls):
-            raise TypeError(f"{where}: {name} is a {type(value).__name__}; expected {what}")
+            raise TypeError(f"{where}: {name} is {an(type(value).__name__)}; expected {what}")
         return value
 
     return Kind(what, take, cls)
@@ -162,7 +162,8 @@ def _items(item: Kind | None, refused: tuple[type, ...]) -> Kind:
 
     def take(value: Any, name: str, where: str) -> Any:
         if isinstance(value, refused) or not isinstance(value, Iterable):
-            raise _refusal(value, what, name, where)
+            hint = f"; try ({value!r},)" if isinstance(value, int | float) else ""
+            raise TypeError(f"{_refusal(value, what, name, where)}{hint}")
         if isinstance(value, np.ndarray | jax.Array):
             return _rows(value, item, name, where)
         if item is None or not (type(value) is list or type(value) is tuple):

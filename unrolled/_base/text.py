@@ -11,6 +11,17 @@ from typing import Any
 import numpy as np
 
 
+def an(word: str) -> str:
+    """A word with its article.
+
+    Example:
+        >>> from unrolled._base.text import an
+        >>> an("alista"), an("dict")
+        ('an alista', 'a dict')
+    """
+    return f"{'an' if word[:1] in 'AEIOUaeiou' else 'a'} {word}"
+
+
 def line(label: str, cells: Iterable[Any]) -> str:
     """A line of a table: the label and its cells, in columns."""
     return f"{label:24}" + "".join(f"{number(cell):>16}" for cell in cells)

@@ -59,7 +59,7 @@ def lista_cp(
     bound: float,
     noise: float = 0.0,
     W: Dictionary | None = None,
-    activation: Activation | str = relu,
+    activation: Activation | Callable | str = relu,
     tied: bool = True,
     noise_norm: str | Any = "l1",
     per_atom: bool = False,
@@ -112,7 +112,7 @@ def alista(
     bound: float,
     noise: float = 0.0,
     W: Dictionary | None = None,
-    activation: Activation | str = relu,
+    activation: Activation | Callable | str = relu,
     noise_norm: str | Any = "l1",
     per_atom: bool = False,
 ) -> Unrolled:

@@ -147,7 +147,7 @@ def plan(
 def block_schedule(
     D: Dictionary,
     W: Dictionary | None = None,
-    activation: Activation | str = relu,
+    activation: Activation | Callable | str = relu,
     *,
     depth: int,
     sparsity: int,

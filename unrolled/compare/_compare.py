@@ -9,6 +9,7 @@ import numpy as np
 from unrolled._base import checks
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.programs import host_function, takes_sharded
+from unrolled._base.text import an
 from unrolled.compare import _measure
 from unrolled.compare._comparison import (
     ChainComparison,
@@ -262,13 +263,13 @@ def _method(name: str, value: Any) -> _Method:
     ):
         return _Method(None, value, None)
     if not (isinstance(value, tuple | list) and len(value) == 2):
-        what = type(value).__name__
+        what = an(type(value).__name__)
     elif not isinstance(value[0], Model):
-        what = f"pair that begins with a {type(value[0]).__name__}"
+        what = f"a pair that begins with {an(type(value[0]).__name__)}"
     else:
         return _Method(value[0], value[1], None)
     raise TypeError(
-        f"compare: {name!r} is a {what}; expected (layer, params), (network, params), the result "
+        f"compare: {name!r} is {what}; expected (layer, params), (network, params), the result "
         "of `fit`, or codes"
     )
 

@@ -258,7 +258,10 @@ def unit_atoms(D: Dictionary, where: str, tolerance: float = _UNIT_TOLERANCE) ->
         >>> ur.dictionaries.unit_atoms(ur.dictionaries.identity_hadamard(4), "caller")
     """
     dense = checks.is_concrete(D) and not isinstance(D, Structured)  # numpy compiles nothing
-    norms = np.linalg.norm(np.asarray(D, np.float64), axis=0) if dense else column_norms(D)
+    if dense:  # to the rounding of its dtype, of which half precision has three digits
+        norms = np.linalg.norm(np.asarray(D, np.float64), axis=0).astype(D.dtype)
+    else:
+        norms = column_norms(D)
     unit_norms(D, norms, where, tolerance)
 
 

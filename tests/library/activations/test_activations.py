@@ -778,7 +778,7 @@ def test_kth_largest_is_the_same_on_other_devices():
     """Which have a search of their own, that runs anywhere."""
     bits = jnp.abs(jax.random.normal(jax.random.key(0), (200,))).view(jnp.int64)
     for k in jnp.asarray([1, 77, 200], jnp.int32):
-        assert _thresholds._in_a_row(bits, k) == _thresholds._in_columns(bits, k)
+        assert _thresholds._count_search(bits, k) == _thresholds._in_columns(bits, k)
 
 
 def test_a_row_that_devices_share_is_not_reshaped():

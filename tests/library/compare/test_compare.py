@@ -424,7 +424,7 @@ def test_what_does_not_fit_is_refused(methods, problem):
 
 def test_what_is_no_method_is_refused(methods, problem):
     layer, params = methods["ISTA"]
-    for bad, told in ((layer, "a ista"), ((params, layer), "a pair that begins with a Unrolled")):
+    for bad, told in ((layer, "an ista"), ((params, layer), "a pair that begins with an Unrolled")):
         with pytest.raises(TypeError, match=f"'x' is {told}; expected .layer, params."):
             compare({"x": bad}, *problem)
     D, Y, X = problem

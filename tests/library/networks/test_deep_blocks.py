@@ -80,7 +80,7 @@ def test_one_sweep_is_a_network_with_dense_connections_and_more_are_ml_ista():
 
 @pytest.mark.slow
 def test_one_number_is_no_sequence():
-    with pytest.raises(TypeError, match=r"dilations must be a sequence of integers, got 2; try"):
+    with pytest.raises(TypeError, match=r"dilations must be a sequence, got 2; try"):
         mixed_scale(0, 12, growth=3, depth=3, dilations=2)
 
 

@@ -376,7 +376,7 @@ def test_a_stripe_holds_every_atom_that_meets_its_middle(name):
 @pytest.mark.slow
 def test_is_csc_feasible_refuses_other_chains_than_of_convolutions():
     y, (D1, D2), xs = conv_chain(np.random.default_rng(0), "circular")
-    with pytest.raises(TypeError, match="D_2 is a Composed; expected a Conv"):
+    with pytest.raises(TypeError, match=r"Ds\[1\] is a Composed; expected a Conv"):
         is_csc_feasible(y, [D1, dictionaries.Composed(D2)], xs, [9, 9])
     other = dictionaries.Conv(np.ones((2, 8, 2)), 9)  # 72 samples as D_1 has codes, on another grid
     assert other.shape[0] == D1.shape[1]

@@ -234,10 +234,10 @@ def test_one_process_waits_for_no_other():
     """Also where there are others, that train on their own."""
     alone = processes_of(Mesh(np.array(jax.devices()[:1]), ("data",)), "fit")
     assert alone == Processes(False) and alone.is_first
-    assert alone.together(lambda: 3, first_alone=True) == 3
+    assert alone.on_all(lambda: 3, first_alone=True) == 3
     with pytest.raises(ZeroDivisionError):
-        alone.together(lambda: 1 // 0)
-    alone.agree("fit", {"steps": 1})
+        alone.on_all(lambda: 1 // 0)
+    alone.require_equal("fit", {"steps": 1})
     signals: list[int] = []
     alone.share(signals)
     assert signals == []

@@ -157,7 +157,7 @@ def test_modules_inside_a_transformation_are_tapped(x):
         (("norm.mean",), ValueError, "no submodule 'norm.mean'"),
         ((), ValueError, "expected names that differ"),
         (("shared", "shared"), ValueError, "expected names that differ"),
-        ((3,), TypeError, "name is a int; expected text"),
+        ((3,), TypeError, "name is an int; expected text"),
     ],
 )
 def test_names_that_are_refused(net, names, error, message):

@@ -16,4 +16,4 @@ from unrolled.app.commands._console import never_silent, plain_warnings, toleran
 # Modules with `add_parser(commands)`, whose parser sets `run(arguments)`, in the order of the help.
 COMMANDS = (_compare, _certify, _learn, _train, _encode, _export, _experiment, _doctor)
 
-__all__ = ["COMMANDS", "able_streams", "kept_programs", "never_silent", "plain_warnings"]
+__all__ = ["COMMANDS", "kept_programs", "never_silent", "plain_warnings", "tolerant_streams"]

@@ -236,7 +236,7 @@ def certify(
     bound: float = 1.0,
     noise: float = 0.0,
     tolerance: float = 1e-6,
-    activation: Activation | str | None = None,
+    activation: Activation | Callable | str | None = None,
     entries: bool = False,
     say: Say = silent,
 ) -> Report:
