@@ -138,7 +138,7 @@ def curriculum(
     stages: Sequence[float] = (1.0, 0.2, 0.02),
     rate: float = 1e-3,
     decay: float = 1.0,
-    optimizer: Callable[[float], optax.GradientTransformation] = optax.adam,
+    optimizer: Callable[[float], optax.GradientTransformation] | Any = optax.adam,
     loss: Loss = supervised,
     trainable: Any = None,
     validation: tuple | None = None,

@@ -328,7 +328,7 @@ def test_curriculum_refuses_what_it_cannot_train(D, sample):
     hyper = layers.hyperlista(DEPTH)
     refused(TypeError, "share all their params; try training.search", hyper, hyper.init(None, D))
     refused(TypeError, "layer is a dsc; expected a Layer", networks.dsc((layer,)), (params,))
-    refused(TypeError, "params must be Unrolled", params=(params,))
+    refused(TypeError, "params is a tuple; expected an Unrolled", params=(params,))
     refused(
         TypeError,
         "a function from a rate to an optax transformation.*got GradientTransf",

@@ -239,7 +239,7 @@ def test_one_process_waits_for_no_other():
         alone.on_all(lambda: 1 // 0)
     alone.require_equal("fit", {"steps": 1})
     signals: list[int] = []
-    alone.share(signals)
+    alone.broadcast_signal(signals)
     assert signals == []
 
 
