@@ -80,7 +80,7 @@ def located(name: str) -> Path:
     for path in (Path(name), folder / name):
         if path.is_file():
             return path
-    raise argparse.ArgumentTypeError(f"{name}: is no file, neither here nor in {folder}")
+    raise argparse.ArgumentTypeError(f"{name}: is not a file, here or in {folder}")
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ jax.config.update("jax_traceback_in_locations_limit", 0)  # programs are lowered
 def pytest_configure(config):
     """Save compiling, which is two thirds of the time of a test.
 
-    Most trainings of tests take a few steps at a large rate; that they gain nothing is no fault.
+    Most trainings of tests take a few steps at a large rate; they may gain nothing.
 
     Other processes, and later runs, load what one process has compiled; the cache of the user's own
     commands is left alone.

@@ -71,7 +71,7 @@ def test_a_notebook_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
     own = tmp_path / NOTEBOOKS[0].name
     own.touch()
     assert located(own.name).samefile(own)
-    with pytest.raises(argparse.ArgumentTypeError, match="gone.ipynb: is no file, neither"):
+    with pytest.raises(argparse.ArgumentTypeError, match="gone.ipynb: is not a file, here"):
         located("gone.ipynb")
 
 

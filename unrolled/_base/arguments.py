@@ -284,7 +284,7 @@ _ARRAY = Kind("an array of numbers", _array, of_arrays=True)
 _FUNCTION = Kind("a function", _function)
 _PATH = _instances(os.PathLike, "a path")
 _TEXT = _instances(str, "text")
-# The kinds of annotations; that of a dictionary stands beside its class.
+# The kinds of annotations. The file of dictionaries adds their kind.
 KNOWN = {
     checks.ArrayLike: _ARRAY,
     jax.Array: _ARRAY,

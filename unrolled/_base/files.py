@@ -310,7 +310,7 @@ class MappedRows:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """A sampler of arrays of which some are `MappedRows`."""
+    """A sampler of arrays, some of them `MappedRows`."""
 
     sample: Callable[[Key], Any]
     files: tuple[MappedRows, ...] = field(metadata=dict(static=True))

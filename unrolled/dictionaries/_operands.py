@@ -258,7 +258,7 @@ def unit_atoms(D: Dictionary, where: str, tolerance: float = _UNIT_TOLERANCE) ->
         >>> ur.dictionaries.unit_atoms(ur.dictionaries.identity_hadamard(4), "caller")
     """
     dense = checks.is_concrete(D) and not isinstance(D, Structured)  # numpy compiles nothing
-    if dense:  # to the rounding of its dtype, of which half precision has three digits
+    if dense:  # to the rounding of its dtype: half precision has three digits
         norms = np.linalg.norm(np.asarray(D, np.float64), axis=0).astype(D.dtype)
     else:
         norms = column_norms(D)

@@ -175,7 +175,7 @@ def unroll(
         The last state, and the code after every step, (K, d).
 
     Raises:
-        TypeError: a D with a leaf that is no array, a state without a code x.
+        TypeError: D has a leaf that is not an array, or a state has no code x.
         ValueError: an unknown precision, a schedule of another length.
 
     Example:

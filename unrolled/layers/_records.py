@@ -165,7 +165,7 @@ def repeat(tree: Any, depth: int) -> Any:
     """`tree` with every leaf repeated `depth` times along a new leading axis, for untied steps.
 
     Raises:
-        TypeError: a leaf that is no array of numbers.
+        TypeError: a leaf is not an array of numbers.
 
     Example:
         >>> ur.layers.repeat(ur.layers.Weights(jnp.eye(2)), 3).W.shape

@@ -95,7 +95,7 @@ def read(path: Path, kind: str, take: Callable) -> tuple[dict, dict[str, np.ndar
 
 
 def _mapped(file: BinaryIO) -> memoryview:
-    """The bytes of a file, none of which is read before it is looked at."""
+    """The bytes of a file; each is read when it is looked at."""
     return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 

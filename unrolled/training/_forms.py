@@ -457,6 +457,6 @@ def types_of_entries(entries: dict[str, dict]) -> dict[str, str]:
 
 
 def types_of(leaves: dict[str, Any]) -> dict[str, str]:
-    """The same of leaves, none of which is copied."""
+    """`leaf_types` of leaves in memory, without a copy."""
     numbers = {name: _numbers(leaf) for name, leaf in leaves.items()}
     return {name: f"{dtype} {array.shape}" for name, (dtype, array) in numbers.items()}
