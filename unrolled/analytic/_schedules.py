@@ -170,21 +170,22 @@ def block_schedule(
         >>> print(schedule.error.round(3), schedule.holds)
         [1.    0.25  0.063 0.016] True
     """
-    D, activation = as_dictionary(D, "analytic"), by_name(activation)
+    rho: Any = by_name(activation)
+    D = as_dictionary(D, "analytic")
     c = certify(D, W)
     _check_sparsity(D, sparsity)
     if not isinstance(noise_norm, str) or noise_norm not in ("l1", "l2"):
         raise ValueError(f'analytic: unknown noise_norm {noise_norm!r}; expected "l1" or "l2"')
     problem = dict(sparsity=sparsity, bound=bound, depth=depth)
     if per_atom:
-        if activation != relu:
+        if rho != relu:
             raise ValueError(
-                f"analytic: thresholds per atom are certified for ReLU alone, got {activation}"
+                f"analytic: thresholds per atom are certified for ReLU alone, got {rho}"
             )
         return c, _atom_schedule(D, c, noise=noise, noise_norm=noise_norm, **problem)
     # In l2 omega stands for C_W: this l1 noise enters as much.
     noise = noise * _l2_gain(c) if noise_norm == "l2" else noise
-    return c, _schedule(D, c, activation, noise=noise, **problem)
+    return c, _schedule(D, c, rho, noise=noise, **problem)
 
 
 @host_function

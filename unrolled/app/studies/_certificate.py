@@ -278,10 +278,10 @@ def certify(
             f"certify: {len(sparsities)} sparsities for {len(Ds)} dictionaries; "
             "expected one for each"
         )
-    activation = None if activation is None else activations.by_name(activation)
-    if activation is activations.relu:  # itself it has another schedule
-        activation = activations.scale(activation, 1.0)
-    request = Request(sparsities, bound, noise, tolerance, activation, entries)
+    rho: Any = None if activation is None else activations.by_name(activation)
+    if rho is activations.relu:  # itself it has another schedule
+        rho = activations.scale(rho, 1.0)
+    request = Request(sparsities, bound, noise, tolerance, rho, entries)
     with jax.enable_x64(True), checks.quiet(analytic.HypothesisWarning):  # the report says so
         Ds = tuple(D if D.dtype == np.float64 else theory.in_float64(D) for D in Ds)
         layers = tuple(
