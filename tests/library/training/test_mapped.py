@@ -213,7 +213,7 @@ DEVICES = """
 import collections, json, sys
 import jax, numpy as np, optax
 import unrolled as ur
-from unrolled._base.files import Rows
+from unrolled._base.files import MappedRows
 
 D = ur.dictionaries.gaussian(0, 6, 12)
 Y, X = map(np.asarray, ur.problems.sampler(D, 50)(jax.random.key(3)))
@@ -230,12 +230,12 @@ def fit(Y, D=D, steps=4, accumulate=4, **options):
     found = ur.fit(layer, layer.init(None, D), D, Y, accumulate=accumulate, **how | options)
     return ur.training.digest((found.params, found.best, found.history.loss))
 
-drawn, read = collections.Counter(), Rows.read
+drawn, read = collections.Counter(), MappedRows.read
 def recorded(self, rows):
     if self.first == 0:
         drawn.update(rows.tolist())
     return read(self, rows)
-Rows.read = recorded
+MappedRows.read = recorded
 
 answer, file = {}, mapped(Y)
 answer["memory"], answer["file"] = fit(Y), fit(file)

@@ -26,7 +26,7 @@ if count > 1:
     jax.distributed.initialize(f"localhost:{port}", count, index)
 import numpy as np, optax
 import unrolled as ur
-from unrolled._base.files import Rows
+from unrolled._base.files import MappedRows
 from unrolled.training import _checkpoint
 
 D = ur.dictionaries.gaussian(0, 10, 20)
@@ -74,11 +74,11 @@ if whole:
         answer["atoms of both"] = str(error)
 """
 FAULTS = """
-rows, read = [], Rows.read
+rows, read = [], MappedRows.read
 def recorded(self, indices):
     rows.extend((self.first + indices).tolist())
     return read(self, indices)
-Rows.read = recorded
+MappedRows.read = recorded
 answer["file"], answer["rows"] = of_file(), sorted(row for row in rows if row < 450)
 try:
     of_file(f"Y_{index}.npy")
