@@ -32,7 +32,7 @@ from unrolled.pursuit._ista import (
     sweep,
 )
 from unrolled.pursuit._lasso import Path, lam_max, lam_of_paper, lasso, lasso_path
-from unrolled.pursuit._lasso_batch import lasso_batch
+from unrolled.pursuit._lasso_batch import lasso_batch, rough_codes
 from unrolled.pursuit._layered import (
     Layered,
     layered_basis_pursuit,
@@ -40,11 +40,16 @@ from unrolled.pursuit._layered import (
     project,
     threshold,
 )
-from unrolled.pursuit._local import Constrained, local_error, local_sparsity
 from unrolled.pursuit._multilayer import holistic, ml_basis_pursuit
-from unrolled.pursuit._omp import match, omp, omp_batch, share
+from unrolled.pursuit._omp import match, omp, omp_batch
 from unrolled.pursuit._problem import DeepPursuit, Pursuit
-from unrolled.pursuit._splitting import half_quadratic, half_quadratic_step
+from unrolled.pursuit._splitting import (
+    Constrained,
+    half_quadratic,
+    half_quadratic_step,
+    local_error,
+    local_sparsity,
+)
 
 __all__ = [
     "Constrained",

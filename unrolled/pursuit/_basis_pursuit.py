@@ -17,6 +17,14 @@ from unrolled._base.programs import on_auto_axes
 from unrolled.dictionaries import Dictionary, Operator, dense
 from unrolled.dictionaries import entries as entries_of
 from unrolled.pursuit._gap import relative_gap
+from unrolled.pursuit._lasso import (
+    Penalized,
+    code,
+    on_branch,
+    on_support,
+    slope,
+    units_of_small_atoms,
+)
 from unrolled.pursuit._problem import (
     Found,
     Problem,
@@ -30,14 +38,6 @@ from unrolled.pursuit._problem import (
     single,
     static_steps,
     static_tol,
-)
-from unrolled.pursuit._support import (
-    Penalized,
-    code,
-    on_branch,
-    on_support,
-    slope,
-    units_of_small_atoms,
 )
 
 # Relative to the largest entry, and to the l1 norm: less than this is the rounding of the solver.

@@ -24,11 +24,10 @@ from unrolled.pursuit._layered import (
     project,
     threshold,
 )
-from unrolled.pursuit._local import local_error, local_sparsity
 from unrolled.pursuit._multilayer import holistic, ml_basis_pursuit
 from unrolled.pursuit._omp import omp, omp_batch
 from unrolled.pursuit._problem import Pursuit
-from unrolled.pursuit._splitting import half_quadratic
+from unrolled.pursuit._splitting import half_quadratic, local_error, local_sparsity
 
 Solve = TypeVar("Solve", bound=Callable[..., Any])
 

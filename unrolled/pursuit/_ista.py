@@ -24,9 +24,9 @@ from unrolled.pursuit._problem import (
     Found,
     Problem,
     Pursuit,
+    activation_in_units,
     codes_of,
     deep,
-    in_units,
     single,
     static_steps,
     static_tol,
@@ -458,7 +458,7 @@ class Iterated:
         gammas = [self.step * first, *others]
         ts = list(accumulate(gammas, mul))
         thetas = [t * lam for t, lam in zip(ts, problem.lams)]
-        activation = in_units(self.activation, problem.up[-1])
+        activation = activation_in_units(self.activation, problem.up[-1])
 
         def once(x):
             if self.chained:

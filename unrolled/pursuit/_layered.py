@@ -11,7 +11,7 @@ import numpy as np
 
 from unrolled._base import checks, programs
 from unrolled._base.checks import Array, ArrayLike
-from unrolled._base.numbers import norm, wide_dtype
+from unrolled._base.numbers import norm
 from unrolled.activations import by_name, nonnegative_threshold, relu, shrink
 from unrolled.dictionaries import (
     Composed,
@@ -20,7 +20,6 @@ from unrolled.dictionaries import (
     as_chain,
     column_norms,
     magnitudes,
-    operands,
 )
 from unrolled.pursuit._basis_pursuit import basis_pursuit
 from unrolled.pursuit._gap import relative_gap
@@ -33,11 +32,10 @@ from unrolled.pursuit._problem import (
     Problem,
     Pursuit,
     StaticPart,
+    activation_in_units,
+    checked_chain,
     deep,
-    in_units,
-    is_zero,
     one_per_layer,
-    penalty,
     run,
     single,
     static_steps,
@@ -100,7 +98,7 @@ class Threshold:
     def __call__(self, problem: Problem, x: Array) -> Found:
         (D,), y, (theta,), *_ = problem
         prox = nonnegative_threshold if self.nonnegative else shrink
-        x = prox(y @ D, theta, in_units(self.activation, problem.b))
+        x = prox(y @ D, theta, activation_in_units(self.activation, problem.b))
         gap, residual = relative_gap(D, y, theta, x, nonnegative=self.nonnegative), norm(y - D @ x)
         # Of a large D the residual leaves the range, where infinities of both signs make nan.
         finite = jnp.isfinite(x).all()
@@ -204,7 +202,8 @@ def layered_thresholding(
         by_name(activation),
         checks.as_bool(nonnegative, "nonnegative", where),
     )
-    return _chained(method, *_door(Ds, y, thetas, "thetas", where))
+    _, arrays = checked_chain(where, Ds, y, thetas, name="thetas", by_steps=False)
+    return _chained(method, *arrays[:3])
 
 
 def layered_basis_pursuit(
@@ -257,28 +256,12 @@ def layered_basis_pursuit(
     where = "layered_basis_pursuit"
     max_steps = static_steps(max_steps, where)
     if lams is None:
-        least = static_tol(1e-9 if tol is None else tol, where)
-        return _chained(least, *_door(Ds, y, None, "lams", where))
+        least, Ds = static_tol(1e-9 if tol is None else tol, where), as_chain(Ds, where)
+        _, arrays = checked_chain(where, Ds, y, (0.0,) * len(Ds), by_steps=False)
+        return _chained(least, *arrays[:3])
     method = Accelerated(1e-6 if tol is None else tol, max_steps).checked(where)
-    Ds, y, lams = _door(Ds, y, lams, "lams", where)
-    for j, D in enumerate(Ds, start=1):
-        if is_zero(D):
-            raise ValueError(f"{where}: D_{j} is zero, so its step size is undefined")
-    return _chained(method, Ds, y, lams)
-
-
-def _door(Ds: Any, y: Any, values: Any, name: str, where: str) -> tuple[Any, Array, tuple]:
-    Ds = as_chain(Ds, where)
-    without = values is None and name == "lams"
-    values = (None,) * len(Ds) if without else one_per_layer(values, name, len(Ds), where)
-    _, y, Ds = operands(Ds[0], y, where, params=Ds)
-    wide, finite = wide_dtype(y.dtype), name == "lams"
-    if not without:
-        values = tuple(
-            penalty(D, value, f"{name[:-1]}_{j}", where, wide, finite)
-            for j, (D, value) in enumerate(zip(Ds, values), start=1)
-        )
-    return Ds, y, values
+    _, arrays = checked_chain(where, Ds, y, lams)
+    return _chained(method, *arrays[:3])
 
 
 @programs.on_auto_axes

@@ -10,7 +10,7 @@ import numpy as np
 
 from unrolled._base import checks, loops
 from unrolled._base.checks import Array, ArrayLike
-from unrolled._base.numbers import pseudo_inverse
+from unrolled._base.numbers import pseudo_inverse, widened
 from unrolled.activations import shrink
 from unrolled.dictionaries import Dictionary, Operator, as_chain, spectral_norm
 from unrolled.pursuit._gap import chain_gap, dual_gap, half_energy
@@ -28,7 +28,7 @@ from unrolled.pursuit._problem import (
     static_steps,
     static_tol,
 )
-from unrolled.pursuit._splitting import admm, null_space
+from unrolled.pursuit._splitting import admm
 
 # Steps of ADMM between two looks at the vertex, which costs a singular value decomposition.
 _ROUND = 500
@@ -140,7 +140,9 @@ class MultiLayer:
             zeros = tuple(zero & exact for zero in zeros)
             return _Best(jnp.where(exact, vertex, x), zeros, jnp.where(exact, gaps[1], gaps[0]))
 
-        step, state = admm(_minimiser(matrices, y), forward, prox, x)
+        root = jnp.linalg.cholesky(sum((c * B).T @ (c * B) for c, B in zip(units, matrices.below)))
+        T = jax.scipy.linalg.solve_triangular(root.T, jnp.eye(len(root), dtype=y.dtype))
+        step, state = admm(_minimiser(matrices.A, y, T), forward, prox, x)
 
         def body(carry):
             state, *_ = solve(
@@ -163,22 +165,15 @@ def _products(Ds: Sequence[Operator], y: Array) -> _Matrices:
     return _Matrices(A, tuple(below), tuple(1 / spectral_norm(B) for B in below))
 
 
-def _minimiser(matrices: _Matrices, y: Array) -> Callable[[Array, Array], Array]:
-    """(b, rho) -> argmin norm(y - A x)^2 / 2 + rho (x'G x / 2 - b'x), G = K'K.
+def _minimiser(A: Array, y: Array, T: Array) -> Callable[[Array, Array], Array]:
+    """(b, rho) -> argmin norm(y - A x)^2 / 2 + rho (x'G x / 2 - b'x), for x in the range of T.
 
-    T with T'G T = 1 and T'A'A T = diag(w) serves every rho.
+    With T'G T = 1 on that range. T turned to T'A'A T = diag(w) serves every rho.
     """
-    A, below, units = matrices
-    gram = sum((c * B).T @ (c * B) for c, B in zip(units, below))
-    root = jnp.linalg.cholesky(gram)
-    w, Q = jnp.linalg.eigh(_divided(root, _divided(root, A.T @ A).T))
-    T = jax.scipy.linalg.solve_triangular(root.T, Q)
+    w, Q = jnp.linalg.eigh((A @ T).T @ (A @ T))
+    T = T @ Q
     c = (y @ A) @ T
     return lambda b, rho: T @ ((c + rho * (b @ T)) / (jnp.maximum(w, 0) + rho))
-
-
-def _divided(root: Array, B: Array) -> Array:
-    return jax.scipy.linalg.solve_triangular(root, B, lower=True)
 
 
 def _vertex(
@@ -287,6 +282,22 @@ def _counts(zeros: Any, sizes: tuple[int, ...], where: str) -> tuple[int, ...]:
     return tuple(counts)
 
 
+def null_space(B: Array) -> tuple[Array, Array]:
+    """N, (d, d), whose nonzero columns are an orthonormal basis of {x : B x = 0}; and B^+, (d, n).
+
+    B is (n, d) with n >= d. Singular values within the rounding of the largest count as zero,
+    which does not grow with the number of rows.
+    """
+    wide = widened(B)
+    U, values, V = jnp.linalg.svd(wide, full_matrices=False)
+    n, d = B.shape
+    cut = min(n, 10 * d) * float(jnp.finfo(B.dtype).eps) * jnp.max(values)
+    large = values > cut
+    inverse = jnp.where(large, 1 / jnp.where(large, values, 1), 0)
+    N, pseudo = jnp.where(large[None, :], 0, V.T), (V.T * inverse[None, :]) @ U.T
+    return N.astype(B.dtype), pseudo.astype(B.dtype)
+
+
 class _State(NamedTuple):
     """The zeros chosen so far, and the solution that has them."""
 
@@ -356,13 +367,6 @@ def _lasso_on_rows(
     """The LASSO in A = D_1 ... D_J with rows x = 0, from the last code."""
     y, lam = problem.y, problem.lams[-1]
     N, _ = null_space(rows)
-    AN = A @ N
-    w, Q = jnp.linalg.eigh(AN.T @ AN)
-    T = N @ Q
-    c = (y @ A) @ T
-
-    def minimise(b, rho):
-        return T @ ((c + rho * (b @ T)) / (jnp.maximum(w, 0) + rho))
 
     def feasible(state):
         return N @ (state.v @ N)
@@ -374,7 +378,9 @@ def _lasso_on_rows(
         g = U + N @ ((r @ A - U) @ N)
         return dual_gap(jnp.sum(r**2), (lam,), (x,), (g,)) / half_energy(y)
 
-    step, start = admm(minimise, lambda x: x, lambda v, rho: shrink(v, lam / rho), last.x)
+    step, start = admm(
+        _minimiser(A, y, N), lambda x: x, lambda v, rho: shrink(v, lam / rho), last.x
+    )
     state, steps, least = solve(step, start, gap, tol=tol, max_steps=max_steps)
     largest = jnp.maximum(last.gap, least)
     return _State(last.zeros, feasible(state), state.v != 0, largest, last.steps + steps)

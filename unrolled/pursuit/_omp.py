@@ -17,6 +17,7 @@ from unrolled._base.numbers import exponent, ldexp, norm, times_power, wide_dtyp
 from unrolled._base.threads import threads
 from unrolled.dictionaries import Dictionary, Operator, column_norms, dense
 from unrolled.pursuit._gap import half_energy
+from unrolled.pursuit._lasso import Penalized, on_branch, slope
 from unrolled.pursuit._lasso_batch import batch_result, in_chunks, on_the_host, operands_of_many
 from unrolled.pursuit._problem import (
     Found,
@@ -27,7 +28,6 @@ from unrolled.pursuit._problem import (
     checked_single,
     run,
 )
-from unrolled.pursuit._support import Penalized, on_branch, slope
 
 _CHUNK = 128  # signals whose arrays stay in the cache of a core
 

@@ -205,7 +205,7 @@ def result(form: StaticPart, problem: Problem, answer: Found) -> tuple[Any, ...]
         converged &= residual <= answer.allowed * (1 + float(jnp.finfo(form.dtype).eps))
     codes = tuple(ldexp(x, k).astype(form.dtype) for x, k in zip(xs, problem.up))
     for code, x, k in zip(codes, xs, problem.up):
-        converged = converged & in_range(code, x, k)
+        converged = converged & is_held(code, x, k)
     if form.grid is not None:
         codes = tuple(code.reshape(form.grid) for code in codes)
     gap, residual, *more = (
@@ -235,7 +235,7 @@ def rounded(x: Array, dtype: np.dtype) -> Array:
     return x.astype(dtype).astype(x.dtype)
 
 
-def in_range(code: Array, x: Array, k: Array) -> Array:
+def is_held(code: Array, x: Array, k: Array) -> Array:
     """Whether code = x 2^k lost no more of x to the range of its dtype than rounding would."""
     eps = float(jnp.finfo(code.dtype).eps)
     missed = jnp.abs(ldexp(code.astype(x.dtype), -k) - x)
@@ -250,7 +250,7 @@ def codes_of(Ds: Sequence[Any], x: Array) -> Codes:
     return xs
 
 
-def in_units(activation: Callable[[Array], Array], k: Array) -> Callable[[Array], Array]:
+def activation_in_units(activation: Callable[[Array], Array], k: Array) -> Callable[[Array], Array]:
     """The activation for numbers divided by 2^k: v -> rho(2^k v) / 2^k, which is ReLU for ReLU."""
     return activation if activation == relu else lambda v: ldexp(activation(ldexp(v, k)), -k)
 
@@ -385,7 +385,7 @@ def checked_single(
     if l2 is not None:
         check_number(l2, "l2", where)
         checks.in_range(l2, wide, "l2", where)
-    start = _start(D, start, "a code", where)
+    start = as_start(D, start, "a code, ", where)
     form = StaticPart(np.dtype(y.dtype), grid, size, sequence, relative, nonnegative)
     return form, ((D,), y, lams, as_operand(l2, wide), as_operand(level, wide), start)
 
@@ -396,6 +396,8 @@ def checked_chain(
     y: ArrayLike,
     lams: Any,
     *,
+    name: str = "lams",
+    by_steps: bool = True,
     level: ArrayLike | None = None,
     start: ArrayLike | None = None,
 ) -> tuple[StaticPart, tuple]:
@@ -405,6 +407,9 @@ def checked_chain(
         where: the name of the caller, which messages begin with.
         Ds, y: as in the pursuits.
         lams: a tuple with one penalty per layer, zeros where the pursuit has no penalties.
+        name: how messages call them.
+        by_steps: whether steps of the size 1 / norm(D_j)^2 find the code. Else D_j may be zero, and
+            a penalty infinite.
         level, start: a bound on the residual, and x_J to begin from.
 
     Raises:
@@ -413,16 +418,17 @@ def checked_chain(
             or not finite, or a dictionary that is zero.
     """
     Ds = as_chain(Ds, where)
-    lams = one_per_layer(lams, "lams", len(Ds), where)
+    lams = one_per_layer(lams, name, len(Ds), where)
     _, y, Ds = operands(Ds[0], y, where, params=Ds)
     wide = wide_dtype(y.dtype)
     lams = tuple(
-        penalty(D, lam, f"lam_{j}", where, wide) for j, (D, lam) in enumerate(zip(Ds, lams), 1)
+        penalty(D, lam, f"{name[:-1]}_{j}", where, wide, by_steps)
+        for j, (D, lam) in enumerate(zip(Ds, lams), 1)
     )
     for j, D in enumerate(Ds, start=1):
-        if is_zero(D):
+        if by_steps and is_zero(D):
             raise ValueError(f"{where}: D_{j} is zero, so its step size is undefined")
-    start = _start(Ds[-1], start, "x_J", where)
+    start = as_start(Ds[-1], start, "x_J, ", where)
     return StaticPart(np.dtype(y.dtype)), (Ds, y, lams, None, as_operand(level, wide), start)
 
 
@@ -447,13 +453,13 @@ def penalty(
     return as_operand(lam, dtype)
 
 
-def _start(D: Dictionary, start: Any, what: str, where: str) -> Any:
-    """The code to start from, checked; None without one."""
+def as_start(D: Dictionary, start: Any, what: str, where: str, batch: tuple[int, ...] = ()) -> Any:
+    """The code to start from, or those of a batch, checked; None without one."""
     if start is None:
         return None
-    start, d = flat_code(D, checks.as_float(start, "start", where)), D.shape[1]
-    if start.shape != (d,):
-        raise ValueError(f"{where}: start has shape {start.shape}; expected {what}, ({d},)")
+    start, shape = flat_code(D, checks.as_float(start, "start", where)), (*batch, D.shape[1])
+    if start.shape != shape:
+        raise ValueError(f"{where}: start has shape {start.shape}; expected {what}{shape}")
     checks.finite(start, "start", where)
     return start
 

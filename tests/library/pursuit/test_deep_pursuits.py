@@ -832,7 +832,7 @@ def test_weighted_penalties_solve_the_weighted_problem():
 def test_the_shrinkage_of_the_fullest_rows_is_a_proximal_map(lam):
     """Against every direction, and by the conditions on the thresholds."""
     rows = np.random.default_rng(0).normal(size=(6, 5))
-    found = np.asarray(up._local.lower_the_fullest(jnp.asarray(rows), jnp.asarray(lam)))
+    found = np.asarray(up._splitting.lower_the_fullest(jnp.asarray(rows), jnp.asarray(lam)))
 
     def F(p):
         return np.sum((p - rows) ** 2) / 2 + lam * np.abs(p).sum(1).max()

@@ -13,7 +13,7 @@ from oracles import normal, unit
 from sklearn.linear_model import Lasso
 
 from unrolled import dictionaries, pursuit
-from unrolled.pursuit import _batch, _lasso_batch
+from unrolled.pursuit import _lasso_batch
 
 M, N, BATCH = 20, 40, 9
 D = unit(normal(0, M, N))
@@ -138,7 +138,7 @@ def test_signals_do_not_depend_on_their_neighbours():
 
 def test_blocks_of_memory_change_nothing(monkeypatch):
     whole = pursuit.lasso_batch(D, Y, 0.2)
-    monkeypatch.setattr(_batch, "BLOCK", 4)
+    monkeypatch.setattr(_lasso_batch, "BLOCK", 4)
     assert pursuit.lasso_batch(D, Y, 0.2).x == pytest.approx(np.asarray(whole.x), abs=1e-12)
 
 
@@ -153,8 +153,7 @@ OPTIONS = {  # of the LASSO: of all signals, and of every signal
 @pytest.fixture
 def mapped(tmp_path, monkeypatch):
     """Signals of a file, one of them not finite, of which four are read at a time."""
-    monkeypatch.setattr(_batch, "BLOCK", 4)
-    monkeypatch.setattr(_lasso_batch, "CHUNK", 4)
+    monkeypatch.setattr(_lasso_batch, "BLOCK", 4)
     np.save(tmp_path / "Y.npy", np.where(np.arange(BATCH)[:, None] == 2, np.nan, Y))
     return np.load(tmp_path / "Y.npy", mmap_mode="r")
 
