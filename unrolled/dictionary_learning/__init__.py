@@ -5,12 +5,10 @@ D is what the pursuits, the layers and the theory take.
 """
 
 from unrolled.dictionary_learning._convolutional import convolutional
-from unrolled.dictionary_learning._double_sparse import double_sparse
 from unrolled.dictionary_learning._ksvd import ksvd, mod, sparse_ksvd
 from unrolled.dictionary_learning._learning import Learned, Step
-from unrolled.dictionary_learning._multilayer import multilayer
-from unrolled.dictionary_learning._online import online
-from unrolled.dictionary_learning._unrolled import unrolled
+from unrolled.dictionary_learning._sparse_atoms import double_sparse, multilayer
+from unrolled.dictionary_learning._stochastic import online, unrolled
 
 __all__ = [
     "Learned",

@@ -12,18 +12,22 @@ from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled.dictionaries import Conv
-from unrolled.dictionary_learning import _conv_sweep, _learning
+from unrolled.dictionary_learning import _conv_sweep
 from unrolled.dictionary_learning._conv_sweep import Curvature, Problem, sweep
 from unrolled.dictionary_learning._learning import (
     Arrays,
     Keeper,
     Learned,
+    Method,
+    Options,
     Progress,
     Signals,
     as_lam,
-    as_signals,
+    fingerprint,
+    learn,
     scaled_penalty,
     unit_rows,
+    weighted_signals,
 )
 
 # Sweeps from one that begins with centred filters to the next, which centres one filter in _TURNS:
@@ -157,7 +161,7 @@ def checked_images(
         raise ValueError(
             f"{where}: filters of shape {tuple(kernel)} are longer than images of {signal_shape}"
         )
-    signals = as_signals(
+    signals = weighted_signals(
         images.reshape(len(images), -1),
         where,
         _rows(weights, shape, "weights", where),
@@ -263,15 +267,11 @@ def convolutional(
         >>> learned.D.filters.shape, learned.X.shape
         ((2, 1, 3), (20, 2, 38))
     """
-    options = _learning.Options(
-        sweeps, key, progress, resume, checkpoint, weights=weights, mask=mask
-    )
-    return _learning.learn(
-        _Filters(images, filters, (stride, boundary), lam, nonnegative, options), options
-    )
+    options = Options(sweeps, key, progress, resume, checkpoint, weights=weights, mask=mask)
+    return learn(_Filters(images, filters, (stride, boundary), lam, nonnegative, options), options)
 
 
-class _Filters(_learning.Method):
+class _Filters(Method):
     """Sweeps through the filters and the codes of all images."""
 
     where = "convolutional"
@@ -283,7 +283,7 @@ class _Filters(_learning.Method):
         geometry: tuple[int | tuple[int, ...], str],
         lam: float,
         nonnegative: bool,
-        options: _learning.Options,
+        options: Options,
     ):
         where, weights, mask = self.where, options.weights, options.mask
         self.signals, self.D, self.has_filters = checked_images(
@@ -303,7 +303,7 @@ class _Filters(_learning.Method):
             "nonnegative": self.nonnegative,
             "images": self.signals.fingerprint(),
             "exponent": self.signals.exponent,
-            "start": _learning.fingerprint(np.asarray(D.filters)) if self.has_filters else "data",
+            "start": fingerprint(np.asarray(D.filters)) if self.has_filters else "data",
         }
 
     def start(self, rng: np.random.Generator) -> State:
@@ -371,16 +371,11 @@ _ARRAYS = ("D", "X", "filters", "codes", "t", "objective", "of_filters", "of_cod
 
 def _problem(signals: Signals, lam: float) -> Problem:
     """The problem for images near 1 and weights up to 1."""
-    V = None if signals.V is None else jnp.asarray(signals.V / signals.V.max())
-    scaled = scaled_penalty(lam / _largest_weight(signals), signals.exponent + signals.scale)
+    V = None if signals.V is None else jnp.asarray(signals.V / signals.top)
+    scaled = scaled_penalty(lam / signals.top, signals.exponent + signals.scale)
     return Problem(jnp.asarray(signals.Y), V, jnp.asarray(scaled, signals.Y.dtype))
 
 
 def _in_units(objective: Any, signals: Signals) -> float:
     """An objective of that problem in the units of the images and weights given."""
-    return signals.in_units(_largest_weight(signals) * float(objective))
-
-
-def _largest_weight(signals: Signals) -> float:
-    """Of the weights V, which are near 1."""
-    return 1.0 if signals.V is None else float(signals.V.max())
+    return signals.in_units(signals.top * float(objective))

@@ -11,7 +11,6 @@ from unrolled._base import checks, threads
 from unrolled._base.arguments import checked
 from unrolled._base.checks import ArrayLike, Key
 from unrolled.dictionaries import Dictionary, Operator, Sparse, as_dictionary, dense
-from unrolled.dictionary_learning import _learning
 from unrolled.dictionary_learning._learning import (
     Arrays,
     Keeper,
@@ -22,8 +21,13 @@ from unrolled.dictionary_learning._learning import (
     Signals,
     atom_count,
     correction,
+    duplicates,
+    fingerprint,
+    fresh_atoms,
     learn,
+    start_atoms,
     text_of,
+    weighted_signals,
 )
 from unrolled.pursuit import match
 
@@ -59,9 +63,9 @@ class Alternation(Method):
         update: Callable[[Signals, Fitted], None],
     ):
         self.where, self.first, self.update = where, options.start, update
-        self.signals = _learning.as_signals(Y, where, options.weights, options.mask)
+        self.signals = weighted_signals(Y, where, options.weights, options.mask)
         n, m = self.signals.Y.shape
-        self.d = _learning.atom_count(d, n, where)
+        self.d = atom_count(d, n, where)
         self.sparsity = checks.as_index(sparsity, "sparsity", where, least=1)
         if self.sparsity > (most := min(m, self.d)):
             raise ValueError(
@@ -94,7 +98,7 @@ class Alternation(Method):
         }
 
     def start(self, rng: np.random.Generator) -> Fitted:
-        D = _learning.start_atoms(self.first, self.signals, self.d, rng, self.where)
+        D = start_atoms(self.first, self.signals, self.d, rng, self.where)
         D = self.settled(self.admit(D, np.arange(self.d)))
         return self.fitted(D, np.zeros((self.d, len(self.signals.Y))))
 
@@ -120,7 +124,7 @@ class Alternation(Method):
         fitted = self.coded(state)
         D, X, R = fitted
         use = np.count_nonzero(X, 1)
-        again = _learning.duplicates(D, use)
+        again = duplicates(D, use)
         R += X[again].T @ D[:, again].T
         X[again] = 0
         use[again] = 0
@@ -151,16 +155,10 @@ class Alternation(Method):
 
     def replace(self, fitted: Fitted, which: np.ndarray, rng: np.random.Generator) -> None:
         """Put the signals that are represented worst in place of atoms that no code uses."""
-        if not len(which):
-            return
-        signals, errors = self.signals, self.signals.errors(fitted.R)
-        worst = np.argsort(-errors, kind="stable")[: 10 * len(which)]
-        worst = worst[errors[worst] > 0]
-        candidates = signals.filled(fitted.R)[worst] if signals.V is not None else signals.Y[worst]
-        others = np.delete(fitted.D, which, 1)
-        fitted.D[:, which] = self.admit(
-            _learning.distinct(candidates, others, len(which), rng).T, which
-        )
+        if len(which):
+            filled, errors = self.signals.filled(fitted.R), self.signals.errors(fitted.R)
+            rows = fresh_atoms(fitted.D, which, filled, errors, rng)
+            fitted.D[:, which] = self.admit(rows.T, which)
 
 
 # Alternating steps towards the leading pair of singular vectors of an error, from the last ones.
@@ -446,8 +444,8 @@ def sparse_ksvd(
             f"{where}: atom_sparsity is {atom_sparsity}; expected at most {min(base.shape)}, the "
             "smaller dimension of the base"
         )
-    options = _learning.Options(sweeps, key, progress, resume, checkpoint, start, weights, mask)
-    return _learning.learn(_OverBase(Y, d, sparsity, options, base, atom_sparsity), options)
+    options = Options(sweeps, key, progress, resume, checkpoint, start, weights, mask)
+    return learn(_OverBase(Y, d, sparsity, options, base, atom_sparsity), options)
 
 
 class SparseColumns:
@@ -487,7 +485,7 @@ class _OverBase(Alternation):
         Y: ArrayLike,
         d: int,
         sparsity: int,
-        options: _learning.Options,
+        options: Options,
         base: Dictionary,
         atom_sparsity: int,
     ):
@@ -505,7 +503,7 @@ class _OverBase(Alternation):
 
     def config(self) -> dict[str, Any]:
         columns = self.columns
-        own = {"atom_sparsity": columns.count, "base": _learning.fingerprint(columns.base)}
+        own = {"atom_sparsity": columns.count, "base": fingerprint(columns.base)}
         return super().config() | own
 
     def admit(self, D: np.ndarray, which: np.ndarray) -> np.ndarray:

@@ -46,19 +46,6 @@ class Learned(NamedTuple):
     state: Any = None  # what the algorithm needs beside D and X to continue
 
 
-def as_learned(resume: Any, where: str) -> Learned:
-    """What a caller gives as `resume`.
-
-    Raises:
-        TypeError: it is no result of dictionary learning.
-    """
-    if not isinstance(resume, Learned):
-        raise TypeError(
-            f"{where}: resume is a {type(resume).__name__}; expected a `Learned` of this function"
-        )
-    return resume
-
-
 # Called after every step.
 Progress = Callable[[Step], Any]
 Arrays = dict[str, Any]  # arrays of the host, and texts
@@ -83,7 +70,7 @@ def keeping(
         CheckpointError: the file is damaged, of another learning, or in use.
     """
     where = config["method"]
-    history = [*as_learned(resume, where).history] if resume is not None else []
+    history = [*resume.history] if resume is not None else []
     if path is None:
         yield Keeper(None, config, history, progress)
         return
@@ -224,7 +211,7 @@ class Method(Protocol):
 
     def steps(self, keeper: Keeper, sweeps: Any) -> Iterable[int]:
         """The numbers of the sweeps that are left."""
-        return keeper.steps(checks.as_index(sweeps, "sweeps", self.where))
+        return keeper.steps(sweeps)
 
     def sweep(self, state: Any, step: int, rng: np.random.Generator) -> tuple[Any, float, int]:
         """The state after a sweep, the objective, and how many atoms were replaced."""
@@ -289,6 +276,11 @@ class Signals(NamedTuple):
     dtype: np.dtype  # of the result
     scale: int = 0
 
+    @property
+    def top(self) -> float:
+        """The largest weight."""
+        return 1.0 if self.V is None else float(self.V.max())
+
     def objective(self, R: np.ndarray) -> float:
         """The mean of 1/2 sum_i v_i r_i^2 over residuals R, in the units of the signals given."""
         squares = R * R if self.V is None else self.V * R * R
@@ -296,7 +288,7 @@ class Signals(NamedTuple):
 
     def in_units(self, objective: Any) -> float:
         """An objective of these in the units of those given; inf beyond the largest float."""
-        return in_units(objective, 2 * self.exponent + self.scale)
+        return times_two_to(2 * self.exponent + self.scale, objective)
 
     def errors(self, R: np.ndarray) -> np.ndarray:
         """sum_i v_i r_i^2 for every residual in R, (n,)."""
@@ -307,11 +299,11 @@ class Signals(NamedTuple):
 
         The error of atoms for it, without weights, is at least the weighted one; equal for D.
         """
-        return self.Y if self.V is None else self.Y - (1 - self.V / self.V.max()) * R
+        return self.Y if self.V is None else self.Y - (1 - self.V / self.top) * R
 
     def weighted(self, R: np.ndarray) -> np.ndarray:
         """v R, for weights divided by the largest: `target(R)` minus D x."""
-        return R if self.V is None else self.V / self.V.max() * R
+        return R if self.V is None else self.V / self.top * R
 
     def fingerprint(self) -> str:
         """A text that differs for different signals or weights."""
@@ -331,7 +323,7 @@ class Signals(NamedTuple):
         return self.Y if self.V is None else np.where(self.V > 0, self.Y, self.Y - R)
 
 
-def as_signals(
+def weighted_signals(
     Y: ArrayLike,
     where: str,
     weights: ArrayLike | None = None,
@@ -409,7 +401,7 @@ def atom_count(d: int, n: int, where: str) -> int:
     return d
 
 
-def in_units(objective: Any, exponent: int) -> float:
+def times_two_to(exponent: int, objective: Any) -> float:
     """An objective times 2^exponent; inf beyond the largest float."""
     with np.errstate(over="ignore"):
         return float(np.ldexp(float(objective), exponent))
@@ -504,6 +496,19 @@ def distinct(
         taken[size] = row  # in one or two dimensions there may be none that is not parallel
         size += 1
     return taken[D.shape[1] :]
+
+
+def fresh_atoms(
+    D: np.ndarray,
+    which: np.ndarray,
+    candidates: np.ndarray,
+    errors: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Unit rows in place of the atoms `which`: the candidates with the largest errors above 0."""
+    worst = np.argsort(-errors, kind="stable")[: 10 * len(which)]
+    worst = worst[errors[worst] > 0]
+    return distinct(candidates[worst], np.delete(D, which, 1), len(which), rng)
 
 
 def duplicates(D: np.ndarray, use: np.ndarray) -> np.ndarray:

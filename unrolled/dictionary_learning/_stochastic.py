@@ -1,4 +1,4 @@
-"""Online dictionary learning: from a stream of signals, in constant memory."""
+"""From batches: a stream in constant memory, and gradients through a layer."""
 
 import itertools
 import math
@@ -9,34 +9,46 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
+from unrolled import training
 from unrolled._base import checks
 from unrolled._base.arguments import checked
-from unrolled._base.checks import Key
+from unrolled._base.checks import ArrayLike, Key
 from unrolled._base.files import CheckpointError
 from unrolled._base.threads import one_thread
 from unrolled.dictionaries import Dictionary
-from unrolled.dictionary_learning import _learning
 from unrolled.dictionary_learning._learning import (
     Arrays,
     Keeper,
     Learned,
+    Method,
+    Options,
     Progress,
     Signals,
+    Step,
     as_lam,
-    as_signals,
-    distinct,
+    atom_count,
     duplicates,
+    fingerprint,
+    fresh_atoms,
+    generator,
+    learn,
+    scaled_penalty,
+    start_atoms,
+    text_of,
+    times_two_to,
+    weighted_signals,
 )
-from unrolled.pursuit import lasso, lasso_batch, share
+from unrolled.layers import Layer
+from unrolled.pursuit import lasso, lasso_batch, rough_codes
 
 # Relative duality gap of a code. The atoms move by more from batch to batch, the objective is far
 # nearer to its minimum than this, and a smaller gap does not lead to better atoms.
 TOL = 5e-2
 # Steps between two looks at the gap, and looks; what is left then goes to `lasso_batch`.
 _STEPS, _LOOKS = 15, 10
-_CHUNK = 256  # signals whose arrays stay in the cache of a core
-_RELAXATION = np.float32(1.8)
+_TOGETHER = 1000  # signals that a layer codes together
 
 
 def lasso_codes(D: np.ndarray, Y: np.ndarray, lam: float, V: np.ndarray | None) -> np.ndarray:
@@ -56,91 +68,15 @@ def lasso_codes(D: np.ndarray, Y: np.ndarray, lam: float, V: np.ndarray | None) 
     if V is not None:
         root = np.sqrt(V)
         return np.asarray(_weighted(D, root * Y, root, np.asarray(lam, D.dtype)))
-    stepper = _stepper(D)
-    X, left = np.zeros((len(Y), D.shape[1]), np.float32), np.zeros(len(Y), bool)
-    Y32, lam32 = Y.astype(np.float32), np.float32(lam)
-
-    def work(part: slice) -> None:
-        X[part], left[part] = _admm(stepper, Y32[part], lam32)
-
-    share(work, len(Y), _CHUNK)
-    X = X.astype(Y.dtype)
-    if left.any():
-        X[left] = lasso_batch(jnp.asarray(D), Y[left], lam, tol=TOL, start=X[left]).x
-    return X
+    X, far = rough_codes(D, Y, lam, tol=TOL, steps=_STEPS, looks=_LOOKS)
+    if far.any():
+        X[far] = lasso_batch(jnp.asarray(D), Y[far], lam, tol=TOL, start=X[far]).x
+    return X.astype(Y.dtype)
 
 
 @jax.jit
 def _weighted(D: jax.Array, Y: jax.Array, root: jax.Array, lam: jax.Array) -> jax.Array:
     return jax.vmap(lambda y, w: lasso(w[:, None] * D, y, lam, tol=TOL).x)(Y, root)
-
-
-class _Stepper(NamedTuple):
-    """ADMM with penalty 1: alpha x(q) = c + alpha q - q E'E, with c = y K."""
-
-    D: np.ndarray  # (m, d)
-    atoms: np.ndarray  # (d, m) D'
-    K: np.ndarray  # (m, d)
-    E: np.ndarray  # (m, d)
-    turned: np.ndarray  # (d, m) E'
-
-
-def _stepper(D: np.ndarray) -> _Stepper:
-    D = D.astype(float)
-    L = np.linalg.cholesky(D @ D.T + np.eye(len(D)))
-    half = np.linalg.solve(L, D)
-    E, K = np.sqrt(_RELAXATION) * half, _RELAXATION * np.linalg.solve(L.T, half)
-    return _Stepper(*(np.ascontiguousarray(A, np.float32) for A in (D, D.T, K, E, E.T)))
-
-
-def _admm(stepper: _Stepper, Y: np.ndarray, lam: np.float32) -> tuple[np.ndarray, np.ndarray]:
-    """The codes, and which of them have too large a gap in the end."""
-    c = Y @ stepper.K
-    v, X = np.zeros_like(c), np.zeros_like(c)
-    left = np.arange(len(Y))
-    for _ in range(_LOOKS):
-        v = _admm_steps(stepper, v, c[left], lam)
-        x = v - np.clip(v, -lam, lam)
-        X[left] = x
-        far = _gap(stepper, Y[left], x, lam) > TOL
-        left, v = left[far], v[far]
-        if not len(left):
-            break
-    unsolved = np.zeros(len(Y), bool)
-    unsolved[left] = True
-    return X, unsolved
-
-
-def _admm_steps(stepper: _Stepper, v: np.ndarray, c: np.ndarray, lam: np.float32) -> np.ndarray:
-    """Steps of over-relaxed ADMM, as a map of v = alpha x + (1 - alpha) z + u.
-
-    With u = clip(v) and q = v - 2 u, v <- alpha x(q) + (1 - alpha) q + (2 - alpha) u.
-    """
-    v = v.copy()
-    u, q = np.empty_like(v), np.empty_like(v)
-    for _ in range(_STEPS):
-        np.clip(v, -lam, lam, out=u)
-        np.subtract(v, u, out=q)
-        q -= u
-        np.matmul(q @ stepper.turned, stepper.E, out=v)
-        np.subtract(q, v, out=v)
-        u *= 2 - _RELAXATION
-        v += u
-        v += c
-    return v
-
-
-def _gap(stepper: _Stepper, Y: np.ndarray, x: np.ndarray, lam: np.float32) -> np.ndarray:
-    """The duality gaps, relative to norm(y)^2 / 2."""
-    r = Y - x @ stepper.atoms
-    g = r @ stepper.D
-    top = np.abs(g).max(1)
-    s = np.where(top > lam, lam / np.where(top > lam, top, 1), 1)[:, None]
-    unit = np.sum(Y * Y, 1) / 2
-    # lam norm(x, 1) - s x'g and (1 - s)^2 norm(r)^2 / 2: both are non-negative.
-    terms = lam * np.sum(np.abs(x), 1) - np.sum(x * (s * g), 1)
-    gap = (1 - s[:, 0]) ** 2 * np.sum(r * r, 1) / 2 + terms
-    return gap / np.where(unit > 0, unit, 1)
 
 
 class Sums(NamedTuple):
@@ -164,25 +100,22 @@ def absorb(
     """The sums with a batch, the mean objective of that batch before, and the atoms replaced."""
     sums, lam = (
         _rescaled(sums, signals),
-        _learning.scaled_penalty(lam, signals.exponent + signals.scale),
+        scaled_penalty(lam, signals.exponent + signals.scale),
     )
     D, n = sums.D.astype(signals.Y.dtype), len(signals.Y)
     X = lasso_codes(D, signals.Y, lam, signals.V)
     R = signals.Y - X @ D.T
     errors, penalty, target = signals.errors(R), lam * np.sum(np.abs(X)), signals.target(R)
     objective = (np.sum(errors) / 2 + penalty) / n
-    top = 1.0 if signals.V is None else float(signals.V.max())
-    terms = top * np.sum(np.square(target, dtype=float)) / 2 + penalty
+    terms = signals.top * np.sum(np.square(target, dtype=float)) / 2 + penalty
     # The unit of the batch in that of the sums; of a batch of zeros it does not matter.
     unit = math.ldexp(1, min(0, 2 * (signals.exponent - int(sums.exponent)) + signals.scale))
-    A = beta * sums.A + unit * top * (X.T @ X).astype(float)
-    B = beta * sums.B + unit * top * (target.T @ X).astype(float)
+    A = beta * sums.A + unit * signals.top * (X.T @ X).astype(float)
+    B = beta * sums.B + unit * signals.top * (target.T @ X).astype(float)
     D, A, B = _descend_atoms(sums.D, A, B)
     fresh = np.union1d(duplicates(D, np.diag(A)), np.flatnonzero(np.diag(A) <= 0))
     if len(fresh):
-        worst = np.argsort(-errors, kind="stable")[: 10 * len(fresh)]
-        others = np.delete(D, fresh, 1)
-        D[:, fresh] = distinct(target[worst].astype(float), others, len(fresh), rng).T
+        D[:, fresh] = fresh_atoms(D, fresh, target.astype(float), errors, rng).T
         A[fresh], A[:, fresh], B[:, fresh] = 0, 0, 0
     terms, weight = beta * sums.terms + unit * terms, beta * sums.weight + n
     sums = Sums(D, A, B, terms, weight, sums.exponent)
@@ -220,7 +153,7 @@ def mean_objective(sums: Sums) -> float:
     """The mean objective over the past, in the units of the signals."""
     D, A, B, terms, weight, exponent = sums
     value = (terms + np.sum((D.T @ D) * A) / 2 - np.sum(D * B)) / max(float(weight), 1.0)
-    return _learning.in_units(value, 2 * int(exponent))
+    return times_two_to(2 * int(exponent), value)
 
 
 @checked
@@ -293,8 +226,8 @@ def online(
         >>> learned.D.shape, learned.history[-1].objective < learned.history[0].objective
         ((8, 12), True)
     """
-    options = _learning.Options(None, key, progress, resume, checkpoint, start)
-    return _learning.learn(_Stream(batches, d, lam, forgetting, options), options)
+    options = Options(None, key, progress, resume, checkpoint, start)
+    return learn(_Stream(batches, d, lam, forgetting, options), options)
 
 
 class _State(NamedTuple):
@@ -305,7 +238,7 @@ class _State(NamedTuple):
     seen: "Seen"
 
 
-class _Stream(_learning.Method):
+class _Stream(Method):
     """A sweep is one batch."""
 
     where = "online"
@@ -316,7 +249,7 @@ class _Stream(_learning.Method):
         d: int,
         lam: float,
         forgetting: float,
-        options: _learning.Options,
+        options: Options,
     ):
         where, self.options = self.where, options
         self.d, self.lam = checks.as_index(d, "d", where, least=1), as_lam(lam, where)
@@ -331,7 +264,7 @@ class _Stream(_learning.Method):
         self.batch: Signals  # of the sweep
 
     def config(self) -> dict[str, Any]:
-        own = {"d": self.d, "lam": float(self.lam), "start": _learning.text_of(self.options.start)}
+        own = {"d": self.d, "lam": float(self.lam), "start": text_of(self.options.start)}
         return own | {"forgetting": float(self.forgetting)}
 
     def start(self, rng: np.random.Generator) -> _State:
@@ -387,12 +320,12 @@ class _Stream(_learning.Method):
 def _as_batch(batch: Any, where: str) -> Signals:
     """A batch of the stream, checked."""
     if not isinstance(batch, tuple):
-        return as_signals(batch, where)
+        return weighted_signals(batch, where)
     if len(batch) != 2:
         raise ValueError(f"{where}: a batch has {len(batch)} parts; expected Y or (Y, weights)")
     Y, weights = batch
     is_mask = np.asarray(weights).dtype == bool
-    return as_signals(Y, where, **{"mask" if is_mask else "weights": weights}, unknown=True)
+    return weighted_signals(Y, where, **{"mask" if is_mask else "weights": weights}, unknown=True)
 
 
 def _has_weights(signals: Signals) -> bool:
@@ -409,7 +342,7 @@ class Seen(NamedTuple):
     def then(self, signals: Signals) -> "Seen":
         """With another batch."""
         batch = signals.fingerprint()
-        together = _learning.fingerprint(np.array([self.all, batch]), np.array(signals.exponent))
+        together = fingerprint(np.array([self.all, batch]), np.array(signals.exponent))
         return Seen(self.first or batch, together)
 
 
@@ -456,7 +389,114 @@ def _start(
     exponent = max(signals.exponent for signals in first)
     Y = np.concatenate([signals.rescaled(exponent).Y for signals in first])
     together = Signals(Y, None, exponent, first[0].dtype)
-    D = _learning.start_atoms(start, together, d, rng, where).astype(float)
+    D = start_atoms(start, together, d, rng, where).astype(float)
     m = len(D)
     zeros = np.zeros((d, d)), np.zeros((m, d)), np.zeros(()), np.zeros(())
     return Sums(D, *zeros, np.array(exponent)), itertools.chain(first, stream)
+
+
+@checked
+def unrolled(
+    layer: Layer,
+    Y: ArrayLike,
+    d: int,
+    *,
+    lam: float,
+    steps: int = 1000,
+    batch: int = 128,
+    rate: float = 1e-2,
+    key: Key = 0,
+    start: str | Dictionary = "data",
+    params: Any = None,
+    progress: Progress | None = None,
+    checkpoint: str | Path | None = None,
+) -> Learned:
+    r"""A dictionary by gradient through the steps of a layer, together with its params.
+
+    .. math:: \min_{D, \, params} \frac1n \sum_{k=1}^n
+        \tfrac12 \|y_k - D x_K(y_k)\|^2 + lam \|x_K(y_k)\|_1, \qquad \|d_i\| = 1.
+
+    It is `training.fit(learn_dictionary=True)` with the loss `training.lasso(lam)`, Adam, and
+    random batches of the signals. For all of its options call that.
+
+    Args:
+        layer: such as `layers.lista(8)`.
+        Y: (n, m), signals in rows, with n at least d.
+        d: the number of atoms.
+        lam: penalty weight.
+        steps: of training.
+        batch: signals of one step.
+        rate: the learning rate of Adam.
+        key: a typed key, or a seed, of the start, the first params and the batches.
+        start: as in `ksvd`.
+        params: of the layer; None takes its `init`.
+        progress: called as `progress(step)` at every evaluation, with a `Step`.
+        checkpoint: a folder, see `training.fit`. The same call continues from it.
+
+    Returns:
+        Learned, where X are the codes of the layer with the best params, `objective` is the mean
+        above, `history` has the losses of the evaluations, and `state` is the `training.Fit`.
+
+    Raises:
+        TypeError, ValueError: as in `ksvd` and `training.fit`.
+        NonFiniteError, CheckpointError: see `training.fit`.
+
+    Not claimed: atoms that are not used are not replaced. With many steps the gradient in D is
+    biased before the codes converge.
+
+    Reference: Malezieux, Moreau, Kowalski (2022).
+
+    Example:
+        >>> Y = jax.random.normal(jax.random.key(1), (50, 6))
+        >>> learned = ur.dictionary_learning.unrolled(
+        ...     ur.layers.ista(3, lam=0.1), Y, 8, lam=0.1, steps=20
+        ... )
+        >>> learned.D.shape, learned.X.shape
+        ((6, 8), (50, 8))
+    """
+    where = "unrolled"
+    signals = weighted_signals(Y, where)
+    n = len(signals.Y)
+    d = atom_count(d, n, where)
+    batch = checks.as_index(batch, "batch", where, least=1)
+    rate = checks.as_number(rate, "rate", where)
+    if not 0 < rate < np.inf:
+        raise ValueError(f"{where}: rate must be positive and finite, got {rate}")
+    key = checks.as_key(key, where)
+    D = jnp.asarray(start_atoms(start, signals, d, generator(key, 0), where), signals.dtype)
+    rows = jnp.asarray(np.ldexp(signals.Y, signals.exponent), signals.dtype)
+    loss = training.lasso(lam)
+
+    def tell(record, params):
+        if progress is not None:
+            progress(_as_step(record))
+
+    fit = training.fit(
+        layer,
+        layer.init(key, D) if params is None else params,
+        D,
+        lambda key: (rows[jax.random.randint(key, (batch,), 0, n)], None),
+        optimizer=optax.adam(rate),
+        steps=steps,
+        key=key,
+        loss=loss,
+        learn_dictionary=True,
+        checkpoint=checkpoint,
+        callbacks=[tell],
+        progress=False,
+    )
+    X, objective = _encoded(layer, fit, rows, loss)
+    return Learned(fit.D, X, objective, tuple(map(_as_step, fit.history.records)), fit)
+
+
+def _as_step(record: training.Record) -> Step:
+    return Step(record.step, record.validation, record.seconds)
+
+
+def _encoded(layer: Layer, fit: training.Fit, Y: jax.Array, loss: Any) -> tuple[jax.Array, float]:
+    """The codes of all signals, and the mean of the loss."""
+    apply = jax.jit(jax.vmap(layer.apply, (None, None, 0)))
+    parts = [Y[first : first + _TOGETHER] for first in range(0, len(Y), _TOGETHER)]
+    codes = [apply(fit.best, fit.D, part) for part in parts]
+    losses = [float(loss(X[None], None, fit.D, part)) * len(part) for X, part in zip(codes, parts)]
+    return jnp.concatenate(codes), sum(losses) / len(Y)
