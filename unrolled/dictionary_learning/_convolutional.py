@@ -290,7 +290,7 @@ class _Filters(Method):
             images, filters, geometry, weights, mask, where
         )
         self.lam = as_lam(lam, where)
-        self.nonnegative = checks.as_bool(nonnegative, "nonnegative", where)
+        self.nonnegative = nonnegative
         self.problem = _problem(self.signals, self.lam)
 
     def config(self) -> dict[str, Any]:

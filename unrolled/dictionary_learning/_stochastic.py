@@ -68,7 +68,7 @@ def lasso_codes(D: np.ndarray, Y: np.ndarray, lam: float, V: np.ndarray | None) 
     if V is not None:
         root = np.sqrt(V)
         return np.asarray(_weighted(D, root * Y, root, np.asarray(lam, D.dtype)))
-    X, far = rough_codes(D, Y, lam, tol=TOL, steps=_STEPS, looks=_LOOKS)
+    X, far = rough_codes(D, Y, lam, within=TOL, steps=_STEPS, looks=_LOOKS)
     if far.any():
         X[far] = lasso_batch(jnp.asarray(D), Y[far], lam, tol=TOL, start=X[far]).x
     return X.astype(Y.dtype)

@@ -354,23 +354,23 @@ def lasso_in_stages(D, Y, lam, l2, start, *, relative, tol, nonnegative, max_ste
 
 
 def rough_codes(
-    D: np.ndarray, Y: np.ndarray, lam: float, *, tol: float, steps: int, looks: int
+    D: np.ndarray, Y: np.ndarray, lam: float, *, within: float, steps: int, looks: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Codes by ADMM in float32 alone, (n, d), and whose relative gap is above tol in the end.
+    """Codes by ADMM in float32 alone, (n, d), and whose relative gap is not `within` in the end.
 
     Args:
         D, Y: (m, d) and (n, m), signals and atoms of norms near 1.
         lam: penalty weight.
-        tol, steps, looks: between two looks at the gap there are so many steps.
+        within, steps, looks: a bound on the gap, the steps between two looks at it, and looks.
     """
-    problem = _problem_of(D.astype(np.float32), 0.0, tol, False, False)
+    problem = _problem_of(D.astype(np.float32), 0.0, within, False, False)
     signals = empty(Y.astype(np.float32), np.full((len(Y), 1), lam, np.float32), D.shape[1])
     step = Steppers(problem)(_RHO[0], np.float32)
 
     def work(part: np.ndarray) -> None:
         for _ in range(looks):
             z, w = advance(problem, step, signals, part, steps)
-            far = ~(keep(problem, signals, part, z)[0] <= tol)
+            far = ~(keep(problem, signals, part, z)[0] <= within)
             part = part[far]
             if not len(part):
                 break
@@ -378,7 +378,7 @@ def rough_codes(
 
     with threads() as team:
         team.share(work, _parts(np.arange(len(Y)), team.cores))
-    return signals.x, ~(signals.gap <= tol)
+    return signals.x, ~(signals.gap <= within)
 
 
 def _problem_of(D: np.ndarray, l2: float, tol: float, nonnegative: bool, relative: bool) -> Problem:

@@ -243,14 +243,6 @@ def test_without_threadpoolctl_one_thread_works(monkeypatch):
     assert pursuit.lasso_batch(D, Y, 0.2).converged.all()
 
 
-def test_it_is_traceable():
-    eager = pursuit.lasso_batch(D, Y, ratio=0.1)
-    jitted = jax.jit(lambda D, Y: pursuit.lasso_batch(D, Y, ratio=0.1))(D, Y)
-    mapped = jax.vmap(lambda Y: pursuit.lasso_batch(D, Y, ratio=0.1))(Y.reshape(3, 3, M))
-    for found in (jitted.x, mapped.x.reshape(BATCH, N)):
-        assert found == pytest.approx(np.asarray(eager.x), abs=1e-9)
-
-
 @pytest.mark.parametrize("nonnegative", [False, True])
 @pytest.mark.parametrize("dtype", [np.float32, float])
 def test_atoms_without_a_penalty_are_certified(dtype, nonnegative):
@@ -323,46 +315,3 @@ def test_convolutions_take_batches_of_pictures():
     assert found.x[1] == pytest.approx(np.asarray(alone.x), abs=1e-5)
     lam = jnp.full(C.code_grid, 0.3)
     assert pursuit.lasso_batch(C, pictures, lam, start=found.x).x.shape == found.x.shape
-
-
-def test_faults_are_refused():
-    for options, message in (
-        ({}, "expected one of lam and ratio"),
-        (dict(lam=-0.1), "lam must be non-negative"),
-        (dict(lam=np.inf), "lam has NaN or infinite"),
-        (dict(lam=np.ones(3)), r"lam has shape \(3,\); expected \(\), \(40,\), \(9, 1\)"),
-        (dict(lam=np.ones(9)), r"lam has shape \(9,\); expected \(\), \(40,\), \(9, 1\)"),
-        (dict(ratio=np.ones(9)), r"ratio has shape \(9,\); expected"),
-        (dict(lam=0.1, l2=-1.0), "l2 must be non-negative"),
-        (dict(lam=0.1, l2=np.inf), "l2 has NaN or infinite"),
-        (dict(lam=0.1, l2=np.ones(2)), r"l2 has shape \(2,\)"),
-        (dict(lam=0.1, start=np.ones(N)), r"start has shape \(40,\); expected \(9, 40\)"),
-        (dict(lam=0.1, tol=0.0), "tol must be positive"),
-    ):
-        with pytest.raises(ValueError, match=f"lasso_batch: {message}"):
-            pursuit.lasso_batch(D, Y, **options)
-    for signals in (Y[0], Y[:, :-1], Y[None]):
-        with pytest.raises(ValueError, match=r"lasso_batch: Y has shape .* signals in rows"):
-            pursuit.lasso_batch(D, signals, 0.1)
-    with pytest.raises(ValueError, match="lasso_batch: D is zero"):
-        pursuit.lasso_batch(0 * D, Y, 0.1)
-
-
-SINGLE = {
-    "a matrix": D,
-    "Conv": dictionaries.Conv(np.ones((2, 1, 3)), M),
-    "Composed": dictionaries.Composed(D, np.eye(N)),
-    "Sparse": dictionaries.Sparse(D, np.eye(N)),
-}
-
-
-@pytest.mark.parametrize("solve", [
-    lambda A: pursuit.lasso_batch(A, Y, 0.1),
-    lambda A: pursuit.omp_batch(A, Y, 2),
-    lambda A: pursuit.lasso(A, Y[0], 0.1),
-])  # fmt: skip
-@pytest.mark.parametrize("kind", SINGLE)
-def test_a_batch_of_dictionaries_is_refused_in_words(solve, kind):
-    several = jax.tree.map(lambda leaf: np.stack([leaf] * 3), SINGLE[kind])
-    with pytest.raises(ValueError, match=r"^(lasso|omp)\w*: D .*expected .*\(m, d\)"):
-        solve(several)

@@ -16,7 +16,7 @@ Y = normal(1, 4, M)
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize("sparsity", [1, 3, 10, M])
+@pytest.mark.parametrize("sparsity", [10, 1, 3, M])
 def test_codes_are_those_of_scikit_learn(sparsity):
     for y in Y:
         found = pursuit.omp(D, y, sparsity)
@@ -71,19 +71,18 @@ def test_a_tolerance_bounds_the_residual_as_in_scikit_learn():
 
 def test_the_residual_is_orthogonal_to_the_chosen_atoms():
     A = unit(normal(2, M, N) + 5)  # all atoms are near (1, ..., 1)
-    found = pursuit.omp(A, Y[0], 12)
+    found = pursuit.omp(A, Y[0], 10)
     S = np.flatnonzero(found.x)
     assert np.abs(A[:, S].T @ (Y[0] - A @ found.x)).max() <= 1e-13 * np.linalg.norm(Y[0])
-    assert len(S) == found.steps == 12
+    assert len(S) == found.steps == 10
 
 
-def test_an_orthonormal_dictionary_keeps_the_largest_products():
-    Q = np.linalg.qr(normal(3, M, M))[0]
+def test_orthonormal_atoms_beside_zero_ones_keep_the_largest_products():
+    Q = np.hstack([np.linalg.qr(normal(3, M, M))[0], np.zeros((M, N - M))])
     products = Q.T @ Y[0]
-    kept = np.argsort(-np.abs(products))[:5]
-    expected = np.zeros(M)
-    expected[kept] = products[kept]
-    assert pursuit.omp(Q, Y[0], 5).x == pytest.approx(expected, abs=1e-14)
+    least = np.sort(np.abs(products))[-10]
+    expected = np.where(np.abs(products) >= least, products, 0)
+    assert pursuit.omp(Q, Y[0], 10).x == pytest.approx(expected, abs=1e-14)
 
 
 @pytest.mark.slow
@@ -122,23 +121,6 @@ def test_no_atom_and_no_signal():
     assert pursuit.omp(D, Y[0], N).steps == M  # as many as there are rows
     assert pursuit.omp(np.zeros((M, 3)), Y[0], 2).steps == 0
     assert jax.vmap(lambda y: pursuit.omp(D, y, 3).x)(np.zeros((0, M))).shape == (0, N)
-
-
-def test_faults_are_refused():
-    for options, message in (
-        ({}, "expected sparsity, tol or both, got neither"),
-        (dict(sparsity=-1), "sparsity must be at least 0"),
-        (dict(sparsity=N + 1), "sparsity 41 exceeds the number of atoms 40"),
-        (dict(tol=-1.0), "tol must be non-negative"),
-        (dict(tol=np.nan), "tol must be non-negative"),
-        (dict(tol=np.ones(2)), r"tol has shape \(2,\)"),
-    ):
-        with pytest.raises(ValueError, match=f"omp: {message}"):
-            pursuit.omp(D, Y[0], **options)
-    with pytest.raises(TypeError, match="sparsity must be an integer"):
-        pursuit.omp(D, Y[0], 2.5)
-    with pytest.raises(TypeError, match="sparsity must be static"):
-        jax.jit(lambda s: pursuit.omp(D, Y[0], s))(3)
 
 
 @pytest.mark.slow
@@ -185,17 +167,11 @@ def test_small_atoms_of_a_support_have_derivatives(solve):
 
 def test_derivatives_are_those_of_least_squares_on_the_support():
     """Central differences of h = 1e-6 are right to h^2 and eps / h, some 1e-9."""
-    v, A, y = normal(8, N), jnp.asarray(D), jnp.asarray(Y[0])
-    turned, moved = jnp.asarray(normal(9, M, N)), jnp.asarray(normal(10, M))
-
-    def value(A, y):
-        return v @ pursuit.omp(A, y, 4).x
-
-    gradients = jax.grad(value, (0, 1))(A, y)
-    expected = sum(jnp.vdot(g, d) for g, d in zip(gradients, (turned, moved)))
-    h = 1e-6
-    ends = [value(A + s * h * turned, y + s * h * moved) for s in (1, -1)]
-    assert float(expected) == pytest.approx(float(ends[0] - ends[1]) / (2 * h), rel=1e-7)
+    v, y, turned, moved, h = normal(8, N), Y[0], normal(9, M, N), normal(10, M), 1e-6
+    value = jax.jit(jax.value_and_grad(lambda A, y: pursuit.omp(A, y, 4).x @ v, (0, 1)))
+    expected = sum(np.vdot(g, d) for g, d in zip(value(D, y)[1], (turned, moved)))
+    ends = [float(value(D + s * h * turned, y + s * h * moved)[0]) for s in (1, -1)]
+    assert float(expected) == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-7)
 
 
 @pytest.mark.slow
@@ -220,8 +196,6 @@ def test_weights_of_a_batch_are_those_of_least_squares():
     V = np.random.default_rng(0).uniform(0.5, 2, Y.shape)
     V[:, :4] = 0  # entries that nobody knows
     S = np.where(V > 0, Y, np.nan)
-    with pytest.raises(ValueError, match="weights have shape"):
-        pursuit.omp_batch(D, Y, 3, V[:, :3])
     found = pursuit.omp_batch(D, np.where(V > 0, Y, 1e3), 3, V)
     for y, w, x, size in zip(np.nan_to_num(S), np.sqrt(V), found.x, found.residual):
         support = np.flatnonzero(x)
@@ -231,19 +205,4 @@ def test_weights_of_a_batch_are_those_of_least_squares():
     assert found.converged.all()
     same = pursuit.omp_batch(D, np.where(V > 0, Y, 0), 3, 4.0 * V)
     assert np.array_equal(found.x, same.x)
-    assert np.array_equal(2 * found.residual, same.residual)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(sparsity=N + 1), "sparsity 41 exceeds the number of atoms 40"),
-        (dict(sparsity=2, weights=-Y), "weights must be non-negative"),
-        (dict(sparsity=2, weights=np.inf * np.ones(M)), "weights has NaN or infinite entries"),
-    ],
-)
-def test_what_a_batch_refuses(options, message):
-    with pytest.raises(ValueError, match=f"omp_batch: {message}"):
-        pursuit.omp_batch(D, Y, **options)
-    with pytest.raises(ValueError, match="Y has shape"):
-        pursuit.omp_batch(D, Y[0], 2)
+    assert np.array_equal(2 * np.asarray(found.residual), same.residual)

@@ -168,17 +168,10 @@ def test_the_duality_gap_by_its_definition_with_a_penalty_per_entry():
 def test_the_objective_by_its_definition():
     D, y, lam = problem(5)
     x = np.random.default_rng(2).normal(size=N)
-    assert pursuit.lasso_objective(D, y, x, lam) == pytest.approx(
-        objective(D, y, x, lam), rel=100 * EPS
-    )
-
-
-def test_the_objective_of_one_weight_per_atom_is_one_number():
-    D, y, lam = problem(5)
-    x, weights = np.random.default_rng(2).normal(size=N), lam * np.arange(N)
-    found = pursuit.lasso_objective(D, y, x, weights)
-    assert found.shape == ()
-    assert found == pytest.approx(objective(D, y, x, weights), rel=100 * EPS)
+    for weights in (lam, lam * np.arange(N)):
+        found = pursuit.lasso_objective(D, y, x, weights)
+        assert found.shape == ()
+        assert found == pytest.approx(objective(D, y, x, weights), rel=100 * EPS)
 
 
 def test_the_objective_and_the_gap_take_one_weight_per_filter():
@@ -187,13 +180,6 @@ def test_the_objective_and_the_gap_take_one_weight_per_filter():
     for f in (pursuit.lasso_objective, pursuit.duality_gap):
         each = f(bank, y, x, np.repeat(weights, 6))
         assert f(bank, y, x, weights) == pytest.approx(float(each), rel=100 * EPS)
-
-
-@pytest.mark.parametrize("f", [pursuit.lasso_objective, pursuit.duality_gap])
-def test_weights_that_would_spread_over_a_matrix_are_refused(f):
-    D, y, lam = problem(5)
-    with pytest.raises(ValueError, match=rf"lam has shape \({N}, 1\); expected \(\) or \({N},\)"):
-        f(D, y, np.ones(N), np.full((N, 1), lam))
 
 
 @pytest.mark.few(1)
@@ -227,17 +213,12 @@ def test_the_certificate_of_a_solution_is_true(solver, seed):
 def test_agrees_with_scikit_learn(seed):
     from sklearn import linear_model
 
-    D, y, lam = problem(seed, 20, 40, share=0.1)
-    peer = (
-        linear_model.Lasso(alpha=lam / 20, fit_intercept=False, tol=1e-14, max_iter=100_000)
-        .fit(D, y)
-        .coef_
-    )
+    D, y, lam = problem(seed, share=0.1)
+    peer = linear_model.Lasso(alpha=lam / M, fit_intercept=False, tol=1e-14, max_iter=100_000)
+    peer, found = peer.fit(D, y).coef_, np.asarray(far(D, y, lam))
     # Both within a gap of 1e-13 |y|^2 / 2: distance sqrt(1e-13) / sigma_min of the support.
-    assert far(D, y, lam) == pytest.approx(peer, abs=1e-5)
-    assert objective(D, y, np.asarray(far(D, y, lam)), lam) == pytest.approx(
-        objective(D, y, peer, lam), rel=1e-12
-    )
+    assert found == pytest.approx(peer, abs=1e-5)
+    assert objective(D, y, found, lam) == pytest.approx(objective(D, y, peer, lam), rel=1e-12)
 
 
 # Cases with a known answer.
@@ -289,11 +270,13 @@ def test_threshold_takes_one_value_per_atom_and_per_filter():
 @pytest.mark.few(1)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_large_penalty_gives_zero_at_once(solver):
+    """And no limit of the steps is too large."""
     D, y, _ = problem(1)
-    for factor in (1, 2):
-        found = solver(D, y, factor * jnp.abs(y @ D).max())
-        assert not found.x.any() and found.gap == 0 and found.converged and found.steps == 0
-    assert solver(D, y, 0.99 * jnp.abs(y @ D).max()).x.any()
+    top = np.abs(y @ D).max()
+    for factor in (1 + EPS, 2):
+        found = solver(D, y, factor * top, max_steps=10**20)
+        assert not np.any(found.x) and found.gap == 0 and found.converged and found.steps == 0
+    assert np.any(solver(D, y, 0.99 * top, max_steps=10**20).x)
 
 
 @pytest.mark.few(1)
@@ -308,18 +291,6 @@ def test_no_penalty_gives_the_least_squares_residual(solver):
     assert found.x == pytest.approx(
         np.linalg.pinv(D) @ y, abs=1e-5
     )  # sqrt of the gap over sigma_min
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_a_zero_signal_has_the_zero_code(solver):
-    D, y, lam = problem(0)
-    for penalty in (lam, 0.0):
-        found = solver(D, np.zeros(M), penalty)
-        assert (
-            not found.x.any()
-            and (found.gap, found.residual, found.steps) == (0, 0, 0)
-            and found.converged
-        )
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -394,19 +365,6 @@ def test_the_gradient_is_finite_where_singular_values_coincide():
     assert np.isfinite(np.asarray(gradient)).all()
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_float32_reaches_1e_6_on_an_easy_problem(solver):
-    D, y, lam = (np.asarray(v, np.float32) for v in problem(0))
-    found = solver(D, y, lam, tol=1e-6)
-    assert found.x.dtype == found.gap.dtype == np.float32 and found.converged
-    D, y, lam = problem(0)
-    excess = objective(D, y, np.asarray(found.x, np.float64), lam) - objective(
-        D, y, exact(D, y, lam), lam
-    )
-    # The gap, and as much again for the data rounded to float32 (1e-7 of each).
-    assert excess <= 2e-6 * np.sum(y**2) / 2
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("k", [-70, 70])
 def test_an_activation_without_units_has_the_same_certificate_at_any_scale(k):
@@ -424,100 +382,6 @@ def test_an_activation_without_units_has_the_same_certificate_at_any_scale(k):
 
 
 # Errors.
-
-
-@pytest.mark.parametrize("value", [1e43, 1e-47])
-def test_a_penalty_that_float32_does_not_hold_is_refused(value):
-    D, y = np.eye(2, dtype=np.float32), np.ones(2, np.float32)
-    for solve in (
-        lambda: pursuit.ista(D, y, value),
-        lambda: pursuit.threshold(D, y, value),
-        lambda: pursuit.lasso(D, y, value),
-        lambda: pursuit.lasso(D, y, 0.1, l2=value),
-        lambda: pursuit.lasso_path(D, y, lam=[0.1, value]),
-        lambda: pursuit.lasso_batch(D, y[None], value),
-        lambda: pursuit.lasso_batch(D, y[None], 0.1, l2=value),
-        lambda: pursuit.half_quadratic(D, y, value, 0.5),
-        lambda: pursuit.project([D, D], y, lam=value),
-        lambda: pursuit.ml_ista([D, D], y, (0.1, value)),
-    ):
-        with pytest.raises(ValueError, match="leaves the range of float32; try signals"):
-            solve()
-
-
-def test_what_is_no_real_number_is_refused_by_name():
-    D, y, lam = problem(0)
-    masked = np.ma.masked_array(np.full(N, lam), np.arange(N) == 0)
-    for solve, name in (
-        (pursuit.ista, "lam"),
-        (pursuit.lasso, "lam"),
-        (pursuit.threshold, "theta"),
-        (lambda D, y, lam: pursuit.lasso_batch(D, y[None], lam), "lam"),
-        (lambda D, y, lam: pursuit.lasso(D, y, 0.1, l2=lam), "l2"),
-        (lambda D, y, lam: pursuit.omp(D, y, tol=lam), "tol"),
-    ):
-        for bad in ("a", lam * 1j, np.full(N, lam * 1j), masked, [[lam], [lam, lam]], {}, object()):
-            with pytest.raises(TypeError, match=f": {name} must be real numbers, got"):
-                solve(D, y, bad)
-    with pytest.raises(TypeError, match="bpdn: eps is not a numeric array"):
-        pursuit.bpdn(D, y, "small")
-    for solve in (pursuit.ista, pursuit.lasso, pursuit.bpdn, pursuit.threshold):
-        for bad in ("a", 1j, [0.1], True):
-            with pytest.raises(TypeError, match="tol must be a number"):
-                solve(D, y, lam, tol=bad)
-    with pytest.raises(TypeError, match="ml_ista: step must be a number"):
-        pursuit.ml_ista((D,), y, (lam,), step="a")
-    with pytest.raises(ValueError, match="threshold: tol must be positive"):
-        pursuit.threshold(D, y, lam, tol=np.nan)
-
-
-def test_no_limit_of_the_steps_is_too_large():
-    assert pursuit.ista(np.eye(2), np.ones(2), 2.0, max_steps=10**20).converged
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_errors(solver):
-    D, y, lam = problem(0)
-    for bad in (-0.1, np.nan):
-        with pytest.raises(ValueError, match="lam must be non-negative"):
-            solver(D, y, bad)
-    for tol in (0, -1e-3, np.nan):
-        with pytest.raises(ValueError, match="tol must be positive"):
-            solver(D, y, lam, tol=tol)
-    with pytest.raises(ValueError, match="D is zero"):
-        solver(np.zeros((M, N)), y, lam)
-    for steps, error in ((-1, ValueError), (1.5, TypeError), (True, TypeError), (None, TypeError)):
-        with pytest.raises(error, match="max_steps"):
-            solver(D, y, lam, max_steps=steps)
-    with pytest.raises(TypeError, match="static"):
-        jax.jit(lambda n: solver(D, y, lam, max_steps=n).x)(3)
-
-
-@pytest.mark.parametrize("solver", [*SOLVERS, pursuit.threshold])
-def test_shapes_that_do_not_fit_come_with_a_hint(solver):
-    D, y, _ = problem(0)
-    for bad, hint in (
-        (np.ones(N), r"Did you pass D\.T\?"),
-        (np.ones(M + 1), "signal .m,. rather than a code"),
-        (np.ones((7, M)), "jax.vmap over the rows"),
-        (np.ones((M, 7)), "in_axes=1"),
-        (np.ones((2, 2, M)), "over a batch"),
-    ):
-        with pytest.raises(ValueError, match=hint):
-            solver(D, bad, 0.1)
-    with pytest.raises(ValueError, match="expected .m, d."):
-        solver(y, y, 0.1)
-    with pytest.raises(ValueError, match="NaN"):
-        solver(np.full((M, N), np.nan), y, 0.1)
-    with pytest.raises(TypeError, match="complex"):
-        solver(D * 1j, y, 0.1)
-
-
-def test_threshold_refuses_negative_thresholds():
-    D, y, _ = problem(0)
-    for theta in (-0.1, np.nan, np.full(N, -1.0)):
-        with pytest.raises(ValueError, match="theta must be non-negative"):
-            pursuit.threshold(D, y, theta)
 
 
 @pytest.mark.slow
