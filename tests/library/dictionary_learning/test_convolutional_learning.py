@@ -21,6 +21,7 @@ from unrolled.dictionary_learning._conv_sweep import (
 )
 
 Conv, learn = ur.dictionaries.Conv, ur.dictionary_learning.convolutional
+made = jax.jit(products)
 
 
 def planted(seed, shape=(3, 1, 12), signal=(200,), n=10, density=0.01, noise=0.01):
@@ -34,7 +35,7 @@ def planted(seed, shape=(3, 1, 12), signal=(200,), n=10, density=0.01, noise=0.0
     D = Conv(filters, signal)
     X = rng.uniform(1, 2, (n, D.shape[1])) * rng.choice([-1, 1], (n, D.shape[1]))
     X *= rng.random(X.shape) < density
-    clean = np.asarray(products(D, jnp.asarray(X))).reshape(n, shape[1], *signal)
+    clean = np.asarray(made(D, X)).reshape(n, shape[1], *signal)
     return filters, clean + noise * rng.standard_normal(clean.shape)
 
 
@@ -90,10 +91,11 @@ def test_the_objective_never_rises_and_is_that_of_the_result(small):
     _, images, found = small
     assert all(step.replaced == 0 for step in found.history)
     assert (np.diff(objectives(found)) <= 0).all()
-    D, Y, X = found.D, images.reshape(6, -1), found.X.reshape(6, -1)
+    D, Y, X = found.D, images.reshape(6, -1), np.asarray(found.X).reshape(6, -1)
     mean = np.mean([ur.pursuit.lasso_objective(D, y, x, 0.05) for y, x in zip(Y, X)])
     np.testing.assert_allclose([found.objective, objectives(found)[-1]], mean, rtol=1e-12)
-    np.testing.assert_allclose(jnp.linalg.norm(D.filters.reshape(3, -1), axis=1), 1, rtol=1e-14)
+    norms = np.linalg.norm(np.asarray(D.filters).reshape(3, -1), axis=1)
+    np.testing.assert_allclose(norms, 1, rtol=1e-14)
 
 
 @pytest.mark.slow
@@ -251,28 +253,28 @@ def test_a_start_of_zero_filters_is_that_from_a_shape():
         learn(images, start, lam=0.1, sweeps=0) for start in ((2, 1, 4), np.zeros((2, 1, 4)))
     )
     np.testing.assert_array_equal(drawn.D.filters, zero.D.filters)
-    np.testing.assert_allclose(jnp.sum(drawn.D.filters**2, (1, 2)), 1, rtol=1e-12)
+    np.testing.assert_allclose(np.sum(np.square(drawn.D.filters), (1, 2)), 1, rtol=1e-12)
 
 
 def test_the_gradient_of_the_filters_is_a_derivative():
     rng = np.random.default_rng(0)
     D = Conv(rng.standard_normal((2, 3, 2, 3)), (5, 6), (1, 2), "circular")
-    X, R = (jnp.asarray(rng.standard_normal((2, size))) for size in D.shape[::-1])
+    X, R = (rng.standard_normal((2, size)) for size in D.shape[::-1])
     change = rng.standard_normal(D.filters.shape)
-    moved = products(Conv(change, (5, 6), (1, 2), "circular"), X)
-    slope = jnp.vdot(jax.jit(filter_gradient)(D, X, R), change)
-    np.testing.assert_allclose(slope, jnp.vdot(R, moved), rtol=1e-12)
+    moved = made(dataclasses.replace(D, filters=change), X)
+    slope = np.vdot(jax.jit(filter_gradient)(D, X, R), change)
+    np.testing.assert_allclose(slope, np.vdot(R, moved), rtol=1e-12)
 
 
 def test_descent_finds_the_minimum_whatever_the_first_curvature():
     rng = np.random.default_rng(0)
-    A, y = jnp.asarray(rng.standard_normal((8, 5))), jnp.asarray(rng.standard_normal(8))
+    A, y = rng.standard_normal((8, 5)), rng.standard_normal(8)
     fit = Fit(
-        y, None, lambda u: A @ u, lambda r: A.T @ r, jnp.ones(()), lambda u, _: u, jnp.zeros_like
+        y, None, lambda u: A @ u, lambda r: r @ A, np.ones(()), lambda u, _: u, jnp.zeros_like
     )
+    run = jax.jit(lambda L: descend(fit, jnp.zeros(5), jnp.zeros(8), L, 300).u)
     for L in (1e-3, 1e3):
-        found = descend(fit, jnp.zeros(5), jnp.zeros(8), jnp.asarray(L), 300)
-        np.testing.assert_allclose(found.u, jnp.linalg.lstsq(A, y)[0], atol=1e-6)
+        np.testing.assert_allclose(run(L), np.linalg.lstsq(A, y)[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("boundary", ["valid", "circular"])
@@ -318,8 +320,8 @@ def test_filters_and_codes_that_move_apart_give_the_same_images(boundary):
     for j, s in enumerate(steps):
         there[j] = moved(filters[j], s * D.stride, False)
         codes[:, j] = moved(X[:, j], -s, boundary == "circular")
-    again = products(dataclasses.replace(D, filters=jnp.asarray(there)), codes.reshape(4, -1))
-    np.testing.assert_allclose(again, products(D, jnp.asarray(X.reshape(4, -1))), atol=1e-12)
+    again = made(dataclasses.replace(D, filters=there), codes.reshape(4, -1))
+    np.testing.assert_allclose(again, made(D, X.reshape(4, -1)), atol=1e-12)
 
 
 @pytest.mark.slow
@@ -361,21 +363,17 @@ IMAGES = np.ones((2, 3, 9, 9))
         (IMAGES, (4, 3, 10, 2), {}, r"filters of shape \(10, 2\) are longer than images of"),
         (IMAGES, (4, 2, 3, 3), {}, "have 3 channels but filters have 2"),
         (IMAGES[:, 0], (4, 3, 3, 3), {}, "have 1 channels but filters have 3"),
-        (IMAGES[0, 0], (4, 1, 3, 3), {}, "images have shape"),
-        (IMAGES[:0], (4, 3, 3, 3), {}, "images have shape"),
-        (IMAGES, (4, 3), {}, "images have shape"),
+        *((IMAGES, shape, {}, "images have shape") for shape in ((4, 3), (4,), 4)),
+        *((bad, (4, 3, 3, 3), {}, "images have shape") for bad in (IMAGES[0, 0], IMAGES[:0])),
         (IMAGES, (4, 3, 0, 3), {}, "filters must be at least 1"),
-        (np.where(IMAGES > 0, np.nan, 0), (4, 3, 3, 3), {}, "images has NaN or infinite entries"),
-        (IMAGES, (4, 3, 3, 3), {"lam": 0.0}, "lam must be positive"),
-        (IMAGES, (4, 3, 3, 3), {"lam": np.nan}, "lam must be positive"),
+        (IMAGES, np.full((4, 3, 3, 3), np.nan), {}, "filters has NaN"),
+        (np.full_like(IMAGES, np.nan), (4, 3, 3, 3), {}, "images has NaN or infinite entries"),
+        *((IMAGES, (4, 3, 3, 3), {"lam": lam}, "lam must be positive") for lam in (0.0, np.nan)),
         (IMAGES, (4, 3, 3, 3), {"boundary": "same"}, "unknown boundary 'same'"),
         (IMAGES, (4, 3, 3, 3), {"stride": 0}, "stride must be at least 1"),
         (IMAGES, (4, 3, 3, 3), {"mask": np.ones((2, 9), bool)}, "mask has shape"),
         (IMAGES, (4, 3, 3, 3), {"weights": -np.ones(2)}, "weights must be non-negative"),
         (IMAGES, (4, 3, 3, 3), {"sweeps": -1}, "sweeps must be at least 0"),
-        (IMAGES, np.full((4, 3, 3, 3), np.nan), {}, "filters has NaN"),
-        (IMAGES, (4,), {}, "images have shape"),
-        (IMAGES, 4, {}, "images have shape"),
     ],
 )
 def test_bad_input_is_refused(images, filters, options, message):
@@ -383,16 +381,10 @@ def test_bad_input_is_refused(images, filters, options, message):
         learn(images, filters, **{"lam": 0.1, **options})
 
 
-def test_what_is_no_number_is_refused():
-    for images, filters, options in (
-        (IMAGES * 1j, (4, 3, 3, 3), {}),
-        (IMAGES, (4, 3.5, 3, 3), {}),
-        (IMAGES, (4, 3, 3, 3), {"mask": IMAGES}),
-        (IMAGES, (4, 3, 3, 3), {"lam": "a"}),
-        (IMAGES, (4, 3, 3, 3), {"resume": "a"}),
-    ):
+def test_sizes_and_masks_of_another_kind_and_traced_images_are_type_errors():
+    for filters, options in (((4, 3.5, 3, 3), {}), ((4, 3, 3, 3), {"mask": IMAGES})):
         with pytest.raises(TypeError, match="convolutional: "):
-            learn(images, filters, **{"lam": 0.1, **options})
+            learn(IMAGES, filters, lam=0.1, **options)
     with pytest.raises(TypeError, match="outside jit"):
         jax.jit(lambda images: learn(images, (4, 3, 3, 3), lam=0.1))(IMAGES)
 
@@ -403,13 +395,13 @@ def test_what_is_no_number_is_refused():
     ("shape", "signal", "sweeps"),
     [((3, 1, 12), (200,), 100), ((3, 4, 12), (200,), 100), ((3, 1, 6, 6), (24, 24), 60)],
 )
-def test_the_rate_of_recovery_over_8_seeds(shape, signal, sweeps):
+def test_the_rate_of_recovery_over_4_seeds(shape, signal, sweeps):
     """Above 0.9 are, over 20 seeds, 100 % of the inner products in one dimension and 98 % in two.
 
     Without moves to the centre it is 85 % in all three.
     """
     inner = []
-    for seed in range(8):
+    for seed in range(4):
         filters, images = planted(seed, shape, signal)
         found = learn(images, shape, lam=0.05, sweeps=sweeps, key=seed)
         inner.append(recovered(filters, found.D.filters))
