@@ -464,16 +464,6 @@ def test_planted_chains_are_recovered(dtype, near):
             assert layer.x == pytest.approx(x, abs=near)
 
 
-@pytest.mark.slow
-def test_chains_under_jit_and_vmap_are_a_loop():
-    Y = np.stack([planted(seed)[0] for seed in range(4)])
-    batch = jax.jit(jax.vmap(pursuit.layered_basis_pursuit, (None, 0)))(chain(), Y)
-    for k, y in enumerate(Y):
-        for layer, alone in zip(batch, pursuit.layered_basis_pursuit(chain(), y)):
-            assert layer.x[k] == pytest.approx(np.asarray(alone.x), abs=1e-8)
-            assert layer.converged[k] == alone.converged
-
-
 def test_a_chain_of_wide_gaussian_layers_is_feasible_all_the_way():
     Ds = [unit(normal(k, 6 + 6 * k, 12 + 6 * k)) for k in range(3)]
     y = normal(9, 6)

@@ -382,15 +382,3 @@ def test_an_activation_without_units_has_the_same_certificate_at_any_scale(k):
 
 
 # Errors.
-
-
-@pytest.mark.slow
-def test_one_penalty_per_filter():
-    bank = dictionaries.Conv(
-        np.random.default_rng(0).normal(size=(2, 1, 3)), M, boundary="circular"
-    )
-    y = np.random.default_rng(1).normal(size=M)
-    each = pursuit.ista(bank, y, np.array([0.1, 0.9]), tol=None, max_steps=5)
-    assert each.x == pytest.approx(
-        np.asarray(pursuit.ista(bank, y, np.repeat([0.1, 0.9], M), tol=None, max_steps=5).x)
-    )
