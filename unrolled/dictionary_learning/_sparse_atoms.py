@@ -523,10 +523,6 @@ def _last_layer(
     return (*Ds[:-1], columns.A), np.ascontiguousarray(fitted.X.T)
 
 
-def _target(signals: Signals, Ds: Matrices, X: np.ndarray) -> np.ndarray:
-    return signals.Y if signals.V is None else signals.target(_residual(signals, Ds, X))
-
-
 def _below(Ds: Matrices, X: np.ndarray, j: int) -> np.ndarray:
     """The codes x_{j + 1} = D_{j + 2} ... D_J x_J that D_{j + 1} multiplies, (n, d)."""
     for D in reversed(Ds[j + 1 :]):
@@ -540,7 +536,7 @@ def _descend_factor(
     """D_{j + 1} after passes of H(a_k - g_k / L_k) over its columns, for fixed codes."""
     A, Z, D = _product(Ds[:j]), _below(Ds, X, j), Ds[j].copy()
     S, H = Z.T @ Z, A.T @ A
-    C = A.T @ (_target(signals, Ds, X).T @ Z)
+    C = A.T @ (signals.target(_residual(signals, Ds, X)).T @ Z)
     L = np.linalg.eigvalsh(H)[-1] * (1 + 1e-3)
     for k in np.tile(np.flatnonzero(np.diag(S) > 0), _PASSES):
         a = D[:, k] - (H @ (D @ S[:, k]) - C[:, k]) / (L * S[k, k])

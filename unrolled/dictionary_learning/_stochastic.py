@@ -258,9 +258,8 @@ class _Stream(Method):
             raise ValueError(
                 f"{where}: forgetting must be non-negative and finite, got {forgetting}"
             )
-        self.stream: Iterator[Signals] = filter(
-            _has_weights, (_as_batch(batch, where) for batch in batches)
-        )
+        parts = (_as_batch(batch, where) for batch in batches)
+        self.stream: Iterator[Signals] = (part for part in parts if part.top)
         self.batch: Signals  # of the sweep
 
     def config(self) -> dict[str, Any]:
@@ -326,11 +325,6 @@ def _as_batch(batch: Any, where: str) -> Signals:
     Y, weights = batch
     is_mask = np.asarray(weights).dtype == bool
     return weighted_signals(Y, where, **{"mask" if is_mask else "weights": weights}, unknown=True)
-
-
-def _has_weights(signals: Signals) -> bool:
-    """Whether some entry has a weight."""
-    return signals.V is None or bool(signals.V.any())
 
 
 class Seen(NamedTuple):

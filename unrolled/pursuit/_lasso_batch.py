@@ -121,7 +121,8 @@ def lasso_batch(
         max_steps=_problem.static_steps(max_steps, where),
         warm=start is not None,
     )
-    weight = _weight(D, len(signals), lam, ratio, wide, where)
+    value, name = one_penalty(lam, ratio, where)
+    weight = _problem.penalty(D, value, name, where, wide, batch=len(signals))
     _problem.check_number(l2, "l2", where)
     checks.in_range(l2, wide, "l2", where)
     X = _problem.as_start(D, start, "", where, (len(signals),))
@@ -240,21 +241,6 @@ def batch_result(
         codes = codes.reshape(-1, *grid)
     residual = times_power(residual, b[:, 0]).astype(dtype)
     return Pursuit(codes, gap.astype(dtype), residual, steps, converged)
-
-
-def _weight(D: Operator, n: int, lam: Any, ratio: Any, dtype: np.dtype, where: str) -> Any:
-    """lam or ratio, checked."""
-    value, name = one_penalty(lam, ratio, where)
-    checks.nonnegative(value, name, where)
-    checks.finite(value, name, where)
-    checks.in_range(value, dtype, name, where)
-    shape, d, grid = np.shape(value), D.shape[1], getattr(D, "code_grid", ())
-    grids = (grid, (n, *grid)) if grid else ()
-    if shape not in (*threshold_shapes(D), (n, 1), (n, d), *grids):
-        raise ValueError(
-            f"{where}: {name} has shape {shape}; expected (), ({d},), ({n}, 1) or ({n}, {d})"
-        )
-    return _problem.as_operand(value, dtype)
 
 
 class Problem(NamedTuple):

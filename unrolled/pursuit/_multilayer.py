@@ -89,14 +89,6 @@ def ml_basis_pursuit(
     return deep(method, where, Ds, y, lams, start=start)
 
 
-class _Matrices(NamedTuple):
-    """The products of the chain as matrices, all with d_J columns."""
-
-    A: Array  # D_1 ... D_J
-    below: tuple[Array, ...]  # D_{j+1} ... D_J for j = 1..J, the last one the identity
-    units: tuple[Array, ...]  # 1 / norm(D_{j+1} ... D_J, 2): the splits are of one size
-
-
 class _Best(NamedTuple):
     """The best point so far."""
 
@@ -114,8 +106,8 @@ class MultiLayer:
 
     def __call__(self, problem: Problem, x: Array) -> Found:
         Ds, y, lams, *_ = problem
-        matrices = _products(Ds, y)
-        units = matrices.units
+        A, below = _products(Ds, y)
+        units = tuple(1 / spectral_norm(B) for B in below)  # with these the splits are of one size
 
         def forward(x):
             return tuple(c * v for c, v in zip(units, codes_of(Ds, x)))
@@ -134,15 +126,15 @@ class MultiLayer:
         def best(state):
             """Of the point of ADMM and the vertex near it, the one with the smaller gap."""
             x, Us = pair(state)
-            vertex, theirs, zeros = _vertex(matrices, y, lams, state.v, Us)
+            vertex, theirs, zeros = _vertex(A, below, y, lams, state.v, Us)
             gaps = gap(x, Us), gap(vertex, theirs)
             exact = gaps[1] <= gaps[0]
             zeros = tuple(zero & exact for zero in zeros)
             return _Best(jnp.where(exact, vertex, x), zeros, jnp.where(exact, gaps[1], gaps[0]))
 
-        root = jnp.linalg.cholesky(sum((c * B).T @ (c * B) for c, B in zip(units, matrices.below)))
+        root = jnp.linalg.cholesky(sum((c * B).T @ (c * B) for c, B in zip(units, below)))
         T = jax.scipy.linalg.solve_triangular(root.T, jnp.eye(len(root), dtype=y.dtype))
-        step, state = admm(_minimiser(matrices.A, y, T), forward, prox, x)
+        step, state = admm(_minimiser(A, y, T), forward, prox, x)
 
         def body(carry):
             state, *_ = solve(
@@ -157,12 +149,10 @@ class MultiLayer:
         return Found(x, least, state.steps, least <= self.tol, zeros=zeros)
 
 
-def _products(Ds: Sequence[Operator], y: Array) -> _Matrices:
-    below = [jnp.eye(Ds[-1].shape[1], dtype=y.dtype)]
-    for D in reversed(Ds):
-        below.insert(0, D @ below[0])
-    A, *below = below
-    return _Matrices(A, tuple(below), tuple(1 / spectral_norm(B) for B in below))
+def _products(Ds: Sequence[Operator], y: Array) -> tuple[Array, Codes]:
+    """D_1 ... D_J, and D_{j+1} ... D_J for j = 1..J, of which the last is the identity."""
+    A, *below = codes_of((Ds[0], *Ds), jnp.eye(Ds[-1].shape[1], dtype=y.dtype))
+    return A, tuple(below)
 
 
 def _minimiser(A: Array, y: Array, T: Array) -> Callable[[Array, Array], Array]:
@@ -177,14 +167,13 @@ def _minimiser(A: Array, y: Array, T: Array) -> Callable[[Array, Array], Array]:
 
 
 def _vertex(
-    matrices: _Matrices, y: Array, lams: Sequence[Array], v: Codes, Us: Codes
+    A: Array, below: Codes, y: Array, lams: Sequence[Array], v: Codes, Us: Codes
 ) -> tuple[Array, Codes, Codes]:
     """x_J and the multipliers by the optimality conditions, given the zeros and signs of v.
 
     A'(y - A x) = sum_j below_j' U_j, with U_j = lam_j sign(v_j) off the zeros and (below_j x) = 0
     on them. Returns the zeros, too.
     """
-    A, below, _ = matrices
     B, signs = jnp.concatenate(below), jnp.sign(jnp.concatenate(v))
     lam = jnp.concatenate([jnp.broadcast_to(w, a.shape) for w, a in zip(lams, v)])
     zero, fixed = signs == 0, lam * signs
@@ -319,8 +308,7 @@ class Holistic:
 
     def __call__(self, problem: Problem, x: Array) -> Found:
         Ds, y, d = problem.Ds, problem.y, problem.end
-        # D_{j+1} ... D_J for all j: their rows are the constraints of the zeros.
-        A, *below = codes_of((Ds[0], *Ds), jnp.eye(d, dtype=y.dtype))
+        A, below = _products(Ds, y)  # the rows of those below are the constraints of the zeros
 
         def constraints(zeros):
             return jnp.concatenate(

@@ -291,11 +291,19 @@ def solve(
     return loops.while_loop(not_done, body, (start, jnp.zeros((), int), gaps(start)))
 
 
-def check_weights(D: Dictionary, lam: ArrayLike, name: str, where: str) -> None:
-    """Raise ValueError unless `lam` is one number, one per atom or one per group of atoms."""
-    shape, d = np.shape(lam), D.shape[1]
-    if shape not in (*threshold_shapes(D), getattr(D, "code_grid", ())):
-        raise ValueError(f"{where}: {name} has shape {shape}; expected () or ({d},)")
+def check_weights(
+    D: Dictionary, lam: ArrayLike, name: str, where: str, batch: int | None = None
+) -> None:
+    """Raise ValueError unless `lam` is one number, one per atom or one per group of atoms.
+
+    Of a batch it may be one for every signal, or one for every atom and signal.
+    """
+    shape, d, grid = np.shape(lam), D.shape[1], getattr(D, "code_grid", ())
+    each = [] if batch is None else [(batch, 1), (batch, d)]
+    if shape in (*threshold_shapes(D), *each, grid) or (grid and shape == (batch, *grid)):
+        return
+    *first, last = map(str, ((), (d,), *each))
+    raise ValueError(f"{where}: {name} has shape {shape}; expected {', '.join(first)} or {last}")
 
 
 def per_atom(D: Dictionary, lam: ArrayLike) -> Array:
@@ -440,14 +448,15 @@ def penalty(
     dtype: np.dtype,
     finite: bool = True,
     sequence: bool = False,
+    batch: int | None = None,
 ) -> Any:
-    """A checked penalty: one number, one per atom or one per group of atoms; or several, (n,)."""
+    """A checked penalty, in the shapes of `check_weights`; or several, (n,)."""
     checks.nonnegative(lam, name, where)
     if finite:
         checks.finite(lam, name, where)
     checks.in_range(lam, dtype, name, where)
     if not sequence:
-        check_weights(D, lam, name, where)
+        check_weights(D, lam, name, where, batch)
     elif np.ndim(lam) != 1:
         raise ValueError(f"{where}: {name} has shape {np.shape(lam)}; expected a sequence, (n,)")
     return as_operand(lam, dtype)
