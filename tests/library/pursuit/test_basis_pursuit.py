@@ -240,23 +240,16 @@ def test_codes_within_the_generalized_sparsity_bound_are_recovered(seed):
 
 @pytest.mark.slow
 def test_vmap_over_dictionaries_and_nested_vmaps_are_loops():
-    Ds, Y = (
-        np.stack([matrix("gaussian 8x16"), unit(normal(5, 8, 16)), matrix("gaussian 8x16")]),
-        normal(1, 4, 8),
-    )
+    Ds = np.stack([matrix("gaussian 8x16"), unit(normal(5, 8, 16)), matrix("gaussian 8x16")])
+    Y = normal(1, 4, 8)
+    solve = jax.vmap(pursuit.basis_pursuit, (0, None))
+    table = jax.jit(jax.vmap(solve, (None, 0), 1))(Ds, Y)
+    other = jax.vmap(solve, (None, 0))(Ds, Y)
     paired = jax.vmap(pursuit.basis_pursuit)(Ds, Y[:3])
-    one_signal = jax.jit(jax.vmap(pursuit.basis_pursuit, (0, None)))(Ds, Y[0])
-    table = jax.jit(jax.vmap(jax.vmap(pursuit.basis_pursuit, (None, 0)), (0, None)))(Ds, Y)
-    other = jax.vmap(jax.vmap(pursuit.basis_pursuit, (0, None)), (None, 0))(Ds, Y)
     assert table.x.shape == (3, 4, 16) and table.converged.all() and table.gap.shape == (3, 4)
     for i, j in np.ndindex(3, 4):
         expected = np.asarray(pursuit.basis_pursuit(Ds[i], Y[j]).x)
-        for found in (
-            table.x[i, j],
-            other.x[j, i],
-            *([paired.x[i]] if i == j else []),
-            *([one_signal.x[i]] * (j == 0)),
-        ):
+        for found in (table.x[i, j], other.x[j, i], *([paired.x[i]] if i == j else [])):
             assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
@@ -313,18 +306,6 @@ def test_the_derivative_at_a_sparse_code_is_least_squares_on_its_support(name):
 # Dtypes.
 
 
-def test_float32_gets_the_solution_of_float64_rounded():
-    D, y = matrix("gaussian 8x16").astype(np.float32), normal(0, 8).astype(np.float32)
-    found, wide = (
-        pursuit.basis_pursuit(D, y),
-        pursuit.basis_pursuit(D.astype(np.float64), y.astype(np.float64)),
-    )
-    assert (
-        found.x.dtype == found.gap.dtype == found.residual.dtype == np.float32 and found.converged
-    )
-    assert found.x == pytest.approx(np.asarray(wide.x), rel=2.0**-23)
-
-
 def test_a_float32_signal_of_a_tall_dictionary_is_in_its_range_to_rounding():
     D = matrix("tall").astype(np.float32)
     y = D @ normal(0, 5).astype(np.float32)
@@ -357,16 +338,16 @@ def test_float64_inside_a_scope_and_float32_outside():
     assert found.x.dtype == np.float64 and np.array_equal(found.x, pursuit.basis_pursuit(D, y).x)
 
 
-@pytest.mark.few(1)
-@pytest.mark.parametrize("half", [jnp.bfloat16, np.float16])
-def test_half_precision_is_solved_and_rounded(half):
-    D, y = matrix("gaussian 8x16").astype(half), normal(0, 8).astype(half)
+@pytest.mark.few(2)
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.float16])
+def test_narrower_dtypes_get_the_solution_of_float64_rounded(dtype):
+    D, y = matrix("gaussian 8x16").astype(dtype), normal(0, 8).astype(dtype)
     wide = pursuit.basis_pursuit(D.astype(np.float64), y.astype(np.float64))
-    for solve in (pursuit.basis_pursuit, jax.jit(pursuit.basis_pursuit)):
-        found = solve(D, y)
-        assert found.x.dtype == found.gap.dtype == found.residual.dtype == half
-        assert np.float64(found.x) == pytest.approx(np.asarray(wide.x), rel=2.0**-7)
-        assert found.converged
+    found = pursuit.basis_pursuit(D, y)
+    assert found.x.dtype == found.gap.dtype == found.residual.dtype == dtype
+    rounding = float(jnp.finfo(dtype).eps)
+    assert np.float64(found.x) == pytest.approx(np.asarray(wide.x), rel=rounding)
+    assert found.converged
 
 
 @pytest.mark.few(1)
@@ -512,8 +493,7 @@ def test_the_gradient_goes_through_a_chain():
 # Errors.
 
 
-def test_a_loose_tolerance_stops_earlier_and_says_its_gap():
-    D, y = matrix("gaussian 20x60"), normal(0, 20)
-    for tol in (1e-1, 1e-3, 1e-6):
-        found = pursuit.basis_pursuit(D, y, tol=tol)
-        assert found.converged and found.gap <= tol
+@pytest.mark.parametrize("tol", [1e-1, 1e-3, 1e-6])
+def test_a_code_of_a_loose_tolerance_says_its_gap(tol):
+    found = pursuit.basis_pursuit(matrix("gaussian 8x16"), normal(0, 8), tol=tol)
+    assert found.converged and found.gap <= tol

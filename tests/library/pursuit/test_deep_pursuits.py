@@ -242,13 +242,16 @@ def test_projected_codes_lie_in_the_chain_and_a_signal_of_the_model_stays():
 
 def test_the_pursuit_stops_before_a_code_exceeds_its_sparsity():
     Ds, y = chain(0)
-    free = up.project(Ds, y, sparsity=4)
+    free, held, nothing = (
+        up.project(Ds, y, sparsity=s)
+        for s in (4, (6, 4), (2, 4))  # in every column of D_2 are three nonzeros
+    )
     assert np.count_nonzero(free.xs[0]) > 6 and free.steps == 4
-    held = up.project(Ds, y, sparsity=(6, 4))
     assert np.count_nonzero(held.xs[0]) <= 6 and 1 <= held.steps < 4 and held.converged
-    expected = up.project(Ds, y, sparsity=int(held.steps))
-    assert_allclose(held.xs[1], expected.xs[1], atol=1e-14)
-    nothing = up.project(Ds, y, sparsity=(2, 4))  # three nonzeros in every column
+    S = np.flatnonzero(held.xs[1])
+    assert len(S) == held.steps and set(S) < set(np.flatnonzero(free.xs[1]).tolist())
+    least = np.linalg.lstsq(product(Ds)[:, S], y, rcond=None)[0]
+    assert_allclose(np.asarray(held.xs[1])[S], least, atol=1e-13)
     assert nothing.steps == 0 and not np.any(nothing.xs[1])
 
 

@@ -114,23 +114,22 @@ def test_restart_helps_where_momentum_overshoots():
 
 def test_the_momentum_counter_restarts_when_it_points_uphill():
     D, y = np.eye(2), np.array([1.0, 0.0])
-    state = pursuit.Momentum(jnp.array([2.0, 0.0]), jnp.array([3.0, 0.0]), jnp.asarray(5.0))
+    step = jax.jit(lambda state: pursuit.fista_step(D, y, state, 1.0, 0.0, restart=True))
+    state = pursuit.Momentum(np.array([2.0, 0.0]), np.array([3.0, 0.0]), 5.0)
     # From z = (3, 0) the step goes to (1, 0): z - x_new = (2, 0), x_new - x = (-1, 0): downhill, t
     # goes on.
-    on = pursuit.fista_step(D, y, state, 1.0, 0.0, restart=True)
-    assert on.t == pytest.approx((1 + np.sqrt(101)) / 2)
+    assert step(state).t == pytest.approx((1 + np.sqrt(101)) / 2)
     # From x = (0, 0): x_new - x = (1, 0), uphill: t = 1, no extrapolation.
-    off = pursuit.fista_step(D, y, state._replace(x=jnp.zeros(2)), 1.0, 0.0, restart=True)
-    assert off.t == pytest.approx((1 + np.sqrt(5)) / 2) and off.z.tolist() == off.x.tolist() == [
-        1,
-        0,
-    ]
+    off = step(state._replace(x=np.zeros(2)))
+    assert off.t == pytest.approx((1 + np.sqrt(5)) / 2)
+    assert off.z.tolist() == off.x.tolist() == [1, 0]
 
 
 def test_the_momentum_counter_goes_on_in_half_precision():
     """Its square would leave the range after 128 steps without a restart."""
-    x, counter = jnp.ones(2, jnp.float16), jnp.asarray(200, jnp.float16)
-    state = pursuit.extrapolated(pursuit.Momentum(x, x, counter), 2 * x, restart=False)
+    x, counter = np.ones(2, np.float16), np.float16(200)
+    after = jax.jit(lambda state: pursuit.extrapolated(state, 2 * state.x, restart=False))
+    state = after(pursuit.Momentum(x, x, counter))
     assert state.t == 200.5 and state.z == pytest.approx(3, abs=0.01)
 
 
