@@ -354,41 +354,6 @@ def test_weights_of_any_size_are_a_smaller_lam(small):
     assert plain.X.any()
 
 
-IMAGES = np.ones((2, 3, 9, 9))
-
-
-@pytest.mark.parametrize(
-    ("images", "filters", "options", "message"),
-    [
-        (IMAGES, (4, 3, 10, 2), {}, r"filters of shape \(10, 2\) are longer than images of"),
-        (IMAGES, (4, 2, 3, 3), {}, "have 3 channels but filters have 2"),
-        (IMAGES[:, 0], (4, 3, 3, 3), {}, "have 1 channels but filters have 3"),
-        *((IMAGES, shape, {}, "images have shape") for shape in ((4, 3), (4,), 4)),
-        *((bad, (4, 3, 3, 3), {}, "images have shape") for bad in (IMAGES[0, 0], IMAGES[:0])),
-        (IMAGES, (4, 3, 0, 3), {}, "filters must be at least 1"),
-        (IMAGES, np.full((4, 3, 3, 3), np.nan), {}, "filters has NaN"),
-        (np.full_like(IMAGES, np.nan), (4, 3, 3, 3), {}, "images has NaN or infinite entries"),
-        *((IMAGES, (4, 3, 3, 3), {"lam": lam}, "lam must be positive") for lam in (0.0, np.nan)),
-        (IMAGES, (4, 3, 3, 3), {"boundary": "same"}, "unknown boundary 'same'"),
-        (IMAGES, (4, 3, 3, 3), {"stride": 0}, "stride must be at least 1"),
-        (IMAGES, (4, 3, 3, 3), {"mask": np.ones((2, 9), bool)}, "mask has shape"),
-        (IMAGES, (4, 3, 3, 3), {"weights": -np.ones(2)}, "weights must be non-negative"),
-        (IMAGES, (4, 3, 3, 3), {"sweeps": -1}, "sweeps must be at least 0"),
-    ],
-)
-def test_bad_input_is_refused(images, filters, options, message):
-    with pytest.raises(ValueError, match=message):
-        learn(images, filters, **{"lam": 0.1, **options})
-
-
-def test_sizes_and_masks_of_another_kind_and_traced_images_are_type_errors():
-    for filters, options in (((4, 3.5, 3, 3), {}), ((4, 3, 3, 3), {"mask": IMAGES})):
-        with pytest.raises(TypeError, match="convolutional: "):
-            learn(IMAGES, filters, lam=0.1, **options)
-    with pytest.raises(TypeError, match="outside jit"):
-        jax.jit(lambda images: learn(images, (4, 3, 3, 3), lam=0.1))(IMAGES)
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("as_users_compile")
 @pytest.mark.parametrize(

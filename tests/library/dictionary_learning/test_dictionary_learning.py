@@ -675,79 +675,7 @@ def test_a_learned_dictionary_is_certified_saved_and_trained(name, tmp_path):
         assert ur.analytic.certify(ur.dictionaries.normalize(D)[0]).mu_W <= 1 + 1e-9
 
 
-# Bad input
-
-HOLES = np.where(MASK, Y, np.nan)
-CASES = [
-    (lambda: dl.ksvd(Y[:5], D_ATOMS, sparsity=2), "d is 18 but there are 5 signals"),
-    (lambda: dl.mod(Y, D_ATOMS, sparsity=0), "sparsity must be at least 1, got 0"),
-    (lambda: dl.ksvd(Y, D_ATOMS, sparsity=M + 1), "sparsity is 13; expected at most 12"),
-    (lambda: dl.ksvd(Y, 3, sparsity=4), "sparsity is 4; expected at most 3"),
-    (lambda: dl.ksvd(HOLES, D_ATOMS, sparsity=2), "NaN or infinite entries.*as `mask`"),
-    (lambda: dl.ksvd(Y[0], D_ATOMS, sparsity=2), r"Y has shape \(12,\)"),
-    (lambda: dl.ksvd(Y, D_ATOMS, sparsity=2, start="svd"), "unknown start 'svd'"),
-    (lambda: dl.ksvd(Y, D_ATOMS, sparsity=2, start=np.eye(M)), r"start has shape \(12, 12\)"),
-    (lambda: dl.ksvd(Y, D_ATOMS, sparsity=2, weights=-MASK.astype(float)), "non-negative"),
-    (lambda: dl.ksvd(Y, D_ATOMS, sparsity=2, mask=MASK[:, 1:]), r"mask has shape \(240, 11\)"),
-    (lambda: dl.ksvd(Y, D_ATOMS, sparsity=2, mask=0 * MASK > 0), "all weights are zero"),
-    (lambda: dl.ksvd(Y, 4, sparsity=2, resume=learn("ksvd")), "resume is not of 4 atoms"),
-    (lambda: dl.online([], 4, lam=0.1), "the stream ended after 0 signals; expected at least 4"),
-    (lambda: dl.online(BATCHES[:1], 40, lam=0.1), "ended after 30 signals; expected at least 40"),
-    (lambda: dl.online(BATCHES, 4, lam=0.0), "lam must be positive"),
-    (lambda: dl.online(BATCHES, 4, lam=0.1, forgetting=-1), "forgetting must be non-negative"),
-    (lambda: dl.online([Y, Y[:, 1:]], 4, lam=0.1), "batch 2 has signals of length 11"),
-    (lambda: dl.online([(Y, Y, Y)], 4, lam=0.1), "a batch has 3 parts"),
-    (lambda: dl.online([Y], 4, lam=0.1, resume=learn("ksvd")), "not a result of `online`"),
-    (
-        lambda: dl.sparse_ksvd(Y, np.eye(5), 6, sparsity=2, atom_sparsity=2),
-        "base has shape .5, 5. but signals have length 12",
-    ),
-    (
-        lambda: dl.sparse_ksvd(Y, np.eye(M), 6, sparsity=2, atom_sparsity=13),
-        "atom_sparsity is 13; expected at most 12",
-    ),
-    (lambda: dl.double_sparse(Y, 300, sparsity=1, atom_sparsity=2), "d is 300"),
-    (lambda: dl.double_sparse(Y, 6, sparsity=7, atom_sparsity=2), "sparsity is 7"),
-    (lambda: dl.double_sparse(Y, 6, sparsity=1, atom_sparsity=2, rate=0), "rate must be in"),
-    (
-        lambda: dl.double_sparse(Y, 6, sparsity=1, atom_sparsity=2, base=2 * np.eye(M)),
-        "expected an orthonormal base, try sparse_ksvd",
-    ),
-    (
-        lambda: dl.multilayer(Y, [(M, 5), (6, 7)], sparsities=(2, 1)),
-        "D_2 has 6 rows but D_1 has 5 columns",
-    ),
-    (lambda: dl.multilayer(Y, [(5, 5)], sparsities=(2,)), "D_1 has 5 rows but signals have length"),
-    (lambda: dl.multilayer(Y, [(M, 5)], sparsities=(2, 1)), "expected one of each of 1 layers"),
-    (lambda: dl.multilayer(Y, [(M, 5)], sparsities=(0,)), "s_1 must be at least 1"),
-    (lambda: dl.multilayer(Y, [(M, 5)], sparsities=(6,)), "s_1 is 6; expected at most 5"),
-    (
-        lambda: dl.multilayer(Y, [(M, 5), (5, 7)], sparsities=(1, 2)),
-        "s_2 is 2 but s_1 is 1; expected sparsities that do not grow",
-    ),
-    (lambda: dl.unrolled(ur.layers.ista(2), Y, 6, lam=0.1, rate=-1.0), "rate must be positive"),
-    (lambda: dl.multilayer(Y, [], sparsities=()), "at least one dictionary, got none"),
-    (lambda: dl.unrolled(ur.layers.ista(2), Y[:5], 6, lam=0.1), "d is 6 but there are 5 signals"),
-    (lambda: learn("sparse_ksvd", resume=learn("ksvd")), "atoms over another base, or over none"),
-    (  # before memory is taken
-        lambda: dl.sparse_ksvd(Y, np.eye(M), 10**12, sparsity=2, atom_sparsity=2),
-        "d is 1000000000000 but there are 240 signals",
-    ),
-    # Squares of its entries leave the range of float32: all atoms would be zero.
-    *(
-        (
-            lambda c=c: dl.sparse_ksvd(Y, c * np.eye(M), 4, sparsity=2, atom_sparsity=2),
-            "base has columns of norms up to .*; expected numbers near",
-        )
-        for c in (0.0, 1e-23, 1e20)
-    ),
-]
-
-
-@pytest.mark.parametrize("call, message", CASES)
-def test_bad_input_is_a_value_error_that_says_what(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+# Files and streams
 
 
 def test_a_stream_that_ends_before_its_file_is_refused(tmp_path):
@@ -791,19 +719,6 @@ def test_a_file_without_a_folder_is_refused_before_the_first_sweep(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         learn("ksvd", checkpoint=tmp_path / "no" / "c.npz", progress=steps.append)
     assert not steps
-
-
-@pytest.mark.parametrize(
-    "call, message",
-    [
-        (lambda: dl.ksvd(Y, D_ATOMS, sparsity=2, mask=Y), "mask has dtype float64; expected bool"),
-        (lambda: jax.jit(lambda Y: dl.ksvd(Y, 4, sparsity=2))(Y), "traced"),
-        (lambda: jax.jit(lambda lam: dl.online(BATCHES, 4, lam=lam).D)(0.1), "lam must be static"),
-    ],
-)
-def test_a_mask_of_numbers_and_traced_arguments_are_type_errors(call, message):
-    with pytest.raises(TypeError, match=message):
-        call()
 
 
 def test_a_rate_of_float32_is_kept_in_a_checkpoint(tmp_path):
