@@ -110,10 +110,12 @@ def test_a_unique_sparse_code_is_found_with_exact_zeros_off_its_support(name, s)
 # Signals and dictionaries at the edge.
 
 
-def test_an_atom_is_its_own_code():
-    D = matrix("gaussian 8x16")
-    found = pursuit.basis_pursuit(D, 2 * D[:, 3])
-    assert found.x == pytest.approx(2 * np.eye(16)[3], abs=1e-9) and found.converged
+@pytest.mark.parametrize("scale, of_atoms", [(1, 1), (0, 1), (1e-200, 1), (1e100, 1), (1, 1e50)])
+def test_an_atom_is_its_own_code_at_every_scale(scale, of_atoms):
+    D = of_atoms * matrix("gaussian 8x16")
+    found = pursuit.basis_pursuit(D, 2 * scale * D[:, 3])
+    assert found.converged and np.asarray(found.x)[3] == pytest.approx(2 * scale, rel=1e-9)
+    assert not np.delete(np.asarray(found.x), 3).any()
 
 
 @pytest.mark.few(2)
