@@ -13,7 +13,7 @@ from scipy import stats
 
 from unrolled import dictionaries
 from unrolled.theory import error_bar, gaussian_conditioning
-from unrolled.theory._local_rate import _law
+from unrolled.theory._spectra import _law
 
 
 @pytest.mark.parametrize(
