@@ -11,7 +11,6 @@ import numpy as np
 
 from unrolled import theory
 from unrolled._base import checks, text
-from unrolled._base.arguments import checked
 from unrolled._base.checks import Array
 from unrolled._base.numbers import UP, largest, lost_below
 from unrolled._base.programs import host_function, program
@@ -103,7 +102,7 @@ def _measured(W: Dictionary, D: Dictionary) -> tuple[Array, ...]:
     return mu, C, eta, omega, column_norms(D)
 
 
-@checked
+@host_function
 def plan(
     Ds: Sequence[Dictionary],
     *,

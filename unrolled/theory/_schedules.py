@@ -303,7 +303,7 @@ def error_bar(
     return ErrorBar(linf, l2, l1, any(bar.holds for bar in bars))
 
 
-@checked
+@host_function
 def code_bound(
     W: Dictionary, D: Dictionary, y: ArrayLike, *, sparsity: int, noise: ArrayLike = 0.0
 ) -> float:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unrolled import activations, analytic, dictionaries, layers, networks, theory
+from unrolled import analytic, dictionaries, layers, networks, theory
 from unrolled.layers import StepAndThreshold, Threshold, Unrolled, Weights, WeightsAndThreshold
 
 EPS = np.finfo(np.float64).eps
@@ -410,35 +410,6 @@ def test_chains_hand_on_what_a_layer_leaves(scaled):
     assert (
         one[0].error.tolist() == found[0].error.tolist() and one[1].error[-1] < found[1].error[-1]
     )
-
-
-def test_certify_refuses():
-    D = np.eye(3)
-    layer, params = layers.lista_cp(1), Unrolled(Weights(jnp.eye(3)), Threshold(jnp.ones(1)))
-    problem = dict(sparsity=1, bound=1.0)
-    fista = layers.fista(1)
-    with pytest.raises(TypeError, match="certify: a step of fista"):
-        theory.certify(fista, fista.init(None, D), D, **problem)
-    with pytest.raises(ValueError, match="expected the activation relu"):
-        theory.certify(layers.lista_cp(1, activation=activations.silu), params, D, **problem)
-    for options, error in (
-        ({"sparsity": -1}, ValueError), ({"sparsity": 1.0}, TypeError),
-        ({"bound": -1.0}, ValueError), ({"bound": np.inf}, ValueError),
-        ({"noise": np.nan}, ValueError), ({"noise": -1.0}, ValueError),
-    ):  # fmt: skip
-        with pytest.raises(error, match="certify"):
-            theory.certify(layer, params, D, **{**problem, **options})
-    with pytest.raises(ValueError, match="params or D has NaN"):
-        theory.certify(layer, params._replace(steps=Threshold(jnp.full(1, np.inf))), D, **problem)
-    with pytest.raises(TypeError, match="traced"):
-        jax.jit(lambda D: theory.certify(layer, params, D, **problem).error)(D)
-    with pytest.raises(ValueError, match="depth 2"):
-        theory.certify(layers.lista_cp(2), params, D, **problem)
-    network = networks.dsc([layer, layer])
-    with pytest.raises(ValueError, match="certify: expected 2 sparsity"):
-        theory.certify(network, (params, params), (D, D), sparsity=1, bound=(1.0, 1.0))
-    with pytest.raises(ValueError, match="certify: expected 2 D"):
-        theory.certify(network, (params, params), (D,), sparsity=(1, 1), bound=(1.0, 1.0))
 
 
 class _shifted(layers.lista_cp):

@@ -85,13 +85,6 @@ def test_mutual_coherence_of_duplicate_or_opposite_columns_is_one_and_never_abov
         assert 1 - 7 * np.finfo(dtype).eps <= mu <= 1
 
 
-def test_a_zero_column_is_refused_where_values_are_known_and_nan_under_jit():
-    D = np.eye(3, 4)
-    with pytest.raises(ValueError, match=r"atoms \[3\] are zero"):
-        theory.mutual_coherence(D)
-    assert math.isnan(jax.jit(theory.mutual_coherence)(D))
-
-
 @jax.jit
 def everything(W, D):
     """What theory says about a pair, and the pair as matrices, from one compilation."""
@@ -180,41 +173,6 @@ def test_coherence_promotes_mixed_dtypes_and_batches():
     assert mus == pytest.approx(float(theory.coherence(D, D).mu_W), abs=6 * EPS)
 
 
-def test_cut_atoms_at_a_zero_boundary_are_refused():
-    D = dictionaries.Conv(np.ones((1, 1, 3)), 8, boundary="zero")
-    for check in (theory.mutual_coherence, lambda D: theory.coherence(D, D)):
-        with pytest.raises(ValueError, match="cuts the atoms at the border"):
-            check(D)
-
-
-def test_coherence_refuses_other_shapes_and_atoms_off_unit_norm():
-    D = jnp.asarray(unit(np.random.default_rng(8).normal(size=(4, 6))))
-    with pytest.raises(ValueError, match=r"Did you pass W\.T\?"):
-        theory.coherence(D.T, D)
-    with pytest.raises(ValueError, match="they must agree"):
-        theory.coherence(D[:, :5], D)
-    with pytest.raises(ValueError, match="normalize"):
-        theory.coherence(D, D * 1.001)
-    theory.coherence(D, D * 1.00005)  # within 1e-4
-    with pytest.raises(ValueError, match="are zero"):
-        theory.coherence(D, D.at[:, 0].set(0.0))
-
-
-@pytest.mark.parametrize(
-    "D, error",
-    [
-        (np.ones(3), ValueError),
-        (np.ones((3, 0)), ValueError),
-        (np.full((2, 2), np.nan), ValueError),
-        (np.eye(2) * 1j, TypeError),
-        ("D", TypeError),
-    ],
-)
-def test_what_is_not_a_dictionary_is_refused(D, error):
-    with pytest.raises(error, match="mutual_coherence"):
-        theory.mutual_coherence(D)
-
-
 # Babel function and spark.
 
 
@@ -292,29 +250,11 @@ def test_the_gradient_of_babel_matches_finite_differences():
     assert np.vdot(jax.grad(f)(X), direction) == pytest.approx(float(numeric), rel=1e-7)
 
 
-def test_babel_errors():
-    D = np.eye(3)
-    for s, error in ((-1, ValueError), (1.0, TypeError), (True, TypeError), (None, TypeError)):
-        with pytest.raises(error, match="babel: s must be"):
-            theory.babel(D, s)
-    with pytest.raises(TypeError, match="static"):
-        jax.jit(theory.babel)(D, 1)
-    with pytest.raises(ValueError, match="normalize"):
-        theory.babel(2 * D, 1)
-    with pytest.raises(ValueError, match=r"atoms \[2\] are zero"):
-        theory.babel(np.eye(2, 3), 1)
-    with pytest.raises(ValueError, match="cuts the atoms"):
-        theory.babel(dictionaries.Conv(np.ones((1, 1, 3)), 8, boundary="zero"), 1)
-
-
 def test_spark_bound_by_hand():
     assert [theory.spark_bound(mu) for mu in (1.0, 0.5, 0.0)] == [2, 3, math.inf]
     assert theory.spark_bound(jnp.asarray(0.25)) == 5 and isinstance(
         theory.spark_bound(0.25), float
     )
-    for bad in (-0.1, math.nan):
-        with pytest.raises(ValueError, match="mu must be non-negative"):
-            theory.spark_bound(bad)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -352,22 +292,9 @@ def test_the_welch_bound_is_below_every_mu_W(seed):
         assert theory.coherence(W, D).mu_W >= theory.welch_bound(m, d)
 
 
-def test_welch_bound_of_few_atoms_is_zero_and_of_bad_sizes_an_error():
-    assert [theory.welch_bound(*shape) for shape in ((4, 4), (5, 3), (3, 1), (1, 1))] == [
-        0,
-        0,
-        0,
-        0,
-    ]
+def test_welch_bound_of_few_atoms_is_zero():
+    assert not any(theory.welch_bound(*shape) for shape in ((4, 4), (5, 3), (3, 1), (1, 1)))
     assert theory.welch_bound(1, 2) == 1
-    for m, d, error in (
-        (0, 3, ValueError),
-        (3, 0, ValueError),
-        (2.0, 3, TypeError),
-        (True, 3, TypeError),
-    ):
-        with pytest.raises(error, match="welch_bound"):
-            theory.welch_bound(m, d)
 
 
 # Sparsity.
@@ -400,19 +327,6 @@ def test_max_sparsity_is_what_the_schedule_admits():
             theory.schedule(mu, 1.0, sparsity=k, bound=1.0, depth=0).holds for k in (s, s + 1)
         ]
         assert admitted == [True, False]
-
-
-@pytest.mark.parametrize("mu", [-0.1, math.nan])
-def test_a_negative_or_nan_coherence_is_refused(mu):
-    for function in (theory.sparsity_bound, lambda mu: theory.max_sparsity(mu, 5)):
-        with pytest.raises(ValueError, match="mu must be non-negative"):
-            function(mu)
-
-
-def test_max_sparsity_needs_a_dictionary_size():
-    for d, error in ((0, ValueError), (2.5, TypeError)):
-        with pytest.raises(error, match="max_sparsity"):
-            theory.max_sparsity(0.1, d)
 
 
 # Rounding guard.
@@ -511,37 +425,7 @@ def test_rounding_guard_of_a_kernel_that_wraps_onto_itself_is_no_smaller():
     assert theory.rounding_guard(D, D, sparsity=1, bound=1.0) >= expected * (1 - ROUNDING)
 
 
-def test_rounding_guard_errors():
-    D = np.eye(3)
-    cases = (
-        ({"sparsity": -1}, ValueError),
-        ({"sparsity": 1.0}, TypeError),
-        ({"bound": -1.0}, ValueError),
-        ({"bound": math.nan}, ValueError),
-        ({"noise": -1.0}, ValueError),
-        ({"noise": math.nan}, ValueError),
-        ({"precision": "fp8"}, ValueError),
-    )
-    for options, error in cases:
-        with pytest.raises(error, match="rounding_guard"):
-            theory.rounding_guard(D, D, **{"sparsity": 1, "bound": 1.0, **options})
-
-
 # Host functions.
-
-
-@pytest.mark.parametrize("function", [
-    theory.sparsity_bound,
-    lambda t: theory.max_sparsity(t, 5),
-    theory.spark_bound,
-    lambda t: theory.max_sparsity(0.1, t),
-    lambda t: theory.welch_bound(3, t),
-    lambda t: theory.rounding_guard(t * np.eye(3), np.eye(3), sparsity=1, bound=1.0),
-    lambda t: theory.rounding_guard(np.eye(3), np.eye(3), sparsity=1, bound=t),
-])  # fmt: skip
-def test_host_functions_refuse_tracers(function):
-    with pytest.raises(TypeError):
-        jax.jit(function)(1.0)
 
 
 def test_babel_of_equal_atoms_is_one_whatever_their_norms():

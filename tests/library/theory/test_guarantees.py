@@ -324,23 +324,6 @@ def test_violated_hypotheses_leave_finite_params_at_depth():
     assert np.isfinite(np.asarray(params.steps.theta)).all()
 
 
-def test_analytic_refuses_bad_classes():
-    D = load("paley").D
-    for options in (
-        {"sparsity": 63},
-        {"sparsity": -1},
-        {"bound": -1.0},
-        {"noise": math.nan},
-        {"depth": -1},
-    ):
-        with pytest.raises(ValueError):
-            analytic.lista_cp(D, **{"depth": 2, "sparsity": 1, "bound": 1.0, **options})
-    with pytest.raises(ValueError, match="normalize"):
-        analytic.lista_cp(2 * D, depth=2, sparsity=1, bound=1.0)
-    with pytest.raises(ValueError, match="they must agree"):
-        analytic.lista_cp(D, depth=2, sparsity=1, bound=1.0, W=D[:, :9])
-
-
 # Theorems 15 and 10: other activations.
 
 
@@ -488,13 +471,3 @@ def test_a_long_chain_reaches_1e_11_without_false_positives():
     for found, truth, x in zip(schedules, (X1, X2), codes):
         assert not np.asarray(x)[truth == 0].any()
         assert np.abs(np.asarray(x) - truth).sum(1).max() <= found.error[-1] <= 1e-11
-
-
-def test_chains_check_their_shapes():
-    D = load("paley").D
-    with pytest.raises(ValueError, match="D_1 has shape .* but D_2"):
-        analytic.dsc([D, D], depths=[1, 1], sparsities=[1, 1], bounds=[1.0, 1.0])
-    for name in ("depths", "sparsities", "bounds", "noises"):
-        options = {"depths": [1], "sparsities": [1], "bounds": [1.0], name: [1, 1]}
-        with pytest.raises(ValueError, match=f"{name} has length 2; expected 1"):
-            analytic.dsc([D], **options)

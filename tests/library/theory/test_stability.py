@@ -333,25 +333,6 @@ def test_perturbed_dictionaries_enter_through_eps():
         )
 
 
-def test_perturbed_eps_checks_its_arguments():
-    D, x = np.eye(3), np.zeros(3)
-    assert perturbed_eps([D], [D], [x], 0.5).tolist() == [0.5]
-    with pytest.raises(
-        ValueError, match=r"D_1 has shape \(3, 3\), its perturbation \(3, 2\) and its code \(3,\)"
-    ):
-        perturbed_eps([D], [D[:, :2]], [x])
-    with pytest.raises(ValueError, match=r"its code \(4,\)"):
-        perturbed_eps([D], [D], [np.zeros(4)])
-    with pytest.raises(ValueError, match="Ds_perturbed has length 2; expected 1"):
-        perturbed_eps([D], [D, D], [x])
-    with pytest.raises(ValueError, match="xs has length 0; expected 1"):
-        perturbed_eps([D], [D], [])
-    with pytest.raises(ValueError, match="x_1 has NaN or infinite entries"):
-        perturbed_eps([D], [D], [x * math.nan])
-    with pytest.raises(TypeError, match="runs on the host"):
-        jax.jit(lambda x: perturbed_eps([D], [D], [x]))(x)
-
-
 # Bounds that skip layers
 
 
@@ -415,12 +396,6 @@ def test_products_that_bound_nothing():
     found = product_stability([D1, D2], 0, 1.0, 1.0)
     assert found.holds and found.delta == 0
     assert not product_stability([D1], 1, 0.0, 1.0).holds  # mu = 1
-    with pytest.raises(ValueError, match=r"sparsities\[0\] is 3 but D_1 has 2 atoms"):
-        product_stability([D1, D2], 3, 0.0, 0.0)
-    with pytest.raises(ValueError, match="delta must be non-negative"):
-        product_stability([D1, D2], 1, 0.0, -1.0)
-    with pytest.raises(TypeError, match="runs on the host"):
-        jax.jit(lambda D: product_stability([D], 1, 0.0, 0.0))(D1)
 
 
 def on_supports(rng, n):
@@ -509,10 +484,6 @@ def test_supports_that_determine_nothing_or_everything():
     assert found.holds and found.delta == 0 and found.sigma_min == math.inf
     found = holistic_stability(Ds, [[0], [0]], math.inf, 1.0)
     assert not found.holds and found.delta == math.inf
-    with pytest.raises(ValueError, match="S_1 is"):
-        holistic_stability(Ds, [[4], [0]], 0.0, 0.0)
-    with pytest.raises(TypeError, match="runs on the host"):
-        jax.jit(lambda D: holistic_stability([D], [[0]], 0.0, 0.0))(Ds[1])
 
 
 # Structured dictionaries and bad input
@@ -532,35 +503,3 @@ def test_structured_dictionaries_have_the_bounds_of_their_matrices():
     one = product_stability(Ds, 1, 0.1, 0.2)
     assert one.nu == pytest.approx(1.0) and one.mu == pytest.approx(mu, rel=1e-7)
     assert one.eps == pytest.approx(0.1 + 0.1 * math.sqrt(1 + mu)) and one.holds
-
-
-def test_stability_refuses_bad_chains_and_numbers():
-    Ds, s = chain("two layers")
-    with pytest.raises(
-        ValueError, match=r"stability: D_1 has shape \(32, 64\) but D_2 has shape \(32, 64\)"
-    ):
-        stability([Ds[0], Ds[0]], s, 0.0, 0.0)
-    with pytest.raises(ValueError, match=r"sparsities\[1\] is 61 but D_2 has 60 atoms"):
-        stability(Ds, [3, 61], 0.0, 0.0)
-    with pytest.raises(ValueError, match="norms in .* try dictionaries.normalize"):
-        stability([Ds[0], 2 * Ds[1]], s, 0.0, 0.0)
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        stability([Ds[0] * math.nan, Ds[1]], s, 0.0, 0.0)
-    for eps, eps0 in ((-1.0, 0.0), ([0.0, math.nan], 0.0), (0.0, -1.0), (0.0, math.nan)):
-        with pytest.raises(ValueError, match="must be non-negative and not NaN"):
-            stability(Ds, s, eps, eps0)
-    with pytest.raises(ValueError, match="eps has length 3; expected 2, one per layer"):
-        stability(Ds, s, [0.0] * 3, 0.0)
-    with pytest.raises(ValueError, match="Ws has length 1; expected 2"):
-        stability(Ds, s, 0.0, 0.0, Ws=[Ds[0]])
-    with pytest.raises(ValueError, match="W has shape .* but D has shape"):
-        stability(Ds, s, 0.0, 0.0, Ws=[Ds[0][:, :9], None])
-    with pytest.raises(TypeError, match="runs on the host"):
-        jax.jit(lambda e: stability(Ds, s, 0.0, e))(0.1)
-    with pytest.raises(TypeError, match="runs on the host"):
-        jax.jit(lambda W: stability(Ds, s, 0.0, 0.1, Ws=[W, None]))(Ds[0])
-    for function in (noise_stability, model_stability):
-        with pytest.raises(ValueError, match="sparsities has length 1; expected 2"):
-            function(Ds, [1], 0.0)
-        with pytest.raises(ValueError, match="must be non-negative"):
-            function(Ds, s, -1.0)

@@ -230,34 +230,6 @@ def test_of_a_dictionary_without_random_singular_vectors_it_does_not_hold(name, 
     assert re.match(r"the median of 256 drawn signals is -.* dB after step \d", found.reason)
 
 
-@pytest.mark.parametrize(
-    "options, error, message",
-    [
-        (dict(probability=0.0), ValueError, "probability must be above 0 and below 1, got 0"),
-        (dict(probability=1.0), ValueError, "probability must be above 0 and below 1, got 1"),
-        (dict(probability=math.nan), ValueError, "probability must be"),
-        (dict(variance=0.0), ValueError, "variance must be above 0"),
-        (dict(noise=-1.0), ValueError, "noise must be non-negative"),
-        (dict(noise=math.inf), ValueError, "noise"),
-        (dict(layer=ur.alista(2)), TypeError, r"alista\(2\) has no state evolution; expected lamp"),
-        (dict(layer=layers.alista_at(2)), TypeError, "no state evolution"),
-        (dict(layer=layers.lamp(2, activation="silu")), TypeError, "no state evolution"),
-        (dict(layer="lamp"), TypeError, "no state evolution"),
-        (dict(D=2 * jnp.eye(3)), ValueError, "normalize"),
-        (dict(D=dictionaries.Conv(np.ones((1, 1, 1)), 4)), TypeError, "D is a Conv; expected an"),
-    ],
-)
-def test_what_it_does_not_cover_is_refused(D, options, error, message):
-    given = dict(layer=layers.lamp(2), D=D, probability=0.1) | options
-    with pytest.raises(error, match=message):
-        state_evolution(given.pop("layer"), given.pop("D"), **given)
-
-
-def test_a_traced_dictionary_is_refused(D):
-    with pytest.raises(TypeError, match="state_evolution"):
-        jax.jit(lambda D: state_evolution(layers.lamp(2), D, probability=0.1).nmse)(D)
-
-
 # Params without a sample.
 
 
@@ -279,19 +251,6 @@ def test_params_of_message_passing_warn_off_its_hypotheses():
     off = dictionaries.ill_conditioned(jax.random.key(0), 40, 80, 50.0)
     with pytest.warns(analytic.HypothesisWarning, match="the spectrum of D is not"):
         analytic.lamp(off, 2, probability=0.1)
-
-
-@pytest.mark.parametrize("make", [analytic.lamp, analytic.alista_at])
-def test_bad_input_of_params_from_state_evolution(make, D):
-    for options, message in (
-        (dict(probability=1.0), "probability must be above 0 and below 1, got 1"),
-        (dict(probability=0.1, margin=0.5), "margin must be at least 1, got 0.5"),
-        (dict(probability=0.1, variance=-1.0), "variance must be above 0"),
-        (dict(probability=0.1, depth=-1), "depth"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            make(D, **dict(depth=2) | options)
-    assert make(D, 2, probability=0.9).steps is not None  # 1.5 times as many would be all
 
 
 @pytest.mark.slow
@@ -380,8 +339,6 @@ def test_what_is_no_number_is_refused(D):
     broken = start._replace(steps=start.steps._replace(alpha=jnp.full(2, jnp.nan)))
     with pytest.raises(ValueError, match="params has NaN"):
         state_evolution(layer, D, probability=0.1, params=broken)
-    with pytest.raises(ValueError, match=r"at most 1e\+100 times the variance 1 of the codes"):
-        state_evolution(layer, D, probability=0.1, noise=1e300)
     for name in FAMILIES:
         assert np.isfinite(
             state_evolution(FAMILIES[name](2), D, probability=0.1, noise=1e90).nmse
