@@ -246,7 +246,7 @@ def test_no_member_breaks_the_bounds_of_its_atoms(name, noise):
     for s in (1, 2):
         found = p.atoms(sparsity=s, bound=1.0, noise=noise, depth=50, guard=p.guard(s))
         assert found.holds
-        X = members(rng, p, 1500, s)
+        X = members(rng, p, 400, s)
         assert_certified(p, found, X, signals(p, X, l1_noise(rng, p, len(X), noise)))
 
 
@@ -260,7 +260,7 @@ def tiny(rng):
 
 def test_tiny_pairs_stay_under_the_recursion_whether_it_contracts_or_not():
     rng, tightest = np.random.default_rng(30), 0.0
-    for trial in range(500):
+    for trial in range(300):
         p = tiny(rng)
         s, noise = int(rng.integers(1, min(3, p.D.shape[1]) + 1)), 0.1 * (trial % 2)
         found = p.atoms(sparsity=s, bound=1.0, noise=noise, depth=6)
@@ -283,9 +283,9 @@ def test_schedules_per_atom_contract_where_the_worst_atom_does_not():
     options = dict(sparsity=2, bound=1.0, depth=100, guard=p.guard(2))
     found = p.atoms(**options)
     assert found.holds and not p.common(**options).holds
-    X = members(rng, p, 1000, 2)
-    X[:500] *= 0  # half of the codes contain the poor atom
-    X[:500, 0], X[np.arange(500), rng.integers(1, 48, 500)] = 1, -1
+    X = members(rng, p, 400, 2)
+    X[:200] *= 0  # half of the codes contain the poor atom
+    X[:200, 0], X[np.arange(200), rng.integers(1, 48, 200)] = 1, -1
     assert_certified(p, found, X, signals(p, X))
     assert found.error[-1] < 1e-3
 
@@ -383,7 +383,7 @@ def test_noise_of_a_given_l2_norm_stays_under_the_bounds_of_omega(name):
     for s in (1, 2):
         options = dict(sparsity=s, bound=1.0, noise=delta, depth=50, eta=p.eta, guard=p.guard(s))
         found = schedule(p.mu, theory.noise_gain(p.W), **options)
-        X = members(rng, p, 1500, s)
+        X = members(rng, p, 400, s)
         Y = signals(p, X, l2_noise(rng, p, len(X), delta))
         assert_certified(p, found, X, Y)
         for k, codes in enumerate(iterates(p.D, p.W, found.theta, Y), start=1):
@@ -428,9 +428,9 @@ def test_the_support_is_found_from_the_promised_step_on(name, s, noise):
     for smallest in (0.9, 0.3, 0.15):
         promised = found.steps_to_support(smallest, sparsity=s)
         assert 1 <= promised <= depth and found.error[promised] / s < smallest
-        X = members(rng, p, 700, s, least=smallest)
+        X = members(rng, p, 200, s, least=smallest)
         # All nonzeros as small as allowed.
-        X[:100] *= smallest / np.abs(np.where(X[:100] == 0, 1, X[:100]))
+        X[:50] *= smallest / np.abs(np.where(X[:50] == 0, 1, X[:50]))
         codes = list(
             iterates(p.D, p.W, found.theta, signals(p, X, l1_noise(rng, p, len(X), noise)))
         )
@@ -581,8 +581,8 @@ def test_inside_the_class_the_support_bound_holds_for_all_k():
     # mu)^k.
     p, rng, s, delta = load("paley"), np.random.default_rng(14), 4, 0.05
     found = p.common(sparsity=s, bound=1.0, noise=delta, depth=60)
-    X = members(rng, p, 2000, s)
-    E, other = l1_noise(rng, p, 2000, delta), l1_noise(rng, p, 2000, delta)
+    X = members(rng, p, 400, s)
+    E, other = l1_noise(rng, p, 400, delta), l1_noise(rng, p, 400, delta)
     bound, worst = theory.support_bound(p.mu, p.C, size=s), 0.0
     for x, z in zip(*(iterates(p.D, p.W, found.theta, signals(p, X, e)) for e in (E, other))):
         assert not x[X == 0].any() and not z[X == 0].any()
@@ -618,7 +618,7 @@ def objective(D, z, X, gamma):
 def test_the_objective_stays_within_its_bound_on_both_sides(name, gamma):
     p, rng, s = load(name), np.random.default_rng(15), 2
     found = p.common(sparsity=s, bound=1.0, noise=0.02, depth=25, guard=p.guard(s))
-    X = members(rng, p, 1000, s)
+    X = members(rng, p, 300, s)
     z = signals(p, X)
     bounds = [
         theory.objective_bound(p.D, e, sparsity=s, gamma=gamma) for e in found.error[[0, 1, 5, 25]]

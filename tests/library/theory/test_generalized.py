@@ -18,6 +18,7 @@ from unrolled import analytic, dictionaries, linear_programs, theory, training
 
 EPS = np.finfo(np.float64).eps
 TOL = 1e-6  # the default gap
+LARGE = "dct 64x256"
 
 KNOWN = {  # mu~ in closed form
     "paley": 1 / math.sqrt(13),
@@ -30,7 +31,10 @@ KNOWN = {  # mu~ in closed form
     "one atom": 0.0,
     "one entry": 0.0,
 }
-every_dictionary = pytest.mark.parametrize("name", oracles.DICTIONARIES)
+every_dictionary = pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n == LARGE else ()) for n in oracles.DICTIONARIES],
+)
 
 
 @cache
@@ -71,7 +75,7 @@ def subset(found, atoms):
 @every_dictionary
 @pytest.mark.parametrize("value", [oracles.least_coherence, oracles.least_coherence_by_duality])
 def test_the_bounds_enclose_the_primal_and_the_dual_value_of_highs(name, value):
-    atoms = oracles.sampled(name, 2 if name == "dct 64x256" else 12)
+    atoms = oracles.sampled(name, 2 if name == LARGE else 12)
     assert_bracketed(subset(solved(name), atoms), name, atoms, value)
 
 
@@ -795,7 +799,7 @@ def test_other_structured_dictionaries_are_answered_by_their_matrix():
 # checked too.
 THIN = {"near duplicate", "rows from 1e-6 to 1", "vandermonde", "bumps"}
 small_dictionaries = pytest.mark.parametrize(
-    "name", [n for n in oracles.DICTIONARIES if n != "dct 64x256"]
+    "name", [n for n in oracles.DICTIONARIES if n != LARGE]
 )
 
 

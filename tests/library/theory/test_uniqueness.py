@@ -416,12 +416,17 @@ def systems(supports, D1, D2):
     return (D1 @ D2)[:, :, supports[1]], np.delete(D2, supports[0], axis=1)[:, :, supports[1]]
 
 
-def recovery_of(supports):
+@functools.cache
+def recovery(*supports):
     return jax.jit(jax.vmap(lambda y, D1, D2: recover_on_supports(y, [D1, D2], supports)))
 
 
+def recovery_of(supports):
+    return recovery(*(tuple(map(int, S)) for S in supports))
+
+
 def test_codes_on_supports_are_exact_where_they_are_unique():
-    supports, D1, D2, X2 = planted(np.random.default_rng(0), 3000)
+    supports, D1, D2, X2 = planted(np.random.default_rng(0), 500)
     X1 = np.einsum("nij,nj->ni", D2, X2)
     found = jax.tree.map(np.asarray, recovery_of(supports)(np.einsum("nij,nj->ni", D1, X1), D1, D2))
     A, K = systems(supports, D1, D2)
@@ -557,8 +562,9 @@ def test_empty_supports():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_product_that_cancels_determines_no_code(dtype):
     """Its entries are the rounding of its terms, so no singular value of theirs counts as one."""
-    supports = [[0, 1, 2], [0]]
-    D1, D2 = np.array([[1, 2, -3], [2, 1, -3], [1, 1, -2]], dtype), np.full((3, 1), 0.1, dtype)
+    supports = [range(4), [0]]
+    D1 = np.array([[1, 2, -3, 0], [2, 1, -3, 0], [1, 1, -2, 0]], dtype)
+    D2 = np.full((4, 1), 0.1, dtype)
     for Ds, S in (((D1, D2), supports), ((dictionaries.Composed(D1, D2),), supports[1:])):
         found = recover_on_supports(np.ones(3, dtype), Ds, S)
         assert not found.unique and not found.xs[-1].any()
