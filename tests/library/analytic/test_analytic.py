@@ -155,23 +155,6 @@ def test_params_per_atom_are_those_of_the_atom_schedule(name, dtype):
     assert fixed.steps.gamma.tolist() == [1] * 20
 
 
-@pytest.mark.few(1)
-@pytest.mark.parametrize("name", EVERY)
-def test_thresholds_per_atom_are_never_above_the_common_ones(name):
-    D, W = load(name)
-    for options in (dict(sparsity=1, noise=0.0), dict(sparsity=2, noise=0.05)):
-        ours, common = (
-            analytic.block_schedule(D, W, depth=30, bound=1.0, per_atom=each, **options)[1]
-            for each in (True, False)
-        )
-        assert ours.holds and common.holds
-        # mu is computed from the atoms of D or from the correlations of its filters.
-        assert (ours.theta <= common.theta[:, None] * (1 + 1e-12)).all()
-        assert (ours.error <= common.error * (1 + 1e-12)).all()
-    if "minimax" in name:
-        assert (ours.theta < 0.95 * common.theta[:, None]).any()
-
-
 @pytest.mark.few(2)
 @pytest.mark.parametrize("name, family", list(zip(EVERY, ["lista_cp", "alista"] * 3)))
 def test_no_member_breaks_the_bounds_per_atom(name, family):
@@ -185,17 +168,6 @@ def test_no_member_breaks_the_bounds_per_atom(name, family):
         assert_certified(
             layer, params, found, D, X, noise_along(rng, certified.W, 500, noise, "l1")
         )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["gaussian, minimax W", "Conv, minimax W"])
-def test_depth_is_harmless_per_atom(name, dtype):
-    D, W = cast(load(name), dtype)
-    options = dict(depth=250, sparsity=1, bound=1.0, per_atom=True)
-    certified, found = analytic.block_schedule(D, W, **options)
-    assert found.error[-1] < 1e4 * np.finfo(dtype).eps
-    X = members(np.random.default_rng(2), D, certified.W, 200, 1)
-    assert_certified(layers.lista_cp(250), analytic.lista_cp(D, W=W, **options), found, D, X)
 
 
 @pytest.mark.slow
@@ -254,13 +226,6 @@ def test_noise_in_l2_stays_under_the_bounds(name, dtype):
         assert_certified(layers.lista_cp(40), params, found, D, X, E)
 
 
-def test_twice_the_noise_in_l2_is_a_false_positive():
-    D, _ = load("hadamard")
-    params = analytic.lista_cp(D, depth=40, sparsity=1, bound=1.0, noise=0.05, noise_norm="l2")
-    codes = iterates(layers.lista_cp(40), params, D, 2 * 0.05 * D.T)
-    assert np.asarray(codes[-1]).any(axis=1).all()
-
-
 def test_noise_in_l2_for_an_activation():
     D, _ = load("hadamard")
     options = dict(
@@ -316,20 +281,6 @@ def test_noise_in_l2_enters_a_chain_as_the_l1_noise_of_equal_weight():
 # Weights.
 
 
-@pytest.mark.slow
-def test_minimax_weights_are_those_of_the_generalized_coherence():
-    D, W = load("gaussian, minimax W")
-    found = theory.generalized_coherence(D)
-    assert W.tolist() == np.asarray(found.W).tolist()
-    mu = theory.coherence(W, D).mu_W
-    assert found.lower <= mu <= found.upper * (1 + 1e-12)
-    assert mu < 0.8 * min(
-        theory.mutual_coherence(D), theory.coherence(theory.frobenius_weights(D), D).mu_W
-    )
-    traced = np.asarray(jax.jit(analytic.minimax_weights)(D))
-    assert np.abs(traced - W).max() < 1e-9
-
-
 def test_minimax_weights_certify_more_nonzeros():
     D, W = load("gaussian, minimax W")
     options = dict(depth=5, sparsity=3, bound=1.0)
@@ -368,19 +319,6 @@ def test_a_planned_chain_ends_within_its_tolerance(tol):
     for K in range(1, total - 1):
         _, fewer = analytic.chain_schedules(Ds, depths=(K, total - 1 - K), **options)
         assert fewer[-1].error[-1] > tol
-
-
-@pytest.mark.slow
-def test_a_plan_of_one_block_is_steps_for():
-    for name in ("gaussian, W off its diagonal", "Conv, minimax W"):
-        D, W = load(name)
-        options = dict(depth=0, sparsity=2, bound=1.0, noise=0.001)
-        _, alone = analytic.block_schedule(D, W, **options)
-        for tol in (10.0, 1.0, 0.1, alone.floor * 1.001):
-            found = analytic.plan(
-                [D], Ws=[W], sparsities=[2], bounds=[1.0], noises=[0.001], tol=tol
-            )
-            assert found.depths == (max(1, alone.steps_for(tol)),)
 
 
 def test_a_plan_knows_guard_and_noise():

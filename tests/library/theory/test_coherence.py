@@ -131,17 +131,6 @@ def test_convolutional_coherences_are_those_of_the_dense_matrix(name):
     assert [own.min(), own.max()] == pytest.approx([expected.min(), expected.max()], abs=ROUNDING)
 
 
-@pytest.mark.slow
-def test_convolutional_coherence_outside_jit_and_with_dense_weights():
-    D, W = conv("1-D circular, stride 2"), conv("1-D circular, stride 2", seed=1)
-    mu_D, mu_W, C_W = map(float, everything(W, D)[:3])
-    assert theory.mutual_coherence(D) == pytest.approx(mu_D, abs=ROUNDING)
-    for weights in (W, dictionaries.dense(W)):
-        assert [float(v) for v in theory.coherence(weights, D)] == pytest.approx(
-            [mu_W, C_W], abs=ROUNDING
-        )
-
-
 def test_coherence_of_other_structured_dictionaries_is_dense():
     rng = np.random.default_rng(4)
     D1, D2 = np.linalg.qr(rng.normal(size=(8, 8)))[0], unit(rng.normal(size=(8, 5)))
@@ -163,14 +152,6 @@ def test_coherence_of_weights_is_the_largest_product_and_the_largest_entry():
     assert theory.diagonal(W, D) == pytest.approx(
         np.sum(W * D, axis=0), abs=12 * np.abs(W).max() * EPS
     )
-
-
-def test_coherence_promotes_mixed_dtypes_and_batches():
-    D = jnp.asarray(unit(np.random.default_rng(7).normal(size=(6, 9))))
-    assert theory.coherence(D.astype(np.float32), D).mu_W.dtype == np.float64
-    stacked = jnp.stack([D, D[:, ::-1]])
-    mus = jax.vmap(theory.coherence)(stacked, stacked).mu_W
-    assert mus == pytest.approx(float(theory.coherence(D, D).mu_W), abs=6 * EPS)
 
 
 # Babel function and spark.
@@ -224,30 +205,6 @@ def test_babel_of_convolutions_is_that_of_the_dense_matrix(name):
     )(D)
     expected = [babel_by_sorting(np.asarray(matrix), s) for s in (1, 3, 10**6)]
     assert [float(v) for v in found] == pytest.approx(expected, abs=100 * ROUNDING)
-
-
-@pytest.mark.few(1)
-def test_babel_is_traceable_in_every_dtype(dtype):
-    D = unit(np.random.default_rng(3).normal(size=(5, 8))).astype(dtype)
-    found = jax.jit(theory.babel, static_argnums=1)(D, 3)
-    assert found.dtype == dtype and found == theory.babel(D, 3)
-    both = jax.vmap(lambda D: theory.babel(D, 3))(np.stack([D, D[:, ::-1]]))
-    assert both == pytest.approx(float(found), rel=8 * float(np.finfo(dtype).eps))
-    spoilt = np.where(D == D[0, 0], np.nan, D)
-    assert math.isnan(jax.jit(theory.babel, static_argnums=1)(spoilt, 3))
-
-
-@pytest.mark.slow
-def test_the_gradient_of_babel_matches_finite_differences():
-    rng, h = np.random.default_rng(4), 1e-6
-    X, direction = rng.normal(size=(2, 5, 8))
-
-    def f(X):
-        return theory.babel(dictionaries.normalize(X)[0], 3)
-
-    numeric = (f(X + h * direction) - f(X - h * direction)) / (2 * h)
-    # Rounding over the step, EPS / h, is 2e-10.
-    assert np.vdot(jax.grad(f)(X), direction) == pytest.approx(float(numeric), rel=1e-7)
 
 
 def test_spark_bound_by_hand():
@@ -397,13 +354,6 @@ def test_large_noise_makes_no_false_positive_by_its_rounding():
         theta = theory.schedule(mu, C_W, **options).theta
         wrong.append(int(((scores > theta) & (X == 0)).any(1).sum()))
     assert wrong[0] > 0 and wrong[1] == 0
-
-
-def test_rounding_guard_of_unit_atoms_with_themselves_has_G_one():
-    D = unit(np.random.default_rng(9).normal(size=(20, 40)))
-    assert theory.rounding_guard(D, D, sparsity=1, bound=1.0) == pytest.approx(
-        4 * EPS, rel=20 * EPS
-    )
 
 
 @pytest.mark.few(1)

@@ -376,21 +376,6 @@ def test_noise_gain_is_the_largest_norm(dtype):
     assert type(theory.noise_gain(p.W)) is float
 
 
-@pytest.mark.few(1)
-@pytest.mark.parametrize("name", ["minimax", "minimax, off its diagonal", "conv", "hadamard"])
-def test_noise_of_a_given_l2_norm_stays_under_the_bounds_of_omega(name):
-    p, rng, delta = load(name), np.random.default_rng(8), 0.05
-    for s in (1, 2):
-        options = dict(sparsity=s, bound=1.0, noise=delta, depth=50, eta=p.eta, guard=p.guard(s))
-        found = schedule(p.mu, theory.noise_gain(p.W), **options)
-        X = members(rng, p, 400, s)
-        Y = signals(p, X, l2_noise(rng, p, len(X), delta))
-        assert_certified(p, found, X, Y)
-        for k, codes in enumerate(iterates(p.D, p.W, found.theta, Y), start=1):
-            assert np.abs(codes - X).max() <= found.error[k] / s
-            assert np.linalg.norm(codes - X, axis=1).max() <= found.error[k] / math.sqrt(s)
-
-
 def test_twice_the_l2_noise_makes_a_false_positive_of_every_atom():
     # At the floor theta = delta (1 + 2 mu / (1 - mu)) < 2 delta.
     p, delta = load("hadamard"), 0.05

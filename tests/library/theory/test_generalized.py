@@ -604,20 +604,6 @@ def test_integers_are_promoted():
     assert found.upper == 1 and found.W.dtype == float
 
 
-def test_jit_and_vmap_give_the_same_numbers():
-    stack = np.stack(
-        [matrix("gaussian 8x16"), unit(normal(1, 8, 16)), unit(np.repeat(normal(2, 8, 8), 2, 1))]
-    )
-    batch = jax.jit(jax.vmap(theory.generalized_coherence))(stack)
-    for k, A in enumerate(stack):
-        eager = theory.generalized_coherence(A)
-        assert same(eager, jax.tree.map(lambda leaf, k=k: leaf[k], batch))
-    maximum = jax.vmap(
-        lambda A: theory.generalized_coherence(A, only_maximum=True, atoms=[0, 5]).upper
-    )(stack)
-    assert maximum.shape == (3,) and (maximum <= batch.upper * (1 + TOL)).all()
-
-
 def test_a_bad_dictionary_is_marked_under_jit_and_affects_no_other():
     A = matrix("gaussian 8x16")
     stack = np.stack([A, np.where(A == A[0, 0], np.nan, A), np.where(np.arange(16) == 3, 0.0, A)])
@@ -625,36 +611,6 @@ def test_a_bad_dictionary_is_marked_under_jit_and_affects_no_other():
     assert found.holds.tolist() == [True, False, False]
     assert found.upper.tolist() == [float(solved("gaussian 8x16").upper), math.inf, math.inf]
     assert found.lower[1:].tolist() == [0, 0] and np.isfinite(found.W).all()
-
-
-def test_derivatives_of_every_atom_match_finite_differences():
-    """The value is smooth at a vertex: the error of differences, h^2 and eps / h, is below 1e-8."""
-    A, direction, h = matrix("gaussian 8x16"), normal(11, 8, 16), 1e-5
-
-    @jax.jit
-    def values(A):
-        return theory.generalized_coherence(A, 1e-13).per_atom_upper
-
-    _, slope = jax.jvp(values, (A,), (direction,))
-    numeric = (values(A + h * direction) - values(A - h * direction)) / (2 * h)
-    assert slope == pytest.approx(np.asarray(numeric), rel=1e-6, abs=1e-7)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("bound", ["upper", "lower"])
-def test_the_gradient_of_the_maximum_through_a_normalisation(bound):
-    direction, h = normal(12, 6, 12), 1e-5
-
-    def maximum(X):
-        return getattr(theory.generalized_coherence(dictionaries.normalize(X)[0], 1e-13), bound)
-
-    X = normal(13, 6, 12) * 3
-    slope = np.vdot(jax.grad(maximum)(X), direction)
-    numeric = (maximum(X + h * direction) - maximum(X - h * direction)) / (2 * h)
-    assert slope == pytest.approx(float(numeric), rel=1e-6)
-    assert slope == pytest.approx(np.vdot(jax.jit(jax.grad(maximum))(X), direction), rel=1e-12)
-    # Scaling X changes nothing.
-    assert np.vdot(jax.grad(maximum)(X), X) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.slow
@@ -739,26 +695,6 @@ def test_one_program_per_filter_answers_for_the_whole_circle(name, monkeypatch):
         found.per_atom_upper, abs=1e-13
     )
     assert mu_W == pytest.approx(float(found.upper), abs=1e-13)
-
-
-@pytest.mark.slow
-def test_convolutions_under_jit_vmap_and_grad():
-    D = bank("1-D, stride 2")
-    eager, jitted = theory.generalized_coherence(D), jax.jit(theory.generalized_coherence)(D)
-    assert isinstance(eager.W, dictionaries.Conv) and eager.W.shape == D.shape
-    assert same(jax.tree.leaves(eager), jax.tree.leaves(jitted))
-    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), D, bank("1-D, stride 2", seed=1))
-    batch = jax.vmap(theory.generalized_coherence)(stack)
-    assert batch.upper[0] == eager.upper and batch.per_atom_upper.shape == (2, D.shape[1])
-
-    def maximum(filters):
-        X = dictionaries.Conv(filters, 12, 2, "circular")
-        return theory.generalized_coherence(dictionaries.normalize(X)[0], 1e-13).upper
-
-    filters, direction, h = np.asarray(D.filters), normal(15, *D.filters.shape), 1e-5
-    maximum = jax.jit(maximum)
-    numeric = (maximum(filters + h * direction) - maximum(filters - h * direction)) / (2 * h)
-    assert np.vdot(jax.grad(maximum)(filters), direction) == pytest.approx(float(numeric), rel=1e-6)
 
 
 @pytest.mark.slow
@@ -990,12 +926,6 @@ def test_the_spark_is_at_least_its_bound(name):
         sets = np.array([*itertools.combinations(range(A.shape[1]), k)])
         assert np.linalg.svd(A.T[sets], compute_uv=False).min() > 1e-6
     assert bound >= theory.spark_bound(products(A, A)[0].max()) * (1 - 1e-12)
-
-
-def test_lista_cp_with_minimax_weights_certifies_more_than_with_the_dictionary():
-    A = np.asarray(dictionaries.gaussian(jax.random.key(0), 20, 24))
-    mus = [float(theory.mutual_coherence(A)), float(theory.generalized_coherence(A).upper)]
-    assert theory.max_sparsity(mus[1], 24) > theory.max_sparsity(mus[0], 24)
 
 
 def test_weights_that_lose_their_certificate_when_rounded_do_not_hold():

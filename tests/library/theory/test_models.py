@@ -188,13 +188,6 @@ def test_codes_that_are_not_finite_are_not_feasible():
             assert not found.holds and found.residuals == math.inf and found.counts == 3
 
 
-def test_host_functions_run_in_float64_where_jax_runs_in_float32():
-    y, Ds, xs = deep_chain(np.random.default_rng(5), np.float64)
-    with jax.enable_x64(False):
-        found = is_feasible(y, Ds, xs, [6, 2], 0.0)
-    assert found.holds and found.residuals.dtype == np.float64 and found.residuals.max() < 1e-14
-
-
 # Definition 1
 
 

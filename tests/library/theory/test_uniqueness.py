@@ -147,18 +147,6 @@ def test_counts_and_sparsities_may_be_traded():
     assert found.slack[0] == 0 and not found.holds and found.l1[0]
 
 
-def test_float32_dictionaries_and_float32_jax(dtype):
-    D = load("identity_hadamard", dtype.name)
-    for x64 in (True, False):
-        with jax.enable_x64(x64):
-            found = uniqueness([D], [1])
-        assert (
-            found.holds
-            and found.bounds.dtype == np.float64
-            and found.bounds[0] == pytest.approx(1.5, rel=1e-6)
-        )
-
-
 # Equation (6)
 
 
