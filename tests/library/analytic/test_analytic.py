@@ -8,34 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from members import barker, lines, members, noise_along
+from oracles import unit
 
 from unrolled import activations as act
 from unrolled import analytic, dictionaries, layers, networks, theory
-
-
-def unit(D):
-    return D / np.linalg.norm(D, axis=0)
-
-
-def conv(boundary):
-    """Spikes and the Barker code of length 13."""
-    code = np.array([1, 1, 1, 1, 1, -1, -1, 1, 1, -1, 1, -1, 1])
-    return dictionaries.Conv(
-        unit(np.stack([np.eye(13)[0], code], 1)).T[:, None], 26, boundary=boundary
-    )
-
-
-def lines(seed, c, q, d, m):
-    """d lines over the field of q elements, with zero rows up to m: coherence at most 1/c.
-
-    Each has c nonzeros +-1/sqrt(c).
-    """
-    rng, D = np.random.default_rng(seed), np.zeros((m, d))
-    for column, line in zip(D.T, rng.choice(q * q, d, replace=False)):
-        column[[i * q + (line // q + i * line) % q for i in range(c)]] = rng.choice(
-            [-1, 1], c
-        ) / math.sqrt(c)
-    return D
 
 
 @functools.cache
@@ -48,9 +25,9 @@ def load(name):
     if name == "gaussian, W off its diagonal":
         return gaussian, load("gaussian, minimax W")[1] * rng.uniform(0.97, 1.03, 48)
     if name == "Conv, minimax W":
-        return conv("circular"), analytic.minimax_weights(conv("circular"))
+        return barker(26), analytic.minimax_weights(barker(26))
     if name == "Conv, valid":
-        return conv("valid"), None
+        return barker(26, "valid"), None
     return {
         "hadamard": np.asarray(dictionaries.identity_hadamard(64)),
         "lines": lines(0, 4, 7, 30, 28),
@@ -73,38 +50,6 @@ def cast(tree, dtype):
 
 def matrix(D):
     return np.asarray(dictionaries.dense(D), np.float64)
-
-
-def members(rng, D, W, n, s):
-    """Codes with at most s nonzeros of magnitude at most 1.
-
-    They are random, or their atoms all have products of one sign with one w_i.
-    """
-    d = D.shape[1]
-    support = (
-        np.argsort(rng.random((n, d)), axis=1) < rng.integers(max(s - 1, 1), s + 1, n)[:, None]
-    )
-    size = np.stack(
-        [np.ones((n, d)), rng.uniform(0, 1, (n, d)), 10.0 ** rng.uniform(-4, 0, (n, d))]
-    )
-    aligned = np.sign(matrix(W).T @ matrix(D))[rng.integers(d, size=n)]
-    signs = np.where(rng.random((n, 1)) < 0.5, aligned, rng.choice([-1, 1], (n, d)))
-    return support * size[rng.integers(3, size=n), np.arange(n)] * np.where(signs == 0, 1, signs)
-
-
-def noise_along(rng, W, n, delta, norm):
-    """Noise of norm delta with the largest product with some w_i.
-
-    In l2 it points along w_i; in l1 it sits at the largest entry of w_i.
-    """
-    w = matrix(W).T[rng.integers(W.shape[1], size=n)]
-    e = w if norm == "l2" else np.where(np.abs(w) == np.abs(w).max(1, keepdims=True), np.sign(w), 0)
-    size = (
-        np.linalg.norm(e, axis=1, keepdims=True)
-        if norm == "l2"
-        else np.abs(e).sum(1, keepdims=True)
-    )
-    return delta * e / size * rng.choice([-1, 1], (n, 1))
 
 
 @functools.partial(jax.jit, static_argnames="layer")
@@ -164,7 +109,7 @@ def test_no_member_breaks_the_bounds_per_atom(name, family):
         options = dict(depth=40, sparsity=s, bound=1.0, noise=noise, per_atom=True)
         params = getattr(analytic, family)(D, W=W, **options)
         certified, found = analytic.block_schedule(D, W, **options)
-        X = members(rng, D, certified.W, 500, s)
+        X = members(rng, certified.W, D, 500, s)
         assert_certified(
             layer, params, found, D, X, noise_along(rng, certified.W, 500, noise, "l1")
         )
@@ -220,7 +165,7 @@ def test_noise_in_l2_stays_under_the_bounds(name, dtype):
         assert (
             params.steps.theta.tolist() == analytic.alista(D, W=W, **options).steps.theta.tolist()
         )
-        X = members(rng, D, certified.W, 500, s)
+        X = members(rng, certified.W, D, 500, s)
         # y is rounded as well.
         E = noise_along(rng, certified.W, 500, delta * (1 - 4 * np.finfo(dtype).eps), "l2")
         assert_certified(layers.lista_cp(40), params, found, D, X, E)
@@ -252,7 +197,7 @@ def test_noise_in_l2_stays_under_the_bounds_per_atom(name):
     options = dict(depth=40, sparsity=1, bound=1.0, noise=delta, noise_norm="l2", per_atom=True)
     certified, found = analytic.block_schedule(D, W, **options)
     assert (found.theta >= delta * np.linalg.norm(matrix(certified.W), axis=0)).all()
-    X = members(rng, D, certified.W, 1000, 1)
+    X = members(rng, certified.W, D, 1000, 1)
     X[:500] = 0
     E = noise_along(rng, certified.W, 1000, delta, "l2")
     assert_certified(layers.lista_cp(40), analytic.lista_cp(D, W=W, **options), found, D, X, E)

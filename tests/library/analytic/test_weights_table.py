@@ -4,16 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from oracles import unit
 
 import unrolled as ur
 from unrolled.analytic import weights_table
 
 RNG = np.random.default_rng(0)
 EPS = np.finfo(float).eps
-
-
-def unit(D):
-    return D / np.linalg.norm(D, axis=0)
 
 
 DICTIONARIES = {

@@ -6,15 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from members import barker, lines
+from oracles import unit
 
 from unrolled import analytic, dictionaries, layers, networks, theory
 from unrolled.layers import StepAndThreshold, Threshold, Unrolled, Weights, WeightsAndThreshold
 
 EPS = np.finfo(np.float64).eps
-
-
-def unit(D):
-    return D / np.linalg.norm(D, axis=0)
 
 
 def matrix(D):
@@ -66,16 +64,13 @@ def pairs():
     rng = np.random.default_rng(0)
     plain = unit(rng.normal(size=(36, 48)))
     hadamard = np.asarray(dictionaries.identity_hadamard(64))
-    code = np.array([1, 1, 1, 1, 1, -1, -1, 1, 1, -1, 1, -1, 1])
-    filters = unit(np.stack([np.eye(13)[0], code], 1)).T[:, None]
-    conv = {b: dictionaries.Conv(filters, 30, boundary=b) for b in ("circular", "valid")}
     minimax = np.asarray(analytic.minimax_weights(plain))
     return {
         "hadamard": (hadamard, hadamard),
         "minimax": (plain, minimax),
         "off its diagonal": (plain, minimax * rng.uniform(0.97, 1.03, 48)),
-        "circular": (conv["circular"], None),
-        "valid": (conv["valid"], None),
+        "circular": (barker(30), None),
+        "valid": (barker(30, "valid"), None),
     }
 
 
@@ -368,12 +363,7 @@ def test_a_less_precise_layer_has_a_larger_guard():
 
 def chain():
     """16 -> 32 -> 40 with 2 nonzeros before 1."""
-    rng, D2 = np.random.default_rng(3), np.zeros((32, 40))
-    for column, line in zip(D2.T, rng.choice(169, 40, replace=False)):
-        column[[i * 13 + (line // 13 + i * line) % 13 for i in range(2)]] = rng.choice(
-            [-1, 1], 2
-        ) / np.sqrt(2)
-    return np.asarray(dictionaries.identity_hadamard(16)), D2
+    return np.asarray(dictionaries.identity_hadamard(16)), lines(3, 2, 13, 40, 32)
 
 
 @pytest.mark.few(1)

@@ -9,27 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from members import barker, lines
+from oracles import unit
 
 from unrolled import activations as act
 from unrolled import analytic, dictionaries, layers, theory
 from unrolled.layers import Threshold, Unrolled, Weights
 
 BOUND = 1.5
-
-
-def unit(D):
-    return D / np.linalg.norm(D, axis=0)
-
-
-def transversal(seed, c, q, d, m):
-    """Transversal design of d columns with c nonzeros and zero rows up to m; mu <= 1/c."""
-    rng = np.random.default_rng(seed)
-    D = np.zeros((m, d))
-    for column, line in zip(D.T, rng.choice(q * q, d, replace=False)):
-        column[[i * q + (line // q + i * line) % q for i in range(c)]] = rng.choice(
-            [-1, 1], c
-        ) / math.sqrt(c)
-    return D
 
 
 class Pair(NamedTuple):
@@ -68,12 +55,6 @@ def pair(D, W, dtype):
     return Pair(D, W, float(mu), float(np.abs(W64).max()), float(np.abs(1 - own).max()))
 
 
-def barker(boundary):
-    """Spikes and the Barker code of length 13: coherence 1 / sqrt(13)."""
-    code = np.array([1, 1, 1, 1, 1, -1, -1, 1, 1, -1, 1, -1, 1]) / math.sqrt(13)
-    return dictionaries.Conv(np.stack([np.eye(13)[0], code])[:, None], 32, boundary=boundary)
-
-
 @functools.cache
 def load(name, dtype="float64"):
     rng = np.random.default_rng(0)
@@ -82,9 +63,9 @@ def load(name, dtype="float64"):
         "paley": lambda: dictionaries.paley(61),
         "gaussian, closed-form W": lambda: unit(rng.normal(size=(100, 108))),
         "gaussian, W off its diagonal": lambda: unit(rng.normal(size=(100, 108))),
-        "transversal": lambda: transversal(0, 4, 11, 100, 44),
-        "Conv, circular": lambda: barker("circular"),
-        "Conv, valid": lambda: barker("valid"),
+        "transversal": lambda: lines(0, 4, 11, 100, 44),
+        "Conv, circular": lambda: barker(32, "circular"),
+        "Conv, valid": lambda: barker(32, "valid"),
         "[I | DCT]": lambda: dictionaries.Concatenated(np.eye(64), dictionaries.dct(64, 64)),
     }[name]()
     W = theory.frobenius_weights(D) if "gaussian" in name else D
@@ -340,7 +321,7 @@ def planted(seed, D, s, n):
 @functools.cache
 def short_chain():
     """256 -> 512 -> 700 with contractions (15/16, 3/4): the first block is the slower one."""
-    D1, D2 = dictionaries.identity_hadamard(256), transversal(0, 4, 127, 700, 512)
+    D1, D2 = dictionaries.identity_hadamard(256), lines(0, 4, 127, 700, 512)
     X2, X1 = planted(0, D2, 2, 12)
     assert np.count_nonzero(X1, axis=1).max() <= 8 and np.abs(X1).max() <= 1
     return np.asarray(D1), D2, X1, X2
@@ -401,7 +382,7 @@ def test_the_corrected_chain_converges_where_the_printed_one_diverges(K, certifi
 def test_a_long_chain_reaches_1e_11_without_false_positives():
     # Coherences and entries known by construction: 1/32 and 1/5, 1 and 1/sqrt(5); the guard is 4
     # eps s B.
-    D1, D2 = np.asarray(dictionaries.identity_hadamard(1024)), transversal(1, 5, 409, 4096, 2048)
+    D1, D2 = np.asarray(dictionaries.identity_hadamard(1024)), lines(1, 5, 409, 4096, 2048)
     X2, X1 = planted(1, D2, 2, 4)
     guards = (40 * np.finfo(float).eps, 8 * np.finfo(float).eps)
     options = dict(sparsities=(10, 2), bounds=(1.0, 1.0), depths=(60, 60), guards=guards)

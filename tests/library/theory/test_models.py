@@ -8,25 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from members import lines
+from oracles import unit
 
 from unrolled import dictionaries
 from unrolled.theory import sparsity_bound
 from unrolled.theory._models import _conv_stripe_norm, is_csc_feasible, is_feasible, stripe_norm
-
-
-def unit(D):
-    return D / np.linalg.norm(D, axis=0)
-
-
-def transversal(rng, c, q, d, m=None):
-    """Transversal design of d columns with c nonzeros and zero rows up to m; mu <= 1/c."""
-    D = np.zeros((m or c * q, d))
-    for column, line in zip(D.T, rng.choice(q * q, d, replace=False)):
-        column[[i * q + (line // q + i * line) % q for i in range(c)]] = rng.choice(
-            [-1, 1], c
-        ) / math.sqrt(c)
-    return D
-
 
 # Stripe norms
 
@@ -101,7 +88,7 @@ def test_stripe_norm_has_a_tolerance_and_counts_nan(dtype):
 
 def deep_chain(rng, dtype):
     """A chain 32 -> 64 -> 49 with codes of 6 and 2 nonzeros; columns of D_2 have three."""
-    D1, D2 = dictionaries.identity_hadamard(32), transversal(rng, 3, 7, 49, 64)
+    D1, D2 = dictionaries.identity_hadamard(32), lines(rng, 3, 7, 49, 64)
     x2 = np.zeros(49)
     x2[rng.choice(49, 2, replace=False)] = rng.normal(size=2)
     D1, D2, x2 = (np.asarray(a, dtype) for a in (D1, D2, x2))
@@ -169,7 +156,7 @@ def test_residuals_whose_squares_leave_the_range(k):
 def test_structured_dictionaries_and_lists_and_integers():
     rng = np.random.default_rng(4)
     conv = dictionaries.Conv(rng.normal(size=(2, 1, 3)), 10, boundary="circular")
-    D2 = dictionaries.Sparse(np.eye(20), transversal(rng, 2, 5, 12, 20))
+    D2 = dictionaries.Sparse(np.eye(20), lines(rng, 2, 5, 12, 20))
     x2 = np.zeros(12)
     x2[3] = 1
     x1 = D2 @ x2

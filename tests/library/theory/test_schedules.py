@@ -6,6 +6,7 @@ from fractions import Fraction
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import unit
 
 from unrolled import activations, dictionaries, theory
 from unrolled.theory import activation_schedule, deep_schedule, schedule
@@ -19,10 +20,6 @@ CLASS = dict(sparsity=3, bound=2.0, noise=0.01, depth=50, guard=1e-6)
 def closed_form(a, s, B, c, k):
     """E_k = a^k s B + 2 s c (1 - a^k) / (1 - a)."""
     return a**k * s * B + 2 * s * c * (1 - a**k) / (1 - a)
-
-
-def unit(D):
-    return D / np.linalg.norm(D, axis=0)
 
 
 # One block.

@@ -6,6 +6,8 @@ import math
 import jax
 import numpy as np
 import pytest
+from members import coherence_of
+from oracles import unit
 
 from unrolled import dictionaries, theory
 from unrolled.theory._stability import (
@@ -20,15 +22,6 @@ from unrolled.theory._stability import (
 # Distances and residuals are accurate to a few hundred eps of the size of the codes, which is up to
 # 1e3 times that of the distances.
 ROUNDING = 1 + 1e-9
-
-
-def unit(D):
-    return D / np.linalg.norm(D, axis=0)
-
-
-def mu_of(D):
-    G = np.abs(unit(D).T @ unit(D))
-    return np.max(G - np.diag(np.diag(G)), initial=0.0)
 
 
 def sparse_columns(seed, c, q, d, m):
@@ -131,7 +124,7 @@ def test_the_factors_are_those_of_the_theorems():
     Ds, s = chain("two layers")
     eps, eps0 = [0.3, 0.2], 0.1
     found = stability(Ds, s, eps, eps0)
-    radicands = [1 - (2 * n - 1) * mu_of(D) for D, n in zip(Ds, s)]
+    radicands = [1 - (2 * n - 1) * coherence_of(D) for D, n in zip(Ds, s)]
     assert found.factor == pytest.approx([1 / math.sqrt(r) for r in radicands], rel=1e-7)
     one = (eps[0] + eps0) / math.sqrt(radicands[0])
     assert found.delta == pytest.approx([one, (eps[1] + one) / math.sqrt(radicands[1])], rel=1e-7)
@@ -229,9 +222,9 @@ def test_orthonormal_dictionaries_and_single_atoms_pass_errors_on_unchanged():
     # t = min(2 s, d): the bound of d independent atoms is finite where that of 2 s is not.
     D = unit(np.array([[1.0, 0.4], [0.0, 1.0]]))
     assert stability([D], [2], 0.0, 1.0).delta[0] == pytest.approx(
-        1 / math.sqrt(1 - mu_of(D)), rel=1e-7
+        1 / math.sqrt(1 - coherence_of(D)), rel=1e-7
     )
-    assert 1 - 3 * mu_of(D) < 0
+    assert 1 - 3 * coherence_of(D) < 0
 
 
 def test_atoms_a_little_off_unit_norm_are_taken_as_they_are():
@@ -264,7 +257,9 @@ def test_the_corollaries_are_the_recursion_in_their_special_cases(name):
 def test_the_closed_forms_have_the_index_of_each_layer():
     # C-7: layer i of the product has its own sparsity and coherence.
     Ds, s = chain("three layers")
-    radicands = np.array([1 - (min(2 * n, D.shape[1]) - 1) * mu_of(D) for D, n in zip(Ds, s)])
+    radicands = np.array(
+        [1 - (min(2 * n, D.shape[1]) - 1) * coherence_of(D) for D, n in zip(Ds, s)]
+    )
     assert noise_stability(Ds, s, 0.3) == pytest.approx(
         0.3 / np.sqrt(np.cumprod(radicands)), rel=1e-7
     )
@@ -325,8 +320,8 @@ def test_the_norm_of_the_columns_of_a_product_must_enter():
     P = D1 @ D2
     eps0 = np.linalg.norm(P[:, 0])  # x = e_1 against x~ = 0, both exact
     found = product_stability([D1, D2], 1, 0.0, eps0)
-    assert mu_of(P) == 0 and eps0**2 == pytest.approx(0.4)
-    assert eps0**2 / (1 - mu_of(P)) < 1  # the printed bound of norm(x - x~)^2 = 1
+    assert coherence_of(P) == 0 and eps0**2 == pytest.approx(0.4)
+    assert eps0**2 / (1 - coherence_of(P)) < 1  # the printed bound of norm(x - x~)^2 = 1
     assert (
         found.delta == pytest.approx(1.0, rel=1e-12)
         and found.nu == pytest.approx(math.sqrt(0.4))
@@ -342,7 +337,9 @@ def test_products_bound_the_codes_behind_several_layers(start, stop):
     part = Ds[start:stop]
     gains = [product_stability(part, s[stop - 1], e[1:], e[0]) for e in np.eye(len(part) + 1)]
     P = functools.reduce(np.matmul, part)
-    c = 1 / (np.linalg.norm(P, axis=0).min() * math.sqrt(1 - (2 * s[stop - 1] - 1) * mu_of(P)))
+    c = 1 / (
+        np.linalg.norm(P, axis=0).min() * math.sqrt(1 - (2 * s[stop - 1] - 1) * coherence_of(P))
+    )
     assert gains[0].delta == pytest.approx(c, rel=1e-6)
     bound = np.einsum(
         "i,in->n", [found.delta for found in gains], np.stack([distance[start], *eps[start:stop]])

@@ -8,20 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from members import coherence_of
+from oracles import unit
 from scipy.optimize import linprog
 
 from unrolled import dictionaries, theory
 from unrolled.theory._uniqueness import recover_on_supports, uniqueness
-
-
-def unit(D):
-    return D / np.linalg.norm(D, axis=0)
-
-
-def mu_of(D):
-    D = np.asarray(D)
-    G = np.abs(unit(D).T @ unit(D))
-    return np.max(G - np.diag(np.diag(G)), initial=0.0)
 
 
 def spark(D):
@@ -68,7 +60,7 @@ KINDS = ["gaussian", "wide gaussian", "identity_hadamard", "paley",
 @pytest.mark.parametrize("name", KINDS)
 def test_certified_sparsities_are_below_half_the_spark(name):
     D = np.asarray(load(name))
-    mu, least = mu_of(D), spark(D)
+    mu, least = coherence_of(D), spark(D)
     for s in range(9):
         found = uniqueness([D], [s])
         assert (
@@ -95,7 +87,7 @@ def test_certificates_of_random_dictionaries_are_sound_for_every_pair_of_counts(
     rng, certified, missed = np.random.default_rng(1), 0, 0
     for n in range(40):
         D = unit(rng.normal(size=(6, 8)) + 3 * (n % 2) * np.eye(6, 8))
-        least, total = spark(D), 1 + 1 / mu_of(D)
+        least, total = spark(D), 1 + 1 / coherence_of(D)
         for pair in range(2, 9):
             c, s = pair // 2, pair - pair // 2
             found = uniqueness([D], [s], counts=[c]).holds
@@ -110,7 +102,7 @@ def test_the_bound_must_be_assumed_for_the_sparsity_not_for_one_solution():
     D = unit(np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]))
     other = np.array([0.0, -1.0, math.sqrt(2)])
     assert D @ other == pytest.approx(np.eye(2)[0], abs=1e-15)
-    assert 1 < theory.sparsity_bound(mu_of(D))  # the printed hypothesis
+    assert 1 < theory.sparsity_bound(coherence_of(D))  # the printed hypothesis
     assert not uniqueness([D], [2], counts=[1]).holds
     assert uniqueness([D], [1], counts=[1]).holds and uniqueness([D], [1]).holds
 
@@ -126,8 +118,8 @@ def test_bounds_are_strict_and_guarded():
     D = np.zeros((6, 4))
     for i, (j, k) in enumerate(itertools.combinations(range(4), 2)):
         D[i, j], D[i, k] = 1 / math.sqrt(3), -1 / math.sqrt(3)
-    assert spark(D) == 4 and mu_of(D) == pytest.approx(1 / 3, abs=1e-15)
-    for mu in (mu_of, lambda D: 1 / 3 * (1 - 1e-12), lambda D: 1 / 3 * (1 + 1e-12)):
+    assert spark(D) == 4 and coherence_of(D) == pytest.approx(1 / 3, abs=1e-15)
+    for mu in (coherence_of, lambda D: 1 / 3 * (1 - 1e-12), lambda D: 1 / 3 * (1 + 1e-12)):
         assert (
             uniqueness([D], [1], coherence=mu).holds
             and not uniqueness([D], [2], coherence=mu).holds
@@ -218,9 +210,9 @@ def test_a_layer_certified_late_opens_products_for_the_others():
     D1 = np.tile(np.eye(4), 2)
     D2 = np.eye(8)[:, [0, 0, 1, 1, 2, 3]]
     D3 = np.eye(6)[:, [0, 2, 4, 5]]
-    found = uniqueness([D1, D2, D3], [2, 2, 2], coherence=mu_of)
+    found = uniqueness([D1, D2, D3], [2, 2, 2], coherence=coherence_of)
     assert found.unique.tolist() == [True] * 3 and found.path[2] in (1, 2, 3)
-    assert not uniqueness([D1, D2], [2, 2], coherence=mu_of).unique.any()
+    assert not uniqueness([D1, D2], [2, 2], coherence=coherence_of).unique.any()
 
 
 def test_bounds_are_the_best_over_the_products_that_may_be_used():
@@ -228,11 +220,11 @@ def test_bounds_are_the_best_over_the_products_that_may_be_used():
     for _ in range(30):
         Ds = [near_orthogonal(rng, 6, 7), near_orthogonal(rng, 7, 8), near_orthogonal(rng, 8, 8)]
         s = rng.integers(0, 4, 3)
-        found = uniqueness(Ds, s, coherence=mu_of)
+        found = uniqueness(Ds, s, coherence=coherence_of)
         known = [True, *found.unique]
         for j0 in (1, 2, 3):
             mus = {
-                j: mu_of(functools.reduce(np.matmul, Ds[j - 1 : j0]))
+                j: coherence_of(functools.reduce(np.matmul, Ds[j - 1 : j0]))
                 for j in range(1, j0 + 1)
                 if known[j - 1]
             }
@@ -269,7 +261,7 @@ def test_structured_dictionaries_and_their_products_are_those_of_the_matrices():
         found.bounds[0] == pytest.approx((1 + 1 / 0.6) / 2, rel=1e-9)
         and found.bounds[1] == math.inf
     )
-    assert mu_of(A) == pytest.approx(0.6) and mu_of(A @ B) == pytest.approx(0.6)
+    assert coherence_of(A) == pytest.approx(0.6) and coherence_of(A @ B) == pytest.approx(0.6)
 
 
 # Other coherences, and basis pursuit (Theorem 2)
@@ -355,7 +347,7 @@ def test_basis_pursuit_layer_after_layer_finds_certified_chains():
     D2 = np.pad(
         np.asarray(dictionaries.transversal(jax.random.key(0), 2, 13, 40)), ((0, 6), (0, 0))
     )
-    found = uniqueness([D1, D2], [2, 1], coherence=mu_of)
+    found = uniqueness([D1, D2], [2, 1], coherence=coherence_of)
     assert found.holds and found.l1.all()
     for _ in range(30):
         x2 = rng.normal() * np.eye(40)[rng.integers(40)]

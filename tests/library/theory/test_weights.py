@@ -8,14 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import unit
 
 from unrolled import dictionaries, theory
 
 EPS = np.finfo(np.float64).eps
-
-
-def unit(D):
-    return D / np.linalg.norm(D, axis=0)
 
 
 def gaussian(seed, m, d):
