@@ -20,12 +20,14 @@ from unrolled.analytic._params import (
 from unrolled.analytic._schedules import (
     Certified,
     HypothesisWarning,
+    WeightsRow,
+    WeightsTable,
     block_schedule,
     certify,
     chain_schedules,
     plan,
+    weights_table,
 )
-from unrolled.analytic._table import WeightsRow, WeightsTable, weights_table
 from unrolled.theory import frobenius_weights, minimax_weights
 
 __all__ = [

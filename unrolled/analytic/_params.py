@@ -223,7 +223,7 @@ def stored_thresholds(theta: np.ndarray, dtype: DTypeLike) -> Array:
 _SUPPORT = layers.alista_at(0).support
 
 
-@checked
+@host_function
 def lamp(
     D: Dictionary,
     depth: int,
@@ -266,7 +266,7 @@ def lamp(
     return params._replace(steps=params.steps._replace(alpha=alpha))
 
 
-@checked
+@host_function
 def alista_at(
     D: Dictionary,
     depth: int,
@@ -313,10 +313,9 @@ def alista_at(
 
 def _thresholds(layer, D: Dictionary, margin: float, where: str, options: dict):
     """The best thresholds for more nonzeros than there are, in the dtype of D."""
-    margin = checks.as_number(margin, "margin", where)
     if not margin >= 1:
         raise ValueError(f"{where}: margin must be at least 1, got {margin}")
-    p = checks.as_number(options["probability"], "probability", where)
+    p = options["probability"]
     more = min(margin * p, (1 + p) / 2) if 0 < p < 1 else p  # state evolution refuses the others
     evolution = state_evolution(layer, D, **options | dict(probability=more))
     if not evolution.holds:

@@ -4,9 +4,15 @@ Traceable functions work in the dtype of D; host functions return float64 record
 `holds`.
 """
 
-from unrolled.theory._activations import ActivationSchedule, activation_schedule, theorem_of
 from unrolled.theory._atom_programs import in_float64
-from unrolled.theory._certificates import Certificate, certify
+from unrolled.theory._certificates import (
+    Certificate,
+    Tolerance,
+    certify,
+    exceedance,
+    signals_needed,
+    tolerance_bound,
+)
 from unrolled.theory._codes import CodeCertificate, certify_code
 from unrolled.theory._coherence import (
     Coherence,
@@ -43,15 +49,6 @@ from unrolled.theory._generalized import (
     minimal_entry_weights,
     minimax_weights,
 )
-from unrolled.theory._layered import LayeredSchedule, layered_penalties, layered_thresholds
-from unrolled.theory._local_rate import (
-    Conditioning,
-    LocalRate,
-    StepsTo,
-    gaussian_conditioning,
-    local_rate,
-    support_rate,
-)
 from unrolled.theory._models import (
     CscFeasibility,
     Feasibility,
@@ -60,18 +57,35 @@ from unrolled.theory._models import (
     stripe_norm,
 )
 from unrolled.theory._schedules import (
+    ActivationSchedule,
     ErrorBar,
     Schedule,
+    activation_schedule,
     code_bound,
     deep_schedule,
     error_bar,
     schedule,
+    theorem_of,
+)
+from unrolled.theory._spectra import (
+    Conditioning,
+    LocalRate,
+    StepsTo,
+    frobenius_weights,
+    gaussian_conditioning,
+    local_rate,
+    pseudo_inverse,
+    spectral_radius,
+    support_rate,
 )
 from unrolled.theory._stability import (
     HolisticStability,
+    LayeredSchedule,
     ProductStability,
     Stability,
     holistic_stability,
+    layered_penalties,
+    layered_thresholds,
     model_stability,
     noise_stability,
     perturbed_eps,
@@ -79,7 +93,6 @@ from unrolled.theory._stability import (
     stability,
 )
 from unrolled.theory._state_evolution import MessagePassing, StateEvolution, state_evolution
-from unrolled.theory._tolerance import Tolerance, exceedance, signals_needed, tolerance_bound
 from unrolled.theory._uniqueness import (
     OracleErrors,
     SupportRecovery,
@@ -88,7 +101,6 @@ from unrolled.theory._uniqueness import (
     recover_on_supports,
     uniqueness,
 )
-from unrolled.theory._weights import frobenius_weights, pseudo_inverse, spectral_radius
 
 __all__ = [
     "ActivationSchedule",

@@ -230,7 +230,7 @@ def _padded(X: np.ndarray) -> int:
 def _in_chunks(f: Callable[..., tuple], k: int, Y: np.ndarray, X: np.ndarray) -> list[np.ndarray]:
     """f(Y, X) for a batch of any length, a part of it at a time, with supports of k entries."""
     n, d = X.shape
-    rows = n if n == 1 or n > _FEW else -(-n // _STEP) * _STEP
+    rows = n if n == 1 or n > _FEW else max(1, -(-n // _STEP)) * _STEP
     size = max(1, min(rows, _CHUNK // max(k * k, d)))
     parts = []
     for start in range(0, max(n, 1), size):

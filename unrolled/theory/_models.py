@@ -297,22 +297,15 @@ def _conv_stripe_norm(D: Conv, x: Any) -> Array:
     return _fullest_stripe(D.unflatten_code(x) != 0, reach, circular)
 
 
-def _on_grids(Ds: Sequence[Dictionary], where: str) -> list[Conv]:
-    """The dictionaries, checked to be `Conv` on the code grid of the one before."""
-    convs = []
-    for j, D in enumerate(Ds, start=1):
-        if not isinstance(D, Conv):
-            raise TypeError(
-                f"{where}: D_{j} is a {type(D).__name__}; expected a Conv, or try is_feasible"
-            )
-        convs.append(D)
-    for j, (left, right) in enumerate(zip(convs, convs[1:]), start=1):
+def _on_grids(Ds: Any, where: str) -> Sequence[Conv]:
+    """The dictionaries, checked to be on the code grid of the one before."""
+    for j, (left, right) in enumerate(zip(Ds, Ds[1:]), start=1):
         if left.code_grid != right.signal_grid:
             raise ValueError(
                 f"{where}: D_{j} has code grid {left.code_grid} but D_{j + 1} has signal grid "
                 f"{right.signal_grid}; they must agree"
             )
-    return convs
+    return Ds
 
 
 def _evaluated(

@@ -304,7 +304,6 @@ def state_evolution(
     D = as_dictionary(D, where)
     unit_atoms(D, where)
     prior = _prior(probability, variance, where)
-    noise = checks.as_number(noise, "noise", where)
     checks.nonnegative(noise, "noise", where)
     if not noise / prior.variance <= _LARGEST:
         raise ValueError(
@@ -371,15 +370,11 @@ def _passing(layer: Any, where: str) -> MessagePassing:
 
 
 def _prior(probability: float, variance: float, where: str) -> Prior:
-    p, v = (
-        checks.as_number(n, name, where)
-        for n, name in ((probability, "probability"), (variance, "variance"))
-    )
-    if not 0 < p < 1:
-        raise ValueError(f"{where}: probability must be above 0 and below 1, got {p}")
-    if not 0 < v < math.inf:
-        raise ValueError(f"{where}: variance must be above 0 and finite, got {v}")
-    return Prior(p, v)
+    if not 0 < probability < 1:
+        raise ValueError(f"{where}: probability must be above 0 and below 1, got {probability}")
+    if not 0 < variance < math.inf:
+        raise ValueError(f"{where}: variance must be above 0 and finite, got {variance}")
+    return Prior(probability, variance)
 
 
 def _thresholds(layer, passing: MessagePassing, params, D, where: str) -> np.ndarray | None:

@@ -1,6 +1,6 @@
 """Calibration: both passes, what is held back, and the params it leaves alone."""
 
-from functools import partial
+from functools import cache, partial
 
 import chex
 import jax
@@ -15,6 +15,9 @@ from unrolled.layers import Unrolled
 
 DEPTH = 4
 FAMILIES = families(DEPTH, support=(0.02, 0.05))
+# The default ones first: those of other tests, too.
+NAMES = ["ista", "alista with support", "lista_cp", *FAMILIES]
+every_family = pytest.mark.parametrize("name", dict.fromkeys(NAMES))
 # Two evaluations of one sum of squares, compiled differently: far below 1e4 roundings.
 ROUNDING = 1e4 * np.finfo(float).eps
 
@@ -24,17 +27,19 @@ def planted():
     """D, Y, X: 40 signals with 3 nonzeros, without noise."""
     D = dictionaries.gaussian(jax.random.key(1), 30, 60)
     X = problems.exact_sparse(jax.random.key(2), (40, 60), 3)
-    return D, problems.synthesize(D, X), X
+    return jax.tree.map(np.asarray, (D, problems.synthesize(D, X), X))
 
 
 @pytest.fixture(scope="module")
-def calibrated(planted):
+def start(planted):
+    """name -> params of `init`."""
+    return cache(lambda name: FAMILIES[name].init(jax.random.key(0), planted[0]))
+
+
+@pytest.fixture(scope="module")
+def calibrated(planted, start):
     """name -> (params of `init`, calibrated params)."""
-    D, Y, X = planted
-    starts = {name: layer.init(jax.random.key(0), D) for name, layer in FAMILIES.items()}
-    return {
-        name: (start, calibrate(FAMILIES[name], start, D, Y, X)) for name, start in starts.items()
-    }
+    return cache(lambda name: (start(name), calibrate(FAMILIES[name], start(name), *planted)))
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +49,13 @@ def seen(planted):
     return D, Y[:30], X[:30]
 
 
+first_pass = jax.jit(_calibrate.greedy, static_argnums=(0, 5))
+
+
 @pytest.fixture(scope="module")
-def greedy(seen, calibrated):
+def greedy(seen, start):
     """name -> (params of `init`, those of the first pass)."""
-    return {
-        name: (start, _calibrate.greedy(FAMILIES[name], start, *seen))
-        for name, (start, _) in calibrated.items()
-    }
+    return cache(lambda name: (start(name), first_pass(FAMILIES[name], start(name), *seen)))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -64,10 +69,17 @@ def errors(layer, params, D, Y, X):
     return ((codes - np.asarray(X)) ** 2).sum((1, 2)) / (np.asarray(X) ** 2).sum()
 
 
+def step_of(params, k):
+    return jax.tree.map(lambda rows: np.asarray(rows)[k], params.steps)
+
+
 def with_step(params, k, step):
     """Params with step k replaced."""
-    steps = layers.unstack(params).steps
-    return layers.stack(Unrolled(params.shared, (*steps[:k], step, *steps[k + 1 :])))
+
+    def replaced(rows, value):
+        return np.stack([value if i == k else row for i, row in enumerate(np.asarray(rows))])
+
+    return params._replace(steps=jax.tree.map(replaced, params.steps, step))
 
 
 def others(params):
@@ -77,13 +89,14 @@ def others(params):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@every_family
 def test_each_greedy_step_is_at_least_as_good_as_the_one_it_replaces(name, seen, greedy):
     """After the greedy steps before it, step k of the start is never better than its own."""
-    layer, (start, found) = FAMILIES[name], greedy[name]
+    layer, (start, found) = FAMILIES[name], greedy(name)
     ours = errors(layer, found, *seen)
-    for k, step in enumerate(layers.unstack(start).steps):
-        assert ours[k] <= errors(layer, with_step(found, k, step), *seen)[k] * (1 + ROUNDING)
+    for k in range(DEPTH):
+        other = with_step(found, k, step_of(start, k))
+        assert ours[k] <= errors(layer, other, *seen)[k] * (1 + ROUNDING)
 
 
 @pytest.mark.parametrize("name", ["ista", "lista_cp", "alista with support"])
@@ -92,21 +105,22 @@ def test_no_pair_of_a_coarse_grid_beats_a_greedy_step_by_much(name, seen, greedy
 
     The search ends between grid points 4 % apart, where the error is flat.
     """
-    layer, (start, found) = FAMILIES[name], greedy[name]
-    chosen, peak = errors(layer, found, *seen)[1], float(jnp.abs(seen[2]).max())
-    step = layers.unstack(found).steps[1]
+    layer, (start, found) = FAMILIES[name], greedy(name)
+    chosen, peak = errors(layer, found, *seen)[1], float(np.abs(seen[2]).max())
+    step = step_of(found, 1)
     for theta in peak * np.geomspace(1e-4, 1, 12):
         for factor in (0.4, 1.0, 2.5) if hasattr(step, "gamma") else (1.0,):
-            trial = step._replace(theta=jnp.asarray(theta))
+            trial = step._replace(theta=theta)
             if hasattr(step, "gamma"):
-                trial = trial._replace(gamma=factor * layers.unstack(start).steps[1].gamma)
+                trial = trial._replace(gamma=factor * step_of(start, 1).gamma)
             assert chosen <= 1.001 * errors(layer, with_step(found, 1, trial), *seen)[1]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.few(3)
+@every_family
 def test_without_noise_every_greedy_step_lowers_the_error(name, seen, greedy):
     """This holds for weights that can contract; a later test has some that cannot."""
-    found = errors(FAMILIES[name], greedy[name][1], *seen)
+    found = errors(FAMILIES[name], greedy(name)[1], *seen)
     assert (np.diff([1.0, *found]) < 0).all()
 
 
@@ -114,11 +128,12 @@ def decibels(layer, params, D, Y, X):
     return 10 * np.log10(errors(layer, params, D, Y, X)[-1])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.few(3)
+@every_family
 def test_the_second_pass_is_never_worse_after_the_last_step(name, seen, calibrated, greedy):
     """On the signals that it is chosen on. All thresholds have one factor."""
-    layer, found = FAMILIES[name], calibrated[name][1]
-    first = greedy[name][1]
+    layer, found = FAMILIES[name], calibrated(name)[1]
+    first = greedy(name)[1]
     assert errors(layer, found, *seen)[-1] <= errors(layer, first, *seen)[-1] * (1 + ROUNDING)
     factors = np.asarray(found.steps.theta / first.steps.theta)
     np.testing.assert_allclose(factors, factors.flat[0], rtol=ROUNDING)
@@ -127,8 +142,8 @@ def test_the_second_pass_is_never_worse_after_the_last_step(name, seen, calibrat
 @pytest.mark.parametrize("name", ["ista", "lista_cp"])
 def test_the_factor_of_the_second_pass_is_the_best_of_a_fine_grid(name, seen, calibrated, greedy):
     """To the distance of two points of its own second grid, which is an eighth of the first's."""
-    layer, (_, first) = FAMILIES[name], greedy[name]
-    factor = calibrated[name][1].steps.theta[0] / first.steps.theta[0]
+    layer, (_, first) = FAMILIES[name], greedy(name)
+    factor = calibrated(name)[1].steps.theta[0] / first.steps.theta[0]
     tried = np.linspace(-np.log(8), np.log(8), 257)
     scaled = [
         first._replace(steps=first.steps._replace(theta=first.steps.theta * np.exp(t)))
@@ -150,7 +165,7 @@ def test_the_greedy_pass_is_short_sighted():
     }
     starts[layers.ista(12)] = analytic.ista(D, 0.1, 12)
     for layer, start in starts.items():
-        first = _calibrate.greedy(layer, start, D, Y[:96], X[:96])
+        first = first_pass(layer, start, D, Y[:96], X[:96])
         found = calibrate(layer, start, D, Y, X)
         assert decibels(layer, found, D, *others) < decibels(layer, first, D, *others) - 1.0
         assert (found.steps.theta > first.steps.theta).all()
@@ -180,7 +195,7 @@ def test_weights_that_expand_begin_with_a_step_size():
     layer = layers.lista_cp(12)
     start = layer.from_theory(W, theta)
     found = calibrate(layer, start, D, Y, X)
-    greedy = _calibrate.greedy(layer, start, D, Y[:48], X[:48])
+    greedy = first_pass(layer, start, D, Y[:48], X[:48])
     assert decibels(layer, greedy, D, *others) > 10
     assert decibels(layer, found, D, *others) < -6
     check_scaled(found.shared.W, W, D)
@@ -213,7 +228,7 @@ def test_weights_that_expand_calibrate_at_full_size(family, m, batch):
 
 
 def test_weights_that_contract_stay_as_they_are(planted, calibrated):
-    start, found = calibrated["lista_cp"]
+    start, found = calibrated("lista_cp")
     assert found.shared.W is start.shared.W or (found.shared.W == start.shared.W).all()
 
 
@@ -221,24 +236,24 @@ def test_the_start_is_kept_where_it_is_better_on_held_back_signals(planted, cali
     """The held-back quarter has larger codes, and the start suits those alone."""
     D, Y, X = planted
     layer = FAMILIES["alista"]
-    factors = jnp.where(jnp.arange(len(Y)) < 30, 1e-3, 1.0)[:, None]
-    start = calibrated["alista"][1]
+    factors = np.where(np.arange(len(Y)) < 30, 1e-3, 1.0)[:, None]
+    start = calibrated("alista")[1]
     with pytest.warns(UserWarning, match="kept the start; .* \\(NMSE on 10 held-back") as told:
         found = calibrate(layer, start, D, factors * Y, factors * X)
     assert len(told) == 1
     chex.assert_trees_all_equal(found, start)
 
 
-def test_codes_that_diverge_are_reported(planted, calibrated):
+def test_codes_that_diverge_are_reported(planted, start):
     """The matrices of `lista` are not scaled: they expand the larger, held-back signals."""
     D, Y, X = planted
-    W, (_, steps) = 4 * analytic.frobenius_weights(D), calibrated["lista"][0]
-    start = Unrolled(layers.Matrices(W, jnp.eye(60) - W.T @ D), steps)
-    factors = jnp.where(jnp.arange(len(Y)) < 30, 1.0, 100.0)[:, None]
+    W, (_, steps) = 4 * np.asarray(analytic.frobenius_weights(D)), start("lista")
+    expanding = Unrolled(layers.Matrices(W, np.eye(60) - W.T @ D), steps)
+    factors = np.where(np.arange(len(Y)) < 30, 1.0, 100.0)[:, None]
     with pytest.warns(
         UserWarning, match="the codes are worse than zero codes: their NMSE is .* dB"
     ):
-        calibrate(FAMILIES["lista"], start, D, factors * Y, factors * X)
+        calibrate(FAMILIES["lista"], expanding, D, factors * Y, factors * X)
 
 
 def test_fewer_than_four_signals_choose_and_judge(planted):
@@ -274,11 +289,11 @@ def test_a_greedy_step_without_codes_is_the_best_of_a_grid(planted):
     D, Y, _ = planted
     lam, layer = 0.05, layers.ista(1)
     loss = training.lasso(lam)
-    found = _calibrate.greedy(layer, layer.init(None, D), D, Y, None, loss).steps
+    found = first_pass(layer, layer.init(None, D), D, Y, None, loss).steps
     best = objective(layer, Unrolled(None, found), D, Y, lam)
     for theta in np.geomspace(1e-3, 1, 6):
         for gamma in float(found.gamma[0]) * np.geomspace(0.5, 2, 3):
-            step = type(found)(jnp.full(1, gamma), jnp.full(1, theta))
+            step = type(found)(np.full(1, gamma), np.full(1, theta))
             assert best <= objective(layer, Unrolled(None, step), D, Y, lam) * (1 + 1e-3)
 
 
@@ -297,7 +312,7 @@ def test_a_chain_without_codes(chain):
 
 def test_the_squared_error_as_a_loss_is_the_default(planted, calibrated):
     D, Y, X = planted
-    start, expected = calibrated["ista"]
+    start, expected = calibrated("ista")
     found = calibrate(FAMILIES["ista"], start, D, Y, X, loss=training.supervised)
     # Another order of the sums decides between neighbours of the last grid, a part in 1e3 apart.
     np.testing.assert_allclose(found.steps.theta, expected.steps.theta, rtol=1e-2)
@@ -317,26 +332,6 @@ def test_signals_of_any_size_calibrate_alike_in_float32(planted, size):
     assert near < -5 and far == pytest.approx(near, abs=0.1)
 
 
-@pytest.mark.slow
-def test_what_cannot_judge_codes_is_refused(planted):
-    D, Y, X = planted
-    run = partial(calibrate, layers.ista(1), layers.ista(1).init(None, D), D, Y)
-    with pytest.raises(ValueError, match=r"there are no codes; .* try loss=training.lasso\(lam\)"):
-        run()
-    with pytest.raises(TypeError, match="loss must be a function, got 0.1"):
-        run(loss=0.1)
-    with pytest.raises(ValueError, match=r"X = None; try training.lasso\(lam\)"):
-        run(loss=training.log_nmse)
-    with pytest.raises(ValueError, match="calibrate: the loss fails without codes, X = None"):
-        run(loss=lambda codes, X, D, Y: jnp.sum((codes[-1] - X) ** 2))
-    with pytest.raises(ValueError, match="the loss is 3 for all codes, those of zero too"):
-        run(loss=lambda codes, X, D, Y: jnp.full((), 3.0))
-    with pytest.raises(ValueError, match="all signals of the sample are zero"):
-        calibrate(layers.ista(1), layers.ista(1).init(None, D), D, 0 * Y, loss=training.lasso(0.1))
-    with pytest.warns(UserWarning, match="all codes are zero, .* Try a smaller lam"):
-        run(loss=training.lasso(1e3))
-
-
 # Chains
 
 
@@ -349,7 +344,8 @@ def chain(planted):
     X1 = problems.synthesize(Ds[1], X2)
     first = FAMILIES["alista"].from_theory(analytic.frobenius_weights(Ds[0]), jnp.full(DEPTH, 0.1))
     start = (first, network.layers[1].init(None, Ds[1]))
-    return network, start, Ds, problems.synthesize(Ds[0], X1), (X1, X2)
+    signals = jax.tree.map(np.asarray, (problems.synthesize(Ds[0], X1), (X1, X2)))
+    return network, start, Ds, *signals
 
 
 @pytest.mark.slow
@@ -380,21 +376,10 @@ def test_a_chain_with_a_worse_end_comes_back_as_it_was(chain):
     """The codes asked of the first block mislead the second one on the held-back signals."""
     network, start, Ds, Y, X = chain
     good = calibrate(network, start, Ds, Y, X)
-    factors = jnp.where(jnp.arange(40) < 30, 1e-3, 1.0)[:, None]
+    factors = np.where(np.arange(40) < 30, 1e-3, 1.0)[:, None]
     with pytest.warns(UserWarning, match="kept the start"):
         found = calibrate(network, good, Ds, factors * Y, tuple(factors * x for x in X))
     chex.assert_trees_all_equal(found, good)
-
-
-def test_networks_that_cannot_be_calibrated_are_refused(chain):
-    network, start, Ds, Y, X = chain
-    with pytest.raises(ValueError, match="X has 1 arrays of codes; expected 2, one per block"):
-        calibrate(network, start, Ds, Y, X[:1])
-    with pytest.raises(ValueError, match="tuple of 2 params"):
-        calibrate(network, start[:1], Ds, Y, X)
-    other = networks.ml_lista(2)
-    with pytest.raises(TypeError, match="the blocks of ml_lista do not run one after the other"):
-        calibrate(other, other.init(None, Ds), Ds, Y, X)
 
 
 # One layer
@@ -407,13 +392,14 @@ def test_calibration_beats_the_solver_by_several_decibels(planted, calibrated):
     best = min(
         errors(layer, analytic.ista(D, lam, DEPTH), D, Y, X)[-1] for lam in (0.01, 0.03, 0.1, 0.3)
     )
-    assert errors(layer, calibrated["ista"][1], D, Y, X)[-1] < best / 10**0.2
-    assert errors(FAMILIES["alista"], calibrated["alista"][1], D, Y, X)[-1] < best / 10**0.6
+    assert errors(layer, calibrated("ista")[1], D, Y, X)[-1] < best / 10**0.2
+    assert errors(FAMILIES["alista"], calibrated("alista")[1], D, Y, X)[-1] < best / 10**0.6
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.few(3)
+@every_family
 def test_only_thresholds_and_step_sizes_change(name, calibrated):
-    start, found = calibrated[name]
+    start, found = calibrated(name)
     assert jax.tree.structure(found) == jax.tree.structure(start)
     shapes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(start)]
     assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(found)] == shapes
@@ -427,14 +413,14 @@ def test_only_thresholds_and_step_sizes_change(name, calibrated):
 def test_the_support_schedule_is_part_of_the_search(planted, calibrated):
     """Thresholds chosen without support selection are worse for a layer that has it."""
     layer = FAMILIES["alista with support"]
-    with_it = errors(layer, calibrated["alista with support"][1], *planted)
-    without = errors(layer, calibrated["alista"][1], *planted)
+    with_it = errors(layer, calibrated("alista with support")[1], *planted)
+    without = errors(layer, calibrated("alista")[1], *planted)
     assert with_it[-1] < without[-1]
 
 
 def test_the_unstacked_form_comes_back_unstacked(planted, calibrated):
     D, Y, X = planted
-    start, expected = calibrated["lista_cp untied"]
+    start, expected = calibrated("lista_cp untied")
     found = calibrate(FAMILIES["lista_cp untied"], layers.unstack(start), D, Y, X)
     assert type(found.steps) is tuple and len(found.steps) == DEPTH
     chex.assert_trees_all_equal(layers.stack(found), expected)
@@ -457,7 +443,7 @@ def test_a_convolutional_dictionary(filters, per_filter):
     layer = layers.alista(2)
     start = layer.init(jax.random.key(0), D)
     if per_filter:
-        start = start._replace(steps=start.steps._replace(theta=jnp.full((2, 3), 0.1)))
+        start = start._replace(steps=start.steps._replace(theta=np.full((2, 3), 0.1)))
     found = calibrate(layer, start, D, Y, X)
     assert found.steps.theta.shape == start.steps.theta.shape and found.steps.gamma.shape == (2,)
     rows = np.asarray(found.steps.theta).reshape(2, -1)
@@ -467,8 +453,8 @@ def test_a_convolutional_dictionary(filters, per_filter):
 
 def test_thresholds_per_atom_keep_their_shape(planted, calibrated):
     D, Y, X = planted
-    start, expected = calibrated["lista_cp"]
-    start = start._replace(steps=start.steps._replace(theta=jnp.full((DEPTH, 60), 0.1)))
+    start, expected = calibrated("lista_cp")
+    start = start._replace(steps=start.steps._replace(theta=np.full((DEPTH, 60), 0.1)))
     found = calibrate(FAMILIES["lista_cp"], start, D, Y, X).steps.theta
     # The value of a single threshold: the same sums, compiled differently, around a flat optimum.
     np.testing.assert_allclose(
@@ -512,43 +498,10 @@ def test_the_alphas_of_message_passing_are_set_in_any_units(planted, name):
     np.testing.assert_allclose(4 * large.steps.alpha, found.steps.alpha, rtol=ROUNDING)
 
 
-def test_a_family_without_thresholds_is_refused(planted):
-    D, Y, X = planted
-    layer = layers.liht(1, sparsity=3)
-    with pytest.raises(TypeError, match="steps with a threshold.*this family has none"):
-        calibrate(layer, layer.init(None, D), D, Y, X)
-
-
-def test_params_of_another_family_are_refused(planted):
-    D, Y, X = planted
-    with pytest.raises(TypeError, match="another family"):
-        calibrate(layers.ista(1), Unrolled(None, (layers.Weights(D),)), D, Y, X)
-
-
-def test_samples_that_do_not_fit_are_refused(planted):
-    D, Y, X = planted
-    layer = FAMILIES["ista"]
-    start = layer.init(jax.random.key(0), D)
-    wrong = {
-        "shapes": (Y, X[:, 1:]),
-        "swapped": (X, Y),
-        "numbers": (Y, X[1:]),
-        "one signal": (Y[0], X[0]),
-        "no signal": (Y[:0], X[:0]),
-    }
-    for bad in wrong.values():
-        with pytest.raises(ValueError, match=r"expected \(batch, 30\) and \(batch, 60\)"):
-            calibrate(layer, start, D, *bad)
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        calibrate(layer, start, D, Y.at[0, 0].set(jnp.nan), X)
-    with pytest.raises(ValueError, match="all codes of the sample are zero"):
-        calibrate(layer, start, D, Y, 0 * X)
-
-
 def test_a_held_back_quarter_without_any_code_is_judged_by_its_error(planted, calibrated):
     """Zero signals have zero codes before and after, however the params are."""
     D, Y, X = planted
-    silent = jnp.where(jnp.arange(len(Y)) < 30, 1.0, 0.0)[:, None]
-    start, expected = calibrated["ista"]
+    silent = np.where(np.arange(len(Y)) < 30, 1.0, 0.0)[:, None]
+    start, expected = calibrated("ista")
     found = calibrate(FAMILIES["ista"], start, D, silent * Y, silent * X)
     np.testing.assert_array_equal(np.asarray(found.steps.theta), np.asarray(expected.steps.theta))

@@ -2,19 +2,15 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
+from oracles import unit
 
 import unrolled as ur
 from unrolled.analytic import weights_table
 
 RNG = np.random.default_rng(0)
 EPS = np.finfo(float).eps
-
-
-def unit(D):
-    return D / np.linalg.norm(D, axis=0)
 
 
 DICTIONARIES = {
@@ -93,18 +89,6 @@ def test_a_picture_has_a_row_for_every_dictionary():
     fig = ur.plots.gram(grams)
     titles = [axes.get_title() for axes in fig.axes]
     assert "W'D: mu_W = 0.1000" in titles and titles.count("off the diagonal") == 2
-
-
-def test_what_it_refuses():
-    D = DICTIONARIES["gaussian"]
-    with pytest.raises(ValueError, match="normalize"):
-        weights_table(2 * D)
-    with pytest.raises(ValueError, match="exceeds the number of atoms 40"):
-        weights_table(D, sparsity=41)
-    with pytest.raises(ValueError, match="NaN"):
-        weights_table(D * np.where(np.arange(40) == 3, np.nan, 1.0))
-    with pytest.raises(TypeError, match="outside jit"):
-        jax.jit(lambda D: weights_table(D).coherence.upper)(D)
 
 
 def test_the_largest_sparsity_allows_for_atoms_off_unit_norm():

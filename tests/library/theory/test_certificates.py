@@ -6,15 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from members import barker, lines
+from oracles import unit
 
-from unrolled import activations, analytic, dictionaries, layers, networks, theory
+from unrolled import analytic, dictionaries, layers, networks, theory
 from unrolled.layers import StepAndThreshold, Threshold, Unrolled, Weights, WeightsAndThreshold
 
 EPS = np.finfo(np.float64).eps
-
-
-def unit(D):
-    return D / np.linalg.norm(D, axis=0)
 
 
 def matrix(D):
@@ -66,16 +64,13 @@ def pairs():
     rng = np.random.default_rng(0)
     plain = unit(rng.normal(size=(36, 48)))
     hadamard = np.asarray(dictionaries.identity_hadamard(64))
-    code = np.array([1, 1, 1, 1, 1, -1, -1, 1, 1, -1, 1, -1, 1])
-    filters = unit(np.stack([np.eye(13)[0], code], 1)).T[:, None]
-    conv = {b: dictionaries.Conv(filters, 30, boundary=b) for b in ("circular", "valid")}
     minimax = np.asarray(analytic.minimax_weights(plain))
     return {
         "hadamard": (hadamard, hadamard),
         "minimax": (plain, minimax),
         "off its diagonal": (plain, minimax * rng.uniform(0.97, 1.03, 48)),
-        "circular": (conv["circular"], None),
-        "valid": (conv["valid"], None),
+        "circular": (barker(30), None),
+        "valid": (barker(30, "valid"), None),
     }
 
 
@@ -368,12 +363,7 @@ def test_a_less_precise_layer_has_a_larger_guard():
 
 def chain():
     """16 -> 32 -> 40 with 2 nonzeros before 1."""
-    rng, D2 = np.random.default_rng(3), np.zeros((32, 40))
-    for column, line in zip(D2.T, rng.choice(169, 40, replace=False)):
-        column[[i * 13 + (line // 13 + i * line) % 13 for i in range(2)]] = rng.choice(
-            [-1, 1], 2
-        ) / np.sqrt(2)
-    return np.asarray(dictionaries.identity_hadamard(16)), D2
+    return np.asarray(dictionaries.identity_hadamard(16)), lines(3, 2, 13, 40, 32)
 
 
 @pytest.mark.few(1)
@@ -410,35 +400,6 @@ def test_chains_hand_on_what_a_layer_leaves(scaled):
     assert (
         one[0].error.tolist() == found[0].error.tolist() and one[1].error[-1] < found[1].error[-1]
     )
-
-
-def test_certify_refuses():
-    D = np.eye(3)
-    layer, params = layers.lista_cp(1), Unrolled(Weights(jnp.eye(3)), Threshold(jnp.ones(1)))
-    problem = dict(sparsity=1, bound=1.0)
-    fista = layers.fista(1)
-    with pytest.raises(TypeError, match="certify: a step of fista"):
-        theory.certify(fista, fista.init(None, D), D, **problem)
-    with pytest.raises(ValueError, match="expected the activation relu"):
-        theory.certify(layers.lista_cp(1, activation=activations.silu), params, D, **problem)
-    for options, error in (
-        ({"sparsity": -1}, ValueError), ({"sparsity": 1.0}, TypeError),
-        ({"bound": -1.0}, ValueError), ({"bound": np.inf}, ValueError),
-        ({"noise": np.nan}, ValueError), ({"noise": -1.0}, ValueError),
-    ):  # fmt: skip
-        with pytest.raises(error, match="certify"):
-            theory.certify(layer, params, D, **{**problem, **options})
-    with pytest.raises(ValueError, match="params or D has NaN"):
-        theory.certify(layer, params._replace(steps=Threshold(jnp.full(1, np.inf))), D, **problem)
-    with pytest.raises(TypeError, match="traced"):
-        jax.jit(lambda D: theory.certify(layer, params, D, **problem).error)(D)
-    with pytest.raises(ValueError, match="depth 2"):
-        theory.certify(layers.lista_cp(2), params, D, **problem)
-    network = networks.dsc([layer, layer])
-    with pytest.raises(ValueError, match="certify: expected 2 sparsity"):
-        theory.certify(network, (params, params), (D, D), sparsity=1, bound=(1.0, 1.0))
-    with pytest.raises(ValueError, match="certify: expected 2 D"):
-        theory.certify(network, (params, params), (D,), sparsity=(1, 1), bound=(1.0, 1.0))
 
 
 class _shifted(layers.lista_cp):

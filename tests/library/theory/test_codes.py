@@ -187,13 +187,13 @@ def test_one_code_is_a_batch_of_one():
 
 
 def test_zero_codes_and_zero_signals():
-    D, zero = drawn(), np.zeros(N)
-    found = certify_code(D, np.zeros(M), zero)
-    assert found.unique and (found.sigma, found.error_gain) == (math.inf, 0) and not found.x.any()
-    left = certify_code(D, D[:, 0], zero, finish=None)
-    assert left.holds and not left.unique and left.residual == pytest.approx(1)
-    assert certify_code(D, D[:, 0], zero).unique  # subspace pursuit finds the atom
-    assert not certify_code(D, np.zeros(M), np.ones(N)).x.any()
+    D, Y, X = drawn(), np.zeros((3, M)), np.zeros((3, N))
+    Y[1], X[2] = D[:, 0], 1
+    found = certify_code(D, Y, X)
+    assert found.unique.all()  # subspace pursuit finds the atom
+    assert (found.sigma[0], found.error_gain[0]) == (math.inf, 0) and not found.x[[0, 2]].any()
+    left = certify_code(D, Y, X, finish=None)
+    assert left.holds[1] and not left.unique[1] and left.residual[1] == pytest.approx(1)
 
 
 @pytest.mark.slow
@@ -224,15 +224,12 @@ def test_a_vertex_of_m_nonzeros_is_certified():
 def test_dependent_atoms_on_the_support():
     D = drawn().copy()
     D[:, 1] = D[:, 0]
-    x = np.zeros(N)
-    x[[0, 1, 7]] = 1.0
-    found = certify_code(D, D @ x, x)
-    assert (found.sigma, found.holds, found.unique) == (0, False, False)
+    X = np.zeros((3, N))
+    X[:, 7] = X[0, :2] = X[2, 0] = 1.0
+    found = certify_code(D, X @ D.T, X)
+    assert (found.sigma[0], found.holds[0], found.unique[0]) == (0, False, False)
     # Elsewhere the same dictionary has certificates, but none for one of two equal atoms.
-    x[[0, 1]] = 0
-    assert certify_code(D, D @ x, x).unique
-    x[0] = 1.0
-    assert not certify_code(D, D @ x, x).holds
+    assert found.unique[1] and not found.holds[2]
 
 
 def test_a_dictionary_of_low_rank():
@@ -276,17 +273,6 @@ def test_certified_asks_whether_the_code_is_one_of_this_signal():
     assert proof.certified(Y).all() and proof.signal == pytest.approx(Y, abs=1e-13)
     for other in (1.001 * Y, 10 * Y, 1e30 * Y, -Y, Y[::-1], 0 * Y, np.full_like(Y, np.inf)):
         assert not proof.certified(other).any()
-
-
-def test_masked_signals_and_codes_are_refused():
-    X, Y, _ = batch()
-    masked = np.ma.array(Y[0], mask=np.arange(M) == 3)
-    with pytest.raises(TypeError, match="certify_code: y is a masked array"):
-        certify_code(drawn(), masked, X[0])
-    with pytest.raises(TypeError, match="certify_code: x is a masked array"):
-        certify_code(drawn(), Y[0], np.ma.array(X[0]))
-    with pytest.raises(TypeError, match="certified: y is a masked array"):
-        certify_code(drawn(), Y[0], X[0]).certified(masked)
 
 
 def test_what_is_not_finite_is_not_certified():
@@ -354,36 +340,23 @@ def cancelling(seed, c):
 @pytest.mark.parametrize("seed, e", [(43, 33), (31, 34), (13, 36)])
 def test_products_whose_factors_cancel_round_by_their_magnitudes(seed, e):
     """The code of one atom has that of two others beside it, with the same l1 norm."""
+    codes = np.eye(12)[[0, 3]]
     B, D = cancelling(seed, 2.0**e)
-    tied, alone = np.eye(12)[0], np.eye(12)[3]
-    assert not certify_code(D, B @ tied, tied, finish=None).holds
+    assert not certify_code(D, codes @ B.T, codes, finish=None).holds[0]
     B, D = cancelling(seed, 2.0**10)
-    assert not certify_code(D, B @ tied, tied, finish=None).holds
-    found = certify_code(D, B @ alone, alone, finish=None)
-    assert found.unique and found.sigma <= np.linalg.norm(B[:, 3])
+    found = certify_code(D, codes @ B.T, codes, finish=None)
+    assert not found.holds[0]
+    assert found.unique[1] and found.sigma[1] <= np.linalg.norm(B[:, 3])
 
 
 def test_a_batch_in_parts_is_the_batch(monkeypatch):
     X, Y, found = batch()
-    monkeypatch.setattr(_codes, "_CHUNK", N)  # one at a time
-    some = slice(0, None, 4)
-    parts = certify_code(drawn(), Y[some], np.sign(X[some]))
-    np.testing.assert_array_equal(parts.unique, found.unique[some])
-    np.testing.assert_allclose(parts.x, found.x[some], atol=1e-13)
+    monkeypatch.setattr(_codes, "_CHUNK", 8 * 16**2)  # eight supports of 16 at a time, of 28
+    parts = certify_code(drawn(), Y, np.sign(X))
+    np.testing.assert_array_equal(parts.unique, found.unique)
+    np.testing.assert_allclose(parts.x, found.x, atol=1e-13)
     empty = certify_code(drawn(), Y[:0], X[:0])
     assert empty.x.shape == (0, N) and empty.unique.shape == (0,)
-
-
-def test_faults():
-    D = drawn()
-    with pytest.raises(ValueError, match=r"D has shape \(30, 60\), y \(30,\) and x \(30,\)"):
-        certify_code(D, D[:, 0], D[:, 0])
-    with pytest.raises(ValueError, match="the largest norm of an atom is"):
-        certify_code(1e200 * D, D[:, 0], np.zeros(N))
-    with pytest.raises(ValueError, match="steps must be at least 0"):
-        certify_code(D, D[:, 0], np.zeros(N), steps=-1)
-    with pytest.raises(TypeError, match="traced"):
-        jax.jit(lambda y: certify_code(D, y, np.zeros(N)).residual)(D[:, 0])
 
 
 @pytest.mark.slow
@@ -403,26 +376,10 @@ def test_fifty_nonzeros_of_five_hundred(float32_by_default):
 
 @pytest.mark.parametrize("size", [1e59, 1e-59])
 def test_atoms_of_any_size_that_is_taken_have_the_same_certificate(size):
-    D = np.asarray(dictionaries.gaussian(jax.random.key(0), 24, 48), float)
-    x = np.zeros(48)
-    x[[3, 20, 40]] = 1.0, -2.0, 0.5
-    one, found = certify_code(D, D @ x, x), certify_code(size * D, size * (D @ x), x)
-    assert one.unique and found.unique
-    np.testing.assert_allclose(found.x, x, atol=1e-14)  # some roundings of 2
+    D, X = drawn(), np.zeros((2, N))
+    X[:, [3, 20, 40]] = 1.0, -2.0, 0.5
+    one, found = certify_code(D, X @ D.T, X), certify_code(size * D, size * (X @ D.T), X)
+    assert one.unique.all() and found.unique.all()
+    np.testing.assert_allclose(found.x, X, atol=1e-14)  # some roundings of 2
     assert found.sigma == pytest.approx(size * one.sigma, rel=1e-9)
     assert found.error_gain == pytest.approx(one.error_gain / size, rel=1e-6)
-
-
-def test_atoms_whose_fourth_powers_leave_the_range_are_refused():
-    D, x = np.eye(3), np.ones(3)
-    for size in (1e61, 1e80, 1e-61, 1e-80):
-        for finish in (None, 3):
-            with pytest.raises(ValueError, match="the largest norm of an atom is"):
-                certify_code(size * D, size * x, x, finish=finish)
-
-
-def test_a_certificate_is_asked_of_its_own_signals():
-    proof = certify_code(np.eye(3), np.ones(3), np.ones(3))
-    for wrong in (np.ones(2), np.ones((1, 3))):
-        with pytest.raises(ValueError, match=r"certified: y has shape .*expected \(3,\)"):
-            proof.certified(wrong)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from members import coherence_of, off_diagonal
+from oracles import unit
 
 from unrolled import dictionaries, theory
 
@@ -30,20 +32,6 @@ CONVS = {  # filters, signal, stride, boundary
 }
 
 
-def gram(W, D):
-    """|w_i . d_j| off the diagonal, by numpy alone."""
-    products = np.abs(np.asarray(W).T @ np.asarray(D))
-    return products - np.diag(np.diag(products))
-
-
-def unit(D):
-    return D / np.linalg.norm(D, axis=0)
-
-
-def brute_force(D):
-    return gram(unit(np.asarray(D)), unit(np.asarray(D))).max()
-
-
 def conv(name, seed=0):
     shape, *rest = CONVS[name]
     filters = np.random.default_rng(seed).normal(size=shape)
@@ -58,7 +46,7 @@ ROUNDING = 250 * EPS
 @pytest.mark.parametrize("shape", [(4, 9), (9, 4), (30, 60), (1, 5), (5, 2)])
 def test_mutual_coherence_is_the_largest_cosine_between_columns(shape):
     D = np.random.default_rng(1).normal(size=shape)
-    assert theory.mutual_coherence(D) == pytest.approx(brute_force(D), abs=ROUNDING)
+    assert theory.mutual_coherence(D) == pytest.approx(coherence_of(D), abs=ROUNDING)
 
 
 def test_mutual_coherence_ignores_scale_sign_and_order():
@@ -83,13 +71,6 @@ def test_mutual_coherence_of_duplicate_or_opposite_columns_is_one_and_never_abov
         mu = theory.mutual_coherence(np.column_stack([D, twin]).astype(dtype))
         assert mu.dtype == dtype
         assert 1 - 7 * np.finfo(dtype).eps <= mu <= 1
-
-
-def test_a_zero_column_is_refused_where_values_are_known_and_nan_under_jit():
-    D = np.eye(3, 4)
-    with pytest.raises(ValueError, match=r"atoms \[3\] are zero"):
-        theory.mutual_coherence(D)
-    assert math.isnan(jax.jit(theory.mutual_coherence)(D))
 
 
 @jax.jit
@@ -130,23 +111,12 @@ def test_convolutional_coherences_are_those_of_the_dense_matrix(name):
     mu_D, mu_W, C_W, own, weights, matrix = map(
         np.asarray, everything(conv(name, seed=1), conv(name))
     )
-    assert mu_D == pytest.approx(brute_force(matrix), abs=ROUNDING)
-    assert mu_W == pytest.approx(gram(weights, matrix).max(), abs=ROUNDING)
+    assert mu_D == pytest.approx(coherence_of(matrix), abs=ROUNDING)
+    assert mu_W == pytest.approx(off_diagonal(weights, matrix)[0].max(), abs=ROUNDING)
     assert C_W == pytest.approx(np.abs(weights).max(), abs=EPS)
     # One entry per representative atom; it is the same for all shifts of a filter.
     expected = np.sum(weights * matrix, axis=0)
     assert [own.min(), own.max()] == pytest.approx([expected.min(), expected.max()], abs=ROUNDING)
-
-
-@pytest.mark.slow
-def test_convolutional_coherence_outside_jit_and_with_dense_weights():
-    D, W = conv("1-D circular, stride 2"), conv("1-D circular, stride 2", seed=1)
-    mu_D, mu_W, C_W = map(float, everything(W, D)[:3])
-    assert theory.mutual_coherence(D) == pytest.approx(mu_D, abs=ROUNDING)
-    for weights in (W, dictionaries.dense(W)):
-        assert [float(v) for v in theory.coherence(weights, D)] == pytest.approx(
-            [mu_W, C_W], abs=ROUNDING
-        )
 
 
 def test_coherence_of_other_structured_dictionaries_is_dense():
@@ -154,9 +124,9 @@ def test_coherence_of_other_structured_dictionaries_is_dense():
     D1, D2 = np.linalg.qr(rng.normal(size=(8, 8)))[0], unit(rng.normal(size=(8, 5)))
     for D in (dictionaries.Concatenated(np.eye(8), D1), dictionaries.Composed(D1, D2)):
         matrix = dictionaries.dense(D)
-        assert theory.mutual_coherence(D) == pytest.approx(brute_force(matrix), abs=ROUNDING)
+        assert theory.mutual_coherence(D) == pytest.approx(coherence_of(matrix), abs=ROUNDING)
         assert theory.coherence(D, D).mu_W == pytest.approx(
-            gram(matrix, matrix).max(), abs=ROUNDING
+            off_diagonal(matrix, matrix)[0].max(), abs=ROUNDING
         )
 
 
@@ -165,61 +135,18 @@ def test_coherence_of_weights_is_the_largest_product_and_the_largest_entry():
     D = unit(rng.normal(size=(12, 30)))
     W = rng.normal(size=(12, 30))
     mu, C = theory.coherence(W, D)
-    assert mu == pytest.approx(gram(W, D).max(), rel=12 * EPS)
+    assert mu == pytest.approx(off_diagonal(W, D)[0].max(), rel=12 * EPS)
     assert C == np.abs(W).max()
     assert theory.diagonal(W, D) == pytest.approx(
         np.sum(W * D, axis=0), abs=12 * np.abs(W).max() * EPS
     )
 
 
-def test_coherence_promotes_mixed_dtypes_and_batches():
-    D = jnp.asarray(unit(np.random.default_rng(7).normal(size=(6, 9))))
-    assert theory.coherence(D.astype(np.float32), D).mu_W.dtype == np.float64
-    stacked = jnp.stack([D, D[:, ::-1]])
-    mus = jax.vmap(theory.coherence)(stacked, stacked).mu_W
-    assert mus == pytest.approx(float(theory.coherence(D, D).mu_W), abs=6 * EPS)
-
-
-def test_cut_atoms_at_a_zero_boundary_are_refused():
-    D = dictionaries.Conv(np.ones((1, 1, 3)), 8, boundary="zero")
-    for check in (theory.mutual_coherence, lambda D: theory.coherence(D, D)):
-        with pytest.raises(ValueError, match="cuts the atoms at the border"):
-            check(D)
-
-
-def test_coherence_refuses_other_shapes_and_atoms_off_unit_norm():
-    D = jnp.asarray(unit(np.random.default_rng(8).normal(size=(4, 6))))
-    with pytest.raises(ValueError, match=r"Did you pass W\.T\?"):
-        theory.coherence(D.T, D)
-    with pytest.raises(ValueError, match="they must agree"):
-        theory.coherence(D[:, :5], D)
-    with pytest.raises(ValueError, match="normalize"):
-        theory.coherence(D, D * 1.001)
-    theory.coherence(D, D * 1.00005)  # within 1e-4
-    with pytest.raises(ValueError, match="are zero"):
-        theory.coherence(D, D.at[:, 0].set(0.0))
-
-
-@pytest.mark.parametrize(
-    "D, error",
-    [
-        (np.ones(3), ValueError),
-        (np.ones((3, 0)), ValueError),
-        (np.full((2, 2), np.nan), ValueError),
-        (np.eye(2) * 1j, TypeError),
-        ("D", TypeError),
-    ],
-)
-def test_what_is_not_a_dictionary_is_refused(D, error):
-    with pytest.raises(error, match="mutual_coherence"):
-        theory.mutual_coherence(D)
-
-
 # Babel function and spark.
 
 
 def babel_by_sorting(D, s):
-    return np.sort(gram(D, D), axis=1)[:, ::-1][:, :s].sum(1).max()
+    return np.sort(off_diagonal(D, D)[0], axis=1)[:, ::-1][:, :s].sum(1).max()
 
 
 @pytest.mark.few(2)
@@ -268,53 +195,11 @@ def test_babel_of_convolutions_is_that_of_the_dense_matrix(name):
     assert [float(v) for v in found] == pytest.approx(expected, abs=100 * ROUNDING)
 
 
-@pytest.mark.few(1)
-def test_babel_is_traceable_in_every_dtype(dtype):
-    D = unit(np.random.default_rng(3).normal(size=(5, 8))).astype(dtype)
-    found = jax.jit(theory.babel, static_argnums=1)(D, 3)
-    assert found.dtype == dtype and found == theory.babel(D, 3)
-    both = jax.vmap(lambda D: theory.babel(D, 3))(np.stack([D, D[:, ::-1]]))
-    assert both == pytest.approx(float(found), rel=8 * float(np.finfo(dtype).eps))
-    spoilt = np.where(D == D[0, 0], np.nan, D)
-    assert math.isnan(jax.jit(theory.babel, static_argnums=1)(spoilt, 3))
-
-
-@pytest.mark.slow
-def test_the_gradient_of_babel_matches_finite_differences():
-    rng, h = np.random.default_rng(4), 1e-6
-    X, direction = rng.normal(size=(2, 5, 8))
-
-    def f(X):
-        return theory.babel(dictionaries.normalize(X)[0], 3)
-
-    numeric = (f(X + h * direction) - f(X - h * direction)) / (2 * h)
-    # Rounding over the step, EPS / h, is 2e-10.
-    assert np.vdot(jax.grad(f)(X), direction) == pytest.approx(float(numeric), rel=1e-7)
-
-
-def test_babel_errors():
-    D = np.eye(3)
-    for s, error in ((-1, ValueError), (1.0, TypeError), (True, TypeError), (None, TypeError)):
-        with pytest.raises(error, match="babel: s must be"):
-            theory.babel(D, s)
-    with pytest.raises(TypeError, match="static"):
-        jax.jit(theory.babel)(D, 1)
-    with pytest.raises(ValueError, match="normalize"):
-        theory.babel(2 * D, 1)
-    with pytest.raises(ValueError, match=r"atoms \[2\] are zero"):
-        theory.babel(np.eye(2, 3), 1)
-    with pytest.raises(ValueError, match="cuts the atoms"):
-        theory.babel(dictionaries.Conv(np.ones((1, 1, 3)), 8, boundary="zero"), 1)
-
-
 def test_spark_bound_by_hand():
     assert [theory.spark_bound(mu) for mu in (1.0, 0.5, 0.0)] == [2, 3, math.inf]
     assert theory.spark_bound(jnp.asarray(0.25)) == 5 and isinstance(
         theory.spark_bound(0.25), float
     )
-    for bad in (-0.1, math.nan):
-        with pytest.raises(ValueError, match="mu must be non-negative"):
-            theory.spark_bound(bad)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -352,22 +237,9 @@ def test_the_welch_bound_is_below_every_mu_W(seed):
         assert theory.coherence(W, D).mu_W >= theory.welch_bound(m, d)
 
 
-def test_welch_bound_of_few_atoms_is_zero_and_of_bad_sizes_an_error():
-    assert [theory.welch_bound(*shape) for shape in ((4, 4), (5, 3), (3, 1), (1, 1))] == [
-        0,
-        0,
-        0,
-        0,
-    ]
+def test_welch_bound_of_few_atoms_is_zero():
+    assert not any(theory.welch_bound(*shape) for shape in ((4, 4), (5, 3), (3, 1), (1, 1)))
     assert theory.welch_bound(1, 2) == 1
-    for m, d, error in (
-        (0, 3, ValueError),
-        (3, 0, ValueError),
-        (2.0, 3, TypeError),
-        (True, 3, TypeError),
-    ):
-        with pytest.raises(error, match="welch_bound"):
-            theory.welch_bound(m, d)
 
 
 # Sparsity.
@@ -400,19 +272,6 @@ def test_max_sparsity_is_what_the_schedule_admits():
             theory.schedule(mu, 1.0, sparsity=k, bound=1.0, depth=0).holds for k in (s, s + 1)
         ]
         assert admitted == [True, False]
-
-
-@pytest.mark.parametrize("mu", [-0.1, math.nan])
-def test_a_negative_or_nan_coherence_is_refused(mu):
-    for function in (theory.sparsity_bound, lambda mu: theory.max_sparsity(mu, 5)):
-        with pytest.raises(ValueError, match="mu must be non-negative"):
-            function(mu)
-
-
-def test_max_sparsity_needs_a_dictionary_size():
-    for d, error in ((0, ValueError), (2.5, TypeError)):
-        with pytest.raises(error, match="max_sparsity"):
-            theory.max_sparsity(0.1, d)
 
 
 # Rounding guard.
@@ -485,13 +344,6 @@ def test_large_noise_makes_no_false_positive_by_its_rounding():
     assert wrong[0] > 0 and wrong[1] == 0
 
 
-def test_rounding_guard_of_unit_atoms_with_themselves_has_G_one():
-    D = unit(np.random.default_rng(9).normal(size=(20, 40)))
-    assert theory.rounding_guard(D, D, sparsity=1, bound=1.0) == pytest.approx(
-        4 * EPS, rel=20 * EPS
-    )
-
-
 @pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["1-D valid, stride 3", "1-D circular, short", "2-D circular"])
 def test_rounding_guard_of_convolutions_is_that_of_the_dense_matrices(name):
@@ -511,37 +363,7 @@ def test_rounding_guard_of_a_kernel_that_wraps_onto_itself_is_no_smaller():
     assert theory.rounding_guard(D, D, sparsity=1, bound=1.0) >= expected * (1 - ROUNDING)
 
 
-def test_rounding_guard_errors():
-    D = np.eye(3)
-    cases = (
-        ({"sparsity": -1}, ValueError),
-        ({"sparsity": 1.0}, TypeError),
-        ({"bound": -1.0}, ValueError),
-        ({"bound": math.nan}, ValueError),
-        ({"noise": -1.0}, ValueError),
-        ({"noise": math.nan}, ValueError),
-        ({"precision": "fp8"}, ValueError),
-    )
-    for options, error in cases:
-        with pytest.raises(error, match="rounding_guard"):
-            theory.rounding_guard(D, D, **{"sparsity": 1, "bound": 1.0, **options})
-
-
 # Host functions.
-
-
-@pytest.mark.parametrize("function", [
-    theory.sparsity_bound,
-    lambda t: theory.max_sparsity(t, 5),
-    theory.spark_bound,
-    lambda t: theory.max_sparsity(0.1, t),
-    lambda t: theory.welch_bound(3, t),
-    lambda t: theory.rounding_guard(t * np.eye(3), np.eye(3), sparsity=1, bound=1.0),
-    lambda t: theory.rounding_guard(np.eye(3), np.eye(3), sparsity=1, bound=t),
-])  # fmt: skip
-def test_host_functions_refuse_tracers(function):
-    with pytest.raises(TypeError):
-        jax.jit(function)(1.0)
 
 
 def test_babel_of_equal_atoms_is_one_whatever_their_norms():

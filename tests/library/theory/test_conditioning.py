@@ -13,7 +13,7 @@ from scipy import stats
 
 from unrolled import dictionaries
 from unrolled.theory import error_bar, gaussian_conditioning
-from unrolled.theory._local_rate import _law
+from unrolled.theory._spectra import _law
 
 
 @pytest.mark.parametrize(
@@ -117,15 +117,6 @@ def test_a_copy_knows_of_how_many_atoms():
         assert (other, other.atoms) == (kappa, 5)
 
 
-def test_faults():
-    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
-        gaussian_conditioning(4, 8, 0)
-    with pytest.raises(ValueError, match=r"confidence must be in \(0, 1\), got 1.0"):
-        gaussian_conditioning(4, 8, 2, 1)
-    with pytest.raises(TypeError, match="m must be an integer"):
-        gaussian_conditioning(4.0, 8, 2)
-
-
 # Error bars
 
 
@@ -210,16 +201,6 @@ def test_zero_codes_and_dictionaries_of_float32():
     )
     # Two roundings of the entries of three atoms, and norms off by 1e-7.
     assert wide.l2 < stored.l2 <= wide.l2 * (1 + 1e-5)
-
-
-def test_faults_of_error_bars():
-    D, x = drawn(0, 8, 12), np.zeros(12)
-    with pytest.raises(ValueError, match="error_bar: expected W, conditioning or both"):
-        error_bar(None, D, x, D[:, 0], sparsity=1)
-    with pytest.raises(ValueError, match="conditioning must be non-negative"):
-        error_bar(None, D, x, D[:, 0], sparsity=1, conditioning=-1.0)
-    with pytest.raises(ValueError, match="expected 1 within"):
-        error_bar(None, 2 * D, x, D[:, 0], sparsity=1, conditioning=0.1)
 
 
 def test_a_conditioning_of_ones_own_is_that_of_the_atoms_as_they_are():

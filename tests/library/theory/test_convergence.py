@@ -11,16 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from members import barker, members, off_diagonal
+from oracles import unit
 
 from unrolled import activations as act
 from unrolled import dictionaries, theory
 from unrolled.theory import activation_schedule, atom_schedule, deep_schedule, plan, schedule
 
 EPS = np.finfo(np.float64).eps
-
-
-def unit(D):
-    return D / np.linalg.norm(D, axis=0)
 
 
 def soft(u, theta):
@@ -65,9 +63,8 @@ class Pair(NamedTuple):
 
 def pair(D, W, dtype=np.float64):
     D, W = (np.asarray(dictionaries.dense(A)).astype(dtype) for A in (D, W))
-    products = W.astype(float).T @ D.astype(float)
-    off = np.abs(products - np.diag(np.diag(products))).max(1)
-    return Pair(D, W, off, np.abs(W).max(0).astype(float), np.abs(1 - np.diag(products)).max())
+    off, own = off_diagonal(W, D)
+    return Pair(D, W, off.max(1), np.abs(W).max(0).astype(float), np.abs(1 - own).max())
 
 
 @functools.cache
@@ -86,11 +83,7 @@ def one_poor_atom():
 
 @functools.cache
 def conv():
-    """Spikes and the Barker code of length 13 on a circle: one coherence per filter."""
-    code = np.array([1, 1, 1, 1, 1, -1, -1, 1, 1, -1, 1, -1, 1])
-    D = dictionaries.Conv(
-        unit(np.stack([np.eye(13)[0], code], 1)).T[:, None], 32, boundary="circular"
-    )
+    D = barker(32)
     return D, theory.generalized_coherence(D).W
 
 
@@ -123,21 +116,6 @@ def load(name, dtype=np.float64):
 UNEVEN = ["minimax", "minimax, off its diagonal", "one poor atom", "transversal", "conv"]
 
 
-def members(rng, p, n, s, *, least=0.0):
-    """Codes with at most s nonzeros in [least, 1], random and aligned against one w_i."""
-    d = p.D.shape[1]
-    support = (
-        np.argsort(rng.random((n, d)), axis=1) < rng.integers(max(s - 1, 1), s + 1, n)[:, None]
-    )
-    size = np.stack(
-        [np.ones((n, d)), rng.uniform(least, 1, (n, d)), 10.0 ** rng.uniform(-4, 0, (n, d))]
-    )
-    size = np.maximum(size[rng.integers(3, size=n), np.arange(n)], least)
-    aligned = np.sign(p.W.astype(float).T @ p.D.astype(float))[rng.integers(d, size=n)]
-    signs = np.where(rng.random((n, 1)) < 0.5, aligned, rng.choice([-1, 1], (n, d)))
-    return support * size * np.where(signs == 0, 1, signs)
-
-
 def l1_noise(rng, p, n, delta):
     """Noise of l1 norm delta: where some |w_i| has its largest entry, or spread out."""
     m, d = p.D.shape
@@ -146,11 +124,6 @@ def l1_noise(rng, p, n, delta):
     return delta * np.where(
         rng.random((n, 1)) < 0.7, spike, spread / np.abs(spread).sum(1, keepdims=True)
     )
-
-
-def l2_noise(rng, p, n, delta):
-    """Noise of l2 norm delta along some w_i."""
-    return delta * unit(p.W).T[rng.integers(p.D.shape[1], size=n)] * rng.choice([-1, 1], (n, 1))
 
 
 def signals(p, X, E=0.0):
@@ -187,8 +160,6 @@ def test_atom_coherence_of_structured_dictionaries_and_under_jit():
     traced = jax.jit(theory.atom_coherence)(expected.W, expected.D)
     assert np.asarray(traced.mu_W) == pytest.approx(expected.mus, abs=64 * EPS)
     assert theory.atom_coherence(np.ones((1, 1)), np.ones((1, 1))) == (0, 1)
-    with pytest.raises(ValueError, match="must agree"):
-        theory.atom_coherence(D, expected.D[:, :5])
 
 
 def test_atom_schedule_is_the_worst_support_by_brute_force():
@@ -248,7 +219,7 @@ def test_no_member_breaks_the_bounds_of_its_atoms(name, noise):
     for s in (1, 2):
         found = p.atoms(sparsity=s, bound=1.0, noise=noise, depth=50, guard=p.guard(s))
         assert found.holds
-        X = members(rng, p, 1500, s)
+        X = members(rng, p.W, p.D, 400, s)
         assert_certified(p, found, X, signals(p, X, l1_noise(rng, p, len(X), noise)))
 
 
@@ -262,11 +233,11 @@ def tiny(rng):
 
 def test_tiny_pairs_stay_under_the_recursion_whether_it_contracts_or_not():
     rng, tightest = np.random.default_rng(30), 0.0
-    for trial in range(500):
+    for trial in range(300):
         p = tiny(rng)
         s, noise = int(rng.integers(1, min(3, p.D.shape[1]) + 1)), 0.1 * (trial % 2)
         found = p.atoms(sparsity=s, bound=1.0, noise=noise, depth=6)
-        X = members(rng, p, 200, s)
+        X = members(rng, p.W, p.D, 200, s)
         codes = iterates(p.D, p.W, found.theta, signals(p, X, l1_noise(rng, p, 200, noise)))
         for error, x in zip(found.error[1:], codes):
             # No guard: rounding of codes of size 1, and of errors that grow.
@@ -285,9 +256,9 @@ def test_schedules_per_atom_contract_where_the_worst_atom_does_not():
     options = dict(sparsity=2, bound=1.0, depth=100, guard=p.guard(2))
     found = p.atoms(**options)
     assert found.holds and not p.common(**options).holds
-    X = members(rng, p, 1000, 2)
-    X[:500] *= 0  # half of the codes contain the poor atom
-    X[:500, 0], X[np.arange(500), rng.integers(1, 48, 500)] = 1, -1
+    X = members(rng, p.W, p.D, 400, 2)
+    X[:200] *= 0  # half of the codes contain the poor atom
+    X[:200, 0], X[np.arange(200), rng.integers(1, 48, 200)] = 1, -1
     assert_certified(p, found, X, signals(p, X))
     assert found.error[-1] < 1e-3
 
@@ -304,7 +275,7 @@ def test_more_noise_than_declared_breaks_the_bounds_of_the_atoms():
 @pytest.mark.parametrize("name", ["minimax", "minimax, off its diagonal", "one poor atom", "conv"])
 def test_the_guard_of_the_atoms_keeps_depth_harmless(name, dtype):
     p, rng, eps = load(name, dtype), np.random.default_rng(6), np.finfo(dtype).eps
-    X = members(rng, p, 200, 1).astype(dtype).astype(float)
+    X = members(rng, p.W, p.D, 200, 1).astype(dtype).astype(float)
     found = p.atoms(sparsity=1, bound=1.0, depth=300, guard=p.guard(1))
     assert found.holds and found.floor < 300 * eps
     assert_certified(p, found, X, signals(p, X))
@@ -315,7 +286,7 @@ def test_without_the_guard_the_atoms_diverge(dtype):
     # d = 3 m, so I - W'D expands the rounding errors off the support.
     D = unit(np.random.default_rng(1).normal(size=(40, 120)))
     p, rng = pair(D, theory.frobenius_weights(D), dtype), np.random.default_rng(7)
-    X = members(rng, p, 100, 1).astype(dtype).astype(float)
+    X = members(rng, p.W, p.D, 100, 1).astype(dtype).astype(float)
     E = np.finfo(dtype).eps / 2 * (X @ D.T) * rng.choice([-1, 1], (100, 40))  # the last bit of y
     guarded, bare = (p.atoms(sparsity=1, bound=1.0, depth=250, guard=g) for g in (p.guard(1), 0.0))
     assert_certified(p, guarded, X, signals(p, X, E))
@@ -378,21 +349,6 @@ def test_noise_gain_is_the_largest_norm(dtype):
     assert type(theory.noise_gain(p.W)) is float
 
 
-@pytest.mark.few(1)
-@pytest.mark.parametrize("name", ["minimax", "minimax, off its diagonal", "conv", "hadamard"])
-def test_noise_of_a_given_l2_norm_stays_under_the_bounds_of_omega(name):
-    p, rng, delta = load(name), np.random.default_rng(8), 0.05
-    for s in (1, 2):
-        options = dict(sparsity=s, bound=1.0, noise=delta, depth=50, eta=p.eta, guard=p.guard(s))
-        found = schedule(p.mu, theory.noise_gain(p.W), **options)
-        X = members(rng, p, 1500, s)
-        Y = signals(p, X, l2_noise(rng, p, len(X), delta))
-        assert_certified(p, found, X, Y)
-        for k, codes in enumerate(iterates(p.D, p.W, found.theta, Y), start=1):
-            assert np.abs(codes - X).max() <= found.error[k] / s
-            assert np.linalg.norm(codes - X, axis=1).max() <= found.error[k] / math.sqrt(s)
-
-
 def test_twice_the_l2_noise_makes_a_false_positive_of_every_atom():
     # At the floor theta = delta (1 + 2 mu / (1 - mu)) < 2 delta.
     p, delta = load("hadamard"), 0.05
@@ -430,9 +386,9 @@ def test_the_support_is_found_from_the_promised_step_on(name, s, noise):
     for smallest in (0.9, 0.3, 0.15):
         promised = found.steps_to_support(smallest, sparsity=s)
         assert 1 <= promised <= depth and found.error[promised] / s < smallest
-        X = members(rng, p, 700, s, least=smallest)
+        X = members(rng, p.W, p.D, 200, s, least=smallest)
         # All nonzeros as small as allowed.
-        X[:100] *= smallest / np.abs(np.where(X[:100] == 0, 1, X[:100]))
+        X[:50] *= smallest / np.abs(np.where(X[:50] == 0, 1, X[:50]))
         codes = list(
             iterates(p.D, p.W, found.theta, signals(p, X, l1_noise(rng, p, len(X), noise)))
         )
@@ -492,11 +448,6 @@ def test_steps_to_support_at_the_ends_of_its_range():
         schedule(0.5, 1.0, sparsity=2, bound=1.0, depth=1).steps_to_support(0.5, sparsity=2)
         == math.inf
     )
-    for wrong in (-1, 1.5, True):
-        with pytest.raises((ValueError, TypeError), match="steps_to_support: sparsity"):
-            found.steps_to_support(0.1, sparsity=wrong)
-    with pytest.raises(ValueError, match="nan"):
-        found.steps_to_support(math.nan, sparsity=1)
 
 
 # Lemma 13.
@@ -572,7 +523,7 @@ def test_two_runs_on_one_support_stay_within_the_support_bound():
         bound = theory.support_bound(p.mu, p.C, size=t, eta=p.eta)
         chosen = rng.choice(p.D.shape[1], t, replace=False)
         theta = rng.exponential(0.2, (25, t)) * rng.integers(0, 2)
-        Y = signals(p, members(rng, p, 100, 3))
+        Y = signals(p, members(rng, p.W, p.D, 100, 3))
         known = p._replace(D=p.D[:, chosen], W=p.W[:, chosen])
         change = l1_noise(rng, known, 100, 1.0) * 10.0 ** rng.uniform(-3, 1, (100, 1))
         runs = (iterates(known.D, known.W, theta, Z) for Z in (Y, Y + change))
@@ -588,8 +539,8 @@ def test_inside_the_class_the_support_bound_holds_for_all_k():
     # mu)^k.
     p, rng, s, delta = load("paley"), np.random.default_rng(14), 4, 0.05
     found = p.common(sparsity=s, bound=1.0, noise=delta, depth=60)
-    X = members(rng, p, 2000, s)
-    E, other = l1_noise(rng, p, 2000, delta), l1_noise(rng, p, 2000, delta)
+    X = members(rng, p.W, p.D, 400, s)
+    E, other = l1_noise(rng, p, 400, delta), l1_noise(rng, p, 400, delta)
     bound, worst = theory.support_bound(p.mu, p.C, size=s), 0.0
     for x, z in zip(*(iterates(p.D, p.W, found.theta, signals(p, X, e)) for e in (E, other))):
         assert not x[X == 0].any() and not z[X == 0].any()
@@ -625,7 +576,7 @@ def objective(D, z, X, gamma):
 def test_the_objective_stays_within_its_bound_on_both_sides(name, gamma):
     p, rng, s = load(name), np.random.default_rng(15), 2
     found = p.common(sparsity=s, bound=1.0, noise=0.02, depth=25, guard=p.guard(s))
-    X = members(rng, p, 1000, s)
+    X = members(rng, p.W, p.D, 300, s)
     z = signals(p, X)
     bounds = [
         theory.objective_bound(p.D, e, sparsity=s, gamma=gamma) for e in found.error[[0, 1, 5, 25]]
@@ -855,37 +806,6 @@ def test_a_plan_of_no_blocks_is_empty():
     assert plan([], [], sparsities=[], bounds=[], tol=0.1)[:2] == ((), ())
 
 
-def test_plan_refuses_what_deep_schedule_refuses():
-    options = {
-        "sparsities": [1],
-        "bounds": [1.0],
-        "noises": [0.0],
-        "guards": [0.0],
-        "etas": [0.0],
-        "tol": 0.1,
-    }
-    for name in ("sparsities", "bounds", "noises", "guards", "etas"):
-        with pytest.raises(ValueError, match=f"{name} has length 2; expected 1"):
-            plan([0.1], [1.0], **{**options, name: [1, 1]})
-    with pytest.raises(ValueError, match="C_Ws has length 2"):
-        plan([0.1], [1.0, 1.0], **options)
-    for name, value in (
-        ("tol", -1.0),
-        ("tol", math.nan),
-        ("bounds", [-1.0]),
-        ("noises", [math.nan]),
-    ):
-        with pytest.raises(ValueError, match="must be non-negative and not NaN"):
-            plan([0.1], [1.0], **{**options, name: value})
-    for name in ("tol", "bounds"):
-
-        def refused(v, name=name):
-            return plan([0.1], [1.0], **{**options, name: v if name == "tol" else [v]})
-
-        with pytest.raises(TypeError, match="traced"):
-            jax.jit(refused)(0.1)
-
-
 # General activations: definitions, and printed statements against the corrected ones.
 
 
@@ -1019,7 +939,7 @@ def test_tiny_pairs_stay_under_the_recursion_of_an_activation(rho):
         s, noise = int(rng.integers(1, min(3, d) + 1)), 0.1 * (trial % 2)
         options = dict(d=d, sparsity=s, bound=1.0, noise=noise, depth=6, eta=p.eta)
         found = activation_schedule(rho, p.mu, p.C, **options)
-        X = members(rng, p, 200, s)
+        X = members(rng, p.W, p.D, 200, s)
         codes = iterates(
             p.D, p.W, found.theta, signals(p, X, l1_noise(rng, p, 200, noise)), TAILS[rho]
         )
@@ -1120,63 +1040,6 @@ def test_infinite_numbers_make_no_nan():
     ):
         assert not np.isnan(found.theta).any() and not np.isnan(found.error).any()
     assert not math.isnan(theory.objective_bound(np.zeros((2, 2)), math.inf, sparsity=1, gamma=1.0))
-
-
-ATOMS = dict(mus=[0.1, 0.2], C_Ws=[1.0, 0.5], sparsity=1, bound=1.0, depth=3)
-
-
-@pytest.mark.parametrize("name, value, error", [
-    ("mus", [0.1, -0.2], ValueError), ("mus", [0.1, math.nan], ValueError),
-    ("C_Ws", [1.0, -1.0], ValueError),
-    ("mus", [0.1], ValueError), ("mus", 0.1, ValueError), ("mus", [[0.1, 0.2]], ValueError),
-    ("bound", -1.0, ValueError), ("noise", math.nan, ValueError),
-    ("guard", -1e-9, ValueError), ("eta", -0.1, ValueError),
-    ("sparsity", -1, ValueError), ("depth", -1, ValueError),
-    ("sparsity", 1.0, TypeError), ("depth", True, TypeError),
-])  # fmt: skip
-def test_atom_schedule_refuses(name, value, error):
-    with pytest.raises(error, match="atom_schedule: "):
-        atom_schedule(**{**ATOMS, name: value})
-
-
-def test_host_functions_refuse_tracers():
-    D = np.eye(2)
-    calls = {
-        "mus": lambda v: atom_schedule(**{**ATOMS, "mus": jnp.stack([v, v])}),
-        "bound": lambda v: atom_schedule(**{**ATOMS, "bound": v}),
-        "gain": lambda v: theory.noise_gain(D * v),
-        "sequence": lambda v: theory.sequence_bound(D * v, D, 3),
-        "mu": lambda v: theory.support_bound(v, 1.0, size=2),
-        "D": lambda v: theory.objective_bound(D * v, 1.0, sparsity=1, gamma=0.1),
-        "error": lambda v: theory.objective_bound(D, v, sparsity=1, gamma=0.1),
-    }
-    for call in calls.values():
-        with pytest.raises(TypeError):
-            jax.jit(call)(1.0)
-
-
-def test_bounds_refuse_bad_numbers_and_shapes():
-    D = np.eye(3)
-    for call in (
-        lambda: theory.support_bound(-0.1, 1.0, size=2),
-        lambda: theory.support_bound(0.1, math.nan, size=2),
-        lambda: theory.support_bound(0.1, 1.0, size=-1),
-        lambda: theory.objective_bound(D, -1.0, sparsity=1, gamma=0.1),
-        lambda: theory.objective_bound(D, 1.0, sparsity=-1, gamma=0.1),
-        lambda: theory.objective_bound(D, 1.0, sparsity=1, gamma=math.nan),
-        lambda: theory.objective_bound(np.zeros(3), 1.0, sparsity=1, gamma=0.1),
-        lambda: theory.sequence_bound(D[:, :2], D, 3),
-        lambda: theory.sequence_bound(D, D, -1),
-        lambda: theory.sequence_bound(D, 2 * D, 3),
-        lambda: theory.noise_gain(np.zeros(3)),
-        lambda: theory.noise_gain(np.full((2, 2), math.nan)),
-        lambda: theory.atom_coherence(D, 2 * D),
-    ):
-        with pytest.raises(ValueError):
-            call()
-    for rho in ("relu", jax.nn.relu, None):
-        with pytest.raises(TypeError, match="theorem_of: .* constants of an Activation"):
-            theory.theorem_of(rho)
 
 
 def test_plans_of_the_ends_of_the_range():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unrolled import dictionaries, theory
+from unrolled import dictionaries
 from unrolled.theory import LocalRate, frobenius_weights, local_rate, support_rate
 
 
@@ -145,22 +145,6 @@ def test_steps(rate, dB, steps):
     found = LocalRate(1, 1, rate, 1, rate, rate).steps_to(dB)
     assert found == (steps,) * 3
     assert LocalRate(1, 1, 1.2, 1, 1.0, 1.0).steps_to(-1) == (math.inf,) * 3
-
-
-def test_faults():
-    with pytest.raises(ValueError, match="m=5, d=4, s=1; expected s <= m <= d"):
-        local_rate(5, 4, 1)
-    with pytest.raises(ValueError, match="weights is 'W'; expected one of"):
-        local_rate(5, 9, 1, weights="W")
-    with pytest.raises(ValueError, match="decibels is nan"):
-        local_rate(5, 9, 1).steps_to(math.nan)
-    D = jnp.eye(3)
-    with pytest.raises(ValueError, match="the support is empty"):
-        support_rate(D, D, [])
-    with pytest.raises(ValueError, match="they must agree"):
-        support_rate(D[:2], D, [0])
-    with pytest.raises(TypeError, match="traced"):
-        jax.jit(lambda D: theory.support_rate(D, D, [0]).plain)(D)
 
 
 def test_no_number_of_steps_reaches_an_error_of_zero():

@@ -3,10 +3,10 @@
 import math
 from fractions import Fraction
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import unit
 
 from unrolled import activations, dictionaries, theory
 from unrolled.theory import activation_schedule, deep_schedule, schedule
@@ -20,10 +20,6 @@ CLASS = dict(sparsity=3, bound=2.0, noise=0.01, depth=50, guard=1e-6)
 def closed_form(a, s, B, c, k):
     """E_k = a^k s B + 2 s c (1 - a^k) / (1 - a)."""
     return a**k * s * B + 2 * s * c * (1 - a**k) / (1 - a)
-
-
-def unit(D):
-    return D / np.linalg.norm(D, axis=0)
 
 
 # One block.
@@ -85,12 +81,6 @@ def test_incoherent_atoms_are_found_in_one_step():
     assert noisy.steps_for(math.nextafter(noisy.floor, 0)) == math.inf
 
 
-@pytest.mark.parametrize("mu", [np.array([0.1, 0.2]), None, 0.1j, "0.1"])
-def test_what_is_no_number_is_named(mu):
-    with pytest.raises(TypeError, match="schedule: mu must be a number, got"):
-        schedule(mu, 1.0, **CLASS)
-
-
 def test_the_largest_numbers_hold_and_infinite_ones_do_not():
     assert schedule(0.25, 1.0, sparsity=1, bound=1e308, depth=2).holds
     assert theory.atom_schedule([0.25], [1.0], sparsity=1, bound=1e308, depth=2).holds
@@ -117,29 +107,6 @@ def test_beyond_the_hypotheses_the_recursion_is_returned_without_a_floor(mu, s, 
 def test_eta_counts_against_the_hypotheses():
     assert schedule(0.1, 1.0, sparsity=5, bound=1.0, depth=1, eta=0.09).holds
     assert not schedule(0.1, 1.0, sparsity=5, bound=1.0, depth=1, eta=0.11).holds
-
-
-@pytest.mark.parametrize("name", ["mu", "C_W", "bound", "noise", "guard", "eta"])
-def test_schedule_refuses_negative_nan_and_traced_numbers(name):
-    def call(value):
-        return schedule(
-            **{"mu": 0.1, "C_W": 1.0, "sparsity": 1, "bound": 1.0, "depth": 3, name: value}
-        )
-
-    for value in (-1e-3, math.nan):
-        with pytest.raises(ValueError, match=f"schedule: {name} must be non-negative"):
-            call(value)
-    with pytest.raises(TypeError, match=f"{name} is traced"):
-        jax.jit(call)(0.1)
-
-
-@pytest.mark.parametrize("name", ["sparsity", "depth"])
-def test_schedule_refuses_counts_that_are_no_integers(name):
-    for value, error in ((-1, ValueError), (1.5, TypeError), (True, TypeError), (None, TypeError)):
-        with pytest.raises(error, match=f"schedule: {name}"):
-            schedule(0.1, 1.0, **{**CLASS, name: value})
-    with pytest.raises(TypeError, match="static"):
-        jax.jit(lambda n: schedule(0.1, 1.0, **{**CLASS, name: n}))(1)
 
 
 def test_a_coherence_in_float32_is_not_trusted_to_its_last_bit():
@@ -179,8 +146,6 @@ def test_steps_for_every_case():
     assert [found.steps_for(tol) for tol in (found.floor, found.floor / 2, 0, -1)] == [math.inf] * 4
     assert found.steps_for(found.floor * (1 + 1e-9)) < math.inf
     assert schedule(0.1, 1.0, **{**CLASS, "sparsity": 0}).steps_for(0) == 0
-    with pytest.raises(ValueError, match="nan"):
-        found.steps_for(math.nan)
 
 
 @pytest.mark.parametrize("mu, noise", [(0.1, 0.0), (0.19, 0.0), (0.1, 0.01), (0.02, 0.001)])
@@ -336,26 +301,6 @@ def test_unbounded_noise_never_makes_nan(mu, s):
     assert not np.isnan(blocks[1].error).any() and not np.isnan(blocks[1].theta).any()
 
 
-@pytest.mark.parametrize(
-    "name", ["C_Ws", "sparsities", "bounds", "noises", "depths", "guards", "etas", "gains"]
-)
-def test_deep_schedule_refuses_sequences_of_other_lengths(name):
-    options = {"C_Ws": [1.0] * 2, "sparsities": [1] * 2, "bounds": [1.0] * 2,
-               "noises": [0.0] * 2, "depths": [3] * 2,
-               "guards": [0.0] * 2, "etas": [0.0] * 2, "gains": [1.0] * 2}  # fmt: skip
-    deep_schedule([0.1, 0.1], **options)
-    with pytest.raises(ValueError, match=f"{name} has length 3; expected 2, one per block"):
-        deep_schedule([0.1, 0.1], **{**options, name: [1] * 3})
-
-
-def test_deep_schedule_refuses_the_same_values_as_schedule():
-    options = dict(sparsities=[1], bounds=[1.0], depths=[3])
-    with pytest.raises(ValueError, match="mu must be non-negative"):
-        deep_schedule([-0.1], [1.0], **options)
-    with pytest.raises(TypeError, match="traced"):
-        jax.jit(lambda mu: deep_schedule([mu], [1.0], **options))(0.1)
-
-
 # Bounds after the fact.
 
 
@@ -494,25 +439,6 @@ def test_error_bar_beyond_its_hypotheses(pair):
     assert theory.code_bound(W, D, y, sparsity=48) == math.inf
     empty = theory.error_bar(W, D, np.zeros(48), y, sparsity=0)
     assert (empty.l2, empty.l1, empty.holds) == (0, 0, True)
-
-
-def test_after_the_fact_bounds_refuse_tracers_and_bad_numbers(pair):
-    D, W, *_ = pair
-    x, y = np.zeros(48), np.ones(24)
-    with pytest.raises(TypeError, match="traced"):
-        jax.jit(lambda x: theory.error_bar(W, D, x, y, sparsity=1))(x)
-    with pytest.raises(TypeError):
-        jax.jit(lambda y: theory.code_bound(W, D, y, sparsity=1))(y)
-    for function, args in ((theory.error_bar, (W, D, x, y)), (theory.code_bound, (W, D, y))):
-        for options, error in (({"sparsity": -1}, ValueError), ({"sparsity": 0.5}, TypeError),
-                               ({"noise": -1.0}, ValueError),
-                               ({"noise": math.nan}, ValueError)):  # fmt: skip
-            with pytest.raises(error, match=function.__name__):
-                function(*args, **{"sparsity": 1, **options})
-        with pytest.raises(ValueError, match="they must agree"):
-            function(W[:, :5], *args[1:], sparsity=1)
-        with pytest.raises(ValueError, match="expected 1 within"):
-            function(W, D * 2, *args[2:], sparsity=1)
 
 
 # Activations.
@@ -724,20 +650,3 @@ def test_a_diverging_activation_with_one_nonzero_is_reported_without_nan():
 def test_without_a_regime_there_is_no_contraction():
     found = activation_schedule(act.leaky_relu(0.1), 0.3, 1.0, d=40, sparsity=2, bound=1.0, depth=1)
     assert not found.holds and found.contraction >= 1
-
-
-def test_activation_schedule_errors():
-    options = {"mu": 0.1, "C_W": 1.0, "d": 10, "sparsity": 1, "bound": 1.0, "depth": 3}
-    for activation in (jax.nn.relu, "relu", lambda x: x):
-        with pytest.raises(TypeError, match="constants of an Activation"):
-            activation_schedule(activation, **options)
-    for name in ("mu", "C_W", "bound", "noise", "guard", "eta"):
-        with pytest.raises(ValueError, match=f"activation_schedule: {name}"):
-            activation_schedule(act.relu, **{**options, name: -1.0})
-        with pytest.raises(TypeError, match="traced"):
-            jax.jit(lambda v, n=name: activation_schedule(act.relu, **(options | {n: v})))(0.1)
-    for name, value, error in (("d", 0, ValueError), ("d", 1.0, TypeError),
-                               ("sparsity", -1, ValueError),
-                               ("depth", -1, ValueError), ("depth", 2.0, TypeError)):  # fmt: skip
-        with pytest.raises(error, match=f"activation_schedule: {name}"):
-            activation_schedule(act.relu, **{**options, name: value})

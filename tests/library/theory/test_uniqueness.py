@@ -8,20 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from members import coherence_of
+from oracles import unit
 from scipy.optimize import linprog
 
 from unrolled import dictionaries, theory
 from unrolled.theory._uniqueness import recover_on_supports, uniqueness
-
-
-def unit(D):
-    return D / np.linalg.norm(D, axis=0)
-
-
-def mu_of(D):
-    D = np.asarray(D)
-    G = np.abs(unit(D).T @ unit(D))
-    return np.max(G - np.diag(np.diag(G)), initial=0.0)
 
 
 def spark(D):
@@ -68,7 +60,7 @@ KINDS = ["gaussian", "wide gaussian", "identity_hadamard", "paley",
 @pytest.mark.parametrize("name", KINDS)
 def test_certified_sparsities_are_below_half_the_spark(name):
     D = np.asarray(load(name))
-    mu, least = mu_of(D), spark(D)
+    mu, least = coherence_of(D), spark(D)
     for s in range(9):
         found = uniqueness([D], [s])
         assert (
@@ -95,7 +87,7 @@ def test_certificates_of_random_dictionaries_are_sound_for_every_pair_of_counts(
     rng, certified, missed = np.random.default_rng(1), 0, 0
     for n in range(40):
         D = unit(rng.normal(size=(6, 8)) + 3 * (n % 2) * np.eye(6, 8))
-        least, total = spark(D), 1 + 1 / mu_of(D)
+        least, total = spark(D), 1 + 1 / coherence_of(D)
         for pair in range(2, 9):
             c, s = pair // 2, pair - pair // 2
             found = uniqueness([D], [s], counts=[c]).holds
@@ -110,7 +102,7 @@ def test_the_bound_must_be_assumed_for_the_sparsity_not_for_one_solution():
     D = unit(np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]))
     other = np.array([0.0, -1.0, math.sqrt(2)])
     assert D @ other == pytest.approx(np.eye(2)[0], abs=1e-15)
-    assert 1 < theory.sparsity_bound(mu_of(D))  # the printed hypothesis
+    assert 1 < theory.sparsity_bound(coherence_of(D))  # the printed hypothesis
     assert not uniqueness([D], [2], counts=[1]).holds
     assert uniqueness([D], [1], counts=[1]).holds and uniqueness([D], [1]).holds
 
@@ -126,8 +118,8 @@ def test_bounds_are_strict_and_guarded():
     D = np.zeros((6, 4))
     for i, (j, k) in enumerate(itertools.combinations(range(4), 2)):
         D[i, j], D[i, k] = 1 / math.sqrt(3), -1 / math.sqrt(3)
-    assert spark(D) == 4 and mu_of(D) == pytest.approx(1 / 3, abs=1e-15)
-    for mu in (mu_of, lambda D: 1 / 3 * (1 - 1e-12), lambda D: 1 / 3 * (1 + 1e-12)):
+    assert spark(D) == 4 and coherence_of(D) == pytest.approx(1 / 3, abs=1e-15)
+    for mu in (coherence_of, lambda D: 1 / 3 * (1 - 1e-12), lambda D: 1 / 3 * (1 + 1e-12)):
         assert (
             uniqueness([D], [1], coherence=mu).holds
             and not uniqueness([D], [2], coherence=mu).holds
@@ -145,18 +137,6 @@ def test_counts_and_sparsities_may_be_traded():
     found = uniqueness([D], [3], counts=[0])
     # Basis pursuit finds 0 whatever else is allowed.
     assert found.slack[0] == 0 and not found.holds and found.l1[0]
-
-
-def test_float32_dictionaries_and_float32_jax(dtype):
-    D = load("identity_hadamard", dtype.name)
-    for x64 in (True, False):
-        with jax.enable_x64(x64):
-            found = uniqueness([D], [1])
-        assert (
-            found.holds
-            and found.bounds.dtype == np.float64
-            and found.bounds[0] == pytest.approx(1.5, rel=1e-6)
-        )
 
 
 # Equation (6)
@@ -230,9 +210,9 @@ def test_a_layer_certified_late_opens_products_for_the_others():
     D1 = np.tile(np.eye(4), 2)
     D2 = np.eye(8)[:, [0, 0, 1, 1, 2, 3]]
     D3 = np.eye(6)[:, [0, 2, 4, 5]]
-    found = uniqueness([D1, D2, D3], [2, 2, 2], coherence=mu_of)
+    found = uniqueness([D1, D2, D3], [2, 2, 2], coherence=coherence_of)
     assert found.unique.tolist() == [True] * 3 and found.path[2] in (1, 2, 3)
-    assert not uniqueness([D1, D2], [2, 2], coherence=mu_of).unique.any()
+    assert not uniqueness([D1, D2], [2, 2], coherence=coherence_of).unique.any()
 
 
 def test_bounds_are_the_best_over_the_products_that_may_be_used():
@@ -240,11 +220,11 @@ def test_bounds_are_the_best_over_the_products_that_may_be_used():
     for _ in range(30):
         Ds = [near_orthogonal(rng, 6, 7), near_orthogonal(rng, 7, 8), near_orthogonal(rng, 8, 8)]
         s = rng.integers(0, 4, 3)
-        found = uniqueness(Ds, s, coherence=mu_of)
+        found = uniqueness(Ds, s, coherence=coherence_of)
         known = [True, *found.unique]
         for j0 in (1, 2, 3):
             mus = {
-                j: mu_of(functools.reduce(np.matmul, Ds[j - 1 : j0]))
+                j: coherence_of(functools.reduce(np.matmul, Ds[j - 1 : j0]))
                 for j in range(1, j0 + 1)
                 if known[j - 1]
             }
@@ -281,7 +261,7 @@ def test_structured_dictionaries_and_their_products_are_those_of_the_matrices():
         found.bounds[0] == pytest.approx((1 + 1 / 0.6) / 2, rel=1e-9)
         and found.bounds[1] == math.inf
     )
-    assert mu_of(A) == pytest.approx(0.6) and mu_of(A @ B) == pytest.approx(0.6)
+    assert coherence_of(A) == pytest.approx(0.6) and coherence_of(A @ B) == pytest.approx(0.6)
 
 
 # Other coherences, and basis pursuit (Theorem 2)
@@ -367,7 +347,7 @@ def test_basis_pursuit_layer_after_layer_finds_certified_chains():
     D2 = np.pad(
         np.asarray(dictionaries.transversal(jax.random.key(0), 2, 13, 40)), ((0, 6), (0, 0))
     )
-    found = uniqueness([D1, D2], [2, 1], coherence=mu_of)
+    found = uniqueness([D1, D2], [2, 1], coherence=coherence_of)
     assert found.holds and found.l1.all()
     for _ in range(30):
         x2 = rng.normal() * np.eye(40)[rng.integers(40)]
@@ -394,35 +374,6 @@ def test_weights_in_closed_form_certify_where_the_mutual_coherence_does_not():
     assert mu_W(D @ D2) != pytest.approx(mu_W(unit(D @ D2)), rel=0.01)
 
 
-def test_uniqueness_refuses_bad_chains_and_counts():
-    D1, D2 = np.eye(4, 6) + np.eye(4, 6, 4), np.eye(6, 3)
-    Ds = [unit(D1), D2]
-    with pytest.raises(
-        ValueError, match=r"uniqueness: D_1 has shape \(4, 6\) but D_2 has shape \(3, 6\)"
-    ):
-        uniqueness([Ds[0], D2.T], [1, 1])
-    with pytest.raises(ValueError, match=r"sparsities\[1\] is 4 but D_2 has 3 atoms"):
-        uniqueness(Ds, [1, 4])
-    with pytest.raises(ValueError, match=r"counts\[0\] is 7 but D_1 has 6 atoms"):
-        uniqueness(Ds, [1, 1], counts=[7, 1])
-    with pytest.raises(ValueError, match="sparsities must be at least 0"):
-        uniqueness(Ds, [1, -1])
-    with pytest.raises(ValueError, match="sparsities has length 1; expected 2, one per layer"):
-        uniqueness(Ds, [1])
-    with pytest.raises(TypeError, match="sparsities must be an integer"):
-        uniqueness(Ds, [1, 1.0])
-    with pytest.raises(ValueError, match="norms in .* try dictionaries.normalize"):
-        uniqueness([2 * Ds[0], D2], [1, 1])
-    with pytest.raises(ValueError, match=r"atoms \[5\] are zero"):
-        uniqueness([np.eye(5, 6)], [1])
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        uniqueness([Ds[0] * math.nan, D2], [1, 1])
-    with pytest.raises(TypeError, match="runs on the host"):
-        jax.jit(lambda D: uniqueness([D, D2], [1, 1]))(Ds[0])
-    with pytest.raises(ValueError, match="coherence must be non-negative"):
-        uniqueness(Ds, [1, 1], coherence=lambda D: math.nan)
-
-
 # Equation (7)
 
 
@@ -445,12 +396,17 @@ def systems(supports, D1, D2):
     return (D1 @ D2)[:, :, supports[1]], np.delete(D2, supports[0], axis=1)[:, :, supports[1]]
 
 
-def recovery_of(supports):
+@functools.cache
+def recovery(*supports):
     return jax.jit(jax.vmap(lambda y, D1, D2: recover_on_supports(y, [D1, D2], supports)))
 
 
+def recovery_of(supports):
+    return recovery(*(tuple(map(int, S)) for S in supports))
+
+
 def test_codes_on_supports_are_exact_where_they_are_unique():
-    supports, D1, D2, X2 = planted(np.random.default_rng(0), 3000)
+    supports, D1, D2, X2 = planted(np.random.default_rng(0), 500)
     X1 = np.einsum("nij,nj->ni", D2, X2)
     found = jax.tree.map(np.asarray, recovery_of(supports)(np.einsum("nij,nj->ni", D1, X1), D1, D2))
     A, K = systems(supports, D1, D2)
@@ -586,8 +542,9 @@ def test_empty_supports():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_product_that_cancels_determines_no_code(dtype):
     """Its entries are the rounding of its terms, so no singular value of theirs counts as one."""
-    supports = [[0, 1, 2], [0]]
-    D1, D2 = np.array([[1, 2, -3], [2, 1, -3], [1, 1, -2]], dtype), np.full((3, 1), 0.1, dtype)
+    supports = [range(4), [0]]
+    D1 = np.array([[1, 2, -3, 0], [2, 1, -3, 0], [1, 1, -2, 0]], dtype)
+    D2 = np.full((4, 1), 0.1, dtype)
     for Ds, S in (((D1, D2), supports), ((dictionaries.Composed(D1, D2),), supports[1:])):
         found = recover_on_supports(np.ones(3, dtype), Ds, S)
         assert not found.unique and not found.xs[-1].any()
@@ -609,24 +566,3 @@ def test_recovery_in_half_precision_and_under_float32_jax(x64, kind):
     with jax.enable_x64(x64):
         found = jax.jit(lambda y: recover_on_supports(y, [D], [[0, 1]]))(y)
     assert found.unique and found.xs[0].dtype == kind and found.xs[0].tolist() == [1, 2, 0]
-
-
-def test_recovery_refuses_bad_supports():
-    Ds, y = [np.eye(4, 6), np.eye(6, 5)], np.zeros(4)
-    for S in ([0, 6], [-1, 0], [1, 1], [[0, 1]]):
-        with pytest.raises(ValueError, match=r"S_1 is .* expected distinct indices in \[0, 6\)"):
-            recover_on_supports(y, Ds, [S, [0]])
-        with pytest.raises(ValueError, match="S_1 is"):
-            jax.jit(lambda y: recover_on_supports(y, Ds, [S, [0]]))(y)  # noqa: B023
-    with pytest.raises(
-        TypeError, match="S_2 has dtype bool; expected integers, or try np.flatnonzero"
-    ):
-        recover_on_supports(y, Ds, [[0], np.ones(5, bool)])
-    with pytest.raises(TypeError, match="supports must be static"):
-        jax.jit(lambda S: recover_on_supports(y, Ds, [S, [0]]))(np.array([0]))
-    with pytest.raises(ValueError, match="supports has length 1; expected 2"):
-        recover_on_supports(y, Ds, [[0]])
-    with pytest.raises(ValueError, match=r"y has shape \(5,\)"):
-        recover_on_supports(np.zeros(5), Ds, [[0], [0]])
-    with pytest.raises(ValueError, match=r"D_1 has shape \(4, 6\) but D_2 has shape \(5, 6\)"):
-        recover_on_supports(y, [Ds[0], Ds[1].T], [[0], [0]])

@@ -8,14 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import unit
 
-from unrolled import analytic, dictionaries, theory
+from unrolled import dictionaries, theory
 
 EPS = np.finfo(np.float64).eps
-
-
-def unit(D):
-    return D / np.linalg.norm(D, axis=0)
 
 
 def gaussian(seed, m, d):
@@ -84,34 +81,6 @@ def test_weights_scale_inversely_with_their_atoms():
     assert np.sum(
         np.asarray(theory.frobenius_weights(D * scales)) * D * scales, axis=0
     ) == pytest.approx(1.0, abs=24 * EPS)
-
-
-def test_weights_keep_float32():
-    D = gaussian(5, 20, 40)
-    W = theory.frobenius_weights(D.astype(np.float32))
-    assert W.dtype == np.float32
-    # cond(D) < 10 and m = 20 products: within 100 m eps of the float64 answer.
-    assert W == pytest.approx(
-        np.asarray(theory.frobenius_weights(D)), abs=2000 * float(np.finfo(np.float32).eps)
-    )
-
-
-def test_gradient_in_D_matches_finite_differences():
-    rng = np.random.default_rng(6)
-    weight = rng.normal(size=(6, 9))
-
-    def loss(D):
-        return jnp.sum(theory.frobenius_weights(D) * weight)
-
-    D, direction, h = gaussian(6, 6, 9), rng.normal(size=(6, 9)), 1e-5
-    slope = float(jnp.vdot(jax.jit(jax.grad(loss))(D), direction))
-    numeric = float(loss(D + h * direction) - loss(D - h * direction)) / (2 * h)
-    # h^2 = 1e-10 times third derivatives of order 1e2.
-    assert slope == pytest.approx(numeric, rel=1e-7)
-
-
-def test_analytic_exports_the_same_function():
-    assert analytic.frobenius_weights is theory.frobenius_weights
 
 
 # Convolutions.
@@ -190,23 +159,6 @@ def test_circular_weights_beat_every_other_bank_of_the_same_support():
         nudge -= filters * np.sum(nudge * filters, axis=(1, 2), keepdims=True)  # keep w . d = 1
         assert energy(W + nudge) > least
     assert energy(filters) > least
-
-
-def test_convolutional_weights_are_differentiable_in_the_filters():
-    rng = np.random.default_rng(10)
-    filters, direction, weight = (rng.normal(size=(2, 1, 3)) for _ in range(3))
-
-    @jax.jit
-    def loss(filters):
-        return jnp.sum(
-            theory.frobenius_weights(dictionaries.Conv(filters, 9, boundary="circular")).filters
-            * weight
-        )
-
-    h = 1e-5
-    numeric = float(loss(filters + h * direction) - loss(filters - h * direction)) / (2 * h)
-    # h^2 = 1e-10, as above.
-    assert jnp.vdot(jax.grad(loss)(filters), direction) == pytest.approx(numeric, rel=1e-7)
 
 
 @pytest.mark.parametrize("shape", [(7, 61), (61, 7)])
@@ -323,37 +275,6 @@ def test_a_traced_ridge_may_be_zero(shape):
         assert traced(D, ridge) == pytest.approx(expected, rel=SOLVE, abs=SOLVE)
 
 
-def test_weights_with_a_ridge_are_differentiable_in_it_and_in_D():
-    D, weight, direction = gaussian(6, 6, 9), *np.random.default_rng(16).normal(size=(2, 6, 9))
-
-    @jax.jit
-    def loss(D, ridge):
-        return jnp.sum(theory.frobenius_weights(D, ridge) * weight)
-
-    by_D, by_ridge = jax.grad(loss, argnums=(0, 1))(D, 0.2)
-    h = 1e-5
-    in_ridge = (loss(D, 0.2 + h) - loss(D, 0.2 - h)) / (2 * h)
-    in_D = (loss(D + h * direction, 0.2) - loss(D - h * direction, 0.2)) / (2 * h)
-    assert by_ridge == pytest.approx(float(in_ridge), rel=1e-7)
-    assert np.vdot(by_D, direction) == pytest.approx(float(in_D), rel=1e-7)
-
-
-@pytest.mark.few(1)
-def test_a_ridge_keeps_the_dtype(dtype):
-    W = theory.frobenius_weights(gaussian(5, 6, 9).astype(dtype), np.float64(0.3))
-    assert W.dtype == dtype
-    expected = np.asarray(theory.frobenius_weights(gaussian(5, 6, 9), 0.3))
-    assert W == pytest.approx(expected, abs=100 * float(np.finfo(dtype).eps))
-
-
-@pytest.mark.parametrize("bad", [-1e-9, np.nan])
-def test_a_negative_or_nan_ridge_is_refused(bad):
-    bank = dictionaries.Conv(np.ones((1, 1, 2)), 4, boundary="circular")
-    for D in (np.eye(3), bank):
-        with pytest.raises(ValueError, match="ridge must be non-negative"):
-            theory.frobenius_weights(D, bad)
-
-
 @pytest.mark.parametrize("boundary", ["circular", "valid"])
 def test_convolutional_weights_with_a_ridge_solve_the_small_system(boundary):
     shape, signal, stride = CASES["1-D, two channels, stride 2"]
@@ -373,20 +294,6 @@ def test_convolutional_weights_with_a_ridge_solve_the_small_system(boundary):
 
 
 # Errors, and the public benchmark.
-
-
-def test_errors():
-    with pytest.raises(ValueError, match=r"atoms \[1\] are zero"):
-        theory.frobenius_weights(np.array([[1.0, 0.0], [0.0, 0.0]]))
-    with pytest.raises(ValueError, match="expected .m, d."):
-        theory.frobenius_weights(np.ones(3))
-    with pytest.raises(ValueError, match="NaN"):
-        theory.frobenius_weights(np.full((2, 2), np.nan))
-    with pytest.raises(TypeError, match="complex"):
-        theory.frobenius_weights(np.eye(2) * 1j)
-    filters = np.ones((1, 1, 3))
-    with pytest.raises(ValueError, match="cuts the atoms"):
-        theory.frobenius_weights(dictionaries.Conv(filters, 8, boundary="zero"))
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
-"""What a spectrum says beyond the support: how fast iterations converge once they have it, and
-the least singular value of all small sets of atoms of a Gaussian dictionary.
+"""What spectra say: weights in closed form, how fast steps with given weights converge, and the
+least singular value of all small sets of atoms of a Gaussian dictionary.
 """
 
 import math
@@ -8,14 +8,170 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
+from unrolled import dictionaries
 from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
-from unrolled._base.numbers import UP
+from unrolled._base.numbers import UP, exponent, ldexp, times_power, wide_dtype, widened
+from unrolled._base.numbers import pseudo_inverse as cut_pseudo_inverse
 from unrolled._base.programs import host_function, program
-from unrolled.dictionaries import Dictionary, as_dictionary
+from unrolled.dictionaries import (
+    Conv,
+    Dictionary,
+    Operator,
+    Structured,
+    all_kept,
+    as_dictionary,
+    dense,
+)
+from unrolled.theory._coherence import refuse_cut_atoms
 from unrolled.theory._uniqueness import as_supports
+
+# A ridge below this part of the mean squared singular value acts as none: rounding would decide
+# what S does outside the span of D.
+_LEAST_RIDGE = 1e-9
+_POWER_STEPS = 64  # of a spectral radius
+
+
+@checked
+def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Operator:
+    r"""The weights W of least norm(W'D, "fro") with w_i . d_i = 1, in closed form.
+
+    .. math:: w_i = S^+ d_i / (d_i' S^+ d_i), \qquad S = D D' + ridge \, I.
+
+    With a ridge, W minimises norm(W'D, "fro")^2 + ridge norm(W, "fro")^2, which regularises for
+    noise: for codes of variance v and white noise of variance sigma^2 per entry, ridge = sigma^2 /
+    v weighs interference and noise by their variances. As ridge -> inf, w_i tends to d_i / (d_i .
+    d_i), which is d_i for unit atoms.
+
+    The pseudo-inverse handles any rank of D. For a shift-invariant `Conv` the same formula holds on
+    one window of the signal, where S collects every shift of every filter: one small system for the
+    whole bank, and W is a `Conv` (optimal among shared filters of the same support; border effects
+    are not used). Other structured dictionaries are made dense, unless they define `closed_form`.
+    Traceable, and differentiable in D.
+
+    Args:
+        D: (m, d), atoms of norms that do not differ by orders of magnitude: the pseudo-inverse cuts
+            singular values below 10 min(m, d) eps of the largest, and atoms with them.
+        ridge: non-negative, in the units of D^2.
+
+    Returns:
+        W, (m, d): an array, or a `Conv` for a `Conv` whose atoms are shifts of each other (on a
+        circle the stride must divide the signal and the kernel must fit into it).
+
+    Raises:
+        ValueError: a zero atom, one that is too small beside the others (where traced, its weights
+            are NaN), a negative ridge, or a `Conv` whose border atoms are cut.
+
+    Not claimed: a small mu_W. It may exceed the coherence of D; `coherence` computes it.
+
+    Reference: Liu, Chen, Wang, Yin (2019), equation (16), solved exactly.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 40)
+        >>> W = ur.theory.frobenius_weights(D)
+        >>> bool(jnp.linalg.norm(W.T @ D) < jnp.linalg.norm(D.T @ D))
+        True
+    """
+    D = as_dictionary(D, "frobenius_weights")
+    checks.nonnegative(ridge, "ridge", "frobenius_weights")
+    checks.one_number(ridge, "ridge", "frobenius_weights")
+    is_zero = checks.is_concrete(ridge) and float(np.asarray(ridge)) == 0
+    W, norms = _closed_form(D, None if is_zero else ridge)
+    dictionaries.nonzero_atoms(norms, "frobenius_weights")
+    if checks.is_concrete(W) and isinstance(W, Conv | jax.Array):
+        lost = np.isnan(np.asarray(W.filters if isinstance(W, Conv) else W))
+        lost = lost.any(tuple(range(1, lost.ndim)) if isinstance(W, Conv) else 0)
+        all_kept(~lost, wide_dtype(W.dtype), "frobenius_weights")
+    return W
+
+
+@program()
+def _closed_form(D: Dictionary, ridge: ArrayLike | None) -> tuple[Operator, Array]:
+    """The weights, nan for an atom that is too small, and the norms of the atoms."""
+    refuse_cut_atoms(D, "frobenius_weights")
+    norms = dictionaries.column_norms(D)
+    shared = D.closed_form(0.0 if ridge is None else ridge) if isinstance(D, Structured) else None
+    return (_of_matrix(D, ridge) if shared is None else shared), norms
+
+
+def _of_matrix(D: Dictionary, ridge: ArrayLike | None) -> Array:
+    A, dtype = dense(D), D.dtype
+    k = exponent(A)
+    A = times_power(widened(A), -k)  # its squares are in the range of the dtype
+    with jax.default_matmul_precision("highest"):
+        W = cut_pseudo_inverse(A).T  # its transpose is (A A')^+ A
+        added = jnp.zeros((), A.dtype)
+        if ridge is not None:
+            ridge = ldexp(jnp.asarray(ridge, A.dtype), -2 * k)
+            least = _LEAST_RIDGE * jnp.sum(A**2) / min(A.shape)
+            W = jnp.where(ridge > least, _ridged(A, jnp.maximum(ridge, least)), W)
+            added = jnp.where(ridge > least, ridge, 0)
+        large = dictionaries.kept_atoms(A, _gram_product(A, W) + added * W, "frobenius_weights")
+        W = jnp.where(large[None, :], W, jnp.nan)
+        W = W / jnp.sum(W * A, axis=0, keepdims=True)  # w_i . d_i = 1
+        return times_power(W, -k).astype(dtype)
+
+
+def spectral_radius(W: Dictionary, D: Dictionary) -> Array:
+    """About the spectral radius of W'D: the growth of its powers over some of them, ().
+
+    Steps x <- x + gamma W'(y - D x) expand where gamma times it exceeds 2. Not claimed: a bound;
+    for W in closed form, where W'D is similar to a symmetric matrix, the estimate is from below.
+
+    Args:
+        W, D: (m, d).
+
+    Example:
+        >>> D = ur.dictionaries.identity_hadamard(16)
+        >>> round(float(ur.theory.spectral_radius(D, D)), 3)
+        2.0
+    """
+    W, D = (as_dictionary(A, "spectral_radius") for A in (W, D))
+    return _growth(W, D)
+
+
+@jax.jit
+def _growth(W: Dictionary, D: Dictionary) -> Array:
+    wide = wide_dtype(D.dtype)
+
+    def turn(v, _):
+        v = ((D @ v.astype(D.dtype)) @ W).astype(wide)
+        size = jnp.linalg.norm(v)
+        return v / jnp.where(size > 0, size, 1), size
+
+    start = jax.random.normal(jax.random.key(0), (D.shape[1],), wide)
+    with jax.default_matmul_precision("highest"):
+        sizes = lax.scan(turn, start, length=_POWER_STEPS)[1]
+    return jnp.exp(jnp.mean(jnp.log(sizes[_POWER_STEPS // 2 :]))).astype(D.dtype)
+
+
+@checked
+def pseudo_inverse(D: Dictionary) -> Array:
+    """D^+, (d, m), in the dtype of D.
+
+    Example:
+        >>> ur.theory.pseudo_inverse(jnp.array([[2.0], [0.0]])).tolist()
+        [[0.5, 0.0]]
+    """
+    A = dense(D)
+    with jax.default_matmul_precision("highest"):
+        return cut_pseudo_inverse(widened(A)).astype(A.dtype)
+
+
+def _ridged(A: Array, ridge: Array) -> Array:
+    """(A A' + ridge I)^-1 A, by a system of the smaller dimension."""
+    if len(A) > A.shape[1]:
+        return _ridged(A.T, ridge).T
+    return jnp.linalg.solve(A @ A.T + ridge * jnp.eye(len(A), dtype=A.dtype), A)
+
+
+def _gram_product(A: Array, W: Array) -> Array:
+    """A A' W for W = f(A A') A, which commutes: by products of the smaller dimension."""
+    return (W @ A.T) @ A if len(A) <= A.shape[1] else A @ (A.T @ W)
+
 
 _WEIGHTS = ("frobenius", "dictionary")
 _GRID = 2001  # step sizes of which the best is taken where eigenvalues are not real
