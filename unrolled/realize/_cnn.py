@@ -21,21 +21,19 @@ from unrolled.activations import Activation, by_name
 from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network
-from unrolled.realize._blocks import (
+from unrolled.realize._cnn_layers import (
+    Architecture,
     Bound,
+    ConvLayer,
     MatrixBlock,
     MatrixStep,
     activation_of,
     blocks_of,
-    next_bound,
-)
-from unrolled.realize._conv_layer import (
-    Architecture,
-    ConvLayer,
     count_weights,
     first_tap,
     forward,
     identity_from,
+    next_bound,
     polyphase,
     tree_depth,
 )

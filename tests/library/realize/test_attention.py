@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from unrolled.dictionaries import Conv
-from unrolled.realize import _conv_layer
+from unrolled.realize import _cnn_layers
 from unrolled.realize._attention import (
     attention,
     attention_error,
@@ -224,7 +224,7 @@ def test_weights_are_counted():
     made = attention(np.ones((3, 2, 4, 5)), signal_shape=(6, 7))
     assert made.depth == 1 and made.heads.values.shape == (4 * 5, 3, 2)
     assert made.n_weights == 20 * (3 + 3 * 2) + 3
-    assert _conv_layer.count_weights(made.heads) == made.n_weights
+    assert _cnn_layers.count_weights(made.heads) == made.n_weights
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, math.nan, math.inf])

@@ -22,8 +22,16 @@ from unrolled.layers import (
     WeightsAndThreshold,
 )
 from unrolled.realize import cnn, cnn_size, nnx_module
-from unrolled.realize._blocks import Bound, MatrixStep, Update, next_bound
-from unrolled.realize._conv_layer import Architecture, identity_from, polyphase, tree_depth
+from unrolled.realize._cnn_layers import (
+    Architecture,
+    Bound,
+    MatrixStep,
+    Update,
+    identity_from,
+    next_bound,
+    polyphase,
+    tree_depth,
+)
 
 EPS = np.finfo(float).eps
 FORMS = ("compact", "positive", "literal")

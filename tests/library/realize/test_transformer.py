@@ -13,8 +13,14 @@ from unrolled import activations, analytic, dictionaries, layers, theory
 from unrolled.dictionaries import Conv, dense, normalize
 from unrolled.layers._lista import Threshold
 from unrolled.realize._attention import attention_leak, grid, multi_head_attention
-from unrolled.realize._transformer import transformer, transformer_error
-from unrolled.realize._transformer_block import embed, read_code, run_block, transformer_block
+from unrolled.realize._transformer import (
+    embed,
+    read_code,
+    run_block,
+    transformer,
+    transformer_block,
+    transformer_error,
+)
 
 EPS = np.finfo(float).eps
 # Six steps, each of gain below 3, with sums of about 30 products and three roundings of shrinkage.
