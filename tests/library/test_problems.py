@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from faults import Fault, refusals
+from faults import Fault, rows
 from trees import same
 
 from unrolled import dictionaries, problems
@@ -242,15 +242,13 @@ def _of(draw, *arguments, **options):
 OUT_OF_PROBABILITY = r"probability must be in \[0, 1\], got"
 BOUNDS = "expected 0 <= least <= bound, got least="
 LEAVES = "leaves the range of float32"
-FAULTS = {
-    **{
-        f"probability {p}": Fault(
-            _of(problems.bernoulli_gaussian, (2, 3), p), ValueError, f"{OUT_OF_PROBABILITY} {p}"
-        )
+test_faults_are_refused = rows(
+    *(
+        (_of(problems.bernoulli_gaussian, (2, 3), p), f"{OUT_OF_PROBABILITY} {p}")
         for p in (-0.1, 1.5, math.nan)
-    },
-    **{
-        f"{draw.__name__}, {what}": Fault(_of(draw, *arguments), error, f"{draw.__name__}: {words}")
+    ),
+    *(
+        (_of(draw, *arguments), error, f"{draw.__name__}: {words}")
         for draw in (problems.exact_sparse, problems.bounded)
         for what, arguments, error, words in (
             ("4 of 3", ((2, 3), 4), ValueError, "sparsity 4 exceeds the code length 3"),
@@ -258,36 +256,27 @@ FAULTS = {
             ("no length", ((), 0), ValueError, r"shape is \(\); expected \(\.\.\., d\)"),
             ("2.5 of 3", ((2, 3), 2.5), TypeError, "sparsity must be an integer, got 2.5"),
         )
-    },
-    **{
-        f"{a} <= {b}": Fault(_of(problems.bounded, (2, 3), 1, b, a), ValueError, f"{BOUNDS}{a}")
+    ),
+    *(
+        (_of(problems.bounded, (2, 3), 1, b, a), f"{BOUNDS}{a}")
         for a, b in ((2.0, 1.0), (-1.0, 1.0), (0.0, math.nan), (math.nan, 1.0))
-    },
-    **{
-        f"noise {n}": Fault(_of(problems.l1_noise, (3,), n), ValueError, f"noise must be .*got {n}")
-        for n in (-1.0, math.nan)
-    },
-    **{
-        f"snr {snr}": Fault(
+    ),
+    *((_of(problems.l1_noise, (3,), n), f"noise must be .*got {n}") for n in (-1.0, math.nan)),
+    *(
+        (
             _of(problems.add_noise, np.arange(3, dtype="float32"), snr),
-            ValueError,
             f"noise at snr={snr} dB {LEAVES}",
         )
         for snr in (-1e4, -math.inf)
-    },
-    "batch 0": Fault(
-        partial(problems.sampler, np.eye(3), 0), ValueError, "sampler: batch must be at least 1"
     ),
-    "m = 0": Fault(
-        _of(problems.standard_benchmark, m=0), ValueError, "gaussian: m must be at least 1, got 0"
-    ),
-    "a traced count": Fault(
+    (partial(problems.sampler, np.eye(3), 0), "sampler: batch must be at least 1"),
+    (_of(problems.standard_benchmark, m=0), "gaussian: m must be at least 1, got 0"),
+    (
         lambda: jax.jit(partial(problems.bounded, 0, (2, 3)))(1),
         TypeError,
         "bounded: sparsity must be static",
     ),
-}
-test_faults_are_refused = refusals(FAULTS)
+)
 
 
 OF_FLOAT32 = {

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from faults import Fault, refusals
+from faults import rows
 from registry import ACTIVATIONS, MONOTONE
 
 import unrolled as ur
@@ -775,49 +775,36 @@ ORDERS = {
     "select_support: v": partial(ua.select_support, theta=0.1, fraction=0.5),
     "keep_largest: v": partial(ur.layers.keep_largest, sparsity=1),
 }
-FAULTS = {
-    **{
-        f"{name}, theta {theta}{where}": Fault(
+test_faults_are_refused = rows(
+    *(
+        (
             partial(jit(partial(call, theta=theta)), V),
-            ValueError,
             f"{name.replace('soft_threshold', 'shrink')}: theta must be non-negative and not NaN",
         )
         for name, call in THRESHOLDS.items()
         for theta in (-1.0, math.nan, np.array([1.0, -1e-9, 1.0]))
         for where, jit in (("", lambda f: f), (", in a program", jax.jit))
-    },
-    **{
-        f"upper {upper}": Fault(
-            partial(ua.firm_threshold, V, 1.0, upper),
-            ValueError,
-            "expected theta < upper, got theta=1.0",
-        )
+    ),
+    *(
+        (partial(ua.firm_threshold, V, 1.0, upper), "expected theta < upper, got theta=1.0")
         for upper in (1.0, 0.5, math.nan)
-    },
-    **{
-        f"fraction {fraction}": Fault(
-            partial(ua.select_support, V, 1.0, fraction),
-            ValueError,
-            r"fraction must be in \[0, 1\]",
-        )
+    ),
+    *(
+        (partial(ua.select_support, V, 1.0, fraction), r"fraction must be in \[0, 1\]")
         for fraction in (-0.1, 1.1, math.nan)
-    },
-    **{  # a batch has one order for each signal
-        f"{name} {bad.shape}": Fault(
-            partial(call, bad),
-            ValueError,
-            rf"{name} has shape {re.escape(str(bad.shape))}; expected \(d,\)",
-        )
+    ),
+    *(
+        (partial(call, bad), rf"{name} has shape {re.escape(str(bad.shape))}; expected \(d,\)")
         for name, call in ORDERS.items()
         for bad in (CODES, CODES[0, 0])
-    },
-    **{  # and a count is no fraction
-        f"{call.__name__} of {k}": Fault(partial(call, V, k), TypeError, "must be an integer, got")
+    ),
+    *(
+        (partial(call, V, k), TypeError, "must be an integer, got")
         for call in (ua.kth_largest, ur.layers.keep_largest)
         for k in (1.5, np.ones(3, int), "one")
-    },
-    **{
-        f"{bounds}: {value}": Fault(partial(make, value), ValueError, f"{bounds}, got")
+    ),
+    *(
+        (partial(make, value), f"{bounds}, got")
         for make, bounds, values in (
             (ua.leaky_relu, "slope must be at least 0 and at most 1", (-0.1, 1.1, math.nan)),
             (ua.elu, "alpha must be at least 0", (-1, math.nan, math.inf)),
@@ -827,38 +814,31 @@ FAULTS = {
             (partial(ua.compose, ua.elu(0.9)), "times must be at most 1000", (10**12,)),
         )
         for value in values
-    },
-    "a form of many compositions": Fault(
+    ),
+    (
         partial(ua.from_description, ["compose", ["elu", 0.9], 10**12]),
-        ValueError,
         "times must be at most 1000, got",
     ),
-    "traced times": Fault(
+    (
         lambda: jax.jit(lambda n: ua.compose(ua.relu, n)(1.0))(2),
         TypeError,
         "compose: times must be static",
     ),
-    **{
-        f"{make.__name__} of {arguments}": Fault(
-            partial(make, *arguments), ValueError, f"{make.__name__}: "
-        )
+    *(
+        (partial(make, *arguments), f"{make.__name__}: ")
         for make in (ua.sigmoid_sum, ua.tanh_sum)
         for arguments in (
             *((0.0, 1.0), (0.1, 0.0), (-0.1, 1.0), (0.1, math.inf), (0.2, 0.1)),
             *((0.1, 1.0, 0.0), (0.1, 1.0, math.nan)),
         )
-    },
-    "nan": Fault(_own("nan"), ValueError, "check: own .*is nan at x = 3.0"),
-    "shape": Fault(_own("shape"), ValueError, "check: own .*expected floats of the same shape"),
-    "integers": Fault(_own("integers"), ValueError, "check: own .*to int32 .* expected floats"),
-    "no record": Fault(partial(ua.check, jax.nn.relu), TypeError, "check: expected an Activation"),
-    "an unknown name": Fault(
+    ),
+    (_own("nan"), "check: own .*is nan at x = 3.0"),
+    (_own("shape"), "check: own .*expected floats of the same shape"),
+    (_own("integers"), "check: own .*to int32 .* expected floats"),
+    (partial(ua.check, jax.nn.relu), TypeError, "check: expected an Activation"),
+    (
         partial(ua.by_name, "swish"),
-        ValueError,
         "unknown name 'swish'; expected one of relu, leaky_relu, .*hard_swish",
     ),
-    "no name": Fault(
-        partial(ua.by_name, 3), TypeError, "expected an Activation or a function, got int"
-    ),
-}
-test_faults_are_refused = refusals(FAULTS)
+    (partial(ua.by_name, 3), TypeError, "expected an Activation or a function, got int"),
+)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.fft
-from faults import Fault, refusals
+from faults import Fault, rows
 
 from unrolled import dictionaries as ud
 from unrolled import theory as ut
@@ -668,26 +668,24 @@ def _transversal(*sizes):
 
 
 # Call, error, words of the message.
-REFUSED = [
-    (_conv(np.ones((2, 3)), 8), ValueError, r"filters have shape \(2, 3\); expected .* with 1"),
-    (_conv(FILTERS, (8, 8)), ValueError, "with 2 kernel dimensions"),
-    (_conv(np.ones((2, 1, 0)), 8), ValueError, "none of them 0"),
-    (_conv(np.ones((0, 1, 3)), 8), ValueError, "none of them 0"),
+test_what_does_not_meet_is_refused = rows(
+    (_conv(np.ones((2, 3)), 8), r"filters have shape \(2, 3\); expected .* with 1"),
+    (_conv(FILTERS, (8, 8)), "with 2 kernel dimensions"),
+    (_conv(np.ones((2, 1, 0)), 8), "none of them 0"),
+    (_conv(np.ones((0, 1, 3)), 8), "none of them 0"),
     (
         _conv(FILTERS, 2),
-        ValueError,
         r'kernel \(3,\) is longer than the signal \(2,\); try boundary="circular" or "zero"',
     ),
-    (_conv(np.ones((1, 1, 2, 3)), (5, 2)), ValueError, "is longer than the signal"),
-    (_conv(FILTERS, 8, 1, "same"), ValueError, "'same'; expected one of valid, circular, zero"),
-    (_conv(FILTERS, 8, 0), ValueError, "stride must be at least 1, got 0"),
-    (_conv(FILTERS, 8, -2), ValueError, "stride must be at least 1, got -2"),
+    (_conv(np.ones((1, 1, 2, 3)), (5, 2)), "is longer than the signal"),
+    (_conv(FILTERS, 8, 1, "same"), "'same'; expected one of valid, circular, zero"),
+    (_conv(FILTERS, 8, 0), "stride must be at least 1, got 0"),
+    (_conv(FILTERS, 8, -2), "stride must be at least 1, got -2"),
     (
         _conv(FILTERS, 8, (1, 1)),
-        ValueError,
         r"stride \(1, 1\) does not fit signal_shape \(8,\); expected one per dimension",
     ),
-    (_conv(FILTERS, 0), ValueError, "signal_shape must be at least 1, got 0"),
+    (_conv(FILTERS, 0), "signal_shape must be at least 1, got 0"),
     (_conv(FILTERS * 1j, 8), TypeError, "filters is complex128; expected real numbers"),
     (_conv(None, 8), TypeError, "filters is not a numeric array .got NoneType"),
     (_conv(FILTERS, 8.0), TypeError, "signal_shape must be an integer, got 8.0"),
@@ -708,50 +706,43 @@ REFUSED = [
         TypeError,
         "gaussian: m must be static",
     ),
-    (ud.Composed, ValueError, "Composed: expected at least one dictionary, got none"),
+    (ud.Composed, "Composed: expected at least one dictionary, got none"),
     (
         partial(ud.Composed, np.eye(2), np.eye(3)),
-        ValueError,
         r"Composed: D_1 has shape \(2, 2\) but D_2 has shape \(3, 3\)",
     ),
     (
         partial(ud.Composed, np.eye(8), CONV, CONV),
-        ValueError,
         r"Composed: D_2 has shape \(8, 12\) but D_3 has shape \(8, 12\)",
     ),
-    (ud.Concatenated, ValueError, "Concatenated: expected at least one dictionary, got none"),
+    (ud.Concatenated, "Concatenated: expected at least one dictionary, got none"),
     (
         partial(ud.Concatenated, np.eye(2), CONV),
-        ValueError,
         r"parts have shapes .*\(8, 12\)\]; expected one number of rows",
     ),
     (
         partial(ud.Sparse, CONV, np.eye(8)),
-        ValueError,
         r"base has shape \(8, 12\) but atoms have shape \(8, 8\)",
     ),
-    (partial(ud.dct, 4, 3), ValueError, "dct: expected d >= m in every dimension, got m=4, d=3"),
-    (partial(ud.dct, (4, 4), (4, 3)), ValueError, "dct: expected d >= m in every dimension"),
-    (partial(ud.dct, (4, 4), 16), ValueError, "dct: .*expected the same number of dimensions"),
-    (partial(ud.dct, 0, 3), ValueError, "dct: m must be at least 1, got 0"),
+    (partial(ud.dct, 4, 3), "dct: expected d >= m in every dimension, got m=4, d=3"),
+    (partial(ud.dct, (4, 4), (4, 3)), "dct: expected d >= m in every dimension"),
+    (partial(ud.dct, (4, 4), 16), "dct: .*expected the same number of dimensions"),
+    (partial(ud.dct, 0, 3), "dct: m must be at least 1, got 0"),
     (partial(ud.dct, 2.0, 4), TypeError, "must be an integer"),
-    (partial(ud.identity_hadamard, 12), ValueError, "m must be a power of two, got 12"),
-    (partial(ud.identity_hadamard, 0), ValueError, "identity_hadamard: m must be at least 1"),
+    (partial(ud.identity_hadamard, 12), "m must be a power of two, got 12"),
+    (partial(ud.identity_hadamard, 0), "identity_hadamard: m must be at least 1"),
     *(
-        (partial(ud.paley, q), ValueError, f"paley: q must be a prime with q = 1 mod 4.*got {q}")
+        (partial(ud.paley, q), f"paley: q must be a prime with q = 1 mod 4.*got {q}")
         for q in (2, 7, 9, 21)
     ),
-    (_transversal(2, 4, 4), ValueError, "a prime q >= c and d <= q.2, got c=2, q=4, d=4"),
-    (_transversal(4, 3, 4), ValueError, "expected a prime q >= c and d <= q.2, got c=4"),
-    (_transversal(2, 3, 10), ValueError, "expected a prime q >= c and d <= q.2, got .*d=10"),
-    (partial(ud.gaussian, 0, 0, 3), ValueError, "gaussian: m must be at least 1, got 0"),
+    (_transversal(2, 4, 4), "a prime q >= c and d <= q.2, got c=2, q=4, d=4"),
+    (_transversal(4, 3, 4), "expected a prime q >= c and d <= q.2, got c=4"),
+    (_transversal(2, 3, 10), "expected a prime q >= c and d <= q.2, got .*d=10"),
+    (partial(ud.gaussian, 0, 0, 3), "gaussian: m must be at least 1, got 0"),
     *(
-        (partial(ud.ill_conditioned, 0, 3, 4, k), ValueError, f"kappa must be at least 1, got {k}")
+        (partial(ud.ill_conditioned, 0, 3, 4, k), f"kappa must be at least 1, got {k}")
         for k in (0.5, math.nan)
     ),
-]
-test_what_does_not_meet_is_refused = refusals(
-    {f"{i} {fault[2]}": Fault(*fault) for i, fault in enumerate(REFUSED)}
 )
 
 

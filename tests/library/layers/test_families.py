@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from faults import Fault, refusals
+from faults import Fault, rows
 from scipy import integrate, stats
 
 import unrolled as ur
@@ -590,34 +590,27 @@ def test_ml_lista_trains_and_takes_structured_dictionaries(problem):
     assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(gradient))
 
 
-# Name: family, options, the essential words of the message.
-BAD_OPTIONS = {
-    "sparsity 0": ("liht", dict(sparsity=0), "sparsity must be at least 1"),
-    "probability 0": ("tista", dict(probability=0.0), "probability must be above 0"),
-    "probability 1": ("lamp_bg", dict(probability=1.0), "probability must be .*below 1"),
-    "variance negative": ("tista", dict(variance=-1.0), "variance must be above 0"),
-    "noise negative": ("tista", dict(noise=-0.1), "noise must be at least 0"),
-    "noise_ratio 0": ("vamp_bg", dict(noise_ratio=0.0), "noise_ratio must be above 0"),
-    "damping 1": ("vamp_bg", dict(damping=1.0), "damping must be at least 0 and below 1"),
-    "by nothing": ("alista_at", dict(by="x"), "unknown by 'x'; expected one of code, residual"),
-    "units 0": ("na_alista", dict(units=0), "units must be at least 1"),
-    "threshold 0": ("na_alista", dict(threshold=0.0), "threshold must be above 0"),
-    "threshold infinite": ("na_alista", dict(threshold=np.inf), "threshold must be .*finite"),
-    "largest share above 1": ("glista", dict(support=(0.1, 1.5)), "support must be"),
-    "support of one number": ("alista", dict(support=(0.1,)), "support must be"),
-    "alpha negative": ("lamp", dict(alpha=-1.0), "alpha must be at least 0"),
-    "gain nan": ("glista", dict(gain=np.nan), "gain must be .*finite, got nan"),
-    "lam negative": ("lista_cp", dict(lam=-0.1), "lam must be at least 0"),
-    "theta negative": ("alista", dict(theta=-0.1), "theta must be at least 0"),
-    "unroll 0": ("ista", dict(unroll=0), "unroll must be at least 1"),
-    "unknown precision": ("ista", dict(precision="best"), "unknown precision 'best'"),
-    "unknown activation": ("ista", dict(activation="rely"), "unknown name 'rely'"),
-}
-test_options_outside_their_limits_are_refused = refusals(
-    {
-        name: Fault(partial(getattr(layers, family), K, **options), ValueError, message)
-        for name, (family, options, message) in BAD_OPTIONS.items()
-    }
+test_options_outside_their_limits_are_refused = rows(
+    (partial(layers.liht, K, sparsity=0), "sparsity must be at least 1"),
+    (partial(layers.tista, K, probability=0.0), "probability must be above 0"),
+    (partial(layers.lamp_bg, K, probability=1.0), "probability must be .*below 1"),
+    (partial(layers.tista, K, variance=-1.0), "variance must be above 0"),
+    (partial(layers.tista, K, noise=-0.1), "noise must be at least 0"),
+    (partial(layers.vamp_bg, K, noise_ratio=0.0), "noise_ratio must be above 0"),
+    (partial(layers.vamp_bg, K, damping=1.0), "damping must be at least 0 and below 1"),
+    (partial(layers.alista_at, K, by="x"), "unknown by 'x'; expected one of code, residual"),
+    (partial(layers.na_alista, K, units=0), "units must be at least 1"),
+    (partial(layers.na_alista, K, threshold=0.0), "threshold must be above 0"),
+    (partial(layers.na_alista, K, threshold=np.inf), "threshold must be .*finite"),
+    (partial(layers.glista, K, support=(0.1, 1.5)), "support must be"),
+    (partial(layers.alista, K, support=(0.1,)), "support must be"),
+    (partial(layers.lamp, K, alpha=-1.0), "alpha must be at least 0"),
+    (partial(layers.glista, K, gain=np.nan), "gain must be .*finite, got nan"),
+    (partial(layers.lista_cp, K, lam=-0.1), "lam must be at least 0"),
+    (partial(layers.alista, K, theta=-0.1), "theta must be at least 0"),
+    (partial(layers.ista, K, unroll=0), "unroll must be at least 1"),
+    (partial(layers.ista, K, precision="best"), "unknown precision 'best'"),
+    (partial(layers.ista, K, activation="rely"), "unknown name 'rely'"),
 )
 
 
