@@ -637,16 +637,6 @@ def _na_alista(units, atoms):
     return call
 
 
-def _run(Ds=None, count=None, depth=K):
-    """The codes of ML-LISTA, with the dictionaries, the number of params or the depth replaced."""
-
-    def call(D, y, two):
-        params = ur.networks.ml_lista(K).init(None, two)[:count]
-        return ur.networks.ml_lista(depth).apply(params, two if Ds is None else Ds, y)
-
-    return call
-
-
 def _calibrate_without_thresholds(D, y, two):
     layer = layers.hyperlista(K)
     sample = np.ones((2, M)), np.ones((2, N))
@@ -682,11 +672,6 @@ MISUSES = {
     "a dictionary of na_alista": Fault(
         _na_alista(3, N - 1), ValueError, "W has shape .*another dictionary"
     ),
-    "params of one block": Fault(_run(count=1), ValueError, "2 params, one per layer, got 1"),
-    "params of another depth": Fault(_run(depth=2), ValueError, "depth 2"),
-    "no dictionaries": Fault(_run(Ds=()), ValueError, "at least one dictionary, got none"),
-    "one dictionary": Fault(_run(Ds=np.eye(M)), ValueError, "Ds is one dictionary"),
-    "a number for dictionaries": Fault(_run(Ds=3), TypeError, "sequence of dictionaries, got int"),
     "calibration without thresholds": Fault(
         _calibrate_without_thresholds, TypeError, "steps with a threshold.*this family has none"
     ),

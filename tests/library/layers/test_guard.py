@@ -4,9 +4,7 @@ from functools import partial
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from registry import LAYERS
 
@@ -127,20 +125,3 @@ def test_theorems_speak_of_the_last_step(problem):
     message_passing = layers.lamp(K, guard=LAM)
     with pytest.raises(TypeError, match="and no guard"):
         ur.theory.state_evolution(message_passing, D, probability=0.1)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_no_training_makes_a_guarded_code_worse_than_zero(problem):
-    """At a rate at which the plain layer gives some signals such codes."""
-    D, _ = problem
-    Y = jax.random.normal(jax.random.key(0), (64, M))
-
-    def worst(layer):
-        start, loss = layer.init(None, D), ur.training.lasso(LAM)
-        options = dict(optimizer=optax.adam(1.0), steps=5)
-        params = ur.fit(layer, start, D, Y, **options, loss=loss, key=0).params
-        X = jax.vmap(layer.apply, (None, None, 0))(params, D, Y)
-        return np.max(objectives(D, Y, X) / objectives(D, Y, jnp.zeros_like(X)))
-
-    assert worst(layers.lista_cp(K, guard=LAM)) <= 1 < worst(layers.lista_cp(K))

@@ -285,17 +285,6 @@ def test_growing_codes_near_the_end_of_the_range_keep_their_mask():
 
 
 @pytest.mark.slow
-def test_jit_vmap_and_loop_agree():
-    D, cases = families()
-    layer, params = cases["lista_cp"]
-    made = transformer(layer, params, D, alpha=6.0, signal_bound=5.0)
-    Y = normal(4, 3, 36)
-    batch = jax.jit(jax.vmap(made.apply))(Y)
-    for y, x in zip(Y, batch):
-        assert_close(made.apply(y), x, atol=ROUNDING)
-
-
-@pytest.mark.slow
 def test_it_can_be_built_under_jit_and_its_derivatives_are_those_of_the_layer():
     D, cases = families()
     layer, params = cases["lista_cp, per filter"]
