@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from faults import Fault, rows
+from registry import _unit as unit
 from scipy import integrate, stats
 
 import unrolled as ur
@@ -23,8 +24,7 @@ SUPPORT = (0.1, 0.3)
 
 @pytest.fixture(scope="module")
 def problem():
-    D = np.array(ur.dictionaries.gaussian(jax.random.key(4), M, N))
-    return D, np.random.default_rng(4).normal(size=M)
+    return unit(2, M, N), np.random.default_rng(4).normal(size=M)
 
 
 def shrink(u, theta):
@@ -34,11 +34,12 @@ def shrink(u, theta):
 def moved(params, seed=0):
     """Params with every entry times its own number near 1."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: leaf * rng.uniform(0.8, 1.2, leaf.shape), params)
+    return jax.tree.map(lambda leaf: np.asarray(leaf) * rng.uniform(0.8, 1.2, leaf.shape), params)
 
 
 def steps_of(params):
-    return jax.tree.map(np.asarray, layers.unstack(params).steps)
+    steps = jax.tree.map(np.asarray, params.steps)
+    return [jax.tree.map(lambda leaf, k=k: leaf[k], steps) for k in range(len(steps[0]))]
 
 
 @pytest.mark.few(2)
@@ -265,9 +266,9 @@ def test_the_bernoulli_gaussian_mean_far_off_its_prior(r, tau2):
 
 
 def test_gradients_of_na_alista_in_the_signal_have_no_scale(problem):
-    D, y = (v.astype(np.float32) for v in problem)
     layer = layers.na_alista(K, units=3, threshold=0.1)
-    params = layer.init(jax.random.key(0), D)
+    params = layer.init(0, problem[0])
+    D, y, params = jax.tree.map(lambda v: np.asarray(v, np.float32), (*problem, params))
     params = params._replace(shared=params.shared._replace(kernel=10 * params.shared.kernel))
     gradient = jax.jit(jax.grad(lambda y: jnp.sum(layer.apply(params, D, y)[:3])))
     plain = gradient(y)
@@ -492,15 +493,14 @@ def test_weights_are_those_that_act_in_the_step(problem, name, per_atom):
     """
     (D, y), layer, rng = problem, WITHOUT_MEMORY[name], np.random.default_rng(7)
     params, x, step = moved(layer.init(None, D)), rng.normal(size=N), jax.jit(layer.step)
-    start = layer.start(D, y)
-    for k in range(K):
-        p = jax.tree.map(lambda leaf, k=k: leaf[k], params.steps)
+    start, weights = layer.start(D, y), jax.jit(layer.weights)
+    for p in steps_of(params):
         zero = dict.fromkeys(layers.names_with_role(p, "threshold"), np.zeros(()))
         gamma = np.asarray(rng.normal(size=N if per_atom else ()))
         p = p._replace(**zero, **dict.fromkeys(layers.names_with_role(p, "step size"), gamma))
         constants = () if layer.schedule is None else (0.2,)
         found = np.asarray(step(params.shared, p, D, y, start._replace(x=x), *constants).x)
-        W, gamma, S = layer.weights(params.shared, p, D)
+        W, gamma, S = weights(params.shared, p, D)
         G = np.broadcast_to(1.0 if gamma is None else gamma, (N,))[:, None] * np.asarray(W).T
         S = np.eye(N) - G @ D if S is None else np.asarray(S)
         assert_close(found, S @ x + G @ y, atol=10 * CLOSE)
@@ -518,10 +518,7 @@ def test_every_family_has_weights_but_those_whose_steps_depend_on_the_signal():
 
 @pytest.fixture(scope="module")
 def two():
-    return tuple(
-        np.array(ur.dictionaries.gaussian(jax.random.key(j), *s))
-        for j, s in enumerate([(M, N), (N, 12)])
-    )
+    return unit(0, M, N), unit(1, N, 12)
 
 
 def test_ml_lista_is_its_formula_and_starts_as_ml_ista(two, problem):
@@ -549,13 +546,13 @@ def test_the_matrices_of_ml_lista_act_as_its_step_does(problem):
     """Also with a step size per entry, which scales the rows of D'D."""
     D, y = problem
     network, rng = ur.networks.ml_lista(2), np.random.default_rng(0)
-    ((shared, steps),) = network.init(None, (D,))
+    ((shared, steps),), weights = network.init(None, (D,)), jax.jit(network.weights(0))
     for gamma in (rng.uniform(0.1, 0.5, 2), rng.uniform(0.1, 0.5, (2, N))):
         params = Unrolled(shared, steps._replace(gamma=gamma))
-        first, second = network.iterates((params,), (D,), y)[0]
-        p = layers.unstack(params).steps[1]
-        W, _, S = network.weights(0)(shared, p, D)
-        assert_close(second, shrink(S @ first + y @ W, np.asarray(p.theta)))
+        first, second = np.asarray(network.iterates((params,), (D,), y)[0])
+        p = steps_of(params)[1]
+        W, _, S = map(np.asarray, weights(shared, p, D))
+        assert_close(second, shrink(S @ first + y @ W, p.theta))
 
 
 def test_ml_lista_of_one_layer_is_ista(problem):
@@ -631,7 +628,7 @@ def _na_alista(units, atoms):
     """The codes of a layer with so many units and atoms, with params of 3 units and N atoms."""
 
     def call(D, y, two):
-        params = layers.na_alista(K, units=3).init(0, D)
+        params = layers.na_alista(K, units=3, threshold=0.1).init(0, D)
         return layers.na_alista(K, units=units).apply(params, D[:, :atoms], y)
 
     return call

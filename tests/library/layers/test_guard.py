@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from registry import LAYERS
+from registry import _unit as unit
 
 import unrolled as ur
 from unrolled import layers
@@ -20,8 +21,7 @@ CLOSE = 4 * (M + N) * np.finfo(float).eps
 
 @pytest.fixture(scope="module")
 def problem():
-    D = np.array(ur.dictionaries.gaussian(4, M, N))
-    return D, np.random.default_rng(4).normal(size=(3, M))
+    return unit(4, M, N), np.random.default_rng(4).normal(size=(3, M))
 
 
 def objectives(D, Y, X):

@@ -40,8 +40,7 @@ every_layer = pytest.mark.parametrize("name", registry.LAYERS)
 
 @pytest.fixture(scope="module")
 def problem():
-    D = np.array(ur.dictionaries.gaussian(jax.random.key(0), M, N))
-    return D, np.random.default_rng(0).normal(size=M)
+    return registry._unit(0, M, N), np.random.default_rng(0).normal(size=M)
 
 
 @pytest.fixture
@@ -147,8 +146,8 @@ def test_a_layer_is_a_node_without_leaves(problem, traces):
     assert traces == [K]
     np.testing.assert_allclose(codes[0], layer.apply(params, D, y), rtol=0, atol=CLOSE)
     # A batch of params may carry its layer along.
-    together = jax.vmap(lambda pair: pair[0].apply(pair[1], D, jnp.asarray(y)))
-    pair = (layer, jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params))
+    together = jax.jit(jax.vmap(lambda pair: pair[0].apply(pair[1], D, y)))
+    pair = (layer, jax.tree.map(lambda leaf: np.stack([leaf, leaf]), params))
     np.testing.assert_allclose(together(pair)[1], codes[0], rtol=0, atol=CLOSE)
 
 
@@ -631,7 +630,7 @@ def test_check_takes_a_dictionary_as_lists(problem):
 def loose(params):
     """The params with a tuple of steps, as by `unstack`, in numpy."""
     steps = jax.tree.map(np.asarray, params.steps)
-    at = [jax.tree.map(lambda leaf, k=k: leaf[k], steps) for k in range(K)]
+    at = [jax.tree.map(lambda leaf, k=k: leaf[k], steps) for k in range(len(steps[0]))]
     return Unrolled(params.shared, tuple(at))
 
 
@@ -735,11 +734,7 @@ def test_check_refuses_what_are_no_params(params, problem):
 
 @pytest.fixture(scope="module")
 def two():
-    shapes = [(M, N), (N, 5)]
-    return tuple(
-        np.array(ur.dictionaries.gaussian(jax.random.key(j), *shape))
-        for j, shape in enumerate(shapes)
-    )
+    return registry._unit(0, M, N), registry._unit(1, N, 5)
 
 
 CHAINS = {
@@ -771,7 +766,7 @@ def test_other_ways_to_run_a_network_change_nothing(name, two, problem):
     codes = network.apply(params, two, problem[1])
     found = [
         CHAINS[name](unroll=2, remat=True).apply(params, two, problem[1]),
-        network.apply((params[0], unstack(params[1])), two, problem[1]),
+        network.apply((params[0], loose(params[1])), two, problem[1]),
     ]
     for other in found:
         chex.assert_trees_all_close(other, codes, rtol=0, atol=10 * CLOSE)
