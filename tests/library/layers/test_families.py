@@ -24,7 +24,7 @@ SUPPORT = (0.1, 0.3)
 
 @pytest.fixture(scope="module")
 def problem():
-    return unit(2, M, N), np.random.default_rng(4).normal(size=M)
+    return np.array(unit(2, M, N)), np.random.default_rng(4).normal(size=M)
 
 
 def shrink(u, theta):
@@ -518,7 +518,7 @@ def test_every_family_has_weights_but_those_whose_steps_depend_on_the_signal():
 
 @pytest.fixture(scope="module")
 def two():
-    return unit(0, M, N), unit(1, N, 12)
+    return np.array(unit(0, M, N)), np.array(unit(1, N, 12))
 
 
 def test_ml_lista_is_its_formula_and_starts_as_ml_ista(two, problem):

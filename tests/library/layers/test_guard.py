@@ -21,7 +21,7 @@ CLOSE = 4 * (M + N) * np.finfo(float).eps
 
 @pytest.fixture(scope="module")
 def problem():
-    return unit(4, M, N), np.random.default_rng(4).normal(size=(3, M))
+    return np.array(unit(4, M, N)), np.random.default_rng(4).normal(size=(3, M))
 
 
 def objectives(D, Y, X):

@@ -40,7 +40,7 @@ every_layer = pytest.mark.parametrize("name", registry.LAYERS)
 
 @pytest.fixture(scope="module")
 def problem():
-    return registry._unit(0, M, N), np.random.default_rng(0).normal(size=M)
+    return np.array(registry._unit(0, M, N)), np.random.default_rng(0).normal(size=M)
 
 
 @pytest.fixture
@@ -734,7 +734,7 @@ def test_check_refuses_what_are_no_params(params, problem):
 
 @pytest.fixture(scope="module")
 def two():
-    return registry._unit(0, M, N), registry._unit(1, N, 5)
+    return np.array(registry._unit(0, M, N)), np.array(registry._unit(1, N, 5))
 
 
 CHAINS = {
