@@ -451,7 +451,6 @@ def scale(act: Activation, k: float) -> Activation:
         >>> ur.activations.scale(ur.activations.softplus, 100.0).relu_gap < 0.007
         True
     """
-    _has_constants(act, "scale")
     k = parameter(k, "k", "scale", positive=True)
     return Activation(
         f"scale({act.name}, {shown(k)})",
@@ -468,17 +467,13 @@ def scale(act: Activation, k: float) -> Activation:
     )
 
 
-def _has_constants(act, where: str) -> None:
-    if not isinstance(act, Activation):
-        raise TypeError(f"{where}: expected an Activation, whose constants are known; got {act!r}")
-
-
 def _composed(x, act, times):
     for _ in range(times):
         x = act(x)
     return x
 
 
+@checked
 def compose(act: Activation, times: int) -> Activation:
     r"""rho applied `times` times, the rho^m of Theorem 9; `scale` shrinks the tail at less cost.
 
@@ -502,7 +497,6 @@ def compose(act: Activation, times: int) -> Activation:
         >>> [round(ur.activations.compose(rho, m).tail_sup, 3) for m in (1, 2, 3)]
         [0.5, 0.197, 0.089]
     """
-    _has_constants(act, "compose")
     m = checks.as_index(times, "times", "compose", least=1)
     if m > _MOST_TIMES:
         raise ValueError(

@@ -570,17 +570,13 @@ def _decomposed(layer: vamp_bg, D: Dictionary) -> Unrolled:
         s = jnp.where(s > min(A.shape) * float(jnp.finfo(A.dtype).eps) * s[0], s, 0)
         spectrum = Spectrum(*(leaf.astype(A.dtype) for leaf in (U, s, V)))
     missing = m - len(spectrum.s)  # of a dictionary with more rows than atoms
-    U, s, V = spectrum.U, *(jnp.pad(v, pad) for v, pad in zip(spectrum[1:], _pads(missing)))
+    s, V = (jnp.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1)) for v in spectrum[1:])
     p = layer.probability
     belief = math.log(p) - math.log1p(-p), 0.0, math.log(layer.noise_ratio), layer.damping
     return Unrolled(
-        Fixed(Spectrum(U, s, V)), Belief(*(jnp.full(layer.depth, v, D.dtype) for v in belief))
+        Fixed(Spectrum(spectrum.U, s, V)),
+        Belief(*(jnp.full(layer.depth, v, D.dtype) for v in belief)),
     )
-
-
-def _pads(missing: int) -> tuple:
-    """Where zeros go in s and V."""
-    return (0, missing), ((0, missing), (0, 0))
 
 
 def _linear(s, V, y_U, state: Passed, tau: Array, noise: Array) -> tuple[Array, Array, Array]:

@@ -304,8 +304,7 @@ def attention_error(filters: Array, X: ArrayLike, alpha: float | None) -> np.nda
     """
     where = "attention_error"
     filters, X = (checks.as_float(v, name, where) for v, name in ((filters, "filters"), (X, "X")))
-    if not checks.is_concrete((filters, X)):
-        raise TypeError(f"{where}: expected concrete arrays, got traced ones; call it outside jit")
+    checks.on_host((filters, X), where, "filters or X")
     X = np.asarray(X, np.float64)
     if filters.ndim < 3:
         raise ValueError(

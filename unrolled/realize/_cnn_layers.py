@@ -267,13 +267,6 @@ def polyphase(
     return tuple(layers)
 
 
-def first_tap(
-    A: np.ndarray, b: np.ndarray, net: Architecture, *, readout: bool = False
-) -> tuple[ConvLayer, ...]:
-    """The map rho(A h + b) as one layer on q channels of length 1; it uses only the first taps."""
-    return (net.layer(A[:, :, None], b, linear=readout, readout=readout),)
-
-
 def identity_from(activation: Activation, dtype: np.dtype, where: str) -> float:
     """The least x found from which on rho is the identity, abs(rho(x) - x) <= 8 eps x.
 
@@ -396,10 +389,7 @@ def blocks_of(
         TypeError: params of another family, or traced arrays.
         ValueError: shapes that do not meet, values that are not finite, or a structured D or W.
     """
-    if not checks.is_concrete((params, D)):
-        raise TypeError(
-            f"{where}: params or D are traced; this function runs on the host, call it outside jit"
-        )
+    checks.on_host((params, D), where, "params or D")
     several = isinstance(model, Network) and isinstance(D, (tuple, list))
     dictionaries = tuple(_matrix(one, where) for one in (D if several else (D,)))
     Ds: Any = dictionaries if several else dictionaries[0]

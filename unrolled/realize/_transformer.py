@@ -551,15 +551,12 @@ def transformer_error(
         2980
     """
     where = "transformer_error"
-    if not checks.is_concrete((params, D, signals)):
-        raise TypeError(
-            f"{where}: params or D are traced; this function runs on the host, call it outside jit"
-        )
+    checks.on_host((params, D, signals), where, "params, D or signals")
     if (signal_bound is None) == (signals is None):
         raise ValueError(f"{where}: expected either signal_bound or signals")
     checks.nonnegative(code_bound, "code_bound", where)
     with jax.enable_x64(True):
-        D, params = _in_float64((D, params))
+        D, params = checks.cast_on_host((D, params), np.float64)
         D, shared, steps = _realizable(layer, params, D, where)
         V = np.asarray(_head_values(layer, shared, steps, D))
         theta = np.asarray(steps.theta).reshape(layer.depth, -1)
@@ -581,11 +578,6 @@ def transformer_error(
         e = e_next
         errors.append(e.max())
     return np.array(errors)
-
-
-@program()
-def _in_float64(tree: Any) -> Any:
-    return checks.cast(tree, np.float64)
 
 
 def _errors_of_signals(
