@@ -36,3 +36,13 @@ def refusals(faults):
         faults[fault].check()
 
     return test
+
+
+def rows(*faults):
+    """`refusals` of rows (call, words of the message) for a ValueError, or (call, error, words)."""
+    return refusals(
+        {
+            f"{i}: {words}": Fault(call, *(error or [ValueError]), words)
+            for i, (call, *error, words) in enumerate(faults)
+        }
+    )

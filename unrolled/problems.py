@@ -139,7 +139,7 @@ def _bounded(key: Key, shape: tuple[int, ...], s: int, bound: float, least: floa
 
 def _sparsity(sparsity: int, shape: tuple[int, ...], where: str) -> int:
     s = checks.as_index(sparsity, "sparsity", where)
-    if not isinstance(shape, tuple | list) or not shape:
+    if not len(shape):
         raise ValueError(f"{where}: shape is {shape}; expected (..., d)")
     if s > shape[-1]:
         raise ValueError(f"{where}: sparsity {s} exceeds the code length {shape[-1]}")

@@ -10,6 +10,7 @@ from unrolled.activations._activation import (
     Constants,
     celu,
     check,
+    compose,
     elu,
     gelu,
     gelu_tanh,
@@ -17,11 +18,13 @@ from unrolled.activations._activation import (
     leaky_relu,
     mish,
     relu,
+    scale,
     selu,
+    sigmoid_sum,
     silu,
     softplus,
+    tanh_sum,
 )
-from unrolled.activations._approximations import compose, scale, sigmoid_sum, tanh_sum
 from unrolled.activations._names import (
     NAMED,
     by_name,

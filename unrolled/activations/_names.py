@@ -8,7 +8,7 @@ import jax
 from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array
-from unrolled.activations import _activation, _approximations
+from unrolled.activations import _activation
 from unrolled.activations._activation import Activation, _relu
 
 # Names that configurations and files may use; an activation of a user's own may be added.
@@ -47,10 +47,10 @@ _FACTORIES: dict[Callable[..., Array], Callable[..., Activation]] = {
     _activation._leaky_relu: _activation.leaky_relu,
     _activation._elu: _activation.elu,
     _activation._celu: _activation.celu,
-    _approximations._scaled: _approximations.scale,
-    _approximations._composed: _approximations.compose,
-    _approximations._sigmoid_sum: _approximations.sigmoid_sum,
-    _approximations._tanh_sum: _approximations.tanh_sum,
+    _activation._scaled: _activation.scale,
+    _activation._composed: _activation.compose,
+    _activation._sigmoid_sum: _activation.sigmoid_sum,
+    _activation._tanh_sum: _activation.tanh_sum,
 }
 
 _OWN = frozenset(NAMED.values())
@@ -63,8 +63,8 @@ _RISING = {
     _activation._celu,
     _activation._selu,
     _activation._softplus,
-    _approximations._sigmoid_sum,
-    _approximations._tanh_sum,
+    _activation._sigmoid_sum,
+    _activation._tanh_sum,
 }
 
 

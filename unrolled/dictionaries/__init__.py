@@ -18,9 +18,12 @@ from unrolled.dictionaries._base import (
     dense,
     pytree,
 )
-from unrolled.dictionaries._composed import Composed, Concatenated, Sparse, WithIdentity
 from unrolled.dictionaries._conv import Conv
-from unrolled.dictionaries._dense import (
+from unrolled.dictionaries._families import (
+    Composed,
+    Concatenated,
+    Sparse,
+    WithIdentity,
     dct,
     gaussian,
     identity_hadamard,

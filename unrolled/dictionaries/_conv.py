@@ -17,17 +17,8 @@ from unrolled._base.programs import program
 from unrolled.dictionaries._base import Dictionary, Operator, Structured, dense, pytree
 from unrolled.dictionaries._operands import kept_atoms
 
-# `Any` below is a `Conv`, whose module imports this one.
 
-
-def corner_products(W: Any, D: Any) -> tuple[Array, Array]:
-    """w_i . d_j for the corner atoms i of `Conv.corner_codes`, and the mask of i = j."""
-    codes = D.corner_codes()
-    with jax.default_matmul_precision("highest"):
-        return jax.vmap(lambda e: W.synthesize(e) @ D)(codes), codes > 0
-
-
-def window_weights(D: Any, ridge: ArrayLike) -> Any:
+def window_weights(D: "Conv", ridge: ArrayLike) -> "Conv":
     """The closed form of `theory.frobenius_weights` on one window as long as the kernel.
 
     S = A A' collects the atoms that meet the window, cut to it, as columns of A: one small system
@@ -351,7 +342,10 @@ class Conv(Structured):
         """Those of all pairs of filters under every shift, if W and D are shift-invariant."""
         if not (self.is_shift_invariant() and self.is_shift_of(W)):
             return super().inner_products(W)
-        return corner_products(W.local(1), self.local(1))
+        W, D = W.local(1), self.local(1)
+        codes = D.corner_codes()
+        with jax.default_matmul_precision("highest"):
+            return jax.vmap(lambda e: W.synthesize(e) @ D)(codes), codes > 0
 
     def entries(self) -> Array:
         return self._folded()

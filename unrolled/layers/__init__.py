@@ -1,6 +1,5 @@
 """Layers: solvers cut after K steps. A family is a step and its params; one loop runs all steps."""
 
-from unrolled.layers._ada_lista import SignalMatrices, ada_lista
 from unrolled.layers._alista import (
     Adapting,
     FromClosedForm,
@@ -14,8 +13,16 @@ from unrolled.layers._alista import (
     tilista,
 )
 from unrolled.layers._hyperlista import Analytic, Hyper, hyperlista
-from unrolled.layers._ista import Step, StepAndThreshold, fista, ista, ista_params, step_lista
-from unrolled.layers._lamp import Estimating, Message, bernoulli_gaussian_mean, lamp, lamp_bg, tista
+from unrolled.layers._ista import (
+    SignalMatrices,
+    Step,
+    StepAndThreshold,
+    ada_lista,
+    fista,
+    ista,
+    ista_params,
+    step_lista,
+)
 from unrolled.layers._layer import FAMILIES, Acting, Law, Layer, Looped, Recipe, unroll
 from unrolled.layers._lista import (
     Gated,
@@ -34,6 +41,17 @@ from unrolled.layers._lista import (
     lista_cp,
     lista_cpss,
     lista_ss,
+)
+from unrolled.layers._message_passing import (
+    Belief,
+    Estimating,
+    Message,
+    Spectrum,
+    bernoulli_gaussian_mean,
+    lamp,
+    lamp_bg,
+    tista,
+    vamp_bg,
 )
 from unrolled.layers._records import (
     Fixed,
@@ -65,7 +83,6 @@ from unrolled.layers._shrinking import (
     as_activation,
     as_support,
 )
-from unrolled.layers._vamp_bg import Belief, Spectrum, vamp_bg
 from unrolled.pursuit import State
 from unrolled.records import Interned, option
 

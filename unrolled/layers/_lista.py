@@ -101,7 +101,7 @@ class lista(FromISTA, Selecting):
 
     def init(self, key: Key | None, D: Dictionary) -> Unrolled:
         announce_squares(D, None if self.tied else self.depth, self.family)
-        return self.start_at_ista(D)
+        return super().init(key, D)
 
     def at_ista(self, D, L, theta):
         if self.tied:
@@ -249,7 +249,7 @@ class lfista(FromISTA, Shrinking):
 
     def init(self, key: Key | None, D: Dictionary) -> Unrolled:
         announce_squares(D, self.depth, self.family)
-        return self.start_at_ista(D)
+        return super().init(key, D)
 
     def at_ista(self, D, L, theta):
         momentum = jnp.asarray(fista_momentum(self.depth), D.dtype)

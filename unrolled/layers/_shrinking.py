@@ -82,14 +82,6 @@ def as_support(value: Any, name: str, where: str) -> tuple[float, float] | None:
     return rate, largest
 
 
-def support_schedule(support: tuple[float, float] | None, depth: int) -> tuple[float, ...] | None:
-    """The support fractions min(k rate, largest) for k = 1..K; None selects nothing."""
-    if support is None:
-        return None
-    rate, largest = support
-    return tuple(min(k * rate, largest) for k in range(1, depth + 1))
-
-
 def support_option(default: tuple[float, float] | None) -> Any:
     """The option `support` of a family, with this default."""
     return option(
@@ -138,8 +130,11 @@ class Selecting(Shrinking):
 
     @property
     def schedule(self) -> tuple[float, ...] | None:
-        """The support fraction of every step, or None."""
-        return support_schedule(self.support, self.depth)
+        """The support fractions min(k rate, largest) for k = 1..K, or None."""
+        if self.support is None:
+            return None
+        rate, largest = self.support
+        return tuple(min(k * rate, largest) for k in range(1, self.depth + 1))
 
 
 class FromISTA(Layer):
@@ -160,10 +155,6 @@ class FromISTA(Layer):
         return D, L, jnp.full(self.depth, self.lam / L, D.dtype)
 
     def init(self, key: Key | None, D: Dictionary) -> Unrolled:
-        return self.start_at_ista(D)
-
-    def start_at_ista(self, D: Dictionary) -> Unrolled:
-        """`at_ista` of a dictionary: what `init` returns."""
         D = as_dictionary(D, self.family)
         params, usable = _at_ista(self, D)
         if not checks.may_hold(usable):

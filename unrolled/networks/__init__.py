@@ -13,13 +13,17 @@ from unrolled.networks._blocks import (
     msd_csc,
     res_csc,
 )
-from unrolled.networks._network import NETWORKS, Analysis, Network, dsc, ml_lista
-from unrolled.networks._yardstick import (
+from unrolled.networks._network import (
+    NETWORKS,
     ROUNDING,
+    Analysis,
+    Network,
     codes_of_ista,
+    dsc,
     exceeds,
     lam_of,
     loss_of,
+    ml_lista,
     worse,
     worse_than_zero,
 )

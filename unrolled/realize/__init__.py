@@ -9,14 +9,16 @@ from unrolled.realize._attention import (
     multi_head_attention,
 )
 from unrolled.realize._cnn import CnnSize, Realization, cnn, cnn_size, nnx_module
-from unrolled.realize._conv_layer import ConvLayer, conv_layer
-from unrolled.realize._transformer import Transformer, transformer, transformer_error
-from unrolled.realize._transformer_block import (
+from unrolled.realize._cnn_layers import ConvLayer, conv_layer
+from unrolled.realize._transformer import (
     Block,
     BlockWeights,
+    Transformer,
     embed,
     read_code,
+    transformer,
     transformer_block,
+    transformer_error,
 )
 
 __all__ = [

@@ -21,21 +21,18 @@ from unrolled.activations import Activation, by_name
 from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network
-from unrolled.realize._blocks import (
+from unrolled.realize._cnn_layers import (
+    Architecture,
     Bound,
+    ConvLayer,
     MatrixBlock,
     MatrixStep,
     activation_of,
     blocks_of,
-    next_bound,
-)
-from unrolled.realize._conv_layer import (
-    Architecture,
-    ConvLayer,
     count_weights,
-    first_tap,
     forward,
     identity_from,
+    next_bound,
     polyphase,
     tree_depth,
 )
@@ -165,7 +162,8 @@ def _dense(
     """The layers of rho(A h + b), where h is the output described by `state`."""
     if state.tree:
         return polyphase(A, b, state.low, net, readout=readout)
-    return first_tap(A, b, net, readout=readout)
+    # One layer on q channels of length 1 uses only the first taps.
+    return (net.layer(A[:, :, None], b, linear=readout, readout=readout),)
 
 
 FORMS = ("compact", "positive", "literal")
@@ -519,10 +517,6 @@ def nnx_module(realization: Realization) -> "nnx.Module":
         >>> bool((module(y) == network.apply(y)).all())
         True
     """
-    if not isinstance(realization, Realization):
-        raise TypeError(
-            f"nnx_module: expected a Realization, as realize.cnn makes it, got {realization!r}"
-        )
     return _module_class()(realization)
 
 

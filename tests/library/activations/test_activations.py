@@ -1,10 +1,11 @@
 """Activations against grids, thresholds against proximal maps, supports against sorting."""
 
 import dataclasses
-import functools
 import json
 import math
 import pickle
+import re
+from functools import partial
 
 import chex
 import jax
@@ -12,9 +13,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
+from faults import rows
 from registry import ACTIVATIONS, MONOTONE
 
 import unrolled as ur
@@ -28,7 +27,7 @@ BUILT_IN = [
     *(ua.elu(alpha) for alpha in (0.0, 0.5, 2.0)),
     *(ua.celu(alpha) for alpha in (0.5, 1.5)),
 ]
-assert_close = functools.partial(chex.assert_trees_all_close, rtol=0)
+assert_close = partial(chex.assert_trees_all_close, rtol=0)
 STEP = 1e-3  # grid spacing: slopes are seen to about STEP, extreme values to about STEP^2
 
 
@@ -36,7 +35,7 @@ def measured(act, unit=1.0, reach=50.0):
     """The constants of `act` seen on a grid of spacing STEP * unit over [-reach, reach] * unit."""
     half = round(reach / STEP)
     x = np.arange(-half, half + 1) * (STEP * unit)
-    rho = np.asarray(act(jnp.asarray(x)))
+    rho = np.asarray(act(x))
     tail, gap = rho[: half + 1], rho - np.maximum(x, 0)
     slope = np.abs(np.diff(tail)).max() / (STEP * unit)
     return dict(
@@ -76,11 +75,12 @@ def test_infinite_constants_are_infinite(act):
 
 @pytest.mark.parametrize("act", BUILT_IN, ids=str)
 def test_flags_hold(act):
-    x = jnp.linspace(0, 20, 2001)
+    x = np.linspace(-20, 20, 4001)
+    rho = np.asarray(act(x))
     if act.identity_on_positives:
-        np.testing.assert_array_equal(act(x), x)
+        np.testing.assert_array_equal(rho[2000:], x[2000:])
     if act.nonpositive_tail:
-        assert (act(-x) <= 0).all()
+        assert (rho[:2001] <= 0).all()
 
 
 def test_elu_and_celu_meet_the_hypotheses_of_theorem_9():
@@ -117,9 +117,10 @@ def test_functions_are_those_of_their_names():
             x > 0, x, 0.5 * np.expm1(0.5 * np.expm1(np.minimum(x, 0)))
         ),
     }
-    for act, values in expected.items():
+    found = jax.jit(lambda x: [act(x) for act in expected])(x)
+    for (act, values), ours in zip(expected.items(), found, strict=True):
         # Both sides round a handful of operations on numbers of size 5.
-        assert_close(act(jnp.asarray(x)), values, rtol=1e-14, atol=1e-14, custom_message=act.name)
+        assert_close(ours, values, rtol=1e-14, atol=1e-14, custom_message=act.name)
 
 
 @pytest.mark.few(2)
@@ -168,11 +169,11 @@ def test_composing_elu_shrinks_the_tail_geometrically():
     assert all(after <= 0.5 * before for before, after in zip(sups, sups[1:]))
 
 
-def test_selu_is_a_scaled_elu():
-    x = jnp.linspace(-5, 5, 201)
-    for k in (0.5, 3.0):
-        theirs = ua.scale(ua.elu(1.6732632423543772), k)(x)
-        assert_close(ua.selu(k * x) / (1.0507009873554805 * k), theirs, rtol=1e-14)
+@pytest.mark.parametrize("k", [0.5, 3.0])
+def test_selu_is_a_scaled_elu(k):
+    x = np.linspace(-5, 5, 101)
+    theirs = np.asarray(ua.scale(ua.elu(1.6732632423543772), k)(x))
+    assert_close(np.asarray(ua.selu(k * x)) / (1.0507009873554805 * k), theirs, rtol=1e-14)
 
 
 # Sums of sigmoids.
@@ -188,12 +189,12 @@ SUMS = [
 @pytest.mark.parametrize("act", SUMS, ids=str)
 def test_sums_of_sigmoids_are_as_near_to_relu_as_they_say(act):
     x = np.linspace(-act.reach, act.reach, 8001)
-    rho = np.asarray(act(jnp.asarray(x)))
+    rho = np.asarray(act(x))
     gap = np.abs(rho - np.maximum(x, 0)).max()
     assert 0.2 * act.relu_gap < gap <= act.relu_gap
     assert np.ptp(rho - np.maximum(x, 0)) <= act.line_oscillation
     # The tail is bounded on the whole half-line: rho increases from 0.
-    tail = np.asarray(act(jnp.asarray(-np.geomspace(1e-9, 1e3, 999))))
+    tail = np.asarray(act(-np.geomspace(1e-9, 1e3, 999)))
     assert tail.min() >= 0 and tail.max() <= min(act.tail_sup, act.tail_oscillation)
     assert (np.diff(rho) >= -1e-15).all()
     assert np.diff(rho)[x[1:] <= 0].max() / (x[1] - x[0]) <= act.tail_lipschitz
@@ -204,11 +205,11 @@ def test_a_sum_of_sigmoids_is_its_formula():
     x, h, M, k = np.linspace(-3, 3, 61), 0.25, 2.0, 7.0
     t = (np.arange(8) + 0.5) * h
     expected = h * (1 / (1 + np.exp(-k * (x[:, None] - t)))).sum(1)
-    assert_close(ua.sigmoid_sum(h, M, k)(jnp.asarray(x)), expected, atol=1e-14)
+    assert_close(ua.sigmoid_sum(h, M, k)(x), expected, atol=1e-14)
     expected = h / 2 * (1 + np.tanh(k * (x[:, None] - t))).sum(1)
-    assert_close(ua.tanh_sum(h, M, k)(jnp.asarray(x)), expected, atol=1e-14)
-    assert ua.sigmoid_sum(h, M, k)(jnp.float32(1.0)).dtype == jnp.float32
-    assert ua.sigmoid_sum(h, M)(jnp.ones((2, 3))).shape == (2, 3)
+    assert_close(ua.tanh_sum(h, M, k)(x), expected, atol=1e-14)
+    many = jax.eval_shape(ua.sigmoid_sum(h, M), np.ones((2, 3), np.float32))
+    assert (many.dtype, many.shape) == (np.float32, (2, 3))
 
 
 def test_the_gap_of_a_sum_of_sigmoids_is_proportional_to_their_distance():
@@ -224,19 +225,8 @@ def test_composing_sums_of_sigmoids_shrinks_their_reach(act):
     assert composed.reach == max(act.reach - 2 * act.relu_gap, 0)
     if composed.reach:
         x = np.linspace(-composed.reach, composed.reach, 2001)
-        gap = np.asarray(composed(jnp.asarray(x))) - np.maximum(x, 0)
+        gap = np.asarray(composed(x)) - np.maximum(x, 0)
         assert np.abs(gap).max() <= composed.relu_gap
-
-
-@pytest.mark.parametrize("make", [ua.sigmoid_sum, ua.tanh_sum])
-def test_sums_of_sigmoids_refuse(make):
-    for arguments in ((0.0, 1.0), (0.1, 0.0), (-0.1, 1.0), (0.1, math.inf), (0.2, 0.1),
-                      (0.1, 1.0, 0.0), (0.1, 1.0, math.nan)):  # fmt: skip
-        with pytest.raises(ValueError, match=f"{make.__name__}: "):
-            make(*arguments)
-    act = make(0.1, 2.0)
-    assert ua.from_description(json.loads(json.dumps(ua.describe(act)))) == act
-    assert pickle.loads(pickle.dumps(act)) == act
 
 
 # Claimed constants.
@@ -254,16 +244,13 @@ def test_check_passes_true_constants_and_refuses_smaller_ones(act):
             assert not ua.is_known(false)
             with pytest.raises(ValueError, match=rf"claims {name} = [\d.e-]+, measured"):
                 ua.check(false)
-    for name in ("identity_on_positives", "nonpositive_tail"):
-        if not getattr(act, name) and act.name not in ("hard_swish", "gelu", "silu", "mish"):
-            x = jnp.linspace(-1, 1, 201)
-            holds = {
-                "identity_on_positives": jnp.allclose(act(x[100:]), x[100:]),
-                "nonpositive_tail": (act(x[:101]) <= 0).all(),
-            }[name]
-            if not holds:
-                with pytest.raises(ValueError, match=f"claims {name} = True, measured rho"):
-                    ua.check(dataclasses.replace(act, **{name: True}))
+    x = np.linspace(-1, 1, 201)
+    rho = np.asarray(act(x))
+    holds = np.allclose(rho[100:], x[100:]), (rho[:101] <= 0).all()
+    for name, true in zip(("identity_on_positives", "nonpositive_tail"), holds):
+        if not (getattr(act, name) or true or act.name in ("hard_swish", "gelu", "silu", "mish")):
+            with pytest.raises(ValueError, match=f"claims {name} = True, measured rho"):
+                ua.check(dataclasses.replace(act, **{name: True}))
 
 
 def test_check_finds_a_bend_at_every_scale():
@@ -280,18 +267,6 @@ def _bad(x, kind):
         "shape": x[None],
         "integers": jnp.round(x).astype(jnp.int32),
     }[kind]
-
-
-@pytest.mark.parametrize("kind, message", [
-    ("nan", "is nan at x = 3.0"),
-    ("shape", "expected floats of the same shape"),
-    ("integers", "to int32 .* expected floats"),
-])  # fmt: skip
-def test_check_refuses_what_is_no_activation(kind, message):
-    with pytest.raises(ValueError, match=f"check: own .*{message}"):
-        ua.check(ua.Activation("own", 1.0, 1.0, 1.0, 1.0, _bad, (kind,)))
-    with pytest.raises(TypeError, match="check: expected an Activation"):
-        ua.check(jax.nn.relu)
 
 
 def _counted(x, calls):
@@ -312,36 +287,19 @@ def test_check_is_cached_where_the_parameters_hash_and_works_under_jit():
         assert (len(calls) == first) == cached
 
 
-def test_equal_by_value():
-    makers = [
-        lambda: ua.elu(0.5),
-        lambda: ua.leaky_relu(0.1),
-        lambda: ua.scale(ua.elu(0.5), 3),
-        lambda: ua.compose(ua.scale(ua.celu(), 2), 4),
+def test_other_parameters_are_other_activations():
+    made = [
+        *(ua.elu(0.5), ua.leaky_relu(0.1), ua.scale(ua.elu(0.5), 3), ua.scale(ua.relu, 2)),
+        *(ua.compose(ua.scale(ua.celu(), 2), 4), ua.elu(0.25), ua.scale(ua.relu, 3)),
     ]
-    for make in makers:
-        assert make() == make() and hash(make()) == hash(make())
-    assert len({make() for make in makers} | set(ua.NAMED.values())) == len(makers) + len(ua.NAMED)
-    assert ua.elu(0.5) != ua.elu(0.25) and ua.scale(ua.relu, 2) != ua.scale(ua.relu, 3)
+    assert len({*made, *ua.NAMED.values()}) == len(made) + len(ua.NAMED)
     assert ua.compose(ua.silu, 1) == ua.silu
 
 
-def test_equal_activations_do_not_retrace_and_a_lambda_works():
-    traced = []
-
-    @functools.partial(jax.jit, static_argnames="activation")
-    def layer(v, activation):
-        traced.append(activation)
-        return ua.shrink(v, 0.5, activation)
-
-    v = jnp.linspace(-2, 2, 9)
-    for _ in range(3):
-        for act in (ua.relu, ua.elu(0.5), ua.scale(ua.silu, 4.0), ua.compose(ua.elu(0.5), 2)):
-            layer(v, act)
-    assert len(traced) == 4
-    np.testing.assert_array_equal(
-        layer(v, lambda x: jnp.maximum(x, 0.0)), ua.soft_threshold(v, 0.5)
-    )
+def test_a_lambda_is_an_activation():
+    v = np.linspace(-2, 2, 9)
+    ours = jax.jit(lambda v: ua.shrink(v, 0.5, lambda x: jnp.maximum(x, 0.0)))(v)
+    np.testing.assert_array_equal(ours, ua.soft_threshold(v, 0.5))
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)
@@ -360,37 +318,26 @@ def test_by_name_finds_names_and_passes_functions():
 
 
 def test_functions_of_jax_become_the_activations_that_know_their_constants():
-    x = jnp.linspace(-4, 4, 81)
-    for function in (
-        jax.nn.relu,
-        jax.nn.leaky_relu,
-        jax.nn.elu,
-        jax.nn.celu,
-        jax.nn.selu,
-        jax.nn.silu,
-        jax.nn.swish,
-        jax.nn.gelu,
-        jax.nn.mish,
-        jax.nn.softplus,
-        jax.nn.hard_swish,
-        jax.nn.hard_silu,
-    ):
-        act = ua.by_name(function)
-        assert act in ua.NAMED.values()
+    names = "relu leaky_relu elu celu selu silu swish gelu mish softplus hard_swish hard_silu"
+    functions = [getattr(jax.nn, name) for name in names.split()]
+    acts = [ua.by_name(function) for function in functions]
+    assert set(acts) <= set(ua.NAMED.values()) and acts[0] is ua.relu
+    x, eps = np.linspace(-4, 4, 81), np.finfo(float).eps
+    pairs = jax.jit(lambda x: [(act(x), f(x)) for act, f in zip(acts, functions)])(x)
+    for act, (ours, theirs) in zip(acts, pairs):
         # Our mish has about eight roundings, and gelu_tanh those of x (1 + tanh) / 2, near x eps.
-        eps = np.finfo(float).eps
         assert_close(
-            act(x),
-            function(x),
+            ours,
+            theirs,
             rtol=8 * eps * (act is ua.mish),
             atol=4 * eps * np.max(np.abs(x)) * (act is ua.gelu_tanh),
             custom_message=act.name,
         )
-    assert ua.by_name(jax.nn.relu) is ua.relu
 
 
 DESCRIBED = {
     **{name: make() for name, make in ACTIVATIONS.items()},
+    "a sum of tanh": ua.tanh_sum(0.1, 2.0),
     "a third": ua.elu(1 / 3),
     "deep": ua.compose(ua.scale(ua.compose(ua.leaky_relu(0.1), 2), 1e-3), 5),
 }
@@ -504,7 +451,7 @@ def test_thresholds_are_proximal_maps(name):
     def objective(x):
         return (x - v[:, None]) ** 2 / 2 + penalty(x)
 
-    p = np.asarray(prox(jnp.asarray(v)))
+    p = np.asarray(prox(v))
     # A minimiser is no worse than any grid point; 1e-13 is the rounding of numbers of size 10.
     assert (objective(p[:, None])[:, 0] <= objective(grid[None, :]).min(1) + 1e-13).all()
     # Each objective grows by at least a tenth of the squared distance, so the best grid point is
@@ -517,31 +464,26 @@ def test_thresholds_are_proximal_maps(name):
 def test_thresholds_are_their_formulas(dtype):
     v = np.linspace(-3, 3, 241, dtype=dtype)
     theta, upper = dtype.type(0.75), dtype.type(1.5)
-    size = np.abs(v)
-    firm = np.where(
-        size <= theta,
-        0,
-        np.where(size >= upper, v, np.sign(v) * (size - theta) * upper / (upper - theta)),
-    )
+    size, elu = np.abs(v), ua.elu(0.5)
+    slope = np.sign(v) * (size - theta) * upper / (upper - theta)
     cases = [
-        (ua.soft_threshold(jnp.asarray(v), theta), np.sign(v) * np.maximum(size - theta, 0)),
+        (ua.soft_threshold(v, theta), np.sign(v) * np.maximum(size - theta, 0)),
+        (ua.shrink(v, theta, elu), np.asarray(elu(v - theta)) - np.asarray(elu(-v - theta))),
+        (ua.hard_threshold(v, theta), np.where(size > theta, v, 0)),
         (
-            ua.shrink(jnp.asarray(v), theta, ua.elu(0.5)),
-            ua.elu(0.5)(v - theta) - ua.elu(0.5)(-v - theta),
+            ua.firm_threshold(v, theta, upper),
+            np.where(size <= theta, 0, np.where(size >= upper, v, slope)),
         ),
-        (ua.hard_threshold(jnp.asarray(v), theta), np.where(size > theta, v, 0)),
-        (ua.firm_threshold(jnp.asarray(v), theta, upper), firm),
-        (ua.nonnegative_threshold(jnp.asarray(v), theta), np.maximum(v - theta, 0)),
+        (ua.nonnegative_threshold(v, theta), np.maximum(v - theta, 0)),
     ]
     for ours, formula in cases:
         assert ours.dtype == dtype
-        assert_close(
-            ours, formula, atol=8 * np.finfo(dtype).eps
-        )  # two roundings of numbers up to 3
+        # Two roundings of numbers up to 3.
+        assert_close(ours, formula, atol=8 * np.finfo(dtype).eps)
 
 
 def test_theta_may_differ_by_entry():
-    v, theta = jnp.asarray([3.0, -3.0, 0.5, -2.0]), jnp.asarray([1.0, 2.0, 1.0, 0.0])
+    v, theta = np.array([3.0, -3.0, 0.5, -2.0]), np.array([1.0, 2.0, 1.0, 0.0])
     np.testing.assert_array_equal(ua.shrink(v, theta), [2.0, -1.0, 0.0, -2.0])
     np.testing.assert_array_equal(ua.hard_threshold(v, theta), [3.0, -3.0, 0.0, -2.0])
     firm = ua.firm_threshold(v, theta, theta + 4)
@@ -550,42 +492,38 @@ def test_theta_may_differ_by_entry():
 
 
 def test_firm_tends_to_soft():
-    v = jnp.linspace(-3, 3, 61)
+    v = np.linspace(-3, 3, 61)
     # The slope is 1 + theta / (upper - theta), one plus about 1e-9.
     assert_close(ua.firm_threshold(v, 1.0, 1e9), ua.soft_threshold(v, 1.0), atol=3e-9)
-    np.testing.assert_array_equal(ua.firm_threshold(v, 1.0, jnp.inf), ua.soft_threshold(v, 1.0))
+    np.testing.assert_array_equal(ua.firm_threshold(v, 1.0, np.inf), ua.soft_threshold(v, 1.0))
 
 
-vectors = arrays(np.float64, 8, elements=st.floats(-1e3, 1e3))
-thetas = st.floats(0, 1e3)
+@pytest.fixture(scope="module")
+def drawn():
+    """Pairs of vectors with entries up to 1e3, and a threshold for each."""
+    rng = np.random.default_rng(0)
+    size = 10.0 ** rng.uniform(-3, 3, (2, 100, 8))
+    return *(size * rng.choice([-1, 0, 1], size.shape)), 10.0 ** rng.uniform(-3, 3, (100, 1))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "prox", [ua.soft_threshold, ua.nonnegative_threshold], ids=["soft", "nonnegative"]
-)
-def test_convex_thresholds_are_firmly_nonexpansive(prox):
-    @settings(deadline=None, derandomize=True, max_examples=100)
-    @given(vectors, vectors, thetas)
-    def check(a, b, theta):
-        moved = np.asarray(prox(jnp.asarray(a), theta)) - np.asarray(prox(jnp.asarray(b), theta))
-        # Both sides are sums of 8 products of numbers up to 4e3, each with a few roundings.
-        assert moved @ (a - b) >= moved @ moved - 64 * np.finfo(float).eps * 2e3**2
-
-    check()
+@pytest.mark.parametrize("prox", [ua.soft_threshold, ua.nonnegative_threshold])
+def test_convex_thresholds_are_firmly_nonexpansive(prox, drawn):
+    a, b, theta = drawn
+    moved = np.asarray(prox(a, theta)) - np.asarray(prox(b, theta))
+    # Both sides are sums of 8 products of numbers up to 4e3, each with a few roundings.
+    slack = 64 * np.finfo(float).eps * 2e3**2
+    assert (np.sum(moved * (a - b), 1) >= np.sum(moved * moved, 1) - slack).all()
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
-@given(vectors, thetas)
-def test_soft_threshold_is_odd_and_splits_its_argument(v, theta):
-    p = np.asarray(ua.soft_threshold(jnp.asarray(v), theta))
-    np.testing.assert_array_equal(ua.soft_threshold(jnp.asarray(-v), theta), -p)
-    # Moreau: v = prox + projection onto the box; one rounding of v - theta, one of the sum.
+def test_soft_threshold_splits_its_argument(drawn):
+    """Moreau: v = prox + projection onto the box; one rounding of v - theta, one of the sum."""
+    v, _, theta = drawn
+    p = np.asarray(ua.soft_threshold(v, theta))
     assert_close(p + np.clip(v, -theta, theta), v, atol=2 * np.finfo(float).eps * 2e3)
 
 
 def test_gradients_at_and_off_the_kinks():
-    v = jnp.asarray([-3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0])
+    v = np.array([-3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0])
     derivatives = {
         "shrink": (lambda u: ua.shrink(u, 1.0), [1, 0, 0, 0, 0, 0, 1]),
         "shrink, theta 0": (lambda u: ua.shrink(u, 0.0), [1, 1, 1, 0, 1, 1, 1]),
@@ -594,9 +532,15 @@ def test_gradients_at_and_off_the_kinks():
         "firm, beyond": (lambda u: ua.firm_threshold(u, 1.0, 2.0), [1, 0, 0, 0, 0, 0, 1]),
         "nonnegative": (lambda u: ua.nonnegative_threshold(u, 1.0), [0, 0, 0, 0, 0, 0, 1]),
     }
-    for name, (f, expected) in derivatives.items():
-        np.testing.assert_array_equal(jax.vmap(jax.grad(f))(v), expected, err_msg=name)
-    by_theta = jax.vmap(jax.grad(ua.shrink, argnums=1), (0, None))(v, 1.0)
+
+    @jax.jit
+    def slopes(v):
+        by_v = {name: jax.vmap(jax.grad(f))(v) for name, (f, _) in derivatives.items()}
+        return by_v, jax.vmap(jax.grad(ua.shrink, argnums=1), (0, None))(v, 1.0)
+
+    by_v, by_theta = slopes(v)
+    for name, (_, expected) in derivatives.items():
+        np.testing.assert_array_equal(by_v[name], expected, err_msg=name)
     np.testing.assert_array_equal(by_theta, [1, 0, 0, 0, 0, 0, -1])
 
 
@@ -626,26 +570,14 @@ def test_values_and_slopes_are_right_in_the_whole_range_of_a_dtype(dtype):
 @pytest.mark.parametrize("k", [1e4, 1e6])
 def test_steep_activations_stay_in_the_range_of_half_precision(dtype, k):
     x = jnp.asarray([-40.0, -1.0, 0.0, 1.0, 40.0, 300.0], dtype)
-    for act in (ua.scale(ua.elu(), k), ua.scale(ua.softplus, k), ua.celu(1 / k)):
-        values, slopes = jax.jvp(act, (x,), (jnp.ones_like(x),))
+    acts = ua.scale(ua.elu(), k), ua.scale(ua.softplus, k), ua.celu(1 / k)
+    found = jax.jit(lambda x: [jax.jvp(act, (x,), (jnp.ones_like(x),)) for act in acts])(x)
+    wide = np.asarray(x, float)
+    for act, (values, slopes) in zip(acts, found):
         assert values.dtype == slopes.dtype == x.dtype
-        assert_close(
-            values.astype(float), np.maximum(x.astype(float), 0), atol=2 / k, custom_message=act
-        )
-        away = np.asarray(x) != 0
-        assert_close(slopes.astype(float)[away], np.asarray(x > 0, float)[away], custom_message=act)
-
-
-@pytest.mark.slow
-def test_shrink_gradient_matches_differences():
-    v, theta = jnp.asarray([-2.0, -0.4, 0.3, 1.7]), jnp.asarray([0.5, 0.7, 0.2, 1.0])
-    for act in (ua.relu, ua.elu(0.5), ua.silu, ua.scale(ua.gelu, 3.0)):
-        f = functools.partial(ua.shrink, activation=act)
-        # Central differences with step 1e-5 are off by 1e-10 / 6 times the third derivative, below
-        # 30.
-        for argnum, (dv, dtheta) in enumerate(((1e-5, 0), (0, 1e-5))):
-            slope = (f(v + dv, theta + dtheta) - f(v - dv, theta - dtheta)) / 2e-5
-            assert_close(jax.vmap(jax.grad(f, argnum))(v, theta), slope, atol=1e-8)
+        values, slopes = (np.asarray(v, float) for v in (values, slopes))
+        assert_close(values, np.maximum(wide, 0), atol=2 / k, custom_message=act)
+        assert_close(slopes[wide != 0], (wide > 0)[wide != 0].astype(float), custom_message=act)
 
 
 @pytest.mark.slow
@@ -679,39 +611,38 @@ def test_select_support_agrees_with_a_sort():
     for v in (*distinct, *tied, np.zeros(20), np.ones(20)):
         for fraction in (0.0, 0.04, 0.1, 0.33, 0.5, 0.95, 1.0):
             for theta in (0.0, 0.6, 2.0):
-                ours = select(jnp.asarray(v), theta, fraction)
+                ours = select(v, theta, fraction)
                 np.testing.assert_array_equal(ours, sorted_selection(v, theta, fraction))
 
 
 def test_select_support_extremes(dtype):
-    v = jnp.asarray([3.0, -2.0, 1.0, -0.5, 0.0], dtype)
+    v = np.array([3.0, -2.0, 1.0, -0.5, 0.0], dtype)
     np.testing.assert_array_equal(ua.select_support(v, 0.75, 0.0), ua.soft_threshold(v, 0.75))
     np.testing.assert_array_equal(ua.select_support(v, 0.75, 1.0), ua.hard_threshold(v, 0.75))
     assert ua.select_support(v, 0.75, 0.4).dtype == dtype
     # Two of five pass; with a tie at the border neither of the tied ones does.
     np.testing.assert_array_equal(ua.select_support(v, 0.5, 0.4), [3.0, -2.0, 0.5, 0.0, 0.0])
-    tied = jnp.asarray([3.0, -2.0, 2.0, 1.0, 0.0], dtype)
+    tied = np.array([3.0, -2.0, 2.0, 1.0, 0.0], dtype)
     np.testing.assert_array_equal(ua.select_support(tied, 0.5, 0.4), [3.0, -1.5, 1.5, 0.5, 0.0])
 
 
 def test_select_support_with_another_activation():
-    v = jnp.asarray([3.0, -2.0, 1.0, -0.5])
-    soft = ua.shrink(v, 0.75, ua.elu(0.5))
-    expected = jnp.where(jnp.abs(v) > 1.5, v, soft)
+    v = np.array([3.0, -2.0, 1.0, -0.5])
+    expected = np.where(np.abs(v) > 1.5, v, ua.shrink(v, 0.75, ua.elu(0.5)))
     np.testing.assert_array_equal(ua.select_support(v, 0.75, 0.5, ua.elu(0.5)), expected)
 
 
 def test_select_support_under_vmap():
     rng = np.random.default_rng(1)
     V, fractions, thetas = rng.normal(size=(5, 11)), np.linspace(0, 1, 5), np.linspace(0, 1, 5)
-    ours = jax.vmap(ua.select_support)(jnp.asarray(V), jnp.asarray(thetas), jnp.asarray(fractions))
+    ours = jax.jit(jax.vmap(ua.select_support))(V, thetas, fractions)
     for row, v, theta, fraction in zip(ours, V, thetas, fractions):
         np.testing.assert_array_equal(row, sorted_selection(v, theta, fraction))
 
 
 def test_select_support_choice_carries_no_gradient():
-    v = jnp.asarray([3.0, -2.0, 1.0, -0.25])
-    by_v, by_theta, by_fraction = jax.jacobian(ua.select_support, argnums=(0, 1, 2))(v, 0.5, 0.5)
+    slopes = jax.jit(jax.jacobian(ua.select_support, argnums=(0, 1, 2)))
+    by_v, by_theta, by_fraction = slopes(np.array([3.0, -2.0, 1.0, -0.25]), 0.5, 0.5)
     np.testing.assert_array_equal(by_v, np.diag([1.0, 1.0, 1.0, 0.0]))
     np.testing.assert_array_equal(by_theta, [0.0, 0.0, -1.0, 0.0])
     np.testing.assert_array_equal(by_fraction, np.zeros(4))
@@ -719,9 +650,10 @@ def test_select_support_choice_carries_no_gradient():
 
 def test_select_support_counts_in_low_precision():
     one = 0x3F80  # the bits of 1 in bfloat16: 1000 distinct numbers from there on
-    v = jnp.asarray(np.arange(one, one + 1000, dtype=np.uint16).view(ml_dtypes.bfloat16))
+    v = np.arange(one, one + 1000, dtype=np.uint16).view(ml_dtypes.bfloat16)
     for count in (1, 51, 301, 777):
-        assert jnp.count_nonzero(ua.select_support(v, 0.5, count / 1000, jnp.zeros_like)) == count
+        kept = np.asarray(ua.select_support(v, 0.5, count / 1000, jnp.zeros_like))
+        assert np.count_nonzero(kept) == count
 
 
 FLOATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
@@ -751,34 +683,41 @@ def test_kth_largest_is_the_sorted_one(float_type):
         np.abs(rng.normal(size=10)).astype(float_type),
         np.zeros(10, float_type),
     ):
-        ours = np.asarray(kth(jnp.asarray(magnitude), jnp.arange(1, 11, dtype=jnp.int32)))
+        ours = np.asarray(kth(magnitude, np.arange(1, 11, dtype=np.int32)))
         assert ours.dtype == float_type
         np.testing.assert_array_equal(
             ours.view(f"u{info.bits // 8}"), np.sort(magnitude)[::-1].view(f"u{info.bits // 8}")
         )
 
 
-@pytest.mark.parametrize("d", [31, 32, 33, 500, 2**20 + 1])
+@pytest.mark.parametrize("d", [31, 32, 33, 500])
 def test_kth_largest_counts_many_ties(d):
     rng = np.random.default_rng(3)
     for magnitude in (rng.integers(0, 4, d), np.ones(d), np.abs(rng.normal(size=d))):
-        order = np.sort(magnitude)[::-1].astype(np.float32)
+        magnitude = magnitude.astype(np.float32)
+        order = np.sort(magnitude)[::-1]
         for k in (1, 2, d // 2, d - 1, d):
-            assert ua.kth_largest(jnp.asarray(magnitude, jnp.float32), k) == order[k - 1]
+            assert ua.kth_largest(magnitude, k) == order[k - 1]
 
 
+def test_kth_largest_counts_more_rows_than_16_bits_do():
+    assert ua.kth_largest(np.ones(2**20 + 1, np.float32), 2**20 + 1) == 1
+
+
+@pytest.mark.slow
 def test_support_is_selected_without_jit():
-    v = jnp.array([3.0, -1.0, 2.0])
     with jax.disable_jit():
-        assert ua.kth_largest(jnp.abs(v), 2) == 2
+        v = np.array([3.0, -1.0, 2.0], np.float32)
         assert ua.select_support(v, 1.5, 0.4).tolist() == [3, 0, 0.5]
 
 
 def test_kth_largest_is_the_same_on_other_devices():
     """Which have a search of their own, that runs anywhere."""
-    bits = jnp.abs(jax.random.normal(jax.random.key(0), (200,))).view(jnp.int64)
-    for k in jnp.asarray([1, 77, 200], jnp.int32):
-        assert _thresholds._count_search(bits, k) == _thresholds._in_columns(bits, k)
+    bits = np.abs(np.random.default_rng(0).normal(size=200)).view(np.int64)
+    searches = [jax.jit(search) for search in (_thresholds._count_search, _thresholds._in_columns)]
+    for k in np.array([1, 77, 200], np.int32):
+        ours, theirs = (search(bits, k) for search in searches)
+        assert int(ours) == int(theirs) == np.sort(bits)[::-1][k - 1]
 
 
 def test_a_row_that_devices_share_is_not_reshaped():
@@ -796,118 +735,110 @@ def test_a_row_that_devices_share_is_not_reshaped():
         assert columns()
 
 
-def test_kth_largest_of_one():
-    assert ua.kth_largest(jnp.asarray([2.5]), 1) == 2.5
-
-
-def test_what_orders_the_entries_of_a_code_takes_one_code():
-    """A batch has one order for each signal, and a count is no fraction."""
-    v = jnp.ones((2, 3))
-    for call, name in (
-        (lambda v: ua.kth_largest(v, 1), "kth_largest: magnitude"),
-        (lambda v: ua.select_support(v, 0.1, 0.5), "select_support: v"),
-        (lambda v: ur.layers.keep_largest(v, 1), "keep_largest: v"),
-    ):
-        for bad, shape in ((v, r"\(2, 3\)"), (v[0, 0], r"\(\)")):
-            with pytest.raises(ValueError, match=rf"{name} has shape {shape}; expected \(d,\)"):
-                call(bad)
-        assert jax.vmap(call)(v).shape[0] == 2
-    for call in (ua.kth_largest, ur.layers.keep_largest):
-        for k in (1.5, jnp.ones(3, int), "one"):
-            with pytest.raises(TypeError, match="must be an integer, got"):
-                call(v[0], k)
-
-
 @pytest.mark.parametrize("integer", [int, np.int32, np.int64])
 def test_kth_largest_takes_any_integer(integer):
-    assert jax.jit(ua.kth_largest)(jnp.asarray([1.0, 3.0, 2.0]), integer(2)) == 2.0
-
-
-THRESHOLDS = {
-    "shrink": ua.shrink,
-    "hard_threshold": ua.hard_threshold,
-    "firm_threshold": lambda v, theta: ua.firm_threshold(v, theta, 5.0),
-    "nonnegative_threshold": ua.nonnegative_threshold,
-}
-
-
-@pytest.mark.parametrize("theta", [-1.0, math.nan, np.array([1.0, -1e-9, 1.0])], ids=str)
-@pytest.mark.parametrize("name", THRESHOLDS)
-def test_bad_theta(name, theta):
-    with pytest.raises(ValueError, match=f"{name}: theta must be non-negative and not NaN"):
-        THRESHOLDS[name](jnp.ones(3), theta)
-    with pytest.raises(ValueError, match=f"{name}: theta must be"):
-        jax.jit(lambda v: THRESHOLDS[name](v, theta))(jnp.ones(3))
-
-
-def test_bad_theta_of_the_wrappers():
-    for call in (
-        lambda: ua.soft_threshold(jnp.ones(3), -1.0),
-        lambda: ua.select_support(jnp.ones(3), -1.0, 0.5),
-    ):
-        with pytest.raises(ValueError, match="theta must be non-negative"):
-            call()
+    assert jax.jit(ua.kth_largest)(np.array([1.0, 3.0, 2.0]), integer(2)) == 2.0
 
 
 def test_a_traced_negative_theta_expands():
-    np.testing.assert_array_equal(
-        jax.jit(ua.shrink)(jnp.asarray([2.0, -2.0, 0.25]), -0.5), [2.5, -2.5, 0.5]
-    )
+    expanded = jax.jit(ua.shrink)(np.array([2.0, -2.0, 0.25]), -0.5)
+    np.testing.assert_array_equal(expanded, [2.5, -2.5, 0.5])
 
 
-@pytest.mark.parametrize("upper", [1.0, 0.5, math.nan], ids=str)
-def test_firm_threshold_needs_room(upper):
-    with pytest.raises(ValueError, match="expected theta < upper, got theta=1.0"):
-        ua.firm_threshold(jnp.ones(3), 1.0, upper)
+# What is refused
 
 
-@pytest.mark.parametrize("fraction", [-0.1, 1.1, math.nan], ids=str)
-def test_bad_fraction(fraction):
-    with pytest.raises(ValueError, match=r"fraction must be in \[0, 1\]"):
-        ua.select_support(jnp.ones(3), 1.0, fraction)
+def _bad(x, kind):
+    return {
+        "nan": jnp.where(x > 3, jnp.nan, x),
+        "shape": x[None],
+        "integers": jnp.round(x).astype(jnp.int32),
+    }[kind]
 
 
-@pytest.mark.parametrize(
-    "make, bounds",
-    [
-        *(
-            (lambda v=v: ua.leaky_relu(v), "slope must be at least 0 and at most 1")
-            for v in (-0.1, 1.1, math.nan)
-        ),
-        *((lambda v=v: ua.elu(v), "alpha must be at least 0") for v in (-1, math.nan, math.inf)),
-        *((lambda v=v: ua.celu(v), "alpha must be above 0") for v in (0, -1, math.nan, math.inf)),
-        *(
-            (lambda v=v: ua.scale(ua.relu, v), "k must be above 0")
-            for v in (0, -2, math.nan, math.inf)
-        ),
-        *((lambda v=v: ua.compose(ua.relu, v), "times must be at least 1") for v in (0, -1)),
-        (lambda: ua.compose(ua.elu(0.9), 10**12), "times must be at most 1000"),
+def _own(kind):
+    return partial(ua.check, ua.Activation("own", 1.0, 1.0, 1.0, 1.0, _bad, (kind,)))
+
+
+V = np.ones(3)
+CODES = np.ones((2, 3))
+THRESHOLDS = {
+    "shrink": ua.shrink,
+    "soft_threshold": ua.soft_threshold,
+    "hard_threshold": ua.hard_threshold,
+    "firm_threshold": partial(ua.firm_threshold, upper=5.0),
+    "nonnegative_threshold": ua.nonnegative_threshold,
+    "select_support": partial(ua.select_support, fraction=0.5),
+}
+ORDERS = {
+    "kth_largest: magnitude": partial(ua.kth_largest, k=1),
+    "select_support: v": partial(ua.select_support, theta=0.1, fraction=0.5),
+    "keep_largest: v": partial(ur.layers.keep_largest, sparsity=1),
+}
+test_faults_are_refused = rows(
+    *(
         (
-            lambda: ua.from_description(["compose", ["elu", 0.9], 10**12]),
-            "times must be at most 1000",
-        ),
-    ],
+            partial(jit(partial(call, theta=theta)), V),
+            f"{name.replace('soft_threshold', 'shrink')}: theta must be non-negative and not NaN",
+        )
+        for name, call in THRESHOLDS.items()
+        for theta in (-1.0, math.nan, np.array([1.0, -1e-9, 1.0]))
+        for where, jit in (("", lambda f: f), (", in a program", jax.jit))
+    ),
+    *(
+        (partial(ua.firm_threshold, V, 1.0, upper), "expected theta < upper, got theta=1.0")
+        for upper in (1.0, 0.5, math.nan)
+    ),
+    *(
+        (partial(ua.select_support, V, 1.0, fraction), r"fraction must be in \[0, 1\]")
+        for fraction in (-0.1, 1.1, math.nan)
+    ),
+    *(
+        (partial(call, bad), rf"{name} has shape {re.escape(str(bad.shape))}; expected \(d,\)")
+        for name, call in ORDERS.items()
+        for bad in (CODES, CODES[0, 0])
+    ),
+    *(
+        (partial(call, V, k), TypeError, "must be an integer, got")
+        for call in (ua.kth_largest, ur.layers.keep_largest)
+        for k in (1.5, np.ones(3, int), "one")
+    ),
+    *(
+        (partial(make, value), f"{bounds}, got")
+        for make, bounds, values in (
+            (ua.leaky_relu, "slope must be at least 0 and at most 1", (-0.1, 1.1, math.nan)),
+            (ua.elu, "alpha must be at least 0", (-1, math.nan, math.inf)),
+            (ua.celu, "alpha must be above 0", (0, -1, math.nan, math.inf)),
+            (partial(ua.scale, ua.relu), "k must be above 0", (0, -2, math.nan, math.inf)),
+            (partial(ua.compose, ua.relu), "times must be at least 1", (0, -1)),
+            (partial(ua.compose, ua.elu(0.9)), "times must be at most 1000", (10**12,)),
+        )
+        for value in values
+    ),
+    (
+        partial(ua.from_description, ["compose", ["elu", 0.9], 10**12]),
+        "times must be at most 1000, got",
+    ),
+    (
+        lambda: jax.jit(lambda n: ua.compose(ua.relu, n)(1.0))(2),
+        TypeError,
+        "compose: times must be static",
+    ),
+    *(
+        (partial(make, *arguments), f"{make.__name__}: ")
+        for make in (ua.sigmoid_sum, ua.tanh_sum)
+        for arguments in (
+            *((0.0, 1.0), (0.1, 0.0), (-0.1, 1.0), (0.1, math.inf), (0.2, 0.1)),
+            *((0.1, 1.0, 0.0), (0.1, 1.0, math.nan)),
+        )
+    ),
+    (_own("nan"), "check: own .*is nan at x = 3.0"),
+    (_own("shape"), "check: own .*expected floats of the same shape"),
+    (_own("integers"), "check: own .*to int32 .* expected floats"),
+    (partial(ua.check, jax.nn.relu), TypeError, "check: expected an Activation"),
+    (
+        partial(ua.by_name, "swish"),
+        "unknown name 'swish'; expected one of relu, leaky_relu, .*hard_swish",
+    ),
+    (partial(ua.by_name, 3), TypeError, "expected an Activation or a function, got int"),
 )
-def test_bad_parameter(make, bounds):
-    with pytest.raises(ValueError, match=f"{bounds}, got"):
-        make()
-
-
-@pytest.mark.parametrize("times", [2.5, True, "2"])
-def test_times_is_an_integer(times):
-    with pytest.raises(TypeError, match="compose: times must be an integer"):
-        ua.compose(ua.relu, times)
-
-
-def test_times_is_static():
-    with pytest.raises(TypeError, match="compose: times must be static"):
-        jax.jit(lambda n: ua.compose(ua.relu, n)(1.0))(2)
-
-
-def test_by_name_says_what_it_knows():
-    with pytest.raises(
-        ValueError, match="unknown name 'swish'; expected one of relu, leaky_relu, .*hard_swish"
-    ):
-        ua.by_name("swish")
-    with pytest.raises(TypeError, match="expected an Activation or a function, got int"):
-        ua.by_name(3)

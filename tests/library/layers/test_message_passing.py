@@ -58,15 +58,16 @@ def bench(seed, snr=np.inf, kappa=None, signals=500):
 # The Bayes limits under noise are those of the replica prediction; -45.4 / -45.8 and -23.5 / -23.9
 # were measured with 1000 signals. Without noise: -102 / -122, and -80 / -117 at condition 50.
 LIMITS = {
-    "SNR 40": (dict(snr=40.0), (-45.0, -45.4)),
     "SNR 20": (dict(snr=20.0), (-23.1, -23.5)),
     "no noise": (dict(), (-85.0, -118.0)),
+    "SNR 40": (dict(snr=40.0), (-45.0, -45.4)),
     "condition 50": (dict(kappa=50.0), (-70.0, -108.0)),
 }
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2, 3))])
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("seed", range(4))
 def test_vamp_knows_nothing_and_reaches_the_limits_of_those_who_know(name, seed):
     """A few signals decide the ratio of sums where there is no noise."""
     options, (ratio, mean) = LIMITS[name]
@@ -93,6 +94,7 @@ def test_codes_of_vamp_that_go_astray_are_kept_and_told():
     assert (residuals[:, 1:] <= 1.11 * least).all()  # a tenth, and rounding of the residual
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("m", [80, 400])
 def test_with_more_rows_than_atoms_the_noise_is_learned(m):
     """What lies outside of the range of D is noise; least squares keeps what lies in it."""
@@ -100,9 +102,8 @@ def test_with_more_rows_than_atoms_the_noise_is_learned(m):
     Y, X = problems.sampler(D, 200, probability=0.15, snr=15.0)(1)
     errors = {}
     for em in (False, True):
-        layer = layers.vamp_bg(12, em=em, probability=0.15, noise_ratio=10**-1.5)
-        if em:
-            layer = layers.vamp_bg(12, em=True)
+        told = {} if em else dict(probability=0.15, noise_ratio=10**-1.5)
+        layer = layers.vamp_bg(12, em=em, **told)
         codes = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(layer.init(None, D), D, Y)
         errors[em] = float(metrics.nmse(codes, X))
     squares = np.linalg.lstsq(np.asarray(D), np.asarray(Y).T, rcond=None)[0].T

@@ -139,19 +139,21 @@ def test_the_estimated_radius_is_the_largest_eigenvalue():
         assert 0.95 * exact < found < 1.01 * exact
 
 
-def test_the_weights_of_the_start_are_those_of_the_formula():
+@pytest.mark.parametrize("ridge", [0.3, 0.0])
+def test_the_weights_of_the_start_are_those_of_the_formula(ridge):
     """In numpy, for atoms of any norm: the ridge is in units of the squared norm of D."""
     D = np.random.default_rng(2).normal(size=(M, N))
     squares = np.sum(D**2, 0)
-    W = np.linalg.solve(D @ D.T + 0.3 * norm(D, 2) ** 2 * np.eye(M), D)
+    W = np.linalg.solve(D @ D.T + ridge * norm(D, 2) ** 2 * np.eye(M), D)
     W *= squares / squares.mean() / np.sum(W * D, 0)
-    params = layers.alista(2, lam=0.2, ridge=0.3).init(None, jnp.asarray(D))
-    # A solve of condition below 5, and a norm that is rounded up by 4 eps.
+    params = layers.alista(2, lam=0.2, ridge=ridge).init(None, D)
+    # A solve of condition below 50, and a norm that is rounded up by 4 eps.
     np.testing.assert_allclose(params.shared.W, W, rtol=0, atol=1e-13 * abs(W).max())
     gamma = params.steps.gamma
     np.testing.assert_allclose(params.steps.theta, 0.2 * gamma / squares.mean(), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_without_a_ridge_the_weights_are_those_of_the_paper():
     D = ur.dictionaries.gaussian(jax.random.key(0), M, N)
     W = layers.alista(2, ridge=0.0).init(None, D).shared.W

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import registry
+from faults import Fault, refusals
 
 import unrolled as ur
 from unrolled.dictionaries import Conv, WithIdentity, dense
@@ -76,12 +77,6 @@ def test_one_sweep_is_a_network_with_dense_connections_and_more_are_ml_ista():
     # Whose codes are x_J after three steps, and what it synthesises; so only x_J is the same.
     solver = ur.pursuit.ml_ista(Ds, y, (lam, lam), tol=None, max_steps=3)
     assert_close(codes[-1], solver.xs[-1])
-
-
-@pytest.mark.slow
-def test_one_number_is_no_sequence():
-    with pytest.raises(TypeError, match=r"dilations must be a sequence, got 2; try"):
-        mixed_scale(0, 12, growth=3, depth=3, dilations=2)
 
 
 @pytest.mark.slow
@@ -186,7 +181,7 @@ WRONG = {
     'boundary "valid" makes maps': lambda: mixed_scale(0, 8, growth=1, depth=1, boundary="valid"),
     "growth must be at least 1": lambda: mixed_scale(0, 8, growth=0, depth=1),
     "at least one dilation": lambda: mixed_scale(0, 8, growth=1, depth=1, dilations=()),
-    "covers .9, 9.": lambda: mixed_scale(0, (8, 8), growth=1, depth=6),
+    "covers .9, 9.": lambda: mixed_scale(0, (8, 8), growth=1, depth=1, dilations=(4,)),
     "D_1 has shape": lambda: res_csc(1).init(None, (np.eye(2), np.eye(3))),
     "lam must be at least 0": lambda: msd_csc(1, lam=-1.0),
     "y must have shape": lambda: res_csc(0).apply(
@@ -198,24 +193,27 @@ WRONG = {
 }
 
 
-@pytest.mark.few(7)
-@pytest.mark.parametrize("message", WRONG)
-def test_what_does_not_fit_is_refused(message):
-    with pytest.raises(ValueError, match=message):
-        WRONG[message]()
-
-
-def test_the_dictionaries_of_msd_csc_hold_the_identity():
-    with pytest.raises(TypeError, match=r"D_1 is ndarray; expected \[I, F\]|D_1 is ArrayImpl"):
-        msd_csc(1).init(None, (np.eye(2),))
+FAULTS = {message: Fault(call, ValueError, message) for message, call in WRONG.items()}
+FAULTS |= {
+    "no identity": Fault(
+        lambda: msd_csc(1).init(None, (np.eye(2),)),
+        TypeError,
+        r"D_1 is ndarray; expected \[I, F\]|D_1 is ArrayImpl",
+    ),
+    "one number": Fault(
+        lambda: mixed_scale(0, 12, growth=3, depth=3, dilations=2),
+        TypeError,
+        "dilations must be a sequence, got 2; try",
+    ),
+}
+test_what_does_not_fit_is_refused = refusals(FAULTS)
 
 
 # Deconvolutional networks
 
 
 def test_a_deconvolutional_layer_of_many_steps_is_half_quadratic_splitting():
-    D = ur.dictionaries.gaussian(0, 6, 8)
-    y = np.random.default_rng(0).normal(size=6)
+    D, y = registry._unit(0, 6, 8), np.random.default_rng(0).normal(size=6)
     network = ur.networks.deconvolutional(8, lam=0.01, p=0.5)
     (x,) = network.apply(network.init(None, (D,)), (D,), y)
     # The same betas, one step at each.
@@ -294,17 +292,26 @@ def test_the_scale_of_the_images_scales_the_objective_alone(k):
     np.testing.assert_allclose(one.objective * 4.0**k, other.objective, rtol=1e-5)
 
 
-@pytest.mark.parametrize("message", LEARN)
-def test_what_cannot_be_learned_is_refused(message):
-    network = ur.networks.deconvolutional(2)
-    arguments = dict(images=np.ones((2, 1, 6, 6)), banks=[(2, 3)]) | LEARN[message]
-    with pytest.raises(ValueError, match=message):
-        ur.networks.learn_deconvolution(0, network, **arguments)
+def _learning(options):
+    def call():
+        network = ur.networks.deconvolutional(2)
+        arguments = dict(images=np.ones((2, 1, 6, 6)), banks=[(2, 3)]) | options
+        return ur.networks.learn_deconvolution(0, network, **arguments)
+
+    return call
 
 
-def test_a_deconvolutional_network_has_a_power_in_range():
-    for p in (0.0, 1.5):
-        with pytest.raises(ValueError, match="p must be in"):
-            ur.networks.deconvolutional(2, p=p)
-    with pytest.raises(TypeError, match="expected networks.deconvolutional"):
-        ur.networks.learn_deconvolution(0, res_csc(1), np.ones((2, 1, 6, 6)), [(2, 3)])
+test_what_cannot_be_learned_is_refused = refusals(
+    {words: Fault(_learning(options), ValueError, words) for words, options in LEARN.items()}
+    | {
+        f"p = {p}": Fault(partial(ur.networks.deconvolutional, 2, p=p), ValueError, "p must be in")
+        for p in (0.0, 1.5)
+    }
+    | {
+        "another network": Fault(
+            lambda: ur.networks.learn_deconvolution(0, res_csc(1), np.ones((2, 1, 6, 6)), [(2, 3)]),
+            TypeError,
+            "expected networks.deconvolutional",
+        )
+    }
+)

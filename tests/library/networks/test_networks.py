@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from faults import Fault
 
 from unrolled import analytic, dictionaries, layers, networks, problems, theory
 
@@ -12,78 +13,37 @@ from unrolled import analytic, dictionaries, layers, networks, problems, theory
 ROUNDING = 1e4 * np.finfo(float).eps
 
 
-def unit_conv(filters, signal_shape):
-    return dictionaries.normalize(dictionaries.Conv(filters, signal_shape))[0]
-
-
 @pytest.fixture(scope="module")
 def chain():
     """Three families over a dense, a convolutional and a composed D: 12 -> 20 -> 32 -> 30."""
     rng = np.random.default_rng(0)
-    gaussian = [
-        dictionaries.gaussian(jax.random.key(k), *shape)
-        for k, shape in enumerate([(12, 20), (32, 40), (40, 30)])
-    ]
+    bank = rng.normal(size=(2, 1, 5))
     Ds = (
-        gaussian[0],
-        unit_conv(rng.normal(size=(2, 1, 5)), 20),
-        dictionaries.Composed(*gaussian[1:]),
+        rng.normal(size=(12, 20)) / 12**0.5,
+        dictionaries.Conv(bank / np.linalg.norm(bank, axis=2, keepdims=True), 20),
+        dictionaries.Composed(*(rng.normal(size=(n, m)) / n**0.5 for n, m in ((32, 40), (40, 30)))),
     )
     parts = (layers.lista_cp(3, lam=0.02), layers.ista(2, lam=0.01), layers.lista(4, lam=0.01))
     network = networks.dsc(parts)
-    return network, network.init(jax.random.key(5), Ds), Ds
+    return network, network.init(None, Ds), Ds
 
 
 @pytest.fixture(scope="module")
-def signals():
-    return jax.random.normal(jax.random.key(7), (6, 12))
+def signal():
+    return np.random.default_rng(7).normal(size=12)
 
 
-def one_after_the_other(network, params, Ds, y):
-    codes = []
-    for layer, p, D in zip(network.layers, params, Ds, strict=True):
-        y = layer.apply(p, D, y)
-        codes.append(y)
-    return tuple(codes)
-
-
-@pytest.mark.slow
-def test_a_chain_runs_its_layers_one_after_the_other(chain, signals):
-    network, params, Ds = chain
-    codes = network.apply(params, Ds, signals[0])
-    assert type(codes) is tuple and [x.shape for x in codes] == [(20,), (32,), (30,)]
-    assert all(x.any() for x in codes)
-    chex.assert_trees_all_equal(codes, one_after_the_other(network, params, Ds, signals[0]))
-
-
-def test_jit_and_vmap(chain, signals):
-    network, params, Ds = chain
-    batched = jax.jit(jax.vmap(network.apply, (None, None, 0)))(params, Ds, signals)
-    assert [x.shape for x in batched] == [(6, 20), (6, 32), (6, 30)]
-    for i, y in enumerate(signals[:2]):
-        ours = tuple(x[i] for x in batched)
-        chex.assert_trees_all_close(ours, network.apply(params, Ds, y), rtol=0, atol=ROUNDING)
-
-
-def test_init_is_that_of_every_layer(chain):
+def test_a_chain_runs_its_layers_one_after_the_other(chain, signal):
     network, params, Ds = chain
     assert type(params) is tuple
-    for layer, p, D in zip(network.layers, params, Ds, strict=True):
-        expected = layer.init(jax.random.key(0), D)  # these families use no randomness
-        chex.assert_trees_all_equal(p, expected)
-
-
-def test_lists_serve_as_tuples(chain, signals):
-    network, params, Ds = chain
-    ours = network.apply(list(params), list(Ds), signals[0])
-    chex.assert_trees_all_equal(ours, network.apply(params, Ds, signals[0]))
-
-
-def test_one_layer_is_a_chain(chain, signals):
-    _, params, Ds = chain
-    (code,) = networks.dsc([layers.lista_cp(3)]).apply(params[:1], Ds[:1], signals[0])
-    expected = layers.lista_cp(3).apply(params[0], Ds[0], signals[0])
-    np.testing.assert_array_equal(np.asarray(code), np.asarray(expected))
+    codes = network.apply(list(params), list(Ds), signal)  # lists serve as tuples
+    assert type(codes) is tuple and [x.shape for x in codes] == [(20,), (32,), (30,)]
+    y = signal
+    for layer, p, D, x in zip(network.layers, params, Ds, codes, strict=True):
+        chex.assert_trees_all_equal(p, layer.init(None, D))
+        y = layer.apply(p, D, y)
+        assert np.any(y)
+        np.testing.assert_array_equal(x, y)
 
 
 @pytest.mark.slow
@@ -129,17 +89,34 @@ def test_an_analytic_chain_keeps_its_certificate():
     assert expected[1].error[-1] < 1e-2 * expected[1].error[0]
 
 
-def test_what_does_not_chain_is_refused(chain, signals):
-    network, params, Ds = chain
-    with pytest.raises(ValueError, match="at least one layer, got none"):
-        networks.dsc(())
-    with pytest.raises(ValueError, match="expected a tuple of 3 params, one per layer, got 2"):
-        network.apply(params[:2], Ds, signals[0])
-    with pytest.raises(ValueError, match="expected a tuple of 3 Ds, one per layer, got 2"):
-        network.apply(params, Ds[:2], signals[0])
-    with pytest.raises(ValueError, match="Ds is one dictionary"):
-        network.init(jax.random.key(0), Ds[0])
-    with pytest.raises(ValueError, match=r"D_1 has shape \(12, 20\) but D_2 has shape"):
-        network.apply(params, (Ds[0], Ds[2], Ds[1]), signals[0])
-    with pytest.raises(ValueError, match=r"y must have shape \(12,\)"):
-        network.apply(params, Ds, signals)
+def _run(count=3, order=(0, 1, 2), batch=()):
+    """The codes of a chain for some of its params, and its dictionaries in another order."""
+
+    def call(chain):
+        network, params, Ds = chain
+        return network.apply(params[:count], [Ds[j] for j in order], np.ones((*batch, 12)))
+
+    return call
+
+
+MISUSES = {
+    "no layers": Fault(lambda _: networks.dsc(()), ValueError, "at least one layer, got none"),
+    "two params": Fault(
+        _run(count=2), ValueError, "expected a tuple of 3 params, one per layer, got 2"
+    ),
+    "two dictionaries": Fault(
+        _run(order=(0, 1)), ValueError, "expected a tuple of 3 Ds, one per layer, got 2"
+    ),
+    "one dictionary": Fault(
+        lambda chain: chain[0].init(None, chain[2][0]), ValueError, "Ds is one dictionary"
+    ),
+    "another order": Fault(
+        _run(order=(0, 2, 1)), ValueError, r"D_1 has shape \(12, 20\) but D_2 has shape"
+    ),
+    "a batch": Fault(_run(batch=(6,)), ValueError, r"y must have shape \(12,\)"),
+}
+
+
+@pytest.mark.parametrize("misuse", MISUSES)
+def test_what_does_not_chain_is_refused(chain, misuse):
+    MISUSES[misuse].check(chain)

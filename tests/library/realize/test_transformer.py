@@ -2,24 +2,32 @@
 
 import functools
 import math
+from functools import partial
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from faults import rows
 
 from unrolled import activations, analytic, dictionaries, layers, theory
 from unrolled.dictionaries import Conv, dense, normalize
 from unrolled.layers._lista import Threshold
 from unrolled.realize._attention import attention_leak, grid, multi_head_attention
-from unrolled.realize._transformer import transformer, transformer_error
-from unrolled.realize._transformer_block import embed, read_code, run_block, transformer_block
+from unrolled.realize._transformer import (
+    embed,
+    read_code,
+    run_block,
+    transformer,
+    transformer_block,
+    transformer_error,
+)
 
 EPS = np.finfo(float).eps
 # Six steps, each of gain below 3, with sums of about 30 products and three roundings of shrinkage.
 ROUNDING = 1e3 * EPS
-assert_close = functools.partial(chex.assert_trees_all_close, rtol=0)
+assert_close = partial(chex.assert_trees_all_close, rtol=0)
 
 
 def normal(seed, *shape):
@@ -81,13 +89,13 @@ def families():
     }
 
 
-@functools.partial(jax.jit, static_argnums=(0,), static_argnames="alpha")
+@partial(jax.jit, static_argnums=(0,), static_argnames="alpha")
 def realized(layer, params, D, Y, alpha=None):
     """The codes of a batch from a transformer built under jit, where bounds are not checked."""
     return jax.vmap(transformer(layer, params, D, alpha=alpha, signal_bound=5.0).apply)(Y)
 
 
-@functools.partial(jax.jit, static_argnums=(0,))
+@partial(jax.jit, static_argnums=(0,))
 def iterates(layer, params, D, Y):
     return jax.vmap(layer.iterates, (None, None, 0))(params, D, Y)
 
@@ -151,7 +159,7 @@ def test_the_mask_exceeds_abs_u_on_all_tokens_and_blocks():
     layer, params = cases["lista_cp, untied"]
     positions = grid((D.signal_shape[0] + 4,))
 
-    @functools.partial(jax.jit, static_argnames="alpha")
+    @partial(jax.jit, static_argnames="alpha")
     def largest(params, Y, alpha):
         """G of every block, and the largest abs(u) in it."""
         blocks = transformer(layer, params, D, signal_bound=1.0).blocks
@@ -274,17 +282,6 @@ def test_growing_codes_near_the_end_of_the_range_keep_their_mask():
     size = np.abs(expected).max()
     assert size > 1e3 * scale
     assert_close(ours / size, expected / size, atol=1e4 * np.finfo(np.float32).eps)
-
-
-@pytest.mark.slow
-def test_jit_vmap_and_loop_agree():
-    D, cases = families()
-    layer, params = cases["lista_cp"]
-    made = transformer(layer, params, D, alpha=6.0, signal_bound=5.0)
-    Y = normal(4, 3, 36)
-    batch = jax.jit(jax.vmap(made.apply))(Y)
-    for y, x in zip(Y, batch):
-        assert_close(made.apply(y), x, atol=ROUNDING)
 
 
 @pytest.mark.slow
@@ -480,166 +477,161 @@ def test_the_bound_for_sparse_signals_is_within_a_factor_of_30_of_the_error():
 
 
 def test_the_bound_is_computed_in_float64_from_float32_weights():
-    D, cases = families()
-    layer, params = cases["lista_cp"]
-    D32, params32 = jax.tree.map(lambda leaf: leaf.astype(np.float32), (D, params))
+    options = dict(alpha=8.0, signal_bound=1.0)
+    narrow = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), (PARAMS, SMALL))
     with jax.enable_x64(False):
-        ours = transformer_error(layer, params32, D32, alpha=8.0, signal_bound=1.0)
+        ours = transformer_error(LAYER, *narrow, **options)
     assert ours.dtype == np.float64
-    expected = transformer_error(layer, params, D, alpha=8.0, signal_bound=1.0)
+    expected = transformer_error(LAYER, PARAMS, SMALL, **options)
     np.testing.assert_allclose(ours, expected, rtol=1e3 * np.finfo(np.float32).eps)
 
 
+# What is refused
+
+
+def like(D, factor, **other):
+    """A `Conv` as D, with its filters times a factor, in another geometry if given."""
+    options = dict(signal_shape=D.signal_shape, stride=D.stride, boundary=D.boundary) | other
+    return Conv(np.asarray(D.filters) * factor, **options)
+
+
 SMALL = conv(2, 2, 3, signal=9)  # (18, 14)
+m, d = SMALL.shape
+LAYER = layers.lista_cp(2)
+PARAMS = layers.Unrolled(layers.Weights(like(SMALL, 0.25)), Threshold(np.full(2, 0.05)))
+STEPS = layers.StepAndThreshold(np.full(2, 0.25), np.full(2, 0.05))
+ALISTA = layers.Unrolled(layers.Fixed(SMALL), STEPS)
 
 
-def built(D=None, layer=None, params=None, **options):
-    D = SMALL if D is None else D
-    layer = layer or layers.lista_cp(2)
-    params = params or layer.init(jax.random.key(0), D)
-    return transformer(layer, params, D, **{"signal_bound": 1.0, **options})
+def _built(layer=LAYER, params=PARAMS, D=SMALL, **options):
+    return partial(transformer, layer, params, D, **{"signal_bound": 1.0, **options})
 
 
-@pytest.mark.slow
-def test_signals_above_the_bound_are_refused():
-    made = built(signal_bound=jnp.asarray([1.0, 2.0]))
-    made.apply(np.repeat([1.0, -2.0], 9))
-    with pytest.raises(ValueError, match=r"y exceeds the declared bound \(magnitude 1.5\)"):
-        made.apply(np.full(18, -1.5))
-    block = transformer_block(SMALL, SMALL, 0.1, signal_bound=1.0, code_bound=0.5)
-    with pytest.raises(ValueError, match="x exceeds"):
-        block.apply(embed(SMALL, jnp.zeros(18), jnp.ones(14)))
-    with pytest.raises(ValueError, match="y exceeds"):
-        block.apply(embed(SMALL, jnp.full(18, jnp.nan)))
+def _applied(y, **options):
+    return lambda: _built(**options)().apply(y)
 
 
-def test_dictionaries_that_no_block_realizes_are_refused():
-    filters = normal(0, 2, 1, 3)
-    with pytest.raises(TypeError, match="D is ArrayImpl; expected a Conv"):
-        built(dictionaries.gaussian(jax.random.key(0), 4, 6))
-    with pytest.raises(ValueError, match='boundary "zero" cuts atoms'):
-        built(Conv(filters, 9, 1, "zero"))
-    with pytest.raises(ValueError, match="kernel .* is longer than the signal"):
-        built(Conv(filters, 2))
+def _block(*arguments, **options):
+    bounds = dict(signal_bound=1.0, code_bound=1.0)
+    return partial(transformer_block, *(arguments or (SMALL, SMALL, 0.1)), **bounds | options)
 
 
-def test_weights_that_no_block_realizes_are_refused():
-    D, layer = SMALL, layers.lista_cp(2)
-    params = layer.init(jax.random.key(0), D)
-    with pytest.raises(TypeError, match="W is .*; expected a Conv, or D itself"):
-        built(D, layer, params._replace(shared=layers.Weights(dictionaries.dense(D))))
-    # The same shape (m, d) from another kernel.
-    other = Conv(normal(0, 14, 2, 9), 9)
-    assert other.shape == D.shape
-    with pytest.raises(ValueError, match=r"W has kernel \(9,\).*expected those of D: \(3,\)"):
-        built(D, layer, params._replace(shared=layers.Weights(other)))
-    with pytest.raises(ValueError, match="expected those of D"):
-        transformer_block(
-            D, Conv(D.filters, 9, 1, "circular"), 0.1, signal_bound=1.0, code_bound=1.0
+def _run(tokens, **options):
+    return lambda: _block(**options)().apply(tokens)
+
+
+def _error(**options):
+    return partial(transformer_error, LAYER, PARAMS, SMALL, **{"alpha": 4.0, **options})
+
+
+def weighted(W):
+    return PARAMS._replace(shared=layers.Weights(W))
+
+
+BOUND = "signal_bound has shape .3,.; expected .. or .2,."
+test_what_does_not_fit_is_refused = rows(
+    (_built(D=np.ones((4, 6))), TypeError, "D is .*; expected a Conv"),
+    (_built(D=like(SMALL, 1, boundary="zero")), 'boundary "zero" cuts atoms'),
+    (lambda: _built(D=like(SMALL, 1, signal_shape=2))(), "longer than the signal"),
+    (_built(params=weighted(np.ones((m, d)))), TypeError, "W is .*; expected a Conv, or D itself"),
+    (
+        _built(params=weighted(Conv(normal(0, 14, 2, 9), 9))),
+        r"W has kernel \(9,\).*expected those of D: \(3,\)",
+    ),
+    (_block(SMALL, like(SMALL, 1, boundary="circular"), 0.1), "expected those of D"),
+    (
+        _built(params=PARAMS._replace(steps=Threshold(np.ones((2, d))))),
+        r"theta has shape \(14,\) at a step; .* the same at all positions",
+    ),
+    (_block(gamma=np.ones(2)), r"gamma has shape \(2,\)"),
+    (_block(SMALL, SMALL, -0.1), "theta must be non-negative"),
+    (_built(layers.alista(2, support=(0.1, 0.2)), ALISTA), "the layer selects supports"),
+    *(
+        (_built(layer, PARAMS), TypeError, "is not x <- shrink.*expected such a family")
+        for layer in (layers.lista(2), layers.fista(2))
+    ),
+    (_built(params=ALISTA), TypeError, "another family"),
+    (_built(layers.lista_cp(3)), "params have .* steps but the layer has depth 3"),
+    *(
+        (_built(layer, params), "a block shrinks by ReLU")
+        for layer, params in (
+            (layers.lista_cp(2, activation="silu"), PARAMS),
+            (layers.alista(2, activation=activations.elu(0.5)), ALISTA),
+            (
+                layers.ista(2, activation=activations.leaky_relu(1e-3)),
+                layers.Unrolled(None, STEPS),
+            ),
+            (layers.lista_cp(2, activation=activations.scale(activations.gelu, 100.0)), PARAMS),
         )
-    per_position = params._replace(steps=Threshold(jnp.ones((2, 14))))
-    with pytest.raises(
-        ValueError, match=r"theta has shape \(14,\) at a step; .* the same at all positions"
-    ):
-        built(D, layer, per_position)
-    with pytest.raises(ValueError, match=r"gamma has shape \(2,\)"):
-        transformer_block(D, D, 0.1, gamma=np.ones(2), signal_bound=1.0, code_bound=1.0)
-    with pytest.raises(ValueError, match="theta must be non-negative"):
-        transformer_block(D, D, -0.1, signal_bound=1.0, code_bound=1.0)
-
-
-@pytest.mark.slow
-def test_layers_that_no_block_realizes_are_refused():
-    D = SMALL
-    with pytest.raises(ValueError, match="the layer selects supports"):
-        built(D, layers.alista(2, support=(0.1, 0.2)))
-    for layer in (layers.lista(2), layers.fista(2)):
-        with pytest.raises(TypeError, match="is not x <- shrink.*expected such a family"):
-            built(D, layer)
-    with pytest.raises(TypeError, match="another family"):
-        built(D, layers.lista_cp(2), layers.alista(2).init(jax.random.key(0), D))
-    with pytest.raises(ValueError, match="params have .* steps but the layer has depth 3"):
-        built(D, layers.lista_cp(3), layers.lista_cp(2).init(jax.random.key(0), D))
-    for layer in (
-        layers.lista_cp(2, activation="silu"),
-        layers.alista(2, activation=activations.elu(0.5)),
-        layers.ista(2, activation=activations.leaky_relu(1e-3)),
-        layers.lista_cp(2, activation=activations.scale(activations.gelu, 100.0)),
-    ):
-        with pytest.raises(ValueError, match="a block shrinks by ReLU"):
-            built(D, layer)
-
-
-@pytest.mark.parametrize("alpha", [0.0, -2.0, math.nan, math.inf])
-def test_alpha_must_be_positive_and_finite(alpha):
-    D = SMALL
-    with pytest.raises(ValueError, match="transformer: alpha must be positive and finite"):
-        built(D, alpha=alpha)
-    with pytest.raises(ValueError, match="transformer_block: alpha must be positive and finite"):
-        transformer_block(D, D, 0.1, signal_bound=1.0, code_bound=1.0, alpha=alpha)
-
-
-def test_bounds_must_be_finite_non_negative_and_of_the_right_shape():
-    for bound in (-1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match="signal_bound"):
-            built(signal_bound=bound)
-    with pytest.raises(ValueError, match=r"signal_bound has shape \(3,\); expected \(\) or \(2,\)"):
-        built(signal_bound=np.ones(3))
-    D, layer = SMALL, layers.lista_cp(2)
-    params = layer.init(jax.random.key(0), D)
-    for options in ({}, dict(signal_bound=1.0, signals=np.ones(18))):
-        with pytest.raises(ValueError, match="either signal_bound or signals"):
-            transformer_error(layer, params, D, alpha=4.0, **options)
-    for bad in (np.ones(3), np.ones((2, 3)), np.ones((0, D.shape[0])), np.full(D.shape[0], np.nan)):
-        with pytest.raises(ValueError, match="transformer_error: signals ha(ve|s)"):
-            transformer_error(layer, params, D, alpha=4.0, signals=bad)
-    with pytest.raises(ValueError, match="code_bound must be non-negative"):
-        transformer_error(layer, params, D, alpha=4.0, signal_bound=1.0, code_bound=-1.0)
-    with pytest.raises(TypeError, match="call it outside jit"):
-        jax.jit(lambda params: transformer_error(layer, params, D, alpha=4.0, signal_bound=1.0))(
-            params
+    ),
+    *(
+        (make(alpha=alpha), f"{where}: alpha must be positive and finite")
+        for where, make in (("transformer", _built), ("transformer_block", _block))
+        for alpha in (0.0, -2.0, math.nan, math.inf)
+    ),
+    *(
+        (_block(gamma=gamma), error, "transformer_block: gamma ")
+        for gamma, error in ((math.nan, ValueError), (1j, TypeError), ("one", TypeError))
+    ),
+    *((_built(signal_bound=bound), "signal_bound") for bound in (-1.0, math.nan, math.inf)),
+    (_built(signal_bound=np.ones(3)), BOUND),
+    (_error(), "either signal_bound or signals"),
+    (_error(signal_bound=1.0, signals=np.ones(m)), "either signal_bound or signals"),
+    *(
+        (_error(signals=bad), "transformer_error: signals ha(ve|s)")
+        for bad in (np.ones(3), np.ones((2, 3)), np.ones((0, m)), np.full(m, np.nan))
+    ),
+    (_error(signals=np.ones(m) * 1j), TypeError, "transformer_error: signals is complex"),
+    (_error(signal_bound=1.0, code_bound=-1.0), "code_bound must be non-negative"),
+    (
+        lambda: jax.jit(lambda p: transformer_error(LAYER, p, SMALL, alpha=4.0, signal_bound=1.0))(
+            PARAMS
+        ),
+        TypeError,
+        "call it outside jit",
+    ),
+    (
+        _applied(np.full(m, -1.5), signal_bound=np.array([1.0, 2.0])),
+        r"y exceeds the declared bound \(magnitude 1.5\)",
+    ),
+    (lambda: _run(embed(SMALL, np.zeros(m), np.ones(d)), code_bound=0.5)(), "x exceeds"),
+    (lambda: _run(embed(SMALL, np.full(m, np.nan)))(), "y exceeds"),
+    *(
+        (_run(np.zeros(shape)), r"expected \(11, 5\), try embed")
+        for shape in ((9, 5), (11, 4), (5, 11), (2, 11, 5))
+    ),
+    *(
+        (_applied(np.zeros(shape)), r"y must have shape \(18,\)")
+        for shape in ((11,), (9, 2), (3, 18))
+    ),
+    *(
+        (partial(embed, SMALL, **bad), rf"embed: {name} has shape .*; expected \(")
+        for name, bad in (
+            ("y", dict(y=np.ones(m - 1))),
+            ("y", dict(y=np.ones((2, m)))),
+            ("x", dict(y=np.ones(m), x=np.ones(d + 1))),
         )
-
-
-@pytest.mark.slow
-def test_tokens_and_signals_of_another_shape_are_refused():
-    D = SMALL
-    block = transformer_block(D, D, 0.1, signal_bound=1.0, code_bound=1.0)
-    for shape in ((9, 5), (11, 4), (5, 11), (2, 11, 5)):
-        with pytest.raises(ValueError, match=r"expected \(11, 5\), try embed"):
-            block.apply(np.zeros(shape))
-    for shape in ((11,), (9, 2), (3, 18)):
-        with pytest.raises(ValueError, match=r"y must have shape \(18,\)"):
-            built(D).apply(np.zeros(shape))
-
-
-def test_embedding_and_reading_refuse_what_does_not_fit():
-    D = SMALL
-    m, d = D.shape
-    for y, x, name in ((np.ones(m - 1), None, "y"), (np.ones((2, m)), None, "y"), (m, d, "x")):
-        y, x = (np.ones(v) if isinstance(v, int) else v for v in (y, x and x + 1))
-        with pytest.raises(ValueError, match=rf"embed: {name} has shape .*; expected \("):
-            embed(D, y, x)
-    with pytest.raises(
-        ValueError, match=r"read_code: tokens have shape \(3,\); expected \(11, 5\)"
-    ):
-        read_code(D, np.ones(3))
-    for function in (embed, read_code):
-        with pytest.raises(TypeError, match=f"{function.__name__}: D is .*; expected a Conv"):
-            function(np.eye(3), np.ones(3))
-    np.testing.assert_array_equal(embed(D, np.ones(m).tolist()), embed(D, np.ones(m)))
-
-
-@pytest.mark.parametrize(
-    "gamma, error", [(math.nan, ValueError), (1j, TypeError), ("one", TypeError)]
+    ),
+    (
+        partial(read_code, SMALL, np.ones(3)),
+        r"read_code: tokens have shape \(3,\); expected \(11, 5\)",
+    ),
+    *(
+        (
+            partial(function, np.eye(3), np.ones(3)),
+            TypeError,
+            f"{function.__name__}: D is .*; expected a Conv",
+        )
+        for function in (embed, read_code)
+    ),
 )
-def test_a_step_size_is_a_finite_number(gamma, error):
-    with pytest.raises(error, match="transformer_block: gamma "):
-        transformer_block(SMALL, SMALL, 0.1, gamma=gamma, signal_bound=1.0, code_bound=1.0)
 
 
-def test_complex_signals_have_no_bound():
-    layer = layers.lista_cp(2)
-    params = layer.init(jax.random.key(0), SMALL)
-    with pytest.raises(TypeError, match="transformer_error: signals is complex"):
-        transformer_error(layer, params, SMALL, alpha=4.0, signals=np.ones(SMALL.shape[0]) * 1j)
+def test_a_signal_within_its_bounds_is_taken():
+    assert np.isfinite(
+        _applied(np.repeat([1.0, -2.0], 9), signal_bound=np.array([1.0, 2.0]))()
+    ).all()
+
+
+def test_lists_are_embedded():
+    np.testing.assert_array_equal(embed(SMALL, np.ones(m).tolist()), embed(SMALL, np.ones(m)))
