@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from unrolled import analytic, dictionaries, layers, metrics, problems, theory, training
+from unrolled import analytic, compare, dictionaries, layers, metrics, problems, theory, training
 from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, Key
 from unrolled._base.files import drawing
-from unrolled.compare import ChainComparison, Comparison, DivergenceWarning, compare
+from unrolled.compare import ChainComparison, Comparison
 from unrolled.dictionaries import as_chain, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled
 from unrolled.problems import resampler
@@ -484,24 +484,22 @@ _FIELDS = (
 
 
 def compared(*arguments: Any, **options: Any) -> Any:
-    """`compare` without its warning and its seconds: a report has the notes of the result."""
-    with checks.quiet(DivergenceWarning), checks.quiet(message="compare: .* not in the gaps"):
-        result: Any = compare(*arguments, **options)
-    if isinstance(result, ChainComparison):
-        return result._replace(layers=tuple(map(_untimed, result.layers)))
-    return _untimed(result)
+    """`compare` without its warning, of which a report has the notes, and without its seconds.
 
-
-def _untimed(result: Comparison) -> Comparison:
-    """Without seconds, so that a study is a function of its arguments.
-
-    Where true codes judge, PSNR, whose peak depends on the sample, is left to `compare`.
+    A study is a function of its arguments. Where true codes judge, PSNR, whose peak depends on the
+    sample, is left to `compare`.
     """
-    costs = {name: cost._replace(seconds=None) for name, cost in result.costs.items()}
-    if result.known:
-        curves = {name: curve._replace(psnr=None) for name, curve in result.curves.items()}
-        result = result._replace(curves=curves)
-    return result._replace(costs=costs)
+    result = compare.compared(*arguments, **options)
+    if isinstance(result, ChainComparison):
+        return result._replace(layers=tuple(map(_without_psnr, result.layers)))
+    return _without_psnr(result)
+
+
+def _without_psnr(result: Comparison) -> Comparison:
+    if not result.known:
+        return result
+    curves = {name: curve._replace(psnr=None) for name, curve in result.curves.items()}
+    return result._replace(curves=curves)
 
 
 @checked
