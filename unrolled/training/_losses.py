@@ -15,7 +15,7 @@ from unrolled._base.checks import Array, ArrayLike, TypeAliasType
 from unrolled._base.numbers import energy, widened
 from unrolled._base.programs import program
 from unrolled.pursuit import lasso_objective
-from unrolled.training._records import Loss
+from unrolled.training._objective import Loss
 
 # Of a layer (K, batch, d), of a network one array for each block; X without the steps.
 Codes = TypeAliasType("Codes", Array | Sequence[Array])
@@ -118,11 +118,6 @@ def _lasso(codes, D, Y, lam):
 
 def _objective(D):
     return jax.vmap(lasso_objective, (_batch_axis(D), 0, 0, None))
-
-
-def is_lasso(loss: Any) -> bool:
-    """Whether a loss is that of `lasso`."""
-    return isinstance(loss, _Lasso)
 
 
 @checked

@@ -22,10 +22,10 @@ from unrolled.dictionaries import Dictionary, Operator, as_dictionary, check_bat
 from unrolled.layers import FAMILIES, Law, Layer, Recipe, Unrolled, ista, ista_params, stable_step
 from unrolled.networks import ROUNDING
 from unrolled.problems import synthesize
+from unrolled.training._curriculum_and_search import search
 from unrolled.training._fit import check_sample, fit, from_arrays, is_own
 from unrolled.training._losses import Codes, deep, log_nmse, true_codes
-from unrolled.training._records import Fit, Sample
-from unrolled.training._search import search
+from unrolled.training._objective import Fit, Sample
 
 # Ridges of the weights in closed form, in units of norm(D, 2)^2, that noisy signals choose from.
 _RIDGES = (0.0, 0.03, 0.1, 0.3, 1.0, 3.5)
@@ -140,7 +140,7 @@ def prepare(
         raise ValueError(f"prepare: expected at least {_FEWEST} signals, got {len(Y)}")
     cut = min(_CALIBRATED_ON, len(Y) // 2)
     signals = _signals(D, (Y[:cut], X[:cut]), (Y[cut:], X[cut:]), depth)
-    return _best(_starts(cls, signals, depth, checks.as_key(key, "prepare"), options))
+    return _best(_starts(cls, signals, depth, key, options))
 
 
 class Made(NamedTuple):
@@ -204,7 +204,7 @@ def by_recipe(
     """
     cls, D = _family(family, "by_recipe"), as_dictionary(D, "by_recipe")
     depth = checks.as_depth(depth, "depth", "by_recipe", least=1)
-    drawing, starting, training = jax.random.split(checks.as_key(key, "by_recipe"), 3)
+    drawing, starting, training = jax.random.split(key, 3)
     sampler: Any = sample
     if is_own(sample):
         sampler, validation = from_arrays(sample, None, None, D, "by_recipe")

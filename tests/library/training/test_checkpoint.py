@@ -36,13 +36,13 @@ from unrolled.training import (
     Checkpoint,
     CheckpointError,
     NonFiniteError,
-    _formats,
+    _files,
     _forms,
-    _keeper,
+    _run,
     restore,
     save,
 )
-from unrolled.training._checkpoint import Steps
+from unrolled.training._files import Steps
 from unrolled.training._forms import DamagedError
 
 M, N, K, STEPS = 3, 5, 2, 12
@@ -305,14 +305,14 @@ def test_a_tree_has_metadata_that_json_can_hold(tmp_path):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_one_copy_is_enough_to_write_a_file_and_none_to_read_it(suffix, tmp_path):
     """Beside the 16 MB that numpy writes at a time."""
-    path, (put, take) = tmp_path / f"a{suffix}", _formats.FORMATS[suffix]
+    path, (put, take) = tmp_path / f"a{suffix}", _files.FORMATS[suffix]
     array = np.arange(2.0**22)
     tracemalloc.start()
     try:
-        _formats.write("save_tree", path, "tree", {"a": array}, put)
+        _files.write("save_tree", path, "tree", {"a": array}, put)
         wrote = tracemalloc.get_traced_memory()[1]
         tracemalloc.reset_peak()
-        found = _formats.read(path, "tree", take)[1]["a"]
+        found = _files.read(path, "tree", take)[1]["a"]
         kept = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -790,8 +790,8 @@ def test_a_curriculum_whose_first_stage_is_one_step_that_harms_goes_on(tmp_path)
 
 def test_a_network_is_named_after_what_made_it():
     layer = ur.layers.ista(K)
-    assert _keeper.kind_of(ur.dsc((layer, ur.alista(K)))) == "dsc(ista, alista)"
-    assert _keeper.kind_of(ur.networks.ml_lista(K)) == "ml_lista"
+    assert _run.kind_of(ur.dsc((layer, ur.alista(K)))) == "dsc(ista, alista)"
+    assert _run.kind_of(ur.networks.ml_lista(K)) == "ml_lista"
 
 
 OTHERS = {

@@ -13,16 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from unrolled import analytic, compare, dictionaries, layers, metrics, problems, theory, training
+from unrolled import analytic, dictionaries, layers, metrics, problems, theory, training
 from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, Key
 from unrolled._base.files import drawing
 from unrolled.compare import ChainComparison, Comparison
-from unrolled.dictionaries import as_chain, as_dictionary, check_batch
+from unrolled.compare import compared as compared_of
+from unrolled.dictionaries import check_batch
 from unrolled.layers import Layer, Unrolled
 from unrolled.problems import resampler
 from unrolled.pursuit import PURSUITS, check_dictionaries, check_options, pursue
+from unrolled.training import as_dictionaries
 from unrolled.vision import datasets
 
 BATCH = 64  # signals of a training step
@@ -46,11 +48,6 @@ class Samples(NamedTuple):
         if self.snr is None:
             return ""
         return ", without noise" if np.isinf(self.snr) else f", SNR {self.snr:g} dB"
-
-
-def as_dictionaries(D: Any, where: str) -> Any:
-    """A dictionary, or a tuple of those of a chain, checked."""
-    return as_chain(D, where) if isinstance(D, tuple | list) else as_dictionary(D, where)
 
 
 @checked
@@ -489,7 +486,7 @@ def compared(*arguments: Any, **options: Any) -> Any:
     A study is a function of its arguments. Where true codes judge, PSNR, whose peak depends on the
     sample, is left to `compare`.
     """
-    result = compare.compared(*arguments, **options)
+    result = compared_of(*arguments, **options)
     if isinstance(result, ChainComparison):
         return result._replace(layers=tuple(map(_without_psnr, result.layers)))
     return _without_psnr(result)
