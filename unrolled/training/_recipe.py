@@ -140,7 +140,7 @@ def prepare(
         raise ValueError(f"prepare: expected at least {_FEWEST} signals, got {len(Y)}")
     cut = min(_CALIBRATED_ON, len(Y) // 2)
     signals = _signals(D, (Y[:cut], X[:cut]), (Y[cut:], X[cut:]), depth)
-    return _best(_starts(cls, signals, depth, key, options))
+    return _best(_starts(cls, signals, depth, checks.as_key(key, "prepare"), options))
 
 
 class Made(NamedTuple):
@@ -204,7 +204,7 @@ def by_recipe(
     """
     cls, D = _family(family, "by_recipe"), as_dictionary(D, "by_recipe")
     depth = checks.as_depth(depth, "depth", "by_recipe", least=1)
-    drawing, starting, training = jax.random.split(key, 3)
+    drawing, starting, training = jax.random.split(checks.as_key(key, "by_recipe"), 3)
     sampler: Any = sample
     if is_own(sample):
         sampler, validation = from_arrays(sample, None, None, D, "by_recipe")
