@@ -195,20 +195,19 @@ def test_codes_of_a_chain_stand_for_themselves(methods, problem):
 
 def test_what_does_not_fit_a_chain_is_refused(methods, problem):
     Ds, Y, Xs = problem
-    with pytest.raises(ValueError, match="Ds is one dictionary"):
-        compare(methods, Ds[0], Y, Xs)
-    with pytest.raises(ValueError, match="codes of all 2 layers, got an array of shape .30, 28."):
-        compare(methods, Ds, Y, Xs[-1])
-    with pytest.raises(ValueError, match="codes of all 2 layers, got 1"):
-        compare(methods, Ds, Y, Xs[:1])
-    with pytest.raises(ValueError, match=r"expected \(batch, 24\) and \(batch, 28\)"):
-        compare(methods, Ds, Y, (Xs[0], Xs[0]))
-    with pytest.raises(ValueError, match="expected a tuple of 1 Ds, one per layer, got 2"):
-        compare({"x": (ur.dsc(LAYERS[:1]), methods["start"][1][:1])}, Ds, Y, Xs)
-    with pytest.raises(ValueError, match="expected 2 values of sparsity, one per layer, got 2"):
-        compare(methods, Ds, Y, Xs, sparsity=2)
-    with pytest.raises(ValueError, match=r"expected 2 values of lam, one per layer, got \(0.1,"):
-        compare(methods, Ds, Y, Xs, lam=(0.1,))
+    short = {"x": (ur.dsc(LAYERS[:1]), methods["start"][1][:1])}
+    for words, changes in (
+        ("Ds is one dictionary", dict(D=Ds[0])),
+        ("codes of all 2 layers, got an array of shape .30, 28.", dict(X=Xs[-1])),
+        ("codes of all 2 layers, got 1", dict(X=Xs[:1])),
+        (r"expected \(batch, 24\) and \(batch, 28\)", dict(X=(Xs[0], Xs[0]))),
+        ("expected a tuple of 1 Ds, one per layer, got 2", dict(methods=short)),
+        ("expected 2 values of sparsity, one per layer, got 2", dict(sparsity=2)),
+        (r"expected 2 values of lam, one per layer, got \(0.1,", dict(lam=(0.1,))),
+        ("sampled, certify and predict are for layers", dict(certify=True)),
+    ):
+        with pytest.raises(ValueError, match=words):
+            compare(**dict(methods=methods, D=Ds, Y=Y, X=Xs) | changes)
 
 
 def test_without_codes_every_layer_has_the_lasso_of_the_codes_before(methods, problem):

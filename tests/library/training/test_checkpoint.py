@@ -23,7 +23,6 @@ import numpy as np
 import optax
 import pytest
 import registry
-from faults import flips
 from safetensors.numpy import load_file
 from small_training import D, Damped, OfAnother, families_of_a_user, run, sample
 from trees import same
@@ -332,11 +331,15 @@ def test_entries_too_large_for_32_bits_are_read_by_us_and_by_numpy(tmp_path, mon
 
 
 def test_a_tree_with_a_flipped_bit_is_refused_or_the_same(tmp_path):
-    tree, metadata = {"a": jnp.arange(3.0), "key": jax.random.key(1)}, {"curve": [0.5, 1e-3]}
+    tree, metadata = {"a": np.arange(3.0), "key": jax.random.key(1)}, {"curve": [0.5, 1e-3]}
     path = tmp_path / "state.npz"
     ur.training.save_tree(path, tree, **metadata)
     blob, refused = path.read_bytes(), 0
-    for _ in flips(path):
+    places = range(0, len(blob), 9)
+    for place in places:
+        changed = bytearray(blob)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
         try:
             found = ur.training.restore_tree(path, tree)
             assert found[1] == metadata and np.array_equal(found[0]["a"], tree["a"])
@@ -344,7 +347,7 @@ def test_a_tree_with_a_flipped_bit_is_refused_or_the_same(tmp_path):
         except CheckpointError as error:
             assert str(error).startswith(f"{path}: damaged (")
             refused += 1
-    assert refused > 0.5 * len(blob)  # the others are times and versions of the archive
+    assert refused > 0.5 * len(places)  # the others are times and versions of the archive
 
 
 def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
@@ -866,13 +869,9 @@ def test_a_folder_that_cannot_hold_a_run_is_refused_before_the_first_step(tmp_pa
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(CheckpointError, match="cannot write there"):
             run(path, optimizer=optax.GradientTransformation(lambda trained: (), None))
-    for options, error in (
-        (dict(every=0), ValueError),
-        (dict(keep=0), ValueError),
-        (dict(every=2.5), TypeError),
-    ):
-        with pytest.raises(error):
-            Checkpoint(tmp_path, **options)
+    for name in ("every", "keep"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+            Checkpoint(tmp_path, **{name: 0})
     with pytest.raises(TypeError, match="folder must be a path"):
         Checkpoint(3)
 

@@ -1021,12 +1021,12 @@ def test_learning_a_structured_dictionary(name, D):
 # What is refused
 
 
-def ista_params(D, **changes):
-    params = analytic.ista(D, 0.1, changes.pop("depth", DEPTH))
+def ista_params(D, depth=DEPTH, **changes):
+    params = analytic.ista(D, 0.1, depth)
     return params._replace(steps=params.steps._replace(**changes))
 
 
-STEPS, UNTRAINED, NAN = layers.StepAndThreshold, layers.Unrolled, jnp.full((2, M), jnp.nan)
+NAN = np.full((2, M), np.nan)
 # Error, words, and the change of a run; `batch` is of what the sampler draws.
 FAULTS = {
     "no optimiser": (TypeError, "optax GradientTransformation, got float", dict(optimizer=1e-2)),
@@ -1034,15 +1034,10 @@ FAULTS = {
     "no depth": (ValueError, "ista.* has depth 0", dict(layer=layers.ista(0))),
     "no evaluation": (ValueError, "every must be at least 1, got 0", dict(evaluate_every=0)),
     "no patience": (ValueError, "patience must be at least 1, got 0", dict(patience=0)),
-    "no model": (
-        TypeError,
-        "a Layer or a Network, got str",
-        dict(layer="ista", params=ista_params),
-    ),
+    "no model": (TypeError, "expected a Layer or a Network, got str", dict(layer="ista")),
     "no pair": (TypeError, r"must be \(Y, X\), .* got", dict(batch=lambda Y, X, D: Y)),
     "turned": (
-        ValueError,
-        r"have shape .*, 20\); expected \(b",
+        *(ValueError, rf"signals have shape .*, 20\); expected \(batch, {M}\)"),
         dict(batch=lambda Y, X, D: (X, Y)),
     ),
     "one signal": (ValueError, "signals have shape", dict(batch=lambda Y, X, D: (Y[0], X[0]))),
@@ -1052,33 +1047,46 @@ FAULTS = {
         *(ValueError, rf"codes have shape \(\d+, 1\); expected \(\d+, {N}\)"),
         dict(batch=lambda Y, X, D: (Y, X[:, :1])),
     ),
-    "two blocks": (ValueError, "codes of 2 blocks; exp", dict(batch=lambda Y, X, D: (Y, (X, X)))),
-    "NaN to validate": (ValueError, "fit, validation: .* NaN or", dict(validation=(NAN, None))),
-    "signals to validate": (
-        TypeError,
-        r"fit, validation: .* must be \(Y, X\)",
+    "codes of two blocks": (
+        *(ValueError, "codes of 2 blocks; expected at most 1"),
+        dict(batch=lambda Y, X, D: (Y, (X, X))),
+    ),
+    "NaN": (ValueError, "fit, validation: .* NaN or infinite", dict(validation=(NAN, None))),
+    "no pair to judge by": (
+        *(TypeError, r"fit, validation: a batch must be \(Y, X\)"),
         dict(validation=NAN),
     ),
     "no codes": (ValueError, "X = None", dict(batch=lambda Y, X, D: (Y, None))),
-    "other depth": (
-        ValueError,
-        "steps but the .*4",
-        dict(params=lambda D: ista_params(D, depth=3)),
+    "another depth": (
+        *(ValueError, "params have .* steps but the layer has depth 4"),
+        dict(params=lambda D: ista_params(D, 3)),
     ),
     "nothing to train": (
         *(TypeError, "no floating-point leaf to train"),
-        dict(layer=layers.alista(0), params=lambda D: UNTRAINED(layers.Fixed(D), ())),
+        dict(layer=layers.alista(0), params=lambda D: layers.Unrolled(layers.Fixed(D), ())),
     ),
-    "no prefix": (ValueError, "no. a tree prefix", dict(trainable=UNTRAINED(False, (True, True)))),
-    "a number": (TypeError, "bools, got float", dict(trainable=UNTRAINED(None, STEPS(1.0, True)))),
-    "an array": (TypeError, "to freeze", dict(trainable=UNTRAINED(None, np.ones(DEPTH, bool)))),
+    "no prefix": (
+        *(ValueError, "trainable is not a tree prefix of params"),
+        dict(trainable=layers.Unrolled(False, (True, True))),
+    ),
+    "a number for a bool": (
+        *(TypeError, "must hold bools, got float"),
+        dict(trainable=layers.Unrolled(None, layers.StepAndThreshold(1.0, True))),
+    ),
+    "an array of bools": (
+        *(TypeError, "ndarray; to freeze single steps"),
+        dict(trainable=layers.Unrolled(None, np.ones(DEPTH, bool))),
+    ),
     "all frozen": (ValueError, "leaves nothing to train", dict(trainable=False)),
     "a negative threshold": (
         *(ValueError, "theta must be non-negative"),
         dict(params=lambda D: ista_params(D, theta=-np.ones(DEPTH))),
     ),
-    "one D for all": (ValueError, "the dictionaries of .* shapes", dict(batch=lambda *of: of)),
-    "no D to learn": (
+    "one dictionary for all": (
+        *(ValueError, "the dictionaries of the batch have shapes"),
+        dict(batch=lambda Y, X, D: (Y, X, D)),
+    ),
+    "no dictionary to learn": (
         *(ValueError, "no dictionary to learn"),
         dict(batch=lambda Y, X, D: (Y, X, jnp.stack([D] * BATCH)), learn_dictionary=True),
     ),
