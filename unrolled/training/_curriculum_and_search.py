@@ -215,7 +215,12 @@ def curriculum(
         >>> trained.history.loss.shape  # 2 steps of the network, 3 stages each
         (30,)
     """
-    _check(layer, params, D)
+    layer.check(params, as_dictionary(D, "curriculum"))
+    if params.steps is None:
+        raise TypeError(
+            "curriculum: the steps of this family share all their params; "
+            "try training.search or training.fit"
+        )
     K = checks.as_index(layer.depth, "depth", "curriculum", least=1)
     steps = checks.as_index(steps_per_stage, "steps_per_stage", "curriculum")
     how = evaluate_every, patience, checkpoint, callbacks, log, progress
@@ -260,15 +265,6 @@ def _plan(K: int, stages: Sequence[float], decay: float) -> list[Stage]:
             rates_of = StepRates(jnp.asarray(rates, float), jnp.asarray(shared, float))
             plan.append(Stage(k, partial(_enter, rates_of)))
     return plan
-
-
-def _check(layer: Layer, params: Unrolled, D: Dictionary) -> None:
-    layer.check(params, as_dictionary(D, "curriculum"))
-    if params.steps is None:
-        raise TypeError(
-            "curriculum: the steps of this family share all their params; "
-            "try training.search or training.fit"
-        )
 
 
 def _made(optimizer, rate: float) -> optax.GradientTransformation:

@@ -303,17 +303,13 @@ def sparse_feature_penalty(
 
 @program()
 def _penalty(layers: list[Array], weights: list[ArrayLike]) -> Array:
-    means = [jnp.mean(_sample_means(x)) for x in layers]
+    # Of each sample, in float32 at least, and over the samples.
+    means = [jnp.mean(jnp.mean(_absolute(widened(x)), range(1, x.ndim))) for x in layers]
     dtype = checks.common_dtype(means)
     return sum(
         (jnp.asarray(w, dtype) * mean.astype(dtype) for w, mean in zip(weights, means)),
         start=jnp.zeros((), dtype),
     )
-
-
-def _sample_means(x: Array) -> Array:
-    """mean |x| of each sample, in float32 at least."""
-    return jnp.mean(_absolute(widened(x)), axis=range(1, x.ndim))
 
 
 @jax.custom_jvp

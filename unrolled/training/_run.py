@@ -26,16 +26,7 @@ from unrolled.networks import Network, exceeds, worse
 from unrolled.records import differences
 from unrolled.training import _forms
 from unrolled.training._files import Checkpoint, Steps, newest, opened
-from unrolled.training._forms import (
-    CheckpointError,
-    describe,
-    describe_model,
-    describe_params,
-    digest,
-    is_activation,
-    names,
-    versions,
-)
+from unrolled.training._forms import CheckpointError
 from unrolled.training._loop import Data, Loop, make_loop
 from unrolled.training._mesh import Sharing, computing_on, sharing
 from unrolled.training._objective import (
@@ -136,8 +127,8 @@ def _check_same_arguments(
         trees = {"params": data.start.params, "D": data.start.D, "validation": data.validation}
         config |= {"patience": options.patience, "model": objective.model}
         config |= {"loss": getattr(objective.loss, "__name__", type(objective.loss).__name__)}
-        config |= {name: digest(tree) for name, tree in trees.items()}
-        processes.require_equal(objective.where, config | versions())
+        config |= {name: _forms.digest(tree) for name, tree in trees.items()}
+        processes.require_equal(objective.where, config | _forms.versions())
 
 
 @contextmanager
@@ -307,9 +298,9 @@ def keeping(
     fixed = loop.fixed if keeps_D else loop.fixed._replace(D=None)
     model = loop.objective.model
     form = _form(model, start.params, start.D if keeps_D else None)
-    config = {"model": kind_of(model)} | config | {"D sha256": digest(start.D)}
+    config = {"model": kind_of(model)} | config | {"D sha256": _forms.digest(start.D)}
     with opened(checkpoint, loop.where, loop.processes) as steps, deferred() as caught:
-        yield Keeper(checkpoint, steps, caught, loop, config, form, names({"fixed": fixed}))
+        yield Keeper(checkpoint, steps, caught, loop, config, form, _forms.names({"fixed": fixed}))
 
 
 @dataclass
@@ -389,7 +380,7 @@ class Keeper:
         manifest, arrays = saved_state
 
         def filled(name, like):
-            leaves = names({name: like})
+            leaves = _forms.names({name: like})
             entries = manifest["leaves"]
             values = [_forms.to_device(entries[leaf]["dtype"], arrays[leaf]) for leaf in leaves]
             return jax.tree.unflatten(jax.tree.structure(like), values)
@@ -445,11 +436,14 @@ def _form(model: Model, params: Params, D: Dictionaries | None) -> dict | None:
         return None
     described: Model | None = model
     try:
-        layer = describe_model(model)
+        layer = _forms.describe_model(model)
     except TypeError:  # an option that has no form, such as a lambda
         described, layer = None, None
     try:
-        params_form, D_form = describe_params(params, described)[0], describe(D, "D")[0]
+        params_form, D_form = (
+            _forms.describe_params(params, described)[0],
+            _forms.describe(D, "D")[0],
+        )
     except TypeError:
         return None
     return {"params": params_form, "D": D_form, "layer": layer}
@@ -463,7 +457,7 @@ def _options(described: dict[str, Any], of: str = "") -> dict[str, Any]:
             for j, layer in enumerate(value):
                 options |= _options(layer, f"layers[{j}].")
         elif name not in _ONLY_SPEED:
-            options[of + name] = value["activation"] if is_activation(value) else value
+            options[of + name] = value["activation"] if _forms.is_activation(value) else value
     return options
 
 
@@ -482,7 +476,7 @@ def key_text(key: Array) -> str:
 def _packed(state: Progress) -> dict[str, Any]:
     """The leaves of a state by name."""
     records: Any = np.asarray(state.records, np.float64).reshape(-1, len(Record._fields))
-    return names(state._replace(records=records))
+    return _forms.names(state._replace(records=records))
 
 
 def _unpacked(filled: Callable, arrays: dict[str, np.ndarray], like: Progress) -> Progress:

@@ -12,6 +12,7 @@ import unrolled as ur
 from unrolled import analytic, dictionaries, layers, problems, theory
 from unrolled.compare import ChainComparison, DivergenceWarning, compare
 from unrolled.compare._comparison import coupling
+from unrolled.compare._measure import guarantees
 
 LAM = 0.05
 # Sums of some hundred terms, compiled differently, through nine steps.
@@ -152,8 +153,12 @@ def test_guarantees_of_a_chain_are_those_of_the_theory():
         assert (part.curves["dsc"].largest_l1 <= certificate.error[1:]).all()
 
 
-def test_layers_from_the_first_without_a_certificate_on_have_no_guarantee(result, methods):
+def test_layers_from_the_first_without_a_certificate_on_have_no_guarantee(result, methods, problem):
     assert [set(part.guarantees) for part in result.layers] == [set(methods), set()]
+    Ds = (*problem[0], np.eye(28))
+    network = ur.dsc((*LAYERS, layers.lista_cp(1)))
+    found = guarantees(network, network.init(None, Ds), Ds, lambda j, D: (1, 1.0, 0.0))
+    assert [guarantee is None for guarantee in found] == [False, True, True]
 
 
 @pytest.mark.slow
