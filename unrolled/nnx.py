@@ -12,10 +12,10 @@ from flax import nnx
 
 from unrolled import training
 from unrolled._base.checks import Array, ArrayLike
-from unrolled.dictionaries import Dictionary, Operator, as_chain, as_dictionary
+from unrolled.dictionaries import Dictionary, Operator
 from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network
-from unrolled.training import Fit, Trained, merge, split, with_unit_atoms
+from unrolled.training import Fit, Trained, as_dictionaries, merge, split, with_unit_atoms
 
 __all__ = ["Module", "fit"]
 
@@ -66,10 +66,7 @@ class Module(nnx.Module):
             raise TypeError(
                 f"nnx.Module: expected a Layer or a Network, got {type(model).__name__}"
             )
-        if isinstance(D, tuple | list):
-            D = as_chain(D, "nnx.Module")
-        else:
-            D = as_dictionary(D, "nnx.Module")
+        D = as_dictionaries(D, "nnx.Module")
         trained, fixed = split(params, D, learn_dictionary=learn_dictionary, where="nnx.Module")
         self.model = model
         self.trained = nnx.data(jax.tree.map(nnx.Param, trained))

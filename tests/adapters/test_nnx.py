@@ -356,19 +356,6 @@ def test_any_model_names_the_place_of_a_nan(D, sample):
     assert caught.value.fit.history.loss.shape == (3,)
 
 
-def test_a_training_of_no_module_or_of_parts_that_do_not_fit_is_refused(D, sample):
-    adam = dict(optimizer=optax.adam(1e-2), steps=1, key=0)
-    with pytest.raises(TypeError, match="nnx.fit: expected an nnx.Module, got lista_cp"):
-        ur.nnx.fit(ur.lista_cp(DEPTH), sample, **adam)
-    linear = nnx.Linear(M, N, rngs=nnx.Rngs(0))
-    with pytest.raises(TypeError, match="fit: sample must be a function of a key"):
-        ur.nnx.fit(linear, None, **adam)
-    with pytest.raises(ValueError, match="trainable and accumulate are for layers and networks"):
-        ur.nnx.fit(linear, sample, accumulate=2, **adam)
-    with pytest.raises(ValueError, match=r"\(24, 5\), \(16, 8\)\]; expected \(Y, X\) with as"):
-        ur.nnx.fit(linear, lambda key: (jnp.ones((3, M)), jnp.ones((2, N))), **adam)
-
-
 def test_a_dictionary_that_is_not_learned_is_not_normalized(D):
     layer = ur.lista_cp(DEPTH)
     for kind in (2 * D, ur.dictionaries.Composed(2 * D)):
@@ -383,13 +370,46 @@ def test_the_class_is_of_nnx_and_other_names_are_refused():
         _ = ur.nnx.Modul
 
 
-def test_arguments_without_a_layer_or_trainable_leaf_are_refused(D):
-    layer = ur.lista_cp(DEPTH)
-    with pytest.raises(TypeError, match="expected a Layer or a Network, got method"):
-        ur.nnx.Module(layer.apply, layer.init(None, D), D)
-    with pytest.raises(TypeError, match="no floating-point leaf to train"):
-        ur.nnx.Module(layer, None, D)
-    with pytest.raises(ValueError, match="expected \\(m, d\\), atoms in columns"):
-        ur.nnx.Module(layer, layer.init(None, D), D[0])
-    with pytest.raises(ValueError, match=f"y must have shape \\({M},\\)"):
-        ur.nnx.Module(layer, layer.init(None, D), D)(jnp.zeros(M + 1))
+LAYER, ADAM = ur.lista_cp(DEPTH), dict(optimizer=optax.adam(1e-2), steps=1, key=0)
+# A call of (params, D, sample, a linear model), the error, and words.
+REFUSED = [
+    (
+        lambda p, D, sample, linear: ur.nnx.fit(LAYER, sample, **ADAM),
+        *(TypeError, "nnx.fit: expected an nnx.Module, got lista_cp"),
+    ),
+    (
+        lambda p, D, sample, linear: ur.nnx.fit(linear, None, **ADAM),
+        *(TypeError, "fit: sample must be a function of a key"),
+    ),
+    (
+        lambda p, D, sample, linear: ur.nnx.fit(linear, sample, accumulate=2, **ADAM),
+        *(ValueError, "trainable and accumulate are for layers and networks"),
+    ),
+    (
+        lambda p, D, sample, linear: ur.nnx.fit(linear, lambda key: (D, D[1:]), **ADAM),
+        *(ValueError, r"\(40, 8\), \(32, 8\)\]; expected \(Y, X\) with as"),
+    ),
+    (
+        lambda p, D, *_: ur.nnx.Module(LAYER.apply, p, D),
+        *(TypeError, "expected a Layer or a Network, got method"),
+    ),
+    (
+        lambda p, D, *_: ur.nnx.Module(LAYER, None, D),
+        *(TypeError, "no floating-point leaf to train"),
+    ),
+    (
+        lambda p, D, *_: ur.nnx.Module(LAYER, p, D[0]),
+        *(ValueError, r"expected \(m, d\), atoms in columns"),
+    ),
+    (
+        lambda p, D, *_: ur.nnx.Module(LAYER, p, D)(np.zeros(M + 1)),
+        *(ValueError, rf"y must have shape \({M},\)"),
+    ),
+]
+
+
+@pytest.mark.parametrize("call, error, words", REFUSED)
+def test_what_is_no_module_or_does_not_fit_is_refused(call, error, words, D, sample):
+    linear = nnx.Linear(N, N, rngs=nnx.Rngs(0))
+    with pytest.raises(error, match=words):
+        call(LAYER.init(None, D), D, sample, linear)

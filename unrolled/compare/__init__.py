@@ -1,6 +1,6 @@
 """Learned params beside analytic ones: their errors step by step, and what training changes."""
 
-from unrolled.compare._compare import compare
+from unrolled.compare._compare import compare, compared
 from unrolled.compare._comparison import (
     ChainComparison,
     Change,
@@ -11,10 +11,11 @@ from unrolled.compare._comparison import (
     Divergence,
     DivergenceWarning,
     Guarantee,
+    Predicted,
+    Sampled,
 )
 from unrolled.compare._evolution import ChainEvolution, Evaluation, Evolution, evolution
 from unrolled.compare._measure import QUANTILES, products
-from unrolled.compare._predicted import Predicted, Sampled
 
 __all__ = [
     "ChainComparison",

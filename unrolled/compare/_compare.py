@@ -10,7 +10,6 @@ from unrolled._base import checks
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.programs import host_function, takes_sharded
 from unrolled._base.text import an
-from unrolled.compare import _measure
 from unrolled.compare._comparison import (
     ChainComparison,
     Change,
@@ -26,16 +25,21 @@ from unrolled.compare._comparison import (
 )
 from unrolled.compare._measure import (
     ClassOf,
-    Measured,
     Optima,
+    Paths,
     Sample,
+    bounds,
+    certified_shares,
     classes_of,
     divergence,
     gaps_of_ista,
     guarantees,
+    held_out,
+    measure,
     optima_of,
+    predictions,
+    run,
 )
-from unrolled.compare._predicted import bounds, certified_shares, held_out, predictions
 from unrolled.dictionaries import Dictionary, Operator, as_chain, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, stack
 from unrolled.networks import Network
@@ -154,42 +158,56 @@ def compare(
         >>> bool(curves["FISTA"].nmse[-1] < curves["ISTA"].nmse[-1])
         True
     """
-    checked = _as_methods(methods, reference)
-    chained = any(method.chained for method in checked.values())
-    known = X is not None
-    if known:
-        sample, lams = _sample(chained, D, Y, X, lam)
-    else:
-        sample, lams = _sample_without_codes(chained, D, Y, lam)
-    J = len(sample.Ds)
     numbers = dict(sparsity=sparsity, bound=bound, noise=noise)
-    classes = list(zip(*(_per_layer(v, name, J, chained) for name, v in numbers.items())))
-    class_of = classes_of(sample.Ds, sample.pairs, classes)
-    blocks = {name: _blocks(name, m, sample, class_of, known) for name, m in checked.items()}
-    layers = [
-        _comparison(
-            {n: b[j] for n, b in blocks.items()}, reference, _uncertified(sample.optima[j])
-        )._replace(
-            lam=lams[j],
-            known=known,
-            remarks=_of_lam(sample.optima[j], lams[j], lam, known),
-            ista_gap=_gaps_of_ista(sample, j, lams[j], [b[j] for b in blocks.values()]),
-        )
-        for j in range(J)
-    ]
-    if chained and (certify or predict or sampled is not None):
-        raise ValueError("compare: sampled, certify and predict are for layers, got networks")
-    if (predict or sampled is not None) and not known:
-        raise ValueError("compare: sampled and predict are of errors of known codes; expected X")
-    layers[0] = _asked(layers[0], checked, sample, sampled, certify, predict)
-    result = ChainComparison(tuple(layers)) if chained else layers[0]
+    asked = dict(sampled=sampled, certify=certify, predict=predict)
+    result = compared(methods, D, Y, X, reference, lam=lam, timed=True, **numbers, **asked)
+    layers = result.layers if isinstance(result, ChainComparison) else (result,)
     category = DivergenceWarning if any(layer.diverged for layer in layers) else UserWarning
     if any(layer.diverged or layer.uncertified for layer in layers):
         checks.warn(f"compare: {' '.join(result.notes())}", category)
     return result
 
 
-def _asked(
+def compared(
+    methods: Any,
+    D: Any,
+    Y: Any,
+    X: Any = None,
+    reference: str | None = None,
+    *,
+    lam: Any = None,
+    timed: bool = False,
+    sampled: Any = None,
+    certify: bool = False,
+    predict: bool = False,
+    **numbers: Any,
+) -> Comparison | ChainComparison:
+    """The result of `compare`, without its warning and, unless `timed`, without seconds."""
+    given = _as_methods(methods, reference)
+    chained = any(method.chained for method in given.values())
+    if chained and (certify or predict or sampled is not None):
+        raise ValueError("compare: sampled, certify and predict are for layers, got networks")
+    if (predict or sampled is not None) and X is None:
+        raise ValueError("compare: sampled and predict are of errors of known codes; expected X")
+    sample = _sample(chained, D, Y, X, lam)
+    J = len(sample.Ds)
+    classes = [_per_layer(numbers.get(name), name, J, chained) for name in _CLASS]
+    class_of = classes_of(sample.Ds, sample.pairs, list(zip(*classes)))
+    fitting = {name: method.on(name, sample) for name, method in given.items()}
+    blocks = {name: _blocks(method, sample, class_of, timed) for name, method in fitting.items()}
+    layers = [
+        _comparison({name: b[j] for name, b in blocks.items()}, reference, sample, j, lam)
+        for j in range(J)
+    ]
+    if chained:
+        return ChainComparison(tuple(layers))
+    return _told(layers[0], fitting, sample, sampled, certify, predict)
+
+
+_CLASS = ("sparsity", "bound", "noise")
+
+
+def _told(
     result: Comparison,
     methods: dict[str, "_Method"],
     sample: Sample,
@@ -199,19 +217,20 @@ def _asked(
 ) -> Comparison:
     """With what was asked for beside the measurements."""
     D, Y, X = sample.Ds[0], sample.Y, sample.Xs[0]
+    running = {name: method for name, method in methods.items() if method.model is not None}
     if sampled is not None:
         drawn = not isinstance(sampled, tuple | list)
-        bounded = bounds(methods, D, *held_out(D, Y, X, sampled), drawn)
+        bounded = bounds(running, *held_out(D, Y, X, sampled), drawn)
         result = result._replace(sampled=bounded)
     if certify:
-        result = result._replace(certified=certified_shares(methods, D, Y))
-    return result._replace(predicted=predictions(methods, D, Y, X)) if predict else result
+        result = result._replace(certified=certified_shares(methods, Y))
+    return result._replace(predicted=predictions(running, D, Y, X)) if predict else result
 
 
 class _Method(NamedTuple):
     model: Model | None  # None for codes
     params: Any  # or the codes, a tuple for a chain
-    D: Any  # the dictionary that it runs with, or a tuple; None for that of the sample
+    D: Any = None  # the dictionary that it runs with, or a tuple; None for that of the sample
 
     @property
     def chained(self) -> bool:
@@ -219,17 +238,43 @@ class _Method(NamedTuple):
             return isinstance(self.params, tuple)
         return isinstance(self.model, Network)
 
+    def each(self, tree: Any) -> tuple[Any, ...]:
+        """Of every layer: params, dictionaries or codes."""
+        return tuple(tree) if self.chained else (tree,)
+
+    def on(self, name: str, sample: Sample) -> "_Method":
+        """The method with a dictionary that fits the sample; codes in its dtype.
+
+        Raises:
+            ValueError: it was trained with another D, or has other codes.
+        """
+        if self.model is None:
+            codes = self.each(self.params)
+            shapes, expected = ([X.shape for X in Xs] for Xs in (codes, sample.Xs))
+            if shapes != expected:
+                raise ValueError(f"compare: {name!r} has codes of {shapes}; expected {expected}")
+            of = f"the codes of {name!r}"
+            floats = tuple(checks.as_float(X, of, "compare") for X in codes)
+            return self._replace(params=floats if self.chained else floats[0], D=sample.whole_D)
+        D = sample.whole_D if self.D is None else self.D
+        shapes, expected = ([Dj.shape for Dj in Ds] for Ds in (self.each(D), sample.Ds))
+        if shapes != expected:
+            raise ValueError(
+                f"compare: {name!r} was trained with D of {shapes}; expected {expected}"
+            )
+        return self._replace(D=D)
+
 
 class _Block(NamedTuple):
     """A layer of a method: its params, stacked, and what was measured of its codes."""
 
-    params: Unrolled | None  # None for codes
     D: Operator
-    weights: Weights | None
     curve: Curve
-    guarantee: Guarantee | None
     diverged: Divergence | None
     silent: bool
+    params: Unrolled | None = None  # None for codes, as the others
+    weights: Weights | None = None
+    guarantee: Guarantee | None = None
     cost: Cost | None = None
 
 
@@ -255,19 +300,19 @@ def _method(name: str, value: Any) -> _Method:
     if isinstance(value, Fit):
         return _Method(value.model, value.best, value.D)
     if isinstance(value, jax.Array | np.ndarray):
-        return _Method(None, value, None)
+        return _Method(None, value)
     if (
         value
         and type(value) is tuple  # not a record such as a `Pursuit`
         and all(isinstance(X, jax.Array | np.ndarray) for X in value)
     ):
-        return _Method(None, value, None)
+        return _Method(None, value)
     if not (isinstance(value, tuple | list) and len(value) == 2):
         what = an(type(value).__name__)
     elif not isinstance(value[0], Model):
         what = f"a pair that begins with {an(type(value[0]).__name__)}"
     else:
-        return _Method(value[0], value[1], None)
+        return _Method(value[0], value[1])
     raise TypeError(
         f"compare: {name!r} is {what}; expected (layer, params), (network, params), the result "
         "of `fit`, or codes"
@@ -283,132 +328,100 @@ def _per_layer(value: Any, name: str, J: int, chained: bool) -> tuple[Any, ...]:
     return tuple(value)
 
 
-Lams = tuple[Any, ...]  # one per layer
+def _sample(chained: bool, D: Any, Y: Any, X: Any, lam: Any) -> Sample:
+    """D, signals and codes, checked, with the optimum of the LASSO of every layer.
+
+    Without codes they are those of the LASSO, layer by layer.
+    """
+    Ds = as_chain(D, "compare") if chained else (as_dictionary(D, "compare"),)
+    codes: Any = (None,) * len(Ds)
+    if X is None:
+        check_batch(Ds[0], Y, None, "compare")
+        Y = checks.as_signals(Y, "Y", "compare")
+    else:
+        Y, codes = _known(Ds, Y, X, chained)
+    optima: list[Any] = []
+    Xs, lams, signals = [], [], Y
+    for j, weight in enumerate(_per_layer(lam, "lam", len(Ds), chained and np.ndim(lam) > 0)):
+        if X is None:
+            weight = _lam_without_codes(Ds[j], signals, weight, j)
+        optima.append(None if weight is None else optima_of(Ds[j], signals, weight))
+        signals = optima[j].codes if X is None else codes[j]
+        Xs.append(signals)
+        lams.append(weight)
+    return Sample(Ds, Y, tuple(Xs), tuple(optima), tuple(lams), X is not None, chained)
 
 
-def _sample(chained: bool, D: Any, Y: Any, X: Any, lam: Any) -> tuple[Sample, Lams]:
-    where = "compare"
-    Ds = as_chain(D, where) if chained else (as_dictionary(D, where),)
+def _known(
+    Ds: tuple[Operator, ...], Y: Any, X: Any, chained: bool
+) -> tuple[Array, tuple[Array, ...]]:
+    """Signals and the codes of every layer, checked."""
     if chained and not (isinstance(X, tuple | list) and len(X) == len(Ds)):
         got = f"{len(X)}" if isinstance(X, tuple | list) else f"an array of shape {np.shape(X)}"
         raise ValueError(
             f"compare: expected a tuple X with the codes of all {len(Ds)} layers, got {got}; "
             "the code before x_j is D_j x_j, try problems.synthesize(D_j, X_j)"
         )
-    signals = Y
-    for Dj, Xj in zip(Ds, X if chained else (X,)):
-        check_batch(Dj, signals, Xj, where)
-        signals = Xj
-    Y = checks.as_float(Y, "Y", where)
-    Xs = tuple(checks.as_float(Xj, "X", where) for Xj in (X if chained else (X,)))
-    checks.finite((Y, Xs), "Y or X", where)
-    lams = _per_layer(lam, "lam", len(Ds), chained and np.ndim(lam) > 0)
-    optima = tuple(
-        None if lam is None else optima_of(Dj, signals, lam)
-        for Dj, signals, lam in zip(Ds, (Y, *Xs), lams)
+    Xs = tuple(X) if chained else (X,)
+    for Dj, signals, Xj in zip(Ds, (Y, *Xs), Xs):
+        check_batch(Dj, signals, Xj, "compare")
+    Y, Xs = (
+        checks.as_float(Y, "Y", "compare"),
+        tuple(checks.as_float(Xj, "X", "compare") for Xj in Xs),
     )
-    return Sample(Ds, Y, Xs, optima), lams
+    checks.finite((Y, Xs), "Y or X", "compare")
+    return Y, Xs
 
 
-def _sample_without_codes(chained: bool, D: Any, Y: Any, lam: Any) -> tuple[Sample, Lams]:
-    """A sample whose codes are those of the LASSO, layer by layer."""
-    where = "compare"
-    Ds = as_chain(D, where) if chained else (as_dictionary(D, where),)
-    check_batch(Ds[0], Y, None, where)
-    Y = signals = checks.as_signals(Y, "Y", where)
-    lams, optima = list(_per_layer(lam, "lam", len(Ds), chained and np.ndim(lam) > 0)), []
-    for j, Dj in enumerate(Ds):
-        if not np.any(np.asarray(signals)):
-            of = f"codes of layer {j}" if j else "signals"
-            raise ValueError(f"{where}: all {of} are zero; expected some to code")
-        lams[j] = default_lam(Dj, signals) if lams[j] is None else lams[j]
-        if np.ndim(lams[j]) == 0 and lams[j] == 0:
-            raise ValueError(
-                f"{where}: without codes lam must be positive, got 0: any code that reproduces its "
-                "signal is then an optimum"
-            )
-        optima.append(optima_of(Dj, signals, lams[j]))
-        signals = optima[-1].codes
-    return Sample(Ds, Y, tuple(of.codes for of in optima), tuple(optima)), tuple(lams)
+def _lam_without_codes(D: Operator, signals: Array, lam: Any, j: int) -> Any:
+    """The weight of the LASSO whose codes stand for the true ones; chosen where it is None."""
+    if not np.any(np.asarray(signals)):
+        of = f"codes of layer {j}" if j else "signals"
+        raise ValueError(f"compare: all {of} are zero; expected some to code")
+    if np.ndim(lam) == 0 and lam is not None and lam == 0:
+        raise ValueError(
+            "compare: without codes lam must be positive, got 0: any code that reproduces its "
+            "signal is then an optimum"
+        )
+    return default_lam(D, signals) if lam is None else lam
 
 
-def _of_lam(optima: Optima | None, lam: Any, asked: Any, known: bool) -> tuple[str, ...]:
-    """What to say of the weight of a layer: how it was chosen, and that it silences all signals."""
-    if optima is None:
-        return ()
-    remarks = [] if known or asked is not None else [f"lam = {float(lam):.4g}, {DEFAULT_LAM}."]
-    if not np.any(np.asarray(optima.codes)):
-        remarks.append(f"lam = {float(lam):.4g} gives all signals the code 0; try a smaller one.")
-    return tuple(remarks)
-
-
-def _blocks(
-    name: str, method: _Method, sample: Sample, class_of: ClassOf, known: bool
-) -> list[_Block]:
+def _blocks(method: _Method, sample: Sample, class_of: ClassOf, timed: bool) -> list[_Block]:
     """Run a method, and measure the codes, the weights and the guarantees of its layers."""
-    model, params, own = method
+    model, params, D = method
+    Ds = method.each(D)
     if model is None:
-        return _of_codes(name, params if method.chained else (params,), sample, known)
-    chained = method.chained
-    Ds = sample.Ds if own is None else own if chained else (own,)
-    shapes, expected = ([D.shape for D in chain] for chain in (Ds, sample.Ds))
-    if shapes != expected:
-        raise ValueError(f"compare: {name!r} was trained with D of {shapes}; expected {expected}")
-    per_block, cost = _measure.measure(model, params, Ds if chained else Ds[0], sample)
-    blocks = tuple(params) if chained else (params,)
-    certified = guarantees(model, blocks, Ds, class_of)
-    made = []
-    for j, (p, D, measured, guarantee) in enumerate(zip(blocks, Ds, per_block, certified)):
-        weights = model.weights(j) if isinstance(model, Network) else model.weights
-        p = stack(p) if p.steps else p
-        judged = _judged(measured, guarantee, known=known)
-        made.append(_Block(p, D, weights, *judged, cost))
-    return made
+        paths = tuple(X.astype(sample.Y.dtype)[None] for X in method.each(params))
+        return _measured(method, paths, sample)
+    paths, cost = run(model, params, D, sample.Y, timed)
+    proved = guarantees(model, method.each(params), Ds, class_of)
+    return [
+        block._replace(
+            params=stack(p) if p.steps else p,
+            weights=model.weights(j) if isinstance(model, Network) else model.weights,
+            guarantee=guarantee,
+            cost=cost,
+        )
+        for j, (block, p, guarantee) in enumerate(
+            zip(_measured(method, paths, sample), method.each(params), proved)
+        )
+    ]
 
 
-def _of_codes(name: str, codes: tuple[Array, ...], sample: Sample, known: bool) -> list[_Block]:
-    """The measurements of codes as they are."""
-    shapes, expected = ([X.shape for X in Xs] for Xs in (codes, sample.Xs))
-    if shapes != expected:
-        raise ValueError(f"compare: {name!r} has codes of {shapes}; expected {expected}")
-    floats = [checks.as_float(X, f"the codes of {name!r}", "compare") for X in codes]
-    paths = tuple(X.astype(Y.dtype)[None] for X, (Y, _) in zip(floats, sample.pairs))
-    measured = _measure.measure_codes(paths, sample, sample.Ds)
-    judged = [_judged(m, None, known=known, by_codes=True) for m in measured]
-    return [_Block(None, D, None, *of) for D, of in zip(sample.Ds, judged)]
+def _measured(method: _Method, paths: Paths, sample: Sample) -> list[_Block]:
+    """The curves of the codes of a method, how they diverge, and whether they are silent."""
+    Ds, blocks = method.each(method.D), []
+    for D, of in zip(Ds, jax.device_get(measure(paths, sample.pairs, sample.optima, Ds))):
+        errors = of.errors if sample.known else of.errors | {"worse": of.worse}
+        curve = Curve(**errors, gap=of.gap)
+        flags = dict(known=sample.known, by_codes=method.model is None)
+        blocks.append(_Block(D, curve, divergence(curve, of.zero_gap, **flags), bool(of.silent)))
+    return blocks
 
 
-def _judged(
-    measured: Measured,
-    guarantee: Guarantee | None,
-    **flags: bool,  # known, by_codes
-) -> tuple[Curve, Guarantee | None, Divergence | None, bool]:
-    """The last fields of a block."""
-    errors = {name: np.asarray(value) for name, value in measured.errors.items()}
-    gap = None if measured.gap is None else np.asarray(measured.gap)
-    if not flags["known"]:
-        errors["worse"] = np.asarray(measured.worse)
-    curve = Curve(**errors, gap=gap)
-    return curve, guarantee, divergence(curve, measured.zero_gap, **flags), bool(measured.silent)
-
-
-def _gaps_of_ista(sample: Sample, j: int, lam: Any, blocks: list[_Block]) -> np.ndarray | None:
-    """The gaps of ISTA, as far as the deepest method that runs; None without gaps or such a one."""
-    depths = [len(block.curve.nmse) for block in blocks if block.params is not None]
-    optima = sample.optima[j]
-    if optima is None or not depths:
-        return None
-    Y = sample.pairs[j][0]
-    weight = np.asarray(lam, Y.dtype)
-    return np.asarray(gaps_of_ista(sample.Ds[j], Y, weight, optima, max(depths)), float)
-
-
-def _uncertified(optima: Optima | None) -> int:
-    """Of how many signals F* is not certified."""
-    return 0 if optima is None else int((~np.asarray(optima.certified)).sum())
-
-
-def _comparison(blocks: dict[str, _Block], reference: str | None, uncertified: int) -> Comparison:
+def _comparison(
+    blocks: dict[str, _Block], reference: str | None, sample: Sample, j: int, asked: Any
+) -> Comparison:
     """The blocks of all methods that have the same place."""
     references, changes = {}, {}
     params = _without_none({name: block.params for name, block in blocks.items()})
@@ -418,6 +431,7 @@ def _comparison(blocks: dict[str, _Block], reference: str | None, uncertified: i
         if (other := next(same, None)) is not None:
             references[name] = other
             changes[name] = _changes(params[other], p)
+    optima = sample.optima[j]
     return Comparison(
         {name: block.curve for name, block in blocks.items()},
         _without_none({name: thresholds(p) for name, p in params.items()}),
@@ -426,11 +440,35 @@ def _comparison(blocks: dict[str, _Block], reference: str | None, uncertified: i
         _without_none({n: coupling(blocks[n].weights, p, blocks[n].D) for n, p in params.items()}),
         _without_none({name: block.guarantee for name, block in blocks.items()}),
         _without_none({name: block.diverged for name, block in blocks.items()}),
-        tuple(name for name, block in blocks.items() if block.silent),
-        tuple(name for name in blocks if name not in params),
-        uncertified,
-        _without_none({name: block.cost for name, block in blocks.items()}),
+        silent=tuple(name for name, block in blocks.items() if block.silent),
+        given=tuple(name for name in blocks if name not in params),
+        uncertified=0 if optima is None else int((~np.asarray(optima.certified)).sum()),
+        costs=_without_none({name: block.cost for name, block in blocks.items()}),
+        lam=sample.lams[j],
+        known=sample.known,
+        remarks=_of_lam(optima, sample.lams[j], sample.known or asked is not None),
+        ista_gap=_gaps_of_ista(sample, j, [blocks[name] for name in params]),
     )
+
+
+def _of_lam(optima: Optima | None, lam: Any, given: bool) -> tuple[str, ...]:
+    """What to say of the weight of a layer: how it was chosen, and that it silences all signals."""
+    if optima is None:
+        return ()
+    remarks = [] if given else [f"lam = {float(lam):.4g}, {DEFAULT_LAM}."]
+    if not np.any(np.asarray(optima.codes)):
+        remarks.append(f"lam = {float(lam):.4g} gives all signals the code 0; try a smaller one.")
+    return tuple(remarks)
+
+
+def _gaps_of_ista(sample: Sample, j: int, running: list[_Block]) -> np.ndarray | None:
+    """The gaps of ISTA, as far as the deepest method that runs; None without gaps or such a one."""
+    optima = sample.optima[j]
+    if optima is None or not running:
+        return None
+    Y, depth = sample.pairs[j][0], max(len(block.curve.nmse) for block in running)
+    lam = np.asarray(sample.lams[j], Y.dtype)
+    return np.asarray(gaps_of_ista(sample.Ds[j], Y, lam, optima, depth), float)
 
 
 def _without_none(values: dict) -> dict:

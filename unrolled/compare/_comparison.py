@@ -1,5 +1,6 @@
 """What a comparison holds: curves, divergence, guarantees and changes by method, and its tables."""
 
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -14,7 +15,6 @@ from unrolled._base import checks
 from unrolled._base.checks import ArrayLike
 from unrolled._base.numbers import largest
 from unrolled._base.text import line, markdown, screen, table, to_json
-from unrolled.compare._predicted import Predicted, Sampled
 from unrolled.dictionaries import Dictionary, dense, normalized
 from unrolled.layers import Acting, Unrolled, names_with_role
 from unrolled.theory import Certificate, inner_products
@@ -170,6 +170,40 @@ class Guarantee(NamedTuple):
     certificate: Certificate  # what `theory.certify` returns
 
 
+class Sampled(NamedTuple):
+    """A bound on the errors of all of the class but a share, by a sample that chose nothing."""
+
+    decibels: float  # NMSE of a signal, inf where the sample does not suffice
+    signals: int  # that were drawn
+    needed: int  # signals that a bound needs
+    share: float  # of the class that the bound leaves out
+    confidence: float  # that the bounds of all methods hold together
+    drawn: bool  # by the comparison itself; otherwise they were given
+
+    def text(self) -> str:
+        """The bound as a sentence.
+
+        Example:
+            >>> ur.compare.Sampled(-20.0, 20_000, 13_809, 1e-3, 1 - 1e-6, True).text()
+            '99.9 % of the class: at most -20.0 dB (20,000 draws, confidence 1 - 1e-6)'
+        """
+        level = f"at most {self.decibels:.1f} dB" if self.decibels < math.inf else "no bound"
+        if self.signals < self.needed:
+            level = f"no bound, {self.needed - self.signals:,} signals are missing"
+        risk = f"{1 - self.confidence:.0e}".replace("e-0", "e-")
+        what = "draws" if self.drawn else "held-out signals"
+        how = f"{self.signals:,} {what}, confidence 1 - {risk}"
+        return f"{100 * (1 - self.share):.1f} % of the class: {level} ({how})"
+
+
+class Predicted(NamedTuple):
+    """The median error that state evolution predicts, and the rate once the support is right."""
+
+    nmse: np.ndarray | None  # (K,) dB, of a typical signal after every step
+    rate: float | None  # dB per step, of codes without noise
+    remark: str  # why a prediction is missing, or empty
+
+
 class Comparison(NamedTuple):
     """The result of `compare` for layers; every field maps names of methods to results.
 
@@ -297,36 +331,23 @@ class Comparison(NamedTuple):
         return plots.comparison(self, codes=codes, note=note)
 
     def _errors(self) -> tuple[list[str], list[list[str]]]:
-        columns, rows = ["method", "K"], []
-        columns += list(_OF_CODES) if self.known else []
-        gaps = any(curve.gap is not None for curve in self.curves.values())
-        columns += ["(F - F*) / F*"] if gaps else []
-        beside = self.ista_gap is not None
-        columns += ["of ISTA", "of zero codes"] if beside else []
-        columns += [] if self.known else ["worse than zero"]
-        columns += [] if self.certified is None else ["certified codes, %"]
-        timed = any(cost.seconds is not None for cost in self.costs.values())
-        rebuilt = any(curve.psnr is not None for curve in self.curves.values())
-        columns += ["relative residual", *(["PSNR dB"] if rebuilt else []), "nonzeros"]
-        columns += [*(["seconds"] if timed else []), *(["products"] if self.costs else [])]
-        for name, c in self.curves.items():
-            mark = " (diverges)" if name in self.diverged else ""
-            cells = [name + ("" if self.known else mark)]
-            cells += ["" if name in self.given else str(len(c.nmse))]
-            cells += self._of_codes(c, mark) if self.known else []
-            cells += [_last(c.gap, ".2e")] if gaps else []
-            cells += ["" if v is None else f"{v:.2e}" for v in self._beside(name)] if beside else []
-            cells += [] if self.known else [_last(c.worse, ".1%")]
-            cells += [] if self.certified is None else [f"{100 * self.certified[name]:.1f}"]
-            cells += [_last(c.residual, ".4g"), *([_last(c.psnr, ".2f")] if rebuilt else [])]
-            cells.append(_last(c.nonzeros, ".1f"))
-            seconds, products = self.costs.get(name, Cost(None, None))
-            if timed:
-                cells.append("" if seconds is None else f"{seconds:.2g}")
-            if self.costs:
-                cells.append("" if products is None else str(products))
-            rows.append(cells)
-        return columns, rows
+        """The records as text, in the columns in which a method has a number."""
+        held: list[Any] = [*self.curves.values(), *self.costs.values()]
+        missing = {f for of in held for f in of._fields if getattr(of, f) is None}
+        missing -= {f for of in held for f in of._fields if getattr(of, f) is not None}
+        records = self._records()
+        fields = [
+            f for f in (_KNOWN if self.known else _UNKNOWN) if f in records[0].keys() - missing
+        ]
+        rows = [
+            [record["method"], *(_cell(record[field], *_COLUMNS[field]) for field in fields)]
+            for record in records
+        ]
+        marked = 1 + fields.index("nmse") if self.known else 0
+        for record, row in zip(records, rows):
+            if record["diverges"]:
+                row[marked] = f"{row[marked]} (diverges)".lstrip()
+        return ["method", *(_COLUMNS[field][0] for field in fields)], rows
 
     def _records(self) -> list[dict[str, Any]]:
         """The numbers of the table: one dict per method, with None where one is not known."""
@@ -357,13 +378,6 @@ class Comparison(NamedTuple):
         if gaps is None or np.isnan(gaps[0]):
             return None, None
         return None if name in self.given else float(gaps[K]), float(gaps[0])
-
-    def _of_codes(self, c: Curve, mark: str) -> list[str]:
-        """The cells of known codes."""
-        cells = [f"{c.nmse[-1]:.1f}{mark}", f"{c.mean_nmse[-1]:.1f}", f"{c.failure_rate[-1]:.1%}"]
-        cells.append(_last(c.worse, ".1%"))
-        cells += ["" if np.isnan(v[-1]) else f"{v[-1]:.3f}" for v in (c.precision, c.recall)]
-        return [*cells, f"{c.false_positives[-1]:.2f}"]
 
     def _parameters(self) -> tuple[list[str], list[list[str]]]:
         columns = ["method", "largest mu_W", "rms off-diagonal", "diagonal of W'D"]
@@ -483,17 +497,38 @@ class ChainComparison(NamedTuple):
         return ["layer", *columns], rows
 
 
-# The columns of known codes.
-_OF_CODES = (
-    *("NMSE dB (ratio of sums)", "NMSE dB (mean)", "failures", "worse than zero"),
-    *("precision", "recall", "wrong entries"),
+# The columns of a table: the field of a record, its title and its format.
+_COLUMNS = {
+    "K": ("K", "d"),
+    "nmse": ("NMSE dB (ratio of sums)", ".1f"),
+    "mean_nmse": ("NMSE dB (mean)", ".1f"),
+    "failure_rate": ("failures", ".1%"),
+    "worse": ("worse than zero", ".1%"),
+    "precision": ("precision", ".3f"),
+    "recall": ("recall", ".3f"),
+    "false_positives": ("wrong entries", ".2f"),
+    "gap": ("(F - F*) / F*", ".2e"),
+    "ista_gap": ("of ISTA", ".2e"),
+    "zero_gap": ("of zero codes", ".2e"),
+    "certified": ("certified codes, %", ".1%"),
+    "residual": ("relative residual", ".4g"),
+    "psnr": ("PSNR dB", ".2f"),
+    "nonzeros": ("nonzeros", ".1f"),
+    "seconds": ("seconds", ".2g"),
+    "products": ("products", "d"),
+}
+_KNOWN = tuple(_COLUMNS)
+# Without true codes: what judges them is beside the gaps.
+_UNKNOWN = (
+    *("K", "gap", "ista_gap", "zero_gap", "worse", "certified"),
+    *("residual", "psnr", "nonzeros", "seconds", "products"),
 )
 
 
-def _last(values: np.ndarray | None, form: str) -> str:
-    """The number after the last step; empty where it is not known."""
-    number = _number(values)
-    return "" if number is None else f"{number:{form}}"
+def _cell(value: Any, title: str, form: str) -> str:
+    """A number as text, empty where it is not known; the unit may stand in the title."""
+    text = "" if value is None else f"{value:{form}}"
+    return text.rstrip("%") if title.endswith("%") else text
 
 
 def _number(values: np.ndarray | None) -> float | None:

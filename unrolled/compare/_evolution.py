@@ -114,15 +114,21 @@ class Evolution:
         return table(form, *self._rows(), (), self._records, "table")
 
     def _rows(self) -> tuple[list[str], list[list[str]]]:
-        columns = ["training step", "validation", "threshold, first to last step"]
-        columns += ["diagonal of W'D: least, mean, largest", "largest mu_W", "rms off-diagonal"]
+        """The records as text; theory is last."""
+        columns = ["training step", "validation", *(title for title, *_ in _COLUMNS)]
         rows = [
-            [str(at.step), f"{at.validation:.4g}", _range(at.theta), *_cells(at.coupling)]
-            for at in self._seen()
+            [str(record["step"]), f"{record['validation']:.4g}"]
+            + [
+                _cell(join, form, [record[f] for f in fields])
+                for _, join, form, *fields in _COLUMNS
+            ]
+            for record in self._records()
         ]
         if self.prediction is not None:
-            rows.append(["theory", "", _range(self.prediction.theta), "1", "", "", "0"])
-        return [*columns, "coupling mismatch"], rows
+            means = step_means(self.prediction.theta)
+            expected = _cell(" to ", ".4g", [means[0], means[-1]] if len(means) else [None])
+            rows.append(["theory", "", expected, "1", "", "", "0"])
+        return columns, rows
 
     def _records(self) -> list[dict[str, Any]]:
         """The numbers of every evaluation; None where the family has none."""
@@ -241,6 +247,17 @@ class ChainEvolution:
         return "\n\n".join(parts)
 
 
+# The columns of a table: the title, how the fields of a record are joined, their format, and they.
+_COLUMNS: tuple[tuple[str, ...], ...] = (
+    ("threshold, first to last step", " to ", ".4g", "theta_first", "theta_last"),
+    (
+        *("diagonal of W'D: least, mean, largest", ", ", ".4f"),
+        *("diagonal_low", "diagonal_mean", "diagonal_high"),
+    ),
+    ("largest mu_W", "", ".4f", "mu_W"),
+    ("rms off-diagonal", "", ".4f", "off_diagonal"),
+    ("coupling mismatch", "", ".2e", "mismatch"),
+)
 # The fields of a `Coupling` that records hold, and what stands for all steps.
 _OVER_STEPS: dict[str, Any] = {
     **{"diagonal_low": np.min, "diagonal_mean": np.mean, "diagonal_high": np.max},
@@ -333,20 +350,6 @@ def _recorder(model: Layer | Network, D: Dictionary, prediction: Any) -> Evoluti
     return Evolution(model, as_dictionary(D, "evolution"), prediction)
 
 
-def _cells(c: Coupling | None) -> list[str]:
-    """The diagonal, mu_W, the off-diagonal entries and the mismatch, over all steps."""
-    if c is None:
-        return [""] * 4
-    diagonal = (c.diagonal_low.min(), c.diagonal_mean.mean(), c.diagonal_high.max())
-    return [
-        ", ".join(f"{value:.4f}" for value in diagonal),
-        f"{c.mu_W.max():.4f}",
-        f"{c.off_diagonal.max():.4f}",
-        f"{c.mismatch.max():.2e}",
-    ]
-
-
-def _range(theta: np.ndarray | None) -> str:
-    """The first and the last mean threshold."""
-    means = np.empty(0) if theta is None else step_means(theta)
-    return f"{means[0]:.4g} to {means[-1]:.4g}" if len(means) else ""
+def _cell(join: str, form: str, values: list[Any]) -> str:
+    """Numbers as text; empty where the family has none."""
+    return "" if values[0] is None else join.join(f"{value:{form}}" for value in values)

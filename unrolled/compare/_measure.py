@@ -1,8 +1,11 @@
-"""What a comparison measures of the codes of a method, step by step."""
+"""What a comparison measures of the codes of a method, step by step, what an independent sample and
+proofs of single codes say about them, and what theory predicts.
+"""
 
 import functools
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import metrics, theory
+from unrolled import metrics, problems, theory
 from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
@@ -25,12 +28,26 @@ from unrolled._base.numbers import (
     widened,
 )
 from unrolled.activations import relu
-from unrolled.compare._comparison import Cost, Curve, Divergence, Guarantee
-from unrolled.dictionaries import Dictionary, Operator, column_norms
-from unrolled.layers import Layer, Unrolled
+from unrolled.compare._comparison import (
+    Cost,
+    Curve,
+    Divergence,
+    Guarantee,
+    Predicted,
+    Sampled,
+)
+from unrolled.dictionaries import (
+    Dictionary,
+    Operator,
+    Structured,
+    check_batch,
+    column_norms,
+    dense,
+)
+from unrolled.layers import Law, Layer, Unrolled, unstack
 from unrolled.networks import ROUNDING, Network, codes_of_ista, dsc, worse_than_zero
-from unrolled.problems import synthesize
 from unrolled.pursuit import lasso_objective, lasso_optima
+from unrolled.training import law_of
 
 Class = tuple[Any, Any, Any]  # (sparsity, bound, noise); None where the sample decides
 ClassOf = Callable[[int, Dictionary], tuple[int, float, float]]
@@ -98,7 +115,7 @@ def _class_of(D: Dictionary, Y: Array, X: Array, asked: Class) -> tuple[int, flo
     if delta is None:
         with jax.enable_x64(True):  # the rounding of the signals counts as noise
             D, Y, X = checks.cast((D, Y, X), np.float64)
-            delta = np.abs(np.asarray(Y) - np.asarray(synthesize(D, X))).sum(1).max()
+            delta = np.abs(np.asarray(Y) - np.asarray(problems.synthesize(D, X))).sum(1).max()
     return s, B, checks.as_number(delta, "noise", "compare")
 
 
@@ -118,6 +135,14 @@ class Sample(NamedTuple):
     Y: Array
     Xs: tuple[Array, ...]
     optima: tuple["Optima | None", ...]  # None without gaps to the optimum
+    lams: tuple[Any, ...]  # of the gaps, None without
+    known: bool  # whether the codes are the true ones
+    chained: bool
+
+    @property
+    def whole_D(self) -> Any:
+        """The dictionary, for a chain the tuple."""
+        return self.Ds if self.chained else self.Ds[0]
 
     @property
     def pairs(self) -> list[tuple[Array, Array]]:
@@ -140,6 +165,10 @@ class Optima(NamedTuple):
     codes: Array  # (batch, d), those of the optimum, in the units of the signals
 
 
+Paths = tuple[Array, ...]  # codes of every layer after every step, (steps, batch, d)
+_MOST_RUNS, _MOMENT = 5, 0.1  # that are timed; seconds
+
+
 class Measured(NamedTuple):
     """The codes of one layer, step by step."""
 
@@ -150,20 +179,27 @@ class Measured(NamedTuple):
     silent: Array
 
 
-def measure(model: Any, params: Any, D: Any, sample: Sample) -> tuple[list[Measured], Cost]:
-    """`measure_codes` of a model, and what the codes cost."""
-    operands = params, D, sample.Y
-    jax.block_until_ready(_paths(model, *operands))  # compiled
-    began = time.perf_counter()
+def run(model: Any, params: Any, D: Any, Y: Array, timed: bool) -> tuple[Paths, Cost]:
+    """The codes of every layer after every step, (steps, batch, d), and what they cost."""
+    operands = params, D, Y
     paths = jax.block_until_ready(_paths(model, *operands))
-    seconds = time.perf_counter() - began
-    chained = isinstance(paths, tuple)
-    measured = measure_codes(paths if chained else (paths,), sample, D if chained else (D,))
-    signal = jax.ShapeDtypeStruct(sample.Y.shape[1:], sample.Y.dtype)
-    return measured, Cost(seconds, products(model, params, D, signal))
+    seconds = _seconds(lambda: _paths(model, *operands)) if timed else None
+    signal = jax.ShapeDtypeStruct(Y.shape[1:], Y.dtype)
+    cost = Cost(seconds, products(model, params, D, signal))
+    return paths if isinstance(paths, tuple) else (paths,), cost
 
 
-# A program of its own: only the paths are the model's, `measure_codes` serves all models.
+def _seconds(f: Callable[[], Any]) -> float:
+    """The least time of some runs of a program that has run: what else a machine does only adds."""
+    times: list[float] = []
+    while not times or (len(times) < _MOST_RUNS and sum(times) < _MOMENT):
+        began = time.perf_counter()
+        jax.block_until_ready(f())
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+# A program of its own: only the paths are the model's, `measure` serves all models.
 @partial(jax.jit, static_argnames="model")
 def _paths(model: Any, params: Any, D: Any, Y: Array) -> Any:
     """The codes of every layer after every step, (steps, batch, d)."""
@@ -171,20 +207,23 @@ def _paths(model: Any, params: Any, D: Any, Y: Array) -> Any:
 
 
 @jax.jit
-def measure_codes(
-    paths: tuple[Array, ...], sample: Sample, Ds: tuple[Operator, ...]
+def measure(
+    paths: Paths,
+    pairs: list[tuple[Array, Array]],
+    optima: tuple["Optima | None", ...],
+    Ds: tuple[Operator, ...],
 ) -> list[Measured]:
-    """The codes of every layer, (steps, batch, d), against the true ones and the signals.
+    """The codes of every layer against the true ones and the signals of a `Sample`.
 
     `Ds` are the dictionaries of the method, which rebuild its signals.
     """
     blocks = []
-    for path, (Y, X), optima, D in zip(paths, sample.pairs, sample.optima, Ds):
+    for path, (Y, X), of, D in zip(paths, pairs, optima, Ds):
         gap = zero_gap = worse = None
-        if optima is not None:
-            measured = partial(_objective_gap, optima)
+        if of is not None:
+            measured = partial(_objective_gap, of)
             gap, zero_gap = jax.lax.map(measured, path), measured(jnp.zeros_like(X))
-            worse = jax.lax.map(partial(_worse_objectives, optima), path)
+            worse = jax.lax.map(partial(_worse_objectives, of), path)
         silent = ~(path[-1] != 0).any() & (X != 0).any()
         errors = jax.lax.map(partial(_numbers, D, Y, X), path)
         blocks.append(Measured(errors, gap, zero_gap, worse, silent))
@@ -197,7 +236,7 @@ def _numbers(D: Operator, Y: Array, X: Array, x: Array) -> dict[str, Array]:
 
 def _rebuilt(D: Operator, Y: Array, x: Array) -> dict[str, Array]:
     """How well the codes rebuild their signals, and with how many entries."""
-    signals = synthesize(D, x).astype(Y.dtype)
+    signals = problems.synthesize(D, x).astype(Y.dtype)
     size = norm(Y)
     peak: Any = jnp.max(Y) - jnp.min(Y)
     return dict(
@@ -268,9 +307,9 @@ def optima_of(D: Dictionary, Y: Array, lam: Any) -> Optima:
     if np.ndim(lam):
         raise ValueError(f"compare: lam has shape {np.shape(lam)}; expected one number")
     # As a mantissa and an exponent: the dtype of the signals may not hold it.
-    operands, codes_exponent = _scaled(D, Y, *np.frexp(np.asarray(lam, float)))
+    operands, of_codes = _scaled(D, Y, *np.frexp(np.asarray(lam, float)))
     solved = lasso_optima(*operands)
-    return _with_values(operands, codes_exponent, solved.x, solved.converged, Y.dtype)
+    return _with_values(operands, of_codes, solved.x, solved.converged, Y.dtype)
 
 
 @jax.jit
@@ -379,3 +418,135 @@ def _worse_from(worse: np.ndarray) -> int:
     good = np.flatnonzero(~worse)
     first = good[-1] + 2 if len(good) else 1
     return int(first) if first <= len(worse) else 0
+
+
+# An independent sample, proofs of single codes, and predictions
+
+_SHARE, _CONFIDENCE = 1e-3, 1 - 1e-6
+_CHUNK = 1000  # signals at a time
+_SEED = 2**31 - 1  # of the draws: that of no sample that a user is likely to have drawn
+
+
+def drawn(D: Dictionary, Y: Array, X: Array, n: int) -> tuple[Array, Array]:
+    """n signals of the class of a sample."""
+    probability, variance, noise, *_ = law_of(D, Y, X)
+    keys = jax.random.split(jax.random.key(_SEED))
+    codes = problems.bernoulli_gaussian(keys[0], (n, X.shape[-1]), probability)
+    codes = (codes * math.sqrt(variance)).astype(X.dtype)
+    signals = problems.synthesize(D, codes)
+    noises = math.sqrt(noise) * jax.random.normal(keys[1], (n, Y.shape[-1]))
+    return (signals + noises).astype(Y.dtype), codes
+
+
+def held_out(D: Dictionary, Y: Array, X: Array, sampled: Any) -> tuple[Array, Array]:
+    """The signals and codes that are given, or as many draws as asked for."""
+    where = "compare"
+    if isinstance(sampled, tuple | list):
+        if len(sampled) != 2:
+            raise ValueError(f"{where}: sampled has {len(sampled)} entries; expected (Y, X)")
+        check_batch(D, sampled[0], sampled[1], where)
+        pair = tuple(checks.as_float(a, "sampled", where) for a in sampled)
+        checks.finite(pair, "sampled", where)
+        return pair[0], pair[1]
+    n = checks.as_index(sampled, "sampled", where, least=1)
+    checks.announce((n, X.shape[-1]), X.dtype, "the codes that are sampled", where)
+    return drawn(D, Y, X, n)
+
+
+@partial(jax.jit, static_argnums=0)
+def _last_codes(model: Any, params: Any, D: Any, Y: Array) -> Array:
+    return jax.lax.map(lambda y: model.apply(params, D, y), Y, batch_size=_CHUNK)
+
+
+def bounds(methods: Mapping[str, tuple], Y: Array, X: Array, drawn: bool) -> dict[str, Sampled]:
+    """The bound of every method (model, params, D)."""
+    results = {}
+    for name, (model, params, D) in methods.items():
+        codes = _last_codes(model, params, D, Y)
+        right = np.asarray((codes == X).all(1))  # also where both are zero
+        errors = np.where(right, -math.inf, np.asarray(metrics.signal_nmse(codes, X)))
+        options = dict(share=_SHARE, confidence=_CONFIDENCE)
+        bound, _, needed, _, _ = theory.tolerance_bound(errors, at_once=len(methods), **options)
+        results[name] = Sampled(bound, len(Y), needed, _SHARE, _CONFIDENCE, drawn)
+    return results
+
+
+def certified_shares(methods: Mapping[str, tuple], Y: Array) -> dict[str, float]:
+    """The share of the last codes of every method that `theory.certify_code` proves.
+
+    A method is (model, params, D), or (None, codes, D). No search finishes its codes: it would find
+    the right code for methods that did not.
+    """
+    shares = {}
+    for name, (model, params, D) in methods.items():
+        codes = params if model is None else _last_codes(model, params, D, Y)
+        shares[name] = float(np.mean(theory.certify_code(D, Y, codes, finish=0).certified(Y)))
+    return shares
+
+
+_SUPPORTS = 5  # drawn ones, of which the median rate is taken
+_WEIGHTS = {"amp": "dictionary"}  # of `local_rate`, for message passing of this kind
+
+
+def predictions(
+    methods: Mapping[str, tuple], D: Dictionary, Y: Array, X: Array
+) -> dict[str, Predicted]:
+    """What theory predicts of every method (layer, params, D) for codes like those of a sample."""
+    law = law_of(D, Y, X)
+    return {
+        name: _prediction(layer, params, own, law) for name, (layer, params, own) in methods.items()
+    }
+
+
+def _prediction(layer: Layer, params: Unrolled, D: Dictionary, law: Law) -> Predicted:
+    nmse, remark, passing = None, "none is known for this family and its options", _passing(layer)
+    has_rate = True
+    if passing is not None:
+        try:
+            evolution = theory.state_evolution(
+                layer,
+                D,
+                probability=law.probability,
+                variance=law.variance,
+                noise=law.noise,
+                params=params,
+            )
+            nmse = evolution.nmse[1:] if evolution.holds else None
+            remark = evolution.reason
+            has_rate = evolution.holds or passing.step == "projected"  # a plain step has its own
+        except (TypeError, ValueError) as error:  # it says what it does not cover
+            remark = str(error).partition(": ")[2].partition(";")[0]
+    rate = _rate(layer, params, D, law) if has_rate else None
+    return Predicted(nmse, rate, remark)
+
+
+def _passing(layer: Layer) -> theory.MessagePassing | None:
+    described = layer.message_passing is not None and layer.guard is None
+    return layer.message_passing() if described else None
+
+
+def _rate(layer: Layer, params: Unrolled, D: Dictionary, law: Law) -> float | None:
+    """In dB per step: of the last weights of a plain step, or of the Onsager term."""
+    m, d = D.shape
+    s = round(law.probability * d)
+    if law.noise > 0 or not 1 <= s <= m <= d:
+        return None
+    passing = _passing(layer)
+    if passing is not None and passing.step != "projected":
+        if isinstance(D, Structured):
+            return None
+        weights = _WEIGHTS.get(passing.step, "frobenius")
+        return _decibels(theory.local_rate(m, d, s, weights=weights).accelerated)
+    if not layer.is_coupled:
+        return None
+    shared, steps = unstack(Unrolled(params.shared, jax.device_get(params.steps)))
+    W, gamma, _ = layer.weights(shared, steps[-1], D)
+    acting: Any = np.asarray(dense(W), float) * (1.0 if gamma is None else np.asarray(gamma, float))
+    rng = np.random.default_rng(0)
+    drawn = [rng.permutation(d)[:s] for _ in range(_SUPPORTS)]
+    return _decibels(float(np.median([theory.support_rate(acting, D, S).plain for S in drawn])))
+
+
+def _decibels(rate: float) -> float | None:
+    """None where it does not converge, or where one step is enough."""
+    return 20 * math.log10(rate) if 0 < rate < 1 else None

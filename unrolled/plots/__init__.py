@@ -5,8 +5,18 @@ figure. Values outside the axes are marked at the border and named below it, as 
 no numbers.
 """
 
-from unrolled.plots._comparison import chain, chain_evolution, comparison, evolution
-from unrolled.plots._curves import COLOURS, bound, curves, figure, name_lines, styles
+from unrolled.plots._curves import (
+    COLOURS,
+    bound,
+    chain,
+    chain_evolution,
+    comparison,
+    curves,
+    evolution,
+    figure,
+    name_lines,
+    styles,
+)
 from unrolled.plots._pictures import atoms, codes, features, gram, images, learning, losses, use
 
 __all__ = [

@@ -6,10 +6,15 @@ training resume. `Sample`, `Loss` and `Callback` are the types of the functions 
 """
 
 from unrolled.networks import exceeds
-from unrolled.training._checkpoint import Checkpoint
-from unrolled.training._curriculum import StepRates, curriculum, scale_steps
+from unrolled.training._curriculum_and_search import (
+    Search,
+    StepRates,
+    curriculum,
+    scale_steps,
+    search,
+)
+from unrolled.training._files import Checkpoint, restore_tree, save_tree
 from unrolled.training._fit import fit
-from unrolled.training._formats import restore_tree, save_tree
 from unrolled.training._forms import CheckpointError, digest, versions
 from unrolled.training._losses import (
     deep,
@@ -19,9 +24,7 @@ from unrolled.training._losses import (
     sparse_feature_penalty,
     supervised,
 )
-from unrolled.training._objective import merge, split, trainable, with_unit_atoms
-from unrolled.training._recipe import Made, Start, by_recipe, law_of, mostly_last, prepare
-from unrolled.training._records import (
+from unrolled.training._objective import (
     Callback,
     Fit,
     History,
@@ -30,8 +33,13 @@ from unrolled.training._records import (
     Record,
     Sample,
     Trained,
+    as_dictionaries,
+    merge,
+    split,
+    trainable,
+    with_unit_atoms,
 )
-from unrolled.training._search import Search, search
+from unrolled.training._recipe import Made, Start, by_recipe, law_of, mostly_last, prepare
 from unrolled.training._weights import Restored, restore, save
 
 __all__ = [

@@ -17,29 +17,27 @@ from unrolled._base.files import MappedRows, as_data, check_draws, drawing
 from unrolled.layers import Layer
 from unrolled.networks import Network, lam_of
 from unrolled.problems import resampler
-from unrolled.training._checkpoint import Checkpoint
+from unrolled.training._files import Checkpoint
 from unrolled.training._loop import Data
-from unrolled.training._losses import is_lasso, supervised
+from unrolled.training._losses import supervised
 from unrolled.training._objective import (
+    Callback,
+    Dictionaries,
+    Fit,
+    Loss,
+    Model,
     Objective,
     Outputs,
+    Params,
+    Sample,
+    Trained,
     as_dictionaries,
     check_model,
     is_nnx,
     merge,
     split,
 )
-from unrolled.training._records import (
-    Callback,
-    Dictionaries,
-    Fit,
-    Loss,
-    Model,
-    Params,
-    Sample,
-    Trained,
-)
-from unrolled.training._run import Options, train
+from unrolled.training._run import Options, run_stages
 
 # One signal of so many is held back, from the end, and at most so many.
 _HELD_BACK, _MOST = 10, 1000
@@ -113,7 +111,7 @@ def fit(
     evaluate_every: int = 50,
     patience: int | None = None,
     checkpoint: Checkpoint | str | Path | None = None,
-    callbacks: Iterable[Callback] | Any = (),
+    callbacks: Iterable[Callback] = (),
     log: str | Path | None = None,
     progress: bool | None = None,
     accumulate: int = 1,
@@ -228,15 +226,14 @@ def fit(
     how = evaluate_every, patience, checkpoint, callbacks, log, progress
     options = Options(*how, accumulate, mesh, reduction).checked("fit")
     check_loss(loss, "fit")
-    learn_dictionary = checks.as_bool(learn_dictionary, "learn_dictionary", "fit")
     others = learn_dictionary, trainable is not None, accumulate > 1
     any_model = params is None and D is None and not isinstance(model, Layer | Network)
     if any_model and is_nnx(model):
         outputs, data = _of_outputs(model, loss, sample, key, validation, others)
-        return train(outputs, data, optimizer, options, steps)
+        return run_stages(outputs, data, optimizer, options, steps)
     key, D, drawn, validation = check_data(params, D, sample, key, validation, "fit")
     check_model(model, "fit")
-    lam, of_lasso = lam_of(loss, model), is_lasso(loss)
+    lam, of_last = lam_of(loss, model), getattr(loss, "of_last", False)
     loss = checks.without_codes(loss, "fit") if validation[1] is None else loss
     model.check(params, D)  # type: ignore[arg-type]  # tuples for a network
     if learn_dictionary and len(validation) == 3:
@@ -248,8 +245,8 @@ def fit(
         raise ValueError(f"fit: {model} has depth 0; expected at least one step")
     whole = Trained(params, merge(*parts).D if learn_dictionary else D)
     data = Data(key, drawn, validation, whole, *parts)
-    objective = Objective("fit", model, loss, lam)
-    return train(objective, data, optimizer, options, steps, of_lasso=of_lasso)
+    objective = Objective("fit", model, loss, lam, of_last)
+    return run_stages(objective, data, optimizer, options, steps)
 
 
 def _of_outputs(

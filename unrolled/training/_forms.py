@@ -24,7 +24,7 @@ from unrolled.dictionaries import KINDS, Conv, Structured
 from unrolled.layers import FAMILIES, Layer, Unrolled, check_records, is_record, records_of
 from unrolled.networks import NETWORKS, Analysis, Network
 from unrolled.records import to_plain
-from unrolled.training._records import Model
+from unrolled.training._objective import Model
 
 Records = Mapping[str, Any]  # the classes of records by name
 Leaves = dict[str, Array]  # by their dotted path

@@ -15,11 +15,11 @@ from unrolled._base.checks import Array
 from unrolled._base.files import Draws, as_argument
 from unrolled._base.processes import Processes, processes_of
 from unrolled.training._mesh import Placement, Sharing, batches, mean, places_of, with_gradient
-from unrolled.training._objective import Objective
-from unrolled.training._records import (
+from unrolled.training._objective import (
     Fit,
     History,
     NonFiniteError,
+    Objective,
     Progress,
     Record,
     Sample,

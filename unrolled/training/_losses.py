@@ -15,7 +15,7 @@ from unrolled._base.checks import Array, ArrayLike, TypeAliasType
 from unrolled._base.numbers import energy, widened
 from unrolled._base.programs import program
 from unrolled.pursuit import lasso_objective
-from unrolled.training._records import Loss
+from unrolled.training._objective import Loss
 
 # Of a layer (K, batch, d), of a network one array for each block; X without the steps.
 Codes = TypeAliasType("Codes", Array | Sequence[Array])
@@ -118,11 +118,6 @@ def _lasso(codes, D, Y, lam):
 
 def _objective(D):
     return jax.vmap(lasso_objective, (_batch_axis(D), 0, 0, None))
-
-
-def is_lasso(loss: Any) -> bool:
-    """Whether a loss is that of `lasso`."""
-    return isinstance(loss, _Lasso)
 
 
 @checked
@@ -308,17 +303,13 @@ def sparse_feature_penalty(
 
 @program()
 def _penalty(layers: list[Array], weights: list[ArrayLike]) -> Array:
-    means = [jnp.mean(_sample_means(x)) for x in layers]
+    # Of each sample, in float32 at least, and over the samples.
+    means = [jnp.mean(jnp.mean(_absolute(widened(x)), range(1, x.ndim))) for x in layers]
     dtype = checks.common_dtype(means)
     return sum(
         (jnp.asarray(w, dtype) * mean.astype(dtype) for w, mean in zip(weights, means)),
         start=jnp.zeros((), dtype),
     )
-
-
-def _sample_means(x: Array) -> Array:
-    """mean |x| of each sample, in float32 at least."""
-    return jnp.mean(_absolute(widened(x)), axis=range(1, x.ndim))
 
 
 @jax.custom_jvp

@@ -28,7 +28,7 @@ from unrolled._base.checks import Array
 from unrolled._base.programs import DATA, data_mesh
 from unrolled.dictionaries import Structured
 from unrolled.layers import along_atoms
-from unrolled.training._records import Trained
+from unrolled.training._objective import Trained
 
 ATOMS = "atoms"  # the axis of the mesh
 

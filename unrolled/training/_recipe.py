@@ -19,13 +19,13 @@ from unrolled._base.numbers import norm
 from unrolled._base.programs import program
 from unrolled.analytic import calibrate
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, check_batch, column_norms
-from unrolled.layers import FAMILIES, Law, Layer, Recipe, Unrolled, ista, ista_params, stable_step
+from unrolled.layers import FAMILIES, Law, Layer, Unrolled, ista, ista_params, stable_step
 from unrolled.networks import ROUNDING
 from unrolled.problems import synthesize
+from unrolled.training._curriculum_and_search import search
 from unrolled.training._fit import check_sample, fit, from_arrays, is_own
 from unrolled.training._losses import Codes, deep, log_nmse, true_codes
-from unrolled.training._records import Fit, Sample
-from unrolled.training._search import search
+from unrolled.training._objective import Fit, Sample
 
 # Ridges of the weights in closed form, in units of norm(D, 2)^2, that noisy signals choose from.
 _RIDGES = (0.0, 0.03, 0.1, 0.3, 1.0, 3.5)
@@ -322,7 +322,8 @@ def _starts(
     tried = {name: values for name, values in recipe.tried(law).items() if name not in options}
     needed = {"sparsity": law.sparsity} if _needs(cls, "sparsity") else {}
     assumed = {**needed, **recipe.options(law, options), **options}
-    ridges = (options["ridge"],) if "ridge" in options else _ridges(recipe, law)
+    ridges = _RIDGES[: None if law.noise else 1] if recipe.weighted else (None,)
+    ridges = (options["ridge"],) if "ridge" in options else ridges
     return [
         _start(cls(depth, **assumed | dict(zip(tried, values))), signals, key, ridges)
         for values in itertools.product(*tried.values())
@@ -367,13 +368,6 @@ def _damped(start: Start, multiple: float, signals: _Signals) -> Start:
     with checks.quiet():  # the error on other signals says the same
         params = calibrate(start.layer, params, signals.D, *signals.calibrating)
     return start._replace(params=params, nmse=_error(start.layer, params, signals))
-
-
-def _ridges(recipe: Recipe, law: Law) -> tuple[float | None, ...]:
-    """Ridges to try, from the least, while the error falls."""
-    if not recipe.weighted:
-        return (None,)
-    return _RIDGES if law.noise else _RIDGES[:1]
 
 
 def _from_weights(layer: Layer, ridge: float | None, key: Any, D: Operator) -> Unrolled:

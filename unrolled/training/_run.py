@@ -1,28 +1,46 @@
-"""A training from its start to its result: its options, its stages, its reports."""
+"""A training from its start to its result: its options, stages and reports, and the saved states
+from which it resumes.
+"""
 
 import json
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from unrolled._base import checks
+from unrolled._base.checks import Array
 from unrolled._base.processes import processes_of
-from unrolled.networks import exceeds, worse
-from unrolled.training._checkpoint import Checkpoint
-from unrolled.training._forms import digest, versions
-from unrolled.training._keeper import keeping, key_text
+from unrolled._base.threads import deferred, leave
+from unrolled.layers import Layer
+from unrolled.networks import Network, exceeds, worse
+from unrolled.records import differences
+from unrolled.training import _forms
+from unrolled.training._files import Checkpoint, Steps, newest, opened
+from unrolled.training._forms import CheckpointError
 from unrolled.training._loop import Data, Loop, make_loop
 from unrolled.training._mesh import Sharing, computing_on, sharing
-from unrolled.training._objective import Objective
-from unrolled.training._records import Callback, Fit, Progress, ends
+from unrolled.training._objective import (
+    Callback,
+    Dictionaries,
+    Fit,
+    Model,
+    Objective,
+    Params,
+    Progress,
+    Record,
+    Trained,
+    ends,
+)
 
 
 class Options(NamedTuple):
@@ -46,20 +64,11 @@ class Options(NamedTuple):
     def checked(self, where: str) -> "Options":
         """The options of `fit`; TypeError and ValueError as `fit` raises them."""
         every = checks.as_index(self.evaluate_every, "evaluate_every", where, least=1)
-        patience, calls = self.patience, self.callbacks
+        patience = self.patience
         if patience is not None:
             patience = checks.as_index(patience, "patience", where, least=1)
         shared = sharing(self.accumulate, self.mesh, self.reduction, where)
-        if not isinstance(calls, Iterable):
-            what = type(calls).__name__
-            raise TypeError(f"{where}: callbacks must be a sequence, got {what}; try (callback,)")
-        for call in (calls := tuple(calls)):
-            if not callable(call):
-                raise TypeError(
-                    f"{where}: a callback must be a function of (record, params), "
-                    f"got {type(call).__name__}"
-                )
-        same = self.checkpoint, calls, self.log, self.progress
+        same = self.checkpoint, tuple(self.callbacks), self.log, self.progress
         return Options(every, patience, *same, *shared)
 
 
@@ -70,7 +79,7 @@ class Stage(NamedTuple):
     enter: Callable[[Loop, Progress], Progress] = lambda loop, state: state
 
 
-def train(
+def run_stages(
     objective: Objective,
     data: Data,
     optimizer: optax.GradientTransformation,
@@ -78,14 +87,12 @@ def train(
     steps: int,
     stages: Sequence[Stage] = (Stage(),),
     config: dict[str, Any] | None = None,
-    of_lasso: bool = False,
 ) -> Fit:
     """A training of at most so many steps in each stage.
 
     Args:
         options: checked.
         config: what a checkpoint must agree in beside the key and the options.
-        of_lasso: whether the loss is the objective of the LASSO after the last step.
     """
     where, mesh, total = objective.where, options.mesh, len(stages) * steps
     same = {"key": key_text(data.key), "evaluate_every": options.evaluate_every} | (config or {})
@@ -97,7 +104,7 @@ def train(
             state = stages[0].enter(loop, loop.start(data.trained))
             if keeper:
                 loop, state = keeper.resume(state, total, at=stages[0].at)
-            with _watcher(loop, total, options, of_lasso) as watch:
+            with _watcher(loop, total, options) as watch:
                 for number, stage in list(enumerate(stages))[state.stage :]:
                     if number > state.stage:
                         state = stage.enter(loop, state)._replace(stage=number)
@@ -120,18 +127,16 @@ def _check_same_arguments(
         trees = {"params": data.start.params, "D": data.start.D, "validation": data.validation}
         config |= {"patience": options.patience, "model": objective.model}
         config |= {"loss": getattr(objective.loss, "__name__", type(objective.loss).__name__)}
-        config |= {name: digest(tree) for name, tree in trees.items()}
-        processes.require_equal(objective.where, config | versions())
+        config |= {name: _forms.digest(tree) for name, tree in trees.items()}
+        processes.require_equal(objective.where, config | _forms.versions())
 
 
 @contextmanager
-def _watcher(
-    loop: Loop, steps: int, options: Options, of_lasso: bool
-) -> Iterator[Callable[[Progress, int], None]]:
+def _watcher(loop: Loop, steps: int, options: Options) -> Iterator[Callable[[Progress, int], None]]:
     """`watch(state, at)`, to call at every evaluation: the user's callbacks, the log and the bar.
 
-    It warns of training that changes nothing, or is worse than zero codes; `of_lasso`,
-    where the loss is the objective of the LASSO after the last step, also of a start above ISTA.
+    It warns of training that changes nothing, or is worse than zero codes, or starts above ISTA in
+    the objective of the LASSO.
     """
     if not loop.processes.is_first:
         options = options._replace(progress=False, log=None)
@@ -145,7 +150,7 @@ def _watcher(
             nonlocal last, warned
             last, params = state, loop.result(state).params
             if len(state.records) == 1:
-                _warn_of_start(loop, state, of_lasso)
+                _warn_of_start(loop, state)
             for callback in calls:
                 callback(state.records[-1], params)
             if not warned and _is_stuck(state):
@@ -220,12 +225,12 @@ def _warn_of_cause(loop: Loop, state: Progress, at: int) -> bool:
     return True
 
 
-def _warn_of_start(loop: Loop, state: Progress, of_lasso: bool) -> None:
+def _warn_of_start(loop: Loop, state: Progress) -> None:
     """Warn of a start that is worse than zero codes, or in the LASSO than ISTA."""
     first = state.records[0].validation
     if exceeds(first, loop.zero):
         advice = "Try smaller weights or step sizes, another family, or analytic.calibrate"
-    elif of_lasso and exceeds(first, loop.ista):
+    elif loop.objective.of_lasso and exceeds(first, loop.ista):
         advice = (
             "The family may have no lam, another lam than the loss, support selection, or weights "
             "that solve a problem near the LASSO; try analytic.calibrate"
@@ -267,3 +272,226 @@ def _worse(loop: Loop, validation: float, at: str) -> str:
     """The rule of zero codes and ISTA at the start or the end."""
     codes = f"at the {at} of training the codes are"
     return worse(codes, "validation loss", validation, loop.zero, loop.ista)
+
+
+# A run that saves itself and resumes: the same run, or an error that says what differs
+
+_HISTORY = ("losses", "records")  # they grow with the run
+_ONLY_SPEED = ("unroll", "remat")  # options of a model that a resumed run may change
+_REPLAYED = 2  # steps that are done again at a resume: the second shows a learning rate
+
+
+@contextmanager
+def keeping(
+    checkpoint: Checkpoint | str | Path | None, loop: Loop, config: dict[str, Any], start: Trained
+) -> Iterator["Keeper | None"]:
+    """A `Keeper` with its folder locked and signals deferred; None without a checkpoint.
+
+    `start` has the whole params and dictionary that the training starts from.
+    """
+    if checkpoint is None:
+        yield None
+        return
+    checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
+    # A learned D differs from step to step: it is always saved.
+    keeps_D = checkpoint.dictionary or not jax.tree.leaves(loop.fixed.D)
+    fixed = loop.fixed if keeps_D else loop.fixed._replace(D=None)
+    model = loop.objective.model
+    form = _form(model, start.params, start.D if keeps_D else None)
+    config = {"model": kind_of(model)} | config | {"D sha256": _forms.digest(start.D)}
+    with opened(checkpoint, loop.where, loop.processes) as steps, deferred() as caught:
+        yield Keeper(checkpoint, steps, caught, loop, config, form, _forms.names({"fixed": fixed}))
+
+
+@dataclass
+class Keeper:
+    """Saves the states of one run, and finds the newest one."""
+
+    checkpoint: Checkpoint
+    steps: Steps
+    caught: list[int]  # signals that ask the training to stop
+    loop: Loop
+    config: dict[str, Any]
+    form: dict | None
+    fixed: dict[str, Any]  # leaves that are not trained
+    saved: int = 0  # the last step that is on disk
+
+    def due(self, step: int, evaluated: bool) -> bool:
+        """Whether to save after this step: `every` has passed, or a signal has arrived.
+
+        Processes tell each other of signals at evaluations and at saves.
+        """
+        every = self.checkpoint.every
+        if self.loop.processes.several and evaluated:
+            self.loop.processes.broadcast_signal(self.caught)
+        asked = bool(self.caught) and (evaluated or not self.loop.processes.several)
+        return asked or (evaluated if every is None else step - self.saved >= every)
+
+    def save(self, state: Progress) -> None:
+        """Write the state if it is not on disk; then stop the training if a signal has arrived."""
+        if state.step > self.saved or not self.saved:
+
+            def write():
+                if state.step > self.saved or not self.steps.all():
+                    packed = _packed(state) | self.fixed
+                    self.steps.save(state.step, packed, config=self.config, form=self.form)
+                    self.steps.keep(self.checkpoint.keep)
+
+            self.loop.processes.on_all(write, first_alone=True)
+            self.saved = state.step
+        self.loop.processes.broadcast_signal(self.caught)
+        if self.caught:
+            leave(
+                self.caught[0],
+                f"{self.loop.where}: stopped after step {state.step}, saved in {self.steps.folder}",
+            )
+
+    def resume(self, start: Progress, steps: int, at: int = -1) -> tuple[Loop, Progress]:
+        """The newest saved state, and the loop with the fixed leaves that it was reached with.
+
+        `start` where nothing is saved; `steps` and `at` are those of the `run` that it would begin.
+
+        Raises:
+            CheckpointError: the newest step is damaged, or it belongs to another run.
+        """
+        requested = self.config | _shared(_forms.types_of(_packed(start) | self.fixed))
+
+        def accept(manifest):
+            saved = manifest["config"] | _shared(_forms.types_of_entries(manifest["leaves"]))
+            report = differences(saved, requested) or self._other_options(manifest["form"])
+            if not report and manifest["step"] > steps:
+                report = differences({"steps": manifest["step"]}, {"steps": steps})
+            self._refuse_if(report)
+
+        def look():
+            return newest(self.steps, self.checkpoint.strict, accept, self.loop.where)
+
+        processes = self.loop.processes
+        first = processes.on_all(look, first_alone=True)  # which sets damaged steps aside
+        saved_state = processes.on_all(lambda: first or look())
+        seen = processes.gathered(np.array(saved_state[0]["step"] if saved_state else -1))
+        if len(set(seen.tolist())) > 1:
+            raise CheckpointError(
+                f"{self.loop.where}: checkpoint {self.steps.folder}: the processes find the steps "
+                f"{seen.tolist()} there (-1 for none); expected a folder that all of them share"
+            )
+        if saved_state is None:
+            return self.loop, start
+        manifest, arrays = saved_state
+
+        def filled(name, like):
+            leaves = _forms.names({name: like})
+            entries = manifest["leaves"]
+            values = [_forms.to_device(entries[leaf]["dtype"], arrays[leaf]) for leaf in leaves]
+            return jax.tree.unflatten(jax.tree.structure(like), values)
+
+        def placed(name, like):
+            return self.loop.place(filled(name, like))
+
+        state = _unpacked(placed, arrays, start)
+        self._replay(state, start, at)
+        self.saved = state.step
+        params = filled("fixed.params", self.loop.fixed.params)
+        fixed = self.loop.place(self.loop.fixed._replace(params=params))
+        return self.loop._replace(fixed=fixed), state
+
+    def _replay(self, state: Progress, start: Progress, at: int) -> None:
+        """Repeat the first evaluation and the first two steps, and refuse other losses.
+
+        What no manifest can tell shows there: the loss, the sampler, a learning rate. Losses agree
+        up to the rounding of another device.
+        """
+        loop, saved, again = self.loop, {}, {}
+        value = loop.evaluate(start.trained, loop.fixed, loop.validation, at)
+        saved["validation loss at the start"] = state.records[0].validation
+        again["validation loss at the start"] = float(value)
+        trained, optimizer, bad = start.trained, start.optimizer, jnp.full((), -1, jnp.int32)
+        # A later stage starts from other params: it is not repeated.
+        end = min([_REPLAYED, *(record.step for record in state.records if record.stage > 0)])
+        for k, loss in enumerate(state.losses[:end]):
+            trained, optimizer, bad, value = loop.update(
+                trained, optimizer, bad, loop.fixed, loop.draw, k, at
+            )
+            saved[f"loss of step {k}"], again[f"loss of step {k}"] = float(loss), float(value)
+        tolerance = float(jnp.finfo(value.dtype).eps) ** 0.5
+        close = np.isclose([*saved.values()], [*again.values()], rtol=tolerance, atol=tolerance)
+        self._refuse_if("" if close.all() else differences(saved, again))
+
+    def _other_options(self, form: dict | None) -> str:
+        """A table of the options of the model that differ, where both are known."""
+        saved, requested = (_options((f or {}).get("layer") or {}) for f in (form, self.form))
+        return differences(saved, requested) if saved and requested else ""
+
+    def _refuse_if(self, report: str) -> None:
+        if report:
+            raise CheckpointError(
+                f"{self.loop.where}: checkpoint {self.steps.folder} holds another run; "
+                f"try another folder, or `restore` it and train from its params:\n{report}"
+            )
+
+
+def _form(model: Model, params: Params, D: Dictionaries | None) -> dict | None:
+    """What `restore` builds from; None where params or D are of a kind that has no form."""
+    if not isinstance(model, Layer | Network):
+        return None
+    described: Model | None = model
+    try:
+        layer = _forms.describe_model(model)
+    except TypeError:  # an option that has no form, such as a lambda
+        described, layer = None, None
+    try:
+        params_form, D_form = (
+            _forms.describe_params(params, described)[0],
+            _forms.describe(D, "D")[0],
+        )
+    except TypeError:
+        return None
+    return {"params": params_form, "D": D_form, "layer": layer}
+
+
+def _options(described: dict[str, Any], of: str = "") -> dict[str, Any]:
+    """The options of a described model that change its codes, those of its layers included."""
+    options: dict[str, Any] = {}
+    for name, value in described.items():
+        if name == "layers":
+            for j, layer in enumerate(value):
+                options |= _options(layer, f"layers[{j}].")
+        elif name not in _ONLY_SPEED:
+            options[of + name] = value["activation"] if _forms.is_activation(value) else value
+    return options
+
+
+def kind_of(model: Model) -> str:
+    """The family of a layer, or of a network with those of its layers."""
+    layers = getattr(model, "layers", ())
+    family = getattr(model, "family", type(model).__name__)
+    return family + (f"({', '.join(map(kind_of, layers))})" if layers else "")
+
+
+def key_text(key: Array) -> str:
+    """A random key, old or new, as text."""
+    return str(np.asarray(jax.random.key_data(key)).tolist())
+
+
+def _packed(state: Progress) -> dict[str, Any]:
+    """The leaves of a state by name."""
+    records: Any = np.asarray(state.records, np.float64).reshape(-1, len(Record._fields))
+    return _forms.names(state._replace(records=records))
+
+
+def _unpacked(filled: Callable, arrays: dict[str, np.ndarray], like: Progress) -> Progress:
+    """The state with the structure of `like`; its history stays on the host, in float64."""
+    parts: dict[str, Any]
+    parts = {name: filled(name, getattr(like, name)) for name in ("trained", "optimizer", "best")}
+    parts |= {name: int(arrays[name]) for name in ("step", "stage", "best_at")}
+    records = tuple(
+        Record(int(step), loss, validation, seconds, int(stage))
+        for step, loss, validation, seconds, stage in arrays["records"].tolist()
+    )
+    lowest, losses = float(arrays["lowest"]), arrays["losses"].copy()  # they outlive the file
+    return Progress(**parts, lowest=lowest, losses=losses, records=records)
+
+
+def _shared(types: dict[str, str]) -> dict[str, str]:
+    """Those of the types of leaves in which a resumed run must agree."""
+    return {name: kind for name, kind in types.items() if name not in _HISTORY}

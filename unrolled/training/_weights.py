@@ -11,11 +11,9 @@ from unrolled.layers import Layer, fold_thresholds
 from unrolled.networks import Network
 from unrolled.records import differences
 from unrolled.training import _forms
-from unrolled.training._checkpoint import Steps
-from unrolled.training._formats import FORMATS, check_parent, read, write
+from unrolled.training._files import FORMATS, Steps, check_parent, read, write
 from unrolled.training._forms import CheckpointError, DamagedError
-from unrolled.training._objective import as_dictionaries
-from unrolled.training._records import Dictionaries, Model
+from unrolled.training._objective import Dictionaries, Model, as_dictionaries
 
 
 class Restored(NamedTuple):

@@ -200,6 +200,7 @@ def test_couplings_against_dense_algebra(result, methods, problem):
         np.testing.assert_allclose(found, expected, rtol=ROUNDING)
 
 
+@pytest.mark.slow
 def test_the_couplings_of_every_family(problem):
     """One row a step, or one where all steps have the same weights, as without own params."""
     D, key = problem[0], jax.random.key(0)
@@ -410,39 +411,42 @@ def test_codes_stand_for_themselves(methods, problem):
 
 def test_what_does_not_fit_is_refused(methods, problem):
     D, Y, X = problem
-    one = {"ISTA": methods["ISTA"]}
-    with pytest.raises(ValueError, match="at least one method, got none"):
-        compare({}, D, Y, X)
-    with pytest.raises(ValueError, match="unknown reference 'FISTA'; expected one of ISTA"):
-        compare(one, D, Y, X, reference="FISTA")
-    for bad in ((X, Y), (Y, X[1:]), (Y[0], X[0]), (Y[:0], X[:0]), (Y, X[:, 1:])):
-        with pytest.raises(ValueError, match=r"expected \(batch, 12\) and \(batch, 24\)"):
-            compare(one, D, *bad)
-    with pytest.raises(ValueError, match="steps but the layer has depth 5"):
-        compare({"ISTA": (layers.ista(5), methods["ISTA"][1])}, D, Y, X)
-
-
-def test_what_is_no_method_is_refused(methods, problem):
     layer, params = methods["ISTA"]
-    for bad, told in ((layer, "an ista"), ((params, layer), "a pair that begins with an Unrolled")):
-        with pytest.raises(TypeError, match=f"'x' is {told}; expected .layer, params."):
-            compare({"x": bad}, *problem)
-    D, Y, X = problem
     pursued = jax.eval_shape(lambda y: ur.pursuit.omp(D, y, sparsity=2), Y[0])
     record = jax.tree.map(lambda leaf: np.zeros(leaf.shape), pursued)
-    with pytest.raises(TypeError, match="'x' is a Pursuit; expected .*, or codes"):
-        compare({"x": record}, *problem)
-    with pytest.raises(TypeError, match="the codes of 'x' is complex128"):
-        compare({"x": np.asarray(X) * 1j}, *problem)
-    for unnamed in ([(layer, params)], {1: (layer, params)}):
-        with pytest.raises(TypeError, match="methods must be a dict by name"):
-            compare(unnamed, *problem)
-    network = ur.dsc([layer])
-    mixed = {"one": (layer, params), "chain": (network, (params,))}
-    with pytest.raises(TypeError, match="'one' is a layer and 'chain' a network.*compare them"):
-        compare(mixed, *problem)
-    with pytest.raises(ValueError, match="compare: Y or X has NaN"):
-        compare({"ISTA": methods["ISTA"]}, D, Y.at[0, 0].set(np.nan), X)
+    chain, shapes = (ur.dsc([layer]), (params,)), r"expected \(batch, 12\) and \(batch, 24\)"
+    by_name, spoilt = "methods must be a dict by name", np.where(np.arange(12) == 3, np.nan, Y)
+    for error, words, changes in (
+        (ValueError, "at least one method, got none", dict(methods={})),
+        (ValueError, "unknown reference 'FISTA'; expected one of x", dict(reference="FISTA")),
+        (ValueError, shapes, dict(Y=X, X=Y)),
+        (ValueError, shapes, dict(X=X[1:])),
+        (ValueError, shapes, dict(Y=Y[0], X=X[0])),
+        (ValueError, shapes, dict(Y=Y[:0], X=X[:0])),
+        (ValueError, shapes, dict(X=X[:, 1:])),
+        (ValueError, "but the layer has depth 5", dict(methods={"x": (layers.ista(5), params)})),
+        (TypeError, "'x' is an ista; expected .layer, params.", dict(methods={"x": layer})),
+        (
+            *(TypeError, "'x' is a pair that begins with an Unrolled; expected .layer, params."),
+            dict(methods={"x": (params, layer)}),
+        ),
+        (TypeError, "'x' is a Pursuit; expected .*, or codes", dict(methods={"x": record})),
+        (TypeError, "the codes of 'x' is complex128", dict(methods={"x": np.asarray(X) * 1j})),
+        (TypeError, by_name, dict(methods=[(layer, params)])),
+        (TypeError, by_name, dict(methods={1: (layer, params)})),
+        (
+            *(TypeError, "'one' is a layer and 'chain' a network.*compare them"),
+            dict(methods={"one": (layer, params), "chain": chain}),
+        ),
+        (ValueError, "compare: Y or X has NaN", dict(Y=spoilt)),
+        (ValueError, "lam must be non-negative", dict(lam=-1.0)),
+        (ValueError, "without codes lam must be positive, got 0", dict(X=None, lam=0.0)),
+        (ValueError, "all signals are zero", dict(X=None, Y=0 * Y)),
+        (ValueError, r"Y has NaN or infinite entries \(in rows 0, 1", dict(X=None, Y=spoilt)),
+        (ValueError, "predict are of errors of known codes", dict(X=None, predict=True)),
+    ):
+        with pytest.raises(error, match=words):
+            compare(**dict(methods={"x": (layer, params)}, D=D, Y=Y, X=X) | changes)
 
 
 # The results of a training
@@ -707,14 +711,6 @@ def test_lam_is_chosen_and_told(problem):
     with pytest.warns(DivergenceWarning):  # the thresholds are of another lam
         told = compare(method, D, Y, lam=1e3).notes()
     assert "lam = 1000 gives all signals the code 0; try a smaller one." in told
-    wrong = {0.0: "without codes lam must be positive, got 0", -1.0: "lam must be non-negative"}
-    for lam, message in wrong.items():
-        with pytest.raises(ValueError, match=message):
-            compare(method, D, Y, lam=lam)
-    with pytest.raises(ValueError, match="all signals are zero"):
-        compare(method, D, 0 * Y)
-    with pytest.raises(ValueError, match=r"Y has NaN or infinite entries \(in row 2\)"):
-        compare(method, D, np.where(np.arange(30)[:, None] == 2, np.nan, Y))
 
 
 # Forms of a table
@@ -760,9 +756,9 @@ def test_results_are_shown_on_one_screen(result, unknown, problem):
 def test_quantiles_of_exact_codes_are_numbers():
     """The error of an exact code is -inf dB; -300 stands for it, as in the mean."""
     D = dictionaries.identity_hadamard(16)
-    Y, X = problems.sampler(D, 64)(0)
-    half = jnp.where(jnp.arange(64)[:, None] < 40, X, 0.9 * X)
-    for codes, median in ((X, -300), (half, -300), (0.9 * X, -20)):
-        curve = compare({"own": codes}, D, Y, X).curves["own"]
-        assert np.isfinite(curve.quantiles).all()
-        assert curve.quantiles[..., 1] == pytest.approx(median, abs=1e-6)
+    Y, X = (np.asarray(part) for part in problems.sampler(D, 64)(0))
+    half = np.where(np.arange(64)[:, None] < 40, X, 0.9 * X)
+    curves = compare({"all": X, "most": half, "none": 0.9 * X}, D, Y, X).curves
+    for name, median in {"all": -300, "most": -300, "none": -20}.items():
+        assert np.isfinite(curves[name].quantiles).all()
+        assert curves[name].quantiles[..., 1] == pytest.approx(median, abs=1e-6)

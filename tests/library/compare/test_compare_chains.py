@@ -12,6 +12,7 @@ import unrolled as ur
 from unrolled import analytic, dictionaries, layers, problems, theory
 from unrolled.compare import ChainComparison, DivergenceWarning, compare
 from unrolled.compare._comparison import coupling
+from unrolled.compare._measure import guarantees
 
 LAM = 0.05
 # Sums of some hundred terms, compiled differently, through nine steps.
@@ -152,8 +153,12 @@ def test_guarantees_of_a_chain_are_those_of_the_theory():
         assert (part.curves["dsc"].largest_l1 <= certificate.error[1:]).all()
 
 
-def test_layers_from_the_first_without_a_certificate_on_have_no_guarantee(result, methods):
+def test_layers_from_the_first_without_a_certificate_on_have_no_guarantee(result, methods, problem):
     assert [set(part.guarantees) for part in result.layers] == [set(methods), set()]
+    Ds = (*problem[0], np.eye(28))
+    network = ur.dsc((*LAYERS, layers.lista_cp(1)))
+    found = guarantees(network, network.init(None, Ds), Ds, lambda j, D: (1, 1.0, 0.0))
+    assert [guarantee is None for guarantee in found] == [False, True, True]
 
 
 @pytest.mark.slow
@@ -195,20 +200,19 @@ def test_codes_of_a_chain_stand_for_themselves(methods, problem):
 
 def test_what_does_not_fit_a_chain_is_refused(methods, problem):
     Ds, Y, Xs = problem
-    with pytest.raises(ValueError, match="Ds is one dictionary"):
-        compare(methods, Ds[0], Y, Xs)
-    with pytest.raises(ValueError, match="codes of all 2 layers, got an array of shape .30, 28."):
-        compare(methods, Ds, Y, Xs[-1])
-    with pytest.raises(ValueError, match="codes of all 2 layers, got 1"):
-        compare(methods, Ds, Y, Xs[:1])
-    with pytest.raises(ValueError, match=r"expected \(batch, 24\) and \(batch, 28\)"):
-        compare(methods, Ds, Y, (Xs[0], Xs[0]))
-    with pytest.raises(ValueError, match="expected a tuple of 1 Ds, one per layer, got 2"):
-        compare({"x": (ur.dsc(LAYERS[:1]), methods["start"][1][:1])}, Ds, Y, Xs)
-    with pytest.raises(ValueError, match="expected 2 values of sparsity, one per layer, got 2"):
-        compare(methods, Ds, Y, Xs, sparsity=2)
-    with pytest.raises(ValueError, match=r"expected 2 values of lam, one per layer, got \(0.1,"):
-        compare(methods, Ds, Y, Xs, lam=(0.1,))
+    short = {"x": (ur.dsc(LAYERS[:1]), methods["start"][1][:1])}
+    for words, changes in (
+        ("Ds is one dictionary", dict(D=Ds[0])),
+        ("codes of all 2 layers, got an array of shape .30, 28.", dict(X=Xs[-1])),
+        ("codes of all 2 layers, got 1", dict(X=Xs[:1])),
+        (r"expected \(batch, 24\) and \(batch, 28\)", dict(X=(Xs[0], Xs[0]))),
+        ("expected a tuple of 1 Ds, one per layer, got 2", dict(methods=short)),
+        ("expected 2 values of sparsity, one per layer, got 2", dict(sparsity=2)),
+        (r"expected 2 values of lam, one per layer, got \(0.1,", dict(lam=(0.1,))),
+        ("sampled, certify and predict are for layers", dict(certify=True)),
+    ):
+        with pytest.raises(ValueError, match=words):
+            compare(**dict(methods=methods, D=Ds, Y=Y, X=Xs) | changes)
 
 
 def test_without_codes_every_layer_has_the_lasso_of_the_codes_before(methods, problem):

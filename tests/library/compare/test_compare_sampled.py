@@ -142,8 +142,6 @@ def test_predictions_that_do_not_hold_are_left_out():
     for name, words in {"tista": "divergence", "trained": "not that of", "em": "noise"}.items():
         assert words in found.predicted[name].remark
         assert found.predicted[name].remark in found.predictions_table()
-    with pytest.raises(ValueError, match="predict are of errors of known codes"):
-        compare({"tista": methods["tista"]}, D, Y, predict=True)
     bad = ur.dictionaries.ill_conditioned(0, 20, 30, 50.0)
     with pytest.warns(DivergenceWarning):
         found = compare({"LAMP": (LAMP, LAMP.init(None, bad))}, bad, X @ bad.T, X, predict=True)
@@ -158,13 +156,6 @@ def test_predictions_that_do_not_hold_are_left_out():
         (dict(sampled=(Y, X[:3])), "Y has shape"),
     ],
 )
-def test_faults(options, message):
+def test_a_class_that_cannot_be_sampled_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         compare({"codes": X}, D, Y, X, **options)
-
-
-def test_networks_have_neither():
-    network = ur.dsc([LAYER])
-    methods = {"one": (network, network.init(None, (D,)))}
-    with pytest.raises(ValueError, match="sampled, certify and predict are for layers"):
-        compare(methods, (D,), Y, (X,), certify=True)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from faults import Fault
 
 import unrolled as ur
 from unrolled.compare import evolution
@@ -291,78 +290,48 @@ def test_the_figure_has_a_line_per_step_and_dashes_for_theory(trained, lista, tm
 
 
 PREDICTION = types.SimpleNamespace(theta=np.ones(DEPTH + 1))
-
-# Name: a call of untied LISTA's params, error, the essential words of the message.
-FAULTS = {
-    "no layer": Fault(
-        lambda lista: evolution(D, D),
-        TypeError,
-        "expected a Layer or a Network first, got ArrayImpl",
+# A call with untied LISTA's params, the error, the essential words of the message.
+FAULTS = [
+    (lambda p: evolution(D, D), TypeError, "a Layer or a Network first, got ArrayImpl"),
+    (lambda p: evolution(ur.dsc([LISTA]), D), ValueError, "Ds is one dictionary"),
+    (lambda p: evolution(CHAIN, (D,)), ValueError, "2 dictionaries, one per layer of the .* got 1"),
+    (
+        lambda p: evolution(CHAIN, CHAIN_Ds, prediction=PREDICTION),
+        *(ValueError, "expected 2 predictions, one per layer of the network, got one"),
     ),
-    "a network of one dictionary": Fault(
-        lambda lista: evolution(ur.dsc([LISTA]), D), ValueError, "Ds is one dictionary"
+    (lambda p: evolution(CHAIN, CHAIN_Ds)(record(0), p), TypeError, "params must be Unrolled"),
+    (lambda p: evolution(LISTA, (D, D)), TypeError, "one dictionary for a layer, got several"),
+    (lambda p: evolution(LISTA, D[0]), ValueError, "expected"),
+    (
+        lambda p: evolution(LISTA, D, prediction=0.1),
+        *(TypeError, "must have thresholds `theta`, got float"),
     ),
-    "too few dictionaries": Fault(
-        lambda lista: evolution(CHAIN, (D,)),
-        ValueError,
-        "expected 2 dictionaries, one per layer of the network, got 1",
+    (lambda p: watched(LISTA, (p, p)), TypeError, r"for a network try evolution\(network, Ds\)"),
+    (
+        lambda p: watched(LISTA, p, D=D[:, 1:]),
+        *(ValueError, r"B has shape \(8, 12\).*expected one of \[\(8, 11\)\]"),
     ),
-    "one prediction for a network": Fault(
-        lambda lista: evolution(CHAIN, CHAIN_Ds, prediction=PREDICTION),
-        ValueError,
-        "expected 2 predictions, one per layer of the network, got one",
+    (lambda p: watched(ur.alista(DEPTH), p), TypeError, "another family"),
+    (
+        lambda p: watched(ur.lista(DEPTH + 1, tied=False), p),
+        *(ValueError, "params have .3. steps but the layer has depth 4"),
     ),
-    "params of a layer for a network": Fault(
-        lambda lista: evolution(CHAIN, CHAIN_Ds)(record(0), lista),
-        TypeError,
-        "lista: params must be Unrolled",
+    (
+        lambda p: watched(LISTA, p, prediction=PREDICTION),
+        *(ValueError, "prediction has 4 steps but the params have 3"),
     ),
-    "dictionaries of a chain": Fault(
-        lambda lista: evolution(LISTA, (D, D)), TypeError, "one dictionary for a layer, got several"
-    ),
-    "a vector for D": Fault(lambda lista: evolution(LISTA, D[0]), ValueError, "expected"),
-    "a number for a prediction": Fault(
-        lambda lista: evolution(LISTA, D, prediction=0.1),
-        TypeError,
-        "must have thresholds `theta`, got float",
-    ),
-    "params of a network": Fault(
-        lambda lista: watched(LISTA, (lista, lista)),
-        TypeError,
-        r"for a network try evolution\(network, Ds\)",
-    ),
-    "params of another dictionary": Fault(
-        lambda lista: watched(LISTA, lista, D=D[:, 1:]),
-        ValueError,
-        r"B has shape \(8, 12\).*expected one of \[\(8, 11\)\]",
-    ),
-    "params of another family": Fault(
-        lambda lista: watched(ur.alista(DEPTH), lista), TypeError, "another family"
-    ),
-    "params of another depth": Fault(
-        lambda lista: watched(ur.lista(DEPTH + 1, tied=False), lista),
-        ValueError,
-        "params have .3. steps but the layer has depth 4",
-    ),
-    "a prediction of another depth": Fault(
-        lambda lista: watched(LISTA, lista, prediction=PREDICTION),
-        ValueError,
-        "prediction has 4 steps but the params have 3",
-    ),
-    **{
-        f"{method} of nothing": Fault(
-            lambda lista, method=method: getattr(evolution(LISTA, D), method)(),
-            ValueError,
-            "no evaluation yet",
-        )
-        for method in ("table", "steps_table", "to_json", "plot")
-    },
-}
+    (lambda p: evolution(LISTA, D).table(), ValueError, "no evaluation yet"),
+    (lambda p: evolution(LISTA, D).steps_table(), ValueError, "no evaluation yet"),
+    (lambda p: evolution(LISTA, D).to_json(), ValueError, "no evaluation yet"),
+    (lambda p: evolution(LISTA, D).plot(), ValueError, "no evaluation yet"),
+    (lambda p: evolution(CHAIN, CHAIN_Ds).plot(), ValueError, "no evaluation yet"),
+]
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_faults_are_refused(lista, fault):
-    FAULTS[fault].check(lista)
+@pytest.mark.parametrize("call, error, words", FAULTS)
+def test_faults_are_refused(lista, call, error, words):
+    with pytest.raises(error, match=words):
+        call(lista)
 
 
 # Networks
@@ -395,8 +364,6 @@ def test_a_network_is_watched_layer_by_layer(lista):
 def test_the_figure_of_a_network_has_a_column_per_layer(lista):
     params = (lista, CHAIN.layers[1].init(None, CHAIN_Ds[1]))
     watch = watched(CHAIN, params, params, D=CHAIN_Ds)
-    with pytest.raises(ValueError, match="no evaluation yet"):
-        evolution(CHAIN, CHAIN_Ds).plot()
     figure = watch.plot()
     titles = [axes.get_title() for axes in figure.axes]
     assert titles[:2] == ["Layer 1\nValidation loss", "Layer 2\nValidation loss"]

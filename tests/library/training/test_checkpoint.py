@@ -23,7 +23,6 @@ import numpy as np
 import optax
 import pytest
 import registry
-from faults import flips
 from safetensors.numpy import load_file
 from small_training import D, Damped, OfAnother, families_of_a_user, run, sample
 from trees import same
@@ -36,13 +35,13 @@ from unrolled.training import (
     Checkpoint,
     CheckpointError,
     NonFiniteError,
-    _formats,
+    _files,
     _forms,
-    _keeper,
+    _run,
     restore,
     save,
 )
-from unrolled.training._checkpoint import Steps
+from unrolled.training._files import Steps
 from unrolled.training._forms import DamagedError
 
 M, N, K, STEPS = 3, 5, 2, 12
@@ -305,14 +304,14 @@ def test_a_tree_has_metadata_that_json_can_hold(tmp_path):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_one_copy_is_enough_to_write_a_file_and_none_to_read_it(suffix, tmp_path):
     """Beside the 16 MB that numpy writes at a time."""
-    path, (put, take) = tmp_path / f"a{suffix}", _formats.FORMATS[suffix]
+    path, (put, take) = tmp_path / f"a{suffix}", _files.FORMATS[suffix]
     array = np.arange(2.0**22)
     tracemalloc.start()
     try:
-        _formats.write("save_tree", path, "tree", {"a": array}, put)
+        _files.write("save_tree", path, "tree", {"a": array}, put)
         wrote = tracemalloc.get_traced_memory()[1]
         tracemalloc.reset_peak()
-        found = _formats.read(path, "tree", take)[1]["a"]
+        found = _files.read(path, "tree", take)[1]["a"]
         kept = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -332,11 +331,15 @@ def test_entries_too_large_for_32_bits_are_read_by_us_and_by_numpy(tmp_path, mon
 
 
 def test_a_tree_with_a_flipped_bit_is_refused_or_the_same(tmp_path):
-    tree, metadata = {"a": jnp.arange(3.0), "key": jax.random.key(1)}, {"curve": [0.5, 1e-3]}
+    tree, metadata = {"a": np.arange(3.0), "key": jax.random.key(1)}, {"curve": [0.5, 1e-3]}
     path = tmp_path / "state.npz"
     ur.training.save_tree(path, tree, **metadata)
     blob, refused = path.read_bytes(), 0
-    for _ in flips(path):
+    places = range(0, len(blob), 9)
+    for place in places:
+        changed = bytearray(blob)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
         try:
             found = ur.training.restore_tree(path, tree)
             assert found[1] == metadata and np.array_equal(found[0]["a"], tree["a"])
@@ -344,7 +347,7 @@ def test_a_tree_with_a_flipped_bit_is_refused_or_the_same(tmp_path):
         except CheckpointError as error:
             assert str(error).startswith(f"{path}: damaged (")
             refused += 1
-    assert refused > 0.5 * len(blob)  # the others are times and versions of the archive
+    assert refused > 0.5 * len(places)  # the others are times and versions of the archive
 
 
 def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
@@ -790,8 +793,8 @@ def test_a_curriculum_whose_first_stage_is_one_step_that_harms_goes_on(tmp_path)
 
 def test_a_network_is_named_after_what_made_it():
     layer = ur.layers.ista(K)
-    assert _keeper.kind_of(ur.dsc((layer, ur.alista(K)))) == "dsc(ista, alista)"
-    assert _keeper.kind_of(ur.networks.ml_lista(K)) == "ml_lista"
+    assert _run.kind_of(ur.dsc((layer, ur.alista(K)))) == "dsc(ista, alista)"
+    assert _run.kind_of(ur.networks.ml_lista(K)) == "ml_lista"
 
 
 OTHERS = {
@@ -866,13 +869,9 @@ def test_a_folder_that_cannot_hold_a_run_is_refused_before_the_first_step(tmp_pa
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(CheckpointError, match="cannot write there"):
             run(path, optimizer=optax.GradientTransformation(lambda trained: (), None))
-    for options, error in (
-        (dict(every=0), ValueError),
-        (dict(keep=0), ValueError),
-        (dict(every=2.5), TypeError),
-    ):
-        with pytest.raises(error):
-            Checkpoint(tmp_path, **options)
+    for name in ("every", "keep"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+            Checkpoint(tmp_path, **{name: 0})
     with pytest.raises(TypeError, match="folder must be a path"):
         Checkpoint(3)
 

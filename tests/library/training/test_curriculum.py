@@ -12,7 +12,7 @@ import pytest
 from small_training import Damped, Scale, families_of_a_user
 from trees import same
 
-from unrolled import dictionaries, layers, metrics, networks, problems, training
+from unrolled import dictionaries, layers, metrics, problems, training
 from unrolled.layers import StepAndThreshold, Unrolled
 from unrolled.training import NonFiniteError, Trained, curriculum, scale_steps, search
 
@@ -75,6 +75,7 @@ def test_rates_per_step_are_separate_optimisers(form):
     )
 
 
+@pytest.mark.slow
 def test_scaling_the_gradients_before_adam_does_nothing():
     gradients = [random_like(PARAMS, seed) for seed in range(3)]
     plain = optax.adam(1e-2, eps=0.0)
@@ -312,47 +313,34 @@ def test_a_nan_in_a_late_stage_is_named(D, sample):
     chex.assert_tree_all_finite(caught.value.fit.best)
 
 
-@pytest.mark.slow
-def test_curriculum_refuses_what_it_cannot_train(D, sample):
-    layer = layers.ista(DEPTH)
-    params = layer.init(None, D)
+# Error, words, and what is changed.
+REFUSED = [
+    (TypeError, "sample must be a function.* got list", dict(sample=[[1.0] * M])),
+    (ValueError, "curriculum: Y has one signal", dict(sample=np.ones((1, M)))),
+    (TypeError, "all their params; try training.search", dict(layer=layers.hyperlista(DEPTH))),
+    (TypeError, "rate to an optax .*got GradientTransf", dict(optimizer=optax.adam(1e-3))),
+    (TypeError, "optimizer must be a function", dict(optimizer=lambda rate: rate)),
+    (ValueError, "rate must be non-negative and finite, got nan", dict(rate=np.nan)),
+    (ValueError, "stages must be non-negative factors", dict(stages=())),
+    (ValueError, "stages must be non-negative factors", dict(stages=(1.0, -1.0))),
+    (ValueError, r"decay must be in \[0, 1\], got 1.5", dict(decay=1.5)),
+    (ValueError, "steps_per_stage must be at least 0", dict(steps_per_stage=-1)),
+    (ValueError, "evaluate_every must be at least 1", dict(evaluate_every=0)),
+    (ValueError, "patience must be at least 1", dict(patience=0)),
+    (ValueError, "trainable leaves nothing", dict(trainable=False)),
+    (ValueError, "codes have shape", dict(validation=(np.ones((2, M)), np.ones((2, M))))),
+    (ValueError, "steps but the layer has depth 3", dict(params=layers.ista(4))),
+    (ValueError, "depth must be at least 1", dict(layer=layers.ista(0))),
+]
 
-    def refused(error, match, layer=layer, params=params, sample=sample, **options):
-        with pytest.raises(error, match=match):
-            curriculum(layer, params, D, sample, key=0, **options)
 
-    refused(TypeError, "curriculum: sample must be a function.* got list", sample=[[1.0] * M])
-    refused(ValueError, "curriculum: Y has one signal", sample=np.ones((1, M)))
-    refused(TypeError, "curriculum: loss must be a function", loss=None)
-
-    hyper = layers.hyperlista(DEPTH)
-    refused(TypeError, "share all their params; try training.search", hyper, hyper.init(None, D))
-    refused(TypeError, "layer is a dsc; expected a Layer", networks.dsc((layer,)), (params,))
-    refused(TypeError, "params is a tuple; expected an Unrolled", params=(params,))
-    refused(
-        TypeError,
-        "a function from a rate to an optax transformation.*got GradientTransf",
-        optimizer=optax.adam(1e-3),
-    )
-    refused(TypeError, "optimizer must be a function", optimizer=lambda rate: rate)
-    refused(ValueError, "rate must be non-negative and finite, got nan", rate=np.nan)
-    refused(TypeError, "rate must be a number", rate=optax.constant_schedule(1e-3))
-    refused(ValueError, "stages must be non-negative factors", stages=())
-    refused(ValueError, "stages must be non-negative factors", stages=(1.0, -1.0))
-    refused(ValueError, r"decay must be in \[0, 1\], got 1.5", decay=1.5)
-    refused(TypeError, "decay must be a number, got '0.5'", decay="0.5")
-    refused(ValueError, "steps_per_stage must be at least 0", steps_per_stage=-1)
-    refused(ValueError, "evaluate_every must be at least 1", evaluate_every=0)
-    refused(ValueError, "patience must be at least 1", patience=0)
-    refused(ValueError, "trainable leaves nothing", trainable=False)
-    refused(ValueError, "codes have shape", validation=(jnp.ones((2, M)), jnp.ones((2, M))))
-    refused(
-        ValueError,
-        "params have .* steps but the layer has depth 3",
-        params=layers.ista(4).init(None, D),
-    )
-    bare = layers.ista(0)
-    refused(ValueError, "depth must be at least 1", bare, bare.init(None, D))
+@pytest.mark.parametrize("error, words, changes", REFUSED)
+def test_curriculum_refuses_what_it_cannot_train(error, words, changes, D, sample):
+    usual = dict(layer=layers.ista(DEPTH), sample=sample) | changes
+    layer = usual.pop("layer")
+    params = usual.pop("params", layer).init(None, D)
+    with pytest.raises(error, match=words):
+        curriculum(layer, params, D, usual.pop("sample"), key=0, **usual)
 
 
 @pytest.mark.slow
@@ -417,32 +405,25 @@ def test_a_search_over_a_field_of_the_steps_skips_what_diverges(D, sample):
 
 
 def test_search_refuses_what_is_no_grid(D, hyper):
-    layer, params, Y, X = hyper
-
-    def refused(error, match, Y=Y, X=X, params=params, **options):
-        with pytest.raises(error, match=match):
-            search(layer, params, D, Y, X, **options)
-
-    refused(TypeError, "there are no values to try")
-    refused(
-        TypeError,
-        r"search: Y is not a numeric array \(got function\); try an array that it returns",
-        Y=lambda key: (Y, X),
-        threshold=[0.1],
-    )
-    refused(TypeError, r"search: Y is not a numeric array \(got tuple\)", Y=(Y, X), threshold=[0.1])
-    refused(TypeError, r"no field 'theta'; expected one of \['analytic', 'threshold'", theta=[0.1])
-    refused(ValueError, "analytic is not one number, so it has no grid", analytic=[0.1])
-    refused(ValueError, r"threshold has values of shape \(\); expected a vector", threshold=0.1)
-    refused(ValueError, r"threshold has values of shape \(0,\)", threshold=[])
-    refused(ValueError, "threshold has NaN or infinite", threshold=[np.nan])
-    refused(TypeError, r"threshold must be numbers to try, got \['a'\]", threshold=["a"])
-    refused(ValueError, "chunk must be at least 1", chunk=0, threshold=[0.1])
-    refused(ValueError, r"and X \(20,\)", X=X[0], threshold=[0.1])
-    refused(ValueError, rf"expected \(batch, {M}\) and \(batch, {N}\)", Y=Y[1:], threshold=[0.1])
-    refused(TypeError, "no field 'count'", count=[1.0])  # a method of every tuple
-    refused(TypeError, "params must be Unrolled", params=(params,), threshold=[0.1])
+    layer, given, Y, X = hyper
     steps = layers.ista(2).init(None, D)
-    refused(ValueError, "theta must be non-negative", params=steps, theta=[-0.1, 0.1])
-    loose = layers.unstack(layers.ista(2).init(None, D))
-    refused(TypeError, "no field 'gamma'.*try layers.stack", params=loose, gamma=[0.1])
+    tried = dict(threshold=[0.1])
+    for error, words, changes in (
+        (TypeError, "there are no values to try", {}),
+        (TypeError, r"'theta'; expected one of \['analytic', 'threshold'", dict(theta=[0.1])),
+        (ValueError, "analytic is not one number, so it has no grid", dict(analytic=[0.1])),
+        (ValueError, r"values of shape \(\); expected a vector", dict(threshold=0.1)),
+        (ValueError, r"threshold has values of shape \(0,\)", dict(threshold=[])),
+        (ValueError, "threshold has NaN or infinite", dict(threshold=[np.nan])),
+        (TypeError, r"must be numbers to try, got \['a'\]", dict(threshold=["a"])),
+        (ValueError, "chunk must be at least 1", dict(chunk=0) | tried),
+        (ValueError, r"and X \(20,\)", dict(X=X[0]) | tried),
+        (ValueError, rf"expected \(batch, {M}\) and \(batch, {N}\)", dict(Y=Y[1:]) | tried),
+        (TypeError, "no field 'count'", dict(count=[1.0])),  # a method of every tuple
+        (TypeError, "params must be Unrolled", dict(params=(given,)) | tried),
+        (ValueError, "theta must be non-negative", dict(params=steps, theta=[-0.1, 0.1])),
+        (TypeError, "'gamma'.*layers.stack", dict(params=layers.unstack(steps), gamma=[0.1])),
+    ):
+        usual = dict(params=given, Y=Y, X=X) | changes
+        with pytest.raises(error, match=words):
+            search(layer, usual.pop("params"), D, usual.pop("Y"), usual.pop("X"), **usual)

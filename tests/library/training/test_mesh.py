@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,11 @@ import numpy as np
 import optax
 import pytest
 from command_line import AS_USERS, devices
+from jax.sharding import PartitionSpec as P
 
 import unrolled as ur
+from unrolled.training import Trained
+from unrolled.training._mesh import Placement, Sharing, mean, places_of
 
 D = ur.dictionaries.gaussian(0, 10, 20)
 LAYER = ur.lista_cp(2, tied=False)
@@ -44,11 +48,6 @@ def test_a_step_is_the_mean_of_batches_drawn_by_keys_of_their_own():
     assert found.history.loss[0] == pytest.approx(np.mean([loss(start, key) for key in keys]))
 
 
-def test_one_batch_without_a_mesh_is_the_training_of_before():
-    whole, again = fit(), fit(accumulate=1)
-    assert ur.training.digest(whole.params) == ur.training.digest(again.params)
-
-
 @pytest.mark.slow
 def test_a_mesh_of_one_device_changes_nothing():
     alone, there = fit(accumulate=2), fit(accumulate=2, mesh=MESH)
@@ -61,7 +60,6 @@ def test_a_mesh_of_one_device_changes_nothing():
     [
         (dict(accumulate=3), ValueError, "accumulate must be a power of two, got 3"),
         (dict(accumulate=0), ValueError, "accumulate"),
-        (dict(accumulate=2.5), TypeError, "accumulate"),
         (dict(reduction="sum"), ValueError, "unknown reduction 'sum'; expected \"tree\" or"),
         (dict(reduction="psum", accumulate=2), ValueError, "got accumulate=2 and no mesh"),
         (dict(reduction="psum", mesh=MESH), ValueError, "got accumulate=1 and a mesh; try"),
@@ -191,8 +189,6 @@ def test_nor_do_they_with_line_searches_stages_and_learned_dictionaries(tmp_path
 
 def test_the_sum_of_a_tree_is_by_halves():
     """((0 + 1) + (2 + 3)) and so on, which no other order gives for these numbers."""
-    from unrolled.training._mesh import Sharing, mean
-
     values = jnp.asarray(np.random.default_rng(0).normal(size=8) * 10.0 ** np.arange(-8, 8, 2))
     keys = jax.random.split(jax.random.key(3), 8)
 
@@ -204,6 +200,29 @@ def test_the_sum_of_a_tree_is_by_halves():
     while len(total) > 1:
         total = total[0::2] + total[1::2]
     assert mean(of, jax.random.key(3), Sharing(8)) == total[0] / 8
+
+
+def test_leaves_with_a_column_for_each_atom_lie_along_the_atoms():
+    place = Placement(jax.make_mesh((1, 1), ("data", "atoms")), Trained(3, 0))
+    found = place(Trained({"W": np.ones((4, 2, 3)), "theta": np.ones(3), "gamma": np.ones(2)}, D))
+    specs = jax.tree.map(lambda leaf: leaf.sharding.spec, found)
+    split = {"W": P(None, None, "atoms"), "theta": P("atoms"), "gamma": P()}
+    assert specs == Trained(split, P())
+
+
+@pytest.mark.parametrize("processes", [[[0, 0], [1, 1]], [[0, 1], [0, 1]]])
+def test_atoms_are_split_within_a_process_alone(processes):
+    mesh = SimpleNamespace(
+        shape={"data": 2, "atoms": 2},
+        axis_names=("data", "atoms"),
+        devices=np.array([[SimpleNamespace(process_index=p) for p in row] for row in processes]),
+    )
+    whole = Trained(LAYER.init(None, D), D)
+    if processes[0] == [0, 0]:
+        assert places_of(mesh, whole, "fit").sizes.D == 20
+    else:
+        with pytest.raises(ValueError, match="fit: devices of the axis 'atoms' belong to several"):
+            places_of(mesh, whole, "fit")
 
 
 SHARDED = """

@@ -27,7 +27,7 @@ if count > 1:
 import numpy as np, optax
 import unrolled as ur
 from unrolled._base.files import MappedRows
-from unrolled.training import _checkpoint
+from unrolled.training import _files
 
 D = ur.dictionaries.gaussian(0, 10, 20)
 layer = ur.lista_cp(2, tied=False)
@@ -90,17 +90,17 @@ try:
 except ValueError as error:
     answer["other steps"] = str(error)
 
-save = _checkpoint.Steps.save
+save = _files.Steps.save
 def full(self, step, *arguments, **options):
     if step == 4:
         raise ur.training.CheckpointError("step 4 was not saved (No space left on device)")
     save(self, step, *arguments, **options)
-_checkpoint.Steps.save = full
+_files.Steps.save = full
 try:
     fit("full")
 except ur.training.CheckpointError as error:
     answer["full disk"] = str(error)
-_checkpoint.Steps.save = save
+_files.Steps.save = save
 answer["after the disk was full"] = fit("full", log=os.path.join(folder, "log"))
 
 def end(record, params):

@@ -23,14 +23,13 @@ def problem():
 
 def test_the_law_is_that_of_the_sample(problem):
     D, Y, X = problem
-    law = training.prepare("ista", D, Y, X, depth=K).law
+    law = training.law_of(D, Y, X)
     nonzeros = np.asarray(X)[np.asarray(X) != 0]
     assert law.probability == pytest.approx(len(nonzeros) / X.size, rel=1e-5)
     assert law.variance == pytest.approx(np.mean(nonzeros**2), rel=1e-5)
     assert law.noise == 0 and law.atoms == D_
-    noisy = ur.problems.add_noise(2, Y, 20.0)
-    noise = np.mean(np.square(np.asarray(noisy - Y)))
-    assert training.prepare("ista", D, noisy, X, depth=K).law.noise == pytest.approx(noise)
+    noise = 0.01 * np.random.default_rng(0).normal(size=Y.shape)
+    assert training.law_of(D, Y + noise, X).noise == pytest.approx(np.mean(noise**2))
 
 
 def test_samples_of_one_law_have_the_options_of_one():
@@ -89,6 +88,7 @@ def test_starts_do_not_expand_where_the_weights_would():
     assert start.nmse < 0
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["lamp", "lamp_bg"])
 def test_message_passing_that_diverges_starts_with_smaller_weights(name, problem):
     """It does with a spectrum over two decades; with Gaussian D its own start stays."""
@@ -121,7 +121,8 @@ def test_noise_chooses_a_ridge():
 def test_options_that_are_given_win(problem):
     D, Y, X = problem
     assert training.prepare("alista", D, Y, X, depth=K, support=None).layer.support is None
-    assert training.prepare("ista", D, Y, X, depth=K, lam=0.5).layer.lam == 0.5
+    start = training.prepare("ista", D, Y, X, depth=K, lam=0.5)
+    assert start.layer.lam == 0.5 and start.law == training.law_of(D, Y, X)
 
 
 @pytest.mark.slow

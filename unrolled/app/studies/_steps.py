@@ -18,11 +18,13 @@ from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, Key
 from unrolled._base.files import drawing
-from unrolled.compare import ChainComparison, Comparison, DivergenceWarning, compare
-from unrolled.dictionaries import as_chain, as_dictionary, check_batch
+from unrolled.compare import ChainComparison, Comparison
+from unrolled.compare import compared as compared_of
+from unrolled.dictionaries import check_batch
 from unrolled.layers import Layer, Unrolled
 from unrolled.problems import resampler
 from unrolled.pursuit import PURSUITS, check_dictionaries, check_options, pursue
+from unrolled.training import as_dictionaries
 from unrolled.vision import datasets
 
 BATCH = 64  # signals of a training step
@@ -46,11 +48,6 @@ class Samples(NamedTuple):
         if self.snr is None:
             return ""
         return ", without noise" if np.isinf(self.snr) else f", SNR {self.snr:g} dB"
-
-
-def as_dictionaries(D: Any, where: str) -> Any:
-    """A dictionary, or a tuple of those of a chain, checked."""
-    return as_chain(D, where) if isinstance(D, tuple | list) else as_dictionary(D, where)
 
 
 @checked
@@ -484,24 +481,22 @@ _FIELDS = (
 
 
 def compared(*arguments: Any, **options: Any) -> Any:
-    """`compare` without its warning and its seconds: a report has the notes of the result."""
-    with checks.quiet(DivergenceWarning), checks.quiet(message="compare: .* not in the gaps"):
-        result: Any = compare(*arguments, **options)
-    if isinstance(result, ChainComparison):
-        return result._replace(layers=tuple(map(_untimed, result.layers)))
-    return _untimed(result)
+    """`compare` without its warning, of which a report has the notes, and without its seconds.
 
-
-def _untimed(result: Comparison) -> Comparison:
-    """Without seconds, so that a study is a function of its arguments.
-
-    Where true codes judge, PSNR, whose peak depends on the sample, is left to `compare`.
+    A study is a function of its arguments. Where true codes judge, PSNR, whose peak depends on the
+    sample, is left to `compare`.
     """
-    costs = {name: cost._replace(seconds=None) for name, cost in result.costs.items()}
-    if result.known:
-        curves = {name: curve._replace(psnr=None) for name, curve in result.curves.items()}
-        result = result._replace(curves=curves)
-    return result._replace(costs=costs)
+    result = compared_of(*arguments, **options)
+    if isinstance(result, ChainComparison):
+        return result._replace(layers=tuple(map(_without_psnr, result.layers)))
+    return _without_psnr(result)
+
+
+def _without_psnr(result: Comparison) -> Comparison:
+    if not result.known:
+        return result
+    curves = {name: curve._replace(psnr=None) for name, curve in result.curves.items()}
+    return result._replace(curves=curves)
 
 
 @checked
