@@ -11,6 +11,7 @@ from unrolled.training._curriculum import StepRates, curriculum, scale_steps
 from unrolled.training._fit import fit
 from unrolled.training._formats import restore_tree, save_tree
 from unrolled.training._forms import CheckpointError, digest, versions
+from unrolled.training._loop import drive
 from unrolled.training._losses import (
     deep,
     lasso,
