@@ -20,7 +20,7 @@ from unrolled._base import checks, text
 from unrolled._base.arguments import checked
 from unrolled._base.text import version
 from unrolled._base.threads import deferred, leave
-from unrolled.training import restore_tree, save_tree
+from unrolled.training import drive, restore_tree, save_tree
 from unrolled.vision.datasets import Images
 from unrolled.vision.experiments import _data, _table
 from unrolled.vision.experiments._program import (
@@ -62,27 +62,30 @@ Progress = Callable[[str, int, int, str], None]
 
 @dataclasses.dataclass
 class Job:
-    """A run in progress."""
+    """A run in progress, for `drive` of training: an epoch ends in an evaluation."""
 
     recipe: Recipe
     images: Images
-    folder: Path
+    path: Path  # where its state is saved
     name: str
     program: Program
     state: State
     curve: list[dict[str, Any]]
     seconds: float  # of all processes that worked on it
+    devices: Devices
+    until: float
+    caught: list[int]  # signals that ask the run to stop
     progress: Progress | None
-    devices: Devices = Devices()
     pace: float = math.inf  # seconds of a step
-    saved: float = dataclasses.field(default_factory=time.monotonic)
 
     def __post_init__(self):
         self.key = key_of(self.recipe)
         put = self.devices.everywhere
         self.X, self.Y = (put(jnp.asarray(part)) for part in self.images.train)
         self.tests = tuple(put(jnp.asarray(part)) for part in self.images.test)
-        self.state = put(self.state)
+        self.gamma = np.float32(self.recipe.gamma) if self.recipe.gamma else None
+        self.state, self.step = put(self.state), int(self.state.step)
+        self.saved = time.monotonic()
 
     @property
     def finished(self) -> bool:
@@ -94,53 +97,37 @@ class Job:
         """The loss of the last epoch is no number."""
         return bool(self.curve) and not math.isfinite(self.curve[-1]["train"]["loss"])
 
-    @property
-    def path(self) -> Path:
-        """Where its state is saved."""
-        return self.folder / _table.STATES / f"{self.name}.npz"
+    def next_end(self) -> int | None:
+        """The end of the epoch, whose batches are drawn."""
+        if self.finished or time.monotonic() >= self.until:
+            return None
+        epoch, steps = len(self.curve), self.program.steps_per_epoch
+        indices = np.asarray(order(self.key, epoch, len(self.X)))
+        self.batches = indices[: steps * self.recipe.batch].reshape(steps, -1)
+        self._begin_chunk()
+        return (epoch + 1) * steps
 
-    def epoch(self, caught: list[int]) -> None:
-        """Go on to the end of the epoch, and evaluate there; save from time to time.
+    def advance(self) -> None:
+        """Take one step."""
+        chosen = self.batches[self.step % len(self.batches)]
+        self.state = self.program.advance(self.state, self.key, chosen, self.gamma, self.X, self.Y)
+        self.step += 1
+
+    def pause(self) -> None:
+        """After a chunk of about a second, tell how far it is, and save if it is time.
 
         Raises:
             KeyboardInterrupt, SystemExit: a signal was caught; the state has been saved.
         """
-        epoch, steps = len(self.curve), self.program.steps_per_epoch
-        indices = np.asarray(order(self.key, epoch, len(self.X)))
-        batches = indices[: steps * self.recipe.batch].reshape(steps, -1)
-        gamma = np.float32(self.recipe.gamma) if self.recipe.gamma else None
-        done, end = int(self.state.step), (epoch + 1) * steps
-        while done < end:
-            began, chunk = time.monotonic(), self._chunk()
-            stop = min(done + chunk, end)
-            for step in range(done, stop):
-                self.state = self.program.advance(
-                    self.state, self.key, batches[step % steps], gamma, self.X, self.Y
-                )
-            jax.block_until_ready(self.state.step)
-            passed = time.monotonic() - began
-            self.seconds, self.pace = self.seconds + passed, passed / (stop - done)
-            done = stop
-            if done < end:
-                self._pause(done, caught)
-        self._close_epoch()
-        self._pause(done, caught)
+        most = _FIRST_STEPS if self.pace == math.inf else max(1, int(_CHUNK_SECONDS / self.pace))
+        if self.step - self.first == most:
+            self._end_chunk()
+            self._tell_and_save()
+            self._begin_chunk()
 
-    def _chunk(self) -> int:
-        """Steps of about a second."""
-        return _FIRST_STEPS if self.pace == math.inf else max(1, int(_CHUNK_SECONDS / self.pace))
-
-    def _pause(self, done: int, caught: list[int]) -> None:
-        """Tell how far it is, and save if it is time."""
-        if self.progress:
-            all_steps = self.recipe.epochs * self.program.steps_per_epoch
-            self.progress(self.name, done, all_steps, _last_line(self.curve))
-        if caught or time.monotonic() - self.saved > _SAVE_SECONDS:
-            self.save()
-        if caught:
-            leave(caught[0], f"experiment: stopped after step {done} of {self.name}, saved")
-
-    def _close_epoch(self) -> None:
+    def evaluate(self) -> None:
+        """Add a line to the curve; then as between two chunks."""
+        self._end_chunk()
         began = time.monotonic()
         sums = jax.device_get(self.state.sums)
         means = jax.tree.map(lambda total: total / self.program.steps_per_epoch, sums)
@@ -149,13 +136,36 @@ class Job:
         self.curve.append({"train": train, "test": tested})
         self.state = self.state._replace(sums=no_sums(len(self.program.layers)))
         self.seconds += time.monotonic() - began
+        self._tell_and_save()
+
+    def _begin_chunk(self) -> None:
+        self.first, self.began = self.step, time.monotonic()
+
+    def _end_chunk(self) -> None:
+        """Wait for its steps, and count their time."""
+        jax.block_until_ready(self.state.step)
+        passed = time.monotonic() - self.began
+        if taken := self.step - self.first:
+            self.seconds, self.pace = self.seconds + passed, passed / taken
+
+    def _tell_and_save(self) -> None:
+        if self.progress:
+            all_steps = self.recipe.epochs * self.program.steps_per_epoch
+            self.progress(self.name, self.step, all_steps, _last_line(self.curve))
+        if self.caught or time.monotonic() - self.saved > _SAVE_SECONDS:
+            self.save()
+        if self.caught:
+            leave(
+                self.caught[0],
+                f"experiment: stopped after step {self.step} of {self.name}, saved",
+            )
 
     def save(self) -> None:
         """Put the state on disk."""
         save_tree(self.path, self.state, curve=self.curve, seconds=self.seconds)
         self.saved = time.monotonic()
 
-    def finish(self, keep_weights: bool) -> dict[str, Any]:
+    def finish(self, folder: Path, keep_weights: bool) -> dict[str, Any]:
         """Write the row, and what stays with it; the saved state goes."""
         (X, _), (X_test, _) = self.images.train, self.images.test
         row = {
@@ -183,12 +193,12 @@ class Job:
         }
         if keep_weights:
             weights = {"params": self.state.params, "others": self.state.others}
-            save_tree(self.folder / _table.WEIGHTS / f"{self.name}.npz", weights)
+            save_tree(folder / _table.WEIGHTS / f"{self.name}.npz", weights)
         if not self.images.classes:
-            _table.write_pictures(self.folder, self.name, self._pictures())
-        _table.write_row(self.folder, self.name, row)
+            _table.write_pictures(folder, self.name, self._pictures())
+        _table.write_row(folder, self.name, row)
         self.path.unlink(missing_ok=True)
-        return _table.read_row(self.folder, self.name) or row
+        return _table.read_row(folder, self.name) or row
 
     def _pictures(self) -> dict[str, np.ndarray]:
         """The first test pictures, with their true and their predicted masks."""
@@ -317,13 +327,13 @@ def run(
                 return Outcome(name, row)
             if time.monotonic() >= until:  # nothing is made, nor saved, of what is not begun
                 return Outcome(name, None)
-            job = _opened(recipe, chosen, folder, name, build, progress, devices)
-            while not job.finished and time.monotonic() < until:
-                job.epoch(caught)
+            options: dict[str, Any] = dict(until=until, caught=caught, progress=progress)
+            job = _opened(recipe, chosen, folder, name, build, devices, **options)
+            drive(job)
             if not job.finished:
                 job.save()
                 return Outcome(name, None)
-            return Outcome(name, job.finish(keep_weights))
+            return Outcome(name, job.finish(folder, keep_weights))
 
 
 def _finished(folder: Path, name: str, images: Images) -> dict[str, Any] | None:
@@ -349,8 +359,8 @@ def _opened(
     folder: Path,
     name: str,
     build: Build,
-    progress: Progress | None,
     devices: Devices,
+    **options: Any,
 ) -> Job:
     """The run where it was saved last, or at its start."""
     X = images.train[0]
@@ -365,13 +375,11 @@ def _opened(
         _data.moments(X, recipe),
         devices,
     )
-    begun = start(program, model)
-    job = Job(recipe, images, folder, name, program, begun, [], 0.0, progress, devices)
-    if job.path.is_file():
-        saved, record = restore_tree(job.path, begun)
-        job.state = devices.everywhere(saved)
-        job.curve, job.seconds = record["curve"], record["seconds"]
-    return job
+    state, curve, seconds = start(program, model), [], 0.0
+    if (path := folder / _table.STATES / f"{name}.npz").is_file():
+        state, record = restore_tree(path, state)
+        curve, seconds = record["curve"], record["seconds"]
+    return Job(recipe, images, path, name, program, state, curve, seconds, devices, **options)
 
 
 @functools.lru_cache(maxsize=16)
