@@ -29,7 +29,7 @@ from unrolled.app.cli import main
 from unrolled.training import CheckpointError
 from unrolled.vision import experiments
 from unrolled.vision.datasets import Images
-from unrolled.vision.experiments import Recipe, _program, _recipe, _run, _table, paper_recipe
+from unrolled.vision.experiments import Recipe, _program, _recipe, _run, paper_recipe
 from unrolled.vision.experiments._program import devices_of
 from unrolled.vision.models._layers import Dense
 
@@ -354,13 +354,13 @@ def test_a_budget_stops_at_the_end_of_an_epoch(finished, images, tmp_path, monke
 
 
 def test_a_row_in_the_hands_of_another_process_is_left_to_it(images, tmp_path):
-    folder = _table.open_folder(tmp_path)
-    name = RECIPE.row_name(experiments._data.digest(images))
-    with _table.claimed(folder, name) as mine:
+    folder = _run.open_folder(tmp_path)
+    name = RECIPE.row_name(_recipe.digest_of(images))
+    with _run.claimed(folder, name) as mine:
         assert mine
         found = experiments.sweep([RECIPE], images, tmp_path, build=build)
     assert found.busy == [name] and not found.rows
-    with _table.claimed(folder, name) as mine:  # whose holder is gone
+    with _run.claimed(folder, name) as mine:  # whose holder is gone
         assert mine
 
 
@@ -368,10 +368,10 @@ def test_a_row_that_was_finished_meanwhile_is_found(finished, images, tmp_path, 
     _, name, row = finished
 
     def run_elsewhere(recipe, images, folder, **_):
-        _table.write_row(_table.open_folder(folder), name, row)
+        _run.write_row(_run.open_folder(folder), name, row)
         return _run.Outcome(name, None, busy=True)
 
-    monkeypatch.setattr(experiments._run, "run", run_elsewhere)
+    monkeypatch.setattr(_run, "run", run_elsewhere)
     found = experiments.sweep([RECIPE], images, tmp_path, build=build)
     assert found.rows[name]["curve"] == row["curve"] and not found.busy
 
@@ -578,7 +578,7 @@ def test_models_that_do_not_fit_their_images():
     for message, (fields, shape, classes) in bad.items():
         recipe = dataclasses.replace(RECIPE, **fields)
         with pytest.raises(ValueError, match=message):
-            experiments._recipe.build_model(recipe, shape, classes, nnx.Rngs(0))
+            _recipe.build_model(recipe, shape, classes, nnx.Rngs(0))
 
 
 def test_folders_of_something_else(images, tmp_path):
@@ -606,11 +606,11 @@ def test_test_sets_are_parts_of_the_images():
     images = Images(
         "cifar10", (X, labels), (X.repeat(40, 0), labels.repeat(40)), tuple("0123456789")
     )
-    held = experiments._data.split(images, "held-out")
+    held = _recipe.split_images(images, "held-out")
     assert held.test[0][:, 0, 0, 0].tolist() == list(range(40, 50))
     assert held.train[0][:, 0, 0, 0].tolist() == list(range(40))
-    assert len(experiments._data.split(images, "exact").test[1]) == 1000
-    assert experiments._data.split(images, "whole") is images
+    assert len(_recipe.split_images(images, "exact").test[1]) == 1000
+    assert _recipe.split_images(images, "whole") is images
 
 
 def test_digits_are_enlarged_and_framed():
@@ -857,10 +857,10 @@ def test_unfolded_pursuits_are_compared_with_the_plain_network():
 def test_the_report_of_a_folder(tmp_path):
     from unrolled.app.commands._experiment_report import write
 
-    folder = _table.open_folder(tmp_path)
+    folder = _run.open_folder(tmp_path)
     rows = rows_of(SCORES)
     for name, row in rows.items():
-        _table.write_row(folder, name, row)
+        _run.write_row(folder, name, row)
     check_forms(experiments.Sweep(rows, [], []))
     text = write(folder, experiments.Sweep({}, ["later"], ["other"]))
     assert "+2.67 ± 1.43" in text and "seeds 3" in text and "epochs: 2 instead of 200" in text
@@ -880,9 +880,9 @@ def test_a_figure_that_fails_loses_no_table_of_the_report(tmp_path, monkeypatch)
         raise ValueError("no figure")
 
     monkeypatch.setattr(ur.plots, "figure", no_figure)
-    folder, rows = _table.open_folder(tmp_path), rows_of(SCORES)
+    folder, rows = _run.open_folder(tmp_path), rows_of(SCORES)
     for name, row in rows.items():
-        _table.write_row(folder, name, row)
+        _run.write_row(folder, name, row)
     with pytest.raises(ValueError, match="no figure"):
         write(folder, experiments.Sweep({}, [], []))
     assert "+2.67 ± 1.43" in (folder / "report.md").read_text()
@@ -896,7 +896,7 @@ def test_names_of_rows_that_were_made_are_those_of_their_recipes():
     assert len(kept) >= 7
     for path in kept:
         row = json.loads(path.read_text())
-        recipe = experiments._recipe.from_dict(row["recipe"])
+        recipe = _recipe.from_dict(row["recipe"])
         assert recipe.row_name(row["images"]["sha256"]) == path.stem
 
 
@@ -914,14 +914,14 @@ def test_equal_recipes_have_one_name_whatever_the_kinds_of_their_numbers():
 
 def test_a_row_with_a_flipped_bit_is_refused_or_the_same(tmp_path):
     """Of every byte one bit."""
-    folder = _table.open_folder(tmp_path)
+    folder = _run.open_folder(tmp_path)
     ((name, row),) = rows_of({("relu", 0.0, 0): 0.5}).items()
-    _table.write_row(folder, name, row)
+    _run.write_row(folder, name, row)
     path = folder / "rows" / f"{name}.json"
     blob, refused = path.read_bytes(), 0
     for changed in flips(path, period=7):
         try:
-            assert _table.read_row(folder, name) == row, changed
+            assert _run.read_row(folder, name) == row, changed
         except CheckpointError as error:
             assert str(error).startswith(f"{path}: not a row of an experiment ")
             refused += 1
@@ -934,7 +934,7 @@ def test_a_row_with_a_flipped_bit_is_refused_or_the_same(tmp_path):
 def test_damaged_features_and_pictures_of_a_row_are_refused(finished, images, tmp_path):
     folder = Path(shutil.copytree(finished[0], tmp_path / "copy"))
     name = finished[1]
-    _table.write_pictures(folder, name, {"X": np.ones(3), "truth": np.ones(3)})
+    _run.write_pictures(folder, name, {"X": np.ones(3), "truth": np.ones(3)})
     with pytest.raises(CheckpointError, match="not the pictures of a row .'predicted'"):
         experiments.read_pictures(folder, name)
     path = folder / "features" / f"{name}-2.json"
@@ -1037,19 +1037,19 @@ def test_a_folder_of_classes_is_a_data_set(tmp_path):
     for name, root in (("pets", tmp_path), (str(tmp_path / "pets"), tmp_path / "pets")):
         images = experiments.load(name, root)
         assert images.classes == ("cat", "dog") and images.train[0].shape == (8, 32, 32, 3)
-        experiments._data.check(images, Recipe(data="pets", model="lenet5", batch=4))
+        _recipe.check_images(images, Recipe(data="pets", model="lenet5", batch=4))
 
 
 def test_features_are_measured_of_the_rows_on_these_images(tmp_path):
     """A folder may have rows on the same set at another size."""
     from unrolled.app.commands import _experiment_report
 
-    folder = _table.open_folder(tmp_path)
+    folder = _run.open_folder(tmp_path)
     ((name, row),) = rows_of({("relu", 0.0, 0): 0.5}).items()
     row["recipe"]["data"] = row["images"]["name"] = "digits"
-    _table.write_row(folder, name, row)
+    _run.write_row(folder, name, row)
     (folder / "weights" / f"{name}.npz").write_bytes(b"of pictures 32 x 32")
-    row["images"]["sha256"] = experiments._data.digest(experiments.load("digits", side=32))
+    row["images"]["sha256"] = _recipe.digest_of(experiments.load("digits", side=32))
     digits = experiments.load("digits", side=16)
     assert _experiment_report.features_sections(folder, digits, print) == []
     assert experiments.trained_on(row, experiments.load("digits")) and not experiments.trained_on(

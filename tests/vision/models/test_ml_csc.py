@@ -10,7 +10,7 @@ from jax import lax
 
 import unrolled as ur
 from unrolled.vision.models import MLCSC, Filters, ImageConv
-from unrolled.vision.models._image_conv import norm_from_below
+from unrolled.vision.models._layers import norm_from_below
 
 PICTURE, FILTERS = (9, 8, 2), (Filters(4, 4, 2), Filters(5, 2))
 METHODS = ("ml-ista", "ml-fista", "ml-lista", "layered-bp", "all-free")

@@ -10,8 +10,8 @@ import numpy as np
 
 from unrolled._base import checks
 from unrolled._base.arguments import checked
+from unrolled.vision.datasets._arrays import _PICTURES, open_picture, picture_files
 from unrolled.vision.datasets._collections import Images, locate
-from unrolled.vision.datasets._pictures import _PICTURES, open_picture, picture_files
 
 Pair = tuple[Path, Path]  # the files of a picture and of its mask
 

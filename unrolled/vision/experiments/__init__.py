@@ -3,7 +3,7 @@
 `import unrolled` does not import this package, which needs flax.
 """
 
-from unrolled.vision.experiments._data import load, shapes
+from unrolled.vision.datasets import shapes
 from unrolled.vision.experiments._features import (
     Admitted,
     Codes,
@@ -16,30 +16,28 @@ from unrolled.vision.experiments._features import (
     row_features,
     trained_on,
 )
-from unrolled.vision.experiments._figures import (
-    l1_in_training,
-    predicted_masks,
-    scores_by_activation,
-    training_loss,
-)
 from unrolled.vision.experiments._layer_dictionary import LayerDictionary, Pursued, as_dictionary
 from unrolled.vision.experiments._recipe import (
     Recipe,
     deviations,
+    grid,
+    load,
     options_of,
     paper_recipe,
     task_of,
 )
-from unrolled.vision.experiments._run import Outcome, Sweep, grid, run, sweep
+from unrolled.vision.experiments._run import Outcome, Sweep, read_pictures, read_rows, run, sweep
 from unrolled.vision.experiments._table import (
     Cell,
     Interval,
     holm,
     interval,
-    read_pictures,
-    read_rows,
+    l1_in_training,
+    predicted_masks,
+    scores_by_activation,
     scores_table,
     summarize,
+    training_loss,
 )
 
 __all__ = [

@@ -21,7 +21,6 @@ from unrolled._base.text import markdown, screen, sealed, table, to_json, unseal
 from unrolled.dictionaries import Conv, dense
 from unrolled.training import restore_tree
 from unrolled.vision.datasets import Images
-from unrolled.vision.experiments import _data, _table
 from unrolled.vision.experiments._layer_dictionary import (
     LayerDictionary,
     Pursued,
@@ -29,7 +28,15 @@ from unrolled.vision.experiments._layer_dictionary import (
     block_of,
     pursued,
 )
-from unrolled.vision.experiments._recipe import Build, build_model, from_dict
+from unrolled.vision.experiments._recipe import (
+    Build,
+    build_model,
+    digest_of,
+    from_dict,
+    moments_of,
+    split_images,
+)
+from unrolled.vision.experiments._run import WEIGHTS, read_row
 from unrolled.vision.experiments._table import check_fields, interval
 from unrolled.vision.models import tap
 
@@ -369,10 +376,10 @@ def restore(folder: str | Path, row: str, *, build: Build = build_model) -> Any:
         >>> from unrolled.vision import experiments
         >>> net = experiments.restore("runs", "digits-lenet5-...")  # doctest: +SKIP
     """
-    record = _table.read_row(Path(folder), row)
+    record = read_row(Path(folder), row)
     if record is None:
         raise FileNotFoundError(f"{folder}: has no row {row!r}")
-    path = Path(folder) / _table.WEIGHTS / f"{row}.npz"
+    path = Path(folder) / WEIGHTS / f"{row}.npz"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: the weights of this row were not kept")
     recipe, images = from_dict(record["recipe"]), record["images"]
@@ -407,7 +414,7 @@ def trained_on(row: Mapping[str, Any], images: Images) -> bool:
     own = row["images"]
     if own["name"] != images.name:
         return False
-    return _data.digest(_data.split(images, row["recipe"]["test"])) == own["sha256"]
+    return digest_of(split_images(images, row["recipe"]["test"])) == own["sha256"]
 
 
 @checked
@@ -441,18 +448,18 @@ def row_features(
         >>> images = experiments.load("digits")
         >>> experiments.row_features("runs", "digits-lenet5-...", images)  # doctest: +SKIP
     """
-    model, record = restore(folder, row, build=build), _table.read_row(Path(folder), row)
+    model, record = restore(folder, row, build=build), read_row(Path(folder), row)
     assert record is not None
     recipe = from_dict(record["recipe"])
     if not trained_on(record, images):
         raise ValueError(f"row_features: {row} was trained on other images than {images.name}")
-    chosen = _data.split(images, recipe.test)
+    chosen = split_images(images, recipe.test)
     height, width = chosen.test[0].shape[1:3]
     X = chosen.test[0][: n or max(1, _PIXELS // (height * width))]
     path = Path(folder) / _FOLDER / f"{row}-{len(X)}.json"
     if not path.is_file():
         mean, deviation = (
-            np.asarray(part, np.float32) for part in _data.moments(chosen.train[0], recipe)
+            np.asarray(part, np.float32) for part in moments_of(chosen.train[0], recipe)
         )
         scaled = (X.astype(np.float32) / np.float32(255) - mean) / deviation
         measured = features(model, scaled, _convolutions(model, recipe.layers))

@@ -26,8 +26,7 @@ from unrolled._base.checks import Array
 from unrolled._base.programs import DATA, data_mesh
 from unrolled.vision import models
 from unrolled.vision.datasets import crop_and_flip
-from unrolled.vision.experiments._data import EXACT
-from unrolled.vision.experiments._recipe import Recipe
+from unrolled.vision.experiments._recipe import EXACT, Recipe
 
 
 class Devices(NamedTuple):

@@ -1,11 +1,15 @@
-"""Runs: a model trained by a recipe, saved as it goes, and a row of results at its end."""
+"""Runs: a model trained by a recipe, saved as it goes, and a row of results at its end.
+
+The folder of an experiment has the rows, and beside them what some rows keep.
+"""
 
 import dataclasses
 import functools
-import itertools
+import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +20,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from unrolled._base import checks, text
+from unrolled._base import checks, files, text
 from unrolled._base.arguments import checked
-from unrolled._base.text import version
+from unrolled._base.files import CheckpointError, write_whole
+from unrolled._base.text import sealed, to_json, unsealed, version
 from unrolled._base.threads import deferred, leave
 from unrolled.training import drive, restore_tree, save_tree
 from unrolled.vision.datasets import Images
-from unrolled.vision.experiments import _data, _table
 from unrolled.vision.experiments._program import (
     SCORES,
     Devices,
@@ -43,13 +47,149 @@ from unrolled.vision.experiments._recipe import (
     Build,
     Recipe,
     build_model,
+    check_images,
     deviations,
+    digest_of,
+    moments_of,
     paper_recipe,
     penalised,
     size,
+    split_images,
     task_of,
 )
-from unrolled.vision.experiments._table import read_row, scores_table, summarize
+from unrolled.vision.experiments._table import scores_table, summarize
+
+_PARTS = ROWS, STATES, WEIGHTS, PICTURES = "rows", "states", "weights", "pictures"
+_FORMAT = 1
+_KEYS = (
+    *("recipe", "deviations", "layers", "images", "parameters", "status", "scores", "features"),
+    *("curve", "seconds", "environment"),
+)
+
+
+def open_folder(folder: str | Path) -> Path:
+    """The folder of an experiment, made if it is not there.
+
+    Raises:
+        NotADirectoryError: a file has that name.
+        ValueError: it is not empty, and holds no experiment.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: is a file; expected a folder to write into")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / ROWS).is_dir():
+        raise ValueError(
+            f"{folder}: is not empty and holds no experiment; try another --output, or an empty one"
+        )
+    for part in _PARTS:
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def opened(folder: str | Path) -> Iterator[Path]:
+    """`open_folder` for a block; a folder that was not there is gone again if the block refuses."""
+    made = not Path(folder).exists()
+    folder = open_folder(folder)
+    try:
+        yield folder
+    except (ValueError, TypeError):
+        with suppress(OSError):  # it holds something
+            for part in (*_PARTS, "") if made else ():
+                (folder / part).rmdir()
+        raise
+
+
+def write_row(folder: Path, name: str, row: dict[str, Any]) -> None:
+    """Add a row, whole or not at all."""
+    text = to_json(sealed({"format": _FORMAT, **row}))
+    write_whole(folder / ROWS / f"{name}.json", text.encode())
+
+
+def read_row(folder: Path, name: str) -> dict[str, Any] | None:
+    """The row of that name; None if there is none.
+
+    Raises:
+        CheckpointError: its file is not one, or has changed since it was written.
+    """
+    path = Path(folder) / ROWS / f"{name}.json"
+    return _read(path) if path.is_file() else None
+
+
+@checked
+def read_rows(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """All rows by their names, in the order of these.
+
+    Raises:
+        FileNotFoundError: no experiment.
+        CheckpointError: a file that is no row, or has changed since it was written.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:  # of an experiment that has not begun
+        ...     pathlib.Path(folder, "rows").mkdir()
+        ...     ur.vision.experiments.read_rows(folder)
+        {}
+    """
+    rows = Path(folder) / ROWS
+    if not rows.is_dir():
+        raise FileNotFoundError(f"{folder}: holds no experiment; expected a folder {ROWS} in it")
+    return {path.stem: _read(path) for path in sorted(rows.glob("*.json"))}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        row = unsealed(json.loads(path.read_text(encoding="utf-8")))
+        if row["format"] != _FORMAT:
+            raise ValueError(f"format {row['format']}; expected {_FORMAT}")
+        if missing := [key for key in _KEYS if key not in row]:
+            raise ValueError(f"without {', '.join(missing)}")
+        return row
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: not a row of an experiment ({error}); remove the file to run it again"
+        ) from error
+
+
+def write_pictures(folder: Path, name: str, pictures: dict[str, np.ndarray]) -> None:
+    """Keep pictures and masks beside a row."""
+    save_tree(folder / PICTURES / f"{name}.npz", pictures)
+
+
+@checked
+def read_pictures(folder: str | Path, name: str) -> dict[str, np.ndarray] | None:
+    """The pictures X, and masks `truth` and `predicted`, of a row; None if it has none.
+
+    Raises:
+        CheckpointError: their file is damaged.
+
+    Example:
+        >>> ur.vision.experiments.read_pictures("an-experiment", "a-row") is None
+        True
+    """
+    path = Path(folder) / PICTURES / f"{name}.npz"
+    if not path.is_file():
+        return None
+    try:
+        arrays, _ = restore_tree(path)
+        return {entry: arrays[entry] for entry in ("X", "truth", "predicted")}
+    except (ValueError, KeyError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise CheckpointError(
+            f"{path}: not the pictures of a row ({reason}); remove the file to continue without "
+            "them"
+        ) from error
+
+
+@contextmanager
+def claimed(folder: Path, name: str) -> Iterator[bool]:
+    """Whether this process alone runs a row meanwhile: it is locked until the block ends.
+
+    The lock of a process that was killed ends with it.
+    """
+    with files.claimed(folder / STATES / f"{name}.lock") as holder:
+        yield holder is None
+
 
 _CHUNK_SECONDS = 1.0  # between two looks at the clock and at signals
 _SAVE_SECONDS = 30.0  # the most that a kill can lose, but for one chunk
@@ -180,8 +320,8 @@ class Job:
                 "test": len(X_test),
                 "shape": list(X.shape[1:]),
                 "classes": len(self.images.classes),
-                "sha256": _data.digest(self.images),
-                "moments": _data.moments(X, self.recipe),
+                "sha256": digest_of(self.images),
+                "moments": moments_of(X, self.recipe),
             },
             "parameters": size(rebuild(self.program.graph, self.state.params, self.state.others)),
             "status": "diverged" if self.diverged else "complete",
@@ -193,12 +333,12 @@ class Job:
         }
         if keep_weights:
             weights = {"params": self.state.params, "others": self.state.others}
-            save_tree(folder / _table.WEIGHTS / f"{self.name}.npz", weights)
+            save_tree(folder / WEIGHTS / f"{self.name}.npz", weights)
         if not self.images.classes:
-            _table.write_pictures(folder, self.name, self._pictures())
-        _table.write_row(folder, self.name, row)
+            write_pictures(folder, self.name, self._pictures())
+        write_row(folder, self.name, row)
         self.path.unlink(missing_ok=True)
-        return _table.read_row(folder, self.name) or row
+        return read_row(folder, self.name) or row
 
     def _pictures(self) -> dict[str, np.ndarray]:
         """The first test pictures, with their true and their predicted masks."""
@@ -313,14 +453,14 @@ def run(
         >>> ur.vision.experiments.summarize(rows)[0].scores["accuracy"].n  # seeds
         1
     """
-    chosen = _data.split(images, recipe.test)
-    _data.check(chosen, recipe)
+    chosen = split_images(images, recipe.test)
+    check_images(chosen, recipe)
     devices = devices_of(mesh, recipe.batch)
-    name = recipe.row_name(_data.digest(chosen))
-    with jax.enable_x64(False), _table.opened(folder) as folder:
+    name = recipe.row_name(digest_of(chosen))
+    with jax.enable_x64(False), opened(folder) as folder:
         if row := _finished(folder, name, chosen):
             return Outcome(name, row)
-        with _table.claimed(folder, name) as mine, deferred() as caught:
+        with claimed(folder, name) as mine, deferred() as caught:
             if not mine:
                 return Outcome(name, None, busy=True)
             if row := _finished(folder, name, chosen):  # finished meanwhile
@@ -342,7 +482,7 @@ def _finished(folder: Path, name: str, images: Images) -> dict[str, Any] | None:
     Raises:
         ValueError: it is of images with the same bytes, but other shapes or classes.
     """
-    row = _table.read_row(folder, name)
+    row = read_row(folder, name)
     expected = dict(shape=[*images.train[0].shape[1:]], classes=len(images.classes))
     recorded = row and {field: row["images"][field] for field in expected}
     if recorded and recorded != expected:
@@ -372,11 +512,11 @@ def _opened(
         X.shape[1:],
         len(images.classes),
         len(X) // recipe.batch,
-        _data.moments(X, recipe),
+        moments_of(X, recipe),
         devices,
     )
     state, curve, seconds = start(program, model), [], 0.0
-    if (path := folder / _table.STATES / f"{name}.npz").is_file():
+    if (path := folder / STATES / f"{name}.npz").is_file():
         state, record = restore_tree(path, state)
         curve, seconds = record["curve"], record["seconds"]
     return Job(recipe, images, path, name, program, state, curve, seconds, devices, **options)
@@ -392,35 +532,6 @@ def _shared_program(recipe, build, shape, classes, steps_per_epoch, moments, dev
 
 def _rngs(recipe: Recipe) -> nnx.Rngs:
     return nnx.Rngs(jax.random.fold_in(key_of(recipe), 0))
-
-
-@checked
-def grid(
-    recipe: Recipe,
-    *,
-    models: Sequence[str],
-    activations: Sequence[str],
-    gammas: Sequence[float],
-    seeds: Sequence[int],
-    epochs: Sequence[int],
-) -> list[Recipe]:
-    """The recipes of all combinations; all of one seed come before the next seed.
-
-    Raises:
-        TypeError: a single name in place of a list.
-        ValueError: as of a `Recipe`.
-
-    Example:
-        >>> from unrolled.vision.experiments import grid, paper_recipe
-        >>> recipe = paper_recipe("classification", "cifar10")
-        >>> varied = dict(models=["lenet5"], activations=["relu", "elu"], epochs=[20])
-        >>> len(grid(recipe, gammas=[0, 1e-3, 1e-2], seeds=[0, 1], **varied))
-        12
-    """
-    fields = ("epochs", "seed", "model", "activation", "gamma")
-    combinations = itertools.product(epochs, seeds, models, activations, gammas)
-    changes: list[dict[str, Any]] = [dict(zip(fields, values)) for values in combinations]
-    return [dataclasses.replace(recipe, **change) for change in changes]
 
 
 @checked

@@ -15,8 +15,7 @@ from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import exponent, times_power
 from unrolled.dictionaries import Conv
 from unrolled.layers import Threshold, Unrolled, Weights, lista_cp, magnitude
-from unrolled.vision.models._image_conv import norm_from_below
-from unrolled.vision.models._layers import check_rngs
+from unrolled.vision.models._layers import check_rngs, norm_from_below
 
 _AT_ONCE = 8  # windows processed together, which bounds the memory
 
