@@ -14,7 +14,7 @@ from scipy import optimize
 import unrolled as ur
 from unrolled.app.cli import main
 from unrolled.vision import experiments
-from unrolled.vision.experiments import as_dictionary, features
+from unrolled.vision.experiments import features, layer_dictionary
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -92,7 +92,7 @@ def test_the_analysis_of_the_dictionary_is_the_layer(net, images):
     _, outputs = ur.vision.models.tap(model, *names)(images)
     for name in names:
         rho = (lambda x: x) if name == "orthonormal" else None
-        layer = as_dictionary(model, name, images.shape[1:3], activation=rho)
+        layer = layer_dictionary(model, name, images.shape[1:3], activation=rho)
         made = layer.features(layer.codes(layer.signals(images)))
         np.testing.assert_allclose(made, outputs[name], rtol=0, atol=100 * EPS)
         np.testing.assert_allclose(ur.dictionaries.column_norms(layer.D), 1, rtol=10 * EPS)
@@ -195,17 +195,17 @@ def test_taps_hand_out_inputs(net, images):
 
 def test_bad_layers_are_refused(net, images):
     with pytest.raises(ValueError, match="no submodule 'third'"):
-        as_dictionary(net, "third", (6, 6))
+        layer_dictionary(net, "third", (6, 6))
     with pytest.raises(ValueError, match="pass activation="):
-        as_dictionary(nnx.Sequential(net.orthonormal), "layers.0", (6, 6))
+        layer_dictionary(nnx.Sequential(net.orthonormal), "layers.0", (6, 6))
     with pytest.raises(ValueError, match="has no `early`; pass layers"):
         features(net, images)
     with pytest.raises(ValueError, match="expected \\(N, H, W, C\\)"):
         features(net, images[0], ["orthonormal"])
     with pytest.raises(ValueError, match="3 modules that are a convolution"):
-        as_dictionary(nnx.Dict(a=net), "a", (6, 6))
+        layer_dictionary(nnx.Dict(a=net), "a", (6, 6))
     with pytest.raises(ValueError, match="no convolution"):
-        as_dictionary(nnx.Dict(a=nnx.Linear(2, 2, rngs=nnx.Rngs(0))), "a", (6, 6))
+        layer_dictionary(nnx.Dict(a=nnx.Linear(2, 2, rngs=nnx.Rngs(0))), "a", (6, 6))
 
 
 def test_layers_of_several_steps_or_from_a_start_have_no_dictionary():
@@ -213,11 +213,11 @@ def test_layers_of_several_steps_or_from_a_start_have_no_dictionary():
     net = ur.vision.models.ResCSC(channels=1, widths=(2,), blocks=1, rngs=nnx.Rngs(0))
     assert net.convolutions == ("stem", "blocks.0.first")
     with pytest.raises(ValueError, match="blocks.0.second' takes several steps, or one from a st"):
-        as_dictionary(net, "blocks.0.second", (6, 6))
+        layer_dictionary(net, "blocks.0.second", (6, 6))
     net = ur.vision.models.ResCSC(channels=1, widths=(2,), blocks=1, unfoldings=1, rngs=nnx.Rngs(0))
     assert net.convolutions == ("stem",) and net.early == ("stem", "blocks.0")
     with pytest.raises(ValueError, match="blocks.0.first' takes several steps"):
-        as_dictionary(net, "blocks.0.first", (6, 6))
+        layer_dictionary(net, "blocks.0.first", (6, 6))
 
 
 @pytest.mark.slow
@@ -233,7 +233,7 @@ def test_one_step_of_a_network_of_sparse_coding_is_its_dictionary(name):
         X = jax.random.normal(jax.random.key(0), (2, 6, 6, 1), jnp.float32)
         _, taken = ur.vision.models.tap(net, name, inputs=True)(X)
         _, given = ur.vision.models.tap(net, name)(X)
-        layer = as_dictionary(net, name, (6, 6))
+        layer = layer_dictionary(net, name, (6, 6))
         made = layer.features(layer.codes(layer.signals(taken[name])))
         np.testing.assert_allclose(made, given[name], atol=1e-5)  # sums of 18 terms near 1
 
@@ -249,13 +249,13 @@ def test_one_step_of_a_network_of_sparse_coding_is_its_dictionary(name):
 def test_convolutions_of_other_kinds_are_refused(options, said):
     conv = nnx.Conv(2, 2, (3, 3), rngs=nnx.Rngs(0), **options)
     with pytest.raises(ValueError, match=said):
-        as_dictionary(nnx.Dict(conv=conv), "conv", (6, 6), activation=jax.nn.relu)
+        layer_dictionary(nnx.Dict(conv=conv), "conv", (6, 6), activation=jax.nn.relu)
 
 
 def test_the_mask_of_a_convolution_is_part_of_its_filters():
     options = dict(padding="VALID", param_dtype=float, mask=jnp.ones((2, 2, 1, 4)).at[1].set(0))
     conv = nnx.Conv(1, 4, (2, 2), **options, rngs=nnx.Rngs(0))
-    layer = as_dictionary(nnx.Sequential(conv), "layers.0", (5, 4), activation=jax.nn.relu)
+    layer = layer_dictionary(nnx.Sequential(conv), "layers.0", (5, 4), activation=jax.nn.relu)
     y = jax.random.normal(jax.random.key(0), (3, 5, 4, 1), float)
     found = layer.features(layer.codes(layer.signals(y)))
     np.testing.assert_allclose(found, jax.nn.relu(conv(y)), rtol=1e-12, atol=1e-12)
@@ -265,7 +265,7 @@ def test_a_filter_of_zeros_is_refused():
     net = Net()
     net.orthonormal.kernel[...] = net.orthonormal.kernel[...].at[..., 2].set(0)
     with pytest.raises(ValueError, match=r"filters \[2\] of 'orthonormal' are zero"):
-        as_dictionary(net, "orthonormal", (6, 6), activation=jax.nn.relu)
+        layer_dictionary(net, "orthonormal", (6, 6), activation=jax.nn.relu)
 
 
 def pictures(model):
@@ -302,7 +302,7 @@ def test_the_features_of_the_models_are_codes(make):
         _, taken = ur.vision.models.tap(model, *names, inputs=True)(X)
         _, given = ur.vision.models.tap(model, *names)(X)
         for name, y in taken.items():
-            layer = as_dictionary(model, name, y.shape[1:3])
+            layer = layer_dictionary(model, name, y.shape[1:3])
             made = layer.features(layer.codes(layer.signals(y)))
             np.testing.assert_allclose(made, given[name], atol=1e-4, err_msg=name)
 

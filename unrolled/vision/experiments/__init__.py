@@ -3,6 +3,8 @@
 `import unrolled` does not import this package, which needs flax.
 """
 
+import typing
+
 from unrolled.vision.datasets import shapes
 from unrolled.vision.experiments._features import (
     Admitted,
@@ -16,7 +18,7 @@ from unrolled.vision.experiments._features import (
     row_features,
     trained_on,
 )
-from unrolled.vision.experiments._layer_dictionary import LayerDictionary, Pursued, as_dictionary
+from unrolled.vision.experiments._layer_dictionary import LayerDictionary, Pursued, layer_dictionary
 from unrolled.vision.experiments._recipe import (
     Recipe,
     deviations,
@@ -52,7 +54,6 @@ __all__ = [
     "Pursued",
     "Recipe",
     "Sweep",
-    "as_dictionary",
     "deviations",
     "features",
     "features_rows",
@@ -61,6 +62,7 @@ __all__ = [
     "holm",
     "interval",
     "l1_in_training",
+    "layer_dictionary",
     "load",
     "options_of",
     "paper_recipe",
@@ -79,6 +81,12 @@ __all__ = [
     "trained_on",
     "training_loss",
 ]
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name == "as_dictionary":  # as `layer_dictionary` was called
+        return layer_dictionary
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

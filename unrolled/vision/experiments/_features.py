@@ -24,8 +24,8 @@ from unrolled.vision.datasets import Images
 from unrolled.vision.experiments._layer_dictionary import (
     LayerDictionary,
     Pursued,
-    as_dictionary,
     block_of,
+    layer_dictionary,
     pursued,
 )
 from unrolled.vision.experiments._recipe import (
@@ -249,10 +249,10 @@ def features(
     Args:
         model: any nnx.Module; it is evaluated as in `model.eval()` and not changed.
         images: (N, H, W, C), as the model takes them. 64 are enough for means.
-        layers: paths of layers, as `as_dictionary` takes them; None takes those that the model
+        layers: paths of layers, as `layer_dictionary` takes them; None takes those that the model
             names in `convolutions`, or in `early`.
         norms: path of the batch norm of a layer, for layers that do not contain their own.
-        activation: as in `as_dictionary`.
+        activation: as in `layer_dictionary`.
         fraction: of the largest entry of an image, for `Codes.below`.
         tol: how far J(x*) may be from the minimum, relative to J(0) - J(x*).
         max_steps: the most steps of FISTA.
@@ -262,8 +262,8 @@ def features(
         Features, with means and numbers for every image.
 
     Raises:
-        TypeError, ValueError: as in `as_dictionary`; images that are not (N, H, W, C), a layer that
-            the model does not call, or calls more than once.
+        TypeError, ValueError: as in `layer_dictionary`; images that are not (N, H, W, C), a layer
+            that the model does not call, or calls more than once.
 
     Not claimed: that x* is unique, or was meant. Where D has more atoms than y has entries, J
     may have several minimisers; the pursuit ends in one near x.
@@ -294,7 +294,7 @@ def features(
     measured = {}
     for name, x in zip(names, inputs):
         options: dict[str, Any] = dict(norm=(norms or {}).get(name), activation=activation)
-        layer = as_dictionary(model, name, x.shape[1:3], **options)
+        layer = layer_dictionary(model, name, x.shape[1:3], **options)
         Y = layer.signals(x)
         measured[name] = LayerFeatures(
             layer,
