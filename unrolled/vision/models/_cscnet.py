@@ -59,8 +59,6 @@ def shift_average(
     """
     reach = checks.as_index(kernel, "kernel", "shift_average", least=1) - 1
     picture = checks.as_float(picture, "the picture", "shift_average")
-    if not callable(estimate):
-        raise TypeError(f"shift_average: estimate must be a function, got {estimate!r}")
 
     def one(window: Array, shift: Array) -> Array:
         whole = jnp.asarray(estimate(window))
