@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from unrolled._base import checks, files, text
+from unrolled._base import files, text
 from unrolled._base.arguments import checked
 from unrolled._base.files import CheckpointError, write_whole
 from unrolled._base.text import sealed, to_json, unsealed, version
@@ -541,7 +541,7 @@ def sweep(
     folder: str | Path,
     *,
     build: Build = build_model,
-    minutes: float | Any = math.inf,
+    minutes: float = math.inf,
     keep_weights: bool = True,
     progress: Progress | None = None,
     mesh: Mesh | None = None,
@@ -561,7 +561,7 @@ def sweep(
         ...     ur.vision.experiments.sweep([], ur.vision.experiments.load("digits"), folder).open
         []
     """
-    if not checks.as_number(minutes, "the budget", "experiment") > 0:
+    if not minutes > 0:
         raise ValueError(f"experiment: the budget must be above 0 minutes, got {minutes}")
     until, recipes = time.monotonic() + 60 * minutes, list(recipes)
     options: dict[str, Any] = dict(build=build, keep_weights=keep_weights, until=until, mesh=mesh)
