@@ -414,7 +414,7 @@ def crop_and_flip(key: Key, X: ArrayLike, pad: int = 4, flip: bool = True) -> Ar
         raise ValueError(f"{where}: X has shape {X.shape}; expected (N, H, W, C)")
     if not (X.dtype in (jnp.uint8, jnp.bool_) or jnp.issubdtype(X.dtype, jnp.floating)):
         raise TypeError(f"{where}: X is {X.dtype}; expected uint8, bool or floating-point pictures")
-    return _crop_and_flip(key, X, pad, bool(flip))
+    return _crop_and_flip(key, X, pad, flip)
 
 
 @partial(jax.jit, static_argnames=("pad", "flip"))

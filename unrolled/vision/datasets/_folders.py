@@ -264,7 +264,8 @@ def is_class_folders(folder: str | Path) -> bool:
     classes = _folders(folder)
     names = {path.name.lower() for path in classes}
     paired = any(word in name for name in names for word in ("mask", "image", "gt", "ground"))
-    return len(classes) > 1 and not paired and all(map(_has_pictures, classes))
+    filled = all(any(p.suffix.lower() in _PICTURES for p in f.iterdir()) for f in classes)
+    return len(classes) > 1 and not paired and filled
 
 
 @checked
@@ -333,10 +334,6 @@ def _parts(folder: Path) -> tuple[Path, Path] | None:
 def _folders(folder: Path) -> list[Path]:
     inside = (path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
     return sorted(inside)
-
-
-def _has_pictures(folder: Path) -> bool:
-    return any(path.suffix.lower() in _PICTURES for path in folder.iterdir())
 
 
 def _pictures(folder: Path) -> list[Path]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _LEARNED = 1 / 9
 _PERCENT = 100
 _NAMED = ("model", "activation", "gamma", "seed")  # fields of a recipe that need no column
-_ENTRIES = ("recipe", "images", "layers", "scores", "features", "status")  # what a table reads
+_ENTRIES = "recipe images layers scores features status"  # what a table reads
 
 
 class Interval(NamedTuple):
@@ -160,6 +160,15 @@ def summarize(rows: Mapping[str, dict[str, Any]]) -> list[Cell]:
     return [_cell(key, groups, recipes) for key in keys]
 
 
+def check_fields(row: Mapping[str, Any], fields: str, name: str, where: str) -> None:
+    """Raise ValueError unless a row has each of these fields."""
+    if missing := [field for field in fields.split() if field not in row]:
+        raise ValueError(
+            f"{where}: {name} has no {', '.join(missing)}; expected a row as "
+            "experiments.read_rows returns it"
+        )
+
+
 def _check_rows(rows: Any) -> None:
     if not isinstance(rows, Mapping) or not all(isinstance(r, Mapping) for r in rows.values()):
         raise TypeError(
@@ -167,11 +176,7 @@ def _check_rows(rows: Any) -> None:
             "experiments.read_rows(folder)"
         )
     for name, row in rows.items():
-        if missing := [entry for entry in _ENTRIES if entry not in row]:
-            raise ValueError(
-                f"summarize: row {name} has no {', '.join(missing)}; expected a row as "
-                "experiments.read_rows returns it"
-            )
+        check_fields(row, _ENTRIES, f"row {name}", "summarize")
 
 
 def _place(recipe: Recipe) -> tuple:
@@ -524,11 +529,3 @@ def _looks(gammas: Sequence[float]) -> dict[str, dict]:
 
 def _label(gamma: float) -> str:
     return f"gamma = {gamma:g}"
-
-
-def check_fields(row: Mapping[str, Any], fields: str, name: str, where: str) -> None:
-    """Raise ValueError unless a row has each of these fields."""
-    if missing := [field for field in fields.split() if field not in row]:
-        raise ValueError(
-            f"{where}: {name} has no {', '.join(missing)}; expected a row as `read_rows` returns it"
-        )
