@@ -2,6 +2,8 @@
 
 import os
 import time
+from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -51,57 +53,6 @@ def test_an_npz_file(tmp_path, values):
     np.testing.assert_array_equal(read_array(tmp_path / "one.npz"), values)
 
 
-def test_an_npz_file_without_the_entry_is_ambiguous(tmp_path, values):
-    np.savez(tmp_path / "two.npz", A=values, B=values)
-    np.savez(tmp_path / "none.npz")
-    for path, match in (
-        (tmp_path / "two.npz", "'A', 'B'.*called 'D'"),
-        (tmp_path / "none.npz", "called 'D'"),
-    ):
-        with pytest.raises(ValueError, match=f"{path.name}: not a readable array file .*{match}"):
-            read_array(path, "D")
-
-
-def test_a_missing_file_and_a_wrong_suffix(tmp_path):
-    with pytest.raises(FileNotFoundError, match="gone.npy: no such file"):
-        read_array(tmp_path / "gone.npy")
-    with pytest.raises(IsADirectoryError, match="is a folder; expected a file"):
-        read_array(tmp_path)
-    os.mkfifo(tmp_path / "pipe.npy")
-    with pytest.raises(FileNotFoundError, match="pipe.npy: is no regular file"):
-        read_array(tmp_path / "pipe.npy")
-    (tmp_path / "D.csv").write_text("1,2\n")
-    with pytest.raises(ValueError, match="D.csv: expected a .npy or .npz file"):
-        read_array(tmp_path / "D.csv")
-
-
-@pytest.mark.parametrize("suffix", [".npy", ".npz"])
-@pytest.mark.parametrize("damage", ["empty", "header", "truncated", "text"])
-def test_a_damaged_array_file(tmp_path, values, suffix, damage):
-    path = tmp_path / f"bad{suffix}"
-    np.save(path, values) if suffix == ".npy" else np.savez(path, D=values)
-    whole = path.read_bytes()
-    path.write_bytes(
-        {"empty": b"", "header": whole[:20], "truncated": whole[:-30], "text": b"not an array\n"}[
-            damage
-        ]
-    )
-    with pytest.raises(ValueError, match=f"bad{suffix}: not a readable array file"):
-        read_array(path, "D")
-
-
-def test_a_damaged_entry_of_an_npz_file(tmp_path, values):
-    """The table at its end is whole, the bytes of the entry are not."""
-    path = tmp_path / "bad.npz"
-    np.savez(path, D=values)
-    whole = bytearray(path.read_bytes())
-    start = whole.index(values.tobytes()[:16])
-    whole[start : start + 8] = b"damaged!"
-    path.write_bytes(bytes(whole))
-    with pytest.raises(ValueError, match="bad.npz: not a readable array file"):
-        read_array(path)
-
-
 class Bomb:
     """Touches a file when it is unpickled."""
 
@@ -142,7 +93,7 @@ def test_an_archive_with_a_flipped_bit_is_refused_or_the_same(tmp_path, name):
     np.savez(path, D=np.arange(1800).reshape(900, 2))
     whole, expected, refused = path.read_bytes(), read(), 0
     directory = whole.index(b"PK\x01\x02")
-    flips = [(place, place % 8) for place in (*range(160), *range(directory, len(whole)))]
+    flips = [(place, place % 8) for place in (*range(0, 160, 3), *range(directory, len(whole)))]
     flips += [(directory + place, bit) for place in range(6, 12) for bit in range(8)]
     fewer = whole.index(b"(900") + 1, 3  # rows, 100 in place of 900
     for place, bit in (*flips, fewer):
@@ -176,23 +127,6 @@ def test_pickled_objects_are_never_loaded(tmp_path, suffix):
     assert not touched.exists()
 
 
-@pytest.mark.parametrize(
-    "array", [np.ones(2, complex), np.array(["a", "b"]), np.array([True]), np.zeros(2, "M8[s]")]
-)
-def test_entries_that_are_not_real_numbers(tmp_path, array):
-    np.save(tmp_path / "D.npy", array)
-    with pytest.raises(ValueError, match="D.npy: entries are .*; expected real numbers"):
-        read_array(tmp_path / "D.npy")
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_entries_that_are_not_finite(tmp_path, values, bad):
-    values[1, 2] = bad
-    np.save(tmp_path / "D.npy", values)
-    with pytest.raises(ValueError, match="D.npy: has NaN or infinite entries"):
-        read_array(tmp_path / "D.npy")
-
-
 def test_a_file_that_is_too_large_is_refused_unread(tmp_path, monkeypatch, values):
     monkeypatch.setattr(datasets._arrays, "LARGEST_BYTES", 50)
     np.save(tmp_path / "D.npy", values)
@@ -201,6 +135,69 @@ def test_a_file_that_is_too_large_is_refused_unread(tmp_path, monkeypatch, value
         read_array(tmp_path / "D.npy")
     with pytest.raises(ValueError, match="D.npz: .*GiB"):
         read_array(tmp_path / "D.npz")
+
+
+VALUES = np.random.default_rng(0).normal(size=(3, 4))
+
+
+def saved(array):
+    return lambda path: np.save(path, array)
+
+
+def damaged(suffix, change):
+    """A file of an array with other bytes."""
+
+    def write(path):
+        np.save(path, VALUES) if suffix == ".npy" else np.savez(path, D=VALUES)
+        path.write_bytes(change(path.read_bytes()))
+
+    return write
+
+
+def of_its_entry(whole):
+    """The table at the end of the archive is whole, the bytes of the entry are not."""
+    start = whole.index(VALUES.tobytes()[:16])
+    return whole[:start] + b"damaged!" + whole[start + 8 :]
+
+
+DAMAGE = {
+    "empty": lambda whole: b"",
+    "header": lambda whole: whole[:20],
+    "truncated": lambda whole: whole[:-30],
+    "text": lambda whole: b"not an array\n",
+}
+UNREADABLE = "not a readable array file"
+FILES = {
+    "gone.npy": (None, FileNotFoundError, "no such file"),
+    "folder": (Path.mkdir, IsADirectoryError, "is a folder; expected a file"),
+    "pipe.npy": (os.mkfifo, FileNotFoundError, "is no regular file"),
+    "D.csv": (Path.touch, ValueError, "expected a .npy or .npz file"),
+    "two.npz": (partial(np.savez, A=1, B=2), ValueError, f"{UNREADABLE} .*'A', 'B'.*called 'D'"),
+    "none.npz": (np.savez, ValueError, f"{UNREADABLE} .*called 'D'"),
+    **{
+        f"{name}{suffix}": (damaged(suffix, change), ValueError, UNREADABLE)
+        for name, change in DAMAGE.items()
+        for suffix in (".npy", ".npz")
+    },
+    "entry.npz": (damaged(".npz", of_its_entry), ValueError, UNREADABLE),
+    **{
+        f"{i}.npy": (saved(array), ValueError, "entries are .*; expected real numbers")
+        for i, array in enumerate(([1j], ["a", "b"], [True], np.zeros(2, "M8[s]")))
+    },
+    **{
+        f"{bad}.npy": (saved([1, bad]), ValueError, "has NaN or infinite entries")
+        for bad in (np.nan, np.inf, -np.inf)
+    },
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_without_an_array_of_finite_numbers_is_refused_by_its_name(name, tmp_path):
+    write, error, message = FILES[name]
+    if write:
+        write(tmp_path / name)
+    with pytest.raises(error, match=f"{name}: {message}"):
+        read_array(tmp_path / name, "D")
 
 
 # Pictures
