@@ -2,7 +2,6 @@
 
 import os
 import time
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -22,26 +21,11 @@ def values():
     return np.random.default_rng(0).normal(size=(3, 4))
 
 
-@pytest.mark.parametrize(
-    "stored, returned",
-    [
-        ("float64", "float64"),
-        ("float32", "float32"),
-        ("float16", "float32"),
-        (">f8", "float64"),
-        ("int64", "float32"),
-        ("uint8", "float32"),
-    ],
-)
-def test_an_npy_file(tmp_path, values, stored, returned):
-    path = tmp_path / "D.npy"
-    array = (10 * values).astype(stored) if stored != "uint8" else np.arange(256, dtype="uint8")
-    np.save(path, array)
-    found = read_array(path)
-    assert found.dtype == np.dtype(returned)
-    np.testing.assert_array_equal(found, array)
-    found += 1  # the copy is the caller's
-    np.testing.assert_array_equal(np.load(path), array)
+def test_an_array_that_is_read_is_the_callers_copy(tmp_path, values):
+    np.save(tmp_path / "D.npy", values)
+    found = read_array(tmp_path / "D.npy")
+    found += 1
+    np.testing.assert_array_equal(np.load(tmp_path / "D.npy"), values)
 
 
 def test_an_npz_file(tmp_path, values):
@@ -137,78 +121,29 @@ def test_a_file_that_is_too_large_is_refused_unread(tmp_path, monkeypatch, value
         read_array(tmp_path / "D.npz")
 
 
-VALUES = np.random.default_rng(0).normal(size=(3, 4))
+def saved(*entries):
+    return lambda path: np.save(path, entries)
 
 
-def saved(array):
-    return lambda path: np.save(path, array)
-
-
-def damaged(suffix, change):
-    """A file of an array with other bytes."""
-
-    def write(path):
-        np.save(path, VALUES) if suffix == ".npy" else np.savez(path, D=VALUES)
-        path.write_bytes(change(path.read_bytes()))
-
-    return write
-
-
-def of_its_entry(whole):
-    """The table at the end of the archive is whole, the bytes of the entry are not."""
-    start = whole.index(VALUES.tobytes()[:16])
-    return whole[:start] + b"damaged!" + whole[start + 8 :]
-
-
-DAMAGE = {
-    "empty": lambda whole: b"",
-    "header": lambda whole: whole[:20],
-    "truncated": lambda whole: whole[:-30],
-    "text": lambda whole: b"not an array\n",
-}
-UNREADABLE = "not a readable array file"
+# Other files are refused in `test_bad_input.py`.
 FILES = {
-    "gone.npy": (None, FileNotFoundError, "no such file"),
     "folder": (Path.mkdir, IsADirectoryError, "is a folder; expected a file"),
     "pipe.npy": (os.mkfifo, FileNotFoundError, "is no regular file"),
-    "D.csv": (Path.touch, ValueError, "expected a .npy or .npz file"),
-    "two.npz": (partial(np.savez, A=1, B=2), ValueError, f"{UNREADABLE} .*'A', 'B'.*called 'D'"),
-    "none.npz": (np.savez, ValueError, f"{UNREADABLE} .*called 'D'"),
-    **{
-        f"{name}{suffix}": (damaged(suffix, change), ValueError, UNREADABLE)
-        for name, change in DAMAGE.items()
-        for suffix in (".npy", ".npz")
-    },
-    "entry.npz": (damaged(".npz", of_its_entry), ValueError, UNREADABLE),
-    **{
-        f"{i}.npy": (saved(array), ValueError, "entries are .*; expected real numbers")
-        for i, array in enumerate(([1j], ["a", "b"], [True], np.zeros(2, "M8[s]")))
-    },
-    **{
-        f"{bad}.npy": (saved([1, bad]), ValueError, "has NaN or infinite entries")
-        for bad in (np.nan, np.inf, -np.inf)
-    },
+    "bools.npy": (saved(True), ValueError, "entries are bool; expected real numbers"),
+    "days.npy": (saved(np.datetime64(0, "s")), ValueError, "entries are .*; expected real numbers"),
+    "inf.npy": (saved(1, -np.inf), ValueError, "has NaN or infinite entries"),
 }
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_without_an_array_of_finite_numbers_is_refused_by_its_name(name, tmp_path):
     write, error, message = FILES[name]
-    if write:
-        write(tmp_path / name)
+    write(tmp_path / name)
     with pytest.raises(error, match=f"{name}: {message}"):
         read_array(tmp_path / name, "D")
 
 
 # Pictures
-
-
-def test_a_grey_picture(tmp_path):
-    grey = np.arange(60, dtype=np.uint8).reshape(6, 10) * 4
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    found = read_image(tmp_path / "grey.png")
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, grey.astype(np.float32) / 255)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
@@ -230,21 +165,10 @@ def test_a_picture_of_floats_is_refused(tmp_path):
         read_image(tmp_path / "a.tif")
 
 
-def test_a_file_that_is_not_a_picture(tmp_path):
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 256, (40, 40), dtype=np.uint8)).save(tmp_path / "whole.png")
-    whole = (tmp_path / "whole.png").read_bytes()
-    for name, content in {
-        "text.png": b"hello\n",
-        "empty.png": b"",
-        "cut.png": whole[: len(whole) // 2],
-        "no_header.pgm": b"P5 2 x 255 1234",
-    }.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"{name}: not a readable picture"):
-            read_image(tmp_path / name)
-    with pytest.raises(FileNotFoundError, match="gone.png: no such file"):
-        read_image(tmp_path / "gone.png")
+def test_a_picture_with_a_false_header_is_refused(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 2 x 255 1234")
+    with pytest.raises(ValueError, match="a.pgm: not a readable picture"):
+        read_image(tmp_path / "a.pgm")
 
 
 def test_the_sample_photographs():
