@@ -95,16 +95,11 @@ def masks(folder: str | Path, size: tuple[int, int], split: str | Path | None = 
         >>> X.shape, M.shape, int(M.sum())
         ((1, 4, 6, 3), (1, 4, 6), 4)
     """
-    height, width = _size(size)
-    train, test = _find_pairs(folder, split)
-    return Masks(_read_masks(train, height, width), _read_masks(test, height, width))
-
-
-def _size(size: Any) -> tuple[int, int]:
-    if not isinstance(size, tuple | list) or len(size) != 2:
+    sides = checks.as_indices(size, "size", "masks", least=1)
+    if len(sides) != 2:
         raise TypeError(f"masks: size must be a pair (H, W), got {size!r}")
-    height, width = (checks.as_index(side, "a side of size", "masks", least=1) for side in size)
-    return height, width
+    train, test = (_read_masks(pairs, *sides) for pairs in _find_pairs(folder, split))
+    return Masks(train, test)
 
 
 def _read_masks(pairs: list[Pair], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
