@@ -782,6 +782,16 @@ test_nothing_has_no_figure_and_no_mean = refusals(
 )
 
 
+def test_curves_are_means_over_runs_where_all_have_an_epoch():
+    """One run has diverged: its curve is shorter."""
+    rows = [*rows_of({("relu", 0.0, seed): 0.5 for seed in (0, 1)}).values()]
+    for row, losses in zip(rows, ((3.0, 2.0), (1.0,))):
+        row["curve"] = [{"train": {"loss": loss, "l1": [loss]}} for loss in losses]
+    for figure in (experiments.training_loss(rows), experiments.l1_in_training(rows, 0)):
+        (line,) = figure.axes[0].lines
+        np.testing.assert_array_equal(line.get_ydata(), [2.0, np.nan])
+
+
 def test_a_grid_has_a_recipe_for_each_combination():
     paper = experiments.paper_recipe("classification", "digits")
     varied = dict(models=["lenet5"], activations=["relu", "elu"], gammas=[0], epochs=[1])
