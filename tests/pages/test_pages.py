@@ -273,7 +273,7 @@ STAND_INS = {
     "app.studies.known_codes": like(ur.app.studies.KnownCodes),
     "vision.experiments.run": lambda *args: ("row", {"features": {"zeros": [0.5]}}, {}),
     "vision.experiments.restore": lambda *args: None,
-    "vision.experiments.as_dictionary": like(ur.vision.experiments.LayerDictionary),
+    "vision.experiments.layer_dictionary": like(ur.vision.experiments.LayerDictionary),
     "vision.experiments.row_features": like(ur.vision.experiments.Features),
 }
 

@@ -270,14 +270,11 @@ def test_what_crop_and_flip_refuses():
     for bad, error, message in (
         (X[0], ValueError, r"X has shape \(4, 4, 1\); expected \(N, H, W, C\)"),
         (X.astype(int), TypeError, "X is int64; expected uint8"),
-        (X.astype(complex), TypeError, "X is complex128"),
     ):
         with pytest.raises(error, match=f"crop_and_flip: {message}"):
             crop_and_flip(0, bad)
     with pytest.raises(ValueError, match="pad must be at least 0"):
         crop_and_flip(0, X, pad=-1)
-    with pytest.raises(TypeError, match="pad must be an integer"):
-        crop_and_flip(0, X, pad=1.5)
 
 
 # Masks
@@ -439,10 +436,9 @@ def test_pictures_of_16_bits_are_those_of_8(tmp_path):
 
 def test_pairs_that_cannot_be_read_and_sizes_that_are_none(tmp_path):
     write_pairs(tmp_path, pictures_of("a"))
-    for size, error in ((8, TypeError), ((8, 8, 3), TypeError), ((8, 2.5), TypeError)):
-        with pytest.raises(error, match="masks: .*size must be"):
-            masks(tmp_path, size)
-    with pytest.raises(ValueError, match="masks: a side of size must be at least 1, got 0"):
+    with pytest.raises(TypeError, match="masks: size must be a pair"):
+        masks(tmp_path, (8, 8, 3))
+    with pytest.raises(ValueError, match=r"masks: size\[0\] must be at least 1, got 0"):
         masks(tmp_path, (0, 8))
     path = tmp_path / "images" / "a.png"
     path.write_bytes(path.read_bytes()[:50])

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,26 +21,11 @@ def values():
     return np.random.default_rng(0).normal(size=(3, 4))
 
 
-@pytest.mark.parametrize(
-    "stored, returned",
-    [
-        ("float64", "float64"),
-        ("float32", "float32"),
-        ("float16", "float32"),
-        (">f8", "float64"),
-        ("int64", "float32"),
-        ("uint8", "float32"),
-    ],
-)
-def test_an_npy_file(tmp_path, values, stored, returned):
-    path = tmp_path / "D.npy"
-    array = (10 * values).astype(stored) if stored != "uint8" else np.arange(256, dtype="uint8")
-    np.save(path, array)
-    found = read_array(path)
-    assert found.dtype == np.dtype(returned)
-    np.testing.assert_array_equal(found, array)
-    found += 1  # the copy is the caller's
-    np.testing.assert_array_equal(np.load(path), array)
+def test_an_array_that_is_read_is_the_callers_copy(tmp_path, values):
+    np.save(tmp_path / "D.npy", values)
+    found = read_array(tmp_path / "D.npy")
+    found += 1
+    np.testing.assert_array_equal(np.load(tmp_path / "D.npy"), values)
 
 
 def test_an_npz_file(tmp_path, values):
@@ -49,57 +35,6 @@ def test_an_npz_file(tmp_path, values):
     np.testing.assert_array_equal(read_array(str(tmp_path / "two.npz"), "Y"), 2 * values)
     np.testing.assert_array_equal(read_array(tmp_path / "one.npz", "D"), values)
     np.testing.assert_array_equal(read_array(tmp_path / "one.npz"), values)
-
-
-def test_an_npz_file_without_the_entry_is_ambiguous(tmp_path, values):
-    np.savez(tmp_path / "two.npz", A=values, B=values)
-    np.savez(tmp_path / "none.npz")
-    for path, match in (
-        (tmp_path / "two.npz", "'A', 'B'.*called 'D'"),
-        (tmp_path / "none.npz", "called 'D'"),
-    ):
-        with pytest.raises(ValueError, match=f"{path.name}: not a readable array file .*{match}"):
-            read_array(path, "D")
-
-
-def test_a_missing_file_and_a_wrong_suffix(tmp_path):
-    with pytest.raises(FileNotFoundError, match="gone.npy: no such file"):
-        read_array(tmp_path / "gone.npy")
-    with pytest.raises(IsADirectoryError, match="is a folder; expected a file"):
-        read_array(tmp_path)
-    os.mkfifo(tmp_path / "pipe.npy")
-    with pytest.raises(FileNotFoundError, match="pipe.npy: is no regular file"):
-        read_array(tmp_path / "pipe.npy")
-    (tmp_path / "D.csv").write_text("1,2\n")
-    with pytest.raises(ValueError, match="D.csv: expected a .npy or .npz file"):
-        read_array(tmp_path / "D.csv")
-
-
-@pytest.mark.parametrize("suffix", [".npy", ".npz"])
-@pytest.mark.parametrize("damage", ["empty", "header", "truncated", "text"])
-def test_a_damaged_array_file(tmp_path, values, suffix, damage):
-    path = tmp_path / f"bad{suffix}"
-    np.save(path, values) if suffix == ".npy" else np.savez(path, D=values)
-    whole = path.read_bytes()
-    path.write_bytes(
-        {"empty": b"", "header": whole[:20], "truncated": whole[:-30], "text": b"not an array\n"}[
-            damage
-        ]
-    )
-    with pytest.raises(ValueError, match=f"bad{suffix}: not a readable array file"):
-        read_array(path, "D")
-
-
-def test_a_damaged_entry_of_an_npz_file(tmp_path, values):
-    """The table at its end is whole, the bytes of the entry are not."""
-    path = tmp_path / "bad.npz"
-    np.savez(path, D=values)
-    whole = bytearray(path.read_bytes())
-    start = whole.index(values.tobytes()[:16])
-    whole[start : start + 8] = b"damaged!"
-    path.write_bytes(bytes(whole))
-    with pytest.raises(ValueError, match="bad.npz: not a readable array file"):
-        read_array(path)
 
 
 class Bomb:
@@ -142,7 +77,7 @@ def test_an_archive_with_a_flipped_bit_is_refused_or_the_same(tmp_path, name):
     np.savez(path, D=np.arange(1800).reshape(900, 2))
     whole, expected, refused = path.read_bytes(), read(), 0
     directory = whole.index(b"PK\x01\x02")
-    flips = [(place, place % 8) for place in (*range(160), *range(directory, len(whole)))]
+    flips = [(place, place % 8) for place in (*range(0, 160, 3), *range(directory, len(whole)))]
     flips += [(directory + place, bit) for place in range(6, 12) for bit in range(8)]
     fewer = whole.index(b"(900") + 1, 3  # rows, 100 in place of 900
     for place, bit in (*flips, fewer):
@@ -176,23 +111,6 @@ def test_pickled_objects_are_never_loaded(tmp_path, suffix):
     assert not touched.exists()
 
 
-@pytest.mark.parametrize(
-    "array", [np.ones(2, complex), np.array(["a", "b"]), np.array([True]), np.zeros(2, "M8[s]")]
-)
-def test_entries_that_are_not_real_numbers(tmp_path, array):
-    np.save(tmp_path / "D.npy", array)
-    with pytest.raises(ValueError, match="D.npy: entries are .*; expected real numbers"):
-        read_array(tmp_path / "D.npy")
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_entries_that_are_not_finite(tmp_path, values, bad):
-    values[1, 2] = bad
-    np.save(tmp_path / "D.npy", values)
-    with pytest.raises(ValueError, match="D.npy: has NaN or infinite entries"):
-        read_array(tmp_path / "D.npy")
-
-
 def test_a_file_that_is_too_large_is_refused_unread(tmp_path, monkeypatch, values):
     monkeypatch.setattr(datasets._arrays, "LARGEST_BYTES", 50)
     np.save(tmp_path / "D.npy", values)
@@ -203,15 +121,29 @@ def test_a_file_that_is_too_large_is_refused_unread(tmp_path, monkeypatch, value
         read_array(tmp_path / "D.npz")
 
 
+def saved(*entries):
+    return lambda path: np.save(path, entries)
+
+
+# Other files are refused in `test_bad_input.py`.
+FILES = {
+    "folder": (Path.mkdir, IsADirectoryError, "is a folder; expected a file"),
+    "pipe.npy": (os.mkfifo, FileNotFoundError, "is no regular file"),
+    "bools.npy": (saved(True), ValueError, "entries are bool; expected real numbers"),
+    "days.npy": (saved(np.datetime64(0, "s")), ValueError, "entries are .*; expected real numbers"),
+    "inf.npy": (saved(1, -np.inf), ValueError, "has NaN or infinite entries"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_without_an_array_of_finite_numbers_is_refused_by_its_name(name, tmp_path):
+    write, error, message = FILES[name]
+    write(tmp_path / name)
+    with pytest.raises(error, match=f"{name}: {message}"):
+        read_array(tmp_path / name, "D")
+
+
 # Pictures
-
-
-def test_a_grey_picture(tmp_path):
-    grey = np.arange(60, dtype=np.uint8).reshape(6, 10) * 4
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    found = read_image(tmp_path / "grey.png")
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, grey.astype(np.float32) / 255)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
@@ -233,21 +165,10 @@ def test_a_picture_of_floats_is_refused(tmp_path):
         read_image(tmp_path / "a.tif")
 
 
-def test_a_file_that_is_not_a_picture(tmp_path):
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 256, (40, 40), dtype=np.uint8)).save(tmp_path / "whole.png")
-    whole = (tmp_path / "whole.png").read_bytes()
-    for name, content in {
-        "text.png": b"hello\n",
-        "empty.png": b"",
-        "cut.png": whole[: len(whole) // 2],
-        "no_header.pgm": b"P5 2 x 255 1234",
-    }.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"{name}: not a readable picture"):
-            read_image(tmp_path / name)
-    with pytest.raises(FileNotFoundError, match="gone.png: no such file"):
-        read_image(tmp_path / "gone.png")
+def test_a_picture_with_a_false_header_is_refused(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 2 x 255 1234")
+    with pytest.raises(ValueError, match="a.pgm: not a readable picture"):
+        read_image(tmp_path / "a.pgm")
 
 
 def test_the_sample_photographs():

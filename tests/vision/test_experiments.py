@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import chex
@@ -18,7 +19,7 @@ import numpy as np
 import optax
 import pytest
 from command_line import AS_USERS, devices, strict_json
-from faults import flips
+from faults import Fault, refusals
 from flax import nnx
 from forms import check_forms
 from PIL import Image
@@ -29,7 +30,7 @@ from unrolled.app.cli import main
 from unrolled.training import CheckpointError
 from unrolled.vision import experiments
 from unrolled.vision.datasets import Images
-from unrolled.vision.experiments import Recipe, _program, _recipe, _run, _table, paper_recipe
+from unrolled.vision.experiments import Recipe, _program, _recipe, _run, paper_recipe
 from unrolled.vision.experiments._program import devices_of
 from unrolled.vision.models._layers import Dense
 
@@ -77,6 +78,7 @@ def images():
     return Images("tiny", (X[:N], labels[:N]), (X[N:], labels[N:]), ("a", "b", "c"))
 
 
+NAMED = "data", "model", "activation"
 RECIPE = Recipe(
     data="tiny", model="tiny", batch=8, epochs=3, augmentation="crop and flip", optimizer="adam"
 )
@@ -289,12 +291,11 @@ def norms(net):
 
 
 def test_a_run_that_diverges_is_a_row_that_says_so(images, tmp_path):
-    recipe = dataclasses.replace(RECIPE, optimizer="sgd", rate=1e30)
-    row = run(recipe, images, tmp_path).row
+    recipe = dataclasses.replace(RECIPE, optimizer="sgd", rate=1e30, augmentation="none")
+    row = experiments.run(recipe, images, tmp_path, build=drawn).row
     assert row["status"] == "diverged" and len(row["curve"]) < 3
     assert row["curve"][-1]["train"]["loss"] is None
-    cell = experiments.summarize({"a": row})[0]
-    assert cell.failed == (0,)
+    assert experiments.summarize({"a": row})[0].failed == (0,)
 
 
 # Stops and resumes
@@ -349,18 +350,16 @@ def test_a_budget_stops_at_the_end_of_an_epoch(finished, images, tmp_path, monke
         assert saved["step"] == 3
     found = experiments.sweep([RECIPE], images, tmp_path, build=build)
     assert not state.exists() and found.rows[name]["curve"] == row["curve"]
-    with pytest.raises(ValueError, match="budget must be above 0 minutes, got 0"):
-        experiments.sweep([RECIPE], images, tmp_path, build=build, minutes=0)
 
 
 def test_a_row_in_the_hands_of_another_process_is_left_to_it(images, tmp_path):
-    folder = _table.open_folder(tmp_path)
-    name = RECIPE.row_name(experiments._data.digest(images))
-    with _table.claimed(folder, name) as mine:
+    folder = _run.open_folder(tmp_path)
+    name = RECIPE.row_name(_recipe.digest_of(images))
+    with _run.claimed(folder, name) as mine:
         assert mine
         found = experiments.sweep([RECIPE], images, tmp_path, build=build)
     assert found.busy == [name] and not found.rows
-    with _table.claimed(folder, name) as mine:  # whose holder is gone
+    with _run.claimed(folder, name) as mine:  # whose holder is gone
         assert mine
 
 
@@ -368,10 +367,10 @@ def test_a_row_that_was_finished_meanwhile_is_found(finished, images, tmp_path, 
     _, name, row = finished
 
     def run_elsewhere(recipe, images, folder, **_):
-        _table.write_row(_table.open_folder(folder), name, row)
+        _run.write_row(_run.open_folder(folder), name, row)
         return _run.Outcome(name, None, busy=True)
 
-    monkeypatch.setattr(experiments._run, "run", run_elsewhere)
+    monkeypatch.setattr(_run, "run", run_elsewhere)
     found = experiments.sweep([RECIPE], images, tmp_path, build=build)
     assert found.rows[name]["curve"] == row["curve"] and not found.busy
 
@@ -429,7 +428,7 @@ def test_restored_models_have_the_scores_of_their_row(finished, images):
     net = experiments.restore(folder, name, build=build)
     mean, deviation = (np.float32(m) for m in row["images"]["moments"])
     X, labels = images.test
-    logits = net((X / np.float32(255) - mean) / deviation)
+    logits = nnx.jit(lambda net, x: net(x))(net, (X / np.float32(255) - mean) / deviation)
     assert np.mean(np.argmax(np.asarray(logits), -1) == labels) == row["scores"]["accuracy"]
 
 
@@ -473,115 +472,119 @@ def test_shapes_are_one_object_each_and_always_the_same():
 # What is refused
 
 
-def test_images_that_cannot_be_trained_on(images, tmp_path):
-    (X, labels), test = images.train, images.test
-    bad = {
-        "labels from 0 to 3; expected 0 to 2": ((X, labels * 0 + 3 * (labels > 0)), test),
-        r"labels of shape \(25,\); expected \(26,\)": ((X, labels[1:]), test),
-        "the test split is empty": ((X, labels), (X[:0], labels[:0])),
-        "the train pictures are float64": ((X / 1, labels), test),
-        r"\(4, 4, 1\) for training and \(2, 4, 1\) for testing": (
-            (X, labels),
-            (test[0][:, :2], test[1]),
-        ),
-        "a batch of 8 is larger than its 7 training": ((X[:7], labels[:7]), test),
-    }
-    for message, (train, tested) in bad.items():
-        with pytest.raises(ValueError, match=message):
-            run(RECIPE, images._replace(train=train, test=tested), tmp_path)
-    masks = Images("m", (X, X[..., 0] > 9), (X, np.full(X.shape[:3], 2)), ())
-    with pytest.raises(ValueError, match="masks from 2 to 2; expected 0 to 1, or bool; try"):
-        run(RECIPE, masks, tmp_path)
-    with pytest.raises(ValueError, match="train split is empty.*, try a split file"):
-        run(RECIPE, masks._replace(train=(X[:0], X[:0, ..., 0] > 9)), tmp_path)
-    with pytest.raises(ValueError, match="no exact part"):
-        run(dataclasses.replace(RECIPE, test="exact"), images, tmp_path)
-    few = images._replace(train=(X[:4], labels[:4]))
-    with pytest.raises(ValueError, match="tiny has 4 training images; expected 5 or more to hold"):
-        run(dataclasses.replace(RECIPE, test="held-out", batch=2), few, tmp_path)
+def classes(X, labels, tested, **change):
+    return Images("tiny", (X, labels), tested, ("a", "b", "c")), change
 
 
-@pytest.mark.parametrize("value", [0.5, math.nan])
-def test_labels_and_masks_are_integers(value, images, tmp_path):
-    """A mask of 0.5 is rounded neither down nor up."""
-    X, labels = images.train
-    masks = Images("m", (X, np.full(X.shape[:3], value)), (X, X[..., 0] > 9), ())
-    with pytest.raises(ValueError, match="masks of dtype float64; expected integers from 0 to 1"):
-        run(RECIPE, masks, tmp_path)
-    with pytest.raises(ValueError, match="labels of dtype float64; expected integers from 0 to 2"):
-        run(RECIPE, images._replace(train=(X, labels + value)), tmp_path)
+def masks(X, M, tested=None):
+    return Images("m", (X, M), tested or (X, M), ()), {}
 
 
-def test_recipes_that_make_no_sense():
-    bad = {
-        "gamma must be at least 0": [dict(gamma=-1.0), dict(gamma=math.nan)],
-        "rate must be above 0 and finite": [dict(rate=0.0), dict(rate=math.inf)],
-        "drop must be above 0 and below 1": [dict(drop=0.0), dict(drop=1)],
-        "momentum must be at least 0 and below 1": [dict(momentum=1.0)],
-        "unknown optimizer 'lion'": [dict(optimizer="lion")],
-        "epochs must be at least 1": [dict(epochs=0)],
-        "the seed must be below 2": [dict(seed=2**32)],  # whose key is that of seed 0
-    }
-    for message, options in bad.items():
-        for option in options:
-            with pytest.raises(ValueError, match=message):
-                dataclasses.replace(RECIPE, **option)
-    for field in ("data", "model", "activation"):
-        for value in ("a/b", "/a", "", None):
-            with pytest.raises(ValueError, match=f"Recipe: {field} is part of the name of a file"):
-                dataclasses.replace(RECIPE, **{field: value})
-    with pytest.raises(TypeError, match="Recipe: gamma must be a number, got 'a'"):
-        dataclasses.replace(RECIPE, gamma="a")
-    for layers in ("conv1", ["conv1"], (1,)):
-        with pytest.raises(TypeError, match="layers must be a tuple of tap names or None, got"):
-            dataclasses.replace(RECIPE, layers=layers)
-    for options in ({"width": 2}, [("width", 2)], ("width", 2), (("width",),)):
-        with pytest.raises(TypeError, match=r"options must be a tuple of \(name, value\)"):
-            dataclasses.replace(RECIPE, options=options)
-    with pytest.raises(TypeError, match="the budget must be a number, got 'a'"):
-        experiments.sweep([RECIPE], None, "nowhere", minutes="a")
+RUNS = {
+    "labels from 0 to 3; expected 0 to 2": lambda X, y, T: classes(X, 3 * (y > 0), T),
+    r"labels of shape \(25,\); expected \(26,\)": lambda X, y, T: classes(X, y[1:], T),
+    "labels of dtype float64; expected integers from 0 to 2": lambda X, y, T: classes(X, y / 2, T),
+    "the test split is empty": lambda X, y, T: classes(X, y, (X[:0], y[:0])),
+    "the train pictures are float64": lambda X, y, T: classes(X / 1, y, T),
+    r"\(4, 4, 1\) for training and \(2, 4, 1\) for testing": lambda X, y, T: classes(
+        X, y, (T[0][:, :2], T[1])
+    ),
+    "a batch of 8 is larger than its 7 training": lambda X, y, T: classes(X[:7], y[:7], T),
+    "masks from 2 to 2; expected 0 to 1, or bool; try": lambda X, y, T: masks(
+        X, X[..., 0] > 9, (X, np.full(X.shape[:3], 2))
+    ),
+    # A mask of 0.5 is rounded neither down nor up.
+    "masks of dtype float64; expected integers from 0 to 1": lambda X, y, T: masks(
+        X, np.full(X.shape[:3], 0.5)
+    ),
+    "masks of dtype float32; expected integers": lambda X, y, T: masks(
+        X, np.full(X.shape[:3], np.nan, np.float32)
+    ),
+    "train split is empty.*, try a split file": lambda X, y, T: masks(
+        X[:0], X[:0, ..., 0] > 9, (X, X[..., 0] > 9)
+    ),
+    "no exact part": lambda X, y, T: classes(X, y, T, test="exact"),
+    "tiny has 4 training images; expected 5 or more to hold": lambda X, y, T: classes(
+        X[:4], y[:4], T, test="held-out", batch=2
+    ),
+    # The name of the data stands in the row: it would tell of others.
+    "tiny: the recipe has data='cifar10'; .* try data='tiny'": lambda X, y, T: classes(
+        X, y, T, data="cifar10"
+    ),
+    "no submodule 'conv7'; it has dense, features": lambda X, y, T: classes(
+        X, y, T, layers=("conv7",)
+    ),
+    "gamma is not 0, but no layers of tiny are named": lambda X, y, T: classes(
+        X, y, T, gamma=0.5, layers=()
+    ),
+}
 
 
-def test_a_recipe_is_of_the_images_that_it_names(images, tmp_path):
-    """The name of the data stands in the row: it would tell of others."""
-    with pytest.raises(ValueError, match="tiny: the recipe has data='cifar10'; .* try data='tiny'"):
-        run(dataclasses.replace(RECIPE, data="cifar10"), images, tmp_path)
+@pytest.mark.parametrize("message", RUNS)
+def test_a_run_that_cannot_be_is_refused_and_leaves_no_folder(message, images, tmp_path):
+    shown, change = RUNS[message](*images.train, images.test)
+    with pytest.raises(ValueError, match=message):
+        run(dataclasses.replace(RECIPE, **change), shown, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_are_given_by_a_path_have_its_last_name(images, tmp_path):
     elsewhere = images._replace(name="a/folder/tiny")
     assert run(RECIPE, elsewhere, tmp_path, until=0.0).row is None
 
 
-def test_a_layer_that_does_not_exist_is_named_with_those_that_do(images, tmp_path):
-    with pytest.raises(ValueError, match="no submodule 'conv7'; it has dense, features"):
-        run(dataclasses.replace(RECIPE, layers=("conv7",)), images, tmp_path)
-    with pytest.raises(ValueError, match="gamma is not 0, but no layers of tiny are named"):
-        run(dataclasses.replace(RECIPE, gamma=0.5, layers=()), images, tmp_path)
-
-
-def test_models_that_do_not_fit_their_images():
-    bad = {
-        "unknown model 'resnet'": (dict(model="resnet"), (32, 32, 3), 10),
-        "unet needs masks, and tiny has labels": (dict(model="unet"), (32, 32, 3), 10),
-        "vgg11 needs labels, and tiny has masks": (dict(model="vgg11"), (32, 32, 3), 0),
-        "vgg11 needs images 32 x 32, got 28 x 28": (dict(model="vgg11"), (28, 28, 3), 10),
-        "cnn needs images 28 x 28 x 1 or": (dict(model="cnn"), (28, 28, 3), 10),
-        "lenet5 has no option 'width'; it has none": (
-            dict(model="lenet5", options=(("width", 3),)),
-            (32, 32, 3),
-            10,
-        ),
-        "msd-csc has no option 'widths'; it has width, blocks, growth": (
-            dict(model="msd-csc", options=(("widths", 3),)),
-            (32, 32, 3),
-            10,
-        ),
+NAME = "is part of the name of a file"
+LAYERS = "layers must be a tuple of tap names or None, got"
+OPTIONS = r"options must be a tuple of \(name, value\)"
+test_recipes_that_make_no_sense_are_refused = refusals(
+    {
+        f"{option}={value!r}": Fault(
+            partial(dataclasses.replace, RECIPE, **{option: value}), error, f"Recipe: {message}"
+        )
+        for option, values, error, message in [
+            ("gamma", (-1.0, math.nan), ValueError, "gamma must be at least 0"),
+            ("gamma", ("a",), TypeError, "gamma must be a number, got 'a'"),
+            ("rate", (0.0, math.inf), ValueError, "rate must be above 0 and finite"),
+            ("drop", (0.0, 1), ValueError, "drop must be above 0 and below 1"),
+            ("momentum", (1.0,), ValueError, "momentum must be at least 0 and below 1"),
+            ("optimizer", ("lion",), ValueError, "unknown optimizer 'lion'"),
+            ("epochs", (0,), ValueError, "epochs must be at least 1"),
+            ("seed", (2**32,), ValueError, "the seed must be below 2"),  # whose key is that of 0
+            *((n, ("a/b", "/a", "", None), ValueError, f"{n} {NAME}") for n in NAMED),
+            ("layers", ("conv1", ["conv1"], (1,)), TypeError, LAYERS),
+            ("options", ({"width": 2}, [("width", 2)], ("width", 2)), TypeError, OPTIONS),
+            ("options", ((("width",),),), TypeError, OPTIONS),
+        ]
+        for value in values
     }
-    for message, (fields, shape, classes) in bad.items():
-        recipe = dataclasses.replace(RECIPE, **fields)
-        with pytest.raises(ValueError, match=message):
-            experiments._recipe.build_model(recipe, shape, classes, nnx.Rngs(0))
+)
+
+COLOURS = (32, 32, 3), 10
+MODELS = {
+    "unknown model 'resnet'": (dict(model="resnet"), *COLOURS),
+    "unet needs masks, and tiny has labels": (dict(model="unet"), *COLOURS),
+    "vgg11 needs labels, and tiny has masks": (dict(model="vgg11"), (32, 32, 3), 0),
+    "vgg11 needs images 32 x 32, got 28 x 28": (dict(model="vgg11"), (28, 28, 3), 10),
+    "cnn needs images 28 x 28 x 1 or": (dict(model="cnn"), (28, 28, 3), 10),
+    "lenet5 has no option 'width'; it has none": (
+        dict(model="lenet5", options=(("width", 3),)),
+        *COLOURS,
+    ),
+    "msd-csc has no option 'widths'; it has width, blocks, growth": (
+        dict(model="msd-csc", options=(("widths", 3),)),
+        *COLOURS,
+    ),
+}
 
 
-def test_folders_of_something_else(images, tmp_path):
+@pytest.mark.parametrize("message", MODELS)
+def test_models_that_do_not_fit_their_images_are_refused(message):
+    fields, *images = MODELS[message]
+    with pytest.raises(ValueError, match=message):
+        _recipe.build_model(dataclasses.replace(RECIPE, **fields), *images, nnx.Rngs(0))
+
+
+def test_folders_of_something_else_are_refused(images, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not empty and holds no experiment"):
         run(RECIPE, images, tmp_path)
@@ -606,11 +609,11 @@ def test_test_sets_are_parts_of_the_images():
     images = Images(
         "cifar10", (X, labels), (X.repeat(40, 0), labels.repeat(40)), tuple("0123456789")
     )
-    held = experiments._data.split(images, "held-out")
+    held = _recipe.split_images(images, "held-out")
     assert held.test[0][:, 0, 0, 0].tolist() == list(range(40, 50))
     assert held.train[0][:, 0, 0, 0].tolist() == list(range(40))
-    assert len(experiments._data.split(images, "exact").test[1]) == 1000
-    assert experiments._data.split(images, "whole") is images
+    assert len(_recipe.split_images(images, "exact").test[1]) == 1000
+    assert _recipe.split_images(images, "whole") is images
 
 
 def test_digits_are_enlarged_and_framed():
@@ -708,12 +711,10 @@ def test_holm_errs_in_one_family_of_twenty():
     assert errors / n < 0.05 + 3 * math.sqrt(0.05 * 0.95 / n)  # three standard deviations
 
 
-def test_holm_keeps_exact_differences_and_refuses_a_level():
+def test_holm_keeps_exact_differences():
     exact, none = experiments.interval([1.0, 1.0, 1.0]), experiments.interval([0.0, 0.0])
     assert experiments.holm([exact, none]) == [exact, none]
     assert exact.excludes_zero and not none.excludes_zero
-    with pytest.raises(ValueError, match=r"holm: level must be in \(0, 1\), got 1"):
-        experiments.holm([exact], level=1)
 
 
 def test_scores_have_a_row_in_every_form_of_a_table():
@@ -747,28 +748,56 @@ def test_a_table_tells_recipes_apart_and_tasks():
         experiments.scores_by_activation(rows)
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: experiments.scores_by_activation([]),
-        lambda: experiments.training_loss([]),
-        lambda: experiments.l1_in_training([], 0),
-        lambda: experiments.interval([]),
-        lambda: experiments.predicted_masks({"X": np.zeros((0, 8, 8, 3))}, []),
-    ],
+test_nothing_has_no_figure_and_no_mean = refusals(
+    {
+        message: Fault(call, error, message)
+        for message, call, error in [
+            (
+                "by_activation: there are no rows",
+                lambda: experiments.scores_by_activation([]),
+                ValueError,
+            ),
+            ("loss: there are no rows", lambda: experiments.training_loss([]), ValueError),
+            (
+                "l1_in_training: there are no rows",
+                lambda: experiments.l1_in_training([], 0),
+                ValueError,
+            ),
+            ("there are no values", lambda: experiments.interval([]), ValueError),
+            (
+                "there are no pictures",
+                lambda: experiments.predicted_masks({"X": []}, []),
+                ValueError,
+            ),
+            ("level must be in .0, 1., got 1", lambda: experiments.holm([], level=1), ValueError),
+            ("unknown task 'x'", lambda: paper_recipe("x", "cifar10"), ValueError),
+            ("minutes, got 0", lambda: experiments.sweep([], None, "no", minutes=0), ValueError),
+            (
+                "must be a number, got 'a'",
+                lambda: experiments.sweep([], None, "no", minutes="a"),
+                TypeError,
+            ),
+        ]
+    }
 )
-def test_nothing_has_no_figure_and_no_mean(call):
-    with pytest.raises(ValueError, match="there are no (rows|values|pictures); expected"):
-        call()
 
 
-def test_a_grid_takes_lists_of_names():
+def test_curves_are_means_over_runs_where_all_have_an_epoch():
+    """One run has diverged: its curve is shorter."""
+    rows = [*rows_of({("relu", 0.0, seed): 0.5 for seed in (0, 1)}).values()]
+    for row, losses in zip(rows, ((3.0, 2.0), (1.0,))):
+        row["curve"] = [{"train": {"loss": loss, "l1": [loss]}} for loss in losses]
+    for figure in (experiments.training_loss(rows), experiments.l1_in_training(rows, 0)):
+        (line,) = figure.axes[0].lines
+        np.testing.assert_array_equal(line.get_ydata(), [2.0, np.nan])
+
+
+def test_a_grid_has_a_recipe_for_each_combination():
     paper = experiments.paper_recipe("classification", "digits")
-    varied = dict(models=["lenet5"], activations=["relu"], gammas=[0], seeds=[0], epochs=[1])
-    assert len(experiments.grid(paper, **varied)) == 1
-    for option in ("models", "activations"):
-        with pytest.raises(TypeError, match=f"grid: {option} must be a sequence, got 'relu'"):
-            experiments.grid(paper, **varied | {option: "relu"})
+    varied = dict(models=["lenet5"], activations=["relu", "elu"], gammas=[0], epochs=[1])
+    recipes = experiments.grid(paper, **varied, seeds=[0, 1])
+    kinds = [(recipe.seed, recipe.activation) for recipe in recipes]
+    assert kinds == [(0, "relu"), (0, "elu"), (1, "relu"), (1, "elu")]
 
 
 def test_differences_of_features_are_paired_layer_by_layer():
@@ -810,16 +839,12 @@ def test_what_are_no_rows_has_no_summary(fault):
         experiments.summarize(make(row))
 
 
-def test_a_run_near_chance_is_told():
-    """Of ten classes; 0.158 is what a network reached whose loss had not left log 10."""
-    cells = experiments.summarize(rows_of({("relu", 0.0, 0): 0.158, ("relu", 0.0, 1): 0.3}))
-    assert cells[0].failed == (0,)
-
-
-def test_half_of_two_classes_is_chance_and_nearly_all_is_not():
-    rows = rows_of({("relu", 0.0, 0): 0.5, ("relu", 0.0, 1): 0.95})
+@pytest.mark.parametrize("classes, chance, learned", [(10, 0.158, 0.3), (2, 0.5, 0.95)])
+def test_a_run_near_chance_is_told(classes, chance, learned):
+    """Of ten classes, 0.158 is what a network reached whose loss had not left log 10."""
+    rows = rows_of({("relu", 0.0, 0): chance, ("relu", 0.0, 1): learned})
     for row in rows.values():
-        row["images"] |= {"classes": 2}
+        row["images"] |= {"classes": classes}
     assert experiments.summarize(rows)[0].failed == (0,)
 
 
@@ -857,10 +882,10 @@ def test_unfolded_pursuits_are_compared_with_the_plain_network():
 def test_the_report_of_a_folder(tmp_path):
     from unrolled.app.commands._experiment_report import write
 
-    folder = _table.open_folder(tmp_path)
+    folder = _run.open_folder(tmp_path)
     rows = rows_of(SCORES)
     for name, row in rows.items():
-        _table.write_row(folder, name, row)
+        _run.write_row(folder, name, row)
     check_forms(experiments.Sweep(rows, [], []))
     text = write(folder, experiments.Sweep({}, ["later"], ["other"]))
     assert "+2.67 ± 1.43" in text and "seeds 3" in text and "epochs: 2 instead of 200" in text
@@ -880,9 +905,9 @@ def test_a_figure_that_fails_loses_no_table_of_the_report(tmp_path, monkeypatch)
         raise ValueError("no figure")
 
     monkeypatch.setattr(ur.plots, "figure", no_figure)
-    folder, rows = _table.open_folder(tmp_path), rows_of(SCORES)
+    folder, rows = _run.open_folder(tmp_path), rows_of(SCORES)
     for name, row in rows.items():
-        _table.write_row(folder, name, row)
+        _run.write_row(folder, name, row)
     with pytest.raises(ValueError, match="no figure"):
         write(folder, experiments.Sweep({}, [], []))
     assert "+2.67 ± 1.43" in (folder / "report.md").read_text()
@@ -896,7 +921,7 @@ def test_names_of_rows_that_were_made_are_those_of_their_recipes():
     assert len(kept) >= 7
     for path in kept:
         row = json.loads(path.read_text())
-        recipe = experiments._recipe.from_dict(row["recipe"])
+        recipe = _recipe.from_dict(row["recipe"])
         assert recipe.row_name(row["images"]["sha256"]) == path.stem
 
 
@@ -913,19 +938,22 @@ def test_equal_recipes_have_one_name_whatever_the_kinds_of_their_numbers():
 
 
 def test_a_row_with_a_flipped_bit_is_refused_or_the_same(tmp_path):
-    """Of every byte one bit."""
-    folder = _table.open_folder(tmp_path)
+    """Of every seventh byte one bit, all eight in turn."""
+    folder = _run.open_folder(tmp_path)
     ((name, row),) = rows_of({("relu", 0.0, 0): 0.5}).items()
-    _table.write_row(folder, name, row)
+    _run.write_row(folder, name, row)
     path = folder / "rows" / f"{name}.json"
     blob, refused = path.read_bytes(), 0
-    for changed in flips(path, period=7):
+    for place in range(0, len(blob), 7):
+        changed = bytearray(blob)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
         try:
-            assert _table.read_row(folder, name) == row, changed
+            assert _run.read_row(folder, name) == row, place
         except CheckpointError as error:
             assert str(error).startswith(f"{path}: not a row of an experiment ")
             refused += 1
-    assert len(blob) > 1000 and refused > 0.5 * len(blob)  # the others are between the numbers
+    assert len(blob) > 1000 and refused > len(blob) / 14  # the others are between the numbers
     path.write_text(json.dumps(row))
     with pytest.raises(CheckpointError, match="no sha256: an older .*; remove the file to run it"):
         experiments.read_rows(folder)
@@ -934,7 +962,7 @@ def test_a_row_with_a_flipped_bit_is_refused_or_the_same(tmp_path):
 def test_damaged_features_and_pictures_of_a_row_are_refused(finished, images, tmp_path):
     folder = Path(shutil.copytree(finished[0], tmp_path / "copy"))
     name = finished[1]
-    _table.write_pictures(folder, name, {"X": np.ones(3), "truth": np.ones(3)})
+    _run.write_pictures(folder, name, {"X": np.ones(3), "truth": np.ones(3)})
     with pytest.raises(CheckpointError, match="not the pictures of a row .'predicted'"):
         experiments.read_pictures(folder, name)
     path = folder / "features" / f"{name}-2.json"
@@ -968,8 +996,6 @@ def test_what_deviates_from_the_recipes_of_the_papers():
         "width: 16 instead of 64",
     ]
     assert segmentation.optimizer == "adam" and segmentation.batch == 4
-    with pytest.raises(ValueError, match="unknown task 'x'"):
-        paper_recipe("x", "cifar10")
 
 
 # The command
@@ -1037,19 +1063,19 @@ def test_a_folder_of_classes_is_a_data_set(tmp_path):
     for name, root in (("pets", tmp_path), (str(tmp_path / "pets"), tmp_path / "pets")):
         images = experiments.load(name, root)
         assert images.classes == ("cat", "dog") and images.train[0].shape == (8, 32, 32, 3)
-        experiments._data.check(images, Recipe(data="pets", model="lenet5", batch=4))
+        _recipe.check_images(images, Recipe(data="pets", model="lenet5", batch=4))
 
 
 def test_features_are_measured_of_the_rows_on_these_images(tmp_path):
     """A folder may have rows on the same set at another size."""
     from unrolled.app.commands import _experiment_report
 
-    folder = _table.open_folder(tmp_path)
+    folder = _run.open_folder(tmp_path)
     ((name, row),) = rows_of({("relu", 0.0, 0): 0.5}).items()
     row["recipe"]["data"] = row["images"]["name"] = "digits"
-    _table.write_row(folder, name, row)
+    _run.write_row(folder, name, row)
     (folder / "weights" / f"{name}.npz").write_bytes(b"of pictures 32 x 32")
-    row["images"]["sha256"] = experiments._data.digest(experiments.load("digits", side=32))
+    row["images"]["sha256"] = _recipe.digest_of(experiments.load("digits", side=32))
     digits = experiments.load("digits", side=16)
     assert _experiment_report.features_sections(folder, digits, print) == []
     assert experiments.trained_on(row, experiments.load("digits")) and not experiments.trained_on(
@@ -1104,8 +1130,8 @@ def test_quick_experiments_take_less_than_a_hundred_starts_of_the_command(task, 
 
 
 def test_a_step_records_mean_magnitudes_and_exact_zeros():
-    features = {"a": jnp.array([[[0.0, -1.0]], [[2.0, -3.0]]]), "b": jnp.zeros((2, 3))}
-    l1, zeros = _program._l1_and_zeros(features)
+    features = {"a": np.array([[[0.0, -1.0]], [[2.0, -3.0]]]), "b": np.zeros((2, 3))}
+    l1, zeros = jax.jit(_program._l1_and_zeros)(features)
     np.testing.assert_allclose(l1, [1.5, 0.0])
     np.testing.assert_allclose(zeros, [0.25, 1.0])
 
@@ -1152,12 +1178,6 @@ def test_devices_share_the_batches_of_a_run(tmp_path):
     assert "4 devices cannot share a batch of 30 images equally" in refused
 
 
-def test_meshes_that_cannot_share_a_run():
-    from jax.sharding import Mesh
-
-    one = np.array(jax.devices()[:1])
-    with pytest.raises(TypeError, match="mesh must be a jax.sharding.Mesh, got int"):
-        devices_of(4, 64)
-    with pytest.raises(ValueError, match="expected one named 'data'"):
-        devices_of(Mesh(one, ("batch",)), 64)
-    assert devices_of(Mesh(one, ("data",)), 64).environment == {"devices": "1"}
+def test_a_row_says_how_many_devices_shared_it():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    assert devices_of(mesh, 64).environment == {"devices": "1"}

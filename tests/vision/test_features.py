@@ -14,7 +14,7 @@ from scipy import optimize
 import unrolled as ur
 from unrolled.app.cli import main
 from unrolled.vision import experiments
-from unrolled.vision.experiments import as_dictionary, features
+from unrolled.vision.experiments import features, layer_dictionary
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -26,10 +26,10 @@ class Block(nnx.Module):
 
     def __init__(self, draw, rngs, kernel=(2, 2), **options):
         self.conv = nnx.Conv(1, 4, kernel, param_dtype=float, rngs=rngs, **options)
-        self.conv.bias[...] = jnp.asarray(draw.normal(size=4))
+        self.conv.bias[...] = draw.normal(size=4)
         self.norm = nnx.BatchNorm(4, param_dtype=float, rngs=rngs)
-        self.norm.scale[...] = jnp.array([0.5, -1.5, 2.0, 1.0])
-        self.norm.bias[...] = jnp.array([0.1, -0.2, 0.3, 0.0])
+        self.norm.scale[...] = np.array([0.5, -1.5, 2.0, 1.0])
+        self.norm.bias[...] = np.array([0.1, -0.2, 0.3, 0.0])
         self.norm.mean = nnx.BatchStat(jnp.asarray(draw.normal(size=4)))
         self.norm.var = nnx.BatchStat(jnp.array([0.3, 1.0, 2.0, 1.0]))
 
@@ -45,8 +45,8 @@ class Net(nnx.Module):
         side_by_side = dict(strides=2, padding="VALID")
         self.orthonormal = nnx.Conv(1, 4, (2, 2), param_dtype=float, rngs=rngs, **side_by_side)
         Q = np.linalg.qr(draw.normal(size=(4, 4)))[0]
-        self.orthonormal.kernel[...] = jnp.asarray(Q.reshape(2, 2, 1, 4))
-        self.orthonormal.bias[...] = jnp.array([-0.3, -0.1, 0.0, 0.2])
+        self.orthonormal.kernel[...] = Q.reshape(2, 2, 1, 4)
+        self.orthonormal.bias[...] = np.array([-0.3, -0.1, 0.0, 0.2])
         self.coherent = Block(draw, rngs, **side_by_side)
         self.padded = Block(draw, rngs, (3, 2), strides=(2, 1), padding="SAME")
 
@@ -61,7 +61,17 @@ def net():
 
 @pytest.fixture(scope="module")
 def images():
-    return jnp.asarray(np.random.default_rng(1).normal(size=(3, 6, 6, 1)))
+    return np.random.default_rng(1).normal(size=(3, 6, 6, 1))
+
+
+@partial(nnx.jit, static_argnames=("names", "inputs"))
+def tapped(model, x, names, inputs=False):
+    return ur.vision.models.tap(model, *names, inputs=inputs)(x)[1]
+
+
+def through(layer, y):
+    """What a layer makes of its inputs, by its dictionary."""
+    return jax.jit(lambda y: layer.features(layer.codes(layer.signals(y))))(y)
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +99,14 @@ def test_the_analysis_of_the_dictionary_is_the_layer(net, images):
     model = nnx.clone(net)
     model.eval()
     names = ("orthonormal", "coherent", "padded")
-    _, outputs = ur.vision.models.tap(model, *names)(images)
+    outputs = tapped(model, images, names)
     for name in names:
         rho = (lambda x: x) if name == "orthonormal" else None
-        layer = as_dictionary(model, name, images.shape[1:3], activation=rho)
-        made = layer.features(layer.codes(layer.signals(images)))
+        layer = layer_dictionary(model, name, images.shape[1:3], activation=rho)
+        made = through(layer, images)
         np.testing.assert_allclose(made, outputs[name], rtol=0, atol=100 * EPS)
-        np.testing.assert_allclose(ur.dictionaries.column_norms(layer.D), 1, rtol=10 * EPS)
+        norms = np.linalg.norm(np.asarray(layer.D.filters).reshape(4, -1), axis=1)
+        np.testing.assert_allclose(norms, 1, rtol=10 * EPS)
 
 
 def test_the_codes_are_the_features_in_units_of_unit_atoms(found):
@@ -109,7 +120,7 @@ def test_the_pursuit_finds_the_minimum_of_the_objective(images, found):
     """Against bounded quasi-Newton steps on J itself, whose thresholds may be negative."""
     layer, pursued = found.layers["coherent"].dictionary, found.layers["coherent"].pursued
     assert pursued.bounded and (pursued.certificate <= 1e-8).all()
-    D, theta = ur.dictionaries.dense(layer.D), layer.D.spread(layer.theta)
+    D, theta = jax.jit(ur.dictionaries.dense)(layer.D), layer.D.spread(layer.theta)
     Y = layer.signals(images)
     D, theta, X, Y = (np.asarray(part) for part in (D, theta, layer.codes(Y), Y))
     assert (theta < 0).any()
@@ -140,7 +151,7 @@ def test_the_pursuit_finds_the_minimum_of_the_objective(images, found):
 
 def test_what_theory_admits_comes_from_the_coherence_of_the_atoms(found):
     layer, admitted = found.layers["coherent"].dictionary, found.layers["coherent"].admitted
-    D = np.asarray(ur.dictionaries.dense(layer.D))
+    D = np.asarray(jax.jit(ur.dictionaries.dense)(layer.D))
     products = np.abs(D.T @ D - np.eye(D.shape[1]))
     assert admitted.coherence == pytest.approx(products.max(), abs=1e-12)
     lower, upper = admitted.generalized
@@ -152,9 +163,9 @@ def test_a_reward_without_end_has_no_pursuit():
     """Two opposite filters whose thresholds are both negative explain nothing, and are paid."""
     net = Net()
     kernel = np.asarray(net.orthonormal.kernel[...])
-    net.orthonormal.kernel[...] = jnp.asarray(np.stack([kernel[..., 0], -kernel[..., 0]] * 2, -1))
-    net.orthonormal.bias[...] = jnp.full(4, 0.1)
-    found = features(net, jnp.ones((3, 6, 6, 1)), ["orthonormal"], activation="relu", atoms=0)
+    net.orthonormal.kernel[...] = np.stack([kernel[..., 0], -kernel[..., 0]] * 2, -1)
+    net.orthonormal.bias[...] = np.full(4, 0.1)
+    found = features(net, np.ones((3, 6, 6, 1)), ["orthonormal"], activation="relu", atoms=0)
     layer = found.layers["orthonormal"]
     assert not layer.pursued.bounded and np.isnan(layer.pursued.gap).all()
     assert layer.admitted.generalized is None
@@ -187,37 +198,57 @@ def test_table_figure_and_json(found):
 def test_taps_hand_out_inputs(net, images):
     linear = nnx.Linear(4, 2, param_dtype=float, rngs=nnx.Rngs(0))
     model = nnx.Sequential(net.orthonormal, nnx.relu, linear)
-    _, taken = ur.vision.models.tap(model, "layers.0", "layers.2", inputs=True)(images)
-    _, given = ur.vision.models.tap(model, "layers.0")(images)
+    taken = tapped(model, images, ("layers.0", "layers.2"), inputs=True)
+    given = tapped(model, images, ("layers.0",))
     np.testing.assert_array_equal(taken["layers.0"], images)
-    np.testing.assert_array_equal(taken["layers.2"], jax.nn.relu(given["layers.0"]))
+    np.testing.assert_array_equal(taken["layers.2"], np.maximum(given["layers.0"], 0))
 
 
-def test_bad_layers_are_refused(net, images):
-    with pytest.raises(ValueError, match="no submodule 'third'"):
-        as_dictionary(net, "third", (6, 6))
-    with pytest.raises(ValueError, match="pass activation="):
-        as_dictionary(nnx.Sequential(net.orthonormal), "layers.0", (6, 6))
-    with pytest.raises(ValueError, match="has no `early`; pass layers"):
-        features(net, images)
-    with pytest.raises(ValueError, match="expected \\(N, H, W, C\\)"):
-        features(net, images[0], ["orthonormal"])
-    with pytest.raises(ValueError, match="3 modules that are a convolution"):
-        as_dictionary(nnx.Dict(a=net), "a", (6, 6))
-    with pytest.raises(ValueError, match="no convolution"):
-        as_dictionary(nnx.Dict(a=nnx.Linear(2, 2, rngs=nnx.Rngs(0))), "a", (6, 6))
+def of_res_csc(unfoldings, name):
+    """A layer of a block, whose first is one step from 0 and whose second starts from the input."""
+    options = dict(channels=1, widths=(2,), blocks=1, unfoldings=unfoldings)
+    net = nnx.eval_shape(lambda: ur.vision.models.ResCSC(**options, rngs=nnx.Rngs(0)))
+    plain = ("stem", "blocks.0.first") if unfoldings == 0 else ("stem",)
+    assert net.convolutions == plain and net.early == ("stem", "blocks.0")
+    return layer_dictionary(net, name, (6, 6))
 
 
-def test_layers_of_several_steps_or_from_a_start_have_no_dictionary():
-    """The first of a block is one step from 0; the second starts from the input."""
-    net = ur.vision.models.ResCSC(channels=1, widths=(2,), blocks=1, rngs=nnx.Rngs(0))
-    assert net.convolutions == ("stem", "blocks.0.first")
-    with pytest.raises(ValueError, match="blocks.0.second' takes several steps, or one from a st"):
-        as_dictionary(net, "blocks.0.second", (6, 6))
-    net = ur.vision.models.ResCSC(channels=1, widths=(2,), blocks=1, unfoldings=1, rngs=nnx.Rngs(0))
-    assert net.convolutions == ("stem",) and net.early == ("stem", "blocks.0")
-    with pytest.raises(ValueError, match="blocks.0.first' takes several steps"):
-        as_dictionary(net, "blocks.0.first", (6, 6))
+def of_conv(**options):
+    conv = nnx.Conv(2, 2, (3, 3), kernel_init=nnx.initializers.ones, rngs=nnx.Rngs(0), **options)
+    return layer_dictionary(nnx.Dict(conv=conv), "conv", (6, 6), activation=jax.nn.relu)
+
+
+def with_a_filter_of_zeros(net):
+    net = nnx.clone(net)
+    net.orthonormal.kernel[...] = np.asarray(net.orthonormal.kernel[...]) * [1, 1, 0, 1]
+    return layer_dictionary(net, "orthonormal", (6, 6), activation=jax.nn.relu)
+
+
+LINEAR = nnx.Dict(a=nnx.Linear(2, 2, kernel_init=nnx.initializers.ones, rngs=nnx.Rngs(0)))
+FAULTS = {
+    "no submodule 'third'": lambda net: layer_dictionary(net, "third", (6, 6)),
+    "pass activation=": lambda net: layer_dictionary(
+        nnx.Sequential(net.orthonormal), "layers.0", (6, 6)
+    ),
+    "3 modules that are a convolution": lambda net: layer_dictionary(nnx.Dict(a=net), "a", (6, 6)),
+    "no convolution": lambda net: layer_dictionary(LINEAR, "a", (6, 6)),
+    r"filters \[2\] of 'orthonormal' are zero": with_a_filter_of_zeros,
+    "dilated": lambda net: of_conv(kernel_dilation=2),
+    "groups": lambda net: of_conv(feature_group_count=2),
+    "expected zeros": lambda net: of_conv(padding="CIRCULAR"),
+    "blocks.0.second' takes several steps, or one from a st": lambda net: of_res_csc(
+        0, "blocks.0.second"
+    ),
+    "blocks.0.first' takes several steps": lambda net: of_res_csc(1, "blocks.0.first"),
+    "has no `early`; pass layers": lambda net: features(net, np.ones((1, 6, 6, 1))),
+    r"expected \(N, H, W, C\)": lambda net: features(net, np.ones((6, 6, 1)), ["orthonormal"]),
+}
+
+
+@pytest.mark.parametrize("message", FAULTS)
+def test_layers_that_have_no_dictionary_are_refused(net, message):
+    with pytest.raises(ValueError, match=message):
+        FAULTS[message](net)
 
 
 @pytest.mark.slow
@@ -230,47 +261,25 @@ def test_one_step_of_a_network_of_sparse_coding_is_its_dictionary(name):
             layer.norms[0].mean[...] = jnp.array([0.3, -0.2])
             layer.norms[0].var[...] = jnp.array([0.5, 2.0])
         net.eval()
-        X = jax.random.normal(jax.random.key(0), (2, 6, 6, 1), jnp.float32)
-        _, taken = ur.vision.models.tap(net, name, inputs=True)(X)
-        _, given = ur.vision.models.tap(net, name)(X)
-        layer = as_dictionary(net, name, (6, 6))
-        made = layer.features(layer.codes(layer.signals(taken[name])))
+        X = np.random.default_rng(0).normal(size=(2, 6, 6, 1)).astype(np.float32)
+        taken, given = tapped(net, X, (name,), inputs=True), tapped(net, X, (name,))
+        made = through(layer_dictionary(net, name, (6, 6)), taken[name])
         np.testing.assert_allclose(made, given[name], atol=1e-5)  # sums of 18 terms near 1
 
 
-@pytest.mark.parametrize(
-    "options, said",
-    [
-        (dict(kernel_dilation=2), "dilated"),
-        (dict(feature_group_count=2), "groups"),
-        (dict(padding="CIRCULAR"), "expected zeros"),
-    ],
-)
-def test_convolutions_of_other_kinds_are_refused(options, said):
-    conv = nnx.Conv(2, 2, (3, 3), rngs=nnx.Rngs(0), **options)
-    with pytest.raises(ValueError, match=said):
-        as_dictionary(nnx.Dict(conv=conv), "conv", (6, 6), activation=jax.nn.relu)
-
-
 def test_the_mask_of_a_convolution_is_part_of_its_filters():
-    options = dict(padding="VALID", param_dtype=float, mask=jnp.ones((2, 2, 1, 4)).at[1].set(0))
+    mask = jnp.asarray(np.stack([np.ones((2, 1, 4)), np.zeros((2, 1, 4))]))
+    options = dict(padding="VALID", param_dtype=float, mask=mask)
     conv = nnx.Conv(1, 4, (2, 2), **options, rngs=nnx.Rngs(0))
-    layer = as_dictionary(nnx.Sequential(conv), "layers.0", (5, 4), activation=jax.nn.relu)
-    y = jax.random.normal(jax.random.key(0), (3, 5, 4, 1), float)
-    found = layer.features(layer.codes(layer.signals(y)))
-    np.testing.assert_allclose(found, jax.nn.relu(conv(y)), rtol=1e-12, atol=1e-12)
-
-
-def test_a_filter_of_zeros_is_refused():
-    net = Net()
-    net.orthonormal.kernel[...] = net.orthonormal.kernel[...].at[..., 2].set(0)
-    with pytest.raises(ValueError, match=r"filters \[2\] of 'orthonormal' are zero"):
-        as_dictionary(net, "orthonormal", (6, 6), activation=jax.nn.relu)
+    layer = layer_dictionary(nnx.Sequential(conv), "layers.0", (5, 4), activation=jax.nn.relu)
+    y = np.random.default_rng(0).normal(size=(3, 5, 4, 1))
+    expected = nnx.jit(lambda conv, y: jax.nn.relu(conv(y)))(conv, y)
+    np.testing.assert_allclose(through(layer, y), expected, rtol=1e-12, atol=1e-12)
 
 
 def pictures(model):
     """Two, in float32, which the model has seen: they move the statistics of batch norm."""
-    X = jax.random.normal(jax.random.key(0), (2, 32, 32, 3), jnp.float32)
+    X = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
     nnx.jit(lambda model, X: model(X))(model, X)
     model.eval()
     return X
@@ -281,7 +290,7 @@ def test_the_features_of_lenet5_are_measured():
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         model = ur.vision.models.LeNet5(activation="elu", rngs=nnx.Rngs(0))
         X = pictures(model)
-        _, outputs = ur.vision.models.tap(model, *model.early)(X)
+        outputs = tapped(model, X, tuple(model.early))
         found = features(model, X, tol=1e-2)
     assert len(found.layers) == len(model.early)
     for features_, layer in zip(outputs.values(), found.layers.values()):
@@ -299,11 +308,9 @@ def test_the_features_of_the_models_are_codes(make):
         model = make(rngs=nnx.Rngs(0))
         X = pictures(model)
         names = getattr(model, "convolutions", model.early)
-        _, taken = ur.vision.models.tap(model, *names, inputs=True)(X)
-        _, given = ur.vision.models.tap(model, *names)(X)
+        taken, given = tapped(model, X, tuple(names), inputs=True), tapped(model, X, tuple(names))
         for name, y in taken.items():
-            layer = as_dictionary(model, name, y.shape[1:3])
-            made = layer.features(layer.codes(layer.signals(y)))
+            made = through(layer_dictionary(model, name, y.shape[1:3]), y)
             np.testing.assert_allclose(made, given[name], atol=1e-4, err_msg=name)
 
 

@@ -16,6 +16,7 @@ from unrolled.training._curriculum_and_search import (
 from unrolled.training._files import Checkpoint, restore_tree, save_tree
 from unrolled.training._fit import fit
 from unrolled.training._forms import CheckpointError, digest, versions
+from unrolled.training._loop import drive
 from unrolled.training._losses import (
     deep,
     lasso,

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -203,56 +203,9 @@ class Loop(NamedTuple):
         A saved state, also one between two evaluations, continues with the evaluations of its
         stage. A `keeper` is asked after every step whether it is `due` to `save`.
         """
-        bad = jnp.full((), -1, jnp.int32)
-        began = time.perf_counter() - (state.records[-1].seconds if state.records else 0.0)
-        evaluations = [record.step for record in state.records if record.stage == state.stage]
-        first, evaluated = (evaluations[0], evaluations[-1]) if evaluations else (state.step, None)
-        if evaluations and _is_stale(state, options.patience):
-            return state
-        for done in [*range(first, stop, options.evaluate_every), stop]:
-            if evaluated is not None and done <= evaluated:  # before this state was saved
-                continue
-            state, bad = self._advance(state, bad, done, at, keeper)
-            recent = state.losses[done if evaluated is None else evaluated : done]
-            value = float(self.evaluate(state.trained, self.fixed, self.validation, at))
-            loss, evaluated = float(recent.mean()) if len(recent) else np.nan, done
-            record = Record(done, loss, value, time.perf_counter() - began, state.stage)
-            state = state._replace(records=(*state.records, record))
-            if value < state.lowest:
-                state = state._replace(best=copy(state.trained), lowest=value, best_at=done)
-            self._stop_unless_finite(state, int(bad), at)
-            watch(state, at)
-            if keeper is not None and keeper.due(done, evaluated=True):
-                keeper.save(state)
-            if _is_stale(state, options.patience):
-                break
-        return state
-
-    def _advance(
-        self, state: Progress, bad: Array, done: int, at: int, keeper: Any
-    ) -> tuple[Progress, Array]:
-        """The state after step `done`, without an evaluation."""
-        trained, optimizer = state.trained, state.optimizer
-        pending: list[Array] = []
-
-        def collected(step):
-            losses = np.concatenate([state.losses, np.asarray([float(value) for value in pending])])
-            if isinstance(self.sample, Draws):
-                self.processes.on_all(self.sample.check)
-            return state._replace(trained=trained, optimizer=optimizer, step=step, losses=losses)
-
-        fixed, draw = self.fixed, self.draw
-        for k in range(state.step, done):
-            trained, optimizer, bad, value = self.update(
-                trained, optimizer, bad, fixed, draw, k, at
-            )
-            pending.append(value)
-            due = keeper is not None and k + 1 < done and keeper.due(k + 1, evaluated=False)
-            if due and int(bad) < 0:
-                state = collected(k + 1)
-                pending.clear()
-                keeper.save(state)
-        return collected(done), bad
+        stage = _Stage(self, state, stop, options, watch, at, keeper)
+        drive(stage)
+        return stage.state
 
     def result(self, state: Progress) -> Fit:
         """The result so far; it stays usable when the training continues."""
@@ -262,7 +215,7 @@ class Loop(NamedTuple):
         best, D = self.objective.whole(state.best, self.fixed)
         return Fit(params, best, D, history, self.objective.model)
 
-    def _stop_unless_finite(self, state: Progress, bad: int, at: int) -> None:
+    def stop_unless_finite(self, state: Progress, bad: int, at: int) -> None:
         """Raise NonFiniteError after a step that was `bad`, or for the last validation loss."""
         last = state.records[-1]
         if bad < 0 and np.isfinite(last.validation):
@@ -289,6 +242,111 @@ class Loop(NamedTuple):
             f"best; try {remedy}",
             self.result(state),
         )
+
+
+class Course(Protocol):
+    """A training for `drive`, which changes itself."""
+
+    @property
+    def step(self) -> int:
+        """The steps done."""
+
+    def next_end(self) -> int | None:
+        """The step of the next evaluation, of this one or a later step; None at the end."""
+
+    def advance(self) -> None:
+        """Take one step."""
+
+    def pause(self) -> None:
+        """Save between two steps, if it is time."""
+
+    def evaluate(self) -> None:
+        """Judge what was trained, and save if it is time."""
+
+
+def drive(course: Course) -> None:
+    """The loop on the host: steps, and an evaluation at each of the ends that a course has."""
+    while (end := course.next_end()) is not None:
+        while course.step < end:
+            course.advance()
+            if course.step < end:
+                course.pause()
+        course.evaluate()
+
+
+@dataclass
+class _Stage:
+    """A stage of a training; `state` is where it is."""
+
+    loop: Loop
+    state: Progress
+    stop: int
+    options: Any
+    watch: Callable[[Progress, int], None]
+    at: int
+    keeper: Any
+
+    def __post_init__(self):
+        records = self.state.records
+        self.began = time.perf_counter() - (records[-1].seconds if records else 0.0)
+        self.bad = jnp.full((), -1, jnp.int32)
+        self.pending: list[Array] = []  # losses that are not waited for
+
+    @property
+    def step(self) -> int:
+        return self.state.step
+
+    @property
+    def evaluated(self) -> list[int]:
+        """The steps of the evaluations of this stage."""
+        return [record.step for record in self.state.records if record.stage == self.state.stage]
+
+    def next_end(self) -> int | None:
+        if not (evaluated := self.evaluated):
+            return self.step
+        if evaluated[-1] >= self.stop or _is_stale(self.state, self.options.patience):
+            return None
+        every = self.options.evaluate_every
+        left = every - (evaluated[-1] - evaluated[0]) % every  # the former end may be between two
+        return min(evaluated[-1] + left, self.stop)
+
+    def advance(self) -> None:
+        loop, state = self.loop, self.state
+        trained, optimizer, self.bad, value = loop.update(
+            state.trained, state.optimizer, self.bad, loop.fixed, loop.draw, state.step, self.at
+        )
+        self.pending.append(value)
+        self.state = state._replace(trained=trained, optimizer=optimizer, step=state.step + 1)
+
+    def pause(self) -> None:
+        due = self.keeper is not None and self.keeper.due(self.step, evaluated=False)
+        if due and int(self.bad) < 0:
+            self._collect()
+            self.keeper.save(self.state)
+
+    def evaluate(self) -> None:
+        self._collect()
+        loop, state, done = self.loop, self.state, self.step
+        recent = state.losses[self.evaluated[-1] if self.evaluated else done : done]
+        value = float(loop.evaluate(state.trained, loop.fixed, loop.validation, self.at))
+        loss = float(recent.mean()) if len(recent) else np.nan
+        record = Record(done, loss, value, time.perf_counter() - self.began, state.stage)
+        state = state._replace(records=(*state.records, record))
+        if value < state.lowest:
+            state = state._replace(best=copy(state.trained), lowest=value, best_at=done)
+        self.state = state
+        loop.stop_unless_finite(state, int(self.bad), self.at)
+        self.watch(state, self.at)
+        if self.keeper is not None and self.keeper.due(done, evaluated=True):
+            self.keeper.save(state)
+
+    def _collect(self) -> None:
+        """Wait for the losses of the last steps."""
+        losses = np.concatenate([self.state.losses, [float(value) for value in self.pending]])
+        self.pending.clear()
+        self.state = self.state._replace(losses=losses)
+        if isinstance(self.loop.sample, Draws):
+            self.loop.processes.on_all(self.loop.sample.check)
 
 
 def _is_stale(state: Progress, patience: int | None) -> bool:

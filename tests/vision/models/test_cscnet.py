@@ -1,9 +1,12 @@
 """CSCNet against convolutions of XLA and against layers, and the average over shifts."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from faults import Fault, refusals
 from flax import nnx
 from jax import lax
 
@@ -19,12 +22,12 @@ def make(stride=STRIDE, **options):
     """A net whose three banks differ, as after training."""
     net = CSCNet(FILTERS, KERNEL, stride, UNFOLDINGS, rngs=nnx.Rngs(0), theta=THETA, **options)
     for j, bank in enumerate((net.B, net.C), start=1):
-        bank[...] = bank[...] + 0.1 * jax.random.normal(jax.random.key(j), bank.shape)
+        bank[...] = np.asarray(bank[...]) + 0.1 * np.random.default_rng(j).normal(size=bank.shape)
     return net
 
 
 def picture(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).uniform(size=shape))
+    return np.random.default_rng(seed).uniform(size=shape)
 
 
 @nnx.jit
@@ -64,7 +67,6 @@ def convolutions(net, y):
     return synthesis(C, x), x.reshape(-1)
 
 
-@pytest.mark.slow
 def test_estimates_and_codes_equal_those_of_plain_convolutions():
     net, window = make(), picture(12, 14)
     estimate, code = convolutions(net, window - window.mean())
@@ -76,7 +78,7 @@ def test_estimates_and_codes_equal_those_of_plain_convolutions():
 
 def of_all_shifts(net, noisy):
     """The estimates of a picture of 7 x 9, and their shares of nonzeros."""
-    padded = jnp.pad(noisy, KERNEL - 1, mode="reflect")  # (13, 15)
+    padded = np.pad(noisy, KERNEL - 1, mode="reflect")  # (13, 15)
     for a, b in np.ndindex(STRIDE, STRIDE):
         estimate, code = convolutions(net, padded[a : a + 12, b : b + 14])
         rows, columns = KERNEL - 1 - a, KERNEL - 1 - b
@@ -94,13 +96,16 @@ def test_the_prediction_is_the_mean_over_all_shifts():
 def test_the_steps_are_those_of_lista_cp_and_initially_those_of_ista():
     lam, L, window = 0.03, 1.7, picture(12, 14)
     net = CSCNet(FILTERS, KERNEL, STRIDE, UNFOLDINGS, rngs=nnx.Rngs(0), theta=lam / L)
-    net.B[...] = net.A[...] / L
+    net.B[...] = np.asarray(net.A[...]) / L
     D = ur.dictionaries.Conv(net.A[...], (12, 14), STRIDE)
     y = (window - window.mean()).reshape(-1)
-    theta = jnp.full(UNFOLDINGS, lam / L)
+    B = ur.dictionaries.Conv(net.B[...], (12, 14), STRIDE)
+    theta = jnp.asarray(np.full(UNFOLDINGS, lam / L))
     layers = ur.layers
-    cp = layers.Unrolled(layers.Weights(D / L), layers.Threshold(theta))
-    ista = layers.Unrolled(None, layers.StepAndThreshold(jnp.full(UNFOLDINGS, 1 / L), theta))
+    cp = layers.Unrolled(layers.Weights(B), layers.Threshold(theta))
+    ista = layers.Unrolled(
+        None, layers.StepAndThreshold(jnp.asarray(np.full(UNFOLDINGS, 1 / L)), theta)
+    )
     code = window_and_code(net, window)[1]
     np.testing.assert_allclose(
         jax.jit(ur.lista_cp(UNFOLDINGS).apply)(cp, D, y), code, atol=ROUNDING
@@ -116,13 +121,13 @@ def test_the_initial_filters_are_equal_and_of_norm_one():
     np.testing.assert_array_equal(net.A[...], net.C[...])
     A = ur.dictionaries.Conv(net.A[...], (16, 16), STRIDE, "circular")
     # On the torus of the power iteration, whose 100 steps converge to 1e-2.
-    np.testing.assert_allclose(np.linalg.norm(ur.dictionaries.dense(A), 2), 1, rtol=1e-2)
+    np.testing.assert_allclose(np.linalg.norm(jax.jit(ur.dictionaries.dense)(A), 2), 1, rtol=1e-2)
 
 
 def test_given_filters_are_kept_up_to_their_scale():
     filters = picture(FILTERS, KERNEL, KERNEL, seed=5)
     net = CSCNet(FILTERS, KERNEL, STRIDE, UNFOLDINGS, rngs=nnx.Rngs(0), filters=filters)
-    ratio = np.asarray(net.A[...][:, 0] / filters)
+    ratio = np.asarray(net.A[...])[:, 0] / filters
     np.testing.assert_allclose(ratio, ratio[0, 0, 0], rtol=ROUNDING)
 
 
@@ -133,9 +138,9 @@ def test_a_noise_adaptive_net_with_zero_slope_is_the_plain_one():
 
 def test_thresholds_follow_the_noise_level_of_every_picture():
     plain, adaptive, noisy = make(), make(noise_adaptive=True), picture(2, 7, 9)
-    adaptive.theta[...] = jnp.zeros(FILTERS)
-    adaptive.slope[...] = plain.theta[...] / 0.25
-    found = run(adaptive, noisy, jnp.asarray([0.25, 0.5]))
+    adaptive.theta[...] = np.zeros(FILTERS)
+    adaptive.slope[...] = np.asarray(plain.theta[...]) / 0.25
+    found = run(adaptive, noisy, np.array([0.25, 0.5]))
     np.testing.assert_allclose(found[0], run(plain, noisy[0]), atol=ROUNDING)
     np.testing.assert_allclose(found[1], run(adaptive, noisy[1], 0.5), atol=ROUNDING)
     densities = [float(density(adaptive, noisy[0], sigma)) for sigma in (0.0, 0.25, 1.0)]
@@ -145,7 +150,7 @@ def test_thresholds_follow_the_noise_level_of_every_picture():
 def test_negative_thresholds_act_as_their_magnitudes():
     net, noisy = make(), picture(7, 9)
     before = run(net, noisy)
-    net.theta[...] = -net.theta[...]
+    net.theta[...] = -np.asarray(net.theta[...])
     np.testing.assert_array_equal(run(net, noisy), before)
 
 
@@ -169,7 +174,7 @@ def test_the_prediction_moves_with_the_picture():
     net = make()
     rest = picture(40, 38)
     # One more row, which does not change the mean.
-    longer = jnp.concatenate([jnp.full((1, 38), rest.mean()), rest])
+    longer = np.concatenate([np.full((1, 38), rest.mean()), rest])
     # The receptive field of a pixel: one kernel on each side in C and in every product.
     reach = 2 * UNFOLDINGS * (KERNEL - 1)
     inner = (slice(reach, -reach), slice(reach, -reach))
@@ -183,33 +188,22 @@ def test_every_pixel_is_covered_by_as_many_kernels_as_on_an_infinite_grid(kernel
         return (D @ jnp.ones(D.shape[1])).reshape(window.shape)
 
     counted = jax.jit(lambda y: shift_average(count, y, kernel=kernel, stride=stride))(
-        jnp.zeros((6, 8))
+        np.zeros((6, 8))
     )
     np.testing.assert_allclose(counted, (kernel / stride) ** 2, rtol=ROUNDING)
 
 
 def test_the_identity_on_windows_returns_the_picture():
-    noisy = picture(5, 11)
-    np.testing.assert_allclose(
-        shift_average(lambda w: w, noisy, kernel=4, stride=3), noisy, atol=ROUNDING
-    )
-
-
-@pytest.mark.slow
-def test_with_stride_one_there_is_one_shift():
-    net, noisy = make(stride=1), picture(6, 7)
-    mean = noisy.mean()
-    padded = jnp.pad(noisy - mean, KERNEL - 1, mode="reflect")
-    inside = slice(KERNEL - 1, 1 - KERNEL)
-    expected = convolutions(net, padded)[0][inside, inside] + mean
-    np.testing.assert_allclose(run(net, noisy), expected, atol=ROUNDING)
+    noisy = picture(6, 8)
+    average = jax.jit(lambda y: shift_average(lambda window: window, y, kernel=4, stride=3))
+    np.testing.assert_allclose(average(noisy), noisy, atol=ROUNDING)
 
 
 @pytest.mark.slow
 def test_a_batch_equals_its_pictures_one_by_one_in_their_dtype():
-    filters = picture(FILTERS, KERNEL, KERNEL).astype(jnp.float32)
+    filters = picture(FILTERS, KERNEL, KERNEL).astype(np.float32)
     net = CSCNet(FILTERS, KERNEL, STRIDE, UNFOLDINGS, rngs=nnx.Rngs(0), filters=filters)
-    batch = picture(2, 7, 9).astype(jnp.float32)
+    batch = picture(2, 7, 9).astype(np.float32)
     found = run(net, batch)
     assert found.dtype == jnp.float32 and found.shape == (2, 7, 9)
     rounding = 8 * np.finfo(np.float32).eps
@@ -237,81 +231,83 @@ def test_training_on_windows_reaches_all_parameters_and_lowers_the_error():
         return value, gradients
 
     first, gradients = step(net)
-    assert {name: bool(jnp.all(g[...] == 0)) for name, g in gradients.items()} == dict.fromkeys(
-        ("A", "B", "C", "theta", "slope"), False
-    )
+    reached = {name for name, g in gradients.items() if np.any(np.asarray(g[...]) != 0)}
+    assert reached == {"A", "B", "C", "theta", "slope"}
     assert float(step(net)[0]) < float(first)
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
 def test_given_filters_may_have_any_scale(scale):
-    filters = np.random.default_rng(0).standard_normal((3, 4, 4)).astype(np.float32)
-    nets = [CSCNet(3, 4, 2, 1, filters=f, rngs=nnx.Rngs(0)) for f in (filters, scale * filters)]
+    filters = np.random.default_rng(0).normal(size=(FILTERS, KERNEL, KERNEL))
+    nets = [given(filters=f) for f in (filters, scale * filters)]
     np.testing.assert_allclose(nets[0].A[...], nets[1].A[...], rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "change, match",
-    [
-        (dict(stride=5), "stride 5 leaves gaps between kernels of 4"),
-        (dict(n_filters=0), "n_filters must be at least 1"),
-        (dict(unfoldings=0), "unfoldings must be at least 1"),
-        (dict(theta=-1.0), "theta must be non-negative"),
-        (dict(filters=np.ones((3, 2, 2))), r"filters have shape \(3, 2, 2\); expected \(3, 4, 4\)"),
-        (dict(filters=np.zeros((3, 4, 4))), "the filters are zero"),
-        (dict(filters=np.full((3, 4, 4), np.nan)), "filters has NaN or infinite entries"),
-    ],
-)
-def test_invalid_nets_are_refused(change, match):
+# Bad input
+
+
+def given(**change):
     sizes = dict(n_filters=FILTERS, kernel=KERNEL, stride=STRIDE, unfoldings=UNFOLDINGS)
-    with pytest.raises(ValueError, match=match):
-        CSCNet(**(sizes | change), rngs=nnx.Rngs(0))
+    return CSCNet(**(sizes | change), rngs=nnx.Rngs(0))
 
 
-@pytest.mark.parametrize("name", ["subtract_mean", "signed"])
-def test_a_switch_is_true_or_false(name):
-    with pytest.raises(TypeError, match=f"CSCNet: {name} must be True or False, got 'no'"):
-        make(**{name: "no"})
+Y = np.ones((12, 14))
+NETS = {
+    "stride 5 leaves gaps between kernels of 4": dict(stride=5),
+    "theta must be non-negative": dict(theta=-1.0),
+    r"filters have shape \(3, 2, 2\); expected \(3, 4, 4\)": dict(filters=np.ones((3, 2, 2))),
+    "the filters are zero": dict(filters=np.zeros((3, 4, 4))),
+    "filters has NaN or infinite entries": dict(filters=np.full((3, 4, 4), np.nan)),
+}
+CALLS = {
+    "takes no sigma; try noise_adaptive=True": lambda: called("__call__", Y, 0.1),
+    "needs the noise level sigma": lambda: called("__call__", Y, noise_adaptive=True),
+    "sigma must be non-negative": lambda: called("__call__", Y, -0.1, noise_adaptive=True),
+    r"sigma has shape \(3,\); expected \(\) or one per": lambda: called(
+        "__call__", Y, np.ones(3), noise_adaptive=True
+    ),
+    r"the picture has shape \(12,\)": lambda: called("__call__", Y[:, 0]),
+    r"a window of \(11, 14\) does not fit; expected sides of 4 \+ multiples of 2": lambda: called(
+        "estimate", Y[1:]
+    ),
+    r"the picture has shape \(1, 12, 14\); expected \(H, W\)$": lambda: called("code", Y[None]),
+    r"the picture has shape \(2, 12, 14\); expected \(H, W\)": lambda: called(
+        "density", np.zeros((2, 12, 14))
+    ),
+    "stride must be at least 1": lambda: averaged(Y, stride=0),
+    "stride 4 leaves gaps between kernels of 3": lambda: averaged(Y, stride=4),
+    r"the picture has shape \(14,\); expected \(H, W\)": lambda: averaged(Y[0]),
+    r"window of shape \(16, 18\) has shape \(1, 16, 18\); expected": lambda: jax.eval_shape(
+        lambda: averaged(Y, estimate=lambda window: window[None])
+    ),
+}
 
 
-def test_pictures_and_noise_levels_that_do_not_fit_are_refused():
-    plain, adaptive, noisy = make(), make(noise_adaptive=True), picture(12, 14)
-    with pytest.raises(ValueError, match="takes no sigma; try noise_adaptive=True"):
-        plain(noisy, 0.1)
-    with pytest.raises(ValueError, match="needs the noise level sigma"):
-        adaptive(noisy)
-    with pytest.raises(ValueError, match="sigma must be non-negative"):
-        adaptive(noisy, -0.1)
-    with pytest.raises(ValueError, match=r"sigma has shape \(3,\); expected \(\) or one per"):
-        adaptive(noisy, jnp.ones(3))
-    with pytest.raises(ValueError, match=r"the picture has shape \(12,\)"):
-        plain(noisy[:, 0])
-    with pytest.raises(
-        ValueError,
-        match=r"a window of \(11, 14\) does not fit; expected sides of 4 \+ multiples of 2",
-    ):
-        plain.estimate(noisy[1:])
-    with pytest.raises(
-        ValueError, match=r"the picture has shape \(1, 12, 14\); expected \(H, W\)$"
-    ):
-        plain.code(noisy[None])
-    with pytest.raises(ValueError, match=r"the picture has shape \(2, 12, 14\); expected \(H, W\)"):
-        plain.density(jnp.zeros((2, 12, 14)))
-    for picture_, stride, match in (
-        (noisy, 0, "stride must be at least 1"),
-        (noisy, 4, "stride 4 leaves gaps between kernels of 3"),
-        (noisy[0], 2, r"the picture has shape \(14,\); expected \(H, W\)"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            shift_average(lambda window: window, picture_, kernel=3, stride=stride)
-    with pytest.raises(
-        ValueError, match=r"window of shape \(9, 9\) has shape \(1, 9, 9\); expected"
-    ):
-        shift_average(lambda window: window[None], np.ones((5, 5)), kernel=3, stride=1)
-    with pytest.raises(TypeError, match="estimate must be a function, got 3"):
-        shift_average(3, np.ones((5, 5)), kernel=3, stride=1)
-    ours, same = (
-        shift_average(lambda window: window, picture, kernel=2, stride=1)
-        for picture in ([[1.0, 2.0], [3.0, 4.0]], np.array([[1.0, 2.0], [3.0, 4.0]]))
-    )
-    np.testing.assert_array_equal(ours, same)
+def called(method, *args, **options):
+    """A call of a net whose filters are ones."""
+    net = given(filters=np.ones((FILTERS, KERNEL, KERNEL)), **options)
+    return getattr(net, method)(*args)
+
+
+def averaged(picture, stride=1, estimate=lambda window: window):
+    return shift_average(estimate, picture, kernel=3, stride=stride)
+
+
+test_what_does_not_fit_is_refused = refusals(
+    {
+        **{m: Fault(partial(given, **change), ValueError, m) for m, change in NETS.items()},
+        **{m: Fault(call, ValueError, m) for m, call in CALLS.items()},
+        **{
+            name: Fault(
+                partial(given, **{name: "no"}), TypeError, f"CSCNet: {name} must be True or"
+            )
+            for name in ("subtract_mean", "signed")
+        },
+    }
+)
+
+
+def test_pictures_may_be_lists():
+    y = [[1.0, 2.0], [3.0, 4.0]]
+    same = jax.jit(lambda: shift_average(lambda window: window, y, kernel=2, stride=1))()
+    np.testing.assert_allclose(same, y, atol=ROUNDING)

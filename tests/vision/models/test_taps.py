@@ -39,6 +39,11 @@ class Net(nnx.Module):
         return self.heads["main"](x)
 
 
+@nnx.jit
+def run(model, x):
+    return model(x)
+
+
 @pytest.fixture
 def net():
     return Net(nnx.Rngs(0))
@@ -46,7 +51,7 @@ def net():
 
 @pytest.fixture
 def x():
-    return jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)))
+    return np.random.default_rng(0).normal(size=(5, 3))
 
 
 @pytest.mark.slow
@@ -76,15 +81,13 @@ def test_a_shared_module_gives_one_feature_per_call_under_any_of_its_names(net, 
 
 
 def test_statistics_of_batch_norm_are_updated_in_the_model_and_follow_its_mode(net, x):
-    twin = Net(nnx.Rngs(0))
-    twin(x)
-    tapped = tap(net, "blocks.0")
-    nnx.jit(lambda t, x: t(x))(tapped, x)
-    np.testing.assert_allclose(net.norm.mean[...], twin.norm.mean[...], rtol=1e-6)
-    assert np.any(net.norm.mean[...] != 0)
+    twin, tapped = Net(nnx.Rngs(0)), tap(net, "blocks.0")
+    run(twin, x), run(tapped, x)
     before = np.array(net.norm.mean[...])
+    np.testing.assert_allclose(before, twin.norm.mean[...], rtol=1e-6)
+    assert np.any(before != 0)
     net.eval()
-    tapped(x)
+    run(tapped, x)
     np.testing.assert_array_equal(net.norm.mean[...], before)
 
 
@@ -110,10 +113,15 @@ def test_training_the_tapped_model_trains_the_model(net, x):
     tapped = tap(net, "blocks.0")
     before = np.array(net.blocks[0].linear.kernel[...])
     optimizer = nnx.Optimizer(tapped, optax.sgd(0.1), wrt=nnx.Param)
-    gradient = nnx.grad(lambda t: jnp.mean(jnp.abs(t(x)[1]["blocks.0"])))(tapped)
-    optimizer.update(tapped, gradient)
-    step = net.blocks[0].linear.kernel[...] - before
-    expected = -0.1 * gradient["model"]["blocks"][0]["linear"]["kernel"][...]
+
+    @nnx.jit
+    def train(tapped, optimizer, x):
+        gradient = nnx.grad(lambda t: jnp.mean(jnp.abs(t(x)[1]["blocks.0"])))(tapped)
+        optimizer.update(tapped, gradient)
+        return gradient["model"]["blocks"][0]["linear"]["kernel"][...]
+
+    expected = -0.1 * np.asarray(train(tapped, optimizer, x))
+    step = np.asarray(net.blocks[0].linear.kernel[...]) - before
     np.testing.assert_allclose(step, expected, atol=1e-15)
     assert np.any(step != 0)
 
@@ -143,26 +151,21 @@ def test_modules_inside_a_transformation_are_tapped(x):
     np.testing.assert_array_equal(features["block"], outputs)
 
 
-@pytest.mark.parametrize(
-    ("names", "error", "message"),
-    [
-        (
-            ("blocks.2",),
-            ValueError,
-            "no submodule 'blocks.2'; it has alias, alias.linear, blocks.0, blocks.0",
-        ),
-        (("nothing",), ValueError, "no submodule 'nothing'"),
-        (("blocks",), ValueError, "no submodule 'blocks'"),
-        (("",), ValueError, "no submodule ''"),
-        (("norm.mean",), ValueError, "no submodule 'norm.mean'"),
-        ((), ValueError, "expected names that differ"),
-        (("shared", "shared"), ValueError, "expected names that differ"),
-        ((3,), TypeError, "name is an int; expected text"),
-    ],
-)
-def test_names_that_are_refused(net, names, error, message):
-    with pytest.raises(error, match=message):
-        tap(net, *names)
+NAMES = {
+    "no submodule 'blocks.2'; it has alias, alias.linear, blocks.0, blocks.0": ("blocks.2",),
+    "no submodule 'nothing'": ("nothing",),
+    "no submodule 'blocks'": ("blocks",),
+    "no submodule ''": ("",),
+    "no submodule 'norm.mean'": ("norm.mean",),
+    "expected names that differ, got ..$": (),
+    "expected names that differ, got ..sh": ("shared", "shared"),
+}
+
+
+@pytest.mark.parametrize("message", NAMES)
+def test_names_that_are_refused(net, message):
+    with pytest.raises(ValueError, match=message):
+        tap(net, *NAMES[message])
 
 
 def test_inputs_may_be_passed_by_name(x):
@@ -180,10 +183,3 @@ def test_inputs_may_be_passed_by_name(x):
 def test_a_module_that_is_not_called_is_an_error(net, x):
     with pytest.raises(ValueError, match="the model does not call 'unused'"):
         tap(net, "unused")(x)
-
-
-def test_other_objects_are_refused():
-    with pytest.raises(
-        TypeError, match="tap: model is a builtin_function_or_method; expected a Module"
-    ):
-        tap(len, "blocks.0")

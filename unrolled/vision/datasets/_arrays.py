@@ -1,11 +1,18 @@
-"""Arrays of `.npy` and `.npz` files."""
+"""Files as arrays: `.npy` and `.npz`, pictures as grey values, and patches of them."""
 
 import zipfile
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
+from unrolled._base import checks
 from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled._base.files import LARGEST_BYTES, check_file
 from unrolled._base.text import in_rows
 
@@ -171,3 +178,253 @@ def _entry(path: Path, name: str | None) -> np.ndarray:
             if entry.read(1):  # which looks at the checksum, too
                 raise ValueError(f"entry {chosen!r} has more bytes than its header says")
         return array
+
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".webp")
+
+
+@checked
+def read_image(path: str | Path) -> np.ndarray:
+    """A picture as grey values in [0, 1].
+
+    Returns:
+        (height, width), float32.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: no such file, or a folder.
+        ValueError: not a readable picture.
+        ImportError: Pillow is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.fromarray(np.full((2, 3), 255, np.uint8)).save(f"{folder}/white.png")
+        ...     ur.vision.datasets.read_image(f"{folder}/white.png").tolist()
+        [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    """
+    picture = open_picture(path)
+    if picture.mode.startswith("I"):  # 16 bits, which the 8 of "L" would cut off
+        return np.asarray(picture, np.float32) / 65535
+    return np.asarray(picture.convert("L"), np.float32) / 255
+
+
+def open_picture(path: str | Path) -> Any:
+    """A picture of Pillow, with its pixels in memory.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, ValueError, ImportError: as in `read_image`.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError("reading pictures needs Pillow; install unrolled[data]") from error
+    path = Path(path)
+    check_file(path)
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            if picture.mode == "F":  # whose white is unknown; Pillow would take 255 for it
+                raise ValueError("its grey values are floats; try a .npy file")
+            return picture
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: not a readable picture ({error})") from error
+
+
+@checked
+def read_images(path: str | Path) -> dict[str, np.ndarray]:
+    """The pictures of a folder as grey values in [0, 1], in the order of their names.
+
+    Other files, and folders inside it, are ignored. One picture is read as a folder of one.
+
+    Args:
+        path: the folder, or the picture.
+
+    Returns:
+        Arrays (height, width) by file name without suffix.
+
+    Raises:
+        FileNotFoundError: no such folder or picture.
+        ValueError: no picture in it, one that cannot be read, or two with the same name.
+        ImportError: Pillow is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("b", "a"):
+        ...         Image.fromarray(np.zeros((2, 3), np.uint8)).save(f"{folder}/{name}.png")
+        ...     {name: x.shape for name, x in ur.vision.datasets.read_images(folder).items()}
+        {'a': (2, 3), 'b': (2, 3)}
+    """
+    folder = Path(path)
+    if folder.is_file():
+        return {folder.stem: read_image(folder)}
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder or picture")
+    return {name: read_image(path) for name, path in picture_files(folder).items()}
+
+
+def picture_files(folder: Path) -> dict[str, Path]:
+    """The pictures of a folder by file name without suffix, in the order of their names.
+
+    Raises:
+        ValueError: there is none, or two have the same name.
+    """
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
+    if not paths:
+        raise ValueError(f"{folder}: no picture in it; expected files {', '.join(_PICTURES)}")
+    if len({path.stem for path in paths}) < len(paths):
+        raise ValueError(f"{folder}: two pictures have the same name but for the suffix")
+    return {path.stem: path for path in paths}
+
+
+def photographs() -> dict[str, np.ndarray]:
+    """The sample photographs of scikit-learn, "china" and "flower", as grey values in [0, 1].
+
+    Returns:
+        Arrays (427, 640) by name.
+
+    Raises:
+        ImportError: scikit-learn or Pillow is not installed.
+
+    Example:
+        >>> {name: picture.shape for name, picture in ur.vision.datasets.photographs().items()}
+        {'china': (427, 640), 'flower': (427, 640)}
+    """
+    try:
+        from sklearn.datasets import load_sample_image
+    except ImportError as error:
+        raise ImportError(
+            "the sample photographs need scikit-learn and Pillow; install unrolled[data]"
+        ) from error
+    # ITU-R 601 weights, as in Pillow's grey conversion.
+    weights = np.asarray([0.299, 0.587, 0.114], np.float32) / 255
+    return {
+        name: load_sample_image(f"{name}.jpg").astype(np.float32) @ weights
+        for name in ("china", "flower")
+    }
+
+
+@checked
+def to_patches(image: np.ndarray, size: int, stride: int | None = None) -> np.ndarray:
+    """Square patches of a picture, flattened row by row.
+
+    Args:
+        image: (height, width).
+        size: side of a patch.
+        stride: distance of two patches; None for `size`, which tiles the picture.
+
+    Returns:
+        (patches, size^2).
+
+    Raises:
+        TypeError, ValueError: a size or a stride that is no positive integer, a picture that is not
+            of two dimensions or smaller than a patch.
+
+    Example:
+        >>> ur.vision.datasets.to_patches(np.arange(8).reshape(2, 4), 2).tolist()
+        [[0, 1, 4, 5], [2, 3, 6, 7]]
+    """
+    size = checks.as_index(size, "size", "to_patches", least=1)
+    stride = size if stride is None else checks.as_index(stride, "stride", "to_patches", least=1)
+    if np.ndim(image) != 2:
+        raise ValueError(
+            f"to_patches: picture has shape {np.shape(image)}; expected (height, width)"
+        )
+    if min(image.shape) < size:
+        raise ValueError(
+            f"to_patches: picture {image.shape} is smaller than a patch of {size} x {size}"
+        )
+    windows = np.lib.stride_tricks.sliding_window_view(image, (size, size))[::stride, ::stride]
+    return windows.reshape(-1, size * size).copy()
+
+
+@checked
+def from_patches(patches: np.ndarray, shape: tuple[int, int], size: int) -> np.ndarray:
+    """The picture that the tiles of `to_patches(image, size)` came from, cropped to whole tiles.
+
+    Args:
+        patches: (patches, size^2).
+        shape: (height, width) of the picture.
+        size: side of a patch.
+
+    Raises:
+        TypeError, ValueError: a shape or a size that are no positive integers, another number of
+            patches than tile the picture.
+
+    Example:
+        >>> image = np.arange(8).reshape(2, 4)
+        >>> patches = ur.vision.datasets.to_patches(image, 2)
+        >>> ur.vision.datasets.from_patches(patches, (2, 4), 2).tolist()
+        [[0, 1, 2, 3], [4, 5, 6, 7]]
+    """
+    where = "from_patches"
+    size = checks.as_index(size, "size", where, least=1)
+    sides = checks.as_indices(shape, "shape", where, least=1)
+    if len(sides) != 2:
+        raise ValueError(f"{where}: picture has shape {sides}; expected (height, width)")
+    rows, columns = sides[0] // size, sides[1] // size
+    if np.shape(patches) != (rows * columns, size * size):
+        raise ValueError(
+            f"{where}: patches have shape {np.shape(patches)}; expected "
+            f"{(rows * columns, size * size)} for a picture of {sides}"
+        )
+    tiles = np.asarray(patches).reshape(rows, columns, size, size)
+    return tiles.transpose(0, 2, 1, 3).reshape(rows * size, columns * size)
+
+
+@checked
+def crop_and_flip(key: Key, X: ArrayLike, pad: int = 4, flip: bool = True) -> Array:
+    """Every picture shifted by up to `pad` pixels each way, and mirrored with probability 1/2.
+
+    A picture is padded with zeros on all sides, and one of the (2 pad + 1)^2 crops of its own size
+    is drawn. The draws depend on the key and on the number of pictures only: the same key treats
+    masks `M[..., None]` as it treats their pictures. The padding is black unless a mean has been
+    subtracted from X.
+
+    Args:
+        key: a key or a seed.
+        X: (N, H, W, C), uint8, bool or floating-point.
+        pad: pixels on each side; static.
+        flip: mirror left and right; static.
+
+    Returns:
+        (N, H, W, C), in the dtype of X.
+
+    Raises:
+        TypeError: X of another dtype, a pad that is no integer, a key that is none.
+        ValueError: X of another shape, a negative pad.
+
+    Source: He et al., "Deep residual learning", CVPR 2016, Section 4.2.
+
+    Example:
+        >>> X = jnp.arange(16, dtype=jnp.uint8).reshape(1, 4, 4, 1)
+        >>> for row in ur.vision.datasets.crop_and_flip(1, X, pad=1)[0, :, :, 0].tolist():
+        ...     print(row)
+        [0, 0, 0, 0]
+        [2, 1, 0, 0]
+        [6, 5, 4, 0]
+        [10, 9, 8, 0]
+    """
+    where = "crop_and_flip"
+    pad = checks.as_index(pad, "pad", where)
+    X = jnp.asarray(X)
+    if X.ndim != 4:
+        raise ValueError(f"{where}: X has shape {X.shape}; expected (N, H, W, C)")
+    if not (X.dtype in (jnp.uint8, jnp.bool_) or jnp.issubdtype(X.dtype, jnp.floating)):
+        raise TypeError(f"{where}: X is {X.dtype}; expected uint8, bool or floating-point pictures")
+    return _crop_and_flip(key, X, pad, flip)
+
+
+@partial(jax.jit, static_argnames=("pad", "flip"))
+def _crop_and_flip(key: Array, X: Array, pad: int, flip: bool) -> Array:
+    corner_key, flip_key = jax.random.split(key)
+    corners = jax.random.randint(corner_key, (len(X), 2), 0, 2 * pad + 1)
+    if flip:  # before the crop: XLA would fuse it into what comes after, and read it many times
+        mirrored = jax.random.bernoulli(flip_key, shape=(len(X), 1, 1, 1))
+        X = jnp.where(mirrored, X[:, :, ::-1], X)
+    padded = jnp.pad(X, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    return jax.vmap(lambda x, corner: lax.dynamic_slice(x, (*corner, 0), X.shape[1:]))(
+        padded, corners
+    )

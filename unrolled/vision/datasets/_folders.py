@@ -10,8 +10,8 @@ import numpy as np
 
 from unrolled._base import checks
 from unrolled._base.arguments import checked
+from unrolled.vision.datasets._arrays import _PICTURES, open_picture, picture_files
 from unrolled.vision.datasets._collections import Images, locate
-from unrolled.vision.datasets._pictures import _PICTURES, open_picture, picture_files
 
 Pair = tuple[Path, Path]  # the files of a picture and of its mask
 
@@ -95,16 +95,11 @@ def masks(folder: str | Path, size: tuple[int, int], split: str | Path | None = 
         >>> X.shape, M.shape, int(M.sum())
         ((1, 4, 6, 3), (1, 4, 6), 4)
     """
-    height, width = _size(size)
-    train, test = _find_pairs(folder, split)
-    return Masks(_read_masks(train, height, width), _read_masks(test, height, width))
-
-
-def _size(size: Any) -> tuple[int, int]:
-    if not isinstance(size, tuple | list) or len(size) != 2:
+    sides = checks.as_indices(size, "size", "masks", least=1)
+    if len(sides) != 2:
         raise TypeError(f"masks: size must be a pair (H, W), got {size!r}")
-    height, width = (checks.as_index(side, "a side of size", "masks", least=1) for side in size)
-    return height, width
+    train, test = (_read_masks(pairs, *sides) for pairs in _find_pairs(folder, split))
+    return Masks(train, test)
 
 
 def _read_masks(pairs: list[Pair], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -264,7 +259,8 @@ def is_class_folders(folder: str | Path) -> bool:
     classes = _folders(folder)
     names = {path.name.lower() for path in classes}
     paired = any(word in name for name in names for word in ("mask", "image", "gt", "ground"))
-    return len(classes) > 1 and not paired and all(map(_has_pictures, classes))
+    filled = all(any(p.suffix.lower() in _PICTURES for p in f.iterdir()) for f in classes)
+    return len(classes) > 1 and not paired and filled
 
 
 @checked
@@ -333,10 +329,6 @@ def _parts(folder: Path) -> tuple[Path, Path] | None:
 def _folders(folder: Path) -> list[Path]:
     inside = (path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
     return sorted(inside)
-
-
-def _has_pictures(folder: Path) -> bool:
-    return any(path.suffix.lower() in _PICTURES for path in folder.iterdir())
 
 
 def _pictures(folder: Path) -> list[Path]:

@@ -3,7 +3,9 @@
 `import unrolled` does not import this package, which needs flax.
 """
 
-from unrolled.vision.experiments._data import load, shapes
+import typing
+
+from unrolled.vision.datasets import shapes
 from unrolled.vision.experiments._features import (
     Admitted,
     Codes,
@@ -16,30 +18,28 @@ from unrolled.vision.experiments._features import (
     row_features,
     trained_on,
 )
-from unrolled.vision.experiments._figures import (
-    l1_in_training,
-    predicted_masks,
-    scores_by_activation,
-    training_loss,
-)
-from unrolled.vision.experiments._layer_dictionary import LayerDictionary, Pursued, as_dictionary
+from unrolled.vision.experiments._layer_dictionary import LayerDictionary, Pursued, layer_dictionary
 from unrolled.vision.experiments._recipe import (
     Recipe,
     deviations,
+    grid,
+    load,
     options_of,
     paper_recipe,
     task_of,
 )
-from unrolled.vision.experiments._run import Outcome, Sweep, grid, run, sweep
+from unrolled.vision.experiments._run import Outcome, Sweep, read_pictures, read_rows, run, sweep
 from unrolled.vision.experiments._table import (
     Cell,
     Interval,
     holm,
     interval,
-    read_pictures,
-    read_rows,
+    l1_in_training,
+    predicted_masks,
+    scores_by_activation,
     scores_table,
     summarize,
+    training_loss,
 )
 
 __all__ = [
@@ -54,7 +54,6 @@ __all__ = [
     "Pursued",
     "Recipe",
     "Sweep",
-    "as_dictionary",
     "deviations",
     "features",
     "features_rows",
@@ -63,6 +62,7 @@ __all__ = [
     "holm",
     "interval",
     "l1_in_training",
+    "layer_dictionary",
     "load",
     "options_of",
     "paper_recipe",
@@ -81,6 +81,12 @@ __all__ = [
     "trained_on",
     "training_loss",
 ]
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name == "as_dictionary":  # as `layer_dictionary` was called
+        return layer_dictionary
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -21,15 +21,22 @@ from unrolled._base.text import markdown, screen, sealed, table, to_json, unseal
 from unrolled.dictionaries import Conv, dense
 from unrolled.training import restore_tree
 from unrolled.vision.datasets import Images
-from unrolled.vision.experiments import _data, _table
 from unrolled.vision.experiments._layer_dictionary import (
     LayerDictionary,
     Pursued,
-    as_dictionary,
     block_of,
+    layer_dictionary,
     pursued,
 )
-from unrolled.vision.experiments._recipe import Build, build_model, from_dict
+from unrolled.vision.experiments._recipe import (
+    Build,
+    build_model,
+    digest_of,
+    from_dict,
+    moments_of,
+    split_images,
+)
+from unrolled.vision.experiments._run import WEIGHTS, read_row
 from unrolled.vision.experiments._table import check_fields, interval
 from unrolled.vision.models import tap
 
@@ -242,10 +249,10 @@ def features(
     Args:
         model: any nnx.Module; it is evaluated as in `model.eval()` and not changed.
         images: (N, H, W, C), as the model takes them. 64 are enough for means.
-        layers: paths of layers, as `as_dictionary` takes them; None takes those that the model
+        layers: paths of layers, as `layer_dictionary` takes them; None takes those that the model
             names in `convolutions`, or in `early`.
         norms: path of the batch norm of a layer, for layers that do not contain their own.
-        activation: as in `as_dictionary`.
+        activation: as in `layer_dictionary`.
         fraction: of the largest entry of an image, for `Codes.below`.
         tol: how far J(x*) may be from the minimum, relative to J(0) - J(x*).
         max_steps: the most steps of FISTA.
@@ -255,8 +262,8 @@ def features(
         Features, with means and numbers for every image.
 
     Raises:
-        TypeError, ValueError: as in `as_dictionary`; images that are not (N, H, W, C), a layer that
-            the model does not call, or calls more than once.
+        TypeError, ValueError: as in `layer_dictionary`; images that are not (N, H, W, C), a layer
+            that the model does not call, or calls more than once.
 
     Not claimed: that x* is unique, or was meant. Where D has more atoms than y has entries, J
     may have several minimisers; the pursuit ends in one near x.
@@ -287,7 +294,7 @@ def features(
     measured = {}
     for name, x in zip(names, inputs):
         options: dict[str, Any] = dict(norm=(norms or {}).get(name), activation=activation)
-        layer = as_dictionary(model, name, x.shape[1:3], **options)
+        layer = layer_dictionary(model, name, x.shape[1:3], **options)
         Y = layer.signals(x)
         measured[name] = LayerFeatures(
             layer,
@@ -369,10 +376,10 @@ def restore(folder: str | Path, row: str, *, build: Build = build_model) -> Any:
         >>> from unrolled.vision import experiments
         >>> net = experiments.restore("runs", "digits-lenet5-...")  # doctest: +SKIP
     """
-    record = _table.read_row(Path(folder), row)
+    record = read_row(Path(folder), row)
     if record is None:
         raise FileNotFoundError(f"{folder}: has no row {row!r}")
-    path = Path(folder) / _table.WEIGHTS / f"{row}.npz"
+    path = Path(folder) / WEIGHTS / f"{row}.npz"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: the weights of this row were not kept")
     recipe, images = from_dict(record["recipe"]), record["images"]
@@ -407,7 +414,7 @@ def trained_on(row: Mapping[str, Any], images: Images) -> bool:
     own = row["images"]
     if own["name"] != images.name:
         return False
-    return _data.digest(_data.split(images, row["recipe"]["test"])) == own["sha256"]
+    return digest_of(split_images(images, row["recipe"]["test"])) == own["sha256"]
 
 
 @checked
@@ -441,18 +448,18 @@ def row_features(
         >>> images = experiments.load("digits")
         >>> experiments.row_features("runs", "digits-lenet5-...", images)  # doctest: +SKIP
     """
-    model, record = restore(folder, row, build=build), _table.read_row(Path(folder), row)
+    model, record = restore(folder, row, build=build), read_row(Path(folder), row)
     assert record is not None
     recipe = from_dict(record["recipe"])
     if not trained_on(record, images):
         raise ValueError(f"row_features: {row} was trained on other images than {images.name}")
-    chosen = _data.split(images, recipe.test)
+    chosen = split_images(images, recipe.test)
     height, width = chosen.test[0].shape[1:3]
     X = chosen.test[0][: n or max(1, _PIXELS // (height * width))]
     path = Path(folder) / _FOLDER / f"{row}-{len(X)}.json"
     if not path.is_file():
         mean, deviation = (
-            np.asarray(part, np.float32) for part in _data.moments(chosen.train[0], recipe)
+            np.asarray(part, np.float32) for part in moments_of(chosen.train[0], recipe)
         )
         scaled = (X.astype(np.float32) / np.float32(255) - mean) / deviation
         measured = features(model, scaled, _convolutions(model, recipe.layers))

@@ -66,7 +66,7 @@ def _thresholded(D: Conv, theta: Array, norms: Array, activation: Any, Y: Array)
 
 
 @checked
-def as_dictionary(
+def layer_dictionary(
     model: nnx.Module,
     name: str,
     signal_shape: tuple[int, ...],
@@ -96,13 +96,13 @@ def as_dictionary(
 
     Example:
         >>> from flax import nnx
-        >>> from unrolled.vision.experiments import as_dictionary
+        >>> from unrolled.vision.experiments import layer_dictionary
         >>> net = ur.vision.models.LeNet5(rngs=nnx.Rngs(0))
-        >>> layer = as_dictionary(net, "conv2.features", (14, 14))
+        >>> layer = layer_dictionary(net, "conv2.features", (14, 14))
         >>> layer.D.filters.shape, layer.D.shape, layer.theta.shape
         ((16, 6, 5, 5), (1176, 1600), (16,))
     """
-    where = "as_dictionary"
+    where = "layer_dictionary"
     _, block = block_of(model, name)
     conv = _only(block, name, _is_convolution, "convolution")
     if isinstance(conv, CSCLayer) and conv.step is not None:
@@ -147,7 +147,7 @@ def block_of(model: nnx.Module, name: str) -> tuple[str, Any]:
     block: Any = submodule(model, name)
     while not any(map(_is_convolution, _modules(block))):
         if not name:
-            raise ValueError(f"as_dictionary: {type(model).__name__} has no convolution")
+            raise ValueError(f"layer_dictionary: {type(model).__name__} has no convolution")
         name = name.rpartition(".")[0]
         block = submodule(model, name) if name else model
     return name, block
@@ -162,7 +162,7 @@ def _only(block: Any, name: str, wanted: Callable[[Any], bool], what: str) -> An
     modules = [node for node in _modules(block) if wanted(node)]
     if len(modules) > 1:
         raise ValueError(
-            f"as_dictionary: {name!r} has {len(modules)} modules that are a {what}; name one of "
+            f"layer_dictionary: {name!r} has {len(modules)} modules that are a {what}; name one of "
             "them"
         )
     return modules[0] if modules else None
@@ -205,7 +205,7 @@ def _padding(
     if isinstance(padding, str):
         if padding.upper() not in ("VALID", "SAME"):
             raise ValueError(
-                f"as_dictionary: the convolution of {name!r} has padding {padding!r}; expected "
+                f"layer_dictionary: the convolution of {name!r} has padding {padding!r}; expected "
                 "zeros: VALID, SAME or numbers"
             )
         pads = lax.padtype_to_pads(shape, kernel, strides, padding.upper())
@@ -290,7 +290,7 @@ def _best_multiples(D: Conv, theta: Array, Y: Array, X: Array) -> tuple[Array, A
 
     def one(y, x):
         a, b, _ = _parts(D, theta, y, x)
-        c = _ratio(jax.nn.relu(a), b)
+        c = _ratio_or_zero(jax.nn.relu(a), b)
         return c, c * a / 2
 
     return jax.vmap(one)(Y, X)
@@ -305,23 +305,23 @@ def _compare(
     def one(y, x, forward, best, excess):
         a, b, fitted = _parts(D, theta, y, best)
         most = a - b / 2  # J(0) - J(x*)
-        closest = _ratio(jnp.vdot(x, best), jnp.vdot(x, x))
+        closest = _ratio_or_zero(jnp.vdot(x, best), jnp.vdot(x, x))
         either = jnp.sum((x > 0) | (best > 0))
         both = jnp.sum((x > 0) & (best > 0))
         return (
-            _ratio(most - forward, most),
-            _ratio(norm(best - x), norm(best)),
-            _ratio(norm(best - closest * x), norm(best)),
+            _ratio_or_zero(most - forward, most),
+            _ratio_or_zero(norm(best - x), norm(best)),
+            _ratio_or_zero(norm(best - closest * x), norm(best)),
             jnp.where(either > 0, both / jnp.maximum(either, 1), 1),
             jnp.sum(best > 0),
-            1 - _ratio(norm(y - fitted), norm(y)) ** 2,
-            _ratio(excess, most),
+            1 - _ratio_or_zero(norm(y - fitted), norm(y)) ** 2,
+            _ratio_or_zero(excess, most),
         )
 
     return jax.vmap(one)(Y, X, decrease, best, excess)
 
 
-def _ratio(a: Array, b: Array) -> Array:
+def _ratio_or_zero(a: Array, b: Array) -> Array:
     """a / b, and 0 where b is 0."""
     return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
 

@@ -5,11 +5,10 @@ no key, and a run continues from a saved state as if it had not stopped. Devices
 images are split along the batch, its state is on all.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -26,8 +25,7 @@ from unrolled._base.checks import Array
 from unrolled._base.programs import DATA, data_mesh
 from unrolled.vision import models
 from unrolled.vision.datasets import crop_and_flip
-from unrolled.vision.experiments._data import EXACT
-from unrolled.vision.experiments._recipe import Recipe
+from unrolled.vision.experiments._recipe import EXACT, Recipe
 
 
 class Devices(NamedTuple):
@@ -39,17 +37,11 @@ class Devices(NamedTuple):
         """A tree of arrays, on each device."""
         return tree if self.mesh is None else jax.device_put(tree, NamedSharding(self.mesh, P()))
 
-    def whole(self, tree: Any) -> Any:
-        """The same inside a program."""
-        return tree if self.mesh is None else self._constrained(tree, P())
-
-    def split(self, tree: Any) -> Any:
-        """Inside a program: the images of a batch shared among the devices."""
-        return tree if self.mesh is None else self._constrained(tree, P(DATA))
-
-    def _constrained(self, tree: Any, spec: P) -> Any:
-        assert self.mesh is not None
-        return jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, spec))
+    def constrained(self, tree: Any, *axes: str) -> Any:
+        """Inside a program: the same, or the images of a batch shared among the devices."""
+        if self.mesh is None:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, P(*axes)))
 
     @property
     def environment(self) -> dict[str, str]:
@@ -102,13 +94,75 @@ class Program:
 
     graph: nnx.GraphDef  # of the model in training
     eval_graph: nnx.GraphDef
-    layers: tuple[str, ...]  # those penalised; one that is called k times is k layers
+    taps: tuple[str, ...]
+    layers: list[str]  # those penalised; one that is called k times is k layers
     recipe: Recipe
     steps_per_epoch: int
-    optimizer: optax.GradientTransformation
-    advance: Callable[..., State]
-    evaluate: Callable[..., Scores]
-    measure: Callable[..., Features]
+    mean: np.ndarray
+    deviation: np.ndarray
+    devices: Devices
+
+    @cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """That of the recipe."""
+        return make_optimizer(self.recipe, self.steps_per_epoch)
+
+    @cached_property
+    def advance(self) -> Callable[..., State]:
+        """One step a call.
+
+        Inside a loop, XLA computes gradients of convolutions on a CPU several times more slowly.
+        """
+        return jax.jit(self._advance, donate_argnums=0)
+
+    @cached_property
+    def evaluate(self) -> Callable[..., Scores]:
+        """The scores of n images from `first` on."""
+        return jax.jit(self._evaluate, static_argnames="n")
+
+    @cached_property
+    def measure(self) -> Callable[..., Features]:
+        """The features of n images from `first` on."""
+        return jax.jit(self._measure, static_argnames="n")
+
+    def inputs(self, X):
+        return (X.astype(jnp.float32) / np.float32(255) - self.mean) / self.deviation
+
+    def objective(self, params, others, x, y, gamma):
+        """The loss with its penalty; the other variables after it, and its parts."""
+        model = rebuild(self.graph, params, others)
+        outputs, features = _outputs(model, self.taps, self.inputs(x))
+        loss = jnp.mean(_losses(outputs, y))
+        penalty = training.sparse_feature_penalty(features) if features else jnp.zeros_like(loss)
+        total = loss if gamma is None else loss + gamma * penalty
+        others = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+        return total, (others, Sums(loss, penalty, *_l1_and_zeros(features)))
+
+    def _advance(self, state, key, chosen, gamma, X, Y):
+        """The state after one more step, on the images whose indices are chosen."""
+        x, y = (jnp.take(part, chosen, axis=0, mode="clip") for part in (X, Y))
+        key = jax.random.fold_in(jax.random.fold_in(key, _CROPS), state.step)
+        x, y = self.devices.constrained(_augmented(self.recipe.augmentation, key, x, y), DATA)
+        differentiate = jax.grad(self.objective, has_aux=True)
+        gradient, (others, sums) = differentiate(state.params, state.others, x, y, gamma)
+        with jax.numpy_dtype_promotion("standard"):
+            changes, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
+            params = optax.apply_updates(state.params, changes)
+        sums = jax.tree.map(jnp.add, state.sums, sums)
+        return self.devices.constrained(State(state.step + 1, params, others, optimizer, sums))
+
+    def _evaluate(self, params, others, X, Y, first, n):
+        y = lax.dynamic_slice_in_dim(Y, first, n)
+        x = self.inputs(lax.dynamic_slice_in_dim(X, first, n))
+        outputs = rebuild(self.eval_graph, params, others)(x)
+        predicted = jnp.argmax(outputs, -1) if y.ndim == 1 else outputs > 0
+        return Scores(_losses(outputs, y), predicted)
+
+    def _measure(self, params, others, X, first, n):
+        x = self.inputs(lax.dynamic_slice_in_dim(X, first, n))
+        model = rebuild(self.eval_graph, params, others)
+        _, features = _outputs(model, self.taps, x)
+        return Features(*map(jnp.stack, zip(*map(_measures, features.values()))))
 
 
 def key_of(recipe: Recipe) -> Array:
@@ -116,7 +170,7 @@ def key_of(recipe: Recipe) -> Array:
     return jax.random.key(recipe.seed)
 
 
-@functools.partial(jax.jit, static_argnames="n")
+@partial(jax.jit, static_argnames="n")
 def order(key: Array, epoch: Array, n: int) -> Array:
     """The permutation of n images in an epoch."""
     key = jax.random.fold_in(jax.random.fold_in(key, _ORDER), epoch)
@@ -183,82 +237,16 @@ def make_program(
     model.eval()
     eval_graph = nnx.graphdef(model)
     model.train()
-    graph = nnx.graphdef(model)
-    optimizer = make_optimizer(recipe, steps_per_epoch)
     mean, deviation = (np.asarray(m, np.float32).reshape(1, 1, 1, -1) for m in moments)
-    options = recipe.augmentation, optimizer, mean, deviation, devices
-    steps = _Steps(graph, eval_graph, taps, *options)
-    layers: list[str] = []  # in their order, which a dict loses on its way out of a trace
+    graphs = nnx.graphdef(model), eval_graph
+    program = Program(*graphs, taps, [], recipe, steps_per_epoch, mean, deviation, devices)
     x = jax.ShapeDtypeStruct((recipe.batch, *shape), jnp.uint8)
-    jax.eval_shape(lambda x: layers.extend(_outputs(nnx.clone(model), taps, steps.inputs(x))[1]), x)
-    return Program(
-        graph,
-        eval_graph,
-        tuple(layers),
-        recipe,
-        steps_per_epoch,
-        optimizer,
-        # One step a call: inside a loop, XLA computes gradients of convolutions on a CPU several
-        # times more slowly.
-        jax.jit(steps.advance, donate_argnums=0),
-        jax.jit(steps.evaluate, static_argnames="n"),
-        jax.jit(steps.measure, static_argnames="n"),
-    )
 
+    def run(x: Array) -> None:  # a dict loses the order of the layers on its way out of a trace
+        program.layers.extend(_outputs(nnx.clone(model), taps, program.inputs(x))[1])
 
-@dataclass(frozen=True, eq=False)
-class _Steps:
-    """The functions of a program, before they are compiled."""
-
-    graph: nnx.GraphDef
-    eval_graph: nnx.GraphDef
-    taps: tuple[str, ...]
-    augmentation: str
-    optimizer: optax.GradientTransformation
-    mean: np.ndarray
-    deviation: np.ndarray
-    devices: Devices
-
-    def inputs(self, X):
-        return (X.astype(jnp.float32) / np.float32(255) - self.mean) / self.deviation
-
-    def objective(self, params, others, x, y, gamma):
-        """The loss with its penalty; the other variables after it, and its parts."""
-        model = rebuild(self.graph, params, others)
-        outputs, features = _outputs(model, self.taps, self.inputs(x))
-        loss = jnp.mean(_losses(outputs, y))
-        penalty = training.sparse_feature_penalty(features) if features else jnp.zeros_like(loss)
-        total = loss if gamma is None else loss + gamma * penalty
-        others = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
-        return total, (others, Sums(loss, penalty, *_l1_and_zeros(features)))
-
-    def advance(self, state, key, chosen, gamma, X, Y):
-        """The state after one more step, on the images whose indices are chosen."""
-        x, y = (jnp.take(part, chosen, axis=0, mode="clip") for part in (X, Y))
-        key = jax.random.fold_in(jax.random.fold_in(key, _CROPS), state.step)
-        x, y = self.devices.split(_augmented(self.augmentation, key, x, y))
-        differentiate = jax.grad(self.objective, has_aux=True)
-        gradient, (others, sums) = differentiate(state.params, state.others, x, y, gamma)
-        with jax.numpy_dtype_promotion("standard"):
-            changes, optimizer = self.optimizer.update(gradient, state.optimizer, state.params)
-            params = optax.apply_updates(state.params, changes)
-        sums = jax.tree.map(jnp.add, state.sums, sums)
-        return self.devices.whole(State(state.step + 1, params, others, optimizer, sums))
-
-    def evaluate(self, params, others, X, Y, first, n):
-        """The scores of n images from `first` on."""
-        y = lax.dynamic_slice_in_dim(Y, first, n)
-        x = self.inputs(lax.dynamic_slice_in_dim(X, first, n))
-        outputs = rebuild(self.eval_graph, params, others)(x)
-        predicted = jnp.argmax(outputs, -1) if y.ndim == 1 else outputs > 0
-        return Scores(_losses(outputs, y), predicted)
-
-    def measure(self, params, others, X, first, n):
-        """The features of n images from `first` on."""
-        x = self.inputs(lax.dynamic_slice_in_dim(X, first, n))
-        model = rebuild(self.eval_graph, params, others)
-        _, features = _outputs(model, self.taps, x)
-        return Features(*map(jnp.stack, zip(*map(_measures, features.values()))))
+    jax.eval_shape(run, x)
+    return program
 
 
 def _outputs(model: nnx.Module, taps: tuple[str, ...], x: Array) -> tuple[Array, dict]:
@@ -346,35 +334,31 @@ def predict(program: Program, state: State, X: Array, Y: Array) -> np.ndarray:
 
 
 def _scores(program: Program, state: State, X: Array, Y: Array) -> Scores:
-    parts = [
-        Scores(*(np.asarray(part)[skip:] for part in batch))
-        for batch, skip in _batches(program, partial(program.evaluate, *state[1:3], X, Y), len(X))
-    ]
-    return Scores(*map(np.concatenate, zip(*parts)))
+    return Scores(*_in_batches(program, partial(program.evaluate, *state[1:3], X, Y), len(X)))
 
 
 def measure(program: Program, state: State, X: Array) -> dict[str, Any]:
     """What the features of the penalised layers are over test images, a number for each layer."""
     if not program.layers:
         return {}
-    parts = [
-        Features(*(np.asarray(part)[:, skip:] for part in batch))
-        for batch, skip in _batches(program, partial(program.measure, *state[1:3], X), len(X))
-    ]
-    features = Features(*(np.concatenate(part, axis=1) for part in zip(*parts)))
+    features = Features(*_in_batches(program, partial(program.measure, *state[1:3], X), len(X), 1))
     means = {n: np.mean(part, 1, np.float64).tolist() for n, part in features._asdict().items()}
     return {"layers": list(program.layers), **means}
 
 
-def _batches(program: Program, call: Callable[..., Any], images: int) -> Iterator[tuple[Any, int]]:
-    """What `call(first, n)` returns for batches of one size, and how many images to leave out.
+def _in_batches(
+    program: Program, call: Callable[..., Any], images: int, axis: int = 0
+) -> Iterator[np.ndarray]:
+    """The parts that `call(first, n)` returns of n images, for all images along an axis.
 
     The last batch overlaps the one before, so that one compiled program serves all.
     """
-    n = min(program.recipe.batch, images)
+    n, batches = min(program.recipe.batch, images), []
     for first in range(0, images, n):
         begin = min(first, images - n)
-        yield call(np.int32(begin), n), first - begin
+        parts = call(np.int32(begin), n)
+        batches.append([np.split(np.asarray(part), [first - begin], axis)[1] for part in parts])
+    return (np.concatenate(part, axis) for part in zip(*batches))
 
 
 def _classified(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:

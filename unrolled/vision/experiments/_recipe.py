@@ -1,20 +1,27 @@
-"""What one run of an experiment depends on, the recipes of the papers, and their models."""
+"""What one run of an experiment depends on: its recipe and its images.
+
+Beside them stand the recipes of the papers, and the models of a recipe.
+"""
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from unrolled import activations
 from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled.records import Record, changed, changes, from_plain, option, to_plain, values_of
-from unrolled.vision import models
+from unrolled.vision import datasets, models
+from unrolled.vision.datasets import Images, shapes
 
 CLASSIFICATION, SEGMENTATION = ("lenet5", "vgg11", "res-csc", "msd-csc"), ("unet",)
 ML_CSC = ("cnn", "ml-ista", "ml-fista", "ml-lista", "layered-bp", "all-free")
@@ -365,3 +372,184 @@ def penalised(recipe: Recipe, model: nnx.Module) -> tuple[str, ...]:
 def size(model: nnx.Module) -> int:
     """The number of trained parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+@checked
+def grid(
+    recipe: Recipe,
+    *,
+    models: Sequence[str],
+    activations: Sequence[str],
+    gammas: Sequence[float],
+    seeds: Sequence[int],
+    epochs: Sequence[int],
+) -> list[Recipe]:
+    """The recipes of all combinations; all of one seed come before the next seed.
+
+    Raises:
+        TypeError: a single name in place of a list.
+        ValueError: as of a `Recipe`.
+
+    Example:
+        >>> from unrolled.vision.experiments import grid, paper_recipe
+        >>> recipe = paper_recipe("classification", "cifar10")
+        >>> varied = dict(models=["lenet5"], activations=["relu", "elu"], epochs=[20])
+        >>> len(grid(recipe, gammas=[0, 1e-3, 1e-2], seeds=[0, 1], **varied))
+        12
+    """
+    fields = ("epochs", "seed", "model", "activation", "gamma")
+    combinations = itertools.product(epochs, seeds, models, activations, gammas)
+    changes: list[dict[str, Any]] = [dict(zip(fields, values)) for values in combinations]
+    return [dataclasses.replace(recipe, **change) for change in changes]
+
+
+EXACT = 1000  # test records of CIFAR-10 that are exact where the others come from JPEG
+_DIGITS_SIDE, _MASKS_SIDE = 32, 128
+_FOLDERS = {"ecssd": "ECSSD", "duts": "DUTS", "dut-omron": "DUT-OMRON"}
+
+
+@checked
+def load(name: str, root: str | Path | None = None, *, side: int | None = None) -> Images:
+    """The images of a data set by its name, as an experiment takes them.
+
+    A set of pictures with masks has no classes, and masks (N, H, W) in the place of labels.
+
+    Args:
+        name: "cifar10", "mnist", "digits" (of scikit-learn), "shapes" (made here, see `shapes`), or
+            a folder below `root` with pictures and masks: "ecssd", "duts", or its own name; or with
+            folders of classes, see `datasets.class_folders`.
+        root: where data lie; None for UNROLLED_DATA.
+        side: digits are enlarged and framed by zeros to side x side (default 32); pictures of
+            classes are resized to side x side (default 32), those with masks are made or resized to
+            it (default 128).
+
+    Raises:
+        FileNotFoundError, ValueError: as in the readers of `datasets`; a side below 1, or below 8
+            for digits.
+
+    Example:
+        >>> from unrolled.vision import experiments
+        >>> experiments.load("digits").train[0].shape
+        (1437, 32, 32, 1)
+    """
+    if side is not None:
+        side = checks.as_index(side, "side", "experiment", least=1)
+    if name == "digits":
+        return _enlarged(datasets.digits(), side or _DIGITS_SIDE)
+    if name == "shapes":
+        return shapes(side or _MASKS_SIDE)
+    if name in ("cifar10", "mnist"):
+        return {"cifar10": datasets.cifar10, "mnist": datasets.mnist}[name](root)
+    folder = datasets.locate(_FOLDERS.get(name, name), root)
+    if datasets.is_class_folders(folder):
+        return datasets.class_folders(folder, side or _DIGITS_SIDE)
+    side = side or _MASKS_SIDE
+    train, test = datasets.masks(folder, (side, side))
+    return Images(name, train, test, ())
+
+
+def _enlarged(images: Images, side: int) -> Images:
+    """Each pixel as a square of pixels, and a frame of zeros."""
+    times = side // images.train[0].shape[1]
+    if times < 1:
+        raise ValueError(f"experiment: digits have 8 x 8 pixels; expected a side of 8, got {side}")
+
+    def larger(X):
+        X = X.repeat(times, axis=1).repeat(times, axis=2)
+        before = (side - X.shape[1]) // 2
+        frame = (before, side - X.shape[1] - before)
+        return np.pad(X, ((0, 0), frame, frame, (0, 0)))
+
+    (X, labels), (X_test, labels_test) = images.train, images.test
+    return images._replace(train=(larger(X), labels), test=(larger(X_test), labels_test))
+
+
+def split_images(images: Images, test: str) -> Images:
+    """The images with the test set of that name: "whole", "exact" or "held-out".
+
+    Raises:
+        ValueError: "exact" of another set than CIFAR-10, or no fifth to hold out.
+    """
+    if test == "exact":
+        if images.name != "cifar10":
+            raise ValueError(
+                f"experiment: {images.name} has no exact part; expected cifar10, or another test"
+            )
+        X, labels = images.test
+        return images._replace(test=(X[:EXACT], labels[:EXACT]))
+    if test == "held-out":
+        last = len(images.train[0]) // 5
+        if not last:
+            raise ValueError(
+                f"experiment: {images.name} has {len(images.train[0])} training images; expected 5 "
+                "or more to hold a fifth out"
+            )
+        X, labels = images.train
+        return images._replace(train=(X[:-last], labels[:-last]), test=(X[-last:], labels[-last:]))
+    return images
+
+
+def check_images(images: Images, recipe: Recipe) -> None:
+    """Raise ValueError unless a recipe can train and test on the images."""
+    (X, labels), (X_test, _) = images.train, images.test
+    where = f"experiment: {images.name}"
+    for part, (pictures, truth) in {"train": images.train, "test": images.test}.items():
+        if not len(pictures):
+            raise ValueError(
+                f"{where}: the {part} split is empty; expected one picture or more"
+                + ("" if images.classes else ", try a split file in the folder of the masks")
+            )
+        if pictures.ndim != 4 or pictures.dtype != np.uint8:
+            raise ValueError(
+                f"{where}: the {part} pictures are {pictures.dtype} {pictures.shape}; expected "
+                "uint8 (N, H, W, C)"
+            )
+        _check_truth(pictures, truth, len(images.classes), f"{where}: the {part} split")
+    if X.shape[1:] != X_test.shape[1:]:
+        raise ValueError(
+            f"{where}: pictures of {X.shape[1:]} for training and {X_test.shape[1:]} for testing"
+        )
+    if recipe.batch > len(labels):
+        raise ValueError(
+            f"{where}: a batch of {recipe.batch} is larger than its {len(labels)} training "
+            "pictures; try a smaller batch"
+        )
+    if recipe.data != (name := Path(images.name).name):  # a folder may be given by its path
+        raise ValueError(
+            f"{where}: the recipe has data={recipe.data!r}; expected the name of the images, try "
+            f"data={name!r}"
+        )
+
+
+def _check_truth(X: np.ndarray, truth: np.ndarray, classes: int, where: str) -> None:
+    expected, top = X.shape[:1] if classes else X.shape[:3], (classes or 2) - 1
+    kind = "labels" if classes else "masks"
+    if truth.shape != expected:
+        raise ValueError(f"{where} has {kind} of shape {truth.shape}; expected {expected}")
+    advice = "" if classes else ", or bool; try to threshold them"
+    if truth.dtype.kind not in "biu":
+        raise ValueError(
+            f"{where} has {kind} of dtype {truth.dtype}; expected integers from 0 to {top}{advice}"
+        )
+    low, high = int(truth.min()), int(truth.max())
+    if low < 0 or high > top:
+        raise ValueError(f"{where} has {kind} from {low} to {high}; expected 0 to {top}{advice}")
+
+
+def digest_of(images: Images) -> str:
+    """The sha256 of pictures and labels, shortened: rows on other images are other rows."""
+    parts = (*images.train, *images.test)
+    hashes = "".join(hashlib.sha256(part.tobytes()).hexdigest() for part in parts)
+    return hashlib.sha256(hashes.encode()).hexdigest()[:16]
+
+
+def moments_of(X: np.ndarray, recipe: Recipe) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel, of values in [0, 1]; 0 and 1 if not to standardize."""
+    if not recipe.standardize:
+        return (0.0,), (1.0,)
+    counts = np.stack([np.bincount(x.ravel(), minlength=256) for x in np.moveaxis(X, 3, 0)])
+    shares, values = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
+    mean = shares @ values
+    variance = np.sum(shares * (values - mean[:, None]) ** 2, 1)
+    deviation = np.where(variance > 0, np.sqrt(variance), 1.0)
+    return tuple(mean.tolist()), tuple(deviation.tolist())

@@ -1,11 +1,15 @@
-"""Runs: a model trained by a recipe, saved as it goes, and a row of results at its end."""
+"""Runs: a model trained by a recipe, saved as it goes, and a row of results at its end.
+
+The folder of an experiment has the rows, and beside them what some rows keep.
+"""
 
 import dataclasses
 import functools
-import itertools
+import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +20,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from unrolled._base import checks, text
+from unrolled._base import files, text
 from unrolled._base.arguments import checked
-from unrolled._base.text import version
+from unrolled._base.files import CheckpointError, write_whole
+from unrolled._base.text import sealed, to_json, unsealed, version
 from unrolled._base.threads import deferred, leave
-from unrolled.training import restore_tree, save_tree
+from unrolled.training import drive, restore_tree, save_tree
 from unrolled.vision.datasets import Images
-from unrolled.vision.experiments import _data, _table
 from unrolled.vision.experiments._program import (
     SCORES,
     Devices,
@@ -43,13 +47,149 @@ from unrolled.vision.experiments._recipe import (
     Build,
     Recipe,
     build_model,
+    check_images,
     deviations,
+    digest_of,
+    moments_of,
     paper_recipe,
     penalised,
     size,
+    split_images,
     task_of,
 )
-from unrolled.vision.experiments._table import read_row, scores_table, summarize
+from unrolled.vision.experiments._table import scores_table, summarize
+
+_PARTS = ROWS, STATES, WEIGHTS, PICTURES = "rows", "states", "weights", "pictures"
+_FORMAT = 1
+_KEYS = (
+    *("recipe", "deviations", "layers", "images", "parameters", "status", "scores", "features"),
+    *("curve", "seconds", "environment"),
+)
+
+
+def open_folder(folder: str | Path) -> Path:
+    """The folder of an experiment, made if it is not there.
+
+    Raises:
+        NotADirectoryError: a file has that name.
+        ValueError: it is not empty, and holds no experiment.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: is a file; expected a folder to write into")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / ROWS).is_dir():
+        raise ValueError(
+            f"{folder}: is not empty and holds no experiment; try another --output, or an empty one"
+        )
+    for part in _PARTS:
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def opened(folder: str | Path) -> Iterator[Path]:
+    """`open_folder` for a block; a folder that was not there is gone again if the block refuses."""
+    made = not Path(folder).exists()
+    folder = open_folder(folder)
+    try:
+        yield folder
+    except (ValueError, TypeError):
+        with suppress(OSError):  # it holds something
+            for part in (*_PARTS, "") if made else ():
+                (folder / part).rmdir()
+        raise
+
+
+def write_row(folder: Path, name: str, row: dict[str, Any]) -> None:
+    """Add a row, whole or not at all."""
+    text = to_json(sealed({"format": _FORMAT, **row}))
+    write_whole(folder / ROWS / f"{name}.json", text.encode())
+
+
+def read_row(folder: Path, name: str) -> dict[str, Any] | None:
+    """The row of that name; None if there is none.
+
+    Raises:
+        CheckpointError: its file is not one, or has changed since it was written.
+    """
+    path = Path(folder) / ROWS / f"{name}.json"
+    return _read(path) if path.is_file() else None
+
+
+@checked
+def read_rows(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """All rows by their names, in the order of these.
+
+    Raises:
+        FileNotFoundError: no experiment.
+        CheckpointError: a file that is no row, or has changed since it was written.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:  # of an experiment that has not begun
+        ...     pathlib.Path(folder, "rows").mkdir()
+        ...     ur.vision.experiments.read_rows(folder)
+        {}
+    """
+    rows = Path(folder) / ROWS
+    if not rows.is_dir():
+        raise FileNotFoundError(f"{folder}: holds no experiment; expected a folder {ROWS} in it")
+    return {path.stem: _read(path) for path in sorted(rows.glob("*.json"))}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        row = unsealed(json.loads(path.read_text(encoding="utf-8")))
+        if row["format"] != _FORMAT:
+            raise ValueError(f"format {row['format']}; expected {_FORMAT}")
+        if missing := [key for key in _KEYS if key not in row]:
+            raise ValueError(f"without {', '.join(missing)}")
+        return row
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: not a row of an experiment ({error}); remove the file to run it again"
+        ) from error
+
+
+def write_pictures(folder: Path, name: str, pictures: dict[str, np.ndarray]) -> None:
+    """Keep pictures and masks beside a row."""
+    save_tree(folder / PICTURES / f"{name}.npz", pictures)
+
+
+@checked
+def read_pictures(folder: str | Path, name: str) -> dict[str, np.ndarray] | None:
+    """The pictures X, and masks `truth` and `predicted`, of a row; None if it has none.
+
+    Raises:
+        CheckpointError: their file is damaged.
+
+    Example:
+        >>> ur.vision.experiments.read_pictures("an-experiment", "a-row") is None
+        True
+    """
+    path = Path(folder) / PICTURES / f"{name}.npz"
+    if not path.is_file():
+        return None
+    try:
+        arrays, _ = restore_tree(path)
+        return {entry: arrays[entry] for entry in ("X", "truth", "predicted")}
+    except (ValueError, KeyError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise CheckpointError(
+            f"{path}: not the pictures of a row ({reason}); remove the file to continue without "
+            "them"
+        ) from error
+
+
+@contextmanager
+def claimed(folder: Path, name: str) -> Iterator[bool]:
+    """Whether this process alone runs a row meanwhile: it is locked until the block ends.
+
+    The lock of a process that was killed ends with it.
+    """
+    with files.claimed(folder / STATES / f"{name}.lock") as holder:
+        yield holder is None
+
 
 _CHUNK_SECONDS = 1.0  # between two looks at the clock and at signals
 _SAVE_SECONDS = 30.0  # the most that a kill can lose, but for one chunk
@@ -62,27 +202,30 @@ Progress = Callable[[str, int, int, str], None]
 
 @dataclasses.dataclass
 class Job:
-    """A run in progress."""
+    """A run in progress, for `drive` of training: an epoch ends in an evaluation."""
 
     recipe: Recipe
     images: Images
-    folder: Path
+    path: Path  # where its state is saved
     name: str
     program: Program
     state: State
     curve: list[dict[str, Any]]
     seconds: float  # of all processes that worked on it
+    devices: Devices
+    until: float
+    caught: list[int]  # signals that ask the run to stop
     progress: Progress | None
-    devices: Devices = Devices()
     pace: float = math.inf  # seconds of a step
-    saved: float = dataclasses.field(default_factory=time.monotonic)
 
     def __post_init__(self):
         self.key = key_of(self.recipe)
         put = self.devices.everywhere
         self.X, self.Y = (put(jnp.asarray(part)) for part in self.images.train)
         self.tests = tuple(put(jnp.asarray(part)) for part in self.images.test)
-        self.state = put(self.state)
+        self.gamma = np.float32(self.recipe.gamma) if self.recipe.gamma else None
+        self.state, self.step = put(self.state), int(self.state.step)
+        self.saved = time.monotonic()
 
     @property
     def finished(self) -> bool:
@@ -94,53 +237,37 @@ class Job:
         """The loss of the last epoch is no number."""
         return bool(self.curve) and not math.isfinite(self.curve[-1]["train"]["loss"])
 
-    @property
-    def path(self) -> Path:
-        """Where its state is saved."""
-        return self.folder / _table.STATES / f"{self.name}.npz"
+    def next_end(self) -> int | None:
+        """The end of the epoch, whose batches are drawn."""
+        if self.finished or time.monotonic() >= self.until:
+            return None
+        epoch, steps = len(self.curve), self.program.steps_per_epoch
+        indices = np.asarray(order(self.key, epoch, len(self.X)))
+        self.batches = indices[: steps * self.recipe.batch].reshape(steps, -1)
+        self._begin_chunk()
+        return (epoch + 1) * steps
 
-    def epoch(self, caught: list[int]) -> None:
-        """Go on to the end of the epoch, and evaluate there; save from time to time.
+    def advance(self) -> None:
+        """Take one step."""
+        chosen = self.batches[self.step % len(self.batches)]
+        self.state = self.program.advance(self.state, self.key, chosen, self.gamma, self.X, self.Y)
+        self.step += 1
+
+    def pause(self) -> None:
+        """After a chunk of about a second, tell how far it is, and save if it is time.
 
         Raises:
             KeyboardInterrupt, SystemExit: a signal was caught; the state has been saved.
         """
-        epoch, steps = len(self.curve), self.program.steps_per_epoch
-        indices = np.asarray(order(self.key, epoch, len(self.X)))
-        batches = indices[: steps * self.recipe.batch].reshape(steps, -1)
-        gamma = np.float32(self.recipe.gamma) if self.recipe.gamma else None
-        done, end = int(self.state.step), (epoch + 1) * steps
-        while done < end:
-            began, chunk = time.monotonic(), self._chunk()
-            stop = min(done + chunk, end)
-            for step in range(done, stop):
-                self.state = self.program.advance(
-                    self.state, self.key, batches[step % steps], gamma, self.X, self.Y
-                )
-            jax.block_until_ready(self.state.step)
-            passed = time.monotonic() - began
-            self.seconds, self.pace = self.seconds + passed, passed / (stop - done)
-            done = stop
-            if done < end:
-                self._pause(done, caught)
-        self._close_epoch()
-        self._pause(done, caught)
+        most = _FIRST_STEPS if self.pace == math.inf else max(1, int(_CHUNK_SECONDS / self.pace))
+        if self.step - self.first == most:
+            self._end_chunk()
+            self._tell_and_save()
+            self._begin_chunk()
 
-    def _chunk(self) -> int:
-        """Steps of about a second."""
-        return _FIRST_STEPS if self.pace == math.inf else max(1, int(_CHUNK_SECONDS / self.pace))
-
-    def _pause(self, done: int, caught: list[int]) -> None:
-        """Tell how far it is, and save if it is time."""
-        if self.progress:
-            all_steps = self.recipe.epochs * self.program.steps_per_epoch
-            self.progress(self.name, done, all_steps, _last_line(self.curve))
-        if caught or time.monotonic() - self.saved > _SAVE_SECONDS:
-            self.save()
-        if caught:
-            leave(caught[0], f"experiment: stopped after step {done} of {self.name}, saved")
-
-    def _close_epoch(self) -> None:
+    def evaluate(self) -> None:
+        """Add a line to the curve; then as between two chunks."""
+        self._end_chunk()
         began = time.monotonic()
         sums = jax.device_get(self.state.sums)
         means = jax.tree.map(lambda total: total / self.program.steps_per_epoch, sums)
@@ -149,13 +276,36 @@ class Job:
         self.curve.append({"train": train, "test": tested})
         self.state = self.state._replace(sums=no_sums(len(self.program.layers)))
         self.seconds += time.monotonic() - began
+        self._tell_and_save()
+
+    def _begin_chunk(self) -> None:
+        self.first, self.began = self.step, time.monotonic()
+
+    def _end_chunk(self) -> None:
+        """Wait for its steps, and count their time."""
+        jax.block_until_ready(self.state.step)
+        passed = time.monotonic() - self.began
+        if taken := self.step - self.first:
+            self.seconds, self.pace = self.seconds + passed, passed / taken
+
+    def _tell_and_save(self) -> None:
+        if self.progress:
+            all_steps = self.recipe.epochs * self.program.steps_per_epoch
+            self.progress(self.name, self.step, all_steps, _last_line(self.curve))
+        if self.caught or time.monotonic() - self.saved > _SAVE_SECONDS:
+            self.save()
+        if self.caught:
+            leave(
+                self.caught[0],
+                f"experiment: stopped after step {self.step} of {self.name}, saved",
+            )
 
     def save(self) -> None:
         """Put the state on disk."""
         save_tree(self.path, self.state, curve=self.curve, seconds=self.seconds)
         self.saved = time.monotonic()
 
-    def finish(self, keep_weights: bool) -> dict[str, Any]:
+    def finish(self, folder: Path, keep_weights: bool) -> dict[str, Any]:
         """Write the row, and what stays with it; the saved state goes."""
         (X, _), (X_test, _) = self.images.train, self.images.test
         row = {
@@ -170,8 +320,8 @@ class Job:
                 "test": len(X_test),
                 "shape": list(X.shape[1:]),
                 "classes": len(self.images.classes),
-                "sha256": _data.digest(self.images),
-                "moments": _data.moments(X, self.recipe),
+                "sha256": digest_of(self.images),
+                "moments": moments_of(X, self.recipe),
             },
             "parameters": size(rebuild(self.program.graph, self.state.params, self.state.others)),
             "status": "diverged" if self.diverged else "complete",
@@ -183,12 +333,12 @@ class Job:
         }
         if keep_weights:
             weights = {"params": self.state.params, "others": self.state.others}
-            save_tree(self.folder / _table.WEIGHTS / f"{self.name}.npz", weights)
+            save_tree(folder / WEIGHTS / f"{self.name}.npz", weights)
         if not self.images.classes:
-            _table.write_pictures(self.folder, self.name, self._pictures())
-        _table.write_row(self.folder, self.name, row)
+            write_pictures(folder, self.name, self._pictures())
+        write_row(folder, self.name, row)
         self.path.unlink(missing_ok=True)
-        return _table.read_row(self.folder, self.name) or row
+        return read_row(folder, self.name) or row
 
     def _pictures(self) -> dict[str, np.ndarray]:
         """The first test pictures, with their true and their predicted masks."""
@@ -303,27 +453,27 @@ def run(
         >>> ur.vision.experiments.summarize(rows)[0].scores["accuracy"].n  # seeds
         1
     """
-    chosen = _data.split(images, recipe.test)
-    _data.check(chosen, recipe)
+    chosen = split_images(images, recipe.test)
+    check_images(chosen, recipe)
     devices = devices_of(mesh, recipe.batch)
-    name = recipe.row_name(_data.digest(chosen))
-    with jax.enable_x64(False), _table.opened(folder) as folder:
+    name = recipe.row_name(digest_of(chosen))
+    with jax.enable_x64(False), opened(folder) as folder:
         if row := _finished(folder, name, chosen):
             return Outcome(name, row)
-        with _table.claimed(folder, name) as mine, deferred() as caught:
+        with claimed(folder, name) as mine, deferred() as caught:
             if not mine:
                 return Outcome(name, None, busy=True)
             if row := _finished(folder, name, chosen):  # finished meanwhile
                 return Outcome(name, row)
             if time.monotonic() >= until:  # nothing is made, nor saved, of what is not begun
                 return Outcome(name, None)
-            job = _opened(recipe, chosen, folder, name, build, progress, devices)
-            while not job.finished and time.monotonic() < until:
-                job.epoch(caught)
+            options: dict[str, Any] = dict(until=until, caught=caught, progress=progress)
+            job = _opened(recipe, chosen, folder, name, build, devices, **options)
+            drive(job)
             if not job.finished:
                 job.save()
                 return Outcome(name, None)
-            return Outcome(name, job.finish(keep_weights))
+            return Outcome(name, job.finish(folder, keep_weights))
 
 
 def _finished(folder: Path, name: str, images: Images) -> dict[str, Any] | None:
@@ -332,7 +482,7 @@ def _finished(folder: Path, name: str, images: Images) -> dict[str, Any] | None:
     Raises:
         ValueError: it is of images with the same bytes, but other shapes or classes.
     """
-    row = _table.read_row(folder, name)
+    row = read_row(folder, name)
     expected = dict(shape=[*images.train[0].shape[1:]], classes=len(images.classes))
     recorded = row and {field: row["images"][field] for field in expected}
     if recorded and recorded != expected:
@@ -349,8 +499,8 @@ def _opened(
     folder: Path,
     name: str,
     build: Build,
-    progress: Progress | None,
     devices: Devices,
+    **options: Any,
 ) -> Job:
     """The run where it was saved last, or at its start."""
     X = images.train[0]
@@ -362,16 +512,14 @@ def _opened(
         X.shape[1:],
         len(images.classes),
         len(X) // recipe.batch,
-        _data.moments(X, recipe),
+        moments_of(X, recipe),
         devices,
     )
-    begun = start(program, model)
-    job = Job(recipe, images, folder, name, program, begun, [], 0.0, progress, devices)
-    if job.path.is_file():
-        saved, record = restore_tree(job.path, begun)
-        job.state = devices.everywhere(saved)
-        job.curve, job.seconds = record["curve"], record["seconds"]
-    return job
+    state, curve, seconds = start(program, model), [], 0.0
+    if (path := folder / STATES / f"{name}.npz").is_file():
+        state, record = restore_tree(path, state)
+        curve, seconds = record["curve"], record["seconds"]
+    return Job(recipe, images, path, name, program, state, curve, seconds, devices, **options)
 
 
 @functools.lru_cache(maxsize=16)
@@ -387,42 +535,13 @@ def _rngs(recipe: Recipe) -> nnx.Rngs:
 
 
 @checked
-def grid(
-    recipe: Recipe,
-    *,
-    models: Sequence[str],
-    activations: Sequence[str],
-    gammas: Sequence[float],
-    seeds: Sequence[int],
-    epochs: Sequence[int],
-) -> list[Recipe]:
-    """The recipes of all combinations; all of one seed come before the next seed.
-
-    Raises:
-        TypeError: a single name in place of a list.
-        ValueError: as of a `Recipe`.
-
-    Example:
-        >>> from unrolled.vision.experiments import grid, paper_recipe
-        >>> recipe = paper_recipe("classification", "cifar10")
-        >>> varied = dict(models=["lenet5"], activations=["relu", "elu"], epochs=[20])
-        >>> len(grid(recipe, gammas=[0, 1e-3, 1e-2], seeds=[0, 1], **varied))
-        12
-    """
-    fields = ("epochs", "seed", "model", "activation", "gamma")
-    combinations = itertools.product(epochs, seeds, models, activations, gammas)
-    changes: list[dict[str, Any]] = [dict(zip(fields, values)) for values in combinations]
-    return [dataclasses.replace(recipe, **change) for change in changes]
-
-
-@checked
 def sweep(
     recipes: Iterable[Recipe],
     images: Images | Any,
     folder: str | Path,
     *,
     build: Build = build_model,
-    minutes: float | Any = math.inf,
+    minutes: float = math.inf,
     keep_weights: bool = True,
     progress: Progress | None = None,
     mesh: Mesh | None = None,
@@ -442,7 +561,7 @@ def sweep(
         ...     ur.vision.experiments.sweep([], ur.vision.experiments.load("digits"), folder).open
         []
     """
-    if not checks.as_number(minutes, "the budget", "experiment") > 0:
+    if not minutes > 0:
         raise ValueError(f"experiment: the budget must be above 0 minutes, got {minutes}")
     until, recipes = time.monotonic() + 60 * minutes, list(recipes)
     options: dict[str, Any] = dict(build=build, keep_weights=keep_weights, until=until, mesh=mesh)

@@ -1,172 +1,28 @@
-"""The rows of an experiment, and their table: means over seeds with intervals, paired with their
-baseline.
-"""
+"""Tables and figures of rows: means over seeds with intervals, paired with their baseline."""
 
 import dataclasses
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from unrolled._base import checks, files, text
+from unrolled import plots
+from unrolled._base import checks, text
 from unrolled._base.arguments import checked
-from unrolled._base.files import CheckpointError, write_whole
-from unrolled._base.text import sealed, to_json, unsealed
 from unrolled.activations import NAMED
-from unrolled.training import restore_tree, save_tree
 from unrolled.vision.experiments._program import SCORES
 from unrolled.vision.experiments._recipe import ML_CSC, Recipe, from_dict
 
-_PARTS = ROWS, STATES, WEIGHTS, PICTURES = "rows", "states", "weights", "pictures"
-_FORMAT = 1
-_KEYS = (
-    *("recipe", "deviations", "layers", "images", "parameters", "status", "scores", "features"),
-    *("curve", "seconds", "environment"),
-)
-
-
-def open_folder(folder: str | Path) -> Path:
-    """The folder of an experiment, made if it is not there.
-
-    Raises:
-        NotADirectoryError: a file has that name.
-        ValueError: it is not empty, and holds no experiment.
-    """
-    folder = Path(folder).absolute()
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder}: is a file; expected a folder to write into")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / ROWS).is_dir():
-        raise ValueError(
-            f"{folder}: is not empty and holds no experiment; try another --output, or an empty one"
-        )
-    for part in _PARTS:
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@contextmanager
-def opened(folder: str | Path) -> Iterator[Path]:
-    """`open_folder` for a block; a folder that was not there is gone again if the block refuses."""
-    made = not Path(folder).exists()
-    folder = open_folder(folder)
-    try:
-        yield folder
-    except (ValueError, TypeError):
-        with suppress(OSError):  # it holds something
-            for part in (*_PARTS, "") if made else ():
-                (folder / part).rmdir()
-        raise
-
-
-def write_row(folder: Path, name: str, row: dict[str, Any]) -> None:
-    """Add a row, whole or not at all."""
-    text = to_json(sealed({"format": _FORMAT, **row}))
-    write_whole(folder / ROWS / f"{name}.json", text.encode())
-
-
-def read_row(folder: Path, name: str) -> dict[str, Any] | None:
-    """The row of that name; None if there is none.
-
-    Raises:
-        CheckpointError: its file is not one, or has changed since it was written.
-    """
-    path = Path(folder) / ROWS / f"{name}.json"
-    return _read(path) if path.is_file() else None
-
-
-@checked
-def read_rows(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """All rows by their names, in the order of these.
-
-    Raises:
-        FileNotFoundError: no experiment.
-        CheckpointError: a file that is no row, or has changed since it was written.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:  # of an experiment that has not begun
-        ...     pathlib.Path(folder, "rows").mkdir()
-        ...     ur.vision.experiments.read_rows(folder)
-        {}
-    """
-    rows = Path(folder) / ROWS
-    if not rows.is_dir():
-        raise FileNotFoundError(f"{folder}: holds no experiment; expected a folder {ROWS} in it")
-    return {path.stem: _read(path) for path in sorted(rows.glob("*.json"))}
-
-
-def check_fields(row: Mapping[str, Any], fields: str, name: str, where: str) -> None:
-    """Raise ValueError unless a row has each of these fields."""
-    if missing := [field for field in fields.split() if field not in row]:
-        raise ValueError(
-            f"{where}: {name} has no {', '.join(missing)}; expected a row as `read_rows` returns it"
-        )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        row = unsealed(json.loads(path.read_text(encoding="utf-8")))
-        if row["format"] != _FORMAT:
-            raise ValueError(f"format {row['format']}; expected {_FORMAT}")
-        if missing := [key for key in _KEYS if key not in row]:
-            raise ValueError(f"without {', '.join(missing)}")
-        return row
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path}: not a row of an experiment ({error}); remove the file to run it again"
-        ) from error
-
-
-def write_pictures(folder: Path, name: str, pictures: dict[str, np.ndarray]) -> None:
-    """Keep pictures and masks beside a row."""
-    save_tree(folder / PICTURES / f"{name}.npz", pictures)
-
-
-@checked
-def read_pictures(folder: str | Path, name: str) -> dict[str, np.ndarray] | None:
-    """The pictures X, and masks `truth` and `predicted`, of a row; None if it has none.
-
-    Raises:
-        CheckpointError: their file is damaged.
-
-    Example:
-        >>> ur.vision.experiments.read_pictures("an-experiment", "a-row") is None
-        True
-    """
-    path = Path(folder) / PICTURES / f"{name}.npz"
-    if not path.is_file():
-        return None
-    try:
-        arrays, _ = restore_tree(path)
-        return {entry: arrays[entry] for entry in ("X", "truth", "predicted")}
-    except (ValueError, KeyError) as error:
-        reason = str(error).removeprefix(f"{path}: ")
-        raise CheckpointError(
-            f"{path}: not the pictures of a row ({reason}); remove the file to continue without "
-            "them"
-        ) from error
-
-
-@contextmanager
-def claimed(folder: Path, name: str) -> Iterator[bool]:
-    """Whether this process alone runs a row meanwhile: it is locked until the block ends.
-
-    The lock of a process that was killed ends with it.
-    """
-    with files.claimed(folder / STATES / f"{name}.lock") as holder:
-        yield holder is None
-
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # A network has learned if this share of what guessing gets wrong is right: 20 % of ten classes.
 _LEARNED = 1 / 9
 _PERCENT = 100
 _NAMED = ("model", "activation", "gamma", "seed")  # fields of a recipe that need no column
-_ENTRIES = ("recipe", "images", "layers", "scores", "features", "status")  # what a table reads
+_ENTRIES = "recipe images layers scores features status"  # what a table reads
 
 
 class Interval(NamedTuple):
@@ -304,6 +160,15 @@ def summarize(rows: Mapping[str, dict[str, Any]]) -> list[Cell]:
     return [_cell(key, groups, recipes) for key in keys]
 
 
+def check_fields(row: Mapping[str, Any], fields: str, name: str, where: str) -> None:
+    """Raise ValueError unless a row has each of these fields."""
+    if missing := [field for field in fields.split() if field not in row]:
+        raise ValueError(
+            f"{where}: {name} has no {', '.join(missing)}; expected a row as "
+            "experiments.read_rows returns it"
+        )
+
+
 def _check_rows(rows: Any) -> None:
     if not isinstance(rows, Mapping) or not all(isinstance(r, Mapping) for r in rows.values()):
         raise TypeError(
@@ -311,11 +176,7 @@ def _check_rows(rows: Any) -> None:
             "experiments.read_rows(folder)"
         )
     for name, row in rows.items():
-        if missing := [entry for entry in _ENTRIES if entry not in row]:
-            raise ValueError(
-                f"summarize: row {name} has no {', '.join(missing)}; expected a row as "
-                "experiments.read_rows returns it"
-            )
+        check_fields(row, _ENTRIES, f"row {name}", "summarize")
 
 
 def _place(recipe: Recipe) -> tuple:
@@ -495,3 +356,176 @@ def _difference(cell: Cell, name: str, widths: Mapping[tuple[int, str], float]) 
     clear = "" if difference.excludes_zero else ", not clear"
     width = _PERCENT * widths[id(cell), name]
     return f"{mean} ± {_PERCENT * difference.half:.2f} ({width:.2f}){clear}"
+
+
+Rows = Sequence[dict[str, Any]]
+
+
+@checked
+def scores_by_activation(rows: Rows) -> "Figure":
+    """The first score of all runs as points, with mean and 95 % interval, by activation and gamma.
+
+    Models take the place of activations where all rows have one activation.
+
+    Raises:
+        ValueError: no rows, or rows of several tasks.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> recipe = {"model": "lenet5", "activation": "relu", "gamma": 0.0}
+        >>> rows = [{"recipe": recipe, "scores": {"accuracy": score}} for score in (0.6, 0.7)]
+        >>> isinstance(ur.vision.experiments.scores_by_activation(rows), Figure)
+        True
+    """
+    _check_some(rows, "scores_by_activation", "recipe scores")
+    name = next(score for score in SCORES if score in rows[0]["scores"])
+    if any(name not in row["scores"] for row in rows):
+        raise ValueError(
+            f"scores_by_activation: expected rows of one task, got some without {name}; try those "
+            "of one model at a time"
+        )
+    kind = "activation" if len(_values(rows, "activation")) > 1 else "model"
+    groups, gammas = _values(rows, kind), _values(rows, "gamma")
+    fig, panels = plots.figure(1, 1, width=6.4, height=4.2)
+    panel, looks = panels[0, 0], _looks(gammas)
+    width = 0.8 / len(gammas)
+    for i, gamma in enumerate(gammas):
+        for g, group in enumerate(groups):
+            scores = [
+                row["scores"][name]
+                for row in rows
+                if row["recipe"][kind] == group and row["recipe"]["gamma"] == gamma
+            ]
+            values = [value for value in scores if value is not None]
+            if not values:
+                continue
+            at, look = g - 0.4 + (i + 0.5) * width, looks[_label(gamma)]
+            mean, half, _ = interval(values)
+            panel.plot([at] * len(values), values, ".", color=look["color"], alpha=0.5)
+            panel.errorbar(
+                at + width / 4,
+                mean,
+                None if np.isnan(half) else half,
+                color=look["color"],
+                marker=look["marker"],
+                capsize=3,
+                label=_label(gamma) if g == 0 else None,
+            )
+    low, high = panel.get_ylim()
+    panel.set_ylim(max(low, 0), min(high, 1))  # an interval may leave the range of the score
+    panel.set_xticks(range(len(groups)), groups)
+    title = "each run, the mean over seeds and its 95 % interval"
+    panel.set(title=title, xlabel=kind, ylabel=f"test {name.replace('_', ' ')}")
+    panel.grid(True, alpha=0.3)
+    panel.legend(frameon=False)
+    return fig
+
+
+@checked
+def training_loss(rows: Rows) -> "Figure":
+    """The training loss, without the penalty, over epochs: a panel per activation.
+
+    Example:
+        >>> recipe = {"model": "lenet5", "activation": "relu", "gamma": 0.0}
+        >>> curve = [{"train": {"loss": loss}} for loss in (2.3, 1.9)]
+        >>> len(ur.vision.experiments.training_loss([{"recipe": recipe, "curve": curve}]).axes)
+        1
+    """
+    _check_some(rows, "training_loss", "recipe curve")
+    return _over_epochs(rows, lambda line: line["train"]["loss"], "training loss", log=True)
+
+
+@checked
+def l1_in_training(rows: Rows, layer: int) -> "Figure":
+    """mean |x| of the features of a penalised layer over epochs: a panel per activation.
+
+    Example:
+        >>> recipe = {"model": "lenet5", "activation": "relu", "gamma": 0.0}
+        >>> curve = [{"train": {"l1": [size]}} for size in (0.5, 0.3)]
+        >>> rows = [{"recipe": recipe, "curve": curve, "layers": ["conv1.features"]}]
+        >>> ur.vision.experiments.l1_in_training(rows, 0).axes[0].get_ylabel()
+        'mean |x| of conv1.features'
+    """
+    _check_some(rows, "l1_in_training", "recipe curve layers")
+    name = rows[0]["layers"][layer]
+    return _over_epochs(rows, lambda line: line["train"]["l1"][layer], f"mean |x| of {name}")
+
+
+@checked
+def predicted_masks(pictures: Mapping[str, np.ndarray], titles: Sequence[str]) -> "Figure":
+    """Pictures, their true masks, and the masks that networks predict: a row per picture.
+
+    Args:
+        pictures: X (n, H, W, 3), truth (n, H, W), and predicted masks by title.
+        titles: those of the predicted masks, in order.
+
+    Raises:
+        ValueError: no pictures, or none of a title.
+
+    Example:
+        >>> masks = np.zeros((2, 8, 8), bool)
+        >>> pictures = {"X": np.zeros((2, 8, 8, 3)), "truth": masks, "gamma = 0": masks}
+        >>> len(ur.vision.experiments.predicted_masks(pictures, ["gamma = 0"]).axes)
+        6
+    """
+    columns = ["X", "truth", *titles]
+    n = len(pictures.get("X", ()))
+    if not n:
+        raise ValueError("predicted_masks: there are no pictures; expected at least one")
+    if missing := [column for column in columns if column not in pictures]:
+        raise ValueError(
+            f"predicted_masks: pictures have no {missing}; expected truth and all of the titles"
+        )
+    fig, panels = plots.figure(n, len(columns), width=1.6, height=1.7)
+    for i, row in enumerate(panels):
+        for panel, column in zip(row, columns):
+            panel.imshow(pictures[column][i], cmap="gray", vmin=0, vmax=1)
+            panel.set_axis_off()
+            if i == 0:
+                panel.set_title("picture" if column == "X" else column, fontsize=8)
+    return fig
+
+
+def _check_some(rows: Rows, where: str, fields: str) -> None:
+    if not len(rows):
+        raise ValueError(f"{where}: there are no rows; expected those of an experiment")
+    for i, row in enumerate(rows):
+        check_fields(row, fields, f"rows[{i}]", where)
+
+
+def _over_epochs(rows: Rows, value: Any, ylabel: str, log: bool = False) -> "Figure":
+    kind = "activation" if len(_values(rows, "activation")) > 1 else "model"
+    groups, gammas = _values(rows, kind), _values(rows, "gamma")
+    fig, panels = plots.figure(1, len(groups), width=4.2)
+    looks = _looks(gammas)
+    for panel, group in zip(panels[0], groups):
+        lines = {}
+        for gamma in gammas:
+            curves = [
+                [np.nan if value(line) is None else value(line) for line in row["curve"]]
+                for row in rows
+                if row["recipe"][kind] == group and row["recipe"]["gamma"] == gamma
+            ]
+            if curves:
+                length = max(map(len, curves))
+                padded = [curve + [np.nan] * (length - len(curve)) for curve in curves]
+                lines[_label(gamma)] = np.mean(padded, axis=0)
+        plots.curves(panel, lines, title=group, ylabel=ylabel, log=log, looks=looks)
+        panel.set_xlabel(panel.get_xlabel().replace("step", "epoch", 1))
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    return fig
+
+
+def _values(rows: Rows, field: str) -> list[Any]:
+    """What a field of the recipes has, in order."""
+    values = dict.fromkeys(row["recipe"][field] for row in rows)
+    return sorted(values) if field == "gamma" else list(values)
+
+
+def _looks(gammas: Sequence[float]) -> dict[str, dict]:
+    return plots.styles([_label(gamma) for gamma in gammas])
+
+
+def _label(gamma: float) -> str:
+    return f"gamma = {gamma:g}"

@@ -4,9 +4,9 @@
 use.
 """
 
+from unrolled.vision.models._convolution import ImageConv
 from unrolled.vision.models._csc_blocks import MSDCSC, CSCLayer, MSDCSCBlock, ResCSC, ResCSCBlock
 from unrolled.vision.models._cscnet import CSCNet, shift_average
-from unrolled.vision.models._image_conv import ImageConv
 from unrolled.vision.models._layers import Tapped, submodule, tap
 from unrolled.vision.models._ml_csc import MLCSC, Filters, Violations
 from unrolled.vision.models._nets import VGG11, LeNet5, UNet

@@ -15,8 +15,7 @@ from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import exponent, times_power
 from unrolled.dictionaries import Conv
 from unrolled.layers import Threshold, Unrolled, Weights, lista_cp, magnitude
-from unrolled.vision.models._image_conv import norm_from_below
-from unrolled.vision.models._layers import check_rngs
+from unrolled.vision.models._layers import check_rngs, norm_from_below
 
 _AT_ONCE = 8  # windows processed together, which bounds the memory
 
@@ -60,8 +59,6 @@ def shift_average(
     """
     reach = checks.as_index(kernel, "kernel", "shift_average", least=1) - 1
     picture = checks.as_float(picture, "the picture", "shift_average")
-    if not callable(estimate):
-        raise TypeError(f"shift_average: estimate must be a function, got {estimate!r}")
 
     def one(window: Array, shift: Array) -> Array:
         whole = jnp.asarray(estimate(window))

@@ -14,9 +14,15 @@ from unrolled._base.checks import Array
 from unrolled.activations import by_name, relu
 from unrolled.layers import magnitude
 from unrolled.pursuit import Momentum, extrapolated, ml_ista_step, sweep
-from unrolled.vision.models._convolution import max_pool
-from unrolled.vision.models._image_conv import ImageConv, norm_from_below
-from unrolled.vision.models._layers import Convolution, Dense, Features, as_pictures, check_rngs
+from unrolled.vision.models._convolution import ImageConv, max_pool
+from unrolled.vision.models._layers import (
+    Convolution,
+    Dense,
+    Features,
+    as_pictures,
+    check_rngs,
+    norm_from_below,
+)
 
 Codes = tuple[Array, ...]
 Rho = Callable[[Array], Array]

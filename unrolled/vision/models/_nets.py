@@ -71,8 +71,7 @@ class LeNet5(nnx.Module):
         side: int = 32,
         rngs: nnx.Rngs,
     ):
-        classes = checks.as_index(classes, "classes", "LeNet5", least=1)
-        self.channels = checks.as_index(channels, "channels", "LeNet5", least=1)
+        classes, self.channels = checks.as_sizes("LeNet5", classes=classes, channels=channels)
         self.side = checks.as_index(side, "side", "LeNet5", least=_LENET_SIDE)
         self.activation = by_name(activation)
         check_rngs(rngs, "LeNet5")
@@ -157,8 +156,7 @@ class VGG11(nnx.Module):
         channels: int = 3,
         rngs: nnx.Rngs,
     ):
-        classes = checks.as_index(classes, "classes", "VGG11", least=1)
-        self.channels = checks.as_index(channels, "channels", "VGG11", least=1)
+        classes, self.channels = checks.as_sizes("VGG11", classes=classes, channels=channels)
         activation = by_name(activation)
         check_rngs(rngs, "VGG11")
         sizes = zip((self.channels, *_FILTERS), _FILTERS)
@@ -240,8 +238,7 @@ class UNet(nnx.Module):
         channels: int = 3,
         rngs: nnx.Rngs,
     ):
-        width = checks.as_index(width, "width", "UNet", least=1)
-        self.channels = checks.as_index(channels, "channels", "UNet", least=1)
+        width, self.channels = checks.as_sizes("UNet", width=width, channels=channels)
         activation = by_name(activation)
         check_rngs(rngs, "UNet")
         widths = [width * 2**j for j in range(_LEVELS)]
