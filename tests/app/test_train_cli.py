@@ -28,13 +28,11 @@ from unrolled.app.commands import (
     _doctor,
     _encode,
     _inputs,
-    _sections,
     _setup,
     _train,
 )
-from unrolled.app.commands._config import all_options, load, to_toml
+from unrolled.app.commands._config import ConfigError, all_options, load, to_toml
 from unrolled.app.commands._inputs import in_float32, weights_of
-from unrolled.app.commands._sections import ConfigError
 from unrolled.app.commands._train import Summary, read_history
 from unrolled.layers import FAMILIES
 
@@ -170,6 +168,11 @@ OTHERS |= {"by": ("alista_at", "residual"), "onsager": ("alista_at", True)}
 OTHERS |= {"em": ("vamp_bg", True), "damping": ("vamp_bg", 0.5), "noise_ratio": ("vamp_bg", 1e-4)}
 
 
+def prepared(path, flags, say=print):
+    """A training, ready to start."""
+    return _setup.setup(_setup.settled(path, flags, say), say)
+
+
 def frozen(value):
     return tuple(map(frozen, value)) if isinstance(value, list) else value
 
@@ -182,7 +185,7 @@ def value_of(config, name):
 
 def test_every_option_has_one_section_and_survives_toml(tmp_path):
     assert {*VALUES, *OTHERS, *OF_SIGNALS} == set(all_options())
-    own = [_sections.Config, *_sections.SECTIONS.values()]
+    own = [_config.Config, *_config.SECTIONS.values()]
     names = [f.name for cls in own for f in dataclasses.fields(cls) if f.metadata["help"]]
     assert len(set(names)) == len(names)
     config, path = load(None, VALUES), tmp_path / "config.toml"
@@ -468,7 +471,7 @@ def test_every_family_starts_as_it_says_and_refuses_foreign_options(family):
             with pytest.raises(ConfigError, match=f"{family} cannot start {start}; that is for "):
                 load(None, tiny | {"start": start})
             continue
-        ready = _setup.setup(load(None, tiny | {"start": start}), lambda message: None)
+        ready = prepared(None, tiny | {"start": start}, lambda message: None)
         assert type(ready.model) is cls and ready.model.depth == 2
         ready.model.check(ready.params, ready.D)
     foreign = {"units": 3, "gain": 1.0}
@@ -587,7 +590,7 @@ def test_the_summary_judges_the_saved_weights_on_the_last_signals(whole, folder)
 def test_planted_test_signals_are_none_of_those_that_train_or_validate():
     flags = dict(dictionary="ill_conditioned", m="8", d="12", kappa="5", depth="1")
     flags |= dict(probability="1", batch="4", test_signals="20", snr="30")
-    ready = _setup.setup(load(None, flags), print)
+    ready = prepared(None, flags, print)
     singular = np.linalg.svd(np.asarray(ready.D), compute_uv=False)
     assert ready.validation is None and ready.tested_on[0].shape == (20, 8)
     assert singular[0] / singular[-1] > 2
@@ -839,16 +842,14 @@ def test_starts_from_theory_have_the_form_of_the_family(folder, monkeypatch):
     told = []
     flags = dict(dictionary="D.npy", signals="YX.npz", depth="2", start="analytic", batch="2")
     for more in (dict(family="lista_cpss", tied=False), dict(family="lista_cp")):
-        ready = _setup.setup(load(None, flags | more), told.append)
+        ready = prepared(None, flags | more, told.append)
         assert jax.tree.structure(ready.params) == jax.tree.structure(
             ready.model.init(jax.random.key(0), ready.D)
         )
         W = ready.params.steps.W[0] if ready.params.shared is None else ready.params.shared.W
         np.testing.assert_allclose(np.sum(W * np.asarray(ready.D), 0), 1, atol=1e-5)
         assert "theory covers up to " in told[-1]
-    calibrated = _setup.setup(
-        load(None, flags | dict(family="alista", start="calibrated")), told.append
-    )
+    calibrated = prepared(None, flags | dict(family="alista", start="calibrated"), told.append)
     assert told[-1] == "calibrating on 28 signals"
     assert np.array_equal(calibrated.params.shared.W, ready.params.shared.W)
     assert (calibrated.params.steps.theta < ready.params.steps.theta).all()
@@ -870,7 +871,7 @@ def test_the_optimiser_and_the_loss_are_those_of_the_options():
     D, Y = np.eye(2, dtype=np.float32), np.float32([[1, 2]])
     codes = np.float32([[[0, 0]], [[1, 0]]])
     assert float(_setup._loss(config)(codes, None, D, Y)) == pytest.approx((2.5 + 2.5) / 2)
-    for name in _sections.OPTIMIZERS:
+    for name in _config.OPTIMIZERS:
         made = _setup._optimizer(load(None, dict(optimizer=name)))(1e-3)
         assert callable(made.init) and callable(made.update)
 
@@ -1294,7 +1295,7 @@ def test_a_calibrated_start_is_good_where_the_unit_steps_of_theory_expand(tmp_pa
         np.save(tmp_path / f"{name}.npy", array)
     flags = dict(start="calibrated", codes="lasso", loss="log_nmse", output=str(tmp_path))
     files = {n: str(tmp_path / f"{f}.npy") for n, f in (("dictionary", "D"), ("signals", "Y"))}
-    ready = _setup.setup(load(None, flags | files), lambda message: None)
+    ready = prepared(None, flags | files, lambda message: None)
     Y, X = ready.tested_on
 
     def error(layer, params):
@@ -1309,7 +1310,7 @@ def test_a_calibrated_start_is_good_where_the_unit_steps_of_theory_expand(tmp_pa
 def test_the_layers_of_a_chain_start_on_the_codes_of_the_layer_before(folder, signals):
     text = CHAIN.replace("chain_signals.npz", signals).replace("depth = 2\nsup", START)
     (folder / f"{signals}.toml").write_text(text)
-    ready = _setup.setup(load(folder / f"{signals}.toml", {}), lambda message: None)
+    ready = prepared(folder / f"{signals}.toml", {}, lambda message: None)
     ready.model.check(ready.params, ready.D)
     Y, Xs = ready.tested_on
     assert [X.shape[1] for X in Xs] == [12, 12, 14] and len(Y) == len(Xs[0])
@@ -1321,12 +1322,12 @@ def test_the_layers_of_a_chain_start_on_the_codes_of_the_layer_before(folder, si
 def test_a_chain_trains_on_signals_without_codes(folder):
     text = CHAIN.replace("chain_signals.npz", "Y.npy").replace("[training]", "[training]\n" + LASSO)
     (folder / "unknown.toml").write_text(text.replace('start = "analytic"', ""))
-    ready = _setup.setup(load(folder / "unknown.toml", {}), lambda message: None)
+    ready = prepared(folder / "unknown.toml", {}, lambda message: None)
     ready.model.check(ready.params, ready.D)
     text = text.replace('start = "analytic"', 'start = "calibrated"')
     (folder / "unknown_too.toml").write_text(text)
     told = []
-    calibrated = _setup.setup(load(folder / "unknown_too.toml", {}), told.append)
+    calibrated = prepared(folder / "unknown_too.toml", {}, told.append)
     assert "layer 2: calibrating on 28 signals, by the loss: their codes are not known" in told
     assert not np.array_equal(calibrated.params[1].steps.theta, ready.params[1].steps.theta)
     assert ready.tested_on[1] is None and ready.sample(jax.random.key(0))[1] is None

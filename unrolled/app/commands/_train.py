@@ -18,7 +18,15 @@ from unrolled import metrics, plots, training
 from unrolled._base.files import write_whole
 from unrolled._base.processes import Processes, join
 from unrolled._base.text import markdown, plain, to_json
-from unrolled.app.commands._config import all_options, differences, load, to_dict, to_toml
+from unrolled.app.commands._config import (
+    Config,
+    ConfigError,
+    all_options,
+    differences,
+    load,
+    to_dict,
+    to_toml,
+)
 from unrolled.app.commands._console import Say, note_output, progress_printer, show
 from unrolled.app.commands._inputs import (
     CHECKPOINTS,
@@ -35,7 +43,6 @@ from unrolled.app.commands._report import (
     write_table,
     write_text,
 )
-from unrolled.app.commands._sections import Config, ConfigError
 from unrolled.app.commands._setup import Dictionaries, Model, Setup, settled, setup
 from unrolled.layers import Layer
 from unrolled.networks import ROUNDING, worse
@@ -421,12 +428,12 @@ def _opened(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say)
 def _read_config(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -> Config:
     """The configuration: of the file and the flags, or of the run to resume."""
     if not (resume and path is None):
-        return settled(load(path, flags), say)
+        return settled(path, flags, say)
     folder = Path(flags.get("output") or Config.output).absolute()
     saved, family = load(_saved(folder), {}), flags.get("family")
     if family and not saved.chained and family != saved.layers[0].family:  # it has other options
         raise _another(folder, [f"model.family ({saved.layers[0].family}, now {family})"])
-    return settled(load(_saved(folder), {**flags, "output": str(folder)}), say)
+    return settled(_saved(folder), {**flags, "output": str(folder)}, say)
 
 
 def _another(folder: Path, changed: Sequence[str]) -> ConfigError:
