@@ -2,7 +2,7 @@
 
 import argparse
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from unrolled.app import studies
 from unrolled.app.commands import _report
 from unrolled.app.commands._console import add_command, progress_printer, show
 from unrolled.app.commands._encoded import certify_codes, signals_of_class
-from unrolled.app.commands._inputs import read_dictionary, restore_model, weights_of
+from unrolled.app.commands._inputs import numbers, read_dictionary, restore_model, weights_of
 from unrolled.app.commands._report import (
     Section,
     check_figure,
@@ -35,25 +35,6 @@ def holds_weights(path: Path) -> bool:
             return "manifest.json" in archive.namelist()
     except Exception:  # whatever zipfile raises of foreign bytes: what reads arrays says it better
         return False
-
-
-def weights_certificate(
-    path: Path,
-    dictionaries: list[Path],
-    sparsities: Sequence[int] | None,
-    bound: float,
-    noise: float,
-    tolerance: float,
-) -> studies.WeightsCertificate:
-    """`studies.certify_weights` of a file of weights, or of that of a run folder.
-
-    The dictionaries are those of weights that were saved without theirs.
-    """
-    model = restore_model(weights_of(path), dictionaries, "its file after that of the weights")
-    options = dict(bound=bound, noise=noise, tolerance=tolerance)
-    return studies.certify_weights(
-        model.layer, model.params, model.D, sparsity=sparsities, **options
-    )
 
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -152,8 +133,7 @@ def run(arguments: argparse.Namespace) -> None:
     data, text = report.to_dict(), f"{names}: {report.text()}"
     if arguments.signals is not None:
         s = report.layers[0].table.rows["minimax"].sparsity
-        numbers = (s, arguments.bound, arguments.noise)
-        of = signals_of_class(Ds[0], arguments.signals, *numbers)
+        of = signals_of_class(Ds[0], arguments.signals, s, arguments.bound, arguments.noise)
         data, text = data | {"class_of_signals": of._asdict()}, f"{text}\n\n{of.text()}"
     show(arguments.json, data, text)
     if arguments.figure is not None:
@@ -166,14 +146,10 @@ def _write_report(arguments: argparse.Namespace, report: Any, figures: dict[str,
     if arguments.output is None:
         return
     names = " ".join(str(path) for path in arguments.dictionaries)
-    section = Section(
-        "Certificate", "certificate", report.parts(), figures, ((), ()), {}, report.answer()
-    )
-    drawn = [draw() for draw in figures.values()]
+    parts, answer = report.parts(), report.answer()
+    section = Section("Certificate", "certificate", parts, figures, answer=answer)
     summary = "What theory guarantees, with numbers and whether its hypotheses hold."
-    write_html(
-        arguments.output, f"Certificate of {names}", summary, [section], environment(), drawn
-    )
+    write_html(arguments.output, f"Certificate of {names}", summary, [section], environment())
 
 
 def _read_in_float64(path: Path, normalize: bool) -> Operator:
@@ -210,9 +186,15 @@ def _run_on_weights(arguments: argparse.Namespace) -> None:
     idle = [f"--{name}" for name in unused if getattr(arguments, name) not in (None, False)]
     if idle:
         raise ValueError(f"{path}: holds weights, which {', '.join(idle)} does not go with")
-    sparsities = None if arguments.sparsity is None else _sparsities(arguments.sparsity)
-    numbers = (arguments.bound, arguments.noise, arguments.tolerance)
-    certificate = weights_certificate(path, others, sparsities, *numbers)
+    # The dictionaries are those of weights that were saved without theirs.
+    model = restore_model(weights_of(path), others, "its file after that of the weights")
+    certificate = studies.certify_weights(
+        *(model.layer, model.params, model.D),
+        sparsity=_sparsities(arguments.sparsity),
+        bound=arguments.bound,
+        noise=arguments.noise,
+        tolerance=arguments.tolerance,
+    )
     show(arguments.json, certificate.to_dict(), f"{path}: {certificate.text()}")
     _write_report(
         arguments, certificate, {"the guaranteed error after every step": certificate.figure}
@@ -228,7 +210,7 @@ def _class_options(arguments: argparse.Namespace) -> dict[str, Any]:
     elif arguments.scale is not None:
         raise ValueError("certify: --scale needs --activation")
     return dict(
-        sparsity=None if arguments.sparsity is None else _sparsities(arguments.sparsity),
+        sparsity=_sparsities(arguments.sparsity),
         bound=arguments.bound,
         noise=arguments.noise,
         tolerance=arguments.tolerance,
@@ -237,11 +219,6 @@ def _class_options(arguments: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def _sparsities(text: str) -> list[int]:
-    """Integers with commas between them."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ValueError(
-            f"certify: sparsity must be integers with commas between them, got {text!r}"
-        ) from error
+def _sparsities(text: str | None) -> tuple[int, ...] | None:
+    must = "certify: sparsity must be integers with commas between them"
+    return None if text is None else numbers(text, int, must)

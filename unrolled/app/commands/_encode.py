@@ -3,7 +3,6 @@
 import argparse
 import shutil
 import tempfile
-import time
 import zipfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,11 +20,13 @@ from unrolled.app.commands._encoded import Encoded, Line, encoded, uncertified
 from unrolled.app.commands._inputs import CHUNK as _CHUNK
 from unrolled.app.commands._inputs import (
     check_length,
+    code_names,
     in_float32,
     open_signals,
     residual_norms,
     weights_of,
 )
+from unrolled.app.studies import seldom
 from unrolled.pursuit import ROUNDINGS, check_dictionaries, check_options, is_relative
 from unrolled.vision import datasets
 
@@ -125,7 +126,7 @@ def _check_source(
 
 
 class _Job(NamedTuple):
-    """The signals of a file, and what their codes are computed by and told apart by."""
+    """The signals of a file, and what computes their codes."""
 
     coder: _inputs.Coder
     Y: np.ndarray
@@ -148,7 +149,7 @@ class _Job(NamedTuple):
         _check_finite(codes, norms, first)
         unproved = uncertified(Ds[0], signals, codes[0]) if self.certify else np.zeros(0, int)
         proved = np.isin(np.arange(len(signals)), unproved, invert=True)
-        names = [f"X_{j}" for j in range(1, len(Ds) + 1)] if self.coder.chained else ["X"]
+        names = code_names(len(Ds), self.coder.chained)
         line = Line(
             len(signals),
             [int(np.count_nonzero(X)) for X in codes],
@@ -221,7 +222,7 @@ def _job(
     check_length(signals, Y, Ds[0])
     if not len(Y):
         raise ValueError(f"{signals}: expected at least one signal")
-    columns = {f"X_{j}" if coder.chained else "X": D.shape[1] for j, D in enumerate(Ds, start=1)}
+    columns = {n: D.shape[1] for n, D in zip(code_names(len(Ds), coder.chained), Ds)}
     if suffix == ".npy":  # it has one array: the last codes
         columns = dict([columns.popitem()])
     elif certify:
@@ -233,7 +234,7 @@ def _job(
 
 def _written(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[dict[str, Any]]:
     """The lines of all chunks, whose codes are then in the file."""
-    lines, last = [], time.monotonic()
+    lines, now_and_then = [], seldom(say, _PERIOD)
     with ExitStack() as stack:
         parts: dict[str, Any] = {"": file}
         if output.suffix == ".npz":  # its entries are written one after another
@@ -247,9 +248,7 @@ def _written(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[dict[str
             for part, name in zip(parts.values(), job.shapes):
                 part.write(np.ascontiguousarray(arrays[name], "<f4").data)
             lines.append(plain(counted._asdict()))
-            if time.monotonic() - last > _PERIOD:
-                last = time.monotonic()
-                say(f"{min(first + _CHUNK, len(job.Y)):,} of {len(job.Y):,} signals")
+            now_and_then(f"{min(first + _CHUNK, len(job.Y)):,} of {len(job.Y):,} signals")
         if output.suffix == ".npz":
             archive = stack.enter_context(zipfile.ZipFile(file, "w"))
             for name, part in parts.items():

@@ -29,7 +29,7 @@ from unrolled.app.commands._config import (
 )
 from unrolled.app.commands._config import Model as ModelSection
 from unrolled.app.commands._console import Say
-from unrolled.app.commands._inputs import read_chain_codes, read_codes, read_dictionary, read_given
+from unrolled.app.commands._inputs import read_codes, read_dictionary, read_given
 from unrolled.app.studies import CHOSEN_ON, Samples, from_theory
 from unrolled.dictionaries import as_chain
 from unrolled.layers import Layer, Unrolled
@@ -120,11 +120,12 @@ def settled(path: Path | None, flags: Mapping[str, Any], say: Say) -> Config:
     if config.problem.lam is not None:
         return config
     D = _dictionary(config)
-    first, signals = D[0] if isinstance(D, tuple) else D, Path(config.problem.signals)
+    signals = Path(config.problem.signals)
     entries = datasets.entries(signals) if signals.suffix == ".npz" and signals.is_file() else []
     if config.problem.codes is None and {"X", "X_1"} & set(entries):
         return load(path, {**flags, "lam": PLANTED_LAM})
-    Y, ratio = _inputs.open_given(signals, first), config.problem.ratio
+    Y, ratio = _inputs.open_given(signals, D), config.problem.ratio
+    first = D[0] if isinstance(D, tuple) else D
     lam = default_lam(first, Y) if ratio is None else default_lam(first, Y, ratio)
     lam = float(f"{lam:.3g}")
     share = DEFAULT_LAM if ratio is None else f"{ratio:g} of {LARGEST_LAM}"
@@ -139,18 +140,14 @@ def _own_samples(config: Config, D: Dictionaries, say: Say) -> tuple[Samples, Ba
     """
     path, codes = Path(config.problem.signals), config.problem.codes
     open_file = _inputs.open_given if codes is None else read_given  # codes are made of all signals
-    Y: Any = open_file(path, D[0] if isinstance(D, tuple) else D)
-    X: Any
-    if isinstance(D, tuple):
-        X, entries = read_chain_codes(path, Y, D), f"entries X_1 to X_{len(D)}"
-    elif codes is not None:
-        X, entries = _made_codes(config, D, Y, say), ""
-    else:
-        X, entries = read_codes(path, Y, D), "entry X"
+    Y: Any = open_file(path, D)
+    X = read_codes(path, Y, D) if codes is None else _made_codes(config, D, Y, say)
     needs = [f"loss {config.training.loss}"] if config.training.loss in WITH_CODES else []
     needs += dict.fromkeys(f"start {m.start}" for m in config.layers if m.needs_codes)
     if X is None and needs:
-        make = "" if isinstance(D, tuple) else ", or codes lasso, which makes them"
+        chained = isinstance(D, tuple)
+        entries = f"entries X_1 to X_{len(D)}" if chained else "entry X"
+        make = "" if chained else ", or codes lasso, which makes them"
         raise ConfigError(
             f"{path}: has no codes ({entries} of a .npz file), which {' and '.join(needs)} would "
             f"need; try loss lasso, start init or calibrated{make}"
@@ -181,9 +178,7 @@ def _made_codes(config: Config, D: Dictionaries, Y: np.ndarray, say: Say) -> np.
     """
     path, lam = Path(config.output) / _inputs.CODES, config.problem.lam
     if path.exists():
-        codes = read_codes(path, Y, D)
-        assert codes is not None  # of a file of this name
-        return codes
+        return read_codes(path, Y, D)
     say(f"solving {len(Y):,} LASSO problems, lam = {lam:g}")
     coded = lasso_batch(D, Y, lam)
     X, missed = np.asarray(coded.x, np.float32), np.flatnonzero(~np.asarray(coded.converged))

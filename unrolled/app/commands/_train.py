@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from unrolled import metrics, plots, training
@@ -32,7 +33,6 @@ from unrolled.app.commands._inputs import (
     CHECKPOINTS,
     WEIGHTS,
     apply_in_chunks,
-    relative_residuals,
     residual_norms,
 )
 from unrolled.app.commands._report import (
@@ -194,14 +194,14 @@ def _judged(
     assert isinstance(D, tuple)
     Xs = [None] * len(D) if X is None else X
     judged = []
-    residuals = relative_residuals(residual_norms(D, Y, codes))
+    size, *residuals = np.linalg.norm(residual_norms(D, Y, codes), axis=1)
     for D_j, signals, x, X_j, residual in zip(D, (Y, *codes), codes, Xs, residuals):
         objective = jax.vmap(lasso_objective, (None, 0, 0, None))
         values = objective(D_j, signals, x, jnp.asarray(lam, x.dtype))
         numbers = {} if X_j is None else _errors(x, X_j)
         numbers |= {"lasso_objective": values.mean()}
         numbers |= {} if X_j is not None else {"worse_than_zero": _worse_than_zero(values, signals)}
-        numbers |= {"relative_residual": residual, "nonzeros": (x != 0).sum(1).mean()}
+        numbers |= {"relative_residual": residual / (size or 1), "nonzeros": (x != 0).sum(1).mean()}
         judged.append({name: float(value) for name, value in numbers.items()})
     return judged[0] if isinstance(model, Layer) else judged
 
@@ -231,7 +231,7 @@ def logger(folder: Path, started: Callable[[], None]) -> Callable[..., None]:
 
     def write(record, params):
         nonlocal before
-        row = row_of(record)
+        row = plain(record)  # numbers that are not finite are None
         if before is not None:
             _write_lines(path, [old for old in before if _place(old) < _place(row)])
             started()
@@ -256,14 +256,9 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 def write_history(folder: Path, records: Sequence[training.Record]) -> None:
     """Write the whole history, as JSON lines and as a table."""
-    rows = [row_of(record) for record in records]
+    rows = list(map(plain, records))
     _write_lines(folder / HISTORY, rows)
     write_table(folder / TABLE, list(rows[0]), [list(row.values()) for row in rows])
-
-
-def row_of(record: training.Record) -> dict[str, Any]:
-    """A record of the history as data; numbers that are not finite are None."""
-    return plain(record)
 
 
 def _place(row: dict[str, Any]) -> tuple[int, int]:
@@ -404,9 +399,8 @@ def _write_report(folder: Path, summary: Summary, records: Sequence[training.Rec
     """`report.html`, with the losses as curves."""
     figures = {"the loss at every evaluation": partial(plots.losses, records)}
     text = "Weights of a solver, trained from their start."
-    section = Section("Result", "result", summary.parts(), figures, ((), ()), {}, summary.answer())
-    drawn = [draw() for draw in figures.values()]
-    write_html(folder, "Training", text, [section], environment(), drawn)
+    section = Section("Result", "result", summary.parts(), figures, answer=summary.answer())
+    write_html(folder, "Training", text, [section], environment())
 
 
 def _opened(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -> Config:

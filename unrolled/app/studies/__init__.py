@@ -35,8 +35,10 @@ from unrolled.app.studies._steps import (
     curve_rows,
     from_theory,
     photograph_patches,
+    plan,
     planted,
     resampler,
+    seldom,
     split,
 )
 from unrolled.app.studies._unknown_codes import UnknownCodes, unknown_codes

@@ -206,6 +206,19 @@ def silent(message: str) -> None:
     """What a study says to nobody."""
 
 
+def seldom(say: Say, seconds: float) -> Say:
+    """`say` without the messages that come within so many seconds of the last one."""
+    last = time.monotonic()
+
+    def say_seldom(message: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            say(message)
+
+    return say_seldom
+
+
 def one_per_layer(sparsity: int | Sequence[int] | None) -> Sequence[int] | None:
     """The sparsities of all layers, of which a number is the only one."""
     if sparsity is None or isinstance(sparsity, Sequence):
