@@ -25,7 +25,7 @@ from unrolled._base.files import claimed
 from unrolled.app import studies
 from unrolled.app.cli import main
 from unrolled.app.commands import _doctor
-from unrolled.app.commands._cache import cache_folder, kept_programs
+from unrolled.app.commands._console import cache_folder, kept_programs
 from unrolled.app.commands._report import Section, write_report
 
 QUICK = ("--quick", "--steps", "3", "--depth", "3")
