@@ -39,6 +39,7 @@ from unrolled.app.studies._steps import (
     planted,
     resampler,
     seldom,
+    silent,
     split,
 )
 from unrolled.app.studies._unknown_codes import UnknownCodes, unknown_codes
