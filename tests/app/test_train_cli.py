@@ -8,9 +8,7 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -203,51 +201,6 @@ def test_every_option_has_one_section_and_survives_toml(tmp_path):
     assert [value_of(config, name) for name in OF_SIGNALS] == list(OF_SIGNALS.values())
 
 
-# A run folder keeps its configuration: written by an earlier version, without the options of the
-# family that were not given.
-OLDER = """
-output = "/old/run é"
-seed = 3
-
-[problem]
-dictionary = "ill_conditioned"
-m = 8
-d = 12
-kappa = 3.5
-dictionary_seed = 0
-signals = "planted"
-probability = 0.1
-snr = inf
-test_signals = 1000
-lam = 1e-07
-
-[model]
-family = "lista_cpss"
-depth = 3
-start = "init"
-activation = ["scale", ["elu", 0.5], 5.0]
-tied = false
-
-[training]
-method = "end_to_end"
-clip = inf
-"""
-
-
-def test_a_configuration_of_an_earlier_version_is_read(tmp_path):
-    path = tmp_path / "config.toml"
-    path.write_text(OLDER, encoding="utf-8")
-    config = load(path, {})
-    rho = ur.activations.scale(ur.activations.elu(0.5), 5.0)
-    layer = ur.layers.lista_cpss(3, lam=1e-7, activation=rho, tied=False)
-    assert _config.make_model(config) is layer and config.output == "/old/run é"
-    assert config.problem.snr == config.training.clip == math.inf
-    flags = dict(output="/old/run é", seed=3, dictionary="ill_conditioned", m=8, d=12, kappa=3.5)
-    flags |= dict(lam=1e-7, family="lista_cpss", depth=3, tied=False)
-    assert load(None, flags | {"activation": '["scale", ["elu", 0.5], 5]'}) is config
-    assert _config.differences(config, load(path, {"output": "another"})) == []
-
-
 def test_flags_are_text_and_override_the_file(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text('[model]\nfamily = "ista"\ndepth = 4\n[training]\nsteps = 7\nclip = inf\n')
@@ -317,17 +270,12 @@ WRONG = {
     "did you mean 'alista'[?]; a family of your own needs --import MODULE",
     "model.activation = 'rely'": "unknown name 'rely'; .* did you mean 'relu'[?]",
     "model.activation = 3": "model.activation must be a name or a list such as .*unknown form 3",
-    "model.activation = ['tanh', 2]": "model.activation must be a name or a list .*unknown form",
     "model.activation = ['elu', -1]": "model.activation must be a name or a list .*alpha must be",
-    "model.activation = []": "model.activation must be a name or a list .*unknown form",
     "training.optimizer = 'adamax'": "unknown training.optimizer 'adamax'; expected one of adam, ",
     "training.optimizer = 3": "training.optimizer must be a string, got 3",
     "training.loss = 'mse'": "unknown training.loss 'mse'; expected one of supervised",
     "training.steps = 2.5": "training.steps must be an integer, got 2.5",
-    "training.steps = true": "training.steps must be an integer, got True",
-    "training.steps = '20'": "training.steps must be an integer, got '20'",
     "training.batch = 0": "training.batch must be at least 1, got 0",
-    "training.rate = -1": "training.rate must be above 0, got -1",
     "training.rate = nan": "training.rate must be above 0, got nan",
     "training.rate = inf": "training.rate must be above 0 and at most 1e.30, got inf",
     f"problem.lam = 1{'0' * 400}": "problem.lam must be a number, got 1000*[.]{3}$",
@@ -336,7 +284,6 @@ WRONG = {
     "model.support = 0.1": "model.support must be .rate, largest., got 0.1",
     "model.support = [0.1, 'x']": r"model.support must be \(rate, largest\), got \(0.1, 'x'\)",
     "model.support = [0.1, 1.5]": r"model.support must be .*\[0, 1\]\), got \(0.1, 1.5\)",
-    "problem.m = 0": "problem.m must be at least 1",
     "problem.snr = nan": "problem.snr must be at least -300",
     "output = ''": "output must be printable and not empty, got ''",
     'output = "a\\u0000b"': "output must be printable",
@@ -415,7 +362,7 @@ any_table = st.dictionaries(any_name, any_value, max_size=4)
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     text=st.text(max_size=40) | st.binary(max_size=40),
     tables=st.dictionaries(
@@ -452,34 +399,25 @@ def fuzzed(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz")
 
 
-# On a tiny problem the start may be better on the signals held back.
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:calibrate. kept the start")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_starts_as_it_says_and_refuses_foreign_options(family):
-    """At each `start` that the configuration accepts, the params are those of the layer."""
-    cls = FAMILIES[family]
-    needed = {"sparsity": 2} if family == "liht" else {}
-    tiny = dict(family=family, depth=2, m=4, d=6, test_signals=2, batch=2, **needed)
-    layer, D = _config.make_model(load(None, tiny)), np.eye(4, 6, dtype=np.float32)
-    steps = jax.eval_shape(layer.init, jax.random.key(0), D).steps
+def test_a_family_takes_the_starts_it_has_and_no_foreign_options(family):
+    cls, needed = FAMILIES[family], {"sparsity": 2} if family == "liht" else {}
+    tiny = dict(family=family, depth=2, m=4, d=6, **needed)
+    layer = _config.make_model(load(None, tiny))
+    steps = jax.eval_shape(layer.init, jax.random.key(0), np.eye(4, 6, dtype=np.float32)).steps
     theory = cls.from_theory is not None or cls.starts_from_theory
     thresholds = {"theta", "alpha"} & set(getattr(steps, "_fields", ()))
-    possible = {"init": True, "analytic": theory, "calibrated": bool(thresholds)}
+    possible = {"init": True, "recipe": True, "analytic": theory, "calibrated": bool(thresholds)}
     for start, can in possible.items():
-        if not can:
-            with pytest.raises(ConfigError, match=f"{family} cannot start {start}; that is for "):
-                load(None, tiny | {"start": start})
+        if can:
+            assert load(None, tiny | {"start": start}).layers[0].start == start
             continue
-        ready = prepared(None, tiny | {"start": start}, lambda message: None)
-        assert type(ready.model) is cls and ready.model.depth == 2
-        ready.model.check(ready.params, ready.D)
+        with pytest.raises(ConfigError, match=f"{family} cannot start {start}; that is for "):
+            load(None, tiny | {"start": start})
     foreign = {"units": 3, "gain": 1.0}
     wrong = [name for name in foreign if name not in layer.options]
     with pytest.raises(ConfigError, match=f"{', '.join(wrong)} does not go with family {family}"):
         load(None, tiny | {name: foreign[name] for name in wrong})
-    with pytest.raises(TypeError, match=f"{family}: .*no_such.*; the options are"):
-        cls(2, no_such=1)
 
 
 # train
@@ -600,54 +538,18 @@ def test_planted_test_signals_are_none_of_those_that_train_or_validate():
     assert 0 < np.linalg.norm(noise) < 0.1 * np.linalg.norm(ready.tested_on[0])
 
 
-KILLED = dict(JAX_PLATFORMS="cpu", OPENBLAS_NUM_THREADS="1")
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_it_ends_with_the_same_bits(run, whole, folder, tmp_path):
-    """SIGKILL at an arbitrary moment between two saves; the resumed run ends as the whole one."""
-    output = tmp_path / "killed"
-    command = [sys.executable, "-m", "unrolled", "train", *map(str, TINY), "--output", str(output)]
-    environment = {**os.environ, **KILLED, "PYTHONPATH": str(Path(ur.__file__).parents[1])}
-    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 100
-    while (
-        not (output / "checkpoints" / "5").is_dir()
-        and process.poll() is None
-        and time.monotonic() < deadline
-    ):
-        time.sleep(0.002)
-    process.kill()
-    process.communicate()
-    # 0 only if it was faster than the kill
-    assert process.returncode in (-signal.SIGKILL, 0) and steps_saved(output)
-    with (output / "history.jsonl").open("a") as file:
-        file.write('{"step": 15, "lo')  # a line torn off
-    status, out, err = run("train", "--output", output, "--resume")
-    assert status == 0, err
-    assert "20 training steps" in out and "NMSE, ratio of sums, dB" in out
-    assert str(output / "weights.npz") in out
-    assert (output / "weights.npz").read_bytes() == (whole[0] / "weights.npz").read_bytes()
-    ours, expected = (
-        [{k: v for k, v in row.items() if k != "seconds"} for row in history(path)]
-        for path in (output, whole[0])
-    )
-    assert ours == expected
-
-
 def test_a_history_is_read_up_to_a_line_that_is_no_text(tmp_path):
     path = tmp_path / "history.jsonl"
     path.write_bytes(b'{"step": 4, "stage": 0}\n\xff\xfe\n')
     assert read_history(path) == [{"step": 4, "stage": 0}]
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("interruptible")
-def test_a_signal_saves_and_leaves_and_the_run_goes_on(run, whole, tmp_path, monkeypatch):
-    """SIGINT at an evaluation of the first run, SIGTERM at one of the second."""
-    output, logger = tmp_path / "stopped", _train.logger
+@pytest.fixture
+def stopped(run, monkeypatch, interruptible):
+    """A command that is sent a signal at the evaluation of a step."""
+    logger = _train.logger
 
-    def stopped_by(number, step):
+    def stopped(number, step, *arguments):
         def log_and_stop(*arguments):
             write = logger(*arguments)
 
@@ -658,18 +560,34 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on(run, whole, tmp_path, mon
 
             return stop
 
-        monkeypatch.setattr(_train, "logger", log_and_stop)
-        resume = ("--resume",) if output.exists() else ()
-        return run("train", *TINY, "--save_every", 50, "--output", output, *resume)
+        with monkeypatch.context() as patch:
+            patch.setattr(_train, "logger", log_and_stop)
+            return run(*arguments)
 
-    status, out, err = stopped_by(signal.SIGINT, 10)
+    return stopped
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_twice_ends_with_the_same_bits(run, stopped, whole, tmp_path):
+    """By SIGINT, then by SIGTERM; a kill has also torn the last line of the history."""
+    output = tmp_path / "stopped"
+    command = ("train", *TINY, "--save_every", 50, "--output", output)
+    status, out, err = stopped(signal.SIGINT, 10, *command)
     assert (status, out) == (130, "") and "--resume continues from here" in err
     assert steps_saved(output) == [10] and [row["step"] for row in history(output)] == [0, 5, 10]
-    status, out, err = stopped_by(signal.SIGTERM, 15)
+    status, out, err = stopped(signal.SIGTERM, 15, *command, "--resume")
     assert (status, out) == (143, "") and "--resume continues from here" in err
     assert steps_saved(output) == [10, 15]
-    before, after = ([row["validation"] for row in history(path)] for path in (whole[0], output))
-    assert after == before[:4]
+    with (output / "history.jsonl").open("a") as file:
+        file.write('{"step": 15, "lo')
+    status, out, err = run("train", "--output", output, "--resume")
+    assert status == 0 and "20 training steps" in out and str(output / "weights.npz") in out, err
+    assert (output / "weights.npz").read_bytes() == (whole[0] / "weights.npz").read_bytes()
+    ours, expected = (
+        [{k: v for k, v in row.items() if k != "seconds"} for row in history(path)]
+        for path in (output, whole[0])
+    )
+    assert ours == expected
 
 
 def test_devices_that_are_not_there_are_missed_before_anything_is_written(run, tmp_path):
@@ -702,28 +620,15 @@ def test_a_run_is_resumed_only_as_it_was_but_may_go_on_for_longer(run, whole, tm
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("interruptible")
 def test_a_grown_run_that_is_stopped_has_no_weights_of_its_former_end(
-    run, whole, tmp_path, monkeypatch
+    run, stopped, whole, tmp_path
 ):
-    output, logger = tmp_path / "grown", _train.logger
+    output = tmp_path / "grown"
     shutil.copytree(whole[0], output)
     arguments = ("train", "--output", output, "--resume")
     assert run(*arguments)[0] == 0
     assert (output / "weights.npz").read_bytes() == (whole[0] / "weights.npz").read_bytes()
-
-    def log_and_stop(*arguments):
-        write = logger(*arguments)
-
-        def stop(record, params):
-            write(record, params)
-            if record.step == 25:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        return stop
-
-    monkeypatch.setattr(_train, "logger", log_and_stop)
-    assert run(*arguments, "--steps", 30)[0] == 130
+    assert stopped(signal.SIGINT, 25, *arguments, "--steps", 30)[0] == 130
     assert load(output / "config.toml", {}).training.steps == 30
     assert weights_of(output) == output / "checkpoints"
 
@@ -909,26 +814,6 @@ def test_weights_that_are_worse_than_ista_end_with_status_3(folder, run):
     assert loss["ista"] < loss["best"] < loss["zero"]
 
 
-@pytest.mark.slow
-def test_weights_that_are_worse_than_zero_codes_end_with_status_3(run, tmp_path):
-    """LAMP outside of its model: atoms that all point in nearly one direction."""
-    rng = np.random.default_rng(0)
-    D = 1 + 0.3 * rng.random((8, 24))
-    np.save(tmp_path / "D.npy", D / np.linalg.norm(D, axis=0))
-    np.save(tmp_path / "Y.npy", rng.normal(size=(40, 8)))
-    inputs = ("--dictionary", tmp_path / "D.npy", "--signals", tmp_path / "Y.npy")
-    options = ("--depth", 8, "--loss", "lasso", "--steps", 1, "--output", tmp_path / "run")
-    with pytest.warns(UserWarning) as told:
-        status, out, err = run("train", *inputs, "--family", "lamp", *options)
-    assert status == 3 and (tmp_path / "run" / "weights.npz").exists()
-    assert "at the start of training the codes are worse than zero" in str(told[0].message)
-    assert "at the end of training the codes are worse than zero" in str(told[1].message)
-    last = err.splitlines()[-1]
-    assert re.fullmatch("unrolled: the codes are worse than zero codes: .*; try another .*", last)
-    loss = strict_json((tmp_path / "run" / "summary.json").read_text())["validation"]
-    assert loss["best"] > loss["zero"] > 0
-
-
 # A family of the user's own
 
 MODULE = """
@@ -977,7 +862,9 @@ def own(tmp_path, folder, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_family_of_your_own_trains_resumes_and_encodes(own, folder, tmp_path):
+def test_a_family_of_your_own_trains_resumes_and_encodes_where_it_is_imported(
+    own, folder, tmp_path
+):
     inputs = ("--dictionary", folder / "D.npy", "--signals", folder / "YX.npz")
     options = ("--scale", 0.5, "--powers", "[3, 4]", "--steps", 4, "--batch", 4, "--depth", 2)
     train = ("--family", "my_family", *inputs, *options, "--output", "run")
@@ -1008,16 +895,9 @@ def test_a_family_of_your_own_trains_resumes_and_encodes(own, folder, tmp_path):
         np.testing.assert_allclose(np.load("again.npy")[0], expected, atol=1e-6)
         os.remove("run/weights.npz") if used.endswith("npz") else None
     assert found.metadata["step"] == 6
-
-
-@pytest.mark.slow
-def test_without_import_an_unknown_family_is_one_line_of_advice(own, folder, tmp_path):
-    tiny = ("--family", "my_family", "--m", 4, "--d", 6, "--depth", 1, "--steps", 1, "--batch", 2)
-    assert own("train", "--import", "my_module", *tiny, "--output", "run")[0] == 0
-    np.save("Y.npy", np.ones((3, 4)))
     for arguments, advice in (
         (("train", "--output", "run", "--resume"), "a family of your own needs --import MODULE"),
-        (("encode", "run/weights.npz", "Y.npy", "--output", "X.npy"), "import the module that def"),
+        (("encode", *encode[3:]), "import the module that def"),
     ):
         status, out, err = own(*arguments)
         assert status == 2 and not out and len(err.splitlines()) == 1
@@ -1032,14 +912,14 @@ def test_the_help_knows_the_options_of_your_own_family(own, capsys):
     assert "--scale FLOAT of the step sizes, 100 % at 1 (my_family; default 1.0)" in shown
 
 
-@pytest.mark.slow
 def test_options_that_two_families_share_are_left_to_the_layers(own, tmp_path):
     """Here theta is an integer and gain may be negative; seed is an option of the command."""
     shared = "theta: int = option(default=2)\n    gain: float = option(default=0.0)"
     (tmp_path / "my_module.py").write_text(
         MODULE.replace("scale: float", f"{shared}\n    scale: float")
     )
-    own("doctor", "--import", "my_module")
+    gone = ("export", "gone.npz", "--output", "net", "--import", "my_module")
+    assert "gone.npz: no such file" in own(*gone)[2]
     config = load(None, {"family": "my_family", "theta": "3", "gain": "-1.5"})
     made = _config.make_model(config)
     assert (made.theta, type(made.theta), made.gain) == (3, int, -1.5)
@@ -1048,7 +928,7 @@ def test_options_that_two_families_share_are_left_to_the_layers(own, tmp_path):
         load(None, {"theta": "-1"})
     text = MODULE.replace("scale: float", "seed: int = option(default=2)\n    scale: float")
     (tmp_path / "my_module.py").write_text(text)
-    status, _, err = own("doctor", "--import", "my_module")
+    status, _, err = own(*gone)
     assert status == 2 and "the family my_family has an option seed" in err and "rename it" in err
 
 
@@ -1058,15 +938,11 @@ REFUSED = {
     "train D.npy": "D.npy: not readable as TOML",
     "train --steps two": "--steps must be an integer, got 'two'",
     "train --seed x": "--seed must be an integer, got 'x'",
-    "train --support 0.1": "--support must be .rate, largest., got 0.1",
-    "train --rate 0": "--rate must be above 0, got 0.0",
-    "train --family lists": "unknown --family 'lists'; expected .*; did you mean 'lista'[?]",
     "train --family my_family": "a family of your own needs --import MODULE",
     "train --family tista --probability 1 --m 4 --d 6": "tista: probability must be above 0 and "
     "below 1",
     "train --family liht --m 4 --d 6": "liht: sparsity is missing",
     "train --output D.npy": "D.npy: is a file; expected a folder",
-    "train --output D.npy/run": "D.npy",
     "train --output full": "full: is not empty; try --resume",
     "train --output full --resume": "full: there is no config.toml in it",
     "train --output gone --resume": "gone: there is no config.toml in it",
@@ -1101,7 +977,6 @@ REFUSED = {
     "train --signals Y.npy --codes lasso --ratio 1.5": "--ratio must be above 0 and at most 1",
     "encode Y.npy --method lasso --ratio 1.5 --dictionary D.npy": "encode: ratio must be at most "
     "1, where all codes are zero, got 1.5",
-    "train --signals Y.npy --codes lasso --ratio 0": "--ratio must be above 0",
     "encode gone.npz Y.npy": "gone.npz: no such file",
     "encode D.npy Y.npy": "D.npy must end in .npz",
     "encode YX.npz Y.npy": "YX.npz",
@@ -1146,7 +1021,6 @@ REFUSED = {
     # Which of the two leaves the range of float32 depends on the order of a sum.
     "encode weights.npz huge.npy": "encode: 1 (codes|relative residuals) are not finite, "
     "the first of signal 2; nothing was written",
-    "encode D.npy Y.npy --output new/folder/codes.npy": "D.npy must end in .npz",
     "encode Y.npy": "encode: expected WEIGHTS and SIGNALS, or --method and SIGNALS",
     "encode weights.npz Y.npy --sparsity 3": "encode: --sparsity needs --method",
     "encode weights.npz Y.npy --method omp": "encode: --method takes no weights, got weights.npz",
@@ -1174,7 +1048,6 @@ def test_one_line_says_what_to_mend(run, saved, tmp_path, command):
     assert status == 2 and not out
     assert re.fullmatch(rf"unrolled: .*{REFUSED[command]}.*\n", err), err
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-    assert not Path("new").exists()
 
 
 # Chains
@@ -1363,14 +1236,13 @@ def saved(folder):
 
 
 def test_encode_writes_the_codes_of_the_layer(run, saved, tmp_path, folder):
-    layer, params, D = saved
+    """Into a folder that is made for them."""
+    (layer, params, D), path = saved, tmp_path / "new" / "folder" / "codes.npy"
     Y = np.load(folder / "Y.npy").astype(np.float32)
     expected = np.stack([layer.apply(params, D, y) for y in Y[:3]])
-    status, out, err = run(
-        "encode", "weights.npz", "Y.npy", "--output", tmp_path / "codes.npy", "--json"
-    )
+    status, out, err = run("encode", "weights.npz", "Y.npy", "--output", path, "--json")
     assert status == 0, err
-    X, found = np.load(tmp_path / "codes.npy"), strict_json(out)
+    X, found = np.load(path), strict_json(out)
     assert X.shape == (40, 12) and X.dtype == np.float32
     np.testing.assert_allclose(X[:3], expected, atol=1e-6)
     assert found["signals"] == 40 and found["atoms"] == 12
@@ -1379,13 +1251,14 @@ def test_encode_writes_the_codes_of_the_layer(run, saved, tmp_path, folder):
         np.linalg.norm(Y - X @ D.T) / np.linalg.norm(Y), rel=1e-5
     )
     # The same from an archive into an existing archive, with the dictionary from a file.
-    (tmp_path / "codes.npz").write_text("old")
+    archive = path.with_suffix(".npz")
+    archive.write_text("old")
     status, out, err = run(
-        "encode", "bare.npz", "YX.npz", "--dictionary", "D.npy", "--output", tmp_path / "codes.npz"
+        "encode", "bare.npz", "YX.npz", "--dictionary", "D.npy", "--output", archive
     )
     assert status == 0 and "40 signals, 12 atoms: " in out and "relative residual" in out, err
-    assert np.array_equal(np.load(tmp_path / "codes.npz")["X"], X)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["codes.npy", "codes.npz"]
+    assert np.array_equal(np.load(archive)["X"], X)
+    assert sorted(path.parent.iterdir()) == [path, archive]
 
 
 def test_a_tolerance_that_the_start_meets_takes_no_step(run, saved):
@@ -1394,12 +1267,6 @@ def test_a_tolerance_that_the_start_meets_takes_no_step(run, saved):
     assert status == 0 and re.search(r"^steps to 2 +0$", out, re.MULTILINE), out
     found = strict_json(run("certify", "weights.npz", *options, "--json")[1])
     assert found["layers"][0]["steps"] == 0
-
-
-def test_encode_makes_the_folder_of_its_codes(run, saved, tmp_path):
-    codes = tmp_path / "new" / "folder" / "codes.npy"
-    status, _, err = run("encode", "weights.npz", "Y.npy", "--output", codes)
-    assert status == 0 and codes.exists(), err
 
 
 def test_encode_measures_faint_and_loud_signals(run, saved, tmp_path, folder):
@@ -1414,32 +1281,6 @@ def test_encode_measures_faint_and_loud_signals(run, saved, tmp_path, folder):
         assert strict_json(out)["relative_residual"] == pytest.approx(
             np.linalg.norm(residual) / np.linalg.norm(scale * Y), rel=1e-4
         )
-
-
-def test_encode_leaves_the_old_codes_where_the_new_ones_cannot_be_written(
-    run, saved, folder, tmp_path, monkeypatch
-):
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    (tmp_path / "codes.npy").write_text("old")
-    monkeypatch.setattr(os, "fsync", full)
-    status, _, err = run("encode", "weights.npz", "Y.npy", "--output", tmp_path / "codes.npy")
-    assert status == 2 and "No space left on device" in err
-    assert (tmp_path / "codes.npy").read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["codes.npy"]
-
-
-def test_large_sets_are_encoded_in_chunks(saved, monkeypatch):
-    """Chunks of 1000 and a rest, each row as it is alone."""
-    layer, params, D = saved
-    Y = np.random.default_rng(1).normal(size=(1003, 8)).astype(np.float32)
-    X = _inputs.apply_in_chunks(layer.apply, params, D, Y)
-    np.testing.assert_allclose(
-        np.asarray(X)[[0, 1000, 1002]],
-        jax.vmap(lambda y: layer.apply(params, D, y))(Y[[0, 1000, 1002]]),
-        atol=1e-5,
-    )
 
 
 def test_encode_counts_signals_that_basis_pursuit_cannot_reproduce(run, tmp_path):
