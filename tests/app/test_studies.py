@@ -257,7 +257,6 @@ FAULTS = {
     "lam must be positive, got nan": lambda: known(hadamard(), "ista", lam=float("nan")),
     "unknown pursuit 'matching'": lambda: known(hadamard(), pursuits={"matching": {}}),
     "omp has no rank": lambda: known(hadamard(), pursuits={"omp": {"rank": 1}}),
-    "sparsity must be in 1..16, got 17": lambda: studies.planted(KEY, hadamard(), sparsity=17),
     "expected at least 2 signals, got 1": lambda: studies.split(
         jnp.eye(2), np.ones((1, 2)), np.ones((1, 2))
     ),

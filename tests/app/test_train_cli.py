@@ -644,26 +644,6 @@ def test_a_run_in_use_is_refused_and_not_touched(run, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_signals_of_a_file_without_codes(run, tmp_path):
-    """Trained by the LASSO with a learned dictionary, judged on the last fifth of the file."""
-    output = tmp_path / "own"
-    arguments = (
-        *("--dictionary", "D.npy", "--signals", "Y.npy", "--loss", "lasso", "--lam", 0.05),
-        *("--learn_dictionary", "--family", "step_lista", "--depth", 3, "--steps", 4),
-    )
-    status, out, err = run("train", *arguments, "--output", output)
-    assert status == 0, err
-    assert "on 8 test signals" in out and "LASSO objective" in out and "NMSE" not in out
-    found = strict_json((output / "summary.json").read_text())
-    judged = found["judged"]
-    assert judged["learned"]["lasso_objective"] < judged["start"]["lasso_objective"]
-    assert found["config"]["problem"]["snr"] is None
-    weights = ur.training.restore(output / "weights.npz")
-    np.testing.assert_allclose(np.linalg.norm(weights.D, axis=0), 1, atol=1e-6)
-    assert weights.layer is ur.layers.step_lista(3, lam=0.05)
-
-
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:fit. at the start .* worse than ISTA")
 def test_a_file_too_large_for_memory_trains_to_the_same_bits(run, tmp_path, monkeypatch):
     """Its lam, its start and its training; a row that is not finite is named when it is drawn."""
@@ -947,7 +927,6 @@ REFUSED = {
     "train --output full --resume": "full: there is no config.toml in it",
     "train --output gone --resume": "gone: there is no config.toml in it",
     "train --dictionary gone.npy": "gone.npy: no such file",
-    "train --dictionary gausian": "gausian: no such file",
     "train --dictionary text.npy": "text.npy: not a readable array file",
     "train --dictionary D.npy --signals gone.npy": "gone.npy: no such file",
     "train --dictionary D.npy --signals torn.npy": "torn.npy: not a readable array file",
@@ -977,7 +956,6 @@ REFUSED = {
     "train --signals Y.npy --codes lasso --ratio 1.5": "--ratio must be above 0 and at most 1",
     "encode Y.npy --method lasso --ratio 1.5 --dictionary D.npy": "encode: ratio must be at most "
     "1, where all codes are zero, got 1.5",
-    "encode gone.npz Y.npy": "gone.npz: no such file",
     "encode D.npy Y.npy": "D.npy must end in .npz",
     "encode YX.npz Y.npy": "YX.npz",
     "encode torn.npz Y.npy": "torn.npz",
@@ -994,15 +972,11 @@ REFUSED = {
     "certify bare.npz": "bare.npz: has no dictionary; try its file after that of the weights",
     "certify weights.npz --sparsity 1,2": "2 sparsities for 1 layers; expected one for each",
     "certify weights.npz --tolerance nan": "certify: tolerance must be non-negative and not NaN",
-    "certify plain.npz": "plain.npz: it names no layer",
     "certify full": "full: no saved step; there are",
     "certify empty": "empty: no saved step; the folder is empty",
     "encode bare.npz Y.npy --dictionary other.npy": "bare.npz: the weights "
     "were saved with another D",
     "encode weights.npz gone.npy": "gone.npy: no such file",
-    "encode weights.npz columns.npy": r"columns.npy: .*\(8, 40\).*transpose them",
-    "encode weights.npz longer.npy": r"longer.npy: .*\(40, 16\); expected \(signals, 8\)",
-    "encode weights.npz nan.npy": "nan.npy: has NaN or infinite entries .in rows 3, 7.",
     "encode weights.npz none.npy": "none.npy: expected at least one signal",
     "encode weights.npz Y.npy --output codes.txt": "codes.txt: expected "
     "a name that ends in .npy or .npz",
@@ -1033,7 +1007,6 @@ REFUSED = {
     "encode Y.npy --method omp --tol 1 --dictionary D.npy --dictionary D.npy": "omp takes one "
     "dictionary, got 2; for a chain try ",
     "encode Y.npy --method lasso --lam -1 --dictionary D.npy": "lasso_batch: lam must be non-negat",
-    "encode longer.npy --method omp --sparsity 3 --dictionary D.npy": r"longer.npy: .*\(40, 16\)",
     "encode Y.npy --method omp --tol 1 --dictionary D.npy --output D.npy": "D.npy: is read by this",
 }
 
@@ -1120,21 +1093,25 @@ QUICK = ("--steps", "2", "--batch", "8", "--depth", "2", "--evaluate_every", "1"
 
 @pytest.mark.slow
 def test_signals_without_codes_calibrate_a_start_and_choose_lam(folder, run):
+    """Trained by the LASSO with a learned dictionary, judged on the last fifth of the file."""
     own = ("train", "--dictionary", "D.npy", "--signals", "Y.npy", "--family", "ista")
-    more = ("--loss", "lasso", "--start", "calibrated", *QUICK)
+    more = ("--loss", "lasso", "--start", "calibrated", "--learn_dictionary", *QUICK)
     status, out, err = run(*own, *more, "--output", "without_codes")
     assert status == 0 and "calibrating on 28 signals, by the loss" in err
+    assert "on 8 test signals" in out and "LASSO objective" in out and "NMSE" not in out
     D, Y = (np.load(folder / f"{name}.npy") for name in "DY")
     lam = float(f"{np.quantile(np.abs(Y @ D).max(1), 0.9) / 10:.3g}")  # of float32 arrays
     assert f"lam = {lam:g}, a tenth of what gives nine signals in ten the code 0" in err
-    judged = ur.training.restore(folder / "without_codes" / "weights.npz").metadata["validation"]
+    saved = ur.training.restore(folder / "without_codes" / "weights.npz")
     summary = strict_json((folder / "without_codes" / "summary.json").read_text())
+    judged = saved.metadata["validation"]
     assert judged == summary["validation"] and judged["best"] < judged["zero"]
-    assert (
-        set(judged) == {"first", "best", "zero", "ista"} and f"{judged['ista']:.4g} of ISTA" in out
-    )
+    assert set(judged) == {"first", "best", "zero", "ista"}
+    assert f"{judged['ista']:.4g} of ISTA" in out
+    np.testing.assert_allclose(np.linalg.norm(saved.D, axis=0), 1, atol=1e-6)
+    assert not np.array_equal(saved.D, D.astype(np.float32))
     config = load(folder / "without_codes" / "config.toml", {})
-    assert config.problem.lam == config.layers[0].layer.lam == lam
+    assert config.problem.lam == config.layers[0].layer.lam == lam and config.problem.snr is None
     status, _, err = run(*own, *more, "--output", "without_codes", "--resume", "--steps", "3")
     assert status == 0, err
 

@@ -205,15 +205,12 @@ def _judged(
         values = objective(D_j, signals, x, jnp.asarray(lam, x.dtype))
         numbers = {} if X_j is None else _errors(x, X_j)
         numbers |= {"lasso_objective": values.mean()}
-        numbers |= {} if X_j is not None else {"worse_than_zero": _worse_than_zero(values, signals)}
+        if X_j is None:  # the share of signals whose objective exceeds that of the zero code
+            zero = jnp.sum(signals**2, 1) / 2
+            numbers |= {"worse_than_zero": 100 * jnp.mean(~(values <= (1 + ROUNDING) * zero))}
         numbers |= {"relative_residual": residual / (size or 1), "nonzeros": (x != 0).sum(1).mean()}
         judged.append({name: float(value) for name, value in numbers.items()})
     return judged
-
-
-def _worse_than_zero(values: jax.Array, Y: jax.Array) -> jax.Array:
-    """The share of signals whose objective exceeds that of the zero code, in percent."""
-    return 100 * jnp.mean(~(values <= (1 + ROUNDING) * jnp.sum(Y**2, 1) / 2))
 
 
 def _errors(x: jax.Array, X: jax.Array) -> dict[str, Any]:
