@@ -94,9 +94,9 @@ def test_codes_that_are_worse_than_zero_are_told_what_a_guard_makes_of_them():
     Weights that are there have the dictionary that they were learned with, if any.
     """
     rng = np.random.default_rng(0)
-    D = rng.normal(size=(8, 12)) + 3 * rng.normal(size=(8, 1))
+    D = rng.normal(size=(8, 16)) + 3 * rng.normal(size=(8, 1))
     D = np.asarray(D / np.linalg.norm(D, axis=0), np.float32)
-    Y = (rng.normal(size=(40, 12)) * (rng.random((40, 12)) < 0.1)).astype("f4") @ D.T
+    Y = (rng.normal(size=(40, 16)) * (rng.random((40, 16)) < 0.1)).astype("f4") @ D.T
     layer = ur.layers.lamp(FEW["depth"])
     params, guarded = layer.init(KEY, D), dataclasses.replace(layer, guard=FEW["lam"])
     kept = {

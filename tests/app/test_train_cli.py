@@ -749,13 +749,13 @@ def test_the_optimiser_and_the_loss_are_those_of_the_options():
     """One step of SGD at rate 0.5, its gradient of norm 5 clipped to 1; the LASSO as defined."""
     config = load(None, dict(optimizer="sgd", clip=1.0, loss="lasso", lam=0.5, deep=True))
     optimizer = _setup._optimizer(config)(0.5)
-    updates, _ = optimizer.update(
-        {"a": np.float32([3, 4])}, optimizer.init({"a": np.float32([0, 0])})
-    )
+    gradient = {"a": np.float32([3, 4])}
+    updates, _ = jax.jit(lambda g: optimizer.update(g, optimizer.init(g)))(gradient)
     np.testing.assert_allclose(updates["a"], [-0.3, -0.4], rtol=1e-6)
     D, Y = np.eye(2, dtype=np.float32), np.float32([[1, 2]])
     codes = np.float32([[[0, 0]], [[1, 0]]])
-    assert float(_setup._loss(config)(codes, None, D, Y)) == pytest.approx((2.5 + 2.5) / 2)
+    loss = jax.jit(_setup._loss(config))(codes, None, D, Y)
+    assert float(loss) == pytest.approx((2.5 + 2.5) / 2)
     for name in _config.OPTIMIZERS:
         made = _setup._optimizer(load(None, dict(optimizer=name)))(1e-3)
         assert callable(made.init) and callable(made.update)
@@ -1238,9 +1238,11 @@ def test_encode_writes_the_codes_of_the_layer(run, saved, tmp_path, folder):
     assert sorted(path.parent.iterdir()) == [path, archive]
 
 
-def test_a_tolerance_that_the_start_meets_takes_no_step(run, saved):
-    options = ("--sparsity", 1, "--tolerance", 2)
-    status, out, _ = run("certify", "weights.npz", *options)
+def test_a_tolerance_that_the_start_meets_takes_no_step(run, saved, tmp_path):
+    """So say the text, the data and the report, whose folder is made."""
+    options, page = ("--sparsity", 1, "--tolerance", 2), tmp_path / "new" / "report.html"
+    status, out, _ = run("certify", "weights.npz", *options, "--output", page.parent)
+    assert "steps to 2" in page.read_text()
     assert status == 0 and re.search(r"^steps to 2 +0$", out, re.MULTILINE), out
     found = strict_json(run("certify", "weights.npz", *options, "--json")[1])
     assert found["layers"][0]["steps"] == 0

@@ -135,6 +135,8 @@ def run(arguments: argparse.Namespace) -> None:
         noise=arguments.noise,
         tolerance=arguments.tolerance,
     )
+    if arguments.output is not None:
+        check_folder(arguments.output)
     (_run_on_weights if weights else _run_on_dictionaries)(arguments, asked)
 
 
@@ -148,8 +150,6 @@ def _run_on_dictionaries(arguments: argparse.Namespace, asked: dict[str, Any]) -
     asked |= dict(activation=activation, entries=arguments.entries)
     if arguments.figure is not None:
         check_figure(arguments.figure)
-    if arguments.output is not None:
-        check_folder(arguments.output)
     say = progress_printer()
     with jax.enable_x64(True):
         Ds = [_read_in_float64(path, arguments.normalize) for path in arguments.dictionaries]
