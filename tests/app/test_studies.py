@@ -306,6 +306,15 @@ def test_weights_that_improve_nothing_are_not_said_to_guarantee_nothing():
     assert "guarantee no l1 error below 1.00e-04, that of zero codes" in answers[1]
 
 
+def test_a_chain_of_weights_is_certified_for_one_nonzero_in_every_layer():
+    Ds, layer = (hadamard(), np.eye(16, dtype="f4")), ur.alista(4)
+    params = tuple(ur.analytic.alista(D, depth=4, sparsity=1, bound=1.0) for D in Ds)
+    one = studies.certify_weights(layer, params[0], Ds[0], sparsity=1).certificates[0]
+    study = studies.certify_weights(ur.dsc([layer, layer]), params, Ds)
+    assert study.sparsities == (1, 1) and study.shapes == ((8, 16), (16, 16))
+    np.testing.assert_array_equal(study.certificates[0].error, one.error)
+
+
 @pytest.mark.slow
 def test_studies_take_convolutions_of_any_norm():
     """Without a warning, and with the optimum of the matrix; steps of a `Conv` are safe ones."""
