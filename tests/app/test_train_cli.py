@@ -1011,7 +1011,6 @@ REFUSED = {
 }
 
 
-@pytest.mark.few(5)
 @pytest.mark.parametrize("command", REFUSED)
 def test_one_line_says_what_to_mend(run, saved, tmp_path, command):
     arguments = command.split(" ")
