@@ -329,6 +329,35 @@ def test_doctor_as_json(run, monkeypatch):
     assert found["certified check"].startswith("passed") and found["measured"] == []
 
 
+def test_doctor_knows_the_memory_and_whether_the_cache_can_be_written(tmp_path, folder):
+    assert re.fullmatch(r"[\d.]+ GiB of the (host|device)", _doctor._memory())
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", str(folder / "D.npy"))
+        assert re.search("D.npy, which cannot be written: nothing will be kept", _doctor._cache())
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+        assert _doctor._cache() == f"{tmp_path}, writable"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_no_device_is_one_line(run, monkeypatch):
+    """A missing plugin is a bare assertion in jax, an unknown name a RuntimeError."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    for error, reason in (
+        (AssertionError(), "its plugin is not installed"),
+        (RuntimeError("not in\nthe list"), "not in"),
+    ):
+
+        def devices(error=error):
+            raise error
+
+        monkeypatch.setattr(jax, "devices", devices)
+        status, out, err = run("doctor")
+        told = f"no device for JAX_PLATFORMS=cuda: {reason}; try JAX_PLATFORMS=cpu"
+        assert (status, out, err) == (2, "", f"unrolled: {told}\n")
+
+
 # certify
 
 
