@@ -1,74 +1,35 @@
-"""`unrolled train` and `unrolled encode` in process: configurations, run folders and weights."""
+"""`unrolled train` and `unrolled encode` in process: run folders, weights and codes."""
 
 import csv
-import dataclasses
 import fcntl
-import math
 import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from command_line import strict_json
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from command_line import CHAIN, strict_json
 
 import unrolled as ur
 from unrolled.app.cli import main
 from unrolled.app.commands import (
     _config,
-    _doctor,
     _encode,
     _inputs,
-    _sections,
     _setup,
     _train,
 )
-from unrolled.app.commands._config import all_options, load, to_toml
+from unrolled.app.commands._config import ConfigError, load, to_toml
 from unrolled.app.commands._inputs import in_float32, weights_of
-from unrolled.app.commands._sections import ConfigError
 from unrolled.app.commands._train import Summary, read_history
 from unrolled.layers import FAMILIES
 
 pytestmark = pytest.mark.usefixtures("float32_by_default")
-
-
-# A chain of three layers, of which one starts from theory and one calibrated.
-CHAIN = """
-output = "chain-run"
-
-[problem]
-dictionary = ["D_1.npy", "D_2.npy", "D_3.npy"]
-signals = "chain_signals.npz"
-
-[[model]]
-family = "lista_cp"
-depth = 3
-tied = false
-
-[[model]]
-family = "ista"
-depth = 2
-start = "analytic"
-
-[[model]]
-family = "alista"
-depth = 2
-support = [0.1, 0.3]
-
-[training]
-steps = 4
-batch = 8
-evaluate_every = 2
-"""
 
 
 @pytest.fixture(scope="module")
@@ -113,372 +74,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_every_option_is_a_flag_of_the_same_name(capsys):
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
-    shown = capsys.readouterr().out
-    assert all(f"--{name} " in shown or f"--{name}," in shown for name in all_options())
-
-
-# Configurations
-
-VALUES = {  # of every option one that is not its default
-    "output": "runs/new one é",
-    "seed": 3,
-    "dictionary": "ill_conditioned",
-    "m": 8,
-    "d": 12,
-    "kappa": 3.5,
-    "dictionary_seed": 2,
-    "signals": "planted",
-    "probability": 0.2,
-    "snr": 40,
-    "test_signals": 50,
-    "lam": 1e-07,
-    "family": "lista_cpss",
-    "depth": 3,
-    "start": "calibrated",
-    "tied": False,
-    "support": (0.05, 0.25),
-    "activation": "elu",
-    "loss": "log_nmse",
-    "deep": True,
-    "optimizer": "adamw",
-    "rate": 1e16,
-    "schedule": "cosine",
-    "clip": 1,
-    "steps": 20,
-    "batch": 4,
-    "accumulate": 2,
-    "reduction": "psum",
-    "learn_dictionary": True,
-    "evaluate_every": 5,
-    "save_every": 10,
-}
-OTHERS = {
-    "method": ("alista", "curriculum"),
-    "theta": ("alista", 0.3),
-    "ridge": ("alista", 0.5),
-    "alpha": ("lamp", 1.5),
-    "gain": ("glista", 2.0),
-    "guard": ("lista_cp", 0.1),
-}
-OTHERS |= {"variance": ("tista", 2.0), "noise": ("tista", 0.1), "sparsity": ("liht", 3)}
-OF_SIGNALS = {"codes": "lasso", "ratio": 0.2}  # that are in a file
-OTHERS |= {"units": ("na_alista", 4), "threshold": ("na_alista", 2.5)}
-OTHERS |= {"by": ("alista_at", "residual"), "onsager": ("alista_at", True)}
-OTHERS |= {"em": ("vamp_bg", True), "damping": ("vamp_bg", 0.5), "noise_ratio": ("vamp_bg", 1e-4)}
-
-
-def frozen(value):
-    return tuple(map(frozen, value)) if isinstance(value, list) else value
-
-
-def value_of(config, name):
-    """As the file has it, with tuples for lists."""
-    tables, section = tomllib.loads(to_toml(config)), all_options()[name].section
-    return frozen((tables if section is None else tables[section]).get(name))
-
-
-def test_every_option_has_one_section_and_survives_toml(tmp_path):
-    assert {*VALUES, *OTHERS, *OF_SIGNALS} == set(all_options())
-    own = [_sections.Config, *_sections.SECTIONS.values()]
-    names = [f.name for cls in own for f in dataclasses.fields(cls) if f.metadata["help"]]
-    assert len(set(names)) == len(names)
-    config, path = load(None, VALUES), tmp_path / "config.toml"
-    path.write_text(to_toml(config), encoding="utf-8")
-    assert load(path, {}) == config
-    for name, value in VALUES.items():
-        assert value_of(config, name) == (str(Path.cwd() / value) if name == "output" else value)
-    for name, (family, value) in OTHERS.items():
-        config = load(None, {"family": family, name: value})
-        path.write_text(to_toml(config))
-        assert load(path, {}) == config and value_of(config, name) == value
-    config = load(None, {"signals": "Y.npy", **OF_SIGNALS})
-    path.write_text(to_toml(config))
-    assert load(path, {}) == config
-    assert [value_of(config, name) for name in OF_SIGNALS] == list(OF_SIGNALS.values())
-
-
-# A run folder keeps its configuration: written by an earlier version, without the options of the
-# family that were not given.
-OLDER = """
-output = "/old/run é"
-seed = 3
-
-[problem]
-dictionary = "ill_conditioned"
-m = 8
-d = 12
-kappa = 3.5
-dictionary_seed = 0
-signals = "planted"
-probability = 0.1
-snr = inf
-test_signals = 1000
-lam = 1e-07
-
-[model]
-family = "lista_cpss"
-depth = 3
-start = "init"
-activation = ["scale", ["elu", 0.5], 5.0]
-tied = false
-
-[training]
-method = "end_to_end"
-clip = inf
-"""
-
-
-def test_a_configuration_of_an_earlier_version_is_read(tmp_path):
-    path = tmp_path / "config.toml"
-    path.write_text(OLDER, encoding="utf-8")
-    config = load(path, {})
-    rho = ur.activations.scale(ur.activations.elu(0.5), 5.0)
-    layer = ur.layers.lista_cpss(3, lam=1e-7, activation=rho, tied=False)
-    assert _config.make_model(config) is layer and config.output == "/old/run é"
-    assert config.problem.snr == config.training.clip == math.inf
-    flags = dict(output="/old/run é", seed=3, dictionary="ill_conditioned", m=8, d=12, kappa=3.5)
-    flags |= dict(lam=1e-7, family="lista_cpss", depth=3, tied=False)
-    assert load(None, flags | {"activation": '["scale", ["elu", 0.5], 5]'}) is config
-    assert _config.differences(config, load(path, {"output": "another"})) == []
-
-
-def test_flags_are_text_and_override_the_file(tmp_path):
-    path = tmp_path / "config.toml"
-    path.write_text('[model]\nfamily = "ista"\ndepth = 4\n[training]\nsteps = 7\nclip = inf\n')
-    config = load(path, {"depth": "5", "rate": "1e-2", "deep": True, "snr": "inf", "kappa": None})
-    assert (config.model.family, config.model.depth) == ("ista", 5)
-    assert (config.training.steps, config.training.rate, config.training.deep) == (7, 0.01, True)
-    assert config.training.clip == config.problem.snr == math.inf
-    assert value_of(load(None, {"support": "0.1, 0.5"}), "support") == (0.1, 0.5)
-
-
-def test_a_list_of_layers_is_a_chain(tmp_path):
-    path = tmp_path / "config.toml"
-    path.write_text(CHAIN)
-    config = load(path, {"steps": "7"})
-    assert config.chained and [model.depth for model in config.layers] == [3, 2, 2]
-    assert config.problem.dictionary[2] == str(tmp_path / "D_3.npy")
-    cp, al = ur.lista_cp(3, tied=False), ur.alista(2, support=(0.1, 0.3))
-    assert _config.make_model(config) is ur.dsc([cp, ur.layers.ista(2), al])
-    path.write_text(to_toml(config), encoding="utf-8")
-    assert load(path, {}) == config
-    path.write_text(CHAIN.replace("depth = 3", "depth = 5"))
-    other = load(path, {})
-    assert _config.differences(config, other) == [
-        "model.1.depth (3, now 5)",
-        "training.steps (7, now 4)",
-    ]
-    with pytest.raises(ConfigError, match="--depth: the file has a chain; set it there"):
-        load(path, {"depth": "5"})
-
-
-def test_an_activation_may_be_a_description(tmp_path):
-    """As `unrolled.activations.describe` gives it: a list in TOML, JSON as a flag."""
-    path, form = tmp_path / "config.toml", '["scale", ["compose", ["elu", 0.5], 2], 5]'
-    path.write_text(f"model.activation = {form}")
-    for config in (load(path, {}), load(None, {"activation": form})):
-        assert value_of(config, "activation") == ("scale", ("compose", ("elu", 0.5), 2), 5.0)
-        path.write_text(to_toml(config))
-        assert load(path, {}) == config
-        rho = ur.activations.scale(ur.activations.compose(ur.activations.elu(0.5), 2), 5.0)
-        assert _config.make_model(config) is ur.layers.alista(16, activation=rho)
-    assert value_of(load(None, {"activation": '["elu", 1]'}), "activation") == "elu"
-    with pytest.raises(ConfigError, match="--activation must be a name or a list such as"):
-        load(None, {"activation": "[elu"})
-
-
-def test_paths_start_at_the_folder_of_the_file_and_flags_at_the_current_one(tmp_path, monkeypatch):
-    (tmp_path / "configs").mkdir()
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "configs" / "config.toml"
-    path.write_text('output = "run"\n[problem]\ndictionary = "D.npy"\n')
-    config = load(path, {"signals": "Y.npy"})
-    assert config.output == str(tmp_path / "configs" / "run")
-    assert config.problem.dictionary == str(tmp_path / "configs" / "D.npy")
-    assert config.problem.signals == str(tmp_path / "Y.npy")
-    assert config.problem.m is None and config.problem.snr is None
-
-
-WRONG = {
-    "trainin.steps = 3": "unknown key 'trainin'; did you mean .training.[?]",
-    "training.step = 3": "unknown key 'training.step'; did you mean training.steps[?]",
-    "steps = 3": "unknown key 'steps'; did you mean training.steps[?]",
-    "[model]\nbatch = 3": "unknown key 'model.batch'; did you mean training.batch[?]",
-    "zzzz = 1": "unknown key 'zzzz'; expected output, seed or .problem., .model., .training.",
-    "import = 'my_module'": "unknown key 'import'",
-    "training = 3": "training must be a table, got 3; try .training.",
-    "model.family = 'alistaa'": "unknown model.family 'alistaa'; expected one of ista, .*; "
-    "did you mean 'alista'[?]; a family of your own needs --import MODULE",
-    "model.activation = 'rely'": "unknown name 'rely'; .* did you mean 'relu'[?]",
-    "model.activation = 3": "model.activation must be a name or a list such as .*unknown form 3",
-    "model.activation = ['tanh', 2]": "model.activation must be a name or a list .*unknown form",
-    "model.activation = ['elu', -1]": "model.activation must be a name or a list .*alpha must be",
-    "model.activation = []": "model.activation must be a name or a list .*unknown form",
-    "training.optimizer = 'adamax'": "unknown training.optimizer 'adamax'; expected one of adam, ",
-    "training.optimizer = 3": "training.optimizer must be a string, got 3",
-    "training.loss = 'mse'": "unknown training.loss 'mse'; expected one of supervised",
-    "training.steps = 2.5": "training.steps must be an integer, got 2.5",
-    "training.steps = true": "training.steps must be an integer, got True",
-    "training.steps = '20'": "training.steps must be an integer, got '20'",
-    "training.batch = 0": "training.batch must be at least 1, got 0",
-    "training.rate = -1": "training.rate must be above 0, got -1",
-    "training.rate = nan": "training.rate must be above 0, got nan",
-    "training.rate = inf": "training.rate must be above 0 and at most 1e.30, got inf",
-    f"problem.lam = 1{'0' * 400}": "problem.lam must be a number, got 1000*[.]{3}$",
-    "training.deep = 1": "training.deep must be True or False, got 1",
-    "model.depth = 99999": "model.depth must be at least 1 and at most 10000, got 99999",
-    "model.support = 0.1": "model.support must be .rate, largest., got 0.1",
-    "model.support = [0.1, 'x']": r"model.support must be \(rate, largest\), got \(0.1, 'x'\)",
-    "model.support = [0.1, 1.5]": r"model.support must be .*\[0, 1\]\), got \(0.1, 1.5\)",
-    "problem.m = 0": "problem.m must be at least 1",
-    "problem.snr = nan": "problem.snr must be at least -300",
-    "output = ''": "output must be printable and not empty, got ''",
-    'output = "a\\u0000b"': "output must be printable",
-    "seed = -1": "seed must be at least 0",
-    "seed": "not readable as TOML",
-    "a = " + 5000 * "[": "not readable as TOML",
-    "problem = {dictionary = 'D.npy', m = 8}": "m does not go with dictionary .*D.npy",
-    "problem.kappa = 3": "kappa does not go with dictionary gaussian",
-    "problem = {signals = 'Y.npy', snr = 3}": "snr does not go with dictionary gaussian, "
-    "signals .*Y.npy",
-    "model = {family = 'ista', tied = true}": "tied does not go with family ista",
-    "model.noise = 0.1": "noise does not go with family alista",
-    "training = {method = 'curriculum', deep = true}": "deep does not go with method curriculum; "
-    "try end_to_end",
-    "training = {method = 'curriculum', schedule = 'cosine'}": "schedule cosine does not go with "
-    "method curriculum",
-    "model.family = 'hyperlista'\ntraining.method = 'curriculum'": "family hyperlista does not go "
-    "with method curriculum",
-    "model = [{depth = 2}, {depth = 3}]": r"\[\[model\]\] has 2 layers; expected as many files, "
-    r"problem.dictionary = .* got one",
-    "model = [{depth = 2}]\nproblem.dictionary = ['D.npy', 'E.npy']": "has 1 layers; .* got 2",
-    "problem.dictionary = ['D.npy', 'E.npy']": r"dictionary has 2 files; expected one for .model., "
-    r"or a \[\[model\]\] for each",
-    "problem.dictionary = ['D.npy', 3]": "problem.dictionary must be a string, got 3",
-    "model = [3]": r"model must be a list of tables, \[\[model\]\], got 3",
-    "model = []": "model must be a table, got",
-    "model = [{depth = 2, steps = 3}]": "unknown key 'model.steps'; did you mean training.steps",
-    "model = [{family = 'ista', tied = true}]\nproblem.dictionary = ['D.npy']": "tied does not go "
-    "with family ista",
-    "training.method = 'curriculum'\nmodel = [{depth = 2}]\nproblem.dictionary = ['D.npy']": "a "
-    "chain does not go with method curriculum",
-    "model = {family = 'lamp', start = 'analytic'}": "lamp cannot start analytic; .* for ista,",
-    "model = {family = 'tista', start = 'calibrated'}": "tista cannot start calibrated; .* for",
-}
-
-
-@pytest.mark.parametrize("text", WRONG, ids=lambda text: text[:40])
-def test_a_wrong_configuration_says_what_to_mend(tmp_path, text):
-    path = tmp_path / "config.toml"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=WRONG[text]) as found:
-        load(path, {})
-    assert "\n" not in str(found.value)
-
-
-@pytest.mark.parametrize(
-    "blob", [b"\xff\xfe\x00", b"seed = 1\n" * 2**17, b"seed = \xc3\x28\n"], ids=len
-)
-def test_what_is_not_text_is_refused(tmp_path, blob):
-    path = tmp_path / "config.toml"
-    path.write_bytes(blob)
-    with pytest.raises(ConfigError, match="config.toml: (not readable as TOML|1179648 bytes)"):
-        load(path, {})
-
-
-def test_a_configuration_may_come_from_an_editor_of_windows(tmp_path):
-    path = tmp_path / "config.toml"
-    path.write_bytes(b"\xef\xbb\xbfseed = 4\r\n[training]\r\nsteps = 9\r\n")
-    assert (load(path, {}).seed, load(path, {}).training.steps) == (4, 9)
-
-
-any_value = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text()
-    | st.sampled_from(["gaussian", "lista", "D.npy"]),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
-any_name = st.sampled_from([*all_options(), "step", "familly"]) | st.text(max_size=6)
-any_table = st.dictionaries(any_name, any_value, max_size=4)
-
-
-@pytest.mark.slow
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(
-    text=st.text(max_size=40) | st.binary(max_size=40),
-    tables=st.dictionaries(
-        st.sampled_from(["problem", "model", "training"]), any_table | any_value, max_size=3
-    ),
-    top=any_table,
-    flags=st.dictionaries(
-        st.sampled_from(list(all_options())), st.text(max_size=8) | st.booleans(), max_size=3
-    ),
-)
-def test_whatever_is_read_the_answer_is_a_configuration_or_an_error_of_ours(
-    fuzzed, text, tables, top, flags
-):
-    """For any text, any tables and any flags; what is accepted comes back from its TOML."""
-    path = fuzzed / "config.toml"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
-    for read in (
-        lambda: load(path, {}),
-        lambda: _config.configuration(_config.tables_of(top | tables, path)),
-        lambda: load(None, flags),
-    ):
-        try:
-            config = read()
-        except ConfigError as error:
-            assert str(error) and "Traceback" not in str(error)
-        else:
-            path.write_text(to_toml(config), encoding="utf-8")
-            config = dataclasses.replace(config, output=str(Path(fuzzed, config.output)))
-            assert load(path, {}) == config
-
-
-@pytest.fixture(scope="module")
-def fuzzed(tmp_path_factory):
-    return tmp_path_factory.mktemp("fuzz")
-
-
-# On a tiny problem the start may be better on the signals held back.
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:calibrate. kept the start")
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_starts_as_it_says_and_refuses_foreign_options(family):
-    """At each `start` that the configuration accepts, the params are those of the layer."""
-    cls = FAMILIES[family]
-    needed = {"sparsity": 2} if family == "liht" else {}
-    tiny = dict(family=family, depth=2, m=4, d=6, test_signals=2, batch=2, **needed)
-    layer, D = _config.make_model(load(None, tiny)), np.eye(4, 6, dtype=np.float32)
-    steps = jax.eval_shape(layer.init, jax.random.key(0), D).steps
-    theory = cls.from_theory is not None or cls.starts_from_theory
-    thresholds = {"theta", "alpha"} & set(getattr(steps, "_fields", ()))
-    possible = {"init": True, "analytic": theory, "calibrated": bool(thresholds)}
-    for start, can in possible.items():
-        if not can:
-            with pytest.raises(ConfigError, match=f"{family} cannot start {start}; that is for "):
-                load(None, tiny | {"start": start})
-            continue
-        ready = _setup.setup(load(None, tiny | {"start": start}), lambda message: None)
-        assert type(ready.model) is cls and ready.model.depth == 2
-        ready.model.check(ready.params, ready.D)
-    foreign = {"units": 3, "gain": 1.0}
-    wrong = [name for name in foreign if name not in layer.options]
-    with pytest.raises(ConfigError, match=f"{', '.join(wrong)} does not go with family {family}"):
-        load(None, tiny | {name: foreign[name] for name in wrong})
-    with pytest.raises(TypeError, match=f"{family}: .*no_such.*; the options are"):
-        cls(2, no_such=1)
-
-
 # train
 
 TINY = (
@@ -486,6 +81,11 @@ TINY = (
     *("--steps", 20, "--batch", 8, "--evaluate_every", 5, "--save_every", 5),
 )
 EVALUATIONS = [0, 5, 10, 15, 20]
+
+
+def prepared(path, flags, say=print):
+    """A training, ready to start."""
+    return _setup.setup(_setup.settled(path, flags, say), say)
 
 
 def history(folder):
@@ -587,7 +187,7 @@ def test_the_summary_judges_the_saved_weights_on_the_last_signals(whole, folder)
 def test_planted_test_signals_are_none_of_those_that_train_or_validate():
     flags = dict(dictionary="ill_conditioned", m="8", d="12", kappa="5", depth="1")
     flags |= dict(probability="1", batch="4", test_signals="20", snr="30")
-    ready = _setup.setup(load(None, flags), print)
+    ready = prepared(None, flags, print)
     singular = np.linalg.svd(np.asarray(ready.D), compute_uv=False)
     assert ready.validation is None and ready.tested_on[0].shape == (20, 8)
     assert singular[0] / singular[-1] > 2
@@ -597,54 +197,18 @@ def test_planted_test_signals_are_none_of_those_that_train_or_validate():
     assert 0 < np.linalg.norm(noise) < 0.1 * np.linalg.norm(ready.tested_on[0])
 
 
-KILLED = dict(JAX_PLATFORMS="cpu", OPENBLAS_NUM_THREADS="1")
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_it_ends_with_the_same_bits(run, whole, folder, tmp_path):
-    """SIGKILL at an arbitrary moment between two saves; the resumed run ends as the whole one."""
-    output = tmp_path / "killed"
-    command = [sys.executable, "-m", "unrolled", "train", *map(str, TINY), "--output", str(output)]
-    environment = {**os.environ, **KILLED, "PYTHONPATH": str(Path(ur.__file__).parents[1])}
-    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 100
-    while (
-        not (output / "checkpoints" / "5").is_dir()
-        and process.poll() is None
-        and time.monotonic() < deadline
-    ):
-        time.sleep(0.002)
-    process.kill()
-    process.communicate()
-    # 0 only if it was faster than the kill
-    assert process.returncode in (-signal.SIGKILL, 0) and steps_saved(output)
-    with (output / "history.jsonl").open("a") as file:
-        file.write('{"step": 15, "lo')  # a line torn off
-    status, out, err = run("train", "--output", output, "--resume")
-    assert status == 0, err
-    assert "20 training steps" in out and "NMSE, ratio of sums, dB" in out
-    assert str(output / "weights.npz") in out
-    assert (output / "weights.npz").read_bytes() == (whole[0] / "weights.npz").read_bytes()
-    ours, expected = (
-        [{k: v for k, v in row.items() if k != "seconds"} for row in history(path)]
-        for path in (output, whole[0])
-    )
-    assert ours == expected
-
-
 def test_a_history_is_read_up_to_a_line_that_is_no_text(tmp_path):
     path = tmp_path / "history.jsonl"
     path.write_bytes(b'{"step": 4, "stage": 0}\n\xff\xfe\n')
     assert read_history(path) == [{"step": 4, "stage": 0}]
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("interruptible")
-def test_a_signal_saves_and_leaves_and_the_run_goes_on(run, whole, tmp_path, monkeypatch):
-    """SIGINT at an evaluation of the first run, SIGTERM at one of the second."""
-    output, logger = tmp_path / "stopped", _train.logger
+@pytest.fixture
+def stopped(run, monkeypatch, interruptible):
+    """A command that is sent a signal at the evaluation of a step."""
+    logger = _train.logger
 
-    def stopped_by(number, step):
+    def stopped(number, step, *arguments):
         def log_and_stop(*arguments):
             write = logger(*arguments)
 
@@ -655,18 +219,34 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on(run, whole, tmp_path, mon
 
             return stop
 
-        monkeypatch.setattr(_train, "logger", log_and_stop)
-        resume = ("--resume",) if output.exists() else ()
-        return run("train", *TINY, "--save_every", 50, "--output", output, *resume)
+        with monkeypatch.context() as patch:
+            patch.setattr(_train, "logger", log_and_stop)
+            return run(*arguments)
 
-    status, out, err = stopped_by(signal.SIGINT, 10)
+    return stopped
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_twice_ends_with_the_same_bits(run, stopped, whole, tmp_path):
+    """By SIGINT, then by SIGTERM; a kill has also torn the last line of the history."""
+    output = tmp_path / "stopped"
+    command = ("train", *TINY, "--save_every", 50, "--output", output)
+    status, out, err = stopped(signal.SIGINT, 10, *command)
     assert (status, out) == (130, "") and "--resume continues from here" in err
     assert steps_saved(output) == [10] and [row["step"] for row in history(output)] == [0, 5, 10]
-    status, out, err = stopped_by(signal.SIGTERM, 15)
+    status, out, err = stopped(signal.SIGTERM, 15, *command, "--resume")
     assert (status, out) == (143, "") and "--resume continues from here" in err
     assert steps_saved(output) == [10, 15]
-    before, after = ([row["validation"] for row in history(path)] for path in (whole[0], output))
-    assert after == before[:4]
+    with (output / "history.jsonl").open("a") as file:
+        file.write('{"step": 15, "lo')
+    status, out, err = run("train", "--output", output, "--resume")
+    assert status == 0 and "20 training steps" in out and str(output / "weights.npz") in out, err
+    assert (output / "weights.npz").read_bytes() == (whole[0] / "weights.npz").read_bytes()
+    ours, expected = (
+        [{k: v for k, v in row.items() if k != "seconds"} for row in history(path)]
+        for path in (output, whole[0])
+    )
+    assert ours == expected
 
 
 def test_devices_that_are_not_there_are_missed_before_anything_is_written(run, tmp_path):
@@ -699,28 +279,15 @@ def test_a_run_is_resumed_only_as_it_was_but_may_go_on_for_longer(run, whole, tm
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("interruptible")
 def test_a_grown_run_that_is_stopped_has_no_weights_of_its_former_end(
-    run, whole, tmp_path, monkeypatch
+    run, stopped, whole, tmp_path
 ):
-    output, logger = tmp_path / "grown", _train.logger
+    output = tmp_path / "grown"
     shutil.copytree(whole[0], output)
     arguments = ("train", "--output", output, "--resume")
     assert run(*arguments)[0] == 0
     assert (output / "weights.npz").read_bytes() == (whole[0] / "weights.npz").read_bytes()
-
-    def log_and_stop(*arguments):
-        write = logger(*arguments)
-
-        def stop(record, params):
-            write(record, params)
-            if record.step == 25:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        return stop
-
-    monkeypatch.setattr(_train, "logger", log_and_stop)
-    assert run(*arguments, "--steps", 30)[0] == 130
+    assert stopped(signal.SIGINT, 25, *arguments, "--steps", 30)[0] == 130
     assert load(output / "config.toml", {}).training.steps == 30
     assert weights_of(output) == output / "checkpoints"
 
@@ -733,26 +300,6 @@ def test_a_run_in_use_is_refused_and_not_touched(run, whole, tmp_path):
         status, _, err = run("train", "--output", output, "--resume", "--steps", 60)
     assert status == 2 and "in use by process" in err
     assert load(output / "config.toml", {}).training.steps == 20
-
-
-@pytest.mark.slow
-def test_signals_of_a_file_without_codes(run, tmp_path):
-    """Trained by the LASSO with a learned dictionary, judged on the last fifth of the file."""
-    output = tmp_path / "own"
-    arguments = (
-        *("--dictionary", "D.npy", "--signals", "Y.npy", "--loss", "lasso", "--lam", 0.05),
-        *("--learn_dictionary", "--family", "step_lista", "--depth", 3, "--steps", 4),
-    )
-    status, out, err = run("train", *arguments, "--output", output)
-    assert status == 0, err
-    assert "on 8 test signals" in out and "LASSO objective" in out and "NMSE" not in out
-    found = strict_json((output / "summary.json").read_text())
-    judged = found["judged"]
-    assert judged["learned"]["lasso_objective"] < judged["start"]["lasso_objective"]
-    assert found["config"]["problem"]["snr"] is None
-    weights = ur.training.restore(output / "weights.npz")
-    np.testing.assert_allclose(np.linalg.norm(weights.D, axis=0), 1, atol=1e-6)
-    assert weights.layer is ur.layers.step_lista(3, lam=0.05)
 
 
 @pytest.mark.slow
@@ -839,16 +386,14 @@ def test_starts_from_theory_have_the_form_of_the_family(folder, monkeypatch):
     told = []
     flags = dict(dictionary="D.npy", signals="YX.npz", depth="2", start="analytic", batch="2")
     for more in (dict(family="lista_cpss", tied=False), dict(family="lista_cp")):
-        ready = _setup.setup(load(None, flags | more), told.append)
+        ready = prepared(None, flags | more, told.append)
         assert jax.tree.structure(ready.params) == jax.tree.structure(
             ready.model.init(jax.random.key(0), ready.D)
         )
         W = ready.params.steps.W[0] if ready.params.shared is None else ready.params.shared.W
         np.testing.assert_allclose(np.sum(W * np.asarray(ready.D), 0), 1, atol=1e-5)
         assert "theory covers up to " in told[-1]
-    calibrated = _setup.setup(
-        load(None, flags | dict(family="alista", start="calibrated")), told.append
-    )
+    calibrated = prepared(None, flags | dict(family="alista", start="calibrated"), told.append)
     assert told[-1] == "calibrating on 28 signals"
     assert np.array_equal(calibrated.params.shared.W, ready.params.shared.W)
     assert (calibrated.params.steps.theta < ready.params.steps.theta).all()
@@ -863,14 +408,14 @@ def test_the_optimiser_and_the_loss_are_those_of_the_options():
     """One step of SGD at rate 0.5, its gradient of norm 5 clipped to 1; the LASSO as defined."""
     config = load(None, dict(optimizer="sgd", clip=1.0, loss="lasso", lam=0.5, deep=True))
     optimizer = _setup._optimizer(config)(0.5)
-    updates, _ = optimizer.update(
-        {"a": np.float32([3, 4])}, optimizer.init({"a": np.float32([0, 0])})
-    )
+    gradient = {"a": np.float32([3, 4])}
+    updates, _ = jax.jit(lambda g: optimizer.update(g, optimizer.init(g)))(gradient)
     np.testing.assert_allclose(updates["a"], [-0.3, -0.4], rtol=1e-6)
     D, Y = np.eye(2, dtype=np.float32), np.float32([[1, 2]])
     codes = np.float32([[[0, 0]], [[1, 0]]])
-    assert float(_setup._loss(config)(codes, None, D, Y)) == pytest.approx((2.5 + 2.5) / 2)
-    for name in _sections.OPTIMIZERS:
+    loss = jax.jit(_setup._loss(config))(codes, None, D, Y)
+    assert float(loss) == pytest.approx((2.5 + 2.5) / 2)
+    for name in _config.OPTIMIZERS:
         made = _setup._optimizer(load(None, dict(optimizer=name)))(1e-3)
         assert callable(made.init) and callable(made.update)
 
@@ -906,26 +451,6 @@ def test_weights_that_are_worse_than_ista_end_with_status_3(folder, run):
     assert re.fullmatch("unrolled: the codes are worse than ISTA .*; try another --family .*", last)
     loss = strict_json((folder / "above" / "summary.json").read_text())["validation"]
     assert loss["ista"] < loss["best"] < loss["zero"]
-
-
-@pytest.mark.slow
-def test_weights_that_are_worse_than_zero_codes_end_with_status_3(run, tmp_path):
-    """LAMP outside of its model: atoms that all point in nearly one direction."""
-    rng = np.random.default_rng(0)
-    D = 1 + 0.3 * rng.random((8, 24))
-    np.save(tmp_path / "D.npy", D / np.linalg.norm(D, axis=0))
-    np.save(tmp_path / "Y.npy", rng.normal(size=(40, 8)))
-    inputs = ("--dictionary", tmp_path / "D.npy", "--signals", tmp_path / "Y.npy")
-    options = ("--depth", 8, "--loss", "lasso", "--steps", 1, "--output", tmp_path / "run")
-    with pytest.warns(UserWarning) as told:
-        status, out, err = run("train", *inputs, "--family", "lamp", *options)
-    assert status == 3 and (tmp_path / "run" / "weights.npz").exists()
-    assert "at the start of training the codes are worse than zero" in str(told[0].message)
-    assert "at the end of training the codes are worse than zero" in str(told[1].message)
-    last = err.splitlines()[-1]
-    assert re.fullmatch("unrolled: the codes are worse than zero codes: .*; try another .*", last)
-    loss = strict_json((tmp_path / "run" / "summary.json").read_text())["validation"]
-    assert loss["best"] > loss["zero"] > 0
 
 
 # A family of the user's own
@@ -976,7 +501,9 @@ def own(tmp_path, folder, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_family_of_your_own_trains_resumes_and_encodes(own, folder, tmp_path):
+def test_a_family_of_your_own_trains_resumes_and_encodes_where_it_is_imported(
+    own, folder, tmp_path
+):
     inputs = ("--dictionary", folder / "D.npy", "--signals", folder / "YX.npz")
     options = ("--scale", 0.5, "--powers", "[3, 4]", "--steps", 4, "--batch", 4, "--depth", 2)
     train = ("--family", "my_family", *inputs, *options, "--output", "run")
@@ -1007,16 +534,9 @@ def test_a_family_of_your_own_trains_resumes_and_encodes(own, folder, tmp_path):
         np.testing.assert_allclose(np.load("again.npy")[0], expected, atol=1e-6)
         os.remove("run/weights.npz") if used.endswith("npz") else None
     assert found.metadata["step"] == 6
-
-
-@pytest.mark.slow
-def test_without_import_an_unknown_family_is_one_line_of_advice(own, folder, tmp_path):
-    tiny = ("--family", "my_family", "--m", 4, "--d", 6, "--depth", 1, "--steps", 1, "--batch", 2)
-    assert own("train", "--import", "my_module", *tiny, "--output", "run")[0] == 0
-    np.save("Y.npy", np.ones((3, 4)))
     for arguments, advice in (
         (("train", "--output", "run", "--resume"), "a family of your own needs --import MODULE"),
-        (("encode", "run/weights.npz", "Y.npy", "--output", "X.npy"), "import the module that def"),
+        (("encode", *encode[3:]), "import the module that def"),
     ):
         status, out, err = own(*arguments)
         assert status == 2 and not out and len(err.splitlines()) == 1
@@ -1031,14 +551,14 @@ def test_the_help_knows_the_options_of_your_own_family(own, capsys):
     assert "--scale FLOAT of the step sizes, 100 % at 1 (my_family; default 1.0)" in shown
 
 
-@pytest.mark.slow
 def test_options_that_two_families_share_are_left_to_the_layers(own, tmp_path):
     """Here theta is an integer and gain may be negative; seed is an option of the command."""
     shared = "theta: int = option(default=2)\n    gain: float = option(default=0.0)"
     (tmp_path / "my_module.py").write_text(
         MODULE.replace("scale: float", f"{shared}\n    scale: float")
     )
-    own("doctor", "--import", "my_module")
+    gone = ("export", "gone.npz", "--output", "net", "--import", "my_module")
+    assert "gone.npz: no such file" in own(*gone)[2]
     config = load(None, {"family": "my_family", "theta": "3", "gain": "-1.5"})
     made = _config.make_model(config)
     assert (made.theta, type(made.theta), made.gain) == (3, int, -1.5)
@@ -1047,7 +567,7 @@ def test_options_that_two_families_share_are_left_to_the_layers(own, tmp_path):
         load(None, {"theta": "-1"})
     text = MODULE.replace("scale: float", "seed: int = option(default=2)\n    scale: float")
     (tmp_path / "my_module.py").write_text(text)
-    status, _, err = own("doctor", "--import", "my_module")
+    status, _, err = own(*gone)
     assert status == 2 and "the family my_family has an option seed" in err and "rename it" in err
 
 
@@ -1057,20 +577,15 @@ REFUSED = {
     "train D.npy": "D.npy: not readable as TOML",
     "train --steps two": "--steps must be an integer, got 'two'",
     "train --seed x": "--seed must be an integer, got 'x'",
-    "train --support 0.1": "--support must be .rate, largest., got 0.1",
-    "train --rate 0": "--rate must be above 0, got 0.0",
-    "train --family lists": "unknown --family 'lists'; expected .*; did you mean 'lista'[?]",
     "train --family my_family": "a family of your own needs --import MODULE",
     "train --family tista --probability 1 --m 4 --d 6": "tista: probability must be above 0 and "
     "below 1",
     "train --family liht --m 4 --d 6": "liht: sparsity is missing",
     "train --output D.npy": "D.npy: is a file; expected a folder",
-    "train --output D.npy/run": "D.npy",
     "train --output full": "full: is not empty; try --resume",
     "train --output full --resume": "full: there is no config.toml in it",
     "train --output gone --resume": "gone: there is no config.toml in it",
     "train --dictionary gone.npy": "gone.npy: no such file",
-    "train --dictionary gausian": "gausian: no such file",
     "train --dictionary text.npy": "text.npy: not a readable array file",
     "train --dictionary D.npy --signals gone.npy": "gone.npy: no such file",
     "train --dictionary D.npy --signals torn.npy": "torn.npy: not a readable array file",
@@ -1100,8 +615,6 @@ REFUSED = {
     "train --signals Y.npy --codes lasso --ratio 1.5": "--ratio must be above 0 and at most 1",
     "encode Y.npy --method lasso --ratio 1.5 --dictionary D.npy": "encode: ratio must be at most "
     "1, where all codes are zero, got 1.5",
-    "train --signals Y.npy --codes lasso --ratio 0": "--ratio must be above 0",
-    "encode gone.npz Y.npy": "gone.npz: no such file",
     "encode D.npy Y.npy": "D.npy must end in .npz",
     "encode YX.npz Y.npy": "YX.npz",
     "encode torn.npz Y.npy": "torn.npz",
@@ -1118,15 +631,11 @@ REFUSED = {
     "certify bare.npz": "bare.npz: has no dictionary; try its file after that of the weights",
     "certify weights.npz --sparsity 1,2": "2 sparsities for 1 layers; expected one for each",
     "certify weights.npz --tolerance nan": "certify: tolerance must be non-negative and not NaN",
-    "certify plain.npz": "plain.npz: it names no layer",
     "certify full": "full: no saved step; there are",
     "certify empty": "empty: no saved step; the folder is empty",
     "encode bare.npz Y.npy --dictionary other.npy": "bare.npz: the weights "
     "were saved with another D",
     "encode weights.npz gone.npy": "gone.npy: no such file",
-    "encode weights.npz columns.npy": r"columns.npy: .*\(8, 40\).*transpose them",
-    "encode weights.npz longer.npy": r"longer.npy: .*\(40, 16\); expected \(signals, 8\)",
-    "encode weights.npz nan.npy": "nan.npy: has NaN or infinite entries .in rows 3, 7.",
     "encode weights.npz none.npy": "none.npy: expected at least one signal",
     "encode weights.npz Y.npy --output codes.txt": "codes.txt: expected "
     "a name that ends in .npy or .npz",
@@ -1145,7 +654,6 @@ REFUSED = {
     # Which of the two leaves the range of float32 depends on the order of a sum.
     "encode weights.npz huge.npy": "encode: 1 (codes|relative residuals) are not finite, "
     "the first of signal 2; nothing was written",
-    "encode D.npy Y.npy --output new/folder/codes.npy": "D.npy must end in .npz",
     "encode Y.npy": "encode: expected WEIGHTS and SIGNALS, or --method and SIGNALS",
     "encode weights.npz Y.npy --sparsity 3": "encode: --sparsity needs --method",
     "encode weights.npz Y.npy --method omp": "encode: --method takes no weights, got weights.npz",
@@ -1158,12 +666,10 @@ REFUSED = {
     "encode Y.npy --method omp --tol 1 --dictionary D.npy --dictionary D.npy": "omp takes one "
     "dictionary, got 2; for a chain try ",
     "encode Y.npy --method lasso --lam -1 --dictionary D.npy": "lasso_batch: lam must be non-negat",
-    "encode longer.npy --method omp --sparsity 3 --dictionary D.npy": r"longer.npy: .*\(40, 16\)",
     "encode Y.npy --method omp --tol 1 --dictionary D.npy --output D.npy": "D.npy: is read by this",
 }
 
 
-@pytest.mark.few(5)
 @pytest.mark.parametrize("command", REFUSED)
 def test_one_line_says_what_to_mend(run, saved, tmp_path, command):
     arguments = command.split(" ")
@@ -1173,7 +679,6 @@ def test_one_line_says_what_to_mend(run, saved, tmp_path, command):
     assert status == 2 and not out
     assert re.fullmatch(rf"unrolled: .*{REFUSED[command]}.*\n", err), err
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-    assert not Path("new").exists()
 
 
 # Chains
@@ -1246,21 +751,25 @@ QUICK = ("--steps", "2", "--batch", "8", "--depth", "2", "--evaluate_every", "1"
 
 @pytest.mark.slow
 def test_signals_without_codes_calibrate_a_start_and_choose_lam(folder, run):
+    """Trained by the LASSO with a learned dictionary, judged on the last fifth of the file."""
     own = ("train", "--dictionary", "D.npy", "--signals", "Y.npy", "--family", "ista")
-    more = ("--loss", "lasso", "--start", "calibrated", *QUICK)
+    more = ("--loss", "lasso", "--start", "calibrated", "--learn_dictionary", *QUICK)
     status, out, err = run(*own, *more, "--output", "without_codes")
     assert status == 0 and "calibrating on 28 signals, by the loss" in err
+    assert "on 8 test signals" in out and "LASSO objective" in out and "NMSE" not in out
     D, Y = (np.load(folder / f"{name}.npy") for name in "DY")
     lam = float(f"{np.quantile(np.abs(Y @ D).max(1), 0.9) / 10:.3g}")  # of float32 arrays
     assert f"lam = {lam:g}, a tenth of what gives nine signals in ten the code 0" in err
-    judged = ur.training.restore(folder / "without_codes" / "weights.npz").metadata["validation"]
+    saved = ur.training.restore(folder / "without_codes" / "weights.npz")
     summary = strict_json((folder / "without_codes" / "summary.json").read_text())
+    judged = saved.metadata["validation"]
     assert judged == summary["validation"] and judged["best"] < judged["zero"]
-    assert (
-        set(judged) == {"first", "best", "zero", "ista"} and f"{judged['ista']:.4g} of ISTA" in out
-    )
+    assert set(judged) == {"first", "best", "zero", "ista"}
+    assert f"{judged['ista']:.4g} of ISTA" in out
+    np.testing.assert_allclose(np.linalg.norm(saved.D, axis=0), 1, atol=1e-6)
+    assert not np.array_equal(saved.D, D.astype(np.float32))
     config = load(folder / "without_codes" / "config.toml", {})
-    assert config.problem.lam == config.layers[0].layer.lam == lam
+    assert config.problem.lam == config.layers[0].layer.lam == lam and config.problem.snr is None
     status, _, err = run(*own, *more, "--output", "without_codes", "--resume", "--steps", "3")
     assert status == 0, err
 
@@ -1294,7 +803,7 @@ def test_a_calibrated_start_is_good_where_the_unit_steps_of_theory_expand(tmp_pa
         np.save(tmp_path / f"{name}.npy", array)
     flags = dict(start="calibrated", codes="lasso", loss="log_nmse", output=str(tmp_path))
     files = {n: str(tmp_path / f"{f}.npy") for n, f in (("dictionary", "D"), ("signals", "Y"))}
-    ready = _setup.setup(load(None, flags | files), lambda message: None)
+    ready = prepared(None, flags | files, lambda message: None)
     Y, X = ready.tested_on
 
     def error(layer, params):
@@ -1309,7 +818,7 @@ def test_a_calibrated_start_is_good_where_the_unit_steps_of_theory_expand(tmp_pa
 def test_the_layers_of_a_chain_start_on_the_codes_of_the_layer_before(folder, signals):
     text = CHAIN.replace("chain_signals.npz", signals).replace("depth = 2\nsup", START)
     (folder / f"{signals}.toml").write_text(text)
-    ready = _setup.setup(load(folder / f"{signals}.toml", {}), lambda message: None)
+    ready = prepared(folder / f"{signals}.toml", {}, lambda message: None)
     ready.model.check(ready.params, ready.D)
     Y, Xs = ready.tested_on
     assert [X.shape[1] for X in Xs] == [12, 12, 14] and len(Y) == len(Xs[0])
@@ -1321,12 +830,12 @@ def test_the_layers_of_a_chain_start_on_the_codes_of_the_layer_before(folder, si
 def test_a_chain_trains_on_signals_without_codes(folder):
     text = CHAIN.replace("chain_signals.npz", "Y.npy").replace("[training]", "[training]\n" + LASSO)
     (folder / "unknown.toml").write_text(text.replace('start = "analytic"', ""))
-    ready = _setup.setup(load(folder / "unknown.toml", {}), lambda message: None)
+    ready = prepared(folder / "unknown.toml", {}, lambda message: None)
     ready.model.check(ready.params, ready.D)
     text = text.replace('start = "analytic"', 'start = "calibrated"')
     (folder / "unknown_too.toml").write_text(text)
     told = []
-    calibrated = _setup.setup(load(folder / "unknown_too.toml", {}), told.append)
+    calibrated = prepared(folder / "unknown_too.toml", {}, told.append)
     assert "layer 2: calibrating on 28 signals, by the loss: their codes are not known" in told
     assert not np.array_equal(calibrated.params[1].steps.theta, ready.params[1].steps.theta)
     assert ready.tested_on[1] is None and ready.sample(jax.random.key(0))[1] is None
@@ -1362,14 +871,13 @@ def saved(folder):
 
 
 def test_encode_writes_the_codes_of_the_layer(run, saved, tmp_path, folder):
-    layer, params, D = saved
+    """Into a folder that is made for them."""
+    (layer, params, D), path = saved, tmp_path / "new" / "folder" / "codes.npy"
     Y = np.load(folder / "Y.npy").astype(np.float32)
     expected = np.stack([layer.apply(params, D, y) for y in Y[:3]])
-    status, out, err = run(
-        "encode", "weights.npz", "Y.npy", "--output", tmp_path / "codes.npy", "--json"
-    )
+    status, out, err = run("encode", "weights.npz", "Y.npy", "--output", path, "--json")
     assert status == 0, err
-    X, found = np.load(tmp_path / "codes.npy"), strict_json(out)
+    X, found = np.load(path), strict_json(out)
     assert X.shape == (40, 12) and X.dtype == np.float32
     np.testing.assert_allclose(X[:3], expected, atol=1e-6)
     assert found["signals"] == 40 and found["atoms"] == 12
@@ -1378,27 +886,24 @@ def test_encode_writes_the_codes_of_the_layer(run, saved, tmp_path, folder):
         np.linalg.norm(Y - X @ D.T) / np.linalg.norm(Y), rel=1e-5
     )
     # The same from an archive into an existing archive, with the dictionary from a file.
-    (tmp_path / "codes.npz").write_text("old")
+    archive = path.with_suffix(".npz")
+    archive.write_text("old")
     status, out, err = run(
-        "encode", "bare.npz", "YX.npz", "--dictionary", "D.npy", "--output", tmp_path / "codes.npz"
+        "encode", "bare.npz", "YX.npz", "--dictionary", "D.npy", "--output", archive
     )
     assert status == 0 and "40 signals, 12 atoms: " in out and "relative residual" in out, err
-    assert np.array_equal(np.load(tmp_path / "codes.npz")["X"], X)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["codes.npy", "codes.npz"]
+    assert np.array_equal(np.load(archive)["X"], X)
+    assert sorted(path.parent.iterdir()) == [path, archive]
 
 
-def test_a_tolerance_that_the_start_meets_takes_no_step(run, saved):
-    options = ("--sparsity", 1, "--tolerance", 2)
-    status, out, _ = run("certify", "weights.npz", *options)
+def test_a_tolerance_that_the_start_meets_takes_no_step(run, saved, tmp_path):
+    """So say the text, the data and the report, whose folder is made."""
+    options, page = ("--sparsity", 1, "--tolerance", 2), tmp_path / "new" / "report.html"
+    status, out, _ = run("certify", "weights.npz", *options, "--output", page.parent)
+    assert "steps to 2" in page.read_text()
     assert status == 0 and re.search(r"^steps to 2 +0$", out, re.MULTILINE), out
     found = strict_json(run("certify", "weights.npz", *options, "--json")[1])
     assert found["layers"][0]["steps"] == 0
-
-
-def test_encode_makes_the_folder_of_its_codes(run, saved, tmp_path):
-    codes = tmp_path / "new" / "folder" / "codes.npy"
-    status, _, err = run("encode", "weights.npz", "Y.npy", "--output", codes)
-    assert status == 0 and codes.exists(), err
 
 
 def test_encode_measures_faint_and_loud_signals(run, saved, tmp_path, folder):
@@ -1413,32 +918,6 @@ def test_encode_measures_faint_and_loud_signals(run, saved, tmp_path, folder):
         assert strict_json(out)["relative_residual"] == pytest.approx(
             np.linalg.norm(residual) / np.linalg.norm(scale * Y), rel=1e-4
         )
-
-
-def test_encode_leaves_the_old_codes_where_the_new_ones_cannot_be_written(
-    run, saved, folder, tmp_path, monkeypatch
-):
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    (tmp_path / "codes.npy").write_text("old")
-    monkeypatch.setattr(os, "fsync", full)
-    status, _, err = run("encode", "weights.npz", "Y.npy", "--output", tmp_path / "codes.npy")
-    assert status == 2 and "No space left on device" in err
-    assert (tmp_path / "codes.npy").read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["codes.npy"]
-
-
-def test_large_sets_are_encoded_in_chunks(saved, monkeypatch):
-    """Chunks of 1000 and a rest, each row as it is alone."""
-    layer, params, D = saved
-    Y = np.random.default_rng(1).normal(size=(1003, 8)).astype(np.float32)
-    X = _inputs.apply_in_chunks(layer.apply, params, D, Y)
-    np.testing.assert_allclose(
-        np.asarray(X)[[0, 1000, 1002]],
-        jax.vmap(lambda y: layer.apply(params, D, y))(Y[[0, 1000, 1002]]),
-        atol=1e-5,
-    )
 
 
 def test_encode_counts_signals_that_basis_pursuit_cannot_reproduce(run, tmp_path):
@@ -1582,32 +1061,3 @@ def test_a_fault_in_a_late_chunk_leaves_nothing(run, saved, tmp_path, folder, st
         assert status == 2 and not out and message in err
         assert (tmp_path / "codes.npy").read_text() == "old"
         assert sorted(path.name for path in tmp_path.iterdir()) == ["Y.npy", "codes.npy"]
-
-
-def test_doctor_knows_the_memory_and_whether_the_cache_can_be_written(tmp_path, folder):
-    assert re.fullmatch(r"[\d.]+ GiB of the (host|device)", _doctor._memory())
-    before = jax.config.jax_compilation_cache_dir
-    try:
-        jax.config.update("jax_compilation_cache_dir", str(folder / "D.npy"))
-        assert re.search("D.npy, which cannot be written: nothing will be kept", _doctor._cache())
-        jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-        assert _doctor._cache() == f"{tmp_path}, writable"
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
-
-
-def test_no_device_is_one_line(run, monkeypatch):
-    """A missing plugin is a bare assertion in jax, an unknown name a RuntimeError."""
-    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    for error, reason in (
-        (AssertionError(), "its plugin is not installed"),
-        (RuntimeError("not in\nthe list"), "not in"),
-    ):
-
-        def devices(error=error):
-            raise error
-
-        monkeypatch.setattr(jax, "devices", devices)
-        status, out, err = run("doctor")
-        told = f"no device for JAX_PLATFORMS=cuda: {reason}; try JAX_PLATFORMS=cpu"
-        assert (status, out, err) == (2, "", f"unrolled: {told}\n")

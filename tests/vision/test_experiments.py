@@ -849,7 +849,7 @@ def test_a_run_near_chance_is_told(classes, chance, learned):
 
 
 def test_features_of_diverged_runs_are_left_out_and_their_scores_are_not():
-    from unrolled.app.commands import _experiment_report
+    from unrolled.app.commands import _experiment
 
     rows = rows_of({("relu", gamma, seed): 0.5 for gamma in (0.0, 0.1) for seed in range(3)})
     plain, penalised = experiments.summarize(rows)
@@ -863,7 +863,7 @@ def test_features_of_diverged_runs_are_left_out_and_their_scores_are_not():
     assert [d.n for d in cells[1].feature_differences["l1"]] == [2]
     assert cells[1].scores["accuracy"].n == cells[1].differences["accuracy"].n == 3
     assert cells[1].failed == (2,)
-    assert "nan" not in "".join(_experiment_report._feature_tables(cells))
+    assert "nan" not in "".join(_experiment._feature_tables(cells))
 
 
 def test_unfolded_pursuits_are_compared_with_the_plain_network():
@@ -880,7 +880,7 @@ def test_unfolded_pursuits_are_compared_with_the_plain_network():
 
 @pytest.mark.slow
 def test_the_report_of_a_folder(tmp_path):
-    from unrolled.app.commands._experiment_report import write
+    from unrolled.app.commands._experiment import write
 
     folder = _run.open_folder(tmp_path)
     rows = rows_of(SCORES)
@@ -899,7 +899,7 @@ def test_the_report_of_a_folder(tmp_path):
 
 
 def test_a_figure_that_fails_loses_no_table_of_the_report(tmp_path, monkeypatch):
-    from unrolled.app.commands._experiment_report import write
+    from unrolled.app.commands._experiment import write
 
     def no_figure(*args, **options):
         raise ValueError("no figure")
@@ -975,7 +975,7 @@ def test_damaged_features_and_pictures_of_a_row_are_refused(finished, images, tm
 
 
 def test_rows_with_other_options_are_other_sections():
-    from unrolled.app.commands._experiment_report import grouped, section_name
+    from unrolled.app.commands._experiment import grouped, section_name
 
     rows = rows_of(SCORES)
     other = rows.popitem()
@@ -1068,7 +1068,7 @@ def test_a_folder_of_classes_is_a_data_set(tmp_path):
 
 def test_features_are_measured_of_the_rows_on_these_images(tmp_path):
     """A folder may have rows on the same set at another size."""
-    from unrolled.app.commands import _experiment_report
+    from unrolled.app.commands import _experiment
 
     folder = _run.open_folder(tmp_path)
     ((name, row),) = rows_of({("relu", 0.0, 0): 0.5}).items()
@@ -1077,7 +1077,7 @@ def test_features_are_measured_of_the_rows_on_these_images(tmp_path):
     (folder / "weights" / f"{name}.npz").write_bytes(b"of pictures 32 x 32")
     row["images"]["sha256"] = _recipe.digest_of(experiments.load("digits", side=32))
     digits = experiments.load("digits", side=16)
-    assert _experiment_report.features_sections(folder, digits, print) == []
+    assert _experiment.features_sections(folder, digits, print) == []
     assert experiments.trained_on(row, experiments.load("digits")) and not experiments.trained_on(
         row, digits
     )

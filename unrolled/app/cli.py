@@ -75,8 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     version = f"unrolled {unrolled.__version__}"
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(title="commands")
-    for command in COMMANDS:
-        own = command.add_parser(commands)
+    for add_parser in COMMANDS:
+        own = add_parser(commands)
         own.add_argument("--json", action="store_true", help="print JSON on standard output")
         own.add_argument("--seed", metavar="INT", help="seed of everything random (default 0)")
         own.add_argument(

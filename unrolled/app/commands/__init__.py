@@ -1,4 +1,4 @@
-"""The commands of `unrolled`. Each is a file with its parser, what it runs and what it prints."""
+"""The commands of `unrolled`. A file has a parser, what a command runs and what it prints."""
 
 from unrolled.app.commands import (
     _certify,
@@ -6,14 +6,26 @@ from unrolled.app.commands import (
     _doctor,
     _encode,
     _experiment,
-    _export,
     _learn,
     _train,
 )
-from unrolled.app.commands._cache import kept_programs
-from unrolled.app.commands._console import never_silent, plain_warnings, tolerant_streams
+from unrolled.app.commands._console import (
+    kept_programs,
+    never_silent,
+    plain_warnings,
+    tolerant_streams,
+)
 
-# Modules with `add_parser(commands)`, whose parser sets `run(arguments)`, in the order of the help.
-COMMANDS = (_compare, _certify, _learn, _train, _encode, _export, _experiment, _doctor)
+# `add_parser(commands)` of each, whose parser sets `run(arguments)`, in the order of the help.
+COMMANDS = (
+    _compare.add_parser,
+    _certify.add_parser,
+    _learn.add_parser,
+    _train.add_parser,
+    _encode.add_parser,
+    _encode.add_export_parser,
+    _experiment.add_parser,
+    _doctor.add_parser,
+)
 
 __all__ = ["COMMANDS", "kept_programs", "never_silent", "plain_warnings", "tolerant_streams"]

@@ -2,20 +2,28 @@
 
 import argparse
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from unrolled import activations, dictionaries, theory
+from unrolled import activations, dictionaries, pursuit, theory
 from unrolled._base import checks
 from unrolled.app import studies
 from unrolled.app.commands import _report
 from unrolled.app.commands._console import add_command, progress_printer, show
-from unrolled.app.commands._encoded import certify_codes, signals_of_class
-from unrolled.app.commands._inputs import read_dictionary, restore_model, weights_of
+from unrolled.app.commands._inputs import (
+    CHUNK,
+    check_length,
+    numbers,
+    open_signals,
+    read_dictionary,
+    restore_model,
+    weights_of,
+)
 from unrolled.app.commands._report import (
     Section,
     check_figure,
@@ -24,6 +32,10 @@ from unrolled.app.commands._report import (
     write_html,
 )
 from unrolled.dictionaries import Operator
+from unrolled.problems import synthesize
+from unrolled.vision import datasets
+
+_SHOWN = 20  # rows that the text lists
 
 
 def holds_weights(path: Path) -> bool:
@@ -35,25 +47,6 @@ def holds_weights(path: Path) -> bool:
             return "manifest.json" in archive.namelist()
     except Exception:  # whatever zipfile raises of foreign bytes: what reads arrays says it better
         return False
-
-
-def weights_certificate(
-    path: Path,
-    dictionaries: list[Path],
-    sparsities: Sequence[int] | None,
-    bound: float,
-    noise: float,
-    tolerance: float,
-) -> studies.WeightsCertificate:
-    """`studies.certify_weights` of a file of weights, or of that of a run folder.
-
-    The dictionaries are those of weights that were saved without theirs.
-    """
-    model = restore_model(weights_of(path), dictionaries, "its file after that of the weights")
-    options = dict(bound=bound, noise=noise, tolerance=tolerance)
-    return studies.certify_weights(
-        model.layer, model.params, model.D, sparsity=sparsities, **options
-    )
 
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -131,29 +124,41 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.code is not None:
         _run_on_codes(arguments)
         return
-    if arguments.signals is not None and (
-        len(arguments.dictionaries) > 1 or holds_weights(arguments.dictionaries[0])
-    ):
+    weights = holds_weights(arguments.dictionaries[0])
+    if arguments.signals is not None and (weights or len(arguments.dictionaries) > 1):
         raise ValueError("certify: --signals without --code needs one D")
     checks.nonnegative(arguments.tolerance, "tolerance", "certify")
-    if holds_weights(arguments.dictionaries[0]):
-        _run_on_weights(arguments)
-        return
-    options = _class_options(arguments)
-    if arguments.figure is not None:
-        check_figure(arguments.figure)
+    s, must = arguments.sparsity, "certify: sparsity must be integers with commas between them"
+    asked = dict(
+        sparsity=None if s is None else numbers(s, int, must),
+        bound=arguments.bound,
+        noise=arguments.noise,
+        tolerance=arguments.tolerance,
+    )
     if arguments.output is not None:
         check_folder(arguments.output)
+    (_run_on_weights if weights else _run_on_dictionaries)(arguments, asked)
+
+
+def _run_on_dictionaries(arguments: argparse.Namespace, asked: dict[str, Any]) -> None:
+    activation = None
+    if arguments.activation is not None:
+        k = 1.0 if arguments.scale is None else arguments.scale
+        activation = activations.scale(activations.by_name(arguments.activation), k)
+    elif arguments.scale is not None:
+        raise ValueError("certify: --scale needs --activation")
+    asked |= dict(activation=activation, entries=arguments.entries)
+    if arguments.figure is not None:
+        check_figure(arguments.figure)
     say = progress_printer()
     with jax.enable_x64(True):
         Ds = [_read_in_float64(path, arguments.normalize) for path in arguments.dictionaries]
-    report = studies.certify(Ds, **options, say=say)
+    report = studies.certify(Ds, **asked, say=say)
     names = " ".join(str(path) for path in arguments.dictionaries)
     data, text = report.to_dict(), f"{names}: {report.text()}"
     if arguments.signals is not None:
         s = report.layers[0].table.rows["minimax"].sparsity
-        numbers = (s, arguments.bound, arguments.noise)
-        of = signals_of_class(Ds[0], arguments.signals, *numbers)
+        of = signals_of_class(Ds[0], arguments.signals, s, arguments.bound, arguments.noise)
         data, text = data | {"class_of_signals": of._asdict()}, f"{text}\n\n{of.text()}"
     show(arguments.json, data, text)
     if arguments.figure is not None:
@@ -166,14 +171,10 @@ def _write_report(arguments: argparse.Namespace, report: Any, figures: dict[str,
     if arguments.output is None:
         return
     names = " ".join(str(path) for path in arguments.dictionaries)
-    section = Section(
-        "Certificate", "certificate", report.parts(), figures, ((), ()), {}, report.answer()
-    )
-    drawn = [draw() for draw in figures.values()]
+    parts, answer = report.parts(), report.answer()
+    section = Section("Certificate", "certificate", parts, figures, answer=answer)
     summary = "What theory guarantees, with numbers and whether its hypotheses hold."
-    write_html(
-        arguments.output, f"Certificate of {names}", summary, [section], environment(), drawn
-    )
+    write_html(arguments.output, f"Certificate of {names}", summary, [section], environment())
 
 
 def _read_in_float64(path: Path, normalize: bool) -> Operator:
@@ -182,17 +183,12 @@ def _read_in_float64(path: Path, normalize: bool) -> Operator:
     D = checks.cast(stored, np.float64)
     if normalize:
         D = dictionaries.normalize(D)[0]
-    _check_norms(path, D)
-    return theory.in_float64(D, stored.dtype)
-
-
-def _check_norms(path: Path, D: Operator) -> None:
-    """Raise ValueError, with the option to try, if the atoms of a file are off unit norm."""
     dictionaries.nonzero_atoms(dictionaries.column_norms(D), str(path))
     try:
         dictionaries.unit_atoms(D, str(path))
     except ValueError as error:
         raise ValueError(f"{error} (here --normalize)") from error
+    return theory.in_float64(D, stored.dtype)
 
 
 def _run_on_codes(arguments: argparse.Namespace) -> None:
@@ -204,44 +200,119 @@ def _run_on_codes(arguments: argparse.Namespace) -> None:
     show(arguments.json, proof.to_dict(), proof.text())
 
 
-def _run_on_weights(arguments: argparse.Namespace) -> None:
+def _run_on_weights(arguments: argparse.Namespace, asked: dict[str, Any]) -> None:
     path, *others = arguments.dictionaries
     unused = ("normalize", "activation", "scale", "entries", "figure")
     idle = [f"--{name}" for name in unused if getattr(arguments, name) not in (None, False)]
     if idle:
         raise ValueError(f"{path}: holds weights, which {', '.join(idle)} does not go with")
-    sparsities = None if arguments.sparsity is None else _sparsities(arguments.sparsity)
-    numbers = (arguments.bound, arguments.noise, arguments.tolerance)
-    certificate = weights_certificate(path, others, sparsities, *numbers)
+    # The dictionaries are those of weights that were saved without theirs.
+    model = restore_model(weights_of(path), others, "its file after that of the weights")
+    certificate = studies.certify_weights(model.layer, model.params, model.D, **asked)
     show(arguments.json, certificate.to_dict(), f"{path}: {certificate.text()}")
     _write_report(
         arguments, certificate, {"the guaranteed error after every step": certificate.figure}
     )
 
 
-def _class_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The class of codes that is asked about, and how."""
-    activation = None
-    if arguments.activation is not None:
-        k = 1.0 if arguments.scale is None else arguments.scale
-        activation = activations.scale(activations.by_name(arguments.activation), k)
-    elif arguments.scale is not None:
-        raise ValueError("certify: --scale needs --activation")
-    return dict(
-        sparsity=None if arguments.sparsity is None else _sparsities(arguments.sparsity),
-        bound=arguments.bound,
-        noise=arguments.noise,
-        tolerance=arguments.tolerance,
-        activation=activation,
-        entries=arguments.entries,
-    )
+# Codes and signals of files
 
 
-def _sparsities(text: str) -> list[int]:
-    """Integers with commas between them."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
+class CertifiedCodes(NamedTuple):
+    """How many codes are certified, and which are not."""
+
+    signals: int
+    rows: tuple[int, ...]  # those that are not certified
+
+    def text(self) -> str:
+        """The share and the rows as lines of text."""
+        lines = [
+            f"{1 - len(self.rows) / self.signals:.2%} of {self.signals} codes certified: after "
+            "least squares each is the only code of least l1 norm with its D x, which is y to "
+            "rounding"
+        ]
+        if self.rows:
+            rows = ", ".join(map(str, self.rows[:_SHOWN]))
+            more = len(self.rows) - _SHOWN
+            lines.append(f"not certified: rows {rows}" + (f" and {more} more" if more > 0 else ""))
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The share and the rows as data."""
+        share = 1 - len(self.rows) / self.signals
+        return {"certified_share": share, "not_certified": list(self.rows)}
+
+
+class ClassOfSignals(NamedTuple):
+    """How many signals have a code of a class, as far as orthogonal matching pursuit finds one."""
+
+    signals: int
+    inside: int
+    sparsity: int
+    bound: float
+    noise: float
+    least: float  # the least l1 norm of what the pursuit leaves of a signal that is not zero
+
+    def text(self) -> str:
+        """Whether the class contains any of the signals."""
+        return (
+            f"of {self.signals} signals {self.inside} have a code of this class (at most "
+            f"{self.sparsity} nonzeros of magnitude at most {self.bound:g}, noise of l1 norm at "
+            f"most {self.noise:g}) that OMP finds; what it leaves of a signal is at least "
+            f"{self.least:.4g}"
+        )
+
+
+def signals_of_class(
+    D: Operator, signals: Path, sparsity: int, bound: float, noise: float
+) -> ClassOfSignals:
+    """Look for codes of a class that give the signals of a file, up to its noise and to rounding.
+
+    Raises:
+        ValueError: signals that cannot be read or have another length.
+    """
+    Y = open_signals(signals)
+    check_length(signals, Y, D)
+    inside, least = 0, np.inf
+    for first in range(0, len(Y), CHUNK):
+        part = datasets.read_rows(Y, signals, first, CHUNK)
+        rounding = 8 * float(np.finfo(part.dtype).eps if part.dtype.kind == "f" else 0.0)
+        with jax.enable_x64(True):
+            rows = np.asarray(part, float)
+            codes = np.asarray(pursuit.omp_batch(D, rows, sparsity).x)
+            left = np.abs(rows - np.asarray(synthesize(D, jnp.asarray(codes)))).sum(1)
+        size = np.abs(rows).sum(1)
+        small = np.abs(codes).max(1) <= bound * (1 + rounding)
+        inside += int((small & (left <= noise + rounding * size)).sum())
+        least = min(least, *left[size > 0], np.inf)
+    return ClassOfSignals(len(Y), inside, sparsity, bound, noise, float(least))
+
+
+def uncertified(D: Operator, Y: np.ndarray, X: np.ndarray) -> np.ndarray:
+    """The rows of Y whose codes, after least squares on their supports, are not certified."""
+    return np.flatnonzero(~theory.certify_code(D, Y, X, finish=0).certified(Y))
+
+
+def certify_codes(dictionary: Path, signals: Path, codes: Path) -> CertifiedCodes:
+    """Certify the codes of a file, chunk by chunk, in the dtype of the signals.
+
+    Raises:
+        ValueError: files that cannot be read or do not fit together.
+    """
+    with jax.enable_x64(True):
+        D = read_dictionary(dictionary, None)
+    Y, X = open_signals(signals), datasets.open_array(codes, "X")
+    check_length(signals, Y, D)
+    if X.shape != (len(Y), D.shape[1]) or not len(Y):
         raise ValueError(
-            f"certify: sparsity must be integers with commas between them, got {text!r}"
-        ) from error
+            f"{codes}: has shape {X.shape}; expected ({len(Y)}, {D.shape[1]}), one code for each "
+            f"signal of {signals}, and at least one"
+        )
+    rows: list[int] = []
+    for first in range(0, len(Y), CHUNK):
+        parts = (
+            datasets.read_rows(array, path, first, CHUNK)
+            for array, path in ((Y, signals), (X, codes))
+        )
+        rows += (first + uncertified(D, *parts)).tolist()
+    return CertifiedCodes(len(Y), tuple(rows))

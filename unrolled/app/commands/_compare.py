@@ -2,10 +2,9 @@
 
 import argparse
 import math
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,44 +19,16 @@ from unrolled.app.commands._inputs import (
     add_options,
     given_options,
     names,
-    read_chain,
     read_dictionary,
     read_signals,
     restore_model,
     weights_of,
 )
-from unrolled.app.commands._report import Section
-from unrolled.app.studies import BY_DEFAULT, METHODS
+from unrolled.app.commands._report import Section, section_of
+from unrolled.app.studies import BY_DEFAULT, METHODS, Pictures, plan
 from unrolled.dictionaries import Operator, as_chain
 from unrolled.pursuit import PURSUITS
 from unrolled.vision import datasets
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the command line sets for all experiments."""
-
-    methods: tuple[str, ...] = METHODS
-    depth: int = 16
-    sparsity: int | None = None
-    snr: float = math.inf
-    lam: float | None = None
-    steps: int = 400
-    sampled: int | None = None
-    certify: bool = False
-    predict: bool = False
-    seed: int = 0
-    quick: bool = False
-    pursuits: tuple[str, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)  # of the pursuits
-    weights: tuple[Path, ...] = ()  # files, or folders of runs
-    dictionaries: list[Path] = field(default_factory=list)  # files
-
-    @property
-    def key(self) -> jax.Array:
-        """The key of everything random."""
-        return jax.random.key(self.seed)
-
 
 _TITLE = "Analytic and learned sparse coding"
 _SUMMARY = """\
@@ -157,21 +128,23 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the experiments, write the report and print its text, or its data as JSON."""
-    settings = _settings(arguments)
-    _check_output(arguments.output, arguments.signals or [])
-    say = progress_printer()
+    """Run the studies, write the report and print its text, or its data as JSON."""
+    say, folder = progress_printer(), arguments.output
+    asked = _asked(arguments, say)
+    # Before any work: a report would be drawn over these pictures.
+    drawn = [folder / name for name in ("signals.png", "signals-2.png")]
+    _report.check_not_read([folder, *drawn], arguments.signals or [])
     facts = {
         name: " ".join(map(str, value)) if isinstance(value, list) else str(value)
         for name, value in vars(arguments).items()
         if name not in ("run", "json") and value not in (None, False)
     }
-    with _report.output_folder(arguments.output):
-        sections = _studies(arguments.dictionary, arguments.signals, settings, say)
+    with _report.output_folder(folder):
+        sections = _sections(arguments.dictionary or [], arguments.signals, asked)
         say("writing the report")
-        report = _report.write_report(arguments.output, _TITLE, _SUMMARY, sections, facts)
+        report = _report.write_report(folder, _TITLE, _SUMMARY, sections, facts)
     if arguments.json:
-        print((arguments.output / _report.RESULTS).read_text())
+        print((folder / _report.RESULTS).read_text())
     else:
         for section in sections:
             print(f"\n# {section.title}\n\n{section.text.strip()}")
@@ -179,10 +152,61 @@ def run(arguments: argparse.Namespace) -> None:
     say("done")
 
 
-def _check_output(folder: Path, signals: list[Path]) -> None:
-    """Raise, before any work, if a report would be drawn over the pictures given."""
-    pictures = [folder / name for name in ("signals.png", "signals-2.png")]
-    _report.check_not_read([folder, *pictures], signals)
+# What is asked
+
+
+class Asked(NamedTuple):
+    """What the arguments ask of the studies, checked."""
+
+    key: jax.Array  # of everything random
+    planted: dict[str, Any]  # options of `studies.planted`
+    both: dict[str, Any]  # those that the studies of known and of unknown codes share
+    known: dict[str, Any]  # those of the study of known codes alone
+    quick: bool
+    say: Say
+
+
+def _asked(arguments: argparse.Namespace, say: Say) -> Asked:
+    """What is asked, checked before any work."""
+    methods = BY_DEFAULT
+    if arguments.method is not None:
+        arguments.method = ",".join(arguments.method)
+        methods = tuple(name.strip() for name in arguments.method.split(","))
+    weights = [Path(name) for name in methods if _is_weights(name)]
+    methods = tuple(name for name in methods if not _is_weights(name))
+    available = *studies.all_methods(), *_pursuits()
+    if unknown := [name for name in methods if name not in available]:
+        raise ValueError(
+            f"compare: unknown method {', '.join(unknown)}; expected some of "
+            f"{', '.join(available)}, or a file of weights"
+        )
+    pursuits = tuple(name for name in methods if name in _pursuits())
+    _check_options(arguments, pursuits)
+    options, steps = given_options(arguments), arguments.steps
+    if steps is None:
+        steps = _QUICK_STEPS if arguments.quick else _STEPS
+    asked = dict(
+        methods=tuple(name for name in methods if name not in pursuits),
+        pursuits={
+            name: {n: value for n, value in options.items() if n in PURSUITS[name].options}
+            for name in pursuits
+        },
+        depth=arguments.depth,
+        lam=arguments.lam,
+        steps=steps,
+        weights=_restored(weights, arguments.dictionary or []),
+        say=say,
+    )
+    key = jax.random.key(arguments.seed or 0)
+    plan(key, **asked)
+    return Asked(
+        key,
+        dict(sparsity=arguments.sparsity, snr=arguments.snr),
+        asked | dict(certify=arguments.certify),
+        dict(sampled=arguments.sampled, predict=arguments.predict),
+        arguments.quick,
+        say,
+    )
 
 
 def _pursuits() -> tuple[str, ...]:
@@ -194,7 +218,27 @@ def _is_weights(name: str) -> bool:
     return Path(name).suffix in (".npz", ".safetensors") or (bool(name) and Path(name).is_dir())
 
 
-def _restored(paths: tuple[Path, ...], D: list[Path]) -> dict[str, training.Fit]:
+def _check_options(arguments: argparse.Namespace, pursuits: tuple[str, ...]) -> None:
+    """Raise ValueError for options that nothing asked for has, and numbers out of range."""
+    has = {option for name in pursuits for option in PURSUITS[name].options}
+    if idle := [option for option in given_options(arguments, _OPTIONS) if option not in has]:
+        raise ValueError(f"compare: --{', --'.join(idle)} needs a pursuit that has it in --method")
+    planted = ["snr"] if arguments.snr != math.inf else []
+    planted += ["sparsity"] if arguments.sparsity is not None and "sparsity" not in has else []
+    if planted and arguments.signals is not None:
+        raise ValueError(f"compare: --{', --'.join(planted)} is of planted codes, not signals")
+    if arguments.sampled is not None and arguments.sampled < 1:
+        raise ValueError(f"compare: sampled must be at least 1, got {arguments.sampled}")
+    asked = arguments.sampled is not None or arguments.certify or arguments.predict
+    if len(arguments.dictionary or []) > 1 and asked:
+        raise ValueError(
+            "compare: --sampled, --certify and --predict are of one dictionary, got a chain"
+        )
+    if math.isnan(arguments.snr):
+        raise ValueError("compare: snr must be a number of decibels, got nan")
+
+
+def _restored(paths: list[Path], D: list[Path]) -> dict[str, training.Fit]:
     """The weights of files as results of `fit`, by their paths.
 
     Raises:
@@ -210,205 +254,76 @@ def _restored(paths: tuple[Path, ...], D: list[Path]) -> dict[str, training.Fit]
     return fits
 
 
-def _settings(arguments: argparse.Namespace) -> Settings:
-    """The settings of the experiments, checked before any work."""
-    methods = BY_DEFAULT
-    if arguments.method is not None:
-        arguments.method = ",".join(arguments.method)
-        methods = tuple(name.strip() for name in arguments.method.split(","))
-    weights = tuple(Path(name) for name in methods if _is_weights(name))
-    methods = tuple(name for name in methods if not _is_weights(name))
-    available = *studies.all_methods(), *_pursuits()
-    if unknown := [name for name in methods if name not in available]:
-        raise ValueError(
-            f"compare: unknown method {', '.join(unknown)}; expected some of "
-            f"{', '.join(available)}, or a file of weights"
-        )
-    pursuits = tuple(name for name in methods if name in _pursuits())
-    options = given_options(arguments, _OPTIONS)
-    steps = arguments.steps
-    if steps is None:
-        steps = _QUICK_STEPS if arguments.quick else _STEPS
-    _check_options(arguments, pursuits, tuple(options))
-    _check_numbers(arguments, steps)
-    same = ("depth", "sparsity", "snr", "lam", "sampled", "certify", "predict", "quick")
-    return Settings(
-        methods=tuple(name for name in methods if name not in pursuits),
-        weights=weights,
-        pursuits=pursuits,
-        options=options | given_options(arguments, ("sparsity", "lam")),
-        steps=steps,
-        dictionaries=arguments.dictionary or [],
-        seed=arguments.seed or 0,
-        **{name: getattr(arguments, name) for name in same},
-    )
+# Studies, and their sections
 
 
-def _check_options(
-    arguments: argparse.Namespace, pursuits: tuple[str, ...], options: tuple[str, ...]
-) -> None:
-    """Raise ValueError for options that nothing among the methods or the signals has."""
-    has = {option for name in pursuits for option in PURSUITS[name].options}
-    if idle := [option for option in options if option not in has]:
-        raise ValueError(f"compare: --{', --'.join(idle)} needs a pursuit that has it in --method")
-    if arguments.signals is None:
-        return
-    planted = ["snr"] if arguments.snr != math.inf else []
-    if arguments.sparsity is not None and "sparsity" not in has:
-        planted.append("sparsity")
-    if planted:
-        raise ValueError(f"compare: --{', --'.join(planted)} is of planted codes, not signals")
-
-
-def _check_numbers(arguments: argparse.Namespace, steps: int) -> None:
-    """Raise ValueError for numbers out of range."""
-    for name, value, least in (("depth", arguments.depth, 1), ("steps", steps, 0)):
-        if value < least:
-            raise ValueError(f"compare: {name} must be at least {least}, got {value}")
-    if arguments.lam is not None and not 0 < arguments.lam < math.inf:
-        raise ValueError(f"compare: lam must be positive, got {arguments.lam}")
-    if arguments.sampled is not None and arguments.sampled < 1:
-        raise ValueError(f"compare: sampled must be at least 1, got {arguments.sampled}")
-    asked = arguments.sampled is not None or arguments.certify or arguments.predict
-    if len(arguments.dictionary or []) > 1 and asked:
-        raise ValueError(
-            "compare: --sampled, --certify and --predict are of one dictionary, got a chain"
-        )
-    if math.isnan(arguments.snr):
-        raise ValueError("compare: snr must be a number of decibels, got nan")
-
-
-def _studies(
-    paths: list[Path] | None, signals: list[Path] | None, settings: Settings, say: Say
-) -> list[Section]:
+def _sections(paths: list[Path], signals: list[Path] | None, asked: Asked) -> list[Section]:
     """The studies of the files of a user, or the standard ones without files."""
-    Ds = [read_dictionary(path) for path in paths or ()]
-    if len(Ds) > 1:
-        return [_chain_section(as_chain(Ds, "compare"), signals, settings, say)]
-    D = Ds[0] if Ds else None
+    Ds = [read_dictionary(path) for path in paths]
+    D: Any = as_chain(Ds, "compare") if len(Ds) > 1 else next(iter(Ds), None)
     if signals is not None:
         D, own = read_signals(signals, D)
-        if isinstance(own, studies.Pictures):
-            if settings.predict or settings.sampled is not None:
-                raise ValueError(
-                    "compare: --sampled and --predict are of errors of known codes; these are not"
-                )
-            return [_unknown_codes(D, own, settings, say, "Own signals", "signals")]
-        samples, title = studies.split(D, *own), "Own signals with known codes"
-        return [_known_codes(samples, settings, say, title, "signals")]
+        if not isinstance(own, Pictures):
+            of = "of the chain" if len(Ds) > 1 else "with known codes"
+            return [_known_codes(studies.split(D, *own), asked, f"Own signals {of}", "signals")]
+        if asked.known["predict"] or asked.known["sampled"] is not None:
+            raise ValueError(
+                "compare: --sampled and --predict are of errors of known codes; these are not"
+            )
+        return [_unknown_codes(D, own, asked, "Own signals", "signals")]
     if D is None:
-        return _standard_sections(settings, say)
-    samples, title = _planted(D, settings), "Planted codes of the dictionary"
-    return [
-        _known_codes(samples, settings, say, title, "planted"),
-        *_certified_regime(D, settings, say),
-    ]
+        return _standard_sections(asked)
+    if len(Ds) > 1:
+        return [_planted(D, asked, "Planted codes of the chain", "planted-chain")]
+    planted = _planted(D, asked, "Planted codes of the dictionary", "planted")
+    return [planted, *_certified_regime(D, asked)]
 
 
-def _chain_section(
-    Ds: tuple[Operator, ...], signals: list[Path] | None, settings: Settings, say: Say
-) -> Section:
-    """The study of a chain of dictionaries."""
-    if signals is None:
-        title = "Planted codes of the chain"
-        return _known_codes(_planted(Ds, settings), settings, say, title, "planted-chain")
-    samples = studies.split(Ds, *read_chain(signals, Ds))
-    return _known_codes(samples, settings, say, "Own signals of the chain", "signals")
-
-
-def _standard_sections(settings: Settings, say: Say) -> list[Section]:
+def _standard_sections(asked: Asked) -> list[Section]:
     """The standard benchmark, its certified regime, photographs, and a certified chain.
 
     Tracing and compiling take one core: the benchmark has a thread, the others have one together.
     """
     # First, as they may not be installed.
     pictures = studies.photograph_patches(datasets.photographs())
-    D = problems.standard_benchmark(settings.key).D
-    others = beside(partial(_smaller_sections, D, pictures, settings, say))
-    say("the standard benchmark, 250 x 500")
-    title = "The standard benchmark"
-    benchmark = _known_codes(_planted(D, settings), settings, say, title, "benchmark")
-    return [benchmark, *others.result()]
+    D = problems.standard_benchmark(asked.key).D
+    others = beside(partial(_smaller_sections, D, pictures, asked))
+    asked.say("the standard benchmark, 250 x 500")
+    return [_planted(D, asked, "The standard benchmark", "benchmark"), *others.result()]
 
 
-def _smaller_sections(
-    D: Operator, pictures: studies.Pictures, settings: Settings, say: Say
-) -> list[Section]:
+def _smaller_sections(D: Operator, pictures: Pictures, asked: Asked) -> list[Section]:
     """All standard sections but the benchmark."""
-    certified = _certified_regime(D, settings, say)
-    say("patches of photographs, 64 x 256")
-    cosines, title = dictionaries.dct((8, 8), (16, 16)), "Patches of real photographs"
-    lam = _LAM_OF_PATCHES if settings.lam is None else settings.lam
-    patches = _unknown_codes(cosines, pictures, settings, say, title, "patches", lam=lam)
-    depths = dict(depths=_QUICK_CHAIN_DEPTHS) if settings.quick else {}
-    chain = studies.certified_chain(settings.key, **depths, say=say)
+    certified = _certified_regime(D, asked)
+    asked.say("patches of photographs, 64 x 256")
+    cosines, lam = dictionaries.dct((8, 8), (16, 16)), asked.both["lam"] or _LAM_OF_PATCHES
+    title = "Patches of real photographs"
+    patches = _unknown_codes(cosines, pictures, asked, title, "patches", lam=lam)
+    depths = dict(depths=_QUICK_CHAIN_DEPTHS) if asked.quick else {}
+    chain = studies.certified_chain(asked.key, **depths, say=asked.say)
     title = "A two-layer chain with certified bounds"
-    return [*certified, patches, _study_section(chain, title, "chain")]
+    return [*certified, patches, section_of(chain, title, "chain")]
 
 
-# Studies, and their sections
+def _planted(D: Any, asked: Asked, title: str, slug: str) -> Section:
+    return _known_codes(studies.planted(asked.key, D, **asked.planted), asked, title, slug)
 
 
-def _planted(D: Any, settings: Settings) -> studies.Samples:
-    return studies.planted(settings.key, D, sparsity=settings.sparsity, snr=settings.snr)
-
-
-def _study_options(settings: Settings, say: Say) -> dict[str, Any]:
-    """What the studies of known and of unknown codes have in common."""
-    pursuits = {
-        name: {
-            option: value
-            for option, value in settings.options.items()
-            if option in PURSUITS[name].options
-        }
-        for name in settings.pursuits
-    }
-    return dict(
-        methods=settings.methods,
-        pursuits=pursuits,
-        depth=settings.depth,
-        lam=settings.lam,
-        steps=settings.steps,
-        certify=settings.certify,
-        weights=_restored(settings.weights, settings.dictionaries),
-        say=say,
-    )
-
-
-def _known_codes(
-    samples: studies.Samples, settings: Settings, say: Say, title: str, slug: str
-) -> Section:
-    options = _study_options(settings, say)
-    options |= dict(sampled=settings.sampled, predict=settings.predict)
-    study = studies.known_codes(settings.key, samples, **options)
-    return _study_section(study, title, slug)
+def _known_codes(samples: studies.Samples, asked: Asked, title: str, slug: str) -> Section:
+    study = studies.known_codes(asked.key, samples, **asked.both, **asked.known)
+    return section_of(study, title, slug)
 
 
 def _unknown_codes(
-    D: Operator,
-    pictures: studies.Pictures,
-    settings: Settings,
-    say: Say,
-    title: str,
-    slug: str,
-    **others: Any,
+    D: Operator, pictures: Pictures, asked: Asked, title: str, slug: str, **others: Any
 ) -> Section:
-    options = _study_options(settings, say) | others
-    if settings.quick:
-        options |= dict(tested=_QUICK_TESTED)
-    study = studies.unknown_codes(settings.key, D, pictures, **options)
-    return _study_section(study, title, slug)
+    options = asked.both | others | (dict(tested=_QUICK_TESTED) if asked.quick else {})
+    return section_of(studies.unknown_codes(asked.key, D, pictures, **options), title, slug)
 
 
-def _certified_regime(D: Operator, settings: Settings, say: Say) -> list[Section]:
+def _certified_regime(D: Operator, asked: Asked) -> list[Section]:
     """The certified regime; none where not even one nonzero is certified."""
-    options = dict(depth=_QUICK_DEPTH) if settings.quick else {}
-    study = studies.certified_regime(settings.key, D, **options, say=say)
+    options = dict(depth=_QUICK_DEPTH) if asked.quick else {}
+    study = studies.certified_regime(asked.key, D, **options, say=asked.say)
     title = "The regime that the theory certifies"
-    return [_study_section(study, title, "certified")] if study.runs else []
-
-
-def _study_section(study: Any, title: str, slug: str) -> Section:
-    figures = {f"{title}: {shown}": draw for shown, draw in study.figures().items()}
-    parts, rows = study.parts(), study.rows()
-    return Section(title, slug, parts, figures, rows, study.to_dict(), study.answer())
+    return [section_of(study, title, "certified")] if study.runs else []

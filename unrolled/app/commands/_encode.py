@@ -1,9 +1,10 @@
-"""`unrolled encode`: the codes of the signals of a file, by saved weights or by a pursuit."""
+"""`unrolled encode`, the codes of the signals of a file by saved weights or by a pursuit; and
+`unrolled export`, saved weights as a program in one file, which runs without this library.
+"""
 
 import argparse
 import shutil
 import tempfile
-import time
 import zipfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,23 +14,30 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from unrolled import export
 from unrolled._base.files import check_writable, target, whole_file
-from unrolled._base.text import plain
+from unrolled._base.text import in_rows
 from unrolled.app.commands import _inputs
+from unrolled.app.commands._certify import CertifiedCodes, uncertified
 from unrolled.app.commands._console import Say, add_command, progress_printer, show
-from unrolled.app.commands._encoded import Encoded, Line, encoded, uncertified
 from unrolled.app.commands._inputs import CHUNK as _CHUNK
 from unrolled.app.commands._inputs import (
     check_length,
+    code_names,
     in_float32,
     open_signals,
     residual_norms,
+    restore_model,
     weights_of,
 )
-from unrolled.pursuit import ROUNDINGS, check_dictionaries, check_options, is_relative
+from unrolled.app.commands._report import check_not_read
+from unrolled.app.studies import seldom
+from unrolled.pursuit import PURSUITS, ROUNDINGS, check_dictionaries, check_options, is_relative
 from unrolled.vision import datasets
 
 _PERIOD = 5.0  # seconds between two lines of progress
+# Options of pursuits that, too large, make all codes zero.
+_SILENCING = ("lam", "lams", "ratio", "theta", "thetas", "eps")
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "weights": dict(
@@ -124,8 +132,75 @@ def _check_source(
     return method
 
 
+class EncodedLayer(NamedTuple):
+    """What the command prints of the codes of one layer."""
+
+    atoms: int
+    mean_nonzeros: float
+    relative_residual: float  # norm(Y - X D', "fro") / norm(Y, "fro"), with D_1 ... D_j for D
+
+    def text(self) -> str:
+        """The numbers as a line of text."""
+        return (
+            f"{self.atoms} atoms: {self.mean_nonzeros:.1f} nonzeros on average, "
+            f"relative residual {self.relative_residual:.4g}"
+        )
+
+
+class Encoded(NamedTuple):
+    """What the command prints."""
+
+    signals: int
+    layers: tuple[EncodedLayer, ...]
+    chained: bool
+    source: Path | str  # the file, or the folder with the checkpoints; the name of a pursuit
+    missed: tuple[int, ...]  # signals whose codes, by the pursuit, miss their tolerance
+    zeros: int  # signals that are not zero but beside the largest, coded as zero
+    output: str
+    certified: CertifiedCodes | None = None  # where that was asked for
+
+    def text(self) -> str:
+        """The numbers as lines of text, one for each layer of a chain."""
+        lines = [f"{self.signals} signals, {self.layers[0].text()}"]
+        if self.chained:
+            layers = enumerate(self.layers, start=1)
+            lines = [f"{self.signals} signals", *(f"  layer {j}, {x.text()}" for j, x in layers)]
+        if not self.layers[-1].mean_nonzeros and self.layers[-1].relative_residual:
+            lines.append(f"all codes are zero: try {_advice(self.source)}")
+        if self.missed:
+            lines.append(f"codes above their tolerance{in_rows(np.asarray(self.missed))}:")
+            lines.append(f"{len(self.missed)} codes miss the tolerance of {self.source}")
+        if self.zeros:
+            beside = "zero beside the largest, to the rounding of float32"
+            lines.append(f"{self.zeros} signals are {beside}: coded as zero")
+        lines += [] if self.certified is None else [self.certified.text()]
+        return "\n".join([*lines, f"{self.source} -> {self.output}"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers as data."""
+        numbers = {"layers": self.layers} if self.chained else self.layers[0]._asdict()
+        of: dict[str, Any] = {"weights": str(self.source)}
+        if isinstance(self.source, str):
+            of = {"method": self.source, "missed_tolerance": len(self.missed)}
+            of |= {"missed_rows": self.missed}
+            of |= {"zero_beside_largest": self.zeros}
+        proved = {} if self.certified is None else self.certified.to_dict()
+        return {"signals": self.signals, **numbers, **of, **proved, "output": self.output}
+
+
+class Line(NamedTuple):
+    """What is counted of the codes of a chunk, one after another."""
+
+    signals: int
+    nonzeros: Sequence[int]  # of every layer
+    squares: Sequence[float]  # norm(Y)^2, and norm(Y - D_1 ... D_j X_j)^2 of every layer
+    missed: Sequence[int]  # rows of the file whose codes miss their tolerance
+    zeros: int  # signals that are coded as zero beside the largest
+    unproved: Sequence[int]  # rows whose codes are not certified
+
+
 class _Job(NamedTuple):
-    """The signals of a file, and what their codes are computed by and told apart by."""
+    """The signals of a file, and what computes their codes."""
 
     coder: _inputs.Coder
     Y: np.ndarray
@@ -148,7 +223,7 @@ class _Job(NamedTuple):
         _check_finite(codes, norms, first)
         unproved = uncertified(Ds[0], signals, codes[0]) if self.certify else np.zeros(0, int)
         proved = np.isin(np.arange(len(signals)), unproved, invert=True)
-        names = [f"X_{j}" for j in range(1, len(Ds) + 1)] if self.coder.chained else ["X"]
+        names = code_names(len(Ds), self.coder.chained)
         line = Line(
             len(signals),
             [int(np.count_nonzero(X)) for X in codes],
@@ -196,8 +271,34 @@ def encode(
     target(output).parent.mkdir(parents=True, exist_ok=True)
     with whole_file(output) as file:
         lines = _written(job, file, output, say)
-    atoms = [D.shape[1] for D in job.coder.Ds]
-    return encoded(lines, atoms, job.coder.chained, source, output, certify)
+    return _summed(lines, job, source, output)
+
+
+def _summed(lines: Sequence[Line], job: _Job, source: Path | str, output: Path) -> Encoded:
+    """What the lines of all chunks add up to."""
+    signals = sum(line.signals for line in lines)
+    nonzeros = np.sum([line.nonzeros for line in lines], axis=0)
+    size, *residuals = np.sqrt(np.sum([line.squares for line in lines], axis=0))
+    layers = tuple(
+        EncodedLayer(D.shape[1], float(count) / signals, float(residual / (size or 1)))
+        for D, count, residual in zip(job.coder.Ds, nonzeros, residuals)
+    )
+    missed = tuple(row for line in lines for row in line.missed)
+    zeros = sum(line.zeros for line in lines)
+    unproved = tuple(row for line in lines for row in line.unproved)
+    proved = CertifiedCodes(signals, unproved) if job.certify else None
+    chained = job.coder.chained
+    return Encoded(signals, layers, chained, source, missed, zeros, str(output), proved)
+
+
+def _advice(source: Path | str) -> str:
+    """What gives codes that are not all zero."""
+    if isinstance(source, Path):
+        return "a smaller threshold"
+    options = PURSUITS[source].options
+    more = " or a larger sparsity" if "sparsity" in options else ""
+    less = [name for name in _SILENCING if name in options] or ["tol"]
+    return f"a smaller {' or '.join(less)}{more}"
 
 
 def _job(
@@ -221,7 +322,7 @@ def _job(
     check_length(signals, Y, Ds[0])
     if not len(Y):
         raise ValueError(f"{signals}: expected at least one signal")
-    columns = {f"X_{j}" if coder.chained else "X": D.shape[1] for j, D in enumerate(Ds, start=1)}
+    columns = {n: D.shape[1] for n, D in zip(code_names(len(Ds), coder.chained), Ds)}
     if suffix == ".npy":  # it has one array: the last codes
         columns = dict([columns.popitem()])
     elif certify:
@@ -231,9 +332,9 @@ def _job(
     return _Job(coder, Y, signals, columns, certify, least)
 
 
-def _written(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[dict[str, Any]]:
+def _written(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[Line]:
     """The lines of all chunks, whose codes are then in the file."""
-    lines, last = [], time.monotonic()
+    lines, now_and_then = [], seldom(say, _PERIOD)
     with ExitStack() as stack:
         parts: dict[str, Any] = {"": file}
         if output.suffix == ".npz":  # its entries are written one after another
@@ -246,10 +347,8 @@ def _written(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[dict[str
             arrays, counted = job.chunk(first, _rows(job.Y, job.path, first))
             for part, name in zip(parts.values(), job.shapes):
                 part.write(np.ascontiguousarray(arrays[name], "<f4").data)
-            lines.append(plain(counted._asdict()))
-            if time.monotonic() - last > _PERIOD:
-                last = time.monotonic()
-                say(f"{min(first + _CHUNK, len(job.Y)):,} of {len(job.Y):,} signals")
+            lines.append(counted)
+            now_and_then(f"{min(first + _CHUNK, len(job.Y)):,} of {len(job.Y):,} signals")
         if output.suffix == ".npz":
             archive = stack.enter_context(zipfile.ZipFile(file, "w"))
             for name, part in parts.items():
@@ -296,3 +395,59 @@ def _check_output(output: Path, inputs: list[Path]) -> None:
             f"{output}: is read by this command; expected another file to write the codes into"
         )
     check_writable(output.absolute().parent)
+
+
+# Export
+
+_EXPORTED: dict[str, dict[str, Any]] = {
+    "weights": dict(type=Path, metavar="WEIGHTS", help="a file, or a run folder"),
+    "--output": dict(type=Path, required=True, metavar="FILE", help="file to write"),
+    "--dictionary": dict(
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="D, where the weights were saved without it, as .npy or .npz (entry D); once for each "
+        "layer of a chain",
+    ),
+    "--platforms": dict(
+        default=",".join(export.PLATFORMS),
+        metavar="NAMES",
+        help="comma-separated platforms of the program (default %(default)s)",
+    ),
+}
+
+
+def add_export_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """The parser of `unrolled export`."""
+    return add_command(
+        commands,
+        "export",
+        run_export,
+        _EXPORTED,
+        help="write trained weights as a program that runs without this library",
+        description="Write the layer or network of a file of weights, with its dictionary, as one "
+        "program of StableHLO for any number of signals. It runs where jax and flatbuffers are "
+        "installed.",
+        epilog="example:\n  unrolled export weights.npz --output net.stablehlo",
+    )
+
+
+def run_export(arguments: argparse.Namespace) -> None:
+    """Write the file, and print what it holds."""
+    weights, given = weights_of(arguments.weights), arguments.dictionary or []
+    check_not_read([arguments.output], [weights, *given])
+    model = restore_model(weights, given)
+    path = export.save(
+        arguments.output,
+        model.layer,
+        model.params,
+        model.D,
+        platforms=arguments.platforms.split(","),
+    )
+    manifest = export.load(path).manifest
+    m, size = manifest["signals"][1], path.stat().st_size
+    text = (
+        f"{path}: {manifest['model']} for signals (n, {m}) in {manifest['dtype']}, "
+        f"{size / 1e6:.2g} MB, for {', '.join(manifest['platforms'])}"
+    )
+    show(arguments.json, {"path": str(path), "bytes": size, **manifest}, text)

@@ -80,47 +80,36 @@ def in_float32(array: np.ndarray, path: Path, first: int = 0, what: str = "row")
 
 
 def read_signals(
-    paths: list[Path], D: Operator | None
-) -> tuple[Operator, Pictures | tuple[np.ndarray, np.ndarray]]:
+    paths: list[Path], D: Operator | tuple[Operator, ...] | None
+) -> tuple[Any, Pictures | tuple[np.ndarray, Any]]:
     """(D, (Y, X)) for signals with known codes, (D, Pictures) for others.
 
-    Where D is None, the dictionary of pictures is an overcomplete DCT.
+    Where D is None, the dictionary of pictures is an overcomplete DCT. For a chain X is a tuple.
 
     Raises:
-        ValueError: several array files, arrays without a dictionary, or shapes that do not fit.
+        ValueError: several array files, arrays without a dictionary, a chain without codes, or
+            shapes that do not fit.
     """
-    if paths[0].suffix not in (".npy", ".npz"):
+    path, several = paths[0], len(paths) > 1
+    if isinstance(D, tuple) and (several or path.suffix != ".npz"):
+        got = " ".join(map(str, paths))
+        raise ValueError(f"compare: a chain needs one .npz file with signals and codes, got {got}")
+    if not isinstance(D, tuple) and path.suffix not in (".npy", ".npz"):
         return _read_pictures(paths, D)
-    if len(paths) > 1:
+    if several:
         raise ValueError(f"compare: expected one array file with signals, got {len(paths)}")
     if D is None:
         raise ValueError("compare: signals in an array need --dictionary")
-    Y = read_given(paths[0], D)
+    Y = read_given(path, D)
     if len(Y) < 2:
-        raise ValueError(f"{paths[0]}: expected at least 2 signals, got {len(Y)}")
-    X = read_codes(paths[0], Y, D)
+        raise ValueError(f"{path}: expected at least 2 signals, got {len(Y)}")
+    X = read_codes(path, Y, D)
     if X is not None:
         return D, (Y, X)
+    if isinstance(D, tuple):
+        raise ValueError(f"{path}: has no codes; expected entries X_1 to X_{len(D)}")
     cut = len(Y) * 4 // 5
     return D, Pictures(Y[:cut], Y[cut:], None)
-
-
-def read_chain(
-    paths: list[Path], Ds: tuple[Operator, ...]
-) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """(Y, Xs) of one file, with the codes of every layer of a chain.
-
-    Raises:
-        ValueError: other files, signals without codes, or shapes that do not fit.
-    """
-    if len(paths) > 1 or paths[0].suffix != ".npz":
-        got = " ".join(map(str, paths))
-        raise ValueError(f"compare: a chain needs one .npz file with signals and codes, got {got}")
-    Y = read_given(paths[0], Ds[0])
-    Xs = read_chain_codes(paths[0], Y, Ds)
-    if Xs is None:
-        raise ValueError(f"{paths[0]}: has no codes; expected entries X_1 to X_{len(Ds)}")
-    return Y, Xs
 
 
 def open_signals(path: Path) -> np.ndarray:
@@ -138,8 +127,8 @@ def open_signals(path: Path) -> np.ndarray:
     return Y
 
 
-def read_given(path: Path, D: Operator) -> np.ndarray:
-    """The signals (signals, m) of an array file, in float32.
+def read_given(path: Path, D: Operator | tuple[Operator, ...]) -> np.ndarray:
+    """The signals (signals, m) of an array file, in float32, of a dictionary or of a chain.
 
     Raises:
         ValueError: signals that do not fit D, or that float32 would lose.
@@ -150,7 +139,7 @@ def read_given(path: Path, D: Operator) -> np.ndarray:
     return in_float32(Y, path)
 
 
-def open_given(path: Path, D: Operator) -> np.ndarray | MappedRows:
+def open_given(path: Path, D: Operator | tuple[Operator, ...]) -> np.ndarray | MappedRows:
     """`read_given`; of a `.npy` file that is large, or shared by processes, rows that stay there.
 
     Raises:
@@ -178,18 +167,34 @@ def _read_pictures(paths: list[Path], D: Operator | None) -> tuple[Operator, Pic
     return D, pictures
 
 
-def read_codes(path: Path, Y: np.ndarray | MappedRows, D: Operator) -> np.ndarray | None:
-    """The codes (signals, d) of the signals Y, entry X of a `.npz` file; None if there is none.
+def code_names(n: int, chained: bool) -> list[str]:
+    """The entries of a `.npz` file with the codes of n layers: X, or X_1, X_2, ... of a chain."""
+    return [f"X_{j}" for j in range(1, n + 1)] if chained else ["X"]
+
+
+def read_codes(path: Path, Y: np.ndarray | MappedRows, D: Operator | tuple[Operator, ...]) -> Any:
+    """The codes (signals, d) of the signals Y in a `.npz` file; None if there are none.
+
+    For a chain it is a tuple with the codes of every layer.
 
     Raises:
-        ValueError: codes that do not fit Y and D.
+        ValueError: some layers without codes, or codes that do not fit Y and D.
     """
-    if path.suffix != ".npz" or "X" not in datasets.entries(path):
+    chained = isinstance(D, tuple)
+    Ds = D if isinstance(D, tuple) else (D,)
+    names = code_names(len(Ds), chained)
+    entries = datasets.entries(path) if path.suffix == ".npz" else []
+    if not set(names) & set(entries):
         return None
-    X = datasets.read_array(path, "X")
-    if X.shape != (len(Y), D.shape[1]):
-        raise ValueError(f"{path}: codes have shape {X.shape}; expected {(len(Y), D.shape[1])}")
-    return in_float32(X, path)
+    if missing := [name for name in names if name not in entries]:
+        raise ValueError(f"{path}: has no {', '.join(missing)}; expected {', '.join(names)}")
+    Xs = tuple(datasets.read_array(path, name) for name in names)
+    for name, X, D_j in zip(names, Xs, Ds):
+        if X.shape != (expected := (len(Y), D_j.shape[1])):
+            what = f"{name} has" if chained else "codes have"
+            raise ValueError(f"{path}: {what} shape {X.shape}; expected {expected}")
+    Xs = tuple(in_float32(X, path) for X in Xs)
+    return Xs if chained else Xs[0]
 
 
 def weights_of(path: Path) -> Path:
@@ -198,30 +203,9 @@ def weights_of(path: Path) -> Path:
     return next((file for file in inside if file.exists()), path)
 
 
-def read_chain_codes(
-    path: Path, Y: np.ndarray | MappedRows, Ds: tuple[Operator, ...]
-) -> tuple[np.ndarray, ...] | None:
-    """The codes of every layer, entries X_1 .. X_J of a `.npz` file; None if there is none.
-
-    Raises:
-        ValueError: some layers without codes, or codes that do not fit Y and Ds.
-    """
-    names = [f"X_{j}" for j in range(1, len(Ds) + 1)]
-    entries = datasets.entries(path) if path.suffix == ".npz" else []
-    if not set(names) & set(entries):
-        return None
-    missing = [name for name in names if name not in entries]
-    if missing:
-        raise ValueError(f"{path}: has no {', '.join(missing)}; expected {', '.join(names)}")
-    Xs = tuple(datasets.read_array(path, name) for name in names)
-    for name, X, D in zip(names, Xs, Ds):
-        if X.shape != (len(Y), D.shape[1]):
-            raise ValueError(f"{path}: {name} has shape {X.shape}; expected {(len(Y), D.shape[1])}")
-    return tuple(in_float32(X, path) for X in Xs)
-
-
-def check_length(path: Path, Y: np.ndarray, D: Operator) -> None:
-    """Raise ValueError unless Y is (signals, m)."""
+def check_length(path: Path, Y: np.ndarray, D: Operator | tuple[Operator, ...]) -> None:
+    """Raise ValueError unless Y is (signals, m), of a chain with the m of its first dictionary."""
+    D = D[0] if isinstance(D, tuple) else D
     if Y.ndim == 2 and Y.shape[1] == D.shape[0]:
         return
     hint = ""
@@ -233,9 +217,18 @@ def check_length(path: Path, Y: np.ndarray, D: Operator) -> None:
     )
 
 
-def numbers(text: str) -> tuple[float, ...]:
-    """Numbers with commas between them; the name is that of the values in messages."""
-    return tuple(float(part) for part in text.split(","))
+def numbers(text: str, kind: Callable[[str], Any] = float, must: str = "") -> tuple[Any, ...]:
+    """Numbers with commas between them; the name of this function is in messages of argparse.
+
+    Args:
+        text: "1,2,3".
+        kind: int or float.
+        must: the message where it is something else, up to what was given.
+    """
+    try:
+        return tuple(map(kind, text.split(",")))
+    except ValueError as error:
+        raise ValueError(f"{must}, got {text!r}") from error
 
 
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -274,20 +267,23 @@ class Coder(NamedTuple):
     codes: Callable[[np.ndarray], tuple[Sequence[ArrayLike], np.ndarray]]
     Ds: tuple[Operator, ...]
     chained: bool
-    of: dict[str, Any]  # the same for equal codes of equal signals
 
 
 def coder_of_weights(weights: Path, dictionaries: list[Path]) -> Coder:
     """The layer or the chain of a weights file."""
-    model, params, D = _restored_model(weights, dictionaries)
+    saved = restore_model(weights, dictionaries)
+    model: Any = saved.layer
+    try:
+        model.check(saved.params, saved.D)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{weights}: its weights do not fit its layer: {error}") from error
     chained = isinstance(model, Network)
 
     def codes(rows):
-        X = apply_in_chunks(model.apply, params, D, jnp.asarray(rows))
+        X = apply_in_chunks(model.apply, saved.params, saved.D, jnp.asarray(rows))
         return X if chained else (X,), np.zeros(0, int)
 
-    of = {"model": repr(model), "digest": training.digest((params, D))}
-    return Coder(codes, D if chained else (D,), chained, of)
+    return Coder(codes, saved.D if chained else (saved.D,), chained)
 
 
 def coder_of_pursuit(name: str, dictionaries: list[Path], options: dict[str, Any]) -> Coder:
@@ -298,8 +294,7 @@ def coder_of_pursuit(name: str, dictionaries: list[Path], options: dict[str, Any
         coded = pursue(name, Ds, jnp.asarray(rows), options)
         return coded.codes, coded.rows
 
-    of = {"method": name, "options": options, "digest": training.digest(Ds)}
-    return Coder(codes, Ds, PURSUITS[name].takes == CHAIN, of)
+    return Coder(codes, Ds, PURSUITS[name].takes == CHAIN)
 
 
 def residual_norms(Ds: Sequence[Operator], Y: ArrayLike, codes: Sequence[ArrayLike]) -> np.ndarray:
@@ -312,23 +307,6 @@ def residual_norms(Ds: Sequence[Operator], Y: ArrayLike, codes: Sequence[ArrayLi
             signals = problems.synthesize(D, signals)
         norms.append(norm(Y - signals, 1))
     return np.asarray(norms, float)
-
-
-def relative_residuals(norms: np.ndarray) -> np.ndarray:
-    """norm(Y - D_1 ... D_j X_j) / norm(Y) of every layer, (J,), from those of the signals."""
-    size, *residuals = np.linalg.norm(norms, axis=1)
-    return np.asarray(residuals) / (size or 1)
-
-
-def _restored_model(weights: Path, dictionaries: list[Path]) -> tuple[Layer | Network, Any, Any]:
-    """The layer or the chain of a weights file, its params and the dictionary or dictionaries."""
-    saved = restore_model(weights, dictionaries)
-    model: Any = saved.layer
-    try:
-        model.check(saved.params, saved.D)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{weights}: its weights do not fit its layer: {error}") from error
-    return model, saved.params, saved.D
 
 
 def restore_model(

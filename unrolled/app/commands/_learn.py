@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -117,7 +116,10 @@ def run(arguments: argparse.Namespace) -> None:
     shape = _shape(arguments.shape, Y.shape[1])
     _report.check_not_read((folder / _DICTIONARY, folder / _CHECKPOINT), [arguments.signals])
     with _report.output_folder(folder):
-        options |= {"progress": _progress(say), "checkpoint": folder / _CHECKPOINT}
+        options |= {
+            "progress": partial(_tell, studies.seldom(say, _PERIOD)),
+            "checkpoint": folder / _CHECKPOINT,
+        }
         summary, data = _written(arguments, Y, shape, options, say)
         (folder / _CHECKPOINT).unlink(missing_ok=True)  # the next call learns anew
     show(arguments.json, data, summary.text())
@@ -193,16 +195,8 @@ def _batches(Y: np.ndarray, path: Path, size: int, passes: int) -> Iterator[np.n
             yield in_float32(datasets.read_rows(Y, path, first, size), path, first)
 
 
-def _progress(say: Say) -> Any:
-    last = time.monotonic()
-
-    def progress(step: Step) -> None:
-        nonlocal last
-        if time.monotonic() - last > _PERIOD:
-            last = time.monotonic()
-            say(f"step {step.step:,}: objective {step.objective:.6g}")
-
-    return progress
+def _tell(say: Say, step: Step) -> None:
+    say(f"step {step.step:,}: objective {step.objective:.6g}")
 
 
 def _shape(text: str | None, m: int) -> tuple[int, int]:

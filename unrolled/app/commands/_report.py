@@ -84,8 +84,8 @@ class Section(NamedTuple):
     slug: str  # the stem of the files that belong to it
     parts: Sequence[str]  # paragraphs in Markdown, and tables
     figures: Mapping[str, Callable[[], Any]]  # caption -> what draws its matplotlib figure
-    rows: tuple[Sequence[str], Sequence[Sequence]]  # header and rows of its CSV
-    data: Any  # for the JSON
+    rows: tuple[Sequence[str], Sequence[Sequence]] = ((), ())  # header and rows of its CSV
+    data: Any = None  # for the JSON
     answer: str = ""  # in one sentence
 
     @property
@@ -147,6 +147,13 @@ def check_not_read(written: Iterable[Path], read: Iterable[Path]) -> None:
             raise ValueError(f"{path}: is read by this command; try another --output")
 
 
+def section_of(study: Any, title: str, slug: str) -> Section:
+    """The section of a study with figures, rows and an answer."""
+    figures = {f"{title}: {shown}": draw for shown, draw in study.figures().items()}
+    parts, rows = study.parts(), study.rows()
+    return Section(title, slug, parts, figures, rows, study.to_dict(), study.answer())
+
+
 def write_report(
     folder: Path, title: str, summary: str, sections: list[Section], settings: dict[str, str]
 ) -> Path:
@@ -189,18 +196,19 @@ def write_html(
     summary: str,
     sections: Sequence[Section],
     facts: Mapping[str, str],
-    drawn: Sequence[Any],
+    drawn: Sequence[Any] | None = None,
 ) -> Path:
     """Write `report.html`: its first sentence is the answer of the first section that has one.
 
     Args:
         folder, title, summary, sections, facts: of the report.
-        drawn: the figures of all sections, in their order.
+        drawn: the figures of all sections, in their order; None draws them.
 
     Returns:
         its path.
     """
-    figures = iter(drawn)
+    draws = [draw for section in sections for draw in section.figures.values()]
+    figures = iter([draw() for draw in draws] if drawn is None else drawn)
     shown: list[tuple[str, Sequence[str], Mapping[str, Any]]] = [
         (section.title, section.parts, {caption: next(figures) for caption in section.figures})
         for section in sections

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +16,20 @@ from unrolled import analytic, dictionaries, metrics, problems, training
 from unrolled._base import checks
 from unrolled._base.files import LARGEST_BYTES, MappedRows, drawing, whole_file
 from unrolled._base.text import in_rows
-from unrolled.app.commands import _inputs, _sections
-from unrolled.app.commands._config import make_model, with_lam
+from unrolled.app.commands import _inputs
+from unrolled.app.commands._config import (
+    GENERATED,
+    PLANTED,
+    PLANTED_LAM,
+    WITH_CODES,
+    Config,
+    ConfigError,
+    load,
+    make_model,
+)
+from unrolled.app.commands._config import Model as ModelSection
 from unrolled.app.commands._console import Say
-from unrolled.app.commands._inputs import read_chain_codes, read_codes, read_dictionary, read_given
-from unrolled.app.commands._sections import Config, ConfigError
-from unrolled.app.commands._sections import Model as ModelSection
+from unrolled.app.commands._inputs import read_codes, read_dictionary, read_given
 from unrolled.app.studies import CHOSEN_ON, Samples, from_theory
 from unrolled.dictionaries import as_chain
 from unrolled.layers import Layer, Unrolled
@@ -58,7 +66,6 @@ def setup(config: Config, say: Say) -> Setup:
         ValueError: files that do not fit, options that the layer refuses.
         OSError: files that cannot be read.
     """
-    config = settled(config, say)
     start_key, chosen_key, test_key, key = jax.random.split(jax.random.key(config.seed), 4)
     D = _dictionary(config)
     model = make_model(config)
@@ -74,7 +81,7 @@ def _dictionary(config: Config) -> Dictionaries:
     problem = config.problem
     if isinstance(problem.dictionary, tuple):
         return as_chain([read_dictionary(Path(path)) for path in problem.dictionary], "train")
-    if problem.dictionary not in _sections.GENERATED:
+    if problem.dictionary not in GENERATED:
         return read_dictionary(Path(problem.dictionary))
     # `load` has given these options a value.
     assert problem.m and problem.d and problem.dictionary_seed is not None
@@ -89,38 +96,41 @@ def _problem(
     config: Config, D: Dictionaries, chosen_key: jax.Array, test_key: jax.Array, say: Say
 ) -> tuple[Samples, Batch | None]:
     """Signals to train on, to set a start on and to test on, and the validation signals."""
-    if config.problem.signals != _sections.PLANTED:
+    if config.problem.signals != PLANTED:
         return _own_samples(config, D, say)
     problem = config.problem
     # `load` has given these options a value.
     assert problem.probability and problem.snr is not None and problem.test_signals
     sampler = partial(problems.sampler, D, probability=problem.probability, snr=problem.snr)
     chosen_on: Batch = (None, None)
-    if any(map(_set_on_signals, config.layers)):
+    if any(model.set_on_signals for model in config.layers):
         chosen_on = drawing(sampler(CHOSEN_ON))(chosen_key)
     tested_on = drawing(sampler(problem.test_signals))(test_key)
     return Samples(D, sampler(config.training.batch), chosen_on, tested_on), None
 
 
-def settled(config: Config, say: Say) -> Config:
-    """The configuration with a lam: of signals without codes it is chosen on them.
+def settled(path: Path | None, flags: Mapping[str, Any], say: Say) -> Config:
+    """`load` with a lam: of signals without codes it is chosen on them.
 
     Raises:
+        ConfigError: see `load`.
         ValueError, OSError: files that cannot be read, or do not fit.
     """
+    config = load(path, flags)
     if config.problem.lam is not None:
         return config
     D = _dictionary(config)
-    first, path = D[0] if isinstance(D, tuple) else D, Path(config.problem.signals)
-    entries = datasets.entries(path) if path.suffix == ".npz" and path.is_file() else []
+    signals = Path(config.problem.signals)
+    entries = datasets.entries(signals) if signals.suffix == ".npz" and signals.is_file() else []
     if config.problem.codes is None and {"X", "X_1"} & set(entries):
-        return with_lam(config, _sections.PLANTED_LAM)
-    Y, ratio = _inputs.open_given(path, first), config.problem.ratio
+        return load(path, {**flags, "lam": PLANTED_LAM})
+    Y, ratio = _inputs.open_given(signals, D), config.problem.ratio
+    first = D[0] if isinstance(D, tuple) else D
     lam = default_lam(first, Y) if ratio is None else default_lam(first, Y, ratio)
     lam = float(f"{lam:.3g}")
     share = DEFAULT_LAM if ratio is None else f"{ratio:g} of {LARGEST_LAM}"
     say(f"lam = {lam:g}, {share}")
-    return with_lam(config, lam)
+    return load(path, {**flags, "lam": lam})
 
 
 def _own_samples(config: Config, D: Dictionaries, say: Say) -> tuple[Samples, Batch]:
@@ -130,18 +140,14 @@ def _own_samples(config: Config, D: Dictionaries, say: Say) -> tuple[Samples, Ba
     """
     path, codes = Path(config.problem.signals), config.problem.codes
     open_file = _inputs.open_given if codes is None else read_given  # codes are made of all signals
-    Y: Any = open_file(path, D[0] if isinstance(D, tuple) else D)
-    X: Any
-    if isinstance(D, tuple):
-        X, entries = read_chain_codes(path, Y, D), f"entries X_1 to X_{len(D)}"
-    elif codes is not None:
-        X, entries = _made_codes(config, D, Y, say), ""
-    else:
-        X, entries = read_codes(path, Y, D), "entry X"
-    needs = [f"loss {config.training.loss}"] if config.training.loss in _sections.WITH_CODES else []
-    needs += dict.fromkeys(f"start {m.start}" for m in config.layers if _needs_codes(m))
+    Y: Any = open_file(path, D)
+    X = read_codes(path, Y, D) if codes is None else _made_codes(config, D, Y, say)
+    needs = [f"loss {config.training.loss}"] if config.training.loss in WITH_CODES else []
+    needs += dict.fromkeys(f"start {m.start}" for m in config.layers if m.needs_codes)
     if X is None and needs:
-        make = "" if isinstance(D, tuple) else ", or codes lasso, which makes them"
+        chained = isinstance(D, tuple)
+        entries = f"entries X_1 to X_{len(D)}" if chained else "entry X"
+        make = "" if chained else ", or codes lasso, which makes them"
         raise ConfigError(
             f"{path}: has no codes ({entries} of a .npz file), which {' and '.join(needs)} would "
             f"need; try loss lasso, start init or calibrated{make}"
@@ -172,9 +178,7 @@ def _made_codes(config: Config, D: Dictionaries, Y: np.ndarray, say: Say) -> np.
     """
     path, lam = Path(config.output) / _inputs.CODES, config.problem.lam
     if path.exists():
-        codes = read_codes(path, Y, D)
-        assert codes is not None  # of a file of this name
-        return codes
+        return read_codes(path, Y, D)
     say(f"solving {len(Y):,} LASSO problems, lam = {lam:g}")
     coded = lasso_batch(D, Y, lam)
     X, missed = np.asarray(coded.x, np.float32), np.flatnonzero(~np.asarray(coded.converged))
@@ -185,20 +189,6 @@ def _made_codes(config: Config, D: Dictionaries, Y: np.ndarray, say: Say) -> np.
     return X
 
 
-def _set_by_theory(model: ModelSection) -> bool:
-    """Whether theory sets the start for the class of codes of a sample, which it must know."""
-    return model.start == "analytic" and model.layer.from_theory is not None
-
-
-def _needs_codes(model: ModelSection) -> bool:
-    return _set_by_theory(model) or model.start == "recipe"
-
-
-def _set_on_signals(model: ModelSection) -> bool:
-    """Whether the start is set on signals of the problem."""
-    return _needs_codes(model) or model.start == "calibrated"
-
-
 def _start(
     config: Config, model: Model, problem: Samples, key: jax.Array, loss: Any, say: Say
 ) -> tuple[Model, Any]:
@@ -206,12 +196,12 @@ def _start(
     if isinstance(model, Layer):
         return _layer_start(config.layers[0], problem, key, loss, say)
     signals, Xs = problem.chosen_on
-    chosen = any(map(_set_on_signals, config.layers))
+    chosen = any(model.set_on_signals for model in config.layers)
     pairs: list[tuple[Layer, Unrolled]] = []
     for j, (section, D) in enumerate(zip(config.layers, problem.D)):
         X = None if Xs is None else Xs[j]
         one = problem._replace(D=D, chosen_on=(signals, X) if chosen else (None, None))
-        said = _of_layer(say, j + 1)
+        said = partial(_say_of_layer, say, j + 1)
         layer, params = _layer_start(section, one, jax.random.fold_in(key, j), loss, said)
         pairs.append((layer, params))
         if chosen:
@@ -220,11 +210,8 @@ def _start(
     return dsc(layers), starts
 
 
-def _of_layer(say: Say, j: int) -> Say:
-    def say_of_layer(message: str) -> None:
-        say(f"layer {j}: {message}")
-
-    return say_of_layer
+def _say_of_layer(say: Say, j: int, message: str) -> None:
+    say(f"layer {j}: {message}")
 
 
 def _layer_start(
@@ -242,7 +229,7 @@ def _layer_start(
         say(repr(start))
         return start.layer, start.params
     begun = [layer.init(key, problem.D)]
-    if not _set_on_signals(section):
+    if not section.set_on_signals:
         return layer, begun[0]  # also for families that start from theory, such as ISTA
     if layer.from_theory is not None and X is not None:
         starts, remark, _ = from_theory(problem, layer)

@@ -5,26 +5,34 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from unrolled import metrics, plots, training
 from unrolled._base.files import write_whole
 from unrolled._base.processes import Processes, join
 from unrolled._base.text import markdown, plain, to_json
-from unrolled.app.commands._config import all_options, differences, load, to_dict, to_toml
-from unrolled.app.commands._console import Say, note_output, progress_printer, show
+from unrolled.app.commands._config import (
+    Config,
+    ConfigError,
+    all_options,
+    differences,
+    load,
+    to_dict,
+    to_toml,
+)
+from unrolled.app.commands._console import Say, add_command, note_output, progress_printer, show
 from unrolled.app.commands._inputs import (
     CHECKPOINTS,
     WEIGHTS,
     apply_in_chunks,
-    relative_residuals,
     residual_norms,
 )
 from unrolled.app.commands._report import (
@@ -35,13 +43,15 @@ from unrolled.app.commands._report import (
     write_table,
     write_text,
 )
-from unrolled.app.commands._sections import Config, ConfigError
 from unrolled.app.commands._setup import Dictionaries, Model, Setup, settled, setup
+from unrolled.app.studies import silent
 from unrolled.layers import Layer
 from unrolled.networks import ROUNDING, worse
 from unrolled.pursuit import lasso_objective
 
-HISTORY, TABLE = "history.jsonl", "history.csv"
+CONFIG, SUMMARY, HISTORY, TABLE = "config.toml", "summary.json", "history.jsonl", "history.csv"
+_ALONE = Processes()
+_WORSE = 3  # the exit status where the codes are worse than zero codes or ISTA
 
 _TITLES = {
     "nmse": "NMSE, ratio of sums, dB",
@@ -58,7 +68,7 @@ class Summary(NamedTuple):
     """The numbers that `unrolled train` ends with."""
 
     config: Config
-    shape: Any  # of D, or of every D of a chain
+    shape: tuple[tuple[int, ...], ...]  # of every D
     steps: int
     seconds: float
     best_step: int
@@ -66,18 +76,15 @@ class Summary(NamedTuple):
     # trained, of "ista" at its depth.
     validation: dict[str, float]
     tested_on: int  # signals
-    # Of "start" and "learned": judgement -> number, for a chain a list with those of every layer.
-    judged: dict[str, Any]
+    # Of "start" and "learned": judgement -> number, for every layer.
+    judged: dict[str, list[dict[str, float]]]
 
     def text(self) -> str:
         """The summary as lines of text."""
         first, best = self.validation["first"], self.validation["best"]
-        shapes, judged = self.shape, list(zip(self.judged["start"], self.judged["learned"]))
-        if not self.config.chained:
-            shapes, judged = [self.shape], [(self.judged["start"], self.judged["learned"])]
         models = [
             f"{model.family}, {model.depth} steps, {m} x {d}"
-            for model, (m, d) in zip(self.config.layers, shapes)
+            for model, (m, d) in zip(self.config.layers, self.shape)
         ]
         lines = [
             f"{'; '.join(models)}: {self.steps} training steps in "
@@ -85,8 +92,7 @@ class Summary(NamedTuple):
             f"{best:.4g} at step {self.best_step}{self._beside()}",
             f"on {self.tested_on} test signals:",
         ]
-        for j, (start, learned) in enumerate(judged, start=1):
-            title = f"layer {j}" if self.config.chained else ""
+        for title, start, learned in self._layers():
             lines.append(f"  {title:24}  {'start':>10}  {'learned':>10}")
             for name, value in start.items():
                 lines.append(f"  {_TITLES[name]:24}  {value:10.4g}  {learned[name]:10.4g}")
@@ -94,22 +100,25 @@ class Summary(NamedTuple):
 
     def parts(self) -> list[str]:
         """The same as a paragraph and a table for each layer."""
-        learned, start = (self.judged[name] for name in ("learned", "start"))
-        layers = list(zip(start, learned)) if self.config.chained else [(start, learned)]
         tables = [
             markdown(
-                [f"layer {j}" if self.config.chained else "", "start", "learned"],
+                [title, "start", "learned"],
                 [[_TITLES[name], f"{a:.4g}", f"{after[name]:.4g}"] for name, a in before.items()],
             )
-            for j, (before, after) in enumerate(layers, start=1)
+            for title, before, after in self._layers()
         ]
         ends = [*self._advice(), f"weights: `{self._weights()}`"]
         return [*self.text().splitlines()[:2], *tables, *ends]
 
+    def _layers(self) -> Iterator[tuple[str, dict[str, float], dict[str, float]]]:
+        """The title of every layer, and its judgement at the start and once learned."""
+        for j, pair in enumerate(zip(self.judged["start"], self.judged["learned"]), start=1):
+            yield f"layer {j}" if self.config.chained else "", *pair
+
     def _advice(self) -> list[str]:
         """What helps where some signals have codes worse than zero."""
-        learned = self.judged["learned"]
-        worse = not self.config.chained and learned.get("worse_than_zero", 0) > 0
+        (learned, *_), chained = self.judged["learned"], self.config.chained
+        worse = not chained and learned.get("worse_than_zero", 0) > 0
         if not worse or self.config.layers[0].layer.guard is not None:
             return []
         lam = self.config.problem.lam
@@ -138,11 +147,14 @@ class Summary(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """The summary as data, with the whole configuration and the environment."""
-        added = {
+        added: dict[str, Any] = {
             "config": to_dict(self.config),
             "weights": self._weights(),
             "environment": environment(),
         }
+        if not self.config.chained:
+            judged = {name: layer for name, (layer,) in self.judged.items()}
+            added |= {"shape": self.shape[0], "judged": judged}
         return plain(self._asdict() | added)
 
     def _weights(self) -> str:
@@ -161,10 +173,10 @@ def summarize(config: Config, ready: Setup, fit: training.Fit) -> Summary:
         "start": _judged(ready.model, ready.params, ready.D, *tested_on, lam),
         "learned": _judged(ready.model, fit.best, fit.D, *tested_on, lam),
     }
-    Ds = ready.D
+    Ds = ready.D if isinstance(ready.D, tuple) else (ready.D,)
     return Summary(
         config,
-        tuple(D.shape for D in Ds) if isinstance(Ds, tuple) else Ds.shape,
+        tuple(D.shape for D in Ds),
         records[-1].step,
         records[-1].seconds,
         best.step,
@@ -176,10 +188,10 @@ def summarize(config: Config, ready: Setup, fit: training.Fit) -> Summary:
 
 def _judged(
     model: Model, params: Any, D: Dictionaries, Y: jax.Array, X: Any, lam: float
-) -> dict[str, float] | list[dict[str, float]]:
+) -> list[dict[str, float]]:
     """Errors of the codes of test signals where the true codes are known, and their LASSO.
 
-    For a chain a list with those of every layer, whose LASSO has the code before as its signal.
+    They are those of every layer, whose LASSO has the code before as its signal.
     """
     codes = apply_in_chunks(model.apply, params, D, Y)
     if isinstance(model, Layer):
@@ -187,21 +199,18 @@ def _judged(
     assert isinstance(D, tuple)
     Xs = [None] * len(D) if X is None else X
     judged = []
-    residuals = relative_residuals(residual_norms(D, Y, codes))
+    size, *residuals = np.linalg.norm(residual_norms(D, Y, codes), axis=1)
     for D_j, signals, x, X_j, residual in zip(D, (Y, *codes), codes, Xs, residuals):
         objective = jax.vmap(lasso_objective, (None, 0, 0, None))
         values = objective(D_j, signals, x, jnp.asarray(lam, x.dtype))
         numbers = {} if X_j is None else _errors(x, X_j)
         numbers |= {"lasso_objective": values.mean()}
-        numbers |= {} if X_j is not None else {"worse_than_zero": _worse_than_zero(values, signals)}
-        numbers |= {"relative_residual": residual, "nonzeros": (x != 0).sum(1).mean()}
+        if X_j is None:  # the share of signals whose objective exceeds that of the zero code
+            zero = jnp.sum(signals**2, 1) / 2
+            numbers |= {"worse_than_zero": 100 * jnp.mean(~(values <= (1 + ROUNDING) * zero))}
+        numbers |= {"relative_residual": residual / (size or 1), "nonzeros": (x != 0).sum(1).mean()}
         judged.append({name: float(value) for name, value in numbers.items()})
-    return judged[0] if isinstance(model, Layer) else judged
-
-
-def _worse_than_zero(values: jax.Array, Y: jax.Array) -> jax.Array:
-    """The share of signals whose objective exceeds that of the zero code, in percent."""
-    return 100 * jnp.mean(~(values <= (1 + ROUNDING) * jnp.sum(Y**2, 1) / 2))
+    return judged
 
 
 def _errors(x: jax.Array, X: jax.Array) -> dict[str, Any]:
@@ -224,7 +233,7 @@ def logger(folder: Path, started: Callable[[], None]) -> Callable[..., None]:
 
     def write(record, params):
         nonlocal before
-        row = row_of(record)
+        row = plain(record)  # numbers that are not finite are None
         if before is not None:
             _write_lines(path, [old for old in before if _place(old) < _place(row)])
             started()
@@ -249,14 +258,9 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 def write_history(folder: Path, records: Sequence[training.Record]) -> None:
     """Write the whole history, as JSON lines and as a table."""
-    rows = [row_of(record) for record in records]
+    rows = list(map(plain, records))
     _write_lines(folder / HISTORY, rows)
     write_table(folder / TABLE, list(rows[0]), [list(row.values()) for row in rows])
-
-
-def row_of(record: training.Record) -> dict[str, Any]:
-    """A record of the history as data; numbers that are not finite are None."""
-    return plain(record)
 
 
 def _place(row: dict[str, Any]) -> tuple[int, int]:
@@ -271,16 +275,32 @@ def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     write_whole(path, "".join(map(_line, rows)).encode())
 
 
-CONFIG, SUMMARY = "config.toml", "summary.json"
-_ALONE = Processes()
-_WORSE = 3  # the exit status where the codes are worse than zero codes or ISTA
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "config": dict(type=Path, nargs="?", metavar="CONFIG", help="a TOML file"),
+    "--distributed": dict(
+        action="store_true",
+        help="share the run with other processes: those of SLURM, or those of the next three",
+    ),
+    "--coordinator": dict(metavar="HOST:PORT", help="address of process 0"),
+    "--processes": dict(type=int, metavar="N", help="number of processes"),
+    "--process": dict(type=int, metavar="I", help="index of this process, from 0"),
+    "--wait": dict(
+        type=int,
+        default=300,
+        metavar="S",
+        help="time limit for the other processes, s (default 300)",
+    ),
+    "--resume": dict(action="store_true", help="continue the run of the folder"),
+}
 
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled train`, with a flag for every option of every known family."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "train",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        run,
+        _ARGUMENTS,
         help="train a layer or a chain, configured by a TOML file and flags",
         description="Train a layer, and write its weights, the history and checkpoints into a run "
         "folder.\nThe exit status is 3 if the best codes are worse than zero codes, or than ISTA "
@@ -294,30 +314,13 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "  unrolled train --import my_module --family my_family --output run\n"
         "  srun unrolled train run.toml --accumulate 8 --distributed --output /shared/run",
     )
-    parser.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="a TOML file")
-    parser.add_argument(
-        "--distributed",
-        action="store_true",
-        help="share the run with other processes: those of SLURM, or those of the next three",
-    )
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
-    parser.add_argument("--processes", type=int, metavar="N", help="number of processes")
-    parser.add_argument("--process", type=int, metavar="I", help="index of this process, from 0")
-    parser.add_argument(
-        "--wait",
-        type=int,
-        default=300,
-        metavar="S",
-        help="time limit for the other processes, s (default 300)",
-    )
-    parser.add_argument("--resume", action="store_true", help="continue the run of the folder")
     groups: dict[str | None, Any] = {None: parser}
     for option in all_options().values():
         if option.section not in groups:
             groups[option.section] = parser.add_argument_group(f"[{option.section}]")
         if option.name != "seed":  # which all commands share
             option.add_flag(groups[option.section])
-    parser.set_defaults(run=run, before=joined)
+    parser.set_defaults(before=joined)
     return parser
 
 
@@ -325,7 +328,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Train, and print the summary; exit with status 3 if zero codes or ISTA are better."""
     flags = {name: getattr(arguments, name) for name in all_options()}
     processes = Processes(arguments.distributed and jax.process_count() > 1)
-    say = progress_printer() if processes.is_first else _silent
+    say = progress_printer() if processes.is_first else silent
     summary = train(arguments.config, flags, arguments.resume, say, processes)
     if processes.is_first:
         show(arguments.json, summary.to_dict(), summary.text())
@@ -341,10 +344,6 @@ def joined(arguments: argparse.Namespace) -> None:
         join(*cluster, arguments.wait)
     elif any(part is not None for part in cluster):
         raise ConfigError("train: --coordinator, --processes and --process go with --distributed")
-
-
-def _silent(message: str) -> None:
-    """What a process other than the first says."""
 
 
 def train(
@@ -397,9 +396,8 @@ def _write_report(folder: Path, summary: Summary, records: Sequence[training.Rec
     """`report.html`, with the losses as curves."""
     figures = {"the loss at every evaluation": partial(plots.losses, records)}
     text = "Weights of a solver, trained from their start."
-    section = Section("Result", "result", summary.parts(), figures, ((), ()), {}, summary.answer())
-    drawn = [draw() for draw in figures.values()]
-    write_html(folder, "Training", text, [section], environment(), drawn)
+    section = Section("Result", "result", summary.parts(), figures, answer=summary.answer())
+    write_html(folder, "Training", text, [section], environment())
 
 
 def _opened(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -> Config:
@@ -421,12 +419,12 @@ def _opened(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say)
 def _read_config(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -> Config:
     """The configuration: of the file and the flags, or of the run to resume."""
     if not (resume and path is None):
-        return settled(load(path, flags), say)
+        return settled(path, flags, say)
     folder = Path(flags.get("output") or Config.output).absolute()
     saved, family = load(_saved(folder), {}), flags.get("family")
     if family and not saved.chained and family != saved.layers[0].family:  # it has other options
         raise _another(folder, [f"model.family ({saved.layers[0].family}, now {family})"])
-    return settled(load(_saved(folder), {**flags, "output": str(folder)}), say)
+    return settled(_saved(folder), {**flags, "output": str(folder)}, say)
 
 
 def _another(folder: Path, changed: Sequence[str]) -> ConfigError:

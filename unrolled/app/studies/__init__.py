@@ -35,8 +35,11 @@ from unrolled.app.studies._steps import (
     curve_rows,
     from_theory,
     photograph_patches,
+    plan,
     planted,
     resampler,
+    seldom,
+    silent,
     split,
 )
 from unrolled.app.studies._unknown_codes import UnknownCodes, unknown_codes

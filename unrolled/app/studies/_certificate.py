@@ -1,6 +1,5 @@
 """What the theory says about a dictionary, a chain of dictionaries, and given weights."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.text import grid, line, markdown, number, screen, table_of
 from unrolled.activations import Activation
-from unrolled.app.studies._steps import Say, one_per_layer, silent
+from unrolled.app.studies._steps import Say, one_per_layer, seldom, silent
 from unrolled.dictionaries import Dictionary, as_chain, dense
 from unrolled.layers import Layer
 from unrolled.networks import dsc
@@ -388,15 +387,8 @@ def _chain_report(
 
 def _progress(say: Say, j: int, J: int) -> Callable[[int, int], None]:
     """Says how many programs of a dictionary are solved, not too often."""
-    which, last = "" if J == 1 else f"dictionary {j + 1} of {J}: ", time.monotonic()
-
-    def progress(settled: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= _SILENCE:
-            last = time.monotonic()
-            say(f"{which}{settled} of {total} linear programs")
-
-    return progress
+    which, now_and_then = "" if J == 1 else f"dictionary {j + 1} of {J}: ", seldom(say, _SILENCE)
+    return lambda settled, total: now_and_then(f"{which}{settled} of {total} linear programs")
 
 
 class WeightsCertificate(NamedTuple):

@@ -39,6 +39,7 @@ class KnownCodes(NamedTuple):
     def parts(self) -> list[str]:
         """The setting, errors, weights and guarantees as tables, and remarks."""
         D, (Y, X) = self.samples.D, self.samples.tested_on
+        predicted = self.comparison.predictions_table()
         return [
             f"Dictionary {D.shape[0]} x {D.shape[1]}, {len(Y)} test signals with "
             f"{_steps.nonzeros(X):.1f} nonzeros on average, K = {self.depth} "
@@ -57,17 +58,13 @@ class KnownCodes(NamedTuple):
             "",
             self.comparison.guarantees_table(),
             "",
-            *self._predictions(),
+            *([_steps.PREDICTIONS, "", predicted, ""] if predicted else []),
             _steps.spent(self.seconds),
         ]
 
     def answer(self) -> str:
         """The best method, its error, and whether theory guarantees it."""
         return self.comparison.answer()
-
-    def _predictions(self) -> list[str]:
-        table = self.comparison.predictions_table()
-        return [_steps.PREDICTIONS, "", table, ""] if table else []
 
     def __repr__(self) -> str:
         """The comparison, as it fits on a screen."""
@@ -226,20 +223,12 @@ def known_codes(
                 "known_codes: sampled, certify and predict are of one dictionary, got a chain"
             )
         return _known_chain(samples, run)
-    D, (Y, X) = samples.D, samples.tested_on
-    made = _methods(samples, run)
+    seconds: dict[str, float] = {}
+    made, remarks, caution = _methods(samples, run, seconds)
     say("comparing on the test signals" + (", and proving their codes" if certify else ""))
     options = dict(sampled=sampled, certify=certify, predict=predict)
-    result = _steps.compared({**made.methods, **run.weights}, D, Y, X, **options)
-    return KnownCodes(samples, run.depth, result, made.remarks, made.caution, made.seconds)
-
-
-class _Methods(NamedTuple):
-    # With analytic, calibrated and learned params; or codes of the test signals.
-    methods: dict[str, Any]
-    remarks: list[str]
-    caution: str
-    seconds: dict[str, float]
+    result = _steps.compared({**made, **run.weights}, samples.D, *samples.tested_on, **options)
+    return KnownCodes(samples, run.depth, result, remarks, caution, seconds)
 
 
 def _families(run: Plan) -> dict[str, tuple[str, str, dict[str, Any]]]:
@@ -291,10 +280,12 @@ def _made(samples: Samples, run: Plan, family: tuple[str, str, dict[str, Any]]) 
     return _Made(title, start, learned, seconds, remarks)
 
 
-def _methods(samples: Samples, run: Plan) -> _Methods:
+def _methods(
+    samples: Samples, run: Plan, seconds: dict[str, float]
+) -> tuple[dict[str, Any], list[str], str]:
+    """Analytic, calibrated and learned params, and codes of pursuits; remarks, and the caution."""
     D, (Y, X), K = samples.D, samples.chosen_on, run.depth
     methods: dict[str, Any] = {}
-    seconds: dict[str, float] = {}
     broken: list[str] = []
     lam = _steps.best_lam(samples, K) if run.lam is None else run.lam
     ista, ista_params = layers.ista(K), analytic.ista(D, lam, K)
@@ -308,13 +299,14 @@ def _methods(samples: Samples, run: Plan) -> _Methods:
         fista_lam = _steps.best_lam(samples, K, "fista") if run.lam is None else run.lam
         methods["FISTA"] = (layers.fista(K), analytic.ista(D, fista_lam, K))
         penalties.append(f"FISTA lam = {fista_lam:g}")
-    pursued = _steps.pursuit_codes((D,), samples.tested_on, run, seconds, lam)
-    methods |= {name: codes for name, (codes,) in pursued.codes.items()}
+    solved: list[str] = []
+    pursued = _steps.pursuit_codes((D,), samples.tested_on, run, seconds, solved, lam)
+    methods |= {name: codes for name, (codes,) in pursued.items()}
     made = threads.each(partial(_made, samples, run), list(_families(run).values()))
     starts, remark, caution = _steps.from_theory(
         samples, layers.alista(K), *(one.start.layer for one in made)
     )
-    for title, start, learned, spent, remarks in made:
+    for title, start, learned, spent, told in made:
         layer = start.layer
         if layer in starts:
             methods[f"{title}, analytic"] = (layer, starts[layer])
@@ -322,10 +314,10 @@ def _methods(samples: Samples, run: Plan) -> _Methods:
         if learned is not None:
             methods[f"{title}, learned"] = (layer, learned.best)
         seconds |= spent
-        broken += remarks
-    remarks = [f"{', '.join(penalties)}.", *pursued.remarks, remark, *broken]
+        broken += told
     shown = any(name.endswith(", analytic") for name in methods)
-    return _Methods(methods, remarks, caution if shown else "", seconds)
+    remarks = [f"{', '.join(penalties)}.", *solved, remark, *broken]
+    return methods, remarks, caution if shown else ""
 
 
 # Chains
@@ -336,11 +328,11 @@ Make = Callable[[Samples], tuple[Layer, Unrolled]]
 def _known_chain(samples: Samples, run: Plan) -> KnownChain:
     Ds, (Y, Xs) = samples.D, samples.tested_on
     seconds: dict[str, float] = {}
-    pursued = _steps.pursuit_codes(Ds, samples.tested_on, run, seconds, run.lam)
-    remarks = list(pursued.remarks)
+    remarks: list[str] = []
+    pursued = _steps.pursuit_codes(Ds, samples.tested_on, run, seconds, remarks, run.lam)
     methods = _chain_methods(samples, run, seconds, remarks)
     run.say("comparing on the test signals")
-    result = _steps.compared({**pursued.codes, **methods, **run.weights}, Ds, Y, Xs)
+    result = _steps.compared({**pursued, **methods, **run.weights}, Ds, Y, Xs)
     return KnownChain(samples, run.depth, result, remarks, seconds)
 
 

@@ -203,6 +203,19 @@ def silent(message: str) -> None:
     """What a study says to nobody."""
 
 
+def seldom(say: Say, seconds: float) -> Say:
+    """`say` without the messages that come within so many seconds of the last one."""
+    last = time.monotonic()
+
+    def say_seldom(message: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            say(message)
+
+    return say_seldom
+
+
 def one_per_layer(sparsity: int | Sequence[int] | None) -> Sequence[int] | None:
     """The sparsities of all layers, of which a number is the only one."""
     if sparsity is None or isinstance(sparsity, Sequence):
@@ -417,21 +430,15 @@ def train(
 # Codes of pursuits
 
 
-class Pursued(NamedTuple):
-    """The codes by pursuit, a tuple with those of every layer, and what to say of them."""
-
-    codes: dict[str, tuple[jax.Array, ...]]
-    remarks: list[str]
-
-
 def pursuit_codes(
     Ds: tuple[Any, ...],
     tested_on: tuple[Any, Any],
     plan: Plan,
     seconds: dict[str, float],
+    remarks: list[str],
     lam: float | None,
-) -> Pursued:
-    """The codes that the pursuits of the plan find of the test signals.
+) -> dict[str, tuple[jax.Array, ...]]:
+    """The codes of every layer that the pursuits of the plan find of the test signals, by name.
 
     Without an option for it, the sparsity is the mean number of nonzeros of the known codes, and
     the weight of the LASSO is `lam`.
@@ -448,7 +455,7 @@ def pursuit_codes(
     for name, options in completed.items():  # before any work
         check_options(name, options, "compare")
         check_dictionaries(name, len(Ds), "compare")
-    codes, remarks = {}, []
+    codes = {}
     for name, options in completed.items():
         plan.say(f"{name}: {len(Y)} test signals")
         with timed(seconds, name):
@@ -459,7 +466,7 @@ def pursuit_codes(
         if pursued.zeros:
             missed += f"; {pursued.zeros} signals are zero beside the largest: coded as zero"
         remarks.append(f"{name}: {listed or 'no options'}{missed}.")
-    return Pursued(codes, remarks)
+    return codes
 
 
 def _completed(name: str, options: Mapping[str, Any], otherwise: dict[str, Any]) -> dict[str, Any]:

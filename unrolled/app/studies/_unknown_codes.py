@@ -231,9 +231,9 @@ def unknown_codes(
     optimum = lasso_optima(D, some, lam)
     samples = Samples(D, resampler(rows, batch=_BATCH), (rows, None), (some, optimum.x))
     seconds: dict[str, float] = {}
-    pursued = _steps.pursuit_codes((D,), samples.tested_on, run, seconds, lam)
-    remarks = list(pursued.remarks)
-    classical = {name: codes for name, (codes,) in pursued.codes.items()}
+    remarks: list[str] = []
+    pursued = _steps.pursuit_codes((D,), samples.tested_on, run, seconds, remarks, lam)
+    classical = {name: codes for name, (codes,) in pursued.items()}
     sparsity = max(1, round(_steps.nonzeros(optimum.x)))
     trained = _trained_on_lasso(samples, lam, sparsity, run, seconds, remarks)
     if certify:
