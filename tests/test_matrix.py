@@ -22,25 +22,27 @@ import unrolled as ur
 SLOW = pytest.mark.slow
 
 M, N, K = 5, 8, 3
-D = np.asarray(ur.dictionaries.gaussian(0, M, N))
+D = np.random.default_rng(1).normal(size=(M, N))
+D /= np.linalg.norm(D, axis=0)
 Y = np.random.default_rng(0).normal(size=(4, M))
 y = Y[0]
 
 
-def eager(f, x):
-    return f(x)
+def eager(f, *arrays):
+    return f(*arrays)
 
 
-def jitted(f, x):
-    return jax.jit(f)(x)
+def jitted(f, *arrays):
+    return jax.jit(f)(*arrays)
 
 
-def vmapped(f, x):
-    return jax.vmap(f)(jnp.stack([x, x]))
+def vmapped(f, *arrays):
+    return jax.vmap(f)(*(np.stack([a, a]) for a in arrays))
 
 
-def differentiated(f, x):
-    return jax.grad(lambda x: jnp.sum(f(x)))(x)
+def differentiated(f, *arrays):
+    floating = [i for i, a in enumerate(arrays) if jnp.issubdtype(jnp.result_type(a), jnp.floating)]
+    return jax.grad(lambda *arrays: jnp.sum(f(*arrays)), argnums=floating)(*arrays)
 
 
 MODES = (eager, jitted, vmapped, differentiated)
