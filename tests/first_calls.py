@@ -12,8 +12,6 @@ import registry
 
 import unrolled as ur
 
-MOST = 3  # of a chain, for each of its dictionaries; of a study, for each of its functions
-
 rng = np.random.default_rng(0)
 
 
