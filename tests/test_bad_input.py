@@ -1065,6 +1065,10 @@ REFUSED = {
     "34 record with a wrong function": (partial(ur.layers.ista, K, activation=WRONG), "wrong"),
     "3 weights of another shape": (partial(_thetas, D, W=D.T), "W has shape"),
     "3 codes of another length": (partial(ur.problems.synthesize, D, Y), "expected"),
+    "38 text for the key of a layer": (
+        partial(ur.layers.na_alista(K).init, "3", D),
+        "key must be a key of jax.random, or a seed",
+    ),
     "56 traced tol says static": (_traced_tol, "static"),
 }
 
@@ -1072,7 +1076,8 @@ REFUSED = {
 @pytest.mark.parametrize("row", REFUSED)
 def test_single_values_are_refused(row):
     call, message = REFUSED[row]
-    with pytest.raises(TypeError if row.startswith("56") else ValueError, match=message):
+    of_type = row.startswith(("38", "56"))
+    with pytest.raises(TypeError if of_type else ValueError, match=message):
         call()
 
 

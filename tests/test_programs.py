@@ -10,6 +10,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+import registry
 
 import unrolled as ur
 from unrolled._base import threads
@@ -103,12 +104,31 @@ def module_of(name):
 @pytest.mark.parametrize(
     "module", ["products", *(module.__name__.rpartition(".")[2] for module in MODULES)]
 )
-def test_a_first_call_compiles_at_most_three_programs(count, table, module):
+def test_a_first_call_compiles_at_most_three_programs_and_a_second_none(
+    count, compiled, table, module
+):
     calls = {name: call for name, call in table.CALLS.items() if module_of(name) == module}
-    counts = {name: count(call) for name, call in calls.items()}
+    assert calls
+    counts, again = {}, {}
+    for name, call in calls.items():
+        counts[name] = count(call)
+        compiled.clear()
+        call()
+        again[name] = len(compiled)
     most = {name: table.MOST_OF.get(name, MOST * table.CHAINS.get(name, 1)) for name in counts}
-    assert counts
     assert {name: n for name, n in counts.items() if n > most[name]} == {}
+    # `unroll` scans a step of the user as it comes: it is for programs of one's own.
+    assert {name: n for name, n in again.items() if n and name != "layers.unroll"} == {}
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("name", registry.PURSUITS)
+def test_a_second_call_of_a_pursuit_compiles_nothing(name, compiled):
+    D = np.eye(4)
+    for _ in range(2):
+        compiled.clear()
+        registry.PURSUITS[name](D, D[1])
+    assert not compiled
 
 
 @pytest.mark.filterwarnings("ignore::unrolled.analytic.HypothesisWarning")
