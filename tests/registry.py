@@ -169,7 +169,7 @@ NETWORKS = {
     ),
     "deconvolutional": lambda: (
         ur.networks.deconvolutional(2, lam=0.02, p=0.8),
-        (_unit(0, 6, 8), _unit(1, 8, 10)),  # with no code at a jump of its threshold
+        (_unit(4, 6, 8), _unit(5, 8, 10)),  # with no code at a jump of its threshold
     ),
     "dsc": lambda: (
         ur.dsc([ur.lista_cp(2, lam=0.02), ur.layers.ista(3, lam=0.01)]),
