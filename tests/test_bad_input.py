@@ -1107,7 +1107,7 @@ def test_two_forms_of_one_value_are_the_same(row):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:calibrate. kept the start")  # for four signals
+@pytest.mark.filterwarnings("ignore:calibrate. ")  # one signal is held back
 def test_10_params_keep_half_precision_and_take_the_wider_one_of_a_sample():
     for name, build in FAMILIES.items():
         params = build(K).init(KEY, np.asarray(D, jnp.bfloat16))
