@@ -2,9 +2,12 @@
 
 import collections
 import gc
+import hashlib
 import os
+import platform
 import signal
 from contextlib import ExitStack
+from pathlib import Path
 from unittest import mock
 
 # The tests run in two processes on what may be two cores: a BLAS that spins on both would wait for
@@ -40,20 +43,35 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_traceback_in_locations_limit", 0)  # programs are lowered without their lines
 
 
+def machine():
+    """What programs depend on beside what JAX knows: its version, and what the processor can do.
+
+    Not the version of Python, which compiles none of them.
+    """
+    said = Path("/proc/cpuinfo")
+    lines = said.read_text().splitlines() if said.exists() else [platform.processor()]
+    processor = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
+    words = platform.machine(), *sorted(processor or lines[:1])
+    digest = hashlib.sha256(" ".join(words).encode()).hexdigest()[:8]
+    return f"jax-{jax.__version__}-jaxlib-{jax.lib.__version__}-{digest}"
+
+
 def pytest_configure(config):
     """Save compiling, which is two thirds of the time of a test.
 
     Most trainings of tests take a few steps at a large rate; they may gain nothing.
 
     Other processes, and later runs, load what one process has compiled; the cache of the user's own
-    commands is left alone.
+    commands is left alone. `UNROLLED_CACHE` names a folder that several clones share.
     """
     config.addinivalue_line("filterwarnings", "ignore:fit. training made nothing better")
     if not config.pluginmanager.hasplugin("cacheprovider"):
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # of commands in other processes
         jax.config.update("jax_enable_compilation_cache", False)
         return
-    folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.cache.mkdir("compiled"))
+    shared = os.environ.get("UNROLLED_CACHE")
+    folder = str(Path(shared, machine()) if shared else config.cache.mkdir("compiled"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     jax.config.update("jax_compilation_cache_dir", folder)
     for name, least in (("compile_time_secs", 0), ("entry_size_bytes", -1)):
         jax.config.update(f"jax_persistent_cache_min_{name}", least)

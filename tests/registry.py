@@ -78,14 +78,10 @@ def _filters(*shape):
     return np.random.default_rng(0).normal(size=shape)
 
 
-def _array(seed, m, d):
-    return ur.dictionaries.gaussian(jax.random.key(seed), m, d)
-
-
 def _unit(seed, m, d):
     """Unit columns, drawn by numpy, which compiles nothing."""
     D = np.random.default_rng([seed, m, d]).normal(size=(m, d))
-    return D / np.linalg.norm(D, axis=0)
+    return jax.device_put(D / np.linalg.norm(D, axis=0))
 
 
 def _columns(p, d):
@@ -101,14 +97,14 @@ def _conv(*shape, signal, **options):
 # Each is called without arguments. One of each class comes first: the tests that run few by default
 # have these.
 DICTIONARIES = {
-    "gaussian": lambda: _array(0, 6, 10),
+    "gaussian": lambda: _unit(0, 6, 10),
     "conv, valid": lambda: _conv(2, 1, 3, signal=8),
     "conv, transposed": lambda: _conv(2, 1, 3, signal=8).T,
-    "composed": lambda: ur.dictionaries.Composed(_array(0, 5, 7), _array(1, 7, 9)),
+    "composed": lambda: ur.dictionaries.Composed(_unit(0, 5, 7), _unit(1, 7, 9)),
     "concatenated, conv": lambda: ur.dictionaries.Concatenated(np.eye(8), _conv(2, 1, 3, signal=8)),
     "sparse, conv": lambda: ur.dictionaries.Sparse(_conv(2, 1, 3, signal=8), _columns(12, 10)),
-    "tall": lambda: _array(0, 7, 4),
-    "one atom": lambda: _array(0, 1, 1),
+    "tall": lambda: _unit(0, 7, 4),
+    "one atom": lambda: _unit(0, 1, 1),
     "dct": lambda: ur.dictionaries.dct(6, 9),
     "identity_hadamard": lambda: ur.dictionaries.identity_hadamard(8),
     "paley": lambda: ur.dictionaries.paley(13),
@@ -131,16 +127,16 @@ DICTIONARIES = {
     "conv, rescaled": lambda: ur.dictionaries.Rescaled(
         _conv(2, 1, 3, signal=6), jnp.linspace(0.5, 1.5, 8)
     ),
-    "composed, conv": lambda: ur.dictionaries.Composed(_conv(2, 1, 3, signal=8), _array(1, 12, 15)),
-    "concatenated": lambda: ur.dictionaries.Concatenated(_array(0, 6, 4), _array(1, 6, 5)),
-    "with identity": lambda: ur.dictionaries.WithIdentity(_array(0, 6, 4)),
+    "composed, conv": lambda: ur.dictionaries.Composed(_conv(2, 1, 3, signal=8), _unit(1, 12, 15)),
+    "concatenated": lambda: ur.dictionaries.Concatenated(_unit(0, 6, 4), _unit(1, 6, 5)),
+    "with identity": lambda: ur.dictionaries.WithIdentity(_unit(0, 6, 4)),
     "with identity, conv, dilation 2": lambda: ur.dictionaries.WithIdentity(
         _conv(2, 2, 3, signal=7, boundary="circular", dilation=2)
     ),
-    "sparse": lambda: ur.dictionaries.Sparse(_array(0, 6, 8), _columns(8, 12)),
+    "sparse": lambda: ur.dictionaries.Sparse(_unit(0, 6, 8), _columns(8, 12)),
     "nested": lambda: ur.dictionaries.Concatenated(
         ur.dictionaries.Composed(
-            _conv(2, 1, 3, signal=8), ur.dictionaries.Sparse(_array(1, 12, 9), _columns(9, 7))
+            _conv(2, 1, 3, signal=8), ur.dictionaries.Sparse(_unit(1, 12, 9), _columns(9, 7))
         ),
         _conv(1, 1, 2, signal=8, boundary="circular"),
     ),
@@ -173,7 +169,7 @@ NETWORKS = {
     ),
     "deconvolutional": lambda: (
         ur.networks.deconvolutional(2, lam=0.02, p=0.8),
-        (_array(0, 6, 8), _array(1, 8, 10)),  # with no code at a jump of its threshold
+        (_unit(4, 6, 8), _unit(5, 8, 10)),  # with no code at a jump of its threshold
     ),
     "dsc": lambda: (
         ur.dsc([ur.lista_cp(2, lam=0.02), ur.layers.ista(3, lam=0.01)]),

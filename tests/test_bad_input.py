@@ -17,27 +17,28 @@ import pytest
 import registry
 from faults import Fault, refusals
 from PIL import Image
+from test_matrix import MODES, D, K, M, N, Y, eager, y
 
 import unrolled as ur
 
-M, N, K = 5, 8, 3
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
-D = np.asarray(ur.dictionaries.gaussian(KEY, M, N))
-Y = RNG.normal(size=(4, M))
-y = Y[0]
 FAMILIES = registry.FAMILIES
 
+
+def blank(name, depth=K, D=D):
+    """Params of the shapes of `init`, without its programs."""
+    shapes = jax.eval_shape(FAMILIES[name](depth).init, KEY, D)
+    return jax.tree.map(lambda leaf: np.full(leaf.shape, 0.1, leaf.dtype), shapes)
+
+
+params_of = cache(blank)
+
+
 # What some families have and others do not.
-STEPS = {name: jax.eval_shape(build(1).init, KEY, D).steps for name, build in FAMILIES.items()}
+STEPS = {name: params_of(name).steps for name in FAMILIES}
 WITH_STEPS = [name for name, steps in STEPS.items() if steps is not None]
 WITH_THETA = [name for name in FAMILIES if ur.layers.names_with_role(STEPS[name], "threshold")]
-
-
-@cache
-def params_of(name):
-    with jax.ensure_compile_time_eval():  # the cache is to hold no tracer
-        return FAMILIES[name](K).init(KEY, D)
 
 
 def layer_apply(name, D, y, params=None):
@@ -58,24 +59,6 @@ ENTRIES = {
 }
 
 
-def eager(f, *arrays):
-    return f(*arrays)
-
-
-def jitted(f, *arrays):
-    return jax.jit(f)(*arrays)
-
-
-def vmapped(f, *arrays):
-    return jax.vmap(f)(*(jnp.stack([a, a]) for a in arrays))
-
-
-def differentiated(f, *arrays):
-    floating = [i for i, a in enumerate(arrays) if jnp.issubdtype(jnp.result_type(a), jnp.floating)]
-    return jax.grad(lambda *arrays: jnp.sum(f(*arrays)), argnums=floating)(*arrays)
-
-
-MODES = (eager, jitted, vmapped, differentiated)
 everywhere = pytest.mark.parametrize("mode", MODES)
 # All entries share the door: a few of different forms stand for them under the transformations.
 SOME = {f"layers.{name}" for name in ("ista", "lista", "lista_cp", "alista", "hyperlista")} | {
@@ -105,21 +88,21 @@ def with_steps(name, **fields):
 
 PARAMS = {
     "27 one theta per signal": Fault(
-        lambda name: with_steps(name, theta=jnp.ones((K, M))), ValueError, "theta has shape"
+        lambda name: with_steps(name, theta=np.ones((K, M))), ValueError, "theta has shape"
     ),
     "27 theta of rank 3": Fault(
-        lambda name: with_steps(name, theta=jnp.ones((K, N, 1))), ValueError, "theta has shape"
+        lambda name: with_steps(name, theta=np.ones((K, N, 1))), ValueError, "theta has shape"
     ),
     "27 theta without steps": Fault(
-        lambda name: with_steps(name, theta=jnp.ones(())), ValueError, "the layer has depth 3"
+        lambda name: with_steps(name, theta=np.ones(())), ValueError, "the layer has depth 3"
     ),
     "29 too deep": Fault(
-        lambda name: FAMILIES[name](5).init(KEY, D),
+        lambda name: params_of(name, 5),
         ValueError,
         r"params have \[5\] steps .* depth 3",
     ),
     "29 too shallow, unstacked": Fault(
-        lambda name: ur.layers.unstack(FAMILIES[name](2).init(KEY, D)),
+        lambda name: ur.layers.unstack(params_of(name, 2)),
         ValueError,
         r"params have \[2\] steps",
     ),
@@ -127,7 +110,7 @@ PARAMS = {
         lambda name: params_of(name).steps, TypeError, r"params must be Unrolled\(shared, steps\)"
     ),
     "29 leaves disagree": Fault(
-        lambda name: ur.layers.Unrolled(None, (params_of(name).steps, jnp.ones(2))),
+        lambda name: ur.layers.Unrolled(None, (params_of(name).steps, np.ones(2))),
         TypeError,
         "params have the records .* another family",
     ),
@@ -144,18 +127,17 @@ OF_LAYERS = [
 ]
 
 
-@pytest.mark.few(29)
-@pytest.mark.parametrize(
-    "name, mode, fault",
-    [(*way, fault) for way in OF_LAYERS for fault in PARAMS if has(way[0], fault)],
-)
-def test_params_that_do_not_fit_raise_at_trace_time(name, fault, mode):
-    make, error, message = PARAMS[fault]
-    params = make(name)
-    with pytest.raises(error, match=message):
-        mode(partial(FAMILIES[name](K).apply, params), D, y)
-    with pytest.raises(error, match=message):  # also where the params are the traced ones
-        jax.eval_shape(FAMILIES[name](K).apply, params, D, y)
+@pytest.mark.few(8)
+@pytest.mark.parametrize("name, mode", OF_LAYERS)
+def test_params_that_do_not_fit_raise_at_trace_time(name, mode):
+    apply = FAMILIES[name](K).apply
+    for fault, (make, error, message) in PARAMS.items():
+        if has(name, fault):
+            params = make(name)
+            with pytest.raises(error, match=message):
+                mode(partial(apply, params), D, y)
+            with pytest.raises(error, match=message):  # also where the params are the traced ones
+                jax.eval_shape(apply, params, D, y)
 
 
 def records_agree(name, params):
@@ -189,13 +171,13 @@ def test_29_params_of_another_family_are_refused_unless_they_have_the_same_recor
 def test_3_5_weights_for_another_dictionary_raise_at_trace_time(name, mode):
     for other in (D.T, D[:, :-1], D[:-1]):
         with pytest.raises(ValueError, match="another dictionary"):
-            mode(partial(FAMILIES[name](K).apply, FAMILIES[name](K).init(KEY, other)), D, y)
+            mode(partial(FAMILIES[name](K).apply, blank(name, D=other)), D, y)
 
 
 # Sizes, numbers and containers that are fine.
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(2)
 def test_6_an_empty_batch_gives_an_empty_batch(entry):
     assert jax.jit(jax.vmap(entry, (None, 0)))(D, np.zeros((0, M))).shape == (0, N)
 
@@ -227,6 +209,7 @@ def test_8_integers_and_booleans_are_promoted(some_entry):
         np.testing.assert_array_equal(ours, expected)
 
 
+@pytest.mark.few(4)
 def test_8_integers_and_booleans_become_the_default_float(entry):
     for dtype in ("int8", "uint16", "int64", "bool"):
         assert jax.eval_shape(entry, D.astype(dtype), y.astype(dtype)).dtype == float
@@ -268,7 +251,7 @@ def test_11_numpy_scalars_do_not_widen_half_types(half):
     assert found.x.dtype == found.gap.dtype == found.residual.dtype == half
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_13_14_a_bad_signal_spoils_only_its_own_code(name):
     layer = FAMILIES[name](K)
@@ -300,12 +283,6 @@ def test_13_14_solvers_mark_the_bad_signal(name):
             and not np.isfinite(found.residual[1])
             and not np.isfinite(found.gap[1])
         )
-
-
-def test_14_a_known_bad_dictionary_raises(entry):
-    for bad in (np.nan, np.inf):
-        with pytest.raises(ValueError, match="D has NaN or infinite entries"):
-            entry(np.where(D == D[1, 2], bad, D), y)
 
 
 @pytest.mark.few(3)
@@ -428,17 +405,16 @@ def test_22_lists_are_taken(some_entry):
     np.testing.assert_array_equal(some_entry(D.tolist(), y.tolist()), some_entry(D, y))
 
 
-def test_22_what_is_no_number_is_not_taken(entry):
-    assert jax.eval_shape(lambda: entry(D.tolist(), y.tolist())).shape == (N,)
+def test_22_what_is_no_number_is_not_taken(some_entry):
     for what in (y.astype(object), ["one"] * M, [[1.0], 2.0, 3, 4, 5], None, "abcde", {}):
         with pytest.raises(TypeError, match="y is not a numeric array"):
-            entry(D, what)
+            some_entry(D, what)
 
 
-@pytest.mark.few(16)
-@pytest.mark.parametrize("name", [*FAMILIES])
+@pytest.mark.few(3)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_22_inits_take_lists(name):
-    ours, expected = FAMILIES[name](K).init(KEY, D.tolist()), params_of(name)
+    ours, expected = (FAMILIES[name](K).init(KEY, given) for given in (D.tolist(), D))
     assert all(map(np.array_equal, jax.tree.leaves(ours), jax.tree.leaves(expected)))
 
 
@@ -457,7 +433,8 @@ def test_25_26_known_negative_or_nan_thresholds_raise(bad):
     with pytest.raises(ValueError, match="lam must be non-negative and not NaN"):
         ur.analytic.ista(D, bad, K)
     for name in WITH_THETA:
-        theta = params_of(name).steps.theta.at[1].set(bad)
+        theta = params_of(name).steps.theta.copy()
+        theta[1] = bad
         for params in (
             with_steps(name, theta=theta),
             ur.layers.unstack(with_steps(name, theta=theta)),
@@ -499,12 +476,12 @@ COUNTED = {
 }
 
 
-@pytest.mark.parametrize("fault", COUNTS)
 @pytest.mark.parametrize("what", COUNTED)
-def test_28_counts_are_static_integers(what, fault):
-    (call, name), (value, error, message) = COUNTED[what], COUNTS[fault]
-    with pytest.raises(error, match=f"{name} {message}" if message.startswith("must") else message):
-        call(value)
+def test_28_counts_are_static_integers(what):
+    call, name = COUNTED[what]
+    for value, error, message in COUNTS.values():
+        with pytest.raises(error, match=f"{name} {message}" if error is TypeError else message):
+            call(value)
 
 
 @pytest.mark.parametrize("what", COUNTED)
@@ -636,13 +613,9 @@ SWITCHES += [(name, "restart") for name in pursuits_with("restart")]
 
 
 @pytest.mark.parametrize("name, option", SWITCHES)
-def test_32_a_switch_is_true_or_false(name, option):
-    for bad in ("no", "", 1, None, y):
-        with pytest.raises(TypeError, match=f"{name}: {option} must be True or False, got "):
-            PURSUITS[name](**{option: bad})
+def test_32_a_switch_is_static(name, option):
     with pytest.raises(TypeError, match=f"{name}: {option} must be static"):
         jax.jit(lambda switch: jax.tree.leaves(PURSUITS[name](**{option: switch})))(True)
-    assert jax.eval_shape(lambda y: PURSUITS[name](**{option: np.True_}), y) is not None
 
 
 @pytest.mark.parametrize("name", ["ml_ista", "ml_fista", "ml_basis_pursuit"])
@@ -652,12 +625,6 @@ def test_27_penalties_are_one_per_layer(name):
             PURSUITS[name](lams=bad)
     with pytest.raises(TypeError, match=f"{name}: lam_2 must be real numbers, got None"):
         PURSUITS[name](lams=(0.1, None))
-
-
-def test_32_learning_filters_takes_a_switch_too():
-    images = np.random.default_rng(1).normal(size=(2, 9))
-    with pytest.raises(TypeError, match="convolutional: nonnegative must be True or False"):
-        ur.dictionary_learning.convolutional(images, (2, 1, 3), lam=0.1, nonnegative="no")
 
 
 # Activations.
@@ -801,7 +768,6 @@ FITS = {
         partial(fit, optimizer=1e-3), TypeError, "must be an optax GradientTransformation"
     ),
     "28 negative steps": Fault(partial(fit, steps=-1), ValueError, "steps must be at least 0"),
-    "28 fraction of a step": Fault(partial(fit, steps=2.5), TypeError, "steps must be an integer"),
     "32 no evaluations": Fault(
         partial(fit, evaluate_every=0), ValueError, "evaluate_every must be at least 1"
     ),
@@ -841,9 +807,9 @@ def test_38_seeds_and_keys_of_both_kinds_give_the_same_samples():
 
     losses = [
         fit(sample=random_sample, steps=0, key=key).history.records[0].validation
-        for key in (7, jax.random.key(7), jax.random.PRNGKey(7))
+        for key in (7, np.int64(7), jax.random.key(7), jax.random.PRNGKey(7))
     ]
-    assert losses[0] == losses[1] == losses[2]
+    assert len(set(losses)) == 1
 
 
 def test_calibration_refuses_samples_that_do_not_fit():
@@ -944,6 +910,10 @@ FILES = {
     "13 nan": ("a.npy", saved(np.array([1, np.nan])), "NaN or infinite"),
     "14 inf": ("a.npy", saved(np.array([1, np.inf])), "NaN or infinite"),
     "52 other suffix": ("a.csv", b"1,2,3", "expected a .npy or .npz file"),
+    "52 array named as an archive": ("a.npz", GOOD, "a.npz"),
+    "52 archive named as an array": ("a.npy", npz(x=GOOD), "a.npy"),
+    "52 entry that is no array": ("a.npz", npz(x=b"no array at all"), "a.npz"),
+    "47 huge lying header in an archive": ("a.npz", npz(x=npy((10**15,), bytes(24))), "a.npz"),
 }
 
 
@@ -980,12 +950,16 @@ def test_readable_arrays_come_back(tmp_path):
         ur.vision.datasets.read_array(tmp_path / "none.npy")
 
 
-def test_unreadable_pictures_are_value_errors_that_name_the_file(tmp_path):
+def test_pictures_are_read_and_unreadable_ones_are_value_errors_that_name_the_file(tmp_path):
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
     Image.fromarray(grey).save(tmp_path / "good.png")
     np.testing.assert_array_equal(
         ur.vision.datasets.read_image(tmp_path / "good.png"), grey.astype(np.float32) / 255
     )
+    deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000  # of 16 bits
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    pixels = ur.vision.datasets.read_image(tmp_path / "deep.png")
+    np.testing.assert_allclose(pixels, deep / 65535, atol=1 / 255)
     good = (tmp_path / "good.png").read_bytes()
     for bad in (b"", b"junk", good[: len(good) // 2], good.replace(b"IDAT", b"IDAX")):
         (tmp_path / "bad.png").write_bytes(bad)
@@ -1051,138 +1025,93 @@ def test_patches_need_a_picture_that_holds_one():
         ur.vision.datasets.to_patches(np.ones((4, 6)), 5)
 
 
-# Single cases: each a check that gets a folder of its own.
+# Single cases
 
 
-def _picture_of_16_bits(tmp_path):
-    grey = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
-    Image.fromarray(grey).save(tmp_path / "a.png")
-    np.testing.assert_allclose(
-        ur.vision.datasets.read_image(tmp_path / "a.png"), grey / 65535, atol=1 / 255
-    )
-
-
-def _file(name, content):
-    def check(tmp_path):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=name):
-            ur.vision.datasets.read_array(tmp_path / name)
-
-    return check
-
-
-def _raises(call, error=ValueError, match=None):
-    def check(tmp_path):
-        with pytest.raises(error, match=match):
-            call()
-
-    return check
-
-
-def _half_init(tmp_path):
-    for name, build in FAMILIES.items():
-        params = build(K).init(KEY, np.asarray(D, jnp.bfloat16))
-        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}, name
-
-
-def _mixed_calibration(tmp_path):
-    params = ur.analytic.calibrate(LAYER, params_of("ista"), np.float32(D), Y, X)
-    chex.assert_tree_all_finite(params)
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(float)}
-
-
-def _same(ours, expected):
-    def check(tmp_path):
-        np.testing.assert_array_equal(ours(), expected())
-
-    return check
-
-
-def _support_as_a_list(tmp_path):
-    assert ur.layers.alista(K, support=[0.1, 0.2]) is ur.layers.alista(K, support=(0.1, 0.2))
-
-
-def _pursuit_in_float32(**options):
-    return ur.pursuit.ista(np.float32(D), np.float32(y), 0.1, **options).x
-
-
-def _thetas(D):
-    return ur.analytic.alista(D, depth=K, **ANALYTIC).steps.theta
-
-
-def _bytes_wrap(tmp_path):
-    a, b = np.array([[10, 250]], np.uint8), np.array([[12, 5]], np.uint8)
-    assert ur.metrics.nmse(a, b) == ur.metrics.nmse(a.astype(float), b.astype(float))
-
-
-def _gamma_per_filter(tmp_path):
+def _gamma_per_filter():
     bank = registry.DICTIONARIES["conv, circular"]()
     params = LAYER.init(KEY, bank)
     params = params._replace(steps=params.steps._replace(gamma=jnp.ones((K, 2))))
-    with pytest.raises(ValueError, match="gamma has shape"):
-        LAYER.apply(params, bank, np.ones(bank.shape[0]))
+    LAYER.apply(params, bank, np.ones(bank.shape[0]))
 
 
 def _shallow_calibration():
     layer = ur.layers.alista(K, support=(0.1, 0.2))
-    return ur.analytic.calibrate(layer, ur.layers.alista(5).init(KEY, D), D, Y, X)
+    ur.analytic.calibrate(layer, params_of("alista", 5), D, Y, X)
+
+
+def _traced_tol():
+    jax.jit(lambda tol: ur.pursuit.ista(D, y, 0.1, tol=tol).x)(0.1)
+
+
+def _thetas(D, **given):
+    return ur.analytic.alista(D, depth=K, **ANALYTIC, **given).steps.theta
 
 
 WRONG = ur.activations.Activation("wrong", 0.0, 0.0, 0.0, 0.0, function=_mean)
-ZEROS = {
-    name: _raises(partial(FAMILIES[name](K).init, KEY, 0 * D), match="zero")
-    for name in ("ista", "lista")
-}
-SINGLE = {
-    "52 grey of 16 bits": _picture_of_16_bits,
-    "52 array named as an archive": _file("a.npz", GOOD),
-    "52 archive named as an array": _file("a.npy", npz(x=GOOD)),
-    "52 entry that is no array": _file("a.npz", npz(x=b"no array at all")),
-    "47 huge lying header in an archive": _file("a.npz", npz(x=npy((10**15,), bytes(24)))),
-    "15 ista for D = 0": ZEROS["ista"],
-    "15 lista for D = 0": ZEROS["lista"],
-    "29 calibrating with other params": _raises(_shallow_calibration, match="depth 3"),
-    "10 init in half precision": _half_init,
-    "10 calibrating in mixed precision": _mixed_calibration,
-    "11 numpy tol": _same(
-        partial(_pursuit_in_float32, tol=np.float64(1e-3)), partial(_pursuit_in_float32, tol=1e-3)
+REFUSED = {
+    "15 ista for D = 0": (partial(FAMILIES["ista"](K).init, KEY, 0 * D), "zero"),
+    "15 lista for D = 0": (partial(FAMILIES["lista"](K).init, KEY, 0 * D), "zero"),
+    "29 calibrating with other params": (_shallow_calibration, "depth 3"),
+    "25 negative lam of a layer": (partial(ur.layers.ista, K, lam=-1.0), "lam"),
+    "25 negative theta of a layer": (partial(ur.layers.alista, K, theta=-1.0), "theta"),
+    "27 theta of another length": (partial(ur.pursuit.threshold, D, y, np.ones(5)), "theta"),
+    "27 lam of another length": (partial(ur.pursuit.ista, D, y, np.ones(5)), "lam"),
+    "27 gamma per filter": (_gamma_per_filter, "gamma has shape"),
+    "32 unknown precision": (partial(ur.layers.ista, K, precision="bogus"), "precision"),
+    "32 snr nan": (partial(ur.problems.add_noise, KEY, Y, np.nan), "snr"),
+    "32 bound inf": (partial(ur.problems.bounded, KEY, (2, N), 1, np.inf), "bound"),
+    "34 record with a wrong function": (partial(ur.layers.ista, K, activation=WRONG), "wrong"),
+    "3 weights of another shape": (partial(_thetas, D, W=D.T), "W has shape"),
+    "3 codes of another length": (partial(ur.problems.synthesize, D, Y), "expected"),
+    "38 text for the key of a layer": (
+        partial(ur.layers.na_alista(K).init, "3", D),
+        "key must be a key of jax.random, or a seed",
     ),
-    "8 bytes in nmse": _bytes_wrap,
-    "25 negative lam of a layer": _raises(partial(ur.layers.ista, K, lam=-1.0), match="lam"),
-    "25 negative theta of a layer": _raises(
-        partial(ur.layers.alista, K, theta=-1.0), match="theta"
-    ),
-    "27 theta of another length": _raises(
-        partial(ur.pursuit.threshold, D, y, np.ones(5)), match="theta"
-    ),
-    "27 lam of another length": _raises(partial(ur.pursuit.ista, D, y, np.ones(5)), match="lam"),
-    "27 gamma per filter": _gamma_per_filter,
-    "32 support as a list": _support_as_a_list,
-    "32 unknown precision": _raises(
-        partial(ur.layers.ista, K, precision="bogus"), match="precision"
-    ),
-    "32 snr nan": _raises(partial(ur.problems.add_noise, KEY, Y, np.nan), match="snr"),
-    "32 bound inf": _raises(partial(ur.problems.bounded, KEY, (2, N), 1, np.inf), match="bound"),
-    "33 pursuit by activation name": _same(
-        partial(_pursuit_in_float32, activation="relu"), _pursuit_in_float32
-    ),
-    "34 record with a wrong function": _raises(
-        partial(ur.layers.ista, K, activation=WRONG), match="wrong"
-    ),
-    "3 weights of another shape": _raises(
-        partial(ur.analytic.alista, D, depth=K, **ANALYTIC, W=D.T), match="W has shape"
-    ),
-    "3 codes of another length": _raises(partial(ur.problems.synthesize, D, Y), match="expected"),
-    "22 analytic takes lists": _same(partial(_thetas, D.tolist()), partial(_thetas, D)),
-    "38 numpy seed": lambda tmp_path: fit(steps=0, key=np.int64(0)),
-    "56 traced tol says static": _raises(
-        lambda: jax.jit(lambda tol: ur.pursuit.ista(D, y, 0.1, tol=tol).x)(0.1), TypeError, "static"
-    ),
+    "56 traced tol says static": (_traced_tol, "static"),
 }
 
 
-@pytest.mark.few(8)
-@pytest.mark.filterwarnings("ignore:fit. ")  # of one random batch
-@pytest.mark.parametrize("row", SINGLE)
-def test_single_cases(row, tmp_path):
-    SINGLE[row](tmp_path)
+@pytest.mark.parametrize("row", REFUSED)
+def test_single_values_are_refused(row):
+    call, message = REFUSED[row]
+    of_type = row.startswith(("38", "56"))
+    with pytest.raises(TypeError if of_type else ValueError, match=message):
+        call()
+
+
+def _in_float32(**options):
+    return ur.pursuit.ista(np.float32(D), np.float32(y), 0.1, **options).x
+
+
+BYTES = np.array([[10, 250]], np.uint8), np.array([[12, 5]], np.uint8)
+SAME = {
+    "8 bytes in nmse": [
+        lambda kind=kind: ur.metrics.nmse(*(b.astype(kind) for b in BYTES))
+        for kind in (np.uint8, float)
+    ],
+    "11 numpy tol": [partial(_in_float32, tol=tol) for tol in (np.float64(1e-3), 1e-3)],
+    "22 analytic takes lists": [partial(_thetas, given) for given in (D.tolist(), D)],
+    "32 support as a list": [
+        lambda kind=kind: id(ur.layers.alista(K, support=kind([0.1, 0.2])))
+        for kind in (list, tuple)
+    ],
+    "33 pursuit by activation name": [partial(_in_float32, activation="relu"), _in_float32],
+}
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("row", SAME)
+def test_two_forms_of_one_value_are_the_same(row):
+    np.testing.assert_array_equal(*(call() for call in SAME[row]))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:calibrate. ")  # one signal is held back
+def test_10_params_keep_half_precision_and_take_the_wider_one_of_a_sample():
+    for name, build in FAMILIES.items():
+        params = build(K).init(KEY, np.asarray(D, jnp.bfloat16))
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}, name
+    params = ur.analytic.calibrate(LAYER, ur.analytic.ista(D, 0.1, K), np.float32(D), Y, X)
+    chex.assert_tree_all_finite(params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(float)}

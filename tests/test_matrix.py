@@ -22,25 +22,27 @@ import unrolled as ur
 SLOW = pytest.mark.slow
 
 M, N, K = 5, 8, 3
-D = np.asarray(ur.dictionaries.gaussian(0, M, N))
+D = np.random.default_rng(1).normal(size=(M, N))
+D /= np.linalg.norm(D, axis=0)
 Y = np.random.default_rng(0).normal(size=(4, M))
 y = Y[0]
 
 
-def eager(f, x):
-    return f(x)
+def eager(f, *arrays):
+    return f(*arrays)
 
 
-def jitted(f, x):
-    return jax.jit(f)(x)
+def jitted(f, *arrays):
+    return jax.jit(f)(*arrays)
 
 
-def vmapped(f, x):
-    return jax.vmap(f)(jnp.stack([x, x]))
+def vmapped(f, *arrays):
+    return jax.vmap(f)(*(np.stack([a, a]) for a in arrays))
 
 
-def differentiated(f, x):
-    return jax.grad(lambda x: jnp.sum(f(x)))(x)
+def differentiated(f, *arrays):
+    floating = [i for i, a in enumerate(arrays) if jnp.issubdtype(jnp.result_type(a), jnp.floating)]
+    return jax.grad(lambda *arrays: jnp.sum(f(*arrays)), argnums=floating)(*arrays)
 
 
 MODES = (eager, jitted, vmapped, differentiated)
@@ -179,13 +181,12 @@ def test_faults_of_activations(record_property):
     record_property("matrix", count)
 
 
-# Sizes and devices: a line by default, all of them as slow tests.
+# Sizes and devices: one of each way to loop, of which one by default.
+LOOPS = "hyperlista", "lista", "lista_cp", "alista", "lamp", "na_alista", "ada_lista"
 
 
-def by_default(*names):
-    """Every family; the options of a line change its step, and not how often it is taken."""
-    lines = [n for n, build in registry.LAYERS.items() if build in registry.FAMILIES.values()]
-    return [pytest.param(n, marks=[] if n in names else [SLOW]) for n in lines]
+def by_default(default):
+    return [pytest.param(n, marks=[] if n == default else [SLOW]) for n in LOOPS]
 
 
 @pytest.mark.parametrize("name", by_default("lista_cp"))
@@ -195,7 +196,7 @@ def test_a_thousand_steps(name):
     path = jax.jit(layer.iterates)(params, D, y)
     assert path.shape == (1000, N) and np.isfinite(path).all()
     np.testing.assert_allclose(jax.jit(layer.apply)(params, D, y), path[-1], rtol=1e-12)
-    if name in ("ista", "fista", "lista", "lista_cp"):  # which start as ISTA, for lam = 0.1
+    if name in ("lista", "lista_cp"):  # which start as ISTA, for lam = 0.1
         optimum = jax.jit(partial(ur.pursuit.fista, tol=1e-13))(D, y, 0.1).x
         np.testing.assert_allclose(path[-1], optimum, atol=1e-5)
 

@@ -126,9 +126,10 @@ own_squareplus = Activation(
 M, N, K = 4, 6, 3
 D = ur.dictionaries.gaussian(jax.random.key(0), M, N)
 LAYER = own_heavy_ball(K)
-PARAMS = LAYER.init(None, D)
+PARAMS = jax.jit(LAYER.init)(None, D)
 
 
+@jax.jit
 def sample(key):
     X = ur.problems.bounded(key, (4, N), 1).astype(D.dtype)
     return X @ D.T, X
@@ -177,6 +178,7 @@ def test_a_family_trains_and_is_watched():
     assert "training step" in watch.table()
 
 
+@pytest.mark.slow
 def test_a_family_trains_step_by_step():
     options = dict(key=3, steps_per_stage=4, stages=(1.0,), rate=1e-2, validation=(Y, X))
     found = ur.training.curriculum(LAYER, PARAMS, D, sample, **options)

@@ -1,6 +1,4 @@
-"""Numbers at every scale: powers of two in, the same bits out; seeds, memory, and calls that do not
-compile again.
-"""
+"""Numbers at every scale: powers of two in, the same bits out; seeds, and memory."""
 
 import inspect
 import math
@@ -240,12 +238,13 @@ def test_a_large_part_beside_the_identity_has_a_norm():
 
 # The examples that were wrong
 
-F32 = jnp.float32
+F32 = np.float32
 
 
 @pytest.fixture
 def D32():
-    return ud.gaussian(0, 20, 40).astype(F32)
+    D = np.random.default_rng(0).normal(size=(20, 40))
+    return (D / np.linalg.norm(D, axis=0)).astype(F32)
 
 
 @pytest.mark.slow
@@ -339,7 +338,7 @@ def test_derivatives_of_the_lasso_have_no_scale(D32, dtype, b):
         return weight * jnp.sum(x.astype(float))
 
     exact = jax.grad(total)(y, y.dtype.type(0.25), 1.0)
-    small = jax.grad(total)(jnp.ldexp(y, b), y.dtype.type(2.0 ** (b - 2)), 0.125)
+    small = jax.grad(total)(np.ldexp(y, b), y.dtype.type(2.0 ** (b - 2)), 0.125)
     assert np.any(exact)
     assert_allclose(8 * np.asarray(small, float), np.asarray(exact, float), rtol=2e-2, atol=5e-3)
 
@@ -375,45 +374,27 @@ def test_what_hard_threshold_and_keep_largest_keep():
         ua.kth_largest(v, 0)
 
 
-THRESHOLDS = {
+MAPS = {
     "shrink": ua.shrink,
-    "soft": ua.soft_threshold,
-    "hard": ua.hard_threshold,
-    "firm": lambda v, theta: ua.firm_threshold(v, theta, 8),
-    "nonnegative": ua.nonnegative_threshold,
-    "select": lambda v, theta: ua.select_support(v, theta, 0.5),
-    "kth_largest": lambda v, theta: ua.kth_largest(v, 1),
     "keep_largest": lambda v, theta: ur.layers.keep_largest(v, 1),
     **{name: lambda v, _, build=build: build()(v) for name, build in registry.ACTIVATIONS.items()},
 }
 
 
-@pytest.mark.few(3)
-@pytest.mark.parametrize("name", THRESHOLDS)
-def test_integers_become_floats_and_complex_is_refused(name):
-    f = THRESHOLDS[name]
-    want = f(jnp.asarray([3.0, 4.0]), 1.0)
-    assert want.dtype == jnp.float64
-    for dtype in (np.uint8, np.int8, np.int32, bool):
-        v = np.asarray([3, 4]).astype(dtype)
-        for given in (v, jnp.asarray(v), v.tolist()):
+@pytest.mark.few(2)
+@pytest.mark.parametrize("name", MAPS)
+def test_integers_become_floats(name):
+    """Of 8 bits and more, in arrays and in lists. test_doors.py has those of 64 bits."""
+    f = MAPS[name]
+    want = np.asarray(f(np.asarray([3.0, 4.0]), 1.0))
+    for dtype in (np.uint8, np.int8, np.int32):
+        v = np.asarray([3, 4], dtype)
+        for given in (v, jax.device_put(v), v.tolist()):
             got = f(given, 1)
-            assert got.dtype == jnp.float64
-            assert_array_equal(got, f(jnp.asarray(v, float), 1.0))
-        # A fused polynomial rounds otherwise, by a few units in the last place.
-        assert_allclose(jax.jit(f)(v, 1), got, rtol=4 * np.finfo(float).eps, atol=0)
-    assert_array_equal(f(np.asarray([3, 4], np.uint8), np.asarray(1, np.uint8)), want)
-    for bad in (np.asarray([1j, 2]), jnp.asarray([1j, 2])):
-        with pytest.raises(TypeError, match="complex"):
-            f(bad, 1.0)
-        with pytest.raises(TypeError, match="complex"):
-            jax.jit(f)(bad, 1.0)
-
-
-def test_complex_thresholds_are_refused():
-    for f in list(THRESHOLDS.values())[:6]:
-        with pytest.raises(TypeError, match="theta is complex"):
-            f(jnp.ones(2), 1j)
+            assert got.dtype == float
+            assert_array_equal(got, want)
+    # A fused polynomial rounds otherwise, by a few units in the last place.
+    assert_allclose(jax.jit(f)(v, 1), want, rtol=4 * np.finfo(float).eps, atol=0)
 
 
 @pytest.mark.parametrize("family", ["lamp", "lamp_bg", "tista", "vamp_bg"])
@@ -430,19 +411,19 @@ def test_codes_have_no_scale_of_the_dictionary(D32, family):
     exact = layer.apply(layer.init(None, D32), D32, y)
     assert np.any(exact)
     for k in (-80, 80):
-        D = jnp.ldexp(D32, k)
+        D = np.ldexp(D32, k)
         params = layer.init(None, D)
-        assert_allclose(layer.apply(params, D, jnp.ldexp(y, k)), exact, atol=1e-4)
+        assert_allclose(layer.apply(params, D, np.ldexp(y, k)), exact, atol=1e-4)
         constant = jax.jit(lambda y, p=params, D=D: layer.apply(p, D, y))
-        assert_allclose(constant(jnp.ldexp(y, k)), exact, atol=1e-4)
+        assert_allclose(constant(np.ldexp(y, k)), exact, atol=1e-4)
 
 
 def test_the_noise_of_tista_is_in_the_units_of_the_signal(D32):
     y = D32[:, 3] - D32[:, 7] / 2
 
     def codes(k):
-        D, layer = jnp.ldexp(D32, k), ur.layers.tista(3, noise=float(np.ldexp(0.01, 2 * k)))
-        return layer.apply(layer.init(None, D), D, jnp.ldexp(y, k))
+        D, layer = np.ldexp(D32, k), ur.layers.tista(3, noise=float(np.ldexp(0.01, 2 * k)))
+        return layer.apply(layer.init(None, D), D, np.ldexp(y, k))
 
     for k in (-80, 3, 80):
         assert_allclose(codes(k), codes(0), atol=1e-4)
@@ -457,9 +438,9 @@ def test_codes_of_alista_at_follow_powers_of_two_bit_for_bit(D32, options):
     exact = layer.iterates(layer.init(None, D32), D32, y)
     assert np.any(exact)
     for signal, dictionary in ((-80, 0), (80, 0), (0, 60), (0, -60), (40, 60)):
-        D = jnp.ldexp(D32, dictionary)
-        found = layer.iterates(layer.init(None, D), D, jnp.ldexp(y, signal))
-        assert_array_equal(jnp.ldexp(found, dictionary - signal), exact)
+        D = np.ldexp(D32, dictionary)
+        found = layer.iterates(layer.init(None, D), D, np.ldexp(y, signal))
+        assert_array_equal(np.ldexp(found, dictionary - signal), exact)
 
 
 @pytest.mark.parametrize("em", [False, True])
@@ -469,11 +450,11 @@ def test_codes_of_vamp_bg_follow_powers_of_two_bit_for_bit(D32, em):
     exact = layer.iterates(params, D32, y)
     assert np.any(exact)
     for signal, dictionary in ((-80, 0), (80, 0), (0, 60), (0, -60), (40, 60)):
-        s = jnp.ldexp(params.shared.W.s, dictionary)
+        s = np.ldexp(params.shared.W.s, dictionary)
         there = params._replace(shared=ur.layers.Fixed(params.shared.W._replace(s=s)))
-        D = jnp.ldexp(D32, dictionary)
-        found = layer.iterates(there, D, jnp.ldexp(y, signal))
-        assert_array_equal(jnp.ldexp(found, dictionary - signal), exact)
+        D = np.ldexp(D32, dictionary)
+        found = layer.iterates(there, D, np.ldexp(y, signal))
+        assert_array_equal(np.ldexp(found, dictionary - signal), exact)
         assert_allclose(layer.init(None, D).shared.W.s, s, rtol=1e-6)  # of float64, rounded
     assert not np.any(layer.apply(params, D32, 0 * y))
 
@@ -484,7 +465,7 @@ def test_the_variance_of_vamp_bg_is_in_the_units_of_the_codes(D32):
 
     def codes(k):
         layer = ur.layers.vamp_bg(5, variance=float(np.ldexp(0.6, 2 * k)))
-        return jnp.ldexp(layer.apply(layer.init(None, D32), D32, jnp.ldexp(y, k)), -k)
+        return np.ldexp(layer.apply(layer.init(None, D32), D32, np.ldexp(y, k)), -k)
 
     assert np.any(codes(0)) and np.any(
         codes(0) != ur.layers.vamp_bg(5).apply(ur.layers.vamp_bg(5).init(None, D32), D32, y)
@@ -499,8 +480,8 @@ def test_codes_of_lamp_follow_a_scaled_signal(D32):
     exact = layer.apply(params, D32, y)
     assert np.any(exact)
     for k in (-80, 80):
-        found = layer.apply(params, D32, jnp.ldexp(y, k))
-        assert_allclose(jnp.ldexp(found, -k), exact, atol=1e-5)
+        found = layer.apply(params, D32, np.ldexp(y, k))
+        assert_allclose(np.ldexp(found, -k), exact, atol=1e-5)
 
 
 @pytest.mark.few(1)
@@ -533,15 +514,21 @@ def test_the_loss_refuses_a_negative_penalty(lam):
 
 
 def test_powers_of_two_are_exact_to_the_ends_of_the_range():
+    @jax.jit
+    def there_and_back(x):
+        k = numbers.exponent(x)
+        ways = numbers.ldexp, numbers.times_power
+        return k, numbers.norm(x), [by(by(x, -k), k) for by in ways]
+
     for dtype in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64):
         info = jnp.finfo(dtype)
         for v in (float(info.tiny), 1.0, 1.5, float(info.max)):
-            x = jnp.asarray([v, 0], dtype)
-            k = numbers.exponent(x)
+            x = np.asarray([v, 0], dtype)
+            k, size, again = there_and_back(x)
             assert -info.minexp >= int(k) >= info.minexp
-            for by in (numbers.ldexp, numbers.times_power):
-                assert_array_equal(by(by(x, -k), k), x)
-            assert_array_equal(numbers.norm(x), jnp.asarray(v, dtype))
+            assert size.dtype == dtype and size == x[0]
+            for same in again:
+                assert_array_equal(same, x)
     assert not jax.grad(numbers.norm)(jnp.zeros(2)).any()
     x = jnp.asarray(2.0**-100, F32)
     assert jax.jit(lambda: numbers.ldexp(x, jnp.asarray(200)))() == 2.0**100
@@ -593,12 +580,6 @@ def test_a_seed_is_a_key(name):
     want = draw(jax.random.key(3))
     for seed in (3, np.int64(3), jnp.asarray(3)):
         assert_array_equal(draw(seed), want)
-    optional = name in ("na_alista", "dsc")  # other families need no key
-    for bad, error in (("3", TypeError), (None, TypeError), (1.5, TypeError), (True, TypeError)):
-        if bad is None and optional:
-            continue
-        with pytest.raises(error, match="key must be a key of jax.random, or a seed"):
-            draw(bad)
     for bad, error in ((-1, "at least 0"), (2**32, r"below 2\^32")):
         with pytest.raises(ValueError, match=error):
             draw(bad)
@@ -691,45 +672,6 @@ def test_the_dense_matrices_of_a_layer_are_announced(name, large_machine):
     message = f"{layer.family}: S, which is dense whatever D is, .*takes {size / 1e9:.1f} GB"
     with pytest.warns(UserWarning, match=message):
         jax.eval_shape(lambda D: layer.init(None, D), D)
-
-
-# Compilation
-
-
-_D = ud.identity_hadamard(4)
-_Y = _D[:, 1]
-EAGER = {
-    "ista": lambda: up.ista(_D, _Y, 0.1, max_steps=10),
-    "ista, all steps": lambda: up.ista(_D, _Y, 0.1, tol=None, max_steps=10),
-    "fista": lambda: up.fista(_D, _Y, 0.1, max_steps=10),
-    "fista, elu": lambda: up.fista(_D, _Y, 0.1, max_steps=10, activation=ua.elu(0.5)),
-    "threshold": lambda: up.threshold(_D, _Y, 0.1),
-    "mutual_coherence": lambda: ut.mutual_coherence(_D),
-    "kth_largest": lambda: ua.kth_largest(jnp.abs(_Y), 2),
-    "select_support": lambda: ua.select_support(_Y, 0.1, 0.5),
-    "layer": lambda: ur.layers.alista(3).apply(_PARAMS, _D, _Y),
-    "iterates": lambda: ur.layers.alista(3).iterates(_PARAMS, _D, _Y),
-    "layer, batch": lambda: jax.vmap(ur.layers.alista(3).apply, (None, None, 0))(
-        _PARAMS, _D, _Y[None]
-    ),
-    "ml_lista": lambda: _SWEEPS.apply(_SWEEPS.init(None, [_D]), [_D], _Y),
-    "transformer": lambda: _STACK.apply(jnp.ones(4)),
-    "network": lambda: ur.dsc([ur.layers.alista(3)]).apply((_PARAMS,), (_D,), _Y),
-}
-_PARAMS = ur.layers.alista(3).init(None, _D)
-_SWEEPS, _BANK = ur.networks.ml_lista(3), ud.Conv(jnp.ones((1, 1, 2)) / 2, 4)
-_STACK = ur.realize.transformer(
-    ur.layers.ista(2), ur.layers.ista(2).init(None, _BANK), _BANK, signal_bound=1.0
-)
-
-
-@pytest.mark.few(2)
-@pytest.mark.parametrize("name", EAGER)
-def test_eager_calls_compile_once(name, compiled):
-    EAGER[name]()
-    compiled.clear()
-    EAGER[name]()
-    assert not compiled
 
 
 # The module

@@ -288,7 +288,11 @@ def rehearsal(registries, float32_by_default, monkeypatch):
         yield
 
 
-@each(RUN)
+# Whose examples trace more than the other pages do; `test_the_examples_run` runs them, too.
+LONG = {"chain", "choose", "export", "sklearn", "solve", "theory_of_practice"}
+
+
+@each([path for path in RUN if path.stem not in LONG])
 def test_the_examples_are_rehearsed(path, files, rehearsal):
     """A name, an argument, a field or a shape that is wrong fails; a value in the test above."""
     execute(blocks(path))

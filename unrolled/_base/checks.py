@@ -182,12 +182,6 @@ def _of_reals(x: Any, dtype: Any, name: str, where: str) -> Any:
     return x
 
 
-def no_mask(x: Any, name: str, where: str) -> None:
-    """Raise TypeError for an array of numpy with a mask, which JAX would ignore."""
-    if np.ma.isMaskedArray(x):
-        raise TypeError(f"{where}: {name} is a masked array; expected one without a mask")
-
-
 def _cut(values: np.ndarray) -> bool:
     """Whether JAX would cut some of these integers, which it has in 32 bits where floats have."""
     held = np.iinfo(jax.dtypes.canonicalize_dtype(values.dtype.newbyteorder("=")))
@@ -330,14 +324,8 @@ def host_floats(x: Any, name: str, where: str) -> np.ndarray:
         TypeError: `x` is traced, masked, complex or not numeric.
     """
     on_host(x, where, name)
-    no_mask(x, name, where)
-    try:
-        values = np.asarray(x)
-    except ValueError:  # rows of different lengths
-        values = np.asarray(None)
-    if values.dtype.kind in "biu":
-        return values.astype(np.float64)
-    return values if values.dtype.kind == "f" else np.asarray(as_float(x, name, where))
+    values = np.asarray(as_numbers(x, name, where))
+    return values.astype(np.float64) if values.dtype.kind in "biu" else values
 
 
 def as_key(key: Any, where: str) -> Array:
@@ -477,14 +465,19 @@ def cast_on_host(tree: Any, dtype: DTypeLike) -> Any:
     return jax.tree.map(one, tree)
 
 
+def static(x: Any, name: str, where: str) -> None:
+    """Raise TypeError if x is traced: it makes a program what it is."""
+    if isinstance(x, jax.core.Tracer):
+        raise TypeError(f"{where}: {name} must be static, got a traced value; try static_argnames")
+
+
 def whole(n: Any, name: str, where: str) -> int:
     """`n` as a Python integer.
 
     Raises:
         TypeError: `n` is traced, a bool or not an integer.
     """
-    if isinstance(n, jax.core.Tracer):
-        raise TypeError(f"{where}: {name} must be static, got a traced value; try static_argnames")
+    static(n, name, where)
     if isinstance(n, bool) or getattr(n, "dtype", None) == np.bool_:
         raise TypeError(f"{where}: {name} must be an integer, got {n}")
     try:
@@ -525,8 +518,7 @@ def as_number(x: Any, name: str, where: str) -> float:
     Raises:
         TypeError: `x` is traced, or not one real number.
     """
-    if isinstance(x, jax.core.Tracer):
-        raise TypeError(f"{where}: {name} must be static, got a traced value; try static_argnames")
+    static(x, name, where)
     try:
         refused = str | bytes | bool | np.bool_
         if isinstance(x, refused) or np.ma.isMaskedArray(x) or np.ndim(x):
@@ -562,8 +554,7 @@ def as_bool(x: Any, name: str, where: str) -> bool:
     Raises:
         TypeError: `x` is traced, or not a bool.
     """
-    if isinstance(x, jax.core.Tracer):
-        raise TypeError(f"{where}: {name} must be static, got a traced value; try static_argnames")
+    static(x, name, where)
     if not isinstance(x, bool | np.bool_):
         raise TypeError(f"{where}: {name} must be True or False, got {brief(x)}")
     return bool(x)
@@ -648,8 +639,15 @@ def nonnegative(x: Any, name: str, where: str) -> None:
         TypeError: `x` is complex, masked or not numeric.
         ValueError: an entry is negative or NaN.
     """
-    if is_concrete(x) and not np.all(_real(x, name, where) >= 0):
-        raise ValueError(f"{where}: {name} must be non-negative and not NaN, got {_short(x)}")
+    if not is_concrete(x):
+        return
+    try:
+        values = np.asarray(as_numbers(x, name, where))
+    except TypeError as error:
+        raise TypeError(f"{where}: {name} must be real numbers, got {brief(x)}") from error
+    if not np.all(values >= 0):
+        shown = values if values.size <= 4 else f"an array with minimum {values.min()}"
+        raise ValueError(f"{where}: {name} must be non-negative and not NaN, got {shown}")
 
 
 def finite(tree: Any, name: str, where: str) -> None:
@@ -671,20 +669,3 @@ def in_range(x: Any, dtype: DTypeLike, name: str, where: str) -> None:
             f"{where}: {name}={sizes[out].flat[0]:g} leaves the range of {np.dtype(dtype)}; try "
             "signals and atoms near 1, or float64"
         )
-
-
-def _real(x: Any, name: str, where: str) -> np.ndarray:
-    """A known x as an array of numpy; later a mask or an imaginary part would be lost unsaid."""
-    kinds = (np.bool_, jnp.integer, jnp.floating)
-    try:
-        values = np.asarray(x)
-    except (TypeError, ValueError):  # keys, or rows of different lengths
-        values = np.asarray(None)
-    if np.ma.isMaskedArray(x) or not any(jnp.issubdtype(values.dtype, kind) for kind in kinds):
-        raise TypeError(f"{where}: {name} must be real numbers, got {brief(x)}")
-    return values
-
-
-def _short(x: Any) -> str:
-    x = np.asarray(x)
-    return str(x) if x.size <= 4 else f"an array with minimum {x.min()}"
