@@ -13,6 +13,7 @@ from unrolled.layers._alista import (
     stable_step,
     tilista,
 )
+from unrolled.layers._alista_rt import alista_rt
 from unrolled.layers._hyperlista import Analytic, Hyper, hyperlista
 from unrolled.layers._ista import Step, StepAndThreshold, fista, ista, ista_params, step_lista
 from unrolled.layers._lamp import Estimating, Message, bernoulli_gaussian_mean, lamp, lamp_bg, tista
@@ -113,6 +114,7 @@ __all__ = [
     "ada_lista",
     "alista",
     "alista_at",
+    "alista_rt",
     "along_atoms",
     "as_activation",
     "as_support",

@@ -67,6 +67,7 @@ from unrolled.theory._schedules import (
     error_bar,
     schedule,
 )
+from unrolled.theory._signals import MeasuredLayer, Signals, certify_signals, codes_of, noise_of
 from unrolled.theory._stability import (
     HolisticStability,
     ProductStability,
@@ -79,6 +80,7 @@ from unrolled.theory._stability import (
     stability,
 )
 from unrolled.theory._state_evolution import MessagePassing, StateEvolution, state_evolution
+from unrolled.theory._supports import Supports, certify_supports
 from unrolled.theory._tolerance import Tolerance, exceedance, signals_needed, tolerance_bound
 from unrolled.theory._uniqueness import (
     OracleErrors,
@@ -91,6 +93,10 @@ from unrolled.theory._uniqueness import (
 from unrolled.theory._weights import frobenius_weights, pseudo_inverse, spectral_radius
 
 __all__ = [
+    "Signals",
+    "certify_signals",
+    "Supports",
+    "certify_supports",
     "ActivationSchedule",
     "AtMost",
     "AtomSchedule",
