@@ -84,11 +84,7 @@ def from_sample(
     thresholds: list[float] = []
 
     def choose(step: Any, needed: np.ndarray) -> np.ndarray:
-        thresholds.append(slack * float(needed.max()))
-        stored = np.asarray(stored_thresholds(np.asarray(thresholds[-1]), D.dtype))
-        if stored < thresholds[-1]:
-            stored = np.nextafter(stored, np.inf, dtype=stored.dtype)
-        thresholds[-1] = float(stored)
+        thresholds.append(_at_least(slack * float(needed.max()), D.dtype))
         return np.asarray(thresholds[-1])
 
     errors, _, _, _ = measured.bounds(codes, noise_of(noise, len(codes), where), choose)
@@ -102,3 +98,11 @@ def from_sample(
             HypothesisWarning,
         )
     return layer.from_theory(W, jax.device_put(np.asarray(thresholds, D.dtype)))
+
+
+def _at_least(theta: float, dtype: Any) -> float:
+    """The threshold as it is stored, not below theta unless that is beyond the dtype."""
+    stored = np.asarray(stored_thresholds(np.asarray(theta), dtype))
+    return float(
+        stored if float(stored) >= theta else np.nextafter(stored, stored.dtype.type(np.inf))
+    )

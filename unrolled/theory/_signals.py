@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.checks import ArrayLike
 from unrolled._base.programs import host_function
 from unrolled.dictionaries import Operator, dense, magnitudes
 from unrolled.theory._activations import known, tail_of
@@ -221,6 +220,7 @@ class MeasuredLayer(NamedTuple):
                 rounding = np.maximum(size, E.sum(1)) * step.G + n.max(1)
                 n = n + (rounding * (one - 1) + step.lost)[:, None]
                 A = one * (step.gamma * P(E) + step.own * E + n)
+                A = np.where(np.isnan(A), np.inf, A)  # of errors that are infinite
                 theta = choose(step, np.where(on, 0, A).max(1))
                 wrong = (~on & ~(A <= theta)) | ~(a + A + theta <= self.reach)
                 failed = np.where((failed < 0) & wrong.any(1), k, failed)

@@ -134,7 +134,7 @@ def _least_power(A: Array, W: Array, power: float) -> Array:
         w, _, n = state
         size = jnp.abs(w @ unit) ** (power - 2)
         S = (unit * size) @ unit.T
-        aim = jnp.linalg.lstsq(S, a)[0] if m > d else jnp.linalg.solve(S, a)
+        aim = jnp.linalg.solve(S + least * jnp.trace(S) * jnp.eye(m, dtype=S.dtype), a)
         aim = aim / (aim @ a)
         move = (aim - w) / (power - 1)
         return w + move, jnp.max(jnp.abs(move)) / jnp.max(jnp.abs(w)), n + 1
@@ -142,10 +142,13 @@ def _least_power(A: Array, W: Array, power: float) -> Array:
     def of_atom(pair: tuple[Array, Array]) -> Array:
         a, w = pair
         start = w, jnp.asarray(jnp.inf, w.dtype), jnp.zeros((), jnp.int32)
-        goes_on = lambda state: (state[1] > _ENOUGH) & (state[2] < _NEWTON_STEPS)
-        return lax.while_loop(goes_on, lambda state: newton(state, a), start)[0]
+        return lax.while_loop(moves, lambda state: newton(state, a), start)[0]
 
-    m, d = A.shape
+    def moves(state: tuple[Array, Array, Array]) -> Array:
+        return (state[1] > _ENOUGH) & (state[2] < _NEWTON_STEPS)
+
+    m = len(A)
+    least = 10 * jnp.finfo(unit.dtype).eps / m  # outside of the span of D, which a lies in
     with jax.default_matmul_precision("highest"):
         found = lax.map(of_atom, (unit.T, V.T)).T
     return times_power(found, -k).astype(A.dtype)
