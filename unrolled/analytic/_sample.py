@@ -93,7 +93,8 @@ def from_sample(
         last = np.argsort(-np.where(stalls, errors[:, -1], -np.inf))[: min(_NAMED, stalls.sum())]
         checks.warn(
             f"{int(stalls.sum())} of {len(codes)} codes are not proved in {layer.depth} steps: "
-            f"their bounds do not end below where they begin. The furthest are X[{last.tolist()}]; "
+            f"their bounds do not end below where they begin. The furthest are those of X[i], i = "
+            f"{', '.join(map(str, last))}; "
             "try more steps, fewer nonzeros, or the sample without them",
             HypothesisWarning,
         )

@@ -133,7 +133,7 @@ def _least_power(A: Array, W: Array, power: float) -> Array:
     def newton(state: tuple[Array, Array, Array], a: Array) -> tuple[Array, Array, Array]:
         w, _, n = state
         size = jnp.abs(w @ unit) ** (power - 2)
-        S = (unit * size) @ unit.T
+        S = (unit * size[None, :]) @ unit.T
         aim = jnp.linalg.solve(S + least * jnp.trace(S) * jnp.eye(m, dtype=S.dtype), a)
         aim = aim / (aim @ a)
         move = (aim - w) / (power - 1)
