@@ -61,10 +61,9 @@ def from_sample(
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 100, 200)
-        >>> draw = ur.problems.sampler(D, sparsity=4, bound=1.0)
+        >>> sample, fresh = (ur.problems.exact_sparse(key, (500, 200), 4) for key in (1, 2))
         >>> layer = ur.alista(30, support=(1, 1))
-        >>> params = ur.analytic.from_sample(layer, D, draw(jax.random.key(1), 1000)[1])
-        >>> fresh = draw(jax.random.key(2), 1000)[1]
+        >>> params = ur.analytic.from_sample(layer, D, sample)
         >>> bool(ur.theory.certify_signals(layer, params, D, fresh).proved.mean() > 0.98)
         True
     """

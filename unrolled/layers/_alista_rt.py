@@ -6,10 +6,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from unrolled._base.checks import Array, Key
-from unrolled._base.programs import program
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms
 from unrolled.layers._layer import Acting, Layer, Recipe
-from unrolled.layers._records import Fixed, Matrix, Number, Unrolled, magnitude
+from unrolled.layers._records import Fixed, Number, Unrolled, magnitude
 from unrolled.records import option
 from unrolled.theory import frobenius_weights
 
@@ -18,17 +17,10 @@ _ROUNDING = 4
 _MULTIPLES = {"ratio": (0.3, 0.5, 0.7, 0.85, 1.0, 1.05)}
 
 
-class Sized(NamedTuple):
-    """Weights in closed form, and a bound on the entries of |W|'|D|, by which rounding scales."""
-
-    W: Matrix
-    largest: Number
-
-
 class Ratio(NamedTuple):
     """The params of ALISTA with residual thresholds."""
 
-    analytic: Fixed[Sized]  # what theory sets
+    analytic: Fixed  # weights from theory
     ratio: Number  # c
 
 
@@ -85,26 +77,22 @@ class alista_rt(Layer):
         return self.from_weights(key, frobenius_weights(D), D)
 
     def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
-        return _start(self, W, D)
+        return Unrolled(Ratio(Fixed(W), jnp.asarray(self.ratio, D.dtype)), None)
 
     def start(self, D, y):
         return Taken(jnp.zeros(D.shape[1], y.dtype), jnp.zeros(D.shape[1], bool))
 
     def step(self, shared, p, D, y, state):
-        W, largest = lax.stop_gradient(shared.analytic.W)
+        W = lax.stop_gradient(shared.analytic.W)
         x, active = state
-        c = lax.stop_gradient(magnitude(shared.ratio))
         g = (y - D @ x) @ W
-        size = lax.stop_gradient(jnp.abs(g))
-        nu = self.noise + _ROUNDING * jnp.finfo(y.dtype).eps * largest * jnp.sum(jnp.abs(x))
-        active = active | (size > c * jnp.max(size, initial=0) + lax.stop_gradient((1 + c) * nu))
-        return Taken(jnp.where(active, x + g, 0), active)
+        # Neither the choice nor what it compares has a derivative.
+        size, c = lax.stop_gradient((jnp.abs(g), magnitude(shared.ratio)))
+        entries = jnp.max(column_norms(W)) * jnp.max(column_norms(D))  # of |W|'|D|, at most
+        rounding = _ROUNDING * jnp.finfo(y.dtype).eps * entries * jnp.sum(jnp.abs(x))
+        nu = lax.stop_gradient(self.noise + rounding)
+        active = active | (size > c * jnp.max(size, initial=0) + (1 + c) * nu)
+        return Taken(jnp.where(active, x + g, 0 * g), active)  # of a bad signal nan
 
     def weights(self, shared, p, D):
-        return Acting(lax.stop_gradient(shared.analytic.W.W))
-
-
-@program("layer")
-def _start(layer: alista_rt, W: Dictionary, D: Dictionary) -> Unrolled:
-    largest = jnp.max(column_norms(W)) * jnp.max(column_norms(D))
-    return Unrolled(Ratio(Fixed(Sized(W, largest)), jnp.asarray(layer.ratio, D.dtype)), None)
+        return Acting(lax.stop_gradient(shared.analytic.W))

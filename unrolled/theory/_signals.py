@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
 from unrolled._base import checks
+from unrolled._base.checks import ArrayLike
 from unrolled._base.programs import host_function
-from unrolled.dictionaries import Operator, dense, magnitudes
+from unrolled.dictionaries import Dictionary, Operator, dense, magnitudes
 from unrolled.theory._activations import known, tail_of
 from unrolled.theory._certificates import Coupled, Step, coupled, signed_products
 
@@ -36,14 +37,34 @@ class Signals(NamedTuple):
         return f"Signals: {proved} of {n} codes proved in {self.errors.shape[1] - 1} steps{largest}"
 
 
+@overload
+def certify_signals(
+    layer: Any,
+    params: Any,
+    D: Dictionary,
+    X: ArrayLike,
+    *,
+    noise: ArrayLike = 0.0,
+    own: bool = False,
+) -> Signals: ...
+@overload
+def certify_signals(
+    layer: Any,
+    params: Any,
+    D: Sequence[Dictionary],
+    X: Sequence[ArrayLike],
+    *,
+    noise: ArrayLike | Sequence[ArrayLike] = 0.0,
+    own: bool = False,
+) -> tuple[Signals, ...]: ...
 @host_function
 def certify_signals(
     layer: Any,
     params: Any,
     D: Any,
-    X: Any,
+    X: ArrayLike | Sequence[ArrayLike],
     *,
-    noise: Any = 0.0,
+    noise: ArrayLike | Sequence[ArrayLike] = 0.0,
     own: bool = False,
 ) -> Signals | tuple[Signals, ...]:
     r"""Prove code by code that steps x <- shrink(x + gamma W'(y - D x), theta) find it.
@@ -90,25 +111,24 @@ def certify_signals(
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 100, 200)
-        >>> sampler = ur.problems.sampler(D, sparsity=4, bound=1.0)
-        >>> Y, X = sampler(jax.random.key(1), 50)
+        >>> X = ur.problems.exact_sparse(jax.random.key(1), (50, 200), 4)
         >>> layer = ur.alista(30, support=(1, 1))
-        >>> params = layer.from_weights(None, ur.theory.frobenius_weights(D), D)
-        >>> ur.theory.certify_signals(layer, params, D, X, own=True).proved.all()
-        np.True_
+        >>> params = layer.init(None, D)
+        >>> bool(ur.theory.certify_signals(layer, params, D, X, own=True).proved.all())
+        True
     """
     where = "certify_signals"
     if getattr(layer, "layers", None) is None:
         return _of_layer(layer, params, D, X, noise, own, None, where)[0]
-    layers = layer.layers
+    layers, noises = layer.layers, noise
     if not isinstance(noise, Sequence):  # of the signal alone
-        noise = (noise, *[0.0] * (len(layers) - 1))
-    columns = dict(params=params, D=D, X=X, noise=noise)
+        noises = (noise, *[0.0] * (len(layers) - 1))
+    columns: dict[str, Any] = dict(params=params, D=D, X=X, noise=noises)
     for name, column in columns.items():
         if not isinstance(column, Sequence) or len(column) != len(layers):
             raise ValueError(f"{where}: expected {len(layers)} {name}, one per layer of the chain")
     results, left = [], None
-    for one, p, A, codes, delta in zip(layers, params, D, X, noise):
+    for one, p, A, codes, delta in zip(layers, *columns.values()):
         result, left = _of_layer(one, p, A, codes, delta, own, left, where)
         results.append(result)
     return tuple(results)
