@@ -32,6 +32,8 @@ LAYERS |= {
     "alista, support, leaky_relu": partial(
         ur.layers.alista, support=(0.2, 0.2), activation=ur.activations.leaky_relu(0.1)
     ),
+    # No magnitude of the suite is so near to this part of the largest that rounding decides.
+    "alista_rt": partial(ur.layers.alista_rt, ratio=0.6),
     "alista_at, onsager": partial(ur.layers.alista_at, onsager=True, support=(0.1, 0.3)),
     # Noise is assumed: these signals have no sparse codes, and none would be taken.
     "vamp_bg": partial(ur.layers.vamp_bg, noise_ratio=0.3),

@@ -17,6 +17,7 @@ from unrolled.analytic._params import (
     lista_cp,
     stored_thresholds,
 )
+from unrolled.analytic._sample import from_sample
 from unrolled.analytic._schedules import (
     Certified,
     HypothesisWarning,
@@ -43,6 +44,7 @@ __all__ = [
     "chain_schedules",
     "dsc",
     "frobenius_weights",
+    "from_sample",
     "hyperlista",
     "ista",
     "lamp",

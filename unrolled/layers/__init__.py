@@ -12,6 +12,7 @@ from unrolled.layers._alista import (
     stable_step,
     tilista,
 )
+from unrolled.layers._alista_rt import alista_rt
 from unrolled.layers._hyperlista import Analytic, Hyper, hyperlista
 from unrolled.layers._ista import (
     SignalMatrices,
@@ -130,6 +131,7 @@ __all__ = [
     "ada_lista",
     "alista",
     "alista_at",
+    "alista_rt",
     "along_atoms",
     "as_activation",
     "as_support",

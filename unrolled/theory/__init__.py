@@ -67,6 +67,15 @@ from unrolled.theory._schedules import (
     schedule,
     theorem_of,
 )
+from unrolled.theory._signals import (
+    MeasuredLayer,
+    Signals,
+    Supports,
+    certify_signals,
+    certify_supports,
+    codes_of,
+    noise_of,
+)
 from unrolled.theory._spectra import (
     Conditioning,
     LocalRate,
@@ -103,6 +112,10 @@ from unrolled.theory._uniqueness import (
 )
 
 __all__ = [
+    "Signals",
+    "certify_signals",
+    "Supports",
+    "certify_supports",
     "ActivationSchedule",
     "AtMost",
     "AtomSchedule",

@@ -12,11 +12,11 @@ import numpy as np
 
 from unrolled._base import checks, text
 from unrolled._base.arguments import checked
-from unrolled._base.checks import ArrayLike
+from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import UP, lost_below
-from unrolled._base.programs import host_function
+from unrolled._base.programs import host_function, program
 from unrolled.activations import relu
-from unrolled.dictionaries import Dictionary, as_dictionary, spread
+from unrolled.dictionaries import Dictionary, Operator, as_dictionary, spread
 from unrolled.theory._convergence import atom_products, sum_of_largest
 from unrolled.theory._schedules import host_numbers
 
@@ -162,26 +162,58 @@ class _Error(NamedTuple):
     size: int
 
 
-class _Step(NamedTuple):
-    """What the theory sees of one step, per atom, (d,) each, in float64."""
+class Step(NamedTuple):
+    """What the theory sees of one step, in float64."""
 
-    own: np.ndarray  # abs(1 - gamma w_i . d_i)
-    mu: np.ndarray  # max over j != i of abs(gamma w_i . d_j)
-    noise: np.ndarray  # the most that the noise adds to a product
+    W: Operator
+    tied: bool  # whether W is that of the step before
+    gamma: np.ndarray  # (d,) its magnitude
+    own: np.ndarray  # (d,) abs(1 - gamma w_i . d_i)
+    products: "_Products"  # of W and D
     G: float  # max (gamma |W|'|D|)_ij, by which rounding scales
     lost: float  # what a product may lose below the range of the dtype
-    theta: np.ndarray
+    theta: np.ndarray  # (d,)
     passing: int  # entries that may pass unshrunk
 
 
-class _Weights(NamedTuple):
+class _Products(NamedTuple):
     """What the theory sees of W, per atom, (d,) each."""
 
     own: np.ndarray  # w_i . d_i
     mu: np.ndarray  # max over j != i of abs(w_i . d_j)
     C: np.ndarray  # max_j abs(W_ji)
     G: np.ndarray  # max_j (|W|'|D|)_ij
-    gain: float  # the largest sum of so many magnitudes of one w_i as the error before has entries
+
+
+class Coupled(NamedTuple):
+    """The steps of a layer and what all of them share."""
+
+    D: Operator  # in float64
+    steps: list[Step]
+    eps: float  # relative rounding of the layer's products
+
+
+def coupled(layer: Any, params: Any, D: Any, where: str) -> Coupled:
+    """The steps of a layer of a family x <- shrink(x + gamma W'(y - D x), theta), in float64.
+
+    Raises:
+        TypeError: another family. ValueError: params that do not fit, or are not finite.
+    """
+    D = as_dictionary(D, where)
+    if not getattr(layer, "is_coupled", False):
+        raise TypeError(
+            f"{where}: a step of {layer} is not x <- shrink(x + gamma W'(y - D x), theta); "
+            "expected such a family, as layers.lista_cp, alista, tilista or ista, without a guard"
+        )
+    layer.check(params, D)
+    checks.finite((params, D), "params or D", where)
+    dtype = checks.common_dtype(params, D)
+    eps = float(jnp.finfo(dtype).eps)
+    if dtype == np.float32:
+        eps = _PRECISION_EPS.get(layer.precision, eps)
+    with jax.enable_x64(True):
+        params, D = checks.cast((params, D), np.float64)
+        return Coupled(D, list(_measured_steps(layer, params, D, dtype)), eps)
 
 
 def _layer(
@@ -189,31 +221,35 @@ def _layer(
 ) -> tuple[Certificate, _Error]:
     """The certificate of one layer, whose signal errs by `before` too, and the error it leaves."""
     where = "certify"
-    D = as_dictionary(D, where)
-    if not getattr(layer, "is_coupled", False):
-        raise TypeError(
-            f"{where}: a step of {layer} is not x <- shrink(x + gamma W'(y - D x), theta); "
-            "expected such a family, as layers.lista_cp, alista, tilista or ista, without a guard"
-        )
+    measured = coupled(layer, params, D, where)
     if layer.activation != relu:
         raise ValueError(f"{where}: expected the activation relu, got {layer.activation}")
-    layer.check(params, D)
-    checks.finite((params, D), "params or D", where)
-    s = min(checks.as_index(sparsity, "sparsity", where), D.shape[1])
+    d = measured.D.shape[1]
+    s = min(checks.as_index(sparsity, "sparsity", where), d)
     B, delta = host_numbers(where, bound=bound, noise=noise)
     checks.finite((B, delta), "bound or noise", where)
-    dtype = checks.common_dtype(params, D)
-    eps = float(jnp.finfo(dtype).eps)
-    if dtype == np.float32:
-        eps = _PRECISION_EPS.get(layer.precision, eps)
     with jax.enable_x64(True):
-        params, D = checks.cast((params, D), np.float64)
-        steps = list(_measured_steps(layer, params, D, delta, before, dtype))
-    run = partial(_errors, steps, bound=B, eps=eps)
+        noises = _noises(measured.steps, delta, before)
+    run = partial(_errors, measured.steps, noises, bound=B, eps=measured.eps)
     errors, excluded, left = run(s)
-    most = _largest_sparsity(lambda s: _shrinks(run(s)[0]), D.shape[1])
+    most = _largest_sparsity(lambda s: _shrinks(run(s)[0]), d)
     most = max(most, s) if _shrinks(errors) else most
     return Certificate(errors, excluded, _shrinks(errors), most), left
+
+
+def _noises(steps: list[Step], delta: float, before: _Error | None) -> list[np.ndarray]:
+    """The most that the noise, and what the layer before leaves, add to a product, (d,) each."""
+    noises, gain = [], 0.0
+    for step in steps:
+        noise = step.products.C * delta
+        if before is not None and before.l1:
+            # An error on few entries, none above l_inf, adds less than C_W times its l1 norm.
+            gain = gain if step.tied else sum_of_largest(step.W, before.size)
+            noise = noise + np.minimum(
+                step.products.C * before.l1, gain * before.linf if before.size else np.inf
+            )
+        noises.append(noise * step.gamma)
+    return noises
 
 
 def _chain(
@@ -232,54 +268,58 @@ def _chain(
     return tuple(certificates)
 
 
-def _measured_steps(
-    layer: Any, params: Any, D: Dictionary, delta: float, before: _Error | None, dtype: Any
-) -> Iterator[_Step]:
+def _measured_steps(layer: Any, params: Any, D: Operator, dtype: Any) -> Iterator[Step]:
     d, steps = D.shape[1], params.steps
     if type(steps) is not tuple:
         steps = [jax.tree.map(lambda v, k=k: np.asarray(v)[k], steps) for k in range(layer.depth)]
     last: Any = None
-    products: _Weights | None = None
+    products: _Products | None = None
     for p, fraction in zip(steps, layer.schedule or [0.0] * layer.depth):
         W, gamma, _ = layer.weights(params.shared, p, D)
-        if products is None or not _same(W, last):  # tied weights are measured once
-            last, products = W, _weights_of_step(W, D, before.size if before else 0)
-        gamma = np.asarray(1.0 if gamma is None else gamma)
-        size = np.broadcast_to(np.abs(gamma), (d,))
-        noise = products.C * delta
-        if before is not None and before.l1:
-            # An error on few entries, none above l_inf, adds less than C_W times its l1 norm.
-            noise = noise + np.minimum(
-                products.C * before.l1, products.gain * before.linf if before.size else np.inf
-            )
+        tied = products is not None and _same(W, last)
+        if products is None or not tied:  # tied weights are measured once
+            last, products = W, _Products(*map(np.asarray, atom_products(W, D)))
+        gamma = np.broadcast_to(np.asarray(1.0 if gamma is None else gamma), (d,))
+        size = np.abs(gamma)
         theta = np.broadcast_to(np.asarray(spread(D, jax.device_put(p.theta))), (d,))
         # As `activations.select_support` counts.
         passing = int(np.round(np.float32(fraction) * np.float32(d)))
         G = max(float((products.G * size).max()), _LEAST_G)
         own = np.abs(1 - gamma * products.own)
         lost = lost_below(D.shape[0], float((products.C * size).max()), dtype)
-        yield _Step(own, products.mu * size, noise * size, G, lost, theta, passing)
+        yield Step(last, tied, size, own, products, G, lost, theta, passing)
+
+
+def signed_products(W: Dictionary, D: Dictionary, columns: np.ndarray) -> np.ndarray:
+    """Columns of W'D, in float64."""
+    with jax.enable_x64(True):
+        return np.asarray(_products_of(W, D, jax.device_put(columns))).T
+
+
+@program()
+def _products_of(W: Dictionary, D: Dictionary, columns: Array) -> Array:
+    def column(j: Array) -> Any:
+        return (D @ jnp.zeros(D.shape[1], D.dtype).at[j].set(1)) @ W
+
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(column)(columns)
 
 
 def _same(A: Any, B: Any) -> bool:
     return A is B or all(map(np.array_equal, jax.tree.leaves(A), jax.tree.leaves(B)))
 
 
-def _weights_of_step(W: Dictionary, D: Dictionary, size: int) -> _Weights:
-    own, mu, C, G = map(np.asarray, atom_products(W, D))
-    return _Weights(own, mu, C, G, sum_of_largest(W, size))
-
-
 def _errors(
-    steps: list[_Step], s: int, *, bound: float, eps: float
+    steps: list[Step], noises: list[np.ndarray], s: int, *, bound: float, eps: float
 ) -> tuple[np.ndarray, np.ndarray, _Error]:
     """The errors after 0..K steps, where false positives are excluded, and what is left."""
     e, linf, clean = s * bound, bound if s else 0.0, True
     errors, excluded = [e], []
     with np.errstate(over="ignore", invalid="ignore"):
-        for own, mu, noise, G, lost, theta, passing in steps:
+        for step, noise in zip(steps, noises):
+            theta, own, mu = step.theta, step.own, step.gamma * step.products.mu
             d, o = len(mu), float(own.max())
-            n = noise + _GUARD * eps * (G * max(s * bound, e) + noise.max()) + lost
+            n = noise + _GUARD * eps * (step.G * max(s * bound, e) + noise.max()) + step.lost
             reach = (mu if clean else np.maximum(own, mu)) * e + n
             inside = clean or s == d  # the error is on s entries
             drift = o * e + _top(mu, s - 1 if inside else s) * e
@@ -295,13 +335,13 @@ def _errors(
                 e = drift + float(beyond.sum()) + _top(within - beyond, s)
                 # Each of those that pass exceeds its threshold, which is then below `reach`.
                 low = theta[theta < reach]
-                e += _top(low, min(passing, d - s, len(low)))
+                e += _top(low, min(step.passing, d - s, len(low)))
                 linf = e
             if not np.isfinite(e):
                 e = linf = np.inf
             errors.append(e)
             excluded.append(clean)
-    left = _Error(e, linf, s if clean or (steps and s == len(steps[0].mu)) else 0)
+    left = _Error(e, linf, s if clean or (steps and s == len(steps[0].own)) else 0)
     return np.asarray(errors), np.asarray(excluded, bool), left
 
 

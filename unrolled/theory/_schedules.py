@@ -502,19 +502,14 @@ def activation_schedule(
         ('15', True, 0.023)
     """
     where = "activation_schedule"
-    _with_constants(activation, where)
-    if not is_known(activation):
-        check(activation)
+    known(activation, where)
     enlarged = up(mu, eta)
     mu, C_W, B, noise, guard, eta = host_numbers(
         where, mu=mu, C_W=C_W, bound=bound, noise=noise, guard=guard, eta=eta
     )
     s, K = checks.as_index(sparsity, "sparsity", where), checks.as_depth(depth, "depth", where)
     d = checks.as_index(d, "d", where, least=1)
-    exact = activation.identity_on_positives
-    L = activation.tail_lipschitz if exact else math.inf
-    osc = min(activation.line_oscillation, 2 * activation.relu_gap)
-    osc = activation.tail_oscillation if exact else osc
+    L, osc = tail_of(activation)
     # With a deviating tail, |u_i - x*_i| <= M (E_S + E_O) + c must hold on the support too.
     M, c = max(mu, eta) if osc else mu, times(C_W, noise) + guard
     recursion = _Recursion(mu, M, c, eta, min(s, d), d, B, L, osc, enlarged)
@@ -533,6 +528,27 @@ def activation_schedule(
     return ActivationSchedule(
         theta, error, E_S, E_O, contraction, rate, floor, theorem, holds, vacuous
     )
+
+
+def known(activation: Any, where: str) -> None:
+    """Raise unless the constants of an activation are known, and true of it.
+
+    Raises:
+        TypeError: a bare function. ValueError: constants that `activations.check` refutes.
+    """
+    _with_constants(activation, where)
+    if not is_known(activation):
+        check(activation)
+
+
+def tail_of(activation: Activation) -> tuple[float, float]:
+    """L_h and osc: a step differs from soft thresholding at u by at most min(2 L_h |u|, osc).
+
+    The first bound holds where |u| <= theta, the second everywhere.
+    """
+    if activation.identity_on_positives:
+        return activation.tail_lipschitz, activation.tail_oscillation
+    return math.inf, min(activation.line_oscillation, 2 * activation.relu_gap)
 
 
 class _Recursion(NamedTuple):

@@ -33,10 +33,13 @@ from unrolled.theory._uniqueness import as_supports
 # what S does outside the span of D.
 _LEAST_RIDGE = 1e-9
 _POWER_STEPS = 64  # of a spectral radius
+_LARGEST_POWER = 4
+# Newton steps for a power other than 2, until none moves a weight by more than this part.
+_NEWTON_STEPS, _ENOUGH = 50, 1e-6
 
 
 @checked
-def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Operator:
+def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0, power: float = 2.0) -> Operator:
     r"""The weights W of least norm(W'D, "fro") with w_i . d_i = 1, in closed form.
 
     .. math:: w_i = S^+ d_i / (d_i' S^+ d_i), \qquad S = D D' + ridge \, I.
@@ -52,10 +55,15 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Operator:
     are not used). Other structured dictionaries are made dense, unless they define `closed_form`.
     Traceable, and differentiable in D.
 
+    Another power p gives the w_i of least sum_j abs(w_i . d_j)^p, by Newton steps from those for p
+    = 2, for the matrix of D: 3 makes the largest products smaller, and proves more codes, by
+    `certify_signals`, and more supports, by `certify_supports`, than 2 or `minimax_weights` do.
+
     Args:
         D: (m, d), atoms of norms that do not differ by orders of magnitude: the pseudo-inverse cuts
             singular values below 10 min(m, d) eps of the largest, and atoms with them.
         ridge: non-negative, in the units of D^2.
+        power: p, from 2 to 4, with ridge = 0.
 
     Returns:
         W, (m, d): an array, or a `Conv` for a `Conv` whose atoms are shifts of each other (on a
@@ -63,7 +71,8 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Operator:
 
     Raises:
         ValueError: a zero atom, one that is too small beside the others (where traced, its weights
-            are NaN), a negative ridge, or a `Conv` whose border atoms are cut.
+            are NaN), a negative ridge, a `Conv` whose border atoms are cut, a power out of range,
+            or a power other than 2 with a ridge.
 
     Not claimed: a small mu_W. It may exceed the coherence of D; `coherence` computes it.
 
@@ -79,7 +88,13 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0) -> Operator:
     checks.nonnegative(ridge, "ridge", "frobenius_weights")
     checks.one_number(ridge, "ridge", "frobenius_weights")
     is_zero = checks.is_concrete(ridge) and float(np.asarray(ridge)) == 0
+    if not 2 <= power <= _LARGEST_POWER:
+        raise ValueError(f"frobenius_weights: power must be from 2 to 4, got {power:g}")
+    if power != 2 and not is_zero:
+        raise ValueError("frobenius_weights: a power other than 2 needs ridge = 0")
     W, norms = _closed_form(D, None if is_zero else ridge)
+    if power != 2:
+        W = _least_power(dense(D), dense(W), power)
     dictionaries.nonzero_atoms(norms, "frobenius_weights")
     if checks.is_concrete(W) and isinstance(W, Conv | jax.Array):
         lost = np.isnan(np.asarray(W.filters if isinstance(W, Conv) else W))
@@ -113,6 +128,36 @@ def _of_matrix(D: Dictionary, ridge: ArrayLike | None) -> Array:
         W = jnp.where(large[None, :], W, jnp.nan)
         W = W / jnp.sum(W * A, axis=0, keepdims=True)  # w_i . d_i = 1
         return times_power(W, -k).astype(dtype)
+
+
+@program("power")
+def _least_power(A: Array, W: Array, power: float) -> Array:
+    """The w_i with w_i . a_i = 1 of least sum_j abs(w_i . a_j)^power, from W, for power > 2."""
+    k = exponent(A)
+    unit, V = times_power(widened(A), -k), times_power(widened(W), k)
+
+    def newton(state: tuple[Array, Array, Array], a: Array) -> tuple[Array, Array, Array]:
+        w, _, n = state
+        size = jnp.abs(w @ unit) ** (power - 2)
+        S = (unit * size[None, :]) @ unit.T
+        aim = jnp.linalg.solve(S + least * jnp.trace(S) * jnp.eye(m, dtype=S.dtype), a)
+        aim = aim / (aim @ a)
+        move = (aim - w) / (power - 1)
+        return w + move, jnp.max(jnp.abs(move)) / jnp.max(jnp.abs(w)), n + 1
+
+    def of_atom(pair: tuple[Array, Array]) -> Array:
+        a, w = pair
+        start = w, jnp.asarray(jnp.inf, w.dtype), jnp.zeros((), jnp.int32)
+        return lax.while_loop(moves, lambda state: newton(state, a), start)[0]
+
+    def moves(state: tuple[Array, Array, Array]) -> Array:
+        return (state[1] > _ENOUGH) & (state[2] < _NEWTON_STEPS)
+
+    m = len(A)
+    least = 10 * jnp.finfo(unit.dtype).eps / m  # outside of the span of D, which a lies in
+    with jax.default_matmul_precision("highest"):
+        found = lax.map(of_atom, (unit.T, V.T)).T
+    return times_power(found, -k).astype(A.dtype)
 
 
 def spectral_radius(W: Dictionary, D: Dictionary) -> Array:

@@ -1,0 +1,258 @@
+"""What is proved signal by signal and support by support, and attacks on the proofs.
+
+    python benchmarks/signalwise.py [--only attacks|codes|supports|noise]    writes signalwise.json
+    python benchmarks/signalwise.py --table                                  prints its tables
+
+Attacks run real layers beside the bounds of `theory.certify_signals`: signs, magnitudes below the
+bound, and noise are drawn at random or aligned with the products of one atom off the support. A run
+counts as outside where some entry of some step exceeds its bound, or is not zero off the support.
+Codes and supports are drawn anew: one schedule of `analytic.from_sample` proves fresh codes; every
+code on a support is proved by `theory.certify_supports`, and `layers.alista_rt` runs on four kinds.
+"""
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _measure import environment
+
+import unrolled as ur
+
+PATH = Path(__file__).with_suffix(".json")
+M, D_ATOMS, FRESH = 250, 500, 13_809  # all of so many: 99.9 % of a class, with confidence 1 - 1e-6
+SAMPLE, DEPTH = 30_000, 39
+PASSING = (1.0, 1.0)
+
+# name: (support, gamma, thresholds per atom, off the diagonal, noise, dtype, activation)
+ATTACKS = {
+    "soft": (None, 1.0, False, 0.0, 0.0, "float64", "relu"),
+    "soft, float32": (None, 1.0, False, 0.0, 0.0, "float32", "relu"),
+    "passing": (PASSING, 1.0, False, 0.0, 0.0, "float64", "relu"),
+    "passing, float32": (PASSING, 1.0, False, 0.0, 0.0, "float32", "relu"),
+    "some pass": ((0.005, 0.04), 1.0, False, 0.0, 0.0, "float64", "relu"),
+    "some pass, float32": ((0.005, 0.04), 1.0, False, 0.0, 0.0, "float32", "relu"),
+    "some pass, per atom": ((0.005, 0.04), 1.0, True, 0.0, 1e-3, "float64", "relu"),
+    "passing, gamma .8": (PASSING, 0.8, False, 0.05, 1e-3, "float64", "relu"),
+    "soft, gamma 1.1": (None, 1.1, True, 0.05, 1e-3, "float64", "relu"),
+    "passing, noise, float32": (PASSING, 1.0, False, 0.0, 1e-2, "float32", "relu"),
+    "soft, elu": (None, 1.0, False, 0.0, 0.0, "float64", "elu"),
+    "passing, silu": (PASSING, 1.0, False, 0.0, 1e-3, "float32", "silu"),
+}
+SIZES = ((30, 60, 2), (60, 120, 4), (100, 200, 5), (100, 400, 4), (250, 500, 10))
+SIGNS = 34  # per code
+
+
+def gaussian(seed, m, d):
+    D = np.random.default_rng(seed).standard_normal((m, d))
+    return D / np.linalg.norm(D, axis=0)
+
+
+def drawn(rng, n, d, s):
+    """Codes with s Gaussian nonzeros."""
+    X = np.zeros((n, d))
+    np.put_along_axis(X, supports(rng, n, d, s), rng.standard_normal((n, s)), 1)
+    return X
+
+
+def supports(rng, n, d, s):
+    return np.argsort(rng.random((n, d)), 1)[:, :s]
+
+
+def attacked(name, size, seed, depth=25):
+    """One dictionary and one schedule, and so many runs: bounds, and how far they are reached."""
+    support, gamma, per_atom, off, delta, dtype, activation = ATTACKS[name]
+    m, d, s = size
+    rng = np.random.default_rng([seed, *size, list(ATTACKS).index(name)])
+    D = gaussian(rng.integers(2**31), m, d).astype(dtype)
+    W = np.asarray(ur.theory.frobenius_weights(D))
+    W = (W * (1 + off * rng.uniform(-1, 1, d))).astype(dtype)
+    if activation == "elu":
+        activation = ur.activations.scale(ur.activations.elu(1.0), 1e4)
+    elif activation == "silu":
+        activation = ur.activations.scale(ur.activations.silu, 1e4)
+    layer = ur.alista(depth, support=support, activation=activation)
+    x = drawn(rng, 1, d, s).astype(dtype)
+    params = ur.analytic.from_sample(layer, D, x, slack=1.0, noise=delta, W=gamma * W)
+    if per_atom:
+        theta = np.asarray(params.steps.theta)[:, None] * np.where(x, rng.uniform(0.3, 1.5, d), 1)
+        steps = params.steps._replace(theta=jnp.asarray(theta.astype(dtype)))
+        params = params._replace(steps=steps)
+    proof = ur.theory.certify_signals(layer, params, D, x, noise=delta)
+    B = W.T.astype(float) @ D
+    signs = np.sign(rng.standard_normal((SIGNS, d)))
+    noises = rng.standard_normal((SIGNS, m))
+    for k in range(0, SIGNS, 3):  # aligned with one atom, and noise on its largest weight
+        i = rng.integers(d)
+        signs[k] = np.where(B[i] < 0, -1, 1) * rng.choice([-1, 1])
+        noises[k] = np.where(np.arange(m) == np.abs(W[:, i]).argmax(), np.sign(W[:, i]), 0)
+    smaller = np.where(rng.random((SIGNS, d)) < 0.2, rng.random((SIGNS, d)), 1)
+    smaller = smaller if support is None else np.ones_like(smaller)  # passing is not monotone
+    X = (np.abs(x) * signs * smaller).astype(dtype)
+    noises = delta * noises / np.abs(noises).sum(1, keepdims=True)
+    Y = (X.astype(float) @ D.T.astype(float) + noises).astype(dtype)
+    codes = np.asarray(jax.jit(jax.vmap(partial(layer.iterates, params, D)))(Y), float)
+    errors = np.abs(codes - X[:, None])
+    bound = proof.errors[0, 1:]
+    outside = errors.max(2) > bound
+    if layer.activation == ur.activations.relu and proof.failed_at[0] < 0:
+        outside |= (np.where(x, 0, codes) != 0).any(2)
+    at = np.isfinite(bound) & (bound > 1e-3 * np.abs(x).max())
+    reached = errors.max(2)[:, at] / bound[at]
+    return {
+        "runs": SIGNS,
+        "outside": int(outside.any(1).sum()),
+        "proved": bool(proof.proved[0]),
+        "first": float(reached[:, 0].max()) if at.any() else 0.0,
+        "largest": float(reached.max(initial=0)),
+    }
+
+
+def attacks(seeds):
+    rows = []
+    for name in ATTACKS:
+        for size in SIZES:
+            found = [attacked(name, size, seed) for seed in range(seeds)]
+            row = {
+                "attack": name,
+                "size": size,
+                "runs": sum(f["runs"] for f in found),
+                "outside": sum(f["outside"] for f in found),
+                "proved": sum(f["proved"] for f in found),
+                "of": seeds,
+                "first": max(f["first"] for f in found),
+                "largest": max(f["largest"] for f in found),
+            }
+            rows.append(row)
+            print(row, flush=True)
+    return rows
+
+
+def codes(seed=5):
+    """Fresh codes that one schedule proves, and codes with their own thresholds."""
+    D, rows = gaussian(seed, M, D_ATOMS), []
+    layer = ur.alista(DEPTH, support=PASSING)
+    for power in (2.0, 3.0):
+        W = ur.theory.frobenius_weights(D, power=power)
+        for s in (12, 13):
+            rng = np.random.default_rng([seed, s])
+            sample, fresh = (drawn(rng, n, D_ATOMS, s) for n in (SAMPLE, FRESH))
+            params = ur.analytic.from_sample(layer, D, sample, W=W, slack=1.02)
+            common = ur.theory.certify_signals(layer, params, D, fresh)
+            own = ur.theory.certify_signals(layer, params, D, fresh, own=True)
+            Y = fresh[common.proved][:2000] @ D.T
+            X = jax.jit(jax.vmap(partial(layer.apply, params, D)))(Y)
+            row = {
+                "power": power,
+                "s": s,
+                "sample": SAMPLE,
+                "fresh": FRESH,
+                "proved": int(common.proved.sum()),
+                "bound": float(common.errors[common.proved, -1].max(initial=0)),
+                "error": float(np.abs(X - fresh[common.proved][:2000]).max()),
+                "share": 1 - ur.theory.exceedance(1.0 - common.proved, 0.5),
+                "own": int(own.proved.sum()),
+                "exact": int((own.support_from >= 0).sum()),
+                "own bound": float(own.errors[own.proved, -1].max(initial=0)),
+            }
+            rows.append(row)
+            print(row, flush=True)
+    return rows
+
+
+KINDS = {
+    "Gaussian": lambda rng, n, s: rng.standard_normal((n, s)),
+    "equal": lambda rng, n, s: rng.choice([-1.0, 1.0], (n, s)),
+    "geometric": lambda rng, n, s: rng.choice([-1.0, 1.0], (n, s)) * 0.5 ** np.arange(s),
+}
+
+
+def worst_codes(W, D, S):
+    """For every support the code that makes the product of one atom off it as large as it gets."""
+    B, X = W.T @ D, np.zeros((len(S), D.shape[1]))
+    for x, support in zip(X, S):
+        A = B[np.ix_(support, support)]
+        Q = B[:, support] @ np.linalg.inv(A)
+        Q[support] = 0
+        x[support] = np.linalg.solve(A, np.sign(Q[np.abs(Q).sum(1).argmax()]))
+    return X
+
+
+def all_codes(seed, depth=40):
+    """All codes on fresh supports, and runs of `alista_rt` on four kinds of them."""
+    D, rows = gaussian(seed, M, D_ATOMS), []
+    layer = ur.layers.alista_rt(depth)
+    for power in (2.0, 3.0):
+        W = np.asarray(ur.theory.frobenius_weights(D, power=power))
+        params = layer.from_weights(None, W, D)
+        run = jax.jit(jax.vmap(partial(layer.iterates, params, D)))
+        for s in (8, 11, 12, 13):
+            rng = np.random.default_rng([seed, s])
+            S = supports(rng, FRESH, D_ATOMS, s)
+            proof = ur.theory.certify_supports(W, D, S)
+            row = {
+                "seed": seed,
+                "power": power,
+                "s": s,
+                "supports": FRESH,
+                "proved": int((proof.ratio < 1).sum()),
+                "covered": int((proof.ratio <= layer.ratio).sum()),
+                "largest": float(proof.ratio.max()),
+                "contraction": float(proof.contraction.max()),
+                "share": 1 - ur.theory.exceedance(proof.ratio, 1 - 1e-15),
+            }
+            for kind, make in {**KINDS, "aligned": None}.items():
+                if make:
+                    X = np.zeros((FRESH, D_ATOMS))
+                    np.put_along_axis(X, S, make(rng, FRESH, s), 1)
+                else:
+                    X = worst_codes(W, D, S)
+                X /= np.abs(X).max(1, keepdims=True)
+                covered, wrong, worst, outside = proof.ratio <= layer.ratio, 0, 0.0, 0
+                last = np.zeros(FRESH)
+                for i in range(0, FRESH, 1000):
+                    part = slice(i, i + 1000)
+                    codes = np.asarray(run(X[part] @ D.T))
+                    errors = np.abs(codes - X[part, None]).max(2)
+                    false = ((codes != 0) & (X[part, None] == 0)).any((1, 2))
+                    wrong += int((false & covered[part]).sum())
+                    bounds = np.stack([proof.bound(k)[part] for k in range(1, depth + 1)], 1)
+                    floor = 1e-13  # rounding
+                    outside += int((errors > bounds + floor).any(1).sum())
+                    last[part] = errors[:, -1]
+                worst = float(last[covered].max())
+                row[kind] = {
+                    "error": worst,
+                    "all": float(last.max()),
+                    "wrong": wrong,
+                    "outside": outside,
+                }
+            rows.append(row)
+            print(row, flush=True)
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", choices=("attacks", "codes", "supports"))
+    parser.add_argument("--seeds", type=int, default=10, help="dictionaries of each attack")
+    arguments = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    saved = json.loads(PATH.read_text()) if PATH.exists() else {}
+    made = {
+        "attacks": partial(attacks, arguments.seeds),
+        "codes": codes,
+        "supports": lambda: [row for seed in (3, 5) for row in all_codes(seed)],
+    }
+    for name, make in made.items():
+        if arguments.only in (None, name):
+            saved[name] = make()
+            saved["environment"] = environment()
+            PATH.write_text(json.dumps(saved, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""ALISTA with residual thresholds: a step takes what exceeds a part of the largest product."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from unrolled._base.checks import Array, Key
+from unrolled.dictionaries import Dictionary, as_dictionary, column_norms
+from unrolled.layers._layer import Acting, Layer, Recipe
+from unrolled.layers._records import Fixed, Number, Unrolled, magnitude
+from unrolled.records import option
+from unrolled.theory import frobenius_weights
+
+# Rounding of an inner product, in eps of the magnitudes of its terms.
+_ROUNDING = 4
+_MULTIPLES = {"ratio": (0.3, 0.5, 0.7, 0.85, 1.0, 1.05)}
+
+
+class Ratio(NamedTuple):
+    """The params of ALISTA with residual thresholds."""
+
+    analytic: Fixed  # weights from theory
+    ratio: Number  # c
+
+
+class Taken(NamedTuple):
+    """The state: the code, and the entries that are taken."""
+
+    x: Array  # (d,)
+    active: Array  # (d,) of bool
+
+
+class alista_rt(Layer):
+    r"""K steps that take the entries whose product exceeds a part of the largest, and keep them.
+
+    .. math::
+        g = W'(y - D x), \qquad
+        A \leftarrow A \cup \{i : |g_i| > c \max |g| + (1 + c) \nu\}, \qquad
+        x_i \leftarrow x_i + g_i \text{ for } i \in A, \quad 0 \text{ elsewhere}.
+
+    One number, c, sets all thresholds. For a support S with c(S) <= c no step takes an entry off S,
+    for every code on S, whatever its signs and magnitudes; with c < 1 and kappa(S) < 1 the codes
+    converge. `theory.certify_supports` computes both. nu bounds what noise adds to a product, and
+    rounding, which the layer adds itself.
+
+    Params: shared (analytic, ratio = c), no steps. `init` takes W in closed form. The magnitude of
+    c counts; it carries no gradient, and `training.search` sets it.
+
+    It knows no lam. Without `noise` a signal c y has c times the code of y, as no LASSO with a
+    fixed lam has it: in that objective the start can be above ISTA at the same depth.
+
+    Not claimed: a bound where c(S) > c, which no test of the signal shows. A residual of 0 shows
+    that the code is right, where the atoms of S are independent.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
+        >>> layer, y = ur.layers.alista_rt(30), 2 * D[:, 3] - D[:, 7]
+        >>> x = layer.apply(layer.init(None, D), D, y)
+        >>> jnp.flatnonzero(x).tolist(), x[jnp.array([3, 7])].round(4).tolist()
+        ([3, 7], [2.0, -1.0])
+    """
+
+    ratio: float = option(
+        default=0.95, least=0, help="c at the start: the part of the largest product to exceed"
+    )
+    noise: float = option(
+        default=0.0, least=0, help="nu, the most that the noise adds to a product w_i . y"
+    )
+
+    forms = (Unrolled(Ratio, None),)
+    recipe = Recipe(rate=0, searched=_MULTIPLES)
+    starts_from_theory = True
+
+    def init(self, key: Key | None, D: Dictionary) -> Unrolled:
+        D = as_dictionary(D, self.family)
+        return self.from_weights(key, frobenius_weights(D), D)
+
+    def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
+        return Unrolled(Ratio(Fixed(W), jnp.asarray(self.ratio, D.dtype)), None)
+
+    def start(self, D, y):
+        return Taken(jnp.zeros(D.shape[1], y.dtype), jnp.zeros(D.shape[1], bool))
+
+    def step(self, shared, p, D, y, state):
+        W = lax.stop_gradient(shared.analytic.W)
+        x, active = state
+        g = (y - D @ x) @ W
+        # Neither the choice nor what it compares has a derivative.
+        size, c = lax.stop_gradient((jnp.abs(g), magnitude(shared.ratio)))
+        entries = jnp.max(column_norms(W)) * jnp.max(column_norms(D))  # of |W|'|D|, at most
+        rounding = _ROUNDING * jnp.finfo(y.dtype).eps * entries * jnp.sum(jnp.abs(x))
+        nu = lax.stop_gradient(self.noise + rounding)
+        active = active | (size > c * jnp.max(size, initial=0) + (1 + c) * nu)
+        return Taken(jnp.where(active, x + g, 0 * g), active)  # of a bad signal nan
+
+    def weights(self, shared, p, D):
+        return Acting(lax.stop_gradient(shared.analytic.W))

@@ -1,0 +1,443 @@
+"""What theory proves of single codes, whatever their signs and the noise, and of every code on a
+support: signal by signal, and support by support.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple, overload
+
+import jax
+import numpy as np
+
+from unrolled._base import checks
+from unrolled._base.checks import ArrayLike
+from unrolled._base.programs import host_function
+from unrolled.dictionaries import Dictionary, Operator, as_dictionary, dense, magnitudes
+from unrolled.theory._certificates import Coupled, Step, coupled, signed_products
+from unrolled.theory._schedules import known, tail_of
+
+# Rounding of an inner product, in eps of the magnitudes of its terms.
+_ROUNDING = 4
+# Up to this many atoms |W'D| is kept for all steps; above it is made anew, so many rows at once.
+_KEPT, _ROWS = 4_000, 1_000
+# Entries of the codes that are bounded at once.
+_AT_ONCE = 2**23
+# Entries of the products of supports that are made at once.
+_PRODUCTS = 2**22
+
+
+class Signals(NamedTuple):
+    """What is proved of each of n codes, for every sign pattern and all noise within the bound."""
+
+    proved: np.ndarray  # (n,) no step has a false positive, and the error ends below its beginning
+    errors: np.ndarray  # (n, K+1) bound on the largest entry of the error; inf after a failure
+    failed_at: np.ndarray  # (n,) the first step, from 0, whose condition fails; -1 for none
+    support_from: np.ndarray  # (n,) steps after which the support stays exact; -1 for never
+
+    def __repr__(self) -> str:
+        """How many are proved, and the largest bound of these."""
+        n, proved = len(self.proved), int(self.proved.sum())
+        largest = f", the error at most {self.errors[self.proved, -1].max():.3g}" if proved else ""
+        return f"Signals: {proved} of {n} codes proved in {self.errors.shape[1] - 1} steps{largest}"
+
+
+@overload
+def certify_signals(
+    layer: Any,
+    params: Any,
+    D: Dictionary,
+    X: ArrayLike,
+    *,
+    noise: ArrayLike = 0.0,
+    own: bool = False,
+) -> Signals: ...
+@overload
+def certify_signals(
+    layer: Any,
+    params: Any,
+    D: Sequence[Dictionary],
+    X: Sequence[ArrayLike],
+    *,
+    noise: ArrayLike | Sequence[ArrayLike] = 0.0,
+    own: bool = False,
+) -> tuple[Signals, ...]: ...
+@host_function
+def certify_signals(
+    layer: Any,
+    params: Any,
+    D: Any,
+    X: ArrayLike | Sequence[ArrayLike],
+    *,
+    noise: ArrayLike | Sequence[ArrayLike] = 0.0,
+    own: bool = False,
+) -> Signals | tuple[Signals, ...]:
+    r"""Prove code by code that steps x <- shrink(x + gamma W'(y - D x), theta) find it.
+
+    For one code x with support S, a = abs(x) and y = D x + noise, the error by entry obeys
+
+    .. math::
+        E_0 = a, \qquad A = P E_k + o E_k + n, \qquad
+        E_{k+1} = \min(A + \theta, \max(a, A - \theta)) \text{ on } S, \quad 0 \text{ off } S,
+
+    while theta_i >= A_i for every i off S. P is abs(gamma W'D) without its diagonal, o_i = abs(1 -
+    gamma w_i . d_i), and n_i bounds what noise and rounding add. Where support selection passes
+    every entry of S that exceeds theta, the error is A if a > theta + A, a if a + A <= theta, and
+    max(A, a) between; where it may pass only some, it is the larger one. The step of an activation
+    with a tail differs by the tail, on S and off it. Each map is the largest error within A, so one
+    step loses nothing; over several, the signs of the products are lost.
+
+    The worst-case theorems bound all codes of a class by one number, and cover 2 nonzeros where
+    this proves 12, as for a Gaussian D, (250, 500). Where they hold, this holds too.
+
+    Args:
+        layer: of a family with this step, as in `certify`, with any activation whose constants are
+            known; or a chain, `networks.dsc`, of such layers.
+        params: of the layer, from theory, calibrated or learned.
+        D: (m, d); for a chain a tuple.
+        X: (n, d), the codes; for a chain a tuple, (n, d_l) each.
+        noise: bound on the l1 norm of the noise, () or (n,); for a chain one for each layer, or of
+            the signal alone. What one layer leaves is noise by entry for the next.
+        own: whether each code has the least thresholds that prove it, in place of those of the
+            params: what the weights allow.
+
+    Returns:
+        Signals, in float64 from the stored arrays; for a chain a tuple of them.
+
+    Raises:
+        TypeError: another family, an activation without constants, or a traced argument.
+        ValueError: params or codes that do not fit, or numbers out of range.
+
+    Not claimed: that a code is lost where it is not proved. The rounding is that of
+    `rounding_guard`, which is no worst case. Of fresh codes nothing is said; a sample and
+    `tolerance_bound` say it of their class.
+
+    Reference: Li, Feng, Zhou (2024), Theorem 12, carried through by entries of one code.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 100, 200)
+        >>> X = ur.problems.exact_sparse(jax.random.key(1), (50, 200), 4)
+        >>> layer = ur.alista(30, support=(1, 1))
+        >>> params = layer.init(None, D)
+        >>> bool(ur.theory.certify_signals(layer, params, D, X, own=True).proved.all())
+        True
+    """
+    where = "certify_signals"
+    if getattr(layer, "layers", None) is None:
+        return _of_layer(layer, params, D, X, noise, own, None, where)[0]
+    layers, noises = layer.layers, noise
+    if not isinstance(noise, Sequence):  # of the signal alone
+        noises = (noise, *[0.0] * (len(layers) - 1))
+    columns: dict[str, Any] = dict(params=params, D=D, X=X, noise=noises)
+    for name, column in columns.items():
+        if not isinstance(column, Sequence) or len(column) != len(layers):
+            raise ValueError(f"{where}: expected {len(layers)} {name}, one per layer of the chain")
+    results, left = [], None
+    for one, p, A, codes, delta in zip(layers, *columns.values()):
+        result, left = _of_layer(one, p, A, codes, delta, own, left, where)
+        results.append(result)
+    return tuple(results)
+
+
+def _of_layer(
+    layer: Any,
+    params: Any,
+    D: Any,
+    X: Any,
+    noise: Any,
+    own: bool,
+    before: np.ndarray | None,
+    where: str,
+) -> tuple[Signals, np.ndarray]:
+    """What is proved of the codes of one layer, and their errors by entry in the end, (n, d).
+
+    `before` are the errors by entry of the signals, (n, m), that the layer before leaves.
+    """
+    measured = MeasuredLayer.of(layer, params, D, where)
+    codes = codes_of(X, measured.measured.D.shape[1], where)
+    deltas = noise_of(noise, len(codes), where)
+    if before is not None and len(before) != len(codes):
+        raise ValueError(
+            f"{where}: X has {len(before)} codes for one layer and {len(codes)} for the next"
+        )
+    choose = _least if own else _given
+    rows = max(1, _AT_ONCE // codes.shape[1])
+    parts = []
+    for i in range(0, max(len(codes), 1), rows):
+        chunk = slice(i, i + rows)
+        entering = None if before is None else before[chunk]
+        parts.append(measured.bounds(codes[chunk], deltas[chunk], choose, entering))
+    errors, failed, inside, left = (np.concatenate(column) for column in zip(*parts))
+    below = (errors[:, -1] < errors[:, 0]) | (errors[:, -1] == 0)
+    return Signals((failed < 0) & below, errors, failed, _from(inside)), left
+
+
+def codes_of(X: Any, d: int, where: str) -> np.ndarray:
+    """The magnitudes of the codes, (n, d)."""
+    codes = checks.host_floats(X, "X", where)
+    if codes.ndim != 2 or codes.shape[1] != d:
+        raise ValueError(f"{where}: X has shape {codes.shape}; expected (n, {d}), one code a row")
+    checks.finite(codes, "X", where)
+    return np.abs(codes.astype(np.float64))
+
+
+def noise_of(noise: Any, n: int, where: str) -> np.ndarray:
+    """The bounds of the l1 norm of the noise of n signals, (n,)."""
+    deltas = checks.host_floats(noise, "noise", where).astype(np.float64)
+    if deltas.shape not in ((), (n,)):
+        raise ValueError(f"{where}: noise has shape {deltas.shape}; expected () or ({n},)")
+    if not ((deltas >= 0) & (deltas < math.inf)).all():
+        raise ValueError(f"{where}: noise must be at least 0 and finite")
+    return np.broadcast_to(deltas, (n,))
+
+
+def _given(step: Step, needed: np.ndarray) -> np.ndarray:
+    return step.theta
+
+
+def _least(step: Step, needed: np.ndarray) -> np.ndarray:
+    return needed[:, None]
+
+
+class MeasuredLayer(NamedTuple):
+    """A layer as the theory sees it: its steps, and the tail of its activation."""
+
+    measured: Coupled
+    tail_lipschitz: float
+    tail: float  # the most that a step differs from soft thresholding
+    reach: float  # the constants hold for arguments up to this
+
+    @classmethod
+    def of(cls, layer: Any, params: Any, D: Any, where: str) -> "MeasuredLayer":
+        """Raise unless the layer has the form of the theorems and known constants."""
+        measured = coupled(layer, params, D, where)
+        known(layer.activation, where)
+        return cls(measured, *tail_of(layer.activation), layer.activation.reach)
+
+    def bounds(
+        self,
+        a: np.ndarray,
+        deltas: np.ndarray,
+        choose: Callable[[Step, np.ndarray], np.ndarray],
+        before: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Carry the error of every code through the steps.
+
+        Args:
+            a: (n, d), magnitudes of the codes.
+            deltas: (n,), l1 norms of the noise.
+            choose: `choose(step, needed) -> theta`, (d,), (n, 1) or (), with the least threshold
+                that each code needs, (n,).
+            before: (n, m), bounds by entry on the errors of the signals.
+
+        Returns:
+            The largest entry of the error after 0..K steps, (n, K+1); the first step that fails, or
+            -1, (n,); whether the support is exact, (n, K+1); the error by entry in the end, (n, d).
+        """
+        on, E, failed = a > 0, a, np.full(len(a), -1)
+        errors, exact = [E.max(1, initial=0)], [~on.any(1)]
+        one, size = 1 + _ROUNDING * self.measured.eps, a.sum(1)
+        for k, (step, P) in enumerate(zip(self.measured.steps, _products(self.measured))):
+            with np.errstate(over="ignore", invalid="ignore"):
+                n = deltas[:, None] * step.gamma * step.products.C
+                if before is not None:
+                    n = n + step.gamma * (before @ np.asarray(dense(magnitudes(step.W))))
+                rounding = np.maximum(size, E.sum(1)) * step.G + n.max(1)
+                n = n + (rounding * (one - 1) + step.lost)[:, None]
+                A = one * (step.gamma * P(E) + step.own * E + n)
+                A = np.where(np.isnan(A), np.inf, A)  # of errors that are infinite
+                theta = choose(step, np.where(on, 0, A).max(1))
+                wrong = (~on & ~(A <= theta)) | ~(a + A + theta <= self.reach)
+                failed = np.where((failed < 0) & wrong.any(1), k, failed)
+                off = np.minimum(self.tail, 2 * self.tail_lipschitz * A) if self.tail else 0.0
+                E = np.where(on, _mapped(step, a, A, theta) + self.tail, off)
+                E = np.where(failed[:, None] < 0, E, np.inf)
+            errors.append(E.max(1, initial=0))
+            exact.append(np.where(on, E < a, E == 0).all(1))
+        return np.stack(errors, 1), failed, np.stack(exact, 1), E
+
+
+def _products(measured: Coupled) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+    """For each step the product of |W'D|, without its diagonal, with the errors of codes."""
+    D, d = measured.D, measured.D.shape[1]
+    rows = [np.arange(i, min(i + _ROWS, d)) for i in range(0, d, _ROWS)]
+    kept: Any = None
+    for step in measured.steps:
+        parts = (_sizes(step.W, D, some) for some in rows)
+        if d <= _KEPT:
+            kept = kept if kept is not None and step.tied else np.concatenate(list(parts))
+            yield partial(_product, parts=[kept])
+        else:
+            yield partial(_product, parts=parts)
+
+
+def _product(E: np.ndarray, parts: Iterable[np.ndarray]) -> np.ndarray:
+    return np.concatenate([E @ P.T for P in parts], axis=1)
+
+
+def _sizes(W: Operator, D: Operator, rows: np.ndarray) -> np.ndarray:
+    """Rows of |W'D| without its diagonal."""
+    products = np.abs(signed_products(D, W, rows)).T
+    products[np.arange(len(rows)), rows] = 0
+    return products
+
+
+def _mapped(step: Step, a: np.ndarray, A: np.ndarray, theta: np.ndarray) -> np.ndarray:
+    """The largest error of entries a whose argument moves by at most A."""
+    soft = np.minimum(A + theta, np.maximum(a, A - theta))
+    if not step.passing:
+        return soft
+    passed = np.where(a > theta + A, A, np.where(a + A <= theta, a, np.maximum(A, a)))
+    if step.passing == a.shape[1]:
+        return passed
+    # One threshold for all: no entry off the support is above it. With several, one may be large,
+    # below its own threshold, and take a place.
+    above = ((a > 0) & (a + A > theta)).sum(1, keepdims=True)
+    one = np.ptp(theta, axis=-1).max(initial=0) == 0
+    return np.where(one & (above <= step.passing), passed, np.maximum(soft, passed))
+
+
+def _from(inside: np.ndarray) -> np.ndarray:
+    """The first column after which all are True, of each row; -1 where the last is not."""
+    wrong = ~inside[:, ::-1]
+    last = np.where(wrong.any(1), wrong.argmax(1), inside.shape[1])
+    return np.where(last == 0, -1, inside.shape[1] - last)
+
+
+class Supports(NamedTuple):
+    """What is proved of all codes on each of n supports, by steps with residual thresholds."""
+
+    ratio: np.ndarray  # (n,) c(S): off S no product exceeds this part of the largest on S
+    contraction: np.ndarray  # (n,) kappa(S), the largest row sum of abs(W_S'D_S - I)
+    sparsity: int  # s
+
+    def bound(self, k: int, ratio: float = 0.95) -> np.ndarray:
+        r"""The error after k steps of `layers.alista_rt`, in max norm, per max abs(x), (n,).
+
+        .. math:: (c + \kappa)^{\min(s-1, k)} \kappa^{\max(k-s+1, 0)} \frac{1 + \kappa}{1 - \kappa},
+
+        without noise, where c(S) <= c < 1 and kappa < 1; elsewhere inf.
+
+        Args:
+            k: number of steps.
+            ratio: c, of the layer.
+
+        Example:
+            >>> D = ur.dictionaries.identity_hadamard(16)
+            >>> proof = ur.theory.certify_supports(D, D, [[0, 1], [2, 20]])
+            >>> proof.bound(20).round(6).tolist()
+            [0.0, 0.0]
+        """
+        where = "Supports.bound"
+        k = checks.as_index(k, "k", where)
+        c, kappa, s = checks.as_fraction(ratio, "ratio", where), self.contraction, self.sparsity
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            taking = (c + kappa) ** min(max(s - 1, 0), k) * kappa ** max(k - s + 1, 0)
+            bound = taking * (1 + kappa) / (1 - kappa)
+        return np.where((self.ratio <= c) & (kappa < 1), bound, np.inf)
+
+    def __repr__(self) -> str:
+        """How many are proved, and the largest ratio."""
+        n, proved = len(self.ratio), int((self.ratio < 1).sum())
+        largest = f", the largest ratio {self.ratio.max():.4g}" if n else ""
+        return f"Supports: all codes on {proved} of {n} supports of {self.sparsity} atoms{largest}"
+
+
+@host_function
+def certify_supports(W: Dictionary, D: Dictionary, supports: ArrayLike) -> Supports:
+    r"""Prove support by support that steps with residual thresholds take no wrong entry.
+
+    With B = W'D and a support S,
+
+    .. math::
+        c(S) = \max_{i \notin S} \|B_{iS} B_{SS}^{-1}\|_1, \qquad
+        \kappa(S) = \max_{i \in S} \sum_{j \in S} |B_{SS} - I|_{ij}.
+
+    `layers.alista_rt` takes an entry where abs(g_i) > c max abs(g), g = W'(y - D x). If c >= c(S),
+    it takes none off S at any step, for every code on S: all magnitudes, all signs. If c < 1 and
+    kappa(S) < 1 too, it converges to the code, at the rate that `Supports.bound` says.
+
+    Args:
+        W: (m, d), weights with w_i . d_i = 1, for example `frobenius_weights(D)`.
+        D: (m, d).
+        supports: (n, s), indices of atoms, distinct in a row.
+
+    Returns:
+        Supports, in float64 and rounded up. A support whose atoms depend on each other has the
+        ratio inf.
+
+    Raises:
+        TypeError: a traced argument, or indices that are not integers.
+        ValueError: indices out of range or twice in a row, or shapes that do not fit.
+
+    Not claimed: that codes on a support with c(S) >= 1 are lost. With W = D, c(S) is the exact
+    recovery coefficient of Tropp (2004); of fresh supports a sample says something, by
+    `tolerance_bound` of the ratios.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 100, 200)
+        >>> W = ur.theory.frobenius_weights(D)
+        >>> supports = [[3, 50, 77, 120], [0, 1, 2, 3]]
+        >>> (ur.theory.certify_supports(W, D, supports).ratio < 0.95).tolist()
+        [True, True]
+    """
+    where = "certify_supports"
+    W, D = as_dictionary(W, where, "W"), as_dictionary(D, where)
+    if W.shape != D.shape:
+        raise ValueError(f"{where}: W has shape {W.shape} and D {D.shape}; expected the same")
+    checks.finite((W, D), "W or D", where)
+    S = _indices(supports, D.shape[1], where)
+    n, s = S.shape
+    with jax.enable_x64(True):
+        W, D = checks.cast((W, D), np.float64)
+        at_once = max(1, _PRODUCTS // max(1, s * D.shape[1]))
+        parts = [_of_supports(W, D, S[i : i + at_once]) for i in range(0, n, at_once)]
+    ratio, contraction = np.concatenate([np.zeros((2, 0)), *parts], axis=1)
+    return Supports(ratio, contraction, s)
+
+
+def _indices(supports: Any, d: int, where: str) -> np.ndarray:
+    S = np.asarray(supports)
+    if S.ndim != 2:
+        raise ValueError(f"{where}: supports have shape {S.shape}; expected (n, s), one a row")
+    if S.dtype.kind not in "iu" and S.size:
+        raise TypeError(f"{where}: supports must be indices of atoms, got dtype {S.dtype}")
+    if S.size and not (0 <= S.min() and S.max() < d):
+        raise ValueError(
+            f"{where}: supports must be indices in 0..{d - 1}, got {S.min()}..{S.max()}"
+        )
+    if (np.diff(np.sort(S, 1), axis=1) == 0).any():
+        raise ValueError(f"{where}: a support names an atom twice")
+    return S.astype(int)
+
+
+def _of_supports(W: Any, D: Any, S: np.ndarray) -> np.ndarray:
+    """The ratios and contractions of some supports, (2, n)."""
+    n, s = S.shape
+    used, place = np.unique(S, return_inverse=True)
+    place = place.reshape(S.shape)
+    B = signed_products(W, D, used)  # (d, used)
+    R = np.moveaxis(B[:, place], 0, 1)  # (n, d, s)
+    each = np.arange(n)[:, None]
+    A = R[each, S]  # B_SS
+    inverse = _inverses(A)
+    with np.errstate(invalid="ignore"):
+        Q = R @ inverse
+        # Q (I + E) = R A^-1 for what rounding leaves of R - Q A.
+        left = np.abs(R - Q @ A).sum(2) * np.abs(inverse).sum(2).max(1, initial=0)[:, None]
+        sums = np.abs(Q).sum(2) + left
+    sums = np.where(np.isnan(sums), np.inf, sums)
+    sums[each, S] = 0
+    up = 1 + 4 * s * np.finfo(float).eps
+    kappa = np.abs(A - np.eye(s)).sum(2).max(1, initial=0)
+    return np.stack([sums.max(1, initial=0), kappa]) * up
+
+
+def _inverses(A: np.ndarray) -> np.ndarray:
+    """The inverses of matrices, nan for singular ones."""
+    try:
+        return np.linalg.inv(A)
+    except np.linalg.LinAlgError:
+        if len(A) == 1:
+            return np.full_like(A, np.nan)
+        return np.concatenate([_inverses(one) for one in np.array_split(A, 2)])
