@@ -227,7 +227,7 @@ def test_of_a_dictionary_without_random_singular_vectors_it_does_not_hold(name, 
     D, _ = dictionaries.normalize(jnp.asarray(atoms()))
     found = state_evolution(FAMILIES[name](12), D, probability=0.1)
     assert not found.holds
-    assert re.match(r"the median of 256 drawn signals is -.* dB after step \d", found.reason)
+    assert re.match(r"the median of drawn signals is -.* to .* dB after step \d", found.reason)
 
 
 # Params without a sample.
