@@ -266,9 +266,9 @@ MASK = np.random.default_rng(1).random(Y.shape) < 0.8
 @pytest.mark.parametrize("name", SWEEPING)
 def test_entries_outside_of_the_mask_do_not_matter(name):
     holes = np.where(MASK, Y, np.nan)
-    found = learn(name, holes, mask=MASK)
-    assert same(found, learn(name, np.where(MASK, Y, 7.0), mask=MASK))
-    assert same(found, learn(name, holes, weights=MASK.astype(float)))
+    found = learn(name, holes, steps=2, mask=MASK)
+    assert same(found, learn(name, np.where(MASK, Y, 7.0), steps=2, mask=MASK))
+    assert same(found, learn(name, holes, steps=2, weights=MASK.astype(float)))
     codes = jax.tree.leaves(found.X)[-1]
     D = functools.reduce(np.matmul, map(ur.dictionaries.dense, dictionaries_of(found)))
     R = (Y - np.asarray(codes) @ np.asarray(D).T)[MASK]

@@ -239,18 +239,32 @@ def test_projected_codes_lie_in_the_chain_and_a_signal_of_the_model_stays():
     assert again.residual <= 100 * EPS and np.isinf(found.gap)
 
 
+def matched(D, y, most):
+    """The codes of orthogonal matching pursuit after 1, ..., most atoms, by least squares."""
+    S, codes = [], []
+    for _ in range(most):
+        r = y - D @ (codes[-1] if codes else np.zeros(D.shape[1]))
+        S.append(np.argmax(np.abs(r @ stored.unit(D))))
+        codes.append(np.zeros(D.shape[1]))
+        codes[-1][S] = np.linalg.lstsq(D[:, S], y, rcond=None)[0]
+    return codes
+
+
 def test_the_pursuit_stops_before_a_code_exceeds_its_sparsity():
     Ds, y = chain(0)
-    free, held, nothing = (
-        up.project(Ds, y, sparsity=s)
-        for s in (4, (6, 4), (2, 4))  # in every column of D_2 are three nonzeros
-    )
-    assert np.count_nonzero(free.xs[0]) > 6 and free.steps == 4
-    assert np.count_nonzero(held.xs[0]) <= 6 and 1 <= held.steps < 4 and held.converged
-    S = np.flatnonzero(held.xs[1])
-    assert len(S) == held.steps and set(S) < set(np.flatnonzero(free.xs[1]).tolist())
-    least = np.linalg.lstsq(product(Ds)[:, S], y, rcond=None)[0]
-    assert_allclose(np.asarray(held.xs[1])[S], least, atol=1e-13)
+    codes = matched(product(Ds), y, 4)
+    counts = [np.count_nonzero(Ds[1] @ x) for x in codes]
+    steps = sum(count <= 6 for count in counts)
+    held = up.project(Ds, y, sparsity=(6, 4))
+    assert held.steps == steps < 4 and held.converged and counts[steps] > 6
+    assert_allclose(held.xs[1], codes[steps - 1], atol=1e-13)
+    assert np.count_nonzero(held.xs[0]) == counts[steps - 1]
+
+
+@pytest.mark.slow
+def test_a_pursuit_whose_first_atom_has_too_many_nonzeros_takes_none():
+    Ds, y = chain(0)
+    nothing = up.project(Ds, y, sparsity=(2, 4))  # in every column of D_2 are three
     assert nothing.steps == 0 and not np.any(nothing.xs[1])
 
 

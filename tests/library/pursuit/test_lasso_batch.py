@@ -162,7 +162,8 @@ def mapped(tmp_path, monkeypatch):
     return np.load(tmp_path / "Y.npy", mmap_mode="r")
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.few(2)
+@pytest.mark.parametrize("options", ["of both", "of signals", "of atoms", "lam"])
 def test_a_mapped_file_has_the_bits_of_its_array(mapped, monkeypatch, options):
     """And no more than a chunk of it is made an array."""
     whole = pursuit.lasso_batch(D, np.array(mapped), **OPTIONS[options])
