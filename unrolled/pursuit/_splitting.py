@@ -205,10 +205,11 @@ class LocalError:
         c = norm(D.patches(ones)) / norm(ones)
         target = D.patches(y) / c
         ball = radius / c
-        correction = _by_cholesky(dense(D), jnp.ones((), y.dtype))
+        A = dense(D)
+        factor = jax.scipy.linalg.cho_factor(A @ A.T + jnp.eye(len(y), dtype=y.dtype))
 
-        def minimise(b, _):
-            return b - correction(D @ b)
+        def minimise(b, _):  # products with D alone: the matrix is for the factor
+            return b - jax.scipy.linalg.cho_solve(factor, D @ b) @ D
 
         def forward(x):
             return x, D.patches(D @ x) / c

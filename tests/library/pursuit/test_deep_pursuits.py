@@ -183,14 +183,13 @@ def test_signed_thresholding_is_a_rectifier_of_the_doubled_dictionary():
     assert_allclose(signed.xs[1], second[:20] - second[20:], atol=20 * EPS)
 
 
-@pytest.mark.slow
 def test_layered_basis_pursuit_solves_the_lasso_of_every_layer():
     Ds, y = chain()
     found = up.layered_basis_pursuit(Ds, y, (0.1, 0.05), tol=1e-10)
     before = y
     for D, layer, lam in zip(Ds, found, (0.1, 0.05)):
-        alone = up.fista(D, before, lam, tol=1e-10)
-        assert_array_equal(layer.x, alone.x)
+        (alone,) = np.asarray(up.lasso_batch(D, before[None], lam, tol=1e-12).x)
+        assert_allclose(layer.x, alone, atol=1e-4)  # the root of the gap
         assert np.abs(D.T @ (before - D @ np.asarray(layer.x))).max() <= lam + 1e-4
         before = np.asarray(layer.x)
     assert found.converged and found.gap.shape == found.residual.shape == found.steps.shape == (2,)
@@ -240,18 +239,32 @@ def test_projected_codes_lie_in_the_chain_and_a_signal_of_the_model_stays():
     assert again.residual <= 100 * EPS and np.isinf(found.gap)
 
 
+def matched(D, y, most):
+    """The codes of orthogonal matching pursuit after 1, ..., most atoms, by least squares."""
+    S, codes = [], []
+    for _ in range(most):
+        r = y - D @ (codes[-1] if codes else np.zeros(D.shape[1]))
+        S.append(np.argmax(np.abs(r @ stored.unit(D))))
+        codes.append(np.zeros(D.shape[1]))
+        codes[-1][S] = np.linalg.lstsq(D[:, S], y, rcond=None)[0]
+    return codes
+
+
 def test_the_pursuit_stops_before_a_code_exceeds_its_sparsity():
     Ds, y = chain(0)
-    free, held, nothing = (
-        up.project(Ds, y, sparsity=s)
-        for s in (4, (6, 4), (2, 4))  # in every column of D_2 are three nonzeros
-    )
-    assert np.count_nonzero(free.xs[0]) > 6 and free.steps == 4
-    assert np.count_nonzero(held.xs[0]) <= 6 and 1 <= held.steps < 4 and held.converged
-    S = np.flatnonzero(held.xs[1])
-    assert len(S) == held.steps and set(S) < set(np.flatnonzero(free.xs[1]).tolist())
-    least = np.linalg.lstsq(product(Ds)[:, S], y, rcond=None)[0]
-    assert_allclose(np.asarray(held.xs[1])[S], least, atol=1e-13)
+    codes = matched(product(Ds), y, 4)
+    counts = [np.count_nonzero(Ds[1] @ x) for x in codes]
+    steps = sum(count <= 6 for count in counts)
+    held = up.project(Ds, y, sparsity=(6, 4))
+    assert held.steps == steps < 4 and held.converged and counts[steps] > 6
+    assert_allclose(held.xs[1], codes[steps - 1], atol=1e-13)
+    assert np.count_nonzero(held.xs[0]) == counts[steps - 1]
+
+
+@pytest.mark.slow
+def test_a_pursuit_whose_first_atom_has_too_many_nonzeros_takes_none():
+    Ds, y = chain(0)
+    nothing = up.project(Ds, y, sparsity=(2, 4))  # in every column of D_2 are three
     assert nothing.steps == 0 and not np.any(nothing.xs[1])
 
 
@@ -398,6 +411,16 @@ def test_the_bias_of_ml_ista_falls_with_its_step_and_is_never_zero():
     assert_allclose(slow.xs[1], fast.xs[1], atol=1e-6)
     again = up.ml_ista(Ds, y, LAMS, tol=1e-8, start=slow.xs[1])
     assert again.steps == 0 and again.converged
+
+
+def test_without_steps_the_codes_are_those_of_the_start():
+    Ds, y = chain()
+    start = np.random.default_rng(0).normal(size=20)
+    found = up.ml_ista(Ds, y, LAMS, tol=None, max_steps=0, start=start)
+    assert_array_equal(found.xs[1], start)
+    assert_allclose(found.xs[0], Ds[1] @ start, atol=20 * EPS)
+    assert found.residual == pytest.approx(np.linalg.norm(y - product(Ds) @ start))
+    assert found.steps == 0 and not found.converged
 
 
 @pytest.mark.slow

@@ -64,19 +64,18 @@ def test_the_gap_bounds_the_excess_of_any_code(l2, nonnegative):
         assert -1e-13 <= excess <= stopped.gap * (1 + 1e-12) + 1e-13
 
 
-def test_an_orthonormal_dictionary_shrinks_the_products():
-    Q = np.linalg.qr(normal(4, M, M))[0]
-    p, lam = Q.T @ y, np.full(M, LAM)
+def test_orthonormal_atoms_beside_zero_ones_shrink_their_products():
+    Q = np.hstack([np.linalg.qr(normal(4, M, M))[0], np.zeros((M, N - M))])
+    p = Q.T @ y
     soft = np.sign(p) * np.maximum(np.abs(p) - LAM, 0)
     for l2 in (0.0, 0.5):
-        found = pursuit.lasso(Q, y, lam, l2=l2, tol=1e-14)
+        found = pursuit.lasso(Q, y, np.full(N, LAM), l2=l2, tol=1e-12)
         assert found.x == pytest.approx(soft / (1 + l2), abs=1e-12)
 
 
 def test_the_ridge_alone_is_a_linear_system():
-    A = D[:, :M]
-    found = pursuit.lasso(A, y, 0.0, l2=0.3, tol=1e-14)
-    expected = np.linalg.solve(A.T @ A + 0.3 * np.eye(M), A.T @ y)
+    found = pursuit.lasso(D, y, 0.0, l2=0.3, tol=1e-12)
+    expected = np.linalg.solve(D.T @ D + 0.3 * np.eye(N), D.T @ y)
     assert found.converged and found.x == pytest.approx(expected, abs=1e-7)
 
 
@@ -99,7 +98,7 @@ def without(n):
 
 @pytest.mark.few(2)
 @pytest.mark.parametrize("n", [1, 4])
-@pytest.mark.parametrize("dtype, tol, exact", [(np.float32, 1e-6, 1e-6), (float, 1e-12, 1e-13)])
+@pytest.mark.parametrize("dtype, tol, exact", [(float, 1e-12, 1e-13), (np.float32, 1e-6, 1e-6)])
 def test_atoms_without_a_penalty_are_certified(n, dtype, tol, exact):
     A, signal, lam = free(n, dtype)
     found, half = pursuit.lasso(A, signal, lam, tol=tol), signal @ signal / 2
@@ -306,14 +305,30 @@ def test_the_path_is_that_of_least_angles():
     assert path.converged.all() and path.x == pytest.approx(codes.T[:-1], abs=1e-6)
 
 
-@pytest.mark.slow
 def test_the_path_is_a_sequence_of_solutions():
     ratios = np.array([1.0, 0.5, 0.2, 0.1])
     path = pursuit.lasso_path(D, y, ratio=ratios, tol=1e-13)
-    for i, ratio in enumerate(ratios):
-        alone = pursuit.lasso(D, y, ratio=ratio, tol=1e-13)
-        assert path.x[i] == pytest.approx(np.asarray(alone.x), abs=1e-9)
-        assert path.residual[i] == pytest.approx(np.asarray(alone.residual), abs=1e-9)
-    assert path.lam == pytest.approx(ratios * np.abs(D.T @ y).max())
-    assert pursuit.lasso_path(D, y).x.shape == (50, N)
-    assert pursuit.lasso_path(D, y, []).x.shape == (0, N)
+    alone = pursuit.lasso_batch(D, np.tile(y, (4, 1)), ratio=ratios[:, None], tol=1e-13)
+    assert path.x == pytest.approx(np.asarray(alone.x), abs=1e-6)
+    assert path.residual == pytest.approx(np.asarray(alone.residual), abs=1e-6)
+    assert path.converged.all() and path.lam == pytest.approx(ratios * np.abs(D.T @ y).max())
+    for lam, n in (((), 50), (([],), 0)):
+        shape = jax.eval_shape(lambda y, lam=lam: pursuit.lasso_path(D, y, *lam), y).x.shape
+        assert shape == (n, N)
+
+
+def test_the_least_penalty_of_the_code_0_and_that_of_the_paper_have_their_values():
+    products = D.T @ y
+    assert pursuit.lam_max(D, y) == pytest.approx(np.abs(products).max())
+    assert pursuit.lam_max(D, y, nonnegative=True) == pytest.approx(max(products.max(), 0))
+    assert pursuit.lam_max(np.abs(D), -np.abs(y), nonnegative=True) == 0
+    with pytest.raises(ValueError, match="lam_max: lam, about 1e4.*, leaves the range of float32"):
+        pursuit.lam_max(np.float32(1e20) * D.astype(np.float32), np.float32(1e20 * y))
+    assert pursuit.lam_of_paper(0.2) == pytest.approx(2.5)
+
+
+def test_the_step_is_of_the_squared_norm_where_this_is_in_range():
+    assert pursuit.lipschitz(D, "caller") == pytest.approx(np.linalg.norm(D, 2) ** 2)
+    for c, words in ((0, "D is zero"), (1e30, "norm.D. is .* leaves the range of float32")):
+        with pytest.raises(ValueError, match=f"^caller: {words}"):
+            pursuit.lipschitz(np.float32(c) * D.astype(np.float32), "caller")

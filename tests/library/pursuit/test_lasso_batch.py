@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from command_line import AS_USERS
 from oracles import normal, unit
-from sklearn.linear_model import Lasso
+from sklearn.linear_model import ElasticNet
 
 from unrolled import dictionaries, pursuit
 from unrolled.pursuit import _lasso_batch
@@ -93,11 +93,15 @@ def test_ratio_is_one_of_lam_max_of_every_signal(nonnegative):
     assert found.x[-1].any() != nonnegative
 
 
-def test_codes_are_those_of_scikit_learn():
-    found = pursuit.lasso_batch(D, Y, 0.2, tol=1e-12)
-    model = Lasso(alpha=0.2 / M, fit_intercept=False, tol=1e-14, max_iter=100_000)
+@pytest.mark.parametrize("nonnegative", [False, True])
+@pytest.mark.parametrize("l2", [0.0, 0.3])
+def test_codes_are_those_of_scikit_learn(l2, nonnegative):
+    found = pursuit.lasso_batch(D, Y, 0.2, l2=l2, nonnegative=nonnegative, tol=1e-12)
+    options = dict(fit_intercept=False, tol=1e-14, max_iter=100_000, positive=nonnegative)
+    model = ElasticNet(alpha=(0.2 + l2) / M, l1_ratio=0.2 / (0.2 + l2), **options)
     for x, y in zip(found.x, Y):
         assert x == pytest.approx(model.fit(D, y).coef_, abs=1e-6)
+    assert found.converged.all() and (found.gap <= 1e-12).all()
 
 
 @pytest.mark.few(1)
@@ -158,7 +162,8 @@ def mapped(tmp_path, monkeypatch):
     return np.load(tmp_path / "Y.npy", mmap_mode="r")
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.few(2)
+@pytest.mark.parametrize("options", ["of both", "of signals", "of atoms", "lam"])
 def test_a_mapped_file_has_the_bits_of_its_array(mapped, monkeypatch, options):
     """And no more than a chunk of it is made an array."""
     whole = pursuit.lasso_batch(D, np.array(mapped), **OPTIONS[options])

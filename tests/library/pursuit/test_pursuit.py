@@ -248,6 +248,16 @@ def test_the_gap_of_a_threshold_above_the_range_is_infinite(size):
     assert np.isnan(pursuit.threshold(D, y * np.float32(np.nan), lam).gap)
 
 
+def test_a_picture_has_the_code_of_its_samples_on_its_grid():
+    bank = dictionaries.Conv(np.random.default_rng(0).normal(size=(2, 1, 2, 2)), (3, 4))
+    picture, theta = np.random.default_rng(1).normal(size=(3, 4)), np.array([0.2, 0.9])
+    matrix = np.asarray(jax.jit(dictionaries.dense)(bank))
+    products = (picture.ravel() @ matrix).reshape(bank.code_grid)
+    shrunk = np.maximum(np.abs(products) - theta[:, None, None], 0)
+    found = pursuit.threshold(bank, picture, theta)
+    np.testing.assert_allclose(found.x, np.sign(products) * shrunk, atol=20 * EPS)
+
+
 @pytest.mark.slow
 def test_threshold_takes_one_value_per_atom_and_per_filter():
     D, y, _ = problem(0)

@@ -223,10 +223,10 @@ def test_a_ratio_means_the_same_at_the_ends_of_the_range():
 
 
 SECOND = {
+    "lasso": lambda D, y: pursuit.lasso(D, y, 0.1, tol=1e-12).x,
     "omp": lambda D, y: pursuit.omp(D, y, 3).x,
     "half_quadratic": lambda D, y: pursuit.half_quadratic(D, y, 0.05, p=0.8, tol=1e-12).x,
     "bpdn": lambda D, y: pursuit.bpdn(D, y, 0.2, tol=1e-12).x,
-    "lasso": lambda D, y: pursuit.lasso(D, y, 0.1, tol=1e-12).x,
 }
 
 
