@@ -215,8 +215,8 @@ def is_feasible(
     (tol,) = host_numbers(where, tol=tol)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds = host_chain(Ds, where, dtype=None)
+        s, eps = layer_counts(sparsities, len(Ds), where), layer_numbers(eps, "eps", len(Ds), where)
         codes, residuals, rounding = _evaluated(y, Ds, xs, tol, where)
-    s, eps = layer_counts(sparsities, len(Ds), where), layer_numbers(eps, "eps", len(Ds), where)
     counts = np.array([np.count_nonzero(x) for x in codes])
     return Feasibility(_met(residuals, eps + rounding, counts, s), residuals, counts, rounding)
 
@@ -273,10 +273,11 @@ def is_csc_feasible(
     (tol,) = host_numbers(where, tol=tol)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds = _on_grids(host_chain(Ds, where, dtype=None), where)
+        s = layer_counts(sparsities, len(Ds), where)
         codes, residuals, rounding = _evaluated(y, Ds, xs, tol, where)
         stripes = np.array([int(_conv_stripe_norm(D, x)) for D, x in zip(Ds, codes)])
         mus = [_coherence_of(D, where) for D in Ds]
-    met = _met(residuals, rounding, stripes, layer_counts(sparsities, len(Ds), where))
+    met = _met(residuals, rounding, stripes, s)
     unique = np.array([n <= max_sparsity(mu, D.shape[1]) for n, mu, D in zip(stripes, mus, Ds)])
     return CscFeasibility(
         met, residuals, stripes, rounding, np.array([sparsity_bound(mu) for mu in mus]), unique

@@ -16,7 +16,7 @@ from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import UP, up
 from unrolled._base.programs import host_function, program
 from unrolled.activations import Activation, check, is_known
-from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, magnitudes, operands
+from unrolled.dictionaries import Dictionary, Operator, as_dictionary, column_norms, magnitudes
 from unrolled.theory._coherence import coherence, diagonal, host_float
 
 
@@ -336,18 +336,12 @@ def _after_the_fact(
 ) -> ErrorBar:
     """`error_bar`, in float64; None is x = 0."""
     (noise,) = host_numbers(where, noise=noise)
-    s = checks.as_index(sparsity, "sparsity", where)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        D, W, x, y = (checks.cast(a, np.float64) for a in (D, W, x, y))
-        D, y, _ = operands(D, y, where)
-        m, d = D.shape
-        x = np.zeros(d) if x is None else np.asarray(x)
-        if np.shape(x) != (d,):
-            raise ValueError(f"{where}: x has shape {np.shape(x)}; expected ({d},)")
+        D, x, y, n = _wide(where, D, x, y, sparsity)
+        W, (m, d) = checks.cast(W, np.float64), D.shape
         mu, C_W = (float(v) for v in coherence(W, D))
         own, scores, sizes = map(np.asarray, _scores(W, D, x, y))
         eta, scores = float(np.abs(1 - own).max()), np.abs(scores)
-    n = min(int(np.count_nonzero(np.asarray(x))) + s, d)
     if not n:
         return ErrorBar(0.0, 0.0, 0.0, True)
     # Two sums of m and at most d products, each rounded by eps / 2; twice that, for second orders.
@@ -374,17 +368,12 @@ def _conditioned(
 ) -> ErrorBar:
     """`error_bar` by a bound of the singular values of n unit atoms."""
     noise, kappa = host_numbers(where, noise=noise, conditioning=conditioning)
-    s = checks.as_index(sparsity, "sparsity", where)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         stored = float(jnp.finfo(as_dictionary(D, where).dtype).eps)
-        D, x, y = (checks.cast(a, np.float64) for a in (D, x, y))
-        D, y, _ = operands(D, y, where)
+        D, x, y, n = _wide(where, D, x, y, sparsity)
         dictionaries.unit_atoms(D, where)
         m, d = D.shape
-        if np.shape(x) != (d,):
-            raise ValueError(f"{where}: x has shape {np.shape(x)}; expected ({d},)")
         misfit, sizes, norms = map(np.asarray, _residual_and_sizes(D, x, y))
-    n = min(int(np.count_nonzero(np.asarray(x))) + s, d)
     if not n:
         return ErrorBar(0.0, 0.0, 0.0, True)
     # The atoms were drawn before they were stored: two roundings of each entry, of n columns. kappa
@@ -396,6 +385,20 @@ def _conditioned(
         return ErrorBar(math.inf, math.inf, math.inf, False)
     l2 = (residual + noise) / kappa * UP
     return ErrorBar(l2, l2, math.sqrt(n) * l2 * UP, math.isfinite(l2))
+
+
+def _wide(
+    where: str, D: Dictionary, x: ArrayLike | None, y: ArrayLike, sparsity: int
+) -> tuple[Operator, np.ndarray, Array, int]:
+    """D, x and y in float64, and the most nonzeros of x - x*."""
+    s = checks.as_index(sparsity, "sparsity", where)
+    D, x, y = (checks.cast(a, np.float64) for a in (D, x, y))
+    D, y, _ = dictionaries.operands(D, y, where)
+    d = D.shape[1]
+    x = np.zeros(d) if x is None else np.asarray(x)
+    if x.shape != (d,):
+        raise ValueError(f"{where}: x has shape {x.shape}; expected ({d},)")
+    return D, x, y, min(int(np.count_nonzero(x)) + s, d)
 
 
 @program()

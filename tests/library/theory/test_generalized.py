@@ -101,10 +101,6 @@ def test_known_values(name):
     assert found.lower == pytest.approx(KNOWN[name], rel=TOL, abs=1e-12)
 
 
-def test_equiangular_tight_frames_attain_the_welch_bound():
-    assert solved("paley").upper == pytest.approx(theory.welch_bound(7, 14), rel=1e-12)
-
-
 def test_an_atom_independent_of_dependent_ones_has_coherence_zero_and_leaves_theirs_alone():
     found, others = solved("one independent atom"), solved("near duplicate")
     G = unit(normal(6, 8, 14))
@@ -484,6 +480,9 @@ def test_truncated_and_foreign_files_are_computed_again(kept):
     ):
         file.write_bytes(bad)
         assert same(theory.generalized_coherence(A, cache=folder), found)
+    file.write_bytes(good)
+    write(file, W=read(file)["W"])  # without V
+    assert same(theory.generalized_coherence(A, cache=folder), found)
     file.unlink()
     assert same(theory.generalized_coherence(A, cache=folder), found)
 
@@ -544,12 +543,6 @@ def test_a_tampered_file_never_gives_a_false_certificate_and_costs_only_time(kep
     assert again.holds and again.upper == pytest.approx(float(found.upper), rel=TOL)
 
 
-def test_a_file_without_the_arrays_is_computed_again(kept):
-    A, found, folder, file = kept
-    write(file, W=read(file)["W"])
-    assert same(theory.generalized_coherence(A, cache=folder), found)
-
-
 @pytest.mark.parametrize("size", [1e-8, 1e-10, 1e-12, 1e-13])
 def test_multipliers_that_only_nearly_represent_an_atom_prove_nothing(tmp_path, size):
     """Only small rows separate these atoms; a file that ignores them would certify 1."""
@@ -597,11 +590,6 @@ def test_it_runs_where_float64_is_off():
         assert theory.coherence_at_most(A, 0.9).answer is True
         assert theory.minimal_entry_weights(A, eager).holds
     assert eager.upper == pytest.approx(float(solved("gaussian 8x16").upper), rel=1e-6)
-
-
-def test_integers_are_promoted():
-    found = theory.generalized_coherence(np.eye(2, 3, dtype=int) + np.array([[0, 0, 1], [0, 0, 0]]))
-    assert found.upper == 1 and found.W.dtype == float
 
 
 def test_a_bad_dictionary_is_marked_under_jit_and_affects_no_other():

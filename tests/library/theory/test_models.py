@@ -173,6 +173,7 @@ def test_codes_that_are_not_finite_are_not_feasible():
         for eps in (0.0, math.inf):
             found = is_feasible(np.ones(3), [D], [np.array([bad, 1, 1])], [3], eps)
             assert not found.holds and found.residuals == math.inf and found.counts == 3
+            assert found.rounding == 0
 
 
 # Definition 1

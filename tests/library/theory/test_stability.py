@@ -329,7 +329,7 @@ def test_the_norm_of_the_columns_of_a_product_must_enter():
     )
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("start, stop", [(0, 3), (1, 3), (0, 2), (2, 3)])
 def test_products_bound_the_codes_behind_several_layers(start, stop):
     Ds, s = chain("three layers")
