@@ -232,6 +232,18 @@ def learned():
     )
 
 
+def test_filters_of_one_layer_are_learned_where_their_mask_lets_them():
+    images = np.random.default_rng(0).normal(size=(3, 2, 4, 4))
+    network = ur.networks.deconvolutional(2, lam=0.1, p=0.8)
+    found = ur.networks.learn_deconvolution(
+        0, network, images, [(2, 2)], sweeps=2, masks=([[1, 0], [0, 1]],)
+    )
+    filters = np.asarray(found.Ds[0].filters)
+    assert not filters[[0, 1], [1, 0]].any() and filters[[0, 1], [0, 1]].all()
+    assert_close(np.sum(filters**2, (1, 2, 3)), np.ones(2))
+    assert found.objective.shape == (1, 2) and found.objective[0, 1] < found.objective[0, 0]
+
+
 @pytest.mark.slow
 def test_filters_are_learned_layer_by_layer(learned):
     images, found = learned
