@@ -271,29 +271,10 @@ class Looped(Interned):
         "pass",
     )
 
-    def loop(
-        self,
-        step: Callable[..., Any],
-        params: Unrolled,
-        D: Any,
-        y: Array,
-        state: Any,
-        schedule: tuple[float, ...] | None = None,
-        depth: int | None = None,
-    ) -> tuple[Any, Any]:
-        """`layers.unroll` with these options."""
-        return unroll(
-            step,
-            params,
-            D,
-            y,
-            state,
-            schedule,
-            precision=self.precision,
-            unroll=self.unroll,
-            remat=self.remat,
-            depth=depth,
-        )
+    def loop(self, *arguments: Any, **options: Any) -> tuple[Any, Any]:
+        """`layers.unroll`, with its arguments, under these options."""
+        options |= dict(precision=self.precision, unroll=self.unroll, remat=self.remat)
+        return unroll(*arguments, **options)
 
 
 class Layer(Looped):
@@ -453,11 +434,11 @@ class Layer(Looped):
 @programs.on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _run(layer: Layer, params: Unrolled, D: Any, y: Array) -> tuple[Any, Array]:
-    start, options = layer.start(D, y), (layer.schedule, layer.depth)
+    start, loop = layer.start(D, y), partial(layer.loop, depth=layer.depth, schedule=layer.schedule)
     if layer.guard is None:
-        return layer.loop(layer.step, params, D, y, start, *options)
+        return loop(layer.step, params, D, y, start)
     guarded = _Guarded(start, start.x, jnp.sum(y * (y / 2)))
-    guarded, path = layer.loop(partial(_guarded_step, layer), params, D, y, guarded, *options)
+    guarded, path = loop(partial(_guarded_step, layer), params, D, y, guarded)
     return guarded.state._replace(x=guarded.x), path
 
 

@@ -261,14 +261,6 @@ def test_check_finds_a_bend_at_every_scale():
             ua.check(dataclasses.replace(act, relu_gap=0.999 * act.relu_gap))
 
 
-def _bad(x, kind):
-    return {
-        "nan": jnp.where(x > 3, jnp.nan, x),
-        "shape": x[None],
-        "integers": jnp.round(x).astype(jnp.int32),
-    }[kind]
-
-
 def _counted(x, calls):
     calls.append(x.shape)
     return jax.nn.relu(x)

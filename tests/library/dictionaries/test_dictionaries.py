@@ -288,6 +288,17 @@ def test_correlations_of_filters_hold_the_coherence(name):
     assert rows.max() == pytest.approx(off_diagonal(M), abs=16 * EPS)
 
 
+@pytest.mark.parametrize("name", ["valid, 2-D", "circular", "circular, stride 2"])
+def test_stripes_hold_the_coefficients_of_the_atoms_that_overlap(name):
+    D = CONVS[name]
+    x = np.arange(1.0, D.shape[1] + 1)
+    stripes, matrix = jax.device_get(jax.jit(lambda D, x: (D.stripes(x), ud.dense(D)))(D, x))
+    overlap = np.abs(matrix).T @ np.abs(matrix) > 0
+    position = np.arange(len(x)) % math.prod(D.positions)
+    for i, stripe in enumerate(stripes):
+        assert sorted(stripe[stripe > 0]) == x[overlap[position == i].any(0)].tolist()
+
+
 def test_shift_invariance_and_shifts():
     D = CONVS["circular"]
     assert not ud.Conv(D.filters, 8, 3, "circular").is_shift_invariant()  # 3 does not divide 8

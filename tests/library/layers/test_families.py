@@ -507,13 +507,45 @@ def test_weights_are_those_that_act_in_the_step(problem, name, per_atom):
         x = found / np.linalg.norm(found)
 
 
+FAMILIES = {n: f for n, f in layers.FAMILIES.items() if f.__module__.startswith("unrolled.")}
+
+
 def test_every_family_has_weights_but_those_whose_steps_depend_on_the_signal():
-    ours = {n: f for n, f in layers.FAMILIES.items() if f.__module__.startswith("unrolled.")}
-    assert {name for name, family in ours.items() if family.weights is None} == {
+    assert {name for name, family in FAMILIES.items() if family.weights is None} == {
         "na_alista",
         "vamp_bg",
     }
-    assert {layer.family for layer in WITHOUT_MEMORY.values()} == set(ours) - OTHERS
+    assert {layer.family for layer in WITHOUT_MEMORY.values()} == set(FAMILIES) - OTHERS
+
+
+SELECTED, PRIOR = dict(support=(0.012, 0.13)), dict(probability=0.1, variance=4.0)
+# What recipes say of 55 entries, a tenth of them N(0, 4): lam is in units of 2 (of codes) times 2
+# (of atoms), and 6 nonzeros are kept give or take a fifth or three.
+TOLD = {
+    **dict.fromkeys(["alista", "tilista", "robust_alista", "alista_at"], SELECTED),
+    **dict.fromkeys(["na_alista", "glista"], SELECTED),
+    **dict.fromkeys(["lista", "lista_cp"], dict(tied=False)),
+    **dict.fromkeys(["lista_ss", "lista_cpss"], dict(tied=False) | SELECTED),
+    "lfista_cp": dict(lam=0.08),
+    "lamp_bg": PRIOR,
+    "tista": PRIOR | dict(noise=0.01),
+    "vamp_bg": PRIOR | dict(noise_ratio=0.01 / 0.2),
+}
+LAMS = dict(lam=(0.08, 0.2, 0.4, 0.8, 1.2, 1.6))
+TRIED = {
+    "ista": LAMS,
+    "fista": LAMS,
+    "step_lista": dict(lam=(0.08, 0.2, 0.4, 0.8)),
+    "liht": dict(sparsity=(5, 8, 10)),
+}
+
+
+def test_recipes_follow_the_law_of_the_codes():
+    law = layers.Law(probability=0.1, variance=4.0, noise=0.01, signal=0.2, atoms=55, unit=2.0)
+    for name in FAMILIES:
+        recipe = layers.FAMILIES[name].recipe
+        assert recipe.options(law, {}) == TOLD.get(name, {}), name
+        assert recipe.tried(law) == TRIED.get(name, {}), name
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def test_calibrated_it_goes_further_without_a_gradient():
     """On 256 signals: ratios of sums of -72.9 to -80.1 dB and means of -102 to -116, where a few
     hard signals of the sample decide. (With 512 signals, -84.8 and -103.7 for the first.)
     """
-    D, Y, X = bench(0, signals=2000)
+    D, Y, X = bench(0)
     layer = layers.alista_at(DEPTH, onsager=True)
     params = analytic.calibrate(layer, layer.init(None, D), D, *problems.sampler(D, 256)(100))
     ratio, mean = decibels(layer, params, D, Y, X)

@@ -367,6 +367,18 @@ def test_the_bound_is_attained():
     assert bound[1:3] == pytest.approx([first, second])
 
 
+def test_the_bound_for_a_signal_holds_where_steps_turn_signs():
+    """T = 1 - 2.5: errors grow by 1.5 a step, whatever their sign."""
+    alpha, D, layer = 6.0, Conv(np.ones((1, 1, 1)), 12), layers.lista_cp(5)
+    W = Conv(np.full((1, 1, 1), 2.5), 12)
+    params = layers.Unrolled(layers.Weights(W), Threshold(np.full(5, 0.1)))
+    y = np.tile([1.0, -1.0], 6)
+    exact = np.asarray(iterates(layer, params, D, y[None]))[0, -1]
+    error = np.abs(np.asarray(realized(layer, params, D, y[None], alpha=alpha))[0] - exact).max()
+    bound = transformer_error(layer, params, D, alpha=alpha, signals=y)[-1]
+    assert 0.05 * bound < error <= bound
+
+
 @pytest.mark.slow
 def test_the_error_and_its_bound_vanish_as_alpha_grows():
     """Both fall as exp(-alpha); the leak of hard attention is 0."""
