@@ -332,7 +332,7 @@ class Comparison(NamedTuple):
 
     def _errors(self) -> tuple[list[str], list[list[str]]]:
         """The records as text, in the columns in which a method has a number."""
-        held: list[Any] = [*self.curves.values(), *self.costs.values()]
+        held: list[Any] = [*self.curves.values(), *self.costs.values(), Cost(None, None)]
         missing = {f for of in held for f in of._fields if getattr(of, f) is None}
         missing -= {f for of in held for f in of._fields if getattr(of, f) is not None}
         records = self._records()
