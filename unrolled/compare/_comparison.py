@@ -136,8 +136,8 @@ class Curve(NamedTuple):
 class Cost(NamedTuple):
     """What the codes of a method cost."""
 
-    # Of all signals, with the codes after every step, once compiled; None in a study, whose numbers
-    # are those of its arguments.
+    # Of all signals, with the codes after every step: the least of some runs, once compiled. None
+    # in a study, whose numbers are those of its arguments.
     seconds: float | None
     products: int | None  # with a matrix, per signal; None where that depends on the signal
 
