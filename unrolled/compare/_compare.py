@@ -248,21 +248,17 @@ class _Method(NamedTuple):
         Raises:
             ValueError: it was trained with another D, or has other codes.
         """
-        if self.model is None:
-            codes = self.each(self.params)
-            shapes, expected = ([X.shape for X in Xs] for Xs in (codes, sample.Xs))
-            if shapes != expected:
-                raise ValueError(f"compare: {name!r} has codes of {shapes}; expected {expected}")
-            of = f"the codes of {name!r}"
-            floats = tuple(checks.as_float(X, of, "compare") for X in codes)
-            return self._replace(params=floats if self.chained else floats[0], D=sample.whole_D)
         D = sample.whole_D if self.D is None else self.D
-        shapes, expected = ([Dj.shape for Dj in Ds] for Ds in (self.each(D), sample.Ds))
-        if shapes != expected:
-            raise ValueError(
-                f"compare: {name!r} was trained with D of {shapes}; expected {expected}"
-            )
-        return self._replace(D=D)
+        what, given, expected = "was trained with D of", D, sample.Ds
+        if self.model is None:
+            what, given, expected = "has codes of", self.params, sample.Xs
+        shapes, fitting = ([part.shape for part in of] for of in (self.each(given), expected))
+        if shapes != fitting:
+            raise ValueError(f"compare: {name!r} {what} {shapes}; expected {fitting}")
+        if self.model is not None:
+            return self._replace(D=D)
+        floats = [checks.as_float(X, f"the codes of {name!r}", "compare") for X in self.each(given)]
+        return self._replace(params=tuple(floats) if self.chained else floats[0], D=D)
 
 
 class _Block(NamedTuple):
@@ -352,9 +348,7 @@ def _sample(chained: bool, D: Any, Y: Any, X: Any, lam: Any) -> Sample:
     return Sample(Ds, Y, tuple(Xs), tuple(optima), tuple(lams), X is not None, chained)
 
 
-def _known(
-    Ds: tuple[Operator, ...], Y: Any, X: Any, chained: bool
-) -> tuple[Array, tuple[Array, ...]]:
+def _known(Ds: Sequence[Operator], Y: Any, X: Any, chained: bool) -> tuple[Array, Sequence[Array]]:
     """Signals and the codes of every layer, checked."""
     if chained and not (isinstance(X, tuple | list) and len(X) == len(Ds)):
         got = f"{len(X)}" if isinstance(X, tuple | list) else f"an array of shape {np.shape(X)}"
@@ -365,10 +359,8 @@ def _known(
     Xs = tuple(X) if chained else (X,)
     for Dj, signals, Xj in zip(Ds, (Y, *Xs), Xs):
         check_batch(Dj, signals, Xj, "compare")
-    Y, Xs = (
-        checks.as_float(Y, "Y", "compare"),
-        tuple(checks.as_float(Xj, "X", "compare") for Xj in Xs),
-    )
+    Y = checks.as_float(Y, "Y", "compare")
+    Xs = tuple(checks.as_float(Xj, "X", "compare") for Xj in Xs)
     checks.finite((Y, Xs), "Y or X", "compare")
     return Y, Xs
 

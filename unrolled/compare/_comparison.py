@@ -136,8 +136,8 @@ class Curve(NamedTuple):
 class Cost(NamedTuple):
     """What the codes of a method cost."""
 
-    # Of all signals, with the codes after every step, once compiled; None in a study, whose numbers
-    # are those of its arguments.
+    # Of all signals, with the codes after every step: the least of some runs, once compiled. None
+    # in a study, whose numbers are those of its arguments.
     seconds: float | None
     products: int | None  # with a matrix, per signal; None where that depends on the signal
 
@@ -332,7 +332,7 @@ class Comparison(NamedTuple):
 
     def _errors(self) -> tuple[list[str], list[list[str]]]:
         """The records as text, in the columns in which a method has a number."""
-        held: list[Any] = [*self.curves.values(), *self.costs.values()]
+        held: list[Any] = [*self.curves.values(), *self.costs.values(), Cost(None, None)]
         missing = {f for of in held for f in of._fields if getattr(of, f) is None}
         missing -= {f for of in held for f in of._fields if getattr(of, f) is not None}
         records = self._records()

@@ -35,8 +35,11 @@ def fit(given, *, layer=LAYER, params=PARAMS, D=D, loss=LASSO, steps=3, **option
     return ur.fit(layer, params, D, given, **options)
 
 
-def codes_of(Y, layer=LAYER, params=PARAMS):
-    return jax.vmap(layer.apply, (None, None, 0))(params, jnp.asarray(D), jnp.asarray(Y))
+APPLY = jax.jit(jax.vmap(LAYER.apply, (None, None, 0)))
+
+
+def codes_of(Y, params=PARAMS):
+    return APPLY(params, D, Y)
 
 
 # Arrays in place of a sampler
@@ -429,7 +432,7 @@ def test_a_start_that_is_a_little_above_ista_says_so(family):
     assert 1 < found.judged["first"] / found.history.ista < 1.02
 
 
-def test_a_search_without_codes_is_judged_by_its_loss_beside_zero_codes_and_ista():
+def test_a_search_is_judged_by_its_loss_beside_zero_codes_and_ista_or_by_known_codes():
     def mean_objective(params):
         codes = codes_of(Y, params=params)
         return float(LASSO(codes[None], None, jnp.asarray(D), jnp.asarray(Y)))
@@ -444,6 +447,9 @@ def test_a_search_without_codes_is_judged_by_its_loss_beside_zero_codes_and_ista
     with pytest.warns(UserWarning, match="worse than zero codes: their loss is .*, of ISTA "):
         far = ur.training.search(LAYER, PARAMS, D, Y, loss=LASSO, theta=[0.0], gamma=[5.0])
     assert far.worsened
+    nmse = ur.training.search(LAYER, PARAMS, D, Y, X, theta=thetas).nmse  # X, where it is known
+    errors = [np.sum((np.asarray(codes_of(Y, params=params)) - X) ** 2) for params in each]
+    np.testing.assert_allclose(nmse, 10 * np.log10(errors / np.sum(X**2)), rtol=1e-9)
     with pytest.raises(ValueError, match="search: there are no codes; expected X, or a loss"):
         ur.training.search(LAYER, PARAMS, D, Y, theta=thetas)
 
