@@ -748,38 +748,22 @@ def test_a_table_tells_recipes_apart_and_tasks():
         experiments.scores_by_activation(rows)
 
 
-test_nothing_has_no_figure_and_no_mean = refusals(
-    {
-        message: Fault(call, error, message)
-        for message, call, error in [
-            (
-                "by_activation: there are no rows",
-                lambda: experiments.scores_by_activation([]),
-                ValueError,
-            ),
-            ("loss: there are no rows", lambda: experiments.training_loss([]), ValueError),
-            (
-                "l1_in_training: there are no rows",
-                lambda: experiments.l1_in_training([], 0),
-                ValueError,
-            ),
-            ("there are no values", lambda: experiments.interval([]), ValueError),
-            (
-                "there are no pictures",
-                lambda: experiments.predicted_masks({"X": []}, []),
-                ValueError,
-            ),
-            ("level must be in .0, 1., got 1", lambda: experiments.holm([], level=1), ValueError),
-            ("unknown task 'x'", lambda: paper_recipe("x", "cifar10"), ValueError),
-            ("minutes, got 0", lambda: experiments.sweep([], None, "no", minutes=0), ValueError),
-            (
-                "must be a number, got 'a'",
-                lambda: experiments.sweep([], None, "no", minutes="a"),
-                TypeError,
-            ),
-        ]
-    }
-)
+NOTHING = {
+    "scores_by_activation: there are no rows": lambda: experiments.scores_by_activation([]),
+    "training_loss: there are no rows": lambda: experiments.training_loss([]),
+    "l1_in_training: there are no rows": lambda: experiments.l1_in_training([], 0),
+    "there are no values": lambda: experiments.interval([]),
+    "there are no pictures": lambda: experiments.predicted_masks({"X": []}, []),
+    "level must be in .0, 1., got 1": lambda: experiments.holm([], level=1),
+    "unknown task 'x'": lambda: paper_recipe("x", "cifar10"),
+    "above 0 minutes, got 0": lambda: experiments.sweep([], None, "nowhere", minutes=0),
+}
+
+
+@pytest.mark.parametrize("message", NOTHING)
+def test_nothing_has_no_figure_and_no_mean(message):
+    with pytest.raises(ValueError, match=message):
+        NOTHING[message]()
 
 
 def test_curves_are_means_over_runs_where_all_have_an_epoch():
