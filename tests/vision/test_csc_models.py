@@ -140,9 +140,15 @@ def test_a_warm_start_is_a_skip_connection():
 def test_a_block_without_unfolding_is_a_concatenation_net():
     block = MSDCSCBlock(2, growth=1, depth=2, dilations=(1, 2), unfoldings=0, rngs=nnx.Rngs(0))
     block.eval()
-    x = y = images(2, 6, 6, 2)
-    for F, c, norms in zip(block.filters, block.steps, block.norms):
-        x = jax.nn.relu(norms[0](c[...] * jnp.concatenate([x, F(x)], -1)))
+    y = images(2, 6, 6, 2)
+
+    @nnx.jit
+    def by_hand(block, x):
+        for F, c, norms in zip(block.filters, block.steps, block.norms):
+            x = jax.nn.relu(norms[0](c[...] * jnp.concatenate([x, F(x)], -1)))
+        return x
+
+    x = by_hand(block, y)
     assert_close(run(block, y), x)
     assert x.shape == (2, 6, 6, 4) and block.filters[1].kernel_dilation in (2, (2, 2))
     assert_close(block.step_ratios(), np.ones(2))
@@ -152,21 +158,25 @@ def test_a_block_without_unfolding_is_a_concatenation_net():
 def test_an_unfolding_goes_down_by_the_adjoint_and_up_again():
     block = MSDCSCBlock(2, growth=1, depth=2, dilations=(1, 2), unfoldings=1, rngs=nnx.Rngs(0))
     block.eval()
-    y = jnp.asarray(images(1, 6, 6, 2))
+    y = images(1, 6, 6, 2)
 
-    def D(i, x):  # [I, F_i] x, from the adjoint of F_i
-        kept, added = x[..., : 2 + i], x[..., 2 + i :]
-        return kept + jax.linear_transpose(block.filters[i], kept)(added)[0]
+    @nnx.jit
+    def by_hand(block, y):
+        def D(i, x):  # [I, F_i] x, from the adjoint of F_i
+            kept, added = x[..., : 2 + i], x[..., 2 + i :]
+            return kept + jax.linear_transpose(block.filters[i], kept)(added)[0]
 
-    def up(i, t, x, r):
-        g = jnp.concatenate([r, block.filters[i](r)], -1)
-        return jax.nn.relu(block.norms[i][t](x + block.steps[i][...] * g))
+        def up(i, t, x, r):
+            g = jnp.concatenate([r, block.filters[i](r)], -1)
+            return jax.nn.relu(block.norms[i][t](x + block.steps[i][...] * g))
 
-    x_1 = up(0, 0, 0.0, y)
-    x_2 = up(1, 0, 0.0, x_1)
-    x_1 = D(1, x_2)
-    z_1 = up(0, 1, x_1, y - D(0, x_1))
-    assert_close(run(block, y), up(1, 1, x_2, z_1 - x_1))
+        x_1 = up(0, 0, 0.0, y)
+        x_2 = up(1, 0, 0.0, x_1)
+        x_1 = D(1, x_2)
+        z_1 = up(0, 1, x_1, y - D(0, x_1))
+        return up(1, 1, x_2, z_1 - x_1)
+
+    assert_close(run(block, y), by_hand(block, y))
 
 
 @pytest.mark.slow
@@ -234,8 +244,10 @@ def test_batch_norms_are_trained_saved_and_switched(name):
 
 
 @pytest.mark.slow
-def test_the_widths_of_msd_csc_are_those_of_the_paper():
+def test_the_sizes_of_msd_csc_are_those_of_the_paper():
     model = nnx.eval_shape(lambda: MSDCSC(rngs=nnx.Rngs(0)))
+    params = jax.tree.leaves(nnx.state(model, nnx.Param))
+    assert sum(leaf.size for leaf in params) == 1_036_430
     assert [block.filters[0].in_features for block in model.blocks] == [16, 160, 304]
     assert model.head.in_features == 448
 

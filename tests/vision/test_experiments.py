@@ -280,7 +280,7 @@ def test_networks_of_convolutional_sparse_coding_are_trained_and_restored(name, 
     assert all((norm.mean[...] != 0).any() for norm in norms(net))
     mean, deviation = (np.asarray(m, np.float32) for m in row["images"]["moments"])
     x = (X_test[:8] / np.float32(255) - mean) / deviation
-    logits, features = ur.vision.models.tap(net, *net.early)(x)
+    logits, features = nnx.jit(lambda net, x: ur.vision.models.tap(net, *net.early)(x))(net, x)
     found = np.mean(np.argmax(np.asarray(logits), -1) == labels_test[:8])
     assert found == row["scores"]["accuracy"]
     assert {name: code[0].size for name, code in features.items()} == layers
@@ -748,38 +748,22 @@ def test_a_table_tells_recipes_apart_and_tasks():
         experiments.scores_by_activation(rows)
 
 
-test_nothing_has_no_figure_and_no_mean = refusals(
-    {
-        message: Fault(call, error, message)
-        for message, call, error in [
-            (
-                "by_activation: there are no rows",
-                lambda: experiments.scores_by_activation([]),
-                ValueError,
-            ),
-            ("loss: there are no rows", lambda: experiments.training_loss([]), ValueError),
-            (
-                "l1_in_training: there are no rows",
-                lambda: experiments.l1_in_training([], 0),
-                ValueError,
-            ),
-            ("there are no values", lambda: experiments.interval([]), ValueError),
-            (
-                "there are no pictures",
-                lambda: experiments.predicted_masks({"X": []}, []),
-                ValueError,
-            ),
-            ("level must be in .0, 1., got 1", lambda: experiments.holm([], level=1), ValueError),
-            ("unknown task 'x'", lambda: paper_recipe("x", "cifar10"), ValueError),
-            ("minutes, got 0", lambda: experiments.sweep([], None, "no", minutes=0), ValueError),
-            (
-                "must be a number, got 'a'",
-                lambda: experiments.sweep([], None, "no", minutes="a"),
-                TypeError,
-            ),
-        ]
-    }
-)
+NOTHING = {
+    "scores_by_activation: there are no rows": lambda: experiments.scores_by_activation([]),
+    "training_loss: there are no rows": lambda: experiments.training_loss([]),
+    "l1_in_training: there are no rows": lambda: experiments.l1_in_training([], 0),
+    "there are no values": lambda: experiments.interval([]),
+    "there are no pictures": lambda: experiments.predicted_masks({"X": []}, []),
+    "level must be in .0, 1., got 1": lambda: experiments.holm([], level=1),
+    "unknown task 'x'": lambda: paper_recipe("x", "cifar10"),
+    "above 0 minutes, got 0": lambda: experiments.sweep([], None, "nowhere", minutes=0),
+}
+
+
+@pytest.mark.parametrize("message", NOTHING)
+def test_nothing_has_no_figure_and_no_mean(message):
+    with pytest.raises(ValueError, match=message):
+        NOTHING[message]()
 
 
 def test_curves_are_means_over_runs_where_all_have_an_epoch():
@@ -1142,6 +1126,7 @@ import jax
 from unrolled.vision import experiments
 
 images = experiments.load("digits")
+images = images._replace(train=tuple(part[:320] for part in images.train))
 recipe = experiments.Recipe(
     data="digits", model="lenet5", epochs=2, batch=64, rate=0.02, augmentation="none", gamma=1e-3
 )
@@ -1163,7 +1148,7 @@ print(json.dumps([alone, shared, moved, refused]))
 
 @pytest.mark.slow
 def test_devices_share_the_batches_of_a_run(tmp_path):
-    """To rounding: 44 steps of sums over 64 images, in another order."""
+    """To rounding: ten steps of sums over 64 images, in another order."""
     environment = os.environ | devices(4)
     code = (sys.executable, "-W", "ignore", "-c", SHARED, str(tmp_path))
     done = subprocess.run(code, env=environment, capture_output=True, text=True, timeout=500)

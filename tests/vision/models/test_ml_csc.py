@@ -81,6 +81,13 @@ def matrix(D):
 
 
 @nnx.jit
+def steps_of(net):
+    """Step sizes and thresholds, as the steps of a net take them."""
+    steps = [layer.step() for layer in net.layers]
+    return [step.gamma for step in steps], [step.theta for step in steps]
+
+
+@nnx.jit
 def dense_chain(net):
     """The dictionaries of a net as matrices, its step sizes and its thresholds."""
     steps = [layer.step() for layer in net.layers]
@@ -165,15 +172,19 @@ def test_without_unfoldings_they_are_the_plain_cnn_bit_for_bit():
     logits = run(net, y)
     for method in ("ml-ista", "ml-fista", "layered-bp", "all-free"):
         np.testing.assert_array_equal(run(make(method, 0), y), logits)
-    x = y
-    for layer, (_, _, stride, _) in zip(net.layers, FILTERS):
-        kernel = layer.kernel[...]
-        x = lax.conv_general_dilated(
-            x, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        x = jnp.maximum(layer.c[...] * x + layer.bias[...][None, None, None], 0)
-    plain = net.classifier(x)
-    np.testing.assert_allclose(logits, plain, atol=ROUNDING)
+
+    @nnx.jit
+    def plain(net, x):
+        for layer, (_, _, stride, _) in zip(net.layers, FILTERS):
+            layout = ("NHWC", "HWIO", "NHWC")
+            x = lax.conv_general_dilated(
+                x, layer.kernel[...], (stride, stride), "VALID", dimension_numbers=layout
+            )
+            x = jnp.maximum(layer.c[...] * x + layer.bias[...][None, None, None], 0)
+        return net.classifier(x), x
+
+    expected, x = plain(net, y)
+    np.testing.assert_allclose(logits, expected, atol=ROUNDING)
     assert 0.1 < np.mean(np.asarray(x) > 0) < 0.9
 
 
@@ -366,14 +377,17 @@ def test_the_networks_of_the_paper_are_plain_cnns_without_unfoldings():
         z = lax.conv_general_dilated(x, kernel, (stride,) * 2, pads, dimension_numbers=layout)
         return jnp.maximum(c * z, 0)  # the biases are zero at the start
 
-    x = y
-    for layer in net.layers:
-        x = convolved(x, layer.kernel[...], 2)
-    for j, conv in enumerate(net.classifier.convs):
-        x = convolved(x, conv.kernel[...], 1)
-        if j:
-            x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
-    logits = net.classifier.dense(x.reshape(2, -1))
+    @nnx.jit
+    def plain(net, x):
+        for layer in net.layers:
+            x = convolved(x, layer.kernel[...], 2)
+        for j, conv in enumerate(net.classifier.convs):
+            x = convolved(x, conv.kernel[...], 1)
+            if j:
+                x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        return net.classifier.dense(x.reshape(2, -1))
+
+    logits = plain(net, y)
     np.testing.assert_allclose(run(net, y), logits, rtol=1e-9)
     assert np.std(logits) > 0
 
@@ -438,21 +452,23 @@ def test_violations_see_filters_that_are_blind_to_a_code_of_ones(shape, filters,
 @pytest.mark.parametrize("method", ["ml-ista", "cnn", "ml-fista", "layered-bp"])
 def test_constrained_steps_are_proximal_whatever_the_params(method):
     net = make(method, constrained=True)
-    for layer, L in zip(net.layers, norms_squared(net)):
+    sizes = norms_squared(net)
+    for layer, L in zip(net.layers, sizes):
         fill(layer.c, -3.0 / L)
-        _, gamma, theta, _ = layer.step()
+    gammas, thetas = steps_of(net)
+    for layer, L, gamma, theta in zip(net.layers, sizes, gammas, thetas):
         assert 0.9 < gamma * L <= 1
-        np.testing.assert_array_equal(theta.reshape(-1), jnp.abs(layer.bias[...]))
+        np.testing.assert_array_equal(theta.reshape(-1), np.abs(layer.bias[...]))
     assert net.violations().layers == 0
     fill(net.layers[0].c, 0.01)
-    assert net.layers[0].step().gamma == 0.01
+    assert steps_of(net)[0][0] == 0.01
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-25, 1e22])
 def test_constrained_steps_of_filters_at_the_ends_of_the_range(scale):
     net = make("ml-ista", filters=FILTERS[:1], constrained=True)
     fill(net.layers[0].kernel, scale * np.asarray(net.layers[0].kernel[...]))
-    gamma = nnx.jit(lambda net: net.layers[0].step().gamma)(net)
+    (gamma,), _ = steps_of(net)
     assert np.isfinite(gamma) and (gamma == net.layers[0].c[...]) == (scale < 1)
     D = ur.dictionaries.Conv(jnp.asarray(np.full((1, 1, 2, 2), scale, np.float32)), (4, 4), 2)
     norm, gradient = norm_in_30_steps(D)
@@ -483,7 +499,7 @@ def test_constrained_steps_pass_on_the_gradient_of_the_norm():
 @pytest.mark.slow
 @pytest.mark.parametrize("build", [MLCSC.mnist, MLCSC.cifar10])
 def test_the_margin_covers_what_power_iteration_misses_on_random_filters(build):
-    for seed in range(3):
+    for seed in range(2):
         net = build("cnn", constrained=True, rngs=nnx.Rngs(seed))
         for layer in net.layers:
             layer.c[...] = jnp.asarray(1e6)

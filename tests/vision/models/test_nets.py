@@ -12,7 +12,7 @@ from flax import nnx
 from jax import lax
 
 import unrolled as ur
-from unrolled.vision.models import MSDCSC, VGG11, LeNet5, ResCSC, UNet, _convolution, tap
+from unrolled.vision.models import VGG11, LeNet5, ResCSC, UNet, _convolution, tap
 
 # Sums of 75 to 400 terms in another order, through five layers, stay far below 1e4 roundings.
 ROUNDING = 1e4 * np.finfo(np.float64).eps
@@ -27,7 +27,6 @@ ROUNDING = 1e4 * np.finfo(np.float64).eps
         (UNet, 31_037_633),
         # ResNet-20 has 269,722 without those of its shortcuts; 7 skips have a step size.
         pytest.param(ResCSC, 269_729, marks=pytest.mark.slow),
-        pytest.param(MSDCSC, 1_036_430, marks=pytest.mark.slow),
     ],
 )
 def test_params_are_as_many_as_the_papers_count(make, params):
@@ -151,7 +150,7 @@ def test_a_logit_sees_the_pixels_around_it_through_every_level():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [VGG11, lambda rngs: UNet(4, rngs=rngs)])
+@pytest.mark.parametrize("make", [VGG11, partial(UNet, 2)])
 def test_a_step_in_float32_has_the_gradients_of_float64(make):
     """Through eight to eighteen layers with batch norm; measured errors are below 1e-4."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 32, 32, 3)))

@@ -21,6 +21,7 @@ from unrolled._base.text import markdown, screen, sealed, table, to_json, unseal
 from unrolled.dictionaries import Conv, dense
 from unrolled.training import restore_tree
 from unrolled.vision.datasets import Images
+from unrolled.vision.experiments import _recipe
 from unrolled.vision.experiments._layer_dictionary import (
     LayerDictionary,
     Pursued,
@@ -28,14 +29,7 @@ from unrolled.vision.experiments._layer_dictionary import (
     layer_dictionary,
     pursued,
 )
-from unrolled.vision.experiments._recipe import (
-    Build,
-    build_model,
-    digest_of,
-    from_dict,
-    moments_of,
-    split_images,
-)
+from unrolled.vision.experiments._recipe import Build, build_model
 from unrolled.vision.experiments._run import WEIGHTS, read_row
 from unrolled.vision.experiments._table import check_fields, interval
 from unrolled.vision.models import tap
@@ -382,7 +376,7 @@ def restore(folder: str | Path, row: str, *, build: Build = build_model) -> Any:
     path = Path(folder) / WEIGHTS / f"{row}.npz"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: the weights of this row were not kept")
-    recipe, images = from_dict(record["recipe"]), record["images"]
+    recipe, images = _recipe.from_dict(record["recipe"]), record["images"]
     with jax.enable_x64(False):  # as in the run
         model = build(recipe, tuple(images["shape"]), images["classes"], nnx.Rngs(0))
         model.eval()
@@ -414,7 +408,7 @@ def trained_on(row: Mapping[str, Any], images: Images) -> bool:
     own = row["images"]
     if own["name"] != images.name:
         return False
-    return digest_of(split_images(images, row["recipe"]["test"])) == own["sha256"]
+    return _recipe.digest_of(_recipe.split_images(images, row["recipe"]["test"])) == own["sha256"]
 
 
 @checked
@@ -450,16 +444,16 @@ def row_features(
     """
     model, record = restore(folder, row, build=build), read_row(Path(folder), row)
     assert record is not None
-    recipe = from_dict(record["recipe"])
+    recipe = _recipe.from_dict(record["recipe"])
     if not trained_on(record, images):
         raise ValueError(f"row_features: {row} was trained on other images than {images.name}")
-    chosen = split_images(images, recipe.test)
+    chosen = _recipe.split_images(images, recipe.test)
     height, width = chosen.test[0].shape[1:3]
     X = chosen.test[0][: n or max(1, _PIXELS // (height * width))]
     path = Path(folder) / _FOLDER / f"{row}-{len(X)}.json"
     if not path.is_file():
         mean, deviation = (
-            np.asarray(part, np.float32) for part in moments_of(chosen.train[0], recipe)
+            np.asarray(part, np.float32) for part in _recipe.moments_of(chosen.train[0], recipe)
         )
         scaled = (X.astype(np.float32) / np.float32(255) - mean) / deviation
         measured = features(model, scaled, _convolutions(model, recipe.layers))

@@ -27,36 +27,8 @@ from unrolled._base.text import sealed, to_json, unsealed, version
 from unrolled._base.threads import deferred, leave
 from unrolled.training import drive, restore_tree, save_tree
 from unrolled.vision.datasets import Images
-from unrolled.vision.experiments._program import (
-    SCORES,
-    Devices,
-    Program,
-    State,
-    devices_of,
-    evaluate,
-    key_of,
-    make_program,
-    measure,
-    no_sums,
-    order,
-    predict,
-    rebuild,
-    start,
-)
-from unrolled.vision.experiments._recipe import (
-    Build,
-    Recipe,
-    build_model,
-    check_images,
-    deviations,
-    digest_of,
-    moments_of,
-    paper_recipe,
-    penalised,
-    size,
-    split_images,
-    task_of,
-)
+from unrolled.vision.experiments import _program, _recipe
+from unrolled.vision.experiments._recipe import Build, Recipe, build_model
 from unrolled.vision.experiments._table import scores_table, summarize
 
 _PARTS = ROWS, STATES, WEIGHTS, PICTURES = "rows", "states", "weights", "pictures"
@@ -208,18 +180,18 @@ class Job:
     images: Images
     path: Path  # where its state is saved
     name: str
-    program: Program
-    state: State
+    program: _program.Program
+    state: _program.State
     curve: list[dict[str, Any]]
     seconds: float  # of all processes that worked on it
-    devices: Devices
+    devices: _program.Devices
     until: float
     caught: list[int]  # signals that ask the run to stop
     progress: Progress | None
     pace: float = math.inf  # seconds of a step
 
     def __post_init__(self):
-        self.key = key_of(self.recipe)
+        self.key = _program.key_of(self.recipe)
         put = self.devices.everywhere
         self.X, self.Y = (put(jnp.asarray(part)) for part in self.images.train)
         self.tests = tuple(put(jnp.asarray(part)) for part in self.images.test)
@@ -242,7 +214,7 @@ class Job:
         if self.finished or time.monotonic() >= self.until:
             return None
         epoch, steps = len(self.curve), self.program.steps_per_epoch
-        indices = np.asarray(order(self.key, epoch, len(self.X)))
+        indices = np.asarray(_program.order(self.key, epoch, len(self.X)))
         self.batches = indices[: steps * self.recipe.batch].reshape(steps, -1)
         self._begin_chunk()
         return (epoch + 1) * steps
@@ -260,7 +232,7 @@ class Job:
             KeyboardInterrupt, SystemExit: a signal was caught; the state has been saved.
         """
         most = _FIRST_STEPS if self.pace == math.inf else max(1, int(_CHUNK_SECONDS / self.pace))
-        if self.step - self.first == most:
+        if self.step - self.first >= most:
             self._end_chunk()
             self._tell_and_save()
             self._begin_chunk()
@@ -271,10 +243,10 @@ class Job:
         began = time.monotonic()
         sums = jax.device_get(self.state.sums)
         means = jax.tree.map(lambda total: total / self.program.steps_per_epoch, sums)
-        tested = evaluate(self.program, self.state, *self.tests)
+        tested = _program.evaluate(self.program, self.state, *self.tests)
         train = {n: np.asarray(v, np.float64).tolist() for n, v in means._asdict().items()}
         self.curve.append({"train": train, "test": tested})
-        self.state = self.state._replace(sums=no_sums(len(self.program.layers)))
+        self.state = self.state._replace(sums=_program.no_sums(len(self.program.layers)))
         self.seconds += time.monotonic() - began
         self._tell_and_save()
 
@@ -285,8 +257,7 @@ class Job:
         """Wait for its steps, and count their time."""
         jax.block_until_ready(self.state.step)
         passed = time.monotonic() - self.began
-        if taken := self.step - self.first:
-            self.seconds, self.pace = self.seconds + passed, passed / taken
+        self.seconds, self.pace = self.seconds + passed, passed / (self.step - self.first)
 
     def _tell_and_save(self) -> None:
         if self.progress:
@@ -310,8 +281,9 @@ class Job:
         (X, _), (X_test, _) = self.images.train, self.images.test
         row = {
             "recipe": self.recipe.to_dict(),
-            "deviations": deviations(
-                self.recipe, paper_recipe(task_of(self.recipe.model), self.recipe.data)
+            "deviations": _recipe.deviations(
+                self.recipe,
+                _recipe.paper_recipe(_recipe.task_of(self.recipe.model), self.recipe.data),
             ),
             "layers": list(self.program.layers),
             "images": {
@@ -320,13 +292,15 @@ class Job:
                 "test": len(X_test),
                 "shape": list(X.shape[1:]),
                 "classes": len(self.images.classes),
-                "sha256": digest_of(self.images),
-                "moments": moments_of(X, self.recipe),
+                "sha256": _recipe.digest_of(self.images),
+                "moments": _recipe.moments_of(X, self.recipe),
             },
-            "parameters": size(rebuild(self.program.graph, self.state.params, self.state.others)),
+            "parameters": _recipe.size(
+                _program.rebuild(self.program.graph, self.state.params, self.state.others)
+            ),
             "status": "diverged" if self.diverged else "complete",
             "scores": self.curve[-1]["test"],
-            "features": measure(self.program, self.state, self.tests[0]),
+            "features": _program.measure(self.program, self.state, self.tests[0]),
             "curve": self.curve,
             "seconds": self.seconds,
             "environment": _environment() | self.devices.environment,
@@ -343,7 +317,7 @@ class Job:
     def _pictures(self) -> dict[str, np.ndarray]:
         """The first test pictures, with their true and their predicted masks."""
         X, truth = (part[:_PICTURES] for part in self.images.test)
-        predicted = predict(self.program, self.state, *self.tests)[:_PICTURES]
+        predicted = _program.predict(self.program, self.state, *self.tests)[:_PICTURES]
         return {"X": X, "truth": truth, "predicted": predicted}
 
 
@@ -352,7 +326,7 @@ def _last_line(curve: list[dict[str, Any]]) -> str:
     if not curve:
         return "first epoch"
     train, test = curve[-1]["train"], curve[-1]["test"]
-    score = next(name for name in SCORES if name in test)
+    score = next(name for name in _program.SCORES if name in test)
     tested = f"test {score.replace('_', ' ')} {test[score]:.4f}"
     return f"epoch {len(curve)}: loss {train['loss']:.4g}, {tested}"
 
@@ -453,10 +427,10 @@ def run(
         >>> ur.vision.experiments.summarize(rows)[0].scores["accuracy"].n  # seeds
         1
     """
-    chosen = split_images(images, recipe.test)
-    check_images(chosen, recipe)
-    devices = devices_of(mesh, recipe.batch)
-    name = recipe.row_name(digest_of(chosen))
+    chosen = _recipe.split_images(images, recipe.test)
+    _recipe.check_images(chosen, recipe)
+    devices = _program.devices_of(mesh, recipe.batch)
+    name = recipe.row_name(_recipe.digest_of(chosen))
     with jax.enable_x64(False), opened(folder) as folder:
         if row := _finished(folder, name, chosen):
             return Outcome(name, row)
@@ -499,23 +473,23 @@ def _opened(
     folder: Path,
     name: str,
     build: Build,
-    devices: Devices,
+    devices: _program.Devices,
     **options: Any,
 ) -> Job:
     """The run where it was saved last, or at its start."""
     X = images.train[0]
     model = build(recipe, X.shape[1:], len(images.classes), _rngs(recipe))
-    penalised(recipe, model)  # refuses a gamma without layers
+    _recipe.penalised(recipe, model)  # refuses a gamma without layers
     program = _shared_program(
         dataclasses.replace(recipe, seed=0, gamma=0.0),
         build,
         X.shape[1:],
         len(images.classes),
         len(X) // recipe.batch,
-        moments_of(X, recipe),
+        _recipe.moments_of(X, recipe),
         devices,
     )
-    state, curve, seconds = start(program, model), [], 0.0
+    state, curve, seconds = _program.start(program, model), [], 0.0
     if (path := folder / STATES / f"{name}.npz").is_file():
         state, record = restore_tree(path, state)
         curve, seconds = record["curve"], record["seconds"]
@@ -523,15 +497,17 @@ def _opened(
 
 
 @functools.lru_cache(maxsize=16)
-def _shared_program(recipe, build, shape, classes, steps_per_epoch, moments, devices) -> Program:
+def _shared_program(
+    recipe, build, shape, classes, steps_per_epoch, moments, devices
+) -> _program.Program:
     """The program of all runs that share it, compiled once in a process."""
     model = build(recipe, shape, classes, _rngs(recipe))
-    taps = penalised(recipe, model)
-    return make_program(model, taps, recipe, shape, steps_per_epoch, moments, devices)
+    taps = _recipe.penalised(recipe, model)
+    return _program.make_program(model, taps, recipe, shape, steps_per_epoch, moments, devices)
 
 
 def _rngs(recipe: Recipe) -> nnx.Rngs:
-    return nnx.Rngs(jax.random.fold_in(key_of(recipe), 0))
+    return nnx.Rngs(jax.random.fold_in(_program.key_of(recipe), 0))
 
 
 @checked
