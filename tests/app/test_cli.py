@@ -26,6 +26,7 @@ from unrolled._base.files import claimed
 from unrolled.app import studies
 from unrolled.app.cli import main
 from unrolled.app.commands import _doctor
+from unrolled.app.commands._certify import signals_of_class
 from unrolled.app.commands._console import cache_folder, kept_programs, plain_warnings
 from unrolled.app.commands._report import Section, write_report
 
@@ -897,6 +898,16 @@ def test_a_figure_that_fails_loses_no_text_of_certify(run, tmp_path, monkeypatch
     status, out, err = run("certify", "paley.npy", "--figure", tmp_path / "gram.png")
     assert status == 2 and err.endswith("unrolled: no figure\n")
     assert out == run("certify", "paley.npy")[1]
+
+
+def test_signals_are_counted_whose_codes_are_in_the_class(tmp_path):
+    """Up to the rounding of a bound that is reached, and to the noise."""
+    D, path = np.asarray(dictionaries.identity_hadamard(8), "f4"), tmp_path / "Y.npy"
+    noisy = D[:, 3] + np.float32([0.08, 0, 0, 0, 0, 0, 0, 0])
+    np.save(path, np.stack([D[:, 9], 1.5 * D[:, 2], D[:, 1] + D[:, 9], noisy]).astype("f4"))
+    D = D.astype(float)
+    inside = [signals_of_class(D, path, 1, 1.0, noise).inside for noise in (0.0, 0.1)]
+    assert inside == [1, 2] and signals_of_class(D, path, 1, 2.0, 0.0).inside == 2
 
 
 @pytest.mark.slow

@@ -179,6 +179,8 @@ def test_the_summary_judges_the_saved_weights_on_the_last_signals(whole, folder)
     assert judged["mean_nmse"] == pytest.approx(float(ur.metrics.mean_nmse(codes, X)), rel=1e-5)
     assert judged["failure_rate"] == pytest.approx(float(ur.metrics.failure_rate(codes, X)))
     residual = Y - np.asarray(codes) @ D.T
+    relative = np.linalg.norm(residual) / np.linalg.norm(Y)
+    assert judged["relative_residual"] == pytest.approx(relative, rel=1e-5)
     objective = (residual**2).sum(1) / 2 + 0.1 * np.abs(codes).sum(1)
     assert judged["lasso_objective"] == pytest.approx(objective.mean(), rel=1e-5)
 
