@@ -26,6 +26,7 @@ from unrolled._base.files import claimed
 from unrolled.app import studies
 from unrolled.app.cli import main
 from unrolled.app.commands import _doctor
+from unrolled.app.commands._certify import signals_of_class
 from unrolled.app.commands._console import cache_folder, kept_programs, plain_warnings
 from unrolled.app.commands._report import Section, write_report
 
@@ -473,6 +474,8 @@ REFUSED = {
     "compare --dictionary D.npy --method ista,omp --eps 1": "--eps needs a pursuit that has it in",
     "compare --dictionary D.npy --method ": "unknown method",
     "compare --sampled 0": "sampled must be at least 1, got 0",
+    "compare --dictionary D.npy --signals Y.npy --predict": "of known codes; these are not",
+    "compare --dictionary D.npy --signals Y.npy --sampled 9": "of known codes; these are not",
     "compare --dictionary D.npy I.npy --certify": "--predict are of one dictionary, got a chain",
     "compare --dictionary D.npy --depth 0": "depth must be at least 1, got 0",
     "compare --dictionary D.npy --sparsity 25": "sparsity must be in 1..24, got 25",
@@ -771,11 +774,10 @@ def test_compare_on_own_pictures(run, tmp_path):
     assert len(data["psnr"]["ISTA"]) == 3 and np.isfinite(data["psnr"]["ISTA"]).all()
 
 
-@pytest.mark.slow
-def test_without_arguments_compare_has_all_standard_sections(run, tmp_path, monkeypatch):
-    """The studies are replaced by records of what they are asked; the first two meet."""
-    asked, both = {}, threading.Barrier(2, timeout=30)
-    rows = ["a"], [[1]]
+@pytest.fixture
+def asked(monkeypatch):
+    """The studies are replaced by records of what they are asked: name -> arguments, options."""
+    asked, rows = {}, (["a"], [[1]])
     study = SimpleNamespace(
         parts=lambda: ["text"],
         answer=lambda: "yes",
@@ -788,14 +790,25 @@ def test_without_arguments_compare_has_all_standard_sections(run, tmp_path, monk
     def stub(name):
         def ask(key, *arguments, **options):
             asked[name] = arguments, options
-            if name in ("known_codes", "certified_regime"):
-                both.wait()
             return study
 
         return ask
 
     for name in ("known_codes", "unknown_codes", "certified_regime", "certified_chain"):
         monkeypatch.setattr(studies, name, stub(name))
+    return asked
+
+
+@pytest.mark.slow
+def test_without_arguments_compare_has_all_standard_sections(run, tmp_path, monkeypatch, asked):
+    """The first two meet: each has a thread."""
+    both = threading.Barrier(2, timeout=30)
+
+    def meeting(study):
+        return lambda *arguments, **options: (study(*arguments, **options), both.wait())[0]
+
+    for name in ("known_codes", "certified_regime"):
+        monkeypatch.setattr(studies, name, meeting(getattr(studies, name)))
     status, out, _ = run("compare", "--output", tmp_path)
     assert status == 0
     (samples,), options = asked["known_codes"]
@@ -807,6 +820,39 @@ def test_without_arguments_compare_has_all_standard_sections(run, tmp_path, monk
     titles += ["Patches of real photographs", "A two-layer chain with certified bounds"]
     assert re.findall("^# (.*)$", out, re.M) == titles
     assert re.findall("^## (.*)$", (tmp_path / "report.md").read_text(), re.M)[:4] == titles
+
+
+ROUTES = {
+    "D.npy": {"planted": "Planted codes of the dictionary", "certified": "The regime that the "},
+    "D.npy I.npy": {"planted-chain": "Planted codes of the chain"},
+    "D.npy --signals Y.npy": {"signals": "Own signals"},
+    "D.npy --signals YX.npz": {"signals": "Own signals with known codes"},
+    "D.npy I.npy --signals chain.npz": {"signals": "Own signals of the chain"},
+}
+
+
+@pytest.mark.parametrize("files", ROUTES)
+def test_compare_asks_the_study_of_the_files(run, tmp_path, monkeypatch, asked, files):
+    """With the numbers of the arguments, and for each pursuit the options that it has."""
+    monkeypatch.setattr(studies, "planted", lambda key, D, **options: (D, options))
+    method = ("--method", "fista, omp", "--tol", 1e-3, "--quick", "--depth", 3, "--lam", 0.5)
+    status, out, err = run("compare", "--dictionary", *files.split(), *method, "--output", tmp_path)
+    assert status == 0, err
+    sections = strict_json((tmp_path / "results.json").read_text())["sections"]
+    assert list(sections) == list(ROUTES[files])
+    shown = re.findall("^# (.*)$", out, re.M)
+    assert all(map(str.startswith, shown, ROUTES[files].values())) and len(shown) == len(sections)
+    known = "unknown_codes" not in asked
+    given, options = asked["known_codes" if known else "unknown_codes"]
+    assert (options["methods"], options["pursuits"]) == (("fista",), {"omp": {"tol": 1e-3}})
+    assert (options["depth"], options["steps"], options["lam"]) == (3, 60, 0.5)
+    if not known:
+        assert options["tested"] == 500 and [len(Y) for Y in given[1][:2]] == [48, 12]
+    elif "--signals" in files:
+        assert len(given[0].tested_on[0]) == 12 and options["sampled"] is None
+    else:
+        assert given[0][1] == {"sparsity": None, "snr": np.inf}
+        assert isinstance(given[0][0], tuple) is ("I.npy" in files)
 
 
 # Figures
@@ -852,6 +898,16 @@ def test_a_figure_that_fails_loses_no_text_of_certify(run, tmp_path, monkeypatch
     status, out, err = run("certify", "paley.npy", "--figure", tmp_path / "gram.png")
     assert status == 2 and err.endswith("unrolled: no figure\n")
     assert out == run("certify", "paley.npy")[1]
+
+
+def test_signals_are_counted_whose_codes_are_in_the_class(tmp_path):
+    """Up to the rounding of a bound that is reached, and to the noise."""
+    D, path = np.asarray(dictionaries.identity_hadamard(8), "f4"), tmp_path / "Y.npy"
+    noisy = D[:, 3] + np.float32([0.08, 0, 0, 0, 0, 0, 0, 0])
+    np.save(path, np.stack([D[:, 9], 1.5 * D[:, 2], D[:, 1] + D[:, 9], noisy]).astype("f4"))
+    D = D.astype(float)
+    inside = [signals_of_class(D, path, 1, 1.0, noise).inside for noise in (0.0, 0.1)]
+    assert inside == [1, 2] and signals_of_class(D, path, 1, 2.0, 0.0).inside == 2
 
 
 @pytest.mark.slow

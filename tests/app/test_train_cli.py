@@ -179,6 +179,8 @@ def test_the_summary_judges_the_saved_weights_on_the_last_signals(whole, folder)
     assert judged["mean_nmse"] == pytest.approx(float(ur.metrics.mean_nmse(codes, X)), rel=1e-5)
     assert judged["failure_rate"] == pytest.approx(float(ur.metrics.failure_rate(codes, X)))
     residual = Y - np.asarray(codes) @ D.T
+    relative = np.linalg.norm(residual) / np.linalg.norm(Y)
+    assert judged["relative_residual"] == pytest.approx(relative, rel=1e-5)
     objective = (residual**2).sum(1) / 2 + 0.1 * np.abs(codes).sum(1)
     assert judged["lasso_objective"] == pytest.approx(objective.mean(), rel=1e-5)
 
@@ -933,7 +935,6 @@ def test_encode_counts_signals_that_basis_pursuit_cannot_reproduce(run, tmp_path
     assert "\n1 codes miss the tolerance of basis_pursuit\n" in out, out
 
 
-@pytest.mark.slow
 def test_encode_takes_a_pursuit(run, saved, tmp_path, folder):
     """OMP, alone in its dictionary; and of a chain, all codes, with what misses its tolerance."""
     _, _, D = saved
@@ -1045,6 +1046,19 @@ def test_encode_streams_files_of_any_size(run, saved, tmp_path, folder, streamed
     assert f"{(X != 0).sum() / 40:.1f} nonzeros on average" in out
     residual = np.linalg.norm(Y - X @ D.T) / np.linalg.norm(Y)
     assert f"relative residual {residual:.4g}\n" in out
+
+
+def test_encode_numbers_the_rows_that_are_not_proved(
+    run, saved, tmp_path, folder, streamed, monkeypatch
+):
+    rows = np.flatnonzero(np.load(folder / "Y.npy")[:, 0] > 0)
+    monkeypatch.setattr(_encode, "uncertified", lambda D, Y, X: np.flatnonzero(Y[:, 0] > 0))
+    arguments = ("weights.npz", "Y.npy", "--certify", "--output", tmp_path / "C.npz", "--json")
+    status, out, err = run("encode", *arguments)
+    assert status == 0 and strict_json(out)["not_certified"] == rows.tolist(), err
+    with np.load(tmp_path / "C.npz") as archive:
+        assert np.flatnonzero(archive["certified"][:, 0] == 0).tolist() == rows.tolist()
+        assert archive["X"].shape == (40, 12)
 
 
 def test_a_fault_in_a_late_chunk_leaves_nothing(run, saved, tmp_path, folder, streamed):

@@ -299,14 +299,14 @@ def _methods(
         fista_lam = _steps.best_lam(samples, K, "fista") if run.lam is None else run.lam
         methods["FISTA"] = (layers.fista(K), analytic.ista(D, fista_lam, K))
         penalties.append(f"FISTA lam = {fista_lam:g}")
-    solved: list[str] = []
-    pursued = _steps.pursuit_codes((D,), samples.tested_on, run, seconds, solved, lam)
+    of_pursuits: list[str] = []
+    pursued = _steps.pursuit_codes((D,), samples.tested_on, run, seconds, of_pursuits, lam)
     methods |= {name: codes for name, (codes,) in pursued.items()}
     made = threads.each(partial(_made, samples, run), list(_families(run).values()))
     starts, remark, caution = _steps.from_theory(
         samples, layers.alista(K), *(one.start.layer for one in made)
     )
-    for title, start, learned, spent, told in made:
+    for title, start, learned, spent, breaks in made:
         layer = start.layer
         if layer in starts:
             methods[f"{title}, analytic"] = (layer, starts[layer])
@@ -314,9 +314,9 @@ def _methods(
         if learned is not None:
             methods[f"{title}, learned"] = (layer, learned.best)
         seconds |= spent
-        broken += told
+        broken += breaks
     shown = any(name.endswith(", analytic") for name in methods)
-    remarks = [f"{', '.join(penalties)}.", *solved, remark, *broken]
+    remarks = [f"{', '.join(penalties)}.", *of_pursuits, remark, *broken]
     return methods, remarks, caution if shown else ""
 
 
