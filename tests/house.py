@@ -38,13 +38,22 @@ def rooms():
     return sorted(names | {p.stem for p in PACKAGE.glob("*.py")} - {"__init__"})
 
 
+@functools.cache
+def tree_of(path):
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def imports(path):
-    """(line, dotted name) of everything of ours that a file imports, also in its functions."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    """(line, dotted name) of everything that a file imports, also in its functions."""
+    found = []
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
+            found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+            module = "." * node.level + (node.module or "")
+            found += [(node.lineno, f"{module}.{alias.name}") for alias in node.names]
+    return found
 
 
 @functools.cache
@@ -81,9 +90,7 @@ def _reached(room):
 def sentence(room):
     """The first sentence of the docstring of a room."""
     path = PACKAGE / room / "__init__.py"
-    text = ast.get_docstring(
-        ast.parse((path if path.exists() else PACKAGE / f"{room}.py").read_text())
-    )
+    text = ast.get_docstring(tree_of(path if path.exists() else PACKAGE / f"{room}.py"))
     return text.split("\n\n")[0].replace("\n", " ").split(". ")[0].rstrip(".")
 
 

@@ -13,7 +13,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from house import BOOKS, DRAWING, ROOT, arrows, floor, rooms, svg
+from house import BOOKS, DRAWING, ROOT, arrows, floor, imports, rooms, svg, tree_of
 
 import unrolled as ur
 
@@ -102,27 +102,9 @@ def listing(faults):
     return "\n".join(["", *map(str, faults)])
 
 
-@functools.cache
-def tree_of(path):
-    return ast.parse(path.read_text())
-
-
-@functools.cache
-def imported(path):
-    """(line, dotted name) of everything that a file imports, also inside its functions."""
-    found = []
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.Import):
-            found += [(node.lineno, alias.name) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}: relative import at line {node.lineno}"
-            found += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
-    return found
-
-
 def modules_imported(path):
     """Those of our modules that a file imports."""
-    names = {name for _, name in imported(path)}
+    names = {name for _, name in imports(path)}
     names = {name if name in MODULES else name.rpartition(".")[0] for name in names}
     return names & set(MODULES)
 
@@ -145,7 +127,9 @@ def test_the_drawing_of_the_house_shows_these_imports():
     assert DRAWING.read_text() == svg(), "the imports have changed; try python tests/house.py"
 
 
-def test_no_import_goes_in_a_circle():
+def test_no_import_is_relative_or_goes_in_a_circle():
+    relative = [m for m, path in MODULES.items() if any(n[0] == "." for _, n in imports(path))]
+    assert not relative, listing(relative)
     done = set()
 
     def visit(name, trail):
@@ -178,7 +162,7 @@ def private_names(path):
     """(line, dotted name) of the private names of ours that a file imports, or reads as attributes
     of what it imports.
     """
-    yield from imported(path)
+    yield from imports(path)
     known = {}
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
@@ -248,7 +232,7 @@ def test_a_base_install_has_what_the_package_imports():
     """Only data sets, scikit-learn and export refuse without an extra; every command draws."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     base = {re.match(r"[\w-]+", need)[0].replace("-", "_") for need in project["dependencies"]}
-    roots = {name.split(".")[0] for path in FILES for _, name in imported(path)}
+    roots = {name.split(".")[0] for path in FILES for _, name in imports(path)}
     roots = {WITH_OTHERS.get(root, root) for root in roots - set(sys.stdlib_module_names)}
     needed = roots - OPTIONAL - {"unrolled"}
     assert {root for root in needed if not any(name.startswith(root) for name in base)} == set()
@@ -280,7 +264,7 @@ def faults_of(call):
 def test_no_global_configuration_and_no_way_to_run_what_a_file_holds():
     faults = []
     for module, path in MODULES.items():
-        roots = {name.split(".")[0] for _, name in imported(path)}
+        roots = {name.split(".")[0] for _, name in imports(path)}
         faults += [(module, name) for name in roots & RUNS_WHAT_IT_READS]
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Call):
@@ -467,15 +451,19 @@ def exported(module):
 def used_elsewhere(module):
     """The names that files outside of a package import from it."""
     room = f"{module}."
-    names = {
-        n for m, path in MODULES.items() if not m.startswith(module) for _, n in imported(path)
-    }
+    names = {n for m, path in MODULES.items() if not m.startswith(module) for _, n in imports(path)}
     return {name.removeprefix(room) for name in names if name.startswith(room)}
 
 
 def test_all_is_complete_and_sorted():
     """A package lists every name that it imports from its files, but those of other rooms alone."""
-    faults = []
+    faults = [
+        f"the list of {module} is not sorted"
+        for module, path in MODULES.items()
+        for node in tree_of(path).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        if (names := ast.literal_eval(node.value)) != sorted(set(names))
+    ]
     for module in sorted(set(PUBLIC) & PACKAGES):
         held = vars(importlib.import_module(module))
         listed = held.get("__all__")
@@ -491,8 +479,6 @@ def test_all_is_complete_and_sorted():
         faults += [f"{module} misses {name}" for name in sorted(unlisted)]
         absent = [name for name in listed if not hasattr(sys.modules[module], name)]
         faults += [f"{module} lists {name} without it" for name in absent]
-        if list(listed) != sorted(set(listed)):
-            faults.append(f"{module} is not sorted")
     assert not faults, listing(faults)
 
 

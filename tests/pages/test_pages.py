@@ -11,7 +11,6 @@ import tomllib
 import warnings
 from contextlib import ExitStack
 from functools import cache
-from operator import attrgetter
 from unittest import mock
 
 import jax
@@ -19,8 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from forms import curve
-from forms import made as comparison
 from test_docs import CURRENT, MODULES, NOTEBOOKS, PAGES, README, ROOT, blocks, each
 from test_imports import of_ours
 
@@ -59,11 +56,9 @@ SMALLER = {
 }
 
 
-@each(GUIDE)
+@each([path for path in GUIDE if path.stem not in ESSAYS])
 def test_a_guide_says_what_one_has_what_to_run_and_what_can_go_wrong(path):
     text = path.read_text()
-    if path.stem in ESSAYS:
-        pytest.skip("an essay")
     assert re.match(r"# .*\?\n", text)
     headings = re.findall(r"^## (.*)$", text, flags=re.M)
     assert headings[-1] == "What can go wrong"
@@ -188,134 +183,27 @@ def registries():
         yield
 
 
-@pytest.mark.slow
-@each([path for path in RUN if path != README])  # which has tests of its own
+# Pages whose examples take less than a second together; the README has tests of its own.
+SHORT = {
+    "CONTRIBUTING",
+    "dictionaries",
+    "export",
+    "sklearn",
+    "start",
+    "train_from_a_file",
+    "trouble",
+}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[] if path.stem in SHORT else [pytest.mark.slow])
+        for path in RUN
+        if path != README
+    ],
+)
 def test_the_examples_run(path, files, registries, float32_by_default):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # so small, some codes are zero or diverge
         execute(blocks(path))
-
-
-def run(model, params, D, Y):
-    """The codes of a model as JAX would return them, from their shapes alone."""
-    codes = jax.eval_shape(jax.vmap(model.apply, (None, None, 0)), params, D, Y)
-    assert jax.tree.leaves(codes)[-1].shape[0] == len(Y)
-    return codes
-
-
-def calibrated(model, params, D, Y, X=None, **options):
-    run(model, params, D, Y)
-    return params
-
-
-def fitted(model, params, D, sample, *, steps, callbacks=(), key, loss=None, **options):
-    """A fit of no steps: the batch, the codes, their loss and the callbacks are as in one."""
-    own = not callable(sample)
-    batch = sample if own else jax.eval_shape(sample, jax.random.key(0))
-    Y, X = batch if isinstance(batch, tuple) else (batch, None)
-    codes = run(model, params, D, Y)
-    if loss is not None:
-        path = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), codes)
-        assert jax.eval_shape(loss, path, X, D, Y).shape == ()
-    records = [ur.training.Record(step, 1.0, 1.0, 0.0) for step in (0, steps)]
-    for record in records:
-        for callback in callbacks:
-            callback(record, params)
-    return ur.training.Fit(params, params, D, ur.training.History(np.ones(steps), records), model)
-
-
-def compared(methods, D, Y, X=None, **options):
-    """A comparison with made numbers, of methods whose codes have the shape of X."""
-    for method in methods.values():
-        if isinstance(method, ur.training.Fit):
-            method = method.model, method.best
-        codes = run(*method, D, Y) if isinstance(method, tuple) else method
-        shapes = [x.shape for x in jax.tree.leaves(codes)]
-        assert X is None or shapes == [x.shape for x in jax.tree.leaves(X)]
-    made = comparison({name: curve(1.0) for name in methods})
-    return ur.compare.ChainComparison((made,) * len(D)) if isinstance(D, tuple) else made
-
-
-def prepared(family, D, Y, X, *, depth=16, key=0, **options):
-    layer = ur.layers.FAMILIES[family](depth, **options)
-    params = calibrated(layer, layer.init(jax.random.key(key), D), D, Y, X)
-    law = ur.layers.Law(0.1, 1.0, 0.0, 1.0, D.shape[1])
-    return ur.training.Start(layer, params, law, None, 0.0, 0.0)
-
-
-def made_by_recipe(family, D, sample, *, depth=16, steps=None, key=0, **options):
-    start = prepared(family, D, *sample(jax.random.key(0)), depth=depth, **options)
-    fit = fitted(start.layer, start.params, D, sample, optimizer=optax.sgd(1.0), steps=1, key=key)
-    return ur.training.Made(start, fit, 0.0, 0.0)
-
-
-def like(result, **fields):
-    """Whatever a call returns has the attributes of this type alone."""
-    return lambda *args, **options: mock.create_autospec(result, instance=True, **fields)
-
-
-# What trains, searches or proves takes seconds. In the default tests these stand for it, with the
-# signature that it has; the slow tests run it.
-STAND_INS = {
-    "fit": fitted,
-    "analytic.calibrate": calibrated,
-    "analytic.plan": like(ur.theory.Plan, depths=(2, 2)),
-    "analytic.weights_table": like(ur.analytic.WeightsTable),
-    "compare.compare": compared,
-    "plots.comparison": lambda *args, **options: ur.plots.figure(1, 1)[0],
-    "pursuit.bpdn": like(ur.pursuit.Pursuit),
-    "pursuit.lasso": like(ur.pursuit.Pursuit),
-    "pursuit.lasso_path": like(ur.pursuit.Path),
-    "training.by_recipe": made_by_recipe,
-    "training.prepare": prepared,
-    "theory.certify_code": like(ur.theory.CodeCertificate),
-    "app.studies.planted": like(ur.app.studies.Samples),
-    "app.studies.known_codes": like(ur.app.studies.KnownCodes),
-    "vision.experiments.run": lambda *args: ("row", {"features": {"zeros": [0.5]}}, {}),
-    "vision.experiments.restore": lambda *args: None,
-    "vision.experiments.layer_dictionary": like(ur.vision.experiments.LayerDictionary),
-    "vision.experiments.row_features": like(ur.vision.experiments.Features),
-}
-
-
-@pytest.fixture
-def rehearsal(registries, float32_by_default, monkeypatch):
-    for name, stand_in in STAND_INS.items():
-        spec = mock.create_autospec(attrgetter(name)(ur), side_effect=stand_in)
-        monkeypatch.setattr(f"unrolled.{name}", spec)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-# Whose examples trace more than the other pages do; `test_the_examples_run` runs them, too.
-LONG = {"chain", "choose", "export", "sklearn", "solve", "theory_of_practice"}
-
-
-@each([path for path in RUN if path.stem not in LONG])
-def test_the_examples_are_rehearsed(path, files, rehearsal):
-    """A name, an argument, a field or a shape that is wrong fails; a value in the test above."""
-    execute(blocks(path))
-
-
-BROKEN = {
-    "name": "ur.analytic.calibrated(layer, params, D, Y, X)",
-    "argument": "ur.fit(layer, params, D, Y, optimizer=optax.adam(1e-3), step=3, key=0)",
-    "field": "ur.compare.compare({'start': (layer, params)}, D, Y, X).tables()",
-    "result": "ur.theory.certify_code(D, Y, X).uniqe",
-    "signals": "ur.analytic.calibrate(layer, params, D, Y[:, :4], X)",
-    "params": "ur.compare.compare({'start': (ur.alista(4), params)}, D, Y, X)",
-    "codes": "ur.compare.compare({'mine': X.T}, D, Y, X)",
-}
-BEFORE = """
-D, Y, X = np.ones((8, 12)), np.ones((5, 8)), np.ones((5, 12))
-layer = ur.layers.ista(3)
-params = layer.init(None, D / 8**0.5)
-"""
-
-
-@pytest.mark.parametrize("line", BROKEN.values(), ids=BROKEN)
-def test_a_broken_example_is_noticed(line, rehearsal):
-    with pytest.raises((AssertionError, AttributeError, TypeError, ValueError)):
-        execute([BEFORE, line])
-    execute([BEFORE])
