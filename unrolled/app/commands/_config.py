@@ -409,7 +409,7 @@ def _options_with(families: tuple[type[Layer], ...]) -> Mapping[str, Option]:
     of_families: dict[str, dict[str, dataclasses.Field]] = {}
     for cls in families:
         for field in dataclasses.fields(cls):
-            if field.name in _NOT_OF_MODEL:
+            if _is_set_elsewhere(cls, field.name):
                 continue
             if field.name in own or field.name in _RESERVED:
                 raise ConfigError(
@@ -419,6 +419,11 @@ def _options_with(families: tuple[type[Layer], ...]) -> Mapping[str, Option]:
             of_families.setdefault(field.name, {})[cls.__name__] = field
     shared = {name: Option(name, "model", fields) for name, fields in of_families.items()}
     return MappingProxyType(own | shared)
+
+
+def _is_set_elsewhere(family: type[Layer], name: str) -> bool:
+    """Whether an option of a family has no flag: a search of its recipe sets a few of them."""
+    return name in _NOT_OF_MODEL or name in family.recipe.searched
 
 
 def load(path: Path | None, flags: Mapping[str, Any]) -> Config:
@@ -599,7 +604,8 @@ def to_dict(config: Config) -> dict[str, Any]:
             "options": {
                 name: value
                 for name, value in records.to_plain(model.layer, activations.describe).items()
-                if name not in _NOT_OF_MODEL and name not in _left_to_recipe(model)
+                if not _is_set_elsewhere(type(model.layer), name)
+                and name not in _left_to_recipe(model)
             },
         }
         for model in config.layers
