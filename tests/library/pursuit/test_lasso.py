@@ -309,8 +309,8 @@ def test_the_path_is_a_sequence_of_solutions():
     ratios = np.array([1.0, 0.5, 0.2, 0.1])
     path = pursuit.lasso_path(D, y, ratio=ratios, tol=1e-13)
     alone = pursuit.lasso_batch(D, np.tile(y, (4, 1)), ratio=ratios[:, None], tol=1e-13)
-    assert path.x == pytest.approx(np.asarray(alone.x), abs=1e-6)
-    assert path.residual == pytest.approx(np.asarray(alone.residual), abs=1e-6)
+    assert path.x == pytest.approx(np.asarray(alone.x), abs=1e-9)
+    assert path.residual == pytest.approx(np.asarray(alone.residual), abs=1e-9)
     assert path.converged.all() and path.lam == pytest.approx(ratios * np.abs(D.T @ y).max())
     for lam, n in (((), 50), (([],), 0)):
         shape = jax.eval_shape(lambda y, lam=lam: pursuit.lasso_path(D, y, *lam), y).x.shape
