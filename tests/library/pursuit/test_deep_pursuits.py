@@ -196,6 +196,15 @@ def test_layered_basis_pursuit_solves_the_lasso_of_every_layer():
 
 
 @pytest.mark.slow
+def test_a_layer_with_a_penalty_is_fista_bit_for_bit():
+    Ds, before = chain()
+    for D, layer in zip(Ds, up.layered_basis_pursuit(Ds, before, (0.1, 0.05), tol=1e-10)):
+        lam = 0.1 if D is Ds[0] else 0.05
+        assert_array_equal(layer.x, up.fista(D, before, lam, tol=1e-10).x)
+        before = np.asarray(layer.x)
+
+
+@pytest.mark.slow
 def test_orthonormal_layers_make_thresholding_basis_pursuit():
     Q = np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))[0]
     P = np.linalg.qr(np.random.default_rng(1).normal(size=(12, 12)))[0]

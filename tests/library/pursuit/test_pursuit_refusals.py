@@ -45,6 +45,7 @@ ALONE = "ista fista threshold lasso omp basis_pursuit bpdn half_quadratic"
 LOCAL, BATCHES = "local_error local_sparsity", "lasso_batch omp_batch"
 STEPPED = "ml_ista ml_fista ml_basis_pursuit layered_basis_pursuit"
 DEEP = f"{STEPPED} layered_thresholding project holistic"
+OF_GAPS = f"{ALONE.replace(' omp', '')} {LOCAL} lasso_path lasso_batch {DEEP}"
 
 
 class Traced(NamedTuple):
@@ -141,7 +142,8 @@ VALUES = [
     ("holistic", dict(zeros=(1, 2)), "expected a tuple of 1 zeros"),
     ("holistic", dict(sparsity=21), "sparsity is 21"),
     # Options
-    (f"{ALONE} {LOCAL} lasso_path lasso_batch {DEEP}", dict(tol=-1e-9), "tol must be"),
+    (OF_GAPS, dict(tol=-1e-9), "tol must be positive"),
+    ("omp", dict(tol=-1e-9), "tol must be non-negative"),
     ("ista fista basis_pursuit layered_basis_pursuit", dict(tol=0), "tol must be positive"),
     ("threshold bpdn half_quadratic basis_pursuit", dict(tol=np.nan), "tol must be positive"),
     ("omp", dict(tol=np.nan), "tol must be non-negative"),
