@@ -14,6 +14,11 @@ def off_diagonal(W, D):
     return np.abs(products - np.diag(np.diag(products))), np.diag(products)
 
 
+def matrix_of(A, dtype=float):
+    """A dictionary as a matrix of numpy, with no program for one that is."""
+    return np.asarray(A if isinstance(A, np.ndarray) else dictionaries.dense(A)).astype(dtype)
+
+
 def coherence_of(D):
     D = unit(np.asarray(D))
     return np.max(off_diagonal(D, D)[0], initial=0.0)
@@ -41,7 +46,7 @@ def barker(N, boundary="circular"):
 
 def members(rng, W, D, n, s, least=0.0):
     """Codes with at most s nonzeros in [least, 1], random or aligned against one w_i."""
-    W, D = (np.asarray(dictionaries.dense(A), float) for A in (W, D))
+    W, D = matrix_of(W), matrix_of(D)
     d = D.shape[1]
     counts = rng.integers(max(s - 1, 1), s + 1, n)
     support = np.argsort(rng.random((n, d)), axis=1) < counts[:, None]
@@ -57,7 +62,7 @@ def noise_along(rng, W, n, delta, norm):
 
     In l2 it points along w_i; in l1 it sits at the largest entry of w_i.
     """
-    W = np.asarray(dictionaries.dense(W), float)
+    W = matrix_of(W)
     w = W.T[rng.integers(W.shape[1], size=n)]
     largest = np.abs(w) == np.abs(w).max(1, keepdims=True)
     e = w if norm == "l2" else np.where(largest, np.sign(w), 0)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from members import barker, lines, members, noise_along
+from members import barker, lines, matrix_of, members, noise_along
 from oracles import unit
 
 from unrolled import activations as act
@@ -48,10 +48,6 @@ def cast(tree, dtype):
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
 
 
-def matrix(D):
-    return np.asarray(dictionaries.dense(D), np.float64)
-
-
 @functools.partial(jax.jit, static_argnames="layer")
 def iterates(layer, params, D, Y):
     """The codes of a batch after every step, (K, n, d)."""
@@ -64,7 +60,7 @@ def assert_certified(layer, params, found, D, X, E=0.0):
     There is no tolerance, because the schedule contains the rounding guard.
     """
     X = X.astype(D.dtype).astype(float)
-    Y = (X @ matrix(D).T + E).astype(D.dtype)
+    Y = (X @ matrix_of(D).T + E).astype(D.dtype)
     codes = np.asarray(iterates(layer, params, D, Y))
     assert not codes[np.broadcast_to(X == 0, codes.shape)].any()
     assert (np.abs(codes - X).sum(2).max(1) <= found.error[1:]).all()
@@ -82,7 +78,7 @@ def test_params_per_atom_are_those_of_the_atom_schedule(name, dtype):
     D, W = cast(load(name), dtype)
     options = dict(depth=20, sparsity=2, bound=1.5, noise=0.01)
     certified, found = analytic.block_schedule(D, W, per_atom=True, **options)
-    D64, W64 = matrix(D), matrix(certified.W)
+    D64, W64 = matrix_of(D), matrix_of(certified.W)
     products = W64.T @ D64
     mus = np.abs(products - np.diag(np.diag(products))).max(1)
     guard = theory.rounding_guard(certified.W, D, sparsity=2, bound=1.5)
@@ -147,7 +143,7 @@ def test_noise_in_l2_stays_under_the_bounds(name, dtype):
     for s in (1, 2):
         options = dict(depth=40, sparsity=s, bound=1.0, noise=delta, noise_norm="l2")
         certified, found = analytic.block_schedule(D, W, **options)
-        omega = np.linalg.norm(matrix(certified.W), axis=0).max()
+        omega = np.linalg.norm(matrix_of(certified.W), axis=0).max()
         assert omega <= certified.omega == pytest.approx(omega, rel=1e-8)
         guard = certified.guard * s + certified.noise_guard * delta * omega / certified.C_W
         expected = theory.schedule(
@@ -196,7 +192,7 @@ def test_noise_in_l2_stays_under_the_bounds_per_atom(name):
     (D, W), rng, delta = load(name), np.random.default_rng(5), 0.05
     options = dict(depth=40, sparsity=1, bound=1.0, noise=delta, noise_norm="l2", per_atom=True)
     certified, found = analytic.block_schedule(D, W, **options)
-    assert (found.theta >= delta * np.linalg.norm(matrix(certified.W), axis=0)).all()
+    assert (found.theta >= delta * np.linalg.norm(matrix_of(certified.W), axis=0)).all()
     X = members(rng, certified.W, D, 1000, 1)
     X[:500] = 0
     E = noise_along(rng, certified.W, 1000, delta, "l2")
@@ -426,7 +422,7 @@ def test_activations_in_float32_stay_under_their_bounds_at_depth(rho):
     _, found = analytic.block_schedule(D, **options)
     X = members(np.random.default_rng(9), D, D, 200, 2).astype(np.float32)
     layer = layers.lista_cp(250, activation=rho)
-    Y = (X.astype(float) @ matrix(D).T).astype(np.float32)
+    Y = (X.astype(float) @ matrix_of(D).T).astype(np.float32)
     codes = np.asarray(iterates(layer, analytic.lista_cp(D, **options), D, Y)).astype(float)
     assert found.holds and (np.abs(codes - X).sum(2).max(1) <= found.error[1:]).all()
 

@@ -6,19 +6,29 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
+from scipy.linalg import hadamard
 
-from unrolled import analytic, dictionaries, layers, networks, training
+from unrolled import analytic, layers, networks, training
 from unrolled.layers import Unrolled
 
-D = np.asarray(dictionaries.identity_hadamard(16))
-GAUSSIAN = np.asarray(dictionaries.gaussian(0, 5, 8))
+D = np.hstack([np.eye(16), hadamard(16) / 4])
+GAUSSIAN = oracles.unit(np.random.default_rng(1).normal(size=(5, 8)))
 X = np.random.default_rng(0).normal(size=(4, 8))
 Y = X @ GAUSSIAN.T
 ISTA, LIHT = layers.ista(1), layers.liht(1, sparsity=3)
 CHAIN, ML_LISTA = networks.dsc([ISTA, ISTA]), networks.ml_lista(2)
 DS = GAUSSIAN, np.eye(8)
-STARTS = tuple(ISTA.init(None, D) for D in DS)
+
+
+def blank(layer, D):
+    """Params of zeros."""
+    params = jax.eval_shape(lambda D: layer.init(None, D), D)
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
+
+
+STARTS = tuple(blank(ISTA, D) for D in DS)
 
 
 def given(function, valid, **changes):
@@ -92,10 +102,10 @@ def test_what_does_not_fit_is_refused_in_words(call, words):
 OTHER_KINDS = [
     *((dsc(activations=[rho]), "constants of an Activation") for rho in (jnp.tanh,)),
     (blind(loss=0.1), "loss must be a function, got 0.1"),
-    (calibrate(model=LIHT, params=LIHT.init(None, GAUSSIAN)),
+    (calibrate(model=LIHT, params=blank(LIHT, GAUSSIAN)),
      "steps with a threshold.*this family has none"),
     (calibrate(params=Unrolled(None, (layers.Weights(GAUSSIAN),))), "another family"),
-    (chain(model=ML_LISTA, params=ML_LISTA.init(None, DS)),
+    (chain(model=ML_LISTA, params=blank(ML_LISTA, DS)),
      "the blocks of ml_lista do not run one after the other"),
 ]  # fmt: skip
 

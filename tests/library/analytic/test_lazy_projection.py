@@ -47,6 +47,7 @@ def drawn(layer, steps, m, d, signals, seed):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("as_users_compile")
 @pytest.mark.parametrize("support", [None, (0.012, 0.13)])
 def test_it_predicts_calibrated_alista(support):
     """Whatever D is: its errors are those of W'D, a projection up to a factor.
@@ -56,10 +57,10 @@ def test_it_predicts_calibrated_alista(support):
     """
     with jax.enable_x64(False):
         D, _ = problems.standard_benchmark(0)
-        sample = problems.sampler(D, 256)
+        sample = problems.sampler(D, 96)
         layer = layers.alista(DEPTH, support=support, ridge=0.0)
         params = analytic.calibrate(layer, layer.init(None, D), D, *sample(1))
-        Y, X = problems.sampler(D, 2000)(2)
+        Y, X = problems.sampler(D, 1000)(2)
         codes = jax.jit(jax.vmap(layer.iterates, (None, None, 0)))(params, D, Y)
     X, codes = np.asarray(X, float), np.asarray(codes, float)
     measured = np.sum((codes - X[:, None]) ** 2, -1) / np.sum(X**2, 1)[:, None]

@@ -9,26 +9,28 @@ from oracles import unit
 import unrolled as ur
 from unrolled.analytic import weights_table
 
-RNG = np.random.default_rng(0)
 EPS = np.finfo(float).eps
 
 
+def conv(seed, shape, N, **options):
+    filters = np.random.default_rng(seed).normal(size=shape)
+    return ur.dictionaries.normalize(ur.dictionaries.Conv(filters, N, **options))[0]
+
+
 DICTIONARIES = {
-    "gaussian": unit(RNG.normal(size=(20, 40))),
-    "paley": ur.dictionaries.paley(13),
-    "circular": ur.dictionaries.normalize(
-        ur.dictionaries.Conv(RNG.normal(size=(2, 1, 3)), 8, boundary="circular")
-    )[0],
-    "valid": ur.dictionaries.normalize(ur.dictionaries.Conv(RNG.normal(size=(2, 2, 3)), 7))[0],
-    "orthonormal": np.eye(4),
-    "one atom": np.ones((1, 1)),
+    "gaussian": lambda: unit(np.random.default_rng(0).normal(size=(20, 40))),
+    "paley": lambda: ur.dictionaries.paley(13),
+    "circular": lambda: conv(1, (2, 1, 3), 8, boundary="circular"),
+    "valid": lambda: conv(2, (2, 2, 3), 7),
+    "orthonormal": lambda: np.eye(4),
+    "one atom": lambda: np.ones((1, 1)),
 }
 
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize("name", DICTIONARIES)
 def test_every_number_is_that_of_the_weights_it_stands_for(name):
-    D = DICTIONARIES[name]
+    D = DICTIONARIES[name]()
     table = weights_table(D, sparsity=1, noise=1e-3)
     A, d = np.asarray(ur.dictionaries.dense(D)), D.shape[1]
     assert list(table.rows) == list(table.weights) == ["W = D", "closed form", "minimax"]
@@ -60,14 +62,14 @@ def test_every_number_is_that_of_the_weights_it_stands_for(name):
 
 
 def test_least_entries_lower_the_floor_at_the_same_coherence():
-    rows = weights_table(DICTIONARIES["gaussian"], sparsity=1, noise=1e-3, entries=True).rows
+    rows = weights_table(DICTIONARIES["gaussian"](), sparsity=1, noise=1e-3, entries=True).rows
     assert rows["least entries"].mu_W <= rows["minimax"].mu_W * (1 + 2e-6)
     assert rows["least entries"].C_W < 0.9 * rows["minimax"].C_W
     assert rows["least entries"].floor < rows["minimax"].floor
 
 
 def test_text_and_json_say_what_does_not_hold():
-    table = weights_table(DICTIONARIES["paley"], sparsity=5)
+    table = weights_table(DICTIONARIES["paley"](), sparsity=5)
     rows = json.loads(json.dumps(table.to_dict(), allow_nan=False))["weights"]
     assert all(
         row["holds"] is False and row["floor"] is None and row["steps"] is None
@@ -79,7 +81,7 @@ def test_text_and_json_say_what_does_not_hold():
 def test_progress_is_told():
     told = []
     weights_table(
-        DICTIONARIES["gaussian"], progress=lambda settled, total: told.append((settled, total))
+        DICTIONARIES["gaussian"](), progress=lambda settled, total: told.append((settled, total))
     )
     assert told and told[-1][1] == 40 and all(0 < settled <= total for settled, total in told)
 

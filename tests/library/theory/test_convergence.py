@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from members import barker, members, off_diagonal
+from members import barker, matrix_of, members, off_diagonal
 from oracles import unit
 
 from unrolled import activations as act
@@ -62,7 +62,7 @@ class Pair(NamedTuple):
 
 
 def pair(D, W, dtype=np.float64):
-    D, W = (np.asarray(dictionaries.dense(A)).astype(dtype) for A in (D, W))
+    D, W = matrix_of(D, dtype), matrix_of(W, dtype)
     off, own = off_diagonal(W, D)
     return Pair(D, W, off.max(1), np.abs(W).max(0).astype(float), np.abs(1 - own).max())
 

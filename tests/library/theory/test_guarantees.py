@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from members import barker, lines, members, noise_along, off_diagonal
+from members import barker, lines, matrix_of, members, noise_along, off_diagonal
 from oracles import unit
 
 from unrolled import activations as act
@@ -37,8 +37,8 @@ class Pair(NamedTuple):
 
 def pair(D, W, dtype):
     D, W = (jax.tree.map(lambda leaf: np.asarray(leaf, dtype), A) for A in (D, W))
-    off, own = off_diagonal(*map(dictionaries.dense, (W, D)))
-    C = float(np.abs(dictionaries.dense(W)).astype(np.float64).max())
+    off, own = off_diagonal(matrix_of(W), matrix_of(D))
+    C = float(np.abs(matrix_of(W)).max())
     return Pair(D, W, float(off.max() * (1 + 1e-9)), C, float(np.abs(1 - own).max()))
 
 
@@ -90,7 +90,7 @@ def worst_of(pair, found, s, X, E, activation=act.relu):
     dtype = pair.D.dtype
     X = X.astype(dtype).astype(np.float64)
     # Exact, then rounded once.
-    Y = (X @ np.asarray(dictionaries.dense(pair.D), np.float64).T + E).astype(dtype)
+    Y = (X @ matrix_of(pair.D).T + E).astype(dtype)
     params = Unrolled(Weights(pair.W), Threshold(found.theta.astype(dtype)))
     layer = layers.lista_cp(len(found.theta), activation=activation)
     codes = np.asarray(iterates(layer, params, pair.D, Y), np.float64)

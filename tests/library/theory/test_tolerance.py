@@ -8,7 +8,7 @@ import pytest
 
 from unrolled.theory import exceedance, signals_needed, tolerance_bound
 
-REPETITIONS = 4000
+REPETITIONS = 2000
 CLASS = dict(share=0.05, confidence=0.9)
 
 
