@@ -1,6 +1,5 @@
 """CSCNet (Simon, Elad 2019): denoising by strided convolutional LISTA, averaged over shifts."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -325,11 +324,6 @@ def _at_norm_one(filters: Array, shape: tuple[int, ...], stride: int) -> Array:
     if checks.is_concrete(filters) and not jnp.any(filters):
         raise ValueError("CSCNet: the filters are zero; expected some that are not")
     filters = times_power(filters, -exponent(filters))[:, None]  # whose squares stay in the range
-    return filters / _norm(filters, stride)
-
-
-@functools.partial(jax.jit, static_argnames="stride")
-def _norm(filters: Array, stride: int) -> Array:
-    """norm(A, 2) on a torus."""
     side = -(-_NORM_SIDE * filters.shape[-1] // stride) * stride
-    return norm_from_below(Conv(filters, (side, side), stride, "circular"), _NORM_STEPS)
+    bank = Conv(filters, (side, side), stride, "circular")
+    return filters / norm_from_below(bank, _NORM_STEPS)

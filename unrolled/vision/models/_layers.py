@@ -354,6 +354,7 @@ def check_extent(conv: nnx.Conv, x: Array, where: str) -> None:
         )
 
 
+@functools.partial(jax.jit, static_argnames="steps")
 def norm_from_below(D: Conv, steps: int) -> Array:
     """norm(D, 2) from below, by the steps of Lanczos in D D' from a fixed draw.
 
