@@ -280,6 +280,14 @@ def test_a_run_is_resumed_only_as_it_was_but_may_go_on_for_longer(run, whole, tm
     assert load(output / "config.toml", {}).training.steps == 25
 
 
+@pytest.mark.parametrize("flag", [None, ("schedule", "cosine"), ("method", "curriculum")])
+def test_a_run_may_go_on_for_longer_where_its_steps_do_not_depend_on_their_number(flag):
+    flags = dict([flag] if flag else [])
+    saved, config = (load(None, flags | {"steps": steps}) for steps in (5, 9))
+    changed = _config.differences(_train._grown(saved, config), config)
+    assert changed == ([] if flag is None else ["training.steps (5, now 9)"])
+
+
 @pytest.mark.slow
 def test_a_grown_run_that_is_stopped_has_no_weights_of_its_former_end(
     run, stopped, whole, tmp_path
