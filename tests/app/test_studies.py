@@ -258,6 +258,14 @@ def test_the_minimax_weights_run_at_their_own_sparsity():
     ]
 
 
+@pytest.mark.parametrize("below, sparsity", [(1e-8, 1), (5e-10, 0)])
+def test_rounding_counts_against_a_coherence_near_one(below, sparsity):
+    c = 1 - below
+    D = np.array([[1, c], [0, np.sqrt(1 - c**2)]])
+    with jax.enable_x64(True):
+        assert studies._certificate._babel_sparsity(D, 1) == sparsity
+
+
 def test_where_nothing_is_certified_there_are_no_runs():
     D = np.eye(3, dtype=np.float32)[:, [0, 1, 2, 2]] + 0.9
     study = studies.certified_regime(KEY, D, depth=2)

@@ -449,6 +449,17 @@ def test_a_training_is_judged_beside_zero_codes_and_ista():
     assert worse(0.5 + 1e-9, zero=1.0, ista=0.5) == worse(0.6, zero=1.0) == worse(0.6) == ""
 
 
+def test_a_guard_is_advised_where_codes_are_worse_than_zero_and_have_none():
+    def advised(config, share):
+        judged = {"start": [{"worse_than_zero": 0.0}], "learned": [{"worse_than_zero": share}]}
+        validation = {"first": 2.0, "best": 1.0}
+        summary = Summary(config, ((8, 12),), 1, 1.0, 1, validation, 1, judged)
+        return "try --guard 0.1" in summary.text()
+
+    plain, guarded = load(None, {}), load(None, {"guard": 0.1})
+    assert [advised(plain, 0.0), advised(plain, 5.0), advised(guarded, 5.0)] == [False, True, False]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:fit. at the start .* worse than ISTA")
 def test_weights_that_are_worse_than_ista_end_with_status_3(folder, run):
