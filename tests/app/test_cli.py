@@ -849,7 +849,8 @@ def test_compare_asks_the_study_of_the_files(run, tmp_path, monkeypatch, asked, 
     if not known:
         assert options["tested"] == 500 and [len(Y) for Y in given[1][:2]] == [48, 12]
     elif "--signals" in files:
-        assert len(given[0].tested_on[0]) == 12 and options["sampled"] is None
+        sizes = [len(Y) for Y, _ in (given[0].chosen_on, given[0].tested_on)]
+        assert sizes == [48, 12] and options["sampled"] is None
     else:
         assert given[0][1] == {"sparsity": None, "snr": np.inf}
         assert isinstance(given[0][0], tuple) is ("I.npy" in files)

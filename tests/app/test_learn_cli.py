@@ -10,6 +10,7 @@ from command_line import strict_json
 from unrolled import dictionary_learning, plots, theory
 from unrolled._base.files import claimed
 from unrolled.app.cli import main
+from unrolled.app.commands import _learn
 from unrolled.vision import datasets
 
 pytestmark = pytest.mark.usefixtures("float32_by_default")
@@ -95,6 +96,14 @@ def test_what_is_refused_leaves_no_folder(path, method, capsys):
     flags += ["--sparsity", "2"] if method == "ksvd" else []
     assert main(["learn", str(path), *flags]) == 2
     assert "NaN" in capsys.readouterr().err and os.listdir(path.parent) == ["Y.npy"]
+
+
+def test_a_row_that_float32_loses_has_its_number_in_the_file(path):
+    Y = np.where(np.arange(90)[:, None] == 70, 1e-40, SIGNALS.astype(float))
+    batches = _learn._batches(Y, path, 30, 2)
+    assert [len(next(batches)) for _ in range(2)] == [30, 30]
+    with pytest.raises(ValueError, match=r"Y.npy: leaves the range of float32 \(in row 70\)"):
+        next(batches)
 
 
 def test_a_figure_that_fails_loses_no_table(path, monkeypatch, capsys):

@@ -117,6 +117,22 @@ def test_codes_that_are_worse_than_zero_are_told_what_a_guard_makes_of_them():
         assert study.comparison.curves[name].worse[-1] > curve.worse[-1] == 0
 
 
+def test_without_codes_half_of_the_loss_is_on_the_last_step_and_half_on_all(monkeypatch):
+    losses = []
+
+    def kept(layer, params, samples, plan, name, remarks, loss, rate):
+        losses.append(loss)
+        return ur.training.Fit(params, params, samples.D, None, layer)
+
+    monkeypatch.setattr(studies._steps, "train", kept)
+    studies.unknown_codes(KEY, hadamard(), signals(), methods=("ista",), **FEW)
+    rng, D = np.random.default_rng(0), np.asarray(hadamard())
+    X, Y = (rng.normal(size=shape).astype("f4") for shape in ((2, 3, 16), (3, 8)))
+    F = (((Y - X @ D.T) ** 2).sum(2) / 2 + FEW["lam"] * np.abs(X).sum(2)).mean(1)
+    loss = jax.jit(losses[0])(X, None, D, Y)
+    assert float(loss) == pytest.approx(F[1] / 2 + F.mean() / 2, rel=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("codes", ["known", "unknown"])
 def test_families_beside_each_other_are_those_of_one_after_the_other(codes, monkeypatch):
@@ -240,6 +256,14 @@ def test_the_minimax_weights_run_at_their_own_sparsity():
     assert labels == [
         f"{name}: {part}" for name in curves for part in ("certified bound", "largest error")
     ]
+
+
+@pytest.mark.parametrize("below, sparsity", [(1e-8, 1), (5e-10, 0)])
+def test_rounding_counts_against_a_coherence_near_one(below, sparsity):
+    c = 1 - below
+    D = np.array([[1, c], [0, np.sqrt(1 - c**2)]])
+    with jax.enable_x64(True):
+        assert studies._certificate._babel_sparsity(D, 1) == sparsity
 
 
 def test_where_nothing_is_certified_there_are_no_runs():

@@ -280,6 +280,14 @@ def test_a_run_is_resumed_only_as_it_was_but_may_go_on_for_longer(run, whole, tm
     assert load(output / "config.toml", {}).training.steps == 25
 
 
+@pytest.mark.parametrize("flag", [None, ("schedule", "cosine"), ("method", "curriculum")])
+def test_a_run_may_go_on_for_longer_where_its_steps_do_not_depend_on_their_number(flag):
+    flags = dict([flag] if flag else [])
+    saved, config = (load(None, flags | {"steps": steps}) for steps in (5, 9))
+    changed = _config.differences(_train._grown(saved, config), config)
+    assert changed == ([] if flag is None else ["training.steps (5, now 9)"])
+
+
 @pytest.mark.slow
 def test_a_grown_run_that_is_stopped_has_no_weights_of_its_former_end(
     run, stopped, whole, tmp_path
@@ -439,6 +447,17 @@ def test_a_training_is_judged_beside_zero_codes_and_ista():
     assert worse(0.6, zero=1.0, ista=0.5).startswith("the codes are worse than ISTA of the same ")
     assert worse(1.1, zero=1.0, ista=0.5).startswith("the codes are worse than zero codes: their ")
     assert worse(0.5 + 1e-9, zero=1.0, ista=0.5) == worse(0.6, zero=1.0) == worse(0.6) == ""
+
+
+def test_a_guard_is_advised_where_codes_are_worse_than_zero_and_have_none():
+    def advised(config, share):
+        judged = {"start": [{"worse_than_zero": 0.0}], "learned": [{"worse_than_zero": share}]}
+        validation = {"first": 2.0, "best": 1.0}
+        summary = Summary(config, ((8, 12),), 1, 1.0, 1, validation, 1, judged)
+        return "try --guard 0.1" in summary.text()
+
+    plain, guarded = load(None, {}), load(None, {"guard": 0.1})
+    assert [advised(plain, 0.0), advised(plain, 5.0), advised(guarded, 5.0)] == [False, True, False]
 
 
 @pytest.mark.slow
