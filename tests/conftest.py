@@ -89,6 +89,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
 
 
+def pytest_collection_finish():
+    """Modules and cases stay: no search for cycles looks at them again."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_terminal_summary(terminalreporter):
     """How many cases of the bad-input matrix were tried; one that is not refused fails its test."""
     passed = terminalreporter.stats.get("passed", [])

@@ -917,7 +917,6 @@ def test_unreadable_arrays_are_value_errors_that_name_the_file(fault, tmp_path):
         assert str(tmp_path / name) in str(raised.value)
         del raised
         gc.collect()
-    gc.unfreeze()
 
 
 def test_readable_arrays_come_back(tmp_path):
