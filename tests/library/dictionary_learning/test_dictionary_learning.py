@@ -16,6 +16,7 @@ import trees
 import unrolled as ur
 from unrolled import dictionary_learning as dl
 from unrolled._base.files import claimed
+from unrolled.dictionary_learning._learning import fresh_atoms
 from unrolled.training import CheckpointError
 
 M, D_ATOMS, N = 12, 18, 240
@@ -410,6 +411,16 @@ def test_unused_and_duplicate_atoms_are_replaced():
         assert G.max() < 0.99
     found = dl.online(BATCHES, D_ATOMS, lam=0.1, start=start)
     assert found.history[0].replaced >= 1
+
+
+def test_an_atom_is_replaced_by_the_worst_signal_that_is_no_other_atom():
+    candidates = np.eye(4) * 3.0
+    for errors, expected in (([1, 4, 3, 2], 2), ([4, 1, 0, 0], 0), ([1, 2, 0, 9], 3)):
+        others = np.eye(4)[:, [1, 1, 2]]  # an atom that stays is the signal 1
+        rows = fresh_atoms(
+            others, np.array([2]), candidates, np.array(errors), np.random.default_rng(0)
+        )
+        assert rows.tolist() == [np.eye(4)[expected].tolist()]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -266,6 +266,14 @@ def test_atoms_without_a_penalty_are_certified(dtype, nonnegative):
     assert ((g if nonnegative else np.abs(g)) <= lam + near).all()
 
 
+def test_rough_codes_are_within_their_gap_or_marked():
+    lam = 0.2 * np.abs(Y @ D).max()
+    for looks, most in ((1, BATCH), (40, 0)):
+        X, far = _lasso_batch.rough_codes(D, Y, lam, within=1e-3, steps=2, looks=looks)
+        assert np.array_equal(far, gaps(D, Y, X, lam) > 1e-3) and far.sum() <= most
+        assert far.any() == (looks == 1)
+
+
 def test_large_penalties_and_empty_batches():
     found = pursuit.lasso_batch(D, Y, ratio=1.0, start=np.ones((BATCH, N)))
     assert found.converged.all() and not found.x.any() and not found.steps.any()
