@@ -56,7 +56,7 @@ def test_dense_signals_have_the_least_l1_norm_of_highs(name):
         assert primal == pytest.approx(oracles.least_l1(A, y)[0], rel=oracles.agreement(name))
 
 
-@pytest.mark.few(30)
+@pytest.mark.few(15)
 @every_dictionary
 @pytest.mark.parametrize("iterations", [0, 1, 200])
 def test_the_first_order_method_only_saves_pivots(name, iterations):
@@ -70,7 +70,7 @@ def test_the_first_order_method_only_saves_pivots(name, iterations):
     assert found.primal == pytest.approx(expected.primal, rel=2 * most)
 
 
-@pytest.mark.few(20)
+@pytest.mark.few(10)
 @every_dictionary
 @pytest.mark.parametrize("iterations", [0, 50])
 def test_the_interior_point_alone_reaches_the_gap(name, iterations, monkeypatch):

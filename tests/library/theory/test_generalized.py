@@ -319,7 +319,7 @@ def test_the_maximum_alone_finishes_fewer_programs(monkeypatch):
     assert counts[1] - counts[0] < counts[0] / 3
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["gaussian 8x16", "one independent atom", "bumps"])
 def test_some_atoms_have_the_values_they_have_among_all(name):
     d = matrix(name).shape[1]
@@ -662,7 +662,7 @@ def everything(D):
     )
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", CIRCULAR)
 def test_one_program_per_filter_answers_for_the_whole_circle(name, monkeypatch):
     D, sizes, solve = bank(name), [], linear_programs.basis_pursuit

@@ -36,7 +36,7 @@ def stripe_by_definition(x, kernel, stride, circular):
     return most
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(5)
 @pytest.mark.parametrize("circular", [False, True])
 @pytest.mark.parametrize(
     "shape, kernel, stride",
@@ -267,7 +267,7 @@ CROWDED = {  # filters, signal, stride, boundary: at most 12 atoms
 }
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", CROWDED)
 def test_two_codes_never_differ_where_their_stripes_are_below_the_bounds(name):
     # Every kernel vector has a stripe norm of at least 1 + 1/mu, so codes with stripes below half

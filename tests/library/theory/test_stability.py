@@ -96,7 +96,7 @@ def pairs(Ds, sparsities, n, seed=0):
     return eps, distance, exact, other
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", CHAINS)
 def test_no_pair_of_chains_is_further_apart_than_delta(name):
     Ds, s = chain(name)

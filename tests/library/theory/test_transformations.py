@@ -36,6 +36,7 @@ TRACEABLE = {
 }
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("name", TRACEABLE)
 def test_what_is_traceable_is_the_same_under_jit_and_row_by_row_under_vmap(name):
     stack = np.stack([D, OTHER])

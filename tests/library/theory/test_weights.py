@@ -111,7 +111,7 @@ CASES = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("boundary", ["circular", "valid"])
 @pytest.mark.parametrize("name", CASES)
 def test_convolutional_weights_solve_the_small_system(name, boundary):
