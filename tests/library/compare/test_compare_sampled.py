@@ -28,7 +28,7 @@ with jax.enable_x64(False):
 @functools.cache
 def told():
     """Everything that can be asked of the methods, of codes, and of one that passes messages."""
-    options = dict(sampled=40, certify=True, predict=True)
+    options = dict(sampled=64, certify=True, predict=True)  # as many draws as signals: one program
     return compare({**METHODS, "LAMP": (LAMP, LAMP.init(None, D)), "right": X}, D, Y, X, **options)
 
 
@@ -54,9 +54,9 @@ def test_a_sample_that_is_too_small():
     found = told()
     assert set(found.sampled) == {"ISTA", "FISTA", "LAMP"}
     bound = found.sampled["FISTA"]
-    assert (bound.signals, bound.drawn, bound.decibels) == (40, True, math.inf)
+    assert (bound.signals, bound.drawn, bound.decibels) == (64, True, math.inf)
     assert bound.needed == theory.signals_needed(1e-3, 1 - 1e-6, at_once=3)
-    assert f"no bound, {bound.needed - 40:,} signals are missing (40 draws" in bound.text()
+    assert f"no bound, {bound.needed - 64:,} signals are missing (64 draws" in bound.text()
 
 
 @pytest.mark.slow

@@ -50,11 +50,16 @@ PARAMS = Unrolled(jnp.zeros(3), StepAndThreshold(jnp.zeros(4), jnp.zeros((4, 2))
 
 def moved(optimizer, params, gradients):
     """The params after one update per tree of gradients."""
-    state = optimizer.init(params)
-    for g in gradients:
+
+    @jax.jit
+    def step(params, state, g):
         with jax.numpy_dtype_promotion("standard"):
             updates, state = optimizer.update(g, state, params)
-            params = optax.apply_updates(params, updates)
+            return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for g in gradients:
+        params, state = step(params, state, g)
     return params
 
 

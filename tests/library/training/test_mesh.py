@@ -77,11 +77,12 @@ def test_what_does_not_fit_is_refused(train, options, error, message):
 
 
 def test_a_checkpoint_tells_the_number_of_batches_and_the_reduction(tmp_path):
-    fit(accumulate=2, checkpoint=tmp_path)
+    where = dict(steps=0, checkpoint=tmp_path)
+    fit(accumulate=2, **where)
     with pytest.raises(ur.training.CheckpointError, match="accumulate"):
-        fit(accumulate=4, checkpoint=tmp_path)
+        fit(accumulate=4, **where)
     with pytest.raises(ur.training.CheckpointError, match="reduction  tree   psum"):
-        fit(accumulate=2, mesh=MESH, reduction="psum", checkpoint=tmp_path)
+        fit(accumulate=2, mesh=MESH, reduction="psum", **where)
 
 
 EIGHT = """

@@ -841,12 +841,16 @@ def own_loop(layer, params, D, sample, optimizer):
     def loss(params, Y, X):
         return jnp.sum((jax.vmap(layer.apply, (None, None, 0))(params, D, Y) - X) ** 2)
 
-    state = optimizer.init(params)
-    for k in range(3):
-        gradients = jax.grad(loss)(params, *sample(jax.random.key(k)))
+    @jax.jit
+    def step(params, state, key):
+        gradients = jax.grad(loss)(params, *sample(key))
         with jax.numpy_dtype_promotion("standard"):
             updates, state = optimizer.update(gradients, state, params)
-            params = optax.apply_updates(params, updates)
+            return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for k in range(3):
+        params, state = step(params, state, jax.random.key(k))
     return params
 
 
