@@ -28,6 +28,7 @@ from unrolled.app.cli import main
 from unrolled.app.commands import _doctor
 from unrolled.app.commands._certify import signals_of_class
 from unrolled.app.commands._console import cache_folder, kept_programs, plain_warnings
+from unrolled.app.commands._inputs import read_dictionary
 from unrolled.app.commands._report import Section, write_report
 
 QUICK = ("--quick", "--steps", "3", "--depth", "3")
@@ -323,11 +324,15 @@ def test_doctor_says_where_runs_differ():
 
 
 def test_doctor_as_json(run, monkeypatch):
-    monkeypatch.setattr(_doctor, "_measured", list)
+    for name, found in {"_measured": list, "_certified_error": lambda: 1e-7}.items():
+        monkeypatch.setattr(_doctor, name, found)
     status, out, _ = run("doctor", "--json")
     found = strict_json(out)
     assert status == 0 and found["numpy"] == np.__version__ and found["float64"] == "off"
     assert found["certified check"].startswith("passed") and found["measured"] == []
+    monkeypatch.setattr(_doctor, "_certified_error", lambda: np.nan)
+    status, out, err = run("doctor", "--json")
+    assert (status, out) == (2, "") and "doctor: the certified check failed on" in err
 
 
 def test_doctor_knows_the_memory_and_whether_the_cache_can_be_written(tmp_path, folder):
@@ -555,11 +560,10 @@ def test_a_report_names_files_whose_names_are_no_text(tmp_path):
     assert results["settings"] == {"signals": "Y\udce4.npy"}
 
 
-def test_atoms_of_different_norms_are_warned_of(run, folder, tmp_path):
+def test_atoms_of_different_norms_are_warned_of(folder, tmp_path):
     np.save(tmp_path / "D.npy", np.load(folder / "D.npy") * np.geomspace(0.01, 100, 24))
     with pytest.warns(UserWarning, match="atoms have norms from 0.01 to 100; .* atoms of norm 1"):
-        files = ("Y.npy", "--dictionary", tmp_path / "D.npy", "--output", tmp_path / "codes.npy")
-        run("encode", *files, "--method", "omp", "--sparsity", 2)
+        read_dictionary(tmp_path / "D.npy")
 
 
 class Late(threading.Timer):
