@@ -298,3 +298,16 @@ def test_a_warm_start_may_have_any_dtype():
     expected = layer(y, start)
     for given in (start.astype(jnp.bfloat16), start.astype(int), np.asarray(start).tolist()):
         np.testing.assert_array_equal(layer(y, given), expected)
+
+
+def test_the_bound_of_the_norm_holds_and_is_near_for_strides():
+    kernel = images(3, 3, 2, 3).astype(np.float64)
+    # Row by row of the matrix: a correlation on a circle of 8 x 8, read at every second position.
+    rows = []
+    for i, j, f in np.ndindex(4, 8, 3):
+        row = np.zeros((8, 8, 2))
+        row[np.ix_((2 * i + np.arange(3)) % 8, (j + np.arange(3)) % 8)] = kernel[..., f]
+        rows.append(row.ravel())
+    exact = np.linalg.norm(rows, 2)
+    bound = float(norm_bound(jnp.asarray(kernel, jnp.float32), (2, 1)))
+    assert exact * (1 - 1e-5) <= bound <= 1.15 * exact

@@ -308,3 +308,10 @@ def test_a_deconvolutional_network_has_a_power_in_range():
             ur.networks.deconvolutional(2, p=p)
     with pytest.raises(TypeError, match="expected networks.deconvolutional"):
         ur.networks.learn_deconvolution(0, res_csc(1), np.ones((2, 1, 6, 6)), [(2, 3)])
+
+
+def test_learned_filters_have_the_dtype_of_the_images_and_the_shape_of_their_bank():
+    images = np.random.default_rng(0).normal(size=(2, 1, 5)).astype(np.float32)
+    network = ur.networks.deconvolutional(2, lam=0.1, p=0.8)
+    found = ur.networks.learn_deconvolution(0, network, images, [(2, 3)], sweeps=1, filter_steps=1)
+    assert found.Ds[0].filters.shape == (2, 1, 3) and found.Ds[0].dtype == np.float32

@@ -359,3 +359,8 @@ def test_faults_of_a_path_are_refused():
     ):
         with pytest.raises(ValueError, match=f"lasso_path: {message}"):
             pursuit.lasso_path(D, y, **options)
+
+
+def test_a_ratio_whose_penalty_leaves_the_range_is_refused():
+    with pytest.raises(ValueError, match="lasso_path: lam, about 1e-309, leaves the range of"):
+        pursuit.lasso_path(D, y / np.abs(D.T @ y).max() * 1e-307, ratio=[1.0, 0.01])

@@ -13,7 +13,7 @@ from unrolled import activations, analytic, dictionaries, layers, theory
 from unrolled.dictionaries import Conv, dense, normalize
 from unrolled.layers._lista import Threshold
 from unrolled.realize._attention import attention_leak, grid, multi_head_attention
-from unrolled.realize._transformer import transformer, transformer_error
+from unrolled.realize._transformer import errors_of_signal, transformer, transformer_error
 from unrolled.realize._transformer_block import embed, read_code, run_block, transformer_block
 
 EPS = np.finfo(float).eps
@@ -643,3 +643,14 @@ def test_complex_signals_have_no_bound():
     params = layer.init(jax.random.key(0), SMALL)
     with pytest.raises(TypeError, match="transformer_error: signals is complex"):
         transformer_error(layer, params, SMALL, alpha=4.0, signals=np.ones(SMALL.shape[0]) * 1j)
+
+
+def test_the_bound_of_a_signal_depends_on_no_sign():
+    """Of the signal, nor of an atom and its values: all terms of the bound are magnitudes."""
+    D, rng = Conv(normal(0, 2, 1, 3), 6), np.random.default_rng(1)
+    V, theta, y = 0.3 * rng.normal(size=(2, 5, 2, 3)), np.full((2, 1), 0.1), rng.normal(size=6)
+    bound = errors_of_signal(D, V, theta, 4.0, y)
+    flipped = V * np.array([1, -1])[:, None] * np.array([1, -1, 1])
+    assert (bound[1:] > 0).all()
+    assert_close(errors_of_signal(D, V, theta, 4.0, -y), bound, atol=ROUNDING)
+    assert_close(errors_of_signal(D, flipped, theta, 4.0, y), bound, atol=ROUNDING)

@@ -446,3 +446,13 @@ def test_search_refuses_what_is_no_grid(D, hyper):
     refused(ValueError, "theta must be non-negative", params=steps, theta=[-0.1, 0.1])
     loose = layers.unstack(layers.ista(2).init(None, D))
     refused(TypeError, "no field 'gamma'.*try layers.stack", params=loose, gamma=[0.1])
+
+
+def test_a_search_measures_against_the_codes_that_it_is_given(D, hyper):
+    layer, params, Y, X = hyper
+    found = search(layer, params, D, Y, X, threshold=[0.02, 0.5])
+    apply, X = jax.jit(jax.vmap(layer.apply, (None, None, 0))), np.asarray(X)
+    for value, nmse in zip((0.02, 0.5), found.nmse, strict=True):
+        tried = params._replace(shared=params.shared._replace(threshold=np.array(value)))
+        error = np.sum((np.asarray(apply(tried, D, Y)) - X) ** 2)
+        assert nmse == pytest.approx(10 * np.log10(error / np.sum(X**2)))

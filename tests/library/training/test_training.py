@@ -1194,3 +1194,9 @@ def test_learning_a_structured_dictionary(name, D):
     module = nnx.Module(layer, layer.init(None, start), start, learn_dictionary=True)
     module.normalize()
     assert_unit_atoms(module.dictionary())
+
+
+def test_a_fault_of_the_validation_names_the_validation(D, sample):
+    Y, X = sample(jax.random.key(8))
+    with pytest.raises(ValueError, match="fit, validation"):
+        run(FAMILIES["ista"], D, sample, validation=(Y[:, 1:], X))
