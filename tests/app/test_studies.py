@@ -15,7 +15,7 @@ import unrolled as ur
 from unrolled._base import threads
 from unrolled._base.text import Grid, to_json
 from unrolled.app import studies
-from unrolled.app.studies import _known_codes, _steps
+from unrolled.app.studies import _certificate, _known_codes, _steps
 
 pytestmark = pytest.mark.usefixtures("float32_by_default")
 KEY = jax.random.key(0)
@@ -357,3 +357,9 @@ def test_each_layer_of_a_chain_is_made_on_the_codes_of_the_layer_before():
     codes = jax.vmap(layer.apply, (None, None, 0))(params[0], Ds[0], Y)
     assert [one.chosen_on[1] is X for one, X in zip(given, (X, Z))] == [True, True]
     np.testing.assert_allclose(given[1].chosen_on[0], codes, rtol=1e-5)
+
+
+def test_the_sum_of_two_babel_functions_is_below_1_by_more_than_rounding(monkeypatch):
+    """Of a simplex of four atoms they are s / 3, and the second sum is 1."""
+    monkeypatch.setattr(_certificate.theory, "babel", lambda D, s: s / 3 * (1 - 1e-12))
+    assert _certificate._babel_sparsity(None, 4) == 1

@@ -827,7 +827,7 @@ def test_weighted_penalties_solve_the_weighted_problem():
     assert_allclose(slack[large], (lam * np.sign(x))[large], atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.few(1)
 @pytest.mark.parametrize("lam", [0.1, 1.0, 3.0, 100.0])
 def test_the_shrinkage_of_the_fullest_rows_is_a_proximal_map(lam):
     """Against every direction, and by the conditions on the thresholds."""

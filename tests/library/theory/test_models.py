@@ -393,3 +393,8 @@ def test_is_csc_feasible_refuses_other_chains_than_of_convolutions():
         is_csc_feasible(np.zeros(24), [cut], [np.zeros(cut.shape[1])], [1])
     with pytest.raises(ValueError, match="are zero"):
         is_csc_feasible(y, [D1 * 0.0], xs[:1], [9])
+
+
+def test_a_code_that_is_not_finite_has_an_infinite_residual_and_no_rounding():
+    found = is_feasible(np.ones(2), [np.eye(2)], [np.array([1.0, math.nan])], [2], 0.0)
+    assert found.residuals == [math.inf] and found.rounding == [0.0] and not found.holds
