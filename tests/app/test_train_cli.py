@@ -1611,3 +1611,12 @@ def test_no_device_is_one_line(run, monkeypatch):
         status, out, err = run("doctor")
         told = f"no device for JAX_PLATFORMS=cuda: {reason}; try JAX_PLATFORMS=cpu"
         assert (status, out, err) == (2, "", f"unrolled: {told}\n")
+
+
+def test_a_guard_is_advised_where_a_layer_without_one_has_codes_worse_than_zero():
+    def advice(share, **flags):
+        judged = {"learned": {"worse_than_zero": share}}
+        return Summary(load(None, {"lam": 0.2} | flags), None, 1, 1.0, 1, {}, 1, judged)._advice()
+
+    (line,) = advice(0.5)
+    assert "try --guard 0.2" in line and advice(0.0) == advice(0.5, guard=0.1) == []

@@ -1,5 +1,6 @@
 """Convolutional sparse coding layers of flax.nnx, and the residual and mixed-scale models."""
 
+import inspect
 import math
 from functools import partial
 
@@ -311,3 +312,8 @@ def test_the_bound_of_the_norm_holds_and_is_near_for_strides():
     exact = np.linalg.norm(rows, 2)
     bound = float(norm_bound(jnp.asarray(kernel, jnp.float32), (2, 1)))
     assert exact * (1 - 1e-5) <= bound <= 1.15 * exact
+
+
+def test_the_layers_of_a_mixed_scale_block_are_dilated_by_1_to_6():
+    options = inspect.signature(MSDCSCBlock.__init__).parameters
+    assert options["dilations"].default == (1, 2, 3, 4, 5, 6)
