@@ -15,7 +15,7 @@ import unrolled as ur
 from unrolled._base import threads
 from unrolled._base.text import Grid, to_json
 from unrolled.app import studies
-from unrolled.app.studies import _certificate, _known_codes, _steps
+from unrolled.app.studies import _certificate, _certified, _known_codes, _steps
 
 pytestmark = pytest.mark.usefixtures("float32_by_default")
 KEY = jax.random.key(0)
@@ -363,3 +363,8 @@ def test_the_sum_of_two_babel_functions_is_below_1_by_more_than_rounding(monkeyp
     """Of a simplex of four atoms they are s / 3, and the second sum is 1."""
     monkeypatch.setattr(_certificate.theory, "babel", lambda D, s: s / 3 * (1 - 1e-12))
     assert _certificate._babel_sparsity(None, 4) == 1
+
+
+def test_the_largest_error_is_the_l1_error_of_the_worst_signal():
+    x, X = np.array([[1.0, -2.0], [0.0, 2.0]]), np.array([[0.0, 0.0], [0.0, -2.0]])
+    assert _certified._largest_error(x, X) == 4
