@@ -147,3 +147,8 @@ def test_a_browser_shows_both_forms(scheme, colour, tmp_path):
     script = "document.title = getComputedStyle(document.body).backgroundColor"
     shown = opened(tmp_path, script, f"--blink-settings=preferredColorScheme={scheme}")
     assert f"<title>rgb({colour})</title>" in shown
+
+
+def test_a_table_has_a_head_unless_all_its_columns_are_without_a_name():
+    heads = [_report._table(columns, [["1", "2"]]) for columns in (["", "b"], ["", ""])]
+    assert ["<thead>" in head for head in heads] == [True, False]

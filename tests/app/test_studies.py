@@ -15,6 +15,7 @@ import unrolled as ur
 from unrolled._base import threads
 from unrolled._base.text import Grid, to_json
 from unrolled.app import studies
+from unrolled.app.studies import _certificate, _certified, _known_codes, _steps
 
 pytestmark = pytest.mark.usefixtures("float32_by_default")
 KEY = jax.random.key(0)
@@ -361,3 +362,30 @@ def test_constant_signals_have_no_psnr():
     given = studies.Pictures(np.ones((30, 8), "f4"), np.ones((10, 8), "f4"))
     study = studies.unknown_codes(KEY, hadamard(), given, methods=(), **FEW)
     assert "constant, which have no PSNR" in study.text() and "-inf" not in study.text()
+
+
+def test_each_layer_of_a_chain_is_made_on_the_codes_of_the_layer_before():
+    rng, given, layer = np.random.default_rng(0), [], ur.layers.ista(2)
+    shapes = (4, 6), (6, 8), (3, 4), (3, 6), (3, 8)
+    *Ds, Y, X, Z = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
+    samples = _steps.Samples(tuple(Ds), None, (Y, (X, Z)), None, None)
+
+    def make(samples):
+        given.append(samples)
+        return layer, layer.init(None, samples.D)
+
+    _, params = _known_codes._made_in_chain(samples, make)
+    codes = jax.vmap(layer.apply, (None, None, 0))(params[0], Ds[0], Y)
+    assert [one.chosen_on[1] is X for one, X in zip(given, (X, Z))] == [True, True]
+    np.testing.assert_allclose(given[1].chosen_on[0], codes, rtol=1e-5)
+
+
+def test_the_sum_of_two_babel_functions_is_below_1_by_more_than_rounding(monkeypatch):
+    """Of a simplex of four atoms they are s / 3, and the second sum is 1."""
+    monkeypatch.setattr(_certificate.theory, "babel", lambda D, s: s / 3 * (1 - 1e-12))
+    assert _certificate._babel_sparsity(None, 4) == 1
+
+
+def test_the_largest_error_is_the_l1_error_of_the_worst_signal():
+    x, X = np.array([[1.0, -2.0], [0.0, 2.0]]), np.array([[0.0, 0.0], [0.0, -2.0]])
+    assert _certified._largest_error(x, X) == 4

@@ -1101,3 +1101,12 @@ def test_a_fault_in_a_late_chunk_leaves_nothing(run, saved, tmp_path, folder, st
         assert status == 2 and not out and message in err
         assert (tmp_path / "codes.npy").read_text() == "old"
         assert sorted(path.name for path in tmp_path.iterdir()) == ["Y.npy", "codes.npy"]
+
+
+def test_a_guard_is_advised_where_a_layer_without_one_has_codes_worse_than_zero():
+    def advice(share, **flags):
+        judged = {"learned": {"worse_than_zero": share}}
+        return Summary(load(None, {"lam": 0.2} | flags), None, 1, 1.0, 1, {}, 1, judged)._advice()
+
+    (line,) = advice(0.5)
+    assert "try --guard 0.2" in line and advice(0.0) == advice(0.5, guard=0.1) == []

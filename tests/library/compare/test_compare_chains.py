@@ -10,7 +10,7 @@ import pytest
 
 import unrolled as ur
 from unrolled import analytic, dictionaries, layers, problems, theory
-from unrolled.compare import ChainComparison, DivergenceWarning, compare
+from unrolled.compare import ChainComparison, DivergenceWarning, _measure, compare
 from unrolled.compare._comparison import coupling
 from unrolled.compare._measure import guarantees
 
@@ -225,3 +225,10 @@ def test_without_codes_every_layer_has_the_lasso_of_the_codes_before(methods, pr
     for ours, other in zip(found.layers, expected.layers):
         np.testing.assert_allclose(ours.curves[name].gap, other.curves[name].gap, rtol=1e-6)
     assert [layer.known for layer in found.layers] == [False, False]
+
+
+def test_layers_after_one_without_a_certificate_have_none_either(monkeypatch):
+    monkeypatch.setattr(_measure.theory, "certify", lambda *_, **__: ["certificate"])
+    chain, of = ur.dsc((layers.lista_cp(1), layers.lista(1), layers.lista_cp(1))), (2, 1.0, 0.1)
+    first, *rest = _measure.guarantees(chain, (np.ones(1),) * 3, (None,) * 3, lambda j, D: of)
+    assert first == (*of, "certificate") and rest == [None, None]

@@ -985,3 +985,16 @@ def test_norms_of_zero_atoms_have_the_gradient_zero(boundary):
     ours, matrix = (jax.grad(total)(jnp.asarray(filters), of) for of in (lambda D: D, ud.dense))
     np.testing.assert_allclose(np.asarray(ours), np.asarray(matrix), rtol=1e-12, atol=1e-12)
     assert not np.any(ours[1])
+
+
+@pytest.mark.parametrize("boundary, kernel", [("circular", 2), ("circular", 5), ("valid", 3)])
+def test_a_stripe_holds_the_coefficients_whose_atoms_overlap(boundary, kernel):
+    D = ud.Conv(np.ones((2, 1, kernel)), 6, boundary=boundary)
+    x = np.arange(1.0, D.shape[1] + 1)
+    maps, (p,) = x.reshape(D.code_grid), D.positions
+    steps = np.abs(np.arange(p)[:, None] - np.arange(p))
+    apart = np.minimum(steps, 6 - steps) if boundary == "circular" else steps
+    stripes = np.asarray(jax.jit(D.stripes)(x))
+    assert [sorted(s[s != 0]) for s in stripes] == [
+        sorted(maps[:, near].ravel()) for near in apart < kernel
+    ]

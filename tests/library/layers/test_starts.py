@@ -1,6 +1,7 @@
 """Starts without training: on any dictionary they are usable, beside ISTA and beside zero codes."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from numpy.linalg import eigvals, norm
 
 import unrolled as ur
 from unrolled import layers
+from unrolled.layers._lista import _counts
 
 M, N, K, SIGNALS = 24, 48, 16, 64
 
@@ -190,3 +192,8 @@ def test_files_from_before_the_ridge_have_none(tmp_path):
     assert build_model(described) is layer
     del described["ridge"]
     assert build_model(described) is layers.robust_alista(2, ridge=0.0)
+
+
+def test_numbers_of_entries_to_keep_are_tried_around_the_mean_number_of_nonzeros():
+    tried = [_counts(SimpleNamespace(sparsity=3, atoms=atoms)) for atoms in (20, 4)]
+    assert tried == [{"sparsity": (3, 4, 5)}, {"sparsity": (3, 4, 4)}]

@@ -325,3 +325,10 @@ test_what_cannot_be_learned_is_refused = refusals(
         )
     }
 )
+
+
+def test_learned_filters_have_the_dtype_of_the_images_and_the_shape_of_their_bank():
+    images = np.random.default_rng(0).normal(size=(2, 1, 5)).astype(np.float32)
+    network = ur.networks.deconvolutional(2, lam=0.1, p=0.8)
+    found = ur.networks.learn_deconvolution(0, network, images, [(2, 3)], sweeps=1, filter_steps=1)
+    assert found.Ds[0].filters.shape == (2, 1, 3) and found.Ds[0].dtype == np.float32

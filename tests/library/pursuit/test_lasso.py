@@ -328,3 +328,8 @@ def test_the_step_is_of_the_squared_norm_where_this_is_in_range():
     for c, words in ((0, "D is zero"), (1e30, "norm.D. is .* leaves the range of float32")):
         with pytest.raises(ValueError, match=f"^caller: {words}"):
             pursuit.lipschitz(np.float32(c) * D.astype(np.float32), "caller")
+
+
+def test_a_ratio_whose_penalty_leaves_the_range_is_refused():
+    with pytest.raises(ValueError, match="lasso_path: lam, about 1e-309, leaves the range of"):
+        pursuit.lasso_path(D, y / np.abs(D.T @ y).max() * 1e-307, ratio=[1.0, 0.01])

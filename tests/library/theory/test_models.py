@@ -300,3 +300,17 @@ def test_a_stripe_holds_every_atom_that_meets_its_middle(name):
     meet = np.array([(A[:, x > 0].min(axis=1) > 0).any() for x in pairs])
     together = np.asarray(jax.jit(jax.vmap(lambda x: _conv_stripe_norm(D, x)))(pairs)) == 2
     assert meet.any() and together[meet].all()
+
+
+def test_a_code_that_is_not_finite_has_an_infinite_residual_and_no_rounding():
+    found = is_feasible(np.ones(2), [np.eye(2)], [np.array([1.0, math.nan])], [2], 0.0)
+    assert found.residuals == [math.inf] and found.rounding == [0.0] and not found.holds
+
+
+def test_a_convolutional_chain_is_feasible_with_its_own_stripes_and_no_fewer():
+    D = dictionaries.Conv(np.ones((1, 1, 2)), 5)
+    x = np.array([1.0, 1.0, 0.0, 0.0])
+    y = np.array([1.0, 2.0, 1.0, 0.0, 0.0])
+    assert is_csc_feasible(y, [D], [x], [2]).holds
+    assert not is_csc_feasible(y, [D], [x], [1]).holds
+    assert not is_csc_feasible(y + 1e-9, [D], [x], [2]).holds

@@ -363,3 +363,24 @@ def test_support_selection_is_predicted_within_two_decibels(seed):
         )
         measured = medians(layer, params._replace(steps=steps), D, Y, X)
     assert np.abs(found.nmse[1:] - measured).max() < 1.8
+
+
+@pytest.mark.parametrize("tau2", [0.5, 1e-2])
+def test_support_selection_has_these_errors(tau2):
+    theta, border = 0.8 * math.sqrt(tau2), 2 * math.sqrt(tau2)
+
+    def eta(u):
+        return np.where(np.abs(u) > border, u, np.sign(u) * np.maximum(np.abs(u) - theta, 0))
+
+    x_error, z_error, before = channels._selected(PRIOR, tau2, theta, border)
+    share = expected(lambda x, rest, u: 1.0 * (eta(u) != 0), PRIOR, tau2)
+    momentum = share / (1 - share)
+    # The nodes do not know the border, where eta jumps.
+    for found, weight in ((x_error, 0), (z_error, momentum)):
+        error = expected(
+            lambda x, rest, u, w=weight: (eta(u) + w * (eta(u) - u) - x) ** 2 + rest, PRIOR, tau2
+        )
+        assert found == pytest.approx(error, rel=2e-2)
+    assert sum(w * (channels.mean(mu**2) + rest) for w, mu, rest in before) == pytest.approx(
+        z_error
+    )

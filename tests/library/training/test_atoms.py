@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from command_line import devices
 
 import unrolled as ur
+from unrolled.training._mesh import Placement
 
 
 def test_the_annotation_says_which_axis_is_that_of_the_atoms():
@@ -126,3 +128,9 @@ def test_a_dictionary_split_among_devices_gives_the_same_training(tmp_path):
         assert max(answer[name]["all-reduce"]) == batch * m
     assert "4 devices of the axis 'atoms' cannot share 22 atoms equally" in answer["atoms"]
     assert "the axis 'atoms' of mesh splits a dense dictionary, got Conv" in answer["conv"]
+
+
+def test_the_last_axis_of_the_size_of_the_atoms_is_split():
+    placement = Placement(jax.make_mesh((1, 1), ("data", "atoms")))
+    specs = [placement._put(4, np.zeros(shape)).sharding.spec for shape in ((3, 4), (4,), (4, 3))]
+    assert [tuple(spec) for spec in specs] == [(None, "atoms"), ("atoms",), ()]

@@ -432,3 +432,13 @@ def test_search_refuses_what_is_no_grid(D, hyper):
         usual = dict(params=given, Y=Y, X=X) | changes
         with pytest.raises(error, match=words):
             search(layer, usual.pop("params"), D, usual.pop("Y"), usual.pop("X"), **usual)
+
+
+def test_a_search_measures_against_the_codes_that_it_is_given(D, hyper):
+    layer, params, Y, X = hyper
+    found = search(layer, params, D, Y, X, threshold=[0.02, 0.5])
+    apply, X = jax.jit(jax.vmap(layer.apply, (None, None, 0))), np.asarray(X)
+    for value, nmse in zip((0.02, 0.5), found.nmse, strict=True):
+        tried = params._replace(shared=params.shared._replace(threshold=np.array(value)))
+        error = np.sum((np.asarray(apply(tried, D, Y)) - X) ** 2)
+        assert nmse == pytest.approx(10 * np.log10(error / np.sum(X**2)))

@@ -1143,3 +1143,9 @@ def test_structured_dictionaries_that_do_not_fit_are_refused(case):
     params = layers.ista(1).init(None, D)
     with pytest.raises(ValueError, match=message):
         run(layers.ista(1), given, lambda key: (Y, X, own), params, steps=1, validation=None)
+
+
+def test_a_fault_of_the_validation_names_the_validation(D, sample):
+    Y, X = sample(jax.random.key(8))
+    with pytest.raises(ValueError, match="fit, validation"):
+        run(FAMILIES["ista"], D, sample, validation=(Y[:, 1:], X))
