@@ -301,7 +301,7 @@ def test_codes_and_gradients_are_the_same_however_the_loop_runs(name):
     assert_close(ours, expected, atol=100 * CLOSE)
 
 
-@pytest.mark.few(7)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_layer_keeps_its_dtype(name, dtype):
     layer, params, D, Y = case(name)
@@ -327,7 +327,7 @@ def test_the_wider_dtype_wins(name):
             assert jax.eval_shape(layer.apply, *arguments).dtype == wide
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(3)
 def test_equal_shapes_are_traced_once(name):
     layer, params, D, Y = case(name)
 
@@ -345,7 +345,7 @@ def test_equal_shapes_are_traced_once(name):
     assert registry.LAYERS[name](K + 1) is not layer
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(4)
 def test_signatures_say_the_same_of_every_layer(name):
     layer, _, D, Y = case(name)
     names = {
@@ -362,7 +362,7 @@ def test_signatures_say_the_same_of_every_layer(name):
     chex.assert_trees_all_equal(layer.start(D, jnp.asarray(Y[0])).x, np.zeros(N))
 
 
-@pytest.mark.few(15)
+@pytest.mark.few(5)
 def test_a_layer_is_a_record_of_its_options(name):
     layer, params, D, _ = case(name)
     assert type(layer)(**layer.options) is layer
@@ -412,7 +412,7 @@ def test_a_structured_dictionary_is_its_matrix(layer, kind):
     assert_close(ours, expected, atol=8 * CLOSE * max(1, np.abs(expected).max()))
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(4)
 def test_params_survive_a_file(name, tmp_path):
     layer, params, D, Y = case(name)
     path = ur.training.save(tmp_path / "weights.npz", params, D, layer)
