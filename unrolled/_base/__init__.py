@@ -1,1 +1,13 @@
-"""The ground floor: checks, numbers, programs, threads, files and text."""
+"""The ground floor: checks, numbers, programs, threads, files and text, for all other rooms."""
+
+import sys
+
+
+def offer(room: str, *others: str) -> None:
+    """Give a room `__all__` and `dir`: what its files list, and some names of other rooms.
+
+    Type checkers know them by the `import *` of the room, and forbid to make `__all__` in it.
+    """
+    files = [file for name, file in [*sys.modules.items()] if name.startswith(f"{room}._")]
+    names = sorted({*others, *(name for file in files for name in getattr(file, "__all__", ()))})
+    vars(sys.modules[room]).update(__all__=names, __dir__=lambda: names)

@@ -16,6 +16,27 @@ from unrolled._base.checks import Array
 from unrolled._base.numbers import widened
 from unrolled._base.programs import program
 
+__all__ = [
+    "Activation",
+    "Constants",
+    "celu",
+    "check",
+    "compose",
+    "elu",
+    "gelu",
+    "gelu_tanh",
+    "hard_swish",
+    "leaky_relu",
+    "mish",
+    "relu",
+    "scale",
+    "selu",
+    "sigmoid_sum",
+    "silu",
+    "softplus",
+    "tanh_sum",
+]
+
 
 # jax.nn.relu loses NaN where XLA fuses its maximum with a sum on a CPU.
 def _relu(x):

@@ -11,6 +11,9 @@ from unrolled._base.checks import Array
 from unrolled.activations import _activation
 from unrolled.activations._activation import Activation, _relu
 
+__all__ = ["NAMED", "by_name", "describe", "from_description", "is_known", "is_monotone"]
+
+
 # Names that configurations and files may use; an activation of a user's own may be added.
 NAMED = {
     "relu": _activation.relu,

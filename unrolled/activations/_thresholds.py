@@ -10,12 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled._base import checks, loops
+from unrolled._base import checks, programs
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import widened
 from unrolled._base.programs import compiler_splits, program
 from unrolled.activations._activation import relu
+
+__all__ = [
+    "as_power",
+    "firm_threshold",
+    "hard_threshold",
+    "kth_largest",
+    "nonnegative_threshold",
+    "power_threshold",
+    "select_support",
+    "shrink",
+    "soft_threshold",
+]
 
 
 @checked
@@ -287,7 +299,7 @@ def _search(bits: Array, k: Array, count: Callable[[Array], Array]) -> Array:
         number = count(bits >= trial)
         return jnp.where(number >= k.astype(number.dtype), trial, kth)
 
-    return loops.fori_loop(0, top + 1, keep, jnp.zeros((), bits.dtype))
+    return programs.fori_loop(0, top + 1, keep, jnp.zeros((), bits.dtype))
 
 
 # Newton's steps: from the right of the root of a convex function they fall to it. The slowest p,

@@ -6,51 +6,12 @@ back all the same and a `HypothesisWarning` says by how much. `certify` and `wei
 what the theory says of given weights.
 """
 
-from unrolled.analytic._calibrate import calibrate
-from unrolled.analytic._params import (
-    alista,
-    alista_at,
-    dsc,
-    hyperlista,
-    ista,
-    lamp,
-    lista_cp,
-    stored_thresholds,
-)
-from unrolled.analytic._sample import from_sample
-from unrolled.analytic._schedules import (
-    Certified,
-    HypothesisWarning,
-    WeightsRow,
-    WeightsTable,
-    block_schedule,
-    certify,
-    chain_schedules,
-    plan,
-    weights_table,
-)
-from unrolled.theory import frobenius_weights, minimax_weights
+from unrolled._base import offer as _offer
+from unrolled.analytic._calibrate import *
+from unrolled.analytic._params import *
+from unrolled.analytic._sample import *
+from unrolled.analytic._schedules import *
+from unrolled.theory import frobenius_weights as frobenius_weights
+from unrolled.theory import minimax_weights as minimax_weights
 
-__all__ = [
-    "Certified",
-    "HypothesisWarning",
-    "WeightsRow",
-    "WeightsTable",
-    "alista",
-    "alista_at",
-    "block_schedule",
-    "calibrate",
-    "certify",
-    "chain_schedules",
-    "dsc",
-    "frobenius_weights",
-    "from_sample",
-    "hyperlista",
-    "ista",
-    "lamp",
-    "lista_cp",
-    "minimax_weights",
-    "plan",
-    "stored_thresholds",
-    "weights_table",
-]
+_offer(__name__, "frobenius_weights", "minimax_weights")

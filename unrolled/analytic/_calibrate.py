@@ -21,6 +21,9 @@ from unrolled.networks import Network, codes_of_ista, exceeds, lam_of, loss_of, 
 from unrolled.problems import synthesize
 from unrolled.theory import spectral_radius
 
+__all__ = ["calibrate"]
+
+
 Loss = Callable[..., Array]  # of (codes, X, D, Y), as those of training
 
 # A search tries every pair of a threshold and a step size on a grid, then on two finer grids around

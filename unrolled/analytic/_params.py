@@ -23,6 +23,17 @@ from unrolled.dictionaries import Dictionary, Operator, as_dictionary
 from unrolled.layers import Unrolled, ista_params
 from unrolled.theory import state_evolution
 
+__all__ = [
+    "alista",
+    "alista_at",
+    "dsc",
+    "hyperlista",
+    "ista",
+    "lamp",
+    "lista_cp",
+    "stored_thresholds",
+]
+
 
 @checked
 def ista(D: Dictionary, lam: float, depth: int) -> Unrolled:

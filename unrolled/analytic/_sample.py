@@ -14,6 +14,9 @@ from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Unrolled
 from unrolled.theory import MeasuredLayer, codes_of, frobenius_weights, noise_of
 
+__all__ = ["from_sample"]
+
+
 _NAMED = 4  # laggards in a warning
 
 

@@ -27,6 +27,19 @@ from unrolled.dictionaries import (
     unit_norms,
 )
 
+__all__ = [
+    "Certified",
+    "HypothesisWarning",
+    "WeightsRow",
+    "WeightsTable",
+    "block_schedule",
+    "certify",
+    "chain_schedules",
+    "plan",
+    "weights_table",
+]
+
+
 # With an activation other than ReLU the guard depends on the error off the support, which the guard
 # raises itself: it grows until it covers what it needs, each time by this margin.
 _GUARD_MARGIN = 1 + 1e-3

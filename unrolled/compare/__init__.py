@@ -1,39 +1,10 @@
 """Learned params beside analytic ones: their errors step by step, and what training changes."""
 
-from unrolled.compare._compare import compare, compared
-from unrolled.compare._comparison import (
-    ChainComparison,
-    Change,
-    Comparison,
-    Cost,
-    Coupling,
-    Curve,
-    Divergence,
-    DivergenceWarning,
-    Guarantee,
-    Predicted,
-    Sampled,
-)
-from unrolled.compare._evolution import ChainEvolution, Evaluation, Evolution, evolution
-from unrolled.compare._measure import QUANTILES, products
+from unrolled._base import offer as _offer
+from unrolled.compare._compare import *
+from unrolled.compare._compare import compared
+from unrolled.compare._comparison import *
+from unrolled.compare._evolution import *
+from unrolled.compare._measure import *
 
-__all__ = [
-    "ChainComparison",
-    "ChainEvolution",
-    "Change",
-    "Comparison",
-    "Cost",
-    "Coupling",
-    "Curve",
-    "Divergence",
-    "DivergenceWarning",
-    "Evaluation",
-    "Evolution",
-    "Guarantee",
-    "Predicted",
-    "QUANTILES",
-    "Sampled",
-    "compare",
-    "evolution",
-    "products",
-]
+_offer(__name__)

@@ -46,6 +46,9 @@ from unrolled.networks import Network
 from unrolled.pursuit import DEFAULT_LAM, default_lam
 from unrolled.training import Fit
 
+__all__ = ["compare"]
+
+
 Model = Layer | Network
 
 

@@ -19,6 +19,21 @@ from unrolled.dictionaries import Dictionary, dense, normalized
 from unrolled.layers import Acting, Unrolled, names_with_role
 from unrolled.theory import Certificate, inner_products
 
+__all__ = [
+    "ChainComparison",
+    "Change",
+    "Comparison",
+    "Cost",
+    "Coupling",
+    "Curve",
+    "Divergence",
+    "DivergenceWarning",
+    "Guarantee",
+    "Predicted",
+    "Sampled",
+]
+
+
 Weights = Callable[[Any, Any, Any], Acting]  # (shared, p, D): as `Layer.weights`
 
 

@@ -15,6 +15,8 @@ from unrolled.layers import Layer, Unrolled, stack
 from unrolled.networks import Network
 from unrolled.theory import ActivationSchedule, AtomSchedule, Schedule
 
+__all__ = ["ChainEvolution", "Evaluation", "Evolution", "evolution"]
+
 
 class Evaluation(NamedTuple):
     """What `Evolution` measures of the params at one evaluation of the training."""

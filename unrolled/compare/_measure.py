@@ -49,6 +49,9 @@ from unrolled.networks import ROUNDING, Network, codes_of_ista, dsc, worse_than_
 from unrolled.pursuit import lasso_objective, lasso_optima
 from unrolled.training import law_of
 
+__all__ = ["QUANTILES", "products"]
+
+
 Class = tuple[Any, Any, Any]  # (sparsity, bound, noise); None where the sample decides
 ClassOf = Callable[[int, Dictionary], tuple[int, float, float]]
 

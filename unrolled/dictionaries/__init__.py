@@ -7,94 +7,10 @@ your own. What functions take is a `Dictionary`, of either kind or an array of n
 hold is an `Operator`, of either kind.
 """
 
-from unrolled.dictionaries._base import (
-    KINDS,
-    Dictionary,
-    Operator,
-    Rescaled,
-    Structured,
-    Transposed,
-    column_norms,
-    dense,
-    pytree,
-)
-from unrolled.dictionaries._conv import Conv
-from unrolled.dictionaries._families import (
-    Composed,
-    Concatenated,
-    Sparse,
-    WithIdentity,
-    dct,
-    gaussian,
-    identity_hadamard,
-    ill_conditioned,
-    paley,
-    transversal,
-)
-from unrolled.dictionaries._operands import (
-    all_kept,
-    as_chain,
-    as_dictionary,
-    check_batch,
-    cuts_atoms,
-    entries,
-    inner_products,
-    inner_terms,
-    kept_atoms,
-    magnitudes,
-    nonzero_atoms,
-    normalize,
-    normalized,
-    operands,
-    replicate,
-    representatives,
-    spectral_norm,
-    spread,
-    threshold_shapes,
-    unit_atoms,
-    unit_norms,
-)
+from unrolled._base import offer as _offer
+from unrolled.dictionaries._base import *
+from unrolled.dictionaries._conv import *
+from unrolled.dictionaries._families import *
+from unrolled.dictionaries._operands import *
 
-__all__ = [
-    "Composed",
-    "Concatenated",
-    "Conv",
-    "Dictionary",
-    "KINDS",
-    "Operator",
-    "Rescaled",
-    "Sparse",
-    "Structured",
-    "Transposed",
-    "WithIdentity",
-    "all_kept",
-    "as_chain",
-    "as_dictionary",
-    "check_batch",
-    "column_norms",
-    "cuts_atoms",
-    "dct",
-    "dense",
-    "entries",
-    "gaussian",
-    "identity_hadamard",
-    "ill_conditioned",
-    "inner_products",
-    "inner_terms",
-    "kept_atoms",
-    "magnitudes",
-    "nonzero_atoms",
-    "normalize",
-    "normalized",
-    "operands",
-    "paley",
-    "pytree",
-    "replicate",
-    "representatives",
-    "spectral_norm",
-    "spread",
-    "threshold_shapes",
-    "transversal",
-    "unit_atoms",
-    "unit_norms",
-]
+_offer(__name__)

@@ -15,6 +15,18 @@ from unrolled._base.checks import Array, ArrayLike, DTypeLike, TypeAliasType
 from unrolled._base.numbers import largest_singular_value, norm
 from unrolled._base.programs import program
 
+__all__ = [
+    "Dictionary",
+    "KINDS",
+    "Operator",
+    "Rescaled",
+    "Structured",
+    "Transposed",
+    "column_norms",
+    "dense",
+    "pytree",
+]
+
 
 def pytree(*, data: tuple[str, ...], static: tuple[str, ...] = ()) -> Callable[[type], type]:
     """Register a frozen dataclass as a pytree whose rebuilding skips `__init__`.

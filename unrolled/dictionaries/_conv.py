@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled._base import checks, loops
+from unrolled._base import checks, programs
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import exponent, largest, ldexp, norm, times_power, widened
 from unrolled._base.programs import program
 from unrolled.dictionaries._base import Dictionary, Operator, Structured, dense, pytree
 from unrolled.dictionaries._operands import kept_atoms
+
+__all__ = ["Conv"]
 
 
 def window_weights(D: "Conv", ridge: ArrayLike) -> "Conv":
@@ -232,7 +234,7 @@ class Conv(Structured):
 
     def synthesize(self, x: Array) -> Array:
         signal = jax.ShapeDtypeStruct((self.shape[0],), x.dtype)
-        return loops.adjoint(self.analyze, signal, x)
+        return programs.adjoint(self.analyze, signal, x)
 
     def _extend(self, r: Array) -> Array:
         """`r` continued on the far side, as far as the last position reaches."""

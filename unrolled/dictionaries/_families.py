@@ -34,6 +34,19 @@ from unrolled.dictionaries._operands import (
     spectral_norm,
 )
 
+__all__ = [
+    "Composed",
+    "Concatenated",
+    "Sparse",
+    "WithIdentity",
+    "dct",
+    "gaussian",
+    "identity_hadamard",
+    "ill_conditioned",
+    "paley",
+    "transversal",
+]
+
 
 @checked
 def gaussian(key: Key, m: int, d: int) -> Array:

@@ -22,6 +22,31 @@ from unrolled.dictionaries._base import (
     scale_columns,
 )
 
+__all__ = [
+    "all_kept",
+    "as_chain",
+    "as_dictionary",
+    "check_batch",
+    "cuts_atoms",
+    "entries",
+    "inner_products",
+    "inner_terms",
+    "kept_atoms",
+    "magnitudes",
+    "nonzero_atoms",
+    "normalize",
+    "normalized",
+    "operands",
+    "replicate",
+    "representatives",
+    "spectral_norm",
+    "spread",
+    "threshold_shapes",
+    "unit_atoms",
+    "unit_norms",
+]
+
+
 # How far atoms may be off unit norm in theory: well above the rounding of float32.
 _UNIT_TOLERANCE = 1e-4
 # An atom with this part of its norm outside of a span is not in it up to rounding.

@@ -4,21 +4,11 @@ Signals are rows and atoms are columns: Y is nearly X D'. Every function returns
 D is what the pursuits, the layers and the theory take.
 """
 
-from unrolled.dictionary_learning._convolutional import convolutional
-from unrolled.dictionary_learning._ksvd import ksvd, mod, sparse_ksvd
-from unrolled.dictionary_learning._learning import Learned, Step
-from unrolled.dictionary_learning._sparse_atoms import double_sparse, multilayer
-from unrolled.dictionary_learning._stochastic import online, unrolled
+from unrolled._base import offer as _offer
+from unrolled.dictionary_learning._convolutional import *
+from unrolled.dictionary_learning._ksvd import *
+from unrolled.dictionary_learning._learning import *
+from unrolled.dictionary_learning._sparse_atoms import *
+from unrolled.dictionary_learning._stochastic import *
 
-__all__ = [
-    "Learned",
-    "Step",
-    "convolutional",
-    "double_sparse",
-    "ksvd",
-    "mod",
-    "multilayer",
-    "online",
-    "sparse_ksvd",
-    "unrolled",
-]
+_offer(__name__)

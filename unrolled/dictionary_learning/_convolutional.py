@@ -30,6 +30,9 @@ from unrolled.dictionary_learning._learning import (
     weighted_signals,
 )
 
+__all__ = ["convolutional"]
+
+
 # Sweeps from one that begins with centred filters to the next, which centres one filter in _TURNS:
 # a filter that loses by it holds back only the others of its turn.
 _PERIOD, _TURNS = 10, 3

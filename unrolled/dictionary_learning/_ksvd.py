@@ -31,6 +31,8 @@ from unrolled.dictionary_learning._learning import (
 )
 from unrolled.pursuit import match
 
+__all__ = ["ksvd", "mod", "sparse_ksvd"]
+
 
 class Fitted(NamedTuple):
     """Atoms and codes of the signals: Y = X' D' + R, row by row."""

@@ -23,6 +23,9 @@ from unrolled.dictionaries import Dictionary, as_dictionary, dct, dense, normali
 from unrolled.records import differences
 from unrolled.training import restore_tree, save_tree
 
+__all__ = ["Learned", "Step"]
+
+
 # Seconds between two writes of the file: what a loss of power may cost.
 _PERIOD = 5.0
 

@@ -35,6 +35,9 @@ from unrolled.dictionary_learning._learning import (
 )
 from unrolled.pursuit import match
 
+__all__ = ["double_sparse", "multilayer"]
+
+
 # Candidates with a larger inner product are of one atom; and pairs of signals whose moments are in
 # memory together.
 _SAME, _BLOCK = 0.9, 64

@@ -43,6 +43,9 @@ from unrolled.dictionary_learning._learning import (
 from unrolled.layers import Layer
 from unrolled.pursuit import lasso, lasso_batch, rough_codes
 
+__all__ = ["online", "unrolled"]
+
+
 # Relative duality gap of a code. The atoms move by more from batch to batch, the objective is far
 # nearer to its minimum than this, and a smaller gap does not lead to better atoms.
 TOL = 5e-2

@@ -47,6 +47,19 @@ from unrolled.layers._shrinking import (
 from unrolled.records import option
 from unrolled.theory import MessagePassing, frobenius_weights, spectral_radius
 
+__all__ = [
+    "Adapting",
+    "FromClosedForm",
+    "Recurrent",
+    "alista",
+    "alista_at",
+    "lasso_weights",
+    "na_alista",
+    "robust_alista",
+    "stable_step",
+    "tilista",
+]
+
 
 def stable_step(W: Dictionary, D: Dictionary) -> Array:
     """min(1, 2 / rho) with the spectral radius rho of W'D: beyond it x + gamma W'(y - D x) expands.

@@ -12,6 +12,9 @@ from unrolled.layers._records import Fixed, Number, Unrolled, magnitude
 from unrolled.records import option
 from unrolled.theory import frobenius_weights
 
+__all__ = ["alista_rt"]
+
+
 # Rounding of an inner product, in eps of the magnitudes of its terms.
 _ROUNDING = 4
 _MULTIPLES = {"ratio": (0.3, 0.5, 0.7, 0.85, 1.0, 1.05)}

@@ -14,6 +14,9 @@ from unrolled.layers._records import Fixed, Matrix, Number, Shape, Unrolled, mag
 from unrolled.layers._shrinking import Shrinking
 from unrolled.theory import frobenius_weights, pseudo_inverse, spectral_radius, weights_coherence
 
+__all__ = ["Analytic", "Hyper", "hyperlista"]
+
+
 # (c_1, c_2, c_3) for Bernoulli(0.1) codes of a Gaussian 250 x 500 dictionary at depth 16, chosen by
 # `training.search` on 512 signals (benchmarks/lista.py).
 _NUMBERS = (0.035, 0.015, 12.0)

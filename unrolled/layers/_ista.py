@@ -17,6 +17,17 @@ from unrolled.layers._shrinking import Coupled, FromISTA, Shrinking
 from unrolled.pursuit import Momentum, State, fista_step, ista_step, lipschitz
 from unrolled.records import option
 
+__all__ = [
+    "SignalMatrices",
+    "Step",
+    "StepAndThreshold",
+    "ada_lista",
+    "fista",
+    "ista",
+    "ista_params",
+    "step_lista",
+]
+
 
 class StepAndThreshold(NamedTuple):
     """The step size and the threshold of one step."""

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from unrolled._base import checks, loops, programs
+from unrolled._base import checks, programs
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled.dictionaries import Dictionary, as_dictionary, operands
 from unrolled.layers._records import Unrolled, check_forms, check_params, depth_of, records_of
 from unrolled.pursuit import State, lasso_objective
 from unrolled.records import Interned, option
+
+__all__ = ["Acting", "FAMILIES", "Law", "Layer", "Looped", "Recipe", "unroll"]
+
 
 # Shares of the entries that support selection lets pass, per share of nonzeros: of the first step,
 # which the k-th step has k times, and at most.
@@ -211,7 +214,7 @@ def unroll(
         if type(params.steps) is not tuple:
             constants = None if schedule is None else jnp.asarray(schedule, jnp.float32)
             leaves = params.steps, constants
-            return loops.scan(body, state, leaves, length=length, unroll=unroll)
+            return programs.scan(body, state, leaves, length=length, unroll=unroll)
         codes = []
         for step_params, constant in zip(params.steps, schedule or (None,) * len(params.steps)):
             state, x = body(state, (step_params, constant))

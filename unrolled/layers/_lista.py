@@ -29,6 +29,25 @@ from unrolled.layers._shrinking import (
 from unrolled.pursuit import State, lipschitz
 from unrolled.records import option
 
+__all__ = [
+    "Gated",
+    "Matrices",
+    "MatricesAndThreshold",
+    "MomentumMatrices",
+    "Threshold",
+    "WeightsAndMomentum",
+    "WeightsAndThreshold",
+    "glista",
+    "keep_largest",
+    "lfista",
+    "lfista_cp",
+    "liht",
+    "lista",
+    "lista_cp",
+    "lista_cpss",
+    "lista_ss",
+]
+
 
 class Matrices(NamedTuple):
     """The matrices of a tied LISTA."""

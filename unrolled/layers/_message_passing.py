@@ -42,6 +42,19 @@ from unrolled.pursuit import State
 from unrolled.records import option
 from unrolled.theory import MessagePassing, pseudo_inverse
 
+__all__ = [
+    "Belief",
+    "Estimating",
+    "Message",
+    "Spectrum",
+    "bernoulli_gaussian_mean",
+    "lamp",
+    "lamp_bg",
+    "tista",
+    "vamp_bg",
+]
+
+
 # Multiples of stable weights where message passing diverges, as for ill-conditioned or coherent D.
 DAMPED = (1.0, 2.0, 2.6)
 

@@ -17,6 +17,30 @@ from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.programs import program
 from unrolled.dictionaries import Dictionary, Structured
 
+__all__ = [
+    "Fixed",
+    "Gamma",
+    "Matrix",
+    "Number",
+    "Shape",
+    "Square",
+    "Theta",
+    "Unrolled",
+    "Weights",
+    "along_atoms",
+    "check_params",
+    "check_records",
+    "fold_thresholds",
+    "is_record",
+    "magnitude",
+    "names_with_role",
+    "records_of",
+    "repeat",
+    "stack",
+    "unstack",
+]
+
+
 THRESHOLD, RELATIVE = "threshold", "relative threshold"
 STEP_SIZE, WEIGHTS = "step size", "weights"
 _ROLES = (THRESHOLD, RELATIVE, STEP_SIZE, WEIGHTS)

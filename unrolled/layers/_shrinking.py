@@ -19,6 +19,9 @@ from unrolled.layers._records import Unrolled
 from unrolled.pursuit import State, lipschitz
 from unrolled.records import option
 
+__all__ = ["Coupled", "FromISTA", "Selecting", "Shrinking", "as_activation", "as_support"]
+
+
 # The published setting of LISTA-CPSS: 1.2 % of the entries more at every step, up to 13 %.
 PUBLISHED_SUPPORT = (0.012, 0.13)
 

@@ -4,38 +4,8 @@ Two definitions of NMSE are in use and differ by many dB when a few signals fail
 of sums, `mean_nmse` a mean of decibels. Report both, with `failure_rate`.
 """
 
-from unrolled.metrics._codes import (
-    Sparsity,
-    SupportScores,
-    failure_rate,
-    kkt_violation,
-    mean_nmse,
-    nmse,
-    psnr,
-    signal_nmse,
-    sparsity,
-    support_scores,
-)
-from unrolled.metrics._segmentation import (
-    mean_class_accuracy,
-    mean_class_precision,
-    mean_iou,
-    pixel_accuracy,
-)
+from unrolled._base import offer as _offer
+from unrolled.metrics._codes import *
+from unrolled.metrics._segmentation import *
 
-__all__ = [
-    "Sparsity",
-    "SupportScores",
-    "failure_rate",
-    "kkt_violation",
-    "mean_class_accuracy",
-    "mean_class_precision",
-    "mean_iou",
-    "mean_nmse",
-    "nmse",
-    "pixel_accuracy",
-    "psnr",
-    "signal_nmse",
-    "sparsity",
-    "support_scores",
-]
+_offer(__name__)

@@ -23,6 +23,20 @@ from unrolled._base.numbers import (
 from unrolled._base.programs import program
 from unrolled.dictionaries import Dictionary, as_dictionary, operands
 
+__all__ = [
+    "Sparsity",
+    "SupportScores",
+    "failure_rate",
+    "kkt_violation",
+    "mean_nmse",
+    "nmse",
+    "psnr",
+    "signal_nmse",
+    "sparsity",
+    "support_scores",
+]
+
+
 # Ratios of magnitudes of two numbers up to this power of two have a square in float32.
 _RATIO = 60
 

@@ -15,6 +15,9 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.programs import program
 
+__all__ = ["mean_class_accuracy", "mean_class_precision", "mean_iou", "pixel_accuracy"]
+
+
 # Counts of pixels are 32-bit integers.
 _MOST_PIXELS = 2**31 - 1
 

@@ -5,39 +5,17 @@ blocks, a block of `res_csc` starts from the code two blocks before it, and `dec
 penalises sum |x|^p.
 """
 
-from unrolled.networks._blocks import (
-    Deconvolution,
-    deconvolutional,
-    learn_deconvolution,
-    mixed_scale,
-    msd_csc,
-    res_csc,
-)
+from unrolled._base import offer as _offer
+from unrolled.networks._blocks import *
+from unrolled.networks._network import *
 from unrolled.networks._network import (
-    NETWORKS,
     ROUNDING,
-    Analysis,
-    Network,
     codes_of_ista,
-    dsc,
     exceeds,
     lam_of,
     loss_of,
-    ml_lista,
     worse,
     worse_than_zero,
 )
 
-__all__ = [
-    "Analysis",
-    "Deconvolution",
-    "NETWORKS",
-    "Network",
-    "deconvolutional",
-    "dsc",
-    "learn_deconvolution",
-    "mixed_scale",
-    "ml_lista",
-    "msd_csc",
-    "res_csc",
-]
+_offer(__name__)

@@ -28,6 +28,15 @@ from unrolled.networks._network import (
 )
 from unrolled.pursuit import State, half_quadratic_step, ista_step, lipschitz
 
+__all__ = [
+    "Deconvolution",
+    "deconvolutional",
+    "learn_deconvolution",
+    "mixed_scale",
+    "msd_csc",
+    "res_csc",
+]
+
 
 class res_csc(Activated):
     r"""Res-CSC: blocks of K steps of ISTA, each from the code two blocks before it.

@@ -30,6 +30,9 @@ from unrolled.layers import (
 )
 from unrolled.pursuit import State, lipschitz, sweep
 
+__all__ = ["Analysis", "NETWORKS", "Network", "dsc", "ml_lista"]
+
+
 # The networks by name, where files of weights look them up.
 NETWORKS: dict[str, type["Network"]] = {}
 

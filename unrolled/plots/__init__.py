@@ -5,37 +5,8 @@ figure. Values outside the axes are marked at the border and named below it, as 
 no numbers.
 """
 
-from unrolled.plots._curves import (
-    COLOURS,
-    bound,
-    chain,
-    chain_evolution,
-    comparison,
-    curves,
-    evolution,
-    figure,
-    name_lines,
-    styles,
-)
-from unrolled.plots._pictures import atoms, codes, features, gram, images, learning, losses, use
+from unrolled._base import offer as _offer
+from unrolled.plots._curves import *
+from unrolled.plots._pictures import *
 
-__all__ = [
-    "COLOURS",
-    "atoms",
-    "bound",
-    "chain",
-    "chain_evolution",
-    "codes",
-    "comparison",
-    "curves",
-    "evolution",
-    "features",
-    "figure",
-    "gram",
-    "images",
-    "learning",
-    "losses",
-    "name_lines",
-    "styles",
-    "use",
-]
+_offer(__name__)

@@ -12,6 +12,20 @@ from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import ArrayLike
 
+__all__ = [
+    "COLOURS",
+    "bound",
+    "chain",
+    "chain_evolution",
+    "comparison",
+    "curves",
+    "evolution",
+    "figure",
+    "name_lines",
+    "styles",
+]
+
+
 # Safe for the colour-blind (Okabe and Ito; Tol).
 COLOURS = (
     "#0072B2",

@@ -15,6 +15,8 @@ from unrolled.plots._curves import COLOURS, figure, note, styles, tidy
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = ["atoms", "codes", "features", "gram", "images", "learning", "losses", "use"]
+
 
 @checked
 def use(codes: dict[str, ArrayLike]) -> "Figure":

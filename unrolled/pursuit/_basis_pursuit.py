@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from unrolled import linear_programs as lp
-from unrolled._base import checks, loops
+from unrolled._base import checks, programs
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import ldexp, norm, pseudo_inverse
 from unrolled._base.programs import on_auto_axes
@@ -39,6 +39,9 @@ from unrolled.pursuit._problem import (
     static_steps,
     static_tol,
 )
+
+__all__ = ["basis_pursuit", "bpdn"]
+
 
 # Relative to the largest entry, and to the l1 norm: less than this is the rounding of the solver.
 _NEGLIGIBLE = 1e-9
@@ -335,7 +338,7 @@ def _search(
     )
     # Below this penalty no code can be told from one of the least residual.
     floor = rounding ** (4 / 3) * top
-    last = loops.while_loop(
+    last = programs.while_loop(
         lambda s: (s.gap > method.tol) & (s.trials < _TRIALS) & (s.high > floor),
         partial(_tried, method, D, y, level, size, accuracy),
         start,

@@ -29,6 +29,9 @@ from unrolled.pursuit._omp import omp, omp_batch
 from unrolled.pursuit._problem import Pursuit
 from unrolled.pursuit._splitting import half_quadratic, local_error, local_sparsity
 
+__all__ = ["PURSUITS", "register"]
+
+
 Solve = TypeVar("Solve", bound=Callable[..., Any])
 
 # The operands of a pursuit, after which its options come, and what it takes.

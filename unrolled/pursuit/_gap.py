@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled._base import loops
+from unrolled._base import programs
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import exponent, ldexp, norm, power_of_two
 from unrolled.dictionaries import Dictionary, Operator, column_norms
 from unrolled.pursuit._problem import Codes, Problem, check_weights, one_by_one, per_atom
+
+__all__ = ["duality_gap", "lasso_objective"]
 
 
 @checked
@@ -184,7 +186,7 @@ def _gap(
         # Over x >= 0 an atom that is not in use bounds d_i . r on one side.
         in_use = free & (x > 0) if nonnegative else free
         branches = partial(freed, D, in_use), lambda r, h: (r, h, jnp.zeros((), r.dtype))
-        nu, h, off = loops.cond(free.any(), *branches, r, h)
+        nu, h, off = programs.cond(free.any(), *branches, r, h)
         beside = jnp.sum((r - nu) ** 2) / 2 + off * jnp.sqrt(jnp.sum(y**2))
     squares = jnp.sum(nu**2)
     if l2 is None:
@@ -282,7 +284,7 @@ def freed(D: Operator, free: Array, r: Array, h: Array) -> tuple[Array, Array, A
     fixed_D, fixed_r = lax.stop_gradient((D, r))
     level = m * float(jnp.finfo(r.dtype).eps) * column_norms(fixed_D) * norm(fixed_r)
     once = partial(_least_squares, fixed_D, free)
-    c = loops.fori_loop(
+    c = programs.fori_loop(
         0, 2, lambda _, c: c + once(fixed_r - fixed_D @ c, level, 2 * min(m, d)), jnp.zeros_like(h)
     )
     nu = r - D @ c
@@ -314,4 +316,4 @@ def _least_squares(D: Operator, free: Array, r: Array, level: Array, limit: Arra
 
     g = jnp.where(free, r @ D, 0)
     start = jnp.zeros_like(g), r, g, g, jnp.sum(g**2), jnp.zeros((), int)
-    return loops.while_loop(not_done, body, start)[0]
+    return programs.while_loop(not_done, body, start)[0]

@@ -32,6 +32,21 @@ from unrolled.pursuit._problem import (
     static_tol,
 )
 
+__all__ = [
+    "Momentum",
+    "State",
+    "extrapolated",
+    "fista",
+    "fista_step",
+    "ista",
+    "ista_step",
+    "lipschitz",
+    "ml_fista",
+    "ml_ista",
+    "ml_ista_step",
+    "sweep",
+]
+
 
 class State(NamedTuple):
     """The state of a method without memory: the code alone."""

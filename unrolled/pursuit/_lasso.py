@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled._base import checks, loops, programs
+from unrolled._base import checks, programs
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import exponent, ldexp, times_power
 from unrolled.activations import relu, shrink
@@ -34,6 +34,9 @@ from unrolled.pursuit._problem import (
     static_steps,
     static_tol,
 )
+
+__all__ = ["Path", "lam_max", "lam_of_paper", "lasso", "lasso_path"]
+
 
 # Steps of FISTA between two evaluations of the gap.
 _BLOCK = 10
@@ -208,7 +211,7 @@ def _path(
         return answer.x, _problem.result(form, at, answer)
 
     with jax.default_matmul_precision("highest"):
-        _, ((codes,), gap, residual, steps, converged) = loops.scan(body, x, scaled_lams)
+        _, ((codes,), gap, residual, steps, converged) = programs.scan(body, x, scaled_lams)
     if form.relative:
         lam = ldexp(scaled_lams, k).astype(form.dtype)
         converged = converged & jax.vmap(is_held, (0, 0, None))(lam, scaled_lams, k)
@@ -332,7 +335,7 @@ def code(
 
     def body(carry):
         state, steps, _ = carry
-        state, steps = loops.scan(step, state, length=_BLOCK)[0], steps + _BLOCK
+        state, steps = programs.scan(step, state, length=_BLOCK)[0], steps + _BLOCK
         gap = relative(state.x)
         # After 1, 2, 4, ... blocks, then every 16: as many products as for the steps, or fewer.
         blocks = steps // _BLOCK
@@ -347,7 +350,7 @@ def code(
     zero = jnp.zeros_like(start)
     start = relu(start) if nonnegative else start
     start = jnp.where(relative(zero) <= tol, zero, start)
-    state, steps, gap = loops.while_loop(
+    state, steps, gap = programs.while_loop(
         lambda carry: (carry[2] > tol) & (carry[1] < max_steps),
         body,
         (_rest(start), jnp.zeros((), int), relative(start)),
@@ -462,7 +465,7 @@ def conjugate_gradients(A: Callable[[Array], Array], b: Array, limit: ArrayLike)
 
     none, curved = jnp.zeros((), int), jnp.ones((), bool)
     start = jnp.zeros_like(b), b, b, jnp.vdot(b, b), none, curved
-    return loops.while_loop(not_done, body, start)[0]
+    return programs.while_loop(not_done, body, start)[0]
 
 
 def conjugate_residuals(A: Callable[[Array], Array], b: Array, limit: ArrayLike) -> Array:
@@ -492,4 +495,4 @@ def conjugate_residuals(A: Callable[[Array], Array], b: Array, limit: ArrayLike)
 
     Ab = A(b)
     start = jnp.zeros_like(b), b, Ab, b, Ab, jnp.zeros((), int)
-    return ldexp(loops.while_loop(not_done, body, start)[0], scale)
+    return ldexp(programs.while_loop(not_done, body, start)[0], scale)

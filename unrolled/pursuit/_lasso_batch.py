@@ -33,6 +33,9 @@ from unrolled.pursuit._gap import least_between
 from unrolled.pursuit._lasso import one_penalty
 from unrolled.pursuit._problem import Grid, Pursuit, bounded, flat_code, is_held, rounded
 
+__all__ = ["lasso_batch"]
+
+
 # ADMM: penalties rho over the mean squared norm of an atom, and steps with each. A well-conditioned
 # support is found soonest with rho near 1, a coherent one with less.
 _RHO = (1.0, 0.25, 0.15)

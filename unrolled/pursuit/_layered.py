@@ -42,6 +42,8 @@ from unrolled.pursuit._problem import (
     static_tol,
 )
 
+__all__ = ["Layered", "layered_basis_pursuit", "layered_thresholding", "project", "threshold"]
+
 
 def threshold(
     D: Dictionary,

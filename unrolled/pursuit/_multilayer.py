@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled._base import checks, loops
+from unrolled._base import checks, programs
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import pseudo_inverse, widened
 from unrolled.activations import shrink
@@ -29,6 +29,9 @@ from unrolled.pursuit._problem import (
     static_tol,
 )
 from unrolled.pursuit._splitting import admm
+
+__all__ = ["holistic", "ml_basis_pursuit"]
+
 
 # Steps of ADMM between two looks at the vertex, which costs a singular value decomposition.
 _ROUND = 500
@@ -145,7 +148,7 @@ class MultiLayer:
         def not_done(carry):
             return (carry[1].gap > self.tol) & (carry[0].steps < self.max_steps)
 
-        state, (x, zeros, least) = loops.while_loop(not_done, body, (state, best(state)))
+        state, (x, zeros, least) = programs.while_loop(not_done, body, (state, best(state)))
         return Found(x, least, state.steps, least <= self.tol, zeros=zeros)
 
 
@@ -330,7 +333,7 @@ class Holistic:
             gap=jnp.zeros((), y.dtype),
             steps=jnp.zeros((), int),
         )
-        last = loops.fori_loop(0, sum(self.counts), body, solved(nothing))
+        last = programs.fori_loop(0, sum(self.counts), body, solved(nothing))
         rank = jnp.argsort(jnp.argsort(-jnp.abs(last.x)))  # 0 for the largest entry
         zeros = (*last.zeros[:-1], ~last.support | (rank >= self.most))
         N, _ = null_space(constraints(zeros))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled._base import checks, loops, programs
+from unrolled._base import checks, programs
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import exponent, ldexp, norm, times_power, wide_dtype
 from unrolled._base.threads import threads
@@ -28,6 +28,9 @@ from unrolled.pursuit._problem import (
     checked_single,
     run,
 )
+
+__all__ = ["omp", "omp_batch"]
+
 
 _CHUNK = 128  # signals whose arrays stay in the cache of a core
 
@@ -386,7 +389,9 @@ def atom_by_atom(
         helps = helps if admits is None else helps & admits(grown.x)
         return jax.tree.map(partial(jnp.where, helps), grown, s._replace(ended=jnp.asarray(True)))
 
-    return loops.while_loop(lambda s: (s.size < most) & ~s.ended & (norm(s.r) > stop), body, start)
+    return programs.while_loop(
+        lambda s: (s.size < most) & ~s.ended & (norm(s.r) > stop), body, start
+    )
 
 
 def _grown(D: Operator, y: Array, norms: Array, s: Chosen) -> tuple[Chosen, Array]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled._base import checks, loops, programs
+from unrolled._base import checks, programs
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import (
     exponent,
@@ -34,6 +34,9 @@ from unrolled.dictionaries import (
     spread,
     threshold_shapes,
 )
+
+__all__ = ["DeepPursuit", "Pursuit"]
+
 
 Codes = tuple[Array, ...]
 Grid = tuple[int, ...] | None
@@ -273,7 +276,7 @@ def solve(
     """
 
     def run(state, n):
-        return loops.scan(lambda state, _: (step(state), None), state, length=n)[0]
+        return programs.scan(lambda state, _: (step(state), None), state, length=n)[0]
 
     if tol is None:
         state = run(start, max_steps)
@@ -288,7 +291,7 @@ def solve(
         _, steps, current = carry
         return (reduce(jnp.maximum, jax.tree.leaves(current)) > tol) & (steps < max_steps)
 
-    return loops.while_loop(not_done, body, (start, jnp.zeros((), int), gaps(start)))
+    return programs.while_loop(not_done, body, (start, jnp.zeros((), int), gaps(start)))
 
 
 def check_weights(

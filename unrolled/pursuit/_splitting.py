@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled._base import checks, loops
+from unrolled._base import checks, programs
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import norm
@@ -34,6 +34,9 @@ from unrolled.pursuit._problem import (
     static_steps,
     static_tol,
 )
+
+__all__ = ["Constrained", "half_quadratic", "half_quadratic_step", "local_error", "local_sparsity"]
+
 
 # Over-relaxation, within (0, 2).
 _RELAXATION = 1.6
@@ -83,7 +86,7 @@ def admm(
 
     def step(state: Splits) -> Splits:
         x, v, u, rho, steps = state
-        x = minimise(loops.adjoint(forward, x, _minus(v, u)), rho)
+        x = minimise(programs.adjoint(forward, x, _minus(v, u)), rho)
         image = forward(x)
         w = jax.tree.map(lambda a, b: _RELAXATION * a + (1 - _RELAXATION) * b, image, v)
         after = prox(jax.tree.map(jnp.add, w, u), rho)
@@ -256,7 +259,7 @@ def _within(patches: Array, radius: Array) -> Array:
 
 def _sum(D: Conv, patches: Array, y: Array) -> Any:
     """sum_i R_i' q_i."""
-    return loops.adjoint(D.patches, y, patches)
+    return programs.adjoint(D.patches, y, patches)
 
 
 def local_sparsity(
@@ -327,7 +330,7 @@ class LocalSparsity:
 
         def together(stripes):
             """sum_i S_i' q_i."""
-            return loops.adjoint(D.stripes, start, stripes)
+            return programs.adjoint(D.stripes, start, stripes)
 
         # In how many stripes an entry is. With the code times its root, S'S is the identity.
         times = together(D.stripes(jnp.ones_like(start)))
@@ -391,7 +394,7 @@ def lower_the_fullest(rows: Array, lam: Array) -> Array:
         return after, after > tau, n + 1
 
     zero = jnp.zeros((), rows.dtype)
-    tau, *_ = loops.while_loop(
+    tau, *_ = programs.while_loop(
         lambda carry: carry[1] & (carry[2] < _NEWTON), body, (zero, jnp.asarray(True), 0)
     )
     theta, _ = thresholds(tau)
@@ -547,7 +550,7 @@ class Splitting:
                 z = x + correction(y - D @ x)
                 return power_threshold(z, lam / beta, p), None
 
-            return loops.scan(step, x, length=self.steps)
+            return programs.scan(step, x, length=self.steps)
 
         def descend(state: State) -> State:
             x = state.x
@@ -558,7 +561,7 @@ class Splitting:
                 return relative_gap(D, y, lam, state.x)
             return _off_stationary(D, y, state.x, lam, p)
 
-        x, _ = loops.scan(stage, x, jnp.asarray(self.betas, y.dtype) / gamma)
+        x, _ = programs.scan(stage, x, jnp.asarray(self.betas, y.dtype) / gamma)
         state, last, missed = solve(
             descend, State(x), misses, tol=self.tol, max_steps=self.max_steps
         )

@@ -16,6 +16,16 @@ from unrolled._base.programs import program
 from unrolled.dictionaries import Conv
 from unrolled.realize._cnn_layers import count_weights
 
+__all__ = [
+    "Attention",
+    "Heads",
+    "attention",
+    "attention_error",
+    "attention_leak",
+    "multi_head_attention",
+]
+
+
 # Terms of the sums in `attention_leak`: the first one left out is below exp(-899) times the first.
 _DISTANCES = np.arange(1, 30)
 

@@ -37,6 +37,9 @@ from unrolled.realize._cnn_layers import (
     tree_depth,
 )
 
+__all__ = ["CnnSize", "Realization", "cnn", "cnn_size", "nnx_module"]
+
+
 Layers = tuple[ConvLayer, ...]
 
 

@@ -20,6 +20,8 @@ from unrolled.dictionaries import Dictionary, Operator, Structured, as_dictionar
 from unrolled.layers import Layer, Unrolled, unstack
 from unrolled.networks import Network
 
+__all__ = ["ConvLayer", "conv_layer"]
+
 
 @checked
 def conv_layer(

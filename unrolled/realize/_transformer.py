@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled._base import checks, loops
+from unrolled._base import checks, programs
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.programs import program
@@ -26,6 +26,18 @@ from unrolled.realize._attention import (
     relative_heads,
 )
 from unrolled.realize._cnn_layers import activation_of, count_weights
+
+__all__ = [
+    "Block",
+    "BlockWeights",
+    "Transformer",
+    "embed",
+    "read_code",
+    "transformer",
+    "transformer_block",
+    "transformer_error",
+]
+
 
 # G over the bound on abs(u) that it must exceed: far more than rounding.
 _MARGIN = 2
@@ -474,7 +486,7 @@ def _grown(layer: Layer, shared: Any, steps: Any, D: Conv, signal_bound: Array) 
         return code_bound, weights
 
     none = jnp.zeros(D.filters.shape[0], D.dtype)
-    return loops.scan(grow, none, steps, length=layer.depth)[1]
+    return programs.scan(grow, none, steps, length=layer.depth)[1]
 
 
 @program()
@@ -482,7 +494,7 @@ def _run_blocks(blocks: BlockWeights, D: Conv, y: Array, alpha: float | None) ->
     def run(tokens, block):
         return run_block(block, tokens, D, alpha), None
 
-    return read_code(D, loops.scan(run, embed(D, y), blocks)[0])
+    return read_code(D, programs.scan(run, embed(D, y), blocks)[0])
 
 
 @program("layer")

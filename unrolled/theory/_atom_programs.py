@@ -19,6 +19,9 @@ from unrolled._base.files import CheckpointError, check_writable, whole_file
 from unrolled._base.programs import host_function
 from unrolled.dictionaries import Dictionary, Operator, Structured, as_dictionary
 
+__all__ = ["in_float64"]
+
+
 # The decomposition in float64 leaves this many max(m, d) eps of the largest singular value where a
 # zero belongs, and long computations of D leave as much. The pseudo-inverse cuts there, too.
 _COMPUTED = 10

@@ -20,6 +20,9 @@ from unrolled.dictionaries import Dictionary, Operator, as_dictionary, spread
 from unrolled.theory._convergence import atom_products, sum_of_largest
 from unrolled.theory._schedules import host_numbers
 
+__all__ = ["Certificate", "Tolerance", "certify", "exceedance", "signals_needed", "tolerance_bound"]
+
+
 # Rounding of an inner product, in eps of its magnitudes: the 4 of `rounding_guard` less 1/2 for the
 # thresholds, whose stored values are known here.
 _GUARD = 3.5

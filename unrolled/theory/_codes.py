@@ -27,6 +27,9 @@ from unrolled.dictionaries import (
 )
 from unrolled.theory._coherence import BLOCK
 
+__all__ = ["CodeCertificate", "certify_code"]
+
+
 _EPS = float(np.finfo(float).eps)
 # The iteration lowers the correlations off the support to `_LOW`, and ends where all are `_ENOUGH`.
 _LOW, _ENOUGH = 0.8, 0.85

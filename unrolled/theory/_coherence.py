@@ -24,6 +24,22 @@ from unrolled.dictionaries import (
     inner_products,
 )
 
+__all__ = [
+    "Coherence",
+    "babel",
+    "coherence",
+    "diagonal",
+    "inner_products",
+    "max_sparsity",
+    "mutual_coherence",
+    "rounding_guard",
+    "spark_bound",
+    "sparsity_bound",
+    "weights_coherence",
+    "welch_bound",
+]
+
+
 # Atoms of a side of a tile: a tile and its atoms stay in the cache of a core.
 _SIDE = 512
 

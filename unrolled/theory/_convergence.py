@@ -27,6 +27,20 @@ from unrolled.theory._coherence import (
 )
 from unrolled.theory._schedules import Schedule, deep_schedule, host_numbers, times
 
+__all__ = [
+    "AtomSchedule",
+    "Plan",
+    "atom_coherence",
+    "atom_schedule",
+    "error_gain",
+    "noise_gain",
+    "objective_bound",
+    "plan",
+    "sequence_bound",
+    "support_bound",
+]
+
+
 # A share of the tolerance below which further steps of a block change nothing in float64.
 _NEGLIGIBLE = 1e-18
 

@@ -37,6 +37,17 @@ from unrolled.theory._atom_programs import (
 )
 from unrolled.theory._coherence import host_float, refuse_cut_atoms
 
+__all__ = [
+    "AtMost",
+    "GeneralizedCoherence",
+    "MinimalEntryWeights",
+    "coherence_at_most",
+    "generalized_coherence",
+    "minimal_entry_weights",
+    "minimax_weights",
+]
+
+
 # The level of Definition 8 exceeds the coherence reached by this share, and is at least this large,
 # so that the start is strictly inside for the atoms that attain it.
 _LEVEL_SLACK = 1e-6

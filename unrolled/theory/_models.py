@@ -28,6 +28,9 @@ from unrolled.dictionaries import (
 from unrolled.theory._coherence import max_sparsity, measured, sparsity_bound
 from unrolled.theory._schedules import host_numbers
 
+__all__ = ["CscFeasibility", "Feasibility", "is_csc_feasible", "is_feasible", "stripe_norm"]
+
+
 # A column of a product that cancels to below this share of its terms counts as zero, because it may
 # be mostly rounding.
 CANCELLED = 1e-6

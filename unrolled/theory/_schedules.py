@@ -19,6 +19,18 @@ from unrolled.activations import Activation, check, is_known
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, column_norms, magnitudes
 from unrolled.theory._coherence import coherence, diagonal, host_float
 
+__all__ = [
+    "ActivationSchedule",
+    "ErrorBar",
+    "Schedule",
+    "activation_schedule",
+    "code_bound",
+    "deep_schedule",
+    "error_bar",
+    "schedule",
+    "theorem_of",
+]
+
 
 class Schedule(NamedTuple):
     """Thresholds of K steps and the error that they certify for every code of the class.

@@ -17,6 +17,9 @@ from unrolled.dictionaries import Dictionary, Operator, as_dictionary, dense, ma
 from unrolled.theory._certificates import Coupled, Step, coupled, signed_products
 from unrolled.theory._schedules import known, tail_of
 
+__all__ = ["Signals", "Supports", "certify_signals", "certify_supports"]
+
+
 # Rounding of an inner product, in eps of the magnitudes of its terms.
 _ROUNDING = 4
 # Up to this many atoms |W'D| is kept for all steps; above it is made anew, so many rows at once.

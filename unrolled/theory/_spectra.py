@@ -29,6 +29,19 @@ from unrolled.dictionaries import (
 from unrolled.theory._coherence import refuse_cut_atoms
 from unrolled.theory._uniqueness import as_supports
 
+__all__ = [
+    "Conditioning",
+    "LocalRate",
+    "StepsTo",
+    "frobenius_weights",
+    "gaussian_conditioning",
+    "local_rate",
+    "pseudo_inverse",
+    "spectral_radius",
+    "support_rate",
+]
+
+
 # A ridge below this part of the mean squared singular value acts as none: rounding would decide
 # what S does outside the span of D.
 _LEAST_RIDGE = 1e-9

@@ -27,6 +27,21 @@ from unrolled.theory._convergence import sum_of_largest
 from unrolled.theory._models import effective, host_chain, layer_numbers, of_length
 from unrolled.theory._schedules import host_numbers, times
 
+__all__ = [
+    "HolisticStability",
+    "LayeredSchedule",
+    "ProductStability",
+    "Stability",
+    "holistic_stability",
+    "layered_penalties",
+    "layered_thresholds",
+    "model_stability",
+    "noise_stability",
+    "perturbed_eps",
+    "product_stability",
+    "stability",
+]
+
 
 class Stability(NamedTuple):
     """Bounds on the distance of the codes of a perturbed chain from those of the exact one."""

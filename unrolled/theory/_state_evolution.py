@@ -14,6 +14,9 @@ from unrolled._base.numbers import wide_dtype
 from unrolled._base.programs import host_function, program
 from unrolled.dictionaries import Dictionary, Structured, as_dictionary, unit_atoms
 
+__all__ = ["MessagePassing", "StateEvolution", "state_evolution"]
+
+
 # Standard normal nodes, dense near 0: there the estimates turn, on the scale of tau.
 _REACH, _CLUSTER, _NODES = 12.0, 8.0, 4001
 _erf = np.vectorize(math.erf, otypes=[float])

@@ -28,6 +28,16 @@ from unrolled.theory._coherence import max_sparsity, measured, mutual_coherence,
 from unrolled.theory._models import effective, host_chain, layer_counts, of_length
 from unrolled.theory._schedules import host_numbers, times
 
+__all__ = [
+    "OracleErrors",
+    "SupportRecovery",
+    "Uniqueness",
+    "oracle_errors",
+    "recover_on_supports",
+    "uniqueness",
+]
+
+
 # Singular values up to this share of the largest count as zero.
 _RANK_TOL = 1e-10
 # The same in multiples of |S_J| eps, the larger one in float32: rounding of a zero singular value.

@@ -37,6 +37,8 @@ from unrolled.training._objective import (
 )
 from unrolled.training._run import Options, Stage, run_stages
 
+__all__ = ["Search", "StepRates", "curriculum", "scale_steps", "search"]
+
 
 class StepRates(NamedTuple):
     """The state of `scale_steps`; replacing it changes the rates without compiling again."""

@@ -25,6 +25,9 @@ from unrolled.records import Record, differences, option
 from unrolled.training import _forms
 from unrolled.training._forms import CheckpointError, DamagedError, array_dtype, bits, names
 
+__all__ = ["Checkpoint", "restore_tree", "save_tree"]
+
+
 Leaves = dict[str, Any]
 _Tree = TypeVar("_Tree")
 

@@ -39,6 +39,9 @@ from unrolled.training._objective import (
 )
 from unrolled.training._run import Options, run_stages
 
+__all__ = ["fit"]
+
+
 # One signal of so many is held back, from the end, and at most so many.
 _HELD_BACK, _MOST = 10, 1000
 

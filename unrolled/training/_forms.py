@@ -26,6 +26,9 @@ from unrolled.networks import NETWORKS, Analysis, Network
 from unrolled.records import to_plain
 from unrolled.training._objective import Model
 
+__all__ = ["CheckpointError", "digest", "versions"]
+
+
 Records = Mapping[str, Any]  # the classes of records by name
 Leaves = dict[str, Array]  # by their dotted path
 

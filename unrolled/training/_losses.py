@@ -17,6 +17,9 @@ from unrolled._base.programs import program
 from unrolled.pursuit import lasso_objective
 from unrolled.training._objective import Loss
 
+__all__ = ["deep", "lasso", "log_nmse", "reconstruction", "sparse_feature_penalty", "supervised"]
+
+
 # Of a layer (K, batch, d), of a network one array for each block; X without the steps.
 Codes = TypeAliasType("Codes", Array | Sequence[Array])
 

@@ -19,6 +19,22 @@ from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, normalize
 from unrolled.layers import Fixed, Layer, Unrolled, fold_thresholds
 from unrolled.networks import Network, codes_of_ista, exceeds
 
+__all__ = [
+    "Callback",
+    "Fit",
+    "History",
+    "Loss",
+    "NonFiniteError",
+    "Record",
+    "Sample",
+    "Trained",
+    "merge",
+    "split",
+    "trainable",
+    "with_unit_atoms",
+]
+
+
 Model = TypeAliasType("Model", Layer | Network)
 Params = TypeAliasType("Params", Unrolled | tuple[Unrolled, ...])  # of a layer, of a network
 Dictionaries = TypeAliasType("Dictionaries", Dictionary | tuple[Dictionary, ...])  # likewise

@@ -15,6 +15,8 @@ from unrolled.training._files import FORMATS, Steps, check_parent, read, write
 from unrolled.training._forms import CheckpointError, DamagedError
 from unrolled.training._objective import Dictionaries, Model, as_dictionaries
 
+__all__ = ["Restored", "restore", "save"]
+
 
 class Restored(NamedTuple):
     """What a file of weights or the folder of a run holds."""

@@ -5,80 +5,12 @@ analytic with learned weights; `certified_regime` and `certified_chain` measure 
 bounds. Every record has `.text()`, `.to_dict()` and `.figure()`.
 """
 
-from unrolled.app.studies._certificate import (
-    ChainReport,
-    DictionaryReport,
-    Report,
-    WeightsCertificate,
-    certify,
-    certify_weights,
-)
-from unrolled.app.studies._certified import (
-    CertifiedChain,
-    CertifiedRegime,
-    CertifiedRun,
-    ChainRun,
-    certified_chain,
-    certified_regime,
-)
-from unrolled.app.studies._known_codes import KnownChain, KnownCodes, known_codes
-from unrolled.app.studies._steps import (
-    BY_DEFAULT,
-    CHOSEN_ON,
-    METHODS,
-    PATCH,
-    Picture,
-    Pictures,
-    Samples,
-    Starts,
-    all_methods,
-    curve_rows,
-    from_theory,
-    photograph_patches,
-    plan,
-    planted,
-    resampler,
-    seldom,
-    silent,
-    split,
-)
-from unrolled.app.studies._unknown_codes import UnknownCodes, unknown_codes
+from unrolled._base import offer as _offer
+from unrolled.app.studies._certificate import *
+from unrolled.app.studies._certified import *
+from unrolled.app.studies._known_codes import *
+from unrolled.app.studies._steps import *
+from unrolled.app.studies._steps import plan, seldom, silent
+from unrolled.app.studies._unknown_codes import *
 
-__all__ = [
-    "BY_DEFAULT",
-    "CHOSEN_ON",
-    "CertifiedChain",
-    "CertifiedRegime",
-    "CertifiedRun",
-    "ChainReport",
-    "ChainRun",
-    "DictionaryReport",
-    "KnownChain",
-    "KnownCodes",
-    "METHODS",
-    "PATCH",
-    "Picture",
-    "Pictures",
-    "Report",
-    "Samples",
-    "Starts",
-    "UnknownCodes",
-    "WeightsCertificate",
-    "all_methods",
-    "certified_chain",
-    "certified_regime",
-    "certify",
-    "certify_weights",
-    "curve_rows",
-    "from_theory",
-    "known_codes",
-    "photograph_patches",
-    "planted",
-    "resampler",
-    "split",
-    "unknown_codes",
-]
-
-
-def __dir__() -> list[str]:
-    return __all__
+_offer(__name__)

@@ -16,6 +16,16 @@ from unrolled.dictionaries import Dictionary, as_chain, dense
 from unrolled.layers import Layer
 from unrolled.networks import dsc
 
+__all__ = [
+    "ChainReport",
+    "DictionaryReport",
+    "Report",
+    "WeightsCertificate",
+    "certify",
+    "certify_weights",
+]
+
+
 _KERNEL_SIZE = 3  # of the CNN in the report
 _ROUNDING = 1e-9  # allowed for the rounding of the Babel function
 _SILENCE = 1.0  # seconds between two messages on the linear programs

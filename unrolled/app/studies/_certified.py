@@ -17,6 +17,16 @@ from unrolled.app.studies._steps import Say, silent
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Unrolled
 
+__all__ = [
+    "CertifiedChain",
+    "CertifiedRegime",
+    "CertifiedRun",
+    "ChainRun",
+    "certified_chain",
+    "certified_regime",
+]
+
+
 _SIGNALS, _CHAIN_SIGNALS = 500, 200
 _FAST_DEPTH = 40
 _FAST, _SLOW = (4, 1), (8, 2)  # nonzeros of the two layers; layer 1 contracts fast, or slowly

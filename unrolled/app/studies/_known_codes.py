@@ -17,6 +17,9 @@ from unrolled.app.studies._steps import Plan, Samples, Say, timed
 from unrolled.compare import ChainComparison, Comparison
 from unrolled.layers import Layer, Unrolled
 
+__all__ = ["KnownChain", "KnownCodes", "known_codes"]
+
+
 _CALIBRATED_ON = 512  # signals, of ISTA
 _FIGURE = "distance to the true codes, failures, support and thresholds, step by step"
 _CHAIN_FIGURE = "error, failures, support, thresholds and weights, a column per layer"

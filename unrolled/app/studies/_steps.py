@@ -27,6 +27,25 @@ from unrolled.pursuit import PURSUITS, check_dictionaries, check_options, pursue
 from unrolled.training import as_dictionaries
 from unrolled.vision import datasets
 
+__all__ = [
+    "BY_DEFAULT",
+    "CHOSEN_ON",
+    "METHODS",
+    "PATCH",
+    "Picture",
+    "Pictures",
+    "Samples",
+    "Starts",
+    "all_methods",
+    "curve_rows",
+    "from_theory",
+    "photograph_patches",
+    "planted",
+    "resampler",
+    "split",
+]
+
+
 BATCH = 64  # signals of a training step
 CHOSEN_ON = 1280  # signals that thresholds, step sizes and penalties are chosen on
 PATCH = 8  # pixels on a side

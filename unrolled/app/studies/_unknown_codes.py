@@ -42,6 +42,9 @@ from unrolled.layers import Layer, Unrolled
 from unrolled.pursuit import default_lam, lasso_optima
 from unrolled.vision import datasets
 
+__all__ = ["UnknownCodes", "unknown_codes"]
+
+
 _BATCH = 128  # signals of a training step
 _TESTED_ON = 2000  # signals, about
 # Half of the loss on all steps: the way there stays monotone, or nearly so.

@@ -16,6 +16,19 @@ from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled._base.files import LARGEST_BYTES, check_file
 from unrolled._base.text import in_rows
 
+__all__ = [
+    "crop_and_flip",
+    "entries",
+    "from_patches",
+    "open_array",
+    "photographs",
+    "read_array",
+    "read_image",
+    "read_images",
+    "read_rows",
+    "to_patches",
+]
+
 
 @checked
 def read_array(path: str | Path, name: str | None = None) -> np.ndarray:

@@ -13,6 +13,8 @@ import numpy as np
 from unrolled._base.arguments import checked
 from unrolled.vision.datasets._arrays import open_array
 
+__all__ = ["Images", "cifar10", "digits", "locate", "mnist"]
+
 
 @checked
 def locate(name: str, root: str | Path | None = None) -> Path:

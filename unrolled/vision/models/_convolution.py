@@ -20,11 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled._base import checks, loops
+from unrolled._base import checks, programs
 from unrolled._base.checks import Array
 from unrolled._base.numbers import wide_dtype
 from unrolled.activations import is_monotone
 from unrolled.dictionaries import Conv, pytree
+
+__all__ = ["ImageConv"]
+
 
 _B = np.array([[1, 0, 0, 0], [0, 1, -1, 1], [-1, 1, 1, 0], [0, 0, 0, -1]])
 _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
@@ -81,7 +84,7 @@ def _winograd_kernel_gradient(x: Array, g: Array) -> Array:
 
     wide = wide_dtype(x.dtype)  # in half precision a long sum stops to grow
     zero = jnp.zeros((x.shape[-1], g.shape[-1]), wide)
-    total, _ = loops.scan(add, [[zero] * 4] * 4, (_chunks(x), _chunks(g)))
+    total, _ = programs.scan(add, [[zero] * 4] * 4, (_chunks(x), _chunks(g)))
     return jnp.stack([jnp.stack(row) for row in _transform(_G.T, total)]).astype(x.dtype)
 
 
@@ -191,7 +194,7 @@ def _kernel_gradient(x: Array, g: Array) -> Array:
 
     wide = wide_dtype(x.dtype)  # in half precision a long sum stops to grow
     zeros = jnp.zeros((3 * C_out, 3 * C_in), wide), jnp.zeros((rows, (W + 2) * C_in), x.dtype)
-    (total, _), _ = loops.scan(add, zeros, (strips, n * np.int32(H + 2) + top))
+    (total, _), _ = programs.scan(add, zeros, (strips, n * np.int32(H + 2) + top))
     return total.astype(x.dtype).reshape(3, C_out, 3, C_in)[::-1].transpose(0, 2, 3, 1)
 
 
@@ -585,7 +588,7 @@ def _of_filters(D: ImageConv, r: Array, x: Array) -> ImageConv:
     def correlate(kernel):
         return _correlate(replace(D, kernel=kernel), r)
 
-    return replace(D, kernel=loops.adjoint(correlate, D.kernel, x))
+    return replace(D, kernel=programs.adjoint(correlate, D.kernel, x))
 
 
 # For synthesis an image is cut into blocks as long as the stride, whose pixels are channels. A
@@ -597,7 +600,7 @@ def _spread(D: ImageConv, x: Array) -> Array:
     (N, h, w, _), (k, _, C, _) = x.shape, D.kernel.shape
     if jax.default_backend() != "cpu":
         images = jax.ShapeDtypeStruct((N, *D.side, C), x.dtype)
-        return loops.adjoint(partial(_correlate, D), images, x)
+        return programs.adjoint(partial(_correlate, D), images, x)
     q, t = -(-k // D.stride), D.stride
     windows = x @ _matrix(D).T
     blocks = jnp.zeros((N, h + q - 1, w + q - 1, t * t * C), x.dtype)

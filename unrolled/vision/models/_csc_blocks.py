@@ -16,6 +16,9 @@ from unrolled.activations import Activation, relu
 from unrolled.layers import as_activation, magnitude
 from unrolled.vision.models._layers import as_pictures, check_extent, check_pictures, check_rngs
 
+__all__ = ["CSCLayer", "MSDCSC", "MSDCSCBlock", "ResCSC", "ResCSCBlock"]
+
+
 # The response of a filter of side n is sampled at this many times n frequencies per dimension.
 _FINE = 6
 

@@ -16,6 +16,9 @@ from unrolled.dictionaries import Conv
 from unrolled.layers import Threshold, Unrolled, Weights, lista_cp, magnitude
 from unrolled.vision.models._layers import check_rngs, norm_from_below
 
+__all__ = ["CSCNet", "shift_average"]
+
+
 _AT_ONCE = 8  # windows processed together, which bounds the memory
 
 

@@ -18,6 +18,9 @@ from unrolled._base.numbers import exponent, norm, times_power
 from unrolled.dictionaries import Conv
 from unrolled.vision.models._convolution import add, convolve, convolve_and_pool, up_convolve
 
+__all__ = ["Tapped", "submodule", "tap"]
+
+
 _RECORD = "tapped_outputs"
 
 

@@ -24,6 +24,9 @@ from unrolled.vision.models._layers import (
     norm_from_below,
 )
 
+__all__ = ["Filters", "MLCSC", "Violations"]
+
+
 Codes = tuple[Array, ...]
 Rho = Callable[[Array], Array]
 Carry = TypeVar("Carry")

@@ -18,6 +18,9 @@ from unrolled.vision.models._layers import (
     check_rngs,
 )
 
+__all__ = ["LeNet5", "UNet", "VGG11"]
+
+
 _KERNEL, _LENET_SIDE = 5, 16
 
 
