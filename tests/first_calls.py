@@ -164,6 +164,9 @@ CALLS |= {
     ),
     "theory.atom_schedule": lambda: t.atom_schedule(np.ones(19) / 9, np.ones(19), depth=3, **ONE),
     "theory.certify": lambda: t.certify(LAYER, PARAMS, D, **ONE),
+    "theory.certify_signals": lambda: t.certify_signals(LAYER, PARAMS, D, X),
+    "theory.certify_supports": lambda: t.certify_supports(D, D, [[1, 2], [3, 4]]),
+    "analytic.from_sample": lambda: a.from_sample(LAYER, D, X_1[None], W=D),
     "theory.code_bound": lambda: t.code_bound(D, D, Y_1, sparsity=1),
     "theory.coherence_at_most": lambda: t.coherence_at_most(D, 0.9),
     "theory.deep_schedule": lambda: t.deep_schedule(

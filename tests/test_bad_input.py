@@ -729,8 +729,12 @@ FITS = {
         "fit: sample must be a function of a key .* got tuple; ",
     ),
     "no loss": (dict(loss=None), TypeError, "loss must be a function of .* got None"),
-    "no callback": (dict(callbacks=[None]), TypeError, "a callback must be .* got NoneType"),
-    "a callback alone": (dict(callbacks=print), TypeError, r"got builtin_.*try \(callback,\)"),
+    "no callback": (
+        dict(callbacks=[None]),
+        TypeError,
+        r"callbacks\[0\] must be a function, got None",
+    ),
+    "a callback alone": (dict(callbacks=print), TypeError, "callbacks must be an iterable, got"),
     "no codes for a supervised loss": (
         dict(sample=lambda key: (Y, None)),
         ValueError,

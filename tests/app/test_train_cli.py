@@ -880,7 +880,8 @@ def saved(folder):
     save(folder / "plain.npz", params, D)
     infinite = params._replace(steps=steps._replace(gamma=steps.gamma * np.float32(np.inf)))
     save(folder / "infinite.npz", infinite, D, layer)
-    save(folder / "chain.npz", (params, params), (D, D))
+    next_D = np.eye(12, dtype=np.float32)
+    save(folder / "chain.npz", (params, layer.init(jax.random.key(0), next_D)), (D, next_D))
     with pytest.MonkeyPatch.context() as patch:  # `save` would refuse them
         patch.setattr(ur.layers.Layer, "check", lambda self, params, D: None)
         save(folder / "deeper.npz", params, D, ur.layers.alista(4, support=(0.1, 0.3)))
@@ -1101,12 +1102,3 @@ def test_a_fault_in_a_late_chunk_leaves_nothing(run, saved, tmp_path, folder, st
         assert status == 2 and not out and message in err
         assert (tmp_path / "codes.npy").read_text() == "old"
         assert sorted(path.name for path in tmp_path.iterdir()) == ["Y.npy", "codes.npy"]
-
-
-def test_a_guard_is_advised_where_a_layer_without_one_has_codes_worse_than_zero():
-    def advice(share, **flags):
-        judged = {"learned": {"worse_than_zero": share}}
-        return Summary(load(None, {"lam": 0.2} | flags), None, 1, 1.0, 1, {}, 1, judged)._advice()
-
-    (line,) = advice(0.5)
-    assert "try --guard 0.2" in line and advice(0.0) == advice(0.5, guard=0.1) == []

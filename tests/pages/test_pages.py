@@ -25,7 +25,10 @@ import unrolled as ur
 from unrolled.app import cli
 
 GUIDE = sorted((NOTEBOOKS / "guide").glob("*.md"))
-ESSAYS = {"theory_of_practice"}  # pages that explain, and are listed beside the questions
+ESSAYS = {
+    "signal_by_signal",
+    "theory_of_practice",
+}  # pages that explain, and are listed beside the questions
 RUN = [path for path in CURRENT if blocks(path)]
 LARGEST_BYTES = 300_000  # of a picture
 

@@ -93,6 +93,9 @@ def certify_signals(
     The worst-case theorems bound all codes of a class by one number, and cover 2 nonzeros where
     this proves 12, as for a Gaussian D, (250, 500). Where they hold, this holds too.
 
+    The products |W'D| are d x d by nature: up to 4,000 atoms they are kept for all steps, above
+    they are made in parts at each step.
+
     Args:
         layer: of a family with this step, as in `certify`, with any activation whose constants are
             known; or a chain, `networks.dsc`, of such layers.
@@ -358,7 +361,8 @@ def certify_supports(W: Dictionary, D: Dictionary, supports: ArrayLike) -> Suppo
 
     `layers.alista_rt` takes an entry where abs(g_i) > c max abs(g), g = W'(y - D x). If c >= c(S),
     it takes none off S at any step, for every code on S: all magnitudes, all signs. If c < 1 and
-    kappa(S) < 1 too, it converges to the code, at the rate that `Supports.bound` says.
+    kappa(S) < 1 too, it converges to the code, at the rate that `Supports.bound` says. The products
+    of the atoms in use with all others are made at once, d x d by nature where all are in use.
 
     Args:
         W: (m, d), weights with w_i . d_i = 1, for example `frobenius_weights(D)`.

@@ -169,8 +169,8 @@ def _least_power(A: Array, W: Array, power: float) -> Array:
     m = len(A)
     least = 10 * jnp.finfo(unit.dtype).eps / m  # outside of the span of D, which a lies in
     with jax.default_matmul_precision("highest"):
-        found = lax.map(of_atom, (unit.T, V.T)).T
-    return times_power(found, -k).astype(A.dtype)
+        W = lax.map(of_atom, (unit.T, V.T)).T
+    return times_power(W, -k).astype(A.dtype)
 
 
 def spectral_radius(W: Dictionary, D: Dictionary) -> Array:

@@ -276,7 +276,7 @@ def drive(course: Course) -> None:
 
 @dataclass
 class _Stage:
-    """A stage of a training; `state` is where it is."""
+    """One stage of `fit`; `state` is its progress."""
 
     loop: Loop
     state: Progress

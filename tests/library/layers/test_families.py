@@ -480,7 +480,7 @@ WITHOUT_MEMORY = {
 }
 # Their steps carry more than the code, or end in another estimate than shrinkage.
 OTHERS = {"fista", "lfista", "glista", "hyperlista", "lamp", "lamp_bg", "tista", "na_alista"}
-OTHERS |= {"alista_at", "vamp_bg", "lfista_cp"}
+OTHERS |= {"alista_at", "alista_rt", "vamp_bg", "lfista_cp"}
 
 
 @pytest.mark.few(13)
