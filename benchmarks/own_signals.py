@@ -435,7 +435,8 @@ def overview(there: dict[Row, dict], cells: dict[str, dict[str, Any]]) -> list[s
             ends = gap_of(trained, "guarded_").partition(" ")[0] if trained else ""
             begins = f"{start['gap']['test']:.3g}" if start else ""
             row.append(f"{begins} to {ends}" if begins and ends else begins or ends)
-        lines.append(f"| {' | '.join(row)} |")
+        if any(row[1:]):  # families that have not been run have no row
+            lines.append(f"| {' | '.join(row)} |")
     return lines
 
 

@@ -568,7 +568,7 @@ def transformer_error(
         raise ValueError(f"{where}: expected either signal_bound or signals")
     checks.nonnegative(code_bound, "code_bound", where)
     with jax.enable_x64(True):
-        D, params = checks.cast_on_host((D, params), np.float64)
+        D, params = jax.device_put(checks.cast_on_host((D, params), np.float64))
         D, shared, steps = _realizable(layer, params, D, where)
         V = np.asarray(_head_values(layer, shared, steps, D))
         theta = np.asarray(steps.theta).reshape(layer.depth, -1)

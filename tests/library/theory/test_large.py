@@ -15,7 +15,7 @@ from command_line import AS_USERS
 from jax.extend.core import jaxprs_in_params
 
 import unrolled as ur
-from unrolled.pursuit import _splitting
+from unrolled.pursuit import _multilayer
 from unrolled.theory import _atom_programs, _codes, _coherence, _convergence, _uniqueness
 from unrolled.theory._coherence import row_excess, row_maxima
 
@@ -228,7 +228,7 @@ def test_zeros_between_wide_layers_all_hold():
     """Two rows of 20,000 at an angle of 1e-3, of d eps = 4e-7 and n eps = 2e-3."""
     B = np.zeros((20_000, 3), np.float32)
     B[:2] = [[1, 1e-3, 0], [1, -1e-3, 0]]
-    N, pseudo = _splitting.null_space(jnp.asarray(B))
+    N, pseudo = _multilayer.null_space(jnp.asarray(B))
     np.testing.assert_allclose(jnp.abs(N).sum(1), [0, 0, 1], atol=1e-3)
     np.testing.assert_allclose(pseudo @ B, np.diag([1, 1, 0]), atol=1e-3)
 
