@@ -79,18 +79,18 @@ def tested(there: Rows, cell: str, family: str) -> dict[Row, dict[str, Any]]:
 
 
 def over_dictionaries(found: dict[Row, dict], name: str) -> tuple[float, float, int]:
-    """Mean over dictionaries (of means over seeds) and its standard deviation, and their number."""
+    """Mean over dictionaries of means over seeds, deviation of single runs, and dictionaries."""
     by: dict[int, list[float]] = {}
     for row, test in found.items():
         by.setdefault(row.dictionary, []).append(np.inf if test[name] is None else test[name])
-    means = [np.mean(values) for values in by.values()]
+    runs = [run for values in by.values() for run in values]
     with np.errstate(invalid="ignore"):
-        sd = np.std(means, ddof=1) if len(means) > 1 else np.nan
-    return float(np.mean(means)), float(sd), len(means)
+        sd = np.std(runs, ddof=1) if len(runs) > 1 else np.nan
+    return float(np.mean([np.mean(values) for values in by.values()])), float(sd), len(by)
 
 
 def cell_of(there: Rows, cell: str, family: str) -> str:
-    """Ratio of sums / mean of dB, with the deviation over dictionaries where there are several."""
+    """Ratio of sums / mean of dB; with several dictionaries the deviation of single runs, too."""
     found = tested(there, cell, family)
     if not found:
         failed = any(
@@ -120,11 +120,17 @@ def names_in(there: Rows, cells: Iterable[str]) -> list[str]:
     return [name for name in (ORACLE, LIMIT, *FAMILIES) if name in have]
 
 
+def title(family: str) -> str:
+    """The name of a family in tables."""
+    return "VAMP-BG, 32 steps" if family == LIMIT else family
+
+
 def errors(there: Rows, cells: Iterable[str]) -> str:
     """A row per family, a column per cell."""
     cells = [cell for cell in cells if any(row.cell == cell for row in there)]
     rows = (
-        [name, *(cell_of(there, cell, name) for cell in cells)] for name in names_in(there, cells)
+        [title(name), *(cell_of(there, cell, name) for cell in cells)]
+        for name in names_in(there, cells)
     )
     return markdown(["family", *cells], rows)
 
@@ -177,7 +183,7 @@ def costs(there: Rows, cell: str = "noiseless") -> str:
         time = entry.get("time")
         made.append(f"{time['ms'] / time['products, ms']:.2f}" if time else "")
         rows.append(
-            [name, knows(name), *made, test["nmse"], f"{low} to {high}", test["worst 1 %"]]
+            [title(name), knows(name), *made, test["nmse"], f"{low} to {high}", test["worst 1 %"]]
             + [f"{test['above -20 dB']:.2%}", f"{test['worse than zero']:.2%}"]
             + ["none" if (level := test.get("99.9 %", "")) is None else level]
             + [f"{test['certified']:.0%}" if "certified" in test else ""]
