@@ -1,7 +1,7 @@
 """What is proved signal by signal and support by support, and attacks on the proofs.
 
-    python benchmarks/signalwise.py [--only attacks|codes|supports|noise]    writes signalwise.json
-    python benchmarks/signalwise.py --table                                  prints its tables
+    python benchmarks/signalwise.py [--only attacks|codes|supports]    writes signalwise.json
+    python benchmarks/signalwise.py --table                            prints its tables
 
 Attacks run real layers beside the bounds of `theory.certify_signals`: signs, magnitudes below the
 bound, and noise are drawn at random or aligned with the products of one atom off the support. A run
@@ -235,13 +235,60 @@ def all_codes(seed, depth=40):
     return rows
 
 
+def table(saved):
+    """The tables of the README."""
+    lines = [
+        "| dictionary | p of W | s | supports with c(S) < 1 | with c(S) <= .95 | largest c(S) |"
+    ]
+    lines[0] += (
+        " largest kappa(S) | runs | wrong entries, bounds exceeded | largest error where <= .95 |"
+    )
+    lines.append("|---" * 10 + "|")
+    for row in saved.get("supports", []):
+        kinds = [row[kind] for kind in (*KINDS, "aligned")]
+        faults = ", ".join(str(sum(kind[name] for kind in kinds)) for name in ("wrong", "outside"))
+        error = max(kind["error"] for kind in kinds)
+        cells = row["seed"], f"{row['power']:g}", row["s"], row["proved"], row["covered"]
+        cells += f"{row['largest']:.3f}", f"{row['contraction']:.3f}", len(kinds) * row["supports"]
+        lines.append(f"| {' | '.join(map(str, (*cells, faults, f'{error:.1e}')))} |")
+    if "codes" in saved:
+        lines += [
+            "",
+            "| p of W | s | fresh codes proved by one schedule | of the class, at least |",
+        ]
+        lines[-1] += " largest bound | largest error of 2,000 runs | proved with own thresholds |"
+        lines[-1] += " support exact | largest bound |"
+        lines.append("|---" * 9 + "|")
+    for row in saved.get("codes", []):
+        cells = f"{row['power']:g}", row["s"], f"{row['proved']} of {row['fresh']}"
+        cells += f"{row['share']:.4f}", f"{row['bound']:.1e}", f"{row['error']:.1e}"
+        cells += f"{row['own']} of {row['fresh']}", row["exact"], f"{row['own bound']:.1e}"
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    if "attacks" in saved:
+        lines += ["", "| attack | runs | outside of a bound | codes proved | first step reaches |"]
+        lines[-1] += " any step reaches |"
+        lines.append("|---" * 6 + "|")
+    for name in ATTACKS:
+        rows = [row for row in saved.get("attacks", []) if row["attack"] == name]
+        if rows:
+            total = [sum(row[key] for row in rows) for key in ("runs", "outside", "proved", "of")]
+            most = [max(row[key] for row in rows) for key in ("first", "largest")]
+            cells = name, *total[:2], f"{total[2]} of {total[3]}", *(f"{m:.4f}" for m in most)
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser()
+    parser.add_argument("--table", action="store_true")
     parser.add_argument("--only", choices=("attacks", "codes", "supports"))
     parser.add_argument("--seeds", type=int, default=10, help="dictionaries of each attack")
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     saved = json.loads(PATH.read_text()) if PATH.exists() else {}
+    if arguments.table:
+        print(table(saved))
+        return
     made = {
         "attacks": partial(attacks, arguments.seeds),
         "codes": codes,

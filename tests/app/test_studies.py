@@ -389,3 +389,8 @@ def test_the_sum_of_two_babel_functions_is_below_1_by_more_than_rounding(monkeyp
 def test_the_largest_error_is_the_l1_error_of_the_worst_signal():
     x, X = np.array([[1.0, -2.0], [0.0, 2.0]]), np.array([[0.0, 0.0], [0.0, -2.0]])
     assert _certified._largest_error(x, X) == 4
+
+
+def test_nonzeros_are_those_of_a_code_and_seconds_are_told_where_there_are_some():
+    assert _steps.nonzeros(np.eye(3, 12)) == 1 and _steps.nonzeros(np.ones((2, 5))) == 5
+    assert _steps.spent({}) == "" and _steps.spent({"fit": 1.25}).endswith("time: fit 1.2.")

@@ -1166,3 +1166,12 @@ def test_devices_share_the_batches_of_a_run(tmp_path):
 def test_a_row_says_how_many_devices_shared_it():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
     assert devices_of(mesh, 64).environment == {"devices": "1"}
+
+
+def test_channels_are_standardized_by_their_own_moments():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 3, 2)).astype(np.uint8)
+    pixels[..., 1] = 51  # a channel without deviation keeps its units
+    recipe = dataclasses.replace(paper_recipe("classification", "digits"), standardize=True)
+    mean, deviation = _recipe.moments_of(pixels, recipe)
+    assert mean == pytest.approx([pixels[..., 0].mean() / 255, 0.2])
+    assert deviation == pytest.approx([pixels[..., 0].std() / 255, 1.0])

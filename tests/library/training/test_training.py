@@ -1149,3 +1149,11 @@ def test_a_fault_of_the_validation_names_the_validation(D, sample):
     Y, X = sample(jax.random.key(8))
     with pytest.raises(ValueError, match="fit, validation"):
         run(FAMILIES["ista"], D, sample, validation=(Y[:, 1:], X))
+
+
+def test_one_number_that_is_not_finite_is_noticed_among_all_leaves():
+    from unrolled.training._loop import all_finite
+
+    assert all_finite((np.ones(2), np.zeros(()), np.arange(2)))
+    assert not all_finite((np.ones(2), np.array([1.0, np.nan])))
+    assert not all_finite((np.array(np.inf), np.ones(2)))
