@@ -12,7 +12,7 @@ from unrolled.analytic._params import stored_thresholds
 from unrolled.analytic._schedules import HypothesisWarning
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Unrolled
-from unrolled.theory import MeasuredLayer, codes_of, frobenius_weights, noise_of
+from unrolled.theory import MeasuredLayer, are_found, codes_of, frobenius_weights, noise_of
 
 __all__ = ["from_sample"]
 
@@ -53,8 +53,9 @@ def from_sample(
         The params of `layer.from_theory(W, theta)`.
 
     Warns:
-        HypothesisWarning: the bound of some code does not end below where it begins. One code may
-            hold the whole schedule back: try without those that the warning names.
+        HypothesisWarning: some codes are not proved; with noise, their bounds do not end below
+            where they begin. One code may hold the whole schedule back: try without those that the
+            warning names.
 
     Raises:
         TypeError: a layer of another form, or a traced argument.
@@ -90,15 +91,16 @@ def from_sample(
         thresholds.append(_at_least(slack * float(needed.max()), D.dtype))
         return np.asarray(thresholds[-1])
 
-    errors, _, _, _ = measured.bounds(codes, noise_of(noise, len(codes), where), choose)
-    stalls = ~((errors[:, -1] < errors[:, 0]) | (errors[:, -1] == 0))
-    if stalls.any():
-        last = np.argsort(-np.where(stalls, errors[:, -1], -np.inf))[: min(_NAMED, stalls.sum())]
+    deltas = noise_of(noise, len(codes), where)
+    errors, _, _, left = measured.bounds(codes, deltas, choose)
+    # Noise hides small nonzeros of any code.
+    proved = np.where(deltas > 0, errors[:, -1] < errors[:, 0], are_found(codes, left))
+    if not proved.all():
+        last = np.argsort(-np.where(proved, -np.inf, errors[:, -1]))[: min(_NAMED, (~proved).sum())]
         checks.warn(
-            f"{int(stalls.sum())} of {len(codes)} codes are not proved in {layer.depth} steps: "
-            f"their bounds do not end below where they begin. The furthest are those of X[i], i = "
-            f"{', '.join(map(str, last))}; "
-            "try more steps, fewer nonzeros, or the sample without them",
+            f"{int((~proved).sum())} of {len(codes)} codes are not proved in {layer.depth} steps. "
+            f"The furthest are those of X[i], i = {', '.join(map(str, last))}; try more steps, "
+            "fewer nonzeros, or the sample without them",
             HypothesisWarning,
         )
     return layer.from_theory(W, jax.device_put(np.asarray(thresholds, D.dtype)))

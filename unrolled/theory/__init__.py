@@ -14,7 +14,7 @@ from unrolled.theory._generalized import *
 from unrolled.theory._models import *
 from unrolled.theory._schedules import *
 from unrolled.theory._signals import *
-from unrolled.theory._signals import MeasuredLayer, codes_of, noise_of
+from unrolled.theory._signals import MeasuredLayer, are_found, codes_of, noise_of
 from unrolled.theory._spectra import *
 from unrolled.theory._stability import *
 from unrolled.theory._state_evolution import *

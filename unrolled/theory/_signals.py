@@ -33,7 +33,7 @@ _PRODUCTS = 2**22
 class Signals(NamedTuple):
     """What is proved of each of n codes, for every sign pattern and all noise within the bound."""
 
-    proved: np.ndarray  # (n,) no step has a false positive, and the error ends below its beginning
+    proved: np.ndarray  # (n,) no step has a false positive; in the end each nonzero has its sign
     errors: np.ndarray  # (n, K+1) bound on the largest entry of the error; inf after a failure
     failed_at: np.ndarray  # (n,) the first step, from 0, whose condition fails; -1 for none
     support_from: np.ndarray  # (n,) steps after which the support stays exact; -1 for never
@@ -114,7 +114,8 @@ def certify_signals(
         TypeError: another family, an activation without constants, or a traced argument.
         ValueError: params or codes that do not fit, or numbers out of range.
 
-    Not claimed: that a code is lost where it is not proved. The rounding is that of
+    Not claimed: that a code is lost where it is not proved. After few steps, or with noise, a small
+    nonzero may not have its sign, and `errors` bounds what is missing. The rounding is that of
     `rounding_guard`, which is no worst case. Of fresh codes nothing is said; a sample and
     `tolerance_bound` say it of their class.
 
@@ -174,8 +175,7 @@ def _of_layer(
         entering = None if before is None else before[chunk]
         parts.append(measured.bounds(codes[chunk], deltas[chunk], choose, entering))
     errors, failed, inside, left = (np.concatenate(column) for column in zip(*parts))
-    below = (errors[:, -1] < errors[:, 0]) | (errors[:, -1] == 0)
-    return Signals((failed < 0) & below, errors, failed, _from(inside)), left
+    return Signals((failed < 0) & are_found(codes, left), errors, failed, _from(inside)), left
 
 
 def codes_of(X: Any, d: int, where: str) -> np.ndarray:
@@ -195,6 +195,11 @@ def noise_of(noise: Any, n: int, where: str) -> np.ndarray:
     if not ((deltas >= 0) & (deltas < math.inf)).all():
         raise ValueError(f"{where}: noise must be at least 0 and finite")
     return np.broadcast_to(deltas, (n,))
+
+
+def are_found(codes: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """Whether the bounds by entry lie below all nonzeros: then each has its sign, (n,)."""
+    return np.all((errors < codes) | (codes == 0), axis=1)
 
 
 def _given(step: Step, needed: np.ndarray) -> np.ndarray:

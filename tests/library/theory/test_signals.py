@@ -118,6 +118,13 @@ def test_own_thresholds_prove_codes_that_one_schedule_does_not():
     assert own.proved.all() and 0 < common.proved.sum() < 300
 
 
+def test_a_code_whose_bounds_stall_is_not_proved_though_no_step_fails():
+    X = codes(np.random.default_rng(11), 20, 8)
+    proof = ur.theory.certify_signals(ur.alista(K), start(K), D, X, own=True)
+    stalled = (proof.failed_at < 0) & (proof.errors[:, -1] > 0.1)
+    assert stalled.sum() > 10 and not proof.proved[stalled].any()
+
+
 def test_the_support_is_exact_from_the_step_that_is_named():
     layer, rng = ur.alista(K, support=PASSING), np.random.default_rng(5)
     X = codes(rng, 50)
