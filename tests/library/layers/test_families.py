@@ -780,3 +780,17 @@ def test_ada_lista_from_weights_has_unit_weights_of_any_rank(m, rank):
     )
     own = np.sum(np.asarray(acting.W) * D, 0) * float(acting.gamma)
     assert own.mean() == pytest.approx(1, rel=1e-6)
+
+
+def test_the_memory_of_na_alista_is_an_lstm():
+    from unrolled.layers._alista import Recurrent, Remembered, _lstm
+
+    rng, n = np.random.default_rng(0), 3
+    kernel, bias, u = rng.normal(size=(2 + n, 4 * n)), rng.normal(size=4 * n), rng.normal(size=2)
+    hidden, memory = rng.normal(size=(2, n))
+    weights = Recurrent(None, kernel, bias, *[None] * 4)
+    write, keep, candidate, show = np.split(np.concatenate([u, hidden]) @ kernel + bias, 4)
+    on = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    after = on(keep) * memory + on(write) * np.tanh(candidate)
+    found = _lstm(weights, u, Remembered(None, hidden, memory))
+    np.testing.assert_allclose(found, [on(show) * np.tanh(after), after], rtol=1e-12)

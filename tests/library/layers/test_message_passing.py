@@ -109,3 +109,11 @@ def test_with_more_rows_than_atoms_the_noise_is_learned(m):
     squares = np.linalg.lstsq(np.asarray(D), np.asarray(Y).T, rcond=None)[0].T
     assert errors[True] < errors[False] + 0.5  # it also learns the variance of each signal
     assert errors[True] < float(metrics.nmse(jnp.asarray(squares), X)) - 4
+
+
+def test_the_share_of_a_message_halves_where_the_residual_grew_and_rises_by_a_tenth_elsewhere():
+    from unrolled.layers._message_passing import _turned
+
+    first, grew = np.array([True, True, False, False, False]), np.array([1, 0, 1, 0, 1], bool)
+    shares = np.array([0.3, 0.3, 0.8, 0.8, 0.3])
+    np.testing.assert_allclose(_turned(first, grew, shares), [0.5, 1.0, 0.4, 0.88, 0.2])

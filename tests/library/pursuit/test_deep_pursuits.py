@@ -699,3 +699,14 @@ def test_one_penalty_per_filter():
         for lam in (np.array([0.1, 0.3]), np.repeat([0.1, 0.3], 12))
     )
     assert_array_equal(each.xs[1], repeated.xs[1])
+
+
+def test_the_entry_that_becomes_zero_is_the_smallest_by_magnitude_in_its_layer():
+    from unrolled.pursuit._multilayer import _one_more
+
+    zeros = np.array([True, False, False]), np.array([False, False])
+    codes = np.array([0.0, -4.0, 2.0]), np.array([-9.0, 6.0])
+    more = _one_more(zeros, codes, (2, 1))  # shares 1 and .5, and 1 and .67
+    assert [z.tolist() for z in more] == [[True, False, True], [False, False]]
+    full = _one_more(more, codes, (2, 1))
+    assert [z.tolist() for z in full] == [[True, False, True], [False, True]]

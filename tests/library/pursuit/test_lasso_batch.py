@@ -328,3 +328,21 @@ def test_convolutions_take_batches_of_pictures():
     assert found.x[1] == pytest.approx(np.asarray(alone.x), abs=1e-5)
     lam = jnp.full(C.code_grid, 0.3)
     assert pursuit.lasso_batch(C, pictures, lam, start=found.x).x.shape == found.x.shape
+
+
+def test_the_gap_of_many_codes_is_that_of_one():
+    """With a ridge, near the optimum, where the dual value of the conjugate is the nearer one."""
+    from unrolled.pursuit._gap import elastic_gap
+
+    rng = np.random.default_rng(0)
+    D, Y, X = unit(rng.normal(size=(6, 9))), rng.normal(size=(5, 6)), rng.normal(size=(5, 9))
+    for l2 in (0.0, 0.3):
+        best = np.asarray(pursuit.lasso_batch(D, Y, 0.2, l2=l2).x)
+        X = np.where(best, best + 0.02 * X, 0)
+        problem = _lasso_batch._problem_of(D, l2, 1e-6, False, False)
+        signals = _lasso_batch.empty(Y, np.full((5, 1), 0.2), 9)
+        gap, _ = _lasso_batch.keep(problem, signals, np.arange(5), X)
+        R = Y - X @ D.T
+        of_one = jax.vmap(lambda s, x, h, l2=l2: elastic_gap(s, 0.2, l2, x, h, False))
+        expected = of_one(np.sum(R**2, 1), X, R @ D) / (np.sum(Y**2, 1) / 2)
+        np.testing.assert_allclose(gap, expected, rtol=1e-10)
