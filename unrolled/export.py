@@ -1,4 +1,4 @@
-"""A solver in one file that runs without this library: its program, with weights and dictionary."""
+"""A solver in one file that runs without this library: a program with weights and dictionary."""
 
 import hashlib
 import io
@@ -25,10 +25,10 @@ from unrolled.networks import Network
 from unrolled.pursuit import PURSUITS
 from unrolled.training import digest, versions
 
-# The platforms that a file holds programs for.
+# The platforms for which a file holds programs.
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-_FORMAT = 1  # a newer one is refused
-# What tracing raises where a function asks for the value of an array.
+_FORMAT = 1  # `load` refuses a newer format
+# What JAX raises while tracing if a function asks for the value of an array.
 _ON_HOST = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -40,8 +40,8 @@ _ADVICE = "no program in a file can; try `pursuit.lasso`, or a layer"
 class Exported(NamedTuple):
     """A solver read from a file."""
 
-    run: Callable[[ArrayLike], Any]  # signals (n, m) -> codes (n, d), of a network one per layer
-    manifest: dict[str, Any]  # what the file says of itself: model, shapes, hashes, versions
+    run: Callable[[ArrayLike], Any]  # signals (n, m) -> codes (n, d), or a tuple of codes
+    manifest: dict[str, Any]  # the description in the file: model, shapes, hashes, versions
 
 
 @checked
@@ -56,32 +56,32 @@ def save(
     """Write a solver with its params and dictionary as one program, for any number of signals.
 
     The file is an uncompressed zip of `program`, which `jax.export` reads, and `manifest.json`: the
-    model as one types it, shapes and dtype, platforms, the sha256 of the program, of D and of the
-    params, and versions. To run it elsewhere takes jax and flatbuffers alone:
+    code that creates the model, shapes and dtype, platforms, the sha256 of the program, of D and of
+    the params, and versions. To run the program elsewhere, install only jax and flatbuffers:
 
         program = zipfile.ZipFile(path).read("program")
         X = jax.export.deserialize(bytearray(program)).call(Y)
 
     Args:
-        path: the file; one that is there is replaced in one move.
+        path: the file to write; an existing file is replaced in one move.
         model: a layer, a network, or a pursuit `f(D, y, **options)` whose result has `x` or `xs`.
-        params: of the model; for a pursuit its options as a dict, or None.
-        D: (m, d), plain or structured; of a network, or a multi-layer pursuit, a tuple.
-        platforms: of jax, where the program is to run.
+        params: params of the model; for a pursuit its options as a dict, or None.
+        D: (m, d), plain or structured; a tuple for a network or a multi-layer pursuit.
+        platforms: platforms of jax that should run the program.
 
     Returns:
         the absolute path.
 
     Raises:
         ImportError: flatbuffers is not installed.
-        TypeError: another model, traced arguments, an activation that is a function without a name
-            (see `activations.describe`), or a pursuit that computes on the host: `basis_pursuit`,
-            `lasso_batch`, `omp_batch`.
-        ValueError: params that do not fit, or a program that one of the platforms does not have.
+        TypeError: model is of another kind, arguments are traced, an activation is a function
+            without a name (see `activations.describe`), or a pursuit computes on the host:
+            `basis_pursuit`, `lasso_batch`, `omp_batch`.
+        ValueError: params do not fit, or a platform lacks an operation of the program.
         OSError: the file cannot be written.
 
-    Not claimed: equal bits on other platforms, or under other versions of jax, which guarantees to
-    run a program for six months after it was written.
+    Not claimed: equal bits on other platforms or under other versions of jax. jax guarantees to run
+    a program for six months after it was written.
 
     Example:
         >>> import tempfile, pathlib
@@ -125,16 +125,17 @@ def save(
 
 @checked
 def load(path: str | Path) -> Exported:
-    """Read what `save` wrote, after checking its hashes.
+    """Read a file that `save` wrote, after checking its hashes.
 
     Returns:
-        Exported(run, manifest). `run` takes signals (n, m), any real numbers, and computes in the
-        dtype of the manifest. It raises ValueError for another shape, TypeError for complex ones.
+        Exported(run, manifest). `run` takes signals (n, m) of any real dtype, and computes in the
+        dtype of the manifest. `run` raises ValueError for another shape, and TypeError for complex
+        signals.
 
     Raises:
         FileNotFoundError: no such file.
         ImportError: flatbuffers is not installed.
-        CheckpointError: damaged, truncated, of a newer format, or no such file of this library.
+        CheckpointError: the file is damaged, truncated, of a newer format, or not from `save`.
 
     Example:
         >>> import tempfile, pathlib
@@ -173,7 +174,7 @@ def _codes(call: Callable[[Any], Any], m: int, dtype: str, Y: ArrayLike) -> Any:
     if np.iscomplexobj(rows):
         raise TypeError(f"run: Y is {rows.dtype}; expected real numbers")
     with jax.enable_x64(True) if dtype == "float64" else nullcontext():
-        # Those of the host are put on the device by the call, which is faster.
+        # The call puts arrays of the host on the device: faster than doing it here.
         rows = (jnp if isinstance(Y, jax.Array) else np).asarray(rows, jnp.dtype(dtype))
         if not len(rows):  # for the program n is at least 1
             return jax.tree.map(lambda x: x[:0], call(np.zeros((1, m), rows.dtype)))
@@ -181,7 +182,7 @@ def _codes(call: Callable[[Any], Any], m: int, dtype: str, Y: ArrayLike) -> Any:
 
 
 def _solver(model: Any, params: Any, D: Any, where: str) -> Callable[[Any], Any]:
-    """Signals (n, m) -> their codes, of a chain a tuple of them."""
+    """Signals (n, m) -> their codes; for a chain a tuple of codes."""
     if isinstance(model, Layer | Network):
         return jax.vmap(lambda y: model.apply(params, D, y))
     if not callable(model) or not (params is None or isinstance(params, dict)):
@@ -201,7 +202,7 @@ def _solver(model: Any, params: Any, D: Any, where: str) -> Callable[[Any], Any]
 
 
 def _description(model: Any) -> str:
-    """The expression that makes a model, with the names of its functions; the name of a pursuit.
+    """The expression that creates a model, with the names of its functions; the name of a pursuit.
 
     Raises:
         TypeError: an activation is a function without a name.
@@ -219,7 +220,7 @@ def _description(model: Any) -> str:
 def _program(
     solve: Callable[[Any], Any], m: int, dtype: Any, platforms: tuple[str, ...], where: str
 ) -> tuple[bytes, list[list[int | str]]]:
-    """The program of a solver for n signals, n being a symbol, and the shapes of the codes."""
+    """The program of a solver for n signals, where n is a symbol, and the shapes of the codes."""
     _check_flatbuffers(where)
     (n,) = jax.export.symbolic_shape("n")
     signals, compiled = jax.ShapeDtypeStruct((n, m), dtype), jax.jit(solve)
@@ -237,7 +238,7 @@ def _program(
 
 
 def _check_flatbuffers(where: str) -> None:
-    """Raise ImportError without the package that `jax.export` writes and reads with."""
+    """Raise ImportError if the package that `jax.export` writes and reads with is missing."""
     try:
         import flatbuffers  # noqa: F401
     except ImportError as error:
@@ -245,7 +246,7 @@ def _check_flatbuffers(where: str) -> None:
 
 
 def _checked_platforms(platforms: Sequence[str], where: str) -> tuple[str, ...]:
-    """The platforms that a caller gives, checked."""
+    """Check the platforms that a caller gives."""
     names = (platforms,) if isinstance(platforms, str) else tuple(platforms)
     if not names or set(names) - set(PLATFORMS):
         raise ValueError(

@@ -3,10 +3,11 @@ r"""Basis pursuit for many right-hand sides in one dictionary, to certified gaps
 .. math:: \min \|v\|_1 : A v = y, \; v_b = 0 \qquad = \qquad \max y' z : |a_j' z| \le 1, \; j \ne b.
 
 A first-order method runs on all programs at once and nearly identifies the optimal vertex. A few
-pivots of a simplex method, for which every basis is feasible, then reach it. An interior point
-method takes over where the simplex gives up. Everything is numpy in float64 on the host (the
-first-order method in float32), so host callbacks may use it; LU and Cholesky are scipy's. Programs
-whose order is free are finished by all cores, each by one thread.
+pivots of a simplex method, for which every basis is feasible, then reach the vertex. If the simplex
+method gives up, an interior point method takes over. All computations are numpy in float64 on the
+host (the first-order method computes in float32), so host callbacks may use them; LU and Cholesky
+are scipy's. If the order of the programs is free, all cores finish them, one thread for each
+program.
 """
 
 import threading
@@ -24,38 +25,38 @@ from unrolled._base.threads import one_thread, threads
 # solution; both tuned on one Gaussian dictionary of 250 x 500.
 _RELAXATION = np.float32(1.7)
 _THRESHOLD_SCALE = np.float32(1.5)
-# No basis lacks an atom whose leverage is within this of 1.
+# Every basis contains each atom whose leverage is within this of 1.
 _LEVERAGE_TOL = 1e-6
-# Simplex: a basis with a diagonal entry of U, or a pivot, below this is singular.
+# Simplex: if a diagonal entry of U, or a pivot, is below this, the basis is singular.
 _SINGULAR = 1e-7
 # Exchanges after which the basis is factorised afresh.
 _REFACTOR = 64
-# Steps below this share of the largest coefficient make no progress; more than so many in a row
-# count as cycling.
+# Steps below this share of the largest coefficient make no progress; more such steps in a row
+# than this count as cycling.
 _STALLED, _MOST_STALLS = 1e-14, 5
 # Pivots allowed: 20 + 3 r. Near duplicates of atoms need more than r / 3.
 _PIVOTS, _PIVOTS_PER_ROW = 20, 3
-# At the optimum, an error of A v = y above this, from exchanges through bad bases, is repaired.
+# If A v = y has an error above this at the optimum, from exchanges through bad bases, repair it.
 _RESIDUAL = 1e-13
 # Slopes below this are rounding of zero.
 _SLOPE = 1e-12
 
 
 class Solution(NamedTuple):
-    """Feasible points of both sides, one column per program.
+    """Feasible points of both sides, one column for each program.
 
     primal >= optimum >= dual, up to rounding in float64.
     """
 
     V: np.ndarray  # (d, n) with A V = Y
-    Z: np.ndarray  # (m, n) with |A' Z| <= 1 apart from the banned entries
+    Z: np.ndarray  # (m, n) with |A' Z| <= 1 except at the banned entries
     primal: np.ndarray  # (n,) l1 norms of V
     dual: np.ndarray  # (n,) y . z
     steps: np.ndarray  # (n,) pivots and interior steps after the first-order method
 
 
 class Whitened(NamedTuple):
-    """A = B Q with orthonormal rows Q, where low rank and badly scaled rows are harmless."""
+    """A = B Q with orthonormal rows Q; A may have low rank and badly scaled rows."""
 
     Q: np.ndarray  # (r, d)
     into: np.ndarray  # (r, m): y -> c
@@ -100,13 +101,13 @@ def basis_pursuit(
         Y: (m, n), in the range of A; with `banned`, in the range of the remaining columns of A.
         banned: (n,), index of the entry that must be 0 in program k, or None.
         tol: relative gap (primal - dual) / primal.
-        choose: (primal, dual, tried) -> index of the next program to finish, or None to stop; the
-            default finishes all.
+        choose: function (primal, dual, tried) -> index of the next program to finish, or None to
+            stop; the default finishes all programs.
         iterations: number of iterations of the first-order method.
-        progress: called as progress(settled, n), by one thread at a time.
+        progress: function called as progress(settled, n), by one thread at a time.
 
     Returns:
-        Solution. A program that ends above the gap is no error: its bounds show it.
+        Solution. If a program ends above the gap, no error is raised: its bounds show the gap.
 
     Not claimed: interval arithmetic; the bounds are computed in float64.
 
@@ -220,7 +221,7 @@ def _likely_bases(
 ) -> np.ndarray:
     """The r entries of every program that are most likely nonzero at its vertex, (r, n).
 
-    They have tight constraints or large coefficients.
+    These entries have tight constraints or large coefficients.
     """
     r, products = len(Q), np.abs(Q.T @ Z)
     top = np.partition(products, -r, axis=0)[-r:]
@@ -244,7 +245,7 @@ def _finish(
     dual: float,
     tol: float,
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """v, z and the steps taken, by the simplex or, where that gives up, by the interior point.
+    """v, z and the number of steps, by the simplex or, if it gives up, the interior point method.
 
     `own` holds the index of the entry that must be 0.
     """
@@ -263,7 +264,7 @@ def _finish(
 
 
 class _Basis:
-    """Solves with Q_S and its transpose: an LU factorisation and eta vectors for exchanges."""
+    """Solves with Q_S and its transpose: an LU factorisation, and eta vectors for exchanges."""
 
     def __init__(self, rows: np.ndarray):
         # The transpose of contiguous rows is in Fortran order, so LAPACK needs no further copy.
@@ -288,7 +289,7 @@ class _Basis:
         return lapack().dgetrs(self.lu, self.order, s, trans=1)[0]
 
     def exchange(self, r: int, u: np.ndarray) -> None:
-        """Replace column r by the one with coordinates u."""
+        """Replace column r by the column with coordinates u."""
         self.etas.append((r, u))
 
 
@@ -343,8 +344,8 @@ def _leaving(
 ) -> tuple[int, float, np.ndarray] | None:
     """The entry of v that leaves as v - t g, its t, and the entries that change sign before it.
 
-    Long steps: the entering entry passes every breakpoint of the piecewise linear objective as long
-    as the objective falls. None if it falls without end.
+    Long steps: the entering entry passes every breakpoint of the piecewise linear objective while
+    the objective falls. None if the objective falls without end.
     """
     falling = np.flatnonzero(s * g > _SLOPE)
     t = np.abs(v[falling]) / np.abs(g[falling])

@@ -27,17 +27,17 @@ def __dir__() -> list[str]:
 class Module(nnx.Module):
     """A layer or network with its params and D: `module(y)` is `model.apply(params, D, y)`.
 
-    Each array that `training.fit` would train is an nnx.Param. The others (inside a
-    `layers.Fixed`, a D that is not learned, integers) are nnx.Variables, which
-    `nnx.Optimizer(..., wrt=nnx.Param)` does not change. As in `fit`, thresholds act as
-    abs(theta), so that they stay non-negative. `fit` also keeps the atoms of a learned D at
-    norm 1; for the same effect call `normalize()` after each update.
+    Each array that `training.fit` would train is an nnx.Param. Arrays that stay fixed (inside a
+    `layers.Fixed`, a D that is not learned, integers) are nnx.Variables, which `nnx.Optimizer(...,
+    wrt=nnx.Param)` does not change. As in `fit`, thresholds act as abs(theta), so that they stay
+    non-negative. `fit` also keeps the atoms of a learned D at norm 1; under your own optimizer,
+    call `normalize()` after each update.
 
     Args:
         model: a layer or a network.
-        params: of the model, from `init`, `analytic` or training; a tuple for a network.
+        params: params of the model, from `init`, `analytic` or training; a tuple for a network.
         D: (m, d), plain or structured; a tuple for a network.
-        learn_dictionary: whether D is trained too.
+        learn_dictionary: if True, D is trained too.
 
     Raises:
         TypeError: model is neither a Layer nor a Network, or params have no floating-point leaf
@@ -88,7 +88,7 @@ class Module(nnx.Module):
         return apply(y)
 
     def params(self) -> Unrolled | tuple[Unrolled, ...]:
-        """The params as pure data with non-negative thresholds, as for `model.apply`."""
+        """The params as pure data with non-negative thresholds, as `model.apply` takes them."""
         return self._whole()[0]
 
     def dictionary(self) -> Operator | tuple[Operator, ...]:
@@ -106,7 +106,7 @@ class Module(nnx.Module):
         return bool(jax.tree.leaves(self.trained.D))
 
     def _hold(self, whole: Trained) -> None:
-        """Take the leaves that are trained from params and a D."""
+        """Set the trained leaves from params and a D."""
 
         def take(variable, value):
             if variable is not None:
@@ -128,32 +128,32 @@ def _values(tree: Any) -> Any:
 
 
 def fit(model: nnx.Module, sample: Any, **options: Any) -> Fit:
-    """Train an nnx model in place, by `training.fit`: with its guards, checkpoints and warnings.
+    """Train an nnx model in place by `training.fit`, with its guards, checkpoints and warnings.
 
-    The nnx.Params are trained. Other variables, such as the statistics of batches, are what the
-    steps make of them; an evaluation is that of `model.eval()`. Afterwards the model has the
-    variables of the smallest validation loss. A `Module` is trained bit for bit as its layer, and
-    the D that it, or a `Module` inside the model, learns keeps unit atoms.
+    `fit` trains the nnx.Params. Steps also update other variables, such as batch statistics;
+    evaluations use `model.eval()`. At the end the model has the variables of the smallest
+    validation loss. `fit` trains a `Module` bit for bit as `training.fit` trains its layer, and
+    keeps unit atoms in the D that the `Module`, or a `Module` inside the model, learns.
 
     Args:
         model: a `Module`, or any other nnx.Module that takes a batch Y.
-        sample: `sample(key) -> (Y, X)`, what goes in and what should come out; or arrays, as in
-            `training.fit`. Batches that are not (n, m) are drawn by a sampler.
-        options: of `training.fit`: `optimizer`, `steps`, `key`, `loss`, `validation`,
-            `evaluate_every`, `patience`, `checkpoint`, `callbacks`, `log`, `progress`; of a
+        sample: `sample(key) -> (Y, X)`, the input and the desired output; or arrays, as in
+            `training.fit`. If batches are not (n, m), pass a sampler.
+        options: options of `training.fit`: `optimizer`, `steps`, `key`, `loss`, `validation`,
+            `evaluate_every`, `patience`, `checkpoint`, `callbacks`, `log`, `progress`; for a
             `Module` also `trainable`, `accumulate`, `mesh` and `reduction`. `loss(codes, X, D, Y)`
-            sees the output of the model as `codes[-1]`, and None for D.
+            gets the output of the model as `codes[-1]`, and None for D.
 
     Returns:
-        Fit, whose `params` and `best` are an nnx.State each and whose D is None; of a `Module` what
-        `training.fit` returns.
+        Fit, whose `params` and `best` are an nnx.State each and whose D is None; for a `Module` the
+        result of `training.fit`.
 
     Warns:
-        UserWarning: training changes nothing; of a `Module` as `training.fit`.
+        UserWarning: training changes nothing; for a `Module`, the warnings of `training.fit`.
 
     Raises:
-        NonFiniteError: as `training.fit`; the model stays as it was.
-        TypeError: not an nnx.Module. And what `training.fit` raises.
+        NonFiniteError: see `training.fit`; the model stays as it was.
+        TypeError: model is not an nnx.Module. Also the errors of `training.fit`.
 
     Example:
         >>> import optax

@@ -28,13 +28,13 @@ def bernoulli_gaussian(key: Key, shape: tuple[int, ...], probability: float | Ar
     Args:
         key: a typed key, or a seed.
         shape: (..., d).
-        probability: of a nonzero, in [0, 1].
+        probability: probability that an entry is nonzero, in [0, 1].
 
     Returns:
-        Codes of that shape.
+        Codes of shape `shape`.
 
     Raises:
-        ValueError: probability outside [0, 1] (where known).
+        ValueError: probability is outside [0, 1] (checked if known).
 
     Example:
         >>> X = ur.problems.bernoulli_gaussian(jax.random.key(0), (100, 50), 0.1)
@@ -68,13 +68,13 @@ def exact_sparse(key: Key, shape: tuple[int, ...], sparsity: int) -> Array:
     Args:
         key: a typed key, or a seed.
         shape: (..., d).
-        sparsity: in 0..d.
+        sparsity: number of nonzeros of a code, in 0..d.
 
     Returns:
-        Codes of that shape.
+        Codes of shape `shape`.
 
     Raises:
-        TypeError: sparsity is not an integer. ValueError: a shape without d, or sparsity outside
+        TypeError: sparsity is not an integer. ValueError: shape lacks d, or sparsity is outside
             0..d.
 
     Example:
@@ -96,21 +96,21 @@ def _exact_sparse(key: Key, shape: tuple[int, ...], s: int) -> Array:
 def bounded(
     key: Key, shape: tuple[int, ...], sparsity: int, bound: float = 1.0, least: float = 0.0
 ) -> Array:
-    """Codes of the class of Assumption 2: bounded nonzeros of random sign on a random support.
+    """Codes of the class of Assumption 2: bounded nonzeros with random signs on a random support.
 
     Args:
         key: a typed key, or a seed.
         shape: (..., d).
-        sparsity: the number of nonzeros s, in 0..d.
+        sparsity: number of nonzeros s, in 0..d.
         bound, least: magnitudes are uniform in [least, bound].
 
     Returns:
-        Codes of that shape.
+        Codes of shape `shape`.
 
     Raises:
         TypeError: sparsity is not an integer.
-        ValueError: a shape without d, sparsity outside 0..d, not 0 <= least <= bound < inf, or a
-            magnitude out of the range of the default float.
+        ValueError: shape lacks d, sparsity is outside 0..d, 0 <= least <= bound < inf fails, or a
+            magnitude is out of the range of the default float.
 
     Reference: Li, Feng, Zhou (2024), Assumption 2.
 
@@ -133,7 +133,7 @@ def _bounded(key: Key, shape: tuple[int, ...], s: int, bound: float, least: floa
     support_key, sign_key, value_key = jax.random.split(key, 3)
     signs = jax.random.rademacher(sign_key, shape, float)
     values = jax.random.uniform(value_key, shape, float, least, bound)
-    values = jnp.where(values == 0, bound, values)  # what is drawn as 0 would not count
+    values = jnp.where(values == 0, bound, values)  # else not a nonzero
     return _support(support_key, shape, s) * signs * values
 
 
@@ -148,9 +148,9 @@ def _sparsity(sparsity: int, shape: tuple[int, ...], where: str) -> int:
 
 
 def _announce(shape: tuple[int, ...], where: str, what: str = "the codes") -> None:
-    """Warn before a large array is drawn, or refuse one that memory does not hold.
+    """Warn before a large array is drawn, or refuse an array that does not fit in memory.
 
-    Three arrays have its size at once: random bits, the support and the values.
+    Three arrays of its size exist at once: random bits, the support and the values.
     """
     sizes = checks.as_indices(shape, "shape", where)
     checks.announce(sizes, jnp.result_type(float), what, where, copies=3)
@@ -165,7 +165,7 @@ def _support(key: Array, shape: tuple[int, ...], s: Any) -> Array:
 
 
 def _least(s: Any, u: Array) -> Array:
-    """Which are the s least entries, and of equal ones the first: faster than a sort."""
+    """Mark the s least entries, the first ones among equal entries: faster than a sort."""
     d = len(u)
     last = kth_largest(u, jnp.minimum(d + 1 - s, d))
     equal = jnp.where(u == last, jnp.arange(d, 0, -1, dtype=u.dtype), 0)
@@ -186,7 +186,7 @@ def synthesize(D: Dictionary, X: Array | np.ndarray) -> Array:
         Y, (batch, m).
 
     Raises:
-        ValueError: X of another shape.
+        ValueError: X has another shape.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(4)
@@ -210,8 +210,8 @@ def _synthesize(D: Dictionary, X: Array | np.ndarray) -> Array:
 def add_noise(key: Key, Y: ArrayLike, snr: float | Array) -> Array:
     """Y plus white Gaussian noise at `snr` dB for every signal.
 
-    The standard deviation of the noise of a signal is std(y) 10^(-snr / 20), the convention of the
-    benchmark (std leaves out the mean of y).
+    The standard deviation of the noise in a signal is std(y) 10^(-snr / 20), as in the benchmark
+    (std subtracts the mean of y).
 
     Args:
         key: a typed key, or a seed.
@@ -222,7 +222,7 @@ def add_noise(key: Key, Y: ArrayLike, snr: float | Array) -> Array:
         The noisy signals, in the shape of Y.
 
     Raises:
-        ValueError: snr is nan, or noise of that ratio leaves the range of Y (where known).
+        ValueError: snr is nan, or the noise leaves the range of Y (checked if known).
 
     Example:
         >>> Y = jax.random.normal(jax.random.key(0), (1, 10_000))
@@ -263,11 +263,11 @@ def l1_noise(key: Key, shape: tuple[int, ...], noise: float | Array) -> Array:
         noise: delta, non-negative and finite.
 
     Returns:
-        Noise vectors of that shape.
+        Noise vectors of shape `shape`.
 
     Raises:
-        ValueError: noise negative, infinite or NaN, or out of the range of the default float (where
-            known).
+        ValueError: noise is negative, infinite or NaN, or out of the range of the default float
+            (checked if known).
 
     Reference: Li, Feng, Zhou (2024), Assumption 2.
 
@@ -313,8 +313,8 @@ def standard_benchmark(
     Args:
         key: a typed key or a seed; it draws D.
         m, d: the shape of D.
-        probability: of a nonzero.
-        snr: signal-to-noise ratio in dB, see `add_noise`.
+        probability: probability that an entry of a code is nonzero.
+        snr: signal-to-noise ratio in dB, as in `add_noise`.
         kappa: condition number for `dictionaries.ill_conditioned`; None for a Gaussian D.
         batch: signals per call of `sample`.
 
@@ -322,7 +322,7 @@ def standard_benchmark(
         Benchmark.
 
     Raises:
-        TypeError, ValueError: sizes, a kappa or a batch that are out of range.
+        TypeError, ValueError: a size, kappa or batch is out of range.
 
     Reference: Chen, Liu, Wang, Yin (2018), section 4.1.
 
@@ -352,17 +352,17 @@ def sampler(
     """A sampler of noisy signals of D and their Bernoulli-Gaussian codes, for `training.fit`.
 
     Args:
-        D: (m, d); or the tuple of a chain, of which the last code is drawn.
+        D: (m, d); or the tuple of a chain: then the sampler draws the last code.
         batch: signals per call.
-        probability: of a nonzero.
-        snr: signal-to-noise ratio in dB, see `add_noise`.
+        probability: probability that an entry of a code is nonzero.
+        snr: signal-to-noise ratio in dB, as in `add_noise`.
 
     Returns:
         `sample(key) -> (Y, X)`, (batch, m) and (batch, d). For a chain X is a tuple with the codes
         of every layer, x_{j-1} = D_j x_j.
 
     Raises:
-        TypeError: batch is not an integer. ValueError: batch below 1.
+        TypeError: batch is not an integer. ValueError: batch is below 1.
 
     Example:
         >>> sample = ur.problems.sampler(ur.dictionaries.identity_hadamard(4), 16)
@@ -380,7 +380,7 @@ def sampler(
 
 @dataclass(frozen=True)
 class _Sampled:
-    """What a `sampler` draws from a chain; equal ones share their programs."""
+    """What a `sampler` draws from a chain; equal instances share their programs."""
 
     size: tuple[int, int]
     probability: float
@@ -395,22 +395,23 @@ class _Sampled:
 
 @takes_sharded
 def resampler(Y: Array | np.ndarray, X: Any = None, batch: int = 64) -> Callable[[Key], Any]:
-    """A sampler that draws signals of one's own, and their codes, with replacement.
+    """A sampler that draws your own signals, and their codes, with replacement.
 
     Args:
-        Y: (signals, m). Of an array that `np.load(path, mmap_mode="r")` returns, the rows that are
-            drawn are read, and no others; likewise of X.
-        X: (signals, d), their codes; a tuple for a chain, None where they are not known.
+        Y: (signals, m). If `np.load(path, mmap_mode="r")` returned Y or X, the sampler reads only
+            the rows that it draws.
+        X: (signals, d), the codes of Y; a tuple for a chain, None if the codes are unknown.
         batch: signals per call.
 
     Returns:
-        `sample(key) -> (Y, X)`, (batch, m) and (batch, d). Where rows of a file that are drawn have
-        NaN or infinite entries, or the file was cut, it raises ValueError; inside a `jit` of one's
-        own the batch is NaN, and `sample.check()` raises it then.
+        `sample(key) -> (Y, X)`, (batch, m) and (batch, d). If drawn rows of a file have NaN or
+        infinite entries, or the file was cut, `sample` raises ValueError. Inside your own `jit` the
+        batch is NaN instead, and `sample.check()` raises the error afterwards.
 
     Raises:
-        TypeError: signals that are integers, such as grey values, or no real numbers.
-        ValueError: shapes that do not fit, no signals, NaN or infinite rows, a batch below 1.
+        TypeError: signals are integers, such as grey values, or not real numbers.
+        ValueError: shapes do not fit, there are no signals, a row has NaN or infinity, or batch is
+            below 1.
 
     Example:
         >>> Y, X = ur.problems.resampler(jnp.arange(6.0)[:, None], batch=4)(jax.random.key(0))
@@ -428,7 +429,7 @@ def resampler(Y: Array | np.ndarray, X: Any = None, batch: int = 64) -> Callable
 
 @dataclass(frozen=True)
 class _Resampled:
-    """What a `resampler` draws from arrays, or from files; equal ones share their programs."""
+    """What a `resampler` draws from arrays or files; equal instances share their programs."""
 
     batch: int
     of_files: bool

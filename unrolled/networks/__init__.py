@@ -1,8 +1,8 @@
-"""Networks through dictionaries D_1 .. D_J: chains of layers, and blocks that are more than that.
+"""Networks through dictionaries D_1 .. D_J: chains of layers, and blocks with other connections.
 
 `dsc` runs layers one after the other. In `ml_lista` and `msd_csc` every step sweeps through all
-blocks, a block of `res_csc` starts from the code two blocks before it, and `deconvolutional`
-penalises sum |x|^p.
+blocks. A block of `res_csc` starts from the code two blocks before it. `deconvolutional` penalises
+sum |x|^p.
 """
 
 from unrolled._base import offer as _offer

@@ -48,11 +48,11 @@ class res_csc(Activated):
 
     .. math:: x_j = \mathrm{shrink}(x_{j-2} + \gamma_j D_j'(x_{j-1} - D_j x_{j-2}), \; \theta_j).
 
-    The block of a ResNet is this without D_j'D_j x_{j-2}. Where lengths never match, it is a chain
-    of layers `ista`. The more steps, the less it matters where they start.
+    The block of a ResNet is this step without D_j'D_j x_{j-2}. If no lengths match, the network is
+    a chain of layers `ista`. The more steps a block takes, the less its start matters.
 
-    Params: for each block steps (gamma, theta), none shared. `init` sets 1 / L_j and lam / L_j with
-    L_j = norm(D_j, 2)^2.
+    Params: for each block steps (gamma, theta), none shared. `init` sets gamma to 1 / L_j and theta
+    to lam / L_j with L_j = norm(D_j, 2)^2.
 
     Reference: Zhang, Zhang (2021). Not claimed: the bounds of theory, which start from zero codes.
 
@@ -91,18 +91,18 @@ class msd_csc(Sweeping):
         \quad j = 1, \dots, J, \quad x_0 = y,
 
     where D_j'r = (r, F_j'r) and D_j (u, v) = u + F_j v. The first sweep, from zero codes, is a
-    network with dense connections: x_j = shrink(gamma_j (x_{j-1}, F_j'x_{j-1}), theta_j). Dilations
-    that differ from layer to layer mix scales; `mixed_scale` makes such dictionaries.
+    network with dense connections: x_j = shrink(gamma_j (x_{j-1}, F_j'x_{j-1}), theta_j). If
+    dilations differ from layer to layer, they mix scales; `mixed_scale` makes such dictionaries.
 
     Params: for each block steps (gamma, theta), none shared. `init` sets gamma_j = 1 / (1 +
     norm(F_j)^2), the largest safe step since norm(D_j)^2 = 1 + norm(F_j)^2, and theta_j = lam
     gamma_1 ... gamma_j: the steps of `pursuit.ml_ista`.
 
     Raises:
-        TypeError: a dictionary that is not `dictionaries.WithIdentity`.
-        ValueError: shapes that do not meet.
+        TypeError: a dictionary is not a `dictionaries.WithIdentity`.
+        ValueError: shapes do not fit.
 
-    Reference: Zhang, Zhang (2021). Not claimed: a rate, as for ML-ISTA; that trained step sizes
+    Reference: Zhang, Zhang (2021). Not claimed: a rate (as for ML-ISTA), or that trained step sizes
     stay below 1 / (1 + norm(F_j)^2).
 
     Example:
@@ -160,24 +160,24 @@ def mixed_scale(
 ) -> tuple[WithIdentity, ...]:
     """Dictionaries [I, F_j] for `msd_csc`, with Gaussian filters of norm 1.
 
-    F_j has `growth` filters of all channels + (j - 1) growth channels before it, and the dilation
-    of its turn in the cycle.
+    F_j has `growth` filters of all channels + (j - 1) growth channels before it. Its dilation is
+    the j-th of the cycle `dilations`.
 
     Args:
         key: a key or a seed.
         signal_shape: spatial shape, an int for 1-D.
-        channels: those of the signal.
-        growth: feature maps that every layer adds.
+        channels: number of channels of the signal.
+        growth: number of feature maps that every layer adds.
         depth: J, the number of layers.
         kernel: side of the filters.
         dilations: a cycle of dilations.
-        boundary: "circular", or "zero" whose atoms are cut at the far border; all maps have the
-            size of the signal.
+        boundary: "circular", or "zero", which cuts atoms at the far border; all maps have the size
+            of the signal.
 
     Raises:
-        TypeError: a size that is not an integer.
-        ValueError: a size below 1, no dilations, boundary "valid", or dilated filters that are
-            longer than the signal.
+        TypeError: a size is not an integer.
+        ValueError: a size is below 1, there are no dilations, boundary is "valid", or dilated
+            filters are longer than the signal.
 
     Example:
         >>> Ds = ur.networks.mixed_scale(0, (8, 8), channels=3, growth=2, depth=2, dilations=(1, 3))
@@ -213,7 +213,7 @@ def _as_power(value: Any, name: str, caller: str) -> float:
 
 
 class BetaAndThreshold(NamedTuple):
-    """The weight of the coupling, of which the magnitude counts, and the threshold of one step."""
+    """The magnitude of the coupling weight, and the threshold of one step."""
 
     beta: Annotated[Array, Shape("")]
     theta: Theta
@@ -227,18 +227,18 @@ class deconvolutional(Unfolded):
 
     .. math:: x_j \approx \arg\min_x \|x_{j-1} - D_j x\|^2 / 2 + lam \sum_i |x_i|^p, \quad x_0 = y,
 
-    by the steps of `pursuit.half_quadratic`, from zero codes, with beta that grows from step to
-    step. The paper solves them for every image; here K is fixed, so that params can be trained.
-    Dictionaries come from `learn_deconvolution`, or are any that chain.
+    by the steps of `pursuit.half_quadratic`, from zero codes, with beta growing from step to step.
+    The paper solves these problems for every image; here K is fixed, so that params can be trained.
+    Pass the dictionaries of `learn_deconvolution`, or any dictionaries that chain.
 
-    Params: for each block steps (beta, theta), none shared. `init` takes beta from norm(D_j)^2 / 10
+    Params: for each block steps (beta, theta), none shared. `init` sets beta from norm(D_j)^2 / 10
     to 100 norm(D_j)^2, geometrically, and theta = lam / beta.
 
     Raises:
-        ValueError: p outside (0, 1]; when called, shapes that do not meet.
+        ValueError: p is outside (0, 1]; when called, shapes do not fit.
 
     Reference: Zeiler, Krishnan, Taylor, Fergus (2010), who put lambda on the data term: lam is 1 /
-    lambda. Not claimed: that a layer is solved to any accuracy, see `pursuit.half_quadratic`.
+    lambda. Not claimed: that a layer reaches any accuracy, see `pursuit.half_quadratic`.
 
     Example:
         >>> network = ur.networks.deconvolutional(8, lam=0.02, p=0.8)
@@ -257,7 +257,7 @@ class deconvolutional(Unfolded):
         for D in chain_of(self, Ds):
             start, usable = _betas_of(D, self.lam, self.depth)
             if not checks.may_hold(usable):
-                lipschitz(D, where(self))  # which says why
+                lipschitz(D, where(self))  # which raises with the reason
             params.append(start)
         return tuple(params)
 
@@ -268,9 +268,9 @@ class deconvolutional(Unfolded):
 
 
 class Deconvolution(NamedTuple):
-    """What `learn_deconvolution` finds."""
+    """The result of `learn_deconvolution`."""
 
-    params: Params  # of the network
+    params: Params  # params of the network
     Ds: tuple[Conv, ...]  # the learned dictionaries
     objective: np.ndarray  # (J, sweeps), the mean over the images, after each step of the codes
 
@@ -288,8 +288,8 @@ def learn_deconvolution(
 ) -> Deconvolution:
     r"""Learn the filters of a deconvolutional network greedily, the first layer first.
 
-    A layer learns from the maps of the layers before it, which then stay. `sweeps` times, its codes
-    are found with the filters fixed; then conjugate gradients on
+    A layer learns from the maps of the layers before it, which then stay. Each of `sweeps` sweeps
+    finds the codes with the filters fixed; then conjugate gradients on
 
     .. math:: \sum_n \|y_n - D x_n\|^2 / 2
 
@@ -298,25 +298,25 @@ def learn_deconvolution(
 
     Args:
         key: draws the first filters.
-        network: its K, lam and p.
+        network: the network to learn for; its K, lam and p are used.
         images: (n, channels, *signal_shape).
-        banks: (filters, side) of every layer.
-        sweeps: of every layer.
-        filter_steps: steps of conjugate gradients in a sweep.
-        masks: for every layer which filter sees which map, (filters, maps before) of 0 and 1, or
-            None for all.
+        banks: (filters, side) for every layer.
+        sweeps: number of sweeps for every layer.
+        filter_steps: number of conjugate-gradient steps in a sweep.
+        masks: for every layer an array (filters, maps before) of 0 and 1 that says which filter
+            reads which map, or None for all.
 
     Returns:
-        Deconvolution. The objective need not fall in every sweep, because the codes start anew and
-        the norm of the filters is fixed.
+        Deconvolution. The objective may rise in a sweep, because the codes start anew and the norm
+        of the filters is fixed.
 
     Raises:
-        TypeError: a network of another kind, sizes that are no integers.
-        ValueError: images of another shape, filters longer than the image, no banks, masks of
-            another number or shape, or a filter that sees nothing.
+        TypeError: network is of another kind, or a size is not an integer.
+        ValueError: images have another shape, filters are longer than the image, there are no
+            banks, masks have another number or shape, or a filter reads no map.
 
     Reference: Zeiler, Krishnan, Taylor, Fergus (2010). Their maps are larger than the image by the
-    side of a filter less one; the circular boundary is ours.
+    side of a filter less one; we use a circular boundary instead.
 
     Example:
         >>> images = jax.random.normal(jax.random.key(1), (3, 1, 6, 6))
@@ -344,7 +344,7 @@ def learn_deconvolution(
     if len(masks) != len(banks):
         raise ValueError(f"{name}: got {len(masks)} masks for {len(banks)} banks")
     shape, channels = images.shape[2:], images.shape[1]
-    e = int(exponent(images))  # images near 1: no square leaves the range
+    e = int(exponent(images))  # images scaled to about 1: no square leaves the range
     scaled = dataclasses.replace(network, lam=network.lam * 2.0 ** (e * (network.p - 2)))
     Y, Ds, history = times_power(images.reshape(len(images), -1), -e), [], []
     for k, bank, mask in zip(jax.random.split(key, len(banks)), banks, masks):
@@ -394,7 +394,7 @@ def _code(network: deconvolutional, D: Conv, Y: Array) -> tuple[Array, Array]:
 
 @partial(jax.jit, static_argnums=4)
 def _improved(D: Conv, X: Array, Y: Array, mask: ArrayLike, steps: int) -> Conv:
-    """D with filters nearer to the least squares for given codes, scaled to norm 1."""
+    """D after steps towards the least-squares filters for given codes, scaled to norm 1."""
     mask = jnp.asarray(mask, Y.dtype)
 
     def synthesize(filters: Array) -> Array:

@@ -1,6 +1,6 @@
-"""Networks, records that map a signal to the codes of J blocks; chains; and how codes are judged.
+"""Networks, records that map a signal to the codes of J blocks; chains; judgements of codes.
 
-Deep sparse coding (DSC) is a chain: layers that run one after the other, each on the code before.
+Deep sparse coding (DSC) is a chain: each layer runs on the code of the layer before.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -33,7 +33,7 @@ from unrolled.pursuit import State, lipschitz, sweep
 __all__ = ["Analysis", "NETWORKS", "Network", "dsc", "ml_lista"]
 
 
-# The networks by name, where files of weights look them up.
+# The networks by name; files of weights look networks up here.
 NETWORKS: dict[str, type["Network"]] = {}
 
 Dictionaries = Sequence[Dictionary]
@@ -44,8 +44,8 @@ Codes = tuple[Array, ...]
 class Network(Interned):
     """Codes of J dictionaries: a frozen record of options whose methods are pure functions.
 
-    A subclass defines `layers`, `depth`, `forms`, `init`, `check` and `run`. As with families of
-    layers, a subclass whose name has no leading underscore joins `NETWORKS`.
+    A subclass defines `layers`, `depth`, `forms`, `init`, `check` and `run`. If the name of a
+    subclass has no leading underscore, the subclass joins `NETWORKS`, as for families of layers.
 
     Attributes:
         layers: the layers of a chain, or () if the blocks do not run one after the other.
@@ -85,11 +85,11 @@ class Network(Interned):
         return None
 
     def init(self, key: Key | None, Ds: Dictionaries) -> Params:
-        """The usual params to start from, a tuple with those of every block."""
+        """The usual initial params, a tuple with the params of every block."""
         raise NotImplementedError
 
     def check(self, params: Params, Ds: Dictionaries) -> None:
-        """Raise unless `params` are of this network and fit the shapes of Ds, as `Layer.check`."""
+        """Raise unless `params` belong to this network and fit the Ds, as `Layer.check`."""
         raise NotImplementedError
 
     def run(self, params: Params, Ds: Dictionaries, y: ArrayLike) -> tuple[Codes, Codes]:
@@ -106,12 +106,12 @@ class Network(Interned):
 
 
 def where(network: Network) -> str:
-    """The name that messages of a network begin with."""
+    """The name with which messages of a network begin."""
     return f"networks.{network.family}"
 
 
 def chain_of(network: Network, Ds: Any, J: int | None = None, params: Any = None) -> Dictionaries:
-    """The checked dictionaries; raise unless there are J of them, and as many params if given."""
+    """The checked dictionaries; raise unless there are J dictionaries, and J params if given."""
     Ds = as_chain(Ds, where(network))
     J = len(Ds) if J is None else J
     for name, parts in (("Ds", Ds), ("params", params)):
@@ -141,13 +141,13 @@ def as_layers(value: Any, name: str, caller: str) -> tuple[Layer, ...]:
 
 
 class dsc(Network):
-    r"""The DSC network: x_j = layer_j(D_j, x_{j-1}) with x_0 = y, the code of the code.
+    r"""The DSC network: x_j = layer_j(D_j, x_{j-1}) with x_0 = y.
 
-    Params come from `init`, `analytic.dsc` or training: a tuple with those of every layer.
+    Params come from `init`, `analytic.dsc` or training: a tuple with the params of every layer.
 
     Raises:
-        ValueError: no layers; when called, params or dictionaries of another number, or shapes that
-            do not meet.
+        ValueError: there are no layers; when called, the number of params or dictionaries differs,
+            or shapes do not fit.
 
     Reference: Li, Feng, Zhou (2024), Definition 2 and Theorem 6.
 
@@ -166,7 +166,7 @@ class dsc(Network):
 
     @property
     def depth(self) -> int:
-        """The number of steps of all layers together."""
+        """The total number of steps of all layers."""
         return sum(layer.depth for layer in self.layers)
 
     def forms(self, j):
@@ -198,10 +198,10 @@ class dsc(Network):
 
 
 class Unfolded(Network, layers.Looped):
-    """J blocks of K steps each, which are no chain of layers that start from zero codes.
+    """J blocks of K steps each that do not form a chain of layers starting from zero codes.
 
-    A subclass defines `forms`, `init` and `unfold`; or, for steps through all blocks at once, it is
-    one of `Sweeping`.
+    A subclass defines `forms`, `init` and `unfold`. If steps run through all blocks at once,
+    subclass `Sweeping` instead.
     """
 
     depth: int = option(kw_only=False, most=checks.DEEPEST, help="K, the number of steps")
@@ -241,7 +241,7 @@ class Unfolded(Network, layers.Looped):
         """gamma = 1 / L and theta = lam / L, with L = norm(D, 2)^2, and K steps of them."""
         start, usable = _steps_of(D, lam, self.depth)
         if not checks.may_hold(usable):
-            lipschitz(D, where(self))  # which says why
+            lipschitz(D, where(self))  # which raises with the reason
         return start
 
 
@@ -253,7 +253,7 @@ def _steps_of(D: Dictionary, lam: Any, depth: int) -> tuple[Any, Array]:
     return (gamma, theta, steps), (L > 0) & (gamma > 0)
 
 
-# Compiled once, where an eager scan would be compiled at every call.
+# Compiled once: an eager scan would be compiled at every call.
 @programs.on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _run(network: Unfolded, params: Params, Ds: Dictionaries, y: Array) -> tuple[Codes, Codes]:
@@ -281,12 +281,12 @@ class Blocks(NamedTuple):
 
 
 class Sweeping(Activated):
-    """J blocks whose codes are found together: K sweeps down and up, the first from zero codes."""
+    """J blocks whose codes K sweeps down and up find together, the first from zero codes."""
 
     def update(
         self, shared: Any, p: Any, D: Dictionary, before: Array, x: Array, Dx: Array
     ) -> Array:
-        """The next code of one block, from the code before it, its own, and D times its own."""
+        """The next code of a block, from the code before it, its own code, and D times it."""
         raise NotImplementedError
 
     def step(self, shared, p, Ds, y, state):
@@ -304,7 +304,7 @@ class Sweeping(Activated):
 
 
 def _together(params: Params) -> Unrolled:
-    """The params of all blocks as those of one loop, stacked if all of them are."""
+    """The params of all blocks as params of one loop, stacked if every block's are stacked."""
     steps = [p.steps for p in params]
     shared = tuple(p.shared for p in params)
     if not any(type(s) is tuple for s in steps):
@@ -314,7 +314,7 @@ def _together(params: Params) -> Unrolled:
 
 
 class Analysis(NamedTuple):
-    """The matrix that the steps of a block of ML-LISTA share."""
+    """The matrix that all steps of an ML-LISTA block share."""
 
     B: layers.Matrix  # (d_{j-1}, d_j), applied to the code before as B'x
 
@@ -330,12 +330,12 @@ class ml_lista(Sweeping):
         x_j &\leftarrow \mathrm{shrink}(x_j - \gamma_j D_j' D_j x_j + B_j' x_{j-1}, \; \theta_j),
         \quad j = 1, \dots, J, \quad x_0 = y,
 
-    where the first line goes down from the deepest code and the second goes up, each time from the
-    code just found.
+    where the first line goes down from the deepest code, and the second line goes up from the code
+    just found.
 
-    Params: for each block shared B, which is learned, and steps (gamma, theta). `init` is ML-ISTA:
-    B_j = D_j / L_j, gamma_j = 1 / L_j and theta_j = lam / (L_1 ... L_j), with L_j = norm(D_j, 2)^2,
-    the steps of `pursuit.ml_ista`; J = 1 is ISTA.
+    Params: for each block shared B, which is learned, and steps (gamma, theta). `init` gives
+    ML-ISTA: B_j = D_j / L_j, gamma_j = 1 / L_j and theta_j = lam / (L_1 ... L_j), with L_j =
+    norm(D_j, 2)^2, the steps of `pursuit.ml_ista`; J = 1 is ISTA.
 
     Reference: Sulam, Aberdam, Beck, Elad (2020), section 5. Not claimed: a rate; the fixed point of
     ML-ISTA is only near the optimum of its objective.
@@ -368,12 +368,12 @@ class ml_lista(Sweeping):
 
 
 def _acting(shared: Analysis, p: StepAndThreshold, D: Dictionary) -> Acting:
-    """B and I - gamma D'D, by which a step acts on the code before and on its own."""
+    """B and I - gamma D'D, which a step applies to the code before and to its own code."""
     A, gamma = dense(D), jnp.reshape(p.gamma, (-1, 1))
     return Acting(shared.B, S=jnp.eye(A.shape[1], dtype=A.dtype) - gamma * (A.T @ A))
 
 
-# One rule everywhere: codes are judged beside zero codes, and beside ISTA of the same depth.
+# One rule everywhere: codes are compared with zero codes, and with ISTA of the same depth.
 
 # Two programs add the losses of a batch in different orders.
 ROUNDING = 1e-5
@@ -381,7 +381,7 @@ ROUNDING = 1e-5
 
 @checked
 def exceeds(loss: float, other: float) -> bool:
-    """Whether a loss is above another by more than the rounding of a sum.
+    """Whether a loss exceeds another by more than the rounding of a sum.
 
     Example:
         >>> ur.training.exceeds(1.0001, 1.0), ur.training.exceeds(1.0 + 1e-7, 1.0)
@@ -396,10 +396,11 @@ def worse_than_zero(
     """The sentence of the rule.
 
     Args:
-        codes: which ones, with their verb.
-        measure: what the numbers are.
-        loss, zero, ista: of the codes, of zero codes and of ISTA at the same depth; NaN for none.
-        unit: of the numbers.
+        codes: the codes as subject, with a verb.
+        measure: the name of the numbers.
+        loss, zero, ista: values for the codes, for zero codes, for ISTA of the same depth; NaN if
+        unknown.
+        unit: unit of the numbers.
 
     Example:
         >>> from unrolled.networks import worse_than_zero
@@ -412,7 +413,7 @@ def worse_than_zero(
 def worse(codes: str, measure: str, loss: Any, zero: Any, ista: Any = np.nan) -> str:
     """The sentence of the rule if codes exceed zero codes, or else ISTA; "" if they exceed neither.
 
-    Arguments are those of `worse_than_zero`.
+    The arguments are the arguments of `worse_than_zero`.
 
     Example:
         >>> from unrolled.networks import worse
@@ -443,11 +444,11 @@ def codes_of_ista(D: Dictionary, lam: Any, depth: int, Y: Array, where: str) -> 
 
 
 def loss_of(loss: Any, X: Any, where: str) -> Callable[..., Array] | None:
-    """The loss of codes whose true ones are X, checked; None where X alone judges them.
+    """Check the loss of codes whose true codes are X; return None if only X judges them.
 
     Raises:
-        TypeError: it is no function.
-        ValueError: neither codes nor a loss.
+        TypeError: the loss is not a function.
+        ValueError: there are neither codes nor a loss.
     """
     if loss is None and X is None:
         raise ValueError(
@@ -463,7 +464,7 @@ def loss_of(loss: Any, X: Any, where: str) -> Callable[..., Array] | None:
 
 
 def lam_of(loss: Any, model: Any) -> float | None:
-    """The one lam of a loss, else of a layer; None where neither has one."""
+    """The lam of a loss, else of a layer; None if neither has a lam."""
     lams = (getattr(part, "lam", None) for part in (loss, model))
     lam = next((lam for lam in lams if lam is not None), None)
     return None if lam is None or np.ndim(lam) or not checks.is_concrete(lam) else float(lam)
