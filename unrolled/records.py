@@ -1,7 +1,7 @@
 """Records identified by their options: equal options give the same object.
 
-Families of layers, recipes, configurations and checkpoints are such records. An option says its
-type, limits and help once, and checks, signatures, help, flags, files and messages are read off it.
+Families of layers, recipes, configurations and checkpoints are such records. An option states its
+type, limits and help once; checks, signatures, help, flags, files and messages use this statement.
 """
 
 import argparse
@@ -56,18 +56,19 @@ def option(
 ) -> Any:
     """An option of a record: a field of its class with a default, limits and a help text.
 
-    Fields annotated `int`, `float`, `bool` or `str`, or one of these `| None`, are checked as such:
-    an int without `least` must not be negative, and a float without `most` must be finite. A value
-    of another type is taken as it is, unless there is a `check`.
+    Fields annotated `int`, `float`, `bool` or `str`, or one of these `| None`, are checked: an int
+    without `least` must not be negative, and a float without `most` must be finite. A value of
+    another type passes unchanged, unless there is a `check`.
 
     Args:
-        default: the default value; without one the option is required.
+        default: the default value; an option without a default is required.
         help: the text that `help` of the class and of the command line shows.
-        check: `check(value, name, where)` returns the value in its one hashable form, or raises.
+        check: function; `check(value, name, where)` returns the value in its one hashable form, or
+            raises.
         least, above, below, most: limits of a number: `>= least`, `> above`, `< below`, `<= most`.
-        choices: the words of which a text is one; they may grow later, as the names of families do.
-        kw_only: False for an option that is also given by position.
-        absent: the value in files from before there was the option, where it is not the default.
+        choices: the allowed words; the set may grow later, as the names of families do.
+        kw_only: False if the option can also be given by position.
+        absent: the value in files older than the option, if this value is not the default.
 
     Example:
         >>> class _relaxed(ur.layers.ista):
@@ -85,13 +86,13 @@ def option(
 
 _LOCK = threading.Lock()
 _KNOWN: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
-# The latest records stay alive even if nobody holds them. Otherwise a program that builds its layer
-# anew at every call would be traced anew at every call.
+# The latest records stay alive even if nobody holds them. Otherwise a program that creates its
+# layer anew at every call would be traced anew at every call.
 _RECENT: collections.deque = collections.deque(maxlen=256)
 
 
 class _Interned(type):
-    """The class of records. A call checks the options and returns the one record that has them."""
+    """The class of records. A call checks options and returns the one record that has them."""
 
     bound: tuple[str, ...]
     __signature__: inspect.Signature
@@ -112,7 +113,7 @@ class _Interned(type):
             _RECENT.append(interned)
         return interned
 
-    if not TYPE_CHECKING:  # a checker would take the Any of `_record` for the type of every record
+    if not TYPE_CHECKING:  # else type checkers give every record the type Any
         __call__ = _record
 
 
@@ -123,9 +124,9 @@ class Record(metaclass=_Interned):
     """A frozen record of options; equal options give the same object.
 
     Hence records are equal exactly if they are identical. A record can be a static argument of
-    `jit` and is a pytree node without leaves. It can be pickled, copied, and changed with
-    `dataclasses.replace`. Its `repr` is the expression that makes it. Options must be hashable:
-    numbers, strings, tuples, activations.
+    `jit` and is a pytree node without leaves. You can pickle a record, copy it, and change it with
+    `dataclasses.replace`. The `repr` of a record is the expression that creates the record. Options
+    must be hashable: numbers, strings, tuples, activations.
 
     Example:
         >>> class _pair(ur.records.Record):
@@ -138,7 +139,7 @@ class Record(metaclass=_Interned):
         ValueError: _pair: unknown second 'c'; expected one of a, b
     """
 
-    # The methods that are bound once, because `jit` tells functions apart by identity.
+    # Methods that are bound once, because `jit` distinguishes functions by identity.
     bound: ClassVar[tuple[str, ...]] = ()
     if TYPE_CHECKING:
         __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -156,7 +157,7 @@ class Record(metaclass=_Interned):
 
     @classmethod
     def absent(cls) -> dict[str, Any]:
-        """The options that older files lack, with the values that they had then."""
+        """The options that older files lack, with their values at that time."""
         values = {field.name: field.metadata["absent"] for field in dataclasses.fields(cls)}
         return {name: v for name, v in values.items() if v is not dataclasses.MISSING}
 
@@ -187,12 +188,12 @@ def values_of(record: Any) -> dict[str, Any]:
 
 
 def _typed(value: Any) -> Any:
-    """A key in which 1, 1.0 and True differ, also within tuples: records show what was given."""
+    """A key in which 1, 1.0 and True differ, also within tuples: records show the given value."""
     return tuple(map(_typed, value)) if type(value) is tuple else (type(value), value)
 
 
 def _misfit(cls: Any, args: tuple, options: dict[str, Any]) -> str | None:
-    """Why these are not the options of a class, in words that do not depend on the Python."""
+    """Why a class does not have these options, in words that no Python version changes."""
     parameters = cls.__signature__.parameters
     first = [name for name, p in parameters.items() if p.kind is not p.KEYWORD_ONLY]
     filled = {*first[: len(args)], *options}
@@ -217,7 +218,7 @@ def _remade(cls, options):
 
 @checked
 def kind_of(field: dataclasses.Field) -> type:
-    """int, float, bool or str where that is the annotation, or the first of its types; else object.
+    """int, float, bool or str if the annotation is one, or the first such type in it; else object.
 
     Example:
         >>> import dataclasses
@@ -234,14 +235,14 @@ def accept(field: dataclasses.Field, value: Any, name: str, where: str, **limits
 
     Args:
         field: the option.
-        value: what was given.
-        name: of the option in messages, as "--depth" or "model.depth".
-        where: what messages begin with.
-        limits: those that hold beside the option's own, as of `option`.
+        value: the given value.
+        name: name of the option in messages, such as "--depth" or "model.depth".
+        where: the beginning of messages.
+        limits: further limits, as of `option`.
 
     Raises:
-        TypeError: a value of another type, or a traced one.
-        ValueError: a value beyond the limits.
+        TypeError: the value has another type, or is traced.
+        ValueError: the value is beyond the limits.
 
     Example:
         >>> depth = ur.alista.__dataclass_fields__["depth"]
@@ -280,7 +281,7 @@ _KINDS: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
 
 
 def _one_of(value: Any, name: str, where: str, choices: Collection[str] | None) -> None:
-    """Raise unless a value is text, and among the choices if there are any."""
+    """Raise unless a value is text, and one of the choices if there are any."""
     if not isinstance(value, str):
         raise TypeError(f"{where}: {name} must be a string, got {checks.brief(value)}")
     if choices is not None and value not in choices:
@@ -293,7 +294,7 @@ def _one_of(value: Any, name: str, where: str, choices: Collection[str] | None) 
 def _within(number: float, name: str, where: str, limits: Mapping[str, Any]) -> None:
     """Raise ValueError unless a number is within the limits of its option; finite without `most`.
 
-    The limit `most` is said only where a number is above it.
+    Messages state the limit `most` only if a number is above it.
     """
     least, above, below, most = (limits.get(limit) for limit in ("least", "above", "below", "most"))
     good = isinstance(number, int) or math.isfinite(number)
@@ -347,7 +348,7 @@ def _signature(cls: Any) -> inspect.Signature:
 
 
 def _ordered(cls) -> list[dataclasses.Field]:
-    """The fields given by position, then those of the nearest class, and so on."""
+    """The fields given by position, then the fields of the nearest class, and so on."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     order = [name for base in cls.__mro__ for name in inspect.get_annotations(base)]
     nearest = [fields[name] for name in dict.fromkeys(order) if name in fields]
@@ -392,14 +393,14 @@ class Interned(Record):
 
 @checked
 def to_plain(record: Any, write: Callable[[Any], Any] | None = None) -> dict[str, Any]:
-    """The options of a record as JSON and TOML hold them, with lists for tuples.
+    """The options of a record in the form of JSON and TOML, with lists instead of tuples.
 
     Args:
-        record: whose options.
-        write: gives the form of a value that is no number, text or tuple, or None.
+        record: the record.
+        write: returns the form of a value that is not a number, text or tuple, or None.
 
     Raises:
-        TypeError: a value without a form.
+        TypeError: a value has no form.
 
     Example:
         >>> ur.records.to_plain(ur.layers.ista(2), str)["activation"]
@@ -424,10 +425,10 @@ def _plain(value: Any, write: Callable[[Any], Any] | None, where: str) -> Any:
 
 @checked
 def from_plain(value: Any, name: str, where: str) -> Any:
-    """A value of a file, with tuples for lists.
+    """A value of a file, with tuples instead of lists.
 
     Raises:
-        TypeError: neither a number, nor text, nor a list of them.
+        TypeError: the value is not a number, text, or a list of them.
 
     Example:
         >>> ur.records.from_plain(["elu", [0.5]], "activation", "caller")
@@ -444,9 +445,9 @@ def from_plain(value: Any, name: str, where: str) -> Any:
 
 @checked
 def from_text(field: dataclasses.Field, text: str) -> Any:
-    """The value of a flag, not yet checked: text that is no number stays text.
+    """The value of a flag, not yet checked: text that does not spell a number stays text.
 
-    Options that are no numbers may be JSON, and a list without its brackets.
+    An option that is not a number may be JSON, or a list without brackets.
 
     Example:
         >>> import dataclasses
@@ -469,12 +470,12 @@ _METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
 
 @checked
 def add_flag(group: Any, field: dataclasses.Field, help: str | None = None) -> None:
-    """A flag of an option, `--name`, in a parser or a group of argparse; its value stays text.
+    """A flag `--name` of an option, in a parser or a group of argparse; the value stays text.
 
     Args:
-        group: of argparse.
+        group: a parser or a group of argparse.
         field: the option.
-        help: in place of its own, for an option of several records.
+        help: text that replaces the help of the option, if several records share it.
 
     Example:
         >>> import argparse
@@ -497,7 +498,7 @@ def add_flag(group: Any, field: dataclasses.Field, help: str | None = None) -> N
 
 @checked
 def changed(record: Any) -> dict[str, Any]:
-    """The options that are not at their defaults.
+    """The options that differ from their defaults.
 
     Example:
         >>> ur.records.changed(ur.lista_cp(3, lam=0.2))

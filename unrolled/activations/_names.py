@@ -14,7 +14,7 @@ from unrolled.activations._activation import Activation, _relu
 __all__ = ["NAMED", "by_name", "describe", "from_description", "is_known", "is_monotone"]
 
 
-# Names that configurations and files may use; an activation of a user's own may be added.
+# Names for configurations and files; users may add their own activations.
 NAMED = {
     "relu": _activation.relu,
     "leaky_relu": _activation.leaky_relu(0.01),
@@ -29,7 +29,7 @@ NAMED = {
     "hard_swish": _activation.hard_swish,
 }
 
-# Functions of JAX, with their default arguments, and the activations that know their constants.
+# Functions of JAX with default arguments, and the activations that know their constants.
 _TWINS = (
     (jax.nn.relu, _activation.relu),
     (jax.nn.leaky_relu, NAMED["leaky_relu"]),
@@ -45,7 +45,8 @@ _TWINS = (
     (jax.nn.hard_silu, _activation.hard_swish),
 )
 
-# Factories by the function of the activations that they make: their arguments are its parameters.
+# Factories by the function of the activations that they return: the parameters of the function are
+# the arguments of the factory.
 _FACTORIES: dict[Callable[..., Array], Callable[..., Activation]] = {
     _activation._leaky_relu: _activation.leaky_relu,
     _activation._elu: _activation.elu,
@@ -73,7 +74,7 @@ _RISING = {
 
 @checked
 def is_known(activation: Activation) -> bool:
-    """Whether an activation is of this package, with the constants that the package gives it.
+    """Whether this package made an activation, with the constants that the package gives it.
 
     Example:
         >>> rho = ur.activations.elu(0.5)
@@ -91,7 +92,7 @@ def is_known(activation: Activation) -> bool:
 
 @checked
 def is_monotone(activation: Callable[[Array], Array]) -> bool:
-    """Whether an activation is of this package and never falls; False where nothing is known.
+    """Whether this package made an activation that never falls; False if nothing is known.
 
     Example:
         >>> [ur.activations.is_monotone(rho) for rho in (ur.activations.elu(0.5), jnp.tanh)]
@@ -108,12 +109,12 @@ def by_name(name: str | Activation) -> Activation: ...
 @overload
 def by_name(name: Callable[[Array], Array]) -> Callable[[Array], Array]: ...
 def by_name(name: str | Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """The activation of that name; a function of `jax.nn` that has a twin here becomes the twin.
+    """The activation with a given name; a function of `jax.nn` with a twin here becomes the twin.
 
-    Any other callable is returned as it is, an activation too.
+    Any other callable, also an activation, is returned unchanged.
 
     Raises:
-        ValueError: `NAMED` has no such name (the message lists those it has).
+        ValueError: `NAMED` lacks the name (the message lists the known names).
         TypeError: `name` is neither a string nor callable.
 
     Example:
@@ -136,13 +137,13 @@ def by_name(name: str | Callable[[Array], Array]) -> Callable[[Array], Array]:
 
 @checked
 def describe(activation: Callable[[Array], Array]) -> str | list:
-    """A form of an activation that JSON can hold; `from_description` turns it back, exactly.
+    """A form of an activation that JSON can hold; `from_description` inverts it exactly.
 
-    It is the name in `NAMED`, or the name of a factory with its arguments. An activation of your
-    own needs a name in `NAMED`, when it is described and when it is read.
+    The form is the name in `NAMED`, or the name of a factory with its arguments. Your own
+    activation needs a name in `NAMED`, both when it is described and when it is read.
 
     Raises:
-        TypeError: the activation has no name in `NAMED` and comes from none of the factories.
+        TypeError: the activation has no name in `NAMED` and none of the factories made it.
 
     Example:
         >>> rho = ur.activations.scale(ur.activations.compose(ur.activations.elu(0.9), 3), 5.0)
@@ -162,10 +163,10 @@ def describe(activation: Callable[[Array], Array]) -> str | list:
 
 
 def from_description(form: str | list | tuple) -> Callable[[Array], Array]:
-    """The activation that `describe` gave this form of; names are looked up, never evaluated.
+    """The activation that `describe` turned into this form; names are looked up, never evaluated.
 
     Raises:
-        ValueError: an unknown name, or arguments that its factory does not take.
+        ValueError: a name is unknown, or its factory does not take the arguments.
 
     Example:
         >>> ur.activations.from_description(["scale", "silu", 5.0])

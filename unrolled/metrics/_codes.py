@@ -37,14 +37,14 @@ __all__ = [
 ]
 
 
-# Ratios of magnitudes of two numbers up to this power of two have a square in float32.
+# If the ratio of two magnitudes is up to this power of two, its square fits in float32.
 _RATIO = 60
 
 
 def energies(
     estimates: Array, X: Array, axis: int | None = None
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """The sums of (x^ - x)^2 and of x^2, each as (e, k) for e 2^(2 k)."""
+    """The sums of (x^ - x)^2 and of x^2, each as (e, k) with the value e 2^(2 k)."""
     estimates, X = widened(estimates), widened(X)
     error, k = energy(estimates / 2 - X / 2, axis)  # a difference of halves cannot overflow
     return (error, k + 1), energy(X, axis)
@@ -65,7 +65,7 @@ def relative_error(estimates: Array, X: Array, axis: int | None = None) -> Array
 
 
 def same_shape(a: ArrayLike, b: ArrayLike, where: str) -> tuple[Array, Array]:
-    """Both as floats of one dtype (bytes would wrap around), checked to have one shape."""
+    """Both arrays as floats of one dtype (bytes would wrap around), checked to have one shape."""
     if np.shape(a) != np.shape(b):
         raise ValueError(
             f"{where}: shapes {np.shape(a)} and {np.shape(b)} differ; expected equal ones"
@@ -80,14 +80,14 @@ def psnr(estimate: ArrayLike, reference: ArrayLike, peak: float = 1.0) -> Array:
     """20 log10(peak / rms(estimate - reference)) in dB, over all entries; nothing is clipped.
 
     Args:
-        estimate, reference: images or batches of them, of one shape.
+        estimate, reference: images or batches of images, of one shape.
         peak: the largest possible value.
 
     Returns:
-        PSNR in dB, (); nan without entries.
+        PSNR in dB, (); nan if there are no entries.
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: shapes differ.
 
     Example:
         >>> picture = jnp.full((4, 4), 0.5)
@@ -106,13 +106,13 @@ def _psnr(estimate: Array, reference: Array, peak: ArrayLike) -> Array:
     return -decibels((mean, j), (times_power(top, -k) ** 2, k)).astype(estimate.dtype)
 
 
-# Decibels of an exact estimate, where the logarithm is -inf.
+# Decibels of an exact estimate, whose logarithm is -inf.
 _FLOOR = -300.0
 
 
 @checked
 def nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
-    r"""The normalised error of a batch in dB, as a ratio of sums: that of LISTA-CPSS and ALISTA.
+    r"""The normalised error of a batch in dB, as a ratio of sums, as in LISTA-CPSS and ALISTA.
 
     .. math:: 10 \log_{10} \sum_i \|\hat x_i - x_i\|^2 / \sum_i \|x_i\|^2.
 
@@ -123,7 +123,7 @@ def nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
         NMSE in dB, ().
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: shapes differ.
 
     Example:
         >>> X = jnp.ones((2, 5))
@@ -144,7 +144,7 @@ def signal_nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
         (batch,).
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: shapes differ.
 
     Example:
         >>> X = jnp.ones((2, 5))
@@ -156,16 +156,16 @@ def signal_nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
 
 @checked
 def mean_nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
-    """The mean of `signal_nmse` over the signals, floored at -300 dB: that of Open-L2O.
+    """The mean of `signal_nmse` over the signals, floored at -300 dB, as in Open-L2O.
 
     Args:
-        estimates, X: (batch, d); zero codes are left out.
+        estimates, X: (batch, d); the mean leaves zero codes out.
 
     Returns:
         Decibels, (); nan if all codes are zero.
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: shapes differ.
 
     Example:
         >>> X = jnp.ones((2, 5))
@@ -178,7 +178,7 @@ def mean_nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
 @program()
 def _mean_nmse(estimates: Array, X: Array) -> Array:
     nonzero, exact = jnp.any(X != 0, -1), ((estimates == X) & jnp.isfinite(X)).all(-1)
-    # Rows without a logarithm, or without a finite derivative of it, do not come near one.
+    # Rows without a logarithm, or without a finite derivative, never reach the logarithm.
     usual = (nonzero & ~exact)[:, None]
     per_signal = relative_error(jnp.where(usual, estimates, 0), jnp.where(usual, X, 1), -1)
     per_signal = jnp.where(exact, jnp.asarray(_FLOOR, X.dtype), at_least(per_signal, _FLOOR))
@@ -187,17 +187,17 @@ def _mean_nmse(estimates: Array, X: Array) -> Array:
 
 @checked
 def failure_rate(estimates: ArrayLike, X: ArrayLike, level: float = -20.0) -> Array:
-    """Share of the signals whose NMSE exceeds `level` dB; what is not finite fails.
+    """Share of the signals whose NMSE exceeds `level` dB; a signal without a finite NMSE fails.
 
     Args:
         estimates, X: (batch, d).
-        level: in dB.
+        level: threshold in dB.
 
     Returns:
-        In [0, 1], ().
+        Share in [0, 1], ().
 
     Raises:
-        ValueError: shapes that differ, or a level that is nan.
+        ValueError: shapes differ, or level is nan.
 
     Example:
         >>> X = jnp.ones((2, 5))
@@ -221,9 +221,9 @@ def _failure_rate(estimates: Array, X: Array, most: ArrayLike) -> Array:
 class SupportScores(NamedTuple):
     """How well a support is found, averaged over the signals for which a score is defined."""
 
-    precision: Array  # () share of the chosen entries that are right; undefined if none is chosen
-    recall: Array  # () share of the true entries that are chosen; undefined if there is none
-    false_positives: Array  # () chosen entries that are wrong, per signal
+    precision: Array  # () share of right entries among chosen ones; undefined if none is chosen
+    recall: Array  # () share of chosen entries among true ones; undefined if none is true
+    false_positives: Array  # () number of wrong chosen entries per signal
 
 
 @checked
@@ -235,10 +235,10 @@ def support_scores(estimates: ArrayLike, X: ArrayLike, tolerance: float = 0.0) -
         tolerance: an entry of an estimate is chosen if its magnitude exceeds this.
 
     Returns:
-        SupportScores; a score is nan if it is undefined for every signal, or a code has a NaN.
+        SupportScores; a score is nan if it is undefined for every signal, or if a code has a NaN.
 
     Raises:
-        ValueError: shapes that differ, or a known tolerance that is negative or nan.
+        ValueError: shapes differ, or a known tolerance is negative or nan.
 
     Example:
         >>> X = jnp.array([[1.0, 2.0, 0.0, 0.0]])
@@ -277,8 +277,7 @@ def kkt_violation(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> 
         The violation, (); 0 at a solution.
 
     Raises:
-        ValueError: y or x of the wrong shape, or a lam that is no number, or is known and not
-            positive.
+        ValueError: y or x has the wrong shape, or lam is not a number, or known and not positive.
 
     Example:
         >>> D, y = jnp.eye(2), jnp.array([3.0, 0.5])
@@ -309,17 +308,17 @@ class Sparsity(NamedTuple):
     """Three measures in [0, 1], 1 for a zero sample, averaged over the samples."""
 
     zeros: Array  # () share of the entries that are zero
-    below: Array  # () share of the entries that are small beside the largest of their sample
-    hoyer: Array  # () Hoyer's measure: 0 if all magnitudes are equal, 1 if one is not zero
+    below: Array  # () share of the entries below `fraction` of the largest in their sample
+    hoyer: Array  # () Hoyer's measure: 0 if all magnitudes are equal, 1 if one entry is nonzero
 
 
 @checked
 def sparsity(x: ArrayLike, fraction: ArrayLike = 0.01) -> Sparsity:
     r"""The sparsity of codes or features, per sample and averaged over the samples.
 
-    For a sample x with n entries: the share of x_i = 0, the share of abs(x_i) <= fraction max
-    abs(x_j), which also judges activations such as ELU and Mish, whose outputs are hardly ever
-    zero, and Hoyer's measure
+    For a sample x with n entries: the share of entries with x_i = 0; the share with abs(x_i) <=
+    fraction max abs(x_j), which also judges activations such as ELU and Mish, whose outputs are
+    hardly ever zero; and Hoyer's measure
 
     .. math:: \frac{\sqrt n - \|x\|_1 / \|x\|_2}{\sqrt n - 1}.
 
@@ -327,14 +326,14 @@ def sparsity(x: ArrayLike, fraction: ArrayLike = 0.01) -> Sparsity:
 
     Args:
         x: (N, ...), one sample for each index of the leading axis, with two entries or more.
-        fraction: of the largest magnitude of the sample, in [0, 1].
+        fraction: threshold relative to the largest magnitude of the sample, in [0, 1].
 
     Returns:
         Sparsity; all its measures are nan if an entry is NaN or infinite.
 
     Raises:
-        TypeError: complex or non-numeric x.
-        ValueError: x of another shape or without samples; a known fraction outside [0, 1].
+        TypeError: x is complex or not numeric.
+        ValueError: x has another shape or no samples, or a known fraction is outside [0, 1].
 
     Source: Hoyer, "Non-negative matrix factorization with sparseness constraints", JMLR 2004. The
     share below a fraction depends on the largest entry alone: one outlier makes a sample sparse.
@@ -362,7 +361,7 @@ def sparsity(x: ArrayLike, fraction: ArrayLike = 0.01) -> Sparsity:
 def _sparsity(x: Array, fraction: ArrayLike) -> Sparsity:
     x = widened(x).reshape(len(x), -1)
     finite = jnp.isfinite(x).all()
-    size = jnp.abs(times_power(x, -exponent(x, 1)))  # no square leaves the range
+    size = jnp.abs(times_power(x, -exponent(x, 1)))  # scaled so that no square leaves the range
     small = size <= jnp.asarray(fraction, x.dtype) * size.max(1, keepdims=True)
     measures = ((x == 0).mean(1, dtype=x.dtype), small.mean(1, dtype=x.dtype), _hoyer(size))
     return Sparsity(*(jnp.where(finite, jnp.mean(measure), jnp.nan) for measure in measures))

@@ -1,7 +1,7 @@
 r"""Scores of masks: two classes, the object and the background.
 
-TP and TN count the pixels of the object and of the background that are predicted right, FP those
-wrongly given to the object, FN those wrongly given to the background.
+TP and TN count the pixels of the object and of the background that are predicted right. FP counts
+pixels wrongly given to the object, FN counts pixels wrongly given to the background.
 """
 
 from collections.abc import Callable
@@ -35,25 +35,25 @@ class _Confusion(NamedTuple):
 def pixel_accuracy(
     predicted: ArrayLike, truth: ArrayLike, *, pooled: bool = False, empty: ArrayLike = jnp.nan
 ) -> Array:
-    """The share of the pixels that are predicted right: (TP + TN) / (TP + TN + FP + FN).
+    """The share of pixels that are predicted right: (TP + TN) / (TP + TN + FP + FN).
 
     Args:
-        predicted: (n, ...), n images: bool, 0 and 1, or probabilities in [0, 1], of which those
-            above 0.5 mean the object.
+        predicted: (n, ...), n images: bool, 0 and 1, or probabilities in [0, 1]; a probability
+            above 0.5 means the object.
         truth: masks of the same shape, bool or 0 and 1.
-        pooled: one score, over the pixels of all images.
-        empty: the score of a class without pixels, which a share of all pixels does not need; it is
-            here as in `mean_iou`.
+        pooled: if True, one score over the pixels of all images.
+        empty: the score of a class without pixels. This share never needs it; it is an argument for
+            symmetry with `mean_iou`.
 
     Returns:
-        One score per image, (n,), or () if pooled; nan where a traced mask has other values.
+        One score per image, (n,), or () if pooled; nan if a traced mask has other values.
 
     Raises:
-        TypeError: complex or non-numeric masks.
-        ValueError: shapes that differ, have no axis besides that of the images or hold no pixel;
-            known values that are no mask or no probability; 2^31 pixels or more.
+        TypeError: masks are complex or not numeric.
+        ValueError: shapes differ, lack axes after the axis of images or hold no pixel; known values
+            are neither a mask nor probabilities; there are 2^31 pixels or more.
 
-    The paper (Section 4) calls it PA.
+    The paper (Section 4) calls this score PA.
 
     Example:
         >>> predicted, truth = jnp.array([[[1, 1], [0, 0]]]), jnp.array([[[1, 0], [0, 0]]])
@@ -73,18 +73,18 @@ def mean_class_precision(
 ) -> Array:
     """The mean precision of the two classes: (TP / (TP + FP) + TN / (TN + FN)) / 2.
 
-    This is what the paper (Section 4) prints as mean pixel accuracy, mPA. The usual quantity of
-    that name is `mean_class_accuracy`.
+    The paper (Section 4) prints this score as mean pixel accuracy, mPA. `mean_class_accuracy` is
+    the usual quantity of that name.
 
     Args:
-        predicted, truth, pooled: as in `pixel_accuracy`.
-        empty: the precision of a class that is nowhere predicted, which is 0/0.
+        predicted, truth, pooled: see `pixel_accuracy`.
+        empty: the precision of a class that is never predicted, which is 0/0.
 
     Returns:
-        One score per image, (n,), or () if pooled; nan where a traced mask has other values.
+        One score per image, (n,), or () if pooled; nan if a traced mask has other values.
 
     Raises:
-        TypeError, ValueError: as `pixel_accuracy`.
+        TypeError, ValueError: as for `pixel_accuracy`.
 
     Example:
         >>> predicted, truth = jnp.array([[[1, 1], [0, 0]]]), jnp.array([[[1, 0], [0, 0]]])
@@ -105,14 +105,14 @@ def mean_class_accuracy(
     """The mean accuracy of the two classes, their recall: (TP / (TP + FN) + TN / (TN + FP)) / 2.
 
     Args:
-        predicted, truth, pooled: as in `pixel_accuracy`.
-        empty: the accuracy of a class that the truth does not have, which is 0/0.
+        predicted, truth, pooled: see `pixel_accuracy`.
+        empty: the accuracy of a class without pixels in the truth, which is 0/0.
 
     Returns:
-        One score per image, (n,), or () if pooled; nan where a traced mask has other values.
+        One score per image, (n,), or () if pooled; nan if a traced mask has other values.
 
     Raises:
-        TypeError, ValueError: as `pixel_accuracy`.
+        TypeError, ValueError: as for `pixel_accuracy`.
 
     Example:
         >>> predicted, truth = jnp.array([[[1, 1], [0, 0]]]), jnp.array([[[1, 0], [0, 0]]])
@@ -133,14 +133,14 @@ def mean_iou(
     """The mean intersection over union: (TP / (TP + FP + FN) + TN / (TN + FP + FN)) / 2.
 
     Args:
-        predicted, truth, pooled: as in `pixel_accuracy`.
+        predicted, truth, pooled: see `pixel_accuracy`.
         empty: the ratio of a class that is neither predicted nor in the truth, which is 0/0.
 
     Returns:
-        One score per image, (n,), or () if pooled; nan where a traced mask has other values.
+        One score per image, (n,), or () if pooled; nan if a traced mask has other values.
 
     Raises:
-        TypeError, ValueError: as `pixel_accuracy`.
+        TypeError, ValueError: as for `pixel_accuracy`.
 
     Example:
         >>> predicted, truth = jnp.array([[[1, 1], [0, 0]]]), jnp.array([[[1, 0], [0, 0]]])
@@ -183,7 +183,7 @@ def _score(
 
 
 def _mask(values: ArrayLike, name: str, soft: bool, where: str) -> Array:
-    """The mask as floats, checked where it is known."""
+    """The mask as floats, checked if it is known."""
     mask = checks.as_float(values, name, where)
     if checks.is_concrete(mask) and not (valid := _is_mask(np.asarray(mask), soft)).all():
         likely = "probabilities in [0, 1]; try jax.nn.sigmoid of logits"
@@ -195,7 +195,7 @@ def _mask(values: ArrayLike, name: str, soft: bool, where: str) -> Array:
 
 
 def _is_mask(values: Any, soft: bool) -> Any:
-    """Where a mask, soft if it may have probabilities, has a value that says what a pixel is."""
+    """Mark where a mask (soft if it may have probabilities) has a value that classifies a pixel."""
     return (values >= 0) & (values <= 1) if soft else (values == 0) | (values == 1)
 
 
@@ -220,5 +220,5 @@ def _of_masks(
 
 
 def _ratio(part: Array, whole: Array, empty: ArrayLike) -> Array:
-    """part / whole, `empty` where that is 0/0."""
+    """part / whole, or `empty` where the ratio is 0/0."""
     return jnp.where(whole == 0, jnp.asarray(empty, whole.dtype), part / jnp.maximum(whole, 1))

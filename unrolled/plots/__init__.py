@@ -1,8 +1,8 @@
-"""Figures from arrays; matplotlib is imported when one is drawn.
+"""Figures from arrays; matplotlib is imported when a figure is drawn.
 
 No two curves of a figure share colour, dashes and marker, and a method has the same look in every
-figure. Values outside the axes are marked at the border and named below it, as are those that are
-no numbers.
+figure. A figure marks values outside the axes at the border and names them below the border, and
+does the same with NaN and infinities.
 """
 
 from unrolled._base import offer as _offer

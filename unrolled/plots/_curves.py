@@ -1,5 +1,5 @@
-"""Curves over steps, what marks their values outside the axes, and the figures of a comparison and
-of a run that was watched.
+"""Curves over steps, marks for values outside the axes, and the figures of a comparison and of a
+recorded run.
 """
 
 import textwrap
@@ -41,9 +41,9 @@ COLOURS = (
     "#999933",
     "#332288",
 )
-# What matplotlib draws with in every figure: of the library, the notebooks and the benchmarks.
+# Settings of matplotlib for every figure of the library, the notebooks and the benchmarks.
 STYLE: Any = {
-    "font.size": 11,  # 13 pixels where a panel of 5.2 inches has 740
+    "font.size": 11,  # 13 pixels if a panel of 5.2 inches has 740
     "axes.titlesize": 12,
     "axes.labelcolor": "#404040",
     "axes.edgecolor": "#808080",
@@ -57,12 +57,12 @@ STYLE: Any = {
 }
 _DASHES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
-# All pairs, such that neighbours differ in both.
+# All pairs of dashes and markers, such that neighbours differ in both.
 _PAIRS = tuple((_DASHES[(i + i // 12) % 4], _MARKERS[i % 12]) for i in range(48))
-# The dashes of a variant, and which of the four markers of its family it has.
+# The dashes of a variant, and the index of its marker among the four markers of the family.
 _VARIANTS = {"": ("-", 0), "analytic": (":", 1), "calibrated": ("--", 2), "learned": ("-", 3)}
-# These look the same in every figure. The first twelve have a colour of their own, the others share
-# it with the family twelve places before and have four other markers.
+# These families look the same in every figure. The first twelve have a separate colour. The others
+# share the colour of the family twelve places before, and have four other markers.
 _FAMILIES = (
     *("ista", "fista", "lista_cp", "alista", "alista_ss", "lista", "lista_cpss", "na_alista"),
     *("hyperlista", "lamp_bg", "lamp", "lfista", "lista_ss", "tilista", "step_lista", "glista"),
@@ -77,18 +77,18 @@ _Look = tuple[str, str, str]  # colour, dashes, marker
 def styles(names: Iterable[str]) -> dict[str, dict]:
     """Line styles by name, "family, variant": no two names share colour, dashes and marker.
 
-    The family gives the colour; the variant ("analytic", "calibrated", "learned" or none) gives
-    dashes and marker. Of a family of the library these variants look the same whatever is drawn
-    beside them; other families take the colours that are left, in their order.
+    The family sets the colour; the variant ("analytic", "calibrated", "learned" or none) sets
+    dashes and marker. For families of the library these variants look the same in every figure;
+    other families take the remaining colours, in their order.
 
     Args:
-        names: of the curves of a figure.
+        names: names of the curves of a figure.
 
     Returns:
         Options of `plot` of matplotlib, by name.
 
     Raises:
-        ValueError: more names than there are looks, 576.
+        ValueError: there are more names than looks, 576.
 
     Example:
         >>> looks = ur.plots.styles(["lista", "alista", "alista, analytic"])
@@ -100,7 +100,7 @@ def styles(names: Iterable[str]) -> dict[str, dict]:
     if len(names) > most:
         raise ValueError(f"styles: expected at most {most} names, got {len(names)}")
     pinned = [name for name in names if _family(name) in _FAMILIES]
-    pinned.sort(key=lambda name: _variant(name) not in _VARIANTS)  # what has its own look, first
+    pinned.sort(key=lambda name: _variant(name) not in _VARIANTS)  # fixed looks first
     others = [name for name in names if _family(name) not in _FAMILIES]
     wanted = {name: _pinned(_family(name), _variant(name)) for name in pinned}
     used = {colour for colour, _, _ in wanted.values()}
@@ -135,7 +135,7 @@ def _pinned(family: str, variant: str) -> _Look:
 
 
 def _alternatives(look: _Look) -> Iterable[_Look]:
-    """The look, then the others of its colour, then all."""
+    """The look, then the other looks of its colour, then all looks."""
     yield look
     for colour in (look[0], *COLOURS):
         for dash, marker in _PAIRS:
@@ -150,10 +150,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_CHARACTERS = 62  # of a line of text below a panel
-_MOST_NAMED = 6  # lines of a panel that have their names beside them
-_NAME_HEIGHT = 0.075  # of a name, in heights of a panel
-_LEAST_SPAN = 0.01  # of a vertical axis, relative to its values
+_CHARACTERS = 62  # length of a line of text below a panel
+_MOST_NAMED = 6  # lines of a panel that are labelled at their ends
+_NAME_HEIGHT = 0.075  # height of a label, in heights of a panel
+_LEAST_SPAN = 0.01  # least span of a vertical axis, relative to its values
 
 
 @checked
@@ -163,8 +163,8 @@ def figure(
     """A matplotlib figure with a grid of panels, independent of any window system.
 
     Args:
-        rows, columns: of the grid.
-        width, height: of a panel, in inches.
+        rows, columns: size of the grid.
+        width, height: size of a panel, in inches.
 
     Returns:
         The figure and its panels, (rows, columns).
@@ -197,18 +197,18 @@ def curves(
     top: float | None = None,
     bottom: float | None = None,
 ) -> None:
-    """Draw one line per name over the steps 1, 2, ...; `name_lines` or the caller names them.
+    """Draw one line per name over the steps 1, 2, ...; `name_lines` or the caller labels them.
 
-    Markers stand at some steps, at others for each line, so that lines that coincide are seen.
-    Values outside the axes are marked at the border and named below it.
+    Each line has markers at different steps, so that lines that coincide are visible. Values
+    outside the axes are marked at the border and named below the border.
 
     Args:
         panel: the matplotlib axes to draw on.
         lines: values (K,) by name.
-        title, ylabel: of the panel.
-        log: whether the values have a logarithmic axis.
-        looks: line styles by name, the same for all panels of a figure; None for `styles`.
-        top: the largest value to draw, if one line at least stays below.
+        title, ylabel: texts of the panel.
+        log: whether the axis of the values is logarithmic.
+        looks: line styles by name, the same for all panels of a figure; None calls `styles`.
+        top: the largest value to draw, if at least one line stays below.
         bottom: the smallest value to draw, if a line ends above it.
 
     Example:
@@ -223,7 +223,7 @@ def curves(
     colours = {}
     for i, (name, line) in enumerate(values.items()):
         shown, steps = drawable(line, log), np.arange(1, len(line) + 1)
-        # A point between gaps is seen by its marker alone.
+        # A point between gaps shows only by its marker.
         marked = (0, 1) if np.isnan(shown).any() else marked_steps(i, len(line))
         (drawn,) = panel.plot(steps, shown, label=name, markevery=marked, **looks.get(name, {}))
         colours[name] = drawn.get_color()
@@ -250,7 +250,7 @@ def whole_steps(panel: "Axes") -> None:
 
 @checked
 def name_lines(panel: "Axes") -> None:
-    """Name at most six lines of a panel beside their ends, more by a legend.
+    """Label up to six lines of a panel at their ends, more lines in a legend.
 
     Example:
         >>> fig, panels = ur.plots.figure(1, 1)
@@ -280,25 +280,25 @@ def name_lines(panel: "Axes") -> None:
 
 
 def marked_steps(i: int, length: int) -> tuple[int, int]:
-    """The first point of line i that has a marker, and the distance to the next one."""
+    """The first point of line i that has a marker, and the distance to the next marker."""
     every = max(1, round(length / 3))
     return i % 5 * max(every, 5) // 5 % every, every
 
 
 def tidy(panel: "Axes", **labels: str) -> None:
-    """Titles and labels, and a light grid."""
+    """Draw titles and labels, and a light grid."""
     panel.set(**labels)
     panel.grid(True, alpha=STYLE["grid.alpha"])
 
 
 def drawable(values: ArrayLike, log: bool) -> np.ndarray:
-    """The values, nan where an axis has no place for them: infinite, or not positive on a log."""
+    """The values, nan where an axis cannot show them: infinite, or not positive on a log axis."""
     values = np.asarray(values, float)
     return np.where(np.isfinite(values) & ((values > 0) | (not log)), values, np.nan)
 
 
 def limit(panel: "Axes", lines: dict[str, np.ndarray], top: float, log: bool) -> None:
-    """End the axis at `top` where lines go beyond, but let it hold one line at least."""
+    """End the axis at `top` if lines exceed `top`, but keep at least one line inside."""
     shown = [line[~np.isnan(line)] for line in (drawable(v, log) for v in lines.values())]
     ends = [line.max() for line in shown if line.size]
     if not ends or max(ends) <= (top := max(top, min(ends))):
@@ -333,7 +333,7 @@ def mark_outside(
 
 
 def _widened(panel: "Axes") -> tuple[float, float]:
-    """The vertical limits, a hundredth of their size apart at least: rounding is no change."""
+    """The vertical limits, at least a hundredth of their size apart: rounding is not a change."""
     low, high = panel.get_ylim()
     lacking = _LEAST_SPAN * max(abs(low), abs(high)) - (high - low)
     if lacking > 0:
@@ -355,7 +355,7 @@ def bound(
 
     Args:
         lines: measured and certified errors by name, (K + 1,) each, from step 0.
-        title, xlabel: of the panel.
+        title, xlabel: texts of the panel.
 
     Example:
         >>> certified = 0.5 ** np.arange(4)
@@ -365,7 +365,7 @@ def bound(
     """
     fig, panels = figure(1, 1, width=6.4, height=4.2)
     panel = panels[0, 0]
-    # Plain names, so that all differ in colour or marker: the dashes tell bounds from errors.
+    # Plain names, so that all differ in colour or marker: dashes distinguish bounds from errors.
     looks = dict(zip(lines, styles(f"line {i}" for i in range(len(lines))).values()))
     drawn: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     colours = {}
@@ -388,7 +388,7 @@ def bound(
     return fig
 
 
-# A comparison, and a run that was watched
+# A comparison, and a recorded run
 
 # The title and the vertical axis of the panels of a run.
 _WATCHED = {
@@ -399,13 +399,13 @@ _WATCHED = {
     "off_diagonal": ("Rms of w_i . d_j, with w_i . d_i scaled to 1", "rms of w_i . d_j"),
     "mismatch": ("Coupling of S and W", "|S - (I - W'D)| / |S|"),
 }
-# The largest values that a comparison draws: a method that diverges must not flatten the others.
+# The largest values that a comparison draws: a method that diverges must not flatten the rest.
 _MOST_DECIBELS, _MOST_GAP, _MOST_COHERENCE = 20.0, 1e3, 2.0
-_LEAST_DECIBELS = -120.0  # below are the errors of rounding
+_LEAST_DECIBELS = -120.0  # smaller values are rounding errors
 _MOST_THRESHOLD = 1e3  # medians
 _MOST_FALL = 5.0  # dB per step
-_SLOPE_STEPS = 4  # over which the line of a rate goes
-_ACROSS = 120  # of a line of text across a comparison
+_SLOPE_STEPS = 4  # steps over which the line of a rate runs
+_ACROSS = 120  # length of a line of text across a comparison
 
 
 @checked
@@ -413,8 +413,8 @@ def comparison(result: Any, *, codes: str = "true codes", note: str = "") -> "Fi
     """The figure of a `compare.Comparison`: errors, supports, thresholds and weights per step.
 
     Args:
-        result: the comparison.
-        codes: what its codes X are, for the titles.
+        codes: the meaning of the codes X, for the titles.
+        note: a remark for the reader, written below the panels.
         note: what a reader should know, written below the panels.
 
     Example:
@@ -465,7 +465,7 @@ def _draw_panels(panels: np.ndarray, result: Any, codes: str) -> None:
     def draw(panel, lines, title, ylabel, **limits):
         curves(panel, lines, title=title, ylabel=ylabel, looks=looks, **limits)
 
-    # The shade first: the limits of the axis hold it too.
+    # The shade first, because the limits of the axis must contain it.
     for name, v in c.items():
         low, _, high = (drawable(q, False) for q in v.quantiles.T)
         steps, colour = np.arange(1, len(v.nmse) + 1), looks[name]["color"]
@@ -497,7 +497,7 @@ def _draw_panels(panels: np.ndarray, result: Any, codes: str) -> None:
 
 
 def _medians(panels: np.ndarray, result: Any) -> None:
-    """Median errors with what theory predicts of them, and by how much a step changes them."""
+    """Median errors, the predictions of theory for them, and the change of the error in a step."""
     looks = styles(result.curves)
     lines = {n: result.curves[n].quantiles[:, 1] for n in result.predicted}
     title = "Median (circles: state evolution; dots: local rate)"
@@ -520,7 +520,7 @@ def _medians(panels: np.ndarray, result: Any) -> None:
 
 
 def _over_all_steps(result: Any) -> dict[str, Any]:
-    """The curves by name; codes without steps, such as those of a pursuit, as level lines."""
+    """The curves by name; codes without steps, such as codes of a pursuit, as horizontal lines."""
     K = max(len(curve.nmse) for curve in result.curves.values())
 
     def level(curve: Any) -> Any:
@@ -530,7 +530,7 @@ def _over_all_steps(result: Any) -> dict[str, Any]:
 
 
 def _legend_of_methods(fig: "Figure", panel: "Axes", sentences: list[str]) -> None:
-    """The lines of a panel in a legend of the figure, below some sentences."""
+    """Move the lines of a panel into a legend of the figure, below some sentences."""
     handles, labels = panel.get_legend_handles_labels()
     columns = min(4, len(labels))
     title = textwrap.fill(" ".join(filter(None, sentences)), _ACROSS)
@@ -546,7 +546,7 @@ def _most_threshold(thresholds: dict[str, np.ndarray]) -> float | None:
 
 
 def _silent(curves: dict[str, Any]) -> str:
-    """Which methods choose no entry at any step, in a sentence; empty if all choose some."""
+    """A sentence that names the methods that choose no entry at any step, or ""."""
     names = [n for n, c in curves.items() if np.isnan(c.precision).all() and (c.recall == 0).all()]
     if not names:
         return ""
@@ -555,7 +555,7 @@ def _silent(curves: dict[str, Any]) -> str:
 
 
 def _level(result: Any) -> str:
-    """Which methods have no steps, in a sentence; empty if all have."""
+    """A sentence that names the methods that have no steps, or ""."""
     return f"Level, since only the last codes are known: {'; '.join(result.given)}." * bool(
         result.given
     )
@@ -565,8 +565,8 @@ def _level(result: Any) -> str:
 def evolution(watch: Any) -> "Figure":
     """The figure of a `compare.Evolution`: loss, thresholds and weights over the training steps.
 
-    There is one line per step of the network, or a black one for what all steps share; dashed lines
-    are what theory predicts, if that was given. A coupling that is built in has no panel.
+    Each step of the network has a line, and values that all steps share have a black line. Dashed
+    lines show the predictions of theory, if given. A coupling that is built in has no panel.
 
     Example:
         >>> from types import SimpleNamespace
@@ -632,7 +632,7 @@ def _evolve(fig: "Figure", panels: np.ndarray, watch: Any, names: list[str]) -> 
 
 
 def _legend(fig: "Figure", predicted: bool) -> None:
-    """The legend of `evolution`: names for what the bar of colours does not tell."""
+    """The legend of `evolution`: labels for lines that the bar of colours does not explain."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color="black", linestyle="-", label="all steps together")]
@@ -642,7 +642,7 @@ def _legend(fig: "Figure", predicted: bool) -> None:
 
 
 def _lines(panel: "Axes", watch: Any, name: str) -> int:
-    """Draw one panel of `evolution`; the number of its lines."""
+    """Draw one panel of `evolution`; return the number of its lines."""
     steps = watch.series("step")
     values = watch.series(name).reshape(len(steps), -1).astype(float)
     depth, log = values.shape[1], name == "theta" and bool((values > 0).any())
@@ -674,7 +674,7 @@ def _shade(k: int, depth: int) -> Any:
 
 
 def _predicted(prediction: Any, name: str) -> np.ndarray:
-    """What theory predicts for a panel of `evolution`: a value per step, one for all, or none."""
+    """The predictions of theory for a panel of `evolution`: one per step, one for all, or none."""
     if prediction is None:
         return np.zeros(0)
     if name == "theta":

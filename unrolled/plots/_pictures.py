@@ -20,16 +20,16 @@ __all__ = ["atoms", "codes", "features", "gram", "images", "learning", "losses",
 
 @checked
 def use(codes: dict[str, ArrayLike]) -> "Figure":
-    """How much the codes use each atom: the share of signals, and the mean magnitude.
+    """The use of each atom by the codes: the share of signals, and the mean magnitude.
 
-    Both panels have the atoms of a dictionary in one order, the most used first. Atoms that no
-    signal uses are counted below the first panel.
+    Both panels show the atoms of a dictionary in one order, the most used first. A note below the
+    first panel counts the atoms that no signal uses.
 
     Args:
         codes: codes by the name of their dictionary, (n, d) each.
 
     Raises:
-        ValueError: no codes, other shapes, or entries that are not finite.
+        ValueError: there are no codes, codes have another shape, or entries are not finite.
 
     Example:
         >>> X = np.array([[0.0, 2.0, 0.0], [0.0, 1.0, 3.0]])
@@ -66,7 +66,7 @@ def losses(records: Sequence[Any]) -> "Figure":
     """The validation loss of a run at every evaluation, and the training loss before it.
 
     Args:
-        records: `history.records` of `training.fit`, or of the stages of a curriculum in a row.
+        records: `history.records` of `training.fit`, or of all stages of a curriculum in a row.
 
     Example:
         >>> Record = ur.training.Record
@@ -89,18 +89,19 @@ def losses(records: Sequence[Any]) -> "Figure":
 
 @checked
 def learning(histories: dict[str, Sequence[Any]], *, log: bool = False) -> "Figure":
-    """The objective of dictionary learning against time; circles where atoms were replaced.
+    """The objective of dictionary learning against time; circles mark replaced atoms.
 
-    Objectives of several methods compare only where they are the same function of the same signals:
-    that of `online` has a penalty and is of the batch alone, that of `ksvd` is a squared error.
+    Compare the objectives of several methods only if they are the same function of the same
+    signals: the objective of `online` has a penalty and uses only the batch, the objective of
+    `ksvd` is a squared error.
 
     Args:
-        histories: the `history` of results of `dictionary_learning` by name: records with
+        histories: the `history` of each result of `dictionary_learning` by name: records with
             `seconds`, `objective` and `replaced`.
-        log: whether the objective has a logarithmic axis.
+        log: whether the axis of the objective is logarithmic.
 
     Raises:
-        ValueError: no histories, or one without a step.
+        ValueError: there are no histories, or a history has no step.
 
     Example:
         >>> Step = ur.dictionary_learning.Step
@@ -138,7 +139,7 @@ def learning(histories: dict[str, Sequence[Any]], *, log: bool = False) -> "Figu
 
 
 def as_codes(X: ArrayLike, where: str) -> np.ndarray:
-    """Codes (n, d) that are finite."""
+    """Check that codes (n, d) are finite."""
     X = np.asarray(X, float)
     if X.ndim != 2 or not X.size:
         raise ValueError(f"{where}: expected codes (n, d), got shape {X.shape}")
@@ -148,7 +149,7 @@ def as_codes(X: ArrayLike, where: str) -> np.ndarray:
 
 
 def most_used(X: np.ndarray) -> np.ndarray:
-    """The atoms in the order of how many codes (n, d) use them; equal ones by their magnitude."""
+    """The atoms ordered by how many codes (n, d) use them; if equal, by their magnitude."""
     return np.lexsort((-np.abs(X).sum(0), -np.count_nonzero(X, 0)))
 
 
@@ -161,22 +162,23 @@ _TITLES = {
     "scaled_change": ("Change by the pursuit", "least |x* - c x| / |x*|"),
     "overlap": ("Common support", "in both / in either"),
 }
-_WIDTH = 0.8  # of the models of a layer, of the distance of two layers
+_WIDTH = 0.8  # width of all models of a layer, as a share of the distance between two layers
 
 
 @checked
 def features(found: Mapping[str, Any]) -> "Figure":
-    """The codes of the layers of networks, as the networks have them and after a pursuit.
+    """The codes of the layers of networks, from the networks and after a pursuit.
 
-    Bars are means over the images, lines on them go from the lower to the upper quartile. A circle
-    shows the zeros of the pursuit. A layer whose pursuit has no minimum has no bars.
+    Bars show means over the images; the line on a bar runs from the lower to the upper quartile. A
+    circle shows the zeros of the pursuit. If the pursuit of a layer has no minimum, the layer has
+    no bars.
 
     Args:
-        found: results of `experiments.features` by name, one or several of each, whose images then
-            count together; networks with the same layers.
+        found: results of `experiments.features` by name, one or several for each name; images of
+            several results count together. The networks must have the same layers.
 
     Raises:
-        ValueError: no results, or other layers in one of them.
+        ValueError: there are no results, or one of the results has other layers.
 
     Example:
         >>> from flax import nnx
@@ -198,7 +200,7 @@ def features(found: Mapping[str, Any]) -> "Figure":
         raise ValueError("features: expected results with the same layers, and at least one")
     (layers,) = layer_names
     fig, panels = figure(1, len(_TITLES), width=3.6, height=3.6)
-    # Bars have a colour alone: variants of a family need their own.
+    # Bars differ only by colour: each variant of a family needs a different colour.
     looks = dict(zip(found, styles(f"bar {i}" for i in range(len(found))).values()))
     width = _WIDTH / len(found)
     for panel, (quantity, (title, ylabel)) in zip(panels[0], _TITLES.items()):
@@ -243,7 +245,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The most cells of a picture of codes: a screen shows each of them.
+# The most cells of a picture of codes: a screen can show each of them.
 _CELLS = (128, 256)
 
 
@@ -251,15 +253,15 @@ _CELLS = (128, 256)
 def gram(dictionaries: Sequence[dict[str, np.ndarray]]) -> "Figure":
     """|W'D| for several weights of several dictionaries, and the distribution off the diagonal.
 
-    Weights are compared after w_i . d_i is scaled to 1. There is one row per dictionary. The
-    colours of a row share a scale that ends at the largest off-diagonal entry of its first matrix;
-    how many entries of the others exceed it is told.
+    Weights are compared after w_i . d_i is scaled to 1. Each dictionary has a row. The colours of a
+    row share a scale that ends at the largest off-diagonal entry of its first matrix; the legends
+    say how many entries of the other matrices exceed that entry.
 
     Args:
         dictionaries: for each dictionary, W'D by the name of the weights, (d, d) each.
 
     Raises:
-        ValueError: no dictionary, or one without weights.
+        ValueError: there is no dictionary, or a dictionary has no weights.
 
     Example:
         >>> D = np.asarray(ur.dictionaries.identity_hadamard(4))
@@ -311,15 +313,15 @@ def _unit_diagonal(G: np.ndarray) -> np.ndarray:
 
 @checked
 def images(pictures: dict[str, np.ndarray], *, signed: bool = False) -> "Figure":
-    """Grey pictures side by side under their titles.
+    """Grey pictures next to each other, under their titles.
 
     Args:
-        pictures: values in [0, 1] by title, (height, width), all of one shape; what is outside is
-            clipped, and the title says how much.
-        signed: the values have signs: zero is the middle grey and all pictures share one scale.
+        pictures: values in [0, 1] by title, (height, width), all of one shape; values outside are
+            clipped, and the title says by how much.
+        signed: if True, zero is the middle grey and all pictures share one scale.
 
     Raises:
-        ValueError: no pictures, or pictures of several shapes.
+        ValueError: there are no pictures, or their shapes differ.
 
     Example:
         >>> fig = ur.plots.images({"noisy": np.ones((4, 4)), "denoised": np.zeros((4, 4))})
@@ -358,19 +360,19 @@ def atoms(
 ) -> "Figure":
     """The atoms of a dictionary as small pictures, row by row: zero is grey, one scale for all.
 
-    Several channels of an atom stand side by side.
+    If an atom has several channels, they are drawn next to each other.
 
     Args:
         D: (m, d), or a `Conv`, whose filters are drawn.
-        shape: of an atom as a picture, (height, width) or (channels, height, width); not for a
-            `Conv`, whose kernels have a shape.
-        columns: atoms in a row; None makes the whole about square.
-        codes: (n, D.shape[1]); the atoms then stand in the order of how many codes use them, a
-            filter wherever it stands.
+        shape: shape of an atom as a picture, (height, width) or (channels, height, width); omit it
+            for a `Conv`, whose kernels have a shape.
+        columns: number of atoms in a row; None makes the picture about square.
+        codes: (n, D.shape[1]); if given, the atoms are ordered by how many codes use them, a filter
+            by its use at all positions.
 
     Raises:
-        ValueError: a shape that does not fit, none for a matrix, a kernel with three axes, or
-            entries that are not finite.
+        ValueError: a shape does not fit, or is missing for a matrix, a kernel has three axes, or
+            entries are not finite.
 
     Example:
         >>> fig = ur.plots.atoms(ur.dictionaries.dct((4, 4), (8, 8)), (4, 4))
@@ -434,14 +436,14 @@ def _stacks(D: Dictionary, shape: Sequence[int] | None) -> np.ndarray:
 def codes(X: ArrayLike) -> "Figure":
     """Codes as a picture, a row per signal: zero is grey, one scale for all signs and sizes.
 
-    Where there are more entries than a screen shows, a cell shows the largest of its block, so that
-    no nonzero is lost; the title says so.
+    If the codes have more entries than a screen shows, a cell shows the largest entry of its block,
+    so that no nonzero is lost, and the title says so.
 
     Args:
         X: (batch, d) or (d,).
 
     Raises:
-        ValueError: other shapes, or no entries.
+        ValueError: X has another shape, or no entries.
 
     Example:
         >>> fig = ur.plots.codes(np.eye(3) - np.eye(3)[::-1])
@@ -467,7 +469,7 @@ def codes(X: ArrayLike) -> "Figure":
 
 
 def _strongest(X: np.ndarray, block: tuple[int, int]) -> np.ndarray:
-    """The entry of the largest magnitude of every block, one that is not finite before all."""
+    """The entry of largest magnitude in every block; an entry that is not finite comes first."""
     rows, columns = (-(-size // b) for size, b in zip(X.shape, block))
     padded = np.zeros((rows * block[0], columns * block[1]))
     padded[: len(X), : X.shape[1]] = X
@@ -478,7 +480,7 @@ def _strongest(X: np.ndarray, block: tuple[int, int]) -> np.ndarray:
 
 
 def _largest(*pictures: np.ndarray) -> float:
-    """The largest finite magnitude, or 1 where all values are zero."""
+    """The largest finite magnitude, or 1 if all values are zero."""
     return max(float(np.abs(p[np.isfinite(p)]).max(initial=0.0)) for p in pictures) or 1.0
 
 
@@ -497,7 +499,7 @@ def _signed(panel: "Axes", picture: np.ndarray, top: float, title: str, **option
 
 
 def _title(panel: "Axes", picture: np.ndarray, title: str, extent: Any = None) -> None:
-    """The title, and crosses where values are not finite, which it then says."""
+    """Write the title, and draw crosses where values are not finite; the title then says so."""
     finite = np.ma.filled(np.isfinite(picture), True)
     rows, columns = np.nonzero(~finite)
     if rows.size:

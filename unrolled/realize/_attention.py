@@ -26,7 +26,8 @@ __all__ = [
 ]
 
 
-# Terms of the sums in `attention_leak`: the first one left out is below exp(-899) times the first.
+# Terms of the sums in `attention_leak`: the first term left out is below exp(-899) times the first
+# term.
 _DISTANCES = np.arange(1, 30)
 
 
@@ -77,7 +78,7 @@ def multi_head_attention(
         r_\delta = (|\delta|^2, \delta).
 
     With v_h = -alpha (1, -2h) the logits are -alpha norm(delta - h)^2 up to a constant: head h
-    attends to the token at offset h from the query, or to the nearest one if there is none.
+    attends to the token at offset h from the query, or to the nearest token if no token is there.
 
     Args:
         tokens: (T, channels in), x_k at position `keys[k]`.
@@ -93,7 +94,7 @@ def multi_head_attention(
         (Q, channels out).
 
     Raises:
-        TypeError, ValueError: a known alpha is no number, or not positive and finite.
+        TypeError, ValueError: a known alpha is not a number, or not positive and finite.
 
     Reference: Cordonnier, Loukas, Jaggi (2020), Theorem 1 and Lemmas 1, 2.
 
@@ -127,8 +128,8 @@ def multi_head_attention(
 @program()
 def _attended(tokens: Array, heads: Heads, encoding: ArrayLike, alpha: float | None) -> Array:
     logits = jnp.einsum("hr,qkr->hqk", heads.directions, encoding)
-    # Integers, shifted so that the largest is 0: the keys that matter see neither rounding nor
-    # overflow.
+    # Integers, shifted so that the largest is 0: the keys with weight have neither rounding errors
+    # nor overflow.
     logits = logits - logits.max(-1, keepdims=True)
     mass = (
         (logits == 0).astype(tokens.dtype)
@@ -186,8 +187,8 @@ def attention(
         ValueError: shapes do not fit, alpha is not positive and finite; when called, X has another
             shape.
 
-    Not claimed: equality with the convolution at finite alpha; and nothing about attention followed
-    by a layer norm, which in general does not compute this map.
+    Not claimed: equality with the convolution at finite alpha. Nothing is claimed about attention
+    with a layer norm after it, which in general does not compute this map.
 
     Reference: Cordonnier, Loukas, Jaggi (2020), Theorem 1; Li, Feng, Zhou (2024), Remark 11.
 
@@ -245,7 +246,8 @@ def attention_leak(alpha: float | None, dimensions: int = 1) -> float:
 
     .. math:: leak(\alpha) = 1 - \Bigl(1 + 2 \sum_{u \ge 1} e^{-\alpha u^2}\Bigr)^{-p}.
 
-    It holds for tokens that fill a grid or a torus, where the mass is a product over dimensions.
+    The bound holds for tokens that fill a grid or a torus: there the mass is a product over
+    dimensions.
 
     Args:
         alpha: concentration; None gives 0.
@@ -271,9 +273,9 @@ def attention_leak(alpha: float | None, dimensions: int = 1) -> float:
 
 
 def others_on_a_line(alpha: float) -> float:
-    """The sum of exp(-alpha u^2) over all integers u but 0."""
+    """The sum of exp(-alpha u^2) over all integers u except 0."""
     squares = _DISTANCES**2
-    with np.errstate(over="ignore"):  # to exp(-inf) = 0
+    with np.errstate(over="ignore"):  # falls to exp(-inf) = 0
         if alpha >= 1:
             return 2 * float(np.exp(-alpha * squares).sum())
         # The same sum by Poisson summation, which converges fast for small alpha.
@@ -287,8 +289,8 @@ def attention_error(filters: Array, X: ArrayLike, alpha: float | None) -> np.nda
 
     .. math:: |out - conv| \le 2 \, leak(\alpha) \sum_h \max_j |V_h x_j|.
 
-    At most `attention_leak` of the mass lies off the target, and a value read there differs from
-    the value at the target by at most twice the maximum.
+    At most `attention_leak` of the mass lies off the target. A value read off the target differs
+    from the value at the target by at most twice the maximum.
 
     Args:
         filters: (n_atoms, n_channels, *kernel).
@@ -303,7 +305,7 @@ def attention_error(filters: Array, X: ArrayLike, alpha: float | None) -> np.nda
         ValueError: shapes do not fit, the bound is negative, alpha is not positive and finite.
         TypeError: the arguments are traced; this is a host function.
 
-    Not claimed: a bound on rounding errors; this one is for exact arithmetic.
+    Not claimed: a bound on rounding errors; the bound holds in exact arithmetic.
 
     Example:
         >>> filters, X = jnp.ones((1, 1, 2)), jnp.array([[1.0, 2.0, 3.0]])
@@ -348,21 +350,22 @@ def concentration(alpha: float | None, where: str) -> float | None:
     return value
 
 
-# exp(-745) is the last positive one: distances whose weight is zero are not summed.
+# exp(-745) is the last positive value: the sums skip distances whose weight is zero.
 _UNDERFLOW = 750.0
-_FLAT = 1e-6  # concentrations below this have too many other weights to sum
+_FLAT = 1e-6  # below this, too many other weights to sum
 
 
 class Leak:
     r"""The operators of the bound, for one dictionary and one concentration of the attention.
 
     Head tau reads G_tau z in place of z, where the rows of G_tau are masses. If all heads have the
-    masses g around their targets, what leaks is spread by g from the sums of the values:
+    masses g around their targets, the leak spreads by g from the sums of the values:
 
     .. math:: \sum_\tau V_\tau (G_\tau - I) z = (g - \delta) * (V z).
 
     V z = gamma W'(y - D x) is the update of the layer, much smaller than the sum of |V_tau z|. On a
-    line the masses differ from g by those past the border, on a circle for the outermost offsets.
+    line the masses past the border differ from g; on a circle the masses of the outermost offsets
+    differ.
 
     Args:
         D: the dictionary.
@@ -378,7 +381,7 @@ class Leak:
         self.grid = tuple(N + lead * n for N, n in zip(D.signal_shape, self.reach))
 
     def place(self, codes: np.ndarray) -> np.ndarray:
-        """Codes (n_atoms, *positions) on the grid of tokens, zero where no code is."""
+        """Codes (n_atoms, *positions) on the grid of tokens, zero at tokens without a code."""
         tokens = np.zeros((len(codes), *self.grid))
         tokens[(slice(None), *self._at(1))] = codes
         return tokens
@@ -403,15 +406,15 @@ class Leak:
         return np.array(out)[0]
 
     def at_codes(self, values: np.ndarray) -> np.ndarray:
-        """The part of what `read` returns at the positions of the codes, a view."""
+        """The part of the result of `read` at the positions of the codes, a view."""
         return values[(slice(None), *self._at(2))]
 
     def of_update(self, V: np.ndarray, update: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """What leaks to the positions of the codes.
+        """The leak to the positions of the codes.
 
         Args:
             V: (heads, n_atoms, channels), magnitudes.
-            update: |V z|, as `read` returns V z.
+            update: |V z|, with V z as `read` returns it.
             tokens: |z|, (channels, *grid).
         """
         size = sum(math.log1p(self._others_of_one(n)) for n in update.shape[1:])
@@ -428,7 +431,7 @@ class Leak:
         return (slice(leads * n, leads * n + (p - 1) * t + 1, t) for n, p, t in sizes)
 
     def _others_of_one(self, size: int) -> float:
-        """The masses of g off its target along one dimension, relative to that of the target."""
+        """The masses of g off its target along one dimension, relative to the target's."""
         return float(self._others(size)[0].sum() if self.circular else 2 * self._tail(0))
 
     def _others(self, size: int) -> np.ndarray:
@@ -438,12 +441,12 @@ class Leak:
         return np.where(u == 0, 0, self._mass(u))
 
     def _moved(self, axis: int, values: np.ndarray) -> np.ndarray:
-        """What the other positions along an axis of `values` add, relative to their own mass."""
+        """The masses that other positions along an axis of `values` add, relative to their own."""
         others = self._others(values.shape[axis])
         return np.moveaxis(np.tensordot(others, values, (1, axis)), 0, axis)
 
     def _apart(self, V: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """What is added where the masses of a head are not those of g."""
+        """The correction for heads whose masses differ from g."""
         if self.circular:
             most = tokens.reshape(len(tokens), -1).max(1)
             added = np.einsum("hoc,c,h->o", V, most, self._distances())
@@ -461,7 +464,7 @@ class Leak:
 
     def _mass(self, u: np.ndarray) -> np.ndarray:
         """exp(-alpha u^2)."""
-        with np.errstate(over="ignore"):  # to exp(-inf) = 0
+        with np.errstate(over="ignore"):  # falls to exp(-inf) = 0
             return np.exp(-self.alpha * u.astype(float) ** 2)
 
     def _tail(self, i: np.ndarray | int) -> np.ndarray:
@@ -477,7 +480,7 @@ class Leak:
     def _distances(self) -> np.ndarray:
         """The l1 distance of the masses of every head on a circle from g, (heads,).
 
-        The offsets of a head go from 0 to N - 1, not to both sides of its target.
+        The offsets of a head run from 0 to N - 1, not to both sides of its target.
         """
         distance = np.zeros([2 * n + 1 for n in self.reach])
         for axis, (n, N) in enumerate(zip(self.reach, self.D.signal_shape)):
@@ -496,7 +499,7 @@ class Leak:
 def errors_of_signal(
     D: Conv, V: np.ndarray, theta: np.ndarray, alpha: float, y: np.ndarray
 ) -> np.ndarray:
-    r"""Bounds on the error after every block for one signal, (K + 1,), the largest over its code.
+    r"""Bounds on the error after every block for one signal, (K + 1,): the largest over its code.
 
     .. math::
         \Delta_k = |T_k| e_k + |g - \delta| * |V_k z_k| + 2 \, leak \, |V_{k,x}| \max e_k + \dots,
@@ -522,7 +525,7 @@ def errors_of_signal(
         moved = leak.read(np.abs(values + here)[..., :n_atoms], leak.place(e))
         again = 2 * leak.leak * leak.read(size[..., :n_atoms], most)
         delta = leak.at_codes(moved + again) + leak.of_update(size, np.abs(update), np.abs(tokens))
-        # Both codes are 0 where neither argument exceeds the threshold.
+        # Both codes are 0 if neither argument exceeds the threshold.
         e = np.where(np.abs(u) + delta > t, delta, 0)
         x = np.sign(u) * np.maximum(np.abs(u) - t, 0)
         errors.append(float(e.max()))

@@ -1,5 +1,5 @@
-"""LISTA-CP layers and chains as convolutional networks (Lemma 14 and Theorem 6), their size, and
-the same as a module of flax.nnx.
+"""LISTA-CP layers and chains as convolutional networks (Lemma 14 and Theorem 6), the size of these
+networks, and the networks as modules of flax.nnx.
 """
 
 import functools
@@ -44,7 +44,7 @@ Layers = tuple[ConvLayer, ...]
 
 
 class State(NamedTuple):
-    """The output h of a layer, and the affine map to the input of the next, v = A h + e."""
+    """The output h of a layer, and the affine map to the input of the next layer, v = A h + e."""
 
     A: np.ndarray  # (p, q)
     e: np.ndarray  # (p,)
@@ -73,7 +73,7 @@ def block_layers(
 def _hidden(
     block: MatrixBlock, state: State, signal: Bound, lift: np.ndarray, net: Architecture
 ) -> tuple[Layers, State, Bound]:
-    """The layers of a block up to its last state, that state, and bounds on the code.
+    """The layers of a block up to its last state, this state, and bounds on the code.
 
     The bounds are computed only if `net.bounded`.
     """
@@ -93,9 +93,9 @@ def _hidden(
 
 
 def _step_map(step: MatrixStep, lift: np.ndarray, *, first: bool) -> tuple[np.ndarray, np.ndarray]:
-    """B_k and c_k; for the first step B_0 and c_0, which act on the signal alone, since x^0 = 0.
+    """B_k and c_k; for the first step B_0 and c_0, which act only on the signal, since x^0 = 0.
 
-    A signal that comes in two parts is their difference.
+    A signal given in two parts is the difference of the parts.
     """
     n, T, G, theta = len(lift), step.update.T, step.update.G, step.theta
     G = G if n == G.shape[1] else np.hstack([G, -G])
@@ -108,7 +108,7 @@ def _step_map(step: MatrixStep, lift: np.ndarray, *, first: bool) -> tuple[np.nd
 def _parts(d: int, lift: np.ndarray, low: float, offset: float, net: Architecture) -> State:
     """The state after a step: h = (rho(u - theta), rho(-u - theta), s + lift), v = (x; s)."""
     n, tree = len(lift), net.form != "compact"
-    A = np.eye(d + n, 2 * d + n, d)  # the ones that copy s
+    A = np.eye(d + n, 2 * d + n, d)  # the rows that copy s
     A[:d] = np.eye(d, 2 * d + n) - np.eye(d, 2 * d + n, d)
     offset = max(offset, net.identity_from - low) if tree else offset
     return State(A, np.concatenate([np.zeros(d), -lift]), low, tree, False, offset)
@@ -125,10 +125,10 @@ def _lifted(state: State, bound: np.ndarray, net: Architecture) -> tuple[Layers,
 def _next_signal(
     read: np.ndarray, state: State, code: Bound, net: Architecture
 ) -> tuple[State, Bound, np.ndarray]:
-    """The state that the next block starts from, the bounds on its signal, and the lift of it.
+    """The state from which the next block starts, the bounds on its signal, and its lift.
 
-    The literal form carries the code itself, the others its two parts, which the tail of rho bounds
-    from below.
+    The literal form carries the code. The other forms carry its two parts, which the tail of rho
+    bounds from below.
     """
     d, q = read.shape
     if net.form == "literal":
@@ -146,7 +146,7 @@ def _next_signal(
 
 
 def _reach(step: MatrixStep, code: Bound, signal: Bound, net: Architecture) -> tuple[float, Bound]:
-    """How far below 0 rho can fall in a step, and the bounds on its code if the form needs them."""
+    """How far below 0 rho can fall in a step, and bounds on the code if the form needs them."""
     rho = net.activation
     if not net.bounded:
         return rho.relu_gap, code
@@ -208,15 +208,14 @@ def cnn_size(
     - "positive": L(m) + K L(n) layers and w(n, m) + (K-1) w(n, n) + w(d, n) weights;
     - "compact": L(m) + K layers and w(n, m) + (K-1) (s n + 1) n + (s n + 1) d weights.
 
-    For a fixed kernel size the first two have O(K log(d+m)) layers, and all have O(K (d+m)^2)
-    weights.
+    For a fixed kernel size "literal" and "positive" have O(K log(d+m)) layers, and all three forms
+    have O(K (d+m)^2) weights.
 
-    The sizes of the blocks of a chain add up; they are not multiplied as in (31) of the paper.
-    Block j > 1 has n = 2 d_j + 2 d_{j-1} ("literal": 2 d_j + d_{j-1}) and starts from the last
-    state of the block before it, whose size q takes the place of m; in the compact form it has one
-    layer in place of the L(m). "literal" also maps that state to the code, with L(q) layers and
-    w(d_{j-1}, q) weights. The codes before the last are side outputs, which add weights but no
-    depth.
+    The sizes of the blocks of a chain add up; (31) of the paper multiplies them. Block j > 1 has n
+    = 2 d_j + 2 d_{j-1} ("literal": 2 d_j + d_{j-1}) and starts from the last state of the block
+    before it, whose size q replaces m; in the compact form one layer replaces the L(m) layers.
+    "literal" also maps this state to the code, with L(q) layers and w(d_{j-1}, q) weights. The
+    codes before the last are side outputs, which add weights but no depth.
 
     Args:
         m: length of the signal.
@@ -232,7 +231,7 @@ def cnn_size(
     Raises:
         TypeError: a size is not an integer.
         ValueError: no network has this kernel size and stride, the form is unknown, a size is too
-            small, d and depth have different lengths.
+            small, or d and depth have different lengths.
 
     Reference: Li, Feng, Zhou (2024), Lemma 14 and Theorem 6.
 
@@ -311,19 +310,19 @@ class Realization(NamedTuple):
     """A convolutional network that computes the codes of a layer or of a chain.
 
     Attributes:
-        apply: `apply(y) -> x`, or (x_1, ..., x_J) for a chain. A concrete y out of range raises
-            ValueError; under `jit` and `vmap` the range cannot be checked, and the codes of a y out
-            of range are wrong: test it with `in_range`.
+        apply: `apply(y) -> x`, or (x_1, ..., x_J) for a chain. If a concrete y is out of range,
+            `apply` raises ValueError. Under `jit` and `vmap` the range cannot be checked, and the
+            codes of a y out of range are wrong: test y with `in_range`.
         layers: the convolutional layers in order, each called as `layer(h)`. The layers marked
-            `readout` end with a linear one that emits a code. In a chain the codes before the last
-            are side outputs.
+            `readout` end with a linear layer that emits a code. In a chain the codes before the
+            last are side outputs.
         depth: number of layers from the signal to the last code.
         n_weights: number of entries in all filters and biases, zeros included.
-        signal_bound: the largest max abs(y) for which the codes are those of the layer.
-        offset: the largest constant added to the state to keep it where the activation is the
-            identity. Rounding errors are relative to it, see `cnn`.
+        signal_bound: the largest max abs(y) for which the codes equal the codes of the layer.
+        offset: the largest constant added to the state to keep the state where the activation is
+            the identity. Rounding errors are relative to this constant, see `cnn`.
         run: `run(layers, y)` is `apply(y)` with the weights as arguments. Under `jit` it compiles
-            faster than `apply`, which holds them as constants, and runs slower.
+            faster than `apply`, which holds the weights as constants, and runs slower.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(4)
@@ -379,29 +378,28 @@ def cnn(
 
     Args:
         layer: the layer, or a `Network` for a chain.
-        params: of the layer, or a tuple of them for a chain. W is a plain matrix.
-        D: (m, d), a plain matrix, or a tuple of them for a chain.
-        kernel_size: s, of every layer, at least 2.
+        params: params of the layer, or a tuple of params for a chain. W is a plain matrix.
+        D: (m, d), a plain matrix, or a tuple of matrices for a chain.
+        kernel_size: kernel size s of every layer, at least 2.
         signal_bound: M, finite; `apply` accepts signals with max abs(y) at most M.
         form: "compact", "positive" or "literal"; `cnn_size` counts the layers and weights of each.
-        stride: t, of every layer, from 2 to kernel_size; None is kernel_size. With stride 1, at
-            least (m - 1) / (s - 1) layers are needed before one entry depends on the whole signal,
-            so the depth cannot be logarithmic in m.
-        activation: the activation of the layer, which is checked. It follows every layer except
-            those that emit a code.
+        stride: stride t of every layer, from 2 to kernel_size; None is kernel_size. With stride 1,
+            at least (m - 1) / (s - 1) layers are needed before one entry depends on the whole
+            signal, so the depth cannot be logarithmic in m.
+        activation: the activation of the layer, which is checked. It follows every layer except the
+            layers that emit a code.
 
     Returns:
         Realization, in the common dtype of params and D.
 
-        If rho is the identity on x >= 0, then in exact arithmetic the codes equal those of the
-        layer for every y in range. In floating point each layer errs by about
-        eps (offset + norm(h, inf)) times the largest absolute row sum of its weights, and later
-        steps propagate this error as they propagate the rounding of the layer itself. Other
-        activations carry the state where rho(x) = x to rounding, so that the same holds with a
-        larger `offset`.
+        If rho is the identity on x >= 0, then in exact arithmetic the codes equal the codes of the
+        layer for every y in range. In floating point each layer errs by about eps (offset + norm(h,
+        inf)) times the largest absolute row sum of its weights, and later steps propagate this
+        error as they propagate the rounding of the layer. Other activations carry the state where
+        rho(x) = x to rounding, so that the same holds with a larger `offset`.
 
-        In a chain, block j > 1 carries its signal as the two parts of the code before it, on
-        2 d_{j-1} channels, and needs no bound on it. Only "literal" and activations with an
+        In a chain, block j > 1 carries its signal as the two parts of the code before it, on 2
+        d_{j-1} channels, and needs no bound on this signal. Only "literal" and activations with an
         unbounded tail (leaky ReLU) lift the state by bounds on all codes that M allows; these
         bounds grow like a power of norm(T).
 
@@ -409,8 +407,9 @@ def cnn(
         TypeError: layer is neither a Layer nor a Network, params are of another family, params or D
             are traced; this is a host function.
         ValueError: no network has this kernel size and stride, shapes do not match, values are not
-            finite, D or W is structured, the layer selects supports, the activation is not that of
-            the layer or never becomes the identity, the offset leaves no digit of the signal.
+            finite, D or W is structured, the layer selects supports, the activation differs from
+            the activation of the layer or never becomes the identity, or the offset leaves no digit
+            of the signal.
 
     Reference: Li, Feng, Zhou (2024), Lemma 14 and Theorem 6. There every layer ends with a ReLU;
     here the layers that emit a code are linear, since codes have negative entries.
@@ -445,7 +444,7 @@ def cnn(
         dtype,
         {},
     )
-    with np.errstate(all="ignore"):  # bounds of the codes may overflow, which is refused below
+    with np.errstate(all="ignore"):  # bounds of the codes may overflow; refused below
         parts, offset = block_layers(blocks, net, M)
     if not M + offset <= float(jnp.finfo(dtype).max):
         raise ValueError(
@@ -501,15 +500,15 @@ if TYPE_CHECKING:
 def nnx_module(realization: Realization) -> "nnx.Module":
     """A realization as an nnx.Module: `module(y)` is `realization.apply(y)`.
 
-    Every filter array and every bias is an nnx.Param and can be trained, also those that only
-    rearrange entries. Filters that tied steps share become separate Params. Signals are checked as
-    in `apply`.
+    Every filter array and every bias is an nnx.Param and can be trained, even if it only rearranges
+    entries. Filters that tied steps share become separate Params. `module` checks signals as
+    `apply` does.
 
-    Not claimed: that the codes are those of the layer after training.
+    Not claimed: that the codes equal the codes of the layer after training.
 
     Raises:
         ImportError: flax is not installed.
-        TypeError: no realization.
+        TypeError: the argument is not a realization.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(4)

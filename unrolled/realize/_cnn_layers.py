@@ -1,4 +1,4 @@
-"""What the CNNs of Lemma 14 are made of: convolutional layers, trees of them, steps as matrices."""
+"""Parts of the CNNs of Lemma 14: convolutional layers, trees of them, steps as matrices."""
 
 import functools
 import math
@@ -45,16 +45,16 @@ def conv_layer(
         h: (n_in, *spatial).
         filters: (n_out, n_in, *kernel); a kernel may be longer than h.
         bias: (n_out,), one scalar per channel.
-        stride: t, one for all dimensions or one for each. A stride above the kernel size skips
-            entries.
-        activation: rho, a function or the name of one; None for a linear layer.
+        stride: stride t, one for all dimensions or one for each. A stride above the kernel size
+            skips entries.
+        activation: rho, a function or the name of an activation; None for a linear layer.
 
     Returns:
         (n_out, *ceil(spatial / t)).
 
     Raises:
-        TypeError: an array is complex or not numeric, a stride is not an integer.
-        ValueError: shapes do not match, a stride is below 1, the name of the activation is unknown.
+        TypeError: an array is complex or not numeric, or a stride is not an integer.
+        ValueError: shapes do not match, a stride is below 1, or the activation has an unknown name.
 
     Reference: Li, Feng, Zhou (2024), Definitions 5 and 6, with kernels of at least 2 and a ReLU.
 
@@ -117,16 +117,16 @@ def _strides(
 @pytree(data=("filters", "bias"), static=("stride", "activation", "flat", "readout"))
 @dataclass(frozen=True, eq=False)
 class ConvLayer:
-    """A one-dimensional `conv_layer` with its weights, called as `layer(h)`; a pytree of both.
+    """A one-dimensional `conv_layer` with its weights, called as `layer(h)`; a pytree of arrays.
 
     Attributes:
         filters: (n_out, n_in, s).
         bias: (n_out,).
         stride: t.
         activation: None for the linear layer that emits a code.
-        flat: whether p input channels of length 1 are read as one channel of length p.
+        flat: whether the layer reads p input channels of length 1 as one channel of length p.
         readout: whether the layer belongs to a read-out, which branches off: the next layer after
-            the read-out starts from the hidden layer before it.
+            the read-out starts from the hidden layer before the read-out.
 
     Example:
         >>> filters, bias = jnp.ones((2, 1, 3)), jnp.array([0.0, -7.0])
@@ -171,8 +171,8 @@ def count_weights(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-# `identity_from` accepts abs(rho(x) - x) up to this many eps x: the rounding inside a scaled or
-# composed rho is not its distance from x.
+# `identity_from` accepts abs(rho(x) - x) up to this many eps x: a larger distance is not the
+# rounding inside a scaled or composed rho.
 _ROUNDINGS = 8
 # Where `identity_from` searches, in units of `relu_gap`: 1000 points per decade.
 _SEARCHED = np.geomspace(1, 1e4, 4001)
@@ -189,7 +189,7 @@ class Architecture(NamedTuple):
         identity_from: rho(x) = x to rounding for all x from this number on.
         bounded: whether the state must be lifted by bounds on the codes.
         dtype: dtype of the weights.
-        stored: the last filters of each shape, so that equal ones (of tied steps, of the trees)
+        stored: the last filters of each shape, so that equal filters (of tied steps, of the trees)
             share one array.
     """
 
@@ -236,11 +236,11 @@ def polyphase(
 ) -> tuple[ConvLayer, ...]:
     r"""The map rho(A h + b) of a signal h as a tree of L = max(1, ceil(log_t q)) layers.
 
-    The first L - 1 layers have stride t and t, t^2, ... channels, and they only rearrange: after j
-    of them channel (k_1, ..., k_j) holds at position p the entry
-    k_1 + t k_2 + ... + t^(j-1) k_j + t^j p. The last layer applies A, with its columns in that
-    order, to a signal of length 1. The first layer adds an offset c, so that rho is the identity on
-    the rearranged entries, and the last layer subtracts it:
+    The first L - 1 layers have stride t and t, t^2, ... channels, and only rearrange entries: after
+    j layers, channel (k_1, ..., k_j) holds at position p the entry k_1 + t k_2 + ... + t^(j-1) k_j
+    + t^j p. The last layer applies A, with its columns in that order, to a signal of length 1. The
+    first layer adds an offset c, so that rho is the identity on the rearranged entries, and the
+    last layer subtracts c:
 
     .. math:: A h + b = A (h + c 1) + (b - c A 1), \qquad c = \max(0, \text{identity\_from} - low).
 
@@ -251,7 +251,7 @@ def polyphase(
         b: (p,).
         low: lower bound on the entries of h.
         net: the options of the network.
-        readout: whether the layers make a read-out, whose last layer is linear.
+        readout: whether the layers form a read-out, whose last layer is linear.
 
     Reference: Li, Feng, Zhou (2024), Lemma 14, for the number of layers.
     """
@@ -272,7 +272,7 @@ def polyphase(
 def identity_from(activation: Activation, dtype: np.dtype, where: str) -> float:
     """The least x found from which on rho is the identity, abs(rho(x) - x) <= 8 eps x.
 
-    eps is that of `dtype`. This is a search over a grid, not a proof.
+    eps belongs to `dtype`. The function searches a grid; the result is not a proof.
 
     Raises:
         ValueError: rho does not approach x, for instance SELU, whose slope is above 1.
@@ -315,14 +315,14 @@ class Update:
 
 
 class MatrixStep(NamedTuple):
-    """One LISTA-CP step in matrices: x <- rho(u - theta) - rho(-u - theta), u of `update`."""
+    """One LISTA-CP step in matrices: x <- rho(u - theta) - rho(-u - theta), u from `update`."""
 
     update: Update
     theta: np.ndarray  # (d,)
 
 
 class MatrixBlock(NamedTuple):
-    """One layer of a chain in matrices: the shape (m, d) of its dictionary and its steps."""
+    """One layer of a chain in matrices: the shape (m, d) of its dictionary, and its steps."""
 
     m: int
     d: int
@@ -333,8 +333,8 @@ def check_coupled(layer: Layer, where: str) -> None:
     """Raise unless a step of the layer is x <- shrink(x + gamma W'(y - D x), theta).
 
     Raises:
-        TypeError: another family.
-        ValueError: support selection.
+        TypeError: the layer is of another family.
+        ValueError: the layer selects supports.
     """
     if not layer.is_coupled:
         raise TypeError(
@@ -349,12 +349,13 @@ def check_coupled(layer: Layer, where: str) -> None:
 
 
 def activation_of(model: Layer | Network, given: Callable | None, where: str) -> Activation:
-    """The activation that all layers have in common, with its constants.
+    """The activation that all layers share, with its constants.
 
     Raises:
-        TypeError: neither a layer nor a chain, another family, or an activation without constants.
-        ValueError: support selection, activations that differ between layers or from `given`, or
-            one whose constants hold on a part of the line.
+        TypeError: the model is neither a layer nor a chain, is of another family, or has an
+            activation without constants.
+        ValueError: a layer selects supports, activations differ between layers or from `given`, or
+            the constants of the activation hold on a part of the line only.
     """
     if not isinstance(model, (Layer, Network)):
         raise TypeError(f"{where}: expected a Layer or a Network, got {type(model).__name__}")
@@ -388,8 +389,8 @@ def blocks_of(
     """The blocks of a layer or of a chain, and the common dtype.
 
     Raises:
-        TypeError: params of another family, or traced arrays.
-        ValueError: shapes that do not meet, values that are not finite, or a structured D or W.
+        TypeError: params are of another family, or arrays are traced.
+        ValueError: shapes do not fit, values are not finite, or D or W is structured.
     """
     checks.on_host((params, D), where, "params or D")
     several = isinstance(model, Network) and isinstance(D, (tuple, list))
@@ -421,7 +422,7 @@ def _block(layer: Layer, params: Unrolled, D: Dictionary, where: str) -> MatrixB
 
 
 def _steps(layer: Layer, params: Unrolled, D: np.ndarray) -> Iterator[MatrixStep]:
-    """The steps in float64; those with equal updates share one object."""
+    """The steps in float64; steps with equal updates share one object."""
     d, last = D.shape[1], None
     for p in unstack(params).steps or ():
         W, gamma, _ = layer.weights(params.shared, p, D)
@@ -441,7 +442,7 @@ def next_bound(
         |u| \le |T| |x| + |G| |y|, \qquad |u_i| \le \|T_i\|_2 \|x\|_2 + \|G_i\|_2 \|y\|_2, \qquad
         |x^+| \le (|u| - \theta)_+ + \min(osc, 2 L_h |u|).
 
-    Over K steps the bounds grow like min(norm(T, inf), norm(T, 2))^K, whereas the errors of the
+    Over K steps the bounds grow like min(norm(T, inf), norm(T, 2))^K, whereas the errors in the
     theory decay.
 
     Returns:

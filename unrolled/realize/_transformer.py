@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 
-# G over the bound on abs(u) that it must exceed: far more than rounding.
+# G divided by the bound on abs(u) that G must exceed: far more than rounding.
 _MARGIN = 2
 
 
@@ -49,9 +49,9 @@ class BlockWeights(NamedTuple):
     In a stack of K blocks each array has a leading axis of length K.
 
     Attributes:
-        heads: of the attention, with values (heads, c, c).
+        heads: heads of the attention, with values (heads, c, c).
         hidden: (4 n_atoms, c), first matrix of the feed-forward part.
-        offset: (4 n_atoms,), its bias.
+        offset: (4 n_atoms,), bias of the feed-forward part.
         output: (c, 4 n_atoms), second matrix of the feed-forward part.
     """
 
@@ -92,23 +92,24 @@ def transformer_block(
 
     Each token is a position with the channels [x, y, p], see `embed`; p = 1 marks positions without
     a code. Head tau, -n < tau < n for kernels of length n, attends to the token tau ahead and adds
-    what x and y there contribute to the code here,
+    the contribution of x and y there to the code here,
 
     .. math::
         V_\tau[x_g \to x_f] = -\gamma \sum_{c, k} w_f[c, k] \, d_g[c, k - \tau], \qquad
         V_\tau[y_c \to x_f] = \gamma w_f[c, \tau].
 
     The feed-forward part has 4 n_atoms ReLUs and acts on the channels x. With its residual it is
-    the shrinkage where p = 0, and it is 0 where p = 1, since G >= abs(u) on all tokens.
+    the shrinkage where p = 0, and 0 where p = 1, since G >= abs(u) on all tokens.
 
     Args:
         D: a `dictionaries.Conv` with boundary "valid" or "circular", of any stride and number of
             dimensions.
-        W: (m, d), a `Conv` of the geometry of D.
+        W: (m, d), a `Conv` with the geometry of D.
         theta: threshold, () or (n_atoms,), non-negative.
         gamma: step size, (); 1 in LISTA-CP.
         signal_bound: bound on abs(y), () or (n_channels,).
-        code_bound: bound on abs(x) of the incoming code, () or (n_atoms,). The two bounds set G.
+        code_bound: bound on abs(x) of the incoming code, () or (n_atoms,). `signal_bound` and
+            `code_bound` set G.
         alpha: concentration of the attention; None is hard attention, which is exact.
 
     Returns:
@@ -121,8 +122,8 @@ def transformer_block(
             tokens have another shape or concrete tokens exceed the bounds.
 
     Not claimed: correct codes for traced tokens above the bounds, which cannot be checked; codes
-    may then appear on tokens with p = 1. There is no layer norm; in general a block with one does
-    not compute this map.
+    may then appear on tokens with p = 1. Our blocks have no layer norm; in general a block with a
+    layer norm does not compute this map.
 
     Reference: Cordonnier, Loukas, Jaggi (2020), Theorem 1; Li, Feng, Zhou (2024), (23) and
     Remark 11.
@@ -161,9 +162,10 @@ def transformer_block(
 def embed(D: Conv, y: Array, x: Array | None = None) -> Array:
     """The tokens of a signal and a code, with the channels [x, y, p].
 
-    The code at position i is stored on the token i t, where its atom begins; p = 1 on all tokens
+    The code at position i is stored on token i t, where its atom begins; p = 1 on all tokens
     without a code. If the boundary is "valid", n - 1 zero tokens come first: heads with tau < 0
-    attend to them from the first positions. If it is "circular" there are none.
+    attend to these tokens from the first positions. If the boundary is "circular", no zero tokens
+    are added.
 
     Args:
         D: a `dictionaries.Conv` with boundary "valid" or "circular".
@@ -174,7 +176,7 @@ def embed(D: Conv, y: Array, x: Array | None = None) -> Array:
         (T, n_atoms + n_channels + 1).
 
     Raises:
-        TypeError: D is no `Conv`, y or x is no array of reals.
+        TypeError: D is not a `Conv`, or y or x is not a real array.
         ValueError: the boundary is "zero", or y or x has another shape.
 
     Example:
@@ -197,7 +199,7 @@ def embed(D: Conv, y: Array, x: Array | None = None) -> Array:
 def _embedded(D: Conv, y: Array, x: Array | None) -> Array:
     x = jnp.zeros(D.shape[1], y.dtype) if x is None else x
     sizes = zip(_lead(D), D.signal_shape, D.positions, D.stride)
-    # Tokens before the first code, after the last one and between two.
+    # Tokens before the first code, after the last code, and between two codes.
     around = [(a, N - (p - 1) * t - 1, t - 1) for a, N, p, t in sizes]
     x = lax.pad(x.reshape(D.code_grid), jnp.zeros((), x.dtype), [(0, 0, 0), *around])
     y = jnp.pad(y.reshape(D.signal_grid), [(0, 0), *((a, 0) for a in _lead(D))])
@@ -211,14 +213,14 @@ def read_code(D: Conv, tokens: Array) -> Array:
     """The code stored on tokens.
 
     Args:
-        D: the dictionary that the tokens were embedded with.
+        D: the dictionary with which the tokens were embedded.
         tokens: (T, n_atoms + n_channels + 1).
 
     Returns:
         (d,).
 
     Raises:
-        TypeError: D is no `Conv`, tokens are no array of reals.
+        TypeError: D is not a `Conv`, or tokens are not a real array.
         ValueError: the boundary is "zero", or tokens have another shape.
 
     Example:
@@ -261,7 +263,7 @@ def block_weights(
     code_bound: Array,
     signal_bound: Array,
 ) -> tuple[BlockWeights, Array]:
-    """The weights of a block for tokens within bounds, and a bound on the codes after it."""
+    """The weights of a block for tokens within bounds, and a bound on the codes after the block."""
     dtype = checks.common_dtype(D, W)
     D, W = checks.cast((D, W), dtype)
     gamma, theta = jnp.asarray(gamma, dtype), jnp.asarray(theta, dtype)
@@ -271,7 +273,7 @@ def block_weights(
     V = head_values(D, W, gamma)
     # A bound on abs(u) for any concentration, since the masses of a head sum to 1.
     grown = limits[:n_atoms] + jnp.einsum("hoi,i->o", jnp.abs(V), limits)
-    # Neither G nor the next bounds may overflow; codes beyond have left the range themselves.
+    # Neither G nor the next bounds may overflow; codes beyond would have left the range anyway.
     grown = jnp.minimum(grown, float(jnp.finfo(V.dtype).max) / (2 * _MARGIN))
     G = _MARGIN * grown.max()
     theta = jnp.broadcast_to(theta, (n_atoms,))
@@ -299,7 +301,7 @@ def head_values(D: Conv, W: Conv, gamma: Array) -> Array:
 
 
 def _taps(D: Conv) -> np.ndarray:
-    """The offsets tau of the heads, (heads, p); on a circle they are taken modulo its length."""
+    """The offsets tau of the heads, (heads, p); on a circle, modulo the length of the circle."""
     taps = grid(tuple(2 * n - 1 for n in D.kernel)) - (np.array(D.kernel) - 1)
     return taps % np.array(D.signal_shape) if D.boundary == "circular" else taps
 
@@ -339,12 +341,12 @@ def shift_invariant(D: Dictionary, where: str) -> Conv:
         )
     if max(D.dilation) > 1:
         raise ValueError(f"{where}: D has dilation {D.dilation}; expected 1")
-    as_dictionary(D, where)  # its checks
+    as_dictionary(D, where)  # for its checks
     return D
 
 
 def analysis_weights(W: Dictionary, D: Conv, where: str) -> Conv:
-    """W, checked to be a `Conv` of the geometry of D.
+    """W, checked to be a `Conv` with the geometry of D.
 
     Raises:
         TypeError: W is not a `Conv`.
@@ -425,23 +427,23 @@ def transformer(
     r"""A stack of K transformer blocks that computes the codes of a layer of K LISTA-CP steps.
 
     Block k is the `transformer_block` of W, theta_k and gamma_k in `params`; `read_code` reads the
-    code from the last tokens. With hard attention, or alpha of at least about 40 in float64 and 18
-    in float32, the code equals `layer.apply(params, D, y)` to rounding. For smaller alpha
+    code from the last tokens. With hard attention, or if alpha is at least about 40 in float64 or
+    18 in float32, the code equals `layer.apply(params, D, y)` to rounding. For smaller alpha
     `transformer_error` bounds the difference.
 
     Args:
         layer: a layer of the family `lista_cp`, `alista`, `tilista` or `ista`, with the activation
-            ReLU and no support selection.
-        params: of the layer. At every step theta is a scalar or has one entry per filter; W is a
-            `Conv` of the geometry of D.
+            ReLU and without support selection.
+        params: params of the layer. At every step theta is a scalar or has one entry per filter; W
+            is a `Conv` with the geometry of D.
         D: a `dictionaries.Conv` with boundary "valid" or "circular".
         alpha: concentration of the attention; None is hard attention, which is exact.
-        signal_bound: bound on abs(y), () or (n_channels,). It bounds the codes, and these bounds
-            set the G of every block.
+        signal_bound: bound on abs(y), () or (n_channels,). It bounds the codes, and the bounds on
+            the codes set the G of every block.
 
     Returns:
-        Transformer. Its derivatives are those of the layer, except where u is exactly 0: there the
-        derivative of a block is 1.
+        Transformer. Its derivatives equal the derivatives of the layer, except where u is exactly
+        0: there the derivative of a block is 1.
 
     Raises:
         TypeError: D or W is not a `Conv`, or the layer or the params are of another family.
@@ -478,7 +480,7 @@ def transformer(
 
 @program("layer")
 def _grown(layer: Layer, shared: Any, steps: Any, D: Conv, signal_bound: Array) -> BlockWeights:
-    """The weights of all blocks: each for the codes that the blocks before it can make."""
+    """The weights of all blocks, each for all codes that the blocks before it can compute."""
 
     def grow(code_bound, p):
         W, gamma = _weights_and_step(layer, shared, p, D)
@@ -523,33 +525,35 @@ def transformer_error(
 
     with one entry per filter and e_0 = b_0 = 0. Here b bounds the codes of the layer and M the
     signal; `|T|` and `|W'|` are the magnitudes of the filters of I - W'D and of W', summed over
-    positions. The recursion holds because shrinkage is 1-Lipschitz and the leak is bounded as in
-    `attention_error`. The bound vanishes with the leak, about 2 exp(-alpha) per dimension, and
-    grows geometrically with the depth if row sums of `|T|` exceed 1.
+    positions. The recursion holds because shrinkage is 1-Lipschitz and because the leak is bounded
+    as in `attention_error`. The bound vanishes with the leak, about 2 exp(-alpha) per dimension,
+    and grows geometrically with the depth if row sums of `|T|` exceed 1.
 
-    This holds for every signal within M, and some come near it. With 4 filters of length 5 on 64
-    samples, theory's weights, six blocks and alpha = 8 it is 625. A signal found by ascent errs
-    by 1.9, but signals with one nonzero by 3e-4: thresholds stop most of what T spreads. For given
-    `signals` the bound follows their codes. It is 0 where no threshold is reached, and what leaks
-    is the update gamma W'(y - D x), not the sum of the magnitudes of its terms: .002 there.
+    The bound holds for every signal within M, and some signals come near the bound. With 4 filters
+    of length 5 on 64 samples, theory's weights, six blocks and alpha = 8 the bound is 625. A signal
+    found by ascent errs by 1.9, but signals with one nonzero err by 3e-4: thresholds stop most of
+    what T spreads. For given `signals` the bound follows their codes: it is 0 where no threshold is
+    reached, and the leak depends on the update gamma W'(y - D x), not on the sum of the magnitudes
+    of its terms. The bound is then .002 for the signals with one nonzero.
 
     Args:
-        layer: as in `transformer`.
-        params: of the layer.
+        layer: a layer as in `transformer`.
+        params: params of the layer.
         D: a `dictionaries.Conv` with boundary "valid" or "circular".
         alpha: concentration of the attention; None gives 0.
         signal_bound: M, bound on abs(y), () or (n_channels,).
         code_bound: a known bound on the codes of the layer, which replaces b where it is smaller.
-        signals: (n, m), or (m,): the bound is for these alone, without `signal_bound`.
+        signals: (n, m), or (m,): the bound then holds for these signals alone, without
+            `signal_bound`.
 
     Returns:
         (K + 1,), float64, at each step the largest entry over the filters (and over the signals).
 
     Raises:
-        TypeError: params or D are traced (this is a host function), and as `transformer`.
-        ValueError: as `transformer`, or neither or both of `signal_bound` and `signals`.
+        TypeError: params or D are traced (this is a host function), or as `transformer`.
+        ValueError: as `transformer`, or both or neither of `signal_bound` and `signals` are given.
 
-    Not claimed: a bound on rounding errors; this one is for exact arithmetic.
+    Not claimed: a bound on rounding errors; the bound holds in exact arithmetic.
 
     Example:
         >>> D = ur.dictionaries.Conv(jnp.ones((1, 1, 2)) / 2, signal_shape=4)
@@ -574,7 +578,7 @@ def transformer_error(
         theta = np.asarray(steps.theta).reshape(layer.depth, -1)
         if signals is not None:
             return _errors_of_signals(D, V, theta, concentration(alpha, where), signals)
-        assert signal_bound is not None  # one of the two is given
+        assert signal_bound is not None  # exactly one of the two is given
         M = np.asarray(as_bound(signal_bound, V.shape[-1] - V.shape[-2], "signal_bound", where))
     leak, n_atoms = attention_leak(alpha, len(D.kernel)), V.shape[-2]
     depth = layer.depth
