@@ -1,9 +1,9 @@
 """Theory to params: one function per family, which returns what training returns.
 
-These are host functions: they compute coherences and schedules in float64 from D and W as they are
-stored, and their leaves have the dtype of D. If the hypotheses of the theory fail, the params come
-back all the same and a `HypothesisWarning` says by how much. `certify` and `weights_table` report
-what the theory says of given weights.
+These are host functions: they compute coherences and schedules in float64 from the stored D and W,
+and their leaves have the dtype of D. If the hypotheses of the theory fail, the functions still
+return params, and a `HypothesisWarning` says by how much the hypotheses fail. `certify` and
+`weights_table` report what the theory certifies for given weights.
 """
 
 from unrolled._base import offer as _offer

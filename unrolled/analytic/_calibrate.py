@@ -24,20 +24,20 @@ from unrolled.theory import spectral_radius
 __all__ = ["calibrate"]
 
 
-Loss = Callable[..., Array]  # of (codes, X, D, Y), as those of training
+Loss = Callable[..., Array]  # loss of (codes, X, D, Y), as in training
 
 # A search tries every pair of a threshold and a step size on a grid, then on two finer grids around
 # the best pair.
 _ROUNDS = 3
 _THETAS = 24
 _GAMMAS = 9
-# Half-widths of the first grid, in logarithms: theta runs from 1e-5 of the largest entry up to it,
-# gamma from a third of its start to three times that.
+# Half-widths of the first grid, in logarithms: theta runs from 1e-5 of the largest entry up to the
+# largest entry, gamma from a third of its start to three times its start.
 _THETA_SPAN = 5.75
 _GAMMA_SPAN = 1.1
-# A threshold per unit of the residual runs from 1/50 of its start to 50 times that.
+# A threshold per unit of the residual runs from 1/50 of its start to 50 times its start.
 _RELATIVE_SPAN = math.log(50)
-# The second pass multiplies all thresholds by one factor: first of 17 from 1/8 to 8.
+# The second pass multiplies all thresholds by one factor: first one of 17 from 1/8 to 8.
 _FACTOR_ROUNDS = 2
 _FACTORS = 17
 _FACTOR_SPAN = math.log(8)
@@ -49,7 +49,7 @@ def squared(codes: Any, X: Array, D: Any, Y: Array) -> Array:
 
 
 def codes_of(model: Any, params: Any, D: Any, Y: Array) -> Any:
-    """The codes of a network, or the last ones of a layer, (1, batch, d), as a loss takes them."""
+    """The codes of a network, or the last codes of a layer, (1, batch, d), as a loss takes them."""
     codes = jax.vmap(model.apply, (None, None, 0))(params, D, Y)
     return codes if isinstance(codes, tuple) else codes[None]
 
@@ -62,7 +62,7 @@ def threshold_names(p) -> list[str]:
 def greedy(
     layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Any, loss: Loss = squared
 ) -> Unrolled:
-    """Every step, of stacked params, with the threshold and step size of least loss after it."""
+    """The steps of stacked params, each with the threshold and step size of least loss."""
 
     def choose(state, step):
         p, state = _search(layer, loss, params.shared, step[0], D, Y, X, state, step[1:])
@@ -74,7 +74,7 @@ def greedy(
 
 
 def _search(layer, loss, shared, p, D, Y, X, state, constants):
-    """The params of one step with the best threshold and step size, and the states after it."""
+    """The params of a step with the best threshold and step size, and the states after it."""
     sizes = names_with_role(p, "step size")
 
     def after(theta, gamma):
@@ -101,8 +101,8 @@ def _search(layer, loss, shared, p, D, Y, X, state, constants):
             jnp.exp(a + w * jnp.linspace(-1, 1, n, dtype=Y.dtype))
             for a, w, n in zip(at, widths, counts)
         )
-        # In turn: one pair at a time stays in the cache of a processor, and the compiler takes
-        # the products, which no threshold changes, out of the loop.
+        # In turn: one pair at a time stays in the cache of a processor, and the compiler moves the
+        # products, which no threshold changes, out of the loop.
         errors = lax.map(lambda gamma: lax.map(lambda t: error(t, gamma), thetas), gammas)
         i, j = jnp.unravel_index(jnp.nanargmin(errors), errors.shape)
         at = [jnp.log(thetas[j]), jnp.log(gammas[i])]
@@ -115,7 +115,7 @@ def _search(layer, loss, shared, p, D, Y, X, state, constants):
 
 
 def _largest_entry(D: Dictionary, Y: Array, X: Any) -> Array:
-    """The largest entry of the codes; where they are not known, of codes of single atoms."""
+    """The largest entry of the codes; if they are unknown, of codes of single atoms."""
     if X is not None:
         return jnp.max(jnp.abs(X)).astype(Y.dtype)
     norms = column_norms(D)
@@ -125,12 +125,12 @@ def _largest_entry(D: Dictionary, Y: Array, X: Any) -> Array:
 
 
 def _positive(value: Array) -> Array:
-    """The value, or 1 where it is not positive."""
+    """The value, or 1 if the value is not positive."""
     return jnp.where(value > 0, value, 1)
 
 
 def _with(p, theta, gamma):
-    """Step params with one threshold, and one step size where there is one."""
+    """Step params with one threshold, and one step size if the step has one."""
     values = dict.fromkeys(threshold_names(p), theta)
     values |= dict.fromkeys(names_with_role(p, "step size"), gamma)
     return p._replace(**{name: jnp.full_like(getattr(p, name), v) for name, v in values.items()})
@@ -149,7 +149,8 @@ def with_factor(layer, params, D, Y, X, loss=squared):
 
     def finer(_, window):
         best, width = window
-        # The middle of an odd grid is the best so far: the greedy choice is left for a better one.
+        # The middle of an odd grid is the best so far: only a better factor replaces the greedy
+        # choice.
         tried = best + width * jnp.linspace(-1, 1, _FACTORS, dtype=Y.dtype)
         return tried[jnp.nanargmin(lax.map(error, tried))], 2 * width / (_FACTORS - 1)
 
@@ -163,7 +164,7 @@ def scaled_weights(layer: Layer, params: Unrolled, D: Dictionary) -> list[Unroll
     if not unguarded.is_coupled or names_with_role(params.steps, "step size"):
         return []
     scaled, radius = _scaled(unguarded, params, D)
-    rounding = D.shape[0] * float(jnp.finfo(radius.dtype).eps)  # of a product with one column
+    rounding = D.shape[0] * float(jnp.finfo(radius.dtype).eps)  # shape of a product with one column
     return [scaled] if float(radius) > 2 * (1 + rounding) else []
 
 
@@ -186,7 +187,7 @@ def _times(record, c: Array):
     return record._replace(**weights) if weights else record
 
 
-# One signal of so many is held back: it chooses between the start and what was found.
+# One signal of this many is held back: it chooses between the start and the found params.
 _HELD_BACK = 4
 
 
@@ -227,38 +228,38 @@ def calibrate(
 ) -> Any:
     r"""Choose thresholds and step sizes on a sample, without gradients.
 
-    It is for problems where the hypotheses of the theory fail. The first pass is greedy: a grid
-    search chooses theta_k and gamma_k by the error after step k, with the steps before it fixed.
-    The second pass looks ahead: by the error after the last step it chooses one factor t,
+    Use `calibrate` if the hypotheses of the theory fail. The first pass is greedy: a grid search
+    chooses theta_k and gamma_k by the error after step k, with the steps before k fixed. The second
+    pass looks ahead: by the error after the last step it chooses one factor t,
 
     .. math:: \theta_k \leftarrow t \, \theta_k, \qquad k = 1, \dots, K,
 
-    where t = 1 is the greedy choice. Both see three quarters of the sample. The last quarter is
-    held back: `calibrate` keeps the start, with a warning, where that has the smaller error on it.
-    (Fewer than four signals do both.) The error is that of the codes or, without known codes, a
-    loss such as the objective of the LASSO. With a loss the second pass also begins at the start,
-    and the smaller loss on the sample decides.
+    where t = 1 is the greedy choice. Both passes use three quarters of the sample and hold back the
+    last quarter: if the start has the smaller error on this quarter, `calibrate` keeps the start,
+    with a warning. (With fewer than four signals, all signals serve both purposes.) The error is
+    the error of the codes or, without known codes, a loss such as the objective of the LASSO. With
+    a loss the second pass also begins at the start, and the smaller loss on the sample decides.
 
-    The fields whose role is "threshold", "relative threshold" or "step size" (theta, the alpha of
-    LAMP, gamma) are set; a field with several entries gets one value. Steps x <- shrink(x + W'(y -
-    D x), theta), which have no step size, expand where W'D has an eigenvalue above 2. There W is
-    tried as it is and as c W, with c = 2 / (spectral radius of W'D), and the smaller error on the
-    sample decides. All other fields stay as they are.
+    `calibrate` sets the fields whose role is "threshold", "relative threshold" or "step size"
+    (theta, the alpha of LAMP, gamma); a field with several entries gets one value. Steps x <-
+    shrink(x + W'(y - D x), theta), which have no step size, expand if W'D has an eigenvalue above
+    2. For such steps `calibrate` tries W and c W, with c = 2 / (spectral radius of W'D), and the
+    smaller error on the sample decides. All other fields stay unchanged.
 
-    A chain is calibrated block by block, each on the codes of the blocks before it.
+    `calibrate` treats a chain block by block: each block gets the codes of the blocks before it.
 
     Args:
         model: any family whose steps have a threshold, such as `ista`, `alista` or `lamp`, or a
             chain of such layers (`dsc`), with tuples for `params` and `D`.
-        params: of the model.
+        params: params of the model.
         D: (m, d).
         Y: (batch, m), the signals.
-        X: (batch, d), their true codes. For a chain a tuple with those of every block, or those of
-            the last one, (batch, d_J), which give the others: x_{j-1} = D_j x_j. None where they
-            are not known; that needs a loss.
+        X: (batch, d), the true codes of Y. For a chain a tuple with the codes of every block, or
+            the codes of the last block, (batch, d_J), which give the other codes: x_{j-1} = D_j
+            x_j. Pass None if the codes are unknown; then pass a loss.
         loss: `loss(codes, X, D, Y)` of a batch, as in `training.fit`, such as
-            `training.lasso(lam)`; it sees one code, as `codes[-1]`. None takes the squared error of
-            the codes, in which signals may have any size.
+            `training.lasso(lam)`; it gets one code, as `codes[-1]`. None takes the squared error of
+            the codes; signals may then have any size.
 
     Returns:
         params of the same form.
@@ -268,14 +269,15 @@ def calibrate(
             worse than zero codes.
 
     Raises:
-        TypeError: signals without codes that are integers, a family whose steps have no threshold,
-            a network that is no chain, a loss that is no function.
-        ValueError: shapes that do not fit, an empty or all-zero sample, neither codes nor a loss, a
-            loss that needs codes where there are none, or one that is the same for all codes.
+        TypeError: signals without codes are integers, the steps of the family have no threshold,
+            the network is not a chain, or the loss is not a function.
+        ValueError: shapes do not fit, the sample is empty or all zero, there are neither codes nor
+            a loss, a loss needs codes and there are none, or a loss is the same for all codes.
 
-    Not claimed: the best thresholds. What the second pass adds on Gaussian dictionaries 250 x 500,
-    closed-form W, K = 16, 10 % nonzeros, 256 signals, in dB on other signals: LISTA-CP from -16.8
-    to -23.4, ALISTA from -17.6 to -22.7, ALISTA-SS from -38.4 to -47.9, ISTA from -9.4 to -11.2.
+    Not claimed: the best thresholds. On Gaussian dictionaries 250 x 500 with closed-form W, K = 16,
+    10 % nonzeros and 256 signals, the second pass changes the dB on other signals: for LISTA-CP
+    from -16.8 to -23.4, for ALISTA from -17.6 to -22.7, for ALISTA-SS from -38.4 to -47.9, for ISTA
+    from -9.4 to -11.2.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
@@ -303,7 +305,7 @@ def calibrate(
 def _calibrate_layer(
     layer: Layer, params: Unrolled, D: Dictionary, Y: Any, X: Any, aim: Loss
 ) -> Unrolled:
-    """The result of both passes, or the start where that is better on the held-back signals."""
+    """The result of both passes, or the start if it is better on the held-back signals."""
     if not params.steps and type(params.steps) is tuple:
         return params
     start = stack(params)
@@ -315,7 +317,7 @@ def _calibrate_layer(
     seen = len(Y) - _n_held_back(Y) or len(Y)
     begun = (start, *scaled_weights(layer, start, D))
     candidates = [_after_passes(layer, p, D, Y, X, aim, seen) for p in begun]
-    if aim is not squared:  # a small objective after each step is not the way to a small last one
+    if aim is not squared:  # a small objective after each step need not lead to a small last one
         candidates.append(_after_passes(layer, start, D, Y, X, aim, seen, looks_ahead_only=True))
     judged = [_judged(aim, layer, p, D, Y, X) for p in candidates]
     best = min(range(len(judged)), key=lambda i: judged[i].loss)
@@ -342,14 +344,14 @@ def _after_passes(
     seen: int,
     looks_ahead_only: bool = False,
 ) -> Unrolled:
-    """Both passes, or the second, on the first signals."""
+    """Both passes, or the second pass, on the first signals."""
     Y, X = jax.tree.map(lambda rows: rows[:seen], (Y, X))
     params = params if looks_ahead_only else greedy(layer, params, D, Y, X, aim)
     return with_factor(layer, params, D, Y, X, aim)
 
 
 def _calibrate_chain(network: Network, params, Ds, Y, X, aim: Loss) -> tuple[Unrolled, ...]:
-    """Block after block, each on the codes of the calibrated blocks before it."""
+    """Calibrate block after block, each on the codes of the calibrated blocks before it."""
     if not network.layers:
         raise TypeError(
             f"calibrate: the blocks of {network.family} do not run one after the other; expected a "
@@ -371,7 +373,7 @@ def _calibrate_chain(network: Network, params, Ds, Y, X, aim: Loss) -> tuple[Unr
 
 
 def _targets(Ds, X) -> tuple[Any, ...]:
-    """The codes of every block, from the last one where they are not given."""
+    """The codes of every block, computed from the last code if the others are not given."""
     if X is None:
         return (None,) * len(Ds)
     if isinstance(X, tuple | list):
@@ -387,17 +389,17 @@ def _targets(Ds, X) -> tuple[Any, ...]:
 
 
 class _Judged(NamedTuple):
-    """The losses of the codes of a model; infinity where one is no number."""
+    """The losses of the codes of a model; infinity if a loss is not a number."""
 
     loss: float
-    zero: float  # of zero codes
+    zero: float  # loss of zero codes
     silent: bool  # whether all codes are zero
-    later: float  # on the signals that are held back
+    later: float  # loss on the held-back signals
     later_zero: float
-    held_back: int  # how many they are
+    held_back: int  # number of held-back signals
 
     def text(self, aim: Loss) -> str:
-        """The later one; the squared error as NMSE, since zero codes have that of the true ones."""
+        """The later loss; the squared error as NMSE, relative to the loss of zero codes."""
         if aim is not squared:
             return f"{self.later:.6g}"
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -405,7 +407,7 @@ class _Judged(NamedTuple):
 
 
 def _n_held_back(Y: Array) -> int:
-    """How many signals, from the end, are held back: all of a sample that is too small for it."""
+    """How many signals, from the end, are held back: all signals if the sample is too small."""
     return len(Y) // _HELD_BACK or len(Y)
 
 
@@ -449,7 +451,7 @@ def _warn_of_end(end: _Judged, aim: Loss, model, D, Y, X) -> None:
         rows = jax.tree.map(lambda rows: rows[-end.held_back :], (Y, X))
         numbers: Any = (end.later, end.later_zero, _of_ista(aim, model, D, *rows))
         what, unit = "loss", ""
-        if aim is squared:  # zero codes have the square of the true codes
+        if aim is squared:  # zero codes have the squared norm of the true codes
             what, unit = "NMSE", " dB"
             with np.errstate(divide="ignore", invalid="ignore"):
                 numbers = tuple(10 * np.log10(np.divide(numbers, end.later_zero)))

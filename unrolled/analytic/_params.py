@@ -48,8 +48,8 @@ def ista(D: Dictionary, lam: float, depth: int) -> Unrolled:
         params with steps (gamma, theta), (K,) each.
 
     Raises:
-        TypeError: a depth that is not an integer.
-        ValueError: lam < 0, D = 0, or a negative depth.
+        TypeError: depth is not an integer.
+        ValueError: lam < 0, D = 0, or depth is negative.
 
     Example:
         >>> ur.analytic.ista(2 * jnp.eye(3), 1.0, 2).steps.gamma.round(3).tolist()
@@ -80,26 +80,27 @@ def lista_cp(
     Args:
         D: (m, d), unit atoms.
         depth: K.
-        sparsity, bound, noise: s, B and delta: at most s nonzeros of magnitude at most B, noise of
-            l1 norm at most delta.
+        sparsity, bound, noise: s, B and delta: at most s nonzeros of magnitude at most B, and noise
+            of l1 norm at most delta.
         W: (m, d), weights with w_i . d_i near 1; None takes D or `frobenius_weights(D)`, whichever
             has the smaller mu_W.
         activation: the activation of the layer.
-        tied: False repeats W at every step, to train an untied network.
-        noise_norm: "l1", or "l2" where `noise` bounds norm(e, 2): then omega = max norm(w_i, 2)
+        tied: if False, repeat W at every step, to train an untied network.
+        noise_norm: "l1", or "l2" if `noise` bounds norm(e, 2): then omega = max norm(w_i, 2)
             replaces C_W.
-        per_atom: take the thresholds of `theory.atom_schedule`, (K, d): smaller, and certified in
-            l1 only. For ReLU.
+        per_atom: if True, take the thresholds of `theory.atom_schedule`, (K, d): they are smaller,
+            and certified only in l1. For ReLU only.
 
     Returns:
-        params of the form that `tied` says.
+        params in the form that `tied` sets.
 
     Warns:
-        HypothesisWarning: (2s-1) mu_W >= 1, no theorem covers the activation, or codes of this
-            size may leave the range of the dtype: nothing is certified.
+        HypothesisWarning: (2s-1) mu_W >= 1, no theorem covers the activation, or codes of this size
+            may leave the range of the dtype: nothing is certified.
 
     Raises:
-        ValueError: atoms off unit norm, a zero atom, sparsity above d, or negative or NaN numbers.
+        ValueError: atoms are off unit norm, an atom is zero, sparsity is above d, or a number is
+            negative or NaN.
 
     Reference: Li, Feng, Zhou (2024), Theorem 12 for ReLU, 15 or 10 for other activations.
 
@@ -127,9 +128,9 @@ def alista(
     noise_norm: str | Any = "l1",
     per_atom: bool = False,
 ) -> Unrolled:
-    """Params of `layers.alista`: those of `lista_cp`, with gamma = 1 and with W held fixed.
+    """Params of `layers.alista`: the params of `lista_cp`, with gamma = 1 and with W held fixed.
 
-    Arguments, warnings and errors are those of `lista_cp`.
+    Arguments, warnings and errors are as in `lista_cp`.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
@@ -145,8 +146,8 @@ def alista(
 def hyperlista(D: Dictionary) -> Unrolled:
     """Params of `layers.hyperlista` for any depth: closed-form weights and three numbers.
 
-    The numbers suit the standard benchmark. For other dictionaries and codes choose them on a
-    sample by `training.search`.
+    The numbers suit the standard benchmark. For other dictionaries and codes, choose the numbers on
+    a sample by `training.search`.
 
     Args:
         D: (m, d), unit atoms.
@@ -155,7 +156,7 @@ def hyperlista(D: Dictionary) -> Unrolled:
         params with shared (analytic, threshold, momentum, selection), no steps.
 
     Raises:
-        ValueError: a zero atom, or atoms off unit norm.
+        ValueError: an atom is zero, or atoms are off unit norm.
 
     Example:
         >>> params = ur.analytic.hyperlista(ur.dictionaries.identity_hadamard(16))
@@ -181,12 +182,12 @@ def dsc(
     Args:
         Ds: the dictionaries of the J blocks, (d_{j-1}, d_j).
         depths, sparsities, bounds, noises, Ws, activations: one value per block, as in `lista_cp`;
-            noises are zero and activations ReLU by default.
+            by default noises are zero and activations ReLU.
 
     Returns:
         The params of `networks.dsc` of J layers `lista_cp`.
 
-    Warns, Raises: as in `lista_cp`; also ValueError for sequences of different lengths.
+    Warns, Raises: as in `lista_cp`; also ValueError if sequences differ in length.
 
     Reference: Li, Feng, Zhou (2024), Theorem 6, corrected.
 
@@ -220,7 +221,7 @@ def _weights_and_thresholds(
 
 @host_function
 def stored_thresholds(theta: np.ndarray, dtype: DTypeLike) -> Array:
-    """Thresholds of a schedule in the dtype of D; those of one that diverges are cut short.
+    """Thresholds of a schedule in the dtype of D, cut short if the schedule diverges.
 
     Example:
         >>> ur.analytic.stored_thresholds(np.array([0.5, np.inf]), "float16").tolist()
@@ -230,7 +231,7 @@ def stored_thresholds(theta: np.ndarray, dtype: DTypeLike) -> Array:
     return jax.device_put(np.minimum(theta, largest).astype(dtype))
 
 
-# The support selection of a layer that is not told another.
+# The default support selection of a layer.
 _SUPPORT = layers.alista_at(0).support
 
 
@@ -246,15 +247,15 @@ def lamp(
 ) -> Unrolled:
     """Params of `layers.lamp` for Bernoulli-Gaussian codes, without a sample: W = D, and alphas.
 
-    Each alpha is the best for the error after its own step, by `theory.state_evolution`.
+    Each alpha is the best alpha for the error after its step, by `theory.state_evolution`.
 
     Args:
         D: (m, d), an array with unit atoms.
         depth: K.
-        probability, variance: of the nonzeros of the codes.
+        probability, variance: probability that an entry is nonzero, and variance of the nonzeros.
         noise: sigma^2, the variance of the noise per entry of y.
-        margin: the thresholds are those of `margin` times as many nonzeros: signals with more of
-            them than most decide a ratio of sums.
+        margin: the thresholds suit `margin` times as many nonzeros: signals with more nonzeros than
+            most decide a ratio of sums.
 
     Returns:
         params with steps (W, alpha).
@@ -263,7 +264,7 @@ def lamp(
         HypothesisWarning: `theory.state_evolution` does not hold.
 
     Raises:
-        TypeError, ValueError: as `theory.state_evolution`; margin below 1.
+        TypeError, ValueError: as `theory.state_evolution`; margin is below 1.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
@@ -290,13 +291,13 @@ def alista_at(
 ) -> Unrolled:
     """Params of `layers.alista_at(onsager=True)` for Bernoulli-Gaussian codes, without a sample.
 
-    Weights in closed form, gamma = 1, and each theta the best for the error after its own step, by
-    `theory.state_evolution`. With margin 1 they are better for the typical signal, and worse in a
-    ratio of sums.
+    W has the closed form, gamma = 1, and each theta is the best for the error after its step, by
+    `theory.state_evolution`. With margin 1 the thetas are better for the typical signal, and worse
+    in a ratio of sums.
 
     Args:
         D, depth, probability, variance, noise, margin: as in `lamp`.
-        support: that of the layer.
+        support: support selection of the layer.
 
     Returns:
         params with shared W and steps (gamma, theta, beta).
@@ -305,7 +306,7 @@ def alista_at(
         HypothesisWarning: `theory.state_evolution` does not hold.
 
     Raises:
-        TypeError, ValueError: as `theory.state_evolution`; margin below 1.
+        TypeError, ValueError: as `theory.state_evolution`; margin is below 1.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
@@ -327,7 +328,7 @@ def _thresholds(layer, D: Dictionary, margin: float, where: str, options: dict):
     if not margin >= 1:
         raise ValueError(f"{where}: margin must be at least 1, got {margin}")
     p = options["probability"]
-    more = min(margin * p, (1 + p) / 2) if 0 < p < 1 else p  # state evolution refuses the others
+    more = min(margin * p, (1 + p) / 2) if 0 < p < 1 else p  # state evolution refuses other ranges
     evolution = state_evolution(layer, D, **options | dict(probability=more))
     if not evolution.holds:
         checks.warn(

@@ -1,4 +1,4 @@
-"""Certificates of weights as they are stored, the schedules from them, and tables of both."""
+"""Certificates of stored weights, the schedules from them, and tables of both."""
 
 import itertools
 import math
@@ -41,12 +41,12 @@ __all__ = [
 
 
 # With an activation other than ReLU the guard depends on the error off the support, which the guard
-# raises itself: it grows until it covers what it needs, each time by this margin.
+# raises itself: it grows until it covers its need, each time by this margin.
 _GUARD_MARGIN = 1 + 1e-3
 _GUARD_ROUNDS = 100
 # Stored thresholds stop at this share of the largest number of their dtype: they are finite.
 LARGEST_SHARE = 1 / 4
-# A contraction below this is below 1 beyond rounding: what does not hold then is another thing.
+# A contraction below this is below 1 beyond rounding: another hypothesis must fail then.
 _CONTRACTS = 1 - 1e-5
 
 
@@ -64,7 +64,7 @@ class Certified(NamedTuple):
     guard: float  # rounding guard per unit of s B
     omega: float  # max norm(w_i, 2), rounded up
     noise_guard: float  # rounding guard per unit of l1 noise
-    lost: float  # what a product may lose below the range of the dtype
+    lost: float  # the most that a product may lose below the range of the dtype
 
 
 @host_function
@@ -79,7 +79,7 @@ def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
         Certified, with W in the dtype of D.
 
     Raises:
-        ValueError: atoms of D off unit norm, a zero atom, or shapes that differ.
+        ValueError: atoms of D are off unit norm, an atom is zero, or shapes differ.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
@@ -132,7 +132,7 @@ def plan(
         tol: l1 error of the last code.
 
     Returns:
-        The `theory.Plan`, whose depths `dsc` takes; holds is False where no depths reach `tol`.
+        The `theory.Plan`, whose depths `dsc` takes; holds is False if no depths reach `tol`.
 
     Raises:
         ValueError: as in `dsc`.
@@ -173,7 +173,7 @@ def block_schedule(
 ) -> tuple[Certified, theory.Schedule | theory.ActivationSchedule | theory.AtomSchedule]:
     """The certified weights of `lista_cp` and `alista`, and the schedule of their thresholds.
 
-    Arguments, warnings and errors are those of `lista_cp`.
+    Arguments, warnings and errors are as in `lista_cp`.
 
     Returns:
         The weights, and the schedule of the theorem that covers the activation, with the rounding
@@ -198,7 +198,7 @@ def block_schedule(
                 f"analytic: thresholds per atom are certified for ReLU alone, got {rho}"
             )
         return c, _atom_schedule(D, c, noise=noise, noise_norm=noise_norm, **problem)
-    # In l2 omega stands for C_W: this l1 noise enters as much.
+    # In l2 omega replaces C_W: the noise enters like this l1 noise.
     noise = noise * _l2_gain(c) if noise_norm == "l2" else noise
     return c, _schedule(D, c, rho, noise=noise, **problem)
 
@@ -216,8 +216,8 @@ def chain_schedules(
 ) -> tuple[tuple[Certified, ...], tuple[theory.Schedule | theory.ActivationSchedule, ...]]:
     """The certified weights of `dsc`, and the schedules of its blocks.
 
-    The error of a block is noise for the next one, weighted by `theory.error_gain`. Arguments,
-    warnings and errors are those of `dsc`.
+    The error of a block is noise for the next block, weighted by `theory.error_gain`. Arguments,
+    warnings and errors are as in `dsc`.
 
     Example:
         >>> Ds = ur.dictionaries.identity_hadamard(16), jnp.eye(32)
@@ -247,7 +247,7 @@ def _l2_gain(c: Certified) -> float:
 
 
 def _gain(c: Certified, before: int) -> float:
-    """`error_gain` with rounding, for a block before of so many nonzeros; C_W for 0."""
+    """`error_gain` with rounding, if the block before has this many nonzeros; C_W for 0."""
     return theory.error_gain(c.W, sparsity=before) * UP + c.noise_guard
 
 
@@ -270,7 +270,7 @@ def _schedule(
 ) -> theory.Schedule | theory.ActivationSchedule:
     """The schedule of one block with its rounding guard; warns if it certifies nothing.
 
-    `inherited` is what the error of the block before adds to the products.
+    `inherited` is the noise that the error of the block before adds to the products.
     """
     C_W, guard = c.C_W + c.noise_guard, c.guard * sparsity * bound + c.lost
 
@@ -319,8 +319,8 @@ def _atom_schedule(
 def _within_range(planned: Any, c: Certified, size: float) -> Any:
     """`planned`, which holds only if all numbers of its steps are in the range of the dtype.
 
-    `size` bounds the sum of norm(x*, 1) and the noise. Those of y - D x are at most
-    size + norm(x*, 1) + E, and those of a step at most E + omega E + theta beyond x*.
+    `size` bounds the sum of norm(x*, 1) and the noise. The numbers of y - D x are at most size +
+    norm(x*, 1) + E, and the numbers of a step at most E + omega E + theta beyond x*.
     """
     E, theta = float(np.max(planned.error)), float(np.max(planned.theta, initial=0.0))
     within = size + (1 + max(c.omega, 1.0)) * E + theta <= _largest_number(c.W)
@@ -359,23 +359,23 @@ def _warned(planned, sparsity: int, at: Callable, D: Dictionary, activation: Act
 
 
 class WeightsRow(NamedTuple):
-    """One kind of weights, and the schedule that they certify."""
+    """One kind of weights, and the schedule that these weights certify."""
 
     mu_W: float
     C_W: float
     omega: float  # max norm(w_i, 2)
     norm_W: float  # norm(W, 2), or an upper bound
-    largest_sparsity: int  # the most nonzeros that they certify
-    sparsity: int  # s, the nonzeros of this row
+    largest_sparsity: int  # the largest sparsity that the weights certify
+    sparsity: int  # s, the sparsity of this row
     holds: bool  # whether s is certified
     contraction: float  # a, factor of the error in a step
     rate: float  # -ln a
     floor: float  # the error that noise leaves
-    steps: float  # to the tolerance
+    steps: float  # steps to reach the tolerance
 
 
 class WeightsTable(NamedTuple):
-    """Kinds of weights of one dictionary side by side, with the weights themselves.
+    """Several kinds of weights of one dictionary, each with its numbers and its matrix.
 
     Example:
         >>> table = ur.analytic.weights_table(ur.dictionaries.identity_hadamard(4))
@@ -389,7 +389,7 @@ class WeightsTable(NamedTuple):
     d: int  # number of atoms
     tolerance: float  # the l1 error to reach
     coherence: theory.GeneralizedCoherence  # mu~, certified
-    rows: dict[str, WeightsRow]  # by kind of weights
+    rows: dict[str, WeightsRow]  # rows by kind of weights
     weights: dict[str, Operator]  # (m, d) by kind
 
     def text(self) -> str:
@@ -404,11 +404,11 @@ class WeightsTable(NamedTuple):
         return [[label, *(getattr(row, f) for row in rows)] for f, label in labels.items()]
 
     def __repr__(self) -> str:
-        """The table, as it fits on a screen."""
+        """The table, cut to the size of a screen."""
         return screen(self.text().splitlines())
 
     def reasons(self) -> list[str]:
-        """For all weights that do not reach the tolerance, which hypothesis fails at which number.
+        """For all weights that miss the tolerance: which hypothesis fails, at which number.
 
         a is the contraction, at least (2 s - 1) mu_W.
         """
@@ -435,7 +435,7 @@ class WeightsTable(NamedTuple):
         return table_of(form, [{"weights": n, **row._asdict()} for n, row in self.rows.items()])
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers for JSON; those that are not finite become None."""
+        """The numbers for JSON; numbers that are not finite become None."""
         return text.plain({"tolerance": self.tolerance, "weights": self.rows})
 
 
@@ -450,10 +450,10 @@ def weights_table(
     entries: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> WeightsTable:
-    """W = D, the closed form and the minimax weights side by side, in float64.
+    """The weights W = D, the closed form and the minimax weights in one table, in float64.
 
-    D is taken to float64 by `theory.in_float64`: all weights are in its numerical range. No W has a
-    smaller mu_W than the minimax one. A smaller C_W or omega lowers the floor under noise; a
+    `theory.in_float64` takes D to float64: all weights are in its numerical range. No W has a
+    smaller mu_W than the minimax weights. A smaller C_W or omega lowers the floor under noise; a
     smaller norm(W) bounds a step outside the class. d x d by nature: `generalized_coherence`.
 
     Args:
@@ -461,16 +461,16 @@ def weights_table(
         sparsity: s; None takes the largest s that each kind of weights certifies.
         bound, noise: B and delta of the class.
         tolerance: the l1 error to reach.
-        entries: also take the weights with the least largest entry at mu~ (Definition 8), which
-            are many times slower to compute.
+        entries: if True, also take the weights with the least largest entry at mu~ (Definition 8),
+            which take many times longer to compute.
         progress: as in `theory.generalized_coherence`.
 
     Returns:
         WeightsTable.
 
     Raises:
-        TypeError: a traced D.
-        ValueError: atoms off unit norm, or sparsity above d.
+        TypeError: D is traced.
+        ValueError: atoms are off unit norm, or sparsity is above d.
 
     Example:
         >>> rows = ur.analytic.weights_table(ur.dictionaries.identity_hadamard(4)).rows

@@ -1,7 +1,7 @@
-"""Dictionary learning: D, and codes, from signals alone.
+"""Dictionary learning: a dictionary D, and codes, from signals alone.
 
-Signals are rows and atoms are columns: Y is nearly X D'. Every function returns a `Learned`, whose
-D is what the pursuits, the layers and the theory take.
+Signals are rows and atoms are columns: Y is nearly X D'. Every function returns a `Learned`; the
+pursuits, the layers and the theory take its D.
 """
 
 from unrolled._base import offer as _offer

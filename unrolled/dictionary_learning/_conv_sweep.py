@@ -19,17 +19,17 @@ from unrolled.dictionary_learning._learning import PARALLEL, distinct
 def drawn_windows(
     D: Conv, R: np.ndarray, filters: np.ndarray, count: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """`count` unit windows, drawn with a probability in proportion to their energy.
+    """Draw `count` unit windows, with probabilities in proportion to their energy.
 
     Args:
-        D: which windows there are.
+        D: sets the shape and the positions of windows.
         R: (n, m), the images.
-        filters: (others, n_channels prod(kernel)), to which no window is parallel.
-        count: how many.
-        rng: of the draw.
+        filters: (others, n_channels prod(kernel)); no window is parallel to one of these filters.
+        count: number of windows.
+        rng: random generator of the draw.
 
     Returns:
-        (count, n_channels, *kernel); noise where there are not enough that differ.
+        (count, n_channels, *kernel); noise replaces windows if too few differ.
     """
     grid = (len(R), *D.signal_grid)
     R = _extended(D, R.reshape(grid))
@@ -51,7 +51,7 @@ def drawn_windows(
 
 
 def _extended(D: Conv, R: np.ndarray) -> np.ndarray:
-    """Images continued on the far side, as far as the last window reaches."""
+    """Images continued periodically, as far as the last window reaches."""
     sizes = zip(D.positions, D.stride, D.kernel, D.signal_shape)
     reach = [(0, max(0, (p - 1) * t + n - N)) for p, t, n, N in sizes]
     return np.pad(R, [(0, 0), (0, 0), *reach], "wrap" if D.boundary == "circular" else "constant")
@@ -68,7 +68,7 @@ def _window_sums(E: np.ndarray, kernel: tuple[int, ...]) -> np.ndarray:
 
 
 def shifted_copies(filters: np.ndarray, use: np.ndarray) -> np.ndarray:
-    """Indices of the filters that are nearly a shift of one that is used more, up to sign."""
+    """Indices of the filters that are nearly a shift of a more used filter, up to sign."""
     kernel = filters.shape[2:]
     shape = tuple(2 * n - 1 for n in kernel)
     axes = tuple(range(2, filters.ndim))
@@ -85,7 +85,7 @@ def shifted_copies(filters: np.ndarray, use: np.ndarray) -> np.ndarray:
 
 
 def steps_to_centre(D: Conv) -> np.ndarray:
-    """By how many positions each filter is to move to have its centre of energy in the middle.
+    """By how many positions each filter should move to put its centre of energy in the middle.
 
     Returns:
         (n_atoms, axes), integers.
@@ -98,7 +98,7 @@ def steps_to_centre(D: Conv) -> np.ndarray:
 
 
 def moved(A: np.ndarray, steps: np.ndarray, circular: bool) -> np.ndarray:
-    """A with entry k of its last axes at k + step; zeros come in, or what left on the far side."""
+    """Move entry k of the last axes of A to k + step; zeros or far-side entries move in."""
     sides = [(max(s, 0), max(-s, 0)) for s in steps.tolist()]
     first = A.ndim - len(sides)
     sides = [(0, 0)] * first + sides
@@ -106,7 +106,7 @@ def moved(A: np.ndarray, steps: np.ndarray, circular: bool) -> np.ndarray:
     return np.pad(A, sides, "wrap" if circular else "constant")[inside]
 
 
-# What the bound L of the curvature is multiplied by, after a step and where it was too small.
+# Factors of the bound L of the curvature: after a step, and after L was too small.
 _LOWER, _HIGHER = 0.95, 1.5
 
 
@@ -114,32 +114,32 @@ class Fit(NamedTuple):
     """1/2 sum_i v_i (y_i - (A u)_i)^2 + h(u), with steps in the metric of the scales M."""
 
     y: Array
-    v: Array | None  # weights, as y; None for ones
+    v: Array | None  # weights, in the shape of y; None for ones
     product: Callable[[Array], Array]  # u -> A u
     adjoint: Callable[[Array], Array]  # r -> A'r
     scales: Array  # M, positive, broadcast to u
     prox: Callable[[Array, Array], Array]  # (u, step) -> the prox of step h at u
-    penalty: Callable[[Array], Array]  # u -> the terms of h, as u
+    penalty: Callable[[Array], Array]  # u -> the terms of h, in the shape of u
 
 
 class Descent(NamedTuple):
-    """FISTA at u, extrapolated to z, with both products."""
+    """FISTA at u, extrapolated to z, with the products of both."""
 
     u: Array
     Au: Array
     z: Array
     Az: Array
     t: Array  # () momentum counter
-    L: Array  # () A'VA <= L M, as far as it is known
+    L: Array  # () bound with A'VA <= L M, as far as known
 
 
 def descend(fit: Fit, u: Array, Au: Array, L: Array, steps: int) -> Descent:
-    r"""Steps of FISTA from u; one that would raise the objective only ends the momentum.
+    r"""Steps of FISTA from u; a step that would raise the objective only ends the momentum.
 
     .. math:: u_+ = prox_{h / (L M)} \big( z + (L M)^{-1} A' V (y - A z) \big).
 
     L follows the curvature along the steps, :math:`\|A (u_+ - z)\|_V^2 \le L \|u_+ - z\|_M^2`,
-    which costs no product.
+    which needs no extra product.
 
     Reference: Beck, Teboulle (2009) for FISTA and its monotone form; O'Donoghue, Candes (2015) for
     the restart.
@@ -149,7 +149,7 @@ def descend(fit: Fit, u: Array, Au: Array, L: Array, steps: int) -> Descent:
 
 
 def _rise(fit: Fit, u: Array, Au: Array, new: Array, product: Array) -> Array:
-    """The objective at `new` less that at u, without the cancellation of two large sums."""
+    """The objective at `new` minus the objective at u, without cancellation of two large sums."""
     middle = fit.y - (Au + product) / 2
     penalties = jnp.sum(fit.penalty(new) - fit.penalty(u))
     return penalties - jnp.vdot(product - Au, weighted(fit.v, middle))
@@ -166,7 +166,7 @@ def _accelerated_step(fit: Fit, state: Descent) -> Descent:
     new = fit.prox(z + step * fit.adjoint(weighted(fit.v, fit.y - Az)), step)
     product = fit.product(new)
     moved, change = new - z, product - Az
-    # Rounding of the products must not pass for curvature.
+    # Rounding of the products must not count as curvature.
     eps = float(jnp.finfo(u.dtype).eps)
     noise = (8 * eps) ** 2 * jnp.vdot(fit.y, weighted(fit.v, fit.y))
     curved = jnp.vdot(change, weighted(fit.v, change))
@@ -184,7 +184,7 @@ def _accelerated_step(fit: Fit, state: Descent) -> Descent:
         t_next,
         _LOWER * L,
     )
-    # Where the step was too long, again from z; where the objective would rise, from u.
+    # If the step was too long, start again from z; if the objective would rise, start from u.
     back = Descent(
         u,
         Au,
@@ -196,7 +196,7 @@ def _accelerated_step(fit: Fit, state: Descent) -> Descent:
     return jax.tree.map(lambda a, b: jnp.where(taken, a, b), forward, back)
 
 
-# Steps for the filters and for the codes in a sweep.
+# Number of steps for the filters and for the codes in a sweep.
 _FILTERS, _CODES = 3, 5
 
 
@@ -209,7 +209,7 @@ class Problem(NamedTuple):
 
 
 class Curvature(NamedTuple):
-    """What the steps of the filters and of the codes take for the curvature, from step to step."""
+    """The curvature bounds that the steps of filters and codes keep from step to step."""
 
     filters: Array  # ()
     codes: Array  # (n,)
@@ -221,7 +221,7 @@ class Sweep(NamedTuple):
     D: Conv  # unit filters
     X: Array  # (n, d)
     curvature: Curvature
-    objectives: Array  # (n,) of the images
+    objectives: Array  # (n,) objectives of the images
 
 
 def products(D: Conv, X: Array) -> Array:
@@ -231,7 +231,7 @@ def products(D: Conv, X: Array) -> Array:
 
 @partial(jax.jit, static_argnames="nonnegative")
 def sweep(problem: Problem, D: Conv, X: Array, curvature: Curvature, nonnegative: bool) -> Sweep:
-    """Filters and codes with an objective that is not above that of D and X, but for rounding."""
+    """Filters and codes whose objective is not above the objective of D and X, up to rounding."""
     with jax.default_matmul_precision("highest"):
         filters = _filters(problem, D, X, curvature.filters)
         axes = tuple(range(1, D.filters.ndim))
@@ -249,7 +249,7 @@ def sweep(problem: Problem, D: Conv, X: Array, curvature: Curvature, nonnegative
 def extrapolated(
     old: tuple[Conv, Array], new: tuple[Conv, Array], momentum: Array, nonnegative: bool
 ) -> tuple[Array, Array]:
-    """Filters and codes ahead of the new ones, seen from the old; admissible again."""
+    """Filters and codes extrapolated from the old through the new ones, made admissible."""
     ahead = jax.tree.map(lambda a, b: b + momentum * (b - a), old, new)
     filters, X = ahead[0].filters, relu(ahead[1]) if nonnegative else ahead[1]
     norms = jnp.sqrt(jnp.sum(filters**2, tuple(range(1, filters.ndim)), keepdims=True))
@@ -257,9 +257,9 @@ def extrapolated(
 
 
 class Evaluated(NamedTuple):
-    """What filters and codes amount to."""
+    """The objectives and residuals of filters and codes."""
 
-    objectives: Array  # (n,) of the images
+    objectives: Array  # (n,) objectives of the images
     R: Array  # (n, m) Y - X D'
 
 
@@ -277,7 +277,7 @@ def _objectives(problem: Problem, X: Array, R: Array) -> Array:
 
 
 def _filters(problem: Problem, D: Conv, X: Array, L: Array) -> Descent:
-    """Steps for the filters in the unit balls; those that no code uses stay."""
+    """Steps for the filters in the unit balls; filters that no code uses stay."""
     axes = tuple(range(1, D.filters.ndim))
     use = jnp.sum(X.reshape(len(X), D.code_grid[0], -1) ** 2, (0, 2))
     scales = jnp.expand_dims(jnp.where(use > 0, use, 1), axes)
@@ -298,7 +298,7 @@ def _filters(problem: Problem, D: Conv, X: Array, L: Array) -> Descent:
 
 
 def filter_gradient(D: Conv, X: Array, R: Array) -> Array:
-    """The derivative of sum_i r_i'D x_i in the filters, in the shape of these."""
+    """The derivative of sum_i r_i'D x_i in the filters, in the shape of the filters."""
 
     def correlation(filters):
         return jnp.vdot(jax.vmap(replace(D, filters=filters).analyze)(R), X)

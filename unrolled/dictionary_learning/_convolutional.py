@@ -33,23 +33,23 @@ from unrolled.dictionary_learning._learning import (
 __all__ = ["convolutional"]
 
 
-# Sweeps from one that begins with centred filters to the next, which centres one filter in _TURNS:
-# a filter that loses by it holds back only the others of its turn.
+# Sweeps between two sweeps that begin with centred filters. Such a sweep centres one filter in
+# _TURNS: a filter that loses by centring holds back only the filters of its turn.
 _PERIOD, _TURNS = 10, 3
 
 
 class Ahead(NamedTuple):
-    """What `convolutional` continues with beside D and X: where its next sweep begins."""
+    """What `convolutional` needs with D and X to continue: the start of the next sweep."""
 
     filters: Array  # (n_atoms, n_channels, *kernel)
     X: Array  # (n, d)
     t: np.ndarray  # () momentum counter
-    objective: np.ndarray  # () of D and X, in the units of images near 1; inf at the start
+    objective: np.ndarray  # () objective of D and X, in units of images near 1; inf at the start
     curvature: Curvature
 
 
 class State(NamedTuple):
-    """The best filters and codes, and where the next sweep begins."""
+    """The best filters and codes, and the start of the next sweep."""
 
     D: Conv
     X: Array  # (n, d)
@@ -57,10 +57,10 @@ class State(NamedTuple):
 
 
 def advanced(state: State, problem: Problem, nonnegative: bool, step: int) -> State:
-    """A sweep, now and then from centred filters, which count if the objective is lower then.
+    """A sweep; every tenth starts from centred filters and counts if it lowers the objective.
 
-    A filter begins as a window of the images, which may cut what it finds, and codes that fit the
-    cut filter hold it there.
+    A filter begins as a window of the images, which may cut a structure. Codes that fit the cut
+    filter hold the filter at this place.
     """
     turn, rest = divmod(step, _PERIOD)
     ahead = centred(state, turn) if rest == 0 else None
@@ -71,7 +71,7 @@ def advanced(state: State, problem: Problem, nonnegative: bool, step: int) -> St
 
 
 def _swept(state: State, problem: Problem, nonnegative: bool) -> State:
-    """A sweep. If it ends above the best objective, the next one begins from the best."""
+    """A sweep. If it ends above the best objective, the next sweep begins from the best."""
     D, X, (filters, codes, t, objective, curvature) = state
     end = sweep(problem, replace(D, filters=filters), codes, curvature, nonnegative)
     value = np.mean(np.asarray(end.objectives), dtype=float)
@@ -94,7 +94,7 @@ def centred(state: State, turn: int) -> Ahead | None:
     A filter and its codes move in opposite directions, so that only what is cut changes the images.
 
     Returns:
-        Where a sweep may begin; None where there is nothing to move, or nothing to compare with.
+        The start of a sweep; None if no filter moves, or if there is no objective to compare with.
     """
     D, X, ahead = state
     steps = _conv_sweep.steps_to_centre(D)
@@ -111,9 +111,9 @@ def centred(state: State, turn: int) -> Ahead | None:
 
 
 def refreshed(state: State, problem: Problem, rng: np.random.Generator) -> tuple[State, int]:
-    """Windows of the residual in place of filters that are unused, or shifts of another.
+    """Put windows of the residual in place of filters that are unused or shifts of another filter.
 
-    Where no filter is used they all stay: the codes have not been found yet, or lam is too large.
+    If no filter is used, all filters stay: the codes have not been found yet, or lam is too large.
     """
     D, X, ahead = state
     filters = np.array(D.filters)
@@ -139,9 +139,9 @@ def checked_images(
     mask: ArrayLike | None,
     where: str,
 ) -> tuple[Signals, Conv, bool]:
-    """The images in rows, a `Conv` of the right shape, and whether it holds filters to start from.
+    """The images in rows, a `Conv` of the right shape, and whether it holds initial filters.
 
-    Without filters its own are zero.
+    Without initial filters, the filters of the `Conv` are zero.
     """
     checks.on_host((images, filters, weights, mask), where, "images, filters, weights or mask")
     has_filters = np.ndim(filters) > 1
@@ -217,48 +217,50 @@ def convolutional(
     .. math:: \min_{D, X} \frac1n \sum_{k=1}^n \tfrac12 \|y_k - D x_k\|^2 + lam \|x_k\|_1
 
     over the `Conv` dictionaries D with unit filters. A sweep takes 3 steps for the filters in the
-    unit balls, scales these to norm 1 with the codes (which lowers the penalty), and takes 5 steps
-    for the codes, all of FISTA and as long as the curvature allows. It begins ahead of where the
-    last one ended, by the momentum of FISTA; where that raised the objective it does not count, and
-    the next begins without. Every tenth sweep begins with a third of the filters that are off the
-    centre of their kernels moved there, with their codes; it counts if it lowers the objective. So
-    the objective falls from sweep to sweep unless filters are replaced: those that no code uses,
-    and those that are nearly shifts of another (inner product above 0.99), by windows of the
-    residual.
+    unit balls, scales the filters to norm 1 together with the codes (which lowers the penalty), and
+    takes 5 steps for the codes; all are steps of FISTA, as long as the curvature allows. A sweep
+    begins ahead of the end of the last sweep, by the momentum of FISTA. If this start raised the
+    objective, the sweep does not count, and the next sweep begins without momentum. Every tenth
+    sweep first moves a third of the off-centre filters, with their codes, to the centre of their
+    kernels; this sweep counts if it lowers the objective. So the objective falls from sweep to
+    sweep unless filters are replaced. Windows of the residual replace filters that no code uses,
+    and filters that are nearly shifts of another filter (inner product above 0.99).
 
     Args:
-        images: (n, n_channels, *signal_shape), or (n, *signal_shape) of one channel.
-        filters: the shape (n_atoms, n_channels, *kernel), or an array of it to start from. From a
+        images: (n, n_channels, *signal_shape), or (n, *signal_shape) for one channel.
+        filters: the shape (n_atoms, n_channels, *kernel), or an array of initial filters. For a
             shape, and in place of zero filters, windows of the images are drawn in proportion to
             their energy.
         lam: penalty weight.
-        sweeps: how many in all, those of `resume` included.
-        key: a typed key, or a seed, of the start and of replacements.
-        stride, boundary: as of `dictionaries.Conv`.
-        nonnegative: learn codes x >= 0.
-        weights: of the squared errors, (n,) or as `images`, non-negative, of any scale.
-        mask: as `images`, True where a sample is known; the others may be NaN.
+        sweeps: total number of sweeps, with the sweeps of `resume`.
+        key: a typed key, or a seed, for the start and for replacements.
+        stride, boundary: as in `dictionaries.Conv`.
+        nonnegative: if True, learn codes x >= 0.
+        weights: weights of the squared errors, (n,) or in the shape of `images`, non-negative, of
+            any scale.
+        mask: in the shape of `images`, True where a sample is known; unknown samples may be NaN.
         progress: called as `progress(step)` after every sweep, with a `Step`.
-        resume: a result to continue from. With the other arguments as they were it is, bit for bit,
-            as if it had never stopped; in half precision, up to the rounding of the result.
-        checkpoint: a file (.npz) in which every sweep is kept. The same call continues from it.
+        resume: a result to continue from. With the same other arguments the result is, bit for bit,
+            the result of an uninterrupted call; in half precision, up to the rounding of the
+            result.
+        checkpoint: a file (.npz) that keeps every sweep. The same call continues from the file.
 
     Returns:
         Learned, in the dtype of the images. D is a `Conv`, X has the shape (n, *D.code_grid), and
         `objective` is the mean above, with the weights.
 
     Raises:
-        TypeError: arrays that are traced or not real numbers, a mask that is not bool, counts that
-            are not integers.
-        ValueError: shapes that do not fit, filters longer than the images, lam not above 0, NaN
-            without a mask, an unknown boundary, a `resume` of another shape.
-        CheckpointError: the file is damaged, or of another learning.
+        TypeError: arrays are traced or not real numbers, mask is not bool, or counts are not
+            integers.
+        ValueError: shapes do not fit, filters are longer than the images, lam is not above 0, NaN
+            occur without a mask, the boundary is unknown, or `resume` has another shape.
+        CheckpointError: the file is damaged, or comes from another call.
 
     Warns:
         UserWarning: lam is so large that all codes are zero, and D is the start.
 
-    Not claimed: a global minimum. A filter is determined up to sign and shift, and what a shift
-    moves out of the kernel is lost; moves to the centre repair most of that.
+    Not claimed: a global minimum. A filter is determined up to sign and shift, and entries that a
+    shift moves out of the kernel are lost; moves to the centre repair most of this loss.
 
     Reference: Zeiler, Krishnan, Taylor, Fergus (2010); Garcia-Cardona, Wohlberg (2018), a survey;
     Beck, Teboulle (2009) for the steps; Pock, Sabach (2016) for momentum in blocks.
@@ -310,7 +312,7 @@ class _Filters(Method):
         }
 
     def start(self, rng: np.random.Generator) -> State:
-        """With codes that are zero, and windows for zero filters."""
+        """The start with zero codes, and windows for zero filters."""
         D, Y = self.D, self.signals.Y
         rows = unit_rows(np.asarray(D.filters).reshape(len(D.filters), -1))
         drawn = ~rows.any(1)
@@ -321,7 +323,7 @@ class _Filters(Method):
             np.zeros((len(Y), D.shape[1]), Y.dtype),
             (np.ones((), Y.dtype), np.full(len(Y), len(filters), Y.dtype)),
         )
-        filters, X, curvature = jax.device_put(values)  # `jnp.zeros` would be a program a shape
+        filters, X, curvature = jax.device_put(values)  # `jnp.zeros` would compile a program
         return at_rest(replace(D, filters=filters), X, np.array(np.inf), Curvature(*curvature))
 
     def resumed(self, resume: Learned) -> State:
@@ -361,7 +363,7 @@ class _Filters(Method):
         return Learned(D, jnp.asarray(codes, signals.dtype), objective, (), ahead)
 
     def warn(self, state: State) -> None:
-        """Of codes that are all zero."""
+        """Warn of codes that are all zero."""
         if not np.asarray(state.X).any():
             checks.warn(
                 f"{self.where}: all codes are zero and D is the start: lam={self.lam} is not below "
@@ -380,5 +382,5 @@ def _problem(signals: Signals, lam: float) -> Problem:
 
 
 def _in_units(objective: Any, signals: Signals) -> float:
-    """An objective of that problem in the units of the images and weights given."""
+    """An objective of that problem in the units of the given images and weights."""
     return signals.in_units(signals.top * float(objective))

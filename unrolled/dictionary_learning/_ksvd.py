@@ -45,14 +45,14 @@ class Fitted(NamedTuple):
 class Alternation(Method):
     """Sweeps of OMP and of updates of the atoms: here any unit atoms.
 
-    A code of the sweep before stays where OMP finds none with a smaller error, so that a sweep
-    raises the objective only where it replaces an atom. A subclass says which atoms are admissible;
-    one that keeps more than the atoms themselves says what.
+    If OMP finds no smaller error, the code of the sweep before stays, so a sweep raises the
+    objective only if it replaces an atom. A subclass defines which atoms are admissible, and which
+    arrays it keeps in addition to the atoms.
 
     Args:
         where: the name of the caller.
         Y, d, sparsity, options: as the caller got them.
-        update: of the atoms, in place; it leaves alone those that no code uses.
+        update: updates the atoms in place, except atoms that no code uses.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class Alternation(Method):
             )
 
     def admit(self, D: np.ndarray, which: np.ndarray) -> np.ndarray:
-        """Admissible atoms near those given, (m, k), which will be the atoms `which`."""
+        """Admissible atoms near the given ones, (m, k), which will be the atoms `which`."""
         return D
 
     def settled(self, D: np.ndarray) -> np.ndarray:
-        """The atoms as a result would give them back: D at the start and at the end of a sweep."""
+        """The atoms as a result would return them: D at the start and at the end of a sweep."""
         return D
 
     def atoms_of(self, D: Any) -> np.ndarray:
@@ -118,11 +118,11 @@ class Alternation(Method):
     def arrays(self, state: Fitted) -> Arrays:
         return {"D": state.D, "X": state.X.T}
 
-    @threads.one_thread()  # but for OMP: factorisations of few rows
+    @threads.one_thread()  # except for OMP: factorisations of few rows
     def sweep(
         self, state: Fitted, step: int, rng: np.random.Generator
     ) -> tuple[Fitted, float, int]:
-        """Codes, then new atoms for duplicates and unused ones, then the update of the others."""
+        """Codes, new atoms for duplicates and unused atoms, then the update of the others."""
         fitted = self.coded(state)
         D, X, R = fitted
         use = np.count_nonzero(X, 1)
@@ -147,7 +147,7 @@ class Alternation(Method):
         return Fitted(D, X, self.signals.Y - X.T @ D.T)
 
     def coded(self, old: Fitted) -> Fitted:
-        """The codes of OMP, or the old ones where their error is smaller."""
+        """The codes of OMP, or the old codes if their error is smaller."""
         signals = self.signals
         X = match(old.D, signals.Y, self.sparsity, signals.V)
         R = signals.Y - X @ old.D.T
@@ -156,14 +156,14 @@ class Alternation(Method):
         return Fitted(old.D, np.ascontiguousarray(X.T), R)
 
     def replace(self, fitted: Fitted, which: np.ndarray, rng: np.random.Generator) -> None:
-        """Put the signals that are represented worst in place of atoms that no code uses."""
+        """Put the worst represented signals in place of atoms that no code uses."""
         if len(which):
             filled, errors = self.signals.filled(fitted.R), self.signals.errors(fitted.R)
             rows = fresh_atoms(fitted.D, which, filled, errors, rng)
             fitted.D[:, which] = self.admit(rows.T, which)
 
 
-# Alternating steps towards the leading pair of singular vectors of an error, from the last ones.
+# Alternating steps towards the leading pair of singular vectors of an error, from the last pair.
 _STEPS = 3
 
 
@@ -187,40 +187,42 @@ def ksvd(
     .. math:: \min_{D, X} \frac1{2n} \sum_{k=1}^n \|y_k - D x_k\|^2, \qquad
         \|x_k\|_0 \le s, \; \|d_i\| = 1.
 
-    The update of an atom takes the signals that use it, without its part, and moves to the leading
-    pair of singular vectors of these: three alternating steps, each of which lowers the objective.
-    A code of the sweep before stays where OMP finds no better one, so the objective falls from
-    sweep to sweep unless atoms are replaced: those that no signal uses, and those parallel to
-    another (inner product above 0.99), by the signals that are represented worst.
+    The update of an atom takes the error, without the part of this atom, of the signals that use
+    the atom, and moves towards the leading pair of singular vectors of this error: three
+    alternating steps, each of which lowers the objective. If OMP finds no better code, the code of
+    the sweep before stays, so the objective falls from sweep to sweep unless atoms are replaced.
+    The worst represented signals replace atoms that no signal uses, and atoms parallel to another
+    atom (inner product above 0.99).
 
     Args:
         Y: (n, m), signals in rows, with n at least d.
-        d: the number of atoms.
-        sparsity: s, the most nonzeros of a code, in 1..min(m, d).
-        sweeps: how many in all, those of `resume` included.
-        key: a typed key, or a seed, of the start and of replacements.
-        start: "data" for random signals, "dct" for cosines (of square patches where m is a square),
-            or a D, (m, d).
-        weights: of the squared errors, (n,) or (n, m), non-negative. Their scale may be any: inside
-            they are divided by a power of two near the largest. A factor changes the objective by
-            itself and, but for rounding, nothing else.
-        mask: (n, m), True where an entry of Y is known; the others may be NaN.
+        d: number of atoms.
+        sparsity: s, the largest number of nonzeros of a code, in 1..min(m, d).
+        sweeps: total number of sweeps, with the sweeps of `resume`.
+        key: a typed key, or a seed, for the start and for replacements.
+        start: "data" for random signals, "dct" for cosines (of square patches if m is a square), or
+            a D, (m, d).
+        weights: weights of the squared errors, (n,) or (n, m), non-negative, of any scale: inside
+            they are divided by a power of two near the largest weight. A common factor scales the
+            objective and, up to rounding, changes nothing else.
+        mask: (n, m), True where an entry of Y is known; unknown entries may be NaN.
         progress: called as `progress(step)` after every sweep, with a `Step`.
-        resume: a result to continue from. With the other arguments as they were it is, bit for bit,
-            as if it had never stopped.
-        checkpoint: a file (.npz) in which every sweep is kept. The same call continues from it.
+        resume: a result to continue from. With the same other arguments the result is, bit for bit,
+            the result of an uninterrupted call.
+        checkpoint: a file (.npz) that keeps every sweep. The same call continues from the file.
 
     Returns:
         Learned, in the dtype of Y. `objective` is the mean above, with the weights.
 
     Raises:
-        TypeError: arrays that are traced or not real numbers, a mask that is not bool, counts that
-            are not integers.
-        ValueError: shapes that do not fit, fewer signals than atoms, sparsity out of range, NaN
-            without a mask, an unknown start, a `resume` of another shape.
-        CheckpointError: the file is damaged, or of another learning.
+        TypeError: arrays are traced or not real numbers, mask is not bool, or counts are not
+            integers.
+        ValueError: shapes do not fit, there are fewer signals than atoms, sparsity is out of range,
+            NaN occur without a mask, start is unknown, or `resume` has another shape.
+        CheckpointError: the file is damaged, or comes from another call.
 
-    Not claimed: a global minimum. Constant or equal signals leave atoms unused, which are noise.
+    Not claimed: a global minimum. If signals are constant or equal, unused atoms remain, which are
+    noise.
 
     Reference: Aharon, Elad, Bruckstein (2006); Rubinstein, Zibulevsky, Elad (2008) for alternating
     steps; Smith, Elad (2013) for keeping codes.
@@ -255,10 +257,10 @@ def mod(
 
     .. math:: D = Y' X (X' X)^{-1}, \quad \text{then unit atoms}.
 
-    With weights v of signals these are the products Y'VX and X'VX. With a mask, or weights of
+    With weights v of signals these products become Y'VX and X'VX. With a mask, or weights of
     entries, the atoms fit the signals v y + (1 - v) D x instead, for v divided by the largest
-    weight, which lowers the objective, too. Where the codes of some atoms are dependent, X'X is
-    singular, and the atoms change as little as they can. All else is as in `ksvd`.
+    weight, which lowers the objective, too. If the codes of some atoms are dependent, X'X is
+    singular, and the atoms change as little as possible. All else is as in `ksvd`.
 
     Args:
         Y, d, sparsity, sweeps, key, start, weights, mask, progress, resume, checkpoint: see `ksvd`.
@@ -299,13 +301,13 @@ def _unit(z: np.ndarray, h: np.ndarray | None) -> np.ndarray:
 
 @np.errstate(over="ignore", invalid="ignore")  # an atom that leaves the range lowers no error
 def update_atom(signals: Signals, fitted: Fitted, j: int, nearest: Nearest) -> int:
-    """An atom and its codes, by alternating least squares among the signals that use it.
+    """Update an atom and its codes, by alternating least squares among the signals that use it.
 
     For fixed codes x and E = R + x d' the best atom is z = E'x / x'x. A `nearest` atom is taken
     only if it lowers the error.
 
     Returns:
-        how many were taken, one after the other; at the first that is not, the update ends.
+        how many atoms were taken, one after the other; the update ends at the first atom not taken.
     """
     D, X, R = fitted
     users = np.flatnonzero(X[j])
@@ -345,7 +347,7 @@ def _pair(E: np.ndarray, d: np.ndarray, x: np.ndarray, V: np.ndarray | None) -> 
 def _best_atom(
     E: np.ndarray, pair: _Pair, V: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The best atom for given codes, and the weights of its entries; d where they are zero."""
+    """The best atom for given codes, and the weights of its entries; d if all codes are zero."""
     x = pair.x
     if V is None:
         square = x @ x
@@ -363,7 +365,7 @@ def _best_codes(E: np.ndarray, a: np.ndarray, V: np.ndarray | None) -> np.ndarra
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # such atoms are not taken
 def _all_atoms(signals: Signals, fitted: Fitted) -> None:
-    """The update of MOD for the atoms that are used; left out where rounding raises the error."""
+    """The update of MOD for used atoms; the old atoms stay if rounding raises the error."""
     D, X, R = fitted
     V, codes, left = signals.V, X.T, signals.weighted(R)
     if V is not None and (V == V[:, :1]).all():  # one weight for a signal
@@ -403,26 +405,26 @@ def sparse_ksvd(
     .. math:: \min_{A, X} \frac1{2n} \sum_{k=1}^n \|y_k - \Phi A x_k\|^2, \qquad
         \|x_k\|_0 \le s, \; \|a_j\|_0 \le p, \; \|\Phi a_j\| = 1.
 
-    It is `ksvd` with one change: the best atom for given codes is approximated in the base, by
-    orthogonal matching pursuit with p atoms, and taken only if it lowers the objective. With the
-    base I and p = m it is `ksvd`. With an orthonormal base it is the base times what is learned
-    from Y Phi with the base I.
+    `sparse_ksvd` is `ksvd` with one change: orthogonal matching pursuit with p atoms approximates
+    the best atom for given codes in the base, and the atom is taken only if it lowers the
+    objective. With the base I and p = m the result is the result of `ksvd`. With an orthonormal
+    base the result is the base times the dictionary learned from Y Phi with the base I.
 
     Args:
         Y: (n, m), signals in rows, with n at least d.
-        base: Phi, (m, p), such as `dictionaries.dct`, or a structured one.
-        d: the number of atoms.
-        sparsity: s, the most nonzeros of a code, in 1..min(m, d).
-        atom_sparsity: p, the most nonzeros of a column of A, in 1..min(m, p).
-        sweeps, key, start, weights, mask, progress, resume, checkpoint: as in `ksvd`; atoms to
-            start from are approximated in the base.
+        base: Phi, (m, p), such as `dictionaries.dct`, or a structured dictionary.
+        d: number of atoms.
+        sparsity: s, the largest number of nonzeros of a code, in 1..min(m, d).
+        atom_sparsity: p, the largest number of nonzeros of a column of A, in 1..min(m, p).
+        sweeps, key, start, weights, mask, progress, resume, checkpoint: as in `ksvd`; initial atoms
+            are approximated in the base.
 
     Returns:
         Learned, where D is a `dictionaries.Sparse`.
 
     Raises:
-        TypeError, ValueError, CheckpointError: as in `ksvd`, and for a base or an atom_sparsity
-            that does not fit.
+        TypeError, ValueError, CheckpointError: as in `ksvd`, and if the base or atom_sparsity does
+            not fit.
 
     Reference: Rubinstein, Zibulevsky, Elad (2010).
 
@@ -480,7 +482,7 @@ class SparseColumns:
 
 
 class _OverBase(Alternation):
-    """Atoms over a base; their columns are kept beside them."""
+    """Atoms over a base, together with their columns."""
 
     def __init__(
         self,

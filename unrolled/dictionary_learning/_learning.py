@@ -1,6 +1,6 @@
-"""The skeleton of a learning: start or continue, sweep after sweep, and the result.
+"""The skeleton of dictionary learning: start or continue, sweep after sweep, and the result.
 
-It continues from a result, or from a file of the same call.
+Learning can continue from a result, or from a file of the same call.
 """
 
 import hashlib
@@ -26,27 +26,27 @@ from unrolled.training import restore_tree, save_tree
 __all__ = ["Learned", "Step"]
 
 
-# Seconds between two writes of the file: what a loss of power may cost.
+# Seconds between two writes of the file: a loss of power costs at most this much.
 _PERIOD = 5.0
 
 
 class Step(NamedTuple):
     """One sweep over the signals, or one batch of a stream."""
 
-    step: int  # 1 for the first
+    step: int  # 1 for the first step
     objective: float  # mean over the signals
-    seconds: float  # since the start, those before an interruption included
-    replaced: int = 0  # atoms that were unused or duplicates, and were replaced
+    seconds: float  # since the start, with the time before an interruption
+    replaced: int = 0  # number of replaced atoms, unused or duplicate before
 
 
 class Learned(NamedTuple):
     """The result of dictionary learning."""
 
-    D: Any  # (m, d), unit atoms; of a chain a tuple, one per layer
-    X: Any  # (signals, d), the codes; of a chain a tuple; None of a stream
+    D: Any  # (m, d), unit atoms; for a chain a tuple, one per layer
+    X: Any  # (signals, d), the codes; for a chain a tuple; None for a stream
     objective: float  # mean over the signals, for D and X
     history: tuple[Step, ...]  # one record per step
-    state: Any = None  # what the algorithm needs beside D and X to continue
+    state: Any = None  # arrays that the algorithm needs in addition to D and X to continue
 
 
 # Called after every step.
@@ -61,16 +61,16 @@ def keeping(
     resume: Learned | None,
     progress: Progress | None,
 ) -> Iterator["Keeper"]:
-    """A `Keeper` whose file no other process uses meanwhile.
+    """A `Keeper` whose file no other process uses at the same time.
 
     Args:
-        path: of the file; None for none.
-        config: what the file must agree in.
-        resume: a result whose history continues; a file that is there has precedence.
-        progress: told every step.
+        path: path of the file; None for no file.
+        config: settings that the file must match.
+        resume: a result whose history continues; an existing file has precedence.
+        progress: function called with every step.
 
     Raises:
-        CheckpointError: the file is damaged, of another learning, or in use.
+        CheckpointError: the file is damaged, comes from another call, or is in use.
     """
     where = config["method"]
     history = [*resume.history] if resume is not None else []
@@ -90,7 +90,7 @@ def keeping(
 
 
 class Keeper:
-    """The history of one learning, its clock, and its file with what it needs to continue."""
+    """The history of one call, its clock, and the file from which the call can continue."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Keeper:
     ):
         self.path, self.config, self.history, self.progress = path, config, history, progress
         self.saved = time.monotonic()
-        self.arrays: Arrays | None = None  # those of the file
+        self.arrays: Arrays | None = None  # arrays of the file
         if path is not None and path.exists():
             self.arrays, self.history = self._loaded(path)
         self.began = time.monotonic() - (self.history[-1].seconds if self.history else 0)
@@ -118,11 +118,11 @@ class Keeper:
         return _Entries(path, arrays), history
 
     def steps(self, last: int) -> range:
-        """The numbers of the steps that are left."""
+        """The numbers of the remaining steps."""
         return range(len(self.history) + 1, last + 1)
 
     def add(self, objective: float, replaced: int, arrays: Arrays, last: bool = False) -> None:
-        """Note a step, save it, and tell of it."""
+        """Record a step, save it, and report it to `progress`."""
         seconds = time.monotonic() - self.began
         self.history.append(Step(len(self.history) + 1, objective, seconds, replaced))
         self.save(arrays, last)
@@ -130,20 +130,20 @@ class Keeper:
             self.progress(self.history[-1])
 
     def save(self, arrays: Arrays, last: bool = False) -> None:
-        """Replace the file, unless that was done a moment ago; the last time in any case."""
+        """Replace the file, unless it was replaced a moment ago; always after the last step."""
         if self.path is None or not (last or time.monotonic() - self.saved > _PERIOD):
             return
         self.saved = time.monotonic()
         texts = {name: value for name, value in arrays.items() if isinstance(value, str)}
         arrays = {name: value for name, value in arrays.items() if name not in texts}
-        # The order in memory too: a product rounds by it.
+        # The order in memory too: the rounding of a product depends on it.
         columns = [name for name, array in arrays.items() if not array.flags.c_contiguous]
         facts = dict(config=self.config, history=self.history, texts=texts, columns=columns)
         save_tree(self.path, arrays, **facts)
 
 
 class _Entries(Arrays):
-    """The arrays of a file; one that it lacks is a CheckpointError."""
+    """The arrays of a file; raise CheckpointError for an array that the file lacks."""
 
     def __init__(self, path: Path, arrays: Arrays):
         super().__init__(arrays)
@@ -171,7 +171,7 @@ def fingerprint(*arrays: np.ndarray | None) -> str:
 
 
 def text_of(value: Any) -> str:
-    """A key, or where to start, in the config of a file."""
+    """A key, or a start, as the config of a file states it."""
     if isinstance(value, str):
         return value
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
@@ -180,9 +180,9 @@ def text_of(value: Any) -> str:
 
 
 class Options(NamedTuple):
-    """The arguments that learnings share, as a caller gave them; `ksvd` says what they are."""
+    """Arguments that all learning functions share, as a caller gave them; `ksvd` explains them."""
 
-    sweeps: int | None  # None of a stream, which has as many steps as batches
+    sweeps: int | None  # None for a stream, which has as many steps as batches
     key: Key
     progress: Progress | None
     resume: Learned | None
@@ -193,34 +193,34 @@ class Options(NamedTuple):
 
 
 class Method(Protocol):
-    """One way to learn, of given signals: what `learn` asks for. A state is any value."""
+    """One way to learn from given signals: the methods that `learn` calls. A state is any value."""
 
     where: str  # the name of the function
 
     def config(self) -> dict[str, Any]:
-        """What a file must agree in, beside the method and the key."""
+        """Settings that a file must match, in addition to the method and the key."""
 
     def start(self, rng: np.random.Generator) -> Any:
         """The state before the first sweep."""
 
     def resumed(self, resume: Learned) -> Any:
-        """The state in which a result ended."""
+        """The state at the end of a result."""
 
     def restored(self, arrays: Arrays, keeper: Keeper) -> Any:
-        """The state that `arrays` gave."""
+        """The state from its `arrays`."""
 
     def arrays(self, state: Any) -> Arrays:
-        """A state as a file keeps it."""
+        """A state in the form that a file keeps."""
 
     def steps(self, keeper: Keeper, sweeps: Any) -> Iterable[int]:
-        """The numbers of the sweeps that are left."""
+        """The numbers of the remaining sweeps."""
         return keeper.steps(sweeps)
 
     def sweep(self, state: Any, step: int, rng: np.random.Generator) -> tuple[Any, float, int]:
-        """The state after a sweep, the objective, and how many atoms were replaced."""
+        """The state after a sweep, the objective, and the number of replaced atoms."""
 
     def warn(self, state: Any) -> None:
-        """Warn of a state after which a sweep has ended."""
+        """Warn about the last state of a call if it needs a warning."""
         return
 
     def result(self, state: Any) -> Learned:
@@ -245,7 +245,7 @@ def learn(method: Method, options: Options) -> Learned:
             state = method.restored(keeper.arrays, keeper)
         elif options.resume is not None:
             state = method.resumed(options.resume)
-            if isinstance(options.resume.state, dict):  # of D and X before they were rounded
+            if isinstance(options.resume.state, dict):  # from D and X before rounding
                 state = method.restored(options.resume.state, keeper)
         else:
             state = method.start(generator(key, 0))
@@ -271,12 +271,12 @@ PARALLEL = 0.99
 
 
 class Signals(NamedTuple):
-    """Signals and weights near 1 in magnitude: Y 2^exponent and V 2^scale are those given."""
+    """Signals and weights near 1 in magnitude: the given ones are Y 2^exponent and V 2^scale."""
 
     Y: np.ndarray  # (n, m), zero where unknown
     V: np.ndarray | None  # (n, m) weights of the squared errors, the largest in (1/2, 1]; or ones
     exponent: int
-    dtype: np.dtype  # of the result
+    dtype: np.dtype  # dtype of the result
     scale: int = 0
 
     @property
@@ -285,12 +285,12 @@ class Signals(NamedTuple):
         return 1.0 if self.V is None else float(self.V.max())
 
     def objective(self, R: np.ndarray) -> float:
-        """The mean of 1/2 sum_i v_i r_i^2 over residuals R, in the units of the signals given."""
+        """The mean of 1/2 sum_i v_i r_i^2 over residuals R, in the units of the given signals."""
         squares = R * R if self.V is None else self.V * R * R
         return self.in_units(np.sum(squares, dtype=float) / (2 * len(R)))
 
     def in_units(self, objective: Any) -> float:
-        """An objective of these in the units of those given; inf beyond the largest float."""
+        """An objective in the units of the given signals; inf beyond the largest float."""
         return times_two_to(2 * self.exponent + self.scale, objective)
 
     def errors(self, R: np.ndarray) -> np.ndarray:
@@ -298,14 +298,15 @@ class Signals(NamedTuple):
         return np.sum(R * R if self.V is None else self.V * R * R, 1)
 
     def target(self, R: np.ndarray) -> np.ndarray:
-        """v y + (1 - v) D x, for R = Y - X D' and weights divided by the largest.
+        """v y + (1 - v) D x, for R = Y - X D' and weights divided by the largest weight.
 
-        The error of atoms for it, without weights, is at least the weighted one; equal for D.
+        The unweighted error of atoms on this target is at least their weighted error; for D both
+        are equal.
         """
         return self.Y if self.V is None else self.Y - (1 - self.V / self.top) * R
 
     def weighted(self, R: np.ndarray) -> np.ndarray:
-        """v R, for weights divided by the largest: `target(R)` minus D x."""
+        """v R, for weights divided by the largest weight: `target(R)` minus D x."""
         return R if self.V is None else self.V / self.top * R
 
     def fingerprint(self) -> str:
@@ -322,7 +323,7 @@ class Signals(NamedTuple):
         return self._replace(Y=np.ldexp(self.Y, self.exponent - exponent), exponent=exponent)
 
     def filled(self, R: np.ndarray) -> np.ndarray:
-        """The signals, with their approximation Y - R where they are unknown."""
+        """The signals, with their approximation Y - R at unknown entries."""
         return self.Y if self.V is None else np.where(self.V > 0, self.Y, self.Y - R)
 
 
@@ -335,9 +336,9 @@ def weighted_signals(
     *,
     unknown: bool = False,
 ) -> Signals:
-    """The signals and weights that a caller gives, checked.
+    """Check the signals and weights that a caller gives.
 
-    Weights that are all zero are an error unless `unknown` says that there may be nothing known.
+    If all weights are zero, raise ValueError unless `unknown` allows signals without known entries.
     """
     checks.on_host((Y, weights, mask), where, f"{name}, weights or mask")
     rows = checks.as_float(Y, name, where)
@@ -372,7 +373,7 @@ def _weights(
 ) -> tuple[np.ndarray | None, int]:
     """(V, k), where weights times mask are V 2^k, (n, m); None for ones.
 
-    The largest of V is in (1/2, 1]: squares times weights are then in the range of the dtype.
+    The largest entry of V is in (1/2, 1]: squares times weights are then in the range of the dtype.
     """
     if weights is None and mask is None:
         return None, 0
@@ -397,7 +398,7 @@ def _weights(
 
 
 def atom_count(d: int, n: int, where: str) -> int:
-    """The number of atoms that a caller gives, for n signals, checked."""
+    """Check the number of atoms that a caller gives, for n signals."""
     d = checks.as_index(d, "d", where, least=1)
     if d > n:
         raise ValueError(f"{where}: d is {d} but there are {n} signals; expected at most as many")
@@ -411,7 +412,7 @@ def times_two_to(exponent: int, objective: Any) -> float:
 
 
 def scaled_penalty(lam: float, exponent: int) -> float:
-    """lam for signals near 1; at most 2^100, which no correlation of theirs reaches."""
+    """lam for signals near 1; at most 2^100, which no correlation of such signals reaches."""
     with np.errstate(over="ignore"):
         return min(float(np.ldexp(lam, -exponent)), 2.0**100)
 
@@ -425,7 +426,7 @@ def as_lam(lam: Any, where: str) -> float:
 
 
 def unit_rows(A: np.ndarray) -> np.ndarray:
-    """Rows divided by their norms, whose squares may leave the range; zero rows stay."""
+    """Rows divided by their norms, even if the squares leave the range; zero rows stay."""
     A = np.ldexp(A, -np.frexp(np.abs(A).max(1, keepdims=True, initial=0))[1])
     norms = np.linalg.norm(A, axis=1, keepdims=True)
     return A / np.where(norms > 0, norms, 1)
@@ -434,23 +435,23 @@ def unit_rows(A: np.ndarray) -> np.ndarray:
 def correction(X: np.ndarray, R: np.ndarray) -> np.ndarray:
     """The least C, (m, d), that minimises norm(R - X C'), for codes and residuals in rows.
 
-    Atoms D that leave R = Y - X D' are best as D + C. Codes of one atom may be much smaller than
-    those of another, so least is meant for columns of X that are divided by their norms; none of
-    them is zero.
+    If atoms D leave R = Y - X D', the best atoms are D + C. Codes of one atom may be much smaller
+    than codes of another, so "least" refers to columns of X divided by their norms; none of the
+    columns is zero.
     """
-    peaks = np.abs(X).max(0)  # squares of the columns themselves may leave the range
+    peaks = np.abs(X).max(0)  # squares of the raw columns may leave the range
     U = X / peaks
     sizes = np.linalg.norm(U, axis=0)
     U /= sizes
     rounding = U.shape[1] * np.finfo(U.dtype).eps
-    with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at the error
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller checks the error
         return R.T @ U @ np.linalg.pinv(U.T @ U, rcond=rounding, hermitian=True) / sizes / peaks
 
 
 def start_atoms(
     start: str | Dictionary, signals: Signals, d: int, rng: np.random.Generator, where: str
 ) -> np.ndarray:
-    """Unit atoms to start from, (m, d): random signals, cosines, or those given."""
+    """Initial unit atoms, (m, d): random signals, cosines, or the given atoms."""
     Y = signals.Y
     n, m = Y.shape
     if isinstance(start, str):
@@ -467,7 +468,7 @@ def start_atoms(
 
 
 def _cosines(m: int, d: int) -> np.ndarray:
-    """The first d atoms of a cosine dictionary; of square patches where m is a square."""
+    """The first d atoms of a cosine dictionary; of square patches if m is a square."""
     root = math.isqrt(m)
     square = root > 1 and root * root == m
     side = max(root, math.isqrt(max(d, 1) - 1) + 1)
@@ -496,7 +497,7 @@ def distinct(
             break
         offer(row)
     for row in unit_rows(rng.standard_normal((len(taken) - size, len(D))).astype(D.dtype)):
-        taken[size] = row  # in one or two dimensions there may be none that is not parallel
+        taken[size] = row  # in one or two dimensions every row may be parallel to an atom
         size += 1
     return taken[D.shape[1] :]
 
@@ -515,7 +516,7 @@ def fresh_atoms(
 
 
 def duplicates(D: np.ndarray, use: np.ndarray) -> np.ndarray:
-    """Indices of the atoms that are parallel to one that is used more, or that stands before."""
+    """Indices of atoms parallel to a more used atom, or to an equally used earlier atom."""
     G = np.abs(D.T @ D) > PARALLEL
     order = np.argsort(-use, kind="stable")
     rank = np.empty_like(order)

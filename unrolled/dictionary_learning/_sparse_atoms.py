@@ -38,12 +38,12 @@ from unrolled.pursuit import match
 __all__ = ["double_sparse", "multilayer"]
 
 
-# Candidates with a larger inner product are of one atom; and pairs of signals whose moments are in
-# memory together.
+# Two candidates with a larger inner product belong to one atom; and the number of pairs of signals
+# whose moments are in memory together.
 _SAME, _BLOCK = 0.9, 64
-# Pairs for every atom: a pair of signals gives an atom if it has one in common.
+# Pairs for every atom: a pair of signals gives an atom if the signals share one atom.
 _PAIRS = 30
-# How far a base may be from orthonormal.
+# Largest distance of a base from orthonormal.
 _ORTHONORMAL = 1e-4
 
 
@@ -70,40 +70,39 @@ def double_sparse(
         a_j \leftarrow H_p \Big( a_j - \eta \sum_k (A x_k - z_k) \operatorname{sign}(x_{kj})
         \Big/ \sum_k |x_{kj}| \Big)
 
-    for signals z = Phi'y and pairs u, v of them. If u and v have one atom in common, the largest
-    diagonal entries of M_uv show the p rows of that atom, and on these rows its leading eigenvector
-    is nearly the atom. Of many pairs the atoms are the candidates that most others agree with. In
-    the descent x_k holds the s largest entries of A'z_k, and H_p the p largest of a column, which
-    is then scaled to norm 1.
+    for signals z = Phi'y and pairs u, v of signals. If u and v have one atom in common, the largest
+    diagonal entries of M_uv show the p rows of this atom, and on these rows the leading eigenvector
+    of M_uv is nearly the atom. From many pairs, the start takes the candidates with which most
+    other candidates agree. In the descent x_k holds the s largest entries of A'z_k, and H_p keeps
+    the p largest entries of a column, which is then scaled to norm 1.
 
     Args:
         Y: (n, m), signals in rows, with n at least d.
-        d: the number of atoms.
+        d: number of atoms.
         sparsity: s, in 1..min(m, d).
         atom_sparsity: p, in 1..m.
         base: Phi, (m, m), orthonormal; None for I.
-        pairs: how many for the start; None takes 30 d.
-        sweeps: steps of the descent, those of `resume` included.
+        pairs: number of pairs for the start; None takes 30 d.
+        sweeps: number of steps of the descent, with the steps of `resume`.
         rate: eta, in (0, 1].
-        key: a typed key, or a seed, of the pairs and of replacements.
+        key: a typed key, or a seed, for the pairs and for replacements.
         progress, resume, checkpoint: as in `ksvd`.
 
     Returns:
-        Learned, where D is a `dictionaries.Sparse`. X, and `objective`, are of orthogonal matching
-        pursuit with D at the end; those of the history, of the codes of the descent.
+        Learned, where D is a `dictionaries.Sparse`. X and `objective` come from orthogonal matching
+        pursuit with D at the end; the objectives of the history come from the codes of the descent.
 
     Raises:
-        TypeError, ValueError, CheckpointError: as in `ksvd`, and for a base that is not
-            orthonormal.
+        TypeError, ValueError, CheckpointError: as in `ksvd`, and if the base is not orthonormal.
 
-    Reference: Nguyen, Wong, Hegde (2019): for codes whose nonzeros are bounded away from 0, atoms
-    that are incoherent, s up to the order of sqrt(m) and n above d p up to logarithms, their
-    version of this start is near every atom and the descent converges linearly, up to an error of
-    the order of sqrt(s / m). They threshold A'z at half the least nonzero instead, and fix the rows
-    of an atom at the start.
+    Reference: Nguyen, Wong, Hegde (2019). For codes whose nonzeros are bounded away from 0,
+    incoherent atoms, s up to the order of sqrt(m) and n above d p up to logarithms, their version
+    of this start is near every atom and the descent converges linearly, up to an error of the order
+    of sqrt(s / m). They threshold A'z at half the least nonzero instead, and fix the rows of an
+    atom at the start.
 
     Not claimed: their guarantee outside these hypotheses, which are not checked. Correlated codes
-    break it.
+    violate them.
 
     Example:
         >>> blocks = jnp.kron(jnp.eye(8), jnp.array([[1.0, 1.0], [1.0, -1.0]])) / jnp.sqrt(2.0)
@@ -150,7 +149,7 @@ class _Descent(Method):
     @threads.one_thread()
     def start(self, rng: np.random.Generator) -> np.ndarray:
         A = _spectral(self.Z, self.d, self.p, self.pairs, rng)
-        return np.ascontiguousarray(A)  # as that of a result: products round by the order in memory
+        return np.ascontiguousarray(A)  # products round by the order in memory
 
     def resumed(self, resume: Learned) -> np.ndarray:
         D, shape = resume.D, (self.Z.shape[1], self.d)
@@ -209,7 +208,7 @@ def _orthonormal(base: Dictionary | None, Y: np.ndarray, where: str) -> Operator
 
 
 def _spectral(Z: np.ndarray, d: int, p: int, pairs: int, rng: np.random.Generator) -> np.ndarray:
-    """The columns of A to start from."""
+    """The initial columns of A."""
     n = len(Z)
     left = rng.integers(n, size=pairs)
     right = (left + rng.integers(1, max(n, 2), size=pairs)) % n  # another signal
@@ -236,7 +235,7 @@ def _leading(Z: np.ndarray, w: np.ndarray, R: np.ndarray) -> np.ndarray:
 def _agreed(
     candidates: np.ndarray, Z: np.ndarray, d: int, p: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """The means of up to d groups of candidates, the largest first; the rest are signals."""
+    """The means of up to d groups of candidates, the largest group first; signals fill the rest."""
     alike = np.abs(candidates @ candidates.T) > _SAME
     left, chosen = np.ones(len(candidates), bool), list[np.ndarray]()
     while len(chosen) < d and left.any():
@@ -262,7 +261,7 @@ def _cut_columns(A: np.ndarray, p: int) -> np.ndarray:
 def _gradient_step(
     Z: np.ndarray, A: np.ndarray, sparsity: int, p: int, rate: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, float, int]:
-    """One step; the sum of squared errors before it, and the atoms that were replaced."""
+    """One step: the sum of squared errors before the step, and the replaced atoms."""
     X = _largest(Z @ A, sparsity)
     E = X @ A.T - Z
     sizes = np.abs(X).sum(0)
@@ -270,7 +269,7 @@ def _gradient_step(
     A = _cut_columns(moved, p)
     errors = np.sum(E * E, 1)
     dead = np.union1d(np.flatnonzero((sizes == 0) | ~A.any(0)), duplicates(A, sizes))
-    if len(dead):  # what is left of the worst signals is most often a missing atom
+    if len(dead):  # the remainder of the worst signals is most often a missing atom
         rows = fresh_atoms(A, dead, E, errors, rng)
         A[:, dead] = _cut_columns(rows.T, p)
     return A, float(errors.sum(dtype=float)), len(dead)
@@ -310,35 +309,35 @@ def multilayer(
     .. math:: \min \frac1{2n} \sum_{k=1}^n \|y_k - D_1 \cdots D_J x_{J,k}\|^2, \qquad
         x_{j-1} = D_j x_j, \; \|x_j\|_0 \le s_j.
 
-    A column of D_j, j > 1, has at most s_{j-1} // s_j nonzeros. Then the codes between are
-    as sparse as asked for whenever x_J is, so every sweep is feasible: x_J by orthogonal matching
-    pursuit in the product; D_J, ..., D_2 by passes of gradient steps, column by column, each
-    followed by a hard threshold, with the step 1 / L that never raises the objective; D_1 by least
-    squares, as in `mod`; then unit atoms in every layer. A code of the sweep before stays where the
-    new one is worse, so that only replaced atoms raise the objective.
+    A column of D_j, j > 1, has at most s_{j-1} // s_j nonzeros. If x_J is sparse enough, all codes
+    between are then sparse enough, so every sweep is feasible: x_J by orthogonal matching pursuit
+    in the product; D_J, ..., D_2 by passes of gradient steps, column by column, each followed by a
+    hard threshold, with the step 1 / L that never raises the objective; D_1 by least squares, as in
+    `mod`; then unit atoms in every layer. If a new code is worse, the code of the sweep before
+    stays, so that only replaced atoms raise the objective.
 
     Args:
         Y: (n, m), signals in rows, with n at least d_J.
         shapes: ((m, d_1), (d_1, d_2), ..., (d_{J-1}, d_J)).
         sparsities: s_1, ..., s_J.
         sweeps, key, weights, mask, progress, resume, checkpoint: as in `ksvd`.
-        start: of D_1, as in `ksvd`. A column of D_j starts as the code of a random signal in
+        start: initial D_1, as in `ksvd`. A column of D_j starts as the code of a random signal in
             D_1 ... D_{j-1}.
 
     Returns:
         Learned, where D is (D_1, ..., D_J), matrices with exact zeros, and X is (X_1, ..., X_J),
-        (n, d_j) each. One layer is `mod`.
+        (n, d_j) each. With one layer, `multilayer` is `mod`.
 
     Raises:
-        TypeError, ValueError, CheckpointError: as in `ksvd`, and for shapes that do not meet or
-            sparsities that are not one per layer, below 1, above d_j (s_J above m) or above the
-            one before.
+        TypeError, ValueError, CheckpointError: as in `ksvd`, and if shapes do not fit, or if
+            sparsities are not one per layer, below 1, above d_j (s_J above m) or above the sparsity
+            before.
 
-    Reference: Sulam, Papyan, Romano, Elad (2018), section V, where signals come in batches, codes
-    from FISTA, and D_1 from a gradient step.
+    Reference: Sulam, Papyan, Romano, Elad (2018), section V. There signals come in batches, codes
+    come from FISTA, and D_1 comes from a gradient step.
 
-    Not claimed: that D_1 and D_2 are those of a planted product; each may be mixed into the other
-    where D_2 is not sparse enough.
+    Not claimed: that D_1 and D_2 equal the factors of a planted product; if D_2 is not sparse
+    enough, each may be mixed into the other.
 
     Example:
         >>> D_1, D_2 = ur.dictionaries.dct(8, 8), ur.dictionaries.transversal(0, 2, 5, 12)[:8]
@@ -352,7 +351,7 @@ def multilayer(
 
 
 class _Layers(Method):
-    """Sweeps through (D_1, ..., D_J), with the codes X of the last, (n, d_J)."""
+    """Sweeps through (D_1, ..., D_J), with the codes X of the last layer, (n, d_J)."""
 
     where = "multilayer"
 
@@ -449,7 +448,7 @@ def _shapes(
 def _counts(
     sparsities: Sequence[int], shapes: tuple[tuple[int, int], ...], where: str
 ) -> tuple[int, ...]:
-    """The most nonzeros of a column of D_2, ..., D_J, and of x_J."""
+    """The largest numbers of nonzeros of a column of D_2, ..., D_J, and of x_J."""
     if np.shape(sparsities) != (len(shapes),):
         raise ValueError(
             f"{where}: sparsities has shape {np.shape(sparsities)}; expected one of each of "
@@ -510,7 +509,7 @@ def _sweep(
 
 
 def _better(signals: Signals, old: Matrices, new: Matrices, X: np.ndarray) -> Matrices:
-    """The new dictionaries, or the old ones where rounding would raise the error."""
+    """The new dictionaries, or the old ones if rounding would raise the error."""
     errors = [signals.objective(_residual(signals, Ds, X)) for Ds in (old, new)]
     return new if errors[1] < errors[0] else old
 
@@ -549,7 +548,7 @@ def _descend_factor(
 
 
 def _least_squares(signals: Signals, Ds: Matrices, X: np.ndarray) -> np.ndarray:
-    """D_1 for fixed codes, among the atoms that are used."""
+    """D_1 for fixed codes, among the used atoms."""
     Z, D = _below(Ds, X, 0), Ds[0].copy()
     used = np.flatnonzero(Z.any(0))
     D[:, used] += correction(Z[:, used], signals.weighted(_residual(signals, Ds, X)))
@@ -570,9 +569,9 @@ def _normalised(Ds: Matrices, X: np.ndarray) -> tuple[Matrices, np.ndarray]:
 def _replaced(
     signals: Signals, Ds: Matrices, X: np.ndarray, counts: tuple[int, ...], rng: np.random.Generator
 ) -> tuple[Matrices, np.ndarray, int]:
-    """New atoms, for the worst signals, in place of those of D_J that no code uses or that repeat.
+    """Replace atoms of D_J that no code uses, or that repeat, by new atoms for the worst signals.
 
-    An atom of another layer is replaced where no column of the next has it.
+    An atom of another layer is replaced if no column of the next layer has it.
     """
     total = 0
     for j in range(len(Ds) - 1, -1, -1):

@@ -1,4 +1,4 @@
-"""From batches: a stream in constant memory, and gradients through a layer."""
+"""Learning from batches: a stream in constant memory, and gradients through a layer."""
 
 import itertools
 import math
@@ -46,10 +46,10 @@ from unrolled.pursuit import lasso, lasso_batch, rough_codes
 __all__ = ["online", "unrolled"]
 
 
-# Relative duality gap of a code. The atoms move by more from batch to batch, the objective is far
-# nearer to its minimum than this, and a smaller gap does not lead to better atoms.
+# Relative duality gap of a code. From batch to batch the atoms move by more than this gap, the
+# objective is much nearer to its minimum, and a smaller gap does not lead to better atoms.
 TOL = 5e-2
-# Steps between two looks at the gap, and looks; what is left then goes to `lasso_batch`.
+# Steps between two checks of the gap, and number of checks; `lasso_batch` then codes the rest.
 _STEPS, _LOOKS = 15, 10
 _TOGETHER = 1000  # signals that a layer codes together
 
@@ -83,10 +83,10 @@ def _weighted(D: jax.Array, Y: jax.Array, root: jax.Array, lam: jax.Array) -> ja
 
 
 class Sums(NamedTuple):
-    """What `online` keeps of the signals that it has seen, weighted by age; in float64.
+    """Sums that `online` keeps of the signals that it has seen, weighted by age; in float64.
 
-    With x the codes, the mean of the objective over the past is, for any D,
-    (terms + tr(D A D') / 2 - tr(D' B)) / weight.
+    With codes x, the mean of the objective over the past is, for any D, (terms + tr(D A D') / 2 -
+    tr(D' B)) / weight.
     """
 
     D: np.ndarray  # (m, d)
@@ -94,13 +94,13 @@ class Sums(NamedTuple):
     B: np.ndarray  # (m, d) sum of y x'
     terms: np.ndarray  # () sum of norm(y)^2 / 2 + lam norm(x, 1)
     weight: np.ndarray  # () sum of the weights of age
-    exponent: np.ndarray  # () A, B, terms times 2^(2 exponent) are those of the signals given
+    exponent: np.ndarray  # () A, B, terms times 2^(2 exponent) have the signals' units
 
 
 def absorb(
     sums: Sums, signals: Signals, lam: float, beta: float, rng: np.random.Generator
 ) -> tuple[Sums, float, int]:
-    """The sums with a batch, the mean objective of that batch before, and the atoms replaced."""
+    """The sums with a batch, its mean objective before the update, and the replaced atoms."""
     sums, lam = (
         _rescaled(sums, signals),
         scaled_penalty(lam, signals.exponent + signals.scale),
@@ -111,7 +111,7 @@ def absorb(
     errors, penalty, target = signals.errors(R), lam * np.sum(np.abs(X)), signals.target(R)
     objective = (np.sum(errors) / 2 + penalty) / n
     terms = signals.top * np.sum(np.square(target, dtype=float)) / 2 + penalty
-    # The unit of the batch in that of the sums; of a batch of zeros it does not matter.
+    # The unit of the batch relative to the unit of the sums; for a batch of zeros any unit will do.
     unit = math.ldexp(1, min(0, 2 * (signals.exponent - int(sums.exponent)) + signals.scale))
     A = beta * sums.A + unit * signals.top * (X.T @ X).astype(float)
     B = beta * sums.B + unit * signals.top * (target.T @ X).astype(float)
@@ -126,7 +126,7 @@ def absorb(
 
 
 def _rescaled(sums: Sums, signals: Signals) -> Sums:
-    """The sums in units of the largest signals so far, with their weights, these included."""
+    """The sums in units of the largest signals so far, this batch included, with their weights."""
     exponent, new = int(sums.exponent), signals.exponent + (signals.scale + 1) // 2
     if not signals.Y.any() or not (new > exponent or sums.terms == 0):
         return sums
@@ -180,45 +180,47 @@ def online(
 
     for every batch, with the projection on the unit ball. The factor :math:`\beta = (1 - 1/t)^\rho`
     of batch t gives batch s the weight (s / t)^rho. Atoms that are shorter than 1 are then scaled,
-    with A and B; those that no code uses, or that are parallel to another, are replaced by the
-    signals of the batch that are represented worst.
+    together with A and B. The worst represented signals of the batch replace atoms that no code
+    uses, and atoms that are parallel to another atom.
 
     Args:
         batches: an iterable of signals (n, m), or of pairs of signals and weights of their squared
-            errors, (n,) or (n, m), where a bool array is a mask: False entries may be NaN. The
-            batches may differ in length; one whose weights are all zero is passed over. For several
-            passes give them several times.
-        d: the number of atoms.
+            errors, (n,) or (n, m); a bool array of weights is a mask, whose False entries may be
+            NaN. The batches may differ in length; a batch whose weights are all zero is skipped.
+            For several passes, pass the batches several times.
+        d: number of atoms.
         lam: penalty weight.
-        key: a typed key, or a seed, of the start and of replacements.
+        key: a typed key, or a seed, for the start and for replacements.
         start: "data", which takes d of the first signals; "dct"; or a D, (m, d).
-        forgetting: rho, at least 0; 0 forgets nothing. The early codes, of poor atoms, are better
-            forgotten: 3 does well on patches of photographs and on planted dictionaries.
+        forgetting: rho, at least 0; 0 forgets nothing. The early codes come from poor atoms, so
+            forget them: 3 does well on patches of photographs and on planted dictionaries.
         progress: called as `progress(step)` after every batch, with a `Step`.
-        resume: a result to continue from, with the batches that follow; the other arguments as they
-            were. It is, bit for bit, as if the stream had never stopped.
-        checkpoint: a file (.npz) in which the state is kept after every batch. The same call, with
-            the stream from its beginning, passes over the batches that it has seen and continues.
-            It refuses a stream in which one of these has changed.
+        resume: a result to continue from, with the batches that follow and the same other
+            arguments. The result is, bit for bit, the result of an uninterrupted stream.
+        checkpoint: a file (.npz) that keeps the state after every batch. The same call, with the
+            stream from its beginning, skips the batches that it has seen and continues. If one of
+            these batches has changed, the call raises CheckpointError.
 
     Returns:
         Learned, with X None. `objective` is the mean of the LASSO objective over the past, weighted
-        by age, for the codes found then: an upper bound for D. The objective of a step is that of
-        its batch before D is updated: of signals not seen before. `state` holds the sums.
+        by age, for the codes found then: an upper bound for D. The objective of a step is the
+        objective of its batch before D is updated, on signals not seen before. `state` holds the
+        sums.
 
     Raises:
-        TypeError: batches that are traced, or no real numbers.
-        ValueError: a stream that ends before d signals (with start "data") or before any, batches
-            whose shapes do not meet, NaN without a mask, lam not above 0, forgetting below 0.
-        CheckpointError: the file is damaged, or of another learning.
+        TypeError: batches are traced, or not real numbers.
+        ValueError: the stream ends before d signals (with start "data") or before the first signal,
+            shapes of batches differ, NaN occur without a mask, lam is not above 0, or forgetting is
+            below 0.
+        CheckpointError: the file is damaged, or comes from another call.
 
     Warns:
         UserWarning: lam is so large that all codes are zero.
 
-    With weights a code is that of the weighted signal, and the atoms fit v y + (1 - v) D x, for
-    weights v divided by the largest of the batch, which lowers the objective, too. A batch counts
-    in proportion to its largest weight. Weights may have any scale: a factor common to them and to
-    lam changes the objective by itself and nothing else.
+    With weights, `online` codes the weighted signal, and the atoms fit v y + (1 - v) D x, for
+    weights v divided by the largest weight of the batch, which lowers the objective, too. A batch
+    counts in proportion to its largest weight. Weights may have any scale: a common factor of the
+    weights and lam scales the objective and changes nothing else.
 
     Reference: Mairal, Bach, Ponce, Sapiro (2009, 2010).
 
@@ -237,7 +239,7 @@ class _State(NamedTuple):
     """What is known of the stream so far."""
 
     sums: Sums
-    dtype: Any  # of the first batch
+    dtype: Any  # rows of the first batch
     seen: "Seen"
 
 
@@ -307,7 +309,7 @@ class _Stream(Method):
         return _State(sums, signals.dtype if dtype is None else dtype, seen), objective, replaced
 
     def warn(self, state: _State) -> None:
-        """Of codes that are all zero."""
+        """Warn of codes that are all zero."""
         if state.sums.terms > 0 and not state.sums.A.any():
             checks.warn(
                 f"{self.where}: all codes are zero, so D is made of signals: lam={self.lam} is not "
@@ -320,7 +322,7 @@ class _Stream(Method):
 
 
 def _as_batch(batch: Any, where: str) -> Signals:
-    """A batch of the stream, checked."""
+    """Check a batch of the stream."""
     if not isinstance(batch, tuple):
         return weighted_signals(batch, where)
     if len(batch) != 2:
@@ -331,23 +333,23 @@ def _as_batch(batch: Any, where: str) -> Signals:
 
 
 class Seen(NamedTuple):
-    """What tells a stream from others: texts that differ for other batches so far."""
+    """The identity of a stream: texts that differ if a batch so far differs."""
 
-    first: str = ""  # of the first batch
+    first: str = ""  # text of the first batch
     all: str = ""
 
     def then(self, signals: Signals) -> "Seen":
-        """With another batch."""
+        """The identity with another batch."""
         batch = signals.fingerprint()
         together = fingerprint(np.array([self.all, batch]), np.array(signals.exponent))
         return Seen(self.first or batch, together)
 
 
 def _passed_over(stream: Iterator[Signals], n: int, arrays: Arrays, path: Path | None) -> Seen:
-    """What the stream was when n of its batches had been seen, which are passed over.
+    """The identity of the stream after n of its batches, which are skipped.
 
     Raises:
-        CheckpointError: the stream has others, or ends before.
+        CheckpointError: the stream has other batches, or ends before.
     """
     saved, seen, passed = Seen(str(arrays["first"]), str(arrays["all"])), Seen(), 0
     for signals in itertools.islice(stream, n):
@@ -408,27 +410,27 @@ def unrolled(
     progress: Progress | None = None,
     checkpoint: str | Path | None = None,
 ) -> Learned:
-    r"""A dictionary by gradient through the steps of a layer, together with its params.
+    r"""Learn a dictionary by gradient through the steps of a layer, together with its params.
 
     .. math:: \min_{D, \, params} \frac1n \sum_{k=1}^n
         \tfrac12 \|y_k - D x_K(y_k)\|^2 + lam \|x_K(y_k)\|_1, \qquad \|d_i\| = 1.
 
-    It is `training.fit(learn_dictionary=True)` with the loss `training.lasso(lam)`, Adam, and
-    random batches of the signals. For all of its options call that.
+    `unrolled` is `training.fit(learn_dictionary=True)` with the loss `training.lasso(lam)`, Adam,
+    and random batches of the signals. To set all options, call `training.fit`.
 
     Args:
-        layer: such as `layers.lista(8)`.
+        layer: a layer such as `layers.lista(8)`.
         Y: (n, m), signals in rows, with n at least d.
-        d: the number of atoms.
+        d: number of atoms.
         lam: penalty weight.
-        steps: of training.
-        batch: signals of one step.
+        steps: number of training steps.
+        batch: number of signals in a step.
         rate: the learning rate of Adam.
-        key: a typed key, or a seed, of the start, the first params and the batches.
+        key: a typed key, or a seed, for the start, the first params and the batches.
         start: as in `ksvd`.
-        params: of the layer; None takes its `init`.
+        params: params of the layer; None takes its `init`.
         progress: called as `progress(step)` at every evaluation, with a `Step`.
-        checkpoint: a folder, see `training.fit`. The same call continues from it.
+        checkpoint: a folder, see `training.fit`. The same call continues from the folder.
 
     Returns:
         Learned, where X are the codes of the layer with the best params, `objective` is the mean
@@ -438,8 +440,8 @@ def unrolled(
         TypeError, ValueError: as in `ksvd` and `training.fit`.
         NonFiniteError, CheckpointError: see `training.fit`.
 
-    Not claimed: atoms that are not used are not replaced. With many steps the gradient in D is
-    biased before the codes converge.
+    Not claimed: that all atoms are used; unused atoms are not replaced. With many steps the
+    gradient in D is biased before the codes converge.
 
     Reference: Malezieux, Moreau, Kowalski (2022).
 
