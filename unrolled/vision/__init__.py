@@ -1,12 +1,12 @@
 """The paper's vision experiments: networks with sparse features, their data, and their runs.
 
-`import unrolled` does not import this book: its models and experiments need flax.
+`import unrolled` does not import this subpackage: its models and experiments need flax.
 """
 
 import importlib
 import typing
 
-if typing.TYPE_CHECKING:  # what is imported when it is asked for
+if typing.TYPE_CHECKING:  # imported on first use
     from unrolled.vision import datasets, experiments, models
 
 __all__ = ["datasets", "experiments", "models"]

@@ -36,16 +36,16 @@ def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
 
     Args:
         path: the file.
-        name: the entry of a `.npz` file; None for its only entry.
+        name: name of the array in a `.npz` file; None for its only array.
 
     Returns:
-        The array, in float64 if the file has it, else in float32.
+        The array, in float64 if the file has float64, else in float32.
 
     Raises:
-        FileNotFoundError, IsADirectoryError: no such file, or a folder.
-        ValueError: not a readable `.npy` or `.npz` file, a missing or ambiguous entry, values that
-            are not real numbers (pickled objects are never loaded), NaN or infinite values, or more
-            than 2 GiB.
+        FileNotFoundError, IsADirectoryError: the file is missing, or is a folder.
+        ValueError: the file is not a readable `.npy` or `.npz` file, an array is missing or
+            ambiguous, values are not real numbers (pickled objects are never loaded), NaN or
+            infinite, or the array has more than 2 GiB.
 
     Example:
         >>> import tempfile
@@ -64,16 +64,16 @@ def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
 
 @checked
 def open_array(path: str | Path, name: str | None = None) -> np.ndarray:
-    """The array of `read_array` in the dtype of its file, its values neither read nor checked.
+    """The array of `read_array` in the dtype of its file; values are neither read nor checked.
 
-    A `.npy` file may have any size: it is mapped into memory. `read_rows` reads parts of it.
+    A `.npy` file may have any size: `open_array` maps it into memory. `read_rows` reads parts.
 
     Args:
         path, name: as in `read_array`.
 
     Raises:
-        FileNotFoundError, IsADirectoryError, ValueError: as in `read_array`, for all but the values
-            and the size.
+        FileNotFoundError, IsADirectoryError, ValueError: as in `read_array`, except for faults of
+            values and size.
 
     Example:
         >>> import tempfile
@@ -96,8 +96,8 @@ def open_array(path: str | Path, name: str | None = None) -> np.ndarray:
             raise ValueError(
                 f"expected an array in a {path.suffix} file, found {type(array).__name__}"
             )
-    except Exception as error:  # whatever numpy, zipfile and zlib raise of foreign bytes
-        if "contains pickled" in str(error):  # as numpy takes all bytes that it does not know
+    except Exception as error:  # whatever numpy, zipfile and zlib raise for foreign bytes
+        if "contains pickled" in str(error):  # numpy says so of all bytes that it does not know
             error = ValueError("it holds no array of numbers")
         raise ValueError(f"{path}: not a readable array file ({error})") from error
     if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
@@ -113,10 +113,10 @@ def read_rows(array: np.ndarray, path: str | Path, first: int, n: int) -> np.nda
         array: the array of the file.
         path: the file, for messages.
         first: the index of the first row.
-        n: how many rows.
+        n: number of rows.
 
     Raises:
-        ValueError: NaN or infinite values.
+        ValueError: values are NaN or infinite.
 
     Example:
         >>> ur.vision.datasets.read_rows(np.arange(6).reshape(3, 2), "Y.npy", 1, 5).tolist()
@@ -138,7 +138,7 @@ def _checked(array: np.ndarray, path: str | Path, first: int = 0) -> np.ndarray:
 
 
 def _where(array: np.ndarray, first: int) -> str:
-    """Which rows are not finite, the first few by index, counted from `first`."""
+    """A text that says which rows are not finite: the first few by index, counted from `first`."""
     if array.ndim < 1:
         return ""
     return in_rows(np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(1)) + first)
@@ -152,8 +152,8 @@ def entries(path: str | Path) -> list[str]:
         path: the file.
 
     Raises:
-        FileNotFoundError, IsADirectoryError: no such file, or a folder.
-        ValueError: not a readable `.npz` file.
+        FileNotFoundError, IsADirectoryError: the file is missing, or is a folder.
+        ValueError: the file is not a readable `.npz` file.
 
     Example:
         >>> import tempfile
@@ -167,12 +167,12 @@ def entries(path: str | Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
-    except Exception as error:  # whatever zipfile raises of foreign bytes
+    except Exception as error:  # whatever zipfile raises for foreign bytes
         raise ValueError(f"{path}: not a readable array file ({error})") from error
 
 
 def _entry(path: Path, name: str | None) -> np.ndarray:
-    # The file is opened here, since np.load leaves it open when the archive is damaged.
+    # Open the file here: np.load leaves the file open if the archive is damaged.
     if not zipfile.is_zipfile(path):
         raise ValueError("expected an archive in a .npz file")
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -188,7 +188,7 @@ def _entry(path: Path, name: str | None) -> np.ndarray:
             raise ValueError(f"entry {chosen!r} unpacks to {size / 2**30:.1f} GiB")
         with archive.zip.open(f"{chosen}.npy") as entry:
             array = np.lib.format.read_array(entry, allow_pickle=False)
-            if entry.read(1):  # which looks at the checksum, too
+            if entry.read(1):  # which checks the checksum, too
                 raise ValueError(f"entry {chosen!r} has more bytes than its header says")
         return array
 
@@ -204,8 +204,8 @@ def read_image(path: str | Path) -> np.ndarray:
         (height, width), float32.
 
     Raises:
-        FileNotFoundError, IsADirectoryError: no such file, or a folder.
-        ValueError: not a readable picture.
+        FileNotFoundError, IsADirectoryError: the file is missing, or is a folder.
+        ValueError: the file is not a readable picture.
         ImportError: Pillow is not installed.
 
     Example:
@@ -217,7 +217,7 @@ def read_image(path: str | Path) -> np.ndarray:
         [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     """
     picture = open_picture(path)
-    if picture.mode.startswith("I"):  # 16 bits, which the 8 of "L" would cut off
+    if picture.mode.startswith("I"):  # 16 bits, which "L" would cut to 8
         return np.asarray(picture, np.float32) / 65535
     return np.asarray(picture.convert("L"), np.float32) / 255
 
@@ -237,7 +237,7 @@ def open_picture(path: str | Path) -> Any:
     try:
         with Image.open(path) as picture:
             picture.load()
-            if picture.mode == "F":  # whose white is unknown; Pillow would take 255 for it
+            if picture.mode == "F":  # the white level is unknown; Pillow assumes 255
                 raise ValueError("its grey values are floats; try a .npy file")
             return picture
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -248,7 +248,8 @@ def open_picture(path: str | Path) -> Any:
 def read_images(path: str | Path) -> dict[str, np.ndarray]:
     """The pictures of a folder as grey values in [0, 1], in the order of their names.
 
-    Other files, and folders inside it, are ignored. One picture is read as a folder of one.
+    Other files, and folders inside the folder, are ignored. A single picture is read as a folder of
+    one picture.
 
     Args:
         path: the folder, or the picture.
@@ -257,8 +258,9 @@ def read_images(path: str | Path) -> dict[str, np.ndarray]:
         Arrays (height, width) by file name without suffix.
 
     Raises:
-        FileNotFoundError: no such folder or picture.
-        ValueError: no picture in it, one that cannot be read, or two with the same name.
+        FileNotFoundError: the folder or picture does not exist.
+        ValueError: the folder has no picture, a picture cannot be read, or two pictures have the
+            same name.
         ImportError: Pillow is not installed.
 
     Example:
@@ -282,7 +284,7 @@ def picture_files(folder: Path) -> dict[str, Path]:
     """The pictures of a folder by file name without suffix, in the order of their names.
 
     Raises:
-        ValueError: there is none, or two have the same name.
+        ValueError: the folder has no picture, or two pictures have the same name.
     """
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
     if not paths:
@@ -326,14 +328,14 @@ def to_patches(image: np.ndarray, size: int, stride: int | None = None) -> np.nd
     Args:
         image: (height, width).
         size: side of a patch.
-        stride: distance of two patches; None for `size`, which tiles the picture.
+        stride: distance between two patches; None for `size`, which tiles the picture.
 
     Returns:
         (patches, size^2).
 
     Raises:
-        TypeError, ValueError: a size or a stride that is no positive integer, a picture that is not
-            of two dimensions or smaller than a patch.
+        TypeError, ValueError: size or stride is not a positive integer, or the picture does not
+            have two dimensions or is smaller than a patch.
 
     Example:
         >>> ur.vision.datasets.to_patches(np.arange(8).reshape(2, 4), 2).tolist()
@@ -355,7 +357,7 @@ def to_patches(image: np.ndarray, size: int, stride: int | None = None) -> np.nd
 
 @checked
 def from_patches(patches: np.ndarray, shape: tuple[int, int], size: int) -> np.ndarray:
-    """The picture that the tiles of `to_patches(image, size)` came from, cropped to whole tiles.
+    """The picture whose tiles `to_patches(image, size)` returned, cropped to whole tiles.
 
     Args:
         patches: (patches, size^2).
@@ -363,8 +365,8 @@ def from_patches(patches: np.ndarray, shape: tuple[int, int], size: int) -> np.n
         size: side of a patch.
 
     Raises:
-        TypeError, ValueError: a shape or a size that are no positive integers, another number of
-            patches than tile the picture.
+        TypeError, ValueError: shape or size are not positive integers, or the number of patches
+            differs from the number of tiles.
 
     Example:
         >>> image = np.arange(8).reshape(2, 4)
@@ -391,23 +393,23 @@ def from_patches(patches: np.ndarray, shape: tuple[int, int], size: int) -> np.n
 def crop_and_flip(key: Key, X: ArrayLike, pad: int = 4, flip: bool = True) -> Array:
     """Every picture shifted by up to `pad` pixels each way, and mirrored with probability 1/2.
 
-    A picture is padded with zeros on all sides, and one of the (2 pad + 1)^2 crops of its own size
-    is drawn. The draws depend on the key and on the number of pictures only: the same key treats
-    masks `M[..., None]` as it treats their pictures. The padding is black unless a mean has been
-    subtracted from X.
+    A picture is padded with zeros on all sides, and one of the (2 pad + 1)^2 crops of the original
+    size is drawn. The draws depend only on the key and on the number of pictures: the same key
+    moves masks `M[..., None]` as it moves their pictures. The padding is black unless a mean has
+    been subtracted from X.
 
     Args:
         key: a key or a seed.
         X: (N, H, W, C), uint8, bool or floating-point.
-        pad: pixels on each side; static.
-        flip: mirror left and right; static.
+        pad: number of pixels on each side; static.
+        flip: if True, mirror left and right; static.
 
     Returns:
         (N, H, W, C), in the dtype of X.
 
     Raises:
-        TypeError: X of another dtype, a pad that is no integer, a key that is none.
-        ValueError: X of another shape, a negative pad.
+        TypeError: X has another dtype, pad is not an integer, or key is not a key.
+        ValueError: X has another shape, or pad is negative.
 
     Source: He et al., "Deep residual learning", CVPR 2016, Section 4.2.
 
@@ -434,7 +436,7 @@ def crop_and_flip(key: Key, X: ArrayLike, pad: int = 4, flip: bool = True) -> Ar
 def _crop_and_flip(key: Array, X: Array, pad: int, flip: bool) -> Array:
     corner_key, flip_key = jax.random.split(key)
     corners = jax.random.randint(corner_key, (len(X), 2), 0, 2 * pad + 1)
-    if flip:  # before the crop: XLA would fuse it into what comes after, and read it many times
+    if flip:  # before the crop: XLA would fuse it with later operations, which read it many times
         mirrored = jax.random.bernoulli(flip_key, shape=(len(X), 1, 1, 1))
         X = jnp.where(mirrored, X[:, :, ::-1], X)
     padded = jnp.pad(X, ((0, 0), (pad, pad), (pad, pad), (0, 0)))

@@ -1,4 +1,4 @@
-"""Collections: digits, MNIST, CIFAR-10, synthetic pictures, and where a collection lies."""
+"""Collections: digits, MNIST, CIFAR-10, synthetic pictures, and the folders of collections."""
 
 import gzip
 import os
@@ -21,11 +21,12 @@ def locate(name: str, root: str | Path | None = None) -> Path:
     """The folder of a data collection.
 
     Args:
-        name: of the folder.
-        root: where it is; by default the value of the environment variable UNROLLED_DATA.
+        name: name of the folder.
+        root: folder that contains it; by default the value of the environment variable
+            UNROLLED_DATA.
 
     Raises:
-        FileNotFoundError: no root is known, or there is no such folder.
+        FileNotFoundError: no root is known, or the folder does not exist.
 
     Example:
         >>> import tempfile, pathlib
@@ -49,11 +50,11 @@ def find(name: str, root: str | Path | None, files: Iterable[str], source: str) 
 
     Args:
         name, root: as in `locate`.
-        files: their names, all of which must be there.
-        source: what the collection is and where it comes from, for messages.
+        files: names of the files, all of which must exist.
+        source: the name and the source of the collection, for messages.
 
     Raises:
-        FileNotFoundError: no root is known, no such folder, or files are missing.
+        FileNotFoundError: no root is known, the folder does not exist, or files are missing.
     """
     files = list(files)
     root = root or os.environ.get("UNROLLED_DATA")
@@ -77,7 +78,7 @@ class Images(NamedTuple):
     """Labelled pictures, split for training and testing.
 
     Attributes:
-        name: of the collection.
+        name: name of the collection.
         train, test: pairs (X, labels) of pictures (N, H, W, C), uint8, and classes (N,), int32.
         classes: the names of the classes, in the order of the labels.
     """
@@ -92,7 +93,7 @@ def as_labels(labels: np.ndarray, n_classes: int, where: object) -> np.ndarray:
     """Labels as int32.
 
     Raises:
-        ValueError: one outside 0..n_classes - 1, with its place.
+        ValueError: a label is outside 0..n_classes - 1; the message gives its place.
     """
     wrong = np.flatnonzero((labels < 0) | (labels >= n_classes))
     if wrong.size:
@@ -103,7 +104,7 @@ def as_labels(labels: np.ndarray, n_classes: int, where: object) -> np.ndarray:
 
 
 def digits() -> Images:
-    """Handwritten digits, 8 x 8 x 1, that come with scikit-learn: no file is needed.
+    """Handwritten digits, 8 x 8 x 1, which scikit-learn contains: no file is needed.
 
     Grey values 0..16 are stored as 0..255, rounded. The first 1,437 pictures in the order of
     scikit-learn are for training, the last 360 for testing.
@@ -153,13 +154,14 @@ def mnist(root: str | Path | None = None) -> Images:
     """MNIST: 60,000 and 10,000 handwritten digits 28 x 28 x 1.
 
     Args:
-        root: the file `mnist.npz`, the folder that holds it or the four IDX files (as they are, or
-            compressed by gzip), or one with such a folder, `mnist` or `MNIST/raw`; by default the
-            value of the environment variable UNROLLED_DATA.
+        root: the file `mnist.npz`; the folder that holds this file or the four IDX files (plain or
+            compressed by gzip); or a folder with such a folder, `mnist` or `MNIST/raw`. By default
+            the value of the environment variable UNROLLED_DATA.
 
     Raises:
         FileNotFoundError: no root is known, or a file is missing.
-        ValueError: a damaged file, an array of another shape or type, or a label outside 0..9.
+        ValueError: a file is damaged, an array has another shape or type, or a label is outside
+            0..9.
 
     Source: LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document
     recognition", Proceedings of the IEEE 1998.
@@ -197,7 +199,7 @@ def _locate(root: str | Path | None) -> Path:
 
 
 def _shapes() -> tuple[tuple[int, ...], ...]:
-    """Of the pictures and labels for training, and of those for testing."""
+    """The pictures and labels for training, and the pictures and labels for testing."""
     return (_MNIST_TRAIN, 28, 28), (_MNIST_TRAIN,), (_N_TEST, 28, 28), (_N_TEST,)
 
 
@@ -224,7 +226,7 @@ def _of_idx(folder: Path) -> list[np.ndarray]:
 
 
 def _idx_file(folder: Path, name: str) -> Path | None:
-    """The file of this name, as it is or compressed."""
+    """The file with this name, plain or compressed."""
     paths = (folder / name, folder / f"{name}.gz")
     return next((path for path in paths if path.is_file()), None)
 
@@ -258,8 +260,8 @@ _CIFAR10_SOURCE = (
     f"the binary version of CIFAR-10, {_FOLDER}/ with {_TRAIN[0]} to {_TRAIN[-1]} and {_TEST}, "
     "from https://www.cs.toronto.edu/~kriz/cifar.html"
 )
-_RECORDS = 10_000  # in a file
-_BYTES = 1 + 3 * 32 * 32  # of a record: the label, then red, green and blue, row by row
+_RECORDS = 10_000  # records in a file
+_BYTES = 1 + 3 * 32 * 32  # bytes of a record: the label, then red, green and blue, row by row
 
 
 @checked
@@ -267,18 +269,18 @@ def cifar10(root: str | Path | None = None) -> Images:
     """CIFAR-10: 50,000 and 10,000 pictures 32 x 32 x 3 of ten classes, from the official files.
 
     Args:
-        root: the folder `cifar-10-batches-bin`, or the one that holds it; by default the value of
-            the environment variable UNROLLED_DATA.
+        root: the folder `cifar-10-batches-bin`, or the folder that holds it; by default the value
+            of the environment variable UNROLLED_DATA.
 
     Returns:
         The pictures and labels in the order of the files, about 180 MB.
 
     Raises:
         FileNotFoundError: no root is known, or a folder or file is missing.
-        ValueError: a file of another length, or a label outside 0..9.
+        ValueError: a file has another length, or a label is outside 0..9.
 
-    Source: Krizhevsky, "Learning multiple layers of features from tiny images", 2009. The lengths
-    are checked and the pictures are not.
+    Source: Krizhevsky, "Learning multiple layers of features from tiny images", 2009. The reader
+    checks the lengths of the files, not the pictures.
 
     Example:
         >>> try:
@@ -308,8 +310,8 @@ def _records(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 _SHAPES_TRAIN, _SHAPES_TEST = 160, 40
-_CORNERS = (3, 7)  # of a polygon, the second one excluded
-_GRAIN = 12.0  # deviation of the noise of a pixel, of 255 grey values
+_CORNERS = (3, 7)  # number of corners of a polygon, the second one excluded
+_GRAIN = 12.0  # deviation of the noise of a pixel, on 255 grey values
 
 
 @checked
@@ -318,12 +320,13 @@ def shapes(
 ) -> Images:
     """Pictures of an ellipse or a convex polygon on a textured ground, with masks of the shape.
 
-    They are synthetic: scores on them say that a network trains, and nothing about photographs.
+    The pictures are synthetic: scores show that a network trains, and say nothing about
+    photographs.
 
     Args:
-        side: of a picture in pixels.
+        side: side of a picture in pixels.
         train, test: numbers of pictures.
-        seed: of all that is drawn.
+        seed: seed of all draws.
 
     Example:
         >>> from unrolled.vision.experiments import shapes
@@ -359,7 +362,7 @@ def _ellipse(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def _polygon(rng: np.random.Generator, side: int) -> np.ndarray:
-    """The points on the inner side of all its edges, which touch one circle."""
+    """Mark the points on the inner side of all edges, which touch one circle."""
     u, v = _turned(rng, side)
     n, radius = rng.integers(*_CORNERS), rng.uniform(0.1, 0.25)
     angles = 2 * np.pi * np.arange(n) / n

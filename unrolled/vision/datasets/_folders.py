@@ -55,32 +55,33 @@ class Masks(NamedTuple):
 def masks(folder: str | Path, size: tuple[int, int], split: str | Path | None = None) -> Masks:
     """Pictures and the masks of their objects, resized to one size.
 
-    The layouts that are known, with pictures and masks that have the same names but for the suffix:
+    Pictures and masks have the same names up to the suffix. These layouts are known:
 
     - ECSSD: `images/` with `masks/` or `ground_truth_mask/`, and a split file;
-    - DUTS: `DUTS-TR/` with `DUTS-TR-Image/` and `DUTS-TR-Mask/`, for training, and `DUTS-TE/`
-      likewise, for testing;
-    - DUT-OMRON: `DUT-OMRON-image/` with `pixelwiseGT-new-PNG/`; also one of the parts of DUTS.
+    - DUTS: `DUTS-TR/` with `DUTS-TR-Image/` and `DUTS-TR-Mask/`, for training, and `DUTS-TE/` with
+      `DUTS-TE-Image/` and `DUTS-TE-Mask/`, for testing;
+    - DUT-OMRON: `DUT-OMRON-image/` with `pixelwiseGT-new-PNG/`; also a single part of DUTS.
 
-    Without a split file, all pairs of a folder other than that of DUTS are for testing.
+    Without a split file, all pairs of a folder are for testing, except in DUTS.
 
     Args:
-        folder: its path, or its name below the folder UNROLLED_DATA.
+        folder: path of the folder, or its name below the folder UNROLLED_DATA.
         size: (H, W) of the result; the ratio of the sides is not kept. The filter is bilinear, and
-            a pixel is of the object if at least half of what the filter sees is.
+            a pixel belongs to the object if at least half of the filter's view does.
         split: a JSON file with the lists of names "train" and "test", in the folder or elsewhere;
-            by default the one in the folder called `split*.json`, if there is one.
+            by default the file `split*.json` in the folder, if there is one.
 
     Returns:
         Masks, in the order of the split file or else of the names.
 
     Raises:
-        FileNotFoundError: no such folder or split file, or none of the layouts.
-        TypeError: a size that is no pair of integers.
-        ValueError: a picture without its mask or the reverse, sizes of a picture and its mask that
-            differ, a mask that is not nearly binary (more than 10 % of its pixels are grey, or none
-            is bright), a file that cannot be read, or a split that is empty, names a pair twice or
-            names one that is not there.
+        FileNotFoundError: the folder or split file does not exist, or the folder has none of the
+            layouts.
+        TypeError: size is not a pair of integers.
+        ValueError: a picture lacks its mask or the reverse, a picture and its mask differ in size,
+            a mask is not nearly binary (more than 10 % of its pixels are grey, or none is bright),
+            a file cannot be read, or the split is empty, names a pair twice or names a missing
+            pair.
         ImportError: Pillow is not installed.
 
     Source: Yan et al., CVPR 2013 (ECSSD); Wang et al., CVPR 2017 (DUTS); Yang et al., CVPR 2013
@@ -137,7 +138,7 @@ def _hard(mask: Any, path: Path) -> Any:
 
     grey = np.asarray(mask.convert("L"))
     brightest = grey.max()
-    if brightest > 1:  # else the object is 1
+    if brightest > 1:  # else the object has the value 1
         soft = np.mean((grey > _DARK) & (grey < _BRIGHT))
         if soft > _SOFT_SHARE or brightest < _BRIGHT:
             raise ValueError(
@@ -154,12 +155,12 @@ def _resized(picture: Any, height: int, width: int) -> np.ndarray:
 
 
 def _by(size: Iterable[int]) -> str:
-    """Width and height, as pictures give them."""
+    """Width and height, in the order of Pillow."""
     return " x ".join(map(str, size))
 
 
 def _find_pairs(folder: str | Path, split: str | Path | None) -> tuple[list[Pair], list[Pair]]:
-    """The pairs for training and for testing; arguments and faults are those of `masks`."""
+    """The pairs for training and for testing; arguments and errors are as in `masks`."""
     folder = _existing(folder)
     split_file = _split_file(folder, split)
     if all((folder / name).is_dir() for name in _DUTS):
@@ -238,12 +239,12 @@ def _names(path: Path) -> tuple[list[str], list[str]]:
 
 
 def _some(names: list[str]) -> str:
-    """The first few of them."""
+    """The first few names."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} others" if len(names) > 3 else "")
 
 
 _TRAIN, _TEST = "train", ("test", "val")
-_HELD_OUT = 5  # one picture of so many of a class tests, where no folder says which
+_HELD_OUT = 5  # without split folders, one picture in this many of a class is for testing
 
 
 @checked
@@ -268,20 +269,20 @@ def is_class_folders(folder: str | Path) -> bool:
 
 @checked
 def class_folders(folder: str | Path, side: int = 32) -> Images:
-    """Pictures of classes, as torchvision's ImageFolder has them: `folder/class/picture.png`.
+    """Pictures of classes, in the layout of torchvision's ImageFolder: `folder/class/picture.png`.
 
-    The classes are the folders in the order of their names, with their pictures at any depth. With
-    folders `train` and `test` (or `val`), each of such folders, these are the two splits; else the
-    last fifth of every class, at least one picture in the order of names, is for testing.
+    The classes are the folders in the order of their names, with their pictures at any depth. If
+    folders `train` and `test` (or `val`) contain such folders, they are the two splits. Otherwise
+    the last fifth of every class in the order of names, at least one picture, is for testing.
 
     Args:
-        folder: its path.
+        folder: path of the folder.
         side: pictures are made RGB and resized to side x side; the ratio of the sides is not kept.
 
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: fewer than two classes, a class with too few pictures, test classes that are not
-            trained, or a file that cannot be read.
+        FileNotFoundError: the folder does not exist.
+        ValueError: there are fewer than two classes, a class has too few pictures, a test class is
+            not trained, or a file cannot be read.
         ImportError: Pillow is not installed.
 
     Example:
@@ -323,7 +324,7 @@ def class_folders(folder: str | Path, side: int = 32) -> Images:
 
 
 def _parts(folder: Path) -> tuple[Path, Path] | None:
-    """The folders that say what trains and what tests, if there are any."""
+    """The folders for training and testing, if there are any."""
     parts = [folder / name for name in (_TRAIN, *_TEST) if (folder / name).is_dir()]
     whole = len(parts) > 1 and parts[0].name == _TRAIN
     return (parts[0], parts[1]) if whole and all(map(_classes, parts[:2])) else None

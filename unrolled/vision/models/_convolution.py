@@ -1,12 +1,12 @@
-"""Convolutions and pooling of pictures (N, H, W, C), in the form that runs fastest where they run.
+"""Convolutions and pooling of pictures (N, H, W, C), in the form that is fastest on the device.
 
 `ImageConv` is `dictionaries.Conv` on batches of pictures.
 
-Every form computes the sums of `lax.conv_general_dilated`, in another order. Accelerators get that
-function as it is. On a CPU (jaxlib 0.10) it falls back from matrix products to loops for few
-channels and on maps of at most 2 x 2 pixels. Winograd's form has fewer products for many channels,
-and for a large map the gradient of the kernel is faster in strips that stay in the cache.
-`benchmarks/cnn.py` says whether this still pays.
+Every form computes the sums of `lax.conv_general_dilated`, in another order. Accelerators get this
+function unchanged. On a CPU (jaxlib 0.10) this function uses loops instead of matrix products for
+few channels and for maps of at most 2 x 2 pixels. Winograd's form needs fewer products for many
+channels, and for a large map the gradient of the kernel is faster in strips that stay in the cache.
+Run `benchmarks/cnn.py` to see whether these forms are still faster.
 """
 
 import functools
@@ -34,7 +34,7 @@ _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 _A = np.array([[1, 0], [1, 1], [1, -1], [0, -1]])
 _TILES_AT_ONCE = 1024  # pixels whose tiles stay in the cache
 
-Tile = list[list[Array]]  # its entries are arrays of their own: to stack them would cost a copy
+Tile = list[list[Array]]  # entries are separate arrays: stacking would cost a copy
 
 
 @jax.custom_vjp
@@ -54,13 +54,13 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Tile]]:
 
 def _winograd_backward(saved: tuple[Array, Tile], g: Array) -> tuple[Array, Array]:
     x, filters = saved
-    # The transform of a filter that is turned by 180 degrees has the same entries in this order.
+    # A filter turned by 180 degrees has a transform with the same entries in this order.
     turned = [[filters[a][b] for b in (3, 1, 2, 0)] for a in (3, 1, 2, 0)]
     return _correlation(turned, g, 1), _winograd_kernel_gradient(x, g)
 
 
 def _correlation(filters: Tile, x: Array, axis: int) -> Array:
-    """Of pictures with transformed filters, whose `axis` belongs to the channels of x."""
+    """Winograd's sums of pictures and transformed filters; `axis` is that of the channels of x."""
 
     def outputs(x: Array) -> Array:
         pairs = [zip(*rows) for rows in zip(_tiles(x), filters)]
@@ -71,7 +71,7 @@ def _correlation(filters: Tile, x: Array, axis: int) -> Array:
 
 
 def _winograd_kernel_gradient(x: Array, g: Array) -> Array:
-    """Of the sum of g times the outputs, (3, 3, C_in, C_out)."""
+    """The gradient of the sum of g times the outputs in the filters, (3, 3, C_in, C_out)."""
 
     def add(total: Tile, pair: tuple[Array, Array]) -> tuple[Tile, None]:
         x, g = pair
@@ -82,7 +82,7 @@ def _winograd_kernel_gradient(x: Array, g: Array) -> Array:
             for row in rows
         ], None
 
-    wide = wide_dtype(x.dtype)  # in half precision a long sum stops to grow
+    wide = wide_dtype(x.dtype)  # in half precision a long sum stops growing
     zero = jnp.zeros((x.shape[-1], g.shape[-1]), wide)
     total, _ = programs.scan(add, [[zero] * 4] * 4, (_chunks(x), _chunks(g)))
     return jnp.stack([jnp.stack(row) for row in _transform(_G.T, total)]).astype(x.dtype)
@@ -93,7 +93,7 @@ winograd.defvjp(_forward, _winograd_backward)
 
 def _transform(M: np.ndarray, tile: Tile) -> Tile:
     """M tile M'."""
-    for _ in range(2):  # M by columns, which come out as rows
+    for _ in range(2):  # M by columns, which become rows of the result
         tile = [[_combination(row, column) for row in M] for column in zip(*tile)]
     return tile
 
@@ -135,7 +135,7 @@ def _pictures(squares: Tile, N: int, H: int, W: int) -> Array:
 
 
 def _chunks(x: Array) -> Array:
-    """Pictures in chunks of `_AT_ONCE` pixels, or less where the batch cannot be divided so."""
+    """Pictures in chunks of `_AT_ONCE` pixels, or fewer if the batch cannot be divided so."""
     N, H, W, _ = x.shape
     most = max(1, _TILES_AT_ONCE // (H * W))
     size = next(n for n in range(min(N, most), 0, -1) if N % n == 0)
@@ -173,8 +173,8 @@ in_strips.defvjp(lambda x, kernel: (in_strips(x, kernel), (x, kernel)), _backwar
 def _kernel_gradient(x: Array, g: Array) -> Array:
     """The sums of x[i + a, j + b] g[i, j] over all pixels, (3, 3, C_in, C_out).
 
-    A strip of rows is one product: of x, moved by each b, with g, moved by each -a. So a pixel is
-    copied six times, and not the nine times of its neighbours.
+    A strip of rows is one product: of x, moved by each b, with g, moved by each -a. So each pixel
+    is copied six times, instead of nine times for its nine neighbours.
     """
     (H, W, C_in), C_out = x.shape[1:], g.shape[-1]
     rows = _rows_at_once(H, W)
@@ -192,20 +192,20 @@ def _kernel_gradient(x: Array, g: Array) -> Array:
         product = lax.dot_general(G, X, (((0,), (0,)), ((), ())), preferred_element_type=wide)
         return (total + product, between_zeros), None
 
-    wide = wide_dtype(x.dtype)  # in half precision a long sum stops to grow
+    wide = wide_dtype(x.dtype)  # in half precision a long sum stops growing
     zeros = jnp.zeros((3 * C_out, 3 * C_in), wide), jnp.zeros((rows, (W + 2) * C_in), x.dtype)
     (total, _), _ = programs.scan(add, zeros, (strips, n * np.int32(H + 2) + top))
     return total.astype(x.dtype).reshape(3, C_out, 3, C_in)[::-1].transpose(0, 2, 3, 1)
 
 
 def _rows_at_once(H: int, W: int) -> int:
-    """Of a strip: a divisor of H."""
+    """The rows of a strip: a divisor of H."""
     most = max(1, min(H, _AT_ONCE // W))
     return next(n for n in range(most, 0, -1) if H % n == 0)
 
 
 def _triples(rows: Array, C: int) -> Array:
-    """All three neighbours in each row of pixels, contiguous where they lie, as (pixels, 3 C)."""
+    """All three neighbours in each row of pixels, contiguous in memory, as (pixels, 3 C)."""
     n = rows.shape[1] // C - 2
     first = np.arange(n, dtype=np.int32)[:, None] * np.int32(C)
     numbers = lax.GatherDimensionNumbers((0, 2), (), (1,))
@@ -213,18 +213,18 @@ def _triples(rows: Array, C: int) -> Array:
     return X.reshape(-1, 3 * C)
 
 
-_MANY_CHANNELS = 64  # from here on the transforms of Winograd's form cost less than they save
-_MANY_PRODUCTS = 2**26  # and there are enough of them: not in a few small pictures
-_COLOURS = 4  # up to this many, blocks of pixels pay also where nothing is pooled
+_MANY_CHANNELS = 64  # from this many on, the transforms of Winograd's form cost less than they save
+_MANY_PRODUCTS = 2**26  # least number of products for this: not a few small pictures
+_COLOURS = 4  # up to this many, blocks of pixels are faster even without pooling
 _FEW_CHANNELS = 16  # up to this many, convolutions of XLA on a CPU are loops
-_MANY_PIXELS = 4096  # from here on the gradient of a kernel is faster strip by strip
-_COLUMNS = 128  # of the product of blocks of pixels, at most
+_MANY_PIXELS = 4096  # from this many on, the gradient of a kernel is faster strip by strip
+_COLUMNS = 128  # most columns of the product of blocks of pixels
 
 
 def convolve(x: Array, kernel: Array, padding: str = "VALID") -> Array:
-    """The correlation of pictures with a bank of filters, of stride 1.
+    """The correlation of pictures with a bank of filters, with stride 1.
 
-    This function and `convolve_and_pool` choose the form, by shape and backend.
+    `convolve` and `convolve_and_pool` choose the form by shape and backend.
 
     Args:
         x: (N, H, W, C_in).
@@ -252,9 +252,9 @@ def convolve(x: Array, kernel: Array, padding: str = "VALID") -> Array:
 
 
 def up_convolve(x: Array, kernel: Array) -> Array:
-    """The transposed convolution of stride 2 with filters of 2 x 2 pixels.
+    """The transposed convolution with stride 2 and filters of 2 x 2 pixels.
 
-    Outputs do not overlap, so it is a product whose columns are the pixels of a square.
+    Outputs do not overlap, so the result is a product whose columns are the pixels of a square.
 
     Args:
         x: (N, H, W, C_in).
@@ -271,7 +271,7 @@ def up_convolve(x: Array, kernel: Array) -> Array:
 def max_pool(x: Array) -> Array:
     """The maxima of squares of 2 x 2 pixels; an odd last row or column is left out.
 
-    Where a maximum is attained more than once, its gradient goes to the first.
+    If several pixels attain a maximum, its gradient goes to the first pixel.
     """
     return _largest(_squares(x))
 
@@ -281,25 +281,26 @@ def convolve_and_pool(
 ) -> tuple[Array, Array]:
     """The features rho(conv(x) + b), without padding, and their maxima over 2 x 2 pixels.
 
-    The maximum of rho(z) is rho of the z that has it. So rho is computed once more, of a quarter of
-    the values, which is faster than to store all features and read them back.
+    The maximum of rho(z) is rho of the z that attains it. So rho is computed once more, for a
+    quarter of the values: this is faster than storing all features and reading them again.
 
     Args:
         x: (N, H, W, C_in).
         kernel: (k, k, C_in, C_out).
         bias: b, (C_out,).
-        activation: rho, of arrays (..., C_out).
+        activation: rho, a function of arrays (..., C_out).
 
     Returns:
-        The maxima, (N, H' // 2, W' // 2, C_out), and the features, (N, H', W', C_out), where
-        H' = H - k + 1. Under `jit`, features that are not used cost nothing if rho never falls.
+        The maxima, (N, H' // 2, W' // 2, C_out), and the features, (N, H', W', C_out), where H' = H
+        - k + 1. Under `jit`, unused features cost nothing if rho never falls.
     """
     r = _block_side(kernel)
     z = convolve(x, kernel) if r == 1 else _convolve_blocks(x, kernel, r)
     parts = _squares if r == 1 else _quarters
 
     def rho(z: Array) -> Array:
-        # A pixel a row: with the bias repeated along it, XLA computes the values one by one.
+        # A pixel in each row: if the bias were repeated along it, XLA would compute the values one
+        # by one.
         pixels = z.reshape(*z.shape[:-1], z.shape[-1] // len(bias), len(bias))
         return activation(add(pixels, bias)).reshape(z.shape)
 
@@ -337,7 +338,7 @@ def _largest(parts: list[Array]) -> Array:
 
 
 def _where_largest(keys: list[Array], values: list[Array]) -> Array:
-    """The values where the keys are largest, the first of these where keys are equal."""
+    """The values where the keys are largest; the first of them where keys are equal."""
     (a, b, c, d), (va, vb, vc, vd) = keys, values
     first = jnp.where(_precedes(a, b), va, vb)
     second = jnp.where(_precedes(c, d), vc, vd)
@@ -345,7 +346,7 @@ def _where_largest(keys: list[Array], values: list[Array]) -> Array:
 
 
 def _precedes(a: Array, b: Array) -> Array:
-    """Whether a is the maximum of a and b, as NaN is."""
+    """Whether a is the maximum of a and b; NaN is."""
     return (a >= b) | (a != a)
 
 
@@ -356,16 +357,16 @@ def _larger(a: Array, b: Array) -> Array:
 
 @_larger.defjvp
 def _larger_jvp(primals, tangents):
-    # The gradient of jnp.maximum asks which argument equals the maximum. Where XLA computes the
-    # arguments again, rounded otherwise, none does, and gradients vanish. A choice has no such gap.
-    # The value above is that of this choice, asked the other way round: the same comparison would
-    # be stored for the gradient and read back for the value, in three times the time.
+    # The gradient of jnp.maximum asks which argument equals the maximum. If XLA computes the
+    # arguments again with other rounding, none does, and gradients vanish. A choice has no such
+    # gap. The value above uses this choice with the roles exchanged: the same comparison would be
+    # stored for the gradient and read again for the value, which takes three times as long.
     a, b = primals
     return _larger(a, b), jnp.where(_precedes(a, b), *tangents)
 
 
 def _gathered(x: Array, kernel: Array) -> Array:
-    """As one product, of the neighbours of every pixel with all filters."""
+    """The convolution as one product, of the neighbours of every pixel with all filters."""
     H, W = x.shape[1:3]
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     X = jnp.concatenate([x[:, a : a + H, b : b + W] for a in range(3) for b in range(3)], -1)
@@ -374,15 +375,15 @@ def _gathered(x: Array, kernel: Array) -> Array:
 
 # Few channels: blocks of r x r pixels become channels, and the convolution a matrix product. The
 # column of W for a pixel of the output block holds the filter, shifted to that pixel. More than
-# half of W is zero, and the product is faster than the loops nevertheless.
+# half of W is zero, but the product is still faster than the loops.
 #
-# The channels of an output block are ordered as (2, 2, r/2, r/2, C): the pixel in its square of
-# 2 x 2, the square in the block, the filter. So the squares have their maxima over the four
-# quarters of the channels, and these are ordered as the input blocks of side r/2 are.
+# The channels of an output block are ordered as (2, 2, r/2, r/2, C): the pixel in its square of 2 x
+# 2, the square in the block, the filter. So the maxima of the squares are maxima over the four
+# quarters of the channels, and the result has the order of input blocks of side r/2.
 
 
 def _block_side(kernel: Array) -> int:
-    """The side r of the blocks; 1 where the convolution is computed as it is."""
+    """The side r of the blocks; 1 if the convolution is computed directly."""
     C_in, C_out = kernel.shape[2:]
     if not _on_cpu() or max(C_in, C_out) > _FEW_CHANNELS:
         return 1
@@ -395,7 +396,7 @@ def _convolve_blocks(x: Array, kernel: Array, r: int) -> Array:
     h, w = (-(-(side - len(kernel) + 1) // r) for side in x.shape[1:3])
     X = _blocks(_fit(x, (h + K - 1) * r, (w + K - 1) * r), r)
     X = jnp.concatenate([X[:, a : a + h, b : b + w] for a in range(K) for b in range(K)], -1)
-    # The gradient of W has two forms, and XLA takes the slower one unless W comes out of this.
+    # The gradient of W has two forms; XLA takes the slower form unless this call returns W.
     W = lax.optimization_barrier(_shifted(kernel, r, K).T).T
     return (X.reshape(-1, X.shape[-1]) @ W).reshape(*X.shape[:3], -1)
 
@@ -440,7 +441,7 @@ def _features(z: Array, r: int) -> Array:
 
 
 def _quarters(x: Array) -> list[Array]:
-    """The four pixels of every square of 2 x 2, of output blocks."""
+    """The four pixels of every square of 2 x 2, in output blocks."""
     return jnp.split(x, 4, -1)
 
 
@@ -453,20 +454,20 @@ class ImageConv:
 
     .. math:: (D' r)[n, i, f] = \sum_{k, c} kernel[k, c, f] \; r[n, i t + k - p, c],
 
-    with r = 0 outside of the image, and synthesis is its exact adjoint. Image by image both are
-    those of `conv`, on the image framed by p zeros.
+    with r = 0 outside of the image. Synthesis is the exact adjoint of analysis. Image by image both
+    equal the products of `conv`, on the image framed by p zeros.
 
-    Gradients are those of reverse mode; forward mode is not defined.
+    Gradients use reverse mode; forward mode is not defined.
 
     Args:
         kernel: (k, k, C, m).
         side: (H, W) of the images.
         stride: t.
-        padding: p, zeros on every side of an image.
+        padding: p, the number of zeros on every side of an image.
 
     Raises:
         TypeError: a size is not an integer.
-        ValueError: a size is out of range; in a product, images or codes of another shape.
+        ValueError: a size is out of range; in a product, images or codes have another shape.
 
     Example:
         >>> D = ur.vision.models.ImageConv(jnp.ones((3, 3, 1, 2)), (5, 5), stride=2)
@@ -480,19 +481,19 @@ class ImageConv:
     stride: int = 1
     padding: int = 0
 
-    __array_ufunc__ = None  # an array of numpy leaves products to this class
+    __array_ufunc__ = None  # numpy arrays then leave products to this class
 
     def __post_init__(self):
         side = checks.as_indices(self.side, "side", "ImageConv", least=1)
         if len(side) != 2:
             raise ValueError(f"ImageConv: side is {self.side}; expected (H, W)")
-        object.__setattr__(self, "side", side)  # a list is no static field
+        object.__setattr__(self, "side", side)  # a list cannot be a static field
         checks.as_index(self.stride, "stride", "ImageConv", least=1)
         checks.as_index(self.padding, "padding", "ImageConv")
         if isinstance(self.kernel, list | tuple):
             object.__setattr__(self, "kernel", checks.as_float(self.kernel, "kernel", "ImageConv"))
         shape = jnp.shape(self.kernel)
-        k, other = shape[-4:-2] if len(shape) > 3 else (0, 1)  # of one kernel, or of several
+        k, other = shape[-4:-2] if len(shape) > 3 else (0, 1)  # axes of one kernel, or of several
         if k != other or k > min(side) + 2 * self.padding:
             raise ValueError(
                 f"ImageConv: the kernel has shape {shape}; expected (k, k, C, m) with k no larger "
@@ -501,14 +502,14 @@ class ImageConv:
 
     @property
     def positions(self) -> tuple[int, int]:
-        """(h, w), the positions of a filter."""
+        """(h, w), the numbers of positions of a filter."""
         k = self.kernel.shape[-4]
         h, w = ((n + 2 * self.padding - k) // self.stride + 1 for n in self.side)
         return h, w
 
     @property
     def conv(self) -> Conv:
-        """The dictionary of one image that is framed by its padding."""
+        """The dictionary of one image framed by its padding."""
         H, W = (n + 2 * self.padding for n in self.side)
         return Conv(self.kernel.transpose(3, 2, 0, 1), (H, W), self.stride)
 
@@ -533,13 +534,13 @@ class ImageConv:
         batch = checks.as_float(batch, what, "ImageConv")
         kernel = checks.as_float(self.kernel, "kernel", "ImageConv")
         kind, dtype = batch.dtype, kernel.dtype
-        # Pictures of integers take the dtype of the filters.
+        # Integer pictures take the dtype of the filters.
         dtype = kind if of_floats and jnp.finfo(kind).bits > jnp.finfo(dtype).bits else dtype
         return replace(self, kernel=kernel.astype(dtype)), batch.astype(dtype)
 
 
-# The gradients of both maps are made of the two maps and the gradient of the filters, which are
-# fast in these forms. XLA's transpose of a strided convolution is 40 times as slow on a CPU.
+# The gradients of both maps consist of the two maps and the gradient of the filters, which are fast
+# in these forms. XLA's transpose of a strided convolution is 40 times as slow on a CPU.
 
 _Saved = tuple[ImageConv, Array]
 
@@ -596,7 +597,7 @@ def _of_filters(D: ImageConv, r: Array, x: Array) -> ImageConv:
 
 
 def _spread(D: ImageConv, x: Array) -> Array:
-    """D x as a product, whose rows are windows, and the sum of these where they overlap."""
+    """D x as a product whose rows are windows, and the sum of the windows where they overlap."""
     (N, h, w, _), (k, _, C, _) = x.shape, D.kernel.shape
     if jax.default_backend() != "cpu":
         images = jax.ShapeDtypeStruct((N, *D.side, C), x.dtype)
@@ -608,7 +609,7 @@ def _spread(D: ImageConv, x: Array) -> Array:
         blocks = windows.reshape(blocks.shape)
     else:
         for (i, j), part in zip(np.ndindex(q, q), jnp.split(windows, q * q, -1)):
-            # Updated in place. XLA would compute a sum of padded arrays again for each of its uses.
+            # Updated in place: XLA would compute a sum of padded arrays again for each of its uses.
             part = blocks[:, i : i + h, j : j + w] + part
             blocks = lax.dynamic_update_slice(blocks, part, (0, i, j, 0))
     r = blocks.reshape(N, h + q - 1, w + q - 1, t, t, C).transpose(0, 1, 3, 2, 4, 5)
@@ -616,7 +617,7 @@ def _spread(D: ImageConv, x: Array) -> Array:
 
 
 def _matrix(D: ImageConv) -> Array:
-    """The filters as columns, whose rows are ordered as windows are: block, pixel, channel."""
+    """The filters as columns, with rows in the order of windows: block, pixel, channel."""
     k, _, C, m = D.kernel.shape
     q, t = -(-k // D.stride), D.stride
     kernel = jnp.pad(D.kernel, [(0, q * t - k), (0, q * t - k), (0, 0), (0, 0)])
@@ -624,7 +625,7 @@ def _matrix(D: ImageConv) -> Array:
 
 
 def _framed(r: Array, D: ImageConv) -> Array:
-    """What of r, which begins with the padding, lies in the image."""
+    """The part of r, which begins with the padding, that lies in the image."""
     p = D.padding
     far = [(-p, n + p - length, 0) for n, length in zip(D.side, r.shape[1:3])]
     return lax.pad(r, jnp.zeros((), r.dtype), [(0, 0, 0), *far, (0, 0, 0)])

@@ -24,7 +24,7 @@ _FINE = 6
 
 
 class CSCLayer(nnx.Conv):
-    r"""A drop-in for `nnx.Conv` followed by its activation: a convolutional sparse coding layer.
+    r"""A drop-in for `nnx.Conv` and its activation: a convolutional sparse coding layer.
 
     .. math:: x \leftarrow \rho(x + W'(y - s W x) + b), \qquad \text{T + 1 times, from } x = 0,
 
@@ -33,26 +33,27 @@ class CSCLayer(nnx.Conv):
 
     .. math:: \min_{x \ge 0} \|y - D x\|^2 / 2 - s \, b'x, \qquad D = s W,
 
-    which converge if s norm(W)^2 <= 1, see `step_ratio`. So it starts, for pictures of every size;
-    training may leave it. s is one number, which T = 0 does not have; the other params are those of
-    `nnx.Conv`.
+    which converge if s norm(W)^2 <= 1, see `step_ratio`. The initial s satisfies this bound for
+    pictures of every size; training may violate it. s is one number, which a layer with T = 0
+    lacks; the other params are the params of `nnx.Conv`.
 
     Args:
-        in_features, out_features, kernel_size, strides: as of `nnx.Conv`.
+        in_features, out_features, kernel_size, strides: as in `nnx.Conv`.
         unfoldings: T.
-        warm: whether calls give a start in place of 0.
-        activation: rho, any activation or its name.
-        batch_norm: put a batch norm inside of the activation, in place of b. Statistics differ from
-            step to step, so that each of the T + 1 has a batch norm of its own. They follow
-            `train()` and `eval()` of the model.
+        warm: if True, calls pass a start that replaces 0.
+        activation: rho, an activation or its name.
+        batch_norm: if True, a batch norm inside of the activation replaces b. Statistics differ
+            from step to step, so each of the T + 1 steps has a separate batch norm. The batch norms
+            follow `train()` and `eval()` of the model.
         padding: "SAME", "VALID" or "CIRCULAR".
-        kernel_dilation, use_bias, options: as of `nnx.Conv`; not `feature_group_count`.
+        kernel_dilation, use_bias, options: as in `nnx.Conv`, except `feature_group_count`.
 
     Raises:
-        TypeError: a size is no integer, the activation is none, or rngs is no nnx.Rngs.
-        ValueError: a size is below 1, unfoldings < 0, or groups; when called, pictures of other
-            channels, filters longer than a picture, or a start of another shape or that `warm` did
-            not announce.
+        TypeError: a size is not an integer, activation is not an activation, or rngs is not an
+            nnx.Rngs.
+        ValueError: a size is below 1, unfoldings < 0, or groups are given; when called, pictures
+            have other channels, filters are longer than a picture, or a start has another shape or
+            comes without `warm`.
 
     Reference: Sulam, Aberdam, Beck, Elad (2020); Zhang, Zhang (2021) for the start.
 
@@ -115,7 +116,7 @@ class CSCLayer(nnx.Conv):
         count = unfoldings + 1 if batch_norm else 0
         self.norms = batch_norms(out_features, count, rngs, options.get("dtype")) if count else None
         squared = self._norm_bound() ** 2
-        safe = 1 / jnp.where(squared == 0, 1, squared)  # every step is safe for filters of zeros
+        safe = 1 / jnp.where(squared == 0, 1, squared)  # for zero filters every step is safe
         self.step = nnx.Param(safe) if unfoldings or warm else None
 
     def __call__(self, inputs: Array, start: Array | None = None) -> Array:
@@ -123,7 +124,7 @@ class CSCLayer(nnx.Conv):
 
         Args:
             inputs: y, (N, H, W, in_features).
-            start: x before the first step, of the shape of the codes; None is 0.
+            start: x before the first step, in the shape of the codes; None is 0.
 
         Returns:
             (N, H', W', out_features).
@@ -153,33 +154,33 @@ class CSCLayer(nnx.Conv):
         return self.activation(v if self.norms is None else self.norms[t](v))
 
     def _size(self) -> Array:
-        """s; 0 without one."""
+        """s, or 0 if the layer has no s."""
         return jnp.zeros(()) if self.step is None else magnitude(self.step[...])
 
     def step_ratio(self) -> Array:
         """s over its safe size 1 / norm(W)^2: up to 1, steps without batch norm converge.
 
-        norm(W) is bounded for pictures of every size, by a few percent for small filters; a
-        "CIRCULAR" bound leaves the stride out and may be much larger. A layer with T = 0 takes no
-        such steps: 0.
+        The bound of norm(W) holds for pictures of every size, and exceeds norm(W) by a few percent
+        for small filters. A "CIRCULAR" bound leaves the stride out and may be much larger. A layer
+        with T = 0 takes no such steps and returns 0.
         """
         return self._size() * self._norm_bound() ** 2
 
     def _norm_bound(self) -> Array:
         kernel, circular = self.kernel[...], self.padding == "CIRCULAR"
         kernel = kernel if self.mask is None else kernel * self.mask
-        # On a circle whose length is no multiple of the stride, two windows are closer than it.
+        # On a circle whose length is not a multiple of the stride, two windows are closer than it.
         return norm_bound(kernel, (1,) * (kernel.ndim - 2) if circular else self._apart())
 
     def _apart(self) -> tuple[int, ...]:
-        """Strides, in units that the entries of a dilated filter have in common with them."""
+        """Strides, in the units that they share with the entries of a dilated filter."""
         n = self.kernel.ndim - 2
         pairs = zip(*(np.broadcast_to(v or 1, n) for v in (self.strides, self.kernel_dilation)))
         return tuple(int(s // math.gcd(s, dilation)) for s, dilation in pairs)
 
 
 def _sizes(sizes: Any, name: str, where: str) -> int | tuple[int, ...]:
-    """One size for all dimensions, or a tuple of one for each."""
+    """One size for all dimensions, or a tuple with one size for each."""
     if isinstance(sizes, tuple | list):
         if not sizes:
             raise ValueError(f"{where}: {name} is {sizes}; expected one size for each side")
@@ -198,13 +199,13 @@ def _check_sides(layer: nnx.Conv) -> None:
 
 
 def batch_norms(features: int, count: int, rngs: nnx.Rngs, dtype: Any = None) -> nnx.List:
-    """So many batch norms; they follow `train()` and `eval()` of the model that holds them."""
+    """Several batch norms; they follow `train()` and `eval()` of the model that holds them."""
     norms = [_BatchNorm(features, momentum=0.9, dtype=dtype, rngs=rngs) for _ in range(count)]
     return nnx.List(norms)
 
 
 class _BatchNorm(nnx.BatchNorm):
-    """That of flax, with NaN where the variance leaves the range: flax has the features 0 there."""
+    """The batch norm of flax, but NaN if the variance leaves the range: flax returns 0 there."""
 
     def __call__(self, x: Array, *args: Any, **options: Any) -> Array:
         with jax.numpy_dtype_promotion("standard"):  # flax mixes dtypes in half precision
@@ -217,16 +218,18 @@ def norm_bound(kernel: Array, strides: tuple[int, ...] | None = None) -> Array:
     """An upper bound of the norm of a convolution, for pictures of every size and every padding.
 
     The squared response is a trigonometric polynomial of degree n - 1 in every dimension: its
-    maximum is at most that over M frequencies, divided by cos(pi (n - 1) / M) for each. A stride s
-    makes s frequencies one, with the mean of their squares, of degree (n - 1) // s.
+    maximum is at most the maximum over M frequencies, divided by cos(pi (n - 1) / M) for each
+    dimension. A stride s merges s frequencies, with the mean of their squares, of degree (n - 1) //
+    s.
 
     Args:
         kernel: (*sides, C_in, C_out), with any dilation.
-        strides: one of each side; a part of it that is a factor of the dilation has no effect.
+        strides: one for each side; a part of a stride that is a factor of the dilation has no
+            effect.
     """
-    # On the host if it can be: JAX would compile this anew for every layer of a model.
+    # On the host if possible: JAX would compile this anew for every layer of a model.
     xp: Any = np if checks.is_concrete(kernel) else jnp
-    k = exponent(jnp.asarray(kernel))  # whose squares stay in the range
+    k = exponent(jnp.asarray(kernel))  # scaled so that squares stay in the range
     filters = xp.moveaxis(xp.asarray(times_power(jnp.asarray(kernel), -k)), (-2, -1), (0, 1))
     (channels, features), sides = filters.shape[:2], kernel.shape[:-2]
     strides = strides or (1,) * len(sides)
@@ -236,7 +239,7 @@ def norm_bound(kernel: Array, strides: tuple[int, ...] | None = None) -> Array:
     parts = [size for pair in zip(strides, apart) for size in pair]
     axes = (*range(3, 2 + len(parts), 2), *range(2, 2 + len(parts), 2), 0, 1)
     H = xp.transpose(response.reshape(channels, features, *parts), axes)
-    H = H.reshape(math.prod(apart), -1, features)  # frequencies that are one add channels
+    H = H.reshape(math.prod(apart), -1, features)  # merged frequencies add channels
     H = H if H.shape[1] < H.shape[2] else xp.swapaxes(H, 1, 2)  # the smaller of two products
     gram = H @ xp.swapaxes(H, 1, 2).conj() / math.prod(strides)
     degrees = ((n - 1) // s for n, s in zip(sides, strides))
@@ -252,17 +255,17 @@ class ResCSCBlock(nnx.Module):
         u &= \rho(BN(V'x)), \\
         z &= \rho(BN(x + W'(u - s W x))),
 
-    and T more steps of each. Where stride or width change the shape, z starts from 0.
+    and T more steps of each. If stride or width change the shape, z starts from 0.
 
     Args:
-        in_features, features: channels of x and of z.
-        stride: that of V.
+        in_features, features: numbers of channels of x and of z.
+        stride: stride of V.
         unfoldings: T.
         activation: rho.
         rngs: draws the filters.
 
     Raises:
-        TypeError, ValueError: sizes that are no positive integers, no nnx.Rngs.
+        TypeError, ValueError: sizes are not positive integers, or rngs is not an nnx.Rngs.
 
     Example:
         >>> from flax import nnx
@@ -300,26 +303,27 @@ class ResCSC(nnx.Module):
     """Res-CSC for small pictures, with the widths and depths of the ResNets for CIFAR-10.
 
     A convolution, then for every width `blocks` of `ResCSCBlock`, the first of them with stride 2
-    but for the first width; the mean over all positions; a linear layer. The defaults have the
+    except for the first width; the mean over all positions; a linear layer. The defaults have the
     20 layers of ResNet-20.
 
     Args:
         classes: number of outputs.
-        channels: those of the pictures.
-        widths: feature maps of every stage.
-        blocks: blocks per stage.
+        channels: number of channels of the pictures.
+        widths: number of feature maps of every stage.
+        blocks: number of blocks per stage.
         unfoldings: T, steps of every layer of the blocks after its forward pass.
-        activation: rho, any activation or its name.
+        activation: rho, an activation or its name.
         rngs: draws the filters.
 
     Attributes:
-        early: the names of the codes of the first width for `tap`: of `stem` and of the blocks.
-        convolutions: the names of those layers of the same that take one step from 0, so that
-            `experiments.features` can read a dictionary; the second of a block starts elsewhere.
+        early: the names for `tap` of the codes of the first width: of `stem` and of the blocks.
+        convolutions: the names of those of these layers that take one step from 0, so that
+            `experiments.features` can read a dictionary; the second layer of a block starts
+            elsewhere.
 
     Raises:
-        TypeError, ValueError: sizes that are no positive integers, no widths, no nnx.Rngs; when
-            called, pictures of other channels, or too small.
+        TypeError, ValueError: sizes are not positive integers, there are no widths, or rngs is not
+            an nnx.Rngs; when called, pictures have other channels or are too small.
 
     Reference: Zhang, Zhang (2021), whose sizes and code are not published; He, Zhang, Ren, Sun
     (2016) for the sizes.
@@ -372,8 +376,8 @@ class ResCSC(nnx.Module):
         return self.head(jnp.mean(x, (1, 2)))
 
 
-_PART = 4096  # numbers that are drawn together
-_TRUNCATED = 0.8796256610342398  # deviation of a normal number that is within 2 of 0
+_PART = 4096  # numbers drawn together
+_TRUNCATED = 0.8796256610342398  # deviation of a normal number within 2 of 0
 
 
 class MSDCSCBlock(nnx.Module):
@@ -384,15 +388,15 @@ class MSDCSCBlock(nnx.Module):
         x_i &\leftarrow \rho(BN(x_i + c_i D_i'(x_{i-1} - D_i x_i))), \quad i = 1, \dots, J,
 
     T + 1 times, the first from x_i = 0, where D_i'r = (r, F_i'r) and x_0 in the second line is the
-    input. T = 0 is a network with dense connections. Each sweep has batch norms of its own.
+    input. T = 0 is a network with dense connections. Each sweep has separate batch norms.
 
     c_i starts at 1 / (1 + norm(F_i)^2), a safe step, and is trained.
 
     Args:
-        in_features: channels of the input.
-        growth: feature maps that every layer adds.
+        in_features: number of channels of the input.
+        growth: number of feature maps that every layer adds.
         depth: J.
-        dilations: a cycle.
+        dilations: a cycle of dilations.
         unfoldings: T.
         activation: rho.
         rngs: draws the filters.
@@ -455,7 +459,7 @@ class MSDCSCBlock(nnx.Module):
         return xs[-1]
 
     def _up(self, y: Array, t: int, codes: list[Array] | None = None) -> list[Array]:
-        """The new codes x_1 .. x_J, from those that `_down` found, x_0 .. x_J."""
+        """The new codes x_1 .. x_J, from the codes x_0 .. x_J that `_down` found."""
         xs = [y]
         for i, F in enumerate(self.filters):
             r = xs[-1] if codes is None else xs[-1] - codes[i]  # codes[i] = D_{i+1} codes[i+1]
@@ -482,9 +486,9 @@ class MSDCSCBlock(nnx.Module):
 
 
 def _lecun_normal(key: Array, shape: tuple[int, ...], dtype: Any, **_: Any) -> Array:
-    """As nnx.Conv draws its filters, truncated normal with deviation 1 / sqrt(fan-in).
+    """Filters as nnx.Conv draws them: truncated normal with deviation 1 / sqrt(fan-in).
 
-    They come in parts of one size: a draw of another shape compiles for two seconds.
+    They are drawn in parts of one size: a draw of another shape compiles for two seconds.
     """
     n, fan_in = math.prod(shape), math.prod(shape[:-1])
     keys = [jax.random.fold_in(key, i) for i in range(-(-n // _PART))]
@@ -493,29 +497,30 @@ def _lecun_normal(key: Array, shape: tuple[int, ...], dtype: Any, **_: Any) -> A
 
 
 class MSDCSC(nnx.Module):
-    """MSD-CSC for CIFAR-10: blocks with a 1x1 convolution and a maximum over 2x2 pixels between.
+    """MSD-CSC for CIFAR-10: blocks, and between them a 1x1 convolution and 2x2 max pooling.
 
     A 3x3 convolution to `width` maps with batch norm; `blocks` of `MSDCSCBlock`; the mean over all
     positions; a linear layer. With the defaults the widths are 16, 160, 304 and 448.
 
     Args:
         classes: number of outputs.
-        channels: those of the pictures.
-        width: feature maps of the first convolution.
+        channels: number of channels of the pictures.
+        width: number of feature maps of the first convolution.
         blocks: number of blocks.
-        growth, depth, dilations, unfoldings, activation: of the blocks.
+        growth, depth, dilations, unfoldings, activation: as in `MSDCSCBlock`.
         rngs: draws the filters.
 
     Attributes:
-        early: the names of the codes of `stem` and of the first block for `tap`.
+        early: the names for `tap` of the codes of `stem` and of the first block.
         convolutions: the name of `stem`, whose filters are a dictionary of one step.
 
     Raises:
-        TypeError, ValueError: sizes that are no positive integers, no dilations, no nnx.Rngs; when
-            called, pictures of other channels, or too small for the dilations.
+        TypeError, ValueError: sizes are not positive integers, there are no dilations, or rngs is
+            not an nnx.Rngs; when called, pictures have other channels or are too small for the
+            dilations.
 
-    Reference: Zhang, Zhang (2021). In their code the batch norms of the blocks lie in plain lists,
-    where they are neither trained nor saved nor switched to evaluation; here they are.
+    Reference: Zhang, Zhang (2021). In their code the batch norms of the blocks are in plain lists,
+    so they are neither trained nor saved nor switched to evaluation. Here they are all three.
 
     Example:
         >>> from flax import nnx

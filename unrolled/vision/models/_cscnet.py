@@ -28,9 +28,9 @@ def shift_average(
 ) -> Array:
     """The mean of an estimate over all stride^2 shifts of a strided grid.
 
-    The picture is padded by reflection, so far that under every shift each pixel is covered by as
-    many kernels as on an infinite grid. All windows have the same shape; each side is `kernel` plus
-    a multiple of `stride`.
+    The picture is padded by reflection so far that under every shift as many kernels cover each
+    pixel as on an infinite grid. All windows have the same shape; each side is `kernel` plus a
+    multiple of `stride`.
 
     Args:
         estimate: maps a window to an estimate of the same shape; traced once.
@@ -42,8 +42,8 @@ def shift_average(
         (H, W).
 
     Raises:
-        TypeError: kernel or stride is not an integer, estimate is no function.
-        ValueError: the picture is not (H, W), the stride is below 1 or above the kernel, an
+        TypeError: kernel or stride is not an integer, or estimate is not a function.
+        ValueError: the picture is not (H, W), the stride is below 1 or above the kernel, or an
             estimate has another shape.
 
     Reference: Simon, Elad, "Rethinking the CSC model for natural images" (2019), who average the
@@ -103,7 +103,7 @@ def over_shifts(
     )
 
 
-# Steps for norm(A, 2), and the torus that it is of, whose sides are this many kernels.
+# Number of steps for norm(A, 2), and the sides of its torus, in kernels.
 _NORM_STEPS, _NORM_SIDE = 100, 4
 
 
@@ -112,13 +112,13 @@ class CSCNet(nnx.Module):
 
     .. math:: x_{k+1} = shrink(x_k + B'(y - A x_k), theta), \quad x_0 = 0, \quad \hat y = C x_K,
 
-    where A, B, C are `dictionaries.Conv` of one geometry: the steps are those of `layers.lista_cp`
-    with D = A and W = B. If the stride is close to the kernel size, the atoms have low coherence,
-    but the estimate depends on where the grid of positions lies. The prediction is therefore the
-    mean over all stride^2 shifts of the grid, on the picture padded by reflection. Trained codes
-    are not very sparse, see `density`.
+    where A, B, C are `dictionaries.Conv` of one geometry: the steps are the steps of
+    `layers.lista_cp` with D = A and W = B. If the stride is close to the kernel size, the atoms
+    have low coherence, but the estimate depends on the position of the grid. The prediction is
+    therefore the mean over all stride^2 shifts of the grid, on the picture padded by reflection.
+    Trained codes are not very sparse, see `density`.
 
-    With `noise_adaptive`, as in CDLNet, theta = theta_0 + theta_1 sigma, so that one net covers a
+    With `noise_adaptive`, as in CDLNet, theta = theta_0 + theta_1 sigma, so that one net serves a
     range of noise levels.
 
     Args:
@@ -127,24 +127,24 @@ class CSCNet(nnx.Module):
         stride: s, in pixels, at most n.
         unfoldings: K.
         rngs: draws the initial filters, A = B = C, unless `filters` is given.
-        filters: initial filters, (n_filters, n, n). Drawn or given, they are scaled to
-            norm(A, 2) = 1.
+        filters: initial filters, (n_filters, n, n). Drawn or given, they are scaled to norm(A, 2) =
+            1.
         theta: initial thresholds.
         noise_adaptive: whether theta depends on the noise level.
-        subtract_mean: whether the mean of the picture is subtracted first and added back last.
-        signed: whether thresholds act as they are: one below 0 expands. Else they act as
-            abs(theta), so that they are non-negative under any optimiser.
+        subtract_mean: if True, the mean of the picture is subtracted first and added again last.
+        signed: if True, thresholds act with their sign: a negative threshold expands. If False,
+            they act as abs(theta), so that they are non-negative under any optimiser.
 
     Raises:
-        TypeError: a size is not an integer, rngs is no nnx.Rngs where filters are drawn,
+        TypeError: a size is not an integer, rngs is not an nnx.Rngs but filters are drawn, or
             `subtract_mean` or `signed` is not True or False.
         ValueError: the stride exceeds the kernel, filters have another shape, are zero or are not
-            finite, a size is below 1, theta is negative; when called, the noise level is missing or
-            not expected, or the picture does not fit.
+            finite, a size is below 1, or theta is negative; when called, the noise level is missing
+            or not expected, or the picture does not fit.
 
     Reference: Simon, Elad, "Rethinking the CSC model for natural images" (2019); Janjusevic,
-    Khalilian-Gourtani, Wang, "CDLNet" (2022) for the noise level. CDLNet has filters of its own at
-    every step; here the steps always share them.
+    Khalilian-Gourtani, Wang, "CDLNet" (2022) for the noise level. CDLNet has separate filters at
+    every step; here all steps share the filters.
 
     Example:
         >>> from flax import nnx
@@ -199,7 +199,7 @@ class CSCNet(nnx.Module):
             sigma: noise level in the unit of the picture, () or (batch,), for a noise-adaptive net.
 
         Returns:
-            As `noisy`.
+            The denoised pictures, in the shape of `noisy`.
         """
         noisy, sigma = self._checked(noisy, sigma, batch=True)
         if noisy.ndim == 3:
@@ -213,10 +213,10 @@ class CSCNet(nnx.Module):
         return shift_average(estimate, noisy - mean, kernel=self.kernel, stride=self.stride) + mean
 
     def estimate(self, window: ArrayLike, sigma: ArrayLike | None = None) -> Array:
-        """The estimate of one window by the single grid that begins at its corner, for training.
+        """The estimate of one window by the grid that begins at its corner, for training.
 
-        Pixels nearer to the border than kernel - stride are covered by fewer atoms than the others.
-        Use `jax.vmap` for batches.
+        Fewer atoms cover pixels nearer to the border than kernel - stride. Use `jax.vmap` for
+        batches.
 
         Args:
             window: (H, W); H - kernel and W - kernel must be multiples of the stride.
@@ -230,7 +230,7 @@ class CSCNet(nnx.Module):
         return self._synthesize(self._code(window - mean, sigma), window.shape) + mean
 
     def code(self, window: ArrayLike, sigma: ArrayLike | None = None) -> Array:
-        """The code of one window without what is subtracted, flat as in `dictionaries.Conv`.
+        """The code of one window after the subtraction, flat as in `dictionaries.Conv`.
 
         Args:
             window: (H, W); H - kernel and W - kernel must be multiples of the stride.
@@ -262,7 +262,7 @@ class CSCNet(nnx.Module):
         )
 
     def _mean(self, picture: Array) -> ArrayLike:
-        """What is subtracted from a picture."""
+        """The mean that is subtracted from a picture."""
         return jnp.mean(picture) if self.subtract_mean else 0
 
     def _code(self, window: Array, sigma: Array | None) -> Array:
@@ -275,7 +275,7 @@ class CSCNet(nnx.Module):
             Weights(B), Threshold(jnp.broadcast_to(theta, (self.unfoldings, *theta.shape)))
         )
         apply = lista_cp(self.unfoldings).apply
-        if self.signed:  # a layer refuses thresholds that it knows to be negative
+        if self.signed:  # a layer refuses thresholds known to be negative
             apply = jax.jit(apply)
         return apply(params, A, window.reshape(-1))
 
@@ -326,7 +326,7 @@ def _at_norm_one(filters: Array, shape: tuple[int, ...], stride: int) -> Array:
     checks.finite(filters, "filters", "CSCNet")
     if checks.is_concrete(filters) and not jnp.any(filters):
         raise ValueError("CSCNet: the filters are zero; expected some that are not")
-    filters = times_power(filters, -exponent(filters))[:, None]  # whose squares stay in the range
+    filters = times_power(filters, -exponent(filters))[:, None]  # squares stay in the range
     side = -(-_NORM_SIDE * filters.shape[-1] // stride) * stride
     bank = Conv(filters, (side, side), stride, "circular")
     return filters / norm_from_below(bank, _NORM_STEPS)

@@ -1,4 +1,4 @@
-"""The layers of the vision models, the checks of what models take, and their named features."""
+"""The layers of the vision models, the checks of their arguments, and their named features."""
 
 import functools
 import math
@@ -26,27 +26,28 @@ _RECORD = "tapped_outputs"
 
 @checked
 def tap(model: nnx.Module, *names: str, inputs: bool = False) -> "Tapped":
-    """The model, which also hands out what its named submodules return.
+    """A model that also returns the outputs of named submodules.
 
     `outputs, features = tap(model, "conv1", "blocks.0")(x)`: features is a dictionary with one
-    array per name. The tapped model shares all variables with the given one, which is not changed:
-    who trains one of them trains the other, and both follow `model.train()` and `model.eval()`. It
-    is a module itself, so that `nnx.jit`, `nnx.grad` and `nnx.Optimizer` take it.
+    array per name. The tapped model shares all variables with the given model, which does not
+    change: if you train one of the two, you train the other, and both follow `model.train()` and
+    `model.eval()`. The tapped model is a module, so that `nnx.jit`, `nnx.grad` and `nnx.Optimizer`
+    take it.
 
-    A name is the path of a submodule, its attributes and indices joined by dots. What counts is the
-    call of the submodule: one that was called k > 1 times gives the k features "name[0]", ...,
-    "name[k-1]". Attributes other than variables that a call of the model sets are lost. A tapped
-    model calls copies of its modules, which no second tap reaches: give all names to one.
+    A name is the path of a submodule, with attributes and indices joined by dots. Each call of the
+    submodule gives a feature: k > 1 calls give the k features "name[0]", ..., "name[k-1]". If a
+    call of the model sets attributes other than variables, they are lost. A tapped model calls
+    copies of its modules, which no second tap reaches: give all names to one `tap`.
 
     Args:
         model: any nnx.Module.
         names: paths of submodules.
-        inputs: hand out the first argument of their calls in place of what they return.
+        inputs: if True, return the first argument of the calls instead of their outputs.
 
     Raises:
-        TypeError: the model is not an nnx.Module, or a name not a string.
-        ValueError: no names, a name twice or one that does not exist (the message lists those that
-            do); when called, a submodule that the model does not call.
+        TypeError: the model is not an nnx.Module, or a name is not a string.
+        ValueError: there are no names, or a name occurs twice or does not exist (the message lists
+            the names that exist); when called, the model does not call a submodule.
 
     Example:
         >>> from flax import nnx
@@ -66,7 +67,7 @@ def tap(model: nnx.Module, *names: str, inputs: bool = False) -> "Tapped":
 
 
 class Tapped(nnx.Module):
-    """A model with the names of the submodules whose outputs it hands out; made by `tap`."""
+    """A model with the names of the submodules whose outputs it returns; made by `tap`."""
 
     def __init__(self, model: nnx.Module, names: tuple[str, ...], inputs: bool = False):
         if not names or len(set(names)) < len(names):
@@ -77,7 +78,7 @@ class Tapped(nnx.Module):
 
     def __call__(self, *args: Any, **options: Any) -> tuple[Any, dict[str, Array]]:
         """The outputs of the model, and the features by name."""
-        model = nnx.clone(self.model, variables=False)  # modules of its own, the same variables
+        model = nnx.clone(self.model, variables=False)  # separate modules, the same variables
         taps = {name: submodule(model, name) for name in self.names}
         for module in {id(module): module for module in taps.values()}.values():
             module.__class__ = _recording(type(module), self.inputs)
@@ -97,7 +98,7 @@ class Tapped(nnx.Module):
 
 @functools.cache
 def _recording(cls: type, inputs: bool) -> type:
-    """The class whose calls append what they return, or take, to a variable of the module."""
+    """The class whose calls append their output, or their input, to a variable of the module."""
 
     class Recording(cls):
         def __call__(self, *args, **options):
@@ -118,7 +119,7 @@ def submodule(model: nnx.Module, name: str) -> nnx.Module:
 
     Raises:
         TypeError: the name is not a string.
-        ValueError: there is none that can be called; the message lists those that exist.
+        ValueError: no callable submodule has this path; the message lists the paths that exist.
 
     Example:
         >>> from flax import nnx
@@ -154,10 +155,10 @@ _EPSILON, _MOMENTUM = 1e-5, 0.9  # the defaults of PyTorch, whose momentum is 1 
 class BatchNorm(nnx.Module):
     r"""rho(scale (x - mean) / sqrt(var + 1e-5) + bias), per channel, with 2 n params.
 
-    In training, mean and var are those of the batch, and the running ones move a tenth of the way
-    to them; `model.eval()` uses the running ones. The running var is that of the batch, with
-    divisor N H W, as in flax and unlike PyTorch. Where var leaves the range, rho is of NaN: the
-    limit, 0, would look like a feature.
+    In training, mean and var come from the batch, and the running values move a tenth of the way
+    towards them; `model.eval()` uses the running values. The running var follows the var of the
+    batch, with divisor N H W, as in flax and unlike PyTorch. If var leaves the range, the result is
+    rho of NaN: the limit, 0, would look like a feature.
     """
 
     epsilon = _EPSILON
@@ -206,8 +207,8 @@ def _backward(activation, saved, cotangents):
     inverse = lax.rsqrt(var + _EPSILON)
     z = _per_channel(x, scale * inverse, bias - scale * inverse * mean)
     (g,) = jax.vjp(activation, z)[1](cotangents[0])
-    # With u = (x - mean) inverse: d bias = sum g, d scale = sum g u, and what these two directions
-    # hold of g does not reach x.
+    # With u = (x - mean) inverse: d bias = sum g, d scale = sum g u; the components of g along
+    # these two directions do not reach x.
     d_bias = jnp.sum(g, (0, 1, 2))
     d_scale = inverse * (jnp.sum(g * x, (0, 1, 2)) - mean * d_bias)
     n = x.size // x.shape[-1]
@@ -220,13 +221,13 @@ _normalized.defvjp(_forward, _backward)
 
 
 def drawn(rngs: nnx.Rngs, shape: tuple[int, ...], inputs: int) -> nnx.Param:
-    """Uniform on [-1, 1] / sqrt(inputs): what PyTorch draws for weights and biases by default."""
+    """Uniform on [-1, 1] / sqrt(inputs): the default of PyTorch for weights and biases."""
     bound = 1 / math.sqrt(inputs)
     return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
 
 
 class Convolution(nnx.Module):
-    """Of stride 1 with padding: kernel (3, 3, inputs, outputs), bias (outputs,) or None."""
+    """Convolution of stride 1 with padding: kernel (3, 3, inputs, outputs), bias (outputs,) or None."""
 
     padding = "SAME"
 
@@ -240,7 +241,7 @@ class Convolution(nnx.Module):
 
 
 class Dense(nnx.Module):
-    """kernel (inputs, outputs) and bias (outputs,)."""
+    """A dense layer: kernel (inputs, outputs) and bias (outputs,)."""
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
         self.kernel = drawn(rngs, (inputs, outputs), inputs)
@@ -251,13 +252,13 @@ class Dense(nnx.Module):
 
 
 class UpConvolution(nnx.Module):
-    """The transposed convolution of 2 x 2 filters with stride 2: twice the sides.
+    """The transposed convolution with 2 x 2 filters and stride 2: it doubles the sides.
 
     kernel (2, 2, inputs, outputs) and bias (outputs,).
     """
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
-        fan_in = 4 * outputs  # as PyTorch counts it for transposed convolutions
+        fan_in = 4 * outputs  # as PyTorch counts for transposed convolutions
         self.kernel = drawn(rngs, (2, 2, inputs, outputs), fan_in)
         self.bias = drawn(rngs, (outputs,), fan_in)
 
@@ -266,7 +267,7 @@ class UpConvolution(nnx.Module):
 
 
 class Features(nnx.Module):
-    """The identity: where a layer shows its features to `tap`."""
+    """The identity: a layer shows its features to `tap` here."""
 
     def __call__(self, x: Array) -> Array:
         return x
@@ -294,7 +295,7 @@ class ConvolutionBlock(nnx.Module):
 class PooledConvolution(nnx.Module):
     """Convolution without padding, activation, maxima over 2 x 2 pixels.
 
-    `features` shows what the maxima are taken of.
+    `features` shows the values before the maxima.
     """
 
     padding = "VALID"
@@ -337,7 +338,7 @@ def as_pictures(x: Array, like: nnx.Param, channels: int, where: str) -> Array:
 
 
 def check_pictures(x: Array, channels: int, where: str, *, sides: int = 2) -> None:
-    """Raise ValueError unless x is (N, H, W, channels), with so many sides, and not empty."""
+    """Raise ValueError unless x is (N, *sides, channels), with this number of sides, not empty."""
     if x.ndim != sides + 2 or x.shape[-1] != channels or 0 in x.shape:
         axes = ", ".join(("N", *"HWD"[:sides], str(channels)))
         raise ValueError(f"{where}: the pictures have shape {x.shape}; expected ({axes})")
@@ -348,7 +349,7 @@ def check_extent(conv: nnx.Conv, x: Array, where: str) -> None:
     sides, kernel, dilation = x.shape[1:-1], conv.kernel.shape[:-2], conv.kernel_dilation
     each = dilation if isinstance(dilation, tuple | list) else (dilation or 1,) * len(kernel)
     extents = [(n - 1) * delta + 1 for n, delta in zip(kernel, each)]
-    # With padding, the outermost entries of a filter in the middle must not miss the picture.
+    # With padding, if a filter is centred, its outermost entries must still meet the picture.
     needed = extents if conv.padding == "VALID" else [e // 2 + 1 for e in extents]
     if any(N < least for N, least in zip(sides, needed)):
         raise ValueError(
@@ -361,11 +362,11 @@ def check_extent(conv: nnx.Conv, x: Array, where: str) -> None:
 def norm_from_below(D: Conv, steps: int) -> Array:
     """norm(D, 2) from below, by the steps of Lanczos in D D' from a fixed draw.
 
-    Its square is low by .103 (ln m / (k - 1))^2 of itself after k steps, in the mean over draws,
-    whatever the spectrum is (Kuczynski, Wozniakowski 1992, theorem 3.2). The gradient is that of
-    norm(D x) at the last x, which is that of the norm if x has converged.
+    After k steps its square is too low by the share .103 (ln m / (k - 1))^2, in the mean over
+    draws, for every spectrum (Kuczynski, Wozniakowski 1992, theorem 3.2). The gradient is the
+    gradient of norm(D x) at the last x, which is the gradient of the norm if x has converged.
     """
-    k = exponent(D.filters)  # products of filters at the ends of the range would leave it
+    k = exponent(D.filters)  # else products of filters at the ends of the range leave it
     D = replace(D, filters=times_power(D.filters, -k))
     fixed, (m, _), dtype = lax.stop_gradient(D), D.shape, D.filters.dtype
     steps = min(steps, m)
@@ -374,9 +375,9 @@ def norm_from_below(D: Conv, steps: int) -> Array:
         Q, Z = state  # orthonormal rows, and their products with D D'
         z = fixed @ (Q[n] @ fixed)
         left = z - (Q @ z) @ Q
-        left -= (Q @ left) @ Q  # once more, for rounding
+        left -= (Q @ left) @ Q  # once more, because of rounding
         size = jnp.linalg.norm(left)
-        # What is rounding alone is no direction: the rows before hold all there is.
+        # Rounding alone does not give a direction: the rows before span everything.
         ends = size <= m * jnp.finfo(dtype).eps * jnp.linalg.norm(z)
         return Q.at[n + 1].set(left / jnp.where(ends, jnp.inf, size), mode="drop"), Z.at[n].set(z)
 

@@ -33,12 +33,12 @@ Carry = TypeVar("Carry")
 
 
 class Step(NamedTuple):
-    """What a step of a pursuit takes in one layer."""
+    """The arrays that a step of a pursuit uses in one layer."""
 
     D: ImageConv
     gamma: Array  # ()
     theta: Array  # (1, 1, 1, m), the bias with its sign changed
-    B: ImageConv  # the analysis filters: D, or filters of their own in ML-LISTA
+    B: ImageConv  # the analysis filters: D, or separate filters in ML-LISTA
 
 
 Steps = Sequence[Step]
@@ -71,7 +71,7 @@ def ml_fista(steps: Steps, y: Array, T: int, rho: Rho) -> Codes:
 
 
 def ml_lista(steps: Steps, y: Array, T: int, rho: Rho) -> Codes:
-    r"""x_j <- rho(x_j - D_j' D_j x_j + B_j' x_{j-1} - theta_j), in sweeps as those of ML-ISTA."""
+    r"""x_j <- rho(x_j - D_j' D_j x_j + B_j' x_{j-1} - theta_j), in sweeps like those of ML-ISTA."""
 
     def update(j, before, x, Dx):
         D, _, theta, B = steps[j]
@@ -92,7 +92,7 @@ def layered_bp(steps: Steps, y: Array, T: int, rho: Rho) -> Codes:
 
 
 def all_free(steps: Steps, y: Array, T: int, rho: Rho) -> Codes:
-    """ML-ISTA with steps of their own: the leaves of `steps` lead with T + 1."""
+    """ML-ISTA with separate params for each step: the leaves of `steps` lead with T + 1."""
     xs = forward(at_time(steps, 0), y, rho)
     for t in range(1, T + 1):
         xs = _ml_ista_step(at_time(steps, t), y, xs[-1], rho)
@@ -120,15 +120,15 @@ def _ml_ista_step(steps: Steps, y: Array, x: Array, rho: Rho) -> Codes:
 
 
 def _repeated(advance: Callable[[Carry], Carry], carry: Carry, T: int) -> Carry:
-    # Not a scan: inside of one XLA's convolutions on a CPU are many times slower.
+    # Not a scan: inside of a scan XLA's convolutions on a CPU are many times slower.
     for _ in range(T):
         carry = advance(carry)
     return carry
 
 
 Shape = tuple[int, int, int]  # (H, W, C) of a picture or a code
-# After this many steps the square of the norm is low by less than half of the margin, in the mean
-# over draws, for pictures of a million entries.
+# After this many steps the square of the norm is too low by less than half of the margin, in the
+# mean over draws, for pictures of a million entries.
 _NORM_STEPS, _MARGIN = 30, 0.05
 
 
@@ -140,16 +140,16 @@ class Filters(NamedTuple):
         Filters(number=32, kernel=6, stride=2, padding=0)
     """
 
-    number: int  # of filters
+    number: int  # number of filters
     kernel: int  # side of the square filters, in pixels
-    stride: int = 1  # in pixels
-    padding: int = 0  # in pixels, on every side
+    stride: int = 1  # distance of positions in pixels
+    padding: int = 0  # zeros on every side, in pixels
 
 
 class PursuitLayer(nnx.Module):
     """kernel (k, k, C, m), step size c () and bias (m,) of a layer; all lead with `copies`.
 
-    With `analysis`, there is a kernel of analysis filters in place of c.
+    With `analysis`, a kernel of analysis filters replaces c.
     """
 
     def __init__(
@@ -170,10 +170,10 @@ class PursuitLayer(nnx.Module):
         self.analysis = nnx.Param(jnp.copy(self.kernel[...])) if analysis else None
         self.c = None if analysis else nnx.Param(jnp.ones(copies))
         self.bias = nnx.Param(jnp.zeros((*copies, m)))
-        self.shape: Shape = (*self._conv(draws).positions, m)  # of a code
+        self.shape: Shape = (*self._conv(draws).positions, m)  # (H, W, C) of a code
 
     def step(self) -> Step:
-        """What a step of the pursuit takes."""
+        """The arrays that a step of the pursuit uses."""
         D = self._conv(self.kernel[...])
         B = D if self.analysis is None else self._conv(self.analysis[...])
         theta = -self.bias[...][..., None, None, None, :]
@@ -206,8 +206,8 @@ def check_bank(shape: Shape, bank: Filters, j: int) -> None:
 class Violations(NamedTuple):
     """How far the layers of a trained network are from steps of a proximal gradient method."""
 
-    thresholds: tuple[int, ...]  # how many of a layer are negative
-    steps: tuple[float, ...]  # gamma_j norm(D_j, 2)^2, to be in (0, 1]
+    thresholds: tuple[int, ...]  # number of negative thresholds in each layer
+    steps: tuple[float, ...]  # gamma_j norm(D_j, 2)^2, which should be in (0, 1]
     layers: int  # layers with a negative threshold, or a step outside (0, 1]
 
 
@@ -227,7 +227,7 @@ def _norm_squared(D: ImageConv) -> float:
     gram = jax.jit(lambda D, x: ((D @ x.reshape(shape)) @ D).reshape(-1))
     size, dtype = math.prod(shape), D.kernel.dtype
     operator = LinearOperator((size, size), lambda x: gram(D, jnp.asarray(x, dtype)), dtype=dtype)
-    # Drawn: filters that are each other's negative do not see a code of ones.
+    # Drawn at random: a code of ones misses filters that are each other's negative.
     start = np.random.default_rng(0).normal(size=size).astype(dtype)
     image = np.asarray(operator @ start)
     if size == 1 or not image.any():  # ARPACK takes neither
@@ -280,57 +280,57 @@ class MLCSC(nnx.Module):
     r"""A classifier of the codes that T unfoldings of a multi-layer pursuit find.
 
     The model is a chain of convolutional dictionaries, x_{j-1} = D_j x_j, with nonnegative codes
-    x_j and x_0 = y the picture. The first codes are those of a plain CNN, which are a step of
+    x_j; x_0 = y is the picture. The first codes are the codes of a plain CNN, which are a step of
     ML-ISTA from x_J = 0:
 
     .. math:: x_j = \rho(\gamma_j D_j' x_{j-1} + b_j), \quad j = 1, \dots, J.
 
-    The methods unfold the steps of `pursuit.ml_ista_step` from there, with the same params, so that
-    their number does not depend on T:
+    The methods unfold the steps of `pursuit.ml_ista_step` from these codes, with the same params,
+    so that the number of params does not depend on T:
 
     - "cnn": no unfoldings.
     - "ml-ista": x_{j-1} = D_j x_j downwards, then upwards x_j <- rho(x_j + gamma_j D_j'(x_{j-1} -
       D_j x_j) + b_j).
-    - "ml-fista": the same steps at extrapolated points, as those of `pursuit.ml_fista`.
+    - "ml-fista": the same steps at extrapolated points, as in `pursuit.ml_fista`.
     - "layered-bp": T steps of ISTA in every layer, one layer after the other.
-    - "ml-lista": x_j <- rho(x_j - D_j' D_j x_j + B_j' x_{j-1} + b_j), with analysis filters B_j of
-      their own and no step sizes.
-    - "all-free": ML-ISTA with params of their own in each of the T + 1 steps.
+    - "ml-lista": x_j <- rho(x_j - D_j' D_j x_j + B_j' x_{j-1} + b_j), with separate analysis
+      filters B_j and no step sizes.
+    - "all-free": ML-ISTA with separate params in each of the T + 1 steps.
 
-    With rho = ReLU, the steps are those of proximal gradient methods with thresholds -b_j, as long
-    as b_j <= 0 and gamma_j norm(D_j, 2)^2 <= 1. Training keeps neither. `violations` counts the
-    layers that break them; with `constrained`, thresholds act as abs(b_j) and step sizes as
-    min(abs(c_j), 0.95 / norm(D_j, 2)^2), with the norm by 30 Lanczos steps. Derivatives are those
-    of reverse mode.
+    With rho = ReLU, the steps are steps of proximal gradient methods with thresholds -b_j, as long
+    as b_j <= 0 and gamma_j norm(D_j, 2)^2 <= 1. Training keeps neither condition. `violations`
+    counts the layers that violate them; with `constrained`, thresholds act as abs(b_j) and step
+    sizes as min(abs(c_j), 0.95 / norm(D_j, 2)^2), with the norm by 30 Lanczos steps. Derivatives
+    use reverse mode.
 
     Args:
         shape: (H, W, C) of the pictures.
-        filters: the sizes of the J filter banks; trained are their filters, c_j = gamma_j and a
-            bias per filter.
-        method: see above.
+        filters: the sizes of the J filter banks; training changes their filters, c_j = gamma_j and
+            a bias per filter.
+        method: one of the names above.
         unfoldings: T.
         classes: number of outputs.
         activation: rho, an activation of `unrolled.activations`, its name or any function.
-        classifier: makes the module that maps x_J to logits, called as `classifier(shape of x_J,
+        classifier: returns the module that maps x_J to logits, called as `classifier(shape of x_J,
             classes, activation, rngs=rngs)`; a dense layer by default.
-        constrained: whether the steps are kept proximal; not for "ml-lista" and "all-free".
+        constrained: if True, the steps stay proximal; not for "ml-lista" and "all-free".
         rngs: draws the params. Filters are normal with standard deviation 0.1 / sqrt(fan-in), equal
-            for all methods but "all-free".
+            for all methods except "all-free".
 
     Attributes:
         early: the names of x_1, ..., x_J for `tap`.
 
     Raises:
-        TypeError: a size is not an integer, the activation is not a function, filters are no
-            sequence of `Filters`, rngs is no nnx.Rngs.
-        ValueError: an unknown method, filters that do not fit, no filters, a size out of range, or
-            a method that cannot be constrained; when called, pictures of another shape.
+        TypeError: a size is not an integer, the activation is not a function, filters are not a
+            sequence of `Filters`, or rngs is not an nnx.Rngs.
+        ValueError: the method is unknown, filters do not fit or are missing, a size is out of
+            range, or a method cannot be constrained; when called, pictures have another shape.
 
     Reference: Sulam, Aberdam, Beck, Elad, "On multi-layer basis pursuit, efficient algorithms and
-    convolutional neural networks" (2020). They leave open in which dictionary ML-LISTA goes down;
-    here it is D_j.
+    convolutional neural networks" (2020). They do not say which dictionary ML-LISTA uses on its way
+    down; here it is D_j.
 
-    Not claimed: that the codes have converged after T unfoldings, or that more of them classify
+    Not claimed: that the codes have converged after T unfoldings, or that more unfoldings classify
     better.
 
     Example:
@@ -457,10 +457,10 @@ class MLCSC(nnx.Module):
         return PURSUITS[self.method](steps, y, self.unfoldings, self.activation)
 
     def violations(self) -> Violations:
-        """Which layers are no steps of a proximal gradient method; on the host.
+        """Which layers are not steps of a proximal gradient method; on the host.
 
-        "ml-lista" is judged by D_j, with steps of size 1. "all-free" has J layers for each of its
-        T + 1 steps.
+        The function judges "ml-lista" by D_j, with steps of size 1. "all-free" has J layers for
+        each of its T + 1 steps.
         """
         checks.on_host(nnx.state(self), "MLCSC.violations", "the network")
         steps = [layer.step() for layer in self.layers]

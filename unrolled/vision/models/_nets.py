@@ -37,20 +37,21 @@ class LeNet5(nnx.Module):
     Args:
         classes: number of outputs.
         activation: rho, an activation of `unrolled.activations`, its name or any function.
-        channels: of the pictures.
-        side: of the pictures, in pixels, at least 16.
+        channels: number of channels of the pictures.
+        side: side of the pictures, in pixels, at least 16.
         rngs: draws the params.
 
     Attributes:
         early: the names of x_1 and x_2 for `tap`.
 
     Raises:
-        TypeError: a size is not an integer, the activation is not a function, rngs is no nnx.Rngs.
+        TypeError: a size is not an integer, the activation is not a function, or rngs is not an
+            nnx.Rngs.
         ValueError: a size is too small; when called, the pictures are not (N, side, side,
             channels).
 
-    Reference: LeCun et al., "Gradient-based learning applied to document recognition" (1998). Max
-    pooling, full connections and the activation are today's; theirs were different. Li, Feng, Zhou
+    Reference: LeCun et al., "Gradient-based learning applied to document recognition" (1998). The
+    original network had another pooling, partial connections and another activation. Li, Feng, Zhou
     (2024), section 4.
 
     Example:
@@ -109,7 +110,7 @@ class LeNet5(nnx.Module):
 
 
 _FILTERS = (64, 128, 256, 256, 512, 512, 512, 512)
-_POOLED = (0, 1, 3, 5, 7)  # the blocks that maxima over 2 x 2 pixels follow
+_POOLED = (0, 1, 3, 5, 7)  # blocks before maxima over 2 x 2 pixels
 _SIDE = 32
 
 
@@ -119,26 +120,26 @@ class VGG11(nnx.Module):
     .. math:: x_j = \rho(BN(D_j' * p_j(x_{j-1}) + b_j)), \quad j = 1, \dots, 8,
 
     with 64, 128, 256, 256, 512, 512, 512, 512 filters of 3 x 3 pixels, padding 1, and p_j the
-    maxima over 2 x 2 pixels after the blocks 1, 2, 4, 6 and 8. It has 9,231,114 params for ten
-    classes and pictures of 32 x 32 x 3. Weights and biases are drawn uniformly from
-    [-1, 1] / sqrt(fan-in), as PyTorch does by default. Derivatives are those of reverse mode
-    (`jax.grad`, `jax.vjp`).
+    maxima over 2 x 2 pixels after the blocks 1, 2, 4, 6 and 8. The network has 9,231,114 params for
+    ten classes and pictures of 32 x 32 x 3. Weights and biases are drawn uniformly from [-1, 1] /
+    sqrt(fan-in), as PyTorch does by default. Derivatives use reverse mode (`jax.grad`, `jax.vjp`).
 
     Args:
         classes: number of outputs.
         activation: rho, an activation of `unrolled.activations`, its name or any function.
-        channels: of the pictures.
+        channels: number of channels of the pictures.
         rngs: draws the params.
 
     Attributes:
         early: the names of x_1, ..., x_4 for `tap`.
 
     Raises:
-        TypeError: a size is not an integer, the activation is not a function, rngs is no nnx.Rngs.
+        TypeError: a size is not an integer, the activation is not a function, or rngs is not an
+            nnx.Rngs.
         ValueError: a size is below 1; when called, the pictures are not (N, 32, 32, channels).
 
-    Reference: Simonyan, Zisserman, "Very deep convolutional networks" (2015), configuration A,
-    whose three dense layers became one. Li, Feng, Zhou (2024), section 4.
+    Reference: Simonyan, Zisserman, "Very deep convolutional networks" (2015), configuration A; one
+    dense layer replaces its three. Li, Feng, Zhou (2024), section 4.
 
     Example:
         >>> from flax import nnx
@@ -194,27 +195,28 @@ _UNET_SIDE = 2 ** (_LEVELS - 1)
 class UNet(nnx.Module):
     r"""Five encoder and four decoder blocks; 31,037,633 params at width 64 for 3 channels.
 
-    A block is twice convolution with 3 x 3 filters and padding, without bias, batch normalisation
-    and activation. Encoder block j has width 2^(j-1) filters; maxima over 2 x 2 pixels stand
-    between encoder blocks. A decoder block takes what the encoder block of its size returned next
-    to the up-convolution (2 x 2 filters, stride 2) of the block below; a dense layer per pixel
-    comes last. Where a side is not a multiple of 16, maxima leave out the last row or column of odd
-    sides, and the up-convolution is padded there with zeros. Weights and biases are drawn uniformly
-    from [-1, 1] / sqrt(fan-in), as PyTorch does by default. Derivatives are those of reverse mode
-    (`jax.grad`, `jax.vjp`).
+    A block consists of two convolutions with 3 x 3 filters, padding and no bias, each with batch
+    normalisation and activation. Encoder block j has width 2^(j-1) filters; between encoder blocks
+    are maxima over 2 x 2 pixels. A decoder block takes the output of the encoder block of its size,
+    together with the up-convolution (2 x 2 filters, stride 2) of the block below. A dense layer per
+    pixel is last. If a side is not a multiple of 16, maxima leave out the last row or column of odd
+    sides, and zeros pad the up-convolution there. Weights and biases are drawn uniformly from [-1,
+    1] / sqrt(fan-in), as PyTorch does by default. Derivatives use reverse mode (`jax.grad`,
+    `jax.vjp`).
 
     Args:
-        width: filters of the first block.
+        width: number of filters of the first block.
         activation: rho, an activation of `unrolled.activations`, its name or any function.
-        channels: of the pictures.
+        channels: number of channels of the pictures.
         rngs: draws the params.
 
     Attributes:
         early: the names of the first four encoder blocks for `tap`.
-        convolutions: the names of the convolution blocks that end these.
+        convolutions: the names of the convolution blocks that end these encoder blocks.
 
     Raises:
-        TypeError: a size is not an integer, the activation is not a function, rngs is no nnx.Rngs.
+        TypeError: a size is not an integer, the activation is not a function, or rngs is not an
+            nnx.Rngs.
         ValueError: a size is below 1; when called, the pictures are not (N, H, W, channels) with
             sides of at least 16 pixels.
 
@@ -254,7 +256,7 @@ class UNet(nnx.Module):
         self.last = Dense(width, 1, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        """One logit per pixel; its sign is the prediction, positive inside of the mask.
+        """One logit per pixel; a positive sign predicts the object of the mask.
 
         Args:
             x: (N, H, W, channels).
@@ -291,6 +293,6 @@ class DoubleBlock(nnx.Module):
 
 
 def _padded(x: Array, like: Array) -> Array:
-    """x with zeros below and on the right, to the sides of `like`."""
+    """x padded below and on the right with zeros, to the sides of `like`."""
     rows, columns = (new - old for new, old in zip(like.shape[1:3], x.shape[1:3]))
     return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)))
