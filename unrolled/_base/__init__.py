@@ -4,9 +4,9 @@ import sys
 
 
 def offer(room: str, *others: str) -> None:
-    """Give a room `__all__` and `dir`: what its files list, and some names of other rooms.
+    """Give a room `__all__` and `dir`: the names that its files list, and some of other rooms.
 
-    Type checkers know them by the `import *` of the room, and forbid to make `__all__` in it.
+    Type checkers learn these names from the `import *` of the room, and forbid `__all__` in it.
     """
     files = [file for name, file in [*sys.modules.items()] if name.startswith(f"{room}._")]
     names = sorted({*others, *(name for file in files for name in getattr(file, "__all__", ()))})

@@ -1,6 +1,6 @@
-"""The door of every exported function: its arguments are checked against its annotations.
+"""The door of every exported function: it checks arguments against the annotations.
 
-The annotations are read once, where the function is defined. A call then costs about a microsecond
+The annotations are read once, when the function is defined. A call then costs about a microsecond
 for each argument, and an array of JAX in floating point, traced or not, passes at once.
 """
 
@@ -27,26 +27,26 @@ Take = Callable[[Any, str, str], Any]
 
 
 class Kind(NamedTuple):
-    """What an annotation asks for."""
+    """The kind of values that an annotation asks for."""
 
     what: str  # in messages: "an integer"
     take: Take
-    cls: Any = None  # whose instances all pass as they are
-    scalars: str = ""  # the kinds of dtypes of arrays of them, where it is one number
+    cls: Any = None  # types whose instances all pass unchanged
+    scalars: str = ""  # the kinds of dtypes of an array, if it stands for one number
     of_arrays: bool = False
-    items: bool = False  # whether it is a sequence
+    items: bool = False  # whether the kind is a sequence
 
 
 def checked(function: F) -> F:
-    """A function that refuses arguments of another kind than its annotations say, in words.
+    """Make a function refuse arguments that its annotations exclude, with a clear message.
 
-    Integers that JAX would cut to 32 bits become floating point, numbers of numpy those of Python,
-    and a seed a key. What a function asks of a value beyond its kind, it checks; an argument whose
-    annotation has `Any` it checks alone.
+    Integers that JAX would cut to 32 bits become floating point, numbers of numpy become numbers of
+    Python, and a seed becomes a key. If a function requires more of a value than its kind, the
+    function checks the value; an argument whose annotation has `Any` is not checked here.
 
     Raises:
-        TypeError: no array of real numbers for an array, no sequence for a sequence, and so on.
-        ValueError: numbers beyond float32, where JAX computes in it.
+        TypeError: an argument is not of its kind: an array of real numbers, a sequence, and so on.
+        ValueError: numbers are beyond float32, but JAX computes in float32.
 
     Example:
         >>> from unrolled._base.arguments import checked
@@ -68,7 +68,7 @@ def checked(function: F) -> F:
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
         where = function.__name__
-        if caller is not None:  # which messages name in place of this function
+        if caller is not None:  # the name in messages, instead of this function
             where = args[caller] if caller < len(args) else options.get("where", where)
         given = [
             take(value, name, where) if take else value
@@ -83,7 +83,7 @@ def checked(function: F) -> F:
 
 
 def _kind_of(annotation: Any) -> Kind | None:
-    """The kind of values of an annotation; None where anything may be passed."""
+    """The kind of values of an annotation; None if any value may be passed."""
     members = _members(annotation)
     known = [_kind_of_one(member) for member in members if member is not _NONE]
     kinds = list(dict.fromkeys(kind for kind in known if kind))
@@ -134,7 +134,7 @@ def _optional(kind: Kind) -> Kind:
 
 
 def _instances(cls: Any, what: str) -> Kind:
-    """Instances of a class, or of one of a tuple of classes, as they are."""
+    """Instances of a class, or of one of several classes, unchanged."""
 
     def take(value: Any, name: str, where: str) -> Any:
         if not isinstance(value, cls):
@@ -145,7 +145,7 @@ def _instances(cls: Any, what: str) -> Kind:
 
 
 def _named(cls: str) -> Kind:
-    """Instances of a class of an optional package, which is known by its name alone."""
+    """Instances of a class of an optional package, known only by the name of the class."""
     what = f"a {cls}"
 
     def take(value: Any, name: str, where: str) -> Any:
@@ -157,7 +157,7 @@ def _named(cls: str) -> Kind:
 
 
 def _items(item: Kind | None, refused: tuple[type, ...]) -> Kind:
-    """A sequence; its items are checked where it is a list or a tuple, and not used up before."""
+    """A sequence; items of a list or a tuple are checked, and no iterator is used up."""
     what = "a sequence" if Mapping in refused else "an iterable"
 
     def take(value: Any, name: str, where: str) -> Any:
@@ -176,7 +176,7 @@ def _items(item: Kind | None, refused: tuple[type, ...]) -> Kind:
 
 
 def _rows(value: Any, item: Kind | None, name: str, where: str) -> Any:
-    """An array in place of a sequence: its rows, which are numbers where it has one axis."""
+    """An array instead of a sequence: its rows, which are numbers if the array has one axis."""
     if not value.ndim:
         raise _refusal(value, "a sequence", name, where)
     value = _array(value, name, where)
@@ -188,10 +188,10 @@ def _rows(value: Any, item: Kind | None, name: str, where: str) -> Any:
 
 
 def _union(kinds: list[Kind]) -> Kind:
-    """The first kind that takes a value; an array is tried last, and says best what it lacks.
+    """The first kind that takes a value; arrays come last, with the most precise message.
 
-    A flat list in place of a sequence or an array is judged by its items: an array of it would take
-    True for 1.
+    A flat list instead of a sequence or an array is judged by its items: an array of the list would
+    take True for 1.
     """
     what = " or ".join(kind.what for kind in kinds)
     plain = tuple(kind.cls for kind in kinds if kind.cls)
@@ -220,7 +220,7 @@ def _union(kinds: list[Kind]) -> Kind:
 
 
 def _is_flat(value: Any) -> bool:
-    """Whether it is a list or a tuple of single values."""
+    """Whether a value is a list or a tuple of single values."""
     return type(value) in (list, tuple) and not any(
         isinstance(item, Iterable) and getattr(item, "ndim", 1) for item in value
     )
@@ -255,7 +255,7 @@ def matrix_or(cls: type) -> Kind:
 
 
 def _integer(n: Any, name: str, where: str) -> Any:
-    """A traced one passes: a function whose sizes are static says so itself."""
+    """A traced array passes: a function whose sizes are static reports a traced size itself."""
     return n if isinstance(n, jax.core.Tracer) or type(n) is int else checks.whole(n, name, where)
 
 
@@ -284,7 +284,7 @@ _ARRAY = Kind("an array of numbers", _array, of_arrays=True)
 _FUNCTION = Kind("a function", _function)
 _PATH = _instances(os.PathLike, "a path")
 _TEXT = _instances(str, "text")
-# The kinds of annotations. The file of dictionaries adds their kind.
+# The kinds of annotations. The file of dictionaries adds its kind.
 KNOWN = {
     checks.ArrayLike: _ARRAY,
     jax.Array: _ARRAY,

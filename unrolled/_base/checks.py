@@ -1,9 +1,9 @@
-"""Checks of what a user passes in: a static fault raises here, at trace time.
+"""Checks of the arguments that a user passes: a static fault raises here, at trace time.
 
 Every message says what was wrong, what was passed, what was expected and what to try. Values can be
-checked only where they are known: under `jit` the value checks pass, and the docstring of the
-caller says what the result is then. The checks use numpy, since inside `jit` even an operation on
-known arrays is traced.
+checked only if they are known: under `jit` the value checks pass, and the docstring of the caller
+says what the result is then. The checks use numpy, since inside `jit` even an operation on known
+arrays is traced.
 """
 
 import contextlib
@@ -32,19 +32,19 @@ else:  # its backport
     from typing_extensions import TypeAliasType
 
 Array = jax.Array
-# Of a type that is made so help shows the name, not what it stands for.
+# A separate type, so that help shows the name and not its definition.
 ArrayLike = TypeAliasType("ArrayLike", jax.typing.ArrayLike)
 DTypeLike = TypeAliasType("DTypeLike", jax.typing.DTypeLike)
-# What a function that draws takes: a typed key, or a seed.
+# The source of random draws: a typed key, or a seed.
 Key = TypeAliasType("Key", jax.Array | int)
-# What `quiet` drops: the category, and the beginning of the text.
+# The warnings that `quiet` drops: the category, and the beginning of the text.
 _QUIET: ContextVar[tuple[tuple[type[Warning], re.Pattern], ...]] = ContextVar("quiet", default=())
 # Results of more bytes than this are announced before they are made.
 _LARGE_BYTES = 2 * 10**9
-# More steps than a method needs, plans of slow blocks included: the tables of more do not end.
+# More steps than a method needs, plans of slow blocks included: tables of more steps never end.
 DEEPEST = 10**7
 _LONGEST = 60  # characters of a value in a message
-# Code whose lines no warning names: this package, JAX, and what ends a `with` of this package.
+# Code whose lines no warning names: this package, JAX, and the exits of a `with` of this package.
 _INNER = tuple(
     str(Path(file).parents[up]) + os.sep for file, up in ((__file__, 1), (jax.__file__, 0))
 )
@@ -52,10 +52,10 @@ _INNER += (contextlib.__file__,)
 
 
 def register(table: dict[str, Any], cls: type, what: str) -> None:
-    """Add a class to a table of its kind by its name, unless that begins with an underscore.
+    """Add a class to a table of its kind by its name, unless the name begins with an underscore.
 
     Raises:
-        TypeError: another module has defined a class of that name.
+        TypeError: another module has defined a class with this name.
     """
     name, other = cls.__name__, table.get(cls.__name__)
     if name.startswith("_"):
@@ -78,12 +78,12 @@ def brief(value: Any) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that is most like another; None where none is."""
+    """The known word that is most similar to another word; None if no word is similar."""
     return next(iter(difflib.get_close_matches(word, known, 1)), None)
 
 
 def meant(word: str, known: Iterable[str]) -> str:
-    """The end of a message: "; did you mean 'relu'?", or "" where no known word is like it."""
+    """The end of a message: "; did you mean 'relu'?", or "" if no known word is similar."""
     best = nearest(word, known)
     return f"; did you mean {best!r}?" if best else ""
 
@@ -107,7 +107,7 @@ def on_host(tree: Any, where: str, name: str = "an argument") -> None:
 
 
 def as_array(x: Any) -> Any:
-    """An object that converts itself, such as a data frame, as an array of numpy; others as is."""
+    """An object that converts itself, such as a data frame, as a numpy array; others unchanged."""
     foreign = hasattr(x, "__array__") and not isinstance(x, jax.Array | np.ndarray)
     return np.asarray(x) if foreign else x
 
@@ -117,7 +117,7 @@ def as_float(x: Any, name: str, where: str) -> Array:
 
     Raises:
         TypeError: `x` is complex, masked or not numeric.
-        ValueError: numbers beyond float32, where JAX computes in it.
+        ValueError: numbers are beyond float32, but JAX computes in float32.
     """
     if isinstance(x, jax.Array) and computes(x.dtype):
         return x
@@ -142,7 +142,7 @@ def as_float(x: Any, name: str, where: str) -> Array:
 
 
 def as_numbers(x: Any, name: str, where: str) -> Any:
-    """`x` as it is, one or an array of real numbers; integers that JAX would cut become floats.
+    """`x` unchanged, one or an array of real numbers; integers that JAX would cut become floats.
 
     Raises:
         TypeError: `x` is complex, masked or not numeric.
@@ -171,7 +171,7 @@ def _has_double() -> bool:
 
 
 def _of_reals(x: Any, dtype: Any, name: str, where: str) -> Any:
-    """x, of a dtype of real numbers of 16 bits or more, of integers or of truth values."""
+    """x, if its dtype has real numbers of 16 bits or more, integers or truth values; else raise."""
     if jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(
             f"{where}: {name} is {dtype}; expected real numbers, try stacking real and imaginary "
@@ -183,7 +183,7 @@ def _of_reals(x: Any, dtype: Any, name: str, where: str) -> Any:
 
 
 def _cut(values: np.ndarray) -> bool:
-    """Whether JAX would cut some of these integers, which it has in 32 bits where floats have."""
+    """Whether JAX would cut some of these integers, as it does if its floats have 32 bits."""
     held = np.iinfo(jax.dtypes.canonicalize_dtype(values.dtype.newbyteorder("=")))
     if np.iinfo(values.dtype).bits <= held.bits and values.dtype.kind == held.kind:
         return False
@@ -191,29 +191,29 @@ def _cut(values: np.ndarray) -> bool:
 
 
 def within_float32(x: Any, name: str, where: str) -> Any:
-    """`x` as it is; ValueError if JAX, in float32, would make an array of numpy infinite."""
+    """`x` unchanged; raise ValueError if JAX, in float32, would make entries infinite."""
     if isinstance(x, np.ndarray) and x.dtype == np.float64 and x.size and not _has_double():
-        mapped = isinstance(x, np.memmap)  # is read, and checked, by its rows
+        mapped = isinstance(x, np.memmap)  # the array is read, and checked, row by row
         if not mapped and np.finfo(np.float32).max < max(x.max(), -x.min()):
             in_float32(x, name, where)
     return x
 
 
 def computes(dtype: Any) -> bool:
-    """Whether a dtype is of reals that JAX computes with, which it does not in 8 bits or less."""
+    """Whether JAX computes with this dtype of real numbers: it does not in 8 bits or less."""
     return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > 1
 
 
 def _kind(x: Any) -> str:
-    """What a message calls an argument that is no array of JAX."""
+    """The word of a message for an argument that is not a JAX array."""
     return f"{type(x).__name__} of {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
 
 
 def in_float32(x: np.ndarray, name: str, where: str) -> np.ndarray:
-    """A vector, signals in rows, or the atoms of D in columns, of which float32 loses none.
+    """Rows of signals or the atoms of D, cast to float32 if needed; raise if the cast loses any.
 
     Raises:
-        ValueError: some become 0 or infinite.
+        ValueError: some rows or atoms become 0 or infinite.
     """
     is_dictionary = name == "D" and x.ndim == 2
     lines, what = (x.T, "column") if is_dictionary else (x, "row")
@@ -228,10 +228,10 @@ def in_float32(x: np.ndarray, name: str, where: str) -> np.ndarray:
 
 
 def narrowed(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of an array in float32, and the indices of those that float32 loses.
+    """The rows of an array in float32, and the indices of the rows that float32 loses.
 
-    They become infinite, or their entries below the least normal number, which are zero in most
-    operations, are more than rounding.
+    Lost rows become infinite, or entries below the least normal number, which are zero in most
+    operations, amount to more than rounding.
     """
     info = np.finfo(np.float32)
     with np.errstate(over="ignore", under="ignore"):
@@ -245,11 +245,11 @@ def narrowed(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def as_rows(x: Any, name: str, where: str, n: int | None = None) -> Array:
-    """`x` as a floating-point matrix of finite rows, at least one; of `n` rows where it is given.
+    """`x` as a floating-point matrix of finite rows, at least one; of `n` rows if `n` is given.
 
     Raises:
         TypeError: `x` is complex or not numeric.
-        ValueError: another shape, or NaN or infinite entries, with their rows.
+        ValueError: the shape differs, or entries are NaN or infinite; the message names the rows.
     """
     x = as_float(x, name, where)
     check_rows(x.shape, name, where, n)
@@ -261,7 +261,7 @@ def as_rows(x: Any, name: str, where: str, n: int | None = None) -> Array:
 
 
 def check_rows(shape: tuple[int, ...], name: str, where: str, n: int | None = None) -> None:
-    """Raise ValueError unless the shape is that of rows, at least one; of `n` if it is given."""
+    """Raise ValueError unless the shape has rows, at least one; `n` rows if `n` is given."""
     if len(shape) != 2 or not shape[0] or n not in (None, shape[0]):
         rows = "(signals, m), with at least one signal" if n is None else f"({n}, ...)"
         flat = flattened(name, shape)
@@ -269,16 +269,16 @@ def check_rows(shape: tuple[int, ...], name: str, where: str, n: int | None = No
 
 
 def flattened(name: str, shape: tuple[int, ...]) -> str:
-    """The end of a message on signals of several axes, such as pictures; "" for others."""
+    """The end of a message on signals with several axes, such as pictures; "" for other signals."""
     return f"; try {name}.reshape(len({name}), -1)" if len(shape) > 2 else ""
 
 
 def as_signals(Y: Any, name: str, where: str) -> Array:
-    """`as_rows` of signals, of which integers are refused: grey values are to be scaled first.
+    """Like `as_rows`, but refuse integers: scale grey values first.
 
     Raises:
-        TypeError: integers, complex or not numeric.
-        ValueError: another shape, or NaN or infinite entries, with their rows.
+        TypeError: `x` is integer, complex or not numeric.
+        ValueError: the shape differs, or entries are NaN or infinite; the message names the rows.
     """
     Y = as_array(Y)
     dtype = getattr(Y, "dtype", np.dtype(float))
@@ -292,9 +292,9 @@ def as_signals(Y: Any, name: str, where: str) -> Array:
 
 @dataclass(frozen=True)
 class without_codes:
-    """A loss of (codes, X, D, Y), where X is None: ValueError in place of what None raises in it.
+    """Wrap a loss of (codes, X, D, Y) so that X=None raises a clear ValueError.
 
-    Equal ones are one function to `jit`.
+    Equal wrapped losses are one function to `jit`.
     """
 
     loss: Callable[..., Array]
@@ -318,7 +318,7 @@ class without_codes:
 
 
 def host_floats(x: Any, name: str, where: str) -> np.ndarray:
-    """`x` as a real floating-point array of numpy, in its own dtype; integers become float64.
+    """`x` as a real floating-point numpy array, in its dtype; integers become float64.
 
     Raises:
         TypeError: `x` is traced, masked, complex or not numeric.
@@ -332,9 +332,9 @@ def as_key(key: Any, where: str) -> Array:
     """A key of JAX: a seed becomes `jax.random.key(seed)`, a key stays as it is.
 
     Raises:
-        TypeError: neither a key nor an integer.
-        ValueError: several keys; or a seed outside 0..2^32 - 1, which JAX would cut to 32 bits in
-            float32.
+        TypeError: the value is neither a key nor an integer.
+        ValueError: there are several keys; or a seed is outside 0..2^32 - 1, which JAX would cut to
+            32 bits in float32.
     """
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return _one_key(key, key.shape, where)
@@ -360,7 +360,7 @@ def _one_key(key: Array, shape: tuple[int, ...], where: str) -> Array:
 
 
 def _is_raw(key: Any) -> bool:
-    """Whether it is one key, or an array of keys, in the raw form."""
+    """Whether a value is one key, or an array of keys, in the raw form."""
     try:
         jax.eval_shape(jax.random.wrap_key_data, key)
     except (TypeError, ValueError):
@@ -380,17 +380,17 @@ def announce(
 def check_memory(
     shape: tuple[int, ...], dtype: DTypeLike, what: str, where: str, copies: int = 1
 ) -> tuple[int, str]:
-    """The bytes of an array that is to be made, and the words for them.
+    """The bytes of an array before it is made, and the words for the number of bytes.
 
     Args:
-        shape, dtype: of the array.
-        what: it is, in a message.
-        where: the name of the caller, which messages begin with.
-        copies: how many of its size there are at once while it is made.
+        shape, dtype: shape and dtype of the array.
+        what: the name of the array in a message.
+        where: the name of the caller, with which messages begin.
+        copies: number of arrays of this size that exist at once meanwhile.
 
     Raises:
-        MemoryError: more than all memory of this machine, which JAX and the system would answer in
-            words of their own, or by ending the process.
+        MemoryError: the array needs more than all memory of this machine. JAX and the system would
+            answer in their own words, or end the process.
     """
     kind = np.dtype(dtype)
     size = copies * math.prod(shape) * kind.itemsize
@@ -406,7 +406,7 @@ def _gigabytes(size: float) -> str:
 
 
 def host_bytes() -> float:
-    """The memory of this machine; inf where the system does not tell it."""
+    """The memory of this machine; inf if the system does not report it."""
     names = ("SC_PHYS_PAGES", "SC_PAGE_SIZE")
     available = set(names) <= set(getattr(os, "sysconf_names", ()))
     return float(math.prod(map(os.sysconf, names))) if available else math.inf
@@ -425,7 +425,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 def quiet(category: type[Warning] = Warning, message: str = "") -> Iterator[None]:
     """Drop warnings of this package whose text begins like `message`, a pattern, in a block.
 
-    Other threads hear theirs, as `warnings.catch_warnings` does not have it.
+    Other threads keep their warnings, unlike with `warnings.catch_warnings`.
     """
     token = _QUIET.set((*_QUIET.get(), (category, re.compile(message))))
     try:
@@ -456,7 +456,7 @@ def cast(tree: Any, dtype: DTypeLike) -> Any:
 
 
 def cast_on_host(tree: Any, dtype: DTypeLike) -> Any:
-    """`cast` of known leaves by numpy, which compiles no program for it."""
+    """`cast` of known leaves by numpy, which compiles no program for the cast."""
 
     def one(leaf):
         values = np.asarray(leaf)
@@ -466,7 +466,7 @@ def cast_on_host(tree: Any, dtype: DTypeLike) -> Any:
 
 
 def static(x: Any, name: str, where: str) -> None:
-    """Raise TypeError if x is traced: it makes a program what it is."""
+    """Raise TypeError if x is traced: it determines the program."""
     if isinstance(x, jax.core.Tracer):
         raise TypeError(f"{where}: {name} must be static, got a traced value; try static_argnames")
 
@@ -500,7 +500,7 @@ def as_index(n: Any, name: str, where: str, *, least: int = 0) -> int:
 
 
 def as_depth(n: Any, name: str, where: str, *, least: int = 0) -> int:
-    """A number of steps, each with entries in tables, as by `as_index`; at most `DEEPEST`.
+    """A number of steps, each with entries in tables; like `as_index`, but at most `DEEPEST`.
 
     Raises:
         TypeError: `n` is traced, a bool or not an integer.
@@ -549,7 +549,7 @@ def as_sizes(where: str, **sizes: Any) -> tuple[int, ...]:
 
 
 def as_bool(x: Any, name: str, where: str) -> bool:
-    """`x` as True or False: no text, no number and no array is one.
+    """`x` if it is True or False; text, numbers and arrays are refused.
 
     Raises:
         TypeError: `x` is traced, or not a bool.
@@ -575,26 +575,26 @@ def arrays(tree: Any, name: str, where: str) -> None:
 
 
 def has(x: Any, fields: str, what: str, name: str, where: str) -> None:
-    """Raise TypeError unless x has what stands in `fields`, as every instance of `what` has."""
+    """Raise TypeError unless x has the attributes `fields`, which every instance of `what` has."""
     if not all(hasattr(x, field) for field in fields.split()):
         raise TypeError(f"{where}: {name} must be {what}, got {brief(x)}")
 
 
 def one_number(x: Any, name: str, where: str) -> None:
-    """Raise ValueError for an array of another shape than ()."""
+    """Raise ValueError unless an array has shape ()."""
     if np.shape(x):
         raise ValueError(f"{where}: {name} has shape {np.shape(x)}; expected one number")
 
 
 def shaped(x: Any, expected: str, name: str, where: str) -> None:
-    """Raise ValueError unless x has as many dimensions as `expected` names: "(m, d)" two."""
+    """Raise ValueError unless x has as many dimensions as `expected` names: "(m, d)" names two."""
     n_dimensions = len(expected.strip("(),").split(","))
     if np.ndim(x) != n_dimensions:
         raise ValueError(f"{where}: {name} has shape {np.shape(x)}; expected {expected}")
 
 
 def broadcast(where: str, **arrays: Any) -> None:
-    """Raise ValueError unless the shapes of arrays, by name, broadcast to one."""
+    """Raise ValueError unless the shapes of the named arrays broadcast to one shape."""
     several = {np.shape(array) for array in arrays.values()} - {()}
     if len(several) < 2:
         return
@@ -606,14 +606,14 @@ def broadcast(where: str, **arrays: Any) -> None:
 
 
 def same_shape(where: str, **arrays: Any) -> None:
-    """Raise ValueError unless arrays, by name, have one shape."""
+    """Raise ValueError unless the named arrays have one shape."""
     if len({np.shape(array) for array in arrays.values()}) > 1:
         shapes = " but ".join(f"{name} has shape {np.shape(v)}" for name, v in arrays.items())
         raise ValueError(f"{where}: {shapes}; expected equal ones")
 
 
 def vector(x: Any, name: str, where: str) -> None:
-    """Raise ValueError unless x has one dimension, as all that orders the entries of one code."""
+    """Raise ValueError unless x has one dimension: the caller orders the entries of one code."""
     if jnp.ndim(x) != 1:
         raise ValueError(
             f"{where}: {name} has shape {jnp.shape(x)}; expected (d,), try jax.vmap for a batch"
@@ -621,10 +621,10 @@ def vector(x: Any, name: str, where: str) -> None:
 
 
 def as_indices(x: Any, name: str, where: str, *, least: int = 0) -> tuple[int, ...]:
-    """A sequence of integers, each as by `as_index`.
+    """A sequence of integers, each checked by `as_index`.
 
     Raises:
-        TypeError: `x` is no sequence, or an entry is no integer.
+        TypeError: `x` is not a sequence, or an entry is not an integer.
         ValueError: an entry is below `least`.
     """
     if not isinstance(x, Sequence | np.ndarray) or isinstance(x, str) or np.ndim(x) == 0:
@@ -633,7 +633,7 @@ def as_indices(x: Any, name: str, where: str, *, least: int = 0) -> tuple[int, .
 
 
 def nonnegative(x: Any, name: str, where: str) -> None:
-    """Check that a known `x` is real, without a negative or NaN entry (a traced one passes).
+    """Check that a known `x` is real, without a negative or NaN entry (a traced `x` passes).
 
     Raises:
         TypeError: `x` is complex, masked or not numeric.
@@ -651,7 +651,7 @@ def nonnegative(x: Any, name: str, where: str) -> None:
 
 
 def finite(tree: Any, name: str, where: str) -> None:
-    """Raise ValueError if a known array has a NaN or an infinity (a traced one passes)."""
+    """Raise ValueError if a known array has a NaN or an infinity (a traced array passes)."""
     if is_concrete(tree) and not all(
         np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(tree)
     ):

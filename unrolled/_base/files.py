@@ -1,5 +1,5 @@
-"""Files that are written whole or not at all, and locked by one process; and arrays of files,
-whose rows are read when a sampler draws them.
+"""Files that are written whole or not at all, and locked by one process; and arrays in files, whose
+rows are read when a sampler draws them.
 """
 
 import errno
@@ -25,11 +25,11 @@ from unrolled._base.checks import Array, DTypeLike, Key
 
 
 class CheckpointError(ValueError):
-    """A file or folder of saved numbers is damaged, cannot be written, or is of something else."""
+    """A file or folder of saved numbers is damaged, cannot be written, or has other contents."""
 
 
 def check_file(path: Path) -> None:
-    """Raise FileNotFoundError, or IsADirectoryError, unless there is a file to read."""
+    """Raise FileNotFoundError or IsADirectoryError unless there is a file to read."""
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a folder; expected a file")
     if not path.is_file():
@@ -38,11 +38,11 @@ def check_file(path: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise OSError unless files can be written into a folder, or it can be made; nothing is left.
+    """Raise OSError unless files can be written into a folder, or it can be made. Leave nothing.
 
     Raises:
-        NotADirectoryError: a file has its name, or that of a folder above it.
-        OSError: it cannot be written.
+        NotADirectoryError: a file has the name of the folder, or of a folder above.
+        OSError: the folder cannot be written.
     """
     folder = folder.absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
@@ -51,7 +51,7 @@ def check_writable(folder: Path) -> None:
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
-    except OSError as error:  # which names the file that was tried
+    except OSError as error:  # names the file that was tried
         words = f"{error.strerror}; no file can be written there"
         raise type(error)(error.errno, words, str(there)) from None
 
@@ -70,13 +70,13 @@ def write_whole(path: Path, blob: bytes | memoryview) -> None:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write into, which is at `path` when the block ends.
 
-    It has no name before its bytes are on the disk, where the system has such files, and then one
-    beside `path` for a moment; elsewhere it has that name from the start. After a fault or a kill
-    the previous file is still there. What a kill leaves, the next call for `path` removes. A link
-    stays, and the file that it names is written.
+    The file has no name before its bytes are on the disk, if the system has such files, and then a
+    name next to `path` for a moment; on other systems it has this name from the start. After a
+    fault or a kill the previous file still exists. The next call for `path` removes what a kill
+    leaves. A link stays, and the file that the link names is written.
 
     Raises:
-        IsADirectoryError: a folder has its name.
+        IsADirectoryError: a folder has this name.
         OSError: the file cannot be written.
     """
     path = target(path)
@@ -95,7 +95,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
                 if nameless is not None:
-                    # `src_dir_fd`, of no effect here, has the link to the descriptor followed.
+                    # `src_dir_fd`, of no effect here, makes Python follow the link to the
+                    # descriptor.
                     os.link(_in_proc(file), partial, src_dir_fd=file.fileno())
                 partial.replace(path)
             sync_folder(path.parent)
@@ -117,7 +118,7 @@ def target(path: Path) -> Path:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """An OSError that names no file, as that of a full disk, names the path."""
+    """Make an OSError that names no file, such as for a full disk, name the path."""
     try:
         yield
     except OSError as error:
@@ -127,7 +128,7 @@ def named(path: Path) -> Iterator[None]:
 
 
 def _nameless(folder: Path) -> BinaryIO | None:
-    """A new file without a name, which may get one; None where there are no such files."""
+    """A new file without a name, which may get one; None if the system has no such files."""
     try:
         file = os.fdopen(os.open(folder, os.O_RDWR | os.O_TMPFILE, 0o666), "w+b")
     except (AttributeError, OSError):
@@ -143,7 +144,7 @@ def _in_proc(file: BinaryIO) -> str:
 
 
 def sweep(path: Path) -> None:
-    """Remove what killed processes left of a file: whatever of it no process has locked."""
+    """Remove files that killed processes left of a file: all that no process has locked."""
     for rest in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         with suppress(OSError), rest.open("rb") as file:
             if lock(file):
@@ -151,7 +152,7 @@ def sweep(path: Path) -> None:
 
 
 def lock(file: IO) -> bool:
-    """Lock an open file, unless another process has; the lock of a killed process ends with it.
+    """Lock an open file, unless another process has; a lock ends when its process is killed.
 
     Windows has no such locks: there all files count as free.
     """
@@ -179,8 +180,8 @@ def sync_folder(folder: Path) -> None:
 def claimed(path: Path, *, stays: bool = False) -> Iterator[str | None]:
     """Lock a file that stands for a run, with the id of this process in it, until the block ends.
 
-    It yields None, or the id of the process that has locked the file. What a killed process leaves
-    is locked by nobody. Unless it `stays`, the file goes with the block.
+    The block gets None, or the id of the process that has locked the file. A file that a killed
+    process leaves is not locked. Unless it `stays`, the file is removed with the block.
     """
     with _opened(path) as (file, mine):
         if mine:
@@ -202,7 +203,7 @@ def _opened(path: Path) -> Iterator[tuple[IO, bool]]:
         with path.open("a+") as file:
             mine = lock(file)
             if mine and not os.fstat(file.fileno()).st_nlink:
-                continue  # its process has removed it between these lines
+                continue  # its process removed it between these lines
             yield file, mine
             return
 
@@ -225,19 +226,19 @@ _ARRAY = jax.Array | np.ndarray
 
 
 class MappedRows:
-    """The rows of a mapped array, in a dtype; their values are not read before they are asked for.
+    """The rows of a mapped array, in a dtype; values are read only when they are needed.
 
     Args:
         array: (rows, n).
-        dtype: of what is read.
-        name: what messages begin with.
+        dtype: dtype of the rows that are read.
+        name: the name with which messages begin.
         first: the index of the first row in the file.
     """
 
     def __init__(self, array: np.ndarray, dtype: DTypeLike, name: str, first: int = 0):
         self.array, self.dtype, self.name, self.first = array, np.dtype(dtype), name, first
         self.shape = array.shape
-        self.fault: str | None = None  # of the first draw that failed
+        self.fault: str | None = None  # fault of the first draw that failed
 
     def __len__(self) -> int:
         return len(self.array)
@@ -246,7 +247,7 @@ class MappedRows:
         return np.asarray(self.read(np.arange(len(self))), dtype)
 
     def __getitem__(self, rows: Any) -> Any:
-        """Some rows: unread those of a slice, drawn those of an array of indices."""
+        """Some rows: a slice gives unread rows, an array of indices gives drawn rows."""
         if isinstance(rows, slice):
             first = range(self.first, self.first + len(self))[rows].start
             return MappedRows(self.array[rows], self.dtype, self.name, first)
@@ -255,7 +256,7 @@ class MappedRows:
         def call(rows: Array) -> Array:
             return jax.pure_callback(self._drawn, answer, rows, vmap_method="sequential")
 
-        # Each device reads its own rows, also those of axes that the compiler partitions.
+        # Each device reads its rows, also on axes that the compiler partitions.
         mesh = jax.sharding.get_abstract_mesh()
         pairs = zip(mesh.axis_names, mesh.axis_types)
         if others := {name for name, kind in pairs if kind != AxisType.Manual}:
@@ -271,13 +272,13 @@ class MappedRows:
         """The values of some rows.
 
         Raises:
-            ValueError: NaN or infinite values, or what float32 loses; a file that was cut.
+            ValueError: values are NaN or infinite, or float32 loses them; or the file was cut.
         """
         root: Any = self.array
         while isinstance(root.base, np.ndarray):
             root = root.base
         length, whole = root.base.size(), root.offset + root.nbytes
-        if length < whole:  # reading behind the end, the system would end this process
+        if length < whole:  # if it read past the end, the system would end this process
             raise ValueError(f"{self.name} has {length} bytes, {whole} when it was opened")
         values, info = np.asarray(self.array[rows]), np.finfo(self.dtype)
         ends = values.max(1, initial=0), values.min(1, initial=0)
@@ -329,10 +330,10 @@ class Draws:
 
 
 def as_argument(sample: Any) -> Any:
-    """A sampler as a pytree: the arrays of its leaves are not compiled into a program of it.
+    """A sampler as a pytree: the arrays of its leaves are not compiled into its program.
 
-    An array that a function holds becomes a constant of the program, copied by each pass of the
-    compiler and kept with what is compiled: gigabytes for signals of one's own.
+    An array that a function holds becomes a constant of the program, which each pass of the
+    compiler copies and which stays with the compiled program: gigabytes for your own signals.
     """
     leaves, tree = jax.tree.flatten(sample)
     arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, _ARRAY) and leaf.ndim}
@@ -349,18 +350,18 @@ def drawing(sample: Any) -> Callable[[Key], Any]:
 
 
 def check_draws(sample: Any, batch: Any) -> None:
-    """Raise ValueError if a sampler reads files, and met a fault in this batch or before it."""
+    """Raise ValueError if a sampler reads files and has met a fault, in this batch or before."""
     if isinstance(sample, Draws):
         jax.block_until_ready(batch)
         sample.check()
 
 
 def as_data(Y: Any, X: Any, where: str) -> tuple[Any, Any]:
-    """Signals and their codes, checked: arrays of JAX, and `MappedRows` of what is mapped.
+    """Signals and their codes, checked: JAX arrays, and `MappedRows` for mapped arrays.
 
     Raises:
-        TypeError, ValueError: as `_checks.as_signals` and `_checks.as_rows`, for all but the values
-            of what is mapped.
+        TypeError, ValueError: as `_checks.as_signals` and `_checks.as_rows`, except for the values
+            of mapped arrays.
     """
     Y = _as_rows(checks.as_signals, Y, "Y", where)
     return Y, jax.tree.map(lambda codes: _as_rows(checks.as_rows, codes, "X", where, len(Y)), X)

@@ -5,25 +5,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Steps go this share of the way to the border, at most 1.
+# Steps use this share of the way to the border, at most 1.
 _TO_BORDER = 0.995
-# Centrality corrections (Gondzio 1996): at most so many; they aim at steps longer by _AMBITION,
-# with complementarity products within a factor _SPREAD of the centre, and one is kept if it
-# lengthens the two steps together by _WORTH. More than two gained little.
+# Centrality corrections (Gondzio 1996): at most this many. They aim at steps longer by _AMBITION,
+# with complementarity products within a factor _SPREAD of the centre. A correction is kept if it
+# lengthens the two steps together by _WORTH. More than two corrections gained little.
 _CORRECTIONS, _AMBITION, _SPREAD, _WORTH = 2, 0.3, 10, 0.02
-# Shares of the largest diagonal entry added in turn until a Cholesky factorisation succeeds.
+# Shares of the largest diagonal entry, added in turn until a Cholesky factorisation succeeds.
 _RIDGES = (0.0, 1e-15, 1e-12, 1e-9)
-# The start: t above the largest excess by a factor of two, slacks at least this share of the
-# largest right-hand side.
+# The start: t is twice the largest excess, and slacks are at least this share of the largest
+# right-hand side.
 _LEAST_SLACK = 0.03
 _LEAST_EXCESS = 1e-8
 # Keeps a scale from being zero.
 _TINY = 1e-300
-# From an interior point to a vertex: exchanges allowed per entry of w and besides, and what counts
-# as a violated constraint and as a falling multiplier.
+# From an interior point to a vertex: exchanges allowed per entry of w and in addition, and the
+# limits that define a violated constraint and a falling multiplier.
 _PIVOTS_PER_ROW, _PIVOTS = 2, 20
 _VIOLATED, _FALLING = 1e-13, 1e-9
-# The weight of the equality, which is always tight, over that of the tightest constraint.
+# The weight of the equality, which is always tight, relative to the tightest constraint.
 _ALWAYS = 1e3
 
 
@@ -37,7 +37,7 @@ def lapack() -> ModuleType:
 def blas() -> ModuleType:
     """scipy's BLAS, for products in loops that also factorise.
 
-    numpy has a thread pool of its own, whose threads would spin beside those of scipy.
+    numpy has another thread pool, whose threads would spin together with scipy's threads.
     """
     from scipy.linalg import blas
 
@@ -159,9 +159,9 @@ def interior_point(
 ) -> tuple[np.ndarray, tuple[np.ndarray, float], int]:
     r"""Minimise t subject to |M'w| <= b + e t and c . w = 1, by a primal-dual method from w.
 
-    M is B, or [B, I] for b and e of that length. With B = A without column i, b = 0 and e = 1 the
-    optimum is the generalized coherence of atom i. With [B, I], b = (mu, 0) and e = (0, 1) it is
-    the least largest entry at coherence mu (Definition 8).
+    M is B, or [B, I] if b and e have that length. With B = A without column i, b = 0 and e = 1 the
+    optimum is the generalized coherence of atom i. With [B, I], b = (mu, 0) and e = (0, 1) the
+    optimum is the least largest entry at coherence mu (Definition 8).
 
     Args:
         B: (r, n).
@@ -171,8 +171,9 @@ def interior_point(
         max_steps: number of steps at which to stop.
 
     Returns:
-        w with c . w = 1; the multipliers (v, nu), with M v = nu c nearly; the number of steps. They
-        belong to the best iterate and are not certified; the callers turn them into bounds.
+        w with c . w = 1; the multipliers (v, nu), with M v = nu c nearly; the number of steps. w
+        and the multipliers belong to the best iterate and are not certified; the callers turn them
+        into bounds.
     """
     rows, a = _Rows(B, b, e), np.append(c, 0.0)
     cost = np.append(np.zeros(len(c)), 1.0)
@@ -205,7 +206,7 @@ def _longest(x: np.ndarray, dx: np.ndarray) -> float:
 
 
 def _factored(H: np.ndarray) -> np.ndarray | None:
-    """The Cholesky factor of H, with a ridge if it needs one; None if every ridge fails."""
+    """The Cholesky factor of H, with a ridge if H needs one; None if every ridge fails."""
     diagonal = np.arange(len(H))
     for ridge in _RIDGES:
         H[diagonal, diagonal] += ridge * H[diagonal, diagonal].max()
@@ -234,12 +235,12 @@ def least_entries(A: np.ndarray, i: int, level: float, w: np.ndarray, tol: float
         tol: relative gap of the bounds.
 
     The lower bound comes from the multipliers (v, nu): if B v + u = nu a_i with norm(u, 1) = 1,
-    then nu - level norm(v, 1) <= norm(w, inf). Where the gap of the interior point is too wide, a
-    vertex near it follows.
+    then nu - level norm(v, 1) <= norm(w, inf). If the gap of the interior point is too wide, a
+    vertex near the interior point follows.
     """
     a, B = A[:, i], np.delete(A.T, i, axis=0).T  # B in Fortran order
     n, m = B.shape[1], len(a)
-    # No better w exceeds this level, and a larger one, which binds nothing, spoils the scaling.
+    # No better w exceeds this level; a larger level constrains nothing and spoils the scaling.
     level = min(level, np.abs(B).sum(0).max(initial=1.0) * np.abs(w).max())
     b, e = np.repeat([level, 0.0], [n, m]), np.repeat([0.0, 1.0], [n, m])
     point, (v, nu), _ = interior_point(B, b, e, a, w, tol / 4)  # repairs cost a little of the gap
@@ -257,7 +258,7 @@ def least_entries(A: np.ndarray, i: int, level: float, w: np.ndarray, tol: float
 
 
 def _lower_bound(B: np.ndarray, level: float, a: np.ndarray, v: np.ndarray, nu: float) -> float:
-    """What any multipliers (v, nu) prove."""
+    """The bounds that any multipliers (v, nu) prove."""
     u = nu * a - (blas().dgemv(1.0, B, v) if len(v) else 0)
     size = np.abs(u).sum()
     return float(max((nu - level * np.abs(v).sum()) / size, 0.0)) if size else 0.0
@@ -268,10 +269,10 @@ def _vertex(
 ) -> tuple[np.ndarray, tuple[np.ndarray, float]]:
     """w and the multipliers (v, nu) of a vertex near an interior point, by a dual simplex method.
 
-    At a thin level the multipliers are large, and magnify what the interior point leaves of the
-    dual conditions to a gap of 1e-5 and more; at a vertex nothing is left of them. The vertex is
-    that of the m constraints with the largest ratios of multiplier to slack that are independent;
-    while it violates another constraint, that one enters.
+    At a thin level the multipliers are large, and magnify the remaining error of the interior point
+    in the dual conditions to a gap of 1e-5 and more; at a vertex this error is zero. The vertex
+    belongs to the m independent constraints with the largest ratios of multiplier to slack; while
+    the vertex violates another constraint, this constraint enters.
     """
     from scipy.linalg import qr
 

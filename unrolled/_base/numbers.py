@@ -1,8 +1,8 @@
-"""Numerical helpers that all floors share: sums of squares at any scale, and maxima that keep nan.
+"""Numerical helpers for all floors: sums of squares at any scale, and maxima that keep nan.
 
 A square leaves the range of a dtype long before its root does. The helpers here first divide by a
-power of two near the largest magnitude and multiply by it at the end, which is exact: at ordinary
-scales not a bit changes.
+power of two near the largest magnitude, and multiply by this power at the end, which is exact: at
+ordinary scales not a bit changes.
 """
 
 from functools import partial
@@ -18,19 +18,19 @@ from unrolled._base.checks import Array, ArrayLike, DTypeLike
 Axes = int | tuple[int, ...] | None
 
 # Measured coherences and norms are rounded up by this factor, far above the rounding of float64
-# sums: a denominator that is zero must not come out positive.
+# sums: a denominator that is zero must not become positive.
 UP = 1 + 1e-9
 
 
 def up(*values: Any) -> float:
-    """`UP`, or 1 + 8 eps where one of the values is an array of a dtype that rounds to more."""
+    """`UP`, or 1 + 8 eps if one of the values is an array whose dtype rounds more coarsely."""
     dtypes = [value.dtype for value in values if hasattr(value, "dtype")]
     floats = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
     return max([UP, *(1 + 8 * float(jnp.finfo(dtype).eps) for dtype in floats)])
 
 
 def lost_below(m: int, size: float, dtype: DTypeLike) -> float:
-    """What w . (y - D x) may lose below the range, for m entries of w of this size at most.
+    """What w . (y - D x) may lose below the range, for m entries of w of at most this size.
 
     A sum or product below the least normal number may become zero; XLA keeps those of float16.
     """
@@ -40,17 +40,17 @@ def lost_below(m: int, size: float, dtype: DTypeLike) -> float:
 
 
 def largest(x: Array, axis: Axes = None) -> Array:
-    """max(x), nan if x contains one: XLA's reduction on a CPU loses it in long arrays."""
+    """max(x), nan if x contains nan: XLA's reduction on a CPU loses nan in long arrays."""
     return jnp.where(jnp.isnan(x).any(axis), jnp.nan, jnp.max(x, axis))
 
 
 def at_least(x: Array, floor: ArrayLike) -> Array:
-    """max(x, floor), nan where x is: fused with a sum, XLA's maximum on a CPU loses it."""
+    """max(x, floor), nan where x is: fused with a sum, XLA's maximum on a CPU loses nan."""
     return jnp.where(x < floor, jnp.asarray(floor, x.dtype), x)
 
 
 def widened(x: Array) -> Array:
-    """x, in float32 if it is narrower: JAX has no decompositions in half precision."""
+    """x, in float32 if its dtype is narrower: JAX has no decompositions in half precision."""
     return x.astype(wide_dtype(x.dtype))
 
 
@@ -63,8 +63,8 @@ def wide_dtype(dtype: DTypeLike) -> np.dtype:
 def exponent(x: Array, axis: Axes = None) -> Array:
     """k with 2^k <= max abs(x) < 2^(k + 1), an integer; 0 where the maximum is 0 or infinite.
 
-    With an axis, it keeps its place with length 1. Both 2^k and 2^-k are normal numbers of the
-    dtype of x, for which k is at most one off at the upper end. It carries no gradient.
+    With an axis, this axis stays with length 1. Both 2^k and 2^-k are normal numbers of the dtype
+    of x, so k is at most one off at the upper end. k carries no gradient.
     """
     most = -int(jnp.finfo(x.dtype).minexp)
     x = lax.stop_gradient(widened(x))
@@ -78,9 +78,9 @@ def exponent(x: Array, axis: Axes = None) -> Array:
 
 @jax.jit
 def times_power(x: Array, k: Array) -> Array:
-    """x 2^k for a k of `exponent`, or for its negative; sums of exponents need `ldexp`.
+    """x 2^k if k comes from `exponent`, or is its negative; for sums of exponents use `ldexp`.
 
-    It has half of the operations of `ldexp`.
+    This function takes half of the operations of `ldexp`.
     """
     wide = widened(x)
     return (wide * power_of_two(k, wide.dtype)).astype(x.dtype)
@@ -88,9 +88,9 @@ def times_power(x: Array, k: Array) -> Array:
 
 @jax.jit
 def ldexp(x: Array, k: Array) -> Array:
-    """x 2^k, exactly unless the result leaves the range; k is an integer below 2^8 (2^11) in size.
+    """x 2^k, exactly unless the result leaves the range; k is an integer of size below 2^8 (2^11).
 
-    jnp.ldexp takes a general power, which is slower and not exact everywhere.
+    jnp.ldexp computes a general power, which is slower and not exact everywhere.
     """
     wide, half = widened(x), k >> 1  # neither factor leaves the range before the result does
     first, second = (power_of_two(part, wide.dtype) for part in (half, k - half))
@@ -98,7 +98,7 @@ def ldexp(x: Array, k: Array) -> Array:
 
 
 def power_of_two(k: Array, dtype: DTypeLike) -> Array:
-    """2^k, exactly, where it is a normal number of the dtype."""
+    """2^k, exactly, if it is a normal number of the dtype."""
     wide = wide_dtype(dtype)
     integer, digits, bias = _layout(wide)
     k = lax.clamp(integer(1 - bias), jnp.asarray(k, integer), integer(bias))
@@ -127,7 +127,7 @@ def energy(x: Array, axis: Axes = None) -> tuple[Array, Array]:
 
 @partial(jax.jit, static_argnames="axis")
 def norm(x: Array, axis: Axes = None) -> Array:
-    """sqrt(sum(x^2)), right wherever it is in the range of the dtype; its gradient at 0 is 0."""
+    """sqrt(sum(x^2)), correct wherever it is in the range of the dtype; its gradient at 0 is 0."""
     e, k = energy(x, axis)
     zero = e == 0
     root = jnp.sqrt(lax.select(zero, jnp.ones_like(e), e))

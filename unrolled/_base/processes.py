@@ -1,7 +1,7 @@
-"""Trainings of several processes: what one of them knows or meets, all of them learn.
+"""Training in several processes: all processes learn what one of them knows or meets.
 
-Each process runs the same program. Where one fails on the host, the others would wait for it in the
-next exchange: `together` makes all of them fail, with its words.
+Each process runs the same program. If one process fails on the host, the others would wait for it
+in the next exchange: `together` makes all processes fail, with its message.
 """
 
 import json
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Processes(NamedTuple):
-    """Those whose devices share a run; a run of one process needs none of this."""
+    """The processes whose devices share a run; a run of one process needs no exchange."""
 
     several: bool = False
 
@@ -43,10 +43,10 @@ class Processes(NamedTuple):
         return np.asarray(multihost_utils.process_allgather(array))
 
     def on_all(self, f: Callable[[], T], *, first_alone: bool = False) -> T | None:
-        """f() in every process, or in the first one alone.
+        """f() in every process, or in the first process alone.
 
         Raises:
-            CheckpointError: f failed in another process. Where it fails here, its own error.
+            CheckpointError: f failed in another process. If f fails here, its error is raised.
         """
         error, result = None, None
         try:
@@ -66,7 +66,7 @@ class Processes(NamedTuple):
         return result
 
     def require_equal(self, where: str, config: dict[str, Any]) -> None:
-        """Raise ValueError, with a table, unless all processes were given the same."""
+        """Raise ValueError, with a table, unless all processes have the same arguments."""
         if not self.several:
             return
         mine = json.dumps({name: str(value) for name, value in config.items()}, sort_keys=True)
@@ -82,7 +82,7 @@ class Processes(NamedTuple):
             )
 
     def broadcast_signal(self, signals: list[int]) -> None:
-        """Give every process the first signal that any of them has received."""
+        """Give every process the first signal that any process has received."""
         first = self.gathered(np.array(signals[0] if signals else 0))
         if not signals:
             signals += first[first > 0][:1].tolist()
@@ -95,9 +95,9 @@ class Processes(NamedTuple):
         return [bytes(row).rstrip(b"\0").decode() for row in rows]
 
     def local(self, tree: Any) -> Any:
-        """The tree with arrays of this process alone in place of those that all share.
+        """Replace globally sharded arrays by local copies.
 
-        Those that are split along the atoms stay so, on its own devices.
+        Arrays that are split along the atoms stay split, on the devices of this process.
         """
         if not self.several:
             return tree
@@ -116,7 +116,7 @@ class Processes(NamedTuple):
 
 
 def copy_of(leaf: Any) -> np.ndarray:
-    """A copy on the host of an array; where processes share it, of the parts that are here."""
+    """A copy of an array on the host; if processes share the array, of its local parts."""
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
         return np.array(leaf, order="C")
     whole = np.empty(leaf.shape, leaf.dtype)
@@ -128,11 +128,10 @@ def copy_of(leaf: Any) -> np.ndarray:
 def join(coordinator: str | None, count: int | None, index: int | None, wait: int) -> Processes:
     """Join the processes of a distributed training, before JAX touches a device.
 
-    Without arguments they are those of SLURM, Open MPI or another cluster that JAX knows.
+    Without arguments the processes come from SLURM, Open MPI or another cluster that JAX knows.
 
     Raises:
-        ValueError: some of the three arguments without the others, or an index that is not below
-            the count.
+        ValueError: some of the three arguments are missing, or an index is not below the count.
         OSError: no coordinator answers, or JAX finds no cluster.
     """
     cluster = coordinator, count, index
@@ -161,7 +160,7 @@ def join(coordinator: str | None, count: int | None, index: int | None, wait: in
 
 @contextmanager
 def _said_apart() -> Iterator[None]:
-    """What libraries print at the first exchange goes to standard error, not into a report."""
+    """Send the output of libraries at the first exchange to standard error, not into a report."""
     sys.stdout.flush()
     own = os.dup(1)
     os.dup2(2, 1)
@@ -173,7 +172,7 @@ def _said_apart() -> Iterator[None]:
 
 
 def _answers(coordinator: str, wait: int) -> None:
-    """Return when there is a coordinator: JAX would end this process where there is none."""
+    """Wait for the coordinator; without it JAX would end this process."""
     host, _, port = coordinator.rpartition(":")
     if not (host and port.isdigit()):
         raise ValueError(f"--coordinator must be HOST:PORT, got {coordinator!r}")
@@ -192,10 +191,10 @@ def _answers(coordinator: str, wait: int) -> None:
 
 
 def processes_of(mesh: Mesh | None, where: str) -> Processes:
-    """The processes of a mesh: this one, or all.
+    """The processes of a mesh: this process, or all processes.
 
     Raises:
-        ValueError: a mesh with devices of some processes only, which those outside would wait for.
+        ValueError: the mesh has devices of some processes only; processes outside would wait.
     """
     indices = set() if mesh is None else {device.process_index for device in mesh.devices.flat}
     if len(indices) > 1 and len(indices) < jax.process_count():

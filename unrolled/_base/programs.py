@@ -1,9 +1,9 @@
 """The doors of functions: checks on the host, then one compiled program; arrays that are spread
-over devices; the nodes of pytrees that a program in a file may take; and loops.
+over devices; the pytree nodes that a program in a file may take; and loops.
 
-Loops and adjoints are those of JAX, and also run inside `jax.shard_map` as it comes, with its
-checks. There the type of an array says along which axes devices have other numbers. A state must
-keep its type: zeros from which a loop starts are equal on all devices, what it makes of them is
+Loops and adjoints are the loops and adjoints of JAX, and also run inside `jax.shard_map` with its
+default checks. There the type of an array says along which axes devices hold different numbers. A
+state must keep its type: the initial zeros of a loop are equal on all devices, but later states are
 not.
 """
 
@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from unrolled._base import checks
 from unrolled._base.arguments import checked
 
-DATA = "data"  # the axis of a mesh whose devices share what there is of signals
+DATA = "data"  # the axis of a mesh whose devices share the signals
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,8 +31,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def on_auto_axes(function: F) -> F:
     """A compiled function whose arrays may lie on Explicit axes, also under `vmap` and `jit`.
 
-    The results are on the same mesh, in every axis that the function sees on all devices; an axis
-    of `vmap` stays spread as it was.
+    The results are on the same mesh, whole on all devices in every axis that the function sees; an
+    axis of `vmap` stays spread as it was.
     """
 
     @functools.wraps(function)
@@ -60,9 +60,9 @@ def on_auto_axes(function: F) -> F:
 
 
 def takes_sharded(function: F) -> F:
-    """A function of the host whose known arrays may lie on Explicit axes: there they become Auto.
+    """A host function whose known arrays may lie on Explicit axes: there they become Auto.
 
-    No number is moved. A mesh with Explicit axes that the caller has set is an Auto one meanwhile.
+    No number is moved. If the caller has set a mesh with Explicit axes, it is Auto meanwhile.
     """
 
     @functools.wraps(function)
@@ -81,14 +81,14 @@ def takes_sharded(function: F) -> F:
 
 
 def compiler_splits() -> bool:
-    """Whether a mesh is set along which the compiler may split arrays: an Auto axis of several."""
+    """Whether the compiler may split arrays: a mesh with an Auto axis of several devices is set."""
     mesh = jax.sharding.get_abstract_mesh()
     axes = zip(mesh.axis_sizes, mesh.axis_types)
     return any(size > 1 and kind == AxisType.Auto for size, kind in axes)
 
 
 def _explicit_mesh(arrays: Any) -> Any:
-    """The mesh with Explicit axes of some array; None where there is none."""
+    """The mesh with Explicit axes of some array; None if there is no such mesh."""
     meshes = (jax.typeof(array).sharding.mesh for array in arrays)
     return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
 
@@ -97,7 +97,7 @@ def data_mesh(mesh: Any, where: str) -> Mesh:
     """A mesh with the axis "data", with axes that the compiler partitions.
 
     Raises:
-        TypeError: no mesh. ValueError: a mesh without that axis.
+        TypeError: the argument is not a mesh. ValueError: the mesh lacks this axis.
     """
     if not isinstance(mesh, Mesh):
         raise TypeError(
@@ -126,14 +126,14 @@ _KNOWN = np.zeros((), bool)
 def program(*static: str) -> Callable[[F], F]:
     """Compile a function as one program for each shape of its arguments, and keep its type.
 
-    Outside of `jit` every operation on a new shape is a program of its own. A function that checks
-    values does that first and hands the arrays to one that is compiled; a function that checks
-    shapes at most is compiled itself. Inside another `jit` the function is part of that program, as
-    if it were not compiled.
+    Outside of `jit` every operation on a new shape compiles a separate program. A function that
+    checks values does so first and passes the arrays to a compiled function; a function that checks
+    only shapes is compiled itself. Inside another `jit` the function is part of that program, as if
+    it were not compiled.
 
     Args:
-        static: names of the arguments that are no arrays. Where one of them has no hash, the
-            function runs as it is written.
+        static: names of the arguments that are not arrays. If one of them has no hash, the function
+            runs without compilation.
     """
 
     def decorate(function: F) -> F:
@@ -155,10 +155,10 @@ def program(*static: str) -> Callable[[F], F]:
 
 
 def host_function(function: F) -> F:
-    """A function of known arguments, which a user may call inside of a `jit` of something else.
+    """A function of known arguments, which a user may call inside the `jit` of another function.
 
-    There it runs while that is traced, as numpy would, and its result is a constant. Its
-    arguments are `checked`.
+    Inside a `jit` the function runs during tracing, as numpy would, and its result is a constant.
+    Its arguments are `checked`.
 
     Raises:
         TypeError: an argument is traced, or of another kind than its annotation says.
@@ -187,14 +187,14 @@ def host_function(function: F) -> F:
 
 
 def _is_traced() -> bool:
-    """Whether what runs now is traced for a `jit`: there also known arrays become tracers."""
+    """Whether the current code is traced for a `jit`: there known arrays become tracers, too."""
     return not checks.is_concrete(jax.device_put(_KNOWN))
 
 
 def exportable(cls: type) -> None:
     """Let `jax.export` write a record (a NamedTuple), or a node whose static part JSON can hold.
 
-    A class that is defined anew keeps the entry of the first, as JAX has one per name.
+    If a class is defined again, the entry of the first stays, because JAX has one per name.
     """
     name = f"{cls.__module__.partition('._')[0]}.{cls.__name__}"
     with suppress(ValueError):
@@ -210,7 +210,7 @@ def exportable(cls: type) -> None:
 
 
 def _tuples(value: Any) -> Any:
-    """Tuples where JSON has lists: static fields are hashable."""
+    """Tuples in place of JSON's lists: static fields are hashable."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
@@ -218,7 +218,7 @@ def _tuples(value: Any) -> Any:
 
 
 def scan(body: Callable[[Any, Any], Any], start: Any, xs: Any = None, **options: Any) -> Any:
-    """`lax.scan`; every leaf of the state differs among devices as the state after a step does."""
+    """`lax.scan`; each leaf of the state differs among devices as it does after a step."""
     if not _inside_shard_map():
         return lax.scan(body, start, xs, **options)
     first = jax.tree.map(lambda leaf: leaf[0], xs)
@@ -272,13 +272,13 @@ def _inside_shard_map() -> bool:
 
 
 def _axes(*trees: Any) -> frozenset[Any]:
-    """The axes along which the devices have other numbers in some leaf."""
+    """The axes along which the devices hold different numbers in some leaf."""
     leaves = jax.tree.leaves(trees)
     return frozenset[Any]().union(*(jax.typeof(leaf).manual_axis_type.varying for leaf in leaves))
 
 
 def _varying(tree: Any, axes: frozenset[Any]) -> Any:
-    """The tree, for JAX one whose leaves may differ among devices along the axes."""
+    """The tree, declared to JAX as one whose leaves may differ among devices along the axes."""
 
     def of_leaf(leaf: Any) -> Any:
         missing = axes - _axes(leaf)

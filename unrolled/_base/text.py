@@ -28,12 +28,12 @@ def line(label: str, cells: Iterable[Any]) -> str:
 
 
 def number(cell: Any) -> str:
-    """A cell as text, six digits of a number that is no integer."""
+    """A cell as text; floats get six digits."""
     return f"{cell:.6g}" if isinstance(cell, float) else str(cell)
 
 
 class Grid(str):
-    """A Markdown table with the notes below it; it knows its columns and rows."""
+    """A Markdown table with notes below it; the object keeps its columns and rows."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -43,7 +43,7 @@ class Grid(str):
 def markdown(
     columns: Sequence[str], rows: Iterable[Sequence[str]], notes: Sequence[str] = ()
 ) -> Grid:
-    """A Markdown table; a bar in a cell is shown as one."""
+    """A Markdown table; a vertical bar in a cell is escaped."""
 
     def row(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
@@ -57,7 +57,7 @@ def markdown(
 
 
 def grid(rows: Mapping[str, Iterable[Any]]) -> Grid:
-    """Labelled rows of which the first is the head, as a Markdown table."""
+    """Labelled rows as a Markdown table; the first row is the head."""
     (corner, first), *rest = rows.items()
     cells = [[label, *map(number, values)] for label, values in rest]
     return markdown([corner, *map(str, first)], cells)
@@ -120,12 +120,12 @@ def table(
 
     Args:
         form: one of `FORMS`.
-        columns, rows, notes: what is shown.
-        records: gives the numbers themselves, which CSV and records hold.
+        columns, rows, notes: contents of the table.
+        records: function that returns the numbers themselves, for CSV and records.
         where: the name of the caller, for a message.
 
     Raises:
-        ValueError: another form.
+        ValueError: form is unknown.
     """
     if form == "markdown":
         return markdown(columns, rows, notes)
@@ -198,21 +198,21 @@ def to_json(value: Any, indent: int | None = 1) -> str:
 
 
 def digest(value: Any) -> str:
-    """The sha256 of what JSON holds, whatever the order of its names."""
+    """The sha256 of a value in JSON, for any order of its names."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def sealed(value: dict[str, Any]) -> dict[str, Any]:
-    """`plain(value)` with its `digest` beside it."""
+    """`plain(value)` together with its `digest`."""
     whole = plain(value)
     return {**whole, "sha256": digest(whole)}
 
 
 def unsealed(value: dict[str, Any]) -> dict[str, Any]:
-    """What `sealed` was given.
+    """The value that `sealed` got.
 
     Raises:
-        ValueError: it has no seal, or it has changed since it was written.
+        ValueError: the seal is missing, or the value has changed since it was written.
     """
     if "sha256" not in value:
         raise ValueError("it has no sha256: an older version wrote it, or another program")
@@ -223,7 +223,7 @@ def unsealed(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The old and the new value of every entry that differs; None stands for one that is missing.
+    """The old and the new value of every entry that differs; None stands for a missing entry.
 
     Example:
         >>> ur.records.changes({"a": 1, "b": 2}, {"a": 1, "c": 3})
@@ -233,7 +233,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[A
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-_ROWS, _WIDTH = 12, 64  # of a table of differences: at most so many rows, and characters in a cell
+_ROWS, _WIDTH = 12, 64  # limits of a table of differences: rows, and characters in a cell
 
 
 def differences(

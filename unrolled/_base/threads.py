@@ -15,7 +15,7 @@ import jax
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
-_LIMITING = threading.Lock()  # held by the one that has set the limit of BLAS
+_LIMITING = threading.Lock()  # held by the thread that has set the limit of BLAS
 
 
 @contextmanager
@@ -23,8 +23,8 @@ def one_thread() -> Iterator[None]:
     """Limit BLAS to one thread, where threadpoolctl is installed (scikit-learn depends on it).
 
     Factorisations of a few hundred rows gain nothing from a second thread, and become up to a
-    hundred times slower when another process holds a core. The limit is one of the process: who
-    comes first sets it and takes it back, and who comes meanwhile leaves it alone.
+    hundred times slower if another process holds a core. The limit belongs to the process: the
+    first caller sets and removes it, and callers meanwhile leave it unchanged.
     """
     try:
         from threadpoolctl import threadpool_limits
@@ -44,13 +44,13 @@ def one_thread() -> Iterator[None]:
 
 
 class Threads(NamedTuple):
-    """Threads that share work, the caller's own among them."""
+    """Threads that share work, with the thread of the caller."""
 
     cores: int
     pool: ThreadPoolExecutor
 
     def share(self, work: Callable[[Part], None], parts: Sequence[Part]) -> None:
-        """`work` on every part, each by the thread that is free first."""
+        """`work` on every part, each by the first thread that is free."""
         _drained(work, parts, self.cores, self.pool.submit)
 
 
@@ -66,9 +66,9 @@ def threads() -> Iterator[Threads]:
 
 
 def beside(work: Callable[[], Result]) -> Future[Result]:
-    """Begin a piece of work in a thread of its own, which does not outlive the process.
+    """Begin a piece of work in a separate thread, which does not outlive the process.
 
-    It has the context of the caller, and float64 where the caller has it: JAX keeps that by thread.
+    The thread has the context of the caller, and float64 if the caller has: JAX sets it per thread.
     """
     future: Future[Result] = Future()
     wide = jax.config.jax_enable_x64  # type: ignore[attr-defined]
@@ -88,7 +88,7 @@ def beside(work: Callable[[], Result]) -> Future[Result]:
 def each(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
     """The results of `work` on every part, in their order, by a thread per core.
 
-    The caller's own is one of them; the others are those of `beside`.
+    The thread of the caller is one of them; `beside` provides the others.
     """
     results: dict[int, Result] = {}
 
@@ -109,7 +109,7 @@ def _drained(
         try:
             for part in left:
                 work(part)
-        finally:  # after a fault nothing is begun
+        finally:  # after a fault no work begins
             for _ in left:
                 pass
 
@@ -120,7 +120,7 @@ def _drained(
 
 
 def _cores() -> int:
-    """How many threads may share BLAS."""
+    """The number of threads that may share BLAS."""
     try:
         import threadpoolctl  # noqa: F401
     except ImportError:
@@ -138,10 +138,10 @@ _AGAIN = 0.05  # seconds
 
 @contextmanager
 def never_lost() -> Iterator[None]:
-    """A SIGINT whose KeyboardInterrupt Python ignores is sent again a moment later.
+    """If Python ignores the KeyboardInterrupt of a SIGINT, send the SIGINT again a moment later.
 
-    Python prints and ignores what is raised in a callback of its garbage collector, of which JAX
-    has one, or where an object is deleted.
+    Python prints and ignores an exception in a callback of its garbage collector (JAX has such a
+    callback) or in the deletion of an object.
     """
     before, timers = sys.unraisablehook, []
 
@@ -157,7 +157,7 @@ def never_lost() -> Iterator[None]:
                 timer.start()
                 timers.append(timer)
                 return
-            except KeyboardInterrupt:  # that signal, where this thread was kept waiting here
+            except KeyboardInterrupt:  # that signal, if this thread was kept waiting here
                 continue
 
     sys.unraisablehook = hook
@@ -166,15 +166,15 @@ def never_lost() -> Iterator[None]:
     finally:
         sys.unraisablehook = before
         for timer in timers:
-            timer.join()  # it interrupts what runs here, and nothing after it
+            timer.join()  # it interrupts the current call here, and nothing after it
 
 
 @contextmanager
 def deferred() -> Iterator[list[int]]:
     """A list that receives the first SIGINT or SIGTERM; the second one ends the process at once.
 
-    The previous handlers are restored at the end. Only the main thread may handle signals: in other
-    threads, and for signals that are ignored, nothing changes.
+    At the end the previous handlers are restored. Only the main thread may handle signals: in other
+    threads, and for ignored signals, nothing changes.
     """
     caught: list[int] = []
 

@@ -84,7 +84,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> typing.Any:
-    if name == "as_dictionary":  # as `layer_dictionary` was called
+    if name == "as_dictionary":  # as for `layer_dictionary`
         return layer_dictionary
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

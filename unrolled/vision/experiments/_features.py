@@ -1,4 +1,4 @@
-"""What the features of a network are: the codes of a dictionary, and how good ones."""
+"""Features of a network as codes of a dictionary, and measures of these codes."""
 
 import json
 import math
@@ -36,46 +36,46 @@ from unrolled.vision.models import tap
 
 
 class Admitted(NamedTuple):
-    """How many nonzeros theory admits: with fewer than (1 + 1/mu) / 2 a code is unique."""
+    """How many nonzeros theory admits: a code with fewer than (1 + 1/mu) / 2 nonzeros is unique."""
 
     coherence: float  # mu of the filters under all shifts
     weights_coherence: float  # mu_W of the closed-form weights, at least mu~
     generalized: tuple[float, float] | None  # bounds of mu~; None: not computed, too many atoms
     stripe: int  # nonzeros in a stripe, by the smaller of mu and mu_W
-    signal: int  # nonzeros of a code, by the smallest of all
+    signal: int  # nonzeros of a code, by the smallest of all three
 
 
 class Codes(NamedTuple):
     """How sparse the codes of a layer are."""
 
     zeros: float  # share of exact zeros
-    below: float  # share of entries that are small beside the largest of their image
+    below: float  # share of entries that are small relative to the largest of their image
     hoyer: float  # Hoyer's measure, 0 dense to 1 sparse
-    entries: int  # d, of a code
+    entries: int  # d, the length of a code
     nonzeros: np.ndarray  # (images,)
     stripe: np.ndarray  # (images,) nonzeros of the fullest stripe
 
 
 class LayerFeatures(NamedTuple):
-    """What the features of one layer are."""
+    """The measures of the features of one layer."""
 
     dictionary: LayerDictionary | None  # None if read from a file
-    admitted: Admitted  # what theory admits
+    admitted: Admitted  # the limits of theory
     codes: Codes  # the features as codes
-    pursued: Pursued  # what a pursuit finds
+    pursued: Pursued  # the codes of a pursuit
 
 
 class Features(NamedTuple):
-    """The result of `features`: by the name of the layer."""
+    """The result of `features`, by the name of the layer."""
 
     layers: dict[str, LayerFeatures]  # by tap name
 
     def __repr__(self) -> str:
-        """The table, as it fits on a screen."""
+        """The table, cut to the size of a screen."""
         return screen(self.table().splitlines())
 
     def table(self, form: str = "markdown") -> Any:
-        """A row per layer, of means over the images, in the forms of `scores_table`."""
+        """A row for each layer, with means over the images, in the forms of `scores_table`."""
 
         def records():
             return [{"layer": name, **_numbers(layer)} for name, layer in self.layers.items()]
@@ -83,22 +83,22 @@ class Features(NamedTuple):
         return table(form, *features_rows({"network": self}), (), records, "table")
 
     def to_json(self) -> str:
-        """All but the dictionaries, as JSON; numbers that are not finite become null."""
+        """All fields except the dictionaries, as JSON; numbers that are not finite become null."""
         return to_json(
             {name: layer._replace(dictionary=None) for name, layer in self.layers.items()}
         )
 
     @staticmethod
     def from_json(text: str) -> "Features":
-        """What `to_json` gave the text of, without the dictionaries."""
+        """The inverse of `to_json`, without the dictionaries."""
         return Features({name: _layer(numbers) for name, numbers in json.loads(text).items()})
 
     def plot(self) -> Any:
-        """A figure of the codes of every layer, as the network has them and after a pursuit."""
+        """A figure of the codes of every layer, from the network and after a pursuit."""
         return plots.features({"network": self})
 
 
-# By the name of a model: one result, or several.
+# By the name of a model: one result, or several results.
 Results = Mapping[str, Features | Sequence[Features]]
 
 
@@ -122,13 +122,14 @@ def _layer(numbers: dict[str, Any]) -> LayerFeatures:
 
 @checked
 def features_table(found: Results) -> str:
-    """A Markdown table of results of `features`, a row per model and layer, of means over images.
+    """A Markdown table of results of `features`: a row per model and layer, with means over images.
 
-    Of several results of one name, such as those of several seeds, it has the mean and the half
-    width of the 95 % interval of Student's t. The certificate is the largest of all images.
+    If a name has several results, such as results of several seeds, the table has their mean and
+    the half width of the 95 % interval of Student's t. The certificate is the largest over all
+    images.
 
     Args:
-        found: by the name of the model.
+        found: results by the name of the model.
 
     Example:
         >>> from unrolled.vision.experiments import features_table
@@ -196,7 +197,7 @@ def _numbers(layer: LayerFeatures) -> dict[str, float]:
 
 
 def _mean_text(values: Sequence[float], form: str) -> str:
-    """Mean and 95 % interval as text; values that are nan are left out, which the text says."""
+    """Mean and 95 % interval as text; nan values are left out, and the text says so."""
     defined = [value for value in values if not math.isnan(value)]
     if not defined:
         return "none"
@@ -205,7 +206,7 @@ def _mean_text(values: Sequence[float], form: str) -> str:
     return text if n == len(values) else f"{text} ({n} of {len(values)})"
 
 
-# A mu in float32 may be too low by its rounding.
+# In float32, mu may be too low by the rounding of float32.
 _ROUNDING = 1e-6
 _COHERENCE_TOL = 1e-3  # relative gap of the linear programs
 
@@ -231,36 +232,36 @@ def features(
     .. math:: J(x) = \tfrac12 \|y - D x\|^2 + \sum_i theta_i x_i, \quad x \ge 0,
 
     where y is the input of the layer. A pursuit with the same D and theta starts at the best
-    multiple of x and ends at the minimiser x*. How far x* is from x tells how good a sparse
-    coder the layer is, apart from its scale: see `Pursued`. Of other activations x is the positive
+    multiple of x and ends at the minimiser x*. The distance from x to x* shows how good a sparse
+    coder the layer is, apart from its scale: see `Pursued`. For other activations x is the positive
     part of the features.
 
-    Some theta are negative, where a bias is positive. If a shift e of the signal, the same at all
+    If a bias is positive, its theta is negative. If a shift e of the signal, the same at all
     positions, gives theta + D'e > 0, the pursuit is the LASSO of y + e with these penalties: the
-    objectives differ by a constant. If there is none, J falls without end on large pictures, a
-    minimum on a small one is an effect of its border, and `bounded` is False.
+    objectives differ by a constant. If there is no such shift, J falls without end on large
+    pictures, a minimum on a small picture is an effect of its border, and `bounded` is False.
 
     Args:
-        model: any nnx.Module; it is evaluated as in `model.eval()` and not changed.
-        images: (N, H, W, C), as the model takes them. 64 are enough for means.
-        layers: paths of layers, as `layer_dictionary` takes them; None takes those that the model
-            names in `convolutions`, or in `early`.
-        norms: path of the batch norm of a layer, for layers that do not contain their own.
+        model: any nnx.Module; it is evaluated as in `model.eval()` and does not change.
+        images: (N, H, W, C), as the model takes them. 64 images suffice for means.
+        layers: paths of layers, as `layer_dictionary` takes them; None takes the layers that the
+            model names in `convolutions`, or in `early`.
+        norms: path of the batch norm of a layer, for layers that contain no batch norm.
         activation: as in `layer_dictionary`.
-        fraction: of the largest entry of an image, for `Codes.below`.
-        tol: how far J(x*) may be from the minimum, relative to J(0) - J(x*).
-        max_steps: the most steps of FISTA.
-        atoms: the most atoms for which the linear programs of mu~ are solved.
+        fraction: share of the largest entry of an image, for `Codes.below`.
+        tol: allowed distance of J(x*) from the minimum, relative to J(0) - J(x*).
+        max_steps: largest number of steps of FISTA.
+        atoms: largest number of atoms for which the linear programs of mu~ are solved.
 
     Returns:
         Features, with means and numbers for every image.
 
     Raises:
-        TypeError, ValueError: as in `layer_dictionary`; images that are not (N, H, W, C), a layer
-            that the model does not call, or calls more than once.
+        TypeError, ValueError: as in `layer_dictionary`; images are not (N, H, W, C), or the model
+            does not call a layer, or calls it more than once.
 
-    Not claimed: that x* is unique, or was meant. Where D has more atoms than y has entries, J
-    may have several minimisers; the pursuit ends in one near x.
+    Not claimed: that x* is unique, or that the network was meant to compute it. If D has more atoms
+    than y has entries, J may have several minimisers; the pursuit ends in a minimiser near x.
 
     Reference: Papyan, Romano, Elad (2017) for layers as pursuits and for stripes; Li, Feng, Zhou
     (2024), Theorem 1.
@@ -300,7 +301,7 @@ def features(
 
 
 def _inputs(model: nnx.Module, images: Array, paths: Sequence[str]) -> list[Array]:
-    """What the modules of these paths take; the model itself takes the images."""
+    """The inputs of the modules with these paths; the model gets the images."""
     inner = tuple(dict.fromkeys(path for path in paths if path))
     taken: dict[str, Array] = {"": images}
     if inner:
@@ -341,30 +342,30 @@ def _codes(layer: LayerDictionary, Y: Array, fraction: float) -> Codes:
 
 @jax.jit
 def _counts(D: Conv, X: Array) -> tuple[Array, Array]:
-    """Nonzeros, and those of the fullest stripe, of codes (N, d)."""
+    """Numbers of nonzeros of codes (N, d), in all and in the fullest stripe."""
     stripes = partial(theory.stripe_norm, kernel=D.kernel, stride=D.stride)
     return jnp.sum(X != 0, 1), jax.vmap(stripes)(D.unflatten_code(X))
 
 
 _FOLDER = "features"
-_PIXELS = 64 * 32 * 32  # of all images together
+_PIXELS = 64 * 32 * 32  # over all images together
 
 
 @checked
 def restore(folder: str | Path, row: str, *, build: Build = build_model) -> Any:
     """The trained model of a row, ready to evaluate.
 
-    It takes what the run gave it: images as floats, standardized where the recipe says so with the
+    The model takes images as the run gave them: floats, standardized if the recipe says so with the
     `moments` of the row: (X / 255 - mean) / deviation.
 
     Args:
-        folder: of the experiment.
+        folder: folder of the experiment.
         row: name of the row, as in `read_rows`.
         build: as in `run`, for a row of your own model.
 
     Raises:
-        FileNotFoundError: no such row, or its weights were not kept.
-        CheckpointError: damaged, or weights of another model.
+        FileNotFoundError: the row does not exist, or its weights were not kept.
+        CheckpointError: the weights are damaged, or belong to another model.
 
     Example:
         >>> from unrolled.vision import experiments
@@ -394,8 +395,8 @@ def trained_on(row: Mapping[str, Any], images: Images) -> bool:
     """Whether a row was trained on these images: the same pictures and labels, at the same size.
 
     Args:
-        row: as `read_rows` returns it.
-        images: with their whole test set, from `load`.
+        row: a row from `read_rows`.
+        images: images from `load`, with their whole test set.
 
     Example:
         >>> from unrolled.vision import experiments
@@ -420,22 +421,23 @@ def row_features(
     build: Build = build_model,
     n: int | None = None,
 ) -> Features:
-    """`features` of the model of a row, on its first test images; kept in the folder.
+    """`features` of the model of a row, on its first test images; the folder keeps the result.
 
-    The layers are those that the run followed, or those of the model where it followed none. Their
-    dictionaries are not kept: they are None.
+    The layers are the layers that the run followed, or the layers of the model if the run followed
+    none. Their dictionaries are not kept: they are None.
 
     Args:
-        folder: of the experiment.
+        folder: folder of the experiment.
         row: name of the row, as in `read_rows`.
-        images: those of the run, from `load`.
+        images: the images of the run, from `load`.
         build: as in `run`, for a row of your own model.
-        n: number of images; None takes 64 of 32 x 32 pixels, and fewer of larger ones.
+        n: number of images; None takes 64 images of 32 x 32 pixels, and fewer images if they are
+            larger.
 
     Raises:
-        FileNotFoundError: no such row, or its weights were not kept.
-        ValueError: other images than those of the run; else as in `features`.
-        CheckpointError: the file with what was measured before is damaged.
+        FileNotFoundError: the row does not exist, or its weights were not kept.
+        ValueError: images differ from the images of the run; else as in `features`.
+        CheckpointError: the file with earlier measurements is damaged.
 
     Example:
         >>> from unrolled.vision import experiments
@@ -469,6 +471,6 @@ def row_features(
 
 
 def _convolutions(model: nnx.Module, taps: Sequence[str] | None) -> list[str] | None:
-    """The layers behind tap names; None leaves them to the model."""
+    """The layers behind tap names; None lets the model choose."""
     last = dict(zip(getattr(model, "early", ()), getattr(model, "convolutions", ())))
     return [last.get(name, name) for name in taps] if taps else None

@@ -29,11 +29,11 @@ class LayerDictionary(NamedTuple):
     .. math:: x = \rho(N (D'y - theta)) / N, \quad n_i = \|f_i\|, \quad d_i = f_i / n_i, \quad
         theta_i = -b_i / n_i.
 
-    The features of the layer are N x. With ReLU, x = relu(D'y - theta) whatever N: one step of
-    nonnegative ISTA from zero, of step size 1 and penalties theta. A positive bias is a negative
-    threshold. Batch normalisation is part of f and b, with its running statistics.
+    The features of the layer are N x. With ReLU, x = relu(D'y - theta) for every N: one step of
+    nonnegative ISTA from zero, with step size 1 and penalties theta. A positive bias is a negative
+    threshold. Batch normalisation, with its running statistics, is part of f and b.
 
-    The signal of a layer with padding is its padded input. So all atoms are whole, and have norm 1;
+    The signal of a layer with padding is its padded input. So all atoms are whole and have norm 1;
     D must also explain the zeros of the padding.
     """
 
@@ -53,7 +53,7 @@ class LayerDictionary(NamedTuple):
         return _thresholded(self.D, self.theta, self.norms, self.activation, Y)
 
     def features(self, X: Array) -> Array:
-        """Codes (N, d) as the layer hands them out, (N, H', W', n_atoms)."""
+        """Codes (N, d) in the shape of the layer's output, (N, H', W', n_atoms)."""
         maps = jnp.moveaxis(self.D.unflatten_code(X), 1, -1)
         return maps * jnp.broadcast_to(self.norms, maps.shape)
 
@@ -77,19 +77,19 @@ def layer_dictionary(
     """The dictionary that the filters of a convolutional layer form.
 
     Args:
-        model: any nnx.Module; of batch normalisation the running statistics count.
+        model: any nnx.Module; its batch normalisations use the running statistics.
         name: path of the layer: a convolution, a module that contains one, or its features as in
-            `model.early`, which lie in such a module.
+            `model.early`, which belong to such a module.
         signal_shape: (height, width) of the inputs of the layer.
-        norm: path of the batch normalisation of the features; None takes the one that the module
-            contains, if any.
-        activation: rho; None takes the attribute `activation` of the module, of one in it, or of
-            the model.
+        norm: path of the batch normalisation of the features; None takes the batch normalisation
+            that the module contains, if any.
+        activation: rho; None takes the attribute `activation` of the module, of a module in it, or
+            of the model.
 
     Raises:
-        TypeError, ValueError: no such layer or more than one, a convolution with groups, dilation
-            or another padding than zeros, a filter that is zero, no activation, or a `CSCLayer`
-            that is not one step from 0.
+        TypeError, ValueError: no layer or several layers have this path, a convolution has groups,
+            dilation or a padding other than zeros, a filter is zero, there is no activation, or a
+            `CSCLayer` is not one step from 0.
 
     A convolution is a module with a kernel (height, width, inputs, outputs), a bias or None, and a
     padding, such as nnx.Conv; a batch norm has mean, var, scale, bias and epsilon.
@@ -137,12 +137,12 @@ def layer_dictionary(
 
 
 def block_of(model: nnx.Module, name: str) -> tuple[str, Any]:
-    """Path and module of a layer: of that name, or the one around it if it has no convolution.
+    """Path and module of a layer: the named module, or its parent if it has no convolution.
 
     The path of the model itself is "".
 
     Raises:
-        TypeError, ValueError: there is none.
+        TypeError, ValueError: no module is found.
     """
     block: Any = submodule(model, name)
     while not any(map(_is_convolution, _modules(block))):
@@ -217,32 +217,32 @@ def _padding(
 # Least penalty of the equivalent problem, in units of the largest threshold or entry of a code: the
 # certificate of the pursuit divides by the penalties.
 _LEAST_PENALTY = 0.01
-_LEAST_GAP = 1e-12  # to ask for, relative to half the energy of the signal
+_LEAST_GAP = 1e-12  # requested gap, relative to half the energy of the signal
 _INFEASIBLE = 1e-9  # norm of the residual, at most 1, below which no shift is feasible
 
 
 class Pursued(NamedTuple):
-    """Forward codes x beside the codes x* of a pursuit; arrays are (images,).
+    """Comparison of forward codes x with the codes x* of a pursuit; arrays are (images,).
 
     x* minimises J(x) = 1/2 norm(y - D x)^2 + sum_i theta_i x_i over x >= 0. The forward code is one
-    step of ISTA from zero with step size 1. The next layer makes up for any scale, so the code is
-    also judged at its best multiple.
+    step of ISTA from zero with step size 1. The next layer can undo any scale, so the code is also
+    compared at its best multiple.
     """
 
-    bounded: bool  # whether J is, as far as `features` can tell; else all arrays but scale are nan
-    negative: float  # share of the filters whose threshold is negative, a reward
+    bounded: bool  # whether J is bounded, if `features` can tell; else all arrays but scale are nan
+    negative: float  # share of the filters with a negative threshold, which is a reward
     scale: np.ndarray  # c that minimises J(c x); 0 where x = 0
-    gap: np.ndarray  # (J(c x) - J(x*)) / (J(0) - J(x*)): 0 for the code of the pursuit, 1 for none
+    gap: np.ndarray  # (J(c x) - J(x*)) / (J(0) - J(x*)): 0 for x = x*, 1 for x = 0
     change: np.ndarray  # norm(x* - x) / norm(x*)
     scaled_change: np.ndarray  # least norm(x* - c x) / norm(x*) over c
-    overlap: np.ndarray  # nonzeros in both supports over those in either
-    nonzeros: np.ndarray  # of x*
+    overlap: np.ndarray  # nonzeros in both supports divided by nonzeros in either
+    nonzeros: np.ndarray  # nonzeros of x*
     explained: np.ndarray  # 1 - norm(y - D x*)^2 / norm(y)^2
     certificate: np.ndarray  # how much J(x*) may exceed the minimum, in the units of `gap`
 
 
 def pursued(layer: LayerDictionary, Y: Array, tol: float, max_steps: int) -> Pursued:
-    """In float64: where a code explains little of a signal, the gap is a small difference."""
+    """In float64: if a code explains little of a signal, the gap is a small difference."""
     wide = [np.asarray(part, np.float64) for part in (layer.theta, Y, jax.nn.relu(layer.codes(Y)))]
     with jax.enable_x64(True):
         D = checks.cast(layer.D, np.float64)
@@ -267,7 +267,7 @@ def pursued(layer: LayerDictionary, Y: Array, tol: float, max_steps: int) -> Pur
 def _pursue(
     D: Conv, lam: Array, e: Array, Y: Array, scale: Array, X: Array, *, tol: float, max_steps: int
 ) -> tuple[Array, Array]:
-    """Codes x*, and their gaps relative to norm(y + e)^2 / 2, from c x on."""
+    """Codes x*, and their gaps relative to norm(y + e)^2 / 2, starting from c x."""
 
     def one(y, c, x):
         options: dict[str, Any] = dict(nonnegative=True, tol=tol, max_steps=max_steps)
@@ -327,11 +327,11 @@ def _ratio_or_zero(a: Array, b: Array) -> Array:
 
 
 def _shifted(D: Conv, theta: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray] | None:
-    """A small shift e (m,) of signals with penalties theta + D'e of at least `least`, and these.
+    """A small shift e (m,) of signals with penalties theta + D'e >= `least`, and the penalties.
 
-    The shift repeats itself with the stride, so D'e has one value per filter. If there is none,
-    there are codes of equal maps with D x = 0, but for the border, and theta' x negative (Farkas):
-    minimisers, where they exist, live on the border.
+    The shift repeats with the stride, so D'e has one value per filter. If there is no shift, there
+    are codes of equal maps with D x = 0, except at the border, and theta' x negative (Farkas):
+    minimisers, if they exist, live on the border.
     """
     n_atoms, channels = D.code_grid[0], D.signal_grid[0]
     t, filters = D.stride, np.asarray(D.filters, np.float64)
@@ -341,7 +341,7 @@ def _shifted(D: Conv, theta: np.ndarray, least: float) -> tuple[np.ndarray, np.n
     phases = whole.reshape(n_atoms, channels, height // t[0], t[0], width // t[1], t[1])
     sums = phases.sum(axis=(2, 4)).reshape(n_atoms, -1)
     c = _least_norm(sums, least - theta)
-    if c is None:  # without rewards J >= 0, but the certificate is loose where a threshold is 0
+    if c is None:  # without rewards J >= 0, but the certificate is loose if a threshold is 0
         return (np.zeros(D.shape[0]), theta) if (theta >= 0).all() else None
     times = [-(-N // t) for N, t in zip(D.signal_shape, t)]
     e = np.tile(c.reshape(channels, *t), (1, *times))[:, : D.signal_shape[0], : D.signal_shape[1]]
@@ -349,7 +349,7 @@ def _shifted(D: Conv, theta: np.ndarray, least: float) -> tuple[np.ndarray, np.n
 
 
 def _least_norm(S: np.ndarray, h: np.ndarray) -> np.ndarray | None:
-    """The c of least norm with S c >= h, by nonnegative least squares; None if there is none.
+    """The c of least norm with S c >= h, by nonnegative least squares; None if no c exists.
 
     Reference: Lawson, Hanson (1974), chapter 23, least distance programming.
     """

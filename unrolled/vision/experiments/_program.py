@@ -1,8 +1,8 @@
-"""The compiled steps of a run: one update, one evaluation, and the state that they pass on.
+"""The compiled steps of a run: an update, an evaluation, and the state between them.
 
 All randomness is drawn from the key of the run and the number of the step or epoch: the state holds
 no key, and a run continues from a saved state as if it had not stopped. Devices share a run: its
-images are split along the batch, its state is on all.
+images are split along the batch, and its state is on all devices.
 """
 
 import math
@@ -29,7 +29,7 @@ from unrolled.vision.experiments._recipe import EXACT, Recipe
 
 
 class Devices(NamedTuple):
-    """Where the arrays of a run are; without a mesh on the device of JAX."""
+    """The devices that hold the arrays of a run; without a mesh the default device of JAX."""
 
     mesh: Mesh | None = None
 
@@ -38,14 +38,14 @@ class Devices(NamedTuple):
         return tree if self.mesh is None else jax.device_put(tree, NamedSharding(self.mesh, P()))
 
     def constrained(self, tree: Any, *axes: str) -> Any:
-        """Inside a program: the same, or the images of a batch shared among the devices."""
+        """Inside a program: the same tree, or the images of a batch shared among the devices."""
         if self.mesh is None:
             return tree
         return jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, P(*axes)))
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a row says of them."""
+        """The description of the devices in a row."""
         return {} if self.mesh is None else {"devices": str(self.mesh.devices.size)}
 
 
@@ -58,12 +58,12 @@ class Sums(NamedTuple):
 
     loss: Array  # without the penalty
     penalty: Array
-    l1: Array  # (layers,), of mean |x|
-    zeros: Array  # (layers,), of the share of exact zeros
+    l1: Array  # (layers,), sums of mean |x|
+    zeros: Array  # (layers,), sums of the share of exact zeros
 
 
 class State(NamedTuple):
-    """What one step passes to the next."""
+    """The state between two steps."""
 
     step: Array
     params: Any
@@ -80,7 +80,7 @@ class Scores(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What the features of each layer are, image by image, (layers, n)."""
+    """The measures of the features of each layer, image by image, (layers, n)."""
 
     l1: Any  # mean |x|
     zeros: Any  # share of exact zeros
@@ -90,12 +90,12 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """The compiled functions of all runs that differ in their seed and gamma alone."""
+    """The compiled functions that all runs share if they differ only in seed and gamma."""
 
-    graph: nnx.GraphDef  # of the model in training
+    graph: nnx.GraphDef  # graph of the model in training
     eval_graph: nnx.GraphDef
     taps: tuple[str, ...]
-    layers: list[str]  # those penalised; one that is called k times is k layers
+    layers: list[str]  # names of the penalised layers; a layer that is called k times is k layers
     recipe: Recipe
     steps_per_epoch: int
     mean: np.ndarray
@@ -104,12 +104,12 @@ class Program:
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
-        """That of the recipe."""
+        """The optimiser of the recipe."""
         return make_optimizer(self.recipe, self.steps_per_epoch)
 
     @cached_property
     def advance(self) -> Callable[..., State]:
-        """One step a call.
+        """Take one step in each call.
 
         Inside a loop, XLA computes gradients of convolutions on a CPU several times more slowly.
         """
@@ -129,7 +129,7 @@ class Program:
         return (X.astype(jnp.float32) / np.float32(255) - self.mean) / self.deviation
 
     def objective(self, params, others, x, y, gamma):
-        """The loss with its penalty; the other variables after it, and its parts."""
+        """The loss with its penalty, with the other variables after it, and its parts."""
         model = rebuild(self.graph, params, others)
         outputs, features = _outputs(model, self.taps, self.inputs(x))
         loss = jnp.mean(_losses(outputs, y))
@@ -139,7 +139,7 @@ class Program:
         return total, (others, Sums(loss, penalty, *_l1_and_zeros(features)))
 
     def _advance(self, state, key, chosen, gamma, X, Y):
-        """The state after one more step, on the images whose indices are chosen."""
+        """The state after one more step, on the images with the chosen indices."""
         x, y = (jnp.take(part, chosen, axis=0, mode="clip") for part in (X, Y))
         key = jax.random.fold_in(jax.random.fold_in(key, _CROPS), state.step)
         x, y = self.devices.constrained(_augmented(self.recipe.augmentation, key, x, y), DATA)
@@ -189,17 +189,17 @@ def start(program: Program, model: nnx.Module) -> State:
 def no_sums(layers: int) -> Sums:
     """The sums before the first step of an epoch."""
     shapes = ((), (), (layers,), (layers,))
-    # An array for each: the state is donated, and no buffer can be given twice.
+    # A separate array for each: the state is donated, and no buffer can be donated twice.
     return Sums(*(jnp.zeros(shape, jnp.float32) for shape in shapes))
 
 
 def rebuild(graph: nnx.GraphDef, params: Any, others: Any) -> nnx.Module:
-    """The model of which `start` took the variables."""
+    """Rebuild the model from its graph and variables."""
     return nnx.merge(graph, nnx.State(params), nnx.State(others))
 
 
 def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:
-    """Its optimiser and schedule."""
+    """The optimiser of a recipe, with its schedule."""
     steps = recipe.epochs * steps_per_epoch
     if recipe.schedule == "cosine":
         rate = optax.cosine_decay_schedule(recipe.rate, steps)
@@ -208,7 +208,7 @@ def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransf
         rate = optax.exponential_decay(recipe.rate, every, _DROP_FACTOR, staircase=True)
     if recipe.optimizer == "adam":
         return optax.adamw(rate, b1=recipe.momentum, weight_decay=recipe.decay)
-    # As torch.optim.SGD: the decay is part of the gradient that momentum gathers.
+    # As in torch.optim.SGD: the decay is part of the gradient that momentum accumulates.
     return optax.chain(
         optax.add_decayed_weights(recipe.decay), optax.sgd(rate, recipe.momentum or None)
     )
@@ -226,13 +226,13 @@ def make_program(
     """The compiled functions for a model.
 
     Args:
-        model: any with these layers; its weights are not used.
+        model: any model with these layers; its weights are not used.
         taps: the tap names of the penalised layers.
-        recipe: its seed and its gamma are not used.
+        recipe: the recipe; its seed and its gamma are not used.
         shape: (H, W, C) of an image.
-        steps_per_epoch: whole batches in an epoch.
-        moments: mean and deviation of each channel, of values in [0, 1].
-        devices: that share each batch.
+        steps_per_epoch: number of whole batches in an epoch.
+        moments: mean and deviation of each channel, for values in [0, 1].
+        devices: devices that share each batch.
     """
     model.eval()
     eval_graph = nnx.graphdef(model)
@@ -242,7 +242,7 @@ def make_program(
     program = Program(*graphs, taps, [], recipe, steps_per_epoch, mean, deviation, devices)
     x = jax.ShapeDtypeStruct((recipe.batch, *shape), jnp.uint8)
 
-    def run(x: Array) -> None:  # a dict loses the order of the layers on its way out of a trace
+    def run(x: Array) -> None:  # a trace sorts dicts, so the order of layers is kept apart
         program.layers.extend(_outputs(nnx.clone(model), taps, program.inputs(x))[1])
 
     jax.eval_shape(run, x)
@@ -255,7 +255,7 @@ def _outputs(model: nnx.Module, taps: tuple[str, ...], x: Array) -> tuple[Array,
 
 
 def _losses(outputs: Array, y: Array) -> Array:
-    """The cross entropy of each image: of classes, or the mean over the pixels of its mask."""
+    """The cross entropy of each image: of its class, or the mean over the pixels of its mask."""
     if y.ndim == 1:
         return optax.softmax_cross_entropy_with_integer_labels(outputs, y)
     pixels = optax.sigmoid_binary_cross_entropy(outputs, y.astype(outputs.dtype))
@@ -263,7 +263,7 @@ def _losses(outputs: Array, y: Array) -> Array:
 
 
 def _augmented(kind: str, key: Array, x: Array, y: Array) -> tuple[Array, Array]:
-    """Crops of images, and of their masks likewise."""
+    """Crops of images, and the same crops of their masks."""
     if kind == "none":
         return x, y
     flip = kind == "crop and flip"
@@ -278,7 +278,7 @@ def _l1_and_zeros(features: dict[str, Array]) -> tuple[Array, Array]:
         return jnp.zeros(0, jnp.float32), jnp.zeros(0, jnp.float32)
 
     def mean(x: Array) -> Array:
-        # Image by image: so the penalty sums, and XLA does it once.
+        # Image by image: the penalty sums in the same way, so XLA computes the sum once.
         return jnp.mean(jnp.mean(x, range(1, x.ndim)))
 
     l1, zeros = zip(*((mean(jnp.abs(x)), mean((x == 0).astype(x.dtype))) for x in values))
@@ -286,7 +286,7 @@ def _l1_and_zeros(features: dict[str, Array]) -> tuple[Array, Array]:
 
 
 def _measures(x: Array) -> tuple[Array, Array, Array, Array]:
-    """mean |x|, and the measures of `metrics.sparsity`, of each image, (n,) each."""
+    """mean |x|, and the measures of `metrics.sparsity`, for each image, (n,) each."""
     l1 = jnp.mean(jnp.abs(x).reshape(len(x), -1), 1)
     return l1, *jax.vmap(lambda sample: metrics.sparsity(sample[None]))(x)
 
@@ -295,8 +295,8 @@ def devices_of(mesh: Any, batch: int) -> Devices:
     """The devices of a mesh, with axes that the compiler partitions.
 
     Raises:
-        TypeError: no mesh.
-        ValueError: a mesh without the axis "data", or devices that cannot share a batch equally.
+        TypeError: the argument is not a mesh.
+        ValueError: the mesh lacks the axis "data", or its devices cannot share a batch equally.
     """
     if mesh is None:
         return Devices()
@@ -317,7 +317,7 @@ _MASK_SCORES: dict[str, Callable[..., Array]] = {
 }
 
 
-# The scores that tables show, the first of a row first.
+# The scores that tables show; the first score of a row comes first.
 SCORES = ("accuracy", "mean_iou", "pixel_accuracy", "mean_class_precision", "mean_class_accuracy")
 
 
@@ -338,7 +338,7 @@ def _scores(program: Program, state: State, X: Array, Y: Array) -> Scores:
 
 
 def measure(program: Program, state: State, X: Array) -> dict[str, Any]:
-    """What the features of the penalised layers are over test images, a number for each layer."""
+    """The measures of the features of the penalised layers over test images, a number per layer."""
     if not program.layers:
         return {}
     features = Features(*_in_batches(program, partial(program.measure, *state[1:3], X), len(X), 1))
@@ -349,9 +349,9 @@ def measure(program: Program, state: State, X: Array) -> dict[str, Any]:
 def _in_batches(
     program: Program, call: Callable[..., Any], images: int, axis: int = 0
 ) -> Iterator[np.ndarray]:
-    """The parts that `call(first, n)` returns of n images, for all images along an axis.
+    """The parts that `call(first, n)` returns for n images, for all images along an axis.
 
-    The last batch overlaps the one before, so that one compiled program serves all.
+    The last batch overlaps the batch before, so that one compiled program serves all batches.
     """
     n, batches = min(program.recipe.batch, images), []
     for first in range(0, images, n):
@@ -362,7 +362,7 @@ def _in_batches(
 
 
 def _classified(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Accuracy, also on the first 1000 images: of CIFAR-10, those that are always exact."""
+    """Accuracy, also on the first 1000 images: in CIFAR-10, these images are always exact."""
     right = predicted == labels
     scores = {"accuracy": float(np.mean(right))}
     if len(right) > EXACT:
@@ -373,7 +373,7 @@ def _classified(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def _segmented(predicted: np.ndarray, masks: np.ndarray) -> dict[str, float]:
     """Each score as mean and deviation over images, and pooled over all pixels.
 
-    Images in which a score is 0/0 are left out of its mean, and counted.
+    The mean of a score leaves out images with the score 0/0, and the result counts these images.
     """
     scores: dict[str, float] = {}
     for name, score in _MASK_SCORES.items():

@@ -1,6 +1,6 @@
-"""What one run of an experiment depends on: its recipe and its images.
+"""Recipes, which with their images determine the runs of an experiment.
 
-Beside them stand the recipes of the papers, and the models of a recipe.
+This module also has the recipes of the papers, and the models of a recipe.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("cosine", "drops")
 AUGMENTATIONS = ("none", "crop", "crop and flip")
 TESTS = ("whole", "exact", "held-out")
-# Fields in which the rows of one experiment differ: they deviate from no recipe.
+# Fields in which the rows of one experiment differ: they count as no deviation from a recipe.
 _VARIED = ("model", "activation", "gamma", "layers", "seed")
 
 
@@ -75,15 +75,15 @@ def _as_pairs(value: Any, name: str, where: str) -> tuple[tuple[str, Any], ...]:
 
 
 def _all(kind: type, values: Any) -> bool:
-    """Whether these are a tuple of values of a kind."""
+    """Whether a value is a tuple of values of a kind."""
     return isinstance(values, tuple) and all(isinstance(value, kind) for value in values)
 
 
 class Recipe(Record):
-    """Everything that one run depends on, but for the images: equal recipes give equal weights.
+    """All settings of a run, except the images: equal recipes give equal weights.
 
     Raises:
-        TypeError, ValueError: a value outside of what is said above.
+        TypeError, ValueError: a value is outside the range stated above.
 
     Example:
         >>> from unrolled.vision.experiments import Recipe
@@ -152,19 +152,19 @@ class Recipe(Record):
 
     @property
     def name(self) -> str:
-        """A readable part of the name of its row."""
+        """The readable part of the name of its row."""
         return (
             f"{self.data}-{self.model}-{self.activation}-gamma{self.gamma:g}-seed{self.seed}-"
             f"epochs{self.epochs}"
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold."""
+        """The fields in a form that JSON can hold."""
         return to_plain(self)
 
     def row_name(self, images: str) -> str:
-        """The name of the row of this recipe on images with that digest."""
-        # Without defaults: an option that is added later renames no row.
+        """The name of the row of this recipe on images with the given digest."""
+        # Without defaults: adding an option later renames no row.
         text = json.dumps([changed(self), images], sort_keys=True)
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
@@ -174,10 +174,10 @@ Build = Callable[[Recipe, tuple[int, ...], int, nnx.Rngs], Any]
 
 
 def from_dict(fields: dict[str, Any]) -> Recipe:
-    """The recipe of which `to_dict` gave the fields.
+    """The inverse of `Recipe.to_dict`.
 
     Raises:
-        TypeError, ValueError: not such fields.
+        TypeError, ValueError: the fields are not fields of a recipe.
     """
     options = {name: from_plain(value, name, "Recipe") for name, value in fields.items()}
     return Recipe(**Recipe.absent() | options)
@@ -222,7 +222,7 @@ _CIFAR10 = dataclasses.replace(
 def paper_recipe(task: str, data: str) -> Recipe:
     """The recipe of the paper for a task: Section 4, or Sulam, Aberdam, Beck, Elad (2020).
 
-    Of ML-CSC there is one for CIFAR-10 and one for MNIST, which is that of all other data.
+    ML-CSC has one recipe for CIFAR-10, and one for MNIST, which serves all other data.
 
     Example:
         >>> from unrolled.vision.experiments import paper_recipe
@@ -238,10 +238,10 @@ def paper_recipe(task: str, data: str) -> Recipe:
 
 @checked
 def deviations(recipe: Recipe, paper: Recipe) -> list[str]:
-    """What of a recipe differs from that of the paper, in words; empty if nothing does.
+    """The deviations of a recipe from the recipe of the paper, in words; empty if there are none.
 
-    What the rows of one experiment compare (model, activation, gamma, seed, layers) deviates from
-    nothing.
+    The fields that the rows of one experiment compare (model, activation, gamma, seed, layers) do
+    not count as deviations.
 
     Example:
         >>> from unrolled.vision.experiments import Recipe, deviations, paper_recipe
@@ -265,11 +265,11 @@ def _shown(recipe: Recipe) -> dict[str, Any]:
 
 
 def build_model(recipe: Recipe, shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
-    """The model of a recipe for images of a shape (H, W, C); 0 classes are masks.
+    """The model of a recipe for images of shape (H, W, C); 0 classes mean masks.
 
     Raises:
-        ValueError: an unknown model, one of another task, options that it does not have, or images
-            that it does not take.
+        ValueError: the model is unknown or of another task, lacks an option of the recipe, or does
+            not take these images.
     """
     _check_fits(recipe, shape, classes)
     name, options = recipe.model, dict(recipe.options)
@@ -320,7 +320,7 @@ def _check_fits(recipe: Recipe, shape: tuple[int, ...], classes: int) -> None:
 
 @checked
 def task_of(model: str) -> str:
-    """The task of a model by its name; those of users are taken to classify.
+    """The task of a model by its name; models of users count as classifiers.
 
     Example:
         >>> from unrolled.vision.experiments import task_of
@@ -334,10 +334,10 @@ def task_of(model: str) -> str:
 
 @checked
 def options_of(model: str) -> tuple[str, ...]:
-    """The names of the options of a model, as `Recipe.options` has them.
+    """The names of the options of a model, as in `Recipe.options`.
 
     Raises:
-        ValueError: an unknown model.
+        ValueError: the model is unknown.
 
     Example:
         >>> from unrolled.vision.experiments import options_of
@@ -352,10 +352,10 @@ def options_of(model: str) -> tuple[str, ...]:
 
 
 def penalised(recipe: Recipe, model: nnx.Module) -> tuple[str, ...]:
-    """The tap names of the layers that a recipe penalises, and that its curve follows.
+    """The tap names of the layers that a recipe penalises and that its curve follows.
 
     Raises:
-        ValueError: a name that does not exist, or no names for a model that has none of its own.
+        ValueError: a name does not exist, or there are no names and the model has no default names.
     """
     layers = recipe.layers
     if layers is None:
@@ -384,11 +384,11 @@ def grid(
     seeds: Sequence[int],
     epochs: Sequence[int],
 ) -> list[Recipe]:
-    """The recipes of all combinations; all of one seed come before the next seed.
+    """The recipes of all combinations; all recipes of one seed come before the next seed.
 
     Raises:
-        TypeError: a single name in place of a list.
-        ValueError: as of a `Recipe`.
+        TypeError: a single name is given instead of a list.
+        ValueError: as for a `Recipe`.
 
     Example:
         >>> from unrolled.vision.experiments import grid, paper_recipe
@@ -403,28 +403,28 @@ def grid(
     return [dataclasses.replace(recipe, **change) for change in changes]
 
 
-EXACT = 1000  # test records of CIFAR-10 that are exact where the others come from JPEG
+EXACT = 1000  # test records of CIFAR-10 that are exact even if the rest comes from JPEG
 _DIGITS_SIDE, _MASKS_SIDE = 32, 128
 _FOLDERS = {"ecssd": "ECSSD", "duts": "DUTS", "dut-omron": "DUT-OMRON"}
 
 
 @checked
 def load(name: str, root: str | Path | None = None, *, side: int | None = None) -> Images:
-    """The images of a data set by its name, as an experiment takes them.
+    """The images of a data set by its name, in the form that an experiment takes.
 
-    A set of pictures with masks has no classes, and masks (N, H, W) in the place of labels.
+    A set of pictures with masks has no classes, and has masks (N, H, W) instead of labels.
 
     Args:
-        name: "cifar10", "mnist", "digits" (of scikit-learn), "shapes" (made here, see `shapes`), or
-            a folder below `root` with pictures and masks: "ecssd", "duts", or its own name; or with
-            folders of classes, see `datasets.class_folders`.
-        root: where data lie; None for UNROLLED_DATA.
+        name: "cifar10", "mnist", "digits" (of scikit-learn), "shapes" (synthetic, see `shapes`), or
+            a folder below `root`: with pictures and masks ("ecssd", "duts", or another name), or
+            with folders of classes, see `datasets.class_folders`.
+        root: folder of the data; None for UNROLLED_DATA.
         side: digits are enlarged and framed by zeros to side x side (default 32); pictures of
-            classes are resized to side x side (default 32), those with masks are made or resized to
-            it (default 128).
+            classes are resized to side x side (default 32); pictures with masks are made with, or
+            resized to, side x side (default 128).
 
     Raises:
-        FileNotFoundError, ValueError: as in the readers of `datasets`; a side below 1, or below 8
+        FileNotFoundError, ValueError: as in the readers of `datasets`; side is below 1, or below 8
             for digits.
 
     Example:
@@ -465,10 +465,10 @@ def _enlarged(images: Images, side: int) -> Images:
 
 
 def split_images(images: Images, test: str) -> Images:
-    """The images with the test set of that name: "whole", "exact" or "held-out".
+    """The images with the test set of a given name: "whole", "exact" or "held-out".
 
     Raises:
-        ValueError: "exact" of another set than CIFAR-10, or no fifth to hold out.
+        ValueError: "exact" is asked of another set than CIFAR-10, or a fifth cannot be held out.
     """
     if test == "exact":
         if images.name != "cifar10":
@@ -514,7 +514,7 @@ def check_images(images: Images, recipe: Recipe) -> None:
             f"{where}: a batch of {recipe.batch} is larger than its {len(labels)} training "
             "pictures; try a smaller batch"
         )
-    if recipe.data != (name := Path(images.name).name):  # a folder may be given by its path
+    if recipe.data != (name := Path(images.name).name):  # the name of a folder may be its path
         raise ValueError(
             f"{where}: the recipe has data={recipe.data!r}; expected the name of the images, try "
             f"data={name!r}"
@@ -537,14 +537,14 @@ def _check_truth(X: np.ndarray, truth: np.ndarray, classes: int, where: str) -> 
 
 
 def digest_of(images: Images) -> str:
-    """The sha256 of pictures and labels, shortened: rows on other images are other rows."""
+    """The sha256 of pictures and labels, shortened: other images give other rows."""
     parts = (*images.train, *images.test)
     hashes = "".join(hashlib.sha256(part.tobytes()).hexdigest() for part in parts)
     return hashlib.sha256(hashes.encode()).hexdigest()[:16]
 
 
 def moments_of(X: np.ndarray, recipe: Recipe) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel, of values in [0, 1]; 0 and 1 if not to standardize."""
+    """Mean and deviation of each channel, for values in [0, 1]; 0 and 1 if not standardized."""
     if not recipe.standardize:
         return (0.0,), (1.0,)
     counts = np.stack([np.bincount(x.ravel(), minlength=256) for x in np.moveaxis(X, 3, 0)])

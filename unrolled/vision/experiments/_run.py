@@ -1,6 +1,6 @@
-"""Runs: a model trained by a recipe, saved as it goes, and a row of results at its end.
+"""Runs: a recipe trains a model, which is saved meanwhile, and a row of results ends the run.
 
-The folder of an experiment has the rows, and beside them what some rows keep.
+The folder of an experiment holds the rows, and files that some rows keep.
 """
 
 import dataclasses
@@ -40,11 +40,11 @@ _KEYS = (
 
 
 def open_folder(folder: str | Path) -> Path:
-    """The folder of an experiment, made if it is not there.
+    """The folder of an experiment, made if it does not exist.
 
     Raises:
-        NotADirectoryError: a file has that name.
-        ValueError: it is not empty, and holds no experiment.
+        NotADirectoryError: a file has this name.
+        ValueError: the folder is not empty, and holds no experiment.
     """
     folder = Path(folder).absolute()
     if folder.exists() and not folder.is_dir():
@@ -60,13 +60,13 @@ def open_folder(folder: str | Path) -> Path:
 
 @contextmanager
 def opened(folder: str | Path) -> Iterator[Path]:
-    """`open_folder` for a block; a folder that was not there is gone again if the block refuses."""
+    """`open_folder` for a block; if the block refuses, a folder that is new is removed."""
     made = not Path(folder).exists()
     folder = open_folder(folder)
     try:
         yield folder
     except (ValueError, TypeError):
-        with suppress(OSError):  # it holds something
+        with suppress(OSError):  # the folder is not empty
             for part in (*_PARTS, "") if made else ():
                 (folder / part).rmdir()
         raise
@@ -79,10 +79,10 @@ def write_row(folder: Path, name: str, row: dict[str, Any]) -> None:
 
 
 def read_row(folder: Path, name: str) -> dict[str, Any] | None:
-    """The row of that name; None if there is none.
+    """The row with a given name; None if there is no such row.
 
     Raises:
-        CheckpointError: its file is not one, or has changed since it was written.
+        CheckpointError: its file is not a row, or has changed since it was written.
     """
     path = Path(folder) / ROWS / f"{name}.json"
     return _read(path) if path.is_file() else None
@@ -90,11 +90,11 @@ def read_row(folder: Path, name: str) -> dict[str, Any] | None:
 
 @checked
 def read_rows(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """All rows by their names, in the order of these.
+    """All rows by their names, in the order of the names.
 
     Raises:
-        FileNotFoundError: no experiment.
-        CheckpointError: a file that is no row, or has changed since it was written.
+        FileNotFoundError: the folder holds no experiment.
+        CheckpointError: a file is not a row, or has changed since it was written.
 
     Example:
         >>> import pathlib, tempfile
@@ -124,16 +124,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def write_pictures(folder: Path, name: str, pictures: dict[str, np.ndarray]) -> None:
-    """Keep pictures and masks beside a row."""
+    """Keep pictures and masks of a row."""
     save_tree(folder / PICTURES / f"{name}.npz", pictures)
 
 
 @checked
 def read_pictures(folder: str | Path, name: str) -> dict[str, np.ndarray] | None:
-    """The pictures X, and masks `truth` and `predicted`, of a row; None if it has none.
+    """The pictures X, and masks `truth` and `predicted`, of a row; None if the row has no masks.
 
     Raises:
-        CheckpointError: their file is damaged.
+        CheckpointError: the file of the masks is damaged.
 
     Example:
         >>> ur.vision.experiments.read_pictures("an-experiment", "a-row") is None
@@ -155,18 +155,18 @@ def read_pictures(folder: str | Path, name: str) -> dict[str, np.ndarray] | None
 
 @contextmanager
 def claimed(folder: Path, name: str) -> Iterator[bool]:
-    """Whether this process alone runs a row meanwhile: it is locked until the block ends.
+    """Lock a row for a block, and say whether this process alone runs it.
 
-    The lock of a process that was killed ends with it.
+    If a process is killed, its lock ends.
     """
     with files.claimed(folder / STATES / f"{name}.lock") as holder:
         yield holder is None
 
 
-_CHUNK_SECONDS = 1.0  # between two looks at the clock and at signals
-_SAVE_SECONDS = 30.0  # the most that a kill can lose, but for one chunk
-_PICTURES = 6  # with predicted masks that a row keeps
-_FIRST_STEPS = 5  # of the first chunk, by which the speed of the others is known
+_CHUNK_SECONDS = 1.0  # seconds between two checks of the clock and of signals
+_SAVE_SECONDS = 30.0  # seconds that a kill can lose at most, plus one chunk
+_PICTURES = 6  # pictures with predicted masks that a row keeps
+_FIRST_STEPS = 5  # steps of the first chunk, which measures the speed for the next chunks
 
 # progress(name of the row, steps done, all steps, text)
 Progress = Callable[[str, int, int, str], None]
@@ -174,21 +174,21 @@ Progress = Callable[[str, int, int, str], None]
 
 @dataclasses.dataclass
 class Job:
-    """A run in progress, for `drive` of training: an epoch ends in an evaluation."""
+    """A run in progress, for `drive` of training: each epoch ends with an evaluation."""
 
     recipe: Recipe
     images: Images
-    path: Path  # where its state is saved
+    path: Path  # file of its saved state
     name: str
     program: _program.Program
     state: _program.State
     curve: list[dict[str, Any]]
-    seconds: float  # of all processes that worked on it
+    seconds: float  # seconds of all processes that worked on it
     devices: _program.Devices
     until: float
     caught: list[int]  # signals that ask the run to stop
     progress: Progress | None
-    pace: float = math.inf  # seconds of a step
+    pace: float = math.inf  # seconds per step
 
     def __post_init__(self):
         self.key = _program.key_of(self.recipe)
@@ -201,16 +201,16 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """All epochs are done, or the loss is no number."""
+        """Whether all epochs are done or the loss is not finite."""
         return len(self.curve) == self.recipe.epochs or self.diverged
 
     @property
     def diverged(self) -> bool:
-        """The loss of the last epoch is no number."""
+        """Whether the loss of the last epoch is not finite."""
         return bool(self.curve) and not math.isfinite(self.curve[-1]["train"]["loss"])
 
     def next_end(self) -> int | None:
-        """The end of the epoch, whose batches are drawn."""
+        """Draw the batches of the next epoch; return its last step, or None at the end."""
         if self.finished or time.monotonic() >= self.until:
             return None
         epoch, steps = len(self.curve), self.program.steps_per_epoch
@@ -226,7 +226,7 @@ class Job:
         self.step += 1
 
     def pause(self) -> None:
-        """After a chunk of about a second, tell how far it is, and save if it is time.
+        """After a chunk of about a second, report the progress, and save if a save is due.
 
         Raises:
             KeyboardInterrupt, SystemExit: a signal was caught; the state has been saved.
@@ -238,7 +238,7 @@ class Job:
             self._begin_chunk()
 
     def evaluate(self) -> None:
-        """Add a line to the curve; then as between two chunks."""
+        """Add a line to the curve; then act as between two chunks."""
         self._end_chunk()
         began = time.monotonic()
         sums = jax.device_get(self.state.sums)
@@ -254,7 +254,7 @@ class Job:
         self.first, self.began = self.step, time.monotonic()
 
     def _end_chunk(self) -> None:
-        """Wait for its steps, and count their time."""
+        """Wait for the steps of the run, and count their time."""
         jax.block_until_ready(self.state.step)
         passed = time.monotonic() - self.began
         self.seconds, self.pace = self.seconds + passed, passed / (self.step - self.first)
@@ -277,7 +277,7 @@ class Job:
         self.saved = time.monotonic()
 
     def finish(self, folder: Path, keep_weights: bool) -> dict[str, Any]:
-        """Write the row, and what stays with it; the saved state goes."""
+        """Write the row, and the files that stay with it; remove the saved state."""
         (X, _), (X_test, _) = self.images.train, self.images.test
         row = {
             "recipe": self.recipe.to_dict(),
@@ -332,7 +332,7 @@ def _last_line(curve: list[dict[str, Any]]) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """The versions and the device that a row depends on."""
+    """The versions and the device that determine a row."""
     device = jax.devices()[0]
     others = ("jax", "jaxlib", "flax", "optax", "numpy")
     return {
@@ -343,14 +343,14 @@ def _environment() -> dict[str, str]:
 
 
 class Sweep(NamedTuple):
-    """What became of the runs of a grid."""
+    """The outcome of the runs of a grid."""
 
-    rows: dict[str, dict[str, Any]]  # by name: those that are finished, old and new
-    open: list[str]  # stopped by the budget, or not begun
-    busy: list[str]  # in the hands of other processes
+    rows: dict[str, dict[str, Any]]  # by name: the finished rows, old and new
+    open: list[str]  # recipes stopped by the budget, or not started
+    busy: list[str]  # recipes that other processes run
 
     def __repr__(self) -> str:
-        """The scores, as they fit on a screen, and what is not finished."""
+        """The scores, cut to the size of a screen, and the unfinished runs."""
         scores = self.table().splitlines() if self.rows else []
         left = f"{len(self.rows)} runs finished, {len(self.open)} open, {len(self.busy)} elsewhere"
         return text.screen([left, *scores])
@@ -361,10 +361,10 @@ class Sweep(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a run: its name, and its row where it is finished."""
+    """The outcome of a run: its name, and its row if the run is finished."""
 
-    name: str  # of the row
-    row: Any  # its record, a dict; None until it is finished
+    name: str  # name of the row
+    row: Any  # the record of the row, a dict; None until the run is finished
     busy: bool = False  # another process runs it
 
 
@@ -382,29 +382,29 @@ def run(
 ) -> Outcome:
     """Train and test one model by a recipe, and add its row to the folder of an experiment.
 
-    A row that exists is returned at once. A run that was stopped or killed continues from its last
-    saved step, with the same result as one that was not, bit for bit on the same device. It
-    computes in float32, also where JAX makes float64 by default.
+    If the row exists, `run` returns it at once. If a run was stopped or killed, the call continues
+    from its last saved step, with the same result as an uninterrupted run, bit for bit on the same
+    device. A run computes in float32, even if JAX makes float64 by default.
 
     Args:
-        recipe: of the run.
-        images: with their whole test set, from `load`.
-        folder: of the experiment.
-        build: makes the model; your own for your own model. It is not in the name of the row: where
-            you change your model, give `recipe.model` another name.
+        recipe: recipe of the run.
+        images: images from `load`, with their whole test set.
+        folder: folder of the experiment.
+        build: function that returns the model; pass your own function for your own model. The name
+            of the row does not depend on it: if you change your model, change `recipe.model`.
         until: time (`time.monotonic`) at which the run stops at the end of its epoch.
-        keep_weights: whether the weights stay in the folder, for `restore`.
-        progress: called about once a second.
-        mesh: devices that share each batch, by its axis "data"; the weights are on all of them. The
-            result is that of one device but for rounding, and a saved run continues on another
-            number of them; the row says on how many it ended.
+        keep_weights: if True, the weights stay in the folder, for `restore`.
+        progress: function called about once a second.
+        mesh: devices that share each batch, by the axis "data"; the weights are on all devices. The
+            result equals the result of one device up to rounding, and a saved run can continue on
+            another number of devices; the row says on how many devices the run ended.
 
     Raises:
-        TypeError: a mesh that is none.
-        ValueError: devices that cannot share a batch equally; images that the recipe or the model
-            does not fit, or with the bytes of those of a row but other shapes or classes.
-        CheckpointError: a saved state that is damaged.
-        KeyboardInterrupt, SystemExit: by SIGINT or SIGTERM, after the step has been saved.
+        TypeError: mesh is not a mesh.
+        ValueError: devices cannot share a batch equally; images do not fit the recipe or the model,
+            or have the bytes of the images of a row but other shapes or classes.
+        CheckpointError: a saved state is damaged.
+        KeyboardInterrupt, SystemExit: SIGINT or SIGTERM arrived; the last step has been saved.
 
     Example:
         >>> import tempfile
@@ -437,9 +437,9 @@ def run(
         with claimed(folder, name) as mine, deferred() as caught:
             if not mine:
                 return Outcome(name, None, busy=True)
-            if row := _finished(folder, name, chosen):  # finished meanwhile
+            if row := _finished(folder, name, chosen):  # another process has finished it
                 return Outcome(name, row)
-            if time.monotonic() >= until:  # nothing is made, nor saved, of what is not begun
+            if time.monotonic() >= until:  # for an unstarted run, nothing is created or saved
                 return Outcome(name, None)
             options: dict[str, Any] = dict(until=until, caught=caught, progress=progress)
             job = _opened(recipe, chosen, folder, name, build, devices, **options)
@@ -451,10 +451,10 @@ def run(
 
 
 def _finished(folder: Path, name: str, images: Images) -> dict[str, Any] | None:
-    """The row of that name, if there is one.
+    """The row with a given name, if there is one.
 
     Raises:
-        ValueError: it is of images with the same bytes, but other shapes or classes.
+        ValueError: the row is about images with the same bytes, but other shapes or classes.
     """
     row = read_row(folder, name)
     expected = dict(shape=[*images.train[0].shape[1:]], classes=len(images.classes))
@@ -476,7 +476,7 @@ def _opened(
     devices: _program.Devices,
     **options: Any,
 ) -> Job:
-    """The run where it was saved last, or at its start."""
+    """The run at its last saved step, or at its start."""
     X = images.train[0]
     model = build(recipe, X.shape[1:], len(images.classes), _rngs(recipe))
     _recipe.penalised(recipe, model)  # refuses a gamma without layers
@@ -526,10 +526,10 @@ def sweep(
 
     Args:
         recipes, images, folder, build, keep_weights, progress, mesh: as in `run`.
-        minutes: the budget. At its end the run in progress stops after its epoch, and is saved.
+        minutes: time budget. When it is spent, the current run stops after its epoch, and is saved.
 
     Raises:
-        ValueError: a budget that is not positive; else as in `run`.
+        ValueError: minutes is not positive; else as in `run`.
 
     Example:
         >>> import tempfile
@@ -545,7 +545,7 @@ def sweep(
     for i, recipe in enumerate(recipes, start=1):
         placed = _placed(progress, f"{i} of {len(recipes)}: ")
         outcomes.append(run(recipe, images, folder, progress=placed, **options))
-    # Other processes have finished some of theirs meanwhile.
+    # Other processes may have finished some of their runs since.
     records = {name: row or read_row(Path(folder), name) for name, row, _ in outcomes}
     rows = {name: row for name, row in records.items() if row}
     return Sweep(
@@ -556,7 +556,7 @@ def sweep(
 
 
 def _placed(progress: Progress | None, place: str) -> Progress | None:
-    """The progress of a run that is one of many."""
+    """The progress function of a run that is one of many."""
     if progress is None:
         return None
 

@@ -18,11 +18,11 @@ from unrolled.vision.experiments._recipe import ML_CSC, Recipe, from_dict
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# A network has learned if this share of what guessing gets wrong is right: 20 % of ten classes.
+# A network has learned if this share of the errors of guessing is right: 20 % for ten classes.
 _LEARNED = 1 / 9
 _PERCENT = 100
 _NAMED = ("model", "activation", "gamma", "seed")  # fields of a recipe that need no column
-_ENTRIES = "recipe images layers scores features status"  # what a table reads
+_ENTRIES = "recipe images layers scores features status"  # fields that a table reads
 
 
 class Interval(NamedTuple):
@@ -40,16 +40,17 @@ class Interval(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """The runs of one recipe, by seed, and their differences from those of its baseline.
+    """The runs of one recipe, by seed, and their differences from the runs of the baseline.
 
     Attributes:
-        recipe: with the seed of the first run.
-        baseline: the recipe compared with: gamma = 0, or of ML-CSC the plain CNN; None if there is
-            none in the rows.
-        scores: by name.
-        differences: score minus that of the baseline of the same seed, over the common seeds.
+        recipe: the recipe, with the seed of the first run.
+        baseline: the recipe of the comparison: gamma = 0, or for ML-CSC the plain CNN; None if the
+            rows do not have it.
+        scores: scores by name.
+        differences: score minus the score of the baseline with the same seed, over the common
+            seeds.
         features: measures of each penalised layer, means over the seeds that did not diverge.
-        feature_differences: of those, layer by layer, as `differences`.
+        feature_differences: differences of these measures, layer by layer, as `differences`.
         failed: seeds that diverged or stayed near chance; they count in all means of scores.
     """
 
@@ -67,7 +68,7 @@ def interval(values: Iterable[float]) -> Interval:
     """Mean and 95 % t interval.
 
     Raises:
-        ValueError: no values.
+        ValueError: there are no values.
 
     Example:
         >>> from unrolled.vision.experiments import interval
@@ -90,16 +91,17 @@ def interval(values: Iterable[float]) -> Interval:
 def holm(intervals: Sequence[Interval], level: float = 0.05) -> list[Interval]:
     """The intervals with the widths of Holm's procedure, in their order.
 
-    The k-th most significant of n has level / (n + 1 - k), until one contains 0; all after it have
-    the level of that one. Where the true mean is 0 throughout, the probability that any of them
-    excludes 0 is at most `level`. Intervals of one seed are left as they are, and do not count.
+    The k-th most significant of n intervals has level / (n + 1 - k), until one contains 0; all
+    later intervals have the level of this interval. If the true mean is 0 throughout, the
+    probability that any interval excludes 0 is at most `level`. Intervals of one seed stay
+    unchanged, and do not count.
 
     Raises:
-        ValueError: a level outside of (0, 1).
+        ValueError: level is outside of (0, 1).
 
     Reference: Holm (1979).
 
-    Not claimed: that all intervals hold their means at once.
+    Not claimed: that all intervals contain their means at once.
 
     Example:
         >>> from unrolled.vision.experiments import holm, interval
@@ -125,7 +127,7 @@ def holm(intervals: Sequence[Interval], level: float = 0.05) -> list[Interval]:
 
 
 def _p_value(difference: Interval) -> float:
-    """Of the t test that the mean is 0."""
+    """The p-value of the t test of the hypothesis that the mean is 0."""
     from scipy import stats
 
     error = difference.half / stats.t.ppf(0.975, difference.n - 1)
@@ -141,7 +143,7 @@ def summarize(rows: Mapping[str, dict[str, Any]]) -> list[Cell]:
         rows: as `read_rows` returns them.
 
     Raises:
-        TypeError: they are no mapping of names to rows.
+        TypeError: rows are not a mapping of names to rows.
         ValueError: a row lacks an entry that the table reads.
 
     Example:
@@ -239,14 +241,14 @@ def _features(runs: dict[int, dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def _measured(row: dict[str, Any]) -> bool:
-    """Whether it follows layers whose features are numbers."""
+    """Whether a row follows layers whose features are numbers."""
     return bool(row["features"]) and row["status"] == "complete"
 
 
 def _feature_differences(
     pairs: list[tuple[dict[str, Any], dict[str, Any]]],
 ) -> dict[str, list[Interval]]:
-    """Of rows less their baselines, where both follow the same layers."""
+    """Measures of rows minus their baselines, if both follow the same layers."""
     both = [
         (a["features"], b["features"])
         for a, b in pairs
@@ -263,13 +265,13 @@ def scores_table(cells: Sequence[Cell], form: str = "markdown") -> Any:
     """Scores and paired differences, in percent and points.
 
     Args:
-        cells: from `summarize`.
+        cells: cells from `summarize`.
         form: "markdown", "latex" (with the rules of booktabs), "csv", or "records", a list of dicts
-            that `pandas.DataFrame` takes. The last two hold shares, not percent, and halves of the
+            that `pandas.DataFrame` takes. "csv" and "records" hold shares, not percent, and half
             widths of 95 % intervals.
 
     Raises:
-        ValueError: another form, or no cells.
+        ValueError: form is unknown, or there are no cells.
 
     Example:
         >>> ur.vision.experiments.scores_table([])
@@ -316,7 +318,7 @@ def scores_table(cells: Sequence[Cell], form: str = "markdown") -> Any:
 
 
 def _varied(cells: Sequence[Cell]) -> list[str]:
-    """What tells recipes apart beside model, activation and gamma, which each table has."""
+    """Fields in which recipes differ, in addition to model, activation and gamma in each table."""
     names = [f.name for f in dataclasses.fields(Recipe) if f.name not in _NAMED]
     return [n for n in names if len({str(getattr(cell.recipe, n)) for cell in cells}) > 1]
 
@@ -365,10 +367,10 @@ Rows = Sequence[dict[str, Any]]
 def scores_by_activation(rows: Rows) -> "Figure":
     """The first score of all runs as points, with mean and 95 % interval, by activation and gamma.
 
-    Models take the place of activations where all rows have one activation.
+    If all rows have one activation, models replace the activations.
 
     Raises:
-        ValueError: no rows, or rows of several tasks.
+        ValueError: there are no rows, or rows of several tasks.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -457,10 +459,10 @@ def predicted_masks(pictures: Mapping[str, np.ndarray], titles: Sequence[str]) -
 
     Args:
         pictures: X (n, H, W, 3), truth (n, H, W), and predicted masks by title.
-        titles: those of the predicted masks, in order.
+        titles: titles of the predicted masks, in order.
 
     Raises:
-        ValueError: no pictures, or none of a title.
+        ValueError: there are no pictures, or a title has no masks.
 
     Example:
         >>> masks = np.zeros((2, 8, 8), bool)
@@ -518,7 +520,7 @@ def _over_epochs(rows: Rows, value: Any, ylabel: str, log: bool = False) -> "Fig
 
 
 def _values(rows: Rows, field: str) -> list[Any]:
-    """What a field of the recipes has, in order."""
+    """The values of a field of the recipes, in order."""
     values = dict.fromkeys(row["recipe"][field] for row in rows)
     return sorted(values) if field == "gamma" else list(values)
 

@@ -227,7 +227,7 @@ def drawn(rngs: nnx.Rngs, shape: tuple[int, ...], inputs: int) -> nnx.Param:
 
 
 class Convolution(nnx.Module):
-    """Convolution of stride 1 with padding: kernel (3, 3, inputs, outputs), bias (outputs,) or None."""
+    """Padded convolution of stride 1: kernel (3, 3, inputs, outputs), bias (outputs,) or None."""
 
     padding = "SAME"
 
