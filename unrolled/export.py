@@ -1,4 +1,4 @@
-"""A solver in one file that runs without this library: a program with weights and dictionary."""
+"""A solver in one file that runs without this library: its program, with weights and dictionary."""
 
 import hashlib
 import io

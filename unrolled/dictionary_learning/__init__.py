@@ -1,4 +1,4 @@
-"""Dictionary learning: a dictionary D, and codes, from signals alone.
+"""Dictionary learning: D, and codes, from signals alone.
 
 Signals are rows and atoms are columns: Y is nearly X D'. Every function returns a `Learned`; the
 pursuits, the layers and the theory take its D.

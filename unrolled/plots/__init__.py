@@ -1,4 +1,4 @@
-"""Figures from arrays; matplotlib is imported when a figure is drawn.
+"""Figures from arrays; matplotlib is imported when one is drawn.
 
 No two curves of a figure share colour, dashes and marker, and a method has the same look in every
 figure. A figure marks values outside the axes at the border and names them below the border, and
