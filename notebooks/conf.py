@@ -33,7 +33,6 @@ project, version = "unrolled", unrolled.__version__
 html_title = f"unrolled {version}"
 extensions = [
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",  # Args, Returns, Raises
     "sphinx_codeautolink",  # names in code become links
     "sphinx_copybutton",
@@ -46,7 +45,6 @@ myst_heading_anchors = 3
 suppress_warnings = ["codeautolink.match_block", "codeautolink.parse_block"]  # shell, and excerpts
 
 default_role = "py:obj"  # `fit` in a docstring is a link to it
-autosummary_generate = False
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 maximum_signature_line_length = 80
@@ -111,7 +109,7 @@ codeautolink_inventory_map = {
 
 
 def write_reference(app):
-    """One page for every module: what one calls, what it is made of, then each of them in full."""
+    """One page for every module: tables of its names, then each name in full, if not elsewhere."""
     (HERE / "api").mkdir(exist_ok=True)
     for module in MODULES:
         own = [
@@ -119,39 +117,102 @@ def write_reference(app):
             for n in public(sys.modules[module])
             if PLACES[id(NAMES[f"{module}.{n}"])] == f"{module}.{n}"
         ]
-        types = [n for n in own if inspect.isclass(NAMES[f"{module}.{n}"]) and not n.islower()]
+        short, groups = module.removeprefix("unrolled."), list(grouped(module, own))
+        page = [f".. automodule:: {module}", "   :no-members:", ""]
+        for title, _, names in groups:
+            page += [f".. rubric:: {prose(title)}", ""] if title else []
+            page += table(module, names)
+        if pages := [f"{short}.{page}" for _, page, _ in groups if page]:
+            page += [".. toctree::", "   :hidden:", "", *(f"   {name}" for name in pages), ""]
+            for title, end, names in groups:
+                write_page(f"{short}.{end}", title, in_full(module, names))
+        else:
+            page += in_full(module, own)
+        write_page(short, f"`{module}`", page)
+
+
+def write_page(name, title, lines):
+    text = [f"# {title}", "", "```{eval-rst}", *lines, "```", ""]
+    (HERE / "api" / f"{name}.md").write_text("\n".join(text))
+
+
+# Files of `pursuit` and `theory` in the order of reading; other files follow.
+ORDER = (
+    *("lasso", "lasso_batch", "omp", "basis_pursuit", "ista", "layered", "multilayer"),
+    *("coherence", "generalized", "schedules", "convergence", "uniqueness", "stability"),
+    *("certificates", "codes", "signals"),
+)
+
+
+def grouped(module, own):
+    """The names of a module in groups: a title, the end of the name of a page or "", and names."""
+    if module == "unrolled.layers":
+        families = [name for name in own if is_family(NAMES[f"{module}.{name}"])]
+        yield "Families", "families", families
+        yield "To write your own", "own", [name for name in own if name not in families]
+    elif module in ("unrolled.pursuit", "unrolled.theory"):
+        files = [file for name, file in [*sys.modules.items()] if name.startswith(f"{module}._")]
+        names = {file: [name for name in own if name in file.__all__] for file in files}
+        ends = {file.__name__.rpartition("._")[2]: file for file in files if names[file]}
+        for end in sorted(ends, key=lambda end: (*ORDER, end).index(end)):
+            title = " ".join(ends[end].__doc__.partition("\n\n")[0].split()).rstrip(".")
+            yield title, end, names[ends[end]]
+    else:
+        values = {name: NAMES[f"{module}.{name}"] for name in own}
+        types = [n for n in own if inspect.isclass(values[n]) and not n.islower()]
         calls = [n for n in own if n not in types and not n.isupper()]
-        page = [
-            f"# `{module}`",
-            "",
-            "```{eval-rst}",
-            f".. automodule:: {module}",
-            "   :no-members:",
-            "",
-        ]
-        for title, group in ("", calls), ("Types", types):
-            page += [f".. rubric:: {title}", ""] if title and group else []
-            table = [".. autosummary::", "   :nosignatures:", "", *(f"   {n}" for n in group), ""]
-            page += table if group else []
-        for name in own:
-            page += entry(module, name)
-        path = HERE / "api" / f"{module.removeprefix('unrolled.')}.md"
-        path.write_text("\n".join([*page, "```", ""]))
+        yield "", "", calls
+        yield "Types" if calls and types else "", "", types
 
 
-def entry(module, name):
-    """The directive that documents one name."""
-    value = NAMES[f"{module}.{name}"]
-    if inspect.isclass(value):
-        return [f".. autoclass:: {module}.{name}", "   :members:", "   :undoc-members:", ""]
-    if inspect.isroutine(value) or hasattr(value, "__wrapped__"):
-        return [f".. autofunction:: {module}.{name}", ""]
+def is_family(value):
+    base = unrolled.layers.Layer
+    return inspect.isclass(value) and issubclass(value, base) and value.__name__.islower()
+
+
+def table(module, names):
+    """The names with the first sentences of their docstrings."""
+    lines = [".. list-table::", "   :class: autosummary", ""]
+    for name in names:
+        value = NAMES[f"{module}.{name}"]
+        said = value.__doc__ if is_documented(value) else comment(module, name)
+        first = prose(" ".join(said.partition("\n\n")[0].split())).rstrip(".")
+        lines += [f"   * - :py:obj:`{name} <{module}.{name}>`", f"     - {first}."]
+    return [*lines, ""] if names else []
+
+
+def in_full(module, names):
+    """The directives that document some names."""
+    lines = []
+    for name in names:
+        value, full = NAMES[f"{module}.{name}"], f"{module}.{name}"
+        if is_family(value):  # whose methods are those of `Layer`
+            lines += [f".. autoclass:: {full}", ""]
+        elif inspect.isclass(value):
+            lines += [f".. autoclass:: {full}", "   :members:", "   :undoc-members:", ""]
+        elif is_documented(value):
+            lines += [f".. autofunction:: {full}", ""]
+        else:
+            lines += [f".. py:data:: {full}", "", f"   {comment(module, name)}", ""]
+    return lines
+
+
+def is_documented(value):
+    """Whether the docstring of a value speaks of the value, and not of its type."""
+    return inspect.isclass(value) or inspect.isroutine(value) or hasattr(value, "__wrapped__")
+
+
+def comment(module, name):
+    """The comment above or behind the definition of a constant or an alias, else its kind."""
     folder = Path(sys.modules[module].__file__)
     files = folder.parent.glob("*.py") if folder.stem == "__init__" else [folder]
     source = "".join(path.read_text() for path in sorted(files))
     said = re.search(rf"((?:^# .*\n)*)^{name}\b[^#\n]*(?:# (.*))?$", source, re.M)
-    text = re.sub(r"\s*# ", " ", said[1]).strip() or said[2]
-    return [f".. py:data:: {module}.{name}", "", f"   {text}", ""]
+    value = NAMES[f"{module}.{name}"]
+    kind = f"A value of the class `{type(value).__name__}`."
+    if marks := getattr(value, "__metadata__", ()):
+        kind = f"The annotation `{marks[0]!r}` of a field of params."
+    return re.sub(r"\s*# ", " ", said[1]).strip() or said[2] or kind
 
 
 def every_page(app, env, added, changed, removed):
@@ -342,9 +403,13 @@ def as_prose(app, what, name, obj, options, lines):
         inside = formula and (not line or line.startswith("   "))
         formula = ".. math::" in line or inside
         if not formula and not line.lstrip().startswith((">>>", "...", "..")):
-            plain = r"(`[^`]*`)|((?<![*])[*|](?![*]))"
-            line = line.replace(" . ", " \N{MIDDLE DOT} ")  # a product does not end a sentence
-            lines[i] = re.sub(plain, lambda m: m[1] or "\\" + m[2], line)
+            lines[i] = prose(line)
+
+
+def prose(line):
+    plain = r"(`[^`]*`)|((?<![*])[*|](?![*]))"
+    line = line.replace(" . ", " \N{MIDDLE DOT} ")  # a product does not end a sentence
+    return re.sub(plain, lambda m: m[1] or "\\" + m[2], line)
 
 
 def setup(app):

@@ -23,13 +23,13 @@ __all__ = ["Conv"]
 def window_weights(D: "Conv", ridge: ArrayLike) -> "Conv":
     """The closed form of `theory.frobenius_weights` on one window as long as the kernel.
 
-    S = A A' collects the atoms that meet the window, cut to it, as columns of A: one small system
-    for the whole bank.
+    S = A A' collects the atoms that meet the window, cut to the window, as columns of A: one small
+    system for the whole bank.
     """
-    k = exponent(D.filters)  # the squares of the filters are to be in the range of the dtype
+    k = exponent(D.filters)  # the squares of the filters must be in the range of the dtype
     scaled = jax.tree.map(lambda filters: times_power(filters, -k), D)
     whole = scaled.local(2)
-    # Any window of a circle; under "valid" the middle one, which every shift meets.
+    # Any window of a circle; under "valid" the middle window, which every shift meets.
     start = (
         (0,) * len(D.kernel)
         if whole is scaled
@@ -59,8 +59,9 @@ def windows(
     """All windows of a signal: (n_channels, *signal) -> (prod(positions), n_channels prod(kernel)).
 
     Rows and columns are in row-major order. The signal is cut into blocks as long as the stride,
-    and a window is a few blocks side by side: slices and concatenations only, whose transpose is as
-    cheap, where a gather would transpose to a scatter. A dilated window is a slice for each entry.
+    and a window is a few neighbouring blocks: slices and concatenations only, whose transpose is as
+    cheap, whereas a gather would transpose to a scatter. A dilated window is a slice for each
+    entry.
     """
     dilation = dilation or (1,) * len(kernel)
     for i, (n, t, p, delta) in enumerate(zip(kernel, stride, positions, dilation)):
@@ -91,8 +92,8 @@ def _resized(r: Array, axis: int, length: int) -> Array:
 
 
 BOUNDARIES = ("valid", "circular", "zero")
-# Kernels of more strides than this go through XLA's convolution: their windows would take long to
-# compile, and much memory.
+# Kernels of more strides than this use XLA's convolution: their windows would take long to compile,
+# and much memory.
 _LONGEST = 32
 
 
@@ -110,20 +111,20 @@ class Conv(Structured):
 
     Args:
         filters: (n_atoms, n_channels, *kernel).
-        signal_shape: spatial shape of a signal, an int for 1-D; there are n_channels such planes.
+        signal_shape: spatial shape of a signal, an int for 1-D; a signal has n_channels such
+            planes.
         stride: t, an int or one per dimension.
-        boundary: which shifts are atoms. "valid": those that lie inside, floor((N - n) / t) + 1
+        boundary: which shifts are atoms. "valid": shifts inside the signal, floor((N - n) / t) + 1
             positions. "circular": ceil(N / t) positions, wrapped. "zero": ceil(N / t) positions,
             cut at the far border.
         dilation: delta, the distance between neighbouring entries of a filter on the signal, an int
             or one per dimension. Above, n stands for the extent (n - 1) delta + 1.
 
     Raises:
-        TypeError: filters that are not real numbers, or a size, stride or dilation that is not an
-            integer.
-        ValueError: shapes that do not fit, a stride or dilation below 1, an unknown boundary, NaN
-            or infinite filters, a kernel longer than the signal under "valid", or a dilated one
-            that is longer under any boundary.
+        TypeError: filters are not real numbers, or a size, stride or dilation is not an integer.
+        ValueError: shapes do not fit, a stride or dilation is below 1, the boundary is unknown,
+            filters are NaN or infinite, a kernel is longer than the signal under "valid", or a
+            dilated kernel is longer under any boundary.
 
     Reference: Li, Feng, Zhou (2024), Definition 5; Yu, Koltun (2016) for the dilation.
 
@@ -191,12 +192,12 @@ class Conv(Structured):
 
     @property
     def extent(self) -> tuple[int, ...]:
-        """Spatial shape of an atom: that of a filter, unless it is dilated."""
+        """Spatial shape of an atom: the shape of a filter, unless the filter is dilated."""
         return tuple((n - 1) * delta + 1 for n, delta in zip(self.kernel, self.dilation))
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """Positions of a filter along each dimension."""
+        """Number of positions of a filter along each dimension."""
         sizes = zip(self.signal_shape, self.extent, self.stride)
         if self.boundary == "valid":
             return tuple((N - n) // t + 1 for N, n, t in sizes)
@@ -237,7 +238,7 @@ class Conv(Structured):
         return programs.adjoint(self.analyze, signal, x)
 
     def _extend(self, r: Array) -> Array:
-        """`r` continued on the far side, as far as the last position reaches."""
+        """`r` continued periodically, as far as the last position reaches."""
         sizes = zip(self.positions, self.stride, self.extent, self.signal_shape)
         reach = [(0, max(0, (p - 1) * t + n - N)) for p, t, n, N in sizes]
         if self.boundary == "circular":
@@ -246,7 +247,7 @@ class Conv(Structured):
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """(n_atoms,): the positions of a filter are a group."""
+        """(n_atoms,): the positions of a filter form a group."""
         return self.code_grid[:1]
 
     @property
@@ -258,7 +259,7 @@ class Conv(Structured):
         return x.reshape(*x.shape[:-1], *self.code_grid)
 
     def spread(self, theta: ArrayLike) -> Array:
-        """One value per filter, (n_atoms,), repeated over its positions, (d,); others as is."""
+        """One value per filter, (n_atoms,), repeated over its positions, (d,); others unchanged."""
         theta = jnp.asarray(theta)
         if theta.shape != self.groups:
             return theta
@@ -270,7 +271,7 @@ class Conv(Structured):
     def normalized(self) -> tuple["Conv", Array]:
         """Unit filters, and their norms spread over the positions.
 
-        They are the norms of the atoms unless a border cuts them.
+        The norms are the norms of the atoms unless a border cuts atoms.
         """
         scaled, k = self._scaled()
         axes = tuple(range(1, self.filters.ndim))
@@ -294,7 +295,7 @@ class Conv(Structured):
     def _folded(self) -> Array:
         """The filters as they appear in atoms.
 
-        Dilated ones have zeros in between; a kernel longer than a circle wraps onto itself.
+        Dilated filters have zeros in between; a kernel longer than a circle wraps onto itself.
         """
         filters = self.filters
         lead = filters.ndim - len(self.dilation)
@@ -327,7 +328,7 @@ class Conv(Structured):
             response.reshape(*response.shape[:2], -1), -1, 0
         )  # (frequencies, n_atoms, n_channels)
         with jax.default_matmul_precision("highest"):
-            # Of the two with the same largest eigenvalue, the smaller one.
+            # Of the two matrices with the same largest eigenvalue, the smaller one.
             fewer = response.shape[1] < response.shape[2]
             pairs = "fac,fbc->fab" if fewer else "fac,fae->fce"
             gram = jnp.einsum(pairs, response.conj(), response)
@@ -336,12 +337,12 @@ class Conv(Structured):
         return times_power(jnp.sqrt(top * (1 + 32 * eps)), k).astype(self.filters.dtype)
 
     def is_shift_invariant(self) -> bool:
-        """Whether all atoms of a filter have the same neighbours, but for those past a border."""
+        """Whether all atoms of a filter have the same neighbours, except atoms past a border."""
         divides = all(N % t == 0 for N, t in zip(self.signal_shape, self.stride))
         return self.boundary == "valid" or (self.boundary == "circular" and divides)
 
     def inner_products(self, W: Dictionary) -> tuple[Array, Array]:
-        """Those of all pairs of filters under every shift, if W and D are shift-invariant."""
+        """Inner products of all pairs of filters under every shift, if W, D are shift-invariant."""
         if not (self.is_shift_invariant() and self.is_shift_of(W)):
             return super().inner_products(W)
         W, D = W.local(1), self.local(1)
@@ -362,12 +363,12 @@ class Conv(Structured):
         return (turns - 1) * max(self.shape)
 
     def representatives(self) -> np.ndarray:
-        """On a circle the first position of every filter, since all of them are equivalent."""
+        """On a circle the first position of every filter, since all positions are equivalent."""
         atoms = np.arange(self.shape[1])
         return atoms[:: math.prod(self.positions)] if self._is_torus() else atoms
 
     def neighbourhood(self) -> tuple["Conv", np.ndarray]:
-        """The shifts that overlap with one in the middle, or all where fewer fit."""
+        """The shifts that overlap with a shift in the middle, or all shifts if fewer fit."""
         around = self.local(1)
         if not self.is_shift_invariant() or around is self:
             return self, self.representatives()
@@ -398,7 +399,7 @@ class Conv(Structured):
         return self.boundary == "circular" and self.is_shift_invariant()
 
     def stripe_reach(self) -> tuple[tuple[int, ...], bool]:
-        """Up to how many positions apart atoms overlap, per dimension; whether on a circle."""
+        """Up to how many positions apart atoms overlap, per dimension; and whether on a circle."""
         circular = self.boundary == "circular"
         sizes = zip(self.extent, self.stride, self.positions, self.signal_shape)
         # From the last position of a circle to the first it is N - (p-1) t, less than t if t does
@@ -407,10 +408,10 @@ class Conv(Structured):
         return tuple(-(-(n - step) // t) for n, t, step in steps), circular
 
     def patches(self, r: Array) -> Array:
-        """All windows of a signal that are as large as an atom, on a circle in any case.
+        """All windows of a signal that are as large as an atom, always on a circle.
 
-        (m,) -> (prod(signal_shape), n_channels prod(extent)); every sample is in prod(extent) of
-        them, or in all if the atoms are longer than the signal.
+        (m,) -> (prod(signal_shape), n_channels prod(extent)); every sample is in prod(extent)
+        windows, or in all windows if the atoms are longer than the signal.
         """
         window = tuple(min(n, N) for n, N in zip(self.extent, self.signal_shape))
         r = r.reshape(self.signal_grid)
@@ -420,7 +421,7 @@ class Conv(Structured):
     def stripes(self, x: Array) -> Array:
         """The stripe of every position of a code: all coefficients whose atoms overlap its atoms.
 
-        (d,) -> (prod(positions), n_atoms prod(stripe)), filled up by zeros at a border.
+        (d,) -> (prod(positions), n_atoms prod(stripe)), filled with zeros at a border.
         """
         reach, circular = self.stripe_reach()
         if circular:
@@ -437,8 +438,8 @@ class Conv(Structured):
     def local(self, reach: int) -> "Conv":
         """The same filters on a short signal: overlapping shifts up to `reach` times the longest.
 
-        Inner products of atoms depend on their relative shift only, so this small dictionary has
-        them all. A circle that is too short for that is returned as it is.
+        Inner products of atoms depend only on their relative shift, so this small dictionary has
+        all of them. If a circle is too short for that, the dictionary is returned unchanged.
         """
         if self.boundary == "circular" and any(
             N < 2 * n - 1 for N, n in zip(self.signal_shape, self.extent)
@@ -452,8 +453,8 @@ class Conv(Structured):
         """One-hot codes of atoms that meet the others under every relative shift, (rows, d).
 
         On a circle one position of each filter is enough; under "valid" the corner positions meet
-        every shift. Their rows of the Gram matrix contain all its values, so that coherence comes
-        from the correlations of the filters.
+        every shift. The rows of these atoms in the Gram matrix contain all its values, so that
+        coherence comes from the correlations of the filters.
         """
         last = [p - 1 if self.boundary == "valid" else 0 for p in self.positions]
         corners = sorted(set(itertools.product(*({0, p} for p in last))))

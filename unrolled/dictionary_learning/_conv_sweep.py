@@ -130,7 +130,7 @@ class Descent(NamedTuple):
     z: Array
     Az: Array
     t: Array  # () momentum counter
-    L: Array  # () bound with A'VA <= L M, as far as known
+    L: Array  # () L with A'VA <= L M, as far as it is known
 
 
 def descend(fit: Fit, u: Array, Au: Array, L: Array, steps: int) -> Descent:

@@ -42,7 +42,7 @@ def pixel_accuracy(
             above 0.5 means the object.
         truth: masks of the same shape, bool or 0 and 1.
         pooled: if True, one score over the pixels of all images.
-        empty: the score of a class without pixels. This share never needs it; it is an argument for
+        empty: the score of a class without pixels. The argument has no effect here; it exists for
             symmetry with `mean_iou`.
 
     Returns:

@@ -513,7 +513,7 @@ def _medians(panels: np.ndarray, result: Any) -> None:
         if rate is None:
             continue
         panels[1].axhline(rate, color=colour, linestyle=":", linewidth=1.6)
-        # Through the point from which the line of this slope stays within the panel.
+        # The line starts at the step from which its slope keeps it within the panel.
         steps = np.arange(max(1, K - _SLOPE_STEPS), K + 1)
         heights = lines[name][steps[0] - 1] + rate * (steps - steps[0])
         panels[0].plot(steps, drawable(heights, False), ":", color=colour, linewidth=1.6)

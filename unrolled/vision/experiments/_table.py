@@ -18,7 +18,8 @@ from unrolled.vision.experiments._recipe import ML_CSC, Recipe, from_dict
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# A network has learned if this share of the errors of guessing is right: 20 % for ten classes.
+# A network has learned if it avoids this share of the errors of guessing: 20 % right for ten
+# classes.
 _LEARNED = 1 / 9
 _PERCENT = 100
 _NAMED = ("model", "activation", "gamma", "seed")  # fields of a recipe that need no column
