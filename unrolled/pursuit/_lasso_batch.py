@@ -328,7 +328,9 @@ def slack_of(D: np.ndarray, Y: np.ndarray, lam: np.ndarray, tol: float) -> np.nd
 
 def weights_of_many(D: Dictionary, lam: ArrayLike, n: int, where: str) -> np.ndarray:
     """The penalties of n signals, checked, in float64: (n, 1) or (n, d)."""
-    weight = spread(D, flat_code(D, _problem.penalty(D, lam, "lam", where, np.float64, batch=n)))
+    weight = spread(
+        D, flat_code(D, _problem.penalty(D, lam, "lam", where, np.dtype(float), batch=n))
+    )
     weight = np.asarray(weight, np.float64)
     columns = D.shape[1] if weight.shape[-1:] == D.shape[1:] else 1
     return np.broadcast_to(weight, (n, columns))
