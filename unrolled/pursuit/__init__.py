@@ -13,6 +13,7 @@ from unrolled.pursuit._by_name import (
     default_lam,
     is_relative,
     lasso_optima,
+    lasso_problem,
     pursue,
     zero_beside_largest,
 )
