@@ -935,10 +935,10 @@ def test_encode_proves_codes_of_the_lasso(run, tmp_path):
     D = D.astype("f4")
     layer, weights = unrolled.layers.fista(4), tmp_path / "weights.npz"
     unrolled.training.save(weights, layer.init(None, D), layer=layer, D=D)
-    status, out, err = run("encode", weights, "--lam", 0.05, *arguments, "--json")
+    status, out, err = run("encode", "--lam", 0.05, "--certify", weights, *arguments[1:], "--json")
     assert status == 0 and strict_json(out)["proved_optima"] > 0.9, err
     for wrong in (("--lam", 0.05), ("--certify", "--nonnegative")):
-        status, _, err = run("encode", weights, *wrong, tmp_path / "Y.npy", "--output", C)
+        status, _, err = run("encode", *wrong, weights, *arguments[1:])
         assert status == 2 and "needs --method" in err
 
 
