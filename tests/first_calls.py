@@ -88,6 +88,9 @@ OF_DICTIONARIES = {
     "theory.coherence": lambda D: t.coherence(D, D),
     "theory.diagonal": lambda D: t.diagonal(D, D),
     "theory.certify_code": lambda D: t.certify_code(D, np.ones(D.shape[0]), np.ones(D.shape[1])),
+    "theory.certify_lasso": lambda D: t.certify_lasso(
+        D, np.ones(D.shape[0]), np.zeros(D.shape[1]), 0.1
+    ),
     "theory.error_gain": lambda D: t.error_gain(D, sparsity=2),
     "theory.frobenius_weights": t.frobenius_weights,
     "theory.frobenius_weights, ridge": lambda D: t.frobenius_weights(D, 0.1),

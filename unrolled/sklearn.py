@@ -17,10 +17,11 @@ from unrolled.pursuit import (
     check_dictionaries,
     check_options,
     is_relative,
+    lasso_problem,
     pursue,
     zero_beside_largest,
 )
-from unrolled.theory import CodeCertificate, certify_code
+from unrolled.theory import CodeCertificate, LassoCertificate, certify_code, certify_lasso
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
@@ -176,17 +177,26 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             checks.warn(f"{message}; try a larger tol or max_steps", ConvergenceWarning)
         return codes
 
-    def certify(self, X: Any, *, finish: int = 3) -> CodeCertificate:
-        """`theory.certify_code` of the codes of the samples, for a single dictionary.
+    def certify(
+        self, X: Any, *, finish: int = 3, lam: Any = None
+    ) -> CodeCertificate | LassoCertificate:
+        """What is proved of the codes of the samples, for a single dictionary.
 
-        Its `x` are the codes after least squares on their supports and at most `finish` steps of
+        A pursuit of the LASSO has the proofs of `theory.certify_lasso` for its own penalty; so do
+        the codes of a layer for the penalty lam. Other codes have those of `theory.certify_code`:
+        its `x` are the codes after least squares on their supports and at most `finish` steps of
         subspace pursuit, its `certified(X)` says which of them are proved to be the only ones of
         least l1 norm.
         """
-        codes = self.transform(X)
+        codes, X = self.transform(X), np.asarray(X)
         if len(self.dictionary_) > 1:
             raise ValueError(f"{_NAME}: certify is for one dictionary, got {len(self.dictionary_)}")
-        return certify_code(self.dictionary_[0], np.asarray(X), codes, finish=finish)
+        D, problem = self.dictionary_[0], None if lam is None else {"lam": lam}
+        if isinstance(self.method_, str) and problem is None:
+            problem = lasso_problem(self.method_, self.options_, D, X)
+        if problem is not None:
+            return certify_lasso(D, X, codes, **problem)
+        return certify_code(D, X, codes, finish=finish)
 
     def inverse_transform(self, X: Any) -> np.ndarray:
         """The signals D x of codes, (n_samples, n_features)."""

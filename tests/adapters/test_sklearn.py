@@ -374,6 +374,16 @@ def test_after_a_fit_that_failed_an_estimator_is_not_fitted(estimator):
             method(SIGNALS)
 
 
+@pytest.mark.parametrize("options", [{"lam": 0.2}, {"ratio": 0.1, "nonnegative": True}])
+def test_codes_of_the_lasso_are_proved_for_their_own_penalty(options):
+    coder = SparseCoder(D, "lasso", tol=1e-10, **options).fit(SIGNALS)
+    proof = coder.certify(SIGNALS)
+    assert proof.unique.all() and not proof.repairs.any()
+    np.testing.assert_allclose(proof.x, coder.transform(SIGNALS), atol=1e-4)
+    chosen = SparseCoder(D, "omp", sparsity=3).fit(SIGNALS)
+    assert chosen.certify(SIGNALS, lam=0.2).unique.all()
+
+
 @pytest.mark.slow
 def test_the_codes_of_samples_are_certified():
     codes = np.zeros((4, 12))

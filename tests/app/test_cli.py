@@ -915,6 +915,33 @@ def test_signals_are_counted_whose_codes_are_in_the_class(tmp_path):
     assert inside == [1, 2] and signals_of_class(D, path, 1, 2.0, 0.0).inside == 2
 
 
+def test_encode_proves_codes_of_the_lasso(run, tmp_path):
+    """Of a pursuit for its own penalty, of weights for one that is given."""
+    D, C = np.load("D.npy"), tmp_path / "C.npz"
+    with np.load("YX.npz") as archive:
+        Y = archive["Y"].astype("f4")
+    np.save(tmp_path / "Y.npy", Y)
+    pursuits = ("--method", "lasso", "--lam", 0.05, "--dictionary", "D.npy")
+    arguments = ("--certify", tmp_path / "Y.npy", "--output", C)
+    status, out, err = run("encode", *pursuits, *arguments)
+    assert status == 0 and "the signs of the only optimum of the LASSO" in out, err
+    encoded = strict_json(run("encode", *pursuits, *arguments, "--json")[1])
+    with np.load(C) as archive:
+        proof = theory.certify_lasso(D, Y, archive["X"], 0.05)
+        certified = archive["certified"][:, 0] == 1
+    assert np.array_equal(certified, proof.unique & (proof.repairs == 0)) and certified.any()
+    assert encoded["proved_optima"] == proof.unique.mean() > 0.9
+    assert encoded["largest_distance"] < 0.1
+    D = D.astype("f4")
+    layer, weights = unrolled.layers.fista(4), tmp_path / "weights.npz"
+    unrolled.training.save(weights, layer.init(None, D), layer=layer, D=D)
+    status, out, err = run("encode", "--lam", 0.05, "--certify", weights, *arguments[1:], "--json")
+    assert status == 0 and strict_json(out)["proved_optima"] > 0.9, err
+    for wrong in (("--lam", 0.05), ("--certify", "--nonnegative")):
+        status, _, err = run("encode", *wrong, weights, *arguments[1:])
+        assert status == 2 and "needs --method" in err
+
+
 @pytest.mark.slow
 def test_codes_of_a_file_are_certified(run, tmp_path):
     """In the dtype of the signals: a wrong code of a row is repaired, and noise is not met."""

@@ -41,7 +41,7 @@ from unrolled.dictionary_learning._learning import (
     weighted_signals,
 )
 from unrolled.layers import Layer
-from unrolled.pursuit import lasso, lasso_batch, rough_codes
+from unrolled.pursuit import lasso, lasso_of_many
 
 __all__ = ["online", "unrolled"]
 
@@ -49,8 +49,6 @@ __all__ = ["online", "unrolled"]
 # Relative duality gap of a code. From batch to batch the atoms move by more than this gap, the
 # objective is much nearer to its minimum, and a smaller gap does not lead to better atoms.
 TOL = 5e-2
-# Steps between two checks of the gap, and number of checks; `lasso_batch` then codes the rest.
-_STEPS, _LOOKS = 15, 10
 _TOGETHER = 1000  # signals that a layer codes together
 
 
@@ -71,10 +69,7 @@ def lasso_codes(D: np.ndarray, Y: np.ndarray, lam: float, V: np.ndarray | None) 
     if V is not None:
         root = np.sqrt(V)
         return np.asarray(_weighted(D, root * Y, root, np.asarray(lam, D.dtype)))
-    X, far = rough_codes(D, Y, lam, within=TOL, steps=_STEPS, looks=_LOOKS)
-    if far.any():
-        X[far] = lasso_batch(jnp.asarray(D), Y[far], lam, tol=TOL, start=X[far]).x
-    return X.astype(Y.dtype)
+    return lasso_of_many(D, Y, np.full((len(Y), 1), lam), tol=TOL)[0]
 
 
 @jax.jit

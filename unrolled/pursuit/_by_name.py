@@ -237,6 +237,30 @@ def pursue(name: str, Ds: tuple[Any, ...], Y: Any, options: Mapping[str, Any]) -
     return Coded(codes, len(rows), rows, zeros)
 
 
+# The pursuits of the LASSO.
+_LASSO = {"ista", "fista", "lasso", "lasso_batch"}
+
+
+def lasso_problem(
+    name: str, options: Mapping[str, Any], D: Dictionary, Y: ArrayLike
+) -> dict[str, Any] | None:
+    """The lam, l2 and nonnegative of the LASSO that a pursuit solves; None for another problem.
+
+    Example:
+        >>> from unrolled.pursuit._by_name import lasso_problem
+        >>> lasso_problem("lasso", {"ratio": 0.1, "tol": 1e-6}, np.eye(2), np.array([[3.0, 0.5]]))
+        {'lam': array([[0.3]])}
+    """
+    if name not in _LASSO or "activation" in options:
+        return None
+    problem = {k: options[k] for k in ("lam", "l2", "nonnegative") if options.get(k) is not None}
+    if "lam" not in problem:
+        products = np.asarray(Y, float) @ np.asarray(dense(D), float)
+        top = products if problem.get("nonnegative") else np.abs(products)
+        problem["lam"] = options["ratio"] * np.maximum(top.max(1, keepdims=True), 0)
+    return problem
+
+
 def lasso_optima(D: Dictionary, Y: Array, lam: ArrayLike) -> Pursuit:
     """Codes of the signals Y that minimise the LASSO, where `converged` certifies it.
 

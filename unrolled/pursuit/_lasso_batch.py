@@ -1,15 +1,12 @@
-"""The LASSO of many signals in one dictionary, in stages, every code certified.
+"""The LASSO of many signals in one dictionary, by an active set method, every code certified.
 
-A few steps of ADMM in float32 nearly find the support and the signs of a code. Given these the code
-solves a small linear system, in float64; a wrong guess is corrected by the signs and the violated
-constraints that its solution shows, and only signals without a certificate take further steps.
-Everything is numpy on the host, where threads share the signals; every product is a matrix product.
+Everything is float64 on the host, where threads share the signals.
 """
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +14,8 @@ import numpy as np
 
 from unrolled._base import checks, programs
 from unrolled._base.checks import Array, ArrayLike
-from unrolled._base.interior_point import lapack
 from unrolled._base.numbers import exponent, ldexp, norm, times_power, wide_dtype
-from unrolled._base.threads import Threads, threads
+from unrolled._base.threads import threads
 from unrolled.dictionaries import (
     Dictionary,
     Operator,
@@ -29,35 +25,17 @@ from unrolled.dictionaries import (
     threshold_shapes,
 )
 from unrolled.pursuit import _problem
-from unrolled.pursuit._gap import least_between
 from unrolled.pursuit._lasso import one_penalty
 from unrolled.pursuit._problem import Grid, Pursuit, bounded, flat_code, is_held, rounded
 
 __all__ = ["lasso_batch"]
 
 
-# ADMM: penalties rho over the mean squared norm of an atom, and steps with each. A well-conditioned
-# support is found soonest with rho near 1, a coherent one with less.
-_RHO = (1.0, 0.25, 0.15)
-_STEPS = (14, 30, 40)
-# The second stage keeps the penalty of the first for fewer signals than this share: to factorise
-# for another one would take longer than their steps.
-_FEW = 0.1
-# Later stages alternate between the last two penalties, each half as long again as the one before.
-_GROWTH = 1.5
-# Stages in float32, whose rounding no longer matters once a support is found; then float64.
-_SINGLE = 5
-# Signals that a thread takes at once, enough for its products to be fast; whose arrays are in
-# memory at a time.
-_CHUNK, BLOCK = 512, 4096
-# Added to the diagonal of a system, in units of its largest entry: dependent atoms share a change.
-_RIDGE = 1e-12
-# Guesses of the support at the end of a stage, each from the solution of the last; and of stages in
-# float64, where they are the steps of an active set method.
-_GUESSES, _PIVOTS = 2, 50
-# Signals whose linear systems are padded to one size.
-_SYSTEMS = 64
-_RELAXATION = 1.8  # over-relaxation of ADMM
+# Signals that a thread takes at once, whose codes end within some hundredths of a second unless
+# they have hundreds of nonzeros; and whose arrays are in memory at a time.
+_CHUNK, BLOCK = 256, 4096
+# Violations that do not count, over the norm of the atom and of the signal.
+_SLACK = 1e-11
 
 
 def lasso_batch(
@@ -77,8 +55,9 @@ def lasso_batch(
     .. math:: \min_x \tfrac12 \|y - D x\|^2 + \sum_i lam_i |x_i| + \tfrac{l2}{2} \|x\|^2
         \quad \text{for every row } y \text{ of } Y.
 
-    ADMM in float32 guesses supports, linear systems in float64 solve on them, and a duality gap in
-    float64 certifies every code. It runs on the host. Traceable; it has no derivative, for which
+    An active set method finds the minimiser, and stops at the first code whose duality gap, in
+    float64, is at most tol. It runs on the host, compiled by numba: the first call takes seconds
+    where no earlier process has left its machine code. Traceable; it has no derivative, for which
     see `lasso` under `vmap`.
 
     Args:
@@ -93,17 +72,16 @@ def lasso_batch(
         ratio: in place of lam, lam / lam_max(D, y) of every signal, in the shapes of lam.
         tol, nonnegative, l2: as in `lasso`.
         start: (batch, d), codes to start from.
-        max_steps: the most steps of ADMM for a signal.
+        max_steps: the most moves for a signal: an atom joins the active ones or leaves them.
 
     Returns:
-        Pursuit with a leading axis of signals in every field; `steps` counts those of ADMM, and
-        `gap` is that of the code before it is rounded to the dtype of Y.
+        Pursuit with a leading axis of signals in every field; `steps` counts moves, and `gap`
+        is that of the code before it is rounded to the dtype of Y.
 
     Raises:
         TypeError, ValueError: as in `lasso`.
 
-    Reference: Boyd et al. (2011), section 6.4, for ADMM; Lee et al. (2007) for solving on a support
-    and its signs.
+    Reference: Lawson, Hanson (1974), chapter 23; Lee et al. (2007) for the signs.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
@@ -117,7 +95,7 @@ def lasso_batch(
         raise ValueError(f"{where}: D is zero")
     wide = wide_dtype(dtype)
     host = partial(
-        lasso_in_stages,
+        lasso_of_many,
         relative=lam is None,
         tol=_problem.static_tol(tol, where),
         nonnegative=checks.as_bool(nonnegative, "nonnegative", where),
@@ -171,7 +149,7 @@ def in_chunks(solve: Callable[[Array, slice | None], Pursuit], Y: Any, where: st
     if not isinstance(Y, np.memmap):
         return solve(Y, None)
     fields: list[np.ndarray] = []
-    for first in range(0, len(Y), BLOCK):
+    for first in blocks_of(Y):
         rows = slice(first, min(first + BLOCK, len(Y)))
         signals = checks.as_float(np.array(Y[rows]), f"Y[{first}:{rows.stop}]", where)
         result = solve(signals, rows)
@@ -246,398 +224,113 @@ def batch_result(
     return Pursuit(codes, gap.astype(dtype), residual, steps, converged)
 
 
-class Problem(NamedTuple):
-    """What all signals share, in float64."""
-
-    D: np.ndarray  # (m, d)
-    gram: np.ndarray  # (d + 1, d + 1), with zeros in the last row and column
-    l2: float
-    ridge: float
-    tol: float
-    nonnegative: bool
-    relative: bool  # lam is given in units of lam_max
-
-
-class Signals(NamedTuple):
-    """Some signals, their penalties, the state of ADMM, and the best codes so far."""
-
-    Y: np.ndarray  # (n, m)
-    products: np.ndarray  # (n, d) D'y
-    lam: np.ndarray  # (n, 1) or (n, d)
-    unit: np.ndarray  # (n,) norm(y)^2 / 2, the unit of the gap
-    z: np.ndarray  # (n, d) sparse iterates
-    w: np.ndarray  # (n, d) their subgradients, within lam
-    x: np.ndarray  # (n, d)
-    gap: np.ndarray  # (n,) relative to unit
-    residual: np.ndarray  # (n,) norm(y - D x)
-    steps: np.ndarray  # (n,)
-    zero: np.ndarray  # (n, 1) |d_i . (y - D x)| up to it is 0, for atoms without a penalty
-
-
-class Stepper(NamedTuple):
-    """ADMM with one penalty: x = argmin of the smooth part + rho/2 norm(x - q)^2, relaxed."""
-
-    rho: float
-    share: float  # alpha rho / (rho + l2), the factor of q in alpha x
-    K: np.ndarray  # (m, d) y -> its part in alpha x
-    E: np.ndarray  # (d, d) the whole linear map of q, or (r, d) with alpha x = share q - E'E q
-
-
-class Steppers:
-    """The steppers of a dictionary, made as they are asked for."""
-
-    def __init__(self, problem: Problem):
-        self.problem = problem
-        self.size = float(np.trace(problem.gram)) / problem.D.shape[1]
-        self.made: dict[tuple, Stepper] = {}
-
-    def __call__(self, rho: float, dtype: type) -> Stepper:
-        if (rho, dtype) not in self.made:
-            self.made[rho, dtype] = self._make(rho * self.size, dtype)
-        return self.made[rho, dtype]
-
-    def _make(self, rho: float, dtype: type) -> Stepper:
-        D: np.ndarray = self.problem.D.astype(dtype)
-        damped = rho + self.problem.l2
-        m, d = D.shape
-        share = _RELAXATION * rho / damped
-        if d < 2 * m:  # one product with a square matrix, else two thin ones
-            gram: np.ndarray = self.problem.gram[:d, :d].astype(dtype)
-            half = _inverse_factor(gram + damped * np.eye(d, dtype=dtype))
-            inverse = half @ half.T
-            E = share * damped * inverse + (1 - _RELAXATION) * np.eye(d, dtype=dtype)
-            K = _RELAXATION * D @ inverse
-        else:
-            half = _inverse_factor(D @ D.T + damped * np.eye(m, dtype=dtype))
-            E = math.sqrt(share) * (half.T @ D)
-            K = _RELAXATION / math.sqrt(share) * (half @ E)
-        return Stepper(rho, share, K, E)
-
-
-def lasso_in_stages(D, Y, lam, l2, start, *, relative, tol, nonnegative, max_steps, warm):
-    """x, gap, residual, steps and converged of every signal."""
-    dtype, wide = Y.dtype, (np.asarray(v, np.float64) for v in (D, Y, lam, start))
-    D, Y, lam, start = wide
-    n, d = len(Y), D.shape[1]
-    x, steps = np.zeros((n, d), dtype), np.zeros(n, int)
-    gap, residual = np.full(n, np.inf), np.full(n, np.nan)
-    finite = np.isfinite(Y).all(1) & np.isfinite(lam).all(1)
-    if np.isfinite(D).all() and D.any():
-        with threads() as team:
-            problem = _problem_of(D, float(l2), tol, nonnegative, relative)
-            steppers = Steppers(problem)
-            for first in range(0, n, BLOCK):
-                some = first + np.flatnonzero(finite[first : first + BLOCK])
-                if not len(some):
-                    continue
-                signals = empty(Y[some], lam[some], d)
-                signals = signals._replace(zero=_zero_of_free(problem, signals))
-                first_codes = start[some] if warm else None
-                begin = partial(_begin, problem, signals, first_codes)
-                team.share(begin, _parts(np.arange(len(some)), team.cores))
-                _run_stages(problem, steppers, signals, max_steps, team)
-                x[some], gap[some] = signals.x, signals.gap
-                residual[some], steps[some] = signals.residual, signals.steps
-    integer = jax.dtypes.canonicalize_dtype(int)
-    return (x, gap.astype(dtype), residual.astype(dtype), steps.astype(integer), gap <= tol)
-
-
-def rough_codes(
-    D: np.ndarray, Y: np.ndarray, lam: float, *, within: float, steps: int, looks: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Codes by ADMM in float32 alone, (n, d), and whose relative gap is not `within` in the end.
+def lasso_of_many(
+    D, Y, lam, l2=0.0, start=None, *, relative=False, tol=1e-6, nonnegative=False,
+    max_steps=10_000, warm=False,
+):  # fmt: skip
+    """x, gap, residual, steps and converged of every signal, in numpy.
 
     Args:
-        D, Y: (m, d) and (n, m), signals and atoms of norms near 1.
-        lam: penalty weight.
-        within, steps, looks: a bound on the gap, the steps between two looks at it, and looks.
+        D, Y, lam, l2, start: as in `lasso_batch`, near 1; lam is (n, 1) or (n, d).
+        relative: whether lam is in units of lam_max of every signal.
+        tol, nonnegative, max_steps: as in `lasso_batch`.
+        warm: whether start holds codes.
     """
-    problem = _problem_of(D.astype(np.float32), 0.0, within, False, False)
-    signals = empty(Y.astype(np.float32), np.full((len(Y), 1), lam, np.float32), D.shape[1])
-    step = Steppers(problem)(_RHO[0], np.float32)
+    dtype, (D, Y, lam) = Y.dtype, (np.asarray(v, np.float64) for v in (D, Y, lam))
+    finite = np.isfinite(Y).all(1) & np.isfinite(lam).all(1) & np.isfinite(D).all() & D.any()
+    x, gap, residual, steps, _ = minima(
+        *(D, Y, lam, l2, start if warm else None, finite),
+        relative=relative,
+        nonnegative=nonnegative,
+        slack=slack_of(D, Y, lam, tol) if finite.any() else np.zeros(0),
+        tol=tol,
+        moves=max_steps,
+    )
+    integer = jax.dtypes.canonicalize_dtype(int)
+    numbers = (x.astype(dtype), gap.astype(dtype), residual.astype(dtype), steps.astype(integer))
+    return *numbers, gap <= tol
+
+
+def minima(
+    D: np.ndarray,
+    Y: np.ndarray,
+    lam: np.ndarray,
+    l2: float,
+    start: np.ndarray | None,
+    finite: np.ndarray,
+    *,
+    relative: bool = False,
+    nonnegative: bool,
+    slack: np.ndarray,
+    **limits: Any,
+) -> tuple[np.ndarray, ...]:
+    """x, gap, residual, moves and rounds of the active set method, for every signal.
+
+    Args:
+        D, Y, lam, l2, start, relative, nonnegative: as in `lasso_of_many`, in float64.
+        finite: (n,), which signals have a code; others have zeros, an infinite gap and no residual.
+        slack: (n,), violations over the norm of their atom that do not count.
+        limits: those of `_active_set.minimise`.
+    """
+    from unrolled.pursuit import _active_set  # it imports numba
+
+    n, d = len(Y), D.shape[1]
+    results = np.zeros((n, d)), np.full(n, np.inf), np.full(n, np.nan), *np.zeros((2, n), int)
+    if not finite.any():
+        return results
+    problem = _active_set.problem_of(D, float(l2), nonnegative)
 
     def work(part: np.ndarray) -> None:
-        for _ in range(looks):
-            z, w = advance(problem, step, signals, part, steps)
-            far = ~(keep(problem, signals, part, z)[0] <= within)
-            part = part[far]
-            if not len(part):
-                break
-            signals.z[part], signals.w[part] = z[far], w[far]
+        signals, weights = Y[part], np.ascontiguousarray(lam[part])
+        products = signals @ D
+        if relative:
+            top = products if nonnegative else np.abs(products)
+            weights = weights * np.maximum(top.max(1, keepdims=True), 0)
+        first = None if start is None else start[part].astype(np.float64)
+        operands = (problem, signals, products, weights, slack[part])
+        for result, some in zip(results, _active_set.minimise(*operands, start=first, **limits)):
+            result[part] = some
 
     with threads() as team:
-        team.share(work, _parts(np.arange(len(Y)), team.cores))
-    return signals.x, ~(signals.gap <= within)
+        team.share(work, _parts(finite))
+    return results
 
 
-def _problem_of(D: np.ndarray, l2: float, tol: float, nonnegative: bool, relative: bool) -> Problem:
-    d = D.shape[1]
-    gram = np.zeros((d + 1, d + 1), D.dtype)
-    np.matmul(D.T, D, out=gram[:d, :d])
-    return Problem(D, gram, l2, _RIDGE * gram.max(), tol, nonnegative, relative)
+def _parts(finite: np.ndarray) -> list[np.ndarray]:
+    """Chunks of the finite rows of each block: the products of a block do not depend on others."""
+    blocks = (first + np.flatnonzero(finite[first : first + BLOCK]) for first in blocks_of(finite))
+    return [rows[i : i + _CHUNK] for rows in blocks for i in range(0, len(rows), _CHUNK)]
 
 
-def _begin(problem: Problem, signals: Signals, start: np.ndarray | None, part: np.ndarray) -> None:
-    """D'y, lam, the gap of the code 0; then, of given codes and the supports that they suggest."""
-    rows = slice(part[0], part[-1] + 1)  # neighbours: views of them need no copies
-    products = np.matmul(signals.Y[rows], problem.D, out=signals.products[rows])
-    if problem.relative:
-        signals.lam[rows] *= np.maximum(largest(problem, products), 0)
-    s = dual_scale(problem, signals.lam[rows], products, signals.zero[rows])[:, 0]
-    signals.gap[part] = (1 - s) ** 2
-    left = part[signals.gap[part] > problem.tol]
-    if start is None or not len(left):
-        return
-    z = np.maximum(start[left], 0) if problem.nonnegative else start[left]
-    gap, g = keep(problem, signals, left, z)
-    lam = signals.lam[left]
-    signals.z[left], signals.w[left] = z, np.clip(g, -lam, lam)
-    rest = gap > problem.tol
-    finish(problem, signals, left[rest], z[rest])
+def blocks_of(rows: Any) -> range:
+    """Where the blocks begin, whose arrays are in memory at a time."""
+    return range(0, len(rows), BLOCK)
 
 
-def _run_stages(
-    problem: Problem, steppers: Steppers, signals: Signals, max_steps: int, team: Threads
-) -> None:
-    """Stages of ADMM, each followed by a finish, until every signal has its certificate."""
-    stage, length, done = 0, 0.0, 0
-    while done < max_steps and len(left := np.flatnonzero(~(signals.gap <= problem.tol))):
-        if stage < len(_RHO):
-            few = stage == 1 and len(left) < _FEW * len(signals.gap)
-            rho, length = _RHO[0 if few else stage], float(_STEPS[stage])
-        else:
-            rho, length = _RHO[-2 + stage % 2], length * _GROWTH
-        count = min(int(length), max_steps - done)
-        if stage == _SINGLE:
-            signals = signals._replace(z=signals.z.astype(float), w=signals.w.astype(float))
-        step = steppers(rho, signals.z.dtype.type)
+def slack_of(D: np.ndarray, Y: np.ndarray, lam: np.ndarray, tol: float) -> np.ndarray:
+    """Violations over the norm of their atom that do not count, (n,).
 
-        def work(part, signals=signals, step=step, count=count, late=stage >= _SINGLE):
-            z, w = advance(problem, step, signals, part, count)
-            finish(problem, signals, part, z, late)
-            rest = ~(signals.gap[part] <= problem.tol)
-            signals.z[part[rest]], signals.w[part[rest]] = z[rest], w[rest]
-
-        team.share(work, _parts(left, team.cores))
-        stage, done = stage + 1, done + count
+    For a free atom, one without a penalty, |d_i . r| counts as 0 up to it, or less where that would
+    hide an excess of tol / 2: with |u_i . r| <= e for unit atoms u_i, an r is e sqrt(n) / sigma
+    off the vectors that the n free atoms do not see.
+    """
+    norms = np.linalg.norm(D, axis=0)
+    masks, which = np.unique(lam == 0, axis=0, return_inverse=True)
+    level = np.full(len(masks), _SLACK)
+    for i, mask in enumerate(masks):
+        free = np.broadcast_to(mask, norms.shape) & (norms > 0)
+        if free.any():
+            s = np.linalg.svd(D[:, free] / norms[free], compute_uv=False)
+            sigma = s[s > max(D.shape) * np.finfo(float).eps * s[0]].min()
+            level[i] = min(_SLACK, tol * sigma / (4 * math.sqrt(free.sum())))
+    return level[which.reshape(len(Y))] * np.linalg.norm(Y, axis=1)
 
 
-def _parts(rows: np.ndarray, cores: int) -> list[np.ndarray]:
-    """Rows in chunks of one size, as many for every core; none is empty."""
-    return np.array_split(rows, min(len(rows), cores * -(-len(rows) // (cores * _CHUNK))))
-
-
-def empty(Y: np.ndarray, lam: np.ndarray, d: int) -> Signals:
-    """Signals at the code 0."""
-    n, unit = len(Y), np.sum(Y**2, 1) / 2
-    z, w = np.zeros((2, n, d), np.float32)
-    return Signals(
-        Y,
-        np.empty((n, d)),
-        lam,
-        np.where(unit > 0, unit, 1),
-        z,
-        w,
-        np.zeros((n, d)),
-        np.full(n, np.inf),
-        np.sqrt(2 * unit),
-        np.zeros(n, int),
-        np.zeros((n, 1)),
+def weights_of_many(D: Dictionary, lam: ArrayLike, n: int, where: str) -> np.ndarray:
+    """The penalties of n signals, checked, in float64: (n, 1) or (n, d)."""
+    weight = spread(
+        D, flat_code(D, _problem.penalty(D, lam, "lam", where, np.dtype(float), batch=n))
     )
-
-
-def _zero_of_free(problem: Problem, signals: Signals) -> np.ndarray:
-    """The rounding of d_i . (y - D x), (n, 1), or less where it would hide an excess of tol / 2.
-
-    With |D_f'r| <= e an r is e / sigma off the vectors that the free atoms D_f do not see.
-    """
-    D, n = problem.D, len(signals.Y)
-    masks, which = np.unique(signals.lam == 0, axis=0, return_inverse=True)
-    level = np.zeros(len(masks))
-    for i in np.flatnonzero(masks.any(1)):
-        atoms = D[:, np.broadcast_to(masks[i], D.shape[1:])]
-        rounding = max(D.shape) * np.finfo(float).eps
-        s = np.linalg.svd(atoms, compute_uv=False)
-        sigma = s[s > rounding * s[0]].min(initial=np.inf)
-        level[i] = min(rounding * s[0], problem.tol * sigma / (4 * math.sqrt(atoms.shape[1])))
-    return (level[which.reshape(n)] * np.linalg.norm(signals.Y, axis=1))[:, None]
-
-
-def largest(problem: Problem, g: np.ndarray) -> np.ndarray:
-    """The largest |g_i|, or g_i for codes that are non-negative: (n, 1)."""
-    top = g.max(1, keepdims=True)
-    return top if problem.nonnegative else np.maximum(top, -g.min(1, keepdims=True))
-
-
-def dual_scale(problem: Problem, lam: np.ndarray, g: np.ndarray, zero: np.ndarray) -> np.ndarray:
-    """min(1, min_i lam_i / |g_i|), (n, 1): the factor that makes r feasible for the dual.
-
-    Without a penalty g_i is 0 where the code is optimal, up to `zero`.
-    """
-    if lam.shape[1] == 1:
-        top = largest(problem, g)
-    else:
-        top = g if problem.nonnegative else np.abs(g)
-    if zero.any():
-        top = np.where((lam == 0) & (top <= zero), 0, top)
-    return np.divide(lam, top, out=np.ones_like(top), where=top > lam).min(1, keepdims=True)
-
-
-def keep(
-    problem: Problem, signals: Signals, part: np.ndarray, x: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Take the codes x that are better than the best so far; their relative gaps, D'r - l2 x.
-
-    The gap is that of `elastic_gap`, without arrays between, which would take longer than the sums.
-    """
-    D, l2, lam = problem.D, problem.l2, signals.lam[part]
-    r = x @ D.T
-    np.subtract(signals.Y[part], r, out=r)
-    h = r @ D
-    g = h - l2 * x if l2 else h
-    s = dual_scale(problem, lam, g, signals.zero[part])
-    squares = np.einsum("ij,ij->i", r, r)
-    energy = squares + l2 * np.einsum("ij,ij->i", x, x) if l2 else squares
-    penalty = np.abs(x)
-    penalty *= lam
-    terms = x * g
-    terms *= -s
-    terms += penalty
-    gap = (1 - s[:, 0]) ** 2 * energy / 2 + np.maximum(terms, 0, out=terms).sum(1)
-    if l2:
-        within = np.clip(h, -np.inf if problem.nonnegative else -lam, lam)
-        terms = l2 / 2 * (x - (h - within) / l2) ** 2 + np.maximum(penalty - x * within, 0)
-        gap = np.fmin(gap, terms.sum(1))
-    gap /= signals.unit[part]
-    better = gap < signals.gap[part]
-    rows = part[better]
-    signals.x[rows], signals.gap[rows] = x[better], gap[better]
-    signals.residual[rows] = np.sqrt(squares[better])
-    return gap, g
-
-
-def finish(
-    problem: Problem, signals: Signals, part: np.ndarray, z: np.ndarray, late: bool = False
-) -> None:
-    """Keep the best codes: z, or those solved on its support and on better guesses that follow.
-
-    A guess adds all atoms whose constraint is violated. Late, they begin at the best code, and add
-    the one that is violated most once the code is nearly optimal on its support, so that the
-    objective falls with each.
-    """
-    rows, x = np.arange(len(part)), z.astype(np.float64)
-    if late:
-        keep(problem, signals, part, x)
-        rows = np.flatnonzero(~(signals.gap[part] <= problem.tol))
-        x = signals.x[part[rows]]
-    signs = np.sign(x)
-    most = problem.D.shape[1] if problem.l2 > 0 or late else min(problem.D.shape)
-    for _ in range(_PIVOTS if late else _GUESSES):
-        small = np.count_nonzero(signs, axis=1) <= most
-        if not small.all():
-            rows, x, signs = rows[small], x[small], signs[small]
-        if not len(rows):
-            break
-        _solve_on_supports(problem, signals, part[rows], x, signs)
-        if problem.nonnegative:
-            np.maximum(x, 0, out=x)
-        gap, g = keep(problem, signals, part[rows], x)
-        left = ~(gap <= problem.tol)
-        rows, x, g = rows[left], x[left], g[left]
-        excess = (g if problem.nonnegative else np.abs(g)) - signals.lam[part[rows]]
-        violated = (x == 0) & (excess > 0)
-        if late:
-            inside = np.where(x != 0, np.abs(g - signals.lam[part[rows]] * np.sign(x)), 0)
-            outside = np.where(violated, excess, 0).max(1, keepdims=True)
-            violated &= (excess == outside) & (outside > 2 * inside.max(1, keepdims=True))
-        signs = np.where(violated, np.sign(g), np.sign(x))
-    rest = np.flatnonzero(signals.gap[part] > problem.tol)
-    if len(rest) and not late:
-        keep(problem, signals, part[rest], z[rest].astype(np.float64))
-
-
-def _solve_on_supports(
-    problem: Problem, signals: Signals, part: np.ndarray, x: np.ndarray, signs: np.ndarray
-) -> None:
-    """Move the codes x, in place, towards the minimisers with these signs on their supports."""
-    d, on = x.shape[1], signs != 0
-    sizes = np.count_nonzero(on, axis=1)
-    by_size = np.argsort(sizes)
-    for rows in np.array_split(by_size, -(-len(part) // _SYSTEMS)):
-        k, n = int(sizes[rows[-1]]), len(rows)
-        i, atom = np.nonzero(on[rows])
-        slot = np.arange(len(i)) - np.repeat(np.cumsum(sizes[rows]) - sizes[rows], sizes[rows])
-        atoms = np.full((n, k), d)  # where the Gram matrix has zeros
-        atoms[i, slot] = atom
-        A = problem.gram[atoms[:, :, None], atoms[:, None, :]]
-        diagonal = np.einsum("ijj->ij", A)  # a view
-        diagonal += problem.l2
-        own, s, p, lam, b = rows[i], *np.zeros((4, n, k))
-        s[i, slot], p[i, slot] = signs[own, atom], x[own, atom]
-        weight = signals.lam[part[own]]
-        lam[i, slot] = weight[:, 0] if weight.shape[1] == 1 else weight[np.arange(len(i)), atom]
-        b[i, slot] = signals.products[part[own], atom]
-        b -= lam * s
-        slope = b[..., None] - A @ p[..., None]
-        diagonal += np.where(atoms < d, problem.ridge, 1)
-        try:
-            change = np.linalg.solve(A, slope)[..., 0]
-        except np.linalg.LinAlgError:  # these codes stay where they are
-            continue
-        to = p + change
-        turns = (to * s < 0).any(1)  # an entry changes its sign on the way
-        if turns.any():
-            way = (v[turns] for v in (p, change, slope[..., 0], lam, s))
-            to[turns] = least_between(np, *way)
-        x[own, atom] = to[i, slot]
-
-
-def advance(
-    problem: Problem, stepper: Stepper, signals: Signals, part: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    r"""z and w of some signals after `count` more steps of over-relaxed ADMM.
-
-    With v = alpha x + (1 - alpha) z + u, z = shrink(v, lam / rho) and the next u = v - z, a step is
-    a map of q = z - u = v - 2 u: v <- alpha x(q) + (1 - alpha) q + (2 - alpha) u.
-    """
-    rho, share, K, E = stepper
-    dtype = K.dtype
-    lam = signals.lam[part].astype(dtype) / dtype.type(rho)
-    low = dtype.type(-np.inf) if problem.nonnegative else -lam
-    u = signals.w[part].astype(dtype) / dtype.type(rho)
-    v = signals.z[part].astype(dtype) + u
-    c = signals.Y[part].astype(dtype) @ K
-    q, half = np.empty_like(v), np.empty((len(v), len(E)), dtype)
-    square = len(E) == E.shape[1]
-    beyond, weight = dtype.type(2 - _RELAXATION), dtype.type(share + 1 - _RELAXATION)
-    for step in range(count):
-        if step:
-            np.minimum(v, lam, out=u)
-            np.maximum(u, low, out=u)
-        np.subtract(v, u, out=q)
-        q -= u
-        if step == 0 and not q.any():  # a start at 0: so is the product
-            v[:] = 0
-        elif square:
-            np.matmul(q, E, out=v)
-        else:
-            np.matmul(np.matmul(q, E.T, out=half), E, out=v)
-            q *= weight
-            np.subtract(q, v, out=v)
-        u *= beyond
-        v += u
-        v += c
-    np.minimum(v, lam, out=u)
-    np.maximum(u, low, out=u)
-    signals.steps[part] += count
-    return v - u, u * dtype.type(rho)
-
-
-def _inverse_factor(A: np.ndarray) -> np.ndarray:
-    """The upper triangular H with H H' the inverse of a positive definite A = U'U."""
-    factor, invert = (
-        (lapack().spotrf, lapack().strtri)
-        if A.dtype == np.float32
-        else (lapack().dpotrf, lapack().dtrtri)
-    )
-    return invert(factor(A)[0])[0]
+    weight = np.asarray(weight, np.float64)
+    columns = D.shape[1] if weight.shape[-1:] == D.shape[1:] else 1
+    return np.broadcast_to(weight, (n, columns))

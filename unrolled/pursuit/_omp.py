@@ -75,23 +75,34 @@ def match(
         judged: (n,) each, where the numbers of atoms go, and the squared norms of the part of r
             that is in the span of the atoms: rounding.
     """
-    X, root = np.zeros((len(Y), D.shape[1]), Y.dtype), None if V is None else np.sqrt(V)
-    atoms, squares = np.ascontiguousarray(D.T), D * D
+    X, m = np.zeros((len(Y), D.shape[1]), Y.dtype), len(D)
+    if V is None:
+        from unrolled.pursuit import _active_set  # it imports numba
 
-    def work(part: slice) -> None:
-        if root is None:
-            w, norms, signals = None, np.sqrt(squares.sum(0))[None, :], Y[part]
-        else:
+        wide, problem = Y.astype(float), _active_set.problem_of(D)
+        choice = problem.inverse * (1.0 if favour is None else favour)
+        of_part = partial(
+            _active_set.match, problem, favour=choice, most=sparsity, least=negligible(m, Y.dtype)
+        )
+
+        def work(part: slice) -> None:
+            X[part], counts, inside = of_part(wide[part], wide[part] @ problem.D)
+            if judged is not None:
+                judged[0][part], judged[1][part] = counts, inside
+
+    else:
+        root, atoms, squares = np.sqrt(V), np.ascontiguousarray(D.T), D * D
+
+        def work(part: slice) -> None:
             w = root[part]
-            norms, signals = np.sqrt((w * w) @ squares), w * Y[part]
-        X[part], counts, Q = _match(D, atoms, norms, signals, sparsity, w, favour)
-        if judged is not None:
-            r = X[part] @ atoms
-            r = signals - (r if w is None else w * r)
-            judged[0][part], judged[1][part] = (
-                counts,
-                np.sum(np.matmul(Q, r[..., None]) ** 2, (1, 2)),
-            )
+            signals, norms = w * Y[part], np.sqrt((w * w) @ squares)
+            X[part], counts, Q = _match(D, atoms, norms, signals, sparsity, w, favour)
+            if judged is not None:
+                r = signals - w * (X[part] @ atoms)
+                judged[0][part], judged[1][part] = (
+                    counts,
+                    np.sum(np.matmul(Q, r[..., None]) ** 2, (1, 2)),
+                )
 
     share(work, len(Y), _CHUNK)
     return X
@@ -103,7 +114,7 @@ def _match(
     norms: np.ndarray,
     Y: np.ndarray,
     sparsity: int,
-    w: np.ndarray | None,
+    w: np.ndarray,
     favour: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The codes of weighted signals, the numbers of atoms, and Q; `w` weights the atoms of each.
@@ -120,14 +131,14 @@ def _match(
     least = rounding * np.linalg.norm(Y, axis=1)
     active, counts, k = np.ones(n, bool), np.zeros(n, int), 0
     for k in range(sparsity):
-        products = (R if w is None else R * w) @ D
+        products = (R * w) @ D
         np.abs(products, out=products)
         products *= inverse
         products[rows[:, None], S[:, :k]] = 0
         j = (products if favour is None else products * favour).argmax(1)
-        a = atoms[j] if w is None else atoms[j] * w
+        a = atoms[j] * w
         v, h = _orthogonal(a, Q[:, :k])
-        size, length = np.linalg.norm(v, axis=1), np.broadcast_to(norms, products.shape)[rows, j]
+        size, length = np.linalg.norm(v, axis=1), norms[rows, j]
         active = active & (products[rows, j] > least) & (size * size > rounding * length * length)
         counts += active
         q = np.where(active, 1 / np.where(active, size, 1), 0)[:, None] * v

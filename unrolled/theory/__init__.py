@@ -11,6 +11,7 @@ from unrolled.theory._codes import *
 from unrolled.theory._coherence import *
 from unrolled.theory._convergence import *
 from unrolled.theory._generalized import *
+from unrolled.theory._lasso_codes import *
 from unrolled.theory._models import *
 from unrolled.theory._schedules import *
 from unrolled.theory._signals import *

@@ -266,14 +266,6 @@ def test_atoms_without_a_penalty_are_certified(dtype, nonnegative):
     assert ((g if nonnegative else np.abs(g)) <= lam + near).all()
 
 
-def test_rough_codes_are_within_their_gap_or_marked():
-    lam = 0.2 * np.abs(Y @ D).max()
-    for looks, most in ((1, BATCH), (40, 0)):
-        X, far = _lasso_batch.rough_codes(D, Y, lam, within=1e-3, steps=2, looks=looks)
-        assert np.array_equal(far, gaps(D, Y, X, lam) > 1e-3) and far.sum() <= most
-        assert far.any() == (looks == 1)
-
-
 def test_large_penalties_and_empty_batches():
     found = pursuit.lasso_batch(D, Y, ratio=1.0, start=np.ones((BATCH, N)))
     assert found.converged.all() and not found.x.any() and not found.steps.any()
@@ -330,19 +322,16 @@ def test_convolutions_take_batches_of_pictures():
     assert pursuit.lasso_batch(C, pictures, lam, start=found.x).x.shape == found.x.shape
 
 
-def test_the_gap_of_many_codes_is_that_of_one():
-    """With a ridge, near the optimum, where the dual value of the conjugate is the nearer one."""
+@pytest.mark.parametrize("l2", [0.0, 0.3])
+def test_the_gap_of_many_codes_is_that_of_one(l2):
+    """After a few moves, far from the optimum."""
     from unrolled.pursuit._gap import elastic_gap
 
-    rng = np.random.default_rng(0)
-    D, Y, X = unit(rng.normal(size=(6, 9))), rng.normal(size=(5, 6)), rng.normal(size=(5, 9))
-    for l2 in (0.0, 0.3):
-        best = np.asarray(pursuit.lasso_batch(D, Y, 0.2, l2=l2).x)
-        X = np.where(best, best + 0.02 * X, 0)
-        problem = _lasso_batch._problem_of(D, l2, 1e-6, False, False)
-        signals = _lasso_batch.empty(Y, np.full((5, 1), 0.2), 9)
-        gap, _ = _lasso_batch.keep(problem, signals, np.arange(5), X)
-        R = Y - X @ D.T
-        of_one = jax.vmap(lambda s, x, h, l2=l2: elastic_gap(s, 0.2, l2, x, h, False))
-        expected = of_one(np.sum(R**2, 1), X, R @ D) / (np.sum(Y**2, 1) / 2)
-        np.testing.assert_allclose(gap, expected, rtol=1e-10)
+    found = pursuit.lasso_batch(D, Y, 0.05, l2=l2, max_steps=3)
+    X = np.asarray(found.x)
+    R = Y - X @ D.T
+    of_one = jax.vmap(lambda s, x, h: elastic_gap(s, 0.05, l2, x, h, False))
+    expected = of_one(np.sum(R**2, 1), X, R @ D) / (np.sum(Y**2, 1) / 2)
+    assert (found.gap >= 0.99 * expected).all() and not found.converged.any()
+    if l2 == 0:
+        np.testing.assert_allclose(found.gap, expected, rtol=1e-10)

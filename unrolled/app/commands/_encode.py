@@ -6,7 +6,7 @@ import argparse
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from unrolled import export
 from unrolled._base.files import check_writable, target, whole_file
 from unrolled._base.text import in_rows
 from unrolled.app.commands import _inputs
-from unrolled.app.commands._certify import CertifiedCodes, uncertified
+from unrolled.app.commands._certify import CertifiedCodes, ProvedCodes, proved, uncertified
 from unrolled.app.commands._console import Say, add_command, progress_printer, show
 from unrolled.app.commands._inputs import CHUNK as _CHUNK
 from unrolled.app.commands._inputs import (
@@ -32,12 +32,23 @@ from unrolled.app.commands._inputs import (
 )
 from unrolled.app.commands._report import check_not_read
 from unrolled.app.studies import seldom
-from unrolled.pursuit import PURSUITS, ROUNDINGS, check_dictionaries, check_options, is_relative
+from unrolled.dictionaries import Operator
+from unrolled.pursuit import (
+    PURSUITS,
+    ROUNDINGS,
+    check_dictionaries,
+    check_options,
+    is_relative,
+    lasso_problem,
+)
 from unrolled.vision import datasets
 
 _PERIOD = 5.0  # seconds between two lines of progress
 # Options of pursuits that, too large, make all codes zero.
 _SILENCING = ("lam", "lams", "ratio", "theta", "thetas", "eps")
+
+# Options of the LASSO for whose optimum codes of weights are proved.
+_PENALTY = ("lam", "ratio", "l2", "nonnegative")
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "weights": dict(
@@ -65,9 +76,10 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "--method": {},  # by `add_parser`: pursuits may be registered later
     "--certify": dict(
         action="store_true",
-        help="also tell which codes, after least squares on their supports, are proved to be the "
-        "only ones of least l1 norm; of one dictionary; a .npz file has them as the entry "
-        "certified, (signals, 1), of 1 and 0",
+        help="also tell which codes are proved, for one dictionary. With --lam or --ratio, of a "
+        "pursuit of the LASSO or of weights: those with the support and the signs of the only "
+        "optimum. Otherwise: those that, after least squares on their supports, are the only ones "
+        "of least l1 norm. A .npz file has them as the entry certified, (signals, 1), of 1 and 0",
     ),
 }
 
@@ -98,7 +110,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Write the codes, and print what they are."""
     paths, options = arguments.dictionary or [], _inputs.given_options(arguments)
     result = encode(
-        _check_source(arguments.weights, arguments.method, options, paths),
+        _check_source(arguments.weights, arguments.method, options, paths, arguments.certify),
         arguments.signals,
         arguments.output,
         paths,
@@ -110,14 +122,19 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check_source(
-    weights: Path | None, method: str | None, options: dict[str, Any], paths: list[Path]
+    weights: Path | None,
+    method: str | None,
+    options: dict[str, Any],
+    paths: list[Path],
+    certify: bool,
 ) -> Path | str:
     """The weights, or the name of a pursuit; ValueError unless it is one of them."""
     if method is None:
         if weights is None:
             raise ValueError("encode: expected WEIGHTS and SIGNALS, or --method and SIGNALS")
-        if options:
-            raise ValueError(f"encode: --{', --'.join(options)} needs --method")
+        allowed = _PENALTY if certify and {"lam", "ratio"} & set(options) else ()
+        if needing := [option for option in options if option not in allowed]:
+            raise ValueError(f"encode: --{', --'.join(needing)} needs --method")
         return weights_of(weights)
     if weights is not None:
         raise ValueError(f"encode: --method takes no weights, got {weights}")
@@ -157,7 +174,7 @@ class Encoded(NamedTuple):
     missed: tuple[int, ...]  # signals whose codes, by the pursuit, miss their tolerance
     zeros: int  # signals that are not zero but beside the largest, coded as zero
     output: str
-    certified: CertifiedCodes | None = None  # where that was asked for
+    certified: CertifiedCodes | ProvedCodes | None = None  # where that was asked for
 
     def text(self) -> str:
         """The numbers as lines of text, one for each layer of a chain."""
@@ -197,6 +214,8 @@ class Line(NamedTuple):
     missed: Sequence[int]  # rows of the file whose codes miss their tolerance
     zeros: int  # signals that are coded as zero beside the largest
     unproved: Sequence[int]  # rows whose codes are not certified
+    optima: int  # signals whose optimum of the LASSO is proved
+    distance: float  # the largest of their codes from it, relative to its norm
 
 
 class _Job(NamedTuple):
@@ -207,6 +226,7 @@ class _Job(NamedTuple):
     path: Path  # of the signals
     columns: dict[str, int]  # of every array of codes
     certify: bool
+    problem: Callable[[np.ndarray], dict[str, Any] | None]  # the LASSO of some signals
     least: float  # signals of a lesser norm are zero beside the largest
 
     @property
@@ -221,8 +241,8 @@ class _Job(NamedTuple):
         codes = [np.asarray(X) for X in parts]
         norms = residual_norms(Ds, signals, codes)
         _check_finite(codes, norms, first)
-        unproved = uncertified(Ds[0], signals, codes[0]) if self.certify else np.zeros(0, int)
-        proved = np.isin(np.arange(len(signals)), unproved, invert=True)
+        unproved, optima, distance = self._proofs(signals, codes[0])
+        certified = np.isin(np.arange(len(signals)), unproved, invert=True)
         names = code_names(len(Ds), self.coder.chained)
         line = Line(
             len(signals),
@@ -231,8 +251,19 @@ class _Job(NamedTuple):
             [int(row) + first for row in missed],
             int(nothing.sum()),
             (first + unproved).tolist(),
+            optima,
+            distance,
         )
-        return {**dict(zip(names, codes)), "certified": proved[:, None]}, line
+        return {**dict(zip(names, codes)), "certified": certified[:, None]}, line
+
+    def _proofs(self, signals: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, int, float]:
+        """The rows of codes that are not certified; the optima proved, and how far codes are."""
+        if not self.certify:
+            return np.zeros(0, int), 0, 0.0
+        problem = self.problem(signals)
+        if problem is None:
+            return uncertified(self.coder.Ds[0], signals, codes), 0, 0.0
+        return proved(self.coder.Ds[0], signals, codes, problem)
 
 
 def encode(
@@ -256,7 +287,8 @@ def encode(
         dictionaries: files.
         options: of the pursuit.
         say: told the progress.
-        certify: whether `theory.certify_code` is asked about the codes.
+        certify: whether `theory.certify_lasso` is asked about the codes, where there is a LASSO,
+            or else `theory.certify_code`.
 
     Raises:
         ValueError: a chain to certify, files that cannot be read or do not fit together, NaN or
@@ -286,9 +318,17 @@ def _summed(lines: Sequence[Line], job: _Job, source: Path | str, output: Path) 
     missed = tuple(row for line in lines for row in line.missed)
     zeros = sum(line.zeros for line in lines)
     unproved = tuple(row for line in lines for row in line.unproved)
-    proved = CertifiedCodes(signals, unproved) if job.certify else None
+    certified: CertifiedCodes | ProvedCodes | None = None
+    if job.certify:
+        optima, far = sum(line.optima for line in lines), max(line.distance for line in lines)
+        of_lasso = job.problem(np.zeros((1, job.Y.shape[1]))) is not None
+        certified = (
+            ProvedCodes(signals, unproved, optima, far)
+            if of_lasso
+            else CertifiedCodes(signals, unproved)
+        )
     chained = job.coder.chained
-    return Encoded(signals, layers, chained, source, missed, zeros, str(output), proved)
+    return Encoded(signals, layers, chained, source, missed, zeros, str(output), certified)
 
 
 def _advice(source: Path | str) -> str:
@@ -329,7 +369,16 @@ def _job(
         columns = {"certified": 1, **columns}
     relative = isinstance(source, str) and is_relative(source, options)
     least = _least_norm(Y, signals) if relative else 0.0
-    return _Job(coder, Y, signals, columns, certify, least)
+    name = source if isinstance(source, str) else "lasso"
+    problem = partial(_lasso, name, options, Ds[0])
+    return _Job(coder, Y, signals, columns, certify, problem, least)
+
+
+def _lasso(
+    name: str, options: dict[str, Any], D: Operator, signals: np.ndarray
+) -> dict[str, Any] | None:
+    """The LASSO for whose optimum codes are proved, where a penalty is given."""
+    return lasso_problem(name, options, D, signals) if {"lam", "ratio"} & set(options) else None
 
 
 def _written(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[Line]:

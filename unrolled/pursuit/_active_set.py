@@ -1,0 +1,626 @@
+r"""The LASSO and orthogonal matching pursuit of many signals in one dictionary, compiled by numba.
+
+Per signal the LASSO minimises, over all codes or those with x >= 0,
+
+.. math:: \tfrac12 \|y - D x\|^2 + \sum_i lam_i |x_i| + \tfrac{l2}{2} \|x\|^2.
+
+A working set of atoms grows by those whose constraint is violated most. On it, the method of Lawson
+and Hanson with signs: an atom joins the active ones, the code moves to the minimiser with these
+signs, and an atom whose entry would change its sign on the way leaves. The objective falls with
+every move. Rank-one changes keep the inverse Gram matrix of the active atoms up to date. The
+gradient is computed anew before every move, so that their rounding does not stay. An atom that
+depends on the active ones takes the place of one of them.
+
+Importing this file imports numba: it is imported by the functions that need it.
+
+Reference: Lawson, Hanson (1974), chapter 23; Lee et al. (2007) for the signs; Rubinstein,
+Zibulevsky, Elad (2008) for the pursuit.
+"""
+
+import ctypes
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import carray, cfunc, njit, types
+
+# Sums may be reordered, which lets them use vector registers; NaN and inf keep their meaning.
+_compiled = njit(error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"})
+
+FEWEST = 10  # atoms that join a working set at a time, or as many as are active if these are more
+# Without a start the penalty falls to lam from the largest with a code, by this factor a round.
+_FALL = 0.4
+_DEPENDENT = 1e-10  # squared sine of the angle between an atom and the span of the active ones
+_POLISH = 3  # moves that only correct rounding, one after the other
+_PAD = 8  # columns of a square workspace more than rows: 2^k entries a row would share cache lines
+_VECTORS, _LISTS = 12, 6  # of a workspace
+_UNBOUNDED = 2**62
+
+
+class Problem(NamedTuple):
+    """What all signals share, in float64."""
+
+    D: np.ndarray  # (m, d)
+    atoms: np.ndarray  # (d, m) D'
+    gram: np.ndarray  # (d, d) D'D + l2
+    inverse: np.ndarray  # (d,) one over the roots of its diagonal, 0 for atoms of zeros
+    l2: float
+    nonnegative: bool
+
+
+def problem_of(D: np.ndarray, l2: float = 0.0, nonnegative: bool = False) -> Problem:
+    """The problem of a dictionary with entries near 1."""
+    D = np.ascontiguousarray(D, np.float64)
+    gram, d = D.T @ D, D.shape[1]
+    gram.flat[:: d + 1] += l2
+    sizes = np.sqrt(np.diag(gram))
+    inverse = np.divide(1, sizes, out=np.zeros(d), where=sizes > 0)
+    return Problem(D, np.ascontiguousarray(D.T), gram, inverse, float(l2), bool(nonnegative))
+
+
+class Minima(NamedTuple):
+    """Codes, and what is known of them."""
+
+    x: np.ndarray  # (n, d)
+    gap: np.ndarray  # (n,) duality gaps over norm(y)^2 / 2
+    residual: np.ndarray  # (n,) norm(y - D x)
+    moves: np.ndarray  # (n,)
+    rounds: np.ndarray  # (n,) how often atoms joined the working set
+
+
+def minimise(
+    problem: Problem,
+    Y: np.ndarray,
+    products: np.ndarray,
+    lam: np.ndarray,
+    slack: np.ndarray,
+    *,
+    tol: float,
+    moves: int,
+    start: np.ndarray | None = None,
+    fewest: int = FEWEST,
+    rounds: int = _UNBOUNDED,
+) -> Minima:
+    """The codes of some finite signals near 1; it holds no lock of Python.
+
+    The gap is that of the dual point s (y - D x), with D'(y - D x) by the Gram matrix. The gradient
+    of a free atom, one with lam 0, counts there as zero within its slack.
+
+    Args:
+        problem: of the dictionary.
+        Y, products: (n, m) and (n, d), the signals and Y D.
+        lam: (n, 1) or (n, d), non-negative.
+        slack: (n,), violations over the norm of their atom that do not count.
+        tol: codes with at most this gap are left as they are; -1 for the minimisers.
+        moves: the most for a signal.
+        start: (n, d), codes to start from, with their signs.
+        fewest: how many atoms join at least, where as many are violated.
+        rounds: the most of a signal.
+    """
+    (m, d), n = problem.D.shape, len(Y)
+    result = Minima(np.zeros((n, d)), *np.zeros((2, n)), *np.zeros((2, n), np.int64))
+    floats = (problem.gram, problem.atoms, problem.inverse, Y, products, lam, slack)
+    first = np.zeros((0, d)) if start is None else start
+    squares, vectors, lists = _workspace(m, d)
+    _entry(_many)(
+        *map(_pointer, (*floats, first, *result, squares, vectors, lists)),
+        *(n, m, d, lam.shape[1], len(first), moves, fewest, rounds),
+        *(problem.l2, problem.nonnegative, tol),
+    )
+    return result
+
+
+def match(
+    problem: Problem,
+    Y: np.ndarray,
+    products: np.ndarray,
+    favour: np.ndarray,
+    most: int,
+    least: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes by matching pursuit, the numbers of atoms, and what of the residuals is in their span.
+
+    The first is (n, d), the others are (n,); the last are squared norms: rounding.
+
+    Args:
+        problem: of the dictionary, without l2.
+        Y, products: (n, m) and (n, d), signals near 1 and Y D.
+        favour: (d,), of d_i . r in the choice.
+        most: atoms of a code.
+        least: below this share of the signal a correlation is zero, and below this share of its
+            squared norm an atom depends on others.
+    """
+    (m, d), n = problem.D.shape, len(Y)
+    x, inside, counts = np.zeros((n, d)), np.zeros(n), np.zeros(n, np.int64)
+    operands = (problem.gram, problem.inverse, Y, products, favour)
+    _entry(_matched)(
+        *map(_pointer, (*operands, x, inside, counts, *_workspace(m, d))), n, m, d, most, least
+    )
+    return x, counts, inside
+
+
+def _workspace(m: int, d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Square matrices, vectors and lists of indices."""
+    shape = (_VECTORS, max(m, d))
+    return np.empty((2, d, d + _PAD)), np.zeros(shape), np.zeros((_LISTS, d), np.int64)
+
+
+# From Python
+
+
+_FLOATS, _INTEGERS = types.CPointer(types.float64), types.CPointer(types.int64)
+_KINDS: dict[np.dtype, Any] = {np.dtype(float): ctypes.c_double, np.dtype(np.int64): ctypes.c_int64}
+
+
+def _pointer(array: np.ndarray) -> Any:
+    """To the first entry of an array whose entries are one after the other."""
+    if not array.flags.c_contiguous:
+        raise ValueError(f"an array of shape {array.shape} has gaps between its entries")
+    return array.ctypes.data_as(ctypes.POINTER(_KINDS[array.dtype]))
+
+
+@functools.cache
+def _entry(function: Callable) -> Callable:
+    """The compiled function; its machine code is kept on disk where a folder can be written.
+
+    It takes pointers, of which it makes arrays that count no references: counting them would take
+    as long as the arithmetic of a code with a few nonzeros.
+    """
+    try:
+        return cfunc(_SIGNATURES[function.__name__], cache=True)(function).ctypes
+    except (RuntimeError, OSError):
+        return cfunc(_SIGNATURES[function.__name__])(function).ctypes
+
+
+_SIGNATURES = {
+    "_many": types.void(
+        *[_FLOATS] * 11, *[_INTEGERS] * 2, *[_FLOATS] * 2, _INTEGERS,
+        *[types.int64] * 8, types.float64, types.boolean, types.float64,
+    ),
+    "_matched": types.void(
+        *[_FLOATS] * 7, _INTEGERS, *[_FLOATS] * 2, _INTEGERS, *[types.int64] * 4, types.float64
+    ),
+}  # fmt: skip
+
+
+@_compiled
+def _arrays(squares, vectors, lists, m, d):
+    """The workspace of a signal: for its active and working sets, and for all atoms."""
+    S = carray(squares, (2, d, d + _PAD))
+    V, I = carray(vectors, (_VECTORS, max(m, d))), carray(lists, (_LISTS, d))
+    for i in range(d):
+        I[1, i] = i
+    # The Gram matrix and the inverse; x, g, sign, b, lam, scale, change, u; atoms, order, blocked.
+    work = (S[0], S[1], V[0], V[1], V[2], V[3], V[4], V[5], V[6], V[7], I[0], I[1], I[2])
+    # D'r - l2 x, lam, r and the largest excesses; whether an atom is in the set, and which join.
+    own = (V[8, :d], V[9, :d], V[10, :m], V[11, :d], I[3], I[4])
+    return work, own
+
+
+# One signal after the other
+
+
+def _many(
+    gram, atoms, inverse, Y, products, lams, slacks, first, X, gaps, residuals, moved, rounds,
+    squares, vectors, lists, n, m, d, columns, warm, budget, fewest, most, l2, nonnegative, tol,
+):  # fmt: skip
+    """The compiled half of `minimise`."""
+    gram, atoms, inverse = carray(gram, (d, d)), carray(atoms, (d, m)), carray(inverse, (d,))
+    Y, products, lams = carray(Y, (n, m)), carray(products, (n, d)), carray(lams, (n, columns))
+    slacks, first, X = carray(slacks, (n,)), carray(first, (warm, d)), carray(X, (n, d))
+    gaps, residuals = carray(gaps, (n,)), carray(residuals, (n,))
+    moved, rounds = carray(moved, (n,)), carray(rounds, (n,))
+    work, own = _arrays(squares, vectors, lists, m, d)
+    shared = (gram, atoms, inverse, l2, nonnegative)
+    limits = (tol, budget, fewest, most)
+    for i in range(n):
+        for j in range(d):
+            own[1][j] = lams[i, j if columns > 1 else 0]
+        start = first[i if warm else 0 : i + 1 if warm else 0]
+        gaps[i], residuals[i], moved[i], rounds[i] = _one(
+            shared, Y[i], products[i], start, slacks[i], limits, work, own, X[i]
+        )
+
+
+@_compiled
+def _one(shared, y, products, start, slack, limits, work, own, out):
+    """The code of a signal; its gap, residual, moves and rounds."""
+    gram, D, inverse, l2, nonnegative = shared
+    tol, budget, fewest, most = limits
+    x, lam, atoms = work[2], work[6], work[10]
+    full, weight, r, excess, inside, fresh = own
+    half, gap, squares = 0.0, 0.0, 0.0
+    for i in range(len(y)):
+        half += y[i] ** 2 / 2
+    inside[:] = 0
+    k = w = moves = rounds = idle = 0
+    level = np.inf  # the penalty, over lam
+    while True:
+        _subtract(full, products, gram, atoms, x, k, len(full))
+        _subtract(r, y, D, atoms, x, k, len(y))
+        squares, top = _sizes(r, full, weight, inverse, nonnegative, slack)
+        gap = _gap(x, full, weight, atoms, k, l2, squares, 1 / top) / (half if half > 0 else 1.0)
+        joined = _violated(
+            *(full, weight, inverse, excess, inside, fresh),
+            *(nonnegative, slack, min(max(fewest, k), len(inside) - w)),
+        )
+        idle = 0 if joined or level > 1 else idle + 1  # blocked atoms: look twice
+        if (
+            gap <= tol
+            or moves >= budget
+            or idle > 1
+            or (joined and rounds >= most and level < np.inf)
+        ):
+            break
+        if level == np.inf and len(start):
+            level = 1.0
+            k, w, moves = _begun(shared, start[0], products, slack, budget, work, own)
+            continue
+        w = _join(work, gram, products, weight, inverse, fresh, joined, inside, w)
+        rounds += joined > 0
+        if level == np.inf:
+            level = top if top < np.inf else 1.0
+        level = max(1.0, level * _FALL)
+        for i in range(w):
+            lam[i] = level * weight[atoms[i]]
+        k, more = _minimise(work, k, w, nonnegative, slack, budget - moves)
+        moves += more
+    for i in range(k):
+        out[atoms[i]] = x[i]
+    return gap, math.sqrt(squares), moves, rounds
+
+
+@_compiled
+def _begun(shared, start, products, slack, budget, work, own):
+    """From a code: the minimiser with its signs, or what is left of them, on its support.
+
+    Free atoms of either sign are active, as far as they do not depend on others.
+    """
+    gram, _, inverse, _, nonnegative = shared
+    x, sign, lam, atoms = work[2], work[4], work[6], work[10]
+    _, weight, _, _, inside, fresh = own
+    joined = 0
+    for free in range(2):
+        for i in range(len(inside)):
+            is_free = weight[i] == 0 and inverse[i] > 0 and not nonnegative
+            given = start[i] != 0 and not (nonnegative and start[i] < 0)
+            if is_free if free == 0 else given and not is_free:
+                fresh[joined], joined = i, joined + 1
+    w = _join(work, gram, products, weight, inverse, fresh, joined, inside, 0)
+    for i in range(w):
+        x[i] = start[atoms[i]]
+        sign[i] = _constraint(x[i], lam[i], nonnegative)
+    k = _rebuild(work, w, w)
+    k, moves = _minimise(work, k, w, nonnegative, slack, budget)
+    return k, w, moves
+
+
+@_compiled
+def _sizes(r, full, weight, inverse, nonnegative, slack):
+    """norm(r)^2, and the largest |g_i| / lam_i, at least 1."""
+    squares, top = 0.0, 1.0
+    for value in r:
+        squares += value**2
+    for i in range(len(full)):
+        size = full[i] if nonnegative else abs(full[i])
+        if size > weight[i] * top:
+            if weight[i] > 0:
+                top = size / weight[i]
+            elif size * inverse[i] > slack:
+                top = np.inf
+    return squares, top
+
+
+@_compiled
+def _gap(x, full, weight, atoms, k, l2, squares, s):
+    """The duality gap of a code, with the dual point s r."""
+    bound, ridge = 0.0, 0.0
+    for i in range(k):
+        bound += max(weight[atoms[i]] * abs(x[i]) - s * x[i] * full[atoms[i]], 0.0)
+        ridge += x[i] ** 2
+    return bound + (1 - s) ** 2 * (squares + l2 * ridge) / 2
+
+
+@_compiled
+def _violated(full, weight, inverse, excess, inside, fresh, nonnegative, slack, most):
+    """How many atoms join the working set: those whose constraint is violated most, in order."""
+    joined, floor = 0, slack
+    for i in range(len(inverse)):
+        size = full[i] if nonnegative else abs(full[i])
+        over = (size - weight[i]) * inverse[i]
+        if over > floor and not inside[i]:
+            place = min(joined, most - 1)
+            while place > 0 and excess[place - 1] < over:
+                excess[place], fresh[place] = excess[place - 1], fresh[place - 1]
+                place -= 1
+            excess[place], fresh[place] = over, i
+            joined = min(joined + 1, most)
+            floor = excess[joined - 1] if joined == most else slack
+    return joined
+
+
+@_compiled
+def _minimise(work, k, w, nonnegative, slack, budget):
+    """Minimise over the w atoms of the working set, the first k of them active; k and the moves."""
+    A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
+    blocked[:w] = 0
+    polished, moves = 0, 0
+    while moves < budget:
+        _subtract(g, b, A, order, x, k, w)
+        worst = 0.0
+        for i in range(k):
+            g[i] -= lam[i] * sign[i]
+            worst = max(worst, abs(g[i]) * scale[i])
+        if worst > slack and polished < _POLISH:
+            if polished == _POLISH - 1:  # the inverse has lost its digits
+                before, k = k, _rebuild(work, k, w)
+                if k < before:
+                    continue
+            change[:k] = 0
+            _subtract(change, change, M, order, g, k, k)
+            k, stopped = _move(work, k, w)
+            polished, moves = 0 if stopped else polished + 1, moves + 1
+            continue
+        best, entering = slack, -1
+        for i in range(k, w):
+            size = g[i] if nonnegative else abs(g[i])
+            over = (size - lam[i]) * scale[i]
+            if over > best and not blocked[i]:
+                best, entering = over, i
+        if entering < 0:
+            break
+        _swap(work, entering, k, 0, w)
+        k, joined, exchanged = _enter(work, k, w, nonnegative)
+        moves, polished = moves + 1, 0 if joined else polished
+        if joined and not exchanged:  # else the next round moves
+            for i in range(k):
+                change[i] = -M[k - 1, i] * g[k - 1]
+            k, _ = _move(work, k, w)
+    return k, moves
+
+
+@_compiled
+def _enter(work, k, w, nonnegative):
+    """Atom k becomes active, in the place of others if it depends on them; else it is blocked.
+
+    Returns:
+        The number of active atoms, whether it is one of them, and whether others have left.
+    """
+    A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
+    side, slope = (1.0 if g[k] > 0 else -1.0), abs(g[k]) - lam[k]
+    pivot, exchanged = _border(A, M, u, order, k), False
+    while pivot <= _DEPENDENT * A[k, k]:  # it takes the place of the first that its rise makes zero
+        leaving, far = -1, np.inf
+        for i in range(k):
+            if sign[i] * u[i] * side > 0 and x[i] / (u[i] * side) < far:
+                leaving, far = i, x[i] / (u[i] * side)
+        if leaving < 0 or slope <= pivot * far / 2:
+            break
+        for i in range(k):
+            x[i] -= far * side * u[i]
+        x[k] += far * side
+        k = _leave(work, leaving, k, w)
+        _swap(work, k, k + 1, 0, w)
+        pivot, exchanged = _border(A, M, u, order, k), True
+    if pivot <= _DEPENDENT * A[k, k]:
+        x[k], blocked[k] = 0.0, 1
+        return k, False, exchanged
+    sign[k] = _constraint(side, lam[k], nonnegative)
+    _extend(M, u, pivot, k)
+    g[k] -= lam[k] * sign[k]
+    return k + 1, True, exchanged
+
+
+@_compiled
+def _move(work, k, w):
+    """From x to x - change, as far as the signs hold; then one atom leaves."""
+    x, sign, change, blocked = work[2], work[4], work[8], work[12]
+    far, leaving = 1.0, -1
+    for i in range(k):
+        if sign[i] * (x[i] - change[i]) < 0:
+            part = max(x[i] / change[i], 0.0)
+            if part < far:
+                far, leaving = part, i
+    for i in range(k):
+        x[i] -= far * change[i]
+    if leaving < 0:
+        return k, False
+    blocked[leaving] = far == 0
+    return _leave(work, leaving, k, w), True
+
+
+@_compiled
+def _constraint(value, lam, nonnegative):
+    """The sign that an active entry must keep; 0 for one that is free."""
+    if nonnegative:
+        return 1.0
+    return np.sign(value) if lam > 0 else 0.0
+
+
+# Matching pursuit
+
+
+def _matched(
+    gram, inverse, Y, products, favour, X, inside, counts, squares, vectors, lists, n, m, d, most,
+    least,
+):  # fmt: skip
+    """The compiled half of `match`."""
+    gram, inverse, favour = carray(gram, (d, d)), carray(inverse, (d,)), carray(favour, (d,))
+    Y, products, X = carray(Y, (n, m)), carray(products, (n, d)), carray(X, (n, d))
+    inside, counts = carray(inside, (n,)), carray(counts, (n,))
+    work, own = _arrays(squares, vectors, lists, m, d)
+    for i in range(n):
+        counts[i] = _atom_by_atom(
+            (gram, inverse, favour), Y[i], products[i], most, least, work, own, X[i]
+        )
+        inside[i] = _in_span(work, counts[i])
+
+
+@_compiled
+def _atom_by_atom(shared, y, products, most, least, work, own, out):
+    """The code of a signal; its number of atoms."""
+    gram, inverse, favour = shared
+    A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
+    full, weight, _, _, inside, fresh = own
+    energy, k = 0.0, 0
+    for value in y:
+        energy += value**2
+    inside[:] = 0
+    while k < most:
+        _subtract(full, products, gram, atoms, x, k, len(full))
+        best, entering = 0.0, -1
+        for i in range(len(full)):
+            size = abs(full[i]) * favour[i]
+            if size > best and not inside[i]:
+                best, entering = size, i
+        if entering < 0 or abs(full[entering]) * inverse[entering] <= least * math.sqrt(energy):
+            break
+        fresh[0] = entering
+        _join(work, gram, products, weight, inverse, fresh, 1, inside, k)
+        pivot = _border(A, M, u, order, k)
+        if pivot <= max(least, _DEPENDENT) * A[k, k]:
+            break
+        x[k] = full[entering] / pivot
+        for i in range(k):
+            x[i] -= x[k] * u[i]
+        _extend(M, u, pivot, k)
+        k += 1
+    for _ in range(2):  # against the rounding of these moves
+        _subtract(g, b, A, order, x, k, k)
+        change[:k] = 0
+        _subtract(change, change, M, order, g, k, k)
+        for i in range(k):
+            x[i] -= change[i]
+    for i in range(k):
+        out[atoms[i]] = x[i]
+    return k
+
+
+@_compiled
+def _in_span(work, k):
+    """The squared norm of the part of y - D x that is in the span of the k active atoms."""
+    A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
+    _subtract(g, b, A, order, x, k, k)
+    change[:k] = 0
+    _subtract(change, change, M, order, g, k, k)
+    squares = 0.0
+    for i in range(k):
+        squares -= g[i] * change[i]
+    return max(squares, 0.0)
+
+
+# The working set, and the inverse Gram matrix of its active atoms
+
+
+@_compiled
+def _subtract(out, b, A, rows, x, k, n):
+    """out = b - sum_i x_i A[rows_i], of n entries and k rows."""
+    i = 0
+    if k >= 4:
+        r0, r1, r2, r3 = rows[0], rows[1], rows[2], rows[3]
+        a0, a1, a2, a3 = x[0], x[1], x[2], x[3]
+        for j in range(n):
+            out[j] = b[j] - (a0 * A[r0, j] + a1 * A[r1, j] + a2 * A[r2, j] + a3 * A[r3, j])
+        i = 4
+    else:
+        for j in range(n):
+            out[j] = b[j]
+    while i + 4 <= k:
+        r0, r1, r2, r3 = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
+        a0, a1, a2, a3 = x[i], x[i + 1], x[i + 2], x[i + 3]
+        for j in range(n):
+            out[j] -= a0 * A[r0, j] + a1 * A[r1, j] + a2 * A[r2, j] + a3 * A[r3, j]
+        i += 4
+    while i < k:
+        r0, a0 = rows[i], x[i]
+        for j in range(n):
+            out[j] -= a0 * A[r0, j]
+        i += 1
+
+
+@_compiled
+def _join(work, gram, products, weight, inverse, fresh, joined, inside, w):
+    """The working set with more atoms, that are not active; how many it has."""
+    A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
+    for i in range(joined):
+        j = fresh[i]
+        atoms[w], inside[j], x[w], sign[w] = j, 1, 0.0, 0.0
+        b[w], lam[w], scale[w] = products[j], weight[j], inverse[j]
+        for other in range(w + 1):
+            A[w, other] = gram[j, atoms[other]]
+            A[other, w] = A[w, other]
+        w += 1
+    return w
+
+
+@_compiled
+def _swap(work, i, j, k, w):
+    """Atoms i and j change places, in the inverse of k active atoms too."""
+    A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
+    if i == j:
+        return
+    atoms[i], atoms[j] = atoms[j], atoms[i]
+    blocked[i], blocked[j] = blocked[j], blocked[i]
+    for v in (x, g, sign, b, lam, scale):
+        v[i], v[j] = v[j], v[i]
+    for B, size in ((A, w), (M, k)):
+        for c in range(size):
+            B[i, c], B[j, c] = B[j, c], B[i, c]
+        for c in range(size):
+            B[c, i], B[c, j] = B[c, j], B[c, i]
+
+
+@_compiled
+def _border(A, M, u, order, k):
+    """u: the code of atom k in the active ones; the squared distance from their span."""
+    u[:k] = 0
+    _subtract(u, u, M, order, A[k], k, k)
+    pivot = A[k, k]
+    for i in range(k):
+        u[i] = -u[i]
+        pivot -= A[k, i] * u[i]
+    return pivot
+
+
+@_compiled
+def _extend(M, u, pivot, k):
+    """The inverse with one more atom."""
+    for i in range(k):
+        f = u[i] / pivot
+        for j in range(k):
+            M[i, j] += f * u[j]
+        M[i, k] = M[k, i] = -f
+    M[k, k] = 1 / pivot
+
+
+@_compiled
+def _leave(work, i, k, w):
+    """Active atom i leaves: it becomes the first of the others."""
+    M, x, sign = work[1], work[2], work[4]
+    q = k - 1
+    _swap(work, i, q, k, w)
+    x[q] = sign[q] = 0.0
+    for row in range(q):
+        f = M[q, row] / M[q, q]
+        for j in range(q):
+            M[row, j] -= f * M[q, j]
+    return q
+
+
+@_compiled
+def _rebuild(work, count, w):
+    """The inverse for the first atoms from their Gram matrix; those that depend on others leave."""
+    A, M, x, sign, u, order = work[0], work[1], work[2], work[4], work[9], work[11]
+    k = 0
+    for _ in range(count):
+        pivot = _border(A, M, u, order, k)
+        if pivot > _DEPENDENT * A[k, k]:
+            _extend(M, u, pivot, k)
+            k += 1
+        else:
+            count -= 1
+            x[k] = sign[k] = 0.0
+            _swap(work, k, count, 0, w)
+    return k

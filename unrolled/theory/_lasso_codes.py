@@ -1,0 +1,298 @@
+"""Proofs of single LASSO codes: the signs of a code, found in any way, make its optimum exact."""
+
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from unrolled._base import checks
+from unrolled._base.checks import ArrayLike
+from unrolled._base.numbers import UP
+from unrolled._base.programs import host_function
+from unrolled.dictionaries import Dictionary, as_dictionary, dense
+from unrolled.pursuit import minima, weights_of_many
+
+__all__ = ["LassoCertificate", "certify_lasso"]
+
+
+_U = float(np.finfo(float).eps) / 2
+_TINY = float(np.finfo(float).tiny)
+# Of the active set method: atoms that join at once, moves, and violations that do not count, over
+# the norms of the atom and of the signal; the proof has bounds of its own.
+_FEWEST, _MOVES, _SLACK = 3, 10_000, 1e-13
+_SYSTEMS = 64  # codes whose systems are padded to one size
+_REFINEMENTS = 2
+_FAR = 1e100  # of D x from D x*, where nothing is known
+
+
+class LassoCertificate(NamedTuple):
+    """The optimum that a code leads to, and what is proved of it; (n,) numbers for a batch."""
+
+    x: np.ndarray  # (d,) the code of the LASSO, in float64
+    holds: Any  # x is optimal to the rounding of float64
+    unique: Any  # proved: the LASSO has one optimum, with the support and the signs of x
+    distance: Any  # at least norm(x_given - x*), inf unless x holds
+    margin: Any  # the least lam_j - |d_j . (y - D x*)| off the support, rounded down
+    repairs: Any  # how often the signs that were given had to be changed
+
+
+@host_function
+def certify_lasso(
+    D: Dictionary,
+    y: ArrayLike,
+    x: ArrayLike,
+    lam: ArrayLike,
+    *,
+    repairs: int = 12,
+    nonnegative: bool = False,
+    l2: ArrayLike = 0.0,
+) -> LassoCertificate:
+    r"""Find the optimum of the LASSO from the signs of a code, and prove it.
+
+    .. math:: x^* = \arg\min_x \tfrac12 \|y - D x\|^2 + \sum_i lam_i |x_i| + \tfrac{l2}2 \|x\|^2
+
+    has the support S and the signs s if, and only if it is unique, nearly always
+
+    .. math::
+        x_S = G^{-1} (D_S'y - lam_S s), \quad s_i x_i > 0, \quad
+        |d_j'(y - D_S x_S)| < lam_j \ (j \notin S), \quad G = D_S'D_S + l2 \succ 0.
+
+    The system is solved for the S and s of the code that is given. A repair drops the signs that
+    its solution contradicts, and adds the 3 atoms at most that violate their constraint most, as
+    `pursuit.lasso_batch` does. An atom with lam_i = 0 is in S, with either sign.
+
+    What is proved holds for the numbers that are given, as float64 has them. Let M be the inverse
+    of G that was computed, g = D_S'(y - D_S x_S) - l2 x_S - lam_S s, and e a bound on the rounding
+    of g. With rho = norm(1 - M G, inf) < 1, and its rounding,
+
+    .. math::
+        \|x - x^*\|_\infty \le \delta = \frac{\|M\|_\infty}{1 - \rho} (\|g\|_\infty + e), \qquad
+        \|D (x - x^*)\|_2 \le \sqrt{\delta \, (\|g\|_1 + k e)},
+
+    so `unique` asks s_i x_i > delta on S and, off S, |d_j'(y - D x)| with its rounding and
+    norm(d_j) times the second bound below lam_j. `holds` asks less: no g and no excess beyond their
+    rounding. It is all that can be said where two atoms are equal, or a constraint is met with
+    equality, for instance when lam is exactly lam_max.
+
+    Args:
+        D: (m, d), atoms of any norm. Structured dictionaries are made dense.
+        y: (m,), or a batch (n, m).
+        x: (d,), or (n, d): codes from any solver or network, in the units of y.
+        lam: penalty weight, in the shapes of `pursuit.lasso_batch`, with one per signal (n, 1).
+        repairs: the most repairs of a code.
+        nonnegative, l2: as in `pursuit.lasso_batch`.
+
+    Returns:
+        LassoCertificate, of numpy arrays in float64. `repairs` is 0 where the signs given were
+        those of x. A signal that is not finite, or needs more repairs, does not hold.
+
+    Raises:
+        TypeError: a traced argument.
+        ValueError: shapes that do not fit, a penalty that is negative or not finite, or a negative
+            number of repairs.
+
+    Not claimed: that x is the code that made the signal. `unique` False does not say that there are
+    other optima. Interval arithmetic is not used; the bounds are those of sums in any order.
+
+    Reference: Osborne, Presnell, Turlach (2000) and Tibshirani (2013) for the conditions; Rump
+    (1999) for the bound on an inverse.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 40, 80)
+        >>> y = D[:, 3] - 2 * D[:, 20]
+        >>> proof = ur.theory.certify_lasso(D, y, ur.pursuit.fista(D, y, 0.1, max_steps=50).x, 0.1)
+        >>> proof.unique, np.flatnonzero(proof.x).tolist(), proof.repairs
+        (True, [3, 20], 0)
+    """
+    where = "certify_lasso"
+    most = checks.as_index(repairs, "repairs", where)
+    nonnegative = checks.as_bool(nonnegative, "nonnegative", where)
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        operator = checks.cast(as_dictionary(D, where), np.float64)
+        Y, X = _operands(operator.shape, y, x, where)
+        one, Y, X = Y.ndim == 1, np.atleast_2d(Y), np.atleast_2d(X)
+        lam = weights_of_many(operator, lam, len(Y), where)
+        checks.nonnegative(l2, "l2", where)
+        checks.finite(l2, "l2", where)
+        checks.one_number(l2, "l2", where)
+        A = np.asarray(dense(operator))
+    problem, finite = _near_one(A, Y, X, lam, float(np.asarray(l2)))
+    proof = _proved(problem, finite, nonnegative, most)
+    return LassoCertificate(*(v[0] if v.ndim > 1 else v[0].item() for v in proof)) if one else proof
+
+
+def _operands(
+    shape: tuple[int, int], y: ArrayLike, x: ArrayLike, where: str
+) -> tuple[np.ndarray, np.ndarray]:
+    m, d = shape
+    Y, X = checks.host_floats(y, "y", where), checks.host_floats(x, "x", where)
+    if Y.shape[-1:] != (m,) or X.shape != (*Y.shape[:-1], d) or Y.ndim > 2:
+        raise ValueError(
+            f"{where}: D has shape {(m, d)}, y {Y.shape} and x {X.shape}; expected ({m},) and "
+            f"({d},), or a batch (n, {m}) and (n, {d})"
+        )
+    return Y.astype(float), X.astype(float)
+
+
+class _Problem(NamedTuple):
+    """Signals, codes and penalties in units of powers of two: all is exact, and near 1."""
+
+    D: np.ndarray  # (m, d)
+    Y: np.ndarray  # (n, m)
+    X: np.ndarray  # (n, d) the codes that are given
+    lam: np.ndarray  # (n, 1) or (n, d)
+    l2: float
+    a: int  # the numbers given are 2^a D,
+    b: np.ndarray  # (n,) and 2^b Y, 2^(b - a) X, 2^(a + b) lam, 4^a l2
+
+
+def _near_one(
+    D: np.ndarray, Y: np.ndarray, X: np.ndarray, lam: np.ndarray, l2: float
+) -> tuple[_Problem, np.ndarray]:
+    """The problem, and which signals and penalties are finite."""
+    finite = np.isfinite(Y).all(1) & np.isfinite(D).all() & bool(D.any())
+    Y, X = np.where(finite[:, None], Y, 0), np.where(np.isfinite(X), X, 0)
+    a = int(np.frexp(np.abs(D).max(initial=0))[1]) if np.isfinite(D).all() else 0
+    b = np.frexp(np.abs(Y).max(1, initial=0))[1]
+    with np.errstate(over="ignore"):
+        X, lam = np.ldexp(X, a - b[:, None]), np.ldexp(lam, -(a + b)[:, None])
+        ridge = float(np.ldexp(l2, -2 * a))
+    finite &= np.isfinite(X).all(1) & np.isfinite(lam).all(1) & np.isfinite(ridge)
+    return _Problem(np.ldexp(D, -a), np.ldexp(Y, -b[:, None]), X, lam, ridge, a, b), finite
+
+
+def _proved(
+    problem: _Problem, finite: np.ndarray, nonnegative: bool, most: int
+) -> LassoCertificate:
+    D, Y, X, lam, l2, a, b = problem
+    n, d = X.shape
+    slack = _SLACK * np.linalg.norm(Y, axis=1)
+    Z, *_, rounds = minima(
+        *(D, Y, lam, l2, X, finite),
+        nonnegative=nonnegative,
+        slack=slack,
+        tol=-1.0,
+        moves=_MOVES,
+        fewest=_FEWEST,
+        rounds=most,
+    )
+    holds, unique = np.zeros((2, n), bool)
+    distance, margin = np.full((2, n), [[np.inf], [-np.inf]])
+    by_size = np.argsort(np.count_nonzero(Z, axis=1), kind="stable")
+    rows = by_size[finite[by_size]]
+    for some in np.array_split(rows, max(1, -(-len(rows) // _SYSTEMS))):
+        if len(some):
+            each = np.broadcast_to(lam[some], (len(some), d))
+            Z[some], holds[some], unique[some], distance[some], margin[some] = _codes_on_supports(
+                D, Y[some], X[some], Z[some], each, l2, nonnegative
+            )
+    paid = np.broadcast_to(lam > 0, X.shape) | nonnegative
+    changed = (np.where(paid, np.sign(Z) != np.sign(X), False)).any(1)
+    counts = np.where(changed, np.maximum(rounds, 1), rounds)
+    kept = holds & (counts <= most)
+    with np.errstate(over="ignore"):
+        return LassoCertificate(
+            np.ldexp(Z, b[:, None] - a),
+            kept,
+            unique & kept,
+            np.where(kept, np.ldexp(distance, b - a), np.inf),
+            np.ldexp(margin, a + b),
+            counts,
+        )
+
+
+def _rounding(n: int) -> float:
+    """Of a sum of n products in any order, over the sum of their magnitudes."""
+    return n * _U / (1 - n * _U) * UP
+
+
+def _codes_on_supports(
+    D: np.ndarray,
+    Y: np.ndarray,
+    X: np.ndarray,
+    Z: np.ndarray,
+    lam: np.ndarray,
+    l2: float,
+    nonnegative: bool,
+) -> tuple[np.ndarray, ...]:
+    """Codes Z refined on their supports, whether they hold and are unique, distances, margins."""
+    (n, d), m = Z.shape, len(Y[0])
+    e = np.frexp(np.abs(D).max(0))[1]  # atoms near 1 too: in their units are B, x, w
+    B = np.concatenate([np.ldexp(D, -e), np.zeros((m, 1))], 1)
+    w = np.concatenate([np.ldexp(lam, -e), np.zeros((n, 1))], 1)
+    ridges = np.append(np.ldexp(l2, -2 * e), 1.0)
+    norms = np.linalg.norm(B, axis=0) * UP
+    atoms = _supports(Z)
+    k, rows = atoms.shape[1], np.arange(n)[:, None]
+    x = np.concatenate([np.ldexp(Z, e), np.zeros((n, 1))], 1)[rows, atoms]
+    weight, ridge, size = w[rows, atoms], ridges[atoms], norms[atoms]
+    free = (weight == 0) & (not nonnegative)
+    signs = np.where((atoms == d) | free, 0.0, 1.0 if nonnegative else np.sign(x))
+    A = np.moveaxis(B[:, atoms], 0, 1)  # (n, m, k)
+    M, bound = _inverses(A, ridge, size)
+
+    def slopes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        r = Y - (A @ x[..., None])[..., 0]
+        return r, (r[:, None] @ A)[:, 0] - ridge * x - weight * signs
+
+    for _ in range(_REFINEMENTS):
+        x = x + (M @ slopes(x)[1][..., None])[..., 0]
+    r, g = slopes(x)
+    spread = np.linalg.norm(Y, axis=1) + np.sum(np.abs(x) * size, 1)
+    rounded = UP * (_rounding(m) * np.linalg.norm(r, axis=1) + _rounding(k + 1) * spread) + _TINY
+    error = rounded[:, None] * norms  # of every d_j . r
+    own = error[rows, atoms] + 4 * _U * (np.abs(g) + 2 * ridge * np.abs(x) + 2 * weight)
+    total = np.abs(g) + own
+    delta = bound * total.max(1)
+    far = np.minimum(np.sqrt(delta * total.sum(1)) * UP, _FAR)
+    c = r @ B if nonnegative else np.abs(r @ B)
+    outside = np.ones((n, d + 1), bool)
+    outside[rows, atoms] = outside[:, d] = False
+    room = np.where(outside, w - c, np.inf)
+    safe = room - error - far[:, None] * norms
+    kept = (signs * x >= 0).all(1) & (np.abs(g) <= own).all(1) & (room >= -error).all(1)
+    sure = np.where(signs != 0, signs * x > delta[:, None], True).all(1) & np.isfinite(delta)
+    code, between = np.zeros((2, n, d + 1))
+    code[rows, atoms] = x
+    between[rows, atoms] = np.where(np.isfinite(delta), delta, 0)[:, None]
+    code = np.ldexp(code[:, :d], -e)
+    distance = np.linalg.norm(np.abs(X - code) + np.ldexp(between[:, :d], -e), axis=1) * UP
+    margin = np.ldexp(safe[:, :d], e).min(1, initial=np.inf)
+    return code, kept, kept & sure & (safe > 0).all(1), distance, margin
+
+
+def _supports(Z: np.ndarray) -> np.ndarray:
+    """The atoms of every code, (n, k), and d beyond their number."""
+    n, d = Z.shape
+    counts = np.count_nonzero(Z, axis=1)
+    i, atom = np.nonzero(Z)
+    atoms = np.full((n, int(counts.max(initial=1))), d)
+    atoms[i, np.arange(len(i)) - np.repeat(np.cumsum(counts) - counts, counts)] = atom
+    return atoms
+
+
+def _inverses(A: np.ndarray, ridge: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """M near (A'A + ridge)^-1, and a bound on norm((A'A + ridge)^-1, inf), inf where none is known.
+
+    Args:
+        A: (n, m, k), atoms or zeros.
+        ridge, size: (n, k), what is added to the diagonal, and bounds on the norms of the atoms.
+    """
+    m, k = A.shape[1:]
+    G = np.swapaxes(A, 1, 2) @ A
+    diagonal = np.einsum("ijj->ij", G)  # a view
+    diagonal += ridge
+    M = np.zeros_like(G)
+    for i, system in enumerate(G):
+        with suppress(np.linalg.LinAlgError):
+            M[i] = np.linalg.inv(system)
+    M = np.where(np.isfinite(M).all((1, 2), keepdims=True), M, 0)
+    rows = np.abs(M).sum(2).max(1, initial=0) * UP
+    products = (np.abs(M) @ np.abs(G)).sum(2).max(1, initial=0)
+    off = np.abs(np.eye(k) - M @ G).sum(2).max(1, initial=0)
+    entries = _rounding(m + 1) * ((size * size.sum(1, keepdims=True)) + ridge).max(1, initial=0)
+    rho = UP * (off + _rounding(k + 1) * products + rows * entries)
+    known = rho < 0.5
+    bound = np.where(known, rows / np.where(known, 1 - rho, 1) * UP, np.inf)
+    return np.where(known[:, None, None], M, 0), bound
