@@ -37,7 +37,8 @@ class Functions(Structured):
     """gain times what two functions define; `from_functions` makes one.
 
     Two are of one kind, as `vmap` and `scan` ask, where their functions are the same objects.
-    Neither a file of weights nor an exported program can hold one, since functions are code.
+    A file of weights cannot hold one, since functions are code; an exported program holds what
+    functions of JAX compute.
 
     Example:
         >>> D = ur.dictionaries.from_functions(jnp.flip, jnp.flip, (3, 3))
@@ -220,18 +221,30 @@ def from_functions(
     x, r = (rng.normal(size=n).astype(dtype) for n in (d, m))
     on_host = not (_is_traceable(synthesize, x) and _is_traceable(analyze, r))
     image = partial(_image, product=synthesize, name="synthesize", n=m, on_host=on_host)
-    Dx, back = image(x), _image(r, product=analyze, name="analyze", n=d, on_host=on_host)
+    back = partial(_image, product=analyze, name="analyze", n=d, on_host=on_host)
+    for a, b in (
+        (1, 1),
+        (-2, 1),
+        (1, -1),
+    ):  # what is not linear may pass one draw in few dimensions
+        _check_adjoint(a * x, b * r, image(a * x), back(b * r), dtype)
+    if norms is not None:
+        norms = _norms(norms, image, d, dtype, rng)
+    return Functions(jnp.ones((), dtype), norms, synthesize, analyze, (m, d), on_host)
+
+
+def _check_adjoint(
+    x: np.ndarray, r: np.ndarray, Dx: np.ndarray, back: np.ndarray, dtype: np.dtype
+) -> None:
+    """Raise ValueError unless <Dx, r> = <x, back> to the rounding of products in the dtype."""
     left, right = Dx @ r.astype(float), x.astype(float) @ back
     most = max(_length(Dx) * _length(r), _length(x) * _length(back))
     if not abs(left - right) <= _ROUNDINGS * np.finfo(dtype).eps * most:
         raise ValueError(
-            f"{where}: analyze is not the adjoint of synthesize: for random x and r "
+            f"from_functions: analyze is not the adjoint of synthesize: for random x and r "
             f"<synthesize(x), r> = {left:.6g} and <x, analyze(r)> = {right:.6g}; expected equal "
             f"numbers to the rounding of {dtype}"
         )
-    if norms is not None:
-        norms = _norms(norms, image, d, dtype, rng)
-    return Functions(jnp.ones((), dtype), norms, synthesize, analyze, (m, d), on_host)
 
 
 def _is_traceable(product: Product, v: np.ndarray) -> bool:

@@ -37,12 +37,12 @@ class Masked(Structured):
 
     .. math:: \min_x \tfrac12 \|mask \odot (y - D x)\|^2 + lam \|x\|_1,
 
-    the LASSO of `Masked(D, mask)` and the signal mask * y, and `synthesize(D, x)` fills in the
-    rest. **The signal is 0 where the mask is**: a missing entry that is NaN in a file is to be set
-    to 0, by `jnp.where(mask, y, 0)`.
+    the LASSO of `Masked(D, mask)` and of the signal with zeros where entries are missing,
+    `jnp.where(mask, y, 0)`, also where y has NaN there. `synthesize(D, x)` then fills them in.
+    **A code is right only if the signal is 0 where the mask is.**
 
     Under `vmap` every signal has a mask of its own, and D is stored once:
-    `jax.vmap(lambda mask, y: ur.pursuit.lasso(Masked(D, mask), y, lam))(masks, masks * Y)`.
+    `jax.vmap(lambda mask, y: ur.pursuit.lasso(Masked(D, mask), y, lam))(masks, Y)`.
 
     Args:
         D: (m, d), plain or structured.
@@ -61,7 +61,7 @@ class Masked(Structured):
         >>> D = ur.dictionaries.dct(8, 8)
         >>> mask = jnp.arange(8) != 3
         >>> M = ur.dictionaries.Masked(D, mask)
-        >>> x = ur.pursuit.lasso(M, mask * D[:, 2], 1e-3).x
+        >>> x = ur.pursuit.lasso(M, jnp.where(mask, D[:, 2], 0), 1e-3).x
         >>> float((D @ x)[3]).__round__(2), float(D[3, 2]).__round__(2)
         (-0.46, -0.46)
     """
