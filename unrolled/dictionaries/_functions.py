@@ -1,5 +1,6 @@
 """A dictionary that two functions define: products of JAX, or of numpy on the host."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from unrolled._base import checks, programs
@@ -116,43 +116,46 @@ class Functions(Structured):
 
     def _product(self, v: Array, product: Product, adjoint: Product, size: tuple) -> Array:
         if self.on_host:
-            return _host_product.bind(v, product=product, adjoint=adjoint, size=size)
+            return _host_product().bind(v, product=product, adjoint=adjoint, size=size)
         with jax.numpy_dtype_promotion("standard"):  # the functions may hold arrays of their own
             return jnp.asarray(product(v)).astype(v.dtype)
 
 
-# A linear map of JAX whose products are functions of numpy: `jax.pure_callback` has neither a
-# derivative nor an adjoint.
-_host_product = Primitive("host_product")
+@functools.cache
+def _host_product() -> Any:
+    """A linear map of JAX with products by numpy; `jax.pure_callback` alone has no adjoint.
+
+    It maps the vectors in the last axis, (..., d) -> (..., m).
+    """
+    from jax.extend.core import Primitive  # not loaded with jax
+
+    bound = Primitive("host_product")
+
+    def transposed(image: Array, v: Any, *, product: Product, adjoint: Product, size: tuple) -> Any:
+        return [bound.bind(image, product=adjoint, adjoint=product, size=size[::-1])]
+
+    def batched(args: Any, axes: Any, **options: Any) -> tuple[Array, int]:
+        return bound.bind(jnp.moveaxis(args[0], axes[0], 0), **options), 0
+
+    bound.def_impl(_on_host)
+    bound.def_abstract_eval(lambda v, *, size, **_: v.update(shape=(*v.shape[:-1], size[0])))
+    ad.deflinear2(bound, transposed)
+    batching.primitive_batchers[bound] = batched
+    mlir.register_lowering(bound, mlir.lower_fun(_on_host, multiple_results=False))
+    return bound
 
 
 def _on_host(v: Array, *, product: Product, adjoint: Product, size: tuple[int, int]) -> Array:
-    """The product of the vectors in the last axis, (..., d) -> (..., m)."""
     image = jax.ShapeDtypeStruct((*v.shape[:-1], size[0]), v.dtype)
 
     def products(v: Any) -> np.ndarray:
         rows = np.asarray(v).reshape(-1, size[1])
-        images = np.empty((len(rows), size[0]), v.dtype)
+        images = np.empty((len(rows), size[0]), image.dtype)
         for row, one in zip(images, rows):
             row[:] = product(one)
         return images.reshape(image.shape)
 
     return jax.pure_callback(products, image, v)
-
-
-def _batched(args: Any, axes: Any, **options: Any) -> tuple[Array, int]:
-    return _host_product.bind(jnp.moveaxis(args[0], axes[0], 0), **options), 0
-
-
-def _transposed(image: Array, v: Any, *, product: Product, adjoint: Product, size: tuple) -> list:
-    return [_host_product.bind(image, product=adjoint, adjoint=product, size=size[::-1])]
-
-
-_host_product.def_impl(_on_host)
-_host_product.def_abstract_eval(lambda v, *, size, **_: v.update(shape=(*v.shape[:-1], size[0])))
-ad.deflinear2(_host_product, _transposed)
-batching.primitive_batchers[_host_product] = _batched
-mlir.register_lowering(_host_product, mlir.lower_fun(_on_host, multiple_results=False))
 
 
 @checked
