@@ -96,6 +96,15 @@ def _conv(*shape, signal, **options):
     return ur.dictionaries.Conv(_filters(*shape), signal, **options)
 
 
+def _functions(kind, A):
+    """The products of a matrix, by JAX or by numpy, which runs on the host."""
+    products = {
+        "jax": (lambda x: jnp.asarray(A, x.dtype) @ x, lambda r: r @ jnp.asarray(A, r.dtype)),
+        "numpy": (partial(np.dot, A), partial(np.dot, A.T)),
+    }
+    return ur.dictionaries.from_functions(*products[kind], A.shape)
+
+
 # Each is called without arguments. One of each class comes first: the tests that run few by default
 # have these.
 DICTIONARIES = {
@@ -105,6 +114,11 @@ DICTIONARIES = {
     "composed": lambda: ur.dictionaries.Composed(_unit(0, 5, 7), _unit(1, 7, 9)),
     "concatenated, conv": lambda: ur.dictionaries.Concatenated(np.eye(8), _conv(2, 1, 3, signal=8)),
     "sparse, conv": lambda: ur.dictionaries.Sparse(_conv(2, 1, 3, signal=8), _columns(12, 10)),
+    "masked, conv": lambda: ur.dictionaries.Masked(
+        _conv(2, 1, 3, signal=8), np.array([1, 0, 1, 1, 0.5, 0, 1, 1])
+    ),
+    "functions": lambda: _functions("jax", np.asarray(_unit(0, 6, 10))),
+    "functions, numpy": lambda: _functions("numpy", np.asarray(_unit(0, 6, 10))),
     "tall": lambda: _unit(0, 7, 4),
     "one atom": lambda: _unit(0, 1, 1),
     "dct": lambda: ur.dictionaries.dct(6, 9),
@@ -136,6 +150,10 @@ DICTIONARIES = {
         _conv(2, 2, 3, signal=7, boundary="circular", dilation=2)
     ),
     "sparse": lambda: ur.dictionaries.Sparse(_unit(0, 6, 8), _columns(8, 12)),
+    "masked": lambda: ur.dictionaries.Masked(_unit(0, 6, 10), np.arange(6) != 2),
+    "masked, functions": lambda: ur.dictionaries.Masked(
+        _functions("jax", np.asarray(_unit(0, 6, 10))), np.arange(6) != 2
+    ),
     "nested": lambda: ur.dictionaries.Concatenated(
         ur.dictionaries.Composed(
             _conv(2, 1, 3, signal=8), ur.dictionaries.Sparse(_unit(1, 12, 9), _columns(9, 7))

@@ -28,6 +28,7 @@ from unrolled._base import text
 from unrolled.activations import shrink, soft_threshold
 from unrolled.layers import alista, lista, lista_cp
 from unrolled.networks import dsc
+from unrolled.problems import synthesize
 from unrolled.theory import mutual_coherence
 from unrolled.training import fit
 
@@ -61,6 +62,7 @@ __all__ = [
     "records",
     "shrink",
     "soft_threshold",
+    "synthesize",
     "theory",
     "training",
     "vision",

@@ -1,6 +1,7 @@
 """Planted problems: codes of a known class, noise of a known size, the standard benchmark."""
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from unrolled._base.files import Draws, MappedRows, as_data
 from unrolled._base.numbers import exponent, times_power, widened
 from unrolled._base.programs import on_auto_axes, program, takes_sharded
 from unrolled.activations import kth_largest
-from unrolled.dictionaries import Dictionary, as_chain
+from unrolled.dictionaries import Dictionary, as_chain, as_dictionary
 
 
 @checked
@@ -175,35 +176,54 @@ def _least(s: Any, u: Array) -> Array:
 
 
 @checked
-def synthesize(D: Dictionary, X: Array | np.ndarray) -> Array:
-    """The signals D x of a batch of codes, in full precision.
+def synthesize(D: Dictionary | tuple[Dictionary, ...] | Any, x: ArrayLike) -> Array:
+    r"""The estimate of the signal, D x, of one code or of a batch, in full precision.
+
+    .. math:: \hat y = D x, \qquad \hat y = D_1 D_2 \cdots D_J x_J
 
     Args:
-        D: (m, d).
-        X: (batch, d).
+        D: (m, d), or the tuple (D_1, ..., D_J) of a chain, with its last codes. For missing or
+            blurred entries it is the dictionary of whole signals, not the one that the code was
+            computed with.
+        x: (d,), or (batch, d). For a `Conv` also in the shape `D.code_grid`, as pursuits return the
+            codes of grids.
 
     Returns:
-        Y, (batch, m).
+        (m,), or (batch, m); of codes in a grid, signals in the shape `D.signal_grid`.
 
     Raises:
-        ValueError: X has another shape.
+        ValueError: x has another shape, or the shapes of the dictionaries do not meet.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(4)
-        >>> ur.problems.synthesize(D, jnp.eye(8)[:2]).tolist()
+        >>> ur.synthesize(D, jnp.eye(8)[:2]).tolist()
         [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]
+        >>> ur.synthesize((2 * jnp.eye(4), D), jnp.eye(8)[1]).tolist()
+        [0.0, 2.0, 0.0, 0.0]
     """
-    if np.ndim(X) != 2 or X.shape[1] != D.shape[1]:
-        raise ValueError(
-            f"synthesize: X has shape {np.shape(X)} but D {D.shape}; expected (batch, {D.shape[1]})"
-        )
-    return _synthesize(D, X)
+    where = "synthesize"
+    chain = as_chain(D, where) if isinstance(D, tuple) else (as_dictionary(D, where),)
+    x = x if isinstance(x, Array | np.ndarray) else jnp.asarray(x)  # lists, and frames of pandas
+    first, last = chain[0], chain[-1]
+    d, shape = last.shape[1], np.shape(x)
+    grid = last.code_grid if isinstance(last, dictionaries.Conv) else (d,)
+    flat = shape if shape[-1:] == (d,) else (*shape[: -len(grid)], d)
+    if len(flat) not in (1, 2) or (shape != flat and shape[-len(grid) :] != grid):
+        batch = f"({d},) or (batch, {d})" if grid == (d,) else f"{grid}, ({d},) or a batch of them"
+        raise ValueError(f"{where}: x has shape {shape} but D {last.shape}; expected {batch}")
+    if shape == flat:
+        return _synthesize(chain, x)
+    signals = _synthesize(chain, jnp.reshape(x, flat))
+    grid = first.signal_grid if isinstance(first, dictionaries.Conv) else first.shape[:1]
+    return signals.reshape(*flat[:-1], *grid)
 
 
 @program()
-def _synthesize(D: Dictionary, X: Array | np.ndarray) -> Array:
+def _synthesize(chain: tuple[Dictionary, ...], x: Any) -> Array:
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(lambda x: D @ x)(X)
+        for D in reversed(chain):
+            x = D @ x if x.ndim == 1 else jax.vmap(partial(operator.matmul, D))(x)
+        return x
 
 
 @checked

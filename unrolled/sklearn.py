@@ -96,6 +96,8 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         >>> codes = coder.transform(Y)
         >>> codes.shape, np.allclose(coder.inverse_transform(codes), Y, atol=1e-6)
         ((2, 32), True)
+        >>> np.allclose(coder.restore(Y), Y, atol=1e-6)  # both in one call
+        True
     """
 
     def __init__(
@@ -211,6 +213,10 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             for D in reversed(checks.cast(self.dictionary_, X.dtype)):
                 signals = problems.synthesize(D, signals)
             return np.asarray(signals)
+
+    def restore(self, X: Any) -> np.ndarray:
+        """The estimates D x of the samples, (n_samples, n_features): denoised, in D's terms."""
+        return self.inverse_transform(self.transform(X))
 
     def _without_rounding(self, X: np.ndarray) -> np.ndarray:
         """The samples, 0 where they are zero beside the largest; a warning says how many are."""
@@ -424,6 +430,10 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
                 f"{self.n_components_})"
             )
         return X @ self.components_.astype(X.dtype)
+
+    def restore(self, X: Any) -> np.ndarray:
+        """The estimates D x of the samples, (n_samples, n_features): denoised, in D's terms."""
+        return self.inverse_transform(self.transform(X))
 
     @property
     def _n_features_out(self) -> int:

@@ -168,6 +168,7 @@ def test_the_codes_are_those_of_the_pursuit(name):
     # Iterations stop at the same step, to the rounding of products in another order.
     np.testing.assert_allclose(codes, expected, atol=1e-6 if name.startswith("local") else 1e-9)
     np.testing.assert_allclose(coder.inverse_transform(codes), signals, atol=1e-6)
+    np.testing.assert_array_equal(coder.restore(Y), coder.inverse_transform(codes))
 
 
 def test_a_pursuit_of_ones_own_is_a_method():
@@ -323,6 +324,7 @@ def test_a_learner_is_the_function_of_its_name():
     codes = learner.transform(SIGNALS)
     assert codes.shape == (60, 10) and (codes != 0).sum(1).max() <= 2
     assert np.allclose(learner.inverse_transform(codes), codes @ learner.components_)
+    assert np.array_equal(learner.restore(SIGNALS), learner.inverse_transform(codes))
     back = pickle.loads(pickle.dumps(learner))
     assert back.learned_.history == learner.learned_.history
     assert np.array_equal(back.transform(SIGNALS), codes)

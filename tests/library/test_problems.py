@@ -90,6 +90,26 @@ def test_synthesize_is_the_product(key):
         Y = problems.synthesize(dictionary, X)
         # Sums of three products of numbers up to about 3.
         np.testing.assert_allclose(np.asarray(Y), X @ M.T, rtol=0, atol=64 * EPS)
+        one = problems.synthesize(dictionary, X[0])
+        np.testing.assert_allclose(np.asarray(one), M @ X[0], rtol=0, atol=64 * EPS)
+    in_grids = problems.synthesize(D, X.reshape(5, *D.code_grid))
+    np.testing.assert_array_equal(in_grids, problems.synthesize(D, X).reshape(5, *D.signal_grid))
+    picture = problems.synthesize(D, X[1].reshape(D.code_grid))
+    np.testing.assert_allclose(picture, in_grids[1], rtol=0, atol=64 * EPS)
+
+
+def test_synthesize_of_a_chain_is_the_product_of_its_dictionaries():
+    rng = np.random.default_rng(2)
+    A, B, X = (rng.normal(size=shape) for shape in ((3, 4), (4, 5), (2, 5)))
+    np.testing.assert_allclose(problems.synthesize((A, B), X), X @ (A @ B).T, rtol=0, atol=64 * EPS)
+    np.testing.assert_allclose(
+        problems.synthesize((A, B), X[0]), A @ B @ X[0], rtol=0, atol=64 * EPS
+    )
+    with pytest.raises(ValueError, match="synthesize: D_1 has shape"):
+        problems.synthesize((B, A), X)
+    for wrong in (X[0, :3], X[None], X[:, :3], X[0, 0]):
+        with pytest.raises(ValueError, match=r"x has shape .*; expected \(5,\) or \(batch, 5\)"):
+            problems.synthesize(B, wrong)
 
 
 @pytest.mark.parametrize("snr", [-5.0, 10.0, 40.0])

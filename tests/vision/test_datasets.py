@@ -1,6 +1,7 @@
 """Readers: what they accept, what they return, and that every refusal names the file."""
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.io
 from flax import nnx
 from PIL import Image
 
@@ -92,6 +94,59 @@ def test_an_archive_with_a_flipped_bit_is_refused_or_the_same(tmp_path, name):
         else:  # the names are in the directory alone, and one may be another
             assert name is None or np.array_equal(found, expected), (place, bit)
     assert refused > 5
+
+
+def written(path, values):
+    """A file of another program with these values."""
+    if path.suffix == ".csv":
+        np.savetxt(path, values, delimiter=",")
+    elif path.suffix == ".mat":
+        scipy.io.savemat(path, {"D": values, "other": np.zeros(2)})
+    elif path.suffix == ".h5":
+        with pytest.importorskip("h5py").File(path, "w") as file:
+            file["D"], file["other"] = values, np.zeros(2)
+    else:
+        pytest.importorskip("pyarrow")
+        frame = pytest.importorskip("pandas").DataFrame(values)
+        frame.rename(columns=str).to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", datasets.READERS)
+def test_files_of_other_programs_are_read(tmp_path, suffix):
+    values = np.random.default_rng(0).normal(size=(3, 2))
+    np.testing.assert_array_equal(read_array(written(tmp_path / f"D{suffix}", values), "D"), values)
+    one = np.ones((1, 4))
+    assert read_array(written(tmp_path / f"one{suffix}", one), "D").shape == (1, 4)
+
+
+@pytest.mark.parametrize("suffix", datasets.READERS)
+def test_damaged_files_of_other_programs_are_value_errors(tmp_path, suffix):
+    path = written(tmp_path / f"D{suffix}", np.ones((3, 2)))
+    path.write_bytes(b"\xffdamaged" * 30)
+    with pytest.raises(ValueError, match=f"D{suffix}: not a readable array file"):
+        read_array(path, "D")
+
+
+def test_files_of_other_programs_that_numpy_needs_first(tmp_path, monkeypatch):
+    (tmp_path / "a.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"Try np.save\('Y.npy', pandas.read_csv\('a.csv'\)"):
+        read_array(tmp_path / "a.csv")
+    scipy.io.savemat(tmp_path / "two.mat", {"A": np.zeros(2), "B": np.zeros(2)})
+    with pytest.raises(ValueError, match=r"entries \['A', 'B'\]; expected one called 'D'"):
+        read_array(tmp_path / "two.mat", "D")
+    (tmp_path / "new.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(9))
+    with pytest.raises(ValueError, match=r"try save\('Y.mat', 'Y', '-v7'\)"):
+        read_array(tmp_path / "new.mat")
+    (tmp_path / "a.h5").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(
+        ValueError, match=r"a.h5: .h5 files need h5py; try pip install 'unrolled\[f"
+    ):
+        read_array(tmp_path / "a.h5")
+    monkeypatch.setattr(datasets._arrays, "LARGEST_BYTES", 5)
+    with pytest.raises(ValueError, match="a.csv: 0.0 GiB; try np.save"):
+        read_array(tmp_path / "a.csv")
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", "raw"])

@@ -11,6 +11,8 @@ from unrolled._base import offer as _offer
 from unrolled.dictionaries._base import *
 from unrolled.dictionaries._conv import *
 from unrolled.dictionaries._families import *
+from unrolled.dictionaries._functions import *
+from unrolled.dictionaries._masked import *
 from unrolled.dictionaries._operands import *
 
 _offer(__name__)

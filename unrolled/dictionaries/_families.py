@@ -277,7 +277,7 @@ def _is_prime(q: int) -> bool:
 
 # Up to this many entries (64 MiB in float32) the norm of a product is that of its matrix; above,
 # the product of the norms bounds it.
-_DENSE_LIMIT = 2**24
+DENSE_LIMIT = 2**24
 
 
 @_base.pytree(data=("factors",))
@@ -330,7 +330,7 @@ class Composed(Structured):
         return Composed(*self.factors[:-1], scale_columns(self.factors[-1], c))
 
     def spectral_norm(self) -> Array:
-        if math.prod(self.shape) <= _DENSE_LIMIT:
+        if math.prod(self.shape) <= DENSE_LIMIT:
             return spectral_norm(dense(self))
         return functools.reduce(jnp.multiply, map(spectral_norm, self.factors))
 

@@ -452,7 +452,7 @@ def test_concatenated_norm_is_exact_for_orthonormal_parts():
 
 
 def test_large_composed_norm_is_the_product(monkeypatch):
-    monkeypatch.setattr("unrolled.dictionaries._families._DENSE_LIMIT", 10)
+    monkeypatch.setattr("unrolled.dictionaries._families.DENSE_LIMIT", 10)
     D, M = KINDS["Composed of arrays"]
     product = math.prod(np.linalg.norm(np.asarray(F), 2) for F in D.factors)
     assert D.spectral_norm() == pytest.approx(product, rel=64 * EPS)

@@ -31,7 +31,7 @@ _APART = 10  # norms of atoms further apart are warned of
 
 
 def read_dictionary(path: Path, dtype: Any = np.float32) -> Operator:
-    """D from a `.npy` or `.npz` file (entry D), in a dtype; None for that of the file.
+    """D from a file of `datasets.read_array` (entry D), in a dtype; None for that of the file.
 
     Raises:
         ValueError: no such array, or atoms that float32, where that is the dtype, would lose.
@@ -94,7 +94,7 @@ def read_signals(
     if isinstance(D, tuple) and (several or path.suffix != ".npz"):
         got = " ".join(map(str, paths))
         raise ValueError(f"compare: a chain needs one .npz file with signals and codes, got {got}")
-    if not isinstance(D, tuple) and path.suffix not in (".npy", ".npz"):
+    if not isinstance(D, tuple) and path.suffix not in (".npy", ".npz", *datasets.READERS):
         return _read_pictures(paths, D)
     if several:
         raise ValueError(f"compare: expected one array file with signals, got {len(paths)}")

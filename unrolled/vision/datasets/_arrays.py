@@ -1,6 +1,7 @@
-"""Files as arrays: `.npy` and `.npz`, pictures as grey values, and patches of them."""
+"""Files as arrays: of numpy and of other programs, pictures as grey values, and patches of them."""
 
 import zipfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from unrolled._base.files import LARGEST_BYTES, check_file
 from unrolled._base.text import in_rows
 
 __all__ = [
+    "READERS",
     "crop_and_flip",
     "entries",
     "from_patches",
@@ -30,22 +32,66 @@ __all__ = [
 ]
 
 
+def _csv(path: Path, name: str | None) -> np.ndarray:
+    try:
+        return np.loadtxt(path, delimiter=",", ndmin=2)
+    except ValueError as error:
+        line = f"np.save('Y.npy', pandas.read_csv('{path.name}').to_numpy())"
+        raise ValueError(f"{error}; a header or names of rows? Try {line}") from error
+
+
+def _mat(path: Path, name: str | None) -> np.ndarray:
+    from scipy.io import loadmat
+
+    try:
+        arrays = {key: array for key, array in loadmat(path).items() if key[:2] != "__"}
+    except NotImplementedError as error:
+        line = "save('Y.mat', 'Y', '-v7')"
+        raise ValueError(f"MATLAB wrote version 7.3; there try {line}") from error
+    return arrays[_chosen(name, list(arrays))]
+
+
+def _hdf5(path: Path, name: str | None) -> np.ndarray:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        return file[_chosen(name, list(file))][()]
+
+
+def _parquet(path: Path, name: str | None) -> np.ndarray:
+    import pandas
+
+    return pandas.read_parquet(path).to_numpy()
+
+
+# Files of other programs by their suffix: (path, name of the entry) -> array.
+READERS: dict[str, Callable[[Path, str | None], np.ndarray]] = {
+    ".csv": _csv,
+    ".mat": _mat,
+    ".h5": _hdf5,
+    ".parquet": _parquet,
+}
+
+
 @checked
 def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
-    """One real array from a `.npy` file, or from a `.npz` file by its name.
+    """One real array from a file, or from an archive by its name.
+
+    A file is `.npy` or `.npz`, or one of `READERS`: `.csv` of numbers with commas between them and
+    no header, `.mat` before version 7.3, `.h5`, `.parquet`.
 
     Args:
         path: the file.
-        name: name of the array in a `.npz` file; None for its only array.
+        name: the entry of a `.npz`, `.mat` or `.h5` file; None for its only entry.
 
     Returns:
         The array, in float64 if the file has float64, else in float32.
 
     Raises:
         FileNotFoundError, IsADirectoryError: the file is missing, or is a folder.
-        ValueError: the file is not a readable `.npy` or `.npz` file, an array is missing or
-            ambiguous, values are not real numbers (pickled objects are never loaded), NaN or
-            infinite, or the array has more than 2 GiB.
+        ValueError: the file is not a readable file of these kinds, its package is not installed, an
+            entry is missing or ambiguous, values are not real numbers (pickled objects are never
+            loaded), NaN or infinite, or the array has more than 2 GiB.
 
     Example:
         >>> import tempfile
@@ -84,19 +130,25 @@ def open_array(path: str | Path, name: str | None = None) -> np.ndarray:
     """
     path = Path(path)
     check_file(path)
-    if path.suffix not in (".npy", ".npz"):
-        raise ValueError(f"{path}: expected a .npy or .npz file")
+    others = ", ".join(READERS)
+    if path.suffix not in (".npy", ".npz", *READERS):
+        raise ValueError(f"{path}: expected a .npy or .npz file, or one of {others}")
+    if path.suffix in READERS and (size := path.stat().st_size) > LARGEST_BYTES:
+        raise ValueError(f"{path}: {size / 2**30:.1f} GiB; try np.save, whose files may be larger")
     try:
-        array = (
-            np.load(path, allow_pickle=False, mmap_mode="r")
-            if path.suffix == ".npy"
-            else _entry(path, name)
-        )
+        if path.suffix == ".npy":
+            array = np.load(path, allow_pickle=False, mmap_mode="r")
+        else:
+            array = READERS.get(path.suffix, _entry)(path, name)
         if not isinstance(array, np.ndarray):
             raise ValueError(
                 f"expected an array in a {path.suffix} file, found {type(array).__name__}"
             )
-    except Exception as error:  # whatever numpy, zipfile and zlib raise for foreign bytes
+    except ImportError as error:
+        raise ValueError(
+            f"{path}: {path.suffix} files need {error.name}; try pip install 'unrolled[files]'"
+        ) from error
+    except Exception as error:  # whatever the libraries raise for foreign bytes
         if "contains pickled" in str(error):  # numpy says so of all bytes that it does not know
             error = ValueError("it holds no array of numbers")
         raise ValueError(f"{path}: not a readable array file ({error})") from error
@@ -171,18 +223,19 @@ def entries(path: str | Path) -> list[str]:
         raise ValueError(f"{path}: not a readable array file ({error})") from error
 
 
+def _chosen(name: str | None, names: list[str]) -> str:
+    """The entry of an archive that has the name, or its only one."""
+    if name not in names and len(names) != 1:
+        raise ValueError(f"entries {names}; expected one called {name!r}, or a single one")
+    return name if name in names else names[0]
+
+
 def _entry(path: Path, name: str | None) -> np.ndarray:
     # Open the file here: np.load leaves the file open if the archive is damaged.
     if not zipfile.is_zipfile(path):
         raise ValueError("expected an archive in a .npz file")
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        chosen = (
-            name if name in archive.files else archive.files[0] if len(archive.files) == 1 else None
-        )
-        if chosen is None:
-            raise ValueError(
-                f"entries {archive.files}; expected one called {name!r}, or a single one"
-            )
+        chosen = _chosen(name, archive.files)
         size = archive.zip.getinfo(f"{chosen}.npy").file_size
         if size > LARGEST_BYTES:
             raise ValueError(f"entry {chosen!r} unpacks to {size / 2**30:.1f} GiB")

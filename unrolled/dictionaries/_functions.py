@@ -1,0 +1,307 @@
+"""A dictionary that two functions define: products of JAX, or of numpy on the host."""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.interpreters import ad, batching, mlir
+
+from unrolled._base import checks, programs
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.numbers import largest_singular_value, norm
+from unrolled.dictionaries._base import Structured, dense, pytree
+
+__all__ = ["Functions", "from_functions"]
+
+Product = Callable[[Any], Any]  # of a vector with a matrix
+
+# The adjoint test: the two numbers may differ by so many roundings of the largest that they can be.
+_ROUNDINGS = 100
+_APART = 1e-4  # the norm of an atom from the given one, relative
+# Up to so many rows or columns the norm is that of the matrix; above, Lanczos bounds it, in so many
+# steps and with this chance of failure.
+_SMALL, _STEPS, _CHANCE = 1024, 48, 1e-6
+_COLUMNS = 256  # products at a time, for the norms of the columns
+
+
+@pytree(data=("gain", "norms"), static=("forward", "adjoint", "size", "on_host"))
+@dataclass(frozen=True, eq=False)
+class Functions(Structured):
+    """gain times what two functions define; `from_functions` makes one.
+
+    Two are of one kind, as `vmap` and `scan` ask, where their functions are the same objects.
+    A file of weights cannot hold one, since functions are code; an exported program holds what
+    functions of JAX compute.
+
+    Example:
+        >>> D = ur.dictionaries.from_functions(jnp.flip, jnp.flip, (3, 3))
+        >>> (2 * D @ jnp.array([1.0, 2.0, 3.0])).tolist()
+        [6.0, 4.0, 2.0]
+    """
+
+    gain: Array  # ()
+    norms: Array | None  # (d,), of the atoms before the gain
+    forward: Product
+    adjoint: Product
+    size: tuple[int, int]
+    on_host: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.size
+
+    @property
+    def ndim(self) -> int:
+        return 2 + self.gain.ndim
+
+    def synthesize(self, x: Array) -> Array:
+        return self.gain * self._product(x, self.forward, self.adjoint, self.size)
+
+    def analyze(self, r: Array) -> Array:
+        return self.gain * self._product(r, self.adjoint, self.forward, self.size[::-1])
+
+    def scale(self, c: ArrayLike) -> "Functions":
+        gain = self.gain * jnp.asarray(c, self.gain.dtype)
+        return Functions(gain, self.norms, self.forward, self.adjoint, self.size, self.on_host)
+
+    def column_norms(self) -> Array:
+        """The norms that were given, or those of d products."""
+        if self.norms is not None:
+            return jnp.abs(self.gain) * self.norms
+        d, dtype = self.size[1], self.dtype
+
+        def of_atom(i: Array) -> Array:
+            return norm(self.synthesize(jax.nn.one_hot(i, d, dtype=dtype)))
+
+        return jax.lax.map(of_atom, jnp.arange(d), batch_size=_COLUMNS)
+
+    def spectral_norm(self) -> Array:
+        r"""norm(D, 2); where m and d are above 1024 a bound that holds with probability 1 - 1e-6.
+
+        The largest singular value of the bidiagonal matrix of k = 48 steps of Golub and Kahan from
+        a random vector, a Lanczos process on D'D, over sqrt(1 - e): its square misses that of D by
+        a relative e with probability at most :math:`1.648 \sqrt d \exp(-\sqrt e (2 k - 1))`.
+
+        Reference: Kuczynski, Wozniakowski (1992), Theorem 4.2, in exact arithmetic.
+        """
+        if min(self.size) <= _SMALL:
+            return largest_singular_value(dense(self))
+        e = (math.log(1.648 * math.sqrt(self.size[1]) / _CHANCE) / (2 * _STEPS - 1)) ** 2
+        return largest_singular_value(self._bidiagonal()) / math.sqrt(1 - e)
+
+    def _bidiagonal(self) -> Array:
+        """The matrix of D in the bases of Golub and Kahan, (k, k); zero from where they end."""
+
+        def unit(v: Array) -> tuple[Array, Array]:
+            length = norm(v)
+            return v / jnp.where(length > 0, length, 1), length
+
+        def step(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Any]:
+            u, v = state
+            u, alpha = unit(self.synthesize(v) - u)
+            v, beta = unit(self.analyze(u) - alpha * v)
+            return (beta * u, v), (alpha, beta)
+
+        v = jax.random.normal(jax.random.key(0), self.size[1:], self.dtype)
+        start = jnp.zeros(self.size[0], self.dtype), unit(v)[0]
+        _, (alphas, betas) = programs.scan(step, start, length=_STEPS)
+        return jnp.diag(alphas) + jnp.diag(betas[:-1], 1)
+
+    def _product(self, v: Array, product: Product, adjoint: Product, size: tuple) -> Array:
+        if self.on_host:
+            return _host_product().bind(v, product=product, adjoint=adjoint, size=size)
+        with jax.numpy_dtype_promotion("standard"):  # the functions may hold arrays of their own
+            return jnp.asarray(product(v)).astype(v.dtype)
+
+
+@functools.cache
+def _host_product() -> Any:
+    """A linear map of JAX with products by numpy; `jax.pure_callback` alone has no adjoint.
+
+    It maps the vectors in the last axis, (..., d) -> (..., m).
+    """
+    from jax.extend.core import Primitive  # not loaded with jax
+
+    bound = Primitive("host_product")
+
+    def transposed(image: Array, v: Any, *, product: Product, adjoint: Product, size: tuple) -> Any:
+        return [bound.bind(image, product=adjoint, adjoint=product, size=size[::-1])]
+
+    def batched(args: Any, axes: Any, **options: Any) -> tuple[Array, int]:
+        return bound.bind(jnp.moveaxis(args[0], axes[0], 0), **options), 0
+
+    bound.def_impl(_on_host)
+    bound.def_abstract_eval(lambda v, *, size, **_: v.update(shape=(*v.shape[:-1], size[0])))
+    ad.deflinear2(bound, transposed)
+    batching.primitive_batchers[bound] = batched
+    mlir.register_lowering(bound, mlir.lower_fun(_on_host, multiple_results=False))
+    return bound
+
+
+def _on_host(v: Array, *, product: Product, adjoint: Product, size: tuple[int, int]) -> Array:
+    image = jax.ShapeDtypeStruct((*v.shape[:-1], size[0]), v.dtype)
+
+    def products(v: Any) -> np.ndarray:
+        rows = np.asarray(v).reshape(-1, size[1])
+        images = np.empty((len(rows), size[0]), image.dtype)
+        for row, one in zip(images, rows):
+            row[:] = product(one)
+        return images.reshape(image.shape)
+
+    return jax.pure_callback(products, image, v)
+
+
+@checked
+def from_functions(
+    synthesize: Product,
+    analyze: Product,
+    shape: tuple[int, int],
+    *,
+    norms: ArrayLike | None = None,
+) -> Functions:
+    r"""The dictionary with D x = synthesize(x) and D' r = analyze(r), which is never stored.
+
+    Both are functions of JAX, or both of numpy. Those of numpy run on the host, one vector at a
+    time, also under `jit`, `vmap` and `grad`, and call nothing of JAX. A
+    `scipy.sparse.linalg.LinearOperator` A is `from_functions(A.matvec, A.rmatvec, A.shape)`.
+    Gradients reach x, r and the dictionary's gain, not what the functions hold.
+
+    **The adjoint is tested here**, in the dtype in which JAX computes: for random x and r,
+
+    .. math:: \langle synthesize(x), r \rangle = \langle x, analyze(r) \rangle
+
+    to 100 roundings of the larger of norm(D x) norm(r) and norm(x) norm(D' r). The test also finds
+    functions that are not linear. It does not see a fault that is smaller, such as one wrong entry
+    of 100,000 in float32.
+
+    Args:
+        synthesize: (d,) -> (m,), linear; what it holds is known, not traced.
+        analyze: (m,) -> (d,), its adjoint.
+        shape: (m, d).
+        norms: (d,), the Euclidean norms of the atoms, where you know them; three are compared. What
+            needs them makes d products otherwise, each time.
+
+    Returns:
+        A dictionary in the default float of JAX; `astype` changes it. `Composed` and `Masked` take
+        it as any other.
+
+    Products, norms of the atoms and norm(D, 2) are enough for the pursuits `threshold`, `ista`,
+    `fista`, `half_quadratic`, `lasso`, `lasso_path`, `bpdn`, `omp` and those of chains, and for the
+    layers `ista`, `fista`, `step_lista`, `lista_cp`, `lista_cpss`, `lfista_cp`, `glista`,
+    `tilista`, `ada_lista`, `lamp` and `lamp_bg`. `lasso_batch`, `omp_batch`, `basis_pursuit`, the
+    coherences, `frobenius_weights` and `init` of the other families make the matrix, by min(m, d)
+    products.
+
+    Raises:
+        TypeError: functions that return no real numbers, one of JAX beside one of numpy, or traced
+            values in them.
+        ValueError: results of another shape, NaN or infinite ones, functions that are not adjoint
+            (the message has both numbers), or norms that are not those of the atoms.
+
+    Example:
+        >>> import scipy.sparse.linalg
+        >>> A = scipy.sparse.linalg.aslinearoperator(np.array([[3.0, 0.0, 1.0], [0.0, 2.0, 1.0]]))
+        >>> D = ur.dictionaries.from_functions(A.matvec, A.rmatvec, A.shape)
+        >>> (D @ jnp.array([1.0, 1.0, 0.0])).tolist(), (jnp.ones(2) @ D).tolist()
+        ([3.0, 2.0], [3.0, 2.0, 2.0])
+        >>> ur.dictionaries.from_functions(jnp.cumsum, jnp.cumsum, (3, 3))
+        Traceback (most recent call last):
+        ValueError: from_functions: analyze is not the adjoint of synthesize: for random x and r ...
+    """
+    where = "from_functions"
+    sizes = checks.as_indices(shape, "shape", where, least=1)
+    if len(sizes) != 2:
+        raise ValueError(f"{where}: shape is {sizes}; expected (m, d)")
+    m, d = sizes
+    rng, dtype = np.random.default_rng(0), np.dtype(jnp.result_type(float))
+    x, r = (rng.normal(size=n).astype(dtype) for n in (d, m))
+    on_host = not (_is_traceable(synthesize, x) and _is_traceable(analyze, r))
+    image = partial(_image, product=synthesize, name="synthesize", n=m, on_host=on_host)
+    back = partial(_image, product=analyze, name="analyze", n=d, on_host=on_host)
+    for a, b in (
+        (1, 1),
+        (-2, 1),
+        (1, -1),
+    ):  # what is not linear may pass one draw in few dimensions
+        _check_adjoint(a * x, b * r, image(a * x), back(b * r), dtype)
+    if norms is not None:
+        norms = _norms(norms, image, d, dtype, rng)
+    return Functions(jnp.ones((), dtype), norms, synthesize, analyze, (m, d), on_host)
+
+
+def _check_adjoint(
+    x: np.ndarray, r: np.ndarray, Dx: np.ndarray, back: np.ndarray, dtype: np.dtype
+) -> None:
+    """Raise ValueError unless <Dx, r> = <x, back> to the rounding of products in the dtype."""
+    left, right = Dx @ r.astype(float), x.astype(float) @ back
+    most = max(_length(Dx) * _length(r), _length(x) * _length(back))
+    if not abs(left - right) <= _ROUNDINGS * np.finfo(dtype).eps * most:
+        raise ValueError(
+            f"from_functions: analyze is not the adjoint of synthesize: for random x and r "
+            f"<synthesize(x), r> = {left:.6g} and <x, analyze(r)> = {right:.6g}; expected equal "
+            f"numbers to the rounding of {dtype}"
+        )
+
+
+def _is_traceable(product: Product, v: np.ndarray) -> bool:
+    """Whether JAX can run it: what fails on a traced vector is to run on the host."""
+    try:
+        with jax.numpy_dtype_promotion("standard"):
+            jax.eval_shape(product, v)
+    except Exception:  # of any library: if it is a fault, it is raised again on the host
+        return False
+    return True
+
+
+def _image(v: np.ndarray, *, product: Product, name: str, n: int, on_host: bool) -> np.ndarray:
+    """The product of a known vector, in float64.
+
+    Raises:
+        TypeError, ValueError: as `from_functions`.
+    """
+    where = "from_functions"
+    if on_host:
+        image = product(v)
+        if isinstance(image, jax.Array):
+            raise TypeError(
+                f"{where}: {name} returns an array of JAX but the other function cannot be traced; "
+                "expected two functions of JAX, or two of numpy"
+            )
+    else:
+        with jax.ensure_compile_time_eval(), jax.numpy_dtype_promotion("standard"):
+            image = jax.jit(product)(v)
+        checks.on_host(image, where, f"what {name} holds")
+    image = np.asarray(image)
+    if image.shape != (n,):
+        raise ValueError(
+            f"{where}: {name} returns the shape {image.shape} for {v.shape}; expected ({n},)"
+        )
+    if image.dtype.kind not in "fiub" and image.dtype != jnp.bfloat16:
+        raise TypeError(f"{where}: {name} returns {image.dtype}; expected real numbers")
+    checks.finite(image, f"what {name} returns", where)
+    return image.astype(float)
+
+
+def _length(v: np.ndarray) -> float:
+    return float(np.linalg.norm(v.astype(float)))
+
+
+def _norms(norms: ArrayLike, image: Product, d: int, dtype: np.dtype, rng: Any) -> Array:
+    """The norms that were given, of which three are compared with those of the atoms."""
+    where = "from_functions"
+    norms = checks.as_float(norms, "norms", where)
+    if norms.shape != (d,):
+        raise ValueError(f"{where}: norms have shape {norms.shape}; expected ({d},)")
+    checks.nonnegative(norms, "norms", where)
+    for i in rng.permutation(d)[:3]:
+        atom, given = _length(image(np.eye(1, d, i, dtype)[0])), float(norms[i])
+        if abs(atom - given) > _APART * max(atom, given):
+            raise ValueError(f"{where}: norms[{i}] is {given:.6g} but atom {i} has norm {atom:.6g}")
+    return norms.astype(dtype)

@@ -1,0 +1,133 @@
+"""The dictionary of signals whose entries are known in part, or with different trust."""
+
+import math
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from unrolled._base import checks
+from unrolled._base.checks import Array, ArrayLike
+from unrolled.dictionaries._base import (
+    Dictionary,
+    Operator,
+    Structured,
+    dense,
+    pytree,
+    scale_columns,
+)
+from unrolled.dictionaries._families import DENSE_LIMIT
+from unrolled.dictionaries._operands import (
+    as_dictionary,
+    inner_terms,
+    magnitudes,
+    spectral_norm,
+    spread,
+    threshold_shapes,
+)
+
+__all__ = ["Masked"]
+
+
+@pytree(data=("base", "mask"))
+@dataclass(frozen=True, eq=False, init=False)
+class Masked(Structured):
+    r"""diag(mask) D: what a dictionary says of the known entries of a signal.
+
+    A code x of the known entries solves
+
+    .. math:: \min_x \tfrac12 \|mask \odot (y - D x)\|^2 + lam \|x\|_1,
+
+    the LASSO of `Masked(D, mask)` and of the signal with zeros where entries are missing,
+    `jnp.where(mask, y, 0)`, also where y has NaN there. `synthesize(D, x)` then fills them in.
+    **A code is right only if the signal is 0 where the mask is.**
+
+    Under `vmap` every signal has a mask of its own, and D is stored once:
+    `jax.vmap(lambda mask, y: ur.pursuit.lasso(Masked(D, mask), y, lam))(masks, Y)`.
+
+    Args:
+        D: (m, d), plain or structured.
+        mask: (m,), True or 1 where an entry is known, False or 0 where it is missing. Other numbers
+            weigh the entries, as 1 / sigma does for noise that has another deviation sigma in each.
+
+    Masked atoms are shorter than those of D, and an atom that lies in missing entries alone is 0:
+    functions that need unit atoms refuse them, by name, and `normalize` gives unit atoms where none
+    is 0.
+
+    Raises:
+        TypeError: complex numbers, or anything that is not a number.
+        ValueError: a mask of another shape, or one with NaN or infinite entries.
+
+    Example:
+        >>> D = ur.dictionaries.dct(8, 8)
+        >>> mask = jnp.arange(8) != 3
+        >>> M = ur.dictionaries.Masked(D, mask)
+        >>> x = ur.pursuit.lasso(M, jnp.where(mask, D[:, 2], 0), 1e-3).x
+        >>> float((D @ x)[3]).__round__(2), float(D[3, 2]).__round__(2)
+        (-0.46, -0.46)
+    """
+
+    base: Operator
+    mask: Array  # (m,)
+
+    def __init__(self, D: Dictionary, mask: ArrayLike):
+        where = "Masked"
+        base, mask = as_dictionary(D, where), checks.as_float(mask, "mask", where)
+        m = base.shape[0]
+        if mask.shape != (m,):
+            hint = "; for masks of many signals use jax.vmap" if mask.ndim == 2 else ""
+            raise ValueError(
+                f"{where}: mask has shape {mask.shape} but D has shape {base.shape}; expected "
+                f"({m},), one number for each entry of a signal{hint}"
+            )
+        checks.finite(mask, "mask", where)
+        checks.in_range(jnp.abs(mask), base.dtype, "mask", where)
+        vars(self).update(base=base, mask=mask.astype(base.dtype))
+
+    @classmethod
+    def _of(cls, base: Operator, mask: Array) -> "Masked":
+        """Of parts that were checked, which may have the axis of a batch."""
+        self = object.__new__(cls)
+        vars(self).update(base=base, mask=mask)
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        m, d = self.base.shape[-2:]
+        return m, d
+
+    @property
+    def ndim(self) -> int:
+        return max(self.base.ndim, self.mask.ndim + 1)
+
+    def synthesize(self, x: Array) -> Array:
+        return self.mask * (self.base @ x)
+
+    def analyze(self, r: Array) -> Array:
+        return (self.mask * r) @ self.base
+
+    def scale(self, c: ArrayLike) -> "Masked":
+        return Masked._of(self.base * c, self.mask)
+
+    def scale_columns(self, c: Array) -> "Masked":
+        return Masked._of(scale_columns(self.base, c), self.mask)
+
+    def spectral_norm(self) -> Array:
+        """norm(diag(mask) D, 2); of a large D the bound max(abs(mask)) norm(D, 2)."""
+        if math.prod(self.shape) <= DENSE_LIMIT:
+            return spectral_norm(dense(self))
+        return jnp.max(jnp.abs(self.mask)) * spectral_norm(self.base)
+
+    def magnitudes(self) -> "Masked":
+        return Masked._of(magnitudes(self.base), jnp.abs(self.mask))
+
+    @property
+    def inner_terms(self) -> int:
+        return inner_terms(self.base) + 1
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Those of D: one threshold per filter of a `Conv`."""
+        return next(iter(threshold_shapes(self.base)[2:]), ())
+
+    def spread(self, theta: ArrayLike) -> ArrayLike:
+        return spread(self.base, theta)
