@@ -29,7 +29,7 @@ from unrolled.activations import shrink, soft_threshold
 from unrolled.layers import alista, lista, lista_cp
 from unrolled.networks import dsc
 from unrolled.theory import mutual_coherence
-from unrolled.training import fit
+from unrolled.training import fit, recommend
 
 if TYPE_CHECKING:  # what is imported when it is asked for
     from unrolled import app, nnx, vision
@@ -58,6 +58,7 @@ __all__ = [
     "problems",
     "pursuit",
     "realize",
+    "recommend",
     "records",
     "shrink",
     "soft_threshold",

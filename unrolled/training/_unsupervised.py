@@ -22,6 +22,7 @@ from unrolled.layers import (
     Unrolled,
     WeightsAndMomentum,
     fista,
+    ista_params,
     lfista_cp,
 )
 from unrolled.training._files import Checkpoint
@@ -64,6 +65,7 @@ def unsupervised(
     depth: int = 16,
     *,
     key: Key,
+    weights: bool = True,
     steps: int = 2000,
     validation: tuple | Any = None,
     evaluate_every: int = 50,
@@ -92,6 +94,8 @@ def unsupervised(
         lam: the weight of the LASSO, one number.
         depth: K.
         key: of the batches; an int is a seed.
+        weights: False trains the 2 K numbers of `fista` alone, to the end: enough where D is random
+            and large, and a tenth of the memory.
         steps: of the last training; each of the six trials before it takes 300, or as many if these
             are fewer.
         validation, evaluate_every, patience, checkpoint, callbacks, log: as in `fit`, for the
@@ -127,15 +131,23 @@ def unsupervised(
     steps = checks.as_index(steps, "steps", _NAME)
     how = evaluate_every, patience, checkpoint, callbacks, log, progress
     options = Options(*how, accumulate, mesh, reduction).checked(_NAME)
-    D = as_dictionary(D, _NAME)
-    key, D, sample, validation = check_data(None, D, Y, key, validation, _NAME)
-    D = checks.cast(D, checks.common_dtype(D, validation[0]))
-    problem = _Problem(key, D, sample, validation, lam, _units(D, validation[0]))
+    key, D, sample, validation = check_data(
+        None, as_dictionary(D, _NAME), Y, key, validation, _NAME
+    )
+    atoms: Operator = checks.cast(D, checks.common_dtype(D, validation[0]))
+    problem = _Problem(key, atoms, sample, validation, lam, _units(atoms, validation[0]))
     few, layer = fista(depth, lam=lam, guard=lam), lfista_cp(depth, lam=lam)
-    trial = min(_TRIAL, steps)
-    params, tried = _fewest(problem, few, trial, options)
-    starts = {"fista": layer.from_fista(params, D), "init": layer.init(None, D)}
-    return _longest(problem, layer, starts, trial, steps, tried, options)
+    short, plain = min(_TRIAL, steps), ista_params(atoms, lam, depth, _NAME)
+    params, trials = _few_numbers(problem, few, plain, short, options)
+    if not checks.as_bool(weights, "weights", _NAME):
+        rate = _least(trials).rate
+        enter = partial(_entered, start=split(plain, atoms)[0], rate=rate, steps=steps)
+        fit = run_stages(*problem.training(few, plain), options, steps, [Stage(enter=enter)])
+        best = Tried(few.family, "init", rate, steps, fit.judged["best"])
+        return fit._replace(tried=(*trials, best))
+    starts = {"fista": layer.from_fista(params, atoms), "init": layer.init(None, atoms)}
+    fit = _many_numbers(problem, layer, starts, short, steps, options)
+    return fit._replace(tried=(*trials, *fit.tried))
 
 
 class _Units(NamedTuple):
@@ -178,64 +190,63 @@ class _Problem(NamedTuple):
         return objective, data, _optimizer(self.units.of(layer), self.units.signal**2)
 
 
-def _fewest(
-    problem: _Problem, layer: Layer, steps: int, options: Options
+def _few_numbers(
+    problem: _Problem, layer: Layer, start: Unrolled, steps: int, options: Options
 ) -> tuple[Unrolled, list[Tried]]:
-    """The best params of a guarded `fista`, of all rates."""
-    start, found = layer.init(None, problem.D), []
+    """The best params of a guarded `fista` by short trainings at all rates, and these."""
+    made: list[tuple[Tried, Unrolled]] = []
     with computing_on(options.mesh, _NAME):
         objective, data, optimizer = problem.training(layer, start)
         loop = make_loop(objective, data, optimizer, options.shared)
         for rate in _RATES:
             state = _entered(loop, loop.start(data.trained), data.trained, rate, steps)
             try:
-                state = loop.run(state, steps, options, lambda state, at: None)
-                fit = loop.result(state)
+                fit = loop.result(loop.run(state, steps, options, lambda state, at: None))
             except NonFiniteError as error:  # another rate serves
                 fit = error.fit
-            found.append((Tried("fista", "init", rate, steps, fit.judged["best"]), fit.best))
-        best = min(found, key=lambda each: each[0].validation)[1]
-        return loop.processes.local(best), [tried for tried, _ in found]
+            made.append((Tried(layer.family, "init", rate, steps, fit.judged["best"]), fit.best))
+        trials = [trial for trial, _ in made]
+        return loop.processes.local(dict(made)[_least(trials)]), trials
 
 
-def _longest(
+def _many_numbers(
     problem: _Problem,
     layer: Layer,
     starts: dict[str, Unrolled],
     short: int,
     steps: int,
-    tried: list[Tried],
     options: Options,
 ) -> Fit:
-    """The training of a layer from the better of its starts, a stage each after their trials."""
-    names, wholes = list(starts), [split(start, problem.D)[0] for start in starts.values()]
+    """The training of a layer from the better of its starts: a stage each, and then the last."""
+    wholes = {name: split(start, problem.D)[0] for name, start in starts.items()}
 
-    def judged(records: Sequence[Record]) -> list[Tried]:
-        """The trials."""
+    def trials(records: Sequence[Record]) -> list[Tried]:
         return [
-            Tried(layer.family, name, _RATE, short, _least(records, stage))
-            for stage, name in enumerate(names)
+            Tried(layer.family, name, _RATE, short, _least_of(records, stage))
+            for stage, name in enumerate(starts)
         ]
 
-    def better(records: Sequence[Record]) -> Tried:
-        return min(judged(records), key=lambda trial: trial.validation)
-
     def enter(loop: Loop, state: Progress) -> Progress:
-        start = wholes[names.index(better(state.records).start)]
+        start = wholes[_least(trials(state.records)).start]
         return _entered(loop, state, start, _RATE, steps)
 
-    def trial(start: Trained) -> Stage:
-        return Stage(enter=partial(_entered, start=start, rate=_RATE, steps=short), steps=short)
+    stages = [
+        Stage(enter=partial(_entered, start=start, rate=_RATE, steps=short), steps=short)
+        for start in wholes.values()
+    ]
+    training = problem.training(layer, next(iter(starts.values())))
+    config = {"lam": problem.lam, "steps": steps}
+    fit = run_stages(*training, options, steps, [*stages, Stage(enter=enter)], config)
+    tried = trials(fit.history.records)
+    best = _least(tried)._replace(steps=steps, validation=fit.judged["best"])
+    return fit._replace(tried=(*tried, best))
 
-    stages = [*map(trial, wholes), Stage(enter=enter)]
-    training = problem.training(layer, starts[names[0]])
-    fit = run_stages(*training, options, steps, stages, {"lam": problem.lam, "steps": steps})
-    records = fit.history.records
-    last = better(records)._replace(steps=steps, validation=_least(records, len(names)))
-    return fit._replace(tried=(*tried, *judged(records), last))
+
+def _least(trials: Sequence[Tried]) -> Tried:
+    return min(trials, key=lambda trial: trial.validation)
 
 
-def _least(records: Sequence[Record], stage: int) -> float:
+def _least_of(records: Sequence[Record], stage: int) -> float:
     return min(record.validation for record in records if record.stage == stage)
 
 
