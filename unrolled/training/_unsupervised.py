@@ -48,10 +48,10 @@ __all__ = ["unsupervised"]
 
 
 _NAME = "unsupervised"
-# Chosen on four problems and tested on others, benchmarks/recipe.py: rates for signals of mean norm
-# 1 and atoms of norm 1, steps of a trial, and the largest norm of a gradient.
+# Chosen on some problems and tested on others (benchmarks/recipe.py), for signals and atoms of mean
+# norm 1: rates, steps of a trial and of the last training of `fista`, largest norm of a gradient.
 _RATES, _RATE = (3e-4, 1e-3, 2e-3, 5e-3), 2.5e-4  # of `fista`, of `lfista_cp`
-_TRIAL = 300
+_TRIAL, _LONG = 300, 1500
 _CLIP = 0.01
 _ADVICE = "Try more signals, or take exact codes: pursuit.lasso_batch"
 
@@ -82,11 +82,11 @@ def unsupervised(
 
     .. math:: 1/2 \; \|y - D x_K(y)\|_2^2 + \lambda \|x_K(y)\|_1
 
-    First the 2 K numbers of a guarded `fista` are trained at four rates. `lfista_cp` then starts
-    from the best of them (`from_fista`) and from `init`, and the better of the two starts, after
-    300 steps, is trained to the end. Signals that are held back choose. Rates are in units of the
-    mean norm of the signals and of the root mean square norm of the atoms: scaling D, or the
-    signals together with `lam`, scales the params.
+    First the 2 K numbers of a guarded `fista` are trained at four rates, 300 steps each, and 1,500
+    at the best of these. `lfista_cp` then starts from the best params of all (`from_fista`) and
+    from `init`, and the better of the two starts, after 300 steps, is trained to the end. Signals
+    that are held back choose. Rates are in units of the mean norms of the signals and of the atoms:
+    scaling D, or the signals together with `lam`, scales the params.
 
     Args:
         D: (m, d), a matrix or a structured one.
@@ -96,8 +96,7 @@ def unsupervised(
         key: of the batches; an int is a seed.
         weights: False trains the 2 K numbers of `fista` alone, to the end: enough where D is random
             and large, and a tenth of the memory.
-        steps: of the last training; each of the six trials before it takes 300, or as many if these
-            are fewer.
+        steps: of the last training; no training before it takes more.
         validation, evaluate_every, patience, checkpoint, callbacks, log: as in `fit`, for the
             training of `lfista_cp`. A resumed run repeats the trials of `fista`, which take
             seconds.
@@ -122,13 +121,16 @@ def unsupervised(
         >>> trained = ur.training.unsupervised(D, Y, 0.1, depth=3, key=0, steps=20)
         >>> trained.model, trained.judged["best"] < trained.judged["ista"]
         (lfista_cp(3), True)
-        >>> [(each.family, each.start) for each in trained.tried[3:]]
+        >>> [(each.family, each.start) for each in trained.tried[4:]]
         [('fista', 'init'), ('lfista_cp', 'fista'), ('lfista_cp', 'init'), ('lfista_cp', 'fista')]
     """
     lam = checks.as_number(lam, "lam", _NAME)
     checks.nonnegative(lam, "lam", _NAME)
     depth = checks.as_depth(depth, "depth", _NAME, least=1)
-    steps = checks.as_index(steps, "steps", _NAME)
+    steps, weights = (
+        checks.as_index(steps, "steps", _NAME),
+        checks.as_bool(weights, "weights", _NAME),
+    )
     how = evaluate_every, patience, checkpoint, callbacks, log, progress
     options = Options(*how, accumulate, mesh, reduction).checked(_NAME)
     key, D, sample, validation = check_data(
@@ -138,8 +140,9 @@ def unsupervised(
     problem = _Problem(key, atoms, sample, validation, lam, _units(atoms, validation[0]))
     few, layer = fista(depth, lam=lam, guard=lam), lfista_cp(depth, lam=lam)
     short, plain = min(_TRIAL, steps), ista_params(atoms, lam, depth, _NAME)
-    params, trials = _few_numbers(problem, few, plain, short, options)
-    if not checks.as_bool(weights, "weights", _NAME):
+    lengths = short, min(_LONG, steps) if weights else 0
+    params, trials = _few_numbers(problem, few, plain, lengths, options)
+    if not weights:
         rate = _least(trials).rate
         enter = partial(_entered, start=split(plain, atoms)[0], rate=rate, steps=steps)
         fit = run_stages(*problem.training(few, plain), options, steps, [Stage(enter=enter)])
@@ -191,22 +194,27 @@ class _Problem(NamedTuple):
 
 
 def _few_numbers(
-    problem: _Problem, layer: Layer, start: Unrolled, steps: int, options: Options
+    problem: _Problem, layer: Layer, start: Unrolled, lengths: tuple[int, int], options: Options
 ) -> tuple[Unrolled, list[Tried]]:
-    """The best params of a guarded `fista` by short trainings at all rates, and these."""
-    made: list[tuple[Tried, Unrolled]] = []
+    """The best params of a guarded `fista`: of short trainings at all rates, then a long one."""
+    short, long = lengths
+    made: dict[Tried, Unrolled] = {}
     with computing_on(options.mesh, _NAME):
         objective, data, optimizer = problem.training(layer, start)
         loop = make_loop(objective, data, optimizer, options.shared)
-        for rate in _RATES:
+
+        def train(rate: float, steps: int) -> None:
             state = _entered(loop, loop.start(data.trained), data.trained, rate, steps)
             try:
                 fit = loop.result(loop.run(state, steps, options, lambda state, at: None))
             except NonFiniteError as error:  # another rate serves
                 fit = error.fit
-            made.append((Tried(layer.family, "init", rate, steps, fit.judged["best"]), fit.best))
-        trials = [trial for trial, _ in made]
-        return loop.processes.local(dict(made)[_least(trials)]), trials
+            made[Tried(layer.family, "init", rate, steps, fit.judged["best"])] = fit.best
+
+        for rate in _RATES:
+            train(rate, short)
+        train(_least(list(made)).rate, long)
+        return loop.processes.local(made[_least(list(made))]), list(made)
 
 
 def _many_numbers(

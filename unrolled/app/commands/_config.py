@@ -345,6 +345,9 @@ def _check_pairs(config: Config) -> None:
         )
 
 
+_SET_BY_RECIPE = ("deep", "optimizer", "rate", "schedule", "clip", "learn_dictionary")
+
+
 def _check_unsupervised(config: Config) -> None:
     """Raise ConfigError for what the recipe for signals without codes sets itself."""
     training, (model, *others) = config.training, config.layers
@@ -354,8 +357,8 @@ def _check_unsupervised(config: Config) -> None:
     wrong = [] if model.layer == plain else [repr(model.layer)]
     wrong += [] if model.start == "init" else [f"start {model.start}"]
     wrong += [] if training.loss == "lasso" else [f"loss {training.loss}"]
-    names = ("deep", "optimizer", "rate", "schedule", "clip", "learn_dictionary")
-    wrong += [name for name in names if getattr(training, name) != getattr(Training, name)]
+    default = Training()
+    wrong += [n for n in _SET_BY_RECIPE if getattr(training, n) != getattr(default, n)]
     _refuse(wrong, f"method {UNSUPERVISED}, which sets it; name a family and a loss for another")
 
 
@@ -649,7 +652,11 @@ def to_dict(config: Config) -> dict[str, Any]:
         "seed": config.seed,
         "problem": records.to_plain(config.problem),
         "model": models if config.chained else models[0],
-        "training": records.to_plain(config.training),
+        "training": {
+            name: value
+            for name, value in records.to_plain(config.training).items()
+            if config.training.method != UNSUPERVISED or name not in _SET_BY_RECIPE
+        },
     }
 
 

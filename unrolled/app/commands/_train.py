@@ -376,7 +376,7 @@ def train(
     mesh = _mesh(config.training, processes)
     for line in chosen:  # of files that fit
         say(line)
-    before = " after 1,800 of trials" if config.training.method == UNSUPERVISED else ""
+    before = " after its trials" if config.training.method == UNSUPERVISED else ""
     say(f"training {config.training.steps} steps{before}")
 
     def begun():
