@@ -349,7 +349,7 @@ def test_nothing_is_guessed_from_names_or_signatures_of_functions():
 
 # Public names
 
-BOLD = "shrink soft_threshold mutual_coherence lista lista_cp alista dsc fit"
+BOLD = "shrink soft_threshold mutual_coherence lista lista_cp alista dsc fit recommend"
 # Of the names pinned by the design, those that are there.
 PINNED = {
     "activations": "Activation relu leaky_relu elu celu selu silu gelu mish softplus hard_swish "
@@ -371,7 +371,8 @@ PINNED = {
     "HypothesisWarning lamp alista_at",
     "realize": "cnn attention transformer_block",
     "networks": "dsc Network NETWORKS",
-    "training": "fit Fit scale_steps curriculum save restore Restored sparse_feature_penalty",
+    "training": "fit Fit scale_steps curriculum save restore Restored sparse_feature_penalty "
+    "unsupervised recommend",
     "compare": "compare Comparison evolution",
     "metrics": "nmse psnr support_scores sparsity pixel_accuracy mean_class_precision "
     "mean_class_accuracy mean_iou",

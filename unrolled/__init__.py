@@ -30,7 +30,7 @@ from unrolled.layers import alista, lista, lista_cp
 from unrolled.networks import dsc
 from unrolled.problems import synthesize
 from unrolled.theory import mutual_coherence
-from unrolled.training import fit
+from unrolled.training import fit, recommend
 
 if TYPE_CHECKING:  # what is imported when it is asked for
     from unrolled import app, nnx, vision
@@ -59,6 +59,7 @@ __all__ = [
     "problems",
     "pursuit",
     "realize",
+    "recommend",
     "records",
     "shrink",
     "soft_threshold",

@@ -10,7 +10,7 @@ from unrolled import dictionary_learning, problems
 from unrolled._base import checks
 from unrolled._base.numbers import mean_norm
 from unrolled.dictionaries import Dictionary, Operator, as_chain, as_dictionary
-from unrolled.layers import FAMILIES, Layer
+from unrolled.layers import FAMILIES, Layer, lfista_cp
 from unrolled.networks import Network
 from unrolled.pursuit import (
     PURSUITS,
@@ -22,6 +22,7 @@ from unrolled.pursuit import (
     zero_beside_largest,
 )
 from unrolled.theory import CodeCertificate, LassoCertificate, certify_code, certify_lasso
+from unrolled.training import unsupervised
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
@@ -60,8 +61,9 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         method: the name of a pursuit; the name of a family of layers, together with `depth`; a
             layer or a network.
         depth: number of steps, which makes `method` the name of a family of layers.
-        params: of the layer or the network; None takes its `init`.
-        random_state: the seed of `init`, for families that draw their params.
+        params: of the layer or the network; None takes its `init`, but for `lfista_cp`, which
+            `fit` trains on the samples by `training.unsupervised`.
+        random_state: the seed of `init`, for families that draw their params, and of the training.
         lam, ratio, l2, nonnegative: of `lasso`, `lasso_batch` (faster for many samples), and where
             a pursuit or a family has them.
         sparsity: of `omp`, `project` and `holistic`. For OMP without a sparsity and a tol it is a
@@ -146,7 +148,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.max_steps = max_steps
 
     def fit(self, X: Any, y: Any = None) -> "SparseCoder":
-        """Check the dictionary, the method and its options against X; nothing is learned."""
+        """Check the dictionary, the method and its options against X; train a bare `lfista_cp`."""
         X = _samples(self, X, reset=True)
         with jax.enable_x64(True):
             Ds = self._dictionaries(X)
@@ -156,7 +158,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 check_options(self.method_, self.options_, _NAME)
                 check_dictionaries(self.method_, len(Ds), _NAME)
             else:
-                params = self._params(Ds)
+                params = self._params(Ds, X)
             # A pickle would return arrays of JAX in float32.
             self.dictionary_, self.params_ = jax.tree.map(np.asarray, (Ds, params))
         return self
@@ -281,13 +283,16 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             raise ValueError(f"{_NAME}: {idle} does not go with a layer, which has its own")
         return method
 
-    def _params(self, Ds: tuple[Dictionary, ...]) -> Any:
-        """Those given, or the usual ones, checked."""
+    def _params(self, Ds: tuple[Dictionary, ...], X: np.ndarray) -> Any:
+        """Those given, or trained on the samples, or the usual ones, checked."""
         layer: Any = self.method_
         if isinstance(layer, Layer) and len(Ds) > 1:
             raise ValueError(f"{_NAME}: a layer has one dictionary, got {len(Ds)}")
         D: Any = Ds[0] if isinstance(layer, Layer) else Ds
         key = checks.as_key(self.random_state, _NAME)
+        if self.params is None and isinstance(layer, lfista_cp):
+            fit = unsupervised(D, X, layer.lam, layer.depth, key=key, progress=False)
+            return fit.best
         params = layer.init(key, D) if self.params is None else self.params
         layer.check(params, D)
         return params

@@ -626,8 +626,13 @@ REFUSED = {
     "of float32 .in column 4.",
     "train --dictionary D.npy --signals few.npy --loss lasso": "few.npy: expected "
     "at least 3 signals",
-    "train --dictionary D.npy --signals Y.npy": "Y.npy: has no codes .*which "
+    "train --dictionary D.npy --signals Y.npy --loss supervised": "Y.npy: has no codes .*which "
     "loss supervised would need; try loss lasso",
+    "train --dictionary D.npy --signals Y.npy --rate 0.1 --clip 1": "rate, clip does not go with "
+    "method unsupervised, which sets it; name a family and a loss",
+    "train --dictionary D.npy --signals Y.npy --method unsupervised --family ista": r"ista\(16\) "
+    "does not go with method unsupervised",
+    "train chain.toml --method unsupervised": "a chain does not go with method unsupervised",
     "train --dictionary D.npy --signals Y.npy --loss log_nmse --start calibrated": "which loss "
     "log_nmse would need; try loss lasso, .*codes lasso, which makes them",
     "train --dictionary D.npy --signals Y.npy --start recipe": "which loss mostly_last and start "
@@ -793,6 +798,27 @@ def test_signals_without_codes_calibrate_a_start_and_choose_lam(folder, run):
     assert config.problem.lam == config.layers[0].layer.lam == lam and config.problem.snr is None
     status, _, err = run(*own, *more, "--output", "without_codes", "--resume", "--steps", "3")
     assert status == 0, err
+
+
+@pytest.mark.slow
+def test_signals_without_codes_train_by_the_recipe_where_nothing_else_is_named(folder, run):
+    """The same params as the library's function returns, and as the resumed run has."""
+    own = ("train", "--dictionary", "D.npy", "--signals", "Y.npy", "--depth", 3, "--steps", 4)
+    status, out, err = run(*own, "--output", "by_recipe")
+    assert status == 0 and "training 4 steps after its trials" in err and out[:9] == "lfista_cp"
+    config = load(folder / "by_recipe" / "config.toml", {})
+    assert (config.training.method, config.training.loss) == ("unsupervised", "lasso")
+    assert (
+        "rate" not in (folder / "by_recipe" / "config.toml").read_text()
+    )  # the recipe has its own
+    ready, lam = prepared(folder / "by_recipe" / "config.toml", {}), config.problem.lam
+    options = dict(key=ready.key, validation=ready.validation, steps=4)
+    fit = ur.training.unsupervised(ready.D, ready.sample, lam, 3, **options)
+    saved = ur.training.restore(folder / "by_recipe" / "weights.npz")
+    jax.tree.map(np.testing.assert_array_equal, saved.params, fit.best)
+    assert run("train", "--output", "by_recipe", "--resume")[0] == 0
+    again = ur.training.restore(folder / "by_recipe" / "weights.npz")
+    jax.tree.map(np.testing.assert_array_equal, again.params, fit.best)
 
 
 @pytest.mark.slow

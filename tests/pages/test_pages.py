@@ -54,6 +54,8 @@ SMALLER = {
     "sparsity=50": "sparsity=4",
     "steps=300": "steps=2",
     "steps=2000": "steps=2",
+    "lam, key=0)": "lam, depth=3, steps=2, key=0)",
+    "0.05, key=0)": "0.05, depth=3, steps=2, key=0)",
     "sweeps=3": "sweeps=1",
     "kernel_size=3": "kernel_size=5",
 }

@@ -16,8 +16,19 @@ from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled._base.programs import program
 from unrolled.activations import kth_largest
 from unrolled.dictionaries import Dictionary, Structured, as_dictionary, dense, spread
+from unrolled.layers._ista import fista
 from unrolled.layers._layer import Acting, Law, Layer, Recipe, selecting, selecting_untied, untied
-from unrolled.layers._records import Matrix, Number, Shape, Square, Theta, Unrolled, Weights, repeat
+from unrolled.layers._records import (
+    Matrix,
+    Number,
+    Shape,
+    Square,
+    Theta,
+    Unrolled,
+    Weights,
+    repeat,
+    stack,
+)
 from unrolled.layers._shrinking import (
     PUBLISHED_SUPPORT,
     Coupled,
@@ -329,9 +340,9 @@ class lfista_cp(FromISTA, Shrinking):
     products than the steps alone, for D z = D x_k + beta_k (D x_k - D x_{k-1}).
 
     Params: steps (W, theta, beta), where theta has a threshold for every atom, or for every filter
-    of a `Conv`. `init` is FISTA without restart: W = D / L, theta = lam / L and its momentum. Train
-    with `training.lasso(lam)`, without codes, at a rate that falls to zero: on patches of pictures,
-    16 steps then come nearer to the optimum than 32 of FISTA (benchmarks/README.md).
+    of a `Conv`. `init` is FISTA without restart: W = D / L, theta = lam / L and its momentum;
+    `from_fista` starts from the params of a `fista`. `training.unsupervised` trains it on signals
+    without codes.
 
     Reference: Chen, Liu, Wang, Yin (2018) for the coupling, Moreau, Bruna (2017) for the momentum.
     Not claimed: a theorem of either.
@@ -350,10 +361,14 @@ class lfista_cp(FromISTA, Shrinking):
     recipe = Recipe(5e-4, options=_judging, calibrated=True, weighted=True)
 
     def at_ista(self, D, L, theta):
-        groups = D.groups if isinstance(D, Structured) else ()
-        thresholds = jnp.tile(theta[:, None], groups or D.shape[1])
-        beta = jnp.asarray(fista_momentum(self.depth), D.dtype)
-        return Unrolled(None, WeightsAndMomentum(repeat(D / L, self.depth), thresholds, beta))
+        return _along(D, jnp.full_like(theta, 1 / L), theta)
+
+    def from_fista(self, params: Unrolled, D: Dictionary) -> Unrolled:
+        """Params whose steps are those of `fista` with its params: W_k = gamma_k D."""
+        D = as_dictionary(D, self.family)
+        fista(self.depth).check(params, D)
+        gamma, theta = stack(params).steps
+        return _along(D, gamma, theta)
 
     def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
         steps = self.init(key, D).steps
@@ -381,6 +396,17 @@ class lfista_cp(FromISTA, Shrinking):
 
     def weights(self, shared, p, D):
         return Acting(p.W)
+
+
+@program()
+def _along(D: Dictionary, gamma: Array, theta: Array) -> Unrolled:
+    """Steps of FISTA along D."""
+    groups = D.groups if isinstance(D, Structured) else ()
+    W = jax.vmap(lambda scale: D * scale)(gamma)
+    if theta.ndim == 1:
+        theta = jnp.tile(theta[:, None], groups or D.shape[1])
+    beta = jnp.asarray(fista_momentum(len(gamma)), D.dtype)
+    return Unrolled(None, WeightsAndMomentum(W, theta, beta))
 
 
 Gate = Annotated[Array, Shape("", "d")]

@@ -1,6 +1,7 @@
 """Training with optax: end to end, stage by stage, or by a search over a grid.
 
-`fit` and `curriculum` train, `save` and `restore` keep the result, and a `Checkpoint` lets a
+`fit` and `curriculum` train, `unsupervised` by one recipe for signals without codes, and
+`recommend` says whether to train. `save` and `restore` keep the result, and a `Checkpoint` lets a
 training resume. `Sample`, `Loss` and `Callback` are the types of the functions that they take.
 `sparse_feature_penalty`, `save_tree` and `restore_tree` are for networks of one's own.
 """
@@ -16,6 +17,8 @@ from unrolled.training._losses import *
 from unrolled.training._objective import *
 from unrolled.training._objective import as_dictionaries
 from unrolled.training._recipe import *
+from unrolled.training._recommend import *
+from unrolled.training._unsupervised import *
 from unrolled.training._weights import *
 
 _offer(__name__, "exceeds")

@@ -14,7 +14,7 @@ from unrolled._base import checks, programs
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, Key
 from unrolled._base.files import MappedRows, as_data, check_draws, drawing
-from unrolled.layers import Layer
+from unrolled.layers import Layer, fista
 from unrolled.networks import Network, lam_of
 from unrolled.problems import resampler
 from unrolled.training._files import Checkpoint
@@ -63,7 +63,7 @@ def from_arrays(
     """
     Y, X = arrays if isinstance(arrays, tuple) else (arrays, None)
     Y, X = as_data(Y, X, where)
-    _check_width(Y, D, where)
+    check_width(Y, D, where)
     dtype = checks.common_dtype(params, D, Y, X)
     Y, X = jax.tree.map(lambda array: array.astype(dtype), (Y, X))
     n, cut = len(Y), len(Y)
@@ -83,7 +83,8 @@ def from_arrays(
     return resampler(*trained), validation
 
 
-def _check_width(Y: Array, D: Dictionaries | None, where: str) -> None:
+def check_width(Y: Array, D: Dictionaries | None, where: str) -> None:
+    """Raise ValueError unless signals have as many entries as the first atoms."""
     if D is None:
         return
     m = (D[0] if isinstance(D, tuple) else D).shape[0]
@@ -188,7 +189,8 @@ def fit(
         UserWarning: training changes nothing (all codes are zero, the gradient is zero at the
             start, or the validation loss never moves); the start or the end has a validation loss
             above that of zero codes; the start, for `training.lasso`, has one above that of ISTA;
-            `best` is the start, and the end is worse. `worsened` of the result tells the end, and
+            `best` is the start, and the end is worse; a `fista` without a guard is trained for
+            `training.lasso`. `worsened` of the result tells the end, and
             also a loss that only exceeds that of the start.
 
     Raises:
@@ -249,6 +251,11 @@ def fit(
     whole = Trained(params, merge(*parts).D if learn_dictionary else D)
     data = Data(key, drawn, validation, whole, *parts)
     objective = Objective("fit", model, loss, lam, of_last)
+    if isinstance(model, fista) and model.guard is None and objective.of_lasso:
+        checks.warn(
+            "fit: fista has no guard: trained steps can be too long for some signal, whose code "
+            f"then explodes while the mean of others is good; try fista({model.depth}, guard=lam)"
+        )
     return run_stages(objective, data, optimizer, options, steps)
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "Record",
     "Sample",
     "Trained",
+    "Tried",
     "merge",
     "split",
     "trainable",
@@ -60,6 +61,16 @@ class History(NamedTuple):
     ista: float = np.nan
 
 
+class Tried(NamedTuple):
+    """One of the trainings among which `unsupervised` chooses."""
+
+    family: str
+    start: str  # "init", or "fista": the params of the best training of that family
+    rate: float  # at its beginning, for signals and atoms of norm 1
+    steps: int
+    validation: float  # the least of its validation losses
+
+
 class Fit(NamedTuple):
     """The result of a run."""
 
@@ -68,13 +79,14 @@ class Fit(NamedTuple):
     D: Any  # as given, or as learned together with `best`
     history: History  # losses and evaluations
     model: Model  # that was trained
+    tried: tuple[Tried, ...] = ()  # by `unsupervised`, the one that it chose last
 
     def __repr__(self) -> str:
         """What was trained, how far, and how good it is."""
         if not self.history.records:
             return f"Fit of {self.model!r}, without a history"
         first, last = ends(self.history.records)
-        best = min(record.validation for record in self.history.records)
+        best = self.judged["best"]
         others = {"zero codes": self.history.zero, "ISTA": self.history.ista}
         beside = [f", of {name} {loss:.6g}" for name, loss in others.items() if np.isfinite(loss)]
         has_options = isinstance(self.model, Layer | Network)
@@ -410,6 +422,8 @@ class Objective:
     lam: Any = None  # of the ISTA beside which a layer is judged; None for none
     of_last: bool = False  # whether the loss sees the code of the last step alone
     staged: bool = False  # or that of its stage, a traced `at`
+    # What helps where the start stays best.
+    advice: str = "Try a smaller rate, and optax.clip_by_global_norm"
 
     @property
     def of_lasso(self) -> bool:

@@ -73,10 +73,11 @@ class Options(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A stage of `curriculum`, with an objective and a beginning of its own."""
+    """A stage of a training, with an objective and a beginning of its own."""
 
     at: int = -1  # the `at` of its loss
     enter: Callable[[Loop, Progress], Progress] = lambda loop, state: state
+    steps: int | None = None  # at most; None takes those of the run
 
 
 def run_stages(
@@ -88,13 +89,15 @@ def run_stages(
     stages: Sequence[Stage] = (Stage(),),
     config: dict[str, Any] | None = None,
 ) -> Fit:
-    """A training of at most so many steps in each stage.
+    """A training of at most so many steps in each stage that does not say its own number.
 
     Args:
         options: checked.
         config: what a checkpoint must agree in beside the key and the options.
     """
-    where, mesh, total = objective.where, options.mesh, len(stages) * steps
+    where, mesh = objective.where, options.mesh
+    lengths = [steps if stage.steps is None else stage.steps for stage in stages]
+    total = sum(lengths)
     same = {"key": key_text(data.key), "evaluate_every": options.evaluate_every} | (config or {})
     same |= {"accumulate": options.accumulate, "reduction": options.reduction}
     _check_same_arguments(objective, data, options, same | {"steps": steps})
@@ -109,7 +112,7 @@ def run_stages(
                     if number > state.stage:
                         state = stage.enter(loop, state)._replace(stage=number)
                     evaluated = (record.step for record in state.records if record.stage == number)
-                    stop = next(evaluated, state.step) + steps
+                    stop = next(evaluated, state.step) + lengths[number]
                     state = loop.run(state, stop, options, watch, at=stage.at, keeper=keeper)
             if keeper:
                 keeper.save(state)
@@ -260,11 +263,11 @@ def _warn_of_end(loop: Loop, state: Progress) -> None:
             f"{loop.where}: {rule}. {what} from {first.validation:.6g}. `best` has the params "
             f"with the smallest loss; try {remedy}"
         )
-    elif state.best_at == 0 and exceeds(last.validation, first.validation):
+    elif state.best_at == first.step and exceeds(last.validation, first.validation):
         checks.warn(
             f"{loop.where}: training made nothing better: the validation loss is "
             f"{last.validation:.6g} at the end, {first.validation:.6g} at the start, which is "
-            "`best`. Try a smaller rate, and optax.clip_by_global_norm"
+            f"`best`. {loop.objective.advice}"
         )
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ OPTIMIZERS = (
     *("nadam", "radam", "rmsprop", "sgd", "yogi"),
 )
 PLANTED = "planted"
+UNSUPERVISED = "unsupervised"  # the method that `training.unsupervised` is
 PLANTED_LAM = 0.1  # for codes near 1
 WITH_CODES = ("supervised", "log_nmse", "mostly_last")  # losses that compare with known codes
 # How params start, and whether a family can start so.
@@ -184,8 +185,10 @@ class Training(Record):
 
     method: str = option(
         default="end_to_end",
-        choices=("end_to_end", "curriculum"),
-        help="all steps at once, or step after step",
+        choices=("end_to_end", "curriculum", UNSUPERVISED),
+        help="all steps at once, or step after step; unsupervised trains lfista_cp by one recipe, "
+        "as does a command that names neither family, start, loss nor method, for signals without "
+        "codes",
     )
     loss: str = option(default="supervised", choices=LOSSES, help="loss of the codes")
     deep: bool = option(default=False, help="sum the loss over all steps, not only the last")
@@ -203,7 +206,8 @@ class Training(Record):
     steps: int = option(
         default=1000,
         least=1,
-        help="training steps; in a curriculum, steps of each of its 3 K stages",
+        help="training steps; in a curriculum, steps of each of its 3 K stages; unsupervised takes "
+        "2000 after its trials",
     )
     batch: int = option(default=64, least=1, help="number of signals in a batch")
     accumulate: int = option(
@@ -319,6 +323,8 @@ def _check_pairs(config: Config) -> None:
     The loss of a curriculum is that of one step, and its stages are short.
     """
     training, layer = config.training, config.layers[0].layer
+    if training.method == UNSUPERVISED:
+        _check_unsupervised(config)
     for model in config.layers:
         if not (can := STARTS[model.start])(type(model.layer)):
             able = ", ".join(name for name, family in FAMILIES.items() if can(family))
@@ -337,6 +343,23 @@ def _check_pairs(config: Config) -> None:
         raise ConfigError(
             f"train: {', '.join(wrong)} does not go with method curriculum; try end_to_end"
         )
+
+
+_SET_BY_RECIPE = ("deep", "optimizer", "rate", "schedule", "clip", "learn_dictionary")
+
+
+def _check_unsupervised(config: Config) -> None:
+    """Raise ConfigError for what the recipe for signals without codes sets itself."""
+    training, (model, *others) = config.training, config.layers
+    lam = PLANTED_LAM if config.problem.lam is None else config.problem.lam
+    plain = FAMILIES["lfista_cp"](model.depth, lam=lam)  # type: ignore[call-arg]
+    _refuse(["a chain"] if others else [], f"method {UNSUPERVISED}")
+    wrong = [] if model.layer == plain else [repr(model.layer)]
+    wrong += [] if model.start == "init" else [f"start {model.start}"]
+    wrong += [] if training.loss == "lasso" else [f"loss {training.loss}"]
+    default = Training()
+    wrong += [n for n in _SET_BY_RECIPE if getattr(training, n) != getattr(default, n)]
+    _refuse(wrong, f"method {UNSUPERVISED}, which sets it; name a family and a loss for another")
 
 
 # Reading and writing
@@ -386,6 +409,7 @@ class Given(NamedTuple):
 
 
 Table = dict[str, Given]
+_LFISTA_CP = Given("lfista_cp", "model.family", "train", Path())
 
 
 def all_options() -> Mapping[str, Option]:
@@ -451,6 +475,16 @@ def load(path: Path | None, flags: Mapping[str, Any]) -> Config:
             raise ConfigError(f"--{name}: the file has a chain; set it there, in [[model]]")
         table[name] = Given(value, f"--{name}", "train", Path.cwd(), isinstance(value, str))
     return configuration(tables)
+
+
+def leaves_open(path: Path | None, flags: Mapping[str, Any], names: Iterable[str]) -> bool:
+    """Whether neither the file nor a flag gives any of these options, and there is no chain."""
+    tables = {} if path is None else tables_of(_read_toml(path), path)
+    if any(isinstance(table, list) for table in tables.values()):
+        return False
+    given = {name for table in tables.values() for name in table}
+    given |= {name for name, value in flags.items() if value is not None}
+    return not given & set(names)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -527,12 +561,15 @@ def _configuration(tables: Mapping[str | None, Any]) -> Config:
     top = _accepted(Config, tables.get(None, {}))
     layers = tables.get("model", {})
     chained = isinstance(layers, list)
+    training = _accepted(Training, tables.get("training", {}))
+    if training.get("method") == UNSUPERVISED:
+        training = {"loss": "lasso", "steps": 2000} | training
+        layers = layers if chained else {"family": _LFISTA_CP} | layers
     layers = layers if chained else [layers]
     families = [_family(table) for table in layers]
     problem = Problem(**_accepted(Problem, tables.get("problem", {})))
     problem = _with_defaults(problem, families, chained)
     models = tuple(_model(table, cls, problem) for table, cls in zip(layers, families))
-    training = _accepted(Training, tables.get("training", {}))
     if models[0].start == "recipe":
         method = training.get("method", Training.method)
         training = _trained_by(models[0].layer.recipe, method) | training
@@ -615,7 +652,11 @@ def to_dict(config: Config) -> dict[str, Any]:
         "seed": config.seed,
         "problem": records.to_plain(config.problem),
         "model": models if config.chained else models[0],
-        "training": records.to_plain(config.training),
+        "training": {
+            name: value
+            for name, value in records.to_plain(config.training).items()
+            if config.training.method != UNSUPERVISED or name not in _SET_BY_RECIPE
+        },
     }
 
 

@@ -21,9 +21,11 @@ from unrolled.app.commands._config import (
     GENERATED,
     PLANTED,
     PLANTED_LAM,
+    UNSUPERVISED,
     WITH_CODES,
     Config,
     ConfigError,
+    leaves_open,
     load,
     make_model,
 )
@@ -109,28 +111,38 @@ def _problem(
     return Samples(D, sampler(config.training.batch), chosen_on, tested_on), None
 
 
+# Who names one of these trains otherwise than by the recipe for signals without codes.
+_OTHER_WAYS = ("family", "start", "loss", "method", "codes")
+
+
 def settled(path: Path | None, flags: Mapping[str, Any], say: Say) -> Config:
-    """`load` with a lam: of signals without codes it is chosen on them.
+    """`load` with what the signals decide: without codes their lam, and how to train.
 
     Raises:
         ConfigError: see `load`.
         ValueError, OSError: files that cannot be read, or do not fit.
     """
     config = load(path, flags)
-    if config.problem.lam is not None:
+    if config.problem.signals == PLANTED:
         return config
-    D = _dictionary(config)
     signals = Path(config.problem.signals)
     entries = datasets.entries(signals) if signals.suffix == ".npz" and signals.is_file() else []
-    if config.problem.codes is None and {"X", "X_1"} & set(entries):
-        return load(path, {**flags, "lam": PLANTED_LAM})
-    Y, ratio = _inputs.open_given(signals, D), config.problem.ratio
-    first = D[0] if isinstance(D, tuple) else D
+    known = config.problem.codes is None and {"X", "X_1"} & set(entries)
+    if not known and leaves_open(path, flags, _OTHER_WAYS):
+        flags = {**flags, "method": UNSUPERVISED}
+    if config.problem.lam is None:
+        flags = {**flags, "lam": PLANTED_LAM if known else _chosen_lam(config, signals, say)}
+    return load(path, flags)
+
+
+def _chosen_lam(config: Config, signals: Path, say: Say) -> float:
+    D, ratio = _dictionary(config), config.problem.ratio
+    Y, first = _inputs.open_given(signals, D), D[0] if isinstance(D, tuple) else D
     lam = default_lam(first, Y) if ratio is None else default_lam(first, Y, ratio)
     lam = float(f"{lam:.3g}")
     share = DEFAULT_LAM if ratio is None else f"{ratio:g} of {LARGEST_LAM}"
     say(f"lam = {lam:g}, {share}")
-    return load(path, {**flags, "lam": lam})
+    return lam
 
 
 def _own_samples(config: Config, D: Dictionaries, say: Say) -> tuple[Samples, Batch]:

@@ -20,6 +20,7 @@ from unrolled._base.files import write_whole
 from unrolled._base.processes import Processes, join
 from unrolled._base.text import markdown, plain, to_json
 from unrolled.app.commands._config import (
+    UNSUPERVISED,
     Config,
     ConfigError,
     all_options,
@@ -303,12 +304,15 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         _ARGUMENTS,
         help="train a layer or a chain, configured by a TOML file and flags",
         description="Train a layer, and write its weights, the history and checkpoints into a run "
-        "folder.\nThe exit status is 3 if the best codes are worse than zero codes, or than ISTA "
-        "of the same\ndepth, on the validation signals.\n"
+        "folder.\nSignals without codes train lfista_cp by one recipe, unless a family, start, "
+        "loss or method is named.\n"
+        "The exit status is 3 if the best codes are worse than zero codes, or than ISTA of the "
+        "same\ndepth, on the validation signals.\n"
         "Set any option below in the TOML file, under its heading, or as a flag; flags win.\n"
         "A file with a table [[model]] for each layer, and a list of "
         "files as dictionary, trains a chain.",
         epilog="examples:\n  unrolled train run.toml --output run\n"
+        "  unrolled train --dictionary D.npy --signals Y.npy --output run\n"
         "  unrolled train --family lista_cp --depth 10 --loss log_nmse --steps 500 --output run\n"
         "  unrolled train --output run --resume\n"
         "  unrolled train --import my_module --family my_family --output run\n"
@@ -372,7 +376,8 @@ def train(
     mesh = _mesh(config.training, processes)
     for line in chosen:  # of files that fit
         say(line)
-    say(f"training {config.training.steps} steps")
+    before = " after its trials" if config.training.method == UNSUPERVISED else ""
+    say(f"training {config.training.steps} steps{before}")
 
     def begun():
         if not resume:
@@ -489,6 +494,12 @@ def _trained(
         checkpoint=training.Checkpoint(folder / CHECKPOINTS, every=chosen.save_every),
     )
     try:
+        if chosen.method == UNSUPERVISED:
+            del shared["loss"]
+            lam, depth = config.problem.lam, config.layers[0].depth
+            return training.unsupervised(
+                ready.D, ready.sample, lam, depth, steps=chosen.steps, **shared
+            )
         if chosen.method == "curriculum":
             return training.curriculum(
                 *problem,

@@ -1,0 +1,289 @@
+"""Signals without codes: the recipe that trains for them, and the advice whether to train."""
+
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import unrolled as ur
+from unrolled.pursuit import default_lam
+from unrolled.training import Recommendation, recommend, unsupervised
+from unrolled.training._recommend import RULES, _of_unknown
+
+M, N, K, LAM = 12, 20, 3, 0.1
+rng = np.random.default_rng(0)
+D = rng.normal(size=(M, N)).astype("f")
+D /= np.linalg.norm(D, axis=0)
+X = (rng.normal(size=(640, N)) * (rng.random((640, N)) < 0.1)).astype("f")
+Y = X @ D.T + 0.02 * rng.normal(size=(640, M)).astype("f")
+Y, UNSEEN = Y[:600], Y[600:]
+
+
+def objectives(layer, params, D=D, Y=UNSEEN, lam=LAM):
+    codes = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, Y)
+    return np.asarray(jax.vmap(ur.pursuit.lasso_objective, (None, 0, 0, None))(D, Y, codes, lam))
+
+
+# From the numbers of FISTA to weights
+
+
+CONV = ur.dictionaries.Conv(jnp.asarray(rng.normal(size=(2, 1, 3)).astype("f")), (6,))
+
+
+@pytest.mark.parametrize("D", [D, CONV], ids=["dense", "Conv"])
+@pytest.mark.parametrize("of_atoms", [False, True], ids=["one threshold", "thresholds of atoms"])
+def test_lfista_cp_from_fista_takes_the_steps_of_fista(D, of_atoms):
+    """At random step sizes and thresholds; W = gamma D is rounded where FISTA rounds gamma D'r."""
+    few, layer = ur.layers.fista(K), ur.layers.lfista_cp(K, lam=0.0)
+    gamma, theta = rng.uniform(0.05, 0.2, (2, K)).astype("f")
+    theta = np.broadcast_to(theta[:, None], (K, D.shape[1])) if of_atoms else theta
+    params = few.init(None, D)
+    params = params._replace(steps=params.steps._replace(gamma=gamma, theta=jnp.asarray(theta)))
+    y = rng.normal(size=D.shape[0]).astype("f")
+    start = layer.from_fista(params, D)
+    layer.check(start, D)
+    # The last code of lfista_cp is its best one: the steps are compared by their states.
+    state = layer.run(start, D, y)[0].last
+    np.testing.assert_allclose(state, few.apply(params, D, y), atol=3e-6)
+    again = layer.from_fista(ur.layers.unstack(params), D)
+    assert all(map(np.array_equal, jax.tree.leaves(again), jax.tree.leaves(start)))
+
+
+def test_from_fista_refuses_params_of_another_depth():
+    with pytest.raises(ValueError, match="fista"):
+        ur.layers.lfista_cp(K).from_fista(ur.layers.fista(K + 1).init(None, D), D)
+
+
+# The recipe
+
+
+@pytest.fixture(scope="module")
+def trained():
+    with pytest.MonkeyPatch.context():
+        return unsupervised(D, Y, LAM, K, key=0, steps=120, progress=False)
+
+
+def test_the_recipe_chooses_by_signals_held_back(trained):
+    """The last training starts from the better of its trials, and ends no worse than FISTA."""
+    *few, of_fista, of_init, last = trained.tried
+    assert [each.family for each in trained.tried] == ["fista"] * len(few) + ["lfista_cp"] * 3
+    better = min(of_fista, of_init, key=lambda trial: trial.validation)
+    assert last.start == better.start and last.steps == 120
+    assert last.validation == pytest.approx(trained.judged["best"])
+    assert trained.judged["best"] <= min(each.validation for each in few)
+    held_back = objectives(trained.model, trained.best, Y=Y[-60:]).mean()
+    assert held_back == pytest.approx(trained.judged["best"], rel=1e-5)
+
+
+def test_the_recipe_comes_nearer_on_unseen_signals_than_fista_and_never_above_zero(trained):
+    few, zero = ur.layers.fista(K, lam=LAM), (UNSEEN**2).sum(1) / 2
+    F = objectives(trained.model, trained.best)
+    assert F.mean() < objectives(few, few.init(None, D)).mean()
+    assert (F <= zero * (1 + 1e-6)).all()
+
+
+@pytest.mark.slow
+def test_units_scale_the_params_and_nothing_else(trained):
+    """Powers of two change no rounding: D times 1/8, and signals and lam times 2^10."""
+    atom, signal = 2.0**-3, 2.0**10
+    again = unsupervised(
+        D * atom, Y * signal, LAM * signal * atom, K, key=0, steps=120, progress=False
+    )
+    steps, scaled = trained.best.steps, again.best.steps
+    np.testing.assert_allclose(scaled.W * atom, steps.W, atol=1e-6)
+    np.testing.assert_allclose(scaled.theta * (atom / signal), steps.theta, atol=1e-6)
+    np.testing.assert_allclose(scaled.beta, steps.beta, atol=1e-6)
+    assert again.judged["best"] == pytest.approx(trained.judged["best"] * signal**2, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_resumes_bit_for_bit(tmp_path):
+    options = dict(key=0, steps=40, evaluate_every=10, progress=False)
+    whole = unsupervised(D, Y, LAM, K, **options)
+
+    class Stop(Exception):
+        pass
+
+    def stop(record, params):
+        if (record.stage, record.step) == (2, 100):
+            raise Stop
+
+    with pytest.raises(Stop):
+        unsupervised(D, Y, LAM, K, checkpoint=tmp_path, callbacks=[stop], **options)
+    resumed = unsupervised(D, Y, LAM, K, checkpoint=tmp_path, **options)
+    assert all(map(np.array_equal, jax.tree.leaves(resumed.best), jax.tree.leaves(whole.best)))
+    assert resumed.tried == whole.tried
+    with pytest.raises(ur.training.CheckpointError, match="steps"):
+        unsupervised(D, Y, LAM, K, checkpoint=tmp_path, **(options | {"steps": 80}))
+
+
+@pytest.mark.slow
+def test_without_weights_the_numbers_of_fista_are_trained():
+    fit = unsupervised(D, Y, LAM, K, key=0, steps=60, weights=False, progress=False)
+    assert fit.model == ur.layers.fista(K, lam=LAM, guard=LAM)
+    assert {each.family for each in fit.tried} == {"fista"}
+    assert fit.judged["best"] < fit.judged["first"] < fit.judged["ista"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        (dict(lam=-0.1), ValueError, "lam"),
+        (dict(lam=np.ones(N)), TypeError, "lam must be a number"),
+        (dict(depth=0), ValueError, "depth"),
+        (dict(steps=-1), ValueError, "steps"),
+        (dict(Y=Y.T), ValueError, "try Y.T"),
+        (dict(Y=Y[:1]), ValueError, "one signal"),
+        (dict(Y=0 * Y), ValueError, "zero"),
+        (dict(reduction="ring"), ValueError, "reduction"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_the_recipe_refuses(changes, error, match):
+    arguments = dict(D=D, Y=Y, lam=LAM, key=0) | changes
+    with pytest.raises(error, match=match):
+        unsupervised(**arguments)
+
+
+def test_fit_warns_of_fista_without_a_guard():
+    few = ur.layers.fista(K, lam=LAM)
+    options = dict(optimizer=optax.sgd(1e-4), steps=1, key=0, progress=False)
+    with pytest.warns(UserWarning, match=re.escape("fit: fista has no guard")):
+        ur.fit(few, few.init(None, D), D, Y, loss=ur.training.lasso(LAM), **options)
+    guarded = ur.layers.fista(K, lam=LAM, guard=LAM)
+    ur.fit(guarded, few.init(None, D), D, Y, loss=ur.training.lasso(LAM), **options)
+
+
+# The advice
+
+
+def advised(m, d, nonzeros, signals, *, coherent=False):
+    """The advice for a random dictionary, or one with two equal atoms, and codes of a size."""
+    rng = np.random.default_rng(1)
+    D = rng.normal(size=(m, d)).astype("f")
+    D /= np.linalg.norm(D, axis=0)
+    if coherent:
+        D[:, 1] = D[:, 0]
+    codes = np.zeros((4, d), "f")
+    codes[:, :nonzeros] = 1
+    return _of_unknown(jnp.asarray(D), codes @ D.T, 0.1, codes, None, signals, False)
+
+
+FEW, MANY = RULES.many_signals - 1, RULES.many_signals
+
+
+@pytest.mark.parametrize(
+    ("case", "method", "why"),
+    [
+        (dict(m=32, d=RULES.many_atoms, nonzeros=3, signals=MANY), "lasso_batch", "below 0.125 m"),
+        (dict(m=32, d=RULES.many_atoms, nonzeros=8, signals=FEW), "lasso_batch", "is repaid by"),
+        (
+            dict(m=64, d=RULES.many_atoms, nonzeros=16, signals=MANY, coherent=True),
+            "lasso_batch",
+            "learned dictionaries",
+        ),
+        (dict(m=32, d=RULES.many_atoms, nonzeros=5, signals=MANY), "lasso_batch", "pays above"),
+        (dict(m=32, d=64, nonzeros=8, signals=MANY), "lasso_batch", "pays above"),
+        (dict(m=32, d=RULES.many_atoms, nonzeros=8, signals=MANY), "fista", "within 0.01"),
+    ],
+    ids=["sparse", "few signals", "learned", "not dense enough", "small", "network"],
+)
+def test_each_rule_decides_where_those_before_it_do_not(case, method, why):
+    advice = advised(**case)
+    assert advice.method == method and why in advice.why
+    name = "lasso_batch" if method == "lasso_batch" else "unsupervised"
+    assert f".{name}(D, Y, 0.1" in repr(advice)
+    assert ("weights=False" in repr(advice)) == (method == "fista")
+
+
+KNOWN = rng.normal(size=(RULES.fewest_pairs, N)) * (rng.random((RULES.fewest_pairs, N)) < 0.1)
+KNOWN = KNOWN.astype("f")
+
+
+@pytest.mark.parametrize(
+    ("noise", "coherent", "family"),
+    [(0.0, False, "tista"), (0.05, False, "vamp_bg"), (0.0, True, "alista_at")],
+)
+def test_where_codes_are_known_the_noise_and_the_atoms_choose_a_family(noise, coherent, family):
+    atoms = D.copy()
+    if coherent:
+        atoms[:, 1] = atoms[:, 0]
+    signals = KNOWN @ atoms.T + noise * rng.normal(size=(len(KNOWN), M)).astype("f")
+    advice = recommend(atoms, signals, KNOWN)
+    assert advice.method == family and advice.case.startswith("codes known; 2")
+    assert repr(advice).startswith(f"ur.training.by_recipe('{family}', D, (Y, X), key=0")
+    # What is told of the noise counts more than what the sample shows.
+    if not coherent:
+        assert recommend(atoms, signals, KNOWN, noise=0.05).method == "vamp_bg"
+
+
+def test_codes_of_few_signals_are_not_enough_to_train_for():
+    advice = recommend(D, Y[:40], X[:40])
+    assert advice.method == "lasso_batch"
+    assert "codes known of 40 signals, too few to train for" in advice.case
+
+
+def test_the_advice_says_what_it_saw():
+    advice = recommend(np.abs(D), np.abs(X[:50]) @ np.abs(D).T, lam=0.01, signals=10**6)
+    exact = ur.pursuit.lasso_batch(np.abs(D), np.abs(X[:50]) @ np.abs(D).T, 0.01).x
+    assert f"{(np.asarray(exact) != 0).sum(1).mean():.1f} nonzeros in a code" in advice.case
+    assert f"D {M} x {N}" in advice.case and "1,000,000 signals" in advice.case
+    assert "codes not known" in advice.case and "noise unknown" in advice.case
+
+
+def test_lam_is_that_given_or_of_the_noise_or_of_the_signals():
+    of_signals = float(f"{default_lam(D, Y):.3g}")
+    of_noise = 0.02 * np.sqrt(2 * np.log(N))
+    assert recommend(D, Y).lam == of_signals
+    assert recommend(D, Y, lam=0.3).lam == 0.3
+    assert recommend(D, Y, noise=0.02).lam == pytest.approx(of_noise, rel=5e-3)
+
+
+def test_the_code_that_an_advice_shows_returns_what_its_fit_does():
+    advice = recommend(D, Y)
+    shown = eval(repr(advice), {"ur": ur, "D": D, "Y": Y})
+    np.testing.assert_array_equal(shown.x, advice.fit().x)
+    assert np.asarray(shown.converged).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fista", "vamp_bg"])
+def test_the_fit_of_an_advice_trains(method, monkeypatch):
+    """With fewer steps; what is trained is what the code says."""
+    if method == "vamp_bg":
+        noisy = KNOWN @ D.T + 0.05 * rng.normal(size=(len(KNOWN), M)).astype("f")
+        made = recommend(D, noisy, KNOWN).fit(key=1)
+        assert made.fit.model.family == "vamp_bg" and made.nmse < made.start.ista
+        return
+    options = {"weights": False, "steps": 30, "depth": 4}
+    advice = Recommendation("", "fista", "", LAM, (D, Y, None), options)
+    fit = advice.fit(key=1)
+    assert fit.model.family == "fista" and fit.judged["best"] < fit.judged["ista"]
+    assert repr(advice).endswith("key=0, weights=False, steps=30, depth=4)")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        (dict(Y=Y.T), ValueError, "recommend: .*try Y.T"),
+        (dict(Y=0 * Y), ValueError, "zero"),
+        (dict(Y=np.where(np.arange(M) == 1, np.nan, Y)), ValueError, "NaN"),
+        (dict(lam=-1.0), ValueError, "recommend: lam"),
+        (dict(noise=-1.0), ValueError, "recommend: noise"),
+        (dict(signals=-1), ValueError, "recommend: signals"),
+        (dict(signals=1.5), TypeError, "recommend: signals"),
+        (dict(X=KNOWN[:, :3]), ValueError, "recommend"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_the_advice_refuses(changes, error, match):
+    with pytest.raises(error, match=match):
+        recommend(**(dict(D=D, Y=Y) | changes))
+
+
+def test_both_are_where_their_names_are_pinned():
+    assert ur.recommend is recommend and isinstance(recommend, types.FunctionType)

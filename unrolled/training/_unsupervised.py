@@ -1,0 +1,299 @@
+"""Training without codes: one recipe for signals and a dictionary of one's own."""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from unrolled._base import checks, programs
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.numbers import mean_norm
+from unrolled.dictionaries import Dictionary, Operator, as_dictionary, column_norms
+from unrolled.layers import (
+    Layer,
+    StepAndThreshold,
+    Unrolled,
+    WeightsAndMomentum,
+    fista,
+    ista_params,
+    lfista_cp,
+)
+from unrolled.training._files import Checkpoint
+from unrolled.training._fit import check_data
+from unrolled.training._loop import Data, Loop, make_loop
+from unrolled.training._losses import lasso
+from unrolled.training._mesh import computing_on
+from unrolled.training._objective import (
+    Callback,
+    Fit,
+    NonFiniteError,
+    Objective,
+    Progress,
+    Record,
+    Sample,
+    Trained,
+    Tried,
+    split,
+)
+from unrolled.training._run import Options, Stage, run_stages
+
+__all__ = ["unsupervised"]
+
+
+_NAME = "unsupervised"
+# Chosen on some problems and tested on others (benchmarks/recipe.py), for signals and atoms of mean
+# norm 1: rates, steps of a trial and of the last training of `fista`, largest norm of a gradient.
+_RATES, _RATE = (3e-4, 1e-3, 2e-3, 5e-3), 2.5e-4  # of `fista`, of `lfista_cp`
+_TRIAL, _LONG = 300, 1500
+_CLIP = 0.01
+_ADVICE = "Try more signals, or take exact codes: pursuit.lasso_batch"
+
+
+@checked
+@programs.takes_sharded
+def unsupervised(
+    D: Dictionary,
+    Y: Sample | Array | np.ndarray | Any,
+    lam: ArrayLike,
+    depth: int = 16,
+    *,
+    key: Key,
+    weights: bool = True,
+    steps: int = 2000,
+    validation: tuple | Any = None,
+    evaluate_every: int = 50,
+    patience: int | None = None,
+    checkpoint: Checkpoint | str | Path | None = None,
+    callbacks: Iterable[Callback] = (),
+    log: str | Path | None = None,
+    progress: bool | None = None,
+    accumulate: int = 1,
+    mesh: Mesh | Any = None,
+    reduction: str = "tree",
+) -> Fit:
+    r"""Train `layers.lfista_cp` on signals without codes: minimise the mean objective of the LASSO.
+
+    .. math:: 1/2 \; \|y - D x_K(y)\|_2^2 + \lambda \|x_K(y)\|_1
+
+    First the 2 K numbers of a guarded `fista` are trained at four rates, 300 steps each, and 1,500
+    at the best of these. `lfista_cp` then starts from the best params of all (`from_fista`) and
+    from `init`, and the better of the two starts, after 300 steps, is trained to the end. Signals
+    that are held back choose. Rates are in units of the mean norms of the signals and of the atoms:
+    scaling D, or the signals together with `lam`, scales the params.
+
+    Args:
+        D: (m, d), a matrix or a structured one.
+        Y: (signals, m), or a sampler, as in `fit`. The last tenth of the signals is held back.
+        lam: the weight of the LASSO, one number.
+        depth: K.
+        key: of the batches; an int is a seed.
+        weights: False trains the 2 K numbers of `fista` alone, to the end: enough where D is random
+            and large, and a tenth of the memory.
+        steps: of the last training; no training before it takes more.
+        validation, evaluate_every, patience, checkpoint, callbacks, log: as in `fit`, for the
+            training of `lfista_cp`. A resumed run repeats the trials of `fista`, which take
+            seconds.
+        progress, accumulate, mesh, reduction: as in `fit`.
+
+    Returns:
+        as `fit`. `best` is that of the last training, whose `tried` says what was chosen from.
+
+    Warns:
+        UserWarning: as `fit`.
+
+    Raises:
+        NonFiniteError: a loss or a gradient of `lfista_cp` is not finite.
+        TypeError, ValueError: as `fit`; a lam that is negative, or not one number; a depth below 1.
+
+    Not claimed: that a trained network is worth its training. Signals with few nonzeros, or a gap
+    below 0.01, want `pursuit.lasso_batch`; `recommend` says which.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 10, 20)
+        >>> Y, _ = ur.problems.sampler(D, batch=64)(jax.random.key(1))
+        >>> trained = ur.training.unsupervised(D, Y, 0.1, depth=3, key=0, steps=20)
+        >>> trained.model, trained.judged["best"] < trained.judged["ista"]
+        (lfista_cp(3), True)
+        >>> [(each.family, each.start) for each in trained.tried[4:]]
+        [('fista', 'init'), ('lfista_cp', 'fista'), ('lfista_cp', 'init'), ('lfista_cp', 'fista')]
+    """
+    lam = checks.as_number(lam, "lam", _NAME)
+    checks.nonnegative(lam, "lam", _NAME)
+    depth = checks.as_depth(depth, "depth", _NAME, least=1)
+    steps, weights = (
+        checks.as_index(steps, "steps", _NAME),
+        checks.as_bool(weights, "weights", _NAME),
+    )
+    how = evaluate_every, patience, checkpoint, callbacks, log, progress
+    options = Options(*how, accumulate, mesh, reduction).checked(_NAME)
+    key, D, sample, validation = check_data(
+        None, as_dictionary(D, _NAME), Y, key, validation, _NAME
+    )
+    atoms: Operator = checks.cast(D, checks.common_dtype(D, validation[0]))
+    problem = _Problem(key, atoms, sample, validation, lam, _units(atoms, validation[0]))
+    few, layer = fista(depth, lam=lam, guard=lam), lfista_cp(depth, lam=lam)
+    short, plain = min(_TRIAL, steps), ista_params(atoms, lam, depth, _NAME)
+    lengths = short, min(_LONG, steps) if weights else 0
+    params, trials = _few_numbers(problem, few, plain, lengths, options)
+    if not weights:
+        rate = _least(trials).rate
+        enter = partial(_entered, start=split(plain, atoms)[0], rate=rate, steps=steps)
+        fit = run_stages(*problem.training(few, plain), options, steps, [Stage(enter=enter)])
+        best = Tried(few.family, "init", rate, steps, fit.judged["best"])
+        return fit._replace(tried=(*trials, best))
+    starts = {"fista": layer.from_fista(params, atoms), "init": layer.init(None, atoms)}
+    fit = _many_numbers(problem, layer, starts, short, steps, options)
+    return fit._replace(tried=(*trials, *fit.tried))
+
+
+class _Units(NamedTuple):
+    """The sizes of signals and atoms."""
+
+    signal: float
+    atom: float
+
+    def of(self, layer: Layer) -> Trained:
+        """The params that a layer has where they are 1 for signals and atoms of norm 1."""
+        theta = self.signal / self.atom
+        steps: Any = StepAndThreshold(self.atom**-2, theta)
+        if isinstance(layer, lfista_cp):
+            steps = WeightsAndMomentum(1 / self.atom, theta, 1.0)
+        return Trained(Unrolled(None, steps), None)
+
+
+def _units(D: Operator, Y: Array) -> _Units:
+    norms = np.asarray(column_norms(D), float)
+    return _Units(mean_norm(np.asarray(Y)) or 1.0, mean_norm(norms[:, None]) or 1.0)
+
+
+class _Problem(NamedTuple):
+    """What all trainings share."""
+
+    key: Array
+    D: Operator
+    sample: Sample
+    validation: tuple
+    lam: float
+    units: _Units
+
+    def training(
+        self, layer: Layer, start: Unrolled
+    ) -> tuple[Objective, Data, optax.GradientTransformation]:
+        """The training of a layer from a start, at any rate."""
+        objective = Objective(_NAME, layer, lasso(self.lam), self.lam, of_last=True, advice=_ADVICE)
+        parts = split(start, self.D, where=_NAME)
+        data = Data(self.key, self.sample, self.validation, Trained(start, self.D), *parts)
+        return objective, data, _optimizer(self.units.of(layer), self.units.signal**2)
+
+
+def _few_numbers(
+    problem: _Problem, layer: Layer, start: Unrolled, lengths: tuple[int, int], options: Options
+) -> tuple[Unrolled, list[Tried]]:
+    """The best params of a guarded `fista`: of short trainings at all rates, then a long one."""
+    short, long = lengths
+    made: dict[Tried, Unrolled] = {}
+    with computing_on(options.mesh, _NAME):
+        objective, data, optimizer = problem.training(layer, start)
+        loop = make_loop(objective, data, optimizer, options.shared)
+
+        def train(rate: float, steps: int) -> None:
+            state = _entered(loop, loop.start(data.trained), data.trained, rate, steps)
+            try:
+                fit = loop.result(loop.run(state, steps, options, lambda state, at: None))
+            except NonFiniteError as error:  # another rate serves
+                fit = error.fit
+            made[Tried(layer.family, "init", rate, steps, fit.judged["best"])] = fit.best
+
+        for rate in _RATES:
+            train(rate, short)
+        train(_least(list(made)).rate, long)
+        return loop.processes.local(made[_least(list(made))]), list(made)
+
+
+def _many_numbers(
+    problem: _Problem,
+    layer: Layer,
+    starts: dict[str, Unrolled],
+    short: int,
+    steps: int,
+    options: Options,
+) -> Fit:
+    """The training of a layer from the better of its starts: a stage each, and then the last."""
+    wholes = {name: split(start, problem.D)[0] for name, start in starts.items()}
+
+    def trials(records: Sequence[Record]) -> list[Tried]:
+        return [
+            Tried(layer.family, name, _RATE, short, _least_of(records, stage))
+            for stage, name in enumerate(starts)
+        ]
+
+    def enter(loop: Loop, state: Progress) -> Progress:
+        start = wholes[_least(trials(state.records)).start]
+        return _entered(loop, state, start, _RATE, steps)
+
+    stages = [
+        Stage(enter=partial(_entered, start=start, rate=_RATE, steps=short), steps=short)
+        for start in wholes.values()
+    ]
+    training = problem.training(layer, next(iter(starts.values())))
+    config = {"lam": problem.lam, "steps": steps}
+    fit = run_stages(*training, options, steps, [*stages, Stage(enter=enter)], config)
+    tried = trials(fit.history.records)
+    best = _least(tried)._replace(steps=steps, validation=fit.judged["best"])
+    return fit._replace(tried=(*tried, best))
+
+
+def _least(trials: Sequence[Tried]) -> Tried:
+    return min(trials, key=lambda trial: trial.validation)
+
+
+def _least_of(records: Sequence[Record], stage: int) -> float:
+    return min(record.validation for record in records if record.stage == stage)
+
+
+class Falling(NamedTuple):
+    """The state of a rate; replacing it starts another one by the same program."""
+
+    done: Array
+    rate: Array
+    steps: Array
+
+
+def _falling(rate: float, steps: int) -> Falling:
+    return Falling(jnp.zeros((), jnp.int32), jnp.float32(rate), jnp.float32(max(1, steps)))
+
+
+def _optimizer(units: Trained, energy: float) -> optax.GradientTransformation:
+    """Adam for the params in their units, and the objective in its own.
+
+    The rate is in the state, and falls to zero along a cosine.
+    """
+
+    def times(factor):
+        def one(unit, part):
+            return jax.tree.map(lambda leaf: leaf * jnp.asarray(factor, leaf.dtype) * unit, part)
+
+        return partial(jax.tree.map, one, units)
+
+    def update(updates, state, params=None):
+        done, rate, steps = state
+        now = rate * (1 + jnp.cos(jnp.pi * done / steps)) / 2
+        return times(-now)(updates), state._replace(done=done + 1)
+
+    into = optax.stateless(lambda gradients, params: times(1 / energy)(gradients))
+    falling = optax.GradientTransformation(lambda params: _falling(0.0, 1), update)
+    return optax.chain(into, optax.clip_by_global_norm(_CLIP), optax.scale_by_adam(), falling)
+
+
+def _entered(loop: Loop, state: Progress, start: Trained, rate: float, steps: int) -> Progress:
+    """The state before so many steps from a start, at a rate of its own."""
+    fresh = loop.start(start)
+    optimizer = (*fresh.optimizer[:-1], loop.place(_falling(rate, steps)))
+    return state._replace(trained=fresh.trained, optimizer=optimizer, lowest=np.inf)
