@@ -2,7 +2,7 @@
 
 from unrolled._base import offer as _offer
 from unrolled.compare._compare import *
-from unrolled.compare._compare import compared
+from unrolled.compare._compare import compared, with_seconds
 from unrolled.compare._comparison import *
 from unrolled.compare._evolution import *
 from unrolled.compare._measure import *

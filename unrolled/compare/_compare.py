@@ -1,6 +1,7 @@
 """Methods side by side on one sample: their errors step by step, and what training changed."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, overload
 
 import jax
@@ -19,6 +20,7 @@ from unrolled.compare._comparison import (
     Divergence,
     DivergenceWarning,
     Guarantee,
+    Proved,
     Weights,
     coupling,
     thresholds,
@@ -32,13 +34,17 @@ from unrolled.compare._measure import (
     certified_shares,
     classes_of,
     divergence,
+    exact,
     gaps_of_ista,
     guarantees,
     held_out,
     measure,
     optima_of,
     predictions,
+    proofs,
     run,
+    seconds,
+    solvers,
 )
 from unrolled.dictionaries import Dictionary, Operator, as_chain, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, stack
@@ -109,6 +115,9 @@ def compare(
     marked in the result, and one `DivergenceWarning` names all of them. A warning says of how many
     signals the optimum of the LASSO is not certified.
 
+    Of known codes the first, 200 at most, are also proved one by one for the params of each method
+    (`Proved`): next to the worst case of the class, how much of this sample theory covers.
+
     Without known codes the methods are judged by the objective of the LASSO, and its optimal codes
     stand for the true ones in the curves. Codes of any other solver may be of another problem, such
     as the LASSO with another lam; no objective marks them.
@@ -125,7 +134,8 @@ def compare(
         reference: the name of the method from which the distances of params of the same form are
             measured; None takes the first method before each one that has params of its form.
         lam: also report the gap to the optimum of the LASSO with this weight, of the signals for
-            which a duality gap certifies it. The signal of a layer of a network is then the true
+            which a duality gap certifies it, and what exact solvers cost: `pursuit.lasso_batch`,
+            and SPAMS where it is installed. The signal of a layer of a network is then the true
             code before it; one weight, or one per layer. Without codes, None chooses a tenth of
             what gives nine signals in ten the code 0, and a note says so.
         sparsity, bound, noise: s, B and delta of the codes that `theory.certify` is asked about;
@@ -197,9 +207,14 @@ def compared(
     classes = [_per_layer(numbers.get(name), name, J, chained) for name in _CLASS]
     class_of = classes_of(sample.Ds, sample.pairs, list(zip(*classes)))
     fitting = {name: method.on(name, sample) for name, method in given.items()}
-    blocks = {name: _blocks(method, sample, class_of, timed) for name, method in fitting.items()}
+    running = partial(_blocks, sample=sample, class_of=class_of, noises=classes[-1], timed=timed)
+    blocks = {name: running(method) for name, method in fitting.items()}
+    optimal = exact(sample, timed and not chained)  # a chain has one time
     layers = [
-        _comparison({name: b[j] for name, b in blocks.items()}, reference, sample, j, lam)
+        _comparison({name: b[j] for name, b in blocks.items()}, reference, sample, j, lam)._replace(
+            exact=optimal[j],
+            trained={n: method.seconds for n, method in fitting.items() if method.seconds},
+        )
         for j in range(J)
     ]
     if chained:
@@ -220,20 +235,32 @@ def _told(
 ) -> Comparison:
     """With what was asked for beside the measurements."""
     D, Y, X = sample.Ds[0], sample.Y, sample.Xs[0]
-    running = {name: method for name, method in methods.items() if method.model is not None}
+    whole = {name: method[:3] for name, method in methods.items()}
+    running = {name: method for name, method in whole.items() if method[0] is not None}
     if sampled is not None:
         drawn = not isinstance(sampled, tuple | list)
         bounded = bounds(running, *held_out(D, Y, X, sampled), drawn)
         result = result._replace(sampled=bounded)
     if certify:
-        result = result._replace(certified=certified_shares(methods, Y))
+        result = result._replace(certified=certified_shares(whole, Y))
     return result._replace(predicted=predictions(running, D, Y, X)) if predict else result
+
+
+def with_seconds(
+    result: Comparison, methods: Mapping[str, tuple[Layer, Unrolled]], D: Dictionary, Y: Array
+) -> Comparison:
+    """A comparison of layers with the seconds of some of its methods, and of its exact solvers."""
+    costs = {name: run(*method, D, Y, True)[1] for name, method in methods.items()}
+    clocks = {name: partial(solve, D, Y, result.lam) for name, solve in solvers([D]).items()}
+    exact = {n: of._replace(seconds=seconds(clocks[n])) for n, of in result.exact.items()}
+    return result._replace(costs={**result.costs, **costs}, exact=exact)
 
 
 class _Method(NamedTuple):
     model: Model | None  # None for codes
     params: Any  # or the codes, a tuple for a chain
     D: Any = None  # the dictionary that it runs with, or a tuple; None for that of the sample
+    seconds: float = 0.0  # of its training, 0 where they are not known
 
     @property
     def chained(self) -> bool:
@@ -274,6 +301,7 @@ class _Block(NamedTuple):
     params: Unrolled | None = None  # None for codes, as the others
     weights: Weights | None = None
     guarantee: Guarantee | None = None
+    proved: Proved | None = None  # also where codes are not known
     cost: Cost | None = None
 
 
@@ -297,7 +325,8 @@ def _as_methods(methods: Mapping[str, Any], reference: str | None) -> dict[str, 
 
 def _method(name: str, value: Any) -> _Method:
     if isinstance(value, Fit):
-        return _Method(value.model, value.best, value.D)
+        records = value.history.records if value.history is not None else ()
+        return _Method(value.model, value.best, value.D, records[-1].seconds if records else 0.0)
     if isinstance(value, jax.Array | np.ndarray):
         return _Method(None, value)
     if (
@@ -381,24 +410,30 @@ def _lam_without_codes(D: Operator, signals: Array, lam: Any, j: int) -> Any:
     return default_lam(D, signals) if lam is None else lam
 
 
-def _blocks(method: _Method, sample: Sample, class_of: ClassOf, timed: bool) -> list[_Block]:
-    """Run a method, and measure the codes, the weights and the guarantees of its layers."""
-    model, params, D = method
+def _blocks(
+    method: _Method, sample: Sample, class_of: ClassOf, noises: tuple[Any, ...], timed: bool
+) -> list[_Block]:
+    """Run a method, and measure the codes, the weights, the guarantees and proofs of its layers."""
+    model, params, D, _ = method
     Ds = method.each(D)
     if model is None:
         paths = tuple(X.astype(sample.Y.dtype)[None] for X in method.each(params))
         return _measured(method, paths, sample)
     paths, cost = run(model, params, D, sample.Y, timed)
-    proved = guarantees(model, method.each(params), Ds, class_of)
+    certified = guarantees(model, method.each(params), Ds, class_of)
+    proved: list[Any] = [None] * len(Ds)
+    if sample.known:
+        proved = proofs(model, method.each(params), Ds, sample.pairs, list(noises))
     return [
         block._replace(
             params=stack(p) if p.steps else p,
             weights=model.weights(j) if isinstance(model, Network) else model.weights,
             guarantee=guarantee,
+            proved=share,
             cost=cost,
         )
-        for j, (block, p, guarantee) in enumerate(
-            zip(_measured(method, paths, sample), method.each(params), proved)
+        for j, (block, p, guarantee, share) in enumerate(
+            zip(_measured(method, paths, sample), method.each(params), certified, proved)
         )
     ]
 
@@ -443,6 +478,8 @@ def _comparison(
         known=sample.known,
         remarks=_of_lam(optima, sample.lams[j], sample.known or asked is not None),
         ista_gap=_gaps_of_ista(sample, j, [blocks[name] for name in params]),
+        proved=_without_none({name: block.proved for name, block in blocks.items()}),
+        signals=len(sample.Y),
     )
 
 

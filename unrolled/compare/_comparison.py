@@ -30,7 +30,9 @@ __all__ = [
     "DivergenceWarning",
     "Guarantee",
     "Predicted",
+    "Proved",
     "Sampled",
+    "Solver",
 ]
 
 
@@ -185,6 +187,35 @@ class Guarantee(NamedTuple):
     certificate: Certificate  # what `theory.certify` returns
 
 
+class Proved(NamedTuple):
+    """The share of codes that theory proves one by one, for the params of a method.
+
+    Of coupled steps they are those that `theory.certify_signals` proves; of `layers.alista_rt`,
+    whose steps have no thresholds, those whose supports `theory.certify_supports` proves: no step
+    takes an entry off the support, and the steps converge to the code.
+    """
+
+    share: float | None  # None where no such theorem is for the method
+    signals: int  # the codes that were asked about, the first of the sample
+    reason: str = ""  # why the share is None
+
+    def text(self) -> str:
+        """How many of how many.
+
+        Example:
+            >>> ur.compare.Proved(0.75, 200).text()
+            '150 of 200'
+        """
+        return "" if self.share is None else f"{round(self.share * self.signals)} of {self.signals}"
+
+
+class Solver(NamedTuple):
+    """An exact solver of the LASSO on the signals of a comparison."""
+
+    curve: Curve  # of its codes, one step
+    seconds: float | None  # of all signals, once compiled; None in a study
+
+
 class Sampled(NamedTuple):
     """A bound on the errors of all of the class but a share, by a sample that chose nothing."""
 
@@ -250,6 +281,10 @@ class Comparison(NamedTuple):
     # The gaps of ISTA after 0, ..., K steps: of zero codes, and beside every method at its depth.
     ista_gap: np.ndarray | None = None
     predicted: dict[str, Predicted] | None = None  # of the methods that run, if asked for
+    proved: Mapping[str, Proved] = MappingProxyType({})  # of the methods that run, of known codes
+    exact: Mapping[str, Solver] = MappingProxyType({})  # next to the methods where there are gaps
+    trained: Mapping[str, float] = MappingProxyType({})  # seconds, of methods that `fit` returned
+    signals: int = 0  # of the sample
 
     def __repr__(self) -> str:
         """The table, as it fits on a screen."""
@@ -260,7 +295,8 @@ class Comparison(NamedTuple):
 
         With known codes it has their errors, in both definitions, and support scores. Scores that
         are undefined, such as the precision of codes that are all zero, are empty. A note below
-        the table names each method that diverges, or whose codes are all zero.
+        the table names each method that diverges, or whose codes are all zero. Where the LASSO has
+        been solved there are rows of the exact solvers, whose gap is 0.
 
         Args:
             form: "markdown", "latex" (with the rules of booktabs), "csv", or "records", a list of
@@ -280,9 +316,10 @@ class Comparison(NamedTuple):
 
         It bounds the l1 error of every code of the class, after the last step; "none" where the
         bound ends no lower than it began. The class (s, B, delta) is that of the sample, unless it
-        was given. Beside the worst case stands what `sampled` says of 99.9 % of the sampled class.
+        was given. Next to the worst case stand how many codes of this sample are proved one by one,
+        and what `sampled` says of 99.9 % of the sampled class.
         """
-        return markdown(*self._guarantees())
+        return markdown(*self._guarantees(), self._unproved())
 
     def predictions_table(self) -> str:
         """A Markdown table of the median errors, and of what theory predicts of them.
@@ -306,7 +343,42 @@ class Comparison(NamedTuple):
         if n := self.uncertified:
             subject = "1 signal is" if n == 1 else f"{n} signals are"
             notes.append(f"{subject} not in the gaps: no duality gap certifies F*.")
-        return notes
+        shares = {of.share: of.signals for of in self.proved.values() if of.share is not None}
+        if shares.keys() == {0.0}:
+            notes.append(
+                f"Signal by signal, theory proves none of the first {shares[0.0]} codes for any of "
+                "these params."
+            )
+        return [*notes, *filter(None, [self.payoff()])]
+
+    def payoff(self) -> str:
+        """One sentence: above how many signals a network costs less than an exact solver.
+
+        It is about the method with the smallest gap, among those that `fit` returned if there are
+        any: N = seconds of training / (exact - network, seconds per signal). Empty where codes are
+        known, or without times.
+        """
+        clocks = {n: of.seconds for n, of in self.exact.items() if of.seconds is not None}
+        networks = self.trained or self.costs
+        gaps = {n: _number(c.gap) for n, c in self.curves.items() if n in networks}
+        judged = [n for n, gap in gaps.items() if gap is not None and n not in self.diverged]
+        own = {n: of.seconds for n, of in self.costs.items() if n in judged and of.seconds}
+        if self.known or not clocks or not own:
+            return ""
+        best, solver = min(own, key=gaps.__getitem__), min(clocks, key=clocks.__getitem__)
+        spent, optimal = (1e6 * of / self.signals for of in (own[best], clocks[solver]))
+        saved = optimal - spent
+        if saved <= 0:
+            verdict = "the network never pays"
+        elif best in self.trained:
+            verdict = f"the network pays above {_count(1e6 * self.trained[best] / saved)} signals"
+        else:
+            verdict = f"the network pays above {_count(1e6 / saved)} signals per second of training"
+        name = "" if solver == "exact" else f" ({solver})"
+        return (
+            f"{best} takes {_cell(spent, '', 'us')} microseconds a signal and ends at a gap of "
+            f"{gaps[best]:.1e}, exact codes take {_cell(optimal, '', 'us')}{name}: {verdict}."
+        )
 
     def answer(self) -> str:
         """One sentence: the best method, its error at the last step, and whether it is guaranteed.
@@ -323,12 +395,12 @@ class Comparison(NamedTuple):
         best = min(ends, key=ends.__getitem__)
         text = f"{ends[best]:.1f} dB" if self.known else f"{ends[best]:.1e}"
         what = "error of the code" if self.known else "gap to the optimum of the LASSO"
-        promise = self.guarantees.get(best)
-        proved = (
-            f"theory guarantees an l1 error of {promise.certificate.error[-1]:.1e} for it"
-            if promise is not None and promise.certificate.holds
-            else "theory guarantees nothing for it here"
-        )
+        promise, one_by_one = self.guarantees.get(best), self.proved.get(best)
+        proved = "theory guarantees nothing for it here"
+        if promise is not None and promise.certificate.holds:
+            proved = f"theory guarantees an l1 error of {promise.certificate.error[-1]:.1e} for it"
+        elif one_by_one is not None and one_by_one.share:
+            proved = f"theory proves {one_by_one.text()} codes of it one by one"
         return f"The smallest {what} is {text}, by {best}; {proved}."
 
     def to_json(self) -> str:
@@ -347,13 +419,16 @@ class Comparison(NamedTuple):
 
     def _errors(self) -> tuple[list[str], list[list[str]]]:
         """The records as text, in the columns in which a method has a number."""
-        held: list[Any] = [*self.curves.values(), *self.costs.values(), Cost(None, None)]
-        missing = {f for of in held for f in of._fields if getattr(of, f) is None}
-        missing -= {f for of in held for f in of._fields if getattr(of, f) is not None}
-        records = self._records()
-        fields = [
-            f for f in (_KNOWN if self.known else _UNKNOWN) if f in records[0].keys() - missing
-        ]
+        records, timed = self._records(), any(of.seconds for of in self.costs.values())
+        fields = _KNOWN if self.known else _UNKNOWN
+        given: list[Any] = [*self.curves.values(), *self.costs.values()]
+        has = {f for of in given for f in of._fields if getattr(of, f) is not None}
+        has |= records[0].keys() - {*Curve._fields, *Cost._fields}
+        has -= set() if timed else {"microseconds"}
+        has -= (
+            set() if any(of.share for of in self.proved.values()) else {"proved"}
+        )  # a note says it
+        fields = tuple(field for field in fields if field in has & records[0].keys())
         rows = [
             [record["method"], *(_cell(record[field], *_COLUMNS[field]) for field in fields)]
             for record in records
@@ -366,33 +441,40 @@ class Comparison(NamedTuple):
 
     def _records(self) -> list[dict[str, Any]]:
         """The numbers of the table: one dict per method, with None where one is not known."""
-        records = []
-        for name, c in self.curves.items():
-            K = None if name in self.given else len(c.nmse)
-            fields = [f for f in Curve._fields if f != "quantiles"]
-            numbers: dict[str, Any] = {f: _number(getattr(c, f)) for f in fields}
-            if not self.known:
-                numbers = {f: numbers[f] for f in ("gap", "residual", "psnr", "nonzeros", "worse")}
-            if self.ista_gap is not None:
-                numbers |= dict(zip(("ista_gap", "zero_gap"), self._beside(name)))
-            if self.certified is not None:
-                numbers["certified"] = self.certified[name]
-            if self.predicted is not None:
-                expected = self.predicted.get(name, Predicted(None, None, ""))
-                numbers["median_nmse"] = float(c.quantiles[-1, 1])
-                numbers["predicted_nmse"] = _number(expected.nmse)
-                numbers["rate"] = expected.rate
-            cost = self.costs.get(name, Cost(None, None))._asdict()
-            diverges = name in self.diverged
-            records.append({"method": name, "K": K, **numbers, **cost, "diverges": diverges})
-        return records
+        solvers = {name: Cost(of.seconds, None) for name, of in self.exact.items()}
+        rows = [
+            self._record(n, c, self.costs.get(n), n in self.given) for n, c in self.curves.items()
+        ]
+        return rows + [self._record(n, self.exact[n].curve, c, True) for n, c in solvers.items()]
 
-    def _beside(self, name: str) -> tuple[float | None, float | None]:
-        """The gaps of ISTA at the depth of a method, and of zero codes; None where unknown."""
-        gaps, K = self.ista_gap, len(self.curves[name].nmse)
+    def _record(self, name: str, c: Curve, cost: Cost | None, level: bool) -> dict[str, Any]:
+        """The numbers of a method; of codes that are level, without steps."""
+        K, cost = None if level else len(c.nmse), cost or Cost(None, None)
+        fields = [f for f in Curve._fields if f != "quantiles"]
+        numbers: dict[str, Any] = {f: _number(getattr(c, f)) for f in fields}
+        if not self.known:
+            numbers = {f: numbers[f] for f in ("gap", "residual", "psnr", "nonzeros", "worse")}
+        if self.ista_gap is not None:
+            numbers |= dict(zip(("ista_gap", "zero_gap"), self._beside(K)))
+        if self.proved:
+            numbers["proved"] = self.proved[name].share if name in self.proved else None
+        if self.certified is not None:
+            numbers["certified"] = self.certified.get(name)
+        if self.predicted is not None:
+            expected = self.predicted.get(name, Predicted(None, None, ""))
+            numbers["median_nmse"] = float(c.quantiles[-1, 1])
+            numbers["predicted_nmse"] = _number(expected.nmse)
+            numbers["rate"] = expected.rate
+        each = None if cost.seconds is None else 1e6 * cost.seconds / max(1, self.signals)
+        numbers |= {"microseconds": each, **cost._asdict()}
+        return {"method": name, "K": K, **numbers, "diverges": name in self.diverged}
+
+    def _beside(self, K: int | None) -> tuple[float | None, float | None]:
+        """The gaps of ISTA after K steps, and of zero codes; None where unknown."""
+        gaps = self.ista_gap
         if gaps is None or np.isnan(gaps[0]):
             return None, None
-        return None if name in self.given else float(gaps[K]), float(gaps[0])
+        return None if K is None else float(gaps[K]), float(gaps[0])
 
     def _parameters(self) -> tuple[list[str], list[list[str]]]:
         columns = ["method", "largest mu_W", "rms off-diagonal", "diagonal of W'D"]
@@ -413,10 +495,18 @@ class Comparison(NamedTuple):
         columns = ["method", "s", "B", "delta", "l1 error at the start", "guaranteed l1 error"]
         columns += ["steps without false positives", "largest s"]
         rows = [[name, *self._guaranteed(name)] for name in self.curves]
-        if self.sampled is None:
-            return columns, rows
-        bounds = {name: bound.text() for name, bound in self.sampled.items()}
-        return [*columns, "by a sample"], [[*row, bounds.get(row[0], "")] for row in rows]
+        more = {"first codes that are proved": self.proved, "by a sample": self.sampled}
+        for title, texts in more.items():
+            if texts:
+                columns.append(title)
+                rows = [[*row, texts[row[0]].text() if row[0] in texts else ""] for row in rows]
+        return columns, rows
+
+    def _unproved(self) -> list[str]:
+        """A sentence with the methods none of whose codes can be proved one by one, and why."""
+        reasons = {name: of.reason for name, of in self.proved.items() if of.share is None}
+        told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        return [f"Not covered signal by signal: {told}."] if told else []
 
     def _predictions(self) -> tuple[list[str], list[list[str]]]:
         shares = ("a quarter", "half", "all")
@@ -523,27 +613,36 @@ _COLUMNS = {
     "recall": ("recall", ".3f"),
     "false_positives": ("wrong entries", ".2f"),
     "gap": ("(F - F*) / F*", ".2e"),
-    "ista_gap": ("of ISTA", ".2e"),
-    "zero_gap": ("of zero codes", ".2e"),
+    "ista_gap": ("gap of ISTA", ".2e"),
+    "zero_gap": ("gap of zero codes", ".2e"),
+    "proved": ("proved codes, %", ".1%"),
     "certified": ("certified codes, %", ".1%"),
     "residual": ("relative residual", ".4g"),
     "psnr": ("PSNR dB", ".2f"),
     "nonzeros": ("nonzeros", ".1f"),
+    "microseconds": ("microseconds per signal", "us"),
     "seconds": ("seconds", ".2g"),
     "products": ("products", "d"),
 }
-_KNOWN = tuple(_COLUMNS)
+_KNOWN = tuple(field for field in _COLUMNS if field != "microseconds")
 # Without true codes: what judges them is beside the gaps.
 _UNKNOWN = (
     *("K", "gap", "ista_gap", "zero_gap", "worse", "certified"),
-    *("residual", "psnr", "nonzeros", "seconds", "products"),
+    *("residual", "psnr", "nonzeros", "microseconds", "products"),
 )
 
 
 def _cell(value: Any, title: str, form: str) -> str:
     """A number as text, empty where it is not known; the unit may stand in the title."""
+    if form == "us":
+        form = ".0f" if value is None or value >= 10 else ".2g"
     text = "" if value is None else f"{value:{form}}"
     return text.rstrip("%") if title.endswith("%") else text
+
+
+def _count(number: float) -> str:
+    """A count in two digits."""
+    return f"{float(f'{number:.2g}'):,.0f}"
 
 
 def _number(values: np.ndarray | None) -> float | None:

@@ -5,8 +5,9 @@ proofs of single codes say about them, and what theory predicts.
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +35,9 @@ from unrolled.compare._comparison import (
     Divergence,
     Guarantee,
     Predicted,
+    Proved,
     Sampled,
+    Solver,
 )
 from unrolled.dictionaries import (
     Dictionary,
@@ -44,7 +47,7 @@ from unrolled.dictionaries import (
     column_norms,
     dense,
 )
-from unrolled.layers import Law, Layer, Unrolled, unstack
+from unrolled.layers import Law, Layer, Unrolled, alista_rt, unstack
 from unrolled.networks import ROUNDING, Network, codes_of_ista, dsc, worse_than_zero
 from unrolled.pursuit import lasso_objective, lasso_optima
 from unrolled.training import law_of
@@ -92,6 +95,70 @@ def _has_certificate(layer: Any, params: Unrolled) -> bool:
     return finite and layer.is_coupled and layer.activation == relu
 
 
+# Codes that are proved, the first of the sample, and products with |W'D| that this may take.
+_PROVED_ON, _MOST_PRODUCTS = 200, 2**31
+
+
+def proofs(
+    model: Layer | Network,
+    params: tuple[Unrolled, ...],
+    Ds: tuple[Dictionary, ...],
+    pairs: list[tuple[Array, Array]],
+    noises: list[Any],
+) -> list[Proved]:
+    """The share of the first codes of every layer that theory proves for its params.
+
+    Args:
+        model: a layer, or a network of J layers.
+        params, Ds, pairs: J of each, as in `check_batch`.
+        noises: J bounds on the l1 norm of the noise; None for what each signal has.
+    """
+    layers = (model,) if isinstance(model, Layer) else tuple(model.layers)
+    size = sum(layer.depth * D.shape[1] ** 2 for layer, D in zip(layers, Ds))
+    n = max(1, min(_PROVED_ON, len(pairs[0][0]), _MOST_PRODUCTS // max(1, size)))
+    some = [(np.asarray(Y[:n]), np.asarray(X[:n])) for Y, X in pairs]
+    codes = tuple(X for _, X in some)
+    bounds = tuple(
+        _noise_of(D, *pair) if noise is None else noise for D, pair, noise in zip(Ds, some, noises)
+    )
+    try:
+        if isinstance(model, alista_rt):
+            of = [_by_supports(model, params[0], Ds[0], codes[0], bounds[0])]
+        else:
+            found = theory.certify_signals(dsc(layers), params, Ds, codes, noise=bounds)
+            of = [signals.proved for signals in found]
+    except (TypeError, ValueError) as error:  # it says what it does not cover
+        reason = str(error).partition(": ")[2].partition(";")[0]
+        return [Proved(None, n, reason)] * len(params)
+    return [Proved(float(np.mean(proved)), n) for proved in of]
+
+
+def _noise_of(D: Dictionary, Y: np.ndarray, X: np.ndarray) -> np.ndarray:
+    """The l1 norm of what D x leaves of each signal; rounding counts as noise."""
+    with jax.enable_x64(True):
+        D, Y, X = checks.cast((D, Y, X), np.float64)
+        return np.abs(np.asarray(Y) - np.asarray(problems.synthesize(D, X))).sum(1)
+
+
+def _by_supports(
+    layer: alista_rt, params: Unrolled, D: Dictionary, X: np.ndarray, noise: Any
+) -> np.ndarray:
+    """Whether the steps take no entry off the support and converge, for every code on it, (n,)."""
+    checks.finite((params, D), "params or D", "certify_supports")
+    W, c = params.shared.analytic.W, abs(float(params.shared.ratio))
+    sizes, proved = np.count_nonzero(X, axis=1), np.zeros(len(X), bool)
+    for s in np.unique(sizes):
+        rows = sizes == s
+        supports = np.argsort(X[rows] == 0, axis=1, kind="stable")[:, :s]
+        found = theory.certify_supports(W, D, supports)
+        proved[rows] = (found.ratio <= c) & (found.contraction < 1) & (c < 1)
+    matrix, atoms = np.abs(np.asarray(dense(W), float)), np.asarray(dense(D), float)
+    entries = np.linalg.norm(matrix, axis=0).max() * np.linalg.norm(atoms, axis=0).max()
+    # What the steps allow for: the noise that they know, and rounding.
+    allowed = layer.noise + _ROUNDED * np.finfo(X.dtype).eps * entries * np.abs(X).sum(1)
+    return proved & (matrix.max() * noise <= allowed)
+
+
 def classes_of(
     Ds: tuple[Dictionary, ...], pairs: list[tuple[Array, Array]], classes: list[Class]
 ) -> ClassOf:
@@ -129,6 +196,7 @@ _ROUNDING = 1e-3
 # The exponents of lam that are told apart: beyond, it is 0 or above that of any signal.
 _RANGE = 250
 _EXTREME = 300.0  # dB
+_ROUNDED = 4  # rounding of an inner product, in eps of the magnitudes of its terms
 
 
 class Sample(NamedTuple):
@@ -186,13 +254,13 @@ def run(model: Any, params: Any, D: Any, Y: Array, timed: bool) -> tuple[Paths, 
     """The codes of every layer after every step, (steps, batch, d), and what they cost."""
     operands = params, D, Y
     paths = jax.block_until_ready(_paths(model, *operands))
-    seconds = _seconds(lambda: _paths(model, *operands)) if timed else None
+    spent = seconds(lambda: _paths(model, *operands)) if timed else None
     signal = jax.ShapeDtypeStruct(Y.shape[1:], Y.dtype)
-    cost = Cost(seconds, products(model, params, D, signal))
+    cost = Cost(spent, products(model, params, D, signal))
     return paths if isinstance(paths, tuple) else (paths,), cost
 
 
-def _seconds(f: Callable[[], Any]) -> float:
+def seconds(f: Callable[[], Any]) -> float:
     """The least time of some runs of a program that has run: what else a machine does only adds."""
     times: list[float] = []
     while not times or (len(times) < _MOST_RUNS and sum(times) < _MOMENT):
@@ -297,6 +365,49 @@ def gaps_of_ista(D: Dictionary, Y: Array, lam: Array, optima: Optima, depth: int
 
 def _objectives(optima: Optima, x: Array) -> Array:
     return jax.vmap(lasso_objective, (None, 0, 0, None))(optima.D, optima.Y, x, optima.lam)
+
+
+Solve = Callable[[Any, Any, Any], Any]  # D, the signals and lam -> codes, or a Pursuit
+
+
+def solvers(Ds: Sequence[Any]) -> dict[str, Solve]:
+    """The exact solvers of the LASSO by name: SPAMS among them if installed and D is a matrix."""
+    found: dict[str, Solve] = {"exact": lasso_optima}
+    if not any(isinstance(D, Structured) for D in Ds) and find_spec("spams") is not None:
+        found["SPAMS LARS"] = _lars
+    return found
+
+
+def _lars(D: Any, Y: Any, lam: Any) -> np.ndarray:
+    """Codes by the homotopy of SPAMS, on all cores."""
+    import spams  # type: ignore[import-not-found]
+
+    signals, atoms = (np.asfortranarray(np.asarray(A, float)) for A in (np.asarray(Y).T, D))
+    codes = spams.lasso(signals, atoms, lambda1=float(lam), mode=2)
+    return np.asarray(codes.T.todense(), np.asarray(Y).dtype)
+
+
+def exact(sample: Sample, timed: bool) -> list[dict[str, Solver]]:
+    """What exact solvers reach and cost, for every layer, by name; none without gaps."""
+    optima = [of for of in sample.optima if of is not None]
+    if len(optima) < len(sample.Ds):
+        return [{}] * len(sample.Ds)
+    signals = [Y for Y, _ in sample.pairs]
+    problems = list(zip(sample.Ds, signals, sample.lams))
+    rows: list[dict[str, Solver]] = [{} for _ in problems]
+    for name, solve in solvers(sample.Ds).items():
+        first = name == "exact"  # its codes are those that all gaps are measured from
+        codes = [
+            of.codes if first else jnp.asarray(solve(*problem))
+            for of, problem in zip(optima, problems)
+        ]
+        paths = tuple(X[None] for X in codes)
+        found = jax.device_get(measure(paths, sample.pairs, sample.optima, sample.Ds))
+        for row, of, problem in zip(rows, found, problems):
+            errors = of.errors if sample.known else of.errors | {"worse": of.worse}
+            curve = Curve(**errors, gap=0 * of.gap if first else of.gap)
+            row[name] = Solver(curve, seconds(partial(solve, *problem)) if timed else None)
+    return rows
 
 
 def optima_of(D: Dictionary, Y: Array, lam: Any) -> Optima:

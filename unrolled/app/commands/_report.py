@@ -23,9 +23,12 @@ import jax
 
 from unrolled._base.files import check_writable, claimed, whole_file, write_whole
 from unrolled._base.text import Grid, to_json
+from unrolled.app.commands._chart import chart
+from unrolled.app.studies import Overview
 
 RESULTS = "results.json"
 _DPI = 150
+_FEW = 3  # rows from which on a column that does not change is a sentence
 
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -37,9 +40,10 @@ _PAGE = Template("""<!doctype html>
   --tint: light-dark(#f6f8fa, #161b22); --mark: light-dark(#0072b2, #56b4e9) }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   max-width: 68rem; margin: auto; padding: 1rem }
-p, .answer { max-width: 46rem } .answer { font-size: 1.25rem } a { color: var(--mark) }
-nav { display: flex; flex-wrap: wrap; gap: .3rem 1rem; border-bottom: 1px solid var(--line) }
-summary { font-size: 1.3rem; font-weight: 600; cursor: pointer; margin: 1.2rem 0 .4rem }
+p { max-width: 46rem } .title { color: var(--soft); margin: 0 } .lead { font-size: 1.15rem }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: .2rem 0 .8rem; text-wrap: balance }
+details { border-top: 1px solid var(--line) } details:last-of-type { margin-bottom: 2rem }
+summary { font-size: 1.15rem; font-weight: 600; cursor: pointer; padding: .6rem 0 }
 .wide { overflow-x: auto } pre { overflow-x: auto; background: var(--tint); padding: .8rem }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right }
@@ -49,11 +53,24 @@ th { cursor: pointer; color: var(--soft); vertical-align: bottom }
 th[data-dir="1"]::after { content: " \\25B4" } th[data-dir="-1"]::after { content: " \\25BE" }
 tbody tr:hover td { background: var(--tint) }
 figure { margin: 1rem 0 } figcaption { color: var(--soft); font-size: .9rem }
-figure svg, figure img { max-width: 100%; height: auto; background: #fff; border-radius: 6px }
-@media print { :root { color-scheme: light } nav { display: none } body { max-width: none }
+details svg, details img { max-width: 100%; height: auto; background: #fff; border-radius: 6px }
+.first svg { width: 100%; height: auto; fill: none } .narrow { display: none }
+.first text { fill: var(--ink) } .first .tick, .first .mid { fill: var(--soft) }
+.first .tick { text-anchor: end } .first .mid { text-anchor: middle }
+.first .grid { stroke: var(--line) } .first polyline { stroke-linejoin: round }
+.first .faint { stroke: var(--soft); opacity: .35 }
+.short table { width: 100%; font-size: 1rem } .short th { cursor: pointer; white-space: normal }
+.short th:nth-child(2), .short td:nth-child(2) { text-align: left }
+.short tr.best td { font-weight: 700 }
+@media (max-width: 40rem) { h1 { font-size: 1.45rem } .lead { font-size: 1rem }
+  .broad { display: none } .narrow { display: block } .short table { font-size: .85rem }
+  .short th, .short td { padding: .3rem .25rem }
+  .short th:nth-child(2), .short td:nth-child(2) { display: none } }
+@media print { :root { color-scheme: light } body { max-width: none }
   .wide { overflow: visible } table { font-size: .7rem } figure, tr { break-inside: avoid } }
 </style></head><body>
-<h1>$title</h1><p class="answer">$answer</p><nav>$links</nav>
+<p class="title">$title</p><h1>$answer</h1>
+$first
 $body
 <script>
 const value = (row, i) => {
@@ -87,6 +104,7 @@ class Section(NamedTuple):
     rows: tuple[Sequence[str], Sequence[Sequence]] = ((), ())  # header and rows of its CSV
     data: Any = None  # for the JSON
     answer: str = ""  # in one sentence
+    overview: Callable[[], Overview] | None = None  # what makes the first screen, if it comes first
 
     @property
     def text(self) -> str:
@@ -150,8 +168,9 @@ def check_not_read(written: Iterable[Path], read: Iterable[Path]) -> None:
 def section_of(study: Any, title: str, slug: str) -> Section:
     """The section of a study with figures, rows and an answer."""
     figures = {f"{title}: {shown}": draw for shown, draw in study.figures().items()}
-    parts, rows = study.parts(), study.rows()
-    return Section(title, slug, parts, figures, rows, study.to_dict(), study.answer())
+    parts, rows, data = study.parts(), study.rows(), study.to_dict()
+    overview = getattr(study, "overview", None)
+    return Section(title, slug, parts, figures, rows, data, study.answer(), overview)
 
 
 def write_report(
@@ -198,7 +217,8 @@ def write_html(
     facts: Mapping[str, str],
     drawn: Sequence[Any] | None = None,
 ) -> Path:
-    """Write `report.html`: its first sentence is the answer of the first section that has one.
+    """Write `report.html`: it begins with the overview of the first section, if it has one, else
+    with the answer of the first section that has one.
 
     Args:
         folder, title, summary, sections, facts: of the report.
@@ -217,7 +237,8 @@ def write_html(
     if answers:
         shown.append(("What this is", summary.split("\n\n"), {}))
     command = shlex.join(["unrolled", *sys.argv[1:]])  # as one types it
-    text = page(title, (answers or [summary])[0], shown, facts, command)
+    overview = sections[0].overview() if sections and sections[0].overview else None
+    text = page(title, (answers or [summary])[0], shown, facts, command, overview)
     report = folder / "report.html"
     write_text(report, text)
     return report
@@ -269,34 +290,59 @@ def page(
     sections: Sequence[tuple[str, Iterable[str], Mapping[str, Any]]],
     facts: Mapping[str, str],
     command: str,
+    overview: Overview | None = None,
 ) -> str:
-    """The page.
+    """The page: a sentence, what the overview shows, and the sections, folded below.
 
     Args:
         title: of the page.
-        answer: the first sentence.
+        answer: the first sentence, without an overview; then the first section is open.
         sections: title, parts (paragraphs in Markdown, tables as `Grid`, text between ```) and
             figures of matplotlib by caption.
         facts: versions and settings.
         command: what repeats it.
+        overview: the first screen.
     """
-    body = [_section(i, *section) for i, section in enumerate(sections)]
+    body = [
+        _section(i, *section, is_open=overview is None and i == 0)
+        for i, section in enumerate(sections)
+    ]
     rows = [[name, str(value)] for name, value in facts.items()]
     repeat = [f"```\n{command}\n```", _table(["", ""], rows)]
-    titles = [*(section[0] for section in sections), "Repeat"]
     body.append(_section(len(body), "Repeat", repeat, {}))
-    links = " ".join(f'<a href="#s{i}">{escape(name)}</a>' for i, name in enumerate(titles))
     return _PAGE.substitute(
-        title=escape(title), answer=_inline(answer), links=links, body="\n".join(body)
+        title=escape(title),
+        answer=_inline(answer if overview is None else f"{overview.sentence.removesuffix('.')}."),
+        first="" if overview is None else _first(overview),
+        body="\n".join(body),
     )
 
 
-def _section(i: int, title: str, parts: Iterable[str], figures: Mapping[str, Any]) -> str:
-    shown = [_part(part) for part in parts if part.strip()]
+def _first(overview: Overview) -> str:
+    """The first screen, below its sentence."""
+    caption = f"<figcaption>{_inline(overview.caption)}</figcaption>"
+    table = _table(overview.table.columns, overview.table.rows, whole=True)
+    best = f"<tr><td>{escape(overview.best)}</td>"
+    table = table.replace(best, f'<tr class="best"{best[3:]}')
+    return "\n".join(
+        [
+            f'<p class="lead">{_inline(overview.lead)}</p>',
+            f'<figure class="first">{chart(overview)}{caption}</figure>',
+            f'<div class="short">{table}</div>',
+        ]
+    )
+
+
+def _section(
+    i: int, title: str, parts: Iterable[str], figures: Mapping[str, Any], is_open: bool = False
+) -> str:
+    """A section that folds, its figures first."""
+    shown = []
     for j, (caption, figure) in enumerate(figures.items()):
         below = f"<figcaption>{_inline(caption)}</figcaption>"
         shown.append(f"<figure>{_picture(figure, f's{i}f{j}')}{below}</figure>")
-    head = f'<details open id="s{i}"><summary>{escape(title)}</summary>'
+    shown += [_part(part) for part in parts if part.strip()]
+    head = f'<details{" open" if is_open else ""} id="s{i}"><summary>{escape(title)}</summary>'
     return "\n".join([head, *shown, "</details>"])
 
 
@@ -310,13 +356,29 @@ def _part(part: str) -> str:
     return "\n".join(f"<p>{_inline(text)}</p>" for text in part.split("\n\n"))
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, whole: bool = False) -> str:
+    """A table; unless it is shown whole, a column whose cells are all equal is a sentence below."""
+    every = "" if whole else _constant(columns, rows)
+    kept = [i for i, _ in enumerate(columns) if not every or not _is_constant(rows, i)]
+    columns, rows = [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
     head = "".join(f"<th>{escape(cell)}</th>" for cell in columns)
     body = "".join(
         f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>\n" for row in rows
     )
     thead = f"<thead><tr>{head}</tr></thead>" if any(columns) else ""
-    return f'<div class="wide"><table>{thead}<tbody>{body}</tbody></table></div>'
+    return f'<div class="wide"><table>{thead}<tbody>{body}</tbody></table></div>{every}'
+
+
+def _constant(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """What is the same in every row, as a sentence."""
+    same = [i for i, name in enumerate(columns) if name and _is_constant(rows, i)]
+    listed = ", ".join(f"{escape(columns[i])} {escape(str(rows[0][i]))}" for i in same)
+    return f"<p>In every row: {listed}.</p>" if same else ""
+
+
+def _is_constant(rows: Sequence[Sequence[str]], i: int) -> bool:
+    cells = {str(row[i]) for row in rows}
+    return i > 0 and len(rows) >= _FEW and len(cells) == 1 and cells != {""}
 
 
 def _inline(text: str) -> str:

@@ -244,7 +244,7 @@ def _layer_start(
     if not section.set_on_signals:
         return layer, begun[0]  # also for families that start from theory, such as ISTA
     if layer.from_theory is not None and X is not None:
-        starts, remark, _ = from_theory(problem, layer)
+        starts, remark, _, _ = from_theory(problem, layer)
         begun.append(starts[layer])
         if section.start == "analytic":
             say(remark)

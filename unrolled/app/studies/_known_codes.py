@@ -13,8 +13,9 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Key
 from unrolled._base.text import markdown
 from unrolled.app.studies import _steps
+from unrolled.app.studies._overview import Overview, of_known, to_show
 from unrolled.app.studies._steps import Plan, Samples, Say, timed
-from unrolled.compare import ChainComparison, Comparison
+from unrolled.compare import ChainComparison, Comparison, with_seconds
 from unrolled.layers import Layer, Unrolled
 
 __all__ = ["KnownChain", "KnownCodes", "known_codes"]
@@ -34,6 +35,8 @@ class KnownCodes(NamedTuple):
     remarks: list[str]  # on the settings
     caution: str  # why the analytic rows are what they are, where nothing is certified
     seconds: dict[str, float]  # of calibration and training
+    methods: dict[str, tuple[Layer, Unrolled]]  # layers and params by name
+    covered: int  # the most nonzeros that the worst case covers
 
     def text(self) -> str:
         """`parts` as Markdown."""
@@ -68,6 +71,18 @@ class KnownCodes(NamedTuple):
     def answer(self) -> str:
         """The best method, its error, and whether theory guarantees it."""
         return self.comparison.answer()
+
+    def overview(self) -> Overview:
+        """The first screen of a report; it times the methods that it shows."""
+        D, (Y, X) = self.samples.D, self.samples.tested_on
+        timed = {n: self.methods[n] for n in to_show(self.comparison) if n in self.methods}
+        result = with_seconds(self.comparison, timed, D, Y)
+        setting = (
+            f"{self.depth} steps on {len(Y):,} test signals: {D.shape[0]} measurements, "
+            f"{D.shape[1]} entries, about {_steps.nonzeros(X):.0f} of them "
+            f"nonzero{self.samples.noise()}."
+        )
+        return of_known(result, self.methods, setting, self.covered, self.answer())
 
     def __repr__(self) -> str:
         """The comparison, as it fits on a screen."""
@@ -227,11 +242,12 @@ def known_codes(
             )
         return _known_chain(samples, run)
     seconds: dict[str, float] = {}
-    made, remarks, caution = _methods(samples, run, seconds)
+    made, remarks, caution, covered = _methods(samples, run, seconds)
     say("comparing on the test signals" + (", and proving their codes" if certify else ""))
     options = dict(sampled=sampled, certify=certify, predict=predict)
     result = _steps.compared({**made, **run.weights}, samples.D, *samples.tested_on, **options)
-    return KnownCodes(samples, run.depth, result, remarks, caution, seconds)
+    layered = {name: method for name, method in made.items() if isinstance(method, tuple)}
+    return KnownCodes(samples, run.depth, result, remarks, caution, seconds, layered, covered)
 
 
 def _families(run: Plan) -> dict[str, tuple[str, str, dict[str, Any]]]:
@@ -285,8 +301,10 @@ def _made(samples: Samples, run: Plan, family: tuple[str, str, dict[str, Any]]) 
 
 def _methods(
     samples: Samples, run: Plan, seconds: dict[str, float]
-) -> tuple[dict[str, Any], list[str], str]:
-    """Analytic, calibrated and learned params, and codes of pursuits; remarks, and the caution."""
+) -> tuple[dict[str, Any], list[str], str, int]:
+    """Analytic, calibrated and learned params, and codes of pursuits; remarks, the caution, and the
+    most nonzeros that the worst case covers.
+    """
     D, (Y, X), K = samples.D, samples.chosen_on, run.depth
     methods: dict[str, Any] = {}
     broken: list[str] = []
@@ -306,7 +324,7 @@ def _methods(
     pursued = _steps.pursuit_codes((D,), samples.tested_on, run, seconds, of_pursuits, lam)
     methods |= {name: codes for name, (codes,) in pursued.items()}
     made = threads.each(partial(_made, samples, run), list(_families(run).values()))
-    starts, remark, caution = _steps.from_theory(
+    starts, remark, caution, covered = _steps.from_theory(
         samples, layers.alista(K), *(one.start.layer for one in made)
     )
     for title, start, learned, spent, breaks in made:
@@ -320,7 +338,7 @@ def _methods(
         broken += breaks
     shown = any(name.endswith(", analytic") for name in methods)
     remarks = [f"{', '.join(penalties)}.", *of_pursuits, remark, *broken]
-    return methods, remarks, caution if shown else ""
+    return methods, remarks, caution if shown else "", covered
 
 
 # Chains

@@ -326,6 +326,7 @@ class Starts(NamedTuple):
     params: dict[Layer, Unrolled]  # without layers that theory sets none for
     remark: str  # on the start, or ""
     caution: str  # part of the remark: why the thresholds are not certified; "" if they are
+    covered: int  # the most nonzeros that the worst case covers
 
 
 @checked
@@ -358,7 +359,8 @@ def from_theory(samples: Samples, *models: Layer) -> Starts:
         W, theta = _divided(W, norms), theta[:, None] / norms[None, :]
         remark += " The atoms were normalised for the theory and the params scaled back."
     params = {m: m.from_theory(W, theta) for m in models if m.from_theory is not None}
-    return Starts(params, remark, caution)
+    covered = theory.max_sparsity(certified.mu_W, D.shape[1])
+    return Starts(params, remark, caution, covered)
 
 
 def _divided(W: Any, norms: Array) -> Any:

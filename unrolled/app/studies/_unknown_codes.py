@@ -24,6 +24,7 @@ from unrolled._base import checks, threads
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, Key
 from unrolled.app.studies import _steps
+from unrolled.app.studies._overview import Overview, of_unknown, to_show
 from unrolled.app.studies._steps import (
     BY_DEFAULT,
     PATCH,
@@ -36,7 +37,7 @@ from unrolled.app.studies._steps import (
     resampler,
     timed,
 )
-from unrolled.compare import Comparison
+from unrolled.compare import Comparison, with_seconds
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled
 from unrolled.pursuit import default_lam, lasso_optima
@@ -100,6 +101,20 @@ class UnknownCodes(NamedTuple):
             "",
             _steps.spent(self.seconds),
         ]
+
+    def overview(self) -> Overview:
+        """The first screen of a report; it times the methods that it shows, and exact solvers."""
+        m, d = self.D.shape
+        shown = {n: self.methods[n] for n in to_show(self.comparison) if n in self.methods}
+        trained = {n: self.seconds[n] for n in shown if n in self.seconds}
+        result = with_seconds(self.comparison, shown, self.D, self.tested)
+        result = result._replace(trained=trained)
+        setting = (
+            f"{self.depth} steps on {len(self.tested):,} signals that no step has seen, dictionary "
+            f"{m} x {d}, lam = {self.lam:.4g}; their optimal codes have "
+            f"{_steps.nonzeros(self.optimum.x):.1f} nonzeros on average."
+        )
+        return of_unknown(result, self.methods, setting, self.answer())
 
     @property
     def psnr(self) -> dict[str, list[float]]:
@@ -194,7 +209,7 @@ def unknown_codes(
         D: (m, d).
         signals: to train and to test on.
         methods: some of ista, fista, lista, lista_cp, alista and alista_ss, or other families, from
-            their own start; by default without the last two, which a remark says.
+            their own start; by default lista_cp and lfista_cp are trained, which a remark says.
         pursuits: solvers beside them, name -> options; a sparsity or lam that they lack is that of
             the optimal codes.
         depth: K, the steps.
@@ -268,6 +283,7 @@ def _trained_on_lasso(
         "ista": ("ISTA", layers.ista(K, lam=lam), 3e-3),
         "lista": ("LISTA", layers.lista(K, lam=lam), 1e-3),
         "lista_cp": ("LISTA-CP", layers.lista_cp(K, tied=False, lam=lam), 1e-3),
+        "lfista_cp": ("LFISTA-CP", layers.lfista_cp(K, lam=lam), 1e-3),
     }
     objective = training.lasso(lam)
 
@@ -275,10 +291,13 @@ def _trained_on_lasso(
         deep = training.deep(objective)(codes, X, D, Y)
         return (1 - _DEEP) * objective(codes, X, D, Y) + _DEEP * deep
 
+    names = run.methods
     if run.methods == BY_DEFAULT:
+        names = "lista_cp", "lfista_cp"
         left = ", ".join(name for name in run.methods if name not in (*families, "fista"))
         remarks.append(
-            f"Without known codes there are no rows of {left}, unless they are asked for."
+            f"Without known codes there are no rows of {left} and of learned ISTA, unless they are "
+            "asked for."
         )
     else:
         families["alista"] = ("ALISTA", layers.alista(K, lam=lam), 1e-3)
@@ -295,10 +314,10 @@ def _trained_on_lasso(
         with timed(spent, f"{name}, learned"):
             learned = _steps.train(layer, start, samples, run, name, broken, loss, rate)
         kind = "start" if family in run.others else "analytic"
-        made = {} if family == "ista" else {f"{name}, {kind}": (layer, start)}
+        made = {} if name in ("ISTA", "LFISTA-CP") else {f"{name}, {kind}": (layer, start)}
         return made | {f"{name}, learned": (layer, learned.best)}, spent, broken
 
-    for made, spent, broken in threads.each(trained, [n for n in families if n in run.methods]):
+    for made, spent, broken in threads.each(trained, [n for n in families if n in names]):
         methods |= made
         seconds |= spent
         remarks += broken

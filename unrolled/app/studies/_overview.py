@@ -1,0 +1,212 @@
+"""The first screen of a report: one sentence, one figure and one table about a comparison."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from unrolled._base.text import Grid, markdown
+from unrolled.compare import Comparison
+from unrolled.layers import Layer, Unrolled
+from unrolled.training import trainable
+
+__all__ = ["Overview"]
+
+
+_MOST = 5  # lines that have a label, and rows
+_CLASSICAL = ("ISTA", "FISTA")  # what learned methods are measured against
+
+
+class Overview(NamedTuple):
+    """What a reader sees first: a result as a sentence, errors step by step, and a short table."""
+
+    sentence: str  # the result
+    lead: str  # what was measured, and what is proved
+    lines: dict[str, np.ndarray]  # errors after 0, ..., K steps by method
+    shown: tuple[str, ...]  # the methods that have a label; the lines of the others are faint
+    best: str  # the method that the sentence is about
+    ylabel: str  # of the errors, with their unit
+    log: bool  # whether the errors have a logarithmic axis
+    caption: str  # of the figure
+    table: Grid  # a row for each method that is shown, six columns at most
+
+
+def of_known(
+    result: Comparison,
+    methods: Mapping[str, tuple[Layer, Unrolled]],
+    setting: str,
+    covered: int,
+    fallback: str,
+) -> Overview:
+    """The overview of methods on signals whose codes are known.
+
+    Args:
+        result: the comparison, with the seconds of the methods that are shown.
+        methods: layers and params by name.
+        setting: what the signals are, a sentence.
+        covered: the most nonzeros that the worst case covers.
+        fallback: the sentence where no method is nearer than the classical ones.
+    """
+    lines = {name: np.concatenate([[0.0], curve.nmse]) for name, curve in _running(result)}
+    ends = _ends(lines, result)
+    shown, best = _shown(ends), min(ends, key=ends.__getitem__, default="")
+    rival = next((name for name in reversed(_CLASSICAL) if name in ends), None)
+    sentence = fallback
+    if rival is not None and best not in _CLASSICAL:
+        sentence = (
+            f"{_subject(best, methods)} is {ends[rival] - ends[best]:.0f} dB nearer to the true "
+            f"codes than {rival}"
+        )
+    proved = {name: result.proved[name].share for name in shown if name in result.proved}
+    columns = {
+        "Method": list(shown),
+        "What it knows": [_knows(name, methods) for name in shown],
+        "Error, dB": [f"{ends[name]:.1f}" for name in shown],
+        "Signals above \u221220 dB": [f"{result.curves[n].failure_rate[-1]:.1%}" for n in shown],
+        "Codes proved": ["" if proved.get(n) is None else f"{proved[n]:.0%}" for n in shown],
+        "Microseconds a signal": [_microseconds(result, name) for name in shown],
+    }
+    asked = max((of.signals for of in result.proved.values()), default=0)
+    told = f"Theory covers every code with at most {covered} nonzero{'s' * (covered != 1)}"
+    if any(proved.values()):
+        told += f"; signal by signal it proves the shares of the first {asked} codes below."
+    else:
+        none = f" and proves none of the first {asked} codes signal by signal" * bool(asked)
+        told += f"{none}, so what follows is measured, not proved."
+        del columns["Codes proved"]
+    return Overview(
+        sentence,
+        f"{setting} {told}",
+        lines,
+        shown,
+        best,
+        "error of the code, dB",
+        False,
+        "Error of the code after each step: energy of the error over energy of the codes, all test "
+        "signals together.",
+        _table(columns),
+    )
+
+
+def of_unknown(
+    result: Comparison, methods: Mapping[str, tuple[Layer, Unrolled]], setting: str, fallback: str
+) -> Overview:
+    """The overview of methods that are judged by the LASSO; the arguments are as in `of_known`."""
+    zero = np.nan if result.ista_gap is None else float(result.ista_gap[0])
+    lines = {name: np.concatenate([[zero], curve.gap]) for name, curve in _running(result)}
+    ends = _ends(lines, result)
+    shown, best = _shown(ends), min(ends, key=ends.__getitem__, default="")
+    rival = next((name for name in reversed(_CLASSICAL) if name in ends), None)
+    sentence = fallback
+    if rival is not None and best not in _CLASSICAL and ends[best] > 0:
+        sentence = (
+            f"{_subject(best, methods)} ends {_times(ends[rival] / ends[best])} times nearer to "
+            f"the optimum than {rival}"
+        )
+    exact = dict(result.exact)
+    worse = {n: result.curves[n].worse for n in shown} | {
+        n: of.curve.worse for n, of in exact.items()
+    }
+    columns = {
+        "Method": [*shown, *exact],
+        "What it knows": [
+            *(_knows(n, methods) for n in shown),
+            *["the dictionary, lam"] * len(exact),
+        ],
+        "Gap to the optimum": [
+            *(f"{ends[name]:.2g}" for name in shown),
+            *("" if of.curve.gap is None else f"{of.curve.gap[-1]:.2g}" for of in exact.values()),
+        ],
+        "Signals worse than zero": [f"{v[-1]:.1%}" for v in worse.values() if v is not None],
+        "Microseconds a signal": [_microseconds(result, name) for name in (*shown, *exact)],
+    }
+    told = result.payoff()
+    if len(set(columns["Signals worse than zero"])) == 1:
+        share = columns.pop("Signals worse than zero")[0]
+        told += f" {share} of the signals end worse than the zero code, for every method."
+    return Overview(
+        sentence,
+        f"{setting} {told}",
+        lines,
+        shown,
+        best,
+        "(F - F*) / F*",
+        True,
+        "Gap to the optimum of the LASSO after each step, all test signals together.",
+        _table(columns),
+    )
+
+
+def to_show(result: Comparison) -> tuple[str, ...]:
+    """The methods that an overview shows, which are to be timed."""
+    lines = {name: curve.nmse if result.known else curve.gap for name, curve in _running(result)}
+    return _shown(_ends(lines, result))
+
+
+def _running(result: Comparison) -> list[tuple[str, Any]]:
+    curves = result.curves.items()
+    return [
+        (n, c) for n, c in curves if n not in result.given and (result.known or c.gap is not None)
+    ]
+
+
+def _ends(lines: Mapping[str, np.ndarray], result: Comparison) -> dict[str, float]:
+    """The last error of every method that does not diverge."""
+    ends = {name: float(line[-1]) for name, line in lines.items() if name not in result.diverged}
+    return {name: end for name, end in ends.items() if np.isfinite(end)}
+
+
+def _shown(ends: Mapping[str, float]) -> tuple[str, ...]:
+    """ISTA and FISTA, the best method, the best calibrated one, then the best of other families."""
+    order = sorted(ends, key=ends.__getitem__)
+    chosen = [name for name in _CLASSICAL if name in ends]
+    calibrated = [name for name in order if name.endswith(", calibrated")]
+    families = {_family(name): name for name in reversed(order)}
+    wanted = [*order[:1], *calibrated[:1], *sorted(families.values(), key=order.index), *order]
+    chosen = list(dict.fromkeys([*chosen, *wanted]))[:_MOST]
+    return tuple(name for name in ends if name in chosen)
+
+
+def _family(name: str) -> str:
+    return name.partition(",")[0].removesuffix("-SS")
+
+
+def _subject(name: str, methods: Mapping[str, tuple[Layer, Unrolled]]) -> str:
+    family, _, kind = name.partition(", ")
+    if kind == "learned":
+        return f"{family} with {_numbers(*methods[name]):,} learned numbers"
+    return f"{family}, calibrated on a sample," if kind == "calibrated" else name
+
+
+def _knows(name: str, methods: Mapping[str, tuple[Layer, Unrolled]]) -> str:
+    kind = name.partition(", ")[2]
+    if kind not in ("learned", "calibrated"):
+        others = "the dictionary" if name in methods else "its file"
+        return "the dictionary, lam" if name in _CLASSICAL else others
+    few = kind == "calibrated"
+    count = f"a sample; {_numbers(*methods[name], few=few):,} numbers"
+    return f"{count}, no gradients" if few else count
+
+
+def _numbers(layer: Layer, params: Unrolled, few: bool = False) -> int:
+    """How many numbers are trained, or chosen by calibration: one a step of each kind."""
+    leaves = zip(jax.tree.leaves(params), jax.tree.leaves(trainable(params)))
+    sizes = [int(np.size(leaf)) for leaf, trained in leaves if trained]
+    return sum(size for size in sizes if not few or size <= layer.depth)
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2g}"
+
+
+def _microseconds(result: Comparison, name: str) -> str:
+    of = result.exact[name] if name in result.exact else result.costs.get(name)
+    if of is None or of.seconds is None:
+        return ""
+    value = 1e6 * of.seconds / max(1, result.signals)
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _table(columns: Mapping[str, Iterable[str]]) -> Grid:
+    return markdown(list(columns), [list(row) for row in zip(*columns.values())])
