@@ -152,6 +152,26 @@ def test_what_the_first_layer_of_a_chain_leaves_is_noise_for_the_second():
     assert (second.errors >= clean.errors).all() and (second.errors > clean.errors).any()
 
 
+@pytest.mark.parametrize("support", [None, PASSING, (0.02, 0.03)])
+def test_what_is_proved_of_a_code_is_the_same_beside_a_dense_one(support):
+    # Codes of few nonzeros are carried on their supports alone, others by all entries.
+    layer, rng = ur.alista(K, support=support), np.random.default_rng(12)
+    X, dense = codes(rng, 40, 2), rng.standard_normal((1, N))
+    X *= np.geomspace(0.2, 1, 40)[:, None]
+    params = ur.analytic.from_sample(layer, D, X, noise=1e-3, W=0.9 * W)
+    theta = np.asarray(params.steps.theta)[:, None] * rng.uniform(0.9, 1.1, N)
+    holds: set[bool] = set()
+    for steps in (params.steps, params.steps._replace(theta=theta)):
+        p = params._replace(steps=steps)
+        alone = ur.theory.certify_signals(layer, p, D, X, noise=1e-3)
+        mixed = ur.theory.certify_signals(layer, p, D, np.concatenate([X, dense]), noise=1e-3)
+        assert np.allclose(alone.errors, mixed.errors[:-1], rtol=1e-12)
+        for one, other in zip(alone, mixed):
+            assert one.dtype == float or (one == other[:-1]).all()
+        holds |= set((alone.failed_at < 0).tolist())
+    assert holds == {True, False}
+
+
 def test_scaled_codes_have_scaled_bounds():
     layer = ur.alista(K)
     X = codes(np.random.default_rng(7), 5)
