@@ -193,6 +193,15 @@ def test_a_schedule_proves_its_sample_and_warns_where_it_stalls():
         schedule(layer, codes(np.random.default_rng(9), 5, 30))
 
 
+def test_a_schedule_may_leave_out_the_codes_that_hold_it_back():
+    layer, rng = ur.alista(K, support=PASSING), np.random.default_rng(13)
+    X, dense = codes(rng, 60), codes(rng, 2, 20)
+    params = schedule(layer, np.concatenate([X, dense]), leave_out=0.05)
+    assert ur.theory.certify_signals(layer, params, D, X).proved.sum() >= 59  # 3 of 62 left out
+    with pytest.warns(ur.analytic.HypothesisWarning, match="a larger leave_out than 0.02"):
+        schedule(layer, np.concatenate([X, dense]), leave_out=0.02)
+
+
 def test_on_covered_supports_no_code_of_alista_rt_has_a_wrong_entry():
     rng = np.random.default_rng(10)
     supports = np.argsort(rng.random((60, N)), 1)[:, :S]
@@ -302,6 +311,11 @@ FAULTS = {
         lambda: schedule(ur.alista(2), X3, slack=0.9),
         ValueError,
         "slack must be at least 1",
+    ),
+    "all codes left out": (
+        lambda: schedule(ur.alista(2), X3, leave_out=1.0),
+        ValueError,
+        r"leave_out must be in \[0, 1\)",
     ),
     "a sample without codes": (
         lambda: schedule(ur.alista(2), X3[:0]),
