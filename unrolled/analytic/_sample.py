@@ -17,7 +17,8 @@ from unrolled.theory import MeasuredLayer, are_found, codes_of, frobenius_weight
 __all__ = ["from_sample"]
 
 
-_NAMED = 4  # laggards in a warning
+_NAMED = 4  # codes in a warning
+_FIRST = 2000  # one code in so many is left out first, then twice as many, and so on
 
 
 @host_function
@@ -28,6 +29,7 @@ def from_sample(
     *,
     slack: float = 1.02,
     noise: ArrayLike = 0.0,
+    leave_out: float = 0.0,
     W: Dictionary | None = None,
 ) -> Unrolled:
     r"""Params whose thresholds are the least that prove every code of a sample, by entries.
@@ -47,6 +49,8 @@ def from_sample(
         X: (n, d), codes of the class.
         slack: at least 1; more of it proves more fresh codes by each step and needs more steps.
         noise: bound on the l1 norm of the noise, () or (n,).
+        leave_out: the share of the sample that the schedule may leave out. While some codes are
+            not proved, those of the largest errors in the end are left out, few at first.
         W: (m, d), weights; None takes `theory.frobenius_weights(D)`.
 
     Returns:
@@ -54,12 +58,11 @@ def from_sample(
 
     Warns:
         HypothesisWarning: some codes are not proved; with noise, their bounds do not end below
-            where they begin. One code may hold the whole schedule back: try without those that the
-            warning names.
+            where they begin. One code may hold the whole schedule back: try `leave_out`.
 
     Raises:
         TypeError: a layer of another form, or a traced argument.
-        ValueError: no code, codes that do not fit, slack below 1.
+        ValueError: no code, codes that do not fit, slack below 1, leave_out outside [0, 1).
 
     Not claimed: anything of fresh codes, before `theory.certify_signals` proves each. What share of
     their class is proved, a second sample and `theory.exceedance` say.
@@ -77,6 +80,9 @@ def from_sample(
     slack = checks.as_number(slack, "slack", where)
     if not 1 <= slack < np.inf:
         raise ValueError(f"{where}: slack must be at least 1 and finite, got {slack:g}")
+    leave_out = checks.as_number(leave_out, "leave_out", where)
+    if not 0 <= leave_out < 1:
+        raise ValueError(f"{where}: leave_out must be in [0, 1), got {leave_out:g}")
     W = frobenius_weights(D) if W is None else as_dictionary(W, where, "W")
     if getattr(layer, "from_theory", None) is None:
         raise TypeError(f"{where}: {layer} takes no params from theory; try layers.alista")
@@ -85,22 +91,33 @@ def from_sample(
     codes = codes_of(X, D.shape[1], where)
     if not len(codes):
         raise ValueError(f"{where}: X has no code; expected a sample of the class")
+    deltas = noise_of(noise, len(codes), where)
     thresholds: list[float] = []
 
     def choose(step: Any, needed: np.ndarray) -> np.ndarray:
         thresholds.append(_at_least(slack * float(needed.max()), D.dtype))
         return np.asarray(thresholds[-1])
 
-    deltas = noise_of(noise, len(codes), where)
-    errors, _, _, left = measured.bounds(codes, deltas, choose)
-    # Noise hides small nonzeros of any code.
-    proved = np.where(deltas > 0, errors[:, -1] < errors[:, 0], are_found(codes, left))
-    if not proved.all():
-        last = np.argsort(-np.where(proved, -np.inf, errors[:, -1]))[: min(_NAMED, (~proved).sum())]
+    kept, few = np.arange(len(codes)), 1 + len(codes) // _FIRST
+    least = len(codes) - int(leave_out * len(codes))
+    while True:
+        thresholds.clear()
+        errors, _, _, left = measured.bounds(codes[kept], deltas[kept], choose)
+        # Noise hides small nonzeros of any code.
+        proved = np.where(
+            deltas[kept] > 0, errors[:, -1] < errors[:, 0], are_found(codes[kept], left)
+        )
+        furthest = np.argsort(-np.where(proved, -np.inf, errors[:, -1]))[: np.sum(~proved)]
+        if not len(furthest) or len(kept) == least:
+            break
+        kept = np.delete(kept, furthest[: min(few, len(kept) - least)])
+        few *= 2
+    if len(furthest):
+        named = ", ".join(map(str, kept[furthest[:_NAMED]]))
         checks.warn(
-            f"{int((~proved).sum())} of {len(codes)} codes are not proved in {layer.depth} steps. "
-            f"The furthest are those of X[i], i = {', '.join(map(str, last))}; try more steps, "
-            "fewer nonzeros, or the sample without them",
+            f"{len(furthest)} of {len(kept)} codes are not proved in {layer.depth} steps. The "
+            f"furthest are those of X[i], i = {named}; try more steps, fewer nonzeros, or a larger "
+            f"leave_out than {leave_out:g}",
             HypothesisWarning,
         )
     return layer.from_theory(W, jax.device_put(np.asarray(thresholds, D.dtype)))

@@ -4,7 +4,6 @@ support: signal by signal, and support by support.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple, overload
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 from unrolled._base import checks
 from unrolled._base.checks import ArrayLike
 from unrolled._base.programs import host_function
-from unrolled.dictionaries import Dictionary, Operator, as_dictionary, dense, magnitudes
+from unrolled.dictionaries import Dictionary, as_dictionary, dense, magnitudes
 from unrolled.theory._certificates import Coupled, Step, coupled, signed_products
 from unrolled.theory._schedules import known, tail_of
 
@@ -23,9 +22,11 @@ __all__ = ["Signals", "Supports", "certify_signals", "certify_supports"]
 # Rounding of an inner product, in eps of the magnitudes of its terms.
 _ROUNDING = 4
 # Up to this many atoms |W'D| is kept for all steps; above it is made anew, so many rows at once.
-_KEPT, _ROWS = 4_000, 1_000
+_KEPT, _COLUMNS = 4_000, 1_000
 # Entries of the codes that are bounded at once.
 _AT_ONCE = 2**23
+# Supports of fewer than one in so many atoms are multiplied alone, with so many numbers at once.
+_DENSE, _CACHED = 8, 2**18
 # Entries of the products of supports that are made at once.
 _PRODUCTS = 2**22
 
@@ -245,67 +246,128 @@ class MeasuredLayer(NamedTuple):
             The largest entry of the error after 0..K steps, (n, K+1); the first step that fails, or
             -1, (n,); whether the support is exact, (n, K+1); the error by entry in the end, (n, d).
         """
+        every = self.tail > 0 or self.reach < math.inf  # otherwise errors stay on the supports
+        entries, size = _Entries(a, every), a.sum(1)
+        a = entries.take(a)
         on, E, failed = a > 0, a, np.full(len(a), -1)
         errors, exact = [E.max(1, initial=0)], [~on.any(1)]
-        one, size = 1 + _ROUNDING * self.measured.eps, a.sum(1)
-        for k, (step, P) in enumerate(zip(self.measured.steps, _products(self.measured))):
+        for k, (step, P) in enumerate(zip(self.measured.steps, _maps(self.measured))):
             with np.errstate(over="ignore", invalid="ignore"):
-                n = deltas[:, None] * step.gamma * step.products.C
-                if before is not None:
-                    n = n + step.gamma * (before @ np.asarray(dense(magnitudes(step.W))))
-                rounding = np.maximum(size, E.sum(1)) * step.G + n.max(1)
-                n = n + (rounding * (one - 1) + step.lost)[:, None]
-                A = one * (step.gamma * P(E) + step.own * E + n)
-                A = np.where(np.isnan(A), np.inf, A)  # of errors that are infinite
-                theta = choose(step, np.where(on, 0, A).max(1))
-                wrong = (~on & ~(A <= theta)) | ~(a + A + theta <= self.reach)
-                failed = np.where((failed < 0) & wrong.any(1), k, failed)
-                off = np.minimum(self.tail, 2 * self.tail_lipschitz * A) if self.tail else 0.0
-                E = np.where(on, _mapped(step, a, A, theta) + self.tail, off)
-                E = np.where(failed[:, None] < 0, E, np.inf)
+                n = self._noise(step, np.maximum(size, E.sum(1)), deltas, before)
+                A, off = entries.moved(P, E, n, on)
+                least = off.max(1, initial=0)
+                theta = choose(step, np.where(np.isnan(least), math.inf, least))
+                same, at = np.ptp(theta, axis=-1).max(initial=0) == 0, entries.take(theta)
+                suffices = ((least[:, None] if same else off) <= theta).all(1)
+                within = (a + A + at <= self.reach).all(1)
+                failed = np.where((failed < 0) & ~(suffices & within), k, failed)
+                beyond = np.minimum(self.tail, 2 * self.tail_lipschitz * A) if self.tail else 0.0
+                E = np.where(on, _mapped(step, a, A, at, same) + self.tail, beyond)
+                E = np.where(failed[:, None] < 0, E, math.inf)
             errors.append(E.max(1, initial=0))
             exact.append(np.where(on, E < a, E == 0).all(1))
-        return np.stack(errors, 1), failed, np.stack(exact, 1), E
+        left = entries.put(E, np.where(failed < 0, 0.0, math.inf))
+        return np.stack(errors, 1), failed, np.stack(exact, 1), left
+
+    def _noise(
+        self, step: Step, size: np.ndarray, deltas: np.ndarray, before: np.ndarray | None
+    ) -> np.ndarray:
+        """What noise and rounding add to the products of codes of some size, (n, d) or (n, 1)."""
+        n = np.zeros((len(size), 1))
+        if deltas.any():
+            n = deltas[:, None] * step.gamma * step.products.C
+        if before is not None:
+            n = n + step.gamma * (before @ np.asarray(dense(magnitudes(step.W))))
+        rounding = _ROUNDING * self.measured.eps * (size * step.G + n.max(1)) + step.lost
+        return (1 + _ROUNDING * self.measured.eps) * (n + rounding[:, None])
 
 
-def _products(measured: Coupled) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
-    """For each step the product of |W'D|, without its diagonal, with the errors of codes."""
+class _Entries:
+    """The entries of codes whose errors are carried: those of the supports, or all."""
+
+    def __init__(self, a: np.ndarray, whole: bool):
+        self.d = a.shape[1]
+        width = max(1, (a > 0).sum(1).max(initial=0))
+        # Indices of the supports, filled up with atoms off them; None for all entries.
+        self.at: np.ndarray | None = None
+        if not whole and _DENSE * width < self.d:
+            self.at = np.argsort(a == 0, axis=1, kind="stable")[:, :width]
+
+    def take(self, v: np.ndarray) -> np.ndarray:
+        """These entries of v, (n, d) or (d,)."""
+        if self.at is None or v.shape[-1:] != (self.d,):
+            return v
+        return v[self.at] if v.ndim == 1 else np.take_along_axis(v, self.at, 1)
+
+    def put(self, v: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """All entries, (n, d), from these; each of the others of code i is others[i]."""
+        if self.at is None:
+            return v
+        full = np.repeat(others[:, None], self.d, axis=1)
+        np.put_along_axis(full, self.at, v, 1)
+        return full
+
+    def moved(
+        self, parts: Iterable[np.ndarray], E: np.ndarray, n: np.ndarray, on: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """P E + n of these entries, and of all with 0 for those that are on; P by its columns."""
+        if self.at is None:
+            A = np.concatenate([E @ P for P in parts], axis=1) + n
+            return _inf_for_nan(A), np.where(on, 0, A)
+        A, last = np.empty((len(E), self.d)), 0
+        n = np.broadcast_to(n, A.shape)
+        for P in parts:
+            columns = slice(last, last := last + P.shape[1])
+            few = max(1, _CACHED // (E.shape[1] * P.shape[1]))
+            for i in range(0, len(E), few):
+                some = slice(i, i + few)
+                np.matmul(E[some, None], P[self.at[some]], out=A[some, None, columns])
+                A[some, columns] += n[some, columns]
+        taken = self.take(A)
+        np.put_along_axis(A, self.at, np.where(on, 0, taken), 1)
+        return _inf_for_nan(taken), A
+
+
+def _inf_for_nan(v: np.ndarray) -> np.ndarray:
+    """Errors that are infinite have products that are nan."""
+    return np.where(np.isnan(v), math.inf, v)
+
+
+def _maps(measured: Coupled) -> Iterator[Iterator[np.ndarray]]:
+    """For each step gamma |D'W|, with |1 - gamma w_i . d_i| on its diagonal, by its columns."""
     D, d = measured.D, measured.D.shape[1]
-    rows = [np.arange(i, min(i + _ROWS, d)) for i in range(0, d, _ROWS)]
-    kept: Any = None
+    columns = [np.arange(i, min(i + _COLUMNS, d)) for i in range(0, d, _COLUMNS)]
+    up, kept = 1 + _ROUNDING * measured.eps, list[np.ndarray]()
     for step in measured.steps:
-        parts = (_sizes(step.W, D, some) for some in rows)
+        parts: Iterable[np.ndarray] = (
+            np.abs(signed_products(D, step.W, some), order="C") for some in columns
+        )
         if d <= _KEPT:
-            kept = kept if kept is not None and step.tied else np.concatenate(list(parts))
-            yield partial(_product, parts=[kept])
-        else:
-            yield partial(_product, parts=parts)
+            parts = kept = kept if kept and step.tied else list(parts)
+        yield (up * _map(step, some, part) for some, part in zip(columns, parts))
 
 
-def _product(E: np.ndarray, parts: Iterable[np.ndarray]) -> np.ndarray:
-    return np.concatenate([E @ P.T for P in parts], axis=1)
+def _map(step: Step, columns: np.ndarray, products: np.ndarray) -> np.ndarray:
+    P = products * step.gamma[columns]
+    P[columns, np.arange(len(columns))] = step.own[columns]
+    return P
 
 
-def _sizes(W: Operator, D: Operator, rows: np.ndarray) -> np.ndarray:
-    """Rows of |W'D| without its diagonal."""
-    products = np.abs(signed_products(D, W, rows)).T
-    products[np.arange(len(rows)), rows] = 0
-    return products
+def _mapped(step: Step, a: np.ndarray, A: np.ndarray, theta: np.ndarray, same: bool) -> np.ndarray:
+    """The largest error of entries a whose argument moves by at most A.
 
-
-def _mapped(step: Step, a: np.ndarray, A: np.ndarray, theta: np.ndarray) -> np.ndarray:
-    """The largest error of entries a whose argument moves by at most A."""
+    `same`: whether all atoms have one threshold.
+    """
     soft = np.minimum(A + theta, np.maximum(a, A - theta))
     if not step.passing:
         return soft
     passed = np.where(a > theta + A, A, np.where(a + A <= theta, a, np.maximum(A, a)))
-    if step.passing == a.shape[1]:
+    if step.passing == len(step.theta):
         return passed
     # One threshold for all: no entry off the support is above it. With several, one may be large,
     # below its own threshold, and take a place.
     above = ((a > 0) & (a + A > theta)).sum(1, keepdims=True)
-    one = np.ptp(theta, axis=-1).max(initial=0) == 0
-    return np.where(one & (above <= step.passing), passed, np.maximum(soft, passed))
+    return np.where(same & (above <= step.passing), passed, np.maximum(soft, passed))
 
 
 def _from(inside: np.ndarray) -> np.ndarray:

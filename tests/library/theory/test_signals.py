@@ -152,6 +152,26 @@ def test_what_the_first_layer_of_a_chain_leaves_is_noise_for_the_second():
     assert (second.errors >= clean.errors).all() and (second.errors > clean.errors).any()
 
 
+@pytest.mark.parametrize("support", [None, PASSING, (0.02, 0.03)])
+def test_what_is_proved_of_a_code_is_the_same_beside_a_dense_one(support):
+    # Codes of few nonzeros are carried on their supports alone, others by all entries.
+    layer, rng = ur.alista(K, support=support), np.random.default_rng(12)
+    X, dense = codes(rng, 40, 2), rng.standard_normal((1, N))
+    X *= np.geomspace(0.2, 1, 40)[:, None]
+    params = ur.analytic.from_sample(layer, D, X, noise=1e-3, W=0.9 * W)
+    theta = np.asarray(params.steps.theta)[:, None] * rng.uniform(0.9, 1.1, N)
+    holds: set[bool] = set()
+    for steps in (params.steps, params.steps._replace(theta=theta)):
+        p = params._replace(steps=steps)
+        alone = ur.theory.certify_signals(layer, p, D, X, noise=1e-3)
+        mixed = ur.theory.certify_signals(layer, p, D, np.concatenate([X, dense]), noise=1e-3)
+        assert np.allclose(alone.errors, mixed.errors[:-1], rtol=1e-12)
+        for one, other in zip(alone, mixed):
+            assert one.dtype == float or (one == other[:-1]).all()
+        holds |= set((alone.failed_at < 0).tolist())
+    assert holds == {True, False}
+
+
 def test_scaled_codes_have_scaled_bounds():
     layer = ur.alista(K)
     X = codes(np.random.default_rng(7), 5)
@@ -171,6 +191,15 @@ def test_a_schedule_proves_its_sample_and_warns_where_it_stalls():
     assert ur.theory.certify_signals(layer, params, D, X).proved.all()
     with pytest.warns(ur.analytic.HypothesisWarning, match="not proved in 12 steps"):
         schedule(layer, codes(np.random.default_rng(9), 5, 30))
+
+
+def test_a_schedule_may_leave_out_the_codes_that_hold_it_back():
+    layer, rng = ur.alista(K, support=PASSING), np.random.default_rng(13)
+    X, dense = codes(rng, 60), codes(rng, 2, 20)
+    params = schedule(layer, np.concatenate([X, dense]), leave_out=0.05)
+    assert ur.theory.certify_signals(layer, params, D, X).proved.sum() >= 59  # 3 of 62 left out
+    with pytest.warns(ur.analytic.HypothesisWarning, match="a larger leave_out than 0.02"):
+        schedule(layer, np.concatenate([X, dense]), leave_out=0.02)
 
 
 def test_on_covered_supports_no_code_of_alista_rt_has_a_wrong_entry():
@@ -282,6 +311,11 @@ FAULTS = {
         lambda: schedule(ur.alista(2), X3, slack=0.9),
         ValueError,
         "slack must be at least 1",
+    ),
+    "all codes left out": (
+        lambda: schedule(ur.alista(2), X3, leave_out=1.0),
+        ValueError,
+        r"leave_out must be in \[0, 1\)",
     ),
     "a sample without codes": (
         lambda: schedule(ur.alista(2), X3[:0]),
