@@ -12,10 +12,11 @@ import numpy as np
 from unrolled._base import checks
 from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled._base.programs import program
-from unrolled.activations import NAMED, Activation, by_name, relu, select_support, shrink
+from unrolled.activations import NAMED, Activation, by_name, relu
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, spread
 from unrolled.layers._layer import Acting, Layer
 from unrolled.layers._records import Unrolled
+from unrolled.penalties import L1, Penalty
 from unrolled.pursuit import State, lipschitz
 from unrolled.records import option
 
@@ -96,15 +97,15 @@ def support_option(default: tuple[float, float] | None) -> Any:
 
 
 class Shrinking(Layer):
-    """A family whose steps end in `self.shrink(u, theta)`, with any activation.
+    """A family whose steps end in `self.shrink(D, u, theta)`, with any activation.
 
-    Steps that select a support end in `self.shrink(u, theta, fraction)`.
+    Steps that select a support end in `self.shrink(D, u, theta, fraction)`.
 
     Example:
         >>> layer = ur.layers.ista(1, activation=ur.activations.leaky_relu(0.1))
-        >>> print(layer.shrink(jnp.array([3.0, 0.0]), 1.0).round(1))
+        >>> print(layer.shrink(jnp.eye(2), jnp.array([3.0, 0.0]), 1.0).round(1))
         [2.4 0. ]
-        >>> ur.layers.ista(1).shrink(jnp.array([3.0, -2.0, 0.5]), 1.0, 1 / 3).tolist()
+        >>> ur.layers.ista(1).shrink(jnp.eye(3), jnp.array([3.0, -2.0, 0.5]), 1.0, 1 / 3).tolist()
         [3.0, -1.0, 0.0]
     """
 
@@ -112,11 +113,18 @@ class Shrinking(Layer):
         default=relu, check=as_activation, choices=NAMED, help="replaces ReLU in the shrinkage"
     )
 
-    def shrink(self, u: Array, theta: ArrayLike, fraction: ArrayLike | None = None) -> Array:
-        """The code from u, (d,) -> (d,); the share `fraction` of the entries may pass unshrunk."""
-        if fraction is None:
-            return shrink(u, theta, self.activation)
-        return select_support(u, theta, fraction, self.activation)
+    def penalty(self, D: Dictionary) -> Penalty:
+        """What the steps shrink by, for codes of D."""
+        return L1
+
+    def shrink(
+        self, D: Dictionary, u: Array, theta: ArrayLike, fraction: ArrayLike | None = None
+    ) -> Array:
+        """The code of D from u, (d,) -> (d,); the share `fraction` may pass unshrunk.
+
+        Thresholds are one number, one per atom, or one per group of atoms of D.
+        """
+        return self.penalty(D).shrink(u, spread(D, theta), self.activation, fraction)
 
 
 class Selecting(Shrinking):
@@ -203,4 +211,4 @@ class Coupled(Shrinking):
         W, gamma, _ = self.weights(shared, p, D)
         g = (y - D @ state.x) @ W
         u = state.x + (g if gamma is None else gamma * g)
-        return State(self.shrink(u, spread(D, p.theta), *fraction))
+        return State(self.shrink(D, u, p.theta, *fraction))
