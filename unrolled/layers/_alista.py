@@ -387,7 +387,7 @@ class alista_at(Selecting):
 
     def message_passing(self):
         plain = self.by == "code" and self.activation == relu and self.ridge == 0
-        if self.onsager and plain:
+        if self.onsager and plain and not self.nonnegative:
             return MessagePassing("oamp", "select", "theta", fractions=self.schedule)
         return None
 

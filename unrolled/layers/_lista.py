@@ -453,7 +453,8 @@ class glista(FromISTA, Selecting):
         v = u + (y - D @ u) @ p.W
         end = self.shrink(D, v, theta, fraction)
         o = 1 + p.overshoot * state.shrunk_by / (jnp.abs(end - x) + _SOFTENING)
-        return Gates(x + o * (end - x), jnp.where(end == v, 0, theta))
+        x = x + o * (end - x)
+        return Gates(jax.nn.relu(x) if self.nonnegative else x, jnp.where(end == v, 0, theta))
 
     def weights(self, shared, p, D):
         return Acting(p.W)

@@ -142,7 +142,8 @@ class lamp(Shrinking):
         return Acting(p.W)
 
     def message_passing(self):
-        return MessagePassing("amp", "soft", "alpha") if self.activation == relu else None
+        plain = self.activation == relu and not self.nonnegative
+        return MessagePassing("amp", "soft", "alpha") if plain else None
 
 
 @checked

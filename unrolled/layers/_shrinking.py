@@ -16,7 +16,7 @@ from unrolled.activations import NAMED, Activation, by_name, relu
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, spread
 from unrolled.layers._layer import Acting, Layer
 from unrolled.layers._records import Unrolled
-from unrolled.penalties import L1, Penalty
+from unrolled.penalties import L1, NONNEGATIVE, Penalty
 from unrolled.pursuit import State, lipschitz
 from unrolled.records import option
 
@@ -99,7 +99,9 @@ def support_option(default: tuple[float, float] | None) -> Any:
 class Shrinking(Layer):
     """A family whose steps end in `self.shrink(D, u, theta)`, with any activation.
 
-    Steps that select a support end in `self.shrink(D, u, theta, fraction)`.
+    Steps that select a support end in `self.shrink(D, u, theta, fraction)`. With `nonnegative` they
+    are those of the LASSO over x >= 0. No theorem here is about them: theory, `realize` and
+    predictions refuse them.
 
     Example:
         >>> layer = ur.layers.ista(1, activation=ur.activations.leaky_relu(0.1))
@@ -113,9 +115,13 @@ class Shrinking(Layer):
         default=relu, check=as_activation, choices=NAMED, help="replaces ReLU in the shrinkage"
     )
 
+    nonnegative: bool = option(
+        default=False, help="shrink by rho(u - theta), with ReLU the proximal map over x >= 0"
+    )
+
     def penalty(self, D: Dictionary) -> Penalty:
         """What the steps shrink by, for codes of D."""
-        return L1
+        return NONNEGATIVE if self.nonnegative else L1
 
     def shrink(
         self, D: Dictionary, u: Array, theta: ArrayLike, fraction: ArrayLike | None = None
@@ -202,10 +208,11 @@ class Coupled(Shrinking):
 
     @property
     def is_coupled(self) -> bool:
-        """True, unless there is a guard, or a step, shrinkage or start of a subclass."""
+        """Whether the step and the shrinkage are those above, over all codes, without a guard."""
         own: Any = type(self)
-        shrinks = own.shrink is Shrinking.shrink and self.guard is None
-        return shrinks and own.step is Coupled.step and own.start is Layer.start
+        shrinks = own.shrink is Shrinking.shrink and own.penalty is Shrinking.penalty
+        plain = self.guard is None and not self.nonnegative
+        return shrinks and plain and own.step is Coupled.step and own.start is Layer.start
 
     def step(self, shared, p, D, y, state, *fraction):
         W, gamma, _ = self.weights(shared, p, D)
