@@ -1,10 +1,11 @@
-"""Whether two checkouts compile the same programs for every family of layers.
+"""Whether two checkouts compile the same programs for every family of layers, and for the LASSO.
 
     python benchmarks/programs.py OTHER_CHECKOUT
 
 Equal programs take equal time to compile and to run. Each checkout compiles the forward pass and
-the gradient of each family, 20 x 40, K = 4, a batch of 7; the optimised HLO is compared as text,
-without its metadata. It prints what differs, and how many programs agree.
+the gradient of each family, 20 x 40, K = 4, a batch of 7, and those of the pursuits with a penalty;
+the optimised HLO is compared as text, without its metadata. It prints what differs, and how many
+programs agree.
 """
 
 import argparse
@@ -52,6 +53,20 @@ def programs() -> dict[str, str]:
         for kind, f in {"forward": apply, "gradient": jax.grad(energy)}.items():
             text = jax.jit(f).lower(params, D, Y).compile().as_text()
             digests[f"{name}, {kind}"] = digest(text)
+    p, lam, x = ur.pursuit, jnp.full(40, 0.1), jnp.ones(40)
+    pursuits = {
+        "ista": lambda D, y: p.ista(D, y, lam),
+        "fista": lambda D, y: p.fista(D, y, 0.1),
+        "lasso": lambda D, y: p.lasso(D, y, 0.1),
+        "lasso, gradient": jax.grad(lambda D, y: jnp.sum(p.lasso(D, y, lam).x ** 2)),
+        "elastic net": lambda D, y: p.lasso(D, y, lam, l2=0.1),
+        "lasso, x >= 0": lambda D, y: p.lasso(D, y, ratio=0.1, nonnegative=True),
+        "lam_max": p.lam_max,
+        "gap": lambda D, y: p.duality_gap(D, y, x, lam),
+        "objective": lambda D, y: p.lasso_objective(D, y, x, lam),
+    }
+    for name, f in pursuits.items():
+        digests[f"pursuit: {name}"] = digest(jax.jit(f).lower(D, Y[0]).compile().as_text())
     return digests
 
 

@@ -28,6 +28,7 @@ LAYERS |= {
         ur.layers.lista_cp, activation=ur.activations.scale(ur.activations.gelu, 8.0)
     ),
     "lista_cp, guard": partial(ur.layers.lista_cp, guard=0.1),
+    "lista_cp, nonnegative": partial(ur.layers.lista_cp, nonnegative=True),
     "alista, support": partial(ur.layers.alista, support=(0.1, 0.3)),
     "alista, support, leaky_relu": partial(
         ur.layers.alista, support=(0.2, 0.2), activation=ur.activations.leaky_relu(0.1)

@@ -90,7 +90,7 @@ def families_of_a_user():
 
         def step(self, shared, p, D, y, state, fraction=None):
             u = state.x + p.gamma * shared.scale * ((y - D @ state.x) @ D)
-            return State(p.damping * self.shrink(u, ur.dictionaries.spread(D, p.tau), fraction))
+            return State(p.damping * self.shrink(D, u, p.tau, fraction))
 
     class damped_gradient(ur.layers.Layer):
         """K steps x <- damping_k (x + gamma_k D'(y - D x))."""

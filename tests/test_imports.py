@@ -109,10 +109,10 @@ def modules_imported(path):
     return names & set(MODULES)
 
 
-def test_a_reader_meets_at_most_25_entries_on_12_floors():
+def test_a_reader_meets_at_most_26_entries_on_12_floors():
     """Were the imports of the rooms to go in a circle, the recursion would not end."""
     entries = [path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"]
-    assert len(entries) <= 25, listing(sorted(entries))
+    assert len(entries) <= 26, listing(sorted(entries))
     assert max(map(floor, rooms())) <= 12
 
 
@@ -379,6 +379,7 @@ PINNED = {
     "vision.datasets": "cifar10 mnist digits masks crop_and_flip read_array photographs",
     "problems": "standard_benchmark",
     "records": "Interned Record option",
+    "penalties": "Penalty",
     "nnx": "Module fit",
     "vision.models": "LeNet5 VGG11 UNet CSCNet tap",
 }

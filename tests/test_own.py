@@ -16,7 +16,7 @@ import test_conformance as conformance
 import unrolled as ur
 from unrolled import layers
 from unrolled.activations import Activation
-from unrolled.dictionaries import Structured, pytree, spectral_norm, spread
+from unrolled.dictionaries import Structured, pytree, spectral_norm
 from unrolled.layers import (
     Acting,
     Coupled,
@@ -60,7 +60,7 @@ class own_heavy_ball(Shrinking):
 
     def step(self, shared, p, D, y, state):
         u = state.x + p.gamma * ((y - D @ state.x) @ D) + p.inertia * (state.x - state.before)
-        return OwnState(self.shrink(u, spread(D, p.theta)), state.x)
+        return OwnState(self.shrink(D, u, p.theta), state.x)
 
     def weights(self, shared, p, D):
         return Acting(D, p.gamma)

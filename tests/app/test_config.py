@@ -68,6 +68,7 @@ OTHERS = {
     "alpha": ("lamp", 1.5),
     "gain": ("glista", 2.0),
     "guard": ("lista_cp", 0.1),
+    "nonnegative": ("lista_cp", True),
 }
 OTHERS |= {"variance": ("tista", 2.0), "noise": ("tista", 0.1), "sparsity": ("liht", 3)}
 OF_SIGNALS = {"codes": "lasso", "ratio": 0.2}  # that are in a file

@@ -25,6 +25,7 @@ __all__ = [
     "nonnegative_threshold",
     "power_threshold",
     "select_support",
+    "selected",
     "shrink",
     "soft_threshold",
 ]
@@ -218,15 +219,38 @@ def select_support(
 def _select_support(
     v: Array, theta: ArrayLike, fraction: ArrayLike, activation: Callable[[Array], Array]
 ) -> Array:
-    d = v.shape[-1]
-    magnitude = lax.stop_gradient(jnp.abs(v))
+    passes = _selected(lax.stop_gradient(jnp.abs(v)), theta, fraction)
+    return jnp.where(passes, v, shrink(v, theta, activation))
+
+
+@checked
+def selected(magnitude: Array, theta: ArrayLike, fraction: ArrayLike) -> Array:
+    """Which magnitudes exceed theta and are of the round(fraction d) largest; see `select_support`.
+
+    Args:
+        magnitude: (d,), non-negative.
+        theta: () or (d,).
+        fraction: share of the entries, in [0, 1]; may be traced.
+
+    Returns:
+        (d,) of bool.
+
+    Example:
+        >>> ur.activations.selected(jnp.array([3.0, 0.5, 2.0, 1.5]), 1.0, 0.5).tolist()
+        [True, False, True, False]
+    """
+    checks.vector(magnitude, "magnitude", "selected")
+    checks.broadcast("selected", magnitude=magnitude, theta=theta)
+    return _selected(magnitude, theta, fraction)
+
+
+def _selected(magnitude: Array, theta: ArrayLike, fraction: ArrayLike) -> Array:
+    d = magnitude.shape[-1]
     count = jnp.round(jnp.asarray(fraction, jnp.float32) * d).astype(jnp.int32)
     # For count = d there is no next magnitude, and every entry that exceeds theta passes.
-    border = jnp.where(
-        count < d, kth_largest(magnitude, jnp.minimum(count + 1, d)), -jnp.ones((), v.dtype)
-    )
-    passes = (magnitude > border) & (magnitude > lax.stop_gradient(theta))
-    return jnp.where(passes, v, shrink(v, theta, activation))
+    none = -jnp.ones((), magnitude.dtype)
+    border = jnp.where(count < d, kth_largest(magnitude, jnp.minimum(count + 1, d)), none)
+    return (magnitude > border) & (magnitude > lax.stop_gradient(theta))
 
 
 def kth_largest(magnitude: Array, k: ArrayLike) -> Array:

@@ -23,7 +23,6 @@ from unrolled.dictionaries import (
     as_dictionary,
     column_norms,
     spectral_norm,
-    spread,
 )
 from unrolled.layers._ista import StepAndThreshold
 from unrolled.layers._layer import Acting, Layer, Recipe, selecting
@@ -275,7 +274,7 @@ class robust_alista(FromClosedForm, Selecting):
 
     def step(self, shared, p, D, y, state, fraction=None):
         u = state.x + p.gamma * ((y - D @ state.x) @ state.W)
-        return state._replace(x=self.shrink(u, spread(D, p.theta), fraction))
+        return state._replace(x=self.shrink(D, u, p.theta, fraction))
 
     def weights(self, shared, p, D):
         return Acting(self.closed_form(D), p.gamma)
@@ -373,7 +372,7 @@ class alista_at(Selecting):
         g = state.r @ lax.stop_gradient(shared.W)
         u = state.z + p.gamma * g
         size = jnp.mean(jnp.abs(g if self.by == "code" else state.r))
-        x = self.shrink(u, magnitude(p.theta) * size, fraction)
+        x = self.shrink(D, u, magnitude(p.theta) * size, fraction)
         if self.onsager:
             a = jnp.minimum(jnp.mean(x != 0, dtype=y.dtype), _MOST_NONZEROS)
             z = x + p.beta * a / (1 - a) * (x - u)
@@ -388,7 +387,7 @@ class alista_at(Selecting):
 
     def message_passing(self):
         plain = self.by == "code" and self.activation == relu and self.ridge == 0
-        if self.onsager and plain:
+        if self.onsager and plain and not self.nonnegative:
             return MessagePassing("oamp", "select", "theta", fractions=self.schedule)
         return None
 
@@ -510,7 +509,7 @@ class na_alista(Selecting):
         hidden, memory = _lstm(shared, jnp.log(relative + jnp.finfo(y.dtype).tiny), state)
         middle = jax.nn.relu(memory @ shared.middle + shared.middle_bias)
         gamma, tau = jax.nn.softplus(middle @ shared.head + shared.head_bias)
-        x = self.shrink(state.x + gamma * g, tau * sizes[1], fraction)
+        x = self.shrink(D, state.x + gamma * g, tau * sizes[1], fraction)
         return Remembered(x, hidden, memory)
 
 

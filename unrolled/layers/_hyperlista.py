@@ -130,7 +130,7 @@ class hyperlista(Shrinking):
         ratio = jnp.maximum(initial, tiny) / jnp.maximum(rho, tiny)
         fraction = lax.stop_gradient(jnp.clip(shared.selection * jnp.log(ratio) / d, 0, 1))
         u = x + g + beta * (x - state.before)
-        return Adaptive(self.shrink(u, theta, fraction), x, initial)
+        return Adaptive(self.shrink(D, u, theta, fraction), x, initial)
 
     def weights(self, shared, p, D):
         return Acting(shared.analytic.W.W)

@@ -10,7 +10,7 @@ from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled._base.programs import program
-from unrolled.dictionaries import Dictionary, as_dictionary, dense, spread
+from unrolled.dictionaries import Dictionary, as_dictionary, dense
 from unrolled.layers._layer import Acting, Recipe, penalties
 from unrolled.layers._records import Gamma, Shape, Theta, Unrolled, magnitude
 from unrolled.layers._shrinking import Coupled, FromISTA, Shrinking
@@ -117,7 +117,9 @@ class step_lista(FromISTA, Shrinking):
 
     def step(self, shared, p, D, y, state):
         gamma = magnitude(p.gamma)  # a threshold must not be negative
-        return State(ista_step(D, y, state.x, gamma, gamma * self.lam, self.activation))
+        return State(
+            ista_step(D, y, state.x, gamma, gamma * self.lam, self.activation, self.penalty(D))
+        )
 
     def weights(self, shared, p, D):
         return Acting(D, magnitude(p.gamma))
@@ -150,7 +152,7 @@ class fista(FromISTA, Shrinking):
         return Momentum(x, x, jnp.ones((), y.dtype))
 
     def step(self, shared, p, D, y, state):
-        return fista_step(D, y, state, p.gamma, p.theta, self.activation)
+        return fista_step(D, y, state, p.gamma, p.theta, self.activation, penalty=self.penalty(D))
 
 
 OnSignals = Annotated[Array, Shape("m,m")]
@@ -197,7 +199,7 @@ class ada_lista(FromISTA, Shrinking):
 
     def step(self, shared, p, D, y, state):
         r = y @ shared.P - (shared.Q @ (D @ state.x)) @ shared.Q
-        return State(self.shrink(state.x + p.gamma * (r @ D), spread(D, p.theta)))
+        return State(self.shrink(D, state.x + p.gamma * (r @ D), p.theta))
 
     def weights(self, shared, p, D):
         A, gamma = dense(D), jnp.reshape(p.gamma, (-1, 1))

@@ -148,7 +148,7 @@ class lista(FromISTA, Selecting):
 
     def step(self, shared, p, D, y, state, fraction=None):
         B, _, S = self.weights(shared, p, D)
-        return State(self.shrink(y @ B + S @ state.x, spread(D, p.theta), fraction))
+        return State(self.shrink(D, y @ B + S @ state.x, p.theta, fraction))
 
     def weights(self, shared, p, D):
         matrices = p if shared is None else shared
@@ -298,7 +298,7 @@ class lfista(FromISTA, Shrinking):
 
     def step(self, shared, p, D, y, state):
         u = y @ p.B + p.S @ state.x + p.M @ state.before
-        return TwoCodes(self.shrink(u, spread(D, p.theta)), state.x)
+        return TwoCodes(self.shrink(D, u, p.theta), state.x)
 
     def weights(self, shared, p, D):
         return Acting(p.B, S=p.S + p.M)
@@ -377,22 +377,22 @@ class lfista_cp(FromISTA, Shrinking):
 
     def start(self, D, y):
         x, signal = jnp.zeros(D.shape[1], y.dtype), jnp.zeros_like(y)
-        return Followed(x, self.objective(x, y), x, x, signal, signal)
+        return Followed(x, self.objective(D, x, y), x, x, signal, signal)
 
     def step(self, shared, p, D, y, state):
         z = state.last + p.beta * (state.last - state.before)
         r = y - state.signal - p.beta * (state.signal - state.signal_before)
-        x = self.shrink(z + r @ p.W, spread(D, p.theta))
+        x = self.shrink(D, z + r @ p.W, p.theta)
         signal = D @ x
-        objective = self.objective(x, y - signal)
+        objective = self.objective(D, x, y - signal)
         # Where y is not finite, its code is not to be either.
         keep = ~(objective <= state.objective) & jnp.isfinite(state.objective)
         best = jnp.where(keep, state.x, x), jnp.where(keep, state.objective, objective)
         return Followed(*best, x, state.last, signal, state.signal)
 
-    def objective(self, x: Array, r: Array) -> Array:
+    def objective(self, D: Dictionary, x: Array, r: Array) -> Array:
         """norm(r)^2 / 2 + lam norm(x, 1) of a code and its residual."""
-        return jnp.sum(r**2) / 2 + self.lam * jnp.sum(jnp.abs(x))
+        return jnp.sum(r**2) / 2 + self.penalty(D).value(x, self.lam)
 
     def weights(self, shared, p, D):
         return Acting(p.W)
@@ -477,9 +477,10 @@ class glista(FromISTA, Selecting):
         x, theta = state.x, spread(D, p.theta)
         u = x * (1 + p.gain * jax.nn.relu(1 - jax.nn.relu(p.slope * jnp.abs(x))))
         v = u + (y - D @ u) @ p.W
-        end = self.shrink(v, theta, fraction)
+        end = self.shrink(D, v, theta, fraction)
         o = 1 + p.overshoot * state.shrunk_by / (jnp.abs(end - x) + _SOFTENING)
-        return Gates(x + o * (end - x), jnp.where(end == v, 0, theta))
+        x = x + o * (end - x)
+        return Gates(jax.nn.relu(x) if self.nonnegative else x, jnp.where(end == v, 0, theta))
 
     def weights(self, shared, p, D):
         return Acting(p.W)

@@ -136,13 +136,14 @@ class lamp(Shrinking):
         m = y.shape[0]
         v = y - D @ state.x + jnp.sum(state.x != 0, dtype=y.dtype) / m * state.v
         theta = magnitude(p.alpha) * (norm(v) / math.sqrt(m))
-        return Corrected(self.shrink(state.x + v @ p.W, theta), v)
+        return Corrected(self.shrink(D, state.x + v @ p.W, theta), v)
 
     def weights(self, shared, p, D):
         return Acting(p.W)
 
     def message_passing(self):
-        return MessagePassing("amp", "soft", "alpha") if self.activation == relu else None
+        plain = self.activation == relu and not self.nonnegative
+        return MessagePassing("amp", "soft", "alpha") if plain else None
 
 
 @checked

@@ -12,10 +12,11 @@ import numpy as np
 from unrolled._base import checks
 from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled._base.programs import program
-from unrolled.activations import NAMED, Activation, by_name, relu, select_support, shrink
+from unrolled.activations import NAMED, Activation, by_name, relu
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, spread
 from unrolled.layers._layer import Acting, Layer
 from unrolled.layers._records import Unrolled
+from unrolled.penalties import L1, NONNEGATIVE, Penalty
 from unrolled.pursuit import State, lipschitz
 from unrolled.records import option
 
@@ -96,15 +97,17 @@ def support_option(default: tuple[float, float] | None) -> Any:
 
 
 class Shrinking(Layer):
-    """A family whose steps end in `self.shrink(u, theta)`, with any activation.
+    """A family whose steps end in `self.shrink(D, u, theta)`, with any activation.
 
-    Steps that select a support end in `self.shrink(u, theta, fraction)`.
+    Steps that select a support end in `self.shrink(D, u, theta, fraction)`. With `nonnegative` they
+    are those of the LASSO over x >= 0. No theorem here is about them: theory, `realize` and
+    predictions refuse them.
 
     Example:
         >>> layer = ur.layers.ista(1, activation=ur.activations.leaky_relu(0.1))
-        >>> print(layer.shrink(jnp.array([3.0, 0.0]), 1.0).round(1))
+        >>> print(layer.shrink(jnp.eye(2), jnp.array([3.0, 0.0]), 1.0).round(1))
         [2.4 0. ]
-        >>> ur.layers.ista(1).shrink(jnp.array([3.0, -2.0, 0.5]), 1.0, 1 / 3).tolist()
+        >>> ur.layers.ista(1).shrink(jnp.eye(3), jnp.array([3.0, -2.0, 0.5]), 1.0, 1 / 3).tolist()
         [3.0, -1.0, 0.0]
     """
 
@@ -112,11 +115,22 @@ class Shrinking(Layer):
         default=relu, check=as_activation, choices=NAMED, help="replaces ReLU in the shrinkage"
     )
 
-    def shrink(self, u: Array, theta: ArrayLike, fraction: ArrayLike | None = None) -> Array:
-        """The code from u, (d,) -> (d,); the share `fraction` of the entries may pass unshrunk."""
-        if fraction is None:
-            return shrink(u, theta, self.activation)
-        return select_support(u, theta, fraction, self.activation)
+    nonnegative: bool = option(
+        default=False, help="shrink by rho(u - theta), with ReLU the proximal map over x >= 0"
+    )
+
+    def penalty(self, D: Dictionary) -> Penalty:
+        """What the steps shrink by, for codes of D."""
+        return NONNEGATIVE if self.nonnegative else L1
+
+    def shrink(
+        self, D: Dictionary, u: Array, theta: ArrayLike, fraction: ArrayLike | None = None
+    ) -> Array:
+        """The code of D from u, (d,) -> (d,); the share `fraction` may pass unshrunk.
+
+        Thresholds are one number, one per atom, or one per group of atoms of D.
+        """
+        return self.penalty(D).shrink(u, spread(D, theta), self.activation, fraction)
 
 
 class Selecting(Shrinking):
@@ -194,13 +208,14 @@ class Coupled(Shrinking):
 
     @property
     def is_coupled(self) -> bool:
-        """True, unless there is a guard, or a step, shrinkage or start of a subclass."""
+        """Whether the step and the shrinkage are those above, over all codes, without a guard."""
         own: Any = type(self)
-        shrinks = own.shrink is Shrinking.shrink and self.guard is None
-        return shrinks and own.step is Coupled.step and own.start is Layer.start
+        shrinks = own.shrink is Shrinking.shrink and own.penalty is Shrinking.penalty
+        plain = self.guard is None and not self.nonnegative
+        return shrinks and plain and own.step is Coupled.step and own.start is Layer.start
 
     def step(self, shared, p, D, y, state, *fraction):
         W, gamma, _ = self.weights(shared, p, D)
         g = (y - D @ state.x) @ W
         u = state.x + (g if gamma is None else gamma * g)
-        return State(self.shrink(u, spread(D, p.theta), *fraction))
+        return State(self.shrink(D, u, p.theta, *fraction))

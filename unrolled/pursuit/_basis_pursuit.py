@@ -16,6 +16,7 @@ from unrolled._base.numbers import ldexp, norm, pseudo_inverse
 from unrolled._base.programs import on_auto_axes
 from unrolled.dictionaries import Dictionary, Operator, dense
 from unrolled.dictionaries import entries as entries_of
+from unrolled.penalties import L1
 from unrolled.pursuit._gap import relative_gap
 from unrolled.pursuit._lasso import (
     Penalized,
@@ -361,7 +362,7 @@ def _tried(
     squared = jnp.where(s.low > 0, between, _FALL * s.high)
     lam, zero = jnp.sqrt(squared), jnp.zeros((), y.dtype)
     at = Penalized(D, y, lam, zero)
-    x, gap, steps = code(False, accuracy, method.max_steps, at, s.latest, size)
+    x, gap, steps = code(L1, accuracy, method.max_steps, at, s.latest, size)
     # An error of the residual is the root of the gap: the code once more, on its support.
     exact = on_support(at, x, jnp.asarray(2 * min(D.shape)))
     allowed = jnp.maximum(gap, accuracy)

@@ -16,6 +16,7 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import exponent, ldexp, norm, power_of_two
 from unrolled.dictionaries import Dictionary, Operator, column_norms
+from unrolled.penalties import L1, Penalty
 from unrolled.pursuit._problem import Codes, Problem, check_weights, one_by_one, per_atom
 
 __all__ = ["duality_gap", "lasso_objective"]
@@ -44,9 +45,9 @@ def lasso_objective(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -
 
 @jax.jit
 def _objective(D: Operator, y: Array, x: Array, lam: ArrayLike) -> Array:
-    r, lam = y - D @ x, per_atom(D, lam)
-    misfit, size = jnp.sum(r * (r / 2)), jnp.abs(x)  # r^2 may leave the range, r^2/2 not
-    return misfit + (jnp.sum(lam * size) if lam.ndim else lam * jnp.sum(size))
+    r = y - D @ x
+    misfit = jnp.sum(r * (r / 2))  # r^2 may leave the range, r^2/2 not
+    return misfit + L1.value(x, per_atom(D, lam))
 
 
 @checked
@@ -117,7 +118,7 @@ def dual_gap(
     lams: Sequence[Array],
     xs: Sequence[Array],
     gs: Sequence[Array],
-    nonnegative: bool = False,
+    penalty: Penalty = L1,
 ) -> Array:
     r"""The gap of every certificate here; numbers near 1.
 
@@ -129,20 +130,18 @@ def dual_gap(
     Args:
         squares: norm(r)^2 of the residual r, ().
         lams, xs, gs: of every layer, (d_j,) or what broadcasts to it.
-        nonnegative: the problem over x >= 0, whose dual points are bounded on one side only; the
-            gap is inf for other codes.
+        penalty: of the last layer; the others are L1. Over x >= 0 the gap is inf for other codes.
     """
-    size = gs[-1] if nonnegative else jnp.abs(gs[-1])
-    s = jnp.min(dual_factor(lams[-1], size))
-    terms = [lam * jnp.abs(x) - s * x * g for lam, x, g in zip(lams, xs, gs)]
+    s = jnp.min(dual_factor(lams[-1], penalty.dual_sizes(gs[-1])))
+    terms = [penalty.excess(x, g, lam, s) for lam, x, g in zip(lams, xs, gs)]
     # XLA's maximum on a CPU loses NaN, fused with a sum.
     excess = sum(jnp.sum(jnp.where(t < 0, 0, t)) for t in terms)
     gap = (1 - s) ** 2 * squares / 2 + excess
-    return jnp.where((xs[-1] < 0).any(), jnp.inf, gap) if nonnegative else gap
+    return jnp.where((xs[-1] < 0).any(), jnp.inf, gap) if penalty.nonnegative else gap
 
 
 def elastic_gap(
-    squares: Array, lam: Array, l2: Array, x: Array, h: Array, nonnegative: bool
+    squares: Array, lam: Array, l2: Array, x: Array, h: Array, penalty: Penalty
 ) -> Array:
     r"""`dual_gap` of 1/2 norm(y - D x)^2 + lam norm(x, 1) + l2/2 norm(x)^2, with h = D'(y - D x).
 
@@ -151,11 +150,11 @@ def elastic_gap(
     - x_i (h_i - e_i) with e the excess of h over lam. The smaller gap counts.
     """
     energy = squares + l2 * jnp.sum(x**2)
-    scaled = dual_gap(energy, (lam,), (x,), (h - l2 * x,), nonnegative)
-    within = jnp.minimum(h, lam) if nonnegative else jnp.clip(h, -lam, lam)
+    scaled = dual_gap(energy, (lam,), (x,), (h - l2 * x,), penalty)
+    within = penalty.within(h, lam)
     ridge = jnp.where(l2 > 0, l2, 1)
     conjugate = ridge / 2 * (x - (h - within) / ridge) ** 2
-    direct = jnp.sum(conjugate + jnp.maximum(lam * jnp.abs(x) - x * within, 0))
+    direct = jnp.sum(conjugate + jnp.maximum(penalty.excess(x, within, lam), 0))
     return jnp.where((l2 > 0) & (direct < scaled), direct, scaled)
 
 
@@ -165,10 +164,10 @@ def relative_gap(
     lam: Array,
     x: Array,
     l2: Array | None = None,
-    nonnegative: bool = False,
+    penalty: Penalty = L1,
 ) -> Array:
     """The gap of a code for the LASSO or the elastic net, over norm(y)^2 / 2; numbers near 1."""
-    return _gap(D, y, lam, x, l2, nonnegative) / half_energy(y)
+    return _gap(D, y, lam, x, l2, penalty) / half_energy(y)
 
 
 def _gap(
@@ -177,21 +176,21 @@ def _gap(
     lam: Array,
     x: Array,
     l2: Array | None = None,
-    nonnegative: bool = False,
+    penalty: Penalty = L1,
 ) -> Array:
     r = y - D @ x
     h, nu, beside = r @ D, r, 0.0
     if lam.ndim:  # one weight for all atoms hardly ever leaves them free
         free = (lam == 0) & (l2 is None or l2 == 0)
         # Over x >= 0 an atom that is not in use bounds d_i . r on one side.
-        in_use = free & (x > 0) if nonnegative else free
+        in_use = free & (x > 0) if penalty.nonnegative else free
         branches = partial(freed, D, in_use), lambda r, h: (r, h, jnp.zeros((), r.dtype))
         nu, h, off = programs.cond(free.any(), *branches, r, h)
         beside = jnp.sum((r - nu) ** 2) / 2 + off * jnp.sqrt(jnp.sum(y**2))
     squares = jnp.sum(nu**2)
     if l2 is None:
-        return beside + dual_gap(squares, (lam,), (x,), (h,), nonnegative)
-    return beside + elastic_gap(squares, lam, l2, x, h, nonnegative)
+        return beside + dual_gap(squares, (lam,), (x,), (h,), penalty)
+    return beside + elastic_gap(squares, lam, l2, x, h, penalty)
 
 
 def chain_gap(problem: Problem, xs: Codes, multipliers: Callable[[int, Array], Array]) -> Array:

@@ -16,6 +16,7 @@ from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import widened
 from unrolled.activations import by_name, relu, shrink
 from unrolled.dictionaries import Dictionary, spectral_norm, spread
+from unrolled.penalties import L1, Penalty
 from unrolled.pursuit import _problem
 from unrolled.pursuit._gap import chain_gap, relative_gap
 from unrolled.pursuit._problem import (
@@ -98,6 +99,7 @@ def ista_step(
     gamma: ArrayLike,
     theta: ArrayLike,
     activation: Callable[[Array], Array] = relu,
+    penalty: Penalty = L1,
 ) -> Array:
     """x <- shrink(x + gamma D'(y - D x), theta): one gradient step, one shrinkage.
 
@@ -109,6 +111,7 @@ def ista_step(
         gamma: step size, () or (d,).
         theta: thresholds, (), (d,), or one per filter of a `Conv`.
         activation: replaces ReLU in the shrinkage.
+        penalty: what shrinks.
 
     Returns:
         The next code, (d,).
@@ -122,7 +125,7 @@ def ista_step(
     """
     checks.vector(x, "x", "ista_step")
     checks.broadcast("ista_step", x=x, gamma=gamma, theta=spread(D, theta))
-    return shrink(x + gamma * ((y - D @ x) @ D), spread(D, theta), activation)
+    return penalty.shrink(x + gamma * ((y - D @ x) @ D), spread(D, theta), activation)
 
 
 @checked
@@ -134,13 +137,14 @@ def fista_step(
     theta: ArrayLike,
     activation: Callable[[Array], Array] = relu,
     restart: bool = False,
+    penalty: Penalty = L1,
 ) -> Momentum:
     r"""An ISTA step at the extrapolated point z, then the next extrapolation.
 
     .. math:: t_+ = (1 + \sqrt{1 + 4 t^2}) / 2, \qquad z_+ = x_+ + (t - 1) / t_+ \, (x_+ - x).
 
     Args:
-        D, y, gamma, theta, activation: as in `ista_step`.
+        D, y, gamma, theta, activation, penalty: as in `ista_step`.
         state: x, z and t; at the start x = z = 0 and t = 1.
         restart: set t = 1 whenever the momentum points uphill, (z - x_+) . (x_+ - x) > 0.
 
@@ -155,7 +159,8 @@ def fista_step(
         >>> ur.pursuit.fista_step(D, y, start, 1.0, 1.0).x.tolist()
         [2.0, 0.0]
     """
-    return extrapolated(state, ista_step(D, y, state.z, gamma, theta, activation), restart)
+    x = ista_step(D, y, state.z, gamma, theta, activation, penalty)
+    return extrapolated(state, x, restart)
 
 
 @checked

@@ -14,8 +14,9 @@ from jax import lax
 from unrolled._base import checks, programs
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import exponent, ldexp, times_power
-from unrolled.activations import relu, shrink
+from unrolled.activations import relu
 from unrolled.dictionaries import Dictionary, Operator, column_norms
+from unrolled.penalties import L1, NONNEGATIVE, Penalty
 from unrolled.pursuit import _problem
 from unrolled.pursuit._gap import least_between, relative_gap
 from unrolled.pursuit._ista import Momentum, extrapolated
@@ -109,13 +110,13 @@ class Lasso:
 
     tol: float
     max_steps: int
-    nonnegative: bool
+    penalty: Penalty
 
     def __call__(self, problem: Problem, x: Array) -> Found:
         (D,), y, (lam,), l2, _, (size,), *_ = problem
         assert l2 is not None
         penalized, start = Penalized(D, y, lam, l2), lax.stop_gradient(x)
-        x, gap, steps = code(self.nonnegative, self.tol, self.max_steps, penalized, start, size)
+        x, gap, steps = code(self.penalty, self.tol, self.max_steps, penalized, start, size)
         gap = jnp.where(l2 < 0, jnp.nan, gap)  # a traced one: no gap bounds what is not convex
         return Found(x, gap, steps, gap <= self.tol)
 
@@ -124,13 +125,11 @@ def _checked(
     where: str, lam: Any, ratio: Any, tol: Any, max_steps: Any, nonnegative: Any, l2: Any
 ) -> tuple[Lasso, dict[str, Any]]:
     """The method, and its part of the options of the door."""
-    nonnegative = checks.as_bool(nonnegative, "nonnegative", where)
-    method = Lasso(static_tol(tol, where), static_steps(max_steps, where), nonnegative)
+    penalty = NONNEGATIVE if checks.as_bool(nonnegative, "nonnegative", where) else L1
+    method = Lasso(static_tol(tol, where), static_steps(max_steps, where), penalty)
     value, name = one_penalty(lam, ratio, where)
     check_number(l2, "l2", where)
-    options = dict(
-        lam=value, name=name, l2=l2, size=fixed_norm, relative=lam is None, nonnegative=nonnegative
-    )
+    options = dict(lam=value, name=name, l2=l2, size=fixed_norm, relative=lam is None, kind=penalty)
     return method, options
 
 
@@ -236,8 +235,8 @@ def lam_max(D: Dictionary, y: ArrayLike, *, nonnegative: bool = False) -> Array:
         >>> float(ur.pursuit.lam_max(jnp.eye(2), jnp.array([3.0, -4.0])))
         4.0
     """
-    nonnegative = checks.as_bool(nonnegative, "nonnegative", "lam_max")
-    form, (Ds, y, *_) = checked_single("lam_max", D, y, size=column_norms, nonnegative=nonnegative)
+    penalty = NONNEGATIVE if checks.as_bool(nonnegative, "nonnegative", "lam_max") else L1
+    form, (Ds, y, *_) = checked_single("lam_max", D, y, size=column_norms, kind=penalty)
     lam, scaled_lam, k = _lam_max(form, Ds, y)
     refuse_lost(lam, scaled_lam, k, "lam_max")
     return lam
@@ -247,7 +246,7 @@ def lam_max(D: Dictionary, y: ArrayLike, *, nonnegative: bool = False) -> Array:
 @partial(jax.jit, static_argnums=0)
 def _lam_max(form: StaticPart, Ds: Any, y: Array) -> tuple[Array, Array, Array]:
     problem, _ = scaled(form, Ds, y)
-    scaled_lam = _problem.largest_product(problem.Ds[0], problem.y, form.nonnegative)
+    scaled_lam = _problem.largest_product(problem.Ds[0], problem.y, form.kind)
     k = 2 * problem.b - problem.up[0]
     return ldexp(scaled_lam, k).astype(form.dtype), scaled_lam, k
 
@@ -319,18 +318,18 @@ class Penalized(NamedTuple):
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def code(
-    nonnegative: bool, tol: float, max_steps: int, problem: Penalized, start: Array, size: Array
+    penalty: Penalty, tol: float, max_steps: int, problem: Penalized, start: Array, size: Array
 ) -> tuple[Array, Array, Array]:
     """x, its relative gap, and the steps taken, from the code `start`; size is norm(D, 2)."""
     D, y, lam, l2 = problem
     gamma = 1 / (size**2 + l2)
 
     def relative(x):
-        return relative_gap(D, y, lam, x, l2, nonnegative)
+        return relative_gap(D, y, lam, x, l2, penalty)
 
     def step(state, _):
         v = state.z + gamma * ((y - D @ state.z) @ D)
-        x = relu(v - gamma * lam) if nonnegative else shrink(v, gamma * lam)
+        x = penalty.shrink(v, gamma * lam)
         return extrapolated(state, x / (1 + gamma * l2), True), None
 
     def body(carry):
@@ -343,12 +342,12 @@ def code(
         limit = jnp.minimum(steps, _OFTEN * _BLOCK)
         due = due & (gap > tol)
         x = on_support(problem, state.x, jnp.where(due, limit, 0))
-        x = relu(x) if nonnegative else x
+        x = relu(x) if penalty.nonnegative else x
         state = jax.tree.map(partial(jnp.where, due), _rest(x), state)
         return state, steps, jnp.where(due, relative(x), gap)
 
     zero = jnp.zeros_like(start)
-    start = relu(start) if nonnegative else start
+    start = relu(start) if penalty.nonnegative else start
     start = jnp.where(relative(zero) <= tol, zero, start)
     state, steps, gap = programs.while_loop(
         lambda carry: (carry[2] > tol) & (carry[1] < max_steps),
@@ -359,8 +358,8 @@ def code(
 
 
 @code.defjvp
-def _derivative(nonnegative, tol, max_steps, primals, tangents):
-    x, gap, steps = code(nonnegative, tol, max_steps, *primals)
+def _derivative(penalty, tol, max_steps, primals, tangents):
+    x, gap, steps = code(penalty, tol, max_steps, *primals)
     dx = tangent(slope, 10 * min(primals[0].D.shape), primals[0], tangents[0], x)
     return (x, gap, steps), (dx, jnp.zeros_like(gap), jnp.zeros((), jax.dtypes.float0))
 
@@ -428,10 +427,10 @@ def on_support(problem: Penalized, x: Array, limit: Array) -> Array:
     return least_between(jnp, *(v[None] for v in (x, change, descent, lam, signs)))[0]
 
 
-def slope(problem: Penalized, x: Array) -> Array:
+def slope(problem: Penalized, x: Array, penalty: Penalty = L1) -> Array:
     """The negative gradient of the objective, which holds in the entries of the support of x."""
     D, y, lam, l2 = problem
-    return (y - D @ x) @ D - l2 * x - lam * jnp.sign(x)
+    return (y - D @ x) @ D - l2 * x - lam * penalty.directions(x)
 
 
 def _curvature(problem: Penalized, signs: Array, v: Array) -> Array:

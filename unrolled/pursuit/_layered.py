@@ -12,7 +12,7 @@ import numpy as np
 from unrolled._base import checks, programs
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import norm
-from unrolled.activations import by_name, nonnegative_threshold, relu, shrink
+from unrolled.activations import by_name, relu
 from unrolled.dictionaries import (
     Composed,
     Dictionary,
@@ -21,6 +21,7 @@ from unrolled.dictionaries import (
     column_norms,
     magnitudes,
 )
+from unrolled.penalties import L1, NONNEGATIVE, Penalty
 from unrolled.pursuit._basis_pursuit import basis_pursuit
 from unrolled.pursuit._gap import relative_gap
 from unrolled.pursuit._ista import Accelerated
@@ -95,13 +96,13 @@ class Threshold:
 
     tol: float
     activation: Callable[[Array], Array]
-    nonnegative: bool = False
+    penalty: Penalty = L1
 
     def __call__(self, problem: Problem, x: Array) -> Found:
         (D,), y, (theta,), *_ = problem
-        prox = nonnegative_threshold if self.nonnegative else shrink
-        x = prox(y @ D, theta, activation_in_units(self.activation, problem.b))
-        gap, residual = relative_gap(D, y, theta, x, nonnegative=self.nonnegative), norm(y - D @ x)
+        activation = activation_in_units(self.activation, problem.b)
+        x = self.penalty.shrink(y @ D, theta, activation)
+        gap, residual = relative_gap(D, y, theta, x, penalty=self.penalty), norm(y - D @ x)
         # Of a large D the residual leaves the range, where infinities of both signs make nan.
         finite = jnp.isfinite(x).all()
         gap, residual = (jnp.where(finite & jnp.isnan(v), jnp.inf, v) for v in (gap, residual))
@@ -202,7 +203,7 @@ def layered_thresholding(
     method = Threshold(
         static_tol(tol, where),
         by_name(activation),
-        checks.as_bool(nonnegative, "nonnegative", where),
+        NONNEGATIVE if checks.as_bool(nonnegative, "nonnegative", where) else L1,
     )
     _, arrays = checked_chain(where, Ds, y, thetas, name="thetas", by_steps=False)
     return _chained(method, *arrays[:3])

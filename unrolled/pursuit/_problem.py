@@ -34,6 +34,7 @@ from unrolled.dictionaries import (
     spread,
     threshold_shapes,
 )
+from unrolled.penalties import L1, Penalty
 
 __all__ = ["DeepPursuit", "Pursuit"]
 
@@ -119,7 +120,7 @@ class StaticPart:
     size: Callable[[Operator], Array] = spectral_norm  # what brings a dictionary near 1
     sequence: bool = False  # whether lam is (n,), for n problems
     relative: bool = False  # lam is given over lam_max
-    nonnegative: bool = False
+    kind: Penalty = L1
 
 
 @programs.on_auto_axes
@@ -170,7 +171,7 @@ def scaled(
     if not form.sequence:
         weights = [per_atom(D, lam) for D, lam in zip(Ds, weights)]
     if form.relative:
-        weights = [weights[0] * largest_product(problem.Ds[0], problem.y, form.nonnegative)]
+        weights = [weights[0] * largest_product(problem.Ds[0], problem.y, form.kind)]
     else:
         weights = [ldexp(lam, -(b + k)) for lam, k in zip(weights, total)]
     if start is None:
@@ -185,11 +186,10 @@ def bounded(lam: Array) -> Array:
     return jnp.minimum(lam, float(jnp.finfo(lam.dtype).max))
 
 
-def largest_product(D: Operator, y: Array, nonnegative: bool) -> Array:
-    """max abs(D'y), or max(D'y, 0), for D and y whose products stay in the range."""
+def largest_product(D: Operator, y: Array, penalty: Penalty) -> Array:
+    """The largest dual size of D'y, for D and y whose products stay in the range."""
     with jax.default_matmul_precision("highest"):
-        g = y @ D
-    return largest(relu(g) if nonnegative else jnp.abs(g))
+        return largest(penalty.dual_sizes(y @ D))
 
 
 def result(form: StaticPart, problem: Problem, answer: Found) -> tuple[Any, ...]:
@@ -374,7 +374,7 @@ def checked_single(
     start: ArrayLike | None = None,
     size: Callable[[Dictionary], Array] = spectral_norm,
     relative: bool = False,
-    nonnegative: bool = False,
+    kind: Penalty = L1,
 ) -> tuple[StaticPart, tuple]:
     """The checked arguments of a pursuit in one dictionary, for `run`.
 
@@ -385,7 +385,7 @@ def checked_single(
         name, finite: how messages call it, and whether it must be finite.
         sequence: whether there are several, (n,).
         l2, level, start: further operands, whose scalars the caller has checked.
-        size, relative, nonnegative: of the `StaticPart`.
+        size, relative, kind: of the `StaticPart`.
     """
     y, grid = flat_signal(D, y, where)
     D, y, _ = operands(D, y, where)
@@ -397,7 +397,7 @@ def checked_single(
         check_number(l2, "l2", where)
         checks.in_range(l2, wide, "l2", where)
     start = as_start(D, start, "a code, ", where)
-    form = StaticPart(np.dtype(y.dtype), grid, size, sequence, relative, nonnegative)
+    form = StaticPart(np.dtype(y.dtype), grid, size, sequence, relative, kind)
     return form, ((D,), y, lams, as_operand(l2, wide), as_operand(level, wide), start)
 
 

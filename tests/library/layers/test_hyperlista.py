@@ -60,8 +60,8 @@ def test_a_step_ends_in_the_shrinkage_of_the_layer(small):
     _, params, D, Y, _ = small
 
     class _folded(layers.hyperlista):
-        def shrink(self, u, theta, fraction=None):
-            return jnp.abs(super().shrink(u, theta, fraction))
+        def shrink(self, D, u, theta, fraction=None):
+            return jnp.abs(super().shrink(D, u, theta, fraction))
 
     codes, plain = (
         np.asarray(layer.apply(params, D, Y[0])) for layer in (_folded(DEPTH), small[0])

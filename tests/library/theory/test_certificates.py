@@ -401,8 +401,8 @@ def test_chains_hand_on_what_a_layer_leaves(scaled):
 class _shifted(layers.lista_cp):
     "A step of its own is not the one of the theorems."
 
-    def shrink(self, u, theta, fraction=None):
-        return super().shrink(u, theta, fraction) + 1
+    def shrink(self, D, u, theta, fraction=None):
+        return super().shrink(D, u, theta, fraction) + 1
 
 
 class _warm(layers.lista_cp):
