@@ -194,7 +194,6 @@ def _shrunk(V):
     return np.sign(V) * np.maximum(np.abs(V) - 0.1, 0)
 
 
-@pytest.mark.slow
 def test_layers_and_networks_by_name_as_records_and_with_params():
     layer, network = ur.alista(3), ur.dsc([ur.layers.ista(2, lam=0.1), ur.alista(3)])
     with jax.enable_x64(True):
@@ -330,6 +329,7 @@ def test_a_learner_is_the_function_of_its_name():
 
 def test_the_default_lam_follows_the_scale_of_the_samples():
     one, tiny = (DictionaryLearner(10, sweeps=1).fit(c * SIGNALS) for c in (1.0, 2.0**-700))
+    assert one.lam_ == pytest.approx(np.linalg.norm(SIGNALS, axis=1).mean() / 10)
     assert tiny.lam_ == one.lam_ * 2.0**-700
     assert np.array_equal(one.dictionary_, tiny.dictionary_)
 

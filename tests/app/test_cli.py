@@ -326,8 +326,10 @@ def test_doctor_says_where_runs_differ():
 def test_doctor_as_json(run, monkeypatch):
     for name, found in {"_measured": list, "_certified_error": lambda: 1e-7}.items():
         monkeypatch.setattr(_doctor, name, found)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     status, out, _ = run("doctor", "--json")
     found = strict_json(out)
+    assert found["JAX_PLATFORMS"] == "cpu"
     assert status == 0 and found["numpy"] == np.__version__ and found["float64"] == "off"
     assert found["certified check"].startswith("passed") and found["measured"] == []
     monkeypatch.setattr(_doctor, "_certified_error", lambda: np.nan)

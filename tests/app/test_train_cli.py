@@ -389,6 +389,15 @@ def test_a_curriculum_goes_stage_by_stage(run, tmp_path):
     assert ur.training.restore(output / "weights.npz").params.steps.theta.shape == (1,)
 
 
+def test_a_start_that_is_not_set_on_signals_is_that_of_the_family(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    told = []
+    flags = dict(dictionary="D.npy", signals="YX.npz", depth="2", family="ista", start="init")
+    ready = prepared(None, flags | dict(batch="2"), told.append)
+    jax.tree.map(np.testing.assert_array_equal, ready.params, ready.model.init(None, ready.D))
+    assert not any("calibrating" in line for line in told)
+
+
 @pytest.mark.slow
 def test_starts_from_theory_have_the_form_of_the_family(folder, monkeypatch):
     """Analytic params have the structure of `init`; calibrated ones keep the weights of theory."""

@@ -297,6 +297,15 @@ test_what_does_not_fit_is_refused = refusals(
 )
 
 
+def test_filters_are_drawn_with_the_deviation_of_a_convolution():
+    """1 / sqrt(fan-in), of 18,432 draws: their deviation has an error of half a percent."""
+    layer = CSCLayer(32, 64, (3, 3), rngs=nnx.Rngs(0))
+    kernel = np.asarray(layer.kernel[...])
+    assert kernel.shape == (3, 3, 32, 64)
+    np.testing.assert_allclose(kernel.std() * np.sqrt(9 * 32), 1, rtol=0.03)
+    assert abs(kernel.mean()) < 0.03 * kernel.std()
+
+
 def test_filters_of_zeros_take_steps_that_stay_at_zero():
     layer = layer_of(1, 2, unfoldings=1, kernel_init=nnx.initializers.zeros)
     assert float(layer.step_ratio()) == 0

@@ -481,6 +481,16 @@ def test_an_option_cannot_hide_what_a_layer_has(name):
         type(layers.ista)("_hiding", (layers.ista,), body)
 
 
+def test_an_option_cannot_hide_what_the_class_before_has():
+    class _before(layers.ista):
+        def slope(self):
+            return 1
+
+    body = {"__annotations__": {"slope": int}, "slope": option(default=1)}
+    with pytest.raises(TypeError, match="the option slope would hide"):
+        type(layers.ista)("_hiding", (_before,), body)
+
+
 # The registry.
 
 

@@ -270,6 +270,9 @@ def test_thresholds_of_a_training_that_are_not_positive_are_marked():
     loss, theta, *_ = watch.plot().axes
     assert "below the axis: step 2 (to -0.1)" in theta.get_xlabel()
     assert "not a number: all (1 of 2)" in loss.get_xlabel()
+    assert theta.get_yscale() == "log"
+    watch.evaluations[:] = [each._replace(theta=np.zeros(3)) for each in watch.evaluations]
+    assert watch.plot().axes[1].get_yscale() == "linear"  # which has a place for 0
 
 
 def test_titles_say_what_is_drawn():

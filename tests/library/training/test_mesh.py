@@ -12,9 +12,11 @@ import numpy as np
 import optax
 import pytest
 from command_line import AS_USERS, devices
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import unrolled as ur
+from unrolled._base.programs import data_mesh
 from unrolled.training import Trained
 from unrolled.training._mesh import Placement, Sharing, mean, places_of
 
@@ -74,6 +76,11 @@ def test_what_does_not_fit_is_refused(train, options, error, message):
             fit(**options)
         else:
             ur.training.curriculum(LAYER, LAYER.init(None, D), D, SAMPLE, key=0, **options)
+
+
+def test_the_compiler_splits_along_every_axis_of_a_mesh():
+    mesh = data_mesh(jax.make_mesh((1, 1), ("data", "model")), "fit")
+    assert mesh.axis_names == ("data", "model") and mesh.axis_types == (AxisType.Auto,) * 2
 
 
 def test_a_checkpoint_tells_the_number_of_batches_and_the_reduction(tmp_path):
