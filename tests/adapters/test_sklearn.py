@@ -201,6 +201,7 @@ def test_layers_and_networks_by_name_as_records_and_with_params():
         moved = given._replace(steps=jax.tree.map(lambda leaf: 1.5 * leaf, given.steps))
         plain, other = (jax.vmap(layer.apply, (None, None, 0))(p, D, Y) for p in (given, moved))
         deep = jax.vmap(network.apply, (None, None, 0))(network.init(None, (D, B)), (D, B), Y)
+        chained = ur.pursuit.layered_thresholding((D, B), Y[0], (0.1, 0.1)).xs
     for coder, expected in (
         (SparseCoder(D, "alista", depth=3), plain),
         (SparseCoder(D, layer), plain),
@@ -208,6 +209,8 @@ def test_layers_and_networks_by_name_as_records_and_with_params():
         (SparseCoder((D, B), network), deep[-1]),
     ):
         np.testing.assert_allclose(coder.fit_transform(Y), expected, atol=1e-9)
+    codes = SparseCoder((D, B), "layered_thresholding", thetas=(0.1, 0.1)).fit_transform(Y)
+    np.testing.assert_allclose(codes[0], chained[-1], atol=1e-9)
     assert SparseCoder(D, "ista", depth=3, lam=0.1).fit(Y).method_ == ur.layers.ista(3, lam=0.1)
 
 

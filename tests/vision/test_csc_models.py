@@ -299,8 +299,8 @@ test_what_does_not_fit_is_refused = refusals(
 
 def test_filters_are_drawn_with_the_deviation_of_a_convolution():
     """1 / sqrt(fan-in), of 18,432 draws: their deviation has an error of half a percent."""
-    layer = CSCLayer(32, 64, (3, 3), rngs=nnx.Rngs(0))
-    kernel = np.asarray(layer.kernel[...])
+    block = MSDCSCBlock(32, growth=64, depth=1, rngs=nnx.Rngs(0))
+    kernel = np.asarray(block.filters[0].kernel[...])
     assert kernel.shape == (3, 3, 32, 64)
     np.testing.assert_allclose(kernel.std() * np.sqrt(9 * 32), 1, rtol=0.03)
     assert abs(kernel.mean()) < 0.03 * kernel.std()
