@@ -99,7 +99,8 @@ def test_each_greedy_step_is_at_least_as_good_as_the_one_it_replaces(name, seen,
         assert ours[k] <= errors(layer, other, *seen)[k] * (1 + ROUNDING)
 
 
-@pytest.mark.parametrize("name", ["ista", "lista_cp", "alista with support"])
+@pytest.mark.few(1)
+@pytest.mark.parametrize("name", ["lista_cp", "ista", "alista with support"])
 def test_no_pair_of_a_coarse_grid_beats_a_greedy_step_by_much(name, seen, greedy):
     """Step 2 against a grid of our own.
 
@@ -128,7 +129,7 @@ def decibels(layer, params, D, Y, X):
     return 10 * np.log10(errors(layer, params, D, Y, X)[-1])
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @every_family
 def test_the_second_pass_is_never_worse_after_the_last_step(name, seen, calibrated, greedy):
     """On the signals that it is chosen on. All thresholds have one factor."""

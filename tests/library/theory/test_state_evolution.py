@@ -309,7 +309,7 @@ def layer_of(name, v):
     return FAMILIES[name](4, **options, **noise.get(name, {}))
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", FIRST)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_dictionary_in_half_precision_is_of_full_rank(name, D, dtype):
