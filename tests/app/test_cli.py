@@ -5,6 +5,7 @@ import gc
 import io
 import os
 import re
+import runpy
 import subprocess
 import sys
 import threading
@@ -282,6 +283,17 @@ def test_a_command_says_where_its_programs_are(run, home_cache):
     status, again, err = run("certify", "I.npy", "--json", "--no-cache")
     assert status == 0 and again == out and str(home_cache) not in err
     assert run("certify", "gone.npy")[2].count("\n") == 1
+
+
+def test_the_module_is_the_command_where_it_is_run_and_not_where_it_is_imported(
+    monkeypatch, capsys
+):
+    path = Path(unrolled.__file__).with_name("__main__.py")
+    monkeypatch.setattr(sys, "argv", ["unrolled", "--version"])
+    assert callable(runpy.run_path(path)["run"]) and not capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(path, run_name="__main__")
+    assert unrolled.__version__ in capsys.readouterr().out
 
 
 # doctor

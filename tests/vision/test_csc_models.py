@@ -297,6 +297,19 @@ test_what_does_not_fit_is_refused = refusals(
 )
 
 
+def test_the_logits_of_a_network_see_the_mean_over_all_pixels():
+    class Same(nnx.Module):
+        in_features = 2
+
+        def __call__(self, y):
+            return y
+
+    net = ResCSC(channels=2, widths=(2,), blocks=1, classes=3, rngs=nnx.Rngs(0))
+    net.stem, net.blocks = Same(), nnx.List([])
+    y = images(2, 4, 5, 2)
+    np.testing.assert_allclose(net(y), net.head(np.asarray(y).mean((1, 2))), rtol=1e-5)
+
+
 def test_filters_are_drawn_with_the_deviation_of_a_convolution():
     """1 / sqrt(fan-in), of 18,432 draws: their deviation has an error of half a percent."""
     block = MSDCSCBlock(32, growth=64, depth=1, rngs=nnx.Rngs(0))

@@ -132,6 +132,13 @@ def test_the_reference_is_the_first_earlier_method_of_the_same_form(result):
     assert result.references == expected and set(result.changes) == set(expected)
 
 
+def test_every_row_of_the_guarantees_has_a_cell_for_each_column(result):
+    for guarantees in (result.guarantees, {}):
+        columns, rows = result._replace(guarantees=guarantees)._guarantees()
+        assert [row[0] for row in rows] == list(result.curves)
+        assert {len(row) for row in rows} == {len(columns)}
+
+
 def test_a_named_reference(methods, problem):
     names = ("LISTA-CP", "LISTA-CP, learned", "LISTA")
     found = compare(

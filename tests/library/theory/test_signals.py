@@ -1,12 +1,14 @@
 """Proofs of single codes and of supports, beside runs of the layers."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 import unrolled as ur
+from unrolled.theory import _signals
 
 M, N, S, K = 40, 80, 3, 12
 RNG = np.random.default_rng(0)
@@ -319,3 +321,15 @@ def test_wrong_arguments_are_refused(fault):
     call, error, words = FAULTS[fault]
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize("passing", [0, 6])
+def test_the_error_of_an_entry_is_that_of_its_worst_move(passing):
+    """Of a soft threshold, and of a hard one where every entry may pass; by a grid of moves."""
+    rng = np.random.default_rng(0)
+    a, A, theta = rng.uniform(0, 2, (40, 6)), rng.uniform(0, 1, (40, 6)), rng.uniform(0.1, 1.5, 6)
+    u = a + A * np.linspace(-1, 1, 4001)[:, None, None]
+    code = np.where(np.abs(u) > theta, u - (0 if passing else theta * np.sign(u)), 0)
+    worst = np.abs(code - a).max(0)
+    found = _signals._mapped(SimpleNamespace(passing=passing), a, A, theta)
+    assert (worst <= found + 1e-12).all() and (found <= worst + 1e-3).all()
