@@ -16,7 +16,13 @@ import unrolled as ur
 from unrolled._base import threads
 from unrolled._base.text import Grid, to_json
 from unrolled.app import studies
-from unrolled.app.studies import _certificate, _certified, _known_codes, _steps
+from unrolled.app.studies import (
+    _certificate,
+    _certified,
+    _known_codes,
+    _steps,
+    _unknown_codes,
+)
 
 pytestmark = pytest.mark.usefixtures("float32_by_default")
 KEY = jax.random.key(0)
@@ -410,6 +416,12 @@ def test_a_chain_is_reported_with_what_theory_says_of_its_numbers(monkeypatch):
     assert report == ((3, 2), dict.fromkeys(("mu", "mu~"), "uniqueness"), "stability", "plan", 1e-3)
     options = dict(Ws=[3, 2], sparsities=(3, 2), bounds=(2.0, 2.0), noises=(0.1, 0.0), tol=1e-3)
     assert asked["plan"] == ((), options) and asked["stability"][0] == ((3, 2), 0.0, 1.0)
+
+
+def test_the_objective_of_codes_is_that_of_the_lasso():
+    Y, X = np.array([[1.0, 2.0], [0.0, 3.0]]), np.array([[0.0, 1.0], [-2.0, 0.0]])
+    found = _unknown_codes._objectives(np.eye(2), Y, X, 0.5)
+    np.testing.assert_allclose(found, [2 / 2 + 0.5, 13 / 2 + 1.0])
 
 
 def test_a_sample_without_noise_starts_with_the_thresholds_of_none():

@@ -239,6 +239,24 @@ def test_centrality_corrections_save_steps_and_the_residuals_are_within_tol(monk
     assert corrected <= 0.9 * sum(map(steps_of, range(12)))
 
 
+def test_a_point_that_is_too_far_out_is_pulled_back_to_the_level_and_no_farther():
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        A = unit(rng.normal(size=(4, 31)))
+        B, a = A[:, 1:], A[:, 0]
+        inside = a
+        level = 1.1 * np.abs(inside @ B).max()
+        point = inside + rng.normal(size=4) * 0.02
+        point /= a @ point
+        w = interior_point._pulled_inside(B, level, a, point, inside)
+        reached = np.abs(w @ B).max()
+        assert a @ w == pytest.approx(1, rel=1e-12)
+        if np.abs(point @ B).max() <= level:
+            np.testing.assert_array_equal(w, point)
+        else:
+            assert reached == pytest.approx(level, rel=1e-6) and reached <= level * (1 + 1e-12)
+
+
 def test_the_interior_point_starts_anywhere():
     B, c, values = normal(0, 6, 15), normal(1, 6), []
     for start in (

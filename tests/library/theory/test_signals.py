@@ -183,6 +183,8 @@ def test_on_covered_supports_no_code_of_alista_rt_has_a_wrong_entry():
     params = layer.init(None, D)
     covered = proof.ratio <= layer.ratio
     assert covered.sum() > 20
+    proved = covered & (proof.contraction < 1)
+    np.testing.assert_array_equal(np.isfinite(proof.bound(40, layer.ratio)), proved)
     B = W.T @ D
     X = np.zeros((60, 3, N))
     for x, support in zip(X, supports):
