@@ -221,7 +221,6 @@ def test_progress_is_said():
     assert said == ["ALISTA: calibrating", training, compared]
 
 
-@pytest.mark.slow
 def test_a_training_that_breaks_is_a_remark(monkeypatch):
     """Its row shows the best params before, here the calibrated start."""
 

@@ -321,7 +321,8 @@ def test_the_squared_error_as_a_loss_is_the_default(planted, calibrated):
     np.testing.assert_allclose(found.steps.theta, expected.steps.theta, rtol=1e-2)
 
 
-@pytest.mark.parametrize("size", [1e-20, pytest.param(1e15, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1e-20, 1e15])
 def test_signals_of_any_size_calibrate_alike_in_float32(planted, size):
     """A power of two would change no bit; this one rounds D'y, and moves choices by neighbours."""
     D, Y, X = (np.asarray(A) for A in planted)
@@ -421,6 +422,7 @@ def test_the_support_schedule_is_part_of_the_search(planted, calibrated):
     assert with_it[-1] < without[-1]
 
 
+@pytest.mark.slow
 def test_the_unstacked_form_comes_back_unstacked(planted, calibrated):
     D, Y, X = planted
     start, expected = calibrated("lista_cp untied")

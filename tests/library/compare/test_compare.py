@@ -492,7 +492,6 @@ def certified(depth=6):
     return D, {"analytic": (layer, params), "learned": (layer, lower)}
 
 
-@pytest.mark.slow
 def test_guarantees_are_those_of_the_theory():
     """For the class of the sample by default, or for the class that is given."""
     D, methods = certified()
@@ -527,7 +526,6 @@ def test_a_learned_dictionary_has_a_noise_of_its_own():
         assert found.guarantees[name].noise == pytest.approx(noise, abs=1e-14)
 
 
-@pytest.mark.slow
 def test_the_table_shows_what_training_did_to_the_guarantee():
     D, methods = certified()
     X = problems.bounded(jax.random.key(0), (40, 32), 2, 1.0)
@@ -760,6 +758,7 @@ def test_results_are_shown_on_one_screen(result, unknown, problem):
     assert "ISTA" in repr(result) and "validation loss" in repr(fit)
 
 
+@pytest.mark.slow
 def test_quantiles_of_exact_codes_are_numbers():
     """The error of an exact code is -inf dB; -300 stands for it, as in the mean."""
     D = dictionaries.identity_hadamard(16)

@@ -644,6 +644,7 @@ def loose(params):
     return Unrolled(params.shared, tuple(at))
 
 
+@pytest.mark.few(12)
 @every_layer
 def test_check_refuses_none_for_an_array(name, problem):
     layer, params = started(name, problem)
@@ -683,6 +684,7 @@ def test_check_refuses_another_depth(name, problem):
         layer.check(params._replace(steps=uneven), problem[0])
 
 
+@pytest.mark.few(12)
 @every_layer
 def test_check_refuses_another_shape_of_every_array(name, problem):
     D, _ = problem

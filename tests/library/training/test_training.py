@@ -233,7 +233,7 @@ def test_a_family_of_a_user_trains_and_its_thresholds_stay_non_negative(D, sampl
         assert type(moved) is Damped
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("of", [LASSO, training.log_nmse, training.supervised])
 def test_a_loss_that_sees_the_last_code_trains_as_one_of_all(of, D, sample):
     """Also without codes; ISTA, beside which a run is judged, has all its codes."""
@@ -689,6 +689,7 @@ def test_the_optimizer_sees_params_and_dictionary_by_name(D, sample):
     assert not same(found.params.steps, layer.init(jax.random.key(9), D).steps)
 
 
+@pytest.mark.slow
 def test_an_optimizer_may_remember_the_start(D, sample):
     """DoG measures the distance from it: its state holds the params themselves."""
     found = run(FAMILIES["lista_cp"], D, sample, steps=5, optimizer=optax.contrib.dog(1.0))
