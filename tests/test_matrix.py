@@ -201,6 +201,7 @@ def test_a_thousand_steps(name):
         np.testing.assert_allclose(path[-1], optimum, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", by_default("alista"))
 def test_a_hundred_thousand_signals(name):
     layer, params = registry.LAYERS[name](K), params_of(name)

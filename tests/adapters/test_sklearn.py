@@ -195,7 +195,6 @@ def _shrunk(V):
     return np.sign(V) * np.maximum(np.abs(V) - 0.1, 0)
 
 
-@pytest.mark.slow
 def test_layers_and_networks_by_name_as_records_and_with_params():
     layer, network = ur.alista(3), ur.dsc([ur.layers.ista(2, lam=0.1), ur.alista(3)])
     with jax.enable_x64(True):
@@ -203,6 +202,7 @@ def test_layers_and_networks_by_name_as_records_and_with_params():
         moved = given._replace(steps=jax.tree.map(lambda leaf: 1.5 * leaf, given.steps))
         plain, other = (jax.vmap(layer.apply, (None, None, 0))(p, D, Y) for p in (given, moved))
         deep = jax.vmap(network.apply, (None, None, 0))(network.init(None, (D, B)), (D, B), Y)
+        chained = ur.pursuit.layered_thresholding((D, B), Y[0], (0.1, 0.1)).xs
     for coder, expected in (
         (SparseCoder(D, "alista", depth=3), plain),
         (SparseCoder(D, layer), plain),
@@ -210,6 +210,8 @@ def test_layers_and_networks_by_name_as_records_and_with_params():
         (SparseCoder((D, B), network), deep[-1]),
     ):
         np.testing.assert_allclose(coder.fit_transform(Y), expected, atol=1e-9)
+    codes = SparseCoder((D, B), "layered_thresholding", thetas=(0.1, 0.1)).fit_transform(Y)
+    np.testing.assert_allclose(codes[0], chained[-1], atol=1e-9)
     assert SparseCoder(D, "ista", depth=3, lam=0.1).fit(Y).method_ == ur.layers.ista(3, lam=0.1)
 
 
@@ -332,6 +334,7 @@ def test_a_learner_is_the_function_of_its_name():
 
 def test_the_default_lam_follows_the_scale_of_the_samples():
     one, tiny = (DictionaryLearner(10, sweeps=1).fit(c * SIGNALS) for c in (1.0, 2.0**-700))
+    assert one.lam_ == pytest.approx(np.linalg.norm(SIGNALS, axis=1).mean() / 10)
     assert tiny.lam_ == one.lam_ * 2.0**-700
     assert np.array_equal(one.dictionary_, tiny.dictionary_)
 

@@ -5,6 +5,7 @@ import gc
 import io
 import os
 import re
+import runpy
 import subprocess
 import sys
 import threading
@@ -284,6 +285,17 @@ def test_a_command_says_where_its_programs_are(run, home_cache):
     assert run("certify", "gone.npy")[2].count("\n") == 1
 
 
+def test_the_module_is_the_command_where_it_is_run_and_not_where_it_is_imported(
+    monkeypatch, capsys
+):
+    path = Path(unrolled.__file__).with_name("__main__.py")
+    monkeypatch.setattr(sys, "argv", ["unrolled", "--version"])
+    assert callable(runpy.run_path(path)["run"]) and not capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(path, run_name="__main__")
+    assert unrolled.__version__ in capsys.readouterr().out
+
+
 # doctor
 
 
@@ -326,8 +338,10 @@ def test_doctor_says_where_runs_differ():
 def test_doctor_as_json(run, monkeypatch):
     for name, found in {"_measured": list, "_certified_error": lambda: 1e-7}.items():
         monkeypatch.setattr(_doctor, name, found)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     status, out, _ = run("doctor", "--json")
     found = strict_json(out)
+    assert found["JAX_PLATFORMS"] == "cpu"
     assert status == 0 and found["numpy"] == np.__version__ and found["float64"] == "off"
     assert found["certified check"].startswith("passed") and found["measured"] == []
     monkeypatch.setattr(_doctor, "_certified_error", lambda: np.nan)

@@ -181,6 +181,7 @@ WRONG = {
     "training.optimizer = 3": "training.optimizer must be a string, got 3",
     "training.loss = 'mse'": "unknown training.loss 'mse'; expected one of supervised",
     "training.steps = 2.5": "training.steps must be an integer, got 2.5",
+    "training.steps = 2147483648": "training.steps must be .* at most 2147483647, got 2147483648",
     "training.batch = 0": "training.batch must be at least 1, got 0",
     "training.rate = nan": "training.rate must be above 0, got nan",
     "training.rate = inf": "training.rate must be above 0 and at most 1e.30, got inf",

@@ -161,6 +161,15 @@ def test_signals_that_say_nothing_are_refused(tmp_path, capsys):
     assert "Y.npy: the signals are all zero" in capsys.readouterr().err
 
 
+def test_signals_may_begin_with_zeros(tmp_path, capsys, monkeypatch):
+    """Of a file that is read in parts; 41 atoms are refused once some part says something."""
+    monkeypatch.setattr(_learn, "_FIRST", 8)
+    np.save(tmp_path / "Y.npy", np.pad(SIGNALS[:10], ((30, 0), (0, 0))))
+    flags = ["--atoms", "41", "--output", str(tmp_path / "learned")]
+    assert main(["learn", str(tmp_path / "Y.npy"), *flags]) == 2
+    assert "41" in (said := capsys.readouterr().err) and "all zero" not in said
+
+
 def test_it_does_not_write_over_its_signals(tmp_path, capsys):
     signals = tmp_path / "D.npy"
     np.save(signals, SIGNALS)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,13 @@ import unrolled as ur
 from unrolled._base import threads
 from unrolled._base.text import Grid, to_json
 from unrolled.app import studies
-from unrolled.app.studies import _certificate, _certified, _known_codes, _steps
+from unrolled.app.studies import (
+    _certificate,
+    _certified,
+    _known_codes,
+    _steps,
+    _unknown_codes,
+)
 
 pytestmark = pytest.mark.usefixtures("float32_by_default")
 KEY = jax.random.key(0)
@@ -214,7 +221,6 @@ def test_progress_is_said():
     assert said == ["ALISTA: calibrating", training, compared]
 
 
-@pytest.mark.slow
 def test_a_training_that_breaks_is_a_remark(monkeypatch):
     """Its row shows the best params before, here the calibrated start."""
 
@@ -384,6 +390,46 @@ def test_the_sum_of_two_babel_functions_is_below_1_by_more_than_rounding(monkeyp
     """Of a simplex of four atoms they are s / 3, and the second sum is 1."""
     monkeypatch.setattr(_certificate.theory, "babel", lambda D, s: s / 3 * (1 - 1e-12))
     assert _certificate._babel_sparsity(None, 4) == 1
+
+
+def test_a_chain_is_reported_with_what_theory_says_of_its_numbers(monkeypatch):
+    """The noise of the signals is that of the first layer, the others have none."""
+    asked = {}
+
+    def told(name):
+        def tell(Ds, *args, **options):
+            asked[name] = args, options
+            return name
+
+        return tell
+
+    for module, name in (("theory", "stability"), ("analytic", "plan"), ("theory", "uniqueness")):
+        monkeypatch.setattr(getattr(_certificate, module), name, told(name))
+    weights = [SimpleNamespace(sparsity=s) for s in (3, 2)]
+    layers = [
+        SimpleNamespace(table=SimpleNamespace(rows={"minimax": w}, weights={"minimax": w.sparsity}))
+        for w in weights
+    ]
+    request = SimpleNamespace(bound=2.0, noise=0.1, tolerance=1e-3)
+    report = _certificate._chain_report((None, None), layers, request, lambda message: None)
+    assert report == ((3, 2), dict.fromkeys(("mu", "mu~"), "uniqueness"), "stability", "plan", 1e-3)
+    options = dict(Ws=[3, 2], sparsities=(3, 2), bounds=(2.0, 2.0), noises=(0.1, 0.0), tol=1e-3)
+    assert asked["plan"] == ((), options) and asked["stability"][0] == ((3, 2), 0.0, 1.0)
+
+
+def test_the_objective_of_codes_is_that_of_the_lasso():
+    Y, X = np.array([[1.0, 2.0], [0.0, 3.0]]), np.array([[0.0, 1.0], [-2.0, 0.0]])
+    found = _unknown_codes._objectives(np.eye(2), Y, X, 0.5)
+    np.testing.assert_allclose(found, [2 / 2 + 0.5, 13 / 2 + 1.0])
+
+
+def test_a_sample_without_noise_starts_with_the_thresholds_of_none():
+    D, layer = hadamard(), ur.alista(4)
+    X = np.eye(16, dtype="f4")
+    samples = _steps.Samples(D, None, (X @ np.asarray(D).T, X), (None, None))
+    starts = _steps.from_theory(samples, layer)
+    _, schedule = ur.analytic.block_schedule(D, depth=4, sparsity=1, bound=1.0)
+    np.testing.assert_allclose(starts.params[layer].steps.theta, schedule.theta, rtol=1e-4)
 
 
 def test_the_largest_error_is_the_l1_error_of_the_worst_signal():

@@ -389,7 +389,15 @@ def test_a_curriculum_goes_stage_by_stage(run, tmp_path):
     assert ur.training.restore(output / "weights.npz").params.steps.theta.shape == (1,)
 
 
-@pytest.mark.slow
+def test_a_start_that_is_not_set_on_signals_is_that_of_the_family(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    told = []
+    flags = dict(dictionary="D.npy", signals="YX.npz", depth="2", family="ista", start="init")
+    ready = prepared(None, flags | dict(batch="2"), told.append)
+    jax.tree.map(np.testing.assert_array_equal, ready.params, ready.model.init(None, ready.D))
+    assert not any("calibrating" in line for line in told)
+
+
 def test_starts_from_theory_have_the_form_of_the_family(folder, monkeypatch):
     """Analytic params have the structure of `init`; calibrated ones keep the weights of theory."""
     monkeypatch.chdir(folder)
@@ -860,8 +868,8 @@ def test_a_calibrated_start_is_good_where_the_unit_steps_of_theory_expand(tmp_pa
     assert error(ready.model, ready.params) < error(ista, ista.init(None, ready.D)) - 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("signals", ["planted", "chain_signals.npz"])
+@pytest.mark.few(1)
+@pytest.mark.parametrize("signals", ["chain_signals.npz", "planted"])
 def test_the_layers_of_a_chain_start_on_the_codes_of_the_layer_before(folder, signals):
     text = CHAIN.replace("chain_signals.npz", signals).replace("depth = 2\nsup", START)
     (folder / f"{signals}.toml").write_text(text)
@@ -873,7 +881,6 @@ def test_the_layers_of_a_chain_start_on_the_codes_of_the_layer_before(folder, si
         np.testing.assert_allclose(before, np.asarray(X) @ np.asarray(D).T, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_a_chain_trains_on_signals_without_codes(folder):
     text = CHAIN.replace("chain_signals.npz", "Y.npy").replace("[training]", "[training]\n" + LASSO)
     (folder / "unknown.toml").write_text(text.replace('start = "analytic"', ""))

@@ -39,6 +39,15 @@ def killed(folder, *arguments):
     return sorted(os.listdir(folder))
 
 
+def test_a_file_has_no_name_before_it_is_whole(tmp_path):
+    if not hasattr(os, "O_TMPFILE"):
+        pytest.skip("this system has no files without a name")
+    with whole_file(tmp_path / "state.npz") as file:
+        file.write(b"half")
+        assert not os.listdir(tmp_path)
+    assert os.listdir(tmp_path) == ["state.npz"]
+
+
 def test_a_disk_that_is_full_is_told_with_the_name_of_the_file(tmp_path):
     with pytest.raises(OSError, match="No space left.*state.npz"):
         with whole_file(tmp_path / "state.npz"):

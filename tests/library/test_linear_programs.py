@@ -8,6 +8,7 @@ import pytest
 from oracles import matrix, normal, unit
 
 from unrolled import linear_programs as lp
+from unrolled._base import interior_point
 
 EPS = np.finfo(float).eps
 INDEPENDENT = {"square", "tall", "two atoms", "one atom", "one entry"}
@@ -220,6 +221,40 @@ def test_the_interior_point_solves_a_minimax_program(m, n):
         1, rel=1e-7
     )
     assert nu == pytest.approx(value, rel=1e-7)
+
+
+def test_centrality_corrections_save_steps_and_the_residuals_are_within_tol(monkeypatch):
+    """A tenth of the steps at least; the sum of what is left of B v = nu c is part of `tol`."""
+
+    def steps_of(seed):
+        A = np.random.default_rng(seed).normal(size=(15, 40))
+        A /= np.linalg.norm(A, axis=0)
+        c, B = A[:, 0], A[:, 1:]
+        _, (v, nu), steps = lp.interior_point(B, np.zeros(39), np.ones(39), c, c, 1e-9)
+        assert np.abs(B @ v - nu * c).sum() <= 1e-9
+        return steps
+
+    corrected = sum(map(steps_of, range(12)))
+    monkeypatch.setattr(interior_point, "_CORRECTIONS", 0)
+    assert corrected <= 0.9 * sum(map(steps_of, range(12)))
+
+
+def test_a_point_that_is_too_far_out_is_pulled_back_to_the_level_and_no_farther():
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        A = unit(rng.normal(size=(4, 31)))
+        B, a = A[:, 1:], A[:, 0]
+        inside = a
+        level = 1.1 * np.abs(inside @ B).max()
+        point = inside + rng.normal(size=4) * 0.02
+        point /= a @ point
+        w = interior_point._pulled_inside(B, level, a, point, inside)
+        reached = np.abs(w @ B).max()
+        assert a @ w == pytest.approx(1, rel=1e-12)
+        if np.abs(point @ B).max() <= level:
+            np.testing.assert_array_equal(w, point)
+        else:
+            assert reached == pytest.approx(level, rel=1e-6) and reached <= level * (1 + 1e-12)
 
 
 def test_the_interior_point_starts_anywhere():

@@ -42,6 +42,7 @@ def test_a_probability_of_none_or_all_is_met(key, p):
     assert ((np.asarray(problems.bernoulli_gaussian(key, SHAPE, p)) != 0) == p).all()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("sparsity", [0, 1, 3, 8])
 def test_counts_are_exact(key, sparsity):
     for X in (

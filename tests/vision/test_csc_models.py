@@ -137,7 +137,6 @@ def test_a_warm_start_is_a_skip_connection():
 # Mixed scales
 
 
-@pytest.mark.slow
 def test_a_block_without_unfolding_is_a_concatenation_net():
     block = MSDCSCBlock(2, growth=1, depth=2, dilations=(1, 2), unfoldings=0, rngs=nnx.Rngs(0))
     block.eval()
@@ -155,7 +154,6 @@ def test_a_block_without_unfolding_is_a_concatenation_net():
     assert_close(block.step_ratios(), np.ones(2))
 
 
-@pytest.mark.slow
 def test_an_unfolding_goes_down_by_the_adjoint_and_up_again():
     block = MSDCSCBlock(2, growth=1, depth=2, dilations=(1, 2), unfoldings=1, rngs=nnx.Rngs(0))
     block.eval()
@@ -180,7 +178,6 @@ def test_an_unfolding_goes_down_by_the_adjoint_and_up_again():
     assert_close(run(block, y), by_hand(block, y))
 
 
-@pytest.mark.slow
 def test_filters_are_drawn_as_those_of_a_convolution():
     filters = MSDCSCBlock(100, growth=20, depth=1, rngs=nnx.Rngs(0)).filters[0].kernel[...]
     scaled = np.asarray(filters).ravel() * math.sqrt(900)
@@ -295,6 +292,19 @@ test_what_does_not_fit_is_refused = refusals(
         for message, call in CALLS.items()
     }
 )
+
+
+def test_the_logits_of_a_network_see_the_mean_over_all_pixels():
+    class Same(nnx.Module):
+        in_features = 2
+
+        def __call__(self, y):
+            return y
+
+    net = ResCSC(channels=2, widths=(2,), blocks=1, classes=3, rngs=nnx.Rngs(0))
+    net.stem, net.blocks = Same(), nnx.List([])
+    y = images(2, 4, 5, 2)
+    np.testing.assert_allclose(net(y), net.head(np.asarray(y).mean((1, 2))), rtol=1e-5)
 
 
 def test_filters_of_zeros_take_steps_that_stay_at_zero():

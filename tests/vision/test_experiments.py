@@ -30,7 +30,7 @@ from unrolled.app.cli import main
 from unrolled.training import CheckpointError
 from unrolled.vision import experiments
 from unrolled.vision.datasets import Images
-from unrolled.vision.experiments import Recipe, _program, _recipe, _run, paper_recipe
+from unrolled.vision.experiments import Recipe, _program, _recipe, _run, _table, paper_recipe
 from unrolled.vision.experiments._program import devices_of
 from unrolled.vision.models._layers import Dense
 
@@ -356,7 +356,7 @@ def test_a_row_in_the_hands_of_another_process_is_left_to_it(images, tmp_path):
     folder = _run.open_folder(tmp_path)
     name = RECIPE.row_name(_recipe.digest_of(images))
     with _run.claimed(folder, name) as mine:
-        assert mine
+        assert mine and not list(folder.glob("*.lock"))  # people read the rows there
         found = experiments.sweep([RECIPE], images, tmp_path, build=build)
     assert found.busy == [name] and not found.rows
     with _run.claimed(folder, name) as mine:  # whose holder is gone
@@ -709,6 +709,20 @@ def test_holm_errs_in_one_family_of_twenty():
         family = [experiments.interval(x) for x in rng.normal(size=(8, 4))]
         errors += any(of.excludes_zero for of in experiments.holm(family))
     assert errors / n < 0.05 + 3 * math.sqrt(0.05 * 0.95 / n)  # three standard deviations
+
+
+def test_a_difference_is_shown_with_its_interval_and_with_what_is_not_clear():
+    """In percent; the width is the one that all claims of the table have together."""
+    intervals = {
+        "one": _table.Interval(0.012, math.nan, 1),
+        "clear": _table.Interval(0.012, 0.01, 3),
+        "open": _table.Interval(-0.012, 0.02, 3),
+    }
+    cell = _table.Cell(RECIPE, None, {}, intervals, {}, {}, ())
+    widths = {(id(cell), name): 0.015 for name in intervals}
+    shown = [_table._difference(cell, name, widths) for name in (*intervals, "none")]
+    clear, unclear = "+1.20 ± 1.00 (1.50)", "-1.20 ± 2.00 (1.50), not clear"
+    assert shown == ["+1.20 (one seed)", clear, unclear, ""]
 
 
 def test_holm_keeps_exact_differences():

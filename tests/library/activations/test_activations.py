@@ -217,6 +217,8 @@ def test_the_gap_of_a_sum_of_sigmoids_is_proportional_to_their_distance():
     assert gaps == pytest.approx([math.sqrt(math.log(2)) / 2] * 3)
     # No steepness has a smaller bound.
     assert all(ua.sigmoid_sum(0.1, 1.0, k).relu_gap >= 0.1 * gaps[0] for k in (5, 30, 35, 400))
+    # Without a slope they are stairs, half of a step from ReLU.
+    assert ua.sigmoid_sum(0.1, 1.0, 1e9).relu_gap == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("act", SUMS[:4], ids=str)

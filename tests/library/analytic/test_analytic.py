@@ -357,6 +357,7 @@ def test_chains_of_every_activation_stay_under_their_bounds(rho):
         inherited = found.error[-1]
 
 
+@pytest.mark.slow
 def test_activations_of_a_chain_may_differ_and_have_names():
     Ds, truths, Y = short_chain()
     rhos = (act.scale(act.silu, 100.0), act.relu)

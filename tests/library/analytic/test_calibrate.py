@@ -99,7 +99,8 @@ def test_each_greedy_step_is_at_least_as_good_as_the_one_it_replaces(name, seen,
         assert ours[k] <= errors(layer, other, *seen)[k] * (1 + ROUNDING)
 
 
-@pytest.mark.parametrize("name", ["ista", "lista_cp", "alista with support"])
+@pytest.mark.few(1)
+@pytest.mark.parametrize("name", ["lista_cp", "ista", "alista with support"])
 def test_no_pair_of_a_coarse_grid_beats_a_greedy_step_by_much(name, seen, greedy):
     """Step 2 against a grid of our own.
 
@@ -128,7 +129,7 @@ def decibels(layer, params, D, Y, X):
     return 10 * np.log10(errors(layer, params, D, Y, X)[-1])
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @every_family
 def test_the_second_pass_is_never_worse_after_the_last_step(name, seen, calibrated, greedy):
     """On the signals that it is chosen on. All thresholds have one factor."""
@@ -320,7 +321,8 @@ def test_the_squared_error_as_a_loss_is_the_default(planted, calibrated):
     np.testing.assert_allclose(found.steps.theta, expected.steps.theta, rtol=1e-2)
 
 
-@pytest.mark.parametrize("size", [1e-20, pytest.param(1e15, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1e-20, 1e15])
 def test_signals_of_any_size_calibrate_alike_in_float32(planted, size):
     """A power of two would change no bit; this one rounds D'y, and moves choices by neighbours."""
     D, Y, X = (np.asarray(A) for A in planted)
@@ -420,6 +422,7 @@ def test_the_support_schedule_is_part_of_the_search(planted, calibrated):
     assert with_it[-1] < without[-1]
 
 
+@pytest.mark.slow
 def test_the_unstacked_form_comes_back_unstacked(planted, calibrated):
     D, Y, X = planted
     start, expected = calibrated("lista_cp untied")

@@ -132,6 +132,13 @@ def test_the_reference_is_the_first_earlier_method_of_the_same_form(result):
     assert result.references == expected and set(result.changes) == set(expected)
 
 
+def test_every_row_of_the_guarantees_has_a_cell_for_each_column(result):
+    for guarantees in (result.guarantees, {}):
+        columns, rows = result._replace(guarantees=guarantees)._guarantees()
+        assert [row[0] for row in rows] == list(result.curves)
+        assert {len(row) for row in rows} == {len(columns)}
+
+
 def test_a_named_reference(methods, problem):
     names = ("LISTA-CP", "LISTA-CP, learned", "LISTA")
     found = compare(
@@ -485,7 +492,6 @@ def certified(depth=6):
     return D, {"analytic": (layer, params), "learned": (layer, lower)}
 
 
-@pytest.mark.slow
 def test_guarantees_are_those_of_the_theory():
     """For the class of the sample by default, or for the class that is given."""
     D, methods = certified()
@@ -520,7 +526,6 @@ def test_a_learned_dictionary_has_a_noise_of_its_own():
         assert found.guarantees[name].noise == pytest.approx(noise, abs=1e-14)
 
 
-@pytest.mark.slow
 def test_the_table_shows_what_training_did_to_the_guarantee():
     D, methods = certified()
     X = problems.bounded(jax.random.key(0), (40, 32), 2, 1.0)
@@ -753,6 +758,7 @@ def test_results_are_shown_on_one_screen(result, unknown, problem):
     assert "ISTA" in repr(result) and "validation loss" in repr(fit)
 
 
+@pytest.mark.slow
 def test_quantiles_of_exact_codes_are_numbers():
     """The error of an exact code is -inf dB; -300 stands for it, as in the mean."""
     D = dictionaries.identity_hadamard(16)

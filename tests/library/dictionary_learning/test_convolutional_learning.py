@@ -10,8 +10,10 @@ import optax
 import pytest
 
 import unrolled as ur
+from unrolled.dictionary_learning import _convolutional
 from unrolled.dictionary_learning._conv_sweep import (
     Fit,
+    Problem,
     descend,
     drawn_windows,
     filter_gradient,
@@ -242,6 +244,18 @@ def test_unused_and_shifted_filters_are_replaced(small):
     assert again.history[1].replaced >= 1
     assert len(shifted_copies(np.asarray(again.D.filters), np.ones(3))) == 0
     assert np.abs(again.X).sum((0, 2)).min() > 0
+
+
+def test_a_filter_whose_codes_cancel_is_used():
+    rng = np.random.default_rng(0)
+    D = Conv(jnp.asarray(rng.normal(size=(3, 1, 4))), 12, boundary="circular")
+    X = np.zeros((2, 3, 12))
+    X[0, 0, 4], X[1, 0, 9], X[:, 1] = 2.0, -2.0, 0.1
+    state = _convolutional.at_rest(D, jnp.asarray(X.reshape(2, -1)), np.array(1.0), None)
+    problem = Problem(jnp.asarray(rng.normal(size=(2, 12))), None, jnp.asarray(0.1))
+    after, replaced = _convolutional.refreshed(state, problem, rng)
+    changed = (np.asarray(after.D.filters) != np.asarray(D.filters)).any((1, 2))
+    assert replaced == 1 and changed.tolist() == [False, False, True]
 
 
 def test_a_start_of_zero_filters_is_that_from_a_shape():

@@ -44,7 +44,6 @@ def by_hand(y, D, W, c_1, c_2, c_3):
         yield x
 
 
-@pytest.mark.slow
 def test_the_step_is_the_one_of_the_formula(small):
     layer, params, D, Y, _ = small
     numbers = [float(c) for c in params.shared[1:]]

@@ -481,6 +481,16 @@ def test_an_option_cannot_hide_what_a_layer_has(name):
         type(layers.ista)("_hiding", (layers.ista,), body)
 
 
+def test_an_option_cannot_hide_what_the_class_before_has():
+    class _before(layers.ista):
+        def slope(self):
+            return 1
+
+    body = {"__annotations__": {"slope": int}, "slope": option(default=1)}
+    with pytest.raises(TypeError, match="the option slope would hide"):
+        type(layers.ista)("_hiding", (_before,), body)
+
+
 # The registry.
 
 
@@ -634,6 +644,7 @@ def loose(params):
     return Unrolled(params.shared, tuple(at))
 
 
+@pytest.mark.few(12)
 @every_layer
 def test_check_refuses_none_for_an_array(name, problem):
     layer, params = started(name, problem)
@@ -673,6 +684,7 @@ def test_check_refuses_another_depth(name, problem):
         layer.check(params._replace(steps=uneven), problem[0])
 
 
+@pytest.mark.few(12)
 @every_layer
 def test_check_refuses_another_shape_of_every_array(name, problem):
     D, _ = problem

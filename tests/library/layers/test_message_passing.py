@@ -65,7 +65,7 @@ LIMITS = {
 }
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", LIMITS)
 @pytest.mark.parametrize("seed", range(4))
 def test_vamp_knows_nothing_and_reaches_the_limits_of_those_who_know(name, seed):

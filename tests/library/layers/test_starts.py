@@ -141,6 +141,7 @@ def test_the_estimated_radius_is_the_largest_eigenvalue():
         assert 0.95 * exact < found < 1.01 * exact
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("ridge", [0.3, 0.0])
 def test_the_weights_of_the_start_are_those_of_the_formula(ridge):
     """In numpy, for atoms of any norm: the ridge is in units of the squared norm of D."""

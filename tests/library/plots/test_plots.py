@@ -226,7 +226,8 @@ def test_what_leaves_the_panels_is_marked_and_named():
     thresholds = {"good": np.ones(K), "bad": np.full(K, 0.0), "lost": np.ones(K)}
     figure = made({"good": good, "bad": bad, "lost": lost}, thresholds).plot()
     error, gap, *_, theta, _ = figure.axes
-    assert error.get_ylim()[1] < 50 and marks(error) == [1.0] * K
+    low, high = error.get_ylim()  # 5 % beyond the lines that are shown
+    assert -45 < low < -40 and 0 < high < 50 and marks(error) == [1.0] * K
     label = " ".join(error.get_xlabel().split())
     assert "\u25b2 above the axis: bad (to inf)" in label and "not a number: lost" in label
     assert marks(gap) == [0.0] * K + [1.0] * K
@@ -270,6 +271,9 @@ def test_thresholds_of_a_training_that_are_not_positive_are_marked():
     loss, theta, *_ = watch.plot().axes
     assert "below the axis: step 2 (to -0.1)" in theta.get_xlabel()
     assert "not a number: all (1 of 2)" in loss.get_xlabel()
+    assert theta.get_yscale() == "log"
+    watch.evaluations[:] = [each._replace(theta=np.zeros(3)) for each in watch.evaluations]
+    assert watch.plot().axes[1].get_yscale() == "linear"  # which has a place for 0
 
 
 def test_titles_say_what_is_drawn():

@@ -370,6 +370,16 @@ def test_one_layer_is_the_solver_of_the_lasso_bit_for_bit(names):
         assert one.gap == alone.gap and one.residual == alone.residual
 
 
+def test_the_tolerance_of_a_chain_is_in_units_of_its_signal():
+    """Between two powers of two, which the problem is scaled by."""
+    Ds, y = chain()
+    steps = [
+        int(up.ml_ista(Ds, c * y, (c * 0.05, c * 0.05), tol=1e-3, max_steps=999).steps)
+        for c in (1.0, 1.3, 1.6, 1.9)
+    ]
+    assert len(set(steps)) == 1 and 20 < steps[0] < 999
+
+
 @pytest.mark.slow
 def test_without_penalties_between_and_an_orthonormal_first_layer_it_is_ista_in_the_product():
     D2, y = chain()[0][1], chain(2, (16, 16))[1]

@@ -284,9 +284,10 @@ def test_small_penalties_are_finished_by_the_active_set():
 
 
 def test_a_warm_start_saves_steps():
-    first = pursuit.lasso_batch(D, Y, ratio=0.1, tol=1e-10)
-    again = pursuit.lasso_batch(D, Y, ratio=0.1, tol=1e-10, start=first.x)
-    near = pursuit.lasso_batch(D, Y, ratio=0.099, tol=1e-10, start=first.x)
+    loud = 2.0**40 * Y  # a signal and its start have one unit
+    first = pursuit.lasso_batch(D, loud, ratio=0.1, tol=1e-10)
+    again = pursuit.lasso_batch(D, loud, ratio=0.1, tol=1e-10, start=first.x)
+    near = pursuit.lasso_batch(D, loud, ratio=0.099, tol=1e-10, start=first.x)
     assert not again.steps.any() and near.steps.sum() < first.steps.sum()
     assert again.converged.all() and near.converged.all()
 

@@ -38,6 +38,7 @@ def _with_constant(m):
     return A
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "A, x",
     [

@@ -377,6 +377,7 @@ def test_the_bound_for_a_signal_holds_where_steps_turn_signs():
     error = np.abs(np.asarray(realized(layer, params, D, y[None], alpha=alpha))[0] - exact).max()
     bound = transformer_error(layer, params, D, alpha=alpha, signals=y)[-1]
     assert 0.05 * bound < error <= bound
+    assert not transformer_error(layer, params, D, alpha=None, signals=y).any()  # hard attention
 
 
 @pytest.mark.slow

@@ -221,6 +221,21 @@ def test_a_vertex_of_m_nonzeros_is_certified():
     assert square.unique and square.sigma == pytest.approx(1, rel=1e-3)
 
 
+def test_the_least_singular_value_is_that_of_the_atoms_less_their_rounding():
+    """Weyl: of s atoms that are `off`, it moves by sqrt(s) off, by padding not at all."""
+    A, live = np.zeros((2, M, 5)), np.arange(5) < np.array([[3], [5]])
+    A[:] = drawn()[:, :5]
+    gram = np.where(live[:, :, None] & live[:, None], np.swapaxes(A, 1, 2) @ A, 0)
+    gram += np.where(live, 1e-14, 1)[:, None] * np.eye(5)
+    root = np.linalg.inv(np.linalg.cholesky(gram))
+    support = _codes._Support(np.broadcast_to(np.arange(5), (2, 5)), live, root, np.asarray(1e-14))
+    least = jax.jit(_codes._least_singular_value)
+    sigma = np.array([np.linalg.svd(A[0, :, :s])[1][-1] for s in (3, 5)])
+    plain = np.asarray(least(support, 0.0))
+    assert (plain <= sigma).all() and (plain >= 0.99 * sigma).all()
+    np.testing.assert_allclose(plain - least(support, 0.01), 0.01 * np.sqrt([3, 5]), rtol=1e-9)
+
+
 def test_dependent_atoms_on_the_support():
     D = drawn().copy()
     D[:, 1] = D[:, 0]

@@ -752,6 +752,7 @@ def test_a_hopeless_plan_is_given_up_at_once():
     assert search.call_count == 1
 
 
+@pytest.mark.slow
 def test_a_slow_block_has_a_plan_of_many_steps():
     options = dict(sparsity=1, bound=1.0)
     steps = schedule(1 - 1e-6, 1.0, depth=0, **options).steps_for(0.3)

@@ -531,7 +531,7 @@ WRONG = {
 }
 
 
-@pytest.mark.few(15)
+@pytest.mark.few(6)
 @pytest.mark.parametrize("fault", WRONG)
 def test_a_tampered_file_never_gives_a_false_certificate_and_costs_only_time(kept, fault):
     A, found, folder, file = kept

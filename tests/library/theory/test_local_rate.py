@@ -139,7 +139,7 @@ def test_structured_dictionaries():
 
 @pytest.mark.parametrize(
     "rate, dB, steps",
-    [(0.6, -100, 23), (1 / 3, -100, 11), (0.1, -20, 1), (0.0, -5, 1), (0.5, 0, 0)],
+    [(0.6, -100, 23), (1 / 3, -100, 11), (0.1, -20, 1), (0.0, -5, 1), (0.5, 0, 0), (0.5, 9, 0)],
 )
 def test_steps(rate, dB, steps):
     found = LocalRate(1, 1, rate, 1, rate, rate).steps_to(dB)

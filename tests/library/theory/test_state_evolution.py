@@ -285,7 +285,7 @@ def test_the_mixture_counts_signals_without_nonzeros(D):
     assert abs(one.nmse[0]) < 1e-4 and (np.diff(one.nmse) < 0).all()
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", FIRST)
 def test_state_evolution_is_scale_free(name, D):
     """Codes of variance v and noise v sigma^2 have the same NMSE, and noise levels v^(1/2) tau."""
@@ -309,7 +309,7 @@ def layer_of(name, v):
     return FAMILIES[name](4, **options, **noise.get(name, {}))
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", FIRST)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_dictionary_in_half_precision_is_of_full_rank(name, D, dtype):
@@ -323,6 +323,7 @@ def test_a_dictionary_in_half_precision_is_of_full_rank(name, D, dtype):
     assert found.holds == wide.holds
 
 
+@pytest.mark.slow
 def test_tall_dictionaries_have_the_error_that_is_measured():
     """For m > d the rank of D is d, which the noise level of `tista` knows."""
     with jax.enable_x64(False):

@@ -64,7 +64,7 @@ CALLS = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("call", CALLS)
 def test_rows_of_a_file_are_those_of_the_array(call, mapped):
     files = mapped(Y), mapped(X, "X.npy")

@@ -12,11 +12,13 @@ import numpy as np
 import optax
 import pytest
 from command_line import AS_USERS, devices
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import unrolled as ur
+from unrolled._base.programs import data_mesh, takes_sharded
 from unrolled.training import Trained
-from unrolled.training._mesh import Placement, Sharing, mean, places_of
+from unrolled.training._mesh import Placement, Sharing, _put, mean, places_of
 
 D = ur.dictionaries.gaussian(0, 10, 20)
 LAYER = ur.lista_cp(2, tied=False)
@@ -74,6 +76,28 @@ def test_what_does_not_fit_is_refused(train, options, error, message):
             fit(**options)
         else:
             ur.training.curriculum(LAYER, LAYER.init(None, D), D, SAMPLE, key=0, **options)
+
+
+def test_the_compiler_splits_along_every_axis_of_a_mesh():
+    mesh = data_mesh(jax.make_mesh((1, 1), ("data", "model")), "fit")
+    assert mesh.axis_names == ("data", "model") and mesh.axis_types == (AxisType.Auto,) * 2
+
+
+def test_arrays_on_explicit_axes_come_to_the_host_on_auto_ones_and_others_as_they_are():
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+    given = jax.device_put(np.arange(3.0), NamedSharding(mesh, P("data"))), np.ones(2), jnp.ones(2)
+    found = takes_sharded(lambda *arrays: arrays)(*given)
+    assert found[0].sharding.mesh.axis_types == (AxisType.Auto,)
+    assert found[0].sharding.spec == P("data") and np.array_equal(
+        *map(np.asarray, (found[0], given[0]))
+    )
+    assert found[1] is given[1] and found[2] is given[2]
+
+
+def test_a_traced_leaf_is_put_where_it_belongs():
+    where = NamedSharding(data_mesh(MESH, "fit"), P("data"))
+    found = jax.jit(lambda leaf: _put(2 * leaf, where))(np.arange(3.0))
+    assert found.tolist() == [0, 2, 4] and found.sharding.is_equivalent_to(where, 1)
 
 
 def test_a_checkpoint_tells_the_number_of_batches_and_the_reduction(tmp_path):

@@ -64,6 +64,7 @@ class Frame:
         raise ValueError("the truth of a frame is ambiguous")
 
 
+@pytest.mark.slow
 def test_a_data_frame_trains_and_is_judged_as_its_array():
     judge = (Frame(Y[:9]), Frame(X[:9]))
     expected, found = fit(Y, validation=(Y[:9], X[:9])), fit(Frame(Y), validation=judge)

@@ -9,7 +9,8 @@ import registry
 
 import unrolled as ur
 from unrolled import training
-from unrolled.layers import FAMILIES
+from unrolled.layers import FAMILIES, lasso_weights
+from unrolled.training import _recipe
 
 M, D_, K = 16, 32, 4
 
@@ -65,6 +66,19 @@ def test_a_start_with_weights_is_alista(name, problem):
         x = x if name == "liht" else ur.activations.shrink(x, params.steps.theta[k])
     codes = jax.vmap(layer.apply, (None, None, 0))(params, D, Y)
     np.testing.assert_allclose(codes, x, atol=1e-6)
+
+
+def test_a_start_is_made_of_a_layer_with_its_ridge(problem, monkeypatch):
+    """The second of two ridges is better, the third is worse and ends the search."""
+    errors = iter([-1.0, -3.0, -2.0])
+    monkeypatch.setattr(_recipe, "calibrate", lambda layer, params, *_: params)
+    monkeypatch.setattr(_recipe, "_error", lambda *_: next(errors))
+    D, Y, X = problem
+    signals = _recipe._Signals(D, (Y, X), (Y, X), training.law_of(D, Y, X), 0.0)
+    start = _recipe._start(ur.alista(2), signals, None, (0.0, 0.5, 1.0, 2.0))
+    assert (start.ridge, start.layer.ridge, start.nmse) == (0.5, 0.5, -3)
+    W, expected = (np.asarray(A, float) for A in (start.params.shared.W, lasso_weights(D, 0.5)))
+    np.testing.assert_allclose(W / W[0, 0], expected / expected[0, 0], rtol=1e-4)  # up to a step
 
 
 def test_whitened_ada_lista_steps_along_the_weights(problem):

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -15,7 +16,7 @@ from trees import same
 
 from unrolled import analytic, dictionaries, layers, networks, nnx, problems, training
 from unrolled._base.threads import beside
-from unrolled.training import NonFiniteError, Trained, fit
+from unrolled.training import NonFiniteError, Trained, _loop, fit
 
 M, N, DEPTH, BATCH = 10, 20, 4, 16
 EPS = np.finfo(np.float64).eps
@@ -232,7 +233,7 @@ def test_a_family_of_a_user_trains_and_its_thresholds_stay_non_negative(D, sampl
         assert type(moved) is Damped
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("of", [LASSO, training.log_nmse, training.supervised])
 def test_a_loss_that_sees_the_last_code_trains_as_one_of_all(of, D, sample):
     """Also without codes; ISTA, beside which a run is judged, has all its codes."""
@@ -688,6 +689,7 @@ def test_the_optimizer_sees_params_and_dictionary_by_name(D, sample):
     assert not same(found.params.steps, layer.init(jax.random.key(9), D).steps)
 
 
+@pytest.mark.slow
 def test_an_optimizer_may_remember_the_start(D, sample):
     """DoG measures the distance from it: its state holds the params themselves."""
     found = run(FAMILIES["lista_cp"], D, sample, steps=5, optimizer=optax.contrib.dog(1.0))
@@ -1151,9 +1153,27 @@ def test_a_fault_of_the_validation_names_the_validation(D, sample):
         run(FAMILIES["ista"], D, sample, validation=(Y[:, 1:], X))
 
 
-def test_one_number_that_is_not_finite_is_noticed_among_all_leaves():
-    from unrolled.training._loop import all_finite
+def stage(steps, *, stop=99, **options):
+    """A stage that has been evaluated at these steps, a second apart, and is at the last one."""
+    records = tuple(_loop.Record(step, 0.0, 1.0, float(i), 0) for i, step in enumerate(steps))
+    state = SimpleNamespace(records=records, stage=0, step=steps[-1], best_at=steps[0])
+    return _loop._Stage(None, state, stop, SimpleNamespace(**options), None, -1, None)
 
-    assert all_finite((np.ones(2), np.zeros(()), np.arange(2)))
-    assert not all_finite((np.ones(2), np.array([1.0, np.nan])))
-    assert not all_finite((np.array(np.inf), np.ones(2)))
+
+def test_the_seconds_of_a_run_go_on_where_its_last_record_ended(monkeypatch):
+    monkeypatch.setattr(_loop.time, "perf_counter", lambda: 100.0)
+    assert stage([0, 2, 4, 6]).began == 100 - 3
+
+
+def test_evaluations_are_a_number_of_steps_apart_until_a_stage_ends():
+    """Whose end may have been between two of them, in a run that is made longer."""
+    for steps, end in (([5], 8), ([5, 8, 9], 11), ([5, 8, 11], 12), ([5, 8, 11, 12], None)):
+        assert stage(steps, stop=12, evaluate_every=3, patience=None).next_end() == end
+    for patience, end in ((6, None), (7, 12)):  # the best is 6 steps old
+        assert stage([5, 8, 11], stop=12, evaluate_every=3, patience=patience).next_end() == end
+
+
+def test_one_number_that_is_not_finite_is_noticed_among_all_leaves():
+    assert _loop.all_finite((np.ones(2), np.zeros(()), np.arange(2)))
+    assert not _loop.all_finite((np.ones(2), np.array([1.0, np.nan])))
+    assert not _loop.all_finite((np.array(np.inf), np.ones(2)))

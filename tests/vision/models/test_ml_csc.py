@@ -464,6 +464,13 @@ def test_constrained_steps_are_proximal_whatever_the_params(method):
     assert steps_of(net)[0][0] == 0.01
 
 
+def test_a_step_that_is_too_long_becomes_the_longest_proximal_one():
+    net = make("ml-ista", filters=FILTERS[:1], constrained=True)
+    fill(net.layers[0].c, 1e6)
+    (gamma,), _ = steps_of(net)
+    assert 0.9 < gamma * norms_squared(net)[0] <= 1
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e-25, 1e22])
 def test_constrained_steps_of_filters_at_the_ends_of_the_range(scale):
     net = make("ml-ista", filters=FILTERS[:1], constrained=True)
