@@ -45,6 +45,7 @@ myst_heading_anchors = 3
 suppress_warnings = ["codeautolink.match_block", "codeautolink.parse_block"]  # shell, and excerpts
 
 default_role = "py:obj"  # `fit` in a docstring is a link to it
+autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 maximum_signature_line_length = 80
@@ -119,21 +120,21 @@ def write_reference(app):
         ]
         short, groups = module.removeprefix("unrolled."), list(grouped(module, own))
         page = [f".. automodule:: {module}", "   :no-members:", ""]
-        for title, _, names in groups:
+        for title, end, names in groups:
             page += [f".. rubric:: {prose(title)}", ""] if title else []
             page += table(module, names)
-        if pages := [f"{short}.{page}" for _, page, _ in groups if page]:
-            page += [".. toctree::", "   :hidden:", "", *(f"   {name}" for name in pages), ""]
-            for title, end, names in groups:
-                write_page(f"{short}.{end}", title, in_full(module, names))
-        else:
+            if end:
+                write_page(
+                    f"{short}.{end}", title, in_full(module, names), "---\norphan: true\n---\n"
+                )
+        if not groups[0][1]:
             page += in_full(module, own)
         write_page(short, f"`{module}`", page)
 
 
-def write_page(name, title, lines):
-    text = [f"# {title}", "", "```{eval-rst}", *lines, "```", ""]
-    (HERE / "api" / f"{name}.md").write_text("\n".join(text))
+def write_page(name, title, lines, options=""):
+    text = "\n".join([f"# {title}", "", "```{eval-rst}", *lines, "```", ""])
+    (HERE / "api" / f"{name}.md").write_text(options + text)
 
 
 # Files of `pursuit` and `theory` in the order of reading; other files follow.
@@ -186,10 +187,11 @@ def in_full(module, names):
     lines = []
     for name in names:
         value, full = NAMES[f"{module}.{name}"], f"{module}.{name}"
-        if is_family(value):  # whose methods are those of `Layer`
-            lines += [f".. autoclass:: {full}", ""]
-        elif inspect.isclass(value):
-            lines += [f".. autoclass:: {full}", "   :members:", "   :undoc-members:", ""]
+        if inspect.isclass(value):
+            # The page of its base documents what a class inherits.
+            alone = not any(base.__module__.startswith("unrolled.") for base in value.__bases__)
+            lines += [f".. autoclass:: {full}", "   :members:"]
+            lines += ["   :undoc-members:", ""] if alone else [""]
         elif is_documented(value):
             lines += [f".. autofunction:: {full}", ""]
         else:
