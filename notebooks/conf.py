@@ -118,6 +118,7 @@ def write_reference(app):
             for n in public(sys.modules[module])
             if PLACES[id(NAMES[f"{module}.{n}"])] == f"{module}.{n}"
         ]
+        own.sort(key=str.swapcase)  # what one calls, then types and constants
         short, groups = module.removeprefix("unrolled."), list(grouped(module, own))
         page = [f".. automodule:: {module}", "   :no-members:", ""]
         for title, end, names in groups:
@@ -148,12 +149,16 @@ ORDER = (
 def grouped(module, own):
     """The names of a module in groups: a title, the end of the name of a page or "", and names."""
     if module == "unrolled.layers":
-        families = [name for name in own if is_family(NAMES[f"{module}.{name}"])]
+        families = [name for name in own if name.islower() and is_layer(NAMES[f"{module}.{name}"])]
         yield "Families", "families", families
-        yield "To write your own", "own", [name for name in own if name not in families]
+        bases = [name for name in own if name[0].isupper() and is_layer(NAMES[f"{module}.{name}"])]
+        yield "To write your own: base classes", "bases", bases
+        others = [name for name in own if name not in families + bases]
+        yield "To write your own: params and helpers", "params", others
     elif module in ("unrolled.pursuit", "unrolled.theory"):
         files = [file for name, file in [*sys.modules.items()] if name.startswith(f"{module}._")]
-        names = {file: [name for name in own if name in file.__all__] for file in files}
+        listed = {file: getattr(file, "__all__", ()) for file in files}
+        names = {file: [name for name in own if name in listed[file]] for file in files}
         ends = {file.__name__.rpartition("._")[2]: file for file in files if names[file]}
         for end in sorted(ends, key=lambda end: (*ORDER, end).index(end)):
             title = " ".join(ends[end].__doc__.partition("\n\n")[0].split()).rstrip(".")
@@ -166,9 +171,8 @@ def grouped(module, own):
         yield "Types" if calls and types else "", "", types
 
 
-def is_family(value):
-    base = unrolled.layers.Layer
-    return inspect.isclass(value) and issubclass(value, base) and value.__name__.islower()
+def is_layer(value):
+    return inspect.isclass(value) and issubclass(value, unrolled.layers.Layer)
 
 
 def table(module, names):
