@@ -45,6 +45,7 @@ myst_heading_anchors = 3
 suppress_warnings = ["codeautolink.match_block", "codeautolink.parse_block"]  # shell, and excerpts
 
 default_role = "py:obj"  # `fit` in a docstring is a link to it
+autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 maximum_signature_line_length = 80
@@ -117,23 +118,24 @@ def write_reference(app):
             for n in public(sys.modules[module])
             if PLACES[id(NAMES[f"{module}.{n}"])] == f"{module}.{n}"
         ]
+        own.sort(key=str.swapcase)  # what one calls, then types and constants
         short, groups = module.removeprefix("unrolled."), list(grouped(module, own))
         page = [f".. automodule:: {module}", "   :no-members:", ""]
-        for title, _, names in groups:
+        for title, end, names in groups:
             page += [f".. rubric:: {prose(title)}", ""] if title else []
             page += table(module, names)
-        if pages := [f"{short}.{page}" for _, page, _ in groups if page]:
-            page += [".. toctree::", "   :hidden:", "", *(f"   {name}" for name in pages), ""]
-            for title, end, names in groups:
-                write_page(f"{short}.{end}", title, in_full(module, names))
-        else:
+            if end:
+                write_page(
+                    f"{short}.{end}", title, in_full(module, names), "---\norphan: true\n---\n"
+                )
+        if not groups[0][1]:
             page += in_full(module, own)
         write_page(short, f"`{module}`", page)
 
 
-def write_page(name, title, lines):
-    text = [f"# {title}", "", "```{eval-rst}", *lines, "```", ""]
-    (HERE / "api" / f"{name}.md").write_text("\n".join(text))
+def write_page(name, title, lines, options=""):
+    text = "\n".join([f"# {title}", "", "```{eval-rst}", *lines, "```", ""])
+    (HERE / "api" / f"{name}.md").write_text(options + text)
 
 
 # Files of `pursuit` and `theory` in the order of reading; other files follow.
@@ -147,12 +149,16 @@ ORDER = (
 def grouped(module, own):
     """The names of a module in groups: a title, the end of the name of a page or "", and names."""
     if module == "unrolled.layers":
-        families = [name for name in own if is_family(NAMES[f"{module}.{name}"])]
+        families = [name for name in own if name.islower() and is_layer(NAMES[f"{module}.{name}"])]
         yield "Families", "families", families
-        yield "To write your own", "own", [name for name in own if name not in families]
+        bases = [name for name in own if name[0].isupper() and is_layer(NAMES[f"{module}.{name}"])]
+        yield "To write your own: base classes", "bases", bases
+        others = [name for name in own if name not in families + bases]
+        yield "To write your own: params and helpers", "params", others
     elif module in ("unrolled.pursuit", "unrolled.theory"):
         files = [file for name, file in [*sys.modules.items()] if name.startswith(f"{module}._")]
-        names = {file: [name for name in own if name in file.__all__] for file in files}
+        listed = {file: getattr(file, "__all__", ()) for file in files}
+        names = {file: [name for name in own if name in listed[file]] for file in files}
         ends = {file.__name__.rpartition("._")[2]: file for file in files if names[file]}
         for end in sorted(ends, key=lambda end: (*ORDER, end).index(end)):
             title = " ".join(ends[end].__doc__.partition("\n\n")[0].split()).rstrip(".")
@@ -165,9 +171,8 @@ def grouped(module, own):
         yield "Types" if calls and types else "", "", types
 
 
-def is_family(value):
-    base = unrolled.layers.Layer
-    return inspect.isclass(value) and issubclass(value, base) and value.__name__.islower()
+def is_layer(value):
+    return inspect.isclass(value) and issubclass(value, unrolled.layers.Layer)
 
 
 def table(module, names):
@@ -186,10 +191,11 @@ def in_full(module, names):
     lines = []
     for name in names:
         value, full = NAMES[f"{module}.{name}"], f"{module}.{name}"
-        if is_family(value):  # whose methods are those of `Layer`
-            lines += [f".. autoclass:: {full}", ""]
-        elif inspect.isclass(value):
-            lines += [f".. autoclass:: {full}", "   :members:", "   :undoc-members:", ""]
+        if inspect.isclass(value):
+            # The page of its base documents what a class inherits.
+            alone = not any(base.__module__.startswith("unrolled.") for base in value.__bases__)
+            lines += [f".. autoclass:: {full}", "   :members:"]
+            lines += ["   :undoc-members:", ""] if alone else [""]
         elif is_documented(value):
             lines += [f".. autofunction:: {full}", ""]
         else:

@@ -136,7 +136,7 @@ class Keeper:
         self.saved = time.monotonic()
         texts = {name: value for name, value in arrays.items() if isinstance(value, str)}
         arrays = {name: value for name, value in arrays.items() if name not in texts}
-        # The order in memory too: the rounding of a product depends on it.
+        # Keep the order in memory too: the rounding of a product depends on this order.
         columns = [name for name, array in arrays.items() if not array.flags.c_contiguous]
         facts = dict(config=self.config, history=self.history, texts=texts, columns=columns)
         save_tree(self.path, arrays, **facts)

@@ -67,7 +67,7 @@ def masks(folder: str | Path, size: tuple[int, int], split: str | Path | None = 
     Args:
         folder: path of the folder, or its name below the folder UNROLLED_DATA.
         size: (H, W) of the result; the ratio of the sides is not kept. The filter is bilinear, and
-            a pixel belongs to the object if at least half of the filter's view does.
+            a pixel belongs to the object if the object covers half of the filter's view or more.
         split: a JSON file with the lists of names "train" and "test", in the folder or elsewhere;
             by default the file `split*.json` in the folder, if there is one.
 
