@@ -291,8 +291,12 @@ def minima(
         for result, some in zip(results, _active_set.minimise(*operands, start=first, **limits)):
             result[part] = some
 
+    parts = _parts(finite)
+    if len(parts) == 1:
+        work(parts[0])
+        return results
     with threads() as team:
-        team.share(work, _parts(finite))
+        team.share(work, parts)
     return results
 
 
@@ -314,16 +318,19 @@ def slack_of(D: np.ndarray, Y: np.ndarray, lam: np.ndarray, tol: float) -> np.nd
     hide an excess of tol / 2: with |u_i . r| <= e for unit atoms u_i, an r is e sqrt(n) / sigma
     off the vectors that the n free atoms do not see.
     """
+    sizes, free = np.linalg.norm(Y, axis=1), lam == 0
+    if not free.any():
+        return _SLACK * sizes
     norms = np.linalg.norm(D, axis=0)
-    masks, which = np.unique(lam == 0, axis=0, return_inverse=True)
+    masks, which = np.unique(free, axis=0, return_inverse=True)
     level = np.full(len(masks), _SLACK)
     for i, mask in enumerate(masks):
-        free = np.broadcast_to(mask, norms.shape) & (norms > 0)
-        if free.any():
-            s = np.linalg.svd(D[:, free] / norms[free], compute_uv=False)
+        atoms = np.broadcast_to(mask, norms.shape) & (norms > 0)
+        if atoms.any():
+            s = np.linalg.svd(D[:, atoms] / norms[atoms], compute_uv=False)
             sigma = s[s > max(D.shape) * np.finfo(float).eps * s[0]].min()
-            level[i] = min(_SLACK, tol * sigma / (4 * math.sqrt(free.sum())))
-    return level[which.reshape(len(Y))] * np.linalg.norm(Y, axis=1)
+            level[i] = min(_SLACK, tol * sigma / (4 * math.sqrt(atoms.sum())))
+    return level[which.reshape(len(Y))] * sizes
 
 
 def weights_of_many(D: Dictionary, lam: ArrayLike, n: int, where: str) -> np.ndarray:
