@@ -1,5 +1,6 @@
 """`unrolled.sklearn`: what scikit-learn expects of a transformer, and whose codes they are."""
 
+import functools
 import pickle
 import subprocess
 import sys
@@ -213,6 +214,22 @@ def test_layers_and_networks_by_name_as_records_and_with_params():
     codes = SparseCoder((D, B), "layered_thresholding", thetas=(0.1, 0.1)).fit_transform(Y)
     np.testing.assert_allclose(codes[0], chained[-1], atol=1e-9)
     assert SparseCoder(D, "ista", depth=3, lam=0.1).fit(Y).method_ == ur.layers.ista(3, lam=0.1)
+
+
+@pytest.mark.slow
+def test_a_bare_lfista_cp_is_trained_on_the_samples_by_the_recipe(monkeypatch):
+    """With the seed, the lam and the dtype of the estimator; params that are given stay."""
+    few = functools.partial(ur.training.unsupervised, steps=3)
+    monkeypatch.setattr("unrolled.sklearn.unsupervised", few)
+    coder = SparseCoder(D, "lfista_cp", depth=2, lam=0.2, random_state=5).fit(Y)
+    with jax.enable_x64(True):
+        expected = few(D, Y, 0.2, 2, key=5, progress=False).best
+    jax.tree.map(np.testing.assert_array_equal, coder.params_, expected)
+    layer = ur.layers.lfista_cp(2, lam=0.2)
+    with jax.enable_x64(True):
+        start = layer.init(None, jnp.asarray(D))
+    kept = SparseCoder(D, layer, params=start).fit(Y)
+    jax.tree.map(np.testing.assert_array_equal, kept.params_, start)
 
 
 def test_families_that_draw_their_params_take_a_seed():

@@ -422,8 +422,6 @@ class Objective:
     lam: Any = None  # of the ISTA beside which a layer is judged; None for none
     of_last: bool = False  # whether the loss sees the code of the last step alone
     staged: bool = False  # or that of its stage, a traced `at`
-    # What helps where the start stays best.
-    advice: str = "Try a smaller rate, and optax.clip_by_global_norm"
 
     @property
     def of_lasso(self) -> bool:

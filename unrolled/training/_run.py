@@ -263,11 +263,11 @@ def _warn_of_end(loop: Loop, state: Progress) -> None:
             f"{loop.where}: {rule}. {what} from {first.validation:.6g}. `best` has the params "
             f"with the smallest loss; try {remedy}"
         )
-    elif state.best_at == first.step and exceeds(last.validation, first.validation):
+    elif state.best_at == 0 and exceeds(last.validation, first.validation):
         checks.warn(
             f"{loop.where}: training made nothing better: the validation loss is "
             f"{last.validation:.6g} at the end, {first.validation:.6g} at the start, which is "
-            f"`best`. {loop.objective.advice}"
+            "`best`. Try a smaller rate, and optax.clip_by_global_norm"
         )
 
 

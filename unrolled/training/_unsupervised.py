@@ -53,7 +53,6 @@ _NAME = "unsupervised"
 _RATES, _RATE = (3e-4, 1e-3, 2e-3, 5e-3), 2.5e-4  # of `fista`, of `lfista_cp`
 _TRIAL, _LONG = 300, 1500
 _CLIP = 0.01
-_ADVICE = "Try more signals, or take exact codes: pursuit.lasso_batch"
 
 
 @checked
@@ -103,7 +102,9 @@ def unsupervised(
         progress, accumulate, mesh, reduction: as in `fit`.
 
     Returns:
-        as `fit`. `best` is that of the last training, whose `tried` says what was chosen from.
+        as `fit`. `best` is that of the last training; `tried` has every training with its rate,
+        start and least validation loss. Where FISTA is near the optimum after K steps, the weights
+        may gain nothing: `best` has then the steps of the trained `fista`.
 
     Warns:
         UserWarning: as `fit`.
@@ -187,7 +188,7 @@ class _Problem(NamedTuple):
         self, layer: Layer, start: Unrolled
     ) -> tuple[Objective, Data, optax.GradientTransformation]:
         """The training of a layer from a start, at any rate."""
-        objective = Objective(_NAME, layer, lasso(self.lam), self.lam, of_last=True, advice=_ADVICE)
+        objective = Objective(_NAME, layer, lasso(self.lam), self.lam, of_last=True)
         parts = split(start, self.D, where=_NAME)
         data = Data(self.key, self.sample, self.validation, Trained(start, self.D), *parts)
         return objective, data, _optimizer(self.units.of(layer), self.units.signal**2)
