@@ -96,7 +96,7 @@ def _has_certificate(layer: Any, params: Unrolled) -> bool:
 
 
 # Codes that are proved, the first of the sample, and products with |W'D| that this may take.
-_PROVED_ON, _MOST_PRODUCTS = 200, 2**31
+_PROVED_ON, _MOST_PRODUCTS = 100, 2**31
 
 
 def proofs(
@@ -253,8 +253,8 @@ class Measured(NamedTuple):
 def run(model: Any, params: Any, D: Any, Y: Array, timed: bool) -> tuple[Paths, Cost]:
     """The codes of every layer after every step, (steps, batch, d), and what they cost."""
     operands = params, D, Y
-    paths = jax.block_until_ready(_paths(model, *operands))
-    spent = seconds(lambda: _paths(model, *operands)) if timed else None
+    paths = jax.block_until_ready(codes_by_step(model, *operands))
+    spent = seconds(lambda: codes_by_step(model, *operands)) if timed else None
     signal = jax.ShapeDtypeStruct(Y.shape[1:], Y.dtype)
     cost = Cost(spent, products(model, params, D, signal))
     return paths if isinstance(paths, tuple) else (paths,), cost
@@ -272,7 +272,7 @@ def seconds(f: Callable[[], Any]) -> float:
 
 # A program of its own: only the paths are the model's, `measure` serves all models.
 @partial(jax.jit, static_argnames="model")
-def _paths(model: Any, params: Any, D: Any, Y: Array) -> Any:
+def codes_by_step(model: Any, params: Any, D: Any, Y: Array) -> Any:
     """The codes of every layer after every step, (steps, batch, d)."""
     return jax.vmap(model.iterates, (None, None, 0), out_axes=1)(params, D, Y)
 

@@ -150,9 +150,14 @@ def _reached(key: Any, W: Any, D: Any, worst: int) -> tuple[int, ...]:
 
 
 def _drawn(key: Any, D: Any, n: int, s: int) -> np.ndarray:
-    """n codes with s nonzeros."""
-    X = problems.exact_sparse(jax.random.fold_in(key, s), (n, D.shape[1]), s)
-    return np.asarray(X, np.float64)
+    """n codes with s Gaussian nonzeros."""
+    rng, X = (
+        np.random.default_rng([*jax.random.key_data(key).tolist(), s]),
+        np.zeros((n, D.shape[1])),
+    )
+    supports = np.argsort(rng.random(X.shape), axis=1)[:, :s]
+    np.put_along_axis(X, supports, rng.standard_normal((n, s)), axis=1)
+    return X
 
 
 def _are_proved(W: Any, D: Any, X: np.ndarray, ratio: float = 0.95) -> np.ndarray:
