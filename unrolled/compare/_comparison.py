@@ -509,8 +509,8 @@ class Comparison(NamedTuple):
     def _unproved(self) -> list[str]:
         """A sentence with the methods none of whose codes can be proved one by one, and why."""
         reasons = {name: of.reason for name, of in self.proved.items() if of.share is None}
-        told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        return [f"Not covered signal by signal: {told}."] if told else []
+        listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        return [f"Not covered signal by signal: {listed}."] if listed else []
 
     def _predictions(self) -> tuple[list[str], list[list[str]]]:
         shares = ("a quarter", "half", "all")

@@ -179,8 +179,8 @@ def _runs(
         with checks.quiet(analytic.HypothesisWarning):
             schedule = analytic.from_sample(scheduled, D, sample, W=W)
         proved = theory.certify_signals(scheduled, schedule, D, fresh).proved
-        found = _found(scheduled, schedule, D, fresh)
-        proofs.append(_run("from_sample", s, proved, fresh, found))
+        reached = _found(scheduled, schedule, D, fresh)
+        proofs.append(_run("from_sample", s, proved, fresh, reached))
         proved = _are_proved(W, D, fresh, taking.ratio)
         proofs.append(_run("alista_rt", s, proved, fresh, _found(taking, params, D, fresh)))
     return tuple(proofs)
