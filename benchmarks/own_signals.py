@@ -563,7 +563,7 @@ def draw(there: dict[Row, dict]) -> None:
     axes.plot(*long, marker="*", markersize=9, color=DRAWN["lfista_cp"], linestyle="")
     text = f"{LONG:,} steps"
     axes.annotate(text, long[:, 0], (-8, -4), ha="right", color=DRAWN["lfista_cp"], **note)
-    axes.set(xscale="log", yscale="log", xlabel="microseconds per signal, CPU time")
+    axes.set(xscale="log", yscale="log", xlabel="CPU time per signal, microseconds")
     low, high = axes.get_xlim()
     axes.set_xlim(low / 2.2, high * 2.6)  # room for the names
     top = axes.get_ylim()[1]
