@@ -16,6 +16,7 @@ pictures.
     python benchmarks/own_signals.py --minutes 30    no new row after that long
     python benchmarks/own_signals.py --time     times all families, on a machine without other work
     python benchmarks/own_signals.py --table    prints the tables
+    python benchmarks/own_signals.py --costs    CPU time of what the figure shows, and exact solvers
     python benchmarks/own_signals.py --figure   draws own_signals.svg and own_signals.png
 """
 
@@ -41,6 +42,8 @@ from unrolled import layers
 
 HERE = Path(__file__).parent
 ROWS, SECONDS = HERE / "own_signals.jsonl", HERE / "own_signals_seconds.json"
+COSTS = HERE / "own_signals_costs.json"
+ROUNDS = 9  # of a measurement of CPU time
 SIDE, LAM, BATCH, CLIP = 8, 0.1, 128, 0.01
 PER_PICTURE, TESTED = 500, 2400
 RATES = (5e-4, 3e-3, 1e-4)
@@ -484,30 +487,70 @@ def table_of(there: dict[Row, dict], problem: str, depth: int) -> list[str]:
     return [title, "", first, "|---" * len(header) + "|", *lines, ""]
 
 
+def exact_solvers(problem: Problem) -> dict[str, Any]:
+    """Exact solvers of the test signals by name; SPAMS where it is installed."""
+    D, Y = ur.dictionaries.dense(problem.D), jnp.asarray(problem.sets["test"])
+    found = {"lasso_batch": functools.partial(ur.pursuit.lasso_batch, D, Y, LAM)}
+    try:
+        import spams
+    except ImportError:
+        return found
+    atoms, columns = (np.asfortranarray(np.asarray(A, float)) for A in (D, Y.T))
+    options = dict(lambda1=LAM, mode=2, numThreads=1)
+    return found | {"SPAMS LARS": functools.partial(spams.lasso, columns, atoms, **options)}
+
+
+def costs() -> None:
+    """Microseconds per signal, CPU time, of all that the figure shows, in turns within one run."""
+    problem = problem_of(PATCHES)
+    Y, functions = jnp.asarray(problem.sets["test"]), {}
+    for name, depth in itertools.product(DRAWN, WHOLE):
+        layer = layer_of(name, depth)
+        params = layer.init(jax.random.key(0), problem.D)
+        kinds = {"": layer, ", guarded": dataclasses.replace(layer, guard=LAM)}
+        for word, model in kinds.items():
+            if (name == "lfista_cp" and word) or (
+                depth == WHOLE[-1] and (name, word) != ("fista", "")
+            ):
+                continue
+            code = jax.jit(jax.vmap(model.apply, (None, None, 0)))
+            functions[f"{name}, {depth}{word}"] = functools.partial(code, params, problem.D, Y)
+    functions |= exact_solvers(problem)
+    spent: dict[str, list[float]] = {name: [] for name in functions}
+    for function in functions.values():  # once compiled
+        jax.block_until_ready(function())
+    for _, (name, function) in itertools.product(range(ROUNDS), functions.items()):
+        began = time.process_time()
+        jax.block_until_ready(function())
+        spent[name].append(1e6 * (time.process_time() - began) / len(Y))
+    rows = {name: [float(np.quantile(us, q)) for q in (0, 0.5, 1)] for name, us in spent.items()}
+    save(COSTS, {"signals": len(Y), "least, median and most microseconds per signal": rows})
+
+
 def draw(there: dict[Row, dict]) -> None:
-    """The gap on test pictures against products with a matrix, of the first problem."""
+    """The gap on test pictures against microseconds, of the first problem, with exact solvers."""
     import matplotlib
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.fonttype"] = "none"
+    times = json.loads(COSTS.read_text())["least, median and most microseconds per signal"]
     figure, panels = ur.plots.figure(1, 1)
-    axes, ticks = panels[0, 0], (16, 32, 64, 128)
+    axes = panels[0, 0]
 
     def points(name: str, steps: int, word: str = "") -> np.ndarray:
-        """(products, gap) of the depths that have rows."""
+        """(microseconds, gap) of the depths that have rows."""
         found = []
         for depth in WHOLE:
             cell = dict(problem=PATCHES, family=name, depth=depth, pictures=None)
-            if entries := seeds_of(there, steps=steps, **cell):
+            label = f"{name}, {depth}{', guarded' * bool(word and name != 'lfista_cp')}"
+            if (entries := seeds_of(there, steps=steps, **cell)) and label in times:
                 gaps = [entry.get(f"{word}gap", entry["gap"])["test"] for entry in entries]
-                products = entries[0].get(f"{word}products", entries[0]["products"])
-                products = entries[0]["products"] if name == "lfista_cp" else products
-                found.append((products, np.median(gaps)))
+                found.append((times[label][1], np.median(gaps)))
         return np.array(found).T
 
     solver = points("fista", 0)
     axes.plot(*solver, "k--", marker="s", markersize=4)
-    note = dict(textcoords="offset points", fontsize=7)
+    note = dict(textcoords="offset points", fontsize=8)
     for K, x, y in zip(WHOLE, *solver):
         axes.annotate(f"FISTA, K = {K}", (x, y), (6, 2), **note)
     for name, colour in DRAWN.items():
@@ -520,8 +563,14 @@ def draw(there: dict[Row, dict]) -> None:
     axes.plot(*long, marker="*", markersize=9, color=DRAWN["lfista_cp"], linestyle="")
     text = f"{LONG:,} steps"
     axes.annotate(text, long[:, 0], (-8, -4), ha="right", color=DRAWN["lfista_cp"], **note)
-    axes.set(xscale="log", yscale="log", xlabel="products with a matrix, per signal", xlim=(8, 220))
-    axes.set_xticks(ticks, map(str, ticks))
+    axes.set(xscale="log", yscale="log", xlabel="CPU time per signal, microseconds")
+    low, high = axes.get_xlim()
+    axes.set_xlim(low / 2.2, high * 2.6)  # room for the names
+    top = axes.get_ylim()[1]
+    for name in (name for name in ("lasso_batch", "SPAMS LARS") if name in times):
+        axes.axvline(times[name][1], color="#444444", linestyle=":", linewidth=1.5)
+        axes.annotate(f"{name},\nexact", (times[name][1], top), (4, -4), va="top", **note)
+    axes.set_xticks(ticks := (1, 2, 5, 10, 20, 50), map(str, ticks))
     axes.minorticks_off()
     axes.set(ylabel="(F - F*) / F* on other pictures", title="64 x 128, patches of pictures")
     for suffix in ("svg", "png"):
@@ -534,11 +583,14 @@ def main() -> None:
         "--minutes", type=float, default=np.inf, help="begin no row after that long"
     )
     parser.add_argument("--time", action="store_true", help="time the codes of all families")
+    parser.add_argument("--costs", action="store_true", help="CPU time of what the figure shows")
     parser.add_argument("--table", action="store_true", help="print the tables of the rows")
     parser.add_argument("--figure", action="store_true", help="draw the rows")
     options = parser.parse_args()
     if options.time:
         timed()
+    elif options.costs:
+        costs()
     elif options.table:
         print(table(read()))
     elif options.figure:

@@ -228,7 +228,13 @@ def test_optional_packages_are_imported_inside_functions():
 
 
 WITH_OTHERS = {"numpy": "jax", "scipy": "jax", "rich": "flax"}  # what depends on them
-OPTIONAL = {"sklearn", "PIL", "flatbuffers", "threadpoolctl"}  # each import has another way
+OPTIONAL = {
+    "sklearn",
+    "PIL",
+    "flatbuffers",
+    "threadpoolctl",
+    "spams",
+}  # each import has another way
 
 
 def test_a_base_install_has_what_the_package_imports():

@@ -812,7 +812,8 @@ def asked(monkeypatch):
 
         return ask
 
-    for name in ("known_codes", "unknown_codes", "certified_regime", "certified_chain"):
+    names = "known_codes", "unknown_codes", "certified_regime", "proved_codes", "certified_chain"
+    for name in names:
         monkeypatch.setattr(studies, name, stub(name))
     return asked
 
@@ -832,6 +833,7 @@ def test_without_arguments_compare_has_all_standard_sections(run, tmp_path, monk
     (samples,), options = asked["known_codes"]
     assert samples.D.shape == asked["certified_regime"][0][0].shape == (250, 500)
     assert (options["depth"], options["steps"], options["lam"]) == (16, 400, None)
+    assert asked["proved_codes"][1]["sparsities"] == (11, 12)
     (D, _), options = asked["unknown_codes"]
     assert D.shape == (64, 256) and options["lam"] == 0.05 and "tested" not in options
     titles = ["The standard benchmark", "The regime that the theory certifies"]

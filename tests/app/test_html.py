@@ -10,7 +10,8 @@ import pytest
 
 from unrolled import plots
 from unrolled._base.text import markdown
-from unrolled.app.commands import _report
+from unrolled.app import studies
+from unrolled.app.commands import _chart, _report
 from unrolled.app.commands._report import Section, write_report
 
 VOID = {"meta", "img", "br", "input", "link"}
@@ -72,8 +73,10 @@ def test_it_is_well_formed_and_stands_alone(text):
 
 
 def test_it_begins_with_the_answer_and_says_how_to_repeat_it(text):
+    """The first section is open, the others are folded, and its figures stand before its words."""
     body = text.partition("<body>")[2]
-    assert body.index("C is best, -10.5 dB.") < body.index("<nav>") < body.index("First")
+    assert body.index("C is best, -10.5 dB.") < body.index("<svg") < body.index("First")
+    assert re.findall("<details( open)? id", body) == [" open", "", ""]
     assert "About this." in body and "<pre>unrolled" in body and "<td>jax</td>" in body
 
 
@@ -110,6 +113,55 @@ def test_it_has_a_dark_form_and_a_printed_one(text):
     assert '"beforeprint"' in text and "part.open = true" in text  # what is folded is printed
 
 
+def overview(**changes):
+    rng = np.random.default_rng(0)
+    names = [f"Method {i}" for i in range(7)] + ["A & B, learned"]
+    lines = {name: -np.cumsum(np.r_[0, rng.random(16)]) for name in names}
+    shown = tuple(names[3:])
+    rows = [[name, "the dictionary", "-9.5"] for name in shown]
+    table = markdown(["Method", "What it knows", "Error, dB"], rows)
+    made = studies.Overview(
+        *("B is nearer", "On signals.", lines, shown, shown[-1], "error, dB", False, "Errors."),
+        table,
+    )
+    return made._replace(**changes)
+
+
+def test_the_first_screen_is_a_sentence_a_figure_and_a_table():
+    parts = ["Text.", markdown(["method", "K", "dB"], [[n, "16", n] for n in "abc"])]
+    page, first = Checker(), overview()
+    shown = _report.page("T", "A.", [("S", parts, {"c": curve()})], {}, "unrolled", first)
+    page.feed(shown)
+    assert page.open == [] and len(set(page.ids)) == len(page.ids)
+    screen, _, below = shown.partition("<details")
+    assert "<h1>B is nearer.</h1>" in screen and "A." not in screen.partition("<body>")[2]
+    assert "<details open" not in shown and below.index("<svg") < below.index("Text.")
+    for broad, drawing in zip((True, False), re.findall(r"<svg class=.*?</svg>.*?</svg>", screen)):
+        names = [*first.shown[:-1], "A &amp; B,"]
+        assert all(f">{name}" in drawing for name in names) and "Method 0" not in drawing
+        assert drawing.count('class="faint"') == 3 and drawing.count("<polyline points") == 5
+        assert ("A &amp; B, learned" in drawing) is broad  # a narrow screen breaks the name
+    assert screen.count("<tr") == 6 and '<tr class="best"><td>A &amp; B, learned</td>' in screen
+    # What does not change is a sentence, but for the table that is shown whole.
+    assert "<th>K</th>" not in below and "<p>In every row: K 16.</p>" in below
+    assert "<th>What it knows</th>" in screen
+
+
+def test_names_at_the_ends_of_lines_do_not_meet():
+    for heights in ([100.0] * 5, [390.0, 395.0, 399.0, 10.0, 11.0], [50.0]):
+        places = _chart._apart(heights, 30, 40, 400)
+        assert min(np.diff(sorted(places)), default=30) >= 30 - 0.1
+        assert min(places) >= 40 and max(places) <= 400
+        assert [places[i] for i in np.argsort(heights, kind="stable")] == sorted(places)
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_values_that_an_axis_has_no_place_for_leave_a_drawing(log):
+    lines = {"a": np.array([np.nan, 1.0, 0.0, 1e-3]), "b": np.full(4, np.inf), "c": np.zeros(4)}
+    drawn = _chart.chart(overview(lines=lines, shown=("a",), best="a", log=log))
+    assert "nan" not in drawn and "inf" not in drawn.replace("infinite", "")
+
+
 BROWSER = shutil.which("chromium")
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs chromium")
 ROWS = [["b", "-9.5"], ["a", "-10.5"], ["d", ""], ["c", "1,200.5"]]
@@ -138,6 +190,28 @@ def test_a_browser_sorts_a_table(column, clicks, order, tmp_path):
     click = f'document.querySelectorAll("thead th")[{column}].click();'
     shown = opened(tmp_path, click * clicks)
     assert re.findall(r"<tr><td>(\w)</td>", shown) == list(order)
+
+
+@pytest.mark.slow
+@needs_browser
+@pytest.mark.parametrize("width, kind", [(1280, "broad"), (500, "narrow")])
+def test_a_browser_cuts_nothing_off(width, kind, tmp_path):
+    """Every word of the figure ends within it, and the table within the screen."""
+    script = f"""
+      const words = [...document.querySelectorAll(".first .{kind} text")];
+      const edge = document.querySelector(".first .{kind}").getBoundingClientRect().right;
+      const beyond = words.filter(word => word.getBoundingClientRect().right > edge + 1);
+      const table = document.querySelector(".short .wide");
+      document.title = [words.length > 5, beyond.length, table.scrollWidth - table.clientWidth];
+    """
+    path = tmp_path / "report.html"
+    path.write_text(
+        _report.page("T", "A.", [], {}, "unrolled", overview()) + f"<script>{script}</script>"
+    )
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900"]
+    command += ["--dump-dom", f"--user-data-dir={tmp_path}", path.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    assert "<title>true,0,0</title>" in shown
 
 
 @pytest.mark.slow

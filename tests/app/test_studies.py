@@ -95,6 +95,39 @@ def test_a_study_has_text_data_tables_and_figures(studied, name):
         )
 
 
+@pytest.mark.few(1)
+@pytest.mark.parametrize("name", ["known_codes", "unknown_codes"])
+def test_a_first_screen_has_a_sentence_five_lines_and_six_columns(studied, name):
+    """Methods are timed for it; where codes are not known, exact codes have a row of their own."""
+    study = studied.setdefault(name, STUDIES[name]())
+    seen = study.overview()
+    assert seen.sentence and len(seen.shown) <= 5 and len(seen.table.columns) <= 6
+    assert seen.best in seen.shown and set(seen.shown) <= set(study.comparison.curves)
+    exact = [] if name == "known_codes" else list(study.comparison.exact)
+    assert [row[0] for row in seen.table.rows] == [*seen.shown, *exact]
+    assert all(float(row[-1].replace(",", "")) > 0 for row in seen.table.rows)
+    assert all(len(line) == study.depth + 1 for line in seen.lines.values())
+    if exact:
+        assert exact[0] == "exact" and "exact codes take" in seen.lead
+    else:
+        assert f"at most {study.covered} nonzero" in seen.lead
+
+
+def test_more_nonzeros_than_the_worst_case_covers_are_proved_signal_by_signal():
+    """No code that is proved has a wrong entry in the end, and all of them are found."""
+    D = ur.dictionaries.gaussian(KEY, 40, 60)
+    study = studies.proved_codes(KEY, D, codes=40)
+    worst = ur.theory.max_sparsity(ur.analytic.certify(D).mu_W, 60)
+    assert study.worst == worst and min(run.sparsity for run in study.runs) > worst
+    taking = [run.proved for run in study.runs if run.method == "alista_rt"]
+    assert taking[0] > 0.7 and taking[0] >= taking[1]
+    for run in study.runs:
+        assert run.error < 1e-6 and (run.wrong == 0 or run.proved < 1)
+    assert "the worst case covers" in study.text() and "are proved" in study.answer()
+    assert strict_json(to_json(study.to_dict())) and len(study.table("records")) == 4
+    assert studies.proved_codes(KEY, jnp.eye(1001)).text() == ""
+
+
 @pytest.mark.filterwarnings("ignore:fit. ")  # the start is worse, too
 def test_codes_that_are_worse_than_zero_are_told_what_a_guard_makes_of_them():
     """Message passing expands on atoms that are alike; ISTA does not, and is not named.

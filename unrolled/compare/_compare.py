@@ -33,6 +33,7 @@ from unrolled.compare._measure import (
     bounds,
     certified_shares,
     classes_of,
+    codes_by_step,
     divergence,
     exact,
     gaps_of_ista,
@@ -115,7 +116,7 @@ def compare(
     marked in the result, and one `DivergenceWarning` names all of them. A warning says of how many
     signals the optimum of the LASSO is not certified.
 
-    Of known codes the first, 200 at most, are also proved one by one for the params of each method
+    Of known codes the first, 100 at most, are also proved one by one for the params of each method
     (`Proved`): next to the worst case of the class, how much of this sample theory covers.
 
     Without known codes the methods are judged by the objective of the LASSO, and its optimal codes
@@ -250,7 +251,10 @@ def with_seconds(
     result: Comparison, methods: Mapping[str, tuple[Layer, Unrolled]], D: Dictionary, Y: Array
 ) -> Comparison:
     """A comparison of layers with the seconds of some of its methods, and of its exact solvers."""
-    costs = {name: run(*method, D, Y, True)[1] for name, method in methods.items()}
+    costs = {
+        name: Cost(seconds(partial(codes_by_step, *method, D, Y)), result.costs[name].products)
+        for name, method in methods.items()
+    }
     clocks = {name: partial(solve, D, Y, result.lam) for name, solve in solvers([D]).items()}
     exact = {n: of._replace(seconds=seconds(clocks[n])) for n, of in result.exact.items()}
     return result._replace(costs={**result.costs, **costs}, exact=exact)

@@ -359,14 +359,18 @@ class Comparison(NamedTuple):
         known, or without times.
         """
         clocks = {n: of.seconds for n, of in self.exact.items() if of.seconds is not None}
-        networks = self.trained or self.costs
-        gaps = {n: _number(c.gap) for n, c in self.curves.items() if n in networks}
-        judged = [n for n, gap in gaps.items() if gap is not None and n not in self.diverged]
-        own = {n: of.seconds for n, of in self.costs.items() if n in judged and of.seconds}
-        if self.known or not clocks or not own:
+        networks = {
+            name: (gap, self.costs[name].seconds or 0.0)
+            for name, curve in self.curves.items()
+            if name in (self.trained or self.costs) and name not in self.diverged
+            if (gap := _number(curve.gap)) is not None and self.costs[name].seconds
+        }
+        if self.known or not clocks or not networks:
             return ""
-        best, solver = min(own, key=gaps.__getitem__), min(clocks, key=clocks.__getitem__)
-        spent, optimal = (1e6 * of / self.signals for of in (own[best], clocks[solver]))
+        best = min(networks, key=lambda name: networks[name][0])
+        solver = min(clocks, key=lambda name: clocks[name])
+        (gap, seconds), optimal = networks[best], 1e6 * clocks[solver] / self.signals
+        spent = 1e6 * seconds / self.signals
         saved = optimal - spent
         if saved <= 0:
             verdict = "the network never pays"
@@ -377,7 +381,7 @@ class Comparison(NamedTuple):
         name = "" if solver == "exact" else f" ({solver})"
         return (
             f"{best} takes {_cell(spent, '', 'us')} microseconds a signal and ends at a gap of "
-            f"{gaps[best]:.1e}, exact codes take {_cell(optimal, '', 'us')}{name}: {verdict}."
+            f"{gap:.1e}, exact codes take {_cell(optimal, '', 'us')}{name}: {verdict}."
         )
 
     def answer(self) -> str:
@@ -505,8 +509,8 @@ class Comparison(NamedTuple):
     def _unproved(self) -> list[str]:
         """A sentence with the methods none of whose codes can be proved one by one, and why."""
         reasons = {name: of.reason for name, of in self.proved.items() if of.share is None}
-        told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        return [f"Not covered signal by signal: {told}."] if told else []
+        listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        return [f"Not covered signal by signal: {listed}."] if listed else []
 
     def _predictions(self) -> tuple[list[str], list[list[str]]]:
         shares = ("a quarter", "half", "all")

@@ -96,7 +96,7 @@ def _has_certificate(layer: Any, params: Unrolled) -> bool:
 
 
 # Codes that are proved, the first of the sample, and products with |W'D| that this may take.
-_PROVED_ON, _MOST_PRODUCTS = 200, 2**31
+_PROVED_ON, _MOST_PRODUCTS = 100, 2**31
 
 
 def proofs(
@@ -125,8 +125,8 @@ def proofs(
         if isinstance(model, alista_rt):
             of = [_by_supports(model, params[0], Ds[0], codes[0], bounds[0])]
         else:
-            found = theory.certify_signals(dsc(layers), params, Ds, codes, noise=bounds)
-            of = [signals.proved for signals in found]
+            layered = theory.certify_signals(dsc(layers), params, Ds, codes, noise=bounds)
+            of = [signals.proved for signals in layered]
     except (TypeError, ValueError) as error:  # it says what it does not cover
         reason = str(error).partition(": ")[2].partition(";")[0]
         return [Proved(None, n, reason)] * len(params)
@@ -150,8 +150,8 @@ def _by_supports(
     for s in np.unique(sizes):
         rows = sizes == s
         supports = np.argsort(X[rows] == 0, axis=1, kind="stable")[:, :s]
-        found = theory.certify_supports(W, D, supports)
-        proved[rows] = (found.ratio <= c) & (found.contraction < 1) & (c < 1)
+        of_supports = theory.certify_supports(W, D, supports)
+        proved[rows] = (of_supports.ratio <= c) & (of_supports.contraction < 1) & (c < 1)
     matrix, atoms = np.abs(np.asarray(dense(W), float)), np.asarray(dense(D), float)
     entries = np.linalg.norm(matrix, axis=0).max() * np.linalg.norm(atoms, axis=0).max()
     # What the steps allow for: the noise that they know, and rounding.
@@ -253,8 +253,8 @@ class Measured(NamedTuple):
 def run(model: Any, params: Any, D: Any, Y: Array, timed: bool) -> tuple[Paths, Cost]:
     """The codes of every layer after every step, (steps, batch, d), and what they cost."""
     operands = params, D, Y
-    paths = jax.block_until_ready(_paths(model, *operands))
-    spent = seconds(lambda: _paths(model, *operands)) if timed else None
+    paths = jax.block_until_ready(codes_by_step(model, *operands))
+    spent = seconds(lambda: codes_by_step(model, *operands)) if timed else None
     signal = jax.ShapeDtypeStruct(Y.shape[1:], Y.dtype)
     cost = Cost(spent, products(model, params, D, signal))
     return paths if isinstance(paths, tuple) else (paths,), cost
@@ -272,7 +272,7 @@ def seconds(f: Callable[[], Any]) -> float:
 
 # A program of its own: only the paths are the model's, `measure` serves all models.
 @partial(jax.jit, static_argnames="model")
-def _paths(model: Any, params: Any, D: Any, Y: Array) -> Any:
+def codes_by_step(model: Any, params: Any, D: Any, Y: Array) -> Any:
     """The codes of every layer after every step, (steps, batch, d)."""
     return jax.vmap(model.iterates, (None, None, 0), out_axes=1)(params, D, Y)
 
@@ -372,10 +372,10 @@ Solve = Callable[[Any, Any, Any], Any]  # D, the signals and lam -> codes, or a 
 
 def solvers(Ds: Sequence[Any]) -> dict[str, Solve]:
     """The exact solvers of the LASSO by name: SPAMS among them if installed and D is a matrix."""
-    found: dict[str, Solve] = {"exact": lasso_optima}
+    named: dict[str, Solve] = {"exact": lasso_optima}
     if not any(isinstance(D, Structured) for D in Ds) and find_spec("spams") is not None:
-        found["SPAMS LARS"] = _lars
-    return found
+        named["SPAMS LARS"] = _lars
+    return named
 
 
 def _lars(D: Any, Y: Any, lam: Any) -> np.ndarray:
@@ -402,8 +402,8 @@ def exact(sample: Sample, timed: bool) -> list[dict[str, Solver]]:
             for of, problem in zip(optima, problems)
         ]
         paths = tuple(X[None] for X in codes)
-        found = jax.device_get(measure(paths, sample.pairs, sample.optima, sample.Ds))
-        for row, of, problem in zip(rows, found, problems):
+        measured = jax.device_get(measure(paths, sample.pairs, sample.optima, sample.Ds))
+        for row, of, problem in zip(rows, measured, problems):
             errors = of.errors if sample.known else of.errors | {"worse": of.worse}
             curve = Curve(**errors, gap=0 * of.gap if first else of.gap)
             row[name] = Solver(curve, seconds(partial(solve, *problem)) if timed else None)

@@ -724,7 +724,7 @@ def test_lam_is_chosen_and_told(problem):
 def test_a_table_as_latex_csv_and_records(unknown):
     _, found = unknown
     records = found.table("records")
-    assert [record["method"] for record in records] == list(found.curves)
+    assert [record["method"] for record in records] == [*found.curves, *found.exact]
     first = records[0]
     assert first["gap"] == found.curves["ISTA"].gap[-1] and "nmse" not in first
     assert records[2]["K"] is None and records[2]["products"] is None

@@ -1,9 +1,14 @@
-"""What `compare` says by a sample of the class, by proofs of single codes, and by prediction."""
+"""What `compare` says by a sample of the class, by proofs of single codes, by exact solvers, and by
+prediction.
+"""
 
 import functools
+import importlib.machinery
 import json
 import math
 import re
+import sys
+import types
 
 import jax
 import numpy as np
@@ -11,7 +16,7 @@ import pytest
 
 import unrolled as ur
 from unrolled import theory
-from unrolled.compare import DivergenceWarning, compare
+from unrolled.compare import DivergenceWarning, _measure, compare
 
 pytestmark = pytest.mark.usefixtures("float32_by_default")
 
@@ -160,3 +165,159 @@ def test_predictions_that_do_not_hold_are_left_out():
 def test_a_class_that_cannot_be_sampled_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         compare({"codes": X}, D, Y, X, **options)
+
+
+def certified_problem():
+    """A dictionary, layers with params, and signals of codes with 1 to 6 nonzeros."""
+    D, layer, taking = ur.dictionaries.identity_hadamard(16), ur.alista(12), ur.layers.alista_rt(12)
+    params = ur.analytic.alista(D, depth=12, sparsity=2, bound=1.0)
+    X = np.concatenate([ur.problems.bounded(s, (10, 32), s, 1.0) for s in (1, 2, 6)])
+    methods = {"analytic": (layer, params), "taking": (taking, taking.init(None, D)), **METHODS}
+    fista = ur.layers.fista(4)
+    methods = {**methods, "FISTA": (fista, fista.init(None, D))}
+    methods["ISTA"] = LAYER, LAYER.init(None, D)
+    return D, methods, np.asarray(ur.problems.synthesize(D, X)), X
+
+
+def test_the_share_of_codes_that_theory_proves_stands_in_the_table():
+    """Those of `certify_signals` and `certify_supports`, each with the noise of its signal."""
+    D, methods, Y, X = certified_problem()
+    found = compare({**methods, "codes": X}, D, Y, X)
+    noise = np.abs(Y.astype(float) - X @ np.asarray(D, float).T).sum(1)
+    expected = theory.certify_signals(*methods["analytic"], D, X, noise=noise).proved
+    assert found.proved["analytic"] == (expected.mean(), 30, "") and 0.3 < expected.mean() < 1
+    supports = [np.argsort(X == 0, axis=1, kind="stable")[i : i + 10, :s] for i, s in SIZES]
+    of = [theory.certify_supports(D, D, S) for S in supports]  # W = D in closed form here
+    right = np.concatenate([(s.ratio <= 0.95) & (s.contraction < 1) for s in of])
+    assert found.proved["taking"].share == right.mean() and right.any()
+    assert found.proved["FISTA"].share is None and "codes" not in found.proved
+    assert "| proved codes, % |" in found.table().splitlines()[0]
+    shares = [record["proved"] for record in found.table("records")]
+    assert shares[:2] == [expected.mean(), right.mean()] and shares[3:] == [None, None]
+    assert f"| {found.proved['analytic'].text()} |" in found.guarantees_table()
+    assert "Not covered signal by signal: FISTA: a step of fista" in found.guarantees_table()
+
+
+SIZES = ((0, 1), (10, 2), (20, 6))
+
+
+def test_what_no_method_proves_is_a_sentence():
+    """Noise hides small nonzeros, and the steps of `alista_rt` do not know it."""
+    D, methods, Y, X = certified_problem()
+    found = compare(methods, D, Y, X, noise=1.0)
+    assert {of.share for of in found.proved.values()} == {0.0, None}
+    assert "proved" not in found.table().splitlines()[0]
+    assert found.table().endswith("none of the first 30 codes for any of these params.")
+    assert compare({"FISTA": methods["FISTA"]}, D, Y, lam=0.1).proved == {}  # of LASSO codes
+
+
+def test_only_the_first_codes_are_proved(monkeypatch):
+    """As many as keep the products with |W'D| few."""
+    D, methods, Y, X = certified_problem()
+    monkeypatch.setattr(_measure, "_MOST_PRODUCTS", 7 * 12 * 32**2 + 1)
+    found = compare({"analytic": methods["analytic"]}, D, Y[::-1], X[::-1])
+    assert found.proved["analytic"].text() == "0 of 7"  # those with six nonzeros
+
+
+def test_codes_of_a_chain_are_proved_layer_by_layer():
+    D, layer = ur.dictionaries.identity_hadamard(8), ur.alista(6)
+    Ds, chain = (D, np.eye(16, dtype="f4")), ur.dsc([layer, ur.alista(6)])
+    params = tuple(ur.analytic.alista(A, depth=6, sparsity=1, bound=1.0) for A in Ds)
+    X = ur.problems.bounded(0, (20, 16), 1, 1.0)
+    found = compare({"chain": (chain, params)}, Ds, ur.problems.synthesize(D, X), (X, X))
+    expected = theory.certify_signals(
+        chain, params, Ds, (X, X), noise=[of.guarantees["chain"].noise for of in found.layers]
+    )
+    shares = [of.proved["chain"].share for of in found.layers]
+    assert shares == [of.proved.mean() for of in expected] and shares[0] > 0.5
+
+
+# Exact solvers
+
+
+def lars(codes):
+    """A module in the place of SPAMS, whose codes are given."""
+    from scipy.sparse import csc_matrix
+
+    def lasso(signals, atoms, lambda1, mode):
+        assert (signals.shape, atoms.shape, mode) == ((20, 64), (20, 30), 2) and lambda1 == 0.1
+        return csc_matrix(codes.T)
+
+    module = types.ModuleType("spams")
+    module.__spec__ = importlib.machinery.ModuleSpec("spams", None)
+    module.lasso = lasso
+    return module
+
+
+def test_exact_solvers_have_rows_with_their_gap_and_cost(monkeypatch):
+    """The gap of the codes that all others are measured from is 0; of SPAMS it is measured."""
+    optimum = np.asarray(ur.pursuit.lasso_batch(D, Y, 0.1).x)
+    monkeypatch.setitem(sys.modules, "spams", lars(0.9 * optimum))
+    found = compare(METHODS, D, Y, lam=0.1)
+    *_, exact, spams = found.table("records")
+    assert (exact["method"], exact["gap"], exact["K"]) == ("exact", 0.0, None)
+    assert spams["method"] == "SPAMS LARS" and spams["gap"] > 1e-4
+    rebuilt = np.linalg.norm(Y - optimum @ np.asarray(D).T) / np.linalg.norm(Y)
+    assert exact["residual"] == pytest.approx(rebuilt, rel=1e-5)
+    assert exact["nonzeros"] == pytest.approx((optimum != 0).sum(1).mean(), rel=1e-6)
+    for record in (exact, spams):
+        assert record["microseconds"] == pytest.approx(1e6 * record["seconds"] / 64)
+    assert found.table().splitlines()[0].count("microseconds per signal") == 1
+    known = compare(METHODS, D, Y, X, lam=0.1)
+    assert known.table("records")[2]["nmse"] == pytest.approx(
+        float(ur.metrics.nmse(optimum, X)), abs=1e-3
+    )
+    assert compare(METHODS, D, Y, X).exact == {}  # nothing was solved
+
+
+@pytest.mark.parametrize(
+    "network, exact, trained, verdict",
+    [
+        (1e-3, 65e-3, 2.0, "the network pays above 2,000 signals."),
+        (1e-3, 65e-3, None, "the network pays above 1,000 signals per second of training."),
+        (65e-3, 1e-3, 2.0, "the network never pays."),
+    ],
+)
+def test_a_sentence_says_above_how_many_signals_a_network_pays(network, exact, trained, verdict):
+    """N = seconds of training / (exact - network, seconds per signal), here of 64 signals."""
+    found = unknown()
+    cost = found.costs["FISTA"]._replace(seconds=network)
+    solver = found.exact["exact"]._replace(seconds=exact)
+    found = found._replace(
+        costs={**found.costs, "FISTA": cost},
+        exact={"exact": solver},
+        trained={} if trained is None else {"FISTA": trained},
+    )
+    told = f"FISTA takes {_us(network)} microseconds a signal and ends at a gap of "
+    assert found.payoff().startswith(told)
+    assert found.payoff().endswith(f"exact codes take {_us(exact)}: {verdict}")
+    assert found.notes()[-1] == found.payoff()
+    assert found._replace(known=True).payoff() == found._replace(exact={}).payoff() == ""
+
+
+def _us(seconds):
+    return f"{1e6 * seconds / 64:.0f}"
+
+
+@functools.cache
+def unknown():
+    return compare(METHODS, D, Y, lam=0.1)
+
+
+def test_a_fit_tells_how_long_its_training_took():
+    import optax
+
+    fit = ur.fit(
+        LAYER,
+        METHODS["ISTA"][1],
+        D,
+        Y,
+        optimizer=optax.sgd(1e-3),
+        steps=2,
+        key=0,
+        loss=ur.training.lasso(0.1),
+        progress=False,
+    )
+    found = compare({"learned": fit, "FISTA": METHODS["FISTA"]}, D, Y, lam=0.1)
+    assert found.trained == {"learned": fit.history.records[-1].seconds}
+    assert found.payoff().startswith("learned takes ")  # FISTA has no training

@@ -67,10 +67,10 @@ def _drawn(overview: Overview, form: _Form) -> str:
         parts.append(_line(points, looks[name], name in overview.shown, name == overview.best))
     parts.append("</svg>")
     parts += _names(overview, height, looks, form, x, y)
-    told = escape(f"{overview.caption} {overview.sentence}.", quote=True)
+    words = escape(f"{overview.caption} {overview.sentence}.", quote=True)
     return (
         f'<svg class="{form.name}" viewBox="0 0 {form.width} {form.height}" role="img" '
-        f'font-size="{form.font}" aria-label="{told}">{"".join(parts)}</svg>'
+        f'font-size="{form.font}" aria-label="{words}">{"".join(parts)}</svg>'
     )
 
 

@@ -44,6 +44,7 @@ p { max-width: 46rem } .title { color: var(--soft); margin: 0 } .lead { font-siz
 h1 { font-size: 1.9rem; line-height: 1.2; margin: .2rem 0 .8rem; text-wrap: balance }
 details { border-top: 1px solid var(--line) } details:last-of-type { margin-bottom: 2rem }
 summary { font-size: 1.15rem; font-weight: 600; cursor: pointer; padding: .6rem 0 }
+summary::marker { color: var(--mark) }
 .wide { overflow-x: auto } pre { overflow-x: auto; background: var(--tint); padding: .8rem }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right }

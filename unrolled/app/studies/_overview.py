@@ -68,16 +68,16 @@ def of_known(
         "Microseconds a signal": [_microseconds(result, name) for name in shown],
     }
     asked = max((of.signals for of in result.proved.values()), default=0)
-    told = f"Theory covers every code with at most {covered} nonzero{'s' * (covered != 1)}"
+    words = f"Theory covers every code with at most {covered} nonzero{'s' * (covered != 1)}"
     if any(proved.values()):
-        told += f"; signal by signal it proves the shares of the first {asked} codes below."
+        words += f"; signal by signal it proves the shares of the first {asked} codes below."
     else:
         none = f" and proves none of the first {asked} codes signal by signal" * bool(asked)
-        told += f"{none}, so what follows is measured, not proved."
+        words += f"{none}, so what follows is measured, not proved."
         del columns["Codes proved"]
     return Overview(
         sentence,
-        f"{setting} {told}",
+        f"{setting} {words}",
         lines,
         shown,
         best,
@@ -121,13 +121,13 @@ def of_unknown(
         "Signals worse than zero": [f"{v[-1]:.1%}" for v in worse.values() if v is not None],
         "Microseconds a signal": [_microseconds(result, name) for name in (*shown, *exact)],
     }
-    told = result.payoff()
+    words = result.payoff()
     if len(set(columns["Signals worse than zero"])) == 1:
         share = columns.pop("Signals worse than zero")[0]
-        told += f" {share} of the signals end worse than the zero code, for every method."
+        words += f" {share} of the signals end worse than the zero code, for every method."
     return Overview(
         sentence,
-        f"{setting} {told}",
+        f"{setting} {words}",
         lines,
         shown,
         best,

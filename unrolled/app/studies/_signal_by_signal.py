@@ -150,9 +150,14 @@ def _reached(key: Any, W: Any, D: Any, worst: int) -> tuple[int, ...]:
 
 
 def _drawn(key: Any, D: Any, n: int, s: int) -> np.ndarray:
-    """n codes with s nonzeros."""
-    X = problems.exact_sparse(jax.random.fold_in(key, s), (n, D.shape[1]), s)
-    return np.asarray(X, np.float64)
+    """n codes with s Gaussian nonzeros."""
+    rng, X = (
+        np.random.default_rng([*jax.random.key_data(key).tolist(), s]),
+        np.zeros((n, D.shape[1])),
+    )
+    supports = np.argsort(rng.random(X.shape), axis=1)[:, :s]
+    np.put_along_axis(X, supports, rng.standard_normal((n, s)), axis=1)
+    return X
 
 
 def _are_proved(W: Any, D: Any, X: np.ndarray, ratio: float = 0.95) -> np.ndarray:
@@ -174,8 +179,8 @@ def _runs(
         with checks.quiet(analytic.HypothesisWarning):
             schedule = analytic.from_sample(scheduled, D, sample, W=W)
         proved = theory.certify_signals(scheduled, schedule, D, fresh).proved
-        found = _found(scheduled, schedule, D, fresh)
-        proofs.append(_run("from_sample", s, proved, fresh, found))
+        reached = _found(scheduled, schedule, D, fresh)
+        proofs.append(_run("from_sample", s, proved, fresh, reached))
         proved = _are_proved(W, D, fresh, taking.ratio)
         proofs.append(_run("alista_rt", s, proved, fresh, _found(taking, params, D, fresh)))
     return tuple(proofs)
