@@ -2,12 +2,14 @@
 
 `certify` and `certify_weights` say what theory certifies; `known_codes` and `unknown_codes` compare
 analytic with learned weights; `certified_regime` and `certified_chain` measure errors under their
-bounds. Every record has `.text()`, `.to_dict()` and `.figure()`.
+bounds; `certify_drawn` says what is proved of codes that are drawn. Every record has
+`.text()`, `.to_dict()` and `.figure()`.
 """
 
 from unrolled._base import offer as _offer
 from unrolled.app.studies._certificate import *
 from unrolled.app.studies._certified import *
+from unrolled.app.studies._drawn import *
 from unrolled.app.studies._known_codes import *
 from unrolled.app.studies._steps import *
 from unrolled.app.studies._steps import plan, seldom, silent
