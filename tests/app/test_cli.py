@@ -424,6 +424,22 @@ def test_certify_reports_on_a_chain(run, tmp_path):
         assert image.size[0] > 1000
 
 
+def test_certify_says_how_many_drawn_codes_are_proved(run, tmp_path):
+    arguments = ("certify", "paley.npy", "--sparsity", 2, "--sampled", 50)
+    status, out, err = run(*arguments, "--output", tmp_path / "report")
+    assert status == 0 and "signal by signal: 50 codes" in err
+    assert "| worst case | every code | s = 2 | s = 2 |" in out
+    html = (tmp_path / "report" / "report.html").read_text()
+    assert "Signal by signal" in html and "the ratios of the supports" in html
+    drawn = strict_json(run(*arguments, "--json", "--seed", 1)[1])["drawn"]
+    assert drawn["draws"] == 50 and drawn["worst"] == {"closed form": 2, "3-norm": 2}
+    # What the worst case certifies is proved of every code; one schedule is that of other codes.
+    proved = {(row["weights"], row["steps"]): row["proved"] for row in drawn["rows"]}
+    schedule = [proved.pop((name, "alista, one schedule")) for name in drawn["worst"]]
+    assert set(proved.values()) == {50} and min(schedule) > 40
+    assert "drawn" not in strict_json(run("certify", "paley.npy", "--json")[1])
+
+
 @pytest.mark.slow
 def test_certify_normalizes_on_request(run):
     status, out, _ = run("certify", "twice.npy", "--normalize", "--json")
@@ -481,6 +497,8 @@ REFUSED = {
     "certify D.npy --figure .": ".: is a folder; expected a file",
     "certify D.npy --figure gram.xyz": "gram.xyz: .xyz is no format of pictures; expected one of",
     "certify D.npy --noise nan": "noise must be non-negative and not NaN",
+    "certify D.npy --sampled -1": "sampled must be at least 0, got -1",
+    "certify D.npy paley.npy --sampled 9": "--sampled needs one D",
     "certify D.npy --tolerance -1": "certify: tolerance must be non-negative and not NaN",
     "doctor --output D.npy": "D.npy: is a file",
     "compare --dictionary D.npy --signals faint.npy": "faint.npy: leaves the range of float32 .in "

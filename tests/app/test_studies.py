@@ -56,6 +56,7 @@ def known(D, *methods, **options):
 
 STUDIES = {
     "certify": lambda: studies.certify(hadamard(), activation=ur.activations.relu),
+    "certify_drawn": lambda: studies.certify_drawn(KEY, hadamard(), sparsity=2, draws=20),
     "certify a chain": lambda: studies.certify([hadamard(), jnp.eye(16)], sparsity=(1, 1)),
     "certify_weights": weights,
     "known_codes": lambda: known(hadamard(), "lista_cp", pursuits={"omp": {}}),
@@ -86,6 +87,8 @@ def test_a_study_has_text_data_tables_and_figures(studied, name):
     assert study.answer().endswith(".") and any(isinstance(part, Grid) for part in study.parts())
     assert strict_json(to_json(study.to_dict()))
     assert isinstance(study.figure(), Figure)
+    if name == "certify_drawn":
+        assert len(study.figure().axes) == len(study.ratios) == 2
     if not name.startswith("certify"):
         assert "\n".join(study.parts()) == study.text()
         header, rows = study.rows()

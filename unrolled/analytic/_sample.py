@@ -50,7 +50,7 @@ def from_sample(
         slack: at least 1; more of it proves more fresh codes by each step and needs more steps.
         noise: bound on the l1 norm of the noise, () or (n,).
         leave_out: the share of the sample that the schedule may leave out. While some codes are
-            not proved, those of the largest errors in the end are left out, few at first.
+            not proved, those that need the largest last threshold are left out, few at first.
         W: (m, d), weights; None takes `theory.frobenius_weights(D)`.
 
     Returns:
@@ -93,8 +93,11 @@ def from_sample(
         raise ValueError(f"{where}: X has no code; expected a sample of the class")
     deltas = noise_of(noise, len(codes), where)
     thresholds: list[float] = []
+    last = np.zeros(0)
 
     def choose(step: Any, needed: np.ndarray) -> np.ndarray:
+        nonlocal last
+        last = needed
         thresholds.append(_at_least(slack * float(needed.max()), D.dtype))
         return np.asarray(thresholds[-1])
 
@@ -107,7 +110,7 @@ def from_sample(
         proved = np.where(
             deltas[kept] > 0, errors[:, -1] < errors[:, 0], are_found(codes[kept], left)
         )
-        furthest = np.argsort(-np.where(proved, -np.inf, errors[:, -1]))[: np.sum(~proved)]
+        furthest = np.argsort(-np.where(proved, -np.inf, last))[: np.sum(~proved)]
         if not len(furthest) or len(kept) == least:
             break
         kept = np.delete(kept, furthest[: min(few, len(kept) - least)])

@@ -100,6 +100,31 @@ def test_what_the_worst_case_certifies_is_proved_of_every_code():
     assert (proof.errors <= worst.error).all()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_what_the_worst_case_certifies_is_proved_of_every_support(seed):
+    rng = np.random.default_rng(seed)
+    H = np.asarray(ur.dictionaries.identity_hadamard(64), float)
+    H = H + 0.02 * rng.standard_normal(H.shape) / 8
+    H /= np.linalg.norm(H, axis=0)
+    V = np.asarray(ur.theory.frobenius_weights(H))
+    mu = np.abs(V.T @ H - np.eye(128)).max()
+    s = ur.theory.max_sparsity(mu, 128)
+    assert s >= 3
+    supports = np.argsort(rng.random((300, 128)), 1)[:, :s]
+    proof = ur.theory.certify_supports(V, H, supports)
+    # By the Neumann series of B_SS.
+    assert (proof.ratio <= s * mu / (1 - (s - 1) * mu) * (1 + 1e-12)).all()
+    assert (proof.contraction <= (s - 1) * mu * (1 + 1e-12)).all() and proof.ratio.max() < 1
+    X = np.zeros((300, 128))
+    np.put_along_axis(X, supports, rng.uniform(-1, 1, supports.shape), 1)
+    layer = ur.lista_cp(15)
+    params = ur.analytic.lista_cp(H, depth=15, sparsity=s, bound=1.0, W=V)
+    worst = ur.theory.certify(layer, params, H, sparsity=s, bound=1.0)
+    of_codes = ur.theory.certify_signals(layer, params, H, X)
+    assert worst.holds and (of_codes.failed_at < 0).all()
+    assert (of_codes.errors <= worst.error).all()
+
+
 def test_a_threshold_below_what_a_step_needs_is_named():
     layer = ur.alista(5, support=PASSING)
     X = codes(np.random.default_rng(3), 4)

@@ -65,6 +65,12 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "--bound": dict(type=float, default=1.0, help="bound B of the entries of a code (default 1)"),
     "--noise": dict(type=float, default=0.0, help="l1 norm of the noise at most (default 0)"),
     "--tolerance": dict(type=float, default=1e-6, help="l1 error to reach (default 1e-6)"),
+    "--sampled": dict(
+        type=int,
+        metavar="N",
+        help="also draw N codes and say how many are proved, signal by signal and support by "
+        "support; of one D (default 13809 with --sparsity, else none; 0 for none)",
+    ),
     "--normalize": dict(action="store_true", help="scale the atoms to norm 1 first"),
     "--activation": dict(
         metavar="NAME", help="also say what holds with this activation, such as elu (see --scale)"
@@ -105,13 +111,15 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         _ARGUMENTS,
         help="certify a dictionary, a chain or saved weights by theory",
         description="Certified coherence, admissible sparsity, rate and number of steps, for W = D,"
-        "\nthe closed-form W and the minimax W. For several dictionaries also uniqueness,"
+        "\nthe closed-form W and the minimax W. With --sparsity also how many drawn codes are"
+        "\nproved, where the worst case ends. For several dictionaries also uniqueness,"
         "\nstability, and a plan of the chain. For saved weights, which may be learned: the error"
         "\nthat they guarantee, layer by layer. For codes of signals, from any solver: which"
         "\nof them, after least squares on their supports, are proved to be the only ones of least"
         "\nl1 norm.",
         epilog="examples:\n"
         "  unrolled certify D.npy --sparsity 3 --tolerance 1e-3 --figure gram.png\n"
+        "  unrolled certify D.npy --sparsity 11 --output report\n"
         "  unrolled certify D.npy --sparsity 3 --signals Y.npy\n"
         "  unrolled certify D_1.npy D_2.npy --sparsity 10,2 --json\n"
         "  unrolled certify run/weights.npz --sparsity 10,2\n"
@@ -128,6 +136,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.signals is not None and (weights or len(arguments.dictionaries) > 1):
         raise ValueError("certify: --signals without --code needs one D")
     checks.nonnegative(arguments.tolerance, "tolerance", "certify")
+    if arguments.sampled is not None and (weights or len(arguments.dictionaries) > 1):
+        raise ValueError("certify: --sampled needs one D")
+    if (arguments.sampled or 0) < 0:
+        raise ValueError(f"certify: sampled must be at least 0, got {arguments.sampled}")
     s, must = arguments.sparsity, "certify: sparsity must be integers with commas between them"
     asked = dict(
         sparsity=None if s is None else numbers(s, int, must),
@@ -160,21 +172,54 @@ def _run_on_dictionaries(arguments: argparse.Namespace, asked: dict[str, Any]) -
         s = report.layers[0].table.rows["minimax"].sparsity
         of = signals_of_class(Ds[0], arguments.signals, s, arguments.bound, arguments.noise)
         data, text = data | {"class_of_signals": of._asdict()}, f"{text}\n\n{of.text()}"
+    drawn = _drawn(arguments, Ds[0], report.layers[0].table.rows["minimax"].sparsity, say)
+    if drawn is not None:
+        data, text = data | {"drawn": drawn.to_dict()}, f"{text}\n\n{drawn.text()}"
     show(arguments.json, data, text)
     if arguments.figure is not None:
         _report.write_figure(arguments.figure, report.figure())
-    _write_report(arguments, report, {"the Gram matrix beside W'D": report.figure})
+    _write_report(arguments, report, {"the Gram matrix beside W'D": report.figure}, drawn)
 
 
-def _write_report(arguments: argparse.Namespace, report: Any, figures: dict[str, Callable]) -> None:
-    """`report.html` of a study, where a folder is given."""
+def _drawn(
+    arguments: argparse.Namespace, D: Operator, sparsity: int, say: Callable[[str], None]
+) -> studies.DrawnProofs | None:
+    """What is proved of drawn codes with so many nonzeros, where they are asked for."""
+    chain = len(arguments.dictionaries) > 1
+    default = 0 if arguments.sparsity is None or chain else studies.DRAWS
+    draws = default if arguments.sampled is None else arguments.sampled
+    if not draws or not sparsity:
+        return None
+    return studies.certify_drawn(
+        arguments.seed or 0,
+        D,
+        sparsity=sparsity,
+        draws=draws,
+        bound=arguments.bound,
+        noise=arguments.noise,
+        say=say,
+    )
+
+
+def _write_report(
+    arguments: argparse.Namespace,
+    report: Any,
+    figures: dict[str, Callable],
+    drawn: studies.DrawnProofs | None = None,
+) -> None:
+    """`report.html` of a study, and of codes that are drawn, where a folder is given."""
     if arguments.output is None:
         return
     names = " ".join(str(path) for path in arguments.dictionaries)
     parts, answer = report.parts(), report.answer()
-    section = Section("Certificate", "certificate", parts, figures, answer=answer)
+    sections = [Section("Certificate", "certificate", parts, figures, answer=answer)]
+    if drawn is not None:
+        shown = drawn.figures()
+        sections.append(
+            Section("Signal by signal", "drawn", drawn.parts(), shown, answer=drawn.answer())
+        )
     summary = "What theory guarantees, with numbers and whether its hypotheses hold."
-    write_html(arguments.output, f"Certificate of {names}", summary, [section], environment())
+    write_html(arguments.output, f"Certificate of {names}", summary, sections, environment())
 
 
 def _read_in_float64(path: Path, normalize: bool) -> Operator:

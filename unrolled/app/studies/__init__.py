@@ -2,13 +2,14 @@
 
 `certify` and `certify_weights` say what theory certifies; `known_codes` and `unknown_codes` compare
 analytic with learned weights; `certified_regime` and `certified_chain` measure errors under their
-bounds, `proved_codes` says what is proved code by code. Every record has `.text()` and
-`.to_dict()`, and those that draw something `.figure()`.
+bounds; `certify_drawn` and `proved_codes` say what is proved code by code. Every record has
+`.text()` and `.to_dict()`, and those that draw something `.figure()`.
 """
 
 from unrolled._base import offer as _offer
 from unrolled.app.studies._certificate import *
 from unrolled.app.studies._certified import *
+from unrolled.app.studies._drawn import *
 from unrolled.app.studies._known_codes import *
 from unrolled.app.studies._overview import *
 from unrolled.app.studies._signal_by_signal import *
