@@ -355,13 +355,14 @@ def test_nothing_is_guessed_from_names_or_signatures_of_functions():
 
 # Public names
 
-BOLD = "shrink soft_threshold mutual_coherence lista lista_cp alista dsc fit recommend"
+BOLD = "shrink soft_threshold mutual_coherence lista lista_cp alista dsc fit recommend synthesize"
 # Of the names pinned by the design, those that are there.
 PINNED = {
     "activations": "Activation relu leaky_relu elu celu selu silu gelu mish softplus hard_swish "
     "scale compose shrink soft_threshold hard_threshold firm_threshold select_support",
     "dictionaries": "dense normalize gaussian dct identity_hadamard paley transversal "
-    "ill_conditioned Conv Composed Concatenated Sparse Structured Dictionary KINDS",
+    "ill_conditioned Conv Composed Concatenated Sparse Masked from_functions Structured Dictionary "
+    "KINDS",
     "theory": "mutual_coherence welch_bound coherence babel generalized_coherence stripe_norm "
     "recover_on_supports sparsity_bound max_sparsity schedule rounding_guard error_bar "
     "deep_schedule activation_schedule minimal_entry_weights is_feasible uniqueness stability "

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from unrolled._base import checks
 from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.numbers import norm
 from unrolled.dictionaries._base import (
     Dictionary,
     Operator,
@@ -110,6 +111,10 @@ class Masked(Structured):
 
     def scale_columns(self, c: Array) -> "Masked":
         return Masked._of(scale_columns(self.base, c), self.mask)
+
+    def column_norms(self) -> Array:
+        rows = dense(self.base)  # without the product that makes the matrix of this one
+        return norm(self.mask[:, None] * rows, 0)
 
     def spectral_norm(self) -> Array:
         """norm(diag(mask) D, 2); of a large D the bound max(abs(mask)) norm(D, 2)."""
