@@ -106,6 +106,8 @@ DICTIONARIES = {
     "composed": lambda: ur.dictionaries.Composed(_unit(0, 5, 7), _unit(1, 7, 9)),
     "concatenated, conv": lambda: ur.dictionaries.Concatenated(np.eye(8), _conv(2, 1, 3, signal=8)),
     "sparse, conv": lambda: ur.dictionaries.Sparse(_conv(2, 1, 3, signal=8), _columns(12, 10)),
+    "complex": lambda: ur.dictionaries.Complex(_unit(0, 3, 5), _unit(1, 3, 5) / 2),
+    "joint": lambda: ur.dictionaries.Joint(_unit(0, 3, 5), 3),
     "tall": lambda: _unit(0, 7, 4),
     "one atom": lambda: _unit(0, 1, 1),
     "dct": lambda: ur.dictionaries.dct(6, 9),
@@ -137,6 +139,10 @@ DICTIONARIES = {
         _conv(2, 2, 3, signal=7, boundary="circular", dilation=2)
     ),
     "sparse": lambda: ur.dictionaries.Sparse(_unit(0, 6, 8), _columns(8, 12)),
+    "joint, complex": lambda: ur.dictionaries.Joint(
+        ur.dictionaries.Complex(_unit(0, 3, 5), _unit(1, 3, 5)), 2
+    ),
+    "joint, conv": lambda: ur.dictionaries.Joint(_conv(2, 1, 3, signal=5), 2),
     "nested": lambda: ur.dictionaries.Concatenated(
         ur.dictionaries.Composed(
             _conv(2, 1, 3, signal=8), ur.dictionaries.Sparse(_unit(1, 12, 9), _columns(9, 7))

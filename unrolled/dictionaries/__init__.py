@@ -12,5 +12,6 @@ from unrolled.dictionaries._base import *
 from unrolled.dictionaries._conv import *
 from unrolled.dictionaries._families import *
 from unrolled.dictionaries._operands import *
+from unrolled.dictionaries._parts import *
 
 _offer(__name__)
