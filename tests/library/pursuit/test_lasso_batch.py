@@ -332,6 +332,7 @@ def test_convolutions_take_batches_of_pictures():
 
 def test_the_gap_of_many_codes_is_that_of_one():
     """With a ridge, near the optimum, where the dual value of the conjugate is the nearer one."""
+    from unrolled.penalties import L1
     from unrolled.pursuit._gap import elastic_gap
 
     rng = np.random.default_rng(0)
@@ -343,6 +344,6 @@ def test_the_gap_of_many_codes_is_that_of_one():
         signals = _lasso_batch.empty(Y, np.full((5, 1), 0.2), 9)
         gap, _ = _lasso_batch.keep(problem, signals, np.arange(5), X)
         R = Y - X @ D.T
-        of_one = jax.vmap(lambda s, x, h, l2=l2: elastic_gap(s, 0.2, l2, x, h, False))
+        of_one = jax.vmap(lambda s, x, h, l2=l2: elastic_gap(s, 0.2, l2, x, h, L1))
         expected = of_one(np.sum(R**2, 1), X, R @ D) / (np.sum(Y**2, 1) / 2)
         np.testing.assert_allclose(gap, expected, rtol=1e-10)
