@@ -120,6 +120,8 @@ DICTIONARIES = {
     ),
     "functions": lambda: _functions("jax", np.asarray(_unit(0, 6, 10))),
     "functions, numpy": lambda: _functions("numpy", np.asarray(_unit(0, 6, 10))),
+    "complex": lambda: ur.dictionaries.Complex(_unit(0, 3, 5), _unit(1, 3, 5) / 2),
+    "joint": lambda: ur.dictionaries.Joint(_unit(0, 3, 5), 3),
     "tall": lambda: _unit(0, 7, 4),
     "one atom": lambda: _unit(0, 1, 1),
     "dct": lambda: ur.dictionaries.dct(6, 9),
@@ -155,6 +157,10 @@ DICTIONARIES = {
     "masked, functions": lambda: ur.dictionaries.Masked(
         _functions("jax", np.asarray(_unit(0, 6, 10))), np.arange(6) != 2
     ),
+    "joint, complex": lambda: ur.dictionaries.Joint(
+        ur.dictionaries.Complex(_unit(0, 3, 5), _unit(1, 3, 5)), 2
+    ),
+    "joint, conv": lambda: ur.dictionaries.Joint(_conv(2, 1, 3, signal=5), 2),
     "nested": lambda: ur.dictionaries.Concatenated(
         ur.dictionaries.Composed(
             _conv(2, 1, 3, signal=8), ur.dictionaries.Sparse(_unit(1, 12, 9), _columns(9, 7))

@@ -1,66 +1,116 @@
 """The penalty of a code: what shrinks it, what an objective adds up, what bounds a dual point."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from unrolled._base import checks
 from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.numbers import exponent, norm, times_power
+from unrolled._base.programs import program
 from unrolled.activations import nonnegative_threshold, relu, select_support, selected, shrink
+from unrolled.dictionaries import Dictionary, block_of
 
 __all__ = ["L1", "NONNEGATIVE", "Penalty"]
 
 
 @dataclass(frozen=True)
 class Penalty:
-    r"""sum_i lam_i |x_i|, over all codes or over x >= 0.
+    r"""sum_i lam_i |x_i| over the parts of a code: its entries, or `block` entries each.
 
     Whatever reads a penalty reads this record: the steps of layers and pursuits, objectives,
-    duality gaps, and the derivative of a solution. The dual of the LASSO with this penalty is
+    duality gaps, and the derivative of a solution. Where a part has several entries, |x_i| is its
+    norm; it is the modulus of a complex number, and of many measurements the norm of a row. The
+    dual of the LASSO with this penalty is
 
     .. math:: \max_\nu \|y\|^2 / 2 - \|y - \nu\|^2 / 2 : |(D'\nu)_i| \le lam_i,
 
-    where over x >= 0 the bound is one on (D'nu)_i itself.
+    where over x >= 0 the bound is one on (D'nu)_i itself. Below, d is the length of a code and n
+    that of its parts, d / block. lam and theta are one number, or (d,), equal within a part.
 
     Attributes:
-        nonnegative: whether codes are x >= 0.
+        block: the number of entries of a part, `block` of a dictionary.
+        nonnegative: whether codes are x >= 0, of parts of one entry.
 
     Raises:
-        TypeError: `nonnegative` is not a bool.
+        TypeError: a block that is no integer, or `nonnegative` that is not a bool.
+        ValueError: a block below 1, or parts of several entries over x >= 0.
+
+    Reference: Yuan, Lin (2006), the group LASSO.
 
     Example:
-        >>> penalty = ur.penalties.Penalty(nonnegative=True)
-        >>> penalty.shrink(jnp.array([3.0, -3.0]), 1.0).tolist()
+        >>> penalty = ur.penalties.Penalty(block=2)
+        >>> penalty.shrink(jnp.array([3.0, 4.0, 0.1, 0.1]), 1.0).round(1).tolist()
+        [2.4, 3.2, 0.0, 0.0]
+        >>> float(penalty.value(jnp.array([3.0, 4.0, 0.0, 0.0]), 2.0))
+        10.0
+        >>> ur.penalties.Penalty(nonnegative=True).shrink(jnp.array([3.0, -3.0]), 1.0).tolist()
         [2.0, 0.0]
-        >>> float(penalty.value(jnp.array([2.0, 0.0]), 1.0))
-        2.0
     """
 
+    block: int = 1
     nonnegative: bool = False
 
     def __post_init__(self):
+        checks.as_index(self.block, "block", "Penalty", least=1)
         checks.as_bool(self.nonnegative, "nonnegative", "Penalty")
+        if self.nonnegative and self.block > 1:
+            raise ValueError(
+                f"Penalty: parts of {self.block} entries have no sign; expected nonnegative=False"
+            )
+
+    def of(self, D: Dictionary) -> "Penalty":
+        """The same penalty, of the parts of D."""
+        return self if block_of(D) == self.block else replace(self, block=block_of(D))
+
+    def parts(self, v: Array) -> Array:
+        """The entries of the parts, (n, block)."""
+        return v.reshape(-1, self.block)
+
+    def entries(self, values: Array) -> Array:
+        """Values of the parts, (n,), as one for each entry, (d,)."""
+        return jnp.repeat(values, self.block) if self.block > 1 else values
+
+    def of_parts(self, values: Array) -> Array:
+        """Values that are equal within a part, (d,), as one for each, (n,); one number as it is."""
+        return self.parts(values)[:, 0] if self.block > 1 and values.ndim else values
+
+    def sums(self, v: Array) -> Array:
+        """The sums of the entries of each part, (n,)."""
+        return jnp.sum(self.parts(v), 1) if self.block > 1 else v
 
     def sizes(self, v: Array) -> Array:
-        """|v_i|, (d,)."""
-        return jnp.abs(v)
+        """|v_i|, (n,)."""
+        return norm(self.parts(v), 1) if self.block > 1 else jnp.abs(v)
 
     def dual_sizes(self, g: Array) -> Array:
         """What lam_i bounds of a dual point, where g = D'nu: |g_i|, or max(g_i, 0) for x >= 0."""
         return relu(g) if self.nonnegative else self.sizes(g)
 
+    def support(self, x: Array) -> Array:
+        """Which entries are of parts that are not 0, (d,)."""
+        return self.entries((self.parts(x) != 0).any(1)) if self.block > 1 else x != 0
+
     def directions(self, x: Array) -> Array:
-        """The gradient of sum |x_i| where no x_i is 0, and 0 elsewhere, (d,)."""
-        return jnp.sign(x)
+        """The gradient of sum |x_i|, x_i / |x_i| where x_i is not 0, and 0 elsewhere, (d,)."""
+        if self.block == 1:
+            return jnp.sign(x)
+        parts = self.parts(x)
+        parts = times_power(parts, -exponent(parts, 1))
+        sizes = norm(parts, 1)[:, None]
+        zero = sizes == 0
+        return jnp.where(zero, 0, parts / jnp.where(zero, 1, sizes)).reshape(-1)
 
     def value(self, x: Array, lam: ArrayLike) -> Array:
-        """sum_i lam_i |x_i|, (), for one lam or one per entry, (d,)."""
+        """sum_i lam_i |x_i|, ()."""
         sizes = self.sizes(x)
-        total = jnp.sum(lam * sizes) if np.ndim(lam) else lam * jnp.sum(sizes)
-        return jnp.asarray(total)
+        if np.ndim(lam) == 0:
+            return jnp.asarray(lam * jnp.sum(sizes))
+        return jnp.sum(self.of_parts(jnp.asarray(lam)) * sizes)
 
     def shrink(
         self,
@@ -69,27 +119,80 @@ class Penalty:
         activation: Callable[[Array], Array] = relu,
         fraction: ArrayLike | None = None,
     ) -> Array:
-        """With ReLU the proximal map of sum theta_i |x_i|; a share `fraction` may pass unshrunk.
+        r"""With ReLU the proximal map of sum theta_i |x_i|; a share `fraction` may pass unshrunk.
 
-        Any other activation takes its place in `activations.shrink`, or for x >= 0 in
-        `activations.nonnegative_threshold`; `activations.select_support` says what passes.
+        Any other activation rho takes its place in `activations.shrink`, or for x >= 0 in
+        `activations.nonnegative_threshold`. It acts on the size of a part,
+
+        .. math:: x_i = v_i / |v_i| \, (\rho(|v_i| - \theta_i) - \rho(-|v_i| - \theta_i)).
+
+        `activations.select_support` says what passes: of parts those of the largest sizes.
         """
         if self == L1:
             if fraction is None:
                 return shrink(v, theta, activation)
             return select_support(v, theta, fraction, activation)
-        x = nonnegative_threshold(v, theta, activation)
+        if self.nonnegative:
+            x = nonnegative_threshold(v, theta, activation)
+        else:
+            theta = self.of_parts(jnp.asarray(theta, v.dtype))
+            x = _shrink_parts(self.parts(v), theta, activation).reshape(-1)
+            theta = lax.stop_gradient(theta)
         if fraction is None:
             return x
-        return jnp.where(selected(lax.stop_gradient(self.dual_sizes(v)), theta, fraction), v, x)
+        sizes = lax.stop_gradient(self.dual_sizes(v))
+        return jnp.where(self.entries(selected(sizes, theta, fraction)), v, x)
 
     def within(self, g: Array, lam: Array) -> Array:
         """The point nearest to g whose dual sizes are at most lam, (d,)."""
-        return jnp.minimum(g, lam) if self.nonnegative else jnp.clip(g, -lam, lam)
+        if self.nonnegative:
+            return jnp.minimum(g, lam)
+        if self.block == 1:
+            return jnp.clip(g, -lam, lam)
+        sizes, lam = self.sizes(g), self.of_parts(lam)
+        over = sizes > lam
+        return g * self.entries(jnp.where(over, lam / jnp.where(over, sizes, 1), 1))
 
     def excess(self, x: Array, g: Array, lam: Array, s: ArrayLike = 1) -> Array:
-        """lam_i |x_i| - s x_i g_i, (d,); it is not negative if lam bounds the dual sizes of s g."""
-        return lam * self.sizes(x) - s * x * g
+        """lam_i |x_i| - s x_i . g_i, (n,); not negative if lam bounds the dual sizes of s g."""
+        return self.of_parts(lam) * self.sizes(x) - self.sums(jnp.asarray(s * x * g))
 
 
 L1, NONNEGATIVE = Penalty(), Penalty(nonnegative=True)
+
+
+@program("activation")
+def _shrink_parts(v: Array, theta: Array, activation: Callable[[Array], Array]) -> Array:
+    """The parts v, (n, g), shrunk by theta, () or (n,)."""
+    theta = jnp.broadcast_to(theta, v.shape[:1])[:, None]
+    if activation == relu:
+        return _soft_parts(v, theta)
+
+    def along(size):
+        return activation(size - theta) - activation(-size - theta)
+
+    size = norm(v, 1)[:, None]
+    zero = size == 0
+    at_zero = jax.jvp(along, (jnp.zeros_like(size),), (jnp.ones_like(size),))[1]
+    return v * jnp.where(zero, at_zero, along(size) / jnp.where(zero, 1, size))
+
+
+@jax.custom_jvp
+def _soft_parts(v: Array, theta: Array) -> Array:
+    """(1 - theta / |v_i|) v_i, or 0 where |v_i| <= theta, for v (n, g) and theta (n, 1)."""
+    size = norm(v, 1)[:, None]
+    under = size <= theta  # not of nan
+    return jnp.where(under, jnp.zeros_like(v), v * ((size - theta) / jnp.where(under, 1, size)))
+
+
+@_soft_parts.defjvp
+def _soft_parts_jvp(primals, tangents):
+    theta, (dv, dtheta) = primals[1], tangents
+    x = _soft_parts(*primals)
+    # Read off the result, as in `activations.shrink`: |v_i| = |x_i| + theta.
+    size = norm(x, 1)[:, None]
+    zero = size == 0
+    u = x / jnp.where(zero, 1, size)
+    kept = size / jnp.where(zero, 1, size + theta)
+    along = jnp.sum(u * dv, 1, keepdims=True)
+    return x, jnp.where(zero, jnp.zeros_like(x), kept * dv + (1 - kept) * u * along - u * dtheta)

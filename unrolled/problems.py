@@ -19,7 +19,7 @@ from unrolled._base.files import Draws, MappedRows, as_data
 from unrolled._base.numbers import exponent, times_power, widened
 from unrolled._base.programs import on_auto_axes, program, takes_sharded
 from unrolled.activations import kth_largest
-from unrolled.dictionaries import Dictionary, as_chain, as_dictionary
+from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, block_of
 
 
 @checked
@@ -467,13 +467,22 @@ def _drawn(key: Array, arrays: Any, batch: int) -> Any:
 _resample, _read = program("batch")(_drawn), on_auto_axes(_drawn)
 
 
+def _planted(key: Array, size: tuple[int, int], probability: float, block: int) -> Array:
+    """Bernoulli-Gaussian codes; of a part all entries are Gaussian, or none."""
+    if block == 1:
+        return bernoulli_gaussian(key, size, probability)
+    on_key, value_key = jax.random.split(key)
+    on = jax.random.bernoulli(on_key, probability, (size[0], size[1] // block))
+    return jnp.where(jnp.repeat(on, block, axis=1), jax.random.normal(value_key, size), 0)
+
+
 @program("size", "probability", "snr")
 def _sample(
     key: Array, Ds: tuple[Dictionary, ...], size: tuple[int, int], probability: float, snr: float
 ) -> tuple[Array, ...]:
     """Noisy signals of a chain, and the codes of every layer."""
     code_key, noise_key = jax.random.split(key)
-    signals = [bernoulli_gaussian(code_key, size, probability).astype(Ds[-1].dtype)]
+    signals = [_planted(code_key, size, probability, block_of(Ds[-1])).astype(Ds[-1].dtype)]
     for D in reversed(Ds):
         signals.insert(0, synthesize(D, signals[0]))
     return add_noise(noise_key, signals[0], snr), *signals[1:]

@@ -21,7 +21,9 @@ from unrolled.dictionaries import (
     Operator,
     as_chain,
     as_dictionary,
+    block_of,
     column_norms,
+    refuse_parts,
     spectral_norm,
     unit_atoms,
     unit_norms,
@@ -71,6 +73,8 @@ class Certified(NamedTuple):
 def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
     """The coherence, the norms and the rounding guard of the weights W for D.
 
+    Where codes of D come in parts they are those of `theory.block_coherence`, C_W its gain.
+
     Args:
         D: (m, d), unit atoms.
         W: (m, d); None takes D or `frobenius_weights(D)`, whichever has the smaller mu_W.
@@ -101,15 +105,20 @@ def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
         *numbers, norms = _measured(*checks.cast_on_host((W, D), np.float64))
     unit_norms(D, np.asarray(norms), "certify")
     mu, C, eta, omega = map(float, numbers)
-    guard = theory.rounding_guard(W, D, sparsity=1, bound=1.0)
-    noise_guard = 4 * float(jnp.finfo(D.dtype).eps) * C  # as there, without a code: no products
-    lost = lost_below(D.shape[0], C, D.dtype)
+    g = block_of(D)  # a part of size 1 has an l1 norm of at most sqrt(g), and g errors
+    guard = g * theory.rounding_guard(W, D, sparsity=1, bound=1.0)
+    # As there, without a code: no products.
+    noise_guard = 4 * float(jnp.finfo(D.dtype).eps) * C * math.sqrt(g)
+    lost = lost_below(D.shape[0], C, D.dtype) * math.sqrt(g)
     return Certified(W, mu * UP, C, eta, guard, omega * UP, noise_guard, lost)
 
 
 @program()
 def _measured(W: Dictionary, D: Dictionary) -> tuple[Array, ...]:
     """mu_W, C_W, eta = max abs(1 - w_i . d_i), omega = max norm(w_i), and the norms of D."""
+    if block_of(D) > 1:  # of noise in l2, which is at most that in l1
+        mu, gain, eta = theory.block_coherence(W, D)
+        return mu, gain, eta, gain, column_norms(D)
     mu, C = theory.coherence(W, D)
     eta, omega = largest(jnp.abs(1 - theory.diagonal(W, D))), jnp.max(column_norms(W))
     return mu, C, eta, omega, column_norms(D)
@@ -187,6 +196,8 @@ def block_schedule(
     """
     rho: Any = by_name(activation)
     D = as_dictionary(D, "analytic")
+    if rho != relu:
+        refuse_parts(D, "analytic", f"expected the activation relu, got {rho}")
     c = certify(D, W)
     _check_sparsity(D, sparsity)
     if not isinstance(noise_norm, str) or noise_norm not in ("l1", "l2"):
@@ -261,6 +272,7 @@ def _chain(Ds, Ws, where: str, *, sparsities: Sequence[int], **columns: Sequence
                 f"{where}: {name} has length {len(column)}; expected {len(Ds)}, one per dictionary"
             )
     for D, s in zip(Ds, sparsities):
+        refuse_parts(D, where, "try analytic.alista or lista_cp, for one dictionary")
         _check_sparsity(D, s)
     return Ds, Ws, tuple(certify(D, W) for D, W in zip(Ds, Ws))
 
@@ -333,8 +345,9 @@ def _largest_number(W: Dictionary) -> float:
 
 def _check_sparsity(D: Dictionary, sparsity: int) -> None:
     s = checks.as_index(sparsity, "sparsity", "analytic")
-    if s > D.shape[1]:
-        raise ValueError(f"analytic: sparsity {s} exceeds the number of atoms {D.shape[1]}")
+    n, what = D.shape[1] // block_of(D), "atoms" if block_of(D) == 1 else "parts"
+    if s > n:
+        raise ValueError(f"analytic: sparsity {s} exceeds the number of {what} {n}")
 
 
 def _warned(planned, sparsity: int, at: Callable, D: Dictionary, activation: Activation = relu):

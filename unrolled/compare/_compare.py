@@ -47,7 +47,15 @@ from unrolled.compare._measure import (
     seconds,
     solvers,
 )
-from unrolled.dictionaries import Dictionary, Operator, as_chain, as_dictionary, check_batch
+from unrolled.dictionaries import (
+    Dictionary,
+    Operator,
+    as_chain,
+    as_dictionary,
+    as_flat,
+    check_batch,
+    flat_batch,
+)
 from unrolled.layers import Layer, Unrolled, stack
 from unrolled.networks import Network
 from unrolled.pursuit import DEFAULT_LAM, default_lam
@@ -97,7 +105,7 @@ def compare(
 def compare(
     methods: Any,
     D: Any,
-    Y: ArrayLike,
+    Y: Any,
     X: Any = None,
     reference: str | None = None,
     *,
@@ -203,6 +211,7 @@ def compared(
         raise ValueError("compare: sampled, certify and predict are for layers, got networks")
     if (predict or sampled is not None) and X is None:
         raise ValueError("compare: sampled and predict are of errors of known codes; expected X")
+    Y, X = flat_batch(D, (Y, X))
     sample = _sample(chained, D, Y, X, lam)
     J = len(sample.Ds)
     classes = [_per_layer(numbers.get(name), name, J, chained) for name in _CLASS]
@@ -286,6 +295,8 @@ class _Method(NamedTuple):
         what, given, expected = "was trained with D of", D, sample.Ds
         if self.model is None:
             what, given, expected = "has codes of", self.params, sample.Xs
+            if not self.chained:
+                given = as_flat(D, given, 1)[0]
         shapes, fitting = ([part.shape for part in of] for of in (self.each(given), expected))
         if shapes != fitting:
             raise ValueError(f"compare: {name!r} {what} {shapes}; expected {fitting}")

@@ -43,6 +43,7 @@ from unrolled.dictionaries import (
     Dictionary,
     Operator,
     Structured,
+    block_of,
     check_batch,
     column_norms,
     dense,
@@ -74,8 +75,8 @@ def guarantees(
     """
     layers = (model,) if isinstance(model, Layer) else model.layers
     certified: list[Layer] = []
-    for layer, p in zip(layers, params):
-        if not _has_certificate(layer, p):
+    for layer, p, D in zip(layers, params, Ds):
+        if block_of(D) > 1 or not _has_certificate(layer, p):
             break
         certified.append(layer)
     if not certified:
@@ -643,7 +644,7 @@ def _rate(layer: Layer, params: Unrolled, D: Dictionary, law: Law) -> float | No
     """In dB per step: of the last weights of a plain step, or of the Onsager term."""
     m, d = D.shape
     s = round(law.probability * d)
-    if law.noise > 0 or not 1 <= s <= m <= d:
+    if law.noise > 0 or not 1 <= s <= m <= d or block_of(D) > 1:
         return None
     passing = _passing(layer)
     if passing is not None and passing.step != "projected":

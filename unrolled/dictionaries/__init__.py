@@ -14,5 +14,6 @@ from unrolled.dictionaries._families import *
 from unrolled.dictionaries._functions import *
 from unrolled.dictionaries._masked import *
 from unrolled.dictionaries._operands import *
+from unrolled.dictionaries._parts import *
 
 _offer(__name__)

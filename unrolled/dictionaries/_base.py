@@ -86,7 +86,9 @@ class Structured:
       `inner_terms`, `closed_form`, and `dtype` where no field is a floating array;
     - `ndim`, for losses of signals with dictionaries of their own;
     - for atoms that come in groups, as the shifts of one filter do: `groups`, `spread`,
-      `inner_products`, `representatives`, `neighbourhood`, `replicate` and `cuts_atoms`.
+      `inner_products`, `representatives`, `neighbourhood`, `replicate` and `cuts_atoms`;
+    - for codes in parts, as complex numbers are: `block`, with `groups` and `spread` that give a
+      part one threshold, and `view`.
 
     Example:
         >>> from dataclasses import dataclass
@@ -190,6 +192,18 @@ class Structured:
     def spread(self, theta: ArrayLike) -> ArrayLike:
         """Values of shape `groups`, one per group, as one per atom, (d,); others as they are."""
         return theta
+
+    @property
+    def block(self) -> int:
+        """How many entries of a code are one part, and are shrunk together, by their norm."""
+        return 1
+
+    def view(self, y: Any, batch: int = 0) -> tuple[Any, Callable[[Array], Array]] | None:
+        """A signal (or a code) of another form flat, and how to show a flat code in that form.
+
+        None for one that is flat. `batch` is the number of leading axes of several.
+        """
+        return None
 
     def inner_products(self, W: "Dictionary") -> tuple[Array, Array]:
         """w_i . d_j for representative rows i and all j, and the mask of i = j; (rows, d) each.
@@ -336,6 +350,20 @@ class Rescaled(Structured):
 
     def column_norms(self) -> Array:
         return jnp.abs(self.weights) * self.base.column_norms()
+
+    @property
+    def block(self) -> int:
+        return self.base.block
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        return self.base.groups if self.block > 1 else ()
+
+    def spread(self, theta: ArrayLike) -> ArrayLike:
+        return self.base.spread(theta) if self.block > 1 else theta
+
+    def view(self, y: Any, batch: int = 0) -> tuple[Any, Callable[[Array], Array]] | None:
+        return self.base.view(y, batch)
 
     def magnitudes(self) -> "Operator":
         return scale_columns(self.base.magnitudes(), jnp.abs(self.weights))

@@ -26,12 +26,15 @@ from unrolled.dictionaries._conv import Conv
 from unrolled.dictionaries._operands import (
     as_chain,
     as_dictionary,
+    block_of,
     cuts_atoms,
     inner_terms,
     magnitudes,
     normalize,
     normalized,
+    refuse_parts,
     spectral_norm,
+    spread,
 )
 
 __all__ = [
@@ -329,6 +332,19 @@ class Composed(Structured):
     def scale_columns(self, c: Array) -> "Composed":
         return Composed(*self.factors[:-1], scale_columns(self.factors[-1], c))
 
+    @property
+    def block(self) -> int:
+        return block_of(self.factors[-1])
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Those of the last factor, where its codes come in parts."""
+        last = self.factors[-1]
+        return last.groups if isinstance(last, Structured) and last.block > 1 else ()
+
+    def spread(self, theta: ArrayLike) -> ArrayLike:
+        return spread(self.factors[-1], theta) if self.block > 1 else theta
+
     def spectral_norm(self) -> Array:
         if math.prod(self.shape) <= DENSE_LIMIT:
             return spectral_norm(dense(self))
@@ -370,6 +386,8 @@ class Concatenated(Structured):
                 f"Concatenated: parts have shapes {[D.shape for D in parts]}; expected one number "
                 "of rows"
             )
+        for D in parts:
+            refuse_parts(D, "Concatenated", "try one such dictionary with the atoms of all")
         object.__setattr__(self, "parts", checks.cast(parts, checks.common_dtype(parts)))
 
     @property
@@ -525,6 +543,7 @@ class WithIdentity(Structured):
     F: Operator
 
     def __init__(self, F: Dictionary):
+        refuse_parts(F, "WithIdentity", "expected a dictionary without parts")
         object.__setattr__(self, "F", as_dictionary(F, "WithIdentity"))
 
     @property

@@ -2,7 +2,7 @@
 a plain array is answered here, a structured one answers for itself.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, overload
 
 import jax.numpy as jnp
@@ -26,9 +26,12 @@ __all__ = [
     "all_kept",
     "as_chain",
     "as_dictionary",
+    "as_flat",
+    "block_of",
     "check_batch",
     "cuts_atoms",
     "entries",
+    "flat_batch",
     "inner_products",
     "inner_terms",
     "kept_atoms",
@@ -37,6 +40,7 @@ __all__ = [
     "normalize",
     "normalized",
     "operands",
+    "refuse_parts",
     "replicate",
     "representatives",
     "spectral_norm",
@@ -392,8 +396,77 @@ def spread(D: Dictionary | Any, theta: ArrayLike) -> ArrayLike:
 
 
 @checked
+def block_of(D: Dictionary | Any) -> int:
+    """How many entries of a code of D are one part: 1 for an array.
+
+    Example:
+        >>> ur.dictionaries.block_of(ur.dictionaries.Joint(jnp.eye(2), 3))
+        3
+    """
+    return D.block if isinstance(D, Structured) else 1
+
+
+def refuse_parts(D: Dictionary | Any, where: str, instead: str) -> None:
+    """Raise ValueError if codes of D come in parts, which `where` does not know."""
+    if block_of(D) > 1:
+        raise ValueError(
+            f"{where}: codes of {type(D).__name__} come in parts of {block_of(D)} entries, which "
+            f"are 0 together; {instead}"
+        )
+
+
+def as_flat(
+    D: Dictionary | Any, y: Any, batch: int = 0
+) -> tuple[Any, Callable[[Array], Array] | None]:
+    """A signal or a code of D flat, and how to show a flat code in its form; None if it is flat.
+
+    Args:
+        D: (m, d).
+        y: anything; what is no other form of a signal or a code of D is returned as it is.
+        batch: the number of leading axes, of several signals.
+
+    Example:
+        >>> D = ur.dictionaries.Joint(jnp.eye(2), 3)
+        >>> y, shown = ur.dictionaries.as_flat(D, np.ones((2, 3)))
+        >>> y.shape, shown(jnp.ones(6)).shape
+        ((6,), (2, 3))
+    """
+    view = D.view(y, batch) if isinstance(D, Structured) else None
+    return (y, None) if view is None else view
+
+
+def flat_batch(D: Any, batch: Any) -> Any:
+    """Signals and codes, (Y, X, ...) or Y alone, in the flat form of `as_flat`.
+
+    Args:
+        D: (m, d), or those of a chain.
+        batch: signals with a leading axis, or a tuple of them and their codes, which are None where
+            they are not known, and a tuple for a chain.
+
+    Example:
+        >>> D = ur.dictionaries.Joint(jnp.eye(2), 3)
+        >>> Y, X = ur.dictionaries.flat_batch(D, (np.ones((5, 2, 3)), None))
+        >>> Y.shape
+        (5, 6)
+    """
+    Ds = tuple(D) if isinstance(D, tuple | list) else (D,)
+    if all(block_of(Dj) == 1 for Dj in Ds):
+        return batch
+    if not isinstance(batch, tuple):
+        return as_flat(Ds[0], batch, 1)[0]
+    Y, X, *own = batch
+    if isinstance(X, tuple):
+        X = tuple(as_flat(Dj, Xj, 1)[0] for Dj, Xj in zip(Ds[len(Ds) - len(X) :], X))
+    elif X is not None:
+        X = as_flat(Ds[-1], X, 1)[0]
+    return as_flat(Ds[0], Y, 1)[0], X, *own
+
+
+@checked
 def threshold_shapes(D: Dictionary) -> tuple[tuple[int, ...], ...]:
     """Shapes that `spread` takes: one threshold for all atoms, one per atom, one per group.
+
+    Where codes come in parts, a part has one threshold, and there is none per atom.
 
     Example:
         >>> D = ur.dictionaries.Conv(jnp.ones((2, 1, 3)), 5)
@@ -401,7 +474,8 @@ def threshold_shapes(D: Dictionary) -> tuple[tuple[int, ...], ...]:
         ((), (6,), (2,))
     """
     groups = D.groups if isinstance(D, Structured) else ()
-    return (), (D.shape[-1],), *((groups,) if groups else ())
+    each = [(D.shape[-1],)] if block_of(D) == 1 else []
+    return (), *each, *([groups] if groups else [])
 
 
 @checked

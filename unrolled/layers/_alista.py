@@ -17,8 +17,10 @@ from unrolled._base.numbers import exponent, ldexp, norm, power_of_two, times_po
 from unrolled._base.programs import program
 from unrolled.activations import relu
 from unrolled.dictionaries import (
+    Complex,
     Conv,
     Dictionary,
+    Joint,
     Operator,
     as_dictionary,
     column_norms,
@@ -114,6 +116,8 @@ def _lasso_weights(D: Dictionary, ridge: float | None) -> Operator:
     if isinstance(W, Conv):  # all positions of a filter have one norm
         filters = squares.reshape(len(W.filters), -1)[:, 0]
         return W.scale(filters.reshape(-1, *(1,) * (W.filters.ndim - 1)) * factor)
+    if isinstance(W, Complex | Joint):  # so have all entries of a part
+        return W.scale_parts(squares[:: W.block] * factor)
     return W * squares[None, :] * factor
 
 
@@ -368,10 +372,15 @@ class alista_at(Selecting):
         zero = jnp.zeros(D.shape[1], y.dtype)
         return Followed(zero, zero, y, norm(y), jnp.zeros((), jnp.int32))
 
+    @property
+    def takes_parts(self) -> bool:
+        """Not with `onsager`: its correction counts entries."""
+        return not self.onsager
+
     def step(self, shared, p, D, y, state, fraction=None):
         g = state.r @ lax.stop_gradient(shared.W)
         u = state.z + p.gamma * g
-        size = jnp.mean(jnp.abs(g if self.by == "code" else state.r))
+        size = jnp.mean(self.penalty(D).sizes(g) if self.by == "code" else jnp.abs(state.r))
         x = self.shrink(D, u, magnitude(p.theta) * size, fraction)
         if self.onsager:
             a = jnp.minimum(jnp.mean(x != 0, dtype=y.dtype), _MOST_NONZEROS)
@@ -502,7 +511,7 @@ class na_alista(Selecting):
         W = lax.stop_gradient(shared.analytic.W)
         r = y - D @ state.x
         g = r @ W
-        first, *sizes = (jnp.mean(jnp.abs(v)) for v in (y, r, g))
+        first, *sizes = map(jnp.mean, (jnp.abs(y), jnp.abs(r), self.penalty(D).sizes(g)))
         k = -exponent(first)  # the derivative of a quotient squares what it divides by
         one = jnp.where(first > 0, times_power(first, k), 1)
         relative = times_power(jnp.stack(sizes), k) / one

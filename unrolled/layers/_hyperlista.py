@@ -118,6 +118,11 @@ class hyperlista(Shrinking):
         zero = jnp.zeros(D.shape[1], y.dtype)
         return Adaptive(zero, zero, jnp.zeros((), y.dtype))
 
+    @property
+    def takes_parts(self) -> bool:
+        """No: its numbers are those of entries."""
+        return False
+
     def step(self, shared, p, D, y, state):
         W, leverage, mu_W = lax.stop_gradient(shared.analytic.W)
         x, d = state.x, D.shape[1]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from unrolled._base import checks, programs
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, Key
-from unrolled.dictionaries import Dictionary, as_dictionary, operands
+from unrolled.dictionaries import Dictionary, as_dictionary, as_flat, operands, refuse_parts
 from unrolled.layers._records import Unrolled, check_forms, check_params, depth_of, records_of
 from unrolled.pursuit import State, lasso_objective
 from unrolled.records import Interned, option
@@ -383,6 +383,11 @@ class Layer(Looped):
         return False
 
     @property
+    def takes_parts(self) -> bool:
+        """Whether the steps act on the parts of a code as they do on entries; see `Shrinking`."""
+        return False
+
+    @property
     def schedule(self) -> tuple[float, ...] | None:
         """Untrained constants, one per step, or None."""
         return None
@@ -414,9 +419,11 @@ class Layer(Looped):
 
     def run(self, params: Unrolled, D: Dictionary, y: ArrayLike) -> tuple[Any, Array]:
         """The last state, and the code after every step."""
+        y, shown = as_flat(D, y)
         D, y, params = operands(D, y, self.family, params=params)
         self.check(params, D)
-        return _run(self, params, D, y)
+        state, path = _run(self, params, D, y)
+        return (state, path) if shown is None else (state._replace(x=shown(state.x)), shown(path))
 
     def check(self, params: Unrolled, D: Dictionary) -> None:
         """Raise unless `params` are of this family and depth and fit the shape of D.
@@ -425,6 +432,8 @@ class Layer(Looped):
         run this check first; inside `jit` it sees shapes only.
         """
         D = as_dictionary(D, self.family)
+        if not self.takes_parts:
+            refuse_parts(D, self.family, "try layers.alista or lista_cp")
         check_params(params, D, self.forms, self.depth, self.family)
 
     @property

@@ -473,6 +473,11 @@ class glista(FromISTA, Selecting):
         zero = jnp.zeros(D.shape[1], y.dtype)
         return Gates(zero, zero)
 
+    @property
+    def takes_parts(self) -> bool:
+        """No: its gates act on entries."""
+        return False
+
     def step(self, shared, p, D, y, state, fraction=None):
         x, theta = state.x, spread(D, p.theta)
         u = x * (1 + p.gain * jax.nn.relu(1 - jax.nn.relu(p.slope * jnp.abs(x))))

@@ -141,6 +141,11 @@ class lamp(Shrinking):
     def weights(self, shared, p, D):
         return Acting(p.W)
 
+    @property
+    def takes_parts(self) -> bool:
+        """No: its correction counts entries."""
+        return False
+
     def message_passing(self):
         plain = self.activation == relu and not self.nonnegative
         return MessagePassing("amp", "soft", "alpha") if plain else None

@@ -15,7 +15,7 @@ from unrolled._base import checks, programs
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.programs import program
-from unrolled.dictionaries import Dictionary, Structured
+from unrolled.dictionaries import Dictionary, Structured, block_of
 
 __all__ = [
     "Fixed",
@@ -84,11 +84,11 @@ class Shape:
     def of(self, D: Dictionary) -> list[tuple[int, ...]]:
         """The shapes for a dictionary, as tuples of numbers."""
         sizes = dict(zip("md", D.shape))
-        shapes = []
+        shapes, alike = [], block_of(D) > 1 and self.role in (THRESHOLD, RELATIVE, STEP_SIZE)
         for shape in self.shapes:
             if shape == "filters":
                 shapes += [D.groups] if isinstance(D, Structured) and D.groups else []
-            else:
+            elif not (alike and shape == "d"):  # entries of a part have one threshold
                 shapes.append(tuple(sizes[letter] for letter in shape.split(",") if letter))
         return shapes
 

@@ -121,7 +121,12 @@ class Shrinking(Layer):
 
     def penalty(self, D: Dictionary) -> Penalty:
         """What the steps shrink by, for codes of D."""
-        return NONNEGATIVE if self.nonnegative else L1
+        return (NONNEGATIVE if self.nonnegative else L1).of(D)
+
+    @property
+    def takes_parts(self) -> bool:
+        """True: `shrink` knows the parts of D. A step that mixes them otherwise says False."""
+        return True
 
     def shrink(
         self, D: Dictionary, u: Array, theta: ArrayLike, fraction: ArrayLike | None = None

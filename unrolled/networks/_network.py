@@ -17,7 +17,7 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled._base.programs import exportable, program
 from unrolled.activations import Activation, relu, shrink
-from unrolled.dictionaries import Dictionary, as_chain, dense, operands, spread
+from unrolled.dictionaries import Dictionary, as_chain, dense, operands, refuse_parts, spread
 from unrolled.layers import (
     Acting,
     Interned,
@@ -229,6 +229,7 @@ class Unfolded(Network, layers.Looped):
     def check(self, params, Ds):
         Ds = chain_of(self, Ds, None, params)
         for j, (p, D) in enumerate(zip(params, Ds)):
+            refuse_parts(D, where(self), "try networks.dsc of layers.alista or lista_cp")
             layers.check_params(p, D, self.forms(j), self.depth, where(self))
 
     def run(self, params, Ds, y):

@@ -13,7 +13,7 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.files import MappedRows
 from unrolled._base.numbers import norm
-from unrolled.dictionaries import Dictionary, dense
+from unrolled.dictionaries import Dictionary, block_of, dense
 from unrolled.pursuit._basis_pursuit import basis_pursuit, bpdn
 from unrolled.pursuit._ista import fista, ista, ml_fista, ml_ista
 from unrolled.pursuit._lasso import lasso
@@ -305,7 +305,8 @@ def default_lam(D: Dictionary, Y: Array | np.ndarray | MappedRows, ratio: float 
         0.39
     """
     products = np.asarray(Y[:2000], float) @ np.asarray(dense(D), float)
-    largest = np.abs(products).max(1)  # in float32 they may be 0
+    sizes = np.linalg.norm(products.reshape(len(products), -1, block_of(D)), axis=2)
+    largest = sizes.max(1)  # in float32 they may be 0
     if not largest.any():
         raise ValueError("lam cannot be chosen: all signals are zero, or orthogonal to all atoms")
     lam = float(np.quantile(largest, 0.9)) * ratio
@@ -313,4 +314,4 @@ def default_lam(D: Dictionary, Y: Array | np.ndarray | MappedRows, ratio: float 
 
 
 def _fits(D: Dictionary) -> bool:
-    return max(D.shape) <= _LARGEST
+    return max(D.shape) <= _LARGEST and block_of(D) == 1

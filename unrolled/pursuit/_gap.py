@@ -47,7 +47,7 @@ def lasso_objective(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -
 def _objective(D: Operator, y: Array, x: Array, lam: ArrayLike) -> Array:
     r = y - D @ x
     misfit = jnp.sum(r * (r / 2))  # r^2 may leave the range, r^2/2 not
-    return misfit + L1.value(x, per_atom(D, lam))
+    return misfit + L1.of(D).value(x, per_atom(D, lam))
 
 
 @checked
@@ -104,7 +104,7 @@ def _duality_gap(D: Operator, y: Array, x: Array, lam: ArrayLike) -> Array:
     r = y - D @ x
     k = exponent(jnp.stack([jnp.asarray(y, r.dtype), r]))
     y, x, weight = (ldexp(jnp.asarray(v, r.dtype), -k) for v in (y, x, per_atom(D, lam)))
-    return ldexp(_gap(D, y, weight, x), 2 * k)
+    return ldexp(_gap(D, y, weight, x, penalty=L1.of(D)), 2 * k)
 
 
 def dual_factor(lam: Array, size: Array) -> Array:
@@ -130,9 +130,9 @@ def dual_gap(
     Args:
         squares: norm(r)^2 of the residual r, ().
         lams, xs, gs: of every layer, (d_j,) or what broadcasts to it.
-        penalty: of the last layer; the others are L1. Over x >= 0 the gap is inf for other codes.
+        penalty: of the one layer, or L1. Over x >= 0 the gap is inf for other codes.
     """
-    s = jnp.min(dual_factor(lams[-1], penalty.dual_sizes(gs[-1])))
+    s = jnp.min(dual_factor(penalty.of_parts(lams[-1]), penalty.dual_sizes(gs[-1])))
     terms = [penalty.excess(x, g, lam, s) for lam, x, g in zip(lams, xs, gs)]
     # XLA's maximum on a CPU loses NaN, fused with a sum.
     excess = sum(jnp.sum(jnp.where(t < 0, 0, t)) for t in terms)
@@ -154,7 +154,7 @@ def elastic_gap(
     within = penalty.within(h, lam)
     ridge = jnp.where(l2 > 0, l2, 1)
     conjugate = ridge / 2 * (x - (h - within) / ridge) ** 2
-    direct = jnp.sum(conjugate + jnp.maximum(penalty.excess(x, within, lam), 0))
+    direct = jnp.sum(penalty.sums(conjugate) + jnp.maximum(penalty.excess(x, within, lam), 0))
     return jnp.where((l2 > 0) & (direct < scaled), direct, scaled)
 
 

@@ -111,7 +111,7 @@ def ista_step(
         gamma: step size, () or (d,).
         theta: thresholds, (), (d,), or one per filter of a `Conv`.
         activation: replaces ReLU in the shrinkage.
-        penalty: what shrinks.
+        penalty: what shrinks, of the parts of D.
 
     Returns:
         The next code, (d,).
@@ -125,7 +125,7 @@ def ista_step(
     """
     checks.vector(x, "x", "ista_step")
     checks.broadcast("ista_step", x=x, gamma=gamma, theta=spread(D, theta))
-    return penalty.shrink(x + gamma * ((y - D @ x) @ D), spread(D, theta), activation)
+    return penalty.of(D).shrink(x + gamma * ((y - D @ x) @ D), spread(D, theta), activation)
 
 
 @checked
@@ -312,7 +312,9 @@ def ista(
         >>> bool(result.converged), jnp.flatnonzero(jnp.abs(result.x) > 0.1).tolist()
         (True, [3, 20])
     """
-    return single(Iterated(tol, max_steps, activation).checked("ista"), "ista", D, y, lam)
+    return single(
+        Iterated(tol, max_steps, activation).checked("ista"), "ista", D, y, lam, parts=True
+    )
 
 
 def fista(
@@ -350,7 +352,7 @@ def fista(
     """
     restart = checks.as_bool(restart, "restart", "fista")
     method = Accelerated(tol, max_steps, activation, restart=restart).checked("fista")
-    return single(method, "fista", D, y, lam)
+    return single(method, "fista", D, y, lam, parts=True)
 
 
 def ml_ista(
@@ -487,7 +489,8 @@ class Iterated:
 
         def gap(x):
             if not self.chained:
-                return relative_gap(problem.Ds[0], problem.y, problem.lams[0], x)
+                D = problem.Ds[0]
+                return relative_gap(D, problem.y, problem.lams[0], x, penalty=L1.of(D))
             xs = codes_of(problem.Ds, x)
             # The multipliers are what the shrinkage of a layer takes away, over t_j.
             return chain_gap(

@@ -116,7 +116,7 @@ class Lasso:
         (D,), y, (lam,), l2, _, (size,), *_ = problem
         assert l2 is not None
         penalized, start = Penalized(D, y, lam, l2), lax.stop_gradient(x)
-        x, gap, steps = code(self.penalty, self.tol, self.max_steps, penalized, start, size)
+        x, gap, steps = code(self.penalty.of(D), self.tol, self.max_steps, penalized, start, size)
         gap = jnp.where(l2 < 0, jnp.nan, gap)  # a traced one: no gap bounds what is not convex
         return Found(x, gap, steps, gap <= self.tol)
 
@@ -129,7 +129,9 @@ def _checked(
     method = Lasso(static_tol(tol, where), static_steps(max_steps, where), penalty)
     value, name = one_penalty(lam, ratio, where)
     check_number(l2, "l2", where)
-    options = dict(lam=value, name=name, l2=l2, size=fixed_norm, relative=lam is None, kind=penalty)
+    options = dict(
+        lam=value, name=name, l2=l2, size=fixed_norm, relative=lam is None, kind=penalty, parts=True
+    )
     return method, options
 
 
@@ -236,7 +238,7 @@ def lam_max(D: Dictionary, y: ArrayLike, *, nonnegative: bool = False) -> Array:
         4.0
     """
     penalty = NONNEGATIVE if checks.as_bool(nonnegative, "nonnegative", "lam_max") else L1
-    form, (Ds, y, *_) = checked_single("lam_max", D, y, size=column_norms, kind=penalty)
+    form, (Ds, y, *_) = checked_single("lam_max", D, y, size=column_norms, kind=penalty, parts=True)
     lam, scaled_lam, k = _lam_max(form, Ds, y)
     refuse_lost(lam, scaled_lam, k, "lam_max")
     return lam
@@ -323,6 +325,7 @@ def code(
     """x, its relative gap, and the steps taken, from the code `start`; size is norm(D, 2)."""
     D, y, lam, l2 = problem
     gamma = 1 / (size**2 + l2)
+    finish = on_support if penalty.block == 1 else partial(on_parts, penalty)
 
     def relative(x):
         return relative_gap(D, y, lam, x, l2, penalty)
@@ -341,7 +344,7 @@ def code(
         due = (blocks & (blocks - 1) == 0) | (blocks % _OFTEN == 0)
         limit = jnp.minimum(steps, _OFTEN * _BLOCK)
         due = due & (gap > tol)
-        x = on_support(problem, state.x, jnp.where(due, limit, 0))
+        x = finish(problem, state.x, jnp.where(due, limit, 0))
         x = relu(x) if penalty.nonnegative else x
         state = jax.tree.map(partial(jnp.where, due), _rest(x), state)
         return state, steps, jnp.where(due, relative(x), gap)
@@ -360,7 +363,8 @@ def code(
 @code.defjvp
 def _derivative(penalty, tol, max_steps, primals, tangents):
     x, gap, steps = code(penalty, tol, max_steps, *primals)
-    dx = tangent(slope, 10 * min(primals[0].D.shape), primals[0], tangents[0], x)
+    limit, own = 10 * min(primals[0].D.shape), partial(slope, penalty=penalty)
+    dx = tangent(own, limit, primals[0], tangents[0], x, penalty)
     return (x, gap, steps), (dx, jnp.zeros_like(gap), jnp.zeros((), jax.dtypes.float0))
 
 
@@ -394,13 +398,18 @@ def units_of_small_atoms(D: Operator) -> Array:
 
 
 def tangent(
-    slope: Callable[[Any, Array], Array], limit: int, params: Any, moved: Any, x: Array
+    slope: Callable[[Any, Array], Array],
+    limit: int,
+    params: Any,
+    moved: Any,
+    x: Array,
+    penalty: Penalty = L1,
 ) -> Array:
     """How `on_branch` moves where params move, the least squares answer where atoms depend.
 
     It solves in `units_of_small_atoms`: small atoms of a support do not depend on others.
     """
-    on, units = x != 0, units_of_small_atoms(params[0])
+    on, units = penalty.support(x), units_of_small_atoms(params[0])
 
     def curvature(v):
         own = ldexp(jnp.where(on, v, 0), units)
@@ -425,6 +434,33 @@ def on_support(problem: Penalized, x: Array, limit: Array) -> Array:
     change = conjugate_gradients(partial(_curvature, problem, signs), descent, limit)
     lam = jnp.broadcast_to(problem.lam, x.shape)
     return least_between(jnp, *(v[None] for v in (x, change, descent, lam, signs)))[0]
+
+
+# Shares of a Newton step that are tried.
+_SHARES = 1.0, 0.5, 0.25, 0.1, 0.0
+
+
+def on_parts(penalty: Penalty, problem: Penalized, x: Array, limit: Array) -> Array:
+    """A Newton step on the parts that are not 0, where the objective is smooth, or some of it."""
+    D, y, lam, l2 = problem
+    on, own = penalty.support(x), partial(slope, problem, penalty=penalty)
+
+    def curvature(v):
+        change = jax.jvp(own, (x,), (jnp.where(on, v, 0),))[1]
+        return jnp.where(on, -change, v)
+
+    change = conjugate_gradients(curvature, jnp.where(on, own(x), 0), limit)
+    r, moved = y - D @ x, D @ change
+
+    def objective(t):
+        z, left = x + t * change, r - t * moved
+        return jnp.sum(left**2) / 2 + l2 / 2 * jnp.sum(z**2) + penalty.value(z, lam)
+
+    shares = jnp.asarray(_SHARES, x.dtype)
+    values = jax.vmap(objective)(shares)
+    # The first that is as low as the least, to its rounding: near the end that is the whole step.
+    rounding = 4 * float(jnp.finfo(x.dtype).eps) * jnp.abs(values[-1])
+    return x + shares[jnp.argmax(values <= jnp.min(values) + rounding)] * change
 
 
 def slope(problem: Penalized, x: Array, penalty: Penalty = L1) -> Array:

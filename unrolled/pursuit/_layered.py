@@ -82,7 +82,9 @@ def threshold(
         ([2.0, 0.0, -1.0], True)
     """
     method = Threshold(static_tol(tol, "threshold"), by_name(activation))
-    return single(method, "threshold", D, y, theta, name="theta", finite=False, size=_one)
+    return single(
+        method, "threshold", D, y, theta, name="theta", finite=False, size=_one, parts=True
+    )
 
 
 def _one(D: Operator) -> Array:
@@ -101,8 +103,9 @@ class Threshold:
     def __call__(self, problem: Problem, x: Array) -> Found:
         (D,), y, (theta,), *_ = problem
         activation = activation_in_units(self.activation, problem.b)
-        x = self.penalty.shrink(y @ D, theta, activation)
-        gap, residual = relative_gap(D, y, theta, x, penalty=self.penalty), norm(y - D @ x)
+        penalty = self.penalty.of(D)
+        x = penalty.shrink(y @ D, theta, activation)
+        gap, residual = relative_gap(D, y, theta, x, penalty=penalty), norm(y - D @ x)
         # Of a large D the residual leaves the range, where infinities of both signs make nan.
         finite = jnp.isfinite(x).all()
         gap, residual = (jnp.where(finite & jnp.isnan(v), jnp.inf, v) for v in (gap, residual))

@@ -27,9 +27,12 @@ from unrolled.dictionaries import (
     Conv,
     Dictionary,
     Operator,
+    Structured,
     as_chain,
+    as_flat,
     column_norms,
     operands,
+    refuse_parts,
     spectral_norm,
     spread,
     threshold_shapes,
@@ -40,7 +43,10 @@ __all__ = ["DeepPursuit", "Pursuit"]
 
 
 Codes = tuple[Array, ...]
-Grid = tuple[int, ...] | None
+# What a code is shown as: the shape of a grid, a function of the flat code, or None.
+Grid = Any
+# What a pursuit that does not know codes in parts advises.
+NO_PARTS = "try pursuit.lasso, ista or fista"
 # Steps between two evaluations of the gap, which costs as much as a step.
 _BLOCK = 10
 
@@ -116,7 +122,7 @@ class StaticPart:
     """What is static of a call, beside its method."""
 
     dtype: np.dtype  # of the result
-    grid: Grid = None  # the shape of the code
+    grid: Grid = None
     size: Callable[[Operator], Array] = spectral_norm  # what brings a dictionary near 1
     sequence: bool = False  # whether lam is (n,), for n problems
     relative: bool = False  # lam is given over lam_max
@@ -189,7 +195,7 @@ def bounded(lam: Array) -> Array:
 def largest_product(D: Operator, y: Array, penalty: Penalty) -> Array:
     """The largest dual size of D'y, for D and y whose products stay in the range."""
     with jax.default_matmul_precision("highest"):
-        return largest(penalty.dual_sizes(y @ D))
+        return largest(penalty.of(D).dual_sizes(y @ D))
 
 
 def result(form: StaticPart, problem: Problem, answer: Found) -> tuple[Any, ...]:
@@ -210,7 +216,8 @@ def result(form: StaticPart, problem: Problem, answer: Found) -> tuple[Any, ...]
     for code, x, k in zip(codes, xs, problem.up):
         converged = converged & is_held(code, x, k)
     if form.grid is not None:
-        codes = tuple(code.reshape(form.grid) for code in codes)
+        show = form.grid if callable(form.grid) else partial(jnp.reshape, shape=form.grid)
+        codes = tuple(map(show, codes))
     gap, residual, *more = (
         v.astype(form.dtype) for v in (answer.gap, times_power(residual, problem.b), *answer.more)
     )
@@ -305,7 +312,7 @@ def check_weights(
     each = [] if batch is None else [(batch, 1), (batch, d)]
     if shape in (*threshold_shapes(D), *each, grid) or (grid and shape == (batch, *grid)):
         return
-    *first, last = map(str, ((), (d,), *each))
+    *first, last = map(str, (*threshold_shapes(D)[:2], *each))
     raise ValueError(f"{where}: {name} has shape {shape}; expected {', '.join(first)} or {last}")
 
 
@@ -320,7 +327,8 @@ def one_by_one(D: Dictionary, lam: Any) -> Any:
     if not number or np.ndim(lam) or not checks.is_concrete(lam):
         return lam
     value = np.asarray(lam)
-    return np.zeros(np.shape(D)[-1:]) if value.dtype.kind in "iuf" and value == 0 else lam
+    shape = threshold_shapes(D)[1] if isinstance(D, Structured) else np.shape(D)[-1:]
+    return np.zeros(shape) if value.dtype.kind in "iuf" and value == 0 else lam
 
 
 def flat_code(D: Dictionary, x: ArrayLike) -> ArrayLike:
@@ -375,6 +383,7 @@ def checked_single(
     size: Callable[[Dictionary], Array] = spectral_norm,
     relative: bool = False,
     kind: Penalty = L1,
+    parts: bool = False,
 ) -> tuple[StaticPart, tuple]:
     """The checked arguments of a pursuit in one dictionary, for `run`.
 
@@ -386,7 +395,10 @@ def checked_single(
         sequence: whether there are several, (n,).
         l2, level, start: further operands, whose scalars the caller has checked.
         size, relative, kind: of the `StaticPart`.
+        parts: whether the pursuit knows codes in parts.
     """
+    if not parts:
+        refuse_parts(D, where, NO_PARTS)
     y, grid = flat_signal(D, y, where)
     D, y, _ = operands(D, y, where)
     wide = wide_dtype(y.dtype)
@@ -429,6 +441,8 @@ def checked_chain(
             or not finite, or a dictionary that is zero.
     """
     Ds = as_chain(Ds, where)
+    for Dj in Ds:
+        refuse_parts(Dj, where, NO_PARTS)
     lams = one_per_layer(lams, name, len(Ds), where)
     _, y, Ds = operands(Ds[0], y, where, params=Ds)
     wide = wide_dtype(y.dtype)
@@ -469,7 +483,8 @@ def as_start(D: Dictionary, start: Any, what: str, where: str, batch: tuple[int,
     """The code to start from, or those of a batch, checked; None without one."""
     if start is None:
         return None
-    start, shape = flat_code(D, checks.as_float(start, "start", where)), (*batch, D.shape[1])
+    start, shape = as_flat(D, start, len(batch))[0], (*batch, D.shape[1])
+    start = flat_code(D, checks.as_float(start, "start", where))
     if start.shape != shape:
         raise ValueError(f"{where}: start has shape {start.shape}; expected {what}{shape}")
     checks.finite(start, "start", where)
@@ -537,7 +552,7 @@ def static_steps(max_steps: int, where: str) -> int:
 
 
 def flat_signal(D: Dictionary, y: ArrayLike, where: str, *, batch: int = 0) -> tuple[Any, Grid]:
-    """y flat, and the grid of its code if y is a grid of D (else None).
+    """y flat, and how to show its code if y is a grid or another form of D (else None).
 
     Args:
         D: (m, d).
@@ -553,8 +568,10 @@ def flat_signal(D: Dictionary, y: ArrayLike, where: str, *, batch: int = 0) -> t
         >>> y.shape, grid
         ((12,), (2, 2, 3))
     """
+    if batch:
+        refuse_parts(D, where, NO_PARTS)
     if not isinstance(D, Conv):
-        return y, None
+        return as_flat(D, y, batch)
     shape = np.shape(y)
     channels, *spatial = D.signal_grid
     grids = [D.signal_grid] + ([tuple(spatial)] if channels == 1 and len(spatial) > 1 else [])

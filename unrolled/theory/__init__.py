@@ -13,6 +13,7 @@ from unrolled.theory._convergence import *
 from unrolled.theory._generalized import *
 from unrolled.theory._lasso_codes import *
 from unrolled.theory._models import *
+from unrolled.theory._parts import *
 from unrolled.theory._schedules import *
 from unrolled.theory._signals import *
 from unrolled.theory._signals import MeasuredLayer, are_found, codes_of, noise_of

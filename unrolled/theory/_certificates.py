@@ -17,6 +17,7 @@ from unrolled._base.numbers import UP, lost_below
 from unrolled._base.programs import host_function, program
 from unrolled.activations import relu
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, spread
+from unrolled.theory._coherence import without_parts
 from unrolled.theory._convergence import atom_products, sum_of_largest
 from unrolled.theory._schedules import host_numbers
 
@@ -202,7 +203,7 @@ def coupled(layer: Any, params: Any, D: Any, where: str) -> Coupled:
     Raises:
         TypeError: another family. ValueError: params that do not fit, or are not finite.
     """
-    D = as_dictionary(D, where)
+    D = without_parts(as_dictionary(D, where), where)
     if not getattr(layer, "is_coupled", False):
         raise TypeError(
             f"{where}: a step of {layer} is not x <- shrink(x + gamma W'(y - D x), theta); "

@@ -25,7 +25,7 @@ from unrolled.dictionaries import (
     inner_terms,
     magnitudes,
 )
-from unrolled.theory._coherence import BLOCK
+from unrolled.theory._coherence import BLOCK, without_parts
 
 __all__ = ["CodeCertificate", "certify_code"]
 
@@ -171,7 +171,7 @@ def certify_code(
     finish = None if finish is None else checks.as_index(finish, "finish", where)
     steps = checks.as_index(steps, "steps", where)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        D = checks.cast(as_dictionary(D, where), np.float64)
+        D = checks.cast(without_parts(as_dictionary(D, where), where), np.float64)
         Y, X, roundings = _operands(D, y, x, where)
         one = Y.ndim == 1
         Y, X = np.atleast_2d(Y), np.atleast_2d(X)

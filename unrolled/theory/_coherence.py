@@ -22,6 +22,7 @@ from unrolled.dictionaries import (
     as_dictionary,
     dense,
     inner_products,
+    refuse_parts,
 )
 
 __all__ = [
@@ -134,7 +135,7 @@ def mutual_coherence(D: Dictionary) -> Array:
         >>> float(ur.theory.mutual_coherence(D))
         0.25
     """
-    D = as_dictionary(D, "mutual_coherence")
+    D = without_parts(as_dictionary(D, "mutual_coherence"), "mutual_coherence")
     refuse_cut_atoms(D, "mutual_coherence")
     mu, norms = measured(D)
     dictionaries.nonzero_atoms(norms, "mutual_coherence")
@@ -188,7 +189,7 @@ def weights_of(W: Dictionary, D: Dictionary, where: str) -> tuple[Operator, Oper
         >>> [A.dtype.name for A in weights_of(jnp.eye(2), np.eye(2, dtype="float32"), "caller")]
         ['float32', 'float32']
     """
-    D, W = as_dictionary(D, where), as_dictionary(W, where, "W")
+    D, W = without_parts(as_dictionary(D, where), where), as_dictionary(W, where, "W")
     if W.shape != D.shape:
         hint = " Did you pass W.T?" if W.shape == D.shape[::-1] else ""
         raise ValueError(
@@ -240,6 +241,13 @@ def diagonal(W: Dictionary, D: Dictionary) -> Array:
     return jnp.sum(jnp.where(own, products, 0.0), axis=1)
 
 
+def without_parts(D: Operator, where: str) -> Operator:
+    """D; ValueError if its codes come in parts: what is said here is said of entries."""
+    instead = "this is about entries, try theory.block_coherence and theory.schedule"
+    refuse_parts(D, where, instead)
+    return D
+
+
 def refuse_cut_atoms(D: Dictionary, where: str) -> None:
     if dictionaries.cuts_atoms(D):
         raise ValueError(
@@ -276,7 +284,7 @@ def babel(D: Dictionary, s: int) -> Array:
         >>> float(ur.theory.babel(D, 3))
         0.75
     """
-    D = as_dictionary(D, "babel")
+    D = without_parts(as_dictionary(D, "babel"), "babel")
     refuse_cut_atoms(D, "babel")
     dictionaries.unit_atoms(D, "babel")
     return _babel(D, checks.as_index(s, "s", "babel"))

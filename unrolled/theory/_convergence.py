@@ -24,6 +24,7 @@ from unrolled.theory._coherence import (
     host_float,
     row_maxima,
     weights_of,
+    without_parts,
 )
 from unrolled.theory._schedules import Schedule, deep_schedule, host_numbers, times
 
@@ -360,10 +361,11 @@ def objective_bound(D: Dictionary, error: ArrayLike, *, sparsity: int, gamma: Ar
         >>> round(ur.theory.objective_bound(D, 0.1, sparsity=4, gamma=0.5), 4)
         0.055
     """
-    error, gamma = host_numbers("objective_bound", error=error, gamma=gamma)
-    s = checks.as_index(sparsity, "sparsity", "objective_bound")
+    where = "objective_bound"
+    error, gamma = host_numbers(where, error=error, gamma=gamma)
+    s = checks.as_index(sparsity, "sparsity", where)
     norm = host_float(
-        dictionaries.spectral_norm(as_dictionary(D, "objective_bound")), "D", "objective_bound"
+        dictionaries.spectral_norm(without_parts(as_dictionary(D, where), where)), "D", where
     )
     moved = times(norm, error)  # its square overflows to inf, where ** would raise
     return moved * moved / s + times(gamma, error) if s else 0.0

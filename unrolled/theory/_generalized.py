@@ -35,7 +35,7 @@ from unrolled.theory._atom_programs import (
     numerical_range,
     solve_atoms,
 )
-from unrolled.theory._coherence import host_float, refuse_cut_atoms
+from unrolled.theory._coherence import host_float, refuse_cut_atoms, without_parts
 
 __all__ = [
     "AtMost",
@@ -346,7 +346,7 @@ def _start_of(
 
 def _unit_dictionary(D: Dictionary, where: str) -> Operator:
     """D in floating point, checked for unit atoms that are not cut at a border."""
-    D = as_dictionary(D, where)
+    D = without_parts(as_dictionary(D, where), where)
     refuse_cut_atoms(D, where)
     unit_atoms(D, where)
     return D

@@ -25,7 +25,7 @@ from unrolled.dictionaries import (
     magnitudes,
     nonzero_atoms,
 )
-from unrolled.theory._coherence import max_sparsity, measured, sparsity_bound
+from unrolled.theory._coherence import max_sparsity, measured, sparsity_bound, without_parts
 from unrolled.theory._schedules import host_numbers
 
 __all__ = ["CscFeasibility", "Feasibility", "is_csc_feasible", "is_feasible", "stripe_norm"]
@@ -42,6 +42,8 @@ def host_chain(
     """`as_chain` for host functions, cast to `dtype`; a traced dictionary is a TypeError."""
     checks.on_host(Ds, where)
     Ds = as_chain(Ds, where)
+    for D in Ds:
+        without_parts(D, where)
     return Ds if dtype is None else checks.cast(Ds, dtype)
 
 

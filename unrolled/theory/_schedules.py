@@ -17,7 +17,7 @@ from unrolled._base.numbers import UP, up
 from unrolled._base.programs import host_function, program
 from unrolled.activations import Activation, check, is_known
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, column_norms, magnitudes
-from unrolled.theory._coherence import coherence, diagonal, host_float
+from unrolled.theory._coherence import coherence, diagonal, host_float, without_parts
 
 __all__ = [
     "ActivationSchedule",
@@ -406,6 +406,7 @@ def _wide(
     s = checks.as_index(sparsity, "sparsity", where)
     D, x, y = (checks.cast(a, np.float64) for a in (D, x, y))
     D, y, _ = dictionaries.operands(D, y, where)
+    without_parts(D, where)
     d = D.shape[1]
     x = np.zeros(d) if x is None else np.asarray(x)
     if x.shape != (d,):

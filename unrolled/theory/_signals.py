@@ -14,6 +14,7 @@ from unrolled._base.checks import ArrayLike
 from unrolled._base.programs import host_function
 from unrolled.dictionaries import Dictionary, as_dictionary, dense, magnitudes
 from unrolled.theory._certificates import Coupled, Step, coupled, signed_products
+from unrolled.theory._coherence import without_parts
 from unrolled.theory._schedules import known, tail_of
 
 __all__ = ["Signals", "Supports", "certify_signals", "certify_supports"]
@@ -456,7 +457,7 @@ def certify_supports(W: Dictionary, D: Dictionary, supports: ArrayLike) -> Suppo
         [True, True]
     """
     where = "certify_supports"
-    W, D = as_dictionary(W, where, "W"), as_dictionary(D, where)
+    W, D = as_dictionary(W, where, "W"), without_parts(as_dictionary(D, where), where)
     if W.shape != D.shape:
         raise ValueError(f"{where}: W has shape {W.shape} and D {D.shape}; expected the same")
     checks.finite((W, D), "W or D", where)

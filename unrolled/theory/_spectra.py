@@ -18,15 +18,18 @@ from unrolled._base.numbers import UP, exponent, ldexp, times_power, wide_dtype,
 from unrolled._base.numbers import pseudo_inverse as cut_pseudo_inverse
 from unrolled._base.programs import host_function, program
 from unrolled.dictionaries import (
+    Complex,
     Conv,
     Dictionary,
+    Joint,
     Operator,
     Structured,
     all_kept,
     as_dictionary,
     dense,
+    refuse_parts,
 )
-from unrolled.theory._coherence import refuse_cut_atoms
+from unrolled.theory._coherence import refuse_cut_atoms, without_parts
 from unrolled.theory._uniqueness import as_supports
 
 __all__ = [
@@ -79,13 +82,14 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0, power: float = 2.0)
         power: p, from 2 to 4, with ridge = 0.
 
     Returns:
-        W, (m, d): an array, or a `Conv` for a `Conv` whose atoms are shifts of each other (on a
-        circle the stride must divide the signal and the kernel must fit into it).
+        W, (m, d): an array; a `Complex` or a `Joint` for one of these; a `Conv` for a `Conv` whose
+            atoms are shifts of each other (on a circle the stride must divide the signal and the
+            kernel must fit into it).
 
     Raises:
         ValueError: a zero atom, one that is too small beside the others (where traced, its weights
             are NaN), a negative ridge, a `Conv` whose border atoms are cut, a power out of range,
-            or a power other than 2 with a ridge.
+            or a power other than 2 with a ridge or where codes come in parts.
 
     Not claimed: a small mu_W. It may exceed the coherence of D; `coherence` computes it.
 
@@ -105,6 +109,8 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0, power: float = 2.0)
         raise ValueError(f"frobenius_weights: power must be from 2 to 4, got {power:g}")
     if power != 2 and not is_zero:
         raise ValueError("frobenius_weights: a power other than 2 needs ridge = 0")
+    if power != 2:
+        refuse_parts(D, "frobenius_weights", "expected power = 2")
     W, norms = _closed_form(D, None if is_zero else ridge)
     if power != 2:
         W = _least_power(dense(D), dense(W), power)
@@ -112,6 +118,9 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0, power: float = 2.0)
     if checks.is_concrete(W) and isinstance(W, Conv | jax.Array):
         lost = np.isnan(np.asarray(W.filters if isinstance(W, Conv) else W))
         lost = lost.any(tuple(range(1, lost.ndim)) if isinstance(W, Conv) else 0)
+        all_kept(~lost, wide_dtype(W.dtype), "frobenius_weights")
+    elif checks.is_concrete(W):
+        lost = np.isnan(np.asarray(dictionaries.column_norms(W)))
         all_kept(~lost, wide_dtype(W.dtype), "frobenius_weights")
     return W
 
@@ -121,6 +130,11 @@ def _closed_form(D: Dictionary, ridge: ArrayLike | None) -> tuple[Operator, Arra
     """The weights, nan for an atom that is too small, and the norms of the atoms."""
     refuse_cut_atoms(D, "frobenius_weights")
     norms = dictionaries.column_norms(D)
+    if isinstance(D, Joint):
+        return Joint(_closed_form(D.base, ridge)[0], D.measurements), norms
+    if isinstance(D, Complex):  # products with D D' and its pseudo-inverse are complex ones
+        W = _of_matrix(D, ridge)
+        return Complex(W[::2, ::2], W[1::2, ::2]), norms
     shared = D.closed_form(0.0 if ridge is None else ridge) if isinstance(D, Structured) else None
     return (_of_matrix(D, ridge) if shared is None else shared), norms
 
@@ -355,7 +369,9 @@ def support_rate(
     """
     where = "support_rate"
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        W, D = (checks.cast(as_dictionary(A, where), np.float64) for A in (W, D))
+        W, D = (
+            checks.cast(without_parts(as_dictionary(A, where), where), np.float64) for A in (W, D)
+        )
         if W.shape != D.shape:
             raise ValueError(
                 f"{where}: W has shape {W.shape} but D has shape {D.shape}; they must agree"

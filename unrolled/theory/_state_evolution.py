@@ -13,6 +13,7 @@ from unrolled._base.checks import Array
 from unrolled._base.numbers import wide_dtype
 from unrolled._base.programs import host_function, program
 from unrolled.dictionaries import Dictionary, Structured, as_dictionary, unit_atoms
+from unrolled.theory._coherence import without_parts
 
 __all__ = ["MessagePassing", "StateEvolution", "state_evolution"]
 
@@ -311,7 +312,7 @@ def state_evolution(
             f"{where}: D is a {type(D).__name__}; expected an array, as a random D is none of a "
             "structure: try dictionaries.dense(D), and compare with a measured median"
         )
-    D = as_dictionary(D, where)
+    D = without_parts(as_dictionary(D, where), where)
     unit_atoms(D, where)
     prior = _prior(probability, variance, where)
     checks.nonnegative(noise, "noise", where)

@@ -24,7 +24,13 @@ from unrolled.dictionaries import (
     normalized,
     operands,
 )
-from unrolled.theory._coherence import max_sparsity, measured, mutual_coherence, sparsity_bound
+from unrolled.theory._coherence import (
+    max_sparsity,
+    measured,
+    mutual_coherence,
+    sparsity_bound,
+    without_parts,
+)
 from unrolled.theory._models import effective, host_chain, layer_counts, of_length
 from unrolled.theory._schedules import host_numbers, times
 
@@ -239,6 +245,8 @@ def recover_on_supports(
     """
     where = "recover_on_supports"
     Ds = as_chain(Ds, where)
+    for D in Ds:
+        without_parts(D, where)
     supports = as_supports(supports, Ds, where)
     _, y, Ds = operands(Ds[0], y, where, params=Ds)
     return _recovered(tuple(Ds), y, *_on_and_off(Ds, supports))

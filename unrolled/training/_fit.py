@@ -14,6 +14,7 @@ from unrolled._base import checks, programs
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, Key
 from unrolled._base.files import MappedRows, as_data, check_draws, drawing
+from unrolled.dictionaries import flat_batch
 from unrolled.layers import Layer, fista
 from unrolled.networks import Network, lam_of
 from unrolled.problems import resampler
@@ -307,8 +308,10 @@ def check_data(
     key = checks.as_key(key, where)
     D = None if D is None else as_dictionaries(D, where)
     judged = where if validation is None else f"{where}, validation"
-    validation = jax.tree.map(checks.as_array, validation)
+    if validation is not None:
+        validation = jax.tree.map(checks.as_array, flat_batch(D, validation))
     if is_own(sample):
+        sample = flat_batch(D, sample)
         sample, validation = from_arrays(sample, validation, params, D, where)
     check_sample(sample, where)
     if validation is None:
@@ -356,6 +359,11 @@ def _check_batch(batch, D: Dictionaries | None, where: str) -> None:
             )
         return
     Ds = D if isinstance(D, tuple) else (D,)
+    if jnp.issubdtype(getattr(Y, "dtype", float), jnp.complexfloating):
+        raise TypeError(
+            f"{where}: the signals of a sampler are complex; expected pairs of real numbers, try "
+            "dictionaries.to_pairs, and dictionaries.Complex for D"
+        )
     m = Ds[0].shape[0]
     if np.ndim(Y) != 2 or Y.shape[1] != m or not len(Y):
         raise ValueError(

@@ -326,12 +326,13 @@ def test_convolutions_take_batches_of_pictures():
 @pytest.mark.parametrize("l2", [0.0, 0.3])
 def test_the_gap_of_many_codes_is_that_of_one(l2):
     """After a few moves, far from the optimum."""
+    from unrolled.penalties import L1
     from unrolled.pursuit._gap import elastic_gap
 
     found = pursuit.lasso_batch(D, Y, 0.05, l2=l2, max_steps=3)
     X = np.asarray(found.x)
     R = Y - X @ D.T
-    of_one = jax.vmap(lambda s, x, h: elastic_gap(s, 0.05, l2, x, h, False))
+    of_one = jax.vmap(lambda s, x, h: elastic_gap(s, 0.05, l2, x, h, L1))
     expected = of_one(np.sum(R**2, 1), X, R @ D) / (np.sum(Y**2, 1) / 2)
     assert (found.gap >= 0.99 * expected).all() and not found.converged.any()
     if l2 == 0:

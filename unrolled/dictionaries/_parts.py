@@ -1,0 +1,327 @@
+"""Dictionaries whose codes come in parts: complex ones, and those of many measurements."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from unrolled._base import checks
+from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.numbers import norm
+from unrolled.dictionaries import _base
+from unrolled.dictionaries._base import Operator, Structured, column_norms, scale_columns
+from unrolled.dictionaries._operands import (
+    as_dictionary,
+    cuts_atoms,
+    inner_terms,
+    magnitudes,
+    normalized,
+    spectral_norm,
+    spread,
+)
+
+__all__ = ["Complex", "Joint", "from_pairs", "to_pairs"]
+
+
+def to_pairs(z: ArrayLike) -> Any:
+    """Complex numbers, (..., n), as real ones, (..., 2 n): each real part, then the imaginary one.
+
+    An array of numpy becomes an array of numpy.
+
+    Example:
+        >>> ur.dictionaries.to_pairs(np.array([1 + 2j, 3j])).tolist()
+        [1.0, 2.0, 0.0, 3.0]
+    """
+    z, xp = (z, jnp) if isinstance(z, jax.Array) else (np.asarray(z), np)
+    if not z.ndim:
+        raise ValueError("to_pairs: expected an array with at least one axis, got one number")
+    return xp.stack([z.real, z.imag], -1).reshape(*z.shape[:-1], -1)
+
+
+def from_pairs(v: ArrayLike) -> Array:
+    """Real numbers, (..., 2 n), as the complex ones, (..., n), that `to_pairs` makes them of.
+
+    Raises:
+        TypeError: half precision, in which there are no complex numbers.
+        ValueError: an odd number of them.
+
+    Example:
+        >>> ur.dictionaries.from_pairs(jnp.array([1.0, 2.0, 0.0, 3.0])).tolist()
+        [(1+2j), 3j]
+    """
+    v = checks.as_float(v, "v", "from_pairs")
+    if not v.ndim or v.shape[-1] % 2:
+        raise ValueError(f"from_pairs: v has shape {v.shape}; expected pairs, (..., 2 n)")
+    if v.dtype.itemsize < 4:
+        raise TypeError(f"from_pairs: v is {v.dtype}; expected float32 or float64")
+    return lax.complex(v[..., 0::2], v[..., 1::2])
+
+
+@_base.pytree(data=("real", "imag"))
+@dataclass(frozen=True, eq=False, init=False)
+class Complex(Structured):
+    r"""A complex matrix A, (m, n), as a dictionary (2 m, 2 n) of real numbers.
+
+    Signals and codes are complex numbers as pairs of real ones, `to_pairs`; a part of a code is one
+    of them, and its size |x_i| the modulus. So the LASSO is
+
+    .. math:: \min_x \tfrac12 \|y - A x\|^2 + \sum_i lam_i |x_i|, \qquad x \in C^n,
+
+    and shrinkage keeps the phase. A complex signal (m,) at the door of a layer or a pursuit gives a
+    complex code (n,); pairs (2 m,) give pairs. Thresholds and penalties are one for all atoms, or
+    one for each, (n,). `r @ D` is A^H r.
+
+    Args:
+        real, imag: (m, n) each; `Complex.of(A)` takes a complex A.
+
+    Raises:
+        ValueError: shapes that differ, or that `as_dictionary` refuses.
+
+    Example:
+        >>> D = ur.dictionaries.Complex.of(np.array([[1, 1j], [0, 1]]))
+        >>> D.shape, D.groups, D.block
+        ((4, 4), (2,), 2)
+        >>> ur.pursuit.lasso(D, np.array([3j, 0]), 1.0).x.round(3).tolist()
+        [2j, 0j]
+    """
+
+    real: Array
+    imag: Array
+
+    def __init__(self, real: ArrayLike, imag: ArrayLike):
+        if isinstance(real, Structured) or isinstance(imag, Structured):
+            raise TypeError("Complex: real and imag must be arrays; try dictionaries.dense")
+        parts: Any = as_dictionary(real, "Complex", "real"), as_dictionary(imag, "Complex", "imag")
+        if parts[0].shape != parts[1].shape:
+            raise ValueError(
+                f"Complex: real has shape {parts[0].shape} but imag has shape {parts[1].shape}; "
+                "they must agree"
+            )
+        real, imag = checks.cast(parts, checks.common_dtype(parts))
+        vars(self).update(real=real, imag=imag)
+
+    @classmethod
+    def of(cls, A: ArrayLike) -> "Complex":
+        """The dictionary of a complex matrix A, (m, n); a real one has the imaginary part 0."""
+        A = A if isinstance(A, jax.Array) else np.asarray(A)
+        if not jnp.issubdtype(A.dtype, jnp.complexfloating):
+            checks.as_float(A, "A", "Complex")  # which says why not
+        return cls(A.real, A.imag)
+
+    @classmethod
+    def _of(cls, real: Array, imag: Array) -> "Complex":
+        self = object.__new__(cls)
+        vars(self).update(real=real, imag=imag)
+        return self
+
+    @property
+    def block(self) -> int:
+        return 2
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        m, n = self.real.shape[-2:]
+        return 2 * m, 2 * n
+
+    @property
+    def ndim(self) -> int:
+        return self.real.ndim
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        return self.real.shape[-1:]
+
+    def spread(self, theta: ArrayLike) -> ArrayLike:
+        return jnp.repeat(jnp.asarray(theta), 2) if np.shape(theta) == self.groups else theta
+
+    def synthesize(self, x: Array) -> Array:
+        return _turned(self.real, self.imag, x)
+
+    def analyze(self, r: Array) -> Array:
+        return _turned(self.real.T, -self.imag.T, r)
+
+    @property
+    def T(self) -> "Complex":
+        return Complex._of(self.real.mT, -self.imag.mT)
+
+    def scale(self, c: ArrayLike) -> "Complex":
+        return Complex._of(self.real * c, self.imag * c)
+
+    def scale_parts(self, c: Array) -> "Complex":
+        """The atoms of part i times c_i, (n,)."""
+        return self.scale(c[None, :])
+
+    def normalized(self) -> tuple["Complex", Array]:
+        norms = self.column_norms()
+        unit = self.scale_parts(1 / norms[::2])
+        return unit, jnp.where(1 / norms > 0, norms, jnp.inf)  # as in `Structured`
+
+    def column_norms(self) -> Array:
+        return jnp.repeat(norm(jnp.concatenate([self.real, self.imag]), 0), 2)
+
+    def entries(self) -> Array:
+        return jnp.stack([self.real, self.imag])
+
+    def view(self, y: Any, batch: int = 0) -> tuple[Any, Callable[[Array], Array]] | None:
+        """Complex numbers in pairs, and `from_pairs`; None for real numbers."""
+        dtype = getattr(y, "dtype", None)
+        dtype = np.asarray(y).dtype if dtype is None else dtype
+        return (to_pairs(y), from_pairs) if jnp.issubdtype(dtype, jnp.complexfloating) else None
+
+
+def _turned(real: Array, imag: Array, v: Array) -> Array:
+    """(real + i imag) v in pairs, for v in pairs: two products with two columns each."""
+    v = v.reshape(-1, 2)
+    a, b = real @ v, imag @ v
+    return jnp.stack([a[:, 0] - b[:, 1], a[:, 1] + b[:, 0]], 1).reshape(-1)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A code as rows of g numbers, of g complex ones where `pairs` is set."""
+
+    g: int
+    pairs: bool
+
+    def __call__(self, x: Array) -> Array:
+        if not self.pairs:
+            return x.reshape(*x.shape[:-1], -1, self.g)
+        x = x.reshape(*x.shape[:-1], -1, 2, self.g)
+        return lax.complex(x[..., 0, :], x[..., 1, :])
+
+
+@_base.pytree(data=("base",), static=("measurements",))
+@dataclass(frozen=True, eq=False, init=False)
+class Joint(Structured):
+    r"""D for g signals at once, whose codes are nonzero in the same entries: Y = D X.
+
+    As a dictionary it is the Kronecker product of D and I_g, (m g, d g); a part of a code is a row
+    of X, (d, g), and its size the norm of the row. So the LASSO is
+
+    .. math:: \min_X \tfrac12 \|Y - D X\|_F^2 + \sum_i lam_i \|X_i\|_2.
+
+    Signals Y, (m, g), at the door of a layer or a pursuit give codes (d, g); flat ones, (m g,),
+    give flat codes. Of a `Complex` D they are complex, and a part is a row of g complex numbers.
+    Thresholds and penalties are one for all atoms, or one for each group of those of D (for each
+    atom, where they have none).
+
+    Args:
+        base: D, plain or structured, (m, d).
+        measurements: g, at least 1.
+
+    Raises:
+        ValueError: g below 1, or a base whose codes already are those of a `Joint`.
+
+    Reference: Cotter, Rao, Engan, Kreutz-Delgado (2005); Yuan, Lin (2006) for the penalty.
+
+    Example:
+        >>> D = ur.dictionaries.Joint(jnp.eye(2), 3)
+        >>> Y = jnp.array([[3.0, 0.0, 4.0], [0.1, 0.1, 0.1]])
+        >>> print(ur.pursuit.lasso(D, Y, 1.0).x.round(1))
+        [[2.4 0.  3.2]
+         [0.  0.  0. ]]
+    """
+
+    base: Operator
+    measurements: int  # g
+
+    def __init__(self, base: Any, measurements: int):
+        base = as_dictionary(base, "Joint", "base")
+        if isinstance(base, Structured) and base.block > 1 and not isinstance(base, Complex):
+            raise ValueError(
+                f"Joint: codes of {type(base).__name__} already come in parts of {base.block} "
+                "entries; expected a base without parts, or a Complex one"
+            )
+        g = checks.as_index(measurements, "measurements", "Joint", least=1)
+        vars(self).update(base=base, measurements=g)
+
+    @classmethod
+    def _of(cls, base: Operator, measurements: int) -> "Joint":
+        self = object.__new__(cls)
+        vars(self).update(base=base, measurements=measurements)
+        return self
+
+    @property
+    def _pairs(self) -> bool:
+        return isinstance(self.base, Complex)
+
+    @property
+    def block(self) -> int:
+        return self.measurements * (2 if self._pairs else 1)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        m, d = self.base.shape[-2:]
+        return m * self.measurements, d * self.measurements
+
+    @property
+    def ndim(self) -> int:
+        return self.base.ndim
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        own = self.base.groups if isinstance(self.base, Structured) else ()
+        return own or (self.base.shape[-1],)
+
+    def spread(self, theta: ArrayLike) -> ArrayLike:
+        if np.shape(theta) != self.groups:
+            return theta
+        return jnp.repeat(jnp.asarray(spread(self.base, theta)), self.measurements)
+
+    def synthesize(self, x: Array) -> Array:
+        return (self.base @ x.reshape(-1, self.measurements)).reshape(-1)
+
+    def analyze(self, r: Array) -> Array:
+        return (r.reshape(-1, self.measurements).T @ self.base).T.reshape(-1)
+
+    @property
+    def T(self) -> "Joint":
+        base = self.base.T if isinstance(self.base, Structured) else self.base.mT
+        return Joint._of(base, self.measurements)
+
+    def scale(self, c: ArrayLike) -> "Joint":
+        return Joint._of(self.base * c, self.measurements)
+
+    def scale_parts(self, c: Array) -> "Joint":
+        """The atoms of part i times c_i, (n,)."""
+        base = self.base
+        base = base.scale_parts(c) if isinstance(base, Complex) else scale_columns(base, c)
+        return Joint._of(base, self.measurements)
+
+    def normalized(self) -> tuple["Joint", Array]:
+        unit, norms = normalized(self.base)
+        return Joint._of(unit, self.measurements), jnp.repeat(norms, self.measurements)
+
+    def column_norms(self) -> Array:
+        return jnp.repeat(column_norms(self.base), self.measurements)
+
+    def spectral_norm(self) -> Array:
+        return spectral_norm(self.base)
+
+    def magnitudes(self) -> "Joint":
+        return Joint._of(magnitudes(self.base), self.measurements)
+
+    @property
+    def inner_terms(self) -> int:
+        return inner_terms(self.base)
+
+    @property
+    def cuts_atoms(self) -> bool:
+        return cuts_atoms(self.base)
+
+    def view(self, y: Any, batch: int = 0) -> tuple[Any, Callable[[Array], Array]] | None:
+        """Signals (m, g), or codes (d, g), flat; and the way back. None for others."""
+        shape, g = np.shape(y), self.measurements
+        rows = [n // (2 if self._pairs else 1) for n in self.base.shape]
+        if len(shape) != batch + 2 or shape[-1] != g or shape[-2] not in rows:
+            return None
+        y = y if isinstance(y, jax.Array) else np.asarray(y)
+        if jnp.issubdtype(y.dtype, jnp.complexfloating) != self._pairs:
+            return None
+        if self._pairs:
+            y = to_pairs(y.swapaxes(-1, -2)).swapaxes(-1, -2)  # (..., 2 m, g)
+        return y.reshape(*shape[:batch], -1), _Rows(g, self._pairs)
