@@ -117,6 +117,15 @@ def test_flags_are_text_and_override_the_file(tmp_path):
     assert value_of(load(None, {"support": "0.1, 0.5"}), "support") == (0.1, 0.5)
 
 
+def test_without_a_configuration_a_gaussian_dictionary_codes_planted_signals():
+    problem = load(None, {}).problem
+    assert (problem.dictionary, problem.signals) == ("gaussian", "planted")
+    assert (problem.m, problem.d, problem.dictionary_seed) == (250, 500, 0)
+    assert (problem.probability, problem.snr, problem.test_signals) == (0.1, math.inf, 1000)
+    other = load(None, {"dictionary": "ill_conditioned"}).problem
+    assert other == dataclasses.replace(problem, dictionary="ill_conditioned", kappa=10.0)
+
+
 def test_a_list_of_layers_is_a_chain(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text(CHAIN)

@@ -246,7 +246,7 @@ def test_a_point_that_is_too_far_out_is_pulled_back_to_the_level_and_no_farther(
         B, a = A[:, 1:], A[:, 0]
         inside = a
         level = 1.1 * np.abs(inside @ B).max()
-        point = inside + rng.normal(size=4) * 0.02
+        point = inside + rng.normal(size=4) * rng.choice([0.02, 0.3])
         point /= a @ point
         w = interior_point._pulled_inside(B, level, a, point, inside)
         reached = np.abs(w @ B).max()

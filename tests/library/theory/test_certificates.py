@@ -252,6 +252,17 @@ def test_tiny_pairs_with_any_weights_stay_under_their_certificates():
     assert 3 < held < 60 and tightest > 0.95
 
 
+def test_the_error_of_a_false_positive_moves_the_entry_on_the_support():
+    # The first step leaves all of its error off the support, the second brings it back.
+    D, theta, x = jnp.array([[1.0, 0.5], [0.0, 0.75**0.5]]), jnp.array([0.0, 0.05]), np.eye(2)[0]
+    layer, params = layers.lista_cp(2), Unrolled(Weights(D), Threshold(theta))
+    found = theory.certify(layer, params, D, sparsity=1, bound=1.0)
+    codes = np.asarray(layer.iterates(params, D, D @ x))
+    errors = np.abs(codes - x).sum(1)
+    np.testing.assert_allclose(errors, [0.5, 0.3], atol=1e-14)
+    assert found.error[1] == pytest.approx(0.5) and errors[1] <= found.error[2]
+
+
 def test_a_false_positive_that_passes_unshrunk_counts_in_full():
     # Orthonormal atoms, noise of .3 in one entry and a threshold of .2 below it.
     D, theta = jnp.eye(3), jnp.full(1, 0.2)

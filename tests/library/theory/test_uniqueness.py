@@ -521,6 +521,12 @@ def test_structured_dictionaries_on_supports():
     assert found.unique and np.asarray(found.xs[1]) == pytest.approx(x2, abs=1e-13)
 
 
+def test_a_stack_of_matrices_is_a_chain():
+    D = unit(np.random.default_rng(0).normal(size=(4, 4)))
+    one, other = (uniqueness(Ds, (1, 1)) for Ds in (np.stack([D, D]), [D, D]))
+    np.testing.assert_array_equal(one.slack, other.slack)
+
+
 def test_empty_supports():
     D1, D2, y = np.eye(3), np.eye(3)[:, :2], np.array([3.0, 0.0, 4.0])
     found = jax.jit(lambda y: recover_on_supports(y, [D1, D2], [[0], []]))(y)

@@ -538,6 +538,10 @@ MALICE = {
         npz(sealed(leaves={"params": LEAF["params"] | {"dtype": "O"}}), params=npy(np.ones(3))),
         "dtype 'O'",
     ),
+    "column.npz": (  # the same bits
+        npz(sealed(leaves=LEAF), params=npy(np.arange(3.0)[:, None])),
+        r"params is float64 \(3, 1\); expected float64 \(3,\)",
+    ),
     "more.npz": (
         npz(sealed(None), params=npy(np.ones(3))),
         r"holds the arrays \['params'\]; expected \[\]",
