@@ -160,6 +160,9 @@ DICTIONARIES = {
     "joint, complex": lambda: ur.dictionaries.Joint(
         ur.dictionaries.Complex(_unit(0, 3, 5), _unit(1, 3, 5)), 2
     ),
+    "masked, complex": lambda: ur.dictionaries.Masked(
+        ur.dictionaries.Complex(_unit(0, 3, 5), _unit(1, 3, 5)), np.array([1.0, 0.0, 0.5])
+    ),
     "joint, conv": lambda: ur.dictionaries.Joint(_conv(2, 1, 3, signal=5), 2),
     "nested": lambda: ur.dictionaries.Concatenated(
         ur.dictionaries.Composed(

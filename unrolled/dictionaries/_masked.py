@@ -1,7 +1,9 @@
 """The dictionary of signals whose entries are known in part, or with different trust."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -19,11 +21,11 @@ from unrolled.dictionaries._base import (
 from unrolled.dictionaries._families import DENSE_LIMIT
 from unrolled.dictionaries._operands import (
     as_dictionary,
+    block_of,
     inner_terms,
     magnitudes,
     spectral_norm,
     spread,
-    threshold_shapes,
 )
 
 __all__ = ["Masked"]
@@ -49,6 +51,8 @@ class Masked(Structured):
         D: (m, d), plain or structured.
         mask: (m,), True or 1 where an entry is known, False or 0 where it is missing. Other numbers
             weigh the entries, as 1 / sigma does for noise that has another deviation sigma in each.
+            Of a `Complex` dictionary one number for each complex entry, of a `Joint` one for each
+            row of the signals, or their shape (m, g).
 
     Masked atoms are shorter than those of D, and an atom that lies in missing entries alone is 0:
     functions that need unit atoms refuse them, by name, and `normalize` gives unit atoms where none
@@ -73,7 +77,11 @@ class Masked(Structured):
     def __init__(self, D: Dictionary, mask: ArrayLike):
         where = "Masked"
         base, mask = as_dictionary(D, where), checks.as_float(mask, "mask", where)
-        m = base.shape[0]
+        m, block = base.shape[0], block_of(base)
+        if block > 1 and mask.shape == (m // block,):
+            mask = jnp.repeat(mask, block)
+        elif isinstance(base, Structured) and (seen := base.view(mask)):
+            mask = seen[0]
         if mask.shape != (m,):
             hint = "; for masks of many signals use jax.vmap" if mask.ndim == 2 else ""
             raise ValueError(
@@ -130,9 +138,16 @@ class Masked(Structured):
         return inner_terms(self.base) + 1
 
     @property
+    def block(self) -> int:
+        return block_of(self.base)
+
+    def view(self, y: Any, batch: int = 0) -> tuple[Any, Callable[[Array], Array]] | None:
+        return self.base.view(y, batch) if isinstance(self.base, Structured) else None
+
+    @property
     def groups(self) -> tuple[int, ...]:
         """Those of D: one threshold per filter of a `Conv`."""
-        return next(iter(threshold_shapes(self.base)[2:]), ())
+        return self.base.groups if isinstance(self.base, Structured) else ()
 
     def spread(self, theta: ArrayLike) -> ArrayLike:
         return spread(self.base, theta)
