@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -246,6 +247,18 @@ def test_a_mapped_file_is_not_copied_into_memory(tmp_path):
 def test_without_threadpoolctl_one_thread_works(monkeypatch):
     monkeypatch.setitem(sys.modules, "threadpoolctl", None)
     assert pursuit.lasso_batch(D, Y, 0.2).converged.all()
+
+
+def test_machine_code_is_made_where_no_folder_keeps_it(monkeypatch):
+    from unrolled.pursuit import _active_set
+
+    def refusing(signature, cache=False):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: SimpleNamespace(ctypes=function)
+
+    monkeypatch.setattr(_active_set, "cfunc", refusing)
+    assert _active_set._entry.__wrapped__(_active_set._many) is _active_set._many
 
 
 @pytest.mark.parametrize("nonnegative", [False, True])
