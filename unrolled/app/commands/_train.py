@@ -497,6 +497,7 @@ def _trained(
         if chosen.method == UNSUPERVISED:
             del shared["loss"]
             lam, depth = config.problem.lam, config.layers[0].depth
+            assert lam is not None  # `settled`
             return training.unsupervised(
                 ready.D, ready.sample, lam, depth, steps=chosen.steps, **shared
             )
