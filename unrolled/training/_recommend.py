@@ -39,7 +39,7 @@ class _Rules(NamedTuple):
     few_nonzeros: float = 1 / 8  # of m: below it LARS costs no more than 16 steps
     many_nonzeros: float = 1 / 5  # of m: above it LARS costs twice as much
     many_atoms: int = 1000  # d: with fewer, no network had both a gap of 0.01 and less time
-    many_signals: int = 100_000  # to repay a training
+    many_signals: int = 100_000  # to repay their training
     # Of the coherence of a random dictionary of the same size: above it, as learned ones are,
     # trained networks keep a gap above 0.01.
     like_random: float = 1.5
@@ -249,7 +249,7 @@ def _of_unknown(
             f"{share}, below {RULES.few_nonzeros:g} m: exact codes are cheap there, and have no gap"
         )
     elif n < RULES.many_signals:
-        why = f"{n:,} signals: a training is repaid by about {RULES.many_signals:,}"
+        why = f"{n:,} signals: training is repaid by about {RULES.many_signals:,}"
     elif mu > RULES.like_random * random:
         why = (
             f"coherence {mu:.2f}, as learned dictionaries have it, where a random one has "
