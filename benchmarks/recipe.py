@@ -192,7 +192,7 @@ def measured(name: str, seed: int, depth: int) -> dict[str, Any]:
     found, F = judged(fit.model, fit.best)
     others = {}
     for K in dict.fromkeys((depth, 24, 32, 64)):
-        layer = ur.layers.fista(K, lam=lam)
+        layer: Any = ur.layers.fista(K, lam=lam)
         others[f"fista {K}"], of_fista = judged(layer, layer.init(None, D))
         others[f"fista {K}"]["not better"] = float(np.mean(F <= of_fista * (1 + 1e-6)))
     return {

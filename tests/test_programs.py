@@ -50,7 +50,7 @@ NOT_NUMERIC = {
 # Loops over programs of their own, compiled once per run.
 LOOPS = set(
     "networks.learn_deconvolution training.by_recipe training.curriculum training.fit "
-    "training.prepare training.search".split()
+    "training.prepare training.recommend training.search training.unsupervised".split()
 )
 
 

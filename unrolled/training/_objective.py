@@ -62,7 +62,7 @@ class History(NamedTuple):
 
 
 class Tried(NamedTuple):
-    """One of the trainings among which `unsupervised` chooses."""
+    """One of the runs among which `unsupervised` chooses."""
 
     family: str
     start: str  # "init", or "fista": the params of the best training of that family

@@ -31,15 +31,15 @@ __all__ = ["Recommendation", "recommend"]
 class _Rules(NamedTuple):
     """Where one method ends and another begins; each number was measured.
 
-    Without codes: CPU time of one thread a signal, of exact solvers and of networks (benchmarks,
-    own_signals and recipe). LARS costs as much as K steps of a network where a code has m K / 128
+    Without codes: CPU time of one thread a signal, of exact solvers and of networks
+    (benchmarks/recipe.py). LARS costs as much as K steps of a network where a code has m K / 128
     nonzeros. With codes: the cells of benchmarks/lista.jsonl.
     """
 
-    few_nonzeros: float = 1 / 8  # of m: below it exact codes cost no more than 16 steps
-    many_nonzeros: float = 1 / 5  # of m: above it they cost twice as much
+    few_nonzeros: float = 1 / 8  # of m: below it LARS costs no more than 16 steps
+    many_nonzeros: float = 1 / 5  # of m: above it LARS costs twice as much
     many_atoms: int = 1000  # d: with fewer, no network had both a gap of 0.01 and less time
-    many_signals: int = 100_000  # to repay a training
+    many_signals: int = 100_000  # to repay their training
     # Of the coherence of a random dictionary of the same size: above it, as learned ones are,
     # trained networks keep a gap above 0.01.
     like_random: float = 1.5
@@ -245,9 +245,11 @@ def _of_unknown(
     share = f"{nonzeros:.1f} nonzeros in a code, {nonzeros / m:.2f} m"
     method, options = "lasso_batch", {}
     if nonzeros < RULES.few_nonzeros * m:
-        why = f"{share}: below {RULES.few_nonzeros:g} m an exact code costs no more than 16 steps"
+        why = (
+            f"{share}, below {RULES.few_nonzeros:g} m: exact codes are cheap there, and have no gap"
+        )
     elif n < RULES.many_signals:
-        why = f"{n:,} signals: a training is repaid by about {RULES.many_signals:,}"
+        why = f"{n:,} signals: training is repaid by about {RULES.many_signals:,}"
     elif mu > RULES.like_random * random:
         why = (
             f"coherence {mu:.2f}, as learned dictionaries have it, where a random one has "

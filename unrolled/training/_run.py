@@ -73,7 +73,7 @@ class Options(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A stage of a training, with an objective and a beginning of its own."""
+    """A stage of a run, with an objective and a beginning of its own."""
 
     at: int = -1  # the `at` of its loss
     enter: Callable[[Loop, Progress], Progress] = lambda loop, state: state

@@ -180,7 +180,11 @@ FEW, MANY = RULES.many_signals - 1, RULES.many_signals
     ("case", "method", "why"),
     [
         (dict(m=32, d=RULES.many_atoms, nonzeros=3, signals=MANY), "lasso_batch", "below 0.125 m"),
-        (dict(m=32, d=RULES.many_atoms, nonzeros=8, signals=FEW), "lasso_batch", "is repaid by"),
+        (
+            dict(m=32, d=RULES.many_atoms, nonzeros=8, signals=FEW),
+            "lasso_batch",
+            "training is repaid by",
+        ),
         (
             dict(m=64, d=RULES.many_atoms, nonzeros=16, signals=MANY, coherent=True),
             "lasso_batch",

@@ -495,11 +495,10 @@ def _trained(
     )
     try:
         if chosen.method == UNSUPERVISED:
-            del shared["loss"]
-            lam, depth = config.problem.lam, config.layers[0].depth
-            return training.unsupervised(
-                ready.D, ready.sample, lam, depth, steps=chosen.steps, **shared
-            )
+            lam: Any = config.problem.lam  # a number: `settled`
+            options = {name: shared[name] for name in shared if name != "loss"}
+            signals = ready.D, ready.sample, lam, config.layers[0].depth
+            return training.unsupervised(*signals, steps=chosen.steps, **options)
         if chosen.method == "curriculum":
             return training.curriculum(
                 *problem,
