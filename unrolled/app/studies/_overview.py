@@ -124,7 +124,8 @@ def of_unknown(
     words = result.payoff()
     if len(set(columns["Signals worse than zero"])) == 1:
         share = columns.pop("Signals worse than zero")[0]
-        words += f" {share} of the signals end worse than the zero code, for every method."
+        number = "No signal ends" if share == "0.0%" else f"{share} of the signals end"
+        words += f" {number} worse than the zero code, for every method."
     return Overview(
         sentence,
         f"{setting} {words}",

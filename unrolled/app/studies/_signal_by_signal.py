@@ -19,7 +19,7 @@ from unrolled.dictionaries import Dictionary, as_dictionary
 __all__ = ["ProvedCodes", "ProvedRun", "proved_codes"]
 
 
-_CODES, _TRIED = 250, 50  # that a share is of; supports that decide which sparsities are shown
+_CODES, _TRIED = 150, 50  # that a share is of; supports that decide which sparsities are shown
 _MOST_ATOMS = 1000  # products of all atoms are made in every step
 _COLUMNS = ("method", "s", "proved", "wrong entries", "largest error after the last step")
 
