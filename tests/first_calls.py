@@ -167,6 +167,7 @@ CALLS |= {
     ),
     "theory.atom_schedule": lambda: t.atom_schedule(np.ones(19) / 9, np.ones(19), depth=3, **ONE),
     "theory.certify": lambda: t.certify(LAYER, PARAMS, D, **ONE),
+    "theory.certify_run": lambda: t.certify_run(LAYER, PARAMS, D, X_1, noise=0.1),
     "theory.certify_signals": lambda: t.certify_signals(LAYER, PARAMS, D, X),
     "theory.certify_supports": lambda: t.certify_supports(D, D, [[1, 2], [3, 4]]),
     "analytic.from_sample": lambda: a.from_sample(LAYER, D, X_1[None], W=D),

@@ -20,6 +20,7 @@ from unrolled.theory._signals import MeasuredLayer, are_found, codes_of, noise_o
 from unrolled.theory._spectra import *
 from unrolled.theory._stability import *
 from unrolled.theory._state_evolution import *
+from unrolled.theory._tubes import *
 from unrolled.theory._uniqueness import *
 
 _offer(__name__)

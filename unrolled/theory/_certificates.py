@@ -172,6 +172,7 @@ class Step(NamedTuple):
     W: Operator
     tied: bool  # whether W is that of the step before
     gamma: np.ndarray  # (d,) its magnitude
+    sign: np.ndarray  # (d,) of gamma
     own: np.ndarray  # (d,) abs(1 - gamma w_i . d_i)
     products: "_Products"  # of W and D
     G: float  # max (gamma |W|'|D|)_ij, by which rounding scales
@@ -292,7 +293,7 @@ def _measured_steps(layer: Any, params: Any, D: Operator, dtype: Any) -> Iterato
         G = max(float((products.G * size).max()), _LEAST_G)
         own = np.abs(1 - gamma * products.own)
         lost = lost_below(D.shape[0], float((products.C * size).max()), dtype)
-        yield Step(last, tied, size, own, products, G, lost, theta, passing)
+        yield Step(last, tied, size, np.sign(gamma), own, products, G, lost, theta, passing)
 
 
 def signed_products(W: Dictionary, D: Dictionary, columns: np.ndarray) -> np.ndarray:

@@ -285,6 +285,42 @@ def test_weights_of_a_power_are_stationary(power):
     assert (np.abs(P) ** power).sum() < (np.abs(W.T @ D) ** power).sum()
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0**-500])
+@pytest.mark.parametrize("support", [None, PASSING, (0.1, 0.3)])
+def test_no_noise_moves_a_run_out_of_its_tube(support, scale):
+    rng = np.random.default_rng(14)
+    layer = ur.alista(K, support=support)
+    run = jax.jit(jax.vmap(layer.iterates, (None, None, 0)))
+    told = 0
+    for delta in (1e-6, 1e-4, 1e-2):
+        x, V = scale * codes(rng, 1, 5)[0], W * rng.uniform(0.9, 1.05, N)
+        theta = scale * np.maximum(0.8 * 0.6 ** np.arange(K), delta)
+        params = layer.from_theory(V, theta)
+        tube = ur.theory.certify_run(layer, params, D, x, noise=scale * delta)
+        noise = rng.standard_normal((40, M))
+        for k in range(0, 40, 2):  # on the largest weight of an atom
+            w = np.abs(V[:, rng.integers(N)])
+            noise[k] = np.where(w == w.max(), rng.choice([-1, 1]), 0)
+        noise *= scale * delta / np.abs(noise).sum(1, keepdims=True)
+        Z = np.asarray(run(params, D, np.concatenate([noise, 0 * noise[:1]]) + D @ x)) / scale
+        moved = np.linalg.norm(Z[:-1] - Z[-1], axis=2)
+        assert (moved <= tube.radius[1:] / scale).all()
+        assert (np.linalg.norm(Z - x / scale, axis=2) <= tube.error[1:] / scale).all()
+        assert moved[:, 0].max() > 0.3 * tube.radius[1] / scale > 0
+        if tube.exact:
+            assert ((Z[:, -1] != 0) == (x != 0)).all()
+        told += tube.error[-1] < 0.1 * tube.error[0]
+    assert told >= 1
+
+
+def test_a_tube_is_unknown_after_a_step_that_may_pass_only_some_entries():
+    layer = ur.alista(3, support=(0.01, 0.02))
+    x = codes(np.random.default_rng(15), 1, 6)[0]
+    params = layer.from_theory(W, np.full(3, 1e-3))
+    tube = ur.theory.certify_run(layer, params, D, x, noise=1e-4)
+    assert tube.radius[0] == 0 and np.isinf(tube.radius[1:]).all() and not tube.exact
+
+
 X3 = np.zeros((2, N))
 FAULTS = {
     "codes of another length": (
@@ -311,6 +347,21 @@ FAULTS = {
         lambda: ur.theory.certify_signals(ur.alista(2, activation=np_like), start(2), D, X3),
         TypeError,
         "needs the constants of an Activation",
+    ),
+    "a tube of two codes": (
+        lambda: ur.theory.certify_run(ur.alista(2), start(2), D, X3, noise=0.0),
+        ValueError,
+        r"x has shape \(2, 80\); expected \(80,\), one code",
+    ),
+    "a tube of another activation": (
+        lambda: ur.theory.certify_run(silu(), start(2), D, X3[0], noise=0.0),
+        ValueError,
+        "expected the activation relu",
+    ),
+    "noise of a tube that is not a number": (
+        lambda: ur.theory.certify_run(ur.alista(2), start(2), D, X3[0], noise=np.nan),
+        ValueError,
+        "noise must be non-negative",
     ),
     "an atom twice": (
         lambda: ur.theory.certify_supports(W, D, [[1, 1]]),
@@ -372,6 +423,10 @@ FAULTS = {
 
 def np_like(x):
     return jax.nn.relu(x)
+
+
+def silu():
+    return ur.alista(2, activation=ur.activations.scale(ur.activations.silu, 1e4))
 
 
 def start(depth):
