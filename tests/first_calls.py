@@ -237,6 +237,7 @@ CALLS |= {
     "problems.sampler": lambda: p.sampler(D, 7, snr=20.0)(KEY),
     "problems.sampler, chain": lambda: p.sampler((D, D_2), 7, snr=20.0)(KEY),
     "problems.standard_benchmark": lambda: p.standard_benchmark(KEY, m=11, d=19),
+    "dictionaries.from_functions": lambda: d.from_functions(jnp.flip, jnp.flip, (19, 19)),
     "problems.synthesize": lambda: p.synthesize(D, X),
     "layers.bernoulli_gaussian_mean": lambda: lay.bernoulli_gaussian_mean(
         V, 0.1, probability=0.1, variance=1.0

@@ -900,7 +900,7 @@ FILES = {
     "22 strings": ("a.npy", saved(np.array(["a"])), "expected real numbers"),
     "13 nan": ("a.npy", saved(np.array([1, np.nan])), "NaN or infinite"),
     "14 inf": ("a.npy", saved(np.array([1, np.inf])), "NaN or infinite"),
-    "52 other suffix": ("a.txt", b"1,2,3", "expected a .npy or .npz file, or one of .csv"),
+    "52 other suffix": ("a.txt", b"1,2,3", "expected a .npy or .npz file, or .csv or .mat$"),
     "52 array named as an archive": ("a.npz", GOOD, "a.npz"),
     "52 archive named as an array": ("a.npy", npz(x=GOOD), "a.npy"),
     "52 entry that is no array": ("a.npz", npz(x=b"no array at all"), "a.npz"),

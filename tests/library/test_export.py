@@ -44,7 +44,8 @@ def test_all_records_and_dictionaries_are_arguments():
     key = jax.random.key(0)
     given = (
         {n: jax.eval_shape(build(1).init, key, D) for n, build in registry.FAMILIES.items()},
-        {n: build() for n, build in registry.DICTIONARIES.items()},
+        # Functions are code, which no file holds.
+        {n: build() for n, build in registry.DICTIONARIES.items() if "functions" not in n},
         jax.eval_shape(ur.networks.ml_lista(1).init, key, Ds),
     )
     again = export.deserialize(written(lambda *given: given, *given))

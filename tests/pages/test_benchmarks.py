@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import json
 import sys
 from pathlib import Path
 
@@ -46,6 +47,18 @@ def test_every_function_of_dictionaries_is_measured_on_large_ones_or_says_that_i
 
 def _arguments(function):
     return inspect.signature(function).parameters
+
+
+def test_the_tables_of_tasks_are_those_of_its_rows():
+    """What a page says next to what people use today was measured."""
+    rows = json.loads((FOLDER / "tasks.json").read_text())["rows"]
+    guide = FOLDER.parent / "notebooks" / "guide"
+    for task, methods in rows.items():
+        page = (guide / f"{task.partition(',')[0]}.md").read_text()
+        for method, row in methods.items():
+            dB = row["dB"]
+            line = f"| {method} | {np.mean(dB):.1f} | {min(dB):.1f} to {max(dB):.1f} |"
+            assert line in page, (task, line)
 
 
 TABLES = """

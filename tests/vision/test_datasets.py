@@ -1,7 +1,6 @@
 """Readers: what they accept, what they return, and that every refusal names the file."""
 
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -100,19 +99,12 @@ def written(path, values):
     """A file of another program with these values."""
     if path.suffix == ".csv":
         np.savetxt(path, values, delimiter=",")
-    elif path.suffix == ".mat":
-        scipy.io.savemat(path, {"D": values, "other": np.zeros(2)})
-    elif path.suffix == ".h5":
-        with pytest.importorskip("h5py").File(path, "w") as file:
-            file["D"], file["other"] = values, np.zeros(2)
     else:
-        pytest.importorskip("pyarrow")
-        frame = pytest.importorskip("pandas").DataFrame(values)
-        frame.rename(columns=str).to_parquet(path)
+        scipy.io.savemat(path, {"D": values, "other": np.zeros(2)})
     return path
 
 
-@pytest.mark.parametrize("suffix", datasets.READERS)
+@pytest.mark.parametrize("suffix", [".csv", ".mat"])
 def test_files_of_other_programs_are_read(tmp_path, suffix):
     values = np.random.default_rng(0).normal(size=(3, 2))
     np.testing.assert_array_equal(read_array(written(tmp_path / f"D{suffix}", values), "D"), values)
@@ -120,7 +112,7 @@ def test_files_of_other_programs_are_read(tmp_path, suffix):
     assert read_array(written(tmp_path / f"one{suffix}", one), "D").shape == (1, 4)
 
 
-@pytest.mark.parametrize("suffix", datasets.READERS)
+@pytest.mark.parametrize("suffix", [".csv", ".mat"])
 def test_damaged_files_of_other_programs_are_value_errors(tmp_path, suffix):
     path = written(tmp_path / f"D{suffix}", np.ones((3, 2)))
     path.write_bytes(b"\xffdamaged" * 30)
@@ -139,11 +131,11 @@ def test_files_of_other_programs_that_numpy_needs_first(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"try save\('Y.mat', 'Y', '-v7'\)"):
         read_array(tmp_path / "new.mat")
     (tmp_path / "a.h5").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(
-        ValueError, match=r"a.h5: .h5 files need h5py; try pip install 'unrolled\[f"
-    ):
-        read_array(tmp_path / "a.h5")
+    with pytest.raises(ValueError, match=r"try np.save\('a.npy', h5py.File\('a.h5'\)\['D'\]"):
+        read_array(tmp_path / "a.h5", "D")
+    (tmp_path / "a.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"pandas.read_parquet\('a.parquet'\).to_numpy\(\)\)\)$"):
+        read_array(tmp_path / "a.parquet")
     monkeypatch.setattr(datasets._arrays, "LARGEST_BYTES", 5)
     with pytest.raises(ValueError, match="a.csv: 0.0 GiB; try np.save"):
         read_array(tmp_path / "a.csv")

@@ -24,6 +24,8 @@ Product = Callable[[Any], Any]  # of a vector with a matrix
 
 # The adjoint test: the two numbers may differ by so many roundings of the largest that they can be.
 _ROUNDINGS = 100
+# Of x and r in it: functions that are not linear may pass one draw in few dimensions.
+_FACTORS = (1, 1), (-2, 1), (1, -1)
 _APART = 1e-4  # the norm of an atom from the given one, relative
 # Up to so many rows or columns the norm is that of the matrix; above, Lanczos bounds it, in so many
 # steps and with this chance of failure.
@@ -200,7 +202,7 @@ def from_functions(
     products.
 
     Raises:
-        TypeError: functions that return no real numbers, one of JAX beside one of numpy, or traced
+        TypeError: functions that return no real numbers, one of JAX and one of numpy, or traced
             values in them.
         ValueError: results of another shape, NaN or infinite ones, functions that are not adjoint
             (the message has both numbers), or norms that are not those of the atoms.
@@ -225,11 +227,7 @@ def from_functions(
     on_host = not (_is_traceable(synthesize, x) and _is_traceable(analyze, r))
     image = partial(_image, product=synthesize, name="synthesize", n=m, on_host=on_host)
     back = partial(_image, product=analyze, name="analyze", n=d, on_host=on_host)
-    for a, b in (
-        (1, 1),
-        (-2, 1),
-        (1, -1),
-    ):  # what is not linear may pass one draw in few dimensions
+    for a, b in _FACTORS:
         _check_adjoint(a * x, b * r, image(a * x), back(b * r), dtype)
     if norms is not None:
         norms = _norms(norms, image, d, dtype, rng)

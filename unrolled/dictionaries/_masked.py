@@ -56,7 +56,7 @@ class Masked(Structured):
 
     Masked atoms are shorter than those of D, and an atom that lies in missing entries alone is 0:
     functions that need unit atoms refuse them, by name, and `normalize` gives unit atoms where none
-    is 0.
+    is 0. Their norms need the matrix of D.
 
     Raises:
         TypeError: complex numbers, or anything that is not a number.

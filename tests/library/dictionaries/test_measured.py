@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import registry
 import scipy.fft
 import scipy.sparse.linalg
 from faults import rows
@@ -178,6 +179,38 @@ def test_norms_of_atoms_are_those_given_or_measured():
     chex.assert_trees_all_equal(ud.column_norms(given * -2.0), 2 * np.ones(N))
     unit, norms = ud.normalize(given * 4.0)
     assert_close((norms, ud.dense(unit)), (4 * np.ones(N), A), atol=8 * EPS)
+
+
+# What the docstring of `from_functions` says.
+WITHOUT_MATRIX = """ista fista step_lista lista_cp lista_cpss lfista_cp glista tilista ada_lista
+lamp lamp_bg"""
+PURSUITS_WITH_MATRIX = "lasso_batch omp_batch basis_pursuit"
+
+
+def test_what_needs_the_matrix_is_named(monkeypatch):
+    """By tracing alone: what makes the matrix, or takes its norm from it, fails."""
+
+    def refused(D):
+        raise RecursionError("the matrix")
+
+    monkeypatch.setattr("unrolled.dictionaries._base._dense", refused)
+    monkeypatch.setattr("unrolled.dictionaries._functions._SMALL", 0)
+    D = of("jax")
+
+    def makes_no_matrix(call):
+        try:
+            jax.eval_shape(call, D, Y[0])
+        except RecursionError:
+            return False
+        return True
+
+    def run(layer):
+        return lambda D, y: layer.apply(layer.init(jax.random.key(0), D), D, y)
+
+    layers = {name: run(build(2)) for name, build in registry.FAMILIES.items()}
+    assert {n for n, call in layers.items() if makes_no_matrix(call)} == {*WITHOUT_MATRIX.split()}
+    made = {n for n, call in registry.PURSUITS.items() if not makes_no_matrix(call)}
+    assert made == {*PURSUITS_WITH_MATRIX.split()}
 
 
 def made(f=jnp.flip, g=jnp.flip, shape=(4, 4), **options):

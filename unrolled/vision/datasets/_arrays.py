@@ -51,25 +51,22 @@ def _mat(path: Path, name: str | None) -> np.ndarray:
     return arrays[_chosen(name, list(arrays))]
 
 
-def _hdf5(path: Path, name: str | None) -> np.ndarray:
-    import h5py
+def _converted(line: str) -> Callable[[Path, str | None], np.ndarray]:
+    """A reader that says how to make a `.npy` file, by a package that nothing else here needs."""
 
-    with h5py.File(path, "r") as file:
-        return file[_chosen(name, list(file))][()]
+    def refuse(path: Path, name: str | None) -> np.ndarray:
+        array = line.format(path.name, name or "Y")
+        raise ValueError(f"not one of numpy; try np.save('{path.stem}.npy', {array})")
 
-
-def _parquet(path: Path, name: str | None) -> np.ndarray:
-    import pandas
-
-    return pandas.read_parquet(path).to_numpy()
+    return refuse
 
 
 # Files of other programs by their suffix: (path, name of the entry) -> array.
 READERS: dict[str, Callable[[Path, str | None], np.ndarray]] = {
     ".csv": _csv,
     ".mat": _mat,
-    ".h5": _hdf5,
-    ".parquet": _parquet,
+    ".h5": _converted("h5py.File('{}')['{}'][()]"),
+    ".parquet": _converted("pandas.read_parquet('{}').to_numpy()"),
 }
 
 
@@ -78,20 +75,21 @@ def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
     """One real array from a file, or from an archive by its name.
 
     A file is `.npy` or `.npz`, or one of `READERS`: `.csv` of numbers with commas between them and
-    no header, `.mat` before version 7.3, `.h5`, `.parquet`.
+    no header, or `.mat` before version 7.3.
 
     Args:
         path: the file.
-        name: the entry of a `.npz`, `.mat` or `.h5` file; None for its only entry.
+        name: the entry of a `.npz` or `.mat` file; None for its only entry.
 
     Returns:
         The array, in float64 if the file has float64, else in float32.
 
     Raises:
         FileNotFoundError, IsADirectoryError: the file is missing, or is a folder.
-        ValueError: the file is not a readable file of these kinds, its package is not installed, an
-            entry is missing or ambiguous, values are not real numbers (pickled objects are never
-            loaded), NaN or infinite, or the array has more than 2 GiB.
+        ValueError: the file is not a readable file of these kinds (for an `.h5` or `.parquet` file
+            the message has the line that converts it), an entry is missing or ambiguous, values are
+            not real numbers (pickled objects are never loaded), NaN or infinite, or the array has
+            more than 2 GiB.
 
     Example:
         >>> import tempfile
@@ -130,9 +128,8 @@ def open_array(path: str | Path, name: str | None = None) -> np.ndarray:
     """
     path = Path(path)
     check_file(path)
-    others = ", ".join(READERS)
     if path.suffix not in (".npy", ".npz", *READERS):
-        raise ValueError(f"{path}: expected a .npy or .npz file, or one of {others}")
+        raise ValueError(f"{path}: expected a .npy or .npz file, or .csv or .mat")
     if path.suffix in READERS and (size := path.stat().st_size) > LARGEST_BYTES:
         raise ValueError(f"{path}: {size / 2**30:.1f} GiB; try np.save, whose files may be larger")
     try:
@@ -144,10 +141,6 @@ def open_array(path: str | Path, name: str | None = None) -> np.ndarray:
             raise ValueError(
                 f"expected an array in a {path.suffix} file, found {type(array).__name__}"
             )
-    except ImportError as error:
-        raise ValueError(
-            f"{path}: {path.suffix} files need {error.name}; try pip install 'unrolled[files]'"
-        ) from error
     except Exception as error:  # whatever the libraries raise for foreign bytes
         if "contains pickled" in str(error):  # numpy says so of all bytes that it does not know
             error = ValueError("it holds no array of numbers")

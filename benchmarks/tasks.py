@@ -1,0 +1,458 @@
+"""Four tasks of users, each with what people use for it today in the same run.
+
+    python benchmarks/tasks.py              all rows and figures, minutes on one core
+    python benchmarks/tasks.py sharpen      one task, or several
+    python benchmarks/tasks.py --table      prints the tables of tasks.json
+
+The ECG and the picture come with PyWavelets, the rivals are those of PyWavelets, scipy and
+scikit-image: extra `benchmarks`. Every option, also of a rival, is chosen on one half of the record
+or on another part of the picture; three seeds draw the noise and the masks of the reported half.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pywt
+import scipy.interpolate
+from _measure import environment
+from skimage import restoration
+
+import unrolled as ur
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "tasks.json"
+CHOOSING, SEEDS = 10, (0, 1, 2)  # seeds of the part that chooses, and of the other
+ud = ur.dictionaries
+
+
+class Task(NamedTuple):
+    """A degraded signal, the methods that restore it with the options to choose from, a figure."""
+
+    data: Callable[[bool, int], tuple[np.ndarray, Any]]  # (tested, seed) -> truth, what is known
+    methods: dict[str, tuple[Callable[..., np.ndarray], list[tuple]]]
+    score: Callable[[np.ndarray, np.ndarray], float]  # of the truth and an estimate, dB
+    draw: Callable[..., Any]
+
+
+def run(task: Task) -> tuple[dict, dict]:
+    """The row of every method, and its estimate for the first seed."""
+    rows, estimates = {}, {}
+    truth, known = task.data(False, CHOOSING)
+    for name, (method, options) in task.methods.items():
+        scores = [task.score(truth, method(known, *option)) for option in options]
+        best = options[int(np.argmax(scores))]
+        found = [(t, method(k, *best)) for t, k in (task.data(True, seed) for seed in SEEDS)]
+        rows[name] = {
+            "choice": list(best),
+            "chosen at": round(float(max(scores)), 2),
+            "dB": [round(float(task.score(t, estimate)), 2) for t, estimate in found],
+        }
+        estimates[name] = found[0][1]
+        print(name, rows[name], flush=True)
+    return rows, estimates
+
+
+def snr(truth: np.ndarray, estimate: np.ndarray) -> float:
+    """Signal-to-noise ratio in dB, of the signal without its mean."""
+    return 10 * np.log10(np.var(truth) / np.mean((truth - estimate) ** 2))
+
+
+def psnr(truth: np.ndarray, estimate: np.ndarray) -> float:
+    return -10 * np.log10(np.mean((truth - estimate) ** 2))
+
+
+# The ECG: 1024 samples, the first half chooses
+
+RECORD = pywt.data.ecg().astype(float)
+RECORD /= np.abs(RECORD).max()
+SIGMA = 10 ** (-10 / 20) * RECORD.std()
+WINDOW = 32
+
+
+def half(tested: bool) -> np.ndarray:
+    return RECORD[512:] if tested else RECORD[:512]
+
+
+def windows(y: np.ndarray, n: int = WINDOW) -> np.ndarray:
+    return np.lib.stride_tricks.sliding_window_view(y, n)
+
+
+def average(rows: np.ndarray) -> np.ndarray:
+    """One signal of its windows at every position."""
+    n, m = rows.shape
+    places = np.arange(n)[:, None] + np.arange(m)
+    total, count = np.zeros(n + m - 1), np.zeros(n + m - 1)
+    np.add.at(total, places, rows)
+    np.add.at(count, places, 1)
+    return total / count
+
+
+def ksvd() -> Any:
+    """A dictionary of the windows of the first half, without noise."""
+    W = windows(half(False))
+    W = (W - W.mean(1, keepdims=True)).astype(np.float32)
+    return ur.dictionary_learning.ksvd(W, 2 * WINDOW, sparsity=3, sweeps=8, key=0).D
+
+
+def denoise() -> Task:
+    Ds = {"DCT": ud.dct(WINDOW, 2 * WINDOW), "K-SVD": ksvd()}
+
+    def data(tested, seed):
+        noise = SIGMA * np.random.default_rng(seed).normal(size=512)
+        return half(tested), half(tested) + noise
+
+    def in_windows(code):
+        def method(y, *option):
+            W = windows(y)
+            mean = W.mean(1, keepdims=True)
+            D, X = code((W - mean).astype(np.float32), *option)
+            return average(np.asarray(ur.synthesize(D, X)) + mean)
+
+        return method
+
+    def lasso(name, W, c):
+        return Ds[name], ur.pursuit.lasso_batch(Ds[name], W, c * SIGMA).x
+
+    @partial(jax.jit, static_argnums=0)
+    def to_noise(name, W, c):
+        tol = c * SIGMA * WINDOW**0.5
+        return jax.vmap(lambda y: ur.pursuit.omp(Ds[name], y, sparsity=10, tol=tol).x)(W)
+
+    def omp(name, W, c):
+        return Ds[name], to_noise(name, W, c)
+
+    def wavelets(y, name, level, c):
+        first, *rest = pywt.wavedec(y, name, "periodization", level)
+        rest = [pywt.threshold(band, c * SIGMA, "soft") for band in rest]
+        return pywt.waverec([first, *rest], name, "periodization")
+
+    def all_shifts(y, *option):
+        return np.mean(
+            [np.roll(wavelets(np.roll(y, k), *option), -k) for k in range(WINDOW)], axis=0
+        )
+
+    options = list(product(("db2", "db4", "sym8", "coif3"), (3, 4), (0.8, 1.2, 1.6, 2.0, 2.5)))
+    levels, tols = [(c,) for c in (1.0, 1.5, 2.0)], [(c,) for c in (1.0, 1.1, 1.2, 1.3, 1.4)]
+    methods = {
+        "noisy": (lambda y: y, [()]),
+        "wavelets, soft thresholds": (wavelets, options),
+        "wavelets, all shifts": (all_shifts, options),
+        "LASSO, DCT": (in_windows(lambda W, c: lasso("DCT", W, c)), levels),
+        "LASSO, K-SVD": (in_windows(lambda W, c: lasso("K-SVD", W, c)), levels),
+        "OMP, DCT": (in_windows(lambda W, c: omp("DCT", W, c)), tols),
+        "OMP, K-SVD": (in_windows(lambda W, c: omp("K-SVD", W, c)), tols),
+    }
+    shown = ("noisy", "wavelets, soft thresholds", "OMP, K-SVD")
+    return Task(data, methods, snr, partial(draw_lines, shown=shown))
+
+
+def tones(seed: int, n: int) -> np.ndarray:
+    """Two signals of eight cosines, of any frequency up to that of Nyquist."""
+    rng = np.random.default_rng([7, seed])
+    frequency, phase = rng.uniform(0, np.pi, (2, 8, 1)), rng.uniform(0, 2 * np.pi, (2, 8, 1))
+    size = rng.uniform(0.5, 1, (2, 8, 1))
+    return np.sum(size * np.cos(frequency * np.arange(n) + phase), axis=1)
+
+
+def measure_less(of: str = "tones") -> Task:
+    """64 numbers in place of 256 samples, with noise 30 dB below: random ones, or every fourth."""
+    m, n = 64, 256
+    A = np.random.default_rng(5).normal(size=(m, n)) / m**0.5
+    regular, chosen = np.arange(0, n, n // m), np.zeros(n, bool)
+    chosen[np.random.default_rng(6).permutation(n)[:m]] = True
+    Psi = ud.Concatenated(ud.dct(n, 2 * n), sines(n)) if of == "tones" else ud.dct(n, n)
+
+    def data(tested, seed):
+        S = tones(seed, n) if of == "tones" else half(tested).reshape(2, n)
+        S = S - S.mean(1, keepdims=True)
+        rng = np.random.default_rng(seed)
+
+        def noisy(Y):
+            return Y + 10 ** (-30 / 20) * Y.std(1, keepdims=True) * rng.normal(size=Y.shape)
+
+        sampled = noisy(S)
+        return S, {"sums": noisy(S @ A.T), "samples": sampled}
+
+    def from_sums(known, ratio):
+        return coded(ud.Composed(A.astype(np.float32), Psi), known["sums"], ratio)
+
+    def from_samples(known, ratio):
+        return coded(ud.Masked(Psi, chosen), np.where(chosen, known["samples"], 0), ratio)
+
+    def coded(D, Y, ratio):
+        X = ur.pursuit.lasso_batch(D, Y.astype(np.float32), ratio=ratio).x
+        return np.asarray(ur.synthesize(Psi, X))
+
+    def spline(known):
+        at = known["samples"][:, regular]
+        return scipy.interpolate.CubicSpline(regular, at, axis=1)(np.arange(n))
+
+    ratios = [(ratio,) for ratio in (0.003, 0.01, 0.02, 0.05, 0.1)]
+    methods = {
+        "every fourth sample, cubic spline": (spline, [()]),
+        "random sums, least norm": (lambda known: known["sums"] @ np.linalg.pinv(A).T, [()]),
+        "random sums, LASSO": (from_sums, ratios),
+        "random samples, LASSO": (from_samples, ratios),
+    }
+    shown = ("every fourth sample, cubic spline", "random samples, LASSO")
+    return Task(data, methods, snr, partial(draw_lines, shown=shown, n=96))
+
+
+def sines(n: int) -> np.ndarray:
+    """The sines next to the cosines of a DCT with 2 n atoms."""
+    atoms = np.sin(np.pi * (np.arange(n)[:, None] + 0.5) * np.arange(1, 2 * n) / (2 * n))
+    return (atoms / np.linalg.norm(atoms, axis=0)).astype(np.float32)
+
+
+def fill_in() -> Task:
+    """Half of the samples of eight tones are missing, noise 30 dB below."""
+    n = 256
+    D = ud.Concatenated(ud.dct(n, 2 * n), sines(n))
+
+    def data(tested, seed):
+        rng, S = np.random.default_rng(seed), tones(seed, n)
+        masks = rng.random(S.shape) < 0.5
+        noisy = S + 10 ** (-30 / 20) * S.std(1, keepdims=True) * rng.normal(size=S.shape)
+        return S, (np.where(masks, noisy, 0), masks)
+
+    def lasso(known, ratio):
+        found = []
+        for y, mask in zip(*known):
+            M = ud.Masked(D, mask)
+            x = ur.pursuit.lasso_batch(M, y[None].astype(np.float32), ratio=ratio).x
+            found.append(ur.synthesize(D, x)[0])
+        return np.stack(found)
+
+    def between(known, kind):
+        return np.stack([KINDS[kind](np.flatnonzero(m), y[m], n) for y, m in zip(*known)])
+
+    methods = {
+        "interpolation": (between, [(kind,) for kind in KINDS]),
+        "LASSO, masked DCT and DST": (lasso, [(r,) for r in (0.003, 0.01, 0.02, 0.05, 0.1)]),
+    }
+    return Task(data, methods, snr, partial(draw_lines, shown=tuple(methods), n=96))
+
+
+KINDS = {
+    "linear": lambda at, y, n: np.interp(np.arange(n), at, y),
+    "cubic spline": lambda at, y, n: scipy.interpolate.CubicSpline(at, y)(np.arange(n)),
+    "monotone": lambda at, y, n: scipy.interpolate.PchipInterpolator(at, y)(np.arange(n)),
+}
+
+
+# The picture: two parts of 64 x 64, the first chooses
+
+PICTURE = pywt.data.camera().astype(float) / 255
+SIDE, PATCH, APART = 64, 8, 4
+
+
+def part(tested: bool) -> np.ndarray:
+    row, column = (110, 230) if tested else (190, 180)
+    return PICTURE[row : row + SIDE, column : column + SIDE]
+
+
+def patches(u: np.ndarray) -> np.ndarray:
+    every = np.lib.stride_tricks.sliding_window_view(u, (PATCH, PATCH))[::APART, ::APART]
+    return every.reshape(-1, PATCH**2)
+
+
+def merged(rows: np.ndarray) -> np.ndarray:
+    """One picture of its patches."""
+    total, count = np.zeros((SIDE, SIDE)), np.zeros((SIDE, SIDE))
+    corners = product(range(0, SIDE - PATCH + 1, APART), repeat=2)
+    for (i, j), row in zip(corners, rows):
+        total[i : i + PATCH, j : j + PATCH] += row.reshape(PATCH, PATCH)
+        count[i : i + PATCH, j : j + PATCH] += 1
+    return total / count
+
+
+def fill_in_photograph() -> Task:
+    """Half of the pixels are missing."""
+    D = ud.dct((PATCH, PATCH), (PATCH, PATCH))
+
+    def data(tested, seed):
+        u, mask = part(tested), np.random.default_rng(seed).random((SIDE, SIDE)) < 0.5
+        return u, (np.where(mask, u, 0), mask)
+
+    @jax.jit
+    def codes(masks, Y, lam):
+        def one(mask, y):
+            return ur.pursuit.fista(ud.Masked(D, mask), y, lam, tol=1e-3, max_steps=200).x
+
+        return jax.vmap(one)(masks, Y)
+
+    def lasso(known, lam):
+        y, mask = known
+        X = codes(patches(mask), patches(y).astype(np.float32), lam)
+        return np.where(mask, y, merged(np.asarray(ur.synthesize(D, X))))
+
+    def interpolated(known, kind):
+        y, mask = known
+        everywhere = np.indices(y.shape).reshape(2, -1).T
+
+        def between(kind):
+            return scipy.interpolate.griddata(np.argwhere(mask), y[mask], everywhere, kind)
+
+        found = between(kind)
+        return np.where(np.isnan(found), between("nearest"), found).reshape(y.shape)
+
+    methods = {
+        "interpolation": (interpolated, [("nearest",), ("linear",), ("cubic",)]),
+        "biharmonic": (lambda known: restoration.inpaint_biharmonic(known[0], ~known[1]), [()]),
+        "LASSO, masked DCT": (lasso, [(lam,) for lam in (0.003, 0.01, 0.03, 0.06)]),
+    }
+    return Task(data, methods, psnr, partial(draw_pictures, given=lambda known: known[0]))
+
+
+def sharpen() -> Task:
+    """A Gaussian blur of deviation 1.6 pixels, noise of 0.01."""
+    line = np.exp(-(np.arange(-4, 5) ** 2) / (2 * 1.6**2))
+    kernel = np.outer(line, line) / line.sum() ** 2
+    blur = ud.Conv(kernel[None, None].astype(np.float32), (SIDE, SIDE), boundary="circular")
+    m, bands = SIDE**2, 10
+
+    def frame(u):
+        """Haar wavelets at all shifts, three levels: a Parseval frame."""
+        u, found = u.reshape(SIDE, SIDE), []
+        for shift in (1, 2, 4):
+            low, high = (u + jnp.roll(u, shift, 0)) / 2, (u - jnp.roll(u, shift, 0)) / 2
+            turned = jnp.roll(low, shift, 1), jnp.roll(high, shift, 1)
+            found += [(low - turned[0]) / 2, (high + turned[1]) / 2, (high - turned[1]) / 2]
+            u = (low + turned[0]) / 2
+        return jnp.stack([*found, u]).reshape(-1)
+
+    back = jax.linear_transpose(frame, jnp.zeros(m))
+
+    @jax.jit
+    def synthesize(x):
+        return blur @ back(x)[0]
+
+    firsts = jnp.eye(bands)[:, :, None] * jnp.eye(1, m)
+    norms = jnp.repeat(jnp.linalg.norm(jax.vmap(synthesize)(firsts.reshape(bands, -1)), axis=1), m)
+    D = ud.from_functions(synthesize, lambda r: frame(r @ blur), (m, bands * m), norms=norms)
+
+    @jax.jit
+    def restored(y, lam):
+        return back(ur.pursuit.fista(D, y, lam, max_steps=100).x)[0]
+
+    def data(tested, seed):
+        noise = 0.01 * np.random.default_rng(seed).normal(size=(SIDE, SIDE))
+        u = part(tested)
+        return u, np.asarray(blur @ u.reshape(-1).astype(np.float32)).reshape(u.shape) + noise
+
+    def lasso(y, lam):
+        return np.asarray(restored(y.reshape(-1).astype(np.float32), lam)).reshape(y.shape)
+
+    def centred(
+        y,
+    ):  # the filter of the `Conv` begins at a pixel, those of scikit-image are about it
+        return np.roll(y, (-4, -4), (0, 1))
+
+    def wiener(y, balance):
+        return restoration.wiener(centred(y), kernel, balance, clip=False)
+
+    def richardson_lucy(y, steps):
+        wide = np.pad(centred(y).clip(1e-3), SIDE // 4, mode="wrap")  # as the blur is on a circle
+        found = restoration.richardson_lucy(wide, kernel, steps, clip=False)
+        return found[SIDE // 4 : -SIDE // 4, SIDE // 4 : -SIDE // 4]
+
+    methods = {
+        "blurred": (lambda y: centred(y), [()]),
+        "Wiener": (wiener, [(b,) for b in (3e-4, 1e-3, 2e-3, 3e-3, 0.01, 0.03)]),
+        "Richardson-Lucy": (richardson_lucy, [(n,) for n in (10, 30, 50, 100, 200)]),
+        "LASSO, Haar at all shifts": (lasso, [(lam,) for lam in (1e-4, 3e-4, 1e-3, 3e-3)]),
+    }
+    return Task(data, methods, psnr, partial(draw_pictures, given=centred))
+
+
+# Figures
+
+
+def draw_lines(
+    truth: np.ndarray, known: Any, estimates: dict, rows: dict, *, shown: tuple, n: int = 256
+) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure((7, 1.3 * len(shown)), layout="constrained")
+    for axes, name in zip(figure.subplots(len(shown), sharex=True, sharey=True), shown):
+        axes.plot(np.ravel(truth)[:n], color="#B0B0B0", linewidth=2.5)
+        axes.plot(np.ravel(estimates[name])[:n], color="#0072B2", linewidth=1)
+        axes.set_title(f"{name}: {np.mean(rows[name]['dB']):.1f} dB", fontsize=9, loc="left")
+        axes.set_yticks([])
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set_xlabel("sample (grey: the true signal)", fontsize=8)
+    return figure
+
+
+def draw_pictures(
+    truth: np.ndarray, known: Any, estimates: dict, rows: dict, *, given: Callable
+) -> Any:
+    from matplotlib.figure import Figure
+
+    rivals = [name for name in rows if name != "blurred"]
+    shown = {"given": given(known)} | {name: estimates[name] for name in rivals} | {"truth": truth}
+    figure = Figure((2.1 * len(shown), 2.55), layout="constrained")
+    for axes, (name, image) in zip(figure.subplots(1, len(shown)), shown.items()):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=1)
+        axes.set_axis_off()
+        score = f"\n{np.mean(rows[name]['dB']):.1f} dB" if name in rows else "\n"
+        axes.set_title(
+            name.replace(", ", "\n") + (score if ", " not in name else score.replace("\n", ": ")),
+            fontsize=8,
+        )
+    return figure
+
+
+TASKS = {
+    "denoise": denoise,
+    "fill_in": fill_in,
+    "fill_in, photograph": fill_in_photograph,
+    "sharpen": sharpen,
+    "measure_less": measure_less,
+    "measure_less, ECG": partial(measure_less, "ECG"),
+}
+PICTURES = {"denoise": "svg", "fill_in": "svg", "sharpen": "png", "measure_less": "svg"}
+PICTURES["fill_in, photograph"] = "png"
+
+
+def table(name: str, rows: dict) -> str:
+    """A row for each method, and its dB: mean of the seeds, least and largest."""
+    lines = [f"| {name.replace('_', ' ')} | dB | range | chosen |", "|---|---|---|---|"]
+    for method, row in rows.items():
+        dB, chosen = row["dB"], ", ".join(map(str, row["choice"])) or "-"
+        span = f"{min(dB):.1f} to {max(dB):.1f}"
+        lines.append(f"| {method} | {np.mean(dB):.1f} | {span} | {chosen} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"some of {', '.join(TASKS)}")
+    parser.add_argument("--table", action="store_true", help="print the tables and measure nothing")
+    arguments = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
+    if arguments.table:
+        print("\n\n".join(table(name, rows) for name, rows in results["rows"].items()))
+        return
+    for name in arguments.tasks or TASKS:
+        task = TASKS[name]()
+        rows, estimates = run(task)
+        if name in PICTURES:
+            figure = task.draw(*task.data(True, SEEDS[0]), estimates, rows)
+            figure.savefig(HERE / f"tasks_{name.replace(', ', '_')}.{PICTURES[name]}", dpi=130)
+        results["rows"][name] = rows
+        ordered = {key: results["rows"][key] for key in TASKS if key in results["rows"]}
+        text = json.dumps({"environment": environment(), "rows": ordered}, indent=1)
+        RESULTS.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
