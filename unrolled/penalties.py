@@ -143,6 +143,19 @@ class Penalty:
         sizes = lax.stop_gradient(self.dual_sizes(v))
         return jnp.where(self.entries(selected(sizes, theta, fraction)), v, x)
 
+    def divergence(self, u: Array, x: Array) -> Array:
+        r"""The trace of the derivative of x = shrink(u, theta) with ReLU, ().
+
+        .. math:: \sum_{x_i \ne 0} (1 + (block - 1) |x_i| / |u_i|),
+
+        the number of nonzeros where a part is an entry. It carries no gradient.
+        """
+        if self.block == 1:
+            return jnp.sum(x != 0, dtype=x.dtype)
+        sizes, of_u = self.sizes(x), self.sizes(u)
+        kept = sizes / jnp.where(sizes > 0, of_u, 1)
+        return lax.stop_gradient(jnp.sum(jnp.where(sizes > 0, 1 + (self.block - 1) * kept, 0)))
+
     def within(self, g: Array, lam: Array) -> Array:
         """The point nearest to g whose dual sizes are at most lam, (d,)."""
         if self.nonnegative:

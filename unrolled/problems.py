@@ -313,7 +313,7 @@ def standard_benchmark(
     Args:
         key: a typed key or a seed; it draws D.
         m, d: the shape of D.
-        probability: of a nonzero.
+        probability: of a nonzero, or of a part with nonzeros where codes come in parts.
         snr: signal-to-noise ratio in dB, see `add_noise`.
         kappa: condition number for `dictionaries.ill_conditioned`; None for a Gaussian D.
         batch: signals per call of `sample`.
@@ -354,7 +354,7 @@ def sampler(
     Args:
         D: (m, d); or the tuple of a chain, of which the last code is drawn.
         batch: signals per call.
-        probability: of a nonzero.
+        probability: of a nonzero, or of a part with nonzeros where codes come in parts.
         snr: signal-to-noise ratio in dB, see `add_noise`.
 
     Returns:
