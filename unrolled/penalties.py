@@ -44,8 +44,8 @@ class Penalty:
 
     Example:
         >>> penalty = ur.penalties.Penalty(block=2)
-        >>> penalty.shrink(jnp.array([3.0, 4.0, 0.1, 0.1]), 1.0).round(1).tolist()
-        [2.4, 3.2, 0.0, 0.0]
+        >>> print(penalty.shrink(jnp.array([3.0, 4.0, 0.1, 0.1]), 1.0).round(1))
+        [2.4 3.2 0.  0. ]
         >>> float(penalty.value(jnp.array([3.0, 4.0, 0.0, 0.0]), 2.0))
         10.0
         >>> ur.penalties.Penalty(nonnegative=True).shrink(jnp.array([3.0, -3.0]), 1.0).tolist()
