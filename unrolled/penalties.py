@@ -44,8 +44,8 @@ class Penalty:
 
     Example:
         >>> penalty = ur.penalties.Penalty(block=2)
-        >>> penalty.shrink(jnp.array([3.0, 4.0, 0.1, 0.1]), 1.0).round(1).tolist()
-        [2.4, 3.2, 0.0, 0.0]
+        >>> print(penalty.shrink(jnp.array([3.0, 4.0, 0.1, 0.1]), 1.0).round(1))
+        [2.4 3.2 0.  0. ]
         >>> float(penalty.value(jnp.array([3.0, 4.0, 0.0, 0.0]), 2.0))
         10.0
         >>> ur.penalties.Penalty(nonnegative=True).shrink(jnp.array([3.0, -3.0]), 1.0).tolist()
@@ -142,6 +142,19 @@ class Penalty:
             return x
         sizes = lax.stop_gradient(self.dual_sizes(v))
         return jnp.where(self.entries(selected(sizes, theta, fraction)), v, x)
+
+    def divergence(self, u: Array, x: Array) -> Array:
+        r"""The trace of the derivative of x = shrink(u, theta) with ReLU, ().
+
+        .. math:: \sum_{x_i \ne 0} (1 + (block - 1) |x_i| / |u_i|),
+
+        the number of nonzeros where a part is an entry. It carries no gradient.
+        """
+        if self.block == 1:
+            return jnp.sum(x != 0, dtype=x.dtype)
+        sizes, of_u = self.sizes(x), self.sizes(u)
+        kept = sizes / jnp.where(sizes > 0, of_u, 1)
+        return lax.stop_gradient(jnp.sum(jnp.where(sizes > 0, 1 + (self.block - 1) * kept, 0)))
 
     def within(self, g: Array, lam: Array) -> Array:
         """The point nearest to g whose dual sizes are at most lam, (d,)."""

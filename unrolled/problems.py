@@ -333,7 +333,8 @@ def standard_benchmark(
     Args:
         key: a typed key or a seed; it draws D.
         m, d: the shape of D.
-        probability: probability that an entry of a code is nonzero.
+        probability: probability that an entry of a code is nonzero, or a part where codes come in
+            parts.
         snr: signal-to-noise ratio in dB, as in `add_noise`.
         kappa: condition number for `dictionaries.ill_conditioned`; None for a Gaussian D.
         batch: signals per call of `sample`.
@@ -374,7 +375,8 @@ def sampler(
     Args:
         D: (m, d); or the tuple of a chain: then the sampler draws the last code.
         batch: signals per call.
-        probability: probability that an entry of a code is nonzero.
+        probability: probability that an entry of a code is nonzero, or a part where codes come in
+            parts.
         snr: signal-to-noise ratio in dB, as in `add_noise`.
 
     Returns:

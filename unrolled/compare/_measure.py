@@ -51,6 +51,7 @@ from unrolled.dictionaries import (
 )
 from unrolled.layers import Law, Layer, Unrolled, alista_rt, unstack
 from unrolled.networks import ROUNDING, Network, codes_of_ista, dsc, worse_than_zero
+from unrolled.penalties import L1
 from unrolled.pursuit import lasso_objective, lasso_optima
 from unrolled.training import law_of
 
@@ -318,7 +319,12 @@ def measure(
 
 
 def _numbers(D: Operator, Y: Array, X: Array, x: Array) -> dict[str, Array]:
-    return _errors(X, x) | _rebuilt(D, Y, x)
+    found = _errors(X, x) | _rebuilt(D, Y, x)
+    if block_of(D) == 1:
+        return found
+    of, true, off = (jax.vmap(L1.of(D).sizes)(v) for v in (x, X, x - X))
+    found |= dict(largest_l1=largest(off.sum(-1)), **metrics.support_scores(of, true)._asdict())
+    return found | dict(nonzeros=(of != 0).sum(-1).astype(x.dtype).mean())
 
 
 def _rebuilt(D: Operator, Y: Array, x: Array) -> dict[str, Array]:

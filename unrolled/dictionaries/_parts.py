@@ -82,10 +82,10 @@ class Complex(Structured):
         ValueError: shapes that differ, or that `as_dictionary` refuses.
 
     Example:
-        >>> D = ur.dictionaries.Complex.of(np.array([[1, 1j], [0, 1]]))
+        >>> D = ur.dictionaries.Complex.of(np.complex64([[1, 0], [0, 1j]]))
         >>> D.shape, D.groups, D.block
         ((4, 4), (2,), 2)
-        >>> ur.pursuit.lasso(D, np.array([3j, 0]), 1.0).x.round(3).tolist()
+        >>> ur.pursuit.lasso(D, np.complex64([3j, 0.5]), 1.0).x.round(3).tolist()
         [2j, 0j]
     """
 

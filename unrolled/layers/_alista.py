@@ -372,18 +372,16 @@ class alista_at(Selecting):
         zero = jnp.zeros(D.shape[1], y.dtype)
         return Followed(zero, zero, y, norm(y), jnp.zeros((), jnp.int32))
 
-    @property
-    def takes_parts(self) -> bool:
-        """Not with `onsager`: its correction counts entries."""
-        return not self.onsager
-
     def step(self, shared, p, D, y, state, fraction=None):
         g = state.r @ lax.stop_gradient(shared.W)
         u = state.z + p.gamma * g
         size = jnp.mean(self.penalty(D).sizes(g) if self.by == "code" else jnp.abs(state.r))
         x = self.shrink(D, u, magnitude(p.theta) * size, fraction)
         if self.onsager:
-            a = jnp.minimum(jnp.mean(x != 0, dtype=y.dtype), _MOST_NONZEROS)
+            penalty, share = self.penalty(D), jnp.mean(x != 0, dtype=y.dtype)
+            if penalty.block > 1:
+                share = penalty.divergence(u, x) / len(x)
+            a = jnp.minimum(share, _MOST_NONZEROS)
             z = x + p.beta * a / (1 - a) * (x - u)
         else:
             z = x + p.beta * (x - state.x)

@@ -24,7 +24,7 @@ from unrolled._base.numbers import (
 )
 from unrolled._base.programs import program
 from unrolled.activations import relu
-from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense
+from unrolled.dictionaries import Dictionary, as_dictionary, block_of, column_norms, dense
 from unrolled.layers._ista import Step
 from unrolled.layers._layer import Acting, Law, Layer, Recipe
 from unrolled.layers._records import (
@@ -71,6 +71,7 @@ class Corrected(NamedTuple):
 
     x: Array  # (d,)
     v: Array  # (m,)
+    divergence: Array | None = None  # of the shrinkage, where codes come in parts; else it counts x
 
 
 def message_passing(D: Dictionary, alpha: float, depth: int, where: str) -> Unrolled:
@@ -102,6 +103,9 @@ class lamp(Shrinking):
         v_k = y - D x_k + \frac{\|x_k\|_0}{m} v_{k-1}, \qquad
         x_{k+1} = \mathrm{shrink}(x_k + W_k' v_k, \; \alpha_k \|v_k\|_2 / \sqrt m).
 
+    Where codes come in parts the divergence of the shrinkage, `Penalty.divergence`, stands for
+    norm(x, 0).
+
     Params: steps (W, alpha), of which the magnitude of alpha counts. `init` is approximate message
     passing: W = D and the given `alpha` for unit atoms, the same in the units of D for others. The
     count norm(x, 0) carries no gradient.
@@ -130,21 +134,21 @@ class lamp(Shrinking):
         return message_passing(as_dictionary(D, self.family), self.alpha, self.depth, self.family)
 
     def start(self, D, y):
-        return Corrected(jnp.zeros(D.shape[1], y.dtype), jnp.zeros_like(y))
+        nothing = jnp.zeros((), y.dtype) if block_of(D) > 1 else None
+        return Corrected(jnp.zeros(D.shape[1], y.dtype), jnp.zeros_like(y), nothing)
 
     def step(self, shared, p, D, y, state):
-        m = y.shape[0]
-        v = y - D @ state.x + jnp.sum(state.x != 0, dtype=y.dtype) / m * state.v
+        m, penalty, before = y.shape[0], self.penalty(D), state.divergence
+        if before is None:
+            before = penalty.divergence(state.x, state.x)
+        v = y - D @ state.x + before / m * state.v
         theta = magnitude(p.alpha) * (norm(v) / math.sqrt(m))
-        return Corrected(self.shrink(D, state.x + v @ p.W, theta), v)
+        u = state.x + v @ p.W
+        x = self.shrink(D, u, theta)
+        return Corrected(x, v, None if state.divergence is None else penalty.divergence(u, x))
 
     def weights(self, shared, p, D):
         return Acting(p.W)
-
-    @property
-    def takes_parts(self) -> bool:
-        """No: its correction counts entries."""
-        return False
 
     def message_passing(self):
         plain = self.activation == relu and not self.nonnegative
