@@ -13,6 +13,7 @@ import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -26,7 +27,7 @@ from unrolled import dictionaries, plots, pursuit, theory
 from unrolled._base.files import claimed
 from unrolled.app import studies
 from unrolled.app.cli import main
-from unrolled.app.commands import _doctor
+from unrolled.app.commands import _certify, _doctor
 from unrolled.app.commands._certify import signals_of_class
 from unrolled.app.commands._console import cache_folder, kept_programs, plain_warnings
 from unrolled.app.commands._inputs import read_dictionary
@@ -404,6 +405,35 @@ def test_certify_covers_an_activation_and_the_smallest_entries(run):
     floors = [found["weights"][kind]["floor"] for kind in ("least entries", "minimax")]
     assert floors[0] < floors[1] < found["activation"]["floor"]
     assert "no theorem applies" in run("certify", "D.npy", "--activation", "selu")[1]
+
+
+def test_certify_runs_on_codes_or_on_dictionaries(run, monkeypatch):
+    called = []
+    for name in ("_run_on_codes", "_run_on_dictionaries"):
+        monkeypatch.setattr(_certify, name, lambda *_, name=name: called.append(name))
+    assert run("certify", "D.npy", "--signals", "Y.npy", "--code", "X.npy")[0] == 0
+    assert run("certify", "D.npy")[0] == 0
+    assert called == ["_run_on_codes", "_run_on_dictionaries"]
+
+
+def test_certify_asks_which_signals_are_of_the_class_of_its_dictionary(run, folder, monkeypatch):
+    layer = SimpleNamespace(table=SimpleNamespace(rows={"minimax": SimpleNamespace(sparsity=2)}))
+    report = SimpleNamespace(layers=[layer], to_dict=dict, text=lambda: "", figure=None)
+    asked = []
+
+    class Told(NamedTuple):
+        inside: int = 3
+
+        def text(self):
+            return "told"
+
+    monkeypatch.setattr(_certify.studies, "certify", lambda *_, **__: report)
+    monkeypatch.setattr(_certify, "signals_of_class", lambda *given: asked.append(given) or Told())
+    status, out, err = run("certify", "D.npy", "--signals", "Y.npy", "--bound", "3", "--json")
+    assert status == 0 and strict_json(out) == {"class_of_signals": {"inside": 3}}, err
+    ((D, *rest),) = asked
+    np.testing.assert_allclose(D, np.load(folder / "D.npy"), atol=1e-6)
+    assert [str(rest[0]), *rest[1:]] == ["Y.npy", 2, 3.0, 0.0]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """`unrolled learn` in process: its files, going on after an interruption, and what it refuses."""
 
 import os
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -159,6 +160,16 @@ def test_signals_that_say_nothing_are_refused(tmp_path, capsys):
     np.save(path, np.zeros((40, 9)))
     assert main(["learn", str(path), "--atoms", "5", "--output", str(tmp_path / "learned")]) == 2
     assert "Y.npy: the signals are all zero" in capsys.readouterr().err
+
+
+def test_codes_of_a_stream_are_those_of_its_first_signals(path, monkeypatch):
+    monkeypatch.setattr(_learn, "_FIRST", 7)
+    D = RNG.normal(size=(9, 12)).astype(np.float32)
+    D /= np.linalg.norm(D, axis=0)
+    learned = SimpleNamespace(X=None, D=D)
+    found = _learn._codes(SimpleNamespace(signals=path), SIGNALS, learned, {"lam": 0.5})
+    residual = SIGNALS[:7] - found @ D.T  # which no atom fits better than lam, but for the gap
+    assert found.shape == (7, 12) and np.abs(residual @ D).max() < 0.52
 
 
 def test_signals_may_begin_with_zeros(tmp_path, capsys, monkeypatch):

@@ -453,6 +453,27 @@ def test_a_chain_is_reported_with_what_theory_says_of_its_numbers(monkeypatch):
     assert asked["plan"] == ((), options) and asked["stability"][0] == ((3, 2), 0.0, 1.0)
 
 
+def test_the_noise_of_a_sample_is_the_largest_l1_norm_of_what_its_codes_leave():
+    D, rng = np.asarray(hadamard()), np.random.default_rng(0)
+    X, noise = rng.normal(size=(5, 16)).astype("f4"), rng.normal(size=(5, 8)).astype("f4")
+    found = _steps._noise(D, X @ D.T + noise, X)
+    expected = np.abs(noise).sum(1).max(), np.abs(X @ D.T + noise).sum(1).mean()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_schedule_is_run_where_it_holds(holds, monkeypatch):
+    schedule, measured = SimpleNamespace(holds=holds), SimpleNamespace(errors=np.ones(3), wrong=4)
+    made = lambda *_, **__: (SimpleNamespace(mu_W=0.1), schedule)  # noqa: E731
+    monkeypatch.setattr(_certified.analytic, "block_schedule", made)
+    monkeypatch.setattr(_certified.analytic, "lista_cp", lambda *_, **__: None)
+    monkeypatch.setattr(_certified, "_measured", lambda *_: measured)
+    D = np.eye(4, dtype="f4")
+    found = _certified._certified_run(D, "W", D, 1, 2, jax.random.key(0))
+    assert found[:4] == ("W", 1, 0.1, schedule)
+    assert (found[4].tolist(), found[5]) == (([1.0] * 3, 4) if holds else ([], 0))
+
+
 def test_the_objective_of_codes_is_that_of_the_lasso():
     Y, X = np.array([[1.0, 2.0], [0.0, 3.0]]), np.array([[0.0, 1.0], [-2.0, 0.0]])
     found = _unknown_codes._objectives(np.eye(2), Y, X, 0.5)

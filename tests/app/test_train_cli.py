@@ -9,6 +9,7 @@ import signal
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -387,6 +388,35 @@ def test_a_curriculum_goes_stage_by_stage(run, tmp_path):
     assert summary["validation"]["first"] == history(output)[4]["validation"]
     assert steps_saved(output)[-1] == 6
     assert ur.training.restore(output / "weights.npz").params.steps.theta.shape == (1,)
+
+
+@pytest.mark.parametrize("method, name", [("curriculum", "curriculum"), ("end_to_end", "fit")])
+def test_a_run_trains_by_the_method_that_is_asked_for(method, name, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    asked = {}
+    for each in ("curriculum", "fit"):
+        monkeypatch.setattr(
+            _train.training, each, lambda *a, n=each, **k: asked.update({n: k}) or n
+        )
+    flags = dict(dictionary="D.npy", signals="YX.npz", depth="2", family="ista", start="init")
+    flags |= dict(batch="2", method=method, steps="7", rate="0.5")
+    config = load(None, flags)
+    ready, one = prepared(None, flags, lambda message: None), SimpleNamespace(is_first=True)
+    assert _train._trained(config, ready, tmp_path, None, print, one) == name
+    assert list(asked) == [name] and asked[name]["checkpoint"].folder == tmp_path / "checkpoints"
+    assert asked[name].get("steps_per_stage", asked[name].get("steps")) == 7
+
+
+@pytest.mark.parametrize("scale", [0.01, 100.0])
+def test_the_share_of_codes_worse_than_zero_has_no_scale(scale):
+    D, Y = np.eye(3, dtype=np.float32), scale * np.eye(3, dtype=np.float32)[:2]
+    layer = ur.layers.ista(1, lam=0.0)
+    params = layer.init(None, D)
+    for gamma, share in ((0.5, 0), (3.0, 100)):
+        steps = params.steps._replace(gamma=np.full(1, gamma, np.float32))
+        moved = params._replace(steps=steps)
+        (found,) = _train._judged(layer, moved, D, Y, None, 0.0)
+        assert found["worse_than_zero"] == share and found["nonzeros"] == 1
 
 
 def test_a_start_that_is_not_set_on_signals_is_that_of_the_family(folder, monkeypatch):

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -130,6 +131,26 @@ def test_the_reference_is_the_first_earlier_method_of_the_same_form(result):
         "ALISTA, learned": "ALISTA",
     }
     assert result.references == expected and set(result.changes) == set(expected)
+
+
+def test_codes_that_are_not_finite_diverge_where_no_codes_are_known():
+    for last, found in ((1.0, None), (np.nan, (2, "its codes are not finite"))):
+        curve = SimpleNamespace(nmse=np.zeros(2), gap=None, largest_l1=np.array([1.0, last]))
+        assert _measure.divergence(curve, None, known=False) == found
+
+
+def test_a_rate_is_predicted_without_noise_for_matrices_and_steps_that_it_covers():
+    law, D = SimpleNamespace(probability=0.1, noise=0.0), np.zeros((20, 40))
+    conv = dictionaries.Conv(np.ones((2, 1, 3)), 20, boundary="circular")
+    noisy = SimpleNamespace(probability=0.1, noise=1.0)
+    for layer, given, drawn in (
+        (layers.lamp(2), D, noisy),
+        (layers.lamp(2), conv, law),
+        (layers.lista(2), D, law),
+        (layers.lamp(2), D.T, law),
+    ):
+        assert _measure._rate(layer, None, given, drawn) is None
+    assert _measure._rate(layers.lamp(2), None, D, law) < 0
 
 
 def test_every_row_of_the_guarantees_has_a_cell_for_each_column(result):

@@ -433,6 +433,15 @@ def test_normalize_of_an_array_keeps_its_dtype(dtype):
     chex.assert_trees_all_equal(ud.column_norms(D), norms)
 
 
+def test_a_kernel_longer_than_its_circle_wraps_onto_itself():
+    filters = np.random.default_rng(0).normal(size=(2, 1, 4, 7))
+    C = ud.Conv(filters, (5, 3), boundary="circular")
+    folded = np.zeros((2, 1, 4, 3))
+    for k in range(7):
+        folded[..., k % 3] += filters[..., k]
+    np.testing.assert_allclose(C._folded(), folded, rtol=1e-14)
+
+
 def test_plain_arrays_are_dictionaries(dtype):
     D = np.random.default_rng(0).normal(size=(5, 9)).astype(dtype)
     chex.assert_trees_all_equal(ud.dense(D), D)

@@ -391,7 +391,9 @@ def test_online_says_that_lam_is_too_large():
     assert found.objective == pytest.approx(np.sum(np.square(Y[:60])) / 120)
 
 
-@pytest.mark.parametrize("m, d, shapes", [(9, 12, ((3, 3), (4, 4))), (12, 18, (12, 18))])
+@pytest.mark.parametrize(
+    "m, d, shapes", [(9, 12, ((3, 3), (4, 4))), (9, 16, ((3, 3), (4, 4))), (12, 18, (12, 18))]
+)
 def test_cosines_to_start_from_are_of_square_patches_where_the_length_is_a_square(m, d, shapes):
     found = dl.ksvd(Y[:, :m], d, sparsity=1, sweeps=0, start="dct")
     expected = np.asarray(ur.dictionaries.dct(*shapes))[:, :d]

@@ -288,6 +288,8 @@ def test_certified_asks_whether_the_code_is_one_of_this_signal():
     assert proof.certified(Y).all() and proof.signal == pytest.approx(Y, abs=1e-13)
     for other in (1.001 * Y, 10 * Y, 1e30 * Y, -Y, Y[::-1], 0 * Y, np.full_like(Y, np.inf)):
         assert not proof.certified(other).any()
+    one = _codes.CodeCertificate(*(field[2] for field in proof))
+    assert one.certified(Y[2]) and not one.certified(Y[1])
 
 
 def test_what_is_not_finite_is_not_certified():

@@ -172,6 +172,8 @@ def test_every_kind_of_dictionary_comes_back_bit_for_bit_and_has_its_own_hash(tm
         found = restore(save(tmp_path / "a.npz", (), kind), D=kind).D
         assert same(found, jax.tree.map(jnp.asarray, kind))
     assert len({_forms.digest(kind) for kind in kinds}) == len(kinds)
+    of_steps = (jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), conv),)
+    assert same(restore(save(tmp_path / "steps.npz", of_steps)).params, of_steps)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])

@@ -1173,6 +1173,19 @@ def test_evaluations_are_a_number_of_steps_apart_until_a_stage_ends():
         assert stage([5, 8, 11], stop=12, evaluate_every=3, patience=patience).next_end() == end
 
 
+def test_a_leaf_that_is_not_finite_has_its_step_and_its_name():
+    theta = layers.Threshold(np.array([0.1, 0.2, np.nan]))
+    apart = tuple(layers.Threshold(np.array(t)) for t in (0.1, np.nan))
+    shared = layers.Weights(np.full((2, 2), np.inf))
+    for params, expected in (
+        (layers.Unrolled(None, theta), [(2, "steps.theta[2]")]),
+        (layers.Unrolled(None, apart), [(0, "steps[0].theta"), (1, "steps[1].theta")]),
+        (layers.Unrolled(shared, ()), [(np.inf, "shared.W")]),
+    ):
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        assert [_loop._step_and_name(*leaf) for leaf in leaves] == expected
+
+
 def test_one_number_that_is_not_finite_is_noticed_among_all_leaves():
     assert _loop.all_finite((np.ones(2), np.zeros(()), np.arange(2)))
     assert not _loop.all_finite((np.ones(2), np.array([1.0, np.nan])))
