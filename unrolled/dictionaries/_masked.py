@@ -76,12 +76,9 @@ class Masked(Structured):
 
     def __init__(self, D: Dictionary, mask: ArrayLike):
         where = "Masked"
-        base, mask = as_dictionary(D, where), checks.as_float(mask, "mask", where)
-        m, block = base.shape[0], block_of(base)
-        if block > 1 and mask.shape == (m // block,):
-            mask = jnp.repeat(mask, block)
-        elif isinstance(base, Structured) and (seen := base.view(mask)):
-            mask = seen[0]
+        base = as_dictionary(D, where)
+        mask = _flat(base, checks.as_float(mask, "mask", where))
+        m = base.shape[0]
         if mask.shape != (m,):
             hint = "; for masks of many signals use jax.vmap" if mask.ndim == 2 else ""
             raise ValueError(
@@ -151,3 +148,12 @@ class Masked(Structured):
 
     def spread(self, theta: ArrayLike) -> ArrayLike:
         return spread(self.base, theta)
+
+
+def _flat(base: Operator, mask: Array) -> Array:
+    """The mask with one number for each real entry of a signal, if it fits."""
+    block = block_of(base)
+    if block > 1 and mask.shape == (base.shape[0] // block,):
+        return jnp.repeat(mask, block)
+    seen = base.view(mask) if isinstance(base, Structured) else None
+    return mask if seen is None else seen[0]
