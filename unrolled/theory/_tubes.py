@@ -97,7 +97,8 @@ def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: 
     with jax.enable_x64(True):
         A = np.asarray(dense(measured.D))
     y, z, beta, moving = A @ code, np.zeros(d), 0.0, np.zeros(d, dtype=bool)
-    radius, errors, exact = [0.0], [float(np.linalg.norm(code))], not code.any()
+    up = 1 + 4 * d * _EPS  # for the rounding of norms
+    radius, errors, exact = [0.0], [float(np.linalg.norm(code)) * up], not code.any()
     for step in measured.steps:
         W, theta = np.asarray(dense(step.W)) * (step.sign * step.gamma), np.ldexp(step.theta, -k)
         u = z + (y - A @ z) @ W
@@ -116,8 +117,8 @@ def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: 
         else:
             z, kept, opened = np.sign(u) * np.maximum(np.abs(u) - theta, 0), moving, 0.0
         moved = np.linalg.norm(C[kept], 2) if C[kept].size else 0.0
-        beta = math.hypot(moved * beta + np.linalg.norm(n[kept]), opened) * (1 + 4 * d * _EPS)
+        beta = math.hypot(moved * beta + np.linalg.norm(n[kept]), opened) * up
         radius.append(beta)
-        errors.append(float(np.linalg.norm(z - code)) + beta)
+        errors.append((float(np.linalg.norm(z - code)) + beta) * up)
     unknown = [math.inf] * (1 + len(measured.steps) - len(radius))
     return Tube(np.ldexp(radius + unknown, k), np.ldexp(errors + unknown, k), exact and not unknown)
