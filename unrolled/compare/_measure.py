@@ -2,7 +2,6 @@
 proofs of single codes say about them, and what theory predicts.
 """
 
-import dataclasses
 import functools
 import math
 import time
@@ -127,10 +126,6 @@ def proofs(
     try:
         if isinstance(model, alista_rt):
             of = [_by_supports(model, params[0], Ds[0], codes[0], bounds[0])]
-        elif len(layers) == 1 and _all_fail_at_once(
-            layers[0], params[0], Ds[0], codes[0], bounds[0]
-        ):
-            of = [np.zeros(n, bool)]
         else:
             layered = theory.certify_signals(dsc(layers), params, Ds, codes, noise=bounds)
             of = [signals.proved for signals in layered]
@@ -138,16 +133,6 @@ def proofs(
         reason = str(error).partition(": ")[2].partition(";")[0]
         return [Proved(None, n, reason)] * len(params)
     return [Proved(float(np.mean(proved)), n) for proved in of]
-
-
-def _all_fail_at_once(layer: Layer, params: Unrolled, D: Dictionary, X: Any, noise: Any) -> bool:
-    """Whether the first step alone refuses all codes: then no further step is to be asked."""
-    steps = params.steps
-    if layer.depth == 1 or steps is None:
-        return False
-    steps = steps[:1] if type(steps) is tuple else jax.tree.map(lambda leaf: leaf[:1], steps)
-    first = dataclasses.replace(layer, depth=1), params._replace(steps=steps)
-    return bool((theory.certify_signals(*first, D, X, noise=noise).failed_at == 0).all())
 
 
 def _noise_of(D: Dictionary, Y: np.ndarray, X: np.ndarray) -> np.ndarray:

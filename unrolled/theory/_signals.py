@@ -267,6 +267,10 @@ class MeasuredLayer(NamedTuple):
                 E = np.where(failed[:, None] < 0, E, math.inf)
             errors.append(E.max(1, initial=0))
             exact.append(np.where(on, E < a, E == 0).all(1))
+            if (failed >= 0).all():  # no later step proves anything
+                rest = len(self.measured.steps) - k - 1
+                errors, exact = errors + errors[-1:] * rest, exact + exact[-1:] * rest
+                break
         left = entries.put(E, np.where(failed < 0, 0.0, math.inf))
         return np.stack(errors, 1), failed, np.stack(exact, 1), left
 

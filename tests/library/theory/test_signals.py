@@ -448,5 +448,5 @@ def test_the_error_of_an_entry_is_that_of_its_worst_move(passing):
     u = a + A * np.linspace(-1, 1, 4001)[:, None, None]
     code = np.where(np.abs(u) > theta, u - (0 if passing else theta * np.sign(u)), 0)
     worst = np.abs(code - a).max(0)
-    found = _signals._mapped(SimpleNamespace(passing=passing), a, A, theta)
+    found = _signals._mapped(SimpleNamespace(passing=passing, theta=theta), a, A, theta, False)
     assert (worst <= found + 1e-12).all() and (found <= worst + 1e-3).all()
