@@ -64,10 +64,10 @@ class History(NamedTuple):
 class Tried(NamedTuple):
     """One of the runs among which `unsupervised` chooses."""
 
-    family: str
-    start: str  # "init", or "fista": the params of the best training of that family
-    rate: float  # at its beginning, for signals and atoms of norm 1
-    steps: int
+    family: str  # that was trained
+    start: str  # "init", or "fista": the best params of that family
+    rate: float  # at its beginning, for signals and atoms of mean norm 1
+    steps: int  # of training
     validation: float  # the least of its validation losses
 
 
