@@ -172,6 +172,10 @@ def test_codes_of_a_stream_are_those_of_its_first_signals(path, monkeypatch):
     assert found.shape == (7, 12) and np.abs(residual @ D).max() < 0.52
 
 
+def test_atoms_are_square_pictures_where_they_have_a_square_number_of_entries():
+    assert _learn._shape(None, 16) == (4, 4) and _learn._shape(None, 18) == (1, 18)
+
+
 def test_signals_may_begin_with_zeros(tmp_path, capsys, monkeypatch):
     """Of a file that is read in parts; 41 atoms are refused once some part says something."""
     monkeypatch.setattr(_learn, "_FIRST", 8)

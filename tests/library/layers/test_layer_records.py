@@ -644,7 +644,6 @@ def loose(params):
     return Unrolled(params.shared, tuple(at))
 
 
-@pytest.mark.few(12)
 @every_layer
 def test_check_refuses_none_for_an_array(name, problem):
     layer, params = started(name, problem)
