@@ -105,7 +105,8 @@ def minimise(
     first = np.zeros((0, d)) if start is None else start
     squares, vectors, lists = _workspace(m, d)
     _entry(_many)(
-        *map(_pointer, (*floats, first, *result, squares, vectors, lists)),
+        *map(_operand, (*floats, first)),
+        *map(_pointer, (*result, squares, vectors, lists)),
         *(n, m, d, lam.shape[1], len(first), moves, fewest, rounds),
         *(problem.l2, problem.nonnegative, tol),
     )
@@ -136,7 +137,9 @@ def match(
     x, inside, counts = np.zeros((n, d)), np.zeros(n), np.zeros(n, np.int64)
     operands = (problem.gram, problem.inverse, Y, products, favour)
     _entry(_matched)(
-        *map(_pointer, (*operands, x, inside, counts, *_workspace(m, d))), n, m, d, most, least
+        *map(_operand, operands),
+        *map(_pointer, (x, inside, counts, *_workspace(m, d))),
+        *(n, m, d, most, least),
     )
     return x, counts, inside
 
@@ -154,10 +157,13 @@ _FLOATS, _INTEGERS = types.CPointer(types.float64), types.CPointer(types.int64)
 _KINDS: dict[np.dtype, Any] = {np.dtype(float): ctypes.c_double, np.dtype(np.int64): ctypes.c_int64}
 
 
+def _operand(array: np.ndarray) -> Any:
+    """To the first entry of what is read, whose entries are then one after the other."""
+    return _pointer(np.ascontiguousarray(array, np.float64))
+
+
 def _pointer(array: np.ndarray) -> Any:
-    """To the first entry of an array whose entries are one after the other."""
-    if not array.flags.c_contiguous:
-        raise ValueError(f"an array of shape {array.shape} has gaps between its entries")
+    """To the first entry of an array that numpy has made; it keeps the array."""
     return array.ctypes.data_as(ctypes.POINTER(_KINDS[array.dtype]))
 
 

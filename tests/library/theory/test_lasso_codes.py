@@ -163,6 +163,17 @@ def test_a_value_that_the_solver_moved_is_solved_anew(monkeypatch):
     assert proof.unique.all() and proof.x == pytest.approx(plain.x, abs=1e-12)
 
 
+def test_the_layout_of_arrays_does_not_matter():
+    start = normal(2, BATCH, N)
+    plain = certify_lasso(D, Y, start, 0.1 * TOP)
+    turned = certify_lasso(*map(np.asfortranarray, (D, Y, start)), np.asfortranarray(0.1 * TOP))
+    assert (turned.holds == plain.holds).all()
+    assert turned.x == pytest.approx(plain.x, abs=1e-12)
+    A = np.asfortranarray(Y[:, ::-1])
+    codes = pursuit.match(np.asfortranarray(D[::-1]), A, 3)
+    assert codes == pytest.approx(pursuit.match(D, Y, 3), abs=1e-12)
+
+
 def test_one_signal_no_signal_and_signals_that_are_not_finite():
     one = certify_lasso(D, Y[0], NOTHING[0], 0.2)
     assert one.unique is True and one.x.shape == (N,) and isinstance(one.distance, float)
