@@ -1,6 +1,6 @@
 """The LASSO and OMP of many signals beside other libraries: CPU time, and the gap of every code.
 
-    python benchmarks/pursuit.py [--signals 2000] [--rounds 5] [--output benchmarks/pursuit.json]
+    python benchmarks/pursuit.py [--signals 1000] [--rounds 5] [--output benchmarks/pursuit.json]
     python benchmarks/pursuit.py --table                     prints the table of that file
 
 Eleven problems, in float64: Gaussian dictionaries, learned and sampled patches of photographs, a
@@ -42,7 +42,7 @@ from sklearn.linear_model import lasso_path, orthogonal_mp_gram
 
 import unrolled as ur
 
-GAP, FEW = 1e-6, 60
+GAP, FEW = 1e-6, 20
 TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10)
 
 
@@ -324,7 +324,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--signals", type=int, default=2000)
+    parser.add_argument("--signals", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
@@ -343,7 +343,7 @@ def main() -> None:
             atoms = max(1, min(round(nonzeros), p.D.shape[0] // 2))
             results[name]["omp"] = race_of_matching(p, atoms, arguments.rounds)
         print(name, {k: round(v["us"], 1) for k, v in results[name]["lasso"].items()}, flush=True)
-    save(arguments.output, results)
+        save(arguments.output, results)
 
 
 if __name__ == "__main__":
