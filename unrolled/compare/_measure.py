@@ -304,12 +304,12 @@ def measure(
 
 
 def _numbers(D: Operator, Y: Array, X: Array, x: Array) -> dict[str, Array]:
-    found = _errors(X, x) | _rebuilt(D, Y, x)
+    numbers = _errors(X, x) | _rebuilt(D, Y, x)
     if block_of(D) == 1:
-        return found
+        return numbers
     of, true, off = (jax.vmap(L1.of(D).sizes)(v) for v in (x, X, x - X))
-    found |= dict(largest_l1=largest(off.sum(-1)), **metrics.support_scores(of, true)._asdict())
-    return found | dict(nonzeros=(of != 0).sum(-1).astype(x.dtype).mean())
+    numbers |= dict(largest_l1=largest(off.sum(-1)), **metrics.support_scores(of, true)._asdict())
+    return numbers | dict(nonzeros=(of != 0).sum(-1).astype(x.dtype).mean())
 
 
 def _rebuilt(D: Operator, Y: Array, x: Array) -> dict[str, Array]:
