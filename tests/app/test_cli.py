@@ -458,7 +458,7 @@ def test_certify_says_how_many_drawn_codes_are_proved(run, tmp_path):
     arguments = ("certify", "paley.npy", "--sparsity", 2, "--sampled", 50)
     status, out, err = run(*arguments, "--output", tmp_path / "report")
     assert status == 0 and "signal by signal: 50 codes" in err
-    assert "| worst case | every code | s = 2 | s = 2 |" in out
+    assert "| worst case | every code | s = 2 | s = 2 |" in out and "3-norm, s = 2" in out
     html = (tmp_path / "report" / "report.html").read_text()
     assert "Signal by signal" in html and "the ratios of the supports" in html
     drawn = strict_json(run(*arguments, "--json", "--seed", 1)[1])["drawn"]
@@ -851,6 +851,7 @@ def asked(monkeypatch):
         rows=lambda: rows,
         to_dict=dict,
         runs=(1,),
+        shape=(8, 8),
     )
 
     def stub(name):
@@ -860,7 +861,7 @@ def asked(monkeypatch):
 
         return ask
 
-    names = "known_codes", "unknown_codes", "certified_regime", "proved_codes", "certified_chain"
+    names = "known_codes", "unknown_codes", "certified_regime", "certify_drawn", "certified_chain"
     for name in names:
         monkeypatch.setattr(studies, name, stub(name))
     return asked
@@ -881,7 +882,7 @@ def test_without_arguments_compare_has_all_standard_sections(run, tmp_path, monk
     (samples,), options = asked["known_codes"]
     assert samples.D.shape == asked["certified_regime"][0][0].shape == (250, 500)
     assert (options["depth"], options["steps"], options["lam"]) == (16, 400, None)
-    assert asked["proved_codes"][1]["sparsities"] == (11, 12)
+    assert asked["certify_drawn"][1]["sparsity"] == (11, 12)
     (D, _), options = asked["unknown_codes"]
     assert D.shape == (64, 256) and options["lam"] == 0.05 and "tested" not in options
     titles = ["The standard benchmark", "The regime that the theory certifies"]

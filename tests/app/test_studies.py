@@ -117,18 +117,41 @@ def test_a_first_screen_has_a_sentence_five_lines_and_six_columns(studied, name)
 
 
 def test_more_nonzeros_than_the_worst_case_covers_are_proved_signal_by_signal():
-    """No code that is proved has a wrong entry in the end, and all of them are found."""
+    """Without a sparsity the last one with nine supports in ten; all proved codes are found.
+
+    The scale of the atoms does not count, and one class alone has the numbers that it has among
+    others.
+    """
     D = ur.dictionaries.gaussian(KEY, 40, 60)
-    study = studies.proved_codes(KEY, D, codes=40)
+    options = dict(draws=40, weights=("closed form",), measured=True)
+    study = studies.certify_drawn(KEY, np.ldexp(D, np.arange(-30, 30)), **options)
+    s, following = study.sparsities
     worst = ur.theory.max_sparsity(ur.analytic.certify(D).mu_W, 60)
-    assert study.worst == worst and min(run.sparsity for run in study.runs) > worst
-    taking = [run.proved for run in study.runs if run.method == "alista_rt"]
-    assert taking[0] > 0.7 and taking[0] >= taking[1]
-    for run in study.runs:
-        assert run.error < 1e-6 and (run.wrong == 0 or run.proved < 1)
-    assert "the worst case covers" in study.text() and "are proved" in study.answer()
-    assert strict_json(to_json(study.to_dict())) and len(study.table("records")) == 4
-    assert studies.proved_codes(KEY, jnp.eye(1001)).text() == ""
+    assert study.worst == {"closed form": worst} and following - 1 == s > worst
+    proved = {(row.sparsity, row.steps): row.proved for row in study.rows}
+    taking = next(steps for _, steps in proved if "ratio" in steps)
+    assert proved[s, taking] > 28 and proved[s, taking] >= proved[following, taking]
+    errors = [row.error for row in study.rows if row.error is not None]
+    assert errors and max(errors) < 1e-6
+    alone = studies.certify_drawn(KEY, D, sparsity=s, **options)
+    assert [row[:5] for row in alone.rows] == [row[:5] for row in study.rows if row.sparsity == s]
+    assert f"closed form, s = {s}" in study.text() and "the worst case ends at" in study.answer()
+    nothing = studies.certify_drawn(KEY, jnp.ones((4, 5)), draws=3)
+    assert nothing.text() == "" and "beyond the worst case" in nothing.answer()
+
+
+@pytest.mark.parametrize(
+    "message, changed",
+    {
+        "sparsity 17 exceeds": dict(sparsity=17),
+        r"sparsity\[1\] must be at least 1": dict(sparsity=(2, 0)),
+        "bound must be positive": dict(bound=0.0),
+        "expected some weights of closed form": dict(weights=("minimax",)),
+    }.items(),
+)
+def test_drawn_codes_refuse_what_no_class_has(message, changed):
+    with pytest.raises(ValueError, match=message):
+        studies.certify_drawn(KEY, hadamard(), **dict(sparsity=2, draws=3) | changed)
 
 
 @pytest.mark.filterwarnings("ignore:fit. ")  # the start is worse, too

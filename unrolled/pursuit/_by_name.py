@@ -305,8 +305,9 @@ def default_lam(D: Dictionary, Y: Array | np.ndarray | MappedRows, ratio: float 
         0.39
     """
     products = np.asarray(Y[:2000], float) @ np.asarray(dense(D), float)
-    sizes = np.linalg.norm(products.reshape(len(products), -1, block_of(D)), axis=2)
-    largest = sizes.max(1)  # in float32 they may be 0
+    unit = np.abs(products).max(initial=0) or 1.0  # whose square may leave the range
+    sizes = np.linalg.norm((products / unit).reshape(len(products), -1, block_of(D)), axis=2)
+    largest = unit * sizes.max(1)  # in float32 they may be 0
     if not largest.any():
         raise ValueError("lam cannot be chosen: all signals are zero, or orthogonal to all atoms")
     lam = float(np.quantile(largest, 0.9)) * ratio

@@ -55,7 +55,7 @@ _ASKED = 256  # signals whose exact codes are counted
 _DEPTH = 16
 _TRAIN_ALL_THE_SAME = (
     "Where gradients pass through the codes, or each call must cost the same, take "
-    "ur.training.unsupervised(D, Y, {lam:g}, key=0) all the same."
+    "ur.training.unsupervised(D, Y, {lam!r}, key=0) all the same."
 )
 
 
@@ -89,9 +89,9 @@ class Recommendation:
     def __repr__(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self.options.items())
         if self.method == "lasso_batch":
-            return f"ur.pursuit.lasso_batch(D, Y, {self.lam:.6g}{options})"
+            return f"ur.pursuit.lasso_batch(D, Y, {self.lam!r}{options})"
         if self.lam is not None:
-            return f"ur.training.unsupervised(D, Y, {self.lam:.6g}, key=0{options})"
+            return f"ur.training.unsupervised(D, Y, {self.lam!r}, key=0{options})"
         return f"ur.training.by_recipe({self.method!r}, D, (Y, X), key=0{options})"
 
     def fit(self, key: Key = 0) -> Any:
@@ -131,7 +131,8 @@ def recommend(
         Y: (signals, m).
         X: (signals, d), the codes, if they are known.
         lam: the weight of the LASSO. None takes noise sqrt(2 ln d) times the mean norm of an atom
-            if the noise is known, else a tenth of what gives nine signals in ten the code 0.
+            if the noise is known, else a tenth of what gives nine signals in ten the code 0, to
+            three digits. Codes of 1,000 signals or more need none.
         noise: standard deviation of the noise of an entry of Y; None estimates it where codes are
             known.
         signals: how many are to be coded; None for those of Y.
@@ -165,7 +166,8 @@ def recommend(
     rows = np.unique(np.linspace(0, len(Y) - 1, min(len(Y), _ASKED)).astype(int))
     sample = np.asarray(Y[rows])
     checks.finite(sample, "Y", where)
-    lam = float(f"{_lam(D, Y, noise) if lam is None else lam:.3g}")
+    if lam is None:
+        lam = float(f"{_lam(D, Y, noise):.3g}")
     codes = np.asarray(lasso_batch(D, sample, lam).x)
     return _of_unknown(D, Y, lam, codes, noise, n, known=X is not None)
 
@@ -183,7 +185,7 @@ def _lam(D: Operator, Y: Any, noise: float | None) -> float:
     """The universal threshold of the noise, or a share of what silences most signals."""
     if not noise:
         return default_lam(D, Y)
-    return noise * math.sqrt(2 * math.log(D.shape[1])) * float(np.mean(column_norms(D)))
+    return noise * math.sqrt(2 * math.log(max(2, D.shape[1]))) * float(np.mean(column_norms(D)))
 
 
 def _coherence(D: Operator) -> tuple[float, float]:

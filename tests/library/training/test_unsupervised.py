@@ -243,8 +243,13 @@ def test_lam_is_that_given_or_of_the_noise_or_of_the_signals():
     of_signals = float(f"{default_lam(D, Y):.3g}")
     of_noise = 0.02 * np.sqrt(2 * np.log(N))
     assert recommend(D, Y).lam == of_signals
-    assert recommend(D, Y, lam=0.3).lam == 0.3
+    given = recommend(D, Y, lam=1 / 3)  # to the last digit
+    assert given.lam == 1 / 3 and repr(given) == f"ur.pursuit.lasso_batch(D, Y, {1 / 3})"
     assert recommend(D, Y, noise=0.02).lam == pytest.approx(of_noise, rel=5e-3)
+    assert recommend(D[:, :1], Y, noise=0.02).lam > 0
+    for scale in (1e-100, 1e100):  # whose square leaves the range, of D'y
+        scaled = default_lam(scale * np.float64(D), scale * np.float64(Y)) / scale / scale
+        assert scaled == pytest.approx(default_lam(D, Y), rel=1e-12)
 
 
 def test_the_code_that_an_advice_shows_returns_what_its_fit_does():

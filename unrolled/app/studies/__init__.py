@@ -2,7 +2,7 @@
 
 `certify` and `certify_weights` say what theory certifies; `known_codes` and `unknown_codes` compare
 analytic with learned weights; `certified_regime` and `certified_chain` measure errors under their
-bounds; `certify_drawn` and `proved_codes` say what is proved code by code. Every record has
+bounds; `certify_drawn` says what is proved code by code. Every record has
 `.text()` and `.to_dict()`, and those that draw something `.figure()`.
 """
 
@@ -12,7 +12,6 @@ from unrolled.app.studies._certified import *
 from unrolled.app.studies._drawn import *
 from unrolled.app.studies._known_codes import *
 from unrolled.app.studies._overview import *
-from unrolled.app.studies._signal_by_signal import *
 from unrolled.app.studies._steps import *
 from unrolled.app.studies._steps import plan, seldom, silent
 from unrolled.app.studies._unknown_codes import *

@@ -1,13 +1,15 @@
 """What is proved of codes that are drawn: signal by signal, and support by support."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from unrolled import analytic, layers, plots, problems, theory
+from unrolled import analytic, dictionaries, layers, plots, problems, theory
 from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Key
@@ -19,11 +21,10 @@ __all__ = ["DRAWS", "DrawnProofs", "ProvedShare", "certify_drawn"]
 
 
 DRAWS = 13_809  # all of so many are 99.9 % of the class, with the confidence of `exceedance`
-_DEPTH = 40
 _POWERS = {"closed form": 2.0, "3-norm": 3.0}  # weights -> the p of `frobenius_weights`
 _LEFT_OUT = 0.01  # of the sample of a schedule
-_RATIO = layers.alista_rt(1).ratio
-_SUPPORT, _ANY_RATIO = f"alista_rt, ratio {_RATIO:g}", "alista_rt, some ratio below 1"
+_SCHEDULED, _TAKING = layers.alista(40, support=(1, 1)), layers.alista_rt(40)
+_SUPPORT, _ANY_RATIO = f"alista_rt, ratio {_TAKING.ratio:g}", "alista_rt, some ratio below 1"
 _OWN, _ONE = "alista, own thresholds", "alista, one schedule"
 _COVERS = {
     _SUPPORT: "every code on the support",
@@ -31,52 +32,67 @@ _COVERS = {
     _OWN: "the code, every sign pattern",
     _ONE: "the code, every sign pattern",
 }
+_TRIED, _MOST = 50, 0.9  # supports, and the share of them, that decide which sparsities are shown
 
 
 class ProvedShare(NamedTuple):
     """How many draws a statement proves, with one kind of weights."""
 
     weights: str  # their kind
+    sparsity: int  # s, the nonzeros of a code
     steps: str  # the layer, and what sets its thresholds
     proved: int  # of the draws
     share: float  # of the class at least, with the confidence of `theory.exceedance`
+    error: float | None = None  # the largest of an entry after the steps, of the proved codes
 
 
 class DrawnProofs(NamedTuple):
-    """What is proved of codes of one class that are drawn."""
+    """What is proved of codes of one class, or of several sparsities, that are drawn."""
 
     shape: tuple[int, ...]  # of D
-    sparsity: int  # s, the nonzeros of a code
+    sparsities: tuple[int, ...]  # s, the nonzeros of a code
     bound: float  # B, of the entries of a code
     noise: float  # of a signal, in the l1 norm
-    draws: int
+    draws: int  # of every sparsity
     worst: dict[str, int]  # weights -> the most nonzeros that the worst case certifies
-    rows: tuple[ProvedShare, ...]
-    ratios: dict[str, np.ndarray]  # weights -> c(S) of every support
-    bounds: dict[str, np.ndarray]  # weights, thresholds -> of all proved codes, from step 0
+    rows: tuple[ProvedShare, ...]  # empty where nothing beyond the worst case is proved
+    ratios: dict[str, np.ndarray]  # weights, s -> c(S) of every support
+    bounds: dict[str, np.ndarray]  # weights, s, thresholds -> of all proved codes, from step 0
 
     def text(self) -> str:
         """The class, and a table, as text."""
         return "\n".join(self.parts())
 
     def parts(self) -> list[str]:
-        """The class, and a row for the worst case and for every statement."""
-        codes = f"{self.draws:,} codes with {self.sparsity} nonzeros on a random support"
-        noise = ""
+        """The class, and a row for the worst case and for every statement; nothing without rows."""
+        if not self.rows:
+            return []
+        counts = " or ".join(map(str, self.sparsities))
+        codes = f"{self.draws:,} codes with {counts} nonzeros on a random support"
+        noise = measured = ""
         if self.noise:
             noise = (
                 f" Noise of l1 norm at most {self.noise:g} hides small nonzeros: of a code it is "
                 "proved that no step takes a wrong entry and that the bound ends below where it "
                 "began. The rows of alista_rt are without noise."
             )
-        worst = ["worst case", "every code", *(f"s = {s}" for s in self.worst.values())]
+        errors = [row.error for row in self.rows if row.error is not None]
+        if errors:
+            measured = (
+                " The steps run on these codes, without noise: no entry of a proved code is off "
+                f"by more than {max(errors):.1e} in the end."
+            )
+        columns = [(name, s) for name in self.worst for s in self.sparsities]
+        worst = ["worst case", "every code", *(f"s = {self.worst[name]}" for name, _ in columns)]
         rows = [[steps, covers, *self._cells(steps)] for steps, covers in _COVERS.items()]
         return [
             f"Signal by signal: {codes}, uniform in [-{self.bound:g}, {self.bound:g}], drawn anew. "
             "In brackets is the share of the class that is proved at least, with confidence "
-            f"1 - 1e-6.{noise}",
+            f"1 - 1e-6.{noise}{measured}",
             "",
-            markdown(["steps", "covers", *self.worst], [worst, *rows]),
+            markdown(
+                ["steps", "covers", *(f"{name}, s = {s}" for name, s in columns)], [worst, *rows]
+            ),
         ]
 
     def _cells(self, steps: str) -> list[str]:
@@ -85,12 +101,18 @@ class DrawnProofs(NamedTuple):
         ]
 
     def answer(self) -> str:
-        """The share that the best statement proves, beside the worst case."""
-        best = max(self.rows, key=lambda row: row.proved)
+        """The share that the best statement proves, of most nonzeros where several have one."""
+        worst = max(self.worst.values())
+        if not self.rows:
+            return (
+                f"Nothing is proved signal by signal beyond the worst case, which ends at {worst}."
+            )
+        best = max(
+            self.rows, key=lambda row: (row.sparsity * (2 * row.proved > self.draws), row.proved)
+        )
         return (
-            f"At {self.sparsity} nonzeros {best.proved:,} of {self.draws:,} codes are proved "
-            f"({best.weights} weights, {best.steps}); the worst case ends at "
-            f"{max(self.worst.values())}."
+            f"At {best.sparsity} nonzeros {best.proved:,} of {self.draws:,} codes are proved "
+            f"({best.weights} weights, {best.steps}); the worst case ends at {worst}."
         )
 
     def __repr__(self) -> str:
@@ -115,8 +137,8 @@ class DrawnProofs(NamedTuple):
         for name, ratios in self.ratios.items():
             shares = np.arange(1, len(ratios) + 1) / len(ratios)
             left.plot(np.sort(ratios), shares, **looks[name] | dict(marker="", label=name))
-        left.axvline(_RATIO, color="0.6", linewidth=1, zorder=0)
-        title = f"Supports with c(S) at most c (line: {_RATIO:g})"
+        left.axvline(_TAKING.ratio, color="0.6", linewidth=1, zorder=0)
+        title = f"Supports with c(S) at most c (line: {_TAKING.ratio:g})"
         left.set(title=title, xlabel="c", ylabel="share of the supports")
         left.set_xlim(right=min(1.25, left.get_xlim()[1]))
         left.legend(loc="upper left", frameon=False)
@@ -136,13 +158,15 @@ def certify_drawn(
     key: Key,
     D: Dictionary,
     *,
-    sparsity: int,
+    sparsity: int | Sequence[int] | None = None,
     draws: int = DRAWS,
     bound: float = 1.0,
     noise: float = 0.0,
+    weights: Sequence[str] = tuple(_POWERS),
+    measured: bool = False,
     say: Say = silent,
 ) -> DrawnProofs:
-    """What is proved of drawn codes, beside the worst case, for two kinds of weights.
+    """What is proved of drawn codes, next to the worst case, for some kinds of weights.
 
     Of each support: whether `layers.alista_rt` finds every code on it (`theory.certify_supports`).
     Of each code: whether `layers.alista` with 40 steps finds it, with its own thresholds and with
@@ -151,18 +175,23 @@ def certify_drawn(
 
     Args:
         key: of the codes.
-        D: (m, d) with unit atoms.
-        sparsity: s, nonzeros of a code, at least 1.
-        draws: the number of codes.
-        bound: B; the nonzeros are uniform in [-B, B].
+        D: (m, d), normalised here.
+        sparsity: s, nonzeros of a code, at least 1, or several; None for the largest at which nine
+            supports in ten are proved, and the next one: none where the worst case covers both.
+        draws: the number of codes of every sparsity.
+        bound: B > 0; the nonzeros are uniform in [-B, B].
         noise: the l1 norm of the noise in a signal, at most.
+        weights: their kinds, among "closed form" and "3-norm", the p = 2 and p = 3 of
+            `theory.frobenius_weights`.
+        measured: also run the steps on the codes, without noise.
         say: is told what is going on.
 
     Returns:
         DrawnProofs.
 
     Raises:
-        ValueError: sparsity outside 1..d, no draws, atoms that are not of norm 1, or numbers out of
+        TypeError: a sparsity that is not an integer.
+        ValueError: sparsity outside 1..d, no draws, unknown weights, a zero atom, or numbers out of
             range.
 
     Example:
@@ -172,47 +201,97 @@ def certify_drawn(
         (2, 100)
     """
     where = "certify_drawn"
-    s, draws = checks.as_sizes(where, sparsity=sparsity, draws=draws)
+    (draws,) = checks.as_sizes(where, draws=draws)
+    if not checks.as_number(bound, "bound", where) > 0:
+        raise ValueError(f"{where}: bound must be positive, got {bound!r}")
+    sparsities: tuple[int, ...] | None = None
+    if sparsity is not None:
+        several = sparsity if np.ndim(sparsity) else (sparsity,)
+        sparsities = checks.as_indices(several, "sparsity", where, least=1)
+    if not weights or not set(weights) <= set(_POWERS):
+        raise ValueError(f"{where}: expected some weights of {', '.join(_POWERS)}, got {weights!r}")
     with jax.enable_x64(True):
         D = as_dictionary(D, where)
-        D = D if D.dtype == np.float64 else theory.in_float64(D)
-        shape = (draws, D.shape[1])
-        sample, fresh = (
-            np.asarray(problems.bounded(part, shape, s, bound)) for part in jax.random.split(key)
-        )
-        supports = np.nonzero(fresh)[1].reshape(draws, s)
-        layer = layers.alista(_DEPTH, support=(1, 1))
-        worst: dict[str, int] = {}
+        D = theory.in_float64(dictionaries.normalize(checks.cast(D, np.float64))[0], D.dtype)
+        Ws = {name: theory.frobenius_weights(D, power=_POWERS[name]) for name in weights}
+        worst = {
+            name: theory.max_sparsity(analytic.certify(D, W).mu_W, D.shape[1])
+            for name, W in Ws.items()
+        }
+        draw = partial(_drawn, key, (2 * draws, D.shape[1]), bound)
+        if sparsities is None:
+            first, tried = Ws[weights[0]], min(draws, _TRIED)
+            shares = (
+                np.mean(_on_supports(first, D, draw(s)[:tried], s)[0])
+                for s in range(worst[weights[0]] + 1, D.shape[0])
+            )
+            sparsities = _reached(worst[weights[0]], shares)
         rows: list[ProvedShare] = []
         ratios: dict[str, np.ndarray] = {}
         bounds: dict[str, np.ndarray] = {}
-        for name, power in _POWERS.items():
-            say(f"signal by signal: {draws} codes, {name} weights")
-            W = theory.frobenius_weights(D, power=power)
-            worst[name] = theory.max_sparsity(analytic.certify(D, W).mu_W, D.shape[1])
-            of = theory.certify_supports(W, D, supports)
-            converges, ratios[name] = of.contraction < 1, of.ratio
-            share = partial(_share, name)
-            rows.append(share(_SUPPORT, (of.ratio <= _RATIO) & converges))
-            rows.append(share(_ANY_RATIO, (of.ratio < 1) & converges))
-            with checks.quiet(analytic.HypothesisWarning):  # the fresh codes say so
-                params = analytic.from_sample(
-                    layer, D, sample, noise=noise, W=W, leave_out=_LEFT_OUT
-                )
-            for steps in (_OWN, _ONE):
-                proof = theory.certify_signals(
-                    layer, params, D, fresh, noise=noise, own=steps == _OWN
-                )
-                errors = proof.errors
-                proved = errors[:, -1] < errors[:, 0] if noise else proof.proved
-                rows.append(share(steps, proved))
-                if proved.any():
-                    bounds[f"{name}, {steps.split(', ')[1]}"] = errors[proved].max(0)
+        for name, W in Ws.items():
+            for s in sparsities:
+                say(f"signal by signal: {draws} codes with {s} nonzeros, {name} weights")
+                sample, fresh = np.split(draw(s), 2)
+                share = partial(_share, name, s)
+                of = f"{name}, s = {s}"
+                proved, any_ratio, ratios[of] = _on_supports(W, D, fresh, s)
+                taking = _TAKING.from_weights(None, W, D)
+                errors = _errors(_TAKING, taking, D, fresh) if measured else None
+                rows += [share(_SUPPORT, proved, errors), share(_ANY_RATIO, any_ratio)]
+                with checks.quiet(analytic.HypothesisWarning):  # the fresh codes say so
+                    params = analytic.from_sample(
+                        _SCHEDULED, D, sample, noise=noise, W=W, leave_out=_LEFT_OUT
+                    )
+                errors = _errors(_SCHEDULED, params, D, fresh) if measured else None
+                for steps in (_OWN, _ONE):
+                    own = steps == _OWN
+                    proof = theory.certify_signals(
+                        _SCHEDULED, params, D, fresh, noise=noise, own=own
+                    )
+                    ends = proof.errors[:, -1] < proof.errors[:, 0]
+                    proved = ends if noise else proof.proved
+                    rows.append(share(steps, proved, None if own else errors))
+                    if proved.any():
+                        bounds[f"{of}, {steps.split(', ')[1]}"] = proof.errors[proved].max(0)
     return DrawnProofs(
-        D.shape, s, float(bound), float(noise), draws, worst, tuple(rows), ratios, bounds
+        D.shape, sparsities, float(bound), float(noise), draws, worst, tuple(rows), ratios, bounds
     )
 
 
-def _share(weights: str, steps: str, proved: Sequence[bool] | np.ndarray) -> ProvedShare:
-    refused = 1.0 - np.asarray(proved)
-    return ProvedShare(weights, steps, int(np.sum(proved)), 1 - theory.exceedance(refused, 0.5))
+def _drawn(key: Any, shape: tuple[int, int], bound: float, s: int) -> np.ndarray:
+    """Codes with s nonzeros: half are the sample of a schedule, and half are fresh."""
+    return np.asarray(problems.bounded(jax.random.fold_in(key, s), shape, s, bound))
+
+
+def _reached(worst: int, shares: Iterable[float]) -> tuple[int, ...]:
+    """The last sparsity above the worst case with a share of `_MOST`, and the next one."""
+    s = worst + sum(1 for _ in itertools.takewhile(lambda share: share >= _MOST, shares))
+    return (s, s + 1) if s > worst else ()
+
+
+def _on_supports(W: Any, D: Any, X: np.ndarray, s: int) -> tuple[np.ndarray, ...]:
+    """Whether `alista_rt` finds all codes on each support: as it is, with some ratio; and c(S)."""
+    of = theory.certify_supports(W, D, np.nonzero(X)[1].reshape(len(X), s))
+    converges = of.contraction < 1
+    return (of.ratio <= _TAKING.ratio) & converges, (of.ratio < 1) & converges, of.ratio
+
+
+@partial(jax.jit, static_argnums=0)
+def _codes(layer: Any, params: Any, D: Any, X: Any) -> Any:
+    return jax.vmap(layer.apply, (None, None, 0))(params, D, problems.synthesize(D, X))
+
+
+def _errors(layer: Any, params: Any, D: Any, X: np.ndarray) -> np.ndarray:
+    """The largest error of an entry of each code that a layer finds of the signals D x."""
+    return np.abs(np.asarray(_codes(layer, params, D, jnp.asarray(X))) - X).max(1)
+
+
+def _share(
+    weights: str, s: int, steps: str, proved: np.ndarray, errors: np.ndarray | None = None
+) -> ProvedShare:
+    refused, error = 1.0 - proved, None
+    if errors is not None and proved.any():
+        error = float(errors[proved].max())
+    share = 1 - theory.exceedance(refused, 0.5)
+    return ProvedShare(weights, s, steps, int(proved.sum()), share, error)
