@@ -1,5 +1,6 @@
 """The penalty of a code: what shrinks it, what an objective adds up, what bounds a dual point."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -29,18 +30,26 @@ class Penalty:
 
     .. math:: \max_\nu \|y\|^2 / 2 - \|y - \nu\|^2 / 2 : |(D'\nu)_i| \le lam_i,
 
-    where over x >= 0 the bound is one on (D'nu)_i itself. Below, d is the length of a code and n
-    that of its parts, d / block. lam and theta are one number, or (d,), equal within a part.
+    where over x >= 0 the bound is one on (D'nu)_i itself. With a finite `bend` the penalty is the
+    minimax concave one, which no longer grows beyond |x_i| = bend lam_i,
+
+    .. math:: \sum_i lam_i |x_i| - |x_i|^2 / (2 bend) \text{ to there}, \qquad bend \, lam_i^2 / 2
+        \text{ beyond},
+
+    so large parts pass unshrunk. It is not convex: duals, gaps and pursuits know no bend. Below, d
+    is the length of a code and n that of its parts, d / block. lam and theta are one number, or
+    (d,), equal within a part.
 
     Attributes:
         block: the number of entries of a part, `block` of a dictionary.
         nonnegative: whether codes are x >= 0, of parts of one entry.
+        bend: how many thresholds long a part must be to pass unshrunk; above 1.
 
     Raises:
         TypeError: a block that is no integer, or `nonnegative` that is not a bool.
-        ValueError: a block below 1, or parts of several entries over x >= 0.
+        ValueError: a block below 1, parts of several entries over x >= 0, or a bend of at most 1.
 
-    Reference: Yuan, Lin (2006), the group LASSO.
+    Reference: Yuan, Lin (2006), the group LASSO; Zhang (2010) and Gao, Bruce (1997) for the bend.
 
     Example:
         >>> penalty = ur.penalties.Penalty(block=2)
@@ -50,10 +59,13 @@ class Penalty:
         10.0
         >>> ur.penalties.Penalty(nonnegative=True).shrink(jnp.array([3.0, -3.0]), 1.0).tolist()
         [2.0, 0.0]
+        >>> ur.penalties.Penalty(bend=2.0).shrink(jnp.array([3.0, -1.5]), 1.0).tolist()
+        [3.0, -1.0]
     """
 
     block: int = 1
     nonnegative: bool = False
+    bend: float = math.inf
 
     def __post_init__(self):
         checks.as_index(self.block, "block", "Penalty", least=1)
@@ -62,6 +74,8 @@ class Penalty:
             raise ValueError(
                 f"Penalty: parts of {self.block} entries have no sign; expected nonnegative=False"
             )
+        if not checks.as_number(self.bend, "bend", "Penalty") > 1:
+            raise ValueError(f"Penalty: bend must be above 1, got {self.bend}")
 
     def of(self, D: Dictionary) -> "Penalty":
         """The same penalty, of the parts of D."""
@@ -106,8 +120,13 @@ class Penalty:
         return jnp.where(zero, 0, parts / jnp.where(zero, 1, sizes)).reshape(-1)
 
     def value(self, x: Array, lam: ArrayLike) -> Array:
-        """sum_i lam_i |x_i|, ()."""
+        """sum_i lam_i |x_i|, or the minimax concave penalty, ()."""
         sizes = self.sizes(x)
+        if self.bend < math.inf:
+            # lam size - size^2 / (2 bend), as a product that stays in the range.
+            lam = self.of_parts(jnp.asarray(lam, sizes.dtype))
+            sizes = jnp.minimum(sizes, self.bend * lam)
+            return jnp.sum(sizes * (lam - sizes / (2 * self.bend)))
         if np.ndim(lam) == 0:
             return jnp.asarray(lam * jnp.sum(sizes))
         return jnp.sum(self.of_parts(jnp.asarray(lam)) * sizes)
@@ -126,7 +145,8 @@ class Penalty:
 
         .. math:: x_i = v_i / |v_i| \, (\rho(|v_i| - \theta_i) - \rho(-|v_i| - \theta_i)).
 
-        `activations.select_support` says what passes: of parts those of the largest sizes.
+        `activations.select_support` says what passes: of parts those of the largest sizes. With a
+        bend it is the firm threshold, min(bend / (bend - 1) |x_i|, |v_i|) in the direction of x_i.
         """
         if self == L1:
             if fraction is None:
@@ -134,27 +154,51 @@ class Penalty:
             return select_support(v, theta, fraction, activation)
         if self.nonnegative:
             x = nonnegative_threshold(v, theta, activation)
+        elif self.block == 1:
+            x = shrink(v, theta, activation)
         else:
             theta = self.of_parts(jnp.asarray(theta, v.dtype))
             x = _shrink_parts(self.parts(v), theta, activation).reshape(-1)
             theta = lax.stop_gradient(theta)
+        x = self._bent(v, x)
         if fraction is None:
             return x
         sizes = lax.stop_gradient(self.dual_sizes(v))
         return jnp.where(self.entries(selected(sizes, theta, fraction)), v, x)
 
+    def _bent(self, v: Array, x: Array) -> Array:
+        """The firm threshold of v from the soft one, x; x itself without a bend."""
+        if self.bend == math.inf:
+            return x
+        x = self.bend / (self.bend - 1) * x
+        if self.nonnegative:
+            return jnp.minimum(x, relu(v))
+        if self.block == 1:
+            return jnp.clip(x, -jnp.abs(v), jnp.abs(v))
+        return jnp.where(self.entries(self.sizes(x) > self.sizes(v)), v, x)
+
+    @property
+    def counts(self) -> bool:
+        """Whether `divergence` is the number of nonzeros, so that x alone gives it."""
+        return self.block == 1 and self.bend == math.inf
+
     def divergence(self, u: Array, x: Array) -> Array:
         r"""The trace of the derivative of x = shrink(u, theta) with ReLU, ().
 
-        .. math:: \sum_{x_i \ne 0} (1 + (block - 1) |x_i| / |u_i|),
+        .. math:: \sum_{x_i \ne 0} (a_i + (block - 1) |x_i| / |u_i|),
 
-        the number of nonzeros where a part is an entry. It carries no gradient.
+        where a_i = 1, or bend / (bend - 1) of a part that is bent, |x_i| < |u_i|. It is the number
+        of nonzeros where a part is an entry, without a bend. It carries no gradient.
         """
-        if self.block == 1:
+        if self.counts:
             return jnp.sum(x != 0, dtype=x.dtype)
         sizes, of_u = self.sizes(x), self.sizes(u)
         kept = sizes / jnp.where(sizes > 0, of_u, 1)
-        return lax.stop_gradient(jnp.sum(jnp.where(sizes > 0, 1 + (self.block - 1) * kept, 0)))
+        slope = jnp.ones_like(sizes)
+        if self.bend < math.inf:
+            slope = jnp.where(sizes < of_u, self.bend / (self.bend - 1), slope)
+        terms = jnp.where(sizes > 0, slope + (self.block - 1) * kept, 0)
+        return lax.stop_gradient(jnp.sum(terms))
 
     def within(self, g: Array, lam: Array) -> Array:
         """The point nearest to g whose dual sizes are at most lam, (d,)."""

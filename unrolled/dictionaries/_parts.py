@@ -39,7 +39,7 @@ def to_pairs(z: ArrayLike) -> Any:
     z, xp = (z, jnp) if isinstance(z, jax.Array) else (np.asarray(z), np)
     if not z.ndim:
         raise ValueError("to_pairs: expected an array with at least one axis, got one number")
-    return xp.stack([z.real, z.imag], -1).reshape(*z.shape[:-1], -1)
+    return xp.stack([z.real, z.imag], -1).reshape(*z.shape[:-1], 2 * z.shape[-1])
 
 
 def from_pairs(v: ArrayLike) -> Array:
@@ -189,8 +189,8 @@ class _Rows:
 
     def __call__(self, x: Array) -> Array:
         if not self.pairs:
-            return x.reshape(*x.shape[:-1], -1, self.g)
-        x = x.reshape(*x.shape[:-1], -1, 2, self.g)
+            return x.reshape(*x.shape[:-1], x.shape[-1] // self.g, self.g)
+        x = x.reshape(*x.shape[:-1], x.shape[-1] // (2 * self.g), 2, self.g)
         return lax.complex(x[..., 0, :], x[..., 1, :])
 
 
@@ -324,4 +324,4 @@ class Joint(Structured):
             return None
         if self._pairs:
             y = to_pairs(y.swapaxes(-1, -2)).swapaxes(-1, -2)  # (..., 2 m, g)
-        return y.reshape(*shape[:batch], -1), _Rows(g, self._pairs)
+        return y.reshape(*shape[:batch], y.shape[-2] * g), _Rows(g, self._pairs)

@@ -379,7 +379,7 @@ class alista_at(Selecting):
         x = self.shrink(D, u, magnitude(p.theta) * size, fraction)
         if self.onsager:
             penalty, share = self.penalty(D), jnp.mean(x != 0, dtype=y.dtype)
-            if penalty.block > 1:
+            if not penalty.counts:
                 share = penalty.divergence(u, x) / len(x)
             a = jnp.minimum(share, _MOST_NONZEROS)
             z = x + p.beta * a / (1 - a) * (x - u)
@@ -394,7 +394,7 @@ class alista_at(Selecting):
 
     def message_passing(self):
         plain = self.by == "code" and self.activation == relu and self.ridge == 0
-        if self.onsager and plain and not self.nonnegative:
+        if self.onsager and plain and self.is_soft:
             return MessagePassing("oamp", "select", "theta", fractions=self.schedule)
         return None
 

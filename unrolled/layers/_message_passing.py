@@ -24,7 +24,7 @@ from unrolled._base.numbers import (
 )
 from unrolled._base.programs import program
 from unrolled.activations import relu
-from unrolled.dictionaries import Dictionary, as_dictionary, block_of, column_norms, dense
+from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense
 from unrolled.layers._ista import Step
 from unrolled.layers._layer import Acting, Law, Layer, Recipe
 from unrolled.layers._records import (
@@ -134,7 +134,7 @@ class lamp(Shrinking):
         return message_passing(as_dictionary(D, self.family), self.alpha, self.depth, self.family)
 
     def start(self, D, y):
-        nothing = jnp.zeros((), y.dtype) if block_of(D) > 1 else None
+        nothing = None if self.penalty(D).counts else jnp.zeros((), y.dtype)
         return Corrected(jnp.zeros(D.shape[1], y.dtype), jnp.zeros_like(y), nothing)
 
     def step(self, shared, p, D, y, state):
@@ -151,7 +151,7 @@ class lamp(Shrinking):
         return Acting(p.W)
 
     def message_passing(self):
-        plain = self.activation == relu and not self.nonnegative
+        plain = self.activation == relu and self.is_soft
         return MessagePassing("amp", "soft", "alpha") if plain else None
 
 

@@ -16,7 +16,7 @@ from unrolled.activations import NAMED, Activation, by_name, relu
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, spread
 from unrolled.layers._layer import Acting, Layer
 from unrolled.layers._records import Unrolled
-from unrolled.penalties import L1, NONNEGATIVE, Penalty
+from unrolled.penalties import Penalty
 from unrolled.pursuit import State, lipschitz
 from unrolled.records import option
 
@@ -100,8 +100,9 @@ class Shrinking(Layer):
     """A family whose steps end in `self.shrink(D, u, theta)`, with any activation.
 
     Steps that select a support end in `self.shrink(D, u, theta, fraction)`. With `nonnegative` they
-    are those of the LASSO over x >= 0. No theorem here is about them: theory, `realize` and
-    predictions refuse them.
+    are those of the LASSO over x >= 0; with a `bend`, large entries pass unshrunk, as the proximal
+    map of the minimax concave penalty lets them. No theorem here is about either: theory, `realize`
+    and predictions refuse them.
 
     Example:
         >>> layer = ur.layers.ista(1, activation=ur.activations.leaky_relu(0.1))
@@ -109,6 +110,10 @@ class Shrinking(Layer):
         [2.4 0. ]
         >>> ur.layers.ista(1).shrink(jnp.eye(3), jnp.array([3.0, -2.0, 0.5]), 1.0, 1 / 3).tolist()
         [3.0, -1.0, 0.0]
+        >>> ur.layers.ista(1, bend=2).shrink(jnp.eye(2), jnp.array([3.0, 1.5]), 1.0).tolist()
+        [3.0, 1.0]
+
+    Reference: Zhang (2010); Gao, Bruce (1997).
     """
 
     activation: Activation | Callable = option(
@@ -119,9 +124,21 @@ class Shrinking(Layer):
         default=False, help="shrink by rho(u - theta), with ReLU the proximal map over x >= 0"
     )
 
+    bend: float = option(
+        default=math.inf,
+        above=1,
+        most=math.inf,
+        help="thresholds at which an entry passes unshrunk (firm shrinkage); inf shrinks all",
+    )
+
     def penalty(self, D: Dictionary) -> Penalty:
         """What the steps shrink by, for codes of D."""
-        return (NONNEGATIVE if self.nonnegative else L1).of(D)
+        return Penalty(nonnegative=self.nonnegative, bend=self.bend).of(D)
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether shrinkage is that of theorems and predictions: of both signs, without a bend."""
+        return not self.nonnegative and self.bend == math.inf
 
     @property
     def takes_parts(self) -> bool:
@@ -216,7 +233,7 @@ class Coupled(Shrinking):
         """Whether the step and the shrinkage are those above, over all codes, without a guard."""
         own: Any = type(self)
         shrinks = own.shrink is Shrinking.shrink and own.penalty is Shrinking.penalty
-        plain = self.guard is None and not self.nonnegative
+        plain = self.guard is None and self.is_soft
         return shrinks and plain and own.step is Coupled.step and own.start is Layer.start
 
     def step(self, shared, p, D, y, state, *fraction):

@@ -368,8 +368,14 @@ def _derivative(penalty, tol, max_steps, primals, tangents):
     return (x, gap, steps), (dx, jnp.zeros_like(gap), jnp.zeros((), jax.dtypes.float0))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def on_branch(slope: Callable[[Any, Array], Array], limit: int, params: Any, x: Array) -> Array:
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 4))
+def on_branch(
+    slope: Callable[[Any, Array], Array],
+    limit: int,
+    params: Any,
+    x: Array,
+    penalty: Penalty = L1,
+) -> Array:
     """x, with the derivative of the point where slope(params, x) = 0 on the support of x.
 
     The support is held fixed, and that of x itself is not asked for.
@@ -380,15 +386,16 @@ def on_branch(slope: Callable[[Any, Array], Array], limit: int, params: Any, x: 
         limit: the most steps of conjugate residuals.
         params: what x depends on, a tuple of arrays, D first.
         x: (d,), a stationary point, in numbers near 1.
+        penalty: whose parts of x a support consists of.
     """
     return x
 
 
 @on_branch.defjvp
-def _branch(slope, limit, primals, tangents):
+def _branch(slope, limit, penalty, primals, tangents):
     params, x = primals
-    x = on_branch(slope, limit, params, x)  # which a second derivative moves, too
-    return x, tangent(slope, limit, params, tangents[0], x)
+    x = on_branch(slope, limit, params, x, penalty)  # which a second derivative moves, too
+    return x, tangent(slope, limit, params, tangents[0], x, penalty)
 
 
 def units_of_small_atoms(D: Operator) -> Array:

@@ -20,13 +20,27 @@ from unrolled.dictionaries import (
     Dictionary,
     Operator,
     as_dictionary,
+    as_flat,
+    block_of,
     dense,
     spread,
     threshold_shapes,
 )
+from unrolled.penalties import Penalty
 from unrolled.pursuit import _problem
-from unrolled.pursuit._lasso import one_penalty
-from unrolled.pursuit._problem import Grid, Pursuit, bounded, flat_code, is_held, rounded
+from unrolled.pursuit._lasso import Lasso, one_penalty
+from unrolled.pursuit._problem import (
+    Grid,
+    Pursuit,
+    StaticPart,
+    bounded,
+    fixed_norm,
+    flat_code,
+    is_held,
+    one_by_one,
+    rounded,
+    run,
+)
 
 __all__ = ["lasso_batch"]
 
@@ -58,17 +72,20 @@ def lasso_batch(
     An active set method finds the minimiser, and stops at the first code whose duality gap, in
     float64, is at most tol. It runs on the host, compiled by numba: the first call takes seconds
     where no earlier process has left its machine code. Traceable; it has no derivative, for which
-    see `lasso` under `vmap`.
+    see `lasso` under `vmap`. That finds the codes of a D whose codes come in parts: |x_i| is then
+    the size of a part, the gap has the precision of the dtype, and `steps` counts those of FISTA.
 
     Args:
-        D: (m, d). Structured dictionaries are made dense; for one that is too large for a matrix
-            use `lasso` under `vmap`.
+        D: (m, d). Structured dictionaries without parts are made dense; for one that is too large
+            for a matrix use `lasso` under `vmap`.
         Y: (batch, m), or a batch of signal grids of a `Conv`; then codes have the shape
-            `D.code_grid`. The batch may be empty. One that `np.load(path, mmap_mode="r")` returns
-            is read in chunks, to the same codes; these are in memory together, for which see
-            `unrolled encode`.
+            `D.code_grid`; or of complex signals of a `Complex` D, or of those of a `Joint`, with
+            codes of that form. The batch may be empty. One that `np.load(path, mmap_mode="r")`
+            returns is read in chunks, to the same codes; these are in memory together, for which
+            see `unrolled encode`.
         lam: penalty weight: one number, one per atom (d,), one per filter of a `Conv`, one per
-            signal (batch, 1), or all of them (batch, d).
+            signal (batch, 1), or all of them (batch, d). Of parts one for each takes the place of
+            one per atom.
         ratio: in place of lam, lam / lam_max(D, y) of every signal, in the shapes of lam.
         tol, nonnegative, l2: as in `lasso`.
         start: (batch, d), codes to start from.
@@ -93,21 +110,26 @@ def lasso_batch(
     D, signals, dtype, grid = operands_of_many(D, Y, where)
     if _problem.is_zero(D):
         raise ValueError(f"{where}: D is zero")
-    wide = wide_dtype(dtype)
-    host = partial(
-        lasso_of_many,
-        relative=lam is None,
-        tol=_problem.static_tol(tol, where),
-        nonnegative=checks.as_bool(nonnegative, "nonnegative", where),
-        max_steps=_problem.static_steps(max_steps, where),
-        warm=start is not None,
-    )
+    wide, tol = wide_dtype(dtype), _problem.static_tol(tol, where)
+    nonnegative = checks.as_bool(nonnegative, "nonnegative", where)
+    max_steps = _problem.static_steps(max_steps, where)
     value, name = one_penalty(lam, ratio, where)
     weight = _problem.penalty(D, value, name, where, wide, batch=len(signals))
     _problem.check_number(l2, "l2", where)
     checks.in_range(l2, wide, "l2", where)
     X = _problem.as_start(D, start, "", where, (len(signals),))
     several = np.shape(weight) not in (*threshold_shapes(D), getattr(D, "code_grid", ()))
+    options = dict(relative=lam is None, tol=tol, nonnegative=nonnegative, max_steps=max_steps)
+    host = partial(lasso_of_many, warm=start is not None, **options)
+
+    def by_parts(Y: Array, rows: slice | None) -> Pursuit:
+        penalty = Penalty(block_of(D), nonnegative)
+        method = Lasso(tol, max_steps, penalty)
+        form = StaticPart(np.dtype(dtype), grid, fixed_norm, relative=lam is None, kind=penalty)
+        weights = weight[rows] if several and rows else one_by_one(D, weight)
+        first = X[rows] if X is not None and rows else X
+        ridge = _problem.as_operand(l2, wide)
+        return _together(method, form, several, *checks.cast((D, Y), dtype), weights, ridge, first)
 
     def solved(Y: Array, rows: slice | None) -> Pursuit:
         weights = weight[rows] if several and rows else weight
@@ -118,15 +140,40 @@ def lasso_batch(
         answers = on_the_host(host, operands, D.shape[1])
         return batch_result(dtype, grid, answers, a, b, *operands[:2])
 
-    return in_chunks(solved, signals, where)
+    return in_chunks(by_parts if block_of(D) > 1 else solved, signals, where)
+
+
+@programs.on_auto_axes
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _together(
+    method: Lasso,
+    form: StaticPart,
+    several: bool,
+    D: Operator,
+    Y: Array,
+    lam: Any,
+    l2: Any,
+    start: Any,
+) -> Pursuit:
+    """The method under vmap; `several` says that lam has a row for every signal."""
+
+    def one(y, lam, start):
+        lam = lam[0] if np.shape(lam) == (1,) else lam
+        (x,), *rest = run(method, form, (D,), y, (lam,), l2, None, start)
+        return Pursuit(x, *rest)
+
+    axes = 0, 0 if several else None, None if start is None else 0
+    return jax.vmap(one, axes)(Y, lam, start)
 
 
 def operands_of_many(D: Dictionary, Y: Any, where: str) -> tuple[Operator, Any, np.dtype, Grid]:
     """D, signals in rows, the dtype of the result and the grid of a code, checked.
 
-    Signals of a file that is mapped into memory stay there if they are more than a chunk.
+    Signals of a file that is mapped into memory stay there if they are more than a chunk, and in
+    the form of a D whose codes come in parts if they are real and flat.
     """
     mapped = isinstance(Y, np.memmap) and Y.ndim > 1 and len(Y) > BLOCK
+    mapped = mapped and as_flat(D, Y[:1], 1)[1] is None
     some, grid = _problem.flat_signal(D, Y[:1] if mapped else Y, where, batch=1)
     D, some = as_dictionary(D, where), checks.as_float(some, "Y", where)
     if some.ndim != 2 or some.shape[1] != D.shape[0]:
@@ -219,7 +266,7 @@ def batch_result(
     codes, k = ldexp(x, b - a).astype(dtype), (b - a)[:, 0]
     converged = converged & jax.vmap(is_held)(codes, x, k)
     if grid is not None:
-        codes = codes.reshape(-1, *grid)
+        codes = grid(codes) if callable(grid) else codes.reshape(-1, *grid)
     residual = times_power(residual, b[:, 0]).astype(dtype)
     return Pursuit(codes, gap.astype(dtype), residual, steps, converged)
 

@@ -15,7 +15,8 @@ from unrolled._base import checks, programs
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import exponent, ldexp, norm, times_power, wide_dtype
 from unrolled._base.threads import threads
-from unrolled.dictionaries import Dictionary, Operator, column_norms, dense
+from unrolled.dictionaries import Dictionary, Operator, block_of, column_norms, dense
+from unrolled.penalties import L1, Penalty
 from unrolled.pursuit._gap import half_energy
 from unrolled.pursuit._lasso import Penalized, on_branch, slope
 from unrolled.pursuit._lasso_batch import batch_result, in_chunks, on_the_host, operands_of_many
@@ -60,6 +61,7 @@ def match(
     V: np.ndarray | None = None,
     favour: np.ndarray | None = None,
     judged: tuple[np.ndarray, np.ndarray] | None = None,
+    block: int = 1,
 ) -> np.ndarray:
     r"""Matching pursuit for every row of Y, as an array of codes, (n, d).
 
@@ -74,9 +76,11 @@ def match(
         favour: (d,), by which the choice favours atoms; None for ones.
         judged: (n,) each, where the numbers of atoms go, and the squared norms of the part of r
             that is in the span of the atoms: rounding.
+        block: the atoms of a part, which enter together; then `sparsity` and `judged` count parts,
+            and the choice goes by the norms of the parts of what it maximises.
     """
     X, m = np.zeros((len(Y), D.shape[1]), Y.dtype), len(D)
-    if V is None:
+    if V is None and block == 1:
         from unrolled.pursuit import _active_set  # it imports numba
 
         wide, problem = Y.astype(float), _active_set.problem_of(D)
@@ -91,12 +95,13 @@ def match(
                 judged[0][part], judged[1][part] = counts, inside
 
     else:
-        root, atoms, squares = np.sqrt(V), np.ascontiguousarray(D.T), D * D
+        root = np.ones_like(Y) if V is None else np.sqrt(V)
+        atoms, squares = np.ascontiguousarray(D.T), D * D
 
         def work(part: slice) -> None:
             w = root[part]
             signals, norms = w * Y[part], np.sqrt((w * w) @ squares)
-            X[part], counts, Q = _match(D, atoms, norms, signals, sparsity, w, favour)
+            X[part], counts, Q = _match(D, atoms, norms, signals, sparsity, w, favour, block)
             if judged is not None:
                 r = signals - w * (X[part] @ atoms)
                 judged[0][part], judged[1][part] = (
@@ -116,44 +121,57 @@ def _match(
     sparsity: int,
     w: np.ndarray,
     favour: np.ndarray | None,
+    block: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The codes of weighted signals, the numbers of atoms, and Q; `w` weights the atoms of each.
+    """The codes of weighted signals, the numbers of parts, and Q; `w` weights the atoms of each.
 
     The chosen atoms are W D_S = Q L', with orthonormal rows q_1, q_2, ... in Q: r leaves out one
-    after the other, and L' x_S = Q y at the end.
+    after the other, and L' x_S = Q y at the end. An atom that depends on those before it, in a part
+    whose others do not, has q = 0 and the code 0.
     """
-    (n, m), rows = Y.shape, np.arange(len(Y))
+    (n, m), rows, slots = Y.shape, np.arange(len(Y)), sparsity * block
     rounding = negligible(m, Y.dtype)
-    R, Q = Y.copy(), np.zeros((n, sparsity, m), Y.dtype)
-    L, b = np.zeros((n, sparsity, sparsity), Y.dtype), np.zeros((n, sparsity), Y.dtype)
-    S = np.zeros((n, sparsity), int)
+    R, Q = Y.copy(), np.zeros((n, slots, m), Y.dtype)
+    L, b = np.zeros((n, slots, slots), Y.dtype), np.zeros((n, slots), Y.dtype)
+    S = np.zeros((n, slots), int)
     inverse = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
     least = rounding * np.linalg.norm(Y, axis=1)
-    active, counts, k = np.ones(n, bool), np.zeros(n, int), 0
-    for k in range(sparsity):
+    active, counts, used = np.ones(n, bool), np.zeros(n, int), slice(0, 0)
+    for first in range(0, slots, block):
         products = (R * w) @ D
         np.abs(products, out=products)
         products *= inverse
-        products[rows[:, None], S[:, :k]] = 0
-        j = (products if favour is None else products * favour).argmax(1)
-        a = atoms[j] * w
-        v, h = _orthogonal(a, Q[:, :k])
-        size, length = np.linalg.norm(v, axis=1), norms[rows, j]
-        active = active & (products[rows, j] > least) & (size * size > rounding * length * length)
+        products[rows[:, None], S[:, :first]] = 0
+        score = _sizes(products if favour is None else products * favour, block)
+        part = score.argmax(1)
+        correlated = active & (_sizes(products, block)[rows, part] > least)
+        active, used = np.zeros(n, bool), slice(0, first + block)
+        for k in range(first, first + block):
+            j = block * part + k - first
+            v, h = _orthogonal(atoms[j] * w, Q[:, :k])
+            size, length = np.linalg.norm(v, axis=1), norms[rows, j]
+            new = correlated & (size * size > rounding * length * length)
+            q = np.where(new, 1 / np.where(new, size, 1), 0)[:, None] * v
+            b[:, k] = np.einsum("ij,ij->i", q, R)
+            R -= b[:, k, None] * q
+            Q[:, k], S[:, k] = q, np.where(correlated, j, S[:, 0])
+            L[:, k, :k], L[:, k, k] = np.where(new[:, None], h, 0), np.where(new, size, 1)
+            active |= new
         counts += active
-        q = np.where(active, 1 / np.where(active, size, 1), 0)[:, None] * v
-        b[:, k] = np.einsum("ij,ij->i", q, R)
-        R -= b[:, k, None] * q
-        Q[:, k], S[:, k] = q, np.where(active, j, S[:, 0])
-        L[:, k, :k], L[:, k, k] = np.where(active[:, None], h, 0), np.where(active, size, 1)
         if not active.any():
             break
-    used = slice(0, k + 1)
     values = np.linalg.solve(L[:, used, used].transpose(0, 2, 1), b[:, used, None])[..., 0]
     X = np.zeros((n, D.shape[1]), Y.dtype)
     for chosen, value in zip(S.T, values.T):
         X[rows, chosen] += value
     return X, counts, Q
+
+
+def _sizes(v: np.ndarray, block: int) -> np.ndarray:
+    """The norms of the parts of each row of v >= 0."""
+    return (
+        v if block == 1 else np.linalg.norm(v.reshape(len(v), v.shape[1] // block, block), axis=2)
+    )
 
 
 def _orthogonal(a: np.ndarray, Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -174,7 +192,7 @@ def _orthogonal(a: np.ndarray, Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class Chosen(NamedTuple):
     """The atoms chosen so far, as many as `size`, in arrays of the largest number k."""
 
-    atoms: Array  # (k,) their indices, 0 beyond size
+    atoms: Array  # (k,) their indices, 0 beyond size; d for one of a part that depends on others
     L: Array  # (k, k) the Cholesky factor of their Gram matrix, continued by I
     x: Array  # (d,) the code
     r: Array  # (m,) y - D x
@@ -193,12 +211,14 @@ def omp(
     It needs products with D alone. It ends early where the residual is zero to rounding, or no atom
     is correlated with it, or the next atom depends on the chosen ones: of equal atoms the first is
     chosen, and a zero atom never. Half precision is computed in float32 and rounded at the end.
-    Traceable, with a static sparsity.
+    Traceable, with a static sparsity. Where the codes of D come in parts, one enters with all of
+    its atoms, by the norm of D_i' r: simultaneous OMP of many measurements, or complex OMP.
 
     Args:
         D: (m, d). The choice does not normalise: atoms of unequal norm are favoured by their norms.
         y: (m,), or a signal grid of a `Conv`; then the code has the shape `D.code_grid`.
-        sparsity: the most atoms, in 0..d; the default, with a tol, is min(m, d).
+        sparsity: the most atoms, in 0..d; the default, with a tol, is min(m, d). Of codes in parts
+            it counts parts, as `steps` does, and the default is that many atoms.
         tol: stop at norm(y - D x) <= tol, in the units of y. (scikit-learn's `orthogonal_mp` takes
             the square of it.)
 
@@ -214,7 +234,7 @@ def omp(
             negative, not finite or not one number.
 
     Reference: Pati, Rezaiifar, Krishnaprasad (1993); Rubinstein, Zibulevsky, Elad (2008) for the
-    Cholesky factor.
+    Cholesky factor; Tropp, Gilbert, Strauss (2006) for parts.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
@@ -226,14 +246,22 @@ def omp(
         raise ValueError("omp: expected sparsity, tol or both, got neither")
     if tol is not None:
         check_number(tol, "tol", "omp")
-    form, arrays = checked_single("omp", D, y, level=tol, size=column_norms)
+    form, arrays = checked_single("omp", D, y, level=tol, size=column_norms, parts=True)
     (checked,), *_ = arrays
-    m, d = checked.shape
-    most = min(m, d) if sparsity is None else checks.as_index(sparsity, "sparsity", "omp")
-    if most > d:
-        raise ValueError(f"omp: sparsity {most} exceeds the number of atoms {d}")
-    (x,), *rest = run(Matching(min(most, m)), form, *arrays)
+    fewest = min(checked.shape) // block_of(checked)
+    most = _most(fewest if sparsity is None else sparsity, checked, "omp")
+    (x,), *rest = run(Matching(most), form, *arrays)
     return Pursuit(x, *rest)
+
+
+def _most(sparsity: Any, D: Dictionary, where: str) -> int:
+    """The most atoms, or parts, that enter: the sparsity, or as many as m rows have room for."""
+    most, block = checks.as_index(sparsity, "sparsity", where), block_of(D)
+    m, n = D.shape[0], D.shape[1] // block
+    if most > n:
+        what = "atoms" if block == 1 else "parts"
+        raise ValueError(f"{where}: sparsity {most} exceeds the number of {what} {n}")
+    return min(most, m)
 
 
 def omp_batch(
@@ -248,6 +276,9 @@ def omp_batch(
     for every row y of Y, with a diagonal V of its own, or V = I. Atoms are favoured by their norms,
     as in `omp`, and not by their weighted norms.
 
+    Where the codes of D come in parts, a part enters with all of its atoms, by the norm of what is
+    maximised above over the atoms of a part.
+
     Orthonormal rows take the place of the factor of a Gram matrix, and every product is one of
     matrices. It runs on the host, where threads share the signals. Traceable; it has no derivative,
     for which see `omp` under `vmap`.
@@ -256,11 +287,12 @@ def omp_batch(
         D: (m, d). Structured dictionaries are made dense; for one that is too large for a matrix
             use `omp` under `vmap`.
         Y: (batch, m), or a batch of signal grids of a `Conv`; then codes have the shape
-            `D.code_grid`. The batch may be empty. One that `np.load(path, mmap_mode="r")` returns
-            is read in chunks, to the same codes.
-        sparsity: the most atoms of a code, in 0..d.
+            `D.code_grid`; or of complex signals of a `Complex` D, or of those of a `Joint`, with
+            codes of that form. The batch may be empty. One that `np.load(path, mmap_mode="r")`
+            returns is read in chunks, to the same codes.
+        sparsity: the most atoms of a code, in 0..d, or its most parts.
         weights: (batch, m) or (m,), the diagonals of V, non-negative: 0 for an entry of Y that is
-            not known.
+            not known. They are those of flat signals.
 
     Returns:
         Pursuit with a leading axis of signals in every field, as from `omp`. `gap` and `residual`
@@ -282,9 +314,7 @@ def omp_batch(
     """
     where = "omp_batch"
     D, signals, dtype, grid = operands_of_many(D, Y, where)
-    (m, d), most = D.shape, checks.as_index(sparsity, "sparsity", where)
-    if most > d:
-        raise ValueError(f"{where}: sparsity {most} exceeds the number of atoms {d}")
+    (m, d), most = D.shape, _most(sparsity, D, where)
     if weights is not None:
         checks.nonnegative(weights, "weights", where)
         checks.finite(weights, "weights", where)
@@ -294,7 +324,7 @@ def omp_batch(
             )
     wide = wide_dtype(dtype)
     V = as_operand(weights, wide)
-    host = partial(_matched, most=min(most, m), dtype=np.dtype(dtype))
+    host = partial(_matched, most=most, dtype=np.dtype(dtype), block=block_of(D))
 
     def solved(Y: Array, rows: slice | None) -> Pursuit:
         operands, a, b = _scaled(wide, D, Y, V[rows] if rows and np.ndim(V) == 2 else V)
@@ -329,13 +359,14 @@ def _matched(
     *,
     most: int,
     dtype: np.dtype,
+    block: int,
 ) -> tuple[np.ndarray, ...]:
     """x, gap, residual, steps and converged of every signal; the residual is of x in the dtype."""
     finite = np.isfinite(Y).all(1) & np.isfinite(D).all()
     Y = np.where(finite[:, None], Y, 0)
     norms = np.linalg.norm(D, axis=0)
     counts, inside = np.zeros(len(Y), int), np.zeros(len(Y), Y.dtype)
-    x = match(D, Y, most, V, norms, (counts, inside))
+    x = match(D, Y, most, V, norms, (counts, inside), block)
     r = Y - x.astype(dtype).astype(x.dtype) @ D.T
     root = 1 if V is None else np.sqrt(V)
     residual = np.linalg.norm(root * r, axis=1)
@@ -357,16 +388,18 @@ class Matching:
         (D,), y, *_ = problem
         stop = jnp.zeros((), y.dtype) if problem.level is None else problem.level
         fixed_D, fixed_y, norms, stop = lax.stop_gradient((D, y, problem.sizes[0], stop))
-        chosen = atom_by_atom(fixed_D, fixed_y, norms, self.most, stop)
+        penalty = L1.of(D)
+        chosen = atom_by_atom(fixed_D, fixed_y, norms, self.most, stop, penalty=penalty)
         # norm(P r)^2 for the projector P on the chosen atoms, by the factor of their Gram matrix.
         inside = _solve_L(chosen.L, _at_chosen(chosen, chosen.r @ fixed_D))
         gap = jnp.sum(inside**2) / 2 / half_energy(fixed_y)
         zero = jnp.zeros((), y.dtype)
-        x = on_branch(slope, 10 * min(D.shape), Penalized(D, y, zero, zero), chosen.x)
+        free = Penalized(D, y, zero, zero)
+        x = on_branch(slope, 10 * min(D.shape), free, chosen.x, penalty)
         finite = jnp.isfinite(norm(chosen.r))
         met = finite & (gap <= 4 * D.shape[0] * float(jnp.finfo(y.dtype).eps))
         gap = jnp.where(finite, gap, jnp.inf)
-        return Found(x, gap, chosen.size, met, allowed=problem.level)
+        return Found(x, gap, chosen.size // penalty.block, met, allowed=problem.level)
 
 
 def atom_by_atom(
@@ -376,6 +409,7 @@ def atom_by_atom(
     most: int,
     stop: ArrayLike,
     admits: Callable[[Array], Array] | None = None,
+    penalty: Penalty = L1,
 ) -> Chosen:
     """Atoms one by one, at most `most`, until norm(r) <= stop, for D and y near 1.
 
@@ -384,7 +418,9 @@ def atom_by_atom(
         norms: those of the atoms, (d,).
         most, stop: when to end.
         admits: whether a code may be the result; the first that may not ends the choice before it.
+        penalty: whose parts enter, `most` of them, each with all of its atoms.
     """
+    most *= penalty.block
     slots = max(1, most)
     start = Chosen(
         jnp.zeros(slots, int),
@@ -396,7 +432,7 @@ def atom_by_atom(
     )
 
     def body(s):
-        grown, helps = _grown(D, y, norms, s)
+        grown, helps = _grown(D, y, norms, s, penalty)
         helps = helps if admits is None else helps & admits(grown.x)
         return jax.tree.map(partial(jnp.where, helps), grown, s._replace(ended=jnp.asarray(True)))
 
@@ -405,31 +441,46 @@ def atom_by_atom(
     )
 
 
-def _grown(D: Operator, y: Array, norms: Array, s: Chosen) -> tuple[Chosen, Array]:
-    """The choice with one more atom, and whether that helps."""
+def _grown(
+    D: Operator, y: Array, norms: Array, s: Chosen, penalty: Penalty
+) -> tuple[Chosen, Array]:
+    """The choice with the atoms of one more part, and whether that helps."""
     rounding = negligible(D.shape[0], y.dtype)
-    slots, d = jnp.arange(len(s.atoms)), D.shape[1]
-    taken = jnp.zeros(d, bool).at[s.atoms].max(slots < s.size)
-    g = jnp.where(taken, 0, jnp.abs(s.r @ D))
-    j = jnp.argmax(g)
-    column = (D @ (jnp.arange(d) == j).astype(y.dtype)) @ D
-    row = _solve_L(s.L, _at_chosen(s, column))
-    pivot = norms[j] ** 2 - jnp.sum(row**2)
-    helps = (g[j] > rounding * norms[j] * norm(y)) & (pivot > rounding * norms[j] ** 2)
-    root = jnp.sqrt(jnp.where(helps, pivot, 1))
-    L = jnp.where((slots == s.size)[:, None], row[None, :], s.L).at[s.size, s.size].set(root)
-    grown = s._replace(atoms=s.atoms.at[s.size].set(j), L=L, size=s.size + 1)
+    slots, d, block = jnp.arange(len(s.atoms)), D.shape[1], penalty.block
+    chosen = jnp.zeros(d, int).at[s.atoms].max((slots < s.size).astype(int), mode="drop")
+    taken = penalty.support(chosen)
+    g = jnp.where(taken, 0, penalty.entries(penalty.sizes(s.r @ D)))
+    first = jnp.argmax(g)  # of its part
+
+    def add(s, j):
+        column = (D @ (jnp.arange(d) == j).astype(y.dtype)) @ D
+        row = _solve_L(s.L, _at_chosen(s, column))
+        pivot = norms[j] ** 2 - jnp.sum(row**2)
+        new = pivot > rounding * norms[j] ** 2
+        row = jnp.where(new, row, 0)
+        L = jnp.where((slots == s.size)[:, None], row[None, :], s.L)
+        L = L.at[s.size, s.size].set(jnp.sqrt(jnp.where(new, pivot, 1)))
+        atoms = s.atoms.at[s.size].set(jnp.where(new, j, d))
+        return s._replace(atoms=atoms, L=L, size=s.size + 1), new
+
+    if block == 1:
+        grown, new = add(s, first)
+    else:
+        grown, new = programs.scan(add, s, first + jnp.arange(block))
+    size = penalty.sizes(norms)[first // block]
+    helps = (g[first] > rounding * size * norm(y)) & new.any()
     # From the last code, which is already solved: the error of the factor does not stay in x.
-    x = s.x
+    x, L = s.x, grown.L
     for _ in range(2):
         correction = _solve_L(L, _solve_L(L, _at_chosen(grown, (y - D @ x) @ D)), transposed=True)
-        x = x.at[grown.atoms].add(jnp.where(slots <= s.size, correction, 0))
+        x = x.at[grown.atoms].add(jnp.where(slots < grown.size, correction, 0), mode="drop")
     return grown._replace(x=x, r=y - D @ x), helps
 
 
 def _at_chosen(s: Chosen, v: Array) -> Array:
     """The entries of v, (d,), at the chosen atoms, (k,), and 0 beyond their number."""
-    return jnp.where(jnp.arange(len(s.atoms)) < s.size, v[s.atoms], 0)
+    values = v.at[s.atoms].get(mode="fill", fill_value=0)
+    return jnp.where(jnp.arange(len(s.atoms)) < s.size, values, 0)
 
 
 def _solve_L(L: Array, b: Array, transposed: bool = False) -> Array:

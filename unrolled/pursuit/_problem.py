@@ -46,7 +46,7 @@ Codes = tuple[Array, ...]
 # What a code is shown as: the shape of a grid, a function of the flat code, or None.
 Grid = Any
 # What a pursuit that does not know codes in parts advises.
-NO_PARTS = "try pursuit.lasso, ista or fista"
+NO_PARTS = "try pursuit.lasso, omp, ista or fista"
 # Steps between two evaluations of the gap, which costs as much as a step.
 _BLOCK = 10
 
@@ -306,10 +306,10 @@ def check_weights(
 ) -> None:
     """Raise ValueError unless `lam` is one number, one per atom or one per group of atoms.
 
-    Of a batch it may be one for every signal, or one for every atom and signal.
+    Of a batch it may be one for every signal, or one for every signal and atom, or part.
     """
-    shape, d, grid = np.shape(lam), D.shape[1], getattr(D, "code_grid", ())
-    each = [] if batch is None else [(batch, 1), (batch, d)]
+    shape, grid = np.shape(lam), getattr(D, "code_grid", ())
+    each = [] if batch is None else [(batch, 1), *((batch, *s) for s in threshold_shapes(D)[1:2])]
     if shape in (*threshold_shapes(D), *each, grid) or (grid and shape == (batch, *grid)):
         return
     *first, last = map(str, (*threshold_shapes(D)[:2], *each))
@@ -568,8 +568,6 @@ def flat_signal(D: Dictionary, y: ArrayLike, where: str, *, batch: int = 0) -> t
         >>> y.shape, grid
         ((12,), (2, 2, 3))
     """
-    if batch:
-        refuse_parts(D, where, NO_PARTS)
     if not isinstance(D, Conv):
         return as_flat(D, y, batch)
     shape = np.shape(y)

@@ -340,7 +340,7 @@ def check_coupled(layer: Layer, where: str) -> None:
         raise TypeError(
             f"{where}: a step of {layer} is not x <- shrink(x + gamma W'(y - D x), theta); "
             "expected such a family, as layers.lista_cp, alista, tilista or ista, without a guard "
-            "and not nonnegative"
+            "or a bend, and not nonnegative"
         )
     if layer.schedule is not None:
         raise ValueError(

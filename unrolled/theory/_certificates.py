@@ -209,7 +209,7 @@ def coupled(layer: Any, params: Any, D: Any, where: str) -> Coupled:
         raise TypeError(
             f"{where}: a step of {layer} is not x <- shrink(x + gamma W'(y - D x), theta); "
             "expected such a family, as layers.lista_cp, alista, tilista or ista, without a guard "
-            "and not nonnegative"
+            "or a bend, and not nonnegative"
         )
     layer.check(params, D)
     checks.finite((params, D), "params or D", where)

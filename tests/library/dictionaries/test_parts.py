@@ -274,6 +274,127 @@ def test_a_layer_trains_on_complex_signals_by_the_calls_of_a_real_one(tmp_path):
     )
 
 
+def pursued(atoms, y, k):
+    """Simultaneous OMP in numpy: atoms (m, n) of numbers or of complex ones, y (m, g); the code."""
+    X, S, r = np.zeros((atoms.shape[1], y.shape[1]), atoms.dtype), [], y
+    for _ in range(k):
+        sizes = np.linalg.norm(atoms.conj().T @ r, axis=1)
+        sizes[S] = 0
+        S.append(sizes.argmax())
+        X[S] = np.linalg.lstsq(atoms[:, S], y, rcond=None)[0]
+        r = y - atoms @ X
+    return X
+
+
+PURSUED = ["complex", "joint", "complex joint"]
+
+
+def pursued_problem(name, n=30, k=3):
+    """A dictionary, noisy signals of k parts, and the codes of matching pursuit in numpy."""
+    rng, g = np.random.default_rng(len(name)), 1 if name == "complex" else 3
+    A = complex_matrix(4, 12, 20)
+    A = A.real / np.linalg.norm(A.real, axis=0) if name == "joint" else A
+
+    def draw(*shape):
+        values = rng.normal(size=shape)
+        return values if name == "joint" else values + 1j * rng.normal(size=shape)
+
+    Y = np.stack([A[:, rng.permutation(20)[:k]] @ draw(k, g) for _ in range(n)])
+    Y = Y + 0.1 * draw(*Y.shape)
+    X = np.stack([pursued(A, y, k) for y in Y])
+    base = A if name == "joint" else Complex.of(A)
+    return (base, Y[..., 0], X[..., 0]) if g == 1 else (Joint(base, g), Y, X)
+
+
+@pytest.mark.parametrize("name", PURSUED)
+@pytest.mark.parametrize("scale", [1e-150, 1.0, 1e150])
+def test_matching_pursuit_by_part_is_the_simultaneous_one(name, scale):
+    D, Y, X = pursued_problem(name)
+    alone = jax.jit(jax.vmap(lambda y: pursuit.omp(D, y, sparsity=3)))(Y * scale)
+    for found in (alone, pursuit.omp_batch(D, Y * scale, 3)):
+        assert found.converged.all() and (found.steps == 3).all()
+        np.testing.assert_allclose(found.x / scale, X, rtol=0, atol=1e4 * EPS)
+        r = Y - np.einsum("mn,bn...->bm...", _matrix(D), X)
+        norms = np.sqrt(np.sum(np.abs(r) ** 2, tuple(range(1, r.ndim))))
+        np.testing.assert_allclose(found.residual / scale, norms, rtol=1e4 * EPS)
+
+
+def _matrix(D):
+    base = D.base if isinstance(D, Joint) else D
+    if isinstance(base, Complex):
+        return np.asarray(base.real) + 1j * np.asarray(base.imag)
+    return np.asarray(base)
+
+
+def test_matching_pursuit_by_part_ends_at_a_residual():
+    D, Y, _ = pursued_problem("joint", 8)
+    tol = 0.8
+    found = jax.jit(jax.vmap(lambda y: pursuit.omp(D, y, tol=tol)))(Y)
+    assert found.converged.all() and (found.residual <= tol).all()
+    fewer = pursuit.omp_batch(D, Y[:1], int(found.steps[0]) - 1)
+    assert fewer.residual[0] > tol
+    everything = pursuit.omp(D, Y[0], sparsity=20)  # as many rows as A has explain all signals
+    assert everything.converged and everything.steps == 12 and everything.residual < 1e-12
+
+
+def test_a_measurement_that_is_not_known_has_no_share_in_a_choice():
+    """The atoms of its column are 0: their codes are 0, and the other columns choose alone."""
+    D, Y, _ = pursued_problem("joint", 8)
+    mask = np.ones((12, 3))
+    mask[:, 1] = 0
+    for known in (mask.reshape(-1), np.broadcast_to(mask.reshape(-1), (8, 36))):
+        found = pursuit.omp_batch(D, Y, 3, weights=known)
+        expected = np.stack([pursued(np.asarray(D.base), y[:, [0, 2]], 3) for y in Y])
+        np.testing.assert_allclose(found.x[..., [0, 2]], expected, rtol=0, atol=1e4 * EPS)
+        assert (found.x[..., 1] == 0).all() and (found.steps == 3).all()
+    alone = pursuit.omp(ur.dictionaries.Masked(D, mask), (Y[0] * mask).reshape(-1), sparsity=3)
+    np.testing.assert_allclose(alone.x.reshape(20, 3), found.x[0], rtol=0, atol=1e4 * EPS)
+    assert alone.converged
+
+
+def test_the_derivative_of_matching_pursuit_moves_all_entries_of_its_parts():
+    A = complex_matrix(2, 6, 8)
+    y = to_pairs(A[:, 1] * 2 + A[:, 4])  # codes with an imaginary part of 0
+    check_grads(lambda y: pursuit.omp(Complex.of(A), y, sparsity=2).x, (y,), order=1, eps=1e-5)
+
+
+@pytest.mark.parametrize("name, shape", [*zip(PURSUED, [(9, 20), (9, 1), (20,)])])
+def test_codes_of_many_signals_in_parts_are_those_of_the_lasso_of_each(name, shape):
+    D, Y, _ = pursued_problem(name, 9)
+    lam = np.random.default_rng(3).uniform(0.1, 0.5, shape)
+    found = pursuit.lasso_batch(D, Y, lam, tol=1e-12)
+    assert found.converged.all()
+    each = np.broadcast_to(lam, (9, 20))
+    one = jax.jit(lambda y, lam: pursuit.lasso(D, y, lam, tol=1e-12))
+    for i in (0, 8):
+        # An excess of 1e-12 moves a code by at most the root of its share.
+        np.testing.assert_allclose(found.x[i], one(Y[i], each[i]).x, rtol=0, atol=1e-5)
+    warm = pursuit.lasso_batch(D, Y, lam, tol=1e-9, start=found.x)
+    assert (warm.steps == 0).all()
+    assert pursuit.omp_batch(D, Y[:0], 2).x.shape == found.x[:0].shape
+
+
+def test_many_signals_in_parts_may_be_none_and_the_largest_lam_gives_zeros():
+    D, Y, X = pursued_problem("complex joint", 4)
+    assert pursuit.lasso_batch(D, Y[:0], 0.1).x.shape == X[:0].shape
+    high = pursuit.lasso_batch(D, Y, ratio=1.0)
+    assert (high.x == 0).all() and high.converged.all()
+
+
+def test_a_file_of_signals_in_parts_is_read_in_chunks(tmp_path, monkeypatch):
+    D, Y, _ = pursued_problem("joint", 9)
+    monkeypatch.setattr("unrolled.pursuit._lasso_batch.BLOCK", 4)
+    np.save(tmp_path / "signals.npy", Y.reshape(9, -1))
+    mapped = np.load(tmp_path / "signals.npy", mmap_mode="r")
+    lam = np.linspace(0.1, 0.5, 9)[:, None]
+    found = pursuit.lasso_batch(D, mapped[:8], lam[:8])
+    whole = pursuit.lasso_batch(D, Y[:8].reshape(8, -1), lam[:8])
+    np.testing.assert_allclose(found.x, whole.x, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        pursuit.omp_batch(D, mapped, 2).x, pursuit.omp_batch(D, Y.reshape(9, -1), 2).x, atol=1e-12
+    )
+
+
 C = Complex.of(complex_matrix(1, 4, 6))
 PLANNED = dict(depth=2, sparsity=1, bound=1.0)
 
@@ -281,9 +402,6 @@ test_what_does_not_know_parts_says_so = rows(
     *(
         (call, "codes of Complex come in parts of 2 entries")
         for call in (
-            lambda: pursuit.omp(C, np.ones(8), sparsity=1),
-            lambda: pursuit.omp_batch(C, np.ones((2, 8)), sparsity=1),
-            lambda: pursuit.lasso_batch(C, np.ones((2, 8)), 0.1),
             lambda: pursuit.bpdn(C, np.ones(8), 0.1),
             lambda: pursuit.basis_pursuit(C, np.ones(8)),
             lambda: pursuit.half_quadratic(C, np.ones(8), 0.1),
@@ -323,6 +441,10 @@ test_what_does_not_know_parts_says_so = rows(
         )
     ),
     (lambda: pursuit.lasso(C, np.ones(8), 0.1, nonnegative=True), "parts of 2 .* no sign"),
+    (lambda: pursuit.lasso_batch(C, np.ones((2, 8)), 0.1, nonnegative=True), "parts of 2 .* no"),
+    (lambda: pursuit.lasso_batch(C, np.ones((2, 8)), np.ones((2, 12))), r"lam has .* \(2, 6\)"),
+    (lambda: pursuit.omp(C, np.ones(8), sparsity=7), "exceeds the number of parts 6"),
+    (lambda: pursuit.omp_batch(C, np.ones((2, 8)), 7), "exceeds the number of parts 6"),
     (lambda: pursuit.lasso(C, np.ones(8), np.ones(12)), r"lam has shape \(12,\); .* \(6,\)"),
     (lambda: pursuit.lasso(np.eye(2), [1j, 0], 0.1), TypeError, "y is complex128.*Complex"),
     (lambda: Complex(np.ones((2, 3)), np.ones((3, 2))), "real has shape .* must agree"),
