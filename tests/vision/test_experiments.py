@@ -790,6 +790,68 @@ def test_curves_are_means_over_runs_where_all_have_an_epoch():
         np.testing.assert_array_equal(line.get_ydata(), [2.0, np.nan])
 
 
+def test_scores_are_points_with_their_mean_and_interval_by_activation_and_gamma():
+    """A run without a score has no point, and a group without points has no mean."""
+    rows = [*rows_of({**SCORES, ("mish", 0.0, 0): 0.4}).values()]
+    rows[-1]["scores"] = {"accuracy": None}
+    (panel,) = experiments.scores_by_activation(rows).axes
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["relu", "mish"]
+    drawn = [(line.get_xdata(), line.get_ydata()) for line in panel.lines]
+    points = {round(float(x[0]), 6): sorted(y) for x, y in drawn[::4]}
+    lines = {tuple(np.round(np.asarray(y, float), 6)) for _, y in drawn}
+    assert {(0.5, 0.52, 0.57), (0.53, 0.54, 0.6, 0.1), (0.7,)} <= lines and points
+    for values in ((0.5, 0.52, 0.57), (0.53, 0.54, 0.6, 0.1)):
+        mean, half, _ = experiments.interval(values)
+        ends = {line for line in lines if len(line) == 1}
+        assert {(round(end, 6),) for end in (mean - half, mean, mean + half)} <= ends
+    at = {len(x): set(np.round(x, 6)) for x, y in drawn if len(x) > 2}
+    assert at == {3: {-0.2}, 4: {0.2}}  # of relu, gamma = 0 left of gamma = 0.1
+    labels = [text.get_text() for text in panel.get_legend().get_texts()]
+    assert labels == ["gamma = 0", "gamma = 0.1"] and panel.get_ylabel() == "test accuracy"
+    low, high = panel.get_ylim()
+    assert 0 <= low < 0.1 and 0.7 < high <= 1
+
+
+def test_masks_are_pictures_in_a_row_of_their_own():
+    rng = np.random.default_rng(0)
+    truth = rng.random((2, 4, 4)) < 0.5
+    pictures = {"X": rng.random((2, 4, 4, 3)), "truth": truth, "gamma = 0": ~truth}
+    panels = experiments.predicted_masks(pictures, ["gamma = 0"]).axes
+    shown = [panel.images[0].get_array() for panel in panels]
+    for i in range(2):
+        for j, column in enumerate(pictures):
+            np.testing.assert_array_equal(shown[3 * i + j], pictures[column][i])
+    titles = [panel.get_title() for panel in panels]
+    assert titles == ["picture", "truth", "gamma = 0", "", "", ""]
+
+
+def test_scores_of_masks_are_means_over_the_images_that_have_one_and_pooled():
+    """Of an image with one class alone, the IoU of the other one is 0/0."""
+    masks, predicted = np.zeros((2, 3, 4, 4), bool)
+    masks[0, :2], predicted[0, 1:3] = True, True  # of each class 4 pixels meet, of 12 in the union
+    masks[1], predicted[1] = True, True
+    scores = _program._segmented(predicted, masks)
+    expected = {
+        "pixel_accuracy": (5 / 6, 2**0.5 / 6, 0, 5 / 6),
+        "mean_iou": (1 / 3, 0, 2, 20 / 28),
+        "mean_class_accuracy": (1 / 2, 0, 2, 20 / 24),
+        "mean_class_precision": (1 / 2, 0, 2, 20 / 24),
+    }
+    for name, numbers in expected.items():
+        found = [scores[f"{name}{kind}"] for kind in ("", "_std", "_undefined", "_pooled")]
+        assert found == pytest.approx(numbers, abs=1e-6)
+    undefined = _program._segmented(masks[1:], masks[1:])["mean_iou"]
+    assert math.isnan(undefined) and len(scores) == 4 * len(expected)
+
+
+def test_the_loss_of_a_mask_is_the_mean_cross_entropy_of_its_pixels():
+    rng = np.random.default_rng(0)
+    z, y = rng.normal(size=(2, 3, 4)), rng.random((2, 3, 4)) < 0.5
+    p = 1 / (1 + np.exp(-z))
+    expected = -np.where(y, np.log(p), np.log(1 - p)).mean((1, 2))
+    np.testing.assert_allclose(_program._losses(z, y), expected, rtol=1e-5)
+
+
 def test_a_grid_has_a_recipe_for_each_combination():
     paper = experiments.paper_recipe("classification", "digits")
     varied = dict(models=["lenet5"], activations=["relu", "elu"], gammas=[0], epochs=[1])

@@ -1,5 +1,7 @@
 """Forms of a convolution, of pooling and of batch norm, against what they stand for."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -208,6 +210,31 @@ def test_batch_norm_moves_its_statistics_in_training_alone():
     np.testing.assert_array_equal(norm.mean[...], before)
     by_hand = (x - before) / np.sqrt(np.asarray(norm.var[...]) + 1e-5)
     np.testing.assert_allclose(y, np.maximum(by_hand, 0), atol=1e-12)
+
+
+def test_no_gradient_goes_through_the_statistics_of_batch_norm():
+    """A loss of what is kept for evaluation moves nothing, as the statistics are no params."""
+    graph, state = nnx.split(_layers.BatchNorm(2, ur.activations.relu))
+
+    def kept(x):
+        norm = nnx.merge(graph, state, copy=True)
+        norm(x)
+        return jnp.sum(norm.mean[...] ** 2) + jnp.sum(norm.var[...] ** 2)
+
+    value, slope = jax.jit(jax.value_and_grad(kept))(normal(3, 4, 5, 2) + 3)
+    assert value > 0 and not slope.any()
+
+
+def test_of_a_square_the_value_with_the_largest_key_is_taken():
+    """The first of equal keys, and NaN before all others: of every order of four keys."""
+    keys = np.array([*itertools.permutations((0.0, 1.0, 1.0, 2.0))])
+    undefined = np.where(keys == 0, np.nan, keys)
+    values = np.arange(4.0) + 10 * np.arange(len(keys))[:, None]
+    run = jax.jit(lambda keys, values: _convolution._where_largest([*keys], [*values]))
+    for given, largest in ((keys, keys.argmax(1)), (-keys, (-keys).argmax(1)),
+                           (undefined, np.isnan(undefined).argmax(1))):  # fmt: skip
+        expected = np.take_along_axis(values, largest[:, None], 1)[:, 0]
+        np.testing.assert_array_equal(run(given.T, values.T), expected)
 
 
 @pytest.mark.slow

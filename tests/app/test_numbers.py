@@ -1,0 +1,382 @@
+"""Numbers that commands show and write are those of direct calls of the library."""
+
+import dataclasses
+import sys
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+import rich.progress
+from command_line import strict_json
+
+import unrolled as ur
+from unrolled._base.text import to_json
+from unrolled.app.cli import main
+from unrolled.app.commands import (
+    _certify,
+    _compare,
+    _console,
+    _doctor,
+    _encode,
+    _experiment,
+    _learn,
+    _setup,
+)
+from unrolled.app.commands._config import load
+from unrolled.app.studies import Samples
+
+pytestmark = pytest.mark.usefixtures("float32_by_default")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A dictionary of 8 x 12, 40 of its signals and their codes."""
+    folder, rng = tmp_path_factory.mktemp("inputs"), np.random.default_rng(0)
+    D = rng.normal(size=(8, 12))
+    D /= np.linalg.norm(D, axis=0)
+    X = rng.normal(size=(40, 12)) * (rng.random((40, 12)) < 0.2)
+    arrays = {"D": D, "X": X, "Y": X @ D.T, "I": np.eye(12)}
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    return folder
+
+
+def arrays(folder, *names):
+    return [np.load(folder / f"{name}.npy").astype(np.float32) for name in names]
+
+
+# doctor
+
+
+def test_doctor_measures_rates_errors_and_the_bits_of_a_gradient(monkeypatch):
+    """Rates are operations over seconds, of which here each program takes a half."""
+    ran = []
+    monkeypatch.setattr(_doctor, "_SIDE", 16)
+    monkeypatch.setattr(_doctor, "_SHAPE", (8, 12))
+    monkeypatch.setattr(_doctor, "_BATCH", 40)
+    monkeypatch.setattr(_doctor, "_seconds", lambda f, *args: ran.append((f, args)) or 0.5)
+    (found,) = _doctor._measured()
+    assert found.device == str(jax.local_devices()[0]) and found.repeats and found.as_first
+    steps = _doctor._STEPS
+    assert found[1:3] == pytest.approx((2 * 16**3 / 0.5e9, 4 * steps * 8 * 12 * 40 / 0.5e9))
+    assert 0 < found.highest_error <= found.default_error < 16 * 2.0**-24
+    (product, (A,)), (loss, (params, D, Y)) = ran
+    exact = np.asarray(A, float) @ np.asarray(A, float)
+    np.testing.assert_allclose(product(A), exact, atol=1e-4)
+    codes = jax.vmap(ur.layers.ista(steps).apply, (None, None, 0))(params, D, Y)
+    assert float(loss(params, D, Y)) == pytest.approx(float((codes**2).mean()), rel=1e-4)
+
+
+def test_the_least_time_of_runs_after_the_first_is_told(monkeypatch):
+    now, ran = iter([0.0, 3.0, 10.0, 12.0, 20.0, 25.0]), []
+    monkeypatch.setattr(_doctor.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(_doctor, "_RUNS", 3)
+    assert _doctor._seconds(lambda x: ran.append(x), 1) == 2.0 and ran == [1] * 4
+
+
+def test_the_check_of_doctor_is_below_its_certified_bound():
+    D = ur.dictionaries.identity_hadamard(64)
+    _, schedule = ur.analytic.block_schedule(D, depth=_doctor._DEPTH, sparsity=2, bound=1.0)
+    rounding = 128 * 2.0**-24  # the signal has two entries, and a code of 128
+    assert 0 <= _doctor._certified_error() <= schedule.error[-1] + rounding
+
+
+def test_the_memory_of_a_device_is_told_where_it_knows_it(monkeypatch):
+    device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 3 * 2**29})
+    monkeypatch.setattr(_doctor.jax, "devices", lambda: [device])
+    assert _doctor._memory() == "1.5 GiB of the device"
+
+
+# Progress
+
+
+def test_a_terminal_shows_the_run_that_speaks_on_standard_error(monkeypatch):
+    """One bar is visible, that of the last run; a run that speaks again keeps its bar."""
+    shown, begun, consoles = {}, [], []
+
+    class Bars:
+        def __init__(self, *columns, console, transient):
+            consoles.append((console.stderr, transient))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            consoles.append("closed")
+
+        def add_task(self, name, total, completed):
+            begun.append((name, total, completed))
+            shown[len(begun)] = {"visible": True}
+            return len(begun)
+
+        def update(self, task, **fields):
+            shown[task] |= fields
+
+    monkeypatch.setattr(rich.progress, "Progress", Bars)
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(isatty=lambda: True))
+    with _console.progress(lambda message: None) as tell:
+        tell("a", 1, 9, "loss 3")
+        tell("a", 2, 9, "loss 2")
+        tell("b", 0, 4, "loss 8")
+    assert begun == [("a", 9, 1), ("b", 4, 0)] and consoles == [(True, True), "closed"]
+    assert shown == {
+        1: {"visible": False, "completed": 2, "description": "a, loss 2"},
+        2: {"visible": True, "completed": 0, "description": "b, loss 8"},
+    }
+
+
+# certify, compare, encode, learn
+
+
+def test_certify_numbers_the_rows_of_a_file_whose_codes_are_not_certified(
+    folder, monkeypatch, capsys
+):
+    """The files go through in chunks, and rows have their numbers in the file."""
+    monkeypatch.chdir(folder)
+    D, Y, X = arrays(folder, "D", "Y", "X")
+    given = []
+
+    def certified(D, Y, X, finish):
+        given.append((np.asarray(D), np.asarray(Y), np.asarray(X), finish))
+        return SimpleNamespace(certified=lambda Y: np.arange(len(Y)) % 15 != 1)
+
+    monkeypatch.setattr(_certify, "CHUNK", 16)
+    monkeypatch.setattr(_certify.theory, "certify_code", certified)
+    arguments = ["certify", "D.npy", "--signals", "Y.npy", "--code", "X.npy"]
+    assert main([*arguments, "--json"]) == 0
+    found = strict_json(capsys.readouterr().out)
+    assert found == {"certified_share": 1 - 3 / 40, "not_certified": [1, 17, 33]}
+    np.testing.assert_allclose(given[0][0], D, rtol=1e-6)
+    for place, whole in ((1, Y), (2, X)):
+        np.testing.assert_allclose(np.concatenate([g[place] for g in given]), whole, rtol=1e-6)
+    assert [len(g[1]) for g in given] == [16, 16, 8] and {g[3] for g in given} == {0}
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("92.50% of 40 codes certified: ")
+    assert out.endswith("not certified: rows 1, 17, 33\n")
+
+
+def test_what_is_proved_of_lasso_codes_is_told_as_shares():
+    many = tuple(range(3, 3 + _certify._SHOWN + 2))
+    proved = _certify.ProvedCodes(100, many, 99, 0.0125)
+    text, share = proved.text(), 1 - len(many) / 100
+    assert text.startswith(f"{share:.2%} of 100 codes certified: each has the support")
+    assert "proved for 99.00% of the signals, and its code is at most 0.013 of its norm" in text
+    assert text.endswith(f"{many[-3]} and 2 more")
+    assert proved.to_dict() == {
+        "certified_share": share,
+        "not_certified": list(many),
+        "proved_optima": 0.99,
+        "largest_distance": 0.0125,
+    }
+    assert "not certified" not in _certify.CertifiedCodes(4, ()).text()
+
+
+@pytest.mark.parametrize("chained", [True, False])
+def test_encode_says_what_it_coded_layer_by_layer(chained):
+    layers = tuple(_encode.EncodedLayer(n, n / 8, 0.25) for n in (12, 24))
+    encoded = _encode.Encoded(
+        40, layers if chained else layers[:1], chained, "weights.npz", (3, 5), 2, "C.npy"
+    )
+    text = encoded.text()
+    line = "12 atoms: 1.5 nonzeros on average, relative residual 0.25"
+    assert line in text and text.count("relative residual") == 1 + chained
+    assert ("  layer 2, 24 atoms: 3.0 nonzeros" in text) == chained
+    assert "2 signals are zero beside the largest, to the rounding of float32" in text
+    assert "beside the largest" not in encoded._replace(zeros=0).text()
+
+
+def test_weights_of_files_are_compared_as_results_of_fit(folder, tmp_path):
+    """With their own dictionary, or with the one that is given where they have none."""
+    (D,) = arrays(folder, "D")
+    layer, alone = ur.layers.ista(2), tmp_path / "D.npy"
+    params = layer.init(None, D)
+    np.save(alone, D)
+    paths = [tmp_path / "with.npz", tmp_path / "without.npz"]
+    for path, own in zip(paths, (True, False)):
+        ur.training.save(path, params, D, layer, dictionary=own)
+    fits = _compare._restored(paths, [alone])
+    assert list(fits) == [str(path) for path in paths]
+    for fit in fits.values():
+        np.testing.assert_array_equal(fit.D, D)
+        assert fit.params is fit.best
+        jax.tree.map(np.testing.assert_array_equal, fit.params, params)
+
+
+def test_a_section_of_learned_atoms_has_every_step_and_the_certificate(folder):
+    (D,) = arrays(folder, "D")
+    step = ur.dictionary_learning.Step
+    history = [step(1, 2.0, 0.5, 3), step(2, 1.25, 1.0, 1)]
+    learned = SimpleNamespace(D=D, history=history, objective=1.25)
+    layer = SimpleNamespace(admissible={"mu": 1, "mu~": 2})
+    certified = SimpleNamespace(
+        layers=[layer], text=lambda: "a text", to_dict=lambda: {"layers": 1}
+    )
+    atoms, certificate = _learn._sections("online", learned, np.eye(12), (2, 4), certified)
+    text = to_json([atoms.data, certificate.data])
+    assert strict_json(text)[0]["objective"] == 1.25
+    assert [s["objective"] for s in strict_json(text)[0]["steps"]] == [2, 1.25]
+    assert "12 atoms of 8 entries; 4 were replaced on the way." in atoms.text
+    assert "```\na text\n```" in certificate.text and len(atoms.figures) == 3
+    assert _learn._sections("online", learned, np.eye(12), (2, 4), None)[1:] == []
+
+
+@pytest.mark.parametrize(
+    "text, m, shape",
+    [(None, 16, (4, 4)), (None, 12, (1, 12)), ("3x4", 12, (3, 4)), (None, 2, (1, 2))],
+)
+def test_an_atom_is_a_square_picture_unless_it_is_told(text, m, shape):
+    assert _learn._shape(text, m) == shape
+
+
+# train
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "ill_conditioned"])
+def test_a_dictionary_that_is_made_is_that_of_its_seed_and_its_signals_are_planted(kind):
+    flags = dict(dictionary=kind, m="8", d="12", dictionary_seed="3", test_signals="20")
+    flags |= dict(kappa="50") if kind == "ill_conditioned" else {}
+    config = load(None, flags | dict(probability="0.2", snr="30", batch="4", depth="2"))
+    D, key = _setup._dictionary(config), jax.random.key(3)
+    made = (
+        ur.dictionaries.gaussian(key, 8, 12)
+        if kind == "gaussian"
+        else ur.dictionaries.ill_conditioned(key, 8, 12, 50.0)
+    )
+    np.testing.assert_array_equal(D, made)
+    chosen, tested = jax.random.split(jax.random.key(0))
+    problem, validation = _setup._problem(config, D, chosen, tested, lambda message: None)
+    options = dict(probability=0.2, snr=30.0)
+    expected = jax.jit(ur.problems.sampler(D, 20, **options))(tested)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        tuple(problem.tested_on),
+        tuple(expected),
+    )
+    assert validation is None and problem.sample(chosen)[0].shape == (4, 8)
+
+
+def test_codes_that_are_made_are_kept_and_read_again(folder, tmp_path, monkeypatch):
+    """They are those of the LASSO with the lam of the run; what misses its tolerance is said."""
+    D, Y, X = arrays(folder, "D", "Y", "X")
+    config = SimpleNamespace(output=tmp_path, problem=SimpleNamespace(lam=0.1))
+    asked, said = [], []
+
+    def solved(*given):
+        asked.append(given)
+        return SimpleNamespace(x=X, converged=np.arange(40) != 7)
+
+    monkeypatch.setattr(_setup, "lasso_batch", solved)
+    made = _setup._made_codes(config, D, Y, said.append)
+    again = _setup._made_codes(config, D, Y, said.append)
+    np.testing.assert_array_equal(made, X), np.testing.assert_array_equal(again, X)
+    assert len(asked) == 1 and asked[0][2] == 0.1
+    assert said[0] == "solving 40 LASSO problems, lam = 0.1" and len(said) == 2
+    nonzeros = f"{np.count_nonzero(X) / 40:.1f}"
+    assert said[1].startswith(f"codes with {nonzeros} nonzeros on average: ")
+    assert "; 1 miss their tolerance" in said[1] and "7" in said[1].rpartition(";")[2]
+
+
+def test_of_calibrated_starts_the_one_with_the_least_error_is_kept(folder, monkeypatch):
+    D, Y, X = arrays(folder, "D", "Y", "X")
+    layer, problem = ur.layers.ista(2), Samples(D, None, (Y, X), (None, None))
+    made, asked = [ur.analytic.ista(D, lam, 2) for lam in (0.1, 10.0, 0.2)], []
+
+    def calibrate(layer, params, D, Y, X, loss=None):
+        asked.append((X is None, loss))
+        return params
+
+    monkeypatch.setattr(_setup.analytic, "calibrate", calibrate)
+    run = jax.jit(jax.vmap(layer.apply, (None, None, 0)))
+    errors = [float(((run(params, D, Y) - X) ** 2).sum()) for params in made]
+    assert _setup._calibrated(layer, made, problem, "loss") is made[int(np.argmin(errors))]
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, made[0])
+    assert _setup._calibrated(layer, [broken, made[1]], problem, "loss") is made[1]
+    unknown = problem._replace(chosen_on=(Y, None))
+    assert _setup._calibrated(layer, made[:1], unknown, "loss") is made[0]
+    assert asked[-1] == (True, "loss") and set(asked[:-1]) == {(False, None)}
+
+
+def test_the_options_of_a_layer_are_those_that_are_not_its_defaults():
+    assert _setup._own_options(ur.lista_cp(3)) == {}
+    assert _setup._own_options(ur.lista_cp(3, lam=0.25, tied=False)) == {
+        name: value
+        for name, value in (("lam", 0.25), ("tied", False))
+        if value != next(f for f in dataclasses.fields(ur.lista_cp) if f.name == name).default
+    }
+
+
+def test_layers_of_a_chain_start_on_the_codes_of_the_layer_before_and_say_which_they_are(
+    folder, monkeypatch
+):
+    D, Y, X, eye = arrays(folder, "D", "Y", "X", "I")
+    layer, given, said = ur.layers.ista(2), [], []
+
+    def start(section, problem, key, loss, say):
+        given.append((section, problem.D, problem.chosen_on, key))
+        say("calibrating")
+        return layer, layer.init(None, problem.D)
+
+    monkeypatch.setattr(_setup, "_layer_start", start)
+    sections = [SimpleNamespace(set_on_signals=True), SimpleNamespace(set_on_signals=False)]
+    config = SimpleNamespace(layers=sections)
+    problem = Samples((D, eye), None, (Y, (X, 2 * X)), (None, None))
+    key = jax.random.key(5)
+    model, params = _setup._start(config, None, problem, key, None, said.append)
+    assert model.layers == (layer, layer) and said == [
+        "layer 1: calibrating",
+        "layer 2: calibrating",
+    ]
+    assert [g[0] for g in given] == sections
+    assert given[0][2][0] is Y and given[0][2][1] is X
+    np.testing.assert_array_equal(given[1][2][1], 2 * X)
+    codes = jax.vmap(layer.apply, (None, None, 0))(params[0], D, Y)
+    np.testing.assert_allclose(given[1][2][0], codes, atol=1e-5)
+    for j, (*_, of_layer) in enumerate(given):
+        assert of_layer == jax.random.fold_in(key, j)
+    given.clear()
+    config.layers = [sections[1]] * 2
+    _setup._start(config, None, problem, key, None, said.append)
+    assert [g[2] for g in given] == [(None, None)] * 2
+
+
+# experiment
+
+
+def test_an_experiment_says_which_runs_are_open_and_which_are_elsewhere():
+    said = _experiment._state(SimpleNamespace(open=["a", "b"], busy=["c"]))
+    assert said == (
+        "Not finished: a, b. The same command continues them. In the hands of another process: c."
+    )
+    assert _experiment._state(SimpleNamespace(open=[], busy=[])) == ""
+
+
+def test_the_best_network_is_named_with_its_difference_from_the_baseline():
+    interval = ur.vision.experiments.interval
+
+    def cell(gamma, scores, differences):
+        recipe = SimpleNamespace(model="lenet5", activation="relu", gamma=gamma)
+        return SimpleNamespace(recipe=recipe, scores=scores, differences=differences)
+
+    plain = cell(0.0, {"accuracy": interval([0.5, 0.6])}, {})
+    better = cell(0.1, {"accuracy": interval([0.75])}, {"accuracy": interval([0.2])})
+    best = "lenet5, relu, gamma 0.1 has the best accuracy, 75.0 %"
+    assert _experiment._answer([plain, better]) == f"{best}, +20.0 points from its baseline."
+    assert _experiment._answer([plain]).endswith("gamma 0 has the best accuracy, 55.0 %.")
+
+
+def test_pictures_of_masks_are_those_of_the_first_seed(monkeypatch):
+    rows = {
+        name: {"recipe": {"seed": seed, "activation": "relu", "gamma": gamma}}
+        for name, seed, gamma in (("a", 2, 0.0), ("b", 1, 0.1), ("c", 1, 0.0), ("d", 1, 0.5))
+    }
+    kept = {name: {"X": 1, "truth": 2, "predicted": name} for name in "abc"}
+    monkeypatch.setattr(
+        _experiment.vision.experiments, "read_pictures", lambda folder, name: kept.get(name)
+    )
+    pictures, titles = _experiment._pictures(None, rows)
+    assert titles == ["relu, gamma 0.1", "relu, gamma 0"]
+    assert pictures == {"X": 1, "truth": 2, "relu, gamma 0.1": "b", "relu, gamma 0": "c"}
+    kept.clear()
+    assert _experiment._pictures(None, rows) is None
