@@ -601,8 +601,9 @@ def test_every_pursuit_with_an_option_of_these_is_listed():
     for option in ("tol", "nonnegative", "lams"):
         found = {
             name
-            for name, function in vars(ur.pursuit).items()
-            if inspect.isfunction(function) and option in inspect.signature(function).parameters
+            for name in ur.pursuit.__all__
+            if inspect.isfunction(function := getattr(ur.pursuit, name))
+            and option in inspect.signature(function).parameters
         }
         assert found == set(pursuits_with(option))
 

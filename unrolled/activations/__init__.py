@@ -9,5 +9,6 @@ from unrolled._base import offer as _offer
 from unrolled.activations._activation import *
 from unrolled.activations._names import *
 from unrolled.activations._thresholds import *
+from unrolled.activations._thresholds import selected
 
 _offer(__name__)

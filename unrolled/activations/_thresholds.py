@@ -25,7 +25,6 @@ __all__ = [
     "nonnegative_threshold",
     "power_threshold",
     "select_support",
-    "selected",
     "shrink",
     "soft_threshold",
 ]

@@ -76,7 +76,8 @@ def certify_lasso(
     equality, for instance when lam is exactly lam_max.
 
     Args:
-        D: (m, d), atoms of any norm. Structured dictionaries are made dense.
+        D: (m, d), atoms of any norm. Structured dictionaries are made dense, and the Gram matrix is
+            d x d by nature.
         y: (m,), or a batch (n, m).
         x: (d,), or (n, d): codes from any solver or network, in the units of y.
         lam: penalty weight, in the shapes of `pursuit.lasso_batch`, with one per signal (n, 1).

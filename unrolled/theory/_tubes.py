@@ -49,6 +49,8 @@ def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: 
     (250, 500). This follows the signs of one run, and reaches codes with more nonzeros if the noise
     is small and the thresholds stay above it.
 
+    The products |W'D| are d x d by nature.
+
     Args:
         layer: of a family x <- shrink(x + gamma W'(y - D x), theta), with ReLU.
         params: of the layer, from theory, calibrated or learned.
