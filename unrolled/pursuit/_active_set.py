@@ -37,6 +37,7 @@ _POLISH = 3  # moves that only correct rounding, one after the other
 _PAD = 8  # columns of a square workspace more than rows: 2^k entries a row would share cache lines
 _VECTORS, _LISTS = 12, 6  # of a workspace
 _UNBOUNDED = 2**62
+_FINEST = 1e-3  # of the violations that do not count, those that never do
 
 
 class Problem(NamedTuple):
@@ -242,7 +243,7 @@ def _one(shared, y, products, start, slack, limits, work, own, out):
         half += y[i] ** 2 / 2
     inside[:] = 0
     k = w = moves = rounds = idle = 0
-    level = np.inf  # the penalty, over lam
+    level, finest = np.inf, _FINEST * slack  # the penalty, over lam
     while True:
         _subtract(full, products, gram, atoms, x, k, len(full))
         _subtract(r, y, D, atoms, x, k, len(y))
@@ -253,6 +254,9 @@ def _one(shared, y, products, start, slack, limits, work, own, out):
             *(nonnegative, slack, min(max(fewest, k), len(inside) - w)),
         )
         idle = 0 if joined or level > 1 else idle + 1  # blocked atoms: look twice
+        if idle > 1 and gap > tol >= 0 and slack > finest:  # of codes much larger than y
+            slack, idle = slack / 10, 0
+            continue
         if (
             gap <= tol
             or moves >= budget
