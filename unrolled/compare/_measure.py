@@ -399,13 +399,14 @@ def exact(sample: Sample, timed: bool) -> list[dict[str, Solver]]:
     optima = [of for of in sample.optima if of is not None]
     if len(optima) < len(sample.Ds):
         return [{}] * len(sample.Ds)
-    signals = [Y for Y, _ in sample.pairs]
-    problems = list(zip(sample.Ds, signals, sample.lams))
+    problems = [(of.D, of.Y, of.lam) for of in optima]  # in units near 1
     rows: list[dict[str, Solver]] = [{} for _ in problems]
     for name, solve in solvers(sample.Ds).items():
         first = name == "exact"  # its codes are those that all gaps are measured from
         codes = [
-            of.codes if first else jnp.asarray(solve(*problem))
+            of.codes
+            if first
+            else ldexp(jnp.asarray(solve(*problem)), of.exponent).astype(of.codes.dtype)
             for of, problem in zip(optima, problems)
         ]
         paths = tuple(X[None] for X in codes)

@@ -333,7 +333,8 @@ def test_an_optimum_without_a_certificate_is_told(problem, monkeypatch):
     with pytest.warns(UserWarning, match="compare: 1 signal is not in the gaps: no duality gap"):
         found = compare(methods, D, Y, X, lam=LAM)
     assert found.uncertified == 1 and "no duality gap certifies F*" in found.table()
-    assert found.curves["ISTA"].gap == pytest.approx(exact, rel=1e-12)
+    # F* is that of codes in float32, which a batch of another size may round differently.
+    assert found.curves["ISTA"].gap == pytest.approx(exact, rel=1e-6)
 
 
 @pytest.mark.slow

@@ -244,12 +244,14 @@ def test_codes_of_a_chain_are_proved_layer_by_layer():
 
 
 def lars(codes):
-    """A module in the place of SPAMS, whose codes are given."""
+    """A module in the place of SPAMS, whose codes are given, for lam = 0.1 in any units."""
     from scipy.sparse import csc_matrix
 
     def lasso(signals, atoms, lambda1, mode):
-        assert (signals.shape, atoms.shape, mode) == ((20, 64), (20, 30), 2) and lambda1 == 0.1
-        return csc_matrix(codes.T)
+        assert (signals.shape, atoms.shape, mode) == ((20, 64), (20, 30), 2)
+        a, b = np.linalg.norm(atoms) / np.linalg.norm(D), np.linalg.norm(signals) / np.linalg.norm(Y)
+        assert lambda1 == pytest.approx(0.1 * a * b)
+        return csc_matrix(codes.T * b / a)
 
     module = types.ModuleType("spams")
     module.__spec__ = importlib.machinery.ModuleSpec("spams", None)
