@@ -45,9 +45,11 @@ from unrolled.pursuit._problem import (
 __all__ = ["lasso_batch"]
 
 
-# Signals that a thread takes at once, whose codes end within some hundredths of a second unless
-# they have hundreds of nonzeros; and whose arrays are in memory at a time.
-_CHUNK, BLOCK = 256, 4096
+# Signals that a thread takes at once, at most and at least, and whose arrays are in memory at a
+# time. A thread can be interrupted between its signals only: by so many products it takes seconds
+# at most where codes have as many nonzeros as can be, about min(m, d)^2 d products each.
+_CHUNK, _FEWEST, BLOCK = 256, 16, 4096
+_PRODUCTS = 2**30
 # Violations that do not count, over the norm of the atom and of the signal.
 _SLACK = 1e-11
 
@@ -338,7 +340,7 @@ def minima(
         for result, some in zip(results, _active_set.minimise(*operands, start=first, **limits)):
             result[part] = some
 
-    parts = _parts(finite)
+    parts = _parts(finite, D.shape)
     if len(parts) == 1:
         work(parts[0])
         return results
@@ -347,10 +349,12 @@ def minima(
     return results
 
 
-def _parts(finite: np.ndarray) -> list[np.ndarray]:
+def _parts(finite: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
     """Chunks of the finite rows of each block: the products of a block do not depend on others."""
+    m, d = shape
+    size = min(max(_PRODUCTS // (min(m, d) ** 2 * d), _FEWEST), _CHUNK)
     blocks = (first + np.flatnonzero(finite[first : first + BLOCK]) for first in blocks_of(finite))
-    return [rows[i : i + _CHUNK] for rows in blocks for i in range(0, len(rows), _CHUNK)]
+    return [rows[i : i + size] for rows in blocks for i in range(0, len(rows), size)]
 
 
 def blocks_of(rows: Any) -> range:

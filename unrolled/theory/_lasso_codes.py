@@ -12,6 +12,7 @@ from unrolled._base.numbers import UP
 from unrolled._base.programs import host_function
 from unrolled.dictionaries import Dictionary, as_dictionary, dense
 from unrolled.pursuit import minima, weights_of_many
+from unrolled.theory._coherence import without_parts
 
 __all__ = ["LassoCertificate", "certify_lasso"]
 
@@ -24,6 +25,7 @@ _FEWEST, _MOVES, _SLACK = 3, 10_000, 1e-13
 _SYSTEMS = 64  # codes whose systems are padded to one size
 _REFINEMENTS = 2
 _FAR = 1e100  # of D x from D x*, where nothing is known
+_LARGE = 1e300  # penalties above it, over the norms of atom and signal, count as this one
 
 
 class LassoCertificate(NamedTuple):
@@ -90,8 +92,8 @@ def certify_lasso(
 
     Raises:
         TypeError: a traced argument.
-        ValueError: shapes that do not fit, a penalty that is negative or not finite, or a negative
-            number of repairs.
+        ValueError: shapes that do not fit, a penalty that is negative or not finite, a negative
+            number of repairs, or a D whose codes come in parts.
 
     Not claimed: that x is the code that made the signal. `unique` False does not say that there are
     other optima. Interval arithmetic is not used; the bounds are those of sums in any order.
@@ -110,7 +112,7 @@ def certify_lasso(
     most = checks.as_index(repairs, "repairs", where)
     nonnegative = checks.as_bool(nonnegative, "nonnegative", where)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        operator = checks.cast(as_dictionary(D, where), np.float64)
+        operator = checks.cast(without_parts(as_dictionary(D, where), where), np.float64)
         Y, X = _operands(operator.shape, y, x, where)
         one, Y, X = Y.ndim == 1, np.atleast_2d(Y), np.atleast_2d(X)
         lam = weights_of_many(operator, lam, len(Y), where)
@@ -118,8 +120,10 @@ def certify_lasso(
         checks.finite(l2, "l2", where)
         checks.one_number(l2, "l2", where)
         A = np.asarray(dense(operator))
-    problem, finite = _near_one(A, Y, X, lam, float(np.asarray(l2)))
-    proof = _proved(problem, finite, nonnegative, most)
+    ridge = float(np.asarray(l2))
+    with np.errstate(over="ignore", invalid="ignore"):
+        problem, finite = _near_one(A, Y, X, lam, ridge)
+        proof = _proved(problem, _Atoms.of(A, ridge), lam, finite, nonnegative, most)
     return LassoCertificate(*(v[0] if v.ndim > 1 else v[0].item() for v in proof)) if one else proof
 
 
@@ -137,7 +141,10 @@ def _operands(
 
 
 class _Problem(NamedTuple):
-    """Signals, codes and penalties in units of powers of two: all is exact, and near 1."""
+    """Signals, codes and penalties in units of powers of two, near 1, for the active set method.
+
+    An atom or a penalty may be lost in them; a proof reads the numbers that are given.
+    """
 
     D: np.ndarray  # (m, d)
     Y: np.ndarray  # (n, m)
@@ -148,6 +155,21 @@ class _Problem(NamedTuple):
     b: np.ndarray  # (n,) and 2^b Y, 2^(b - a) X, 2^(a + b) lam, 4^a l2
 
 
+class _Atoms(NamedTuple):
+    """Atoms of a dictionary in units of their own, near 1, with a last one of zeros."""
+
+    B: np.ndarray  # (m, d + 1)
+    e: np.ndarray  # (d,) atom i is 2^e_i B_i
+    ridges: np.ndarray  # (d + 1,) l2 in these units
+    norms: np.ndarray  # (d + 1,) rounded up
+
+    @classmethod
+    def of(cls, D: np.ndarray, l2: float) -> "_Atoms":
+        e = np.frexp(np.abs(D).max(0, initial=0))[1]
+        B = np.concatenate([np.ldexp(D, -e), np.zeros((len(D), 1))], 1)
+        return cls(B, e, np.append(np.ldexp(l2, -2 * e), 1.0), np.linalg.norm(B, axis=0) * UP)
+
+
 def _near_one(
     D: np.ndarray, Y: np.ndarray, X: np.ndarray, lam: np.ndarray, l2: float
 ) -> tuple[_Problem, np.ndarray]:
@@ -156,16 +178,21 @@ def _near_one(
     Y, X = np.where(finite[:, None], Y, 0), np.where(np.isfinite(X), X, 0)
     a = int(np.frexp(np.abs(D).max(initial=0))[1]) if np.isfinite(D).all() else 0
     b = np.frexp(np.abs(Y).max(1, initial=0))[1]
-    with np.errstate(over="ignore"):
-        X, lam = np.ldexp(X, a - b[:, None]), np.ldexp(lam, -(a + b)[:, None])
-        ridge = float(np.ldexp(l2, -2 * a))
+    X, lam = np.ldexp(X, a - b[:, None]), np.ldexp(lam, -(a + b)[:, None])
+    ridge = float(np.ldexp(l2, -2 * a))
     finite &= np.isfinite(X).all(1) & np.isfinite(lam).all(1) & np.isfinite(ridge)
     return _Problem(np.ldexp(D, -a), np.ldexp(Y, -b[:, None]), X, lam, ridge, a, b), finite
 
 
 def _proved(
-    problem: _Problem, finite: np.ndarray, nonnegative: bool, most: int
+    problem: _Problem,
+    atoms: _Atoms,
+    given: np.ndarray,
+    finite: np.ndarray,
+    nonnegative: bool,
+    most: int,
 ) -> LassoCertificate:
+    """Codes and proofs; `given` are the penalties in the units of the caller."""
     D, Y, X, lam, l2, a, b = problem
     n, d = X.shape
     slack = _SLACK * np.linalg.norm(Y, axis=1)
@@ -184,23 +211,22 @@ def _proved(
     rows = by_size[finite[by_size]]
     for some in np.array_split(rows, max(1, -(-len(rows) // _SYSTEMS))):
         if len(some):
-            each = np.broadcast_to(lam[some], (len(some), d))
+            each = np.broadcast_to(given[some], (len(some), d))
             Z[some], holds[some], unique[some], distance[some], margin[some] = _codes_on_supports(
-                D, Y[some], X[some], Z[some], each, l2, nonnegative
+                atoms, a, b[some], Y[some], X[some], Z[some], each, nonnegative
             )
-    paid = np.broadcast_to(lam > 0, X.shape) | nonnegative
+    paid = np.broadcast_to(given > 0, X.shape) | nonnegative
     changed = (np.where(paid, np.sign(Z) != np.sign(X), False)).any(1)
     counts = np.where(changed, np.maximum(rounds, 1), rounds)
     kept = holds & (counts <= most)
-    with np.errstate(over="ignore"):
-        return LassoCertificate(
-            np.ldexp(Z, b[:, None] - a),
-            kept,
-            unique & kept,
-            np.where(kept, np.ldexp(distance, b - a), np.inf),
-            np.ldexp(margin, a + b),
-            counts,
-        )
+    return LassoCertificate(
+        np.ldexp(Z, b[:, None] - a),
+        kept,
+        unique & kept,
+        np.where(kept, np.ldexp(distance, b - a), np.inf),
+        np.ldexp(margin, a + b),
+        counts,
+    )
 
 
 def _rounding(n: int) -> float:
@@ -209,26 +235,26 @@ def _rounding(n: int) -> float:
 
 
 def _codes_on_supports(
-    D: np.ndarray,
+    own: _Atoms,
+    a: int,
+    b: np.ndarray,
     Y: np.ndarray,
     X: np.ndarray,
     Z: np.ndarray,
-    lam: np.ndarray,
-    l2: float,
+    given: np.ndarray,
     nonnegative: bool,
 ) -> tuple[np.ndarray, ...]:
     """Codes Z refined on their supports, whether they hold and are unique, distances, margins."""
     (n, d), m = Z.shape, len(Y[0])
-    e = np.frexp(np.abs(D).max(0))[1]  # atoms near 1 too: in their units are B, x, w
-    B = np.concatenate([np.ldexp(D, -e), np.zeros((m, 1))], 1)
-    w = np.concatenate([np.ldexp(lam, -e), np.zeros((n, 1))], 1)
-    ridges = np.append(np.ldexp(l2, -2 * e), 1.0)
-    norms = np.linalg.norm(B, axis=0) * UP
+    B, ridges, norms, e = own.B, own.ridges, own.norms, own.e - a  # of x and w in these units
+    w = np.minimum(np.ldexp(given, -own.e - b[:, None]), _LARGE)
+    w = np.concatenate([w, np.zeros((n, 1))], 1)
     atoms = _supports(Z)
     k, rows = atoms.shape[1], np.arange(n)[:, None]
     x = np.concatenate([np.ldexp(Z, e), np.zeros((n, 1))], 1)[rows, atoms]
     weight, ridge, size = w[rows, atoms], ridges[atoms], norms[atoms]
-    free = (weight == 0) & (not nonnegative)
+    unpaid = np.concatenate([given == 0, np.ones((n, 1), bool)], 1)
+    free = unpaid[rows, atoms] & (not nonnegative)
     signs = np.where((atoms == d) | free, 0.0, 1.0 if nonnegative else np.sign(x))
     A = np.moveaxis(B[:, atoms], 0, 1)  # (n, m, k)
     M, bound = _inverses(A, ridge, size)
@@ -241,24 +267,27 @@ def _codes_on_supports(
         x = x + (M @ slopes(x)[1][..., None])[..., 0]
     r, g = slopes(x)
     spread = np.linalg.norm(Y, axis=1) + np.sum(np.abs(x) * size, 1)
-    rounded = UP * (_rounding(m) * np.linalg.norm(r, axis=1) + _rounding(k + 1) * spread) + _TINY
+    rounded = UP * (_rounding(m) * np.linalg.norm(r, axis=1) + _rounding(k + 1) * spread)
+    rounded = rounded + _TINY * (1 + np.abs(x).sum(1))  # of entries that are lost in these units
     error = rounded[:, None] * norms  # of every d_j . r
-    own = error[rows, atoms] + 4 * _U * (np.abs(g) + 2 * ridge * np.abs(x) + 2 * weight)
-    total = np.abs(g) + own
+    most = error[rows, atoms] + 4 * _U * (np.abs(g) + 2 * ridge * np.abs(x) + 2 * weight)
+    total = np.abs(g) + most
     delta = bound * total.max(1)
     far = np.minimum(np.sqrt(delta * total.sum(1)) * UP, _FAR)
     c = r @ B if nonnegative else np.abs(r @ B)
     outside = np.ones((n, d + 1), bool)
     outside[rows, atoms] = outside[:, d] = False
     room = np.where(outside, w - c, np.inf)
-    safe = room - error - far[:, None] * norms
-    kept = (signs * x >= 0).all(1) & (np.abs(g) <= own).all(1) & (room >= -error).all(1)
+    lost = 4 * _U * np.where(outside, np.abs(room), 0) + UP * (error + far[:, None] * norms)
+    safe = room - lost
+    kept = (signs * x >= 0).all(1) & (np.abs(g) <= most).all(1) & (room >= -error).all(1)
     sure = np.where(signs != 0, signs * x > delta[:, None], True).all(1) & np.isfinite(delta)
     code, between = np.zeros((2, n, d + 1))
     code[rows, atoms] = x
     between[rows, atoms] = np.where(np.isfinite(delta), delta, 0)[:, None]
     code = np.ldexp(code[:, :d], -e)
-    distance = np.linalg.norm(np.abs(X - code) + np.ldexp(between[:, :d], -e), axis=1) * UP
+    apart = np.abs(X - code) + np.ldexp(between[:, :d], -e)
+    distance = np.hypot.reduce(apart, axis=1) * UP  # squares may be lost
     margin = np.ldexp(safe[:, :d], e).min(1, initial=np.inf)
     return code, kept, kept & sure & (safe > 0).all(1), distance, margin
 

@@ -244,6 +244,15 @@ def test_a_mapped_file_is_not_copied_into_memory(tmp_path):
     assert float(done.stdout) < 205
 
 
+def test_threads_take_few_signals_at_once_where_codes_may_take_long():
+    """Between them they can be interrupted; small codes come by hundreds, every row once."""
+    finite = np.arange(9_000) % 7 != 3
+    for shape, most in (((400, 1600), 16), ((250, 500), 40), ((64, 128), 256)):
+        parts = _lasso_batch._parts(finite, shape)
+        assert most / 2 <= max(map(len, parts)) <= most
+        assert (np.concatenate(parts) == np.flatnonzero(finite)).all()
+
+
 def test_without_threadpoolctl_one_thread_works(monkeypatch):
     monkeypatch.setitem(sys.modules, "threadpoolctl", None)
     assert pursuit.lasso_batch(D, Y, 0.2).converged.all()

@@ -133,6 +133,28 @@ def test_scales_leave_the_proof_as_it_is(exponents):
     assert (scaled.margin == plain.margin * 2.0 ** (a + b)).all()
 
 
+def test_a_short_atom_that_the_units_lose_is_not_forgotten():
+    """Atoms of norms 2^600 and 2^-500: in the units of the first the second is 0."""
+    atoms, y = np.diag([2.0**600, 2.0**-500]), np.array([1.0, 4.0])
+    proof = certify_lasso(atoms, y, np.zeros(2), 2.0**-500)
+    assert not proof.holds and not proof.unique and np.isinf(proof.distance)
+
+
+def test_margins_of_short_atoms_are_rounded_down():
+    """One number each: lam is far above 1e-9 y, whose rounding is no part of that of lam."""
+    signals, lam = np.abs(normal(3, 200, 1)), 1 + np.abs(normal(4, 200, 1))
+    atom = np.array([[1e-9 / 3]])
+    proof = certify_lasso(atom, signals, np.zeros((200, 1)), lam)
+    assert proof.unique.all()
+    for (y,), (weight,), margin in zip(signals, lam, proof.margin):
+        assert 0 < Fraction(margin) <= Fraction(weight) - Fraction(atom[0, 0]) * Fraction(y)
+
+
+def test_a_small_distance_is_not_zero():
+    proof = certify_lasso(np.eye(2), np.full(2, 0.5), np.array([3e-170, 4e-170]), 1.0)
+    assert proof.unique and 5e-170 <= proof.distance <= 5.1e-170
+
+
 def spoilt(how):
     rows = np.arange(BATCH)
 
@@ -208,10 +230,10 @@ def test_filters_have_weights_of_their_own():
         ({"lam": np.inf}, "lam"),
         ({"l2": -1.0}, "l2"),
         ({"repairs": -1}, "repairs"),
+        ({"D": dictionaries.Joint(D, 2)}, "come in parts of 2 entries"),
     ],
 )
 def test_refusals(change, message):
-    given = {"y": Y, "x": NOTHING, "lam": 0.1} | change
-    y, x, lam = given.pop("y"), given.pop("x"), given.pop("lam")
+    given = {"D": D, "y": Y, "x": NOTHING, "lam": 0.1} | change
     with pytest.raises(ValueError, match=f"certify_lasso: .*{message}"):
-        certify_lasso(D, y, x, lam, **given)
+        certify_lasso(**given)
