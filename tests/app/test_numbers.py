@@ -13,7 +13,7 @@ from PIL import Image
 
 import unrolled as ur
 from unrolled._base.text import to_json
-from unrolled.app import studies
+from unrolled.app import cli, studies
 from unrolled.app.cli import main
 from unrolled.app.commands import (
     _certify,
@@ -174,6 +174,34 @@ def test_what_is_proved_of_lasso_codes_is_told_as_shares():
         "largest_distance": 0.0125,
     }
     assert "not certified" not in _certify.CertifiedCodes(4, ()).text()
+
+
+def test_weights_are_told_from_arrays_by_what_a_file_holds(tmp_path):
+    layer = ur.layers.ista(2)
+    own = ur.training.save(tmp_path / "own.npz", layer.init(None, np.eye(2, dtype="f4")))
+    np.savez(tmp_path / "arrays.npz", D=np.eye(2))
+    whole = (tmp_path / "arrays.npz").read_bytes()
+    (tmp_path / "torn.npz").write_bytes(b"PK\3\4" + whole[len(whole) // 2 :])
+    (tmp_path / "text.npz").write_text("no archive")
+    for path, holds in {
+        own: True,
+        tmp_path: True,
+        tmp_path / "any.safetensors": True,
+        tmp_path / "arrays.npz": False,
+        tmp_path / "torn.npz": False,
+        tmp_path / "text.npz": False,
+        tmp_path / "D.npy": False,
+    }.items():
+        assert _certify.holds_weights(path) == holds, path
+
+
+@pytest.mark.parametrize("code, status", [(3, 3), (None, cli._ERROR), ("words", cli._ERROR)])
+def test_a_command_that_ends_by_a_signal_has_its_status(code, status):
+    def stopped(arguments):
+        assert vars(arguments) == {"run": stopped}
+        raise SystemExit(code)
+
+    assert cli._run(SimpleNamespace(run=stopped, no_cache=True)) == status > 0
 
 
 @pytest.mark.parametrize("chained", [True, False])

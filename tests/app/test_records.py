@@ -607,6 +607,53 @@ def test_a_study_of_unknown_codes_rebuilds_its_picture_from_the_codes_of_ista_an
     assert f"PSNR of {psnr:.2f} dB" in text and "a remark" in text and "6 others to test" in text
 
 
+@pytest.mark.parametrize(
+    "methods, names",
+    [
+        (_steps.BY_DEFAULT, ["LISTA-CP, analytic", "LISTA-CP, learned", "LFISTA-CP, learned"]),
+        (("alista_ss", "ista"), ["ISTA, learned", "ALISTA-SS, analytic", "ALISTA-SS, learned"]),
+        (("lamp",), ["lamp, start", "lamp, learned"]),
+    ],
+)
+def test_without_codes_methods_are_trained_on_the_objective_of_the_lasso(
+    methods, names, monkeypatch
+):
+    """By default are those left out that codes calibrate, and a remark names them."""
+    of, remarks, seconds, asked = samples()._replace(chosen_on=(None, None)), [], {}, {}
+
+    def train(layer, params, samples, plan, name, remarks, loss, rate):
+        asked[name] = layer, params, loss, rate
+        return SimpleNamespace(best=("learned", name))
+
+    monkeypatch.setattr(_steps, "train", train)
+    run = _steps.plan(KEY, methods, None, 2, 0.1, 3, _steps.silent)
+    found = _unknown_codes._trained_on_lasso(of, 0.1, 2, run, seconds, remarks)
+    assert list(found) == ["ISTA", "FISTA", *names]
+    same(found["FISTA"][1], ur.analytic.ista(of.D, 0.1, 2))
+    left = [text for text in remarks if "Without known codes" in text]
+    if methods == _steps.BY_DEFAULT:
+        assert "there are no rows of alista, alista_ss and of learned ISTA" in left[0]
+    else:
+        assert not left
+    x = np.full((3, 2, 16), 0.5, np.float32)
+    D, Y = of.D, of.tested_on[0][:2]
+    values = ((Y - x[0] @ D.T) ** 2).sum(1) / 2 + 0.1 * np.abs(x[0]).sum(1)
+    for title, (layer, params, loss, rate) in asked.items():
+        same(params, layer.init(KEY, of.D))
+        assert found[f"{title}, learned"] == (layer, ("learned", title))
+        assert f"{title}, learned" in seconds and rate == (3e-3 if title == "ISTA" else 1e-3)
+        assert getattr(layer, "lam", 0.1) == 0.1
+        assert float(loss(x, None, D, Y)) == pytest.approx(values.mean(), rel=1e-4)
+
+
+def test_a_dictionary_that_lacks_rank_is_certified_in_its_range_and_says_so():
+    report = studies.certify(hadamard()).layers[0]
+    lacking = report._replace(rank=5).text()
+    said = "8 x 16 of numerical rank 5: all of this holds in its numerical range"
+    assert said in lacking and "numerical range" not in report.text()
+    assert lacking.replace(said, "8 x 16") == report.text()
+
+
 # A chain that is certified
 
 
