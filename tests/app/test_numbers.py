@@ -403,6 +403,49 @@ def test_codes_that_are_made_are_kept_and_read_again(folder, tmp_path, monkeypat
     assert "; 1 miss their tolerance" in said[1] and "7" in said[1].rpartition(";")[2]
 
 
+@pytest.mark.parametrize("start", ["init", "recipe", "analytic", "calibrated", "by the loss"])
+def test_a_layer_begins_as_its_start_says(start, folder, monkeypatch):
+    D, Y, X = arrays(folder, "D", "Y", "X")
+    layer, said, key = ur.lista_cp(2, tied=False), [], jax.random.key(1)
+    problem = Samples(D, None, (Y, None if start == "by the loss" else X), (None, None))
+    section = SimpleNamespace(layer=layer, start=start, set_on_signals=start != "init")
+    asked = []
+
+    def prepare(*given, **options):
+        asked.append((given, options))
+        return SimpleNamespace(layer="a layer", params="params")
+
+    def calibrated(layer, begun, problem, loss):
+        asked.append((len(begun), loss))
+        return begun[-1]
+
+    monkeypatch.setattr(_setup.training, "prepare", prepare)
+    monkeypatch.setattr(_setup, "_calibrated", calibrated)
+    theory = SimpleNamespace(params="of theory")
+    monkeypatch.setattr(
+        _setup, "from_theory", lambda problem, layer: ({layer: theory}, "a remark", "", 1)
+    )
+    found, params = _setup._layer_start(section, problem, key, "loss", said.append)
+    if start == "recipe":
+        assert (found, params) == ("a layer", "params") and len(said) == 1
+        (((family, *rest), options),) = asked
+        assert family is ur.lista_cp and all(a is b for a, b in zip(rest, (D, Y, X)))
+        assert options == dict(depth=2, key=key, tied=False)
+        return
+    assert found is layer
+    if start in ("init", "by the loss"):
+        jax.tree.map(np.testing.assert_array_equal, params, layer.init(key, D))
+    else:
+        assert params is theory
+    by_loss = "calibrating on 40 signals, by the loss: their codes are not known"
+    assert (said, asked) == {
+        "init": ([], []),
+        "analytic": (["a remark"], []),
+        "calibrated": (["calibrating on 40 signals"], [(2, "loss")]),
+        "by the loss": ([by_loss], [(1, "loss")]),
+    }[start]
+
+
 def test_of_calibrated_starts_the_one_with_the_least_error_is_kept(folder, monkeypatch):
     D, Y, X = arrays(folder, "D", "Y", "X")
     layer, problem = ur.layers.ista(2), Samples(D, None, (Y, X), (None, None))

@@ -433,6 +433,18 @@ def test_methods_beside_each_other_are_classical_analytic_calibrated_and_learned
     assert {"omp: 10 test signals", "ALISTA: training 3 steps"} <= set(said)
 
 
+def test_a_family_that_has_no_rate_is_not_trained(untrained, monkeypatch):
+    layer = SimpleNamespace(recipe=SimpleNamespace(rate=0.0))
+    start = SimpleNamespace(layer=layer)
+    monkeypatch.setattr(_known_codes, "_prepared", lambda *_: start)
+    monkeypatch.setattr(_known_codes.jax, "block_until_ready", lambda made: made)
+    said = []
+    run = _steps.plan(KEY, (), None, 2, 0.1, 3, said.append)
+    made = _known_codes._made(samples(), run, ("title", "family", {}))
+    assert made.title == "title" and made.start is start and made.learned is None
+    assert said == ["title: calibrating"] and list(made.seconds) == ["title, before training"]
+
+
 def test_layers_of_a_chain_are_classical_analytic_calibrated_and_learned(untrained):
     of, seconds, remarks = samples("chain"), {}, []
     run = _steps.plan(KEY, ("ista", "alista"), None, 2, 0.1, 3, _steps.silent)

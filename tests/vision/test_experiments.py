@@ -866,6 +866,39 @@ def test_a_sweep_says_what_is_left_and_has_the_table_of_its_rows():
     assert repr(experiments.Sweep({}, [], ["z"])) == "0 runs finished, 0 open, 1 elsewhere"
 
 
+def test_a_table_says_what_differences_are_from_and_what_one_seed_is():
+    recipe = dataclasses.replace(RECIPE, gamma=0.1)
+    one = experiments.interval([0.01])
+
+    def notes(*cells):
+        return experiments.scores_table(cells).splitlines()[-1]
+
+    def cell(baseline, difference):
+        scores = {"accuracy": experiments.interval([0.5, 0.6])}
+        return _table.Cell(recipe, baseline, scores, {"accuracy": difference}, {}, {}, ())
+
+    other = dataclasses.replace(RECIPE, model="cnn")
+    assert notes(cell(RECIPE, one)) == (
+        "Differences are from gamma = 0, in points. One seed is no interval, and no claim."
+    )
+    several = experiments.interval([0.01, 0.02])
+    assert notes(cell(other, several)).startswith(
+        "Differences are from gamma = 0, and where that is 0 from cnn, in points. In brackets"
+    )
+    assert "One seed" not in notes(cell(other, several))
+
+
+def test_pictures_of_a_run_are_its_first_test_images_and_their_predicted_masks(monkeypatch):
+    monkeypatch.setattr(_run._program, "predict", lambda *given: given[-1])
+    n = _run._PICTURES
+    X, truth, predicted = (np.arange(2 * n) + shift for shift in (0, 100, 200))
+    images = Images("masks", None, (X, truth), ())
+    job = SimpleNamespace(images=images, program=None, state=None, tests=(X, predicted))
+    found = _run.Job._pictures(job)
+    for name, whole in {"X": X, "truth": truth, "predicted": predicted}.items():
+        np.testing.assert_array_equal(found[name], whole[:n])
+
+
 def test_the_first_thousand_images_have_an_accuracy_of_their_own():
     labels = np.arange(2000) % 3
     predicted = np.where(np.arange(2000) < 250, labels, labels + 1)
