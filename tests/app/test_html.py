@@ -162,6 +162,23 @@ def test_values_that_an_axis_has_no_place_for_leave_a_drawing(log):
     assert "nan" not in drawn and "inf" not in drawn.replace("infinite", "")
 
 
+@pytest.mark.parametrize("log", [False, True])
+def test_a_line_stands_where_its_values_are(log):
+    """Heights are affine in the values, or in their logarithms, and larger values are higher."""
+    values = np.array([4.0, 3.0, 0.5, 1.0, 0.25])
+    given = overview(lines={"a": values}, shown=("a",), best="a", log=log)
+    drawn = _chart.chart(given)
+    box = re.search(r'<svg x="[\d.]+" y="[\d.]+" width="([\d.]+)" height="([\d.]+)"', drawn)
+    wide, tall = map(float, box.groups())
+    points = re.search(r'<polyline points="([^"]+)"', drawn)[1]
+    x, y = np.array([point.split(",") for point in points.split()], float).T
+    assert (0 <= y).all() and (y <= tall).all() and (0 <= x).all() and (x <= wide).all()
+    np.testing.assert_allclose(np.diff(x), x[1] - x[0], atol=0.2)  # drawn to a tenth
+    share = np.log10(values) if log else values
+    share = (share.max() - share) / np.ptp(share)
+    np.testing.assert_allclose(y, tall * (0.03 + share) / 1.06, atol=0.2)  # 3 % on both sides
+
+
 BROWSER = shutil.which("chromium")
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs chromium")
 ROWS = [["b", "-9.5"], ["a", "-10.5"], ["d", ""], ["c", "1,200.5"]]

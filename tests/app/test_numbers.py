@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import rich.progress
 from command_line import strict_json
+from PIL import Image
 
 import unrolled as ur
 from unrolled._base.text import to_json
+from unrolled.app import cli, studies
 from unrolled.app.cli import main
 from unrolled.app.commands import (
     _certify,
@@ -20,6 +22,7 @@ from unrolled.app.commands import (
     _doctor,
     _encode,
     _experiment,
+    _inputs,
     _learn,
     _setup,
 )
@@ -173,6 +176,34 @@ def test_what_is_proved_of_lasso_codes_is_told_as_shares():
     assert "not certified" not in _certify.CertifiedCodes(4, ()).text()
 
 
+def test_weights_are_told_from_arrays_by_what_a_file_holds(tmp_path):
+    layer = ur.layers.ista(2)
+    own = ur.training.save(tmp_path / "own.npz", layer.init(None, np.eye(2, dtype="f4")))
+    np.savez(tmp_path / "arrays.npz", D=np.eye(2))
+    whole = (tmp_path / "arrays.npz").read_bytes()
+    (tmp_path / "torn.npz").write_bytes(b"PK\3\4" + whole[len(whole) // 2 :])
+    (tmp_path / "text.npz").write_text("no archive")
+    for path, holds in {
+        own: True,
+        tmp_path: True,
+        tmp_path / "any.safetensors": True,
+        tmp_path / "arrays.npz": False,
+        tmp_path / "torn.npz": False,
+        tmp_path / "text.npz": False,
+        tmp_path / "D.npy": False,
+    }.items():
+        assert _certify.holds_weights(path) == holds, path
+
+
+@pytest.mark.parametrize("code, status", [(3, 3), (None, cli._ERROR), ("words", cli._ERROR)])
+def test_a_command_that_ends_by_a_signal_has_its_status(code, status):
+    def stopped(arguments):
+        assert vars(arguments) == {"run": stopped}
+        raise SystemExit(code)
+
+    assert cli._run(SimpleNamespace(run=stopped, no_cache=True)) == status > 0
+
+
 @pytest.mark.parametrize("chained", [True, False])
 def test_encode_says_what_it_coded_layer_by_layer(chained):
     layers = tuple(_encode.EncodedLayer(n, n / 8, 0.25) for n in (12, 24))
@@ -230,6 +261,100 @@ def test_an_atom_is_a_square_picture_unless_it_is_told(text, m, shape):
     assert _learn._shape(text, m) == shape
 
 
+@pytest.mark.parametrize("certificate", [True, False])
+def test_learn_writes_the_dictionary_and_prints_its_numbers(
+    certificate, folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(folder)
+    (D,), said = arrays(folder, "D"), []
+    history = [ur.dictionary_learning.Step(1, 2.0, 0.5, 0)]
+    learned = SimpleNamespace(D=D, X=np.eye(40, 12), history=history, objective=1.25)
+    report = SimpleNamespace(
+        layers=[SimpleNamespace(admissible={"mu": 1})],
+        text=lambda: "certified",
+        to_dict=lambda: {"mu": 0.5},
+    )
+
+    def certify(Ds, say):
+        said.append(Ds[0].dtype)
+        np.testing.assert_array_equal(Ds[0], D)
+        return report
+
+    monkeypatch.setattr(_learn, "_learned", lambda arguments, Y, options: learned)
+    monkeypatch.setattr(_learn.studies, "certify", certify)
+    output = tmp_path / "out"
+    arguments = ["learn", "Y.npy", "--atoms", "12", "--output", str(output), "--json"]
+    assert main(arguments + ([] if certificate else ["--no-certificate"])) == 0
+    found = strict_json(capsys.readouterr().out)
+    path = output / _learn._DICTIONARY
+    np.testing.assert_array_equal(np.load(path), D)
+    assert found.pop("report").startswith(str(output)) and found.pop("output") == str(path)
+    assert found.pop("certificate", None) == ({"mu": 0.5} if certificate else None)
+    expected = dict(method="online", signals=40, atoms=12, objective=1.25, seconds=0.5)
+    assert found == expected and said == ([np.float64] if certificate else [])
+    assert (
+        "online: 12 atoms from 40 signals in 0.5 s, objective 1.25 -> "
+        in (output / "report.md").read_text()
+    )
+
+
+def test_pictures_are_cut_into_patches_and_have_a_dictionary_of_cosines(tmp_path):
+    rng, D = np.random.default_rng(0), np.eye(64, dtype="f4")
+    for name, shape in (("a", (16, 24)), ("b", (24, 16))):
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    given, pictures = _inputs._read_pictures(paths, None)
+    np.testing.assert_array_equal(given, ur.dictionaries.dct((8, 8), (16, 16)))
+    images = {path.name: ur.vision.datasets.read_images(path) for path in paths}
+    expected = studies.photograph_patches({k: next(iter(v.values())) for k, v in images.items()})
+    np.testing.assert_array_equal(pictures.testing, expected.testing)
+    np.testing.assert_array_equal(pictures.training, expected.training)
+    assert _inputs._read_pictures([tmp_path], D)[0] is D
+    Image.fromarray(np.zeros((7, 20), np.uint8)).save(tmp_path / "small.png")
+    with pytest.raises(ValueError, match="small: smaller than a patch of 8 x 8"):
+        _inputs._read_pictures([tmp_path], None)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_standard_sections_are_four_studies_with_the_numbers_of_the_arguments(
+    quick, monkeypatch
+):
+    asked = []
+    D = np.eye(3)
+    given = _compare.Asked(
+        key=jax.random.key(0),
+        planted={},
+        both={"lam": None, "depth": 3},
+        known={},
+        quick=quick,
+        say=lambda message: None,
+    )
+
+    def stub(module, name, result=None):
+        def called(*arguments, **options):
+            asked.append((name, arguments, options))
+            return name if result is None else result
+
+        monkeypatch.setattr(module, name, called)
+
+    stub(_compare.datasets, "photographs", {})
+    stub(_compare.studies, "photograph_patches")
+    stub(_compare.problems, "standard_benchmark", SimpleNamespace(D=D))
+    stub(_compare, "_planted"), stub(_compare, "_certified_regime", ["regime"])
+    stub(_compare, "_unknown_codes"), stub(_compare.studies, "certified_chain")
+    stub(_compare, "section_of")
+    sections = _compare._standard_sections(given)
+    assert sections == ["_planted", "regime", "_unknown_codes", "section_of"]
+    called = {name: (arguments, options) for name, arguments, options in asked}
+    assert called["_planted"][0][0] is D is called["_certified_regime"][0][0]
+    (cosines, pictures, *_), options = called["_unknown_codes"]
+    np.testing.assert_array_equal(cosines, ur.dictionaries.dct((8, 8), (16, 16)))
+    assert pictures == "photograph_patches" and options == {"lam": _compare._LAM_OF_PATCHES}
+    depths = {"depths": _compare._QUICK_CHAIN_DEPTHS} if quick else {}
+    assert {k: v for k, v in called["certified_chain"][1].items() if k != "say"} == depths
+    assert called["section_of"][0][0] == "certified_chain"
+
+
 # train
 
 
@@ -276,6 +401,49 @@ def test_codes_that_are_made_are_kept_and_read_again(folder, tmp_path, monkeypat
     nonzeros = f"{np.count_nonzero(X) / 40:.1f}"
     assert said[1].startswith(f"codes with {nonzeros} nonzeros on average: ")
     assert "; 1 miss their tolerance" in said[1] and "7" in said[1].rpartition(";")[2]
+
+
+@pytest.mark.parametrize("start", ["init", "recipe", "analytic", "calibrated", "by the loss"])
+def test_a_layer_begins_as_its_start_says(start, folder, monkeypatch):
+    D, Y, X = arrays(folder, "D", "Y", "X")
+    layer, said, key = ur.lista_cp(2, tied=False), [], jax.random.key(1)
+    problem = Samples(D, None, (Y, None if start == "by the loss" else X), (None, None))
+    section = SimpleNamespace(layer=layer, start=start, set_on_signals=start != "init")
+    asked = []
+
+    def prepare(*given, **options):
+        asked.append((given, options))
+        return SimpleNamespace(layer="a layer", params="params")
+
+    def calibrated(layer, begun, problem, loss):
+        asked.append((len(begun), loss))
+        return begun[-1]
+
+    monkeypatch.setattr(_setup.training, "prepare", prepare)
+    monkeypatch.setattr(_setup, "_calibrated", calibrated)
+    theory = SimpleNamespace(params="of theory")
+    monkeypatch.setattr(
+        _setup, "from_theory", lambda problem, layer: ({layer: theory}, "a remark", "", 1)
+    )
+    found, params = _setup._layer_start(section, problem, key, "loss", said.append)
+    if start == "recipe":
+        assert (found, params) == ("a layer", "params") and len(said) == 1
+        (((family, *rest), options),) = asked
+        assert family is ur.lista_cp and all(a is b for a, b in zip(rest, (D, Y, X)))
+        assert options == dict(depth=2, key=key, tied=False)
+        return
+    assert found is layer
+    if start in ("init", "by the loss"):
+        jax.tree.map(np.testing.assert_array_equal, params, layer.init(key, D))
+    else:
+        assert params is theory
+    by_loss = "calibrating on 40 signals, by the loss: their codes are not known"
+    assert (said, asked) == {
+        "init": ([], []),
+        "analytic": (["a remark"], []),
+        "calibrated": (["calibrating on 40 signals"], [(2, "loss")]),
+        "by the loss": ([by_loss], [(1, "loss")]),
+    }[start]
 
 
 def test_of_calibrated_starts_the_one_with_the_least_error_is_kept(folder, monkeypatch):
@@ -364,6 +532,36 @@ def test_the_best_network_is_named_with_its_difference_from_the_baseline():
     best = "lenet5, relu, gamma 0.1 has the best accuracy, 75.0 %"
     assert _experiment._answer([plain, better]) == f"{best}, +20.0 points from its baseline."
     assert _experiment._answer([plain]).endswith("gamma 0 has the best accuracy, 55.0 %.")
+
+
+def test_features_of_rows_with_equal_activation_and_gamma_are_one_line(monkeypatch):
+    rows = {
+        name: {"recipe": {"activation": "relu", "gamma": gamma, "model": "net", "epochs": 2}}
+        for name, gamma in (("a", 0.0), ("b", 0.1), ("c", 0.0))
+    }
+    said, shown = [], []
+    layer = SimpleNamespace(codes=SimpleNamespace(nonzeros=np.ones(7)))
+
+    def features_of(folder, name, images):
+        return SimpleNamespace(name=name, layers={"conv": layer})
+
+    for name, function in {
+        "row_features": features_of,
+        "features_table": lambda named: shown.append(named) or "a table",
+        "features_rows": lambda named: (["head"], [["row"]]),
+    }.items():
+        monkeypatch.setattr(_experiment.vision.experiments, name, function)
+    monkeypatch.setattr(_experiment, "section_name", lambda rows: "slug")
+    images = SimpleNamespace(name="tiny")
+    section = _experiment._features_section(None, rows, images, said.append)
+    lines = {label: [result.name for result in of] for label, of in shown[0].items()}
+    assert lines == {"relu, gamma 0": ["a", "c"], "relu, gamma 0.1": ["b"]}
+    assert said == [f"features of {name}" for name in "abc"]
+    assert section.title == "What the features are: tiny, net, 2 epochs"
+    assert section.slug == "features-slug" and "a table" in section.text
+    assert section.data == {label: [{"conv": layer}] * len(of) for label, of in lines.items()}
+    assert section.rows == (["head"], [["row"]]) and " 7 " in section.text
+    assert _experiment._feature_tables([SimpleNamespace(features={})]) == []
 
 
 def test_pictures_of_masks_are_those_of_the_first_seed(monkeypatch):

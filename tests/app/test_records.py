@@ -173,6 +173,55 @@ def test_the_minimax_weights_run_at_their_own_sparsity_if_it_is_larger(monkeypat
     assert said[-1] == f"the certified regime: s = {s}, {most}"
 
 
+@pytest.mark.parametrize("s", [1, 5])
+def test_a_run_stays_below_its_bound_where_its_schedule_holds(s, monkeypatch):
+    """Theorem 12: no wrong entry either. Five nonzeros are too many for this dictionary."""
+    monkeypatch.setattr(_certified, "_SIGNALS", 40)
+    with jax.enable_x64(True):
+        D = ur.dictionaries.identity_hadamard(8)
+        run = _certified._certified_run(D, "W = D", D, s, 4, KEY)
+    assert (run.name, run.sparsity) == (f"W = D, s = {s}", s)
+    assert run.mu_W == pytest.approx(8**-0.5) and run.wrong == 0
+    assert run.schedule.holds == (s == 1) and len(run.measured) == (5 if s == 1 else 0)
+    if s == 1:
+        assert (run.measured <= run.schedule.error).all() and run.measured[0] > 0.8
+
+
+def test_a_chain_stays_below_its_bounds_in_both_layers(monkeypatch):
+    """Theorem 6: the l1 error of layer 1 is noise in layer 2."""
+    monkeypatch.setattr(_certified, "_CHAIN_SIGNALS", 40)
+    with jax.enable_x64(True):
+        Ds = ur.dictionaries.identity_hadamard(16), np.eye(32)
+        run = _certified._chain_run(*Ds, (2, 2), (4, 4), KEY)
+        options = dict(depths=(4, 4), sparsities=(2, 2), bounds=(1.0, 1.0), Ws=Ds)
+        _, schedules = ur.analytic.chain_schedules(Ds, **options)
+    assert run.contractions == tuple(s.contraction for s in schedules) and run.wrong == 0
+    for measured, bound, of in zip(run.measured, run.bounds, schedules):
+        np.testing.assert_array_equal(bound, of.error)
+        assert (measured <= bound).all() and 0.5 < measured[0] <= 2
+    assert 0 < run.printed != run.measured[1][-1]  # thresholds of the proof ignore that noise
+
+
+def test_the_certified_chain_runs_its_fast_and_its_slow_layers(monkeypatch):
+    asked, said = [], []
+
+    def run(D_1, D_2, sparsities, depths, key):
+        np.testing.assert_allclose(np.sum(np.asarray(D_2) ** 2, 0), 1, atol=1e-12)
+        asked.append((D_1.shape, D_2.shape, sparsities, depths))
+        return len(asked)
+
+    monkeypatch.setattr(_certified, "_chain_run", run)
+    monkeypatch.setattr(
+        _certified.dictionaries,
+        "transversal",
+        lambda key, *sizes: np.eye(508, 700) + np.eye(508, 700, 508),
+    )
+    study = studies.certified_chain(KEY, depths=(3, 5), say=said.append)
+    shapes = (256, 512), (512, 700)
+    assert asked == [(*shapes, s, (K, K)) for s, K in (((4, 1), 40), ((8, 2), 3), ((8, 2), 5))]
+    assert study == (1, {3: 2, 5: 3}) and said == ["a two-layer chain with certified bounds"]
+
+
 # Params from theory
 
 
@@ -384,6 +433,18 @@ def test_methods_beside_each_other_are_classical_analytic_calibrated_and_learned
     assert {"omp: 10 test signals", "ALISTA: training 3 steps"} <= set(said)
 
 
+def test_a_family_that_has_no_rate_is_not_trained(untrained, monkeypatch):
+    layer = SimpleNamespace(recipe=SimpleNamespace(rate=0.0))
+    start = SimpleNamespace(layer=layer)
+    monkeypatch.setattr(_known_codes, "_prepared", lambda *_: start)
+    monkeypatch.setattr(_known_codes.jax, "block_until_ready", lambda made: made)
+    said = []
+    run = _steps.plan(KEY, (), None, 2, 0.1, 3, said.append)
+    made = _known_codes._made(samples(), run, ("title", "family", {}))
+    assert made.title == "title" and made.start is start and made.learned is None
+    assert said == ["title: calibrating"] and list(made.seconds) == ["title, before training"]
+
+
 def test_layers_of_a_chain_are_classical_analytic_calibrated_and_learned(untrained):
     of, seconds, remarks = samples("chain"), {}, []
     run = _steps.plan(KEY, ("ista", "alista"), None, 2, 0.1, 3, _steps.silent)
@@ -404,6 +465,58 @@ def test_layers_of_a_chain_are_classical_analytic_calibrated_and_learned(untrain
         "ALISTA, before training",
         "ALISTA, learned",
     ]
+
+
+@pytest.mark.parametrize("of", ["a dictionary", "a chain"])
+def test_a_study_judges_its_methods_and_the_given_weights_on_the_test_signals(of, monkeypatch):
+    chained, asked, said = of == "a chain", [], []
+    given, own = (
+        samples("chain" if chained else None),
+        {"ISTA": ("layer", "params"), "omp": "codes"},
+    )
+
+    def methods(samples, run, seconds, *remarks):
+        seconds["ISTA"] = 2.0
+        return own if chained else (own, ["a remark"], "a caution", 3)
+
+    def compared(*arguments, **options):
+        asked.append((arguments, options))
+        return "a comparison"
+
+    monkeypatch.setattr(_known_codes, "_chain_methods" if chained else "_methods", methods)
+    monkeypatch.setattr(_steps, "compared", compared)
+    options = dict(depth=2, weights={"mine": "fit"}, say=said.append)
+    options |= {} if chained else dict(sampled=3, certify=True)
+    study = studies.known_codes(KEY, given, **options)
+    (((of_methods, *rest), more),) = asked
+    assert of_methods == own | {"mine": "fit"} and study.comparison == "a comparison"
+    expected = (given.D, *given.tested_on)
+    assert jax.tree.all(jax.tree.map(lambda a, b: a is b, tuple(rest), expected))
+    assert study.seconds == {"ISTA": 2.0} and study.depth == 2 and study.samples is given
+    if chained:
+        assert more == {} and said == ["comparing on the test signals"]
+    else:
+        assert more == dict(sampled=3, certify=True, predict=False)
+        assert said == ["comparing on the test signals, and proving their codes"]
+        assert study.methods == {"ISTA": ("layer", "params")} and study.covered == 3
+        assert (study.remarks, study.caution) == (["a remark"], "a caution")
+    if chained:
+        with pytest.raises(ValueError, match="are of one dictionary, got a chain"):
+            studies.known_codes(KEY, given, depth=2, certify=True)
+
+
+@pytest.mark.parametrize("family, lam", [("ista", 0.25), ("ista", None), ("lamp", 0.25)])
+def test_a_recipe_has_the_lam_of_the_study_where_its_family_has_one(family, lam, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        _known_codes.training, "prepare", lambda *given, **options: asked.append((given, options))
+    )
+    of, run = samples(), _steps.plan(KEY, (), None, 2, lam, 1, _steps.silent)
+    _known_codes._prepared(of, run, family, {})
+    ((name, D, Y, X), options), has = asked[0], hasattr(ur.layers.FAMILIES[family](2), "lam")
+    assert name == family and D is of.D and Y is of.chosen_on[0] and X is of.chosen_on[1]
+    expected = {"lam": 0.25} if lam and has else {}
+    assert options == dict(depth=2, key=options["key"], **expected)
 
 
 def judged(of, depth, title="ISTA"):
@@ -506,6 +619,53 @@ def test_a_study_of_unknown_codes_rebuilds_its_picture_from_the_codes_of_ista_an
     assert f"PSNR of {psnr:.2f} dB" in text and "a remark" in text and "6 others to test" in text
 
 
+@pytest.mark.parametrize(
+    "methods, names",
+    [
+        (_steps.BY_DEFAULT, ["LISTA-CP, analytic", "LISTA-CP, learned", "LFISTA-CP, learned"]),
+        (("alista_ss", "ista"), ["ISTA, learned", "ALISTA-SS, analytic", "ALISTA-SS, learned"]),
+        (("lamp",), ["lamp, start", "lamp, learned"]),
+    ],
+)
+def test_without_codes_methods_are_trained_on_the_objective_of_the_lasso(
+    methods, names, monkeypatch
+):
+    """By default are those left out that codes calibrate, and a remark names them."""
+    of, remarks, seconds, asked = samples()._replace(chosen_on=(None, None)), [], {}, {}
+
+    def train(layer, params, samples, plan, name, remarks, loss, rate):
+        asked[name] = layer, params, loss, rate
+        return SimpleNamespace(best=("learned", name))
+
+    monkeypatch.setattr(_steps, "train", train)
+    run = _steps.plan(KEY, methods, None, 2, 0.1, 3, _steps.silent)
+    found = _unknown_codes._trained_on_lasso(of, 0.1, 2, run, seconds, remarks)
+    assert list(found) == ["ISTA", "FISTA", *names]
+    same(found["FISTA"][1], ur.analytic.ista(of.D, 0.1, 2))
+    left = [text for text in remarks if "Without known codes" in text]
+    if methods == _steps.BY_DEFAULT:
+        assert "there are no rows of alista, alista_ss and of learned ISTA" in left[0]
+    else:
+        assert not left
+    x = np.full((3, 2, 16), 0.5, np.float32)
+    D, Y = of.D, of.tested_on[0][:2]
+    values = ((Y - x[0] @ D.T) ** 2).sum(1) / 2 + 0.1 * np.abs(x[0]).sum(1)
+    for title, (layer, params, loss, rate) in asked.items():
+        same(params, layer.init(KEY, of.D))
+        assert found[f"{title}, learned"] == (layer, ("learned", title))
+        assert f"{title}, learned" in seconds and rate == (3e-3 if title == "ISTA" else 1e-3)
+        assert getattr(layer, "lam", 0.1) == 0.1
+        assert float(loss(x, None, D, Y)) == pytest.approx(values.mean(), rel=1e-4)
+
+
+def test_a_dictionary_that_lacks_rank_is_certified_in_its_range_and_says_so():
+    report = studies.certify(hadamard()).layers[0]
+    lacking = report._replace(rank=5).text()
+    said = "8 x 16 of numerical rank 5: all of this holds in its numerical range"
+    assert said in lacking and "numerical range" not in report.text()
+    assert lacking.replace(said, "8 x 16") == report.text()
+
+
 # A chain that is certified
 
 
@@ -547,6 +707,19 @@ def test_a_chain_has_a_column_for_every_layer(holds):
     assert data["plan"]["holds"] == holds and data["plan"]["reason"] == ("" if holds else "mu is 1")
     assert data["uniqueness"]["mu"]["unique"] == unique.unique.tolist()
     assert data["stability"]["holds"] == report.stability.holds
+
+
+def test_weights_that_are_certified_have_a_row_for_every_layer():
+    Ds, layer = (hadamard(), np.eye(16, dtype="f4")), ur.alista(4)
+    params = tuple(ur.analytic.alista(D, depth=4, sparsity=1, bound=1.0) for D in Ds)
+    study = studies.certify_weights(ur.dsc([layer, layer]), params, Ds, sparsity=(1, 1))
+    check_forms(study, rows=2)
+    for row, certificate in zip(study.table("records"), study.certificates):
+        assert row["error_at_the_start"] == float(certificate.error[0])
+        assert row["guaranteed_error"] == float(certificate.error[-1]) and row["holds"]
+        assert row["largest_sparsity"] == certificate.largest_sparsity
+        assert (row["family"], row["sparsity"]) == ("alista", 1)
+    assert [row["layer"] for row in study.table("records")] == [1, 2]
 
 
 def test_a_report_of_a_chain_has_its_layers_and_the_chain():

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -30,7 +31,15 @@ from unrolled.app.cli import main
 from unrolled.training import CheckpointError
 from unrolled.vision import experiments
 from unrolled.vision.datasets import Images
-from unrolled.vision.experiments import Recipe, _program, _recipe, _run, _table, paper_recipe
+from unrolled.vision.experiments import (
+    Recipe,
+    _features,
+    _program,
+    _recipe,
+    _run,
+    _table,
+    paper_recipe,
+)
 from unrolled.vision.experiments._program import devices_of
 from unrolled.vision.models._layers import Dense
 
@@ -788,6 +797,149 @@ def test_curves_are_means_over_runs_where_all_have_an_epoch():
     for figure in (experiments.training_loss(rows), experiments.l1_in_training(rows, 0)):
         (line,) = figure.axes[0].lines
         np.testing.assert_array_equal(line.get_ydata(), [2.0, np.nan])
+
+
+MADE = {  # model -> image shape, options of the recipe; class, arguments, named arguments
+    "unet": ((8, 8, 3), dict(width=4), "UNet", (4, "rho"), dict(channels=3)),
+    "lenet5": ((16, 16, 1), {}, "LeNet5", (5, "rho"), dict(side=16, channels=1)),
+    "vgg11": ((32, 32, 3), {}, "VGG11", (5, "rho"), dict(channels=3)),
+    "res-csc": (
+        (8, 8, 3),
+        dict(width=4, unfoldings=2),
+        "ResCSC",
+        (5,),
+        dict(widths=(4, 8, 16), activation="rho", unfoldings=2, channels=3),
+    ),
+    "msd-csc": (
+        (8, 8, 1),
+        dict(growth=2),
+        "MSDCSC",
+        (5,),
+        dict(activation="rho", growth=2, channels=1),
+    ),
+    "ml-ista": ((28, 28, 1), dict(unfoldings=2), "mnist", ("ml-ista",), dict(unfoldings=2)),
+    "ml-lista": ((32, 32, 3), {}, "cifar10", ("ml-lista",), {}),
+}
+
+
+@pytest.mark.parametrize("model", MADE)
+def test_a_recipe_makes_its_model_with_its_options(model, monkeypatch):
+    shape, options, name, arguments, named = MADE[model]
+    holder = _recipe.models.MLCSC if name in ("mnist", "cifar10") else _recipe.models
+    monkeypatch.setattr(holder, name, lambda *given, **options: (given, options))
+    monkeypatch.setattr(_recipe, "_check_fits", lambda *given: None)
+    monkeypatch.setattr(_recipe.activations, "by_name", lambda name: "rho")
+    recipe = SimpleNamespace(model=model, activation="relu", options=tuple(options.items()))
+    classes = 0 if model == "unet" else 5
+    found = _recipe.build_model(recipe, shape, classes, "rngs")
+    assert found == (arguments, named | {"rngs": "rngs"})
+
+
+def test_images_of_a_folder_are_masks_unless_it_has_classes(monkeypatch):
+    asked = []
+    monkeypatch.setattr(_recipe.datasets, "locate", lambda name, root: f"{root}/{name}")
+    monkeypatch.setattr(_recipe.datasets, "is_class_folders", lambda folder: "classes" in folder)
+    for name in ("masks", "class_folders"):
+        monkeypatch.setattr(
+            _recipe.datasets, name, lambda *given, name=name: asked.append((name, *given)) or "ab"
+        )
+    monkeypatch.setattr(_recipe, "shapes", lambda side: ("shapes", side))
+    assert experiments.load("mine", "root") == Images("mine", "a", "b", ())
+    assert experiments.load("classes", "root", side=24) == "ab"
+    sides = _recipe._MASKS_SIDE
+    assert asked == [("masks", "root/mine", (sides, sides)), ("class_folders", "root/classes", 24)]
+    assert experiments.load("shapes") == ("shapes", sides)
+    assert experiments.load("shapes", side=16) == ("shapes", 16)
+
+
+def test_pictures_that_are_not_standardized_keep_their_values():
+    X = np.random.default_rng(0).integers(0, 256, (4, 3, 5, 2), np.uint8)
+    assert _recipe.moments_of(X, SimpleNamespace(standardize=False)) == ((0.0,), (1.0,))
+
+
+def test_a_sweep_says_what_is_left_and_has_the_table_of_its_rows():
+    rows = rows_of(SCORES)
+    sweep = experiments.Sweep(rows, ["x", "y"], ["z"])
+    check_forms(sweep)
+    assert repr(sweep).startswith(f"{len(rows)} runs finished, 2 open, 1 elsewhere\n| model")
+    assert sweep.table() == experiments.scores_table(experiments.summarize(rows))
+    assert repr(experiments.Sweep({}, [], ["z"])) == "0 runs finished, 0 open, 1 elsewhere"
+
+
+def test_a_table_says_what_differences_are_from_and_what_one_seed_is():
+    recipe = dataclasses.replace(RECIPE, gamma=0.1)
+    one = experiments.interval([0.01])
+
+    def notes(*cells):
+        return experiments.scores_table(cells).splitlines()[-1]
+
+    def cell(baseline, difference):
+        scores = {"accuracy": experiments.interval([0.5, 0.6])}
+        return _table.Cell(recipe, baseline, scores, {"accuracy": difference}, {}, {}, ())
+
+    other = dataclasses.replace(RECIPE, model="cnn")
+    assert notes(cell(RECIPE, one)) == (
+        "Differences are from gamma = 0, in points. One seed is no interval, and no claim."
+    )
+    several = experiments.interval([0.01, 0.02])
+    assert notes(cell(other, several)).startswith(
+        "Differences are from gamma = 0, and where that is 0 from cnn, in points. In brackets"
+    )
+    assert "One seed" not in notes(cell(other, several))
+
+
+def test_pictures_of_a_run_are_its_first_test_images_and_their_predicted_masks(monkeypatch):
+    monkeypatch.setattr(_run._program, "predict", lambda *given: given[-1])
+    n = _run._PICTURES
+    X, truth, predicted = (np.arange(2 * n) + shift for shift in (0, 100, 200))
+    images = Images("masks", None, (X, truth), ())
+    job = SimpleNamespace(images=images, program=None, state=None, tests=(X, predicted))
+    found = _run.Job._pictures(job)
+    for name, whole in {"X": X, "truth": truth, "predicted": predicted}.items():
+        np.testing.assert_array_equal(found[name], whole[:n])
+
+
+def test_the_first_thousand_images_have_an_accuracy_of_their_own():
+    labels = np.arange(2000) % 3
+    predicted = np.where(np.arange(2000) < 250, labels, labels + 1)
+    scores = _program._classified(predicted, labels)
+    assert scores == pytest.approx({"accuracy": 250 / 2000, "accuracy_first_1000": 250 / 1000})
+    assert list(_program._classified(predicted[:9], labels[:9])) == ["accuracy"]
+
+
+def test_a_run_without_penalised_layers_measures_no_features():
+    assert _program.measure(SimpleNamespace(layers=()), None, None) == {}
+    assert [part.shape for part in _program._l1_and_zeros({})] == [(0,), (0,)]
+
+
+def test_features_of_a_row_are_those_of_its_standardized_test_images_and_are_kept(
+    tmp_path, images, monkeypatch
+):
+    """Measured once, of the convolutions behind the names that the run followed."""
+    recipe = dataclasses.replace(RECIPE, layers=("features",), test="whole")
+    record = {"recipe": recipe.to_dict(), "images": {"name": "tiny"}}
+    model, asked = SimpleNamespace(early=("features",), convolutions=("conv",)), []
+
+    def measured(model, X, taps):
+        asked.append((X, taps))
+        return SimpleNamespace(to_json=lambda: json.dumps({"conv": 1}))
+
+    monkeypatch.setattr(_features, "restore", lambda folder, row, build: model)
+    monkeypatch.setattr(_features, "read_row", lambda folder, row: record)
+    monkeypatch.setattr(_features, "trained_on", lambda record, images: True)
+    monkeypatch.setattr(_features, "features", measured)
+    monkeypatch.setattr(_features.Features, "from_json", staticmethod(json.loads))
+    found = [experiments.row_features(tmp_path, "a", images, n=3) for _ in range(2)]
+    assert found == [{"conv": 1}] * 2 and len(asked) == 1 and asked[0][1] == ["conv"]
+    chosen = _recipe.split_images(images, "whole")
+    mean, deviation = _recipe.moments_of(chosen.train[0], recipe)
+    expected = (chosen.test[0][:3] / 255 - mean) / deviation
+    np.testing.assert_allclose(asked[0][0], expected, rtol=1e-5, atol=1e-6)
+    assert _features._convolutions(model, None) is None
+    assert _features._convolutions(SimpleNamespace(), ("a",)) == ["a"]
+    monkeypatch.setattr(_features, "trained_on", lambda record, images: False)
+    with pytest.raises(ValueError, match="a was trained on other images than tiny"):
+        experiments.row_features(tmp_path, "a", images)
 
 
 def test_scores_are_points_with_their_mean_and_interval_by_activation_and_gamma():

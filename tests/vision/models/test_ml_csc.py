@@ -1,6 +1,7 @@
 """Unfolded pursuits against dictionaries, dense matrices and plain convolutions."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from flax import nnx
 from jax import lax
 
 import unrolled as ur
-from unrolled.vision.models import MLCSC, Filters, ImageConv
+from unrolled.vision.models import MLCSC, Filters, ImageConv, _ml_csc
 from unrolled.vision.models._layers import norm_from_below
 from unrolled.vision.models._ml_csc import Linear
 
@@ -274,6 +275,40 @@ def test_ml_lista_has_analysis_filters_of_its_own():
             x_2 = biased(x_2 - Ds[1].T @ x_1 + Bs[1].T @ new_1, thetas[1])
         np.testing.assert_allclose(flat(found[0])[n], new_1, atol=ROUNDING)
         np.testing.assert_allclose(flat(found[1])[n], x_2, atol=ROUNDING)
+
+
+def test_free_steps_have_params_of_their_own_at_every_time():
+    """Step t of ML-ISTA has the filters, step sizes and biases of time t."""
+    rng, rho = np.random.default_rng(0), jax.nn.relu
+    y, sizes = rng.normal(size=(3, 4)), ((4, 6), (6, 5))
+
+    class Products(NamedTuple):
+        """A matrix in place of a convolution: x @ D = D'x, and D @ x."""
+
+        D: jax.Array
+        __array_ufunc__ = None
+
+        def __matmul__(self, x):
+            return x @ self.D.T
+
+        def __rmatmul__(self, y):
+            return y @ self.D
+
+    Ds = [rng.normal(size=(3, *size)) for size in sizes]
+    gammas, thetas = rng.random((2, 3)), [rng.normal(size=(3, 1, size[1])) for size in sizes]
+    steps = [
+        _ml_csc.Step(Products(D), gamma, theta, Products(D))
+        for D, gamma, theta in zip(Ds, gammas, thetas)
+    ]
+    found = jax.jit(lambda steps, y: _ml_csc.all_free(steps, y, 2, rho))(steps, y)
+    x_2 = np.zeros((3, 5))
+    for t in range(3):
+        (D, E), (g, h), (a, b) = ([of[t] for of in part] for part in (Ds, gammas, thetas))
+        below = x_2 @ E.T
+        x_1 = biased(below + g * (y - below @ D.T) @ D, a)
+        x_2 = biased(x_2 + h * (x_1 - below) @ E, b)
+    np.testing.assert_allclose(found[0], x_1, atol=ROUNDING)
+    np.testing.assert_allclose(found[1], x_2, atol=ROUNDING)
 
 
 @pytest.mark.slow

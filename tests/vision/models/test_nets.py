@@ -83,6 +83,35 @@ def test_values_and_gradients_are_those_of_the_plain_form(side, k, channels, fil
         np.testing.assert_allclose(a, b, rtol=ROUNDING, atol=ROUNDING * np.abs(b).max())
 
 
+def test_an_activation_that_falls_is_pooled_where_its_values_are_largest():
+    """Not where its arguments are: of a bump that is another pixel."""
+    x, kernel, bias = pictures(2, 6, 7, 2), pictures(3, 3, 2, 20, seed=1), pictures(20, seed=2)
+
+    def bump(z):
+        return jnp.exp(-(z**2))
+
+    found = jax.jit(lambda *a: _convolution.convolve_and_pool(*a, bump))(x, kernel, bias)
+    expected = jax.jit(lambda *a: plain(*a, bump))(x, kernel, bias)
+    chex.assert_trees_all_close(found, expected, rtol=ROUNDING, atol=ROUNDING)
+
+
+def test_lenet_is_two_pooled_convolutions_and_three_dense_layers():
+    net, x = LeNet5(5, "relu", channels=1, side=16, rngs=nnx.Rngs(0)), pictures(2, 16, 16, 1)
+
+    @nnx.jit
+    def by_hand(net, x):
+        for layer in (net.conv1, net.conv2):
+            x = plain(x, layer.kernel[...], layer.bias[...], jax.nn.relu)[0]
+        x = x.reshape(2, -1)
+        for layer in (net.dense1, net.dense2, net.dense3):
+            x = jax.nn.relu(x) @ layer.kernel[...] + layer.bias[...].reshape(1, -1)
+        return x
+
+    found, expected = nnx.jit(lambda net, x: net(x))(net, x), by_hand(net, x)
+    assert found.shape == (2, 5)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("filters", [6, 16])
 def test_activations_may_differ_from_filter_to_filter(filters):
