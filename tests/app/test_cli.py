@@ -28,7 +28,7 @@ from unrolled._base.files import claimed
 from unrolled.app import studies
 from unrolled.app.cli import main
 from unrolled.app.commands import _certify, _doctor
-from unrolled.app.commands._certify import signals_of_class
+from unrolled.app.commands._certify import ProvedCodes, signals_of_class
 from unrolled.app.commands._console import cache_folder, kept_programs, plain_warnings
 from unrolled.app.commands._inputs import read_dictionary
 from unrolled.app.commands._report import Section, write_report
@@ -997,6 +997,7 @@ def test_encode_proves_codes_of_the_lasso(run, tmp_path):
     assert np.array_equal(certified, proof.unique & (proof.repairs == 0)) and certified.any()
     assert encoded["proved_optima"] == proof.unique.mean() > 0.9
     assert encoded["largest_distance"] < 0.1
+    assert "of its norm" in out and "norm" not in ProvedCodes(2, (0, 1), 0, 0.0).text()
     D = D.astype("f4")
     layer, weights = unrolled.layers.fista(4), tmp_path / "weights.npz"
     unrolled.training.save(weights, layer.init(None, D), layer=layer, D=D)

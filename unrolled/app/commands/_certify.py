@@ -294,11 +294,12 @@ class ProvedCodes(NamedTuple):
 
     def text(self) -> str:
         """The shares, the distance and the rows as lines of text."""
+        far = f", and its code is at most {self.distance:.2g} of its norm away"
         lines = [
             f"{1 - len(self.rows) / self.signals:.2%} of {self.signals} codes certified: each has "
             "the support and the signs of the only optimum of the LASSO",
-            f"that optimum is proved for {self.optima / self.signals:.2%} of the signals, and its "
-            f"code is at most {self.distance:.2g} of its norm away",
+            f"that optimum is proved for {self.optima / self.signals:.2%} of the signals"
+            + far * (self.optima > 0),
         ]
         return "\n".join([*lines, *_not_certified(self.rows)])
 
