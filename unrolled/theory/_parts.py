@@ -39,7 +39,7 @@ def block_coherence(W: Dictionary, D: Dictionary) -> BlockCoherence:
         + \|W_i\|_2 \|n\|_2,
 
     and shrinkage moves it by at most theta_k, to 0 if |u_i| <= theta_k. With g = 1 it is the
-    theorem itself, with mu = mu_W. Traceable.
+    theorem itself, with mu = mu_W. The products are d x d by nature. Traceable.
 
     Args:
         W, D: (m, d); the atoms of D have unit norm, and those of a part need not be orthogonal.
