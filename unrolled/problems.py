@@ -19,7 +19,7 @@ from unrolled._base.files import Draws, MappedRows, as_data
 from unrolled._base.numbers import exponent, times_power, widened
 from unrolled._base.programs import on_auto_axes, program, takes_sharded
 from unrolled.activations import kth_largest
-from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, block_of
+from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, as_flat, block_of
 
 
 @checked
@@ -175,7 +175,6 @@ def _least(s: Any, u: Array) -> Array:
     return on & (s > 0)
 
 
-@checked
 def synthesize(D: Dictionary | tuple[Dictionary, ...] | Any, x: ArrayLike) -> Array:
     r"""The estimate of the signal, D x, of one code or of a batch, in full precision.
 
@@ -186,10 +185,11 @@ def synthesize(D: Dictionary | tuple[Dictionary, ...] | Any, x: ArrayLike) -> Ar
             blurred entries it is the dictionary of whole signals, not the one that the code was
             computed with.
         x: (d,), or (batch, d). For a `Conv` also in the shape `D.code_grid`, as pursuits return the
-            codes of grids.
+            codes of grids; complex for a `Complex` D, and (d, g), or some of these, for a `Joint`.
 
     Returns:
-        (m,), or (batch, m); of codes in a grid, signals in the shape `D.signal_grid`.
+        (m,), or (batch, m); of codes in a grid, signals in the shape `D.signal_grid`, and of other
+        forms of codes, signals of that form.
 
     Raises:
         ValueError: x has another shape, or the shapes of the dictionaries do not meet.
@@ -201,7 +201,17 @@ def synthesize(D: Dictionary | tuple[Dictionary, ...] | Any, x: ArrayLike) -> Ar
         >>> ur.synthesize((2 * jnp.eye(4), D), jnp.eye(8)[1]).tolist()
         [0.0, 2.0, 0.0, 0.0]
     """
-    where = "synthesize"
+    if block_of(D) > 1 and isinstance(x, Array | np.ndarray):
+        for axes in (0, 1):
+            flat, shown = as_flat(D, x, axes)
+            if shown is not None:
+                return shown(_estimates(D, flat, "synthesize"))
+    return _estimates(D, x, "synthesize")
+
+
+@checked
+def _estimates(D: Dictionary | tuple[Dictionary, ...] | Any, x: ArrayLike, where: str) -> Array:
+    """`synthesize` for flat codes, and for those in the grid of a `Conv`."""
     chain = as_chain(D, where) if isinstance(D, tuple) else (as_dictionary(D, where),)
     x = x if isinstance(x, Array | np.ndarray) else jnp.asarray(x)  # lists, and frames of pandas
     first, last = chain[0], chain[-1]

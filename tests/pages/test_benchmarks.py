@@ -61,6 +61,28 @@ def test_the_tables_of_tasks_are_those_of_its_rows():
             assert line in page, (task, line)
 
 
+def test_the_tables_of_parts_are_those_of_its_rows():
+    rows = json.loads((FOLDER / "parts.json").read_text())["rows"]
+    for task, methods in rows.items():
+        page = "complex_signals" if task.startswith("complex") else "many_measurements"
+        text = (FOLDER.parent / "notebooks" / "guide" / f"{page}.md").read_text()
+        for line in _lines(task, methods):
+            assert line in text, (task, line)
+
+
+def _lines(task, methods):
+    """The lines of a table: a task and what stands under it, mean, least and largest."""
+    for name, found in methods.items():
+        if isinstance(found, dict):
+            yield from _lines(name, found)
+            continue
+        mean, least, most = (
+            f"{v:.{1 if 'complex' in task else 2}f}"
+            for v in (np.mean(found), min(found), max(found))
+        )
+        yield f"| {task.removeprefix('complex, ')} | {name} | {mean} | {least} to {most} |"
+
+
 TABLES = """
 FileNames
 1 "{file}"

@@ -15,7 +15,14 @@ from unrolled._base import checks, programs
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import exponent, times_power
 from unrolled._base.programs import host_function, program
-from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, check_batch, column_norms
+from unrolled.dictionaries import (
+    Dictionary,
+    as_chain,
+    as_dictionary,
+    check_batch,
+    column_norms,
+    flat_batch,
+)
 from unrolled.layers import Layer, Unrolled, names_with_role, stack, unstack
 from unrolled.networks import Network, codes_of_ista, exceeds, lam_of, loss_of, worse_than_zero
 from unrolled.problems import synthesize
@@ -221,7 +228,7 @@ def calibrate(
     model: Layer | Network,
     params: Any,
     D: Any,
-    Y: ArrayLike,
+    Y: ArrayLike | Any,  # complex signals, too
     X: Any = None,
     *,
     loss: Loss | None = None,
@@ -295,7 +302,7 @@ def calibrate(
     if isinstance(model, Network):
         return _calibrate_chain(model, params, D, Y, X, aim)
     D = as_dictionary(D, "calibrate")
-    Y, X = _sample(D, Y, X)
+    Y, X = _sample(D, *flat_batch(D, (Y, X)))
     dtype = checks.common_dtype(params, D, X, Y)
     params, D, X, Y = (checks.cast(tree, dtype) for tree in (params, D, X, Y))
     model.check(params, D)

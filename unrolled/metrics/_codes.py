@@ -1,7 +1,9 @@
 """Scores of codes, (batch, d): errors, supports, optimality and sparsity."""
 
+import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ from unrolled._base.numbers import (
     widened,
 )
 from unrolled._base.programs import program
-from unrolled.dictionaries import Dictionary, as_dictionary, operands
+from unrolled.dictionaries import Dictionary, as_dictionary, operands, to_pairs
 
 __all__ = [
     "Sparsity",
@@ -37,6 +39,7 @@ __all__ = [
 ]
 
 
+F = TypeVar("F", bound=Callable[..., Any])
 # If the ratio of two magnitudes is up to this power of two, its square fits in float32.
 _RATIO = 60
 
@@ -62,6 +65,30 @@ def decibels(above: tuple[Array, Array], below: tuple[Array, Array]) -> Array:
 def relative_error(estimates: Array, X: Array, axis: int | None = None) -> Array:
     """10 log10 of sum (x^ - x)^2 / sum x^2."""
     return decibels(*energies(estimates, X, axis)).astype(X.dtype)
+
+
+def complex_too(of: Callable[[Any], Any]) -> Callable[[F], F]:
+    """`checked`, for two complex arrays, too: `of` both, pairs with the same sum of squares."""
+
+    def decorate(function: F) -> F:
+        door = checked(function)
+
+        @functools.wraps(function)
+        def call(*args: Any, **options: Any) -> Any:
+            pair = [*args[:2], *(options.get(name) for name in ("estimates", "X")[len(args) :])]
+            if not all(map(_is_complex, pair)):
+                return door(*args, **options)
+            rest = {name: v for name, v in options.items() if name not in ("estimates", "X")}
+            return door(*map(of, pair), *args[2:], **rest)
+
+        return call  # type: ignore[return-value]  # of the same signature
+
+    return decorate
+
+
+def _is_complex(v: Any) -> bool:
+    is_array = isinstance(v, np.ndarray | Array) and not np.ma.isMaskedArray(v)
+    return is_array and v.ndim > 0 and jnp.issubdtype(v.dtype, jnp.complexfloating)
 
 
 def same_shape(a: ArrayLike, b: ArrayLike, where: str) -> tuple[Array, Array]:
@@ -110,14 +137,14 @@ def _psnr(estimate: Array, reference: Array, peak: ArrayLike) -> Array:
 _FLOOR = -300.0
 
 
-@checked
+@complex_too(to_pairs)
 def nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
     r"""The normalised error of a batch in dB, as a ratio of sums, as in LISTA-CPSS and ALISTA.
 
     .. math:: 10 \log_{10} \sum_i \|\hat x_i - x_i\|^2 / \sum_i \|x_i\|^2.
 
     Args:
-        estimates, X: (batch, d).
+        estimates, X: (batch, d), both real or both complex.
 
     Returns:
         NMSE in dB, ().
@@ -133,12 +160,12 @@ def nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
     return relative_error(*same_shape(estimates, X, "nmse"))
 
 
-@checked
+@complex_too(to_pairs)
 def signal_nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
     """10 log10(norm(x^ - x)^2 / norm(x)^2) of every signal, in dB; nan or inf for a zero code.
 
     Args:
-        estimates, X: (batch, d).
+        estimates, X: (batch, d), both real or both complex.
 
     Returns:
         (batch,).
@@ -154,7 +181,7 @@ def signal_nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
     return relative_error(*same_shape(estimates, X, "signal_nmse"), -1)
 
 
-@checked
+@complex_too(to_pairs)
 def mean_nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
     """The mean of `signal_nmse` over the signals, floored at -300 dB, as in Open-L2O.
 
@@ -185,12 +212,12 @@ def _mean_nmse(estimates: Array, X: Array) -> Array:
     return jnp.mean(per_signal, where=nonzero)
 
 
-@checked
+@complex_too(to_pairs)
 def failure_rate(estimates: ArrayLike, X: ArrayLike, level: float = -20.0) -> Array:
     """Share of the signals whose NMSE exceeds `level` dB; a signal without a finite NMSE fails.
 
     Args:
-        estimates, X: (batch, d).
+        estimates, X: (batch, d), both real or both complex.
         level: threshold in dB.
 
     Returns:
@@ -226,12 +253,12 @@ class SupportScores(NamedTuple):
     false_positives: Array  # () number of wrong chosen entries per signal
 
 
-@checked
+@complex_too(jnp.abs)
 def support_scores(estimates: ArrayLike, X: ArrayLike, tolerance: float = 0.0) -> SupportScores:
     """Precision and recall of the support, and false positives per signal.
 
     Args:
-        estimates, X: (batch, d).
+        estimates, X: (batch, d), both real or both complex.
         tolerance: an entry of an estimate is chosen if its magnitude exceeds this.
 
     Returns:

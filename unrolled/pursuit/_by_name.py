@@ -13,7 +13,7 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.files import MappedRows
 from unrolled._base.numbers import norm
-from unrolled.dictionaries import Dictionary, block_of, dense
+from unrolled.dictionaries import Dictionary, as_flat, block_of, dense
 from unrolled.pursuit._basis_pursuit import basis_pursuit, bpdn
 from unrolled.pursuit._ista import fista, ista, ml_fista, ml_ista
 from unrolled.pursuit._lasso import lasso
@@ -293,7 +293,7 @@ def default_lam(D: Dictionary, Y: Array | np.ndarray | MappedRows, ratio: float 
 
     Args:
         D: (m, d).
-        Y: (signals, m).
+        Y: (signals, m), or signals of another form of D.
         ratio: the share.
 
     Raises:
@@ -304,7 +304,8 @@ def default_lam(D: Dictionary, Y: Array | np.ndarray | MappedRows, ratio: float 
         >>> default_lam(np.eye(2), np.array([[1.0, 3.0], [4.0, 0.0]]))
         0.39
     """
-    products = np.asarray(Y[:2000], float) @ np.asarray(dense(D), float)
+    Y = as_flat(D, np.asarray(Y[:2000]), 1)[0]
+    products = np.asarray(Y, float) @ np.asarray(dense(D), float)
     unit = np.abs(products).max(initial=0) or 1.0  # whose square may leave the range
     sizes = np.linalg.norm((products / unit).reshape(len(products), -1, block_of(D)), axis=2)
     largest = unit * sizes.max(1)  # in float32 they may be 0

@@ -191,7 +191,8 @@ class _Problem(NamedTuple):
         objective = Objective(_NAME, layer, lasso(self.lam), self.lam, of_last=True)
         parts = split(start, self.D, where=_NAME)
         data = Data(self.key, self.sample, self.validation, Trained(start, self.D), *parts)
-        return objective, data, _optimizer(self.units.of(layer), self.units.signal**2)
+        units = self.units.of(layer)._replace(D=parts[0].D)  # None in its leaves
+        return objective, data, _optimizer(units, self.units.signal**2)
 
 
 def _few_numbers(

@@ -395,6 +395,47 @@ def test_a_file_of_signals_in_parts_is_read_in_chunks(tmp_path, monkeypatch):
     )
 
 
+def test_sizes_and_supports_of_complex_codes_are_those_of_their_numbers():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(6, 9)) + 1j * rng.normal(size=(6, 9))
+    X[rng.random(X.shape) < 0.6] = 0
+    near = np.where(rng.random(X.shape) < 0.8, X, 0) + 0.01j
+    dB = 10 * np.log10(np.sum(np.abs(near - X) ** 2) / np.sum(np.abs(X) ** 2))
+    np.testing.assert_allclose(ur.metrics.nmse(near, X), dB, rtol=1e-12)
+    each = 10 * np.log10(np.sum(np.abs(near - X) ** 2, 1) / np.sum(np.abs(X) ** 2, 1))
+    np.testing.assert_allclose(ur.metrics.signal_nmse(near, X), each, rtol=1e-12)
+    chosen, true = np.abs(near) > 0.1, X != 0
+    scores = ur.metrics.support_scores(near, X, tolerance=0.1)
+    hits = np.sum(chosen & true, 1)
+    np.testing.assert_allclose(scores.recall, np.mean(hits / true.sum(1)), rtol=1e-12)
+    np.testing.assert_allclose(scores.false_positives, np.mean(chosen.sum(1) - hits), rtol=1e-12)
+    with pytest.raises(TypeError, match="complex128; expected real numbers"):
+        ur.metrics.nmse(near, X.real)
+
+
+@pytest.mark.parametrize("name", PURSUED)
+def test_codes_in_parts_have_estimates_of_the_form_of_signals(name):
+    D, Y, X = pursued_problem(name, 4)
+    expected = np.einsum("mn,bn...->bm...", _matrix(D), X)
+    np.testing.assert_allclose(ur.synthesize(D, X), expected, rtol=0, atol=100 * EPS)
+    np.testing.assert_allclose(ur.synthesize(D, X[0]), expected[0], rtol=0, atol=100 * EPS)
+    products = np.einsum("mn,bm...->bn...", _matrix(D).conj(), Y).reshape(4, 20, -1)
+    largest = np.quantile(np.linalg.norm(products, axis=2).max(1), 0.9)
+    np.testing.assert_allclose(pursuit.default_lam(D, Y), largest / 10, rtol=1e-12)
+
+
+def test_complex_signals_calibrate_and_train_without_codes():
+    A = complex_matrix(1, 8, 12)
+    D, layer = Complex.of(A), layers.lista_cp(3, lam=1.0)
+    Y, X = map(from_pairs, ur.problems.sampler(D, 40)(jax.random.key(0)))
+    start = layer.init(None, D)
+    apply = jax.jit(jax.vmap(layer.apply, (None, None, 0)))
+    better = analytic.calibrate(layer, start, D, Y, X)
+    assert ur.metrics.nmse(apply(better, D, Y), X) < ur.metrics.nmse(apply(start, D, Y), X) - 1
+    found = ur.training.unsupervised(D, Y, 0.1, depth=3, key=0, steps=4)
+    assert found.judged["best"] < found.judged["ista"]
+
+
 C = Complex.of(complex_matrix(1, 4, 6))
 PLANNED = dict(depth=2, sparsity=1, bound=1.0)
 
