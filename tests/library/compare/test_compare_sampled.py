@@ -249,7 +249,10 @@ def lars(codes):
 
     def lasso(signals, atoms, lambda1, mode):
         assert (signals.shape, atoms.shape, mode) == ((20, 64), (20, 30), 2)
-        a, b = np.linalg.norm(atoms) / np.linalg.norm(D), np.linalg.norm(signals) / np.linalg.norm(Y)
+        a, b = (
+            np.linalg.norm(atoms) / np.linalg.norm(D),
+            np.linalg.norm(signals) / np.linalg.norm(Y),
+        )
         assert lambda1 == pytest.approx(0.1 * a * b)
         return csc_matrix(codes.T * b / a)
 
