@@ -95,7 +95,9 @@ def lasso_batch(
 
     Returns:
         Pursuit with a leading axis of signals in every field; `steps` counts moves, and `gap`
-        is that of the code before it is rounded to the dtype of Y.
+        is that of the code before it is rounded to the dtype of Y. A signal has the code 0 and the
+        gap inf if it is not finite, or if the range of the dtype, 1e-31 in float32, holds neither
+        an atom over the largest entry of D nor its penalty over that entry and the signal.
 
     Raises:
         TypeError, ValueError: as in `lasso`.
@@ -248,7 +250,13 @@ def _scaled(
     # Without a start, zeros that nobody reads.
     X = jnp.zeros((len(Y), 1)) if start is None else start
     ridge, X = bounded(ldexp(jnp.asarray(l2, dtype), -2 * a)), ldexp(X.astype(dtype), a - b)
-    return (times_power(matrix, -a), times_power(Y, -b), weight, ridge, X), (a, b)
+    near, Y = times_power(matrix, -a), times_power(Y, -b)
+    # An atom that is lost in these units may be part of a code whose penalties are as small: then
+    # the signal has no code, as if it were not finite.
+    least = float(jnp.finfo(dtype).tiny / jnp.finfo(dtype).eps)
+    lost = (jnp.max(jnp.abs(matrix), 0) > 0) & (jnp.max(jnp.abs(near), 0) < least)
+    Y = jnp.where((lost[None] & (weight < least)).any(1, keepdims=True), jnp.nan, Y)
+    return (near, Y, weight, ridge, X), (a, b)
 
 
 @programs.on_auto_axes

@@ -244,6 +244,18 @@ def test_a_mapped_file_is_not_copied_into_memory(tmp_path):
     assert float(done.stdout) < 205
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_atom_that_is_lost_in_the_range_is_not_left_out_in_silence(dtype):
+    """lam lets the second atom in, but no unit holds both; a larger lam keeps it out for sure."""
+    tiny = float(np.finfo(dtype).tiny)
+    A = np.diag([8e4, 1e3 * tiny, 1e-3]).astype(dtype)
+    signals, lam = np.ones((3, 3), dtype), np.array([[10 * tiny], [1e-2], [1.0]], dtype)
+    found = pursuit.lasso_batch(A, signals, lam)
+    assert found.converged.tolist() == [False, True, True]
+    assert np.isinf(found.gap[0]) and not np.asarray(found.x[0]).any()
+    assert not np.asarray(found.x[1:, 1]).any() and (np.asarray(found.x[1:, 0]) > 0).all()
+
+
 def test_threads_take_few_signals_at_once_where_codes_may_take_long():
     """Between them they can be interrupted; small codes come by hundreds, every row once."""
     finite = np.arange(9_000) % 7 != 3
