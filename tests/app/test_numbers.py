@@ -24,6 +24,7 @@ from unrolled.app.commands import (
     _experiment,
     _inputs,
     _learn,
+    _report,
     _setup,
 )
 from unrolled.app.commands._config import load
@@ -83,6 +84,17 @@ def test_the_check_of_doctor_is_below_its_certified_bound():
     _, schedule = ur.analytic.block_schedule(D, depth=_doctor._DEPTH, sparsity=2, bound=1.0)
     rounding = 128 * 2.0**-24  # the signal has two entries, and a code of 128
     assert 0 <= _doctor._certified_error() <= schedule.error[-1] + rounding
+
+
+def test_doctor_checks_the_folder_that_a_run_would_write(monkeypatch, tmp_path, capsys):
+    for name, found in {"_measured": list, "_certified_error": lambda: 1e-7}.items():
+        monkeypatch.setattr(_doctor, name, found)
+    assert main(["doctor", "--json", "--output", str(tmp_path / "new")]) == 0
+    found = strict_json(capsys.readouterr().out)
+    assert found["write check"] == f"{tmp_path / 'new'} is writable"
+    (tmp_path / "file").write_text("")
+    assert main(["doctor", "--json", "--output", str(tmp_path / "file")]) == 2
+    assert "file" in capsys.readouterr().err
 
 
 def test_the_memory_of_a_device_is_told_where_it_knows_it(monkeypatch):
@@ -353,6 +365,37 @@ def test_the_standard_sections_are_four_studies_with_the_numbers_of_the_argument
     depths = {"depths": _compare._QUICK_CHAIN_DEPTHS} if quick else {}
     assert {k: v for k, v in called["certified_chain"][1].items() if k != "say"} == depths
     assert called["section_of"][0][0] == "certified_chain"
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_certified_section_ends_with_what_is_proved_signal_by_signal(quick, monkeypatch):
+    asked, key, D = {}, jax.random.key(0), np.eye(3)
+    given = _compare.Asked(key, {}, {}, {}, quick, say=print)
+    studied = SimpleNamespace(runs=("a run",))
+    proved = SimpleNamespace(to_dict=lambda: {"proved": 1}, parts=lambda: ["by signal"])
+
+    def stub(name, result):
+        def called(*arguments, **options):
+            asked[name] = arguments, {k: v for k, v in options.items() if k != "say"}
+            return result
+
+        monkeypatch.setattr(_compare.studies, name, called)
+
+    stub("certified_regime", studied), stub("proved_codes", proved)
+    section = _report.Section("title", "slug", ["a part"], {}, data={"worst": 2})
+    monkeypatch.setattr(_compare, "section_of", lambda *_: section)
+    (found,) = _compare._certified_regime(D, given, (3, 4))
+    assert found.parts == ["a part", "", "by signal"]
+    assert found.data == {"worst": 2, "signal_by_signal": {"proved": 1}}
+    for name, options in {
+        "certified_regime": {"depth": _compare._QUICK_DEPTH} if quick else {},
+        "proved_codes": {"sparsities": (3, 4)}
+        | ({"codes": _compare._QUICK_CODES} if quick else {}),
+    }.items():
+        (first, second), more = asked[name]
+        assert first is key and second is D and more == options
+    studied.runs = ()
+    assert _compare._certified_regime(D, given) == []
 
 
 # train
