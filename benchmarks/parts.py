@@ -133,10 +133,10 @@ def draw_complex():
     }
     figure, axes = plt.subplots(2, 1, figsize=(7, 3.6), sharex=True, layout="constrained")
     for axis, (name, estimate) in zip(axes, estimates.items()):
-        axis.plot(np.abs(x), "o", color="0.7", label="echoes")
+        axis.plot(np.flatnonzero(x), np.abs(x[x != 0]), "o", color="0.6", label="echoes")
         axis.plot(np.abs(estimate), lw=1.2, label=name)
         axis.set_ylabel("|x|")
-        axis.legend(loc="upper right", fontsize=8, frameon=False)
+        axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8, frameon=False)
     axes[-1].set_xlabel("delay")
     save(figure, "parts_complex.svg")
 
@@ -150,7 +150,8 @@ def draw_measurements(rows):
         spread = [mean - shares.min(1), shares.max(1) - mean]
         axis.errorbar(GROUPS, mean, spread, fmt=style, marker="o", capsize=2, label=name)
     axis.set(xlabel="measurements g", ylabel="supports recovered", xticks=GROUPS)
-    axis.legend(fontsize=8, frameon=False)
+    axis.legend(loc="lower right", fontsize=8, frameon=False)
+    axis.set_ylim(0, 1.05)
     save(figure, "parts_measurements.svg")
 
 
