@@ -235,25 +235,10 @@ def certify_drawn(
                 sample, fresh = np.split(draw(s), 2)
                 share = partial(_share, name, s)
                 of = f"{name}, s = {s}"
-                proved, any_ratio, ratios[of] = _on_supports(W, D, fresh, s)
-                taking = _TAKING.from_weights(None, W, D)
-                errors = _errors(_TAKING, taking, D, fresh) if measured else None
-                rows += [share(_SUPPORT, proved, errors), share(_ANY_RATIO, any_ratio)]
-                with checks.quiet(analytic.HypothesisWarning):  # the fresh codes say so
-                    params = analytic.from_sample(
-                        _SCHEDULED, D, sample, noise=noise, W=W, leave_out=_LEFT_OUT
-                    )
-                errors = _errors(_SCHEDULED, params, D, fresh) if measured else None
-                for steps in (_OWN, _ONE):
-                    own = steps == _OWN
-                    proof = theory.certify_signals(
-                        _SCHEDULED, params, D, fresh, noise=noise, own=own
-                    )
-                    ends = proof.errors[:, -1] < proof.errors[:, 0]
-                    proved = ends if noise else proof.proved
-                    rows.append(share(steps, proved, None if own else errors))
-                    if proved.any():
-                        bounds[f"{of}, {steps.split(', ')[1]}"] = proof.errors[proved].max(0)
+                taken, ratios[of] = _by_supports(share, W, D, fresh, s, measured)
+                found, ends = _by_codes(share, W, D, sample, fresh, noise, measured)
+                rows += taken + found
+                bounds |= {f"{of}, {which}": errors for which, errors in ends.items()}
     return DrawnProofs(
         D.shape, sparsities, float(bound), float(noise), draws, worst, tuple(rows), ratios, bounds
     )
@@ -285,6 +270,40 @@ def _codes(layer: Any, params: Any, D: Any, X: Any) -> Any:
 def _errors(layer: Any, params: Any, D: Any, X: np.ndarray) -> np.ndarray:
     """The largest error of an entry of each code that a layer finds of the signals D x."""
     return np.abs(np.asarray(_codes(layer, params, D, jnp.asarray(X))) - X).max(1)
+
+
+def _by_supports(
+    share: Callable[..., ProvedShare], W: Any, D: Any, X: np.ndarray, s: int, measured: bool
+) -> tuple[list[ProvedShare], np.ndarray]:
+    """What `layers.alista_rt` finds of all codes on the supports of X, and their ratios."""
+    proved, any_ratio, ratios = _on_supports(W, D, X, s)
+    errors = _errors(_TAKING, _TAKING.from_weights(None, W, D), D, X) if measured else None
+    return [share(_SUPPORT, proved, errors), share(_ANY_RATIO, any_ratio)], ratios
+
+
+def _by_codes(
+    share: Callable[..., ProvedShare],
+    W: Any,
+    D: Any,
+    sample: np.ndarray,
+    X: np.ndarray,
+    noise: float,
+    measured: bool,
+) -> tuple[list[ProvedShare], dict[str, np.ndarray]]:
+    """What `layers.alista` finds of the codes X, and the bounds of all that are proved."""
+    with checks.quiet(analytic.HypothesisWarning):  # the fresh codes say so
+        params = analytic.from_sample(_SCHEDULED, D, sample, noise=noise, W=W, leave_out=_LEFT_OUT)
+    reached = _errors(_SCHEDULED, params, D, X) if measured else None
+    rows: list[ProvedShare] = []
+    bounds: dict[str, np.ndarray] = {}
+    for steps, own in ((_OWN, True), (_ONE, False)):
+        proof = theory.certify_signals(_SCHEDULED, params, D, X, noise=noise, own=own)
+        errors = proof.errors
+        proved = errors[:, -1] < errors[:, 0] if noise else proof.proved
+        rows.append(share(steps, proved, None if own else reached))
+        if proved.any():
+            bounds[steps.split(", ")[1]] = errors[proved].max(0)
+    return rows, bounds
 
 
 def _share(
