@@ -69,6 +69,7 @@ OTHERS = {
     "gain": ("glista", 2.0),
     "guard": ("lista_cp", 0.1),
     "nonnegative": ("lista_cp", True),
+    "bend": ("lista_cp", 3.0),
 }
 OTHERS |= {"variance": ("tista", 2.0), "noise": ("tista", 0.1), "sparsity": ("liht", 3)}
 OF_SIGNALS = {"codes": "lasso", "ratio": 0.2}  # that are in a file

@@ -371,7 +371,7 @@ def test_the_standard_sections_are_four_studies_with_the_numbers_of_the_argument
 def test_the_certified_section_ends_with_what_is_proved_signal_by_signal(quick, monkeypatch):
     asked, key, D = {}, jax.random.key(0), np.eye(3)
     given = _compare.Asked(key, {}, {}, {}, quick, say=print)
-    studied = SimpleNamespace(runs=("a run",))
+    studied = SimpleNamespace(runs=("a run",), shape=(2, 3))
     proved = SimpleNamespace(to_dict=lambda: {"proved": 1}, parts=lambda: ["by signal"])
 
     def stub(name, result):
@@ -381,7 +381,7 @@ def test_the_certified_section_ends_with_what_is_proved_signal_by_signal(quick, 
 
         monkeypatch.setattr(_compare.studies, name, called)
 
-    stub("certified_regime", studied), stub("proved_codes", proved)
+    stub("certified_regime", studied), stub("certify_drawn", proved)
     section = _report.Section("title", "slug", ["a part"], {}, data={"worst": 2})
     monkeypatch.setattr(_compare, "section_of", lambda *_: section)
     (found,) = _compare._certified_regime(D, given, (3, 4))
@@ -389,11 +389,14 @@ def test_the_certified_section_ends_with_what_is_proved_signal_by_signal(quick, 
     assert found.data == {"worst": 2, "signal_by_signal": {"proved": 1}}
     for name, options in {
         "certified_regime": {"depth": _compare._QUICK_DEPTH} if quick else {},
-        "proved_codes": {"sparsities": (3, 4)}
-        | ({"codes": _compare._QUICK_CODES} if quick else {}),
+        "certify_drawn": dict(
+            sparsity=(3, 4), draws=_compare._DRAWS, weights=("closed form",), measured=True
+        ),
     }.items():
         (first, second), more = asked[name]
         assert first is key and second is D and more == options
+    studied.shape = 2, _compare._MOST_ATOMS + 1
+    assert _compare._certified_regime(D, given) == [section]
     studied.runs = ()
     assert _compare._certified_regime(D, given) == []
 
