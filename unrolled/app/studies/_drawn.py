@@ -1,7 +1,6 @@
 """What is proved of codes that are drawn: signal by signal, and support by support."""
 
-import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -220,12 +219,8 @@ def certify_drawn(
         }
         draw = partial(_drawn, key, (2 * draws, D.shape[1]), bound)
         if sparsities is None:
-            first, tried = Ws[weights[0]], min(draws, _TRIED)
-            shares = (
-                np.mean(_on_supports(first, D, draw(s)[:tried], s)[0])
-                for s in range(worst[weights[0]] + 1, D.shape[0])
-            )
-            sparsities = _reached(worst[weights[0]], shares)
+            first = weights[0]
+            sparsities = _reached(Ws[first], D, worst[first], min(draws, _TRIED), draw)
         rows: list[ProvedShare] = []
         ratios: dict[str, np.ndarray] = {}
         bounds: dict[str, np.ndarray] = {}
@@ -236,13 +231,10 @@ def certify_drawn(
                 share = partial(_share, name, s)
                 of = f"{name}, s = {s}"
                 proved, any_ratio, ratios[of] = _on_supports(W, D, fresh, s)
-                taking = _TAKING.from_weights(None, W, D)
-                errors = _errors(_TAKING, taking, D, fresh) if measured else None
+                params = _TAKING.from_weights(None, W, D)
+                errors = _errors(_TAKING, params, D, fresh) if measured else None
                 rows += [share(_SUPPORT, proved, errors), share(_ANY_RATIO, any_ratio)]
-                with checks.quiet(analytic.HypothesisWarning):  # the fresh codes say so
-                    params = analytic.from_sample(
-                        _SCHEDULED, D, sample, noise=noise, W=W, leave_out=_LEFT_OUT
-                    )
+                params = _schedule(D, W, sample, noise)
                 errors = _errors(_SCHEDULED, params, D, fresh) if measured else None
                 for steps in (_OWN, _ONE):
                     own = steps == _OWN
@@ -264,10 +256,20 @@ def _drawn(key: Any, shape: tuple[int, int], bound: float, s: int) -> np.ndarray
     return np.asarray(problems.bounded(jax.random.fold_in(key, s), shape, s, bound))
 
 
-def _reached(worst: int, shares: Iterable[float]) -> tuple[int, ...]:
+def _reached(
+    W: Any, D: Any, worst: int, tried: int, draw: Callable[[int], np.ndarray]
+) -> tuple[int, ...]:
     """The last sparsity above the worst case with a share of `_MOST`, and the next one."""
-    s = worst + sum(1 for _ in itertools.takewhile(lambda share: share >= _MOST, shares))
+    s = worst
+    while s + 1 < D.shape[0] and _on_supports(W, D, draw(s + 1)[:tried], s + 1)[0].mean() >= _MOST:
+        s += 1
     return (s, s + 1) if s > worst else ()
+
+
+def _schedule(D: Any, W: Any, sample: np.ndarray, noise: float) -> Any:
+    """The params whose thresholds prove a sample."""
+    with checks.quiet(analytic.HypothesisWarning):  # the fresh codes say so
+        return analytic.from_sample(_SCHEDULED, D, sample, noise=noise, W=W, leave_out=_LEFT_OUT)
 
 
 def _on_supports(W: Any, D: Any, X: np.ndarray, s: int) -> tuple[np.ndarray, ...]:
