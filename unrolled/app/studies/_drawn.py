@@ -1,7 +1,6 @@
 """What is proved of codes that are drawn: signal by signal, and support by support."""
 
-import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -139,7 +138,7 @@ class DrawnProofs(NamedTuple):
             left.plot(np.sort(ratios), shares, **looks[name] | dict(marker="", label=name))
         left.axvline(_TAKING.ratio, color="0.6", linewidth=1, zorder=0)
         title = f"Supports with c(S) at most c (line: {_TAKING.ratio:g})"
-        left.set(title=title, xlabel="ratio c(S)", ylabel="share of the supports")
+        left.set(title=title, xlabel="c", ylabel="share of the supports")
         left.set_xlim(right=min(1.25, left.get_xlim()[1]))
         left.legend(loc="upper left", frameon=False)
         title, ylabel = "What is proved of every proved code", "bound of the largest entry"
@@ -220,12 +219,8 @@ def certify_drawn(
         }
         draw = partial(_drawn, key, (2 * draws, D.shape[1]), bound)
         if sparsities is None:
-            first, tried = Ws[weights[0]], min(draws, _TRIED)
-            shares = (
-                np.mean(_on_supports(first, D, draw(s)[:tried], s)[0])
-                for s in range(worst[weights[0]] + 1, D.shape[0])
-            )
-            sparsities = _reached(worst[weights[0]], shares)
+            first = weights[0]
+            sparsities = _reached(Ws[first], D, worst[first], min(draws, _TRIED), draw)
         rows: list[ProvedShare] = []
         ratios: dict[str, np.ndarray] = {}
         bounds: dict[str, np.ndarray] = {}
@@ -235,10 +230,22 @@ def certify_drawn(
                 sample, fresh = np.split(draw(s), 2)
                 share = partial(_share, name, s)
                 of = f"{name}, s = {s}"
-                taken, ratios[of] = _by_supports(share, W, D, fresh, s, measured)
-                found, ends = _by_codes(share, W, D, sample, fresh, noise, measured)
-                rows += taken + found
-                bounds |= {f"{of}, {which}": errors for which, errors in ends.items()}
+                proved, any_ratio, ratios[of] = _on_supports(W, D, fresh, s)
+                params = _TAKING.from_weights(None, W, D)
+                errors = _errors(_TAKING, params, D, fresh) if measured else None
+                rows += [share(_SUPPORT, proved, errors), share(_ANY_RATIO, any_ratio)]
+                params = _schedule(D, W, sample, noise)
+                errors = _errors(_SCHEDULED, params, D, fresh) if measured else None
+                for steps in (_OWN, _ONE):
+                    own = steps == _OWN
+                    proof = theory.certify_signals(
+                        _SCHEDULED, params, D, fresh, noise=noise, own=own
+                    )
+                    ends = proof.errors[:, -1] < proof.errors[:, 0]
+                    proved = ends if noise else proof.proved
+                    rows.append(share(steps, proved, None if own else errors))
+                    if proved.any():
+                        bounds[f"{of}, {steps.split(', ')[1]}"] = proof.errors[proved].max(0)
     return DrawnProofs(
         D.shape, sparsities, float(bound), float(noise), draws, worst, tuple(rows), ratios, bounds
     )
@@ -249,10 +256,20 @@ def _drawn(key: Any, shape: tuple[int, int], bound: float, s: int) -> np.ndarray
     return np.asarray(problems.bounded(jax.random.fold_in(key, s), shape, s, bound))
 
 
-def _reached(worst: int, shares: Iterable[float]) -> tuple[int, ...]:
+def _reached(
+    W: Any, D: Any, worst: int, tried: int, draw: Callable[[int], np.ndarray]
+) -> tuple[int, ...]:
     """The last sparsity above the worst case with a share of `_MOST`, and the next one."""
-    s = worst + sum(1 for _ in itertools.takewhile(lambda share: share >= _MOST, shares))
+    s = worst
+    while s + 1 < D.shape[0] and _on_supports(W, D, draw(s + 1)[:tried], s + 1)[0].mean() >= _MOST:
+        s += 1
     return (s, s + 1) if s > worst else ()
+
+
+def _schedule(D: Any, W: Any, sample: np.ndarray, noise: float) -> Any:
+    """The params whose thresholds prove a sample."""
+    with checks.quiet(analytic.HypothesisWarning):  # the fresh codes say so
+        return analytic.from_sample(_SCHEDULED, D, sample, noise=noise, W=W, leave_out=_LEFT_OUT)
 
 
 def _on_supports(W: Any, D: Any, X: np.ndarray, s: int) -> tuple[np.ndarray, ...]:
@@ -270,40 +287,6 @@ def _codes(layer: Any, params: Any, D: Any, X: Any) -> Any:
 def _errors(layer: Any, params: Any, D: Any, X: np.ndarray) -> np.ndarray:
     """The largest error of an entry of each code that a layer finds of the signals D x."""
     return np.abs(np.asarray(_codes(layer, params, D, jnp.asarray(X))) - X).max(1)
-
-
-def _by_supports(
-    share: Callable[..., ProvedShare], W: Any, D: Any, X: np.ndarray, s: int, measured: bool
-) -> tuple[list[ProvedShare], np.ndarray]:
-    """What `layers.alista_rt` finds of all codes on the supports of X, and their ratios."""
-    proved, any_ratio, ratios = _on_supports(W, D, X, s)
-    errors = _errors(_TAKING, _TAKING.from_weights(None, W, D), D, X) if measured else None
-    return [share(_SUPPORT, proved, errors), share(_ANY_RATIO, any_ratio)], ratios
-
-
-def _by_codes(
-    share: Callable[..., ProvedShare],
-    W: Any,
-    D: Any,
-    sample: np.ndarray,
-    X: np.ndarray,
-    noise: float,
-    measured: bool,
-) -> tuple[list[ProvedShare], dict[str, np.ndarray]]:
-    """What `layers.alista` finds of the codes X, and the bounds of all that are proved."""
-    with checks.quiet(analytic.HypothesisWarning):  # the fresh codes say so
-        params = analytic.from_sample(_SCHEDULED, D, sample, noise=noise, W=W, leave_out=_LEFT_OUT)
-    reached = _errors(_SCHEDULED, params, D, X) if measured else None
-    rows: list[ProvedShare] = []
-    bounds: dict[str, np.ndarray] = {}
-    for steps, own in ((_OWN, True), (_ONE, False)):
-        proof = theory.certify_signals(_SCHEDULED, params, D, X, noise=noise, own=own)
-        errors = proof.errors
-        proved = errors[:, -1] < errors[:, 0] if noise else proof.proved
-        rows.append(share(steps, proved, None if own else reached))
-        if proved.any():
-            bounds[steps.split(", ")[1]] = errors[proved].max(0)
-    return rows, bounds
 
 
 def _share(
