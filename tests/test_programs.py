@@ -40,6 +40,8 @@ NOT_NUMERIC = {
     *"activations.compose activations.describe activations.elu".split(),
     *"activations.from_description activations.is_known activations.is_monotone".split(),
     *"activations.leaky_relu activations.scale activations.sigmoid_sum".split(),
+    *"dictionaries.as_flat dictionaries.block_of dictionaries.flat_batch".split(),
+    "dictionaries.refuse_parts",
     *"activations.tanh_sum dictionaries.pytree layers.as_activation layers.as_support".split(),
     *"layers.check_params layers.check_records layers.is_record layers.names_with_role".split(),
     *"layers.option layers.records_of training.exceeds training.merge training.restore".split(),

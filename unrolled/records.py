@@ -223,7 +223,7 @@ def kind_of(field: dataclasses.Field) -> type:
     Example:
         >>> import dataclasses
         >>> [ur.records.kind_of(f).__name__ for f in dataclasses.fields(ur.layers.ista)]
-        ['str', 'int', 'bool', 'int', 'float', 'object', 'float']
+        ['str', 'int', 'bool', 'int', 'float', 'object', 'bool', 'float', 'float']
     """
     name = str(getattr(field.type, "__name__", field.type)).partition(" | ")[0]
     return _KINDS.get(name, object)

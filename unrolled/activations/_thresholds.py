@@ -240,6 +240,11 @@ def selected(magnitude: Array, theta: ArrayLike, fraction: ArrayLike) -> Array:
     """
     checks.vector(magnitude, "magnitude", "selected")
     checks.broadcast("selected", magnitude=magnitude, theta=theta)
+    return _selected_alone(magnitude, theta, fraction)
+
+
+@program()
+def _selected_alone(magnitude: Array, theta: ArrayLike, fraction: ArrayLike) -> Array:
     return _selected(magnitude, theta, fraction)
 
 

@@ -403,7 +403,14 @@ def block_of(D: Dictionary | Any) -> int:
 
 
 def refuse_parts(D: Dictionary | Any, where: str, instead: str) -> None:
-    """Raise ValueError if codes of D come in parts, which `where` does not know."""
+    """Raise ValueError if codes of D come in parts, which `where` does not know.
+
+    Example:
+        >>> D = ur.dictionaries.Joint(jnp.eye(2), 3)
+        >>> ur.dictionaries.refuse_parts(D, "f", "try g")
+        Traceback (most recent call last):
+        ValueError: f: codes of Joint come in parts of 3 entries, which are 0 together; try g
+    """
     if block_of(D) > 1:
         raise ValueError(
             f"{where}: codes of {type(D).__name__} come in parts of {block_of(D)} entries, which "

@@ -58,6 +58,11 @@ def from_pairs(v: ArrayLike) -> Array:
         raise ValueError(f"from_pairs: v has shape {v.shape}; expected pairs, (..., 2 n)")
     if v.dtype.itemsize < 4:
         raise TypeError(f"from_pairs: v is {v.dtype}; expected float32 or float64")
+    return _from_pairs(v)
+
+
+@jax.jit
+def _from_pairs(v: Array) -> Array:
     return lax.complex(v[..., 0::2], v[..., 1::2])
 
 
