@@ -287,8 +287,6 @@ CALLS |= {
     "training.lasso": lambda: tr.lasso(0.1)(CODES, None, D, Y),
     "training.log_nmse": lambda: tr.log_nmse(CODES, X, None, None),
     "training.law_of": lambda: tr.law_of(D, Y, X),
-    "dictionaries.from_pairs": lambda: d.from_pairs(np.ones(4)),
-    "dictionaries.to_pairs": lambda: d.to_pairs(np.ones(4) + 1j),
     "training.mostly_last": lambda: tr.mostly_last(CODES, X, None, None),
     "training.reconstruction": lambda: tr.reconstruction(CODES, None, D, Y),
     "training.sparse_feature_penalty": lambda: tr.sparse_feature_penalty([X, Y]),
