@@ -138,7 +138,7 @@ class DrawnProofs(NamedTuple):
             left.plot(np.sort(ratios), shares, **looks[name] | dict(marker="", label=name))
         left.axvline(_TAKING.ratio, color="0.6", linewidth=1, zorder=0)
         title = f"Supports with c(S) at most c (line: {_TAKING.ratio:g})"
-        left.set(title=title, xlabel="c", ylabel="share of the supports")
+        left.set(title=title, xlabel="ratio c(S)", ylabel="share of the supports")
         left.set_xlim(right=min(1.25, left.get_xlim()[1]))
         left.legend(loc="upper left", frameon=False)
         title, ylabel = "What is proved of every proved code", "bound of the largest entry"
