@@ -215,7 +215,8 @@ class Penalty:
         return self.of_parts(lam) * self.sizes(x) - self.sums(jnp.asarray(s * x * g))
 
 
-L1, NONNEGATIVE = Penalty(), Penalty(nonnegative=True)
+L1 = Penalty()  # the sum of abs(x_i)
+NONNEGATIVE = Penalty(nonnegative=True)  # the sum of x_i, over x >= 0
 
 
 @program("activation")
