@@ -45,6 +45,7 @@ from unrolled.compare._measure import (
     proofs,
     run,
     seconds,
+    seconds_of,
     solvers,
 )
 from unrolled.dictionaries import (
@@ -264,8 +265,11 @@ def with_seconds(
         name: Cost(seconds(partial(codes_by_step, *method, D, Y)), result.costs[name].products)
         for name, method in methods.items()
     }
-    clocks = {name: partial(solve, D, Y, result.lam) for name, solve in solvers([D]).items()}
-    exact = {n: of._replace(seconds=seconds(clocks[n])) for n, of in result.exact.items()}
+    named = solvers([D])
+    exact = {
+        n: of._replace(seconds=seconds_of(named[n], D, Y, result.lam))
+        for n, of in result.exact.items()
+    }
     return result._replace(costs={**result.costs, **costs}, exact=exact)
 
 

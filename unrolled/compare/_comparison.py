@@ -397,7 +397,7 @@ class Comparison(NamedTuple):
         if not ends:
             return "No method was judged."
         best = min(ends, key=ends.__getitem__)
-        text = f"{ends[best]:.1f} dB" if self.known else f"{ends[best]:.1e}"
+        text = f"{ends[best]:.1f} dB" if self.known else f"{ends[best]:.2g}"
         what = "error of the code" if self.known else "gap to the optimum of the LASSO"
         promise, one_by_one = self.guarantees.get(best), self.proved.get(best)
         proved = "theory guarantees nothing for it here"

@@ -240,6 +240,7 @@ class Optima(NamedTuple):
 
 Paths = tuple[Array, ...]  # codes of every layer after every step, (steps, batch, d)
 _MOST_RUNS, _MOMENT = 5, 0.1  # that are timed; seconds
+_TIMED = 1000  # signals of an exact solver that is timed, at least
 
 
 class Measured(NamedTuple):
@@ -270,6 +271,14 @@ def seconds(f: Callable[[], Any]) -> float:
         jax.block_until_ready(f())
         times.append(time.perf_counter() - began)
     return min(times)
+
+
+def seconds_of(solve: "Solve", D: Any, Y: Array, lam: Any) -> float:
+    """The time of an exact solver for all signals, as a part of a call with many."""
+    times = -(-_TIMED // max(len(Y), 1))
+    many = jnp.tile(Y, (times, 1)) if times > 1 else Y
+    jax.block_until_ready(solve(D, many, lam))  # compiles for so many
+    return seconds(lambda: solve(D, many, lam)) / times
 
 
 # A program of its own: only the paths are the model's, `measure` serves all models.
@@ -414,7 +423,7 @@ def exact(sample: Sample, timed: bool) -> list[dict[str, Solver]]:
         for row, of, problem in zip(rows, measured, problems):
             errors = of.errors if sample.known else of.errors | {"worse": of.worse}
             curve = Curve(**errors, gap=0 * of.gap if first else of.gap)
-            row[name] = Solver(curve, seconds(partial(solve, *problem)) if timed else None)
+            row[name] = Solver(curve, seconds_of(solve, *problem) if timed else None)
     return rows
 
 
