@@ -258,9 +258,10 @@ def test_what_compare_writes_is_the_study(run, folder):
     assert study.text().strip() in (folder / "r" / "report.md").read_text()
     assert study.answer() in (folder / "r" / "report.html").read_text()
     regime = studies.certified_regime(KEY, D)
-    assert written.get("certified") == (
-        strict_json(to_json(regime.to_dict())) if regime.runs else None
-    )
+    certified = written.get("certified")
+    if certified:
+        assert certified.pop("signal_by_signal")["shape"] == [6, 9]
+    assert certified == (strict_json(to_json(regime.to_dict())) if regime.runs else None)
 
 
 def test_relu_by_name_and_without_an_activation_certify_the_same():
