@@ -18,7 +18,7 @@ from unrolled.app.cli import main
 
 MOST = 3  # of a chain, for each of its dictionaries; of a study, for each of its functions
 # Programs of `unrolled compare` without arguments, in one thread.
-MOST_OF_COMPARE = 171
+MOST_OF_COMPARE = 195
 # Those of unrolled.pursuit are in test_pursuit_programs.py; learning is a loop over programs.
 MODULES = (
     ur.activations,

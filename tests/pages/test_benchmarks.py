@@ -115,7 +115,8 @@ def test_the_programs_of_all_families_are_compared_and_no_two_have_one_digest(sc
     ours = {n: f for n, f in ur.layers.FAMILIES.items() if f.__module__.startswith("unrolled.")}
     monkeypatch.setattr(ur.layers, "FAMILIES", ours)  # without those of other tests
     digests = script("programs").programs()
-    assert {name.partition(",")[0] for name in digests} == set(ours)
+    layers = {name.partition(",")[0] for name in digests if not name.startswith("pursuit: ")}
+    assert layers == set(ours)
     assert len(set(digests.values())) == len(digests)
 
 

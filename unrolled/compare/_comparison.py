@@ -360,10 +360,10 @@ class Comparison(NamedTuple):
         """
         clocks = {n: of.seconds for n, of in self.exact.items() if of.seconds is not None}
         networks = {
-            name: (gap, self.costs[name].seconds or 0.0)
-            for name, curve in self.curves.items()
+            name: (gap, cost.seconds)
+            for name, cost in self.costs.items()
             if name in (self.trained or self.costs) and name not in self.diverged
-            if (gap := _number(curve.gap)) is not None and self.costs[name].seconds
+            if cost.seconds and (gap := _number(self.curves[name].gap)) is not None
         }
         if self.known or not clocks or not networks:
             return ""

@@ -36,9 +36,18 @@ def to_pairs(z: ArrayLike) -> Any:
         >>> ur.dictionaries.to_pairs(np.array([1 + 2j, 3j])).tolist()
         [1.0, 2.0, 0.0, 3.0]
     """
-    z, xp = (z, jnp) if isinstance(z, jax.Array) else (np.asarray(z), np)
-    if not z.ndim:
-        raise ValueError("to_pairs: expected an array with at least one axis, got one number")
+    xp: Any = jnp if isinstance(z, jax.Array) else np
+    try:
+        numbers: Any = z if xp is jnp else np.asarray(z)
+    except ValueError:  # ragged
+        numbers = np.array(None)
+    if not (jnp.issubdtype(numbers.dtype, np.number) or numbers.dtype == bool):
+        raise TypeError(
+            f"to_pairs: z is {type(z).__name__}; expected an array of numbers, (..., n)"
+        )
+    if not numbers.ndim:
+        raise ValueError("to_pairs: z has shape (); expected an array of numbers, (..., n)")
+    z = numbers
     return xp.stack([z.real, z.imag], -1).reshape(*z.shape[:-1], 2 * z.shape[-1])
 
 

@@ -144,8 +144,10 @@ class fista(FromISTA, Shrinking):
     forms = ista.forms
     recipe = ista.recipe
     starts_from_theory = True
-    init = ista.init
     weights = ista.weights
+
+    def init(self, key: Key | None, D: Dictionary) -> Unrolled:
+        return ista_params(as_dictionary(D, self.family), self.lam, self.depth, self.family)
 
     def start(self, D, y):
         x = jnp.zeros(D.shape[1], y.dtype)

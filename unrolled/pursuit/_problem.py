@@ -327,8 +327,9 @@ def one_by_one(D: Dictionary, lam: Any) -> Any:
     if not number or np.ndim(lam) or not checks.is_concrete(lam):
         return lam
     value = np.asarray(lam)
-    shape = threshold_shapes(D)[1] if isinstance(D, Structured) else np.shape(D)[-1:]
-    return np.zeros(shape) if value.dtype.kind in "iuf" and value == 0 else lam
+    if value.dtype.kind not in "iuf" or value != 0:
+        return lam
+    return np.zeros(threshold_shapes(D)[1] if isinstance(D, Structured) else np.shape(D)[-1:])
 
 
 def flat_code(D: Dictionary, x: ArrayLike) -> ArrayLike:

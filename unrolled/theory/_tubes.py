@@ -74,7 +74,7 @@ def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 100, 200)
         >>> x = ur.problems.bounded(jax.random.key(1), (200,), 10, 1.0, least=0.5)
-        >>> theta = jnp.maximum(0.6 * 0.8 ** jnp.arange(20), 0.1)
+        >>> theta = jnp.maximum(0.6 * 0.8 ** jnp.arange(20.0), 0.1)
         >>> layer = ur.alista(20, support=(1, 1))
         >>> params = layer.from_theory(ur.theory.frobenius_weights(D), theta)
         >>> tube = ur.theory.certify_run(layer, params, D, x, noise=0.01)
