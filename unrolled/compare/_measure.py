@@ -276,7 +276,7 @@ def seconds(f: Callable[[], Any]) -> float:
 def seconds_of(solve: "Solve", D: Any, Y: Array, lam: Any) -> float:
     """The time of an exact solver for all signals, as a part of a call with many."""
     times = -(-_TIMED // max(len(Y), 1))
-    many = jnp.tile(Y, (times, 1)) if times > 1 else Y
+    many = np.tile(np.asarray(Y), (times, 1)) if times > 1 else Y
     jax.block_until_ready(solve(D, many, lam))  # compiles for so many
     return seconds(lambda: solve(D, many, lam)) / times
 

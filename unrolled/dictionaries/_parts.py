@@ -47,8 +47,8 @@ def to_pairs(z: ArrayLike) -> Any:
         )
     if not numbers.ndim:
         raise ValueError("to_pairs: z has shape (); expected an array of numbers, (..., n)")
-    z = numbers
-    return xp.stack([z.real, z.imag], -1).reshape(*z.shape[:-1], 2 * z.shape[-1])
+    pairs = xp.stack([numbers.real, numbers.imag], -1)
+    return pairs.reshape(*numbers.shape[:-1], 2 * numbers.shape[-1])
 
 
 def from_pairs(v: ArrayLike) -> Array:
