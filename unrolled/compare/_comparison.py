@@ -361,9 +361,10 @@ class Comparison(NamedTuple):
         clocks = {n: of.seconds for n, of in self.exact.items() if of.seconds is not None}
         networks = {
             name: (gap, cost.seconds)
-            for name, cost in self.costs.items()
+            for name, curve in self.curves.items()
             if name in (self.trained or self.costs) and name not in self.diverged
-            if cost.seconds and (gap := _number(self.curves[name].gap)) is not None
+            if (gap := _number(curve.gap)) is not None
+            if (cost := self.costs.get(name)) and cost.seconds
         }
         if self.known or not clocks or not networks:
             return ""
