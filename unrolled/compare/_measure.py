@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -390,7 +391,8 @@ def solvers(Ds: Sequence[Any]) -> dict[str, Solve]:
     """The exact solvers of the LASSO by name: SPAMS among them if installed and D is a matrix."""
     named: dict[str, Solve] = {"exact": lasso_optima}
     if not any(isinstance(D, Structured) for D in Ds) and find_spec("spams") is not None:
-        named["SPAMS LARS"] = _lars
+        if hasattr(import_module("spams"), "lasso"):  # not a folder of that name
+            named["SPAMS LARS"] = _lars
     return named
 
 

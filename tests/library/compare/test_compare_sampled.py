@@ -282,6 +282,14 @@ def test_exact_solvers_have_rows_with_their_gap_and_cost(monkeypatch):
     assert compare(METHODS, D, Y, X).exact == {}  # nothing was solved
 
 
+def test_another_module_called_spams_has_no_row(monkeypatch):
+    """A folder of that name is a module without anything."""
+    module = types.ModuleType("spams")
+    module.__spec__ = importlib.machinery.ModuleSpec("spams", None)
+    monkeypatch.setitem(sys.modules, "spams", module)
+    assert [*_measure.solvers([np.eye(2)])] == ["exact"]
+
+
 @pytest.mark.parametrize(
     "network, exact, trained, verdict",
     [
