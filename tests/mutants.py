@@ -201,12 +201,19 @@ atexit.register(save)
 
 
 def recorded(source, file, statements):
-    """The source with a call of the recorder before each statement of a function."""
+    """The source with a call of the recorder before each statement of a function.
+
+    What numba compiles cannot call the recorder: of a file that imports numba the public functions,
+    which call the compiled ones, have it.
+    """
+    compiled = b"from numba import" in source
 
     class Insert(ast.NodeTransformer):
         inside = 0
 
         def visit_FunctionDef(self, node):
+            if compiled and node.name.startswith("_"):
+                return node
             self.inside += 1
             self.generic_visit(node)
             self.inside -= 1
@@ -343,7 +350,7 @@ class House:
         shutil.copytree(self.tree, tree), notes.mkdir()
         for source in sorted(tree.glob("unrolled/**/*.py")):
             name = str(source.relative_to(tree))
-            source.write_text(recorded(source.read_text(), name, statements))
+            source.write_text(recorded(source.read_bytes(), name, statements))
         (tree / "_recorder.py").write_text(RECORDER)
 
         def work():
