@@ -6,6 +6,7 @@ module that api.md names, the options of the command line, the notebooks with th
 and a link behind every name of the library.
 """
 
+import ast
 import base64
 import functools
 import importlib
@@ -396,6 +397,13 @@ def fields(app, what, name, obj, options, lines):
         lines[:] = [said or GLOSSARY.get(field, "")]
 
 
+def first_words(app, what, name, obj, options, lines):
+    """A module is introduced by its file, also where `help` shows more."""
+    if what == "module":
+        source = ast.get_docstring(ast.parse(Path(obj.__file__).read_text()))
+        lines[:] = [*source.splitlines(), ""]
+
+
 def signature(app, what, name, obj, options, args, result):
     """Types without the marks of the library."""
     marked = r"~?[\w.]*Annotated\[~?([\w.]+), ~?[\w.]*Shape\((?:[^()]|\([^()]*\))*\)\]"
@@ -429,6 +437,7 @@ def setup(app):
     app.connect("env-get-outdated", every_page)
     app.connect("source-read", read)
     app.connect("missing-reference", resolve)
+    app.connect("autodoc-process-docstring", first_words)
     app.connect("autodoc-process-docstring", fields, priority=600)  # after napoleon
     app.connect("autodoc-process-docstring", as_prose, priority=900)
     app.connect("autodoc-process-signature", signature)

@@ -291,7 +291,7 @@ CALLS |= {
     "training.reconstruction": lambda: tr.reconstruction(CODES, None, D, Y),
     "training.sparse_feature_penalty": lambda: tr.sparse_feature_penalty([X, Y]),
     "training.supervised": lambda: tr.supervised(CODES, X, None, None),
-    "compare.compare": lambda: ur.compare.compare({"ISTA": (ISTA, ISTA_PARAMS)}, D, Y, X, lam=0.1),
+    "compare.compare": lambda: ur.compare({"ISTA": (ISTA, ISTA_PARAMS)}, D, Y, X, lam=0.1),
     "compare.evolution": lambda: ur.compare.evolution(ISTA, D),
 }
 

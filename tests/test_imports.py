@@ -355,7 +355,10 @@ def test_nothing_is_guessed_from_names_or_signatures_of_functions():
 
 # Public names
 
-BOLD = "shrink soft_threshold mutual_coherence lista lista_cp alista dsc fit recommend synthesize"
+BOLD = (
+    "alista lista lista_cp lfista_cp dsc lasso omp gaussian sampler synthesize calibrate fit "
+    "recommend compare certify save load mutual_coherence shrink soft_threshold"
+)
 # Of the names pinned by the design, those that are there.
 PINNED = {
     "activations": "Activation relu leaky_relu elu celu selu silu gelu mish softplus hard_swish "
@@ -428,6 +431,39 @@ def test_pinned_names_are_reachable():
             missing.append(name)
     assert not missing, listing(missing)
     assert ur.lista is ur.layers.lista and ur.fit is ur.training.fit and ur.dsc is ur.networks.dsc
+    assert ur.load is ur.training.restore and ur.certify is ur.theory.certify
+    verbs = [name for name in ur.__all__ if not inspect.ismodule(getattr(ur, name))]
+    assert sorted([*verbs, "compare"]) == sorted(BOLD.split())
+
+
+def test_compare_is_a_module_that_is_called_as_its_function(monkeypatch):
+    """`import unrolled.compare` gives what `ur.compare` gives, and `help` knows the function."""
+    room = importlib.import_module("unrolled.compare")
+    assert room is ur.compare and inspect.ismodule(room)
+    assert inspect.signature(room) == inspect.signature(room.compare)
+    assert inspect.getdoc(room.compare) in room.__doc__
+    monkeypatch.setattr(room, "compare", lambda *methods, lam: (methods, lam))
+    assert room("methods", "D", lam=2) == (("methods", "D"), 2)
+
+
+@pytest.mark.parametrize(
+    ("room", "name", "end"),
+    [
+        ("", "lassso", "; perhaps lasso"),
+        ("", "nmse", "; perhaps unrolled.metrics.nmse"),
+        ("", "qqqq", "'qqqq'"),
+        ("layers", "LISTA", "; perhaps lista"),
+        ("compare", "Comparson", "; perhaps Comparison"),
+        ("problems", "smapler", "; perhaps sampler"),
+        ("app", "studis", "; perhaps studies"),
+        ("vision", "Models", "; perhaps models"),
+        ("layers", "__wrapped__", "'__wrapped__'"),
+    ],
+)
+def test_a_name_that_a_module_lacks_is_refused_with_a_similar_one(room, name, end):
+    module = resolved(room) if room else ur
+    with pytest.raises(AttributeError, match=rf"no attribute '{name}'.*{end}$|{end}$"):
+        getattr(module, name)
 
 
 def test_records_have_their_pinned_fields_first():

@@ -198,7 +198,7 @@ def test_thresholds_and_steps_of_a_family_are_calibrated_and_searched():
 def test_a_family_is_compared():
     ista = ur.layers.ista(K)
     methods = {"ISTA": (ista, ista.init(None, D)), "own": (LAYER, PARAMS)}
-    found = ur.compare.compare(methods, D, Y, X)
+    found = ur.compare(methods, D, Y, X)
     expected = ur.metrics.nmse(jax.vmap(LAYER.apply, (None, None, 0))(PARAMS, D, Y), X)
     assert found.curves["own"].nmse[-1] == pytest.approx(float(expected), abs=1e-9)
     assert found.couplings["own"].mu_W.shape == (K,)

@@ -527,7 +527,7 @@ def judged(of, depth, title="ISTA"):
         methods = {title: (ur.dsc([ur.layers.ista(depth)] * len(Ds)), params)}
     else:
         methods = {title: (ur.layers.ista(depth), ur.analytic.ista(Ds, 0.1, depth))}
-    return methods, ur.compare.compare(methods, Ds, Y, X)
+    return methods, ur.compare(methods, Ds, Y, X)
 
 
 def test_a_study_of_known_codes_shows_its_comparison():

@@ -177,7 +177,7 @@ def test_codes_that_are_worse_than_zero_are_told_what_a_guard_makes_of_them():
     (told,) = [remark for remark in study.remarks if "`guard=0.1`" in remark]
     safe = {name: fit._replace(model=guarded) for name, fit in kept.items()}
     safe = {"lamp, learned": (guarded, study.methods["lamp, learned"][1]), **safe}
-    curves = ur.compare.compare(safe, D, study.tested, lam=FEW["lam"]).curves
+    curves = ur.compare(safe, D, study.tested, lam=FEW["lam"]).curves
     listed = "; ".join(f"{name} {float(curve.gap[-1]):.2e}" for name, curve in curves.items())
     assert told.endswith(f"with it: {listed}.")
     for name, curve in curves.items():

@@ -34,7 +34,7 @@ code = layer.apply(params, D, Y[0])
 network.apply(network.init(0, (D, X.T)), [D, X.T], Y[0])
 ur.analytic.calibrate(layer, ur.analytic.alista(D, depth=3, sparsity=1, bound=1.0), D, Y, X)
 ur.training.prepare("lista_cp", D, Y, X, depth=2).params
-ur.compare.compare({"own": (layer, params), "codes": X}, D, Y, X).table()
+ur.compare({"own": (layer, params), "codes": X}, D, Y, X).table()
 solved = ur.pursuit.lasso(D, Y[0], lam=0.1)
 solved.x.at[0].set(1.0)
 ur.pursuit.omp_batch(D, Y, 2).x.sum()

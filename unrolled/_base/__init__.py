@@ -1,6 +1,19 @@
 """The ground floor: checks, numbers, programs, threads, files and text, for all other rooms."""
 
+import difflib
 import sys
+from collections.abc import Iterable
+
+
+def missing(
+    room: str, name: str, known: Iterable[str], inside: Iterable[str] = ()
+) -> AttributeError:
+    """The error of a module without a name: what has the name inside of it, else a similar name."""
+    lower = {word.lower(): word for word in known}
+    close = () if name[0] == "_" else difflib.get_close_matches(name.lower(), lower, 1)
+    near = " or ".join(inside) or "".join(lower[word] for word in close)
+    end = f"; perhaps {near}" if near else ""
+    return AttributeError(f"module {room!r} has no attribute {name!r}{end}", name=name, obj=None)
 
 
 def offer(room: str, *others: str) -> None:
@@ -10,4 +23,8 @@ def offer(room: str, *others: str) -> None:
     """
     files = [file for name, file in [*sys.modules.items()] if name.startswith(f"{room}._")]
     names = sorted({*others, *(name for file in files for name in getattr(file, "__all__", ()))})
-    vars(sys.modules[room]).update(__all__=names, __dir__=lambda: names)
+
+    def absent(name: str) -> None:
+        raise missing(room, name, names)
+
+    vars(sys.modules[room]).update(__all__=names, __dir__=lambda: names, __getattr__=absent)

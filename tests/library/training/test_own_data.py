@@ -79,7 +79,7 @@ COUNTS = np.round(255 * np.abs(Y)).astype(int)
 PICTURES = Y.reshape(len(Y), 2, 3)
 ROWS_OF_SIGNALS = {
     "fit": fit,
-    "compare": lambda Y: ur.compare.compare({"ista": (LAYER, PARAMS)}, D, Y),
+    "compare": lambda Y: ur.compare({"ista": (LAYER, PARAMS)}, D, Y),
     "calibrate": lambda Y: ur.analytic.calibrate(LAYER, PARAMS, D, Y, loss=LASSO),
     "search": lambda Y: ur.training.search(LAYER, PARAMS, D, Y, theta=[0.1], loss=LASSO),
     "resampler": ur.problems.resampler,
@@ -276,7 +276,7 @@ def test_a_calibration_and_a_comparison_without_codes_refuse_them_too(fault):
     with pytest.raises(error, match=f"calibrate: .*{message}"):
         ur.analytic.calibrate(LAYER, PARAMS, D, given, loss=LASSO)
     with pytest.raises(error, match=f"compare: .*{message}"):
-        ur.compare.compare({"ISTA": (LAYER, PARAMS)}, D, given, lam=LAM)
+        ur.compare({"ISTA": (LAYER, PARAMS)}, D, given, lam=LAM)
 
 
 @pytest.mark.few(1)

@@ -536,7 +536,7 @@ def curve_rows(result: Comparison) -> tuple[list[str], list[list]]:
     Example:
         >>> D = ur.dictionaries.identity_hadamard(4)
         >>> methods = {"ISTA": (ur.layers.ista(2), ur.analytic.ista(D, 0.1, 2))}
-        >>> comparison = ur.compare.compare(methods, D, D.T, jnp.eye(8))
+        >>> comparison = ur.compare(methods, D, D.T, jnp.eye(8))
         >>> header, rows = ur.app.studies.curve_rows(comparison)
         >>> header[:3], [row[:2] for row in rows]
         (['method', 'step', 'nmse'], [['ISTA', 1], ['ISTA', 2]])

@@ -5,6 +5,7 @@
 
 import typing
 
+from unrolled._base import missing as _missing
 from unrolled.vision.datasets import shapes
 from unrolled.vision.experiments._features import (
     Admitted,
@@ -86,7 +87,7 @@ __all__ = [
 def __getattr__(name: str) -> typing.Any:
     if name == "as_dictionary":  # as for `layer_dictionary`
         return layer_dictionary
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise _missing(__name__, name, __all__)
 
 
 def __dir__() -> list[str]:
