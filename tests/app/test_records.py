@@ -568,7 +568,7 @@ def test_a_study_of_a_chain_shows_its_comparison_layer_by_layer():
     text, X = study.text(), of.tested_on[1][0]
     assert text == "\n".join(study.parts())
     assert text.startswith("A chain of 2 dictionaries") and "a remark" in text
-    mu = ur.analytic.certify(of.D[0]).mu_W
+    mu = ur.analytic.certified_weights(of.D[0]).mu_W
     s = ur.theory.max_sparsity(mu, 16)
     most = np.count_nonzero(X, 1).max()
     assert f"| 1 | 8 x 16 | 2.0 | {most} | {mu:.4f} | {s} |\n| 2 | 16 x 16 |" in text
@@ -659,7 +659,7 @@ def test_without_codes_methods_are_trained_on_the_objective_of_the_lasso(
 
 
 def test_a_dictionary_that_lacks_rank_is_certified_in_its_range_and_says_so():
-    report = studies.certify(hadamard()).layers[0]
+    report = studies.dictionary_report(hadamard()).layers[0]
     lacking = report._replace(rank=5).text()
     said = "8 x 16 of numerical rank 5: all of this holds in its numerical range"
     assert said in lacking and "numerical range" not in report.text()

@@ -47,7 +47,7 @@ ur.dictionaries.normalize(D)[0].at[0].get()
 ur.metrics.nmse(X, X) + ur.metrics.psnr(Y, Y) + ur.metrics.kkt_violation(D, Y[0], X[0], 0.1)
 ur.problems.add_noise(0, ur.problems.synthesize(D, X), 20.0)
 ur.nnx.Module(layer, params, D)(Y)
-ur.app.studies.certify(D).text()
+ur.app.studies.dictionary_report(D).text()
 ur.layers.StepAndThreshold(gamma=0.5, theta=np.ones(3))
 """
 

@@ -2,8 +2,8 @@
 
 These are host functions: they compute coherences and schedules in float64 from the stored D and W,
 and their leaves have the dtype of D. If the hypotheses of the theory fail, the functions still
-return params, and a `HypothesisWarning` says by how much the hypotheses fail. `certify` and
-`weights_table` report what the theory certifies for given weights.
+return params, and a `HypothesisWarning` says by how much the hypotheses fail. `certified_weights`
+and `weights_table` report what the theory certifies for given weights.
 """
 
 from unrolled._base import offer as _offer

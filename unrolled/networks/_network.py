@@ -454,12 +454,12 @@ def loss_of(loss: Any, X: Any, where: str) -> Callable[..., Array] | None:
     if loss is None and X is None:
         raise ValueError(
             f"{where}: there are no codes; expected X, or a loss that needs none, try "
-            "loss=training.lasso(lam)"
+            "loss=training.lasso_loss(lam)"
         )
     if loss is not None and not callable(loss):
         raise TypeError(
-            f"{where}: loss must be a function of (codes, X, D, Y), such as training.lasso(lam), "
-            f"got {type(loss).__name__}"
+            f"{where}: loss must be a function of (codes, X, D, Y), such as "
+            f"training.lasso_loss(lam), got {type(loss).__name__}"
         )
     return loss if X is not None else checks.without_codes(loss, where)
 

@@ -42,8 +42,9 @@ def save(
     The file holds every array in its own dtype under its path in the tree ("params.shared.W"; 8-bit
     and bfloat16 floats as unsigned integers in `.npz`), and a manifest: the form of the tree, the
     layer with all its options, a sha256 per array and of D, versions and `metadata`. It is written
-    beside `path` and moved there when complete: a previous file stays whole until then. `ur.save` is
-    this function; `export.save` writes a program that runs without this library instead.
+    beside `path` and moved there when complete: a previous file stays whole until then.
+
+    `ur.save` is this function; `export.save` writes a program that runs without this library.
 
     Args:
         path: ends in .npz or .safetensors.

@@ -49,7 +49,7 @@ def atoms(**options):
 
 def of_file(name="Y.npy"):
     Y = np.load(os.path.join(folder, name), mmap_mode="r")
-    start, loss = layer.init(None, D), ur.training.lasso(0.1)
+    start, loss = layer.init(None, D), ur.training.lasso_loss(0.1)
     found = ur.fit(layer, start, D, Y if count > 1 else np.array(Y), optimizer=adam, steps=2,
                    key=0, loss=loss, accumulate=8, mesh=mesh)
     return ur.training.digest((found.params, found.best, found.history.loss))
