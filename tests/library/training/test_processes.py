@@ -246,7 +246,7 @@ def test_one_process_waits_for_no_other():
 def command(index, port, folder, *options):
     arguments = ("--family", "lista_cp", "--depth", "2", "--batch", "7", "--loss", "lasso")
     arguments += ("--dictionary", f"{folder.parent}/D.npy", "--signals", f"{folder.parent}/Y.npy")
-    arguments += ("--steps", "6", "--evaluate_every", "2", "--accumulate", "4", "--json")
+    arguments += ("--steps", "6", "--evaluate-every", "2", "--accumulate", "4", "--json")
     arguments += ("--output", str(folder), *options)
     if index is not None:
         joined = ("--coordinator", f"localhost:{port}", "--processes", "2", "--process", str(index))
