@@ -485,22 +485,46 @@ def test_a_module_does_not_share_its_name_with_what_it_holds():
     assert not shared, listing(shared)
 
 
-def exported(module):
-    """What a public module offers, by name: its `__all__`, else all that is defined in it."""
+LISTS = "__all__", "__results__", "__own__"  # for everybody, and the two lists of `_base.offer`
+
+
+def exported(module, lists=LISTS):
+    """What a public module offers, by name: its lists, else all that is defined in it."""
     held = vars(importlib.import_module(module))
     own = {
         name
         for name, value in held.items()
         if not name.startswith("_") and getattr(value, "__module__", "") == module
     }
-    return {name: held.get(name) for name in held.get("__all__", own)}
+    names = [name for some in lists for name in held.get(some, ())]
+    return {name: held.get(name) for name in (names if "__all__" in held else own)}
+
+
+def test_at_most_330_names_are_for_everybody():
+    rooms = ["unrolled", *(name for name in PUBLIC if BOOKS.get(name.split(".")[1]) is None)]
+    rooms += [name for name in PUBLIC if name.startswith("unrolled.vision.")]
+    rooms += ["unrolled.app.studies", "unrolled.nnx"]
+    names = {name for room in rooms for name in exported(room, ["__all__"])} - set(rooms)
+    assert len(names) <= 330, len(names)
+
+
+def test_a_name_stands_in_one_list_of_its_room():
+    faults = []
+    for module in PUBLIC:
+        held = vars(importlib.import_module(module))
+        names = [name for some in LISTS for name in held.get(some, ())]
+        faults += [f"{module} lists {name} twice" for name in names if names.count(name) > 1]
+        faults += [f"{module} lacks {name}" for name in names if name not in held]
+    assert not faults, listing(faults)
 
 
 def used_elsewhere(module):
-    """The names that files outside of a package import from it."""
-    room = f"{module}."
-    names = {n for m, path in MODULES.items() if not m.startswith(module) for _, n in imports(path)}
-    return {name.removeprefix(room) for name in names if name.startswith(room)}
+    """The names that files outside of a package import from it, or read as its attributes."""
+    room, last = f"{module}.", module.rpartition(".")[2]
+    outside = [path for m, path in MODULES.items() if not m.startswith(module)]
+    names = {n for path in outside for _, n in imports(path)}
+    read = (re.findall(rf"\b{last}\.(\w+)", path.read_text()) for path in outside)
+    return {name.removeprefix(room) for name in names if name.startswith(room)}.union(*read)
 
 
 def test_all_is_complete_and_sorted():
@@ -514,10 +538,10 @@ def test_all_is_complete_and_sorted():
     ]
     for module in sorted(set(PUBLIC) & PACKAGES):
         held = vars(importlib.import_module(module))
-        listed = held.get("__all__")
-        if listed is None:
+        if "__all__" not in held:
             faults.append(f"{module} has none")
             continue
+        listed = [name for some in LISTS for name in held.get(some, ())]
         offered = {
             name
             for name, value in held.items()

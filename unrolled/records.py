@@ -24,18 +24,14 @@ import jax
 from unrolled._base import checks, text
 from unrolled._base.arguments import checked
 
-__all__ = [
+__all__ = ["Record", "changed", "changes", "differences", "option"]
+__own__ = [
     "Interned",
-    "Record",
     "accept",
     "add_flag",
-    "changed",
-    "changes",
-    "differences",
     "from_plain",
     "from_text",
     "kind_of",
-    "option",
     "to_plain",
     "values_of",
 ]

@@ -9,9 +9,15 @@ and `weights_table` report what the theory certifies for given weights.
 from unrolled._base import offer as _offer
 from unrolled.analytic._calibrate import *
 from unrolled.analytic._params import *
+from unrolled.analytic._params import stored_thresholds
 from unrolled.analytic._sample import *
 from unrolled.analytic._schedules import *
 from unrolled.theory import frobenius_weights as frobenius_weights
 from unrolled.theory import minimax_weights as minimax_weights
 
-_offer(__name__, "frobenius_weights", "minimax_weights")
+_offer(
+    __name__,
+    "frobenius_weights",
+    "minimax_weights",
+    results="Certified HypothesisWarning WeightsRow WeightsTable",
+)

@@ -29,4 +29,9 @@ class _Called(types.ModuleType):
 sys.modules[__name__].__class__ = _Called
 __wrapped__ = compare  # `inspect` takes the signature of the module from it
 __doc__ = _Called.__call__.__doc__ = f"{__doc__}\n{inspect.getdoc(compare)}"  # for `help`
-_offer(__name__)
+_offer(
+    __name__,
+    results="ChainComparison ChainEvolution Change Comparison Cost Coupling Curve Divergence "
+    "DivergenceWarning Evaluation Evolution Guarantee Predicted Proved QUANTILES Sampled "
+    "Solver",
+)

@@ -24,7 +24,6 @@ __all__ = [
     "ada_lista",
     "fista",
     "ista",
-    "ista_params",
     "step_lista",
 ]
 

@@ -385,7 +385,8 @@ def exceeds(loss: float, other: float) -> bool:
     """Whether a loss exceeds another by more than the rounding of a sum.
 
     Example:
-        >>> ur.training.exceeds(1.0001, 1.0), ur.training.exceeds(1.0 + 1e-7, 1.0)
+        >>> from unrolled.networks import exceeds
+        >>> exceeds(1.0001, 1.0), exceeds(1.0 + 1e-7, 1.0)
         (True, False)
     """
     return bool(loss > other and not np.isclose(loss, other, rtol=ROUNDING, atol=0))

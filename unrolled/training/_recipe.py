@@ -27,7 +27,7 @@ from unrolled.training._fit import check_sample, fit, from_arrays, is_own
 from unrolled.training._losses import Codes, deep, log_nmse, true_codes
 from unrolled.training._objective import Fit, Sample
 
-__all__ = ["Made", "Start", "by_recipe", "law_of", "mostly_last", "prepare"]
+__all__ = ["Made", "Start", "by_recipe", "mostly_last", "prepare"]
 
 
 # Ridges of the weights in closed form, in units of norm(D, 2)^2, that noisy signals choose from.

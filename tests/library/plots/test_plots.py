@@ -12,7 +12,7 @@ from forms import K, curve, made
 
 import unrolled as ur
 from unrolled import plots
-from unrolled.app.studies import curve_rows
+from unrolled.app.studies._steps import curve_rows
 
 KINDS = ("", "analytic", "calibrated", "learned")
 OWN = ("mine", "yours", "mine, seed 1", "mine, seed 2", "learned ISTA", "analytic", "LISTA-CP, x")

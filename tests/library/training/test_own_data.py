@@ -115,7 +115,6 @@ def test_a_resampler_draws_the_rows_of_its_arrays():
     np.testing.assert_array_equal(drawn, Y[rows])
     np.testing.assert_array_equal(codes, X[rows])
     assert len(set(rows)) == len(Y)  # the chance that 200 draws miss one of 40 is below 0.3
-    assert ur.app.studies.resampler is ur.problems.resampler
 
 
 @pytest.mark.slow

@@ -10,10 +10,25 @@ from unrolled._base import offer as _offer
 from unrolled.app.studies._certificate import *
 from unrolled.app.studies._certified import *
 from unrolled.app.studies._drawn import *
+from unrolled.app.studies._drawn import DRAWS
 from unrolled.app.studies._known_codes import *
 from unrolled.app.studies._overview import *
 from unrolled.app.studies._steps import *
-from unrolled.app.studies._steps import plan, seldom, silent
+from unrolled.app.studies._steps import (
+    BY_DEFAULT,
+    CHOSEN_ON,
+    METHODS,
+    PATCH,
+    all_methods,
+    plan,
+    seldom,
+    silent,
+)
 from unrolled.app.studies._unknown_codes import *
 
-_offer(__name__)
+_offer(
+    __name__,
+    results="CertifiedChain CertifiedRegime CertifiedRun ChainReport ChainRun DictionaryReport "
+    "DrawnProofs KnownChain KnownCodes Overview Picture Pictures ProvedShare Report "
+    "Samples Starts UnknownCodes WeightsCertificate",
+)

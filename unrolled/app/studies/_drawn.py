@@ -16,7 +16,7 @@ from unrolled._base.text import markdown, screen, table_of
 from unrolled.app.studies._steps import Say, silent
 from unrolled.dictionaries import Dictionary, as_dictionary
 
-__all__ = ["DRAWS", "DrawnProofs", "ProvedShare", "certify_drawn"]
+__all__ = ["DrawnProofs", "ProvedShare", "certify_drawn"]
 
 
 DRAWS = 13_809  # all of so many are 99.9 % of the class, with the confidence of `exceedance`

@@ -44,20 +44,9 @@ from unrolled.vision.experiments._table import (
 )
 
 __all__ = [
-    "Admitted",
-    "Cell",
-    "Codes",
-    "Features",
-    "Interval",
-    "LayerDictionary",
-    "LayerFeatures",
-    "Outcome",
-    "Pursued",
     "Recipe",
-    "Sweep",
     "deviations",
     "features",
-    "features_rows",
     "features_table",
     "grid",
     "holm",
@@ -65,7 +54,6 @@ __all__ = [
     "l1_in_training",
     "layer_dictionary",
     "load",
-    "options_of",
     "paper_recipe",
     "predicted_masks",
     "read_pictures",
@@ -78,9 +66,19 @@ __all__ = [
     "shapes",
     "summarize",
     "sweep",
-    "task_of",
-    "trained_on",
     "training_loss",
+]
+__results__ = [
+    "Admitted",
+    "Cell",
+    "Codes",
+    "Features",
+    "Interval",
+    "LayerDictionary",
+    "LayerFeatures",
+    "Outcome",
+    "Pursued",
+    "Sweep",
 ]
 
 
