@@ -101,7 +101,9 @@ def steps_saved(folder):
 def whole(folder, tmp_path_factory):
     """The run folder of TINY, never interrupted, and the JSON it printed; from a file and flags."""
     output, path = tmp_path_factory.mktemp("whole") / "new run é", folder / "tiny.toml"
-    flags = {str(name)[2:]: str(value) for name, value in zip(TINY[::2], TINY[1::2])}
+    flags = {
+        str(name)[2:].replace("-", "_"): str(value) for name, value in zip(TINY[::2], TINY[1::2])
+    }
     flags |= {name: str(folder / flags[name]) for name in ("dictionary", "signals")}
     path.write_text(to_toml(load(None, flags)).replace("steps = 20", "steps = 9"))
     with pytest.MonkeyPatch.context() as patch, open(output.parent / "out", "w") as out:
