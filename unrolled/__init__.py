@@ -43,6 +43,7 @@ from unrolled.training import restore as load
 
 if TYPE_CHECKING:
     from unrolled import app, nnx, vision  # what is imported when it is asked for
+    from unrolled import sklearn as sklearn
     from unrolled.compare import called as compare  # a module that is called
 
     __version__: str
@@ -95,8 +96,8 @@ __all__ = [
 if not TYPE_CHECKING:  # with a `__getattr__`, type checkers would admit any name
 
     def __getattr__(name: str) -> Any:
-        """`vision` and `nnx`, which need flax, `app`, and the version of the installed package."""
-        if name in ("app", "nnx", "vision"):
+        """`vision` and `nnx`, which need flax, `sklearn`, `app`, and the installed version."""
+        if name in ("app", "nnx", "sklearn", "vision"):
             return importlib.import_module(f"unrolled.{name}")
         if name == "__version__":
             return text.version()

@@ -10,7 +10,7 @@ def missing(
 ) -> AttributeError:
     """The error of a module without a name: what has the name inside of it, else a similar name."""
     lower = {word.lower(): word for word in known}
-    close = () if name[0] == "_" else difflib.get_close_matches(name.lower(), lower, 1)
+    close = () if name.startswith("_") else difflib.get_close_matches(name.lower(), lower, 1)
     near = " or ".join(inside) or "".join(lower[word] for word in close)
     end = f"; perhaps {near}" if near else ""
     return AttributeError(f"module {room!r} has no attribute {name!r}{end}", name=name, obj=None)
