@@ -64,7 +64,7 @@ CALLS: dict[str, Callable] = {
     "stripe_norm": lambda ur, D, W, x, y: ur.theory.stripe_norm(D.unflatten_code(x), 7),
     "is_csc_feasible": lambda ur, D, W, x, y: ur.theory.is_csc_feasible(y, [D], [x], [1]),
     "analytic.ista": lambda ur, D, W, x, y: ur.analytic.ista(D, 0.1, 8),
-    "analytic.certify": lambda ur, D, W, x, y: ur.analytic.certify(D),
+    "analytic.certified_weights": lambda ur, D, W, x, y: ur.analytic.certified_weights(D),
     "analytic.lista_cp": lambda ur, D, W, x, y: ur.analytic.lista_cp(D, depth=8, W=W, **CLASS),
     "analytic.alista": lambda ur, D, W, x, y: ur.analytic.alista(D, depth=8, W=W, **CLASS),
     "analytic.alista, per atom": lambda ur, D, W, x, y: ur.analytic.alista(

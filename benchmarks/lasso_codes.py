@@ -50,7 +50,7 @@ def starts(D: np.ndarray, lam: float, Y: np.ndarray) -> dict:
     fista, layer = ur.layers.fista(DEPTH, lam=lam), ur.layers.lfista_cp(DEPTH, lam=lam)
     rate = optax.cosine_decay_schedule(5e-4, STEPS)
     optimizer = optax.chain(optax.clip_by_global_norm(0.01), optax.adam(rate))
-    options = dict(optimizer=optimizer, steps=STEPS, key=0, loss=ur.training.lasso(lam))
+    options = dict(optimizer=optimizer, steps=STEPS, key=0, loss=ur.training.lasso_loss(lam))
     learned = ur.fit(layer, layer.init(0, D), D, Y, **options).params
     return {
         "zero": lambda Y: np.zeros((len(Y), D.shape[1])),

@@ -256,7 +256,7 @@ def trained(row: Row, layer: layers.Layer, problem: Problem, start: Any) -> tupl
                 optimizer=optax.chain(optax.clip_by_global_norm(CLIP), optax.adam(decay)),
                 steps=row.steps,
                 key=row.seed,
-                loss=ur.training.lasso(LAM),
+                loss=ur.training.lasso_loss(LAM),
                 validation=(jnp.asarray(problem.sets["validation"]), None),
                 evaluate_every=max(100, row.steps // 20),
                 progress=False,
@@ -288,7 +288,7 @@ def started(row: Row, layer: layers.Layer, problem: Problem) -> tuple[Any, dict[
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                found = way(layer, params, D, jnp.asarray(sample), loss=ur.training.lasso(LAM))
+                found = way(layer, params, D, jnp.asarray(sample), loss=ur.training.lasso_loss(LAM))
             except TypeError:  # not for this family
                 continue
         ways[name], gaps[name] = found, gap(layer, found)

@@ -6,6 +6,7 @@ module that api.md names, the options of the command line, the notebooks with th
 and a link behind every name of the library.
 """
 
+import ast
 import base64
 import functools
 import importlib
@@ -78,10 +79,14 @@ PAGES = {path: page for page, path in ELSEWHERE.items()}
 PAGES |= {HERE / "README.md": "gallery", HERE.parent / "README.md": "index"}
 
 
+LISTS = "__all__", "__results__", "__own__"  # of a module, see `unrolled._base.offer`
+
+
 def public(module):
-    """The public names of a module: its `__all__`, else what is defined in it."""
+    """The public names of a module: its lists, else what is defined in it."""
     own = (name for name, value in vars(module).items() if is_from(value, module.__name__))
-    return sorted(getattr(module, "__all__", None) or (name for name in own if name[0] != "_"))
+    listed = [name for some in LISTS for name in vars(module).get(some, ())]
+    return sorted(listed or (name for name in own if name[0] != "_"))
 
 
 def is_from(value, module):
@@ -151,24 +156,34 @@ def grouped(module, own):
     if module == "unrolled.layers":
         families = [name for name in own if name.islower() and is_layer(NAMES[f"{module}.{name}"])]
         yield "Families", "families", families
+        called = [name for name in own if name in module_of(module).__all__]
+        others = [name for name in called if name not in families]
+        yield "Params as arrays over the steps, or as a tuple", "stacks", others
         bases = [name for name in own if name[0].isupper() and is_layer(NAMES[f"{module}.{name}"])]
         yield "To write your own: base classes", "bases", bases
-        others = [name for name in own if name not in families + bases]
+        others = [name for name in own if name not in called + bases]
         yield "To write your own: params and helpers", "params", others
     elif module in ("unrolled.pursuit", "unrolled.theory"):
         files = [file for name, file in [*sys.modules.items()] if name.startswith(f"{module}._")]
         listed = {file: getattr(file, "__all__", ()) for file in files}
-        names = {file: [name for name in own if name in listed[file]] for file in files}
+        others = [name for name in own if name in module_of(module).__own__]
+        called = [name for name in own if name not in others]
+        names = {file: [name for name in called if name in listed[file]] for file in files}
         ends = {file.__name__.rpartition("._")[2]: file for file in files if names[file]}
         for end in sorted(ends, key=lambda end: (*ORDER, end).index(end)):
             title = " ".join(ends[end].__doc__.partition("\n\n")[0].split()).rstrip(".")
             yield title, end, names[ends[end]]
+        yield "To write your own", "own", others
     else:
-        values = {name: NAMES[f"{module}.{name}"] for name in own}
-        types = [n for n in own if inspect.isclass(values[n]) and not n.islower()]
-        calls = [n for n in own if n not in types and not n.isupper()]
-        yield "", "", calls
-        yield "Types" if calls and types else "", "", types
+        lists = [vars(module_of(module)).get(some, ()) for some in LISTS]
+        called, results, others = ([name for name in own if name in some] for some in lists)
+        yield "", "", called if any(lists) else own
+        yield "Results" if results else "", "", results
+        yield "To write your own" if others else "", "", others
+
+
+def module_of(name):
+    return sys.modules[name]
 
 
 def is_layer(value):
@@ -396,6 +411,13 @@ def fields(app, what, name, obj, options, lines):
         lines[:] = [said or GLOSSARY.get(field, "")]
 
 
+def first_words(app, what, name, obj, options, lines):
+    """A module is introduced by its file, also where `help` shows more."""
+    if what == "module":
+        source = ast.get_docstring(ast.parse(Path(obj.__file__).read_text()))
+        lines[:] = [*source.splitlines(), ""]
+
+
 def signature(app, what, name, obj, options, args, result):
     """Types without the marks of the library."""
     marked = r"~?[\w.]*Annotated\[~?([\w.]+), ~?[\w.]*Shape\((?:[^()]|\([^()]*\))*\)\]"
@@ -429,6 +451,7 @@ def setup(app):
     app.connect("env-get-outdated", every_page)
     app.connect("source-read", read)
     app.connect("missing-reference", resolve)
+    app.connect("autodoc-process-docstring", first_words)
     app.connect("autodoc-process-docstring", fields, priority=600)  # after napoleon
     app.connect("autodoc-process-docstring", as_prose, priority=900)
     app.connect("autodoc-process-signature", signature)

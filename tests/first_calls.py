@@ -110,7 +110,7 @@ OF_DICTIONARIES = {
     "theory.uniqueness": lambda D: t.uniqueness([D], [1]),
     "theory.layered_penalties": lambda D: t.layered_penalties([D], sparsities=[1], noise=0.1),
     "theory.layered_thresholds": lambda D: t.layered_thresholds([D], sparsities=[1], bounds=1.0),
-    "analytic.certify": lambda D: a.certify(D, D),
+    "analytic.certified_weights": lambda D: a.certified_weights(D, D),
     "analytic.ista": lambda D: a.ista(D, 0.1, 3),
     "analytic.hyperlista": a.hyperlista,
     "analytic.lista_cp": lambda D: a.lista_cp(D, depth=3, **ONE),
@@ -284,14 +284,14 @@ CALLS |= {
         ISTA, CONV_PARAMS, CONV, alpha=8.0, signal_bound=1.0
     ),
     "training.deep": lambda: tr.deep(tr.supervised)(CODES, X, None, None),
-    "training.lasso": lambda: tr.lasso(0.1)(CODES, None, D, Y),
+    "training.lasso_loss": lambda: tr.lasso_loss(0.1)(CODES, None, D, Y),
     "training.log_nmse": lambda: tr.log_nmse(CODES, X, None, None),
     "training.law_of": lambda: tr.law_of(D, Y, X),
     "training.mostly_last": lambda: tr.mostly_last(CODES, X, None, None),
     "training.reconstruction": lambda: tr.reconstruction(CODES, None, D, Y),
     "training.sparse_feature_penalty": lambda: tr.sparse_feature_penalty([X, Y]),
     "training.supervised": lambda: tr.supervised(CODES, X, None, None),
-    "compare.compare": lambda: ur.compare.compare({"ISTA": (ISTA, ISTA_PARAMS)}, D, Y, X, lam=0.1),
+    "compare.compare": lambda: ur.compare({"ISTA": (ISTA, ISTA_PARAMS)}, D, Y, X, lam=0.1),
     "compare.evolution": lambda: ur.compare.evolution(ISTA, D),
 }
 

@@ -717,7 +717,7 @@ FITS = {
     "signals without codes for a supervised loss": (
         dict(sample=Y),
         ValueError,
-        r"X = None; try training.lasso\(lam\), or signals with their codes, \(Y, X\)",
+        r"X = None; try training.lasso_loss\(lam\), or signals with their codes, \(Y, X\)",
     ),
     "neither a sampler nor arrays": (
         dict(sample=Y.tolist()),
@@ -739,7 +739,7 @@ FITS = {
     "no codes for a supervised loss": (
         dict(sample=lambda key: (Y, None)),
         ValueError,
-        "training.lasso",
+        "training.lasso_loss",
     ),
     "29 other depth": (
         dict(model=ur.layers.ista(5)),

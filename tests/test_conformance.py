@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import registry
 from jax import lax
+from test_imports import exported
 
 import unrolled as ur
 from unrolled.dictionaries import Structured, dense
@@ -93,8 +94,7 @@ def ours(registered):
 
 def offered(module, kind, positional=None):
     """The functions of a module that return a record, with so many arguments by position."""
-    for name in module.__all__:
-        value = getattr(module, name)
+    for name, value in exported(module.__name__).items():
         if inspect.isfunction(value) and typing.get_type_hints(value).get("return") is kind:
             required = inspect.signature(value).parameters.values()
             if positional in (None, sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in required)):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -402,3 +403,32 @@ def test_one_key_is_asked_for(key):
         ur.dictionaries.gaussian(key, 2, 3)
     with pytest.raises(ValueError, match=r"^gaussian: key has shape \(3,\); expected one key"):
         ur.dictionaries.gaussian(jax.random.split(jax.random.key(0), 3), 2, 3)
+
+
+def draws():
+    """(name, parameters) of the exported functions and methods that draw something."""
+    for name, value in of_ours():
+        members = inspect.getmembers(value) if inspect.isclass(value) else [("", value)]
+        for member, function in members:
+            if inspect.isroutine(function) and not member.startswith("_"):
+                with contextlib.suppress(ValueError, TypeError):  # some of C have no signature
+                    given = inspect.signature(function).parameters
+                    if given.keys() & {"key", "seed", "rng", "random_state"}:
+                        yield f"{name}.{member}".rstrip("."), given
+
+
+def test_whatever_draws_takes_a_key_or_an_integer():
+    """Pictures of `shapes` are drawn by numpy, from the seed of a recipe."""
+    kinds = Key, Key | None
+    found = {name: p["key"].annotation if "key" in p else None for name, p in draws()}
+    others = [name for name, kind in found.items() if kind not in kinds]
+    assert len(found) > 60 and others == ["unrolled.vision.experiments.shapes"], listing(others)
+
+
+@pytest.mark.parametrize("key", [3, np.int64(3), np.uint32(3), jax.random.key(3)])
+def test_an_integer_is_the_seed_of_a_key(key):
+    D, expected = ur.dictionaries.dct(4, 6), jax.random.key(3)
+    draw = ur.sampler(D, 2)
+    for drawn in (draw, ur.layers.glista(2).init, ur.problems.resampler(D.T)):
+        given = (D,) if inspect.signature(drawn).parameters.keys() >= {"D"} else ()
+        chex.assert_trees_all_equal(drawn(key, *given), drawn(expected, *given))

@@ -355,7 +355,10 @@ def test_nothing_is_guessed_from_names_or_signatures_of_functions():
 
 # Public names
 
-BOLD = "shrink soft_threshold mutual_coherence lista lista_cp alista dsc fit recommend synthesize"
+BOLD = (
+    "alista lista lista_cp lfista_cp dsc lasso omp gaussian sampler synthesize calibrate fit "
+    "recommend compare certify save load mutual_coherence shrink soft_threshold"
+)
 # Of the names pinned by the design, those that are there.
 PINNED = {
     "activations": "Activation relu leaky_relu elu celu selu silu gelu mish softplus hard_swish "
@@ -428,6 +431,39 @@ def test_pinned_names_are_reachable():
             missing.append(name)
     assert not missing, listing(missing)
     assert ur.lista is ur.layers.lista and ur.fit is ur.training.fit and ur.dsc is ur.networks.dsc
+    assert ur.load is ur.training.restore and ur.certify is ur.theory.certify
+    verbs = [name for name in ur.__all__ if not inspect.ismodule(getattr(ur, name))]
+    assert sorted([*verbs, "compare"]) == sorted(BOLD.split())
+
+
+def test_compare_is_a_module_that_is_called_as_its_function(monkeypatch):
+    """`import unrolled.compare` gives what `ur.compare` gives, and `help` knows the function."""
+    room = importlib.import_module("unrolled.compare")
+    assert room is ur.compare and inspect.ismodule(room)
+    assert inspect.signature(room) == inspect.signature(room.compare)
+    assert inspect.getdoc(room.compare) in room.__doc__
+    monkeypatch.setattr(room, "compare", lambda *methods, lam: (methods, lam))
+    assert room("methods", "D", lam=2) == (("methods", "D"), 2)
+
+
+@pytest.mark.parametrize(
+    ("room", "name", "end"),
+    [
+        ("", "lassso", "; perhaps lasso"),
+        ("", "nmse", "; perhaps unrolled.metrics.nmse"),
+        ("", "qqqq", "'qqqq'"),
+        ("layers", "LISTA", "; perhaps lista"),
+        ("compare", "Comparson", "; perhaps Comparison"),
+        ("problems", "smapler", "; perhaps sampler"),
+        ("app", "studis", "; perhaps studies"),
+        ("vision", "Models", "; perhaps models"),
+        ("layers", "__wrapped__", "'__wrapped__'"),
+    ],
+)
+def test_a_name_that_a_module_lacks_is_refused_with_a_similar_one(room, name, end):
+    module = resolved(room) if room else ur
+    with pytest.raises(AttributeError, match=rf"no attribute '{name}'.*{end}$|{end}$"):
+        getattr(module, name)
 
 
 def test_records_have_their_pinned_fields_first():
@@ -449,22 +485,46 @@ def test_a_module_does_not_share_its_name_with_what_it_holds():
     assert not shared, listing(shared)
 
 
-def exported(module):
-    """What a public module offers, by name: its `__all__`, else all that is defined in it."""
+LISTS = "__all__", "__results__", "__own__"  # for everybody, and the two lists of `_base.offer`
+
+
+def exported(module, lists=LISTS):
+    """What a public module offers, by name: its lists, else all that is defined in it."""
     held = vars(importlib.import_module(module))
     own = {
         name
         for name, value in held.items()
         if not name.startswith("_") and getattr(value, "__module__", "") == module
     }
-    return {name: held.get(name) for name in held.get("__all__", own)}
+    names = [name for some in lists for name in held.get(some, ())]
+    return {name: held.get(name) for name in (names if "__all__" in held else own)}
+
+
+def test_at_most_330_names_are_for_everybody():
+    rooms = ["unrolled", *(name for name in PUBLIC if BOOKS.get(name.split(".")[1]) is None)]
+    rooms += [name for name in PUBLIC if name.startswith("unrolled.vision.")]
+    rooms += ["unrolled.app.studies", "unrolled.nnx"]
+    names = {name for room in rooms for name in exported(room, ["__all__"])} - set(rooms)
+    assert len(names) <= 330, len(names)
+
+
+def test_a_name_stands_in_one_list_of_its_room():
+    faults = []
+    for module in PUBLIC:
+        held = vars(importlib.import_module(module))
+        names = [name for some in LISTS for name in held.get(some, ())]
+        faults += [f"{module} lists {name} twice" for name in names if names.count(name) > 1]
+        faults += [f"{module} lacks {name}" for name in names if name not in held]
+    assert not faults, listing(faults)
 
 
 def used_elsewhere(module):
-    """The names that files outside of a package import from it."""
-    room = f"{module}."
-    names = {n for m, path in MODULES.items() if not m.startswith(module) for _, n in imports(path)}
-    return {name.removeprefix(room) for name in names if name.startswith(room)}
+    """The names that files outside of a package import from it, or read as its attributes."""
+    room, last = f"{module}.", module.rpartition(".")[2]
+    outside = [path for m, path in MODULES.items() if not m.startswith(module)]
+    names = {n for path in outside for _, n in imports(path)}
+    read = (re.findall(rf"\b{last}\.(\w+)", path.read_text()) for path in outside)
+    return {name.removeprefix(room) for name in names if name.startswith(room)}.union(*read)
 
 
 def test_all_is_complete_and_sorted():
@@ -478,10 +538,10 @@ def test_all_is_complete_and_sorted():
     ]
     for module in sorted(set(PUBLIC) & PACKAGES):
         held = vars(importlib.import_module(module))
-        listed = held.get("__all__")
-        if listed is None:
+        if "__all__" not in held:
             faults.append(f"{module} has none")
             continue
+        listed = [name for some in LISTS for name in held.get(some, ())]
         offered = {
             name
             for name, value in held.items()

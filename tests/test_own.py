@@ -198,7 +198,7 @@ def test_thresholds_and_steps_of_a_family_are_calibrated_and_searched():
 def test_a_family_is_compared():
     ista = ur.layers.ista(K)
     methods = {"ISTA": (ista, ista.init(None, D)), "own": (LAYER, PARAMS)}
-    found = ur.compare.compare(methods, D, Y, X)
+    found = ur.compare(methods, D, Y, X)
     expected = ur.metrics.nmse(jax.vmap(LAYER.apply, (None, None, 0))(PARAMS, D, Y), X)
     assert found.curves["own"].nmse[-1] == pytest.approx(float(expected), abs=1e-9)
     assert found.couplings["own"].mu_W.shape == (K,)
@@ -321,7 +321,7 @@ def test_static_fields_of_a_dictionary_come_back_from_files(tmp_path):
     params = layer.init(None, echo)
     saved = ur.training.restore(ur.training.save(tmp_path / "w.npz", params, echo, layer)).D
     batch = jnp.ones((4, M)), None
-    options = TRAINING | dict(steps=2, loss=ur.training.lasso(0.1), validation=batch)
+    options = TRAINING | dict(steps=2, loss=ur.training.lasso_loss(0.1), validation=batch)
     ur.fit(layer, params, echo, lambda key: batch, checkpoint=tmp_path / "kept", **options)
     for found in (saved, ur.training.restore(tmp_path / "kept").D):
         chex.assert_trees_all_equal_structs(found, echo)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import registry
+from test_imports import exported as offered
 
 import unrolled as ur
 from unrolled._base import threads
@@ -42,9 +43,9 @@ NOT_NUMERIC = {
     *"activations.leaky_relu activations.scale activations.sigmoid_sum".split(),
     *"dictionaries.as_flat dictionaries.block_of dictionaries.flat_batch".split(),
     "dictionaries.refuse_parts",
-    *"activations.tanh_sum dictionaries.pytree layers.as_activation layers.as_support".split(),
+    *"activations.tanh_sum dictionaries.pytree layers.as_activation".split(),
     *"layers.check_params layers.check_records layers.is_record layers.names_with_role".split(),
-    *"layers.option layers.records_of training.exceeds training.merge training.restore".split(),
+    *"layers.option layers.records_of training.merge training.restore".split(),
     *("compare.products", "layers.along_atoms", "realize.cnn_size"),  # they count and name
     *"training.restore_tree training.save training.save_tree training.scale_steps".split(),
     *"training.split training.trainable training.digest training.versions".split(),
@@ -60,8 +61,8 @@ def exported():
     """The public functions of the modules, and the `init` of every family and network."""
     names = set()
     for module in MODULES:
-        for name in dir(module):
-            value, path = getattr(module, name), f"{module.__name__.split('.')[-1]}.{name}"
+        for name, value in offered(module.__name__).items():
+            path = f"{module.__name__.split('.')[-1]}.{name}"
             if inspect.isclass(value) and issubclass(value, (ur.layers.Layer, ur.networks.Network)):
                 registered = name in (*ur.layers.FAMILIES, *ur.networks.NETWORKS)
                 names |= {f"{path}.init"} if registered else set()

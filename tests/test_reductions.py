@@ -48,7 +48,9 @@ REDUCTIONS = {
     "omp": lambda v: ur.pursuit.omp(EYE, v, sparsity=1).residual,
     "add_noise": lambda v: ur.problems.add_noise(0, v[None], 9.0),
     "loss": lambda v: ur.training.supervised(v[None, None], ONES[None], EYE, ONES[None]),
-    "loss of the LASSO": lambda v: ur.training.lasso(0.5)(v[None, None], None, EYE, ONES[None]),
+    "loss of the LASSO": lambda v: ur.training.lasso_loss(0.5)(
+        v[None, None], None, EYE, ONES[None]
+    ),
     "largest": lambda v: numbers.largest(v),
     "largest, by row": lambda v: numbers.largest(jnp.stack([v, v]), 1),
     "norm": lambda v: numbers.norm(v),

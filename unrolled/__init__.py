@@ -1,4 +1,9 @@
-"""unrolled: sparse-coding solvers as networks in JAX, with weights from theory or from training."""
+"""unrolled: sparse-coding solvers as networks in JAX, with weights from theory or from training.
+
+A method has its name in each room that knows it: `layers.ista` is the layer, `analytic.ista` its
+params from theory, `pursuit.ista` the solver. The first level has what most programs need: five
+layers and networks, two pursuits, a dictionary and a sampler of signals, and the verbs.
+"""
 
 import importlib
 import sys
@@ -9,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from unrolled import (
     activations,
     analytic,
-    compare,
     dictionaries,
     dictionary_learning,
     export,
@@ -25,37 +29,52 @@ from unrolled import (
     theory,
     training,
 )
-from unrolled._base import text
+from unrolled._base import missing, text
 from unrolled.activations import shrink, soft_threshold
-from unrolled.layers import alista, lista, lista_cp
+from unrolled.analytic import calibrate
+from unrolled.dictionaries import gaussian
+from unrolled.layers import alista, lfista_cp, lista, lista_cp
 from unrolled.networks import dsc
-from unrolled.problems import synthesize
-from unrolled.theory import mutual_coherence
-from unrolled.training import fit, recommend
+from unrolled.problems import sampler, synthesize
+from unrolled.pursuit import lasso, omp
+from unrolled.theory import certify, mutual_coherence
+from unrolled.training import fit, recommend, save
+from unrolled.training import restore as load
 
-if TYPE_CHECKING:  # what is imported when it is asked for
-    from unrolled import app, nnx, vision
+if TYPE_CHECKING:
+    from unrolled import app, nnx, vision  # what is imported when it is asked for
+    from unrolled import sklearn as sklearn
+    from unrolled.compare import called as compare  # a module that is called
 
     __version__: str
+else:
+    from unrolled import compare
 
 __all__ = [
     "activations",
     "alista",
     "analytic",
     "app",
+    "calibrate",
+    "certify",
     "compare",
     "dictionaries",
     "dictionary_learning",
     "dsc",
     "export",
     "fit",
+    "gaussian",
+    "lasso",
     "layers",
+    "lfista_cp",
     "lista",
     "lista_cp",
+    "load",
     "metrics",
     "mutual_coherence",
     "networks",
     "nnx",
+    "omp",
     "penalties",
     "plots",
     "problems",
@@ -63,6 +82,8 @@ __all__ = [
     "realize",
     "recommend",
     "records",
+    "sampler",
+    "save",
     "shrink",
     "soft_threshold",
     "synthesize",
@@ -72,13 +93,19 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """`vision` and `nnx`, which need flax, `app`, and `__version__`, of the installed package."""
-    if name in ("app", "nnx", "vision"):
-        return importlib.import_module(f"unrolled.{name}")
-    if name != "__version__":
-        raise AttributeError(f"module 'unrolled' has no attribute {name!r}")
-    return text.version()
+if not TYPE_CHECKING:  # with a `__getattr__`, type checkers would admit any name
+
+    def __getattr__(name: str) -> Any:
+        """`vision` and `nnx`, which need flax, `sklearn`, `app`, and the installed version."""
+        if name in ("app", "nnx", "sklearn", "vision"):
+            return importlib.import_module(f"unrolled.{name}")
+        if name == "__version__":
+            return text.version()
+        rooms = [sys.modules.get(f"unrolled.{word}") for word in __all__]
+        inside = [
+            f"{room.__name__}.{name}" for room in rooms if name in getattr(room, "__all__", ())
+        ]
+        raise missing(__name__, name, __all__, inside)
 
 
 def _public_names(module: ModuleType) -> list[str]:
@@ -95,11 +122,16 @@ def _public_names(module: ModuleType) -> list[str]:
     return sorted(namespace.get("__all__", own))
 
 
+def _absent(module: ModuleType, name: str) -> None:
+    raise missing(module.__name__, name, _public_names(module))
+
+
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
 
 
-for _name in list(sys.modules):
+for _name, _module in list(sys.modules.items()):
     if _name.startswith("unrolled.") and "._" not in _name:
-        vars(sys.modules[_name]).setdefault("__dir__", partial(_public_names, sys.modules[_name]))
-del _name
+        vars(_module).setdefault("__dir__", partial(_public_names, _module))
+        vars(_module).setdefault("__getattr__", partial(_absent, _module))
+del _name, _module

@@ -25,6 +25,11 @@ from unrolled.networks import Network
 from unrolled.pursuit import PURSUITS
 from unrolled.training import digest, versions
 
+__all__ = ["load", "save"]
+__results__ = ["Exported"]
+__own__ = ["PLATFORMS"]
+
+
 # The platforms for which a file holds programs.
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 _FORMAT = 1  # `load` refuses a newer format

@@ -21,6 +21,19 @@ from unrolled._base.programs import on_auto_axes, program, takes_sharded
 from unrolled.activations import kth_largest
 from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, as_flat, block_of
 
+__all__ = [
+    "add_noise",
+    "bernoulli_gaussian",
+    "bounded",
+    "exact_sparse",
+    "l1_noise",
+    "resampler",
+    "sampler",
+    "standard_benchmark",
+    "synthesize",
+]
+__results__ = ["Benchmark"]
+
 
 @checked
 def bernoulli_gaussian(key: Key, shape: tuple[int, ...], probability: float | Array) -> Array:

@@ -24,18 +24,14 @@ import jax
 from unrolled._base import checks, text
 from unrolled._base.arguments import checked
 
-__all__ = [
+__all__ = ["Record", "changed", "changes", "differences", "option"]
+__own__ = [
     "Interned",
-    "Record",
     "accept",
     "add_flag",
-    "changed",
-    "changes",
-    "differences",
     "from_plain",
     "from_text",
     "kind_of",
-    "option",
     "to_plain",
     "values_of",
 ]
@@ -472,6 +468,8 @@ _METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
 def add_flag(group: Any, field: dataclasses.Field, help: str | None = None) -> None:
     """A flag `--name` of an option, in a parser or a group of argparse; the value stays text.
 
+    The flag has hyphens where the name has underscores.
+
     Args:
         group: a parser or a group of argparse.
         field: the option.
@@ -493,7 +491,12 @@ def add_flag(group: Any, field: dataclasses.Field, help: str | None = None) -> N
     how: dict[str, Any] = {"metavar": _METAVARS.get(kind_of(field), "VALUE")}
     if kind_of(field) is bool:
         how = {"action": argparse.BooleanOptionalAction}
-    group.add_argument(f"--{field.name}", default=None, help=text.replace("%", "%%"), **how)
+    group.add_argument(flag_of(field.name), default=None, help=text.replace("%", "%%"), **how)
+
+
+def flag_of(name: str) -> str:
+    """The flag of an option, `--test-signals` of "test_signals"."""
+    return f"--{name.replace('_', '-')}"
 
 
 @checked

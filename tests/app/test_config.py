@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import tomllib
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import unrolled as ur
+from unrolled.app import cli
 from unrolled.app.cli import main
 from unrolled.app.commands import _config
 from unrolled.app.commands._config import ConfigError, all_options, load, to_toml
@@ -25,7 +27,11 @@ def test_every_option_is_a_flag_of_the_same_name(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     shown = capsys.readouterr().out
-    assert all(f"--{name} " in shown or f"--{name}," in shown for name in all_options())
+    flags = map(ur.records.flag_of, all_options())
+    assert all(f"{flag} " in shown or f"{flag}," in shown for flag in flags)
+    assert not re.search(r"--\w*_\w", shown)
+    given = ["--test_signals=a_b", "--test_signals", "-a_b", "a_b", "--"]
+    assert [*map(cli._with_hyphens, given)] == ["--test-signals=a_b", "--test-signals", *given[2:]]
 
 
 VALUES = {  # of every option one that is not its default

@@ -348,7 +348,7 @@ def test_patches_of_photographs_are_tiles_of_the_last_picture_and_patches_of_the
 def test_rows_of_curves_have_a_step_unless_the_codes_are_given_and_leave_undefined_cells_empty():
     undefined = np.where(np.arange(K) == 1, np.nan, 0.5)
     curves = {"A": curve(1.0, recall=undefined), "omp": curve(0.25)}
-    head, rows = studies.curve_rows(made(curves)._replace(given=("omp",)))
+    head, rows = _steps.curve_rows(made(curves)._replace(given=("omp",)))
     assert head == ["method", "step", *_steps._FIELDS] and len(rows) == 2 * K
     table = [dict(zip(head, row)) for row in rows]
     assert [row["step"] for row in table] == [*range(1, K + 1)] + [""] * K
@@ -527,7 +527,7 @@ def judged(of, depth, title="ISTA"):
         methods = {title: (ur.dsc([ur.layers.ista(depth)] * len(Ds)), params)}
     else:
         methods = {title: (ur.layers.ista(depth), ur.analytic.ista(Ds, 0.1, depth))}
-    return methods, ur.compare.compare(methods, Ds, Y, X)
+    return methods, ur.compare(methods, Ds, Y, X)
 
 
 def test_a_study_of_known_codes_shows_its_comparison():
@@ -536,7 +536,7 @@ def test_a_study_of_known_codes_shows_its_comparison():
     result = _steps._without_psnr(result)
     study = studies.KnownCodes(of, 2, result, ["a remark"], "", {"a": 1.5}, methods, 1)
     check_forms(study, rows=1)
-    assert study.rows() == studies.curve_rows(result) and len(study.rows()[1]) == 2
+    assert study.rows() == _steps.curve_rows(result) and len(study.rows()[1]) == 2
     D, X = of.D, of.tested_on[1]
     codes = jax.vmap(ur.layers.ista(2).apply, (None, None, 0))(methods["ISTA"][1], D, X @ D.T)
     nmse = 10 * np.log10(((codes - X) ** 2).sum() / (X**2).sum())
@@ -563,12 +563,12 @@ def test_a_study_of_a_chain_shows_its_comparison_layer_by_layer():
     check_forms(study)
     head, rows = study.rows()
     for j, layer in enumerate(result.layers, start=1):
-        one, of_layer = studies.curve_rows(layer)
+        one, of_layer = _steps.curve_rows(layer)
         assert [row[1:] for row in rows if row[0] == j] == of_layer and head == ["layer", *one]
     text, X = study.text(), of.tested_on[1][0]
     assert text == "\n".join(study.parts())
     assert text.startswith("A chain of 2 dictionaries") and "a remark" in text
-    mu = ur.analytic.certify(of.D[0]).mu_W
+    mu = ur.analytic.certified_weights(of.D[0]).mu_W
     s = ur.theory.max_sparsity(mu, 16)
     most = np.count_nonzero(X, 1).max()
     assert f"| 1 | 8 x 16 | 2.0 | {most} | {mu:.4f} | {s} |\n| 2 | 16 x 16 |" in text
@@ -659,7 +659,7 @@ def test_without_codes_methods_are_trained_on_the_objective_of_the_lasso(
 
 
 def test_a_dictionary_that_lacks_rank_is_certified_in_its_range_and_says_so():
-    report = studies.certify(hadamard()).layers[0]
+    report = studies.dictionary_report(hadamard()).layers[0]
     lacking = report._replace(rank=5).text()
     said = "8 x 16 of numerical rank 5: all of this holds in its numerical range"
     assert said in lacking and "numerical range" not in report.text()

@@ -55,9 +55,11 @@ def known(D, *methods, **options):
 
 
 STUDIES = {
-    "certify": lambda: studies.certify(hadamard(), activation=ur.activations.relu),
+    "certify": lambda: studies.dictionary_report(hadamard(), activation=ur.activations.relu),
     "certify_drawn": lambda: studies.certify_drawn(KEY, hadamard(), sparsity=2, draws=20),
-    "certify a chain": lambda: studies.certify([hadamard(), jnp.eye(16)], sparsity=(1, 1)),
+    "certify a chain": lambda: studies.dictionary_report(
+        [hadamard(), jnp.eye(16)], sparsity=(1, 1)
+    ),
     "certify_weights": weights,
     "known_codes": lambda: known(hadamard(), "lista_cp", pursuits={"omp": {}}),
     "known_codes of a chain": lambda: known((hadamard(), jnp.eye(16)), "alista"),
@@ -126,7 +128,7 @@ def test_more_nonzeros_than_the_worst_case_covers_are_proved_signal_by_signal():
     options = dict(draws=40, weights=("closed form",), measured=True)
     study = studies.certify_drawn(KEY, np.ldexp(D, np.arange(-30, 30)), **options)
     s, following = study.sparsities
-    worst = ur.theory.max_sparsity(ur.analytic.certify(D).mu_W, 60)
+    worst = ur.theory.max_sparsity(ur.analytic.certified_weights(D).mu_W, 60)
     assert study.worst == {"closed form": worst} and following - 1 == s > worst
     proved = {(row.sparsity, row.steps): row.proved for row in study.rows}
     taking = next(steps for _, steps in proved if "ratio" in steps)
@@ -177,7 +179,7 @@ def test_codes_that_are_worse_than_zero_are_told_what_a_guard_makes_of_them():
     (told,) = [remark for remark in study.remarks if "`guard=0.1`" in remark]
     safe = {name: fit._replace(model=guarded) for name, fit in kept.items()}
     safe = {"lamp, learned": (guarded, study.methods["lamp, learned"][1]), **safe}
-    curves = ur.compare.compare(safe, D, study.tested, lam=FEW["lam"]).curves
+    curves = ur.compare(safe, D, study.tested, lam=FEW["lam"]).curves
     listed = "; ".join(f"{name} {float(curve.gap[-1]):.2e}" for name, curve in curves.items())
     assert told.endswith(f"with it: {listed}.")
     for name, curve in curves.items():
@@ -238,7 +240,7 @@ def folder(tmp_path):
 def test_what_certify_prints_is_the_study(run, folder):
     D = ur.dictionaries.gaussian(KEY, 6, 9)  # in float32
     np.save("D.npy", np.asarray(D))
-    study = studies.certify(D)
+    study = studies.dictionary_report(D)
     status, out, _ = run("certify", "D.npy", "--json", "--output", "c")
     page = (folder / "c" / "report.html").read_text()
     assert study.answer() in page and "<th>minimax</th>" in page
@@ -266,7 +268,7 @@ def test_what_compare_writes_is_the_study(run, folder):
 
 def test_relu_by_name_and_without_an_activation_certify_the_same():
     with_relu, without = (
-        studies.certify(hadamard(), activation=a) for a in (ur.activations.relu, None)
+        studies.dictionary_report(hadamard(), activation=a) for a in (ur.activations.relu, None)
     )
     row = without.layers[0].table.rows["minimax"]
     assert with_relu.layers[0].activation.contraction == pytest.approx(row.contraction)
@@ -361,10 +363,12 @@ FAULTS = {
     "tested must be at least 1, got 0": lambda: studies.unknown_codes(
         KEY, hadamard(), signals(), tested=0, **FEW
     ),
-    "2 sparsities for 1 dictionaries": lambda: studies.certify([hadamard()], sparsity=(1, 1)),
+    "2 sparsities for 1 dictionaries": lambda: studies.dictionary_report(
+        [hadamard()], sparsity=(1, 1)
+    ),
     "depth must be at least 1": lambda: studies.certified_regime(KEY, hadamard(), depth=0),
     "must be at least 1, got 0": lambda: studies.certified_chain(KEY, depths=(0,)),
-    "expected 1 within": lambda: studies.certify(2 * hadamard()),
+    "expected 1 within": lambda: studies.dictionary_report(2 * hadamard()),
     "unknown_codes: Y has NaN": lambda: studies.unknown_codes(
         KEY, hadamard(), signals()._replace(training=np.full((30, 8), np.nan)), methods=("ista",)
     ),
@@ -381,8 +385,11 @@ def test_faults_are_refused_in_words(message):
 
 
 def test_an_activation_is_known_by_its_name():
-    by_name = studies.certify(hadamard(), activation="elu")
-    assert by_name.text() == studies.certify(hadamard(), activation=ur.activations.elu(1.0)).text()
+    by_name = studies.dictionary_report(hadamard(), activation="elu")
+    assert (
+        by_name.text()
+        == studies.dictionary_report(hadamard(), activation=ur.activations.elu(1.0)).text()
+    )
 
 
 def test_weights_that_improve_nothing_are_not_said_to_guarantee_nothing():
@@ -421,7 +428,7 @@ def test_studies_take_convolutions_of_any_norm():
     np.testing.assert_allclose(found, expected, atol=1e-4)  # gaps of 1e-9 leave the root of that
     text = known(conv, "alista").text()
     assert "The atoms were normalised for the theory" in text
-    assert isinstance(studies.certify(unit).figure(), Figure)
+    assert isinstance(studies.dictionary_report(unit).figure(), Figure)
 
 
 def test_constant_signals_have_no_psnr():

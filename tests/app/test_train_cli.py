@@ -79,7 +79,7 @@ def folder(tmp_path_factory):
 
 TINY = (
     *("--dictionary", "D.npy", "--signals", "YX.npz", "--family", "ista", "--depth", 3),
-    *("--steps", 20, "--batch", 8, "--evaluate_every", 5, "--save_every", 5),
+    *("--steps", 20, "--batch", 8, "--evaluate-every", 5, "--save-every", 5),
 )
 EVALUATIONS = [0, 5, 10, 15, 20]
 
@@ -101,7 +101,9 @@ def steps_saved(folder):
 def whole(folder, tmp_path_factory):
     """The run folder of TINY, never interrupted, and the JSON it printed; from a file and flags."""
     output, path = tmp_path_factory.mktemp("whole") / "new run é", folder / "tiny.toml"
-    flags = {str(name)[2:]: str(value) for name, value in zip(TINY[::2], TINY[1::2])}
+    flags = {
+        str(name)[2:].replace("-", "_"): str(value) for name, value in zip(TINY[::2], TINY[1::2])
+    }
     flags |= {name: str(folder / flags[name]) for name in ("dictionary", "signals")}
     path.write_text(to_toml(load(None, flags)).replace("steps = 20", "steps = 9"))
     with pytest.MonkeyPatch.context() as patch, open(output.parent / "out", "w") as out:
@@ -233,7 +235,7 @@ def stopped(run, monkeypatch, interruptible):
 def test_a_run_that_is_stopped_twice_ends_with_the_same_bits(run, stopped, whole, tmp_path):
     """By SIGINT, then by SIGTERM; a kill has also torn the last line of the history."""
     output = tmp_path / "stopped"
-    command = ("train", *TINY, "--save_every", 50, "--output", output)
+    command = ("train", *TINY, "--save-every", 50, "--output", output)
     status, out, err = stopped(signal.SIGINT, 10, *command)
     assert (status, out) == (130, "") and "--resume continues from here" in err
     assert steps_saved(output) == [10] and [row["step"] for row in history(output)] == [0, 5, 10]
@@ -318,7 +320,7 @@ def test_a_run_in_use_is_refused_and_not_touched(run, whole, tmp_path):
 def test_a_file_too_large_for_memory_trains_to_the_same_bits(run, tmp_path, monkeypatch):
     """Its lam, its start and its training; a row that is not finite is named when it is drawn."""
     files = ("--dictionary", "D.npy", "--family", "ista", "--start", "calibrated", "--depth", 2)
-    files += ("--loss", "lasso", "--steps", 40, "--evaluate_every", 40, "--signals")
+    files += ("--loss", "lasso", "--steps", 40, "--evaluate-every", 40, "--signals")
     found, losses = [], []
     for name in ("memory", "file"):
         status, _, err = run("train", *files, "Y.npy", "--output", tmp_path / name)
@@ -378,7 +380,7 @@ def test_codes_worse_than_zero_are_counted_and_a_guard_leaves_none(run, tmp_path
 def test_a_curriculum_goes_stage_by_stage(run, tmp_path):
     """Three stages of one step; the best params are those of the last one."""
     output = tmp_path / "staged"
-    arguments = (*TINY, "--depth", 1, "--method", "curriculum", "--steps", 2, "--evaluate_every", 2)
+    arguments = (*TINY, "--depth", 1, "--method", "curriculum", "--steps", 2, "--evaluate-every", 2)
     status, out, err = run("train", *arguments, "--output", output, "--json")
     assert status == 0, err
     expected = [(0, 0), (0, 2), (1, 2), (1, 4), (2, 4), (2, 6)]
@@ -810,14 +812,14 @@ def test_codes_that_are_all_zero_are_told(folder, run, tmp_path):
     assert _encode._advice("omp") == "a smaller tol or a larger sparsity"
 
 
-QUICK = ("--steps", "2", "--batch", "8", "--depth", "2", "--evaluate_every", "1")
+QUICK = ("--steps", "2", "--batch", "8", "--depth", "2", "--evaluate-every", "1")
 
 
 @pytest.mark.slow
 def test_signals_without_codes_calibrate_a_start_and_choose_lam(folder, run):
     """Trained by the LASSO with a learned dictionary, judged on the last fifth of the file."""
     own = ("train", "--dictionary", "D.npy", "--signals", "Y.npy", "--family", "ista")
-    more = ("--loss", "lasso", "--start", "calibrated", "--learn_dictionary", *QUICK)
+    more = ("--loss", "lasso", "--start", "calibrated", "--learn-dictionary", *QUICK)
     status, out, err = run(*own, *more, "--output", "without_codes")
     assert status == 0 and "calibrating on 28 signals, by the loss" in err
     assert "on 8 test signals" in out and "LASSO objective" in out and "NMSE" not in out

@@ -177,6 +177,6 @@ def test_a_prediction_is_not_of_a_bend_and_a_file_keeps_it(tmp_path):
         assert layer.message_passing() is None
     D, layer = unit(0, 6, 10), layers.lista_cp(2, bend=3)
     params = layer.init(None, D)
-    assert not layer.is_coupled and ur.compare.compare({"a": (layer, params)}, D, np.ones((2, 6)))
+    assert not layer.is_coupled and ur.compare({"a": (layer, params)}, D, np.ones((2, 6)))
     ur.training.save(tmp_path / "weights.npz", params, D, layer=layer)
     assert ur.training.restore(tmp_path / "weights.npz").layer is layer

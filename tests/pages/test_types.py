@@ -34,7 +34,7 @@ code = layer.apply(params, D, Y[0])
 network.apply(network.init(0, (D, X.T)), [D, X.T], Y[0])
 ur.analytic.calibrate(layer, ur.analytic.alista(D, depth=3, sparsity=1, bound=1.0), D, Y, X)
 ur.training.prepare("lista_cp", D, Y, X, depth=2).params
-ur.compare.compare({"own": (layer, params), "codes": X}, D, Y, X).table()
+ur.compare({"own": (layer, params), "codes": X}, D, Y, X).table()
 solved = ur.pursuit.lasso(D, Y[0], lam=0.1)
 solved.x.at[0].set(1.0)
 ur.pursuit.omp_batch(D, Y, 2).x.sum()
@@ -47,7 +47,7 @@ ur.dictionaries.normalize(D)[0].at[0].get()
 ur.metrics.nmse(X, X) + ur.metrics.psnr(Y, Y) + ur.metrics.kkt_violation(D, Y[0], X[0], 0.1)
 ur.problems.add_noise(0, ur.problems.synthesize(D, X), 20.0)
 ur.nnx.Module(layer, params, D)(Y)
-ur.app.studies.certify(D).text()
+ur.app.studies.dictionary_report(D).text()
 ur.layers.StepAndThreshold(gamma=0.5, theta=np.ones(3))
 """
 

@@ -313,7 +313,7 @@ class without_codes:
             text = " ".join(str(error).split())[:200]
             raise ValueError(
                 f"{self.where}: the loss fails without codes, X = None ({text}); try "
-                "training.lasso(lam), or signals with their codes, (Y, X)"
+                "training.lasso_loss(lam), or signals with their codes, (Y, X)"
             ) from error
 
 

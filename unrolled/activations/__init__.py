@@ -8,7 +8,11 @@ is from ReLU. They are fields of `Activation`, next to the function itself.
 from unrolled._base import offer as _offer
 from unrolled.activations._activation import *
 from unrolled.activations._names import *
+from unrolled.activations._names import is_known, is_monotone
 from unrolled.activations._thresholds import *
-from unrolled.activations._thresholds import selected
+from unrolled.activations._thresholds import as_power, kth_largest, selected
 
-_offer(__name__)
+_offer(
+    __name__,
+    own="Activation Constants NAMED check describe from_description",
+)

@@ -11,7 +11,7 @@ from unrolled._base.checks import Array
 from unrolled.activations import _activation
 from unrolled.activations._activation import Activation, _relu
 
-__all__ = ["NAMED", "by_name", "describe", "from_description", "is_known", "is_monotone"]
+__all__ = ["NAMED", "by_name", "describe", "from_description"]
 
 
 # Names for configurations and files; users may add their own activations.

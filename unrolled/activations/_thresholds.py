@@ -18,10 +18,8 @@ from unrolled._base.programs import compiler_splits, program
 from unrolled.activations._activation import relu
 
 __all__ = [
-    "as_power",
     "firm_threshold",
     "hard_threshold",
-    "kth_largest",
     "nonnegative_threshold",
     "power_threshold",
     "select_support",

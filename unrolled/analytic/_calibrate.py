@@ -265,8 +265,8 @@ def calibrate(
             the codes of the last block, (batch, d_J), which give the other codes: x_{j-1} = D_j
             x_j. Pass None if the codes are unknown; then pass a loss.
         loss: `loss(codes, X, D, Y)` of a batch, as in `training.fit`, such as
-            `training.lasso(lam)`; it gets one code, as `codes[-1]`. None takes the squared error of
-            the codes; signals may then have any size.
+            `training.lasso_loss(lam)`; it gets one code, as `codes[-1]`. None takes the squared
+            error of the codes; signals may then have any size.
 
     Returns:
         params of the same form.

@@ -31,7 +31,6 @@ __all__ = [
     "ista",
     "lamp",
     "lista_cp",
-    "stored_thresholds",
 ]
 
 

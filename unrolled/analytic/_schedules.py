@@ -35,7 +35,7 @@ __all__ = [
     "WeightsRow",
     "WeightsTable",
     "block_schedule",
-    "certify",
+    "certified_weights",
     "chain_schedules",
     "plan",
     "weights_table",
@@ -70,8 +70,8 @@ class Certified(NamedTuple):
 
 
 @host_function
-def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
-    """The coherence, the norms and the rounding guard of the weights W for D.
+def certified_weights(D: Dictionary, W: Dictionary | None = None) -> Certified:
+    """The weights W for D, with their coherence, their norms and their rounding guard.
 
     Where codes of D come in parts they are those of `theory.block_coherence`, C_W its gain.
 
@@ -87,23 +87,28 @@ def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
-        >>> certified = ur.analytic.certify(D, D)
+        >>> certified = ur.analytic.certified_weights(D, D)
         >>> round(certified.mu_W, 6), certified.C_W, certified.eta
         (0.25, 1.0, 0.0)
     """
-    D = as_dictionary(D, "certify")
+    return _certified(D, W, "certified_weights")
+
+
+def _certified(D: Dictionary, W: Dictionary | None, where: str) -> Certified:
+    """`certified_weights`, for the function that speaks in messages."""
+    D = as_dictionary(D, where)
     if W is None:
-        plain = certify(D, D)
-        return min((plain, certify(D, theory.frobenius_weights(D))), key=lambda c: c.mu_W)
-    W = as_dictionary(W, "certify", "W")
+        both = _certified(D, D, where), _certified(D, theory.frobenius_weights(D), where)
+        return min(both, key=lambda c: c.mu_W)
+    W = as_dictionary(W, where, "W")
     W = W.astype(D.dtype)
     if W.shape != D.shape:
         raise ValueError(
-            f"certify: W has shape {W.shape} but D has shape {D.shape}; they must agree"
+            f"{where}: W has shape {W.shape} but D has shape {D.shape}; they must agree"
         )
     with jax.enable_x64(True):
         *numbers, norms = _measured(*checks.cast_on_host((W, D), np.float64))
-    unit_norms(D, np.asarray(norms), "certify")
+    unit_norms(D, np.asarray(norms), where)
     mu, C, eta, omega = map(float, numbers)
     g = block_of(D)  # a part of size 1 has an l1 norm of at most sqrt(g), and g errors
     guard = g * theory.rounding_guard(W, D, sparsity=1, bound=1.0)
@@ -198,7 +203,7 @@ def block_schedule(
     D = as_dictionary(D, "analytic")
     if rho != relu:
         refuse_parts(D, "analytic", f"expected the activation relu, got {rho}")
-    c = certify(D, W)
+    c = _certified(D, W, "analytic")
     _check_sparsity(D, sparsity)
     if not isinstance(noise_norm, str) or noise_norm not in ("l1", "l2"):
         raise ValueError(f'analytic: unknown noise_norm {noise_norm!r}; expected "l1" or "l2"')
@@ -274,7 +279,7 @@ def _chain(Ds, Ws, where: str, *, sparsities: Sequence[int], **columns: Sequence
     for D, s in zip(Ds, sparsities):
         refuse_parts(D, where, "try analytic.alista or lista_cp, for one dictionary")
         _check_sparsity(D, s)
-    return Ds, Ws, tuple(certify(D, W) for D, W in zip(Ds, Ws))
+    return Ds, Ws, tuple(_certified(D, W, where) for D, W in zip(Ds, Ws))
 
 
 def _schedule(
@@ -505,7 +510,7 @@ def weights_table(
 
 
 def _row(D, W, sparsity, bound, noise, tolerance) -> WeightsRow:
-    certified = certify(D, W)
+    certified = _certified(D, W, "weights_table")
     options: dict[str, Any] = dict(bound=1.0, depth=0, eta=certified.eta)
 
     def holds(s: int) -> bool:

@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
+    argv = [_with_hyphens(word) for word in argv]
     _import_modules(argv)  # before the parsers, as families bring options
     parser = _parser()
     arguments = parser.parse_args(argv)
@@ -65,6 +66,12 @@ def _main(argv: Sequence[str]) -> int:
     vars(arguments).pop("before", None)
     _check_devices()
     return _run(arguments)
+
+
+def _with_hyphens(word: str) -> str:
+    """A flag with hyphens: `--test_signals=9` means `--test-signals=9`."""
+    flag, sign, value = word.partition("=")
+    return f"{flag.replace('_', '-')}{sign}{value}" if word.startswith("--") else word
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -177,7 +177,7 @@ def compare(
         >>> Y, X = ur.problems.sampler(D, 64)(jax.random.key(1))
         >>> layers = {"ISTA": ur.layers.ista(8), "FISTA": ur.layers.fista(8)}
         >>> methods = {name: (layer, layer.init(None, D)) for name, layer in layers.items()}
-        >>> curves = ur.compare.compare(methods, D, Y, X).curves
+        >>> curves = ur.compare(methods, D, Y, X).curves
         >>> bool(curves["FISTA"].nmse[-1] < curves["ISTA"].nmse[-1])
         True
     """

@@ -257,7 +257,7 @@ class Comparison(NamedTuple):
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
         >>> Y, X = ur.problems.sampler(D, 64)(jax.random.key(1))
         >>> layer = ur.layers.ista(8)
-        >>> comparison = ur.compare.compare({"ISTA": (layer, layer.init(None, D))}, D, Y, X)
+        >>> comparison = ur.compare({"ISTA": (layer, layer.init(None, D))}, D, Y, X)
         >>> [row[:10] for row in comparison.table().splitlines()]
         ['| method |', '|---|---|-', '| ISTA | 8']
     """
@@ -549,7 +549,7 @@ class ChainComparison(NamedTuple):
         >>> X = ur.problems.exact_sparse(jax.random.key(1), (64, 30), 2)
         >>> network = ur.dsc([ur.layers.ista(8), ur.layers.ista(4)])
         >>> methods = {"ISTA": (network, network.init(None, Ds))}
-        >>> comparison = ur.compare.compare(methods, Ds, ur.problems.synthesize(Ds[0], X), (X, X))
+        >>> comparison = ur.compare(methods, Ds, ur.problems.synthesize(Ds[0], X), (X, X))
         >>> [row[:14] for row in comparison.table().splitlines()[:4]]
         ['| layer | meth', '|---|---|---|-', '| 1 | ISTA | 8', '| 2 | ISTA | 4']
     """

@@ -14,7 +14,31 @@ from unrolled.dictionaries._families import *
 from unrolled.dictionaries._functions import *
 from unrolled.dictionaries._masked import *
 from unrolled.dictionaries._operands import *
-from unrolled.dictionaries._operands import as_flat, block_of, flat_batch, refuse_parts
+from unrolled.dictionaries._operands import (
+    all_kept,
+    as_flat,
+    block_of,
+    check_batch,
+    cuts_atoms,
+    entries,
+    flat_batch,
+    inner_products,
+    inner_terms,
+    kept_atoms,
+    nonzero_atoms,
+    normalized,
+    operands,
+    refuse_parts,
+    replicate,
+    representatives,
+    threshold_shapes,
+    unit_atoms,
+    unit_norms,
+)
 from unrolled.dictionaries._parts import *
 
-_offer(__name__)
+_offer(
+    __name__,
+    own="Dictionary Functions KINDS Operator Rescaled Structured Transposed WithIdentity "
+    "as_chain as_dictionary column_norms magnitudes pytree spectral_norm spread",
+)

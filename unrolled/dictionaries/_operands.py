@@ -23,27 +23,12 @@ from unrolled.dictionaries._base import (
 )
 
 __all__ = [
-    "all_kept",
     "as_chain",
     "as_dictionary",
-    "check_batch",
-    "cuts_atoms",
-    "entries",
-    "inner_products",
-    "inner_terms",
-    "kept_atoms",
     "magnitudes",
-    "nonzero_atoms",
     "normalize",
-    "normalized",
-    "operands",
-    "replicate",
-    "representatives",
     "spectral_norm",
     "spread",
-    "threshold_shapes",
-    "unit_atoms",
-    "unit_norms",
 ]
 
 

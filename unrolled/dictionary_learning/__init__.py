@@ -11,4 +11,7 @@ from unrolled.dictionary_learning._learning import *
 from unrolled.dictionary_learning._sparse_atoms import *
 from unrolled.dictionary_learning._stochastic import *
 
-_offer(__name__)
+_offer(
+    __name__,
+    results="Learned Step",
+)

@@ -410,8 +410,8 @@ def unrolled(
     .. math:: \min_{D, \, params} \frac1n \sum_{k=1}^n
         \tfrac12 \|y_k - D x_K(y_k)\|^2 + lam \|x_K(y_k)\|_1, \qquad \|d_i\| = 1.
 
-    `unrolled` is `training.fit(learn_dictionary=True)` with the loss `training.lasso(lam)`, Adam,
-    and random batches of the signals. To set all options, call `training.fit`.
+    `unrolled` is `training.fit(learn_dictionary=True)` with the loss `training.lasso_loss(lam)`,
+    Adam, and random batches of the signals. To set all options, call `training.fit`.
 
     Args:
         layer: a layer such as `layers.lista(8)`.
@@ -459,7 +459,7 @@ def unrolled(
     key = checks.as_key(key, where)
     D = jnp.asarray(start_atoms(start, signals, d, generator(key, 0), where), signals.dtype)
     rows = jnp.asarray(np.ldexp(signals.Y, signals.exponent), signals.dtype)
-    loss = training.lasso(lam)
+    loss = training.lasso_loss(lam)
 
     def tell(record, params):
         if progress is not None:

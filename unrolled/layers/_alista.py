@@ -54,10 +54,8 @@ __all__ = [
     "Recurrent",
     "alista",
     "alista_at",
-    "lasso_weights",
     "na_alista",
     "robust_alista",
-    "stable_step",
     "tilista",
 ]
 

@@ -24,7 +24,6 @@ __all__ = [
     "ada_lista",
     "fista",
     "ista",
-    "ista_params",
     "step_lista",
 ]
 
@@ -96,7 +95,7 @@ class step_lista(FromISTA, Shrinking):
 
     Params: steps gamma, of which the magnitude counts. `init` sets 1 / L, which gives the steps of
     `pursuit.ista`. Whatever the step sizes, a fixed point solves the LASSO with the weight `lam`,
-    which is not a parameter. Train with `training.lasso(lam)`.
+    which is not a parameter. Train with `training.lasso_loss(lam)`.
 
     Reference: Ablin, Moreau, Massias, Gramfort (2019).
 

@@ -20,7 +20,7 @@ from unrolled.penalties import Penalty
 from unrolled.pursuit import State, lipschitz
 from unrolled.records import option
 
-__all__ = ["Coupled", "FromISTA", "Selecting", "Shrinking", "as_activation", "as_support"]
+__all__ = ["Coupled", "FromISTA", "Selecting", "Shrinking"]
 
 
 # The published setting of LISTA-CPSS: 1.2 % of the entries more at every step, up to 13 %.
@@ -70,7 +70,8 @@ def as_support(value: Any, name: str, where: str) -> tuple[float, float] | None:
         ValueError: not two numbers with 0 <= rate and 0 <= largest <= 1.
 
     Example:
-        >>> ur.layers.as_support([0.1, 1], "support", "caller")
+        >>> from unrolled.layers._shrinking import as_support
+        >>> as_support([0.1, 1], "support", "caller")
         (0.1, 1.0)
     """
     if value is None:

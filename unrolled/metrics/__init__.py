@@ -8,4 +8,7 @@ from unrolled._base import offer as _offer
 from unrolled.metrics._codes import *
 from unrolled.metrics._segmentation import *
 
-_offer(__name__)
+_offer(
+    __name__,
+    results="Sparsity SupportScores",
+)

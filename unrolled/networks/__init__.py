@@ -18,4 +18,8 @@ from unrolled.networks._network import (
     worse_than_zero,
 )
 
-_offer(__name__)
+_offer(
+    __name__,
+    results="Deconvolution",
+    own="Analysis NETWORKS Network",
+)

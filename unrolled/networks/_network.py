@@ -385,7 +385,8 @@ def exceeds(loss: float, other: float) -> bool:
     """Whether a loss exceeds another by more than the rounding of a sum.
 
     Example:
-        >>> ur.training.exceeds(1.0001, 1.0), ur.training.exceeds(1.0 + 1e-7, 1.0)
+        >>> from unrolled.networks import exceeds
+        >>> exceeds(1.0001, 1.0), exceeds(1.0 + 1e-7, 1.0)
         (True, False)
     """
     return bool(loss > other and not np.isclose(loss, other, rtol=ROUNDING, atol=0))
@@ -454,12 +455,12 @@ def loss_of(loss: Any, X: Any, where: str) -> Callable[..., Array] | None:
     if loss is None and X is None:
         raise ValueError(
             f"{where}: there are no codes; expected X, or a loss that needs none, try "
-            "loss=training.lasso(lam)"
+            "loss=training.lasso_loss(lam)"
         )
     if loss is not None and not callable(loss):
         raise TypeError(
-            f"{where}: loss must be a function of (codes, X, D, Y), such as training.lasso(lam), "
-            f"got {type(loss).__name__}"
+            f"{where}: loss must be a function of (codes, X, D, Y), such as "
+            f"training.lasso_loss(lam), got {type(loss).__name__}"
         )
     return loss if X is not None else checks.without_codes(loss, where)
 

@@ -9,4 +9,4 @@ from unrolled._base import offer as _offer
 from unrolled.plots._curves import *
 from unrolled.plots._pictures import *
 
-_offer(__name__)
+_offer(__name__, own="COLOURS figure name_lines styles")

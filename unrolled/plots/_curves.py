@@ -421,7 +421,7 @@ def comparison(result: Any, *, codes: str = "true codes", note: str = "") -> "Fi
         >>> D, layer = ur.dictionaries.identity_hadamard(4), ur.layers.ista(3)
         >>> Y, X = ur.problems.sampler(D, 8)(jax.random.key(0))
         >>> params = layer.init(jax.random.key(1), D)
-        >>> result = ur.compare.compare({"ista": (layer, params)}, D, Y=Y, X=X)
+        >>> result = ur.compare({"ista": (layer, params)}, D, Y=Y, X=X)
         >>> len(ur.plots.comparison(result).axes)
         6
     """
@@ -442,7 +442,7 @@ def chain(result: Any, *, codes: str = "true codes", note: str = "") -> "Figure"
     Example:
         >>> Ds, network = [jnp.eye(4)] * 2, ur.dsc([ur.layers.ista(3), ur.layers.ista(2)])
         >>> methods = {"ista": (network, network.init(None, Ds))}
-        >>> result = ur.compare.compare(methods, Ds, jnp.eye(4), [jnp.eye(4)] * 2)
+        >>> result = ur.compare(methods, Ds, jnp.eye(4), [jnp.eye(4)] * 2)
         >>> fig = ur.plots.chain(result)
         >>> [panel.get_title().splitlines()[0] for panel in fig.axes[:2]]
         ['Layer 1', 'Layer 2']

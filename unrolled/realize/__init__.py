@@ -6,4 +6,8 @@ from unrolled.realize._cnn import *
 from unrolled.realize._cnn_layers import *
 from unrolled.realize._transformer import *
 
-_offer(__name__)
+_offer(
+    __name__,
+    results="Attention Block BlockWeights CnnSize ConvLayer Heads Realization Transformer",
+    own="conv_layer embed multi_head_attention read_code",
+)

@@ -6,9 +6,11 @@ Traceable functions work in the dtype of D; host functions return float64 record
 
 from unrolled._base import offer as _offer
 from unrolled.theory._atom_programs import *
+from unrolled.theory._atom_programs import in_float64
 from unrolled.theory._certificates import *
 from unrolled.theory._codes import *
 from unrolled.theory._coherence import *
+from unrolled.theory._coherence import diagonal, inner_products, weights_coherence
 from unrolled.theory._convergence import *
 from unrolled.theory._generalized import *
 from unrolled.theory._lasso_codes import *
@@ -18,9 +20,18 @@ from unrolled.theory._schedules import *
 from unrolled.theory._signals import *
 from unrolled.theory._signals import MeasuredLayer, are_found, codes_of, noise_of
 from unrolled.theory._spectra import *
+from unrolled.theory._spectra import pseudo_inverse, spectral_radius
 from unrolled.theory._stability import *
 from unrolled.theory._state_evolution import *
 from unrolled.theory._tubes import *
 from unrolled.theory._uniqueness import *
 
-_offer(__name__)
+_offer(
+    __name__,
+    results="ActivationSchedule AtMost AtomSchedule BlockCoherence Certificate CodeCertificate "
+    "Coherence Conditioning CscFeasibility ErrorBar Feasibility GeneralizedCoherence "
+    "HolisticStability LassoCertificate LayeredSchedule LocalRate MinimalEntryWeights "
+    "OracleErrors Plan ProductStability Schedule Signals Stability StateEvolution StepsTo "
+    "SupportRecovery Supports Tolerance Tube Uniqueness",
+    own="MessagePassing",
+)

@@ -19,7 +19,7 @@ from unrolled._base.files import CheckpointError, check_writable, whole_file
 from unrolled._base.programs import host_function
 from unrolled.dictionaries import Dictionary, Operator, Structured, as_dictionary
 
-__all__ = ["in_float64"]
+__all__ = []
 
 
 # The decomposition in float64 leaves this many max(m, d) eps of the largest singular value where a

@@ -29,14 +29,11 @@ __all__ = [
     "Coherence",
     "babel",
     "coherence",
-    "diagonal",
-    "inner_products",
     "max_sparsity",
     "mutual_coherence",
     "rounding_guard",
     "spark_bound",
     "sparsity_bound",
-    "weights_coherence",
     "welch_bound",
 ]
 

@@ -39,8 +39,6 @@ __all__ = [
     "frobenius_weights",
     "gaussian_conditioning",
     "local_rate",
-    "pseudo_inverse",
-    "spectral_radius",
     "support_rate",
 ]
 

@@ -7,18 +7,24 @@ training resume. `Sample`, `Loss` and `Callback` are the types of the functions 
 """
 
 from unrolled._base import offer as _offer
-from unrolled.networks import exceeds as exceeds
 from unrolled.training._curriculum_and_search import *
 from unrolled.training._files import *
 from unrolled.training._fit import *
 from unrolled.training._forms import *
+from unrolled.training._forms import digest, versions
 from unrolled.training._loop import drive
 from unrolled.training._losses import *
 from unrolled.training._objective import *
 from unrolled.training._objective import as_dictionaries
 from unrolled.training._recipe import *
+from unrolled.training._recipe import law_of
 from unrolled.training._recommend import *
 from unrolled.training._unsupervised import *
 from unrolled.training._weights import *
 
-_offer(__name__, "exceeds")
+_offer(
+    __name__,
+    results="CheckpointError Fit History Made NonFiniteError Recommendation Record Restored "
+    "Search Start StepRates Trained Tried",
+    own="Callback Loss Sample merge split trainable with_unit_atoms",
+)

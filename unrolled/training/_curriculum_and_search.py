@@ -339,8 +339,8 @@ def search(
         Y: (batch, m), signals.
         X: (batch, d), their true codes. Take 512 or more: on 64, the best values overfit by 15 dB.
             None where they are not known; that needs a loss.
-        loss: `loss(codes, X, D, Y)`, as in `fit`, such as `training.lasso(lam)`, by which the best
-            values are chosen; None takes the NMSE.
+        loss: `loss(codes, X, D, Y)`, as in `fit`, such as `training.lasso_loss(lam)`, by which the
+            best values are chosen; None takes the NMSE.
         chunk: combinations at a time; memory grows with chunk times batch.
         values: for each field, the values to try, such as threshold=[0.02, 0.04]. A field of
             `params.shared` is a scalar; a field of the stacked `params.steps` gets the same value

@@ -148,7 +148,7 @@ def fit(
             `optax.lookahead`, which needs params of its own form, does not work.
         steps: the most training steps to take.
         key: of the samples; an int is a seed.
-        loss: `loss(codes, X, D, Y)`, see `Loss`: `training.supervised`, `log_nmse`, `lasso`,
+        loss: `loss(codes, X, D, Y)`, see `Loss`: `training.supervised`, `log_nmse`, `lasso_loss`,
             `reconstruction`, `deep`, or your own.
         learn_dictionary: train D too.
         trainable: bools, a tree prefix of `params`: `Unrolled(False, StepAndThreshold(gamma=False,
@@ -189,10 +189,10 @@ def fit(
     Warns:
         UserWarning: training changes nothing (all codes are zero, the gradient is zero at the
             start, or the validation loss never moves); the start or the end has a validation loss
-            above that of zero codes; the start, for `training.lasso`, has one above that of ISTA;
-            `best` is the start, and the end is worse; a `fista` without a guard is trained for
-            `training.lasso`. `worsened` of the result tells the end, and
-            also a loss that only exceeds that of the start.
+            above that of zero codes; the start, for `training.lasso_loss`, has one above that of
+            ISTA; `best` is the start, and the end is worse; a `fista` without a guard is trained
+            for `training.lasso_loss`. `worsened` of the result tells the end, and also a loss that
+            only exceeds that of the start.
 
     Raises:
         NonFiniteError: a loss, gradient or update is not finite. The message names the training
@@ -289,7 +289,7 @@ def check_loss(loss: Any, where: str) -> None:
     if not callable(loss):
         raise TypeError(
             f"{where}: loss must be a function of (codes, X, D, Y), got {type(loss).__name__}; try "
-            "training.supervised, or training.lasso(lam) without codes"
+            "training.supervised, or training.lasso_loss(lam) without codes"
         )
 
 

@@ -26,7 +26,7 @@ from unrolled.networks import NETWORKS, Analysis, Network
 from unrolled.records import to_plain
 from unrolled.training._objective import Model
 
-__all__ = ["CheckpointError", "digest", "versions"]
+__all__ = ["CheckpointError"]
 
 
 Records = Mapping[str, Any]  # the classes of records by name

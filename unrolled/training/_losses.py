@@ -17,7 +17,14 @@ from unrolled._base.programs import program
 from unrolled.pursuit import lasso_objective
 from unrolled.training._objective import Loss
 
-__all__ = ["deep", "lasso", "log_nmse", "reconstruction", "sparse_feature_penalty", "supervised"]
+__all__ = [
+    "deep",
+    "lasso_loss",
+    "log_nmse",
+    "reconstruction",
+    "sparse_feature_penalty",
+    "supervised",
+]
 
 
 # Of a layer (K, batch, d), of a network one array for each block; X without the steps.
@@ -82,7 +89,7 @@ def _log_nmse(codes, target):
 
 
 @checked
-def lasso(lam: ArrayLike) -> Loss:
+def lasso_loss(lam: ArrayLike) -> Loss:
     """Unsupervised: the mean of 1/2 norm(y - D x_K)^2 + lam norm(x_K, 1).
 
     For a network it is the sum over the blocks, each with the code before it as its signal.
@@ -94,17 +101,17 @@ def lasso(lam: ArrayLike) -> Loss:
         ValueError: a known lam is negative or NaN.
 
     Example:
-        >>> loss = ur.training.lasso(0.1)
+        >>> loss = ur.training.lasso_loss(0.1)
         >>> float(loss(jnp.zeros((3, 1, 2)), None, jnp.eye(2), jnp.array([[3.0, 1.0]])))
         5.0
     """
-    checks.nonnegative(lam, "lam", "lasso")
+    checks.nonnegative(lam, "lam", "lasso_loss")
     return _Lasso(lam)
 
 
 @dataclass(frozen=True, eq=False)
 class _Lasso:
-    """The loss of `lasso`; its lam is that of the ISTA beside which a run is judged."""
+    """The loss of `lasso_loss`; its lam is that of the ISTA beside which a run is judged."""
 
     lam: ArrayLike
     of_last = True
@@ -236,8 +243,8 @@ def true_codes(codes, X, where):
     shape = _last_shape(codes, where)
     if X is None:
         raise ValueError(
-            f"{where}: this loss compares with true codes, but X = None; try training.lasso(lam), "
-            "or signals with their codes, (Y, X)"
+            f"{where}: this loss compares with true codes, but X = None; try "
+            "training.lasso_loss(lam), or signals with their codes, (Y, X)"
         )
     X = checks.as_float(X[-1] if isinstance(X, tuple) else X, "X", where)
     if shape != X.shape:

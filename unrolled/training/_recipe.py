@@ -27,7 +27,7 @@ from unrolled.training._fit import check_sample, fit, from_arrays, is_own
 from unrolled.training._losses import Codes, deep, log_nmse, true_codes
 from unrolled.training._objective import Fit, Sample
 
-__all__ = ["Made", "Start", "by_recipe", "law_of", "mostly_last", "prepare"]
+__all__ = ["Made", "Start", "by_recipe", "mostly_last", "prepare"]
 
 
 # Ridges of the weights in closed form, in units of norm(D, 2)^2, that noisy signals choose from.
@@ -134,7 +134,7 @@ def prepare(
     if X is None:
         raise ValueError(
             "prepare: recipes are for known codes, got X = None; try layer.init(key, D), or "
-            "analytic.calibrate with loss=training.lasso(lam)"
+            "analytic.calibrate with loss=training.lasso_loss(lam)"
         )
     Y, X = (checks.as_float(part, name, "prepare") for part, name in ((Y, "Y"), (X, "X")))
     check_batch(D, Y, X, "prepare")
@@ -218,7 +218,9 @@ def by_recipe(
         calibrating = jax.tree.map(lambda array: array[:_CALIBRATED_ON], drawn)
         validation = jax.tree.map(lambda array: array[_CALIBRATED_ON:], drawn)
     if validation[1] is None:
-        raise ValueError("by_recipe: the signals have no codes; try fit with training.lasso(lam)")
+        raise ValueError(
+            "by_recipe: the signals have no codes; try fit with training.lasso_loss(lam)"
+        )
     signals = _signals(D, calibrating, validation, depth)
     starts = _starts(cls, signals, depth, starting, options)
     if not cls.recipe.rate:

@@ -28,7 +28,7 @@ from unrolled.layers import (
 from unrolled.training._files import Checkpoint
 from unrolled.training._fit import check_data
 from unrolled.training._loop import Data, Loop, make_loop
-from unrolled.training._losses import lasso
+from unrolled.training._losses import lasso_loss
 from unrolled.training._mesh import computing_on
 from unrolled.training._objective import (
     Callback,
@@ -188,7 +188,7 @@ class _Problem(NamedTuple):
         self, layer: Layer, start: Unrolled
     ) -> tuple[Objective, Data, optax.GradientTransformation]:
         """The training of a layer from a start, at any rate."""
-        objective = Objective(_NAME, layer, lasso(self.lam), self.lam, of_last=True)
+        objective = Objective(_NAME, layer, lasso_loss(self.lam), self.lam, of_last=True)
         parts = split(start, self.D, where=_NAME)
         data = Data(self.key, self.sample, self.validation, Trained(start, self.D), *parts)
         units = self.units.of(layer)._replace(D=parts[0].D)  # None in its leaves

@@ -44,6 +44,8 @@ def save(
     layer with all its options, a sha256 per array and of D, versions and `metadata`. It is written
     beside `path` and moved there when complete: a previous file stays whole until then.
 
+    `ur.save` is this function; `export.save` writes a program that runs without this library.
+
     Args:
         path: ends in .npz or .safetensors.
         params: of a layer, or the tuple of a network.
@@ -104,6 +106,8 @@ def restore(
     path: str | Path, like: Any = None, D: Dictionaries | None = None, *, step: int | None = None
 ) -> Restored:
     """Read what `save` wrote, bit for bit and in the saved dtypes, after checking every hash.
+
+    `ur.load` is this function.
 
     From the folder of a run it reads the best params of a saved step.
 

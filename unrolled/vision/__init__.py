@@ -6,6 +6,8 @@
 import importlib
 import typing
 
+from unrolled._base import missing as _missing
+
 if typing.TYPE_CHECKING:  # imported on first use
     from unrolled.vision import datasets, experiments, models
 
@@ -15,7 +17,7 @@ __all__ = ["datasets", "experiments", "models"]
 def __getattr__(name: str) -> typing.Any:
     if name in __all__:
         return importlib.import_module(f"unrolled.vision.{name}")
-    raise AttributeError(f"module 'unrolled.vision' has no attribute {name!r}")
+    raise _missing(__name__, name, __all__)
 
 
 def __dir__() -> list[str]:

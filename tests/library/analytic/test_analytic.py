@@ -203,7 +203,7 @@ def test_noise_in_l2_stays_under_the_bounds_per_atom(name):
 def test_noise_in_l2_enters_a_chain_as_the_l1_noise_of_equal_weight():
     # dsc takes l1 norms: omega delta / C_W is the one with the thresholds of an l2 norm delta.
     Ds, delta = (load("hadamard")[0], lines(1, 3, 17, 200, 128)), 0.01
-    first = analytic.certify(Ds[0])
+    first = analytic.certified_weights(Ds[0])
     options = dict(
         depths=(25, 25),
         sparsities=(3, 1),
@@ -473,7 +473,8 @@ def test_warnings_name_the_largest_sparsity_that_holds(off):
     # a = (2s-1) mu_W + eta: 1 - w . d takes its share.
     D, W = load("hadamard")[0], off * load("hadamard")[0]
     holds = [
-        analytic.certify(D, W).mu_W * max(2 * s - 1, 0) + (off - 1) * (s > 0) < 1 for s in range(9)
+        analytic.certified_weights(D, W).mu_W * max(2 * s - 1, 0) + (off - 1) * (s > 0) < 1
+        for s in range(9)
     ]
     assert largest_named(D, W, sparsity=8) == sum(holds) - 1
 

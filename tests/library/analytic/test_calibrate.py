@@ -283,7 +283,7 @@ def test_without_codes_the_objective_falls(planted, name):
     D, Y, _ = planted
     layer, lam = FAMILIES[name], 0.05
     start = layer.init(jax.random.key(0), D)
-    found = calibrate(layer, start, D, Y, loss=training.lasso(lam))
+    found = calibrate(layer, start, D, Y, loss=training.lasso_loss(lam))
     before, after = (objective(layer, p, D, Y, lam) for p in (start, found))
     assert after < before < np.mean((np.asarray(Y) ** 2).sum(1) / 2)
 
@@ -291,7 +291,7 @@ def test_without_codes_the_objective_falls(planted, name):
 def test_a_greedy_step_without_codes_is_the_best_of_a_grid(planted):
     D, Y, _ = planted
     lam, layer = 0.05, layers.ista(1)
-    loss = training.lasso(lam)
+    loss = training.lasso_loss(lam)
     found = first_pass(layer, layer.init(None, D), D, Y, None, loss).steps
     best = objective(layer, Unrolled(None, found), D, Y, lam)
     for theta in np.geomspace(1e-3, 1, 6):
@@ -303,7 +303,7 @@ def test_a_greedy_step_without_codes_is_the_best_of_a_grid(planted):
 @pytest.mark.slow
 def test_a_chain_without_codes(chain):
     network, start, Ds, Y, _ = chain
-    loss = training.lasso(0.05)
+    loss = training.lasso_loss(0.05)
     found = calibrate(network, start, Ds, Y, loss=loss)
 
     def value(params):

@@ -335,7 +335,7 @@ def test_a_fit_tells_how_long_its_training_took():
         optimizer=optax.sgd(1e-3),
         steps=2,
         key=0,
-        loss=ur.training.lasso(0.1),
+        loss=ur.training.lasso_loss(0.1),
         progress=False,
     )
     found = compare({"learned": fit, "FISTA": METHODS["FISTA"]}, D, Y, lam=0.1)

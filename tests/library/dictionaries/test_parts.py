@@ -262,10 +262,10 @@ def test_a_layer_trains_on_complex_signals_by_the_calls_of_a_real_one(tmp_path):
     fit = ur.fit(
         layer, start, D, (Y, X), optimizer=optax.adam(0.02), steps=20, key=jax.random.key(1)
     )
-    found = ur.compare.compare({"start": (layer, start), "fit": fit, "X": X}, D, Y, X, lam=0.1)
+    found = ur.compare({"start": (layer, start), "fit": fit, "X": X}, D, Y, X, lam=0.1)
     assert found.curves["fit"].nmse[-1] < found.curves["start"].nmse[-1]
     assert found.curves["X"].nmse[-1] < -200
-    assert ur.compare.compare({"fit": fit}, D, Y).curves["fit"].gap[-1] > 0
+    assert ur.compare({"fit": fit}, D, Y).curves["fit"].gap[-1] > 0
     ur.training.save(tmp_path / "weights.npz", fit.best, D, layer=layer)
     kept = ur.training.restore(tmp_path / "weights.npz")
     assert isinstance(kept.params.shared.W, Complex)

@@ -694,7 +694,7 @@ def test_a_learned_dictionary_is_certified_saved_and_trained(name, tmp_path):
         start = optax.adam(1e-3)
         fitted = ur.fit(layer, params, D, sample, optimizer=start, steps=2, key=0)
         assert np.isfinite(fitted.history.loss).all()
-        assert ur.analytic.certify(ur.dictionaries.normalize(D)[0]).mu_W <= 1 + 1e-9
+        assert ur.analytic.certified_weights(ur.dictionaries.normalize(D)[0]).mu_W <= 1 + 1e-9
 
 
 # Files and streams

@@ -107,7 +107,7 @@ def test_a_comparison_predicts_no_code_that_a_guard_picks(problem):
     Y, X = ur.problems.sampler(D, 8)(jax.random.key(0))
     made = {n: layers.lamp(2, guard=g) for n, g in (("plain", None), ("guarded", LAM))}
     methods = {name: (layer, layer.init(None, D)) for name, layer in made.items()}
-    predicted = ur.compare.compare(methods, D, Y, X, predict=True).predicted
+    predicted = ur.compare(methods, D, Y, X, predict=True).predicted
     assert predicted["guarded"].remark.startswith("none is known")
     assert predicted["plain"].remark != predicted["guarded"].remark
 

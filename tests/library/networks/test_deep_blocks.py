@@ -116,7 +116,7 @@ def test_blocks_train_with_their_dictionaries(name):
         optimizer=optax.adam(1e-2),
         steps=60,
         key=0,
-        loss=ur.training.lasso(0.02),
+        loss=ur.training.lasso_loss(0.02),
         learn_dictionary=True,
     )
     assert fit.history.loss[-10:].mean() < fit.history.loss[:10].mean()

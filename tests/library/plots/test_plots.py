@@ -12,7 +12,7 @@ from forms import K, curve, made
 
 import unrolled as ur
 from unrolled import plots
-from unrolled.app.studies import curve_rows
+from unrolled.app.studies._steps import curve_rows
 
 KINDS = ("", "analytic", "calibrated", "learned")
 OWN = ("mine", "yours", "mine, seed 1", "mine, seed 2", "learned ISTA", "analytic", "LISTA-CP, x")
@@ -141,7 +141,7 @@ def test_the_coherence_of_weights_is_taken_at_a_unit_diagonal():
     moved = params._replace(shared=params.shared._replace(W=params.shared.W * scales))
     Y, X = D.T, np.eye(16)
     methods = {"start": (layer, params), "scaled": (layer, moved)}
-    result = ur.compare.compare(methods, D, Y, X)
+    result = ur.compare(methods, D, Y, X)
     start, scaled = result.couplings["start"], result.couplings["scaled"]
     eps = 32 * np.finfo(float).eps  # inner products of 8 terms, divided
     for field in ("mu_W", "off_diagonal"):
@@ -154,7 +154,7 @@ def test_the_coherence_of_weights_is_taken_at_a_unit_diagonal():
     assert scaled.largest_product == pytest.approx([3 * products.max()], rel=eps)
     norms = np.linspace(0.1, 9, 16)[None, :]
     unscaled = params._replace(shared=params.shared._replace(W=params.shared.W / norms))
-    other = ur.compare.compare({"own": (layer, unscaled)}, D * norms, Y, X).couplings["own"]
+    other = ur.compare({"own": (layer, unscaled)}, D * norms, Y, X).couplings["own"]
     for field in ("mu_W", "off_diagonal"):
         np.testing.assert_allclose(getattr(other, field), getattr(start, field), rtol=eps)
     cells = [row.split("|")[2].strip() for row in result.parameters_table().splitlines()[2:]]
@@ -172,7 +172,7 @@ def test_weights_that_miss_their_atom_have_an_infinite_coherence():
     W[:, 0] = np.eye(8)[1]
     params = layer.init(None, D)
     params = params._replace(shared=params.shared._replace(W=W))
-    found = ur.compare.compare({"own": (layer, params)}, D, D.T, np.eye(16))
+    found = ur.compare({"own": (layer, params)}, D, D.T, np.eye(16))
     assert found.couplings["own"].mu_W == np.inf
     panel = found.plot().axes[-1]
     assert "above the axis: own (to inf)" in panel.get_xlabel() and marks(panel) == [1.0, 1.0]
@@ -201,7 +201,7 @@ def test_codes_that_are_all_zero_have_no_precision():
     silent = layer.init(None, D)
     silent = silent._replace(steps=silent.steps._replace(theta=np.full(K, 1e3)))
     methods = {"ISTA": (ur.layers.ista(K), ur.analytic.ista(D, 0.1, K)), "silent": (layer, silent)}
-    result = ur.compare.compare(methods, D, D.T, np.eye(16))
+    result = ur.compare(methods, D, D.T, np.eye(16))
     assert np.isnan(result.curves["silent"].precision).all()
     (row,) = [r for r in result.table().splitlines() if r.startswith("| silent")]
     assert row.split("|")[7].strip() == "" and row.split("|")[8].strip() == "0.000"

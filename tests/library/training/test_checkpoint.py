@@ -872,7 +872,7 @@ def test_another_option_of_a_layer_of_a_network_is_refused(tmp_path):
         options = dict(layer=network, params=network.init(None, Ds), D=Ds, loss=loss)
         return run(tmp_path, 1, sample=lambda key: (sample(key)[0], None), **options)
 
-    loss = ur.training.lasso(0.1)
+    loss = ur.training.lasso_loss(0.1)
     train((0.1, 0.3))
     row = r"layers\[1\].support +\[0.1, 0.3\] +\[0.1, 0.5\]$"
     with pytest.raises(CheckpointError, match=rf"(?s)saved +requested.*{row}"):

@@ -228,7 +228,7 @@ def mapped(array):
     return np.load(sys.argv[1], mmap_mode="r")
 
 def fit(Y, D=D, steps=4, accumulate=4, **options):
-    how = dict(optimizer=optax.sgd(1e-2), steps=steps, key=0, loss=ur.training.lasso(0.1))
+    how = dict(optimizer=optax.sgd(1e-2), steps=steps, key=0, loss=ur.training.lasso_loss(0.1))
     layer = ur.layers.ista(2)
     found = ur.fit(layer, layer.init(None, D), D, Y, accumulate=accumulate, **how | options)
     return ur.training.digest((found.params, found.best, found.history.loss))

@@ -20,7 +20,7 @@ from unrolled.sklearn import SparseCoder
 M, N, K = 6, 9, 3
 LAM = 0.1
 LAYER = ur.layers.ista(K, lam=LAM)
-LASSO = ur.training.lasso(LAM)
+LASSO = ur.training.lasso_loss(LAM)
 
 rng = np.random.default_rng(0)
 D = rng.normal(size=(M, N))
@@ -79,7 +79,7 @@ COUNTS = np.round(255 * np.abs(Y)).astype(int)
 PICTURES = Y.reshape(len(Y), 2, 3)
 ROWS_OF_SIGNALS = {
     "fit": fit,
-    "compare": lambda Y: ur.compare.compare({"ista": (LAYER, PARAMS)}, D, Y),
+    "compare": lambda Y: ur.compare({"ista": (LAYER, PARAMS)}, D, Y),
     "calibrate": lambda Y: ur.analytic.calibrate(LAYER, PARAMS, D, Y, loss=LASSO),
     "search": lambda Y: ur.training.search(LAYER, PARAMS, D, Y, theta=[0.1], loss=LASSO),
     "resampler": ur.problems.resampler,
@@ -115,7 +115,6 @@ def test_a_resampler_draws_the_rows_of_its_arrays():
     np.testing.assert_array_equal(drawn, Y[rows])
     np.testing.assert_array_equal(codes, X[rows])
     assert len(set(rows)) == len(Y)  # the chance that 200 draws miss one of 40 is below 0.3
-    assert ur.app.studies.resampler is ur.problems.resampler
 
 
 @pytest.mark.slow
@@ -276,7 +275,7 @@ def test_a_calibration_and_a_comparison_without_codes_refuse_them_too(fault):
     with pytest.raises(error, match=f"calibrate: .*{message}"):
         ur.analytic.calibrate(LAYER, PARAMS, D, given, loss=LASSO)
     with pytest.raises(error, match=f"compare: .*{message}"):
-        ur.compare.compare({"ISTA": (LAYER, PARAMS)}, D, given, lam=LAM)
+        ur.compare({"ISTA": (LAYER, PARAMS)}, D, given, lam=LAM)
 
 
 @pytest.mark.few(1)
@@ -296,14 +295,14 @@ def test_a_dictionary_with_zero_or_equal_atoms_is_trained_with(fault):
 def test_a_lam_of_zero_trains_and_one_that_silences_all_signals_is_told():
     free = ur.layers.ista(K, lam=0.0)
     options = dict(layer=free, params=free.init(None, jnp.asarray(D)))
-    assert not fit(Y, loss=ur.training.lasso(0.0), **options).worsened
+    assert not fit(Y, loss=ur.training.lasso_loss(0.0), **options).worsened
     lam = 2 * float(np.abs(Y @ D).max())
     layer = ur.layers.ista(K, lam=lam)
     start = layer.init(None, jnp.asarray(D))
     with pytest.warns(UserWarning, match="all codes are zero, silenced by .* a smaller lam"):
-        fit(Y, layer=layer, params=start, loss=ur.training.lasso(lam), evaluate_every=1)
+        fit(Y, layer=layer, params=start, loss=ur.training.lasso_loss(lam), evaluate_every=1)
     with pytest.warns(UserWarning, match="all codes are zero, as no thresholds .*a smaller lam"):
-        ur.analytic.calibrate(layer, start, D, Y, loss=ur.training.lasso(lam))
+        ur.analytic.calibrate(layer, start, D, Y, loss=ur.training.lasso_loss(lam))
 
 
 @pytest.mark.parametrize(
@@ -323,14 +322,16 @@ def test_grey_values_of_a_file_are_refused(command, tmp_path, monkeypatch, capsy
 
 def test_a_loss_that_needs_codes_says_so():
     for loss in (ur.training.supervised, ur.training.deep(ur.training.log_nmse)):
-        with pytest.raises(ValueError, match=r"X = None; try training.lasso\(lam\)"):
+        with pytest.raises(ValueError, match=r"X = None; try training.lasso_loss\(lam\)"):
             fit(Y, loss=loss)
     own = {
         "unsupported operand": lambda codes, X, D, Y: jnp.mean((codes[-1] - X) ** 2),
         "subscriptable": lambda codes, X, D, Y: jnp.mean(codes[-1] - X[0]),
     }
     for what, loss in own.items():
-        message = rf"fit: the loss fails without codes, X = None \(.*{what}.*\); try training.lasso"
+        message = (
+            rf"fit: the loss fails without codes, X = None \(.*{what}.*\); try training.lasso_loss"
+        )
         with pytest.raises(ValueError, match=message):
             fit(Y, loss=loss)
 
@@ -411,7 +412,7 @@ def test_a_lasso_training_that_starts_above_ista_says_so_before_its_first_step()
     layer = ur.layers.liht(K, sparsity=N)  # no shrinkage at all
     params = layer.init(None, jnp.asarray(D))
     with pytest.warns(UserWarning, match="fit: at the start .* worse than ISTA of the same depth:"):
-        found = fit(Y, layer=layer, params=params, loss=ur.training.lasso(0.3), steps=0)
+        found = fit(Y, layer=layer, params=params, loss=ur.training.lasso_loss(0.3), steps=0)
     assert found.history.ista < found.judged["first"] < found.history.zero
 
 
@@ -427,7 +428,7 @@ def test_a_start_that_is_a_little_above_ista_says_so(family):
     traces /= np.linalg.norm(traces, axis=1).mean()
     wavelets /= np.linalg.norm(wavelets, axis=0)
     layer = ur.layers.FAMILIES[family](100, lam=0.5)
-    start, options = layer.init(None, wavelets), dict(loss=ur.training.lasso(0.5), steps=0)
+    start, options = layer.init(None, wavelets), dict(loss=ur.training.lasso_loss(0.5), steps=0)
     with pytest.warns(UserWarning, match="at the start .* worse than ISTA of the same depth: "):
         found = fit(traces, layer=layer, params=start, D=wavelets, **options)
     assert 1 < found.judged["first"] / found.history.ista < 1.02
@@ -547,7 +548,7 @@ def test_certify_of_atoms_of_unequal_norms_says_what_basis_pursuit_finds():
     V = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1.0]]).T / np.sqrt(3)
     top = np.vstack([np.sqrt(1 - e * e) * V, np.full((1, 4), -e)])
     D = np.column_stack([top, np.eye(4)[:, 3]]) * [1 - t, 1 - t, 1 + t, 1 + t, 1]
-    (layer,) = ur.app.studies.certify(D).layers
+    (layer,) = ur.app.studies.dictionary_report(D).layers
     assert ur.theory.max_sparsity(layer.mu, 5) == 2 and layer.admissible["mu"] == 1
     found = ur.pursuit.basis_pursuit(D, D @ [1, 1, 0, 0, 0])
     assert found.converged and jnp.abs(found.x).sum() < 2 - 1e-5
@@ -555,7 +556,7 @@ def test_certify_of_atoms_of_unequal_norms_says_what_basis_pursuit_finds():
 
 @pytest.mark.parametrize("numbers", [{"bound": np.inf}, {"noise": np.inf}, {"bound": 1e308}])
 def test_certify_of_numbers_out_of_range_does_not_blame_the_contraction(numbers):
-    told = ur.app.studies.certify(ur.dictionaries.identity_hadamard(16), **numbers).text()
+    told = ur.app.studies.dictionary_report(ur.dictionaries.identity_hadamard(16), **numbers).text()
     assert "leave the range of numbers" in told and "a < 1 fails" not in told
 
 

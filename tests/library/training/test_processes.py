@@ -49,7 +49,7 @@ def atoms(**options):
 
 def of_file(name="Y.npy"):
     Y = np.load(os.path.join(folder, name), mmap_mode="r")
-    start, loss = layer.init(None, D), ur.training.lasso(0.1)
+    start, loss = layer.init(None, D), ur.training.lasso_loss(0.1)
     found = ur.fit(layer, start, D, Y if count > 1 else np.array(Y), optimizer=adam, steps=2,
                    key=0, loss=loss, accumulate=8, mesh=mesh)
     return ur.training.digest((found.params, found.best, found.history.loss))
@@ -246,7 +246,7 @@ def test_one_process_waits_for_no_other():
 def command(index, port, folder, *options):
     arguments = ("--family", "lista_cp", "--depth", "2", "--batch", "7", "--loss", "lasso")
     arguments += ("--dictionary", f"{folder.parent}/D.npy", "--signals", f"{folder.parent}/Y.npy")
-    arguments += ("--steps", "6", "--evaluate_every", "2", "--accumulate", "4", "--json")
+    arguments += ("--steps", "6", "--evaluate-every", "2", "--accumulate", "4", "--json")
     arguments += ("--output", str(folder), *options)
     if index is not None:
         joined = ("--coordinator", f"localhost:{port}", "--processes", "2", "--process", str(index))

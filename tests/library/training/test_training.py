@@ -24,7 +24,7 @@ EPS = np.finfo(np.float64).eps
 ROUNDING = 1e4 * EPS
 
 FAMILIES = families(DEPTH, support=(0.05, 0.1))
-LASSO = training.lasso(0.1)
+LASSO = training.lasso_loss(0.1)
 LOSSES = {
     "log_nmse": training.log_nmse,
     "lasso": LASSO,
@@ -126,7 +126,7 @@ def test_losses_of_a_layer(batch):
     expected = {
         training.supervised: half_mean_square(last, X),
         training.log_nmse: np.log(ratio),
-        training.lasso(0.3): lasso_by_hand(D, Y, last, 0.3),
+        training.lasso_loss(0.3): lasso_by_hand(D, Y, last, 0.3),
         training.reconstruction: half_mean_square(Y, last @ np.asarray(D).T),
     }
     for loss, value in expected.items():
@@ -143,7 +143,7 @@ def test_losses_of_a_network(batch):
         training.supervised(codes, X, D, Y)
     )
     lasso = lasso_by_hand(D[0], Y, codes[0], 0.3) + lasso_by_hand(D[1], codes[0], codes[1], 0.3)
-    assert float(training.lasso(0.3)(codes, None, D, Y)) == pytest.approx(lasso, rel=ROUNDING)
+    assert float(training.lasso_loss(0.3)(codes, None, D, Y)) == pytest.approx(lasso, rel=ROUNDING)
     assert float(training.reconstruction(codes, None, D, Y)) == pytest.approx(
         half_mean_square(Y, whole), rel=ROUNDING
     )
@@ -172,7 +172,7 @@ def test_deep_supervision_of_a_network(batch):
 def test_losses_say_which_codes_they_see_and_their_lam(batch):
     """By `of_last` training stores the last code alone; by `lam` a run is judged beside ISTA."""
     D, codes, _, X, Y = batch
-    lasso = training.lasso(0.3)
+    lasso = training.lasso_loss(0.3)
     for loss in (training.supervised, training.log_nmse, training.reconstruction, lasso):
         assert loss.of_last and loss(codes, X[0], D[0], Y) == loss(codes[-1:], X[0], D[0], Y)
     assert not getattr(training.deep(lasso), "of_last", False)
@@ -183,7 +183,7 @@ def test_a_loss_made_again_compiles_nothing_and_one_that_was_pickled_is_the_same
     D, codes, _, X, Y = batch
     D, X, Y, codes = D[0][:, :-1], X[0][:, :-1], Y + 1, codes[..., :-1]  # new shapes
     makers = [
-        lambda: training.lasso(0.3),
+        lambda: training.lasso_loss(0.3),
         lambda: training.deep(training.supervised),
         lambda: training.deep(training.supervised, (0.5, 0.0, 2.0)),
     ]
@@ -1113,7 +1113,7 @@ def test_runs_that_are_refused(fault, D, sample):
 def test_losses_that_are_refused(batch):
     D, codes, _, X, Y = batch
     D, X, deep = D[0], X[0], training.deep(training.supervised)
-    no_codes = "X = None; try training.lasso"
+    no_codes = "X = None; try training.lasso_loss"
     faults = [
         *(
             (loss, codes, None, Y, no_codes)

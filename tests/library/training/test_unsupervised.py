@@ -153,9 +153,9 @@ def test_fit_warns_of_fista_without_a_guard():
     few = ur.layers.fista(K, lam=LAM)
     options = dict(optimizer=optax.sgd(1e-4), steps=1, key=0, progress=False)
     with pytest.warns(UserWarning, match=re.escape("fit: fista has no guard")):
-        ur.fit(few, few.init(None, D), D, Y, loss=ur.training.lasso(LAM), **options)
+        ur.fit(few, few.init(None, D), D, Y, loss=ur.training.lasso_loss(LAM), **options)
     guarded = ur.layers.fista(K, lam=LAM, guard=LAM)
-    ur.fit(guarded, few.init(None, D), D, Y, loss=ur.training.lasso(LAM), **options)
+    ur.fit(guarded, few.init(None, D), D, Y, loss=ur.training.lasso_loss(LAM), **options)
 
 
 # The advice

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from test_imports import exported
 
 from unrolled.vision import models
 from unrolled.vision.models import Filters
@@ -47,7 +48,7 @@ def _members(kind):
 
 
 def test_every_model_that_draws_is_listed():
-    drawing = [name for name in models.__all__ if inspect.isclass(getattr(models, name))]
+    drawing = [name for name in exported(models.__name__) if inspect.isclass(getattr(models, name))]
     assert set(MODELS) == {name for name in drawing if "rngs" in parameters_of(name)}
 
 

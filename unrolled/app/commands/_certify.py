@@ -165,7 +165,7 @@ def _run_on_dictionaries(arguments: argparse.Namespace, asked: dict[str, Any]) -
     say = progress_printer()
     with jax.enable_x64(True):
         Ds = [_read_in_float64(path, arguments.normalize) for path in arguments.dictionaries]
-    report = studies.certify(Ds, **asked, say=say)
+    report = studies.dictionary_report(Ds, **asked, say=say)
     names = " ".join(str(path) for path in arguments.dictionaries)
     data, text = report.to_dict(), f"{names}: {report.text()}"
     if arguments.signals is not None:

@@ -472,8 +472,12 @@ def load(path: Path | None, flags: Mapping[str, Any]) -> Config:
         section = options[name].section
         table = tables.setdefault(section, {})
         if isinstance(table, list):
-            raise ConfigError(f"--{name}: the file has a chain; set it there, in [[model]]")
-        table[name] = Given(value, f"--{name}", "train", Path.cwd(), isinstance(value, str))
+            raise ConfigError(
+                f"{records.flag_of(name)}: the file has a chain; set it there, in [[model]]"
+            )
+        table[name] = Given(
+            value, records.flag_of(name), "train", Path.cwd(), isinstance(value, str)
+        )
     return configuration(tables)
 
 

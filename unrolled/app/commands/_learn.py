@@ -216,7 +216,7 @@ def _shape(text: str | None, m: int) -> tuple[int, int]:
 def _certified(D: np.ndarray, say: Say) -> studies.Report:
     say("what the theory certifies")
     with jax.enable_x64(True):
-        return studies.certify([jnp.asarray(D, float)], say=say)
+        return studies.dictionary_report([jnp.asarray(D, float)], say=say)
 
 
 def _codes(

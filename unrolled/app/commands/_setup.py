@@ -280,7 +280,7 @@ def _own_options(layer: Layer) -> dict[str, Any]:
 def _loss(config: Config) -> Callable[..., jax.Array]:
     name = config.training.loss
     assert config.problem.lam is not None  # `settled`
-    loss = training.lasso(config.problem.lam) if name == "lasso" else getattr(training, name)
+    loss = training.lasso_loss(config.problem.lam) if name == "lasso" else getattr(training, name)
     return training.deep(loss) if config.training.deep else loss
 
 

@@ -1,19 +1,34 @@
 """Whole studies as records with text, data, tables and figures: what the commands show.
 
-`certify` and `certify_weights` say what theory certifies; `known_codes` and `unknown_codes` compare
-analytic with learned weights; `certified_regime` and `certified_chain` measure errors under their
-bounds; `certify_drawn` says what is proved code by code. Every record has
-`.text()` and `.to_dict()`, and those that draw something `.figure()`.
+`dictionary_report` and `certify_weights` say what theory certifies; `known_codes` and
+`unknown_codes` compare analytic with learned weights; `certified_regime` and `certified_chain`
+measure errors under their bounds; `certify_drawn` says what is proved code by code. Every record
+has `.text()` and `.to_dict()`, and those that draw something `.figure()`.
 """
 
 from unrolled._base import offer as _offer
 from unrolled.app.studies._certificate import *
 from unrolled.app.studies._certified import *
 from unrolled.app.studies._drawn import *
+from unrolled.app.studies._drawn import DRAWS
 from unrolled.app.studies._known_codes import *
 from unrolled.app.studies._overview import *
 from unrolled.app.studies._steps import *
-from unrolled.app.studies._steps import plan, seldom, silent
+from unrolled.app.studies._steps import (
+    BY_DEFAULT,
+    CHOSEN_ON,
+    METHODS,
+    PATCH,
+    all_methods,
+    plan,
+    seldom,
+    silent,
+)
 from unrolled.app.studies._unknown_codes import *
 
-_offer(__name__)
+_offer(
+    __name__,
+    results="CertifiedChain CertifiedRegime CertifiedRun ChainReport ChainRun DictionaryReport "
+    "DrawnProofs KnownChain KnownCodes Overview Picture Pictures ProvedShare Report "
+    "Samples Starts UnknownCodes WeightsCertificate",
+)

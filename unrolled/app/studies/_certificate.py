@@ -21,8 +21,8 @@ __all__ = [
     "DictionaryReport",
     "Report",
     "WeightsCertificate",
-    "certify",
     "certify_weights",
+    "dictionary_report",
 ]
 
 
@@ -238,7 +238,7 @@ def _grams(weights: Mapping[str, Dictionary]) -> dict[str, np.ndarray]:
 
 
 @checked
-def certify(
+def dictionary_report(
     D: Dictionary | Sequence[Dictionary],
     *,
     sparsity: int | Sequence[int] | None = None,
@@ -273,7 +273,8 @@ def certify(
         ValueError: atoms that are not of norm 1, or another number of sparsities than dictionaries.
 
     Example:
-        >>> study = ur.app.studies.certify(ur.dictionaries.identity_hadamard(16), tolerance=1e-3)
+        >>> H, report = ur.dictionaries.identity_hadamard(16), ur.app.studies.dictionary_report
+        >>> study = report(H, tolerance=1e-3)
         >>> study.layers[0].admissible, study.chain
         ({'mu': 2, 'babel': 2, 'mu~': 2}, None)
         >>> study.text().splitlines()[0], round(study.to_dict()["mutual_coherence"], 3)

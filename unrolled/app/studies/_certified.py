@@ -183,7 +183,7 @@ def certified_regime(
             "minimax W": theory.generalized_coherence(D, only_maximum=True).W,
         }
         largest = {
-            name: theory.max_sparsity(analytic.certify(D, W).mu_W, D.shape[1])
+            name: theory.max_sparsity(analytic.certified_weights(D, W).mu_W, D.shape[1])
             for name, W in weights.items()
         }
         # D and the closed form certify no more than the minimax weights.

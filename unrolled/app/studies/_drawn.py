@@ -16,7 +16,7 @@ from unrolled._base.text import markdown, screen, table_of
 from unrolled.app.studies._steps import Say, silent
 from unrolled.dictionaries import Dictionary, as_dictionary
 
-__all__ = ["DRAWS", "DrawnProofs", "ProvedShare", "certify_drawn"]
+__all__ = ["DrawnProofs", "ProvedShare", "certify_drawn"]
 
 
 DRAWS = 13_809  # all of so many are 99.9 % of the class, with the confidence of `exceedance`
@@ -214,7 +214,7 @@ def certify_drawn(
         D = theory.in_float64(dictionaries.normalize(checks.cast(D, np.float64))[0], D.dtype)
         Ws = {name: theory.frobenius_weights(D, power=_POWERS[name]) for name in weights}
         worst = {
-            name: theory.max_sparsity(analytic.certify(D, W).mu_W, D.shape[1])
+            name: theory.max_sparsity(analytic.certified_weights(D, W).mu_W, D.shape[1])
             for name, W in Ws.items()
         }
         draw = partial(_drawn, key, (2 * draws, D.shape[1]), bound)

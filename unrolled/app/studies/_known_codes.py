@@ -363,7 +363,7 @@ def _sparsity_table(Ds: Any, Xs: Any) -> str:
     rows = []
     for j, (D, X) in enumerate(zip(Ds, Xs), start=1):
         counts = np.asarray((X != 0).sum(1))
-        mu_W = analytic.certify(dictionaries.normalize(D)[0]).mu_W
+        mu_W = analytic.certified_weights(dictionaries.normalize(D)[0]).mu_W
         cells = [str(j), f"{D.shape[0]} x {D.shape[1]}", f"{counts.mean():.1f}", str(counts.max())]
         rows.append([*cells, f"{mu_W:.4f}", str(theory.max_sparsity(mu_W, D.shape[1]))])
     return markdown(columns, rows)

@@ -28,20 +28,13 @@ from unrolled.training import as_dictionaries
 from unrolled.vision import datasets
 
 __all__ = [
-    "BY_DEFAULT",
-    "CHOSEN_ON",
-    "METHODS",
-    "PATCH",
     "Picture",
     "Pictures",
     "Samples",
     "Starts",
-    "all_methods",
-    "curve_rows",
     "from_theory",
     "photograph_patches",
     "planted",
-    "resampler",
     "split",
 ]
 
@@ -536,8 +529,9 @@ def curve_rows(result: Comparison) -> tuple[list[str], list[list]]:
     Example:
         >>> D = ur.dictionaries.identity_hadamard(4)
         >>> methods = {"ISTA": (ur.layers.ista(2), ur.analytic.ista(D, 0.1, 2))}
-        >>> comparison = ur.compare.compare(methods, D, D.T, jnp.eye(8))
-        >>> header, rows = ur.app.studies.curve_rows(comparison)
+        >>> comparison = ur.compare(methods, D, D.T, jnp.eye(8))
+        >>> from unrolled.app.studies._steps import curve_rows
+        >>> header, rows = curve_rows(comparison)
         >>> header[:3], [row[:2] for row in rows]
         (['method', 'step', 'nmse'], [['ISTA', 1], ['ISTA', 2]])
     """

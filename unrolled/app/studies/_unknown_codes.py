@@ -285,7 +285,7 @@ def _trained_on_lasso(
         "lista_cp": ("LISTA-CP", layers.lista_cp(K, tied=False, lam=lam), 1e-3),
         "lfista_cp": ("LFISTA-CP", layers.lfista_cp(K, lam=lam), 1e-3),
     }
-    objective = training.lasso(lam)
+    objective = training.lasso_loss(lam)
 
     def loss(codes, X, D, Y):
         deep = training.deep(objective)(codes, X, D, Y)
@@ -363,7 +363,7 @@ def _objectives(D: Any, Y: Any, X: Any, lam: float) -> np.ndarray:
 
 def _remark(D: Dictionary) -> str:
     """What the theory certifies of D, beside the analytic rows."""
-    certified = analytic.certify(dictionaries.normalize(D)[0])
+    certified = analytic.certified_weights(dictionaries.normalize(D)[0])
     s = theory.max_sparsity(certified.mu_W, D.shape[1])
     return (
         "The weights with the smaller coherence, of D and the closed form, have "

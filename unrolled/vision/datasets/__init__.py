@@ -2,8 +2,14 @@
 
 from unrolled._base import offer as _offer
 from unrolled.vision.datasets._arrays import *
+from unrolled.vision.datasets._arrays import entries, open_array, read_rows
 from unrolled.vision.datasets._collections import *
-from unrolled.vision.datasets._collections import shapes
+from unrolled.vision.datasets._collections import locate, shapes
 from unrolled.vision.datasets._folders import *
+from unrolled.vision.datasets._folders import is_class_folders
 
-_offer(__name__)
+_offer(
+    __name__,
+    results="Images Masks",
+    own="READERS",
+)

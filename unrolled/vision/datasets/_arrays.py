@@ -20,14 +20,11 @@ from unrolled._base.text import in_rows
 __all__ = [
     "READERS",
     "crop_and_flip",
-    "entries",
     "from_patches",
-    "open_array",
     "photographs",
     "read_array",
     "read_image",
     "read_images",
-    "read_rows",
     "to_patches",
 ]
 

@@ -13,7 +13,7 @@ import numpy as np
 from unrolled._base.arguments import checked
 from unrolled.vision.datasets._arrays import open_array
 
-__all__ = ["Images", "cifar10", "digits", "locate", "mnist"]
+__all__ = ["Images", "cifar10", "digits", "mnist"]
 
 
 @checked

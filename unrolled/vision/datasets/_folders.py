@@ -13,7 +13,7 @@ from unrolled._base.arguments import checked
 from unrolled.vision.datasets._arrays import _PICTURES, open_picture, picture_files
 from unrolled.vision.datasets._collections import Images, locate
 
-__all__ = ["Masks", "class_folders", "is_class_folders", "masks"]
+__all__ = ["Masks", "class_folders", "masks"]
 
 
 Pair = tuple[Path, Path]  # the files of a picture and of its mask

@@ -5,6 +5,7 @@
 
 import typing
 
+from unrolled._base import missing as _missing
 from unrolled.vision.datasets import shapes
 from unrolled.vision.experiments._features import (
     Admitted,
@@ -43,20 +44,9 @@ from unrolled.vision.experiments._table import (
 )
 
 __all__ = [
-    "Admitted",
-    "Cell",
-    "Codes",
-    "Features",
-    "Interval",
-    "LayerDictionary",
-    "LayerFeatures",
-    "Outcome",
-    "Pursued",
     "Recipe",
-    "Sweep",
     "deviations",
     "features",
-    "features_rows",
     "features_table",
     "grid",
     "holm",
@@ -64,7 +54,6 @@ __all__ = [
     "l1_in_training",
     "layer_dictionary",
     "load",
-    "options_of",
     "paper_recipe",
     "predicted_masks",
     "read_pictures",
@@ -77,16 +66,26 @@ __all__ = [
     "shapes",
     "summarize",
     "sweep",
-    "task_of",
-    "trained_on",
     "training_loss",
+]
+__results__ = [
+    "Admitted",
+    "Cell",
+    "Codes",
+    "Features",
+    "Interval",
+    "LayerDictionary",
+    "LayerFeatures",
+    "Outcome",
+    "Pursued",
+    "Sweep",
 ]
 
 
 def __getattr__(name: str) -> typing.Any:
     if name == "as_dictionary":  # as for `layer_dictionary`
         return layer_dictionary
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise _missing(__name__, name, __all__)
 
 
 def __dir__() -> list[str]:

@@ -12,4 +12,8 @@ from unrolled.vision.models._layers import *
 from unrolled.vision.models._ml_csc import *
 from unrolled.vision.models._nets import *
 
-_offer(__name__)
+_offer(
+    __name__,
+    results="Tapped Violations",
+    own="Filters ImageConv MSDCSCBlock ResCSCBlock submodule",
+)
