@@ -299,8 +299,9 @@ def test_theory_answers_for_an_activation(tmp_path, monkeypatch):
         ur.lista_cp(8, activation=activation),
         ur.analytic.lista_cp(D, **problem),
     )
+    of = ur.theory.coherence(D, D)
     found = ur.theory.activation_schedule(
-        activation, *ur.theory.coherence(D, D), d=32, sparsity=1, bound=1.0, depth=8
+        activation, of.mu_W, of.C_W, d=32, sparsity=1, bound=1.0, depth=8
     )
     codes = layer.iterates(params, D, D[:, 3])
     errors = np.abs(np.asarray(codes) - np.eye(32)[3]).sum(1)

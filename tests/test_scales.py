@@ -357,7 +357,8 @@ def test_metrics_of_large_and_of_half_precision_codes():
 
 def test_support_scores_of_nan_codes_are_nan():
     X = jnp.ones((2, 5))
-    assert all(np.isnan(score) for score in um.support_scores(X.at[0, 1].set(jnp.nan), X))
+    scores = um.support_scores(X.at[0, 1].set(jnp.nan), X)
+    assert all(np.isnan(score) for score in jax.tree.leaves(scores))
 
 
 def test_what_hard_threshold_and_keep_largest_keep():
@@ -602,7 +603,7 @@ def test_products_come_in_tiles(monkeypatch):
 
     def all_of(D):
         values = (
-            *ut.coherence(D * 1.5, D),
+            *jax.tree.leaves(ut.coherence(D * 1.5, D)),
             ut.mutual_coherence(D),
             ut.babel(D, 3),
             ut.babel(D, 60),

@@ -19,6 +19,7 @@ import numpy as np
 from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.interior_point import interior_point, lapack
+from unrolled._base.results import Result
 from unrolled._base.threads import one_thread, threads
 
 # First-order method: over-relaxation, and the threshold norm(v, 1) / (1.5 d) with v the least-norm
@@ -42,7 +43,7 @@ _RESIDUAL = 1e-13
 _SLOPE = 1e-12
 
 
-class Solution(NamedTuple):
+class Solution(Result):
     """Feasible points of both sides, one column for each program.
 
     primal >= optimum >= dual, up to rounding in float64.

@@ -142,7 +142,7 @@ def test_certificates_are_judged_by_linear_programs(script, float32_by_default, 
     certify = ur.theory.certify_code
 
     def granted(*arguments, **options):
-        return certify(*arguments, **options)._replace(unique=np.ones(8, bool))
+        return certify(*arguments, **options).replace(unique=np.ones(8, bool))
 
     monkeypatch.setattr(ur.theory, "certify_code", granted)
     row = certificates.judged(D, X, methods, rng)

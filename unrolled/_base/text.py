@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from unrolled._base.results import Result
+
 
 def an(word: str) -> str:
     """A word with its article.
@@ -181,6 +183,8 @@ def plain(value: Any) -> Any:
     """Records and arrays as dicts, lists and floats; numbers that are not finite become None."""
     if isinstance(value, dict):
         return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, Result):
+        return plain(value.asdict())
     if hasattr(value, "_asdict"):
         return plain(value._asdict())
     if isinstance(value, (tuple, list)):

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from unrolled._base import checks, text
 from unrolled._base.checks import Array
 from unrolled._base.numbers import UP, largest, lost_below
 from unrolled._base.programs import host_function, program
+from unrolled._base.results import Result
 from unrolled._base.text import line, screen, table_of
 from unrolled.activations import Activation, by_name, relu
 from unrolled.dictionaries import (
@@ -56,7 +57,7 @@ class HypothesisWarning(UserWarning):
     """The theory does not cover this dictionary and sparsity: its thresholds do not contract."""
 
 
-class Certified(NamedTuple):
+class Certified(Result):
     """Weights and the numbers that the theory needs, in float64 from the stored arrays."""
 
     W: Operator  # (m, d)
@@ -122,11 +123,11 @@ def _certified(D: Dictionary, W: Dictionary | None, where: str) -> Certified:
 def _measured(W: Dictionary, D: Dictionary) -> tuple[Array, ...]:
     """mu_W, C_W, eta = max abs(1 - w_i . d_i), omega = max norm(w_i), and the norms of D."""
     if block_of(D) > 1:  # of noise in l2, which is at most that in l1
-        mu, gain, eta = theory.block_coherence(W, D)
-        return mu, gain, eta, gain, column_norms(D)
-    mu, C = theory.coherence(W, D)
+        parts = theory.block_coherence(W, D)
+        return parts.mu, parts.gain, parts.eta, parts.gain, column_norms(D)
+    entries = theory.coherence(W, D)
     eta, omega = largest(jnp.abs(1 - theory.diagonal(W, D))), jnp.max(column_norms(W))
-    return mu, C, eta, omega, column_norms(D)
+    return entries.mu_W, entries.C_W, eta, omega, column_norms(D)
 
 
 @host_function
@@ -317,9 +318,9 @@ def _atom_schedule(
     """The schedule of one block atom by atom; warns if it certifies nothing."""
     with jax.enable_x64(True):
         D64, W64 = checks.cast(D, np.float64), checks.cast(c.W, np.float64)
-        coherences, sizes = theory.atom_coherence(W64, D64)
-        sizes = column_norms(W64) * UP if noise_norm == "l2" else sizes
-    mus, C_Ws = np.asarray(coherences) * UP, np.asarray(sizes)
+        atoms = theory.atom_coherence(W64, D64)
+        sizes = column_norms(W64) * UP if noise_norm == "l2" else atoms.C_W
+    mus, C_Ws = np.asarray(atoms.mu_W) * UP, np.asarray(sizes)
     guard = c.guard * sparsity * bound + c.lost
     guard += c.noise_guard * noise * (_l2_gain(c) if noise_norm == "l2" else 1)
 
@@ -341,7 +342,7 @@ def _within_range(planned: Any, c: Certified, size: float) -> Any:
     """
     E, theta = float(np.max(planned.error)), float(np.max(planned.theta, initial=0.0))
     within = size + (1 + max(c.omega, 1.0)) * E + theta <= _largest_number(c.W)
-    return planned._replace(holds=bool(planned.holds and within))
+    return planned.replace(holds=bool(planned.holds and within))
 
 
 def _largest_number(W: Dictionary) -> float:
@@ -376,7 +377,7 @@ def _warned(planned, sparsity: int, at: Callable, D: Dictionary, activation: Act
     return planned
 
 
-class WeightsRow(NamedTuple):
+class WeightsRow(Result):
     """One kind of weights, and the schedule that these weights certify."""
 
     mu_W: float
@@ -392,7 +393,7 @@ class WeightsRow(NamedTuple):
     steps: float  # steps to reach the tolerance
 
 
-class WeightsTable(NamedTuple):
+class WeightsTable(Result):
     """Several kinds of weights of one dictionary, each with its numbers and its matrix.
 
     Example:
@@ -450,7 +451,7 @@ class WeightsTable(NamedTuple):
 
     def table(self, form: str = "markdown") -> Any:
         """A row for every kind of weights, in the forms of `compare.Comparison.table`."""
-        return table_of(form, [{"weights": n, **row._asdict()} for n, row in self.rows.items()])
+        return table_of(form, [{"weights": n, **row.asdict()} for n, row in self.rows.items()])
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers for JSON; numbers that are not finite become None."""

@@ -222,7 +222,7 @@ def compared(
     blocks = {name: running(method) for name, method in fitting.items()}
     optimal = exact(sample, timed and not chained)  # a chain has one time
     layers = [
-        _comparison({name: b[j] for name, b in blocks.items()}, reference, sample, j, lam)._replace(
+        _comparison({name: b[j] for name, b in blocks.items()}, reference, sample, j, lam).replace(
             exact=optimal[j],
             trained={n: method.seconds for n, method in fitting.items() if method.seconds},
         )
@@ -251,10 +251,10 @@ def _told(
     if sampled is not None:
         drawn = not isinstance(sampled, tuple | list)
         bounded = bounds(running, *held_out(D, Y, X, sampled), drawn)
-        result = result._replace(sampled=bounded)
+        result = result.replace(sampled=bounded)
     if certify:
-        result = result._replace(certified=certified_shares(whole, Y))
-    return result._replace(predicted=predictions(running, D, Y, X)) if predict else result
+        result = result.replace(certified=certified_shares(whole, Y))
+    return result.replace(predicted=predictions(running, D, Y, X)) if predict else result
 
 
 def with_seconds(
@@ -267,10 +267,10 @@ def with_seconds(
     }
     named = solvers([D])
     exact = {
-        n: of._replace(seconds=seconds_of(named[n], D, Y, result.lam))
+        n: of.replace(seconds=seconds_of(named[n], D, Y, result.lam))
         for n, of in result.exact.items()
     }
-    return result._replace(costs={**result.costs, **costs}, exact=exact)
+    return result.replace(costs={**result.costs, **costs}, exact=exact)
 
 
 class _Method(NamedTuple):

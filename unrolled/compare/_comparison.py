@@ -1,10 +1,10 @@
 """What a comparison holds: curves, divergence, guarantees and changes by method, and its tables."""
 
+import dataclasses
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from unrolled import plots
 from unrolled._base import checks
 from unrolled._base.checks import ArrayLike
 from unrolled._base.numbers import largest
+from unrolled._base.results import Result
 from unrolled._base.text import line, markdown, screen, table, to_json
 from unrolled.dictionaries import Dictionary, dense, normalized
 from unrolled.layers import Acting, Unrolled, names_with_role
@@ -39,7 +40,7 @@ __all__ = [
 Weights = Callable[[Any, Any, Any], Acting]  # (shared, p, D): as `Layer.weights`
 
 
-class Coupling(NamedTuple):
+class Coupling(Result):
     """The weights of each step against the dictionary: (K,), or (1,) if the steps share them.
 
     Convergence needs S_k = I - W_k'D (Chen et al. 2018, Theorem 1), w_i . d_i near 1 and small
@@ -65,7 +66,7 @@ def coupling(weights: Weights | None, params: Unrolled, D: Dictionary) -> Coupli
         return None
     dtype = checks.common_dtype(params, D)
     columns = _per_step(weights, *checks.cast((params, D), dtype))
-    return Coupling(*(np.asarray(column, float) for column in columns))
+    return jax.tree.map(lambda column: np.asarray(column, float), columns)
 
 
 def thresholds(params: Unrolled) -> np.ndarray | None:
@@ -129,7 +130,7 @@ def _one_step(W: Any, S: Any, gamma: Any, D: Dictionary) -> Coupling:
     return Coupling(**numbers)
 
 
-class Curve(NamedTuple):
+class Curve(Result):
     """The errors of one method after every step; all arrays are (K,) unless noted."""
 
     nmse: np.ndarray  # dB, ratio of sums
@@ -150,7 +151,7 @@ class Curve(NamedTuple):
     worse: np.ndarray | None = None
 
 
-class Cost(NamedTuple):
+class Cost(Result):
     """What the codes of a method cost."""
 
     # Of all signals, with the codes after every step: the least of some runs, once compiled. None
@@ -159,7 +160,7 @@ class Cost(NamedTuple):
     products: int | None  # with a matrix, per signal; None where that depends on the signal
 
 
-class Change(NamedTuple):
+class Change(Result):
     """The distance of one leaf of the params from that of the reference."""
 
     leaf: str  # name of the leaf
@@ -171,14 +172,14 @@ class DivergenceWarning(UserWarning):
     """A method ends worse than the zero code, from which every method starts."""
 
 
-class Divergence(NamedTuple):
+class Divergence(Result):
     """How a method ends worse than the zero code."""
 
     step: int  # from which on it is worse, counted from 1
     reason: str  # as text
 
 
-class Guarantee(NamedTuple):
+class Guarantee(Result):
     """What theory certifies for the params of a method, and for which codes."""
 
     sparsity: int  # s, nonzeros at most
@@ -187,7 +188,7 @@ class Guarantee(NamedTuple):
     certificate: Certificate  # what `theory.certify` returns
 
 
-class Proved(NamedTuple):
+class Proved(Result):
     """The share of codes that theory proves one by one, for the params of a method.
 
     Of coupled steps they are those that `theory.certify_signals` proves; of `layers.alista_rt`,
@@ -209,14 +210,14 @@ class Proved(NamedTuple):
         return "" if self.share is None else f"{round(self.share * self.signals)} of {self.signals}"
 
 
-class Solver(NamedTuple):
+class Solver(Result):
     """An exact solver of the LASSO on the signals of a comparison."""
 
     curve: Curve  # of its codes, one step
     seconds: float | None  # of all signals, once compiled; None in a study
 
 
-class Sampled(NamedTuple):
+class Sampled(Result):
     """A bound on the errors of all of the class but a share, by a sample that chose nothing."""
 
     decibels: float  # NMSE of a signal, inf where the sample does not suffice
@@ -242,7 +243,7 @@ class Sampled(NamedTuple):
         return f"{100 * (1 - self.share):.1f} % of the class: {level} ({how})"
 
 
-class Predicted(NamedTuple):
+class Predicted(Result):
     """The median error that state evolution predicts, and the rate once the support is right."""
 
     nmse: np.ndarray | None  # (K,) dB, of a typical signal after every step
@@ -250,7 +251,7 @@ class Predicted(NamedTuple):
     remark: str  # why a prediction is missing, or empty
 
 
-class Comparison(NamedTuple):
+class Comparison(Result):
     """The result of `compare` for layers; every field maps names of methods to results.
 
     Example:
@@ -272,7 +273,8 @@ class Comparison(NamedTuple):
     silent: tuple[str, ...]  # methods whose last codes are all zero, where the true ones are not
     given: tuple[str, ...] = ()  # methods that were given by their codes, without steps
     uncertified: int = 0  # signals whose F* has no certificate: the gaps leave them out
-    costs: Mapping[str, Cost] = MappingProxyType({})  # not of methods given by their codes
+    # Not of methods given by their codes.
+    costs: dict[str, Cost] = dataclasses.field(default_factory=dict)
     lam: float | None = None  # of the gaps
     known: bool = True  # False: the codes were not known, and those of the LASSO stand for them
     remarks: tuple[str, ...] = ()  # on lam
@@ -281,9 +283,12 @@ class Comparison(NamedTuple):
     # The gaps of ISTA after 0, ..., K steps: of zero codes, and beside every method at its depth.
     ista_gap: np.ndarray | None = None
     predicted: dict[str, Predicted] | None = None  # of the methods that run, if asked for
-    proved: Mapping[str, Proved] = MappingProxyType({})  # of the methods that run, of known codes
-    exact: Mapping[str, Solver] = MappingProxyType({})  # next to the methods where there are gaps
-    trained: Mapping[str, float] = MappingProxyType({})  # seconds, of methods that `fit` returned
+    # Of the methods that run, of known codes.
+    proved: dict[str, Proved] = dataclasses.field(default_factory=dict)
+    # Next to the methods where there are gaps.
+    exact: dict[str, Solver] = dataclasses.field(default_factory=dict)
+    # Seconds, of methods that `fit` returned.
+    trained: dict[str, float] = dataclasses.field(default_factory=dict)
     signals: int = 0  # of the sample
 
     def __repr__(self) -> str:
@@ -471,7 +476,7 @@ class Comparison(NamedTuple):
             numbers["predicted_nmse"] = _number(expected.nmse)
             numbers["rate"] = expected.rate
         each = None if cost.seconds is None else 1e6 * cost.seconds / max(1, self.signals)
-        numbers |= {"microseconds": each, **cost._asdict()}
+        numbers |= {"microseconds": each, **cost.asdict()}
         return {"method": name, "K": K, **numbers, "diverges": name in self.diverged}
 
     def _beside(self, K: int | None) -> tuple[float | None, float | None]:
@@ -518,30 +523,35 @@ class Comparison(NamedTuple):
         columns = ["method", "K", *(f"dB after {share} of the steps" for share in shares)]
         columns += ["dB per step on the support", "without state evolution, because"]
         rows = []
-        for name, (nmse, rate, remark) in (self.predicted or {}).items():
+        for name, of in (self.predicted or {}).items():
             median = self.curves[name].quantiles[:, 1]
             K, cells = len(median), []
             for k in (max(1, round(K / 4)), max(1, round(K / 2)), K):
-                expected = "" if nmse is None else f" / {nmse[k - 1]:.1f}"
+                expected = "" if of.nmse is None else f" / {of.nmse[k - 1]:.1f}"
                 cells.append(f"{median[k - 1]:.1f}{expected}")
-            cells.append("" if rate is None else f"{rate:.1f}")
-            rows.append([name, str(K), *cells, remark])
+            cells.append("" if of.rate is None else f"{of.rate:.1f}")
+            rows.append([name, str(K), *cells, of.remark])
         return columns, rows
 
     def _guaranteed(self, name: str) -> list[str]:
         if name not in self.guarantees:
             return [""] * 7
-        s, B, noise, certificate = self.guarantees[name]
+        of, certificate = self.guarantees[name], self.guarantees[name].certificate
         clean = certificate.false_positives_excluded
         return [
-            *(str(s), f"{B:.3g}", f"{noise:.2g}", f"{certificate.error[0]:.3g}"),
+            *(
+                str(of.sparsity),
+                f"{of.bound:.3g}",
+                f"{of.noise:.2g}",
+                f"{certificate.error[0]:.3g}",
+            ),
             f"{certificate.error[-1]:.2e}" if certificate.holds else "none",
             f"{clean.sum()} of {len(clean)}",
             str(certificate.largest_sparsity),
         ]
 
 
-class ChainComparison(NamedTuple):
+class ChainComparison(Result):
     """The result of `compare` for networks: a `Comparison` of the codes of every layer.
 
     Example:

@@ -1,13 +1,14 @@
 """The thresholds, the weights and their coupling while a layer trains, beside theory."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import numpy as np
 
 from unrolled import plots
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array
+from unrolled._base.results import Result
 from unrolled._base.text import markdown, screen, table, to_json
 from unrolled.compare._comparison import Coupling, Weights, coupling, step_means, thresholds
 from unrolled.dictionaries import Dictionary, Structured, as_chain, as_dictionary
@@ -18,7 +19,7 @@ from unrolled.theory import ActivationSchedule, AtomSchedule, Schedule
 __all__ = ["ChainEvolution", "Evaluation", "Evolution", "evolution"]
 
 
-class Evaluation(NamedTuple):
+class Evaluation(Result):
     """What `Evolution` measures of the params at one evaluation of the training."""
 
     step: int  # training steps done
@@ -136,7 +137,7 @@ class Evolution:
         """The numbers of every evaluation; None where the family has none."""
         records = []
         for at in self._seen():
-            record: dict[str, Any] = dict(zip(at._fields[:3], at[:3]))
+            record: dict[str, Any] = dict(step=at.step, loss=at.loss, validation=at.validation)
             means = np.empty(0) if at.theta is None else step_means(at.theta)
             for name, place in (("theta_first", 0), ("theta_last", -1)):
                 record[name] = float(means[place]) if len(means) else None

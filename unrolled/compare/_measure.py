@@ -318,7 +318,7 @@ def _numbers(D: Operator, Y: Array, X: Array, x: Array) -> dict[str, Array]:
     if block_of(D) == 1:
         return numbers
     of, true, off = (jax.vmap(L1.of(D).sizes)(v) for v in (x, X, x - X))
-    numbers |= dict(largest_l1=largest(off.sum(-1)), **metrics.support_scores(of, true)._asdict())
+    numbers |= dict(largest_l1=largest(off.sum(-1)), **metrics.support_scores(of, true).asdict())
     return numbers | dict(nonzeros=(of != 0).sum(-1).astype(x.dtype).mean())
 
 
@@ -343,7 +343,7 @@ def _errors(X: Array, x: Array) -> dict[str, Array]:
         failure_rate=metrics.failure_rate(x, X),
         worse=jnp.mean(~(norms(x - X) <= norms(X) * (1 + ROUNDING)), dtype=x.dtype),
         largest_l1=largest(jnp.abs(x - X).sum(-1)),
-        **metrics.support_scores(x, X)._asdict(),
+        **metrics.support_scores(x, X).asdict(),
     )
 
 
@@ -599,8 +599,10 @@ def bounds(methods: Mapping[str, tuple], Y: Array, X: Array, drawn: bool) -> dic
         right = np.asarray((codes == X).all(1))  # also where both are zero
         errors = np.where(right, -math.inf, np.asarray(metrics.signal_nmse(codes, X)))
         options = dict(share=_SHARE, confidence=_CONFIDENCE)
-        bound, _, needed, _, _ = theory.tolerance_bound(errors, at_once=len(methods), **options)
-        results[name] = Sampled(bound, len(Y), needed, _SHARE, _CONFIDENCE, drawn)
+        tolerance = theory.tolerance_bound(errors, at_once=len(methods), **options)
+        results[name] = Sampled(
+            tolerance.bound, len(Y), tolerance.needed, _SHARE, _CONFIDENCE, drawn
+        )
     return results
 
 

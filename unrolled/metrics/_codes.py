@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +23,7 @@ from unrolled._base.numbers import (
     widened,
 )
 from unrolled._base.programs import program
+from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, as_dictionary, operands, to_pairs
 
 __all__ = [
@@ -245,7 +246,7 @@ def _failure_rate(estimates: Array, X: Array, most: ArrayLike) -> Array:
     return jnp.mean(~(small & jnp.isfinite(size)))
 
 
-class SupportScores(NamedTuple):
+class SupportScores(Result):
     """How well a support is found, averaged over the signals for which a score is defined."""
 
     precision: Array  # () share of right entries among chosen ones; undefined if none is chosen
@@ -269,8 +270,9 @@ def support_scores(estimates: ArrayLike, X: ArrayLike, tolerance: float = 0.0) -
 
     Example:
         >>> X = jnp.array([[1.0, 2.0, 0.0, 0.0]])
-        >>> [float(v) for v in ur.metrics.support_scores(jnp.array([[1.0, 0.0, 0.5, 0.0]]), X)]
-        [0.5, 0.5, 1.0]
+        >>> scores = ur.metrics.support_scores(jnp.array([[1.0, 0.0, 0.5, 0.0]]), X)
+        >>> jax.tree.map(float, scores)
+        SupportScores(precision=0.5, recall=0.5, false_positives=1.0)
     """
     checks.nonnegative(tolerance, "tolerance", "support_scores")
     return _support_scores(*same_shape(estimates, X, "support_scores"), tolerance)
@@ -331,7 +333,7 @@ def _kkt_violation(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) ->
     return largest(violation) / lam
 
 
-class Sparsity(NamedTuple):
+class Sparsity(Result):
     """Three measures in [0, 1], 1 for a zero sample, averaged over the samples."""
 
     zeros: Array  # () share of the entries that are zero
@@ -367,8 +369,8 @@ def sparsity(x: ArrayLike, fraction: ArrayLike = 0.01) -> Sparsity:
 
     Example:
         >>> x = jnp.array([[4.0, 0.0, 0.0, 0.0], [1.0, 1.0, -1.0, 1e-3]])
-        >>> [round(float(measure), 3) for measure in ur.metrics.sparsity(x)]
-        [0.375, 0.5, 0.634]
+        >>> jax.tree.map(lambda measure: round(float(measure), 3), ur.metrics.sparsity(x))
+        Sparsity(zeros=0.375, below=0.5, hoyer=0.634)
     """
     where = "sparsity"
     x = checks.as_float(x, "x", where)

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from unrolled._base import checks
@@ -505,7 +506,8 @@ def _medians(panels: np.ndarray, result: Any) -> None:
     falls = {n: np.diff(median, prepend=0.0) for n, median in lines.items()}
     title = "Change of the median (dots: local rate)"
     curves(panels[1], falls, title=title, ylabel="dB per step", looks=looks, top=_MOST_FALL)
-    for name, (nmse, rate, _) in result.predicted.items():
+    for name, of in result.predicted.items():
+        nmse, rate = of.nmse, of.rate
         colour, K = looks[name]["color"], len(lines[name])
         if nmse is not None:
             steps = np.arange(1, K + 1)
@@ -524,7 +526,7 @@ def _over_all_steps(result: Any) -> dict[str, Any]:
     K = max(len(curve.nmse) for curve in result.curves.values())
 
     def level(curve: Any) -> Any:
-        return curve._make(v if v is None else np.repeat(v, K, axis=0) for v in curve)
+        return jax.tree.map(lambda v: np.repeat(v, K, axis=0), curve)
 
     return {n: level(c) if n in result.given else c for n, c in result.curves.items()}
 

@@ -14,6 +14,7 @@ from jax import lax
 from unrolled._base import checks, programs
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import exponent, ldexp, times_power
+from unrolled._base.results import Result
 from unrolled.activations import relu
 from unrolled.dictionaries import Dictionary, Operator, column_norms
 from unrolled.penalties import L1, NONNEGATIVE, Penalty
@@ -135,7 +136,7 @@ def _checked(
     return method, options
 
 
-class Path(NamedTuple):
+class Path(Result):
     """The codes of n penalties, and how good each is; see `Pursuit`."""
 
     lam: Array  # (n,)

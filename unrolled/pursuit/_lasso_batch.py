@@ -206,11 +206,11 @@ def in_chunks(solve: Callable[[Array, slice | None], Pursuit], Y: Any, where: st
         result = solve(signals, rows)
         if not checks.is_concrete(result):  # the program of a caller holds all signals
             return solve(checks.as_float(np.array(Y), "Y", where), None)
-        parts = list(map(np.asarray, result))
+        parts = list(map(np.asarray, jax.tree.leaves(result)))
         fields = fields or [np.empty((len(Y), *part.shape[1:]), part.dtype) for part in parts]
         for field, part in zip(fields, parts):
             field[rows] = part
-    return Pursuit(*map(jnp.asarray, fields))
+    return jax.tree.unflatten(jax.tree.structure(result), map(jnp.asarray, fields))
 
 
 def on_the_host(host: Any, operands: Any, d: int) -> tuple:

@@ -22,6 +22,7 @@ from unrolled._base.numbers import (
     times_power,
     wide_dtype,
 )
+from unrolled._base.results import Result
 from unrolled.activations import relu
 from unrolled.dictionaries import (
     Conv,
@@ -51,7 +52,7 @@ NO_PARTS = "try pursuit.lasso, omp, ista or fista"
 _BLOCK = 10
 
 
-class Pursuit(NamedTuple):
+class Pursuit(Result):
     """A code and how good it is."""
 
     x: Array  # (d,)
@@ -63,7 +64,7 @@ class Pursuit(NamedTuple):
     converged: Array  # () gap <= tol, and x is in the range of the dtype
 
 
-class DeepPursuit(NamedTuple):
+class DeepPursuit(Result):
     """The codes of a chain of dictionaries, and how good they are."""
 
     xs: Codes  # x_j, (d_j,) each, with x_{j-1} = D_j x_j for j > 1

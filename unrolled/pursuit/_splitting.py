@@ -14,6 +14,7 @@ from unrolled._base import checks, programs
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import norm
+from unrolled._base.results import Result
 from unrolled.activations import as_power, power_threshold, shrink
 from unrolled.dictionaries import Conv, Dictionary, Operator, Structured, dense, spread
 from unrolled.pursuit._gap import dual_factor, half_energy, relative_gap
@@ -116,7 +117,7 @@ def _size(tree: Any) -> Array:
 _NEWTON = 50
 
 
-class Constrained(NamedTuple):
+class Constrained(Result):
     """A code that minimises under a constraint, and how good it is."""
 
     x: Array  # (d,)
@@ -313,8 +314,8 @@ def local_sparsity(
     check_convolution(D, where)
     method = LocalSparsity(static_tol(tol, where), static_steps(max_steps, where))
     check_number(lam, "lam", where)
-    (x,), *rest = deep(method, where, (D,), y, (lam,), start=start)
-    return Pursuit(x, *rest)
+    found = deep(method, where, (D,), y, (lam,), start=start)
+    return Pursuit(found.xs[0], found.gap, found.residual, found.steps, found.converged)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import UP, lost_below
 from unrolled._base.programs import host_function, program
+from unrolled._base.results import Result
 from unrolled.activations import relu
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, spread
 from unrolled.theory._coherence import without_parts
@@ -39,7 +40,7 @@ _PRECISION_EPS = {
 }
 
 
-class Certificate(NamedTuple):
+class Certificate(Result):
     """An error bound for every code of a class, step by step."""
 
     error: np.ndarray  # (K+1,) l1 error after k steps
@@ -378,7 +379,7 @@ _ROUNDING = 1e-12
 _MOST_AT_ONCE = 10**15
 
 
-class Tolerance(NamedTuple):
+class Tolerance(Result):
     """A bound that all but a share of a class keep, by a sample of it."""
 
     bound: float  # the errors of the class, but for the share, are at most this; inf for none

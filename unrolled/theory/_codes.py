@@ -15,6 +15,7 @@ from unrolled._base import checks
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import UP, norm, wide_dtype
 from unrolled._base.programs import host_function, program
+from unrolled._base.results import Result
 from unrolled.activations import kth_largest
 from unrolled.dictionaries import (
     Dictionary,
@@ -49,7 +50,7 @@ _LARGEST = 1e100  # of a code beside its signal
 _LARGEST_ATOM = 1e60  # whose fourth power is in the range, and that of one so small
 
 
-class CodeCertificate(NamedTuple):
+class CodeCertificate(Result):
     """What is proved of a code, or of every code of a batch, (n,) numbers and (n, ...) arrays.
 
     Example:
@@ -185,7 +186,7 @@ def certify_code(
         k = _padded(X)
         parts = _in_chunks(partial(_dual_vectors, D, steps=steps, k=k), k, Y, X)
     certificates = _certificates(X, finite, scale, parts)
-    return CodeCertificate(*map(_single, certificates)) if one else certificates
+    return jax.tree.map(_single, certificates) if one else certificates
 
 
 def _operands(

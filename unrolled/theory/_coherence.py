@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import exponent, largest, lost_below, times_power, up, wide_dtype
 from unrolled._base.programs import host_function, program
+from unrolled._base.results import Result
 from unrolled.dictionaries import (
     Dictionary,
     Operator,
@@ -100,7 +100,7 @@ _SORTED = 2**20  # of more entries than this not all are sorted
 _INTEGER = 1e-9
 
 
-class Coherence(NamedTuple):
+class Coherence(Result):
     """The two numbers by which weights W enter every theorem."""
 
     mu_W: Array  # max over i != j of abs(w_i . d_j)
@@ -171,8 +171,8 @@ def coherence(W: Dictionary, D: Dictionary) -> Coherence:
 
     Example:
         >>> D = ur.dictionaries.paley(13)
-        >>> mu_W, C_W = ur.theory.coherence(ur.theory.frobenius_weights(D), D)
-        >>> round(float(mu_W) ** -2, 3)
+        >>> coherence = ur.theory.coherence(ur.theory.frobenius_weights(D), D)
+        >>> round(float(coherence.mu_W) ** -2, 3)
         13.0
     """
     return weights_coherence(*weights_of(W, D, "coherence"))
@@ -205,8 +205,9 @@ def weights_coherence(W: Dictionary, D: Dictionary) -> Coherence:
 
     Example:
         >>> W, D = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([[1.0, 0.5], [0.1, 1.0]])
-        >>> [round(float(v), 3) for v in ur.theory.weights_coherence(W, D)]
-        [0.5, 2.0]
+        >>> coherence = ur.theory.weights_coherence(W, D)
+        >>> coherence.mu_W.item(), coherence.C_W.item()
+        (0.5, 2.0)
     """
     if exceeds(D):
         mu_W = largest(row_maxima(dense(W), dense(D)))

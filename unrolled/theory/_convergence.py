@@ -15,6 +15,7 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import UP, largest, up
 from unrolled._base.programs import host_function, program
+from unrolled._base.results import Result
 from unrolled.dictionaries import Conv, Dictionary, Structured, as_dictionary, dense, magnitudes
 from unrolled.theory._coherence import (
     BLOCK,
@@ -63,7 +64,7 @@ def atom_coherence(W: Dictionary, D: Dictionary) -> Coherence:
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 40)
-        >>> mus, C_Ws = ur.theory.atom_coherence(D, D)
+        >>> mus = ur.theory.atom_coherence(D, D).mu_W
         >>> mus.shape, bool(jnp.isclose(mus.max(), ur.theory.mutual_coherence(D)))
         ((40,), True)
     """
@@ -174,7 +175,7 @@ def _represented(W: Structured) -> Array:
     return jax.vmap(lambda e: W @ e)(units.at[jnp.arange(len(rows)), rows].set(1))
 
 
-class AtomSchedule(NamedTuple):
+class AtomSchedule(Result):
     """Thresholds of K steps, one per atom, and the l1 error that they certify."""
 
     theta: np.ndarray  # (K, d)
@@ -371,7 +372,7 @@ def objective_bound(D: Dictionary, error: ArrayLike, *, sparsity: int, gamma: Ar
     return moved * moved / s + times(gamma, error) if s else 0.0
 
 
-class Plan(NamedTuple):
+class Plan(Result):
     """The fewest steps, over all blocks, that certify the code of a chain to a tolerance."""
 
     depths: tuple[Any, ...]  # integers; inf where no depths reach the tolerance

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import largest
 from unrolled._base.programs import host_function, program
+from unrolled._base.results import Result
 from unrolled.dictionaries import (
     Dictionary,
     Operator,
@@ -56,7 +56,7 @@ _LEAST_LEVEL = 1e-9
 _REFINED = 1e-12
 
 
-class GeneralizedCoherence(NamedTuple):
+class GeneralizedCoherence(Result):
     """mu~ between two certified values, and weights that attain the upper one."""
 
     upper: Array  # () coherence of W
@@ -192,7 +192,7 @@ def minimax_weights(D: Dictionary, tol: float = 1e-6) -> Operator:
     return generalized_coherence(D, tol).W
 
 
-class AtMost(NamedTuple):
+class AtMost(Result):
     """Whether mu~ <= level, and the bounds that decided it."""
 
     answer: bool | None  # None: the level lies between the bounds, which are within tol
@@ -238,7 +238,7 @@ def coherence_at_most(D: Dictionary, level: ArrayLike, tol: float = 1e-6) -> AtM
     return AtMost(True if upper <= max(level, ROUNDING) else None, upper, lower)
 
 
-class MinimalEntryWeights(NamedTuple):
+class MinimalEntryWeights(Result):
     """Weights with the least C_W at a given coherence, between certified bounds."""
 
     W: np.ndarray  # (m, d)

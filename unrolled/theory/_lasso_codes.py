@@ -10,6 +10,7 @@ from unrolled._base import checks
 from unrolled._base.checks import ArrayLike
 from unrolled._base.numbers import UP
 from unrolled._base.programs import host_function
+from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, as_dictionary, dense
 from unrolled.pursuit import minima, weights_of_many
 from unrolled.theory._coherence import without_parts
@@ -28,7 +29,7 @@ _FAR = 1e100  # of D x from D x*, where nothing is known
 _LARGE = 1e300  # penalties above it, over the norms of atom and signal, count as this one
 
 
-class LassoCertificate(NamedTuple):
+class LassoCertificate(Result):
     """The optimum that a code leads to, and what is proved of it; (n,) numbers for a batch."""
 
     x: np.ndarray  # (d,) the code of the LASSO, in float64
@@ -124,7 +125,7 @@ def certify_lasso(
     with np.errstate(over="ignore", invalid="ignore"):
         problem, finite = _near_one(A, Y, X, lam, ridge)
         proof = _proved(problem, _Atoms.of(A, ridge), lam, finite, nonnegative, most)
-    return LassoCertificate(*(v[0] if v.ndim > 1 else v[0].item() for v in proof)) if one else proof
+    return jax.tree.map(lambda v: v[0] if v.ndim > 1 else v[0].item(), proof) if one else proof
 
 
 def _operands(

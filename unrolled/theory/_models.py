@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, DTypeLike
 from unrolled._base.numbers import norm
 from unrolled._base.programs import host_function, program
+from unrolled._base.results import Result
 from unrolled.dictionaries import (
     Conv,
     Dictionary,
@@ -166,7 +167,7 @@ def _per_dimension(value, x: Array, name: str, where: str) -> tuple[int, ...]:
     return tuple(checks.as_index(v, name, where, least=1) for v in values)
 
 
-class Feasibility(NamedTuple):
+class Feasibility(Result):
     """Residuals and sparsities of a chain of codes, and whether they solve the DSC problem."""
 
     holds: bool  # residuals <= eps + rounding and counts <= sparsities, in every layer
@@ -226,7 +227,7 @@ def is_feasible(
     return Feasibility(_met(residuals, eps + rounding, counts, s), residuals, counts, rounding)
 
 
-class CscFeasibility(NamedTuple):
+class CscFeasibility(Result):
     """Residuals and stripe norms of a chain of codes, and the local condition for uniqueness."""
 
     holds: bool  # residuals <= rounding and stripes <= sparsities, in every layer

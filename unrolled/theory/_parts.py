@@ -1,7 +1,5 @@
 """The coherence of weights where codes come in parts, for the theorems on entries."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
@@ -9,13 +7,14 @@ from unrolled._base import checks
 from unrolled._base.checks import Array
 from unrolled._base.numbers import largest, largest_singular_value, norm
 from unrolled._base.programs import program
+from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, block_of, dense, unit_atoms
 from unrolled.theory._coherence import refuse_cut_atoms
 
 __all__ = ["BlockCoherence", "block_coherence"]
 
 
-class BlockCoherence(NamedTuple):
+class BlockCoherence(Result):
     """What `schedule` takes where codes come in parts, as mu, C_W and eta."""
 
     mu: Array  # max over i != j of norm(W_i'D_j, 2)
@@ -58,8 +57,8 @@ def block_coherence(W: Dictionary, D: Dictionary) -> BlockCoherence:
 
     Example:
         >>> D = ur.dictionaries.Joint(ur.dictionaries.identity_hadamard(16), 3)
-        >>> [round(float(v), 3) for v in ur.theory.block_coherence(D, D)]
-        [0.25, 1.0, 0.0]
+        >>> jax.tree.map(lambda v: round(float(v), 3), ur.theory.block_coherence(D, D))
+        BlockCoherence(mu=0.25, gain=1.0, eta=0.0)
     """
     where = "block_coherence"
     W, D = as_dictionary(W, where, "W"), as_dictionary(D, where)

@@ -15,6 +15,7 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import UP, up
 from unrolled._base.programs import host_function, program
+from unrolled._base.results import Result
 from unrolled.activations import Activation, check, is_known
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, column_norms, magnitudes
 from unrolled.theory._coherence import coherence, diagonal, host_float, without_parts
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 
-class Schedule(NamedTuple):
+class Schedule(Result):
     """Thresholds of K steps and the error that they certify for every code of the class.
 
     Example:
@@ -136,8 +137,8 @@ def schedule(
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(64)
-        >>> mu, C_W = ur.theory.coherence(D, D)
-        >>> schedule = ur.theory.schedule(mu, C_W, sparsity=3, bound=1.0, depth=20)
+        >>> of = ur.theory.coherence(D, D)
+        >>> schedule = ur.theory.schedule(of.mu_W, of.C_W, sparsity=3, bound=1.0, depth=20)
         >>> schedule.contraction, schedule.holds
         (0.625, True)
         >>> round(float(schedule.error[-1]), 6)
@@ -236,7 +237,7 @@ def deep_schedule(
     return tuple(blocks)
 
 
-class ErrorBar(NamedTuple):
+class ErrorBar(Result):
     """Bounds on the distance of a given code from the true one."""
 
     linf: float  # bound of the largest entry of the error
@@ -311,8 +312,9 @@ def error_bar(
         bars.append(_conditioned(where, D, x, y, sparsity, noise, conditioning))
     if not bars:
         raise ValueError(f"{where}: expected W, conditioning or both, got neither")
-    linf, l2, l1, _ = (min(values) for values in zip(*bars))
-    return ErrorBar(linf, l2, l1, any(bar.holds for bar in bars))
+    return jax.tree.map(lambda *ends: min(ends), *bars).replace(
+        holds=any(bar.holds for bar in bars)
+    )
 
 
 @host_function
@@ -351,7 +353,8 @@ def _after_the_fact(
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         D, x, y, n = _wide(where, D, x, y, sparsity)
         W, (m, d) = checks.cast(W, np.float64), D.shape
-        mu, C_W = (float(v) for v in coherence(W, D))
+        measured = coherence(W, D)
+        mu, C_W = float(measured.mu_W), float(measured.C_W)
         own, scores, sizes = map(np.asarray, _scores(W, D, x, y))
         eta, scores = float(np.abs(1 - own).max()), np.abs(scores)
     if not n:
@@ -441,7 +444,7 @@ def host_numbers(where: str, **values: ArrayLike) -> list[float]:
     return floats
 
 
-class ActivationSchedule(NamedTuple):
+class ActivationSchedule(Result):
     """Thresholds for a general activation, and the error on the support and off it."""
 
     theta: np.ndarray  # (K,)

@@ -12,6 +12,7 @@ import numpy as np
 from unrolled._base import checks
 from unrolled._base.checks import ArrayLike
 from unrolled._base.programs import host_function
+from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, as_dictionary, dense, magnitudes
 from unrolled.theory._certificates import Coupled, Step, coupled, signed_products
 from unrolled.theory._coherence import without_parts
@@ -32,7 +33,7 @@ _DENSE, _CACHED = 8, 2**18
 _PRODUCTS = 2**22
 
 
-class Signals(NamedTuple):
+class Signals(Result):
     """What is proved of each of n codes, for every sign pattern and all noise within the bound."""
 
     proved: np.ndarray  # (n,) no step has a false positive; in the end each nonzero has its sign
@@ -382,7 +383,7 @@ def _from(inside: np.ndarray) -> np.ndarray:
     return np.where(last == 0, -1, inside.shape[1] - last)
 
 
-class Supports(NamedTuple):
+class Supports(Result):
     """What is proved of all codes on each of n supports, by steps with residual thresholds."""
 
     ratio: np.ndarray  # (n,) c(S): off S no product exceeds this part of the largest on S

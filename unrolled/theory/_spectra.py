@@ -3,7 +3,7 @@ least singular value of all small sets of atoms of a Gaussian dictionary.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import UP, exponent, ldexp, times_power, wide_dtype, widened
 from unrolled._base.numbers import pseudo_inverse as cut_pseudo_inverse
 from unrolled._base.programs import host_function, program
+from unrolled._base.results import Result
 from unrolled.dictionaries import (
     Complex,
     Conv,
@@ -247,7 +248,7 @@ _WEIGHTS = ("frobenius", "dictionary")
 _GRID = 2001  # step sizes of which the best is taken where eigenvalues are not real
 
 
-class StepsTo(NamedTuple):
+class StepsTo(Result):
     """The number of steps of each kind, inf where it does not converge."""
 
     plain: float  # of plain steps
@@ -255,7 +256,7 @@ class StepsTo(NamedTuple):
     accelerated: float  # with momentum
 
 
-class LocalRate(NamedTuple):
+class LocalRate(Result):
     """The edges of a spectrum, and the factors by which the error falls in one step.
 
     Example:
@@ -405,7 +406,7 @@ def _complex_rates(values: np.ndarray, rates: LocalRate) -> LocalRate:
     """The rates for eigenvalues of any kind; the best step is the best of a grid."""
     plain = float(np.abs(1 - values).max())
     if not rates.least > 0:
-        return rates._replace(plain=plain)
+        return rates.replace(plain=plain)
     # Beyond 2 / largest the eigenvalue with this real part alone makes the error grow.
     gammas = np.linspace(0, 2 / rates.largest, _GRID)
     radii = np.abs(1 - gammas[:, None] * values).max(1)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from unrolled._base import checks
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import UP, largest
 from unrolled._base.programs import host_function, program
+from unrolled._base.results import Result
 from unrolled.dictionaries import (
     Composed,
     Dictionary,
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 
-class Stability(NamedTuple):
+class Stability(Result):
     """Bounds on the distance of the codes of a perturbed chain from those of the exact one."""
 
     delta: np.ndarray  # (J,) norm(x_j - x~_j) <= delta_j, inf where nothing is known
@@ -241,7 +242,7 @@ def _moved(D: Dictionary, other: Dictionary, x: Any) -> Array:
     return jnp.linalg.norm(other @ x - D @ x)
 
 
-class ProductStability(NamedTuple):
+class ProductStability(Result):
     """A bound on the codes behind several layers, by the product of the layers alone."""
 
     delta: float  # norm(x_{j0} - x~_{j0}), inf where nothing is known
@@ -299,7 +300,7 @@ def product_stability(
     return ProductStability(bound, total, mu, nu, math.isfinite(bound))
 
 
-class HolisticStability(NamedTuple):
+class HolisticStability(Result):
     """A bound on the deepest codes of two chains on the same supports."""
 
     delta: float  # norm(x_J - x~_J), inf where the supports do not determine the codes
@@ -436,7 +437,7 @@ def _rounded_down(spectrum: np.ndarray, rounding: float) -> float:
     return max(0.0, smallest - len(spectrum) * float(np.finfo(float).eps) * top - rounding)
 
 
-class LayeredSchedule(NamedTuple):
+class LayeredSchedule(Result):
     """Thresholds or penalties of a layered pursuit, and what they guarantee."""
 
     lams: np.ndarray  # (J,) no false positive in layer j; inf where the hypotheses fail

@@ -12,6 +12,7 @@ from unrolled._base import checks
 from unrolled._base.checks import Array
 from unrolled._base.numbers import wide_dtype
 from unrolled._base.programs import host_function, program
+from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, Structured, as_dictionary, unit_atoms
 from unrolled.theory._coherence import without_parts
 
@@ -228,7 +229,7 @@ class MessagePassing(NamedTuple):
     noise: float | None = None
 
 
-class StateEvolution(NamedTuple):
+class StateEvolution(Result):
     """The error of a typical signal after each step, and what it rests on."""
 
     nmse: np.ndarray  # (K + 1,), in dB, that of the zero code first

@@ -1,7 +1,7 @@
 """How much noise one run bears: a tube around the run on the signal without noise."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from unrolled._base import checks
 from unrolled._base.checks import ArrayLike
 from unrolled._base.programs import host_function
+from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, dense
 from unrolled.theory._schedules import host_numbers
 from unrolled.theory._signals import MeasuredLayer
@@ -20,7 +21,7 @@ __all__ = ["Tube", "certify_run"]
 _ROUNDING, _EPS = 2 * 4, float(np.finfo(float).eps)
 
 
-class Tube(NamedTuple):
+class Tube(Result):
     """What is proved of the runs on all signals D x + noise, step by step."""
 
     radius: np.ndarray  # (K+1,) l2 distance from the run without noise, at most; inf if unknown

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import UP, norm, up, wide_dtype
 from unrolled._base.programs import host_function, program
+from unrolled._base.results import Result
 from unrolled.dictionaries import (
     Dictionary,
     Structured,
@@ -50,7 +51,7 @@ _RANK_TOL = 1e-10
 _RANK_ROUNDING = 16
 
 
-class Uniqueness(NamedTuple):
+class Uniqueness(Result):
     """The layers of a chain with at most one code, and the products that certify them."""
 
     unique: np.ndarray  # (J,) x_j is the only one, by itself or by a deeper layer
@@ -195,7 +196,7 @@ def bounded_counts(
     return counts
 
 
-class SupportRecovery(NamedTuple):
+class SupportRecovery(Result):
     """The codes of a chain on given supports."""
 
     xs: tuple[Array, ...]  # x_j, (d_j,), zero off S_j
@@ -272,7 +273,7 @@ def _recovered(Ds: tuple[Dictionary, ...], y: Array, supports: Any, others: Any)
     )
 
 
-class OracleErrors(NamedTuple):
+class OracleErrors(Result):
     """Expected squared errors of least squares on known supports, layer by layer."""
 
     projection: np.ndarray  # (J,) the support of x_J alone is known; inf where it does not suffice

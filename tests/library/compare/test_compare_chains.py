@@ -10,7 +10,7 @@ import pytest
 
 import unrolled as ur
 from unrolled import analytic, dictionaries, layers, problems, theory
-from unrolled.compare import ChainComparison, DivergenceWarning, _measure, compare
+from unrolled.compare import ChainComparison, DivergenceWarning, Guarantee, _measure, compare
 from unrolled.compare._comparison import coupling
 from unrolled.compare._measure import guarantees
 
@@ -63,7 +63,7 @@ def test_the_numbers_of_a_layer_are_those_of_its_codes(result, methods, problem)
             np.testing.assert_allclose(curve.false_positives, wrong, rtol=1e-9)
             assert len(curve.nmse) == layer.depth
             expected = coupling(layer.weights, p, D)
-            np.testing.assert_array_equal(found.couplings[name], expected)
+            assert found.couplings[name] == expected
             np.testing.assert_array_equal(found.thresholds[name], p.steps.theta)
     for found in result.layers:
         assert found.references == {"moved": "start"}
@@ -232,4 +232,4 @@ def test_layers_after_one_without_a_certificate_have_none_either(monkeypatch):
     monkeypatch.setattr(_measure.theory, "certify", lambda *_, **__: ["certificate"])
     chain, of = ur.dsc((layers.lista_cp(1), layers.lista(1), layers.lista_cp(1))), (2, 1.0, 0.1)
     first, *rest = _measure.guarantees(chain, (np.ones(1),) * 3, (None,) * 3, lambda j, D: of)
-    assert first == (*of, "certificate") and rest == [None, None]
+    assert first == Guarantee(*of, "certificate") and rest == [None, None]

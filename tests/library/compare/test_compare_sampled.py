@@ -16,7 +16,7 @@ import pytest
 
 import unrolled as ur
 from unrolled import theory
-from unrolled.compare import DivergenceWarning, _measure, compare
+from unrolled.compare import DivergenceWarning, Predicted, Proved, _measure, compare
 
 pytestmark = pytest.mark.usefixtures("float32_by_default")
 
@@ -120,7 +120,8 @@ def test_predictions_stand_beside_the_median():
 def test_what_has_no_prediction_says_why():
     found = told().predicted
     assert set(found) == {"ISTA", "FISTA", "LAMP"}
-    assert found["FISTA"] == (None, None, "none is known for this family and its options")
+    unknown = "none is known for this family and its options"
+    assert found["FISTA"] == Predicted(None, None, unknown)
     # One step of ISTA on a support is I - D_S'D_S / L; its rate is that of the last weights.
     rng = np.random.default_rng(0)
     s, A = round(30 * float((X != 0).mean())), np.asarray(D, float)
@@ -185,7 +186,8 @@ def test_the_share_of_codes_that_theory_proves_stands_in_the_table():
     found = compare({**methods, "codes": X}, D, Y, X)
     noise = np.abs(Y.astype(float) - X @ np.asarray(D, float).T).sum(1)
     expected = theory.certify_signals(*methods["analytic"], D, X, noise=noise).proved
-    assert found.proved["analytic"] == (expected.mean(), 30, "") and 0.3 < expected.mean() < 1
+    assert found.proved["analytic"] == Proved(expected.mean(), 30, "")
+    assert 0.3 < expected.mean() < 1
     supports = [np.argsort(X == 0, axis=1, kind="stable")[i : i + 10, :s] for i, s in SIZES]
     of = [theory.certify_supports(D, D, S) for S in supports]  # W = D in closed form here
     right = np.concatenate([(s.ratio <= 0.95) & (s.contraction < 1) for s in of])
@@ -301,9 +303,9 @@ def test_another_module_called_spams_has_no_row(monkeypatch):
 def test_a_sentence_says_above_how_many_signals_a_network_pays(network, exact, trained, verdict):
     """N = seconds of training / (exact - network, seconds per signal), here of 64 signals."""
     found = unknown()
-    cost = found.costs["FISTA"]._replace(seconds=network)
-    solver = found.exact["exact"]._replace(seconds=exact)
-    found = found._replace(
+    cost = found.costs["FISTA"].replace(seconds=network)
+    solver = found.exact["exact"].replace(seconds=exact)
+    found = found.replace(
         costs={**found.costs, "FISTA": cost},
         exact={"exact": solver},
         trained={} if trained is None else {"FISTA": trained},
@@ -312,7 +314,7 @@ def test_a_sentence_says_above_how_many_signals_a_network_pays(network, exact, t
     assert found.payoff().startswith(told)
     assert found.payoff().endswith(f"exact codes take {_us(exact)}: {verdict}")
     assert found.notes()[-1] == found.payoff()
-    assert found._replace(known=True).payoff() == found._replace(exact={}).payoff() == ""
+    assert found.replace(known=True).payoff() == found.replace(exact={}).payoff() == ""
 
 
 def _us(seconds):

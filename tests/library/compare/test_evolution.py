@@ -56,7 +56,9 @@ def of_products(G):
 
 
 def assert_rows(found, expected):
-    np.testing.assert_allclose(np.stack(found, 1), np.asarray(expected), rtol=1e-9, atol=ROUNDING)
+    np.testing.assert_allclose(
+        np.stack(jax.tree.leaves(found), 1), np.asarray(expected), rtol=1e-9, atol=ROUNDING
+    )
 
 
 LISTA = ur.lista(DEPTH, tied=False)
@@ -185,7 +187,10 @@ def test_a_convolutional_dictionary_is_measured_by_its_filters(tied):
     expected = (*of_products(G), 0)
     # The norm that init divides by is known to 32 eps times its square.
     np.testing.assert_allclose(
-        np.stack(found.coupling, 1), [expected] * (1 if tied else DEPTH), rtol=1e-12, atol=ROUNDING
+        np.stack(jax.tree.leaves(found.coupling), 1),
+        [expected] * (1 if tied else DEPTH),
+        rtol=1e-12,
+        atol=ROUNDING,
     )
 
 
@@ -194,7 +199,7 @@ def test_weights_that_are_not_finite_are_seen():
     params = layer.init(None, D)
     params = params._replace(shared=params.shared._replace(W=params.shared.W.at[0, 0].set(jnp.nan)))
     watch = watched(layer, params)
-    assert np.isnan([watch.evaluations[0].coupling[i] for i in range(6)]).all()
+    assert np.isnan(jax.tree.leaves(watch.evaluations[0].coupling)[:6]).all()
     assert json.loads(watch.to_json())["evaluations"][0]["coupling"]["mu_W"] == [None]
 
 
@@ -353,7 +358,7 @@ def test_a_network_is_watched_layer_by_layer(lista):
     for part, expected in zip(watch.layers, alone, strict=True):
         for ours, theirs in zip(part.evaluations, expected.evaluations, strict=True):
             np.testing.assert_array_equal(ours.theta, theirs.theta)
-            assert_rows(ours.coupling, np.stack(theirs.coupling, 1))
+            assert_rows(ours.coupling, np.stack(jax.tree.leaves(theirs.coupling), 1))
     for table in ("table", "steps_table"):
         parts = [f"Layer {j}\n\n{getattr(w, table)()}" for j, w in enumerate(alone, start=1)]
         assert getattr(watch, table)() == "\n\n".join(parts)

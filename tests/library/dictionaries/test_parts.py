@@ -99,11 +99,11 @@ def test_weights_in_closed_form_are_those_of_the_complex_matrix():
     V = V / np.sum(V.conj() * A, 0).real
     np.testing.assert_allclose(W.real, V.real, rtol=0, atol=1e-12)
     np.testing.assert_allclose(W.imag, V.imag, rtol=0, atol=1e-12)
-    mu, gain, eta = theory.block_coherence(W, Complex.of(A))
+    of = theory.block_coherence(W, Complex.of(A))
     products = np.abs(V.conj().T @ A)
-    np.testing.assert_allclose(mu, np.max(products - np.diag(np.diag(products))), rtol=1e-12)
-    np.testing.assert_allclose(gain, np.linalg.norm(V, axis=0).max(), rtol=1e-12)
-    assert eta < 1e-13
+    np.testing.assert_allclose(of.mu, np.max(products - np.diag(np.diag(products))), rtol=1e-12)
+    np.testing.assert_allclose(of.gain, np.linalg.norm(V, axis=0).max(), rtol=1e-12)
+    assert of.eta < 1e-13
 
 
 @pytest.mark.parametrize("name", ["alista", "lista_cp", "lista_cpss", "fista", "lfista_cp"])

@@ -177,7 +177,7 @@ def test_a_mapped_file_has_the_bits_of_its_array(mapped, monkeypatch, options):
     monkeypatch.setattr(_lasso_batch, "_scaled", noted)
     found = pursuit.lasso_batch(D, mapped, **OPTIONS[options])
     assert seen == [4, 4, 1] and found.converged.sum() == BATCH - 1
-    for ours, theirs in zip(found, whole, strict=True):
+    for ours, theirs in zip(*map(jax.tree.leaves, (found, whole)), strict=True):
         assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs, equal_nan=True)
 
 

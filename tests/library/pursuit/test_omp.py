@@ -190,7 +190,9 @@ def test_a_batch_has_the_codes_of_every_signal(dtype):
     assert batch.residual[:-1] == pytest.approx(np.asarray(each.residual[:-1]), rel=1e-5)
     assert np.isnan(batch.residual[-1]) and np.isinf(batch.gap[-1])
     traced = jax.jit(lambda S: pursuit.omp_batch(A, S, 5))(S)
-    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(batch, traced))
+    assert all(
+        np.array_equal(a, b, equal_nan=True) for a, b in zip(*map(jax.tree.leaves, (batch, traced)))
+    )
 
 
 def test_weights_of_a_batch_are_those_of_least_squares():

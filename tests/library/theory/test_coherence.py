@@ -78,7 +78,7 @@ def everything(W, D):
     """What theory says about a pair, and the pair as matrices, from one compilation."""
     return (
         theory.mutual_coherence(D),
-        *theory.coherence(W, D),
+        *jax.tree.leaves(theory.coherence(W, D)),
         theory.diagonal(W, D),
         dictionaries.dense(W),
         dictionaries.dense(D),
@@ -134,9 +134,9 @@ def test_coherence_of_weights_is_the_largest_product_and_the_largest_entry():
     rng = np.random.default_rng(5)
     D = unit(rng.normal(size=(12, 30)))
     W = rng.normal(size=(12, 30))
-    mu, C = theory.coherence(W, D)
-    assert mu == pytest.approx(off_diagonal(W, D)[0].max(), rel=12 * EPS)
-    assert C == np.abs(W).max()
+    of = theory.coherence(W, D)
+    assert of.mu_W == pytest.approx(off_diagonal(W, D)[0].max(), rel=12 * EPS)
+    assert of.C_W == np.abs(W).max()
     assert theory.diagonal(W, D) == pytest.approx(
         np.sum(W * D, axis=0), abs=12 * np.abs(W).max() * EPS
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from unrolled import dictionaries
-from unrolled.theory import LocalRate, frobenius_weights, local_rate, support_rate
+from unrolled.theory import LocalRate, StepsTo, frobenius_weights, local_rate, support_rate
 
 
 def decibels(rate):
@@ -143,13 +143,13 @@ def test_structured_dictionaries():
 )
 def test_steps(rate, dB, steps):
     found = LocalRate(1, 1, rate, 1, rate, rate).steps_to(dB)
-    assert found == (steps,) * 3
-    assert LocalRate(1, 1, 1.2, 1, 1.0, 1.0).steps_to(-1) == (math.inf,) * 3
+    assert found == StepsTo(steps, steps, steps)
+    assert LocalRate(1, 1, 1.2, 1, 1.0, 1.0).steps_to(-1) == StepsTo(*(math.inf,) * 3)
 
 
 def test_no_number_of_steps_reaches_an_error_of_zero():
-    assert local_rate(250, 500, 50).steps_to(-math.inf) == (math.inf,) * 3
-    assert local_rate(5, 5, 1).steps_to(-math.inf) == (1, 1, 1)  # one step does
+    assert local_rate(250, 500, 50).steps_to(-math.inf) == StepsTo(*(math.inf,) * 3)
+    assert local_rate(5, 5, 1).steps_to(-math.inf) == StepsTo(1, 1, 1)  # one step does
 
 
 def test_beyond_d_less_m_the_largest_eigenvalue_is_d_over_m():

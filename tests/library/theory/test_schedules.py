@@ -336,7 +336,7 @@ def test_error_bar_and_code_bound_are_never_violated(pair):
             assert bar.holds
             true = [np.abs(h).max(), np.linalg.norm(h), np.abs(h).sum()]
             # y itself is rounded, by a few dozen eps.
-            assert (np.array(true) <= np.array(bar[:3]) + 1e-14).all()
+            assert (np.array(true) <= np.array([bar.linf, bar.l2, bar.l1]) + 1e-14).all()
         assert theory.code_bound(W, D, y, sparsity=1, noise=noise) >= np.abs(truth).max() * (
             1 - 48 * EPS
         )
@@ -380,7 +380,7 @@ def test_error_bar_counts_the_nonzeros_of_the_given_code(pair):
         assert bar.holds == (n == 0 or (n - 1) * mu + eta < 1)
         h = x - truth
         true = np.array([np.abs(h).max(), np.linalg.norm(h), np.abs(h).sum()])
-        assert (true <= np.array(bar[:3]) * (1 + 1e-12)).all()
+        assert (true <= np.array([bar.linf, bar.l2, bar.l1]) * (1 + 1e-12)).all()
         if bar.holds and true[0]:
             tightest = max(tightest, true[2] / bar.l1)
     assert tightest > 0.7
@@ -435,7 +435,8 @@ def test_error_bar_beyond_its_hypotheses(pair):
     D, W, *_ = pair
     y = np.ones(24)
     for s, x in ((40, np.zeros(48)), (1, sparse(np.random.default_rng(3), 48, 40, least=0.1))):
-        assert theory.error_bar(W, D, x, y, sparsity=s) == (math.inf, math.inf, math.inf, False)
+        bar = theory.error_bar(W, D, x, y, sparsity=s)
+        assert bar == theory.ErrorBar(math.inf, math.inf, math.inf, False)
     assert theory.code_bound(W, D, y, sparsity=48) == math.inf
     empty = theory.error_bar(W, D, np.zeros(48), y, sparsity=0)
     assert (empty.l2, empty.l1, empty.holds) == (0, 0, True)

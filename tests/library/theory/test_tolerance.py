@@ -137,9 +137,9 @@ def test_errors_that_are_not_finite_are_the_largest():
     assert r == 5
     worse = errors.copy()
     worse[:r] = [np.nan, np.inf, np.nan, np.inf, np.nan]
-    assert tolerance_bound(worse, **CLASS) == least._replace(bound=199.0)
+    assert tolerance_bound(worse, **CLASS) == least.replace(bound=199.0)
     worse[r] = np.nan
-    assert tolerance_bound(worse, **CLASS) == least._replace(bound=math.inf, holds=False)
+    assert tolerance_bound(worse, **CLASS) == least.replace(bound=math.inf, holds=False)
     assert exceedance(np.array([np.nan, 0.0]), 1e300, 0.9) == exceedance([1.0, 0.0], 0.5, 0.9)
     # Errors in decibels may be -inf.
     assert tolerance_bound(np.full(60, -np.inf), **CLASS).bound == -np.inf

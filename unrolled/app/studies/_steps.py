@@ -18,6 +18,7 @@ from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, Key
 from unrolled._base.files import drawing
+from unrolled._base.results import Result
 from unrolled.compare import ChainComparison, Comparison
 from unrolled.compare import compared as compared_of
 from unrolled.dictionaries import check_batch
@@ -313,7 +314,7 @@ def layer_of(name: str, depth: int, lam: float | None, sparsity: int) -> Layer:
 # Params
 
 
-class Starts(NamedTuple):
+class Starts(Result):
     """The params that theory sets for the class of a sample, and what it certifies."""
 
     params: dict[Layer, Unrolled]  # without layers that theory sets none for
@@ -509,15 +510,15 @@ def compared(*arguments: Any, **options: Any) -> Any:
     """
     result = compared_of(*arguments, **options)
     if isinstance(result, ChainComparison):
-        return result._replace(layers=tuple(map(_without_psnr, result.layers)))
+        return result.replace(layers=tuple(map(_without_psnr, result.layers)))
     return _without_psnr(result)
 
 
 def _without_psnr(result: Comparison) -> Comparison:
     if not result.known:
         return result
-    curves = {name: curve._replace(psnr=None) for name, curve in result.curves.items()}
-    return result._replace(curves=curves)
+    curves = {name: curve.replace(psnr=None) for name, curve in result.curves.items()}
+    return result.replace(curves=curves)
 
 
 @checked

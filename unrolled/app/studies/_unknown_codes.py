@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from unrolled import (
 from unrolled._base import checks, threads
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, Key
+from unrolled._base.results import Result
 from unrolled.app.studies import _steps
 from unrolled.app.studies._overview import Overview, of_unknown, to_show
 from unrolled.app.studies._steps import (
@@ -54,7 +55,7 @@ _DEEP = 0.5
 Methods = dict[str, tuple[Layer, Unrolled]]
 
 
-class UnknownCodes(NamedTuple):
+class UnknownCodes(Result):
     """The study of methods on signals without known codes."""
 
     D: Operator  # (m, d)
@@ -108,7 +109,7 @@ class UnknownCodes(NamedTuple):
         shown = {n: self.methods[n] for n in to_show(self.comparison) if n in self.methods}
         trained = {n: self.seconds[n] for n in shown if n in self.seconds}
         result = with_seconds(self.comparison, shown, self.D, self.tested)
-        result = result._replace(trained=trained)
+        result = result.replace(trained=trained)
         setting = (
             f"{self.depth} steps on {len(self.tested):,} signals that no step has seen, dictionary "
             f"{m} x {d}, lam = {self.lam:.4g}; their optimal codes have "

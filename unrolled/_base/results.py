@@ -1,0 +1,109 @@
+"""Results: what a function answers, a frozen record of named fields that can grow.
+
+A result is a dataclass and a pytree whose parts are its fields, but not a tuple: nobody can unpack
+it, so a later version may add a field. Params and the states of loops are NamedTuples.
+"""
+
+import dataclasses
+import reprlib
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, dataclass_transform
+
+import jax
+import numpy as np
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+class Result:
+    """The base of results; `class Found(Result):` and annotated fields are all that one takes.
+
+    As in a NamedTuple, every field is a part of the pytree, under its name, and may have a default.
+    Two results are equal if they have the same class, form and numbers; NaN is not equal to NaN.
+    The `repr` shows shapes in place of large arrays.
+
+    Example:
+        >>> from unrolled._base.results import Result
+        >>> class Found(Result):
+        ...     x: jax.Array
+        ...     steps: int = 0
+        >>> found = Found(jnp.zeros(100))
+        >>> found.replace(steps=3)
+        Found(x=float32[100], steps=3)
+        >>> jax.tree.map(jnp.shape, found) == Found((100,), ())
+        True
+        >>> x, steps = found
+        Traceback (most recent call last):
+        TypeError: Found: a result is not a tuple; take its fields by name: .x, .steps
+    """
+
+    _fields: ClassVar[tuple[str, ...]]  # the names, in their order
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+        cls._fields = tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+        jax.tree_util.register_dataclass(cls, cls._fields, ())
+
+    def replace(self, **changes: Any) -> Self:
+        """The result with other values of some fields.
+
+        Raises:
+            TypeError: there is no such field.
+        """
+        if unknown := changes.keys() - set(self._fields):
+            names = ", ".join(map(repr, sorted(unknown)))
+            raise TypeError(_refusal(self, f"there is no field {names}"))
+        return type(self)(**self.asdict() | changes)
+
+    def asdict(self) -> dict[str, Any]:
+        """The fields by name. Records within them stay records."""
+        return {name: getattr(self, name) for name in self._fields}
+
+    def __repr__(self) -> str:
+        return _short.record(self, _short.maxlevel)
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        (mine, form), (others, form_of_other) = map(jax.tree.flatten, (self, other))
+        same: Any = form == form_of_other  # type: ignore[operator]  # in the stubs of JAX
+        return same and all(map(_equal, mine, others))
+
+    __hash__ = None  # type: ignore[assignment]  # as of the arrays within
+
+    if not TYPE_CHECKING:  # else type checkers would let results be unpacked
+
+        def __iter__(self) -> NoReturn:
+            raise TypeError(_refusal(self, "a result is not a tuple"))
+
+        def __getitem__(self, place: Any) -> NoReturn:
+            raise TypeError(_refusal(self, "a result is not indexed"))
+
+
+def _refusal(result: Result, what: str) -> str:
+    names = ", ".join(f".{name}" for name in result._fields)
+    return f"{type(result).__name__}: {what}; take its fields by name: {names}"
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return a is b or np.array_equal(a, b)
+
+
+class _Short(reprlib.Repr):
+    """`repr` in one line, with the first parts of long containers and the shapes of arrays."""
+
+    def repr_instance(self, value: Any, level: int) -> str:
+        if isinstance(value, jax.Array | np.ndarray) and value.size > self.maxarray:
+            return f"{value.dtype}{list(value.shape)}".replace(" ", "")
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return self.record(value, level)
+        return " ".join(repr(value).split())
+
+    def record(self, value: Any, level: int) -> str:
+        """A record with the short form of each field."""
+        parts = (f"{name}={self.repr1(getattr(value, name), level)}" for name in value._fields)
+        return f"{type(value).__name__}({', '.join(parts)})"
+
+
+_short = _Short()
+_short.maxarray = 16  # entries
+_short.maxstring = _short.maxother = 200
