@@ -9,6 +9,7 @@ hold is an `Operator`, of either kind.
 
 from unrolled._base import offer as _offer
 from unrolled.dictionaries._base import *
+from unrolled.dictionaries._base import scale_columns
 from unrolled.dictionaries._conv import *
 from unrolled.dictionaries._families import *
 from unrolled.dictionaries._functions import *

@@ -37,7 +37,9 @@ from unrolled.pursuit._problem import (
     fixed_norm,
     flat_code,
     is_held,
+    least_of,
     one_by_one,
+    out_of_range,
     rounded,
     run,
 )
@@ -253,9 +255,8 @@ def _scaled(
     near, Y = times_power(matrix, -a), times_power(Y, -b)
     # An atom that is lost in these units may be part of a code whose penalties are as small: then
     # the signal has no code, as if it were not finite.
-    least = float(jnp.finfo(dtype).tiny / jnp.finfo(dtype).eps)
-    lost = (jnp.max(jnp.abs(matrix), 0) > 0) & (jnp.max(jnp.abs(near), 0) < least)
-    Y = jnp.where((lost[None] & (weight < least)).any(1, keepdims=True), jnp.nan, Y)
+    lost = out_of_range(matrix, a)[None] & (weight < least_of(dtype))
+    Y = jnp.where(lost.any(1, keepdims=True), jnp.nan, Y)
     return (near, Y, weight, ridge, X), (a, b)
 
 
