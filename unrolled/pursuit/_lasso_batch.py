@@ -98,8 +98,8 @@ def lasso_batch(
     Returns:
         Pursuit with a leading axis of signals in every field; `steps` counts moves, and `gap`
         is that of the code before it is rounded to the dtype of Y. A signal has the code 0 and the
-        gap inf if it is not finite, or if the range of the dtype, 1e-31 in float32, holds neither
-        an atom over the largest entry of D nor its penalty over that entry and the signal.
+        gap inf if it is not finite, or if an atom over the largest entry of D and its penalty over
+        that entry and the signal are both below the range, 1e-31 in float32, 1e-146 in float64.
 
     Raises:
         TypeError, ValueError: as in `lasso`.
@@ -255,7 +255,8 @@ def _scaled(
     near, Y = times_power(matrix, -a), times_power(Y, -b)
     # An atom that is lost in these units may be part of a code whose penalties are as small: then
     # the signal has no code, as if it were not finite.
-    lost = out_of_range(matrix, a)[None] & (weight < least_of(dtype))
+    least = max(least_of(dtype), math.sqrt(least_of(np.dtype(float))))  # the Gram matrix squares
+    lost = out_of_range(matrix, a, least)[None] & (weight < least)
     Y = jnp.where(lost.any(1, keepdims=True), jnp.nan, Y)
     return (near, Y, weight, ridge, X), (a, b)
 

@@ -197,18 +197,21 @@ def least_of(dtype: np.dtype) -> float:
     return float(jnp.finfo(dtype).tiny / jnp.finfo(dtype).eps)
 
 
-def out_of_range(D: Operator, k: Array) -> Array:
-    """Which atoms the range of the dtype does not hold over 2^k, (d,); () for a large operator.
+def out_of_range(D: Operator, k: Array, least: float | None = None) -> Array:
+    """Which atoms are below `least` over 2^k but not 0, (d,); () for a large operator.
+
+    The default is the least of the dtype.
 
     Where D is an array, atoms of subnormal numbers, which XLA takes for zeros, are among them.
     """
+    least = least_of(D.dtype) if least is None else least
     if isinstance(D, Structured):
         if math.prod(D.shape) > _MATRIX:
             return jnp.zeros((), bool)
         norms = column_norms(D)
-        return (norms > 0) & (times_power(norms, -k) < least_of(D.dtype))
+        return (norms > 0) & (times_power(norms, -k) < least)
     near = jnp.max(jnp.abs(times_power(D, -k)), 0)
-    return any_nonzero(D, 0) & (near < least_of(D.dtype))
+    return any_nonzero(D, 0) & (near < least)
 
 
 def bounded(lam: Array) -> Array:
