@@ -14,7 +14,7 @@ from unrolled.dictionaries._conv import *
 from unrolled.dictionaries._families import *
 from unrolled.dictionaries._functions import *
 from unrolled.dictionaries._masked import *
-from unrolled.dictionaries._masked import known_entries, known_part, signal_axes
+from unrolled.dictionaries._masked import known_entries, known_part, shared_part, signal_axes
 from unrolled.dictionaries._operands import *
 from unrolled.dictionaries._operands import as_flat, block_of, flat_batch, refuse_parts
 from unrolled.dictionaries._parts import *

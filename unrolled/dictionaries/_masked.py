@@ -79,7 +79,7 @@ class Masked(Structured):
     def __init__(self, D: Dictionary, mask: ArrayLike):
         where = "Masked"
         base = as_dictionary(D, where)
-        mask = _flat(base, checks.as_float(mask, "mask", where), 0)
+        mask = checks.as_float(_flat(base, checks.as_float(mask, "mask", where), 0), "mask", where)
         m = base.shape[0]
         if mask.shape != (m,):
             hint = "; for masks of many signals use jax.vmap" if mask.ndim == 2 else ""
@@ -190,7 +190,7 @@ def known_part(D: Operator, Y: Any, known: Any) -> tuple[Operator, Any]:
 
 
 def signal_axes(D: Any) -> Any:
-    """`in_axes` of D for a `vmap` over signals: 0 where each has a dictionary of its own.
+    """`in_axes` of D, or of a chain, for a `vmap` over signals: 0 where each has its own.
 
     A `Masked` with a mask for each signal stores its D once.
 
@@ -199,6 +199,13 @@ def signal_axes(D: Any) -> Any:
         >>> signal_axes(jnp.eye(2)), signal_axes(jnp.ones((5, 2, 2)))
         (None, 0)
     """
-    if isinstance(D, Masked) and D.mask.ndim == 2 and D.base.ndim == 2:
+    if isinstance(D, tuple):
+        return tuple(map(signal_axes, D))
+    if shared_part(D) is not D:
         return Masked._of(None, 0)  # type: ignore[arg-type]
     return 0 if getattr(D, "ndim", 2) == 3 else None
+
+
+def shared_part(D: Any) -> Any:
+    """What all signals share of a `Masked` with a mask for each: its D; anything else as it is."""
+    return D.base if isinstance(D, Masked) and D.mask.ndim == 2 and D.base.ndim == 2 else D

@@ -18,7 +18,6 @@ from unrolled._base.numbers import exponent, ldexp, norm, times_power, wide_dtyp
 from unrolled._base.threads import threads
 from unrolled.dictionaries import (
     Dictionary,
-    Masked,
     Operator,
     as_dictionary,
     as_flat,
@@ -26,6 +25,7 @@ from unrolled.dictionaries import (
     dense,
     known_entries,
     known_part,
+    shared_part,
     signal_axes,
     spread,
     threshold_shapes,
@@ -132,7 +132,7 @@ def lasso_batch(
     _problem.check_number(l2, "l2", where)
     checks.in_range(l2, wide, "l2", where)
     X = _problem.as_start(D, start, "", where, (len(signals),))
-    known = None if mask is None else known_entries(D, mask, len(signals), where)
+    known: Any = None if mask is None else known_entries(D, mask, len(signals), where)
     several = np.shape(weight) not in (*threshold_shapes(D), getattr(D, "code_grid", ()))
     options = dict(relative=lam is None, tol=tol, nonnegative=nonnegative, max_steps=max_steps)
     host = partial(lasso_of_many, warm=start is not None, **options)
@@ -260,8 +260,9 @@ def _scaled(
 
     The masks of the signals follow, where each has its own.
     """
-    masks = (D.mask.astype(dtype),) if isinstance(D, Masked) and D.mask.ndim == 2 else ()
-    matrix, Y = dense(checks.cast(D.base if masks else D, dtype)), Y.astype(dtype)
+    whole: Any = D
+    masks = () if shared_part(D) is D else (whole.mask.astype(dtype),)
+    matrix, Y = dense(checks.cast(shared_part(D), dtype)), Y.astype(dtype)
     a, b = exponent(matrix), exponent(Y, 1)
     weight = spread(D, flat_code(D, jnp.asarray(weight, dtype)))
     columns = D.shape[1] if weight.shape[-1:] == D.shape[1:] else 1

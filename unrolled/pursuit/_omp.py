@@ -496,7 +496,7 @@ def _grown(
     slots, d, block = jnp.arange(len(s.atoms)), D.shape[1], penalty.block
     chosen = jnp.zeros(d, int).at[s.atoms].max((slots < s.size).astype(int), mode="drop")
     taken = penalty.support(chosen)
-    g = s.r @ D
+    g: Any = s.r @ D
     first = jnp.argmax(jnp.where(taken, 0, penalty.entries(penalty.sizes(favour * g))))
 
     def add(s, j):
@@ -514,7 +514,7 @@ def _grown(
         grown, new = add(s, first)
     else:
         grown, new = programs.scan(add, s, first + jnp.arange(block))
-    size, of = penalty.sizes(norms)[first // block], penalty.sizes(g)[first // block]
+    size, of = (penalty.sizes(v)[first // block] for v in (norms, g))
     helps = ~taken[first] & (of > rounding * size * norm(y)) & new.any()
     # From the last code, which is already solved: the error of the factor does not stay in x.
     x, L = s.x, grown.L
