@@ -285,10 +285,9 @@ def fit(
     how = evaluate_every, patience, checkpoint, callbacks, log, progress
     options = Options(*how, accumulate, mesh, reduction).checked("fit")
     check_loss(loss, "fit")
-    others = learn_dictionary, trainable is not None, accumulate > 1
+    others = learn_dictionary, trainable is not None, accumulate > 1, mask is not None
     any_model = params is None and D is None and not isinstance(model, Layer | Network)
     if any_model and is_nnx(model):
-        others = *others, mask is not None
         outputs, data = _of_outputs(model, loss, sample, key, validation, others)
         return run_stages(outputs, data, optimizer, options, steps)
     key, D, drawn, validation = check_data(params, D, sample, key, validation, "fit", mask)
@@ -444,7 +443,8 @@ def _check_batch(batch, D: Dictionaries | None, where: str) -> None:
 
 def _check_own(own: Any, D: Dictionaries, n: int, where: str) -> None:
     """Raise ValueError unless `own` holds one dictionary like D for each of n signals."""
-    axis, first = (n,), first_of(own)
+    axis: tuple[int, ...] = (n,)
+    first = first_of(own)
     if shared_part(first) is not first and first.mask.shape == (n, first_of(D).shape[0]):
         axis, own = (), with_first(own, first.base)
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(own)]
