@@ -131,6 +131,7 @@ def match(
     favour: np.ndarray,
     most: int,
     least: float,
+    by_fit: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Codes by matching pursuit, the numbers of atoms, and what of the residuals is in their span.
 
@@ -143,6 +144,7 @@ def match(
         most: atoms of a code.
         least: below this share of the signal a correlation is zero, and below this share of its
             squared norm an atom depends on others.
+        by_fit: choose the atom that leaves the least residual, and favour none.
     """
     (m, d), n = problem.D.shape, len(Y)
     x, inside, counts = np.zeros((n, d)), np.zeros(n), np.zeros(n, np.int64)
@@ -150,7 +152,7 @@ def match(
     _entry(_matched)(
         *map(_operand, operands),
         *map(_pointer, (x, inside, counts, *_workspace(m, d))),
-        *(n, m, d, most, least),
+        *(n, m, d, most, least, by_fit),
     )
     return x, counts, inside
 
@@ -197,7 +199,8 @@ _SIGNATURES = {
         *[types.int64] * 9, types.float64, types.boolean, types.float64,
     ),
     "_matched": types.void(
-        *[_FLOATS] * 7, _INTEGERS, *[_FLOATS] * 2, _INTEGERS, *[types.int64] * 4, types.float64
+        *[_FLOATS] * 7, _INTEGERS, *[_FLOATS] * 2, _INTEGERS, *[types.int64] * 4, types.float64,
+        types.boolean,
     ),
 }  # fmt: skip
 
@@ -472,7 +475,7 @@ def _constraint(value, lam, nonnegative):
 
 def _matched(
     gram, inverse, Y, products, favour, X, inside, counts, squares, vectors, lists, n, m, d, most,
-    least,
+    least, by_fit,
 ):  # fmt: skip
     """The compiled half of `match`."""
     gram, inverse, favour = carray(gram, (d, d)), carray(inverse, (d,)), carray(favour, (d,))
@@ -481,7 +484,7 @@ def _matched(
     work, own = _arrays(squares, vectors, lists, m, d)
     for i in range(n):
         counts[i] = _atom_by_atom(
-            (gram, inverse, favour), Y[i], products[i], most, least, work, own, X[i]
+            (gram, inverse, favour, by_fit), Y[i], products[i], most, least, work, own, X[i]
         )
         inside[i] = _in_span(work, counts[i])
 
@@ -489,27 +492,36 @@ def _matched(
 @_compiled
 def _atom_by_atom(shared, y, products, most, least, work, own, out):
     """The code of a signal; its number of atoms."""
-    gram, inverse, favour = shared
+    gram, inverse, favour, by_fit = shared
     A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
-    full, weight, _, _, inside, fresh = own
-    energy, k = 0.0, 0
+    full, along, _, apart, inside, fresh = own  # apart: squared distances from the active atoms
+    energy, k, depends = 0.0, 0, max(least, _DEPENDENT)
     for value in y:
         energy += value**2
     inside[:] = 0
+    for i in range(len(full)):
+        apart[i] = gram[i, i]
     while k < most:
         _subtract(full, products, gram, atoms, x, k, len(full))
         best, entering = 0.0, -1
         for i in range(len(full)):
             size = abs(full[i]) * favour[i]
+            if by_fit:
+                far = apart[i] > depends * gram[i, i]
+                size = abs(full[i]) / math.sqrt(apart[i]) if far else 0.0
             if size > best and not inside[i]:
                 best, entering = size, i
         if entering < 0 or abs(full[entering]) * inverse[entering] <= least * math.sqrt(energy):
             break
         fresh[0] = entering
-        _join(work, gram, products, weight, inverse, fresh, 1, inside, k)
+        _join(work, gram, products, along, inverse, fresh, 1, inside, k)
         pivot = _border(A, M, u, order, k)
-        if pivot <= max(least, _DEPENDENT) * A[k, k]:
+        if pivot <= depends * A[k, k]:
             break
+        if by_fit:
+            _subtract(along, gram[entering], gram, atoms, u, k, len(full))
+            for i in range(len(full)):
+                apart[i] -= along[i] ** 2 / pivot
         x[k] = full[entering] / pivot
         for i in range(k):
             x[i] -= x[k] * u[i]

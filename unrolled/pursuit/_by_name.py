@@ -43,8 +43,9 @@ Solve = TypeVar("Solve", bound=Callable[..., Any])
 
 # The operands of a pursuit, after which its options come, and what it takes.
 _OPERANDS = {("D", "y"): "one", ("Ds", "y"): "chain", ("D", "Y"): "batch"}
-# Operands that stand among the options: one for every signal.
-_OF_SIGNALS = {"start", "weights"}
+# What stands among the options, and is for a call of the function alone: operands with a row for
+# every signal, and how `omp_batch`, which stands for `omp` here, selects.
+_OF_SIGNALS = {"start", "weights", "mask", "selection"}
 
 
 class Named(NamedTuple):

@@ -28,6 +28,7 @@ from unrolled.dictionaries import (
     block_of,
     column_norms,
     dense,
+    refuse_parts,
     scale_columns,
 )
 from unrolled.penalties import L1, Penalty
@@ -77,6 +78,7 @@ def match(
     favour: np.ndarray | None = None,
     judged: tuple[np.ndarray, np.ndarray] | None = None,
     block: int = 1,
+    by_fit: bool = False,
 ) -> np.ndarray:
     r"""Matching pursuit for every row of Y, as an array of codes, (n, d).
 
@@ -93,6 +95,7 @@ def match(
             that is in the span of the atoms: rounding.
         block: the atoms of a part, which enter together; then `sparsity` and `judged` count parts,
             and the choice goes by the norms of the parts of what it maximises.
+        by_fit: choose the atom that leaves the least residual, and favour none; block is 1.
     """
     X, m = np.zeros((len(Y), D.shape[1]), Y.dtype), len(D)
     D, k = _near_one(D)
@@ -102,7 +105,12 @@ def match(
         wide, problem = Y.astype(float), _active_set.problem_of(D)
         choice = problem.inverse * (1.0 if favour is None else favour)
         of_part = partial(
-            _active_set.match, problem, favour=choice, most=sparsity, least=negligible(m, Y.dtype)
+            _active_set.match,
+            problem,
+            favour=choice,
+            most=sparsity,
+            least=negligible(m, Y.dtype),
+            by_fit=by_fit,
         )
 
         def work(part: slice) -> None:
@@ -117,7 +125,9 @@ def match(
         def work(part: slice) -> None:
             w = root[part]
             signals, norms = w * Y[part], np.sqrt((w * w) @ squares)
-            X[part], counts, Q = _match(D, atoms, norms, signals, sparsity, w, favour, block)
+            X[part], counts, Q = _match(
+                D, atoms, norms, signals, sparsity, w, favour, block, by_fit
+            )
             if judged is not None:
                 r = signals - w * (X[part] @ atoms)
                 judged[0][part], judged[1][part] = (
@@ -144,6 +154,7 @@ def _match(
     w: np.ndarray,
     favour: np.ndarray | None,
     block: int,
+    by_fit: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The codes of weighted signals, the numbers of parts, and Q; `w` weights the atoms of each.
 
@@ -159,12 +170,21 @@ def _match(
     inverse = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
     least = rounding * np.linalg.norm(Y, axis=1)
     active, counts, used = np.ones(n, bool), np.zeros(n, int), slice(0, 0)
+    apart = norms**2  # squared distances from the chosen atoms
     for first in range(0, slots, block):
         products = (R * w) @ D
         np.abs(products, out=products)
         products *= inverse
         products[rows[:, None], S[:, :first]] = 0
         score = _sizes(products if favour is None else products * favour, block)
+        if by_fit:
+            far = apart > rounding * norms**2
+            score = np.divide(
+                products * norms,
+                np.sqrt(apart, where=far, out=np.ones_like(apart)),
+                out=np.zeros_like(apart),
+                where=far,
+            )
         part = score.argmax(1)
         correlated = active & (_sizes(products, block)[rows, part] > least)
         active, used = np.zeros(n, bool), slice(0, first + block)
@@ -179,6 +199,8 @@ def _match(
             Q[:, k], S[:, k] = q, np.where(correlated, j, S[:, 0])
             L[:, k, :k], L[:, k, k] = np.where(new[:, None], h, 0), np.where(new, size, 1)
             active |= new
+            if by_fit:
+                apart -= ((w * q) @ D) ** 2
         counts += active
         if not active.any():
             break
@@ -287,7 +309,12 @@ def _most(sparsity: Any, D: Dictionary, where: str) -> int:
 
 
 def omp_batch(
-    D: Dictionary, Y: ArrayLike, sparsity: int, weights: ArrayLike | None = None
+    D: Dictionary,
+    Y: ArrayLike,
+    sparsity: int,
+    weights: ArrayLike | None = None,
+    *,
+    selection: str = "correlation",
 ) -> Pursuit:
     r"""`omp` for many signals with one dictionary, by an algorithm of its own.
 
@@ -315,6 +342,9 @@ def omp_batch(
         sparsity: the most atoms of a code, in 0..d, or its most parts.
         weights: (batch, m) or (m,), the diagonals of V, non-negative: 0 for an entry of Y that is
             not known. They are those of flat signals.
+        selection: "correlation", or "least_squares" for the atom whose support leaves the least
+            residual, whatever the norms of the atoms: orthogonal least squares. Not for codes in
+            parts.
 
     Returns:
         Pursuit with a leading axis of signals in every field, as from `omp`. `gap` and `residual`
@@ -323,10 +353,11 @@ def omp_batch(
 
     Raises:
         TypeError: operands that are not real numbers, or a sparsity that is not a static integer.
-        ValueError: shapes that do not fit, a sparsity outside 0..d, or weights that are negative or
-            not finite.
+        ValueError: shapes that do not fit, a sparsity outside 0..d, weights that are negative or
+            not finite, or another selection.
 
-    Reference: Pati, Rezaiifar, Krishnaprasad (1993); Rubinstein, Zibulevsky, Elad (2008).
+    Reference: Pati, Rezaiifar, Krishnaprasad (1993); Rubinstein, Zibulevsky, Elad (2008); Chen,
+    Billings, Luo (1989) for orthogonal least squares.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
@@ -337,6 +368,12 @@ def omp_batch(
     where = "omp_batch"
     D, signals, dtype, grid = operands_of_many(D, Y, where)
     (m, d), most = D.shape, _most(sparsity, D, where)
+    if selection not in ("correlation", "least_squares"):
+        raise ValueError(
+            f"{where}: unknown selection {selection!r}; expected correlation or least_squares"
+        )
+    if by_fit := selection == "least_squares":
+        refuse_parts(D, where, 'try selection="correlation"')
     if weights is not None:
         checks.nonnegative(weights, "weights", where)
         checks.finite(weights, "weights", where)
@@ -346,7 +383,7 @@ def omp_batch(
             )
     wide = wide_dtype(dtype)
     V = as_operand(weights, wide)
-    host = partial(_matched, most=most, dtype=np.dtype(dtype), block=block_of(D))
+    host = partial(_matched, most=most, dtype=np.dtype(dtype), block=block_of(D), by_fit=by_fit)
 
     def solved(Y: Array, rows: slice | None) -> Pursuit:
         operands, a, b = _scaled(wide, D, Y, V[rows] if rows and np.ndim(V) == 2 else V)
@@ -388,6 +425,7 @@ def _matched(
     most: int,
     dtype: np.dtype,
     block: int,
+    by_fit: bool,
 ) -> tuple[np.ndarray, ...]:
     """x, gap, residual, steps and converged of every signal, with atoms D 2^k.
 
@@ -397,7 +435,7 @@ def _matched(
     Y = np.where(finite[:, None], Y, 0)
     norms = np.ldexp(np.linalg.norm(D, axis=0), k)
     counts, inside = np.zeros(len(Y), int), np.zeros(len(Y), Y.dtype)
-    x = np.ldexp(match(D, Y, most, V, norms, (counts, inside), block), -k)
+    x = np.ldexp(match(D, Y, most, V, norms, (counts, inside), block, by_fit), -k)
     r = Y - np.ldexp(x.astype(dtype).astype(x.dtype), k) @ D.T
     root = 1 if V is None else np.sqrt(V)
     residual = np.linalg.norm(root * r, axis=1)
