@@ -297,6 +297,38 @@ def test_a_code_out_of_range_is_not_called_converged(D32):
         assert not up.basis_pursuit(D, y).converged
 
 
+# How far the signal is explained along the atom that is nearly lost: by its penalty, or as far as a
+# bound of the residual asks for.
+SHARES = {"bpdn": 0.7, "omp": 1, "omp_batch": 1, "omp, tol": 1, "basis_pursuit": 1}
+FAINT = [(F32, (1e-12, 1e-19, 1e-30, 1e-36, 1e-40)), (np.float64, (1e-160, 1e-250, 1e-310))]
+PENALISED = {
+    f"{name}, {kind}": (solve, kind)
+    for name, solve in registry.SOLVERS.items()
+    for kind in ("none", "as the atoms")
+} | {name: (solve, "own") for name, solve in registry.PURSUITS.items()}
+
+
+@pytest.mark.few(6)
+@pytest.mark.parametrize("name", ["lasso, none", "omp", "omp_batch", *PENALISED])
+def test_an_atom_whose_square_underflows_is_part_of_the_code_or_no_gap_is_claimed(name):
+    """Of orthogonal atoms: what converges has explained the signal along each as far as it must."""
+    solve, kind = PENALISED[name]
+    Q = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    for dtype, sizes in FAINT:
+        for size in sizes:
+            norms = np.array([1, 1, size])
+            D, y = (Q * norms).astype(dtype), (Q @ [1, 0.5, 1]).astype(dtype)
+            lam = {"none": 0 * norms, "as the atoms": norms / 10, "own": None}[kind]
+            if lam is not None and size / 10 < np.finfo(dtype).tiny:
+                lam[2] = 0  # others are refused
+            found = solve(D, y) if lam is None else solve(D, y, lam.astype(dtype))
+            share = SHARES.get(name, 0) if lam is None else 1 - lam[2] / size
+            x, right = np.atleast_2d(found.x)[-1].astype(float), np.atleast_1d(found.converged)[-1]
+            if right:
+                assert abs(x[2] * size - share) < 0.01
+            assert right or size / np.finfo(dtype).tiny < 1 or "omp" not in name
+
+
 def test_a_penalty_above_the_range_gives_zero(D32):
     found = up.fista(D32 * F32(1e-20), D32[:, 0] * F32(1e-10), 1e20)
     assert found.converged and not found.x.any() and found.gap == 0

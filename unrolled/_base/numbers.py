@@ -76,6 +76,14 @@ def exponent(x: Array, axis: Axes = None) -> Array:
     return k.astype(jnp.int32)
 
 
+def any_nonzero(x: Array, axis: int) -> Array:
+    """(x != 0).any(axis), also of subnormal numbers, which XLA takes for zeros on most devices."""
+    wide = widened(x)
+    integer = _layout(wide.dtype)[0]
+    bits = lax.bitcast_convert_type(wide, integer) & np.iinfo(integer).max  # without the sign
+    return jnp.max(bits, axis) > 0  # a comparison of single ones would be one of floats
+
+
 @jax.jit
 def times_power(x: Array, k: Array) -> Array:
     """x 2^k if k comes from `exponent`, or is its negative; for sums of exponents use `ldexp`.

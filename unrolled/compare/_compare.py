@@ -56,6 +56,9 @@ from unrolled.dictionaries import (
     as_flat,
     check_batch,
     flat_batch,
+    known_entries,
+    known_part,
+    shared_part,
 )
 from unrolled.layers import Layer, Unrolled, stack
 from unrolled.networks import Network
@@ -83,6 +86,7 @@ def compare(
     sampled: int | tuple[ArrayLike, ArrayLike] | None = None,
     certify: bool = False,
     predict: bool = False,
+    mask: ArrayLike | None = None,
 ) -> Comparison: ...
 
 
@@ -117,6 +121,7 @@ def compare(
     sampled: Any = None,
     certify: bool = False,
     predict: bool = False,
+    mask: Any = None,
 ) -> Comparison | ChainComparison:
     """Run methods on one sample and measure their errors, thresholds, weights and guarantees.
 
@@ -161,6 +166,9 @@ def compare(
             which layers without noise converge once they have the support (`theory.local_rate`;
             `support_rate` of the last weights where steps are plain). `predictions_table` and a row
             of the figure have them beside the median, and say where they do not hold.
+        mask: bools, in the shape of Y or of one signal, True where an entry is known; the others
+            may be NaN. Every method runs with `dictionaries.Masked(D, mask)` of each signal, and
+            residuals and objectives are of known entries. No guarantee or proof covers them.
 
     Returns:
         Comparison; for networks ChainComparison, which holds one for every layer.
@@ -169,8 +177,8 @@ def compare(
         TypeError: methods that are no dict by name, a method that is none, complex codes; a layer
             and a network together.
         ValueError: no methods, shapes that do not fit, NaN or infinite signals, an unknown
-            reference, or networks with `sampled`, `certify` or `predict`; without codes a lam of 0,
-            signals that are all zero, `sampled` or `predict`.
+            reference; a mask of another shape; networks, or a mask, with `sampled`, `certify` or
+            `predict`; without codes a lam of 0, signals that are all zero, `sampled` or `predict`.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
@@ -182,7 +190,7 @@ def compare(
         True
     """
     numbers = dict(sparsity=sparsity, bound=bound, noise=noise)
-    asked = dict(sampled=sampled, certify=certify, predict=predict)
+    asked = dict(sampled=sampled, certify=certify, predict=predict, mask=mask)
     result = compared(methods, D, Y, X, reference, lam=lam, timed=True, **numbers, **asked)
     layers = result.layers if isinstance(result, ChainComparison) else (result,)
     category = DivergenceWarning if any(layer.diverged for layer in layers) else UserWarning
@@ -203,6 +211,7 @@ def compared(
     sampled: Any = None,
     certify: bool = False,
     predict: bool = False,
+    mask: Any = None,
     **numbers: Any,
 ) -> Comparison | ChainComparison:
     """The result of `compare`, without its warning and, unless `timed`, without seconds."""
@@ -210,14 +219,20 @@ def compared(
     chained = any(method.chained for method in given.values())
     if chained and (certify or predict or sampled is not None):
         raise ValueError("compare: sampled, certify and predict are for layers, got networks")
+    if mask is not None and (chained or certify or predict or sampled is not None):
+        raise ValueError("compare: mask is for layers, without sampled, certify and predict")
     if (predict or sampled is not None) and X is None:
         raise ValueError("compare: sampled and predict are of errors of known codes; expected X")
     Y, X = flat_batch(D, (Y, X))
-    sample = _sample(chained, D, Y, X, lam)
+    known = None
+    if mask is not None:
+        known = known_entries(as_dictionary(D, "compare"), mask, len(Y), "compare")
+        known = np.broadcast_to(known, (len(Y), known.shape[-1]))
+    sample = _sample(chained, D, Y, X, lam, known)
     J = len(sample.Ds)
     classes = [_per_layer(numbers.get(name), name, J, chained) for name in _CLASS]
     class_of = classes_of(sample.Ds, sample.pairs, list(zip(*classes)))
-    fitting = {name: method.on(name, sample) for name, method in given.items()}
+    fitting = {name: method.on(name, sample, known) for name, method in given.items()}
     running = partial(_blocks, sample=sample, class_of=class_of, noises=classes[-1], timed=timed)
     blocks = {name: running(method) for name, method in fitting.items()}
     optimal = exact(sample, timed and not chained)  # a chain has one time
@@ -289,8 +304,13 @@ class _Method(NamedTuple):
         """Of every layer: params, dictionaries or codes."""
         return tuple(tree) if self.chained else (tree,)
 
-    def on(self, name: str, sample: Sample) -> "_Method":
+    def on(self, name: str, sample: Sample, known: Any = None) -> "_Method":
         """The method with a dictionary that fits the sample; codes in its dtype.
+
+        Args:
+            name: of the method.
+            sample: what it runs on.
+            known: (batch, m), which entries of each signal are known.
 
         Raises:
             ValueError: it was trained with another D, or has other codes.
@@ -304,6 +324,8 @@ class _Method(NamedTuple):
         shapes, fitting = ([part.shape for part in of] for of in (self.each(given), expected))
         if shapes != fitting:
             raise ValueError(f"compare: {name!r} {what} {shapes}; expected {fitting}")
+        if known is not None and self.D is not None:
+            D = known_part(D, sample.Y, known)[0]
         if self.model is not None:
             return self._replace(D=D)
         floats = [checks.as_float(X, f"the codes of {name!r}", "compare") for X in self.each(given)]
@@ -375,11 +397,13 @@ def _per_layer(value: Any, name: str, J: int, chained: bool) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def _sample(chained: bool, D: Any, Y: Any, X: Any, lam: Any) -> Sample:
+def _sample(chained: bool, D: Any, Y: Any, X: Any, lam: Any, known: Any = None) -> Sample:
     """D, signals and codes, checked, with the optimum of the LASSO of every layer.
 
-    Without codes they are those of the LASSO, layer by layer.
+    Without codes they are those of the LASSO, layer by layer. D is masked where entries are known.
     """
+    if known is not None:
+        Y = np.where(known, np.asarray(Y), 0)
     Ds = as_chain(D, "compare") if chained else (as_dictionary(D, "compare"),)
     codes: Any = (None,) * len(Ds)
     if X is None:
@@ -388,10 +412,11 @@ def _sample(chained: bool, D: Any, Y: Any, X: Any, lam: Any) -> Sample:
     else:
         Y, codes = _known(Ds, Y, X, chained)
     optima: list[Any] = []
+    Ds = Ds if known is None else (known_part(Ds[0], Y, known)[0],)
     Xs, lams, signals = [], [], Y
     for j, weight in enumerate(_per_layer(lam, "lam", len(Ds), chained and np.ndim(lam) > 0)):
         if X is None:
-            weight = _lam_without_codes(Ds[j], signals, weight, j)
+            weight = _lam_without_codes(shared_part(Ds[j]), signals, weight, j)
         optima.append(None if weight is None else optima_of(Ds[j], signals, weight))
         signals = optima[j].codes if X is None else codes[j]
         Xs.append(signals)
@@ -439,9 +464,12 @@ def _blocks(
         paths = tuple(X.astype(sample.Y.dtype)[None] for X in method.each(params))
         return _measured(method, paths, sample)
     paths, cost = run(model, params, D, sample.Y, timed)
-    certified = guarantees(model, method.each(params), Ds, class_of)
+    masked = shared_part(Ds[0]) is not Ds[0]
+    certified: list[Any] = [None] * len(Ds)
+    if not masked:
+        certified = guarantees(model, method.each(params), Ds, class_of)
     proved: list[Any] = [None] * len(Ds)
-    if sample.known:
+    if sample.known and not masked:
         proved = proofs(model, method.each(params), Ds, sample.pairs, list(noises))
     return [
         block._replace(
@@ -464,7 +492,9 @@ def _measured(method: _Method, paths: Paths, sample: Sample) -> list[_Block]:
         errors = of.errors if sample.known else of.errors | {"worse": of.worse}
         curve = Curve(**errors, gap=of.gap)
         flags = dict(known=sample.known, by_codes=method.model is None)
-        blocks.append(_Block(D, curve, divergence(curve, of.zero_gap, **flags), bool(of.silent)))
+        blocks.append(
+            _Block(shared_part(D), curve, divergence(curve, of.zero_gap, **flags), bool(of.silent))
+        )
     return blocks
 
 

@@ -48,6 +48,9 @@ from unrolled.dictionaries import (
     check_batch,
     column_norms,
     dense,
+    known_part,
+    shared_part,
+    signal_axes,
 )
 from unrolled.layers import Law, Layer, Unrolled, alista_rt, unstack
 from unrolled.networks import ROUNDING, Network, codes_of_ista, dsc, worse_than_zero
@@ -260,7 +263,7 @@ def run(model: Any, params: Any, D: Any, Y: Array, timed: bool) -> tuple[Paths, 
     paths = jax.block_until_ready(codes_by_step(model, *operands))
     spent = seconds(lambda: codes_by_step(model, *operands)) if timed else None
     signal = jax.ShapeDtypeStruct(Y.shape[1:], Y.dtype)
-    cost = Cost(spent, products(model, params, D, signal))
+    cost = Cost(spent, products(model, params, shared_part(D), signal))
     return paths if isinstance(paths, tuple) else (paths,), cost
 
 
@@ -278,6 +281,8 @@ def seconds_of(solve: "Solve", D: Any, Y: Array, lam: Any) -> float:
     """The time of an exact solver for all signals, as a part of a call with many."""
     times = -(-_TIMED // max(len(Y), 1))
     many = np.tile(np.asarray(Y), (times, 1)) if times > 1 else Y
+    if times > 1 and shared_part(D) is not D:
+        D, _ = known_part(D.base, many, np.tile(np.asarray(D.mask > 0), (times, 1)))
     jax.block_until_ready(solve(D, many, lam))  # compiles for so many
     return seconds(lambda: solve(D, many, lam)) / times
 
@@ -286,7 +291,7 @@ def seconds_of(solve: "Solve", D: Any, Y: Array, lam: Any) -> float:
 @partial(jax.jit, static_argnames="model")
 def codes_by_step(model: Any, params: Any, D: Any, Y: Array) -> Any:
     """The codes of every layer after every step, (steps, batch, d)."""
-    return jax.vmap(model.iterates, (None, None, 0), out_axes=1)(params, D, Y)
+    return jax.vmap(model.iterates, (None, signal_axes(D), 0), out_axes=1)(params, D, Y)
 
 
 @jax.jit
@@ -322,11 +327,12 @@ def _numbers(D: Operator, Y: Array, X: Array, x: Array) -> dict[str, Array]:
     return numbers | dict(nonzeros=(of != 0).sum(-1).astype(x.dtype).mean())
 
 
-def _rebuilt(D: Operator, Y: Array, x: Array) -> dict[str, Array]:
+def _rebuilt(D: Any, Y: Array, x: Array) -> dict[str, Array]:
     """How well the codes rebuild their signals, and with how many entries."""
-    signals = problems.synthesize(D, x).astype(Y.dtype)
-    size = norm(Y)
+    signals, size = problems.synthesize(shared_part(D), x).astype(Y.dtype), norm(Y)
     peak: Any = jnp.max(Y) - jnp.min(Y)
+    if shared_part(D) is not D:  # signals of other entries each
+        signals, peak = D.mask * signals, jnp.zeros_like(peak)
     return dict(
         residual=norm(Y - signals) / jnp.where(size > 0, size, 1),
         psnr=jnp.where(peak > 0, metrics.psnr(signals, Y, peak), jnp.nan),  # of constant signals
@@ -381,7 +387,8 @@ def gaps_of_ista(D: Dictionary, Y: Array, lam: Array, optima: Optima, depth: int
 
 
 def _objectives(optima: Optima, x: Array) -> Array:
-    return jax.vmap(lasso_objective, (None, 0, 0, None))(optima.D, optima.Y, x, optima.lam)
+    axes = signal_axes(optima.D), 0, 0, None
+    return jax.vmap(lasso_objective, axes)(optima.D, optima.Y, x, optima.lam)
 
 
 Solve = Callable[[Any, Any, Any], Any]  # D, the signals and lam -> codes, or a Pursuit
@@ -451,7 +458,7 @@ def _scaled(
 ) -> tuple[tuple[Operator, Array, Array], Array]:
     """D, the signals and lam in units near 1, and the exponent of codes."""
     D, Y = checks.cast(D, wide_dtype(Y.dtype)), widened(Y)
-    a, b = exponent(column_norms(D)), exponent(Y)
+    a, b = exponent(column_norms(shared_part(D))), exponent(Y)
     k = jnp.clip(of_lam - (a + b), -_RANGE, _RANGE)
     weight = jnp.minimum(ldexp(mantissa.astype(Y.dtype), k), jnp.finfo(Y.dtype).max)
     return (D * power_of_two(-a, Y.dtype), times_power(Y, -b), weight), b - a

@@ -9,10 +9,12 @@ hold is an `Operator`, of either kind.
 
 from unrolled._base import offer as _offer
 from unrolled.dictionaries._base import *
+from unrolled.dictionaries._base import scale_columns
 from unrolled.dictionaries._conv import *
 from unrolled.dictionaries._families import *
 from unrolled.dictionaries._functions import *
 from unrolled.dictionaries._masked import *
+from unrolled.dictionaries._masked import known_entries, known_part, shared_part, signal_axes
 from unrolled.dictionaries._operands import *
 from unrolled.dictionaries._operands import (
     all_kept,

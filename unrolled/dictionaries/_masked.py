@@ -5,7 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from unrolled._base import checks
 from unrolled._base.checks import Array, ArrayLike
@@ -77,7 +79,7 @@ class Masked(Structured):
     def __init__(self, D: Dictionary, mask: ArrayLike):
         where = "Masked"
         base = as_dictionary(D, where)
-        mask = _flat(base, checks.as_float(mask, "mask", where))
+        mask = checks.as_float(_flat(base, checks.as_float(mask, "mask", where), 0), "mask", where)
         m = base.shape[0]
         if mask.shape != (m,):
             hint = "; for masks of many signals use jax.vmap" if mask.ndim == 2 else ""
@@ -150,10 +152,60 @@ class Masked(Structured):
         return spread(self.base, theta)
 
 
-def _flat(base: Operator, mask: Array) -> Array:
+def _flat(base: Operator, mask: Any, batch: int) -> Any:
     """The mask with one number for each real entry of a signal, if it fits."""
     block = block_of(base)
-    if block > 1 and mask.shape == (base.shape[0] // block,):
-        return jnp.repeat(mask, block)
-    seen = base.view(mask) if isinstance(base, Structured) else None
+    if block > 1 and mask.shape[batch:] == (base.shape[0] // block,):
+        return jnp.repeat(mask, block, axis=batch)
+    seen = base.view(mask, batch) if isinstance(base, Structured) else None
     return mask if seen is None else seen[0]
+
+
+def known_entries(D: Operator, mask: Any, n: int, where: str) -> Any:
+    """Which entries of n flat signals are known, (m,) or (n, m), from bools in their form.
+
+    Raises:
+        TypeError: other numbers than bools.
+        ValueError: a mask of another shape.
+    """
+    mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
+    if mask.dtype != bool:
+        raise TypeError(f"{where}: mask has dtype {mask.dtype}; expected bool, True for known")
+    m, shape = D.shape[0], mask.shape
+    for batch in (0, 1):
+        flat = _flat(D, mask, batch)
+        grid = getattr(D, "signal_grid", None)
+        if grid is not None and flat.shape[batch:] in (grid, grid[1:] if grid[0] == 1 else grid):
+            flat = flat.reshape(*flat.shape[:batch], m)
+        if flat.shape == ((m,), (n, m))[batch]:
+            return flat
+    raise ValueError(f"{where}: mask has shape {shape}; expected ({m},) or ({n}, {m})")
+
+
+def known_part(D: Operator, Y: Any, known: Any) -> tuple[Operator, Any]:
+    """D of the known entries, of each signal where each has its own; and Y, 0 at all others."""
+    if known is None:
+        return D, Y
+    return Masked._of(D, jnp.asarray(known, D.dtype)), jnp.where(known, Y, 0)
+
+
+def signal_axes(D: Any) -> Any:
+    """`in_axes` of D, or of a chain, for a `vmap` over signals: 0 where each has its own.
+
+    A `Masked` with a mask for each signal stores its D once.
+
+    Example:
+        >>> from unrolled.dictionaries._masked import signal_axes
+        >>> signal_axes(jnp.eye(2)), signal_axes(jnp.ones((5, 2, 2)))
+        (None, 0)
+    """
+    if isinstance(D, tuple):
+        return tuple(map(signal_axes, D))
+    if shared_part(D) is not D:
+        return Masked._of(None, 0)  # type: ignore[arg-type]
+    return 0 if getattr(D, "ndim", 2) == 3 else None
+
+
+def shared_part(D: Any) -> Any:
+    """What all signals share of a `Masked` with a mask for each: its D; anything else as it is."""
+    return D.base if isinstance(D, Masked) and D.mask.ndim == 2 and D.base.ndim == 2 else D

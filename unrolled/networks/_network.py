@@ -17,7 +17,16 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled._base.programs import exportable, program
 from unrolled.activations import Activation, relu, shrink
-from unrolled.dictionaries import Dictionary, as_chain, dense, operands, refuse_parts, spread
+from unrolled.dictionaries import (
+    Dictionary,
+    as_chain,
+    dense,
+    operands,
+    refuse_parts,
+    shared_part,
+    signal_axes,
+    spread,
+)
 from unrolled.layers import (
     Acting,
     Interned,
@@ -441,8 +450,8 @@ def _sentence(
 
 def codes_of_ista(D: Dictionary, lam: Any, depth: int, Y: Array, where: str) -> Array:
     """The codes of ISTA after every step, (K, batch, d)."""
-    solver, params = ista(depth), ista_params(D, lam, depth, where)
-    return jax.vmap(solver.iterates, (None, None, 0), out_axes=1)(params, D, Y)
+    solver, params = ista(depth), ista_params(shared_part(D), lam, depth, where)
+    return jax.vmap(solver.iterates, (None, signal_axes(D), 0), out_axes=1)(params, D, Y)
 
 
 def loss_of(loss: Any, X: Any, where: str) -> Callable[..., Array] | None:

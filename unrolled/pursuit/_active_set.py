@@ -56,9 +56,13 @@ def problem_of(D: np.ndarray, l2: float = 0.0, nonnegative: bool = False) -> Pro
     D = np.ascontiguousarray(D, np.float64)
     gram, d = D.T @ D, D.shape[1]
     gram.flat[:: d + 1] += l2
-    sizes = np.sqrt(np.diag(gram))
-    inverse = np.divide(1, sizes, out=np.zeros(d), where=sizes > 0)
+    inverse = _inverse(np.diag(gram))
     return Problem(D, np.ascontiguousarray(D.T), gram, inverse, float(l2), bool(nonnegative))
+
+
+def _inverse(squares: np.ndarray) -> np.ndarray:
+    """One over their roots, 0 for 0."""
+    return np.divide(1, np.sqrt(squares), out=np.zeros(squares.shape), where=squares > 0)
 
 
 class Minima(NamedTuple):
@@ -81,6 +85,7 @@ def minimise(
     tol: float,
     moves: int,
     start: np.ndarray | None = None,
+    masks: np.ndarray | None = None,
     fewest: int = FEWEST,
     rounds: int = _UNBOUNDED,
 ) -> Minima:
@@ -97,18 +102,23 @@ def minimise(
         tol: codes with at most this gap are left as they are; -1 for the minimisers.
         moves: the most for a signal.
         start: (n, d), codes to start from, with their signs.
+        masks: (n, m) of 0 and 1, the entries of each signal that its code fits; the others are 0.
         fewest: how many atoms join at least, where as many are violated.
         rounds: the most of a signal.
     """
     (m, d), n = problem.D.shape, len(Y)
     result = Minima(np.zeros((n, d)), *np.zeros((2, n)), *np.zeros((2, n), np.int64))
-    floats = (problem.gram, problem.atoms, problem.inverse, Y, products, lam, slack)
-    first = np.zeros((0, d)) if start is None else start
+    # With masks the Gram matrix of each signal is a workspace, whose rows are made as atoms join.
+    gram, inverse = problem.gram, problem.inverse
+    if masks is not None:
+        gram, inverse = np.zeros_like(gram), _inverse(masks @ problem.D**2 + problem.l2)
+    floats = (gram, problem.atoms, inverse, Y, products, lam, slack)
+    first, known = (np.zeros((0, v)) if of is None else of for of, v in ((start, d), (masks, m)))
     squares, vectors, lists = _workspace(m, d)
     _entry(_many)(
-        *map(_operand, (*floats, first)),
+        *map(_operand, (*floats, first, known)),
         *map(_pointer, (*result, squares, vectors, lists)),
-        *(n, m, d, lam.shape[1], len(first), moves, fewest, rounds),
+        *(n, m, d, lam.shape[1], len(first), len(known), moves, fewest, rounds),
         *(problem.l2, problem.nonnegative, tol),
     )
     return result
@@ -121,6 +131,7 @@ def match(
     favour: np.ndarray,
     most: int,
     least: float,
+    by_fit: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Codes by matching pursuit, the numbers of atoms, and what of the residuals is in their span.
 
@@ -133,6 +144,7 @@ def match(
         most: atoms of a code.
         least: below this share of the signal a correlation is zero, and below this share of its
             squared norm an atom depends on others.
+        by_fit: choose the atom that leaves the least residual, and favour none.
     """
     (m, d), n = problem.D.shape, len(Y)
     x, inside, counts = np.zeros((n, d)), np.zeros(n), np.zeros(n, np.int64)
@@ -140,7 +152,7 @@ def match(
     _entry(_matched)(
         *map(_operand, operands),
         *map(_pointer, (x, inside, counts, *_workspace(m, d))),
-        *(n, m, d, most, least),
+        *(n, m, d, most, least, by_fit),
     )
     return x, counts, inside
 
@@ -183,11 +195,12 @@ def _entry(function: Callable) -> Callable:
 
 _SIGNATURES = {
     "_many": types.void(
-        *[_FLOATS] * 11, *[_INTEGERS] * 2, *[_FLOATS] * 2, _INTEGERS,
-        *[types.int64] * 8, types.float64, types.boolean, types.float64,
+        *[_FLOATS] * 12, *[_INTEGERS] * 2, *[_FLOATS] * 2, _INTEGERS,
+        *[types.int64] * 9, types.float64, types.boolean, types.float64,
     ),
     "_matched": types.void(
-        *[_FLOATS] * 7, _INTEGERS, *[_FLOATS] * 2, _INTEGERS, *[types.int64] * 4, types.float64
+        *[_FLOATS] * 7, _INTEGERS, *[_FLOATS] * 2, _INTEGERS, *[types.int64] * 4, types.float64,
+        types.boolean,
     ),
 }  # fmt: skip
 
@@ -210,19 +223,22 @@ def _arrays(squares, vectors, lists, m, d):
 
 
 def _many(
-    gram, atoms, inverse, Y, products, lams, slacks, first, X, gaps, residuals, moved, rounds,
-    squares, vectors, lists, n, m, d, columns, warm, budget, fewest, most, l2, nonnegative, tol,
+    gram, atoms, inverse, Y, products, lams, slacks, first, known, X, gaps, residuals, moved,
+    rounds, squares, vectors, lists, n, m, d, columns, warm, masked, budget, fewest, most, l2,
+    nonnegative, tol,
 ):  # fmt: skip
     """The compiled half of `minimise`."""
-    gram, atoms, inverse = carray(gram, (d, d)), carray(atoms, (d, m)), carray(inverse, (d,))
+    gram, atoms = carray(gram, (d, d)), carray(atoms, (d, m))
+    inverse = carray(inverse, (n if masked else 1, d))
     Y, products, lams = carray(Y, (n, m)), carray(products, (n, d)), carray(lams, (n, columns))
     slacks, first, X = carray(slacks, (n,)), carray(first, (warm, d)), carray(X, (n, d))
-    gaps, residuals = carray(gaps, (n,)), carray(residuals, (n,))
+    gaps, residuals, known = carray(gaps, (n,)), carray(residuals, (n,)), carray(known, (masked, m))
     moved, rounds = carray(moved, (n,)), carray(rounds, (n,))
     work, own = _arrays(squares, vectors, lists, m, d)
-    shared = (gram, atoms, inverse, l2, nonnegative)
     limits = (tol, budget, fewest, most)
     for i in range(n):
+        mask = known[i if masked else 0 : i + 1 if masked else 0]
+        shared = (gram, atoms, inverse[i if masked else 0], l2, nonnegative, mask)
         for j in range(d):
             own[1][j] = lams[i, j if columns > 1 else 0]
         start = first[i if warm else 0 : i + 1 if warm else 0]
@@ -234,7 +250,7 @@ def _many(
 @_compiled
 def _one(shared, y, products, start, slack, limits, work, own, out):
     """The code of a signal; its gap, residual, moves and rounds."""
-    gram, D, inverse, l2, nonnegative = shared
+    gram, D, inverse, l2, nonnegative, mask = shared
     tol, budget, fewest, most = limits
     x, lam, atoms = work[2], work[6], work[10]
     full, weight, r, excess, inside, fresh = own
@@ -247,6 +263,9 @@ def _one(shared, y, products, start, slack, limits, work, own, out):
     while True:
         _subtract(full, products, gram, atoms, x, k, len(full))
         _subtract(r, y, D, atoms, x, k, len(y))
+        if len(mask):
+            for i in range(len(y)):
+                r[i] *= mask[0, i]
         squares, top = _sizes(r, full, weight, inverse, nonnegative, slack)
         gap = _gap(x, full, weight, atoms, k, l2, squares, 1 / top) / (half if half > 0 else 1.0)
         joined = _violated(
@@ -268,6 +287,7 @@ def _one(shared, y, products, start, slack, limits, work, own, out):
             level = 1.0
             k, w, moves = _begun(shared, start[0], products, slack, budget, work, own)
             continue
+        _rows(gram, D, l2, mask, fresh, joined, work[9])
         w = _join(work, gram, products, weight, inverse, fresh, joined, inside, w)
         rounds += joined > 0
         if level == np.inf:
@@ -288,7 +308,7 @@ def _begun(shared, start, products, slack, budget, work, own):
 
     Free atoms of either sign are active, as far as they do not depend on others.
     """
-    gram, _, inverse, _, nonnegative = shared
+    gram, D, inverse, l2, nonnegative, mask = shared
     x, sign, lam, atoms = work[2], work[4], work[6], work[10]
     _, weight, _, _, inside, fresh = own
     joined = 0
@@ -298,6 +318,7 @@ def _begun(shared, start, products, slack, budget, work, own):
             given = start[i] != 0 and not (nonnegative and start[i] < 0)
             if is_free if free == 0 else given and not is_free:
                 fresh[joined], joined = i, joined + 1
+    _rows(gram, D, l2, mask, fresh, joined, work[9])
     w = _join(work, gram, products, weight, inverse, fresh, joined, inside, 0)
     for i in range(w):
         x[i] = start[atoms[i]]
@@ -454,7 +475,7 @@ def _constraint(value, lam, nonnegative):
 
 def _matched(
     gram, inverse, Y, products, favour, X, inside, counts, squares, vectors, lists, n, m, d, most,
-    least,
+    least, by_fit,
 ):  # fmt: skip
     """The compiled half of `match`."""
     gram, inverse, favour = carray(gram, (d, d)), carray(inverse, (d,)), carray(favour, (d,))
@@ -463,7 +484,7 @@ def _matched(
     work, own = _arrays(squares, vectors, lists, m, d)
     for i in range(n):
         counts[i] = _atom_by_atom(
-            (gram, inverse, favour), Y[i], products[i], most, least, work, own, X[i]
+            (gram, inverse, favour, by_fit), Y[i], products[i], most, least, work, own, X[i]
         )
         inside[i] = _in_span(work, counts[i])
 
@@ -471,27 +492,36 @@ def _matched(
 @_compiled
 def _atom_by_atom(shared, y, products, most, least, work, own, out):
     """The code of a signal; its number of atoms."""
-    gram, inverse, favour = shared
+    gram, inverse, favour, by_fit = shared
     A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
-    full, weight, _, _, inside, fresh = own
-    energy, k = 0.0, 0
+    full, along, _, apart, inside, fresh = own  # apart: squared distances from the active atoms
+    energy, k, depends = 0.0, 0, max(least, _DEPENDENT)
     for value in y:
         energy += value**2
     inside[:] = 0
+    for i in range(len(full)):
+        apart[i] = gram[i, i]
     while k < most:
         _subtract(full, products, gram, atoms, x, k, len(full))
         best, entering = 0.0, -1
         for i in range(len(full)):
             size = abs(full[i]) * favour[i]
+            if by_fit:
+                far = apart[i] > depends * gram[i, i]
+                size = abs(full[i]) / math.sqrt(apart[i]) if far else 0.0
             if size > best and not inside[i]:
                 best, entering = size, i
         if entering < 0 or abs(full[entering]) * inverse[entering] <= least * math.sqrt(energy):
             break
         fresh[0] = entering
-        _join(work, gram, products, weight, inverse, fresh, 1, inside, k)
+        _join(work, gram, products, along, inverse, fresh, 1, inside, k)
         pivot = _border(A, M, u, order, k)
-        if pivot <= max(least, _DEPENDENT) * A[k, k]:
+        if pivot <= depends * A[k, k]:
             break
+        if by_fit:
+            _subtract(along, gram[entering], gram, atoms, u, k, len(full))
+            for i in range(len(full)):
+                apart[i] -= along[i] ** 2 / pivot
         x[k] = full[entering] / pivot
         for i in range(k):
             x[i] -= x[k] * u[i]
@@ -563,6 +593,21 @@ def _join(work, gram, products, weight, inverse, fresh, joined, inside, w):
             A[other, w] = A[w, other]
         w += 1
     return w
+
+
+@_compiled
+def _rows(gram, D, l2, mask, fresh, joined, known):
+    """The rows of the Gram matrix of masked atoms that join; without a mask they are there."""
+    for i in range(joined if len(mask) else 0):
+        j = fresh[i]
+        for c in range(D.shape[1]):
+            known[c] = mask[0, c] * D[j, c]
+        for other in range(len(D)):
+            product = 0.0
+            for c in range(D.shape[1]):
+                product += known[c] * D[other, c]
+            gram[j, other] = product
+        gram[j, j] += l2
 
 
 @_compiled

@@ -13,7 +13,14 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.files import MappedRows
 from unrolled._base.numbers import norm
-from unrolled.dictionaries import Dictionary, as_flat, block_of, dense
+from unrolled.dictionaries import (
+    Dictionary,
+    as_flat,
+    block_of,
+    dense,
+    shared_part,
+    signal_axes,
+)
 from unrolled.pursuit._basis_pursuit import basis_pursuit, bpdn
 from unrolled.pursuit._ista import fista, ista, ml_fista, ml_ista
 from unrolled.pursuit._lasso import lasso
@@ -36,8 +43,9 @@ Solve = TypeVar("Solve", bound=Callable[..., Any])
 
 # The operands of a pursuit, after which its options come, and what it takes.
 _OPERANDS = {("D", "y"): "one", ("Ds", "y"): "chain", ("D", "Y"): "batch"}
-# Operands that stand among the options: one for every signal.
-_OF_SIGNALS = {"start", "weights"}
+# What stands among the options, and is for a call of the function alone: operands with a row for
+# every signal, and how `omp_batch`, which stands for `omp` here, selects.
+_OF_SIGNALS = {"start", "weights", "mask", "selection"}
 
 
 class Named(NamedTuple):
@@ -271,14 +279,16 @@ def lasso_optima(D: Dictionary, Y: Array, lam: ArrayLike) -> Pursuit:
         ([[2.0, 0.0]], [True])
     """
     if _fits(D):
-        return lasso_batch(D, Y, lam, tol=_CERTIFIED)
+        own: Any = D
+        masks = None if shared_part(D) is D else own.mask > 0
+        return lasso_batch(shared_part(D), Y, lam, tol=_CERTIFIED, mask=masks)
     return _reached(D, Y, lam)
 
 
 @jax.jit
 def _reached(D: Dictionary, Y: Array, lam: Array) -> Pursuit:
     solve = partial(fista, tol=_REACHED, max_steps=_MAX_STEPS)
-    return jax.vmap(solve, (None, 0, None))(D, Y, lam)
+    return jax.vmap(solve, (signal_axes(D), 0, None))(D, Y, lam)
 
 
 # What `default_lam` is, for a sentence.

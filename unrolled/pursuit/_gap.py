@@ -15,7 +15,7 @@ from unrolled._base import programs
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import exponent, ldexp, norm, power_of_two
-from unrolled.dictionaries import Dictionary, Operator, column_norms
+from unrolled.dictionaries import Dictionary, Operator, column_norms, scale_columns
 from unrolled.penalties import L1, Penalty
 from unrolled.pursuit._problem import Codes, Problem, check_weights, one_by_one, per_atom
 
@@ -278,8 +278,9 @@ def freed(D: Operator, free: Array, r: Array, h: Array) -> tuple[Array, Array, A
     code of a vector without structure in them tells sigma.
     """
     m, d = D.shape
-    k = exponent(column_norms(D))
-    D = D * power_of_two(-k, r.dtype)
+    # Their span does not depend on their norms, and products with atoms near 1 are in the range.
+    k = exponent(column_norms(D)[None], 0)[0]
+    given, D = D, scale_columns(D, power_of_two(-k, r.dtype))
     fixed_D, fixed_r = lax.stop_gradient((D, r))
     level = m * float(jnp.finfo(r.dtype).eps) * column_norms(fixed_D) * norm(fixed_r)
     once = partial(_least_squares, fixed_D, free)
@@ -287,13 +288,12 @@ def freed(D: Operator, free: Array, r: Array, h: Array) -> tuple[Array, Array, A
         0, 2, lambda _, c: c + once(fixed_r - fixed_D @ c, level, 2 * min(m, d)), jnp.zeros_like(h)
     )
     nu = r - D @ c
-    h = nu @ D
     probe = jnp.cos(jnp.arange(1, m + 1, dtype=r.dtype) ** 2)
     inverse = norm(once(probe, jnp.zeros_like(level), 2 * jnp.count_nonzero(free) + 8))
-    seen = norm(jnp.where(free, h, 0))
+    seen = norm(jnp.where(free, nu @ D, 0))
     # Products below the range of the dtype end the steps at once: then sigma is not known.
     off = jnp.where(inverse > 0, seen * inverse * math.sqrt(m) / norm(probe), jnp.inf)
-    return nu, ldexp(jnp.where(free, 0, h), k), jnp.where(seen > 0, off, 0)
+    return nu, jnp.where(free, 0, nu @ given), jnp.where(seen > 0, off, 0)
 
 
 def _least_squares(D: Operator, free: Array, r: Array, level: Array, limit: ArrayLike) -> Array:

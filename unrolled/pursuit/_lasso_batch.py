@@ -23,6 +23,10 @@ from unrolled.dictionaries import (
     as_flat,
     block_of,
     dense,
+    known_entries,
+    known_part,
+    shared_part,
+    signal_axes,
     spread,
     threshold_shapes,
 )
@@ -37,7 +41,9 @@ from unrolled.pursuit._problem import (
     fixed_norm,
     flat_code,
     is_held,
+    least_of,
     one_by_one,
+    out_of_range,
     rounded,
     run,
 )
@@ -65,6 +71,7 @@ def lasso_batch(
     l2: ArrayLike = 0.0,
     start: ArrayLike | None = None,
     max_steps: int = 10_000,
+    mask: ArrayLike | None = None,
 ) -> Pursuit:
     r"""`lasso` for many signals with one dictionary, by an algorithm of its own.
 
@@ -92,15 +99,18 @@ def lasso_batch(
         tol, nonnegative, l2: as in `lasso`.
         start: (batch, d), codes to start from.
         max_steps: the most moves for a signal: an atom joins the active ones or leaves them.
+        mask: bools, in the shape of Y, or (m,) for all signals: True where an entry is known. Codes
+            fit these entries alone, as with `dictionaries.Masked`; the others may be NaN. `ratio`,
+            `gap` and `residual` are then those of the known entries.
 
     Returns:
         Pursuit with a leading axis of signals in every field; `steps` counts moves, and `gap`
         is that of the code before it is rounded to the dtype of Y. A signal has the code 0 and the
-        gap inf if it is not finite, or if the range of the dtype, 1e-31 in float32, holds neither
-        an atom over the largest entry of D nor its penalty over that entry and the signal.
+        gap inf if it is not finite, or if an atom over the largest entry of D and its penalty over
+        that entry and the signal are both below the range, 1e-31 in float32, 1e-146 in float64.
 
     Raises:
-        TypeError, ValueError: as in `lasso`.
+        TypeError, ValueError: as in `lasso`; a mask that is not bool, or has another shape.
 
     Reference: Lawson, Hanson (1974), chapter 23; Lee et al. (2007) for the signs.
 
@@ -122,27 +132,34 @@ def lasso_batch(
     _problem.check_number(l2, "l2", where)
     checks.in_range(l2, wide, "l2", where)
     X = _problem.as_start(D, start, "", where, (len(signals),))
+    known: Any = None if mask is None else known_entries(D, mask, len(signals), where)
     several = np.shape(weight) not in (*threshold_shapes(D), getattr(D, "code_grid", ()))
     options = dict(relative=lam is None, tol=tol, nonnegative=nonnegative, max_steps=max_steps)
     host = partial(lasso_of_many, warm=start is not None, **options)
+
+    def part(Y: Array, rows: slice | None) -> tuple[Any, ...]:
+        """D, signals, weights and starts of some rows."""
+        weights = weight[rows] if several and rows else weight
+        masks = known[rows] if np.ndim(known) == 2 and rows else known
+        return *known_part(D, Y, masks), weights, X[rows] if X is not None and rows else X
 
     def by_parts(Y: Array, rows: slice | None) -> Pursuit:
         penalty = Penalty(block_of(D), nonnegative)
         method = Lasso(tol, max_steps, penalty)
         form = StaticPart(np.dtype(dtype), grid, fixed_norm, relative=lam is None, kind=penalty)
-        weights = weight[rows] if several and rows else one_by_one(D, weight)
-        first = X[rows] if X is not None and rows else X
+        own, Y, weights, first = part(Y, rows)
+        weights = weights if several else one_by_one(D, weights)
         ridge = _problem.as_operand(l2, wide)
-        return _together(method, form, several, *checks.cast((D, Y), dtype), weights, ridge, first)
+        own, Y = checks.cast((own, Y), dtype)
+        return _together(method, form, several, own, Y, weights, ridge, first)
 
     def solved(Y: Array, rows: slice | None) -> Pursuit:
-        weights = weight[rows] if several and rows else weight
-        first = X[rows] if X is not None and rows else X
+        own, Y, weights, first = part(Y, rows)
         operands, (a, b) = _scaled(
-            wide, lam is None, D, Y, weights, _problem.as_operand(l2, wide), first
+            wide, lam is None, own, Y, weights, _problem.as_operand(l2, wide), first
         )
         answers = on_the_host(host, operands, D.shape[1])
-        return batch_result(dtype, grid, answers, a, b, *operands[:2])
+        return batch_result(dtype, grid, answers, a, b, *operands[:2], *operands[5:])
 
     return in_chunks(by_parts if block_of(D) > 1 else solved, signals, where)
 
@@ -161,13 +178,13 @@ def _together(
 ) -> Pursuit:
     """The method under vmap; `several` says that lam has a row for every signal."""
 
-    def one(y, lam, start):
+    def one(D, y, lam, start):
         lam = lam[0] if np.shape(lam) == (1,) else lam
         (x,), *rest = run(method, form, (D,), y, (lam,), l2, None, start)
         return Pursuit(x, *rest)
 
-    axes = 0, 0 if several else None, None if start is None else 0
-    return jax.vmap(one, axes)(Y, lam, start)
+    axes = signal_axes(D), 0, 0 if several else None, None if start is None else 0
+    return jax.vmap(one, axes)(D, Y, lam, start)
 
 
 def operands_of_many(D: Dictionary, Y: Any, where: str) -> tuple[Operator, Any, np.dtype, Grid]:
@@ -239,8 +256,13 @@ def on_the_host(host: Any, operands: Any, d: int) -> tuple:
 def _scaled(
     dtype: np.dtype, relative: bool, D: Operator, Y: Array, weight: Any, l2: Any, start: Any
 ) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
-    """D, Y, the weights, l2 and the start near 1; and the exponents of D and of every signal."""
-    matrix, Y = dense(checks.cast(D, dtype)), Y.astype(dtype)
+    """D, Y, the weights, l2 and the start near 1; and the exponents of D and of every signal.
+
+    The masks of the signals follow, where each has its own.
+    """
+    whole: Any = D
+    masks = () if shared_part(D) is D else (whole.mask.astype(dtype),)
+    matrix, Y = dense(checks.cast(shared_part(D), dtype)), Y.astype(dtype)
     a, b = exponent(matrix), exponent(Y, 1)
     weight = spread(D, flat_code(D, jnp.asarray(weight, dtype)))
     columns = D.shape[1] if weight.shape[-1:] == D.shape[1:] else 1
@@ -253,10 +275,10 @@ def _scaled(
     near, Y = times_power(matrix, -a), times_power(Y, -b)
     # An atom that is lost in these units may be part of a code whose penalties are as small: then
     # the signal has no code, as if it were not finite.
-    least = float(jnp.finfo(dtype).tiny / jnp.finfo(dtype).eps)
-    lost = (jnp.max(jnp.abs(matrix), 0) > 0) & (jnp.max(jnp.abs(near), 0) < least)
-    Y = jnp.where((lost[None] & (weight < least)).any(1, keepdims=True), jnp.nan, Y)
-    return (near, Y, weight, ridge, X), (a, b)
+    least = max(least_of(dtype), math.sqrt(least_of(np.dtype(float))))  # the Gram matrix squares
+    lost = out_of_range(matrix, a, least)[None] & (weight < least)
+    Y = jnp.where(lost.any(1, keepdims=True), jnp.nan, Y)
+    return (near, Y, weight, ridge, X, *masks), (a, b)
 
 
 @programs.on_auto_axes
@@ -266,13 +288,15 @@ def batch_result(
 ) -> Pursuit:
     """The answers in the dtype of the caller, and in units: of D with 2^a, of signals with 2^b.
 
-    With D and the signals in these units, the residual becomes that of codes in half precision.
+    With D, the signals and their masks in these units, the residual becomes that of codes in half
+    precision.
     """
     x, gap, residual, steps, converged = answers
     if signals and dtype != x.dtype:
-        D, Y = signals
+        D, Y, *masks = signals
         with jax.default_matmul_precision("highest"):
-            residual = norm(Y - rounded(x, dtype) @ D.T, 1)
+            left = Y - rounded(x, dtype) @ D.T
+        residual = norm(masks[0] * left if masks else left, 1)
     codes, k = ldexp(x, b - a).astype(dtype), (b - a)[:, 0]
     converged = converged & jax.vmap(is_held)(codes, x, k)
     if grid is not None:
@@ -282,13 +306,14 @@ def batch_result(
 
 
 def lasso_of_many(
-    D, Y, lam, l2=0.0, start=None, *, relative=False, tol=1e-6, nonnegative=False,
+    D, Y, lam, l2=0.0, start=None, masks=None, *, relative=False, tol=1e-6, nonnegative=False,
     max_steps=10_000, warm=False,
 ):  # fmt: skip
     """x, gap, residual, steps and converged of every signal, in numpy.
 
     Args:
         D, Y, lam, l2, start: as in `lasso_batch`, near 1; lam is (n, 1) or (n, d).
+        masks: (n, m), 0 where an entry of a signal is not known, else 1.
         relative: whether lam is in units of lam_max of every signal.
         tol, nonnegative, max_steps: as in `lasso_batch`.
         warm: whether start holds codes.
@@ -297,9 +322,10 @@ def lasso_of_many(
     finite = np.isfinite(Y).all(1) & np.isfinite(lam).all(1) & np.isfinite(D).all() & D.any()
     x, gap, residual, steps, _ = minima(
         *(D, Y, lam, l2, start if warm else None, finite),
+        masks=masks,
         relative=relative,
         nonnegative=nonnegative,
-        slack=slack_of(D, Y, lam, tol) if finite.any() else np.zeros(0),
+        slack=slack_of(D, Y, lam, tol, masks) if finite.any() else np.zeros(0),
         tol=tol,
         moves=max_steps,
     )
@@ -316,6 +342,7 @@ def minima(
     start: np.ndarray | None,
     finite: np.ndarray,
     *,
+    masks: np.ndarray | None = None,
     relative: bool = False,
     nonnegative: bool,
     slack: np.ndarray,
@@ -324,7 +351,7 @@ def minima(
     """x, gap, residual, moves and rounds of the active set method, for every signal.
 
     Args:
-        D, Y, lam, l2, start, relative, nonnegative: as in `lasso_of_many`, in float64.
+        D, Y, lam, l2, start, masks, relative, nonnegative: as in `lasso_of_many`, in float64.
         finite: (n,), which signals have a code; others have zeros, an infinite gap and no residual.
         slack: (n,), violations over the norm of their atom that do not count.
         limits: those of `_active_set.minimise`.
@@ -344,8 +371,10 @@ def minima(
             top = products if nonnegative else np.abs(products)
             weights = weights * np.maximum(top.max(1, keepdims=True), 0)
         first = None if start is None else start[part].astype(np.float64)
+        own = None if masks is None else masks[part].astype(np.float64)
         operands = (problem, signals, products, weights, slack[part])
-        for result, some in zip(results, _active_set.minimise(*operands, start=first, **limits)):
+        found = _active_set.minimise(*operands, start=first, masks=own, **limits)
+        for result, some in zip(results, found):
             result[part] = some
 
     parts = _parts(finite, D.shape)
@@ -370,7 +399,9 @@ def blocks_of(rows: Any) -> range:
     return range(0, len(rows), BLOCK)
 
 
-def slack_of(D: np.ndarray, Y: np.ndarray, lam: np.ndarray, tol: float) -> np.ndarray:
+def slack_of(
+    D: np.ndarray, Y: np.ndarray, lam: np.ndarray, tol: float, masks: np.ndarray | None = None
+) -> np.ndarray:
     """Violations over the norm of their atom that do not count, (n,).
 
     For a free atom, one without a penalty, |d_i . r| counts as 0 up to it, or less where that would
@@ -380,13 +411,16 @@ def slack_of(D: np.ndarray, Y: np.ndarray, lam: np.ndarray, tol: float) -> np.nd
     sizes, free = np.linalg.norm(Y, axis=1), lam == 0
     if not free.any():
         return _SLACK * sizes
-    norms = np.linalg.norm(D, axis=0)
-    masks, which = np.unique(free, axis=0, return_inverse=True)
-    level = np.full(len(masks), _SLACK)
-    for i, mask in enumerate(masks):
-        atoms = np.broadcast_to(mask, norms.shape) & (norms > 0)
+    known = np.ones((1, len(D))) if masks is None else masks
+    pairs = np.hstack([np.broadcast_to(v, (len(Y), v.shape[1])) for v in (known > 0, free)])
+    pairs, which = np.unique(pairs, axis=0, return_inverse=True)
+    level = np.full(len(pairs), _SLACK)
+    for i, (rows, is_free) in enumerate(zip(pairs[:, : len(D)], pairs[:, len(D) :])):
+        A = D[rows]
+        norms = np.linalg.norm(A, axis=0)
+        atoms = np.broadcast_to(is_free, norms.shape) & (norms > 0)
         if atoms.any():
-            s = np.linalg.svd(D[:, atoms] / norms[atoms], compute_uv=False)
+            s = np.linalg.svd(A[:, atoms] / norms[atoms], compute_uv=False)
             sigma = s[s > max(D.shape) * np.finfo(float).eps * s[0]].min()
             level[i] = min(_SLACK, tol * sigma / (4 * math.sqrt(atoms.sum())))
     return level[which.reshape(len(Y))] * sizes

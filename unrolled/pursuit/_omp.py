@@ -13,9 +13,24 @@ from jax import lax
 
 from unrolled._base import checks, programs
 from unrolled._base.checks import Array, ArrayLike
-from unrolled._base.numbers import exponent, ldexp, norm, times_power, wide_dtype
+from unrolled._base.numbers import (
+    exponent,
+    ldexp,
+    norm,
+    power_of_two,
+    times_power,
+    wide_dtype,
+)
 from unrolled._base.threads import threads
-from unrolled.dictionaries import Dictionary, Operator, block_of, column_norms, dense
+from unrolled.dictionaries import (
+    Dictionary,
+    Operator,
+    block_of,
+    column_norms,
+    dense,
+    refuse_parts,
+    scale_columns,
+)
 from unrolled.penalties import L1, Penalty
 from unrolled.pursuit._gap import half_energy
 from unrolled.pursuit._lasso import Penalized, on_branch, slope
@@ -27,6 +42,7 @@ from unrolled.pursuit._problem import (
     as_operand,
     check_number,
     checked_single,
+    out_of_range,
     run,
 )
 
@@ -62,6 +78,7 @@ def match(
     favour: np.ndarray | None = None,
     judged: tuple[np.ndarray, np.ndarray] | None = None,
     block: int = 1,
+    by_fit: bool = False,
 ) -> np.ndarray:
     r"""Matching pursuit for every row of Y, as an array of codes, (n, d).
 
@@ -78,15 +95,22 @@ def match(
             that is in the span of the atoms: rounding.
         block: the atoms of a part, which enter together; then `sparsity` and `judged` count parts,
             and the choice goes by the norms of the parts of what it maximises.
+        by_fit: choose the atom that leaves the least residual, and favour none; block is 1.
     """
     X, m = np.zeros((len(Y), D.shape[1]), Y.dtype), len(D)
+    D, k = _near_one(D)
     if V is None and block == 1:
         from unrolled.pursuit import _active_set  # it imports numba
 
         wide, problem = Y.astype(float), _active_set.problem_of(D)
         choice = problem.inverse * (1.0 if favour is None else favour)
         of_part = partial(
-            _active_set.match, problem, favour=choice, most=sparsity, least=negligible(m, Y.dtype)
+            _active_set.match,
+            problem,
+            favour=choice,
+            most=sparsity,
+            least=negligible(m, Y.dtype),
+            by_fit=by_fit,
         )
 
         def work(part: slice) -> None:
@@ -101,7 +125,9 @@ def match(
         def work(part: slice) -> None:
             w = root[part]
             signals, norms = w * Y[part], np.sqrt((w * w) @ squares)
-            X[part], counts, Q = _match(D, atoms, norms, signals, sparsity, w, favour, block)
+            X[part], counts, Q = _match(
+                D, atoms, norms, signals, sparsity, w, favour, block, by_fit
+            )
             if judged is not None:
                 r = signals - w * (X[part] @ atoms)
                 judged[0][part], judged[1][part] = (
@@ -110,7 +136,13 @@ def match(
                 )
 
     share(work, len(Y), _CHUNK)
-    return X
+    return np.ldexp(X, -k)
+
+
+def _near_one(D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Atoms over powers of two, 2^k, so that their squares are in the range; and k."""
+    k = np.frexp(np.abs(D).max(0, initial=0))[1]
+    return np.ldexp(D, -k), k
 
 
 def _match(
@@ -122,6 +154,7 @@ def _match(
     w: np.ndarray,
     favour: np.ndarray | None,
     block: int,
+    by_fit: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The codes of weighted signals, the numbers of parts, and Q; `w` weights the atoms of each.
 
@@ -137,12 +170,21 @@ def _match(
     inverse = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
     least = rounding * np.linalg.norm(Y, axis=1)
     active, counts, used = np.ones(n, bool), np.zeros(n, int), slice(0, 0)
+    apart = norms**2  # squared distances from the chosen atoms
     for first in range(0, slots, block):
         products = (R * w) @ D
         np.abs(products, out=products)
         products *= inverse
         products[rows[:, None], S[:, :first]] = 0
         score = _sizes(products if favour is None else products * favour, block)
+        if by_fit:
+            far = apart > rounding * norms**2
+            score = np.divide(
+                products * norms,
+                np.sqrt(apart, where=far, out=np.ones_like(apart)),
+                out=np.zeros_like(apart),
+                where=far,
+            )
         part = score.argmax(1)
         correlated = active & (_sizes(products, block)[rows, part] > least)
         active, used = np.zeros(n, bool), slice(0, first + block)
@@ -157,6 +199,8 @@ def _match(
             Q[:, k], S[:, k] = q, np.where(correlated, j, S[:, 0])
             L[:, k, :k], L[:, k, k] = np.where(new[:, None], h, 0), np.where(new, size, 1)
             active |= new
+            if by_fit:
+                apart -= ((w * q) @ D) ** 2
         counts += active
         if not active.any():
             break
@@ -265,7 +309,12 @@ def _most(sparsity: Any, D: Dictionary, where: str) -> int:
 
 
 def omp_batch(
-    D: Dictionary, Y: ArrayLike, sparsity: int, weights: ArrayLike | None = None
+    D: Dictionary,
+    Y: ArrayLike,
+    sparsity: int,
+    weights: ArrayLike | None = None,
+    *,
+    selection: str = "correlation",
 ) -> Pursuit:
     r"""`omp` for many signals with one dictionary, by an algorithm of its own.
 
@@ -293,6 +342,9 @@ def omp_batch(
         sparsity: the most atoms of a code, in 0..d, or its most parts.
         weights: (batch, m) or (m,), the diagonals of V, non-negative: 0 for an entry of Y that is
             not known. They are those of flat signals.
+        selection: "correlation", or "least_squares" for the atom whose support leaves the least
+            residual, whatever the norms of the atoms: orthogonal least squares. Not for codes in
+            parts.
 
     Returns:
         Pursuit with a leading axis of signals in every field, as from `omp`. `gap` and `residual`
@@ -301,10 +353,11 @@ def omp_batch(
 
     Raises:
         TypeError: operands that are not real numbers, or a sparsity that is not a static integer.
-        ValueError: shapes that do not fit, a sparsity outside 0..d, or weights that are negative or
-            not finite.
+        ValueError: shapes that do not fit, a sparsity outside 0..d, weights that are negative or
+            not finite, or another selection.
 
-    Reference: Pati, Rezaiifar, Krishnaprasad (1993); Rubinstein, Zibulevsky, Elad (2008).
+    Reference: Pati, Rezaiifar, Krishnaprasad (1993); Rubinstein, Zibulevsky, Elad (2008); Chen,
+    Billings, Luo (1989) for orthogonal least squares.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
@@ -315,6 +368,12 @@ def omp_batch(
     where = "omp_batch"
     D, signals, dtype, grid = operands_of_many(D, Y, where)
     (m, d), most = D.shape, _most(sparsity, D, where)
+    if selection not in ("correlation", "least_squares"):
+        raise ValueError(
+            f"{where}: unknown selection {selection!r}; expected correlation or least_squares"
+        )
+    if by_fit := selection == "least_squares":
+        refuse_parts(D, where, 'try selection="correlation"')
     if weights is not None:
         checks.nonnegative(weights, "weights", where)
         checks.finite(weights, "weights", where)
@@ -324,7 +383,7 @@ def omp_batch(
             )
     wide = wide_dtype(dtype)
     V = as_operand(weights, wide)
-    host = partial(_matched, most=most, dtype=np.dtype(dtype), block=block_of(D))
+    host = partial(_matched, most=most, dtype=np.dtype(dtype), block=block_of(D), by_fit=by_fit)
 
     def solved(Y: Array, rows: slice | None) -> Pursuit:
         operands, a, b = _scaled(wide, D, Y, V[rows] if rows and np.ndim(V) == 2 else V)
@@ -336,44 +395,57 @@ def omp_batch(
 @programs.on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _scaled(dtype: np.dtype, D: Operator, Y: Array, weights: Any) -> tuple[tuple, Array, Array]:
-    """D, Y and the weights near 1; and the exponents of D and of every weighted signal."""
+    """Atoms, Y and the weights near 1; and the exponents of D and of every weighted signal.
+
+    After the signals: the exponents of the atoms, over that of D, and which of them are lost.
+    """
     matrix, Y = dense(checks.cast(D, dtype)), Y.astype(dtype)
-    a = exponent(matrix)
-    matrix = times_power(matrix, -a)
+    k, a = exponent(matrix, 0), exponent(matrix)
+    lost = out_of_range(matrix, k)
+    matrix, k = times_power(matrix, -k), k[0] - a
     if weights is None:
         b = exponent(Y, 1)
-        return (matrix, times_power(Y, -b)), a, b
+        return (matrix, times_power(Y, -b), k, lost), a, b
     V = jnp.broadcast_to(jnp.asarray(weights, dtype), Y.shape)
     c = exponent(V, 1) // 2
     V = ldexp(V, -2 * c)
     Y = jnp.where(V > 0, Y, 0)
     b = exponent(jnp.sqrt(V) * Y, 1)
-    return (matrix, times_power(Y, -b), V, c), a, b
+    return (matrix, times_power(Y, -b), k, lost, V, c), a, b
 
 
 def _matched(
     D: np.ndarray,
     Y: np.ndarray,
+    k: np.ndarray,
+    lost: np.ndarray,
     V: np.ndarray | None = None,
     c: np.ndarray | None = None,
     *,
     most: int,
     dtype: np.dtype,
     block: int,
+    by_fit: bool,
 ) -> tuple[np.ndarray, ...]:
-    """x, gap, residual, steps and converged of every signal; the residual is of x in the dtype."""
+    """x, gap, residual, steps and converged of every signal, with atoms D 2^k.
+
+    The residual is of x in the dtype.
+    """
     finite = np.isfinite(Y).all(1) & np.isfinite(D).all()
     Y = np.where(finite[:, None], Y, 0)
-    norms = np.linalg.norm(D, axis=0)
+    norms = np.ldexp(np.linalg.norm(D, axis=0), k)
     counts, inside = np.zeros(len(Y), int), np.zeros(len(Y), Y.dtype)
-    x = match(D, Y, most, V, norms, (counts, inside), block)
-    r = Y - x.astype(dtype).astype(x.dtype) @ D.T
+    x = np.ldexp(match(D, Y, most, V, norms, (counts, inside), block, by_fit), -k)
+    r = Y - np.ldexp(x.astype(dtype).astype(x.dtype), k) @ D.T
     root = 1 if V is None else np.sqrt(V)
     residual = np.linalg.norm(root * r, axis=1)
     energy = np.sum((root * Y) ** 2, 1)
     gap = np.where(finite, inside / np.where(energy > 0, energy, 1), np.inf)
+    rounding = 4 * D.shape[0] * np.finfo(Y.dtype).eps
+    # No atom helps, but one that the range does not hold might.
+    short = lost.any() & (counts < most) & (residual > rounding * np.sqrt(energy))
     residual = np.where(finite, residual if c is None else np.ldexp(residual, c[:, 0]), np.nan)
-    met = gap <= 4 * D.shape[0] * np.finfo(Y.dtype).eps
+    met = (gap <= rounding) & ~short
     kinds = x.dtype, x.dtype, jax.dtypes.canonicalize_dtype(int), bool
     return x, *(v.astype(kind) for v, kind in zip((gap, residual, counts, met), kinds))
 
@@ -387,9 +459,15 @@ class Matching:
     def __call__(self, problem: Problem, x: Array) -> Found:
         (D,), y, *_ = problem
         stop = jnp.zeros((), y.dtype) if problem.level is None else problem.level
-        fixed_D, fixed_y, norms, stop = lax.stop_gradient((D, y, problem.sizes[0], stop))
+        # Atoms near 1, whose squares are in the range, are still chosen by their own norms.
+        k = exponent(problem.sizes[0][None], 0)[0]
+        D, favour = scale_columns(D, power_of_two(-k, y.dtype)), power_of_two(k, y.dtype)
+        norms = times_power(problem.sizes[0], -k)
+        fixed_D, fixed_y, norms, stop = lax.stop_gradient((D, y, norms, stop))
         penalty = L1.of(D)
-        chosen = atom_by_atom(fixed_D, fixed_y, norms, self.most, stop, penalty=penalty)
+        chosen = atom_by_atom(
+            fixed_D, fixed_y, norms, self.most, stop, penalty=penalty, favour=favour
+        )
         # norm(P r)^2 for the projector P on the chosen atoms, by the factor of their Gram matrix.
         inside = _solve_L(chosen.L, _at_chosen(chosen, chosen.r @ fixed_D))
         gap = jnp.sum(inside**2) / 2 / half_energy(fixed_y)
@@ -397,9 +475,14 @@ class Matching:
         free = Penalized(D, y, zero, zero)
         x = on_branch(slope, 10 * min(D.shape), free, chosen.x, penalty)
         finite = jnp.isfinite(norm(chosen.r))
-        met = finite & (gap <= 4 * D.shape[0] * float(jnp.finfo(y.dtype).eps))
+        rounding = 4 * D.shape[0] * float(jnp.finfo(y.dtype).eps)
+        # No atom helps, but one that the range does not hold might.
+        short = problem.lost[0].any() & (chosen.size < self.most * penalty.block)
+        short &= norm(chosen.r) > jnp.maximum(stop, rounding * norm(fixed_y))
+        met = finite & (gap <= rounding) & ~short
         gap = jnp.where(finite, gap, jnp.inf)
-        return Found(x, gap, chosen.size // penalty.block, met, allowed=problem.level)
+        steps = chosen.size // penalty.block
+        return Found(ldexp(x, -k), gap, steps, met, allowed=problem.level)
 
 
 def atom_by_atom(
@@ -410,6 +493,7 @@ def atom_by_atom(
     stop: ArrayLike,
     admits: Callable[[Array], Array] | None = None,
     penalty: Penalty = L1,
+    favour: ArrayLike = 1.0,
 ) -> Chosen:
     """Atoms one by one, at most `most`, until norm(r) <= stop, for D and y near 1.
 
@@ -419,6 +503,7 @@ def atom_by_atom(
         most, stop: when to end.
         admits: whether a code may be the result; the first that may not ends the choice before it.
         penalty: whose parts enter, `most` of them, each with all of its atoms.
+        favour: (d,), of d_i . r in the choice.
     """
     most *= penalty.block
     slots = max(1, most)
@@ -432,7 +517,7 @@ def atom_by_atom(
     )
 
     def body(s):
-        grown, helps = _grown(D, y, norms, s, penalty)
+        grown, helps = _grown(D, y, norms, s, penalty, favour)
         helps = helps if admits is None else helps & admits(grown.x)
         return jax.tree.map(partial(jnp.where, helps), grown, s._replace(ended=jnp.asarray(True)))
 
@@ -442,15 +527,15 @@ def atom_by_atom(
 
 
 def _grown(
-    D: Operator, y: Array, norms: Array, s: Chosen, penalty: Penalty
+    D: Operator, y: Array, norms: Array, s: Chosen, penalty: Penalty, favour: ArrayLike
 ) -> tuple[Chosen, Array]:
     """The choice with the atoms of one more part, and whether that helps."""
     rounding = negligible(D.shape[0], y.dtype)
     slots, d, block = jnp.arange(len(s.atoms)), D.shape[1], penalty.block
     chosen = jnp.zeros(d, int).at[s.atoms].max((slots < s.size).astype(int), mode="drop")
     taken = penalty.support(chosen)
-    g = jnp.where(taken, 0, penalty.entries(penalty.sizes(s.r @ D)))
-    first = jnp.argmax(g)  # of its part
+    g: Any = s.r @ D
+    first = jnp.argmax(jnp.where(taken, 0, penalty.entries(penalty.sizes(favour * g))))
 
     def add(s, j):
         column = (D @ (jnp.arange(d) == j).astype(y.dtype)) @ D
@@ -467,8 +552,8 @@ def _grown(
         grown, new = add(s, first)
     else:
         grown, new = programs.scan(add, s, first + jnp.arange(block))
-    size = penalty.sizes(norms)[first // block]
-    helps = (g[first] > rounding * size * norm(y)) & new.any()
+    size, of = (penalty.sizes(v)[first // block] for v in (norms, g))
+    helps = ~taken[first] & (of > rounding * size * norm(y)) & new.any()
     # From the last code, which is already solved: the error of the factor does not stay in x.
     x, L = s.x, grown.L
     for _ in range(2):

@@ -14,6 +14,7 @@ from jax import lax
 from unrolled._base import checks, programs
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import (
+    any_nonzero,
     exponent,
     largest,
     ldexp,
@@ -50,6 +51,8 @@ Grid = Any
 NO_PARTS = "try pursuit.lasso, omp, ista or fista"
 # Steps between two evaluations of the gap, which costs as much as a step.
 _BLOCK = 10
+# Entries of an operator up to which the norms of its atoms, which may need its matrix, are found.
+_MATRIX = 2**20
 
 
 class Pursuit(Result):
@@ -92,6 +95,7 @@ class Problem(NamedTuple):
     sizes: tuple[Array, ...]  # norm(D_j, 2), or what the pursuit has in its place
     b: Array  # the exponent of y
     up: tuple[Array, ...]  # the exponents of x_j
+    lost: tuple[Array, ...]  # (d_j,) or () each: atoms that these units do not hold
 
     @property
     def end(self) -> int:
@@ -173,6 +177,7 @@ def scaled(
         tuple(times_power(size, -k) for size, k in zip(sizes, a)),
         b,
         up,
+        tuple(map(out_of_range, Ds, a)),
     )
     weights = [jnp.asarray(lam, dtype) for lam in lams]
     if not form.sequence:
@@ -186,6 +191,28 @@ def scaled(
     else:
         x = lax.stop_gradient(ldexp(jnp.asarray(start, dtype), -up[-1]))
     return problem._replace(lams=tuple(map(bounded, weights))), x
+
+
+def least_of(dtype: np.dtype) -> float:
+    """Below it a number of the dtype, or a product with one near 1, may have lost its digits."""
+    return float(jnp.finfo(dtype).tiny / jnp.finfo(dtype).eps)
+
+
+def out_of_range(D: Operator, k: Array, least: float | None = None) -> Array:
+    """Which atoms are below `least` over 2^k but not 0, (d,); () for a large operator.
+
+    The default is the least of the dtype.
+
+    Where D is an array, atoms of subnormal numbers, which XLA takes for zeros, are among them.
+    """
+    least = least_of(D.dtype) if least is None else least
+    if isinstance(D, Structured):
+        if math.prod(D.shape) > _MATRIX:
+            return jnp.zeros((), bool)
+        norms = column_norms(D)
+        return (norms > 0) & (times_power(norms, -k) < least)
+    near = jnp.max(jnp.abs(times_power(D, -k)), 0)
+    return any_nonzero(D, 0) & (near < least)
 
 
 def bounded(lam: Array) -> Array:
@@ -202,9 +229,13 @@ def largest_product(D: Operator, y: Array, penalty: Penalty) -> Array:
 def result(form: StaticPart, problem: Problem, answer: Found) -> tuple[Any, ...]:
     """xs, gap, residual, steps, converged and more, in the units and the dtype of the caller.
 
-    The residual is that of the code as it is returned, and it decides of an aim that bounds it.
+    The residual is that of the code as it is returned, and it decides of an aim that bounds it. An
+    atom that is lost may be part of the code whose penalty is as small: no gap is then known.
     """
-    x, residual, converged = answer.x, answer.residual, answer.met
+    x, residual, converged, gap = answer.x, answer.residual, answer.met, answer.gap
+    for lam, lost in zip(problem.lams, problem.lost):
+        unknown = (lost & (lam < least_of(problem.y.dtype))).any()
+        gap, converged = jnp.where(unknown, jnp.inf, gap), converged & ~unknown
     xs = x if isinstance(x, tuple) else codes_of(problem.Ds, x)
     if answer.zeros is not None:
         xs = tuple(jnp.where(zero, 0, x) for zero, x in zip(answer.zeros, xs))
@@ -220,7 +251,7 @@ def result(form: StaticPart, problem: Problem, answer: Found) -> tuple[Any, ...]
         show = form.grid if callable(form.grid) else partial(jnp.reshape, shape=form.grid)
         codes = tuple(map(show, codes))
     gap, residual, *more = (
-        v.astype(form.dtype) for v in (answer.gap, times_power(residual, problem.b), *answer.more)
+        v.astype(form.dtype) for v in (gap, times_power(residual, problem.b), *answer.more)
     )
     return codes, gap, residual, answer.steps, converged, *more
 

@@ -12,9 +12,15 @@ from jax.sharding import Mesh
 
 from unrolled._base import checks, programs
 from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, Key
+from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled._base.files import MappedRows, as_data, check_draws, drawing
-from unrolled.dictionaries import flat_batch
+from unrolled.dictionaries import (
+    Operator,
+    flat_batch,
+    known_entries,
+    known_part,
+    shared_part,
+)
 from unrolled.layers import Layer, fista
 from unrolled.networks import Network, lam_of
 from unrolled.problems import resampler
@@ -45,6 +51,7 @@ __all__ = ["fit"]
 
 # One signal of so many is held back, from the end, and at most so many.
 _HELD_BACK, _MOST = 10, 1000
+_BATCH = 64  # masked signals of a step, as `resampler` draws
 
 
 def is_own(sample: Any) -> bool:
@@ -55,14 +62,22 @@ def is_own(sample: Any) -> bool:
 
 
 def from_arrays(
-    arrays: Any, validation: tuple | None, params: Any, D: Dictionaries | None, where: str
+    arrays: Any,
+    validation: tuple | None,
+    params: Any,
+    D: Dictionaries | None,
+    where: str,
+    mask: Any = None,
 ) -> tuple[Sample, tuple]:
     """A sampler of signals of one's own, and the signals to validate on.
 
     Without a validation batch these are the last tenth, at least one signal and at most 1,000, and
-    the sampler never draws them.
+    the sampler never draws them. With a mask, batches have the dictionary of each signal.
     """
     Y, X = arrays if isinstance(arrays, tuple) else (arrays, None)
+    if mask is not None:
+        mask = each_known(D, Y, mask, where)
+        Y = np.where(mask, np.asarray(Y), 0)
     Y, X = as_data(Y, X, where)
     check_width(Y, D, where)
     dtype = checks.common_dtype(params, D, Y, X)
@@ -81,14 +96,48 @@ def from_arrays(
     for what, signals in parts[isinstance(Y, MappedRows) :]:  # of a file the first ones stay unread
         if len(signals) and not np.any(np.asarray(signals)):
             raise ValueError(f"{where}: all {what} are zero; expected some signal to fit")
-    return resampler(*trained), validation
+    if mask is None:
+        return resampler(*trained), validation
+    if len(validation) == 2 and cut < n:
+        validation = (*validation, mask[cut:])
+    elif len(validation) != 3:
+        raise ValueError(f"{where}: a validation batch with a mask is (Y, X, mask)")
+    known = each_known(D, validation[0], validation[2], f"{where}, validation")
+    own, Y = known_part(first_of(D), jnp.asarray(validation[0], dtype), known)
+    rows = jax.tree_util.Partial(_known_rows, D, (*trained, jnp.asarray(mask[:cut])))
+    return rows, (Y, validation[1], with_first(D, own))
+
+
+def each_known(D: Any, Y: Any, mask: Any, where: str) -> np.ndarray:
+    """Which entries of each signal are known, (n, m)."""
+    known = known_entries(first_of(D), mask, len(Y), where)
+    return np.broadcast_to(known, (len(Y), known.shape[-1]))
+
+
+def first_of(D: Any) -> Any:
+    """The dictionary of signals: of a chain the first."""
+    return D[0] if isinstance(D, tuple) else D
+
+
+def with_first(D: Any, own: Operator) -> Any:
+    """D, or a chain, with another dictionary of signals."""
+    return (own, *D[1:]) if isinstance(D, tuple) else own
+
+
+@programs.program()
+def _known_rows(D: Any, arrays: tuple, key: Array) -> tuple:
+    """Signals that are drawn, their codes, and their dictionaries."""
+    rows = jax.random.randint(key, (_BATCH,), 0, len(arrays[0]))
+    Y, X, known = jax.tree.map(lambda array: array[rows], arrays)
+    own, Y = known_part(first_of(D), Y, known)
+    return Y, X, with_first(D, own)
 
 
 def check_width(Y: Array, D: Dictionaries | None, where: str) -> None:
     """Raise ValueError unless signals have as many entries as the first atoms."""
     if D is None:
         return
-    m = (D[0] if isinstance(D, tuple) else D).shape[0]
+    m = first_of(D).shape[0]
     if Y.shape[1] != m:
         turned = "; the signals seem to be in columns, try Y.T" if len(Y) == m else ""
         raise ValueError(f"{where}: Y has shape {Y.shape}; expected (signals, {m}){turned}")
@@ -122,6 +171,7 @@ def fit(
     accumulate: int = 1,
     mesh: Mesh | Any = None,
     reduction: str = "tree",
+    mask: ArrayLike | None = None,
 ) -> Fit:
     """Train params (and D) from where they are, by any optax optimiser.
 
@@ -182,6 +232,9 @@ def fit(
         reduction: how the devices add their parts: "tree" by log2 of their number exchanges, in one
             order everywhere; "psum" by one, for a mesh of many devices, in the order of JAX's
             runtime: then their number changes the result by rounding.
+        mask: of arrays, bools in the shape of Y: True where an entry is known; others may be NaN.
+            The loss and the codes see `dictionaries.Masked(D, mask)` of each signal. A validation
+            batch is then (Y, X, mask).
 
     Returns:
         the last and the best params, D, and the history.
@@ -232,12 +285,12 @@ def fit(
     how = evaluate_every, patience, checkpoint, callbacks, log, progress
     options = Options(*how, accumulate, mesh, reduction).checked("fit")
     check_loss(loss, "fit")
-    others = learn_dictionary, trainable is not None, accumulate > 1
+    others = learn_dictionary, trainable is not None, accumulate > 1, mask is not None
     any_model = params is None and D is None and not isinstance(model, Layer | Network)
     if any_model and is_nnx(model):
         outputs, data = _of_outputs(model, loss, sample, key, validation, others)
         return run_stages(outputs, data, optimizer, options, steps)
-    key, D, drawn, validation = check_data(params, D, sample, key, validation, "fit")
+    key, D, drawn, validation = check_data(params, D, sample, key, validation, "fit", mask)
     check_model(model, "fit")
     lam, of_last = lam_of(loss, model), getattr(loss, "of_last", False)
     loss = checks.without_codes(loss, "fit") if validation[1] is None else loss
@@ -266,8 +319,8 @@ def _of_outputs(
     """The training of a model of flax.nnx; `others` are options of layers and networks alone."""
     if any(others):
         raise ValueError(
-            "fit: learn_dictionary, trainable and accumulate are for layers and networks; of an "
-            "nnx model the nnx.Params are trained, one batch a step"
+            "fit: learn_dictionary, trainable, accumulate and mask are for layers and networks; of "
+            "an nnx model the nnx.Params are trained, one batch a step"
         )
     trained, fixed = Outputs("fit", model, loss).start()
     key, _, drawn, validation = check_data(trained, None, sample, key, validation, "fit")
@@ -300,6 +353,7 @@ def check_data(
     key: Key,
     validation: tuple | None,
     where: str,
+    mask: Any = None,
 ) -> tuple[Array, Any, Sample, tuple]:
     """The key, the dictionary, the sampler and the validation batch, drawn if there is none.
 
@@ -310,9 +364,11 @@ def check_data(
     judged = where if validation is None else f"{where}, validation"
     if validation is not None:
         validation = jax.tree.map(checks.as_array, flat_batch(D, validation))
+    if mask is not None and not is_own(sample):
+        raise ValueError(f"{where}: a mask is for arrays; a sampler returns (Y, X, Ds)")
     if is_own(sample):
         sample = flat_batch(D, sample)
-        sample, validation = from_arrays(sample, validation, params, D, where)
+        sample, validation = from_arrays(sample, validation, params, D, where, mask)
     check_sample(sample, where)
     if validation is None:
         validation = _validation(sample, key)
@@ -387,8 +443,12 @@ def _check_batch(batch, D: Dictionaries | None, where: str) -> None:
 
 def _check_own(own: Any, D: Dictionaries, n: int, where: str) -> None:
     """Raise ValueError unless `own` holds one dictionary like D for each of n signals."""
+    axis: tuple[int, ...] = (n,)
+    first = first_of(own)
+    if shared_part(first) is not first and first.mask.shape == (n, first_of(D).shape[0]):
+        axis, own = (), with_first(own, first.base)
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(own)]
-    expected = [(n, *np.shape(leaf)) for leaf in jax.tree.leaves(D)]
+    expected = [(*axis, *np.shape(leaf)) for leaf in jax.tree.leaves(D)]
     if shapes == expected:  # static fields, as the boundary of a `Conv`, change (m, d)
         nodes = [tree if isinstance(tree, tuple) else (tree,) for tree in (own, D)]
         shapes, expected = ([Dj.shape[-2:] for Dj in Ds] for Ds in nodes)

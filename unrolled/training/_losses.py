@@ -14,6 +14,7 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, TypeAliasType
 from unrolled._base.numbers import energy, widened
 from unrolled._base.programs import program
+from unrolled.dictionaries import signal_axes
 from unrolled.pursuit import lasso_objective
 from unrolled.training._objective import Loss
 
@@ -127,7 +128,7 @@ def _lasso(codes, D, Y, lam):
 
 
 def _objective(D):
-    return jax.vmap(lasso_objective, (_batch_axis(D), 0, 0, None))
+    return jax.vmap(lasso_objective, (signal_axes(D), 0, 0, None))
 
 
 @checked
@@ -170,7 +171,7 @@ def _signals(codes, D):
     """The signals of the last codes, (batch, m)."""
     signals = codes[-1]
     for Dj in reversed(D if isinstance(D, tuple) else (D,)):
-        signals = jax.vmap(lambda D, x: D @ x, (_batch_axis(Dj), 0))(Dj, signals)
+        signals = jax.vmap(lambda D, x: D @ x, (signal_axes(Dj), 0))(Dj, signals)
     return signals
 
 
@@ -231,11 +232,6 @@ def _deep(loss, weights, codes, X, D, Y):
     if weights is None:
         return jnp.mean(losses)
     return jnp.sum(jnp.asarray(weights, losses.dtype) * losses)
-
-
-def _batch_axis(D) -> int | None:
-    """The batch axis of dictionaries (batch, m, d), one per signal; None for a shared one."""
-    return 0 if getattr(D, "ndim", 2) == 3 else None
 
 
 def true_codes(codes, X, where):

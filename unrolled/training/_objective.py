@@ -15,7 +15,15 @@ import numpy as np
 from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, TypeAliasType
-from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, normalize, normalized
+from unrolled.dictionaries import (
+    Dictionary,
+    as_chain,
+    as_dictionary,
+    normalize,
+    normalized,
+    shared_part,
+    signal_axes,
+)
 from unrolled.layers import Fixed, Layer, Unrolled, fold_thresholds
 from unrolled.networks import Network, codes_of_ista, exceeds
 
@@ -428,12 +436,12 @@ class Objective:
         """Whether the loss is the objective of the LASSO, of the code after the last step."""
         return self.of_last and getattr(self.loss, "lam", None) is not None
 
-    def codes(self, params: Any, D: Any, Y: Array, axis: int | None, every: bool = False) -> Any:
+    def codes(self, params: Any, D: Any, Y: Array, axis: Any, every: bool = False) -> Any:
         """(K, batch, d) for a layer, a tuple of blocks for a network.
 
         (1, batch, d) where the loss sees the last code alone, unless `every` code is asked for: a
-        gradient through all codes stores them. `axis` is 0 where every signal has a dictionary of
-        its own, else None.
+        gradient through all codes stores them. `axis` is that of `signal_axes`, where signals have
+        dictionaries of their own, else None.
         """
         if not isinstance(self.model, Layer):
             return jax.vmap(self.model.apply, (None, axis, 0))(params, D, Y)
@@ -472,7 +480,7 @@ class Objective:
         """The loss in an evaluation, and the codes that it sees, or all."""
         params, D = merge(trained, fixed)
         Y, X, *own = batch
-        D, axis = (own[0], 0) if own else (D, None)
+        D, axis = (own[0], signal_axes(own[0])) if own else (D, None)
         codes = self.codes(params, D, Y, axis, every)
         return self.of(codes, X, D, Y, at), codes
 
@@ -482,11 +490,11 @@ class Objective:
 
     def baseline_losses(self, trained: Trained, fixed: Trained, batch: tuple) -> tuple[Any, Any]:
         """The loss of zero codes, and of ISTA at the same depth."""
-        D = merge(trained, fixed).D
         Y, X, *own = batch
+        D = own[0] if own else merge(trained, fixed).D
         zeros = jax.tree.map(jnp.zeros_like, self.judged(trained, fixed, batch, -1)[1])
-        zero = self.of(zeros, X, own[0] if own else D, Y)
-        if self.lam is None or own or not isinstance(self.model, Layer) or not self.model.depth:
+        zero, has_ista = self.of(zeros, X, D, Y), isinstance(self.model, Layer) and self.model.depth
+        if self.lam is None or not has_ista or (own and shared_part(D) is D):
             return zero, jnp.nan
         ista = codes_of_ista(D, self.lam, self.model.depth, Y, self.where)
         return zero, self.of(ista, X, D, Y)

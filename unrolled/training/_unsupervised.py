@@ -76,6 +76,7 @@ def unsupervised(
     accumulate: int = 1,
     mesh: Mesh | Any = None,
     reduction: str = "tree",
+    mask: ArrayLike | None = None,
 ) -> Fit:
     r"""Train `layers.lfista_cp` on signals without codes: minimise the mean objective of the LASSO.
 
@@ -99,7 +100,7 @@ def unsupervised(
         validation, evaluate_every, patience, checkpoint, callbacks, log: as in `fit`, for the
             training of `lfista_cp`. A resumed run repeats the trials of `fista`, which take
             seconds.
-        progress, accumulate, mesh, reduction: as in `fit`.
+        progress, accumulate, mesh, reduction, mask: as in `fit`.
 
     Returns:
         as `fit`. `best` is that of the last run; `tried` has every run with its rate, start and
@@ -135,7 +136,7 @@ def unsupervised(
     how = evaluate_every, patience, checkpoint, callbacks, log, progress
     options = Options(*how, accumulate, mesh, reduction).checked(_NAME)
     key, D, sample, validation = check_data(
-        None, as_dictionary(D, _NAME), Y, key, validation, _NAME
+        None, as_dictionary(D, _NAME), Y, key, validation, _NAME, mask
     )
     atoms: Operator = checks.cast(D, checks.common_dtype(D, validation[0]))
     problem = _Problem(key, atoms, sample, validation, lam, _units(atoms, validation[0]))

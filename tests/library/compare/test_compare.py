@@ -439,6 +439,41 @@ def test_codes_stand_for_themselves(methods, problem):
         compare({"codes": codes[1:]}, D, Y, X)
 
 
+@pytest.mark.few(1)
+@pytest.mark.parametrize("known", [True, False])
+def test_a_mask_compares_on_the_known_entries_of_each_signal(methods, problem, known):
+    D, Y, X = problem
+    masks = np.random.default_rng(0).random(Y.shape) < 0.7
+    some = {name: methods[name] for name in ("ISTA", "LISTA-CP")}
+    seen, Y = np.where(masks, Y, np.nan), np.asarray(Y)
+    result = compare(some, D, seen, X if known else None, lam=LAM, mask=masks)
+    matrix, optimal = np.asarray(D), ur.pursuit.lasso_batch(D, seen, LAM, mask=masks, tol=1e-12).x
+    assert result.uncertified == 0 and not result.guarantees and not result.proved
+
+    def objective(X):
+        of_residual = np.sum((masks * (Y - X @ matrix.T)) ** 2) / 2
+        return of_residual + LAM * np.abs(X).sum()
+
+    least = objective(np.asarray(optimal))
+    for name, (layer, params) in some.items():
+        own = jax.vmap(dictionaries.Masked, (None, 0))(D, masks)
+        found = np.asarray(jax.vmap(layer.apply, (None, 0, 0))(params, own, np.where(masks, Y, 0)))
+        curve = result.curves[name]
+        assert curve.gap[-1] == pytest.approx(objective(found) / least - 1, rel=1e-5)
+        left = masks * (Y - found @ matrix.T)
+        size = np.linalg.norm(np.where(masks, Y, 0))
+        assert curve.residual[-1] == pytest.approx(np.linalg.norm(left) / size, rel=1e-8)
+        assert np.isnan(curve.psnr).all()
+    assert result.exact["exact"].curve.gap == 0
+
+
+def test_a_full_mask_compares_as_none_does(methods, problem):
+    plain = compare({"ISTA": methods["ISTA"]}, *problem, lam=LAM).curves["ISTA"]
+    full = compare({"ISTA": methods["ISTA"]}, *problem, lam=LAM, mask=np.ones(M, bool))
+    np.testing.assert_allclose(full.curves["ISTA"].nmse, plain.nmse, rtol=1e-9)
+    np.testing.assert_allclose(full.curves["ISTA"].gap, plain.gap, rtol=1e-6)
+
+
 def test_what_does_not_fit_is_refused(methods, problem):
     D, Y, X = problem
     layer, params = methods["ISTA"]
@@ -469,6 +504,9 @@ def test_what_does_not_fit_is_refused(methods, problem):
             dict(methods={"one": (layer, params), "chain": chain}),
         ),
         (ValueError, "compare: Y or X has NaN", dict(Y=spoilt)),
+        (ValueError, r"mask has shape \(3,\); expected \(12,\) or", dict(mask=np.ones(3, bool))),
+        (TypeError, "mask has dtype float64; expected bool", dict(mask=np.ones(12))),
+        (ValueError, "mask is for layers", dict(mask=np.ones(12, bool), certify=True)),
         (ValueError, "lam must be non-negative", dict(lam=-1.0)),
         (ValueError, "without codes lam must be positive, got 0", dict(X=None, lam=0.0)),
         (ValueError, "all signals are zero", dict(X=None, Y=0 * Y)),

@@ -371,3 +371,91 @@ def test_the_gap_of_many_codes_is_that_of_one(l2):
     assert (found.gap >= 0.99 * expected).all() and not found.converged.any()
     if l2 == 0:
         np.testing.assert_allclose(found.gap, expected, rtol=1e-10)
+
+
+MASKS = np.random.default_rng(12).random((BATCH, M)) < 0.6
+MASKS[0], MASKS[1] = True, False  # a whole signal, and one of which nothing is known
+OF_MASKS = {
+    "lam": dict(lam=0.2),
+    "ratio": dict(ratio=0.2),
+    "elastic, nonnegative": dict(lam=0.2, l2=0.3, nonnegative=True),
+    "free atoms": dict(lam=np.where(np.arange(N) < 2, 0, 0.2)),
+    "one a signal": dict(lam=np.linspace(0.1, 0.5, BATCH)[:, None]),
+    "start": dict(lam=0.2, start=normal(13, BATCH, N)),
+}
+
+
+@pytest.mark.few(3)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("options", OF_MASKS)
+def test_a_mask_for_each_signal_is_the_lasso_of_its_known_rows(options, dtype):
+    """Also where an atom has no known entry; missing ones are NaN."""
+    A, options = D.copy(), OF_MASKS[options]
+    A[2:, 5] = 0
+    A, signals = jnp.asarray(A, dtype), jnp.asarray(np.where(MASKS, Y, np.nan), dtype)
+    found = pursuit.lasso_batch(A, signals, tol=1e-10, mask=MASKS, **options)
+    assert found.converged.all() and not np.asarray(found.x[1]).any() and found.residual[1] == 0
+    for i in (0, 2, 3):
+        own = {k: v[i : i + 1] if np.shape(v)[:1] == (BATCH,) else v for k, v in options.items()}
+        known = MASKS[i]
+        alone = pursuit.lasso_batch(A[known], signals[i : i + 1, known], tol=1e-10, **own)
+        close = dict(rtol=1e-2 if dtype == "bfloat16" else 1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            *(np.asarray(v, float) for v in (found.x[i], alone.x[0])), **close
+        )
+        np.testing.assert_allclose(*map(float, (found.residual[i], alone.residual[0])), **close)
+
+
+def test_a_full_mask_changes_nothing_and_one_mask_holds_for_all():
+    plain = pursuit.lasso_batch(D, Y, 0.2, tol=1e-10)
+    for full in (np.ones(M, bool), jnp.ones((BATCH, M), bool)):
+        found = pursuit.lasso_batch(D, Y, 0.2, tol=1e-10, mask=full)
+        np.testing.assert_allclose(found.x, plain.x, atol=1e-8)
+    one = pursuit.lasso_batch(D, np.where(MASKS[2], Y, np.nan), 0.2, mask=MASKS[2], tol=1e-10)
+    each = pursuit.lasso_batch(D, Y, 0.2, mask=np.tile(MASKS[2], (BATCH, 1)), tol=1e-10)
+    np.testing.assert_allclose(one.x, each.x, atol=1e-8)
+
+
+def test_masks_of_a_mapped_file_under_jit_and_at_any_scale(mapped):
+    masks = np.random.default_rng(3).random(mapped.shape) < 0.6
+    found = pursuit.lasso_batch(D, mapped, 0.2, mask=masks)
+    traced = jax.jit(lambda Y, mask: pursuit.lasso_batch(D, Y, 0.2, mask=mask))
+    assert (found.x == traced(np.array(mapped), masks).x).all()
+    assert np.flatnonzero(~found.converged).tolist() == [2]  # not finite where it is known
+    scaled = pursuit.lasso_batch(D * 2.0**200, Y * 2.0**-90, 0.2 * 2.0**110, mask=MASKS)
+    plain = pursuit.lasso_batch(D, Y, 0.2, mask=MASKS)
+    assert (scaled.x == plain.x * 2.0**-290).all() and (scaled.gap == plain.gap).all()
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("kind", ["joint", "complex", "conv"])
+def test_a_mask_has_the_form_of_its_signals(kind):
+    rng, lam = np.random.default_rng(5), 0.2
+    if kind == "joint":
+        A, signals = dictionaries.Joint(D, 3), normal(5, 4, M, 3)
+    elif kind == "complex":
+        A = dictionaries.Complex.of(D[:, :20] + 1j * D[:, 20:])
+        signals = normal(5, 4, M) + 1j * normal(6, 4, M)
+    else:
+        A, signals = dictionaries.Conv(normal(9, 3, 1, 2, 2), (5, 6)), normal(10, 4, 5, 6)
+    masks = rng.random(signals.shape) < 0.7
+    found = pursuit.lasso_batch(A, np.where(masks, signals, np.nan), lam, mask=masks, tol=1e-10)
+    assert found.converged.all()
+    for i in (0, 3):
+        own = dictionaries.Masked(A, masks[i].reshape(-1) if kind == "conv" else masks[i])
+        y = np.where(masks[i], signals[i], 0)
+        alone = pursuit.lasso(own, y.reshape(-1) if kind == "conv" else y, lam, tol=1e-12)
+        np.testing.assert_allclose(found.x[i].reshape(-1), alone.x.reshape(-1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        (MASKS.astype(int), TypeError, "lasso_batch: mask has dtype int64; expected bool"),
+        (MASKS[:3], ValueError, r"mask has shape \(3, 20\); expected \(20,\) or \(9, 20\)"),
+        (MASKS[:, :3], ValueError, r"mask has shape \(9, 3\)"),
+    ],
+)
+def test_masks_that_are_refused(mask, error, message):
+    with pytest.raises(error, match=message):
+        pursuit.lasso_batch(D, Y, 0.2, mask=mask)

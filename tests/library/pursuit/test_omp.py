@@ -209,3 +209,43 @@ def test_weights_of_a_batch_are_those_of_least_squares():
     same = pursuit.omp_batch(D, np.where(V > 0, Y, 0), 3, 4.0 * V)
     assert np.array_equal(found.x, same.x)
     assert np.array_equal(2 * np.asarray(found.residual), same.residual)
+
+
+def least_squares_atoms(A, y, sparsity):
+    """Atom by atom, the one after whose entry least squares leaves the least residual."""
+    S = []
+    for _ in range(sparsity):
+        others = [j for j in range(A.shape[1]) if j not in S]
+        grown = [[*S, j] for j in others if np.linalg.matrix_rank(A[:, [*S, j]]) > len(S)]
+        left = [np.linalg.norm(y - T @ np.linalg.lstsq(T, y)[0]) for T in (A[:, T] for T in grown)]
+        S = grown[int(np.argmin(left))]
+    x = np.zeros(A.shape[1])
+    x[S] = np.linalg.lstsq(A[:, S], y)[0]
+    return x
+
+
+@pytest.mark.parametrize("weights", [None, np.abs(normal(5, 6, 12)) + 0.1])
+def test_least_squares_selects_the_atom_that_leaves_the_least_residual(weights):
+    """Of atoms with any norms, some of them 0, equal or dependent; the residual falls."""
+    D, Y = normal(0, 12, 20) * np.geomspace(0.1, 10, 20), normal(1, 6, 12)
+    D[:, 3], D[:, 5], D[:, 7] = 0, D[:, 6], D[:, 8] + D[:, 9]
+    roots = np.ones_like(Y) if weights is None else np.sqrt(weights)
+    found = pursuit.omp_batch(D, Y, 4, weights, selection="least_squares")
+    for x, y, w in zip(found.x, Y, roots):
+        expected = w * (D @ least_squares_atoms(w[:, None] * D, w * y, 4))
+        # Of equal atoms either may be chosen.
+        np.testing.assert_allclose(w * (D @ np.asarray(x)), expected, atol=1e-9)
+    assert found.converged.all() and (found.steps == 4).all()
+    one_more = pursuit.omp_batch(D, Y, 5, weights, selection="least_squares")
+    assert (one_more.residual < found.residual).all()
+    first = pursuit.omp_batch(D / (np.linalg.norm(D, axis=0) + (D == 0).all(0)), Y, 1)
+    same = pursuit.omp_batch(D, Y, 1, selection="least_squares")
+    np.testing.assert_allclose(same.residual, first.residual, rtol=1e-10)
+
+
+def test_a_selection_that_is_unknown_or_of_parts_is_refused():
+    with pytest.raises(ValueError, match="unknown selection 'ols'; expected correlation or"):
+        pursuit.omp_batch(np.eye(3), np.eye(3), 2, selection="ols")
+    with pytest.raises(ValueError, match="omp_batch: codes of Joint come in parts of 2"):
+        D = dictionaries.Joint(np.eye(3), 2)
+        pursuit.omp_batch(D, np.ones((1, 6)), 2, selection="least_squares")

@@ -141,6 +141,48 @@ def test_no_step_sees_a_signal_that_is_held_back():
     assert not np.array_equal(given.history.loss, found.history.loss)
 
 
+MASKS = rng.random(Y.shape) < 0.7
+MISSING = np.where(MASKS, Y, np.nan)
+
+
+def test_a_mask_trains_on_the_known_entries_of_each_signal():
+    """The losses of known rows alone, of those that are held back; ISTA's and zero codes' too."""
+    found = fit(MISSING, mask=MASKS, evaluate_every=1)
+    for params, judged in ((found.best, "best"), (PARAMS, "ista")):
+        losses = []
+        for known, y in zip(MASKS[36:], Y[36:]):
+            x = LAYER.apply(params, jnp.asarray(D[known]), jnp.asarray(y[known]))
+            losses.append(ur.pursuit.lasso_objective(D[known], y[known], x, LAM))
+        assert found.judged[judged] == pytest.approx(np.mean(losses), rel=1e-10)
+    assert found.judged["zero"] == pytest.approx(np.mean((Y * MASKS)[36:] ** 2) * M / 2, rel=1e-10)
+    given = fit(MISSING[:36], mask=MASKS[:36], validation=(MISSING[36:], None, MASKS[36:]))
+    assert (
+        given.judged["zero"] == found.judged["zero"] and given.judged["best"] < found.judged["zero"]
+    )
+
+
+def test_a_full_mask_is_no_mask():
+    plain, full = fit(Y), fit(Y, mask=np.ones(M, bool))
+    np.testing.assert_allclose(full.best.steps.theta, plain.best.steps.theta, rtol=1e-10)
+    np.testing.assert_allclose(full.history.loss, plain.history.loss, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "error", "message"),
+    [
+        (MISSING, dict(mask=MASKS[:3]), ValueError, r"mask has shape \(3, 6\); expected \(6,\) or"),
+        (MISSING, dict(mask=1.0 * MASKS), TypeError, "mask has dtype float64; expected bool"),
+        (MISSING, dict(mask=~MASKS), ValueError, "Y has NaN"),
+        (lambda key: (Y, None), dict(mask=MASKS), ValueError, "a mask is for arrays"),
+        (MISSING, dict(mask=MASKS, validation=(Y, None)), ValueError, r"is \(Y, X, mask\)"),
+        (MISSING, dict(mask=MASKS, learn_dictionary=True), ValueError, "no dictionary to learn"),
+    ],
+)
+def test_masks_that_are_refused(given, options, error, message):
+    with pytest.raises(error, match=f"fit: .*{message}"):
+        fit(given, **options)
+
+
 @pytest.fixture
 def constants_are_told():
     """JAX warns of programs that hold more than the sizes here, and warnings are errors."""
