@@ -25,7 +25,7 @@ _FIRST = 2000  # one code in so many is left out first, then twice as many, and 
 def from_sample(
     layer: Any,
     D: Dictionary,
-    X: ArrayLike,
+    X: Any,  # that of a `Complex` may be complex
     *,
     slack: float = 1.02,
     noise: ArrayLike = 0.0,
@@ -88,7 +88,7 @@ def from_sample(
         raise TypeError(f"{where}: {layer} takes no params from theory; try layers.alista")
     unset = layer.from_theory(W, jax.device_put(np.ones(layer.depth, D.dtype)))
     measured = MeasuredLayer.of(layer, unset, D, where)
-    codes = codes_of(X, D.shape[1], where)
+    codes = codes_of(X, D, where)
     if not len(codes):
         raise ValueError(f"{where}: X has no code; expected a sample of the class")
     deltas = noise_of(noise, len(codes), where)

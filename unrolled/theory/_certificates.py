@@ -12,13 +12,13 @@ import numpy as np
 
 from unrolled._base import checks, text
 from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.checks import ArrayLike
 from unrolled._base.numbers import UP, lost_below
-from unrolled._base.programs import host_function, program
+from unrolled._base.programs import host_function
 from unrolled.activations import relu
-from unrolled.dictionaries import Dictionary, Operator, as_dictionary, spread
-from unrolled.theory._coherence import without_parts
-from unrolled.theory._convergence import atom_products, sum_of_largest
+from unrolled.dictionaries import Dictionary, Operator, as_dictionary, block_of, spread
+from unrolled.theory._convergence import sum_of_largest
+from unrolled.theory._parts import Products, part_products
 from unrolled.theory._schedules import host_numbers
 
 __all__ = ["Certificate", "Tolerance", "certify", "exceedance", "signals_needed", "tolerance_bound"]
@@ -29,6 +29,8 @@ __all__ = ["Certificate", "Tolerance", "certify", "exceedance", "signals_needed"
 _GUARD = 3.5
 # x + gamma W'r rounds by eps / 2 too, which this floor of G covers.
 _LEAST_G = 0.25
+# The size of a part, and its quotient by it, round by some eps more.
+_OF_PARTS = 1.0
 # Relative errors of products of float32 where a layer multiplies less precisely.
 _PRECISION_EPS = {
     "default": 2.0**-7,
@@ -159,35 +161,30 @@ def certify(
 
 
 class _Error(NamedTuple):
-    """Bounds on the error of a code; `size` is the number of its entries, 0 if unknown."""
+    """Bounds on the error of a code; `size` is the number of its entries, 0 if unknown.
+
+    Where the code comes in parts, all three are of its parts.
+    """
 
     l1: float
     linf: float
     size: int
+    block: int = 1  # the entries of a part
 
 
 class Step(NamedTuple):
-    """What the theory sees of one step, in float64."""
+    """What the theory sees of one step, in float64; of n = d parts, or of n parts of d entries."""
 
     W: Operator
     tied: bool  # whether W is that of the step before
-    gamma: np.ndarray  # (d,) its magnitude
-    sign: np.ndarray  # (d,) of gamma
-    own: np.ndarray  # (d,) abs(1 - gamma w_i . d_i)
-    products: "_Products"  # of W and D
+    gamma: np.ndarray  # (n,) its magnitude
+    sign: np.ndarray  # (n,) of gamma
+    own: np.ndarray  # (n,) abs(1 - gamma w_i . d_i)
+    products: Products  # of W and D
     G: float  # max (gamma |W|'|D|)_ij, by which rounding scales
     lost: float  # what a product may lose below the range of the dtype
-    theta: np.ndarray  # (d,)
-    passing: int  # entries that may pass unshrunk
-
-
-class _Products(NamedTuple):
-    """What the theory sees of W, per atom, (d,) each."""
-
-    own: np.ndarray  # w_i . d_i
-    mu: np.ndarray  # max over j != i of abs(w_i . d_j)
-    C: np.ndarray  # max_j abs(W_ji)
-    G: np.ndarray  # max_j (|W|'|D|)_ij
+    theta: np.ndarray  # (n,)
+    passing: int  # parts that may pass unshrunk
 
 
 class Coupled(NamedTuple):
@@ -197,6 +194,16 @@ class Coupled(NamedTuple):
     steps: list[Step]
     eps: float  # relative rounding of the layer's products
 
+    @property
+    def block(self) -> int:
+        """The entries of a part."""
+        return block_of(self.D)
+
+    @property
+    def parts(self) -> int:
+        """n, the number of parts of a code."""
+        return self.D.shape[1] // self.block
+
 
 def coupled(layer: Any, params: Any, D: Any, where: str) -> Coupled:
     """The steps of a layer of a family x <- shrink(x + gamma W'(y - D x), theta), in float64.
@@ -204,7 +211,7 @@ def coupled(layer: Any, params: Any, D: Any, where: str) -> Coupled:
     Raises:
         TypeError: another family. ValueError: params that do not fit, or are not finite.
     """
-    D = without_parts(as_dictionary(D, where), where)
+    D = as_dictionary(D, where)
     if not getattr(layer, "is_coupled", False):
         raise TypeError(
             f"{where}: a step of {layer} is not x <- shrink(x + gamma W'(y - D x), theta); "
@@ -230,29 +237,35 @@ def _layer(
     measured = coupled(layer, params, D, where)
     if layer.activation != relu:
         raise ValueError(f"{where}: expected the activation relu, got {layer.activation}")
-    d = measured.D.shape[1]
+    d = measured.parts
     s = min(checks.as_index(sparsity, "sparsity", where), d)
     B, delta = host_numbers(where, bound=bound, noise=noise)
     checks.finite((B, delta), "bound or noise", where)
     with jax.enable_x64(True):
-        noises = _noises(measured.steps, delta, before)
+        noises = _noises(measured, delta, before)
     run = partial(_errors, measured.steps, noises, bound=B, eps=measured.eps)
     errors, excluded, left = run(s)
     most = _largest_sparsity(lambda s: _shrinks(run(s)[0]), d)
     most = max(most, s) if _shrinks(errors) else most
-    return Certificate(errors, excluded, _shrinks(errors), most), left
+    return Certificate(errors, excluded, _shrinks(errors), most), left._replace(
+        block=measured.block
+    )
 
 
-def _noises(steps: list[Step], delta: float, before: _Error | None) -> list[np.ndarray]:
-    """The most that the noise, and what the layer before leaves, add to a product, (d,) each."""
+def _noises(measured: Coupled, delta: float, before: _Error | None) -> list[np.ndarray]:
+    """The most that the noise, and what the layer before leaves, add to a product, (n,) each."""
     noises, gain = [], 0.0
-    for step in steps:
+    for step in measured.steps:
         noise = step.products.C * delta
-        if before is not None and before.l1:
+        if before is not None and before.l1 and measured.block > 1:
+            l2 = math.sqrt(before.l1) * math.sqrt(before.linf)
+            noise = noise + step.products.C * min(before.l1, l2)
+        elif before is not None and before.l1:
             # An error on few entries, none above l_inf, adds less than C_W times its l1 norm.
-            gain = gain if step.tied else sum_of_largest(step.W, before.size)
+            gain = gain if step.tied else sum_of_largest(step.W, before.size * before.block)
             noise = noise + np.minimum(
-                step.products.C * before.l1, gain * before.linf if before.size else np.inf
+                step.products.C * before.l1 * math.sqrt(before.block),
+                gain * before.linf if before.size else np.inf,
             )
         noises.append(noise * step.gamma)
     return noises
@@ -275,40 +288,33 @@ def _chain(
 
 
 def _measured_steps(layer: Any, params: Any, D: Operator, dtype: Any) -> Iterator[Step]:
-    d, steps = D.shape[1], params.steps
+    d, g, steps = D.shape[1], block_of(D), params.steps
     if type(steps) is not tuple:
         steps = [jax.tree.map(lambda v, k=k: np.asarray(v)[k], steps) for k in range(layer.depth)]
     last: Any = None
-    products: _Products | None = None
+    products: Products | None = None
     for p, fraction in zip(steps, layer.schedule or [0.0] * layer.depth):
         W, gamma, _ = layer.weights(params.shared, p, D)
         tied = products is not None and _same(W, last)
         if products is None or not tied:  # tied weights are measured once
-            last, products = W, _Products(*map(np.asarray, atom_products(W, D)))
-        gamma = np.broadcast_to(np.asarray(1.0 if gamma is None else gamma), (d,))
+            last, products = W, part_products(W, D)
+        gamma = _of_parts(1.0 if gamma is None else gamma, d, g)
         size = np.abs(gamma)
-        theta = np.broadcast_to(np.asarray(spread(D, jax.device_put(p.theta))), (d,))
+        theta = _of_parts(spread(D, jax.device_put(p.theta)), d, g)
         # As `activations.select_support` counts.
-        passing = int(np.round(np.float32(fraction) * np.float32(d)))
-        G = max(float((products.G * size).max()), _LEAST_G)
-        own = np.abs(1 - gamma * products.own)
-        lost = lost_below(D.shape[0], float((products.C * size).max()), dtype)
+        passing = int(np.round(np.float32(fraction) * np.float32(d // g)))
+        G = max(float((products.G * size).max()), _LEAST_G) + (_OF_PARTS if g > 1 else 0.0)
+        own = products.drift(gamma)
+        lost = lost_below(D.shape[0], float((products.C * size).max()), dtype) * math.sqrt(g)
         yield Step(last, tied, size, np.sign(gamma), own, products, G, lost, theta, passing)
 
 
-def signed_products(W: Dictionary, D: Dictionary, columns: np.ndarray) -> np.ndarray:
-    """Columns of W'D, in float64."""
-    with jax.enable_x64(True):
-        return np.asarray(_products_of(W, D, jax.device_put(columns))).T
-
-
-@program()
-def _products_of(W: Dictionary, D: Dictionary, columns: Array) -> Array:
-    def column(j: Array) -> Any:
-        return (D @ jnp.zeros(D.shape[1], D.dtype).at[j].set(1)) @ W
-
-    with jax.default_matmul_precision("highest"):
-        return jax.vmap(column)(columns)
+def _of_parts(values: Any, d: int, g: int) -> np.ndarray:
+    """Numbers of all entries, or one, as one for each part of g entries."""
+    parts = np.broadcast_to(np.asarray(values), (d,)).reshape(-1, g)
+    if (parts != parts[:, :1]).any():
+        raise ValueError("a step has several step sizes or thresholds within a part; expected one")
+    return parts[:, 0]
 
 
 def _same(A: Any, B: Any) -> bool:

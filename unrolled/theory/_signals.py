@@ -12,9 +12,18 @@ import numpy as np
 from unrolled._base import checks
 from unrolled._base.checks import ArrayLike
 from unrolled._base.programs import host_function
-from unrolled.dictionaries import Dictionary, as_dictionary, dense, magnitudes
-from unrolled.theory._certificates import Coupled, Step, coupled, signed_products
+from unrolled.dictionaries import (
+    Dictionary,
+    Operator,
+    as_dictionary,
+    as_flat,
+    block_of,
+    dense,
+    magnitudes,
+)
+from unrolled.theory._certificates import Coupled, Step, coupled
 from unrolled.theory._coherence import without_parts
+from unrolled.theory._parts import chunks, part_norms, signed_products, spectral_norms
 from unrolled.theory._schedules import known, tail_of
 
 __all__ = ["Signals", "Supports", "certify_signals", "certify_supports"]
@@ -72,7 +81,7 @@ def certify_signals(
     layer: Any,
     params: Any,
     D: Any,
-    X: ArrayLike | Sequence[ArrayLike],
+    X: Any,
     *,
     noise: ArrayLike | Sequence[ArrayLike] = 0.0,
     own: bool = False,
@@ -158,12 +167,12 @@ def _of_layer(
     before: np.ndarray | None,
     where: str,
 ) -> tuple[Signals, np.ndarray]:
-    """What is proved of the codes of one layer, and their errors by entry in the end, (n, d).
+    """What is proved of the codes of one layer, and their errors by part in the end, (n, d).
 
-    `before` are the errors by entry of the signals, (n, m), that the layer before leaves.
+    `before` are the errors by part of the signals, (n, m), that the layer before leaves.
     """
     measured = MeasuredLayer.of(layer, params, D, where)
-    codes = codes_of(X, measured.measured.D.shape[1], where)
+    codes = codes_of(X, measured.measured.D, where)
     deltas = noise_of(noise, len(codes), where)
     if before is not None and len(before) != len(codes):
         raise ValueError(
@@ -180,17 +189,19 @@ def _of_layer(
     return Signals((failed < 0) & are_found(codes, left), errors, failed, _from(inside)), left
 
 
-def codes_of(X: Any, d: int, where: str) -> np.ndarray:
-    """The magnitudes of the codes, (n, d)."""
-    codes = checks.host_floats(X, "X", where)
+def codes_of(X: Any, D: Dictionary, where: str) -> np.ndarray:
+    """The sizes of the parts of the codes, (n, d): the magnitudes of entries where D has none."""
+    d, g = D.shape[1], block_of(D)
+    codes = checks.host_floats(as_flat(D, X, 1)[0], "X", where)
     if codes.ndim != 2 or codes.shape[1] != d:
         raise ValueError(f"{where}: X has shape {codes.shape}; expected (n, {d}), one code a row")
     checks.finite(codes, "X", where)
-    return np.abs(codes.astype(np.float64))
+    sizes = np.abs(codes.astype(np.float64))
+    return np.hypot.reduce(sizes.reshape(-1, d // g, g), axis=2) if g > 1 else sizes
 
 
 def noise_of(noise: Any, n: int, where: str) -> np.ndarray:
-    """The bounds of the l1 norm of the noise of n signals, (n,)."""
+    """The bounds of the norm of the noise of n signals, (n,)."""
     deltas = checks.host_floats(noise, "noise", where).astype(np.float64)
     if deltas.shape not in ((), (n,)):
         raise ValueError(f"{where}: noise has shape {deltas.shape}; expected () or ({n},)")
@@ -238,14 +249,15 @@ class MeasuredLayer(NamedTuple):
 
         Args:
             a: (n, d), magnitudes of the codes.
-            deltas: (n,), l1 norms of the noise.
+            deltas: (n,), l1 norms of the noise; l2 norms where codes come in parts.
             choose: `choose(step, needed) -> theta`, (d,), (n, 1) or (), with the least threshold
                 that each code needs, (n,).
-            before: (n, m), bounds by entry on the errors of the signals.
+            before: (n, m), bounds by entry on the errors of the signals, or by part.
 
         Returns:
             The largest entry of the error after 0..K steps, (n, K+1); the first step that fails, or
             -1, (n,); whether the support is exact, (n, K+1); the error by entry in the end, (n, d).
+            Where codes come in parts, d is their number, and magnitudes are sizes of parts.
         """
         every = self.tail > 0 or self.reach < math.inf  # otherwise errors stay on the supports
         entries, size = _Entries(a, every), a.sum(1)
@@ -263,7 +275,8 @@ class MeasuredLayer(NamedTuple):
                 within = (a + A + at <= self.reach).all(1)
                 failed = np.where((failed < 0) & ~(suffices & within), k, failed)
                 beyond = np.minimum(self.tail, 2 * self.tail_lipschitz * A) if self.tail else 0.0
-                E = np.where(on, _mapped(step, a, A, at, same) + self.tail, beyond)
+                mapped = _mapped(step, a, A, at, same, self.measured.block > 1)
+                E = np.where(on, mapped + self.tail, beyond)
                 E = np.where(failed[:, None] < 0, E, math.inf)
             errors.append(E.max(1, initial=0))
             exact.append(np.where(on, E < a, E == 0).all(1))
@@ -282,7 +295,7 @@ class MeasuredLayer(NamedTuple):
         if deltas.any():
             n = deltas[:, None] * step.gamma * step.products.C
         if before is not None:
-            n = n + step.gamma * (before @ np.asarray(dense(magnitudes(step.W))))
+            n = n + step.gamma * (before @ _sizes_of(step.W, before.shape[1], step.gamma.size))
         rounding = _ROUNDING * self.measured.eps * (size * step.G + n.max(1)) + step.lost
         return (1 + _ROUNDING * self.measured.eps) * (n + rounding[:, None])
 
@@ -338,14 +351,23 @@ def _inf_for_nan(v: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(v), math.inf, v)
 
 
+def _sizes_of(W: Operator, rows: int, columns: int) -> np.ndarray:
+    """norm(W_ji, 2) of all pairs of parts, (rows, columns): |W| where parts are entries."""
+    if W.shape == (rows, columns):
+        return np.asarray(dense(magnitudes(W)))
+    m, d = W.shape
+    blocks = np.asarray(dense(W)).reshape(rows, m // rows, columns, d // columns)
+    return spectral_norms(blocks.swapaxes(1, 2))
+
+
 def _maps(measured: Coupled) -> Iterator[Iterator[np.ndarray]]:
     """For each step gamma |D'W|, with |1 - gamma w_i . d_i| on its diagonal, by its columns."""
-    D, d = measured.D, measured.D.shape[1]
-    columns = [np.arange(i, min(i + _COLUMNS, d)) for i in range(0, d, _COLUMNS)]
+    D, d = measured.D, measured.parts
+    columns = list(chunks(d, _COLUMNS // measured.block))
     up, kept = 1 + _ROUNDING * measured.eps, list[np.ndarray]()
     for step in measured.steps:
         parts: Iterable[np.ndarray] = (
-            np.abs(signed_products(D, step.W, some), order="C") for some in columns
+            np.ascontiguousarray(part_norms(D, step.W, some)) for some in columns
         )
         if d <= _KEPT:
             parts = kept = kept if kept and step.tied else list(parts)
@@ -358,12 +380,18 @@ def _map(step: Step, columns: np.ndarray, products: np.ndarray) -> np.ndarray:
     return P
 
 
-def _mapped(step: Step, a: np.ndarray, A: np.ndarray, theta: np.ndarray, same: bool) -> np.ndarray:
-    """The largest error of entries a whose argument moves by at most A.
+def _mapped(
+    step: Step, a: np.ndarray, A: np.ndarray, theta: np.ndarray, same: bool, parts: bool = False
+) -> np.ndarray:
+    """The largest error of entries a, or of parts of size a, whose argument moves by at most A.
 
     `same`: whether all atoms have one threshold.
     """
-    soft = np.minimum(A + theta, np.maximum(a, A - theta))
+    if parts:  # across x, the argument moves by at most across
+        across = np.sqrt(np.maximum(A - a, 0)) * np.sqrt(A + a)
+        soft = np.minimum(A + theta, np.hypot(a, np.maximum(across - theta, 0)))
+    else:
+        soft = np.minimum(A + theta, np.maximum(a, A - theta))
     if not step.passing:
         return soft
     passed = np.where(a > theta + A, A, np.where(a + A <= theta, a, np.maximum(A, a)))
