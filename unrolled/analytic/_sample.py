@@ -46,9 +46,9 @@ def from_sample(
             theta) that takes params from theory, as `layers.alista(39, support=(1, 1))`. Support
             selection proves more nonzeros than soft thresholds.
         D: (m, d), unit atoms.
-        X: (n, d), codes of the class.
+        X: (n, d), codes of the class, or another form of them that D knows.
         slack: at least 1; more of it proves more fresh codes by each step and needs more steps.
-        noise: bound on the l1 norm of the noise, () or (n,).
+        noise: bound on the l1 norm of the noise (l2 where codes come in parts), () or (n,).
         leave_out: the share of the sample that the schedule may leave out. While some codes are
             not proved, those that need the largest last threshold are left out, few at first.
         W: (m, d), weights; None takes `theory.frobenius_weights(D)`.

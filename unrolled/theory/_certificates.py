@@ -49,6 +49,7 @@ class Certificate(NamedTuple):
     holds: bool  # the bound ends below where it began, or at 0; otherwise it says nothing
     # A sparsity at which it holds, the largest by doubling and bisection; 0 if none of these
     largest_sparsity: int
+    uncovered: str = ""  # what of the layer no theorem is about
 
     def __repr__(self) -> str:
         """The bound at both ends, and what it says."""
@@ -63,6 +64,8 @@ class Certificate(NamedTuple):
         """Why it does not hold, with the numbers; "" where it does."""
         if self.holds:
             return ""
+        if self.uncovered:
+            return f"no theorem is about {self.uncovered}"
         first, last, K = float(self.error[0]), float(self.error[-1]), len(self.error) - 1
         most = self.largest_sparsity
         largest = f"it holds for s = {most}" if most else "it holds for no s that was tried"
@@ -127,6 +130,17 @@ def certify(
     the thresholds suffice again. With support selection a false positive may pass unshrunk, which
     adds its threshold, for as many entries as the step selects.
 
+    Where codes come in parts x_i (`D.block`), s counts parts, B and e are of their sizes abs(x_i),
+    delta bounds the l2 norm of the noise, and
+
+    .. math::
+        o_k = \max_i \|I - W_i'D_i\|_2, \qquad \mu_{k,i} = \max_{j \ne i} \|W_i'D_j\|_2, \qquad
+        C_{k,i} = \|W_i\|_2.
+
+    For with e = x* - x and the noise n, what is shrunk is off x*_i by W_i'n + sum_{j != i} W_i'D_j
+    e_j - (I - W_i'D_i) e_i, in size at most as above. Shrinkage moves a part by at most theta_i, to
+    0 if its size is at most theta_i, and leaves a false positive of its size less theta_i.
+
     Args:
         layer: of a family with this step, as `layers.lista_cp`, `alista`, `tilista` or `ista`, with
             ReLU; or a chain, `networks.dsc`, of such layers.
@@ -137,7 +151,9 @@ def certify(
             `error_gain` where its false positives are excluded.
 
     Returns:
-        Certificate, in float64 from the stored arrays; for a chain a tuple of them.
+        Certificate, in float64 from the stored arrays; for a chain a tuple of them. No theorem here
+        is about another shrinkage in such a family (a bend, x >= 0, or that of a subclass): there
+        the errors are infinite, and `reason` says so.
 
     Raises:
         TypeError: another family, or a traced argument.
@@ -205,6 +221,14 @@ class Coupled(NamedTuple):
         return self.D.shape[1] // self.block
 
 
+def uncovered_of(layer: Any, params: Any, D: Any, where: str) -> str:
+    """The shrinkage of a layer that no theorem is about; "" for another reason, or for none."""
+    uncovered = str(getattr(layer, "uncovered", ""))
+    if uncovered:
+        layer.check(params, as_dictionary(D, where))
+    return uncovered
+
+
 def coupled(layer: Any, params: Any, D: Any, where: str) -> Coupled:
     """The steps of a layer of a family x <- shrink(x + gamma W'(y - D x), theta), in float64.
 
@@ -234,6 +258,12 @@ def _layer(
 ) -> tuple[Certificate, _Error]:
     """The certificate of one layer, whose signal errs by `before` too, and the error it leaves."""
     where = "certify"
+    if uncovered := uncovered_of(layer, params, D, where):
+        s, K = checks.as_index(sparsity, "sparsity", where), layer.depth
+        B, _ = host_numbers(where, bound=bound, noise=noise)
+        errors = np.array([s * B, *[np.inf] * K])
+        nothing = Certificate(errors, np.zeros(K, bool), False, 0, uncovered)
+        return nothing, _Error(np.inf, np.inf, 0)
     measured = coupled(layer, params, D, where)
     if layer.activation != relu:
         raise ValueError(f"{where}: expected the activation relu, got {layer.activation}")

@@ -21,7 +21,7 @@ from unrolled.dictionaries import (
     dense,
     magnitudes,
 )
-from unrolled.theory._certificates import Coupled, Step, coupled
+from unrolled.theory._certificates import Coupled, Step, coupled, uncovered_of
 from unrolled.theory._coherence import without_parts
 from unrolled.theory._parts import chunks, part_norms, signed_products, spectral_norms
 from unrolled.theory._schedules import known, tail_of
@@ -42,18 +42,25 @@ _PRODUCTS = 2**22
 
 
 class Signals(NamedTuple):
-    """What is proved of each of n codes, for every sign pattern and all noise within the bound."""
+    """What is proved of each of n codes, for every sign pattern and all noise within the bound.
+
+    Where codes come in parts, entries are parts, signs their directions, and errors their sizes. A
+    part with an error below its own size is not 0, and less than a right angle off.
+    """
 
     proved: np.ndarray  # (n,) no step has a false positive; in the end each nonzero has its sign
     errors: np.ndarray  # (n, K+1) bound on the largest entry of the error; inf after a failure
     failed_at: np.ndarray  # (n,) the first step, from 0, whose condition fails; -1 for none
     support_from: np.ndarray  # (n,) steps after which the support stays exact; -1 for never
+    uncovered: str = ""  # what of the layer no theorem is about
 
     def __repr__(self) -> str:
         """How many are proved, and the largest bound of these."""
         n, proved = len(self.proved), int(self.proved.sum())
         largest = f", the error at most {self.errors[self.proved, -1].max():.3g}" if proved else ""
-        return f"Signals: {proved} of {n} codes proved in {self.errors.shape[1] - 1} steps{largest}"
+        nothing = f"; no theorem is about {self.uncovered}" if self.uncovered else ""
+        steps = self.errors.shape[1] - 1
+        return f"Signals: {proved} of {n} codes proved in {steps} steps{largest}{nothing}"
 
 
 @overload
@@ -101,6 +108,15 @@ def certify_signals(
     with a tail differs by the tail, on S and off it. Each map is the largest error within A, so one
     step loses nothing; over several, the signs of the products are lost.
 
+    Where codes come in parts (`D.block`), E, a and A are of their sizes, P_ij = norm(gamma_i
+    W_i'D_j, 2), o_i = norm(I - gamma_i W_i'D_i, 2), and a part may also move across its direction:
+
+    .. math:: E_{k+1} = \min(A + \theta, \sqrt{a^2 + (\sqrt{(A^2 - a^2)_+} - \theta)_+^2})
+
+    on S, or as above if it passes. For let t > 0 be the size of the part after shrinkage. Its error
+    squared is at most a^2 + t (A^2 - a^2) / (t + theta) - t theta, by norm(u - x) <= A; the largest
+    value is at t + theta = sqrt(A^2 - a^2), where u is orthogonal to x.
+
     The worst-case theorems bound all codes of a class by one number, and cover 2 nonzeros where
     this proves 12, as for a Gaussian D, (250, 500). Where they hold, this holds too.
 
@@ -112,14 +128,17 @@ def certify_signals(
             known; or a chain, `networks.dsc`, of such layers.
         params: of the layer, from theory, calibrated or learned.
         D: (m, d); for a chain a tuple.
-        X: (n, d), the codes; for a chain a tuple, (n, d_l) each.
-        noise: bound on the l1 norm of the noise, () or (n,); for a chain one for each layer, or of
-            the signal alone. What one layer leaves is noise by entry for the next.
+        X: (n, d), the codes, or another form of them that D knows; for a chain a tuple, (n, d_l)
+            each.
+        noise: bound on the l1 norm of the noise (l2 where codes come in parts), () or (n,); for a
+            chain one for each layer, or of the signal alone. What one layer leaves is noise by
+            entry for the next.
         own: whether each code has the least thresholds that prove it, in place of those of the
             params: what the weights allow.
 
     Returns:
-        Signals, in float64 from the stored arrays; for a chain a tuple of them.
+        Signals, in float64 from the stored arrays; for a chain a tuple of them. As in `certify`,
+        another shrinkage in such a family proves nothing: `uncovered` names it.
 
     Raises:
         TypeError: another family, an activation without constants, or a traced argument.
@@ -171,9 +190,15 @@ def _of_layer(
 
     `before` are the errors by part of the signals, (n, m), that the layer before leaves.
     """
-    measured = MeasuredLayer.of(layer, params, D, where)
-    codes = codes_of(X, measured.measured.D, where)
+    codes = codes_of(X, as_dictionary(D, where), where)
     deltas = noise_of(noise, len(codes), where)
+    if uncovered := uncovered_of(layer, params, D, where):
+        n, after = len(codes), np.full((len(codes), layer.depth), np.inf)
+        errors = np.column_stack([codes.max(1, initial=0), after])
+        never = np.full(n, -1)
+        nothing = Signals(np.zeros(n, bool), errors, np.zeros(n, int), never, uncovered)
+        return nothing, np.full(codes.shape, np.inf)
+    measured = MeasuredLayer.of(layer, params, D, where)
     if before is not None and len(before) != len(codes):
         raise ValueError(
             f"{where}: X has {len(before)} codes for one layer and {len(codes)} for the next"
