@@ -231,11 +231,11 @@ class Coupled(Shrinking):
     @property
     def is_coupled(self) -> bool:
         """Whether the step and the shrinkage are those above, over all codes, without a guard."""
-        return self._steps_alike and not self.uncovered
+        return self._steps_alike and not (self.uncovered or self.nonnegative)
 
     @property
     def uncovered(self) -> str:
-        """What of the shrinkage no theorem here is about, where nothing else differs; or "".
+        """The shrinkage of such a step that no theorem is about, firm or of a subclass; or "".
 
         Example:
             >>> ur.alista(2, bend=3).uncovered
@@ -246,11 +246,9 @@ class Coupled(Shrinking):
             return ""
         if own.shrink is not Shrinking.shrink or own.penalty is not Shrinking.penalty:
             return f"the shrinkage that {self.family} defines"
-        if self.nonnegative:
-            return f"the shrinkage of {self.family} with nonnegative=True"
-        return (
-            "" if self.is_soft else f"the firm shrinkage of {self.family} with bend={self.bend:g}"
-        )
+        if self.bend == math.inf or self.nonnegative:
+            return ""
+        return f"the firm shrinkage of {self.family} with bend={self.bend:g}"
 
     @property
     def _steps_alike(self) -> bool:

@@ -49,7 +49,7 @@ class Certificate(NamedTuple):
     holds: bool  # the bound ends below where it began, or at 0; otherwise it says nothing
     # A sparsity at which it holds, the largest by doubling and bisection; 0 if none of these
     largest_sparsity: int
-    uncovered: str = ""  # what of the layer no theorem is about
+    uncovered: str | None = None  # what of the layer no theorem is about
 
     def __repr__(self) -> str:
         """The bound at both ends, and what it says."""
@@ -152,7 +152,7 @@ def certify(
 
     Returns:
         Certificate, in float64 from the stored arrays; for a chain a tuple of them. No theorem here
-        is about another shrinkage in such a family (a bend, x >= 0, or that of a subclass): there
+        is about another shrinkage in such a family, firm or of a subclass: there
         the errors are infinite, and `reason` says so.
 
     Raises:

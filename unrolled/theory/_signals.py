@@ -52,7 +52,7 @@ class Signals(NamedTuple):
     errors: np.ndarray  # (n, K+1) bound on the largest entry of the error; inf after a failure
     failed_at: np.ndarray  # (n,) the first step, from 0, whose condition fails; -1 for none
     support_from: np.ndarray  # (n,) steps after which the support stays exact; -1 for never
-    uncovered: str = ""  # what of the layer no theorem is about
+    uncovered: str | None = None  # what of the layer no theorem is about
 
     def __repr__(self) -> str:
         """How many are proved, and the largest bound of these."""
