@@ -83,12 +83,12 @@ test_what_has_no_theorem_over_such_codes_says_so = rows(
         "such a family, .* not nonnegative",
     ),
     (
-        lambda: theory.certify(
+        lambda: theory.certify_run(
             layers.lista_cp(2, bend=3),
             layers.lista_cp(2).init(None, np.eye(2)),
             np.eye(2),
-            sparsity=1,
-            bound=1.0,
+            np.ones(2),
+            noise=0.0,
         ),
         TypeError,
         "such a family, .* without a guard or a bend",

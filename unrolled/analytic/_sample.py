@@ -25,7 +25,7 @@ _FIRST = 2000  # one code in so many is left out first, then twice as many, and 
 def from_sample(
     layer: Any,
     D: Dictionary,
-    X: ArrayLike,
+    X: Any,  # that of a `Complex` may be complex
     *,
     slack: float = 1.02,
     noise: ArrayLike = 0.0,
@@ -46,9 +46,9 @@ def from_sample(
             theta) that takes params from theory, as `layers.alista(39, support=(1, 1))`. Support
             selection proves more nonzeros than soft thresholds.
         D: (m, d), unit atoms.
-        X: (n, d), codes of the class.
+        X: (n, d), codes of the class, or another form of them that D knows.
         slack: at least 1; more of it proves more fresh codes by each step and needs more steps.
-        noise: bound on the l1 norm of the noise, () or (n,).
+        noise: bound on the l1 norm of the noise (l2 where codes come in parts), () or (n,).
         leave_out: the share of the sample that the schedule may leave out. While some codes are
             not proved, those that need the largest last threshold are left out, few at first.
         W: (m, d), weights; None takes `theory.frobenius_weights(D)`.
@@ -88,7 +88,7 @@ def from_sample(
         raise TypeError(f"{where}: {layer} takes no params from theory; try layers.alista")
     unset = layer.from_theory(W, jax.device_put(np.ones(layer.depth, D.dtype)))
     measured = MeasuredLayer.of(layer, unset, D, where)
-    codes = codes_of(X, D.shape[1], where)
+    codes = codes_of(X, D, where)
     if not len(codes):
         raise ValueError(f"{where}: X has no code; expected a sample of the class")
     deltas = noise_of(noise, len(codes), where)

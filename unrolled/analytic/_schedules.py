@@ -113,6 +113,7 @@ def _certified(D: Dictionary, W: Dictionary | None, where: str) -> Certified:
     mu, C, eta, omega = map(float, numbers)
     g = block_of(D)  # a part of size 1 has an l1 norm of at most sqrt(g), and g errors
     guard = g * theory.rounding_guard(W, D, sparsity=1, bound=1.0)
+    guard *= (g + 1) / g if g > 1 else 1  # its size rounds too
     # As there, without a code: no products.
     noise_guard = 4 * float(jnp.finfo(D.dtype).eps) * C * math.sqrt(g)
     lost = lost_below(D.shape[0], C, D.dtype) * math.sqrt(g)
@@ -202,8 +203,6 @@ def block_schedule(
     """
     rho: Any = by_name(activation)
     D = as_dictionary(D, "analytic")
-    if rho != relu:
-        refuse_parts(D, "analytic", f"expected the activation relu, got {rho}")
     c = _certified(D, W, "analytic")
     _check_sparsity(D, sparsity)
     if not isinstance(noise_norm, str) or noise_norm not in ("l1", "l2"):
@@ -297,7 +296,8 @@ def _schedule(
         options["guard"] = guard + inherited
         if activation == relu:
             return theory.schedule(c.mu_W, C_W, **options)
-        return theory.activation_schedule(activation, c.mu_W, C_W, d=D.shape[1], **options)
+        n = D.shape[1] // block_of(D)
+        return theory.activation_schedule(activation, c.mu_W, C_W, d=n, **options)
 
     planned = at(sparsity, depth)
     if activation != relu:

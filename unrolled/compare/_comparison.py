@@ -180,7 +180,10 @@ class Divergence(Result):
 
 
 class Guarantee(Result):
-    """What theory certifies for the params of a method, and for which codes."""
+    """What theory certifies for the params of a method, and for which codes.
+
+    Where codes come in parts, the nonzeros are parts, and the noise is measured in l2.
+    """
 
     sparsity: int  # s, nonzeros at most
     bound: float  # B, of their magnitude

@@ -80,8 +80,8 @@ def guarantees(
     """
     layers = (model,) if isinstance(model, Layer) else model.layers
     certified: list[Layer] = []
-    for layer, p, D in zip(layers, params, Ds):
-        if block_of(D) > 1 or not _has_certificate(layer, p):
+    for layer, p in zip(layers, params):
+        if not _has_certificate(layer, p):
             break
         certified.append(layer)
     if not certified:
@@ -117,7 +117,7 @@ def proofs(
     Args:
         model: a layer, or a network of J layers.
         params, Ds, pairs: J of each, as in `check_batch`.
-        noises: J bounds on the l1 norm of the noise; None for what each signal has.
+        noises: J bounds on the norm of the noise, as of a `Guarantee`; None for what each has.
     """
     layers = (model,) if isinstance(model, Layer) else tuple(model.layers)
     size = sum(layer.depth * D.shape[1] ** 2 for layer, D in zip(layers, Ds))
@@ -132,6 +132,8 @@ def proofs(
             of = [_by_supports(model, params[0], Ds[0], codes[0], bounds[0])]
         else:
             layered = theory.certify_signals(dsc(layers), params, Ds, codes, noise=bounds)
+            if reasons := [signals.uncovered for signals in layered if signals.uncovered]:
+                return [Proved(None, n, f"no theorem is about {reasons[0]}")] * len(params)
             of = [signals.proved for signals in layered]
     except (TypeError, ValueError) as error:  # it says what it does not cover
         reason = str(error).partition(": ")[2].partition(";")[0]
@@ -139,11 +141,12 @@ def proofs(
     return [Proved(float(np.mean(proved)), n) for proved in of]
 
 
-def _noise_of(D: Dictionary, Y: np.ndarray, X: np.ndarray) -> np.ndarray:
-    """The l1 norm of what D x leaves of each signal; rounding counts as noise."""
+def _noise_of(D: Dictionary, Y: Any, X: Any) -> np.ndarray:
+    """The l1 norm of what D x leaves of each signal, or l2 by parts; rounding counts as noise."""
     with jax.enable_x64(True):
         D, Y, X = checks.cast((D, Y, X), np.float64)
-        return np.abs(np.asarray(Y) - np.asarray(problems.synthesize(D, X))).sum(1)
+        left = np.abs(np.asarray(Y) - np.asarray(problems.synthesize(D, X)))
+    return left.sum(1) if block_of(D) == 1 else np.hypot.reduce(left, axis=1)
 
 
 def _by_supports(
@@ -185,13 +188,11 @@ def classes_of(
 def _class_of(D: Dictionary, Y: Array, X: Array, asked: Class) -> tuple[int, float, float]:
     """The least class that holds the sample, where it is not given."""
     s, B, delta = asked
-    codes = np.asarray(X)
-    s = int(np.count_nonzero(codes, axis=1).max()) if s is None else s
-    B = float(np.abs(codes).max()) if B is None else checks.as_number(B, "bound", "compare")
-    if delta is None:
-        with jax.enable_x64(True):  # the rounding of the signals counts as noise
-            D, Y, X = checks.cast((D, Y, X), np.float64)
-            delta = np.abs(np.asarray(Y) - np.asarray(problems.synthesize(D, X))).sum(1).max()
+    sizes = np.abs(np.asarray(X)).reshape(len(X), -1, block_of(D))
+    sizes = np.hypot.reduce(sizes, axis=2) if block_of(D) > 1 else sizes[:, :, 0]
+    s = int(np.count_nonzero(sizes, axis=1).max()) if s is None else s
+    B = float(sizes.max()) if B is None else checks.as_number(B, "bound", "compare")
+    delta = _noise_of(D, Y, X).max() if delta is None else delta
     return s, B, checks.as_number(delta, "noise", "compare")
 
 

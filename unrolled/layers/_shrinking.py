@@ -232,10 +232,29 @@ class Coupled(Shrinking):
     @property
     def is_coupled(self) -> bool:
         """Whether the step and the shrinkage are those above, over all codes, without a guard."""
+        return self._steps_alike and not (self.uncovered or self.nonnegative)
+
+    @property
+    def uncovered(self) -> str:
+        """The shrinkage of such a step that no theorem is about, firm or of a subclass; or "".
+
+        Example:
+            >>> ur.alista(2, bend=3).uncovered
+            'the firm shrinkage of alista with bend=3'
+        """
         own: Any = type(self)
-        shrinks = own.shrink is Shrinking.shrink and own.penalty is Shrinking.penalty
-        plain = self.guard is None and self.is_soft
-        return shrinks and plain and own.step is Coupled.step and own.start is Layer.start
+        if not self._steps_alike:
+            return ""
+        if own.shrink is not Shrinking.shrink or own.penalty is not Shrinking.penalty:
+            return f"the shrinkage that {self.family} defines"
+        if self.bend == math.inf or self.nonnegative:
+            return ""
+        return f"the firm shrinkage of {self.family} with bend={self.bend:g}"
+
+    @property
+    def _steps_alike(self) -> bool:
+        own: Any = type(self)
+        return self.guard is None and own.step is Coupled.step and own.start is Layer.start
 
     def step(self, shared, p, D, y, state, *fraction):
         W, gamma, _ = self.weights(shared, p, D)

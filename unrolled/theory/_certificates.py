@@ -12,14 +12,14 @@ import numpy as np
 
 from unrolled._base import checks, text
 from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.checks import ArrayLike
 from unrolled._base.numbers import UP, lost_below
-from unrolled._base.programs import host_function, program
+from unrolled._base.programs import host_function
 from unrolled._base.results import Result
 from unrolled.activations import relu
-from unrolled.dictionaries import Dictionary, Operator, as_dictionary, spread
-from unrolled.theory._coherence import without_parts
-from unrolled.theory._convergence import atom_products, sum_of_largest
+from unrolled.dictionaries import Dictionary, Operator, as_dictionary, block_of, spread
+from unrolled.theory._convergence import sum_of_largest
+from unrolled.theory._parts import Products, part_products
 from unrolled.theory._schedules import host_numbers
 
 __all__ = ["Certificate", "Tolerance", "certify", "exceedance", "signals_needed", "tolerance_bound"]
@@ -30,6 +30,8 @@ __all__ = ["Certificate", "Tolerance", "certify", "exceedance", "signals_needed"
 _GUARD = 3.5
 # x + gamma W'r rounds by eps / 2 too, which this floor of G covers.
 _LEAST_G = 0.25
+# The size of a part, and its quotient by it, round by some eps more.
+_OF_PARTS = 1.0
 # Relative errors of products of float32 where a layer multiplies less precisely.
 _PRECISION_EPS = {
     "default": 2.0**-7,
@@ -48,6 +50,7 @@ class Certificate(Result):
     holds: bool  # the bound ends below where it began, or at 0; otherwise it says nothing
     # A sparsity at which it holds, the largest by doubling and bisection; 0 if none of these
     largest_sparsity: int
+    uncovered: str | None = None  # what of the layer no theorem is about
 
     def __repr__(self) -> str:
         """The bound at both ends, and what it says."""
@@ -62,6 +65,8 @@ class Certificate(Result):
         """Why it does not hold, with the numbers; "" where it does."""
         if self.holds:
             return ""
+        if self.uncovered:
+            return f"no theorem is about {self.uncovered}"
         first, last, K = float(self.error[0]), float(self.error[-1]), len(self.error) - 1
         most = self.largest_sparsity
         largest = f"it holds for s = {most}" if most else "it holds for no s that was tried"
@@ -126,6 +131,17 @@ def certify(
     the thresholds suffice again. With support selection a false positive may pass unshrunk, which
     adds its threshold, for as many entries as the step selects.
 
+    Where codes come in parts x_i (`D.block`), s counts parts, B and e are of their sizes abs(x_i),
+    delta bounds the l2 norm of the noise, and
+
+    .. math::
+        o_k = \max_i \|I - W_i'D_i\|_2, \qquad \mu_{k,i} = \max_{j \ne i} \|W_i'D_j\|_2, \qquad
+        C_{k,i} = \|W_i\|_2.
+
+    For with e = x* - x and the noise n, what is shrunk is off x*_i by W_i'n + sum_{j != i} W_i'D_j
+    e_j - (I - W_i'D_i) e_i, in size at most as above. Shrinkage moves a part by at most theta_i, to
+    0 if its size is at most theta_i, and leaves a false positive of its size less theta_i.
+
     Args:
         layer: of a family with this step, as `layers.lista_cp`, `alista`, `tilista` or `ista`, with
             ReLU; or a chain, `networks.dsc`, of such layers.
@@ -136,7 +152,9 @@ def certify(
             `error_gain` where its false positives are excluded.
 
     Returns:
-        Certificate, in float64 from the stored arrays; for a chain a tuple of them.
+        Certificate, in float64 from the stored arrays; for a chain a tuple of them. No theorem here
+        is about another shrinkage in such a family, firm or of a subclass: there
+        the errors are infinite, and `reason` says so.
 
     Raises:
         TypeError: another family, or a traced argument.
@@ -160,35 +178,30 @@ def certify(
 
 
 class _Error(NamedTuple):
-    """Bounds on the error of a code; `size` is the number of its entries, 0 if unknown."""
+    """Bounds on the error of a code; `size` is the number of its entries, 0 if unknown.
+
+    Where the code comes in parts, all three are of its parts.
+    """
 
     l1: float
     linf: float
     size: int
+    block: int = 1  # the entries of a part
 
 
 class Step(NamedTuple):
-    """What the theory sees of one step, in float64."""
+    """What the theory sees of one step, in float64; of n = d parts, or of n parts of d entries."""
 
     W: Operator
     tied: bool  # whether W is that of the step before
-    gamma: np.ndarray  # (d,) its magnitude
-    sign: np.ndarray  # (d,) of gamma
-    own: np.ndarray  # (d,) abs(1 - gamma w_i . d_i)
-    products: "_Products"  # of W and D
+    gamma: np.ndarray  # (n,) its magnitude
+    sign: np.ndarray  # (n,) of gamma
+    own: np.ndarray  # (n,) abs(1 - gamma w_i . d_i)
+    products: Products  # of W and D
     G: float  # max (gamma |W|'|D|)_ij, by which rounding scales
     lost: float  # what a product may lose below the range of the dtype
-    theta: np.ndarray  # (d,)
-    passing: int  # entries that may pass unshrunk
-
-
-class _Products(NamedTuple):
-    """What the theory sees of W, per atom, (d,) each."""
-
-    own: np.ndarray  # w_i . d_i
-    mu: np.ndarray  # max over j != i of abs(w_i . d_j)
-    C: np.ndarray  # max_j abs(W_ji)
-    G: np.ndarray  # max_j (|W|'|D|)_ij
+    theta: np.ndarray  # (n,)
+    passing: int  # parts that may pass unshrunk
 
 
 class Coupled(NamedTuple):
@@ -198,6 +211,24 @@ class Coupled(NamedTuple):
     steps: list[Step]
     eps: float  # relative rounding of the layer's products
 
+    @property
+    def block(self) -> int:
+        """The entries of a part."""
+        return block_of(self.D)
+
+    @property
+    def parts(self) -> int:
+        """n, the number of parts of a code."""
+        return self.D.shape[1] // self.block
+
+
+def uncovered_of(layer: Any, params: Any, D: Any, where: str) -> str:
+    """The shrinkage of a layer that no theorem is about; "" for another reason, or for none."""
+    uncovered = str(getattr(layer, "uncovered", ""))
+    if uncovered:
+        layer.check(params, as_dictionary(D, where))
+    return uncovered
+
 
 def coupled(layer: Any, params: Any, D: Any, where: str) -> Coupled:
     """The steps of a layer of a family x <- shrink(x + gamma W'(y - D x), theta), in float64.
@@ -205,7 +236,7 @@ def coupled(layer: Any, params: Any, D: Any, where: str) -> Coupled:
     Raises:
         TypeError: another family. ValueError: params that do not fit, or are not finite.
     """
-    D = without_parts(as_dictionary(D, where), where)
+    D = as_dictionary(D, where)
     if not getattr(layer, "is_coupled", False):
         raise TypeError(
             f"{where}: a step of {layer} is not x <- shrink(x + gamma W'(y - D x), theta); "
@@ -228,32 +259,44 @@ def _layer(
 ) -> tuple[Certificate, _Error]:
     """The certificate of one layer, whose signal errs by `before` too, and the error it leaves."""
     where = "certify"
+    if uncovered := uncovered_of(layer, params, D, where):
+        s, K = checks.as_index(sparsity, "sparsity", where), layer.depth
+        B, _ = host_numbers(where, bound=bound, noise=noise)
+        errors = np.array([s * B, *[np.inf] * K])
+        nothing = Certificate(errors, np.zeros(K, bool), False, 0, uncovered)
+        return nothing, _Error(np.inf, np.inf, 0)
     measured = coupled(layer, params, D, where)
     if layer.activation != relu:
         raise ValueError(f"{where}: expected the activation relu, got {layer.activation}")
-    d = measured.D.shape[1]
+    d = measured.parts
     s = min(checks.as_index(sparsity, "sparsity", where), d)
     B, delta = host_numbers(where, bound=bound, noise=noise)
     checks.finite((B, delta), "bound or noise", where)
     with jax.enable_x64(True):
-        noises = _noises(measured.steps, delta, before)
+        noises = _noises(measured, delta, before)
     run = partial(_errors, measured.steps, noises, bound=B, eps=measured.eps)
     errors, excluded, left = run(s)
     most = _largest_sparsity(lambda s: _shrinks(run(s)[0]), d)
     most = max(most, s) if _shrinks(errors) else most
-    return Certificate(errors, excluded, _shrinks(errors), most), left
+    return Certificate(errors, excluded, _shrinks(errors), most), left._replace(
+        block=measured.block
+    )
 
 
-def _noises(steps: list[Step], delta: float, before: _Error | None) -> list[np.ndarray]:
-    """The most that the noise, and what the layer before leaves, add to a product, (d,) each."""
+def _noises(measured: Coupled, delta: float, before: _Error | None) -> list[np.ndarray]:
+    """The most that the noise, and what the layer before leaves, add to a product, (n,) each."""
     noises, gain = [], 0.0
-    for step in steps:
+    for step in measured.steps:
         noise = step.products.C * delta
-        if before is not None and before.l1:
+        if before is not None and before.l1 and measured.block > 1:
+            l2 = math.sqrt(before.l1) * math.sqrt(before.linf)
+            noise = noise + step.products.C * min(before.l1, l2)
+        elif before is not None and before.l1:
             # An error on few entries, none above l_inf, adds less than C_W times its l1 norm.
-            gain = gain if step.tied else sum_of_largest(step.W, before.size)
+            gain = gain if step.tied else sum_of_largest(step.W, before.size * before.block)
             noise = noise + np.minimum(
-                step.products.C * before.l1, gain * before.linf if before.size else np.inf
+                step.products.C * before.l1 * math.sqrt(before.block),
+                gain * before.linf if before.size else np.inf,
             )
         noises.append(noise * step.gamma)
     return noises
@@ -276,40 +319,33 @@ def _chain(
 
 
 def _measured_steps(layer: Any, params: Any, D: Operator, dtype: Any) -> Iterator[Step]:
-    d, steps = D.shape[1], params.steps
+    d, g, steps = D.shape[1], block_of(D), params.steps
     if type(steps) is not tuple:
         steps = [jax.tree.map(lambda v, k=k: np.asarray(v)[k], steps) for k in range(layer.depth)]
     last: Any = None
-    products: _Products | None = None
+    products: Products | None = None
     for p, fraction in zip(steps, layer.schedule or [0.0] * layer.depth):
         W, gamma, _ = layer.weights(params.shared, p, D)
         tied = products is not None and _same(W, last)
         if products is None or not tied:  # tied weights are measured once
-            last, products = W, _Products(*map(np.asarray, atom_products(W, D)))
-        gamma = np.broadcast_to(np.asarray(1.0 if gamma is None else gamma), (d,))
+            last, products = W, part_products(W, D)
+        gamma = _of_parts(1.0 if gamma is None else gamma, d, g)
         size = np.abs(gamma)
-        theta = np.broadcast_to(np.asarray(spread(D, jax.device_put(p.theta))), (d,))
+        theta = _of_parts(spread(D, jax.device_put(p.theta)), d, g)
         # As `activations.select_support` counts.
-        passing = int(np.round(np.float32(fraction) * np.float32(d)))
-        G = max(float((products.G * size).max()), _LEAST_G)
-        own = np.abs(1 - gamma * products.own)
-        lost = lost_below(D.shape[0], float((products.C * size).max()), dtype)
+        passing = int(np.round(np.float32(fraction) * np.float32(d // g)))
+        G = max(float((products.G * size).max()), _LEAST_G) + (_OF_PARTS if g > 1 else 0.0)
+        own = products.drift(gamma)
+        lost = lost_below(D.shape[0], float((products.C * size).max()), dtype) * math.sqrt(g)
         yield Step(last, tied, size, np.sign(gamma), own, products, G, lost, theta, passing)
 
 
-def signed_products(W: Dictionary, D: Dictionary, columns: np.ndarray) -> np.ndarray:
-    """Columns of W'D, in float64."""
-    with jax.enable_x64(True):
-        return np.asarray(_products_of(W, D, jax.device_put(columns))).T
-
-
-@program()
-def _products_of(W: Dictionary, D: Dictionary, columns: Array) -> Array:
-    def column(j: Array) -> Any:
-        return (D @ jnp.zeros(D.shape[1], D.dtype).at[j].set(1)) @ W
-
-    with jax.default_matmul_precision("highest"):
-        return jax.vmap(column)(columns)
+def _of_parts(values: Any, d: int, g: int) -> np.ndarray:
+    """Numbers of all entries, or one, as one for each part of g entries."""
+    parts = np.broadcast_to(np.asarray(values), (d,)).reshape(-1, g)
+    if (parts != parts[:, :1]).any():
+        raise ValueError("a step has several step sizes or thresholds within a part; expected one")
+    return parts[:, 0]
 
 
 def _same(A: Any, B: Any) -> bool:

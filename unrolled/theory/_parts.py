@@ -1,17 +1,36 @@
 """The coherence of weights where codes come in parts, for the theorems on entries."""
 
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from unrolled._base import checks
 from unrolled._base.checks import Array
 from unrolled._base.numbers import largest, largest_singular_value, norm
 from unrolled._base.programs import program
 from unrolled._base.results import Result
-from unrolled.dictionaries import Dictionary, Operator, as_dictionary, block_of, dense, unit_atoms
+from unrolled.dictionaries import (
+    Dictionary,
+    Joint,
+    Operator,
+    as_dictionary,
+    block_of,
+    column_norms,
+    dense,
+    magnitudes,
+    unit_atoms,
+)
 from unrolled.theory._coherence import refuse_cut_atoms
+from unrolled.theory._convergence import atom_products
 
 __all__ = ["BlockCoherence", "block_coherence"]
+
+
+# Parts whose products are made at once.
+_PARTS = 1_000
 
 
 class BlockCoherence(Result):
@@ -90,3 +109,94 @@ def _norms(A: Array) -> Array:
         return norm(A, (-2, -1))
     each = jax.vmap(largest_singular_value)(A.reshape(-1, rows, columns))
     return each.reshape(A.shape[:-2])
+
+
+class Products(NamedTuple):
+    """What the theory sees of weights W, by part; the numbers of an atom where a part is one."""
+
+    own: np.ndarray  # (n,) w_i . d_i, or (n, g, g) W_i'D_i
+    mu: np.ndarray  # (n,) max over j != i of norm(W_i'D_j, 2)
+    C: np.ndarray  # (n,) max_j abs(W_ji); norm(W_i, 2) where codes come in parts
+    G: np.ndarray  # (n,) max_j norm((|W|'|D|)_ij, 2)
+
+    def drift(self, gamma: np.ndarray) -> np.ndarray:
+        """norm(I - gamma_i W_i'D_i, 2), (n,)."""
+        if self.own.ndim == 1:
+            return np.abs(1 - gamma * self.own)
+        return spectral_norms(np.eye(self.own.shape[1]) - gamma[:, None, None] * self.own)
+
+
+def part_products(W: Operator, D: Operator) -> Products:
+    """The products of W and D, in float64, by the parts of D."""
+    in_parts = block_of(D) > 1
+    W, D = without_measurements(W, D)
+    g = block_of(D)
+    if g == 1:
+        own, mu, C, G = map(np.asarray, atom_products(W, D))
+        return Products(own, mu, np.asarray(column_norms(W)) if in_parts else C, G)
+    n = D.shape[1] // g
+    own, (mu, G) = np.empty((n, g, g)), np.empty((2, n))
+    for some in chunks(n, _PARTS // g):
+        products, each = _blocks(D, W, some, g), np.arange(len(some))
+        own[some] = products[some, :, each].swapaxes(1, 2)
+        sizes = spectral_norms(products.swapaxes(1, 2))
+        sizes[some, each] = 0
+        mu[some] = sizes.max(0)
+        G[some] = spectral_norms(_blocks(magnitudes(D), magnitudes(W), some, g).swapaxes(1, 2)).max(
+            0
+        )
+    columns = np.asarray(dense(W)).reshape(-1, n, g).swapaxes(0, 1)
+    return Products(own, mu, spectral_norms(columns), G)
+
+
+def without_measurements(W: Operator, D: Operator) -> tuple[Operator, Operator]:
+    """Weights and D of which W_i'D_j have the same norms: those of one measurement of a `Joint`."""
+    if isinstance(W, Joint) and isinstance(D, Joint) and W.measurements == D.measurements:
+        return W.base, D.base
+    return W, D
+
+
+def part_norms(D: Operator, W: Operator, some: np.ndarray) -> np.ndarray:
+    """norm(W_i'D_j, 2) for all parts j and some parts i, (n, len(some)), in float64."""
+    W, D = without_measurements(W, D)
+    g = block_of(D)
+    if g == 1:
+        return np.abs(signed_products(D, W, some))
+    return spectral_norms(_blocks(D, W, some, g).swapaxes(1, 2))
+
+
+def _blocks(D: Operator, W: Operator, some: np.ndarray, g: int) -> np.ndarray:
+    """D_j'W_i for all parts j and some parts i, (n, g, len(some), g)."""
+    columns = (some[:, None] * g + np.arange(g)).reshape(-1)
+    return signed_products(D, W, columns).reshape(-1, g, len(some), g)
+
+
+def spectral_norms(A: np.ndarray) -> np.ndarray:
+    """norm(A, 2) of every matrix (..., rows, columns)."""
+    if 1 in A.shape[-2:]:
+        return np.hypot.reduce(A, axis=(-2, -1))
+    if A.shape[-2:] == (2, 2):  # the sum of the moduli of its complex and its conjugate part
+        a, b, c, d = A[..., 0, 0], A[..., 0, 1], A[..., 1, 0], A[..., 1, 1]
+        return (np.hypot(a + d, c - b) + np.hypot(a - d, c + b)) / 2
+    return np.linalg.svd(A, compute_uv=False)[..., 0]
+
+
+def chunks(n: int, size: int) -> Iterator[np.ndarray]:
+    """The indices below n, so many at once."""
+    size = max(1, size)
+    return (np.arange(i, min(i + size, n)) for i in range(0, n, size))
+
+
+def signed_products(W: Dictionary, D: Dictionary, columns: np.ndarray) -> np.ndarray:
+    """Columns of W'D, in float64."""
+    with jax.enable_x64(True):
+        return np.asarray(_products_of(W, D, jax.device_put(columns))).T
+
+
+@program()
+def _products_of(W: Dictionary, D: Dictionary, columns: Array) -> Array:
+    def column(j: Array) -> Any:
+        return (D @ jnp.zeros(D.shape[1], D.dtype).at[j].set(1)) @ W
+
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(column)(columns)

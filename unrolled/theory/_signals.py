@@ -13,9 +13,18 @@ from unrolled._base import checks
 from unrolled._base.checks import ArrayLike
 from unrolled._base.programs import host_function
 from unrolled._base.results import Result
-from unrolled.dictionaries import Dictionary, as_dictionary, dense, magnitudes
-from unrolled.theory._certificates import Coupled, Step, coupled, signed_products
+from unrolled.dictionaries import (
+    Dictionary,
+    Operator,
+    as_dictionary,
+    as_flat,
+    block_of,
+    dense,
+    magnitudes,
+)
+from unrolled.theory._certificates import Coupled, Step, coupled, uncovered_of
 from unrolled.theory._coherence import without_parts
+from unrolled.theory._parts import chunks, part_norms, signed_products, spectral_norms
 from unrolled.theory._schedules import known, tail_of
 
 __all__ = ["Signals", "Supports", "certify_signals", "certify_supports"]
@@ -34,18 +43,25 @@ _PRODUCTS = 2**22
 
 
 class Signals(Result):
-    """What is proved of each of n codes, for every sign pattern and all noise within the bound."""
+    """What is proved of each of n codes, for every sign pattern and all noise within the bound.
+
+    Where codes come in parts, entries are parts, signs their directions, and errors their sizes. A
+    part with an error below its own size is not 0, and less than a right angle off.
+    """
 
     proved: np.ndarray  # (n,) no step has a false positive; in the end each nonzero has its sign
     errors: np.ndarray  # (n, K+1) bound on the largest entry of the error; inf after a failure
     failed_at: np.ndarray  # (n,) the first step, from 0, whose condition fails; -1 for none
     support_from: np.ndarray  # (n,) steps after which the support stays exact; -1 for never
+    uncovered: str | None = None  # what of the layer no theorem is about
 
     def __repr__(self) -> str:
         """How many are proved, and the largest bound of these."""
         n, proved = len(self.proved), int(self.proved.sum())
         largest = f", the error at most {self.errors[self.proved, -1].max():.3g}" if proved else ""
-        return f"Signals: {proved} of {n} codes proved in {self.errors.shape[1] - 1} steps{largest}"
+        nothing = f"; no theorem is about {self.uncovered}" if self.uncovered else ""
+        steps = self.errors.shape[1] - 1
+        return f"Signals: {proved} of {n} codes proved in {steps} steps{largest}{nothing}"
 
 
 @overload
@@ -73,7 +89,7 @@ def certify_signals(
     layer: Any,
     params: Any,
     D: Any,
-    X: ArrayLike | Sequence[ArrayLike],
+    X: Any,
     *,
     noise: ArrayLike | Sequence[ArrayLike] = 0.0,
     own: bool = False,
@@ -93,6 +109,15 @@ def certify_signals(
     with a tail differs by the tail, on S and off it. Each map is the largest error within A, so one
     step loses nothing; over several, the signs of the products are lost.
 
+    Where codes come in parts (`D.block`), E, a and A are of their sizes, P_ij = norm(gamma_i
+    W_i'D_j, 2), o_i = norm(I - gamma_i W_i'D_i, 2), and a part may also move across its direction:
+
+    .. math:: E_{k+1} = \min(A + \theta, \sqrt{a^2 + (\sqrt{(A^2 - a^2)_+} - \theta)_+^2})
+
+    on S, or as above if it passes. For let t > 0 be the size of the part after shrinkage. Its error
+    squared is at most a^2 + t (A^2 - a^2) / (t + theta) - t theta, by norm(u - x) <= A; the largest
+    value is at t + theta = sqrt(A^2 - a^2), where u is orthogonal to x.
+
     The worst-case theorems bound all codes of a class by one number, and cover 2 nonzeros where
     this proves 12, as for a Gaussian D, (250, 500). Where they hold, this holds too.
 
@@ -104,14 +129,17 @@ def certify_signals(
             known; or a chain, `networks.dsc`, of such layers.
         params: of the layer, from theory, calibrated or learned.
         D: (m, d); for a chain a tuple.
-        X: (n, d), the codes; for a chain a tuple, (n, d_l) each.
-        noise: bound on the l1 norm of the noise, () or (n,); for a chain one for each layer, or of
-            the signal alone. What one layer leaves is noise by entry for the next.
+        X: (n, d), the codes, or another form of them that D knows; for a chain a tuple, (n, d_l)
+            each.
+        noise: bound on the l1 norm of the noise (l2 where codes come in parts), () or (n,); for a
+            chain one for each layer, or of the signal alone. What one layer leaves is noise by
+            entry for the next.
         own: whether each code has the least thresholds that prove it, in place of those of the
             params: what the weights allow.
 
     Returns:
-        Signals, in float64 from the stored arrays; for a chain a tuple of them.
+        Signals, in float64 from the stored arrays; for a chain a tuple of them. As in `certify`,
+        another shrinkage in such a family proves nothing: `uncovered` names it.
 
     Raises:
         TypeError: another family, an activation without constants, or a traced argument.
@@ -159,13 +187,19 @@ def _of_layer(
     before: np.ndarray | None,
     where: str,
 ) -> tuple[Signals, np.ndarray]:
-    """What is proved of the codes of one layer, and their errors by entry in the end, (n, d).
+    """What is proved of the codes of one layer, and their errors by part in the end, (n, d).
 
-    `before` are the errors by entry of the signals, (n, m), that the layer before leaves.
+    `before` are the errors by part of the signals, (n, m), that the layer before leaves.
     """
-    measured = MeasuredLayer.of(layer, params, D, where)
-    codes = codes_of(X, measured.measured.D.shape[1], where)
+    codes = codes_of(X, as_dictionary(D, where), where)
     deltas = noise_of(noise, len(codes), where)
+    if uncovered := uncovered_of(layer, params, D, where):
+        n, after = len(codes), np.full((len(codes), layer.depth), np.inf)
+        errors = np.column_stack([codes.max(1, initial=0), after])
+        never = np.full(n, -1)
+        nothing = Signals(np.zeros(n, bool), errors, np.zeros(n, int), never, uncovered)
+        return nothing, np.full(codes.shape, np.inf)
+    measured = MeasuredLayer.of(layer, params, D, where)
     if before is not None and len(before) != len(codes):
         raise ValueError(
             f"{where}: X has {len(before)} codes for one layer and {len(codes)} for the next"
@@ -181,17 +215,19 @@ def _of_layer(
     return Signals((failed < 0) & are_found(codes, left), errors, failed, _from(inside)), left
 
 
-def codes_of(X: Any, d: int, where: str) -> np.ndarray:
-    """The magnitudes of the codes, (n, d)."""
-    codes = checks.host_floats(X, "X", where)
+def codes_of(X: Any, D: Dictionary, where: str) -> np.ndarray:
+    """The sizes of the parts of the codes, (n, d): the magnitudes of entries where D has none."""
+    d, g = D.shape[1], block_of(D)
+    codes = checks.host_floats(as_flat(D, X, 1)[0], "X", where)
     if codes.ndim != 2 or codes.shape[1] != d:
         raise ValueError(f"{where}: X has shape {codes.shape}; expected (n, {d}), one code a row")
     checks.finite(codes, "X", where)
-    return np.abs(codes.astype(np.float64))
+    sizes = np.abs(codes.astype(np.float64))
+    return np.hypot.reduce(sizes.reshape(-1, d // g, g), axis=2) if g > 1 else sizes
 
 
 def noise_of(noise: Any, n: int, where: str) -> np.ndarray:
-    """The bounds of the l1 norm of the noise of n signals, (n,)."""
+    """The bounds of the norm of the noise of n signals, (n,)."""
     deltas = checks.host_floats(noise, "noise", where).astype(np.float64)
     if deltas.shape not in ((), (n,)):
         raise ValueError(f"{where}: noise has shape {deltas.shape}; expected () or ({n},)")
@@ -239,14 +275,15 @@ class MeasuredLayer(NamedTuple):
 
         Args:
             a: (n, d), magnitudes of the codes.
-            deltas: (n,), l1 norms of the noise.
+            deltas: (n,), l1 norms of the noise; l2 norms where codes come in parts.
             choose: `choose(step, needed) -> theta`, (d,), (n, 1) or (), with the least threshold
                 that each code needs, (n,).
-            before: (n, m), bounds by entry on the errors of the signals.
+            before: (n, m), bounds by entry on the errors of the signals, or by part.
 
         Returns:
             The largest entry of the error after 0..K steps, (n, K+1); the first step that fails, or
             -1, (n,); whether the support is exact, (n, K+1); the error by entry in the end, (n, d).
+            Where codes come in parts, d is their number, and magnitudes are sizes of parts.
         """
         every = self.tail > 0 or self.reach < math.inf  # otherwise errors stay on the supports
         entries, size = _Entries(a, every), a.sum(1)
@@ -264,7 +301,8 @@ class MeasuredLayer(NamedTuple):
                 within = (a + A + at <= self.reach).all(1)
                 failed = np.where((failed < 0) & ~(suffices & within), k, failed)
                 beyond = np.minimum(self.tail, 2 * self.tail_lipschitz * A) if self.tail else 0.0
-                E = np.where(on, _mapped(step, a, A, at, same) + self.tail, beyond)
+                mapped = _mapped(step, a, A, at, same, self.measured.block > 1)
+                E = np.where(on, mapped + self.tail, beyond)
                 E = np.where(failed[:, None] < 0, E, math.inf)
             errors.append(E.max(1, initial=0))
             exact.append(np.where(on, E < a, E == 0).all(1))
@@ -283,7 +321,7 @@ class MeasuredLayer(NamedTuple):
         if deltas.any():
             n = deltas[:, None] * step.gamma * step.products.C
         if before is not None:
-            n = n + step.gamma * (before @ np.asarray(dense(magnitudes(step.W))))
+            n = n + step.gamma * (before @ _sizes_of(step.W, before.shape[1], step.gamma.size))
         rounding = _ROUNDING * self.measured.eps * (size * step.G + n.max(1)) + step.lost
         return (1 + _ROUNDING * self.measured.eps) * (n + rounding[:, None])
 
@@ -339,14 +377,23 @@ def _inf_for_nan(v: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(v), math.inf, v)
 
 
+def _sizes_of(W: Operator, rows: int, columns: int) -> np.ndarray:
+    """norm(W_ji, 2) of all pairs of parts, (rows, columns): |W| where parts are entries."""
+    if W.shape == (rows, columns):
+        return np.asarray(dense(magnitudes(W)))
+    m, d = W.shape
+    blocks = np.asarray(dense(W)).reshape(rows, m // rows, columns, d // columns)
+    return spectral_norms(blocks.swapaxes(1, 2))
+
+
 def _maps(measured: Coupled) -> Iterator[Iterator[np.ndarray]]:
     """For each step gamma |D'W|, with |1 - gamma w_i . d_i| on its diagonal, by its columns."""
-    D, d = measured.D, measured.D.shape[1]
-    columns = [np.arange(i, min(i + _COLUMNS, d)) for i in range(0, d, _COLUMNS)]
+    D, d = measured.D, measured.parts
+    columns = list(chunks(d, _COLUMNS // measured.block))
     up, kept = 1 + _ROUNDING * measured.eps, list[np.ndarray]()
     for step in measured.steps:
         parts: Iterable[np.ndarray] = (
-            np.abs(signed_products(D, step.W, some), order="C") for some in columns
+            np.ascontiguousarray(part_norms(D, step.W, some)) for some in columns
         )
         if d <= _KEPT:
             parts = kept = kept if kept and step.tied else list(parts)
@@ -359,12 +406,18 @@ def _map(step: Step, columns: np.ndarray, products: np.ndarray) -> np.ndarray:
     return P
 
 
-def _mapped(step: Step, a: np.ndarray, A: np.ndarray, theta: np.ndarray, same: bool) -> np.ndarray:
-    """The largest error of entries a whose argument moves by at most A.
+def _mapped(
+    step: Step, a: np.ndarray, A: np.ndarray, theta: np.ndarray, same: bool, parts: bool = False
+) -> np.ndarray:
+    """The largest error of entries a, or of parts of size a, whose argument moves by at most A.
 
     `same`: whether all atoms have one threshold.
     """
-    soft = np.minimum(A + theta, np.maximum(a, A - theta))
+    if parts:  # across x, the argument moves by at most across
+        across = np.sqrt(np.maximum(A - a, 0)) * np.sqrt(A + a)
+        soft = np.minimum(A + theta, np.hypot(a, np.maximum(across - theta, 0)))
+    else:
+        soft = np.minimum(A + theta, np.maximum(a, A - theta))
     if not step.passing:
         return soft
     passed = np.where(a > theta + A, A, np.where(a + A <= theta, a, np.maximum(A, a)))

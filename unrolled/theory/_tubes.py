@@ -10,7 +10,8 @@ from unrolled._base import checks
 from unrolled._base.checks import ArrayLike
 from unrolled._base.programs import host_function
 from unrolled._base.results import Result
-from unrolled.dictionaries import Dictionary, dense
+from unrolled.dictionaries import Dictionary, as_dictionary, dense
+from unrolled.theory._coherence import without_parts
 from unrolled.theory._schedules import host_numbers
 from unrolled.theory._signals import MeasuredLayer
 
@@ -83,6 +84,7 @@ def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: 
         (True, True)
     """
     where = "certify_run"
+    D = without_parts(as_dictionary(D, where), where)
     measured, tail, _, reach = MeasuredLayer.of(layer, params, D, where)
     if tail or reach < math.inf:
         raise ValueError(f"{where}: expected the activation relu, got {layer.activation}")
