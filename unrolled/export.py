@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -19,7 +20,7 @@ from unrolled._base import checks, text
 from unrolled._base.arguments import checked
 from unrolled._base.checks import ArrayLike
 from unrolled._base.files import CheckpointError, write_whole
-from unrolled.dictionaries import Dictionary, as_dictionary
+from unrolled.dictionaries import Dictionary, as_dictionary, as_flat, block_of, to_pairs
 from unrolled.layers import Layer
 from unrolled.networks import Network
 from unrolled.pursuit import PURSUITS
@@ -45,7 +46,8 @@ _ADVICE = "no program in a file can; try `pursuit.lasso`, or a layer"
 class Exported(NamedTuple):
     """A solver read from a file."""
 
-    run: Callable[[ArrayLike], Any]  # signals (n, m) -> codes (n, d), or a tuple of codes
+    # signals (n, m) -> codes (n, d), or a tuple of codes; complex ones where D is complex
+    run: Callable[[ArrayLike], Any]
     manifest: dict[str, Any]  # the description in the file: model, shapes, hashes, versions
 
 
@@ -66,6 +68,11 @@ def save(
 
         program = zipfile.ZipFile(path).read("program")
         X = jax.export.deserialize(bytearray(program)).call(Y)
+
+    The program takes and returns real numbers, which every runtime has. Those of a complex D are
+    pairs, `dictionaries.to_pairs`: the bytes of a complex array, Y.view("float32"), and
+    np.asarray(X).view("complex64") of its codes. Those of a `Joint` are flat, Y.reshape(n, -1).
+    `load` takes and returns both forms.
 
     Args:
         path: the file to write; an existing file is replaced in one move.
@@ -113,6 +120,7 @@ def save(
         "options": None if is_net else repr(params or {}),
         "signals": ["n", m],
         "codes": codes,
+        "form": None if is_chain else _form(D),
         "dtype": np.dtype(dtype).name,
         "platforms": list(platforms),
         "program sha256": hashlib.sha256(program).hexdigest(),
@@ -134,8 +142,9 @@ def load(path: str | Path) -> Exported:
 
     Returns:
         Exported(run, manifest). `run` takes signals (n, m) of any real dtype, and computes in the
-        dtype of the manifest. `run` raises ValueError for another shape, and TypeError for complex
-        signals.
+        dtype of the manifest. Complex signals of a complex D, and signals (n, m, g) of a `Joint`,
+        give codes of their form. `run` raises ValueError for another shape, and TypeError for
+        complex signals of a real D.
 
     Raises:
         FileNotFoundError: no such file.
@@ -168,7 +177,42 @@ def load(path: str | Path) -> Exported:
         call = jax.jit(jax.export.deserialize(bytearray(program)).call)
     except Exception as error:  # whatever a reader of foreign bytes raises
         raise CheckpointError(f"export.load: {path}: {error}") from error
-    return Exported(partial(_codes, call, manifest["signals"][1], manifest["dtype"]), manifest)
+    flat = partial(_codes, call, manifest["signals"][1], manifest["dtype"])
+    form = manifest.get("form")  # files before it have real numbers
+    return Exported(flat if form is None else partial(_codes_in_form, flat, form), manifest)
+
+
+def _form(D: Any) -> dict[str, Any] | None:
+    """The form other than flat of the signals and the codes of D, whose codes come in parts.
+
+    Example:
+        >>> D = ur.dictionaries.Complex.of(np.ones((3, 4)))
+        >>> ur.export._form(ur.dictionaries.Joint(D, 5))
+        {'complex': True, 'signals': [3, 5], 'codes': [4, 5]}
+    """
+    (m, d), block = D.shape, block_of(D)
+    for kind, *each in ((complex,), (float, block), (complex, block // 2)) if block > 1 else ():
+        numbers = math.prod(each) * (2 if kind is complex else 1)
+        signals, codes = ([n // numbers, *each] for n in (m, d))
+        if as_flat(D, np.zeros((1, *signals), kind), 1)[1] is not None:
+            return {"complex": kind is complex, "signals": signals, "codes": codes}
+    return None
+
+
+def _codes_in_form(run: Callable[[Any], Any], form: dict[str, Any], Y: ArrayLike) -> Any:
+    """Codes of flat signals by `run`, or of signals in a form, in that form."""
+    is_complex, (m, *each) = form["complex"], form["signals"]
+    if np.iscomplexobj(Y) != is_complex or np.shape(Y)[1:] != (m, *each):
+        return run(Y)
+    rows: Any = Y if isinstance(Y, jax.Array) else np.asarray(Y)
+    if is_complex:
+        rows = to_pairs(rows.swapaxes(1, -1)).swapaxes(1, -1)
+    x = run(rows.reshape(len(rows), math.prod(rows.shape[1:])))
+    d, *each = form["codes"]
+    if not is_complex:
+        return x.reshape(len(x), d, *each)
+    x = x.reshape(len(x), d, 2, *each)
+    return jax.lax.complex(x[:, :, 0], x[:, :, 1])
 
 
 def _codes(call: Callable[[Any], Any], m: int, dtype: str, Y: ArrayLike) -> Any:

@@ -54,6 +54,10 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     Codes have the dtype of X, float32 or float64, and are computed in it.
 
+    Samples are real numbers: complex X is refused, as scikit-learn asks of its estimators. With a
+    `dictionaries.Complex` D, samples and codes are pairs of real numbers: X = to_pairs(Z) has codes
+    whose from_pairs are those of the complex Z. Samples of a `Joint` are flat, (n_samples, m g).
+
     Args:
         dictionary: D, (n_features, n_components), an array or a structured one; a tuple
             (D_1, ..., D_J) for deep pursuits and networks, whose features are the last codes. None
@@ -86,8 +90,9 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         UserWarning: samples that are rounding beside the largest have the code 0; how many.
 
     Raises:
-        ValueError: from `fit`, a dictionary that does not fit X, an unknown method, options that
-            it does not have or misses. What a pursuit itself refuses, `transform` raises.
+        ValueError: complex X; from `fit`, a dictionary that does not fit X, an unknown method,
+            options that it does not have or misses. What a pursuit itself refuses, `transform`
+            raises.
         ArithmeticError: from `transform`, codes that are not finite.
 
     Example:
@@ -190,7 +195,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         the codes of a layer for the penalty lam. Other codes have those of `theory.certify_code`:
         its `x` are the codes after least squares on their supports and at most `finish` steps of
         subspace pursuit, its `certified(X)` says which of them are proved to be the only ones of
-        least l1 norm.
+        least l1 norm. What these two refuse is refused, such as codes in parts.
         """
         codes, X = self.transform(X), np.asarray(X)
         if len(self.dictionary_) > 1:
@@ -324,7 +329,8 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     r"""A dictionary learned from samples, and their codes in it as features.
 
     Samples come first and **atoms are columns**, as in `SparseCoder`; `components_` has the atoms
-    in rows, as in `sklearn.decomposition.DictionaryLearning`.
+    in rows, as in `sklearn.decomposition.DictionaryLearning`. Samples are real numbers: complex X
+    is refused, and pairs of real numbers would get real atoms, which are not those of a complex D.
 
     Args:
         n_components: the number of atoms; None takes that of the features, or of the samples if
@@ -347,9 +353,9 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         lam_, sparsity_: those used; None for the other methods.
 
     Raises:
-        ValueError: from `fit`, an unknown method, an option of another one, and what the method
-            refuses, such as more atoms than samples; from `partial_fit`, a dictionary that another
-            method has learned.
+        ValueError: complex X; from `fit`, an unknown method, an option of another one, and what the
+            method refuses, such as more atoms than samples; from `partial_fit`, a dictionary that
+            another method has learned.
 
     Example:
         >>> from unrolled.sklearn import DictionaryLearner

@@ -385,6 +385,23 @@ def test_after_a_fit_that_failed_an_estimator_is_not_fitted(estimator):
             method(SIGNALS)
 
 
+def test_complex_samples_are_pairs():
+    """As scikit-learn asks, an array of complex numbers is refused."""
+    rng = np.random.default_rng(0)
+    A, Z = (rng.normal(size=(n, 6, 2)) @ [1, 1j] for n in (4, 5))
+    A = (A / np.linalg.norm(A, axis=0)).astype("c8")
+    Y = Z.astype("c8") @ A.T
+    D = ur.dictionaries.Complex.of(A)
+    coder = SparseCoder(D, "lasso_batch", lam=0.5)
+    samples = ur.dictionaries.to_pairs(Y)
+    codes = ur.dictionaries.from_pairs(coder.fit(samples).transform(samples))
+    np.testing.assert_array_equal(codes, ur.pursuit.lasso_batch(D, Y, 0.5).x)
+    assert (codes != 0).any() and (codes == 0).any()
+    for estimator in (coder, DictionaryLearner(3)):
+        with pytest.raises(ValueError, match="Complex data not supported"):
+            estimator.fit(Y)
+
+
 @pytest.mark.parametrize("options", [{"lam": 0.2}, {"ratio": 0.1, "nonnegative": True}])
 def test_codes_of_the_lasso_are_proved_for_their_own_penalty(options):
     coder = SparseCoder(D, "lasso", tol=1e-10, **options).fit(SIGNALS)

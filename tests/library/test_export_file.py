@@ -99,6 +99,36 @@ def test_pursuits_that_work_on_the_host_are_refused(tmp_path, solve, options):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("g", [None, 3])
+@pytest.mark.parametrize("kind", [float, complex])
+def test_signals_in_parts_have_codes_of_their_form(tmp_path, g, kind):
+    """The program has real numbers; complex ones are the bytes of its pairs."""
+    rng = np.random.default_rng(3)
+    A = rng.normal(size=(6, 10)) + (1j * rng.normal(size=(6, 10)) if kind is complex else 0)
+    A = A / np.linalg.norm(A, axis=0)
+    base = ur.dictionaries.Complex.of(A) if kind is complex else A
+    D = base if g is None else ur.dictionaries.Joint(base, g)
+    signals = rng.normal(size=(5, 6, g or 1, 2)) @ ([1, 1j] if kind is complex else [1, 0])
+    signals = signals.reshape(5, 6, *[g] * (g is not None))
+    layer = ur.alista(2)
+    params = layer.init(None, D)
+    path = ur.export.save(tmp_path / "net", layer, params, D, platforms="cpu")
+    run, manifest = ur.export.load(path)
+    expected = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, signals)
+    for Y in (signals, jnp.asarray(signals)):
+        assert run(Y).dtype == expected.dtype
+        same(run(Y), expected)
+    assert run(signals[:0]).shape == expected[:0].shape
+    flat = ur.dictionaries.as_flat(D, signals, 1)[0]
+    same(run(flat), ur.dictionaries.as_flat(D, np.asarray(expected), 1)[0])
+    if kind is complex and g is None:
+        program = jax.export.deserialize(bytearray(zipfile.ZipFile(path).read("program")))
+        same(np.asarray(program.call(signals.view(float))).view(complex), np.asarray(expected))
+        with pytest.raises(ValueError, match=r"run: Y has shape \(5, 6\); expected \(n, 12\)"):
+            run(signals.real)
+    assert (manifest["form"] is None) == (kind is float and g is None)
+
+
 @pytest.mark.slow
 def test_the_dtype_is_that_of_the_weights(tmp_path):
     narrow, path = D.astype(jnp.float32), tmp_path / "net.zip"

@@ -264,9 +264,16 @@ def lasso_problem(
     problem = {k: options[k] for k in ("lam", "l2", "nonnegative") if options.get(k) is not None}
     if "lam" not in problem:
         products = np.asarray(Y, float) @ np.asarray(dense(D), float)
-        top = products if problem.get("nonnegative") else np.abs(products)
-        problem["lam"] = options["ratio"] * np.maximum(top.max(1, keepdims=True), 0)
+        sizes = products if problem.get("nonnegative") else _sizes(D, products)
+        problem["lam"] = options["ratio"] * np.maximum(sizes.max(1, keepdims=True), 0)
     return problem
+
+
+def _sizes(D: Dictionary, products: np.ndarray) -> np.ndarray:
+    """The magnitudes of inner products with the atoms, (signals, d), or the sizes of parts."""
+    if block_of(D) == 1:
+        return np.abs(products)
+    return np.linalg.norm(products.reshape(len(products), -1, block_of(D)), axis=2)
 
 
 def lasso_optima(D: Dictionary, Y: Array, lam: ArrayLike) -> Pursuit:
@@ -317,8 +324,7 @@ def default_lam(D: Dictionary, Y: Array | np.ndarray | MappedRows, ratio: float 
     Y = as_flat(D, np.asarray(Y[:2000]), 1)[0]
     products = np.asarray(Y, float) @ np.asarray(dense(D), float)
     unit = np.abs(products).max(initial=0) or 1.0  # whose square may leave the range
-    sizes = np.linalg.norm((products / unit).reshape(len(products), -1, block_of(D)), axis=2)
-    largest = unit * sizes.max(1)  # in float32 they may be 0
+    largest = unit * _sizes(D, products / unit).max(1)  # in float32 they may be 0
     if not largest.any():
         raise ValueError("lam cannot be chosen: all signals are zero, or orthogonal to all atoms")
     lam = float(np.quantile(largest, 0.9)) * ratio

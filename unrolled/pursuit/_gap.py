@@ -11,24 +11,33 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from unrolled._base import programs
+from unrolled._base import checks, programs
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import exponent, ldexp, norm, power_of_two
-from unrolled.dictionaries import Dictionary, Operator, column_norms, scale_columns
+from unrolled.dictionaries import Dictionary, Operator, as_flat, column_norms, scale_columns
 from unrolled.penalties import L1, Penalty
-from unrolled.pursuit._problem import Codes, Problem, check_weights, one_by_one, per_atom
+from unrolled.pursuit._problem import (
+    Codes,
+    Problem,
+    check_weights,
+    flat_code,
+    flat_signal,
+    one_by_one,
+    per_atom,
+)
 
 __all__ = ["duality_gap", "lasso_objective"]
 
 
 @checked
-def lasso_objective(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Array:
+def lasso_objective(D: Dictionary, y: ArrayLike | Any, x: ArrayLike | Any, lam: ArrayLike) -> Array:
     """1/2 norm(y - D x)^2 + sum_i lam_i |x_i|, ().
 
     Args:
         D: (m, d).
-        y, x: (m,) and (d,).
+        y, x: (m,) and (d,), or in the form that `lasso` takes and returns: grids of a `Conv`,
+            complex ones of a `Complex` D, (m, g) and (d, g) of a `Joint`. Each may be flat.
         lam: penalty weight: one number, one per atom, or one per filter of a `Conv`.
 
     Raises:
@@ -39,7 +48,7 @@ def lasso_objective(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -
         >>> float(ur.pursuit.lasso_objective(D, y, jnp.array([2.0, 0.0]), 1.0))
         2.625
     """
-    _check_operands(D, y, x, lam, "lasso_objective")
+    y, x = _as_operands(D, y, x, lam, "lasso_objective")
     return _objective(D, y, x, lam)
 
 
@@ -51,7 +60,7 @@ def _objective(D: Operator, y: Array, x: Array, lam: ArrayLike) -> Array:
 
 
 @checked
-def duality_gap(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Array:
+def duality_gap(D: Dictionary, y: ArrayLike | Any, x: ArrayLike | Any, lam: ArrayLike) -> Array:
     r"""An upper bound of F(x) - F* for the LASSO that needs no F*.
 
     It comes from the dual point s r, with r = y - D x and s = min(1, min_i lam_i / |D'r|_i), as a
@@ -67,10 +76,11 @@ def duality_gap(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Ar
     eps norm(r) (2 norm(x, 1) + sqrt(2 gap) norm(r) / lam). Computed again in float64, from a code
     found in float32, the gap has another r; where atoms nearly depend it may be much larger.
 
+    Where codes of D come in parts, |v|_i is the norm of part i, the modulus of a complex number.
+
     Args:
         D: (m, d).
-        y, x: (m,) and (d,).
-        lam: penalty weight: one number, one per atom, or one per filter of a `Conv`.
+        y, x, lam: as for `lasso_objective`.
 
     Returns:
         The gap, (), in the units of norm(y)^2.
@@ -82,20 +92,30 @@ def duality_gap(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Ar
         >>> D, y = jnp.eye(2), jnp.array([3.0, 0.5])
         >>> float(ur.pursuit.duality_gap(D, y, jnp.array([2.0, 0.0]), 1.0))
         0.0
+        >>> D = ur.dictionaries.Complex.of(np.eye(2))
+        >>> found = ur.pursuit.lasso(D, np.complex64([3j, 0.5]), 1.0)
+        >>> float(ur.pursuit.duality_gap(D, np.complex64([3j, 0.5]), found.x, 1.0)) < 1e-5
+        True
     """
-    _check_operands(D, y, x, lam, "duality_gap")
+    y, x = _as_operands(D, y, x, lam, "duality_gap")
     return _duality_gap(D, y, x, one_by_one(D, lam))
 
 
-def _check_operands(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike, where: str) -> None:
-    """Raise ValueError unless the operands of an objective fit: (m,), (d,), and the weights."""
+def _as_operands(D: Dictionary, y: Any, x: Any, lam: ArrayLike, where: str) -> tuple[Any, Any]:
+    """The flat y, (m,), and x, (d,), of an objective; ValueError unless they and lam fit D."""
     m, d = D.shape
-    if (np.shape(y), np.shape(x)) != ((m,), (d,)):
+    flat = {"y": flat_signal(D, y, where)[0], "x": flat_code(D, as_flat(D, x)[0])}
+    if [*map(np.shape, flat.values())] != [(m,), (d,)]:
         raise ValueError(
             f"{where}: D has shape {(m, d)} but y has shape {np.shape(y)} and x {np.shape(x)}; "
             f"expected ({m},) and ({d},)"
         )
     check_weights(D, lam, "lam", where)
+    y, x = (
+        jnp.asarray(checks.within_float32(checks.as_numbers(v, name, where), name, where))
+        for name, v in flat.items()
+    )
+    return y, x
 
 
 @jax.jit

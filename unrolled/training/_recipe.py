@@ -18,7 +18,14 @@ from unrolled._base.files import check_draws, drawing
 from unrolled._base.numbers import norm
 from unrolled._base.programs import program
 from unrolled.analytic import calibrate
-from unrolled.dictionaries import Dictionary, Operator, as_dictionary, check_batch, column_norms
+from unrolled.dictionaries import (
+    Dictionary,
+    Operator,
+    as_dictionary,
+    check_batch,
+    column_norms,
+    flat_batch,
+)
 from unrolled.layers import FAMILIES, Law, Layer, Unrolled, ista, ista_params, stable_step
 from unrolled.networks import ROUNDING
 from unrolled.problems import synthesize
@@ -92,8 +99,8 @@ class Start(NamedTuple):
 def prepare(
     family: str | type[Layer],
     D: Dictionary,
-    Y: ArrayLike,
-    X: ArrayLike | None,
+    Y: ArrayLike | Any,
+    X: ArrayLike | Any | None,
     *,
     depth: int = 16,
     key: Key = 0,
@@ -110,7 +117,8 @@ def prepare(
     Args:
         family: its name, or its class.
         D: (m, d).
-        Y: (batch, m), signals; take 2,048, for a few hard ones decide.
+        Y: (batch, m), signals; take 2,048, for a few hard ones decide. With codes of their form,
+            complex signals of a `Complex` D, and (batch, m, g) of a `Joint`.
         X: (batch, d), their codes.
         depth: K.
         key: of random params.
@@ -136,7 +144,8 @@ def prepare(
             "prepare: recipes are for known codes, got X = None; try layer.init(key, D), or "
             "analytic.calibrate with loss=training.lasso_loss(lam)"
         )
-    Y, X = (checks.as_float(part, name, "prepare") for part, name in ((Y, "Y"), (X, "X")))
+    pairs = zip(flat_batch(D, (Y, X)), ("Y", "X"))
+    Y, X = (checks.as_float(part, name, "prepare") for part, name in pairs)
     check_batch(D, Y, X, "prepare")
     depth = checks.as_depth(depth, "depth", "prepare", least=1)
     if len(Y) < _FEWEST:
@@ -163,7 +172,7 @@ class Made(NamedTuple):
 def by_recipe(
     family: str | type[Layer],
     D: Dictionary,
-    sample: Sample | tuple[ArrayLike, ArrayLike],
+    sample: Sample | tuple[ArrayLike, ArrayLike] | Any,
     *,
     depth: int = 16,
     steps: int | None = None,
@@ -179,7 +188,8 @@ def by_recipe(
 
     Args:
         family, D, depth, options: as for `prepare`.
-        sample: `sample(key) -> (Y, X)`, or arrays (Y, X), of which a tenth validates.
+        sample: `sample(key) -> (Y, X)`, or arrays (Y, X) in the forms that `prepare` takes, of
+            which a tenth validates.
         steps: of training; None takes those of the recipe.
         key: of the signals that are drawn, of random params and of the training.
 
@@ -210,7 +220,7 @@ def by_recipe(
     drawing, starting, training = jax.random.split(checks.as_key(key, "by_recipe"), 3)
     sampler: Any = sample
     if is_own(sample):
-        sampler, validation = from_arrays(sample, None, None, D, "by_recipe")
+        sampler, validation = from_arrays(flat_batch(D, sample), None, None, D, "by_recipe")
         calibrating = _draw(sampler, drawing, _CALIBRATED_ON)
     else:
         check_sample(sampler, "by_recipe")

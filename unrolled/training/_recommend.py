@@ -15,8 +15,10 @@ from unrolled.dictionaries import (
     Operator,
     Structured,
     as_dictionary,
+    block_of,
     check_batch,
     column_norms,
+    flat_batch,
 )
 from unrolled.layers import Law
 from unrolled.pursuit import default_lam, lasso_batch
@@ -126,15 +128,20 @@ def recommend(
     large random-like dictionary and many nonzeros make exact codes expensive, or where codes are
     known, which training then aims at, and the LASSO does not.
 
+    These costs are those of codes of single entries. Codes in parts, of a `Complex` D or a `Joint`,
+    have an exact solver where they are not known, and the family that ended lowest on complex codes
+    where they are (benchmarks/parts.json).
+
     Args:
         D: (m, d), a matrix or a structured one.
-        Y: (signals, m).
-        X: (signals, d), the codes, if they are known.
+        Y: (signals, m), or complex signals of a `Complex` D, or (signals, m, g) of a `Joint`.
+        X: (signals, d), the codes, if they are known; or in the form of Y.
         lam: the weight of the LASSO. None takes noise sqrt(2 ln d) times the mean norm of an atom
             if the noise is known, else a tenth of what gives nine signals in ten the code 0, to
             three digits. Codes of 1,000 signals or more need none.
-        noise: standard deviation of the noise of an entry of Y; None estimates it where codes are
-            known.
+        noise: standard deviation of the noise of an entry of Y, of a complex one as a whole; None
+            estimates it where codes are known. In parts of g entries lam takes sqrt(g) +
+            sqrt(2 ln(d / g)) of the noise of a real number.
         signals: how many are to be coded; None for those of Y.
 
     Returns:
@@ -156,20 +163,24 @@ def recommend(
         'lasso_batch'
     """
     where = "recommend"
-    D = as_dictionary(D, where)
-    Y, X = as_data(Y, X, where)
+    D, given = as_dictionary(D, where), (Y, X)
+    flat = flat_batch(D, given)
+    Y, X = as_data(flat[0], flat[1], where)
     check_width(Y, D, where)
+    data = (D, Y, X) if flat is given else (D, *given)  # codes have the form of the signals
     n = len(Y) if signals is None else checks.as_index(signals, "signals", where)
     lam, noise = (_number(value, name, where) for value, name in ((lam, "lam"), (noise, "noise")))
+    if noise is not None and np.iscomplexobj(given[0]):
+        noise /= math.sqrt(2)
     if X is not None and len(Y) >= RULES.fewest_pairs:
-        return _of_known(D, Y, X, noise)
+        return _of_known(D, Y, X, noise, data)
     rows = np.unique(np.linspace(0, len(Y) - 1, min(len(Y), _ASKED)).astype(int))
     sample = np.asarray(Y[rows])
     checks.finite(sample, "Y", where)
     if lam is None:
         lam = float(f"{_lam(D, Y, noise):.3g}")
     codes = np.asarray(lasso_batch(D, sample, lam).x)
-    return _of_unknown(D, Y, lam, codes, noise, n, known=X is not None)
+    return _of_unknown(D, Y, lam, codes, noise, n, data)
 
 
 def _number(value: Any, name: str, where: str) -> float | None:
@@ -185,7 +196,9 @@ def _lam(D: Operator, Y: Any, noise: float | None) -> float:
     """The universal threshold of the noise, or a share of what silences most signals."""
     if not noise:
         return default_lam(D, Y)
-    return noise * math.sqrt(2 * math.log(max(2, D.shape[1]))) * float(np.mean(column_norms(D)))
+    g = block_of(D)
+    threshold = math.sqrt(2 * math.log(max(2, D.shape[1] // g))) + (math.sqrt(g) if g > 1 else 0)
+    return noise * threshold * float(np.mean(column_norms(D)))
 
 
 def _coherence(D: Operator) -> tuple[float, float]:
@@ -194,9 +207,19 @@ def _coherence(D: Operator) -> tuple[float, float]:
     return float(mutual_coherence(D)), min(1.0, math.sqrt(4 * math.log(max(d, 2)) / m))
 
 
+def _nonzeros(D: Operator, codes: np.ndarray) -> float:
+    """The mean number of entries that are not 0, or of parts."""
+    return float(np.mean((codes.reshape(len(codes), -1, block_of(D)) != 0).any(2).sum(1)))
+
+
 def _case(D: Operator, codes: np.ndarray, known: str, noise: str, n: int) -> str:
-    (m, d), (mu, random) = D.shape, _coherence(D)
-    nonzeros = np.mean((codes != 0).sum(1))
+    (m, d), g, nonzeros = D.shape, block_of(D), _nonzeros(D, codes)
+    if g > 1:
+        return (
+            f"{known}; codes of {d // g} parts of {g} real numbers, {nonzeros:.1f} of them not 0; "
+            f"{noise}; signals of {m} real numbers; {n:,} signals to code"
+        )
+    mu, random = _coherence(D)
     signs = "nonnegative codes" if (codes >= 0).all() else "codes of both signs"
     return (
         f"{known}; {nonzeros:.1f} nonzeros in a code, of {m} entries of a signal; {signs}; "
@@ -205,17 +228,24 @@ def _case(D: Operator, codes: np.ndarray, known: str, noise: str, n: int) -> str
     )
 
 
-def _of_known(D: Operator, Y: Any, X: Any, noise: float | None) -> Recommendation:
+def _of_known(
+    D: Operator, Y: Any, X: Any, noise: float | None, data: tuple[Any, Any, Any]
+) -> Recommendation:
     """A family for codes that are known, by the noise and the dictionary."""
     check_batch(D, Y, X, "recommend")
     checks.finite((Y, X), "Y or X", "recommend")
     law: Law = law_of(D, Y, X)
     share = (law.noise if noise is None else noise**2) / law.signal
-    mu, _ = _coherence(D)
     text = (
         "no noise" if not share else f"noise at {-10 * math.log10(share):.0f} dB below the signal"
     )
-    if mu > RULES.passes_messages or isinstance(D, Structured):
+    if block_of(D) > 1:
+        family, options = "alista", {}
+        why = (
+            "of three families that were trained on complex codes, 24 x 48, without noise and at "
+            "20 dB, alista ends lowest (benchmarks/parts.json); nothing else in parts was measured"
+        )
+    elif _coherence(D)[0] > RULES.passes_messages or isinstance(D, Structured):
         family, options = "alista_at", {"onsager": True}
         why = (
             f"message passing was measured on dense dictionaries with coherence up to "
@@ -235,18 +265,29 @@ def _of_known(D: Operator, Y: Any, X: Any, noise: float | None) -> Recommendatio
             "share of nonzeros and their size from the sample (benchmarks/lista.jsonl)"
         )
     case = _case(D, np.asarray(X[:_ASKED]), "codes known", text, len(Y))
-    return Recommendation(case, family, f"{why}.", None, (D, Y, X), options)
+    return Recommendation(case, family, f"{why}.", None, data, options)
 
 
 def _of_unknown(
-    D: Operator, Y: Any, lam: float, codes: np.ndarray, noise: float | None, n: int, known: bool
+    D: Operator,
+    Y: Any,
+    lam: float,
+    codes: np.ndarray,
+    noise: float | None,
+    n: int,
+    data: tuple[Any, Any, Any],
 ) -> Recommendation:
     """An exact solver, or a network for the objective of the LASSO."""
-    (m, d), (mu, random) = D.shape, _coherence(D)
-    nonzeros = float(np.mean((codes != 0).sum(1)))
+    (m, d), nonzeros = D.shape, _nonzeros(D, codes)
     share = f"{nonzeros:.1f} nonzeros in a code, {nonzeros / m:.2f} m"
     method, options = "lasso_batch", {}
-    if nonzeros < RULES.few_nonzeros * m:
+    mu, random = (math.nan, math.nan) if block_of(D) > 1 else _coherence(D)
+    if block_of(D) > 1:
+        why = (
+            "codes in parts: where a network pays was measured for codes of single entries alone, "
+            "and exact codes have no gap"
+        )
+    elif nonzeros < RULES.few_nonzeros * m:
         why = (
             f"{share}, below {RULES.few_nonzeros:g} m: exact codes are cheap there, and have no gap"
         )
@@ -271,7 +312,9 @@ def _of_unknown(
         )
     if method == "lasso_batch":
         why += f". {_TRAIN_ALL_THE_SAME.format(lam=lam)[:-1]}"
-    text = "noise unknown" if noise is None else f"noise {noise:g} an entry"
+    of = "a real number" if block_of(D) > 1 else "an entry"
+    text = "noise unknown" if noise is None else f"noise {noise:g} {of}"
+    known = data[2] is not None
     fewer = f"codes known of {len(Y):,} signals, too few to train for" if known else ""
     case = _case(D, codes, fewer or "codes not known", text, n)
-    return Recommendation(case, method, f"{why}.", lam, (D, Y, None), options)
+    return Recommendation(case, method, f"{why}.", lam, (*data[:2], None), options)

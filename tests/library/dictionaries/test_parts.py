@@ -1,5 +1,7 @@
 """Codes in parts: complex numbers, and rows of many measurements, through the whole library."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -422,6 +424,39 @@ def test_codes_in_parts_have_estimates_of_the_form_of_signals(name):
     products = np.einsum("mn,bm...->bn...", _matrix(D).conj(), Y).reshape(4, 20, -1)
     largest = np.quantile(np.linalg.norm(products, axis=2).max(1), 0.9)
     np.testing.assert_allclose(pursuit.default_lam(D, Y), largest / 10, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", PURSUED)
+def test_objectives_and_gaps_of_codes_in_parts_are_those_of_their_form(name):
+    """Next to numpy; the gap bounds the excess of any code over the optimum, and vanishes there."""
+    D, Y, X = pursued_problem(name, 5)
+    flat = partial(dictionaries.as_flat, D, batch=1)
+    estimate = np.einsum("mn,bn...->bm...", _matrix(D), X)
+    sizes = np.linalg.norm(X.reshape(5, 20, -1), axis=2).sum(1)
+    expected = np.sum(np.abs(Y - estimate).reshape(5, -1) ** 2, 1) / 2 + 0.2 * sizes
+    objective, gap = (
+        jax.jit(jax.vmap(partial(f, D), (0, 0, None)))
+        for f in (pursuit.lasso_objective, pursuit.duality_gap)
+    )
+    F = objective(Y, X, 0.2)
+    np.testing.assert_allclose(F, expected, rtol=100 * EPS)
+    np.testing.assert_allclose(objective(flat(Y)[0], flat(X)[0], 0.2), F, rtol=100 * EPS)
+    np.testing.assert_allclose(objective(Y, X, np.full(20, 0.2)), F, rtol=100 * EPS)
+    found = pursuit.lasso_batch(D, Y, 0.2, tol=1e-12)
+    energy = np.sum(np.abs(Y).reshape(5, -1) ** 2, 1) / 2
+    assert (gap(Y, X, 0.2) >= F - objective(Y, found.x, 0.2)).all()
+    assert (gap(Y, found.x, 0.2) <= 1e-11 * energy).all()
+    for f in (pursuit.lasso_objective, pursuit.duality_gap):
+        with pytest.raises(ValueError, match=f"{f.__name__}: D has shape .* but y has shape"):
+            f(D, Y[0], X[0][:3], 0.2)
+
+
+def test_the_penalty_of_a_ratio_is_that_of_parts():
+    D, Y, _ = pursued_problem("complex", 5)
+    flat = np.asarray(to_pairs(Y))
+    lam = pursuit.lasso_problem("lasso", {"ratio": 0.3}, D, flat)["lam"]
+    largest = np.abs(Y @ _matrix(D).conj()).max(1, keepdims=True)
+    np.testing.assert_allclose(lam, 0.3 * largest, rtol=1e-12)
 
 
 def test_complex_signals_calibrate_and_train_without_codes():

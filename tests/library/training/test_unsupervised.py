@@ -170,7 +170,8 @@ def advised(m, d, nonzeros, signals, *, coherent=False):
         D[:, 1] = D[:, 0]
     codes = np.zeros((4, d), "f")
     codes[:, :nonzeros] = 1
-    return _of_unknown(jnp.asarray(D), codes @ D.T, 0.1, codes, None, signals, False)
+    Y = codes @ D.T
+    return _of_unknown(jnp.asarray(D), Y, 0.1, codes, None, signals, (D, Y, None))
 
 
 FEW, MANY = RULES.many_signals - 1, RULES.many_signals
@@ -206,6 +207,30 @@ def test_each_rule_decides_where_those_before_it_do_not(case, method, why):
 
 KNOWN = rng.normal(size=(RULES.fewest_pairs, N)) * (rng.random((RULES.fewest_pairs, N)) < 0.1)
 KNOWN = KNOWN.astype("f")
+
+
+def test_codes_in_parts_have_an_exact_solver_and_where_they_are_known_a_family():
+    """The codes that `fit` returns have the form of the signals."""
+    C = rng.normal(size=(2, 12, 20))
+    A = (C[0] + 1j * C[1]) / np.linalg.norm(C, axis=(0, 1))
+    X = rng.normal(size=(RULES.fewest_pairs, 20, 2)) @ [1, 1j] * (rng.random((1000, 20)) < 0.1)
+    D, X = ur.dictionaries.Complex.of(A.astype("c8")), X.astype("c8")
+    Y = (X @ A.T).astype("c8")
+    advice = recommend(D, Y[:9], signals=10**6)
+    nonzeros = (np.asarray(advice.fit().x) != 0).sum(1).mean()
+    assert advice.method == "lasso_batch" and f"{nonzeros:.1f} of them not 0" in advice.case
+    assert advice.fit().x.dtype == np.complex64
+    assert recommend(D, ur.dictionaries.to_pairs(Y[:9])).lam == advice.lam
+    # Of complex noise a real number has half of the variance; |D_i'n| is below this in most draws.
+    noise = (rng.normal(size=(500, 12, 2)) @ [0.1, 0.1j]) @ A.conj()
+    silent = recommend(D, Y[:9], noise=0.1 * 2**0.5).lam
+    assert 0.9 < np.mean(np.abs(noise).max(1) < silent) and silent < 1.5 * np.abs(noise).max()
+    known = recommend(D, Y, X)
+    assert known.method == "alista" and "complex codes" in known.why
+    assert known.case.startswith("codes known; codes of 20 parts of 2 real numbers")
+    start = ur.training.prepare(known.method, D, Y, X, depth=2)
+    flat = [ur.dictionaries.to_pairs(Z) for Z in (Y, X)]
+    assert start.nmse == ur.training.prepare(known.method, D, *flat, depth=2).nmse < -3
 
 
 @pytest.mark.parametrize(
