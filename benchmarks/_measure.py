@@ -44,6 +44,18 @@ def compile_seconds(function, *args) -> float:
     return time.perf_counter() - began
 
 
+def markdown(rows: list[dict[str, object]]) -> str:
+    """A table with a row for each dict. A sentence has the columns that are equal in all rows."""
+    if not rows:
+        return ""
+    equal = [name for name in rows[0] if len({str(row[name]) for row in rows}) == 1 < len(rows)]
+    names = [name for name in rows[0] if name not in equal]
+    lines = [names, ["---"] * len(names), *([str(row[name]) for name in names] for row in rows)]
+    said = "; ".join(f"{name}, {rows[0][name]}" for name in equal)
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"The same in every row: {said}.\n\n{table}" if equal else table
+
+
 def environment() -> dict[str, str]:
     """Versions and hardware on which a measurement depends."""
     found = {

@@ -21,7 +21,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _measure import environment
+from _measure import environment, markdown
 from scipy.optimize import linprog
 
 import unrolled as ur
@@ -189,30 +189,30 @@ def table():
     """Certified codes of each method in %, and what went wrong, for every dictionary and s."""
     rows = json.loads(PATH.read_text())["rows"]
     faults = ("refuted", "unjudged", "missed")
-    titles = ("dictionary", "s", *METHODS, *faults, "wrong", "l1 recovers, %")
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    entries = []
     for name in DICTIONARIES:
         for s in SPARSITIES:
             cell = [row for row in rows if (row["dictionary"], row["s"]) == (name, s)]
             if not cell:
                 continue
             n = sum(row["signals"] for row in cell)
-            shares = [sum(row[method]["unique"] for row in cell) for method in METHODS]
-            counts = [sum(row[m][fault] for row in cell for m in METHODS) for fault in faults]
-            wrong = sum(row[fault]["wrong"] for row in cell for fault in FAULTS)
+            entry = {"dictionary": name, "nonzeros s": s}
+            for method in METHODS:
+                entry[method] = f"{100 * sum(row[method]['unique'] for row in cell) / n:.0f}"
+            for fault in faults:
+                entry[f"codes {fault}"] = sum(row[m][fault] for row in cell for m in METHODS)
+            entry["codes wrong"] = sum(row[fault]["wrong"] for row in cell for fault in FAULTS)
             recovered = sum(row["recovered"] for row in cell)
-            percents = [f"{100 * count / n:.0f}" for count in (*shares, recovered)]
-            entries = [name, s, *percents[:-1], *counts, wrong, percents[-1]]
-            lines.append("| " + " | ".join(map(str, entries)) + " |")
+            entries.append(entry | {"l1 recovers, %": f"{100 * recovered / n:.0f}"})
     n = sum(row["signals"] for row in rows)
     certified = sum(row[method]["unique"] for row in rows for method in METHODS)
     again, gap = sum(row["highs"] for row in rows), max(row["gap"] for row in rows)
     far = max(row[method]["apart"] for row in rows for method in METHODS)
-    lines.append(
-        f"\n{n:,} signals, {len(METHODS) * n:,} codes, {certified:,} certified, at most {far:.0e} "
-        f"from the code of the program; {again} programs by HiGHS, the others to {gap:.0e}."
+    return (
+        f"{markdown(entries)}\n\n{certified:,} of {len(METHODS) * n:,} codes of {n:,} signals are "
+        f"certified, at most {far:.0e} from the code of the program. HiGHS solved {again} "
+        f"programs; the gaps of the others are at most {gap:.0e}."
     )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

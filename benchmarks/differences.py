@@ -22,9 +22,11 @@ BEST_RATE = 0.05  # of the CNN
 CHANCE = 0.2  # an accuracy that a network of ten classes which learns is above
 NAMED = ("data", "model", "activation", "gamma", "seed")  # first in a title, or in the table
 LABELS = {"relu": "ReLU", "elu": "ELU", "mish": "Mish"}
-HEADER = ("activation", "gamma", "trained", "test accuracy", "difference", "by Holm")
-MEASURES = {"zeros, %": ("zeros", 100, 1), "small, %": ("below", 100, 1)}
-MEASURES |= {"Hoyer": ("hoyer", 1, 3), "mean abs x": ("l1", 1, 3)}
+HEADER = ("activation", "gamma", "runs that trained", "test accuracy, %")
+HEADER += ("difference from gamma = 0", "half width by Holm")
+MEASURES = {"zeros in layers 1 / 2, %": ("zeros", 100, 1)}
+MEASURES |= {"small entries in layers 1 / 2, %": ("below", 100, 1)}
+MEASURES |= {"Hoyer's measure": ("hoyer", 1, 3), "mean of abs x": ("l1", 1, 3)}
 
 
 def score(row):
@@ -90,7 +92,7 @@ def with_features(rows):
     Of the test batch, which is exact in its first 1,000 records alone, theirs too.
     """
     whole = any(row["recipe"]["test"] == "whole" for row in rows.values())
-    header = [*HEADER, *(["first 1,000"] if whole else []), *MEASURES]
+    header = [*HEADER, *(["accuracy on the first 1,000, %"] if whole else []), *MEASURES]
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     trained = {
         name: row

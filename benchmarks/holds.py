@@ -180,7 +180,8 @@ def main():
 
 def table(rows):
     lines = [
-        "| dictionary | holds | apart where it holds, at most | apart elsewhere |",
+        "| dictionary | predictions that hold | largest distance of these, dB | distances of the "
+        "others, dB |",
         "|---|---|---|---|",
     ]
     for name in dict.fromkeys(r["dictionary"] for r in rows):

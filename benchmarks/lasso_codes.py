@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _measure import environment
+from _measure import environment, markdown
 from sklearn.datasets import load_sample_image
 from sklearn.linear_model import lasso_path
 
@@ -125,18 +125,22 @@ def main() -> None:
 
 def table(rows: list[dict]) -> str:
     """In Markdown."""
-    lines = [
-        "| dictionary, patches | codes from | proved | at once | after 2 repairs | most repairs | "
-        "median distance | us a signal |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        lines.append(
-            f"| {r['learned on'][:-4]}, {r['tested on'][:-4]} | {r['from']} | {r['unique']} of "
-            f"{r['signals']} | {r['at once']:.1%} | {r['after 2']:.1%} | {r['most repairs']} | "
-            f"{r['median distance']:.2g} | {r['us']:.0f} |"
-        )
-    return "\n".join(lines)
+    return markdown(
+        [
+            {
+                "dictionary learned on": r["learned on"][:-4],
+                "patches of": r["tested on"][:-4],
+                "codes given by": r["from"],
+                "codes proved": f"{r['unique']} of {r['signals']}",
+                "proved without repair": f"{r['at once']:.1%}",
+                "proved after 2 repairs": f"{r['after 2']:.1%}",
+                "most repairs": r["most repairs"],
+                "median distance to the optimum": f"{r['median distance']:.2g}",
+                "microseconds per signal": f"{r['us']:.0f}",
+            }
+            for r in rows
+        ]
+    )
 
 
 if __name__ == "__main__":

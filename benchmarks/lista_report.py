@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import _measure
 import numpy as np
 from lista import DESIGN, FAMILIES, LIMIT, MAIN, ORACLE, OTHERS, Row, read
 
@@ -155,22 +156,22 @@ def costs(there: Rows, cell: str = "noiseless") -> str:
     """What a family knows and costs, and its hard signals, of the first dictionary and seed."""
     header = [
         "family",
-        "knows",
-        "numbers",
-        "products",
-        "steps",
+        "what the family knows",
+        "numbers in the params",
+        "products per signal",
+        "training steps",
         "seconds to make",
-        "before training",
+        "NMSE before training, dB",
     ]
     header += [
-        "time over products",
-        "after",
-        "95 % interval",
-        "99 % of signals below",
-        "above -20 dB",
-        "worse than zero",
-        "99.9 % of the class below",
-        "certified",
+        "time over time of products",
+        "NMSE after training, dB",
+        "95 % interval of the NMSE",
+        "99 % of signals end below, dB",
+        "signals above -20 dB",
+        "signals worse than zero",
+        "99.9 % of the class ends below, dB",
+        "codes certified",
     ]
     rows = []
     for name in names_in(there, [cell]):
@@ -197,7 +198,7 @@ def at_equal_time(there: Rows, cell: str = "noiseless") -> str:
     All steps are taken to last equally long; the params are those that the whole depth was made
     for.
     """
-    header = ["family", "ms of the whole depth", *(f"{n} products" for n in BUDGETS)]
+    header = ["family", "ms of the whole depth", *(f"dB in {n} products" for n in BUDGETS)]
     rows = []
     for name in FAMILIES:
         entry = there.get(Row(cell, name), {})
@@ -243,8 +244,6 @@ def generalisation(there: Rows, cell: str = "noiseless") -> str:
 
 def summary_of_design(there: Rows) -> str:
     """Over the cells of the design: the gain on ISTA, and where a family ends above it."""
-    header = ["family", "cells", "median gain on ISTA, dB", "least", "above ISTA in"]
-    header += ["best in", "most signals worse than zero"]
     best: dict[str, int] = {}
     for cell in DESIGN:
         ends = {
@@ -269,10 +268,17 @@ def summary_of_design(there: Rows) -> str:
         if gains:
             above = sum(gain < -0.05 for gain in gains)
             rows.append(
-                [name, len(gains), f"{np.median(gains):.1f}", f"{min(gains):.1f}", above]
-                + [best.get(name, 0), f"{max(worse):.2%}"]
+                {
+                    "family": name,
+                    "cells run": len(gains),
+                    "median gain over ISTA, dB": f"{np.median(gains):.1f}",
+                    "least gain, dB": f"{min(gains):.1f}",
+                    "cells above ISTA": above,
+                    "cells where it is best": best.get(name, 0),
+                    "largest share of signals worse than zero": f"{max(worse):.2%}",
+                }
             )
-    return markdown(header, rows)
+    return _measure.markdown(rows)
 
 
 def figure(there: Rows, cell: str = "noiseless"):
@@ -308,10 +314,13 @@ def main() -> None:
     print(errors(there, MAIN), costs(there), sep="\n\n")
     print("\nNot reached:", "; ".join(not_reached(there)) + ".")
     for title, part in (
-        ("At equal time, noiseless, ratio of sums:", at_equal_time(there)),
-        ("Other cells:", errors(there, OTHERS)),
-        ("Made without noise, tested elsewhere:", generalisation(there)),
-        ("The design:", summary_of_design(there)),
+        ("At equal time, without noise, as a ratio of sums:", at_equal_time(there)),
+        ("Other cells, ratio of sums / mean of dB:", errors(there, OTHERS)),
+        (
+            "Trained or set without noise, tested elsewhere, ratio of sums / mean of dB:",
+            generalisation(there),
+        ),
+        ("The 40 cells of the design:", summary_of_design(there)),
     ):
         if part.count("\n") > 1:  # more than a header
             print(f"\n{title}\n\n{part}")

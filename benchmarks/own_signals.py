@@ -406,17 +406,26 @@ def start_of(entry: dict | None) -> str:
 
 
 def table(there: dict[Row, dict]) -> str:
-    """The tables of the README: the first problem, all depths, all problems, training pictures."""
+    """The tables of a page: the first problem, all depths, all problems, training pictures."""
     solver = [(K, chosen(there, problem=PATCHES, family="fista", depth=K, steps=0)) for K in WHOLE]
     gaps = ", ".join(f"{entry['gap']['test']:.4g} at K = {K}" for K, entry in solver if entry)
     found = [f"FISTA, {PATCHES}: {gaps}.", "", *table_of(there, PATCHES, 16)]
     certified = all(entry["certified"] for entry in there.values() if "gap" in entry)
     found += [f"{'All' if certified else 'Not all'} optima are certified.", ""]
     depths = {f"K = {K}": dict(problem=PATCHES, depth=K) for K in sorted(DEPTHS)}
-    found += ["By depth, with a guard where trained:", "", *overview(there, depths), ""]
+    found += [
+        "Gap of the start to gap after training, with a guard where trained, by depth:",
+        "",
+        *overview(there, depths),
+        "",
+    ]
     problems = {name: dict(problem=name, depth=16) for name in PROBLEMS}
-    found += ["By problem, K = 16, with a guard where trained:", "", *overview(there, problems), ""]
-    found += ["lfista_cp, K = 16:", "", "| training pictures | steps | gap on them | on others |"]
+    found += ["The same by problem, K = 16:", "", *overview(there, problems), ""]
+    found += [
+        "lfista_cp, K = 16:",
+        "",
+        "| training pictures | training steps | gap on them | gap on others |",
+    ]
     found.append("|---|---|---|---|")
     head = dict(problem=PATCHES, family="lfista_cp", depth=16, seed=0)
     for steps, count in itertools.product((SHORT, LONG), (1, 10, 100, None)):
@@ -460,10 +469,11 @@ def milliseconds() -> dict[str, float]:
 def table_of(there: dict[Row, dict], problem: str, depth: int) -> list[str]:
     """A row per family of a problem, with what it costs."""
     cell = dict(problem=problem, depth=depth, pictures=None)
-    header = ["family", "numbers", "products", "start", f"{SHORT} steps", "signals worse than zero"]
-    header += ["with a guard", "its products", f"{LONG} steps"]
+    header = ["family", "numbers in the params", "products per signal", "gap of the start"]
+    header += [f"gap after {SHORT} steps", "signals worse than zero", "gap with a guard"]
+    header += ["products with a guard", f"gap after {LONG} steps"]
     times = milliseconds() if (problem, depth) == (PATCHES, 16) else {}
-    header += ["ms per 1,000 signals", "with a guard"] if times else []
+    header += ["ms per 1,000 signals", "ms per 1,000 with a guard"] if times else []
     lines = []
     for name in NAMES:
         start = chosen(there, family=name, steps=0, **cell)

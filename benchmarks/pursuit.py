@@ -301,7 +301,10 @@ MATCHING = ("unrolled", "SPAMS", "scikit-learn")
 def table(results: dict) -> str:
     """In Markdown: microseconds of a signal; in brackets the uncertified codes, or the residual."""
     names = [*CONTESTANTS, *(f"OMP, {name}" for name in MATCHING)]
-    lines = [f"| | nonzeros | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    lines = [
+        f"| problem | nonzeros per code | {' | '.join(names)} |",
+        "|---" * (len(names) + 2) + "|",
+    ]
 
     def lasso(row):
         missed = f" ({row['uncertified']} of {row['signals']})" if row["uncertified"] else ""

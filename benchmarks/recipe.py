@@ -219,8 +219,9 @@ def read() -> list[dict[str, Any]]:
 def table(depth: int = 16) -> str:
     """A line for each problem: medians over the seeds, and the range of the gap."""
     lines = [
-        f"| signals | nonzeros | gap of FISTA {depth}, 24, 32, 64 | recipe, K = {depth} | no worse "
-        "than FISTA 32 | above zero codes | CPU s | us a signal: recipe, FISTA 32, exact |",
+        f"| signals | nonzeros per code | gap of FISTA, K = {depth}, 24, 32, 64 | gap of the "
+        f"recipe, K = {depth} | codes no worse than FISTA, K = 32 | codes worse than zero | "
+        "CPU seconds of the call | CPU microseconds per signal: recipe, FISTA with K = 32, exact |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in PROBLEMS:

@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _measure import environment
+from _measure import environment, markdown
 
 import unrolled as ur
 
@@ -310,61 +310,73 @@ def tubes(seeds):
 
 
 def table(saved):
-    """The tables of the README."""
-    lines = [
-        "| dictionary | p of W | s | supports with c(S) < 1 | with c(S) <= .95 | largest c(S) |"
-    ]
-    lines[0] += (
-        " largest kappa(S) | runs | wrong entries, bounds exceeded | largest error where <= .95 |"
+    """The tables of a page."""
+    tables = [markdown([*map(of_supports, saved.get("supports", []))])]
+    tables.append(markdown([*map(of_codes, saved.get("codes", []))]))
+    attacks, tubes = (
+        [(name, [row for row in saved.get(kind, []) if row[kind[:-1]] == name]) for name in names]
+        for kind, names in (("attacks", ATTACKS), ("tubes", TUBES))
     )
-    lines.append("|---" * 10 + "|")
-    for row in saved.get("supports", []):
-        kinds = [row[kind] for kind in (*KINDS, "aligned")]
-        faults = ", ".join(str(sum(kind[name] for kind in kinds)) for name in ("wrong", "outside"))
-        error = max(kind["error"] for kind in kinds)
-        cells = row["seed"], f"{row['power']:g}", row["s"], row["proved"], row["covered"]
-        cells += f"{row['largest']:.3f}", f"{row['contraction']:.3f}", len(kinds) * row["supports"]
-        lines.append(f"| {' | '.join(map(str, (*cells, faults, f'{error:.1e}')))} |")
-    if "codes" in saved:
-        lines += [
-            "",
-            "| p of W | s | fresh codes proved by one schedule | of the class, at least |",
-        ]
-        lines[-1] += " largest bound | largest error of 2,000 runs | proved with own thresholds |"
-        lines[-1] += " support exact | largest bound | CPU seconds: schedule, proofs |"
-        lines.append("|---" * 10 + "|")
-    for row in saved.get("codes", []):
-        cells = f"{row['power']:g}", row["s"], f"{row['proved']} of {row['fresh']}"
-        cells += f"{row['share']:.4f}", f"{row['bound']:.1e}", f"{row['error']:.1e}"
-        cells += f"{row['own']} of {row['fresh']}", row["exact"], f"{row['own bound']:.1e}"
-        seconds = (row[f"CPU seconds of the {part}"] for part in ("schedule", "proofs"))
-        cells += (", ".join(f"{second:.1f}" for second in seconds),)
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    if "attacks" in saved:
-        lines += ["", "| attack | runs | outside of a bound | codes proved | first step reaches |"]
-        lines[-1] += " any step reaches |"
-        lines.append("|---" * 6 + "|")
-    for name in ATTACKS:
-        rows = [row for row in saved.get("attacks", []) if row["attack"] == name]
-        if rows:
-            total = [sum(row[key] for row in rows) for key in ("runs", "outside", "proved", "of")]
-            most = [max(row[key] for row in rows) for key in ("first", "largest")]
-            cells = name, *total[:2], f"{total[2]} of {total[3]}", *(f"{m:.4f}" for m in most)
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-    if "tubes" in saved:
-        lines += ["", "| tube | runs | outside of a bound | error below half of the code |"]
-        lines[-1] += " nonzeros exact | any step reaches |"
-        lines.append("|---" * 6 + "|")
-    for name in TUBES:
-        rows = [row for row in saved.get("tubes", []) if row["tube"] == name]
-        if rows:
-            keys = ("runs", "outside", "told", "exact", "of")
-            runs, outside, told, exact, of = (sum(row[key] for row in rows) for key in keys)
-            most = f"{max(row['largest'] for row in rows):.4f}"
-            lines.append(
-                f"| {name} | {runs} | {outside} | {told} of {of} | {exact} of {of} | {most} |"
-            )
-    return "\n".join(lines)
+    tables.append(markdown([of_attack(*pair) for pair in attacks if pair[1]]))
+    tables.append(markdown([of_tube(*pair) for pair in tubes if pair[1]]))
+    return "\n\n".join(filter(None, tables))
+
+
+def of_supports(row):
+    kinds = [row[kind] for kind in (*KINDS, "aligned")]
+    return {
+        "seed of D": row["seed"],
+        "p of W": f"{row['power']:g}",
+        "s": row["s"],
+        "supports with c(S) < 1": row["proved"],
+        "supports with c(S) <= .95": row["covered"],
+        "largest c(S)": f"{row['largest']:.3f}",
+        "largest kappa(S)": f"{row['contraction']:.3f}",
+        "runs": len(kinds) * row["supports"],
+        "wrong entries": sum(kind["wrong"] for kind in kinds),
+        "bounds exceeded": sum(kind["outside"] for kind in kinds),
+        "largest error where c(S) <= .95": f"{max(kind['error'] for kind in kinds):.1e}",
+    }
+
+
+def of_codes(row):
+    return {
+        "p of W": f"{row['power']:g}",
+        "s": row["s"],
+        "fresh codes proved by one schedule": f"{row['proved']} of {row['fresh']}",
+        "share of the class proved, at least": f"{row['share']:.4f}",
+        "largest bound of the schedule": f"{row['bound']:.1e}",
+        "largest error of 2,000 runs": f"{row['error']:.1e}",
+        "codes proved with own thresholds": f"{row['own']} of {row['fresh']}",
+        "supports exact": row["exact"],
+        "largest bound with own thresholds": f"{row['own bound']:.1e}",
+        "CPU seconds of the schedule": f"{row['CPU seconds of the schedule']:.1f}",
+        "CPU seconds of the proofs": f"{row['CPU seconds of the proofs']:.1f}",
+    }
+
+
+def of_attack(name, rows):
+    total = {key: sum(row[key] for row in rows) for key in ("runs", "outside", "proved", "of")}
+    return {
+        "attack": name,
+        "runs": total["runs"],
+        "runs outside of a bound": total["outside"],
+        "codes proved": f"{total['proved']} of {total['of']}",
+        "share of the bound that the first step reaches": f"{max(r['first'] for r in rows):.4f}",
+        "share that any step reaches": f"{max(r['largest'] for r in rows):.4f}",
+    }
+
+
+def of_tube(name, rows):
+    total = {key: sum(r[key] for r in rows) for key in ("runs", "outside", "told", "exact", "of")}
+    return {
+        "tube": name,
+        "runs": total["runs"],
+        "runs outside of a bound": total["outside"],
+        "codes with an error below half of the code": f"{total['told']} of {total['of']}",
+        "codes with exact nonzeros": f"{total['exact']} of {total['of']}",
+        "share of the bound that any step reaches": f"{max(r['largest'] for r in rows):.4f}",
+    }
 
 
 def main():

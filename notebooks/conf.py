@@ -329,6 +329,8 @@ def read(app, docname, source):
     if path.suffix == ".md":
         link = r"\[([^\]]*)\]\(([^)\s:#]+)(#[^)\s]*)?\)"
         source[0] = re.sub(link, lambda m: relinked(docname, path.parent, *m.groups("")), source[0])
+    if docname == "measurements":
+        source[0] += "\n```{toctree}\n:hidden:\n:glob:\nmeasurements/*\n```\n"
     if docname == "gallery":
         source[0] = re.sub(r"(^\|.*\n)+", cards, source[0], flags=re.M)
 

@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -59,6 +60,11 @@ def test_the_tables_of_tasks_are_those_of_its_rows():
             dB = row["dB"]
             line = f"| {method} | {np.mean(dB):.1f} | {min(dB):.1f} to {max(dB):.1f} |"
             assert line in page, (task, line)
+    short = (FOLDER.parent / "notebooks" / "measurements" / "tasks.md").read_text()
+    told = re.findall(r"^\| (\w.*) \| (\w.*) \| (-?[\d.]+) \|$", short, re.M)
+    assert {task for task, *_ in told} == set(rows)
+    for task, method, dB in told:
+        assert dB == f"{np.mean(rows[task][method]['dB']):.1f}", (task, method)
 
 
 def test_the_tables_of_parts_are_those_of_its_rows():

@@ -27,6 +27,7 @@ README, MEASUREMENTS = ROOT / "README.md", ROOT / "benchmarks" / "README.md"
 CONTRIBUTING, CHANGELOG, SECURITY = (
     ROOT / ".github" / f"{name}.md" for name in ("CONTRIBUTING", "CHANGELOG", "SECURITY")
 )
+MEASURED = sorted((NOTEBOOKS / "measurements").glob("*.md"))
 GALLERY, METHODS = NOTEBOOKS / "gallery.md", NOTEBOOKS / "reference" / "methods.md"
 DOCUMENTS = [README, MEASUREMENTS, CONTRIBUTING, CHANGELOG, SECURITY, *PAGES]
 CURRENT = [path for path in DOCUMENTS if path != CHANGELOG]  # that names what is gone, too
@@ -112,11 +113,34 @@ def test_decibels_of_the_table_of_notebooks_are_those_that_are_stored(number):
 
 
 @each(sorted((ROOT / "benchmarks").glob("*.json")))
-def test_measurements_link_their_records_and_name_the_processor(path):
-    sections = re.split(r"^## ", MEASUREMENTS.read_text(), flags=re.M)
-    (section,) = [section for section in sections if f"]({path.name})" in section]
-    processor = json.loads(path.read_text())["environment"]["processor"]
-    assert ("Intel Xeon" in section) == ("Intel" in processor)
+def test_measurements_link_their_records_and_name_their_version_and_processor(path):
+    sections = [
+        part for page in MEASURED for part in re.split(r"^## ", page.read_text(), flags=re.M)
+    ]
+    (section,) = [part for part in sections if f"/benchmarks/{path.name})" in part]
+    found = json.loads(path.read_text())["environment"]
+    for name in ("Intel Xeon", "AMD EPYC"):
+        assert (name in " ".join(section.split())) == (name.split()[0] in found["processor"])
+    assert f"jax {found['jax']}" in " ".join(section.split())
+
+
+@each(MEASURED)
+def test_a_measurement_begins_with_its_result_and_ends_with_its_command(path):
+    title, result, *_ = path.read_text().split("\n\n")
+    assert re.match(r"# .*", title) and re.search(r"\d", result)
+    assert not re.match(r"[#!|<]", result)
+    end = path.read_text().rpartition("\n## ")[2]
+    assert end.startswith("Measure again\n") and ("```bash" in end or path.stem == "denoising")
+
+
+def test_the_index_of_measurements_has_a_line_and_a_number_of_each():
+    """Every number of a line stands on its page."""
+    lines = re.findall(r"^\| \[.*\]\((.*)\) \| (.*) \|$", MEASUREMENTS.read_text(), flags=re.M)
+    pages = [(MEASUREMENTS.parent / link).resolve() for link, _ in lines]
+    assert sorted(pages) == MEASURED
+    for page, (_, result) in zip(pages, lines):
+        numbers = re.findall(r"-?[\d,]*\.?\d+", re.sub(r"`[^`]*`", "", result))
+        assert numbers and [n for n in numbers if n not in page.read_text()] == [], page.stem
 
 
 @each(CURRENT)
@@ -245,13 +269,13 @@ def test_the_first_figure_says_what_was_measured():
 @pytest.mark.slow
 def test_the_tables_of_the_measurements_are_printed_from_the_rows(tmp_path):
     shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks")
-    page, command = tmp_path / "benchmarks" / "README.md", [sys.executable, "benchmarks/readme.py"]
-    text = page.read_text()
+    shutil.copytree(NOTEBOOKS / "measurements", tmp_path / "notebooks" / "measurements")
+    page = tmp_path / "notebooks" / "measurements" / "sparse_features.md"
+    command, text = [sys.executable, "benchmarks/pages.py"], page.read_text()
     page.write_text(text.replace("| ELU | 0 | 3 of 3 |", "| ELU | 0 | 2 of 3 |", 1))
     checked = subprocess.run([*command, "--check"], cwd=tmp_path, capture_output=True, text=True)
-    differ = re.findall(r"\w+\.py[^,.]*", checked.stderr)
-    assert checked.returncode and differ[0].startswith("differences.py"), checked.stderr
-    assert "test held-out" in checked.stderr and differ[1:] == ["readme.py"]
+    stale = 'sparse_features.md: differences.py "cifar10, lenet5, momentum 0.0, test held-out". Run'
+    assert checked.returncode and f"print: {stale} " in checked.stderr, checked.stderr
 
 
 # The example of the README at a size that runs in seconds.

@@ -195,7 +195,8 @@ def fit(
             each process for its own devices. A data frame is taken as numpy reads it.
         optimizer: sees `Trained(params, D)`, with None at every leaf that is not trained. One that
             asks for the loss, such as `optax.lbfgs` or `optax.polyak_sgd`, gets that of the batch.
-            `optax.lookahead`, which needs params of its own form, does not work.
+            `optax.lookahead`, which needs params of its own form, does not work. Labels of
+            `optax.multi_transform` are `Trained(labels, None)` or a function of the tree.
         steps: the most training steps to take.
         key: of the samples; an int is a seed.
         loss: `loss(codes, X, D, Y)`, see `Loss`: `training.supervised`, `log_nmse`, `lasso_loss`,
@@ -257,10 +258,11 @@ def fit(
             `learn_dictionary` that is not a bool, a `trainable` that holds anything but bools, a
             loss or a callback that is no function, a loss that is not one floating-point number.
         ValueError: a batch that does not fit or is not finite; a loss that needs codes where there
-            are none; a single signal, or signals that are all zero; steps, patience or
-            evaluate_every out of range; a model of depth 0; a `trainable` that is no tree prefix of
-            params or freezes everything; `accumulate` no power of two, a mesh without the axis
-            "data" or with devices that cannot share the batches equally; an unknown `reduction`, or
+            are none; a single signal, or signals that are all zero; an optimizer whose labels have
+            another tree; steps, patience or evaluate_every out of range; a model of depth 0; a
+            `trainable` that is no tree prefix of params or freezes everything; `accumulate` no
+            power of two, a mesh without the axis "data" or with devices that cannot share the
+            batches equally; an unknown `reduction`, or
             "psum" without a mesh or with one batch a step; an axis "atoms" whose devices cannot
             share the atoms equally, or for a D that is not dense; processes with different
             arguments (the message has a table), or a mesh of some of them.

@@ -175,7 +175,7 @@ class Loop(NamedTuple):
         The compiled step consumes its arguments: copies keep the caller's params apart.
         """
         trained = copy(self.place(trained))
-        optimizer = copy(self.place(self.optimizer.init(self.objective.free(trained)[0])))
+        optimizer = copy(self.place(self._state_of(self.objective.free(trained)[0])))
         return Progress(
             trained,
             optimizer,
@@ -187,6 +187,20 @@ class Loop(NamedTuple):
             losses=np.empty(0),
             records=(),
         )
+
+    def _state_of(self, free: Trained) -> Any:
+        """The first state of the optimiser; ValueError in words for labels of another shape."""
+        try:
+            return self.optimizer.init(free)
+        except ValueError as error:
+            if "pytree" not in str(error):
+                raise
+            raise ValueError(
+                f"{self.where}: the optimizer has a tree that does not fit; it sees "
+                "Trained(params, D), with None at every leaf that is not trained. For labels of "
+                "the params try optax.multi_transform(transforms, "
+                "ur.training.Trained(labels, None)), or a function of the tree"
+            ) from error
 
     def run(
         self,

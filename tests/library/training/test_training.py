@@ -689,6 +689,30 @@ def test_the_optimizer_sees_params_and_dictionary_by_name(D, sample):
     assert not same(found.params.steps, layer.init(jax.random.key(9), D).steps)
 
 
+def test_labels_of_an_optimizer_are_a_tree_of_what_is_trained(D, sample):
+    """Each part has its own optimiser; labels shaped as the params alone are refused in words."""
+    layer = FAMILIES["alista"]
+    params = layer.init(jax.random.key(9), D)
+    labels = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].name, params)
+    transforms = {name: optax.set_to_zero() for name in set(jax.tree.leaves(labels))}
+    transforms["theta"] = optax.adam(1e-2)
+    options = dict(steps=2, key=jax.random.key(0))
+    whole = optax.multi_transform(transforms, Trained(labels, None))
+    found = fit(layer, params, D, sample, optimizer=whole, **options).params
+    assert not same(found.steps.theta, params.steps.theta)
+    assert same(found.steps.gamma, params.steps.gamma)
+    message = r"^fit: the optimizer has a tree .* Trained\(params, D\).*Trained\(labels, None\)"
+    for optimizer in (
+        optax.multi_transform(transforms, labels),
+        optax.masked(optax.adam(1e-2), jax.tree.map(lambda _: True, params)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(layer, params, D, sample, optimizer=optimizer, **options)
+    with pytest.raises(ValueError, match="no corresponding transformation"):  # in optax's words
+        lost = optax.multi_transform({}, Trained(labels, None))
+        fit(layer, params, D, sample, optimizer=lost, **options)
+
+
 @pytest.mark.slow
 def test_an_optimizer_may_remember_the_start(D, sample):
     """DoG measures the distance from it: its state holds the params themselves."""
