@@ -59,8 +59,10 @@ def run(source: str, title: str, names: dict) -> tuple[str, object]:
 def shown(value) -> dict:
     """The forms in which a notebook shows a value: a picture, a table, or text."""
     if not hasattr(value, "savefig"):
-        table = {"text/html": lines(value._repr_html_())} if hasattr(value, "_repr_html_") else {}
-        return table | {"text/plain": lines(repr(value))}
+        if not hasattr(value, "_repr_html_"):
+            return {"text/plain": lines(repr(value))}
+        text = value if isinstance(value, str) else repr(value)
+        return {"text/html": lines(value._repr_html_()), "text/plain": lines(text)}
     from PIL import Image
 
     drawn, small = io.BytesIO(), io.BytesIO()
