@@ -308,16 +308,27 @@ class Notebook(MystParser):
 def markdown(cell):
     source = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
-        return source
-    return "\n".join([f"```python\n{source}\n```", *map(shown, cell["outputs"])])
+        attached = cell.get("attachments", {})
+        link = r"!\[([^\]]*)\]\(attachment:([\w.]+)\)"
+        return re.sub(link, lambda m: inline(attached[m[2]]["image/png"], m[1]), source)
+    code = f"```python\n{source}\n```"
+    if "hide-input" in cell["metadata"].get("tags", ()):
+        code = f":::{{dropdown}} Code\n{code}\n:::\n"
+    return "\n".join([code, *map(shown, cell["outputs"])])
+
+
+def inline(picture, text):
+    """A picture that is part of its page."""
+    return f'<img class="output" alt="{text}" src="data:image/png;base64,{picture.strip()}">\n'
 
 
 def shown(output):
-    """An output: a picture where there is one, else its text."""
+    """An output: a picture or a table where there is one, else its text."""
     data = output.get("data", {"text/plain": output.get("text", "")})
     if picture := data.get("image/png"):
-        source = f"data:image/png;base64,{picture.strip()}"
-        return f'<img class="output" alt="{data["text/plain"][0][1:-1]}" src="{source}">\n'
+        return inline(picture, data["text/plain"][0][1:-1])
+    if table := data.get("text/html"):
+        return f'<div class="output">\n{"".join(table)}\n</div>\n'
     return f"```{{code-block}} text\n:class: output\n\n{''.join(data['text/plain'])}\n```"
 
 
@@ -358,7 +369,7 @@ def cards(table):
 
 
 def thumbnails(app):
-    """A figure of every notebook for the gallery: that of a cell tagged `hero`, else the last."""
+    """A figure of every notebook for the gallery: that of the cell tagged `hero`, else the last."""
     folder = Path(app.outdir) / "_thumbnails"
     folder.mkdir(parents=True, exist_ok=True)
     for path in HERE.glob("*.ipynb"):

@@ -1,11 +1,12 @@
 """Execute the notebooks and store what they print and draw.
 
-    python notebooks/execute.py [--small] [--output FOLDER] [NOTEBOOK ...]
+    python notebooks/execute.py [--output FOLDER] [NOTEBOOK ...]
 
 Without arguments: every notebook of this folder, in place. A NOTEBOOK is a path or a name in this
 folder. A notebook is JSON and its cells are Python, so neither Jupyter nor a kernel is needed. Each
-notebook runs in a process of its own.
-`--small` runs the reduced form that the tests run. Figures become PNG files of 48 colours.
+notebook runs in a process of its own. Figures become PNG files of 64 colours. The figure of the
+cell tagged `hero` is also the picture `attachment:result.png` of the first cell, and a cell with
+ipywidgets stores the picture of its defaults.
 """
 
 import argparse
@@ -22,11 +23,12 @@ from pathlib import Path
 # As in the tests: with more threads BLAS rounds otherwise, and a grid search may choose otherwise.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-DPI, COLOURS = 144, 48  # two pixels for each of a screen; a notebook stays below 300 kB
+DPI, COLOURS = 144, 64  # two pixels for each of a screen; a notebook stays below 300 kB
 
 
-def execute(notebook: dict) -> None:
-    """Run the code cells from top to bottom and put their outputs into `notebook`."""
+def execute(notebook: dict) -> dict:
+    """Run the code cells, store their outputs in `notebook`, and return the names they define."""
+    sys.modules["ipywidgets"] = None  # a slider needs a kernel
     names, cells = {"__name__": "__main__"}, notebook["cells"]
     for number, cell in enumerate((c for c in cells if c["cell_type"] == "code"), start=1):
         text, value = run("".join(cell["source"]), f"cell {number}", names)
@@ -37,6 +39,10 @@ def execute(notebook: dict) -> None:
             result = {"execution_count": number, "metadata": {}, "output_type": "execute_result"}
             outputs.append({"data": shown(value), **result})
         cell["execution_count"], cell["outputs"] = number, outputs
+        if "hero" in cell["metadata"].get("tags", ()):
+            picture = {"image/png": outputs[-1]["data"]["image/png"]}
+            cells[0]["attachments"] = {"result.png": picture}
+    return names
 
 
 def run(source: str, title: str, names: dict) -> tuple[str, object]:
@@ -51,9 +57,12 @@ def run(source: str, title: str, names: dict) -> tuple[str, object]:
 
 
 def shown(value) -> dict:
-    """The forms in which a notebook shows a value: a figure as a picture, anything else as text."""
+    """The forms in which a notebook shows a value: a picture, a table, or text."""
     if not hasattr(value, "savefig"):
-        return {"text/plain": lines(repr(value))}
+        if not hasattr(value, "_repr_html_"):
+            return {"text/plain": lines(repr(value))}
+        text = value if isinstance(value, str) else repr(value)
+        return {"text/html": lines(value._repr_html_()), "text/plain": lines(text)}
     from PIL import Image
 
     drawn, small = io.BytesIO(), io.BytesIO()
@@ -89,22 +98,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("notebooks", nargs="*", type=located, metavar="NOTEBOOK")
-    parser.add_argument("--small", action="store_true", help="the reduced form of the tests")
     parser.add_argument("--output", type=Path, help="write there, not in place")
     arguments = parser.parse_args()
     paths = arguments.notebooks or sorted(Path(__file__).parent.glob("*.ipynb"))
     if len(paths) > 1:
         for path in paths:
             print(path.name, flush=True)
-            command = [sys.executable, __file__, path, *(["--small"] if arguments.small else [])]
+            command = [sys.executable, __file__, path]
             command += ["--output", arguments.output] if arguments.output else []
             subprocess.run(command, check=True)
         return
-    if arguments.small:
-        os.environ["UNROLLED_SMALL"] = "1"
     notebook = json.loads(paths[0].read_text())
     execute(notebook)
-    target = (arguments.output or paths[0].parent) / paths[0].name
+    write(notebook, (arguments.output or paths[0].parent) / paths[0].name)
+
+
+def write(notebook: dict, target: Path) -> None:
+    """The notebook as a file."""
     target.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
 
 

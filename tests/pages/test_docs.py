@@ -106,7 +106,8 @@ def test_decibels_of_the_table_of_notebooks_are_those_that_are_stored(number):
     (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
     cells = json.loads(path.read_text())["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", ())]
-    printed = "".join(line for output in outputs for line in output.get("text", ()))
+    texts = [out["text"] if "text" in out else out["data"]["text/plain"] for out in outputs]
+    printed = "".join(line for lines in texts for line in lines)
     stored = {round(float(text)) for text in re.findall(r"-\d+\.\d\b", printed)}
     told = {int(text) for text in re.findall(r" (-\d+) ", row)}
     assert len(told) == 3 and told <= stored

@@ -1,8 +1,8 @@
-"""The notebooks run from top to bottom and print what is stored in them.
+"""The notebooks run from top to bottom, print what is stored in them, and pass their checks.
 
-Those that have a reduced form run in it here. With UNROLLED_SLOW=1 they run in full, and their
-numbers too are compared with the stored ones: that is meant for the machine that stored them, since
-rounding may change what a grid search chooses.
+Those that have a reduced form in notebook_checks.py run in it here. With UNROLLED_SLOW=1 they run
+in full, and their numbers too are compared with the stored ones: that is meant for the machine that
+stored them, since rounding may change what a grid search chooses.
 """
 
 import argparse
@@ -16,13 +16,15 @@ from pathlib import Path
 
 import pytest
 from command_line import AS_USERS
+from notebook_checks import CHECKS, SMALLER, reduced
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SLOW = bool(os.environ.get("UNROLLED_SLOW"))
 LARGEST_BYTES = 300_000
+MOST_CELLS, MOST_LINES = 22, 15  # a longer cell is folded, or one class
 
-TIMING = re.compile(r"\d+(?:\.\d+)? m?s\b")
+TIMING = re.compile(r"\d+(?:\.\d+)? m?s\b|takes \S+ microseconds.*")
 NUMBER = re.compile(r"(?<![\w.])[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 RELATIVE = 2e-2  # training amplifies rounding, which differs between processors
 ROUNDING = 1e-6  # below this an error may be rounding alone
@@ -30,7 +32,7 @@ ROUNDING = 1e-6  # below this an error may be rounding alone
 
 def small(path):
     """Whether the tests run the reduced form of a notebook, whose numbers are others."""
-    return not SLOW and "UNROLLED_SMALL" in path.read_text()
+    return not SLOW and path.stem[:2] in SMALLER
 
 
 def cells(path):
@@ -79,7 +81,7 @@ def test_a_notebook_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_and_prints_what_is_stored(path, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(FOLDER.parent)} | (AS_USERS if SLOW else {})
-    command = [sys.executable, FOLDER / "execute.py", path, "--output", tmp_path]
+    command = [sys.executable, Path(__file__).parent / "notebook_checks.py", path, tmp_path]
     done = subprocess.run(
         command + ["--small"] * small(path),
         env=environment,
@@ -108,7 +110,7 @@ def test_is_stored_with_its_outputs(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_is_clean(path):
     notebook = json.loads(path.read_text())
-    assert len(notebook["cells"]) < 15
+    assert len(notebook["cells"]) <= MOST_CELLS
     title = "".join(notebook["cells"][0]["source"]).splitlines()[0]
     assert title.startswith("# ") and title.endswith("?")
     outputs = [output for cell in cells(path) for output in cell["outputs"]]
@@ -117,8 +119,76 @@ def test_is_clean(path):
     assert not re.search("site-packages|/home/|/root/|Traceback", told)
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_is_for_looking(path):
+    """The result comes first, code is short or folded, and an exercise is last."""
+    first, *others = json.loads(path.read_text())["cells"]
+    (hero,) = (cell for cell in others if "hero" in tags(cell))
+    assert "](attachment:result.png)" in "".join(first["source"])
+    assert first["attachments"]["result.png"]["image/png"] == of_figure(hero)
+    assert any("## Exercise" in "".join(cell["source"]) for cell in others[-2:])
+    for cell in cells(path):
+        source = "".join(cell["source"])
+        assert not re.search(r"^\s*assert |SMALL|environ|costs=\{\}", source, re.M), source
+        length = len(re.findall(r"^.*\S", source, re.M))
+        folded = cell["metadata"].get("jupyter", {}).get("source_hidden", False)
+        assert folded == ("hide-input" in tags(cell))  # the names of it that readers know
+        assert length <= MOST_LINES or folded or re.search("^class ", source, re.M), source
+
+
+def tags(cell):
+    return cell["metadata"].get("tags", ())
+
+
+def of_figure(cell):
+    return cell["outputs"][-1]["data"]["image/png"]
+
+
 def test_there_are_notebooks():
-    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{i:02}" for i in range(1, 14)]
+    numbers = [path.stem[:2] for path in NOTEBOOKS]
+    assert len(set(numbers)) == len(numbers) >= 15
+    assert {*CHECKS, *SMALLER} <= {*numbers}
+
+
+@pytest.mark.parametrize("number", SMALLER)
+def test_a_reduced_form_replaces_what_the_notebook_has(number):
+    (path,) = FOLDER.glob(f"{number}_*.ipynb")
+    assert reduced(json.loads(path.read_text()), number)["cells"]
+
+
+class TestExecute:
+    """What execute.py stores of a notebook."""
+
+    @staticmethod
+    def stored(*sources, tagged="hero"):
+        execute = runpy.run_path(str(FOLDER / "execute.py"))["execute"]
+        first = {"cell_type": "markdown", "metadata": {}, "source": ["# What?"]}
+        code = [
+            {"cell_type": "code", "metadata": {"tags": [tagged]}, "source": [source]}
+            for source in sources
+        ]
+        notebook = {"cells": [first, *code]}
+        return notebook, execute(notebook)
+
+    def test_the_hero_is_the_picture_of_the_first_cell(self):
+        source = "import unrolled as ur\nur.plots.figure(1, 1)[0]"
+        notebook, names = self.stored(source)
+        first, code = notebook["cells"]
+        assert first["attachments"]["result.png"]["image/png"] == of_figure(code)
+        assert "ur" in names
+
+    def test_a_table_is_stored_as_html_and_as_text(self):
+        source = (
+            "import unrolled as ur\nur.analytic.weights_table(ur.dictionaries.identity_hadamard(4))"
+        )
+        notebook, _ = self.stored(source, tagged="plain")
+        data = notebook["cells"][1]["outputs"][0]["data"]
+        assert data["text/html"][0] == "<table>\n" and "minimax" in data["text/plain"][0]
+
+    def test_a_slider_is_not_there(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "ipywidgets", sys.modules.get("ipywidgets"))
+        with pytest.raises(ImportError):
+            self.stored("from ipywidgets import interact", tagged="plain")
 
 
 def test_numbers_are_compared_as_they_are_printed():

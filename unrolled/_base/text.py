@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import html
 import io
 import json
 import math
@@ -40,6 +41,16 @@ class Grid(str):
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str]
+
+    def _repr_html_(self) -> str:
+        """The table as Jupyter shows it."""
+        head, *body = (
+            "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
+            for tag, row in [("th", self.columns), *(("td", row) for row in self.rows)]
+        )
+        rows = "\n".join(f"<tr>{cells}</tr>" for cells in body)
+        table = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>"
+        return "\n".join([table, *(f"<p>{html.escape(note)}</p>" for note in self.notes)])
 
 
 def markdown(

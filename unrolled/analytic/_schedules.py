@@ -426,6 +426,11 @@ class WeightsTable(Result):
         """The table, cut to the size of a screen."""
         return screen(self.text().splitlines())
 
+    def _repr_html_(self) -> str:
+        """The table, as Jupyter shows it."""
+        rows = [["", *self.rows], *self.cells()]
+        return text.grid({label: cells for label, *cells in rows})._repr_html_()
+
     def reasons(self) -> list[str]:
         """For all weights that miss the tolerance: which hypothesis fails, at which number.
 

@@ -298,6 +298,10 @@ class Comparison(Result):
         """The table, as it fits on a screen."""
         return screen(_short(self))
 
+    def _repr_html_(self) -> str:
+        """The same table, as Jupyter shows it."""
+        return markdown(*_few(self), self.notes())._repr_html_()
+
     def table(self, form: str = "markdown") -> Any:
         """A table: errors at the last step, what the codes rebuild, and what they cost.
 
@@ -575,6 +579,10 @@ class ChainComparison(Result):
             line for j, layer in self._numbered() for line in [f"layer {j}:", *_short(layer)]
         )
 
+    def _repr_html_(self) -> str:
+        """The same tables, as Jupyter shows them."""
+        return "\n".join(f"<p>layer {j}</p>\n{x._repr_html_()}" for j, x in self._numbered())
+
     def table(self, form: str = "markdown") -> Any:
         """`Comparison.table` of every layer, in the same forms, with a column for the layer."""
         return table(form, *self._together("_errors"), self.notes(), self._records, "table")
@@ -668,13 +676,27 @@ def _number(values: np.ndarray | None) -> float | None:
     return None if values is None or np.isnan(values[-1]) else float(values[-1])
 
 
-def _short(comparison: Comparison) -> Iterator[str]:
-    """Lines for a terminal: the methods, and what judges them."""
+_DIGITS = {"nmse": ".1f", "gap": ".2e", "residual": ".4g", "nonzeros": ".1f"}
+
+
+def _few(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of what judges the methods."""
     shown = {"nmse": "NMSE dB"} if comparison.known else {}
     shown |= {"gap": "(F-F*)/F*", "residual": "residual", "nonzeros": "nonzeros"}
-    yield line("method", shown.values())
-    for record in comparison._records():
-        numbers = ("" if record[f] is None else record[f] for f in shown)
-        mark = " (diverges)" if record["diverges"] else ""
-        yield line(record["method"], numbers) + mark
+    records = comparison._records()
+    shown = {f: title for f, title in shown.items() if any(r[f] is not None for r in records)}
+    rows = [
+        [r["method"] + " (diverges)" * r["diverges"]]
+        + ["" if r[f] is None else f"{r[f]:{_DIGITS[f]}}" for f in shown]
+        for r in records
+    ]
+    return ["method", *shown.values()], rows
+
+
+def _short(comparison: Comparison) -> Iterator[str]:
+    """Lines for a terminal: the methods, and what judges them."""
+    (_, *titles), rows = _few(comparison)
+    yield line("method", titles)
+    for name, *cells in rows:
+        yield line(name, cells)
     yield from comparison.notes()

@@ -2,8 +2,10 @@
 recorded run.
 """
 
+import io
 import textwrap
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -163,6 +165,8 @@ def figure(
 ) -> "tuple[Figure, np.ndarray]":
     """A matplotlib figure with a grid of panels, independent of any window system.
 
+    Jupyter shows the figure if it is the value of a cell.
+
     Args:
         rows, columns: size of the grid.
         width, height: size of a panel, in inches.
@@ -183,7 +187,17 @@ def figure(
     with rc_context(STYLE | {"axes.prop_cycle": cycler(color=COLOURS)}):
         fig = Figure(figsize=(width * columns, height * rows), layout="constrained")
         FigureCanvasAgg(fig)
+        fig._repr_png_ = partial(
+            _as_png, fig
+        )  # what Jupyter asks for
         return fig, fig.subplots(rows, columns, squeeze=False)
+
+
+def _as_png(fig: "Figure") -> bytes:
+    """A figure as a PNG file, with two pixels for each of a screen."""
+    with io.BytesIO() as file:
+        fig.savefig(file, format="png", dpi=144)
+        return file.getvalue()
 
 
 @checked

@@ -16,7 +16,7 @@ from PIL import Image
 
 import unrolled as ur
 from unrolled import analytic, dictionaries, layers, problems, theory
-from unrolled._base.text import latex
+from unrolled._base.text import latex, markdown
 from unrolled.compare import QUANTILES, Comparison, Divergence, DivergenceWarning, _measure, compare
 from unrolled.pursuit import _by_name
 
@@ -806,6 +806,18 @@ def test_a_table_as_latex_csv_and_records(unknown):
 def test_marks_of_latex_are_escaped():
     text = latex(["a_1 & 50 %"], [["x^2 {y}"]])
     assert r"a\_1 \& 50 \% \\" in text and r"x\textasciicircum{}2 \{y\} \\" in text
+
+
+def test_tables_are_html_in_jupyter():
+    shown = markdown(["name", "a < b"], [["x|y", "1"]], ["Not <b>."])._repr_html_()
+    assert re.findall("<t[hd]>(.*?)</t[hd]>", shown) == ["name", "a &lt; b", "x|y", "1"]
+    assert shown.count("<tr>") == 2 and shown.endswith("<p>Not &lt;b&gt;.</p>")
+
+
+@pytest.mark.slow
+def test_a_result_is_a_table_in_jupyter(result):
+    rows = re.findall("<tr><td>(.*?)</td>", result._repr_html_())
+    assert rows == [record["method"] for record in result.table("records")]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import pickle
 import re
 import types
 from pathlib import Path
@@ -34,6 +35,13 @@ def marks(panel):
 
 
 # Looks
+
+
+def test_jupyter_shows_a_figure_without_pyplot():
+    """The formatter of IPython asks for `_repr_png_`, of a figure that was stored, too."""
+    figure, _ = plots.figure(1, 1)
+    copied = pickle.loads(pickle.dumps(figure))
+    assert copied._repr_png_()[:8] == figure._repr_png_()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_no_two_methods_of_a_figure_look_the_same():

@@ -126,7 +126,7 @@ def members_of_a_class(kind, dtype, n, seed, delta=0.01, scale=1.0):
     rng = np.random.default_rng(seed)
     D = dictionary(kind, rng, dtype, m=40, n=60)
     g, layer = D.block, ur.alista(12)
-    c = ur.analytic.certify(D, ur.theory.frobenius_weights(D))
+    c = ur.analytic.certified_weights(D, ur.theory.frobenius_weights(D))
     s = max(1, ur.theory.max_sparsity(c.mu_W, 60))
     asked = dict(sparsity=s, bound=scale, noise=delta * scale)
     params = ur.analytic.alista(D, depth=12, W=c.W, **asked)
