@@ -693,7 +693,7 @@ REFUSED = {
     "train chain.toml --dictionary D.npy": "has 3 layers; expected as many files, .* got one",
     "certify weights.npz --normalize": "weights.npz: holds weights, which --normalize does not go",
     "certify weights.npz other.npy": "weights.npz: the weights were saved with another D",
-    "certify bare.npz": "bare.npz: has no dictionary; try its file after that of the weights",
+    "certify bare.npz": "bare.npz: has no dictionary; try its file after the file of the weights",
     "certify weights.npz --sparsity 1,2": "2 sparsities for 1 layers; expected one for each",
     "certify weights.npz --tolerance nan": "certify: tolerance must be non-negative and not NaN",
     "certify full": "full: no saved step; there are",
