@@ -317,8 +317,8 @@ def support_bound(mu: ArrayLike, C_W: ArrayLike, *, size: int, eta: ArrayLike = 
         size: t.
 
     Raises:
-        TypeError: a traced argument.
-        ValueError: a negative or NaN argument.
+        TypeError: an argument is traced.
+        ValueError: an argument is negative or NaN.
 
     Reference: Li, Feng, Zhou (2024), Lemma 13, corrected.
 
@@ -351,8 +351,8 @@ def objective_bound(D: Dictionary, error: ArrayLike, *, sparsity: int, gamma: Ar
         gamma: weight of the penalty.
 
     Raises:
-        TypeError: a traced argument.
-        ValueError: a negative or NaN argument.
+        TypeError: an argument is traced.
+        ValueError: an argument is negative or NaN.
 
     Reference: Li, Feng, Zhou (2024), Corollary 8, corrected.
 

@@ -212,8 +212,8 @@ def coherence_at_most(D: Dictionary, level: ArrayLike, tol: float = 1e-6) -> AtM
         level: the value to compare mu~ with.
 
     Raises:
-        TypeError: a traced argument.
-        ValueError: as in `generalized_coherence`, or a negative level.
+        TypeError: an argument is traced.
+        ValueError: as in `generalized_coherence`; also if the level is negative.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 40)
@@ -277,8 +277,8 @@ def minimal_entry_weights(
         upper = inf, and holds is False.
 
     Raises:
-        TypeError: a traced argument.
-        ValueError: as in `generalized_coherence`, or a negative level.
+        TypeError: an argument is traced.
+        ValueError: as in `generalized_coherence`; also if the level is negative.
 
     Reference: Li, Feng, Zhou (2024), Definition 8.
 
