@@ -83,7 +83,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     Warns:
         ConvergenceWarning: codes that miss their tolerance; how many.
-        UserWarning: samples that are rounding beside the largest have the code 0; how many.
+        UserWarning: samples that are rounding next to the largest have the code 0; how many.
 
     Raises:
         ValueError: from `fit`, a dictionary that does not fit X, an unknown method, options that
@@ -221,7 +221,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return self.inverse_transform(self.transform(X))
 
     def _without_rounding(self, X: np.ndarray) -> np.ndarray:
-        """The samples, 0 where they are zero beside the largest; a warning says how many are."""
+        """The samples, 0 if negligible next to the largest; a warning says how many are."""
         if not isinstance(self.method_, str) or not is_relative(self.method_, self.options_):
             return X
         with jax.enable_x64(True):
@@ -229,8 +229,8 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         if not faint.any():
             return X
         checks.warn(
-            f"{_NAME}: {faint.sum()} of {len(X)} samples are zero beside the largest, to the "
-            f"rounding of {X.dtype}; their codes are 0"
+            f"{_NAME}: {faint.sum()} of {len(X)} samples are negligible next to the largest, to "
+            f"the rounding of {X.dtype}; their codes are 0"
         )
         return np.where(faint[:, None], 0, X).astype(X.dtype)
 

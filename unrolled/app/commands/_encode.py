@@ -188,7 +188,7 @@ class Encoded(NamedTuple):
             lines.append(f"codes above their tolerance{in_rows(np.asarray(self.missed))}:")
             lines.append(f"{len(self.missed)} codes miss the tolerance of {self.source}")
         if self.zeros:
-            beside = "zero beside the largest, to the rounding of float32"
+            beside = "negligible next to the largest, to the rounding of float32"
             lines.append(f"{self.zeros} signals are {beside}: coded as zero")
         lines += [] if self.certified is None else [self.certified.text()]
         return "\n".join([*lines, f"{self.source} -> {self.output}"])

@@ -58,7 +58,7 @@ class Samples(NamedTuple):
 
     D: Any  # a tuple for a chain
     sample: Callable[..., Any]  # draws a batch to train on
-    chosen_on: tuple[Any, Any]  # (Y, X); X is a tuple for a chain, None where codes are not known
+    chosen_on: tuple[Any, Any]  # (Y, X); X is a tuple for a chain, None if codes are not known
     tested_on: tuple[Any, Any]  # (Y, X), test signals and codes
     snr: float | None = None  # dB, of planted signals; None for other signals
 
@@ -485,7 +485,7 @@ def pursuit_codes(
         listed = ", ".join(f"{option} = {value}" for option, value in options.items())
         missed = f"; {pursued.missed} codes miss their tolerance" if pursued.missed else ""
         if pursued.zeros:
-            missed += f"; {pursued.zeros} signals are zero beside the largest: coded as zero"
+            missed += f"; {pursued.zeros} signals are negligible next to the largest: coded as zero"
         remarks.append(f"{name}: {listed or 'no options'}{missed}.")
     return codes
 
