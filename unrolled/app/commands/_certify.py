@@ -178,7 +178,7 @@ def _run_on_dictionaries(arguments: argparse.Namespace, asked: dict[str, Any]) -
     show(arguments.json, data, text)
     if arguments.figure is not None:
         _report.write_figure(arguments.figure, report.figure())
-    _write_report(arguments, report, {"the Gram matrix beside W'D": report.figure}, drawn)
+    _write_report(arguments, report, {"the Gram matrix and W'D": report.figure}, drawn)
 
 
 def _drawn(

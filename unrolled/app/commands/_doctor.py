@@ -114,7 +114,7 @@ def _certified_error() -> float:
 def _precision() -> str:
     """The precision of products, by default and in the layers and pursuits of this package."""
     asked = jax.config.values["jax_default_matmul_precision"]
-    by_default = f"jax_default_matmul_precision={asked}" if asked else "that of the device"
+    by_default = f"jax_default_matmul_precision={asked}" if asked else "as the device has it"
     return f"products: {by_default}; in layers and pursuits the highest, unless precision= is given"
 
 

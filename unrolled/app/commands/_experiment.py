@@ -67,7 +67,7 @@ _VALUES = (
     ("gamma", str, "A,B", "weights gamma of the penalty (default 0,1e-3; ml-csc 0)"),
     ("layers", str, "NAMES", "penalised layers by their tap names (default: the early ones)"),
     ("seeds", int, "N", f"number of seeds, from --seed on (default {_SEEDS})"),
-    ("epochs", str, "A,B", "numbers of epochs (default: those of the papers, 200, 200 and 100)"),
+    ("epochs", str, "A,B", "numbers of epochs (default: 200, 200 and 100, as in the papers)"),
     ("batch", int, "INT", "number of images in a step"),
     ("rate", float, "FLOAT", "learning rate of the first step"),
     (
@@ -164,7 +164,7 @@ def run(arguments: argparse.Namespace) -> None:
     recipes = _recipes(arguments, Path(name).name)  # rows have the name of a folder, not its path
     budget = math.inf if arguments.budget is None else arguments.budget
     if arguments.side is not None and (arguments.task == "ml-csc" or name in _OF_ONE_SIDE):
-        raise ValueError(f"experiment: --side is no option of {arguments.task} with {name}")
+        raise ValueError(f"experiment: --side is not an option of {arguments.task} with {name}")
     side = _PICTURE if arguments.task == "ml-csc" and name == "digits" else arguments.side
     mesh = _mesh() if arguments.mesh else None
     images = vision.experiments.load(name, root, side=side)
@@ -244,7 +244,7 @@ def _recipes(arguments: argparse.Namespace, name: str) -> "list[Recipe]":
     models = _words(arguments.model)
     for model in models:
         if idle := [f for f in flags if f not in vision.experiments.options_of(model)]:
-            raise ValueError(f"experiment: --{idle[0]} is no option of {model}")
+            raise ValueError(f"experiment: --{idle[0]} is not an option of {model}")
     if arguments.seeds < 1:
         raise ValueError(f"experiment: --seeds must be at least 1, got {arguments.seeds}")
     epochs, seed = arguments.epochs or str(paper.epochs), arguments.seed or 0
@@ -445,7 +445,7 @@ def _figures(folder: Path, rows: dict[str, dict]) -> dict[str, Callable[[], Any]
         figures[caption] = partial(vision.experiments.l1_in_training, runs, j)
     if pictures := _pictures(folder, rows):
         masks = partial(vision.experiments.predicted_masks, *pictures)
-        figures["Predicted masks beside the truth"] = masks
+        figures["Predicted and true masks"] = masks
     return figures
 
 

@@ -275,7 +275,7 @@ def check_figure(path: Path) -> None:
     kind, formats = path.suffix[1:].lower() or "png", sorted(FigureCanvasBase.filetypes)
     if kind not in formats:
         raise ValueError(
-            f"{path}: .{kind} is no format of pictures; expected one of {', '.join(formats)}"
+            f"{path}: .{kind} is not a format of pictures; expected one of {', '.join(formats)}"
         )
 
 
