@@ -119,7 +119,7 @@ def from_sample(
         named = ", ".join(map(str, kept[furthest[:_NAMED]]))
         checks.warn(
             f"{len(furthest)} of {len(kept)} codes are not proved in {layer.depth} steps. The "
-            f"furthest are those of X[i], i = {named}; try more steps, fewer nonzeros, or a larger "
+            f"furthest codes are X[i], i = {named}; try more steps, fewer nonzeros, or a larger "
             f"leave_out than {leave_out:g}",
             HypothesisWarning,
         )

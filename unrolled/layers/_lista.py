@@ -84,7 +84,7 @@ class MatricesAndThreshold(NamedTuple):
 def announce_squares(D: Any, depth: int | None, where: str) -> None:
     """Warn if the S of one step, or of `depth` steps, takes much memory."""
     D, lead = as_dictionary(D, where), () if depth is None else (depth,)
-    what = "S, which is dense whatever D is"
+    what = "S, which is dense for every D"
     checks.announce((*lead, D.shape[1], D.shape[1]), D.dtype, what, where)
 
 

@@ -80,7 +80,7 @@ class CodeCertificate(NamedTuple):
         Y = checks.host_floats(y, "y", "certified")
         if Y.shape != self.dual.shape:
             raise ValueError(
-                f"certified: y has shape {Y.shape}; expected {self.dual.shape}, that of the "
+                f"certified: y has shape {Y.shape}; expected {self.dual.shape}, as for the "
                 "certified signals"
             )
         own, summed = _roundings(Y.dtype)
@@ -127,7 +127,7 @@ def certify_code(
     fits y; entries that are rounding are dropped. FISTA finds nu: it lowers the correlations off
     the support under D_T'nu = sign(x_T). All claims are evaluated for the returned nu and x, in
     float64, with a bound on the rounding; for a product of factors it is the rounding of
-    |D_1| |D_2| ..., which exceeds that of D if the factors cancel.
+    |D_1| |D_2| ..., which exceeds the rounding of D if the factors cancel.
 
     Args:
         D: (m, d), atoms of any norm; a structured D is used by its products.

@@ -138,7 +138,7 @@ def with_thresholds(layer: Any, D: Array, thresholds: np.ndarray | None) -> Any:
     Args:
         layer: a layer with `message_passing()`.
         D: (m, d), an array.
-        thresholds: (K,); None leaves the start as it is.
+        thresholds: (K,); None keeps the thresholds of the start.
     """
     params, passing = layer.init(None, D), layer.message_passing()
     if thresholds is None:
@@ -408,8 +408,8 @@ def _thresholds(layer, passing: MessagePassing, params, D, where: str) -> np.nda
         close = 1e3 * float(jnp.finfo(other.dtype).eps) * np.abs(np.asarray(other, float)).max()
         if not np.all(np.abs(np.asarray(leaf, float) - np.asarray(other, float)) <= close):
             raise ValueError(
-                f"{where}: {path[-1].name} of the params is not that of message passing on D; "
-                "state evolution says nothing of trained weights or step sizes, try params=None"
+                f"{where}: {path[-1].name} of the params differs from message passing on D; "
+                "state evolution does not cover trained weights or step sizes, try params=None"
             )
     if passing.threshold is None:
         return None
@@ -424,7 +424,7 @@ def _unmet(passing: MessagePassing, problem: _Problem, prior: Prior) -> str:
     if passing.step == "amp":  # trace (D D')^2 of an iid Gaussian D
         spread = m * np.sum(s2**2) / np.sum(s2) ** 2 / (1 + m / d)
         gaussian = abs(spread - 1) < _SPREAD
-        return "" if gaussian else "the spectrum of D is not that of an iid Gaussian one"
+        return "" if gaussian else "the spectrum of D is not the spectrum of an iid Gaussian D"
     if passing.step == "vamp":
         energy = prior.probability * prior.variance * np.sum(s2) / m
         assumed, true = passing.noise_ratio or math.nan, problem.noise / energy
@@ -435,7 +435,7 @@ def _unmet(passing: MessagePassing, problem: _Problem, prior: Prior) -> str:
         # The start of `tista` assumes that D has full rank.
         if passing.estimate == "bayes" and len(s2) < min(m, d):
             return "D is not of full rank"
-    wrong = "the noise that the layer assumes, or learns, is not that of the signals"
+    wrong = "the noise that the layer assumes, or learns, is not the noise of the signals"
     return "" if right_noise else wrong
 
 
