@@ -397,7 +397,7 @@ class Steps:
         try:
             manifest, arrays = read(self.path(step), "training", from_npz)
             if manifest["step"] != step:
-                raise ValueError(f"its manifest is that of step {manifest['step']}")
+                raise ValueError(f"its manifest belongs to step {manifest['step']}")
             return manifest, arrays
         except CheckpointError:
             raise

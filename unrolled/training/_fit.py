@@ -247,7 +247,7 @@ def fit(
     model.check(params, D)  # type: ignore[arg-type]  # tuples for a network
     if learn_dictionary and len(validation) == 3:
         raise ValueError(
-            "fit: there is no dictionary to learn where every signal has one of its own; try (Y, X)"
+            "fit: there is no dictionary to learn if every signal has its own; try (Y, X)"
         )
     parts = split(params, D, learn_dictionary=learn_dictionary, trainable=trainable, where="fit")
     if not model.depth:

@@ -113,8 +113,8 @@ class Fit(NamedTuple):
     def worsened(self) -> bool:
         """Whether the last validation loss exceeds the loss of the start, or of zero codes.
 
-        The start is the start of the last stage. Losses that differ by the rounding of a sum count
-        as equal.
+        In a curriculum, the start of the last stage counts. Losses that differ by the rounding of a
+        sum count as equal.
         """
         first, last = ends(self.history.records)
         others = first.validation, self.history.zero

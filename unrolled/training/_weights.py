@@ -208,7 +208,7 @@ def _files_beside(path: Path) -> str:
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist"
     beside = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".npz", ".safetensors"))
-    return f"beside it: {', '.join(beside[:8]) or 'no weights'}"
+    return f"next to it: {', '.join(beside[:8]) or 'no weights'}"
 
 
 def _format(path: Path, where: str) -> tuple[Callable, Callable]:

@@ -155,7 +155,7 @@ class ChainReport(NamedTuple):
         return rows
 
     def _errors(self) -> list[float]:
-        """The certified l1 error of every layer, inf where no plan reaches the tolerance."""
+        """The certified l1 error of every layer, inf if no plan reaches the tolerance."""
         errors = [float(schedule.error[-1]) for schedule in self.plan.schedules]
         return errors or [np.inf] * len(self.sparsities)
 
@@ -289,7 +289,7 @@ def certify(
             "expected one for each"
         )
     rho: Any = None if activation is None else activations.by_name(activation)
-    if rho is activations.relu:  # `activations.relu` alone selects another schedule
+    if rho is activations.relu:  # by itself `relu` selects another schedule
         rho = activations.scale(rho, 1.0)
     request = Request(sparsities, bound, noise, tolerance, rho, entries)
     with jax.enable_x64(True), checks.quiet(analytic.HypothesisWarning):  # the report says so
@@ -430,7 +430,7 @@ class WeightsCertificate(NamedTuple):
         """The error that is guaranteed after the last step."""
         last = self.certificates[-1]
         if not last.holds:
-            start = f"{last.error[0]:.2e}, that of zero codes"
+            start = f"{last.error[0]:.2e}, the error of zero codes"
             return f"These weights guarantee no l1 error below {start}, for this class of codes."
         return f"These weights guarantee an l1 error of at most {last.error[-1]:.2e}."
 

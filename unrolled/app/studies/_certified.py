@@ -63,7 +63,7 @@ class CertifiedRegime(NamedTuple):
     depth: int  # K, the steps
     largest: dict[str, int]  # weights -> the most nonzeros that they certify
     common: int  # the most nonzeros that W = D or the closed form certifies
-    runs: tuple[CertifiedRun, ...]  # empty where not even one nonzero is certified
+    runs: tuple[CertifiedRun, ...]  # empty if not even one nonzero is certified
 
     def text(self) -> str:
         """`parts` as Markdown."""

@@ -200,7 +200,7 @@ def known_codes(
 ) -> KnownCodes | KnownChain:
     """Compare analytic, calibrated and learned params on signals whose codes are known.
 
-    Analytic params come from theory alone. Calibrated params keep the analytic weights and choose
+    Only theory sets analytic params. Calibrated params keep the analytic weights and choose
     thresholds and step sizes on a sample without gradients. Learned params start at the calibrated
     ones and are trained end to end. A thread per core prepares and trains families; after a fault
     or an interrupt, families that have begun run to their end, and no other family begins.
@@ -278,7 +278,7 @@ def _kind(layer: Layer) -> str:
 class _Made(NamedTuple):
     title: str
     start: training.Start
-    learned: training.Fit | None  # None where nothing is trained
+    learned: training.Fit | None  # None if nothing is trained
     seconds: dict[str, float]
     remarks: list[str]
 
