@@ -32,8 +32,8 @@ from unrolled.vision import datasets
 
 _TITLE = "Analytic and learned sparse coding"
 _SUMMARY = """\
-How close do weights that theory sets come to weights that were learned? *Analytic* params come from
-theory alone (weights in closed form, thresholds from Theorem 12). *Calibrated* params keep these
+How close do weights that theory sets come to weights that were learned? Only theory sets *analytic*
+params (weights in closed form, thresholds from Theorem 12). *Calibrated* params keep these
 weights and choose thresholds and step sizes on a sample without gradients. *Learned* params start
 at the calibrated ones and are trained end to end."""
 _STEPS, _QUICK_STEPS = 400, 60

@@ -457,7 +457,7 @@ def load(path: Path | None, flags: Mapping[str, Any]) -> Config:
 
     Args:
         path: the file; None takes only flags and defaults.
-        flags: by name, as text or as values; None where a flag was not given.
+        flags: by name, as text or as values; None if a flag was not given.
 
     Raises:
         ConfigError: the file cannot be read, a name is unknown, a value has the wrong type or is
