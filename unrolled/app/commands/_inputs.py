@@ -173,7 +173,7 @@ def code_names(n: int, chained: bool) -> list[str]:
 
 
 def read_codes(path: Path, Y: np.ndarray | MappedRows, D: Operator | tuple[Operator, ...]) -> Any:
-    """The codes (signals, d) of the signals Y in a `.npz` file; None if there are none.
+    """The codes (signals, d) of the signals Y in a `.npz` file; None if the file has no codes.
 
     For a chain it is a tuple with the codes of every layer.
 

@@ -44,7 +44,7 @@ _OF_LARGE = 100_000  # signals; of a larger file as many are held back as of one
 
 Model = Layer | Network
 Dictionaries = Any  # one dictionary, or a tuple for a chain
-Batch = tuple[Any, Any]  # (Y, X); X is a tuple for a chain, and None where codes are not known
+Batch = tuple[Any, Any]  # (Y, X); X is a tuple for a chain, and None if codes are not known
 
 
 class Setup(NamedTuple):
