@@ -474,7 +474,7 @@ class Comparison(NamedTuple):
         return {"method": name, "K": K, **numbers, "diverges": name in self.diverged}
 
     def _beside(self, K: int | None) -> tuple[float | None, float | None]:
-        """The gaps of ISTA after K steps, and of zero codes; None where unknown."""
+        """The gaps of ISTA after K steps, and of zero codes; None if unknown."""
         gaps = self.ista_gap
         if gaps is None or np.isnan(gaps[0]):
             return None, None

@@ -180,7 +180,7 @@ class alista(Coupled, FromClosedForm, Selecting):
     `init` takes weights in closed form with a `ridge`, gamma = 1 / rho(W'D) and theta = gamma lam.
 
     With the default ridge the LASSO objective at the start is at most the objective of ISTA at the
-    same depth, or within 2 % of it where ISTA has converged. We measured this on smooth,
+    same depth, or within 2 % of it if ISTA has converged. We measured this on smooth,
     correlated, ill-conditioned and noisy problems and on learned dictionaries
     (benchmarks/README.md). With ridge = 0, the paper's weights, the start can be far above ISTA;
     `fit` warns of such a start. For planted codes without noise, training goes further with the
