@@ -137,7 +137,7 @@ class Shrinking(Layer):
 
     @property
     def is_soft(self) -> bool:
-        """Whether theorems and predictions cover the shrinkage: of both signs, without a bend."""
+        """Whether shrinkage is of both signs and without a bend, as in theorems and predictions."""
         return not self.nonnegative and self.bend == math.inf
 
     @property
@@ -197,7 +197,7 @@ class FromISTA(Layer):
         D = as_dictionary(D, self.family)
         params, usable = _at_ista(self, D)
         if not checks.may_hold(usable):
-            lipschitz(D, self.family)  # which says why
+            lipschitz(D, self.family)  # raises with the reason
         return params
 
     def at_ista(self, D: Dictionary, L: Array, theta: Array) -> Unrolled:

@@ -228,7 +228,7 @@ class _Search(NamedTuple):
 def bpdn(
     D: Dictionary, y: ArrayLike, eps: ArrayLike, *, tol: float = 1e-6, max_steps: int = 10_000
 ) -> Pursuit:
-    r"""Basis pursuit denoising: the least l1 norm whose signal is within eps of y.
+    r"""Basis pursuit denoising: the code of least l1 norm whose signal is within eps of y.
 
     .. math:: \min_x \|x\|_1 : \|y - D x\| \le eps.
 
