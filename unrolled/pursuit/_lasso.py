@@ -399,7 +399,7 @@ def _branch(slope, limit, penalty, primals, tangents):
 
 
 def units_of_small_atoms(D: Operator) -> Array:
-    """k, (d,), that scales small atoms 2^k d_i to a 16th of the largest norm; 0 for other atoms."""
+    """k, (d,), so that 2^k d_i has at least a 16th of the largest norm; 0 for larger atoms."""
     sizes = exponent(column_norms(D)[None], 0)[0]
     return jnp.maximum(jnp.max(sizes) - sizes - 4, 0)
 

@@ -266,7 +266,7 @@ def batch_result(
 ) -> Pursuit:
     """The answers in the caller's dtype and units; D was divided by 2^a and the signals by 2^b.
 
-    If `signals` = (D, Y) in these units are given, the residual is that of rounded codes.
+    If `signals` = (D, Y) in these units are given, rounded codes give the residual.
     """
     x, gap, residual, steps, converged = answers
     if signals and dtype != x.dtype:
