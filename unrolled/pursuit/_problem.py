@@ -333,7 +333,7 @@ def one_by_one(D: Dictionary, lam: Any) -> Any:
 
 
 def flat_code(D: Dictionary, x: ArrayLike) -> ArrayLike:
-    """A code (or penalties) of shape `D.code_grid`, flattened; anything else is returned as is."""
+    """A code (or penalties) of shape `D.code_grid`, flattened; anything else unchanged."""
     if isinstance(D, Conv) and np.shape(x)[-len(D.code_grid) :] == D.code_grid:
         x = jnp.asarray(x)
         return x.reshape(*x.shape[: -len(D.code_grid)], math.prod(D.code_grid))
@@ -558,7 +558,7 @@ def flat_signal(D: Dictionary, y: ArrayLike, where: str, *, batch: int = 0) -> t
     Args:
         D: (m, d).
         y: `D.signal_grid`, or `D.signal_shape` for one channel, after `batch` leading axes;
-            anything else is returned as it is.
+            anything else is returned unchanged.
         where: the name of the caller, which messages begin with.
         batch: the number of leading axes.
 

@@ -452,7 +452,7 @@ class ActivationSchedule(NamedTuple):
     rate: float  # -ln(contraction), inf at 0
     floor: float  # limit of the error, with a multiple of the tail; inf without contraction
     theorem: str  # "12" (ReLU), "15" (rho(x) = x on x >= 0), "10" (near ReLU), "" for none
-    holds: bool  # the recursion contracts, so its errors bound those of every code of the class
+    holds: bool  # the recursion contracts, so it bounds the errors of every code of the class
     vacuous: bool  # the error ends no lower than s B, the error of x = 0: it says nothing
 
 
