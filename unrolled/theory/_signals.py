@@ -90,7 +90,7 @@ def certify_signals(
     every entry of S that exceeds theta, the error is A if a > theta + A, a if a + A <= theta, and
     max(A, a) in between; if it may pass only some entries, the larger error counts. An activation
     with a tail adds the tail to the error, on S and off S. Each map is the largest error within A,
-    so one step loses nothing; several steps lose the signs of the products.
+    so the bound of one step is exact; the bound of several steps ignores the signs of products.
 
     The worst-case theorems bound all codes of a class by one number. For a Gaussian D, (250, 500),
     they cover 2 nonzeros, and this function proves 12. If they hold, this proof holds too.
@@ -136,7 +136,7 @@ def certify_signals(
     if getattr(layer, "layers", None) is None:
         return _of_layer(layer, params, D, X, noise, own, None, where)[0]
     layers, noises = layer.layers, noise
-    if not isinstance(noise, Sequence):  # of the signal alone
+    if not isinstance(noise, Sequence):  # only of the signal
         noises = (noise, *[0.0] * (len(layers) - 1))
     columns: dict[str, Any] = dict(params=params, D=D, X=X, noise=noises)
     for name, column in columns.items():

@@ -132,7 +132,7 @@ def noise_stability(
         \qquad t_i = \min(2 s_i, d_i).
 
     The noisy signal must be in the model, y~ = D_1 x~_1. If it is only close to the model, use
-    `stability` with eps_1 = norm(y~ - D_1 x~_1, 2). Infinite if a factor is not positive.
+    `stability` with eps_1 = norm(y~ - D_1 x~_1, 2). The bound is inf if a factor is not positive.
 
     Args and Raises: as in `stability`.
 
@@ -158,7 +158,7 @@ def model_stability(
         \|x_j - \tilde x_j\|_2 \le
         \sum_{i \le j} \epsilon_i \Big/ \prod_{m=i}^{j} \sqrt{1 - (t_m - 1) \mu(D_m)}.
 
-    Infinite if a factor is not positive.
+    The bound is inf if a factor is not positive.
 
     Args and Raises: as in `stability`.
 
@@ -208,7 +208,7 @@ def perturbed_eps(
     Args:
         Ds, Ds_perturbed: D_j and D~_j, of the same shapes; D~_j needs no unit atoms.
         xs: the codes x~_j of the second chain, (d_j,) each.
-        eps: the tolerances of the second chain, one or one per layer.
+        eps: the tolerances of the second chain, one number or one per layer.
 
     Raises:
         TypeError: an argument is traced.
@@ -270,7 +270,7 @@ def product_stability(
     Args:
         Ds: the dictionaries D_{j+1}, ..., D_{j0}, a slice of a chain, with columns of any norm.
         sparsity: s_{j0}, at most d_{j0}; layers in between need none.
-        eps: the tolerances of the layers, one or one per layer. To use a measured
+        eps: the tolerances of the layers, one number or one per layer. To use a measured
             norm(x~_j - P x~_{j0}, 2), pass it with Ds = [Composed(*Ds)].
         delta: bound on norm(x_j - x~_j, 2), or on norm(y - y~, 2) for j = 0.
 
@@ -474,7 +474,7 @@ def layered_thresholds(
     Args:
         Ds: J dictionaries with unit atoms.
         sparsities: J integers s_j, at most d_j.
-        bounds: B_j, one or one per layer.
+        bounds: B_j, one number or one per layer.
         noise: bound on abs(d_i . e) for the atoms of D_1 at norm 1, such as norm(e, 2), or, for a
             `Conv`, the largest norm of e on the support of an atom.
         stripes: whether s_j bounds the nonzeros of every stripe of a `Conv` (`stripe_norm`) instead
