@@ -1,4 +1,4 @@
-"""The noise that one run bears: a tube around the run on the signal without noise."""
+"""How much noise one run bears: a tube around the run on the signal without noise."""
 
 import math
 from typing import Any, NamedTuple
