@@ -73,7 +73,7 @@ class Certified(NamedTuple):
 def certify(D: Dictionary, W: Dictionary | None = None) -> Certified:
     """The coherence, the norms and the rounding guard of the weights W for D.
 
-    Where codes of D come in parts they are those of `theory.block_coherence`, C_W its gain.
+    If codes of D come in parts, `theory.block_coherence` gives the coherence, and C_W is its gain.
 
     Args:
         D: (m, d), unit atoms.
