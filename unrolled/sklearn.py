@@ -77,8 +77,8 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     Attributes:
         dictionary_: the dictionary, as a tuple with one entry per layer.
         method_: the name of the pursuit, or the layer or network.
-        options_: those that were given, of the pursuit or the family.
-        params_: those of the layer or network, None for a pursuit.
+        options_: the given options of the pursuit or the family.
+        params_: the params of the layer or network, None for a pursuit.
         n_components_: the number of atoms.
 
     Warns:
@@ -184,13 +184,12 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def certify(
         self, X: Any, *, finish: int = 3, lam: Any = None
     ) -> CodeCertificate | LassoCertificate:
-        """What is proved of the codes of the samples, for a single dictionary.
+        """Prove the codes of the samples, for a single dictionary.
 
-        A pursuit of the LASSO has the proofs of `theory.certify_lasso` for its own penalty; so do
-        the codes of a layer for the penalty lam. Other codes have those of `theory.certify_code`:
-        its `x` are the codes after least squares on their supports and at most `finish` steps of
-        subspace pursuit, its `certified(X)` says which of them are proved to be the only ones of
-        least l1 norm.
+        `theory.certify_lasso` proves codes of a LASSO pursuit, for the pursuit's penalty, and codes
+        of a layer, for the penalty lam. `theory.certify_code` proves other codes: its `x` are the
+        codes after least squares on their supports and at most `finish` steps of subspace pursuit,
+        and its `certified(X)` says which codes are proved to be the only ones of least l1 norm.
         """
         codes, X = self.transform(X), np.asarray(X)
         if len(self.dictionary_) > 1:
@@ -327,8 +326,8 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     in rows, as in `sklearn.decomposition.DictionaryLearning`.
 
     Args:
-        n_components: the number of atoms; None takes that of the features, or of the samples if
-            those are fewer.
+        n_components: the number of atoms; None takes the smaller of the numbers of features and
+            of samples.
         method: "online", "ksvd" or "mod", of `dictionary_learning`.
         lam: of "online", the penalty weight, also of the codes, by `lasso_batch`. None is a tenth
             of the mean norm of the samples.
