@@ -823,7 +823,7 @@ def test_signals_without_codes_calibrate_a_start_and_choose_lam(folder, run):
     assert "on 8 test signals" in out and "LASSO objective" in out and "NMSE" not in out
     D, Y = (np.load(folder / f"{name}.npy") for name in "DY")
     lam = float(f"{np.quantile(np.abs(Y @ D).max(1), 0.9) / 10:.3g}")  # of float32 arrays
-    assert f"lam = {lam:g}, a tenth of what gives nine signals in ten the code 0" in err
+    assert f"lam = {lam:g}, a tenth of the lam at which nine codes in ten are 0" in err
     saved = ur.training.restore(folder / "without_codes" / "weights.npz")
     summary = strict_json((folder / "without_codes" / "summary.json").read_text())
     judged = saved.metadata["validation"]
@@ -866,7 +866,7 @@ def test_codes_are_made_once_and_kept(folder, run):
     status, _, err = run(*own, *more, "--output", "made")
     D, Y = (np.load(folder / f"{name}.npy").astype(np.float32) for name in "DY")
     lam = float(f"{0.2 * np.quantile(np.abs(Y.astype(float) @ D).max(1), 0.9):.3g}")
-    assert f"lam = {lam:g}, 0.2 of what gives nine signals in ten the code 0" in err
+    assert f"lam = {lam:g}, 0.2 of the lam at which nine codes in ten are 0" in err
     assert status == 0 and f"solving 40 LASSO problems, lam = {lam:g}\n" in err
     assert load(folder / "made" / "config.toml", {}).layers[0].layer.lam == lam
     X = np.load(folder / "made" / "codes.npz")["X"]

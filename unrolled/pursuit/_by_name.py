@@ -282,7 +282,7 @@ def _reached(D: Dictionary, Y: Array, lam: Array) -> Pursuit:
 
 
 # `default_lam` in words, for a sentence.
-LARGEST_LAM = "what gives nine signals in ten the code 0"
+LARGEST_LAM = "the lam at which nine codes in ten are 0"
 DEFAULT_LAM = f"a tenth of {LARGEST_LAM}"
 
 
