@@ -7,7 +7,7 @@
 of 64 x 128 is learned from one half of its columns, and tested on patches of the other half and on
 those of the other photograph. `theory.certify_lasso` begins with zero codes, with those of 16 steps
 of FISTA and of 16 learned steps of `lfista_cp`, trained without codes, as README does. lam is one
-number, a tenth of what gives nine signals in ten the code 0. Some codes are compared with those of
+number, a tenth of the lam at which nine codes in ten are 0. Some codes are compared with those of
 coordinate descent in scikit-learn, to a duality gap of 1e-15.
 """
 

@@ -702,7 +702,7 @@ def test_the_dense_matrices_of_a_layer_are_announced(name, large_machine):
     D = ud.Conv(jnp.ones((2, 1, 3), F32), signal)
     d = D.shape[1]
     size = 4 * d * d * getattr(layer, "depth", 1) * (len(S) > 1) or 4 * d * d
-    message = f"{layer.family}: S, which is dense whatever D is, .*takes {size / 1e9:.1f} GB"
+    message = f"{layer.family}: S, which is dense for every D, .*takes {size / 1e9:.1f} GB"
     with pytest.warns(UserWarning, match=message):
         jax.eval_shape(lambda D: layer.init(None, D), D)
 

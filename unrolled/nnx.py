@@ -96,7 +96,7 @@ class Module(nnx.Module):
         return self._whole()[1]
 
     def normalize(self) -> None:
-        """Scale the atoms of a learned D to norm 1; a D that is not learned stays as it is."""
+        """Scale the atoms of a learned D to norm 1; a D that is not learned stays unchanged."""
         if self._learns():
             params, D = self._whole()
             self._hold(Trained(_values(self.trained.params), with_unit_atoms(D)))

@@ -36,9 +36,9 @@ class Penalty:
     .. math:: \sum_i lam_i |x_i| - |x_i|^2 / (2 bend) \text{ to there}, \qquad bend \, lam_i^2 / 2
         \text{ beyond},
 
-    so large parts pass unshrunk. It is not convex: duals, gaps and pursuits know no bend. Below, d
-    is the length of a code and n that of its parts, d / block. lam and theta are one number, or
-    (d,), equal within a part.
+    so large parts pass unshrunk. It is not convex: duals, gaps and pursuits know no bend. Below, a
+    code has length d and n = d / block parts. lam and theta are one number, or (d,), equal within a
+    part.
 
     Attributes:
         block: the number of entries of a part, `block` of a dictionary.
@@ -46,8 +46,8 @@ class Penalty:
         bend: how many thresholds long a part must be to pass unshrunk; above 1.
 
     Raises:
-        TypeError: a block that is no integer, or `nonnegative` that is not a bool.
-        ValueError: a block below 1, parts of several entries over x >= 0, or a bend of at most 1.
+        TypeError: block is not an integer, or `nonnegative` is not a bool.
+        ValueError: block is below 1, parts over x >= 0 have several entries, or bend is at most 1.
 
     Reference: Yuan, Lin (2006), the group LASSO; Zhang (2010) and Gao, Bruce (1997) for the bend.
 
@@ -90,7 +90,7 @@ class Penalty:
         return jnp.repeat(values, self.block) if self.block > 1 else values
 
     def of_parts(self, values: Array) -> Array:
-        """Values that are equal within a part, (d,), as one for each, (n,); one number as it is."""
+        """Values that are equal within a part, (d,), as one per part, (n,); a number unchanged."""
         return self.parts(values)[:, 0] if self.block > 1 and values.ndim else values
 
     def sums(self, v: Array) -> Array:
@@ -145,8 +145,9 @@ class Penalty:
 
         .. math:: x_i = v_i / |v_i| \, (\rho(|v_i| - \theta_i) - \rho(-|v_i| - \theta_i)).
 
-        `activations.select_support` says what passes: of parts those of the largest sizes. With a
-        bend it is the firm threshold, min(bend / (bend - 1) |x_i|, |v_i|) in the direction of x_i.
+        `activations.select_support` says which entries pass; parts of the largest sizes pass. With
+        a bend it is the firm threshold, min(bend / (bend - 1) |x_i|, |v_i|) in the direction of
+        x_i.
         """
         if self == L1:
             if fraction is None:

@@ -81,13 +81,13 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     Attributes:
         dictionary_: the dictionary, as a tuple with one entry per layer.
         method_: the name of the pursuit, or the layer or network.
-        options_: those that were given, of the pursuit or the family.
-        params_: those of the layer or network, None for a pursuit.
+        options_: the given options of the pursuit or the family.
+        params_: the params of the layer or network, None for a pursuit.
         n_components_: the number of atoms.
 
     Warns:
         ConvergenceWarning: codes that miss their tolerance; how many.
-        UserWarning: samples that are rounding beside the largest have the code 0; how many.
+        UserWarning: samples that are rounding next to the largest have the code 0; how many.
 
     Raises:
         ValueError: complex X; from `fit`, a dictionary that does not fit X, an unknown method,
@@ -189,13 +189,13 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def certify(
         self, X: Any, *, finish: int = 3, lam: Any = None
     ) -> CodeCertificate | LassoCertificate:
-        """What is proved of the codes of the samples, for a single dictionary.
+        """Prove the codes of the samples, for a single dictionary.
 
-        A pursuit of the LASSO has the proofs of `theory.certify_lasso` for its own penalty; so do
-        the codes of a layer for the penalty lam. Other codes have those of `theory.certify_code`:
-        its `x` are the codes after least squares on their supports and at most `finish` steps of
-        subspace pursuit, its `certified(X)` says which of them are proved to be the only ones of
-        least l1 norm. What these two refuse is refused, such as codes in parts.
+        `theory.certify_lasso` proves codes of a LASSO pursuit, for the pursuit's penalty, and codes
+        of a layer, for the penalty lam. `theory.certify_code` proves other codes: its `x` are the
+        codes after least squares on their supports and at most `finish` steps of subspace pursuit,
+        and its `certified(X)` says which codes are proved to be the only ones of least l1 norm.
+        `certify` refuses what these two functions refuse, such as codes in parts.
         """
         codes, X = self.transform(X), np.asarray(X)
         if len(self.dictionary_) > 1:
@@ -226,7 +226,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return self.inverse_transform(self.transform(X))
 
     def _without_rounding(self, X: np.ndarray) -> np.ndarray:
-        """The samples, 0 where they are zero beside the largest; a warning says how many are."""
+        """The samples, 0 if negligible next to the largest; a warning says how many are."""
         if not isinstance(self.method_, str) or not is_relative(self.method_, self.options_):
             return X
         with jax.enable_x64(True):
@@ -234,8 +234,8 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         if not faint.any():
             return X
         checks.warn(
-            f"{_NAME}: {faint.sum()} of {len(X)} samples are zero beside the largest, to the "
-            f"rounding of {X.dtype}; their codes are 0"
+            f"{_NAME}: {faint.sum()} of {len(X)} samples are negligible next to the largest, to "
+            f"the rounding of {X.dtype}; their codes are 0"
         )
         return np.where(faint[:, None], 0, X).astype(X.dtype)
 
@@ -333,8 +333,8 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     is refused, and pairs of real numbers would get real atoms, which are not those of a complex D.
 
     Args:
-        n_components: the number of atoms; None takes that of the features, or of the samples if
-            those are fewer.
+        n_components: the number of atoms; None takes the smaller of the numbers of features and
+            of samples.
         method: "online", "ksvd" or "mod", of `dictionary_learning`.
         lam: of "online", the penalty weight, also of the codes, by `lasso_batch`. None is a tenth
             of the mean norm of the samples.

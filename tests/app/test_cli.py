@@ -525,7 +525,7 @@ REFUSED = {
     "certify D.npy --scale 2": "--scale needs --activation",
     "certify D.npy --figure D.npy/gram.png": "D.npy: is a file",
     "certify D.npy --figure .": ".: is a folder; expected a file",
-    "certify D.npy --figure gram.xyz": "gram.xyz: .xyz is no format of pictures; expected one of",
+    "certify D.npy --figure gram.xyz": "gram.xyz: .xyz is not a format of pictures; expected one",
     "certify D.npy --noise nan": "noise must be non-negative and not NaN",
     "certify D.npy --sampled -1": "sampled must be at least 0, got -1",
     "certify D.npy paley.npy --sampled 9": "--sampled needs one D",

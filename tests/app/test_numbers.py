@@ -226,8 +226,8 @@ def test_encode_says_what_it_coded_layer_by_layer(chained):
     line = "12 atoms: 1.5 nonzeros on average, relative residual 0.25"
     assert line in text and text.count("relative residual") == 1 + chained
     assert ("  layer 2, 24 atoms: 3.0 nonzeros" in text) == chained
-    assert "2 signals are zero beside the largest, to the rounding of float32" in text
-    assert "beside the largest" not in encoded._replace(zeros=0).text()
+    assert "2 signals are negligible next to the largest, to the rounding of float32" in text
+    assert "next to the largest" not in encoded._replace(zeros=0).text()
 
 
 def test_weights_of_files_are_compared_as_results_of_fit(folder, tmp_path):

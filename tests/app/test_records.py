@@ -427,7 +427,8 @@ def test_methods_beside_each_other_are_classical_analytic_calibrated_and_learned
     assert methods["omp"] == "of omp"
     assert (caution, covered) == (theory.caution, theory.covered)
     assert remarks[0] == "ISTA uses lam = 0.1, FISTA lam = 0.1."
-    missed = "2 codes miss their tolerance; 10 signals are zero beside the largest: coded as zero"
+    missed = "2 codes miss their tolerance; "
+    missed += "10 signals are negligible next to the largest: coded as zero"
     assert remarks[1:3] == [f"omp: sparsity = 2; {missed}.", theory.remark]
     assert set(remarks[3:]) >= {"LISTA-CP broke", "ALISTA broke"}
     assert {"omp: 10 test signals", "ALISTA: training 3 steps"} <= set(said)

@@ -401,7 +401,7 @@ def test_weights_that_improve_nothing_are_not_said_to_guarantee_nothing():
         for bound in (1.0, 1e-4)
     ]
     assert "guarantee an l1 error of at most" in answers[0]
-    assert "guarantee no l1 error below 1.00e-04, that of zero codes" in answers[1]
+    assert "guarantee no l1 error below 1.00e-04, the error of zero codes" in answers[1]
 
 
 def test_a_chain_of_weights_is_certified_for_one_nonzero_in_every_layer():

@@ -161,8 +161,8 @@ def test_mnist_that_is_missing_says_what_was_expected_and_where_it_is(
     [
         (IDX[0], lambda blob: blob[:-1], f"{IDX[0]}: 3935 bytes; expected 3936"),
         (IDX[2], lambda blob: blob + b"0", f"{IDX[2]}: more than 2368 bytes"),
-        (IDX[1], lambda blob: b"", f"{IDX[1]}: the header is not that of "),
-        (IDX[1], lambda blob: idx_of(np.zeros(6, np.uint8)), "the header is not that of "),
+        (IDX[1], lambda blob: b"", f"{IDX[1]}: the header does not describe "),
+        (IDX[1], lambda blob: idx_of(np.zeros(6, np.uint8)), "the header does not describe "),
         (IDX[1], lambda blob: idx_of(np.full(5, 10, np.uint8)), r"label 10 at 0; expected 0\.\.9"),
     ],
 )
@@ -353,8 +353,8 @@ def test_a_split_file_chooses_and_orders_the_pairs(tmp_path):
         ("{", "not a split file"),
         ("[]", "not a split file"),
         ('{"train": ["a"]}', r"not a split file \(KeyError\('test'\)\)"),
-        ('{"train": "a", "test": ["b"]}', "train is no list of names"),
-        ('{"train": ["a"], "test": [1]}', "test is no list of names"),
+        ('{"train": "a", "test": ["b"]}', "train is not a list of names"),
+        ('{"train": ["a"], "test": [1]}', "test is not a list of names"),
         ('{"train": ["a"], "test": []}', "test is empty"),
         ('{"train": ["a", "b"], "test": ["a"]}', "a named twice"),
         ('{"train": ["a", "x"], "test": ["y"]}', "x, y not among the pictures of"),

@@ -175,7 +175,7 @@ def saved(*entries):
 # Other files are refused in `test_bad_input.py`.
 FILES = {
     "folder": (Path.mkdir, IsADirectoryError, "is a folder; expected a file"),
-    "pipe.npy": (os.mkfifo, FileNotFoundError, "is no regular file"),
+    "pipe.npy": (os.mkfifo, FileNotFoundError, "is not a regular file"),
     "bools.npy": (saved(True), ValueError, "entries are bool; expected real numbers"),
     "days.npy": (saved(np.datetime64(0, "s")), ValueError, "entries are .*; expected real numbers"),
     "inf.npy": (saved(1, -np.inf), ValueError, "has NaN or infinite entries"),
@@ -375,7 +375,7 @@ def test_folders_may_say_what_trains_and_what_tests(tmp_path, pictures):
     images = datasets.class_folders(tmp_path, side=4)
     assert images.train[1].tolist() == [0, 0, 1] and images.test[1].tolist() == [1, 1, 1]
     pictures("val/c", 1)
-    with pytest.raises(ValueError, match="val: c is no class of .*train"):
+    with pytest.raises(ValueError, match="val: c is not a class of .*train"):
         datasets.class_folders(tmp_path)
 
 

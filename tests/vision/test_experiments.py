@@ -879,7 +879,7 @@ def test_a_table_says_what_differences_are_from_and_what_one_seed_is():
 
     other = dataclasses.replace(RECIPE, model="cnn")
     assert notes(cell(RECIPE, one)) == (
-        "Differences are from gamma = 0, in points. One seed is no interval, and no claim."
+        "Differences are from gamma = 0, in points. One seed gives no interval, and no claim."
     )
     several = experiments.interval([0.01, 0.02])
     assert notes(cell(other, several)).startswith(
@@ -1221,8 +1221,8 @@ def test_arguments_of_the_command_that_are_refused(tmp_path, capsys, monkeypatch
         "gamma must be at least 0 and finite, got -1": ["--gamma", "0,-1"],
         "budget must be above 0 minutes, got 0": ["--budget", "0"],
         "--seeds must be at least 1": ["--seeds", "0"],
-        "--width is no option of lenet5": ["--model", "res-csc,lenet5", "--width", "3"],
-        "--side is no option of classification with mnist": [
+        "--width is not an option of lenet5": ["--model", "res-csc,lenet5", "--width", "3"],
+        "--side is not an option of classification with mnist": [
             *("--dataset", "mnist"),
             *("--side", "32"),
         ],

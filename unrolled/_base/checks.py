@@ -329,7 +329,7 @@ def host_floats(x: Any, name: str, where: str) -> np.ndarray:
 
 
 def as_key(key: Any, where: str) -> Array:
-    """A key of JAX: a seed becomes `jax.random.key(seed)`, a key stays as it is.
+    """A key of JAX: a seed becomes `jax.random.key(seed)`, a key stays unchanged.
 
     Raises:
         TypeError: the value is neither a key nor an integer.

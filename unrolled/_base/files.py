@@ -33,7 +33,7 @@ def check_file(path: Path) -> None:
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a folder; expected a file")
     if not path.is_file():
-        what = "is no regular file" if path.exists() else "no such file"
+        what = "is not a regular file" if path.exists() else "no such file"
         raise FileNotFoundError(f"{path}: {what}")
 
 

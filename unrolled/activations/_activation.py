@@ -122,8 +122,8 @@ def shown(value: float) -> str:
     return short if float(short := f"{value:g}") == value else repr(value)
 
 
-# Module-level functions of our own, since those of jax.nn cannot be pickled, and since its celu
-# loses NaN as its relu does.
+# Our own functions at module level, because functions of jax.nn cannot be pickled, and because its
+# celu and relu lose NaN.
 def _leaky_relu(x, slope):
     return jax.nn.leaky_relu(x, slope)
 
@@ -255,7 +255,7 @@ _ROUNDING, _SLACK = 16, 1e-9
 class Constants(NamedTuple):
     """The constants of an activation as a grid shows them; the true ones are at least these."""
 
-    tail_lipschitz: float  # L_h, of the part beside ReLU
+    tail_lipschitz: float  # L_h, of the part added to ReLU
     tail_sup: float  # beta, the largest magnitude of it
     tail_oscillation: float  # its largest less its least value
     relu_gap: float  # the largest distance from ReLU
@@ -386,7 +386,7 @@ def sigmoid_sum(h: float, M: float, k: float | None = None) -> Activation:
     `theory.activation_schedule` checks that no argument is larger.
 
     Args:
-        h: distance between the sigmoids, of which there are ceil(M / h).
+        h: distance between the sigmoids; there are ceil(M / h) sigmoids.
         M: largest argument.
         k: steepness; 4 sqrt(ln 2) / h by default, for which the gap is at most .417 h.
 

@@ -270,7 +270,8 @@ def kth_largest(magnitude: Array, k: ArrayLike) -> Array:
         (), in the dtype of `magnitude`.
 
     Raises:
-        TypeError: k is no integer. ValueError: magnitudes of another shape, or a known k outside
+        TypeError: k is not an integer.
+        ValueError: the magnitudes have another shape, or a known k is outside
             1..d.
 
     Example:

@@ -331,7 +331,7 @@ def _calibrate_layer(
     before, after, chosen = _judged(aim, layer, start, D, Y, X), judged[best], candidates[best]
     if before.loss == after.loss == after.zero and not after.silent:
         raise ValueError(
-            f"calibrate: the loss is {after.loss:.6g} for all codes, those of zero too; does it "
+            f"calibrate: the loss is {after.loss:.6g} for all codes, zero codes too; does it "
             f"leave the range of {Y.dtype}? Try signals, and a lam, near 1"
         )
     if _is_worse(before, after, aim):

@@ -36,21 +36,21 @@ def from_sample(
 
     .. math:: \theta_k = slack \, \max_{x \in X} \max_{i \notin S(x)} A_i(x, E_k),
 
-    with the errors E_k and the movements A of `theory.certify_signals`, which tells fresh codes
-    that these thresholds prove from others. For a Gaussian D, (250, 500), and 12 nonzeros a sample
-    of 30,000 proves 99.9 % of fresh codes in 39 steps; the worst case covers 2 nonzeros. Its
-    products are d x d by nature, as those of `certify_signals`.
+    with the errors E_k and the movements A of `theory.certify_signals`, which says which fresh
+    codes these thresholds prove. For a Gaussian D, (250, 500), and 12 nonzeros, a sample of 30,000
+    proves 99.9 % of fresh codes in 39 steps; the worst case covers 2 nonzeros. The products are
+    d x d by nature, as in `certify_signals`.
 
     Args:
-        layer: its depth is that of the schedule; of a family x <- shrink(x + gamma W'(y - D x),
-            theta) that takes params from theory, as `layers.alista(39, support=(1, 1))`. Support
-            selection proves more nonzeros than soft thresholds.
+        layer: a layer as deep as the schedule, of a family x <- shrink(x + gamma W'(y - D x),
+            theta) that takes params from theory, such as `layers.alista(39, support=(1, 1))`.
+            Support selection proves more nonzeros than soft thresholds.
         D: (m, d), unit atoms.
         X: (n, d), codes of the class, or another form of them that D knows.
         slack: at least 1; more of it proves more fresh codes by each step and needs more steps.
         noise: bound on the l1 norm of the noise (l2 where codes come in parts), () or (n,).
         leave_out: the share of the sample that the schedule may leave out. While some codes are
-            not proved, those that need the largest last threshold are left out, few at first.
+            not proved, it leaves out the codes that need the largest last threshold, few at first.
         W: (m, d), weights; None takes `theory.frobenius_weights(D)`.
 
     Returns:
@@ -119,7 +119,7 @@ def from_sample(
         named = ", ".join(map(str, kept[furthest[:_NAMED]]))
         checks.warn(
             f"{len(furthest)} of {len(kept)} codes are not proved in {layer.depth} steps. The "
-            f"furthest are those of X[i], i = {named}; try more steps, fewer nonzeros, or a larger "
+            f"furthest codes are X[i], i = {named}; try more steps, fewer nonzeros, or a larger "
             f"leave_out than {leave_out:g}",
             HypothesisWarning,
         )
@@ -127,7 +127,7 @@ def from_sample(
 
 
 def _at_least(theta: float, dtype: Any) -> float:
-    """The threshold as it is stored, not below theta unless that is beyond the dtype."""
+    """The stored threshold, not below theta unless theta is beyond the range of the dtype."""
     stored = np.asarray(stored_thresholds(np.asarray(theta), dtype))
     return float(
         stored if float(stored) >= theta else np.nextafter(stored, stored.dtype.type(np.inf))

@@ -74,7 +74,7 @@ class Certified(Result):
 def certified_weights(D: Dictionary, W: Dictionary | None = None) -> Certified:
     """The weights W for D, with their coherence, their norms and their rounding guard.
 
-    Where codes of D come in parts they are those of `theory.block_coherence`, C_W its gain.
+    If codes of D come in parts, `theory.block_coherence` gives the coherence, and C_W is its gain.
 
     Args:
         D: (m, d), unit atoms.

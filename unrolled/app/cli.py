@@ -16,7 +16,7 @@ from unrolled.app.commands import (
     tolerant_streams,
 )
 
-# What a user can cause and mend: shown as one line, without a traceback.
+# Errors that a user can cause and mend: the command shows one line, without a traceback.
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError, ArithmeticError, MemoryError)
 _ERROR, _INTERRUPTED = 2, 130  # exit statuses
 _SEEDS = 2**32
@@ -26,13 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: the arguments after the program name; None takes those of the process.
+        argv: the arguments after the program name; None takes `sys.argv[1:]`.
 
     Returns:
         The exit status: 0, 2 for wrong arguments or input (one line on standard error), 130 or 143
-        when stopped by SIGINT or SIGTERM. A training whose codes are worse than zero codes, or
-        than those of ISTA of the same depth, raises SystemExit(3); `--version` and `--help` raise
-        SystemExit(0).
+        when SIGINT or SIGTERM stopped the command. A training whose codes are worse than zero
+        codes, or than the codes of ISTA of the same depth, raises SystemExit(3); `--version` and
+        `--help` raise SystemExit(0).
 
     Example:
         >>> from unrolled.app.cli import main
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     argv = [_with_hyphens(word) for word in argv]
-    _import_modules(argv)  # before the parsers, as families bring options
+    _import_modules(argv)  # before the parsers are made, because families have options
     parser = _parser()
     arguments = parser.parse_args(argv)
     if not hasattr(arguments, "run"):
@@ -75,7 +75,7 @@ def _with_hyphens(word: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """The parsers of all commands, each with the options that they share."""
+    """The parsers of all commands, each with the options that all commands share."""
     parser = argparse.ArgumentParser(
         prog="unrolled", description="Unrolled sparse-coding solvers, analytic and learned."
     )
@@ -85,11 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     for add_parser in COMMANDS:
         own = add_parser(commands)
         own.add_argument("--json", action="store_true", help="print JSON on standard output")
-        own.add_argument("--seed", metavar="INT", help="seed of everything random (default 0)")
+        own.add_argument("--seed", metavar="INT", help="seed of all random numbers (default 0)")
         own.add_argument(
             "--no-cache",
             action="store_true",
-            help="do not keep compiled programs for the next call, and use none",
+            help="neither keep compiled programs for the next call nor use kept ones",
         )
         _add_import(own)
     return parser
@@ -100,24 +100,24 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
         "--import",
         action="append",
         metavar="MODULE",
-        help="import a module first, such as one that defines a family of layers; may be repeated",
+        help="first import a module, such as one that defines a family of layers; repeatable",
     )
 
 
 def _import_modules(argv: Sequence[str]) -> None:
-    """Import the modules that the arguments name; the current folder is searched first."""
+    """Import the modules that the arguments name; search the current folder first."""
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     _add_import(parser)
     try:
         modules = vars(parser.parse_known_args(argv)[0])["import"] or []
-    except argparse.ArgumentError:  # a name is missing, which the whole parser says better
+    except argparse.ArgumentError:  # a name is missing: the whole parser reports it better
         return
     if modules and not {"", os.getcwd()} & set(sys.path):  # as `python -m` has it
         sys.path.insert(0, os.getcwd())
     for module in modules:
         try:
             importlib.import_module(module)
-        except (Exception, SystemExit) as error:  # whatever the code of a module raises
+        except (Exception, SystemExit) as error:  # a module can raise anything
             raise ImportError(f"--import {module}: {type(error).__name__}: {error}") from error
 
 
@@ -126,7 +126,7 @@ def _seed(text: str | None) -> int | None:
         seed = None if text is None else int(text)
     except ValueError as error:
         raise ValueError(f"--seed must be an integer, got {text!r}") from error
-    if seed is not None and not 0 <= seed < _SEEDS:  # JAX would cut it to 32 bits
+    if seed is not None and not 0 <= seed < _SEEDS:  # JAX would cut the seed to 32 bits
         raise ValueError(f"--seed must be at least 0 and below 2^32, got {seed}")
     return seed
 
@@ -137,18 +137,18 @@ def _check_devices() -> None:
 
     try:
         jax.devices()
-    except Exception as error:  # of several types; a bare assertion for a missing plugin
+    except Exception as error:  # JAX raises several types, an AssertionError without a plugin
         asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
         reason = str(error).splitlines()[0] if str(error) else "its plugin is not installed"
         raise OSError(f"no device for {asked}: {reason}; try JAX_PLATFORMS=cpu") from error
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    no_cache = vars(arguments).pop("no_cache")  # changes no result, so no report tells it
+    no_cache = vars(arguments).pop("no_cache")  # it changes no result, so reports omit it
     try:
         with plain_warnings(), never_silent(), kept_programs(no_cache) as message:
             arguments.run(arguments)
-    except SystemExit as stop:  # by SIGTERM, when a run has saved itself
+    except SystemExit as stop:  # after SIGTERM, when a run has saved its state
         return stop.code if isinstance(stop.code, int) else _ERROR
     if message:
         print(message, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Methods side by side on one sample: their errors step by step, and what training changed."""
+"""Compare methods on one sample: errors step by step, and the changes by training."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -125,60 +125,62 @@ def compare(
 ) -> Comparison | ChainComparison:
     """Run methods on one sample and measure their errors, thresholds, weights and guarantees.
 
-    The methods are layers, or networks through the same dictionaries; the two are compared apart.
-    A method that ends with a larger error than the zero code, or with one that is not finite, is
-    marked in the result, and one `DivergenceWarning` names all of them. A warning says of how many
-    signals the optimum of the LASSO is not certified.
+    The methods are either layers, or networks through the same dictionaries. The result marks a
+    method whose last error is not finite or exceeds the error of the zero code, and one
+    `DivergenceWarning` names all such methods. Another warning counts the signals whose LASSO
+    optimum is not certified.
 
-    Of known codes the first, 100 at most, are also proved one by one for the params of each method
-    (`Proved`): next to the worst case of the class, how much of this sample theory covers.
+    If codes are known, theory also proves the first of them, at most 100, one by one for the params
+    of each method (`Proved`). This share stands next to the worst case of the class.
 
-    Without known codes the methods are judged by the objective of the LASSO, and its optimal codes
-    stand for the true ones in the curves. Codes of any other solver may be of another problem, such
-    as the LASSO with another lam; no objective marks them.
+    If codes are not known, the objective of the LASSO judges the methods, and its optimal codes
+    stand for the true codes in the curves. Codes of another solver may solve another problem, such
+    as the LASSO with another lam, so the objective never marks them.
 
     Args:
-        methods: name -> (layer, params), or the result of `fit`, of which the best params run
-            with the dictionary that they were trained with. For networks (network, params). The
-            codes of any other solver, such as a pursuit, stand for themselves: an array in the
-            shape of X, for networks a tuple of them; they have one step, the last.
+        methods: name -> (layer, params), for networks (network, params); or the result of `fit`,
+            whose best params run with the dictionary of their training; or the codes of any other
+            solver, such as a pursuit, an array in the shape of X, for networks a tuple of arrays.
+            Such codes have one step, the last.
         D: (m, d); for networks a tuple, one per layer.
         Y: (batch, m), the signals.
-        X: (batch, d), their true codes; for networks a tuple, one per layer. None where they are
+        X: (batch, d), the true codes of Y, for networks a tuple, one per layer; None if they are
             not known.
         reference: the name of the method from which the distances of params of the same form are
-            measured; None takes the first method before each one that has params of its form.
-        lam: also report the gap to the optimum of the LASSO with this weight, of the signals for
-            which a duality gap certifies it, and what exact solvers cost: `pursuit.lasso_batch`,
-            and SPAMS where it is installed. The signal of a layer of a network is then the true
-            code before it; one weight, or one per layer. Without codes, None chooses a tenth of
-            what gives nine signals in ten the code 0, and a note says so.
-        sparsity, bound, noise: s, B and delta of the codes that `theory.certify` is asked about;
-            for networks one per layer. None takes the least that covers the sample.
+            measured; None takes, for each method, the first earlier one with params of its form.
+        lam: also report the gap to the optimum of the LASSO with this weight (one, or one per
+            layer), over the signals for which a duality gap certifies the optimum, and the cost of
+            exact solvers: `pursuit.lasso_batch`, and SPAMS if it is installed. The signal of a
+            layer of a network is then the true code of the layer before. Without codes, None
+            chooses a tenth of the lam at which nine codes in ten are 0, and a note says so.
+        sparsity, bound, noise: s, B and delta of the class of codes for `theory.certify`; for
+            networks one per layer. None takes the least number that covers the sample.
         sampled: also bound the errors of 99.9 % of the class, with confidence 1 - 1e-6 for all
-            layers together, by an independent sample: held-out (Y, X), which have chosen nothing;
-            or a number, such as 20,000, of Bernoulli-Gaussian codes that are drawn here, with the
-            share of nonzeros, the variance and the noise of the sample. The class is then that one.
+            layers together, by an independent sample: held-out (Y, X) that chose nothing; or a
+            number, such as 20,000, of Bernoulli-Gaussian codes to draw, with the share of nonzeros,
+            the variance and the noise of the sample, which then define the class.
         certify: also find the share of the last codes that `theory.certify_code` proves, after
-            least squares on their supports, to be the only ones of least l1 norm.
-        predict: also find what `theory.state_evolution` predicts of the median error of layers that
-            pass messages, for Bernoulli-Gaussian codes like those of the sample, and the rate at
-            which layers without noise converge once they have the support (`theory.local_rate`;
-            `support_rate` of the last weights where steps are plain). `predictions_table` and a row
-            of the figure have them beside the median, and say where they do not hold.
+            least squares on their supports, to be the only codes of least l1 norm.
+        predict: also predict the median error of layers that pass messages, by
+            `theory.state_evolution` for Bernoulli-Gaussian codes like the sample's, and the rate of
+            convergence, without noise, of layers that have found the support
+            (`theory.local_rate`; `support_rate` of the last weights for plain steps).
+            `predictions_table` and a row of the figure show the predictions next to the median, and
+            say where they do not hold.
         mask: bools, in the shape of Y or of one signal, True where an entry is known; the others
             may be NaN. Every method runs with `dictionaries.Masked(D, mask)` of each signal, and
             residuals and objectives are of known entries. No guarantee or proof covers them.
 
     Returns:
-        Comparison; for networks ChainComparison, which holds one for every layer.
+        Comparison; for networks ChainComparison, with a Comparison of every layer.
 
     Raises:
-        TypeError: methods that are no dict by name, a method that is none, complex codes; a layer
-            and a network together.
-        ValueError: no methods, shapes that do not fit, NaN or infinite signals, an unknown
-            reference; a mask of another shape; networks, or a mask, with `sampled`, `certify` or
-            `predict`; without codes a lam of 0, signals that are all zero, `sampled` or `predict`.
+        TypeError: methods is not a dict by name, a value of it is not a method, codes are complex,
+            or a layer and a network come together.
+        ValueError: there are no methods, shapes do not fit, signals are not finite, the reference
+            is unknown, the mask has another shape, or networks or a mask come with `sampled`,
+            `certify` or `predict`; without codes also
+            if lam is 0, all signals are zero, or `sampled` or `predict` is given.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
@@ -214,7 +216,7 @@ def compared(
     mask: Any = None,
     **numbers: Any,
 ) -> Comparison | ChainComparison:
-    """The result of `compare`, without its warning and, unless `timed`, without seconds."""
+    """The result of `compare`, without the warning and, unless `timed`, without seconds."""
     given = _as_methods(methods, reference)
     chained = any(method.chained for method in given.values())
     if chained and (certify or predict or sampled is not None):
@@ -235,7 +237,7 @@ def compared(
     fitting = {name: method.on(name, sample, known) for name, method in given.items()}
     running = partial(_blocks, sample=sample, class_of=class_of, noises=classes[-1], timed=timed)
     blocks = {name: running(method) for name, method in fitting.items()}
-    optimal = exact(sample, timed and not chained)  # a chain has one time
+    optimal = exact(sample, timed and not chained)  # a chain is timed as a whole
     layers = [
         _comparison({name: b[j] for name, b in blocks.items()}, reference, sample, j, lam).replace(
             exact=optimal[j],
@@ -259,7 +261,7 @@ def _told(
     certify: bool,
     predict: bool,
 ) -> Comparison:
-    """With what was asked for beside the measurements."""
+    """The result with sampled bounds, certified shares and predictions, as far as asked for."""
     D, Y, X = sample.Ds[0], sample.Y, sample.Xs[0]
     whole = {name: method[:3] for name, method in methods.items()}
     running = {name: method for name, method in whole.items() if method[0] is not None}
@@ -275,7 +277,7 @@ def _told(
 def with_seconds(
     result: Comparison, methods: Mapping[str, tuple[Layer, Unrolled]], D: Dictionary, Y: Array
 ) -> Comparison:
-    """A comparison of layers with the seconds of some of its methods, and of its exact solvers."""
+    """A comparison of layers, with seconds added for some methods and for the exact solvers."""
     costs = {
         name: Cost(seconds(partial(codes_by_step, *method, D, Y)), result.costs[name].products)
         for name, method in methods.items()
@@ -291,8 +293,8 @@ def with_seconds(
 class _Method(NamedTuple):
     model: Model | None  # None for codes
     params: Any  # or the codes, a tuple for a chain
-    D: Any = None  # the dictionary that it runs with, or a tuple; None for that of the sample
-    seconds: float = 0.0  # of its training, 0 where they are not known
+    D: Any = None  # the dictionary of the method, or a tuple; None for the sample's
+    seconds: float = 0.0  # of the training, 0 if they are not known
 
     @property
     def chained(self) -> bool:
@@ -301,11 +303,11 @@ class _Method(NamedTuple):
         return isinstance(self.model, Network)
 
     def each(self, tree: Any) -> tuple[Any, ...]:
-        """Of every layer: params, dictionaries or codes."""
+        """Params, dictionaries or codes of every layer."""
         return tuple(tree) if self.chained else (tree,)
 
     def on(self, name: str, sample: Sample, known: Any = None) -> "_Method":
-        """The method with a dictionary that fits the sample; codes in its dtype.
+        """The method with a dictionary that fits the sample, and codes in the sample's dtype.
 
         Args:
             name: of the method.
@@ -313,7 +315,7 @@ class _Method(NamedTuple):
             known: (batch, m), which entries of each signal are known.
 
         Raises:
-            ValueError: it was trained with another D, or has other codes.
+            ValueError: the shapes of its D or of its codes differ from the sample's.
         """
         D = sample.whole_D if self.D is None else self.D
         what, given, expected = "was trained with D of", D, sample.Ds
@@ -333,16 +335,16 @@ class _Method(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """A layer of a method: its params, stacked, and what was measured of its codes."""
+    """A layer of a method: its stacked params, and the measurements of its codes."""
 
     D: Operator
     curve: Curve
     diverged: Divergence | None
     silent: bool
-    params: Unrolled | None = None  # None for codes, as the others
+    params: Unrolled | None = None  # this and the next are None for codes
     weights: Weights | None = None
     guarantee: Guarantee | None = None
-    proved: Proved | None = None  # also where codes are not known
+    proved: Proved | None = None  # also if codes are not known
     cost: Cost | None = None
 
 
@@ -372,7 +374,7 @@ def _method(name: str, value: Any) -> _Method:
         return _Method(None, value)
     if (
         value
-        and type(value) is tuple  # not a record such as a `Pursuit`
+        and type(value) is tuple  # not a record such as `Pursuit`
         and all(isinstance(X, jax.Array | np.ndarray) for X in value)
     ):
         return _Method(None, value)
@@ -400,7 +402,8 @@ def _per_layer(value: Any, name: str, J: int, chained: bool) -> tuple[Any, ...]:
 def _sample(chained: bool, D: Any, Y: Any, X: Any, lam: Any, known: Any = None) -> Sample:
     """D, signals and codes, checked, with the optimum of the LASSO of every layer.
 
-    Without codes they are those of the LASSO, layer by layer. D is masked where entries are known.
+    If codes are not known, the LASSO gives them, layer by layer. D is masked where entries are
+    known.
     """
     if known is not None:
         Y = np.where(known, np.asarray(Y), 0)
@@ -442,7 +445,7 @@ def _known(Ds: Sequence[Operator], Y: Any, X: Any, chained: bool) -> tuple[Array
 
 
 def _lam_without_codes(D: Operator, signals: Array, lam: Any, j: int) -> Any:
-    """The weight of the LASSO whose codes stand for the true ones; chosen where it is None."""
+    """The weight of the LASSO whose codes stand for true codes; chosen here if it is None."""
     if not np.any(np.asarray(signals)):
         of = f"codes of layer {j}" if j else "signals"
         raise ValueError(f"compare: all {of} are zero; expected some to code")
@@ -501,7 +504,7 @@ def _measured(method: _Method, paths: Paths, sample: Sample) -> list[_Block]:
 def _comparison(
     blocks: dict[str, _Block], reference: str | None, sample: Sample, j: int, asked: Any
 ) -> Comparison:
-    """The blocks of all methods that have the same place."""
+    """The comparison of layer j, from the blocks of all methods."""
     references, changes = {}, {}
     params = _without_none({name: block.params for name, block in blocks.items()})
     for i, (name, p) in enumerate(params.items()):
@@ -533,7 +536,7 @@ def _comparison(
 
 
 def _of_lam(optima: Optima | None, lam: Any, given: bool) -> tuple[str, ...]:
-    """What to say of the weight of a layer: how it was chosen, and that it silences all signals."""
+    """Remarks on the lam of a layer: how it was chosen, and whether it makes all codes zero."""
     if optima is None:
         return ()
     remarks = [] if given else [f"lam = {float(lam):.4g}, {DEFAULT_LAM}."]
@@ -543,7 +546,7 @@ def _of_lam(optima: Optima | None, lam: Any, given: bool) -> tuple[str, ...]:
 
 
 def _gaps_of_ista(sample: Sample, j: int, running: list[_Block]) -> np.ndarray | None:
-    """The gaps of ISTA, as far as the deepest method that runs; None without gaps or such a one."""
+    """The gaps of ISTA, up to the depth of the deepest method; None without gaps or methods."""
     optima = sample.optima[j]
     if optima is None or not running:
         return None

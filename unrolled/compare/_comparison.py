@@ -1,4 +1,4 @@
-"""What a comparison holds: curves, divergence, guarantees and changes by method, and its tables."""
+"""The results of a comparison: curves, divergence, guarantees, changes by method, and tables."""
 
 import dataclasses
 import math
@@ -41,27 +41,27 @@ Weights = Callable[[Any, Any, Any], Acting]  # (shared, p, D): as `Layer.weights
 
 
 class Coupling(Result):
-    """The weights of each step against the dictionary: (K,), or (1,) if the steps share them.
+    """The weights of each step against the dictionary: (K,), or (1,) if all steps share weights.
 
     Convergence needs S_k = I - W_k'D (Chen et al. 2018, Theorem 1), w_i . d_i near 1 and small
-    off-diagonal products. Weights of any scale are compared by `mu_W` and `off_diagonal`, which are
-    taken with unit atoms and w_i . d_i scaled to 1; `largest_product` is what a step meets.
-    `mismatch` is the relative distance of S_k from I - W_k'D, 0 where the coupling is built in. W_k
-    and S_k are those of `layer.weights`, times the step size. If W and D are shift-invariant `Conv`
-    of one geometry, W'D is taken over atoms that meet every relative shift, not over all positions.
+    off-diagonal products. `mu_W` and `off_diagonal` compare weights of any scale: atoms have unit
+    norm, and w_i . d_i is scaled to 1. `largest_product` is not scaled. `mismatch` is the relative
+    distance of S_k from I - W_k'D, 0 if the family couples them. `layer.weights` gives W_k and S_k;
+    the step size multiplies W_k. If W and D are shift-invariant `Conv` of one geometry, the atoms
+    of W'D are those that meet every relative shift, not all positions.
     """
 
     diagonal_low: np.ndarray  # min of w_i . d_i
     diagonal_mean: np.ndarray  # mean of w_i . d_i
     diagonal_high: np.ndarray  # max of w_i . d_i
-    mu_W: np.ndarray  # largest abs(w_i . d_j) over i != j, so scaled; inf if w_i . d_i = 0
-    off_diagonal: np.ndarray  # root mean square of the same
-    largest_product: np.ndarray  # largest abs(w_i . d_j) over i != j, as it is
+    mu_W: np.ndarray  # largest scaled abs(w_i . d_j) over i != j; inf if w_i . d_i = 0
+    off_diagonal: np.ndarray  # root mean square of the scaled w_i . d_j over i != j
+    largest_product: np.ndarray  # largest unscaled abs(w_i . d_j) over i != j
     mismatch: np.ndarray  # norm(S - (I - W'D)) / norm(S)
 
 
 def coupling(weights: Weights | None, params: Unrolled, D: Dictionary) -> Coupling | None:
-    """The `Coupling` of stacked params to D, where `weights` is that of a layer or a block."""
+    """The `Coupling` of stacked params to D, with the `weights` of a layer or a block."""
     if weights is None:
         return None
     dtype = checks.common_dtype(params, D)
@@ -70,7 +70,7 @@ def coupling(weights: Weights | None, params: Unrolled, D: Dictionary) -> Coupli
 
 
 def thresholds(params: Unrolled) -> np.ndarray | None:
-    """The mean threshold of each step of stacked params, (K,); None for a family without any."""
+    """The mean threshold of each step of stacked params, (K,); None without thresholds."""
     names = names_with_role(params.steps, "threshold")
     return step_means(getattr(params.steps, names[0])) if names else None
 
@@ -82,16 +82,16 @@ def step_means(theta: ArrayLike) -> np.ndarray:
 
 
 def _per_step(weights: Weights, params: Unrolled, D: Dictionary) -> Coupling:
-    """All steps, by one program for the steps of all methods; one step if all are equal."""
+    """The coupling of all steps, by one program for all methods; of one step if all are equal."""
     host = jax.device_get(params.steps)
-    K = min(map(len, jax.tree.leaves(host)), default=1)  # steps may have nothing of their own
+    K = min(map(len, jax.tree.leaves(host)), default=1)  # steps may be None
     steps = [jax.tree.map(operator.itemgetter(k), host) for k in range(K)]
     if not _depends(lambda p: weights(params.shared, p, D), steps[0]):
         steps = steps[:1]
     couplings = []
     for p in steps:
         W, gamma, S = weights(params.shared, p, D)
-        size = np.ones((), D.dtype) if gamma is None else gamma  # the same program as with one
+        size = np.ones((), D.dtype) if gamma is None else gamma  # one program for both
         couplings.append(jax.device_get(_one_step(W, S, size, D)))
     return jax.tree.map(lambda *numbers: np.stack(numbers), *couplings)
 
@@ -105,14 +105,14 @@ def _depends(f: Callable[[Any], Any], argument: Any) -> bool:
 
 @jax.jit
 def _one_step(W: Any, S: Any, gamma: Any, D: Dictionary) -> Coupling:
-    if np.ndim(gamma):  # with a step size per atom the weights are no convolution any more
+    if np.ndim(gamma):  # with a step size per atom the weights are not a convolution
         W, gamma = dense(W) * gamma[None, :], jnp.ones((), D.dtype)
     products, own = inner_products(W, D)
     products = gamma * products
     diagonal, off = jnp.sum(jnp.where(own, products, 0), 1), jnp.where(own, 0, products)
     unit, _ = inner_products(W, normalized(D)[0])
     scale = jnp.sum(jnp.where(own, unit, 0), 1)[:, None]
-    # No scale makes w_i . d_i = 1 where it is 0.
+    # If w_i . d_i = 0, no scale makes it 1.
     scaled = jnp.where(own, 0, jnp.where(scale == 0, jnp.inf, unit / scale))
     mismatch = jnp.zeros((), products.dtype)
     if S is not None:
@@ -131,41 +131,41 @@ def _one_step(W: Any, S: Any, gamma: Any, D: Dictionary) -> Coupling:
 
 
 class Curve(Result):
-    """The errors of one method after every step; all arrays are (K,) unless noted."""
+    """The errors of one method after every step; arrays are (K,) unless noted."""
 
     nmse: np.ndarray  # dB, ratio of sums
     mean_nmse: np.ndarray  # dB, mean over the signals
     quantiles: np.ndarray  # (K, 3) of the signals' NMSE in dB, at `QUANTILES`
     failure_rate: np.ndarray  # share of signals not below -20 dB
-    precision: np.ndarray  # of the support; nan where no signal has an entry
+    precision: np.ndarray  # of the support; nan if no code has a nonzero
     recall: np.ndarray  # of the support
     false_positives: np.ndarray  # wrong entries per signal
     largest_l1: np.ndarray  # the largest l1 error of a signal, which the theorems bound
-    # Sum of F - F* over the sum of F* for the LASSO, if lam was given; nan without a certified F*.
+    # Sum of F - F* over sum of F* for the LASSO, if lam was given; nan if no F* is certified.
     gap: np.ndarray | None
     residual: np.ndarray | None = None  # norm(Y - X D', "fro") / norm(Y, "fro")
     psnr: np.ndarray | None = None  # dB, of the rebuilt signals; the peak is their range
     nonzeros: np.ndarray | None = None  # per signal
-    # Share of signals whose code is worse than zero: in its error, or where codes are not known in
-    # the objective of the LASSO, among signals with a certified F*.
+    # Share of signals whose code is worse than zero, by its error; if codes are not known, by the
+    # objective of the LASSO, among signals with a certified F*.
     worse: np.ndarray | None = None
 
 
 class Cost(Result):
-    """What the codes of a method cost."""
+    """The cost of the codes of a method."""
 
-    # Of all signals, with the codes after every step: the least of some runs, once compiled. None
-    # in a study, whose numbers are those of its arguments.
+    # For all signals, with the codes after every step: the least time of several runs, after
+    # compilation. None in a study, because its numbers depend only on its arguments.
     seconds: float | None
-    products: int | None  # with a matrix, per signal; None where that depends on the signal
+    products: int | None  # with a matrix, per signal; None if the number depends on the signal
 
 
 class Change(Result):
-    """The distance of one leaf of the params from that of the reference."""
+    """The distance of one leaf of the params from the same leaf of the reference."""
 
     leaf: str  # name of the leaf
     distance: float  # norm(params - reference) / norm(reference)
-    per_step: np.ndarray  # (K,) the same step by step, or of length 1 for a shared leaf
+    per_step: np.ndarray  # (K,), the distance step by step; (1,) for a shared leaf
 
 
 class DivergenceWarning(UserWarning):
@@ -175,8 +175,8 @@ class DivergenceWarning(UserWarning):
 class Divergence(Result):
     """How a method ends worse than the zero code."""
 
-    step: int  # from which on it is worse, counted from 1
-    reason: str  # as text
+    step: int  # the step from which on the codes are worse, counted from 1
+    reason: str  # in words
 
 
 class Guarantee(Result):
@@ -185,26 +185,26 @@ class Guarantee(Result):
     Where codes come in parts, the nonzeros are parts, and the noise is measured in l2.
     """
 
-    sparsity: int  # s, nonzeros at most
-    bound: float  # B, of their magnitude
-    noise: float  # delta, the l1 norm of the noise in the signal of the layer
-    certificate: Certificate  # what `theory.certify` returns
+    sparsity: int  # s, the most nonzeros
+    bound: float  # B, the largest magnitude of an entry
+    noise: float  # delta, the largest l1 norm of the noise in the signal of the layer
+    certificate: Certificate  # the result of `theory.certify`
 
 
 class Proved(Result):
     """The share of codes that theory proves one by one, for the params of a method.
 
-    Of coupled steps they are those that `theory.certify_signals` proves; of `layers.alista_rt`,
-    whose steps have no thresholds, those whose supports `theory.certify_supports` proves: no step
-    takes an entry off the support, and the steps converge to the code.
+    For coupled steps `theory.certify_signals` proves the codes. For `layers.alista_rt`, whose steps
+    have no thresholds, `theory.certify_supports` proves the supports: no step takes an entry off
+    the support, and the steps converge to the code.
     """
 
-    share: float | None  # None where no such theorem is for the method
-    signals: int  # the codes that were asked about, the first of the sample
+    share: float | None  # None if no such theorem covers the method
+    signals: int  # number of codes that were checked, the first of the sample
     reason: str = ""  # why the share is None
 
     def text(self) -> str:
-        """How many of how many.
+        """The number of proved codes and of checked codes, in words.
 
         Example:
             >>> ur.compare.Proved(0.75, 200).text()
@@ -216,19 +216,19 @@ class Proved(Result):
 class Solver(Result):
     """An exact solver of the LASSO on the signals of a comparison."""
 
-    curve: Curve  # of its codes, one step
-    seconds: float | None  # of all signals, once compiled; None in a study
+    curve: Curve  # the errors of its codes, in one step
+    seconds: float | None  # for all signals, after compilation; None in a study
 
 
 class Sampled(Result):
-    """A bound on the errors of all of the class but a share, by a sample that chose nothing."""
+    """A bound on the errors of a class except a small share, by a sample that chose nothing."""
 
-    decibels: float  # NMSE of a signal, inf where the sample does not suffice
-    signals: int  # that were drawn
-    needed: int  # signals that a bound needs
-    share: float  # of the class that the bound leaves out
+    decibels: float  # bound on the NMSE of a signal; inf if the sample is too small
+    signals: int  # number of signals in the sample
+    needed: int  # number of signals that a bound needs
+    share: float  # share of the class that the bound leaves out
     confidence: float  # that the bounds of all methods hold together
-    drawn: bool  # by the comparison itself; otherwise they were given
+    drawn: bool  # whether the comparison drew the signals; otherwise they were given
 
     def text(self) -> str:
         """The bound as a sentence.
@@ -247,10 +247,10 @@ class Sampled(Result):
 
 
 class Predicted(Result):
-    """The median error that state evolution predicts, and the rate once the support is right."""
+    """The median error by state evolution, and the rate of convergence on the right support."""
 
     nmse: np.ndarray | None  # (K,) dB, of a typical signal after every step
-    rate: float | None  # dB per step, of codes without noise
+    rate: float | None  # dB per step, without noise
     remark: str  # why a prediction is missing, or empty
 
 
@@ -268,7 +268,7 @@ class Comparison(Result):
 
     curves: dict[str, Curve]  # errors after every step
     thresholds: dict[str, np.ndarray]  # (K,) mean threshold of each step
-    references: dict[str, str]  # the method that its params are measured against
+    references: dict[str, str]  # the method from which the distances are measured
     changes: dict[str, tuple[Change, ...]]  # how far each leaf moved
     couplings: dict[str, Coupling]  # for families with weights
     guarantees: dict[str, Guarantee]  # for families with a certificate
@@ -279,11 +279,11 @@ class Comparison(Result):
     # Not of methods given by their codes.
     costs: dict[str, Cost] = dataclasses.field(default_factory=dict)
     lam: float | None = None  # of the gaps
-    known: bool = True  # False: the codes were not known, and those of the LASSO stand for them
+    known: bool = True  # False: the codes were not known, and codes of the LASSO stand for them
     remarks: tuple[str, ...] = ()  # on lam
-    sampled: dict[str, Sampled] | None = None  # of the methods that run, if that was asked for
-    certified: dict[str, float] | None = None  # share of codes that are proved, if asked for
-    # The gaps of ISTA after 0, ..., K steps: of zero codes, and beside every method at its depth.
+    sampled: dict[str, Sampled] | None = None  # of methods that run, with `sampled`
+    certified: dict[str, float] | None = None  # share of codes that are proved, with `certify`
+    # The gaps of ISTA after 0, ..., K steps: of zero codes, and for every method at its depth.
     ista_gap: np.ndarray | None = None
     predicted: dict[str, Predicted] | None = None  # of the methods that run, if asked for
     # Of the methods that run, of known codes.
@@ -303,50 +303,49 @@ class Comparison(Result):
         return markdown(*_few(self), self.notes())._repr_html_()
 
     def table(self, form: str = "markdown") -> Any:
-        """A table: errors at the last step, what the codes rebuild, and what they cost.
+        """A table of errors at the last step, quality of the rebuilt signals, and costs.
 
-        With known codes it has their errors, in both definitions, and support scores. Scores that
-        are undefined, such as the precision of codes that are all zero, are empty. A note below
-        the table names each method that diverges, or whose codes are all zero. Where the LASSO has
-        been solved there are rows of the exact solvers, whose gap is 0.
+        If codes are known, the table has their errors, in both definitions, and support scores.
+        Undefined scores, such as the precision of codes that are all zero, are empty. A note below
+        the table names each method that diverges, or whose codes are all zero. If the LASSO has
+        been solved, the table has rows of the exact solvers, whose gap is 0.
 
         Args:
             form: "markdown", "latex" (with the rules of booktabs), "csv", or "records", a list of
-                dicts that `pandas.DataFrame` takes. The last two hold the numbers as they are.
+                dicts that `pandas.DataFrame` takes. "csv" and "records" have unrounded numbers.
         """
         return table(form, *self._errors(), self.notes(), self._records, "table")
 
     def parameters_table(self) -> str:
         """A Markdown table of the weights, and of how far training moved each leaf.
 
-        mu_W and the rms are those of weights scaled to w_i . d_i = 1.
+        For mu_W and the rms, weights are scaled to w_i . d_i = 1.
         """
         return markdown(*self._parameters())
 
     def guarantees_table(self) -> str:
-        """A Markdown table of what theory certifies for the params of each method.
+        """A Markdown table of the certificates of the params of each method.
 
-        It bounds the l1 error of every code of the class, after the last step; "none" where the
-        bound ends no lower than it began. The class (s, B, delta) is that of the sample, unless it
-        was given. Next to the worst case stand how many codes of this sample are proved one by one,
-        and what `sampled` says of 99.9 % of the sampled class.
+        It bounds the l1 error of every code of the class after the last step, with "none" if the
+        bound ends no lower than it began. The class (s, B, delta) comes from the sample, unless it
+        was given. Next to this worst case stand the number of codes in the sample that are proved
+        one by one, and the bound of `sampled` for 99.9 % of the sampled class.
         """
         return markdown(*self._guarantees(), self._unproved())
 
     def predictions_table(self) -> str:
-        """A Markdown table of the median errors, and of what theory predicts of them.
+        """A Markdown table of the median errors, measured and predicted.
 
         It has the NMSE in dB after a quarter, half and all of the steps, as "median / predicted by
-        state evolution", and the dB that a step gains once the support is right. What theory does
-        not cover is empty, with the reason in the last column. Empty unless `predict` was asked
-        for.
+        state evolution", and the dB that a step gains once the support is right. A cell that theory
+        does not cover is empty, and the last column has the reason. Without `predict` the table is
+        empty.
         """
         return markdown(*self._predictions()) if self.predicted is not None else ""
 
     def notes(self) -> list[str]:
-        """A sentence for each method that diverges, and one for those whose codes are all zero.
-
-        Another tells the signals that the gaps leave out.
+        """Sentences on methods that diverge, on methods whose codes are all zero, and on signals
+        that the gaps leave out.
         """
         far = [f"{name} diverges: {how.reason}." for name, how in self.diverged.items()]
         quiet = "; ".join(self.silent)
@@ -364,11 +363,11 @@ class Comparison(Result):
         return [*notes, *filter(None, [self.payoff()])]
 
     def payoff(self) -> str:
-        """One sentence: above how many signals a network costs less than an exact solver.
+        """One sentence: above how many signals N a network costs less than an exact solver.
 
-        It is about the method with the smallest gap, among those that `fit` returned if there are
-        any: N = seconds of training / (exact - network, seconds per signal). Empty where codes are
-        known, or without times.
+        N = seconds of training / (seconds per signal of the exact solver - of the network), for the
+        method with the smallest gap, among results of `fit` if there are any. The sentence is empty
+        if codes are known, or without times.
         """
         clocks = {n: of.seconds for n, of in self.exact.items() if of.seconds is not None}
         networks = {
@@ -398,12 +397,12 @@ class Comparison(Result):
         )
 
     def answer(self) -> str:
-        """One sentence: the best method, its error at the last step, and whether it is guaranteed.
+        """One sentence: the best method, its error at the last step, and its guarantee.
 
-        The error is the NMSE (ratio of sums) of known codes, else the gap to the LASSO.
+        The error is the NMSE (ratio of sums) if codes are known, else the gap to the LASSO.
         """
         field = "nmse" if self.known else "gap"
-        # Codes that a pursuit found are no answer to how near a network comes to them.
+        # The question is how near a network comes, so codes of a pursuit are no answer.
         judged = [n for n in self.curves if self.known or n not in self.given] or self.curves
         numbers = {name: _number(getattr(self.curves[name], field)) for name in judged}
         ends = {name: end for name, end in numbers.items() if end is not None}
@@ -428,8 +427,8 @@ class Comparison(Result):
         """A figure with errors, failures and support per step, thresholds, and weights.
 
         Args:
-            codes: what the codes X of `compare` are, for the titles.
-            note: what a reader should know, written below the panels.
+            codes: a name for the codes X of `compare`, for the titles.
+            note: a note for the reader, below the panels.
         """
         codes = codes if self.known else "LASSO codes"
         return plots.comparison(self, codes=codes, note=note)
@@ -457,7 +456,7 @@ class Comparison(Result):
         return ["method", *(_COLUMNS[field][0] for field in fields)], rows
 
     def _records(self) -> list[dict[str, Any]]:
-        """The numbers of the table: one dict per method, with None where one is not known."""
+        """The numbers of the table: one dict per method, with None for unknown numbers."""
         solvers = {name: Cost(of.seconds, None) for name, of in self.exact.items()}
         rows = [
             self._record(n, c, self.costs.get(n), n in self.given) for n, c in self.curves.items()
@@ -465,7 +464,7 @@ class Comparison(Result):
         return rows + [self._record(n, self.exact[n].curve, c, True) for n, c in solvers.items()]
 
     def _record(self, name: str, c: Curve, cost: Cost | None, level: bool) -> dict[str, Any]:
-        """The numbers of a method; of codes that are level, without steps."""
+        """The numbers of a method; `level` codes have no steps."""
         K, cost = None if level else len(c.nmse), cost or Cost(None, None)
         fields = [f for f in Curve._fields if f != "quantiles"]
         numbers: dict[str, Any] = {f: _number(getattr(c, f)) for f in fields}
@@ -487,7 +486,7 @@ class Comparison(Result):
         return {"method": name, "K": K, **numbers, "diverges": name in self.diverged}
 
     def _beside(self, K: int | None) -> tuple[float | None, float | None]:
-        """The gaps of ISTA after K steps, and of zero codes; None where unknown."""
+        """The gaps of ISTA after K steps, and of zero codes; None if unknown."""
         gaps = self.ista_gap
         if gaps is None or np.isnan(gaps[0]):
             return None, None
@@ -520,7 +519,7 @@ class Comparison(Result):
         return columns, rows
 
     def _unproved(self) -> list[str]:
-        """A sentence with the methods none of whose codes can be proved one by one, and why."""
+        """A sentence with the methods that no proof of single codes covers, and the reasons."""
         reasons = {name: of.reason for name, of in self.proved.items() if of.share is None}
         listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         return [f"Not covered signal by signal: {listed}."] if listed else []
@@ -594,7 +593,7 @@ class ChainComparison(Result):
     def guarantees_table(self) -> str:
         """`Comparison.guarantees_table` of every layer, with a column for the layer.
 
-        The noise of a layer is that of its signal alone; the error of the layer before adds to it.
+        The noise of a layer is the noise of its signal; the error of the layer before adds to it.
         """
         return markdown(*self._together("_guarantees"))
 
@@ -651,7 +650,7 @@ _COLUMNS = {
     "products": ("products", "d"),
 }
 _KNOWN = tuple(field for field in _COLUMNS if field != "microseconds")
-# Without true codes: what judges them is beside the gaps.
+# Without true codes the gaps judge the methods.
 _UNKNOWN = (
     *("K", "gap", "ista_gap", "zero_gap", "worse", "certified"),
     *("residual", "psnr", "nonzeros", "microseconds", "products"),
@@ -659,7 +658,7 @@ _UNKNOWN = (
 
 
 def _cell(value: Any, title: str, form: str) -> str:
-    """A number as text, empty where it is not known; the unit may stand in the title."""
+    """A number as text, empty if it is not known; the title may have the unit."""
     if form == "us":
         form = ".0f" if value is None or value >= 10 else ".2g"
     text = "" if value is None else f"{value:{form}}"
@@ -672,7 +671,7 @@ def _count(number: float) -> str:
 
 
 def _number(values: np.ndarray | None) -> float | None:
-    """The number after the last step; None where it is not known."""
+    """The number after the last step; None if it is not known."""
     return None if values is None or np.isnan(values[-1]) else float(values[-1])
 
 

@@ -1,4 +1,4 @@
-"""The thresholds, the weights and their coupling while a layer trains, beside theory."""
+"""The thresholds, the weights and their coupling while a layer trains, next to theory."""
 
 from collections.abc import Sequence
 from typing import Any, overload
@@ -20,21 +20,21 @@ __all__ = ["ChainEvolution", "Evaluation", "Evolution", "evolution"]
 
 
 class Evaluation(Result):
-    """What `Evolution` measures of the params at one evaluation of the training."""
+    """The measurements of the params at one evaluation of the training."""
 
     step: int  # training steps done
     loss: float  # mean training loss since the evaluation before; nan before the first step
     validation: float  # loss on the validation batch
-    theta: np.ndarray | None  # (K,) mean threshold of each step, for families that have some
-    coupling: Coupling | None  # of the weights, for families that have some
+    theta: np.ndarray | None  # (K,) mean threshold of each step; None without thresholds
+    coupling: Coupling | None  # of the weights; None without weights
 
 
 class Evolution:
     """The record of a run, which `fit(..., callbacks=[watch])` fills; see `evolution`.
 
     Attributes:
-        layer: the layer that is trained, or the network of which this is one layer.
-        D: (m, d), the dictionary that the weights are measured against.
+        layer: the trained layer, or the trained network that contains the layer.
+        D: (m, d), the dictionary against which the weights are measured.
         prediction: the schedule of the theory, or None.
         evaluations: the list of `Evaluation`, from the start to the result.
 
@@ -63,7 +63,7 @@ class Evolution:
         self._measure(record, params, layer.weights)
 
     def _measure(self, record: Any, params: Unrolled, weights: Weights | None) -> None:
-        """The same for params that were checked, where `weights` is that of the layer."""
+        """Append the measurements of checked params, with the `weights` of the layer."""
         params = stack(params) if params.steps else params
         theta, expected = thresholds(params), getattr(self.prediction, "theta", None)
         if expected is not None and theta is not None and len(theta) != len(expected):
@@ -78,11 +78,10 @@ class Evolution:
     def series(self, field: str) -> np.ndarray:
         """A field over the evaluations: (evaluations,), or (evaluations, K) if it is per step.
 
-        "theta" and the fields of a `Coupling` are per step; for weights that all steps share,
-        K = 1.
+        "theta" and the fields of a `Coupling` are per step; if all steps share the weights, K = 1.
 
         Raises:
-            ValueError: an unknown field, one that the family lacks, or no evaluation yet.
+            ValueError: the field is unknown, the family lacks it, or there is no evaluation yet.
         """
         fields = (*Evaluation._fields[:-1], *Coupling._fields)
         if field not in fields:
@@ -96,10 +95,9 @@ class Evolution:
         return np.asarray(values)
 
     def contraction(self, sparsity: int) -> np.ndarray:
-        """a of the theory, (evaluations, K): s nonzeros are covered if a < 1.
+        """The contraction a of the theory, (evaluations, K): theory covers s nonzeros if a < 1.
 
-        a = (2s-1) max_{i != j} abs(w_i . d_j) + max_i abs(1 - w_i . d_i), with the weights as they
-        are, not scaled to w_i . d_i = 1.
+        a = (2s-1) max_{i != j} abs(w_i . d_j) + max_i abs(1 - w_i . d_i), with unscaled weights.
         """
         low, high = (np.abs(1 - self.series(f"diagonal_{end}")) for end in ("low", "high"))
         return max(2 * sparsity - 1, 0) * self.series("largest_product") + np.maximum(low, high)
@@ -112,12 +110,12 @@ class Evolution:
     def table(self, form: str = "markdown") -> Any:
         """One row per evaluation, over all steps, in the forms of `Comparison.table`.
 
-        In Markdown and LaTeX theory is last, if given.
+        In Markdown and LaTeX the last row is theory, if given.
         """
         return table(form, *self._rows(), (), self._records, "table")
 
     def _rows(self) -> tuple[list[str], list[list[str]]]:
-        """The records as text; theory is last."""
+        """The records as text; the last row is theory."""
         columns = ["training step", "validation", *(title for title, *_ in _COLUMNS)]
         rows = [
             [str(record["step"]), f"{record['validation']:.4g}"]
@@ -134,7 +132,7 @@ class Evolution:
         return columns, rows
 
     def _records(self) -> list[dict[str, Any]]:
-        """The numbers of every evaluation; None where the family has none."""
+        """The numbers of every evaluation; None if the family lacks them."""
         records = []
         for at in self._seen():
             record: dict[str, Any] = dict(step=at.step, loss=at.loss, validation=at.validation)
@@ -148,7 +146,7 @@ class Evolution:
         return records
 
     def steps_table(self) -> str:
-        """A Markdown table, one row per step: start -> result, with the threshold of theory."""
+        """A Markdown table, one row per step: start -> result, and the threshold of theory."""
         first, last = self._seen()[0], self.evaluations[-1]
         columns: dict[str, Any] = {}
         if first.theta is not None:
@@ -175,7 +173,7 @@ class Evolution:
         return {"evaluations": self._seen(), "prediction": self.prediction}
 
     def plot(self) -> Any:
-        """A figure over the training steps with a line per step of the layer; theory is dashed."""
+        """A figure over the training steps, with a line per step of the layer; theory is dashed."""
         self._seen()
         return plots.evolution(self)
 
@@ -220,7 +218,7 @@ class ChainEvolution:
         )
 
     def table(self, form: str = "markdown") -> Any:
-        """`Evolution.table` of every layer: in Markdown under its heading, else as a column."""
+        """`Evolution.table` of every layer: under a heading in Markdown, else in one table."""
         if form == "markdown":
             return self._together("table")
         numbered = [*enumerate(self.layers, start=1)]
@@ -233,7 +231,7 @@ class ChainEvolution:
         return table(form, columns, rows, (), records, "table")
 
     def steps_table(self) -> str:
-        """`Evolution.steps_table` of every layer under its heading."""
+        """`Evolution.steps_table` of every layer, under a heading."""
         return self._together("steps_table")
 
     def to_json(self) -> str:
@@ -250,7 +248,7 @@ class ChainEvolution:
         return "\n\n".join(parts)
 
 
-# The columns of a table: the title, how the fields of a record are joined, their format, and they.
+# The columns of a table: the title, the text between the fields of a record, format, and fields.
 _COLUMNS: tuple[tuple[str, ...], ...] = (
     ("threshold, first to last step", " to ", ".4g", "theta_first", "theta_last"),
     (
@@ -261,7 +259,7 @@ _COLUMNS: tuple[tuple[str, ...], ...] = (
     ("rms off-diagonal", "", ".4f", "off_diagonal"),
     ("coupling mismatch", "", ".2e", "mismatch"),
 )
-# The fields of a `Coupling` that records hold, and what stands for all steps.
+# The fields of a `Coupling` in the records, and the function that summarises the steps.
 _OVER_STEPS: dict[str, Any] = {
     **{"diagonal_low": np.min, "diagonal_mean": np.mean, "diagonal_high": np.max},
     **{"mu_W": np.max, "off_diagonal": np.max, "mismatch": np.max},
@@ -294,25 +292,25 @@ def evolution(model: Any, D: Any, *, prediction: Any = None) -> Evolution | Chai
     """A recorder of a run: `watch = evolution(layer, D)`, then `watch.table()` or `.plot()`.
 
     At each evaluation of `fit(..., callbacks=[watch])` it measures every step of the layer: the
-    mean threshold, the diagonal of W_k'D, its largest (mu_W) and its root mean square off-diagonal
-    entry once the diagonal is scaled to 1, and the distance of S_k from I - W_k'D; see `Coupling`.
-    For families without weights it measures the thresholds only.
+    mean threshold; the diagonal of W_k'D; the largest (mu_W) and the root mean square off-diagonal
+    entry of W_k'D with its diagonal scaled to 1; and the distance of S_k from I - W_k'D (see
+    `Coupling`). For families without weights it measures only the thresholds.
 
     Args:
-        model: the layer, or the network, that is trained.
+        model: the layer, or the network, to train.
         D: (m, d); for a network a tuple. With `learn_dictionary=True` the weights are still
             measured against this D.
         prediction: a schedule from `analytic.block_schedule` or `theory.schedule`; for a network
-            one per layer, as from `analytic.chain_schedules`. The tables show its thresholds beside
-            the trained ones, with a diagonal of 1 and a mismatch of 0.
+            one per layer, as from `analytic.chain_schedules`. The tables show its thresholds next
+            to the trained ones, with a diagonal of 1 and a mismatch of 0.
 
     Returns:
-        Evolution, without evaluations; for a network ChainEvolution, which holds one per layer.
+        Evolution, without evaluations; for a network ChainEvolution, with an Evolution per layer.
 
     Raises:
-        TypeError: no layer or network, a tuple of dictionaries for a layer, or a prediction without
-            thresholds.
-        ValueError: another number of dictionaries, or of predictions, than the network has layers.
+        TypeError: the model is neither a layer nor a network, a layer has a tuple of dictionaries,
+            or the prediction has no thresholds.
+        ValueError: a network does not have one dictionary, or one prediction, per layer.
 
     Example:
         >>> layer, D = ur.alista(3), ur.dictionaries.identity_hadamard(8)
@@ -354,5 +352,5 @@ def _recorder(model: Layer | Network, D: Dictionary, prediction: Any) -> Evoluti
 
 
 def _cell(join: str, form: str, values: list[Any]) -> str:
-    """Numbers as text; empty where the family has none."""
+    """Numbers as text; empty if the family lacks them."""
     return "" if values[0] is None else join.join(f"{value:{form}}" for value in values)

@@ -1,5 +1,5 @@
-"""What a comparison measures of the codes of a method, step by step, what an independent sample and
-proofs of single codes say about them, and what theory predicts.
+"""The measurements of a comparison: errors of the codes step by step, bounds by an independent
+sample, proofs of single codes, and predictions of theory.
 """
 
 import functools
@@ -61,7 +61,7 @@ from unrolled.training import law_of
 __all__ = ["QUANTILES", "products"]
 
 
-Class = tuple[Any, Any, Any]  # (sparsity, bound, noise); None where the sample decides
+Class = tuple[Any, Any, Any]  # (sparsity, bound, noise); None if the sample decides
 ClassOf = Callable[[int, Dictionary], tuple[int, float, float]]
 
 
@@ -71,12 +71,12 @@ def guarantees(
     Ds: tuple[Dictionary, ...],
     class_of: ClassOf,
 ) -> list[Guarantee | None]:
-    """The guarantee of every layer, from the first to the last that theory certifies.
+    """The guarantee of every layer, up to the last layer that theory certifies.
 
     Args:
         model: a layer, or a network of J layers.
-        params, Ds: J of each.
-        class_of: the sparsity, bound and noise of layer j with a dictionary.
+        params, Ds: one per layer.
+        class_of: (j, D) -> the sparsity, bound and noise of layer j with D.
     """
     layers = (model,) if isinstance(model, Layer) else model.layers
     certified: list[Layer] = []
@@ -101,7 +101,7 @@ def _has_certificate(layer: Any, params: Unrolled) -> bool:
     return finite and layer.is_coupled and layer.activation == relu
 
 
-# Codes that are proved, the first of the sample, and products with |W'D| that this may take.
+# How many codes of a sample are proved, and the most products with |W'D| that the proofs may take.
 _PROVED_ON, _MOST_PRODUCTS = 100, 2**31
 
 
@@ -135,7 +135,7 @@ def proofs(
             if reasons := [signals.uncovered for signals in layered if signals.uncovered]:
                 return [Proved(None, n, f"no theorem is about {reasons[0]}")] * len(params)
             of = [signals.proved for signals in layered]
-    except (TypeError, ValueError) as error:  # it says what it does not cover
+    except (TypeError, ValueError) as error:  # the message says what theory does not cover
         reason = str(error).partition(": ")[2].partition(";")[0]
         return [Proved(None, n, reason)] * len(params)
     return [Proved(float(np.mean(proved)), n) for proved in of]
@@ -163,7 +163,7 @@ def _by_supports(
         proved[rows] = (of_supports.ratio <= c) & (of_supports.contraction < 1) & (c < 1)
     matrix, atoms = np.abs(np.asarray(dense(W), float)), np.asarray(dense(D), float)
     entries = np.linalg.norm(matrix, axis=0).max() * np.linalg.norm(atoms, axis=0).max()
-    # What the steps allow for: the noise that they know, and rounding.
+    # The steps allow for the noise in the layer's options, and for rounding.
     allowed = layer.noise + _ROUNDED * np.finfo(X.dtype).eps * entries * np.abs(X).sum(1)
     return proved & (matrix.max() * noise <= allowed)
 
@@ -171,11 +171,11 @@ def _by_supports(
 def classes_of(
     Ds: tuple[Dictionary, ...], pairs: list[tuple[Array, Array]], classes: list[Class]
 ) -> ClassOf:
-    """The class of every layer of a sample; that with its own dictionary is found once.
+    """A function for the class of layer j with a dictionary; it computes the class of Ds[j] once.
 
     Args:
-        Ds, pairs: J dictionaries, and (signals, codes), as in `check_batch`.
-        classes: J of them.
+        Ds, pairs: dictionaries, and (signals, codes), as in `check_batch`; one per layer.
+        classes: one per layer.
     """
 
     @functools.cache
@@ -186,7 +186,7 @@ def classes_of(
 
 
 def _class_of(D: Dictionary, Y: Array, X: Array, asked: Class) -> tuple[int, float, float]:
-    """The least class that holds the sample, where it is not given."""
+    """The class, with the least numbers that cover the sample in place of None."""
     s, B, delta = asked
     sizes = np.abs(np.asarray(X)).reshape(len(X), -1, block_of(D))
     sizes = np.hypot.reduce(sizes, axis=2) if block_of(D) > 1 else sizes[:, :, 0]
@@ -198,28 +198,28 @@ def _class_of(D: Dictionary, Y: Array, X: Array, asked: Class) -> tuple[int, flo
 
 # The quantiles of the errors of single signals that a `Curve` holds.
 QUANTILES = (0.1, 0.5, 0.9)
-# What rounding may add to the error of the zero code: in dB, and as a share of F*.
+# The allowance for rounding in the error of the zero code: in dB, and as a share of F*.
 _ROUNDING = 1e-3
-# The exponents of lam that are told apart: beyond, it is 0 or above that of any signal.
+# The range of exponents of lam: below it lam is 0, above it lam exceeds every signal.
 _RANGE = 250
 _EXTREME = 300.0  # dB
-_ROUNDED = 4  # rounding of an inner product, in eps of the magnitudes of its terms
+_ROUNDED = 4  # rounding of an inner product, in eps times the magnitudes of its terms
 
 
 class Sample(NamedTuple):
-    """What all methods run on, layer by layer."""
+    """The data on which all methods run, layer by layer."""
 
     Ds: tuple[Operator, ...]
     Y: Array
     Xs: tuple[Array, ...]
     optima: tuple["Optima | None", ...]  # None without gaps to the optimum
-    lams: tuple[Any, ...]  # of the gaps, None without
-    known: bool  # whether the codes are the true ones
+    lams: tuple[Any, ...]  # of the gaps, None without gaps
+    known: bool  # whether the codes are true codes
     chained: bool
 
     @property
     def whole_D(self) -> Any:
-        """The dictionary, for a chain the tuple."""
+        """The dictionary, for a chain the tuple of dictionaries."""
         return self.Ds if self.chained else self.Ds[0]
 
     @property
@@ -229,9 +229,9 @@ class Sample(NamedTuple):
 
 
 class Optima(NamedTuple):
-    """F* of every signal, in units in which squares of the numbers stay in the range.
+    """F* of every signal, in units in which squares stay in the range of the dtype.
 
-    D is divided by 2^a and the signals by 2^b, all by the same, so that F is divided by 2^(2 b).
+    D is divided by 2^a and all signals by 2^b, so that F is divided by 2^(2 b).
     """
 
     D: Operator
@@ -239,13 +239,13 @@ class Optima(NamedTuple):
     lam: Array  # ()
     values: Array  # (batch,)
     certified: Array  # (batch,) whether the duality gap met its tolerance
-    exponent: Array  # b - a, that of codes
-    codes: Array  # (batch, d), those of the optimum, in the units of the signals
+    exponent: Array  # b - a, the exponent of codes
+    codes: Array  # (batch, d), the optimal codes, in the units of the signals
 
 
 Paths = tuple[Array, ...]  # codes of every layer after every step, (steps, batch, d)
-_MOST_RUNS, _MOMENT = 5, 0.1  # that are timed; seconds
-_TIMED = 1000  # signals of an exact solver that is timed, at least
+_MOST_RUNS, _MOMENT = 5, 0.1  # the most timed runs, and the seconds after which timing stops
+_TIMED = 1000  # the fewest signals in a timed call of an exact solver
 
 
 class Measured(NamedTuple):
@@ -254,12 +254,12 @@ class Measured(NamedTuple):
     errors: dict[str, Array]  # the fields of a `Curve`
     gap: Array | None
     zero_gap: Array | None  # of the zero code
-    worse: Array | None  # share of signals whose objective is above that of the zero code
+    worse: Array | None  # share of signals with an objective above the zero code's
     silent: Array
 
 
 def run(model: Any, params: Any, D: Any, Y: Array, timed: bool) -> tuple[Paths, Cost]:
-    """The codes of every layer after every step, (steps, batch, d), and what they cost."""
+    """The codes of every layer after every step, (steps, batch, d), and their cost."""
     operands = params, D, Y
     paths = jax.block_until_ready(codes_by_step(model, *operands))
     spent = seconds(lambda: codes_by_step(model, *operands)) if timed else None
@@ -269,7 +269,7 @@ def run(model: Any, params: Any, D: Any, Y: Array, timed: bool) -> tuple[Paths, 
 
 
 def seconds(f: Callable[[], Any]) -> float:
-    """The least time of some runs of a program that has run: what else a machine does only adds."""
+    """The least time of several runs of a compiled program; other load on a machine only adds."""
     times: list[float] = []
     while not times or (len(times) < _MOST_RUNS and sum(times) < _MOMENT):
         began = time.perf_counter()
@@ -279,16 +279,16 @@ def seconds(f: Callable[[], Any]) -> float:
 
 
 def seconds_of(solve: "Solve", D: Any, Y: Array, lam: Any) -> float:
-    """The time of an exact solver for all signals, as a part of a call with many."""
+    """The time of an exact solver for all signals, as their part of a call with many signals."""
     times = -(-_TIMED // max(len(Y), 1))
     many = np.tile(np.asarray(Y), (times, 1)) if times > 1 else Y
     if times > 1 and shared_part(D) is not D:
         D, _ = known_part(D.base, many, np.tile(np.asarray(D.mask > 0), (times, 1)))
-    jax.block_until_ready(solve(D, many, lam))  # compiles for so many
+    jax.block_until_ready(solve(D, many, lam))  # compiles for this shape
     return seconds(lambda: solve(D, many, lam)) / times
 
 
-# A program of its own: only the paths are the model's, `measure` serves all models.
+# A separate program: only the paths depend on the model, and `measure` serves all models.
 @partial(jax.jit, static_argnames="model")
 def codes_by_step(model: Any, params: Any, D: Any, Y: Array) -> Any:
     """The codes of every layer after every step, (steps, batch, d)."""
@@ -302,9 +302,9 @@ def measure(
     optima: tuple["Optima | None", ...],
     Ds: tuple[Operator, ...],
 ) -> list[Measured]:
-    """The codes of every layer against the true ones and the signals of a `Sample`.
+    """Measure the codes of every layer against the true codes and the signals of a `Sample`.
 
-    `Ds` are the dictionaries of the method, which rebuild its signals.
+    `Ds` are the dictionaries of the method, which rebuild the signals.
     """
     blocks = []
     for path, (Y, X), of, D in zip(paths, pairs, optima, Ds):
@@ -329,14 +329,14 @@ def _numbers(D: Operator, Y: Array, X: Array, x: Array) -> dict[str, Array]:
 
 
 def _rebuilt(D: Any, Y: Array, x: Array) -> dict[str, Array]:
-    """How well the codes rebuild their signals, and with how many entries."""
+    """The errors of the rebuilt signals, and the numbers of nonzeros."""
     signals, size = problems.synthesize(shared_part(D), x).astype(Y.dtype), norm(Y)
     peak: Any = jnp.max(Y) - jnp.min(Y)
     if shared_part(D) is not D:  # signals of other entries each
         signals, peak = D.mask * signals, jnp.zeros_like(peak)
     return dict(
         residual=norm(Y - signals) / jnp.where(size > 0, size, 1),
-        psnr=jnp.where(peak > 0, metrics.psnr(signals, Y, peak), jnp.nan),  # of constant signals
+        psnr=jnp.where(peak > 0, metrics.psnr(signals, Y, peak), jnp.nan),  # constant signals
         nonzeros=(x != 0).sum(-1).astype(x.dtype).mean(),
     )
 
@@ -355,14 +355,14 @@ def _errors(X: Array, x: Array) -> dict[str, Array]:
 
 
 def _quantiles(errors: Array) -> Array:
-    """Of errors in dB; beyond 300 they are infinite, and -300 stands for codes that are exact."""
+    """The quantiles of errors in dB: above 300 they are infinite; -300 stands for exact codes."""
     levels = jnp.asarray(QUANTILES, errors.dtype)
     quantiles = jnp.nanquantile(jnp.clip(errors, -_EXTREME, _EXTREME), levels)
     return jnp.where(quantiles >= _EXTREME, jnp.inf, quantiles)
 
 
 def _worse_objectives(optima: Optima, x: Array) -> Array:
-    """The share of the signals, among those whose F* is certified, with F(x) above F(0)."""
+    """The share of signals with F(x) above F(0), among signals whose F* is certified."""
     objective = _objectives(optima, ldexp(widened(x), -optima.exponent))
     zero = _objectives(optima, jnp.zeros_like(widened(x)))
     worse = ~(objective <= zero * (1 + ROUNDING)) & optima.certified
@@ -370,18 +370,20 @@ def _worse_objectives(optima: Optima, x: Array) -> Array:
 
 
 def _objective_gap(optima: Optima, x: Array) -> Array:
-    """sum F - F* over sum F* of the signals whose F* is certified; nan if they are none, or 0."""
+    """sum F - F* over sum F*, for signals with a certified F*; nan if these F* are none, or 0 and
+    other signals have no certificate.
+    """
     objective = _objectives(optima, ldexp(widened(x), -optima.exponent))
     excess = jnp.sum(jnp.where(optima.certified, objective - optima.values, 0))
     total = jnp.sum(jnp.where(optima.certified, optima.values, 0))
-    # Without any excess there is no gap, also where the optimum of every signal is 0.
+    # If there is no excess, the gap is 0, even if the optimum of every signal is 0.
     gap = jnp.where(excess == 0, 0, excess / total)
     return jnp.where((total > 0) | optima.certified.all(), gap, jnp.nan)
 
 
 @partial(jax.jit, static_argnames="depth")
 def gaps_of_ista(D: Dictionary, Y: Array, lam: Array, optima: Optima, depth: int) -> Array:
-    """The gap of ISTA after 0, ..., K steps; that after none is of zero codes."""
+    """The gap of ISTA after 0, ..., K steps; the first is the gap of zero codes."""
     path = codes_of_ista(D, lam, depth, Y, "compare")
     path = jnp.concatenate([jnp.zeros_like(path, shape=(1, *path.shape[1:])), path])
     return jax.lax.map(partial(_objective_gap, optima), path)
@@ -399,7 +401,7 @@ def solvers(Ds: Sequence[Any]) -> dict[str, Solve]:
     """The exact solvers of the LASSO by name: SPAMS among them if installed and D is a matrix."""
     named: dict[str, Solve] = {"exact": lasso_optima}
     if not any(isinstance(D, Structured) for D in Ds) and find_spec("spams") is not None:
-        if hasattr(import_module("spams"), "lasso"):  # not a folder of that name
+        if hasattr(import_module("spams"), "lasso"):  # not just a folder of that name
             named["SPAMS LARS"] = _lars
     return named
 
@@ -414,14 +416,14 @@ def _lars(D: Any, Y: Any, lam: Any) -> np.ndarray:
 
 
 def exact(sample: Sample, timed: bool) -> list[dict[str, Solver]]:
-    """What exact solvers reach and cost, for every layer, by name; none without gaps."""
+    """The results and costs of exact solvers, for every layer, by name; empty without gaps."""
     optima = [of for of in sample.optima if of is not None]
     if len(optima) < len(sample.Ds):
         return [{}] * len(sample.Ds)
     problems = [(of.D, of.Y, of.lam) for of in optima]  # in units near 1
     rows: list[dict[str, Solver]] = [{} for _ in problems]
     for name, solve in solvers(sample.Ds).items():
-        first = name == "exact"  # its codes are those that all gaps are measured from
+        first = name == "exact"  # all gaps are measured from its codes
         codes = [
             of.codes
             if first
@@ -441,7 +443,7 @@ def optima_of(D: Dictionary, Y: Array, lam: Any) -> Optima:
     """F* of every signal.
 
     Raises:
-        ValueError: a lam that is not one number, negative or not finite.
+        ValueError: lam is not one number, is negative or is not finite.
     """
     checks.nonnegative(lam, "lam", "compare")
     checks.finite(lam, "lam", "compare")
@@ -481,16 +483,16 @@ def _with_values(
 def divergence(
     curve: Curve, zero_gap: Any, *, known: bool = True, by_codes: bool = False
 ) -> Divergence | None:
-    """How the codes end worse than the zero code, where every method starts; None if they do not.
+    """How a method ends worse than the zero code, from which every method starts; None if not.
 
-    Codes without any error are no worse, also where the true codes are all zero.
+    Codes without any error are not worse, even if the true codes are all zero.
 
     Args:
-        curve: of the method.
-        zero_gap: that of the zero code; None where there is no optimum.
-        known: whether the true codes are known, or those of the LASSO stand for them.
-        by_codes: the method was given by its codes, which may be of another problem: the LASSO of
-            another lam, or so many nonzeros. Then its objective is not judged.
+        curve: the curve of the method.
+        zero_gap: the gap of the zero code; None if there is no optimum.
+        known: whether the true codes are known; otherwise the LASSO's codes stand for them.
+        by_codes: whether the method was given as codes. They may solve another problem, such as
+            the LASSO with another lam, so the objective does not judge them.
     """
     error = curve.nmse[-1]
     if not known:
@@ -510,7 +512,7 @@ def divergence(
     return None
 
 
-# The operations of a matrix with a vector, whatever the dictionary is made of.
+# The operations of JAX that multiply a matrix and a vector, for any kind of dictionary.
 _PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
@@ -523,7 +525,7 @@ def products(
 ) -> int | None:
     """How many products with a matrix, or convolutions, the code of one signal takes.
 
-    None where that depends on the signal.
+    The result is None if the number depends on the signal.
 
     Example:
         >>> layer, D = ur.layers.fista(16), jnp.eye(3)
@@ -543,7 +545,7 @@ def _count(jaxpr: Any) -> int | None:
         name = equation.primitive.name
         if name in _PRODUCTS:
             shapes = [variable.aval.shape for variable in equation.invars]
-            total += max(map(len, shapes)) > 1  # not of two vectors
+            total += max(map(len, shapes)) > 1  # not a product of two vectors
             continue
         counts = [_count(part) for part in jaxprs_in_params(equation.params)]
         inner = [count for count in counts if count is not None]
@@ -555,7 +557,7 @@ def _count(jaxpr: Any) -> int | None:
 
 
 def _worse_from(worse: np.ndarray) -> int:
-    """The step from which on all are worse, counted from 1; 0 if the last is not."""
+    """The step from which on all steps are worse, counted from 1; 0 if the last step is not."""
     good = np.flatnonzero(~worse)
     first = good[-1] + 2 if len(good) else 1
     return int(first) if first <= len(worse) else 0
@@ -564,8 +566,8 @@ def _worse_from(worse: np.ndarray) -> int:
 # An independent sample, proofs of single codes, and predictions
 
 _SHARE, _CONFIDENCE = 1e-3, 1 - 1e-6
-_CHUNK = 1000  # signals at a time
-_SEED = 2**31 - 1  # of the draws: that of no sample that a user is likely to have drawn
+_CHUNK = 1000  # signals in a call
+_SEED = 2**31 - 1  # of the draws, a seed that users are unlikely to have used for a sample
 
 
 def drawn(D: Dictionary, Y: Array, X: Array, n: int) -> tuple[Array, Array]:
@@ -580,7 +582,7 @@ def drawn(D: Dictionary, Y: Array, X: Array, n: int) -> tuple[Array, Array]:
 
 
 def held_out(D: Dictionary, Y: Array, X: Array, sampled: Any) -> tuple[Array, Array]:
-    """The signals and codes that are given, or as many draws as asked for."""
+    """The given signals and codes, or n = `sampled` draws."""
     where = "compare"
     if isinstance(sampled, tuple | list):
         if len(sampled) != 2:
@@ -600,11 +602,11 @@ def _last_codes(model: Any, params: Any, D: Any, Y: Array) -> Array:
 
 
 def bounds(methods: Mapping[str, tuple], Y: Array, X: Array, drawn: bool) -> dict[str, Sampled]:
-    """The bound of every method (model, params, D)."""
+    """The sampled bound of every method (model, params, D)."""
     results = {}
     for name, (model, params, D) in methods.items():
         codes = _last_codes(model, params, D, Y)
-        right = np.asarray((codes == X).all(1))  # also where both are zero
+        right = np.asarray((codes == X).all(1))  # also if both are zero
         errors = np.where(right, -math.inf, np.asarray(metrics.signal_nmse(codes, X)))
         options = dict(share=_SHARE, confidence=_CONFIDENCE)
         tolerance = theory.tolerance_bound(errors, at_once=len(methods), **options)
@@ -617,8 +619,8 @@ def bounds(methods: Mapping[str, tuple], Y: Array, X: Array, drawn: bool) -> dic
 def certified_shares(methods: Mapping[str, tuple], Y: Array) -> dict[str, float]:
     """The share of the last codes of every method that `theory.certify_code` proves.
 
-    A method is (model, params, D), or (None, codes, D). No search finishes its codes: it would find
-    the right code for methods that did not.
+    A method is (model, params, D), or (None, codes, D). The proof adds no search, which would find
+    the right code for methods that did not find it.
     """
     shares = {}
     for name, (model, params, D) in methods.items():
@@ -627,14 +629,14 @@ def certified_shares(methods: Mapping[str, tuple], Y: Array) -> dict[str, float]
     return shares
 
 
-_SUPPORTS = 5  # drawn ones, of which the median rate is taken
-_WEIGHTS = {"amp": "dictionary"}  # of `local_rate`, for message passing of this kind
+_SUPPORTS = 5  # number of drawn supports; the median of their rates counts
+_WEIGHTS = {"amp": "dictionary"}  # kind of message passing -> `weights` of `local_rate`
 
 
 def predictions(
     methods: Mapping[str, tuple], D: Dictionary, Y: Array, X: Array
 ) -> dict[str, Predicted]:
-    """What theory predicts of every method (layer, params, D) for codes like those of a sample."""
+    """The predictions for every method (layer, params, D) and codes like those of the sample."""
     law = law_of(D, Y, X)
     return {
         name: _prediction(layer, params, own, law) for name, (layer, params, own) in methods.items()
@@ -657,7 +659,7 @@ def _prediction(layer: Layer, params: Unrolled, D: Dictionary, law: Law) -> Pred
             nmse = evolution.nmse[1:] if evolution.holds else None
             remark = evolution.reason
             has_rate = evolution.holds or passing.step == "projected"  # a plain step has its own
-        except (TypeError, ValueError) as error:  # it says what it does not cover
+        except (TypeError, ValueError) as error:  # the message says what theory does not cover
             remark = str(error).partition(": ")[2].partition(";")[0]
     rate = _rate(layer, params, D, law) if has_rate else None
     return Predicted(nmse, rate, remark)
@@ -669,7 +671,7 @@ def _passing(layer: Layer) -> theory.MessagePassing | None:
 
 
 def _rate(layer: Layer, params: Unrolled, D: Dictionary, law: Law) -> float | None:
-    """In dB per step: of the last weights of a plain step, or of the Onsager term."""
+    """The rate in dB per step, by the last weights for plain steps, else with the Onsager term."""
     m, d = D.shape
     s = round(law.probability * d)
     if law.noise > 0 or not 1 <= s <= m <= d or block_of(D) > 1:
@@ -691,5 +693,5 @@ def _rate(layer: Layer, params: Unrolled, D: Dictionary, law: Law) -> float | No
 
 
 def _decibels(rate: float) -> float | None:
-    """None where it does not converge, or where one step is enough."""
+    """A rate in dB; None if the steps do not converge, or one step is enough."""
     return 20 * math.log10(rate) if 0 < rate < 1 else None

@@ -169,9 +169,9 @@ class Structured:
 
     @property
     def inner_terms(self) -> int:
-        """How many terms the sums of D x and D'r have above those of a matrix, d and m.
+        """How many more terms the sums of D x and D'r have than d and m, as a matrix has.
 
-        A sum of n terms rounds by at most n eps of what `magnitudes` makes of |x| or |r|.
+        A sum of n terms rounds by at most n eps times the product of `magnitudes` with |x| or |r|.
         """
         return 0
 
@@ -190,7 +190,7 @@ class Structured:
         return ()
 
     def spread(self, theta: ArrayLike) -> ArrayLike:
-        """Values of shape `groups`, one per group, as one per atom, (d,); others as they are."""
+        """Values of shape `groups`, one per group, as one per atom, (d,); others unchanged."""
         return theta
 
     @property
@@ -199,16 +199,16 @@ class Structured:
         return 1
 
     def view(self, y: Any, batch: int = 0) -> tuple[Any, Callable[[Array], Array]] | None:
-        """A signal (or a code) of another form flat, and how to show a flat code in that form.
+        """A signal (or code) of another form, flattened, and how to show a flat code in that form.
 
-        None for one that is flat. `batch` is the number of leading axes of several.
+        None if it is flat already. `batch` is the number of leading axes of several signals.
         """
         return None
 
     def inner_products(self, W: "Dictionary") -> tuple[Array, Array]:
         """w_i . d_j for representative rows i and all j, and the mask of i = j; (rows, d) each.
 
-        The rows must hold every value that occurs among all pairs; d may be that of a smaller
+        The rows must hold every value that occurs among all pairs; d may belong to a smaller
         dictionary with the same values.
         """
         return matrix_products(W, self)
@@ -216,16 +216,16 @@ class Structured:
     def representatives(self) -> np.ndarray:
         """Indices of atoms that stand for all: all d of them, or one per group.
 
-        One is enough where all atoms of a group have the same inner products with the other atoms,
-        up to their order.
+        One atom is enough if all atoms of a group have the same inner products with the other
+        atoms, up to their order.
         """
         return np.arange(self.shape[1])
 
     def neighbourhood(self) -> tuple["Structured", np.ndarray]:
-        """A dictionary and atoms of it whose inner products with its others are all that count.
+        """A dictionary, and those of its atoms whose inner products bound the inner products here.
 
-        As vectors of magnitudes, in any order, those of every atom of this one are at most those of
-        one of them, entry by entry.
+        For every atom of this dictionary, the magnitudes of its inner products, in some order, are
+        at most the magnitudes for one of these atoms, entry by entry.
         """
         return self, self.representatives()
 
@@ -373,16 +373,16 @@ class Rescaled(Structured):
         return self.base.inner_terms + 1
 
 
-# What `as_dictionary` makes of a dictionary, and what results hold.
+# The type that `as_dictionary` returns and that results hold.
 Operator = TypeAliasType("Operator", Array | Structured)
-# What a function of the library takes for D or W.
+# The type that functions of the library take for D or W.
 Dictionary = TypeAliasType("Dictionary", Array | Structured | np.ndarray)
 KNOWN[Dictionary] = matrix_or(Structured)
 
 
 @checked
 def dense(D: Structured | ArrayLike) -> Array:
-    """The matrix of a dictionary, (m, d); a plain array is returned as it is.
+    """The matrix of a dictionary, (m, d); a plain array is returned unchanged.
 
     Example:
         >>> D = ur.dictionaries.Conv(jnp.array([[[1.0, 2.0]]]), 3)
@@ -447,10 +447,10 @@ def _promoted(D: Structured, v: Array) -> tuple[Structured, Array]:
 
 
 def _operand(v: Any, D: Structured, name: str, where: str) -> Array | np.ndarray:
-    """An array of reals: one of numpy as it is, which the program of a product takes.
+    """An array of reals; an array of numpy unchanged, because the program of a product takes it.
 
     Raises:
-        TypeError: no array of reals.
+        TypeError: the value is not an array of reals.
     """
     if isinstance(v, jax.Array) and v.dtype.kind in "biu":
         return v

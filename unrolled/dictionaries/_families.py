@@ -1,4 +1,4 @@
-"""Dictionaries from formulas and random draws, and dictionaries made of others."""
+"""Dictionaries from formulas and random draws, and dictionaries made of other dictionaries."""
 
 import functools
 import math
@@ -53,7 +53,7 @@ __all__ = [
 
 @checked
 def gaussian(key: Key, m: int, d: int) -> Array:
-    """Independent Gaussian entries, atoms then normalised: the standard benchmark dictionary.
+    """A dictionary of independent Gaussian entries, normalised: the standard benchmark dictionary.
 
     Args:
         key: a typed key, or a seed.
@@ -69,16 +69,16 @@ def gaussian(key: Key, m: int, d: int) -> Array:
     """
     m, d = _size(m, d, "gaussian")
     _announce((m, d), "gaussian")
-    # Three programs: as one, fused, its last bits would be others.
+    # Three programs, because one fused program would give other last bits.
     return normalize(jax.random.normal(key, (m, d)) / math.sqrt(m))[0]
 
 
 def dct(m: int | tuple[int, ...], d: int | tuple[int, ...]) -> Array:
     """The overcomplete cosine dictionary, orthonormal (the DCT-II) for d = m.
 
-    Atom k is cos(pi (i + 1/2) k / d), i = 0, ..., m - 1, with its mean removed for k > 0 and
-    normalised. Tuples give the separable dictionary of patches: dct((8, 8), (16, 16)) is the usual
-    64 x 256 dictionary, for patches flattened row by row.
+    Atom k is cos(pi (i + 1/2) k / d), i = 0, ..., m - 1, without its mean for k > 0, normalised.
+    Tuples give the separable dictionary of patches: dct((8, 8), (16, 16)) is the usual 64 x 256
+    dictionary, for patches flattened row by row.
 
     Args:
         m, d: the numbers of rows and of atoms, an int or one per dimension.
@@ -87,7 +87,7 @@ def dct(m: int | tuple[int, ...], d: int | tuple[int, ...]) -> Array:
         D, (prod(m), prod(d)).
 
     Raises:
-        ValueError: d < m in some dimension, or tuples of different length.
+        ValueError: d < m in some dimension, or the tuples have different lengths.
 
     Reference: Elad, Aharon (2006), section IV.
 
@@ -106,7 +106,7 @@ def dct(m: int | tuple[int, ...], d: int | tuple[int, ...]) -> Array:
             raise ValueError(f"dct: expected d >= m in every dimension, got m={m}, d={d}")
         V = np.cos(np.pi * np.outer(np.arange(rows) + 0.5, np.arange(columns)) / columns)
         V[:, 1:] -= V[:, 1:].mean(0)
-        # With one row, removing the mean leaves nothing but rounding: keep the constant.
+        # With one row, an atom without its mean is rounding: keep the constant.
         V = np.where(np.abs(V).max(0) > 1e-12, V, 1.0)
         D = np.kron(D, V / np.linalg.norm(V, axis=0))
     return jnp.asarray(D, float)
@@ -115,7 +115,7 @@ def dct(m: int | tuple[int, ...], d: int | tuple[int, ...]) -> Array:
 def identity_hadamard(m: int) -> Array:
     """[I, H / sqrt(m)] with the Hadamard matrix H of order m.
 
-    Mutual and generalized coherence are both 1 / sqrt(m).
+    The mutual and the generalized coherence are both 1 / sqrt(m).
 
     Returns:
         D, (m, 2m).
@@ -176,8 +176,8 @@ def paley(q: int) -> Array:
 def transversal(key: Key, c: int, q: int, d: int) -> Array:
     """Sparse atoms with coherence at most 1/c, for the layers j >= 2 of a chain.
 
-    An atom has c nonzeros +-1/sqrt(c), one in each of c groups of q rows, and two atoms share at
-    most one row, so that a sparse code makes a sparse signal. Column (a, b) has its i-th nonzero at
+    An atom has c nonzeros +-1/sqrt(c), one in each of c groups of q rows, so that a sparse code
+    makes a sparse signal. Two atoms share at most one row. Column (a, b) has its i-th nonzero at
     row a + i b mod q of group i: a transversal design of lines over the field of q elements.
 
     Args:
@@ -220,10 +220,10 @@ def _transversal(key: Key, c: int, q: int, d: int) -> Array:
 
 @checked
 def ill_conditioned(key: Key, m: int, d: int, kappa: float) -> Array:
-    """A Gaussian matrix with singular values 1, ..., 1/kappa (log-spaced), then normalised atoms.
+    """A Gaussian matrix with singular values 1, ..., 1/kappa (log-spaced), atoms then normalised.
 
-    Normalising changes the condition number: with kappa = 5 it ends near that of a plain Gaussian
-    dictionary.
+    Normalising changes the condition number: kappa = 5 gives about the condition number of a plain
+    Gaussian dictionary.
 
     Args:
         key: a typed key, or a seed.
@@ -234,7 +234,7 @@ def ill_conditioned(key: Key, m: int, d: int, kappa: float) -> Array:
         D, (m, d).
 
     Raises:
-        ValueError: kappa < 1, infinite or NaN.
+        ValueError: kappa is below 1, infinite or NaN.
 
     Reference: Chen, Liu, Wang, Yin (2018), section 4.
 
@@ -254,7 +254,7 @@ def ill_conditioned(key: Key, m: int, d: int, kappa: float) -> Array:
 
 @program()
 def _with_spectrum(A: Array, last: float) -> Array:
-    """A with the singular values 1, ..., 10^last, log-spaced."""
+    """A with its singular values replaced by 1, ..., 10^last, log-spaced."""
     U, _, V = jnp.linalg.svd(A, full_matrices=False)
     s = jnp.logspace(0, last, min(A.shape), dtype=U.dtype)
     with jax.default_matmul_precision("highest"):
@@ -262,9 +262,9 @@ def _with_spectrum(A: Array, last: float) -> Array:
 
 
 def _announce(shape: tuple[int, int], where: str) -> None:
-    """Warn before a large dictionary is made, or refuse one that memory does not hold.
+    """Warn before a large dictionary is made, or raise if memory does not hold the dictionary.
 
-    Up to four arrays have its size at once: random bits, entries before they are normalised, and
+    Up to four arrays of this size exist at once: random bits, entries before normalisation, and
     factors.
     """
     checks.announce(shape, jnp.result_type(float), "the dictionary", where, copies=4)
@@ -278,8 +278,8 @@ def _is_prime(q: int) -> bool:
     return q > 1 and all(q % p for p in range(2, math.isqrt(q) + 1))
 
 
-# Up to this many entries (64 MiB in float32) the norm of a product is that of its matrix; above,
-# the product of the norms bounds it.
+# Up to this many entries (64 MiB in float32) the norm of a product comes from its matrix; above,
+# the product of the norms bounds the norm.
 DENSE_LIMIT = 2**24
 
 
@@ -288,13 +288,13 @@ DENSE_LIMIT = 2**24
 class Composed(Structured):
     """D_1 D_2 ... D_J, never multiplied out: the effective dictionary of a chain.
 
-    The paper writes D_[1,J] for it.
+    The paper writes D_[1,J].
 
     Args:
         factors: D_1, ..., D_J, plain or structured, (d_{j-1}, d_j) each.
 
     Raises:
-        ValueError: no factor, or neighbouring shapes that do not meet.
+        ValueError: there is no factor, or neighbouring shapes do not fit.
 
     Example:
         >>> D = ur.dictionaries.Composed(jnp.ones((2, 3)), jnp.ones((3, 4)))
@@ -338,7 +338,7 @@ class Composed(Structured):
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """Those of the last factor, where its codes come in parts."""
+        """The groups of the last factor if its codes come in parts, else ()."""
         last = self.factors[-1]
         return last.groups if isinstance(last, Structured) and last.block > 1 else ()
 
@@ -367,7 +367,7 @@ class Concatenated(Structured):
         parts: D_1, D_2, ..., plain or structured, (m, d_j) each.
 
     Raises:
-        ValueError: no part, or parts of different signal length.
+        ValueError: there is no part, or parts have different signal lengths.
 
     Example:
         >>> D = ur.dictionaries.Concatenated(jnp.eye(3), ur.dictionaries.dct(3, 4))
@@ -417,7 +417,7 @@ class Concatenated(Structured):
         )
 
     def normalized(self) -> tuple[Structured, Array]:
-        if any(map(cuts_atoms, self.parts)):  # whose own forms have atoms below 1
+        if any(map(cuts_atoms, self.parts)):  # normalised alone, its cut atoms are below 1
             return super().normalized()
         parts, norms = zip(*map(normalized, self.parts))
         return Concatenated(*parts), jnp.concatenate(norms)
@@ -440,7 +440,7 @@ class Concatenated(Structured):
 @_base.pytree(data=("base", "indices", "values"))
 @dataclass(frozen=True, eq=False, init=False)
 class Sparse(Structured):
-    """Phi A with sparse columns in A ("double sparsity"): atoms that combine a few base atoms.
+    """Phi A with sparse columns in A ("double sparsity"): each atom combines a few base atoms.
 
     A is stored column by column, padded to the largest count k: `indices` and `values`, (k, d).
 
@@ -450,7 +450,7 @@ class Sparse(Structured):
 
     Raises:
         TypeError: `atoms` is traced (its zeros decide the shapes).
-        ValueError: shapes that do not meet.
+        ValueError: the shapes do not fit.
 
     Reference: Rubinstein, Zibulevsky, Elad (2010).
 
@@ -521,16 +521,16 @@ class Sparse(Structured):
 @_base.pytree(data=("F",))
 @dataclass(frozen=True, eq=False, init=False)
 class WithIdentity(Structured):
-    """[I, F], of shape (m, m + d), where the identity is neither stored nor multiplied.
+    """[I, F], (m, m + d), with an identity that is neither stored nor multiplied.
 
-    Analysis is (r, F'r): with a `Conv` F of as many positions as samples, the channels of a signal
-    and the feature maps of F, one after the other, as a dense connection has them.
+    Analysis is (r, F'r). If F is a `Conv` with as many positions as samples, this is a dense
+    connection: the channels of a signal, then the feature maps of F.
 
     Args:
         F: (m, d), plain or structured.
 
     Raises:
-        TypeError, ValueError: as for any dictionary.
+        TypeError, ValueError: F is not a dictionary, or its codes come in parts.
 
     Reference: Zhang, Zhang (2021), the dictionary of MSD-CSC.
 
@@ -574,7 +574,7 @@ class WithIdentity(Structured):
         return self._after_ones(column_norms(self.F))
 
     def spectral_norm(self) -> Array:
-        """sqrt(1 + norm(F)^2), exact where the norm of F is."""
+        """sqrt(1 + norm(F)^2), exact if the norm of F is exact."""
         norm = spectral_norm(self.F)
         return jnp.hypot(jnp.ones_like(norm), norm)
 
@@ -591,7 +591,7 @@ class WithIdentity(Structured):
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """(channels + filters,) with a `Conv` F, whose maps these are."""
+        """(channels + filters,) if F is a `Conv`, one group per map; else ()."""
         if not isinstance(self.F, Conv):
             return ()
         return (self.F.signal_grid[0] + self.F.code_grid[0],)

@@ -1,4 +1,4 @@
-"""A dictionary that two functions define: products of JAX, or of numpy on the host."""
+"""A dictionary that two functions define: products by JAX, or by numpy on the host."""
 
 import functools
 import math
@@ -22,12 +22,12 @@ __all__ = ["Functions", "from_functions"]
 
 Product = Callable[[Any], Any]  # of a vector with a matrix
 
-# The adjoint test: the two numbers may differ by so many roundings of the largest that they can be.
+# The adjoint test: the two numbers may differ by so many roundings of their largest possible size.
 _ROUNDINGS = 100
-# Of x and r in it: functions that are not linear may pass one draw in few dimensions.
+# Draws of x and r in the test: nonlinear functions may pass one draw in few dimensions.
 _FACTORS = (1, 1), (-2, 1), (1, -1)
 _APART = 1e-4  # the norm of an atom from the given one, relative
-# Up to so many rows or columns the norm is that of the matrix; above, Lanczos bounds it, in so many
+# Up to so many rows or columns the norm comes from the matrix; above, Lanczos bounds it, in so many
 # steps and with this chance of failure.
 _SMALL, _STEPS, _CHANCE = 1024, 48, 1e-6
 _COLUMNS = 256  # products at a time, for the norms of the columns
@@ -36,11 +36,11 @@ _COLUMNS = 256  # products at a time, for the norms of the columns
 @pytree(data=("gain", "norms"), static=("forward", "adjoint", "size", "on_host"))
 @dataclass(frozen=True, eq=False)
 class Functions(Structured):
-    """gain times what two functions define; `from_functions` makes one.
+    """gain times a dictionary that two functions define; made by `from_functions`.
 
-    Two are of one kind, as `vmap` and `scan` ask, where their functions are the same objects.
-    A file of weights cannot hold one, since functions are code; an exported program holds what
-    functions of JAX compute.
+    Two such dictionaries are of one kind, as `vmap` and `scan` ask, if their functions are the same
+    objects. A weights file cannot hold one, because functions are code; an exported program holds
+    the operations of JAX functions.
 
     Example:
         >>> D = ur.dictionaries.from_functions(jnp.flip, jnp.flip, (3, 3))
@@ -74,7 +74,7 @@ class Functions(Structured):
         return Functions(gain, self.norms, self.forward, self.adjoint, self.size, self.on_host)
 
     def column_norms(self) -> Array:
-        """The norms that were given, or those of d products."""
+        """The given norms, or norms from d products."""
         if self.norms is not None:
             return jnp.abs(self.gain) * self.norms
         d, dtype = self.size[1], self.dtype
@@ -85,11 +85,12 @@ class Functions(Structured):
         return jax.lax.map(of_atom, jnp.arange(d), batch_size=_COLUMNS)
 
     def spectral_norm(self) -> Array:
-        r"""norm(D, 2); where m and d are above 1024 a bound that holds with probability 1 - 1e-6.
+        r"""norm(D, 2); if m and d exceed 1024, a bound that holds with probability 1 - 1e-6.
 
-        The largest singular value of the bidiagonal matrix of k = 48 steps of Golub and Kahan from
-        a random vector, a Lanczos process on D'D, over sqrt(1 - e): its square misses that of D by
-        a relative e with probability at most :math:`1.648 \sqrt d \exp(-\sqrt e (2 k - 1))`.
+        The bound is the largest singular value of the bidiagonal matrix of k = 48 steps of Golub
+        and Kahan from a random vector, a Lanczos process on D'D, over sqrt(1 - e). The square of
+        this value is a relative e below norm(D)^2 with probability at most
+        :math:`1.648 \sqrt d \exp(-\sqrt e (2 k - 1))`.
 
         Reference: Kuczynski, Wozniakowski (1992), Theorem 4.2, in exact arithmetic.
         """
@@ -99,7 +100,7 @@ class Functions(Structured):
         return largest_singular_value(self._bidiagonal()) / math.sqrt(1 - e)
 
     def _bidiagonal(self) -> Array:
-        """The matrix of D in the bases of Golub and Kahan, (k, k); zero from where they end."""
+        """The matrix of D in the bases of Golub and Kahan, (k, k); zero after their end."""
 
         def unit(v: Array) -> tuple[Array, Array]:
             length = norm(v)
@@ -170,42 +171,42 @@ def from_functions(
 ) -> Functions:
     r"""The dictionary with D x = synthesize(x) and D' r = analyze(r), which is never stored.
 
-    Both are functions of JAX, or both of numpy. Those of numpy run on the host, one vector at a
-    time, also under `jit`, `vmap` and `grad`, and call nothing of JAX. A
-    `scipy.sparse.linalg.LinearOperator` A is `from_functions(A.matvec, A.rmatvec, A.shape)`.
-    Gradients reach x, r and the dictionary's gain, not what the functions hold.
+    Both functions are of JAX, or both of numpy. Functions of numpy run on the host, one vector at a
+    time, also under `jit`, `vmap` and `grad`, and must not call JAX. For a
+    `scipy.sparse.linalg.LinearOperator` A, use `from_functions(A.matvec, A.rmatvec, A.shape)`.
+    Gradients reach x, r and the dictionary's gain, not arrays that the functions hold.
 
-    **The adjoint is tested here**, in the dtype in which JAX computes: for random x and r,
+    **This function tests the adjoint**, in the dtype in which JAX computes: for random x and r,
 
     .. math:: \langle synthesize(x), r \rangle = \langle x, analyze(r) \rangle
 
     to 100 roundings of the larger of norm(D x) norm(r) and norm(x) norm(D' r). The test also finds
-    functions that are not linear. It does not see a fault that is smaller, such as one wrong entry
-    of 100,000 in float32.
+    functions that are not linear. The test misses smaller faults, such as one wrong entry of
+    100,000 in float32.
 
     Args:
-        synthesize: (d,) -> (m,), linear; what it holds is known, not traced.
-        analyze: (m,) -> (d,), its adjoint.
+        synthesize: (d,) -> (m,), linear; arrays that it holds are known, not traced.
+        analyze: (m,) -> (d,), the adjoint of synthesize.
         shape: (m, d).
-        norms: (d,), the Euclidean norms of the atoms, where you know them; three are compared. What
-            needs them makes d products otherwise, each time.
+        norms: (d,), the Euclidean norms of the atoms, if you know them; three norms are checked.
+            Without them, every function that needs norms makes d products.
 
     Returns:
-        A dictionary in the default float of JAX; `astype` changes it. `Composed` and `Masked` take
-        it as any other.
+        A dictionary in the default float of JAX; `astype` changes the dtype. `Composed` and
+        `Masked` take it like any other dictionary.
 
     Products, norms of the atoms and norm(D, 2) are enough for the pursuits `threshold`, `ista`,
-    `fista`, `half_quadratic`, `lasso`, `lasso_path`, `bpdn`, `omp` and those of chains, and for the
-    layers `ista`, `fista`, `step_lista`, `lista_cp`, `lista_cpss`, `lfista_cp`, `glista`,
+    `fista`, `half_quadratic`, `lasso`, `lasso_path`, `bpdn`, `omp` and the pursuits of chains, and
+    for the layers `ista`, `fista`, `step_lista`, `lista_cp`, `lista_cpss`, `lfista_cp`, `glista`,
     `tilista`, `ada_lista`, `lamp` and `lamp_bg`. `lasso_batch`, `omp_batch`, `basis_pursuit`, the
-    coherences, `frobenius_weights` and `init` of the other families make the matrix, by min(m, d)
+    coherences, `frobenius_weights` and `init` of other families make the matrix, by min(m, d)
     products.
 
     Raises:
-        TypeError: functions that return no real numbers, one of JAX and one of numpy, or traced
-            values in them.
-        ValueError: results of another shape, NaN or infinite ones, functions that are not adjoint
-            (the message has both numbers), or norms that are not those of the atoms.
+        TypeError: functions do not return real numbers, one function is of JAX and one of numpy, or
+            they hold traced values.
+        ValueError: results have another shape or are not finite, the functions are not adjoint (the
+            message has both numbers), or norms differ from the norms of the atoms.
 
     Example:
         >>> import scipy.sparse.linalg
@@ -246,11 +247,11 @@ def _check_adjoint(
 
 
 def _is_traceable(product: Product, v: np.ndarray) -> bool:
-    """Whether JAX can run it: what fails on a traced vector is to run on the host."""
+    """Whether JAX can run the product; if it fails on a traced vector, it runs on the host."""
     try:
         with jax.numpy_dtype_promotion("standard"):
             jax.eval_shape(product, v)
-    except Exception:  # of any library: if it is a fault, it is raised again on the host
+    except Exception:  # of any library; a fault is raised again on the host
         return False
     return True
 
@@ -289,7 +290,7 @@ def _length(v: np.ndarray) -> float:
 
 
 def _norms(norms: ArrayLike, image: Product, d: int, dtype: np.dtype, rng: Any) -> Array:
-    """The norms that were given, of which three are compared with those of the atoms."""
+    """The given norms, after a comparison of three with the norms of the atoms."""
     where = "from_functions"
     norms = checks.as_float(norms, "norms", where)
     if norms.shape != (d,):

@@ -1,4 +1,4 @@
-"""The dictionary of signals whose entries are known in part, or with different trust."""
+"""The dictionary of signals with missing entries, or with entries of different accuracy."""
 
 import math
 from collections.abc import Callable
@@ -36,7 +36,7 @@ __all__ = ["Masked"]
 @pytree(data=("base", "mask"))
 @dataclass(frozen=True, eq=False, init=False)
 class Masked(Structured):
-    r"""diag(mask) D: what a dictionary says of the known entries of a signal.
+    r"""diag(mask) D: the dictionary of the known entries of a signal.
 
     A code x of the known entries solves
 
@@ -56,13 +56,13 @@ class Masked(Structured):
             Of a `Complex` dictionary one number for each complex entry, of a `Joint` one for each
             row of the signals, or their shape (m, g).
 
-    Masked atoms are shorter than those of D, and an atom that lies in missing entries alone is 0:
-    functions that need unit atoms refuse them, by name, and `normalize` gives unit atoms where none
-    is 0. Their norms need the matrix of D.
+    Masked atoms are shorter than the atoms of D, and an atom that lies only in missing entries is
+    0. Functions that need unit atoms refuse masked atoms, by name; `normalize` gives unit atoms if
+    no atom is 0. The norms of masked atoms need the matrix of D.
 
     Raises:
-        TypeError: complex numbers, or anything that is not a number.
-        ValueError: a mask of another shape, or one with NaN or infinite entries.
+        TypeError: the mask is complex or not numeric.
+        ValueError: the mask has another shape, or an entry is not finite.
 
     Example:
         >>> D = ur.dictionaries.dct(8, 8)
@@ -93,7 +93,7 @@ class Masked(Structured):
 
     @classmethod
     def _of(cls, base: Operator, mask: Array) -> "Masked":
-        """Of parts that were checked, which may have the axis of a batch."""
+        """A Masked from checked parts, which may have the axis of a batch."""
         self = object.__new__(cls)
         vars(self).update(base=base, mask=mask)
         return self
@@ -120,11 +120,11 @@ class Masked(Structured):
         return Masked._of(scale_columns(self.base, c), self.mask)
 
     def column_norms(self) -> Array:
-        rows = dense(self.base)  # without the product that makes the matrix of this one
+        rows = dense(self.base)  # without the product that makes the masked matrix
         return norm(self.mask[:, None] * rows, 0)
 
     def spectral_norm(self) -> Array:
-        """norm(diag(mask) D, 2); of a large D the bound max(abs(mask)) norm(D, 2)."""
+        """norm(diag(mask) D, 2); for a large D the bound max(abs(mask)) norm(D, 2)."""
         if math.prod(self.shape) <= DENSE_LIMIT:
             return spectral_norm(dense(self))
         return jnp.max(jnp.abs(self.mask)) * spectral_norm(self.base)
@@ -145,7 +145,7 @@ class Masked(Structured):
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """Those of D: one threshold per filter of a `Conv`."""
+        """The groups of D: one threshold per filter of a `Conv`."""
         return self.base.groups if isinstance(self.base, Structured) else ()
 
     def spread(self, theta: ArrayLike) -> ArrayLike:

@@ -1,5 +1,5 @@
-"""The checks at the door of dictionaries, chains and signals; and the functions of a dictionary:
-a plain array is answered here, a structured one answers for itself.
+"""Checks of dictionaries, chains and signals; and functions of a dictionary, computed here for a
+plain array, and by the methods of a structured dictionary.
 """
 
 from collections.abc import Callable, Iterable
@@ -34,7 +34,7 @@ __all__ = [
 
 # How far atoms may be off unit norm in theory: well above the rounding of float32.
 _UNIT_TOLERANCE = 1e-4
-# An atom with this part of its norm outside of a span is not in it up to rounding.
+# An atom with more than this part of its norm outside of a span is not in the span.
 _OUTSIDE = 0.1
 
 
@@ -42,14 +42,14 @@ def as_dictionary(D: Dictionary | ArrayLike, where: str, name: str = "D") -> Ope
     """A dictionary in floating point, (m, d) with m and d at least 1.
 
     Args:
-        D: a `Structured`, or what `jnp.asarray` takes.
+        D: a `Structured`, or an argument of `jnp.asarray`.
         where: the name of the caller, which messages begin with.
         name: in messages.
 
     Raises:
-        TypeError: complex, or not numeric.
-        ValueError: not 2-D, a batch of dictionaries, a zero dimension, or NaN or infinite entries
-            where they are known.
+        TypeError: D is complex, or not numeric.
+        ValueError: D is not 2-D, is a batch of dictionaries, has a zero dimension, or has a known
+            entry that is not finite.
 
     Example:
         >>> ur.dictionaries.as_dictionary([[1, 2], [3, 4]], "caller").dtype
@@ -71,7 +71,7 @@ def as_dictionary(D: Dictionary | ArrayLike, where: str, name: str = "D") -> Ope
         raise ValueError(
             f"{where}: {name} has shape {D.shape}; expected at least one row and one column"
         )
-    # As given: inside of jit, what is made of a known array of numpy is traced.
+    # Check D as given: inside of jit, an array made from a known array of numpy is traced.
     checks.finite(raw if isinstance(raw, np.ndarray) else D, name, where)
     return D
 
@@ -80,13 +80,13 @@ def as_chain(Ds: Iterable[Dictionary], where: str) -> tuple[Operator, ...]:
     """The dictionaries of a chain in floating point, (d_{j-1}, d_j) each.
 
     Args:
-        Ds: the dictionaries, first the one of the signals.
+        Ds: the dictionaries, the dictionary of the signals first.
         where: the name of the caller, which messages begin with.
 
     Raises:
-        TypeError: not a sequence, or an entry that `as_dictionary` refuses.
-        ValueError: one dictionary in place of a sequence, no dictionary, or neighbouring shapes
-            that do not meet.
+        TypeError: Ds is not a sequence, or `as_dictionary` refuses an entry.
+        ValueError: Ds is one dictionary, there is no dictionary, or neighbouring shapes do not
+            fit.
 
     Example:
         >>> Ds = ur.dictionaries.as_chain([jnp.ones((2, 3)), jnp.ones((3, 4))], "caller")
@@ -116,7 +116,7 @@ def as_chain(Ds: Iterable[Dictionary], where: str) -> tuple[Operator, ...]:
 
 @checked
 def check_batch(D: Dictionary, Y: ArrayLike, X: ArrayLike | None, where: str) -> None:
-    """Raise ValueError unless Y holds signals of D and X, if it is given, one code for each.
+    """Raise ValueError unless Y has signals of D and X, if given, one code per signal.
 
     Args:
         D: (m, d).
@@ -125,7 +125,7 @@ def check_batch(D: Dictionary, Y: ArrayLike, X: ArrayLike | None, where: str) ->
         where: the name of the caller, which messages begin with.
 
     Raises:
-        ValueError: any other shapes, or an empty batch.
+        ValueError: the shapes differ from these, or the batch is empty.
 
     Example:
         >>> ur.dictionaries.check_batch(np.ones((2, 3)), np.ones((5, 2)), np.ones((5, 3)), "caller")
@@ -155,8 +155,8 @@ def operands(
 
     Raises:
         TypeError: D or y is complex, or not numeric.
-        ValueError: a D that `as_dictionary` refuses, or a y that is not one signal of length m (the
-            message says when D or y looks transposed or batched).
+        ValueError: `as_dictionary` refuses D, or y is not one signal of length m (the message says
+            if D or y looks transposed or batched).
 
     Example:
         >>> D, y, _ = ur.dictionaries.operands(jnp.ones((2, 3)), [1, 2], "caller")
@@ -193,9 +193,9 @@ def _hint(D: Dictionary, y: Array) -> str:
 
 @checked
 def nonzero_atoms(norms: Array | np.ndarray, where: str) -> None:
-    """Raise ValueError with a list of the zero atoms, where the norms are known.
+    """Raise ValueError with a list of the zero atoms, if the norms are known.
 
-    So does an atom whose norm is above the range of the dtype.
+    An atom whose norm exceeds the range of the dtype raises, too.
 
     Example:
         >>> ur.dictionaries.nonzero_atoms(jnp.array([1.0, 0.0]), "caller")
@@ -214,19 +214,19 @@ def nonzero_atoms(norms: Array | np.ndarray, where: str) -> None:
 
 @checked
 def kept_atoms(atoms: Array, images: Array, where: str) -> Array:
-    """Whether a pseudo-inverse keeps each atom, (d,); ValueError where it is known not to.
+    """Whether a pseudo-inverse keeps each atom, (d,); ValueError if an atom is known to be cut.
 
-    It cuts what is small beside the largest singular value, and small atoms with it.
+    It cuts small singular values relative to the largest one, and so small atoms.
 
     Args:
         atoms: (m, d).
-        images: (m, d), the projections onto the span that it keeps.
+        images: (m, d), the projections of the atoms onto the span that it keeps.
         where: the name of the caller, which the message begins with.
 
     Example:
         >>> ur.dictionaries.kept_atoms(jnp.eye(2), jnp.diag(jnp.array([1.0, 0.0])), "f")
         Traceback (most recent call last):
-        ValueError: f: atoms [1] are too small beside the rest in float32; try unit atoms or float64
+        ValueError: f: atoms [1] are too small next to others in float32; try unit atoms or float64
     """
     checks.same_shape(where, atoms=atoms, images=images)
     kept = _kept(atoms, images)
@@ -246,7 +246,7 @@ def all_kept(kept: ArrayLike, dtype: DTypeLike, where: str) -> None:
 
     Args:
         kept: (d,), bool.
-        dtype: in which the atoms were too small.
+        dtype: the dtype in which the atoms were too small.
         where: the name of the caller, which the message begins with.
 
     Example:
@@ -255,14 +255,14 @@ def all_kept(kept: ArrayLike, dtype: DTypeLike, where: str) -> None:
     if checks.is_concrete(kept) and not np.asarray(kept).all():
         lost = np.flatnonzero(~np.asarray(kept))[:8].tolist()
         raise ValueError(
-            f"{where}: atoms {lost} are too small beside the rest in {np.dtype(dtype)}; try unit "
+            f"{where}: atoms {lost} are too small next to others in {np.dtype(dtype)}; try unit "
             "atoms or float64"
         )
 
 
 @checked
 def unit_atoms(D: Dictionary, where: str, tolerance: float = _UNIT_TOLERANCE) -> None:
-    """Raise ValueError if a known D has atoms off unit norm, which the theory assumes.
+    """Raise ValueError if a known D has atoms off unit norm; the theory assumes unit norm.
 
     Example:
         >>> ur.dictionaries.unit_atoms(ur.dictionaries.identity_hadamard(4), "caller")
@@ -279,7 +279,7 @@ def unit_atoms(D: Dictionary, where: str, tolerance: float = _UNIT_TOLERANCE) ->
 def unit_norms(
     D: Dictionary, norms: Array | np.ndarray, where: str, tolerance: float = _UNIT_TOLERANCE
 ) -> None:
-    """`unit_atoms` of a D whose norms are computed.
+    """`unit_atoms` for known norms of the atoms.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(4)
@@ -299,7 +299,7 @@ def unit_norms(
 @checked
 @program()
 def normalized(D: Dictionary) -> tuple[Operator, Array]:
-    """As `normalize`, but traceable: it does not check the norms, and a zero atom gives nan.
+    """`normalize`, but traceable: it does not check the norms, and a zero atom gives nan.
 
     Example:
         >>> D, norms = jax.jit(ur.dictionaries.normalized)(jnp.array([[3.0, 0.0], [4.0, 2.0]]))
@@ -327,11 +327,11 @@ def normalize(D: Dictionary) -> tuple[Operator, Array]:
     below 1.
 
     Returns:
-        D_unit, of the kind of D, and norms, (d,).
+        D_unit, of the same kind as D, and norms, (d,).
 
     Raises:
-        ValueError: an atom is zero, or its norm is above the range of the dtype (the message lists
-            which).
+        ValueError: an atom is zero, or its norm exceeds the range of the dtype (the message lists
+            these atoms).
 
     Example:
         >>> D, norms = ur.dictionaries.normalize(jnp.array([[3.0, 0.0], [4.0, 2.0]]))
@@ -348,7 +348,7 @@ def normalize(D: Dictionary) -> tuple[Operator, Array]:
 def spectral_norm(D: Dictionary) -> Array:
     """norm(D, 2), rounded up a little so that 1 / norm^2 is a safe step.
 
-    For large structured dictionaries it is an upper bound.
+    For large structured dictionaries the result is an upper bound.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
@@ -364,9 +364,9 @@ def spread(D: Dictionary, theta: Array) -> Array: ...
 def spread(D: Dictionary, theta: ArrayLike) -> ArrayLike: ...
 @checked
 def spread(D: Dictionary | Any, theta: ArrayLike) -> ArrayLike:
-    """Thresholds against the codes of D: one per group of atoms becomes one per atom.
+    """Thresholds for the codes of D: one per group of atoms becomes one per atom.
 
-    The groups of a `Conv` are its filters; any other shape is returned as it is.
+    The groups of a `Conv` are its filters; any other shape is returned unchanged.
 
     Example:
         >>> D = ur.dictionaries.Conv(jnp.ones((2, 1, 3)), 5)
@@ -388,7 +388,7 @@ def block_of(D: Dictionary | Any) -> int:
 
 
 def refuse_parts(D: Dictionary | Any, where: str, instead: str) -> None:
-    """Raise ValueError if codes of D come in parts, which `where` does not know.
+    """Raise ValueError if codes of D come in parts, because `where` cannot handle parts.
 
     Example:
         >>> D = ur.dictionaries.Joint(jnp.eye(2), 3)
@@ -406,12 +406,12 @@ def refuse_parts(D: Dictionary | Any, where: str, instead: str) -> None:
 def as_flat(
     D: Dictionary | Any, y: Any, batch: int = 0
 ) -> tuple[Any, Callable[[Array], Array] | None]:
-    """A signal or a code of D flat, and how to show a flat code in its form; None if it is flat.
+    """A signal or code of D, flattened, and how to show a flat code in its form; None if flat.
 
     Args:
         D: (m, d).
-        y: anything; what is no other form of a signal or a code of D is returned as it is.
-        batch: the number of leading axes, of several signals.
+        y: anything; unless it is another form of a signal or code of D, it is returned unchanged.
+        batch: the number of leading axes, for several signals.
 
     Example:
         >>> D = ur.dictionaries.Joint(jnp.eye(2), 3)
@@ -427,9 +427,9 @@ def flat_batch(D: Any, batch: Any) -> Any:
     """Signals and codes, (Y, X, ...) or Y alone, in the flat form of `as_flat`.
 
     Args:
-        D: (m, d), or those of a chain.
-        batch: signals with a leading axis, or a tuple of them and their codes, which are None where
-            they are not known, and a tuple for a chain.
+        D: (m, d), or the dictionaries of a chain.
+        batch: signals with a leading axis, or a tuple of signals and codes; codes are None if they
+            are not known, and a tuple for a chain.
 
     Example:
         >>> D = ur.dictionaries.Joint(jnp.eye(2), 3)
@@ -454,7 +454,7 @@ def flat_batch(D: Any, batch: Any) -> Any:
 def threshold_shapes(D: Dictionary) -> tuple[tuple[int, ...], ...]:
     """Shapes that `spread` takes: one threshold for all atoms, one per atom, one per group.
 
-    Where codes come in parts, a part has one threshold, and there is none per atom.
+    If codes come in parts, a part has one threshold, and atoms have no separate thresholds.
 
     Example:
         >>> D = ur.dictionaries.Conv(jnp.ones((2, 1, 3)), 5)
@@ -482,7 +482,7 @@ def entries(D: Dictionary) -> Array:
 def magnitudes(D: Dictionary) -> Operator:
     """|D|, entry by entry; for a product of factors, the product of their magnitudes.
 
-    The entries of a `Composed`, `Sparse` or wrapped `Conv` are then at least those of |D|.
+    For a `Composed`, `Sparse` or wrapped `Conv` the entries are then at least the entries of |D|.
 
     Example:
         >>> ur.dictionaries.magnitudes(jnp.array([[1.0, -2.0]])).tolist()
@@ -493,9 +493,9 @@ def magnitudes(D: Dictionary) -> Operator:
 
 @checked
 def inner_terms(D: Dictionary) -> int:
-    """How many terms the sums of D x and D'r have above those of a matrix, d and m.
+    """How many more terms the sums of D x and D'r have than d and m, as a matrix has.
 
-    With `magnitudes` they bound the rounding of products, n eps of the magnitudes for n terms.
+    With `magnitudes` the terms bound the rounding of products, n eps of the magnitudes for n terms.
 
     Example:
         >>> D = ur.dictionaries.Composed(jnp.ones((2, 3)), jnp.ones((3, 4)))
@@ -550,7 +550,7 @@ def inner_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:
     """w_i . d_j for representative rows i and all j, and the mask of i = j; (rows, d) each.
 
     For matrices the rows are all atoms: d x d by nature. For two shift-invariant `Conv` of the same
-    geometry they are the corner atoms of every filter, which meet every relative shift.
+    geometry the rows are the corner atoms of every filter, which meet every relative shift.
 
     Example:
         >>> D = jnp.array([[1.0, 0.6], [0.0, 0.8]])

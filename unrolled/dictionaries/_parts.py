@@ -1,4 +1,4 @@
-"""Dictionaries whose codes come in parts: complex ones, and those of many measurements."""
+"""Dictionaries whose codes come in parts: complex dictionaries, and for many measurements."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ __all__ = ["Complex", "Joint", "from_pairs", "to_pairs"]
 
 
 def to_pairs(z: ArrayLike) -> Any:
-    """Complex numbers, (..., n), as real ones, (..., 2 n): each real part, then the imaginary one.
+    """Complex numbers, (..., n), as pairs (real, imaginary) of real numbers, (..., 2 n).
 
     An array of numpy becomes an array of numpy.
 
@@ -52,11 +52,11 @@ def to_pairs(z: ArrayLike) -> Any:
 
 
 def from_pairs(v: ArrayLike) -> Array:
-    """Real numbers, (..., 2 n), as the complex ones, (..., n), that `to_pairs` makes them of.
+    """Complex numbers, (..., n), from pairs of real numbers, (..., 2 n); the inverse of `to_pairs`.
 
     Raises:
-        TypeError: half precision, in which there are no complex numbers.
-        ValueError: an odd number of them.
+        TypeError: the numbers are in half precision, which has no complex numbers.
+        ValueError: their number is odd.
 
     Example:
         >>> ur.dictionaries.from_pairs(jnp.array([1.0, 2.0, 0.0, 3.0])).tolist()
@@ -80,20 +80,20 @@ def _from_pairs(v: Array) -> Array:
 class Complex(Structured):
     r"""A complex matrix A, (m, n), as a dictionary (2 m, 2 n) of real numbers.
 
-    Signals and codes are complex numbers as pairs of real ones, `to_pairs`; a part of a code is one
-    of them, and its size |x_i| the modulus. So the LASSO is
+    Signals and codes are complex numbers as pairs of real numbers (`to_pairs`). A part of a code is
+    one complex number, and its size |x_i| is the modulus. So the LASSO is
 
     .. math:: \min_x \tfrac12 \|y - A x\|^2 + \sum_i lam_i |x_i|, \qquad x \in C^n,
 
-    and shrinkage keeps the phase. A complex signal (m,) at the door of a layer or a pursuit gives a
-    complex code (n,); pairs (2 m,) give pairs. Thresholds and penalties are one for all atoms, or
-    one for each, (n,). `r @ D` is A^H r.
+    and shrinkage keeps the phase. From a complex signal (m,) a layer or a pursuit computes a
+    complex code (n,); from pairs (2 m,) it computes pairs. Thresholds and penalties are one number,
+    or one per atom, (n,). `r @ D` is A^H r.
 
     Args:
         real, imag: (m, n) each; `Complex.of(A)` takes a complex A.
 
     Raises:
-        ValueError: shapes that differ, or that `as_dictionary` refuses.
+        ValueError: the shapes differ, or `as_dictionary` refuses a part.
 
     Example:
         >>> D = ur.dictionaries.Complex.of(np.complex64([[1, 0], [0, 1j]]))
@@ -120,10 +120,10 @@ class Complex(Structured):
 
     @classmethod
     def of(cls, A: ArrayLike) -> "Complex":
-        """The dictionary of a complex matrix A, (m, n); a real one has the imaginary part 0."""
+        """The dictionary of a complex matrix A, (m, n); a real A has the imaginary part 0."""
         A = A if isinstance(A, jax.Array) else np.asarray(A)
         if not jnp.issubdtype(A.dtype, jnp.complexfloating):
-            checks.as_float(A, "A", "Complex")  # which says why not
+            checks.as_float(A, "A", "Complex")  # raises with the reason
         return cls(A.real, A.imag)
 
     @classmethod
@@ -196,7 +196,7 @@ def _turned(real: Array, imag: Array, v: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Rows:
-    """A code as rows of g numbers, of g complex ones where `pairs` is set."""
+    """A code as rows of g numbers, or of g complex numbers if `pairs` is set."""
 
     g: int
     pairs: bool
@@ -213,22 +213,22 @@ class _Rows:
 class Joint(Structured):
     r"""D for g signals at once, whose codes are nonzero in the same entries: Y = D X.
 
-    As a dictionary it is the Kronecker product of D and I_g, (m g, d g); a part of a code is a row
-    of X, (d, g), and its size the norm of the row. So the LASSO is
+    As a dictionary it is the Kronecker product of D and I_g, (m g, d g). A part of a code is a row
+    of X, (d, g), and its size is the norm of the row. So the LASSO is
 
     .. math:: \min_X \tfrac12 \|Y - D X\|_F^2 + \sum_i lam_i \|X_i\|_2.
 
-    Signals Y, (m, g), at the door of a layer or a pursuit give codes (d, g); flat ones, (m g,),
-    give flat codes. Of a `Complex` D they are complex, and a part is a row of g complex numbers.
-    Thresholds and penalties are one for all atoms, or one for each group of those of D (for each
-    atom, where they have none).
+    From signals Y, (m, g), a layer or a pursuit computes codes (d, g); from flat signals, (m g,),
+    it computes flat codes. If D is `Complex`, signals and codes are complex, and a part is a row of
+    g complex numbers. Thresholds and penalties are one number, or one per group of atoms of D (one
+    per atom if D has no groups).
 
     Args:
         base: D, plain or structured, (m, d).
         measurements: g, at least 1.
 
     Raises:
-        ValueError: g below 1, or a base whose codes already are those of a `Joint`.
+        ValueError: g is below 1, or the base is already a `Joint`.
 
     Reference: Cotter, Rao, Engan, Kreutz-Delgado (2005); Yuan, Lin (2006) for the penalty.
 
@@ -328,7 +328,7 @@ class Joint(Structured):
         return cuts_atoms(self.base)
 
     def view(self, y: Any, batch: int = 0) -> tuple[Any, Callable[[Array], Array]] | None:
-        """Signals (m, g), or codes (d, g), flat; and the way back. None for others."""
+        """Signals (m, g), or codes (d, g), flattened, and the way back; None for other shapes."""
         shape, g = np.shape(y), self.measurements
         rows = [n // (2 if self._pairs else 1) for n in self.base.shape]
         if len(shape) != batch + 2 or shape[-1] != g or shape[-2] not in rows:

@@ -1,5 +1,5 @@
-"""ALISTA and its kin: weights in closed form; thresholds and step sizes are learned, or follow
-the residual.
+"""ALISTA and its variants: weights in closed form; thresholds and step sizes that are learned, or
+that follow the residual.
 """
 
 import math
@@ -61,7 +61,9 @@ __all__ = [
 
 
 def stable_step(W: Dictionary, D: Dictionary) -> Array:
-    """min(1, 2 / rho) with the spectral radius rho of W'D: beyond it x + gamma W'(y - D x) expands.
+    """The largest gamma, at most 1, for which x + gamma W'(y - D x) does not expand.
+
+    It is min(1, 2 / rho) with the spectral radius rho of W'D.
 
     Example:
         >>> D = jnp.eye(2)
@@ -78,13 +80,14 @@ def _stable_step(W: Dictionary, D: Dictionary) -> Array:
 
 @checked
 def lasso_weights(D: Dictionary, ridge: float) -> Operator:
-    r"""Weights between those of least norm(W'D, "fro") and the D of ISTA.
+    r"""Weights between the W of least norm(W'D, "fro") and the W = D of ISTA.
 
     .. math:: w_i \propto (D D' + ridge \|D\|_2^2 \, I)^{-1} d_i, \qquad
         w_i \cdot d_i = \|d_i\|^2 / \tfrac1d \sum_j \|d_j\|^2.
 
-    For unit atoms w_i . d_i = 1, and ridge = 0 gives `theory.frobenius_weights`; as ridge -> inf, W
-    tends to a multiple of D, whose steps are those of ISTA. The norm(D, 2) of a `Conv` is a bound.
+    For unit atoms w_i . d_i = 1, and ridge = 0 gives `theory.frobenius_weights`. As ridge -> inf, W
+    tends to a multiple of D, and a step becomes a step of ISTA. For a `Conv`, norm(D, 2) is an
+    upper bound.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 8, 16)
@@ -95,12 +98,12 @@ def lasso_weights(D: Dictionary, ridge: float) -> Operator:
     W = _lasso_weights(D, None if checks.is_concrete(ridge) and ridge == 0 else ridge)
     if checks.is_concrete(W) and any(np.isnan(np.asarray(A)).any() for A in jax.tree.leaves(W)):
         scaled = _scaled(D)[0]
-        frobenius_weights(scaled, ridge * spectral_norm(scaled) ** 2)  # says which atoms have none
+        frobenius_weights(scaled, ridge * spectral_norm(scaled) ** 2)  # raises with their names
     return W
 
 
 def _scaled(D: Dictionary) -> tuple[Dictionary, Array]:
-    """D 2^-k, whose squares are in the range of the dtype, and 2^-k."""
+    """D 2^-k, with k such that squares stay in the range of the dtype; and 2^-k."""
     factor = power_of_two(-exponent(spectral_norm(D)), D.dtype)
     return D * factor, factor
 
@@ -114,7 +117,7 @@ def _lasso_weights(D: Dictionary, ridge: float | None) -> Operator:
     if isinstance(W, Conv):  # all positions of a filter have one norm
         filters = squares.reshape(len(W.filters), -1)[:, 0]
         return W.scale(filters.reshape(-1, *(1,) * (W.filters.ndim - 1)) * factor)
-    if isinstance(W, Complex | Joint):  # so have all entries of a part
+    if isinstance(W, Complex | Joint):  # all entries of a part have one norm
         return W.scale_parts(squares[:: W.block] * factor)
     return W * squares[None, :] * factor
 
@@ -122,8 +125,8 @@ def _lasso_weights(D: Dictionary, ridge: float | None) -> Operator:
 class FromClosedForm(Layer):
     """A family that starts with `lasso_weights`, gamma = 1 / rho(W'D) and theta = gamma lam.
 
-    The steps descend, as those of ISTA do, in a norm in which small singular values of D count for
-    more. (For atoms that are not unit, lam counts per mean square of their norms, as in ISTA.)
+    The steps descend, like steps of ISTA, in a norm that gives small singular values of D more
+    weight. (If the atoms are not unit, lam counts per mean square of their norms, as in ISTA.)
 
     Example:
         >>> layer, D = ur.alista(2, lam=0.1), jnp.eye(3)
@@ -134,13 +137,13 @@ class FromClosedForm(Layer):
 
     lam: float = option(default=0.1, least=0, help="weight of the LASSO at the start")
     theta: float | None = option(
-        default=None, least=0, help="threshold at the start; None takes gamma lam"
+        default=None, least=0, help="threshold at the start; None is gamma lam"
     )
     ridge: float = option(
         default=0.2,
         least=0,
         absent=0.0,
-        help="ridge of the closed form, in units of norm(D, 2)^2; 0 gives the weights of the paper",
+        help="ridge of the closed form, in units of norm(D, 2)^2; 0 gives the paper's weights",
     )
 
     def closed_form(self, D: Dictionary) -> Operator:
@@ -171,18 +174,18 @@ class alista(Coupled, FromClosedForm, Selecting):
     r"""K steps x <- shrink(x + gamma_k W'(y - D x), theta_k) with W fixed; 2 K numbers are learned.
 
     Params: shared W, which carries no gradient and which `fit` leaves alone; steps (gamma, theta).
-    In an optax loop of one's own, weight decay would move W: mask it by `training.trainable`.
+    In your own optax loop, weight decay would move W: mask W by `training.trainable`.
     `init` takes weights in closed form with a `ridge`, gamma = 1 / rho(W'D) and theta = gamma lam.
 
-    With the default ridge the objective of the LASSO at the start is at most that of ISTA at the
-    same depth, or within 2 % of it where ISTA has converged: so on smooth, correlated,
-    ill-conditioned and noisy problems and on learned dictionaries
-    (benchmarks/README.md). With ridge = 0, the weights of the paper, it can be far above. `fit`
-    warns of a start above ISTA. For planted codes without noise training goes further with the
-    weights of the paper, which `analytic.alista` and ridge = 0 give. Not claimed: either with
+    With the default ridge the LASSO objective at the start is at most the objective of ISTA at the
+    same depth, or within 2 % of it if ISTA has converged. We measured this on smooth,
+    correlated, ill-conditioned and noisy problems and on learned dictionaries
+    (benchmarks/README.md). With ridge = 0, the paper's weights, the start can be far above ISTA;
+    `fit` warns of such a start. For planted codes without noise, training goes further with the
+    paper's weights, from `analytic.alista` or ridge = 0. Neither statement is claimed with
     `support`, which lets entries pass that the LASSO would shrink.
 
-    Reference: Liu, Chen, Wang, Yin (2019). Their support selection is about (0.012, 0.13).
+    Reference: Liu, Chen, Wang, Yin (2019), who set `support` to about (0.012, 0.13).
 
     Example:
         >>> layer, D = ur.alista(16, support=(0.012, 0.12)), ur.dictionaries.dct(8, 16)
@@ -211,7 +214,7 @@ class tilista(Coupled, FromISTA, Selecting):
     r"""K steps x <- shrink(x + gamma_k W'(y - D x), theta_k) with one trained W: TiLISTA.
 
     Params: shared W, steps (gamma, theta): m d + 2 K numbers. `init` is ISTA: W = D / L, gamma = 1,
-    theta = lam / L. To start from params of `alista` take
+    theta = lam / L. To start from params of `alista`, pass
     `Unrolled(Weights(params.shared.W), params.steps)`.
 
     Reference: Liu, Chen, Wang, Yin (2019), equation (15).
@@ -248,10 +251,10 @@ class robust_alista(FromClosedForm, Selecting):
     r"""K steps x <- shrink(x + gamma_k W(D)'(y - D x), theta_k) with W(D) in closed form.
 
     Params: steps (gamma, theta), none shared; `init` and W(D) as in `alista`, for the D of each
-    call: one inverse per dictionary, and gradients pass through it to D.
-    The codes of a traced D with a zero atom are nan. For dictionaries that change from signal to
-    signal map over both, `jax.vmap(layer.apply, (None, 0, 0))(params, Ds, Y)`, and let the sampler
-    of `fit` return (Y, X, Ds).
+    call. Each dictionary takes one inverse; gradients pass through the inverse to D.
+    If a traced D has a zero atom, the codes are nan. If every signal has its own dictionary, map
+    over both, `jax.vmap(layer.apply, (None, 0, 0))(params, Ds, Y)`, and let the sampler of `fit`
+    return (Y, X, Ds).
 
     Reference: Liu, Chen, Wang, Yin (2019), section 4, where a network of four layers approximates
     W(D).
@@ -282,15 +285,15 @@ class robust_alista(FromClosedForm, Selecting):
         return Acting(self.closed_form(D), p.gamma)
 
 
-# A step that leaves more than twice the least residual is not taken. Under noise the residual of
-# good codes rises by some percent.
+# The layer does not take a step that leaves more than twice the least residual. Under noise the
+# residual of good codes rises by a few percent.
 _GROWTH = 2
-# The share of nonzeros that the correction sees at most: its factor a / (1 - a) stays below 9.
+# The largest share of nonzeros in the correction, so that its factor a / (1 - a) stays below 9.
 _MOST_NONZEROS = 0.9
 
 
 class Adapting(NamedTuple):
-    """One step: its size, the threshold per mean magnitude, and the weight of the last term."""
+    """One step: step size, threshold per mean magnitude, and weight of the last term."""
 
     gamma: Gamma
     theta: Annotated[Array, Shape("", role=RELATIVE)]
@@ -298,12 +301,12 @@ class Adapting(NamedTuple):
 
 
 class Followed(NamedTuple):
-    """The state: the code, where the next step begins, and what is left of the signal there."""
+    """The state: the code, the point z at which the next step begins, and the residual at z."""
 
     x: Array  # (d,)
     z: Array  # (d,)
     r: Array  # (m,), y - D z
-    limit: Array  # the residual above which a step is not taken
+    limit: Array  # a step that leaves a residual above this is not taken
     refused: Array  # how many steps were not taken, an integer
 
 
@@ -315,25 +318,25 @@ class alista_at(Selecting):
         x \leftarrow \mathrm{shrink}(u, \; \theta_k \|W'r\|_1 / d), \qquad
         z \leftarrow x + \beta_k (x - x_{\mathrm{before}}),
 
-    or with `onsager` the correction of message passing, a being the share of nonzeros in x:
+    or, with `onsager`, the correction of message passing, where a is the share of nonzeros in x:
 
     .. math:: z \leftarrow x + \beta_k \frac{a}{1 - a} (x - u).
 
-    A scaled signal has a scaled code. A step that leaves a residual above that of y, or above twice
-    the least one, is not taken: the next begins where it began. The field `refused` of the last
-    state, `layer.run(params, D, y)[0]`, says how many were not.
+    The code scales with the signal. The layer does not take a step that leaves a residual above
+    norm(y), or above twice the least residual: the next step begins at the same z. The field
+    `refused` of the last state, `layer.run(params, D, y)[0]`, counts such steps.
 
-    Params: shared W, which carries no gradient; steps (gamma, theta, beta). The magnitude of theta
-    counts; it is a threshold per mean magnitude, which `analytic.calibrate` sets with gamma. `init`
-    takes W in closed form, gamma = min(1, 2 / rho(W'D)), and beta = 0, or 1 with `onsager`. a
-    carries no gradient. For noisy signals try a `ridge` of 0.2 to 1.
+    Params: shared W, which carries no gradient; steps (gamma, theta, beta). theta is a threshold
+    per mean magnitude; its sign does not count, and `analytic.calibrate` sets theta and gamma.
+    `init` takes W in closed form, gamma = min(1, 2 / rho(W'D)), and beta = 0, or 1 with `onsager`.
+    a carries no gradient. For noisy signals try a `ridge` of 0.2 to 1.
 
-    It knows no lam, and a signal c y has c times the code of y, as no LASSO with a fixed lam has
-    it: in that objective the start can be above ISTA at the same depth.
+    The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
+    not scale so, and in the LASSO's objective the start can be above ISTA at the same depth.
 
     Reference: Kim, Park (2020), adaptive thresholds; Chen, Liu, Wang, Yin (2018), support
     selection; Ma, Ping (2017), the correction. Not claimed: a bound on the error, or convergence;
-    with `onsager`, more than zero codes for ill-conditioned dictionaries with noise at the start.
+    with `onsager`, nonzero codes at the start if D is ill-conditioned and signals are noisy.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
@@ -346,7 +349,7 @@ class alista_at(Selecting):
     by: str = option(
         default="code",
         choices=("code", "residual"),
-        help='what sets the thresholds: "code", the mean magnitude of W\'r; "residual", that of r',
+        help='thresholds follow the mean magnitude of W\'r ("code") or of r ("residual")',
     )
     onsager: bool = option(default=False, help="use the correction of message passing, no momentum")
     theta: float = option(
@@ -398,7 +401,7 @@ class alista_at(Selecting):
 
 
 def _unless(refused: Array, before: Followed, after: Followed) -> Followed:
-    """`after`, or `before` with one refusal more; of a residual that is nan, `after`."""
+    """`after`, or `before` with one refusal more; `after` also if the residual is nan."""
     unchanged = before._replace(refused=before.refused + 1)
     return Followed(*(jnp.where(refused, old, new) for old, new in zip(unchanged, after)))
 
@@ -411,8 +414,8 @@ def _start(layer: alista_at, W: Dictionary, D: Dictionary) -> Unrolled:
     return Unrolled(Fixed(W), Adapting(*(jnp.full(layer.depth, v, D.dtype) for v in numbers)))
 
 
-# The scale of the random matrices at the start, times 1 / sqrt(n): so small that the biases of the
-# head decide gamma and tau.
+# The scale of the random matrices at the start, times 1 / sqrt(n). It is so small that the biases
+# of the head decide gamma and tau.
 _SMALL = 0.1
 
 
@@ -422,7 +425,7 @@ class Recurrent(NamedTuple):
     analytic: Fixed  # of W, (m, d)
     kernel: Array  # (2 + n, 4 n), (input, hidden) to the gates (input, forget, candidate, output)
     bias: Array  # (4 n,)
-    middle: Array  # (n, n) of the head
+    middle: Array  # (n, n), of the head
     middle_bias: Array  # (n,)
     head: Array  # (n, 2)
     head_bias: Array  # (2,)
@@ -437,7 +440,7 @@ class Remembered(NamedTuple):
 
 
 class na_alista(Selecting):
-    r"""K steps of ALISTA; an LSTM reads their step size and threshold from the residual.
+    r"""K steps of ALISTA; an LSTM computes step size and threshold from the residual.
 
     .. math::
         r = y - D x, \qquad
@@ -445,19 +448,19 @@ class na_alista(Selecting):
         x \leftarrow \mathrm{shrink}(x + \gamma W'r, \; \tau b),
 
     where a = norm(r, 1) / m and b = norm(W'r, 1) / d are mean magnitudes, and c = norm(y, 1) / m is
-    that of the first residual, which is y.
+    a at the first step.
 
     Params: shared `Recurrent`, no steps: the LSTM runs along the K steps. `init` takes W in closed
-    form (never trained), small random matrices from `key`, and biases that make gamma near 1, or
-    near 2 / rho(W'D) where that is less, and tau near `threshold` gamma at the start.
+    form (never trained), small random matrices from `key`, and biases for which at the start gamma
+    is near min(1, 2 / rho(W'D)) and tau near `threshold` gamma.
 
-    It knows no lam, and a signal c y has c times the code of y, as no LASSO with a fixed lam has
-    it: in that objective the start can be above ISTA at the same depth.
+    The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
+    not scale so, and in the LASSO's objective the start can be above ISTA at the same depth.
 
-    Reference: Behrens, Sauder, Jung (2021), Algorithm 1. There tau is the threshold itself, and the
-    first batch standardises the inputs. Here tau is in units of the residual, and the inputs in
-    units of the signal: neither needs data, and a scaled signal has a scaled code, also after
-    training.
+    Reference: Behrens, Sauder, Jung (2021), Algorithm 1. In the paper tau is the threshold itself,
+    and the first batch standardises the inputs. Here tau is in units of the residual and the inputs
+    are in units of the signal: `init` needs no data, and the code scales with the signal, also
+    after training.
 
     Example:
         >>> layer, D = ur.layers.na_alista(4, units=8), ur.dictionaries.identity_hadamard(16)
@@ -508,7 +511,7 @@ class na_alista(Selecting):
         r = y - D @ state.x
         g = r @ W
         first, *sizes = map(jnp.mean, (jnp.abs(y), jnp.abs(r), self.penalty(D).sizes(g)))
-        k = -exponent(first)  # the derivative of a quotient squares what it divides by
+        k = -exponent(first)  # the derivative of a quotient squares the divisor
         one = jnp.where(first > 0, times_power(first, k), 1)
         relative = times_power(jnp.stack(sizes), k) / one
         hidden, memory = _lstm(shared, jnp.log(relative + jnp.finfo(y.dtype).tiny), state)
@@ -528,7 +531,7 @@ def _drawn(layer: na_alista, key: Array, D: Dictionary, W: Dictionary) -> Unroll
     )
     no_bias, no_middle_bias = jnp.zeros(4 * n, D.dtype), jnp.zeros(n, D.dtype)
     at_start = stable_step(W, D) * jnp.asarray([1.0, layer.threshold], D.dtype)
-    # The inverse of softplus, in a form that holds where exp(threshold) overflows.
+    # The inverse of softplus, in a form that holds even if exp(threshold) overflows.
     head_bias = at_start + jnp.log(-jnp.expm1(-at_start))
     return Unrolled(
         Recurrent(Fixed(W), kernel, no_bias, middle, no_middle_bias, head, head_bias), None
@@ -536,7 +539,7 @@ def _drawn(layer: na_alista, key: Array, D: Dictionary, W: Dictionary) -> Unroll
 
 
 def _lstm(p: Recurrent, u: Array, state: Remembered) -> tuple[Array, Array]:
-    """One step of an LSTM: its new hidden state and memory."""
+    """One step of an LSTM: the new hidden state and memory."""
     gates = jnp.concatenate([u, state.hidden]) @ p.kernel + p.bias
     write, keep, candidate, show = jnp.split(gates, 4)
     memory = jax.nn.sigmoid(keep) * state.memory + jax.nn.sigmoid(write) * jnp.tanh(candidate)

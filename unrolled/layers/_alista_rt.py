@@ -1,4 +1,4 @@
-"""ALISTA with residual thresholds: a step takes what exceeds a part of the largest product."""
+"""ALISTA with residual thresholds: a step takes entries above a part of the largest product."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from unrolled.theory import frobenius_weights
 __all__ = ["alista_rt"]
 
 
-# Rounding of an inner product, in eps of the magnitudes of its terms.
+# Rounding of an inner product, in eps times the sum of the magnitudes of its terms.
 _ROUNDING = 4
 _MULTIPLES = {"ratio": (0.3, 0.5, 0.7, 0.85, 1.0, 1.05)}
 
@@ -28,33 +28,33 @@ class Ratio(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """The state: the code, and the entries that are taken."""
+    """The state: the code, and the entries taken so far."""
 
     x: Array  # (d,)
     active: Array  # (d,) of bool
 
 
 class alista_rt(Layer):
-    r"""K steps that take the entries whose product exceeds a part of the largest, and keep them.
+    r"""K steps that take, and keep, entries whose product exceeds a part of the largest product.
 
     .. math::
         g = W'(y - D x), \qquad
         A \leftarrow A \cup \{i : |g_i| > c \max |g| + (1 + c) \nu\}, \qquad
         x_i \leftarrow x_i + g_i \text{ for } i \in A, \quad 0 \text{ elsewhere}.
 
-    One number, c, sets all thresholds. For a support S with c(S) <= c no step takes an entry off S,
-    for every code on S, whatever its signs and magnitudes; with c < 1 and kappa(S) < 1 the codes
-    converge. `theory.certify_supports` computes both. nu bounds what noise adds to a product, and
-    rounding, which the layer adds itself.
+    One number, c, sets all thresholds. If c(S) <= c for a support S, no step takes an entry off S,
+    whatever the signs and magnitudes of the code on S. If also c < 1 and kappa(S) < 1, the codes
+    converge. `theory.certify_supports` computes c(S) and kappa(S). nu bounds the noise in a
+    product, plus rounding, which the layer adds.
 
-    Params: shared (analytic, ratio = c), no steps. `init` takes W in closed form. The magnitude of
-    c counts; it carries no gradient, and `training.search` sets it.
+    Params: shared (analytic, ratio = c), no steps. `init` takes W in closed form. The sign of c
+    does not count; c carries no gradient, and `training.search` sets it.
 
-    It knows no lam. Without `noise` a signal c y has c times the code of y, as no LASSO with a
-    fixed lam has it: in that objective the start can be above ISTA at the same depth.
+    The layer has no lam: without `noise` the code of a y is a times the code of y. LASSO codes with
+    a fixed lam do not scale so, and in the LASSO's objective the start can be above ISTA.
 
-    Not claimed: a bound where c(S) > c, which no test of the signal shows. A residual of 0 shows
-    that the code is right, where the atoms of S are independent.
+    Not claimed: a bound if c(S) > c, which no test of the signal detects. A residual of 0 shows
+    that the code is right if the atoms of S are independent.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
@@ -68,7 +68,7 @@ class alista_rt(Layer):
         default=0.95, least=0, help="c at the start: the part of the largest product to exceed"
     )
     noise: float = option(
-        default=0.0, least=0, help="nu, the most that the noise adds to a product w_i . y"
+        default=0.0, least=0, help="nu, the largest part of the noise in a product w_i . y"
     )
 
     forms = (Unrolled(Ratio, None),)
@@ -89,13 +89,13 @@ class alista_rt(Layer):
         W = lax.stop_gradient(shared.analytic.W)
         x, active = state
         g = (y - D @ x) @ W
-        # Neither the choice nor what it compares has a derivative.
+        # Neither the choice nor the compared values carry a gradient.
         size, c = lax.stop_gradient((jnp.abs(g), magnitude(shared.ratio)))
-        entries = jnp.max(column_norms(W)) * jnp.max(column_norms(D))  # of |W|'|D|, at most
+        entries = jnp.max(column_norms(W)) * jnp.max(column_norms(D))  # bounds |W|'|D|
         rounding = _ROUNDING * jnp.finfo(y.dtype).eps * entries * jnp.sum(jnp.abs(x))
         nu = lax.stop_gradient(self.noise + rounding)
         active = active | (size > c * jnp.max(size, initial=0) + (1 + c) * nu)
-        return Taken(jnp.where(active, x + g, 0 * g), active)  # of a bad signal nan
+        return Taken(jnp.where(active, x + g, 0 * g), active)  # nan if the signal is not finite
 
     def weights(self, shared, p, D):
         return Acting(lax.stop_gradient(shared.analytic.W))

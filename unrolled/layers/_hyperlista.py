@@ -1,4 +1,4 @@
-"""HyperLISTA (Chen, Liu, Wang, Yin 2021): three learned numbers; the residual sets the rest."""
+"""HyperLISTA (Chen, Liu, Wang, Yin 2021): three learned numbers and the residual set each step."""
 
 from typing import Annotated, NamedTuple
 
@@ -20,20 +20,20 @@ __all__ = ["Analytic", "Hyper", "hyperlista"]
 # (c_1, c_2, c_3) for Bernoulli(0.1) codes of a Gaussian 250 x 500 dictionary at depth 16, chosen by
 # `training.search` on 512 signals (benchmarks/lista.py).
 _NUMBERS = (0.035, 0.015, 12.0)
-# Multiples of them for other codes and dictionaries.
+# Multiples of these three numbers, to try for other codes and dictionaries.
 _MULTIPLES = {
     "threshold": (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0),
     "momentum": (0.0, 0.5, 1.0, 1.5, 2.0),
     "selection": (0.1, 0.25, 0.5, 0.75, 1.0, 1.4, 2.0),
 }
-# There rho(W'D) is 2.1, which thresholds and selection tame.
+# For that dictionary rho(W'D) is 2.1, and thresholds and selection keep the steps stable.
 _TAMED = 2.5
 
 
 class Analytic(NamedTuple):
-    """What theory gives: c W, mu_W and d_i . (D D')^+ d_i / c, with W in closed form.
+    """The numbers that theory sets: c W, mu_W and d_i . (D D')^+ d_i / c, with W in closed form.
 
-    c is 2 / rho(W'D) where rho is above 2.5, as the steps have no step size, else 1. Hence
+    c is 2 / rho(W'D) if rho is above 2.5, because the steps have no step size; else c is 1. Hence
     D^+ r = leverage (c W)'r. (For a `Conv`, whose weights are filters, this is an approximation;
     norm(D^+ r, 1) only sets the scale of the thresholds.)
     """
@@ -44,16 +44,16 @@ class Analytic(NamedTuple):
 
 
 class Hyper(NamedTuple):
-    """The params of HyperLISTA: what theory gives, and three numbers."""
+    """The params of HyperLISTA: the fixed part from theory, and three numbers."""
 
-    analytic: Fixed[Analytic]  # what theory sets
+    analytic: Fixed[Analytic]  # the part from theory
     threshold: Number  # c_1
     momentum: Number  # c_2
     selection: Number  # c_3
 
 
 class Adaptive(NamedTuple):
-    """The state: the code, the one before it, and norm(D^+ y, 1)."""
+    """The state: the code, the code before, and norm(D^+ y, 1)."""
 
     x: Array  # (d,)
     before: Array  # (d,)
@@ -83,18 +83,18 @@ class hyperlista(Shrinking):
         \theta_k = c_1 \mu_W \rho_k, \qquad \beta_k = c_2 \mu_W \|x_k\|_0, \qquad
         p_k = c_3 \ln(\rho_0 / \rho_k) / d,
 
-    where eta lets the share p_k of largest entries, with p_k clipped to [0, 1], pass unshrunk
-    (`select_support`).
+    where eta lets the share p_k of largest entries pass unshrunk (`select_support`), and p_k is
+    clipped to [0, 1].
 
     Params: shared (analytic, threshold = c_1, momentum = c_2, selection = c_3), no steps. `init`
     and `analytic.hyperlista` take the weights in closed form and three numbers that suit
-    Bernoulli(0.1) codes of a Gaussian 250 x 500 dictionary at depth 16; for others try
-    `training.search`, which sets all three. The magnitude of c_1 counts. c_3 carries no gradient:
-    `fit` moves the other two only, unless the optimiser has weight decay, which moves c_3 too where
-    `trainable` does not freeze it.
+    Bernoulli(0.1) codes of a Gaussian 250 x 500 dictionary at depth 16. For other problems try
+    `training.search`, which sets all three. The sign of c_1 does not count. c_3 carries no
+    gradient, so `fit` moves only c_1 and c_2; an optimiser with weight decay also moves c_3 unless
+    `trainable` freezes c_3.
 
-    It knows no lam, and a signal c y has c times the code of y, as no LASSO with a fixed lam has
-    it: in that objective the start can be above ISTA at the same depth.
+    The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
+    not scale so, and in the LASSO's objective the start can be above ISTA at the same depth.
 
     Reference: Chen, Liu, Wang, Yin (2021), with unit step size and with estimates by D^+ in place
     of the true code. Not claimed: a bound on the error.
@@ -120,7 +120,7 @@ class hyperlista(Shrinking):
 
     @property
     def takes_parts(self) -> bool:
-        """No: its numbers are those of entries."""
+        """False: the numbers of this layer count entries."""
         return False
 
     def step(self, shared, p, D, y, state):

@@ -1,4 +1,4 @@
-"""Families whose steps go along D itself: ISTA and FISTA cut after K steps, and Ada-LISTA."""
+"""Families whose steps go along D: ISTA and FISTA cut after K steps, and Ada-LISTA."""
 
 from typing import Annotated, NamedTuple
 
@@ -52,7 +52,7 @@ def ista_params(D: Dictionary, lam: ArrayLike, depth: int, where: str) -> Unroll
     lam = lam if isinstance(lam, jax.Array) else np.asarray(lam, D.dtype)
     params, usable = _ista_params(D, lam, depth)
     if not checks.may_hold(usable):
-        lipschitz(D, where)  # which says why
+        lipschitz(D, where)  # raises with the reason
     return params
 
 
@@ -93,9 +93,9 @@ class ista(Coupled, FromISTA, Shrinking):
 class step_lista(FromISTA, Shrinking):
     r"""K steps x <- shrink(x + gamma_k D'(y - D x), gamma_k lam): ISTA with learned step sizes.
 
-    Params: steps gamma, of which the magnitude counts. `init` sets 1 / L, which gives the steps of
+    Params: steps gamma, whose sign does not count. `init` sets 1 / L, which gives the steps of
     `pursuit.ista`. Whatever the step sizes, a fixed point solves the LASSO with the weight `lam`,
-    which is not a parameter. Train with `training.lasso_loss(lam)`.
+    an option that is not trained. Train with `training.lasso_loss(lam)`.
 
     Reference: Ablin, Moreau, Massias, Gramfort (2019).
 
@@ -125,7 +125,7 @@ class step_lista(FromISTA, Shrinking):
 
 
 class fista(FromISTA, Shrinking):
-    r"""K steps of FISTA without restart: an ISTA step at z, then the momentum, which is untrained.
+    r"""K steps of FISTA without restart: an ISTA step at z, then an untrained momentum.
 
     Params as in `ista`. With 1 / L and lam / L the objective is within 2 L norm(x*)^2 / (k + 1)^2
     of the optimum.
@@ -170,7 +170,7 @@ class ada_lista(FromISTA, Shrinking):
     r"""K steps x <- shrink(x + gamma_k D'(P'y - Q'Q D x), theta_k): D may differ between signals.
 
     Params: shared (P, Q), steps (gamma, theta). `init` is ISTA: P = Q = I, gamma = 1 / L,
-    theta = lam / L. For signals with dictionaries of their own, map over both:
+    theta = lam / L. If every signal has its own dictionary, map over both,
     `jax.vmap(layer.apply, (None, 0, 0))(params, Ds, Y)`, and let the sampler of `fit` return
     (Y, X, Ds).
 
@@ -195,7 +195,7 @@ class ada_lista(FromISTA, Shrinking):
         )
 
     def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
-        """With P = Q'Q = (D D')^-1, whose steps are those of ALISTA, for atoms of one leverage."""
+        """Params with P = Q'Q = (D D')^-1: steps of ALISTA if all atoms have one leverage."""
         return _whitened(D, self.init(key, D))
 
     def step(self, shared, p, D, y, state):
@@ -214,9 +214,9 @@ def _whitened(D: Dictionary, params: Unrolled) -> Unrolled:
     with jax.default_matmul_precision("highest"):
         A = dense(D)
         values, vectors = jnp.linalg.eigh(A @ A.T)
-        least = m * jnp.finfo(A.dtype).eps * values[-1]  # below it a value is rounding
+        least = m * jnp.finfo(A.dtype).eps * values[-1]  # a smaller value is rounding
         inverse = jnp.where(values > least, 1 / jnp.maximum(values, least), 0)
         P, Q = ((vectors * scale[None, :]) @ vectors.T for scale in (inverse, jnp.sqrt(inverse)))
-    rank = jnp.sum(values > least, dtype=A.dtype)  # the trace of D'P D, which has unit weights
+    rank = jnp.sum(values > least, dtype=A.dtype)  # the trace of D'P D with unit weights
     gamma = jnp.full_like(params.steps.gamma, d / rank)
     return Unrolled(SignalMatrices(P, Q), params.steps._replace(gamma=gamma))

@@ -1,6 +1,6 @@
-"""The base of all families: a record of options with a step that the one loop runs.
+"""The base of all families: a record of options, and a step that one loop runs.
 
-A family says of itself how it starts and is trained where codes are known, by its `Recipe`.
+The `Recipe` of a family says how the family starts and is trained if codes are known.
 """
 
 import math
@@ -22,17 +22,17 @@ from unrolled.records import Interned, option
 __all__ = ["Acting", "FAMILIES", "Law", "Layer", "Looped", "Recipe", "unroll"]
 
 
-# Shares of the entries that support selection lets pass, per share of nonzeros: of the first step,
-# which the k-th step has k times, and at most.
+# The share of entries that support selection lets pass, per share of nonzeros: in step k it is k
+# times the first number, and at most the second.
 _PER_STEP, _MOST = 0.12, 1.3
-# A variance below or above this leaves float32 when it is squared or inverted.
+# A variance outside these bounds leaves float32 when it is squared or inverted.
 _RANGE = 1e-18, 1e18
-# Of a code without zeros a family that wants a probability below 1 is told this one.
+# The probability that a recipe passes for codes without zeros, because it must be below 1.
 _ALMOST_ALL = 0.999
 
 
 class Law(NamedTuple):
-    """What a recipe knows of the codes and the noise.
+    """What a recipe knows about the codes and the noise.
 
     Example:
         >>> law = ur.layers.Law(probability=0.1, variance=1.0, noise=0.0, signal=0.2, atoms=500)
@@ -41,7 +41,7 @@ class Law(NamedTuple):
     """
 
     probability: float  # share of the entries that are not zero
-    variance: float  # mean square of those
+    variance: float  # mean square of the nonzero entries
     noise: float  # mean square of the noise of an entry of y
     signal: float  # mean square of an entry of y
     atoms: int  # d
@@ -49,7 +49,7 @@ class Law(NamedTuple):
 
     @property
     def support(self) -> tuple[float, float]:
-        """The option `support`, in proportion to the share of nonzeros."""
+        """The option `support`, proportional to the share of nonzeros."""
         return tuple(  # type: ignore[return-value]
             min(1.0, _two_digits(per * self.probability)) for per in (_PER_STEP, _MOST)
         )
@@ -64,7 +64,7 @@ class Law(NamedTuple):
         """The options of families that assume a Bernoulli-Gaussian law.
 
         Raises:
-            ValueError: a variance that float32 does not hold.
+            ValueError: float32 does not hold the variance.
         """
         if not _RANGE[0] <= self.variance <= _RANGE[1]:
             raise ValueError(
@@ -74,13 +74,13 @@ class Law(NamedTuple):
         return {"probability": min(self.probability, _ALMOST_ALL), "variance": self.variance}
 
     def lams(self, *shares: float) -> tuple[float, ...]:
-        """Weights of a LASSO, as shares of what one atom of a signal gives D'y."""
+        """Weights of a LASSO, as shares of the entry that one atom of a signal adds to D'y."""
         size = self.unit * math.sqrt(self.variance)
         return tuple(_two_digits(share * size) for share in shares)
 
 
 def _two_digits(option: float) -> float:
-    """A rule of thumb has no more; options of samples of one law are equal, as are programs."""
+    """The option to two digits, so that samples of one law share their options and programs."""
     return float(f"{option:.2g}")
 
 
@@ -98,7 +98,7 @@ def selecting(law: Law, chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def penalties(law: Law) -> dict[str, tuple[float, ...]]:
-    """Values of lam to try, of families that know the codes through it alone."""
+    """Values of lam to try, for families whose only option for the codes is lam."""
     return {"lam": law.lams(0.02, 0.05, 0.1, 0.2, 0.3, 0.4)}
 
 
@@ -113,20 +113,20 @@ def selecting_untied(law: Law, chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Recipe(NamedTuple):
-    """How a family starts and is trained where codes are known; see `training.by_recipe`.
+    """How a family starts and is trained if codes are known; see `training.by_recipe`.
 
     Attributes:
-        rate: of Adam, from where it falls to zero along a cosine; 0 trains nothing.
-        steps: of training.
-        options: `options(law, chosen) -> dict`, what the law of the codes says of the options that
-            are not chosen.
-        tried: `tried(law) -> {option: values}`; after training validation signals choose a value.
-        searched: field of the shared params -> multiples of its start; a grid search chooses.
+        rate: learning rate of Adam, which falls to zero along a cosine; 0 trains nothing.
+        steps: number of training steps.
+        options: `options(law, chosen) -> dict`, the options that follow from the law of the codes
+            unless they are chosen.
+        tried: `tried(law) -> {option: values}`; after training, validation signals choose a value.
+        searched: field of the shared params -> multiples of its start; a grid search chooses one.
         calibrated: whether `analytic.calibrate` sets thresholds and step sizes before training.
-        weighted: whether it starts with weights in closed form, `Layer.from_weights`, whose ridge
-            validation signals choose where there is noise.
-        damped: for steps with weights W, multiples of W times `stable_step`. Where the start is
-            above ISTA each is calibrated, and validation signals choose.
+        weighted: whether the start has weights in closed form, `Layer.from_weights`; if there is
+            noise, validation signals choose the ridge.
+        damped: for steps with weights W, multiples of W times `stable_step`. If the start is above
+            ISTA, `calibrate` runs for each multiple, and validation signals choose one.
 
     Example:
         >>> ur.layers.lamp.recipe.rate, ur.layers.ista.recipe.rate
@@ -159,27 +159,27 @@ def unroll(
 ) -> tuple[Any, Any]:
     """Run K steps from `state`: state <- step(params.shared, params.steps[k], D, y, state).
 
-    Call it inside `jit`: outside, its scan is compiled at every call.
+    Call `unroll` inside `jit`: outside, every call compiles the scan again.
 
     Args:
-        step: one step; with a `schedule`, its entry k is the last argument.
+        step: one step; with a `schedule`, the last argument is entry k of the schedule.
         params: stacked steps run as one scan, a tuple of steps as a Python loop; see `Unrolled`.
         D, y: the arguments of `step`.
         state: the state to start from; `state.x` is the code.
         schedule: untrained constants, one per step.
         precision: precision of the matrix products; below "highest" the thresholds of the theory
             may fail.
-        unroll: how many steps one turn of the scan runs.
+        unroll: number of steps in one turn of the scan.
         remat: keep only the states of the forward pass, and recompute each step in the backward
             pass.
-        depth: K, needed only where params.steps is None.
+        depth: K, needed only if params.steps is None.
 
     Returns:
         The last state, and the code after every step, (K, d).
 
     Raises:
         TypeError: D has a leaf that is not an array, or a state has no code x.
-        ValueError: an unknown precision, a schedule of another length.
+        ValueError: the precision is unknown, or the schedule does not have one entry per step.
 
     Example:
         >>> def step(shared, p, D, y, state):
@@ -235,10 +235,10 @@ PRECISIONS = (
     *("float32", "tensorfloat32", "bfloat16", "bfloat16_3x"),
 )
 
-# Of `from_weights`, before calibration sets it.
+# A parameter of `from_weights`, until calibration sets it.
 _THRESHOLD = 0.1
 
-# The families by name, where files of weights and the command line look them up.
+# The families by name, for weights files and the command line.
 FAMILIES: dict[str, type["Layer"]] = {}
 
 
@@ -251,7 +251,7 @@ class Acting(NamedTuple):
 
 
 class Looped(Interned):
-    """A record with the options of the loop over the steps: how it runs, not what it computes.
+    """A record with options of the loop over the steps: how the loop runs, not what it computes.
 
     Example:
         >>> D = jnp.eye(2)
@@ -286,28 +286,28 @@ class Layer(Looped):
     A family is a subclass. It declares its options as annotated fields and its params as `forms`,
     and it defines `init` and `step`. A family whose state is more than the code also defines
     `start`. `apply` and `iterates` follow from these. Methods act on one signal; `jax.vmap` makes
-    batches. A subclass whose name has no leading underscore joins `FAMILIES`, where files of
-    weights and the command line look it up. One that has no `init` or no `step` yet is a base of
-    families, and need not have `forms`.
+    batches. A subclass whose name has no leading underscore joins `FAMILIES`, where weights files
+    and the command line find it. A subclass without `init` or without `step` is a base of families,
+    and needs no `forms`.
 
-    With a `guard` the code after a step is that of x_0 = 0, ..., x_k with the least objective of
-    the LASSO with this weight: whatever the params and the signal, no code is worse than the zero
-    code. The steps are the same ones; it costs one product with D a step. A guarded layer is no
-    layer of the theorems, which speak of the last step: theory, `realize` and predictions refuse
-    it.
+    With a `guard` the code after step k is the one among x_0 = 0, ..., x_k with the least objective
+    of the LASSO with this weight. Whatever the params and the signal, no code is worse than the
+    zero code. The guard does not change the steps; it costs one product with D a step. The theorems
+    do not cover a guarded layer, because they bound the code of the last step: theory, `realize`
+    and predictions refuse it.
 
     Attributes:
         forms: the records that (shared, one step) of the params may be, as `Unrolled` of classes.
-        schedule: untrained constants, one per step, scanned beside the params, or None.
+        schedule: untrained constants, one per step, scanned together with the params, or None.
         weights: `weights(shared, p, D) -> Acting`, the W, gamma and S of the step with params p;
-            None for a family without them. `compare` measures them against theory,
+            None for a family without weights. `compare` measures the weights against theory,
             `theory.certify` bounds the error with them, and `realize` computes with them.
         from_theory: `from_theory(W, theta) -> params`, from weights (m, d) and thresholds (K,) or
-            (K, d); None for a family that theory gives no params.
-        message_passing: `message_passing() -> theory.MessagePassing`, what `theory.state_evolution`
-            needs of the layer, or None; None for a family that it does not cover.
-        starts_from_theory: whether the params of `init` already are those of theory.
-        recipe: how it starts and is trained where codes are known, for `training.by_recipe`.
+            (K, d); None for a family without params from theory.
+        message_passing: `message_passing() -> theory.MessagePassing | None`, the facts that
+            `theory.state_evolution` needs; None for a family that state evolution does not cover.
+        starts_from_theory: whether `init` returns the params of theory.
+        recipe: how the family starts and is trained if codes are known, for `training.by_recipe`.
 
     Example:
         >>> class _landweber(ur.layers.Layer):  # a leading underscore: an example, not a family
@@ -335,8 +335,8 @@ class Layer(Looped):
     guard: float | None = option(
         default=None,
         least=0,
-        help="weight of a LASSO; the code is then the one with its least objective among the codes "
-        "of all steps and the zero code (default: no guard)",
+        help="weight of a LASSO; the layer then returns the code of least objective among all "
+        "steps and the zero code (default: no guard)",
     )
 
     bound = ("apply", "iterates")
@@ -352,7 +352,7 @@ class Layer(Looped):
     else:
 
         def step(self, shared, p, D, y, state):
-            """The state after the step with params p; with a `schedule`, its entry comes last."""
+            """The state after the step with params p; a `schedule` entry is one more argument."""
             raise NotImplementedError
 
     def __init_subclass__(cls, **arguments):
@@ -378,13 +378,14 @@ class Layer(Looped):
     def is_coupled(self) -> bool:
         """Whether a step is x <- shrink(x + gamma W'(y - D x), theta), the form of the theorems.
 
-        `Coupled` says so; a family that overrides it has `shrink` and `activation` of `Shrinking`.
+        `Coupled` defines it; a family that overrides it has `shrink` and `activation` of
+        `Shrinking`.
         """
         return False
 
     @property
     def takes_parts(self) -> bool:
-        """Whether the steps act on the parts of a code as they do on entries; see `Shrinking`."""
+        """Whether the steps treat a part of a code like an entry; see `Shrinking`."""
         return False
 
     @property
@@ -393,13 +394,13 @@ class Layer(Looped):
         return None
 
     def init(self, key: Key | None, D: Dictionary) -> Unrolled:
-        """The usual params to start from, made from the dictionary."""
+        """The usual params to start from, for the dictionary."""
         raise NotImplementedError
 
     def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
         """Params to calibrate or to train, from weights in closed form W, (m, d).
 
-        Those of `from_theory`, or of `init` where a family makes its weights itself.
+        By default `from_theory` makes them, or `init` if the family makes its own weights.
         """
         if self.from_theory is None:
             return self.init(key, D)
@@ -428,8 +429,8 @@ class Layer(Looped):
     def check(self, params: Unrolled, D: Dictionary) -> None:
         """Raise unless `params` are of this family and depth and fit the shape of D.
 
-        Known values are checked too: a negative threshold is a ValueError. `apply` and `iterates`
-        run this check first; inside `jit` it sees shapes only.
+        The check includes known values: a negative threshold is a ValueError. `apply` and
+        `iterates` run the check first; inside `jit` it sees only shapes.
         """
         D = as_dictionary(D, self.family)
         if not self.takes_parts:
@@ -438,11 +439,11 @@ class Layer(Looped):
 
     @property
     def records(self) -> dict[str, type]:
-        """The records that the params are made of, by name."""
+        """The records in the params, by name."""
         return records_of(self.forms)
 
 
-# Compiled once per layer and shape, where an eager scan would be compiled at every call.
+# Compiled once per layer and shape; every call would compile an eager scan again.
 @programs.on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _run(layer: Layer, params: Unrolled, D: Any, y: Array) -> tuple[Any, Array]:
@@ -455,11 +456,11 @@ def _run(layer: Layer, params: Unrolled, D: Any, y: Array) -> tuple[Any, Array]:
 
 
 class _Guarded(NamedTuple):
-    """The state of a layer, and the code with the least objective up to now."""
+    """The state of a layer, and the code with the least objective so far."""
 
     state: Any
     x: Array  # (d,)
-    value: Array  # its objective
+    value: Array  # the objective of x
 
 
 def _guarded_step(
@@ -468,7 +469,7 @@ def _guarded_step(
     assert layer.guard is not None
     state = layer.step(shared, p, D, y, guarded.state, *constants)
     value = lasso_objective(D, y, state.x, layer.guard)
-    # Where y is not finite, its code is not to be either.
+    # If y is not finite, neither is the code.
     keep = ~(value < guarded.value) & jnp.isfinite(guarded.value)
     least = (jnp.where(keep, before, now) for before, now in zip(guarded[1:], (state.x, value)))
     return _Guarded(state, *least)

@@ -1,5 +1,5 @@
-"""LISTA and its kin: both matrices of the ISTA step are learned, coupled, with gains or
-momentum.
+"""LISTA and its variants: the two matrices of an ISTA step are learned, or coupled to one; some
+variants add gains or momentum.
 """
 
 from collections.abc import Mapping
@@ -82,15 +82,15 @@ class MatricesAndThreshold(NamedTuple):
 
 
 def announce_squares(D: Any, depth: int | None, where: str) -> None:
-    """Warn before the S of one step, or of so many, takes much memory."""
+    """Warn if the S of one step, or of `depth` steps, takes much memory."""
     D, lead = as_dictionary(D, where), () if depth is None else (depth,)
-    what = "S, which is dense whatever D is"
+    what = "S, which is dense for every D"
     checks.announce((*lead, D.shape[1], D.shape[1]), D.dtype, what, where)
 
 
 @program("depth")
 def ista_matrices(D: Dictionary, L: Array, depth: int | None = None) -> Matrices:
-    """The matrices of an ISTA step: B = D / L, S = I - D'D / L; with a depth, of so many steps."""
+    """The matrices of an ISTA step, B = D / L and S = I - D'D / L; with a depth, of K steps."""
     d = D.shape[1]
     with jax.default_matmul_precision("highest"):
         A = dense(D)
@@ -100,7 +100,7 @@ def ista_matrices(D: Dictionary, L: Array, depth: int | None = None) -> Matrices
 
 @program()
 def coupled_matrices(W: Dictionary, D: Dictionary) -> Matrices:
-    """Those of the step of LISTA-CP with weights W: B = W, S = I - W'D."""
+    """The matrices of a LISTA-CP step with weights W: B = W, S = I - W'D."""
     W, A = dense(W), dense(D)
     with jax.default_matmul_precision("highest"):
         return Matrices(W, jnp.eye(A.shape[1], dtype=A.dtype) - W.T @ A)
@@ -111,10 +111,10 @@ class lista(FromISTA, Selecting):
 
     Params: tied, shared (B, S) and steps theta; untied, steps (B, S, theta). `apply` takes either
     form. `init` is ISTA: B = D / L, S = I - D'D / L, theta = lam / L. (The paper's W_e and S are
-    our B' and S.) S has d^2 entries, for a `Conv` too; `init` warns where they take above 2 GB.
+    our B' and S.) S has d^2 entries, also for a `Conv`; `init` warns if S takes more than 2 GB.
 
-    Convergence needs S_k - (I - B_k'D) -> 0 (Chen et al. 2018, Theorem 1), which `lista_cp` builds
-    in.
+    Convergence needs S_k - (I - B_k'D) -> 0 (Chen et al. 2018, Theorem 1). In `lista_cp` the
+    difference is 0 by construction.
 
     Reference: Gregor, LeCun (2010).
 
@@ -184,7 +184,7 @@ class lista_cp(Coupled, FromISTA, Selecting):
 
     Params: tied, shared W and steps theta; untied, steps (W, theta). `apply` takes either form, and
     W may be structured. `init` is ISTA: W = D / L, theta = lam / L. `analytic.lista_cp` takes W and
-    theta from theory, whose theorems hold without `support`.
+    theta from theory; its theorems hold only without `support`.
 
     Reference: Chen, Liu, Wang, Yin (2018), equation (15); Li, Feng, Zhou (2024), (23) and (33).
 
@@ -240,7 +240,7 @@ class MomentumMatrices(NamedTuple):
 
 
 class TwoCodes(NamedTuple):
-    """The state: the code and the one before it."""
+    """The state: the code, and the code before it."""
 
     x: Array  # (d,)
     before: Array  # (d,)
@@ -258,8 +258,8 @@ class lfista(FromISTA, Shrinking):
     r"""K steps x_{k+1} = shrink(B_k'y + S_k x_k + M_k x_{k-1}, theta_k).
 
     Params: steps (B, S, M, theta). `init` is FISTA without restart: B = D / L, theta = lam / L,
-    S_k = (1 + m_k) (I - D'D / L) and M_k = -m_k (I - D'D / L), with its momentum m_0 = 0,
-    m_k = (t_{k-1} - 1) / t_k.
+    S_k = (1 + m_k) (I - D'D / L) and M_k = -m_k (I - D'D / L), with the momentum m_0 = 0,
+    m_k = (t_{k-1} - 1) / t_k of FISTA.
 
     Reference: Moreau, Bruna (2017), section 4.
 
@@ -313,39 +313,39 @@ class WeightsAndMomentum(NamedTuple):
 
 
 class Followed(NamedTuple):
-    """The state: the best code so far, and where the next step begins."""
+    """The state: the best code so far, and the two last codes, from which the next step starts."""
 
     x: Array  # (d,), the code with the least objective
     objective: Array  # of x
     last: Array  # (d,), the code of the last step
-    before: Array  # (d,), of the step before it
-    signal: Array  # (m,), D times the last code
-    signal_before: Array  # (m,)
+    before: Array  # (d,), the code of the step before
+    signal: Array  # (m,), D times `last`
+    signal_before: Array  # (m,), D times `before`
 
 
 def _judging(law: Law, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Where codes are known the residual judges, and lam breaks ties."""
+    """A lam so small that it only breaks ties: if codes are known, the residual judges."""
     return {"lam": law.lams(0.02)[0]}
 
 
 class lfista_cp(FromISTA, Shrinking):
-    r"""K steps of FISTA with a W of their own, which also holds a step size for every atom.
+    r"""K steps of FISTA, each with its own W, which includes a step size for every atom.
 
     .. math::
         z = x_k + \beta_k (x_k - x_{k-1}), \qquad
         x_{k+1} = \mathrm{shrink}(z + W_k'(y - D z), \; \theta_k).
 
-    The code is that of x_0 = 0, ..., x_K with the least objective of the LASSO with the weight
-    `lam`: whatever the params and the signal, it is no worse than the zero code. That takes no more
-    products than the steps alone, for D z = D x_k + beta_k (D x_k - D x_{k-1}).
+    The layer returns the code among x_0 = 0, ..., x_K with the least objective of the LASSO with
+    the weight `lam`. Whatever the params and the signal, this code is no worse than the zero code.
+    The choice takes no extra product, because D z = D x_k + beta_k (D x_k - D x_{k-1}).
 
     Params: steps (W, theta, beta), where theta has a threshold for every atom, or for every filter
-    of a `Conv`. `init` is FISTA without restart: W = D / L, theta = lam / L and its momentum;
-    `from_fista` starts from the params of a `fista`. `training.unsupervised` trains it on signals
-    without codes.
+    of a `Conv`. `init` is FISTA without restart: W = D / L, theta = lam / L and FISTA's momentum.
+    `from_fista` starts from the params of a `fista`. `training.unsupervised` trains this family on
+    signals without codes.
 
     Reference: Chen, Liu, Wang, Yin (2018) for the coupling, Moreau, Bruna (2017) for the momentum.
-    Not claimed: a theorem of either.
+    Not claimed: a theorem of either paper.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(4)
@@ -364,7 +364,7 @@ class lfista_cp(FromISTA, Shrinking):
         return _along(D, jnp.full_like(theta, 1 / L), theta)
 
     def from_fista(self, params: Unrolled, D: Dictionary) -> Unrolled:
-        """Params whose steps are those of `fista` with its params: W_k = gamma_k D."""
+        """Params with the steps of a `fista` with these `params`: W_k = gamma_k D."""
         D = as_dictionary(D, self.family)
         fista(self.depth).check(params, D)
         gamma, theta = stack(params).steps
@@ -372,7 +372,7 @@ class lfista_cp(FromISTA, Shrinking):
 
     def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
         steps = self.init(key, D).steps
-        beta = jnp.zeros_like(steps.beta)  # that of FISTA is for steps along D
+        beta = jnp.zeros_like(steps.beta)  # FISTA's momentum suits steps along D
         return Unrolled(None, steps._replace(W=repeat(W, self.depth), beta=beta))
 
     def start(self, D, y):
@@ -385,13 +385,13 @@ class lfista_cp(FromISTA, Shrinking):
         x = self.shrink(D, z + r @ p.W, p.theta)
         signal = D @ x
         objective = self.objective(D, x, y - signal)
-        # Where y is not finite, its code is not to be either.
+        # If y is not finite, neither is the code.
         keep = ~(objective <= state.objective) & jnp.isfinite(state.objective)
         best = jnp.where(keep, state.x, x), jnp.where(keep, state.objective, objective)
         return Followed(*best, x, state.last, signal, state.signal)
 
     def objective(self, D: Dictionary, x: Array, r: Array) -> Array:
-        """norm(r)^2 / 2 + lam norm(x, 1) of a code and its residual."""
+        """norm(r)^2 / 2 + lam norm(x, 1) for a code x and its residual r."""
         return jnp.sum(r**2) / 2 + self.penalty(D).value(x, self.lam)
 
     def weights(self, shared, p, D):
@@ -411,7 +411,7 @@ def _along(D: Dictionary, gamma: Array, theta: Array) -> Unrolled:
 
 Gate = Annotated[Array, Shape("", "d")]
 
-# As in the published code: the overshoot stays finite where an entry does not move.
+# From the published code: the overshoot stays finite if an entry does not move.
 _SOFTENING = 0.1
 
 
@@ -420,30 +420,31 @@ class Gated(NamedTuple):
 
     W: Matrix
     theta: Theta
-    gain: Gate  # how much small entries are amplified
-    slope: Gate  # how fast that fades with the magnitude of an entry
+    gain: Gate  # the amplification of small entries
+    slope: Gate  # how fast the gain fades as the magnitude of an entry grows
     overshoot: Gate  # how far a step goes beyond its end
 
 
 class Gates(NamedTuple):
-    """The state: the code, and the threshold by which each of its entries was shrunk last."""
+    """The state: the code, and the threshold that last shrank each entry."""
 
     x: Array  # (d,)
     shrunk_by: Array  # (d,)
 
 
 class glista(FromISTA, Selecting):
-    r"""K steps of LISTA-CP, each from an amplified code and carried a little beyond its end.
+    r"""K steps of LISTA-CP; each starts from an amplified code and goes a little beyond its end.
 
     .. math::
         u &= g \odot x, \qquad g = 1 + a_k \, relu(1 - relu(b_k |x|)), \\
         \tilde x &= \mathrm{shrink}(u + W_k'(y - D u), \theta_k), \\
         x &\leftarrow x + o \odot (\tilde x - x), \qquad o = 1 + c_k \tau / (|\tilde x - x| + 0.1),
 
-    where tau is the threshold by which the step before shrank the entry, 0 if it passed unshrunk.
+    where tau is the threshold by which the step before shrank the entry, or 0 if the entry passed
+    unshrunk.
 
     Params: steps (W, theta, gain = a, slope = b, overshoot = c). `init` is ISTA with slope 1,
-    overshoot 0 and the given `gain`. With gain = overshoot = 0 a step is that of `lista_cp`.
+    overshoot 0 and the given `gain`. With gain = overshoot = 0 a step is a step of `lista_cp`.
 
     Reference: Wu, Guo, Li, Zhang (2020), with the ReLU gain. Their code starts at gain 5 and writes
     the overshoot with the opposite sign.
@@ -475,7 +476,7 @@ class glista(FromISTA, Selecting):
 
     @property
     def takes_parts(self) -> bool:
-        """No: its gates act on entries."""
+        """False: the gates act on entries."""
         return False
 
     def step(self, shared, p, D, y, state, fraction=None):
@@ -495,15 +496,15 @@ class glista(FromISTA, Selecting):
 def keep_largest(v: ArrayLike, sparsity: int) -> Array:
     """v with all but its `sparsity` largest magnitudes set to zero; equal magnitudes stay together.
 
-    A nan counts as largest and stays; with sparsity 0 nothing does.
+    A nan counts as the largest entry and stays; with sparsity 0 no entry stays.
 
     Args:
         v: (d,).
         sparsity: an integer, at least 0; may be traced.
 
     Raises:
-        TypeError: v is complex, or sparsity no integer. ValueError: v of another shape, or a known
-            sparsity that is negative.
+        TypeError: v is complex, or sparsity is not an integer.
+        ValueError: v has another shape, or a known sparsity is negative.
 
     Example:
         >>> ur.layers.keep_largest(jnp.array([3.0, -1.0, 2.0]), 2).tolist()
@@ -525,7 +526,7 @@ def _keep_largest(v: Array, sparsity: ArrayLike) -> Array:
 
 
 def _counts(law: Law) -> dict[str, tuple[int, ...]]:
-    """Numbers of entries to keep, around the mean number of nonzeros."""
+    """Values of `sparsity` to try, around the mean number of nonzeros."""
     return {"sparsity": tuple(min(law.atoms, -(-law.sparsity * n // 5)) for n in (4, 6, 8))}
 
 
@@ -535,8 +536,8 @@ class liht(Layer):
     Params: steps (B, S). `init` is iterative hard thresholding with the step size 1 / L: B = D / L,
     S = I - D'D / L.
 
-    It knows no lam, and a signal c y has c times the code of y, as no LASSO with a fixed lam has
-    it: in that objective the start can be above ISTA at the same depth.
+    The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
+    not scale so, and in the LASSO's objective the start can be above ISTA at the same depth.
 
     Reference: Xin, Wang, Gao, Wipf, Wang (2016); Blumensath, Davies (2008) for fixed matrices.
 
@@ -556,7 +557,7 @@ class liht(Layer):
         announce_squares(D, self.depth, self.family)
         matrices, usable = _matrices(D, self.depth)
         if not checks.may_hold(usable):
-            lipschitz(D, self.family)  # which says why
+            lipschitz(D, self.family)  # raises with the reason
         return Unrolled(None, matrices)
 
     def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:

@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 
-# Multiples of stable weights where message passing diverges, as for ill-conditioned or coherent D.
+# Multiples of stable weights to try if message passing diverges (ill-conditioned or coherent D).
 DAMPED = (1.0, 2.0, 2.6)
 
 
@@ -71,11 +71,11 @@ class Corrected(NamedTuple):
 
     x: Array  # (d,)
     v: Array  # (m,)
-    divergence: Array | None = None  # of the shrinkage, where codes come in parts; else it counts x
+    divergence: Array | None = None  # of the shrinkage, if codes come in parts; else norm(x, 0)
 
 
 def message_passing(D: Dictionary, alpha: float, depth: int, where: str) -> Unrolled:
-    """W = D and alpha for unit atoms; for atoms of another size the same in their units."""
+    """W = D and alpha for unit atoms; for other atoms both in the units of D."""
     norms = column_norms(D)
     nonzero(norms, where)
     return _message_passing(D, norms, alpha, depth)
@@ -103,18 +103,18 @@ class lamp(Shrinking):
         v_k = y - D x_k + \frac{\|x_k\|_0}{m} v_{k-1}, \qquad
         x_{k+1} = \mathrm{shrink}(x_k + W_k' v_k, \; \alpha_k \|v_k\|_2 / \sqrt m).
 
-    Where codes come in parts the divergence of the shrinkage, `Penalty.divergence`, stands for
+    If codes come in parts, the divergence of the shrinkage, `Penalty.divergence`, stands for
     norm(x, 0).
 
-    Params: steps (W, alpha), of which the magnitude of alpha counts. `init` is approximate message
-    passing: W = D and the given `alpha` for unit atoms, the same in the units of D for others. The
-    count norm(x, 0) carries no gradient.
+    Params: steps (W, alpha); the sign of alpha does not count. `init` is approximate message
+    passing: W = D and the given `alpha` for unit atoms, and both in the units of D for other atoms.
+    The count norm(x, 0) carries no gradient.
 
-    It knows no lam, and a signal c y has c times the code of y, as no LASSO with a fixed lam has
-    it: in that objective the start can be above ISTA at the same depth.
+    The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
+    not scale so, and in the LASSO's objective the start can be above ISTA at the same depth.
 
-    Reference: Borgerding, Schniter, Rangan (2017), LAMP-l1. Not claimed: convergence for other than
-    Gaussian D; for a coherent one the start can diverge.
+    Reference: Borgerding, Schniter, Rangan (2017), LAMP-l1. Not claimed: convergence if D is not
+    Gaussian; if D is coherent, the start can diverge.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
@@ -159,7 +159,7 @@ class lamp(Shrinking):
 def bernoulli_gaussian_mean(
     r: Array, tau2: ArrayLike, *, probability: float, variance: float
 ) -> Array:
-    r"""E[x | x + n = r] for x ~ N(0, variance) with this probability and else 0, n ~ N(0, tau2).
+    r"""E[x | x + n = r], with x ~ N(0, variance) with `probability`, else 0, and n ~ N(0, tau2).
 
     .. math::
         \frac{v}{v + \tau^2} r \; \sigma\Big(\ln \frac{p}{1-p}
@@ -173,7 +173,7 @@ def bernoulli_gaussian_mean(
         variance: v, positive.
 
     Returns:
-        The estimate, of the shape of r.
+        The estimate, in the shape of r.
 
     Example:
         >>> r, prior = jnp.array([0.1, 2.0]), dict(probability=0.1, variance=1.0)
@@ -196,11 +196,11 @@ def _bernoulli_gaussian_mean(r: Array, tau2: Any, log_odds: float, variance: flo
 
 
 def posterior(r: Array, tau2: Any, log_odds: Any, variance: Any) -> tuple[Array, Array]:
-    """The probability that x is not zero given x + n = r, and the mean of x if it is not."""
+    """The probability that x is nonzero given x + n = r, and the mean of x if it is nonzero."""
     tau2 = jnp.minimum(tau2, float(jnp.finfo(r.dtype).max) / 2)  # the noise may leave the range
     total = variance + tau2
     odds = log_odds + jnp.log(tau2 / total) / 2
-    # r^2 / 2 (1 / tau2 - 1 / total), without the difference and the square.
+    # r^2 / 2 (1 / tau2 - 1 / total), in a form without the difference and the square.
     share = jax.nn.sigmoid(odds + (r / tau2) * (r / total) * variance / 2)
     return share, variance / total * r
 
@@ -220,18 +220,17 @@ class Estimating(Layer):
     variance: float = option(default=1.0, above=0, help="variance of the nonzeros of the code")
 
     def estimate(self, r: Array, tau2: Any) -> Array:
-        """`bernoulli_gaussian_mean` for the options of the layer."""
+        """`bernoulli_gaussian_mean` with the options of the layer."""
         prior = dict(probability=self.probability, variance=self.variance)
         return bernoulli_gaussian_mean(r, tau2, **prior)
 
 
-# Noise variance per variance of the codes below which nothing is left to estimate (-100 dB): the
-# odds stay finite.
+# The least noise variance per variance of the codes (-100 dB), so that the odds stay finite.
 _LEAST_NOISE = 1e-10
 
 
 class Estimated(NamedTuple):
-    """The state: the code, the residual with its memory, and the share of it to keep."""
+    """The state: the code, the corrected residual v, and the share b of v in the next v."""
 
     x: Array  # (d,)
     v: Array  # (m,)
@@ -247,16 +246,16 @@ class lamp_bg(Estimating):
         x_{k+1} = \eta(u; \tau_k), \qquad b_{k+1} = \tfrac1m \sum_i \eta'(u_i; \tau_k), \qquad
         \eta(u; \tau) = E[x | x + \tau n = u].
 
-    Params: steps (W, alpha), of which the magnitude of alpha counts. `init` is approximate message
-    passing: W = D and alpha = 1 for unit atoms, the same in the units of D for others. The residual
-    gives the noise level.
+    Params: steps (W, alpha); the sign of alpha does not count. `init` is approximate message
+    passing: W = D and alpha = 1 for unit atoms, and both in the units of D for other atoms. The
+    residual gives the noise level.
 
-    It knows no lam, but a law of the codes: in the objective of the LASSO the start can be above
-    ISTA at the same depth.
+    The layer has no lam but a law of the codes: in the objective of the LASSO the start can be
+    above ISTA at the same depth.
 
-    Reference: Borgerding, Schniter, Rangan (2017), the shrinkage eta_bg, whose prior they learn
-    too; Donoho, Maleki, Montanari (2009) for the start. Not claimed: sparse codes, entries are
-    small but not zero; convergence for other than Gaussian D.
+    Reference: Borgerding, Schniter, Rangan (2017), the shrinkage eta_bg (they also learn its
+    prior); Donoho, Maleki, Montanari (2009) for the start. Not claimed: sparse codes, because
+    entries are small but not zero; convergence if D is not Gaussian.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
@@ -292,15 +291,15 @@ class lamp_bg(Estimating):
         return MessagePassing("amp", "bayes", None, self.probability, self.variance)
 
 
-# The least error that is estimated, as in the paper: tau stays positive.
+# The least estimate of the error, as in the paper, so that tau stays positive.
 _LEAST_ERROR = 1e-9
-# With the correction it falls further: this part of the variance of the codes.
+# With the correction the error falls further: to this part of the variance of the codes.
 _LEAST_CORRECTED = 1e-13
-_LARGEST_SLOPE = 0.9  # that the correction sees
+_LARGEST_SLOPE = 0.9  # in the correction
 
 
 class Freed(NamedTuple):
-    """The state: the code, and where the next step begins."""
+    """The state: the code, and the point z at which the next step begins."""
 
     x: Array  # (d,)
     z: Array  # (d,)
@@ -315,21 +314,21 @@ class tista(Estimating):
         + \frac{\gamma_k^2 \sigma^2}{d} \|D^+\|_F^2,
 
     where v = max((norm(y - D x)^2 - m sigma^2) / norm(D, "fro")^2, 1e-9) estimates the mean square
-    error. With `onsager` the next step begins, with the same formulas, not at x but at
+    error. With `onsager` the next step begins, with the same formulas, at z instead of x,
 
     .. math:: z = \frac{x - a r}{1 - a},
 
-    a being the mean derivative of the estimate: its error is not correlated with that of r, as
-    tau_k asks.
+    where a is the mean derivative of the estimate. The errors of z and r are then uncorrelated, as
+    tau_k assumes.
 
-    Params: shared W = (D^+)', fixed, and steps gamma. `init` sets gamma = d / min(m, d), at which
-    the errors of r are unbiased, and without `onsager` at most 2, beyond which a step expands.
+    Params: shared W = (D^+)', fixed, and steps gamma. `init` sets gamma = d / min(m, d), for which
+    the errors of r are unbiased; without `onsager` gamma is at most 2, since a longer step expands.
 
-    It knows no lam, but a law of the codes: in the objective of the LASSO the start can be above
-    ISTA at the same depth.
+    The layer has no lam but a law of the codes: in the objective of the LASSO the start can be
+    above ISTA at the same depth.
 
     Reference: Ito, Takabe, Wadayama (2019); Ma, Ping (2017) for the correction, and
-    `theory.state_evolution` for its error. Not claimed: sparse codes; entries are small, not zero.
+    `theory.state_evolution` for the error. Not claimed: sparse codes, as entries are small, not 0.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
@@ -359,7 +358,7 @@ class tista(Estimating):
         least = _LEAST_CORRECTED * self.variance if self.onsager else _LEAST_ERROR
         z = state.z if self.onsager else state.x
         residual = y - D @ z
-        # Sums of squares, each over a power of 4: on their own they may leave the range.
+        # Each sum of squares is over a power of 4, because the sum may leave the range.
         (E, i), (e, j), (w, k) = energy(dense(D)), energy(residual), energy(W)
         noise, n = math.frexp(self.noise)
         excess = ldexp(e / E, 2 * (j - i)) - m * ldexp(noise / E, n - 2 * i)
@@ -388,19 +387,19 @@ def _unbiased(D: Dictionary, gamma: float, depth: int) -> Unrolled:
     return Unrolled(Fixed(pseudo_inverse(D).T), Step(jnp.full(depth, gamma, D.dtype)))
 
 
-# Variances and energies stay above this part of those of the signal: quotients stay finite.
+# Variances and energies stay above this part of the signal's, so that quotients stay finite.
 _LEAST = 1e-13
-# The mean slope of the estimate stays between these: a message is (x - a r) / (1 - a).
+# Bounds on the mean slope a of the estimate, because a message is (x - a r) / (1 - a).
 _SLOPES = 1e-4, 0.95
-# A residual grows where its norm exceeds the least one by this factor. Then the share of the new
-# message is halved, down to the least share; after every other step it rises by a tenth.
+# A residual has grown if its norm exceeds the least norm by this factor. Then the share of the new
+# message is halved, down to the least share; after any other step the share rises by a tenth.
 _GROWTH = 1.1
 _HALF, _RISE, _LEAST_SHARE = 0.5, 1.1, 0.2
-# Degrees of freedom that are left to the noise, at least, as a part of m.
+# The least number of degrees of freedom left to the noise, as a part of m.
 _LEAST_FREEDOM = 0.2
 _MOST_DAMPED = 0.95
 _MOST_PROBABLE = 0.6
-# Energy of the noise over that of the signal, of signals without noise.
+# The energy of the noise over the energy of the signal, for signals without noise.
 _NOISELESS = 1e-10
 
 
@@ -413,12 +412,12 @@ class Spectrum(NamedTuple):
 
 
 class Belief(NamedTuple):
-    """What a step assumes of the codes and the noise, and how much of the old message it keeps."""
+    """What a step assumes of the codes and the noise, and the share of the old message it keeps."""
 
     log_odds: Number  # of a nonzero
-    log_variance: Number  # of a nonzero, over that of the options
-    log_noise: Number  # of the energy of the noise over that of the signal
-    damping: Number  # share of the message before that a step keeps
+    log_variance: Number  # of a nonzero, over the variance in the options
+    log_noise: Number  # of the energy of the noise over the energy of the signal
+    damping: Number  # share of the old message that a step keeps
 
 
 class Assumed(NamedTuple):
@@ -430,20 +429,20 @@ class Assumed(NamedTuple):
 
 
 class Passed(NamedTuple):
-    """The state: the code, the message about it, and what the residual showed."""
+    """The state: the code, the message about the code, and the history of the residual."""
 
     x: Array  # (d,)
     r: Array  # (d,), the message
     z: Array  # (m,), V r
-    tau: Array  # its variance; 0 before the first step
+    tau: Array  # the variance of the message; 0 before the first step
     assumed: Assumed
     limit: Array  # energy above which a residual has grown
-    share: Array  # of the new message
+    share: Array  # the share of the new message
     grew: Array  # how many steps left a residual that grew, an integer
 
 
 def _assumed(law: Law, chosen: Mapping[str, Any]) -> dict[str, float]:
-    """The law as the options say it; with `em` each signal tells its own."""
+    """The options that describe the law; with `em` each signal learns its own."""
     if chosen.get("em"):
         return {}
     return law.prior | {"noise_ratio": max(law.noise / law.signal, _NOISELESS)}
@@ -458,29 +457,29 @@ class vamp_bg(Layer):
         x = E[x^* | x^* + \sqrt{\tau_u} n = u], \qquad
         r \leftarrow \frac{x - a u}{1 - a}, \qquad \tau \leftarrow \tau_u \frac{a}{1 - a},
 
-    where c is the mean of the eigenvalues of D'(D D' + sigma^2/tau I)^-1 D and a the mean slope of
-    the estimate. With D = U S V the inverse is a division, and a step has two products, as ISTA.
+    where c is the mean of the eigenvalues of D'(D D' + sigma^2/tau I)^-1 D and a is the mean slope
+    of the estimate. With D = U S V the inverse is a division, and a step has two products, as ISTA.
 
-    With `em` nothing need be known: the probability and the variance of the nonzeros are those of
-    each step's own estimate, by expectation-maximisation, and the noise is that of its residual,
-    each signal by itself; for m > d it begins as that of y outside of the range of D. A scaled
-    signal has a scaled code, unless `variance` is given.
+    With `em` the layer needs no prior. Each step estimates the probability and the variance of the
+    nonzeros from its own estimate, by expectation-maximisation, and the noise from its residual,
+    for each signal separately. For m > d the noise starts from the part of y outside of the range
+    of D. The code scales with the signal, unless `variance` is given.
 
-    Where the norm of the residual grows by a tenth, the code of the step before stays, and from
-    then on messages are damped. The field `grew` of the last state, `layer.run(params, D, y)[0]`,
-    says how often: codes of a signal where it is not 0 may be far from the best ones.
+    If the norm of the residual grows by a tenth, the code of the step before stays, and later
+    messages are damped. The field `grew` of the last state, `layer.run(params, D, y)[0]`, counts
+    these events: if it is not 0, the code of the signal may be far from the best code.
 
     Params: shared U, S and V of the D of `init`, fixed; steps (log_odds, log_variance, log_noise,
-    damping), which start at the options. `apply` takes all that it needs of D from them. With `em`
-    the first step alone reads what they say of the codes and, for m <= d, of the noise.
+    damping), which start at the options. `apply` takes D only from these params. With `em` only the
+    first step reads the beliefs about the codes and, for m <= d, about the noise.
 
-    It knows no lam, and a signal c y has c times the code of y, as no LASSO with a fixed lam has
-    it: in that objective the start can be above ISTA at the same depth.
+    The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
+    not scale so, and in the LASSO's objective the start can be above ISTA at the same depth.
 
     Reference: Rangan, Schniter, Fletcher (2019); Fletcher, Schniter (2017) for `em`. Not claimed:
-    sparse codes, entries are small but not zero; convergence where D is not rotation invariant, as
-    with correlated columns or parts of transforms; `em` for noisy signals of m near d, whose first
-    code fits the noise: give it their `noise_ratio`.
+    sparse codes, because entries are small but not zero; convergence if D is not rotation
+    invariant, as with correlated columns or parts of transforms; `em` for noisy signals with m near
+    d, because the first code fits the noise: give their `noise_ratio`.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
@@ -497,15 +496,15 @@ class vamp_bg(Layer):
     variance: float | None = option(
         default=None,
         above=0,
-        help="variance of the nonzeros; None takes that of codes with the energy of the signal",
+        help="variance of the nonzeros; None takes it from the energy of the signal",
     )
     noise_ratio: float = option(
         default=_NOISELESS,
         above=0,
-        help="energy of the noise over that of the signal, as it is assumed: 1e-4 at 40 dB",
+        help="assumed energy of the noise over energy of the signal: 1e-4 at 40 dB",
     )
     damping: float = option(
-        default=0.0, least=0, below=1, help="share of the message before that a step keeps"
+        default=0.0, least=0, below=1, help="share of the old message that a step keeps"
     )
 
     forms = (Unrolled(Fixed[Spectrum], Belief),)
@@ -527,16 +526,16 @@ class vamp_bg(Layer):
     def step(self, shared, p, D, y, state):
         U, s, V = jax.tree.map(widened, lax.stop_gradient(shared.W))
         p, (m, d) = jax.tree.map(widened, p), V.shape
-        # In units of powers of two, in which neither D nor y has a scale.
+        # Units are powers of two, in which D and y have magnitudes near 1.
         i, k = exponent(s), exponent(y)
         s, y_U = times_power(s, -i), times_power(widened(y), -k) @ U
         signal = jnp.sum(y_U**2)
         signal = jnp.where(signal > 0, signal, 1)
-        power = signal / jnp.sum(s**2)  # of an entry of the code
+        power = signal / jnp.sum(s**2)  # the power of an entry of the code
         first, least = state.tau == 0, _LEAST * power
         assumed = self._assumed(p, power, signal / m, k - i)
         if self.em:
-            if m > d:  # what no code explains is noise
+            if m > d:  # the part of y that no code explains is noise
                 outside = jnp.sum(y_U[d:] ** 2) / (m - d)
                 assumed = assumed._replace(noise=jnp.maximum(outside, _LEAST * signal / m))
             pairs = zip(assumed, state.assumed)
@@ -575,7 +574,7 @@ class vamp_bg(Layer):
         return MessagePassing("vamp", "bayes", None, *assumed)
 
     def _assumed(self, p: Belief, power: Array, noise: Array, scale: Array) -> Assumed:
-        """What the params say, in units of 2^scale for codes."""
+        """The belief in the params, in units of 2^scale for codes."""
         if self.variance is None:
             variance = power / self.probability
         else:
@@ -588,11 +587,11 @@ def _decomposed(layer: vamp_bg, D: Dictionary) -> Unrolled:
     m, A = D.shape[0], dense(D)
     with jax.enable_x64(True):
         U, s, V = jnp.linalg.svd(A.astype(jnp.float64), full_matrices=False)
-        if m > len(s):  # the part of y that is noise alone
+        if m > len(s):  # the part of y that is only noise
             U = jnp.linalg.qr(U, mode="complete")[0].at[:, : len(s)].set(U)
         s = jnp.where(s > min(A.shape) * float(jnp.finfo(A.dtype).eps) * s[0], s, 0)
         spectrum = Spectrum(*(leaf.astype(A.dtype) for leaf in (U, s, V)))
-    missing = m - len(spectrum.s)  # of a dictionary with more rows than atoms
+    missing = m - len(spectrum.s)  # positive if D has more rows than atoms
     s, V = (jnp.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1)) for v in spectrum[1:])
     p = layer.probability
     belief = math.log(p) - math.log1p(-p), 0.0, math.log(layer.noise_ratio), layer.damping
@@ -603,7 +602,7 @@ def _decomposed(layer: vamp_bg, D: Dictionary) -> Unrolled:
 
 
 def _linear(s, V, y_U, state: Passed, tau: Array, noise: Array) -> tuple[Array, Array, Array]:
-    """u, V u and tau_u: what y says beyond the message, in the best linear estimate."""
+    """u, V u and tau_u: the best linear estimate from y, less the message."""
     gain = s / (s**2 + noise / tau)
     c = jnp.sum(gain * s) / V.shape[1]
     shift = gain * (y_U - s * state.z) / c
@@ -611,7 +610,7 @@ def _linear(s, V, y_U, state: Passed, tau: Array, noise: Array) -> tuple[Array, 
 
 
 def _noise(residual, s, error: Array, noise: Array, spent: Array) -> Array:
-    """The variance of the noise, from a residual whose entries have noise + s^2 error."""
+    """The variance of the noise, from a residual whose entries have variance noise + s^2 error."""
     weights = 1 / (1 + s**2 * error / noise) ** 2
     mean = jnp.sum(weights * residual**2) / jnp.sum(weights)
     return mean / jnp.maximum(1 - spent, _LEAST_FREEDOM)
@@ -626,6 +625,6 @@ def _prior(share: Array, mean: Array, spread: Array, noise: Array) -> Assumed:
 
 
 def _turned(first: Array, grew: Array, share: Array) -> Array:
-    """The share of the new message: halved where the residual grew, else a tenth more."""
+    """The share of the new message: halved if the residual grew, else a tenth more."""
     share = jnp.where(first, 1, share)
     return jnp.where(grew, jnp.maximum(_HALF * share, _LEAST_SHARE), jnp.minimum(_RISE * share, 1))

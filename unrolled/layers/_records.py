@@ -1,4 +1,4 @@
-"""Params as records: the annotation of a field says what it holds, and every check reads it."""
+"""Params as records: annotations say what the fields hold, and every check reads them."""
 
 import functools
 import operator
@@ -41,18 +41,18 @@ _ROLES = (THRESHOLD, RELATIVE, STEP_SIZE, WEIGHTS)
 
 @dataclass(frozen=True, init=False)
 class Shape:
-    """What a field of params holds: `theta: Annotated[Array, Shape("", "d", role="threshold")]`.
+    """The shapes and the role of a field: `theta: Annotated[Array, Shape("d", role="threshold")]`.
 
     Args:
         shapes: the shapes that the field may have at a step: "" for one number, the sizes of D as
             in "m,d", or "filters" for one number per filter of a convolutional D.
         role: "threshold" for a field that is never negative: training folds it, `calibrate` sets
-            it, and `search` tries no negative values; "relative threshold" for one per unit of the
-            residual, whose magnitude counts: `calibrate` sets it; "step size" for one that
-            `calibrate` sets; "weights" for a matrix that it may scale; else None.
+            it, and `search` tries no negative values; "relative threshold" for a threshold per unit
+            of the residual, whose sign does not count: `calibrate` sets it; "step size" for a field
+            that `calibrate` sets; "weights" for a matrix that `calibrate` may scale; else None.
 
     Raises:
-        ValueError: an unknown shape or role.
+        ValueError: a shape or the role is unknown.
 
     Example:
         >>> ur.layers.Shape("", "m,d").of(jnp.ones((2, 3)))
@@ -81,7 +81,7 @@ class Shape:
         for shape in self.shapes:
             if shape == "filters":
                 shapes += [D.groups] if isinstance(D, Structured) and D.groups else []
-            elif not (alike and shape == "d"):  # entries of a part have one threshold
+            elif not (alike and shape == "d"):  # the entries of a part share one threshold
                 shapes.append(tuple(sizes[letter] for letter in shape.split(",") if letter))
         return shapes
 
@@ -95,15 +95,15 @@ Theta = Annotated[ArrayLike, Shape("", "d", "filters", role=THRESHOLD)]
 
 
 class Unrolled(NamedTuple):
-    """Params of K steps: `shared` by all of them (None if they share nothing), and `steps`.
+    """Params of K steps: `shared`, for all steps (None if they share nothing), and `steps`.
 
-    `steps` is a NamedTuple whose leaves lead with K, which runs as one scan, or a plain tuple of K
-    NamedTuples, which runs as a Python loop. The loop is for a single signal, where a scan would
-    copy each step's weights. `stack` and `unstack` convert between the two. `steps` is None if the
-    steps share everything.
+    `steps` is a NamedTuple whose leaves have a leading axis of length K, and runs as one scan; or a
+    plain tuple of K NamedTuples, and runs as a Python loop. The loop suits a single signal, because
+    a scan would copy each step's weights. `stack` and `unstack` convert between the two forms.
+    `steps` is None if the steps share everything.
 
-    Params may be arguments of a function that `jax.export` writes, as dictionaries may; reading it
-    back takes `import unrolled`, and the module of a family of one's own.
+    `jax.export` can write functions whose arguments are params, or dictionaries. To read such a
+    file, import `unrolled`, and the module of your own family if there is one.
     """
 
     shared: Any  # params that all steps share, or None
@@ -116,7 +116,7 @@ programs.exportable(Unrolled)
 class Fixed(NamedTuple, Generic[T]):
     """Shared weights that `fit` leaves alone; `Fixed[Record]` is a fixed record.
 
-    In an optax loop of one's own, mask them by `training.trainable`: weight decay would move them.
+    In your own optax loop, mask fixed weights by `training.trainable`, or weight decay moves them.
     """
 
     W: T  # (m, d) unless it is a record
@@ -137,7 +137,7 @@ class Field(NamedTuple):
 
 @checked
 def stack(params: Unrolled) -> Unrolled:
-    """The params with a tuple of K steps as one NamedTuple with leading K, for a scan.
+    """Turn a tuple of K steps into one NamedTuple with a leading axis K, for a scan.
 
     Example:
         >>> Unrolled, Step = ur.layers.Unrolled, ur.layers.Step
@@ -158,9 +158,9 @@ def _stacked(steps: tuple) -> Any:
 
 @checked
 def unstack(params: Unrolled) -> Unrolled:
-    """The params with stacked steps as a tuple of K NamedTuples, for a Python loop.
+    """Turn stacked steps into a tuple of K NamedTuples, for a Python loop.
 
-    Call it outside `jit`.
+    Call `unstack` outside `jit`.
 
     Example:
         >>> params = ur.layers.Unrolled(None, ur.layers.Step(jnp.array([1.0, 0.5])))
@@ -202,7 +202,7 @@ def _repeat(tree: Any, depth: int) -> Any:
 
 @checked
 def magnitude(v: ArrayLike) -> Array:
-    """abs(v) with derivative 1 at 0, where `jnp.abs` has 0, so that training can leave 0.
+    """abs(v) with derivative 1 at 0, so that training can leave 0 (`jnp.abs` has derivative 0).
 
     Example:
         >>> jax.vmap(jax.grad(ur.layers.magnitude))(jnp.array([-2.0, 0.0, 2.0])).tolist()
@@ -229,10 +229,10 @@ def is_record(node: Any) -> bool:
 
 @functools.lru_cache(maxsize=512)
 def fields_of(kind: Any) -> types.MappingProxyType:
-    """The `Field` of each name of a record, from the annotations of its class.
+    """The fields of a record by name, from the annotations of its class.
 
     Raises:
-        TypeError: the annotations cannot be read, because they name something local to a function.
+        TypeError: the annotations cannot be read, because they use a name local to a function.
     """
     cls, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
     try:
@@ -255,7 +255,7 @@ def _field(hint) -> Field:
 
 
 def name_of(kind: Any) -> str:
-    """A record and its fields as text, as in "Weights(W)"; "None" for no record."""
+    """A record and its fields as text, such as "Weights(W)"; "None" for None."""
     if kind is None:
         return "None"
     cls = typing.get_origin(kind) or kind
@@ -263,7 +263,7 @@ def name_of(kind: Any) -> str:
 
 
 def matches(kind: Any, value: Any) -> bool:
-    """Whether `value` is a record of this kind with its nested records; None matches only None."""
+    """Whether `value` is a record of this kind, nested records included; None matches only None."""
     if kind is None:
         return value is None
     if type(value) is not (typing.get_origin(kind) or kind):
@@ -285,7 +285,7 @@ def records_in(kind: Any) -> dict[str, type]:
 
 @checked
 def records_of(forms: tuple[Unrolled, ...]) -> dict[str, type]:
-    """The records that params of these forms are made of, by name.
+    """The records in params of these forms, by name.
 
     Example:
         >>> list(ur.layers.records_of(ur.layers.hyperlista.forms))
@@ -296,7 +296,7 @@ def records_of(forms: tuple[Unrolled, ...]) -> dict[str, type]:
 
 
 def check_forms(forms: Any, where: str) -> None:
-    """Raise TypeError unless `forms` are those of a family: at least one `Unrolled` of records."""
+    """Raise TypeError unless `forms` has at least one `Unrolled`, and all are of records."""
     fits = isinstance(forms, tuple | list) and all(isinstance(form, Unrolled) for form in forms)
     kinds = [typing.get_origin(kind) or kind for form in forms for kind in form] if fits else []
     if not kinds or not all(kind is None or _is_kind(kind) for kind in kinds):
@@ -318,15 +318,15 @@ def check_params(
     """Raise unless `params` have one of the forms and `depth` steps, and fit the shape of D.
 
     Args:
-        params: what is checked.
+        params: the params to check.
         D: (m, d).
         forms: the records of (shared, one step), as `Unrolled` of classes.
         depth: K.
         where: the name of the caller, which messages begin with.
 
     Raises:
-        TypeError: records that none of the forms has, or None in place of an array.
-        ValueError: another number of steps, another shape, or a known negative threshold.
+        TypeError: no form has these records, or None stands in place of an array.
+        ValueError: the number of steps or a shape is wrong, or a known threshold is negative.
 
     Example:
         >>> layer, D = ur.alista(3), jnp.eye(2)
@@ -342,9 +342,9 @@ def check_params(
 
 @checked
 def check_records(params: Any, forms: tuple[Unrolled, ...], depth: int, where: str) -> Unrolled:
-    """The form that `params` have; raise unless there is one, with `depth` steps.
+    """The form that `params` have; raise unless they have a form, and `depth` steps.
 
-    Arguments and errors are those of `check_params`.
+    The arguments and the errors are as in `check_params`.
 
     Example:
         >>> layer = ur.alista(3)
@@ -392,7 +392,7 @@ def _lengths(steps, depth: int) -> set[int]:
 
 
 def _check_record(kind: Any, value: Any, D: Dictionary, lead: int, where: str) -> None:
-    """Raise for no array, for a wrong shape after `lead` axes, or a known negative threshold."""
+    """Raise if a field is None, has a wrong shape after `lead` axes, or a known negative entry."""
     for name, field in fields_of(kind).items() if kind is not None else ():
         entry = getattr(value, name)
         if field.record is not None:
@@ -416,7 +416,7 @@ def _check_record(kind: Any, value: Any, D: Dictionary, lead: int, where: str) -
 def names_with_role(record: Any, *roles: str) -> list[str]:
     """The names of the fields of a record, or of its class, that have one of these roles.
 
-    Those of records inside of it are not among them.
+    Fields of nested records are not included.
 
     Example:
         >>> ur.layers.names_with_role(ur.layers.StepAndThreshold, "threshold")
@@ -458,9 +458,9 @@ def fold_thresholds(params: Any) -> Any:
 
 @checked
 def along_atoms(params: Unrolled) -> Unrolled:
-    """For every leaf of the params whether its last axis is that of the atoms, by its annotation.
+    """For every leaf of the params, whether the last axis is the axis of atoms, by its annotation.
 
-    Shapes that only look so are none, as that of an (m, m) matrix where m is d.
+    The shape alone does not decide: an (m, m) matrix has no axis of atoms, even if m = d.
 
     Example:
         >>> layer, D = ur.lista_cp(2), ur.dictionaries.dct(4, 6)
@@ -472,7 +472,7 @@ def along_atoms(params: Unrolled) -> Unrolled:
 
 
 def _along_atoms(part: Any, shape: Shape | None, lead: int) -> Any:
-    """The same for records, and for a field of this shape, after `lead` axes."""
+    """`along_atoms` for a record, or for a field of this shape, after `lead` axes."""
     if is_record(part):
         kind: Any = type(part)
         shapes = {name: field.shape for name, field in fields_of(kind).items()}

@@ -1,4 +1,4 @@
-"""Families that share the end of a step (shrinkage, support selection) or its start (ISTA)."""
+"""Families that share the end of a step (shrinkage, support selection) or the start (ISTA)."""
 
 import functools
 import math
@@ -23,7 +23,7 @@ from unrolled.records import option
 __all__ = ["Coupled", "FromISTA", "Selecting", "Shrinking"]
 
 
-# The published setting of LISTA-CPSS: 1.2 % of the entries more at every step, up to 13 %.
+# The published setting of LISTA-CPSS: each step lets 1.2 % more entries pass, up to 13 %.
 PUBLISHED_SUPPORT = (0.012, 0.13)
 
 
@@ -31,9 +31,9 @@ def as_activation(value: Any, name: str, where: str) -> Activation | Callable[[A
     """An activation from its name, its record, or a function of arrays.
 
     Raises:
-        ValueError: an unknown name, or a function that fails on a traced array or changes its shape
-            or dtype.
-        TypeError: neither a string nor callable.
+        ValueError: the name is unknown, or the function fails on a traced array or changes its
+            shape or dtype.
+        TypeError: the value is neither a string nor callable.
 
     Example:
         >>> ur.layers.as_activation("silu", "activation", "caller")
@@ -44,7 +44,7 @@ def as_activation(value: Any, name: str, where: str) -> Activation | Callable[[A
     rho = by_name(value)
     try:
         hash(rho)
-    except TypeError:  # which the record reports
+    except TypeError:  # the record reports it
         return rho
     if problem := _problem_of(rho):
         raise ValueError(f"{where}: {name} {rho} {problem}")
@@ -56,7 +56,7 @@ def _problem_of(rho) -> str:
     probe = jax.ShapeDtypeStruct((3,), np.float32)
     try:
         out = jax.eval_shape(rho, probe)
-    except Exception as error:  # whatever a function of the caller raises
+    except Exception as error:  # the caller's function can raise anything
         return f"fails on a traced float32 array (3,): {str(error).splitlines()[0]}"
     if getattr(out, "shape", None) == probe.shape and out.dtype == probe.dtype:
         return ""
@@ -67,7 +67,7 @@ def as_support(value: Any, name: str, where: str) -> tuple[float, float] | None:
     """The (rate, largest) of support selection as two floats, or None.
 
     Raises:
-        ValueError: not two numbers with 0 <= rate and 0 <= largest <= 1.
+        ValueError: the value is not two numbers with 0 <= rate and 0 <= largest <= 1.
 
     Example:
         >>> from unrolled.layers._shrinking import as_support
@@ -92,18 +92,18 @@ def support_option(default: tuple[float, float] | None) -> Any:
     return option(
         default=default,
         check=as_support,
-        help="(rate, largest) of support selection: at step k = 1..K, of the min(k rate, largest) "
-        "d entries of largest magnitude those above theta pass unshrunk",
+        help="(rate, largest) of support selection: at step k = 1..K, entries above theta pass "
+        "unshrunk if they are among the min(k rate, largest) d of largest magnitude",
     )
 
 
 class Shrinking(Layer):
     """A family whose steps end in `self.shrink(D, u, theta)`, with any activation.
 
-    Steps that select a support end in `self.shrink(D, u, theta, fraction)`. With `nonnegative` they
-    are those of the LASSO over x >= 0; with a `bend`, large entries pass unshrunk, as the proximal
-    map of the minimax concave penalty lets them. No theorem here is about either: theory, `realize`
-    and predictions refuse them.
+    Steps that select a support end in `self.shrink(D, u, theta, fraction)`. With `nonnegative` the
+    steps are for the LASSO over x >= 0. With a `bend`, large entries pass unshrunk, as in the
+    proximal map of the minimax concave penalty. No theorem here covers `nonnegative` or `bend`:
+    theory, `realize` and predictions refuse both.
 
     Example:
         >>> layer = ur.layers.ista(1, activation=ur.activations.leaky_relu(0.1))
@@ -133,17 +133,17 @@ class Shrinking(Layer):
     )
 
     def penalty(self, D: Dictionary) -> Penalty:
-        """What the steps shrink by, for codes of D."""
+        """The penalty whose proximal map shrinks the codes of D."""
         return Penalty(nonnegative=self.nonnegative, bend=self.bend).of(D)
 
     @property
     def is_soft(self) -> bool:
-        """Whether shrinkage is that of theorems and predictions: of both signs, without a bend."""
+        """Whether shrinkage is of both signs and without a bend, as in theorems and predictions."""
         return not self.nonnegative and self.bend == math.inf
 
     @property
     def takes_parts(self) -> bool:
-        """True: `shrink` knows the parts of D. A step that mixes them otherwise says False."""
+        """True: `shrink` knows the parts of D. A family whose step acts on entries says False."""
         return True
 
     def shrink(
@@ -151,7 +151,7 @@ class Shrinking(Layer):
     ) -> Array:
         """The code of D from u, (d,) -> (d,); the share `fraction` may pass unshrunk.
 
-        Thresholds are one number, one per atom, or one per group of atoms of D.
+        theta is one number, or one per atom, or one per group of atoms of D.
         """
         return self.penalty(D).shrink(u, spread(D, theta), self.activation, fraction)
 
@@ -159,7 +159,7 @@ class Shrinking(Layer):
 class Selecting(Shrinking):
     """A family with the option `support`, which sets the share of entries that pass at each step.
 
-    `step` takes this share as one more argument, `fraction=None`, and hands it to `self.shrink`.
+    `step` takes this share as a last argument, `fraction=None`, and passes it to `self.shrink`.
 
     Example:
         >>> ur.alista(3, support=(0.1, 0.25)).schedule
@@ -198,11 +198,11 @@ class FromISTA(Layer):
         D = as_dictionary(D, self.family)
         params, usable = _at_ista(self, D)
         if not checks.may_hold(usable):
-            lipschitz(D, self.family)  # which says why
+            lipschitz(D, self.family)  # raises with the reason
         return params
 
     def at_ista(self, D: Dictionary, L: Array, theta: Array) -> Unrolled:
-        """The params whose steps are those of ISTA, with the arguments that `ista_start` gives."""
+        """The params that make every step a step of ISTA, from the results of `ista_start`."""
         raise NotImplementedError
 
 
@@ -215,7 +215,7 @@ def _at_ista(layer: FromISTA, D: Dictionary) -> tuple[Unrolled, Array]:
 class Coupled(Shrinking):
     """A family of the step x <- shrink(x + gamma W'(y - D x), theta), the form of the theorems.
 
-    A subclass defines `weights`, which says what W and gamma are, and its params have a `theta`.
+    A subclass defines `weights`, which returns W and gamma, and its params have a `theta`.
     `realize` turns layers of these families into CNNs and transformers.
 
     Example:
@@ -231,7 +231,7 @@ class Coupled(Shrinking):
 
     @property
     def is_coupled(self) -> bool:
-        """Whether the step and the shrinkage are those above, over all codes, without a guard."""
+        """Whether step and shrinkage have the form above, for codes of both signs, unguarded."""
         return self._steps_alike and not (self.uncovered or self.nonnegative)
 
     @property

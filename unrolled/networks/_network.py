@@ -416,7 +416,7 @@ def worse_than_zero(
     Example:
         >>> from unrolled.networks import worse_than_zero
         >>> worse_than_zero("they are", "loss", 3.0, 2.0, 0.5)
-        'they are worse than zero codes: their loss is 3, that of zero codes 2, of ISTA 0.5'
+        'they are worse than zero codes: their loss is 3, zero codes have 2, ISTA has 0.5'
     """
     return _sentence("zero codes", codes, measure, loss, zero, ista, unit)
 
@@ -443,8 +443,8 @@ def worse(codes: str, measure: str, loss: Any, zero: Any, ista: Any = np.nan) ->
 def _sentence(
     other: str, codes: str, measure: str, loss: Any, zero: Any, ista: Any, unit: str = ""
 ) -> str:
-    numbers = [f"their {measure} is {loss:.6g}{unit}", f"that of zero codes {zero:.6g}{unit}"]
-    numbers += [] if np.isnan(ista) else [f"of ISTA {ista:.6g}{unit}"]
+    numbers = [f"their {measure} is {loss:.6g}{unit}", f"zero codes have {zero:.6g}{unit}"]
+    numbers += [] if np.isnan(ista) else [f"ISTA has {ista:.6g}{unit}"]
     return f"{codes} worse than {other}: {', '.join(numbers)}"
 
 

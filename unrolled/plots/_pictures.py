@@ -417,7 +417,7 @@ def _stacks(D: Dictionary, shape: Sequence[int] | None) -> np.ndarray:
         if shape is not None or filters.ndim > 4:
             raise ValueError(
                 f"atoms: the filters have kernels of shape {filters.shape[2:]}; expected one or "
-                "two axes and no `shape` beside them"
+                "two axes and no `shape` with them"
             )
         return filters if filters.ndim == 4 else filters[:, :, None]
     m, d = D.shape

@@ -1,17 +1,17 @@
 r"""The LASSO and orthogonal matching pursuit of many signals in one dictionary, compiled by numba.
 
-Per signal the LASSO minimises, over all codes or those with x >= 0,
+For each signal the LASSO minimises, over all codes or over codes x >= 0,
 
 .. math:: \tfrac12 \|y - D x\|^2 + \sum_i lam_i |x_i| + \tfrac{l2}{2} \|x\|^2.
 
-A working set of atoms grows by those whose constraint is violated most. On it, the method of Lawson
-and Hanson with signs: an atom joins the active ones, the code moves to the minimiser with these
-signs, and an atom whose entry would change its sign on the way leaves. The objective falls with
-every move. Rank-one changes keep the inverse Gram matrix of the active atoms up to date. The
-gradient is computed anew before every move, so that their rounding does not stay. An atom that
-depends on the active ones takes the place of one of them.
+A working set of atoms grows by the atoms whose constraints are violated most. On the working set
+runs the method of Lawson and Hanson with signs: an atom joins the active atoms, the code moves to
+the minimiser with these signs, and an atom whose entry would change its sign on the way leaves. The
+objective falls with every move. Rank-one changes update the inverse Gram matrix of the active
+atoms. The gradient is computed anew before every move, so that rounding does not accumulate. An
+atom that depends on the active atoms takes the place of one of them.
 
-Importing this file imports numba: it is imported by the functions that need it.
+This file imports numba, so only functions that need it import this file.
 
 Reference: Lawson, Hanson (1974), chapter 23; Lee et al. (2007) for the signs; Rubinstein,
 Zibulevsky, Elad (2008) for the pursuit.
@@ -26,27 +26,27 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import carray, cfunc, njit, types
 
-# Sums may be reordered, which lets them use vector registers; NaN and inf keep their meaning.
+# The compiler may reorder sums, to use vector registers; NaN and inf keep their meaning.
 _compiled = njit(error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"})
 
-FEWEST = 10  # atoms that join a working set at a time, or as many as are active if these are more
-# Without a start the penalty falls to lam from the largest with a code, by this factor a round.
+FEWEST = 10  # atoms that join a working set in a round, or the number of active atoms if larger
+# Without a start the penalty falls from the largest one with a code to lam, by this factor a round.
 _FALL = 0.4
 _DEPENDENT = 1e-10  # squared sine of the angle between an atom and the span of the active ones
-_POLISH = 3  # moves that only correct rounding, one after the other
-_PAD = 8  # columns of a square workspace more than rows: 2^k entries a row would share cache lines
-_VECTORS, _LISTS = 12, 6  # of a workspace
+_POLISH = 3  # the most successive moves that only correct rounding
+_PAD = 8  # extra columns of a square workspace: rows of 2^k entries would share cache lines
+_VECTORS, _LISTS = 12, 6  # numbers of vectors and lists in a workspace
 _UNBOUNDED = 2**62
-_FINEST = 1e-3  # of the violations that do not count, those that never do
+_FINEST = 1e-3  # the part of the slack that stays slack even if the gap is not met
 
 
 class Problem(NamedTuple):
-    """What all signals share, in float64."""
+    """The data that all signals share, in float64."""
 
     D: np.ndarray  # (m, d)
     atoms: np.ndarray  # (d, m) D'
     gram: np.ndarray  # (d, d) D'D + l2
-    inverse: np.ndarray  # (d,) one over the roots of its diagonal, 0 for atoms of zeros
+    inverse: np.ndarray  # (d,) inverse square roots of the diagonal of gram, 0 for zero atoms
     l2: float
     nonnegative: bool
 
@@ -66,7 +66,7 @@ def _inverse(squares: np.ndarray) -> np.ndarray:
 
 
 class Minima(NamedTuple):
-    """Codes, and what is known of them."""
+    """Codes, and their accuracy and cost."""
 
     x: np.ndarray  # (n, d)
     gap: np.ndarray  # (n,) duality gaps over norm(y)^2 / 2
@@ -89,22 +89,22 @@ def minimise(
     fewest: int = FEWEST,
     rounds: int = _UNBOUNDED,
 ) -> Minima:
-    """The codes of some finite signals near 1; it holds no lock of Python.
+    """The codes of finite signals with entries near 1; the function releases Python's lock.
 
-    The gap is that of the dual point s (y - D x), with D'(y - D x) by the Gram matrix. The gradient
-    of a free atom, one with lam 0, counts there as zero within its slack.
+    The gap comes from the dual point s (y - D x), with D'(y - D x) by the Gram matrix. In the gap,
+    the gradient of a free atom (lam 0) counts as zero if it is within the slack.
 
     Args:
-        problem: of the dictionary.
+        problem: the problem of the dictionary.
         Y, products: (n, m) and (n, d), the signals and Y D.
         lam: (n, 1) or (n, d), non-negative.
-        slack: (n,), violations over the norm of their atom that do not count.
-        tol: codes with at most this gap are left as they are; -1 for the minimisers.
-        moves: the most for a signal.
+        slack: (n,), the violation over the norm of the atom up to which a constraint holds.
+        tol: the gap at which a code is good enough; -1 for the minimisers.
+        moves: the most moves for a signal.
         start: (n, d), codes to start from, with their signs.
         masks: (n, m) of 0 and 1, the entries of each signal that its code fits; the others are 0.
-        fewest: how many atoms join at least, where as many are violated.
-        rounds: the most of a signal.
+        fewest: the fewest atoms that join in a round, if as many are violated.
+        rounds: the most rounds for a signal.
     """
     (m, d), n = problem.D.shape, len(Y)
     result = Minima(np.zeros((n, d)), *np.zeros((2, n)), *np.zeros((2, n), np.int64))
@@ -133,17 +133,17 @@ def match(
     least: float,
     by_fit: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes by matching pursuit, the numbers of atoms, and what of the residuals is in their span.
+    """Codes by matching pursuit, (n, d); numbers of atoms, (n,); rounding errors, (n,).
 
-    The first is (n, d), the others are (n,); the last are squared norms: rounding.
+    The rounding error is the squared norm of the part of the residual in the span of the atoms.
 
     Args:
-        problem: of the dictionary, without l2.
+        problem: the problem of the dictionary, without l2.
         Y, products: (n, m) and (n, d), signals near 1 and Y D.
-        favour: (d,), of d_i . r in the choice.
-        most: atoms of a code.
-        least: below this share of the signal a correlation is zero, and below this share of its
-            squared norm an atom depends on others.
+        favour: (d,), factors of d_i . r in the choice of an atom.
+        most: the most atoms of a code.
+        least: a correlation below this share of the signal counts as zero, and an atom whose part
+            outside of the span is below this share of its squared norm counts as dependent.
         by_fit: choose the atom that leaves the least residual, and favour none.
     """
     (m, d), n = problem.D.shape, len(Y)
@@ -158,12 +158,12 @@ def match(
 
 
 def _workspace(m: int, d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Square matrices, vectors and lists of indices."""
+    """The square matrices, vectors and lists of indices of a workspace."""
     shape = (_VECTORS, max(m, d))
     return np.empty((2, d, d + _PAD)), np.zeros(shape), np.zeros((_LISTS, d), np.int64)
 
 
-# From Python
+# Calls from Python
 
 
 _FLOATS, _INTEGERS = types.CPointer(types.float64), types.CPointer(types.int64)
@@ -171,21 +171,21 @@ _KINDS: dict[np.dtype, Any] = {np.dtype(float): ctypes.c_double, np.dtype(np.int
 
 
 def _operand(array: np.ndarray) -> Any:
-    """To the first entry of what is read, whose entries are then one after the other."""
+    """A pointer to the first entry of an input array, made contiguous."""
     return _pointer(np.ascontiguousarray(array, np.float64))
 
 
 def _pointer(array: np.ndarray) -> Any:
-    """To the first entry of an array that numpy has made; it keeps the array."""
+    """A pointer to the first entry of an array of numpy; it keeps the array alive."""
     return array.ctypes.data_as(ctypes.POINTER(_KINDS[array.dtype]))
 
 
 @functools.cache
 def _entry(function: Callable) -> Callable:
-    """The compiled function; its machine code is kept on disk where a folder can be written.
+    """The compiled function; its machine code is kept on disk if a folder can be written.
 
-    It takes pointers, of which it makes arrays that count no references: counting them would take
-    as long as the arithmetic of a code with a few nonzeros.
+    The function takes pointers, and makes arrays without reference counts from them: counting would
+    take as long as the arithmetic of a code with a few nonzeros.
     """
     try:
         return cfunc(_SIGNATURES[function.__name__], cache=True)(function).ctypes
@@ -207,7 +207,7 @@ _SIGNATURES = {
 
 @_compiled
 def _arrays(squares, vectors, lists, m, d):
-    """The workspace of a signal: for its active and working sets, and for all atoms."""
+    """The workspace of a signal: arrays for the active and working sets, and for all atoms."""
     S = carray(squares, (2, d, d + _PAD))
     V, I = carray(vectors, (_VECTORS, max(m, d))), carray(lists, (_LISTS, d))
     for i in range(d):
@@ -219,7 +219,7 @@ def _arrays(squares, vectors, lists, m, d):
     return work, own
 
 
-# One signal after the other
+# One signal
 
 
 def _many(
@@ -249,7 +249,7 @@ def _many(
 
 @_compiled
 def _one(shared, y, products, start, slack, limits, work, own, out):
-    """The code of a signal; its gap, residual, moves and rounds."""
+    """Compute the code of a signal, its gap, residual, moves and rounds."""
     gram, D, inverse, l2, nonnegative, mask = shared
     tol, budget, fewest, most = limits
     x, lam, atoms = work[2], work[6], work[10]
@@ -259,7 +259,7 @@ def _one(shared, y, products, start, slack, limits, work, own, out):
         half += y[i] ** 2 / 2
     inside[:] = 0
     k = w = moves = rounds = idle = 0
-    level, finest = np.inf, _FINEST * slack  # the penalty, over lam
+    level, finest = np.inf, _FINEST * slack  # `level` is the penalty over lam
     while True:
         _subtract(full, products, gram, atoms, x, k, len(full))
         _subtract(r, y, D, atoms, x, k, len(y))
@@ -273,7 +273,7 @@ def _one(shared, y, products, start, slack, limits, work, own, out):
             *(nonnegative, slack, min(max(fewest, k), len(inside) - w)),
         )
         idle = 0 if joined or level > 1 else idle + 1  # blocked atoms: look twice
-        if idle > 1 and gap > tol >= 0 and slack > finest:  # of codes much larger than y
+        if idle > 1 and gap > tol >= 0 and slack > finest:  # for codes much larger than y
             slack, idle = slack / 10, 0
             continue
         if (
@@ -304,9 +304,9 @@ def _one(shared, y, products, start, slack, limits, work, own, out):
 
 @_compiled
 def _begun(shared, start, products, slack, budget, work, own):
-    """From a code: the minimiser with its signs, or what is left of them, on its support.
+    """Start from a code: go to the minimiser on its support, with as many of its signs as hold.
 
-    Free atoms of either sign are active, as far as they do not depend on others.
+    Free atoms of either sign become active unless they depend on others.
     """
     gram, D, inverse, l2, nonnegative, mask = shared
     x, sign, lam, atoms = work[2], work[4], work[6], work[10]
@@ -356,7 +356,7 @@ def _gap(x, full, weight, atoms, k, l2, squares, s):
 
 @_compiled
 def _violated(full, weight, inverse, excess, inside, fresh, nonnegative, slack, most):
-    """How many atoms join the working set: those whose constraint is violated most, in order."""
+    """Choose the atoms whose constraints are violated most, in order; return their number."""
     joined, floor = 0, slack
     for i in range(len(inverse)):
         size = full[i] if nonnegative else abs(full[i])
@@ -374,7 +374,7 @@ def _violated(full, weight, inverse, excess, inside, fresh, nonnegative, slack, 
 
 @_compiled
 def _minimise(work, k, w, nonnegative, slack, budget):
-    """Minimise over the w atoms of the working set, the first k of them active; k and the moves."""
+    """Minimise over the w atoms of the working set, k of them active; return k and the moves."""
     A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
     blocked[:w] = 0
     polished, moves = 0, 0
@@ -405,7 +405,7 @@ def _minimise(work, k, w, nonnegative, slack, budget):
         _swap(work, entering, k, 0, w)
         k, joined, exchanged = _enter(work, k, w, nonnegative)
         moves, polished = moves + 1, 0 if joined else polished
-        if joined and not exchanged:  # else the next round moves
+        if joined and not exchanged:  # otherwise the next round moves
             for i in range(k):
                 change[i] = -M[k - 1, i] * g[k - 1]
             k, _ = _move(work, k, w)
@@ -414,15 +414,15 @@ def _minimise(work, k, w, nonnegative, slack, budget):
 
 @_compiled
 def _enter(work, k, w, nonnegative):
-    """Atom k becomes active, in the place of others if it depends on them; else it is blocked.
+    """Make atom k active, in place of atoms on which it depends; if this fails, block it.
 
     Returns:
-        The number of active atoms, whether it is one of them, and whether others have left.
+        The number of active atoms, whether atom k is active, and whether others have left.
     """
     A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
     side, slope = (1.0 if g[k] > 0 else -1.0), abs(g[k]) - lam[k]
     pivot, exchanged = _border(A, M, u, order, k), False
-    while pivot <= _DEPENDENT * A[k, k]:  # it takes the place of the first that its rise makes zero
+    while pivot <= _DEPENDENT * A[k, k]:  # replace the first atom that its rise makes zero
         leaving, far = -1, np.inf
         for i in range(k):
             if sign[i] * u[i] * side > 0 and x[i] / (u[i] * side) < far:
@@ -446,7 +446,7 @@ def _enter(work, k, w, nonnegative):
 
 @_compiled
 def _move(work, k, w):
-    """From x to x - change, as far as the signs hold; then one atom leaves."""
+    """Move from x towards x - change; where a sign would change, stop, and that atom leaves."""
     x, sign, change, blocked = work[2], work[4], work[8], work[12]
     far, leaving = 1.0, -1
     for i in range(k):
@@ -464,7 +464,7 @@ def _move(work, k, w):
 
 @_compiled
 def _constraint(value, lam, nonnegative):
-    """The sign that an active entry must keep; 0 for one that is free."""
+    """The sign that an active entry must keep; 0 for a free entry."""
     if nonnegative:
         return 1.0
     return np.sign(value) if lam > 0 else 0.0
@@ -491,7 +491,7 @@ def _matched(
 
 @_compiled
 def _atom_by_atom(shared, y, products, most, least, work, own, out):
-    """The code of a signal; its number of atoms."""
+    """Compute the code of a signal; return its number of atoms."""
     gram, inverse, favour, by_fit = shared
     A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
     full, along, _, apart, inside, fresh = own  # apart: squared distances from the active atoms
@@ -527,7 +527,7 @@ def _atom_by_atom(shared, y, products, most, least, work, own, out):
             x[i] -= x[k] * u[i]
         _extend(M, u, pivot, k)
         k += 1
-    for _ in range(2):  # against the rounding of these moves
+    for _ in range(2):  # to correct the rounding of the moves
         _subtract(g, b, A, order, x, k, k)
         change[:k] = 0
         _subtract(change, change, M, order, g, k, k)
@@ -556,7 +556,7 @@ def _in_span(work, k):
 
 @_compiled
 def _subtract(out, b, A, rows, x, k, n):
-    """out = b - sum_i x_i A[rows_i], of n entries and k rows."""
+    """out = b - sum_i x_i A[rows_i], with n entries and k rows."""
     i = 0
     if k >= 4:
         r0, r1, r2, r3 = rows[0], rows[1], rows[2], rows[3]
@@ -582,7 +582,7 @@ def _subtract(out, b, A, rows, x, k, n):
 
 @_compiled
 def _join(work, gram, products, weight, inverse, fresh, joined, inside, w):
-    """The working set with more atoms, that are not active; how many it has."""
+    """Add atoms to the working set, not active yet; return its size."""
     A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
     for i in range(joined):
         j = fresh[i]
@@ -612,7 +612,7 @@ def _rows(gram, D, l2, mask, fresh, joined, known):
 
 @_compiled
 def _swap(work, i, j, k, w):
-    """Atoms i and j change places, in the inverse of k active atoms too."""
+    """Swap atoms i and j, also in the inverse of k active atoms."""
     A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
     if i == j:
         return
@@ -629,7 +629,7 @@ def _swap(work, i, j, k, w):
 
 @_compiled
 def _border(A, M, u, order, k):
-    """u: the code of atom k in the active ones; the squared distance from their span."""
+    """Write the code of atom k in the active atoms to u; return its squared distance to them."""
     u[:k] = 0
     _subtract(u, u, M, order, A[k], k, k)
     pivot = A[k, k]
@@ -641,7 +641,7 @@ def _border(A, M, u, order, k):
 
 @_compiled
 def _extend(M, u, pivot, k):
-    """The inverse with one more atom."""
+    """Extend the inverse by one atom."""
     for i in range(k):
         f = u[i] / pivot
         for j in range(k):
@@ -652,7 +652,7 @@ def _extend(M, u, pivot, k):
 
 @_compiled
 def _leave(work, i, k, w):
-    """Active atom i leaves: it becomes the first of the others."""
+    """Remove active atom i: it becomes the first inactive atom."""
     M, x, sign = work[1], work[2], work[4]
     q = k - 1
     _swap(work, i, q, k, w)
@@ -666,7 +666,7 @@ def _leave(work, i, k, w):
 
 @_compiled
 def _rebuild(work, count, w):
-    """The inverse for the first atoms from their Gram matrix; those that depend on others leave."""
+    """Compute the inverse of the first atoms from their Gram matrix, without dependent atoms."""
     A, M, x, sign, u, order = work[0], work[1], work[2], work[4], work[9], work[11]
     k = 0
     for _ in range(count):

@@ -44,9 +44,9 @@ from unrolled.pursuit._problem import (
 __all__ = ["basis_pursuit", "bpdn"]
 
 
-# Relative to the largest entry, and to the l1 norm: less than this is the rounding of the solver.
+# An entry below this share of the largest entry, or of the l1 norm, is rounding of the solver.
 _NEGLIGIBLE = 1e-9
-# Relative to norm(y): less than this is the rounding of one product in float64.
+# A number below this share of norm(y) is the rounding of one product in float64.
 _ROUNDING = 1e-13
 
 
@@ -55,10 +55,10 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
 
     .. math:: \min_x \|x\|_1 : D x = y.
 
-    The linear program is solved in float64 on the host; under `vmap` over signals a whole batch is
-    solved together. Traceable. Differentiable in D and y with the support held fixed, if the
-    solution is unique and the atoms of its support are independent. For many sparse signals and a
-    common penalty the LASSO solvers are faster.
+    The linear program is solved in float64 on the host; `vmap` over signals solves a whole batch
+    together. Traceable. Differentiable in D and y with the support held fixed, if the solution is
+    unique and the atoms of its support are independent. The LASSO solvers are faster for many
+    sparse signals and a common penalty.
 
     Args:
         D: (m, d). Structured dictionaries are made dense.
@@ -68,18 +68,18 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
     Returns:
         Pursuit with one of the solutions. `gap` is (norm(x, 1) - dual) / norm(x, 1), and `steps`
         counts the pivots after the first-order method. `converged` says that the gap is at most tol
-        and that the code as it is returned has D x = y to rounding. It is False if y is not in the
-        range of D (x is then the code of its projection) or not finite (x is then 0), and where the
-        rounding of x leaves a residual of more than sqrt(eps) norm(y), as where only the rounding
-        of D brings y into its range: take float64, or subtract what all atoms lack.
+        and that the returned code has D x = y to rounding. It is False if y is not in the range of
+        D (x is then the code of its projection) or not finite (x is then 0). It is also False if
+        the rounding of x leaves a residual above sqrt(eps) norm(y), which happens if y is in the
+        range of D only by the rounding of D: take float64, or project y onto the range.
 
     Raises:
-        TypeError: operands that are not real numbers.
-        ValueError: shapes that do not fit, or tol not positive.
+        TypeError: an operand is not real.
+        ValueError: shapes do not fit, or tol is not positive.
 
-    Not claimed: the least norm of all codes that reproduce y to rounding. Where rounding alone
-    gives D its full rank, as in a float32 product of thin factors, that of y is divided by tiny
-    singular values, and x may be much longer. Multiply such factors in float64.
+    Not claimed: the least norm of all codes that reproduce y to rounding. If D has full rank only
+    by rounding, as a float32 product of thin factors, the rounding of y is divided by tiny singular
+    values, and x may be much longer. Multiply such factors in float64.
 
     Reference: Chen, Donoho, Saunders (1998).
 
@@ -142,20 +142,20 @@ def _derivative(tol, primals, tangents):
 @on_auto_axes
 @partial(jax.jit, static_argnums=(0, 2))
 def _compiled(form: StaticPart, problem: Problem, tol: float) -> tuple:
-    """A callback of arrays on several devices, and what is made of it, in one program.
+    """The callback and the rest in one program, for arrays on several devices.
 
-    What a callback alone returns has a place that no other program takes.
+    The result of a program with only the callback is on a device that other programs refuse.
     """
     answers = _solution(problem.Ds[0], problem.y, tol)
     return _result(form, problem, Found(*answers))
 
 
 def _solve_on_host(D, y, *, tol):
-    """x, gap, steps and whether the gap is met; D and y lead with the same axes, or with ones."""
+    """x, gap, steps and whether the gap is met; the leading axes of D and y are equal, or 1."""
     dtype = y.dtype
     D, y = np.asarray(D, np.float64), np.asarray(y, np.float64)
     lead = np.broadcast_shapes(D.shape[:-2], y.shape[:-1])
-    if D[..., 0, 0].size > 1:  # a dictionary for every signal
+    if D[..., 0, 0].size > 1:  # one dictionary per signal
         D, y = np.broadcast_to(D, (*lead, *D.shape[-2:])), np.broadcast_to(y, (*lead, y.shape[-1]))
         answers = [_one_dictionary(D[i], y[i][:, None], tol) for i in np.ndindex(lead)]
     else:
@@ -176,7 +176,7 @@ def _one_dictionary(D, Y, tol):
     nonzero = np.isfinite(Y).all(0) & Y.any(0)
     gap[~Y.any(0)] = 0
     if nonzero.any() and np.isfinite(D).all() and D.any():
-        # Every program is run to its vertex, even one within tol: a vertex has exact zeros.
+        # Run every program to a vertex, even if it is within tol, because a vertex has exact zeros.
         solution = lp.basis_pursuit(lp.whiten(D), Y[:, nonzero], tol=tol, choose=_next)
         V = np.stack([_polished(D, y, v) for y, v in zip(Y[:, nonzero].T, solution.V.T)], 1)
         X[nonzero], steps[nonzero], size = V.T, solution.steps, np.abs(V).sum(0)
@@ -185,14 +185,14 @@ def _one_dictionary(D, Y, tol):
 
 
 def _polished(D, y, v):
-    """v solved again without the entries that are rounding, if the others reproduce y as well."""
+    """Solve again without the entries of v that are rounding, if the others reproduce y as well."""
     large = np.abs(v) > _NEGLIGIBLE * np.abs(v).max()
     if large.all():
         return v
     again = np.zeros_like(v)
     again[large] = np.linalg.lstsq(D[:, large], y, rcond=None)[0]
     misses = [np.linalg.norm(y - D @ x) for x in (again, v)]
-    # Of dependent atoms, least squares may choose others, with a larger l1 norm.
+    # If atoms are dependent, least squares may choose a code with a larger l1 norm.
     longer = np.abs(again).sum() > np.abs(v).sum() * (1 + _NEGLIGIBLE)
     return v if longer or misses[0] > misses[1] + _ROUNDING * np.linalg.norm(y) else again
 
@@ -205,22 +205,22 @@ def _next(primal, dual, tried):
     return next(iter(np.flatnonzero(~tried & (primal > 0))), None)
 
 
-# The penalties tried, at most; until one is small enough, each squared is this share of the last.
+# The most penalties to try; until one is small enough, lam^2 falls by this factor at each trial.
 _TRIALS, _FALL = 60, 0.01
 
 
 class _Search(NamedTuple):
-    """A bracket of the penalty, squared, with the excess of the squared residual at its ends."""
+    """A bracket of the squared penalty, with the excess of the squared residual at both ends."""
 
     low: Array
     high: Array
     below: Array  # at low, negative
     above: Array  # at high, positive
-    side: Array  # which end the last penalty replaced
+    side: Array  # the end that the last penalty replaced
     latest: Array  # (d,) the last code
-    x: Array  # (d,) the best feasible code, the last one while there is none
+    x: Array  # (d,) the best feasible code, or the last code if none is feasible
     residual: Array  # of x
-    gap: Array  # of x, inf while there is no feasible code
+    gap: Array  # of x, inf if no code is feasible yet
     steps: Array
     trials: Array
 
@@ -228,13 +228,13 @@ class _Search(NamedTuple):
 def bpdn(
     D: Dictionary, y: ArrayLike, eps: ArrayLike, *, tol: float = 1e-6, max_steps: int = 10_000
 ) -> Pursuit:
-    r"""Basis pursuit denoising: the least l1 norm whose signal is within eps of y.
+    r"""Basis pursuit denoising: the code of least l1 norm whose signal is within eps of y.
 
     .. math:: \min_x \|x\|_1 : \|y - D x\| \le eps.
 
-    Its code is that of a LASSO, whose penalty is searched by false position: on a piece of the path
-    where the support is constant, norm(y - D x)^2 is linear in lam^2. Traceable. Differentiable in
-    D, y and eps, as `lasso` is, with the support held fixed.
+    The code solves a LASSO, and false position finds the penalty: while the support is constant,
+    norm(y - D x)^2 is linear in lam^2. Traceable. Differentiable in D, y and eps, like `lasso`,
+    with the support held fixed.
 
     Args:
         D: (m, d).
@@ -244,16 +244,15 @@ def bpdn(
         max_steps: the most steps of FISTA for each penalty.
 
     Returns:
-        Pursuit. In half precision it has converged only if the code as it is rounded keeps within
-        eps. `gap` is (norm(x, 1) - dual) / norm(x, 1), with the dual value y . z - eps norm(z)
-        of z = r / max abs(D'r); it is inf if no code within eps was found. Then y is further than
-        eps from the range of D, or eps is so small beside norm(y) that rounding hides it: subtract
-        what all signals have in common, or take float64. `steps` counts those of all penalties.
+        Pursuit. In half precision `converged` requires that the rounded code is within eps. `gap`
+        is (norm(x, 1) - dual) / norm(x, 1), with the dual value y . z - eps norm(z) of
+        z = r / max abs(D'r); it is inf if no code within eps was found. Then y is further than eps
+        from the range of D, or eps / norm(y) is below rounding: subtract what all signals have in
+        common, or take float64. `steps` counts the steps for all penalties.
 
     Raises:
-        TypeError: operands that are not real numbers.
-        ValueError: shapes that do not fit, a known eps that is not positive, D = 0 (where known),
-            or tol <= 0.
+        TypeError: an operand is not real.
+        ValueError: shapes do not fit, a known eps is not positive, D = 0 (if known), or tol <= 0.
 
     Reference: Chen, Donoho, Saunders (1998); van den Berg, Friedlander (2008).
 
@@ -292,7 +291,7 @@ class Denoising:
 def _penalty(x: Array, D: Operator, y: Array, level: Array) -> Array:
     """The lam whose LASSO has the code x, the solution with norm(y - D x) = level.
 
-    On a support norm(y - D x) is a function of D, y and lam, which gives the derivative of lam.
+    On a support norm(y - D x) is a function of D, y and lam, and so gives the derivative of lam.
     """
     return jnp.max(jnp.abs((y - D @ x) @ D))
 
@@ -311,7 +310,7 @@ def _bpdn_derivative(primals, tangents):
 
 
 def _code(x: Array, D: Operator, y: Array, lam: Array) -> Array:
-    """x, as the code of a LASSO."""
+    """x, with the derivative of the code of a LASSO."""
     problem = Penalized(D, y, lam, jnp.zeros((), y.dtype))
     return on_branch(slope, 10 * min(D.shape), problem, x)
 
@@ -337,7 +336,7 @@ def _search(
         jnp.zeros((), int),
         jnp.zeros((), int),
     )
-    # Below this penalty no code can be told from one of the least residual.
+    # Below this penalty rounding hides the difference to a code of least residual.
     floor = rounding ** (4 / 3) * top
     last = programs.while_loop(
         lambda s: (s.gap > method.tol) & (s.trials < _TRIALS) & (s.high > floor),
@@ -356,19 +355,19 @@ def _tried(
     accuracy: float,
     s: _Search,
 ) -> _Search:
-    """The search after the code of another penalty."""
+    """The state of the search after one more penalty."""
     share = s.below / (s.below - s.above)
     between = s.low + share * (s.high - s.low)
     squared = jnp.where(s.low > 0, between, _FALL * s.high)
     lam, zero = jnp.sqrt(squared), jnp.zeros((), y.dtype)
     at = Penalized(D, y, lam, zero)
     x, gap, steps = code(L1, accuracy, method.max_steps, at, s.latest, size)
-    # An error of the residual is the root of the gap: the code once more, on its support.
+    # The error of the residual is only the root of the gap: solve once more, on the support.
     exact = on_support(at, x, jnp.asarray(2 * min(D.shape)))
     allowed = jnp.maximum(gap, accuracy)
     x = jnp.where(relative_gap(D, y, lam, exact, zero) <= allowed, exact, x)
     length, l1, gap = _judged(D, y, level, x)
-    # A little inside of the ball, where the gap is about a quarter of tol.
+    # Aim a little inside of the ball, where the gap is about a quarter of tol.
     excess = length**2 - level**2 + method.tol / 2 * lam * l1
     inside = excess < 0
     # False position with halved values at an end that stays twice (the Illinois rule).
@@ -393,7 +392,7 @@ def _tried(
 
 
 def _judged(D: Operator, y: Array, level: Array, x: Array) -> tuple[Array, Array, Array]:
-    """The norm of the residual, that of the code, and the gap; inf outside of the ball."""
+    """The norm of the residual, the l1 norm of the code, and the gap, inf outside of the ball."""
     r = y - D @ x
     g, length, l1 = r @ D, norm(r), jnp.sum(jnp.abs(x))
     lam = jnp.max(jnp.abs(g))

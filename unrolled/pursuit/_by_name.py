@@ -1,4 +1,4 @@
-"""The pursuits by name, on one signal or many, for callers whose method and options are data."""
+"""The pursuits by name, on one signal or many, for callers that get method and options as data."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -41,7 +41,7 @@ __all__ = ["PURSUITS", "register"]
 
 Solve = TypeVar("Solve", bound=Callable[..., Any])
 
-# The operands of a pursuit, after which its options come, and what it takes.
+# The leading operands of a pursuit -> what it takes; options follow the operands.
 _OPERANDS = {("D", "y"): "one", ("Ds", "y"): "chain", ("D", "Y"): "batch"}
 # What stands among the options, and is for a call of the function alone: operands with a row for
 # every signal, and how `omp_batch`, which stands for `omp` here, selects.
@@ -49,13 +49,13 @@ _OF_SIGNALS = {"start", "weights", "mask", "selection"}
 
 
 class Named(NamedTuple):
-    """A pursuit, and what its signature says."""
+    """A pursuit, and the facts in its signature."""
 
     solve: Callable[..., Any]
     takes: str  # "one" for (D, y), "chain" for (Ds, y), "batch" for (D, Y)
     options: tuple[str, ...]
-    needs: tuple[tuple[str, ...], ...]  # of each of these options one or the other
-    aims: bool  # whether `converged` judges it: thresholding aims at no problem
+    needs: tuple[tuple[str, ...], ...]  # groups of options; each group needs one
+    aims: bool  # whether `converged` judges the code; thresholding solves no problem
     many: str  # the pursuit of a batch that solves the same problem, or ""
 
 
@@ -69,21 +69,21 @@ def register(
 ) -> Solve:
     """Add a pursuit to `PURSUITS` by its name: `compare`, `encode` and `SparseCoder` then take it.
 
-    Its operands and options are those of its signature; an option without a default is needed.
+    The signature gives the operands and options; an option without a default is needed.
 
     Args:
         solve: a function of (D, y), (Ds, y) or (D, Y) and options. Its result has `converged`, and
-            the code `x`, or the codes `xs` of a chain, as `Pursuit` and `DeepPursuit` do.
-        one_of: options of which one is needed, though each has a default.
+            the code `x`, or the codes `xs` of a chain, like `Pursuit` and `DeepPursuit`.
+        one_of: options with defaults, one of them needed.
         aims: whether `converged` says that a code is as good as asked for.
         many: the name of the pursuit of a batch that solves the same problem.
 
     Returns:
-        solve, so that this is a decorator, too.
+        solve, so `register` is also a decorator.
 
     Raises:
-        TypeError: another module has registered that name.
-        ValueError: other operands.
+        TypeError: another module has registered this name.
+        ValueError: the operands are different ones.
 
     Example:
         >>> @ur.pursuit.register
@@ -112,7 +112,7 @@ def register(
     return solve
 
 
-# `lasso_path` is not here: it has a code for every penalty.
+# `lasso_path` is not here, because it has a code for every penalty.
 register(threshold, aims=False)
 register(ista)
 register(fista)
@@ -134,20 +134,20 @@ register(ml_basis_pursuit)
 register(holistic)
 
 
-CHAIN, BATCH = "chain", "batch"  # what a pursuit takes, where it is not (D, y)
+CHAIN, BATCH = "chain", "batch"  # what a pursuit takes, if not (D, y)
 
 
 class Coded(NamedTuple):
-    """The codes of every layer, (signals, d_j) each, and which are not as good as asked for."""
+    """The codes of every layer, (signals, d_j) each, and the signals whose codes miss their aim."""
 
     codes: tuple[Array, ...]
-    missed: int  # how many
-    rows: np.ndarray  # which
-    zeros: int  # signals that are not zero, but beside the largest, coded as zero
+    missed: int  # number of signals whose codes miss their aim
+    rows: np.ndarray  # the indices of these signals
+    zeros: int  # number of nonzero signals, negligible next to the largest, coded as zero
 
 
 def check_options(name: str, options: Mapping[str, Any], where: str) -> None:
-    """Raise ValueError unless `options` are those of the pursuit `name`, with all it needs."""
+    """Raise ValueError unless the pursuit `name` has these options and needs no others."""
     if name not in PURSUITS:
         names = ", ".join(PURSUITS)
         raise ValueError(f"{where}: unknown pursuit {name!r}; expected one of {names}")
@@ -173,23 +173,23 @@ def check_dictionaries(name: str, n: int, where: str) -> None:
         raise ValueError(f"{where}: {name} takes one dictionary, got {n}; for a chain try {deep}")
 
 
-# The most atoms, and entries of a signal, whose Gram matrix a solver of a batch makes in float64:
-# 0.5 GB.
+# The most atoms, and entries of a signal, for which a solver of a batch makes a Gram matrix in
+# float64: 0.5 GB.
 _LARGEST = 8192
-# Relative duality gaps: small beside any objective, and what FISTA reaches, in so many steps.
+# Relative duality gaps: one that counts as exact; one that FISTA reaches; and its most steps.
 _CERTIFIED, _REACHED, _MAX_STEPS = 1e-9, 1e-6, 3000
 
 
-# A signal is zero beside the largest one of its batch below so many roundings of that: where a mean
-# was taken away, a flat patch of a picture leaves one or a few.
+# A signal below so many roundings of the largest one in its batch counts as zero: a flat patch of a
+# picture without its mean is one or a few roundings.
 ROUNDINGS = 8
 _ABSOLUTE = ("lam", "lams", "theta", "thetas", "eps", "tol")  # in the units of the signals
 
 
 def is_relative(name: str, options: Mapping[str, Any]) -> bool:
-    """Whether a pursuit has no aim in the units of the signals, so that it codes rounding, too.
+    """Whether no option of a pursuit has the units of the signals, so that it codes rounding too.
 
-    Such are a sparsity, a ratio, or a signal to reproduce. (A tol has these units in OMP alone.)
+    Examples are a sparsity, a ratio, or a signal to reproduce. (Only in OMP tol has these units.)
 
     Example:
         >>> from unrolled.pursuit._by_name import is_relative
@@ -201,7 +201,7 @@ def is_relative(name: str, options: Mapping[str, Any]) -> bool:
 
 
 def zero_beside_largest(Y: Any) -> np.ndarray:
-    """Which signals that are not zero are so beside the largest, to the rounding of their dtype.
+    """Marks nonzero signals that are below the rounding of the largest one in their dtype.
 
     Example:
         >>> from unrolled.pursuit._by_name import zero_beside_largest
@@ -214,12 +214,12 @@ def zero_beside_largest(Y: Any) -> np.ndarray:
 
 
 def pursue(name: str, Ds: tuple[Any, ...], Y: Any, options: Mapping[str, Any]) -> Coded:
-    """The codes of the signals Y, (signals, m), by a pursuit whose arguments were checked.
+    """The codes of the signals Y, (signals, m), by a pursuit with checked arguments.
 
-    Where a solver of a batch has its options, that finds the codes: under vmap, the loop of a
-    pursuit runs for all signals as long as the hardest one needs. It is not for `jit`: the options
-    are checked as values. Without an aim in the units of the signals, one that is zero beside the
-    largest, to the rounding of its dtype, has the code 0.
+    If a solver of a batch has the same options, it finds the codes, because under `vmap` the loop
+    of a pursuit runs for all signals as long as the hardest one needs. Not for `jit`: the options
+    are checked as values. If no option has the units of the signals, a signal that is below the
+    rounding of the largest one has the code 0.
 
     Example:
         >>> from unrolled.pursuit._by_name import pursue
@@ -298,15 +298,15 @@ def _reached(D: Dictionary, Y: Array, lam: Array) -> Pursuit:
     return jax.vmap(solve, (signal_axes(D), 0, None))(D, Y, lam)
 
 
-# What `default_lam` is, for a sentence.
-LARGEST_LAM = "what gives nine signals in ten the code 0"
+# `default_lam` in words, for a sentence.
+LARGEST_LAM = "the lam at which nine codes in ten are 0"
 DEFAULT_LAM = f"a tenth of {LARGEST_LAM}"
 
 
 def default_lam(D: Dictionary, Y: Array | np.ndarray | MappedRows, ratio: float = 0.1) -> float:
-    """A weight of the LASSO for signals: a share of what gives nine signals in ten the code 0.
+    """A weight of the LASSO: a share of the lam at which nine signals in ten have the code 0.
 
-    That is lam_max = max |D'y| of the signal. The first 2,000 signals are asked.
+    A signal has the code 0 at lam_max = max |D'y|. The first 2,000 signals decide.
 
     Args:
         D: (m, d).
@@ -314,7 +314,7 @@ def default_lam(D: Dictionary, Y: Array | np.ndarray | MappedRows, ratio: float 
         ratio: the share.
 
     Raises:
-        ValueError: all of them are zero.
+        ValueError: all signals are zero, or orthogonal to all atoms.
 
     Example:
         >>> from unrolled.pursuit._by_name import default_lam
@@ -323,7 +323,7 @@ def default_lam(D: Dictionary, Y: Array | np.ndarray | MappedRows, ratio: float 
     """
     Y = as_flat(D, np.asarray(Y[:2000]), 1)[0]
     products = np.asarray(Y, float) @ np.asarray(dense(D), float)
-    unit = np.abs(products).max(initial=0) or 1.0  # whose square may leave the range
+    unit = np.abs(products).max(initial=0) or 1.0  # squares may leave the range
     largest = unit * _sizes(D, products / unit).max(1)  # in float32 they may be 0
     if not largest.any():
         raise ValueError("lam cannot be chosen: all signals are zero, or orthogonal to all atoms")

@@ -1,4 +1,4 @@
-"""The objective of the LASSO, a bound of its excess over the minimum, and its line search."""
+"""The objective of the LASSO, a bound on its excess over the minimum, and its line search."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ def lasso_objective(D: Dictionary, y: ArrayLike | Any, x: ArrayLike | Any, lam: 
         lam: penalty weight: one number, one per atom, or one per filter of a `Conv`.
 
     Raises:
-        ValueError: lam of another shape.
+        ValueError: lam has another shape.
 
     Example:
         >>> D, y = jnp.eye(2), jnp.array([3.0, 0.5])
@@ -55,26 +55,27 @@ def lasso_objective(D: Dictionary, y: ArrayLike | Any, x: ArrayLike | Any, lam: 
 @jax.jit
 def _objective(D: Operator, y: Array, x: Array, lam: ArrayLike) -> Array:
     r = y - D @ x
-    misfit = jnp.sum(r * (r / 2))  # r^2 may leave the range, r^2/2 not
+    misfit = jnp.sum(r * (r / 2))  # r^2 may leave the range, r^2/2 does not
     return misfit + L1.of(D).value(x, per_atom(D, lam))
 
 
 @checked
 def duality_gap(D: Dictionary, y: ArrayLike | Any, x: ArrayLike | Any, lam: ArrayLike) -> Array:
-    r"""An upper bound of F(x) - F* for the LASSO that needs no F*.
+    r"""An upper bound on F(x) - F* for the LASSO, without F*.
 
     It comes from the dual point s r, with r = y - D x and s = min(1, min_i lam_i / |D'r|_i), as a
     sum of non-negative terms without cancellation:
 
     .. math:: gap = (1 - s)^2 \|r\|^2 / 2 + \sum_i (lam_i |x_i| - s x_i (D'r)_i).
 
-    An atom with lam_i = 0 bounds |d_i . r| by 0. So r is first freed of its part r - r' in the span
-    of these atoms, which adds norm(r - r')^2 / 2 to the gap, and norm(y) times the rounding of r'.
+    An atom with lam_i = 0 bounds |d_i . r| by 0. So r first loses its part r - r' in the span of
+    these atoms, which adds norm(r - r')^2 / 2 to the gap, and norm(y) times the rounding of r'.
 
-    It is a bound with any r in place of y - D x, up to norm(e) (norm(e) + sqrt(2 gap)) if they
-    differ by e: rounding of r hardly matters. That of D'r changes it, for unit atoms by some
-    eps norm(r) (2 norm(x, 1) + sqrt(2 gap) norm(r) / lam). Computed again in float64, from a code
-    found in float32, the gap has another r; where atoms nearly depend it may be much larger.
+    Any r in place of y - D x also gives a bound, up to norm(e) (norm(e) + sqrt(2 gap)) if they
+    differ by e, so the rounding of r hardly matters. The rounding of D'r changes the gap, for unit
+    atoms by about eps norm(r) (2 norm(x, 1) + sqrt(2 gap) norm(r) / lam). If the gap of a float32
+    code is computed again in float64, r differs; if atoms nearly depend, the gap may be much
+    larger.
 
     Where codes of D come in parts, |v|_i is the norm of part i, the modulus of a complex number.
 
@@ -86,7 +87,7 @@ def duality_gap(D: Dictionary, y: ArrayLike | Any, x: ArrayLike | Any, lam: Arra
         The gap, (), in the units of norm(y)^2.
 
     Raises:
-        ValueError: lam of another shape.
+        ValueError: lam has another shape.
 
     Example:
         >>> D, y = jnp.eye(2), jnp.array([3.0, 0.5])
@@ -120,7 +121,7 @@ def _as_operands(D: Dictionary, y: Any, x: Any, lam: ArrayLike, where: str) -> t
 
 @jax.jit
 def _duality_gap(D: Operator, y: Array, x: Array, lam: ArrayLike) -> Array:
-    # Over a power of two near y or D x the terms stay in the range, wherever their sum does.
+    # Divided by a power of two near y or D x, the terms stay in the range if their sum does.
     r = y - D @ x
     k = exponent(jnp.stack([jnp.asarray(y, r.dtype), r]))
     y, x, weight = (ldexp(jnp.asarray(v, r.dtype), -k) for v in (y, x, per_atom(D, lam)))
@@ -128,7 +129,7 @@ def _duality_gap(D: Operator, y: Array, x: Array, lam: ArrayLike) -> Array:
 
 
 def dual_factor(lam: Array, size: Array) -> Array:
-    """min(1, lam / size), entry by entry, for size >= 0: what makes a dual point feasible."""
+    """min(1, lam / size), entry by entry, for size >= 0: the factor for a feasible dual point."""
     over = size > lam
     return jnp.where(over, lam / jnp.where(over, size, 1), 1)
 
@@ -140,21 +141,22 @@ def dual_gap(
     gs: Sequence[Array],
     penalty: Penalty = L1,
 ) -> Array:
-    r"""The gap of every certificate here; numbers near 1.
+    r"""The duality gap behind all certificates here, for numbers near 1.
 
     .. math:: (1 - s)^2 squares / 2 + \sum_j \sum_i (lam_j |x_j| - s x_j g_j)_i,
         \qquad s = \min(1, \min_i lam_J / |g_J|_i),
 
-    where all |g_j| but the last are at most lam_j: a sum of non-negative terms.
+    a sum of non-negative terms. For all j but the last, |g_j| is at most lam_j.
 
     Args:
         squares: norm(r)^2 of the residual r, ().
-        lams, xs, gs: of every layer, (d_j,) or what broadcasts to it.
-        penalty: of the one layer, or L1. Over x >= 0 the gap is inf for other codes.
+        lams, xs, gs: one per layer, (d_j,) or a shape that broadcasts to (d_j,).
+        penalty: the penalty of a single layer, or L1. If the penalty asks for x >= 0, the gap is
+            inf for other codes.
     """
     s = jnp.min(dual_factor(penalty.of_parts(lams[-1]), penalty.dual_sizes(gs[-1])))
     terms = [penalty.excess(x, g, lam, s) for lam, x, g in zip(lams, xs, gs)]
-    # XLA's maximum on a CPU loses NaN, fused with a sum.
+    # On a CPU, XLA's maximum loses NaN if it is fused with a sum.
     excess = sum(jnp.sum(jnp.where(t < 0, 0, t)) for t in terms)
     gap = (1 - s) ** 2 * squares / 2 + excess
     return jnp.where((xs[-1] < 0).any(), jnp.inf, gap) if penalty.nonnegative else gap
@@ -165,9 +167,9 @@ def elastic_gap(
 ) -> Array:
     r"""`dual_gap` of 1/2 norm(y - D x)^2 + lam norm(x, 1) + l2/2 norm(x)^2, with h = D'(y - D x).
 
-    The elastic net is the LASSO of D over sqrt(l2) I, with g = h - l2 x. With l2 > 0, r itself has
-    the dual value of the Fenchel conjugate, and the gap sum_i l2/2 (x_i - e_i / l2)^2 + lam_i |x_i|
-    - x_i (h_i - e_i) with e the excess of h over lam. The smaller gap counts.
+    The elastic net is the LASSO of D stacked on sqrt(l2) I, with g = h - l2 x. If l2 > 0, r itself
+    has a dual value, from the Fenchel conjugate, and the gap sum_i l2/2 (x_i - e_i / l2)^2 +
+    lam_i |x_i| - x_i (h_i - e_i), where e is the excess of h over lam. The smaller gap counts.
     """
     energy = squares + l2 * jnp.sum(x**2)
     scaled = dual_gap(energy, (lam,), (x,), (h - l2 * x,), penalty)
@@ -200,9 +202,9 @@ def _gap(
 ) -> Array:
     r = y - D @ x
     h, nu, beside = r @ D, r, 0.0
-    if lam.ndim:  # one weight for all atoms hardly ever leaves them free
+    if lam.ndim:  # a single weight for all atoms is hardly ever 0
         free = (lam == 0) & (l2 is None or l2 == 0)
-        # Over x >= 0 an atom that is not in use bounds d_i . r on one side.
+        # Over x >= 0 an unused atom bounds d_i . r only from above.
         in_use = free & (x > 0) if penalty.nonnegative else free
         branches = partial(freed, D, in_use), lambda r, h: (r, h, jnp.zeros((), r.dtype))
         nu, h, off = programs.cond(free.any(), *branches, r, h)
@@ -214,7 +216,7 @@ def _gap(
 
 
 def chain_gap(problem: Problem, xs: Codes, multipliers: Callable[[int, Array], Array]) -> Array:
-    r"""An upper bound of F(x_J) - F* for the penalised chain, from any multipliers.
+    r"""An upper bound on F(x_J) - F* for the penalised chain, from any multipliers.
 
     The primal and the dual problem are
 
@@ -224,14 +226,14 @@ def chain_gap(problem: Problem, xs: Codes, multipliers: Callable[[int, Array], A
         |D_j' z_{j-1} - z_j| \le lam_j, \quad z_J = 0.
 
     With z_0 = y - D_1 x_1 and |U_j| <= lam_j, the choice z_j = D_j' z_{j-1} - U_j meets all
-    constraints but the last, U_J = D_J' z_{J-1}. A factor s <= 1 makes it meet that too, and
+    constraints but the last, U_J = D_J' z_{J-1}. With a factor s <= 1 it meets the last too, and
 
     .. math:: gap = (1 - s)^2 \|z_0\|^2 / 2 + \sum_j \sum_i (lam_j |x_j| - s U_j x_j)_i,
 
     a sum of non-negative terms, accurate in float32.
 
     Args:
-        problem, xs: its codes obey x_{j-1} = D_j x_j.
+        problem, xs: the chain, and codes with x_{j-1} = D_j x_j.
         multipliers: (index of the layer, from 0, D_j' z_{j-1}) -> U_j, for j < J.
 
     Returns:
@@ -256,16 +258,16 @@ def half_energy(y: Array) -> Array:
 def least_between(xp: ModuleType, x: Any, d: Any, slope: Any, lam: Any, signs: Any) -> Any:
     """The minimiser of the objective among x + t d, 0 <= t <= 1, for every row.
 
-    With the signs of its support the objective is -f t + f t^2 / 2, f = slope . d, up to a
-    constant, if x + d is their minimiser; where an entry changes its sign, the slope rises by
-    2 lam_i abs(d_i). An entry where the search stops is exactly 0.
+    If x + d is the minimiser with the signs of x, the objective is -f t + f t^2 / 2 up to a
+    constant, with f = slope . d; where an entry changes its sign, the derivative rises by
+    2 lam_i abs(d_i). If the search stops at a sign change, the entry is exactly 0.
 
     Args:
         xp: numpy or jax.numpy.
         x: (n, k), codes.
         d: (n, k), the changes to the minimisers.
         slope: (n, k), the negative gradient at x.
-        lam: (n, k), or of a shape that broadcasts to it.
+        lam: (n, k), or a shape that broadcasts to it.
         signs: (n, k), -1, 0 or 1.
 
     Example:
@@ -283,7 +285,7 @@ def least_between(xp: ModuleType, x: Any, d: Any, slope: Any, lam: Any, signs: A
     after = xp.cumsum(rises, axis=1)
     f = xp.maximum(xp.sum(d * slope, axis=1, keepdims=True), float(xp.finfo(x.dtype).tiny))
     passed = xp.sum(after < f * (1 - times), axis=1, keepdims=True)
-    # The first crossing that is not passed, and the rises before it.
+    # The first crossing that the search does not pass, and the rises before it.
     nothing = xp.zeros_like(f)
     before = xp.take_along_axis(xp.concatenate([nothing, after], 1), passed, axis=1)
     limit = xp.take_along_axis(xp.concatenate([times, nothing + xp.inf], 1), passed, axis=1)
@@ -292,10 +294,10 @@ def least_between(xp: ModuleType, x: Any, d: Any, slope: Any, lam: Any, signs: A
 
 
 def freed(D: Operator, free: Array, r: Array, h: Array) -> tuple[Array, Array, Array]:
-    """r without its part in the span of the free atoms, D' of it, and how far rounding moved it.
+    """r without its part in the span of the free atoms, D'r of this r, and a bound on its rounding.
 
-    With |D_f'r| = e it is at most e / sigma off, sigma the least singular value of these atoms. The
-    code of a vector without structure in them tells sigma.
+    If |D_f'r| = e, the rounding is at most e / sigma, where sigma is the least singular value of
+    the free atoms. The code of a vector without structure in these atoms gives sigma.
     """
     m, d = D.shape
     # Their span does not depend on their norms, and products with atoms near 1 are in the range.
@@ -311,7 +313,7 @@ def freed(D: Operator, free: Array, r: Array, h: Array) -> tuple[Array, Array, A
     probe = jnp.cos(jnp.arange(1, m + 1, dtype=r.dtype) ** 2)
     inverse = norm(once(probe, jnp.zeros_like(level), 2 * jnp.count_nonzero(free) + 8))
     seen = norm(jnp.where(free, nu @ D, 0))
-    # Products below the range of the dtype end the steps at once: then sigma is not known.
+    # If products are below the range of the dtype, no step is taken, and sigma is not known.
     off = jnp.where(inverse > 0, seen * inverse * math.sqrt(m) / norm(probe), jnp.inf)
     return nu, jnp.where(free, 0, nu @ given), jnp.where(seen > 0, off, 0)
 

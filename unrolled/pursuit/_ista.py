@@ -50,7 +50,7 @@ __all__ = [
 
 
 class State(NamedTuple):
-    """The state of a method without memory: the code alone."""
+    """The state of a method without memory: only the code."""
 
     x: Array  # (d,)
 
@@ -68,7 +68,7 @@ def lipschitz(D: Dictionary, where: str) -> Array:
     """L = norm(D, 2)^2, the Lipschitz constant of the gradient D'(D x - y), for the step 1 / L.
 
     Raises:
-        ValueError: a known D is zero, or L is outside of the range of its dtype.
+        ValueError: a known D is zero, or L is outside of the range of the dtype.
 
     Example:
         >>> round(float(ur.pursuit.lipschitz(2 * jnp.eye(3), "caller")), 3)
@@ -111,7 +111,7 @@ def ista_step(
         gamma: step size, () or (d,).
         theta: thresholds, (), (d,), or one per filter of a `Conv`.
         activation: replaces ReLU in the shrinkage.
-        penalty: what shrinks, of the parts of D.
+        penalty: the penalty whose proximal map shrinks, for the parts of D.
 
     Returns:
         The next code, (d,).
@@ -188,20 +188,19 @@ def extrapolated(state: Momentum, x: Array, restart: bool) -> Momentum:
 def sweep(
     Ds: Sequence[Any], y: Array, x: Array, update: Callable[[int, Array, Array, Array], Array]
 ) -> Codes:
-    r"""One sweep through a chain: down from x_J, and up again with a new code in every layer.
+    r"""One sweep through a chain: down from x_J, and up again with new codes in all layers.
 
     .. math::
         x_{j-1} &= D_j x_j, \quad j = J, \dots, 1, \\
         \hat x_j &= update(j, \hat x_{j-1}, x_j, x_{j-1}), \quad j = 1, \dots, J,
         \quad \hat x_0 = y.
 
-    ML-ISTA and the networks that unroll it differ in `update` alone.
+    ML-ISTA and the networks that unroll it differ only in `update`.
 
     Args:
         Ds: J dictionaries, or anything with `D @ x` and `r @ D`.
-        y, x: (m,) and (d_J,), or what the dictionaries take.
-        update: takes the index of the layer, from 0, the new code before it, its code x_j, and
-            D_j x_j.
+        y, x: (m,) and (d_J,), or the arrays that the dictionaries take.
+        update: (index of the layer, from 0; new code of the layer before; x_j; D_j x_j) -> new x_j.
 
     Returns:
         The new codes, (d_j,) each.
@@ -236,7 +235,7 @@ def ml_ista_step(
     thetas: Sequence[ArrayLike],
     shrinkage: Callable[[Array, Any], Array] = shrink,
 ) -> Codes:
-    r"""One step of ML-ISTA from x = x_J: down by multiplication, up by an ISTA step per layer.
+    r"""One step of ML-ISTA from x = x_J: down by products, up by an ISTA step in each layer.
 
     .. math::
         x_{j-1} &= D_j x_j, \quad j = J, \dots, 2, \\
@@ -247,9 +246,9 @@ def ml_ista_step(
 
     Args:
         Ds: J dictionaries (d_{j-1}, d_j), or anything with `D @ x` and `r @ D`.
-        y, x: (m,) and (d_J,), or what the dictionaries take.
+        y, x: (m,) and (d_J,), or the arrays that the dictionaries take.
         gammas, thetas: J step sizes and thresholds, as in `ista_step`.
-        shrinkage: takes v and theta; `activations.nonnegative_threshold` for codes x >= 0.
+        shrinkage: (v, theta) -> code; `activations.nonnegative_threshold` for codes x >= 0.
 
     Returns:
         The codes after the step, (d_j,) each; the last one is the next x_J.
@@ -300,9 +299,9 @@ def ista(
         Pursuit. In float32 the gap of hard problems stalls near 1e-6.
 
     Raises:
-        TypeError: operands that are not real numbers, or a traced tol or max_steps.
-        ValueError: shapes that do not fit, lam < 0 or beyond the range of the dtype, D = 0
-            (where known), or tol <= 0.
+        TypeError: an operand is not real, or tol or max_steps is traced.
+        ValueError: shapes do not fit, lam is negative or beyond the range of the dtype, D = 0
+            (if known), or tol <= 0.
 
     Reference: Daubechies, Defrise, De Mol (2004); Beck, Teboulle (2009), Theorem 3.1.
 
@@ -329,8 +328,8 @@ def fista(
 ) -> Pursuit:
     r"""The LASSO by FISTA: ISTA steps at extrapolated points, see `fista_step`.
 
-    Without restart F(x_k) - F* <= 2 L norm(x*)^2 / (k + 1)^2. With restart there is no such
-    guarantee, but the local rate is linear and the gap is reached sooner.
+    Without restart F(x_k) - F* <= 2 L norm(x*)^2 / (k + 1)^2. Restart loses this guarantee, but the
+    local rate is linear and FISTA reaches the gap sooner.
 
     Args:
         D, y, lam, tol, max_steps, activation: as in `ista`.
@@ -369,23 +368,23 @@ def ml_ista(
 
     .. math:: \min_{x_J} \|y - D_1 x_1\|^2 / 2 + \sum_j lam_j \|x_j\|_1, \qquad x_{j-1} = D_j x_j.
 
-    The steps are those of `ml_ista_step` with gamma_1 = step / L_1, gamma_j = 1 / L_j and theta_j =
-    gamma_1 ... gamma_j lam_j, where L_j = norm(D_j, 2)^2. They converge to a fixed point, if there
-    is one: the gradient mapping of a layer is cocoercive, with at least half of the constant of an
-    exact gradient. One layer is `ista`.
+    It takes steps `ml_ista_step` with gamma_1 = step / L_1, gamma_j = 1 / L_j and theta_j =
+    gamma_1 ... gamma_j lam_j, where L_j = norm(D_j, 2)^2. The steps converge to a fixed point if
+    there is one: the gradient mapping of a layer is cocoercive, with at least half of the constant
+    of an exact gradient. With one layer this is `ista`.
 
-    The fixed point is not the optimum. Its excess falls with `step`, and so does the speed; it is
-    zero only by accident. `gap` bounds it.
+    The fixed point is not the optimum. A smaller `step` gives a smaller excess of the objective and
+    a lower speed; the excess is zero only by accident. `gap` bounds the excess.
 
     Args:
         Ds: J dictionaries (d_{j-1}, d_j).
         y: (m,).
-        lams: J penalties, one number, one per atom, or one per filter of a `Conv` each.
+        lams: J penalties, each one number, one per atom, or one per filter of a `Conv`.
         step: in (0, 1], share of the largest first step.
         tol: how near to the fixed point, see below; None runs exactly `max_steps` steps and is
             differentiable in reverse mode.
         max_steps: the most steps; with a tol, rounded up to a multiple of 10.
-        start: x_J to begin from, (d_J,); zero by default.
+        start: the x_J to begin from, (d_J,); zero by default.
 
     Returns:
         DeepPursuit. `converged` says that a step moves x_J by at most tol gamma_1 ... gamma_J max
@@ -393,11 +392,11 @@ def ml_ista(
         any point.
 
     Raises:
-        TypeError: operands that are not real numbers, or a traced step, tol or max_steps.
-        ValueError: shapes that do not fit, another number of lams, lam_j < 0, D_j = 0 (where
-            known), tol <= 0, or step outside (0, 1].
+        TypeError: an operand is not real, or step, tol or max_steps is traced.
+        ValueError: shapes do not fit, the number of lams is not J, lam_j < 0, D_j = 0 (if known),
+            tol <= 0, or step is outside (0, 1].
 
-    Not claimed: a rate. That of the first version of the paper was withdrawn in its final one.
+    Not claimed: a rate. The paper's first version has one, which its final version withdraws.
 
     Reference: Sulam, Aberdam, Beck, Elad (2020).
 
@@ -424,7 +423,7 @@ def ml_fista(
 ) -> DeepPursuit:
     """ML-FISTA: the steps of ML-ISTA at extrapolated points, as `fista_step` extrapolates.
 
-    Its fixed points are those of ML-ISTA. One layer is `fista`.
+    It has the fixed points of ML-ISTA. With one layer this is `fista`.
 
     Args:
         Ds, y, lams, step, tol, max_steps, start: as in `ml_ista`.
@@ -436,7 +435,7 @@ def ml_fista(
     Raises:
         TypeError, ValueError: as in `ml_ista`.
 
-    Not claimed: convergence, which is observed.
+    Not claimed: convergence, although it is observed.
 
     Reference: Sulam, Aberdam, Beck, Elad (2020).
 
@@ -462,7 +461,7 @@ class Iterated:
     chained: bool = False
 
     def checked(self, where: str) -> "Iterated":
-        """With its options checked."""
+        """The method with checked options."""
         none = "" if self.chained else ", or None for a fixed number of steps"
         step = checks.as_number(self.step, "step", where)
         if not 0 < step <= 1:
@@ -492,7 +491,7 @@ class Iterated:
                 D = problem.Ds[0]
                 return relative_gap(D, problem.y, problem.lams[0], x, penalty=L1.of(D))
             xs = codes_of(problem.Ds, x)
-            # The multipliers are what the shrinkage of a layer takes away, over t_j.
+            # A multiplier is the part that the shrinkage of a layer takes away, over t_j.
             return chain_gap(
                 problem,
                 xs,
@@ -517,7 +516,7 @@ class Iterated:
         return Found(state.x, gap(state.x) if self.chained else least, steps, met)
 
     def moves(self, once: Callable[[Array], Array], x: Array) -> tuple[Any, Callable]:
-        """The state to begin from, and the step from state to state."""
+        """The first state, and the step from state to state."""
         return State(x), lambda state: State(once(state.x))
 
 

@@ -42,7 +42,7 @@ __all__ = ["Path", "lam_max", "lam_of_paper", "lasso", "lasso_path"]
 
 # Steps of FISTA between two evaluations of the gap.
 _BLOCK = 10
-# Blocks between two finishes by conjugate gradients, at most.
+# The most blocks between two finishes by conjugate gradients.
 _OFTEN = 16
 
 
@@ -62,34 +62,34 @@ def lasso(
 
     .. math:: \min_x \tfrac12 \|y - D x\|^2 + \sum_i lam_i |x_i| + \tfrac{l2}{2} \|x\|^2.
 
-    FISTA with restart finds the support, conjugate gradients solve on it. Both need products with D
-    alone, so D may be a dictionary of any kind and size. Traceable. Differentiable in D, y, lam and
-    l2, in forward and in reverse mode, with the support held fixed: the derivative is that of the
-    solution where this is unique and its support does not change nearby. Inside of a `lax.scan`
-    the reverse mode has no reverse mode, but a forward one.
+    FISTA with restart finds the support, and conjugate gradients solve on the support. Both need
+    only products with D, so D may be a dictionary of any kind and size. Traceable. Differentiable
+    in D, y, lam and l2, in forward and in reverse mode, with the support held fixed: this is the
+    derivative of the solution if the solution is unique and its support does not change nearby.
+    Inside of a `lax.scan` the reverse mode has a forward mode but no reverse mode.
 
     Args:
         D: (m, d).
         y: (m,), or a signal grid of a `Conv`; then the code has the shape `D.code_grid`.
         lam: penalty weight: one number, one per atom, or one per filter of a `Conv`;
-            `lam_of_paper` converts a lambda that stands on the data term.
+            `lam_of_paper` converts a lambda on the data term.
         ratio: in place of lam, lam / lam_max(D, y).
         tol: duality gap to stop at, relative to norm(y)^2 / 2.
         nonnegative: minimise over x >= 0.
         l2: weight of the squared norm, at least 0.
-        start: the code to start from, as of a problem nearby; 0 by default.
+        start: the code to start from, such as the solution of a similar problem; 0 by default.
         max_steps: the most steps of FISTA, rounded up to a multiple of 10.
 
     Returns:
-        Pursuit; `steps` counts those of FISTA. lam >= lam_max gives x = 0 without a step. Atoms
-        with a lam of 0 are free, as for a mean or a trend; where all are, x is a least squares
-        code. (A traced number lam that is 0 has a loose gap: trace one per atom.) `duality_gap`
-        says what rounding leaves of the bound.
+        Pursuit; `steps` counts steps of FISTA. lam >= lam_max gives x = 0 without a step. Atoms
+        with a lam of 0 are free, as for a mean or a trend; if all atoms are free, x is a least
+        squares code. (A traced number lam that is 0 gives a loose gap: trace one lam per atom.)
+        `duality_gap` says how rounding changes the bound.
 
     Raises:
-        TypeError: operands that are not real numbers, or a traced tol or max_steps.
-        ValueError: shapes that do not fit, not one of lam and ratio, a lam, ratio or l2 that is
-            negative or beyond the range of the dtype, D = 0 (where known), or tol <= 0.
+        TypeError: an operand is not real, or tol or max_steps is traced.
+        ValueError: shapes do not fit, not exactly one of lam and ratio is given, lam, ratio or l2
+            is negative or beyond the range of the dtype, a known D is 0, or tol <= 0.
 
     Reference: Beck, Teboulle (2009); Zou, Hastie (2005) for the elastic net; Bertrand et al. (2020)
     for the implicit derivative.
@@ -118,14 +118,14 @@ class Lasso:
         assert l2 is not None
         penalized, start = Penalized(D, y, lam, l2), lax.stop_gradient(x)
         x, gap, steps = code(self.penalty.of(D), self.tol, self.max_steps, penalized, start, size)
-        gap = jnp.where(l2 < 0, jnp.nan, gap)  # a traced one: no gap bounds what is not convex
+        gap = jnp.where(l2 < 0, jnp.nan, gap)  # a traced l2 < 0 is not convex
         return Found(x, gap, steps, gap <= self.tol)
 
 
 def _checked(
     where: str, lam: Any, ratio: Any, tol: Any, max_steps: Any, nonnegative: Any, l2: Any
 ) -> tuple[Lasso, dict[str, Any]]:
-    """The method, and its part of the options of the door."""
+    """The method, and the arguments for `checked_single`."""
     penalty = NONNEGATIVE if checks.as_bool(nonnegative, "nonnegative", where) else L1
     method = Lasso(static_tol(tol, where), static_steps(max_steps, where), penalty)
     value, name = one_penalty(lam, ratio, where)
@@ -137,7 +137,7 @@ def _checked(
 
 
 class Path(Result):
-    """The codes of n penalties, and how good each is; see `Pursuit`."""
+    """The codes of n penalties, and how good each code is; see `Pursuit`."""
 
     lam: Array  # (n,)
     x: Array  # (n, d)
@@ -159,22 +159,22 @@ def lasso_path(
     start: ArrayLike | None = None,
     max_steps: int = 10_000,
 ) -> Path:
-    r"""The codes of `lasso` for a sequence of penalties, each started from the one before.
+    r"""The codes of `lasso` for a sequence of penalties; each starts from the code before.
 
-    Traceable, and differentiable as `lasso` is inside of a `lax.scan`.
+    Traceable, and differentiable like `lasso` inside of a `lax.scan`.
 
     Args:
         D: (m, d).
         y: (m,), or a signal grid of a `Conv`; then the codes have the shape `D.code_grid`.
-        lam: penalties, (n,), best from large to small.
-        ratio: in place of lam, lam / lam_max(D, y), (n,). Without either, 50 ratios from 1 to 0.01,
+        lam: penalties, (n,), preferably from large to small.
+        ratio: in place of lam, lam / lam_max(D, y), (n,). By default 50 ratios from 1 to 0.01,
             evenly spaced in their logarithms.
         tol, nonnegative, l2, start, max_steps: as in `lasso`, for each penalty; `start` for the
             first.
 
     Returns:
-        Path. `gap` is relative to norm(y)^2 / 2. `converged` says of a ratio also that its lam is
-        in the range of the dtype; where it is known not to be, it is refused.
+        Path. `gap` is relative to norm(y)^2 / 2. For a ratio, `converged` also says that lam is in
+        the range of the dtype; if lam is known to be outside, the function raises.
 
     Raises:
         TypeError, ValueError: as in `lasso`.
@@ -203,7 +203,7 @@ def lasso_path(
 def _path(
     method: Lasso, form: StaticPart, Ds: Any, y: Array, lams: Any, *others: Any
 ) -> tuple[Path, Array, Array]:
-    """The path, its penalties in units near 1, and the exponent of that unit."""
+    """The path, the penalties in units near 1, and the exponent of the unit."""
     problem, x = scaled(form, Ds, y, lams, *others)
     (scaled_lams,), k = problem.lams, 2 * problem.b - problem.up[0]
 
@@ -223,7 +223,7 @@ def _path(
 
 
 def lam_max(D: Dictionary, y: ArrayLike, *, nonnegative: bool = False) -> Array:
-    """The least lam whose LASSO has the code 0: max abs(D'y), or max(D'y, 0) for x >= 0.
+    """The least lam at which the LASSO has the code 0: max abs(D'y), or max(D'y, 0) for x >= 0.
 
     Args:
         D: (m, d).
@@ -231,8 +231,8 @@ def lam_max(D: Dictionary, y: ArrayLike, *, nonnegative: bool = False) -> Array:
         nonnegative: as in `lasso`.
 
     Raises:
-        TypeError: operands that are not real numbers.
-        ValueError: shapes that do not fit, or a lam beyond the range of the dtype (where known).
+        TypeError: an operand is not real.
+        ValueError: shapes do not fit, or a known lam is beyond the range of the dtype.
 
     Example:
         >>> float(ur.pursuit.lam_max(jnp.eye(2), jnp.array([3.0, -4.0])))
@@ -259,7 +259,7 @@ def refuse_lost(lam: Array, scaled_lam: Array, k: Array, where: str) -> None:
     if not checks.is_concrete((lam, scaled_lam, k)):
         return
     values, at = np.asarray(scaled_lam, float), np.asarray(lam, float)
-    # Numbers below the least normal one of float32 or float64 are zero in most operations.
+    # Most operations take numbers below the least normal number for zero.
     within = (at >= float(jnp.finfo(scaled_lam.dtype).tiny)) & np.isfinite(at)
     lost = (values > 0) & np.isfinite(values) & ~within
     if lost.any():
@@ -279,7 +279,7 @@ def lam_of_paper(weight: ArrayLike) -> Array:
         weight: lambda, positive.
 
     Raises:
-        ValueError: a known weight that is not positive.
+        ValueError: a known weight is not positive.
 
     Reference: Li, Feng, Zhou (2024), section 2.
 
@@ -304,14 +304,14 @@ def _half_inverse(weight: Array) -> Array:
 def one_penalty(
     lam: ArrayLike | None, ratio: ArrayLike | None, where: str
 ) -> tuple[ArrayLike, str]:
-    """The one of lam and ratio that is not None, with its name."""
+    """The given one of lam and ratio, with its name."""
     if (lam is None) == (ratio is None):
         raise ValueError(f"{where}: expected one of lam and ratio, got lam={lam}, ratio={ratio}")
     return (lam, "lam") if lam is not None else (ratio, "ratio")  # type: ignore[return-value]
 
 
 class Penalized(NamedTuple):
-    """1/2 norm(y - D x)^2 + lam norm(x, 1) + l2/2 norm(x)^2, all numbers near 1."""
+    """1/2 norm(y - D x)^2 + lam norm(x, 1) + l2/2 norm(x)^2, with all numbers near 1."""
 
     D: Operator
     y: Array  # (m,)
@@ -323,7 +323,7 @@ class Penalized(NamedTuple):
 def code(
     penalty: Penalty, tol: float, max_steps: int, problem: Penalized, start: Array, size: Array
 ) -> tuple[Array, Array, Array]:
-    """x, its relative gap, and the steps taken, from the code `start`; size is norm(D, 2)."""
+    """x, the relative gap and the number of steps, from the code `start`; size is norm(D, 2)."""
     D, y, lam, l2 = problem
     gamma = 1 / (size**2 + l2)
     finish = on_support if penalty.block == 1 else partial(on_parts, penalty)
@@ -340,7 +340,7 @@ def code(
         state, steps, _ = carry
         state, steps = programs.scan(step, state, length=_BLOCK)[0], steps + _BLOCK
         gap = relative(state.x)
-        # After 1, 2, 4, ... blocks, then every 16: as many products as for the steps, or fewer.
+        # Finish after 1, 2, 4, ... blocks, then every 16: at most as many products as the steps.
         blocks = steps // _BLOCK
         due = (blocks & (blocks - 1) == 0) | (blocks % _OFTEN == 0)
         limit = jnp.minimum(steps, _OFTEN * _BLOCK)
@@ -379,15 +379,15 @@ def on_branch(
 ) -> Array:
     """x, with the derivative of the point where slope(params, x) = 0 on the support of x.
 
-    The support is held fixed, and that of x itself is not asked for.
+    The support is held fixed, and x as an argument has no derivative.
 
     Args:
-        slope: (params, x) -> the negative gradient of the objective, (d,), whose entries off the
-            support do not count.
+        slope: (params, x) -> the negative gradient of the objective, (d,); entries off the support
+            do not count.
         limit: the most steps of conjugate residuals.
-        params: what x depends on, a tuple of arrays, D first.
+        params: the arrays on which x depends, a tuple, D first.
         x: (d,), a stationary point, in numbers near 1.
-        penalty: whose parts of x a support consists of.
+        penalty: the penalty that defines the parts in a support.
     """
     return x
 
@@ -395,12 +395,12 @@ def on_branch(
 @on_branch.defjvp
 def _branch(slope, limit, penalty, primals, tangents):
     params, x = primals
-    x = on_branch(slope, limit, params, x, penalty)  # which a second derivative moves, too
+    x = on_branch(slope, limit, params, x, penalty)  # for second derivatives
     return x, tangent(slope, limit, params, tangents[0], x, penalty)
 
 
 def units_of_small_atoms(D: Operator) -> Array:
-    """k, (d,), with atoms 2^k d_i of at least a 16th of the largest norm; 0 for all others."""
+    """k, (d,), so that 2^k d_i has at least a 16th of the largest norm; 0 for larger atoms."""
     sizes = exponent(column_norms(D)[None], 0)[0]
     return jnp.maximum(jnp.max(sizes) - sizes - 4, 0)
 
@@ -413,9 +413,9 @@ def tangent(
     x: Array,
     penalty: Penalty = L1,
 ) -> Array:
-    """How `on_branch` moves where params move, the least squares answer where atoms depend.
+    """The derivative of `on_branch` along a change of params; least squares if atoms depend.
 
-    It solves in `units_of_small_atoms`: small atoms of a support do not depend on others.
+    The function solves in `units_of_small_atoms`, so that small atoms do not count as dependent.
     """
     on, units = penalty.support(x), units_of_small_atoms(params[0])
 
@@ -436,7 +436,7 @@ def _rest(x: Array) -> Momentum:
 
 
 def on_support(problem: Penalized, x: Array, limit: Array) -> Array:
-    """The least objective from x towards the minimiser on its support, `limit` steps at most."""
+    """The best point from x towards the minimiser on its support, in at most `limit` steps."""
     signs = jnp.sign(x)
     descent = jnp.where(signs != 0, slope(problem, x), 0)
     change = conjugate_gradients(partial(_curvature, problem, signs), descent, limit)
@@ -444,12 +444,12 @@ def on_support(problem: Penalized, x: Array, limit: Array) -> Array:
     return least_between(jnp, *(v[None] for v in (x, change, descent, lam, signs)))[0]
 
 
-# Shares of a Newton step that are tried.
+# The shares of a Newton step to try.
 _SHARES = 1.0, 0.5, 0.25, 0.1, 0.0
 
 
 def on_parts(penalty: Penalty, problem: Penalized, x: Array, limit: Array) -> Array:
-    """A Newton step on the parts that are not 0, where the objective is smooth, or some of it."""
+    """A Newton step, or a share of it, on the nonzero parts, where the objective is smooth."""
     D, y, lam, l2 = problem
     on, own = penalty.support(x), partial(slope, problem, penalty=penalty)
 
@@ -466,13 +466,13 @@ def on_parts(penalty: Penalty, problem: Penalized, x: Array, limit: Array) -> Ar
 
     shares = jnp.asarray(_SHARES, x.dtype)
     values = jax.vmap(objective)(shares)
-    # The first that is as low as the least, to its rounding: near the end that is the whole step.
+    # The first share that ties with the lowest, up to rounding: near the end, the whole step.
     rounding = 4 * float(jnp.finfo(x.dtype).eps) * jnp.abs(values[-1])
     return x + shares[jnp.argmax(values <= jnp.min(values) + rounding)] * change
 
 
 def slope(problem: Penalized, x: Array, penalty: Penalty = L1) -> Array:
-    """The negative gradient of the objective, which holds in the entries of the support of x."""
+    """The negative gradient of the objective, valid at the entries of the support of x."""
     D, y, lam, l2 = problem
     return (y - D @ x) @ D - l2 * x - lam * penalty.directions(x)
 
@@ -486,8 +486,8 @@ def _curvature(problem: Penalized, signs: Array, v: Array) -> Array:
 def conjugate_gradients(A: Callable[[Array], Array], b: Array, limit: ArrayLike) -> Array:
     """v with A v = b, for a symmetric positive semidefinite A, in at most `limit` steps from 0.
 
-    A is near 1. Where it is singular, rounding leaves a part of b outside of its range: the steps
-    end in a direction whose curvature is rounding.
+    A is near 1. If A is singular, rounding leaves a part of b outside of its range: the steps end
+    in a direction whose curvature is rounding.
     """
     eps = float(jnp.finfo(b.dtype).eps)
     least = eps**2 * jnp.vdot(b, b)
@@ -512,11 +512,11 @@ def conjugate_gradients(A: Callable[[Array], Array], b: Array, limit: ArrayLike)
 
 
 def conjugate_residuals(A: Callable[[Array], Array], b: Array, limit: ArrayLike) -> Array:
-    """v with the least norm(A v - b), where A may be singular: atoms of a support may depend.
+    """v with the least norm(A v - b); A may be singular, because atoms of a support may depend.
 
-    Conjugate gradients need a b in the range of A. Here its part outside stays in the residual r,
-    until A r is the rounding of r. A derivative b has any scale, so it is first divided by a power
-    of two near it.
+    Conjugate gradients need b in the range of A. Here the part of b outside stays in the residual
+    r, until A r is the rounding of r. A derivative b may have any scale, so it is first divided by
+    a power of two.
     """
     eps, scale = float(jnp.finfo(b.dtype).eps), exponent(b)
     b = times_power(b, -scale)

@@ -1,6 +1,6 @@
-"""The LASSO of many signals in one dictionary, by an active set method, every code certified.
+"""The LASSO of many signals in one dictionary, by an active set method that certifies every code.
 
-Everything is float64 on the host, where threads share the signals.
+It runs in float64 on the host; threads share the signals.
 """
 
 import math
@@ -51,12 +51,12 @@ from unrolled.pursuit._problem import (
 __all__ = ["lasso_batch"]
 
 
-# Signals that a thread takes at once, at most and at least, and whose arrays are in memory at a
-# time. A thread can be interrupted between its signals only: by so many products it takes seconds
-# at most where codes have as many nonzeros as can be, about min(m, d)^2 d products each.
+# The most and the fewest signals that a thread takes at once, and the signals whose arrays are in
+# memory together. Ctrl-C can stop a thread only between its chunks: _PRODUCTS bounds a chunk to
+# seconds, even if codes have min(m, d) nonzeros and take about min(m, d)^2 d products each.
 _CHUNK, _FEWEST, BLOCK = 256, 16, 4096
 _PRODUCTS = 2**30
-# Violations that do not count, over the norm of the atom and of the signal.
+# The violation, over the norms of atom and signal, up to which a constraint holds.
 _SLACK = 1e-11
 
 
@@ -73,39 +73,39 @@ def lasso_batch(
     max_steps: int = 10_000,
     mask: ArrayLike | None = None,
 ) -> Pursuit:
-    r"""`lasso` for many signals with one dictionary, by an algorithm of its own.
+    r"""`lasso` for many signals with one dictionary, by an active set method.
 
     .. math:: \min_x \tfrac12 \|y - D x\|^2 + \sum_i lam_i |x_i| + \tfrac{l2}{2} \|x\|^2
         \quad \text{for every row } y \text{ of } Y.
 
-    An active set method finds the minimiser, and stops at the first code whose duality gap, in
-    float64, is at most tol. It runs on the host, compiled by numba: the first call takes seconds
-    where no earlier process has left its machine code. Traceable; it has no derivative, for which
-    see `lasso` under `vmap`. That finds the codes of a D whose codes come in parts: |x_i| is then
-    the size of a part, the gap has the precision of the dtype, and `steps` counts those of FISTA.
+    The method moves to the minimiser, and stops at the first code whose duality gap, in float64, is
+    at most tol. It runs on the host, compiled by numba: the first call takes seconds if no earlier
+    process has left the machine code. Traceable. For a derivative use `lasso` under `vmap`. If the
+    codes of D come in parts, `lasso` under `vmap` runs here too: |x_i| is then the size of a part,
+    the gap has the precision of the dtype, and `steps` counts steps of FISTA.
 
     Args:
         D: (m, d). Structured dictionaries without parts are made dense; for one that is too large
             for a matrix use `lasso` under `vmap`.
         Y: (batch, m), or a batch of signal grids of a `Conv`; then codes have the shape
-            `D.code_grid`; or of complex signals of a `Complex` D, or of those of a `Joint`, with
-            codes of that form. The batch may be empty. One that `np.load(path, mmap_mode="r")`
-            returns is read in chunks, to the same codes; these are in memory together, for which
-            see `unrolled encode`.
+            `D.code_grid`; or complex signals of a `Complex` D, or signals of a `Joint` D, with
+            codes of the same form. The batch may be empty. From `np.load(path, mmap_mode="r")` it
+            is read in chunks, with the same codes. All codes are in memory together; to write them
+            to a file use `unrolled encode`.
         lam: penalty weight: one number, one per atom (d,), one per filter of a `Conv`, one per
-            signal (batch, 1), or all of them (batch, d). Of parts one for each takes the place of
-            one per atom.
+            signal (batch, 1), or (batch, d). If codes come in parts, one per part takes the place
+            of one per atom.
         ratio: in place of lam, lam / lam_max(D, y) of every signal, in the shapes of lam.
         tol, nonnegative, l2: as in `lasso`.
         start: (batch, d), codes to start from.
-        max_steps: the most moves for a signal: an atom joins the active ones or leaves them.
+        max_steps: the most moves for a signal; in a move an atom becomes active or inactive.
         mask: bools, in the shape of Y, or (m,) for all signals: True where an entry is known. Codes
             fit these entries alone, as with `dictionaries.Masked`; the others may be NaN. `ratio`,
             `gap` and `residual` are then those of the known entries.
 
     Returns:
         Pursuit with a leading axis of signals in every field; `steps` counts moves, and `gap`
-        is that of the code before it is rounded to the dtype of Y. A signal has the code 0 and the
+        belongs to the code before it is rounded to the dtype of Y. A signal has the code 0 and the
         gap inf if it is not finite, or if an atom over the largest entry of D and its penalty over
         that entry and the signal are both below the range, 1e-31 in float32, 1e-146 in float64.
 
@@ -176,7 +176,7 @@ def _together(
     l2: Any,
     start: Any,
 ) -> Pursuit:
-    """The method under vmap; `several` says that lam has a row for every signal."""
+    """`lasso` under `vmap`; `several` says that lam has a row for every signal."""
 
     def one(D, y, lam, start):
         lam = lam[0] if np.shape(lam) == (1,) else lam
@@ -190,8 +190,8 @@ def _together(
 def operands_of_many(D: Dictionary, Y: Any, where: str) -> tuple[Operator, Any, np.dtype, Grid]:
     """D, signals in rows, the dtype of the result and the grid of a code, checked.
 
-    Signals of a file that is mapped into memory stay there if they are more than a chunk, and in
-    the form of a D whose codes come in parts if they are real and flat.
+    The signals of a mapped file stay in the file if they are more than a chunk; if codes of D come
+    in parts, the signals must also be real and flat.
     """
     mapped = isinstance(Y, np.memmap) and Y.ndim > 1 and len(Y) > BLOCK
     mapped = mapped and as_flat(D, Y[:1], 1)[1] is None
@@ -210,7 +210,7 @@ def in_chunks(solve: Callable[[Array, slice | None], Pursuit], Y: Any, where: st
     """The result of all signals, or of a mapped file chunk by chunk.
 
     Args:
-        solve: it takes some signals and which rows of all they are, None for all.
+        solve: takes some signals, and their rows as a slice, None for all signals.
         Y: as `operands_of_many` returns them.
         where: the name of the caller, which messages begin with.
     """
@@ -221,7 +221,7 @@ def in_chunks(solve: Callable[[Array, slice | None], Pursuit], Y: Any, where: st
         rows = slice(first, min(first + BLOCK, len(Y)))
         signals = checks.as_float(np.array(Y[rows]), f"Y[{first}:{rows.stop}]", where)
         result = solve(signals, rows)
-        if not checks.is_concrete(result):  # the program of a caller holds all signals
+        if not checks.is_concrete(result):  # the caller's program holds all signals
             return solve(checks.as_float(np.array(Y), "Y", where), None)
         parts = list(map(np.asarray, jax.tree.leaves(result)))
         fields = fields or [np.empty((len(Y), *part.shape[1:]), part.dtype) for part in parts]
@@ -234,8 +234,8 @@ def on_the_host(host: Any, operands: Any, d: int) -> tuple:
     """x, gap, residual, steps and converged of every signal, by a function of numpy.
 
     Args:
-        host: called with `operands` as arrays of numpy.
-        operands: its arguments, with D first and the signals second.
+        host: a function of `operands` as arrays of numpy.
+        operands: D, the signals, and further arguments.
         d: the length of a code.
     """
 
@@ -269,12 +269,12 @@ def _scaled(
     weight = jnp.broadcast_to(weight, (len(Y), columns))
     if not relative:
         weight = bounded(ldexp(weight, -(a + b)))
-    # Without a start, zeros that nobody reads.
+    # Without a start, an array that nothing reads.
     X = jnp.zeros((len(Y), 1)) if start is None else start
     ridge, X = bounded(ldexp(jnp.asarray(l2, dtype), -2 * a)), ldexp(X.astype(dtype), a - b)
     near, Y = times_power(matrix, -a), times_power(Y, -b)
-    # An atom that is lost in these units may be part of a code whose penalties are as small: then
-    # the signal has no code, as if it were not finite.
+    # If the penalty of an atom is as small, an atom that is lost in these units may be in the code:
+    # then the signal has no code, as if the signal were not finite.
     least = max(least_of(dtype), math.sqrt(least_of(np.dtype(float))))  # the Gram matrix squares
     lost = out_of_range(matrix, a, least)[None] & (weight < least)
     Y = jnp.where(lost.any(1, keepdims=True), jnp.nan, Y)
@@ -286,7 +286,7 @@ def _scaled(
 def batch_result(
     dtype: np.dtype, grid: Grid, answers: tuple[Array, ...], a: Array, b: Array, *signals: Array
 ) -> Pursuit:
-    """The answers in the dtype of the caller, and in units: of D with 2^a, of signals with 2^b.
+    """The answers in the caller's dtype and units; D was divided by 2^a and the signals by 2^b.
 
     With D, the signals and their masks in these units, the residual becomes that of codes in half
     precision.
@@ -312,7 +312,7 @@ def lasso_of_many(
     """x, gap, residual, steps and converged of every signal, in numpy.
 
     Args:
-        D, Y, lam, l2, start: as in `lasso_batch`, near 1; lam is (n, 1) or (n, d).
+        D, Y, lam, l2, start: as in `lasso_batch`, scaled near 1; lam is (n, 1) or (n, d).
         masks: (n, m), 0 where an entry of a signal is not known, else 1.
         relative: whether lam is in units of lam_max of every signal.
         tol, nonnegative, max_steps: as in `lasso_batch`.
@@ -352,11 +352,11 @@ def minima(
 
     Args:
         D, Y, lam, l2, start, masks, relative, nonnegative: as in `lasso_of_many`, in float64.
-        finite: (n,), which signals have a code; others have zeros, an infinite gap and no residual.
-        slack: (n,), violations over the norm of their atom that do not count.
-        limits: those of `_active_set.minimise`.
+        finite: (n,), whether a signal has a code; if not, it has zeros and an infinite gap.
+        slack: (n,), the violation over the norm of the atom up to which a constraint holds.
+        limits: the limits of `_active_set.minimise`.
     """
-    from unrolled.pursuit import _active_set  # it imports numba
+    from unrolled.pursuit import _active_set  # imports numba
 
     n, d = len(Y), D.shape[1]
     results = np.zeros((n, d)), np.full(n, np.inf), np.full(n, np.nan), *np.zeros((2, n), int)
@@ -387,7 +387,7 @@ def minima(
 
 
 def _parts(finite: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
-    """Chunks of the finite rows of each block: the products of a block do not depend on others."""
+    """Chunks of the finite rows of each block, because products are made block by block."""
     m, d = shape
     size = min(max(_PRODUCTS // (min(m, d) ** 2 * d), _FEWEST), _CHUNK)
     blocks = (first + np.flatnonzero(finite[first : first + BLOCK]) for first in blocks_of(finite))
@@ -395,18 +395,18 @@ def _parts(finite: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
 
 
 def blocks_of(rows: Any) -> range:
-    """Where the blocks begin, whose arrays are in memory at a time."""
+    """The first rows of the blocks; only the arrays of one block are in memory."""
     return range(0, len(rows), BLOCK)
 
 
 def slack_of(
     D: np.ndarray, Y: np.ndarray, lam: np.ndarray, tol: float, masks: np.ndarray | None = None
 ) -> np.ndarray:
-    """Violations over the norm of their atom that do not count, (n,).
+    """The violation over the norm of the atom up to which a constraint holds, (n,).
 
-    For a free atom, one without a penalty, |d_i . r| counts as 0 up to it, or less where that would
-    hide an excess of tol / 2: with |u_i . r| <= e for unit atoms u_i, an r is e sqrt(n) / sigma
-    off the vectors that the n free atoms do not see.
+    For a free atom, which has no penalty, |d_i . r| counts as 0 up to the slack. The slack is
+    smaller if it would hide an excess of tol / 2: if |u_i . r| <= e for the n unit atoms u_i that
+    are free, r is at most e sqrt(n) / sigma off the vectors orthogonal to them.
     """
     sizes, free = np.linalg.norm(Y, axis=1), lam == 0
     if not free.any():

@@ -1,4 +1,4 @@
-"""Thresholding, and layered pursuits: every code is one of the code before, in the next D."""
+"""Thresholding, and layered pursuits: each layer codes the code of the layer before."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,8 +56,8 @@ def threshold(
 ) -> Pursuit:
     """One layer of a CNN as a pursuit: x = shrink(D'y, theta).
 
-    It solves the LASSO with lam = theta if D is orthonormal; `gap` and `converged` judge it as a
-    solution of that problem for any D.
+    If D is orthonormal, x solves the LASSO with lam = theta. For any D, `gap` and `converged` judge
+    x as a solution of this LASSO.
 
     Args:
         D: (m, d).
@@ -70,9 +70,9 @@ def threshold(
         Pursuit, with one step.
 
     Raises:
-        TypeError: operands that are not real numbers, or a traced tol.
-        ValueError: shapes that do not fit, theta < 0 or beyond the range of the dtype (where
-            known), or tol <= 0.
+        TypeError: an operand is not real, or tol is traced.
+        ValueError: shapes do not fit, theta is known to be negative or beyond the range of the
+            dtype, or tol <= 0.
 
     Reference: Papyan, Romano, Elad (2017).
 
@@ -88,7 +88,7 @@ def threshold(
 
 
 def _one(D: Operator) -> Array:
-    """The dictionary stays as it is: its products with y are the code."""
+    """1, because the code D'y needs no scaled dictionary."""
     return jnp.ones((), D.dtype)
 
 
@@ -106,7 +106,7 @@ class Threshold:
         penalty = self.penalty.of(D)
         x = penalty.shrink(y @ D, theta, activation)
         gap, residual = relative_gap(D, y, theta, x, penalty=penalty), norm(y - D @ x)
-        # Of a large D the residual leaves the range, where infinities of both signs make nan.
+        # If D is large, the residual leaves the range, and infinities of both signs make nan.
         finite = jnp.isfinite(x).all()
         gap, residual = (jnp.where(finite & jnp.isnan(v), jnp.inf, v) for v in (gap, residual))
         return Found(x, gap, jnp.ones((), int), gap <= self.tol, residual)
@@ -116,7 +116,7 @@ class Threshold:
 class Layered(tuple[Pursuit, ...]):
     """The pursuits of a chain, one per layer.
 
-    Each is judged as a pursuit of the code before it, so that D_j x_j is only near x_{j-1}.
+    Each one codes the code before it, so D_j x_j is only near x_{j-1}.
 
     Example:
         >>> Ds = jnp.eye(2), jnp.eye(2)
@@ -172,27 +172,27 @@ def layered_thresholding(
     .. math:: x_j = shrink(D_j' x_{j-1}, \theta_j) \quad or \quad
         x_j = \rho(D_j' x_{j-1} - \theta_j) \; \text{for nonnegative codes}.
 
-    With `nonnegative` and ReLU, a chain of `Conv` is a CNN with biases -theta_j.
+    With `nonnegative` and ReLU, a chain of `Conv` dictionaries is a CNN with biases -theta_j.
 
     Args:
         Ds: J dictionaries (d_{j-1}, d_j).
         y: (m,).
-        thetas: J thresholds, one number, one per atom, or one per filter of a `Conv` each.
-        nonnegative: one rectifier in place of the two of a shrinkage.
+        thetas: J thresholds, each one number, one per atom, or one per filter of a `Conv`.
+        nonnegative: whether one rectifier takes the place of the two in a shrinkage.
         activation: replaces ReLU.
         tol: relative duality gap up to which a layer counts as converged.
 
     Returns:
-        Layered. The gaps judge the layers as solutions of the LASSO, over x >= 0 if nonnegative,
-        which they are if the atoms are orthonormal; that of a code out of x >= 0 is inf.
+        Layered. The gaps judge the layers as solutions of the LASSO, over x >= 0 if nonnegative;
+        they are solutions if the atoms are orthonormal. A code outside of x >= 0 has the gap inf.
 
     Raises:
-        TypeError: operands that are not real numbers, or a traced tol.
-        ValueError: shapes that do not fit, another number of thetas, theta_j < 0 (where known), or
+        TypeError: an operand is not real, or tol is traced.
+        ValueError: shapes do not fit, the number of thetas is not J, theta_j < 0 (if known), or
             tol <= 0.
 
-    Not claimed: that the codes are those of the model. `theory.layered_thresholds` gives thresholds
-    without false positives, and the error that they leave even without noise.
+    Not claimed: that the codes are the codes of the model. `theory.layered_thresholds` gives
+    thresholds without false positives, and the error that they leave even without noise.
 
     Reference: Papyan, Romano, Elad (2017).
 
@@ -226,17 +226,17 @@ def layered_basis_pursuit(
         x_j = \arg\min_x \|x_{j-1} - D_j x\|^2 / 2 + lam_j \|x\|_1 \quad or \quad
         x_j = \arg\min_x \|x\|_1 : D_j x = x_{j-1}.
 
-    Under Assumption 1 (strict, with mu or the generalized coherence) the codes of DSC_1 are those
-    of the DSC problem (Theorem 2, `theory.uniqueness`). Penalties admit noise; those of
-    `theory.layered_penalties` have no false positives and an error in proportion to the noise. With
+    Under Assumption 1 (strict, with mu or the generalized coherence) DSC_1 has the codes of the DSC
+    problem (Theorem 2, `theory.uniqueness`). Penalties admit noise; the penalties of
+    `theory.layered_penalties` give no false positives and an error proportional to the noise. With
     penalties there is no derivative in reverse mode.
 
     Args:
         Ds: J dictionaries (d_{j-1}, d_j), d_0 = m.
         y: (m,).
-        lams: J penalties, one number, one per atom, or one per filter of a `Conv` each; None for
+        lams: J penalties, each one number, one per atom, or one per filter of a `Conv`; None for
             the equality constraints.
-        tol: relative duality gap of every layer, 1e-6 with penalties and 1e-9 without by default.
+        tol: relative duality gap of every layer; by default 1e-6 with penalties, 1e-9 without.
         max_steps: the most steps of `fista` in a layer with a penalty.
 
     Returns:
@@ -244,9 +244,9 @@ def layered_basis_pursuit(
         False for a layer whose input is not in the range of its dictionary.
 
     Raises:
-        TypeError: operands that are not real numbers.
-        ValueError: no dictionary, shapes that do not meet, another number of lams, lam_j < 0 (where
-            known), or tol not positive.
+        TypeError: an operand is not real.
+        ValueError: there is no dictionary, neighbouring shapes do not fit, the number of lams is
+            not J, lam_j < 0 (if known), or tol is not positive.
 
     Reference: Li, Feng, Zhou (2024), Definition 4; Papyan, Romano, Elad (2017).
 
@@ -275,7 +275,7 @@ def layered_basis_pursuit(
 def _chained(
     method: Threshold | Accelerated | float, Ds: Sequence[Operator], y: Array, values: tuple
 ) -> Layered:
-    """Layer by layer, by a method with a penalty or by basis pursuit to a gap."""
+    """The pursuits layer by layer, with penalties or by basis pursuit."""
     layers: list[Pursuit] = []
     for D, value in zip(Ds, values):
         if isinstance(method, Threshold):
@@ -289,7 +289,7 @@ def _chained(
     return Layered(layers)
 
 
-# An entry counts as zero below so many roundings of the sum of magnitudes that it is computed from.
+# An entry below so many roundings of the magnitudes in its sum counts as zero.
 _ROUNDING = 8
 
 
@@ -302,41 +302,41 @@ def project(
     tol: float = 1e-6,
     max_steps: int = 10_000,
 ) -> DeepPursuit:
-    r"""A signal onto the model of the chain: x_{j-1} = D_j x_j in every layer, to rounding.
+    r"""Project a signal onto the model of the chain: x_{j-1} = D_j x_j in all layers, to rounding.
 
     .. math:: \min_{x_J} \|y - D_{[1,J]} x_J\|^2, \; \|x_j\|_0 \le s_j
         \quad or \quad \min_{x_J} \|y - D_{[1,J]} x_J\|^2 / 2 + lam \|x_J\|_1,
         \qquad D_{[1,J]} = D_1 \cdots D_J.
 
-    The deepest code is found in the effective dictionary, the others by multiplication. So the
-    errors of the layers do not add up, as those of layered pursuits do.
+    The function finds the deepest code in the effective dictionary and the other codes by products.
+    So errors of the layers do not add up, as they do in layered pursuits.
 
-    With `sparsity`, orthogonal matching pursuit takes one atom of D_[1,J] after the other: the one
+    With `sparsity`, orthogonal matching pursuit adds atoms of D_[1,J] one by one, always the atom
     whose normalised inner product with the residual is largest. It stops at s_J atoms, at an exact
-    fit, where no independent atom is left, or before a code exceeds its s_j. With `lam`, FISTA
-    solves the LASSO in D_[1,J]. One layer is that pursuit itself. There is no derivative in reverse
-    mode.
+    fit, if no independent atom is left, or before a code exceeds its s_j. With `lam`, FISTA solves
+    the LASSO in D_[1,J]. With one layer the result is the pursuit in D_1. There is no derivative in
+    reverse mode.
 
     Args:
         Ds: J dictionaries (d_{j-1}, d_j).
         y: (m,).
-        sparsity: s_J, or a tuple with one s_j per layer. Entries of x_j that are the rounding of
-            their product count as zero.
+        sparsity: s_J, or a tuple with one s_j per layer. Entries of x_j that are rounding of the
+            product count as zero.
         lam: penalty weight, one number, one per atom of D_J, or one per filter of a `Conv`.
-        tol, max_steps: of FISTA, as in `fista`.
+        tol, max_steps: as in `fista`.
 
     Returns:
-        DeepPursuit. With `sparsity`, `steps` is the number of atoms, `gap` is inf, since nothing
-        bounds the excess of a greedy choice, and `converged` says that all is finite. With `lam`,
-        all fields are as from `fista`.
+        DeepPursuit. With `sparsity`, `steps` is the number of atoms, `gap` is inf, because nothing
+        bounds the excess of a greedy choice, and `converged` says that the codes are finite. With
+        `lam`, all fields are as in the result of `fista`.
 
     Raises:
-        TypeError: operands that are not real numbers, or a sparsity that is not static integers.
-        ValueError: both or none of sparsity and lam, a sparsity above d_j, shapes that do not fit,
-            lam < 0 or D_j = 0 (where known), or tol <= 0.
+        TypeError: an operand is not real, or a sparsity is not a static integer.
+        ValueError: both or neither of sparsity and lam are given, a sparsity is above d_j, shapes
+            do not fit, a known lam is negative, a known D_j is 0, or tol <= 0.
 
-    Not claimed: the least residual under the sparsities, which is NP-hard to find. Where the model
-    is unique, `theory.product_stability` bounds the error of its codes.
+    Not claimed: the least residual under the sparsities, which is NP-hard to find. If the model is
+    unique, `theory.product_stability` bounds the error of the codes.
 
     Reference: Sulam, Papyan, Romano, Elad (2018).
 
@@ -361,7 +361,7 @@ def project(
 
 
 def _sparsities(sparsity: Any, sizes: list[int], where: str) -> tuple[int, ...]:
-    """One bound per layer; d_j, of `sizes`, where there is none."""
+    """One bound per layer; the size d_j for layers without a bound."""
     if not isinstance(sparsity, (tuple, list)):
         sparsity = (*sizes[:-1], sparsity)
     bounds = []
@@ -398,7 +398,7 @@ class Greedy:
         Ds, y = problem.Ds, problem.y
         D = Composed(*Ds)
         norms, sizes = column_norms(D), column_norms(magnitudes(D))
-        # An atom that is the rounding of its product is zero.
+        # An atom that is only rounding of its product counts as zero.
         norms = jnp.where(norms > _ROUNDING * float(jnp.finfo(y.dtype).eps) * sizes, norms, 0)
         inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
 
@@ -415,7 +415,7 @@ class Greedy:
 
 
 def _sparse_codes(Ds: Sequence[Operator], x: Array) -> Codes:
-    """(x_1, ..., x_J) from x_J, where entries that are the rounding of their product are zero."""
+    """(x_1, ..., x_J) from x_J, with zeros for entries that are rounding of their product."""
     tiny = _ROUNDING * float(jnp.finfo(x.dtype).eps)
     xs: Codes = (x,)
     for D in reversed(Ds[1:]):

@@ -33,7 +33,7 @@ from unrolled.pursuit._splitting import admm
 __all__ = ["holistic", "ml_basis_pursuit"]
 
 
-# Steps of ADMM between two looks at the vertex, which costs a singular value decomposition.
+# Steps of ADMM between two vertices, because a vertex costs a singular value decomposition.
 _ROUND = 500
 
 
@@ -52,30 +52,30 @@ def ml_basis_pursuit(
         \min_{x_J} \|y - D_1 D_2 \cdots D_J x_J\|^2 / 2 + \sum_j lam_j \|x_j\|_1,
         \qquad x_{j-1} = D_j x_j.
 
-    Convex, with x_J as its one variable: sparse synthesis at the deepest layer, sparse analysis in
-    the others. ADMM runs to the gap. A linear system for the zeros and signs that it found then
-    gives the codes to rounding, if that lowers the gap. One layer is the LASSO. There is no
-    derivative in reverse mode; `ml_fista` with tol=None has one.
+    The problem is convex in its one variable x_J: sparse synthesis at the deepest layer, sparse
+    analysis in the other layers. ADMM runs to the gap. A linear system for the zeros and signs of
+    its result then gives the codes to rounding, if this lowers the gap. With one layer this is the
+    LASSO. There is no derivative in reverse mode; `ml_fista` with tol=None has one.
 
     Args:
-        Ds: J dictionaries (d_{j-1}, d_j). Structured ones are made dense for one eigenvalue
+        Ds: J dictionaries (d_{j-1}, d_j). Structured dictionaries are made dense for one eigenvalue
             decomposition of d_J x d_J.
         y: (m,).
-        lams: J penalties, one number, one per atom, or one per filter of a `Conv` each. lam_J must
+        lams: J penalties, each one number, one per atom, or one per filter of a `Conv`. lam_J must
             be positive for the gap to close.
         tol: relative duality gap to stop at. In float32, gaps below 1e-5 are seldom reached.
         max_steps: the most steps of ADMM, rounded up to a multiple of 500.
-        start: x_J to begin from, (d_J,); zero by default.
+        start: the x_J to begin from, (d_J,); zero by default.
 
     Returns:
         DeepPursuit. `gap` bounds the excess of the objective, relative to norm(y)^2 / 2, and
-        `converged` says that it is at most tol. Entries of xs are exactly zero where the linear
-        system was solved.
+        `converged` says that the gap is at most tol. If the linear system was solved, zeros in xs
+        are exact.
 
     Raises:
-        TypeError: operands that are not real numbers, or a traced tol or max_steps.
-        ValueError: shapes that do not fit, another number of lams, lam_j < 0, D_j = 0 (where
-            known), or tol <= 0.
+        TypeError: an operand is not real, or tol or max_steps is traced.
+        ValueError: shapes do not fit, the number of lams is not J, lam_j < 0, D_j = 0 (if known),
+            or tol <= 0.
 
     Reference: Sulam, Aberdam, Beck, Elad (2020), equation (5), for the problem; Boyd et al. (2011)
     for ADMM. The dual problem is in `chain_gap`.
@@ -110,7 +110,7 @@ class MultiLayer:
     def __call__(self, problem: Problem, x: Array) -> Found:
         Ds, y, lams, *_ = problem
         A, below = _products(Ds, y)
-        units = tuple(1 / spectral_norm(B) for B in below)  # with these the splits are of one size
+        units = tuple(1 / spectral_norm(B) for B in below)  # give all splits one size
 
         def forward(x):
             return tuple(c * v for c, v in zip(units, codes_of(Ds, x)))
@@ -127,7 +127,7 @@ class MultiLayer:
             return state.v[-1] / units[-1], tuple(c * u * state.rho for c, u in zip(units, state.u))
 
         def best(state):
-            """Of the point of ADMM and the vertex near it, the one with the smaller gap."""
+            """The point of ADMM or the vertex near it, whichever has the smaller gap."""
             x, Us = pair(state)
             vertex, theirs, zeros = _vertex(A, below, y, lams, state.v, Us)
             gaps = gap(x, Us), gap(vertex, theirs)
@@ -153,7 +153,7 @@ class MultiLayer:
 
 
 def _products(Ds: Sequence[Operator], y: Array) -> tuple[Array, Codes]:
-    """D_1 ... D_J, and D_{j+1} ... D_J for j = 1..J, of which the last is the identity."""
+    """D_1 ... D_J, and D_{j+1} ... D_J for j = 1..J; the last product is the identity."""
     A, *below = codes_of((Ds[0], *Ds), jnp.eye(Ds[-1].shape[1], dtype=y.dtype))
     return A, tuple(below)
 
@@ -161,7 +161,7 @@ def _products(Ds: Sequence[Operator], y: Array) -> tuple[Array, Codes]:
 def _minimiser(A: Array, y: Array, T: Array) -> Callable[[Array, Array], Array]:
     """(b, rho) -> argmin norm(y - A x)^2 / 2 + rho (x'G x / 2 - b'x), for x in the range of T.
 
-    With T'G T = 1 on that range. T turned to T'A'A T = diag(w) serves every rho.
+    On this range T'G T = 1. T rotated so that T'A'A T = diag(w) serves every rho.
     """
     w, Q = jnp.linalg.eigh((A @ T).T @ (A @ T))
     T = T @ Q
@@ -175,7 +175,7 @@ def _vertex(
     """x_J and the multipliers by the optimality conditions, given the zeros and signs of v.
 
     A'(y - A x) = sum_j below_j' U_j, with U_j = lam_j sign(v_j) off the zeros and (below_j x) = 0
-    on them. Returns the zeros, too.
+    on the zeros. The zeros are also returned.
     """
     B, signs = jnp.concatenate(below), jnp.sign(jnp.concatenate(v))
     lam = jnp.concatenate([jnp.broadcast_to(w, a.shape) for w, a in zip(lams, v)])
@@ -184,7 +184,7 @@ def _vertex(
     P = pseudo_inverse(A @ N)
     x = N @ (P @ (y - ((fixed @ B) @ N) @ P))
     U = jnp.where(zero, jnp.concatenate(Us), fixed)
-    # The multipliers of the zeros take up what is left, with the least change.
+    # The multipliers of the zeros take up the rest, with the least change.
     U = U + (((y - A @ x) @ A) - U @ B) @ pseudo
     ends = np.cumsum([len(a) for a in v])[:-1]
     Us, zeros = (tuple(jnp.split(a, ends)) for a in (U, zero))
@@ -206,37 +206,37 @@ def holistic(
     .. math:: \min_{x_J} \|y - D_1 x_1\|^2 / 2 + lam \|x_J\|_1, \qquad
         (x_j)_i = 0 \; \text{for} \; i \in C_j, \; j < J, \qquad x_{j-1} = D_j x_j.
 
-    The cosupports C_j begin empty. Each time the problem is solved, the entry between that is the
-    smallest joins its C_j (relative to the largest of its layer), until C_j has `zeros[j]` indices.
-    At the end the codes are fitted to y by least squares, with the zeros held and with the support
-    of x_J, or its `sparsity` largest entries.
+    The cosupports C_j begin empty. After each solution of the problem, the smallest entry of the
+    codes x_j, j < J, relative to the largest of its layer, joins its C_j, until C_j has `zeros[j]`
+    indices. At the end the codes are fitted to y by least squares, with these zeros and with the
+    support of x_J, or its `sparsity` largest entries.
 
-    It helps where the zeros it picks are true: the expected error of least squares with them is
-    below that of `project`, in the ratio of `theory.oracle_errors`. This takes a high
-    signal-to-noise ratio. In noise the smallest entries are often not zeros, and there is no gain.
+    Holistic pursuit helps if its zeros are true: the expected error of least squares is then below
+    the error of `project`, in the ratio of `theory.oracle_errors`. This takes a high
+    signal-to-noise ratio: in noise the smallest entries are often not zeros, and there is no gain.
 
     Args:
-        Ds: J dictionaries (d_{j-1}, d_j). Structured ones are made dense for a singular value
-            decomposition per zero.
+        Ds: J dictionaries (d_{j-1}, d_j). Structured dictionaries are made dense for a singular
+            value decomposition per zero.
         y: (m,).
         lam: penalty weight, one number, one per atom of D_J, or one per filter of a `Conv`.
-        zeros: how many zeros each of x_1, ..., x_{J-1} has at least; one number for all. With 0 it
-            is the LASSO in D_1 ... D_J and a fit to its support.
-        sparsity: the most nonzeros of x_J; None for those that the penalty leaves.
+        zeros: the fewest zeros of each of x_1, ..., x_{J-1}, or one number for all. With 0 this is
+            the LASSO in D_1 ... D_J, and a fit on its support.
+        sparsity: the most nonzeros of x_J; None for all nonzeros that the penalty leaves.
         tol: relative duality gap of every problem.
         max_steps: the most steps of ADMM in one problem, rounded up to a multiple of 10.
 
     Returns:
-        DeepPursuit. `gap` is the largest of all problems, before the fit, relative to norm(y)^2 /
-        2; `converged` says that it is at most tol. `steps` are those of all problems. With more
-        zeros than x_J has freedom, all codes are 0.
+        DeepPursuit. `gap` is the largest gap of all problems, before the fit, relative to norm(y)^2
+        / 2; `converged` says that the gap is at most tol. `steps` counts steps of all problems. If
+        the zeros leave x_J no freedom, all codes are 0.
 
     Raises:
-        TypeError: operands that are not real numbers, or zeros that are not static integers.
-        ValueError: shapes that do not fit, zeros above d_j, lam < 0 or D_j = 0 (where known), or
+        TypeError: an operand is not real, or zeros are not static integers.
+        ValueError: shapes do not fit, zeros exceed d_j, lam < 0 or D_j = 0 (if known), or
             tol <= 0.
 
-    Not claimed: the true cosupports; the choice is greedy and is never taken back.
+    Not claimed: the true cosupports; the choice is greedy and never revised.
 
     Reference: Aberdam, Sulam, Elad (2019), for two layers.
 
@@ -260,7 +260,7 @@ def holistic(
 
 
 def _counts(zeros: Any, sizes: tuple[int, ...], where: str) -> tuple[int, ...]:
-    """One number for each of x_1, ..., x_{J-1}, whose lengths are `sizes`."""
+    """One number for each of x_1, ..., x_{J-1}, which have the lengths `sizes`."""
     zeros = zeros if isinstance(zeros, (tuple, list)) else (zeros,) * len(sizes)
     counts = []
     for j, n in enumerate(one_per_layer(zeros, "zeros", len(sizes), where)):
@@ -277,8 +277,8 @@ def _counts(zeros: Any, sizes: tuple[int, ...], where: str) -> tuple[int, ...]:
 def null_space(B: Array) -> tuple[Array, Array]:
     """N, (d, d), whose nonzero columns are an orthonormal basis of {x : B x = 0}; and B^+, (d, n).
 
-    B is (n, d) with n >= d. Singular values within the rounding of the largest count as zero,
-    which does not grow with the number of rows.
+    B is (n, d) with n >= d. Singular values within the rounding of the largest one count as zero;
+    the bound does not grow with the number of rows.
     """
     wide = widened(B)
     U, values, V = jnp.linalg.svd(wide, full_matrices=False)
@@ -291,9 +291,9 @@ def null_space(B: Array) -> tuple[Array, Array]:
 
 
 class _State(NamedTuple):
-    """The zeros chosen so far, and the solution that has them."""
+    """The zeros chosen so far, and the solution with these zeros."""
 
-    zeros: Codes  # (d_j,) bool each; none of x_J while the cosupports grow
+    zeros: Codes  # (d_j,) bool each; no zeros in x_J while the cosupports grow
     x: Array  # (d_J,) zero off its support up to rounding and the gap
     support: Array  # (d_J,) bool
     gap: Array  # () the largest so far
@@ -311,7 +311,7 @@ class Holistic:
 
     def __call__(self, problem: Problem, x: Array) -> Found:
         Ds, y, d = problem.Ds, problem.y, problem.end
-        A, below = _products(Ds, y)  # the rows of those below are the constraints of the zeros
+        A, below = _products(Ds, y)  # rows of `below` are the constraints of the zeros
 
         def constraints(zeros):
             return jnp.concatenate(
@@ -342,7 +342,7 @@ class Holistic:
 
 
 def _one_more(zeros: Codes, codes: Codes, counts: Sequence[int]) -> Codes:
-    """The zeros with the smallest entry of the layers that may have one more."""
+    """The zeros with one more: the smallest entry of the layers that still need zeros."""
     scores = []
     for zero, x, n in zip(zeros, codes, counts):
         largest = jnp.max(jnp.abs(x))
@@ -355,7 +355,7 @@ def _one_more(zeros: Codes, codes: Codes, counts: Sequence[int]) -> Codes:
 def _lasso_on_rows(
     problem: Problem, A: Array, rows: Array, tol: float, max_steps: int, last: _State
 ) -> _State:
-    """The LASSO in A = D_1 ... D_J with rows x = 0, from the last code."""
+    """The LASSO in A = D_1 ... D_J under `rows` x = 0, started from the last code."""
     y, lam = problem.y, problem.lams[-1]
     N, _ = null_space(rows)
 
@@ -363,7 +363,7 @@ def _lasso_on_rows(
         return N @ (state.v @ N)
 
     def gap(state):
-        # A'r less any combination of the rows is a dual point, once scaled into the box.
+        # A'r minus any combination of the rows is a dual point, after scaling into the box.
         x, U = feasible(state), state.rho * state.u
         r = y - A @ x
         g = U + N @ ((r @ A - U) @ N)

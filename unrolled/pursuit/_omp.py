@@ -1,4 +1,4 @@
-"""Orthogonal matching pursuit: atoms chosen one by one, with a growing Cholesky factor."""
+"""Orthogonal matching pursuit: it chooses atoms one by one, with a growing Cholesky factor."""
 
 import math
 from collections.abc import Callable
@@ -53,17 +53,17 @@ _CHUNK = 128  # signals whose arrays stay in the cache of a core
 
 
 def negligible(m: int, dtype: np.dtype) -> float:
-    """What sums of m products may be off by, whose errors go up as often as down.
+    """The error of a sum of m products, if rounding errors go up as often as down.
 
-    A correlation with a residual is zero below this share of the signal. An atom depends on others
-    below this share of its squared norm: a pivot is a difference of squares, and a code on a span
-    that is nearer has few digits.
+    A correlation with a residual below this share of the signal counts as zero. An atom with a
+    pivot below this share of its squared norm counts as dependent: a pivot is a difference of
+    squares, and a code on atoms that are nearer to dependent has few digits.
     """
     return 4 * math.sqrt(m) * float(np.finfo(dtype).eps)
 
 
 def share(work: Callable[[slice], None], n: int, chunk: int) -> None:
-    """`work` on chunks of n rows, by all cores."""
+    """Call `work` on chunks of n rows, on all cores."""
     if n <= chunk:
         return work(slice(None))
     with threads() as team:
@@ -91,16 +91,16 @@ def match(
         sparsity: the most atoms of a code.
         V: (n, m), the diagonals of V; None for ones.
         favour: (d,), by which the choice favours atoms; None for ones.
-        judged: (n,) each, where the numbers of atoms go, and the squared norms of the part of r
-            that is in the span of the atoms: rounding.
+        judged: two arrays (n,) for results: the numbers of atoms, and the squared norms of the part
+            of r in the span of the atoms, which is rounding.
         block: the atoms of a part, which enter together; then `sparsity` and `judged` count parts,
-            and the choice goes by the norms of the parts of what it maximises.
+            and the choice maximises the norm of a part.
         by_fit: choose the atom that leaves the least residual, and favour none; block is 1.
     """
     X, m = np.zeros((len(Y), D.shape[1]), Y.dtype), len(D)
     D, k = _near_one(D)
     if V is None and block == 1:
-        from unrolled.pursuit import _active_set  # it imports numba
+        from unrolled.pursuit import _active_set  # imports numba
 
         wide, problem = Y.astype(float), _active_set.problem_of(D)
         choice = problem.inverse * (1.0 if favour is None else favour)
@@ -158,9 +158,9 @@ def _match(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The codes of weighted signals, the numbers of parts, and Q; `w` weights the atoms of each.
 
-    The chosen atoms are W D_S = Q L', with orthonormal rows q_1, q_2, ... in Q: r leaves out one
-    after the other, and L' x_S = Q y at the end. An atom that depends on those before it, in a part
-    whose others do not, has q = 0 and the code 0.
+    The chosen atoms are W D_S = Q L', with orthonormal rows q_1, q_2, ... in Q: each step removes
+    one q from r, and L' x_S = Q y at the end. If an atom of a part depends on earlier atoms but the
+    part does not, the atom has q = 0 and the code 0.
     """
     (n, m), rows, slots = Y.shape, np.arange(len(Y)), sparsity * block
     rounding = negligible(m, Y.dtype)
@@ -219,9 +219,9 @@ def _sizes(v: np.ndarray, block: int) -> np.ndarray:
 
 
 def _orthogonal(a: np.ndarray, Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of a less their projections on the rows of Q, and those coefficients.
+    """The rows of a minus their projections on the rows of Q, and the coefficients.
 
-    Where little remains, the projection is repeated: twice is enough.
+    If little remains, the projection is repeated: twice is enough.
     """
     h = np.matmul(Q, a[:, :, None])[..., 0]
     v = a - np.matmul(h[:, None], Q)[:, 0]
@@ -234,9 +234,9 @@ def _orthogonal(a: np.ndarray, Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Chosen(NamedTuple):
-    """The atoms chosen so far, as many as `size`, in arrays of the largest number k."""
+    """The `size` atoms chosen so far, in arrays for the most atoms k."""
 
-    atoms: Array  # (k,) their indices, 0 beyond size; d for one of a part that depends on others
+    atoms: Array  # (k,) indices, 0 beyond size; d for a dependent atom of a part
     L: Array  # (k, k) the Cholesky factor of their Gram matrix, continued by I
     x: Array  # (d,) the code
     r: Array  # (m,) y - D x
@@ -252,30 +252,32 @@ def omp(
     .. math:: j = \arg\max_i |d_i' r|, \quad S \leftarrow S \cup \{j\}, \quad
         x_S = \arg\min_u \|y - D_S u\|, \quad r = y - D x.
 
-    It needs products with D alone. It ends early where the residual is zero to rounding, or no atom
-    is correlated with it, or the next atom depends on the chosen ones: of equal atoms the first is
-    chosen, and a zero atom never. Half precision is computed in float32 and rounded at the end.
-    Traceable, with a static sparsity. Where the codes of D come in parts, one enters with all of
-    its atoms, by the norm of D_i' r: simultaneous OMP of many measurements, or complex OMP.
+    It needs only products with D. It ends early if the residual is zero to rounding, no atom is
+    correlated with the residual, or the next atom depends on the chosen atoms. Of equal atoms it
+    chooses the first, and it never chooses a zero atom. In half precision it computes in float32
+    and rounds at the end. Traceable, with a static sparsity. If the codes of D come in parts, a
+    part enters with all of its atoms, by the norm of D_i' r: this is simultaneous OMP for many
+    measurements, or complex OMP.
 
     Args:
-        D: (m, d). The choice does not normalise: atoms of unequal norm are favoured by their norms.
+        D: (m, d). The choice does not normalise, so it favours atoms of larger norm.
         y: (m,), or a signal grid of a `Conv`; then the code has the shape `D.code_grid`.
-        sparsity: the most atoms, in 0..d; the default, with a tol, is min(m, d). Of codes in parts
-            it counts parts, as `steps` does, and the default is that many atoms.
+        sparsity: the most atoms, in 0..d; the default, with a tol, is min(m, d). If codes come in
+            parts, sparsity and `steps` count parts, and the default is as many parts as have
+            min(m, d) atoms.
         tol: stop at norm(y - D x) <= tol, in the units of y. (scikit-learn's `orthogonal_mp` takes
-            the square of it.)
+            tol^2.)
 
     Returns:
-        Pursuit. `steps` counts the atoms. `gap` is how far x is from the least squares code of its
-        own support, in 1/2 norm(y - D x)^2 relative to norm(y)^2 / 2: rounding, and no measure of
-        how good the support is. `converged` is True if x is that code to rounding, and with a tol
-        the residual is at most tol.
+        Pursuit. `steps` counts the atoms. `gap` is the distance of x from the least squares code on
+        the same support, in 1/2 norm(y - D x)^2 relative to norm(y)^2 / 2. It measures rounding,
+        not the support. `converged` is True if x is the least squares code to rounding and, with a
+        tol, the residual is at most tol.
 
     Raises:
-        TypeError: operands that are not real numbers, or a sparsity that is not a static integer.
-        ValueError: shapes that do not fit, neither sparsity nor tol, sparsity outside 0..d, or tol
-            negative, not finite or not one number.
+        TypeError: an operand is not real, or sparsity is not a static integer.
+        ValueError: shapes do not fit, neither sparsity nor tol is given, sparsity is outside 0..d,
+            or tol is negative, not finite or not one number.
 
     Reference: Pati, Rezaiifar, Krishnaprasad (1993); Rubinstein, Zibulevsky, Elad (2008) for the
     Cholesky factor; Tropp, Gilbert, Strauss (2006) for parts.
@@ -299,7 +301,7 @@ def omp(
 
 
 def _most(sparsity: Any, D: Dictionary, where: str) -> int:
-    """The most atoms, or parts, that enter: the sparsity, or as many as m rows have room for."""
+    """The most atoms, or parts, that may enter: the sparsity, or as many as fit into m rows."""
     most, block = checks.as_index(sparsity, "sparsity", where), block_of(D)
     m, n = D.shape[0], D.shape[1] // block
     if most > n:
@@ -316,32 +318,32 @@ def omp_batch(
     *,
     selection: str = "correlation",
 ) -> Pursuit:
-    r"""`omp` for many signals with one dictionary, by an algorithm of its own.
+    r"""`omp` for many signals with one dictionary, by another algorithm.
 
     .. math:: j = \arg\max_i |d_i' V r| \, \frac{\|d_i\|}{\sqrt{d_i' V d_i}}, \quad
         S \leftarrow S \cup \{j\}, \quad x_S = \arg\min_u (y - D_S u)' V (y - D_S u), \quad
         r = y - D x
 
-    for every row y of Y, with a diagonal V of its own, or V = I. Atoms are favoured by their norms,
-    as in `omp`, and not by their weighted norms.
+    for every row y of Y, each with its own diagonal V, or V = I. The choice favours atoms by their
+    norms, as in `omp`, not by their weighted norms.
 
-    Where the codes of D come in parts, a part enters with all of its atoms, by the norm of what is
-    maximised above over the atoms of a part.
+    If the codes of D come in parts, a part enters with all of its atoms, by the norm over its atoms
+    of the number above.
 
-    Orthonormal rows take the place of the factor of a Gram matrix, and every product is one of
-    matrices. It runs on the host, where threads share the signals. Traceable; it has no derivative,
-    for which see `omp` under `vmap`.
+    The algorithm uses orthonormal rows instead of the factor of a Gram matrix, and all its products
+    are products of matrices. It runs on the host, where threads share the signals. Traceable. For a
+    derivative use `omp` under `vmap`.
 
     Args:
-        D: (m, d). Structured dictionaries are made dense; for one that is too large for a matrix
-            use `omp` under `vmap`.
+        D: (m, d). Structured dictionaries are made dense; if D is too large for a matrix, use `omp`
+            under `vmap`.
         Y: (batch, m), or a batch of signal grids of a `Conv`; then codes have the shape
-            `D.code_grid`; or of complex signals of a `Complex` D, or of those of a `Joint`, with
-            codes of that form. The batch may be empty. One that `np.load(path, mmap_mode="r")`
-            returns is read in chunks, to the same codes.
+            `D.code_grid`; or complex signals of a `Complex` D, or signals of a `Joint` D, with
+            codes of the same form. The batch may be empty. From `np.load(path, mmap_mode="r")` it
+            is read in chunks, with the same codes.
         sparsity: the most atoms of a code, in 0..d, or its most parts.
-        weights: (batch, m) or (m,), the diagonals of V, non-negative: 0 for an entry of Y that is
-            not known. They are those of flat signals.
+        weights: (batch, m) or (m,), the diagonals of V, non-negative, for the entries of flat
+            signals; 0 for an entry of Y that is not known.
         selection: "correlation", or "least_squares" for the atom whose support leaves the least
             residual, whatever the norms of the atoms: orthogonal least squares. Not for codes in
             parts.
@@ -352,9 +354,9 @@ def omp_batch(
         0, the gap inf and `converged` False.
 
     Raises:
-        TypeError: operands that are not real numbers, or a sparsity that is not a static integer.
-        ValueError: shapes that do not fit, a sparsity outside 0..d, weights that are negative or
-            not finite, or another selection.
+        TypeError: an operand is not real, or sparsity is not a static integer.
+        ValueError: shapes do not fit, sparsity is outside 0..d, weights are negative or not finite,
+            or `selection` is unknown.
 
     Reference: Pati, Rezaiifar, Krishnaprasad (1993); Rubinstein, Zibulevsky, Elad (2008); Chen,
     Billings, Luo (1989) for orthogonal least squares.
@@ -499,10 +501,10 @@ def atom_by_atom(
 
     Args:
         D, y: (m, d) and (m,).
-        norms: those of the atoms, (d,).
-        most, stop: when to end.
-        admits: whether a code may be the result; the first that may not ends the choice before it.
-        penalty: whose parts enter, `most` of them, each with all of its atoms.
+        norms: the norms of the atoms, (d,).
+        most, stop: the most atoms, and the residual at which to stop.
+        admits: whether a code may be the result; the choice ends before the first that may not.
+        penalty: the penalty that defines the parts; `most` counts parts.
         favour: (d,), of d_i . r in the choice.
     """
     most *= penalty.block
@@ -554,7 +556,7 @@ def _grown(
         grown, new = programs.scan(add, s, first + jnp.arange(block))
     size, of = (penalty.sizes(v)[first // block] for v in (norms, g))
     helps = ~taken[first] & (of > rounding * size * norm(y)) & new.any()
-    # From the last code, which is already solved: the error of the factor does not stay in x.
+    # Start from the solved last code, so that the error of the factor does not stay in x.
     x, L = s.x, grown.L
     for _ in range(2):
         correction = _solve_L(L, _solve_L(L, _at_chosen(grown, (y - D @ x) @ D)), transposed=True)
@@ -563,7 +565,7 @@ def _grown(
 
 
 def _at_chosen(s: Chosen, v: Array) -> Array:
-    """The entries of v, (d,), at the chosen atoms, (k,), and 0 beyond their number."""
+    """The entries of v, (d,), at the chosen atoms, as (k,) with 0 beyond their number."""
     values = v.at[s.atoms].get(mode="fill", fill_value=0)
     return jnp.where(jnp.arange(len(s.atoms)) < s.size, values, 0)
 

@@ -1,4 +1,4 @@
-"""The problem of every pursuit in units near 1, its result, and the program around a method."""
+"""The problem of every pursuit in units near 1, the result, and the program around a method."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -45,9 +45,9 @@ __all__ = ["DeepPursuit", "Pursuit"]
 
 
 Codes = tuple[Array, ...]
-# What a code is shown as: the shape of a grid, a function of the flat code, or None.
+# How to show a flat code: the shape of a grid, a function of the code, or None for flat.
 Grid = Any
-# What a pursuit that does not know codes in parts advises.
+# Advice of a pursuit that does not know codes in parts.
 NO_PARTS = "try pursuit.lasso, omp, ista or fista"
 # Steps between two evaluations of the gap, which costs as much as a step.
 _BLOCK = 10
@@ -56,13 +56,13 @@ _MATRIX = 2**20
 
 
 class Pursuit(Result):
-    """A code and how good it is."""
+    """A code, and how good it is."""
 
     x: Array  # (d,)
-    # () duality gap of x for the LASSO, relative to norm(y)^2 / 2; of a code in half precision that
-    # before it was rounded
+    # () duality gap of x for the LASSO, relative to norm(y)^2 / 2; in half precision the gap before
+    # x is rounded
     gap: Array
-    residual: Array  # () norm(y - D x), of x as it is
+    residual: Array  # () norm(y - D x), of the returned x
     steps: Array  # () steps taken
     converged: Array  # () gap <= tol, and x is in the range of the dtype
 
@@ -71,14 +71,14 @@ class DeepPursuit(Result):
     """The codes of a chain of dictionaries, and how good they are."""
 
     xs: Codes  # x_j, (d_j,) each, with x_{j-1} = D_j x_j for j > 1
-    gap: Array  # () duality gap, relative to norm(y)^2 / 2; inf where no bound is known
+    gap: Array  # () duality gap, relative to norm(y)^2 / 2; inf if no bound is known
     residual: Array  # () norm(y - D_1 x_1)
     steps: Array  # () steps taken
-    converged: Array  # () the aim of the pursuit is met, and xs are in the range of the dtype
+    converged: Array  # () the pursuit met its aim, and xs are in the range of the dtype
 
 
 class Problem(NamedTuple):
-    r"""A chain and a signal in units in which squares and products of their numbers are in range.
+    r"""A chain and a signal in units in which squares and products stay in the range.
 
     .. math:: \min_{x_J} \|y - D_1 x_1\|^2 / 2 + \sum_j lam_j \|x_j\|_1 + l2/2 \, \|x_J\|^2,
         \qquad x_{j-1} = D_j x_j.
@@ -89,10 +89,10 @@ class Problem(NamedTuple):
 
     Ds: tuple[Operator, ...]
     y: Array  # (m,)
-    lams: tuple[Array, ...]  # () or (d_j,) each; none where the pursuit has no penalties
+    lams: tuple[Array, ...]  # () or (d_j,) each; empty if the pursuit has no penalties
     l2: Array | None  # ()
     level: Array | None  # () a bound on the residual
-    sizes: tuple[Array, ...]  # norm(D_j, 2), or what the pursuit has in its place
+    sizes: tuple[Array, ...]  # norm(D_j, 2), or another number of the pursuit
     b: Array  # the exponent of y
     up: tuple[Array, ...]  # the exponents of x_j
     lost: tuple[Array, ...]  # (d_j,) or () each: atoms that these units do not hold
@@ -104,33 +104,33 @@ class Problem(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a method finds, in the units of the problem."""
+    """The result of a method, in the units of the problem."""
 
     x: Array | Codes  # x_J, (d_J,), or all codes
     gap: Array
     steps: Array
-    met: Array  # whether the aim of the method is met
-    residual: Array | None = None  # norm(y - D_1 x_1), where the method has its own
-    # The most residual of the code that is returned: more of it misses the aim
+    met: Array  # whether the method met its aim
+    residual: Array | None = None  # norm(y - D_1 x_1), if the method computes it
+    # The largest residual with which the returned code meets the aim
     allowed: Array | None = None
     more: Any = ()  # further numbers of the result, without units
-    zeros: Codes | None = None  # marks entries of the codes that are zero up to rounding
+    zeros: Codes | None = None  # marks entries that are zero up to rounding
 
 
 def fixed_norm(D: Operator) -> Array:
-    """norm(D, 2) as a constant, for methods whose result does not depend on it."""
+    """norm(D, 2) as a constant, for methods whose result does not depend on the norm."""
     return spectral_norm(lax.stop_gradient(D))
 
 
 @dataclass(frozen=True)
 class StaticPart:
-    """What is static of a call, beside its method."""
+    """The static part of a call, except the method."""
 
     dtype: np.dtype  # of the result
     grid: Grid = None
-    size: Callable[[Operator], Array] = spectral_norm  # what brings a dictionary near 1
+    size: Callable[[Operator], Array] = spectral_norm  # the divisor of a dictionary
     sequence: bool = False  # whether lam is (n,), for n problems
-    relative: bool = False  # lam is given over lam_max
+    relative: bool = False  # whether lam is given over lam_max
     kind: Penalty = L1
 
 
@@ -146,7 +146,7 @@ def run(
     level: Any,
     start: Any,
 ) -> tuple[Any, ...]:
-    """Into units near 1, the method, and back: xs, gap, residual, steps, converged, more."""
+    """Scale, run the method and scale back: xs, gap, residual, steps, converged, more."""
     problem, x = scaled(form, Ds, y, lams, l2, level, start)
     with jax.default_matmul_precision("highest"):
         return result(form, problem, method(problem, x))
@@ -161,7 +161,7 @@ def scaled(
     level: Any = None,
     start: Any = None,
 ) -> tuple[Problem, Array]:
-    """The problem in its units, in float32 at least, and the code to begin from."""
+    """The problem in its units, in float32 or wider, and the code to begin from."""
     dtype = wide_dtype(y.dtype)
     y, Ds = y.astype(dtype), checks.cast(Ds, dtype)
     sizes = [form.size(D) for D in Ds]
@@ -216,7 +216,7 @@ def out_of_range(D: Operator, k: Array, least: float | None = None) -> Array:
 
 
 def bounded(lam: Array) -> Array:
-    """A penalty above the range of the dtype in these units acts like the largest in it."""
+    """The penalty, cut to the largest number of the dtype, which has the same effect."""
     return jnp.minimum(lam, float(jnp.finfo(lam.dtype).max))
 
 
@@ -242,7 +242,7 @@ def result(form: StaticPart, problem: Problem, answer: Found) -> tuple[Any, ...]
     if residual is None or form.dtype != problem.y.dtype:
         residual = norm(problem.y - problem.Ds[0] @ rounded(xs[0], form.dtype))
     if answer.allowed is not None:
-        # A bound on the residual is known to the rounding of its dtype.
+        # A bound on the residual is exact up to the rounding of its dtype.
         converged &= residual <= answer.allowed * (1 + float(jnp.finfo(form.dtype).eps))
     codes = tuple(ldexp(x, k).astype(form.dtype) for x, k in zip(xs, problem.up))
     for code, x, k in zip(codes, xs, problem.up):
@@ -257,14 +257,14 @@ def result(form: StaticPart, problem: Problem, answer: Found) -> tuple[Any, ...]
 
 
 def rounding_of(form: StaticPart, problem: Problem, x: Array) -> Array:
-    r"""The most residual that rounding leaves of a code x with D x = y, in one dictionary.
+    r"""The largest residual that rounding explains for a code x with D x = y, in one dictionary.
 
     .. math:: \min(c \, (\|y\| + \sum_i \|d_i\| |x_i|), \; \sqrt\epsilon \|y\|)
 
-    The entries of y and of x round to their dtype, of spacing eps, and the n products of D x are
-    summed in float32 at least: c is 4 eps, or 4 n times the spacing of the sums if that is more. A
-    code with more residual than the second bound has lost half of the digits of y. Large terms that
-    cancel do not excuse it: that x then solves D x = y owes as much to the rounding of D.
+    The entries of y and x round to their dtype, of spacing eps, and the n products of D x are
+    summed in float32 or wider: c is the larger of 4 eps and 4 n times the spacing of the sums. A
+    code with a residual above the second bound has lost half of the digits of y. Large terms that
+    cancel are no excuse, because x then solves D x = y only by the rounding of D.
     """
     (D,), y, eps = problem.Ds, problem.y, float(jnp.finfo(form.dtype).eps)
     share = 4 * max(eps, max(D.shape) * float(jnp.finfo(y.dtype).eps))
@@ -273,12 +273,12 @@ def rounding_of(form: StaticPart, problem: Problem, x: Array) -> Array:
 
 
 def rounded(x: Array, dtype: np.dtype) -> Array:
-    """x as the dtype holds it."""
+    """x, rounded to the dtype."""
     return x.astype(dtype).astype(x.dtype)
 
 
 def is_held(code: Array, x: Array, k: Array) -> Array:
-    """Whether code = x 2^k lost no more of x to the range of its dtype than rounding would."""
+    """Whether the range of its dtype took no more from code = x 2^k than rounding would."""
     eps = float(jnp.finfo(code.dtype).eps)
     missed = jnp.abs(ldexp(code.astype(x.dtype), -k) - x)
     return (missed <= 2 * eps * jnp.max(jnp.abs(x))).all()
@@ -293,7 +293,7 @@ def codes_of(Ds: Sequence[Any], x: Array) -> Codes:
 
 
 def activation_in_units(activation: Callable[[Array], Array], k: Array) -> Callable[[Array], Array]:
-    """The activation for numbers divided by 2^k: v -> rho(2^k v) / 2^k, which is ReLU for ReLU."""
+    """The activation for numbers divided by 2^k: v -> rho(2^k v) / 2^k; ReLU stays ReLU."""
     return activation if activation == relu else lambda v: ldexp(activation(ldexp(v, k)), -k)
 
 
@@ -307,8 +307,8 @@ def solve(
 ) -> tuple[Any, Array, Any]:
     """The loop of all solvers: `state <- step(state)` until gaps(state) are <= tol.
 
-    These are one number or a tuple, evaluated every `_BLOCK` steps. With tol=None exactly
-    `max_steps` steps run as one scan, which can be differentiated in reverse mode.
+    The gaps are one number or a tuple, evaluated every `_BLOCK` steps. With tol=None exactly
+    `max_steps` steps run as one scan, which has a derivative in reverse mode.
 
     Returns:
         The last state, the number of steps, and the gaps of the state.
@@ -338,7 +338,7 @@ def check_weights(
 ) -> None:
     """Raise ValueError unless `lam` is one number, one per atom or one per group of atoms.
 
-    Of a batch it may be one for every signal, or one for every signal and atom, or part.
+    For a batch it may also be one per signal, or one per signal and atom, or part.
     """
     shape, grid = np.shape(lam), getattr(D, "code_grid", ())
     each = [] if batch is None else [(batch, 1), *((batch, *s) for s in threshold_shapes(D)[1:2])]
@@ -349,12 +349,12 @@ def check_weights(
 
 
 def per_atom(D: Dictionary, lam: ArrayLike) -> Array:
-    """Penalties as one for each atom, (d,); one number as it is."""
+    """Penalties as one per atom, (d,); a single number stays."""
     return jnp.asarray(spread(D, jnp.asarray(flat_code(D, lam))))
 
 
 def one_by_one(D: Dictionary, lam: Any) -> Any:
-    """A weight that is known to be 0 as one per atom: a gap looks for free atoms among these."""
+    """A known weight 0 as one per atom, because a gap looks for free atoms only in vectors."""
     number = isinstance(lam, int | float | np.ndarray | np.generic | jax.Array)
     if not number or np.ndim(lam) or not checks.is_concrete(lam):
         return lam
@@ -365,7 +365,7 @@ def one_by_one(D: Dictionary, lam: Any) -> Any:
 
 
 def flat_code(D: Dictionary, x: ArrayLike) -> ArrayLike:
-    """A code (or penalties) of shape `D.code_grid` flat; anything else as it is."""
+    """A code (or penalties) of shape `D.code_grid`, flattened; anything else unchanged."""
     if isinstance(D, Conv) and np.shape(x)[-len(D.code_grid) :] == D.code_grid:
         x = jnp.asarray(x)
         return x.reshape(*x.shape[: -len(D.code_grid)], math.prod(D.code_grid))
@@ -380,7 +380,7 @@ def single(
     *lam: Any,
     **options: Any,
 ) -> Pursuit:
-    """The result of a method on one dictionary; `options` are those of `checked_single`."""
+    """The result of a method on one dictionary; `options` as in `checked_single`."""
     if lam and lam[0] is None:
         raise TypeError(f"{where}: {options.get('name', 'lam')} must be real numbers, got None")
     form, arrays = checked_single(where, D, y, *lam, **options)
@@ -396,7 +396,7 @@ def deep(
     lams: Any,
     **options: Any,
 ) -> DeepPursuit:
-    """The result of a method on a chain; `options` are those of `checked_chain`."""
+    """The result of a method on a chain; `options` as in `checked_chain`."""
     form, arrays = checked_chain(where, Ds, y, lams, **options)
     return DeepPursuit(*run(method, form, *arrays))
 
@@ -424,10 +424,10 @@ def checked_single(
         where: the name of the caller, which messages begin with.
         D, y: as in the pursuits; y may be a grid of a `Conv`.
         lam: the penalty, or None.
-        name, finite: how messages call it, and whether it must be finite.
-        sequence: whether there are several, (n,).
-        l2, level, start: further operands, whose scalars the caller has checked.
-        size, relative, kind: of the `StaticPart`.
+        name, finite: the name of the penalty in messages, and whether it must be finite.
+        sequence: whether there are several penalties, (n,).
+        l2, level, start: further operands; the caller has checked the scalars.
+        size, relative, kind: fields of `StaticPart`.
         parts: whether the pursuit knows codes in parts.
     """
     if not parts:
@@ -462,16 +462,16 @@ def checked_chain(
     Args:
         where: the name of the caller, which messages begin with.
         Ds, y: as in the pursuits.
-        lams: a tuple with one penalty per layer, zeros where the pursuit has no penalties.
-        name: how messages call them.
-        by_steps: whether steps of the size 1 / norm(D_j)^2 find the code. Else D_j may be zero, and
-            a penalty infinite.
-        level, start: a bound on the residual, and x_J to begin from.
+        lams: a tuple with one penalty per layer; zeros if the pursuit has no penalties.
+        name: the name of the penalties in messages.
+        by_steps: whether steps of the size 1 / norm(D_j)^2 find the code. If not, D_j may be zero,
+            and a penalty infinite.
+        level, start: a bound on the residual, and the x_J to begin from.
 
     Raises:
-        TypeError: operands that are not real numbers.
-        ValueError: shapes that do not fit, another number of penalties, a penalty that is negative
-            or not finite, or a dictionary that is zero.
+        TypeError: an operand is not real.
+        ValueError: shapes do not fit, there is not one penalty per layer, a penalty is negative or
+            not finite, or a dictionary is zero.
     """
     Ds = as_chain(Ds, where)
     for Dj in Ds:
@@ -513,7 +513,7 @@ def penalty(
 
 
 def as_start(D: Dictionary, start: Any, what: str, where: str, batch: tuple[int, ...] = ()) -> Any:
-    """The code to start from, or those of a batch, checked; None without one."""
+    """The code to start from, or the codes of a batch, checked; None without a start."""
     if start is None:
         return None
     start, shape = as_flat(D, start, len(batch))[0], (*batch, D.shape[1])
@@ -525,12 +525,12 @@ def as_start(D: Dictionary, start: Any, what: str, where: str, batch: tuple[int,
 
 
 def as_operand(value: Any, dtype: np.dtype) -> Any:
-    """A number or array of the user for a compiled program, which casts arrays of JAX itself."""
+    """A user's number or array for a compiled program; the program casts arrays of JAX."""
     return value if value is None or isinstance(value, jax.Array) else np.asarray(value, dtype)
 
 
 def check_number(value: ArrayLike, name: str, where: str) -> None:
-    """Raise unless `value` is one real number, not known to be negative or not finite."""
+    """Raise unless `value` is one real number, and finite and non-negative if known."""
     checks.nonnegative(value, name, where)
     checks.finite(value, name, where)
     checks.one_number(value, name, where)
@@ -539,7 +539,7 @@ def check_number(value: ArrayLike, name: str, where: str) -> None:
 def is_zero(D: Dictionary) -> bool:
     """Whether a known D is zero, up to numbers below the range of its dtype.
 
-    Only a dictionary with such a leaf is looked at as a whole.
+    Only if a leaf is zero does the function look at the whole dictionary.
     """
     if not checks.is_concrete(D):
         return False
@@ -547,7 +547,7 @@ def is_zero(D: Dictionary) -> bool:
     numbers = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     if all((np.abs(leaf) >= jnp.finfo(leaf.dtype).tiny).any() for leaf in numbers):
         return False
-    with jax.ensure_compile_time_eval():  # also inside of a `jit` that knows D
+    with jax.ensure_compile_time_eval():  # D may be known inside of a `jit`
         return not spectral_norm(D) > 0
 
 
@@ -560,7 +560,7 @@ def one_per_layer(values: Any, name: str, J: int, where: str) -> tuple:
 
 
 def static_tol(tol: float, where: str, otherwise: str = "") -> float:
-    """A tolerance as a number, checked to be positive and finite: any code is within inf.
+    """A tolerance as a number, checked to be positive and finite.
 
     Example:
         >>> from unrolled.pursuit._problem import static_tol
@@ -574,7 +574,7 @@ def static_tol(tol: float, where: str, otherwise: str = "") -> float:
 
 
 def static_steps(max_steps: int, where: str) -> int:
-    """The most steps as an integer, cut to what a counter of 32 bits holds and none reaches.
+    """The most steps as an integer, cut to the range of a counter of 32 bits.
 
     Example:
         >>> from unrolled.pursuit._problem import static_steps
@@ -585,12 +585,12 @@ def static_steps(max_steps: int, where: str) -> int:
 
 
 def flat_signal(D: Dictionary, y: ArrayLike, where: str, *, batch: int = 0) -> tuple[Any, Grid]:
-    """y flat, and how to show its code if y is a grid or another form of D (else None).
+    """y flat, and how to show its code if y is a grid or another form of D, else None.
 
     Args:
         D: (m, d).
         y: `D.signal_grid`, or `D.signal_shape` for one channel, after `batch` leading axes;
-            anything else is returned as it is.
+            anything else is returned unchanged.
         where: the name of the caller, which messages begin with.
         batch: the number of leading axes.
 

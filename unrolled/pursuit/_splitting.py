@@ -1,4 +1,4 @@
-"""Splitting: ADMM with one split per penalty, local norms of convolutions by it, and |x|^p."""
+"""Splitting: ADMM with one split per penalty, used for local norms of convolutions; and |x|^p."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,9 +41,9 @@ __all__ = ["Constrained", "half_quadratic", "half_quadratic_step", "local_error"
 
 # Over-relaxation, within (0, 2).
 _RELAXATION = 1.6
-# Every so many steps, for the first so many, rho is balanced.
+# rho is balanced every so many steps, during the first so many steps.
 _PERIOD, _BALANCED = 10, 2000
-# By how much rho may change at once.
+# The largest factor by which rho may change at once.
 _MOST = 10.0
 
 
@@ -52,7 +52,7 @@ class Splits(NamedTuple):
 
     x: Array  # (d,)
     v: Any  # the copies of K x, a tree
-    u: Any  # their scaled multipliers; rho u is a subgradient of the penalties at v
+    u: Any  # the scaled multipliers of v; rho u is a subgradient of the penalties at v
     rho: Array  # ()
     steps: Array  # ()
 
@@ -70,17 +70,17 @@ def admm(
         v_+ &= prox_{g/\rho}(w + u), \qquad w = \alpha K x + (1 - \alpha) v, \\
         u &\leftarrow u + w - v_+.
 
-    rho is balanced now and then between the relative primal and dual residuals. It stays after a
-    while, so that ADMM converges.
+    From time to time rho is balanced between the relative primal and dual residuals. After a while
+    rho stays, so that ADMM converges.
 
     Args:
         minimise: (b, rho) -> argmin_x f(x) + rho (x'K'K x / 2 - b'x).
         forward: x -> K x, linear, any tree of arrays.
         prox: (w, rho) -> argmin_v g(v) + rho/2 norm(v - w)^2.
-        start: x to begin from.
+        start: the x to begin from.
 
     Returns:
-        The step, and the state to begin from.
+        The step, and the first state.
 
     Reference: Boyd, Parikh, Chu, Peleato, Eckstein (2011); Wohlberg (2017) for the balance.
     """
@@ -112,17 +112,17 @@ def _size(tree: Any) -> Array:
     return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
 
 
-# The most steps of Newton's method, which ends after as many as a piecewise linear function has
-# pieces on the way, seldom more than ten.
+# The most steps of Newton's method. It takes one step for each piece of a piecewise linear function
+# on the way, seldom more than ten.
 _NEWTON = 50
 
 
 class Constrained(Result):
-    """A code that minimises under a constraint, and how good it is."""
+    """A code that minimises under a constraint, and how good the code is."""
 
     x: Array  # (d,)
-    gap: Array  # () abs(norm(x, 1) - dual) / norm(x, 1), or over the dual value if that is larger
-    violation: Array  # () excess over the constraint, relative to the constraint on x = 0
+    gap: Array  # () abs(norm(x, 1) - dual) over the larger of norm(x, 1) and the dual value
+    violation: Array  # () excess over the constraint, relative to the constraint at x = 0
     residual: Array  # () norm(y - D x)
     steps: Array  # () steps taken
     converged: Array  # () gap and violation <= tol, and x is in the range of the dtype
@@ -142,12 +142,12 @@ def local_error(
     .. math:: \min_x \|x\|_1 : \|R_i (y - D x)\|_2 \le radius \quad \text{for all } i.
 
     R_i takes the window at position i of the signal, as large as the kernel, with all channels, on
-    a circle. So a budget of noise that is known per patch holds everywhere, where one bound on
-    norm(y - D x) lets some parts of the signal pay for others. A kernel as large as the signal is
-    that one bound.
+    a circle. So a known noise level per patch holds everywhere. With one bound on norm(y - D x),
+    some parts of the signal would pay for other parts; a kernel as large as the signal gives this
+    one bound.
 
-    ADMM keeps a copy of every patch of D x, and of x. The dual value comes from the multipliers of
-    the patches q_i, scaled to be feasible,
+    ADMM keeps a copy of x, and of every patch of D x. The dual value comes from the multipliers q_i
+    of the patches, scaled to be feasible,
 
     .. math:: \max_q \sum_i q_i' R_i y - radius \|q_i\|_2 : \|D' \sum_i R_i' q_i\|_\infty \le 1.
 
@@ -157,15 +157,15 @@ def local_error(
         radius: bound on the norm of every patch of the residual; 0 is basis pursuit.
         tol: relative duality gap and violation to stop at.
         max_steps: the most steps, rounded up to a multiple of 10.
-        start: code to begin from, (d,); zero by default.
+        start: the code to begin from, (d,); zero by default.
 
     Returns:
-        Constrained. `violation` is how much the worst patch exceeds the radius, relative to the
-        worst patch of y. If no code meets the radius, `converged` is False.
+        Constrained. `violation` is the amount by which the worst patch exceeds the radius, relative
+        to the worst patch of y. If no code meets the radius, `converged` is False.
 
     Raises:
-        TypeError: D is not a `Conv`, operands that are not real numbers, or a traced tol.
-        ValueError: shapes that do not fit, radius < 0 or D = 0 (where known), or tol <= 0.
+        TypeError: D is not a `Conv`, an operand is not real, or tol is traced.
+        ValueError: shapes do not fit, radius < 0 or D = 0 (if known), or tol <= 0.
 
     Reference: Rey-Otero, Sulam, Elad (2020), for the formulation; the splitting is derived here.
 
@@ -195,7 +195,7 @@ def check_convolution(D: Dictionary, where: str) -> None:
 
 @dataclass(frozen=True)
 class LocalError:
-    """The method of `local_error`; the violation that counts is that of the code in the dtype."""
+    """The method of `local_error`; `violation` belongs to the code in the dtype."""
 
     tol: float
     max_steps: int
@@ -205,14 +205,14 @@ class LocalError:
         D: Any = problem.Ds[0]  # a Conv
         y, radius = problem.y, problem.level
         ones = jnp.ones_like(y)
-        # Every sample is in so many patches: with c, the patches of D x are as large as D x.
+        # Every sample is in c^2 patches: divided by c, the patches of D x have the norm of D x.
         c = norm(D.patches(ones)) / norm(ones)
         target = D.patches(y) / c
         ball = radius / c
         A = dense(D)
         factor = jax.scipy.linalg.cho_factor(A @ A.T + jnp.eye(len(y), dtype=y.dtype))
 
-        def minimise(b, _):  # products with D alone: the matrix is for the factor
+        def minimise(b, _):  # only products with D: the matrix is for the factor
             return b - jax.scipy.linalg.cho_solve(factor, D @ b) @ D
 
         def forward(x):
@@ -228,7 +228,7 @@ class LocalError:
             bound = jnp.max(jnp.abs(_sum(D, q, y) / c @ D))
             value = jnp.sum(q * target) - ball * jnp.sum(_norms(q))
             value = value / jnp.maximum(bound, 1)
-            value = jnp.where(value < 0, 0, value)  # no multipliers at all prove 0
+            value = jnp.where(value < 0, 0, value)  # zero multipliers prove 0
             size = jnp.sum(jnp.abs(x))
             unit = jnp.maximum(size, jnp.abs(value))
             gap = jnp.abs(size - value) / jnp.where(unit > 0, unit, 1)
@@ -252,7 +252,7 @@ def _norms(patches: Array) -> Array:
 
 
 def _within(patches: Array, radius: Array) -> Array:
-    """Every patch shortened to the radius."""
+    """The patches, each shortened to the radius."""
     norms = _norms(patches)
     factor = jnp.where(norms > radius, radius / jnp.where(norms > 0, norms, 1), 1)
     return patches * factor[:, None]
@@ -276,12 +276,12 @@ def local_sparsity(
 
     .. math:: \min_x \|y - D x\|_2^2 / 2 + lam \max_i \|S_i x\|_1.
 
-    S_i takes the stripe of position i: all coefficients whose atoms overlap its atoms, as in
-    `theory.stripe_norm`, fewer at a border. Only the fullest stripes are shrunk, so the code is
-    less sparse elsewhere than that of the LASSO.
+    S_i takes the stripe of position i: all coefficients whose atoms overlap the atoms of i, as in
+    `theory.stripe_norm`, fewer at a border. Only the fullest stripes shrink, so elsewhere the code
+    is less sparse than the LASSO code.
 
-    ADMM keeps a copy of every stripe. The gap comes from their multipliers q_i, corrected to sum up
-    to D'(y - D x), and the dual problem
+    ADMM keeps a copy of every stripe. The gap comes from the multipliers q_i of the stripes,
+    corrected to sum up to D'(y - D x), and the dual problem
 
     .. math:: \max_r r'y - \|r\|^2/2 : D'r = \sum_i S_i' q_i, \; \sum_i \|q_i\|_\infty \le lam.
 
@@ -291,14 +291,14 @@ def local_sparsity(
         lam: penalty weight, one number.
         tol: relative duality gap to stop at.
         max_steps: the most steps, rounded up to a multiple of 10.
-        start: code to begin from, (d,); zero by default.
+        start: the code to begin from, (d,); zero by default.
 
     Returns:
-        Pursuit, whose gap is that of this problem, relative to norm(y)^2 / 2.
+        Pursuit, with the gap of this problem, relative to norm(y)^2 / 2.
 
     Raises:
-        TypeError: D is not a `Conv`, operands that are not real numbers, or a traced tol.
-        ValueError: shapes that do not fit, lam < 0 or D = 0 (where known), or tol <= 0.
+        TypeError: D is not a `Conv`, an operand is not real, or tol is traced.
+        ValueError: shapes do not fit, lam < 0 or D = 0 (if known), or tol <= 0.
 
     Reference: Rey-Otero, Sulam, Elad (2020), for the formulation; the splitting is derived here.
 
@@ -333,7 +333,7 @@ class LocalSparsity:
             """sum_i S_i' q_i."""
             return programs.adjoint(D.stripes, start, stripes)
 
-        # In how many stripes an entry is. With the code times its root, S'S is the identity.
+        # The number of stripes that contain an entry. With the code times its root, S'S = I.
         times = together(D.stripes(jnp.ones_like(start)))
         root = jnp.sqrt(times)
         A = dense(D) / root[None, :]
@@ -345,7 +345,7 @@ class LocalSparsity:
             return (h - (U @ ((U.T @ (A @ h)) / (jnp.maximum(w, 0) + rho))) @ A) / rho
 
         def code(state):
-            """The mean of the copies, zero where all of them are."""
+            """The mean of the copies, zero where all copies are zero."""
             return together(state.v) / times
 
         def gap(state: Splits) -> Array:
@@ -374,9 +374,10 @@ def lower_the_fullest(rows: Array, lam: Array) -> Array:
     .. math:: p_i = shrink(row_i, \theta_i), \qquad \sum_i \theta_i = lam, \qquad
         \|p_i\|_1 = \tau \; \text{where} \; \theta_i > 0.
 
-    theta_i(tau) = max_k (sum of the k largest of row_i - tau) / k is the shrinkage to norm tau. The
-    sum over i is convex, decreasing and piecewise linear in tau, so Newton's method from tau = 0
-    ends at the solution. All is zero if lam is at least the sum of the largest magnitudes.
+    theta_i(tau) = max_k (sum of the k largest of row_i - tau) / k is the threshold that shrinks
+    row_i to norm tau. The sum over i is convex, decreasing and piecewise linear in tau, so Newton's
+    method from tau = 0 ends at the solution. All rows become zero if lam is at least the sum of the
+    largest magnitudes.
     """
     sums = jnp.cumsum(-jnp.sort(-jnp.abs(rows), 1), 1)
     k = jnp.arange(1, rows.shape[1] + 1, dtype=rows.dtype)[None, :]
@@ -399,7 +400,7 @@ def lower_the_fullest(rows: Array, lam: Array) -> Array:
         lambda carry: carry[1] & (carry[2] < _NEWTON), body, (zero, jnp.asarray(True), 0)
     )
     theta, _ = thresholds(tau)
-    # Where tau = 0, the thresholds only need to be large enough.
+    # If tau = 0, the thresholds only need to be large enough.
     return jnp.where(tau > 0, shrink(rows, theta[:, None]), 0)
 
 
@@ -430,14 +431,13 @@ def half_quadratic(
         x &\leftarrow \arg\min_x lam \sum_i |x_i|^p + \beta/2 \, \|z - x\|^2,
 
     so that the sum of all three terms never rises within a stage. Then beta grows by a constant
-    factor. For p = 1 the minimum of a stage is within a factor 1 + L / beta of that of F. What is
-    left is removed by proximal gradient steps on F itself, of size 1 / L with L = norm(D, 2)^2,
-    which never raise F either. Differentiable in D, y and lam, as `lasso` is, with the support held
-    fixed.
+    factor. For p = 1 the minimum of a stage is within a factor 1 + L / beta of the minimum of F.
+    Proximal gradient steps on F, of size 1 / L with L = norm(D, 2)^2, remove the rest; they never
+    raise F either. Differentiable in D, y and lam, like `lasso`, with the support held fixed.
 
     The linear system is solved by Cholesky for a matrix, in Fourier space for a circular `Conv` of
-    stride 1, and else by conjugate gradients. It is factored once per stage, also for a batch that
-    `jax.vmap` makes.
+    stride 1, and by conjugate gradients otherwise. It is factored once per stage, also under
+    `jax.vmap` over signals.
 
     Args:
         D: (m, d).
@@ -446,21 +446,22 @@ def half_quadratic(
             puts lambda on the data term, lambda/2 norm(y - D x)^2 + sum |x|^p: lam = 1 / lambda.)
         p: in (0, 1], static; the paper has 1 and 0.8.
         beta: the first and the last beta, in units of L.
-        stages: how many values beta takes, a geometric sequence.
-        steps: pairs of steps per stage.
-        tol: where the proximal steps stop, see below.
+        stages: number of values of beta, a geometric sequence.
+        steps: number of pairs of steps per stage.
+        tol: how near to stationary the proximal steps stop, see below.
         max_steps: the most proximal steps, rounded up to a multiple of 10; 0 for none.
 
     Returns:
-        Pursuit. For p = 1 `gap` and `converged` are those of `lasso`. For p < 1 no bound is known:
-        `gap` is inf, and `converged` says that x is stationary: D'(y - D x) is the derivative of
-        the penalty on the support of x, up to tol max abs(D'y). `steps` counts both kinds.
+        Pursuit. For p = 1 `gap` and `converged` are as in `lasso`. For p < 1 no bound is known:
+        `gap` is inf, and `converged` says that x is stationary, that is, D'(y - D x) is the
+        derivative of the penalty on the support of x, up to tol max abs(D'y). `steps` counts both
+        kinds of steps.
 
     Raises:
-        TypeError: operands that are not real numbers; p, tol or a count is traced.
-        ValueError: shapes that do not fit, lam < 0 (where known), p outside (0, 1], beta that is
-            not 0 < first <= last, no stages or no steps, D = 0 (where known), or tol <= 0; for
-            p < 1, lam outside of the range of the dtype (where known).
+        TypeError: an operand is not real, or p, tol or a count is traced.
+        ValueError: shapes do not fit, a known lam is negative, p is outside (0, 1], beta is not
+            0 < first <= last, there are no stages or no steps, a known D is 0, or tol <= 0; for
+            p < 1, a known lam is outside of the range of the dtype.
 
     Not claimed: for p < 1, a global minimum, or that the support is right.
 
@@ -484,7 +485,7 @@ def half_quadratic(
 def half_quadratic_step(
     D: Dictionary, y: Array, x: Array, beta: ArrayLike, theta: ArrayLike, p: float
 ) -> Array:
-    """The pair of steps of `half_quadratic` with theta = lam / beta.
+    """One pair of steps of `half_quadratic`, with theta = lam / beta.
 
     Args:
         D: (m, d), in float32 at least.
@@ -541,7 +542,7 @@ class Splitting:
     def _minimised(
         self, D: Operator, y: Array, lam: Array, gamma: Array, x: Array
     ) -> tuple[Array, Array, Array]:
-        """A stationary point, how far it is from one, and the steps."""
+        """A nearly stationary point, its distance from stationary, and the number of steps."""
         p = self.p
 
         def stage(x: Array, beta: Array) -> tuple[Array, None]:
@@ -583,7 +584,7 @@ def _slope(p: float, params: tuple[Operator, Array, Array], x: Array) -> Array:
 
 
 def _correction(D: Any, beta: Array) -> Correction:
-    """r -> D'(D D' + beta I)^{-1} r, with what does not depend on r computed once."""
+    """r -> D'(D D' + beta I)^{-1} r; the factor is computed once."""
     if not isinstance(D, Structured):
         return _by_cholesky(D, beta)
     if isinstance(D, Conv) and D.boundary == "circular" and set(D.stride) == {1}:
@@ -600,7 +601,7 @@ def _correction(D: Any, beta: Array) -> Correction:
 
 
 def _by_cholesky(D: Array, beta: Array) -> Correction:
-    """With the smaller one of D D' and D'D, as D'(D D' + beta I)^{-1} = (D'D + beta I)^{-1} D'."""
+    """By the smaller of D D' and D'D, as D'(D D' + beta I)^{-1} = (D'D + beta I)^{-1} D'."""
     m, d = D.shape
     gram = D @ D.T if m <= d else D.T @ D
     factor = jax.scipy.linalg.cho_factor(gram + beta * jnp.eye(len(gram), dtype=D.dtype))
@@ -610,7 +611,7 @@ def _by_cholesky(D: Array, beta: Array) -> Correction:
 
 
 def _by_fourier(D: Conv, beta: Array) -> Correction:
-    """D D' is diagonal in Fourier space but for the channels: one small matrix per frequency."""
+    """In Fourier space, where D D' is one small matrix of channels per frequency."""
     axes = tuple(range(1, 1 + len(D.signal_shape)))
     folded = D.entries()
     H = jnp.fft.rfftn(folded, D.signal_shape, tuple(axis + 1 for axis in axes))

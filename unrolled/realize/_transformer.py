@@ -357,7 +357,7 @@ def analysis_weights(W: Dictionary, D: Conv, where: str) -> Conv:
     if not D.is_shift_of(W):
         raise ValueError(
             f"{where}: W has kernel {W.kernel}, signal {W.signal_grid}, stride {W.stride} and "
-            f"boundary {W.boundary!r}; expected those of D: {D.kernel}, {D.signal_grid}, "
+            f"boundary {W.boundary!r}; expected the same as D: {D.kernel}, {D.signal_grid}, "
             f"{D.stride}, {D.boundary!r}"
         )
     return W

@@ -1,4 +1,4 @@
-"""The linear programs of generalized coherence, one per atom: solved, certified, and cached."""
+"""The linear programs of generalized coherence, one per atom: solve, certify and cache them."""
 
 import hashlib
 import io
@@ -22,23 +22,23 @@ from unrolled.dictionaries import Dictionary, Operator, Structured, as_dictionar
 __all__ = []
 
 
-# The decomposition in float64 leaves this many max(m, d) eps of the largest singular value where a
-# zero belongs, and long computations of D leave as much. The pseudo-inverse cuts there, too.
+# In place of a zero singular value, the decomposition in float64 leaves so many max(m, d) eps of
+# the largest one; long computations of D leave as much. The pseudo-inverse cuts there, too.
 _COMPUTED = 10
 
 
 def numerical_range(A: np.ndarray, dtype: DTypeLike) -> tuple[np.ndarray | None, int]:
     """An orthonormal basis U, (m, r), of the range of a matrix rounded to `dtype`; and its rank r.
 
-    Singular values count as zero up to eps norm(A, "fro"), twice what rounding the entries can make
-    of a zero, and up to 10 max(m, d) eps of the largest in float64.
+    Singular values count as zero up to eps norm(A, "fro"), twice the value that rounding of entries
+    can give a zero, and up to 10 max(m, d) eps of the largest in float64.
 
     Args:
         A: (m, d), in float64.
-        dtype: in which the entries were rounded.
+        dtype: the dtype to which the entries were rounded.
 
     Returns:
-        (None, min(m, d)) for a matrix of full rank. (None, 0) where entries are not finite.
+        (U, r); (None, min(m, d)) for a matrix of full rank; (None, 0) if an entry is not finite.
     """
     if not np.isfinite(A).all():
         return None, 0
@@ -54,21 +54,21 @@ def numerical_range(A: np.ndarray, dtype: DTypeLike) -> tuple[np.ndarray | None,
 
 @host_function
 def in_float64(D: Dictionary, dtype: DTypeLike | None = None) -> Operator:
-    """D in float64, without what the rounding of its entries adds to its range. Host function.
+    """D in float64, without the range that rounding of entries adds. Host function.
 
-    Atoms that lie in a subspace, such as patches without their mean, leave it by the rounding of
-    their entries. In float64 that passes for a direction of its own, with weights of norm 1 / eps.
+    Rounding moves atoms slightly out of a subspace, such as the subspace of patches without their
+    mean. In float64 the difference looks like one more direction, with weights of norm 1 / eps.
 
     Args:
         D: (m, d), atoms of norms that do not differ by orders of magnitude.
-        dtype: in which the entries were rounded; None for the dtype of D.
+        dtype: the dtype to which the entries were rounded; None for the dtype of D.
 
     Returns:
-        A D of full rank as it is, otherwise its projection on its numerical range; Dictionaries
-        with a structure keep it, and are not projected.
+        D if it has full rank, otherwise its projection on its numerical range. Structured
+        dictionaries keep their structure, without a projection.
 
     Raises:
-        TypeError: a traced D.
+        TypeError: D is traced.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 8, 16)
@@ -85,18 +85,18 @@ def in_float64(D: Dictionary, dtype: DTypeLike | None = None) -> Operator:
         return wide if U is None else jnp.asarray(U @ (U.T @ np.asarray(wide)))
 
 
-# A coherence of zero has no relative gap: absolute gaps and products up to this are rounding.
+# A coherence of zero has no relative gap, so absolute gaps and products up to this are rounding.
 ROUNDING = 1e-12
 # Iterations of the first-order method. On a Gaussian dictionary of 250 x 500, 200 leave about six
 # pivots per atom; of 1000 x 2000, where a pivot costs more, 400 leave 21 and 200 leave 48. For the
 # maximum alone few atoms are finished, so fewer iterations pay off.
 _ITERATIONS, _ITERATIONS_PER_ROW = 200, 0.4
 _ITERATIONS_FOR_MAXIMUM = 60
-# Atoms with sqrt(h (1 - h)) below this, h their leverage, have programs of their own.
+# Atoms with leverage h and sqrt(h (1 - h)) below this have separate programs.
 _NEARLY_INDEPENDENT = 1e-3
-# A v that misses its atom by more than this bounds nothing.
+# If v misses its atom by more than this, it gives no bound.
 _MISSED = 1e-11
-# What numpy and zipfile raise on an absent or damaged file.
+# The errors of numpy and zipfile on an absent or damaged file.
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -109,7 +109,7 @@ _UNREADABLE = (
     struct.error,
 )
 
-# Bytes of a cache file beside its two arrays, at most.
+# The most bytes of a cache file in addition to its two arrays.
 _HEADERS = 2**14
 
 Progress = Callable[[int, int], None]
@@ -162,11 +162,11 @@ def solve_atoms(
 
 
 def _independent(Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Masks of the atoms that are independent of the others, and of those that nearly are.
+    """Masks of the atoms that are independent of the others, and of the nearly independent atoms.
 
-    Both have a small sqrt(h (1 - h)), where h is the leverage. Near h = 1, where 1 - h would
-    cancel, it is the norm of the products with the other atoms, which is accurate to eps. The sum
-    of all h is r, so that h is above 1/2 for less than 2 r atoms, and no array is (d, d).
+    Both kinds have a small sqrt(h (1 - h)), where h is the leverage. Near h = 1, where 1 - h would
+    cancel, the number is the norm of the products with the other atoms, accurate to eps. The sum of
+    all h is r, so h is above 1/2 for fewer than 2 r atoms, and no array is (d, d).
     """
     leverage = np.sum(Q**2, 0)
     high = np.flatnonzero(leverage > 1 / 2)
@@ -178,9 +178,9 @@ def _independent(Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _apart(atom: np.ndarray, others: np.ndarray, tol: float) -> tuple[np.ndarray, np.ndarray]:
-    """w and v of one nearly independent atom, by a program of its own.
+    """w and v of one nearly independent atom, by a separate program.
 
-    What the other atoms leave of it would be lost in the rounding of the shared program.
+    The rounding of the shared program would lose the part of the atom outside of the others' span.
     """
     solution = lp.basis_pursuit(lp.whiten(others), atom[:, None], tol=tol)
     z, v = solution.Z[:, 0], solution.V[:, 0]
@@ -192,10 +192,10 @@ def _apart(atom: np.ndarray, others: np.ndarray, tol: float) -> tuple[np.ndarray
 def _lower_bounds(
     A: np.ndarray, whitened: lp.Whitened, V: np.ndarray, chosen: np.ndarray
 ) -> np.ndarray:
-    r"""Lower bounds (1 - sqrt(d) |rho|) / |v|_1, 0 for a v that misses its atom.
+    r"""Lower bounds (1 - sqrt(d) |rho|) / |v|_1, or 0 if v misses its atom.
 
-    rho is what v misses, in whitened coordinates. Every relevant w has |w| <= sqrt(d) there, since
-    |w|^2 is the sum over j of (w . a_j)^2, each at most 1.
+    rho is the residual of v, in whitened coordinates. Every relevant w has |w| <= sqrt(d) there,
+    because |w|^2 is the sum over j of (w . a_j)^2, each at most 1.
     """
     missed = A[:, chosen] - A @ V
     off = np.linalg.norm(whitened.into @ missed, axis=0) * np.sqrt(A.shape[1])
@@ -205,10 +205,10 @@ def _lower_bounds(
 
 
 def certified(A: np.ndarray, W: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """W scaled to w_i . a_i = 1, and the coherence of every w_i, by products with A itself."""
+    """W scaled to w_i . a_i = 1, and the coherence of every w_i, by products with A."""
     atoms, columns = A[:, chosen], np.arange(len(chosen))
     own = np.sum(W * atoms, 0)
-    W = np.where(own > 0, W, atoms)  # the atom itself replaces a w that cannot be scaled
+    W = np.where(own > 0, W, atoms)  # the atom replaces a w that cannot be scaled
     W = W / np.sum(W * atoms, 0)
     products = np.abs(A.T @ W)
     products[chosen, columns] = 0
@@ -228,7 +228,7 @@ def cached(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """`solve(A)`, stored in `folder`.
 
-    Entries are certified against A again when they are read, so a wrong file only costs time.
+    A stored result is certified against A again when it is read, so a wrong file only costs time.
     """
     A = np.asarray(A, np.float64)
     key = hashlib.sha256(
@@ -245,7 +245,7 @@ def cached(
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
             np.savez(file, W=W, V=V)
-    except OSError as error:  # such as a full disk: the result is worth more than its copy
+    except OSError as error:  # such as a full disk: the result does not need the copy
         checks.warn(f"generalized_coherence: {path}: not stored ({error.strerror})")
     return upper, lower, W, V
 
@@ -261,7 +261,7 @@ def check_cache(folder: Path, where: str) -> None:
 
 
 def _read(path: Path, shape: tuple[int, int], n: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """W (m, n) and V (d, n) of a cache file, None if it is absent, damaged or something else."""
+    """W (m, n) and V (d, n) of a cache file; None if the file is absent, damaged or different."""
     most = 8 * sum(shape) * n + _HEADERS
     try:
         if path.stat().st_size > most:
@@ -281,8 +281,8 @@ def _read(path: Path, shape: tuple[int, int], n: int) -> tuple[np.ndarray, np.nd
 def _recertified(
     A: np.ndarray, W: np.ndarray, V: np.ndarray, chosen: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Bounds of W and V as they are."""
-    with np.errstate(all="ignore"):  # an overflow gives no bound either
+    """The bounds that W and V give, computed again."""
+    with np.errstate(all="ignore"):  # an overflow gives no bound
         W, upper = certified(A, W, chosen)
         upper = np.where(np.isfinite(upper), upper, np.inf)
         V[chosen, np.arange(len(chosen))] = 0

@@ -1,4 +1,4 @@
-"""What is certified of errors: by theory for given params, and by an independent sample."""
+"""Certificates of errors: by theory for given params, and by an independent sample."""
 
 import math
 from bisect import bisect_right
@@ -28,11 +28,11 @@ __all__ = ["Certificate", "Tolerance", "certify", "exceedance", "signals_needed"
 # Rounding of an inner product, in eps of its magnitudes: the 4 of `rounding_guard` less 1/2 for the
 # thresholds, whose stored values are known here.
 _GUARD = 3.5
-# x + gamma W'r rounds by eps / 2 too, which this floor of G covers.
+# x + gamma W'r also rounds by eps / 2, which this floor of G covers.
 _LEAST_G = 0.25
 # The size of a part, and its quotient by it, round by some eps more.
 _OF_PARTS = 1.0
-# Relative errors of products of float32 where a layer multiplies less precisely.
+# Relative errors of float32 products if a layer multiplies less precisely.
 _PRECISION_EPS = {
     "default": 2.0**-7,
     "bfloat16": 2.0**-7,
@@ -47,13 +47,13 @@ class Certificate(Result):
 
     error: np.ndarray  # (K+1,) l1 error after k steps
     false_positives_excluded: np.ndarray  # (K,) no entry off the support after step k
-    holds: bool  # the bound ends below where it began, or at 0; otherwise it says nothing
-    # A sparsity at which it holds, the largest by doubling and bisection; 0 if none of these
+    holds: bool  # whether the bound ends below its start, or at 0; otherwise it says nothing
+    # The largest sparsity, by doubling and bisection, at which the certificate holds; else 0
     largest_sparsity: int
     uncovered: str | None = None  # what of the layer no theorem is about
 
     def __repr__(self) -> str:
-        """The bound at both ends, and what it says."""
+        """The first and the last bound, whether it holds, and the largest sparsity."""
         holds = "holds" if self.holds else "does not hold"
         return (
             f"Certificate: l1 error from {self.error[0]:.4g} to {self.error[-1]:.4g} in "
@@ -62,7 +62,7 @@ class Certificate(Result):
 
     @property
     def reason(self) -> str:
-        """Why it does not hold, with the numbers; "" where it does."""
+        """Why the certificate does not hold, with the numbers; "" if it holds."""
         if self.holds:
             return ""
         if self.uncovered:
@@ -116,9 +116,9 @@ def certify(
         e_0 = s B, \qquad e_{k+1} = o_k e_k + top_{s-1}(\mu_k) e_k + top_s(\theta_k + n_k), \qquad
         n_{k,i} = C_{k,i} \delta + g_k,
 
-    and there is no false positive, while theta_ki >= mu_ki e_k + n_ki for every atom i. The numbers
-    are those of gamma_k W_k: o_k = max_i abs(1 - w_i . d_i), mu_ki = max abs(w_i . d_j) over j != i
-    and C_ki = max_j abs(W_ji). top_s is the sum of the s largest entries, and g_k the rounding.
+    and there is no false positive, while theta_ki >= mu_ki e_k + n_ki for every atom i. Here w_i
+    are the columns of gamma_k W_k, o_k = max_i abs(1 - w_i . d_i), mu_ki = max abs(w_i . d_j) over
+    j != i, C_ki = max_j abs(W_ji), top_s is the sum of the s largest entries, and g_k the rounding.
 
     After a step with smaller thresholds the error reaches beyond the support S. Then
 
@@ -143,27 +143,27 @@ def certify(
     0 if its size is at most theta_i, and leaves a false positive of its size less theta_i.
 
     Args:
-        layer: of a family with this step, as `layers.lista_cp`, `alista`, `tilista` or `ista`, with
-            ReLU; or a chain, `networks.dsc`, of such layers.
-        params: of the layer, tied or not, from theory or from training.
+        layer: a layer of a family with this step, such as `layers.lista_cp`, `alista`, `tilista` or
+            `ista`, with ReLU; or a chain, `networks.dsc`, of such layers.
+        params: the params of the layer, tied or not, from theory or from training.
         D: (m, d), atoms of any norm; for a chain a tuple.
-        sparsity, bound, noise: s, B and delta; for a chain one value per layer (or noise of the
-            signal alone). What one layer leaves is noise for the next, weighted as in
-            `error_gain` where its false positives are excluded.
+        sparsity, bound, noise: s, B and delta; for a chain one value per layer (or only the noise
+            of the signal). The error of one layer is noise for the next layer, weighted as in
+            `error_gain` if false positives are excluded.
 
     Returns:
-        Certificate, in float64 from the stored arrays; for a chain a tuple of them. No theorem here
-        is about another shrinkage in such a family, firm or of a subclass: there
-        the errors are infinite, and `reason` says so.
+        Certificate, in float64 from the stored arrays; for a chain a tuple of certificates. If
+            the layer shrinks in another way (firm, or a subclass of your own), no theorem covers
+            the layer: the errors are infinite, and `reason` says so.
 
     Raises:
-        TypeError: another family, or a traced argument.
-        ValueError: an activation other than ReLU, params that do not fit, or numbers out of range.
+        TypeError: the family is another one, or an argument is traced.
+        ValueError: the activation is not ReLU, params do not fit, or a number is out of range.
 
-    Not claimed: that codes are lost where the certificate does not hold. The rounding g_k is that
-    of `rounding_guard`, which is no worst case.
+    Not claimed: that codes are lost if the certificate does not hold. The rounding g_k is as in
+    `rounding_guard`, not a worst case.
 
-    Reference: Li, Feng, Zhou (2024), Theorem 12, for thresholds that are given.
+    Reference: Li, Feng, Zhou (2024), Theorem 12, for given thresholds.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(64)
@@ -205,7 +205,7 @@ class Step(NamedTuple):
 
 
 class Coupled(NamedTuple):
-    """The steps of a layer and what all of them share."""
+    """The steps of a layer, and the data that all steps share."""
 
     D: Operator  # in float64
     steps: list[Step]
@@ -234,7 +234,7 @@ def coupled(layer: Any, params: Any, D: Any, where: str) -> Coupled:
     """The steps of a layer of a family x <- shrink(x + gamma W'(y - D x), theta), in float64.
 
     Raises:
-        TypeError: another family. ValueError: params that do not fit, or are not finite.
+        TypeError: the family is another one. ValueError: params do not fit, or are not finite.
     """
     D = as_dictionary(D, where)
     if not getattr(layer, "is_coupled", False):
@@ -257,7 +257,7 @@ def coupled(layer: Any, params: Any, D: Any, where: str) -> Coupled:
 def _layer(
     layer: Any, params: Any, D: Any, sparsity: Any, bound: Any, noise: Any, before: _Error | None
 ) -> tuple[Certificate, _Error]:
-    """The certificate of one layer, whose signal errs by `before` too, and the error it leaves."""
+    """The certificate of one layer, whose signal also has the error `before`; and its own error."""
     where = "certify"
     if uncovered := uncovered_of(layer, params, D, where):
         s, K = checks.as_index(sparsity, "sparsity", where), layer.depth
@@ -355,7 +355,7 @@ def _same(A: Any, B: Any) -> bool:
 def _errors(
     steps: list[Step], noises: list[np.ndarray], s: int, *, bound: float, eps: float
 ) -> tuple[np.ndarray, np.ndarray, _Error]:
-    """The errors after 0..K steps, where false positives are excluded, and what is left."""
+    """The errors after 0..K steps, the steps without false positives, and the last error."""
     e, linf, clean = s * bound, bound if s else 0.0, True
     errors, excluded = [e], []
     with np.errstate(over="ignore", invalid="ignore"):
@@ -368,7 +368,7 @@ def _errors(
             drift = o * e + _top(mu, s - 1 if inside else s) * e
             clean = not (theta < reach).any()
             if clean or s == d:
-                # The largest entry errs by no more than the others move it.
+                # The error of the largest entry is at most what the other entries add.
                 on, moved = (linf, min((s - 1) * linf, e)) if inside else (e, e)
                 after = o * on + float(mu.max()) * moved + float((theta + n).max())
                 e = drift + _top(theta + n, s)
@@ -376,7 +376,7 @@ def _errors(
             else:
                 within, beyond = theta + n, np.maximum(mu * e + n - theta, 0)
                 e = drift + float(beyond.sum()) + _top(within - beyond, s)
-                # Each of those that pass exceeds its threshold, which is then below `reach`.
+                # An entry that passes exceeds its threshold, which is then below `reach`.
                 low = theta[theta < reach]
                 e += _top(low, min(step.passing, d - s, len(low)))
                 linf = e
@@ -400,7 +400,7 @@ def _shrinks(errors: np.ndarray) -> bool:
 
 
 def _largest_sparsity(holds: Callable[[int], bool], d: int) -> int:
-    """By doubling, also past an s where it does not hold: larger ones may share a threshold."""
+    """The largest s by doubling, even past an s that fails, because larger s may hold again."""
     tried = [0, *(2**i for i in range(d.bit_length())), d + 1]
     i = max(i for i, s in enumerate(tried[:-1]) if not s or holds(s))
     low, high = tried[i : i + 2]
@@ -410,19 +410,19 @@ def _largest_sparsity(holds: Callable[[int], bool], d: int) -> int:
     return low
 
 
-# Relative rounding of a probability: far below that of 1 - confidence itself.
+# Relative rounding of a probability, far below the rounding of 1 - confidence.
 _ROUNDING = 1e-12
 _MOST_AT_ONCE = 10**15
 
 
 class Tolerance(Result):
-    """A bound that all but a share of a class keep, by a sample of it."""
+    """A bound that holds for a class except a small share, by a sample of the class."""
 
-    bound: float  # the errors of the class, but for the share, are at most this; inf for none
-    left_out: int  # the signals of the sample that may lie above the bound
-    needed: int  # the least sample that certifies anything
+    bound: float  # errors of the class, except the share, are at most this; inf without a bound
+    left_out: int  # number of signals in the sample that may lie above the bound
+    needed: int  # size of the least sample that certifies anything
     holds: bool  # the sample suffices, and the bound is finite
-    missing: int  # signals to add for a sample of `needed`; 0 where it is reached
+    missing: int  # number of signals to add for a sample of `needed`; 0 if none are missing
 
 
 def signals_needed(share: float, confidence: float, at_once: int = 1) -> int:
@@ -431,14 +431,14 @@ def signals_needed(share: float, confidence: float, at_once: int = 1) -> int:
     .. math:: n = \min \{ n : M (1 - \epsilon)^n \le 1 - c \}.
 
     Args:
-        share: epsilon, of the class, that may exceed the bound; in (0, 1).
+        share: epsilon, the share of the class that may exceed the bound, in (0, 1).
         confidence: c, in (0, 1).
         at_once: M, the number of bounds that hold together.
 
     Raises:
-        TypeError: an argument that is traced, or not one number.
-        ValueError: a share or a confidence outside (0, 1), a share so small that the number is
-            infinite in float64, or at_once below 1 or beyond 1e15.
+        TypeError: an argument is traced, or not one number.
+        ValueError: the share or the confidence is outside (0, 1), the share is so small that the
+            number is infinite in float64, or at_once is below 1 or beyond 1e15.
 
     Reference: Wilks (1941).
 
@@ -459,34 +459,34 @@ def signals_needed(share: float, confidence: float, at_once: int = 1) -> int:
 def tolerance_bound(
     errors: ArrayLike, *, share: float = 1e-3, confidence: float = 1 - 1e-6, at_once: int = 1
 ) -> Tolerance:
-    r"""A bound on the errors of all of a class but a share, by a sample of any distribution.
+    r"""A bound on the errors of a class except a small share, by a sample of any distribution.
 
     .. math::
         P\bigl( P(E > E_{(n-r)}) > \epsilon \bigr) \le P(\mathrm{Bin}(n, \epsilon) \le r)
             \le (1 - c) / M,
 
     with the order statistics E_(1) <= ... <= E_(n) of n independent draws, and the largest such r.
-    Ties make it conservative. The errors may be of any layer, network or pursuit, in any unit, of
-    draws of a class or of held-out signals.
+    Ties make the bound conservative. The errors may come from any layer, network or pursuit, in any
+    unit, for draws of a class or for held-out signals.
 
     Args:
-        errors: (n,), of n independent signals. NaN counts as the largest, as inf does.
-        share: epsilon, of the class, that may exceed the bound; in (0, 1).
+        errors: (n,), of n independent signals. NaN counts as inf.
+        share: epsilon, the share of the class that may exceed the bound, in (0, 1).
         confidence: c, the probability over the sample that the statement is true.
-        at_once: M, the number of such statements that are true together: as many as there are
-            methods times steps.
+        at_once: M, the number of such statements that are true together, for example the number of
+            methods times the number of steps.
 
     Returns:
-        Tolerance. The bound is infinite and holds is False for fewer than `needed` signals, and
-        where errors that are not finite are more than may be left out.
+        Tolerance. The bound is infinite and holds is False if there are fewer than `needed`
+        signals, or more non-finite errors than may be left out.
 
     Raises:
-        TypeError: traced or complex errors, or an option that is not one number.
-        ValueError: errors of another shape, or as `signals_needed`.
+        TypeError: errors are traced or complex, or an option is not one number.
+        ValueError: errors have another shape, or as `signals_needed`.
 
-    Not claimed: anything where the sample has chosen something before, as the params, the depth or
-    the method; or where its signals depend on each other, as patches of one picture do. Nothing is
-    said of one signal, nor of another class than the one that was sampled.
+    Not claimed: anything if the sample has chosen something before, such as the params, the depth
+    or the method, or if its signals depend on each other, like patches of one picture. The
+    statement covers neither a single signal nor another class than the sampled one.
 
     Reference: Wilks (1941); Clopper, Pearson (1934).
 
@@ -518,13 +518,13 @@ def exceedance(errors: ArrayLike, level: float, confidence: float = 1 - 1e-6) ->
 
     Args:
         errors: (n,), of n independent signals, as in `tolerance_bound`; NaN exceeds every level.
-        level: l, finite, which the sample has not chosen.
+        level: l, finite, not chosen by the sample.
         confidence: c, in (0, 1).
 
     Returns:
-        The bound, rounded up; 1 where all signals exceed the level, or there are none.
+        The bound, rounded up; 1 if all signals exceed the level, or there are no signals.
 
-    Raises: as `tolerance_bound`; ValueError also for a level that is not finite.
+    Raises: as `tolerance_bound`; also ValueError if the level is not finite.
 
     Not claimed: as in `tolerance_bound`.
 
@@ -546,7 +546,7 @@ def exceedance(errors: ArrayLike, level: float, confidence: float = 1 - 1e-6) ->
 
 
 def _at_most(r: int, n: int, share: float) -> float:
-    """P(Bin(n, share) <= r), of r < n."""
+    """P(Bin(n, share) <= r), for r < n."""
     from scipy.special import betaincc
 
     return float(betaincc(r + 1, n - r, share))

@@ -1,4 +1,4 @@
-"""Certificates of single codes: a dual vector that makes a code the only one of least l1 norm."""
+"""Certificates of single codes: a dual vector proves that a code alone has the least l1 norm."""
 
 import math
 from collections.abc import Callable
@@ -32,26 +32,26 @@ __all__ = ["CodeCertificate", "certify_code"]
 
 
 _EPS = float(np.finfo(float).eps)
-# The iteration lowers the correlations off the support to `_LOW`, and ends where all are `_ENOUGH`.
+# The iteration lowers correlations off the support towards `_LOW`, and ends at `_ENOUGH`.
 _LOW, _ENOUGH = 0.8, 0.85
-# It also ends where no nu of so many times its length can have all of them below 1.
+# It also ends if no nu of so many times its length can have all correlations below 1.
 _LONGER = 10.0
-# A code of more than m nonzeros is cut to this share of m, and a search has a smaller one.
+# A code with more than m nonzeros is cut to this share of m; a search has a smaller share.
 _CUT, _SEARCHED = 0.6, 0.3
 _REFINEMENTS = 3  # of a least squares solution by the inverse of a Gram matrix
-_SQUARINGS = 12  # of that inverse: its norm is right to k^(2^-13), .1 % at k = 1000
+_SQUARINGS = 12  # of that inverse: its norm is accurate to k^(2^-13), .1 % at k = 1000
 _WHOLE = 4096  # the most atoms whose inner products are made as one matrix
-_CHUNK = 2**22  # entries of the codes, or of the Gram matrices, that are made at once
-# Of conjugate gradients: the tolerance of the slope, and how often they begin.
+_CHUNK = 2**22  # entries of codes, or of Gram matrices, in one call
+# For conjugate gradients: the tolerance of the slope, and the number of starts.
 _ROUGH, _FINE, _ITERATIONS = (1e-6, 1), (_EPS, 2), 300
-# Supports, and batches of a few signals, are padded to multiples: one program serves many sizes.
+# Supports, and small batches, are padded to multiples, so that one program serves many sizes.
 _GRID, _STEP, _FEW = 16, 8, 64
-_LARGEST = 1e100  # of a code beside its signal
-_LARGEST_ATOM = 1e60  # whose fourth power is in the range, and that of one so small
+_LARGEST = 1e100  # the largest code over its signal
+_LARGEST_ATOM = 1e60  # the fourth power of this, and of its inverse, is in the range
 
 
 class CodeCertificate(Result):
-    """What is proved of a code, or of every code of a batch, (n,) numbers and (n, ...) arrays.
+    """The proof of a code; for a batch (n,) numbers and (n, ...) arrays.
 
     Example:
         >>> D, y = np.eye(3, dtype=np.float32), np.ones(3, np.float32)
@@ -59,29 +59,29 @@ class CodeCertificate(Result):
         True
     """
 
-    x: np.ndarray  # (d,) the code that is certified
+    x: np.ndarray  # (d,) the certified code
     residual: Any  # norm(y - D x)
     sigma: Any  # the least singular value of the atoms of x, rounded down; inf for x = 0
     dual: np.ndarray  # (m,) nu
     off_support: Any  # tau, the largest |d_j . nu| off the support
-    mismatch: Any  # zeta, the largest |d_j . nu - sign(x_j)| on it
-    holds: Any  # x is the only code of least l1 norm with its D x
-    unique: Any  # and D x is y, up to rounding
-    error_gain: Any  # of norm(D (z - x)), in the bound on norm(z - x)
-    l1_gain: Any  # of norm(z, 1) - norm(x, 1), where that is positive
+    mismatch: Any  # zeta, the largest |d_j . nu - sign(x_j)| on the support
+    holds: Any  # whether x is the only code of least l1 norm with its D x
+    unique: Any  # whether also D x is y, up to rounding
+    error_gain: Any  # factor of norm(D (z - x)) in the bound on norm(z - x)
+    l1_gain: Any  # factor of norm(z, 1) - norm(x, 1), if positive, in the same bound
     signal: np.ndarray  # (m,) D x
 
     def certified(self, y: ArrayLike) -> Any:
-        """Whether it holds and D x is y to the rounding of y in its dtype: m^(1/2) eps norm(y).
+        """Whether `holds`, and D x is y to the rounding of y in its dtype: m^(1/2) eps norm(y).
 
-        For signals of float32 this is what can be asked in place of `unique`. Half precision rounds
-        the entries of y alone, by eps / 2, since its sums are of float32. Another code with no
-        larger l1 norm that fits as well is within `error_gain` times both residuals.
+        For float32 signals take this in place of `unique`. Half precision only rounds the entries
+        of y, by eps / 2, because sums are in float32. Another code that fits as well, with no
+        larger l1 norm, is within `error_gain` times the sum of both residuals.
         """
         Y = checks.host_floats(y, "y", "certified")
         if Y.shape != self.dual.shape:
             raise ValueError(
-                f"certified: y has shape {Y.shape}; expected {self.dual.shape}, that of the "
+                f"certified: y has shape {Y.shape}; expected {self.dual.shape}, as for the "
                 "certified signals"
             )
         own, summed = _roundings(Y.dtype)
@@ -96,7 +96,7 @@ class CodeCertificate(Result):
 
 
 def _roundings(dtype: Any) -> tuple[float, float]:
-    """The spacing at 1 of a dtype, and that of the sums that make its numbers."""
+    """The spacing at 1 of a dtype, and of the dtype in which its sums are computed."""
     return float(jnp.finfo(dtype).eps), float(jnp.finfo(wide_dtype(dtype)).eps)
 
 
@@ -104,10 +104,10 @@ def _roundings(dtype: Any) -> tuple[float, float]:
 def certify_code(
     D: Dictionary, y: ArrayLike, x: ArrayLike, *, finish: int | None = 3, steps: int = 300
 ) -> CodeCertificate:
-    r"""Prove that a code, whatever found it, is the only one of least l1 norm.
+    r"""Prove that a code, from any solver, is the only one of least l1 norm.
 
-    Let x have the support T of n atoms, sigma = sigma_min(D_T) > 0, and atoms of norms up to b. For
-    any vector nu let
+    Let x have a support T of n atoms, with sigma = sigma_min(D_T) > 0, and let all atoms have norms
+    up to b. For any vector nu let
 
     .. math::
         \zeta = \|D_T'\nu - \mathrm{sign}\, x_T\|_\infty, \quad
@@ -120,42 +120,42 @@ def certify_code(
         \|z - x\|_2 \le \frac{u}{\sigma} + \Bigl(1 + \frac b \sigma\Bigr) H, \qquad
         H = \frac{t + (\|\nu\|_2 + \kappa) u}{q},
 
-    since norm(z, 1) >= norm(x, 1) + sign(x_T)'h_T + norm(h_{T^c}, 1) for h = z - x. So x is the
-    only code of least l1 norm among those with D z = D x; another code with at most that norm is
-    within `error_gain` times u, and u <= norm(y - D x) + norm(y - D z).
+    because norm(z, 1) >= norm(x, 1) + sign(x_T)'h_T + norm(h_{T^c}, 1) for h = z - x. So x is the
+    only code of least l1 norm with D z = D x. Another code with at most this norm is within
+    `error_gain` times u, and u <= norm(y - D x) + norm(y - D z).
 
-    The code is finished first: least squares on its support, then subspace pursuit while that does
-    not fit y; entries that are rounding are dropped. nu is found by FISTA, which lowers the
-    correlations off the support under D_T'nu = sign(x_T). All that is claimed is evaluated for the
-    nu and the x that are returned, in float64, with its rounding added: in a product of factors
-    that of |D_1| |D_2| ..., which is more than that of D where the factors cancel.
+    First the code is finished: least squares on its support, then subspace pursuit until the code
+    fits y; entries that are rounding are dropped. FISTA finds nu: it lowers the correlations off
+    the support under D_T'nu = sign(x_T). All claims are evaluated for the returned nu and x, in
+    float64, with a bound on the rounding; for a product of factors it is the rounding of
+    |D_1| |D_2| ..., which exceeds the rounding of D if the factors cancel.
 
     Args:
-        D: (m, d), atoms of any norm; structured ones are used by their products.
+        D: (m, d), atoms of any norm; a structured D is used by its products.
         y: (m,), or a batch (n, m).
-        x: (d,), or (n, d): codes from any solver. A code of more than m nonzeros is cut to its .6 m
-            largest; one that is not finite, or 1e100 times as large as y, counts as 0.
-        finish: the most steps of subspace pursuit, with .3 m atoms; 0 for least squares alone. None
-            leaves the code as it is.
+        x: (d,), or (n, d): codes from any solver. A code with more than m nonzeros is cut to its
+            .6 m largest; a code that is not finite, or 1e100 times as large as y, counts as 0.
+        finish: the most steps of subspace pursuit, with .3 m atoms; 0 for only least squares. None
+            leaves the code unchanged.
         steps: the most steps of FISTA.
 
     Returns:
-        CodeCertificate, of numpy arrays in float64; with infinite gains where it does not hold, as
-        for atoms that depend on each other (sigma = 0). `unique` asks that the certificate holds
-        and that the residual is at most the rounding of y - D x in float64: signals of float32 are
-        met to 1e-7 alone, and other codes are bounded by `error_gain` times that. A signal that is
-        not finite has no certificate.
+        CodeCertificate, of numpy arrays in float64; the gains are infinite if it does not hold, for
+        example if atoms depend on each other (sigma = 0). `unique` asks that the certificate holds
+        and that the residual is at most the rounding of y - D x in float64. Codes fit float32
+        signals only to 1e-7, and `error_gain` times this bounds other codes. A signal that is not
+        finite has no certificate.
 
     Raises:
-        TypeError: a traced argument.
-        ValueError: shapes that do not fit, a negative number of steps, or atoms whose fourth powers
-            leave the range: norms beyond 1e60, or below 1e-60.
+        TypeError: an argument is traced.
+        ValueError: shapes do not fit, a number of steps is negative, or the fourth power of an
+            atom's norm leaves the range: norms beyond 1e60, or below 1e-60.
 
-    Not claimed: that x is the truth. It is, where the truth has no larger l1 norm; more nonzeros
-    than basis pursuit recovers have no certificate, and `finish` finds no more than .3 m. With
+    Not claimed: that x is the true code. It is if the true code has no larger l1 norm. More
+    nonzeros than basis pursuit recovers have no certificate, and `finish` finds at most .3 m. With
     noise the gains are true and say little: at m = 250, d = 500 and 50 nonzeros the median error
-    gain is near 120, so that a bar at an SNR of 40 dB is as large as the code. Interval arithmetic
-    is not used.
+    gain is near 120, so an error bar at an SNR of 40 dB is as large as the code. The function does
+    not use interval arithmetic.
 
     Reference: Fuchs (2004), Tropp (2006); Zhang, Yin, Cheng (2015) for its necessity; Dai,
     Milenkovic (2009) for subspace pursuit.
@@ -204,18 +204,18 @@ def _operands(
 
 
 def _scaled(Y: np.ndarray, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Signals near 1, or codes where those are 0, and the exponents k of their scales 2^k."""
+    """Signals scaled near 1 (codes, if the signal is 0), and the exponents k of the scales 2^k."""
     sizes = [np.abs(np.where(np.isfinite(A), A, 0)).max(1, initial=0) for A in (Y, X)]
     k = np.frexp(np.where(sizes[0] > 0, *sizes))[1]
     with np.errstate(over="ignore", invalid="ignore"):
         Y, X = (np.ldexp(A, -k[:, None]) for A in (Y, X))
-    # Squares of what is larger would leave the range.
+    # Squares of larger numbers would leave the range.
     within = (np.abs(X) < _LARGEST).all(1, keepdims=True)
     return Y, np.where(within, X, 0), k
 
 
 def _cut(X: np.ndarray, m: int) -> np.ndarray:
-    """Without all but the largest entries of codes of more than m nonzeros."""
+    """The codes; those with more than m nonzeros keep only their largest entries."""
     dense_rows = np.count_nonzero(X, 1) > m
     largest = np.argsort(-np.abs(X[dense_rows]), 1, kind="stable")[:, : max(1, int(_CUT * m))]
     cut = np.zeros_like(X[dense_rows])
@@ -226,13 +226,13 @@ def _cut(X: np.ndarray, m: int) -> np.ndarray:
 
 
 def _padded(X: np.ndarray) -> int:
-    """A size of which no support of the codes is larger."""
+    """A padded size that all supports of the codes fit."""
     n = int(np.count_nonzero(X, 1).max(initial=1))
     return min(X.shape[1], -(-n // _GRID) * _GRID)
 
 
 def _in_chunks(f: Callable[..., tuple], k: int, Y: np.ndarray, X: np.ndarray) -> list[np.ndarray]:
-    """f(Y, X) for a batch of any length, a part of it at a time, with supports of k entries."""
+    """f(Y, X) for a batch of any length, part by part, with supports of k entries."""
     n, d = X.shape
     rows = n if n == 1 or n > _FEW else max(1, -(-n // _STEP)) * _STEP
     size = max(1, min(rows, _CHUNK // max(k * k, d)))
@@ -254,14 +254,14 @@ class _Support(NamedTuple):
 
 
 class _System(NamedTuple):
-    """A dictionary with what its least squares problems share."""
+    """A dictionary, and the data that its least squares problems share."""
 
     D: Operator
     products: Array | None  # D'D, unless it is too large
     size: Array  # the largest norm of an atom
-    summed: Array  # that of the magnitudes that add up to one, which is more in a product
+    summed: Array  # the largest norm of the magnitudes whose sums are atoms, larger in a product
     off: Array  # the rounding of an atom
-    rounding: Array  # that of an entry of D'D, over eps
+    rounding: Array  # the rounding of an entry of D'D, over eps
 
 
 def _system(D: Any) -> _System:
@@ -273,13 +273,13 @@ def _system(D: Any) -> _System:
     size = jnp.where(size > 0, size, 1.0) + off
     if whole is not None:
         return _System(D, whole.T @ whole, size, summed, off, m * size**2)
-    # Products of a factor with what others have summed round by the magnitudes of all.
+    # In a product of factors, rounding scales with the magnitudes of all factors.
     summed = jnp.maximum(size, summed)
     return _System(D, None, size, summed, off, (m + 2 * inner) * summed**2)
 
 
 def _support(system: _System, atoms: Array, live: Array) -> _Support:
-    """The ridge is above the rounding of a Gram matrix, so that dependent atoms have a factor."""
+    """The supports; the ridge exceeds the rounding of Gram matrices, so every factor exists."""
     D, products, size, *_ = system
     d, k = D.shape[1], atoms.shape[1]
     if products is not None:
@@ -303,7 +303,7 @@ def _support(system: _System, atoms: Array, live: Array) -> _Support:
 
 
 def _largest(system: _System, V: Array, k: int) -> _Support:
-    """The k largest entries of every row of V, those that are zero excepted."""
+    """The supports of the k largest nonzero entries of every row of V."""
     values, atoms = lax.top_k(jnp.abs(V), k)
     return _support(system, atoms, values > 0)
 
@@ -320,7 +320,7 @@ def _solve(support: _Support, B: Array) -> Array:
 def _misfit(D: Dictionary, Y: Array, X: Array) -> tuple[Array, Array]:
     """norm(y - D x), and a bound on its rounding over eps: n products and two sums an entry.
 
-    As for pursuits, what loses half of the digits of y is not y, however large its terms.
+    As in pursuits, a D x that loses half of the digits of y is not y, however large its terms.
     """
     sizes = norm(jnp.abs(Y) + jnp.abs(X) @ magnitudes(D).T, 1)
     terms = jnp.sum(jnp.where(X != 0, 1.0, 0.0), 1) + 2 + inner_terms(D)
@@ -331,7 +331,7 @@ def _misfit(D: Dictionary, Y: Array, X: Array) -> tuple[Array, Array]:
 def _finished(
     D: Dictionary, Y: Array, X: Array, roundings: Any, finish: int, searched: int
 ) -> tuple[Array]:
-    """Codes by least squares on their supports, and subspace pursuit where they do not fit."""
+    """Codes by least squares on their supports, and by subspace pursuit if they do not fit."""
     eps, summed = roundings
 
     def fits(X):
@@ -359,17 +359,17 @@ def _finished(
         (own, fits(own), jnp.zeros((), int)),
     )
     X = jnp.where(fit[:, None], refitted, own)
-    # Entries that the fit does not need: the rounding of a support that is too large.
+    # Drop entries that the fit does not need: they are rounding, on a support that is too large.
     on = jnp.abs(X) > jnp.sqrt(eps) * jnp.max(jnp.abs(X), 1, keepdims=True)
     fewer = _least_squares(D, Y, on, _FINE)
     return (jnp.where(fits(fewer)[:, None], fewer, X),)
 
 
 def _least_squares(D: Dictionary, Y: Array, on: Array, level: tuple[float, int]) -> Array:
-    """The codes on the supports of least norm(y - D x), by conjugate gradients (CGLS).
+    """The codes on the supports with least norm(y - D x), by conjugate gradients (CGLS).
 
-    They begin anew, from the residual of the code, as often as `level` says; the first time they
-    end where the slope has fallen by its tolerance.
+    CGLS starts anew, from the residual of the code, as often as `level` says; the first run ends
+    when the slope has fallen by its tolerance.
     """
     tol, times = level
 
@@ -402,12 +402,12 @@ def _least_squares(D: Dictionary, Y: Array, on: Array, level: tuple[float, int])
 def _dual_vectors(D: Any, Y: Array, X: Array, steps: int, k: int) -> tuple[Array, ...]:
     """nu, tau, zeta and sigma of every code; the largest norm of an atom; and the misfit.
 
-    FISTA on 1/2 sum (|d_j . nu| - low)_+^2, j off the support, under D_T'nu = sign(x_T): with the
-    correlations g = D'nu of every vector carried along, a step takes four products.
+    FISTA minimises 1/2 sum (|d_j . nu| - low)_+^2 over j off the support, under D_T'nu =
+    sign(x_T). It carries the correlations g = D'nu along, so a step takes four products.
 
-    Its slope is D e, e the excess off the support. With D_T c the part of D e in the span of the
-    atoms of the support, and r the rest, e'g = c'sign(x_T) + r'nu for every such nu: where that is
-    above norm(e, 1) for all nu of a length, none of them has |d_j . nu| <= 1.
+    The gradient is D e, where e is the excess off the support. Let D_T c be the part of D e in the
+    span of the support's atoms, and r the rest. Then e'g = c'sign(x_T) + r'nu for every such nu. If
+    this is above norm(e, 1) for all nu of a length, none of them has |d_j . nu| <= 1.
     """
     system, signs, off = _system(D), jnp.sign(X), X == 0
     support, gamma = _largest(system, X, k), 1 / dictionaries.spectral_norm(D) ** 2
@@ -483,7 +483,7 @@ def _least_singular_value(support: _Support, off: Array) -> Array:
 def _certificates(
     X: np.ndarray, finite: np.ndarray, scale: np.ndarray, parts: list[np.ndarray]
 ) -> CodeCertificate:
-    """The statement with the rounding of the correlations, of sums of m products or more."""
+    """The certificates, with the rounding of correlations, which are sums of m or more products."""
     nu, tau, zeta, sigma, size, terms, image, residual, rounding = parts
     if not ((size > 1 / _LARGEST_ATOM) & (size < _LARGEST_ATOM)).all():
         raise ValueError(
@@ -517,5 +517,5 @@ def _certificates(
 
 
 def _single(a: np.ndarray) -> Any:
-    """The certificate of one code: numbers in place of arrays."""
+    """The certificate of one code, with numbers in place of arrays."""
     return a[0] if a.ndim > 1 else a[0].item()

@@ -1,4 +1,4 @@
-"""Mutual coherence (Definition 3), the coherence of given weights W, and what they permit."""
+"""Mutual coherence (Definition 3), the coherence of given weights W, and bounds on sparsity."""
 
 import math
 from collections.abc import Callable
@@ -38,13 +38,13 @@ __all__ = [
 ]
 
 
-# Atoms of a side of a tile: a tile and its atoms stay in the cache of a core.
+# Atoms on a side of a tile, so that a tile and its atoms stay in the cache of a core.
 _SIDE = 512
 
 
 @program("diagonal")
 def row_maxima(W: Array, D: Array, diagonal: bool = False) -> Array:
-    """max abs(w_i . d_j) over j != i, and over j = i too with `diagonal`; (d,)."""
+    """max abs(w_i . d_j) over j != i, with `diagonal` also over j = i; (d,)."""
 
     def reduce(best, sizes, own):
         sizes = sizes if diagonal else jnp.where(own, 0, sizes)
@@ -85,7 +85,7 @@ def _reduced(reduce: Callable[[Array, Array, Array], Array], W: Array, D: Array)
     return lax.map(rows, (tiles, left)).reshape(-1)[:d]
 
 
-# Spacing at 1 of the formats in which accelerators multiply in place of float32.
+# The spacing at 1 of the formats that accelerators use for float32 products.
 _PRODUCT_EPS = {
     "bfloat16": 2.0**-7,
     "tensorfloat32": 2.0**-10,
@@ -94,14 +94,14 @@ _PRODUCT_EPS = {
 }
 # Products of atoms in more entries than this (64 MiB in float32) are formed in tiles.
 BLOCK = 2**24
-_SORTED = 2**20  # of more entries than this not all are sorted
-# A sparsity bound this close to an integer, relatively, counts as the integer: far above the
-# rounding of the few operations in float64 that compute it.
+_SORTED = 2**20  # a matrix with more entries is not sorted as a whole
+# A sparsity bound with a smaller relative distance to an integer counts as the integer. It is far
+# above the rounding of the few operations in float64 that compute the bound.
 _INTEGER = 1e-9
 
 
 class Coherence(Result):
-    """The two numbers by which weights W enter every theorem."""
+    """The two numbers of weights W that enter every theorem."""
 
     mu_W: Array  # max over i != j of abs(w_i . d_j)
     C_W: Array  # max abs(W_ij)
@@ -112,8 +112,8 @@ def mutual_coherence(D: Dictionary) -> Array:
 
     .. math:: \mu(D) = \max_{i \ne j} |d_i \cdot d_j| / (\|d_i\|_2 \|d_j\|_2).
 
-    Traceable. For a `Conv` it is computed from the correlations of the filters; the products of
-    many atoms are formed block by block, never as a (d, d) array.
+    Traceable. For a `Conv` the function uses the correlations of the filters; it forms the products
+    of many atoms block by block, never as a (d, d) array.
 
     Args:
         D: (m, d); atoms need not be normalised.
@@ -122,8 +122,8 @@ def mutual_coherence(D: Dictionary) -> Array:
         mu, (); nan for a traced D with a zero atom.
 
     Raises:
-        ValueError: an atom that is zero, or whose norm is above the range of the dtype, where D is
-            known; or a `Conv` whose border atoms are cut.
+        ValueError: a known atom is zero, or its norm exceeds the range of the dtype; or border
+            atoms of a `Conv` are cut.
 
     Reference: Li, Feng, Zhou (2024), Definition 3; Donoho, Huo (2001).
 
@@ -141,7 +141,7 @@ def mutual_coherence(D: Dictionary) -> Array:
 
 @program()
 def measured(D: Dictionary) -> tuple[Array, Array]:
-    """mu(D), nan with a zero atom, and the norms of the atoms, (d,)."""
+    """mu(D), nan if an atom is zero, and the norms of the atoms, (d,)."""
     refuse_cut_atoms(D, "mutual_coherence")
     unit, norms = dictionaries.normalized(D)
     mu = jnp.minimum(weights_coherence(unit, unit).mu_W, 1.0)
@@ -153,9 +153,9 @@ def coherence(W: Dictionary, D: Dictionary) -> Coherence:
 
     .. math:: \mu_W = \max_{i \ne j} |w_i \cdot d_j|, \qquad C_W = \max_{i, j} |W_{ij}|.
 
-    Every convergence theorem holds with these two numbers for any W with w_i . d_i = 1, so that
-    weights from any source (D itself, the closed form, linear programs, training) are certified by
-    computing them. Traceable.
+    Every convergence theorem holds with these two numbers for any W with w_i . d_i = 1. So these
+    numbers certify weights from any source (D, the closed form, linear programs, training).
+    Traceable.
 
     Args:
         W, D: (m, d); the atoms of D have unit norm.
@@ -164,8 +164,8 @@ def coherence(W: Dictionary, D: Dictionary) -> Coherence:
         Coherence(mu_W, C_W), () each.
 
     Raises:
-        ValueError: shapes that differ, a known D whose atoms are off unit norm by more than 1e-4,
-            or a `Conv` whose border atoms are cut.
+        ValueError: the shapes differ, known atoms are off unit norm by more than 1e-4, or border
+            atoms of a `Conv` are cut.
 
     Reference: Li, Feng, Zhou (2024), Definitions 7 and 8.
 
@@ -179,7 +179,7 @@ def coherence(W: Dictionary, D: Dictionary) -> Coherence:
 
 
 def weights_of(W: Dictionary, D: Dictionary, where: str) -> tuple[Operator, Operator]:
-    """W and D in their common dtype, checked as `coherence` says.
+    """W and D in their common dtype, checked as in `coherence`.
 
     Example:
         >>> from unrolled.theory._coherence import weights_of
@@ -201,7 +201,7 @@ def weights_of(W: Dictionary, D: Dictionary, where: str) -> tuple[Operator, Oper
 @checked
 @program()
 def weights_coherence(W: Dictionary, D: Dictionary) -> Coherence:
-    """As `coherence` but without its checks: atoms may have any norm.
+    """`coherence` without its checks: atoms may have any norm.
 
     Example:
         >>> W, D = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([[1.0, 0.5], [0.1, 1.0]])
@@ -226,7 +226,7 @@ def exceeds(D: Dictionary) -> bool:
 @checked
 @program()
 def diagonal(W: Dictionary, D: Dictionary) -> Array:
-    """w_i . d_i for every row of `inner_products`: all atoms, or those that represent a `Conv`.
+    """w_i . d_i for every row of `inner_products`: all atoms, or the representatives of a `Conv`.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 4, 8)
@@ -240,7 +240,7 @@ def diagonal(W: Dictionary, D: Dictionary) -> Array:
 
 
 def without_parts(D: Operator, where: str) -> Operator:
-    """D; ValueError if its codes come in parts: what is said here is said of entries."""
+    """D; ValueError if its codes come in parts, because these statements are about entries."""
     instead = "this is about entries, try theory.block_coherence and theory.schedule"
     refuse_parts(D, where, instead)
     return D
@@ -266,14 +266,14 @@ def babel(D: Dictionary, s: int) -> Array:
     with at most s nonzeros are unique, and basis pursuit with unit atoms finds them. Traceable.
 
     Args:
-        D: (m, d), unit atoms; the norms that rounding leaves are divided out.
-        s: number of other atoms; from d - 1 on, all of them.
+        D: (m, d), unit atoms; the function divides by norms, which rounding moves off 1.
+        s: number of other atoms; from d - 1 on, all other atoms.
 
     Returns:
         mu_1(s), ().
 
     Raises:
-        ValueError: atoms off unit norm, a `Conv` whose border atoms are cut, or s negative.
+        ValueError: an atom is off unit norm, border atoms of a `Conv` are cut, or s is negative.
 
     Reference: Tropp (2004), Greed is good.
 
@@ -306,10 +306,10 @@ def _babel(D: Dictionary, s: int) -> Array:
 
 
 def _largest_row(A: Array, s: int) -> Array:
-    """The Babel function of many atoms, of which few are sorted.
+    """The Babel function of many atoms, without sorting all of them.
 
     top_s(v) is at most s t + sum (v - t)_+ for any t, with equality at the s-th largest entry.
-    Atoms are sorted in falling order of this bound, until it is at most what has been found.
+    Atoms are sorted in falling order of this bound, until the bound is at most the value found.
     """
 
     def others(A, i):
@@ -342,7 +342,7 @@ def _largest_row(A: Array, s: int) -> Array:
 
 @checked
 def spark_bound(mu: float) -> float:
-    """1 + 1/mu: fewer atoms than this are linearly independent; inf at mu = 0.
+    """1 + 1/mu, inf at mu = 0: any smaller number of atoms is linearly independent.
 
     Args:
         mu: the mutual coherence, the generalized coherence, or any mu_W.
@@ -362,11 +362,11 @@ def welch_bound(m: int, d: int) -> float:
 
     .. math:: \mu \ge \sqrt{(d - m) / (m (d - 1))}.
 
-    It holds for mu_W since G = W'D has rank at most m and trace d:
+    It holds for mu_W because G = W'D has rank at most m and trace d:
     d <= sqrt(m) norm(G, "fro") <= sqrt(m (d + d (d - 1) mu_W^2)).
 
     Raises:
-        TypeError: sizes that are not integers. ValueError: sizes below 1.
+        TypeError: a size is not an integer. ValueError: a size is below 1.
 
     Reference: Welch (1974).
 
@@ -402,8 +402,8 @@ def sparsity_bound(mu: float) -> float:
 def max_sparsity(mu: float, d: int) -> int:
     """The largest integer strictly below `sparsity_bound(mu)`, at most d.
 
-    A bound within rounding of an integer counts as that integer. A mu of dtype float32 may be too
-    low by its rounding, and is multiplied by 1 + 8 eps; where it has become a Python float, do it.
+    A bound within rounding of an integer counts as the integer. A float32 mu may be too low by its
+    rounding, so the function multiplies it by 1 + 8 eps. If mu is a Python float, do this yourself.
 
     Raises:
         TypeError: mu is traced, or d is not an integer.
@@ -428,32 +428,32 @@ def rounding_guard(
     noise: float = 0.0,
     precision: str | None = None,
 ) -> float:
-    r"""What rounding may add to an inner product w_i . (y - D x).
+    r"""A bound on the rounding of an inner product w_i . (y - D x).
 
     .. math:: g = 4 \, eps \, (G s B + C_W \delta) + (1 + C_W) m \tau, \qquad
         G = \max_{i, j} (|W|' |D|)_{ij},
 
     with tau the least normal number of the dtype, below which sums and products are lost.
     Theoretical thresholds fall to zero, but rounding does not: without the guard, deep iterations
-    diverge. Pass it to `schedule`, where it is added to C_W delta inside the recursion.
+    diverge. Pass g to `schedule`, which adds g to C_W delta in the recursion.
 
     Args:
         W, D: (m, d).
         sparsity, bound, noise: s, B and delta of the class of signals. For noise bounded in l2,
             pass the bound times `noise_gain(W)` / C_W.
-        precision: of the products: None for the dtype of W and D, or "tensorfloat32" or "bfloat16"
-            where an accelerator uses those for float32. A finer one than the dtype changes nothing.
+        precision: precision of the products: None for the dtype of W and D, or "tensorfloat32" or
+            "bfloat16" if an accelerator uses this for float32. A finer precision changes nothing.
 
     Returns:
         g, in the units of the signal.
 
     Raises:
         TypeError: W or D is traced, or sparsity is not an integer.
-        ValueError: an unknown precision, or a negative bound, noise or sparsity.
+        ValueError: the precision is unknown, or bound, noise or sparsity is negative.
 
-    Not claimed: a worst case; the rigorous one is (m + s + 3) / 8 times larger. Noise along the
-    signs of w_i comes near it, as its m terms have one sign: with orthonormal atoms, where mu_W E_k
-    leaves no slack, the guard does not exclude its false positives in float32.
+    Not claimed: a worst case; the rigorous bound is (m + s + 3) / 8 times larger. Noise along the
+    signs of w_i comes near it, because its m terms have one sign. With orthonormal atoms, where
+    mu_W E_k leaves no slack, the guard does not exclude such false positives in float32.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
@@ -480,7 +480,7 @@ def rounding_guard(
 
 @program("dtype")
 def _sizes(W: Dictionary, D: Dictionary, dtype: np.dtype) -> tuple[Array, Array]:
-    """max abs(W_ij) and max (|W|' |D|)_ij; of many atoms an upper bound, by products in dtype."""
+    """max abs(W_ij) and max (|W|' |D|)_ij; for many atoms an upper bound, by products in dtype."""
     C_W = largest(jnp.abs(dictionaries.entries(W)))
     W, D = dictionaries.magnitudes(W), dictionaries.magnitudes(D)
     if exceeds(D):
@@ -489,10 +489,10 @@ def _sizes(W: Dictionary, D: Dictionary, dtype: np.dtype) -> tuple[Array, Array]
 
 
 def _largest_product(W: Array, D: Array, dtype: np.dtype) -> Array:
-    """max w_i . d_j of nonnegative matrices, from above: within 2 (m + 2) eps of the dtype.
+    """An upper bound on max w_i . d_j of nonnegative matrices, within 2 (m + 2) eps of the dtype.
 
-    A row of W is divided by a power of two near its maximum and that of D multiplied by it. The
-    largest product of two entries is then a lower bound, and what vanishes beside it is rounding.
+    Each row of W is divided by a power of two near its maximum, and the row of D is multiplied by
+    it. The largest product of two entries is then a lower bound, and smaller terms may underflow.
     """
     k = exponent(W, 1)
     used = jnp.any(W > 0, axis=1, keepdims=True).astype(D.dtype)
@@ -504,6 +504,6 @@ def _largest_product(W: Array, D: Array, dtype: np.dtype) -> Array:
 
 
 def host_float(x: ArrayLike, name: str, where: str) -> float:
-    """`x` as a Python float; a tracer, or no number, is a TypeError that says so."""
+    """`x` as a Python float; raise TypeError if it is a tracer or not a number."""
     checks.on_host(x, where, name)
     return checks.as_number(x, name, where)

@@ -1,4 +1,4 @@
-"""Further consequences of convergence: schedules per atom, stability, objectives, and depths."""
+"""Consequences of convergence: schedules per atom, stability, objectives, and depths."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 
-# A share of the tolerance below which further steps of a block change nothing in float64.
+# Below this share of the tolerance, further steps of a block change nothing in float64.
 _NEGLIGIBLE = 1e-18
 
 
@@ -52,8 +52,8 @@ def atom_coherence(W: Dictionary, D: Dictionary) -> Coherence:
 
     .. math:: \mu_{W,i} = \max_{j \ne i} |w_i \cdot d_j|, \qquad C_{W,i} = \max_k |W_{ki}|.
 
-    Traceable. The products of many atoms are formed tile by tile. A `Conv` of more than 4096 atoms
-    has the values of its filters, which those of a position near a border do not exceed.
+    Traceable. The products of many atoms are formed tile by tile. For a `Conv` with more than 4096
+    atoms, the values are per filter; atoms near a border have at most these values.
 
     Args:
         W: (m, d), weights.
@@ -79,7 +79,7 @@ def _atom_coherence(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:
 
 
 def _largest_of_rows(W: Dictionary, D: Dictionary, diagonal: bool = False) -> Array:
-    """max abs(w_i . d_j) over j != i, and over j = i too with `diagonal`; (d,)."""
+    """max abs(w_i . d_j) over j != i, with `diagonal` also over j = i; (d,)."""
     if exceeds(D):
         return row_maxima(dense(W), dense(D), diagonal=diagonal)
     products, own = dictionaries.inner_products(W, D)
@@ -88,7 +88,7 @@ def _largest_of_rows(W: Dictionary, D: Dictionary, diagonal: bool = False) -> Ar
 
 
 def _of_atoms(D: Dictionary, rows: Array, of_group: Callable[[Array], Array]) -> Array:
-    """Values of the rows of `inner_products` as values of all atoms, (d,)."""
+    """Values for all atoms, (d,), from the values of the rows of `inner_products`."""
     if not isinstance(D, Structured) or len(rows) == D.shape[1]:
         return rows
     return jnp.asarray(D.spread(of_group(rows.reshape(D.groups[0], -1))))
@@ -96,7 +96,7 @@ def _of_atoms(D: Dictionary, rows: Array, of_group: Callable[[Array], Array]) ->
 
 def _largest_entries(W: Dictionary) -> Array:
     """max_j abs(W_ji), (d,)."""
-    if isinstance(W, Conv):  # its entries are those of the filters, one after the other
+    if isinstance(W, Conv):  # the entries of the filters, one after the other
         return W.spread(jnp.max(jnp.abs(W.entries()).reshape(W.groups[0], -1), 1))
     return largest(jnp.abs(dense(W)), 0)
 
@@ -111,10 +111,10 @@ def atom_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array, Array, Ar
 
 @host_function
 def noise_gain(W: Dictionary) -> float:
-    """omega = max norm(w_i, 2), rounded up, which takes the place of C_W for noise bounded in l2.
+    """omega = max norm(w_i, 2), rounded up, which replaces C_W for noise bounded in l2.
 
-    Where norm(e, 2) is bounded instead of norm(e, 1), pass omega to `schedule` for C_W, and the
-    bound for `noise`; to `rounding_guard`, which multiplies by C_W, the bound times omega / C_W.
+    If norm(e, 2) is bounded instead of norm(e, 1), pass omega as C_W and the bound as `noise` to
+    `schedule`. To `rounding_guard`, which multiplies by C_W, pass the bound times omega / C_W.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(64)
@@ -130,12 +130,12 @@ def noise_gain(W: Dictionary) -> float:
 
 @host_function
 def error_gain(W: Dictionary, *, sparsity: int) -> float:
-    r"""The factor that takes the place of C_W for the error of the block before in a chain.
+    r"""The factor that replaces C_W for the error of the block before in a chain.
 
     .. math:: \max_i \frac{1}{s} \sum_{k \le s} |w_i|_{(k)} \le C_W,
 
     with the s largest magnitudes of w_i. An error on at most s entries, whose l_inf norm is at most
-    E / s, changes W'y by at most `error_gain` E. What `schedule` leaves is such an error.
+    E / s, changes W'y by at most `error_gain` E. The error of `schedule` is such an error.
 
     Args:
         W: (m, d), the weights of the block.
@@ -143,7 +143,7 @@ def error_gain(W: Dictionary, *, sparsity: int) -> float:
 
     Raises:
         TypeError: W is traced.
-        ValueError: a negative sparsity.
+        ValueError: the sparsity is negative.
 
     Example:
         >>> W = jnp.array([[0.5, 0.0], [0.75, 1.0]])
@@ -156,7 +156,7 @@ def error_gain(W: Dictionary, *, sparsity: int) -> float:
 
 def sum_of_largest(W: Dictionary, s: int) -> float:
     """The largest sum of the magnitudes of s entries of one w_i."""
-    if isinstance(W, Conv):  # zeros, as a sum of other length rounds otherwise
+    if isinstance(W, Conv):  # pad, because the rounding of a sum depends on its length
         columns = np.abs(np.asarray(W.entries())).reshape(W.groups[0], -1)
         columns = np.pad(columns, ((0, 0), (0, max(0, min(s, W.shape[0]) - columns.shape[1]))))
     elif isinstance(W, Structured) and W.shape[1] ** 2 <= BLOCK:
@@ -169,7 +169,7 @@ def sum_of_largest(W: Dictionary, s: int) -> float:
 
 @program()
 def _represented(W: Structured) -> Array:
-    """The columns of W that stand for all, one a row."""
+    """The columns of W that represent all columns, one per row."""
     rows = dictionaries.representatives(W)
     units = jnp.zeros((len(rows), W.shape[1]), W.dtype)
     return jax.vmap(lambda e: W @ e)(units.at[jnp.arange(len(rows)), rows].set(1))
@@ -182,7 +182,7 @@ class AtomSchedule(Result):
     error: np.ndarray  # (K+1,) l1 error after k steps
     contraction: float  # top_{s-1}(mu_W) + top_s(mu_W) + eta
     rate: float  # -ln of the contraction, inf at 0
-    floor: float  # limit of the error, inf where it does not contract
+    floor: float  # limit of the error, inf if it does not contract
     holds: bool  # the contraction is below 1
 
 
@@ -198,7 +198,7 @@ def atom_schedule(
     guard: ArrayLike = 0.0,
     eta: ArrayLike = 0.0,
 ) -> AtomSchedule:
-    r"""Thresholds of LISTA-CP per atom, tighter in l1 than the common ones of `schedule`.
+    r"""Thresholds of LISTA-CP per atom, tighter in l1 than the common thresholds of `schedule`.
 
     With top_k the sum of the k largest entries and c_i = C_{W,i} \delta + g,
 
@@ -209,14 +209,14 @@ def atom_schedule(
     No step has a false positive, and `error` bounds the l1 error.
 
     Args:
-        mus, C_Ws: (d,) each, from `atom_coherence`. The others as in `schedule`.
+        mus, C_Ws: (d,) each, from `atom_coherence`. Other arguments as in `schedule`.
 
     Returns:
-        AtomSchedule, with holds = False and floor = inf where the error does not contract.
+        AtomSchedule, with holds = False and floor = inf if the error does not contract.
 
     Raises:
-        TypeError: a traced argument.
-        ValueError: shapes that differ, or a negative or NaN value.
+        TypeError: an argument is traced.
+        ValueError: the shapes differ, or a value is negative or NaN.
 
     Not claimed: a bound on the l_inf error by error / s, as in `schedule`.
 
@@ -269,9 +269,9 @@ def sequence_bound(W: Dictionary, D: Dictionary, depth: int) -> np.ndarray:
 
     .. math:: F_k = \|W\|_2 \sum_{i < k} \|I - W'D\|_2^i.
 
-    They compare two runs of LISTA-CP with the same thresholds, on the signals y and y~. Where
-    d > m, norm(I - W'D, 2) >= 1 and the factors grow without bound: the constant independent of k
-    of the printed Lemma 13 does not exist. `support_bound` holds for all k on a common support.
+    The factors compare two runs of LISTA-CP with the same thresholds, on the signals y and y~. If
+    d > m, norm(I - W'D, 2) >= 1 and the factors grow without bound: the constant of the printed
+    Lemma 13, independent of k, does not exist. `support_bound` holds for all k on a common support.
     Structured dictionaries are made dense.
 
     Args:
@@ -300,7 +300,7 @@ def _distance_from_identity(W: np.ndarray, D: np.ndarray) -> float:
     m, d = D.shape
     if d**2 <= BLOCK or d <= 2 * m:
         return float(np.linalg.norm(np.eye(d) - W.T @ D, 2))
-    # Off the rows of W and D, of which there are fewer than d, it is the identity.
+    # On vectors orthogonal to the rows of W and D, it is the identity.
     Q = np.linalg.qr(np.concatenate([W, D]).T)[0]
     return max(1.0, float(np.linalg.norm(np.eye(Q.shape[1]) - (W @ Q).T @ (D @ Q), 2)))
 
@@ -310,16 +310,16 @@ def support_bound(mu: ArrayLike, C_W: ArrayLike, *, size: int, eta: ArrayLike = 
 
     .. math:: c = t C_W / (1 - (t - 1) \mu_W - \eta),
 
-    inf where the denominator is not positive, beyond rounding. Both runs must stay on one set of t
-    atoms. Inside the class of `schedule` t = s: the supports of both runs lie in that of the code.
+    inf if the denominator is not positive, beyond rounding. Both runs must stay on one set of t
+    atoms. In the class of `schedule` t = s: both runs keep their supports in the code's support.
 
     Args:
         mu, C_W, eta: as in `schedule`.
         size: t.
 
     Raises:
-        TypeError: a traced argument.
-        ValueError: a negative or NaN argument.
+        TypeError: an argument is traced.
+        ValueError: an argument is negative or NaN.
 
     Reference: Li, Feng, Zhou (2024), Lemma 13, corrected.
 
@@ -342,18 +342,18 @@ def objective_bound(D: Dictionary, error: ArrayLike, *, sparsity: int, gamma: Ar
         L(v) = \|D x - D v\|_2^2 + \gamma \|v\|_1, \qquad
         |L(\tilde x) - L(x)| \le \|D\|_2^2 E^2 / s + \gamma E, \qquad \|\tilde x - x\|_1 \le E.
 
-    The difference takes both signs: a shrunk code minimises L, the true code does not, so the lower
-    bound 0 of the printed corollary is false.
+    The difference takes both signs: a shrunk code minimises L, and the true code does not, so the
+    lower bound 0 of the printed corollary is false.
 
     Args:
         D: (m, d).
-        error: E, an entry of the `error` of a `Schedule`, whose l2 error is at most E / sqrt(s).
+        error: E, an entry of `Schedule.error`; the l2 error is then at most E / sqrt(s).
         sparsity: s.
         gamma: weight of the penalty.
 
     Raises:
-        TypeError: a traced argument.
-        ValueError: a negative or NaN argument.
+        TypeError: an argument is traced.
+        ValueError: an argument is negative or NaN.
 
     Reference: Li, Feng, Zhou (2024), Corollary 8, corrected.
 
@@ -368,17 +368,17 @@ def objective_bound(D: Dictionary, error: ArrayLike, *, sparsity: int, gamma: Ar
     norm = host_float(
         dictionaries.spectral_norm(without_parts(as_dictionary(D, where), where)), "D", where
     )
-    moved = times(norm, error)  # its square overflows to inf, where ** would raise
+    moved = times(norm, error)  # a square overflows to inf, but ** would raise
     return moved * moved / s + times(gamma, error) if s else 0.0
 
 
 class Plan(Result):
     """The fewest steps, over all blocks, that certify the code of a chain to a tolerance."""
 
-    depths: tuple[Any, ...]  # integers; inf where no depths reach the tolerance
-    schedules: tuple[Schedule, ...]  # () where no depths reach the tolerance
+    depths: tuple[Any, ...]  # integers; inf if no depths reach the tolerance
+    schedules: tuple[Schedule, ...]  # () if no depths reach the tolerance
     holds: bool  # whether every layer is certified
-    reason: str = ""  # why it does not hold
+    reason: str = ""  # why the plan does not hold
 
 
 @checked
@@ -396,22 +396,22 @@ def plan(
 ) -> Plan:
     r"""Depths K_1, ..., K_J with E^{(J)}_{K_J} <= tol and the least sum, each at least 1.
 
-    The errors are those of `deep_schedule`. A block amplifies its inherited error by
+    The errors are from `deep_schedule`. A block amplifies its inherited error by
     2 s_j G_j / (1 - a_j), so early blocks usually need more steps. The search is exact: for each
-    K_J, the remaining tolerance decides the blocks before. Where tol is an error up to rounding, it
-    may take one step more.
+    K_J, the remaining tolerance decides the blocks before. If tol equals an error up to rounding,
+    the plan may have one step more.
 
     Args:
         mus, C_Ws, sparsities, bounds, noises, guards, etas, gains: as in `deep_schedule`.
         tol: l1 error of the last code.
 
     Returns:
-        Plan. Where a block does not contract or the tolerance is not above the floor, holds is
-        False and the depths are inf.
+        Plan. If a block does not contract or the tolerance is not above the floor, holds is False
+        and the depths are inf.
 
     Raises:
-        TypeError: a traced argument.
-        ValueError: sequences of different lengths, or a negative or NaN value.
+        TypeError: an argument is traced.
+        ValueError: sequences have different lengths, or a value is negative or NaN.
 
     Example:
         >>> plan = ur.theory.plan(
@@ -462,13 +462,13 @@ class _Block(NamedTuple):
         return times(left, self.start) + share * (times(self.gain, inherited) + self.own)
 
     def tolerance(self, K: float, tol: float) -> float:
-        """The inherited error with which K steps end at `tol`, negative where none does."""
+        """The inherited error with which K steps end at `tol`; negative if there is none."""
         room = tol - self.error(K, 0.0)
         share = (1 - self.a**K) / (1 - self.a)
         return room / (share * self.gain) if self.gain else (math.inf if room >= 0 else -1.0)
 
     def steps(self, tol: float) -> float:
-        """The fewest steps, at least 1, that end at `tol` with nothing inherited, or inf."""
+        """The fewest steps, at least 1, that end at `tol` without an inherited error, or inf."""
         floor = self.error(math.inf, 0.0)
         if self.error(1, 0.0) <= tol:
             return 1
@@ -483,7 +483,7 @@ class _Block(NamedTuple):
 def _reason(
     blocks: Sequence[_Block], contracts: Sequence[bool], noisy: Sequence[float], tol: float
 ) -> str:
-    """Which hypothesis of a plan fails, at which number."""
+    """The hypothesis of a plan that fails, with its number."""
     for j, (block, contracting, c) in enumerate(zip(blocks, contracts, noisy), start=1):
         if not contracting:
             return f"block {j} does not contract: its a is {block.a:.4g}, and must be below 1"
@@ -497,7 +497,7 @@ def _reason(
 
 
 def _least(blocks: Sequence[_Block]) -> float:
-    """The least error of the last code: between one step and its limit an error is monotone."""
+    """The least error of the last code, at one step or in the limit, because it is monotone."""
     least = 0.0
     for block in blocks:
         least = min(block.error(1, least), block.error(math.inf, least))

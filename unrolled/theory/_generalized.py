@@ -1,4 +1,4 @@
-"""Generalized coherence (Definition 7) with certificates, and its least weights (Definition 8)."""
+"""Generalized coherence (Definition 7) with certificates, and weights of least entries."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -48,24 +48,24 @@ __all__ = [
 ]
 
 
-# The level of Definition 8 exceeds the coherence reached by this share, and is at least this large,
-# so that the start is strictly inside for the atoms that attain it.
+# The level of Definition 8 exceeds the coherence of the start by this share, and is at least this
+# large, so that the start is strictly inside, also for the atoms that attain the coherence.
 _LEVEL_SLACK = 1e-6
 _LEAST_LEVEL = 1e-9
-# Relative gap of the programs of atoms that look infeasible at a given level.
+# The relative gap of programs for atoms that look infeasible at a given level.
 _REFINED = 1e-12
 
 
 class GeneralizedCoherence(Result):
-    """mu~ between two certified values, and weights that attain the upper one."""
+    """mu~ between two certified bounds, and weights that attain the upper bound."""
 
     upper: Array  # () coherence of W
-    lower: Array  # () no weights have less
+    lower: Array  # () no weights have a smaller coherence
     per_atom_upper: Array  # (n,)
     per_atom_lower: Array  # (n,)
     W: Operator  # (m, n), w_i . d_i = 1; a `Conv` for a shift-invariant circular one
     holds: Array  # () the relative gaps are at most tol, and W attains its bounds when rounded
-    rank: Array  # () of D in its dtype, an integer; W lies in the range of so many dimensions
+    rank: Array  # () rank of D in its dtype, an integer; W lies in a range of this dimension
 
 
 @checked
@@ -78,48 +78,48 @@ def generalized_coherence(
     progress: Progress | None = None,
     cache: str | os.PathLike | None = None,
 ) -> GeneralizedCoherence:
-    r"""mu~ = max_i mu~_i between certified bounds, and weights W that attain the upper one.
+    r"""mu~ = max_i mu~_i between certified bounds, and weights W that attain the upper bound.
 
     .. math:: \tilde\mu_i = \min_w \max_{j \ne i} |w \cdot d_j| : w \cdot d_i = 1, \qquad
         1 / \tilde\mu_i = \min \|v\|_1 : \sum_{j \ne i} v_j d_j = d_i.
 
-    The upper value of an atom is the coherence of its w_i; the lower one comes from a feasible v.
+    The upper bound of an atom is the coherence of its w_i; the lower bound comes from a feasible v.
     The linear programs are solved together, in float64 on the host. Results have the dtype of D,
-    with bounds rounded outwards. An atom that is independent of the rest has mu~_i = 0, a duplicate
-    has 1. A circular `Conv` whose stride divides the signal needs one program per filter.
+    with bounds rounded outwards. An atom that is independent of the others has mu~_i = 0, and a
+    duplicate has 1. A circular `Conv` whose stride divides the signal needs one program per filter.
 
-    The programs are those of the numerical range of D. Atoms that lie in a subspace, such as
-    patches without their mean, leave it by the rounding of their entries, and weights that make use
-    of that are as large as 1 / eps. Singular values up to eps norm(D, "fro"), with the eps of D,
-    and up to 10 max(m, d) eps of the largest in float64, count as zero: W has no part along them,
-    and `lower` is for such weights. `rank` is the number of the others.
+    The programs work in the numerical range of D. Rounding moves atoms slightly out of a subspace,
+    such as the subspace of patches without their mean, and weights that use this are as large as
+    1 / eps. So singular values up to eps norm(D, "fro"), with the eps of D, and up to
+    10 max(m, d) eps of the largest in float64, count as zero: W has no part along their vectors,
+    and `lower` is for such weights. `rank` counts the other singular values.
 
     Traceable. `upper` and `lower` are differentiable in D by the envelope theorem,
-    d mu~_i = -mu~_i w_i . (d(d_i) - sum_j v_j d(d_j)), where the solutions are unique; W carries no
-    derivative. A traced D with NaN or a zero atom gives upper = inf and holds = False. The weights
-    of a nearly rank-deficient D are large, and a float32 W then loses what was certified before it
-    was rounded: holds is False where the coherence of the rounded W exceeds `upper` by more than
-    half of the digits of the dtype, a share of sqrt(eps). Use float64 there.
+    d mu~_i = -mu~_i w_i . (d(d_i) - sum_j v_j d(d_j)), if the solutions are unique; W carries no
+    derivative. A traced D with NaN or a zero atom gives upper = inf and holds = False. If D is
+    nearly rank-deficient, its weights are large, and rounding W to float32 may lose the
+    certificate: holds is False if the coherence of the rounded W exceeds `upper` by more than half
+    of the digits of the dtype, a share of sqrt(eps). Then use float64.
 
     The programs of n atoms hold a few arrays (d, n) in float64: all atoms are d x d by nature.
 
     Args:
         D: (m, d), unit atoms.
         tol: relative gap of every atom, or of the maximum.
-        atoms: the n atoms to solve for; None for all of them.
-        only_maximum: settle mu~ alone. Atoms whose w is already certified to stay below mu~ keep
-            it: W is then optimal for max_i, not atom by atom, and `holds` refers to the maximum.
+        atoms: the n atoms to solve for; None for all atoms.
+        only_maximum: settle only mu~. An atom keeps its w once w is certified to stay below mu~: W
+            is then optimal for max_i, not for each atom, and `holds` refers to the maximum.
         progress: called as progress(settled, total) on long runs.
-        cache: a folder that stores results by the sha256 of D; entries are certified again when
-            they are read.
+        cache: a folder that stores results by the sha256 of D; a stored result is certified again
+            when it is read.
 
     Returns:
-        GeneralizedCoherence. A program that ends above the gap is no error: its bounds are returned
-        with holds = False.
+        GeneralizedCoherence. If a program ends above the gap, the function does not raise: it
+        returns the bounds with holds = False.
 
     Raises:
-        ValueError: atoms off unit norm or zero, NaN, atoms out of range, tol not positive or not
-            finite.
+        ValueError: an atom is off unit norm, zero or NaN, an index of `atoms` is out of range, or
+            tol is not positive and finite.
         CheckpointError: the cache folder cannot be written.
 
     Not claimed: interval arithmetic; the bounds are computed in float64.
@@ -157,7 +157,7 @@ def generalized_coherence(
 def _settled(
     D: Dictionary | None, solved: tuple[Array, ...], tol: float, only_maximum: bool
 ) -> GeneralizedCoherence:
-    """The result for (upper, lower, reached, W, rank) of all atoms of D, or of some for None."""
+    """The result from (upper, lower, reached, W, rank), for all atoms of D or for chosen atoms."""
     upper, lower, reached, W, rank = solved
     top, bottom = largest(upper), largest(lower)
     holds = jnp.isfinite(top) & _atom_programs.is_closed(upper, lower, tol, only_maximum)
@@ -174,8 +174,8 @@ def minimax_weights(D: Dictionary, tol: float = 1e-6) -> Operator:
 
     .. math:: w_i = \arg\min_w \max_{j \ne i} |w \cdot d_j| : w \cdot d_i = 1.
 
-    No weights have a smaller mu_W, so theory certifies the largest sparsity and the fastest rate
-    with these. norm(W) and C_W are larger than those of `frobenius_weights`. Traceable.
+    No weights have a smaller mu_W, so with these weights theory certifies the largest sparsity and
+    the fastest rate. Their norm(W) and C_W are larger than with `frobenius_weights`. Traceable.
     `generalized_coherence` also returns the certificate. d x d by nature.
 
     Args and Raises: as in `generalized_coherence`.
@@ -193,9 +193,9 @@ def minimax_weights(D: Dictionary, tol: float = 1e-6) -> Operator:
 
 
 class AtMost(Result):
-    """Whether mu~ <= level, and the bounds that decided it."""
+    """Whether mu~ <= level, and the bounds that decided."""
 
-    answer: bool | None  # None: the level lies between the bounds, which are within tol
+    answer: bool | None  # None if the level lies between the bounds, which are within tol
     upper: float  # upper bound of mu~
     lower: float  # lower bound of mu~
 
@@ -204,7 +204,7 @@ class AtMost(Result):
 def coherence_at_most(D: Dictionary, level: ArrayLike, tol: float = 1e-6) -> AtMost:
     """Whether mu~(D) <= level, decided as early as possible.
 
-    The search stops as soon as one atom is certified above the level, or all are certified below.
+    The search stops once one atom is certified above the level, or all atoms are certified below.
     Host function, d x d by nature.
 
     Args:
@@ -212,8 +212,8 @@ def coherence_at_most(D: Dictionary, level: ArrayLike, tol: float = 1e-6) -> AtM
         level: the value to compare mu~ with.
 
     Raises:
-        TypeError: a traced argument.
-        ValueError: as in `generalized_coherence`, or a negative level.
+        TypeError: an argument is traced.
+        ValueError: as in `generalized_coherence`; also if the level is negative.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 40)
@@ -246,8 +246,8 @@ class MinimalEntryWeights(Result):
     lower: float  # lower bound of the largest entry
     per_atom_upper: np.ndarray  # (d,)
     per_atom_lower: np.ndarray  # (d,)
-    coherence: float  # the level that every w_i keeps
-    holds: bool  # feasible, and the relative gaps are at most tol
+    coherence: float  # the level, which no w_i exceeds
+    holds: bool  # whether W is feasible and the relative gaps are at most tol
 
 
 @host_function
@@ -258,27 +258,27 @@ def minimal_entry_weights(
     *,
     progress: Progress | None = None,
 ) -> MinimalEntryWeights:
-    r"""Weights with the least largest entry at a given coherence mu, common to all atoms.
+    r"""Weights that minimise the largest entry at a coherence mu, the same for all atoms.
 
     .. math:: w_i = \arg\min_w \|w\|_\infty : w \cdot d_i = 1, \; |w \cdot d_j| \le \mu, j \ne i.
 
-    Noise enters the thresholds through C_W = max |W_ij|, so these have the lowest floor among the
-    weights of one coherence. d x d by nature.
+    Noise enters the thresholds through C_W = max |W_ij|, so these weights have the lowest floor
+    among weights of one coherence. d x d by nature.
 
     Args:
         D: (m, d), unit atoms. Structured dictionaries are made dense.
-        coherence: the level mu, or a result of `generalized_coherence` (None to compute it): its W
-            is the start, and its upper value, times 1 + 1e-6 and at least 1e-9, is the level.
+        coherence: the level mu, or a result of `generalized_coherence` (None computes it): its W
+            is the start, and its upper bound, times 1 + 1e-6 and at least 1e-9, is the level.
         tol: relative gap of every atom.
         progress: called as progress(settled, total).
 
     Returns:
-        MinimalEntryWeights, in float64. Atoms with no such w at the level, which is then below mu~,
-        have upper = inf, and holds is False.
+        MinimalEntryWeights, in float64. If the level is below mu~, atoms without such a w have
+        upper = inf, and holds is False.
 
     Raises:
-        TypeError: a traced argument.
-        ValueError: as in `generalized_coherence`, or a negative level.
+        TypeError: an argument is traced.
+        ValueError: as in `generalized_coherence`; also if the level is negative.
 
     Reference: Li, Feng, Zhou (2024), Definition 8.
 
@@ -325,7 +325,7 @@ def minimal_entry_weights(
 def _start_of(
     A: np.ndarray, start: GeneralizedCoherence, level: float | None, where: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The weights of a result, and the coherence that each reaches; refined where unsure."""
+    """The weights of a result and their coherences, refined if the level is between the bounds."""
     W = np.array(dense(start.W), np.float64)
     if W.shape != A.shape:
         raise ValueError(
@@ -334,7 +334,7 @@ def _start_of(
         )
     W, reached = certified(A, W, np.arange(A.shape[1]))
     if level is not None:
-        # A start to within tol may look infeasible at a level that others reach.
+        # A start within tol of the optimum may look infeasible at a feasible level.
         allowed = np.asarray(start.per_atom_lower, np.float64) <= level
         unsure = np.flatnonzero(allowed & (reached > level + ROUNDING))
         if len(unsure):
@@ -345,7 +345,7 @@ def _start_of(
 
 
 def _unit_dictionary(D: Dictionary, where: str) -> Operator:
-    """D in floating point, checked for unit atoms that are not cut at a border."""
+    """D in floating point, checked for unit atoms and for atoms cut at a border."""
     D = without_parts(as_dictionary(D, where), where)
     refuse_cut_atoms(D, where)
     unit_atoms(D, where)
@@ -362,7 +362,7 @@ def _positive(tol: float, where: str) -> None:
 
 
 def _on_host(D: Dictionary, where: str) -> tuple[np.ndarray, np.dtype]:
-    """The matrix of a unit dictionary in float64, and its dtype; a traced one is a TypeError."""
+    """The matrix of a unit dictionary in float64, and its dtype; TypeError if D is traced."""
     checks.on_host(D, where, "D")
     with jax.enable_x64(True):
         D = _unit_dictionary(D, where)
@@ -378,13 +378,13 @@ def _chosen_atoms(atoms: Sequence[int], d: int, where: str) -> np.ndarray:
 
 
 def _highest(dual: np.ndarray, tried: np.ndarray, level: float) -> int | None:
-    """The untried program with the largest coherence 1 / dual, None unless it is above `level`."""
+    """The untried program with the largest coherence 1 / dual; None if that is below `level`."""
     k = int(np.argmin(np.where(tried, np.inf, dual)))
     return k if not tried[k] and dual[k] * level < 1 else None
 
 
 def _attained(upper: Array, reached: Array, only_maximum: bool) -> Array:
-    """Whether the rounded weights attain every upper bound, or the largest, to half the digits."""
+    """Whether rounded weights attain every upper bound, or the largest, to half of the digits."""
     if only_maximum:
         upper, reached = largest(upper), largest(reached)
     eps = float(jnp.finfo(upper.dtype).eps)
@@ -396,9 +396,9 @@ def _in_range(solve: Callable, A: np.ndarray, dtype: np.dtype) -> tuple[tuple, i
     """`solve` in the numerical range of A, (upper, lower, W, V); and the rank.
 
     Args:
-        solve: of a matrix in float64.
-        A: in float64.
-        dtype: of D.
+        solve: a function of a float64 matrix.
+        A: the matrix of D, in float64.
+        dtype: the dtype of D.
     """
     U, rank = numerical_range(A, dtype)
     if U is None:
@@ -410,7 +410,7 @@ def _in_range(solve: Callable, A: np.ndarray, dtype: np.dtype) -> tuple[tuple, i
 def _differentiable(solve: Callable, chosen: np.ndarray) -> Callable[[Array], tuple[Array, ...]]:
     """A -> (upper, lower, reached, W, rank) in the dtype of A, by the host function `solve`.
 
-    `reached` is the coherence of the rounded W. The bounds carry derivatives, W does not.
+    `reached` is the coherence of the rounded W. The bounds carry derivatives; W carries none.
     """
     n = len(chosen)
 
@@ -424,7 +424,7 @@ def _differentiable(solve: Callable, chosen: np.ndarray) -> Callable[[Array], tu
 
     def call(A):
         if checks.is_concrete(A):
-            return tuple(map(jax.device_put, host(A)))  # `asarray` compiles a program a shape
+            return tuple(map(jax.device_put, host(A)))  # `asarray` compiles for each shape
         (m, d), of = A.shape, partial(jax.ShapeDtypeStruct, dtype=A.dtype)
         *floats, last = map(of, ((n,), (n,), (n,), (m, n), (d, n)))
         kinds = (*floats, jax.ShapeDtypeStruct((), np.int32), last)
@@ -449,7 +449,7 @@ def _differentiable(solve: Callable, chosen: np.ndarray) -> Callable[[Array], tu
 def _outwards(
     upper: np.ndarray, lower: np.ndarray, dtype: np.dtype
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds in `dtype`, the upper one rounded up and the lower one down."""
+    """Bounds in `dtype`, the upper bound rounded up and the lower bound rounded down."""
     high, low = upper.astype(dtype), lower.astype(dtype)
     high = np.where(high < upper, np.nextafter(high, np.array(np.inf, dtype)), high)
     low = np.where(low > lower, np.nextafter(low, np.array(0, dtype)), low)

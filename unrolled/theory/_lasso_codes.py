@@ -1,4 +1,4 @@
-"""Proofs of single LASSO codes: the signs of a code, found in any way, make its optimum exact."""
+"""Proofs of single LASSO codes: the signs of a code, from any solver, give the exact optimum."""
 
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -20,24 +20,24 @@ __all__ = ["LassoCertificate", "certify_lasso"]
 
 _U = float(np.finfo(float).eps) / 2
 _TINY = float(np.finfo(float).tiny)
-# Of the active set method: atoms that join at once, moves, and violations that do not count, over
-# the norms of the atom and of the signal; the proof has bounds of its own.
+# For the active set method: atoms that join in a round, the most moves, and the violation, over the
+# norms of atom and signal, up to which a constraint holds. The proof has separate bounds.
 _FEWEST, _MOVES, _SLACK = 3, 10_000, 1e-13
 _SYSTEMS = 64  # codes whose systems are padded to one size
 _REFINEMENTS = 2
-_FAR = 1e100  # of D x from D x*, where nothing is known
-_LARGE = 1e300  # penalties above it, over the norms of atom and signal, count as this one
+_FAR = 1e100  # distance of D x from D x* if nothing is known
+_LARGE = 1e300  # larger penalties, over the norms of atom and signal, count as this one
 
 
 class LassoCertificate(Result):
-    """The optimum that a code leads to, and what is proved of it; (n,) numbers for a batch."""
+    """The optimum to which a code leads, and its proof; (n,) numbers for a batch."""
 
     x: np.ndarray  # (d,) the code of the LASSO, in float64
     holds: Any  # x is optimal to the rounding of float64
     unique: Any  # proved: the LASSO has one optimum, with the support and the signs of x
-    distance: Any  # at least norm(x_given - x*), inf unless x holds
+    distance: Any  # upper bound on norm(x_given - x*), inf unless x holds
     margin: Any  # the least lam_j - |d_j . (y - D x*)| off the support, rounded down
-    repairs: Any  # how often the signs that were given had to be changed
+    repairs: Any  # number of changes of the given signs
 
 
 @host_function
@@ -61,22 +61,22 @@ def certify_lasso(
         x_S = G^{-1} (D_S'y - lam_S s), \quad s_i x_i > 0, \quad
         |d_j'(y - D_S x_S)| < lam_j \ (j \notin S), \quad G = D_S'D_S + l2 \succ 0.
 
-    The system is solved for the S and s of the code that is given. A repair drops the signs that
-    its solution contradicts, and adds the 3 atoms at most that violate their constraint most, as
-    `pursuit.lasso_batch` does. An atom with lam_i = 0 is in S, with either sign.
+    The function solves the system for the S and s of the given code. A repair drops the signs that
+    the solution contradicts, and adds at most the 3 atoms that violate their constraint most, like
+    `pursuit.lasso_batch`. An atom with lam_i = 0 is in S, with either sign.
 
-    What is proved holds for the numbers that are given, as float64 has them. Let M be the inverse
-    of G that was computed, g = D_S'(y - D_S x_S) - l2 x_S - lam_S s, and e a bound on the rounding
-    of g. With rho = norm(1 - M G, inf) < 1, and its rounding,
+    The proof holds for the given numbers in float64. Let M be the computed inverse of G,
+    g = D_S'(y - D_S x_S) - l2 x_S - lam_S s, and e a bound on the rounding of g. If
+    rho = norm(1 - M G, inf), with its rounding, is below 1,
 
     .. math::
         \|x - x^*\|_\infty \le \delta = \frac{\|M\|_\infty}{1 - \rho} (\|g\|_\infty + e), \qquad
         \|D (x - x^*)\|_2 \le \sqrt{\delta \, (\|g\|_1 + k e)},
 
-    so `unique` asks s_i x_i > delta on S and, off S, |d_j'(y - D x)| with its rounding and
-    norm(d_j) times the second bound below lam_j. `holds` asks less: no g and no excess beyond their
-    rounding. It is all that can be said where two atoms are equal, or a constraint is met with
-    equality, for instance when lam is exactly lam_max.
+    so `unique` asks s_i x_i > delta on S and, off S, that lam_j exceeds |d_j'(y - D x)| plus its
+    rounding and norm(d_j) times the second bound. `holds` asks less: no g and no excess beyond
+    rounding. Only `holds` is possible if two atoms are equal, or a constraint is met with equality,
+    for instance if lam is exactly lam_max.
 
     Args:
         D: (m, d), atoms of any norm. Structured dictionaries are made dense, and the Gram matrix is
@@ -88,16 +88,16 @@ def certify_lasso(
         nonnegative, l2: as in `pursuit.lasso_batch`.
 
     Returns:
-        LassoCertificate, of numpy arrays in float64. `repairs` is 0 where the signs given were
-        those of x. A signal that is not finite, or needs more repairs, does not hold.
+        LassoCertificate, of numpy arrays in float64. `repairs` is 0 if x has the given signs.
+        `holds` is False for a signal that is not finite, or needs more repairs.
 
     Raises:
-        TypeError: a traced argument.
-        ValueError: shapes that do not fit, a penalty that is negative or not finite, a negative
-            number of repairs, or a D whose codes come in parts.
+        TypeError: an argument is traced.
+        ValueError: shapes do not fit, a penalty is negative or not finite, the number of repairs is
+            negative, or the codes of D come in parts.
 
-    Not claimed: that x is the code that made the signal. `unique` False does not say that there are
-    other optima. Interval arithmetic is not used; the bounds are those of sums in any order.
+    Not claimed: that x is the code that made the signal. `unique` = False does not say that there
+    are other optima. The rounding bounds hold for sums in any order, without interval arithmetic.
 
     Reference: Osborne, Presnell, Turlach (2000) and Tibshirani (2013) for the conditions; Rump
     (1999) for the bound on an inverse.
@@ -144,20 +144,20 @@ def _operands(
 class _Problem(NamedTuple):
     """Signals, codes and penalties in units of powers of two, near 1, for the active set method.
 
-    An atom or a penalty may be lost in them; a proof reads the numbers that are given.
+    An atom or a penalty may be lost in these units; a proof reads the given numbers.
     """
 
     D: np.ndarray  # (m, d)
     Y: np.ndarray  # (n, m)
-    X: np.ndarray  # (n, d) the codes that are given
+    X: np.ndarray  # (n, d) the given codes
     lam: np.ndarray  # (n, 1) or (n, d)
     l2: float
-    a: int  # the numbers given are 2^a D,
+    a: int  # the given numbers are 2^a D,
     b: np.ndarray  # (n,) and 2^b Y, 2^(b - a) X, 2^(a + b) lam, 4^a l2
 
 
 class _Atoms(NamedTuple):
-    """Atoms of a dictionary in units of their own, near 1, with a last one of zeros."""
+    """Atoms of a dictionary, each in units near 1, and a last atom of zeros."""
 
     B: np.ndarray  # (m, d + 1)
     e: np.ndarray  # (d,) atom i is 2^e_i B_i
@@ -193,7 +193,7 @@ def _proved(
     nonnegative: bool,
     most: int,
 ) -> LassoCertificate:
-    """Codes and proofs; `given` are the penalties in the units of the caller."""
+    """Codes and proofs; `given` are the penalties in the caller's units."""
     D, Y, X, lam, l2, a, b = problem
     n, d = X.shape
     slack = _SLACK * np.linalg.norm(Y, axis=1)
@@ -231,7 +231,7 @@ def _proved(
 
 
 def _rounding(n: int) -> float:
-    """Of a sum of n products in any order, over the sum of their magnitudes."""
+    """The rounding of a sum of n products in any order, over the sum of their magnitudes."""
     return n * _U / (1 - n * _U) * UP
 
 
@@ -245,9 +245,9 @@ def _codes_on_supports(
     given: np.ndarray,
     nonnegative: bool,
 ) -> tuple[np.ndarray, ...]:
-    """Codes Z refined on their supports, whether they hold and are unique, distances, margins."""
+    """Codes Z refined on their supports, `holds`, `unique`, distances and margins."""
     (n, d), m = Z.shape, len(Y[0])
-    B, ridges, norms, e = own.B, own.ridges, own.norms, own.e - a  # of x and w in these units
+    B, ridges, norms, e = own.B, own.ridges, own.norms, own.e - a  # x and w in these units
     w = np.minimum(np.ldexp(given, -own.e - b[:, None]), _LARGE)
     w = np.concatenate([w, np.zeros((n, 1))], 1)
     atoms = _supports(Z)
@@ -269,7 +269,7 @@ def _codes_on_supports(
     r, g = slopes(x)
     spread = np.linalg.norm(Y, axis=1) + np.sum(np.abs(x) * size, 1)
     rounded = UP * (_rounding(m) * np.linalg.norm(r, axis=1) + _rounding(k + 1) * spread)
-    rounded = rounded + _TINY * (1 + np.abs(x).sum(1))  # of entries that are lost in these units
+    rounded = rounded + _TINY * (1 + np.abs(x).sum(1))  # for entries that are lost in these units
     error = rounded[:, None] * norms  # of every d_j . r
     most = error[rows, atoms] + 4 * _U * (np.abs(g) + 2 * ridge * np.abs(x) + 2 * weight)
     total = np.abs(g) + most
@@ -304,11 +304,11 @@ def _supports(Z: np.ndarray) -> np.ndarray:
 
 
 def _inverses(A: np.ndarray, ridge: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """M near (A'A + ridge)^-1, and a bound on norm((A'A + ridge)^-1, inf), inf where none is known.
+    """M near (A'A + ridge)^-1, and a bound on norm((A'A + ridge)^-1, inf), inf if none is known.
 
     Args:
         A: (n, m, k), atoms or zeros.
-        ridge, size: (n, k), what is added to the diagonal, and bounds on the norms of the atoms.
+        ridge, size: (n, k), the numbers added to the diagonal, and bounds on the norms of atoms.
     """
     m, k = A.shape[1:]
     G = np.swapaxes(A, 1, 2) @ A

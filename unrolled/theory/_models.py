@@ -32,8 +32,8 @@ from unrolled.theory._schedules import host_numbers
 __all__ = ["CscFeasibility", "Feasibility", "is_csc_feasible", "is_feasible", "stripe_norm"]
 
 
-# A column of a product that cancels to below this share of its terms counts as zero, because it may
-# be mostly rounding.
+# A column of a product that cancels to below this share of its terms may be mostly rounding, so it
+# counts as zero.
 CANCELLED = 1e-6
 
 
@@ -49,9 +49,9 @@ def host_chain(
 
 
 def effective(Ds: Sequence[Dictionary]) -> tuple[Operator, np.ndarray]:
-    """D_1 ... D_J and its column norms, 0 where a column cancels.
+    """D_1 ... D_J and its column norms, 0 if a column cancels.
 
-    The product is a matrix, except that one structured dictionary stays as it is.
+    The product is a matrix, but a single structured dictionary stays structured.
     """
     D = _product(Ds)
     magnitude = [magnitudes(A) if isinstance(A, Structured) else np.abs(A) for A in Ds]
@@ -61,7 +61,7 @@ def effective(Ds: Sequence[Dictionary]) -> tuple[Operator, np.ndarray]:
 
 
 def _product(Ds: Sequence[Dictionary]) -> Operator:
-    """D_1 ... D_J as a matrix, multiplied by numpy; one structured dictionary stays as it is."""
+    """D_1 ... D_J as a matrix, by numpy; a single structured dictionary stays structured."""
     if len(Ds) == 1 and isinstance(Ds[0], Structured):
         return Ds[0]
     return jnp.asarray(functools.reduce(np.matmul, [np.asarray(dense(D)) for D in Ds]))
@@ -80,7 +80,7 @@ def layer_counts(values: Sequence[int], J: int, where: str, name: str = "sparsit
 
 
 def layer_numbers(values: Any, name: str, J: int, where: str) -> np.ndarray:
-    """J non-negative floats, (J,), of one number for all layers or a sequence of J."""
+    """J non-negative floats, (J,), from one number for all layers or a sequence of J."""
     values = values if isinstance(values, list | tuple) or np.ndim(values) else (values,) * J
     of_length(values, name, J, where)
     return np.array([host_numbers(where, **{name: v})[0] for v in values])
@@ -101,9 +101,9 @@ def stripe_norm(
         \|x\|^s_{0,\infty} =
         \max_p \#\{(f, q) : x_{f,q} \ne 0, \; |q_k - p_k| < \lceil n_k / t_k \rceil\}.
 
-    The stripe of a position consists of all channels at the positions whose atoms overlap those of
-    this one: 2 ceil(n/t) - 1 positions in every dimension, fewer at a border, all of them on a
-    short circle. Traceable in x and tol.
+    The stripe of a position consists of all channels at positions whose atoms overlap the atoms of
+    this position: 2 ceil(n/t) - 1 positions in every dimension, fewer at a border, all positions on
+    a short circle. Traceable in x and tol.
 
     Args:
         x: (n_atoms, *positions), as returned by `Conv.unflatten_code`.
@@ -115,8 +115,8 @@ def stripe_norm(
         An integer, ().
 
     Raises:
-        ValueError: x without channels or positions, a kernel or stride below 1 or for another
-            number of dimensions, tol < 0.
+        ValueError: x has no channels or positions, the kernel or stride is below 1 or has another
+            number of dimensions, or tol < 0.
 
     Reference: Papyan, Romano, Elad (2017); Li, Feng, Zhou (2024), Definition 1.
 
@@ -171,7 +171,7 @@ class Feasibility(Result):
     """Residuals and sparsities of a chain of codes, and whether they solve the DSC problem."""
 
     holds: bool  # residuals <= eps + rounding and counts <= sparsities, in every layer
-    residuals: np.ndarray  # (J,) norm(x_{j-1} - D_j x_j), inf where a code is not finite
+    residuals: np.ndarray  # (J,) norm(x_{j-1} - D_j x_j), inf if a code is not finite
     counts: np.ndarray  # (J,) nonzeros of x_j
     rounding: np.ndarray  # (J,) possible rounding of a residual in the dtype of the data
 
@@ -191,10 +191,10 @@ def is_feasible(
     .. math::
         \|x_{j-1} - D_j x_j\|_2 \le \epsilon_j, \qquad \|x_j\|_0 \le s_j, \qquad j = 1, \dots, J.
 
-    Computed in float64 on the host. So that eps = 0 can be met, a residual may exceed eps_j by
-    `rounding` = (s + 2) u norm(|x_{j-1}| + |D_j| |x_j|, 2) with s nonzeros and u the machine
-    epsilon of the coarsest dtype in the layer: the rounding of a product in that dtype. Larger
-    errors, such as those of products in TF32, must be covered by eps.
+    Computed in float64 on the host. To allow eps = 0, a residual may exceed eps_j by
+    `rounding` = (s + 2) u norm(|x_{j-1}| + |D_j| |x_j|, 2), with s nonzeros and the machine epsilon
+    u of the coarsest dtype in the layer: this is the rounding of a product in this dtype. eps must
+    cover larger errors, such as errors of products in TF32.
 
     Args:
         y: (m,).
@@ -206,8 +206,8 @@ def is_feasible(
             residuals alike.
 
     Raises:
-        TypeError: a traced argument.
-        ValueError: shapes or lengths that do not fit, negative or NaN numbers.
+        TypeError: an argument is traced.
+        ValueError: shapes or lengths do not fit, or a number is negative or NaN.
 
     Reference: Li, Feng, Zhou (2024), Definition 2.
 
@@ -231,7 +231,7 @@ class CscFeasibility(Result):
     """Residuals and stripe norms of a chain of codes, and the local condition for uniqueness."""
 
     holds: bool  # residuals <= rounding and stripes <= sparsities, in every layer
-    residuals: np.ndarray  # (J,) norm(x_{j-1} - D_j x_j), inf where a code is not finite
+    residuals: np.ndarray  # (J,) norm(x_{j-1} - D_j x_j), inf if a code is not finite
     stripes: np.ndarray  # (J,) stripe norms of x_j
     rounding: np.ndarray  # (J,) possible rounding of a residual in the dtype of the data
     bounds: np.ndarray  # (J,) (1 + 1/mu(D_j)) / 2
@@ -252,18 +252,18 @@ def is_csc_feasible(
     .. math:: x_{j-1} = D_j x_j, \qquad \|x_j\|^s_{0,\infty} \le s_j, \qquad j = 1, \dots, J.
 
     Equality holds up to `rounding`, as in `is_feasible`. Stripes follow the kernel, stride and
-    boundary of each `Conv`; on a circle not divided by the stride, they are widened to include all
-    overlaps across the seam. Where `unique` is True in every layer, no other chain for y has all
-    its stripe norms below `bounds`; the global counts may be far above them.
+    boundary of each `Conv`. If the stride does not divide a circle, stripes are widened to include
+    all overlaps across the seam. If `unique` is True in every layer, no other chain for y has all
+    stripe norms below `bounds`; the global counts may be far above the bounds.
 
     Args:
         y, xs, sparsities, tol: as in `is_feasible`.
         Ds: J `Conv` dictionaries; the code grid of each is the signal grid of the next.
 
     Raises:
-        TypeError: a traced argument, or a dictionary that is not a `Conv`.
-        ValueError: grids or lengths that do not fit, negative or NaN numbers, a zero filter, or
-            boundary "zero", which cuts the atoms at the border.
+        TypeError: an argument is traced, or a dictionary is not a `Conv`.
+        ValueError: grids or lengths do not fit, a number is negative or NaN, a filter is zero, or
+            the boundary is "zero", which cuts the atoms at the border.
 
     Reference: Papyan, Romano, Elad (2017), Theorem 4; Li, Feng, Zhou (2024), Definition 1.
 
@@ -305,7 +305,7 @@ def _conv_stripe_norm(D: Conv, x: Any) -> Array:
 
 
 def _on_grids(Ds: Any, where: str) -> Sequence[Conv]:
-    """The dictionaries, checked to be on the code grid of the one before."""
+    """The dictionaries, checked: each signal grid is the code grid of the dictionary before."""
     for j, (left, right) in enumerate(zip(Ds, Ds[1:]), start=1):
         if left.code_grid != right.signal_grid:
             raise ValueError(
@@ -335,7 +335,7 @@ def _evaluated(
 
 @jax.jit
 def _distance(D: Dictionary, y: Array, x: Array) -> tuple[Array, Array]:
-    """norm(y - D x) and norm(|y| + |D| |x|), whose squares may leave the range."""
+    """norm(y - D x) and norm(|y| + |D| |x|), although squares may leave the range."""
     return norm(y - D @ x), norm(jnp.abs(y) + magnitudes(D) @ jnp.abs(x))
 
 

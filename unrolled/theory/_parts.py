@@ -1,4 +1,4 @@
-"""The coherence of weights where codes come in parts, for the theorems on entries."""
+"""The coherence of weights for codes in parts, which carries the theorems on entries over."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ _PARTS = 1_000
 
 
 class BlockCoherence(Result):
-    """What `schedule` takes where codes come in parts, as mu, C_W and eta."""
+    """The numbers that `schedule` takes as mu, C_W and eta if codes come in parts."""
 
     mu: Array  # max over i != j of norm(W_i'D_j, 2)
     gain: Array  # max of norm(W_i, 2)
@@ -49,25 +49,25 @@ def block_coherence(W: Dictionary, D: Dictionary) -> BlockCoherence:
 
     `schedule(mu, gain, eta=eta, ...)` then holds for the codes with at most s parts of size |x_i|
     at most B, and noise of l2 norm at most delta: the iterates of x <- shrink(x + W'(y - D x),
-    theta_k) are zero in all parts where the code is, and E_k bounds sum_i |x_i - x*_i|. For the
-    proof of Theorem 12 needs of magnitudes only what these norms have: with e = x* - x and the
-    noise n, the part u_i of what is shrunk is off x*_i by
+    theta_k) are zero in all parts in which the code is zero, and E_k bounds sum_i |x_i - x*_i|. The
+    proof of Theorem 12 uses only properties of magnitudes that these norms share: with e = x* - x
+    and the noise n, the part u_i of the argument of the shrinkage differs from x*_i by
 
     .. math:: |u_i - x^*_i| \le \sum_{j \ne i} \|W_i'D_j\|_2 |e_j| + \|I - W_i'D_i\|_2 |e_i|
         + \|W_i\|_2 \|n\|_2,
 
-    and shrinkage moves it by at most theta_k, to 0 if |u_i| <= theta_k. With g = 1 it is the
-    theorem itself, with mu = mu_W. The products are d x d by nature. Traceable.
+    and shrinkage moves u_i by at most theta_k, to 0 if |u_i| <= theta_k. With g = 1 this is
+    Theorem 12, with mu = mu_W. The products are d x d by nature. Traceable.
 
     Args:
-        W, D: (m, d); the atoms of D have unit norm, and those of a part need not be orthogonal.
+        W, D: (m, d); the atoms of D have unit norm; atoms of a part need not be orthogonal.
 
     Returns:
         BlockCoherence(mu, gain, eta), () each.
 
     Raises:
-        ValueError: shapes that differ, a known D with atoms off unit norm by more than 1e-4, or one
-            whose border atoms are cut.
+        ValueError: the shapes differ, known atoms are off unit norm by more than 1e-4, or border
+            atoms are cut.
 
     Not claimed: rounding, for which `analytic.alista` and `lista_cp` add a guard.
 
@@ -103,7 +103,7 @@ def _block_coherence(W: Operator, D: Operator, g: int) -> BlockCoherence:
 
 
 def _norms(A: Array) -> Array:
-    """norm(A, 2) of every matrix (..., rows, columns), a little rounded up."""
+    """norm(A, 2) of every matrix (..., rows, columns), rounded up a little."""
     rows, columns = A.shape[-2:]
     if 1 in (rows, columns):
         return norm(A, (-2, -1))

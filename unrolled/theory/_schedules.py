@@ -55,8 +55,8 @@ class Schedule(Result):
     def steps_for(self, tol: float) -> float:
         """Number of steps until the certified l1 error is at most `tol`.
 
-        It is 0 if the error starts there, and inf if no step reaches it: one step reaches the floor
-        where a = 0, and else `tol` must be above it.
+        The result is 0 if the error starts below `tol`, and inf if no step reaches `tol`, which
+        must be above the floor unless a = 0, because then one step reaches the floor.
         """
         if math.isnan(tol := checks.as_number(tol, "tol", "steps_for")):
             raise ValueError("steps_for: tol is nan")
@@ -70,11 +70,11 @@ class Schedule(Result):
             return math.inf
         ratio = math.log(self.error[0] - self.floor) - math.log(tol - self.floor)
         K = max(1, math.ceil(ratio / self.rate))
-        # The logarithms round, so the errors themselves decide.
+        # The logarithms round, so the errors decide.
         return next((k for k in (K - 1, K) if k and self._after(k) <= tol), K + 1)
 
     def _after(self, k: int) -> float:
-        """The error after k steps, beyond the last one by the closed form."""
+        """The error after k steps; after the last step of the schedule, by the closed form."""
         if k < len(self.error):
             return float(self.error[k])
         return self.floor + (float(self.error[0]) - self.floor) * self.contraction**k
@@ -82,8 +82,8 @@ class Schedule(Result):
     def steps_to_support(self, smallest: float, *, sparsity: int) -> float:
         """Number of steps until error / s < smallest, the least magnitude of the nonzeros.
 
-        From then on the support equals that of the code. The result is inf where `smallest` is not
-        above floor / s.
+        From then on the support equals the support of the code. The result is inf if `smallest` is
+        not above floor / s.
 
         Not claimed: that the supports differ before.
         """
@@ -109,28 +109,28 @@ def schedule(
         E_{k+1} = a E_k + 2 s (C_W \delta + g), \quad a = (2s - 1) \mu_W + \eta.
 
     The class consists of the codes with at most s nonzeros of magnitude at most B, observed with
-    noise of l1 norm at most delta. For each of them, the iterates of
-    x <- shrink(x + W'(y - D x), theta_k) from 0 keep their support inside that of the code, and
-    E_k bounds their l1 error, E_k / s their l_inf error and E_k / sqrt(s) their l2 error. The
-    support is found as soon as E_k / s is below the smallest magnitude.
+    noise of l1 norm at most delta. For each code, the iterates of
+    x <- shrink(x + W'(y - D x), theta_k) from 0 keep their support inside the support of the code.
+    E_k bounds the l1 error, E_k / s the l_inf error, and E_k / sqrt(s) the l2 error. The iterates
+    have the full support once E_k / s is below the smallest magnitude of a nonzero.
 
     Args:
-        mu: coherence mu_W of the weights in use, from `coherence(W, D)`; one in float32 may be too
-            low by its rounding, so with it a (1 + 8 eps) < 1 is asked.
+        mu: coherence mu_W of the weights in use, from `coherence(W, D)`. A float32 mu may be too
+            low by its rounding, so the schedule then asks a (1 + 8 eps) < 1.
         C_W: largest magnitude of an entry of W. For a bound on the l2 norm of the noise, pass
-            `noise_gain(W)` in its place.
+            `noise_gain(W)` instead.
         sparsity, bound, noise: s, B and delta of the class.
         depth: K, the number of steps.
         guard: g, the effect of rounding, from `rounding_guard`.
         eta: max abs(1 - w_i . d_i), for weights whose diagonal is not exactly 1.
 
     Returns:
-        Schedule. With a >= 1, up to rounding (as in `max_sparsity`), the same recursion is returned
-        with holds = False and floor = inf.
+        Schedule. If a >= 1, up to rounding (as in `max_sparsity`), the schedule has the same
+        recursion, with holds = False and floor = inf.
 
     Raises:
-        TypeError: a traced argument.
-        ValueError: a negative or NaN argument.
+        TypeError: an argument is traced.
+        ValueError: an argument is negative or NaN.
 
     Reference: Li, Feng, Zhou (2024), Theorem 12, with the constants of its proof; Chen et al.
     (2018).
@@ -182,22 +182,22 @@ def deep_schedule(
         c_{j+1} = C_{j+1} \delta_{j+1} + G_{j+1} E^{(j)}_{K_j} + g_{j+1}, \qquad G_j \le C_j.
 
     Here c_j stands for C_W delta + g in `schedule`, so the inherited error enters the thresholds.
-    Block j runs on the code of block j-1; no block has a false positive, and its l1 error is at
-    most its `error`. Thresholds made for exact inputs, as in the printed proof, diverge where a
-    block contracts more slowly than the next.
+    Block j runs on the code of block j-1. No block has a false positive, and the l1 error of a
+    block is at most its `error`. Thresholds made for exact inputs, as in the printed proof, diverge
+    if a block contracts more slowly than the next block.
 
     Args:
         mus, C_Ws, sparsities, bounds, noises, depths, guards, etas: one value per block, as in
             `schedule`; noises, guards and etas are zero by default.
         gains: G_j = `error_gain(W_j, sparsity=s_{j-1})`, the sharpest factor of the error of the
-            block before; C_Ws by default. The first one is not used.
+            block before; C_Ws by default. The first gain is not used.
 
     Returns:
         One Schedule per block.
 
     Raises:
-        TypeError: a traced argument.
-        ValueError: sequences of different lengths, or a negative or NaN value.
+        TypeError: an argument is traced.
+        ValueError: sequences have different lengths, or a value is negative or NaN.
 
     Reference: Li, Feng, Zhou (2024), Theorem 6, corrected.
 
@@ -238,12 +238,12 @@ def deep_schedule(
 
 
 class ErrorBar(Result):
-    """Bounds on the distance of a given code from the true one."""
+    """Bounds on the distance of a given code from the true code."""
 
-    linf: float  # bound of the largest entry of the error
-    l2: float  # bound of its l2 norm
-    l1: float  # bound of its l1 norm
-    holds: bool  # (n-1) mu_W + eta < 1, or the conditioning is of n atoms
+    linf: float  # bound on the largest entry of the error
+    l2: float  # bound on the l2 norm of the error
+    l1: float  # bound on the l1 norm of the error
+    holds: bool  # (n-1) mu_W + eta < 1, or the conditioning covers n atoms
 
 
 @host_function
@@ -257,7 +257,7 @@ def error_bar(
     noise: ArrayLike = 0.0,
     conditioning: float | None = None,
 ) -> ErrorBar:
-    r"""Bounds on the error of a code x from any solver, after the fact.
+    r"""Bounds on the error of a given code x from any solver.
 
     .. math::
         \|x - x^*\|_\infty &\le (|r|_{(1)} + c) / q, \qquad r = W'(y - D x), \\
@@ -265,34 +265,34 @@ def error_bar(
         n &= \min(\|x\|_0 + s, d), \quad q = 1 - (n - 1) \mu_W - \eta, \quad
         c = C_W \delta + g,
 
-    with the largest magnitudes of r, for every x* with at most s nonzeros and y = D x* + e,
-    norm(e, 1) <= noise. The l2 bound is the geometric mean of the two. g bounds the rounding of r.
-    For x = 0 the first one is `code_bound`. With a lower bound kappa of the singular values of all
-    n atoms, the code is within
+    where |r|_(1) >= |r|_(2) >= ... are the sorted magnitudes of r, for every x* with at most s
+    nonzeros and y = D x* + e, norm(e, 1) <= noise. The l2 bound is the geometric mean of these two
+    bounds. g bounds the rounding of r. For x = 0 the l_inf bound is `code_bound`. With a lower
+    bound kappa on the singular values of any n atoms, the code is within
 
     .. math:: \|x - x^*\|_2 \le (\|y - D x\|_2 + \delta) / \kappa,
 
-    and the bar is the lesser one in each norm. At 250 x 500 and 50 nonzeros mu_W certifies nothing,
-    but a Gaussian D has kappa = .038: a code whose residual is 1e-4 norm(y) is within 2.6e-3
-    norm(y) of every x*.
+    and the bar is the smaller bound in each norm. At 250 x 500 and 50 nonzeros mu_W certifies
+    nothing, but a Gaussian D has kappa = .038: a code with a residual of 1e-4 norm(y) is within
+    2.6e-3 norm(y) of every x*.
 
     Args:
-        W: (m, d), weights with w_i . d_i near 1; None for kappa alone.
+        W: (m, d), weights with w_i . d_i near 1; None to use only kappa.
         D: (m, d), unit atoms.
         x: (d,), the code, with any number of nonzeros.
         y: (m,), the signal.
         sparsity, noise: s and delta of the class of x*.
-        conditioning: kappa, from `gaussian_conditioning`, which says of how many atoms it is; a
-            number of your own is taken to be of norm(x, 0) + s atoms.
+        conditioning: kappa, from `gaussian_conditioning`, which says how many atoms it covers; your
+            own number must cover norm(x, 0) + s atoms.
 
     Returns:
-        ErrorBar, in float64; infinite with holds = False where q is not positive, and kappa is 0,
-        not given, or of fewer than n atoms.
+        ErrorBar, in float64; infinite with holds = False if q is not positive, and kappa is 0, not
+        given, or covers fewer than n atoms.
 
     Raises:
-        TypeError: a traced argument.
-        ValueError: shapes that differ, atoms off unit norm, negative or NaN noise or conditioning,
-            or neither W nor conditioning.
+        TypeError: an argument is traced.
+        ValueError: shapes differ, an atom is off unit norm, noise or conditioning is negative or
+            NaN, or neither W nor conditioning is given.
 
     Not claimed: interval arithmetic; mu_W is computed in float64 and rounded up. A bar by
     `gaussian_conditioning` is true with its confidence, over the draw of D.
@@ -321,12 +321,12 @@ def error_bar(
 def code_bound(
     W: Dictionary, D: Dictionary, y: ArrayLike, *, sparsity: int, noise: ArrayLike = 0.0
 ) -> float:
-    r"""A bound B on the entries of the code behind y, for use where none is known.
+    r"""A bound B on the entries of the code behind y, for use if no bound is known.
 
     .. math:: \|x^*\|_\infty \le \frac{\|W'y\|_\infty + C_W \delta + g}{1 - (s - 1) \mu_W - \eta},
 
     for every x* with at most s nonzeros and y = D x* + e, norm(e, 1) <= noise: the `linf` of
-    `error_bar` at x = 0. Infinite where the denominator is not positive.
+    `error_bar` at x = 0. The bound is infinite if the denominator is not positive.
 
     Args and Raises: as in `error_bar`.
 
@@ -348,7 +348,7 @@ def _after_the_fact(
     sparsity: int,
     noise: ArrayLike,
 ) -> ErrorBar:
-    """`error_bar`, in float64; None is x = 0."""
+    """`error_bar`, in float64; x = None stands for 0."""
     (noise,) = host_numbers(where, noise=noise)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         D, x, y, n = _wide(where, D, x, y, sparsity)
@@ -367,7 +367,7 @@ def _after_the_fact(
         return ErrorBar(math.inf, math.inf, math.inf, False)
     c = times(C_W, noise)
     linf, l1 = float(top[0] + c) / q * UP, float(top.sum() + n * c) / q * UP
-    # The product may be rounded to above what its factors bound.
+    # Rounding may lift the product above the bound by its factors.
     l2 = min(math.sqrt(linf) * math.sqrt(l1), math.sqrt(n) * linf, l1)
     return ErrorBar(linf, l2, l1, math.isfinite(l1))
 
@@ -381,7 +381,7 @@ def _conditioned(
     noise: ArrayLike,
     conditioning: float,
 ) -> ErrorBar:
-    """`error_bar` by a bound of the singular values of n unit atoms."""
+    """`error_bar` by a bound on the singular values of n unit atoms."""
     noise, kappa = host_numbers(where, noise=noise, conditioning=conditioning)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         stored = float(jnp.finfo(as_dictionary(D, where).dtype).eps)
@@ -391,8 +391,8 @@ def _conditioned(
         misfit, sizes, norms = map(np.asarray, _residual_and_sizes(D, x, y))
     if not n:
         return ErrorBar(0.0, 0.0, 0.0, True)
-    # The atoms were drawn before they were stored: two roundings of each entry, of n columns. kappa
-    # may be that of unit atoms or of D as it is: norms above 1 do not enlarge it.
+    # Stored atoms differ from drawn atoms by two roundings of each entry, in n columns. kappa may
+    # be for unit atoms or for the given D: norms above 1 do not enlarge it.
     kappa = min(1.0, float(norms.min())) * (kappa - stored * math.sqrt(n))
     residual = float(np.linalg.norm(np.abs(misfit) + (d + 2) * np.finfo(float).eps * sizes))
     enough = n <= min(m, getattr(conditioning, "atoms", n))
@@ -405,7 +405,7 @@ def _conditioned(
 def _wide(
     where: str, D: Dictionary, x: ArrayLike | None, y: ArrayLike, sparsity: int
 ) -> tuple[Operator, np.ndarray, Array, int]:
-    """D, x and y in float64, and the most nonzeros of x - x*."""
+    """D, x and y in float64, and the largest number of nonzeros of x - x*."""
     s = checks.as_index(sparsity, "sparsity", where)
     D, x, y = (checks.cast(a, np.float64) for a in (D, x, y))
     D, y, _ = dictionaries.operands(D, y, where)
@@ -455,8 +455,8 @@ class ActivationSchedule(Result):
     rate: float  # -ln(contraction), inf at 0
     floor: float  # limit of the error, with a multiple of the tail; inf without contraction
     theorem: str  # "12" (ReLU), "15" (rho(x) = x on x >= 0), "10" (near ReLU), "" for none
-    holds: bool  # the recursion contracts, so its errors bound those of every code of the class
-    vacuous: bool  # the error ends no lower than s B, where x = 0 begins: it says nothing
+    holds: bool  # the recursion contracts, so it bounds the errors of every code of the class
+    vacuous: bool  # the error ends no lower than s B, the error of x = 0: it says nothing
 
 
 def activation_schedule(
@@ -472,11 +472,10 @@ def activation_schedule(
     guard: ArrayLike = 0.0,
     eta: ArrayLike = 0.0,
 ) -> ActivationSchedule:
-    r"""Thresholds of LISTA-CP with an activation other than ReLU, and their certified errors.
+    r"""Thresholds of LISTA-CP for an activation other than ReLU, and their certified errors.
 
     The step is x <- rho(u - theta) - rho(-u - theta), u = x + W'(y - D x). Its deviation H from
-    soft thresholding obeys |H| <= min(2 L_h |u|, osc) where |u| <= theta, and |H| <= osc elsewhere,
-    so
+    soft thresholding obeys |H| <= min(2 L_h |u|, osc) if |u| <= theta, and |H| <= osc otherwise, so
 
     .. math::
         \theta &= \max(\mu_W, \eta) (E_S + E_O) + c, \qquad c = C_W \delta + g, \\
@@ -485,14 +484,15 @@ def activation_schedule(
         E_O &\leftarrow (d - s) \min(2 L_h \theta, osc).
 
     Entries off the support are at most min(2 L_h theta_k, osc), but no longer zero. Each minimum is
-    osc or linear, so the recursion is the least of four affine ones (of one with an unbounded tail,
-    or with L_h unknown). It converges if and only if one of their matrices has a spectral radius
-    below 1, and its limit `floor` is the least of their fixed points. Sufficient conditions for eta
-    = 0 are (2s-1) mu_W < 1 for a bounded tail, and mu_W (2 L_h d + 2 s) < 1 for any. The condition
-    of Theorem 9, mu_W (2 L_h d + (2 - 2 L_h) s) < 1, holds for a bounded tail only, and there
-    implies the first. The floor contains a multiple of the oscillation of the tail, which the
-    printed (34) omits; `scale(activation, k)` divides it by k. If rho is not x on x >= 0 (Theorem
-    10), osc is the oscillation of rho - relu over the whole line, and L_h is not used.
+    osc or linear, so the recursion is the least of four affine maps (of one map if the tail is
+    unbounded, or L_h unknown). It converges if and only if the matrix of one map has a spectral
+    radius below 1, and its limit `floor` is the least of the fixed points. For eta = 0 it suffices
+    that (2s-1) mu_W < 1 and the tail is bounded, or that mu_W (2 L_h d + 2 s) < 1. The condition of
+    Theorem 9, mu_W (2 L_h d + (2 - 2 L_h) s) < 1, is right only for a bounded tail, and there
+    implies the first condition. The floor contains a multiple of the oscillation of the tail, which
+    the printed (34) omits; `scale(activation, k)` divides the oscillation by k. If rho is not x on
+    x >= 0 (Theorem 10), osc is the oscillation of rho - relu over the whole line, and L_h is not
+    used.
 
     Args:
         activation: rho, with its constants.
@@ -500,15 +500,15 @@ def activation_schedule(
         mu, C_W, sparsity, bound, noise, depth, guard, eta: as in `schedule`.
 
     Returns:
-        ActivationSchedule. Without contraction, the same recursion is returned with holds = False
-        and floor = inf. A true bound may still say nothing, because the tail is large or the depth
+        ActivationSchedule. Without contraction, it has the same recursion, with holds = False and
+        floor = inf. A true bound may still say nothing, because the tail is large or the depth
         small: `vacuous` is True unless the error ends below s B, or at 0. If an argument of rho,
         at most B + 2 theta, may exceed its `reach`, nothing holds and contraction = inf.
 
     Raises:
-        TypeError: a bare function in place of an Activation, or a traced argument.
-        ValueError: a negative or NaN argument, or an activation of your own whose constants
-            `activations.check` refutes.
+        TypeError: the activation is a bare function, or an argument is traced.
+        ValueError: an argument is negative or NaN, or `activations.check` refutes the constants of
+            your own activation.
 
     Reference: Li, Feng, Zhou (2024), Theorems 9, 10 and 15, corrected.
 
@@ -529,14 +529,14 @@ def activation_schedule(
     s, K = checks.as_index(sparsity, "sparsity", where), checks.as_depth(depth, "depth", where)
     d = checks.as_index(d, "d", where, least=1)
     L, osc = tail_of(activation)
-    # With a deviating tail, |u_i - x*_i| <= M (E_S + E_O) + c must hold on the support too.
+    # With a tail, |u_i - x*_i| <= M (E_S + E_O) + c must also hold on the support.
     M, c = max(mu, eta) if osc else mu, times(C_W, noise) + guard
     recursion = _Recursion(mu, M, c, eta, min(s, d), d, B, L, osc, enlarged)
     theta, E_S, E_O = recursion.errors(K)
     with np.errstate(over="ignore"):
         error = E_S + E_O
     contraction, floor = recursion.limit()
-    # No argument +-u - theta exceeds B + 2 theta: there the constants must hold, now and later.
+    # No argument +-u - theta exceeds B + 2 theta: up to there the constants must hold.
     largest = max(float(error.max()), floor)
     if not B + 2 * (times(M, largest) + c) <= activation.reach:
         contraction = floor = math.inf
@@ -550,10 +550,11 @@ def activation_schedule(
 
 
 def known(activation: Any, where: str) -> None:
-    """Raise unless the constants of an activation are known, and true of it.
+    """Raise unless the constants of an activation are known and true.
 
     Raises:
-        TypeError: a bare function. ValueError: constants that `activations.check` refutes.
+        TypeError: the activation is a bare function.
+        ValueError: `activations.check` refutes the constants.
     """
     _with_constants(activation, where)
     if not is_known(activation):
@@ -563,7 +564,7 @@ def known(activation: Any, where: str) -> None:
 def tail_of(activation: Activation) -> tuple[float, float]:
     """L_h and osc: a step differs from soft thresholding at u by at most min(2 L_h |u|, osc).
 
-    The first bound holds where |u| <= theta, the second everywhere.
+    The first bound holds if |u| <= theta, the second everywhere.
     """
     if activation.identity_on_positives:
         return activation.tail_lipschitz, activation.tail_oscillation
@@ -571,7 +572,7 @@ def tail_of(activation: Activation) -> tuple[float, float]:
 
 
 class _Recursion(NamedTuple):
-    """The numbers of the recursion for the errors on the support and off it."""
+    """The numbers in the recursion for the errors on the support and off the support."""
 
     mu: float
     M: float
@@ -582,10 +583,10 @@ class _Recursion(NamedTuple):
     B: float
     L: float
     osc: float
-    enlarged: float  # a spectral radius must be below 1 when it is that much larger
+    enlarged: float  # a spectral radius times this must be below 1
 
     def tail(self, u: float) -> float:
-        """Bound on the deviation at an argument of size u."""
+        """A bound on the deviation at an argument of size u."""
         return min(self.osc, times(self.L, u)) if math.isfinite(self.L) else self.osc
 
     def errors(self, K: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -606,13 +607,13 @@ class _Recursion(NamedTuple):
         """The contraction and the limit of the error; (a, inf) with a >= 1 without contraction.
 
         The recursion is monotone, and the least of affine maps (E_S, E_O) -> A (E_S, E_O) + b. So
-        it stays below the fixed point of each map that contracts, and its own limit is one of them.
+        it stays below the fixed point of each contracting map, and its limit is one of these.
         """
         mu, M, c, eta, s, d, B, L, osc, enlarged = self
         if not math.isfinite(mu + M + c + eta + B):
             return math.inf, math.inf
         if not (s * B or c) and (math.isfinite(L) or not osc):
-            return 0.0, 0.0  # the error begins at a fixed point, zero, and stays there
+            return 0.0, 0.0  # the error starts at zero, a fixed point
         own = (s - 1) * mu + eta if s else 0.0
         limits, least = [], math.inf
         tails = [(0.0, osc)] * math.isfinite(osc) + [(L, 0.0)] * math.isfinite(L)  # a u + b
@@ -636,13 +637,13 @@ class _Recursion(NamedTuple):
 def theorem_of(activation: Activation) -> str:
     """The theorem that covers an activation: "12", "15", "10", or "" for none.
 
-    "12": it is ReLU. "15": it is x on x >= 0, and its tail is bounded or Lipschitz (Theorem 9
-    composes such activations). "10": its distance from ReLU is bounded. None: SELU, whose slope on
-    x > 0 is not 1; use scale(elu(1.6732632423543772), k). Whether the hypotheses hold depends on
-    mu_W, s and d, and is answered by `activation_schedule`.
+    "12": the activation is ReLU. "15": it is x on x >= 0, and its tail is bounded or Lipschitz
+    (Theorem 9 composes such activations). "10": its distance from ReLU is bounded. "": no theorem,
+    for example for SELU, whose slope on x > 0 is not 1; use scale(elu(1.6732632423543772), k).
+    `activation_schedule` says whether the hypotheses hold, which depends on mu_W, s and d.
 
     Raises:
-        TypeError: not an Activation.
+        TypeError: the argument is not an Activation.
 
     Example:
         >>> [ur.theory.theorem_of(rho) for rho in (ur.activations.relu, ur.activations.gelu)]

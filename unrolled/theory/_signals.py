@@ -1,5 +1,5 @@
-"""What theory proves of single codes, whatever their signs and the noise, and of every code on a
-support: signal by signal, and support by support.
+"""Proofs signal by signal and support by support: of single codes, whatever their signs and the
+noise, and of every code on a support.
 """
 
 import math
@@ -32,13 +32,13 @@ __all__ = ["Signals", "Supports", "certify_signals", "certify_supports"]
 
 # Rounding of an inner product, in eps of the magnitudes of its terms.
 _ROUNDING = 4
-# Up to this many atoms |W'D| is kept for all steps; above it is made anew, so many rows at once.
+# Up to this many atoms |W'D| is kept for all steps; above, each step makes so many rows at once.
 _KEPT, _COLUMNS = 4_000, 1_000
-# Entries of the codes that are bounded at once.
+# The number of entries of codes to bound at once.
 _AT_ONCE = 2**23
-# Supports of fewer than one in so many atoms are multiplied alone, with so many numbers at once.
+# Supports with fewer than one in so many atoms are multiplied alone, so many numbers at once.
 _DENSE, _CACHED = 8, 2**18
-# Entries of the products of supports that are made at once.
+# The number of entries of the products of supports to make at once.
 _PRODUCTS = 2**22
 
 
@@ -49,14 +49,14 @@ class Signals(Result):
     part with an error below its own size is not 0, and less than a right angle off.
     """
 
-    proved: np.ndarray  # (n,) no step has a false positive; in the end each nonzero has its sign
+    proved: np.ndarray  # (n,) no step has a false positive; at the end each nonzero has its sign
     errors: np.ndarray  # (n, K+1) bound on the largest entry of the error; inf after a failure
     failed_at: np.ndarray  # (n,) the first step, from 0, whose condition fails; -1 for none
     support_from: np.ndarray  # (n,) steps after which the support stays exact; -1 for never
     uncovered: str | None = None  # what of the layer no theorem is about
 
     def __repr__(self) -> str:
-        """How many are proved, and the largest bound of these."""
+        """How many codes are proved, and their largest bound."""
         n, proved = len(self.proved), int(self.proved.sum())
         largest = f", the error at most {self.errors[self.proved, -1].max():.3g}" if proved else ""
         nothing = f"; no theorem is about {self.uncovered}" if self.uncovered else ""
@@ -94,20 +94,20 @@ def certify_signals(
     noise: ArrayLike | Sequence[ArrayLike] = 0.0,
     own: bool = False,
 ) -> Signals | tuple[Signals, ...]:
-    r"""Prove code by code that steps x <- shrink(x + gamma W'(y - D x), theta) find it.
+    r"""Prove, code by code, that steps x <- shrink(x + gamma W'(y - D x), theta) find the code.
 
-    For one code x with support S, a = abs(x) and y = D x + noise, the error by entry obeys
+    For one code x with support S, a = abs(x) and y = D x + noise, the error of each entry obeys
 
     .. math::
         E_0 = a, \qquad A = P E_k + o E_k + n, \qquad
         E_{k+1} = \min(A + \theta, \max(a, A - \theta)) \text{ on } S, \quad 0 \text{ off } S,
 
     while theta_i >= A_i for every i off S. P is abs(gamma W'D) without its diagonal, o_i = abs(1 -
-    gamma w_i . d_i), and n_i bounds what noise and rounding add. Where support selection passes
+    gamma w_i . d_i), and n_i bounds the effect of noise and rounding. If support selection passes
     every entry of S that exceeds theta, the error is A if a > theta + A, a if a + A <= theta, and
-    max(A, a) between; where it may pass only some, it is the larger one. The step of an activation
-    with a tail differs by the tail, on S and off it. Each map is the largest error within A, so one
-    step loses nothing; over several, the signs of the products are lost.
+    max(A, a) in between; if it may pass only some entries, the larger error counts. An activation
+    with a tail adds the tail to the error, on S and off S. Each map is the largest error within A,
+    so the bound of one step is exact; the bound of several steps ignores the signs of products.
 
     Where codes come in parts (`D.block`), E, a and A are of their sizes, P_ij = norm(gamma_i
     W_i'D_j, 2), o_i = norm(I - gamma_i W_i'D_i, 2), and a part may also move across its direction:
@@ -118,39 +118,40 @@ def certify_signals(
     squared is at most a^2 + t (A^2 - a^2) / (t + theta) - t theta, by norm(u - x) <= A; the largest
     value is at t + theta = sqrt(A^2 - a^2), where u is orthogonal to x.
 
-    The worst-case theorems bound all codes of a class by one number, and cover 2 nonzeros where
-    this proves 12, as for a Gaussian D, (250, 500). Where they hold, this holds too.
+    The worst-case theorems bound all codes of a class by one number. For a Gaussian D, (250, 500),
+    they cover 2 nonzeros, and this function proves 12. If they hold, this proof holds too.
 
-    The products |W'D| are d x d by nature: up to 4,000 atoms they are kept for all steps, above
-    they are made in parts at each step.
+    The products |W'D| are d x d by nature. Up to 4,000 atoms they are kept for all steps; for more
+    atoms each step makes them in parts.
 
     Args:
-        layer: of a family with this step, as in `certify`, with any activation whose constants are
-            known; or a chain, `networks.dsc`, of such layers.
-        params: of the layer, from theory, calibrated or learned.
+        layer: a layer of a family with this step, as in `certify`, with any activation whose
+            constants are known; or a chain, `networks.dsc`, of such layers.
+        params: the params of the layer, from theory, calibrated or learned.
         D: (m, d); for a chain a tuple.
         X: (n, d), the codes, or another form of them that D knows; for a chain a tuple, (n, d_l)
             each.
         noise: bound on the l1 norm of the noise (l2 where codes come in parts), () or (n,); for a
-            chain one for each layer, or of the signal alone. What one layer leaves is noise by
-            entry for the next.
-        own: whether each code has the least thresholds that prove it, in place of those of the
-            params: what the weights allow.
+            chain one per layer, or only for the signal. The error of a layer is noise, entry by
+            entry, for the next layer.
+        own: whether each code gets the least thresholds that prove it, in place of the params'
+            thresholds. The result then shows what the weights allow.
 
     Returns:
-        Signals, in float64 from the stored arrays; for a chain a tuple of them. As in `certify`,
-        another shrinkage in such a family proves nothing: `uncovered` names it.
+        Signals, in float64 from the stored arrays; for a chain a tuple of Signals. As in
+            `certify`, another shrinkage proves nothing: `uncovered` names the shrinkage.
 
     Raises:
-        TypeError: another family, an activation without constants, or a traced argument.
-        ValueError: params or codes that do not fit, or numbers out of range.
+        TypeError: the family is another one, the activation has no constants, or an argument is
+            traced.
+        ValueError: params or codes do not fit, or a number is out of range.
 
-    Not claimed: that a code is lost where it is not proved. After few steps, or with noise, a small
-    nonzero may not have its sign, and `errors` bounds what is missing. The rounding is that of
-    `rounding_guard`, which is no worst case. Of fresh codes nothing is said; a sample and
-    `tolerance_bound` say it of their class.
+    Not claimed: that a code without a proof is lost. After few steps, or with noise, a small
+    nonzero may not have its sign yet, and `errors` bounds the difference. The rounding is as in
+    `rounding_guard`, not a worst case. The proofs do not cover fresh codes; for their class use a
+    sample and `tolerance_bound`.
 
-    Reference: Li, Feng, Zhou (2024), Theorem 12, carried through by entries of one code.
+    Reference: Li, Feng, Zhou (2024), Theorem 12, followed entry by entry for one code.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 100, 200)
@@ -164,7 +165,7 @@ def certify_signals(
     if getattr(layer, "layers", None) is None:
         return _of_layer(layer, params, D, X, noise, own, None, where)[0]
     layers, noises = layer.layers, noise
-    if not isinstance(noise, Sequence):  # of the signal alone
+    if not isinstance(noise, Sequence):  # only of the signal
         noises = (noise, *[0.0] * (len(layers) - 1))
     columns: dict[str, Any] = dict(params=params, D=D, X=X, noise=noises)
     for name, column in columns.items():
@@ -237,7 +238,7 @@ def noise_of(noise: Any, n: int, where: str) -> np.ndarray:
 
 
 def are_found(codes: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """Whether the bounds by entry lie below all nonzeros: then each has its sign, (n,)."""
+    """Whether the bounds lie below all nonzeros, so that each nonzero has its sign, (n,)."""
     return np.all((errors < codes) | (codes == 0), axis=1)
 
 
@@ -250,16 +251,16 @@ def _least(step: Step, needed: np.ndarray) -> np.ndarray:
 
 
 class MeasuredLayer(NamedTuple):
-    """A layer as the theory sees it: its steps, and the tail of its activation."""
+    """The numbers of a layer that the theory needs: the steps, and the tail of the activation."""
 
     measured: Coupled
     tail_lipschitz: float
-    tail: float  # the most that a step differs from soft thresholding
+    tail: float  # the largest difference of a step from soft thresholding
     reach: float  # the constants hold for arguments up to this
 
     @classmethod
     def of(cls, layer: Any, params: Any, D: Any, where: str) -> "MeasuredLayer":
-        """Raise unless the layer has the form of the theorems and known constants."""
+        """The measured layer; raise unless it has the form of the theorems and known constants."""
         measured = coupled(layer, params, D, where)
         known(layer.activation, where)
         return cls(measured, *tail_of(layer.activation), layer.activation.reach)
@@ -271,7 +272,7 @@ class MeasuredLayer(NamedTuple):
         choose: Callable[[Step, np.ndarray], np.ndarray],
         before: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Carry the error of every code through the steps.
+        """Follow the error of every code through the steps.
 
         Args:
             a: (n, d), magnitudes of the codes.
@@ -282,7 +283,7 @@ class MeasuredLayer(NamedTuple):
 
         Returns:
             The largest entry of the error after 0..K steps, (n, K+1); the first step that fails, or
-            -1, (n,); whether the support is exact, (n, K+1); the error by entry in the end, (n, d).
+            -1, (n,); whether the support is exact, (n, K+1); the last error of each entry, (n, d).
             Where codes come in parts, d is their number, and magnitudes are sizes of parts.
         """
         every = self.tail > 0 or self.reach < math.inf  # otherwise errors stay on the supports
@@ -316,7 +317,7 @@ class MeasuredLayer(NamedTuple):
     def _noise(
         self, step: Step, size: np.ndarray, deltas: np.ndarray, before: np.ndarray | None
     ) -> np.ndarray:
-        """What noise and rounding add to the products of codes of some size, (n, d) or (n, 1)."""
+        """The effect of noise and rounding on products, for codes of a size, (n, d) or (n, 1)."""
         n = np.zeros((len(size), 1))
         if deltas.any():
             n = deltas[:, None] * step.gamma * step.products.C
@@ -327,7 +328,7 @@ class MeasuredLayer(NamedTuple):
 
 
 class _Entries:
-    """The entries of codes whose errors are carried: those of the supports, or all."""
+    """The entries of codes whose errors are followed: entries on the supports, or all entries."""
 
     def __init__(self, a: np.ndarray, whole: bool):
         self.d = a.shape[1]
@@ -344,7 +345,7 @@ class _Entries:
         return v[self.at] if v.ndim == 1 else np.take_along_axis(v, self.at, 1)
 
     def put(self, v: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """All entries, (n, d), from these; each of the others of code i is others[i]."""
+        """All entries, (n, d), from these entries; other entries of code i are others[i]."""
         if self.at is None:
             return v
         full = np.repeat(others[:, None], self.d, axis=1)
@@ -354,7 +355,7 @@ class _Entries:
     def moved(
         self, parts: Iterable[np.ndarray], E: np.ndarray, n: np.ndarray, on: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """P E + n of these entries, and of all with 0 for those that are on; P by its columns."""
+        """P E + n at these entries, and at all entries with 0 on the supports; P by its columns."""
         if self.at is None:
             A = np.concatenate([E @ P for P in parts], axis=1) + n
             return _inf_for_nan(A), np.where(on, 0, A)
@@ -373,7 +374,7 @@ class _Entries:
 
 
 def _inf_for_nan(v: np.ndarray) -> np.ndarray:
-    """Errors that are infinite have products that are nan."""
+    """Inf for nan, because products of infinite errors are nan."""
     return np.where(np.isnan(v), math.inf, v)
 
 
@@ -423,21 +424,21 @@ def _mapped(
     passed = np.where(a > theta + A, A, np.where(a + A <= theta, a, np.maximum(A, a)))
     if step.passing == len(step.theta):
         return passed
-    # One threshold for all: no entry off the support is above it. With several, one may be large,
-    # below its own threshold, and take a place.
+    # With one threshold, no entry off the support is above it. With several, an entry may be below
+    # its own threshold and still large enough to take a place.
     above = ((a > 0) & (a + A > theta)).sum(1, keepdims=True)
     return np.where(same & (above <= step.passing), passed, np.maximum(soft, passed))
 
 
 def _from(inside: np.ndarray) -> np.ndarray:
-    """The first column after which all are True, of each row; -1 where the last is not."""
+    """For each row, the first column from which on all are True; -1 if the last one is not."""
     wrong = ~inside[:, ::-1]
     last = np.where(wrong.any(1), wrong.argmax(1), inside.shape[1])
     return np.where(last == 0, -1, inside.shape[1] - last)
 
 
 class Supports(Result):
-    """What is proved of all codes on each of n supports, by steps with residual thresholds."""
+    """The proofs for all codes on each of n supports, for steps with residual thresholds."""
 
     ratio: np.ndarray  # (n,) c(S): off S no product exceeds this part of the largest on S
     contraction: np.ndarray  # (n,) kappa(S), the largest row sum of abs(W_S'D_S - I)
@@ -448,11 +449,11 @@ class Supports(Result):
 
         .. math:: (c + \kappa)^{\min(s-1, k)} \kappa^{\max(k-s+1, 0)} \frac{1 + \kappa}{1 - \kappa},
 
-        without noise, where c(S) <= c < 1 and kappa < 1; elsewhere inf.
+        without noise, if c(S) <= c < 1 and kappa < 1; otherwise inf.
 
         Args:
             k: number of steps.
-            ratio: c, of the layer.
+            ratio: c, the ratio of the layer.
 
         Example:
             >>> D = ur.dictionaries.identity_hadamard(16)
@@ -469,7 +470,7 @@ class Supports(Result):
         return np.where((self.ratio <= c) & (kappa < 1), bound, np.inf)
 
     def __repr__(self) -> str:
-        """How many are proved, and the largest ratio."""
+        """How many supports are proved, and the largest ratio."""
         n, proved = len(self.ratio), int((self.ratio < 1).sum())
         largest = f", the largest ratio {self.ratio.max():.4g}" if n else ""
         return f"Supports: all codes on {proved} of {n} supports of {self.sparsity} atoms{largest}"
@@ -477,7 +478,7 @@ class Supports(Result):
 
 @host_function
 def certify_supports(W: Dictionary, D: Dictionary, supports: ArrayLike) -> Supports:
-    r"""Prove support by support that steps with residual thresholds take no wrong entry.
+    r"""Prove, support by support, that steps with residual thresholds take no wrong entry.
 
     With B = W'D and a support S,
 
@@ -485,10 +486,10 @@ def certify_supports(W: Dictionary, D: Dictionary, supports: ArrayLike) -> Suppo
         c(S) = \max_{i \notin S} \|B_{iS} B_{SS}^{-1}\|_1, \qquad
         \kappa(S) = \max_{i \in S} \sum_{j \in S} |B_{SS} - I|_{ij}.
 
-    `layers.alista_rt` takes an entry where abs(g_i) > c max abs(g), g = W'(y - D x). If c >= c(S),
-    it takes none off S at any step, for every code on S: all magnitudes, all signs. If c < 1 and
-    kappa(S) < 1 too, it converges to the code, at the rate that `Supports.bound` says. The products
-    of the atoms in use with all others are made at once, d x d by nature where all are in use.
+    `layers.alista_rt` takes an entry if abs(g_i) > c max abs(g), g = W'(y - D x). If c >= c(S), no
+    step takes an entry off S, for every code on S, with all magnitudes and all signs. If also c < 1
+    and kappa(S) < 1, the steps converge to the code, at the rate of `Supports.bound`. The products
+    of the atoms in use with all other atoms are made at once, d x d by nature if all are in use.
 
     Args:
         W: (m, d), weights with w_i . d_i = 1, for example `frobenius_weights(D)`.
@@ -500,12 +501,12 @@ def certify_supports(W: Dictionary, D: Dictionary, supports: ArrayLike) -> Suppo
         ratio inf.
 
     Raises:
-        TypeError: a traced argument, or indices that are not integers.
-        ValueError: indices out of range or twice in a row, or shapes that do not fit.
+        TypeError: an argument is traced, or indices are not integers.
+        ValueError: an index is out of range or twice in a row, or shapes do not fit.
 
     Not claimed: that codes on a support with c(S) >= 1 are lost. With W = D, c(S) is the exact
-    recovery coefficient of Tropp (2004); of fresh supports a sample says something, by
-    `tolerance_bound` of the ratios.
+    recovery coefficient of Tropp (2004). For fresh supports use a sample, and `tolerance_bound` of
+    its ratios.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 100, 200)
@@ -556,7 +557,7 @@ def _of_supports(W: Any, D: Any, S: np.ndarray) -> np.ndarray:
     inverse = _inverses(A)
     with np.errstate(invalid="ignore"):
         Q = R @ inverse
-        # Q (I + E) = R A^-1 for what rounding leaves of R - Q A.
+        # Q (I + E) = R A^-1 accounts for the rest R - Q A, which is rounding.
         left = np.abs(R - Q @ A).sum(2) * np.abs(inverse).sum(2).max(1, initial=0)[:, None]
         sums = np.abs(Q).sum(2) + left
     sums = np.where(np.isnan(sums), np.inf, sums)
@@ -567,7 +568,7 @@ def _of_supports(W: Any, D: Any, S: np.ndarray) -> np.ndarray:
 
 
 def _inverses(A: np.ndarray) -> np.ndarray:
-    """The inverses of matrices, nan for singular ones."""
+    """The inverses of matrices, nan for singular matrices."""
     try:
         return np.linalg.inv(A)
     except np.linalg.LinAlgError:

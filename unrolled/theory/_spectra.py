@@ -1,5 +1,5 @@
-"""What spectra say: weights in closed form, how fast steps with given weights converge, and the
-least singular value of all small sets of atoms of a Gaussian dictionary.
+"""Results from spectra: weights in closed form, the rate of steps with given weights, and the least
+singular value of all small sets of atoms in a Gaussian dictionary.
 """
 
 import math
@@ -44,8 +44,8 @@ __all__ = [
 ]
 
 
-# A ridge below this part of the mean squared singular value acts as none: rounding would decide
-# what S does outside the span of D.
+# A ridge below this part of the mean squared singular value counts as 0, because rounding would
+# decide the action of S outside of the span of D.
 _LEAST_RIDGE = 1e-9
 _POWER_STEPS = 64  # of a spectral radius
 _LARGEST_POWER = 4
@@ -65,32 +65,33 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0, power: float = 2.0)
     d_i), which is d_i for unit atoms.
 
     The pseudo-inverse handles any rank of D. For a shift-invariant `Conv` the same formula holds on
-    one window of the signal, where S collects every shift of every filter: one small system for the
-    whole bank, and W is a `Conv` (optimal among shared filters of the same support; border effects
-    are not used). Other structured dictionaries are made dense, unless they define `closed_form`.
-    Traceable, and differentiable in D.
+    one window of the signal, where S collects every shift of every filter. So one small system
+    serves the whole bank, and W is a `Conv` (optimal among shared filters of the same support,
+    without border effects). Other structured dictionaries are made dense, unless they define
+    `closed_form`. Traceable, and differentiable in D.
 
-    Another power p gives the w_i of least sum_j abs(w_i . d_j)^p, by Newton steps from those for p
-    = 2, for the matrix of D: 3 makes the largest products smaller, and proves more codes, by
-    `certify_signals`, and more supports, by `certify_supports`, than 2 or `minimax_weights` do.
+    Another power p gives the w_i with the least sum_j abs(w_i . d_j)^p, by Newton steps from the
+    w_i of p = 2, for the matrix of D. p = 3 makes the largest products smaller: `certify_signals`
+    then proves more codes, and `certify_supports` more supports, than with p = 2 or
+    `minimax_weights`.
 
     Args:
-        D: (m, d), atoms of norms that do not differ by orders of magnitude: the pseudo-inverse cuts
-            singular values below 10 min(m, d) eps of the largest, and atoms with them.
+        D: (m, d), atoms of norms that do not differ by orders of magnitude, because the
+            pseudo-inverse cuts singular values below 10 min(m, d) eps of the largest.
         ridge: non-negative, in the units of D^2.
         power: p, from 2 to 4, with ridge = 0.
 
     Returns:
-        W, (m, d): an array; a `Complex` or a `Joint` for one of these; a `Conv` for a `Conv` whose
+        W, (m, d): an array; a `Complex` or a `Joint` if D is one; a `Conv` if D is a `Conv` whose
             atoms are shifts of each other (on a circle the stride must divide the signal and the
             kernel must fit into it).
 
     Raises:
-        ValueError: a zero atom, one that is too small beside the others (where traced, its weights
-            are NaN), a negative ridge, a `Conv` whose border atoms are cut, a power out of range,
-            or a power other than 2 with a ridge or where codes come in parts.
+        ValueError: an atom is zero or too small next to the others (if traced, its weights are
+            NaN), the ridge is negative, border atoms of a `Conv` are cut, the power is out of
+            range, or it is not 2 and there is a ridge or codes come in parts.
 
-    Not claimed: a small mu_W. It may exceed the coherence of D; `coherence` computes it.
+    Not claimed: a small mu_W. mu_W may exceed the coherence of D; `coherence` computes it.
 
     Reference: Liu, Chen, Wang, Yin (2019), equation (16), solved exactly.
 
@@ -126,12 +127,12 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0, power: float = 2.0)
 
 @program()
 def _closed_form(D: Dictionary, ridge: ArrayLike | None) -> tuple[Operator, Array]:
-    """The weights, nan for an atom that is too small, and the norms of the atoms."""
+    """The weights, nan if an atom is too small, and the norms of the atoms."""
     refuse_cut_atoms(D, "frobenius_weights")
     norms = dictionaries.column_norms(D)
     if isinstance(D, Joint):
         return Joint(_closed_form(D.base, ridge)[0], D.measurements), norms
-    if isinstance(D, Complex):  # products with D D' and its pseudo-inverse are complex ones
+    if isinstance(D, Complex):  # products with D D' and its pseudo-inverse are complex
         W = _of_matrix(D, ridge)
         return Complex(W[::2, ::2], W[1::2, ::2]), norms
     shared = D.closed_form(0.0 if ridge is None else ridge) if isinstance(D, Structured) else None
@@ -141,7 +142,7 @@ def _closed_form(D: Dictionary, ridge: ArrayLike | None) -> tuple[Operator, Arra
 def _of_matrix(D: Dictionary, ridge: ArrayLike | None) -> Array:
     A, dtype = dense(D), D.dtype
     k = exponent(A)
-    A = times_power(widened(A), -k)  # its squares are in the range of the dtype
+    A = times_power(widened(A), -k)  # squares are in the range of the dtype
     with jax.default_matmul_precision("highest"):
         W = cut_pseudo_inverse(A).T  # its transpose is (A A')^+ A
         added = jnp.zeros((), A.dtype)
@@ -158,7 +159,7 @@ def _of_matrix(D: Dictionary, ridge: ArrayLike | None) -> Array:
 
 @program("power")
 def _least_power(A: Array, W: Array, power: float) -> Array:
-    """The w_i with w_i . a_i = 1 of least sum_j abs(w_i . a_j)^power, from W, for power > 2."""
+    """The w_i with w_i . a_i = 1 and the least sum_j abs(w_i . a_j)^power > 2, started from W."""
     k = exponent(A)
     unit, V = times_power(widened(A), -k), times_power(widened(W), k)
 
@@ -180,17 +181,18 @@ def _least_power(A: Array, W: Array, power: float) -> Array:
         return (state[1] > _ENOUGH) & (state[2] < _NEWTON_STEPS)
 
     m = len(A)
-    least = 10 * jnp.finfo(unit.dtype).eps / m  # outside of the span of D, which a lies in
+    least = 10 * jnp.finfo(unit.dtype).eps / m  # acts only outside of the span of D
     with jax.default_matmul_precision("highest"):
         W = lax.map(of_atom, (unit.T, V.T)).T
     return times_power(W, -k).astype(A.dtype)
 
 
 def spectral_radius(W: Dictionary, D: Dictionary) -> Array:
-    """About the spectral radius of W'D: the growth of its powers over some of them, ().
+    """An estimate of the spectral radius of W'D, from the growth of its powers, ().
 
-    Steps x <- x + gamma W'(y - D x) expand where gamma times it exceeds 2. Not claimed: a bound;
-    for W in closed form, where W'D is similar to a symmetric matrix, the estimate is from below.
+    Steps x <- x + gamma W'(y - D x) expand if gamma times the radius exceeds 2. Not claimed: a
+    bound; for W in closed form W'D is similar to a symmetric matrix, and the estimate is a lower
+    bound.
 
     Args:
         W, D: (m, d).
@@ -233,23 +235,23 @@ def pseudo_inverse(D: Dictionary) -> Array:
 
 
 def _ridged(A: Array, ridge: Array) -> Array:
-    """(A A' + ridge I)^-1 A, by a system of the smaller dimension."""
+    """(A A' + ridge I)^-1 A, by a system of the smaller dimension of A."""
     if len(A) > A.shape[1]:
         return _ridged(A.T, ridge).T
     return jnp.linalg.solve(A @ A.T + ridge * jnp.eye(len(A), dtype=A.dtype), A)
 
 
 def _gram_product(A: Array, W: Array) -> Array:
-    """A A' W for W = f(A A') A, which commutes: by products of the smaller dimension."""
+    """A A' W for W = f(A A') A, by products of the smaller dimension, as f(A A') commutes."""
     return (W @ A.T) @ A if len(A) <= A.shape[1] else A @ (A.T @ W)
 
 
 _WEIGHTS = ("frobenius", "dictionary")
-_GRID = 2001  # step sizes of which the best is taken where eigenvalues are not real
+_GRID = 2001  # number of step sizes to try if eigenvalues are not real
 
 
 class StepsTo(Result):
-    """The number of steps of each kind, inf where it does not converge."""
+    """The number of steps of each kind, inf if the steps do not converge."""
 
     plain: float  # of plain steps
     best: float  # with the best step size
@@ -265,14 +267,14 @@ class LocalRate(Result):
     """
 
     least: float  # the least eigenvalue of W_S'D_S
-    largest: float  # the largest eigenvalue of it
-    plain: float  # of x <- x + W'(y - D x)
-    best_step: float  # gamma of x <- x + gamma W'(y - D x) that is best; 0 where none helps
-    best: float  # of that step
-    accelerated: float  # with the best momentum
+    largest: float  # the largest eigenvalue of W_S'D_S
+    plain: float  # the factor of x <- x + W'(y - D x)
+    best_step: float  # the best gamma of x <- x + gamma W'(y - D x); 0 if none helps
+    best: float  # the factor with this gamma
+    accelerated: float  # the factor with the best momentum
 
     def steps_to(self, decibels: float) -> StepsTo:
-        """Steps until the squared error has changed by so many decibels, by the rates alone."""
+        """The number of steps that change the squared error by so many decibels, by the rates."""
         dB = checks.as_number(decibels, "decibels", "steps_to")
         if math.isnan(dB):
             raise ValueError("steps_to: decibels is nan; expected a number, such as -100")
@@ -281,7 +283,7 @@ class LocalRate(Result):
 
 @checked
 def local_rate(m: int, d: int, s: int, *, weights: str = "frobenius") -> LocalRate:
-    r"""The rate at which layers with the right support converge, for a random D and large sizes.
+    r"""The rate of convergence of layers on the right support, for a random D and large sizes.
 
     .. math::
         \lambda_\pm &= \frac{1}{\alpha} \left( \sqrt{\alpha (1 - \beta)}
@@ -292,28 +294,28 @@ def local_rate(m: int, d: int, s: int, *, weights: str = "frobenius") -> LocalRa
         \rho = \frac{\sqrt{\lambda_+} - \sqrt{\lambda_-}}{\sqrt{\lambda_+} + \sqrt{\lambda_-}}
              = \sqrt{\frac{s (d - m)}{m (d - s)}}.
 
-    With `frobenius_weights`, W'D is d/m times the projection on the row space of D, up to the
-    scales of the atoms. Where D is right-rotationally invariant, of any condition, the spectrum of
-    W_S'D_S is that of a compressed projection, with these edges. For s > d - m its largest
-    eigenvalue is d/m itself, which is lambda_+ in what follows; the last equality, and that the
-    Onsager term has this rate, are for s <= d - m. With W = D and Gaussian atoms the edges are
-    those of Marchenko and Pastur, (1 +- sqrt(s/m))^2, and rho = sqrt(s/m).
+    With `frobenius_weights`, W'D is d/m times the projection onto the row space of D, up to the
+    scales of the atoms. If D is right-rotationally invariant, of any condition, W_S'D_S has the
+    spectrum of a compressed projection, with these edges. For s > d - m the largest eigenvalue is
+    d/m, which then replaces lambda_+. The last equality, and the statement that the Onsager term
+    has this rate, are for s <= d - m. With W = D and Gaussian atoms the edges are (1 +-
+    sqrt(s/m))^2, by Marchenko and Pastur, and rho = sqrt(s/m).
 
     `plain` is q(1), the rate of ISTA, LISTA-CP and ALISTA with unit steps; `best` is q(gamma*). rho
-    is the rate of Chebyshev's and of Polyak's method, and that of the Onsager term of AMP and OAMP:
-    on a support it is the best momentum.
+    is the rate of Chebyshev's and of Polyak's method. The Onsager term of AMP and OAMP has the same
+    rate: on a support it is the best momentum.
 
     Args:
         m, d, s: the sizes, with s <= m <= d.
         weights: "frobenius", or "dictionary" for W = D.
 
     Raises:
-        TypeError: sizes that are no integers.
-        ValueError: sizes out of order, or other weights.
+        TypeError: a size is not an integer.
+        ValueError: the sizes are out of order, or the weights are unknown.
 
-    Not claimed: that the support is found, nor what a threshold adds. At finite sizes the edges
-    fluctuate by a part of about m^(-2/3), and momentum is slower in the tail; `support_rate` has
-    the edges for a given D and S.
+    Not claimed: that the layer finds the support; nor the effect of a threshold. At finite sizes
+    the edges fluctuate by a part of about m^(-2/3), and momentum is slower in the tail;
+    `support_rate` has the edges for a given D and S.
 
     Reference: Wachter (1980) and Collins (2005) for the spectrum; Polyak (1964).
 
@@ -346,20 +348,20 @@ def support_rate(
 
     Args:
         W, D: (m, d), of any kind.
-        support: distinct integers in [0, d), the entries of the code that are not zero.
+        support: distinct integers in [0, d), the nonzero entries of the code.
 
     Returns:
-        LocalRate, by the eigenvalues in float64; `least` and `largest` are of their real parts.
-        `plain` is the spectral radius of I - W_S'D_S. Where eigenvalues are not real, which weights
-        other than D or the closed form may have, no momentum is claimed to help: `accelerated` is
-        `best`, that of a grid of steps. Where an eigenvalue has no positive part, no step helps.
+        LocalRate, by the eigenvalues in float64; `least` and `largest` are real parts. `plain` is
+        the spectral radius of I - W_S'D_S. If eigenvalues are not real, which can happen unless W
+        is D or the closed form, no momentum is claimed to help: `accelerated` equals `best`, from a
+        grid of step sizes. If the real part of an eigenvalue is not positive, no step helps.
 
     Raises:
-        TypeError: a traced argument, or a support of no integers.
-        ValueError: shapes that differ, an empty support, or indices out of range or repeated.
+        TypeError: an argument is traced, or the support is not integers.
+        ValueError: shapes differ, the support is empty, or an index is out of range or repeated.
 
-    Not claimed: as in `local_rate`. A spectral radius is an asymptotic rate; before that a
-    W_S'D_S that is far from normal may enlarge the error.
+    Not claimed: as in `local_rate`. A spectral radius is an asymptotic rate; if W_S'D_S is far from
+    normal, the error may first grow.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
@@ -393,7 +395,7 @@ def _on_support(W: Any, D: Any, S: Any) -> Array:
 
 
 def _rates(least: float, largest: float) -> LocalRate:
-    """The rates for eigenvalues that fill an interval."""
+    """The rates if eigenvalues fill an interval."""
     plain = max(1 - least, largest - 1)
     if not least > 0:
         return LocalRate(least, largest, plain, 0.0, 1.0, 1.0)
@@ -407,7 +409,7 @@ def _complex_rates(values: np.ndarray, rates: LocalRate) -> LocalRate:
     plain = float(np.abs(1 - values).max())
     if not rates.least > 0:
         return rates.replace(plain=plain)
-    # Beyond 2 / largest the eigenvalue with this real part alone makes the error grow.
+    # Beyond 2 / largest, the eigenvalue with this real part makes the error grow.
     gammas = np.linspace(0, 2 / rates.largest, _GRID)
     radii = np.abs(1 - gammas[:, None] * values).max(1)
     best = float(radii.min())
@@ -423,12 +425,12 @@ def _count(rate: float, decibels: float) -> float:
     return math.ceil(decibels / (20 * math.log10(rate))) if rate > 0 else 1
 
 
-_HALVINGS = 100  # of an interval of logarithms: down to the rounding of its ends
-_LEAST = -1400.0  # logarithm of a squared singular value whose root is 0 in float64
+_HALVINGS = 100  # of an interval of logarithms, down to the rounding of its ends
+_LEAST = -1400.0  # logarithm of a squared singular value with a root of 0 in float64
 
 
 class Conditioning(float):
-    """A bound of singular values that knows of how many atoms, `atoms`."""
+    """A bound on singular values, with the number of atoms that it covers, `atoms`."""
 
     atoms: int
 
@@ -442,10 +444,10 @@ class Conditioning(float):
 
 
 def gaussian_conditioning(m: int, d: int, k: int, confidence: float = 1 - 1e-6) -> Conditioning:
-    r"""A bound of the singular values of any k atoms of a D that was drawn at random.
+    r"""A lower bound on the singular values of any k atoms of a randomly drawn D.
 
-    For unit atoms in independent directions that are uniform on the sphere, as those of
-    `dictionaries.gaussian`, with probability c over D
+    For unit atoms in independent directions, uniform on the sphere, as in `dictionaries.gaussian`,
+    with probability c over D
 
     .. math::
         \sigma_{\min}(D_\Omega) \ge \kappa = \sqrt{t} / R \quad \text{for all } |\Omega| \le k
@@ -463,13 +465,13 @@ def gaussian_conditioning(m: int, d: int, k: int, confidence: float = 1 - 1e-6) 
         K_{m,k}^{-1} = (2^m / \pi)^{k/2}
             \prod_{i=1}^k \Gamma(\tfrac{m-i+1}{2}) \Gamma(\tfrac{k-i+1}{2}).
 
-    With l_i - l_k <= l_i, and the others integrated over [0, inf) in place of [l_k, inf), what
-    remains of them is the density of m + 1 times k - 1 entries. So the density of l_k = t is at
-    most K_{m,k} / K_{m+1,k-1} t^(a-1) e^(-t/2). The atoms have norms of at most R before they are
-    normalised.
+    Bound l_i - l_k <= l_i, and integrate the other eigenvalues over [0, inf), not [l_k, inf): the
+    integrand is then the density for m + 1 times k - 1 entries. So the density of l_k = t is at
+    most K_{m,k} / K_{m+1,k-1} t^(a-1) e^(-t/2). Before normalisation the atoms have norms of at
+    most R.
 
-    Any codes x and z with at most k nonzeros together then have norm(x - z) <= norm(D (x - z)) /
-    kappa: see `error_bar`.
+    If codes x and z have at most k nonzeros together, then norm(x - z) <= norm(D (x - z)) / kappa:
+    see `error_bar`.
 
     Args:
         m, d: the shape of D.
@@ -481,12 +483,12 @@ def gaussian_conditioning(m: int, d: int, k: int, confidence: float = 1 - 1e-6) 
         min(k, d) > m.
 
     Raises:
-        TypeError: sizes that are no integers, or a confidence that is no number.
-        ValueError: sizes below 1, or a confidence outside (0, 1).
-        MemoryError: sizes of a dictionary that this machine does not hold.
+        TypeError: a size is not an integer, or the confidence is not a number.
+        ValueError: a size is below 1, or the confidence is outside (0, 1).
+        MemoryError: this machine cannot hold a dictionary of these sizes.
 
-    Not claimed: anything of a D that was learned, chosen or built, as a DCT or patches; nor can it
-    be verified for a D at hand.
+    Not claimed: anything about a D that was learned, chosen or built, such as a DCT or patches. The
+    bound cannot be verified for a given D.
 
     Reference: Edelman (1988), Proposition 5.1, derived again above; Blanchard, Cartis, Tanner
     (2011) for the union of supports.

@@ -1,4 +1,4 @@
-"""How far the codes of a perturbed chain, and of a layered pursuit, are from the exact ones."""
+"""Distances from exact codes to codes of a perturbed chain, or of a layered pursuit."""
 
 import math
 from collections.abc import Sequence
@@ -45,12 +45,12 @@ __all__ = [
 
 
 class Stability(Result):
-    """Bounds on the distance of the codes of a perturbed chain from those of the exact one."""
+    """Bounds on the distance between codes of a perturbed chain and of the exact chain."""
 
-    delta: np.ndarray  # (J,) norm(x_j - x~_j) <= delta_j, inf where nothing is known
+    delta: np.ndarray  # (J,) norm(x_j - x~_j) <= delta_j, inf if no bound is known
     # (J,) norm(h) / norm(D_j h) for 2 s_j nonzeros, by mu(D_j): Theorem 3; 0 at s_j = 0
     factor: np.ndarray
-    # (J,) the same by the weights W_j, inf without; delta uses the smaller of the two
+    # (J,) the same by the weights W_j, inf without weights; delta uses the smaller of the two
     factor_W: np.ndarray
     holds: bool  # all of delta is finite
 
@@ -64,9 +64,9 @@ def stability(
     *,
     Ws: Sequence[Dictionary | None] | None = None,
 ) -> Stability:
-    r"""Distance of the codes of a perturbed chain from those of an exact one, layer by layer.
+    r"""Distance between the codes of a perturbed chain and of an exact chain, layer by layer.
 
-    The exact chain has x_{j-1} = D_j x_j with x_0 = y, the perturbed one has
+    The exact chain has x_{j-1} = D_j x_j with x_0 = y, and the perturbed chain has
     norm(x~_{j-1} - D_j x~_j, 2) <= eps_j with x~_0 = y~.
 
     .. math::
@@ -78,28 +78,29 @@ def stability(
         \omega &= \max_i \|w_i\|_2, \qquad \eta_j = \max_i |1 - w_i \cdot d_i|.
 
     Both chains have the same D_j and at most s_j nonzeros in layer j. Weights with mu_W below
-    mu(D_j) reach sparsities that mu(D_j) does not. If the second chain has dictionaries of its own,
-    pass the eps of `perturbed_eps`.
+    mu(D_j) reach sparsities that mu(D_j) does not reach. If the second chain has other
+    dictionaries, pass the eps of `perturbed_eps`.
 
     Args:
         Ds: J dictionaries with unit atoms.
         sparsities: J integers s_j (the paper's lambda_j), at most d_j; at s_j = 0 both codes are 0.
         eps: one tolerance, or one per layer.
         eps0: bound on norm(y - y~, 2).
-        Ws: J weights shaped like their D_j, with w_i . d_i near 1. None, for all layers or for one,
-            leaves c_j alone. W_j = D_j never improves on it.
+        Ws: J weights shaped like D_j, with w_i . d_i near 1. With None, for all layers or for one,
+            only c_j counts. W_j = D_j never improves c_j.
 
     Returns:
-        Stability. Violated hypotheses are no error: delta is inf and holds is False.
+        Stability. If hypotheses are violated, the function does not raise: delta is inf and holds
+        is False.
 
     Raises:
-        TypeError: a traced argument.
-        ValueError: shapes or lengths that do not fit, sparsities above d_j, negative or NaN
-            numbers, atoms off unit norm.
+        TypeError: an argument is traced.
+        ValueError: shapes or lengths do not fit, a sparsity exceeds d_j, a number is negative or
+            NaN, or an atom is off unit norm.
 
     Not claimed: that either chain has a solution.
 
-    Reference: Li, Feng, Zhou (2024), Theorem 3, with the factor of any W beside the printed one.
+    Reference: Li, Feng, Zhou (2024), Theorem 3; the factor of any W is added here.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(64)
@@ -125,14 +126,14 @@ def stability(
 def noise_stability(
     Ds: Sequence[Dictionary], sparsities: Sequence[int], eps0: ArrayLike
 ) -> np.ndarray:
-    r"""Closed form of `stability` for two exact chains and noise in the signal alone; (J,).
+    r"""Closed form of `stability` for two exact chains and noise only in the signal; (J,).
 
     .. math::
         \|x_j - \tilde x_j\|_2 \le \epsilon_0 \prod_{i \le j} (1 - (t_i - 1) \mu(D_i))^{-1/2},
         \qquad t_i = \min(2 s_i, d_i).
 
-    The noisy signal must itself be in the model, y~ = D_1 x~_1. If it is only close to the model,
-    use `stability` with eps_1 = norm(y~ - D_1 x~_1, 2). Infinite where a factor is not positive.
+    The noisy signal must be in the model, y~ = D_1 x~_1. If it is only close to the model, use
+    `stability` with eps_1 = norm(y~ - D_1 x~_1, 2). The bound is inf if a factor is not positive.
 
     Args and Raises: as in `stability`.
 
@@ -152,13 +153,13 @@ def noise_stability(
 def model_stability(
     Ds: Sequence[Dictionary], sparsities: Sequence[int], eps: ArrayLike | Sequence[ArrayLike]
 ) -> np.ndarray:
-    r"""Closed form of `stability` for one signal and deviations eps_j from the model alone; (J,).
+    r"""Closed form of `stability` for one signal and only deviations eps_j from the model; (J,).
 
     .. math::
         \|x_j - \tilde x_j\|_2 \le
         \sum_{i \le j} \epsilon_i \Big/ \prod_{m=i}^{j} \sqrt{1 - (t_m - 1) \mu(D_m)}.
 
-    Infinite where a factor is not positive.
+    The bound is inf if a factor is not positive.
 
     Args and Raises: as in `stability`.
 
@@ -180,7 +181,7 @@ def model_stability(
 
 
 def _gains(Ds: Sequence[Dictionary], sparsities: Sequence[int], where: str) -> np.ndarray:
-    """c_i ... c_j at [i, j >= i], (J, J): the gain from before layer i to behind layer j."""
+    """c_i ... c_j at [i, j >= i], (J, J): the gain from the input of layer i to the code x_j."""
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds, t = _hypotheses(Ds, sparsities, where)
         factors = [_factor(D, n) for D, n in zip(Ds, t)]
@@ -199,20 +200,20 @@ def perturbed_eps(
     xs: Sequence[ArrayLike],
     eps: ArrayLike | Sequence[ArrayLike] = 0.0,
 ) -> np.ndarray:
-    r"""The eps of `stability` for a second chain with dictionaries of its own, (J,).
+    r"""The eps of `stability` for a second chain with other dictionaries, (J,).
 
     .. math::
         \epsilon_j + \|(\tilde D_j - D_j) \tilde x_j\|_2
         \ge \|\tilde x_{j-1} - D_j \tilde x_j\|_2.
 
     Args:
-        Ds, Ds_perturbed: D_j and D~_j, of the same shapes; the latter need no unit atoms.
+        Ds, Ds_perturbed: D_j and D~_j, of the same shapes; D~_j needs no unit atoms.
         xs: the codes x~_j of the second chain, (d_j,) each.
-        eps: its own tolerances, one or one per layer.
+        eps: the tolerances of the second chain, one number or one per layer.
 
     Raises:
-        TypeError: a traced argument.
-        ValueError: shapes or lengths that do not fit, or codes that are not finite.
+        TypeError: an argument is traced.
+        ValueError: shapes or lengths do not fit, or a code is not finite.
 
     Example:
         >>> D, x = ur.dictionaries.identity_hadamard(64), jnp.zeros(128).at[0].set(2.0)
@@ -243,12 +244,12 @@ def _moved(D: Dictionary, other: Dictionary, x: Any) -> Array:
 
 
 class ProductStability(Result):
-    """A bound on the codes behind several layers, by the product of the layers alone."""
+    """A bound on the codes behind several layers, by the product of the layers."""
 
-    delta: float  # norm(x_{j0} - x~_{j0}), inf where nothing is known
+    delta: float  # bound on norm(x_{j0} - x~_{j0}), inf if none is known
     eps: float  # of the layers together, at most sum_i norm(D_[j+1,i-1], 2) eps_i
-    mu: float  # coherence of the product, rounded up; inf where a column vanishes
-    nu: float  # the smallest norm of its columns
+    mu: float  # coherence of the product, rounded up; inf if a column vanishes
+    nu: float  # the smallest norm of a column of the product
     holds: bool  # delta is finite
 
 
@@ -256,7 +257,7 @@ class ProductStability(Result):
 def product_stability(
     Ds: Sequence[Dictionary], sparsity: int, eps: ArrayLike | Sequence[ArrayLike], delta: ArrayLike
 ) -> ProductStability:
-    r"""Distance of the codes x_{j0} by the product P = D_[j+1,j0] = D_{j+1} ... D_{j0} alone.
+    r"""Distance between the codes x_{j0}, by the product P = D_[j+1,j0] = D_{j+1} ... D_{j0}.
 
     .. math::
         \|x_{j_0} - \tilde x_{j_0}\|_2 &\le
@@ -264,14 +265,14 @@ def product_stability(
         \qquad t = \min(2 s_{j_0}, d_{j_0}), \\
         \epsilon_{[j+1,j_0]} &\le \sum_{i=j+1}^{j_0} \|D_{[j+1,i-1]}\|_2 \epsilon_i,
 
-    with nu the smallest column norm of P, since products of unit atoms are not unit atoms. The
-    factors of the layers between do not occur.
+    with nu the smallest column norm of P, because products of unit atoms are not unit atoms. The
+    bound does not contain the factors of the layers in between.
 
     Args:
         Ds: the dictionaries D_{j+1}, ..., D_{j0}, a slice of a chain, with columns of any norm.
-        sparsity: s_{j0}, at most d_{j0}; the layers between need none.
-        eps: their tolerances, one or one per layer. To use a measured norm(x~_j - P x~_{j0}, 2),
-            pass it with Ds = [Composed(*Ds)].
+        sparsity: s_{j0}, at most d_{j0}; layers in between need none.
+        eps: the tolerances of the layers, one number or one per layer. To use a measured
+            norm(x~_j - P x~_{j0}, 2), pass it with Ds = [Composed(*Ds)].
         delta: bound on norm(x_j - x~_j, 2), or on norm(y - y~, 2) for j = 0.
 
     Raises: as in `stability`, except that the atoms may have any norm.
@@ -303,7 +304,7 @@ def product_stability(
 class HolisticStability(Result):
     """A bound on the deepest codes of two chains on the same supports."""
 
-    delta: float  # norm(x_J - x~_J), inf where the supports do not determine the codes
+    delta: float  # bound on norm(x_J - x~_J), inf if the supports do not determine the codes
     eps: float  # bound on norm(M (x_J - x~_J))
     sigma_min: float  # smallest singular value of M
     holds: bool  # delta is finite
@@ -316,15 +317,15 @@ def holistic_stability(
     eps: ArrayLike | Sequence[ArrayLike],
     eps0: ArrayLike,
 ) -> HolisticStability:
-    r"""Distance of x_J from x~_J for two chains on the supports S_1, ..., S_J, by one system.
+    r"""Distance between x_J and x~_J for two chains on the supports S_1, ..., S_J, by one system.
 
     .. math::
         \|x_J - \tilde x_J\|_2 &\le \epsilon / \sigma_{\min}(M), \qquad
         M = \mathrm{stack}[(D_{[1,J]})_{S_J}; K], \\
         \epsilon^2 &= (\epsilon_0 + \epsilon_{[1,J]})^2 + \sum_{0<j<J} \epsilon_{[j+1,J]}^2,
 
-    with K of `recover_on_supports` and eps_[j+1,J] of `product_stability`. With K alone in place of
-    M the bound would only apply to x_J = 0, since K x_J = 0.
+    with K of `recover_on_supports` and eps_[j+1,J] of `product_stability`. With K in place of M the
+    bound would only apply to x_J = 0, because K x_J = 0.
 
     Args:
         Ds: J dictionaries, with columns of any norm.
@@ -383,7 +384,7 @@ def _factor(D: Dictionary, t: int) -> float:
 
 
 def _inverse_root(mu: float, nu: float, t: int) -> float:
-    """1 / sqrt(nu^2 (1 - (t-1) mu)), 0 at t = 0, inf where the radicand is not positive."""
+    """1 / sqrt(nu^2 (1 - (t-1) mu)), 0 at t = 0, inf if the radicand is not positive."""
     radicand = nu**2 * (1 - (t - 1) * mu)
     return 0.0 if t == 0 else 1 / math.sqrt(radicand) if radicand > 0 else math.inf
 
@@ -412,7 +413,7 @@ def _measured_weights(W: Dictionary, D: Dictionary) -> tuple[Array, ...]:
 def _enlarged(error: float, factor: float) -> float:
     """error times factor, except that a factor of 0 or inf is the result for every error.
 
-    With factor 0 the code is 0; with factor inf nothing is known.
+    If the factor is 0, the code is 0; if the factor is inf, no bound is known.
     """
     return factor if factor in (0, math.inf) else error * factor
 
@@ -427,9 +428,9 @@ _norm = jax.jit(spectral_norm)
 
 
 def _rounded_down(spectrum: np.ndarray, rounding: float) -> float:
-    """The smallest singular value less that of its matrix, and the rounding from the largest.
+    """The smallest singular value, less the given rounding and the rounding of the largest one.
 
-    It is inf for an empty spectrum.
+    The result is inf for an empty spectrum.
     """
     if not len(spectrum):
         return math.inf
@@ -438,11 +439,11 @@ def _rounded_down(spectrum: np.ndarray, rounding: float) -> float:
 
 
 class LayeredSchedule(Result):
-    """Thresholds or penalties of a layered pursuit, and what they guarantee."""
+    """Thresholds or penalties of a layered pursuit, and their guarantees."""
 
-    lams: np.ndarray  # (J,) no false positive in layer j; inf where the hypotheses fail
-    error: np.ndarray  # (J,) norm(x_j - x^_j, inf), so entries larger than that are found
-    holds: bool  # all of them are finite
+    lams: np.ndarray  # (J,) no false positive in layer j; inf if the hypotheses fail
+    error: np.ndarray  # (J,) bound on norm(x_j - x^_j, inf), so larger entries are found
+    holds: bool  # whether all numbers are finite
 
 
 @host_function
@@ -464,30 +465,30 @@ def layered_thresholds(
 
     Here mu = max abs(d_i . d_k), i != k, and eta = max abs(1 - d_i . d_i). The codes obey x_{j-1} =
     D_j x_j with at most s_j nonzeros of magnitude at most B_j, and y = D_1 x_1 + e. g_{j+1} is the
-    largest sum of s_j magnitudes of one atom of D_{j+1}. The support is found where the nonzeros
-    are above e_j. The error does not vanish with the noise: it grows with the contrast of the
-    nonzeros.
+    largest sum of s_j magnitudes of one atom of D_{j+1}. The pursuit finds the support if all
+    nonzeros are above e_j. The error does not vanish with the noise: it grows with the contrast of
+    the nonzeros.
 
-    Proof: d_i . x_{j-1} = (d_i . d_i) x_i + sum_{k != i} d_i . d_k x_k + d_i . e, where the sum is
-    at most mu s B off the support and mu (s - 1) B on it.
+    Proof: d_i . x_{j-1} = (d_i . d_i) x_i + sum_{k != i} d_i . d_k x_k + d_i . e, and the sum is at
+    most mu s B off the support and mu (s - 1) B on the support.
 
     Args:
         Ds: J dictionaries with unit atoms.
         sparsities: J integers s_j, at most d_j.
-        bounds: B_j, one or one per layer.
+        bounds: B_j, one number or one per layer.
         noise: bound on abs(d_i . e) for the atoms of D_1 at norm 1, such as norm(e, 2), or, for a
             `Conv`, the largest norm of e on the support of an atom.
-        stripes: s_j bounds the nonzeros of every stripe of a `Conv` (`stripe_norm`), not of the
-            whole code; g_{j+1} is then the largest l1 norm of an atom.
+        stripes: whether s_j bounds the nonzeros of every stripe of a `Conv` (`stripe_norm`) instead
+            of the whole code; g_{j+1} is then the largest l1 norm of an atom.
 
     Raises:
-        TypeError: a traced argument.
-        ValueError: shapes or lengths that do not fit, sparsities above d_j, negative or NaN
-            numbers, atoms off unit norm.
+        TypeError: an argument is traced.
+        ValueError: shapes or lengths do not fit, a sparsity exceeds d_j, a number is negative or
+            NaN, or an atom is off unit norm.
 
     Not claimed: anything about rounding.
 
-    Reference: Papyan, Romano, Elad (2017), for its form; the constants are derived here.
+    Reference: Papyan, Romano, Elad (2017), for the form; the constants are derived here.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(64)
@@ -518,15 +519,15 @@ def layered_penalties(
             = \frac{lam_j + \delta_j}{1 - (s_j - 1) \mu_j - \eta_j}, \\
         \delta_1 &= \sqrt{1 + \eta_1} \, noise, \qquad \delta_{j+1} = g_{j+1} e_j.
 
-    mu and eta are those of `layered_thresholds`. The codes obey x_{j-1} = D_j x_j with at most s_j
-    nonzeros of any size, (2 s_j - 1) mu_j + eta_j < 1, and y = D_1 x_1 + e. The error is in
-    proportion to the noise, and there is none without: then lam_j = 0 stands for the equality
+    mu and eta are as in `layered_thresholds`. The codes obey x_{j-1} = D_j x_j with at most s_j
+    nonzeros of any size, (2 s_j - 1) mu_j + eta_j < 1, and y = D_1 x_1 + e. The error is
+    proportional to the noise. Without noise the error is 0, and lam_j = 0 stands for the equality
     constraints of DSC_1.
 
-    Proof: let x^ be the solution on the support S, and G = D_S'D_S, for which norm(G^-1, inf) <= 1
-    / (1 - (s - 1) mu - eta). Then x - x^ = G^-1 (lam sign - D_S'e), which gives the error. Off S,
-    abs(d_i'D_S) sums up to s mu, so that abs(d_i . r) <= rho (lam + delta) + delta with rho = s mu
-    / (1 - (s - 1) mu - eta) < 1; this is at most lam by the choice of lam.
+    Proof: let x^ be the solution on the support S. G = D_S'D_S has norm(G^-1, inf) <= 1 / (1 -
+    (s - 1) mu - eta), and x - x^ = G^-1 (lam sign - D_S'e), which gives the error. Off S, the sum
+    of abs(d_i'D_S) is at most s mu, so abs(d_i . r) <= rho (lam + delta) + delta with rho = s mu /
+    (1 - (s - 1) mu - eta) < 1. By the choice of lam this is at most lam.
 
     Args:
         Ds, sparsities, noise, stripes: as in `layered_thresholds`.
@@ -535,7 +536,7 @@ def layered_penalties(
 
     Not claimed: anything about rounding, or about solutions with a large duality gap.
 
-    Reference: Papyan, Romano, Elad (2017), for its form; Tropp (2006) for the argument;
+    Reference: Papyan, Romano, Elad (2017), for the form; Tropp (2006) for the argument;
     the constants are derived here.
 
     Example:
@@ -572,7 +573,7 @@ def _measured(
     return Ds, s, products, [*gains, 0.0], times(math.sqrt(1 + eta), delta)
 
 
-# Compiled as a whole, as `measured` is.
+# Compiled as a whole, like `measured`.
 @jax.jit
 def _coherence_and_norms(D: Dictionary) -> tuple[Array, Array]:
     """max abs(d_i . d_k) over i != k, and max abs(1 - d_i . d_i): atoms are of norm 1 to 1e-4."""

@@ -19,20 +19,20 @@ from unrolled.theory._coherence import without_parts
 __all__ = ["MessagePassing", "StateEvolution", "state_evolution"]
 
 
-# Standard normal nodes, dense near 0: there the estimates turn, on the scale of tau.
+# Standard normal nodes, dense near 0, where estimates bend on the scale of tau.
 _REACH, _CLUSTER, _NODES = 12.0, 8.0, 4001
 _erf = np.vectorize(math.erf, otypes=[float])
 
 
 class Prior(NamedTuple):
-    """x is N(0, variance) with this probability, and else 0."""
+    """x is N(0, variance) with this probability, otherwise 0."""
 
     probability: float
     variance: float
 
 
 class Errors(NamedTuple):
-    """Of an estimate at one noise level."""
+    """The errors of an estimate at one noise level."""
 
     mse: float
     slope: float  # the mean derivative
@@ -50,7 +50,7 @@ _Z, _WEIGHTS = _rule()
 
 
 def branches(prior: Prior, tau2: float) -> list[tuple[float, np.ndarray, float, float]]:
-    """Of zeros and nonzeros: share, u = x + tau n at the nodes, (k, s2) of x ~ N(k u, s2)."""
+    """For zeros and nonzeros: share, u = x + tau n at the nodes, (k, s2) of x ~ N(k u, s2)."""
     p, v = prior
     k = v / (v + tau2)
     zero = (1 - p, math.sqrt(tau2) * _Z, 0.0, 0.0)
@@ -63,7 +63,7 @@ def mean(values: np.ndarray) -> float:
 
 
 def soft_threshold(prior: Prior, tau2: float, theta: float) -> Errors:
-    """sign(u) max(abs(u) - theta, 0), in closed form.
+    """The errors of sign(u) max(abs(u) - theta, 0), in closed form.
 
     Per branch with u ~ N(0, T): E eta^2 = T ((1 + t^2) q - 2 t phi(t)), E u eta = T q, E eta' = q,
     where t = theta / sqrt(T) and q = P(abs(u) > theta).
@@ -81,7 +81,7 @@ def soft_threshold(prior: Prior, tau2: float, theta: float) -> Errors:
 
 
 def bernoulli_gaussian(prior: Prior, tau2: float, assumed: Prior, level: float) -> Errors:
-    """E[x | x + sqrt(level) n = u] of the assumed prior, at the true noise level tau2."""
+    """The errors of E[x | x + sqrt(level) n = u] under the assumed prior, at noise level tau2."""
     p, v = assumed
     gain, h = v / (v + level), v / (v + level) / level
     mse = slope = 0.0
@@ -104,7 +104,7 @@ def mean_magnitude(mu: np.ndarray, variance: float) -> float:
 
 
 def cut(prior: Prior, tau2: float, fraction: float) -> float:
-    """The magnitude that the share `fraction` of all u exceeds."""
+    """The magnitude that a share `fraction` of all u exceeds."""
     p, v = prior
     low, high = 0.0, 40 * math.sqrt(v + tau2)
     for _ in range(60):
@@ -116,7 +116,7 @@ def cut(prior: Prior, tau2: float, fraction: float) -> float:
 
 
 def least(f: Callable[[float], float], low: float, high: float) -> float:
-    """Where f is least on [low, high]: a grid of logarithms, then golden sections."""
+    """The minimiser of f on [low, high], by a grid of logarithms and golden sections."""
     grid = np.geomspace(low, high, 48)
     best = int(np.argmin([f(t) for t in grid]))
     low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
@@ -127,19 +127,19 @@ def least(f: Callable[[float], float], low: float, high: float) -> float:
     return (low + high) / 2
 
 
-# Their median is known to a decibel where those of single signals have a deviation of 13.
+# Their median is known to a decibel even if single signals have a deviation of 13 dB.
 SIGNALS = 1024
-# A median lies between two of its order statistics with the confidence of so many deviations.
+# So many deviations give the confidence that a median lies between two order statistics.
 _CONFIDENCE = 2.576
 
 
 def with_thresholds(layer: Any, D: Array, thresholds: np.ndarray | None) -> Any:
-    """The start of a layer of message passing with other thresholds, and gamma = 1 if it has one.
+    """The start of a message passing layer with other thresholds, and gamma = 1 if it has gamma.
 
     Args:
-        layer: with `message_passing()`.
+        layer: a layer with `message_passing()`.
         D: (m, d), an array.
-        thresholds: (K,); None leaves the start as it is.
+        thresholds: (K,); None keeps the thresholds of the start.
     """
     params, passing = layer.init(None, D), layer.message_passing()
     if thresholds is None:
@@ -152,10 +152,10 @@ def with_thresholds(layer: Any, D: Array, thresholds: np.ndarray | None) -> Any:
 
 
 def median_nmse(layer: Any, params: Any, D: Array, prior: Prior, noise: float) -> np.ndarray:
-    """The median of the NMSE of Bernoulli-Gaussian signals after each step, from below and above.
+    """Bounds on the median NMSE of Bernoulli-Gaussian signals after each step, (2, K) in dB.
 
-    (2, K) in dB, by 1024 drawn signals, with confidence .99. The signals are the same at every
-    call. NaN where codes are not finite, or no signal has a nonzero.
+    The bounds come from 1024 drawn signals, the same at every call, with confidence .99. They are
+    NaN if codes are not finite, or no signal has a nonzero.
     """
     rng, (m, d), dtype = np.random.default_rng(0), D.shape, D.dtype
     X = math.sqrt(prior.variance) * rng.standard_normal((SIGNALS, d))
@@ -185,36 +185,36 @@ def _errors(layer: Any, params: Any, D: Array, Y: Array, X: Array, unit: Array) 
     return jax.vmap(one)(Y, X)
 
 
-# Variances stay above this part of that of the codes, as in the layers.
+# Variances stay above this part of the codes' variance, as in the layers.
 _LEAST = 1e-15
 _LARGEST = 1e100  # of the noise, in units of the variance of the codes
-# Codes without zeros, or without nonzeros, have this part of the share of them.
+# If codes have no zeros, or no nonzeros, this part stands for their share.
 _EDGE = 1e-6
-# The best thresholds are looked for between these, per unit of the noise level or the residual.
+# The search for the best thresholds is between these, per unit of noise level or residual.
 _THRESHOLDS = 0.05, 40.0
-# What the layers take as the least noise of their estimate.
+# The least noise that the layers assume in an estimate.
 _LEAST_LEVEL = {"amp": 1e-10, "projected": 1e-9, "vamp": 0.0}
-# Numbers of nonzeros within so many standard deviations are mixed.
+# The mixture takes numbers of nonzeros within so many standard deviations.
 _DEVIATIONS = 5.0
-# By so much the spectrum of an iid Gaussian D may differ from its limit, in its second moment.
+# The second moment of the spectrum of an iid Gaussian D may differ from its limit by this.
 _SPREAD = 0.1
-_NO_NOISE = 1e-9  # an assumed ratio that stands for none
-_MOST_NONZEROS = 0.9  # that the corrections of `alista_at` and `tista` see
-# A prediction agrees with drawn signals within so many dB, above the error where float32 rounds.
+_NO_NOISE = 1e-9  # an assumed ratio that counts as no noise
+_MOST_NONZEROS = 0.9  # the largest share in the corrections of `alista_at` and `tista`
+# A prediction must agree with drawn signals within so many dB, above the rounding of float32.
 _AGREES, _ROUNDING = 3.0, -100.0
 
 
 class MessagePassing(NamedTuple):
-    """What state evolution needs of a layer, which its `message_passing()` returns.
+    """The facts about a layer that state evolution needs; `message_passing()` returns them.
 
     Attributes:
         step: "amp", "vamp", "oamp" (orthogonal, with W'D = (d/m) P and P a projection), or
             "projected", oamp without its correction.
         estimate: "soft" or "select" with thresholds, or "bayes".
         threshold: the name of the field of the params that holds the thresholds, or None.
-        probability, variance: the prior that the layer assumes; None takes the true one.
-        noise_ratio: the energy of the noise over that of the signal that the layer assumes; None
-            takes the true one.
+        probability, variance: the prior that the layer assumes; None takes the true prior.
+        noise_ratio: the energy of the noise over the energy of the signal that the layer assumes;
+            None takes the true ratio.
         fractions: the support fractions of each step, or None.
         noise: the variance of the noise per entry of y that the layer assumes, or None.
     """
@@ -230,13 +230,13 @@ class MessagePassing(NamedTuple):
 
 
 class StateEvolution(Result):
-    """The error of a typical signal after each step, and what it rests on."""
+    """The error of a typical signal after each step, and whether the prediction holds."""
 
-    nmse: np.ndarray  # (K + 1,), in dB, that of the zero code first
+    nmse: np.ndarray  # (K + 1,), in dB, the zero code first
     tau: np.ndarray  # (K,), the noise level before each estimate
     thresholds: np.ndarray | None  # (K,), in the units of the params
-    holds: bool  # whether its hypotheses are met, as far as it can be seen, and drawn signals agree
-    reason: str  # why it does not hold, or empty
+    holds: bool  # whether visible hypotheses are met and drawn signals agree
+    reason: str  # why the prediction does not hold, or ""
 
 
 @host_function
@@ -259,43 +259,43 @@ def state_evolution(
         \tau_{k+1}^2 = \sigma^2 + \tfrac dm E (\eta_k(X + \tau_k Z) - X)^2.
 
     For `layers.vamp_bg`, `alista_at(onsager=True)` and `tista(onsager=True)` only the singular
-    values of D enter, or m and d alone; their right singular vectors are to be uniformly random.
+    values of D enter, or only m and d; the right singular vectors must be uniformly random.
 
-    It speaks of the *median* signal of a large problem: print it beside medians, never beside a
-    ratio of sums, which a few hard signals decide. Measured at 250 x 500 and 500 x 1000, p = 0.1,
-    K = 16, without noise and at SNR 40 and 20: within 1.2 dB of the median down to -100 dB, and of
-    `alista_at` with support selection within 1.8 dB in single steps.
+    The result is about the *median* signal of a large problem: print it next to medians, never next
+    to a ratio of sums, which a few hard signals decide. Measured at 250 x 500 and 500 x 1000,
+    p = 0.1, K = 16, without noise and at SNR 40 and 20, it is within 1.2 dB of the median down to
+    -100 dB; for `alista_at` with support selection it is within 1.8 dB in single steps.
 
     Args:
-        layer: one of these families.
+        layer: a layer of one of these families.
         D: (m, d), an array with unit atoms.
-        probability, variance: of the nonzeros of the codes.
+        probability, variance: probability and variance of the nonzeros of the codes.
         noise: sigma^2, the variance of the noise per entry of y.
-        params: take their thresholds. None takes the best ones, each for the error after its own
-            step, as `analytic.lamp` and `analytic.alista_at` do; `alista_at` has gamma = 1.
-        mixed: the mean error over a Binomial(d, probability) number of nonzeros in place of the
-            typical one: about half of what separates a ratio of sums from it.
+        params: take the thresholds from these params. None takes the best thresholds, each for the
+            error after its step, like `analytic.lamp` and `analytic.alista_at`; `alista_at` has
+            gamma = 1.
+        mixed: average the error over a Binomial(d, probability) number of nonzeros, in place of the
+            typical number: this explains about half of the difference to a ratio of sums.
 
     Returns:
-        StateEvolution. `holds` is False, with its `reason`, where LAMP meets a spectrum other than
-        that of an iid Gaussian D, where `vamp_bg` assumes another noise than there is, for its
-        option `em`, whose evolution is that of a layer that knows prior and noise, and for `tista`
-        without `onsager`. Nothing in a spectrum shows whether the right singular vectors are
-        random. So the layer also codes 1024 signals of this law, the same at every call: `holds`
-        is False where the median of the law may be more than 3 dB off after any step, by these
-        signals and with confidence .99. Errors below -100 dB, where float32 rounds, count as -100
-        dB.
+        StateEvolution. `holds` is False, with a `reason`, if LAMP meets a spectrum that an iid
+        Gaussian D does not have, if `vamp_bg` assumes a wrong noise, for `vamp_bg` with `em`, whose
+        evolution here is for a layer that knows prior and noise, and for `tista` without `onsager`.
+        A spectrum does not show whether the right singular vectors are random. So the layer also
+        codes 1024 signals of this law, the same at every call: `holds` is False if, by these
+        signals and with confidence .99, the median may be more than 3 dB off after any step. Errors
+        below -100 dB, where float32 rounds, count as -100 dB.
 
     Raises:
-        TypeError: a family without state evolution, a structured or a traced D.
-        ValueError: probability outside (0, 1), variance <= 0, noise < 0 or beyond 1e100 times the
-            variance, atoms off unit norm, or params that are not finite or have trained weights or
-            step sizes.
+        TypeError: the family has no state evolution, or D is structured or traced.
+        ValueError: probability is outside (0, 1), variance <= 0, noise < 0 or beyond 1e100 times
+            the variance, an atom is off unit norm, or params are not finite or have trained weights
+            or step sizes.
 
-    Not claimed: anything for a fixed size (the theorems are limits); thresholds of the residual of
-    the same signal and support selection, which are not covered by the theorems; message passing
-    off its hypotheses, such as `lamp_bg` at condition 50, which is predicted at -95 dB and measured
-    at +9; `tista` without `onsager`, whose own formula says -120 dB where it has -72.
+    Not claimed: anything for a fixed size, because the theorems are limits; thresholds from the
+    residual of the same signal, and support selection, which the theorems do not cover; message
+    passing off its hypotheses, such as `lamp_bg` at condition 50, predicted at -95 dB and measured
+    at +9; `tista` without `onsager`, whose formula says -120 dB but which reaches -72.
 
     Reference: Donoho, Maleki, Montanari (2009); Bayati, Montanari (2011); Rangan, Schniter,
     Fletcher (2019); Ma, Ping (2017).
@@ -325,14 +325,14 @@ def state_evolution(
     thresholds = None if params is None else _thresholds(layer, passing, params, D, where)
     s = np.linalg.svd(np.asarray(D, float), compute_uv=False)
     s = s[s > min(D.shape) * float(jnp.finfo(wide_dtype(D.dtype)).eps) * s[0]]
-    # In units in which the codes have variance 1.
+    # Use units in which the codes have variance 1.
     law, unit, prior = prior, prior.variance, prior._replace(variance=1.0)
     passing = _in_units(passing, unit)
     problem = _Problem(s, (D.shape[0], D.shape[1]), noise / unit)
     mse, tau, thresholds = _evolved(passing, problem, prior, layer.depth, thresholds)
     nmse, reason = _decibels(mse, prior), _unmet(passing, problem, prior)
     if not reason:
-        # In half precision it would be the rounding that disagrees.
+        # In half precision the rounding would disagree.
         wide = checks.cast(D, wide_dtype(D.dtype))
         given = with_thresholds(layer, wide, thresholds) if params is None else params
         reason = _disagreement(nmse[1:], median_nmse(layer, given, wide, law, noise))
@@ -346,13 +346,13 @@ def _decibels(mse: np.ndarray, prior: Prior) -> np.ndarray:
 
 
 def _disagreement(predicted: np.ndarray, measured: np.ndarray) -> str:
-    """Where the median of drawn signals is farthest from what is predicted; "" where it is near."""
+    """The step at which the median of drawn signals is farthest from the prediction; "" if near."""
     low, high = np.maximum(measured, _ROUNDING)
     expected = np.maximum(predicted, _ROUNDING)
     apart = np.maximum(np.abs(low - expected), np.abs(high - expected))
     if np.all(apart <= _AGREES):
         return ""
-    k = int(np.argmax(apart))  # of NaN the first
+    k = int(np.argmax(apart))  # the first NaN if any
     return (
         f"the median of drawn signals is {measured[0, k]:.1f} to {measured[1, k]:.1f} dB after "
         f"step {k + 1}, where {predicted[k]:.1f} are predicted"
@@ -360,13 +360,13 @@ def _disagreement(predicted: np.ndarray, measured: np.ndarray) -> str:
 
 
 class _Problem(NamedTuple):
-    s: np.ndarray  # the singular values of D that are not 0
+    s: np.ndarray  # the nonzero singular values of D
     shape: tuple[int, int]
     noise: float
 
 
 def _in_units(passing: MessagePassing, unit: float) -> MessagePassing:
-    """What a layer assumes, over the variance `unit`."""
+    """The assumptions of a layer, over the variance `unit`."""
     variance, noise = (None if n is None else n / unit for n in (passing.variance, passing.noise))
     return passing._replace(variance=variance, noise=noise)
 
@@ -392,7 +392,7 @@ def _prior(probability: float, variance: float, where: str) -> Prior:
 
 
 def _thresholds(layer, passing: MessagePassing, params, D, where: str) -> np.ndarray | None:
-    """The thresholds of params whose other leaves are those of the start; ValueError for others."""
+    """The thresholds in params; ValueError if other leaves differ from the start."""
     layer.check(params, D)
     checks.finite(params, "params", where)
     start = layer.init(None, D)
@@ -409,8 +409,8 @@ def _thresholds(layer, passing: MessagePassing, params, D, where: str) -> np.nda
         close = 1e3 * float(jnp.finfo(other.dtype).eps) * np.abs(np.asarray(other, float)).max()
         if not np.all(np.abs(np.asarray(leaf, float) - np.asarray(other, float)) <= close):
             raise ValueError(
-                f"{where}: {path[-1].name} of the params is not that of message passing on D; "
-                "state evolution says nothing of trained weights or step sizes, try params=None"
+                f"{where}: {path[-1].name} of the params differs from message passing on D; "
+                "state evolution does not cover trained weights or step sizes, try params=None"
             )
     if passing.threshold is None:
         return None
@@ -418,14 +418,14 @@ def _thresholds(layer, passing: MessagePassing, params, D, where: str) -> np.nda
 
 
 def _unmet(passing: MessagePassing, problem: _Problem, prior: Prior) -> str:
-    """What D and the noise lack of what the family needs, as far as a spectrum shows; or ""."""
+    """The hypothesis that D or the noise violates, as far as a spectrum shows it, or ""."""
     (m, d), s2 = problem.shape, problem.s**2
     if passing.step == "projected":
         return "its steps are not free of divergence"
     if passing.step == "amp":  # trace (D D')^2 of an iid Gaussian D
         spread = m * np.sum(s2**2) / np.sum(s2) ** 2 / (1 + m / d)
         gaussian = abs(spread - 1) < _SPREAD
-        return "" if gaussian else "the spectrum of D is not that of an iid Gaussian one"
+        return "" if gaussian else "the spectrum of D is not the spectrum of an iid Gaussian D"
     if passing.step == "vamp":
         energy = prior.probability * prior.variance * np.sum(s2) / m
         assumed, true = passing.noise_ratio or math.nan, problem.noise / energy
@@ -433,15 +433,15 @@ def _unmet(passing: MessagePassing, problem: _Problem, prior: Prior) -> str:
     else:
         assumed = problem.noise if passing.noise is None else passing.noise
         right_noise = problem.noise <= 2 * assumed and assumed <= 2 * problem.noise
-        # The start of `tista` takes D to be of full rank.
+        # The start of `tista` assumes that D has full rank.
         if passing.estimate == "bayes" and len(s2) < min(m, d):
             return "D is not of full rank"
-    wrong = "the noise that the layer assumes, or learns, is not that of the signals"
+    wrong = "the noise that the layer assumes, or learns, is not the noise of the signals"
     return "" if right_noise else wrong
 
 
 def _mixed(passing, problem, prior: Prior, depth: int, thresholds) -> np.ndarray:
-    """The mean squared error over the number of nonzeros."""
+    """The mean squared error, averaged over the number of nonzeros."""
     (_, d), p = problem.shape, prior.probability
     half = _DEVIATIONS * math.sqrt(d * p * (1 - p))
     counts = range(max(0, math.floor(d * p - half)), min(d, math.ceil(d * p + half)) + 1)
@@ -471,14 +471,14 @@ def _evolved(passing, problem: _Problem, prior: Prior, depth: int, thresholds):
 
 
 def _assumed(passing: MessagePassing, prior: Prior) -> Prior:
-    """The prior of the estimate; without a variance the one that has the energy of the signal."""
+    """The prior of the estimate; without a variance, the energy of the signal gives it."""
     p = prior.probability if passing.probability is None else passing.probability
     v = prior.variance * prior.probability / p if passing.variance is None else passing.variance
     return Prior(p, v)
 
 
 def _linear(passing, problem: _Problem, prior: Prior, depth: int, thresholds):
-    """Noise levels that are affine in the error: AMP, and OAMP without correction."""
+    """State evolution with noise levels affine in the error: AMP, and OAMP without correction."""
     m, d = problem.shape
     if passing.step == "amp":
         gain, noise = d / m, problem.noise
@@ -505,9 +505,9 @@ def _linear(passing, problem: _Problem, prior: Prior, depth: int, thresholds):
 
 
 def _vamp(passing, problem: _Problem, prior: Prior, depth: int, thresholds):
-    """The linear estimate with the singular values, then that of the assumed prior.
+    """The linear estimate by the singular values, then the estimate by the assumed prior.
 
-    The layer computes with the noise that it assumes: beside its variances stand the true ones.
+    The layer computes with its assumed noise, so each assumed variance has a true one next to it.
     """
     (m, d), s2 = problem.shape, problem.s**2
     assumed, power = _assumed(passing, prior), prior.probability * prior.variance
@@ -533,8 +533,8 @@ def _vamp(passing, problem: _Problem, prior: Prior, depth: int, thresholds):
 def _oamp(passing, problem: _Problem, prior: Prior, depth: int, thresholds):
     """u = x + tau Z, tau^2 = (c - 1) E (z - x)^2 + c^2 sigma^2 norm(D^+)^2 / d, c = d / rank.
 
-    The error of the Bayes estimate is e, and that of z = (x - a u) / (1 - a) is
-    (e - a^2 tau^2) / (1 - a)^2, as the errors of z and u are not correlated.
+    The Bayes estimate has the error e. The error of z = (x - a u) / (1 - a) is
+    (e - a^2 tau^2) / (1 - a)^2, because the errors of z and u are not correlated.
     """
     d = problem.shape[1]
     c = d / len(problem.s)
@@ -568,7 +568,7 @@ def _oamp(passing, problem: _Problem, prior: Prior, depth: int, thresholds):
 
 
 def _size(prior: Prior, tau2: float, before) -> float:
-    """E abs(g), g = x - z + tau Z: of each branch x - z is N(mu, s2) given the u before."""
+    """E abs(g), g = x - z + tau Z; in each branch x - z is N(mu, s2) given the u before."""
     if before is None:  # z = 0
         before = [(weight, 0 * u, k * prior.variance) for weight, u, k, _ in branches(prior, 0.0)]
     return sum(weight * mean_magnitude(mu, s2 + tau2) for weight, mu, s2 in before)

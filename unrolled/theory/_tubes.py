@@ -18,44 +18,46 @@ from unrolled.theory._signals import MeasuredLayer
 __all__ = ["Tube", "certify_run"]
 
 
-# Rounding of an inner product, in eps of the magnitudes of its terms: of the run, and of the tube.
+# Rounding of an inner product, in eps times the magnitudes of its terms: in the run, in the tube.
 _ROUNDING, _EPS = 2 * 4, float(np.finfo(float).eps)
 
 
 class Tube(Result):
-    """What is proved of the runs on all signals D x + noise, step by step."""
+    """The proofs for runs on all signals D x + noise, step by step."""
 
-    radius: np.ndarray  # (K+1,) l2 distance from the run without noise, at most; inf if unknown
-    error: np.ndarray  # (K+1,) l2 distance from the code x, at most
-    exact: bool  # every run ends with the nonzeros of x, and with no others
+    radius: np.ndarray  # (K+1,) largest l2 distance from the run without noise; inf if unknown
+    error: np.ndarray  # (K+1,) largest l2 distance from the code x
+    exact: bool  # whether every run ends with exactly the support of x
 
 
 @host_function
 def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: ArrayLike) -> Tube:
-    r"""Bound how far noise moves the run of one code, with its signs as they are.
+    r"""Bound the distance by which noise moves the run of one code, for the given signs.
 
-    Let u be the argument of a step of the run on D x, C = I - gamma W'D, and let beta bound the l2
-    distance of the codes, which differ on the set T at most. Noise moves u_i by at most
+    Let u be the argument of a step of the run on D x, and C = I - gamma W'D. Let beta bound the l2
+    distance of the codes, which differ at most on the set T. Noise moves u_i by at most
 
     .. math:: b_i = \|C_{i,T}\| \beta + n_i, \qquad n_i = \gamma_i C_{W,i} \delta,
 
-    and rounding. The entry is kept by every run if abs(u_i) - b_i > theta_i, dropped by every run
-    if abs(u_i) + b_i <= theta_i, and open otherwise. Where entries pass unshrunk, an open one moves
-    by j_i = max(b_i, abs(u_i)) at most if abs(u_i) > theta_i, otherwise by abs(u_i) + b_i, and
+    plus rounding. Every run keeps the entry if abs(u_i) - b_i > theta_i, and drops it if
+    abs(u_i) + b_i <= theta_i; otherwise the entry is open. If entries pass unshrunk, an open entry
+    moves by at most j_i = max(b_i, abs(u_i)) if abs(u_i) > theta_i, otherwise by at most j_i =
+    abs(u_i) + b_i, and
 
     .. math:: \beta_+^2 = (\|C_{kept,T}\| \beta + \|n_{kept}\|)^2 + \|j_{open}\|^2.
 
-    Soft thresholds have no jumps: there the first term alone is over all that are not dropped.
+    Soft thresholds have no jumps: then there is only the first term, over all entries that are not
+    dropped.
 
-    `certify_signals` bounds all sign patterns at once and ends near 12 nonzeros of a Gaussian D,
-    (250, 500). This follows the signs of one run, and reaches codes with more nonzeros if the noise
-    is small and the thresholds stay above it.
+    `certify_signals` bounds all sign patterns at once and ends near 12 nonzeros for a Gaussian D,
+    (250, 500). `certify_run` follows the signs of one run, and reaches codes with more nonzeros if
+    the noise is small and the thresholds stay above the noise.
 
     The products |W'D| are d x d by nature.
 
     Args:
-        layer: of a family x <- shrink(x + gamma W'(y - D x), theta), with ReLU.
-        params: of the layer, from theory, calibrated or learned.
+        layer: a layer of a family x <- shrink(x + gamma W'(y - D x), theta), with ReLU.
+        params: the params of the layer, from theory, calibrated or learned.
         D: (m, d).
         x: (d,), the code.
         noise: delta, bound on the l1 norm of the noise.
@@ -64,14 +66,14 @@ def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: 
         Tube, in float64 from the stored arrays.
 
     Raises:
-        TypeError: another family, or a traced argument.
-        ValueError: an activation other than ReLU, params or a code that do not fit, or numbers out
-            of range.
+        TypeError: the family is another one, or an argument is traced.
+        ValueError: the activation is not ReLU, params or code do not fit, or a number is out of
+            range.
 
-    Not claimed: that noise moves a run so far where the radius is large. Thresholds below the noise
-    leave entries open, and the radius then grows without end. Nothing is said after a step whose
-    support selection may pass only some of the entries above the threshold: the radius is inf. The
-    rounding is no worst case.
+    Not claimed: that noise moves a run as far as a large radius. Thresholds below the noise leave
+    entries open, and the radius then grows without end. If the support selection of a step may pass
+    only some of the entries above the threshold, the radius is inf from then on. The rounding is
+    not a worst case.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 100, 200)
@@ -97,7 +99,7 @@ def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: 
     if not 0 <= delta < math.inf:
         raise ValueError(f"{where}: noise must be at least 0 and finite, got {delta:g}")
     code = code.astype(np.float64)
-    k = int(np.frexp(max(np.abs(code).max(initial=0), delta))[1])  # norms square their entries
+    k = int(np.frexp(max(np.abs(code).max(initial=0), delta))[1])  # because norms square entries
     code, delta = np.ldexp(code, -k), float(np.ldexp(delta, -k))
     with jax.enable_x64(True):
         A = np.asarray(dense(measured.D))

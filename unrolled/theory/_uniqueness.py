@@ -47,18 +47,18 @@ __all__ = [
 
 # Singular values up to this share of the largest count as zero.
 _RANK_TOL = 1e-10
-# The same in multiples of |S_J| eps, the larger one in float32: rounding of a zero singular value.
+# The same as a multiple of |S_J| eps, larger in float32: the rounding of a zero singular value.
 _RANK_ROUNDING = 16
 
 
 class Uniqueness(Result):
-    """The layers of a chain with at most one code, and the products that certify them."""
+    """The layers of a chain with at most one code, and the products that certify these layers."""
 
-    unique: np.ndarray  # (J,) x_j is the only one, by itself or by a deeper layer
-    # (J,) the best (1 + 1/mu) / 2, inf at mu = 0, 0 where no product can be measured
+    unique: np.ndarray  # (J,) x_j is the only code, by its layer or by a deeper layer
+    # (J,) the best (1 + 1/mu) / 2, inf at mu = 0, 0 if no product can be measured
     bounds: np.ndarray
     slack: np.ndarray  # (J,) bounds minus the sparsities (minus their mean with counts)
-    # (J,) the j whose D_[j,j0] gave the bound of layer j0 (j0: the layer alone), 0 for none
+    # (J,) the j for which D_[j,j0] gave the bound of layer j0 (j = j0: one layer), 0 for none
     path: np.ndarray
     l1: np.ndarray  # (J,) basis pursuit, layer after layer, finds x_1, ..., x_j
     holds: bool  # all layers are unique
@@ -80,22 +80,22 @@ def uniqueness(
         s_{j_0} < (1 + 1/\mu(D_{[j,j_0]})) / 2, \qquad
         D_{[j,j_0]} = D_j D_{j+1} \cdots D_{j_0},
 
-    for some j <= j0 whose x_{j-1} is unique; j = j0 is Theorem 1 on the layer alone. A certified
+    for some j <= j0 for which x_{j-1} is unique; j = j0 is Theorem 1 for one layer. A certified
     x_{j0} determines all x_i = D_[i+1,j0] x_{j0}, i < j0, so the unique layers are the first ones,
-    up to the deepest certified.
+    up to the deepest certified layer.
 
-    For a given solution, pass its norm(x_j, 0) as `counts`: it is the only one with the given
-    sparsities if norm(x_j, 0) + s_j < 1 + 1/mu. A bound on norm(x_j, 0) alone does not exclude
+    For a given solution, pass its norm(x_j, 0) as `counts`: it is the only solution with the given
+    sparsities if norm(x_j, 0) + s_j < 1 + 1/mu. A bound on norm(x_j, 0) does not by itself exclude
     other codes with s_j nonzeros.
 
-    If the inequality holds for the layers i <= j alone, basis pursuit finds x_1, ..., x_j one after
-    the other (Theorem 2, DSC_1): this is `l1`. The inequality must be strict, as a duplicate atom
-    shows. Norms that differ within the tolerance for unit atoms count against `l1`, not against
-    uniqueness.
+    If the inequality holds for each layer i <= j by itself, basis pursuit finds x_1, ..., x_j one
+    after the other (Theorem 2, DSC_1): this is `l1`. The inequality must be strict, as a duplicate
+    atom shows. If norms differ within the tolerance for unit atoms, this counts against `l1`, not
+    against uniqueness.
 
     Args:
-        Ds: J dictionaries with unit atoms. Their products are normalised before they are measured;
-            a product with a column that vanishes, or cancels to 1e-6 of its terms, is not used.
+        Ds: J dictionaries with unit atoms. Products are normalised before they are measured; a
+            product is not used if a column vanishes, or cancels to 1e-6 of its terms.
         sparsities: J integers s_j (the paper's lambda_j), at most d_j.
         counts: J integers, the nonzeros of a given solution; None for any solution.
         coherence: D -> number: `mutual_coherence`, or the mu_W of any weights with w_i . d_i = 1.
@@ -103,11 +103,11 @@ def uniqueness(
             Nemirovski (2011).
 
     Raises:
-        TypeError: a traced dictionary.
-        ValueError: shapes or lengths that do not fit, counts that are negative or above d_j, atoms
+        TypeError: a dictionary is traced.
+        ValueError: shapes or lengths do not fit, a count is negative or above d_j, or an atom is
             off unit norm.
 
-    Not claimed: that a solution exists, or that a layer without a certificate has several.
+    Not claimed: that a solution exists, or that a layer without a certificate has several codes.
 
     Reference: Li, Feng, Zhou (2024), Theorems 1 and 2 and equation (6), corrected; Donoho, Elad
     (2003).
@@ -128,13 +128,13 @@ def uniqueness(
 
         @functools.cache
         def mu(j: int, j0: int) -> float:
-            """Coherence of D_[j,j0], inf if a column vanishes."""
+            """The coherence of D_[j,j0], inf if a column vanishes."""
             D, norms = effective(Ds[j - 1 : j0])
             if not (norms > 0).all():
                 return math.inf
             value = measured(D)[0] if coherence is mutual_coherence else coherence(normalized(D)[0])
             number, rounding = host_numbers(where, coherence=value)[0], up(value)
-            return number * rounding if rounding > UP else number  # of float32 and narrower
+            return number * rounding if rounding > UP else number  # for float32 and narrower
 
         first, best, path = _visit(mu, nonzeros + s, [D.shape[1] for D in Ds])
         alone = [
@@ -151,7 +151,7 @@ def _visit(
 ) -> tuple[int, list[float], np.ndarray]:
     """The number of unique layers (the first ones), and the least coherence and path per layer."""
     first, best, path = 0, [math.inf] * len(pairs), np.zeros(len(pairs), int)
-    # The second pass starts from all the layers that the first one found unique.
+    # The second pass starts from all layers that the first pass found unique.
     for _ in range(2):
         for j0, (pair, d) in enumerate(zip(pairs, sizes), start=1):
             best[j0 - 1], j = min((mu(j, j0), j) for j in range(1, min(j0, first + 1) + 1))
@@ -164,7 +164,7 @@ def _visit(
 def _admits(mu: float, pair: int, d: int) -> bool:
     """Whether two codes with `pair` nonzeros together must agree: pair < 1 + 1/mu.
 
-    Rounding is guarded against as in `max_sparsity`.
+    The guard against rounding is as in `max_sparsity`.
     """
     # 1 + 1/mu is the sparsity bound of mu / (2 + mu).
     return pair == 0 or (mu < math.inf and int(pair) <= max_sparsity(mu / (2 + mu), 2 * d))
@@ -218,11 +218,10 @@ def recover_on_supports(
         K = \mathrm{stack}_{j<J} (D_{[j+1,J]})_{S_j^c, S_J}, \qquad x_J = z \text{ on } S_J.
 
     The codes are unique iff M = stack[(D_[1,J])_{S_J}; K] has full column rank; the null space of K
-    alone does not involve y. The test is sigma_min(M) > cut sigma_max(M) + rounding, where cut is
-    1e-10, or 16 |S_J| eps of the dtype if that is larger, and a product that cancels is no more
-    than the rounding of its terms. If the codes are not unique, z is the solution of least norm.
-    The chain is solved exactly where `residual` is at the level of rounding. An empty S_J has the
-    one solution 0, and sigma_min = inf.
+    does not involve y. The test is sigma_min(M) > cut sigma_max(M) + rounding, where cut is the
+    larger of 1e-10 and 16 |S_J| eps of the dtype; the rounding covers products that cancel. If the
+    codes are not unique, z is the solution of least norm. The chain is solved exactly if `residual`
+    is at the level of rounding. An empty S_J has the one solution 0, and sigma_min = inf.
 
     Traceable in y and the dictionaries, differentiable in y; the supports are static.
 
@@ -232,8 +231,8 @@ def recover_on_supports(
         supports: J sequences of distinct integers in [0, d_j).
 
     Raises:
-        TypeError: supports that are traced or not integers.
-        ValueError: shapes or lengths that do not fit, indices out of range or repeated.
+        TypeError: a support is traced or not integers.
+        ValueError: shapes or lengths do not fit, or an index is out of range or repeated.
 
     Reference: Li, Feng, Zhou (2024), equation (7), completed; Aberdam, Sulam, Elad (2019).
 
@@ -255,7 +254,7 @@ def recover_on_supports(
 
 @program()
 def _recovered(Ds: tuple[Dictionary, ...], y: Array, supports: Any, others: Any) -> SupportRecovery:
-    dtype, wide = y.dtype, wide_dtype(y.dtype)  # JAX decomposes nothing in half precision
+    dtype, wide = y.dtype, wide_dtype(y.dtype)  # JAX has no decompositions in half precision
     with jax.default_matmul_precision("highest"):
         Ds = checks.cast(Ds, wide)
         E, K, rounding = _constraints(Ds, supports, others)
@@ -263,7 +262,7 @@ def _recovered(Ds: tuple[Dictionary, ...], y: Array, supports: Any, others: Any)
         cut = rank_cut(spectrum) + rounding
         z, kernel_dim = _constrained_least_squares(E[0], K, y.astype(wide), cut)
         residual = norm(y.astype(wide) - E[0] @ z)
-    # Off the support there is mere rounding.
+    # Entries off the support are only rounding.
     xs = [(A @ z).at[other].set(0) for A, other in zip(E[1:], others)]
     xs.append(jnp.zeros(Ds[-1].shape[1], wide).at[supports[-1]].set(z))
     sigma_min = spectrum[-1] if len(z) else jnp.asarray(math.inf, wide)
@@ -276,8 +275,8 @@ def _recovered(Ds: tuple[Dictionary, ...], y: Array, supports: Any, others: Any)
 class OracleErrors(Result):
     """Expected squared errors of least squares on known supports, layer by layer."""
 
-    projection: np.ndarray  # (J,) the support of x_J alone is known; inf where it does not suffice
-    holistic: np.ndarray  # (J,) all supports are known
+    projection: np.ndarray  # (J,) if only the support of x_J is known; inf if this is not enough
+    holistic: np.ndarray  # (J,) if all supports are known
     freedom: int  # |S_J| - rank K
 
 
@@ -285,7 +284,7 @@ class OracleErrors(Result):
 def oracle_errors(
     Ds: Sequence[Dictionary], supports: Sequence[ArrayLike | Sequence[int]], sigma: ArrayLike = 1.0
 ) -> OracleErrors:
-    r"""What knowing the supports between is worth, for white noise of variance sigma^2.
+    r"""The gain from knowing the supports in between, for white noise of variance sigma^2.
 
     .. math::
         \mathrm{E} \|x_j - \hat x_j\|^2 = \sigma^2 \mathrm{tr}(E_j (A'A)^{-1} E_j'), \qquad
@@ -293,8 +292,8 @@ def oracle_errors(
 
     with A = (D_[1,J])_{S_J}, E_j = (D_[j+1,J])_{S_J} (E_J = 1), and N an orthonormal basis of the
     null space of K of `recover_on_supports`. The first is the error of the projection oracle, the
-    second that of the holistic one. The second is never larger: of |S_J| degrees of freedom the
-    zeros between leave |S_J| - rank K.
+    second the error of the holistic oracle. The second is never larger: the zeros in between leave
+    |S_J| - rank K of |S_J| degrees of freedom.
 
     Args:
         Ds: J dictionaries.
@@ -302,9 +301,9 @@ def oracle_errors(
         sigma: standard deviation of the noise.
 
     Raises:
-        TypeError: a traced argument, or supports that are not integers.
-        ValueError: shapes or lengths that do not fit, indices out of range or repeated, or a
-            negative or NaN sigma.
+        TypeError: an argument is traced, or supports are not integers.
+        ValueError: shapes or lengths do not fit, an index is out of range or repeated, or sigma is
+            negative or NaN.
 
     Not claimed: that a pursuit finds the supports.
 
@@ -333,7 +332,7 @@ def oracle_errors(
 
 
 def _error_of(A: np.ndarray, B: np.ndarray, cut: float, sigma: float) -> float:
-    """sigma^2 tr(B (A'A)^-1 B'), inf for any sigma if A has not full column rank."""
+    """sigma^2 tr(B (A'A)^-1 B'), inf for any sigma unless A has full column rank."""
     if not A.shape[1]:
         return 0.0
     U, values, V = np.linalg.svd(A, full_matrices=False)
@@ -366,9 +365,9 @@ def _on_and_off(
 def _constraints(
     Ds: tuple[Dictionary, ...], supports: Any, others: Any
 ) -> tuple[list[Array], Array, Array]:
-    """The products, K, and a bound on the norm of what rounding has made of M.
+    """The products, K, and a bound on the norm of the rounding in M.
 
-    Each of the n terms of a sum errs by eps times its magnitude at most; n = 0 for columns of one
+    Each of the n terms of a sum errs by at most eps times its magnitude; n = 0 for columns of one
     matrix.
     """
     E, K = _products(Ds, supports, others)
@@ -395,7 +394,7 @@ def _products(Ds: tuple[Dictionary, ...], supports: Any, others: Any) -> tuple[l
 def singular_values(A: Array, K: Array) -> Array:
     """Singular values of M = stack[A; K] in descending order, padded by 0 to one per column."""
     k, M = A.shape[1], jnp.concatenate([A, _triangle(K)])
-    # JAX makes room for U even where it is not computed: full matrices would be (m, m).
+    # JAX allocates U even if it does not compute U: full matrices would be (m, m).
     values = jnp.linalg.svd(M, full_matrices=False, compute_uv=False)[:k]
     lacking = max(0, k - len(A) - len(K))
     return values.at[k - lacking :].set(0.0)

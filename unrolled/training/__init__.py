@@ -3,7 +3,7 @@
 `fit` and `curriculum` train, `unsupervised` by one recipe for signals without codes, and
 `recommend` says whether to train. `save` and `restore` keep the result, and a `Checkpoint` lets a
 training resume. `Sample`, `Loss` and `Callback` are the types of the functions that they take.
-`sparse_feature_penalty`, `save_tree` and `restore_tree` are for networks of one's own.
+`sparse_feature_penalty`, `save_tree` and `restore_tree` serve your own networks.
 """
 
 from unrolled._base import offer as _offer

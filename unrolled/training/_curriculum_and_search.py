@@ -1,5 +1,5 @@
-"""Training by a curriculum, step after step, each alone first and then with those before it; and a
-search over a grid in place of training, for families with few parameters.
+"""Training by a curriculum, which adds steps one by one; and a search over a grid in place of
+training, for families with few parameters.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -51,19 +51,19 @@ class StepRates(NamedTuple):
 def scale_steps(
     rates: ArrayLike | Sequence[float], shared: ArrayLike = 1.0
 ) -> optax.GradientTransformation:
-    """Scale the updates of step k by `rates[k]`, and all others by `shared`.
+    """Scale the updates of step k by `rates[k]`, and all other updates by `shared`.
 
-    Place it last, as in `optax.chain(optax.adam(1e-3), scale_steps(rates))`: before Adam it has no
-    effect, since Adam divides by the size of the gradient. A rate of 0 freezes a step.
+    Place `scale_steps` last, as in `optax.chain(optax.adam(1e-3), scale_steps(rates))`: before Adam
+    it has no effect, because Adam divides by the size of the gradient. A rate of 0 freezes a step.
 
     Args:
-        rates: (K,), not negative, for stacked steps (leaves that lead with K) or tuples of K steps,
-            in `Unrolled` or inside `Trained`.
-        shared: for everything outside `Unrolled.steps`: shared params and the dictionary.
+        rates: (K,), not negative, for stacked steps (leaves with a leading axis K) or tuples of K
+            steps, in `Unrolled` or inside `Trained`.
+        shared: the factor for everything outside `Unrolled.steps`: shared params and D.
 
     Raises:
-        ValueError: rates that are no vector, negative or not finite; at `init`, params without
-            steps or with another number of them.
+        ValueError: rates are not a vector, negative or not finite; at `init`, the params do not
+            have K steps.
 
     Example:
         >>> params = ur.layers.Unrolled(None, ur.layers.Step(jnp.ones(3)))
@@ -82,7 +82,7 @@ def scale_steps(
         checks.nonnegative(value, name, "scale_steps")
 
     def init(params):
-        # Copies: a compiled step may consume its state, and must not consume the caller's array.
+        # Copies, because a compiled step may consume its state but not the caller's array.
         state = StepRates(jnp.array(rates, float), jnp.array(shared, float))
         nodes = jax.tree.leaves(params, is_leaf=_is_unrolled)
         networks = [node for node in nodes if _is_unrolled(node)]
@@ -168,15 +168,16 @@ def curriculum(
 ) -> Fit:
     r"""Train a layer step by step, by the loss of the code after step k = 1, ..., K in turn.
 
-    Each k has several stages. The first one moves the params of step k alone, the others those of
-    steps 1..k. In a stage with factor c the updates of step j are those of `optimizer(rate)` times
+    Each k has several stages. The first stage moves only the params of step k, later stages move
+    the params of steps 1..k. A stage with factor c multiplies the updates of `optimizer(rate)` for
+    step j by
 
     .. math:: c \; decay^{k - j} \quad (j \le k), \qquad 0 \quad (j > k),
 
-    and those of trained shared params (a tied W) are times c; the first stage moves them at k = 1
-    only. Every stage starts from the best params of the stage before (on the validation batch, by
-    the loss of its k) and initialises the optimiser again. One compiled step serves all stages: k
-    and the rates are its arguments, so early stages cost as much as late ones.
+    and the updates of trained shared params (a tied W) by c; the first stage moves shared params
+    only at k = 1. Every stage starts from the best params of the stage before (on the validation
+    batch, by the loss of its k) and initialises the optimiser again. One compiled step serves all
+    stages: k and the rates are its arguments, so early stages cost as much as late ones.
 
     Args:
         layer, params, D, sample, key, loss: as in `fit`. The loss sees one code, as `codes[-1]`.
@@ -185,29 +186,30 @@ def curriculum(
         steps_per_stage: the most training steps of a stage; there are K len(stages) stages.
         stages: the factors c.
         rate: the rate of the optimiser in a stage with factor 1, for step k.
-        decay: in [0, 1]; the rate of a step is multiplied by it each time that a later step is
-            trained. Small values are greedy: on the standard benchmark (LISTA-CPSS from
+        decay: in [0, 1]; multiplies the rate of a step each time that a later step is trained.
+            Small values are greedy: on the standard benchmark (LISTA-CPSS from
             `analytic.calibrate`, 50 training steps per stage) 0.3 reaches -43 dB and 1 reaches -62
-            dB, where as many steps of `fit` reach -58 dB.
+            dB; as many steps of `fit` reach -58 dB.
         optimizer: a function from a rate to an optax transformation.
         patience: end a stage at the first evaluation at which its best params are this many steps
-            old; None never does.
+            old; None ends no stage early.
 
     Returns:
-        as `fit`. `best` is that of the last stage, by the loss of the code after step K. The
-        records of stage i belong to step k = i // len(stages), counted from 0, and their validation
-        losses are those of that step.
+        Fit, as `fit` returns it. `best` has the best params of the last stage, by the loss of the
+        code after step K. The records of stage i belong to step k = i // len(stages), counted from
+        0, and have the validation loss of step k.
 
     Warns:
         UserWarning: as `fit`.
 
     Raises:
-        TypeError: a family whose steps share all their params (use `training.search`), a network, a
-            rate that is no number, an `optimizer` that is no such function.
-        ValueError: no stages; factors, rate or decay out of range. And what `fit` raises.
+        TypeError: the steps of the family share all params (use `training.search`), the model is a
+            network, the rate is not a number, or `optimizer` is not such a function.
+        ValueError: there are no stages, or a factor, the rate or decay is out of range.
+        Other errors: as `fit`.
 
     Reference: Chen, Liu, Wang, Yin (2018), the training of section 4, with these stages. Their
-    decay of 0.3 scales gradients, which Adam undoes: in effect it is 1.
+    decay of 0.3 scales gradients; Adam undoes this, so their decay is in effect 1.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 10, 20)
@@ -242,14 +244,14 @@ def curriculum(
 
 
 def _enter(rates: StepRates, loop: Loop, state: Progress) -> Progress:
-    """The state at the beginning of a stage: the best params so far, and a new optimiser state."""
+    """The state at the start of a stage: the best params so far, and a new optimiser state."""
     fresh = loop.start(state.best)
     optimizer = (*fresh.optimizer[:-1], loop.place(rates))
     return state._replace(trained=fresh.trained, optimizer=optimizer, lowest=np.inf)
 
 
 def _plan(K: int, stages: Sequence[float], decay: float) -> list[Stage]:
-    """Every stage: the step whose code it judges, and a start with the rates of all steps."""
+    """All stages, each with the step whose code it judges, and the rates of all steps."""
     factors = np.asarray(stages, float)
     if factors.ndim != 1 or not len(factors) or not (np.isfinite(factors) & (factors >= 0)).all():
         raise ValueError(
@@ -282,9 +284,9 @@ def _made(optimizer, rate: float) -> optax.GradientTransformation:
 
 
 class Search(NamedTuple):
-    """The result of a grid search; a table has one axis per field, nan where a code was not finite.
+    """The result of a grid search. Tables have one axis per field, and nan if codes are not finite.
 
-    The loss decides, or the NMSE where none was given.
+    The loss decides, or the NMSE if no loss was given.
     """
 
     params: Unrolled  # with the best values
@@ -292,12 +294,12 @@ class Search(NamedTuple):
     axes: dict[str, np.ndarray]  # the values tried, in the order of the axes of the tables
     nmse: np.ndarray | None  # dB, ratio of sums; None without codes
     mean_nmse: np.ndarray | None  # dB, mean of the decibels of the signals; None without codes
-    loss: np.ndarray | None = None  # None where none was given
-    zero: float = 0.0  # that of zero codes, in what decides
-    ista: float = np.nan  # that of ISTA at the same depth, with the lam of the loss, or the layer
+    loss: np.ndarray | None = None  # None if no loss was given
+    zero: float = 0.0  # the deciding measure of zero codes
+    ista: float = np.nan  # the deciding measure of ISTA at this depth, with lam of loss or layer
 
     def __repr__(self) -> str:
-        """What was tried, the best values, and how good they are."""
+        """The grid, the best values, and their measure."""
         tried = " x ".join(f"{len(axis)} of {name}" for name, axis in self.axes.items())
         best = ", ".join(f"{name} = {value:.6g}" for name, value in self.values.items())
         measure, unit = ("NMSE", " dB") if self.loss is None else ("loss", "")
@@ -307,7 +309,7 @@ class Search(NamedTuple):
 
     @property
     def lowest(self) -> float:
-        """What decided, of the best values."""
+        """The deciding measure at the best values."""
         table: Any = self.nmse if self.loss is None else self.loss
         return float(np.nanmin(table))
 
@@ -316,7 +318,7 @@ class Search(NamedTuple):
         """Whether the best values are worse than zero codes."""
         if self.loss is not None:
             return exceeds(self.lowest, self.zero)
-        return exceeds(10 ** (self.lowest / 10), 1.0)  # decibels of a ratio
+        return exceeds(10 ** (self.lowest / 10), 1.0)  # a ratio in decibels
 
 
 @checked
@@ -337,11 +339,11 @@ def search(
     Args:
         layer, params, D: as for `layer.apply`.
         Y: (batch, m), signals.
-        X: (batch, d), their true codes. Take 512 or more: on 64, the best values overfit by 15 dB.
-            None where they are not known; that needs a loss.
-        loss: `loss(codes, X, D, Y)`, as in `fit`, such as `training.lasso_loss(lam)`, by which the
-            best values are chosen; None takes the NMSE.
-        chunk: combinations at a time; memory grows with chunk times batch.
+        X: (batch, d), the true codes of Y. Take 512 or more: on 64, the best values overfit by 15
+            dB. None if codes are not known; then give a loss.
+        loss: `loss(codes, X, D, Y)`, as in `fit`, such as `training.lasso_loss(lam)`, which
+            decides; None takes the NMSE.
+        chunk: number of combinations in a call; memory grows with chunk times batch.
         values: for each field, the values to try, such as threshold=[0.02, 0.04]. A field of
             `params.shared` is a scalar; a field of the stacked `params.steps` gets the same value
             at all steps.
@@ -350,14 +352,14 @@ def search(
         UserWarning: the best values are worse than zero codes, see `Search.worsened`.
 
     Raises:
-        ValueError: shapes that do not fit, values that are no vector or not finite, a negative
-            threshold, a field that is not a scalar, no combination with finite codes.
-            Neither codes nor a loss, or a loss that needs codes where there are none.
-        TypeError: Y or X are no arrays, integers without codes, no values, a field that the params
-            do not have, a loss that is no function.
+        ValueError: shapes do not fit, values are not a vector or not finite, a threshold is
+            negative, a field is not a scalar, no combination has finite codes, there are neither
+            codes nor a loss, or the loss needs codes and there are none.
+        TypeError: Y or X is not an array, Y has integers and no codes, there are no values, the
+            params lack a field, or the loss is not a function.
 
-    Not claimed: the best values between the points of the grid. The signals must resemble those to
-    be coded: keep some apart to test on.
+    Not claimed: the best values between the points of the grid. The signals must resemble the
+    signals that you will code: keep some signals for a test.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
@@ -404,7 +406,7 @@ def search(
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _beside_zero_and_ista(layer, aim, lam, D, Y, X) -> tuple[Any, Any]:
-    """What decides, of zero codes and of ISTA at the depth of the layer."""
+    """The deciding measure of zero codes, and of ISTA at the depth of the layer."""
     path = jnp.zeros((1, len(Y), D.shape[1]), Y.dtype)
     zero = 0.0 if aim is None else aim(path, X, D, Y)
     if lam is None or not layer.depth:
@@ -415,7 +417,7 @@ def _beside_zero_and_ista(layer, aim, lam, D, Y, X) -> tuple[Any, Any]:
 
 @partial(jax.jit, static_argnames=("layer", "aim", "chunk"))
 def _errors(layer, aim, params, D, Y, X, points, chunk):
-    """The errors at every point by name, nan where a code is not finite."""
+    """The errors at every point by name, nan if a code is not finite."""
 
     def one(point):
         paths = jax.vmap(layer.iterates, (None, None, 0), out_axes=1)
@@ -442,7 +444,7 @@ def with_values(params: Unrolled, values: Mapping[str, ArrayLike]) -> Unrolled:
 
 
 def _tried(params: Unrolled, name: str, tried: ArrayLike | Sequence[float]) -> np.ndarray:
-    """The values to try of a field, checked."""
+    """The values to try for a field, checked."""
     if not isinstance(params, Unrolled):
         raise TypeError(
             f"search: params must be Unrolled(shared, steps), got {type(params).__name__}"

@@ -1,7 +1,7 @@
-"""Files of named arrays with a sealed manifest, in two formats: of any tree of arrays, and of the
+"""Files of named arrays with a sealed manifest, in two formats: for any tree of arrays, and for the
 saved steps of a run.
 
-Reading trusts no header: what it promises is compared with the bytes before anything is allocated.
+A reader trusts no header: it compares the header with the bytes before it allocates memory.
 """
 
 import io
@@ -65,10 +65,10 @@ def _unwritable(where: str, path: Path, error: OSError) -> CheckpointError:
 def write(
     where: str, path: Path, kind: str, leaves: Leaves, put: Callable, /, **manifest: Any
 ) -> None:
-    """Put leaves with their hashes at `path`, whole or not at all, by `to_npz` or the other.
+    """Write leaves with their hashes at `path`, all or nothing, by `to_npz` or `to_safetensors`.
 
     Raises:
-        TypeError: a leaf of a dtype that cannot be saved, or what JSON cannot hold.
+        TypeError: the dtype of a leaf cannot be saved, or JSON cannot hold the manifest.
         CheckpointError: the file cannot be written.
     """
     arrays, entries = _forms.table(leaves, where)
@@ -82,13 +82,13 @@ def write(
 
 
 def read(path: Path, kind: str, take: Callable) -> tuple[dict, dict[str, np.ndarray]]:
-    """The manifest and the arrays of such a file, every hash checked, by `from_npz` or the other.
+    """The manifest and the arrays of a file that `write` wrote, after checking every hash.
 
-    The arrays lie in the file, which is mapped: copy what shall outlive a short use.
+    The arrays lie in the mapped file: copy an array to keep it.
 
     Raises:
-        CheckpointError: it has a newer format.
-        Exception: whatever a reader of foreign bytes raises.
+        CheckpointError: the file has a newer format.
+        Exception: any error of a reader of foreign bytes.
     """
     with path.open("rb") as file:
         text, arrays = take(file)
@@ -103,13 +103,13 @@ def read(path: Path, kind: str, take: Callable) -> tuple[dict, dict[str, np.ndar
 
 
 def _mapped(file: BinaryIO) -> memoryview:
-    """The bytes of a file; each is read when it is looked at."""
+    """The bytes of a file, mapped: the system reads them on access."""
     return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def to_npz(file: BinaryIO, text: str, arrays: dict[str, np.ndarray]) -> None:
     """Write a `.npz` file, uncompressed, with the text as `manifest.json`."""
-    # Stored, not compressed: a file cannot unpack to more than it holds.
+    # Stored, not compressed, so that a file cannot unpack to more than its size.
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr(zipfile.ZipInfo(_MANIFEST), text)
         for name, array in arrays.items():
@@ -121,10 +121,10 @@ def to_npz(file: BinaryIO, text: str, arrays: dict[str, np.ndarray]) -> None:
 
 
 def from_npz(file: BinaryIO) -> tuple[str, dict[str, np.ndarray]]:
-    """The text and the arrays of such a file.
+    """The text and the arrays of a `.npz` file.
 
     Raises:
-        ValueError: it is compressed, or promises more than it has.
+        ValueError: the file is compressed, or its entries promise more bytes than the file has.
     """
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
@@ -139,10 +139,10 @@ def from_npz(file: BinaryIO) -> tuple[str, dict[str, np.ndarray]]:
 
 
 def _stored(blob: memoryview, entry: zipfile.ZipInfo) -> memoryview:
-    """The bytes of an entry, which lie behind its own header, its name and its extra field.
+    """The bytes of an entry, which follow its header, name and extra field.
 
     Raises:
-        ValueError: the file ends before.
+        ValueError: the file ends too early.
     """
     lengths = np.frombuffer(blob, "<u2", 2, entry.header_offset + 26)
     start = entry.header_offset + 30 + int(lengths.sum())
@@ -155,7 +155,7 @@ def _from_npy(blob: memoryview) -> np.ndarray:
     """The array of a .npy entry, in place.
 
     Raises:
-        ValueError: the header does not fit the bytes, or describes objects.
+        ValueError: the header does not fit the bytes, or the dtype is not numeric.
     """
     stream = io.BytesIO(blob[:_LARGEST_NPY_HEADER])
     if np.lib.format.read_magic(stream) != (1, 0):
@@ -182,7 +182,7 @@ def to_safetensors(file: BinaryIO, text: str, arrays: dict[str, np.ndarray]) -> 
 
 
 def from_safetensors(file: BinaryIO) -> tuple[str, dict[str, np.ndarray]]:
-    """The text and the arrays of such a file.
+    """The text and the arrays of a `.safetensors` file.
 
     Raises:
         ValueError: the header does not cover the bytes exactly.
@@ -213,16 +213,16 @@ FORMATS = {".npz": (to_npz, from_npz), ".safetensors": (to_safetensors, from_saf
 
 @checked
 def save_tree(path: str | Path, tree: Any, **metadata: Any) -> None:
-    """Write the arrays of a tree and their hashes at `path`, whole or not at all.
+    """Write the arrays of a tree and their hashes at `path`, as a whole file or no file.
 
     Args:
         path: a `.npz` file.
         tree: any pytree of arrays, such as the state of an optimiser.
-        metadata: anything that JSON can hold, nan and infinities too.
+        metadata: anything that JSON can hold, also nan and infinities.
 
     Raises:
-        TypeError: a leaf of a dtype that cannot be saved, two leaves with one dotted path, metadata
-            that JSON cannot hold.
+        TypeError: the dtype of a leaf cannot be saved, two leaves have one dotted path, or JSON
+            cannot hold the metadata.
         CheckpointError: the file cannot be written.
 
     Example:
@@ -249,17 +249,17 @@ def restore_tree(path: str | Path, like: _Tree) -> tuple[_Tree, dict[str, Any]]:
 
 @checked
 def restore_tree(path: str | Path, like: Any = None) -> tuple[Any, dict[str, Any]]:
-    """The tree that `save_tree` wrote, bit for bit, and its metadata.
+    """Read the tree that `save_tree` wrote, bit for bit, and its metadata.
 
     Args:
         path: the file.
-        like: a tree of the same structure, shapes and dtypes; None for the arrays on the host, by
-            their dotted paths in the tree.
+        like: a tree of the same structure, shapes and dtypes; None returns a dict of arrays on the
+            host, by their dotted paths in the tree.
 
     Raises:
-        FileNotFoundError, IsADirectoryError: no such file, or a folder.
-        CheckpointError: it is damaged, or of a newer format; it has other leaves than `like` (with
-            a table); 64-bit numbers in a process without them.
+        FileNotFoundError, IsADirectoryError: the file does not exist, or is a folder.
+        CheckpointError: the file is damaged, has a newer format, has other leaves than `like` (with
+            a table), or has 64-bit numbers and the process runs without them.
 
     Example:
         >>> import tempfile, pathlib
@@ -292,7 +292,7 @@ def restore_tree(path: str | Path, like: Any = None) -> tuple[Any, dict[str, Any
     return jax.tree.unflatten(jax.tree.structure(like), leaves), manifest["metadata"]
 
 
-# The saved steps of a run, a file each
+# The saved steps of a run, one file per step
 
 _ALONE = Processes()
 
@@ -312,33 +312,33 @@ class Checkpoint(Record):
     """
 
     folder: str | Path = option(
-        check=_as_folder, kw_only=False, help="of one run; it is made if it does not exist"
+        check=_as_folder, kw_only=False, help="folder of one run; made if it does not exist"
     )
     every: int | None = option(
         default=None,
         least=1,
         kw_only=False,
-        help="training steps between two saves, and the most that a kill can lose; None saves at "
+        help="training steps between two saves, so the most that a kill can lose; None saves at "
         "every evaluation",
     )
     keep: int = option(
-        default=3, least=1, kw_only=False, help="how many of the newest steps are kept"
+        default=3, least=1, kw_only=False, help="number of saved steps to keep, the newest"
     )
     dictionary: bool = option(
         default=True,
         kw_only=False,
-        help="False leaves D out, for a large D that is kept elsewhere; its hash is always saved",
+        help="False saves only the hash of D, for a large D that you keep elsewhere",
     )
     strict: bool = option(
         default=True,
         kw_only=False,
-        help="False sets a damaged newest step aside, with a warning, and resumes from the one "
+        help="False sets a damaged newest step aside, with a warning, and resumes from the step "
         "before it",
     )
 
 
 class Steps:
-    """The saved steps of one folder, a file each."""
+    """The saved steps in one folder, one file per step."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -348,7 +348,7 @@ class Steps:
         return self.folder / f"{step}.npz"
 
     def all(self) -> list[int]:
-        """Oldest first.
+        """The numbers of the saved steps, oldest first.
 
         Raises:
             CheckpointError: there are steps that orbax wrote.
@@ -362,10 +362,10 @@ class Steps:
         return _numbers(path.stem for path in self.folder.glob("*.npz"))
 
     def save(self, step: int, leaves: dict[str, Any], **manifest: Any) -> None:
-        """Write named leaves and their manifest as one step, whole or not at all.
+        """Write named leaves and their manifest as one step, as a whole file or no file.
 
         Raises:
-            CheckpointError: not written; the earlier steps are as they were.
+            CheckpointError: the step cannot be written; earlier steps stay.
         """
         try:
             write("fit", self.path(step), "training", leaves, to_npz, step=step, **manifest)
@@ -382,7 +382,7 @@ class Steps:
             self.path(step).unlink()
 
     def sweep(self) -> None:
-        """Remove what killed processes left of steps."""
+        """Remove incomplete files that killed processes left."""
         for partial in self.folder.glob(".*.npz.*.partial"):
             for step in _numbers([partial.name.split(".")[1]]):
                 sweep(self.path(step))
@@ -391,13 +391,13 @@ class Steps:
         """The manifest and the leaves of a step, bit for bit, in its mapped file.
 
         Raises:
-            DamagedError: they are not what was saved.
-            CheckpointError: a newer version saved them.
+            DamagedError: the file differs from the saved one.
+            CheckpointError: a newer version saved the step.
         """
         try:
             manifest, arrays = read(self.path(step), "training", from_npz)
             if manifest["step"] != step:
-                raise ValueError(f"its manifest is that of step {manifest['step']}")
+                raise ValueError(f"its manifest belongs to step {manifest['step']}")
             return manifest, arrays
         except CheckpointError:
             raise
@@ -409,7 +409,7 @@ class Steps:
             ) from error
 
     def set_aside(self, step: int) -> Path:
-        """Rename a damaged step: it is no longer a step, but nothing of it is lost."""
+        """Rename the file of a damaged step, which then does not count as a step."""
         aside = next(
             path for i in range(1000) if not (path := self.folder / f"{step}.damaged-{i}").exists()
         )
@@ -417,18 +417,18 @@ class Steps:
 
 
 def _numbers(names: Iterable[str]) -> list[int]:
-    """Those of the names that are numbers, in order."""
+    """The names that are numbers, in order."""
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 @contextmanager
 def opened(checkpoint: Checkpoint, where: str, processes: Processes = _ALONE) -> Iterator[Steps]:
-    """The steps of a folder that no other training uses meanwhile.
+    """The steps of a folder, locked for this training.
 
-    Of several processes of one run the first locks it, sweeps it and writes.
+    If several processes share a run, only the first one locks, sweeps and writes the folder.
 
     Raises:
-        CheckpointError: not a folder, not writable, or in use.
+        CheckpointError: the path is not a folder, not writable, or in use.
     """
     with ExitStack() as stack:
         processes.on_all(lambda: stack.enter_context(_locked(checkpoint, where)), first_alone=True)
@@ -439,7 +439,7 @@ def opened(checkpoint: Checkpoint, where: str, processes: Processes = _ALONE) ->
 
 @contextmanager
 def _locked(checkpoint: Checkpoint, where: str) -> Iterator[None]:
-    """The folder, made and claimed."""
+    """Make and lock the folder."""
     folder = Path(checkpoint.folder).absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -460,12 +460,13 @@ def _locked(checkpoint: Checkpoint, where: str) -> Iterator[None]:
 def newest(
     steps: Steps, strict: bool, accept: Callable[[dict], None], where: str
 ) -> tuple[dict, dict[str, np.ndarray]] | None:
-    """Manifest and arrays of the newest step, None if there is none.
+    """The manifest and arrays of the newest step, None if there is no step.
 
     `accept(manifest)` may raise.
 
     Raises:
-        CheckpointError: the step is damaged and `strict`, or of a newer version; no step is whole.
+        CheckpointError: the step is damaged and `strict`, a newer version saved it, or no step is
+            whole.
     """
     damaged = []
     for step in reversed(steps.all()):

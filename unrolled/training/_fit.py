@@ -49,13 +49,13 @@ from unrolled.training._run import Options, run_stages
 __all__ = ["fit"]
 
 
-# One signal of so many is held back, from the end, and at most so many.
+# One signal in ten is held back, from the end, and at most 1,000 signals.
 _HELD_BACK, _MOST = 10, 1000
 _BATCH = 64  # masked signals of a step, as `resampler` draws
 
 
 def is_own(sample: Any) -> bool:
-    """Whether it is signals Y, or a pair (Y, X), and no sampler; a data frame is an array too."""
+    """Whether `sample` is signals Y, or a pair (Y, X), not a sampler; data frames are arrays."""
     pair = isinstance(sample, tuple) and len(sample) == 2
     first = sample[0] if pair else sample
     return hasattr(first, "__array__") and not callable(sample)
@@ -69,10 +69,11 @@ def from_arrays(
     where: str,
     mask: Any = None,
 ) -> tuple[Sample, tuple]:
-    """A sampler of signals of one's own, and the signals to validate on.
+    """A sampler of given signals, and the signals to validate on.
 
-    Without a validation batch these are the last tenth, at least one signal and at most 1,000, and
-    the sampler never draws them. With a mask, batches have the dictionary of each signal.
+    Without a validation batch, the last tenth of the signals, at least one and at most 1,000,
+    validates, and the sampler never draws them. With a mask, batches have the dictionary of each
+    signal.
     """
     Y, X = arrays if isinstance(arrays, tuple) else (arrays, None)
     if mask is not None:
@@ -93,7 +94,7 @@ def from_arrays(
         validation = jax.tree.map(lambda array: jnp.asarray(array[cut:]), (Y, X))
     trained = jax.tree.map(lambda array: array[:cut], (Y, X)) if cut < n else (Y, X)
     parts = (("signals", trained[0]), ("signals held back to validate on", Y[cut:]))
-    for what, signals in parts[isinstance(Y, MappedRows) :]:  # of a file the first ones stay unread
+    for what, signals in parts[isinstance(Y, MappedRows) :]:  # a file's first signals stay unread
         if len(signals) and not np.any(np.asarray(signals)):
             raise ValueError(f"{where}: all {what} are zero; expected some signal to fit")
     if mask is None:
@@ -134,7 +135,7 @@ def _known_rows(D: Any, arrays: tuple, key: Array) -> tuple:
 
 
 def check_width(Y: Array, D: Dictionaries | None, where: str) -> None:
-    """Raise ValueError unless signals have as many entries as the first atoms."""
+    """Raise ValueError unless signals have as many entries as atoms of the first dictionary."""
     if D is None:
         return
     m = first_of(D).shape[0]
@@ -143,7 +144,7 @@ def check_width(Y: Array, D: Dictionaries | None, where: str) -> None:
         raise ValueError(f"{where}: Y has shape {Y.shape}; expected (signals, {m}){turned}")
 
 
-_VALIDATION_BATCHES = 8  # drawn where no validation batch is given
+_VALIDATION_BATCHES = 8  # number of batches to draw if no validation batch is given
 _NO_STEP = np.uint32(2**32 - 1)  # the key of validation batches: a step that no training reaches
 
 
@@ -173,11 +174,11 @@ def fit(
     reduction: str = "tree",
     mask: ArrayLike | None = None,
 ) -> Fit:
-    """Train params (and D) from where they are, by any optax optimiser.
+    """Train params (and D) from a start, by any optax optimiser.
 
-    One compiled step draws the batch of training step k as `sample(fold_in(key, k))`, so a run is
-    a function of its arguments. Thresholds (fields with the role "threshold") are trained as
-    abs(theta) and stay non-negative. Leaves inside a `layers.Fixed` (ALISTA's W), and those that
+    One compiled step draws the batch of training step k as `sample(fold_in(key, k))`, so the result
+    depends only on the arguments. Thresholds (fields with the role "threshold") are trained as
+    abs(theta) and stay non-negative. Leaves inside a `layers.Fixed` (ALISTA's W), and leaves that
     `trainable` freezes, do not change, whatever the optimiser does. A learned D keeps unit atoms.
 
     Args:
@@ -186,91 +187,94 @@ def fit(
         params: the start, from `init` or `analytic`. A tuple of steps (`layers.unstack`) trains
             faster than stacked steps, and takes longer to compile.
         D: the dictionary that the model uses (the sampler may use another).
-        sample: `sample(key) -> (Y, X)`, see `Sample`. Where it returns (Y, X, Ds), the model and
+        sample: `sample(key) -> (Y, X)`, see `Sample`. If it returns (Y, X, Ds), the model and
             the loss see the dictionary of each signal (Ada-LISTA, robust ALISTA). Or arrays:
-            signals Y, (signals, m), or a pair (Y, X) with their codes, of which
-            `problems.resampler` draws. The last tenth of the signals, at least one and at most
-            1,000, is then held back for validation: no step sees it. Of arrays that
-            `np.load(path, mmap_mode="r")` returns, these and the rows that are drawn are read, in
-            each process for its own devices. A data frame is taken as numpy reads it.
-        optimizer: sees `Trained(params, D)`, with None at every leaf that is not trained. One that
-            asks for the loss, such as `optax.lbfgs` or `optax.polyak_sgd`, gets that of the batch.
-            `optax.lookahead`, which needs params of its own form, does not work. Labels of
-            `optax.multi_transform` are `Trained(labels, None)` or a function of the tree.
+            signals Y, (signals, m), or a pair (Y, X) with their codes; `problems.resampler` then
+            draws batches, and the last tenth of the signals, at least one and at most 1,000, is
+            held back for validation: no step sees them. From `np.load(path, mmap_mode="r")`, each
+            process reads only the validation rows and the rows that it draws for its own devices.
+            numpy reads a data frame.
+        optimizer: sees `Trained(params, D)`, with None at every leaf that is not trained. An
+            optimiser that asks for the loss, such as `optax.lbfgs` or `optax.polyak_sgd`, gets the
+            loss of the batch. `optax.lookahead` does not work, because it changes the params' form.
+            Labels of `optax.multi_transform` are `Trained(labels, None)` or a function of the tree.
         steps: the most training steps to take.
-        key: of the samples; an int is a seed.
+        key: the key of the samples; an int is a seed.
         loss: `loss(codes, X, D, Y)`, see `Loss`: `training.supervised`, `log_nmse`, `lasso_loss`,
             `reconstruction`, `deep`, or your own.
-        learn_dictionary: train D too.
+        learn_dictionary: whether to train D too.
         trainable: bools, a tree prefix of `params`: `Unrolled(False, StepAndThreshold(gamma=False,
             theta=True))`, or `Unrolled(True, (False, False, True))` for unstacked steps. None
-            trains all.
-        validation: (Y, X), a batch to choose `best` by; None draws eight batches from keys that
-            training does not use, and of arrays holds signals back.
-        evaluate_every: training steps between two evaluations. At an evaluation, callbacks are
-            called and a line is logged.
+            trains all leaves.
+        validation: (Y, X), the batch that chooses `best`; None draws eight batches from keys that
+            training does not use, or, from arrays, holds signals back.
+        evaluate_every: training steps between two evaluations. An evaluation calls the callbacks
+            and logs a line.
         patience: stop at the first evaluation at which `best` is this many steps old; None never
             stops.
         checkpoint: a folder, or a `Checkpoint` that says how often to save. The same call again
-            resumes from the newest saved step, bit for bit as if it had never stopped; `steps` may
-            have grown, and the evaluation at the former end then stays and counts for `best`. On
-            SIGINT and SIGTERM the training saves before it leaves.
+            resumes from the newest saved step, bit for bit as if it had never stopped. `steps` may
+            be larger in the new call; the evaluation at the former end then stays and counts for
+            `best`. On SIGINT and SIGTERM the training saves before it stops.
         callbacks: each is called as `callback(record, params)`, see `Callback`.
         log: a file to which each evaluation appends a line of JSON.
         progress: show a progress bar; None shows one on a terminal.
-        accumulate: batches of a step, a power of two, with keys of `split(fold_in(key, k), n)`. The
-            step takes the mean of their losses and gradients: of a loss that is no mean over the
-            batch, such as `log_nmse`, that is another loss than of one batch of all their signals.
-        mesh: devices that share these batches, by its axis "data", each drawing its own. Their
-            number, which divides `accumulate`, changes no bit of the result; a checkpoint resumes
-            on another number. Its devices may be those of several processes, as
-            `jax.distributed.initialize` joins them: all make this call with the same arguments, and
-            the first alone writes checkpoints, which all read, log and bar. A signal to one of them
-            stops all at the next evaluation. A second axis "atoms", within a process, splits a
-            dense D, the params with an entry or a column for each atom, and their moments. They
-            stay split, also in the result, which is that of one device to rounding; the devices
-            add up D x. (The S of LISTA and LFISTA sends codes around, robust ALISTA its W.)
-        reduction: how the devices add their parts: "tree" by log2 of their number exchanges, in one
-            order everywhere; "psum" by one, for a mesh of many devices, in the order of JAX's
-            runtime: then their number changes the result by rounding.
+        accumulate: number of batches in a step, a power of two, with the keys
+            `split(fold_in(key, k), n)`. The step takes the mean of the losses and gradients of
+            these batches. If a loss is not a mean over the batch, as `log_nmse`, this mean differs
+            from the loss of one large batch.
+        mesh: devices that share these batches along the axis "data"; each draws its own batches.
+            The number of devices divides `accumulate` and changes no bit of the result; a
+            checkpoint can resume on another number. `jax.distributed.initialize` joins devices of
+            several processes: all processes make this call with the same arguments, all read the
+            checkpoints, and only the first one writes checkpoints, log and progress bar. A signal
+            to one process stops all processes at the next evaluation. A second axis "atoms", within
+            a process, splits a dense D, the params with an entry or a column for each atom, and
+            their moments, also in the result, which equals the result of one device up to
+            rounding. Devices exchange only parts of D x. (With LISTA and LFISTA they also exchange
+            codes for S, with robust ALISTA its W.)
+        reduction: how the devices add their parts. "tree" takes log2(devices) exchanges, in an
+            order that does not depend on their number. "psum" takes one exchange, for a mesh of
+            many devices, in the order of JAX's runtime: the number of devices then changes the
+            result by rounding.
         mask: of arrays, bools in the shape of Y: True where an entry is known; others may be NaN.
             The loss and the codes see `dictionaries.Masked(D, mask)` of each signal. A validation
             batch is then (Y, X, mask).
 
     Returns:
-        the last and the best params, D, and the history.
+        Fit, with the last and the best params, D, and the history.
 
     Warns:
         UserWarning: training changes nothing (all codes are zero, the gradient is zero at the
-            start, or the validation loss never moves); the start or the end has a validation loss
-            above that of zero codes; the start, for `training.lasso_loss`, has one above that of
-            ISTA; `best` is the start, and the end is worse; a `fista` without a guard is trained
-            for `training.lasso_loss`. `worsened` of the result tells the end, and also a loss that
-            only exceeds that of the start.
+            start, or the validation loss never moves); the validation loss of the start or the end
+            is above the loss of zero codes; with `training.lasso_loss`, the start is above ISTA;
+            `best` is the start, and the end is worse; a `fista` without a guard is trained with
+            `training.lasso_loss`. `worsened` of the result is True if the end is worse than zero
+            codes or than the start.
 
     Raises:
         NonFiniteError: a loss, gradient or update is not finite. The message names the training
-            step, and the first code, gradient or param that is not finite where that can be told.
-            Its `fit` holds the params before that step (after a broken update, the best ones) and
-            the best ones.
-        TypeError: not an optax optimiser, not a model, a sample that is neither a function nor
-            arrays, signals that are integers, params without floating-point leaves, a
-            `learn_dictionary` that is not a bool, a `trainable` that holds anything but bools, a
-            loss or a callback that is no function, a loss that is not one floating-point number.
-        ValueError: a batch that does not fit or is not finite; a loss that needs codes where there
-            are none; a single signal, or signals that are all zero; an optimizer whose labels have
-            another tree; steps, patience or evaluate_every out of range; a model of depth 0; a
-            `trainable` that is no tree prefix of params or freezes everything; `accumulate` no
-            power of two, a mesh without the axis "data" or with devices that cannot share the
-            batches equally; an unknown `reduction`, or
-            "psum" without a mesh or with one batch a step; an axis "atoms" whose devices cannot
-            share the atoms equally, or for a D that is not dense; processes with different
-            arguments (the message has a table), or a mesh of some of them.
+            step and, if possible, the first code, gradient or param that is not finite. `fit` of
+            the error holds the params before that step (after a broken update, the best params) and
+            the best params.
+        TypeError: the optimiser is not from optax, the model is not a model, the sample is neither
+            a function nor arrays, signals are integers, params have no floating-point leaf,
+            `learn_dictionary` is not a bool, `trainable` holds anything but bools, a loss or a
+            callback is not a function, or a loss is not one floating-point number.
+        ValueError: a batch does not fit or is not finite; the loss needs codes and there are none;
+            there is only one signal, or all signals are zero; the labels of an optimiser have
+            another tree; steps, patience or evaluate_every is out of range; the model has depth 0;
+            `trainable` is not a tree prefix of params or freezes everything; `accumulate` is not a
+            power of two; the mesh lacks the axis "data", or its devices cannot share the batches
+            equally; `reduction` is unknown, or is "psum" without a mesh or with one batch a step;
+            the devices of an axis "atoms" cannot share the atoms equally, or D is not dense;
+            processes have different arguments (the message has a table), or the mesh has only some
+            processes.
         RuntimeError: another process of the training has ended or is out of reach.
         CheckpointError: the folder holds another run (the message has a table), is in use, is
             damaged or cannot be written. Every option of the model but `unroll` and `remat` must be
-            as it was. The optimiser, loss and sampler are compared by the first evaluation and the
-            first two steps alone.
+            the same. Only the first evaluation and the first two steps compare optimiser, loss and
+            sampler.
 
     Example:
         >>> import optax
@@ -299,7 +303,7 @@ def fit(
     model.check(params, D)  # type: ignore[arg-type]  # tuples for a network
     if learn_dictionary and len(validation) == 3:
         raise ValueError(
-            "fit: there is no dictionary to learn where every signal has one of its own; try (Y, X)"
+            "fit: there is no dictionary to learn if every signal has its own; try (Y, X)"
         )
     parts = split(params, D, learn_dictionary=learn_dictionary, trainable=trainable, where="fit")
     if not model.depth:
@@ -318,7 +322,7 @@ def fit(
 def _of_outputs(
     model: Any, loss: Loss, sample: Any, key: Any, validation: tuple | None, others: tuple
 ) -> tuple[Outputs, Data]:
-    """The training of a model of flax.nnx; `others` are options of layers and networks alone."""
+    """The training of a model of flax.nnx; `others` are options only of layers and networks."""
     if any(others):
         raise ValueError(
             "fit: learn_dictionary, trainable, accumulate and mask are for layers and networks; of "
@@ -331,7 +335,7 @@ def _of_outputs(
 
 
 def check_optimizer(optimizer: Any, where: str) -> None:
-    """TypeError for what is no optimiser of optax."""
+    """Raise TypeError unless `optimizer` is an optax optimiser."""
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(
             f"{where}: optimizer must be an optax GradientTransformation, "
@@ -340,7 +344,7 @@ def check_optimizer(optimizer: Any, where: str) -> None:
 
 
 def check_loss(loss: Any, where: str) -> None:
-    """TypeError for what is no function."""
+    """Raise TypeError unless `loss` is a function."""
     if not callable(loss):
         raise TypeError(
             f"{where}: loss must be a function of (codes, X, D, Y), got {type(loss).__name__}; try "
@@ -357,9 +361,9 @@ def check_data(
     where: str,
     mask: Any = None,
 ) -> tuple[Array, Any, Sample, tuple]:
-    """The key, the dictionary, the sampler and the validation batch, drawn if there is none.
+    """The key, the dictionary, the sampler and the validation batch, drawn here if it is None.
 
-    Without a D the batches are of any shapes.
+    Without a D the batches may have any shapes.
     """
     key = checks.as_key(key, where)
     D = None if D is None else as_dictionaries(D, where)
@@ -375,7 +379,7 @@ def check_data(
     if validation is None:
         validation = _validation(sample, key)
         check_draws(sample, validation)
-    else:  # the batches of training are not seen otherwise
+    else:  # nothing else checks the batches of training
         _check_batch(jax.eval_shape(sample, key), D, where)
     _check_batch(validation, D, judged)
     checks.finite(validation, "the batch", judged)
@@ -451,7 +455,7 @@ def _check_own(own: Any, D: Dictionaries, n: int, where: str) -> None:
         axis, own = (), with_first(own, first.base)
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(own)]
     expected = [(*axis, *np.shape(leaf)) for leaf in jax.tree.leaves(D)]
-    if shapes == expected:  # static fields, as the boundary of a `Conv`, change (m, d)
+    if shapes == expected:  # static fields, such as the boundary of a `Conv`, change (m, d)
         nodes = [tree if isinstance(tree, tuple) else (tree,) for tree in (own, D)]
         shapes, expected = ([Dj.shape[-2:] for Dj in Ds] for Ds in nodes)
     if shapes != expected:

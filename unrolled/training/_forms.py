@@ -34,7 +34,7 @@ Leaves = dict[str, Array]  # by their dotted path
 
 _SEQUENCES = {"tuple": tuple, "list": list}
 _BASE: Records = {"Unrolled": Unrolled}
-# The records of params that are saved without their model.
+# The records of params that can be saved without their model.
 LIBRARY: Records = {
     name: cls
     for family in FAMILIES.values()
@@ -48,28 +48,28 @@ class UnknownFamilyError(ValueError):
 
 
 def describe_model(model: Model) -> dict[str, Any]:
-    """The family and every option, also those at their defaults, which may change.
+    """The family and every option, defaults included, because defaults may change.
 
     Raises:
-        TypeError: an option that JSON cannot hold.
+        TypeError: JSON cannot hold an option.
     """
     key = "family" if isinstance(model, Layer) else "network"
     return {key: model.family} | to_plain(model, _describe_option)
 
 
 def _describe_option(value: Any) -> Any:
-    """The form of what is no number, text or tuple; None where there is none."""
+    """The JSON form of an option that is not a number, text or tuple; None if it has no form."""
     if isinstance(value, Layer | Network):
         return describe_model(value)
     return {"activation": activations.describe(value)} if callable(value) else None
 
 
 def build_model(described: Mapping[str, Any]) -> Model:
-    """The model of a description; every option is checked as if it had been typed.
+    """The model of a description; its options are checked as in a call.
 
     Raises:
-        UnknownFamilyError: a family that is not known here.
-        ValueError, TypeError: no description, or options that the family refuses.
+        UnknownFamilyError: this process does not know the family.
+        ValueError, TypeError: this is not a description, or the family refuses an option.
     """
     options = {name: _build_option(value) for name, value in described.items()}
     what, kinds = ("family", FAMILIES) if "family" in options else ("network", NETWORKS)
@@ -83,7 +83,7 @@ def build_model(described: Mapping[str, Any]) -> Model:
 
 
 def is_activation(value: Any) -> bool:
-    """True for the description of an option that is an activation."""
+    """Whether a description of an option describes an activation."""
     return isinstance(value, dict) and list(value) == ["activation"]
 
 
@@ -96,11 +96,11 @@ def _build_option(value: Any) -> Any:
 
 
 def check_form(params: Any, model: Model) -> None:
-    """Raise unless params have the records and the steps of a model; there is no D to fit.
+    """Raise unless params have the records and the steps of a model, without a D to check.
 
     Raises:
-        TypeError: params of another family.
-        ValueError: another number of steps or blocks.
+        TypeError: the params belong to another family.
+        ValueError: the number of steps or blocks differs.
     """
     if isinstance(model, Layer):
         check_records(params, model.forms, model.depth, "save")
@@ -133,7 +133,7 @@ def build_params(form: Any, leaves: Leaves, model: Model | None) -> Any:
 
 
 def _records(model: Model | None, j: int = 0) -> Records:
-    """The records that the params of a layer, or of block j of a network, are made of."""
+    """The records in the params of a layer, or of block j of a network."""
     if model is None:
         return LIBRARY
     forms = model.forms if isinstance(model, Layer) else model.forms(j)
@@ -144,7 +144,7 @@ def describe(tree: Any, name: str, records: Records = LIBRARY) -> tuple[Any, Lea
     """The form of `tree`, and its leaves by their dotted path below `name`.
 
     Raises:
-        TypeError: a node of a kind that `build` would not know.
+        TypeError: `build` would not know the kind of a node.
     """
     if tree is None:
         return None, {}
@@ -161,10 +161,10 @@ def describe(tree: Any, name: str, records: Records = LIBRARY) -> tuple[Any, Lea
 
 
 def names(tree: Any) -> dict[str, Any]:
-    """The leaves of any tree by their dotted paths; the tree needs no form.
+    """The leaves of any tree by their dotted paths.
 
     Raises:
-        TypeError: two leaves have one path, as in {"a.b": x, "a": {"b": y}}.
+        TypeError: two leaves have the same path, as in {"a.b": x, "a": {"b": y}}.
     """
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
     leaves: dict[str, Any] = {}
@@ -180,7 +180,7 @@ def build(form: Any, leaves: Leaves, records: Records = LIBRARY) -> Any:
     """The tree of a form.
 
     Raises:
-        ValueError: an unknown kind, fields that its kind does not have, or a missing leaf.
+        ValueError: a kind is unknown, a kind does not have a field, or a leaf is missing.
     """
     if form is None:
         return None
@@ -237,7 +237,7 @@ def _split(node: Any, name: str, records: Records) -> tuple[str, dict, dict] | N
                 )
         parts = {key: value for key, value in values.items() if key in children}
         if type(node) is Conv and not any(delta > 1 for delta in node.dilation):
-            del static["dilation"]  # as in the files and hashes from before there was dilation
+            del static["dilation"]  # as in files and hashes that older versions wrote
         return kind, parts, static
     if type(node) in (tuple, list):
         return kind, {str(i): part for i, part in enumerate(node)}, {}
@@ -259,13 +259,13 @@ def _split(node: Any, name: str, records: Records) -> tuple[str, dict, dict] | N
 
 
 def _children(node: Any) -> set[str]:
-    """The names of the fields of a dictionary that its pytree has as children."""
+    """The names of the fields of a dictionary that are children of its pytree."""
     paths, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda part: part is not node)
     return {jax.tree_util.keystr(path, simple=True) for path, _ in paths}
 
 
 def _is_static(value: Any) -> bool:
-    """Whether JSON holds the value, with lists for tuples."""
+    """Whether JSON can hold the value, with lists for tuples."""
     if isinstance(value, tuple):
         return all(map(_is_static, value))
     if isinstance(value, float):
@@ -278,7 +278,7 @@ def _from_lists(value: Any) -> Any:
 
 
 def _dictionary(kind: Any, parts: dict, static: dict) -> Structured:
-    """A dictionary from its fields, without its constructor, which has converted them before."""
+    """A dictionary from its fields, without its constructor, which converted the fields before."""
     values: dict[str, Any]
     values = {key: _from_lists(value) for key, value in static.items()}
     if not all(map(_is_static, values.values())):
@@ -288,7 +288,7 @@ def _dictionary(kind: Any, parts: dict, static: dict) -> Structured:
         values.setdefault("dilation", 1)
     _expect(kind.__name__, values, [field.name for field in fields(kind)])
     if kind is Conv:
-        # Its static fields decide shapes. The constructor checks them, on the bank of one step.
+        # Static fields decide shapes. The constructor checks them, on the bank of one step.
         filters = values["filters"]
         lead = max(0, filters.ndim - 2 - len(values["signal_shape"]))
         bank = jnp.zeros(filters.shape[lead:], filters.dtype) if lead else filters
@@ -304,7 +304,7 @@ def _expect(kind: str, parts: dict, expected: Iterable[str]) -> None:
         raise ValueError(f"{kind} has the fields {sorted(parts)}; expected {sorted(expected)}")
 
 
-FORMAT = 1  # of the manifest; a newer one is refused
+FORMAT = 1  # of the manifest; readers refuse a newer one
 _DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2"),
@@ -312,7 +312,7 @@ _DTYPES = (
 
 
 class DamagedError(CheckpointError):
-    """A file or a step that cannot be read as what was written."""
+    """A file or a step differs from the bytes that were written."""
 
 
 def _numbers(leaf: Any) -> tuple[str, Any]:
@@ -326,15 +326,15 @@ def _numbers(leaf: Any) -> tuple[str, Any]:
 def on_host(leaf: Any) -> tuple[str, np.ndarray]:
     """The dtype and the bits of a leaf."""
     dtype, numbers = _numbers(leaf)
-    array = copy_of(numbers)  # a copy: the buffer of a leaf may be given to the next step
+    array = copy_of(numbers)  # a copy, because the next step may consume the buffer
     return dtype, array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def to_device(dtype: str, array: np.ndarray) -> jax.Array:
-    """The leaf of which `on_host` gave the dtype and the bits.
+    """The leaf with this dtype and these bits, the inverse of `on_host`.
 
     Raises:
-        ValueError: 64 bits in a process that runs without them.
+        ValueError: the array has 64-bit numbers and the process runs without them.
     """
     if dtype.startswith("key "):
         return jax.random.wrap_key_data(jnp.asarray(array), impl=dtype.removeprefix("key "))
@@ -368,7 +368,7 @@ def array_dtype(entry: dict) -> np.dtype:
     """The dtype of the array of an entry.
 
     Raises:
-        ValueError: not a dtype that is ever saved.
+        ValueError: `write` never saves this dtype.
     """
     dtype = str(entry["dtype"])
     if dtype.startswith("key "):
@@ -388,7 +388,7 @@ def verify(name: str, entry: dict, array: np.ndarray) -> None:
 
 
 def bits(array: np.ndarray) -> memoryview:
-    """The bytes of an array, without a copy where they lie in order."""
+    """The bytes of an array, without a copy if they lie in order."""
     return array.ravel().view(np.uint8).data
 
 
@@ -399,7 +399,7 @@ def sha256(array: np.ndarray) -> str:
 
 @checked
 def digest(tree: Any) -> str:
-    """The sha256 of a tree, as of a dictionary: of its kinds, static fields, shapes and bits.
+    """The sha256 of a tree, such as a dictionary: of kinds, static fields, shapes and bits.
 
     Example:
         >>> D = ur.dictionaries.dct(4, 6)
@@ -408,13 +408,13 @@ def digest(tree: Any) -> str:
     """
     try:
         form, leaves = describe(tree, "D")
-    except TypeError:  # of a kind that has no form
+    except TypeError:  # a kind without a form
         form, leaves = str(jax.tree.structure(tree)), names({"D": tree})
     return text.digest([form, table(leaves, "digest")[1]])
 
 
 def versions() -> dict[str, str]:
-    """The versions of what computes here, as files of weights hold them.
+    """The versions of the libraries that compute here, for files of weights.
 
     Example:
         >>> sorted(set(ur.training.versions()) - {"unrolled"})
@@ -423,12 +423,12 @@ def versions() -> dict[str, str]:
     others = {name: metadata.version(name) for name in ("jax", "jaxlib", "optax", "numpy")}
     try:
         return {"unrolled": metadata.version("unrolled"), **others}
-    except metadata.PackageNotFoundError:  # used from its source
+    except metadata.PackageNotFoundError:  # used from its source tree
         return others
 
 
 def seal(kind: str, manifest: dict) -> dict:
-    """The manifest with its format, kind and a sha256 of itself."""
+    """The manifest with its format, its kind and its sha256."""
     whole = {"format": FORMAT, "kind": kind, **manifest}
     return {**whole, "sha256": text.digest(whole)}
 
@@ -437,8 +437,8 @@ def unseal(path: Path, kind: str, manifest: Any) -> dict:
     """The manifest of a file if it is whole and of this kind.
 
     Raises:
-        CheckpointError: whole, and of a newer format.
-        ValueError: damaged, or of another kind.
+        CheckpointError: the file is whole, and has a newer format.
+        ValueError: the file is damaged, or of another kind.
     """
     if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
         raise ValueError("its manifest is not one of unrolled")

@@ -28,7 +28,7 @@ from unrolled.training._objective import (
 
 
 class Data(NamedTuple):
-    """What `fit` starts from and sees."""
+    """The data of a run: the start, the sampler and the validation batch."""
 
     key: Array
     sample: Sample
@@ -41,14 +41,14 @@ class Data(NamedTuple):
 def make_loop(
     objective: Objective, data: Data, optimizer: optax.GradientTransformation, shared: Sharing
 ) -> "Loop":
-    """Compile a run once, for any number of stages."""
+    """Compile a training once, for any number of stages."""
     place = places_of(shared.mesh, data.start, objective.where)
     sample = as_argument(data.sample)
     if shared.mesh is None:
         sample = _placed(sample, data.trained)
     key, trained, fixed, sample = place((data.key, data.trained, data.fixed, sample))
     validation = place.batch(data.validation)
-    # Line searches and the like ask for the loss: as a number and as a function.
+    # Line searches and similar optimisers ask for the loss, as a number and as a function.
     informed = optax.with_extra_args_support(optimizer)
     step = _Step(objective, informed, key, shared, place)
     compiled = partial(jax.jit, compiler_options=shared.compiler)
@@ -72,7 +72,7 @@ def make_loop(
 
 
 def _placed(sample: Any, trained: Any) -> Any:
-    """A sampler whose arrays are on the devices of the params, which a compiled step asks for."""
+    """A sampler with its arrays on the devices of the params, as a compiled step needs."""
     devices = {d for leaf in jax.tree.leaves(trained) for d in jnp.asarray(leaf).devices()}
 
     def of_leaf(leaf):
@@ -97,7 +97,7 @@ class _Step:
         return self.objective.judged(trained, fixed, batch, at, every=True)
 
     def gradient(self, free, others, fixed, sample, k, at):
-        """The loss of a step, its gradient, the others after it, and the loss as a function."""
+        """The loss of a step, its gradient, `others` after the step, and the loss as a function."""
         key = jax.random.fold_in(self.key, k)
         learned = partial(self.objective.learned, others=others, fixed=fixed, at=at)
         if self.shared.batches == 1:
@@ -117,7 +117,7 @@ class _Step:
         return *average(free), others, with_gradient(average)
 
     def update(self, trained, state, bad, fixed, sample, k, at):
-        """The leaves, the optimiser and the first step that is not finite, after step k."""
+        """After step k: the leaves, the optimiser, and the first step that was not finite."""
         free, others = self.objective.free(trained)
         value, gradients, changed, value_fn = self.gradient(free, others, fixed, sample, k, at)
         good = jnp.isfinite(value) & all_finite(gradients)
@@ -125,33 +125,33 @@ class _Step:
 
         def advance(free, state, others, changed, gradients):
             informed = dict(value=value, grad=gradients, value_fn=value_fn)
-            with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes in its own scalars
+            with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes of scalars
                 updates, state = self.optimizer.update(gradients, state, free, **informed)
                 free = optax.apply_updates(free, updates)
             return self.objective.admissible(free, fixed), state, changed
 
-        # A branch, not a selection: selecting afterwards would read and write all params once more.
+        # A branch, because a selection would read and write all params once more.
         free, state, others = jax.lax.cond(
             bad < 0, advance, lambda *parts: parts[:3], free, state, others, changed, gradients
         )
         trained = self.objective.join(free, others)
-        if self.place.sizes is not None:  # where they were
+        if self.place.sizes is not None:  # on their devices
             trained, state = self.place((trained, state))
         return trained, state, jnp.where(all_finite(trained) | (bad >= 0), bad, k), value
 
 
 class Loop(NamedTuple):
-    """A compiled training; `run` continues a `Progress` from where it is."""
+    """A compiled training; `run` continues from a `Progress`."""
 
     objective: Objective
     update: Callable
     evaluate: Callable
-    inspect: Callable  # codes and gradients, where something is wrong; see `inspected`
+    inspect: Callable  # codes and gradients, to explain a fault; see `inspected`
     zero: float  # the validation loss of zero codes
-    ista: float  # and of ISTA at the same depth; nan where there is none
+    ista: float  # the validation loss of ISTA at the same depth; nan if there is no ISTA
     batch: Callable
     sample: Sample
-    draw: Sample  # the same as an argument of `update`
+    draw: Sample  # the sampler as an argument of `update`
     optimizer: optax.GradientTransformation
     fixed: Trained
     validation: tuple
@@ -172,7 +172,7 @@ class Loop(NamedTuple):
     def start(self, trained: Trained) -> Progress:
         """The state before the first step.
 
-        The compiled step consumes its arguments: copies keep the caller's params apart.
+        The compiled step consumes its arguments, so this makes copies of the caller's params.
         """
         trained = copy(self.place(trained))
         optimizer = copy(self.place(self._state_of(self.objective.free(trained)[0])))
@@ -214,15 +214,15 @@ class Loop(NamedTuple):
     ) -> Progress:
         """Train until step `stop`; at every evaluation call `watch(state, at)`.
 
-        A saved state, also one between two evaluations, continues with the evaluations of its
-        stage. A `keeper` is asked after every step whether it is `due` to `save`.
+        A saved state, even one between two evaluations, continues with the evaluations of its
+        stage. After every step a `keeper` says whether it is `due` to `save`.
         """
         stage = _Stage(self, state, stop, options, watch, at, keeper)
         drive(stage)
         return stage.state
 
     def result(self, state: Progress) -> Fit:
-        """The result so far; it stays usable when the training continues."""
+        """The result so far, which stays usable when the training continues."""
         last = copy(state.trained) if all_finite(state.trained) else state.best
         history = History(state.losses, state.records, self.zero, self.ista)
         params, _ = self.objective.whole(last, self.fixed)
@@ -230,7 +230,7 @@ class Loop(NamedTuple):
         return Fit(params, best, D, history, self.objective.model)
 
     def stop_unless_finite(self, state: Progress, bad: int, at: int) -> None:
-        """Raise NonFiniteError after a step that was `bad`, or for the last validation loss."""
+        """Raise NonFiniteError if step `bad` or the last validation loss was not finite."""
         last = state.records[-1]
         if bad < 0 and np.isfinite(last.validation):
             return
@@ -259,14 +259,14 @@ class Loop(NamedTuple):
 
 
 class Course(Protocol):
-    """A training for `drive`, which changes itself."""
+    """A training for `drive`; its methods change it in place."""
 
     @property
     def step(self) -> int:
         """The steps done."""
 
     def next_end(self) -> int | None:
-        """The step of the next evaluation, of this one or a later step; None at the end."""
+        """The step of the next evaluation, which may be the current step; None at the end."""
 
     def advance(self) -> None:
         """Take one step."""
@@ -275,11 +275,11 @@ class Course(Protocol):
         """Save between two steps, if it is time."""
 
     def evaluate(self) -> None:
-        """Judge what was trained, and save if it is time."""
+        """Evaluate the params, and save if it is time."""
 
 
 def drive(course: Course) -> None:
-    """The loop on the host: steps, and an evaluation at each of the ends that a course has."""
+    """The loop on the host: take steps, and evaluate at each step that the course names."""
     while (end := course.next_end()) is not None:
         while course.step < end:
             course.advance()
@@ -304,7 +304,7 @@ class _Stage:
         records = self.state.records
         self.began = time.perf_counter() - (records[-1].seconds if records else 0.0)
         self.bad = jnp.full((), -1, jnp.int32)
-        self.pending: list[Array] = []  # losses that are not waited for
+        self.pending: list[Array] = []  # losses that are still computed
 
     @property
     def step(self) -> int:
@@ -321,7 +321,7 @@ class _Stage:
         if evaluated[-1] >= self.stop or _is_stale(self.state, self.options.patience):
             return None
         every = self.options.evaluate_every
-        left = every - (evaluated[-1] - evaluated[0]) % every  # the former end may be between two
+        left = every - (evaluated[-1] - evaluated[0]) % every  # from a former end
         return min(evaluated[-1] + left, self.stop)
 
     def advance(self) -> None:
@@ -364,7 +364,7 @@ class _Stage:
 
 
 def _is_stale(state: Progress, patience: int | None) -> bool:
-    """True at an evaluation at which `best` is `patience` steps old."""
+    """Whether this is an evaluation at which `best` is `patience` steps old."""
     return (
         patience is not None
         and state.records[-1].step == state.step
@@ -375,7 +375,7 @@ def _is_stale(state: Progress, patience: int | None) -> bool:
 def place_of_non_finite(codes, loss, tree: Trained, of: str = "the gradient of ") -> str:
     """The first code that is not finite, else the loss, else the leaf of `tree` of the least step.
 
-    "" if all are finite.
+    The result is "" if all are finite.
     """
     for k, x in enumerate(codes):
         if not np.isfinite(x).all():
@@ -396,12 +396,12 @@ def _step_and_name(path, leaf) -> tuple[float, str]:
     k = keys[keys.index("steps") + 1]
     if isinstance(k, int):
         return k, name
-    k = int(np.argmin(np.isfinite(leaf).reshape(len(leaf), -1).all(1)))  # stacked: K leads
+    k = int(np.argmin(np.isfinite(leaf).reshape(len(leaf), -1).all(1)))  # K leads
     return k, f"{name}[{k}]"
 
 
 def copy(tree: Any) -> Any:
-    """Every leaf in a buffer of its own."""
+    """A copy of every leaf in a new buffer."""
     return jax.tree.map(jnp.copy, tree)
 
 

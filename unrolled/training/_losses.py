@@ -28,12 +28,12 @@ __all__ = [
 ]
 
 
-# Of a layer (K, batch, d), of a network one array for each block; X without the steps.
+# For a layer (K, batch, d), for a network one array per block; X has no axis of steps.
 Codes = TypeAliasType("Codes", Array | Sequence[Array])
 
 
 def _of_last(loss: Loss) -> Loss:
-    """A loss that says that it sees the code of the last step alone."""
+    """Mark a loss as one that sees only the code of the last step."""
     loss.of_last = True  # type: ignore[attr-defined]
     return loss
 
@@ -67,7 +67,7 @@ def _supervised(codes, X):
 def log_nmse(codes: Codes, X: Codes | None, D: Any, Y: Array | None) -> Array:
     """ln(sum norm(x_K - x)^2 / sum norm(x)^2): the NMSE in decibels, up to a factor.
 
-    Its gradient does not fade as the error falls.
+    The gradient does not fade as the error falls.
 
     Args:
         codes, X, D, Y: as for `Loss`; D and Y are not used.
@@ -93,7 +93,7 @@ def _log_nmse(codes, target):
 def lasso_loss(lam: ArrayLike) -> Loss:
     """Unsupervised: the mean of 1/2 norm(y - D x_K)^2 + lam norm(x_K, 1).
 
-    For a network it is the sum over the blocks, each with the code before it as its signal.
+    For a network, the sum over the blocks; the signal of a block is the code of the block before.
 
     Args:
         lam: weight of the l1 norm.
@@ -112,7 +112,7 @@ def lasso_loss(lam: ArrayLike) -> Loss:
 
 @dataclass(frozen=True, eq=False)
 class _Lasso:
-    """The loss of `lasso_loss`; its lam is that of the ISTA beside which a run is judged."""
+    """The loss of `lasso_loss`; the ISTA that judges a run has the same lam."""
 
     lam: ArrayLike
     of_last = True
@@ -140,7 +140,7 @@ def reconstruction(codes: Codes, X: Any, D: Any, Y: Array) -> Array:
         codes, X, D, Y: as for `Loss`; X is not used.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes do not fit.
 
     Example:
         >>> codes, Y = jnp.zeros((3, 1, 2)), jnp.array([[3.0, 1.0]])
@@ -151,7 +151,7 @@ def reconstruction(codes: Codes, X: Any, D: Any, Y: Array) -> Array:
     checks.arrays(D, "D", "reconstruction")
     try:
         shape = jax.eval_shape(_signals, codes, D).shape
-    except (TypeError, ValueError):  # no dictionary, or sizes that do not fit
+    except (TypeError, ValueError):  # not a dictionary, or sizes do not fit
         shape = None
     if shape != np.shape(Y):
         products = "no product" if shape is None else f"products of shape {shape}"
@@ -180,12 +180,12 @@ def deep(loss: Loss, weights: ArrayLike | Sequence[float] | None = None) -> Loss
     """Deep supervision: the weighted sum of a loss over all steps (or blocks).
 
     Args:
-        loss: of the codes up to one step, as if that step were the last.
+        loss: a loss of the codes up to one step, as if this step were the last.
         weights: (K,), or (J,) for a network; None weighs all equally, with sum 1.
 
     Raises:
-        ValueError: when called, weights of another length, or a network with codes that are neither
-            None nor a tuple.
+        ValueError: when called, if weights have another length, or X of a network is neither None
+            nor a tuple.
 
     Example:
         >>> codes, X = jnp.arange(3.0)[:, None, None], jnp.zeros((1, 1))  # the codes 0, 1, 2
@@ -205,7 +205,7 @@ class _Deep:
 
     @property
     def lam(self) -> ArrayLike | None:
-        """That of the loss of one step."""
+        """The lam of the loss of one step."""
         return getattr(self.loss, "lam", None)
 
     def __call__(self, codes: Any, X: Any, D: Any, Y: Array) -> Array:
@@ -235,7 +235,7 @@ def _deep(loss, weights, codes, X, D, Y):
 
 
 def true_codes(codes, X, where):
-    """The true codes of the last block, one for each code of its last step."""
+    """The true codes of the last block, one per signal."""
     shape = _last_shape(codes, where)
     if X is None:
         raise ValueError(
@@ -277,22 +277,22 @@ def sparse_feature_penalty(
     / (N \dim x_j)`, and 0 where a feature is 0. A loss takes gamma times this penalty.
 
     Args:
-        features: an array (N, ...) per layer, activations after their nonlinearity.
+        features: an array (N, ...) per layer, activations after the nonlinearity.
         weights: one non-negative number per layer, by name if the features have names, else in
-            their order; None weighs every layer by 1.
+            order; None weighs every layer by 1.
 
     Returns:
         The penalty, (), in float32 or wider.
 
     Raises:
-        TypeError: features or weights of another kind, or activations that are no real
+        TypeError: features or weights are of another kind, or activations are not real
             floating-point numbers.
-        ValueError: no features, an array without a batch axis or without elements, batches of
-            several sizes, weights that do not match the features, or one known to be negative, NaN
-            or infinite.
+        ValueError: there are no features, an array has no batch axis or no elements, batches have
+            several sizes, weights do not match the features, or a known weight is negative, NaN or
+            infinite.
 
-    The paper (Section 4) prints the sum of norm(x_j, 1) / dim(x_j) for one sample; that x_j stands
-    after the nonlinearity, and that a batch is averaged, is our reading.
+    The paper (Section 4) prints the sum of norm(x_j, 1) / dim(x_j) for one sample. We read that x_j
+    is taken after the nonlinearity, and that the penalty is averaged over a batch.
 
     Example:
         >>> features = {"conv1": jnp.array([[1.0, -3.0], [0.0, 4.0]]), "conv2": jnp.ones((2, 5))}
@@ -303,13 +303,13 @@ def sparse_feature_penalty(
     """
     layers = _layers(features)
     chosen = _weights(weights, features, layers)
-    # Not as dicts, whose keys jit sorts.
+    # Not as dicts, because jit sorts their keys.
     return _penalty(list(layers.values()), [chosen[name] for name in layers])
 
 
 @program()
 def _penalty(layers: list[Array], weights: list[ArrayLike]) -> Array:
-    # Of each sample, in float32 at least, and over the samples.
+    # The mean of each sample, in float32 or wider, then over the samples.
     means = [jnp.mean(jnp.mean(_absolute(widened(x)), range(1, x.ndim))) for x in layers]
     dtype = checks.common_dtype(means)
     return sum(
@@ -323,12 +323,12 @@ def _absolute(x):
     return jnp.abs(x)
 
 
-# The derivative of jnp.abs at 0 is 1; a feature that is switched off must not be pushed.
+# The derivative of jnp.abs at 0 is 1, but the penalty must not push a feature that is off.
 _absolute.defjvps(lambda tangent, _, x: jnp.sign(x) * tangent)
 
 
 def _layers(features: Any) -> dict[Any, Array]:
-    """The features by name, or by their place in a sequence, checked."""
+    """The features by name, or by position in a sequence, checked."""
     if isinstance(features, Mapping):
         layers = dict(features)
     elif isinstance(features, Sequence) and not isinstance(features, str):
@@ -366,7 +366,7 @@ def _weights(weights: Any, features: Any, layers: dict[Any, Array]) -> dict[Any,
     if weights is None:
         return dict.fromkeys(layers, 1.0)
     if isinstance(weights, Mapping) != isinstance(features, Mapping):
-        # The order of a dict is not kept by jit, which sorts its keys.
+        # jit sorts the keys of a dict, so a dict has no order.
         raise TypeError(
             f"{_WHERE}: features are a {type(features).__name__} and weights a "
             f"{type(weights).__name__}; expected two dicts, or two sequences"

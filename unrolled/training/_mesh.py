@@ -1,14 +1,14 @@
 """A training step over the devices of a mesh: a mean of batches, summed in one order everywhere.
 
-A step draws `accumulate` batches, each by the sampler from a key of its own, and takes the mean of
-their losses and gradients. A mesh shares the batches among its devices: each draws its own, and no
-signal leaves it. The mean is a sum by one binary tree, whose lower levels are the loops of a device
-and whose upper ones are exchanges with other devices: the bits do not depend on their number. The
-reduction "psum" leaves the upper levels to the runtime: one exchange, in an order of its own.
+A step draws `accumulate` batches, each from a different key, and takes the mean of their losses and
+gradients. A mesh shares the batches among its devices: each device draws its batches, and no signal
+leaves a device. The mean is a sum along one binary tree. The lower levels of the tree are loops on
+a device, the upper levels are exchanges between devices, so the bits do not depend on the number of
+devices. The reduction "psum" leaves the upper levels to the runtime, in one exchange.
 
-A second axis of the mesh, "atoms", splits D and what grows with it, as the annotations of params
-say, and the moments of the optimiser that follow them. The compiler splits the products by that:
-the devices add up D x, and no column of D or W moves.
+A second axis of the mesh, "atoms", splits D, the params that grow with D, by their annotations, and
+the moments of the optimiser. The compiler splits the products accordingly: the devices add up D x,
+and no column of D or W moves.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,13 +34,13 @@ ATOMS = "atoms"  # the axis of the mesh
 
 
 class Placement(NamedTuple):
-    """Those of the arrays of a fit; without a mesh they stay where they are."""
+    """The devices of the arrays of a fit; without a mesh the arrays stay where they are."""
 
     mesh: Mesh | None
-    sizes: Trained | None = None  # of the last axis of the leaves that are split, 0 for others
+    sizes: Trained | None = None  # of the last axis of split leaves; 0 for other leaves
 
     def __call__(self, tree: Any) -> Any:
-        """A tree in its place; every `Trained` in it is params and D, or moments of them."""
+        """Place a tree; every `Trained` in it holds params and D, or their moments."""
         if self.mesh is None:
             return tree
 
@@ -52,7 +52,7 @@ class Placement(NamedTuple):
         return jax.tree.map(of_node, tree, is_leaf=lambda node: isinstance(node, Trained))
 
     def split(self, sizes: Any, tree: Any) -> Any:
-        """A tree of which `sizes` is a prefix."""
+        """Place a tree; `sizes` is a tree prefix of it."""
 
         def of_prefix(size, part):
             return jax.tree.map(partial(self._put, size), part)
@@ -60,7 +60,7 @@ class Placement(NamedTuple):
         return jax.tree.map(of_prefix, sizes, tree)
 
     def batch(self, batch: tuple) -> tuple:
-        """(Y, X), or with a dictionary for each signal: all but the signals end in the atoms."""
+        """Place (Y, X), or (Y, X, Ds); the last axis of X and Ds is the axis of atoms."""
         if self.sizes is None:
             return self(batch)
         Y, *others = batch
@@ -68,15 +68,15 @@ class Placement(NamedTuple):
         return self(Y), *self.split(sizes, others)
 
     def _put(self, size: int, leaf: Any) -> Any:
-        """A leaf split along its last axis if that has this size, else on every device."""
-        assert self.mesh is not None  # or nothing is put anywhere
+        """A leaf split along its last axis if the axis has this size, else on every device."""
+        assert self.mesh is not None  # otherwise nothing calls this
         splits = size and np.shape(leaf)[-1:] == (size,)
         spec = P(*(None,) * (np.ndim(leaf) - 1), ATOMS) if splits else P()
         return _put(leaf, NamedSharding(self.mesh, spec))
 
 
 class Sharing(NamedTuple):
-    """The batches of a step, the devices that share them, and how these add their parts."""
+    """The batches of a step, the devices that share them, and how the devices add their parts."""
 
     batches: int = 1
     mesh: Mesh | None = None
@@ -84,11 +84,11 @@ class Sharing(NamedTuple):
 
     @property
     def compiler(self) -> dict[str, Any]:
-        """Options of the compiler for programs that shall round alike on any number of devices.
+        """Options of the compiler for programs that round alike on any number of devices.
 
-        For several devices XLA removes common expressions before it simplifies, for one after: an
-        operand that two quotients share turns them into products by its inverse. That was seen, and
-        mended, on processors alone; kernels of other devices rest on what is simplified.
+        XLA removes common expressions before it simplifies for several devices, but after it for
+        one device: two quotients with one divisor become products by its inverse. We saw this on
+        CPUs, and the options mend it only there, because kernels of other devices need the pass.
         """
         device = jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
         accumulated = self.batches > 1 and device.platform == "cpu"
@@ -96,13 +96,13 @@ class Sharing(NamedTuple):
 
 
 def sharing(accumulate: int, mesh: Any, reduction: str, where: str) -> Sharing:
-    """How a step is shared, with axes of the mesh that the compiler partitions.
+    """How devices share a step, with mesh axes that the compiler partitions.
 
     Raises:
-        TypeError: no mesh, or a number that is none.
-        ValueError: a number that is no power of two, a mesh without the axis "data", or with
-            devices that cannot share the batches equally; an unknown reduction, or "psum" where
-            nothing is shared.
+        TypeError: `mesh` is not a mesh, or `accumulate` is not an integer.
+        ValueError: `accumulate` is not a power of two, the mesh lacks the axis "data", its devices
+            cannot share the batches equally, the reduction is unknown, or it is "psum" and no
+            devices share a step.
     """
     accumulate = checks.as_index(accumulate, "accumulate", where, least=1)
     if accumulate & (accumulate - 1):
@@ -128,7 +128,7 @@ def sharing(accumulate: int, mesh: Any, reduction: str, where: str) -> Sharing:
 
 @contextmanager
 def computing_on(mesh: Mesh | None, where: str) -> Iterator[None]:
-    """In its block the mesh is that of JAX, whatever mesh the caller has set.
+    """Set JAX's mesh to this mesh in a block, whatever mesh the caller has set.
 
     Raises:
         RuntimeError: a process of the mesh has ended, or is out of reach.
@@ -164,7 +164,7 @@ def mean(f: Callable[..., Any], key: Array, shared: Sharing, *arguments: Any) ->
             axis_names={DATA},
             in_specs=(P(DATA), *everywhere),
             out_specs=P(),
-            check_vma=False,  # all devices hold the same sum, which the compiler cannot see
+            check_vma=False,  # the compiler cannot see that all devices hold the same sum
         )
         def among(keys, *arguments):
             part = _sum(lambda key: f(key, *arguments), keys)
@@ -183,19 +183,19 @@ def _sum(f: Callable[[Array], Any], keys: Array) -> Any:
 
 
 def _looped(f: Callable[[], Any]) -> Any:
-    """f(), in a loop of one turn that the compiler takes for many: it fuses as in any loop.
+    """f(), in a loop of one turn whose length the compiler cannot see, so it fuses as in a loop.
 
-    Outside of loops XLA fuses otherwise, and one batch a device would have other bits than two.
+    Outside of loops XLA fuses differently: one batch on a device would give other bits than two.
     """
     blank = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), jax.eval_shape(f))
     return lax.fori_loop(0, lax.optimization_barrier(1), lambda *_: f(), blank)
 
 
 def _exchanged(part: Any, mesh: Mesh, reduction: str) -> Any:
-    """The sum of the parts of all devices, at each of them.
+    """The sum of the parts of all devices, on each device.
 
-    By a tree first of neighbours, then of pairs. The leaves of one dtype travel together, in
-    log2(devices) exchanges, or in one; those that are split along the atoms cannot.
+    The tree adds neighbours first, then pairs. The leaves of one dtype travel together, in
+    log2(devices) exchanges, or in one; leaves that are split along the atoms travel alone.
     """
     add = partial(_by_tree, mesh.shape[DATA])
     if reduction == "psum":
@@ -203,7 +203,7 @@ def _exchanged(part: Any, mesh: Mesh, reduction: str) -> Any:
     if mesh.shape.get(ATOMS, 1) > 1:
         return jax.tree.map(add, part)
     leaves, tree = jax.tree.flatten(part)
-    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):  # in one order in all processes
+    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):  # the same order in all processes
         own = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
         flat = jnp.concatenate([leaves[i].reshape(-1) for i in own])
         flat = add(flat)
@@ -223,9 +223,9 @@ def _by_tree(devices: int, part: Array) -> Array:
 
 
 def with_gradient(value_and_gradient: Callable[[Any], Any]) -> Callable[[Any], Array]:
-    """The value, whose reverse derivative is the gradient that was computed with it.
+    """A function for the value, whose reverse derivative is the gradient computed with the value.
 
-    A loop of unknown length has no reverse derivative, which line searches ask for.
+    Line searches need the derivative, and a loop of unknown length has no reverse derivative.
     """
     value = jax.custom_vjp(lambda x: value_and_gradient(x)[0])
     value.defvjp(value_and_gradient, lambda g, c: (jax.tree.map(lambda v: c * v, g),))
@@ -233,7 +233,7 @@ def with_gradient(value_and_gradient: Callable[[Any], Any]) -> Callable[[Any], A
 
 
 def batches(key: Array, k: Any, n: int, sample: Callable[[Array], Any]) -> Any:
-    """The batch of step k, or its n batches as one."""
+    """The batch of step k, or its n batches as one batch."""
     step_key = jax.random.fold_in(key, k)
     if n == 1:
         return sample(step_key)
@@ -245,8 +245,8 @@ def places_of(mesh: Mesh | None, whole: Trained, where: str) -> Placement:
     """The places of a fit of these params and this D.
 
     Raises:
-        ValueError: an axis "atoms" where there is no dense D, or with devices that cannot share
-            its atoms equally, or that belong to several processes.
+        ValueError: there is an axis "atoms" and D is not dense, or the devices of this axis cannot
+            share the atoms equally or belong to several processes.
     """
     devices = 1 if mesh is None else mesh.shape.get(ATOMS, 1)
     if mesh is None or devices == 1:
@@ -277,7 +277,7 @@ def places_of(mesh: Mesh | None, whole: Trained, where: str) -> Placement:
 
 
 def _put(leaf: Any, where: NamedSharding) -> Any:
-    """A leaf that each process has, on the devices of all."""
+    """A leaf that each process has, on the devices of all processes."""
     if isinstance(leaf, jax.core.Tracer):
         return jax.lax.with_sharding_constraint(leaf, where)
     shared = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable

@@ -1,7 +1,7 @@
-"""What a run works on, calls, minimises and returns.
+"""The data, callables, objective and result of a run.
 
-What it calls are types: a function of the same arguments, by position, is one of them; nothing is
-subclassed. An objective is a function of the leaves that are trained; `split` says which these are.
+The callables are protocols: any function of the same arguments, by position, fits; do not subclass
+them. An objective is a function of the trained leaves; `split` says which leaves are trained.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ __all__ = [
 
 
 Model = TypeAliasType("Model", Layer | Network)
-Params = TypeAliasType("Params", Unrolled | tuple[Unrolled, ...])  # of a layer, of a network
+Params = TypeAliasType("Params", Unrolled | tuple[Unrolled, ...])  # for a layer, for a network
 Dictionaries = TypeAliasType("Dictionaries", Dictionary | tuple[Dictionary, ...])  # likewise
 
 
@@ -56,7 +56,7 @@ class Record(NamedTuple):
     loss: float  # mean training loss since the last evaluation; nan before the first step
     validation: float  # loss on the validation batch
     seconds: float  # since the start
-    stage: int = 0  # of a curriculum
+    stage: int = 0  # the stage of a curriculum, else 0
 
 
 class History(NamedTuple):
@@ -65,18 +65,18 @@ class History(NamedTuple):
     loss: np.ndarray  # (steps,) training loss of every step
     records: tuple[Record, ...]  # one per evaluation
     zero: float = np.inf  # the validation loss of zero codes
-    # That of ISTA at the depth of a layer, with the lam of the loss, or of the layer; else nan.
+    # The validation loss of ISTA at the layer's depth, with the lam of the loss or the layer.
     ista: float = np.nan
 
 
 class Tried(NamedTuple):
     """One of the runs among which `unsupervised` chooses."""
 
-    family: str  # that was trained
-    start: str  # "init", or "fista": the best params of that family
-    rate: float  # at its beginning, for signals and atoms of mean norm 1
-    steps: int  # of training
-    validation: float  # the least of its validation losses
+    family: str  # the trained family
+    start: str  # "init", or "fista": the best params of a trained `fista`
+    rate: float  # the first learning rate, for signals and atoms of mean norm 1
+    steps: int  # number of training steps
+    validation: float  # the least validation loss
 
 
 class Fit(NamedTuple):
@@ -86,11 +86,11 @@ class Fit(NamedTuple):
     best: Any  # with the smallest validation loss, the start included
     D: Any  # as given, or as learned together with `best`
     history: History  # losses and evaluations
-    model: Model  # that was trained
-    tried: tuple[Tried, ...] = ()  # by `unsupervised`, the one that it chose last
+    model: Model  # the trained model
+    tried: tuple[Tried, ...] = ()  # the runs of `unsupervised`; the last one is the chosen one
 
     def __repr__(self) -> str:
-        """What was trained, how far, and how good it is."""
+        """The model, the number of steps, and the validation losses."""
         if not self.history.records:
             return f"Fit of {self.model!r}, without a history"
         first, last = ends(self.history.records)
@@ -109,9 +109,9 @@ class Fit(NamedTuple):
     def judged(self) -> dict[str, float]:
         """The validation losses of the start and of `best`, of zero codes and of ISTA, if known.
 
-        `training.save(..., validation=fit.judged)` keeps them beside the weights.
+        `training.save(..., validation=fit.judged)` keeps the losses with the weights.
         """
-        stage = self.history.records[-1].stage  # of a curriculum the last one counts
+        stage = self.history.records[-1].stage  # the last stage of a curriculum counts
         losses = [record.validation for record in self.history.records if record.stage == stage]
         judged = {"first": losses[0], "best": min(losses)}
         judged |= {"zero": self.history.zero, "ista": self.history.ista}
@@ -119,10 +119,10 @@ class Fit(NamedTuple):
 
     @property
     def worsened(self) -> bool:
-        """Whether the last validation loss exceeds that of the start, or of zero codes.
+        """Whether the last validation loss exceeds the loss of the start, or of zero codes.
 
-        The start is that of the last stage. A loss that differs by the rounding of its sum is
-        equal.
+        In a curriculum, the start of the last stage counts. Losses that differ by the rounding of a
+        sum count as equal.
         """
         first, last = ends(self.history.records)
         others = first.validation, self.history.zero
@@ -135,10 +135,10 @@ def ends(records: tuple[Record, ...]) -> tuple[Record, Record]:
 
 
 class NonFiniteError(FloatingPointError):
-    """The loss, its gradient or an update is not finite; `fit` holds what was reached before.
+    """The loss, its gradient or an update is not finite; `fit` holds the last good params.
 
     Attributes:
-        fit: a `Fit` with the params before the step that failed, and the best ones.
+        fit: a `Fit` with the params before the step that failed, and the best params.
     """
 
     def __init__(self, message: str, fit: Fit):
@@ -147,16 +147,16 @@ class NonFiniteError(FloatingPointError):
 
 
 class Trained(NamedTuple):
-    """What the optimiser sees: params and dictionary, None at every leaf that is not trained."""
+    """The argument of the optimiser: params and D, None at every leaf that is not trained."""
 
     params: Any  # of the model
-    D: Any  # the dictionary, or None where it is not trained
+    D: Any  # the dictionary, or None if it is not trained
 
 
 class Progress(NamedTuple):
     """Everything that changes during a run; a run resumes from it bit for bit.
 
-    The compiled step consumes `trained` and `optimizer`: copy what is to be kept.
+    The compiled step consumes `trained` and `optimizer`: copy them to keep them.
     """
 
     trained: Trained
@@ -173,18 +173,18 @@ class Progress(NamedTuple):
 class Sample(Protocol):
     """Draws a batch: `sample(key) -> (Y, X)` or `(Y, X, Ds)`.
 
-    It is traced into the training step, so it must be a pure function of the key. Arrays that a
-    function holds become constants of that step; of a pytree, such as `jax.tree_util.Partial(f,
-    arrays)` and what `problems.sampler` and `resampler` return, they are its arguments, which costs
-    no copies.
+    The training step traces the sampler, so it must be a pure function of the key. Arrays that a
+    plain function holds become constants of the step. Arrays in a pytree, such as
+    `jax.tree_util.Partial(f, arrays)` or the results of `problems.sampler` and `resampler`, become
+    arguments of the step, which costs no copies.
 
     Args:
         key: one random key; training step k passes `fold_in(key, k)`.
 
     Returns:
         (Y, X) or (Y, X, Ds): signals (batch, m); their codes (batch, d), for a network a tuple with
-        the codes of every block or the codes of the last block alone, None for a loss that does
-        not use them; dictionaries (batch, m, d), where every signal has one of its own.
+        the codes of every block or only of the last block, None for a loss that does
+        not use them; dictionaries (batch, m, d), if every signal has its own dictionary.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 4, 6)
@@ -199,21 +199,21 @@ class Sample(Protocol):
 
 
 class Loss(Protocol):
-    """What training minimises: `loss(codes, X, D, Y) -> scalar`, of one batch.
+    """The loss of a batch, which training minimises: `loss(codes, X, D, Y) -> scalar`.
 
-    It is traced into the training step, so it must be differentiable and pure.
+    The training step traces the loss, so it must be differentiable and pure.
 
     Args:
         codes: for a layer, the code after every step, (K, batch, d); for a network, the code of
-            every block, a tuple of (batch, d_j). `codes[-1]` is the output of either.
+            every block, a tuple of (batch, d_j). In both cases `codes[-1]` is the output.
         X: the codes from the sampler.
-        D: the dictionary in use: that of the training, or (batch, m, d) from the sampler; a tuple
-            for a network.
+        D: the dictionary of the training, or the dictionaries (batch, m, d) from the sampler; a
+            tuple for a network.
         Y: (batch, m), signals.
 
-    A loss of the last code alone may say so, by an attribute `of_last` that is True: of a layer it
-    is then given (1, batch, d), and training does not store the codes of the other steps. The
-    losses of this library do so.
+    A loss that needs only the last code may set its attribute `of_last` to True. For a layer it
+    then gets codes (1, batch, d), and training does not store the codes of the other steps. The
+    losses of this library set it.
 
     Example:
         >>> def mean_absolute_error(codes, X, D, Y):
@@ -227,11 +227,11 @@ class Loss(Protocol):
 
 
 class Callback(Protocol):
-    """What is called at every evaluation, on the host: `callback(record, params) -> None`.
+    """A function that `fit` calls at every evaluation, on the host: `callback(record, params)`.
 
     Args:
         record: the numbers of the evaluation.
-        params: of the model at this step, with non-negative thresholds; safe to keep.
+        params: the params at this step, with non-negative thresholds; safe to keep.
 
     Example:
         >>> history = []
@@ -247,17 +247,17 @@ class Callback(Protocol):
 
 @checked
 def trainable(params: Params) -> Any:
-    """Whether each leaf may be trained, as bools: a mask for an optax loop of one's own.
+    """Whether each leaf may be trained, as bools: a mask for your own optax loop.
 
-    True at floating-point leaves, except those inside a `layers.Fixed`. Those carry no gradient,
-    but what an optimiser adds of its own, such as weight decay, moves them unless they are masked.
-    `fit` needs no mask: it never moves them.
+    True at floating-point leaves, except leaves inside a `layers.Fixed`. Fixed leaves carry no
+    gradient, but weight decay and similar terms of an optimiser move them unless they are masked.
+    `fit` needs no mask: it never moves fixed leaves.
 
     Args:
-        params: of a layer; a tuple of a network.
+        params: the params of a layer; a tuple for a network.
 
     Returns:
-        bools, a tree of the structure of `params`.
+        A tree of bools with the structure of `params`.
 
     Example:
         >>> import optax
@@ -276,7 +276,7 @@ def trainable(params: Params) -> Any:
 
 
 def _marks(params: Params) -> Any:
-    """`trainable`, which is also the name of an option."""
+    """`trainable`, under another name because an option is called `trainable`."""
 
     def is_fixed(node):
         return isinstance(node, Fixed)
@@ -293,7 +293,7 @@ def is_float(leaf: Any) -> bool:
 
 
 def as_dictionaries(D: Any, where: str) -> Dictionaries:
-    """A dictionary, or a tuple of those of a chain, checked."""
+    """A dictionary, or the tuple of dictionaries of a chain, checked."""
     return as_chain(D, where) if isinstance(D, tuple | list) else as_dictionary(D, where)
 
 
@@ -306,21 +306,21 @@ def split(
     trainable: Any = None,
     where: str = "split",
 ) -> tuple[Trained, Trained]:
-    """The trained and the fixed leaves, two trees with None where the other has its leaf.
+    """The trained and the fixed leaves, two trees; each has None where the other has a leaf.
 
-    Floating-point leaves are trained, except those inside a `layers.Fixed`.
+    Floating-point leaves are trained, except leaves inside a `layers.Fixed`.
 
     Args:
-        params, D: of a layer; tuples of a network.
-        learn_dictionary: train D too; one whose unit atoms take another form, as a `Composed` of a
-            `Conv`, has that form at once.
-        trainable: bools, a tree prefix of `params`; None trains all.
+        params, D: the params and the dictionary of a layer; tuples for a network.
+        learn_dictionary: whether to train D too. If unit atoms need another form of D, as for a
+            `Composed` of a `Conv`, D gets this form here.
+        trainable: bools, a tree prefix of `params`; None trains all leaves.
         where: the name of the caller, which messages begin with.
 
     Raises:
-        TypeError: params with a leaf that is no array, or without a floating-point one, a
-            `learn_dictionary` that is not a bool, a `trainable` that holds anything but bools.
-        ValueError: a `trainable` that is no tree prefix of params, or that freezes everything.
+        TypeError: a leaf of params is not an array, params have no floating-point leaf,
+            `learn_dictionary` is not a bool, or `trainable` holds anything but bools.
+        ValueError: `trainable` is not a tree prefix of params, or freezes everything.
 
     Example:
         >>> layer, D = ur.alista(3), ur.dictionaries.dct(4, 6)
@@ -352,10 +352,10 @@ def split(
 
 @checked
 def merge(trained: Trained, fixed: Trained) -> Trained:
-    """The whole params and D, with every trained threshold as its non-negative magnitude.
+    """The whole params and D, with the magnitude of every trained threshold.
 
     Args:
-        trained, fixed: from `split`, or trained since then.
+        trained, fixed: the results of `split`, trained or not.
 
     Example:
         >>> layer, D = ur.alista(1), ur.dictionaries.dct(4, 6)
@@ -374,10 +374,10 @@ def merge(trained: Trained, fixed: Trained) -> Trained:
 
 @checked
 def with_unit_atoms(D: Dictionaries) -> Dictionaries:
-    """D, or each of a tuple, with its atoms scaled to norm 1, as `fit` does after every update.
+    """D with atoms scaled to norm 1, as `fit` does after every update.
 
     Args:
-        D: (m, d); a tuple of a network.
+        D: (m, d); a tuple for a network.
 
     Example:
         >>> D = ur.training.with_unit_atoms(jnp.array([[3.0, 0.0], [4.0, 2.0]]))
@@ -390,7 +390,7 @@ def with_unit_atoms(D: Dictionaries) -> Dictionaries:
 
 
 def _in_form(D: Any) -> Any:
-    """D in the form that `with_unit_atoms` keeps: D itself, or with unit atoms."""
+    """D in the form that `with_unit_atoms` returns: D itself, or D with unit atoms."""
     if isinstance(D, tuple):
         return tuple(map(_in_form, D))
     unit: Any = jax.tree.structure(jax.eval_shape(with_unit_atoms, D))
@@ -398,7 +398,7 @@ def _in_form(D: Any) -> Any:
 
 
 def _spread(trainable, params, where: str):
-    """A tree prefix of bools as a bool for every leaf of the params."""
+    """A bool for every leaf of the params, from a tree prefix of bools."""
     for leaf in jax.tree.leaves(trainable):
         if not isinstance(leaf, bool | np.bool_):
             hint = (
@@ -420,28 +420,27 @@ def _spread(trainable, params, where: str):
 class Objective:
     """The mean loss of the codes of a layer or a network.
 
-    Another kind of model is a subclass, which says what its codes are and which of its leaves have
-    a gradient.
+    A subclass serves another kind of model: it defines the codes, and the leaves with a gradient.
     """
 
     where: str
     model: Any
     loss: Loss
-    lam: Any = None  # of the ISTA beside which a layer is judged; None for none
-    of_last: bool = False  # whether the loss sees the code of the last step alone
-    staged: bool = False  # or that of its stage, a traced `at`
+    lam: Any = None  # of the ISTA that judges a layer; None for no ISTA
+    of_last: bool = False  # whether the loss sees only the code of the last step
+    staged: bool = False  # whether that step depends on the stage, by a traced `at`
 
     @property
     def of_lasso(self) -> bool:
-        """Whether the loss is the objective of the LASSO, of the code after the last step."""
+        """Whether the loss is the LASSO objective of the code after the last step."""
         return self.of_last and getattr(self.loss, "lam", None) is not None
 
     def codes(self, params: Any, D: Any, Y: Array, axis: Any, every: bool = False) -> Any:
-        """(K, batch, d) for a layer, a tuple of blocks for a network.
+        """The codes, (K, batch, d) for a layer, a tuple of blocks for a network.
 
-        (1, batch, d) where the loss sees the last code alone, unless `every` code is asked for: a
-        gradient through all codes stores them. `axis` is that of `signal_axes`, where signals have
-        dictionaries of their own, else None.
+        If the loss sees only the last code, (1, batch, d) unless `every` is True, because a
+        gradient through all codes would store them. `axis` is the axis of `signal_axes` if signals
+        have their own dictionaries, else None.
         """
         if not isinstance(self.model, Layer):
             return jax.vmap(self.model.apply, (None, axis, 0))(params, D, Y)
@@ -450,17 +449,17 @@ class Objective:
         return jax.vmap(self.model.iterates, (None, axis, 0), out_axes=1)(params, D, Y)
 
     def free(self, trained: Trained) -> tuple[Any, Any]:
-        """The leaves that have a gradient, and the others that a step may change."""
+        """The leaves with a gradient, and the other leaves that a step may change."""
         return trained, None
 
     def join(self, free: Any, others: Any) -> Trained:
-        """What `free` took apart."""
+        """The inverse of `free`."""
         return free
 
     def learned(
         self, free: Any, others: Any, fixed: Trained, batch: tuple, at: Any
     ) -> tuple[Array, Any]:
-        """The loss in a step of training, and the others after it."""
+        """The loss in a training step, and `others` after the step."""
         return self.judged(free, fixed, batch, at)[0], others
 
     def admissible(self, free: Any, fixed: Trained) -> Any:
@@ -477,7 +476,7 @@ class Objective:
     def judged(
         self, trained: Trained, fixed: Trained, batch: tuple, at: Any, every: bool = False
     ) -> tuple[Array, Any]:
-        """The loss in an evaluation, and the codes that it sees, or all."""
+        """The loss in an evaluation, and the codes that the loss sees, or all codes."""
         params, D = merge(trained, fixed)
         Y, X, *own = batch
         D, axis = (own[0], signal_axes(own[0])) if own else (D, None)
@@ -511,14 +510,14 @@ class Objective:
 
 
 def _trained_of(D: Any, trained: Any) -> Any:
-    """The leaves of D that are trained, None for the others."""
+    """The trained leaves of D, None for the other leaves."""
     return jax.tree.map(
         lambda t, leaf: None if t is None else leaf, trained, D, is_leaf=lambda leaf: leaf is None
     )
 
 
 def check_model(model: Any, where: str) -> None:
-    """TypeError unless it is a layer or a network."""
+    """Raise TypeError unless `model` is a layer or a network."""
     if not isinstance(model, Layer | Network):
         raise TypeError(f"{where}: expected a Layer or a Network, got {type(model).__name__}")
 
@@ -534,13 +533,13 @@ class Outputs(Objective):
     """The mean loss of the outputs of a model."""
 
     def start(self) -> tuple[Trained, Trained]:
-        """What is trained, and None for what is not."""
+        """The trained leaves, and None for the fixed leaves."""
         variables = Trained(_variables(self.model), None)
         return variables, jax.tree.map(lambda leaf: None, variables)
 
     @cached_property
     def graphs(self) -> tuple[Any, Any]:
-        """Of the model in training and in an evaluation."""
+        """The graph definitions of the model in training and in an evaluation."""
         from flax import nnx
 
         model = nnx.clone(self.model)
@@ -591,12 +590,12 @@ class Outputs(Objective):
     def baseline_losses(
         self, trained: Trained, fixed: Trained, batch: tuple
     ) -> tuple[float, float]:
-        """None: outputs that are zero are no measure for a model of any kind."""
+        """Infinity and nan, because zero outputs measure nothing for a general model."""
         return np.inf, np.nan
 
 
 def is_nnx(model: Any) -> bool:
-    """Whether it is a model of flax.nnx."""
+    """Whether `model` is a model of flax.nnx."""
     from flax import nnx
 
     return isinstance(model, nnx.Module)

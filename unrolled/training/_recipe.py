@@ -1,4 +1,4 @@
-"""A family by its recipe: start, calibration, ridge, rate and loss, where codes are known."""
+"""A family by its recipe: start, calibration, ridge, rate and loss, if codes are known."""
 
 import dataclasses
 import itertools
@@ -37,14 +37,14 @@ from unrolled.training._objective import Fit, Sample
 __all__ = ["Made", "Start", "by_recipe", "mostly_last", "prepare"]
 
 
-# Ridges of the weights in closed form, in units of norm(D, 2)^2, that noisy signals choose from.
+# The ridges of weights in closed form, in units of norm(D, 2)^2, from which noisy signals choose.
 _RIDGES = (0.0, 0.03, 0.1, 0.3, 1.0, 3.5)
 _ROUNDING = 1e-4  # residuals of codes below this share of the signals are rounding
-# Signals that a sampler is asked for, that calibrate, and that a grid search sees.
+# Numbers of signals: drawn from a sampler, used to calibrate, used in a grid search.
 _DRAWN, _CALIBRATED_ON, _SEARCHED_ON = 2048, 256, 512
 _DEEP = 0.1  # weight of all steps in the loss
 _CLIP = 1.0  # largest norm of a gradient
-_TIE = 0.05  # dB, which a message does not show
+_TIE = 0.05  # dB, a difference that messages do not show
 _EVALUATE_EVERY = 50  # steps
 _FEWEST = 16  # signals
 
@@ -53,7 +53,7 @@ _FEWEST = 16  # signals
 def mostly_last(codes: Codes, X: Codes | None, D: Any, Y: Array | None) -> Array:
     """Nine tenths of `log_nmse` of the last step, and a tenth of its mean over all steps.
 
-    The last step counts; the others keep the way there short. It is the loss of all recipes.
+    The part of all steps makes the error fall early. All recipes train this loss.
 
     Args:
         codes, X, D, Y: as for `Loss`; D and Y are not used.
@@ -78,14 +78,14 @@ def _mostly_last(codes: Codes, X: Codes | None) -> Array:
 
 
 class Start(NamedTuple):
-    """A layer by its recipe, calibrated and ready to train; `fit` of it is the rest."""
+    """A layer by its recipe, calibrated and ready for `fit`."""
 
     layer: Layer  # with the options that suit the signals
     params: Unrolled  # before training
     law: Law  # of the codes and the noise
-    ridge: float | None  # of its weights, in units of norm(D, 2)^2; None without weights
+    ridge: float | None  # of the weights, in units of norm(D, 2)^2; None without weights
     nmse: float  # on the validation signals, dB, ratio of sums
-    ista: float  # of ISTA at the same depth with the best of six penalties
+    ista: float  # NMSE of ISTA at the same depth with the best of six penalties, dB
 
     def __repr__(self) -> str:
         ridge = "" if self.ridge is None else f", ridge {self.ridge:g}"
@@ -106,30 +106,29 @@ def prepare(
     key: Key = 0,
     **options: Any,
 ) -> Start:
-    """A family by its recipe, before training, on signals whose codes are known.
+    """Prepare a family by its recipe, before training, on signals whose codes are known.
 
-    The share of nonzeros, their variance and the noise are those of the sample; they set the
-    options that are not given. Half of the signals, at most 256, calibrate thresholds and step
-    sizes. The others choose what a recipe leaves open: a penalty, the ridge of weights in closed
-    form where there is noise, the numbers of a grid search, smaller weights where message passing
-    diverges.
+    The share of nonzeros, their variance and the noise of the sample set the options that are not
+    given. Half of the signals, at most 256, calibrate thresholds and step sizes. The other signals
+    choose what the recipe leaves open: a penalty, the ridge of weights in closed form if there is
+    noise, the numbers of a grid search, or smaller weights if message passing diverges.
 
     Args:
-        family: its name, or its class.
+        family: the name or the class of the family.
         D: (m, d).
-        Y: (batch, m), signals; take 2,048, for a few hard ones decide. With codes of their form,
-            complex signals of a `Complex` D, and (batch, m, g) of a `Joint`.
-        X: (batch, d), their codes.
+        Y: (batch, m), signals; take 2,048, because a few hard signals decide. Codes
+            have the form of D: complex signals of a `Complex` D, and (batch, m, g) of a `Joint`.
+        X: (batch, d), the codes of Y.
         depth: K.
-        key: of random params.
-        options: of the family, in place of those of the recipe.
+        key: the key of random params.
+        options: options of the family, in place of the recipe's options.
 
     Returns:
         Start.
 
     Raises:
-        ValueError: an unknown family, shapes that do not fit, no codes, signals or codes that are
-            all zero, fewer than 16 signals.
+        ValueError: the family is unknown, shapes do not fit, there are no codes, all signals or
+            codes are zero, or there are fewer than 16 signals.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
@@ -161,7 +160,7 @@ class Made(NamedTuple):
     start: Start  # before training
     fit: Fit  # the result of the training
     nmse: float  # of the best params on the validation signals, dB, ratio of sums
-    worse: float  # share of the validation signals whose codes are worse than zero
+    worse: float  # share of validation signals with codes worse than zero
 
     def __repr__(self) -> str:
         worse = f"; {self.worse:.2%} of the signals worse than zero codes" if self.worse else ""
@@ -179,34 +178,34 @@ def by_recipe(
     key: Key = 0,
     **options: Any,
 ) -> Made:
-    """Prepare a family by its recipe and train it, where codes are known.
+    """Prepare a family by its recipe and train it, if codes are known.
 
-    Adam with clipped gradients and a rate that falls to zero along a cosine; the loss is
+    Adam trains with clipped gradients and a rate that falls to zero along a cosine; the loss is
     `mostly_last`. The recipe of a family, `Layer.recipe`, has the rate and the number of steps, and
-    whether a value, such as a penalty, is chosen after training. The params that are best on
-    validation signals are kept.
+    says whether a value, such as a penalty, is chosen after training. The result keeps the params
+    that are best on validation signals.
 
     Args:
         family, D, depth, options: as for `prepare`.
-        sample: `sample(key) -> (Y, X)`, or arrays (Y, X) in the forms that `prepare` takes, of
-            which a tenth validates.
-        steps: of training; None takes those of the recipe.
-        key: of the signals that are drawn, of random params and of the training.
+        sample: `sample(key) -> (Y, X)`, or arrays (Y, X) in the forms that `prepare` takes;
+            a tenth of the arrays validates.
+        steps: number of training steps; None takes the recipe's number.
+        key: the key of drawn signals, of random params and of the training.
 
     Returns:
         Made, with the result of `fit`.
 
     Warns:
-        UserWarning: the codes are worse than those of ISTA of the same depth on the validation
+        UserWarning: the codes are worse than the codes of ISTA of the same depth on the validation
             signals.
 
     Raises:
-        ValueError: as `prepare`; a sample without codes.
+        ValueError: as `prepare`; also if the sample has no codes.
         NonFiniteError: the training broke.
 
-    Not claimed: the best rate or the best start for a problem. The recipes were chosen on Gaussian
-    dictionaries 250 x 500 with 10 % nonzeros (benchmarks/lista.py), and hold on others in that
-    they say where they end above ISTA.
+    Not claimed: the best rate or the best start for a problem. We chose the recipes on Gaussian
+    dictionaries 250 x 500 with 10 % nonzeros (benchmarks/lista.py). On other dictionaries a warning
+    says if they end above ISTA.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
@@ -257,7 +256,7 @@ def _family(family: Any, where: str) -> type[Layer]:
 
 
 def _draw(sample: Any, key: Array, signals: int) -> tuple[Any, Any]:
-    """At least so many signals of a sampler, and their codes."""
+    """At least so many signals from a sampler, and their codes."""
     batch = len(jax.eval_shape(sample, key)[0])
     keys = jax.random.split(key, -(-signals // batch))
     drawn = jax.vmap(drawing(sample))(keys)[:2]
@@ -268,16 +267,16 @@ def _draw(sample: Any, key: Array, signals: int) -> tuple[Any, Any]:
 class _Signals(NamedTuple):
     D: Operator
     calibrating: tuple[Array, Array]  # (Y, X)
-    later: tuple[Array, Array]  # to choose by
+    later: tuple[Array, Array]  # (Y, X), which choose
     law: Law
-    ista: float  # error of ISTA on the later ones with the best of its penalties, dB
+    ista: float  # error of ISTA on `later` with the best of its penalties, dB
 
 
 def _signals(D: Operator, calibrating: tuple, later: tuple, depth: int) -> _Signals:
-    """Both parts, in the dtype of D, and the law of the codes.
+    """Both parts of the sample, in the dtype of D, and the law of the codes.
 
     Raises:
-        ValueError: signals or codes that are not finite, or all zero.
+        ValueError: signals or codes are not finite, or all zero.
     """
     dtype = checks.common_dtype(D, *calibrating)
     D, calibrating, later = (checks.cast(tree, dtype) for tree in (D, calibrating, later))
@@ -299,10 +298,10 @@ def law_of(D: Dictionary, Y: Array | np.ndarray, X: Array | np.ndarray) -> Law:
     Args:
         D: (m, d).
         Y: (batch, m), signals.
-        X: (batch, d), their codes.
+        X: (batch, d), the codes of Y.
 
     Raises:
-        ValueError: shapes that do not fit, or codes that are all zero.
+        ValueError: shapes do not fit, or all codes are zero.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(4)
@@ -332,7 +331,7 @@ def _best(made: Sequence[Any]) -> Any:
 def _starts(
     cls: type[Layer], signals: _Signals, depth: int, key: Any, options: dict[str, Any]
 ) -> list[Start]:
-    """The starts that a recipe leaves to choose from, with the options that are given."""
+    """The starts among which a recipe leaves the choice, with the given options."""
     recipe, law = cls.recipe, signals.law
     tried = {name: values for name, values in recipe.tried(law).items() if name not in options}
     needed = {"sparsity": law.sparsity} if _needs(cls, "sparsity") else {}
@@ -352,7 +351,7 @@ def _needs(cls: type[Layer], name: str) -> bool:
 
 
 def _start(layer: Layer, signals: _Signals, key: Any, ridges: tuple[float | None, ...]) -> Start:
-    """A layer and its params: of the ridge, and by the search, that are best on later signals."""
+    """A layer and its params, with the ridge and the searched numbers that `later` prefers."""
     recipe, D = layer.recipe, signals.D
     best: Start | None = None
     for ridge in ridges:
@@ -369,14 +368,14 @@ def _start(layer: Layer, signals: _Signals, key: Any, ridges: tuple[float | None
         if best is not None and not start.nmse < best.nmse:
             break
         best = start
-    assert best is not None  # there is a ridge
+    assert best is not None  # `ridges` is not empty
     if recipe.damped and not best.nmse <= signals.ista:
         best = _best([best, *(_damped(best, multiple, signals) for multiple in recipe.damped)])
     return best
 
 
 def _damped(start: Start, multiple: float, signals: _Signals) -> Start:
-    """A start with a multiple of weights that do not expand, calibrated."""
+    """A calibrated start with a multiple of weights whose steps do not expand."""
     steps: Any = start.params.steps
     W = multiple * stable_step(steps.W[0], signals.D) * steps.W
     params = start.params._replace(steps=steps._replace(W=W))
@@ -386,7 +385,7 @@ def _damped(start: Start, multiple: float, signals: _Signals) -> Start:
 
 
 def _from_weights(layer: Layer, ridge: float | None, key: Any, D: Operator) -> Unrolled:
-    """Params with weights in closed form, scaled where steps with them would expand."""
+    """Params with weights in closed form, scaled down if steps with the weights would expand."""
     if ridge is None:
         return layer.from_weights(key, D, D)
     W = layers.lasso_weights(D, ridge)
@@ -403,7 +402,7 @@ def _searched(layer: Layer, params: Unrolled, signals: _Signals) -> Unrolled:
 
 
 def _error(layer: Layer, params: Unrolled, signals: _Signals) -> float:
-    """The NMSE on the later signals, dB, ratio of sums; infinity where it is no number."""
+    """The NMSE on `later`, dB, ratio of sums; infinity if it is nan."""
     return _number(_nmse(layer, params, signals.D, *signals.later)[0])
 
 
@@ -413,14 +412,14 @@ def _number(nmse: Array) -> float:
 
 @jax.jit(static_argnums=0)
 def _nmse(layer: Layer, params: Unrolled, D: Operator, Y: Array, X: Array) -> tuple[Array, Array]:
-    """The NMSE in dB, and the share of the signals whose codes are worse than zero."""
+    """The NMSE in dB, and the share of signals with codes worse than zero."""
     codes = jax.vmap(layer.apply, (None, None, 0))(params, D, Y)
     worse = ~(jax.vmap(norm)(codes - X) <= jax.vmap(norm)(X) * (1 + ROUNDING))
     return metrics.nmse(codes, X), jnp.mean(worse, dtype=Y.dtype)
 
 
 def _trained(start: Start, signals: _Signals, sample: Any, steps: int | None, key: Array) -> Made:
-    """The start after training by clipped Adam, or as it is."""
+    """The result of training a start by clipped Adam, or the start if the rate is 0."""
     layer, recipe = start.layer, start.layer.recipe
     steps = recipe.steps if steps is None else steps
     if not jax.tree.leaves(start.params):
@@ -430,7 +429,7 @@ def _trained(start: Start, signals: _Signals, sample: Any, steps: int | None, ke
         )
     steps = steps if recipe.rate else 0
     schedule = optax.cosine_decay_schedule(recipe.rate, max(1, steps))
-    # A scan would copy the matrices of a step; numbers compile faster as one.
+    # A scan would copy the matrices of each step; steps of numbers compile faster as one scan.
     matrices = any(np.ndim(leaf) > 2 for leaf in jax.tree.leaves(start.params.steps))
     params = layers.unstack(start.params) if matrices and steps else start.params
     silent = "fit: .*(worse than zero codes|made nothing better)"  # `Made` says both

@@ -1,4 +1,4 @@
-"""Which method for a dictionary and signals of one's own, "do not train" included."""
+"""Recommend a method for your dictionary and signals, which may be not to train."""
 
 import math
 from dataclasses import dataclass
@@ -31,29 +31,29 @@ __all__ = ["Recommendation", "recommend"]
 
 
 class _Rules(NamedTuple):
-    """Where one method ends and another begins; each number was measured.
+    """The bounds between methods; each number was measured.
 
-    Without codes: CPU time of one thread a signal, of exact solvers and of networks
-    (benchmarks/recipe.py). LARS costs as much as K steps of a network where a code has m K / 128
-    nonzeros. With codes: the cells of benchmarks/lista.jsonl.
+    If codes are not known, by the CPU time of one thread per signal, for exact solvers and networks
+    (benchmarks/recipe.py). LARS costs as much as K steps of a network if a code has m K / 128
+    nonzeros. If codes are known, by the cells of benchmarks/lista.jsonl.
     """
 
-    few_nonzeros: float = 1 / 8  # of m: below it LARS costs no more than 16 steps
-    many_nonzeros: float = 1 / 5  # of m: above it LARS costs twice as much
+    few_nonzeros: float = 1 / 8  # share of m below which LARS costs no more than 16 steps
+    many_nonzeros: float = 1 / 5  # share of m above which LARS costs twice as much
     many_atoms: int = 1000  # d: with fewer, no network had both a gap of 0.01 and less time
-    many_signals: int = 100_000  # to repay their training
-    # Of the coherence of a random dictionary of the same size: above it, as learned ones are,
-    # trained networks keep a gap above 0.01.
+    many_signals: int = 100_000  # number that repays a training
+    # Multiple of the coherence of a random dictionary of the same size. Above it, as in learned
+    # dictionaries, trained networks keep a gap above 0.01.
     like_random: float = 1.5
     # The largest coherence of a dictionary at which message passing was measured.
     passes_messages: float = 0.9
-    # Codes known: below this share of noise in the energy `tista` ends lower than `vamp_bg`.
+    # If codes are known: the share of noise in the energy below which `tista` beats `vamp_bg`.
     little_noise: float = 1e-5
-    fewest_pairs: int = 1000  # signals with codes that a recipe is trained on and chosen by
+    fewest_pairs: int = 1000  # signals with codes that a recipe needs to train and to choose
 
 
 RULES = _Rules()
-_ASKED = 256  # signals whose exact codes are counted
+_ASKED = 256  # signals whose exact codes give the number of nonzeros
 _DEPTH = 16
 _TRAIN_ALL_THE_SAME = (
     "Where gradients pass through the codes, or each call must cost the same, take "
@@ -63,13 +63,13 @@ _TRAIN_ALL_THE_SAME = (
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Recommendation:
-    """A method for signals in a dictionary, and why; its `repr` is the code that runs it.
+    """A method for signals in a dictionary, and the reason; `repr` gives the code that runs it.
 
     Attributes:
-        case: what was seen, in words.
+        case: the features of D and the signals that matter, in words.
         method: the name of the function or the family.
         why: the rule that decided, with its numbers.
-        lam: the weight of the LASSO; None where codes are known.
+        lam: the weight of the LASSO; None if codes are known.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 40)
@@ -86,7 +86,7 @@ class Recommendation:
     why: str
     lam: float | None
     data: tuple[Any, Any, Any]  # D, Y, X
-    options: dict[str, Any]  # of the method
+    options: dict[str, Any]  # options of the method
 
     def __repr__(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self.options.items())
@@ -97,10 +97,10 @@ class Recommendation:
         return f"ur.training.by_recipe({self.method!r}, D, (Y, X), key=0{options})"
 
     def fit(self, key: Key = 0) -> Any:
-        """What the code of `repr` returns: a `Pursuit` with the codes of Y, a `Fit`, or a `Made`.
+        """Run the code of `repr`; return a `Pursuit` with the codes of Y, a `Fit`, or a `Made`.
 
         Args:
-            key: of the training; exact codes do not use it.
+            key: the key of the training; exact solvers do not use it.
         """
         D, Y, X = self.data
         if self.method == "lasso_batch":
@@ -120,13 +120,13 @@ def recommend(
     noise: ArrayLike | None = None,
     signals: int | None = None,
 ) -> Recommendation:
-    """A method for signals in a dictionary: an exact solver, or a network and its training.
+    """Recommend a method for signals in a dictionary: an exact solver, or a network to train.
 
-    Exact codes of 256 of the signals say how many nonzeros there are. The rules compare measured
-    costs: an exact solver where a code has few nonzeros, where few signals are to be coded, or
-    where a trained network would keep a gap above 0.01 (learned dictionaries); a network where a
-    large random-like dictionary and many nonzeros make exact codes expensive, or where codes are
-    known, which training then aims at, and the LASSO does not.
+    The exact codes of 256 of the signals give the number of nonzeros. The rules compare measured
+    costs. They choose an exact solver if codes have few nonzeros, if there are few signals to code,
+    or if a trained network would keep a gap above 0.01 (learned dictionaries). They choose a
+    network if a large random-like dictionary and many nonzeros make exact codes expensive, or if
+    codes are known: training then aims at these codes, and the LASSO does not.
 
     These costs are those of codes of single entries. Codes in parts, of a `Complex` D or a `Joint`,
     have an exact solver where they are not known, and the family that ended lowest on complex codes
@@ -137,22 +137,22 @@ def recommend(
         Y: (signals, m), or complex signals of a `Complex` D, or (signals, m, g) of a `Joint`.
         X: (signals, d), the codes, if they are known; or in the form of Y.
         lam: the weight of the LASSO. None takes noise sqrt(2 ln d) times the mean norm of an atom
-            if the noise is known, else a tenth of what gives nine signals in ten the code 0, to
-            three digits. Codes of 1,000 signals or more need none.
-        noise: standard deviation of the noise of an entry of Y, of a complex one as a whole; None
-            estimates it where codes are known. In parts of g entries lam takes sqrt(g) +
-            sqrt(2 ln(d / g)) of the noise of a real number.
-        signals: how many are to be coded; None for those of Y.
+            if the noise is known, else a tenth of the lam at which nine codes in ten are 0, to
+            three digits. Known codes of 1,000 signals or more make lam unnecessary.
+        noise: standard deviation of the noise in an entry of Y, of a complex entry as a whole;
+            None estimates it if codes are known. In parts of g entries lam takes sqrt(g) +
+            sqrt(2 ln(d / g)) times the noise of a real number.
+        signals: number of signals to code; None for the number in Y.
 
     Returns:
         Recommendation, with `case`, `method`, `why` and `fit(key=0)`.
 
     Raises:
-        TypeError: signals that are integers; an argument of another kind.
-        ValueError: shapes that do not fit, entries that are not finite, a negative lam, noise or
-            number of signals, signals that are all zero.
+        TypeError: signals are integers, or an argument is of another kind.
+        ValueError: shapes do not fit, entries are not finite, lam, noise or the number of signals
+            is negative, or all signals are zero.
 
-    Not claimed: the cheapest method on your machine. The rules hold for one thread of a processor.
+    Not claimed: the cheapest method on your machine. The rules were measured on one CPU thread.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 40)
@@ -193,7 +193,7 @@ def _number(value: Any, name: str, where: str) -> float | None:
 
 
 def _lam(D: Operator, Y: Any, noise: float | None) -> float:
-    """The universal threshold of the noise, or a share of what silences most signals."""
+    """The universal threshold of the noise, or a share of the lam that silences most signals."""
     if not noise:
         return default_lam(D, Y)
     g = block_of(D)
@@ -202,7 +202,7 @@ def _lam(D: Operator, Y: Any, noise: float | None) -> float:
 
 
 def _coherence(D: Operator) -> tuple[float, float]:
-    """Of the dictionary, and that to expect of a random one."""
+    """The coherence of the dictionary, and the coherence to expect of a random dictionary."""
     m, d = D.shape
     return float(mutual_coherence(D)), min(1.0, math.sqrt(4 * math.log(max(d, 2)) / m))
 
@@ -231,7 +231,7 @@ def _case(D: Operator, codes: np.ndarray, known: str, noise: str, n: int) -> str
 def _of_known(
     D: Operator, Y: Any, X: Any, noise: float | None, data: tuple[Any, Any, Any]
 ) -> Recommendation:
-    """A family for codes that are known, by the noise and the dictionary."""
+    """A family for known codes, by the noise and the dictionary."""
     check_batch(D, Y, X, "recommend")
     checks.finite((Y, X), "Y or X", "recommend")
     law: Law = law_of(D, Y, X)

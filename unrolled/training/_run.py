@@ -1,5 +1,5 @@
-"""A training from its start to its result: its options, stages and reports, and the saved states
-from which it resumes.
+"""A training from start to result: options, stages, reports, and saved states from which it
+resumes.
 """
 
 import json
@@ -44,7 +44,7 @@ from unrolled.training._objective import (
 
 
 class Options(NamedTuple):
-    """The arguments of every kind of training; `fit` says what they are."""
+    """The arguments that all kinds of training share; `fit` describes them."""
 
     evaluate_every: int
     patience: int | None
@@ -58,11 +58,11 @@ class Options(NamedTuple):
 
     @property
     def shared(self) -> Sharing:
-        """How the devices share a step."""
+        """The sharing of a step among devices."""
         return Sharing(self.accumulate, self.mesh, self.reduction)
 
     def checked(self, where: str) -> "Options":
-        """The options of `fit`; TypeError and ValueError as `fit` raises them."""
+        """The options, checked; raises TypeError and ValueError as `fit`."""
         every = checks.as_index(self.evaluate_every, "evaluate_every", where, least=1)
         patience = self.patience
         if patience is not None:
@@ -73,11 +73,11 @@ class Options(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A stage of a run, with an objective and a beginning of its own."""
+    """A stage of a run, with its objective and its start."""
 
-    at: int = -1  # the `at` of its loss
+    at: int = -1  # the argument `at` of the loss
     enter: Callable[[Loop, Progress], Progress] = lambda loop, state: state
-    steps: int | None = None  # at most; None takes those of the run
+    steps: int | None = None  # the most steps; None takes the number of the run
 
 
 def run_stages(
@@ -89,11 +89,11 @@ def run_stages(
     stages: Sequence[Stage] = (Stage(),),
     config: dict[str, Any] | None = None,
 ) -> Fit:
-    """A training of at most so many steps in each stage that does not say its own number.
+    """Run the stages of a training; a stage takes at most `steps` steps unless it has a number.
 
     Args:
-        options: checked.
-        config: what a checkpoint must agree in beside the key and the options.
+        options: checked options.
+        config: settings in which a checkpoint must agree, in addition to the key and the options.
     """
     where, mesh = objective.where, options.mesh
     lengths = [steps if stage.steps is None else stage.steps for stage in stages]
@@ -124,7 +124,7 @@ def run_stages(
 def _check_same_arguments(
     objective: Objective, data: Data, options: Options, config: dict[str, Any]
 ) -> None:
-    """Raise ValueError where the processes of a mesh train with different arguments."""
+    """Raise ValueError if the processes of a mesh train with different arguments."""
     processes = processes_of(options.mesh, objective.where)
     if processes.several:  # hashes take a while
         trees = {"params": data.start.params, "D": data.start.D, "validation": data.validation}
@@ -136,10 +136,10 @@ def _check_same_arguments(
 
 @contextmanager
 def _watcher(loop: Loop, steps: int, options: Options) -> Iterator[Callable[[Progress, int], None]]:
-    """`watch(state, at)`, to call at every evaluation: the user's callbacks, the log and the bar.
+    """`watch(state, at)`, to call at every evaluation, serves the callbacks, the log and the bar.
 
-    It warns of training that changes nothing, or is worse than zero codes, or starts above ISTA in
-    the objective of the LASSO.
+    It warns if training changes nothing, is worse than zero codes, or starts above ISTA in the
+    objective of the LASSO.
     """
     if not loop.processes.is_first:
         options = options._replace(progress=False, log=None)
@@ -183,7 +183,7 @@ def _writer(log: str | Path | None) -> Iterator[Callback]:
 @contextmanager
 def _bar(steps: int, progress: bool | None) -> Iterator[Callback]:
     """A callback that advances a progress bar: on a terminal in the main thread, or on request."""
-    if progress is None:  # a terminal has room for one
+    if progress is None:  # show a bar on a terminal
         progress = sys.stderr.isatty() and threading.current_thread() is threading.main_thread()
     if not progress:
         yield lambda record, params: None
@@ -208,7 +208,7 @@ def _is_stuck(state: Progress) -> bool:
 
 
 def _warn_of_cause(loop: Loop, state: Progress, at: int) -> bool:
-    """Warn of training that cannot begin: codes or gradient are zero. True if it warned."""
+    """Warn if training cannot begin, because codes or gradient are zero; True if it warned."""
     _, codes, gradients = loop.inspected(state.trained, loop.validation, at)
     if np.any(np.asarray(codes[at])):
         if any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(gradients)):
@@ -229,7 +229,7 @@ def _warn_of_cause(loop: Loop, state: Progress, at: int) -> bool:
 
 
 def _warn_of_start(loop: Loop, state: Progress) -> None:
-    """Warn of a start that is worse than zero codes, or in the LASSO than ISTA."""
+    """Warn if the start is worse than zero codes, or has a larger LASSO objective than ISTA."""
     first = state.records[0].validation
     if exceeds(first, loop.zero):
         advice = "Try smaller weights or step sizes, another family, or analytic.calibrate"
@@ -244,7 +244,7 @@ def _warn_of_start(loop: Loop, state: Progress) -> None:
 
 
 def _warn_of_end(loop: Loop, state: Progress) -> None:
-    """Warn of training that never moved its loss, or ends above zero codes, or gains nothing."""
+    """Warn if training never moved the loss, ends above zero codes, or gains nothing."""
     records = state.records
     first, last = ends(records)
     losses = {(record.stage, record.validation) for record in records}
@@ -272,16 +272,16 @@ def _warn_of_end(loop: Loop, state: Progress) -> None:
 
 
 def _worse(loop: Loop, validation: float, at: str) -> str:
-    """The rule of zero codes and ISTA at the start or the end."""
+    """The comparison with zero codes and ISTA at the start or the end, in words."""
     codes = f"at the {at} of training the codes are"
     return worse(codes, "validation loss", validation, loop.zero, loop.ista)
 
 
-# A run that saves itself and resumes: the same run, or an error that says what differs
+# A run that saves and resumes: it is the same run, or an error says what differs
 
 _HISTORY = ("losses", "records")  # they grow with the run
 _ONLY_SPEED = ("unroll", "remat")  # options of a model that a resumed run may change
-_REPLAYED = 2  # steps that are done again at a resume: the second shows a learning rate
+_REPLAYED = 2  # steps to repeat at a resume: the second one shows a changed learning rate
 
 
 @contextmanager
@@ -290,13 +290,13 @@ def keeping(
 ) -> Iterator["Keeper | None"]:
     """A `Keeper` with its folder locked and signals deferred; None without a checkpoint.
 
-    `start` has the whole params and dictionary that the training starts from.
+    `start` has the whole params and dictionary at the start of the training.
     """
     if checkpoint is None:
         yield None
         return
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
-    # A learned D differs from step to step: it is always saved.
+    # A learned D is always saved, because it differs from step to step.
     keeps_D = checkpoint.dictionary or not jax.tree.leaves(loop.fixed.D)
     fixed = loop.fixed if keeps_D else loop.fixed._replace(D=None)
     model = loop.objective.model
@@ -308,7 +308,7 @@ def keeping(
 
 @dataclass
 class Keeper:
-    """Saves the states of one run, and finds the newest one."""
+    """Save the states of one run, and find the newest state."""
 
     checkpoint: Checkpoint
     steps: Steps
@@ -320,9 +320,9 @@ class Keeper:
     saved: int = 0  # the last step that is on disk
 
     def due(self, step: int, evaluated: bool) -> bool:
-        """Whether to save after this step: `every` has passed, or a signal has arrived.
+        """Whether to save after this step: `every` steps have passed, or a signal has arrived.
 
-        Processes tell each other of signals at evaluations and at saves.
+        Processes exchange news of signals at evaluations and at saves.
         """
         every = self.checkpoint.every
         if self.loop.processes.several and evaluated:
@@ -350,12 +350,12 @@ class Keeper:
             )
 
     def resume(self, start: Progress, steps: int, at: int = -1) -> tuple[Loop, Progress]:
-        """The newest saved state, and the loop with the fixed leaves that it was reached with.
+        """The newest saved state, or `start` if there is none; and the loop with its fixed leaves.
 
-        `start` where nothing is saved; `steps` and `at` are those of the `run` that it would begin.
+        `steps` and `at` are the arguments of the `run` that would begin at `start`.
 
         Raises:
-            CheckpointError: the newest step is damaged, or it belongs to another run.
+            CheckpointError: the newest step is damaged, or belongs to another run.
         """
         requested = self.config | _shared(_forms.types_of(_packed(start) | self.fixed))
 
@@ -370,7 +370,7 @@ class Keeper:
             return newest(self.steps, self.checkpoint.strict, accept, self.loop.where)
 
         processes = self.loop.processes
-        first = processes.on_all(look, first_alone=True)  # which sets damaged steps aside
+        first = processes.on_all(look, first_alone=True)  # `look` sets damaged steps aside
         saved_state = processes.on_all(lambda: first or look())
         seen = processes.gathered(np.array(saved_state[0]["step"] if saved_state else -1))
         if len(set(seen.tolist())) > 1:
@@ -399,17 +399,17 @@ class Keeper:
         return self.loop._replace(fixed=fixed), state
 
     def _replay(self, state: Progress, start: Progress, at: int) -> None:
-        """Repeat the first evaluation and the first two steps, and refuse other losses.
+        """Repeat the first evaluation and the first two steps, and raise if the losses differ.
 
-        What no manifest can tell shows there: the loss, the sampler, a learning rate. Losses agree
-        up to the rounding of another device.
+        So a changed loss, sampler or learning rate shows, which no manifest can record. Losses
+        agree up to the rounding of another device.
         """
         loop, saved, again = self.loop, {}, {}
         value = loop.evaluate(start.trained, loop.fixed, loop.validation, at)
         saved["validation loss at the start"] = state.records[0].validation
         again["validation loss at the start"] = float(value)
         trained, optimizer, bad = start.trained, start.optimizer, jnp.full((), -1, jnp.int32)
-        # A later stage starts from other params: it is not repeated.
+        # A later stage starts from other params, so it is not repeated.
         end = min([_REPLAYED, *(record.step for record in state.records if record.stage > 0)])
         for k, loss in enumerate(state.losses[:end]):
             trained, optimizer, bad, value = loop.update(
@@ -421,7 +421,7 @@ class Keeper:
         self._refuse_if("" if close.all() else differences(saved, again))
 
     def _other_options(self, form: dict | None) -> str:
-        """A table of the options of the model that differ, where both are known."""
+        """A table of the differing options of the two models, if both are known."""
         saved, requested = (_options((f or {}).get("layer") or {}) for f in (form, self.form))
         return differences(saved, requested) if saved and requested else ""
 
@@ -434,13 +434,13 @@ class Keeper:
 
 
 def _form(model: Model, params: Params, D: Dictionaries | None) -> dict | None:
-    """What `restore` builds from; None where params or D are of a kind that has no form."""
+    """The form from which `restore` builds; None if params or D are of a kind without a form."""
     if not isinstance(model, Layer | Network):
         return None
     described: Model | None = model
     try:
         layer = _forms.describe_model(model)
-    except TypeError:  # an option that has no form, such as a lambda
+    except TypeError:  # an option without a form, such as a lambda
         described, layer = None, None
     try:
         params_form, D_form = (
@@ -453,7 +453,7 @@ def _form(model: Model, params: Params, D: Dictionaries | None) -> dict | None:
 
 
 def _options(described: dict[str, Any], of: str = "") -> dict[str, Any]:
-    """The options of a described model that change its codes, those of its layers included."""
+    """The options of a described model, and of its layers, that change the codes."""
     options: dict[str, Any] = {}
     for name, value in described.items():
         if name == "layers":
@@ -465,7 +465,7 @@ def _options(described: dict[str, Any], of: str = "") -> dict[str, Any]:
 
 
 def kind_of(model: Model) -> str:
-    """The family of a layer, or of a network with those of its layers."""
+    """The family of a layer, or of a network with the families of its layers."""
     layers = getattr(model, "layers", ())
     family = getattr(model, "family", type(model).__name__)
     return family + (f"({', '.join(map(kind_of, layers))})" if layers else "")
@@ -491,10 +491,10 @@ def _unpacked(filled: Callable, arrays: dict[str, np.ndarray], like: Progress) -
         Record(int(step), loss, validation, seconds, int(stage))
         for step, loss, validation, seconds, stage in arrays["records"].tolist()
     )
-    lowest, losses = float(arrays["lowest"]), arrays["losses"].copy()  # they outlive the file
+    lowest, losses = float(arrays["lowest"]), arrays["losses"].copy()  # a copy outlives the file
     return Progress(**parts, lowest=lowest, losses=losses, records=records)
 
 
 def _shared(types: dict[str, str]) -> dict[str, str]:
-    """Those of the types of leaves in which a resumed run must agree."""
+    """The types of the leaves in which a resumed run must agree."""
     return {name: kind for name, kind in types.items() if name not in _HISTORY}

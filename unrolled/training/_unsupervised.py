@@ -1,4 +1,4 @@
-"""Training without codes: one recipe for signals and a dictionary of one's own."""
+"""Training without codes: one recipe for your signals and dictionary."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -49,7 +49,7 @@ __all__ = ["unsupervised"]
 
 _NAME = "unsupervised"
 # Chosen on some problems and tested on others (benchmarks/recipe.py), for signals and atoms of mean
-# norm 1: rates, steps of a trial and of the last training of `fista`, largest norm of a gradient.
+# norm 1: rates, steps of a trial and of `fista`'s last training, largest norm of a gradient.
 _RATES, _RATE = (3e-4, 1e-3, 2e-3, 5e-3), 2.5e-4  # of `fista`, of `lfista_cp`
 _TRIAL, _LONG = 300, 1500
 _CLIP = 0.01
@@ -82,10 +82,10 @@ def unsupervised(
 
     .. math:: 1/2 \; \|y - D x_K(y)\|_2^2 + \lambda \|x_K(y)\|_1
 
-    First the 2 K numbers of a guarded `fista` are trained at four rates, 300 steps each, and 1,500
-    at the best of these. `lfista_cp` then starts from the best params of all (`from_fista`) and
-    from `init`, and the better of the two starts, after 300 steps, is trained to the end. Signals
-    that are held back choose. Rates are in units of the mean norms of the signals and of the atoms:
+    The recipe first trains the 2 K numbers of a guarded `fista` at four rates, for 300 steps each,
+    and for 1,500 steps at the best rate. `lfista_cp` then starts from the best `fista`
+    (`from_fista`) and from `init`; the start that is better after 300 steps is trained to the end.
+    Held-back signals make all choices. Rates are in units of the mean norms of signals and atoms:
     scaling D, or the signals together with `lam`, scales the params.
 
     Args:
@@ -94,28 +94,29 @@ def unsupervised(
         lam: the weight of the LASSO, one number.
         depth: K.
         key: of the batches; an int is a seed.
-        weights: False trains the 2 K numbers of `fista` alone, to the end: enough where D is random
+        weights: False trains only the 2 K numbers of `fista`, to the end: enough if D is random
             and large, and a tenth of the memory.
-        steps: of the last training; no training before it takes more.
+        steps: number of steps of the last training; earlier trainings take at most as many.
         validation, evaluate_every, patience, checkpoint, callbacks, log: as in `fit`, for the
             training of `lfista_cp`. A resumed run repeats the trials of `fista`, which take
             seconds.
         progress, accumulate, mesh, reduction, mask: as in `fit`.
 
     Returns:
-        as `fit`. `best` is that of the last run; `tried` has every run with its rate, start and
-        least validation loss. Where FISTA is near the optimum after K steps, the weights
-        may gain nothing: `best` has then the steps of the trained `fista`.
+        Fit, as `fit` returns it. `best` has the best params of the last run; `tried` has every run
+        with its rate, start and least validation loss. If FISTA is near the optimum after K steps,
+        the weights may gain nothing: `best` then has the steps of the trained `fista`.
 
     Warns:
         UserWarning: as `fit`.
 
     Raises:
         NonFiniteError: a loss or a gradient of `lfista_cp` is not finite.
-        TypeError, ValueError: as `fit`; a lam that is negative, or not one number; a depth below 1.
+        TypeError, ValueError: as `fit`; also if lam is negative or not one number, or the depth is
+            below 1.
 
-    Not claimed: that a trained network is worth its training. Signals with few nonzeros, or a gap
-    below 0.01, want `pursuit.lasso_batch`; `recommend` says which.
+    Not claimed: that a trained network is worth its training. If codes have few nonzeros, or you
+    need a gap below 0.01, take `pursuit.lasso_batch`; `recommend` says which method fits.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 10, 20)
@@ -156,13 +157,13 @@ def unsupervised(
 
 
 class _Units(NamedTuple):
-    """The sizes of signals and atoms."""
+    """The mean norms of signals and of atoms."""
 
     signal: float
     atom: float
 
     def of(self, layer: Layer) -> Trained:
-        """The params that a layer has where they are 1 for signals and atoms of norm 1."""
+        """The units of the params of a layer; they are 1 for signals and atoms of norm 1."""
         theta = self.signal / self.atom
         steps: Any = StepAndThreshold(self.atom**-2, theta)
         if isinstance(layer, lfista_cp):
@@ -176,7 +177,7 @@ def _units(D: Operator, Y: Array) -> _Units:
 
 
 class _Problem(NamedTuple):
-    """What all runs share."""
+    """The data that all runs share."""
 
     key: Array
     D: Operator
@@ -192,14 +193,14 @@ class _Problem(NamedTuple):
         objective = Objective(_NAME, layer, lasso_loss(self.lam), self.lam, of_last=True)
         parts = split(start, self.D, where=_NAME)
         data = Data(self.key, self.sample, self.validation, Trained(start, self.D), *parts)
-        units = self.units.of(layer)._replace(D=parts[0].D)  # None in its leaves
+        units = self.units.of(layer)._replace(D=parts[0].D)  # its leaves are None
         return objective, data, _optimizer(units, self.units.signal**2)
 
 
 def _few_numbers(
     problem: _Problem, layer: Layer, start: Unrolled, lengths: tuple[int, int], options: Options
 ) -> tuple[Unrolled, list[Tried]]:
-    """The best params of a guarded `fista`: of short runs at all rates, then a long one."""
+    """The best params of a guarded `fista`, after short runs at all rates and one long run."""
     short, long = lengths
     made: dict[Tried, Unrolled] = {}
     with computing_on(options.mesh, _NAME):
@@ -210,13 +211,13 @@ def _few_numbers(
             state = _entered(loop, loop.start(data.trained), data.trained, rate, steps)
             try:
                 fit = loop.result(loop.run(state, steps, options, lambda state, at: None))
-            except NonFiniteError as error:  # another rate serves
+            except NonFiniteError as error:  # other rates may work
                 fit = error.fit
             made[Tried(layer.family, "init", rate, steps, fit.judged["best"])] = fit.best
 
         for rate in _RATES:
             train(rate, short)
-        if long > short:  # else it would be a run as before
+        if long > short:  # otherwise it repeats an earlier run
             train(_least(list(made)).rate, long)
         return loop.processes.local(made[_least(list(made))]), list(made)
 
@@ -229,7 +230,7 @@ def _many_numbers(
     steps: int,
     options: Options,
 ) -> Fit:
-    """The training of a layer from the better of its starts: a stage each, and then the last."""
+    """The training of a layer: a stage from each start, and a last stage from the better one."""
     wholes = {name: split(start, problem.D)[0] for name, start in starts.items()}
 
     def trials(records: Sequence[Record]) -> list[Tried]:
@@ -263,7 +264,7 @@ def _least_of(records: Sequence[Record], stage: int) -> float:
 
 
 class Falling(NamedTuple):
-    """The state of a rate; replacing it starts another one by the same program."""
+    """The state of a falling rate; the same program starts another rate from a new state."""
 
     done: Array
     rate: Array
@@ -275,9 +276,9 @@ def _falling(rate: float, steps: int) -> Falling:
 
 
 def _optimizer(units: Trained, energy: float) -> optax.GradientTransformation:
-    """Adam for the params in their units, and the objective in its own.
+    """Adam on params and objective in their units.
 
-    The rate is in the state, and falls to zero along a cosine.
+    The state holds the rate, which falls to zero along a cosine.
     """
 
     def times(factor):
@@ -297,7 +298,7 @@ def _optimizer(units: Trained, energy: float) -> optax.GradientTransformation:
 
 
 def _entered(loop: Loop, state: Progress, start: Trained, rate: float, steps: int) -> Progress:
-    """The state before so many steps from a start, at a rate of its own."""
+    """The state before a run of so many steps, from this start at this rate."""
     fresh = loop.start(start)
     optimizer = (*fresh.optimizer[:-1], loop.place(_falling(rate, steps)))
     return state._replace(trained=fresh.trained, optimizer=optimizer, lowest=np.inf)

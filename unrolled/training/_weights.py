@@ -1,4 +1,4 @@
-"""Weights alone, in one small file that any numpy (`.npz`) or safetensors reader opens."""
+"""Weights in one small file that any numpy (`.npz`) or safetensors reader opens."""
 
 import json
 from collections.abc import Callable
@@ -19,12 +19,12 @@ __all__ = ["Restored", "restore", "save"]
 
 
 class Restored(NamedTuple):
-    """What a file of weights or the folder of a run holds."""
+    """The contents of a weights file or a run folder."""
 
     params: Any  # of the layer
-    D: Any  # a tuple for a network; None where it was saved without
-    layer: Any  # or a network, of the params; None where they were saved without
-    metadata: dict  # what `save` was given, and "versions"
+    D: Any  # the dictionary, a tuple for a network; None if it was not saved
+    layer: Any  # the layer or network of the params; None if it was not saved
+    metadata: dict  # the metadata given to `save`, and "versions"
 
 
 @checked
@@ -39,30 +39,31 @@ def save(
 ) -> Path:
     """Write params, with their D and their layer, to a `.npz` or `.safetensors` file, not pickled.
 
-    The file holds every array in its own dtype under its path in the tree ("params.shared.W"; 8-bit
-    and bfloat16 floats as unsigned integers in `.npz`), and a manifest: the form of the tree, the
-    layer with all its options, a sha256 per array and of D, versions and `metadata`. It is written
-    beside `path` and moved there when complete: a previous file stays whole until then.
+    The file holds every array in its dtype under its path in the tree ("params.shared.W"; 8-bit and
+    bfloat16 floats as unsigned integers in `.npz`), and a manifest: the form of the tree, the layer
+    with all its options, a sha256 of each array and of D, versions and `metadata`. `save` writes a
+    temporary file and renames it when complete, so a previous file stays whole until then.
 
     `ur.save` is this function; `export.save` writes a program that runs without this library.
 
     Args:
         path: ends in .npz or .safetensors.
-        params: of a layer, or the tuple of a network.
+        params: the params of a layer, or the tuple of a network.
         D: a dictionary, plain or structured, or the tuple of a network.
-        layer: the layer or network that the params belong to; `restore` returns it. Params of your
-            own family need it.
-        dictionary: False saves the hash of D alone, for a large D that is kept elsewhere.
+        layer: the layer or network of the params; `restore` returns it. Params of your own family
+            need it.
+        dictionary: False saves only the hash of D, for a large D that you keep elsewhere.
         metadata: anything that JSON can hold, so neither NaN nor infinity; `restore` adds
             "versions".
 
     Returns:
-        the absolute path.
+        The absolute path.
 
     Raises:
-        ValueError: another suffix, params that do not fit the layer, metadata named "versions".
-        TypeError: a tree, dtype, option or metadata that cannot be saved; params of another family,
-            or traced ones.
+        ValueError: the suffix is another one, params do not fit the layer, or an entry of metadata
+            is named "versions".
+        TypeError: a tree, dtype, option or metadata cannot be saved, or params are of another
+            family or traced.
         CheckpointError: the file cannot be written (the message says how many bytes are free).
 
     Example:
@@ -105,24 +106,24 @@ def save(
 def restore(
     path: str | Path, like: Any = None, D: Dictionaries | None = None, *, step: int | None = None
 ) -> Restored:
-    """Read what `save` wrote, bit for bit and in the saved dtypes, after checking every hash.
+    """Read a file of `save`, bit for bit and in the saved dtypes, after checking every hash.
 
     `ur.load` is this function.
 
-    From the folder of a run it reads the best params of a saved step.
+    From a run folder it reads the best params of a saved step.
 
     Args:
         path: the file, or the folder.
         like: params that the saved ones must match in structure, shapes and dtypes.
-        D: the dictionary that the weights must have been saved with.
-        step: of a folder, the saved step to read; None reads the newest.
+        D: a dictionary that must equal the D saved with the weights.
+        step: the saved step to read from a folder; None reads the newest step.
 
     Raises:
-        FileNotFoundError: no such file, or a folder without such a step.
-        ValueError: a file with another suffix, or a step of a file.
-        CheckpointError: damaged, truncated or of a newer format; of a family that is not known
-            here; not like `like` (the message has a table); saved with another D; 64-bit numbers in
-            a process without them.
+        FileNotFoundError: the file does not exist, or the folder lacks the step.
+        ValueError: the suffix is another one, or `step` is given for a file.
+        CheckpointError: the file is damaged, truncated or has a newer format; this process does not
+            know the family; params differ from `like` (the message has a table); D differs from the
+            saved one; or the file has 64-bit numbers and the process runs without them.
 
     Example:
         >>> import tempfile, pathlib
@@ -195,7 +196,7 @@ def _read_folder(path: Path, step: int | None) -> tuple[dict, dict]:
 
 
 def _check_like(params: Any, like: Any, where: str) -> None:
-    """Raise CheckpointError, with a table, where structure, shapes or dtypes differ from `like`."""
+    """Raise CheckpointError, with a table, if structure, shapes or dtypes differ from `like`."""
     saved, requested = (
         {"form": _forms.kinds(tree), **_forms.types_of(_forms.names({"params": tree}))}
         for tree in (params, like)
@@ -207,11 +208,11 @@ def _check_like(params: Any, like: Any, where: str) -> None:
 
 
 def _files_beside(path: Path) -> str:
-    """What lies beside a file that does not exist."""
+    """The files in the folder of a file that does not exist."""
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist"
     beside = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".npz", ".safetensors"))
-    return f"beside it: {', '.join(beside[:8]) or 'no weights'}"
+    return f"next to it: {', '.join(beside[:8]) or 'no weights'}"
 
 
 def _format(path: Path, where: str) -> tuple[Callable, Callable]:

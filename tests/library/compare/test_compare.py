@@ -772,9 +772,7 @@ def test_lam_is_chosen_and_told(problem):
     found = compare(method, D, Y)
     lam = np.quantile(np.abs(Y @ D).max(1), 0.9) / 10
     assert found.lam == pytest.approx(lam, rel=1e-12)
-    assert (
-        f"lam = {lam:.4g}, a tenth of what gives nine signals in ten the code 0." in found.table()
-    )
+    assert f"lam = {lam:.4g}, a tenth of the lam at which nine codes in ten are 0." in found.table()
     with pytest.warns(DivergenceWarning):  # the thresholds are of another lam
         told = compare(method, D, Y, lam=1e3).notes()
     assert "lam = 1000 gives all signals the code 0; try a smaller one." in told

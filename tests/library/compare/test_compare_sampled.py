@@ -146,7 +146,7 @@ def test_predictions_that_do_not_hold_are_left_out():
     }
     found = compare(methods, D, noisy, X, predict=True)
     assert all(p.nmse is None and p.rate is None for p in found.predicted.values())
-    for name, words in {"tista": "divergence", "trained": "not that of", "em": "noise"}.items():
+    for name, words in {"tista": "divergence", "trained": "differs from", "em": "noise"}.items():
         assert words in found.predicted[name].remark
         assert found.predicted[name].remark in found.predictions_table()
     bad = ur.dictionaries.ill_conditioned(0, 20, 30, 50.0)

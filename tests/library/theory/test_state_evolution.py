@@ -170,7 +170,7 @@ def test_params_are_taken_at_their_word(D):
     again = state_evolution(layer, D, probability=0.1, params=start._replace(steps=steps))
     np.testing.assert_allclose(again.nmse, best.nmse, rtol=1e-12)
     trained = start._replace(steps=start.steps._replace(W=1.01 * start.steps.W))
-    with pytest.raises(ValueError, match="W of the params is not that of message passing"):
+    with pytest.raises(ValueError, match="W of the params differs from message passing"):
         state_evolution(layer, D, probability=0.1, params=trained)
     short = layers.alista_at(3, onsager=True)
     params = short.init(None, D)

@@ -301,7 +301,7 @@ def test_convolutional_weights_with_a_ridge_solve_the_small_system(boundary):
 def test_an_atom_that_the_pseudo_inverse_cuts_is_refused(turn):
     """Its weights were 0 / 0, or those of its part among the other atoms."""
     D = np.array([[1.0, np.sin(turn)], [0.0, np.cos(turn)]]) * [1, 1e-7]
-    with pytest.raises(ValueError, match=r"atoms \[1\] are too small beside the rest in float32"):
+    with pytest.raises(ValueError, match=r"atoms \[1\] are too small next to others in float32"):
         theory.frobenius_weights(D.astype(np.float32))
     W = jax.jit(theory.frobenius_weights)(D.astype(np.float32))
     assert np.isfinite(W[:, 0]).all() and np.isnan(W[:, 1]).all()
@@ -319,7 +319,7 @@ def test_a_small_filter_that_the_pseudo_inverse_cuts_is_refused():
     filters = np.random.default_rng(0).normal(size=(2, 2, 3)).astype(np.float32)
     filters[1] *= 1e-4
     D = dictionaries.Conv(filters, 8, boundary="circular")
-    with pytest.raises(ValueError, match=r"atoms \[1\] are too small beside the rest in float32"):
+    with pytest.raises(ValueError, match=r"atoms \[1\] are too small next to others in float32"):
         theory.frobenius_weights(D)
     D = dictionaries.Conv(filters.astype(float), 8, boundary="circular")
     assert np.isfinite(theory.frobenius_weights(D).filters).all()

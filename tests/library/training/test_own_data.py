@@ -407,7 +407,9 @@ def test_signals_of_rounding_are_coded_as_zero(name):
 def test_a_coder_says_how_many_samples_are_rounding_beside_the_largest_of_all():
     coder = SparseCoder(D, "omp", sparsity=2).fit(Y)
     samples = np.concatenate([1e-17 * Y[:1], Y[:2], 1e-17 * Y[1:3]])
-    with pytest.warns(UserWarning, match="3 of 5 samples are zero beside the largest, to the"):
+    with pytest.warns(
+        UserWarning, match="3 of 5 samples are negligible next to the largest, to the"
+    ):
         codes = coder.transform(samples)
     assert np.array_equal(np.any(codes, axis=1), [False, True, True, False, False])
     assert coder.transform(Y).any(1).all()  # a warning would be an error
@@ -488,7 +490,7 @@ def test_a_search_is_judged_by_its_loss_beside_zero_codes_and_ista_or_by_known_c
     assert found.nmse is None and found.lowest == found.loss.min() and not found.worsened
     assert found.zero == pytest.approx(np.mean(np.sum(Y**2, 1)) / 2)
     assert found.ista == pytest.approx(mean_objective(PARAMS))  # the layer is ISTA
-    with pytest.warns(UserWarning, match="worse than zero codes: their loss is .*, of ISTA "):
+    with pytest.warns(UserWarning, match="worse than zero codes: their loss is .*, ISTA has "):
         far = ur.training.search(LAYER, PARAMS, D, Y, loss=LASSO, theta=[0.0], gamma=[5.0])
     assert far.worsened
     nmse = ur.training.search(LAYER, PARAMS, D, Y, X, theta=thetas).nmse  # X, where it is known
@@ -518,7 +520,7 @@ def test_a_calibration_that_ends_above_zero_codes_says_what_ista_has():
     W = 4 * D
     matrices = ur.layers.Matrices(jnp.asarray(W), jnp.eye(N) - W.T @ D)
     start = layer.init(None, D)._replace(shared=matrices)
-    with pytest.warns(UserWarning, match="worse than zero codes: their loss is .*, of ISTA "):
+    with pytest.warns(UserWarning, match="worse than zero codes: their loss is .*, ISTA has "):
         ur.analytic.calibrate(layer, start, D, factors * Y, loss=LASSO)
 
 

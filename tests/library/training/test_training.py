@@ -833,7 +833,7 @@ def test_a_start_above_zero_codes_is_reported(D, sample):
     layer = FAMILIES["ista"]
     start = layer.init(None, D)
     far = start._replace(steps=start.steps._replace(gamma=4 * start.steps.gamma))
-    match = "fit: at the start .* worse than zero codes: their validation loss is .*of ISTA"
+    match = "fit: at the start .* worse than zero codes: their validation loss is .*ISTA has"
     found = told_once(match, layer, D, sample, far, steps=150, optimizer=optax.adam(3e-2))
     assert not found.worsened
     zero, last = found.history.zero, found.history.records[-1].validation

@@ -1,4 +1,4 @@
-"""The commands of `unrolled`. A file has a parser, what a command runs and what it prints."""
+"""The commands of `unrolled`. Each file has the parser of a command, its run and its output."""
 
 from unrolled.app.commands import (
     _certify,
@@ -16,7 +16,7 @@ from unrolled.app.commands._console import (
     tolerant_streams,
 )
 
-# `add_parser(commands)` of each, whose parser sets `run(arguments)`, in the order of the help.
+# One `add_parser(commands)` per command, in the order of the help; it sets `run(arguments)`.
 COMMANDS = (
     _compare.add_parser,
     _certify.add_parser,

@@ -47,7 +47,7 @@ def holds_weights(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return "manifest.json" in archive.namelist()
-    except Exception:  # whatever zipfile raises of foreign bytes: what reads arrays says it better
+    except Exception:  # zipfile can raise anything on foreign bytes; the array reader reports it
         return False
 
 
@@ -56,24 +56,24 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="D, (m, d), as .npy or .npz (entry D); several files are a chain, in order; or a file "
-        "of weights or a run folder",
+        help="D, (m, d), as .npy or .npz (entry D), or several such files for a chain, in order; "
+        "or a file of weights; or a run folder",
     ),
     "--sparsity": dict(
         metavar="S",
-        help="nonzeros s of a code, of a chain s_1,s_2,... (default: the largest admissible; 1 in "
-        "every layer for the weights of a chain)",
+        help="nonzeros s of a code, for a chain s_1,s_2,... (default: the largest admissible s; "
+        "for the weights of a chain 1 in every layer)",
     ),
     "--bound": dict(type=float, default=1.0, help="bound B of the entries of a code (default 1)"),
-    "--noise": dict(type=float, default=0.0, help="l1 norm of the noise at most (default 0)"),
+    "--noise": dict(type=float, default=0.0, help="largest l1 norm of the noise (default 0)"),
     "--tolerance": dict(type=float, default=1e-6, help="l1 error to reach (default 1e-6)"),
     "--sampled": dict(
         type=int,
         metavar="N",
         help="also draw N codes and say how many are proved, signal by signal and support by "
-        "support; of one D (default 13809 with --sparsity, else none; 0 for none)",
+        "support; for one D only (default 13809 with --sparsity, else 0)",
     ),
-    "--normalize": dict(action="store_true", help="scale the atoms to norm 1 first"),
+    "--normalize": dict(action="store_true", help="first scale the atoms to norm 1"),
     "--activation": dict(
         metavar="NAME", help="also say what holds with this activation, such as elu (see --scale)"
     ),
@@ -84,7 +84,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         action="store_true",
         help="also compute the weights of smallest entries (Definition 8), many times slower",
     ),
-    "--figure": dict(type=Path, metavar="PNG", help="save a picture of D'D beside W'D"),
+    "--figure": dict(type=Path, metavar="PNG", help="save a picture of D'D and W'D"),
     "--code": dict(
         type=Path,
         metavar="CODES",
@@ -93,13 +93,13 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "--signals": dict(
         type=Path,
         metavar="SIGNALS",
-        help="signals of --code, as .npy or .npz (entry Y); without --code also how many of them "
-        "have a code of the class that is certified",
+        help="signals of --code, as .npy or .npz (entry Y); without --code, also say how many "
+        "signals have a code in the certified class",
     ),
     "--output": dict(
         type=Path,
         metavar="DIR",
-        help="folder of a report, report.html, of dictionaries or weights (default: none)",
+        help="folder for report.html, on dictionaries or weights (default: no report)",
     ),
 }
 
@@ -112,12 +112,12 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         run,
         _ARGUMENTS,
         help="certify a dictionary, a chain or saved weights by theory",
-        description="Certified coherence, admissible sparsity, rate and number of steps, for W = D,"
-        "\nthe closed-form W and the minimax W. With --sparsity also how many drawn codes are"
-        "\nproved, where the worst case ends. For several dictionaries also uniqueness,"
-        "\nstability, and a plan of the chain. For saved weights, which may be learned: the error"
-        "\nthat they guarantee, layer by layer. For codes of signals, from any solver: which"
-        "\nof them, after least squares on their supports, are proved to be the only ones of least"
+        description="Print certified coherence, admissible sparsity, rate and number of steps, for"
+        "\nW = D, the closed-form W and the minimax W. With --sparsity, also count the drawn codes"
+        "\nthat are proved beyond the worst case. For several dictionaries, also print uniqueness,"
+        "\nstability, and a plan of the chain. For saved weights, analytic or learned, print the"
+        "\nerror that the weights guarantee, layer by layer. For codes from any solver, print which"
+        "\ncodes, after least squares on their supports, are proved to be the only ones of least"
         "\nl1 norm.",
         epilog="examples:\n"
         "  unrolled certify D.npy --sparsity 3 --tolerance 1e-3 --figure gram.png\n"
@@ -130,7 +130,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print what the theory certifies, and save the figure if one is asked for."""
+    """Print what the theory certifies, and save the figure if `--figure` asks for one."""
     if arguments.code is not None:
         _run_on_codes(arguments)
         return
@@ -180,13 +180,13 @@ def _run_on_dictionaries(arguments: argparse.Namespace, asked: dict[str, Any]) -
     show(arguments.json, data, text)
     if arguments.figure is not None:
         _report.write_figure(arguments.figure, report.figure())
-    _write_report(arguments, report, {"the Gram matrix beside W'D": report.figure}, drawn)
+    _write_report(arguments, report, {"the Gram matrix and W'D": report.figure}, drawn)
 
 
 def _drawn(
     arguments: argparse.Namespace, D: Operator, sparsity: int, say: Callable[[str], None]
 ) -> studies.DrawnProofs | None:
-    """What is proved of drawn codes with so many nonzeros, where they are asked for."""
+    """The proofs of drawn codes with so many nonzeros; None unless the arguments ask for them."""
     chain = len(arguments.dictionaries) > 1
     default = 0 if arguments.sparsity is None or chain else studies.DRAWS
     draws = default if arguments.sampled is None else arguments.sampled
@@ -209,7 +209,7 @@ def _write_report(
     figures: dict[str, Callable],
     drawn: studies.DrawnProofs | None = None,
 ) -> None:
-    """`report.html` of a study, and of codes that are drawn, where a folder is given."""
+    """Write `report.html` for a study, and for drawn codes, if a folder is given."""
     if arguments.output is None:
         return
     names = " ".join(str(path) for path in arguments.dictionaries)
@@ -225,7 +225,7 @@ def _write_report(
 
 
 def _read_in_float64(path: Path, normalize: bool) -> Operator:
-    """D of a file in float64, without what the rounding in the file adds to its range."""
+    """D of a file in float64, without the range that rounding in the file adds."""
     stored = read_dictionary(path, None)
     refuse_parts(stored, str(path), _BY_PARTS)
     D = checks.cast(stored, np.float64)
@@ -254,8 +254,8 @@ def _run_on_weights(arguments: argparse.Namespace, asked: dict[str, Any]) -> Non
     idle = [f"--{name}" for name in unused if getattr(arguments, name) not in (None, False)]
     if idle:
         raise ValueError(f"{path}: holds weights, which {', '.join(idle)} does not go with")
-    # The dictionaries are those of weights that were saved without theirs.
-    model = restore_model(weights_of(path), others, "its file after that of the weights")
+    # Further files are the dictionaries of weights that were saved without dictionaries.
+    model = restore_model(weights_of(path), others, "its file after the file of the weights")
     certificate = studies.certify_weights(model.layer, model.params, model.D, **asked)
     show(arguments.json, certificate.to_dict(), f"{path}: {certificate.text()}")
     _write_report(
@@ -263,14 +263,14 @@ def _run_on_weights(arguments: argparse.Namespace, asked: dict[str, Any]) -> Non
     )
 
 
-# Codes and signals of files
+# Codes and signals from files
 
 
 class CertifiedCodes(NamedTuple):
-    """How many codes are certified, and which are not."""
+    """How many codes are certified, and which codes are not."""
 
     signals: int
-    rows: tuple[int, ...]  # those that are not certified
+    rows: tuple[int, ...]  # the codes that are not certified
 
     def text(self) -> str:
         """The share and the rows as lines of text."""
@@ -288,12 +288,12 @@ class CertifiedCodes(NamedTuple):
 
 
 class ProvedCodes(NamedTuple):
-    """How many codes have the signs of the only optimum of the LASSO, and what is proved of it."""
+    """How many codes have the signs of the unique LASSO optimum, and how many optima are proved."""
 
     signals: int
-    rows: tuple[int, ...]  # those that have other signs, or no proof
+    rows: tuple[int, ...]  # the codes that have other signs, or no proof
     optima: int  # signals whose only optimum is proved, after repairs of the signs
-    distance: float  # the largest norm(x - x*) / norm(x*) of their codes
+    distance: float  # the largest norm(x - x*) / norm(x*) over these signals
 
     def text(self) -> str:
         """The shares, the distance and the rows as lines of text."""
@@ -316,21 +316,21 @@ class ProvedCodes(NamedTuple):
 
 
 def _not_certified(rows: Sequence[int]) -> list[str]:
-    """The first rows that are not certified, as a line of text where there are any."""
+    """The first rows that are not certified, as one line of text; no line if all are certified."""
     more = len(rows) - _SHOWN
     shown = ", ".join(map(str, rows[:_SHOWN])) + (f" and {more} more" if more > 0 else "")
     return [f"not certified: rows {shown}"] if rows else []
 
 
 class ClassOfSignals(NamedTuple):
-    """How many signals have a code of a class, as far as orthogonal matching pursuit finds one."""
+    """How many signals have a code in a class, by orthogonal matching pursuit."""
 
     signals: int
     inside: int
     sparsity: int
     bound: float
     noise: float
-    least: float  # the least l1 norm of what the pursuit leaves of a signal that is not zero
+    least: float  # the least l1 norm of a residual, over the signals that are not zero
 
     def text(self) -> str:
         """Whether the class contains any of the signals."""
@@ -345,10 +345,10 @@ class ClassOfSignals(NamedTuple):
 def signals_of_class(
     D: Operator, signals: Path, sparsity: int, bound: float, noise: float
 ) -> ClassOfSignals:
-    """Look for codes of a class that give the signals of a file, up to its noise and to rounding.
+    """Find codes in a class that give the signals of a file, up to the noise and to rounding.
 
     Raises:
-        ValueError: signals that cannot be read or have another length.
+        ValueError: the signals cannot be read or have another length.
     """
     Y = open_signals(signals, D)
     check_length(signals, Y, D)
@@ -368,15 +368,15 @@ def signals_of_class(
 
 
 def uncertified(D: Operator, Y: np.ndarray, X: np.ndarray) -> np.ndarray:
-    """The rows of Y whose codes, after least squares on their supports, are not certified."""
+    """The rows of Y whose codes are not certified after least squares on their supports."""
     return np.flatnonzero(~theory.certify_code(D, Y, X, finish=0).certified(Y))
 
 
 def proved(
     D: Operator, Y: np.ndarray, X: np.ndarray, problem: dict[str, Any]
 ) -> tuple[np.ndarray, int, float]:
-    """The rows whose codes have other signs than the only optimum of the LASSO, how many optima are
-    proved, and the largest relative distance of a code from one.
+    """The rows whose codes have other signs than the unique LASSO optimum, the number of proved
+    optima, and the largest relative distance of a code from a proved optimum.
     """
     proof = theory.certify_lasso(D, Y, X, **problem)
     size = np.linalg.norm(proof.x, axis=1)
@@ -389,7 +389,7 @@ def certify_codes(dictionary: Path, signals: Path, codes: Path) -> CertifiedCode
     """Certify the codes of a file, chunk by chunk, in the dtype of the signals.
 
     Raises:
-        ValueError: files that cannot be read or do not fit together.
+        ValueError: a file cannot be read, or the files do not fit together.
     """
     with jax.enable_x64(True):
         D = read_dictionary(dictionary, None)

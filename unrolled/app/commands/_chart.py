@@ -1,4 +1,4 @@
-"""Lines over steps as SVG with names at their ends, in the colours of a page, light or dark."""
+"""SVG of lines over steps, with names at their ends, in the colours of a light or dark page."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,16 +11,16 @@ from unrolled import plots
 from unrolled.app.studies import Overview
 
 _DASHES = {"-": "", "--": "7 4", ":": "2 4", "-.": "7 3 2 3"}
-_TICKS = 7  # at most, of an axis
+_TICKS = 7  # the most ticks of an axis
 
 
 class _Form(NamedTuple):
-    """Sizes in pixels; a narrow screen has a drawing of its own, so that words keep their size."""
+    """Sizes in pixels. A narrow screen has a separate drawing, so that words keep their size."""
 
     name: str  # the class of the figure in the page
     width: int
     height: int
-    right: int  # for the names
+    right: int  # width for the names
     font: int
     line: int  # height of a line of text
     broken: bool  # whether a name takes two lines
@@ -59,7 +59,7 @@ def _drawn(overview: Overview, form: _Form) -> str:
         parts.append(f'<text class="mid" x="{x(k)}" y="{_TOP + tall + 20}">{k:g}</text>')
     parts.append(f'<text class="mid" x="{x(steps / 2)}" y="{form.height - 3}">step</text>')
     looks = plots.styles(height)
-    # A drawing inside of the drawing ends at its own borders.
+    # An inner drawing clips the lines at its borders.
     parts.append(f'<svg x="{_LEFT}" y="{_TOP}" width="{width + 2}" height="{tall}">')
     order = sorted(height, key=lambda name: (name in overview.shown, name == overview.best))
     for name in order:
@@ -87,7 +87,7 @@ def _line(points: Sequence[tuple], look: Mapping[str, Any], shown: bool, best: b
 
 
 def _names(overview: Overview, height: Any, looks: Any, form: _Form, x: Any, y: Any) -> list[str]:
-    """The names at the ends of their lines, moved apart, each led to by a stroke of its colour."""
+    """The names at the ends of the lines, moved apart; a stroke joins each line to its name."""
     ends = {name: (len(height[name]) - 1, y(height[name][-1])) for name in overview.shown}
     apart = form.line * (2 if form.broken else 1) + 3
     low, high = _TOP + form.line / 2, form.height - _BOTTOM
@@ -109,7 +109,7 @@ def _names(overview: Overview, height: Any, looks: Any, form: _Form, x: Any, y: 
 
 
 def _apart(heights: Sequence[float], apart: float, low: float, high: float) -> list[float]:
-    """Heights at least `apart` from each other, as near to those given as one pass comes."""
+    """Heights at least `apart` from each other, as near to `heights` as one pass comes."""
     order = np.argsort(heights, kind="stable")
     places, at = np.empty(len(heights)), low - apart
     for i in order:
@@ -134,7 +134,7 @@ def _limits(lines: Sequence[np.ndarray]) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float, log: bool, sizes: Sequence[int] = (1, 2, 5, 10)) -> list[float]:
-    """Round numbers within the limits; whole ones of an axis of powers."""
+    """Round numbers within the limits; whole numbers on an axis of powers."""
     least = (high - low) / _TICKS
     size = 10.0 ** math.floor(math.log10(least)) if least > 0 else 1.0
     size = next(size * m for m in sizes if size * m >= least)

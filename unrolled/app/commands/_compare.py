@@ -1,4 +1,4 @@
-"""`unrolled compare`: analytic beside calibrated and learned weights, as a report."""
+"""`unrolled compare`: analytic, calibrated and learned weights in one report."""
 
 import argparse
 import math
@@ -32,19 +32,19 @@ from unrolled.vision import datasets
 
 _TITLE = "Analytic and learned sparse coding"
 _SUMMARY = """\
-How close do weights that theory sets come to weights that were learned? *Analytic* params come from
-theory alone (weights in closed form, thresholds from Theorem 12), *calibrated* ones keep those
-weights and choose thresholds and step sizes on a sample without gradients, *learned* ones start
-there and are trained end to end."""
+How close do weights that theory sets come to weights that were learned? Only theory sets *analytic*
+params (weights in closed form, thresholds from Theorem 12). *Calibrated* params keep these
+weights and choose thresholds and step sizes on a sample without gradients. *Learned* params start
+at the calibrated ones and are trained end to end."""
 _STEPS, _QUICK_STEPS = 400, 60
-# Options of pursuits alone: a sparsity and a lam the layers have too.
+# Options that only pursuits have; layers also have a sparsity and a lam.
 _OPTIONS = tuple(name for name in OPTIONS if name not in ("sparsity", "lam"))
 # Weight of the LASSO for patches whose grey values are in [0, 1].
 _LAM_OF_PATCHES = 0.05
-# With --quick: about so many tested signals, steps of the certified regime, and of its chain.
+# With --quick: tested signals (about), steps of the certified regime, steps of its chain.
 _QUICK_TESTED, _QUICK_DEPTH, _QUICK_CHAIN_DEPTHS = 500, 60, (40,)
-# Signal by signal: nonzeros in the standard benchmark; drawn codes, as one program then draws the
-# signals of the certified regime, too; atoms at most, whose products are made in every step.
+# Proofs signal by signal: nonzeros in the standard benchmark; drawn codes, as many as the certified
+# regime draws, so that one program serves both; the most atoms, since each step multiplies d x d.
 _PROVED, _DRAWS, _MOST_ATOMS = (11, 12), 250, 1000
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -53,21 +53,21 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         nargs="+",
         action="extend",
         metavar="FILE",
-        help="D, (m, d), as .npy or .npz (entry D); several files are a chain, in order",
+        help="D, (m, d), as .npy or .npz (entry D); several files make a chain, in order",
     ),
     "--signals": dict(
         type=Path,
         nargs="+",
         action="extend",
         metavar="FILE",
-        help="signals (signals, m) as .npy or .npz (entry Y, and X if codes are known; of a chain "
-        "X_1, X_2, ...), or pictures or folders of them, of which the last picture is for testing",
+        help="signals (signals, m) as .npy or .npz (entry Y, and X if codes are known; for a chain "
+        "X_1, X_2, ...), or pictures or folders of pictures; the last picture is for testing",
     ),
     "--method": {},  # by `add_parser`: pursuits may be registered later
     "--depth": dict(type=int, default=16, help="steps K of a layer (default 16)"),
     "--sparsity": dict(
         type=int,
-        help="expected nonzeros of a generated code (default d / 10); of a pursuit the most",
+        help="expected nonzeros of a generated code (default d / 10); most nonzeros of a pursuit",
     ),
     "--snr": dict(
         type=float, default=math.inf, help="signal-to-noise ratio, dB (default: no noise)"
@@ -79,8 +79,8 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "--sampled": dict(
         type=int,
         metavar="N",
-        help="also bound the errors of 99.9 %% of the class of known codes by N fresh draws, such "
-        "as 20000 (default: no bound)",
+        help="also draw N fresh known codes, such as 20000, and bound the errors of 99.9 %% of "
+        "their class (default: no bound)",
     ),
     "--certify": dict(
         action="store_true",
@@ -89,7 +89,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     ),
     "--predict": dict(
         action="store_true",
-        help="also show what theory predicts of the median error, step by step (known codes)",
+        help="also show the median error that theory predicts, step by step (known codes)",
     ),
     "--quick": dict(action="store_true", help="a smaller run, under a minute"),
     "--output": dict(
@@ -134,7 +134,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the studies, write the report and print its text, or its data as JSON."""
     say, folder = progress_printer(), arguments.output
     asked = _asked(arguments, say)
-    # Before any work: a report would be drawn over these pictures.
+    # Check before any work: the report would overwrite these pictures.
     drawn = [folder / name for name in ("signals.png", "signals-2.png")]
     _report.check_not_read([folder, *drawn], arguments.signals or [])
     facts = {
@@ -155,22 +155,22 @@ def run(arguments: argparse.Namespace) -> None:
     say("done")
 
 
-# What is asked
+# Arguments
 
 
 class Asked(NamedTuple):
-    """What the arguments ask of the studies, checked."""
+    """The arguments of the studies, checked."""
 
-    key: jax.Array  # of everything random
+    key: jax.Array  # of all random numbers
     planted: dict[str, Any]  # options of `studies.planted`
-    both: dict[str, Any]  # those that the studies of known and of unknown codes share
-    known: dict[str, Any]  # those of the study of known codes alone
+    both: dict[str, Any]  # options that the studies of known and of unknown codes share
+    known: dict[str, Any]  # options that only the study of known codes has
     quick: bool
     say: Say
 
 
 def _asked(arguments: argparse.Namespace, say: Say) -> Asked:
-    """What is asked, checked before any work."""
+    """The arguments of the studies, checked before any work."""
     methods = BY_DEFAULT
     if arguments.method is not None:
         arguments.method = ",".join(arguments.method)
@@ -222,7 +222,7 @@ def _is_weights(name: str) -> bool:
 
 
 def _check_options(arguments: argparse.Namespace, pursuits: tuple[str, ...]) -> None:
-    """Raise ValueError for options that nothing asked for has, and numbers out of range."""
+    """Raise ValueError if no method in use has an option, or a number is out of range."""
     has = {option for name in pursuits for option in PURSUITS[name].options}
     if idle := [option for option in given_options(arguments, _OPTIONS) if option not in has]:
         raise ValueError(f"compare: --{', --'.join(idle)} needs a pursuit that has it in --method")
@@ -245,7 +245,7 @@ def _restored(paths: list[Path], D: list[Path]) -> dict[str, training.Fit]:
     """The weights of files as results of `fit`, by their paths.
 
     Raises:
-        ValueError: weights without a layer, or without a dictionary where none is given.
+        ValueError: weights have no layer, or have no dictionary and none is given.
     """
     fits = {}
     for path in paths:
@@ -261,7 +261,7 @@ def _restored(paths: list[Path], D: list[Path]) -> dict[str, training.Fit]:
 
 
 def _sections(paths: list[Path], signals: list[Path] | None, asked: Asked) -> list[Section]:
-    """The studies of the files of a user, or the standard ones without files."""
+    """The studies of a user's files; without files, the standard studies."""
     Ds = [read_dictionary(path) for path in paths]
     D: Any = as_chain(Ds, "compare") if len(Ds) > 1 else next(iter(Ds), None)
     if signals is not None:
@@ -285,9 +285,9 @@ def _sections(paths: list[Path], signals: list[Path] | None, asked: Asked) -> li
 def _standard_sections(asked: Asked) -> list[Section]:
     """The standard benchmark, its certified regime, photographs, and a certified chain.
 
-    Tracing and compiling take one core: the benchmark has a thread, the others have one together.
+    Tracing and compiling take one core: the benchmark has one thread, the other studies another.
     """
-    # First, as they may not be installed.
+    # Read the photographs first, because they may not be installed.
     pictures = studies.photograph_patches(datasets.photographs())
     D = problems.standard_benchmark(asked.key).D
     others = beside(partial(_smaller_sections, D, pictures, asked))
@@ -327,7 +327,7 @@ def _unknown_codes(
 def _certified_regime(
     D: Operator, asked: Asked, sparsities: tuple[int, ...] | None = None
 ) -> list[Section]:
-    """The certified regime, and what is proved beyond it; none without one certified nonzero."""
+    """The certified regime, and the proofs beyond it; no section if theory certifies no nonzero."""
     options = dict(depth=_QUICK_DEPTH) if asked.quick else {}
     study = studies.certified_regime(asked.key, D, **options, say=asked.say)
     if not study.runs:

@@ -1,6 +1,6 @@
-"""The configuration of a run: its options, read from TOML and flags, checked, written as TOML.
+"""The configuration of a run: read from TOML and flags, checked, and written as TOML.
 
-Every option has one name, the same in the file and as a flag, and no two sections share one.
+Every option has one name, the same in the file and as a flag. No two sections share a name.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ OPTIMIZERS = (
 )
 PLANTED = "planted"
 UNSUPERVISED = "unsupervised"  # the method that `training.unsupervised` is
-PLANTED_LAM = 0.1  # for codes near 1
+PLANTED_LAM = 0.1  # for codes whose entries are near 1
 WITH_CODES = ("supervised", "log_nmse", "mostly_last")  # losses that compare with known codes
-# How params start, and whether a family can start so.
+# The ways to start params, and whether a family has each.
 STARTS: dict[str, Callable[[type[Layer]], bool]] = {
     "init": lambda family: True,
     "analytic": lambda family: family.from_theory is not None or family.starts_from_theory,
@@ -37,8 +37,8 @@ STARTS: dict[str, Callable[[type[Layer]], bool]] = {
     ),
     "recipe": lambda family: True,
 }
-LARGEST = {int: 2**31 - 1, float: 1e30}  # numbers well within those of JAX
-_SIZE = 2**14  # the most of a generated dictionary
+LARGEST = {int: 2**31 - 1, float: 1e30}  # well within the range of numbers in JAX
+_SIZE = 2**14  # the most rows or columns of a generated dictionary
 
 
 class ConfigError(ValueError):
@@ -47,13 +47,13 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Paths:
-    """The check of an option that is a file, or one of some words; or several files."""
+    """The check of an option whose value is a word, a file, or several files."""
 
     words: tuple[str, ...] = ()
     several: bool = False
 
     def __call__(self, value: Any, name: str, where: str) -> Any:
-        """The value, with a tuple for several files; raise unless it is printable."""
+        """The value, a tuple for several files; raise unless it is printable."""
         if self.several and isinstance(value, tuple):
             return tuple(dataclasses.replace(self, several=False)(v, name, where) for v in value)
         if not isinstance(value, str):
@@ -77,7 +77,7 @@ class Problem(Record):
     dictionary: str | tuple[str, ...] = option(
         default="gaussian",
         check=Paths(GENERATED, several=True),
-        help=f"{' or '.join(GENERATED)}, or a .npy or .npz file (entry D); of a chain a list of "
+        help=f"{' or '.join(GENERATED)}, or a .npy or .npz file (entry D); for a chain a list of "
         "files",
     )
     m: int | None = option(
@@ -95,21 +95,21 @@ class Problem(Record):
     signals: str = option(
         default=PLANTED,
         check=Paths((PLANTED,)),
-        help="planted, or a .npy or .npz file (entry Y, and X, of a chain X_1, X_2, ..., if codes "
-        "are known)",
+        help="planted, or a .npy or .npz file (entry Y, and if codes are known X, for a chain "
+        "X_1, X_2, ...)",
     )
     codes: str | None = option(
         default=None,
         choices=("lasso",),
-        help="make codes of the signals of a file once, by pursuit.lasso_batch with lam, and "
-        "keep them beside the weights (default: those of the file, if any)",
+        help="compute codes of the signals in a file once, by pursuit.lasso_batch with lam, and "
+        "save them with the weights (default: read the codes in the file, if any)",
     )
     ratio: float | None = option(
         default=None,
         above=0,
         most=1,
-        help="lam of --codes lasso, where --lam is not given, as a fraction of what gives nine "
-        "signals in ten the code 0 (default 0.1)",
+        help="lam of --codes lasso if --lam is not given, as a fraction of the lam at which nine "
+        "signals in ten have the code 0 (default 0.1)",
     )
     probability: float | None = option(
         default=None,
@@ -133,27 +133,27 @@ class Problem(Record):
     lam: float | None = option(
         default=None,
         least=0,
-        help="weight of the LASSO, in its loss and at the start of families that have it (default "
-        "0.1 where codes are known; else a tenth of what gives nine signals in ten the code 0)",
+        help="weight of the LASSO, in the loss and at the start of families that use it (default "
+        "0.1 if codes are known; else a tenth of the lam at which nine codes in ten are 0)",
     )
 
 
 class ModelOptions(Record):
-    """What a table of the model has beside the options of its family."""
+    """The options of a model that every family has."""
 
     family: str = option(default="alista", choices=FAMILIES, help="family of the layer")
     depth: int = option(default=16, least=1, most=10_000, help="number of steps K")
     start: str = option(
         default="init",
         choices=STARTS,
-        help="how the params start; analytic sets them by theory for the class of the signals, "
-        "recipe also sets the options and the training that the family wants for known codes, "
-        "where they have their defaults",
+        help="how the params start; analytic sets the params by theory for the class of signals; "
+        "recipe also sets the options and the training that suit the family and known codes, "
+        "unless you set them",
     )
 
 
 class Model(Record):
-    """A layer, and the start of its params."""
+    """A layer, and how its params start."""
 
     layer: Layer = option()
     start: str = option(default="init", choices=STARTS)
@@ -170,13 +170,13 @@ class Model(Record):
 
     @property
     def needs_codes(self) -> bool:
-        """Whether the start is set for the codes of a sample, which must be known."""
+        """Whether the start needs the known codes of a sample."""
         by_theory = self.start == "analytic" and self.layer.from_theory is not None
         return by_theory or self.start == "recipe"
 
     @property
     def set_on_signals(self) -> bool:
-        """Whether the start is set on signals of the problem."""
+        """Whether the start needs signals of the problem."""
         return self.needs_codes or self.start == "calibrated"
 
 
@@ -186,12 +186,12 @@ class Training(Record):
     method: str = option(
         default="end_to_end",
         choices=("end_to_end", "curriculum", UNSUPERVISED),
-        help="all steps at once, or step after step; unsupervised trains lfista_cp by one recipe, "
-        "as does a command that names neither family, start, loss nor method, for signals without "
-        "codes",
+        help="train all steps at once (end_to_end), or one step after another (curriculum); "
+        "unsupervised trains lfista_cp by one recipe, the default for signals without codes if "
+        "no family, start, loss or method is given",
     )
     loss: str = option(default="supervised", choices=LOSSES, help="loss of the codes")
-    deep: bool = option(default=False, help="sum the loss over all steps, not only the last")
+    deep: bool = option(default=False, help="sum the loss over all steps, not only the last one")
     optimizer: str = option(default="adam", choices=OPTIMIZERS, help="optimiser of optax")
     rate: float = option(default=1e-3, above=0, help="learning rate of the optimiser")
     schedule: str = option(
@@ -206,22 +206,22 @@ class Training(Record):
     steps: int = option(
         default=1000,
         least=1,
-        help="training steps; in a curriculum, steps of each of its 3 K stages; unsupervised takes "
-        "2000 after its trials",
+        help="training steps; in a curriculum, the steps of each of its 3 K stages; unsupervised "
+        "trains 2000 steps after its trials",
     )
     batch: int = option(default=64, least=1, help="number of signals in a batch")
     accumulate: int = option(
         default=1,
         least=1,
         most=2**20,
-        help="number of batches in a training step, a power of two, which devices and processes "
-        "share",
+        help="number of batches in a training step, a power of two; devices and processes share "
+        "the batches",
     )
     reduction: str = option(
         default="tree",
         choices=("tree", "psum"),
-        help="how devices add their batches: tree to the same bits on any number, psum by fewer "
-        "exchanges",
+        help="how devices add their batches: tree gives the same bits on any number of devices, "
+        "psum needs fewer exchanges",
     )
     learn_dictionary: bool = option(default=False, help="also train D")
     evaluate_every: int = option(default=50, least=1, help="training steps between two evaluations")
@@ -232,7 +232,7 @@ class Config(Record):
     """A run."""
 
     output: str = option(default="unrolled-run", check=Paths(), help="the run folder")
-    seed: int = option(default=0, least=0, help="seed of everything random but the dictionary")
+    seed: int = option(default=0, least=0, help="seed of all but the dictionary")
     problem: Problem = option()
     model: Model | tuple[Model, ...] = option()  # a tuple for a chain
     training: Training = option()
@@ -261,7 +261,7 @@ def _option_names(cls: type) -> set[str]:
 
 
 def _refuse(names: list[str], what: str) -> None:
-    """Raise ConfigError if there are options that do not go with something."""
+    """Raise ConfigError if there are `names`, options that do not go with `what`."""
     if names:
         raise ConfigError(f"train: {', '.join(names)} does not go with {what}")
 
@@ -270,7 +270,7 @@ def _with_defaults(problem: Problem, families: list[type[Layer]], chained: bool)
     """The problem with the defaults that depend on its other options.
 
     Raises:
-        ConfigError: options that do not go with the dictionary, the signals or the families.
+        ConfigError: an option does not go with the dictionary, the signals or the families.
     """
     _check_dictionaries(problem, len(families), chained)
     defaults: dict[str, Any] = {}
@@ -311,16 +311,16 @@ def _check_dictionaries(problem: Problem, layers: int, chained: bool) -> None:
 
 
 def _trained_by(recipe: Recipe, method: str) -> dict[str, Any]:
-    """The options of the training that a recipe has a value for."""
+    """The training options for which a recipe has a value."""
     options: dict[str, Any] = dict(loss="mostly_last", clip=1.0, steps=recipe.steps)
     options |= {"schedule": "cosine"} if method == "end_to_end" else {"steps": 50}
     return options | ({"rate": recipe.rate} if recipe.rate else {})
 
 
 def _check_pairs(config: Config) -> None:
-    """Raise ConfigError for a start that a family lacks, or options that a curriculum cannot use.
+    """Raise ConfigError if a family lacks the start, or a curriculum cannot use an option.
 
-    The loss of a curriculum is that of one step, and its stages are short.
+    A curriculum trains the loss of one step, in short stages.
     """
     training, layer = config.training, config.layers[0].layer
     if training.method == UNSUPERVISED:
@@ -349,7 +349,7 @@ _SET_BY_RECIPE = ("deep", "optimizer", "rate", "schedule", "clip", "learn_dictio
 
 
 def _check_unsupervised(config: Config) -> None:
-    """Raise ConfigError for what the recipe for signals without codes sets itself."""
+    """Raise ConfigError if an option is given that the recipe for signals without codes sets."""
     training, (model, *others) = config.training, config.layers
     lam = PLANTED_LAM if config.problem.lam is None else config.problem.lam
     plain = FAMILIES["lfista_cp"](model.depth, lam=lam)  # type: ignore[call-arg]
@@ -364,20 +364,20 @@ def _check_unsupervised(config: Config) -> None:
 
 # Reading and writing
 
-_LARGEST_BYTES = 2**20  # of a configuration, which is a page of text
+_LARGEST_BYTES = 2**20  # of a file; a configuration is a page of text
 _SHARED = ("lam", "probability")  # options of families that stand in [problem]
-# Options of families that are set elsewhere, or that say how a layer runs.
+# Options of families without a flag: another option sets them, or they say how a layer runs.
 _NOT_OF_MODEL = ("depth", "precision", "unroll", "remat", *_SHARED)
 _RESERVED = ("config", "help", "json", "resume", "model")  # arguments, and the key of a chain
 _OWN_FAMILY = "a family of your own needs --import MODULE"
 
 
 class Option(NamedTuple):
-    """One option, wherever it comes from."""
+    """One option, from whatever source."""
 
     name: str
     section: str | None
-    fields: Mapping[str, dataclasses.Field]  # by family; under "" where it is of all of them
+    fields: Mapping[str, dataclasses.Field]  # by family; under "" if all families have the option
 
     @property
     def full(self) -> str:
@@ -385,12 +385,12 @@ class Option(NamedTuple):
         return self.name if self.section is None else f"{self.section}.{self.name}"
 
     def add_flag(self, group: Any) -> None:
-        """The flag of the option; its help says what it is in each family."""
-        # A switch takes no text, which another family may want.
+        """Add the flag of the option; its help says what the option is in each family."""
+        # A switch takes no text, but another family may need text.
         fields = sorted(self.fields.values(), key=lambda field: records.kind_of(field) is bool)
         helps: dict[tuple[str, str], list[str]] = {}
         for family, field in self.fields.items():
-            default = field.default  # absent, None or False are no news
+            default = field.default  # the help omits absent, None and False
             has_default = isinstance(default, int | float | str) and default is not False
             note = f"; default {default}" if has_default else ""
             helps.setdefault((field.metadata["help"], note), []).append(family)
@@ -399,13 +399,13 @@ class Option(NamedTuple):
 
 
 class Given(NamedTuple):
-    """The value of an option, and where it comes from."""
+    """The value of an option, and where the value comes from."""
 
-    value: Any  # text of a flag, or as TOML has it
+    value: Any  # the text of a flag, or the value in TOML
     name: str  # in messages
     where: str  # what messages begin with
     base: Path  # where relative paths start
-    is_text: bool = False  # of a flag
+    is_text: bool = False  # whether the value is the text of a flag
 
 
 Table = dict[str, Given]
@@ -413,10 +413,10 @@ _LFISTA_CP = Given("lfista_cp", "model.family", "train", Path())
 
 
 def all_options() -> Mapping[str, Option]:
-    """Every option by name: ours, and those of all families that are known now.
+    """Every option by name: ours, and the options of all families that are known now.
 
     Raises:
-        ConfigError: a family has an option with the name of one of ours.
+        ConfigError: an option of a family has the name of one of our options.
     """
     return _options_with(tuple(FAMILIES.values()))
 
@@ -446,23 +446,23 @@ def _options_with(families: tuple[type[Layer], ...]) -> Mapping[str, Option]:
 
 
 def _is_set_elsewhere(family: type[Layer], name: str) -> bool:
-    """Whether an option of a family has no flag: a search of its recipe sets a few of them."""
+    """Whether an option of a family has no flag, such as one that the recipe's search sets."""
     return name in _NOT_OF_MODEL or name in family.recipe.searched
 
 
 def load(path: Path | None, flags: Mapping[str, Any]) -> Config:
-    """The configuration of a TOML file and of flags, which override it.
+    """The configuration of a TOML file and of flags; flags override the file.
 
-    Relative paths in the file start at its folder, those of flags at the current one.
+    Relative paths in the file start at its folder, paths in flags at the current folder.
 
     Args:
-        path: None takes flags and defaults alone.
-        flags: by name, as text or as values; None where a flag was not given.
+        path: the file; None takes only flags and defaults.
+        flags: by name, as text or as values; None if a flag was not given.
 
     Raises:
-        ConfigError: an unreadable file, unknown names, wrong types, values out of range, options
-            that do not fit together, or that a family refuses or lacks.
-        FileNotFoundError: no such file.
+        ConfigError: the file cannot be read, a name is unknown, a value has the wrong type or is
+            out of range, options do not fit together, or a family refuses or lacks an option.
+        FileNotFoundError: the file does not exist.
     """
     tables = {} if path is None else tables_of(_read_toml(path), path)
     options = all_options()
@@ -482,7 +482,7 @@ def load(path: Path | None, flags: Mapping[str, Any]) -> Config:
 
 
 def leaves_open(path: Path | None, flags: Mapping[str, Any], names: Iterable[str]) -> bool:
-    """Whether neither the file nor a flag gives any of these options, and there is no chain."""
+    """Whether neither the file nor a flag gives any of these options, nor a chain."""
     tables = {} if path is None else tables_of(_read_toml(path), path)
     if any(isinstance(table, list) for table in tables.values()):
         return False
@@ -492,7 +492,7 @@ def leaves_open(path: Path | None, flags: Mapping[str, Any], names: Iterable[str
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file; raise ConfigError for what is none."""
+    """The tables of a TOML file; raise ConfigError unless it is one."""
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; expected a TOML file")
     if not path.is_file():
@@ -506,10 +506,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def tables_of(file: Mapping[str, Any], path: Path) -> dict[str | None, Any]:
-    """The options of a file by section, under None those of no section; a chain has a list.
+    """The options of a file by section, under None the options without one; a chain has a list.
 
     Raises:
-        ConfigError: unknown names, or a section that is no table.
+        ConfigError: a name is unknown, or a section is not a table.
     """
     tables: dict[str | None, Any] = {}
     for key, value in file.items():
@@ -530,7 +530,7 @@ def _table(values: Any, section: str | None, path: Path) -> Table:
         got = checks.brief(values)
         raise ConfigError(f"{path}: model must be a list of tables, [[model]], got {got}")
     options = all_options()
-    if section == "model" and "family" in values:  # first: without it its options are unknown
+    if section == "model" and "family" in values:  # first, because its options depend on it
         _family({"family": Given(values["family"], "model.family", str(path), path.parent)})
     for name in values:
         if name not in options or options[name].section != section:
@@ -540,7 +540,7 @@ def _table(values: Any, section: str | None, path: Path) -> Table:
 
 
 def _hint(name: str, options: Mapping[str, Option]) -> str:
-    """What may have been meant."""
+    """The end of a message: the option that the user may have meant."""
     likely = name if name in options else checks.nearest(name, [*options, *SECTIONS])
     if likely is None:
         return f"; expected output, seed or [{'], ['.join(SECTIONS)}]; an option of {_OWN_FAMILY}"
@@ -614,7 +614,7 @@ def _model(table: Table, cls: type[Layer], problem: Problem) -> Model:
 
 
 def _accepted(cls: type, table: Table) -> dict[str, Any]:
-    """The options of a record as it takes them."""
+    """The options of a table, in the types of the fields of `cls`."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     return {name: _value(fields[name], value) for name, value in table.items()}
 
@@ -636,7 +636,7 @@ def _value(field: dataclasses.Field, entry: Given) -> Any:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The configuration as JSON can hold it, but for infinite numbers."""
+    """The configuration in types that JSON can hold, except infinite numbers."""
     models = [
         {
             "family": model.family,
@@ -665,7 +665,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def _left_to_recipe(model: Model) -> set[str]:
-    """The options that the recipe of the family sets: those that have their defaults."""
+    """The options that the family's recipe sets, because they have their defaults."""
     if model.start != "recipe":
         return set()
     fields = dataclasses.fields(model.layer)
@@ -673,7 +673,7 @@ def _left_to_recipe(model: Model) -> set[str]:
 
 
 def _flat(value: Any) -> Any:
-    """Tables without options that are None, and those of a family beside its name."""
+    """Tables without options that are None; a family's options stand next to its name."""
     if isinstance(value, dict):
         whole = {**value, **value.get("options", {})}
         return {n: _flat(v) for n, v in whole.items() if v is not None and n != "options"}
@@ -688,7 +688,7 @@ def to_toml(config: Config) -> str:
 
 
 def differences(a: Config, b: Config) -> list[str]:
-    """Where two configurations differ, the run folder aside: "training.steps (100, now 200)"."""
+    """The differences except the run folder, as in "training.steps (100, now 200)"."""
     old, new = (dict(_by_full_name(_flat(to_dict(config)))) for config in (a, b))
     changed = records.changes(old | {"output": None}, new | {"output": None})
     return [f"{name} ({before}, now {now})" for name, (before, now) in changed.items()]

@@ -1,4 +1,4 @@
-"""What surrounds a command: its progress on standard error, its result on standard output, and the
+"""Around a command: its progress on standard error, its result on standard output, and the
 compiled programs that it keeps for the next call.
 """
 
@@ -30,7 +30,7 @@ _OWNER_ONLY = 0o700  # who can write into it can run code as its owner
 
 @dataclass
 class _Line:
-    """What a command said last, and when."""
+    """The last message of a command, and its time."""
 
     text: str
     at: float
@@ -47,7 +47,7 @@ def add_command(
     arguments: Mapping[str, Mapping[str, Any]],
     **texts: Any,
 ) -> argparse.ArgumentParser:
-    """The parser of a command, from a table of its arguments: by name, what argparse takes."""
+    """The parser of a command, from a table: argument name -> options of argparse."""
     how = argparse.RawDescriptionHelpFormatter
     parser = commands.add_parser(name, formatter_class=how, **texts)
     for argument, options in arguments.items():
@@ -58,7 +58,7 @@ def add_command(
 
 @contextmanager
 def tolerant_streams() -> Iterator[None]:
-    """Standard output escapes what its encoding lacks; a standard error that is closed is empty."""
+    """Let standard output escape what its encoding lacks, and tolerate a closed standard error."""
     out = sys.stdout
     with ExitStack() as after:
         if isinstance(out, io.TextIOWrapper):
@@ -70,7 +70,7 @@ def tolerant_streams() -> Iterator[None]:
 
 
 def progress_printer() -> Say:
-    """`say(message)` prints a line on standard error, with the seconds since now."""
+    """A function `say(message)` that prints a line on standard error, with the seconds elapsed."""
     began = time.perf_counter()
 
     def say(message: str) -> None:
@@ -82,7 +82,7 @@ def progress_printer() -> Say:
 
 
 def note_output(message: str | None = None) -> None:
-    """Note that a command has just shown something, so that it is not silent."""
+    """Note that a command has just shown something, so that `never_silent` waits."""
     if (line := _LATEST.get()) is not None:
         line.shown = time.monotonic()
         if message is not None:
@@ -91,7 +91,7 @@ def note_output(message: str | None = None) -> None:
 
 @contextmanager
 def never_silent(silence: float = _SILENCE) -> Iterator[None]:
-    """On a terminal, a line on standard error after every so many seconds without one."""
+    """On a terminal, print a line on standard error after every `silence` seconds without one."""
     if not sys.stderr.isatty():
         yield
         return
@@ -110,7 +110,7 @@ def never_silent(silence: float = _SILENCE) -> Iterator[None]:
 
 
 def _watch(line: _Line, silence: float, over: threading.Event) -> None:
-    """Until `over` is set, print what a command said last after every such silence."""
+    """Until `over` is set, repeat the last message of a command after every such silence."""
     while not over.wait(silence / 8):
         now = time.monotonic()
         if now - line.shown >= silence:
@@ -120,7 +120,7 @@ def _watch(line: _Line, silence: float, over: threading.Event) -> None:
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Warnings as one line that says what is wrong, without the place in the code."""
+    """Print each warning as one line that says what is wrong, without the place in the code."""
     usual = warnings.formatwarning
     warnings.formatwarning = lambda message, *place, **line: f"warning: {message}\n"
     try:
@@ -136,7 +136,7 @@ def show(as_json: bool, data: Any, text: str) -> None:
 
 @contextmanager
 def progress(say: Say) -> Iterator[Tell]:
-    """`tell(name, done, steps, text)` shows a run with its time left, on standard error."""
+    """`tell(name, done, steps, text)` shows a run and its time left on standard error."""
     if not sys.stderr.isatty():
         yield _lines(say)
         return
@@ -189,7 +189,7 @@ def time_left(seconds: float) -> str:
 
 
 def cache_folder() -> Path:
-    """The cache folder of a user, as the platform has it."""
+    """The cache folder of a user on this platform."""
     folder = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(folder):  # the standard says to ignore others
         return Path(folder, "unrolled")
@@ -202,15 +202,15 @@ def cache_folder() -> Path:
 
 @contextmanager
 def kept_programs(off: bool) -> Iterator[str]:
-    """JAX keeps all programs that a block compiles, and reads those of earlier calls.
+    """Let JAX keep all programs that a block compiles, and read programs of earlier calls.
 
-    A folder, or no cache at all, that the user has configured in JAX stays as it is.
+    If the user has configured a folder, or no cache, in JAX, this setting stays.
 
     Args:
-        off: whether to keep and read none, wherever.
+        off: whether to keep and read no programs at all.
 
     Yields:
-        What to tell the user of the folder, "" if there is nothing to tell.
+        A message about the folder for the user, "" if there is nothing to tell.
     """
     options, message = _cache_options(off)
     before = {name: jax.config.values[name] for name in options}
@@ -222,7 +222,7 @@ def kept_programs(off: bool) -> Iterator[str]:
 
 
 def _cache_options(off: bool) -> tuple[dict[str, Any], str]:
-    """The configuration of JAX for a command, and what to tell of it."""
+    """The configuration of JAX for a command, and a message about it for the user."""
     configured = jax.config.values
     if off:
         return {"jax_enable_compilation_cache": False}, ""
@@ -250,4 +250,4 @@ def _configure(options: dict[str, Any]) -> None:
     for name, value in options.items():
         jax.config.update(name, value)
     if options:
-        compilation_cache.reset_cache()  # JAX looks at them once
+        compilation_cache.reset_cache()  # JAX reads the configuration once

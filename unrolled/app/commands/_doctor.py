@@ -23,7 +23,7 @@ from unrolled.app.commands._report import check_folder, environment
 # are certified; its l1 error after these steps is rounding.
 _DEPTH = 40
 _LARGEST_ERROR = 1e-4
-# What is timed on every device: a square product, and steps of ISTA on a batch.
+# Timed on every device: a square product, and steps of ISTA on a batch.
 _SIDE, _SHAPE, _BATCH, _STEPS, _RUNS = 1024, (250, 500), 1000, 4, 3
 
 
@@ -35,9 +35,9 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         run,
         {"--output": dict(type=Path, metavar="DIR", help="a folder that must be writable")},
         help="show versions and devices, and check that they work",
-        description="Print versions, devices and settings, run one small certified check, and time "
-        "a product and\na layer on every device, where two runs of a gradient should agree to the "
-        "bit.",
+        description="Print versions, devices and settings, run one small certified check, time a "
+        "product and a\nlayer on every device, and check that two runs of a gradient have the same "
+        "bits.",
         epilog="example:\n  unrolled doctor --json",
     )
 
@@ -52,15 +52,15 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 class Measured(NamedTuple):
-    """What a device reached once, beside whatever else ran then."""
+    """One measurement of a device, under whatever load other programs gave it."""
 
     device: str
     product_gflops: float  # of a product in the default precision
-    step_gflops: float  # of the products of a layer, which asks for the highest
+    step_gflops: float  # of the products of a layer, which asks for the highest precision
     default_error: float  # of a float32 product in the default precision, relative to float64
-    highest_error: float  # in the highest
+    highest_error: float  # of a float32 product in the highest precision
     repeats: bool  # whether two runs of a gradient have the same bits
-    as_first: bool  # whether they are those of the first device
+    as_first: bool  # whether the first device gives the same bits
 
     def text(self) -> str:
         """The numbers as a line."""
@@ -75,7 +75,7 @@ class Measured(NamedTuple):
 
 
 def doctor(folder: Path | None) -> dict[str, Any]:
-    """What is installed, and whether it computes.
+    """The installed versions, the devices, and checks that they work.
 
     Raises:
         OSError: the folder cannot be written.
@@ -112,14 +112,14 @@ def _certified_error() -> float:
 
 
 def _precision() -> str:
-    """That of products, by default and in the layers and pursuits of this package."""
+    """The precision of products, by default and in the layers and pursuits of this package."""
     asked = jax.config.values["jax_default_matmul_precision"]
-    by_default = f"jax_default_matmul_precision={asked}" if asked else "that of the device"
+    by_default = f"jax_default_matmul_precision={asked}" if asked else "as the device has it"
     return f"products: {by_default}; in layers and pursuits the highest, unless precision= is given"
 
 
 def _measured() -> list[Measured]:
-    """Every device of this process."""
+    """The measurements of every device of this process."""
     results: list[Measured] = []
     gradients: list[list[bytes]] = []
     for device in jax.local_devices():
@@ -131,7 +131,7 @@ def _measured() -> list[Measured]:
 
 
 def _of_default_device() -> tuple[Measured, list[bytes]]:
-    """What the default device reaches, and the bits of a gradient."""
+    """The measurements of the default device, and the bits of a gradient."""
     rng = np.random.default_rng(0)
     square = rng.normal(size=(_SIDE, _SIDE)).astype(np.float32)
     D, Y = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in (_SHAPE, (_BATCH, _SHAPE[0])))
@@ -161,7 +161,7 @@ def _of_default_device() -> tuple[Measured, list[bytes]]:
 
 
 def _seconds(f: Callable[..., Any], *arguments: Any) -> float:
-    """The least time of some runs, after one that compiles."""
+    """The least time of several runs, after one run that compiles."""
     jax.block_until_ready(f(*arguments))
     times = []
     for _ in range(_RUNS):

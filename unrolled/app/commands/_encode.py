@@ -1,5 +1,5 @@
-"""`unrolled encode`, the codes of the signals of a file by saved weights or by a pursuit; and
-`unrolled export`, saved weights as a program in one file, which runs without this library.
+"""`unrolled encode` computes codes of signals in a file, by saved weights or a pursuit; and
+`unrolled export` writes saved weights as a program in one file that runs without this library.
 """
 
 import argparse
@@ -45,10 +45,10 @@ from unrolled.pursuit import (
 from unrolled.vision import datasets
 
 _PERIOD = 5.0  # seconds between two lines of progress
-# Options of pursuits that, too large, make all codes zero.
+# Options of pursuits that make all codes zero if they are too large.
 _SILENCING = ("lam", "lams", "ratio", "theta", "thetas", "eps")
 
-# Options of the LASSO for whose optimum codes of weights are proved.
+# Options of the LASSO to whose optimum the codes of weights are compared in a proof.
 _PENALTY = ("lam", "ratio", "l2", "nonnegative")
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -56,8 +56,8 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         type=Path,
         nargs="?",
         metavar="WEIGHTS",
-        help="written by `unrolled train`, or the folder of a run: before its end, the best params "
-        "at its newest checkpoint; none with --method",
+        help="a file written by `unrolled train`, or a run folder; the folder of an unfinished run "
+        "gives the best params at its newest checkpoint; omit with --method",
     ),
     "signals": dict(
         type=Path,
@@ -69,23 +69,23 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         type=Path,
         required=True,
         metavar="CODES",
-        help="(signals, d), as .npy or .npz (entry X); of a chain the last codes as .npy, or all "
-        "as .npz (entries X_1, X_2, ...)",
+        help="(signals, d), as .npy or .npz (entry X); for a chain the last codes as .npy, or all "
+        "codes as .npz (entries X_1, X_2, ...)",
     ),
     "--dictionary": dict(
         type=Path,
         action="append",
         metavar="FILE",
-        help="D, of a pursuit or where the weights were saved without it, as .npy or .npz (entry "
-        "D); once for each layer of a chain",
+        help="D, as .npy or .npz (entry D), for a pursuit or for weights that were saved without "
+        "D; once for each layer of a chain",
     ),
     "--method": {},  # by `add_parser`: pursuits may be registered later
     "--certify": dict(
         action="store_true",
-        help="also tell which codes are proved, for one dictionary. With --lam or --ratio, of a "
-        "pursuit of the LASSO or of weights: those with the support and the signs of the only "
-        "optimum. Otherwise: those that, after least squares on their supports, are the only ones "
-        "of least l1 norm. A .npz file has them as the entry certified, (signals, 1), of 1 and 0",
+        help="also say which codes are proved, for one dictionary. With --lam or --ratio, a code "
+        "is proved if it has the support and the signs of the only optimum of the LASSO. "
+        "Otherwise, if after least squares on its support it is the only code of least l1 norm. "
+        "A .npz file has the entry certified, (signals, 1), with 1 for a proved code, else 0",
     ),
 }
 
@@ -100,10 +100,10 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         | {"--method": dict(metavar="PURSUIT", help=f"one of {', '.join(_inputs.names())}")},
         help="compute codes of signals with saved weights or a pursuit",
         description="Run the layer or the chain of a weights file, as `unrolled train` writes it, "
-        "on signals,\nor a pursuit with --method. A .npy file can hold any number of signals. "
-        "Where nothing\nis in the units of the signals, as with --ratio or --sparsity alone, a "
-        "signal whose norm is below\n8 roundings of the largest one in float32 is zero beside it: "
-        "it is coded as zero, and counted.",
+        "on signals,\nor run a pursuit with --method. A .npy file can hold any number of signals. "
+        "If no option\nhas the units of the signals, as with --ratio or --sparsity alone, a "
+        "signal whose norm is\nbelow 8 roundings (float32) of the largest norm counts as zero: "
+        "the command codes the\nsignal as zero, and prints how many there are.",
         epilog="examples:\n  unrolled encode run/weights.npz Y.npy --output codes.npy\n"
         "  unrolled encode --method omp --sparsity 5 --dictionary D.npy Y.npy --output codes.npy\n"
         "  unrolled encode --import my_module run/weights.npz Y.npy --output codes.npy",
@@ -113,7 +113,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the codes, and print what they are."""
+    """Write the codes, and print a summary."""
     paths, options = arguments.dictionary or [], _inputs.given_options(arguments)
     result = encode(
         _check_source(arguments.weights, arguments.method, options, paths, arguments.certify),
@@ -134,7 +134,7 @@ def _check_source(
     paths: list[Path],
     certify: bool,
 ) -> Path | str:
-    """The weights, or the name of a pursuit; ValueError unless it is one of them."""
+    """The weights, or the name of a pursuit; ValueError unless exactly one is given."""
     if method is None:
         if weights is None:
             raise ValueError("encode: expected WEIGHTS and SIGNALS, or --method and SIGNALS")
@@ -177,10 +177,10 @@ class Encoded(NamedTuple):
     layers: tuple[EncodedLayer, ...]
     chained: bool
     source: Path | str  # the file, or the folder with the checkpoints; the name of a pursuit
-    missed: tuple[int, ...]  # signals whose codes, by the pursuit, miss their tolerance
-    zeros: int  # signals that are not zero but beside the largest, coded as zero
+    missed: tuple[int, ...]  # signals whose codes, by a pursuit, miss the tolerance
+    zeros: int  # nonzero signals that are negligible next to the largest, coded as zero
     output: str
-    certified: CertifiedCodes | ProvedCodes | None = None  # where that was asked for
+    certified: CertifiedCodes | ProvedCodes | None = None  # with --certify
 
     def text(self) -> str:
         """The numbers as lines of text, one for each layer of a chain."""
@@ -194,7 +194,7 @@ class Encoded(NamedTuple):
             lines.append(f"codes above their tolerance{in_rows(np.asarray(self.missed))}:")
             lines.append(f"{len(self.missed)} codes miss the tolerance of {self.source}")
         if self.zeros:
-            beside = "zero beside the largest, to the rounding of float32"
+            beside = "negligible next to the largest, to the rounding of float32"
             lines.append(f"{self.zeros} signals are {beside}: coded as zero")
         lines += [] if self.certified is None else [self.certified.text()]
         return "\n".join([*lines, f"{self.source} -> {self.output}"])
@@ -212,28 +212,28 @@ class Encoded(NamedTuple):
 
 
 class Line(NamedTuple):
-    """What is counted of the codes of a chunk, one after another."""
+    """The counts of a chunk of codes."""
 
     signals: int
     nonzeros: Sequence[int]  # of every layer
     squares: Sequence[float]  # norm(Y)^2, and norm(Y - D_1 ... D_j X_j)^2 of every layer
     missed: Sequence[int]  # rows of the file whose codes miss their tolerance
-    zeros: int  # signals that are coded as zero beside the largest
+    zeros: int  # signals that are coded as zero because they are negligible
     unproved: Sequence[int]  # rows whose codes are not certified
     optima: int  # signals whose optimum of the LASSO is proved
-    distance: float  # the largest of their codes from it, relative to its norm
+    distance: float  # the largest distance of a code from its proved optimum, relative to the norm
 
 
 class _Job(NamedTuple):
-    """The signals of a file, and what computes their codes."""
+    """The signals of a file, and the function that computes their codes."""
 
     coder: _inputs.Coder
     Y: np.ndarray
     path: Path  # of the signals
-    columns: dict[str, int]  # of every array of codes
+    columns: dict[str, int]  # number of columns of every array of codes
     certify: bool
     problem: Callable[[np.ndarray], dict[str, Any] | None]  # the LASSO of some signals
-    least: float  # signals of a lesser norm are zero beside the largest
+    least: float  # signals of a smaller norm are negligible next to the largest
     is_complex: bool  # whether signals are complex in their file, and codes in theirs
 
     @property
@@ -246,7 +246,7 @@ class _Job(NamedTuple):
         }
 
     def chunk(self, first: int, signals: np.ndarray) -> tuple[dict[str, np.ndarray], Line]:
-        """The codes of a chunk by the name of their array, and what is counted of them."""
+        """The codes of a chunk by the name of their array, and their counts."""
         Ds, nothing = self.coder.Ds, (_norms(signals) < self.least) & signals.any(1)
         parts, missed = self.coder.codes(np.where(nothing[:, None], np.float32(0), signals))
         codes = [np.asarray(X) for X in parts]
@@ -268,7 +268,7 @@ class _Job(NamedTuple):
         return {**dict(zip(names, codes)), "certified": certified[:, None]}, line
 
     def _proofs(self, signals: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, int, float]:
-        """The rows of codes that are not certified; the optima proved, and how far codes are."""
+        """The rows of uncertified codes, the number of proved optima, the largest distance."""
         if not self.certify:
             return np.zeros(0, int), 0, 0.0
         problem = self.problem(signals)
@@ -286,27 +286,27 @@ def encode(
     say: Say,
     certify: bool = False,
 ) -> Encoded:
-    """Write the codes of signals, chunk by chunk, whole or not at all.
+    """Write the codes of signals, chunk by chunk, as a whole file or no file.
 
-    Without an aim in the units of the signals, such as with a ratio or a sparsity, rounding would
-    be coded like a signal. So a signal is then zero whose norm is below some roundings of the
-    largest one.
+    If no option has the units of the signals, as with a ratio or a sparsity, a pursuit would code
+    rounding like a signal. A signal is then coded as zero if its norm is below a few roundings of
+    the largest norm.
 
     Args:
         source: weights, whose layer or chain computes the codes; or the name of a pursuit.
         signals, output: files.
         dictionaries: files.
-        options: of the pursuit.
-        say: told the progress.
-        certify: whether `theory.certify_lasso` is asked about the codes, where there is a LASSO,
-            or else `theory.certify_code`.
+        options: options of the pursuit.
+        say: receives the progress.
+        certify: whether to prove the codes, by `theory.certify_lasso` if there is a LASSO, else by
+            `theory.certify_code`.
 
     Raises:
-        ValueError: a chain to certify, files that cannot be read or do not fit together, NaN or
-            infinite signals, or such that float32 would lose, an output that is an input, options
-            that a pursuit refuses.
+        ValueError: `certify` with a chain, a file cannot be read, files do not fit together,
+            signals are not finite or leave the range of float32, the output is an input, or the
+            pursuit refuses an option.
         OSError: the output cannot be written.
-        ArithmeticError: codes, or relative residuals, that are not finite; nothing is written.
+        ArithmeticError: codes or relative residuals are not finite; nothing is written.
     """
     inputs = [source] if isinstance(source, Path) else []
     _check_output(output, [*inputs, signals, *dictionaries])
@@ -318,7 +318,7 @@ def encode(
 
 
 def _summed(lines: Sequence[Line], job: _Job, source: Path | str, output: Path) -> Encoded:
-    """What the lines of all chunks add up to."""
+    """The sum of the lines of all chunks."""
     signals = sum(line.signals for line in lines)
     nonzeros = np.sum([line.nonzeros for line in lines], axis=0)
     size, *residuals = np.sqrt(np.sum([line.squares for line in lines], axis=0))
@@ -345,7 +345,7 @@ def _summed(lines: Sequence[Line], job: _Job, source: Path | str, output: Path) 
 
 
 def _advice(source: Path | str) -> str:
-    """What gives codes that are not all zero."""
+    """Advice for codes that are not all zero."""
     if isinstance(source, Path):
         return "a smaller threshold"
     options = PURSUITS[source].options
@@ -362,7 +362,7 @@ def _job(
     options: dict[str, Any],
     certify: bool,
 ) -> _Job:
-    """What is to be done, its files read and checked."""
+    """The job, with its files read and checked."""
     coder = (
         _inputs.coder_of_weights(source, dictionaries)
         if isinstance(source, Path)
@@ -391,12 +391,12 @@ def _job(
 def _lasso(
     name: str, options: dict[str, Any], D: Operator, signals: np.ndarray
 ) -> dict[str, Any] | None:
-    """The LASSO for whose optimum codes are proved, where a penalty is given."""
+    """The LASSO to whose optimum codes are compared in a proof, if a penalty is given."""
     return lasso_problem(name, options, D, signals) if {"lam", "ratio"} & set(options) else None
 
 
 def _written(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[Line]:
-    """The lines of all chunks, whose codes are then in the file."""
+    """Write the codes of all chunks into the file, and return the lines of the chunks."""
     lines, now_and_then = [], seldom(say, _PERIOD)
     with ExitStack() as stack:
         parts: dict[str, Any] = {"": file}
@@ -429,13 +429,13 @@ def _norms(rows: np.ndarray) -> np.ndarray:
 
 
 def _least_norm(Y: np.ndarray, path: Path) -> float:
-    """The norm below which a signal of the file is zero beside the largest."""
+    """The norm below which a signal is negligible next to the largest signal of the file."""
     largest = max(_norms(_rows(Y, path, first)).max() for first in range(0, len(Y), _CHUNK))
     return ROUNDINGS * float(np.finfo(np.float32).eps) * float(largest)
 
 
 def _check_finite(codes: Sequence[np.ndarray], norms: np.ndarray, first: int) -> None:
-    """Raise ArithmeticError for codes or residuals of a chunk that are not finite."""
+    """Raise ArithmeticError if codes or residuals of a chunk are not finite."""
     for what, numbers in (("codes", codes), ("relative residuals", [norms.T])):
         bad = np.flatnonzero(~np.all([np.isfinite(X).all(-1) for X in numbers], axis=0))
         if len(bad):
@@ -468,7 +468,7 @@ _EXPORTED: dict[str, dict[str, Any]] = {
         type=Path,
         action="append",
         metavar="FILE",
-        help="D, where the weights were saved without it, as .npy or .npz (entry D); once for each "
+        help="D, as .npy or .npz (entry D), for weights that were saved without D; once for each "
         "layer of a chain",
     ),
     "--platforms": dict(
@@ -487,15 +487,15 @@ def add_export_parser(commands: argparse._SubParsersAction) -> argparse.Argument
         run_export,
         _EXPORTED,
         help="write trained weights as a program that runs without this library",
-        description="Write the layer or network of a file of weights, with its dictionary, as one "
-        "program of StableHLO for any number of signals. It runs where jax and flatbuffers are "
-        "installed.",
+        description="Write the layer or network of a weights file, with its dictionary, as one "
+        "StableHLO program for any number of signals. The program needs only jax and flatbuffers "
+        "to run.",
         epilog="example:\n  unrolled export weights.npz --output net.stablehlo",
     )
 
 
 def run_export(arguments: argparse.Namespace) -> None:
-    """Write the file, and print what it holds."""
+    """Write the file, and print a summary."""
     weights, given = weights_of(arguments.weights), arguments.dictionary or []
     check_not_read([arguments.output], [weights, *given])
     model = restore_model(weights, given)

@@ -1,5 +1,5 @@
-"""`unrolled experiment`: networks with sparse features on images, in rows that grow over days; and
-their report, with tables of all rows of a folder, figures, JSON and CSV.
+"""`unrolled experiment` trains networks with sparse features on images, one row of results per run;
+and writes a report of all rows of a folder, with tables, figures, JSON and CSV.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from unrolled.vision import datasets
 if TYPE_CHECKING:  # flax is imported when a command needs it
     from unrolled.vision.experiments import Cell, Features, Interval, Recipe, Sweep
 
-# By task: the data set where real data are known, the one that needs none, and what is compared.
+# By task: the real data set, the embedded one that needs no files, and the models to compare.
 _REAL = {"classification": "cifar10", "segmentation": "ecssd", "ml-csc": "mnist"}
 _EMBEDDED = {"classification": "digits", "segmentation": "shapes", "ml-csc": "digits"}
 _COMPARED = {
@@ -41,7 +41,7 @@ _SEEDS = 3
 _FIELDS = ("batch", "optimizer", "rate", "momentum", "decay", "augmentation", "test")
 _OPTIONS = ("width", "blocks", "growth", "depth", "unfoldings", "constrained")  # of models
 _OF_ONE_SIDE = ("cifar10", "mnist")
-_PICTURE = 28  # side of the digits of ml-csc, as of MNIST
+_PICTURE = 28  # side of the digits of ml-csc, equal to the side of MNIST
 
 
 def _said(names: dict[str, str]) -> str:
@@ -53,8 +53,8 @@ _VALUES = (
         "data",
         Path,
         "DIR",
-        "folder of the data set (default: UNROLLED_DATA); for classification also a folder with a "
-        "folder of pictures for each class",
+        "folder of the data set (default: UNROLLED_DATA); for classification also a folder with "
+        "one folder of pictures per class",
     ),
     ("dataset", str, "NAME", f"the data set ({_said(_REAL)}; without data digits or shapes)"),
     (
@@ -67,14 +67,14 @@ _VALUES = (
     ("gamma", str, "A,B", "weights gamma of the penalty (default 0,1e-3; ml-csc 0)"),
     ("layers", str, "NAMES", "penalised layers by their tap names (default: the early ones)"),
     ("seeds", int, "N", f"number of seeds, from --seed on (default {_SEEDS})"),
-    ("epochs", str, "A,B", "numbers of epochs (default: those of the papers, 200, 200 and 100)"),
-    ("batch", int, "INT", "images per step"),
+    ("epochs", str, "A,B", "numbers of epochs (default: 200, 200 and 100, as in the papers)"),
+    ("batch", int, "INT", "number of images in a step"),
     ("rate", float, "FLOAT", "learning rate of the first step"),
     (
         "momentum",
         float,
         "FLOAT",
-        "momentum of sgd, or decay of the first moment of adam (default 0.9: the paper names none)",
+        "momentum of sgd, or decay of adam's first moment (default 0.9; the paper gives no value)",
     ),
     ("decay", float, "FLOAT", "weight decay"),
     (
@@ -82,7 +82,7 @@ _VALUES = (
         int,
         "INT",
         "channels of the first block of unet (default 64), or of the first convolution of res-csc "
-        "and msd-csc (16)",
+        "and msd-csc (default 16)",
     ),
     ("blocks", int, "INT", "blocks of msd-csc, or of each width of res-csc (default 3)"),
     ("growth", int, "INT", "channels of each layer of msd-csc (default 12)"),
@@ -91,14 +91,14 @@ _VALUES = (
         "side",
         int,
         "INT",
-        "side of pictures with masks (default 128), or of digits of classification (32)",
+        "side of pictures with masks (default 128), or of digits for classification (default 32)",
     ),
     ("unfoldings", int, "INT", "unfolded steps of ml-csc (default 6), res-csc (0) and msd-csc (1)"),
     (
         "budget",
         float,
         "MINUTES",
-        "stop at the end of the epoch after so many minutes (default: never)",
+        "stop after so many minutes, at the end of the epoch (default: never)",
     ),
     ("output", Path, "DIR", "folder of the rows and the report (default unrolled-experiment)"),
 )
@@ -109,7 +109,7 @@ _CHOICES = (
         "test",
         ("whole", "exact", "held-out"),
         "test images: the whole set, its first 1000 images (cifar10), or the last fifth of the "
-        "training images, which are then not trained on (default whole)",
+        "training images, held out from training (default whole)",
     ),
 )
 _SWITCHES = (
@@ -118,7 +118,7 @@ _SWITCHES = (
     ("no-weights", "do not keep the weights of each row"),
     (
         "features",
-        "also measure what the features of all rows are, beside a pursuit (a minute a row)",
+        "also compare the features of all rows with a pursuit (a minute a row)",
     ),
     ("quick", "a small run on embedded data, under a minute"),
 )
@@ -140,10 +140,10 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         table,
         help="train networks with an l1 penalty on features, and compare",
         description="Train networks with and without a penalty on their early features, as in "
-        "Section 4 of the paper,\nor classifiers that unfold multi-layer pursuits. Each run is a "
-        "row in the folder --output. Finished\nruns are skipped, interrupted ones continue, "
-        "and several processes can share the folder.\nWithout real data: digits of "
-        "scikit-learn, or synthetic shapes.",
+        "Section 4 of the paper,\nor classifiers that unfold multi-layer pursuits. Each run writes "
+        "a row into the folder --output.\nThe command skips finished runs and continues "
+        "interrupted ones; several processes can share\nthe folder. Without real data it takes "
+        "digits of scikit-learn, or synthetic shapes.",
         epilog="examples:\n  unrolled experiment classification --quick\n"
         "  unrolled experiment classification --data DIR --gamma 0,1e-3,1e-2 --epochs 20 "
         "--budget 60\n"
@@ -156,15 +156,15 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run what has no row yet, write the report of all rows, and print it."""
+    """Run every recipe without a row, write the report of all rows, and print the report."""
     say = progress_printer()
     _complete(arguments)
     root = arguments.data or os.environ.get("UNROLLED_DATA")
     name = arguments.dataset or _dataset(arguments.task, root, arguments.quick)
-    recipes = _recipes(arguments, Path(name).name)  # a folder has its name in rows, not its path
+    recipes = _recipes(arguments, Path(name).name)  # rows have the name of a folder, not its path
     budget = math.inf if arguments.budget is None else arguments.budget
     if arguments.side is not None and (arguments.task == "ml-csc" or name in _OF_ONE_SIDE):
-        raise ValueError(f"experiment: --side is no option of {arguments.task} with {name}")
+        raise ValueError(f"experiment: --side is not an option of {arguments.task} with {name}")
     side = _PICTURE if arguments.task == "ml-csc" and name == "digits" else arguments.side
     mesh = _mesh() if arguments.mesh else None
     images = vision.experiments.load(name, root, side=side)
@@ -205,14 +205,14 @@ def _mesh() -> Any:
 
 
 def _dataset(task: str, root: Path | str | None, quick: bool) -> str:
-    """The data set where none is named: the folder itself, where it has a folder for each class."""
+    """The default data set: the folder itself, if it has one folder per class."""
     if root and task == "classification" and datasets.is_class_folders(root):
         return str(Path(root).resolve())
     return (_REAL if root and not quick else _EMBEDDED)[task]
 
 
 def _complete(arguments: argparse.Namespace) -> None:
-    """Fill in what was not given."""
+    """Fill in the options that were not given."""
     defaults: dict[str, Any] = _COMPARED[arguments.task] | dict(seeds=_SEEDS)
     defaults |= _QUICK[arguments.task] if arguments.quick else {}
     for option, value in defaults.items():
@@ -221,7 +221,7 @@ def _complete(arguments: argparse.Namespace) -> None:
 
 
 def _why(name: str) -> str:
-    """What to say of data that stand in for real ones."""
+    """A note that the data stand in for real data, or ""."""
     if name in _EMBEDDED.values():
         kind = "synthetic, " if name == "shapes" else ""
         return f" ({kind}embedded; for real data give --data or set UNROLLED_DATA)"
@@ -229,11 +229,11 @@ def _why(name: str) -> str:
 
 
 def _recipes(arguments: argparse.Namespace, name: str) -> "list[Recipe]":
-    """The recipes that the options ask for, all checked."""
+    """The recipes that the options describe, all checked."""
     task = arguments.task
     paper = vision.experiments.paper_recipe(task, name)
     chosen = {f: getattr(arguments, f) for f in _FIELDS if getattr(arguments, f) is not None}
-    if name == "digits":  # a mirrored digit is another one
+    if name == "digits":  # a mirrored digit is not the same digit
         chosen = {"augmentation": "none", **chosen}
     flags = {f: getattr(arguments, f) for f in _OPTIONS if getattr(arguments, f) is not None}
     options = dict(paper.options) | flags
@@ -244,7 +244,7 @@ def _recipes(arguments: argparse.Namespace, name: str) -> "list[Recipe]":
     models = _words(arguments.model)
     for model in models:
         if idle := [f for f in flags if f not in vision.experiments.options_of(model)]:
-            raise ValueError(f"experiment: --{idle[0]} is no option of {model}")
+            raise ValueError(f"experiment: --{idle[0]} is not an option of {model}")
     if arguments.seeds < 1:
         raise ValueError(f"experiment: --seeds must be at least 1, got {arguments.seeds}")
     epochs, seed = arguments.epochs or str(paper.epochs), arguments.seed or 0
@@ -269,37 +269,37 @@ CSV = "results.csv"
 _TITLE = "Networks with sparse features"
 _SUMMARY = """\
 Each network is trained with and without gamma times the mean absolute activation of its early
-layers, with the same first weights, order of images and crops. A difference is that of two runs
-with the same seed; it is stated with the 95 % t interval over seeds, and with one seed it is no
-claim. The sparsity of features is measured on the test images: the share of exact zeros, the share
-below a hundredth of the largest magnitude of an image, and Hoyer's measure (0 dense, 1 sparse)."""
+layers, with the same first weights, order of images and crops. A difference compares two runs with
+the same seed. The tables give its 95 % t interval over seeds; one seed supports no claim. The
+sparsity of features is measured on the test images: the share of exact zeros, the share below a
+hundredth of the largest magnitude of an image, and Hoyer's measure (0 dense, 1 sparse)."""
 _FEATURES = """\
-The features of a convolutional layer are codes: its filters, scaled to norm 1, are the atoms of a
-dictionary D, its biases thresholds theta, its input a signal y. With ReLU the layer is one step of
-nonnegative ISTA from zero on J(x) = 1/2 |y - D x|^2 + theta' x. A pursuit with the same D and theta
-ends at the minimum x*. Here are means over {n} test images, and over seeds with the half width
-of the 95 % t interval. *mu*: coherence of the filters. *admitted*: nonzeros in a stripe (all
-coefficients whose atoms overlap one position) up to which theory calls a code unique. *fullest
-stripe*: nonzeros in that of an image. *theta < 0*: share of filters with a positive bias, which
-rewards entries. *gap*: (J(c x) - J(x*)) / (J(0) - J(x*)) of the forward code x at its best multiple
-c; 0 is as good as the pursuit, 1 as good as no code. *scaled change*: least |x* - c x| / |x*|.
-*change*: the same at c = 1. *overlap*: nonzeros in both supports over those in either. *explained*:
-energy of y in D x*. *certificate*: the most by which J(x*) exceeds the minimum, in units of the
-gap, on any image. *none*: J has no bound on large pictures. Of other activations x is the positive
-part."""
+The features of a convolutional layer are codes: the filters, scaled to norm 1, are the atoms of a
+dictionary D, the biases are thresholds theta, and the input is a signal y. With ReLU the layer is
+one step of nonnegative ISTA from zero on J(x) = 1/2 |y - D x|^2 + theta' x. A pursuit with the same
+D and theta ends at the minimum x*. The table has means over {n} test images, and over seeds with
+the half width of the 95 % t interval. *mu*: coherence of the filters. *admitted*: nonzeros in a
+stripe (all coefficients whose atoms overlap one position) up to which theory calls a code unique.
+*fullest stripe*: the most nonzeros in a stripe of an image. *theta < 0*: share of filters with a
+positive bias, which rewards entries. *gap*: (J(c x) - J(x*)) / (J(0) - J(x*)) for the forward code
+x at its best multiple c; 0 is as good as the pursuit, 1 as good as no code. *scaled change*: least
+|x* - c x| / |x*|. *change*: |x* - x| / |x*|. *overlap*: size of the intersection of the supports
+over the size of their union. *explained*: energy of y in D x*. *certificate*: the most by which
+J(x*) exceeds the minimum on any image, in units of the gap. *none*: J has no bound on large
+pictures. For other activations x is the positive part."""
 TESTS = {
     "whole": "the whole test set",
     "exact": "the first 1000 images of the test set",
     "held-out": "the last fifth of the training images, held out",
 }
-_PICTURED = 4  # networks beside the truth, at most
+_PICTURED = 4  # the most networks in the figure of masks
 # Fields in which the runs of one section differ.
 _WITHIN = ("activation", "gamma", "seed")
 _PERCENT = 100
 
 
 def write(folder: Path, sweep: "Sweep", more: Sequence[Section] = ()) -> str:
-    """Write the report of all rows of a folder and more sections, and return its text."""
+    """Write the report of all rows of a folder and of `more` sections, and return its text."""
     rows = vision.experiments.read_rows(folder)
     parts = [*(_scores_section(folder, named) for named in grouped(rows)), *more]
     state = _state(sweep)
@@ -311,7 +311,7 @@ def write(folder: Path, sweep: "Sweep", more: Sequence[Section] = ()) -> str:
 
 
 def _state(sweep: "Sweep") -> str:
-    """What is not in the tables yet."""
+    """A sentence on the runs that the tables lack."""
     sentences = []
     if sweep.open:
         sentences.append(f"Not finished: {', '.join(sweep.open)}. The same command continues them.")
@@ -321,7 +321,7 @@ def _state(sweep: "Sweep") -> str:
 
 
 def grouped(rows: dict[str, dict]) -> list[dict[str, dict]]:
-    """The rows of each section: those that differ in what it compares alone."""
+    """The rows of each section: rows that differ only in the fields that the section compares."""
     groups: dict[Any, dict[str, dict]] = {}
     for name, row in rows.items():
         recipe = row["recipe"]
@@ -355,7 +355,7 @@ def _scores_section(folder: Path, rows: dict[str, dict]) -> Section:
 
 
 def _answer(cells: "Sequence[Cell]") -> str:
-    """The best network by the first score, and its difference from the one without penalty."""
+    """The best network by the first score, and its difference from the unpenalised network."""
     score = next(iter(cells[0].scores))
     best = max(cells, key=lambda cell: cell.scores[score].mean)
     name = f"{best.recipe.model}, {best.recipe.activation}, gamma {best.recipe.gamma:g}"
@@ -367,14 +367,14 @@ def _answer(cells: "Sequence[Cell]") -> str:
 
 
 def section_name(rows: dict[str, dict]) -> str:
-    """Data, model and epochs, and a few characters for what else tells sections apart."""
+    """Data, model and epochs, and a few characters that tell sections with equal ones apart."""
     recipe = next(iter(rows.values()))["recipe"]
     digest = min(rows).rpartition("-")[2]
     return f"{recipe['data']}-{recipe['model']}-{recipe['epochs']}-epochs-{digest[:4]}"
 
 
 def _conditions(first: dict, rows: dict[str, dict]) -> str:
-    """The images, the recipe, and how it deviates from the paper's."""
+    """The images, the recipe, and the deviations from the paper's recipe."""
     images, recipe = first["images"], first["recipe"]
     kind = {"shapes": "Synthetic pictures, which stand in for photographs. "}
     sentences = [
@@ -396,7 +396,7 @@ _TITLES = {"l1": "mean abs(x)", "zeros": "zeros, %", "below": "small, %", "hoyer
 
 
 def _feature_tables(cells: "Sequence[Cell]") -> list[str]:
-    """What the features of the penalised layers are; nothing where no layer is followed."""
+    """The tables of the features of the penalised layers; empty if no layer was measured."""
     measured = [cell for cell in cells if cell.features]
     if not measured:
         return []
@@ -406,7 +406,7 @@ def _feature_tables(cells: "Sequence[Cell]") -> list[str]:
     ]
     if compared := [cell for cell in measured if cell.feature_differences]:
         parts += [
-            "Their differences from gamma = 0, as of the scores:",
+            "Differences from gamma = 0, computed as for the scores:",
             _feature_table(compared, lambda cell: cell.feature_differences, _paired),
         ]
     return parts
@@ -433,7 +433,7 @@ def _paired(difference: "Interval", scale: int, digits: int) -> str:
 
 
 def _figures(folder: Path, rows: dict[str, dict]) -> dict[str, Callable[[], Any]]:
-    """What draws the figures of a section, by their captions."""
+    """The functions that draw the figures of a section, by caption."""
     runs = list(rows.values())
     scores = "Test score by activation, with and without penalty"
     figures: dict[str, Callable[[], Any]] = {
@@ -445,7 +445,7 @@ def _figures(folder: Path, rows: dict[str, dict]) -> dict[str, Callable[[], Any]
         figures[caption] = partial(vision.experiments.l1_in_training, runs, j)
     if pictures := _pictures(folder, rows):
         masks = partial(vision.experiments.predicted_masks, *pictures)
-        figures["Predicted masks beside the truth"] = masks
+        figures["Predicted and true masks"] = masks
     return figures
 
 
@@ -479,7 +479,7 @@ def _csv_rows(rows: dict[str, dict]) -> tuple[list[str], list[list]]:
 
 
 def _plain(cell: "Cell") -> dict[str, Any]:
-    """A cell as JSON has it."""
+    """A cell in types that JSON can hold."""
     baseline = cell.baseline and cell.baseline.to_dict()
     return {
         **{field.name: getattr(cell, field.name) for field in dataclasses.fields(cell)},
@@ -489,7 +489,7 @@ def _plain(cell: "Cell") -> dict[str, Any]:
 
 
 def features_sections(folder: Path, images: datasets.Images, say: Say) -> list[Section]:
-    """A table and a figure of the trained rows of every section of the report."""
+    """A table and a figure of features, from the trained rows of every section of the report."""
     rows = {
         name: row
         for name, row in vision.experiments.read_rows(folder).items()
@@ -509,7 +509,7 @@ def _measurable(folder: Path, name: str, row: dict[str, Any], images: datasets.I
 def _features_section(
     folder: Path, rows: dict[str, dict], images: datasets.Images, say: Say
 ) -> Section:
-    """Rows of equal activation and gamma are one line of the table."""
+    """The section whose table has one line for all rows with equal activation and gamma."""
     named: dict[str, list[Features]] = {}
     for name, row in rows.items():
         recipe = row["recipe"]

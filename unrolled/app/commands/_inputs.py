@@ -1,5 +1,5 @@
-"""What a user brings: a dictionary, signals with or without codes, pictures, and what computes
-the codes: saved weights, or a pursuit by its name.
+"""The inputs of a user: a dictionary, signals with or without codes, pictures; and the coder, from
+saved weights or a pursuit's name.
 """
 
 import argparse
@@ -26,17 +26,17 @@ from unrolled.pursuit import CHAIN, PURSUITS, pursue
 from unrolled.vision import datasets
 
 WEIGHTS, CHECKPOINTS = "weights.npz", "checkpoints"  # in the folder of a run
-CODES = "codes.npz"  # that were made for it
-_APART = 10  # norms of atoms further apart are warned of
+CODES = "codes.npz"  # codes that were computed for the run
+_APART = 10  # a larger ratio between norms of atoms gives a warning
 
 
 def read_dictionary(path: Path, dtype: Any = np.float32) -> Operator:
-    """D from a file of `datasets.read_array` (entry D), in a dtype; None for that of the file.
+    """D from a file, read by `datasets.read_array` (entry D), in a dtype; None keeps the dtype.
 
     A complex matrix is that of a `dictionaries.Complex`.
 
     Raises:
-        ValueError: no such array, or atoms that float32, where that is the dtype, would lose.
+        ValueError: there is no such array, or float32, if it is the dtype, would lose an atom.
     """
     stored = datasets.read_array(path, "D", with_complex=True)
     is_complex = np.iscomplexobj(stored)
@@ -51,7 +51,7 @@ def read_dictionary(path: Path, dtype: Any = np.float32) -> Operator:
 
 
 def _warn_of_norms(norms: np.ndarray, path: Path) -> None:
-    """Say that atoms of different norms are not used alike."""
+    """Warn if the norms of atoms are far apart: codes hardly use the small atoms."""
     norms = norms[(norms > 0) & np.isfinite(norms)]
     if norms.size and norms.max() > _APART * norms.min():
         checks.warn(
@@ -62,17 +62,17 @@ def _warn_of_norms(norms: np.ndarray, path: Path) -> None:
 
 
 def in_float32(array: np.ndarray, path: Path, first: int = 0, what: str = "row") -> np.ndarray:
-    """An array of a file, with signals or codes in its rows, in float32, where commands compute.
+    """An array of a file, with signals or codes in its rows, cast to float32 for the commands.
 
     Args:
         array: (rows, n).
         path: the file, for messages.
         first: the index of the first row in the file.
-        what: a row of the array is in the file.
+        what: the name of a row in messages.
 
     Raises:
-        ValueError: rows that become infinite, or whose entries below the least normal number, which
-            are zero in most operations, are more than rounding.
+        ValueError: a row becomes infinite, or has more than rounding in entries below the least
+            normal number, which most operations take for zero.
     """
     cast, lost = checks.narrowed(array)
     if len(lost):
@@ -86,13 +86,13 @@ def in_float32(array: np.ndarray, path: Path, first: int = 0, what: str = "row")
 def read_signals(
     paths: list[Path], D: Operator | tuple[Operator, ...] | None
 ) -> tuple[Any, Pictures | tuple[np.ndarray, Any]]:
-    """(D, (Y, X)) for signals with known codes, (D, Pictures) for others.
+    """(D, (Y, X)) for signals with known codes, (D, Pictures) for other signals.
 
-    Where D is None, the dictionary of pictures is an overcomplete DCT. For a chain X is a tuple.
+    If D is None, the dictionary of pictures is an overcomplete DCT. For a chain X is a tuple.
 
     Raises:
-        ValueError: several array files, arrays without a dictionary, a chain without codes, or
-            shapes that do not fit.
+        ValueError: there are several array files, an array has no dictionary, a chain has no
+            codes, or shapes do not fit.
     """
     path, several = paths[0], len(paths) > 1
     if isinstance(D, tuple) and (several or path.suffix != ".npz"):
@@ -120,7 +120,7 @@ def open_signals(path: Path, D: Operator | tuple[Operator, ...] | None = None) -
     """`datasets.open_array` of signals; complex ones of a complex D as `dictionaries.to_pairs`.
 
     Raises:
-        ValueError: integers, such as grey values, which are to be scaled first.
+        ValueError: signals are integers, such as grey values; scale them first.
     """
     Y = as_pairs(datasets.open_array(path, "Y", with_complex=_is_complex(D)))
     if np.issubdtype(Y.dtype, np.integer):
@@ -144,10 +144,10 @@ def as_pairs(array: np.ndarray) -> np.ndarray:
 
 
 def read_given(path: Path, D: Operator | tuple[Operator, ...]) -> np.ndarray:
-    """The signals (signals, m) of an array file, in float32, of a dictionary or of a chain.
+    """The signals (signals, m) of an array file, in float32, for a dictionary or a chain.
 
     Raises:
-        ValueError: signals that do not fit D, or that float32 would lose.
+        ValueError: signals do not fit D, or float32 would lose a signal.
     """
     open_signals(path, D)
     Y = as_pairs(datasets.read_array(path, "Y", with_complex=_is_complex(D)))
@@ -156,10 +156,10 @@ def read_given(path: Path, D: Operator | tuple[Operator, ...]) -> np.ndarray:
 
 
 def open_given(path: Path, D: Operator | tuple[Operator, ...]) -> np.ndarray | MappedRows:
-    """`read_given`; of a `.npy` file that is large, or shared by processes, rows that stay there.
+    """`read_given`, but rows of a `.npy` file that is large, or that processes share, stay in it.
 
     Raises:
-        ValueError: signals that do not fit D, in a file that is read also those that float32 loses.
+        ValueError: signals do not fit D, or, in a file that is read, float32 would lose a signal.
     """
     Y = open_signals(path, D)
     if not isinstance(Y, np.memmap) or (Y.nbytes <= LARGEST_BYTES and jax.process_count() == 1):
@@ -184,17 +184,17 @@ def _read_pictures(paths: list[Path], D: Operator | None) -> tuple[Operator, Pic
 
 
 def code_names(n: int, chained: bool) -> list[str]:
-    """The entries of a `.npz` file with the codes of n layers: X, or X_1, X_2, ... of a chain."""
+    """The entries of a `.npz` file with the codes of n layers: X, or for a chain X_1, X_2, ..."""
     return [f"X_{j}" for j in range(1, n + 1)] if chained else ["X"]
 
 
 def read_codes(path: Path, Y: np.ndarray | MappedRows, D: Operator | tuple[Operator, ...]) -> Any:
-    """The codes (signals, d) of the signals Y in a `.npz` file; None if there are none.
+    """The codes (signals, d) of the signals Y in a `.npz` file; None if the file has no codes.
 
     For a chain it is a tuple with the codes of every layer.
 
     Raises:
-        ValueError: some layers without codes, or codes that do not fit Y and D.
+        ValueError: only some layers have codes, or codes do not fit Y and D.
     """
     chained = isinstance(D, tuple)
     Ds = D if isinstance(D, tuple) else (D,)
@@ -217,13 +217,13 @@ def read_codes(path: Path, Y: np.ndarray | MappedRows, D: Operator | tuple[Opera
 
 
 def weights_of(path: Path) -> Path:
-    """A file of weights, as it is or in the folder of a run; before its end, its checkpoints."""
+    """The path of a weights file; for a run folder, the weights in it, or else the checkpoints."""
     inside = (path / WEIGHTS, path / CHECKPOINTS)
     return next((file for file in inside if file.exists()), path)
 
 
 def check_length(path: Path, Y: np.ndarray, D: Operator | tuple[Operator, ...]) -> None:
-    """Raise ValueError unless Y is (signals, m), of a chain with the m of its first dictionary."""
+    """Raise ValueError unless Y is (signals, m), for a chain with the m of its first dictionary."""
     D = D[0] if isinstance(D, tuple) else D
     if Y.ndim == 2 and Y.shape[1] == D.shape[0]:
         return
@@ -239,12 +239,12 @@ def check_length(path: Path, Y: np.ndarray, D: Operator | tuple[Operator, ...]) 
 
 
 def numbers(text: str, kind: Callable[[str], Any] = float, must: str = "") -> tuple[Any, ...]:
-    """Numbers with commas between them; the name of this function is in messages of argparse.
+    """Numbers separated by commas; argparse prints the name of this function in messages.
 
     Args:
         text: "1,2,3".
         kind: int or float.
-        must: the message where it is something else, up to what was given.
+        must: the start of the message if `text` is something else.
     """
     try:
         return tuple(map(kind, text.split(",")))
@@ -257,7 +257,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "lam": dict(type=float, help="weight of the LASSO"),
     "ratio": dict(
         type=float,
-        help="lam as a fraction of lam_max, the smallest lam at which a code is zero (instead of "
+        help="lam as a fraction of lam_max, the least lam at which the code is zero (instead of "
         "--lam)",
     ),
     "p": dict(type=float, help="power of the penalty, in (0, 1], for half_quadratic"),
@@ -273,25 +273,25 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "step": dict(
         type=float, help="step size as a fraction of the largest, for ml_ista and ml_fista"
     ),
-    "tol": dict(type=float, help="accuracy: duality gap, or for omp the norm of the residual"),
+    "tol": dict(type=float, help="accuracy: duality gap; for omp the norm of the residual"),
     "max_steps": dict(type=int, help="largest number of steps"),
 }
 
 OPTIONS = tuple(_OPTIONS)
-CHUNK = 1000  # signals at a time: fastest while their codes stay in the cache
+CHUNK = 1000  # signals in a call, few enough for their codes to stay in the cache
 
 
 class Coder(NamedTuple):
-    """What computes codes."""
+    """A function that computes codes, and what it needs."""
 
-    # of signals; and the rows that miss their aim
+    # signals -> codes, and the rows that miss their aim
     codes: Callable[[np.ndarray], tuple[Sequence[ArrayLike], np.ndarray]]
     Ds: tuple[Operator, ...]
     chained: bool
 
 
 def coder_of_weights(weights: Path, dictionaries: list[Path]) -> Coder:
-    """The layer or the chain of a weights file."""
+    """The coder that runs the layer or the chain of a weights file."""
     saved = restore_model(weights, dictionaries)
     model: Any = saved.layer
     try:
@@ -308,7 +308,7 @@ def coder_of_weights(weights: Path, dictionaries: list[Path]) -> Coder:
 
 
 def coder_of_pursuit(name: str, dictionaries: list[Path], options: dict[str, Any]) -> Coder:
-    """A pursuit, whose options were checked."""
+    """The coder that runs a pursuit with checked options."""
     Ds = as_chain([read_dictionary(path) for path in dictionaries], "encode")
 
     def codes(rows):
@@ -339,11 +339,11 @@ def residual_norms(Ds: Sequence[Operator], Y: ArrayLike, codes: Sequence[ArrayLi
 def restore_model(
     weights: Path, dictionaries: list[Path], advice: str = "--dictionary"
 ) -> training.Restored:
-    """What `training.restore` returns, with a model and the dictionary or dictionaries.
+    """The result of `training.restore`, with a model and the dictionary or dictionaries.
 
     Raises:
-        ValueError: weights without a layer, or without a dictionary where none is given; several
-            dictionaries for one layer.
+        ValueError: the weights have no layer, or have no dictionary and none is given, or several
+            dictionaries are given for one layer.
     """
     saved = training.restore(weights)
     if saved.layer is None:
@@ -363,14 +363,14 @@ def restore_model(
 
 @partial(jax.jit, static_argnums=0)
 def apply_in_chunks(apply: Callable, params: Any, D: Any, Y: jax.Array) -> Any:
-    """The codes (signals, d) of many signals (signals, m); of a network a tuple of them."""
+    """The codes (signals, d) of many signals (signals, m); for a network a tuple of codes."""
     return jax.lax.map(lambda y: apply(params, D, y), Y, batch_size=CHUNK)
 
 
 def names() -> tuple[str, ...]:
     """The pursuits of the command line.
 
-    Those with local norms are for convolutional dictionaries, which no file holds.
+    Pursuits with local norms need a convolutional dictionary, and no file holds one.
     """
     return tuple(name for name in PURSUITS if not name.startswith("local_"))
 

@@ -1,4 +1,4 @@
-"""`unrolled learn`: a dictionary from the signals of a file, with what the theory certifies."""
+"""`unrolled learn`: a dictionary learned from the signals of a file, and its certificate."""
 
 import argparse
 import math
@@ -25,8 +25,8 @@ from unrolled.vision import datasets
 _METHODS = ("online", "ksvd", "mod")
 _PERIOD = 5.0  # seconds between two lines of progress
 _BATCH = 512
-_FIRST = 2000  # signals of a stream whose mean norm gives lam, and whose codes are drawn
-# In the folder: the result, and where an interrupted call continues.
+_FIRST = 2000  # the first signals of a stream: their mean norm sets lam, figures show their codes
+# Files in the folder: the result, and the checkpoint from which an interrupted call continues.
 _DICTIONARY, _CHECKPOINT = "D.npy", "checkpoint.npz"
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -42,9 +42,9 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "--lam": dict(
         type=float,
         help="weight of the penalty, for online (default: a tenth of the mean norm of the first "
-        "signals)",
+        "2000 signals)",
     ),
-    "--sparsity": dict(type=int, help="nonzeros of a code, for ksvd and mod"),
+    "--sparsity": dict(type=int, help="number of nonzeros in a code, for ksvd and mod"),
     "--sweeps": dict(
         type=int,
         default=None,
@@ -56,7 +56,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     ),
     "--shape": dict(
         metavar="HxW",
-        help="height and width for drawing an atom (default: a square where m is one, else a row)",
+        help="height and width of an atom in pictures (default: a square if m is one, else a row)",
     ),
     "--no-certificate": dict(action="store_true", help="skip the certificate"),
 }
@@ -71,9 +71,9 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         _ARGUMENTS,
         help="learn a dictionary from signals",
         description="Learn a dictionary, and write D.npy and a report with a picture of the atoms "
-        "and what the\ntheory certifies. With --method online a .npy file can hold any number of "
-        "signals; they are\nread in batches. To continue, run the same command again after an "
-        "interruption.",
+        "and a certificate.\nWith --method online a .npy file can hold any number of signals: the "
+        "command reads them in\nbatches. To continue after an interruption, run the same command "
+        "again.",
         epilog="examples:\n"
         "  unrolled learn Y.npy --atoms 256 --method online --output learned\n"
         "  unrolled learn Y.npy --atoms 256 --method ksvd --sparsity 5 --output learned",
@@ -132,7 +132,7 @@ def _written(
     options: dict[str, Any],
     say: Say,
 ) -> tuple[Summary, dict[str, Any]]:
-    """Learn, and write the dictionary and the report; what there is to print."""
+    """Learn, write the dictionary and the report, and return the summary."""
     folder = arguments.output
     learned = _learned(arguments, Y, options)
     D = np.asarray(learned.D)
@@ -158,7 +158,7 @@ _SHOWN = ("lam", "sparsity", "sweeps", "batch", "start")
 
 
 def _learning_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of the learning, checked before anything is read."""
+    """The options of the learning method, checked before the command reads a file."""
     method, where = arguments.method, "learn"
     for other in ("sparsity",) if method == "online" else ("lam", "batch"):
         if getattr(arguments, other) is not None:
@@ -222,7 +222,7 @@ def _certified(D: np.ndarray, say: Say) -> studies.Report:
 def _codes(
     arguments: argparse.Namespace, Y: np.ndarray, learned: Learned, options: dict[str, Any]
 ) -> np.ndarray:
-    """The codes of the signals; of a stream those of its first ones."""
+    """The codes of the signals; for a stream, the codes of its first signals."""
     if learned.X is not None:
         return np.asarray(learned.X)
     first = in_float32(datasets.read_rows(Y, arguments.signals, 0, _FIRST), arguments.signals)

@@ -1,6 +1,6 @@
 """A report: sections of text, tables, figures and data, as files in one folder and as one page.
 
-The page of HTML needs no other file and no network.
+The HTML page needs no other file and no internet connection.
 """
 
 import base64
@@ -28,7 +28,7 @@ from unrolled.app.studies import Overview
 
 RESULTS = "results.json"
 _DPI = 150
-_FEW = 3  # rows from which on a column that does not change is a sentence
+_FEW = 3  # a constant column becomes a sentence in tables with at least so many rows
 
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -99,13 +99,13 @@ class Section(NamedTuple):
     """One question of a report and its answer."""
 
     title: str
-    slug: str  # the stem of the files that belong to it
+    slug: str  # the stem of its files
     parts: Sequence[str]  # paragraphs in Markdown, and tables
-    figures: Mapping[str, Callable[[], Any]]  # caption -> what draws its matplotlib figure
+    figures: Mapping[str, Callable[[], Any]]  # caption -> function that draws the figure
     rows: tuple[Sequence[str], Sequence[Sequence]] = ((), ())  # header and rows of its CSV
     data: Any = None  # for the JSON
     answer: str = ""  # in one sentence
-    overview: Callable[[], Overview] | None = None  # what makes the first screen, if it comes first
+    overview: Callable[[], Overview] | None = None  # makes the first screen, in the first section
 
     @property
     def text(self) -> str:
@@ -128,7 +128,7 @@ def check_folder(folder: Path) -> None:
     """Make the folder, and check that it can be written before any work is done.
 
     Raises:
-        OSError: it cannot be made or written; NotADirectoryError if a file has that name.
+        OSError: the folder cannot be made or written; NotADirectoryError if it is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder}: is a file; expected a folder to write into")
@@ -138,12 +138,12 @@ def check_folder(folder: Path) -> None:
 
 @contextmanager
 def output_folder(folder: Path) -> Iterator[None]:
-    """`check_folder` for a block, in which the folder is that of this process alone.
+    """`check_folder` for a block, and lock the folder for this process.
 
-    Folders that were not there are gone again if they stay empty.
+    The block's end removes new folders that stayed empty.
 
     Raises:
-        ValueError: another process writes into it.
+        ValueError: another process writes into the folder.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     check_folder(folder)
@@ -153,7 +153,7 @@ def output_folder(folder: Path) -> Iterator[None]:
                 raise ValueError(f"{folder}: in use by process {holder}; try another --output")
             yield
     finally:
-        with suppress(OSError):  # one holds something
+        with suppress(OSError):  # a folder that is not empty stays
             for path in made:
                 path.rmdir()
 
@@ -177,13 +177,13 @@ def section_of(study: Any, title: str, slug: str) -> Section:
 def write_report(
     folder: Path, title: str, summary: str, sections: list[Section], settings: dict[str, str]
 ) -> Path:
-    """Write one CSV per section, `results.json` and `report.md`, draw the figures, and write all of
-    it as `report.html`.
+    """Write one CSV per section, `results.json` and `report.md`, draw the figures, and write
+    everything again as `report.html`.
 
-    A figure that cannot be drawn so loses none of the numbers.
+    In this order a figure that fails loses no number.
 
     Returns:
-        the path of `report.html`.
+        The path of `report.html`.
     """
     machine = environment()
     lines = [f"# {title}", "", summary, ""]
@@ -205,7 +205,7 @@ def write_report(
     drawn = {name: draw() for name, draw in figures.items()}
     for name, figure in drawn.items():
         write_figure(folder / name, figure)
-        figure.set_layout_engine("none")  # it is laid out: the page has it as it stands
+        figure.set_layout_engine("none")  # the figure has its layout: the page keeps it
     facts = {**machine, **settings}
     return write_html(folder, title, summary, sections, facts, list(drawn.values()))
 
@@ -218,15 +218,15 @@ def write_html(
     facts: Mapping[str, str],
     drawn: Sequence[Any] | None = None,
 ) -> Path:
-    """Write `report.html`: it begins with the overview of the first section, if it has one, else
-    with the answer of the first section that has one.
+    """Write `report.html`. The page begins with the overview of the first section if there is one,
+    else with the first answer of a section.
 
     Args:
-        folder, title, summary, sections, facts: of the report.
-        drawn: the figures of all sections, in their order; None draws them.
+        folder, title, summary, sections, facts: the parts of the report.
+        drawn: the figures of all sections, in order; None draws them.
 
     Returns:
-        its path.
+        The path.
     """
     draws = [draw for section in sections for draw in section.figures.values()]
     figures = iter([draw() for draw in draws] if drawn is None else drawn)
@@ -246,13 +246,13 @@ def write_html(
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text as UTF-8, whole or not at all."""
-    # A name of a file may have bytes that are no text.
+    """Write text as UTF-8, as a whole file or no file."""
+    # A file name may have bytes that are not text.
     write_whole(path, text.encode(errors="backslashreplace"))
 
 
 def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence]) -> None:
-    """Write a CSV, whole or not at all."""
+    """Write a CSV, as a whole file or no file."""
     with io.StringIO(newline="") as text:
         table = csv.writer(text, lineterminator="\n")
         table.writerow(header)
@@ -264,8 +264,8 @@ def check_figure(path: Path) -> None:
     """Raise unless a figure can be written to `path`, before any work.
 
     Raises:
-        OSError: it is a folder, or lies in none that can be written.
-        ValueError: its suffix is no format of pictures.
+        OSError: the path is a folder, or its folder cannot be written.
+        ValueError: the suffix is not a format of pictures.
     """
     from matplotlib.backend_bases import FigureCanvasBase
 
@@ -275,12 +275,12 @@ def check_figure(path: Path) -> None:
     kind, formats = path.suffix[1:].lower() or "png", sorted(FigureCanvasBase.filetypes)
     if kind not in formats:
         raise ValueError(
-            f"{path}: .{kind} is no format of pictures; expected one of {', '.join(formats)}"
+            f"{path}: .{kind} is not a format of pictures; expected one of {', '.join(formats)}"
         )
 
 
 def write_figure(path: Path, figure: Any) -> None:
-    """Write a matplotlib figure in the format of its suffix (PNG without one), or not at all."""
+    """Write a matplotlib figure in the format of its suffix (default PNG), or no file."""
     with whole_file(path) as file:
         figure.savefig(file, format=path.suffix[1:] or "png", dpi=_DPI)
 
@@ -296,12 +296,12 @@ def page(
     """The page: a sentence, what the overview shows, and the sections, folded below.
 
     Args:
-        title: of the page.
-        answer: the first sentence, without an overview; then the first section is open.
+        title: the title of the page.
+        answer: the first sentence if there is no overview; then the first section is open.
         sections: title, parts (paragraphs in Markdown, tables as `Grid`, text between ```) and
-            figures of matplotlib by caption.
+            matplotlib figures by caption.
         facts: versions and settings.
-        command: what repeats it.
+        command: the command that makes this page again.
         overview: the first screen.
     """
     body = [
@@ -337,7 +337,7 @@ def _first(overview: Overview) -> str:
 def _section(
     i: int, title: str, parts: Iterable[str], figures: Mapping[str, Any], is_open: bool = False
 ) -> str:
-    """A section that folds, its figures first."""
+    """A section that folds, with its figures first."""
     shown = []
     for j, (caption, figure) in enumerate(figures.items()):
         below = f"<figcaption>{_inline(caption)}</figcaption>"
@@ -358,7 +358,7 @@ def _part(part: str) -> str:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, whole: bool = False) -> str:
-    """A table; unless it is shown whole, a column whose cells are all equal is a sentence below."""
+    """A table; unless `whole`, a sentence below the table stands for its constant columns."""
     every = "" if whole else _constant(columns, rows)
     kept = [i for i, _ in enumerate(columns) if not every or not _is_constant(rows, i)]
     columns, rows = [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
@@ -371,7 +371,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, whole: bool
 
 
 def _constant(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """What is the same in every row, as a sentence."""
+    """The columns that are the same in every row, as a sentence."""
     same = [i for i, name in enumerate(columns) if name and _is_constant(rows, i)]
     listed = ", ".join(f"{escape(columns[i])} {escape(str(rows[0][i]))}" for i in same)
     return f"<p>In every row: {listed}.</p>" if same else ""
@@ -383,13 +383,13 @@ def _is_constant(rows: Sequence[Sequence[str]], i: int) -> bool:
 
 
 def _inline(text: str) -> str:
-    """Code and emphasis of Markdown."""
+    """HTML for the code and emphasis of Markdown."""
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
     return re.sub(r"(?<!\w)\*([^*\s][^*]*)\*(?!\w)", r"<em>\1</em>", text)
 
 
 def _picture(figure: Any, name: str) -> str:
-    """A figure of curves as SVG with names of its own, one with pictures as PNG."""
+    """A figure of curves as SVG with unique ids; a figure with pictures as PNG."""
     from matplotlib import rc_context
 
     with io.BytesIO() as blob:

@@ -1,4 +1,4 @@
-"""What `fit` takes, from a configuration: dictionary, signals, layer, start, loss, optimiser."""
+"""The arguments of `fit` for a configuration: D, signals, layer, start, loss, optimiser."""
 
 import dataclasses
 import math
@@ -40,11 +40,11 @@ from unrolled.problems import resampler
 from unrolled.pursuit import DEFAULT_LAM, LARGEST_LAM, default_lam, lasso_batch
 from unrolled.vision import datasets
 
-_OF_LARGE = 100_000  # signals, of whose number shares of a large file are held back
+_OF_LARGE = 100_000  # signals; of a larger file as many are held back as of one of this size
 
 Model = Layer | Network
-Dictionaries = Any  # one, or a tuple for a chain
-Batch = tuple[Any, Any]  # (Y, X); X is a tuple for a chain, and None where codes are not known
+Dictionaries = Any  # one dictionary, or a tuple for a chain
+Batch = tuple[Any, Any]  # (Y, X); X is a tuple for a chain, and None if codes are not known
 
 
 class Setup(NamedTuple):
@@ -62,11 +62,11 @@ class Setup(NamedTuple):
 
 
 def setup(config: Config, say: Say) -> Setup:
-    """Everything that the training needs, checked before its first step.
+    """The arguments of the training, checked before its first step.
 
     Raises:
-        ValueError: files that do not fit, options that the layer refuses.
-        OSError: files that cannot be read.
+        ValueError: files do not fit, or the layer refuses an option.
+        OSError: a file cannot be read.
     """
     start_key, chosen_key, test_key, key = jax.random.split(jax.random.key(config.seed), 4)
     D = _dictionary(config)
@@ -97,7 +97,7 @@ def _dictionary(config: Config) -> Dictionaries:
 def _problem(
     config: Config, D: Dictionaries, chosen_key: jax.Array, test_key: jax.Array, say: Say
 ) -> tuple[Samples, Batch | None]:
-    """Signals to train on, to set a start on and to test on, and the validation signals."""
+    """The signals for training, for setting a start and for testing, and the validation signals."""
     if config.problem.signals != PLANTED:
         return _own_samples(config, D, say)
     problem = config.problem
@@ -111,16 +111,16 @@ def _problem(
     return Samples(D, sampler(config.training.batch), chosen_on, tested_on), None
 
 
-# Who names one of these trains otherwise than by the recipe for signals without codes.
+# If one of these options is given, the recipe for signals without codes does not apply.
 _OTHER_WAYS = ("family", "start", "loss", "method", "codes")
 
 
 def settled(path: Path | None, flags: Mapping[str, Any], say: Say) -> Config:
-    """`load` with what the signals decide: without codes their lam, and how to train.
+    """`load`, and set the options that depend on the signals: without codes, lam and the method.
 
     Raises:
         ConfigError: see `load`.
-        ValueError, OSError: files that cannot be read, or do not fit.
+        ValueError, OSError: a file cannot be read, or files do not fit.
     """
     config = load(path, flags)
     if config.problem.signals == PLANTED:
@@ -148,10 +148,10 @@ def _chosen_lam(config: Config, signals: Path, say: Say) -> float:
 def _own_samples(config: Config, D: Dictionaries, say: Say) -> tuple[Samples, Batch]:
     """Signals of a file, in its order: seven tenths to train, one to validate, two to test.
 
-    Of a file that is too large for memory, the last two are those of 100,000 signals.
+    If the file is too large for memory, at most 10,000 signals validate and 20,000 test.
     """
     path, codes = Path(config.problem.signals), config.problem.codes
-    open_file = _inputs.open_given if codes is None else read_given  # codes are made of all signals
+    open_file = _inputs.open_given if codes is None else read_given  # the LASSO needs all signals
     Y: Any = open_file(path, D)
     X = read_codes(path, Y, D) if codes is None else _made_codes(config, D, Y, say)
     needs = [f"loss {config.training.loss}"] if config.training.loss in WITH_CODES else []
@@ -183,10 +183,10 @@ def _own_samples(config: Config, D: Dictionaries, say: Say) -> tuple[Samples, Ba
 
 
 def _made_codes(config: Config, D: Dictionaries, Y: np.ndarray, say: Say) -> np.ndarray:
-    """Codes of the signals by the LASSO, made once and kept in the folder of the run.
+    """LASSO codes of the signals, computed once and kept in the run folder.
 
-    One lam for all signals, as the thresholds of a network are: with a lam for each, the target of
-    a signal would depend on its size otherwise than the code of the network does.
+    One lam serves all signals, as the thresholds of a network do. With a lam per signal the target
+    would scale with the signal, and the code of the network does not.
     """
     path, lam = Path(config.output) / _inputs.CODES, config.problem.lam
     if path.exists():
@@ -204,7 +204,7 @@ def _made_codes(config: Config, D: Dictionaries, Y: np.ndarray, say: Say) -> np.
 def _start(
     config: Config, model: Model, problem: Samples, key: jax.Array, loss: Any, say: Say
 ) -> tuple[Model, Any]:
-    """The model and its start; in a chain each layer starts on the codes of the one before."""
+    """The model and its start; in a chain each layer starts on the codes of the layer before."""
     if isinstance(model, Layer):
         return _layer_start(config.layers[0], problem, key, loss, say)
     signals, Xs = problem.chosen_on
@@ -229,9 +229,9 @@ def _say_of_layer(say: Say, j: int, message: str) -> None:
 def _layer_start(
     section: ModelSection, problem: Samples, key: jax.Array, loss: Any, say: Say
 ) -> tuple[Layer, Unrolled]:
-    """The layer and its start: the usual, by recipe, by theory for the sample, or calibrated.
+    """The layer and its start: by `init`, by recipe, by theory for the sample, or calibrated.
 
-    Where codes are not known, the loss of the training calibrates.
+    If codes are not known, the calibration minimises the training loss.
     """
     layer, (Y, X) = section.layer, problem.chosen_on
     if section.start == "recipe":
@@ -242,7 +242,7 @@ def _layer_start(
         return start.layer, start.params
     begun = [layer.init(key, problem.D)]
     if not section.set_on_signals:
-        return layer, begun[0]  # also for families that start from theory, such as ISTA
+        return layer, begun[0]  # families such as ISTA start from theory here
     if layer.from_theory is not None and X is not None:
         starts, remark, _, _ = from_theory(problem, layer)
         begun.append(starts[layer])
@@ -257,14 +257,14 @@ def _layer_start(
 def _calibrated(layer: Layer, begun: list[Unrolled], problem: Samples, loss: Any) -> Unrolled:
     """The best of the params after calibration, by the error of the codes, or by the loss.
 
-    The unit steps of theory expand with some dictionaries, so far that no step size which a
-    calibration tries is short enough; those of `init` do not.
+    With some dictionaries the unit steps of theory expand so much that every step size that a
+    calibration tries is too long. The steps of `init` do not expand.
     """
     D, (Y, X) = problem.D, problem.chosen_on
     by_loss = loss if X is None else None
     if len(begun) == 1:
         return analytic.calibrate(layer, begun[0], D, Y, X, loss=by_loss)
-    with checks.quiet():  # that one of them stays as it is says nothing
+    with checks.quiet():  # a start that calibration does not improve is no fault
         made = [analytic.calibrate(layer, params, D, Y, X) for params in begun]
     apply = jax.jit(jax.vmap(layer.apply, (None, None, 0)))
     errors = [np.nan_to_num(metrics.nmse(apply(params, D, Y), X), nan=np.inf) for params in made]
@@ -285,7 +285,7 @@ def _loss(config: Config) -> Callable[..., jax.Array]:
 
 
 def _optimizer(config: Config) -> Callable[..., optax.GradientTransformation]:
-    """The optimiser as a function of its rate."""
+    """A function from a learning rate to the optimiser."""
     name, clip = config.training.optimizer, config.training.clip
 
     def make(rate):

@@ -1,4 +1,4 @@
-"""`unrolled train`: one run in its folder, from a configuration to weights."""
+"""`unrolled train`: from a configuration to weights, one run in one folder."""
 
 import argparse
 import dataclasses
@@ -53,7 +53,7 @@ from unrolled.pursuit import lasso_objective
 
 CONFIG, SUMMARY, HISTORY, TABLE = "config.toml", "summary.json", "history.jsonl", "history.csv"
 _ALONE = Processes()
-_WORSE = 3  # the exit status where the codes are worse than zero codes or ISTA
+_WORSE = 3  # the exit status if the codes are worse than zero codes or ISTA
 
 _TITLES = {
     "nmse": "NMSE, ratio of sums, dB",
@@ -74,11 +74,11 @@ class Summary(NamedTuple):
     steps: int
     seconds: float
     best_step: int
-    # The loss of the "first" and of the "best" evaluation, of "zero" codes, and, where a layer is
-    # trained, of "ista" at its depth.
+    # The losses at the "first" and at the "best" evaluation, of "zero" codes, and, if the model is
+    # a layer, of "ista" at its depth.
     validation: dict[str, float]
     tested_on: int  # signals
-    # Of "start" and "learned": judgement -> number, for every layer.
+    # By "start" and "learned", for every layer: measure -> number.
     judged: dict[str, list[dict[str, float]]]
 
     def text(self) -> str:
@@ -101,7 +101,7 @@ class Summary(NamedTuple):
         return "\n".join([*lines, *self._advice(), f"weights: {self._weights()}"])
 
     def parts(self) -> list[str]:
-        """The same as a paragraph and a table for each layer."""
+        """The summary as a paragraph, and a table for each layer."""
         tables = [
             markdown(
                 [title, "start", "learned"],
@@ -113,12 +113,12 @@ class Summary(NamedTuple):
         return [*self.text().splitlines()[:2], *tables, *ends]
 
     def _layers(self) -> Iterator[tuple[str, dict[str, float], dict[str, float]]]:
-        """The title of every layer, and its judgement at the start and once learned."""
+        """The title of every layer, and its measures before and after training."""
         for j, pair in enumerate(zip(self.judged["start"], self.judged["learned"]), start=1):
             yield f"layer {j}" if self.config.chained else "", *pair
 
     def _advice(self) -> list[str]:
-        """What helps where some signals have codes worse than zero."""
+        """Advice if some signals have codes worse than zero."""
         (learned, *_), chained = self.judged["learned"], self.config.chained
         worse = not chained and learned.get("worse_than_zero", 0) > 0
         if not worse or self.config.layers[0].layer.guard is not None:
@@ -127,7 +127,7 @@ class Summary(NamedTuple):
         return [f"no signal has a code worse than zero with a guard: try --guard {lam:g}"]
 
     def answer(self) -> str:
-        """How far the training came, in one sentence."""
+        """The result of the training, in one sentence."""
         first, best = self.validation["first"], self.validation["best"]
         text = f"The validation loss went from {first:.4g} to {best:.4g} in {self.steps} steps"
         return f"{text}; {self.worse}." if self.worse else f"{text}{self._beside()}."
@@ -140,7 +140,7 @@ class Summary(NamedTuple):
 
     @property
     def worse(self) -> str:
-        """A sentence if the best codes are worse than zero codes, or than ISTA, else ""."""
+        """A sentence if the best codes are worse than zero codes or ISTA's codes, else ""."""
         best, zero = self.validation["best"], self.validation.get("zero", math.inf)
         of_ista = self.validation.get("ista", math.nan)
         rule = worse("the codes are", "validation loss", best, zero, of_ista)
@@ -166,7 +166,7 @@ class Summary(NamedTuple):
 def summarize(config: Config, ready: Setup, fit: training.Fit) -> Summary:
     """Judge the start and the best params of a run."""
     whole = fit.history.records
-    # Of a curriculum the last stage counts.
+    # The last stage of a curriculum counts.
     records = [record for record in whole if record.stage == whole[-1].stage]
     best = min(records, key=lambda record: record.validation)
     lam, tested_on = config.problem.lam, ready.tested_on
@@ -191,9 +191,9 @@ def summarize(config: Config, ready: Setup, fit: training.Fit) -> Summary:
 def _judged(
     model: Model, params: Any, D: Dictionaries, Y: jax.Array, X: Any, lam: float
 ) -> list[dict[str, float]]:
-    """Errors of the codes of test signals where the true codes are known, and their LASSO.
+    """For every layer, the errors of the codes of test signals if true codes are known, and F.
 
-    They are those of every layer, whose LASSO has the code before as its signal.
+    F is the objective of the layer's LASSO; its signal is the code of the layer before.
     """
     codes = apply_in_chunks(model.apply, params, D, Y)
     if isinstance(model, Layer):
@@ -207,7 +207,7 @@ def _judged(
         values = objective(D_j, signals, x, jnp.asarray(lam, x.dtype))
         numbers = {} if X_j is None else _errors(x, X_j)
         numbers |= {"lasso_objective": values.mean()}
-        if X_j is None:  # the share of signals whose objective exceeds that of the zero code
+        if X_j is None:  # the share of signals with an objective above the zero code's
             zero = jnp.sum(signals**2, 1) / 2
             numbers |= {"worse_than_zero": 100 * jnp.mean(~(values <= (1 + ROUNDING) * zero))}
         count = nonzeros(D_j, x) / len(x)
@@ -227,9 +227,9 @@ def _errors(x: jax.Array, X: jax.Array) -> dict[str, Any]:
 def logger(folder: Path, started: Callable[[], None]) -> Callable[..., None]:
     """A callback of `fit` that appends one line per evaluation.
 
-    Evaluations of an earlier run are kept up to the step that the first new one has. The earlier
-    history is replaced, and `started` called, at the first evaluation, when `fit` has locked the
-    checkpoints: a second run in the same folder changes nothing.
+    The history keeps evaluations of an earlier run before the step of the first new one. The
+    callback replaces the earlier history, and calls `started`, at the first evaluation. By then
+    `fit` has locked the checkpoints, so a second run in the same folder changes nothing.
     """
     path = folder / HISTORY
     before: list[dict[str, Any]] | None = read_history(path)
@@ -248,7 +248,7 @@ def logger(folder: Path, started: Callable[[], None]) -> Callable[..., None]:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The rows of a history, up to a line that was torn when a run was killed."""
+    """The rows of a history, up to a line that is incomplete because a run was killed."""
     rows = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
@@ -282,7 +282,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "config": dict(type=Path, nargs="?", metavar="CONFIG", help="a TOML file"),
     "--distributed": dict(
         action="store_true",
-        help="share the run with other processes: those of SLURM, or those of the next three",
+        help="share the run with other processes, those of SLURM or of the next three options",
     ),
     "--coordinator": dict(metavar="HOST:PORT", help="address of process 0"),
     "--processes": dict(type=int, metavar="N", help="number of processes"),
@@ -306,13 +306,13 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         _ARGUMENTS,
         help="train a layer or a chain, configured by a TOML file and flags",
         description="Train a layer, and write its weights, the history and checkpoints into a run "
-        "folder.\nSignals without codes train lfista_cp by one recipe, unless a family, start, "
-        "loss or method is named.\n"
+        "folder.\nSignals without codes train lfista_cp by one recipe, unless you give a family, "
+        "start, loss or method.\n"
         "The exit status is 3 if the best codes are worse than zero codes, or than ISTA of the "
         "same\ndepth, on the validation signals.\n"
-        "Set any option below in the TOML file, under its heading, or as a flag; flags win.\n"
-        "A file with a table [[model]] for each layer, and a list of "
-        "files as dictionary, trains a chain.",
+        "Set any option below in the TOML file, under its heading, or as a flag; a flag overrides "
+        "the file.\nTo train a chain, write a table [[model]] for each layer, and a list of files "
+        "as dictionary.",
         epilog="examples:\n  unrolled train run.toml --output run\n"
         "  unrolled train --dictionary D.npy --signals Y.npy --output run\n"
         "  unrolled train --family lista_cp --depth 10 --loss log_nmse --steps 500 --output run\n"
@@ -344,7 +344,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def joined(arguments: argparse.Namespace) -> None:
-    """Join the processes of a distributed training, if it is one, before there are devices."""
+    """Join the processes of a distributed training, before JAX looks for devices."""
     cluster = arguments.coordinator, arguments.processes, arguments.process
     if arguments.distributed:
         join(*cluster, arguments.wait)
@@ -361,22 +361,22 @@ def train(
 ) -> Summary:
     """Train as a TOML file and flags say, or continue the run of a folder.
 
-    Several processes share one run and one folder, in which the first alone writes.
+    Several processes share one run and one folder; only the first process writes into it.
 
     Raises:
-        ConfigError: see `load`; also a folder that is not empty, or holds another run than the one
-            to resume.
+        ConfigError: see `load`; also if the folder is not empty, or holds a run other than the
+            one to resume.
         ArithmeticError: the training broke; its checkpoints stay.
-        KeyboardInterrupt, SystemExit: by SIGINT or SIGTERM, after the step has been saved.
+        KeyboardInterrupt, SystemExit: SIGINT or SIGTERM came; the last step is saved.
     """
     chosen: list[str] = []
     first = processes.on_all(lambda: _opened(path, flags, resume, chosen.append), first_alone=True)
     config = first or _read_config(path, flags, resume, chosen.append)
     folder = Path(config.output)
     prepared = processes.on_all(lambda: setup(config, say), first_alone=True)
-    ready = prepared or setup(config, say)  # the first may have made codes for all
+    ready = prepared or setup(config, say)  # process 0 may have made the codes for all
     mesh = _mesh(config.training, processes)
-    for line in chosen:  # of files that fit
+    for line in chosen:  # only now, because the files fit
         say(line)
     before = " after its trials" if config.training.method == UNSUPERVISED else ""
     say(f"training {config.training.steps} steps{before}")
@@ -400,7 +400,7 @@ def train(
 
 
 def _write_report(folder: Path, summary: Summary, records: Sequence[training.Record]) -> None:
-    """`report.html`, with the losses as curves."""
+    """Write `report.html`, with the losses as curves."""
     figures = {"the loss at every evaluation": partial(plots.losses, records)}
     text = "Weights of a solver, trained from their start."
     section = Section("Result", "result", summary.parts(), figures, answer=summary.answer())
@@ -408,7 +408,7 @@ def _write_report(folder: Path, summary: Summary, records: Sequence[training.Rec
 
 
 def _opened(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -> Config:
-    """The configuration, with its folder made: empty, or that of the run to resume."""
+    """The configuration; makes its folder, which is empty or holds the run to resume."""
     config = _read_config(path, flags, resume, say)
     folder = Path(config.output)
     if resume:
@@ -424,12 +424,12 @@ def _opened(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say)
 
 
 def _read_config(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -> Config:
-    """The configuration: of the file and the flags, or of the run to resume."""
+    """The configuration, from the file and the flags, or from the run to resume."""
     if not (resume and path is None):
         return settled(path, flags, say)
     folder = Path(flags.get("output") or Config.output).absolute()
     saved, family = load(_saved(folder), {}), flags.get("family")
-    if family and not saved.chained and family != saved.layers[0].family:  # it has other options
+    if family and not saved.chained and family != saved.layers[0].family:  # other options
         raise _another(folder, [f"model.family ({saved.layers[0].family}, now {family})"])
     return settled(_saved(folder), {**flags, "output": str(folder)}, say)
 
@@ -451,7 +451,7 @@ def _saved(folder: Path) -> Path:
 
 
 def _grown(saved: Config, config: Config) -> Config:
-    """The saved configuration, with the steps of this one if a run may continue beyond its end."""
+    """The saved configuration, with the steps of `config` if the run may go on beyond its end."""
     before, steps = saved.training, config.training.steps
     longer = before.method == "end_to_end" and before.schedule == "constant"
     if not (longer and steps > before.steps):
@@ -460,7 +460,7 @@ def _grown(saved: Config, config: Config) -> Config:
 
 
 def _mesh(chosen: Any, processes: Processes) -> Any:
-    """The devices that share the batches of a step; None for one."""
+    """The devices that share the batches of a step; None for one device."""
     devices, batches = jax.devices(), chosen.accumulate
     shared = processes.several or (len(devices) > 1 and batches % len(devices) == 0)
     if chosen.reduction == "psum" and (batches == 1 or not shared):
@@ -478,7 +478,7 @@ def _trained(
 
     def started():  # the steps of a resumed run may have grown
         if differences(load(folder / CONFIG, {}), config):
-            (folder / WEIGHTS).unlink(missing_ok=True)  # those of its former end
+            (folder / WEIGHTS).unlink(missing_ok=True)  # the weights of the run's former end
         write_text(folder / CONFIG, to_toml(config))
 
     problem: Any = (ready.model, ready.params, ready.D, ready.sample)

@@ -1,9 +1,9 @@
-"""Whole studies as records with text, data, tables and figures: what the commands show.
+"""The studies that the commands show, as records with text, data, tables and figures.
 
 `dictionary_report` and `certify_weights` say what theory certifies; `known_codes` and
 `unknown_codes` compare analytic with learned weights; `certified_regime` and `certified_chain`
-measure errors under their bounds; `certify_drawn` says what is proved code by code. Every record
-has `.text()` and `.to_dict()`, and those that draw something `.figure()`.
+measure errors and print them next to their bounds; `certify_drawn` counts the codes that are proved
+one by one. Every record has `.text()` and `.to_dict()`, and most records have `.figure()`.
 """
 
 from unrolled._base import offer as _offer

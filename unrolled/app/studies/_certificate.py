@@ -27,12 +27,12 @@ __all__ = [
 
 
 _KERNEL_SIZE = 3  # of the CNN in the report
-_ROUNDING = 1e-9  # allowed for the rounding of the Babel function
+_ROUNDING = 1e-9  # allowance for the rounding of the Babel function
 _SILENCE = 1.0  # seconds between two messages on the linear programs
 
 
 class Request(NamedTuple):
-    """What is to be certified, and for which class of codes."""
+    """The questions to a certificate, and the class of codes."""
 
     sparsities: Sequence[int] | None
     bound: float
@@ -49,12 +49,12 @@ class DictionaryReport(NamedTuple):
     d: int  # number of atoms
     rank: int  # numerical rank
     mu: float  # mutual coherence
-    welch: float  # bound of Welch
+    welch: float  # the Welch bound on mu
     generalized: tuple[float, float]  # mu~ from below and from above
     admissible: dict[str, int]  # largest sparsity of unique codes, by mu, babel and mu~
-    table: analytic.WeightsTable  # what kinds of weights certify
-    activation: theory.ActivationSchedule | None  # what holds with an activation
-    cnn: realize.CnnSize | None  # for the steps of the best weights to the tolerance
+    table: analytic.WeightsTable  # guarantees of each kind of weights
+    activation: theory.ActivationSchedule | None  # guarantees with an activation
+    cnn: realize.CnnSize | None  # for as many steps as the best weights need to the tolerance
 
     def text(self) -> str:
         """The report as lines of text."""
@@ -68,7 +68,7 @@ class DictionaryReport(NamedTuple):
         return [*head, markdown(["", *self.table.rows], rows), *rest]
 
     def _sentences(self) -> tuple[list[str], list[str]]:
-        """What is said before the table, and after it."""
+        """The sentences before the table, and after it."""
         low, high = self.generalized
         by = ", ".join(f"{s} by {name}" for name, s in self.admissible.items())
         size = f"{self.m} x {self.d}"
@@ -123,7 +123,7 @@ class ChainReport(NamedTuple):
 
     sparsities: tuple[int, ...]  # of every layer
     unique: dict[str, theory.Uniqueness]  # by mu and by mu~
-    stability: theory.Stability  # per unit of noise in the signal
+    stability: theory.Stability  # the errors per unit of noise in the signal
     plan: theory.Plan  # the steps of every layer
     tolerance: float  # the l1 error to reach
 
@@ -133,7 +133,7 @@ class ChainReport(NamedTuple):
         return "\n".join(["chain", *rows, *self._reasons()])
 
     def parts(self) -> list[str]:
-        """The same table, for a report."""
+        """The table of `text`, for a report."""
         return [grid(self._rows()), *self._reasons()]
 
     def _reasons(self) -> list[str]:
@@ -155,7 +155,7 @@ class ChainReport(NamedTuple):
         return rows
 
     def _errors(self) -> list[float]:
-        """The certified l1 error of every layer, inf where no plan reaches the tolerance."""
+        """The certified l1 error of every layer, inf if no plan reaches the tolerance."""
         errors = [float(schedule.error[-1]) for schedule in self.plan.schedules]
         return errors or [np.inf] * len(self.sparsities)
 
@@ -181,10 +181,10 @@ class ChainReport(NamedTuple):
 
 
 class Report(NamedTuple):
-    """The dictionaries of a chain one by one, and the chain; None for a single dictionary."""
+    """The certificates of each dictionary, and of the chain if there are several."""
 
     layers: tuple[DictionaryReport, ...]  # one per dictionary
-    chain: ChainReport | None  # of the chain, or None
+    chain: ChainReport | None  # None for a single dictionary
 
     def text(self) -> str:
         """All parts as text."""
@@ -198,7 +198,7 @@ class Report(NamedTuple):
         return [part for layer in self.layers for part in layer.parts()] + chain
 
     def answer(self) -> str:
-        """How many nonzeros are admissible, of a chain in every layer."""
+        """How many nonzeros are admissible, for a chain in every layer."""
         largest = [max(layer.admissible.values()) for layer in self.layers]
         if self.chain is None:
             return f"Codes with at most {largest[0]} nonzeros are unique, and found."
@@ -226,12 +226,12 @@ class Report(NamedTuple):
         return {"layers": [layer.to_dict() for layer in self.layers], "chain": self.chain.to_dict()}
 
     def figure(self) -> Any:
-        """The Gram matrix D'D of every dictionary, beside W'D of its weights, with matplotlib."""
+        """The Gram matrix D'D of every dictionary, next to W'D of its weights, with matplotlib."""
         return plots.gram([_grams(layer.table.weights) for layer in self.layers])
 
 
 def _grams(weights: Mapping[str, Dictionary]) -> dict[str, np.ndarray]:
-    with jax.enable_x64(True):  # as they are
+    with jax.enable_x64(True):  # in their own dtype
         D = np.asarray(dense(weights["W = D"]))
         checks.announce((D.shape[1],) * 2, D.dtype, "the picture of W'D", "certify")
         return {name: np.asarray(dense(W)).T @ D for name, W in weights.items()}
@@ -251,26 +251,27 @@ def dictionary_report(
 ) -> Report:
     """What the theory says about a dictionary, or about a chain and each of its dictionaries.
 
-    Coherence, unique sparsity, and, for W = D, the closed form and the minimax weights, contraction
-    and steps to a tolerance; for a chain also uniqueness, stability and a plan of all layers. It
-    runs in float64, on the host, and solves a linear program per atom.
+    The report has the coherence and the unique sparsity of D, and, for W = D, the closed form and
+    the minimax weights, the contraction and the steps to a tolerance. For a chain it also has
+    uniqueness, stability and a plan of all layers. The function runs in float64, on the host, and
+    solves a linear program per atom.
 
     Args:
         D: (m, d) with unit atoms; for a chain a tuple or list.
-        sparsity: s, nonzeros of a code; for a chain one per layer. None for the largest that is
-            admissible.
-        bound: B, of the entries of a code.
-        noise: the l1 norm of the noise in the signal, at most.
+        sparsity: s, nonzeros of a code, for a chain one per layer; None for the largest admissible
+            s.
+        bound: B, the largest magnitude of an entry of a code.
+        noise: the largest l1 norm of the noise in a signal.
         tolerance: l1 error to reach.
-        activation: also what holds with this activation in place of ReLU.
-        entries: also the weights of smallest entries (Definition 8); takes many times as long.
-        say: is told how many linear programs are solved.
+        activation: if given, also certify this activation in place of ReLU.
+        entries: also compute the weights of smallest entries (Definition 8), many times slower.
+        say: receives the number of linear programs solved so far.
 
     Returns:
         Report.
 
     Raises:
-        ValueError: atoms that are not of norm 1, or another number of sparsities than dictionaries.
+        ValueError: an atom does not have norm 1, or there is not one sparsity per dictionary.
 
     Example:
         >>> H, report = ur.dictionaries.identity_hadamard(16), ur.app.studies.dictionary_report
@@ -289,7 +290,7 @@ def dictionary_report(
             "expected one for each"
         )
     rho: Any = None if activation is None else activations.by_name(activation)
-    if rho is activations.relu:  # itself it has another schedule
+    if rho is activations.relu:  # by itself `relu` selects another schedule
         rho = activations.scale(rho, 1.0)
     request = Request(sparsities, bound, noise, tolerance, rho, entries)
     with jax.enable_x64(True), checks.quiet(analytic.HypothesisWarning):  # the report says so
@@ -350,7 +351,7 @@ def _layer(
 def _found_sparsity(D: Dictionary, mu: float) -> int:
     """The largest s for which mu says that basis pursuit finds the codes.
 
-    Norms of atoms that differ, within the tolerance for unit atoms, count against it.
+    If the norms of atoms differ, within the tolerance for unit atoms, s is smaller.
     """
     s = theory.max_sparsity(mu, D.shape[1])
     while s and not theory.uniqueness([D], [s], coherence=lambda _: mu).l1[0]:
@@ -361,7 +362,7 @@ def _found_sparsity(D: Dictionary, mu: float) -> int:
 def _babel_sparsity(D: Dictionary, most: int) -> int:
     """The largest s with mu_1(s - 1) + mu_1(s) < 1.
 
-    It is at most `most`, the s of the generalized coherence, which certifies no less.
+    The search ends at `most`, the s that the generalized coherence certifies.
     """
     s = 0
     while s < most and theory.babel(D, s) + theory.babel(D, s + 1) < 1 - _ROUNDING:
@@ -397,7 +398,7 @@ def _chain_report(
 
 
 def _progress(say: Say, j: int, J: int) -> Callable[[int, int], None]:
-    """Says how many programs of a dictionary are solved, not too often."""
+    """A function that says now and then how many programs of a dictionary are solved."""
     which, now_and_then = "" if J == 1 else f"dictionary {j + 1} of {J}: ", seldom(say, _SILENCE)
     return lambda settled, total: now_and_then(f"{which}{settled} of {total} linear programs")
 
@@ -406,10 +407,10 @@ class WeightsCertificate(NamedTuple):
     """The certificate of every layer of given weights."""
 
     layers: tuple[Layer, ...]  # of the model
-    shapes: tuple[tuple[int, ...], ...]  # of D
+    shapes: tuple[tuple[int, ...], ...]  # the shape of every D
     sparsities: tuple[int, ...]  # s of every layer
-    bound: float  # B, of the entries of a code
-    noise: float  # of the signal
+    bound: float  # B, the largest magnitude of an entry of a code
+    noise: float  # the largest l1 norm of the noise in a signal
     tolerance: float  # the l1 error to reach
     certificates: tuple[theory.Certificate, ...]  # one per layer
 
@@ -419,7 +420,7 @@ class WeightsCertificate(NamedTuple):
         return "\n".join([self._class(), "", *table, *self._reasons()])
 
     def parts(self) -> list[str]:
-        """The same, for a report."""
+        """The table of `text`, for a report."""
         return [self._class(), grid(self._rows()), *self._reasons()]
 
     def _reasons(self) -> list[str]:
@@ -427,10 +428,10 @@ class WeightsCertificate(NamedTuple):
         return [f"layer {j}: {c.reason}" for j, c in numbered if not c.holds]
 
     def answer(self) -> str:
-        """The error that is guaranteed at the end."""
+        """The error that is guaranteed after the last step."""
         last = self.certificates[-1]
         if not last.holds:
-            start = f"{last.error[0]:.2e}, that of zero codes"
+            start = f"{last.error[0]:.2e}, the error of zero codes"
             return f"These weights guarantee no l1 error below {start}, for this class of codes."
         return f"These weights guarantee an l1 error of at most {last.error[-1]:.2e}."
 
@@ -514,7 +515,7 @@ class WeightsCertificate(NamedTuple):
         return figure
 
     def _steps(self, certificate: theory.Certificate) -> int | None:
-        """The first step with the tolerance; None for none."""
+        """The first step whose error is within the tolerance; None if no step is."""
         reached = np.flatnonzero(certificate.error <= self.tolerance)
         return int(reached[0]) if len(reached) else None
 
@@ -534,21 +535,20 @@ def certify_weights(
 
     Args:
         model: a layer, or a chain of layers.
-        params, D: its params and its dictionary; of a chain a tuple of each.
-        sparsity: s, nonzeros of a code; of a chain one per layer. None for the largest that is
+        params, D: the params and the dictionary of the model; for a chain a tuple of each.
+        sparsity: s, nonzeros of a code, for a chain one per layer; None for the largest s that is
             certified, in a chain 1 in every layer.
-        bound: B, of the entries of a code.
-        noise: the l1 norm of the noise in the signal, at most.
-        tolerance: the l1 error whose step is told.
+        bound: B, the largest magnitude of an entry of a code.
+        noise: the largest l1 norm of the noise in a signal.
+        tolerance: the l1 error to reach; the report names the first step that reaches it.
 
     Returns:
         WeightsCertificate.
 
     Raises:
-        ValueError: another number of sparsities than layers, or numbers that `theory.certify`
-            refuses.
-        TypeError: a model without layers that run one after the other, or a family that
-            `theory.certify` refuses.
+        ValueError: there is not one sparsity per layer, or `theory.certify` refuses a number.
+        TypeError: the model does not have layers that run one after the other, or
+            `theory.certify` refuses a family.
 
     Example:
         >>> D, layer = ur.dictionaries.identity_hadamard(16), ur.lista_cp(10)

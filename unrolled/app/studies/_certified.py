@@ -1,4 +1,4 @@
-"""The regime of the theory: measured errors under certified bounds, for a block and a chain."""
+"""The certified regime: measured errors and their bounds, for one layer and for a chain."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -41,14 +41,14 @@ _CHAIN_COLUMNS = (
 
 
 class CertifiedRun(NamedTuple):
-    """What theory certifies of weights for s nonzeros, and what was measured if it holds."""
+    """The guarantee of weights for s nonzeros, and the measured errors if the guarantee holds."""
 
-    weights: str  # their kind
+    weights: str  # the kind of weights
     sparsity: int  # s, the nonzeros
     mu_W: float
     schedule: theory.Schedule  # thresholds and certified errors
-    measured: np.ndarray  # largest l1 error, from step 0; of length 0 where nothing holds
-    wrong: int  # wrong entries of all signals and steps
+    measured: np.ndarray  # largest l1 error, from step 0; empty without a guarantee
+    wrong: int  # number of wrong entries, over all signals and steps
 
     @property
     def name(self) -> str:
@@ -57,13 +57,13 @@ class CertifiedRun(NamedTuple):
 
 
 class CertifiedRegime(NamedTuple):
-    """The study of weights at as many nonzeros as theory certifies for them."""
+    """The study of each kind of weights at as many nonzeros as theory certifies for it."""
 
     shape: tuple[int, ...]  # of D
     depth: int  # K, the steps
     largest: dict[str, int]  # weights -> the most nonzeros that they certify
-    common: int  # by D or the closed form
-    runs: tuple[CertifiedRun, ...]  # empty where not even one nonzero is certified
+    common: int  # the most nonzeros that W = D or the closed form certifies
+    runs: tuple[CertifiedRun, ...]  # empty if not even one nonzero is certified
 
     def text(self) -> str:
         """`parts` as Markdown."""
@@ -109,7 +109,7 @@ class CertifiedRegime(NamedTuple):
         return table_of(form, [dict(zip(head, row)) for row in rows])
 
     def to_dict(self) -> dict[str, Any]:
-        """The most nonzeros of all weights; errors and bounds of the runs that hold."""
+        """The most nonzeros of each kind of weights; errors and bounds of runs with a guarantee."""
         curves = {
             run.name: {
                 "sparsity": run.sparsity,
@@ -133,7 +133,7 @@ class CertifiedRegime(NamedTuple):
         return ["weights", "s", "step", "largest l1 error", "certified bound"], rows
 
     def figure(self) -> Any:
-        """Errors under their bounds, with matplotlib."""
+        """The errors and their bounds, with matplotlib."""
         lines = {run.name: (run.measured, run.schedule.error) for run in self._holding()}
         return plots.bound(lines, title=f"Largest l1 error of {_SIGNALS} signals and its bound")
 
@@ -147,19 +147,20 @@ class CertifiedRegime(NamedTuple):
 def certified_regime(
     key: Key, D: Dictionary, *, depth: int = 100, say: Say = silent
 ) -> CertifiedRegime:
-    """Measured errors under the certified bounds, for codes as sparse as the theory admits.
+    """Measure errors and compare them with certified bounds, for codes as sparse as these require.
 
-    D, the closed form and the minimax weights run at the most nonzeros that the first two certify,
-    and the minimax weights also at their own. It runs in float64, on the host.
+    W = D, the closed form and the minimax weights run at the most nonzeros that W = D or the closed
+    form certifies; the minimax weights also run at the most nonzeros that they certify. The study
+    runs in float64, on the host.
 
     Args:
-        key: of the signals.
+        key: the key of the signals.
         D: (m, d), normalised here.
         depth: K, the steps.
-        say: is told what is going on.
+        say: receives messages on the progress.
 
     Returns:
-        CertifiedRegime, without runs where not even one nonzero is certified.
+        CertifiedRegime, without runs if theory does not certify even one nonzero.
 
     Reference: Theorem 12 of the paper, as `analytic.lista_cp` has it.
 
@@ -214,7 +215,7 @@ def _certified_run(
 class _Measured(NamedTuple):
     codes: jax.Array  # (signals, d) after the last step
     errors: np.ndarray  # (K + 1,) the largest l1 error of a signal, from step 0
-    wrong: int  # entries that are nonzero where the true code is zero, in all steps
+    wrong: int  # number of entries, over all steps, that are nonzero where the true code is zero
 
 
 def _measured(params: Unrolled, D: Dictionary, Y: jax.Array, X: jax.Array) -> _Measured:
@@ -231,7 +232,7 @@ def _measured(params: Unrolled, D: Dictionary, Y: jax.Array, X: jax.Array) -> _M
     return _Measured(states.x, np.asarray(errors), int(sum(counts)))
 
 
-_LAYER = layers.lista_cp(1)  # whose step is that of all depths
+_LAYER = layers.lista_cp(1)  # a layer of any depth repeats this step
 
 
 @jax.jit
@@ -241,7 +242,7 @@ def _start(D: Dictionary, Y: jax.Array, X: jax.Array) -> tuple[Any, jax.Array]:
     return states, _largest_error(states.x, X)
 
 
-# A program of one step serves all depths, where a scan is a program for each.
+# A program of one step serves all depths; a scan would need a program for each depth.
 @jax.jit
 def _step(
     shared: Any, p: Any, D: Dictionary, Y: jax.Array, X: jax.Array, states: Any
@@ -258,7 +259,7 @@ def _largest_error(x: jax.Array, X: jax.Array) -> jax.Array:
 
 
 def _quietly(function: Callable, *args: Any, **options: Any) -> Any:
-    """The result of a function whose hypotheses may fail, which the table says."""
+    """The result of a function, without its warnings on hypotheses: the table has them."""
     with checks.quiet(analytic.HypothesisWarning):
         return function(*args, **options)
 
@@ -267,12 +268,12 @@ def _quietly(function: Callable, *args: Any, **options: Any) -> Any:
 
 
 class ChainRun(NamedTuple):
-    """What a chain was certified to do, and what it did, layer by layer."""
+    """The certified and the measured errors of a chain, layer by layer."""
 
     contractions: tuple[float, ...]  # of every layer
     measured: tuple[np.ndarray, ...]  # largest l1 error, from step 0
     bounds: tuple[np.ndarray, ...]  # certified errors, layer by layer
-    wrong: int  # wrong entries
+    wrong: int  # number of wrong entries
     printed: float  # largest l1 error of layer 2 with the thresholds of the printed proof
 
 
@@ -280,7 +281,7 @@ class CertifiedChain(NamedTuple):
     """The study of a certified chain of two layers."""
 
     fast: ChainRun  # layer 1 contracts fast
-    slow: dict[int, ChainRun]  # it contracts slowly; by the steps of each layer
+    slow: dict[int, ChainRun]  # layer 1 contracts slowly; by the steps of each layer
 
     def text(self) -> str:
         """`parts` as Markdown."""
@@ -315,7 +316,7 @@ class CertifiedChain(NamedTuple):
         ]
 
     def answer(self) -> str:
-        """What is certified of the chain, and what was measured."""
+        """The certified and the measured error of the chain, in one sentence."""
         bound, error = self.fast.bounds[-1][-1], self.fast.measured[-1][-1]
         return (
             f"The chain is certified to an l1 error of {bound:.1e} after {_FAST_DEPTH} steps in "
@@ -348,7 +349,7 @@ class CertifiedChain(NamedTuple):
         return ["layer", "step", "largest l1 error", "certified bound"], rows
 
     def figure(self) -> Any:
-        """Errors of the fast run under their bounds, with matplotlib."""
+        """The errors of the fast run and their bounds, with matplotlib."""
         title = f"Largest l1 error and its bound, {_FAST} nonzeros"
         return plots.bound(self._lines(), title=title)
 
@@ -361,14 +362,15 @@ class CertifiedChain(NamedTuple):
 def certified_chain(
     key: Key, *, depths: Sequence[int] = (20, 40, 80, 160), say: Say = silent
 ) -> CertifiedChain:
-    """A certified chain of two layers, with corrected thresholds and those of the printed proof.
+    """Run a certified chain of two layers, with corrected and with printed thresholds.
 
-    D_1 = [I, Hadamard] is 256 x 512, D_2 a transversal design of 512 x 700. It runs in float64.
+    D_1 = [I, Hadamard] is 256 x 512, D_2 is a transversal design of 512 x 700. The printed
+    thresholds are from the proof in the paper. The study runs in float64.
 
     Args:
-        key: of D_2 and of the signals.
+        key: the key of D_2 and of the signals.
         depths: steps of each layer in the run where layer 1 contracts slowly.
-        say: is told what is going on.
+        say: receives messages on the progress.
 
     Reference: Theorem 6 of the paper, corrected, as `analytic.dsc` has it.
 

@@ -1,4 +1,4 @@
-"""What is proved of codes that are drawn: signal by signal, and support by support."""
+"""Proofs of drawn codes: signal by signal, and support by support."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,9 +19,9 @@ from unrolled.dictionaries import Dictionary, as_dictionary
 __all__ = ["DrawnProofs", "ProvedShare", "certify_drawn"]
 
 
-DRAWS = 13_809  # all of so many are 99.9 % of the class, with the confidence of `exceedance`
+DRAWS = 13_809  # if all are proved, so is 99.9 % of the class, with the confidence of `exceedance`
 _POWERS = {"closed form": 2.0, "3-norm": 3.0}  # weights -> the p of `frobenius_weights`
-_LEFT_OUT = 0.01  # of the sample of a schedule
+_LEFT_OUT = 0.01  # the share of a sample that a schedule may leave out
 _SCHEDULED, _TAKING = layers.alista(40, support=(1, 1)), layers.alista_rt(40)
 _SUPPORT, _ANY_RATIO = f"alista_rt, ratio {_TAKING.ratio:g}", "alista_rt, some ratio below 1"
 _OWN, _ONE = "alista, own thresholds", "alista, one schedule"
@@ -31,39 +31,39 @@ _COVERS = {
     _OWN: "the code, every sign pattern",
     _ONE: "the code, every sign pattern",
 }
-_TRIED, _MOST = 50, 0.9  # supports, and the share of them, that decide which sparsities are shown
+_TRIED, _MOST = 50, 0.9  # supports, and the share proved, that decide which sparsities are shown
 
 
 class ProvedShare(NamedTuple):
     """How many draws a statement proves, with one kind of weights."""
 
-    weights: str  # their kind
+    weights: str  # the kind of weights
     sparsity: int  # s, the nonzeros of a code
-    steps: str  # the layer, and what sets its thresholds
-    proved: int  # of the draws
-    share: float  # of the class at least, with the confidence of `theory.exceedance`
-    error: float | None = None  # the largest of an entry after the steps, of the proved codes
+    steps: str  # the layer, and how its thresholds are set
+    proved: int  # number of draws that are proved
+    share: float  # least share of the class, with the confidence of `theory.exceedance`
+    error: float | None = None  # largest error of an entry of the proved codes, after the steps
 
 
 class DrawnProofs(NamedTuple):
-    """What is proved of codes of one class, or of several sparsities, that are drawn."""
+    """The proofs of drawn codes, of one sparsity or several."""
 
     shape: tuple[int, ...]  # of D
     sparsities: tuple[int, ...]  # s, the nonzeros of a code
-    bound: float  # B, of the entries of a code
-    noise: float  # of a signal, in the l1 norm
-    draws: int  # of every sparsity
+    bound: float  # B, the largest magnitude of an entry of a code
+    noise: float  # the largest l1 norm of the noise in a signal
+    draws: int  # number of codes of every sparsity
     worst: dict[str, int]  # weights -> the most nonzeros that the worst case certifies
-    rows: tuple[ProvedShare, ...]  # empty where nothing beyond the worst case is proved
+    rows: tuple[ProvedShare, ...]  # empty if nothing beyond the worst case is proved
     ratios: dict[str, np.ndarray]  # weights, s -> c(S) of every support
-    bounds: dict[str, np.ndarray]  # weights, s, thresholds -> of all proved codes, from step 0
+    bounds: dict[str, np.ndarray]  # weights, s, thresholds -> bounds of proved codes, from step 0
 
     def text(self) -> str:
         """The class, and a table, as text."""
         return "\n".join(self.parts())
 
     def parts(self) -> list[str]:
-        """The class, and a row for the worst case and for every statement; nothing without rows."""
+        """The class, and a table of the worst case and of every statement; empty without rows."""
         if not self.rows:
             return []
         counts = " or ".join(map(str, self.sparsities))
@@ -100,7 +100,7 @@ class DrawnProofs(NamedTuple):
         ]
 
     def answer(self) -> str:
-        """The share that the best statement proves, of most nonzeros where several have one."""
+        """The share that the best statement proves, at the most nonzeros with a proof."""
         worst = max(self.worst.values())
         if not self.rows:
             return (
@@ -165,33 +165,34 @@ def certify_drawn(
     measured: bool = False,
     say: Say = silent,
 ) -> DrawnProofs:
-    """What is proved of drawn codes, next to the worst case, for some kinds of weights.
+    """Count the drawn codes that are proved, next to the worst case, for some kinds of weights.
 
-    Of each support: whether `layers.alista_rt` finds every code on it (`theory.certify_supports`).
-    Of each code: whether `layers.alista` with 40 steps finds it, with its own thresholds and with
-    one schedule (`theory.certify_signals`, `analytic.from_sample`). The schedule is made from as
-    many other codes, 1 % of which it may leave out. It runs in float64, on the host.
+    For each support: whether `layers.alista_rt` finds every code on it (`theory.certify_supports`).
+    For each code: whether `layers.alista` with 40 steps finds the code, with thresholds for this
+    code and with one schedule for all (`theory.certify_signals`, `analytic.from_sample`). The
+    schedule comes from as many other codes, and may leave out 1 % of them. The study runs in
+    float64, on the host.
 
     Args:
-        key: of the codes.
+        key: the key of the codes.
         D: (m, d), normalised here.
-        sparsity: s, nonzeros of a code, at least 1, or several; None for the largest at which nine
-            supports in ten are proved, and the next one: none where the worst case covers both.
+        sparsity: s, nonzeros of a code, at least 1, or several; None for the largest s at which
+            nine supports in ten are proved, and s + 1; no s if the worst case covers both.
         draws: the number of codes of every sparsity.
         bound: B > 0; the nonzeros are uniform in [-B, B].
-        noise: the l1 norm of the noise in a signal, at most.
-        weights: their kinds, among "closed form" and "3-norm", the p = 2 and p = 3 of
+        noise: the largest l1 norm of the noise in a signal.
+        weights: kinds of weights, "closed form" and "3-norm", the p = 2 and p = 3 of
             `theory.frobenius_weights`.
         measured: also run the steps on the codes, without noise.
-        say: is told what is going on.
+        say: receives messages on the progress.
 
     Returns:
         DrawnProofs.
 
     Raises:
-        TypeError: a sparsity that is not an integer.
-        ValueError: sparsity outside 1..d, no draws, unknown weights, a zero atom, or numbers out of
-            range.
+        TypeError: a sparsity is not an integer.
+        ValueError: a sparsity is outside 1..d, draws is 0, a kind of weights is unknown, an atom is
+            zero, or a number is out of range.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
@@ -252,14 +253,14 @@ def certify_drawn(
 
 
 def _drawn(key: Any, shape: tuple[int, int], bound: float, s: int) -> np.ndarray:
-    """Codes with s nonzeros: half are the sample of a schedule, and half are fresh."""
+    """Codes with s nonzeros: half of them for the schedule, half for the count."""
     return np.asarray(problems.bounded(jax.random.fold_in(key, s), shape, s, bound))
 
 
 def _reached(
     W: Any, D: Any, worst: int, tried: int, draw: Callable[[int], np.ndarray]
 ) -> tuple[int, ...]:
-    """The last sparsity above the worst case with a share of `_MOST`, and the next one."""
+    """The last sparsity above the worst case at which `_MOST` are proved, and the next one."""
     s = worst
     while s + 1 < D.shape[0] and _on_supports(W, D, draw(s + 1)[:tried], s + 1)[0].mean() >= _MOST:
         s += 1
@@ -268,12 +269,12 @@ def _reached(
 
 def _schedule(D: Any, W: Any, sample: np.ndarray, noise: float) -> Any:
     """The params whose thresholds prove a sample."""
-    with checks.quiet(analytic.HypothesisWarning):  # the fresh codes say so
+    with checks.quiet(analytic.HypothesisWarning):  # the count shows a failure
         return analytic.from_sample(_SCHEDULED, D, sample, noise=noise, W=W, leave_out=_LEFT_OUT)
 
 
 def _on_supports(W: Any, D: Any, X: np.ndarray, s: int) -> tuple[np.ndarray, ...]:
-    """Whether `alista_rt` finds all codes on each support: as it is, with some ratio; and c(S)."""
+    """Whether `alista_rt` finds all codes on each support, by default and with some ratio; c(S)."""
     of = theory.certify_supports(W, D, np.nonzero(X)[1].reshape(len(X), s))
     converges = of.contraction < 1
     return (of.ratio <= _TAKING.ratio) & converges, (of.ratio < 1) & converges, of.ratio
@@ -285,7 +286,7 @@ def _codes(layer: Any, params: Any, D: Any, X: Any) -> Any:
 
 
 def _errors(layer: Any, params: Any, D: Any, X: np.ndarray) -> np.ndarray:
-    """The largest error of an entry of each code that a layer finds of the signals D x."""
+    """The largest error of an entry, for each code that a layer computes from the signals D x."""
     return np.abs(np.asarray(_codes(layer, params, D, jnp.asarray(X))) - X).max(1)
 
 

@@ -29,11 +29,11 @@ _CHAIN_FIGURE = "error, failures, support, thresholds and weights, a column per 
 class KnownCodes(NamedTuple):
     """The study of methods on signals whose codes are known."""
 
-    samples: Samples  # that methods are judged on
+    samples: Samples  # the signals and codes that judge the methods
     depth: int  # K, the steps
     comparison: Comparison  # of the methods
     remarks: list[str]  # on the settings
-    caution: str  # why the analytic rows are what they are, where nothing is certified
+    caution: str  # what the analytic rows show if nothing is certified
     seconds: dict[str, float]  # of calibration and training
     methods: dict[str, tuple[Layer, Unrolled]]  # layers and params by name
     covered: int  # the most nonzeros that the worst case covers
@@ -112,7 +112,7 @@ class KnownCodes(NamedTuple):
 class KnownChain(NamedTuple):
     """The study of chains of layers on signals whose codes are known, layer by layer."""
 
-    samples: Samples  # that methods are judged on
+    samples: Samples  # the signals and codes that judge the methods
     depth: int  # of every layer
     comparison: ChainComparison  # layer by layer
     remarks: list[str]  # on the settings
@@ -198,33 +198,33 @@ def known_codes(
     predict: bool = False,
     say: Say = _steps.silent,
 ) -> KnownCodes | KnownChain:
-    """Analytic beside calibrated and learned params, on signals whose codes are known.
+    """Compare analytic, calibrated and learned params on signals whose codes are known.
 
-    The first come from theory alone, the second keep those weights and choose thresholds and step
-    sizes on a sample without gradients, the third start there and are trained end to end. Families
-    are prepared and trained in a thread per core; after a fault or an interrupt those that have
-    begun run to their end, and no other begins.
+    Only theory sets analytic params. Calibrated params keep the analytic weights and choose
+    thresholds and step sizes on a sample without gradients. Learned params start at the calibrated
+    ones and are trained end to end. A thread per core prepares and trains families; after a fault
+    or an interrupt, families that have begun run to their end, and no other family begins.
 
     Args:
-        key: of the training.
-        samples: from `planted` or `split`, of a dictionary or of a chain.
-        methods: some of ista, fista, lista, lista_cp, alista and alista_ss, or other families, from
-            their own start.
-        pursuits: solvers beside them, name -> options; a sparsity or lam that they lack is that of
-            the samples.
+        key: the key of the training.
+        samples: from `planted` or `split`, for a dictionary or a chain.
+        methods: some of ista, fista, lista, lista_cp, alista and alista_ss, or other families,
+            which start by `init`.
+        pursuits: solvers to compare with, name -> options; the samples give a missing sparsity or
+            lam.
         depth: K, the steps of every layer.
         lam: penalty of ISTA and FISTA; None for the best of a small grid.
-        steps: of training.
-        weights: name -> the result of a run, to be shown beside them.
+        steps: number of training steps.
+        weights: name -> the result of a run, also compared.
         sampled, certify, predict: as in `compare.compare`; not for a chain.
-        say: is told what is going on.
+        say: receives messages on the progress.
 
     Returns:
         KnownCodes; for a chain KnownChain.
 
     Raises:
-        ValueError: unknown methods; pursuits that lack an option, or are not for a chain; a chain
-            with `sampled`, `certify` or `predict`.
+        ValueError: a method is unknown; a pursuit lacks an option, or is not for a chain;
+            `sampled`, `certify` or `predict` is given with a chain.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 8, 16)
@@ -251,7 +251,7 @@ def known_codes(
 
 
 def _families(run: Plan) -> dict[str, tuple[str, str, dict[str, Any]]]:
-    """method -> title, family and options, of those that are made by a recipe."""
+    """method -> title, family and options, for the methods that have a recipe."""
     families: dict[str, tuple[str, str, dict[str, Any]]] = {
         "lista": ("LISTA", "lista", {}),
         "lista_cp": ("LISTA-CP", "lista_cp", {}),
@@ -263,7 +263,7 @@ def _families(run: Plan) -> dict[str, tuple[str, str, dict[str, Any]]]:
 
 
 def _prepared(samples: Samples, run: Plan, family: str, options: dict[str, Any]) -> training.Start:
-    """A family by its recipe, with the lam of the study where it has one."""
+    """The start of a family by its recipe, with the study's lam if the family has one."""
     if run.lam is not None and "lam" in layers.FAMILIES[family].__dataclass_fields__:
         options = {**options, "lam": run.lam}
     Y, X = samples.chosen_on
@@ -271,20 +271,20 @@ def _prepared(samples: Samples, run: Plan, family: str, options: dict[str, Any])
 
 
 def _kind(layer: Layer) -> str:
-    """What the params of a recipe are before training."""
+    """The kind of params that a recipe makes before training."""
     return "calibrated" if layer.recipe.calibrated else "start"
 
 
 class _Made(NamedTuple):
     title: str
     start: training.Start
-    learned: training.Fit | None  # None where nothing is trained
+    learned: training.Fit | None  # None if nothing is trained
     seconds: dict[str, float]
     remarks: list[str]
 
 
 def _made(samples: Samples, run: Plan, family: tuple[str, str, dict[str, Any]]) -> _Made:
-    """A family by its recipe, and trained."""
+    """A family by its recipe, before and after training."""
     title, name, options = family
     seconds: dict[str, float] = {}
     remarks: list[str] = []
@@ -358,7 +358,7 @@ def _known_chain(samples: Samples, run: Plan) -> KnownChain:
 
 
 def _sparsity_table(Ds: Any, Xs: Any) -> str:
-    """The sparsity of the codes of every layer, beside what theory certifies."""
+    """The sparsity of the codes of every layer, next to the sparsity that theory certifies."""
     columns = ["layer", "D", "nonzeros on average", "at most", "mu_W", "certified up to"]
     rows = []
     for j, (D, X) in enumerate(zip(Ds, Xs), start=1):
@@ -400,7 +400,7 @@ def _chain_methods(
 
 
 def _made_in_chain(samples: Samples, make: Make) -> tuple[networks.Network, Any]:
-    """A chain of layers for all dictionaries, each made on the codes of the one before."""
+    """A chain of layers for all dictionaries, each made on the codes of the layer before."""
     signals, Xs = samples.chosen_on
     made = []
     for D, X in zip(samples.D, Xs):

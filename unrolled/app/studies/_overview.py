@@ -14,17 +14,17 @@ from unrolled.training import trainable
 __all__ = ["Overview"]
 
 
-_MOST = 5  # lines that have a label, and rows
-_CLASSICAL = ("ISTA", "FISTA")  # what learned methods are measured against
+_MOST = 5  # the most rows, and lines with a label
+_CLASSICAL = ("ISTA", "FISTA")  # the rivals of learned methods
 
 
 class Overview(NamedTuple):
-    """What a reader sees first: a result as a sentence, errors step by step, and a short table."""
+    """The first screen: the result as a sentence, errors step by step, and a short table."""
 
     sentence: str  # the result
-    lead: str  # what was measured, and what is proved
+    lead: str  # the setting of the measurement, and the proofs
     lines: dict[str, np.ndarray]  # errors after 0, ..., K steps by method
-    shown: tuple[str, ...]  # the methods that have a label; the lines of the others are faint
+    shown: tuple[str, ...]  # the methods that have a label; lines of other methods are faint
     best: str  # the method that the sentence is about
     ylabel: str  # of the errors, with their unit
     log: bool  # whether the errors have a logarithmic axis
@@ -44,9 +44,9 @@ def of_known(
     Args:
         result: the comparison, with the seconds of the methods that are shown.
         methods: layers and params by name.
-        setting: what the signals are, a sentence.
+        setting: a sentence about the signals.
         covered: the most nonzeros that the worst case covers.
-        fallback: the sentence where no method is nearer than the classical ones.
+        fallback: the sentence if no method is nearer than ISTA and FISTA.
     """
     lines = {name: np.concatenate([[0.0], curve.nmse]) for name, curve in _running(result)}
     ends = _ends(lines, result)
@@ -92,7 +92,7 @@ def of_known(
 def of_unknown(
     result: Comparison, methods: Mapping[str, tuple[Layer, Unrolled]], setting: str, fallback: str
 ) -> Overview:
-    """The overview of methods that are judged by the LASSO; the arguments are as in `of_known`."""
+    """The overview of methods that the LASSO judges; the arguments are as in `of_known`."""
     zero = np.nan if result.ista_gap is None else float(result.ista_gap[0])
     lines = {name: np.concatenate([[zero], curve.gap]) for name, curve in _running(result)}
     ends = _ends(lines, result)
@@ -140,7 +140,7 @@ def of_unknown(
 
 
 def to_show(result: Comparison) -> tuple[str, ...]:
-    """The methods that an overview shows, which are to be timed."""
+    """The methods that an overview shows and times."""
     lines = {name: curve.nmse if result.known else curve.gap for name, curve in _running(result)}
     return _shown(_ends(lines, result))
 
@@ -159,7 +159,7 @@ def _ends(lines: Mapping[str, np.ndarray], result: Comparison) -> dict[str, floa
 
 
 def _shown(ends: Mapping[str, float]) -> tuple[str, ...]:
-    """ISTA and FISTA, the best method, the best calibrated one, then the best of other families."""
+    """ISTA, FISTA, the best method, the best calibrated one, then the best of other families."""
     order = sorted(ends, key=ends.__getitem__)
     chosen = [name for name in _CLASSICAL if name in ends]
     calibrated = [name for name in order if name.endswith(", calibrated")]
@@ -191,7 +191,7 @@ def _knows(name: str, methods: Mapping[str, tuple[Layer, Unrolled]]) -> str:
 
 
 def _numbers(layer: Layer, params: Unrolled, few: bool = False) -> int:
-    """How many numbers are trained, or chosen by calibration: one a step of each kind."""
+    """How many numbers are trained; with `few`, chosen by calibration: one per step and field."""
     leaves = zip(jax.tree.leaves(params), jax.tree.leaves(trainable(params)))
     sizes = [int(np.size(leaf)) for leaf, trained in leaves if trained]
     return sum(size for size in sizes if not few or size <= layer.depth)

@@ -1,4 +1,4 @@
-"""What the studies share: samples, starts from theory, training, pursuits, results as rows."""
+"""The parts that studies share: samples, starts from theory, training, pursuits, rows."""
 
 import dataclasses
 import math
@@ -41,10 +41,10 @@ __all__ = [
 
 
 BATCH = 64  # signals of a training step
-CHOSEN_ON = 1280  # signals that thresholds, step sizes and penalties are chosen on
-PATCH = 8  # pixels on a side
+CHOSEN_ON = 1280  # signals for choosing thresholds, step sizes and penalties
+PATCH = 8  # pixels on a side of a patch
 _TESTED_ON = 1000  # planted signals
-_STRIDE = 3  # pixels between two patches for training
+_STRIDE = 3  # pixels from one training patch to the next
 
 
 class Samples(NamedTuple):
@@ -52,12 +52,12 @@ class Samples(NamedTuple):
 
     D: Any  # a tuple for a chain
     sample: Callable[..., Any]  # draws a batch to train on
-    chosen_on: tuple[Any, Any]  # (Y, X); X is a tuple for a chain, None where codes are not known
+    chosen_on: tuple[Any, Any]  # (Y, X); X is a tuple for a chain, None if codes are not known
     tested_on: tuple[Any, Any]  # (Y, X), test signals and codes
-    snr: float | None = None  # dB, of planted signals
+    snr: float | None = None  # dB, of planted signals; None for other signals
 
     def noise(self) -> str:
-        """The end of a sentence of a report: of signals from elsewhere the noise is not known."""
+        """The end of a sentence in a report; empty if the noise is not known."""
         if self.snr is None:
             return ""
         return ", without noise" if np.isinf(self.snr) else f", SNR {self.snr:g} dB"
@@ -65,19 +65,19 @@ class Samples(NamedTuple):
 
 @checked
 def planted(key: Key, D: Any, *, sparsity: float | None = None, snr: float = math.inf) -> Samples:
-    """Signals with Bernoulli-Gaussian codes of a dictionary, or of the last one of a chain.
+    """Signals with Bernoulli-Gaussian codes for a dictionary, or for the last one of a chain.
 
     Args:
-        key: of the codes and the noise.
+        key: the key of the codes and the noise.
         D: (m, d); for a chain a tuple.
         sparsity: the expected number of nonzeros; None for a tenth of the atoms.
-        snr: of the signals, in dB.
+        snr: signal-to-noise ratio, dB.
 
     Returns:
         Samples, with 1,280 signals to choose on and 1,000 to test on.
 
     Raises:
-        ValueError: a sparsity that is not in 1..d, or dictionaries that do not meet.
+        ValueError: the sparsity is not in 1..d, or neighbouring dictionaries do not fit.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 8, 16)
@@ -101,15 +101,15 @@ def planted(key: Key, D: Any, *, sparsity: float | None = None, snr: float = mat
 
 
 def split(D: Any, Y: Array | np.ndarray, X: Any) -> Samples:
-    """Signals and codes of one's own: four fifths to train and to choose on, the rest to test on.
+    """Split your signals and codes: four fifths to train and to choose on, the rest to test on.
 
     Args:
         D: (m, d); for a chain a tuple.
         Y: (signals, m).
-        X: (signals, d), their codes; for a chain a tuple with those of every layer.
+        X: (signals, d), the codes of Y; for a chain a tuple with the codes of every layer.
 
     Raises:
-        ValueError: a single signal, or shapes that do not fit.
+        ValueError: there is only one signal, or shapes do not fit.
 
     Example:
         >>> samples = ur.app.studies.split(jnp.eye(3), np.ones((10, 3)), np.ones((10, 3)))
@@ -135,30 +135,30 @@ def split(D: Any, Y: Array | np.ndarray, X: Any) -> Samples:
 
 
 class Picture(NamedTuple):
-    """What turns the test patches into a picture again."""
+    """The data that turn test patches into a picture again."""
 
     mean: np.ndarray  # (signals, 1), subtracted from the patches
     shape: tuple[int, int]  # (height, width)
 
 
 class Pictures(NamedTuple):
-    """Signals without known codes, to train and to test on; the test ones may make a picture."""
+    """Signals without known codes, to train and to test on; test signals may tile a picture."""
 
     training: Any  # (signals, m), an array
     testing: Any  # signals to test on
-    picture: Picture | None = None  # that the test signals tile, or None
+    picture: Picture | None = None  # the picture that the test signals tile, or None
 
 
 @checked
 def photograph_patches(images: dict[str, np.ndarray]) -> Pictures:
-    """8 x 8 patches without their mean: tiles of the last picture to test, the others to train.
+    """8 x 8 patches without their mean: the last picture, in tiles, to test, the rest to train.
 
     Args:
-        images: name -> grey values, (height, width), as `datasets.photographs` has them; a single
-            picture is also trained on.
+        images: name -> grey values, (height, width), as `datasets.photographs` returns them; if
+            there is one picture, its patches also train.
 
     Raises:
-        ValueError: no pictures, or NaN or infinite values.
+        ValueError: there are no pictures, or values are not finite.
 
     Example:
         >>> images = {"a": np.eye(16), "b": np.ones((16, 24))}
@@ -178,26 +178,26 @@ def photograph_patches(images: dict[str, np.ndarray]) -> Pictures:
     return Pictures(rows - rows.mean(1, keepdims=True), tiles - mean, picture)
 
 
-# Methods with a line in the tables of a study; every other family is a method, too.
+# Methods with a row in the tables of a study; every other family is a method, too.
 METHODS = ("ista", "fista", "lista", "lista_cp", "alista", "alista_ss")
 # LISTA is left out by default: its two free matrices per step are slow to train.
 BY_DEFAULT = tuple(name for name in METHODS if name != "lista")
 # Support selection of ALISTA-SS: the share per step, and the largest.
 SUPPORT = (0.012, 0.12)
-# What the table of guarantees means.
+# The sentence above the table of guarantees.
 GUARANTEES = (
     "What theory guarantees for the same params: a bound on the l1 error of every code with at "
     "most s nonzeros of magnitude at most B, observed with noise of l1 norm at most delta. These "
     "are the least numbers that cover the test signals. The last column has the largest s that has "
     "a guarantee."
 )
-# What the table of predictions means.
+# The sentence above the table of predictions.
 PREDICTIONS = (
     "The median error of a signal / what state evolution predicts of it, for Bernoulli-Gaussian "
     "codes like those of the test signals, and how many dB a step gains once the support is right, "
     "thresholds apart. It says nothing of the ratio of sums, which a few hard signals decide:"
 )
-# What the table of parameters means.
+# The sentence above the table of parameters.
 WEIGHTS = (
     "What the weights are (mu_W and rms with w_i . d_i scaled to 1), and how far training "
     "moved each of them (relative distance):"
@@ -205,7 +205,7 @@ WEIGHTS = (
 
 _CLIP = 1.0  # largest norm of a gradient
 _EVALUATE_EVERY = 100  # steps
-# Residuals below this share of the mean signal are rounding.
+# A residual below this share of the mean signal is rounding.
 _ROUNDING = 1e-4
 _UNIT = 1e-4  # how far the norms of unit atoms may be from 1
 
@@ -213,7 +213,7 @@ Say = Callable[[str], None]
 
 
 def silent(message: str) -> None:
-    """What a study says to nobody."""
+    """Take a message of a study, and print nothing."""
 
 
 def seldom(say: Say, seconds: float) -> Say:
@@ -230,14 +230,14 @@ def seldom(say: Say, seconds: float) -> Say:
 
 
 def one_per_layer(sparsity: int | Sequence[int] | None) -> Sequence[int] | None:
-    """The sparsities of all layers, of which a number is the only one."""
+    """The sparsities of all layers, as a sequence; a number becomes a sequence of one."""
     if sparsity is None or isinstance(sparsity, Sequence):
         return sparsity
     return (checks.as_index(sparsity, "sparsity", "certify"),)
 
 
 class Plan(NamedTuple):
-    """What a study runs, and with which numbers."""
+    """The methods and the numbers of a study."""
 
     key: Array
     methods: tuple[str, ...]
@@ -246,11 +246,11 @@ class Plan(NamedTuple):
     lam: float | None
     steps: int
     say: Say
-    weights: Mapping[str, training.Fit] = MappingProxyType({})  # that are there, such as of files
+    weights: Mapping[str, training.Fit] = MappingProxyType({})  # results of earlier runs
 
     @property
     def others(self) -> list[str]:
-        """The families among the methods that no table of the study has a line for."""
+        """The families among the methods that are not in `METHODS`."""
         return [name for name in self.methods if name not in METHODS]
 
 
@@ -264,7 +264,7 @@ def plan(
     say: Say,
     weights: Mapping[str, training.Fit] | None = None,
 ) -> Plan:
-    """A plan whose numbers were checked."""
+    """A plan with checked numbers."""
     where, methods = "compare", tuple(methods)
     if wrong := [name for name in methods if name not in all_methods()]:
         raise ValueError(
@@ -292,10 +292,10 @@ def all_methods() -> tuple[str, ...]:
 
 
 def layer_of(name: str, depth: int, lam: float | None, sparsity: int) -> Layer:
-    """The layer of a family, with the lam and the sparsity of the study where it has them.
+    """The layer of a family, with the study's lam and sparsity if the family has these options.
 
     Raises:
-        ValueError: a family that needs other options.
+        ValueError: the family needs other options.
     """
     family = layers.FAMILIES[name]
     fields = {field.name: field for field in dataclasses.fields(family)}
@@ -315,9 +315,9 @@ def layer_of(name: str, depth: int, lam: float | None, sparsity: int) -> Layer:
 
 
 class Starts(Result):
-    """The params that theory sets for the class of a sample, and what it certifies."""
+    """The params that theory sets for the class of a sample, and their guarantee."""
 
-    params: dict[Layer, Unrolled]  # without layers that theory sets none for
+    params: dict[Layer, Unrolled]  # for the layers whose params theory sets
     remark: str  # on the start, or ""
     caution: str  # part of the remark: why the thresholds are not certified; "" if they are
     covered: int  # the most nonzeros that the worst case covers
@@ -340,7 +340,7 @@ def from_theory(samples: Samples, *models: Layer) -> Starts:
     codes, sizes = np.asarray(X), np.asarray(norms)
     s, bound = int(np.count_nonzero(codes, axis=1).max()), float(np.abs(codes * sizes).max())
     noise, size = map(float, _noise(D, Y, X))
-    # A noiseless sample still has rounding errors, which the guard covers.
+    # The guard covers the rounding errors of a noiseless sample.
     noise = noise if noise > _ROUNDING * size else 0.0
     with checks.quiet(analytic.HypothesisWarning):
         certified, schedule = analytic.block_schedule(
@@ -349,7 +349,7 @@ def from_theory(samples: Samples, *models: Layer) -> Starts:
     W, theta = certified.W, analytic.stored_thresholds(schedule.theta, certified.W.dtype)
     remark, caution = _certified(certified.mu_W, schedule, s, D.shape[1])
     if not np.allclose(np.asarray(norms), 1, atol=_UNIT):
-        # The codes of D are those of the unit dictionary, divided by the norms.
+        # The codes of D are the codes of the unit dictionary, divided by the norms.
         W, theta = _divided(W, norms), theta[:, None] / norms[None, :]
         remark += " The atoms were normalised for the theory and the params scaled back."
     params = {m: m.from_theory(W, theta) for m in models if m.from_theory is not None}
@@ -358,14 +358,14 @@ def from_theory(samples: Samples, *models: Layer) -> Starts:
 
 
 def _divided(W: Any, norms: Array) -> Any:
-    """W, its columns divided by the norms."""
+    """W with its columns divided by the norms."""
     structured = isinstance(W, dictionaries.Structured)
     return W.scale_columns(1 / norms) if structured else W / norms[None, :]
 
 
 @jax.jit
 def _noise(D: Any, Y: Array, X: Array) -> tuple[Array, Array]:
-    """The largest l1 norm of Y - D X in a signal, and the mean one of a signal."""
+    """The largest l1 norm of y - D x over the signals, and the mean l1 norm of a signal."""
     return jnp.abs(Y - problems.synthesize(D, X)).sum(1).max(), jnp.abs(Y).sum(1).mean()
 
 
@@ -412,9 +412,9 @@ def train(
     loss: Callable[..., jax.Array] | None = None,
     rate: float | None = None,
 ) -> training.Fit:
-    """`fit` by clipped Adam with a cosine-decayed rate; loss and rate of the recipe by default.
+    """`fit` by clipped Adam with a cosine-decayed rate; the recipe's loss and rate by default.
 
-    A training that breaks counts as far as it came, and a remark says so.
+    If the training breaks, the best params so far count, and a remark says so.
     """
     if rate is None:
         rate = (layer if isinstance(layer, Layer) else layer.layers[0]).recipe.rate
@@ -453,13 +453,13 @@ def pursuit_codes(
     remarks: list[str],
     lam: float | None,
 ) -> dict[str, tuple[jax.Array, ...]]:
-    """The codes of every layer that the pursuits of the plan find of the test signals, by name.
+    """The codes that the plan's pursuits compute for the test signals, for every layer, by name.
 
-    Without an option for it, the sparsity is the mean number of nonzeros of the known codes, and
+    If an option is not given, the sparsity is the mean number of nonzeros of the known codes, and
     the weight of the LASSO is `lam`.
 
     Raises:
-        ValueError: pursuits that lack an option, or are not for that many dictionaries.
+        ValueError: a pursuit lacks an option, or is not for that many dictionaries.
     """
     Y, X = tested_on
     sparsity = max(1, round(nonzeros(X[-1] if isinstance(X, tuple) else X)))
@@ -467,7 +467,7 @@ def pursuit_codes(
     completed = {
         name: _completed(name, options, otherwise) for name, options in plan.pursuits.items()
     }
-    for name, options in completed.items():  # before any work
+    for name, options in completed.items():  # check before any work
         check_options(name, options, "compare")
         check_dictionaries(name, len(Ds), "compare")
     codes = {}
@@ -479,13 +479,13 @@ def pursuit_codes(
         listed = ", ".join(f"{option} = {value}" for option, value in options.items())
         missed = f"; {pursued.missed} codes miss their tolerance" if pursued.missed else ""
         if pursued.zeros:
-            missed += f"; {pursued.zeros} signals are zero beside the largest: coded as zero"
+            missed += f"; {pursued.zeros} signals are negligible next to the largest: coded as zero"
         remarks.append(f"{name}: {listed or 'no options'}{missed}.")
     return codes
 
 
 def _completed(name: str, options: Mapping[str, Any], otherwise: dict[str, Any]) -> dict[str, Any]:
-    """The options of a pursuit, with what it needs of the others."""
+    """The options of a pursuit, with needed ones added from `otherwise`."""
     has_aim = options.keys() & {"sparsity", "lam", "ratio"} or (name == "omp" and "tol" in options)
     if has_aim or name not in PURSUITS:
         return dict(options)
@@ -503,10 +503,10 @@ _FIELDS = (
 
 
 def compared(*arguments: Any, **options: Any) -> Any:
-    """`compare` without its warning, of which a report has the notes, and without its seconds.
+    """`compare` without its warning, because reports have its notes, and without its seconds.
 
-    A study is a function of its arguments. Where true codes judge, PSNR, whose peak depends on the
-    sample, is left to `compare`.
+    So a study is a function of its arguments. If true codes judge, the study omits PSNR, because
+    the peak depends on the sample.
     """
     result = compared_of(*arguments, **options)
     if isinstance(result, ChainComparison):
@@ -523,9 +523,9 @@ def _without_psnr(result: Comparison) -> Comparison:
 
 @checked
 def curve_rows(result: Comparison) -> tuple[list[str], list[list]]:
-    """The curves of a comparison, one row per method and step; what is undefined is empty.
+    """The curves of a comparison, one row per method and step; undefined cells are empty.
 
-    Codes of a pursuit have one row without a step.
+    The codes of a pursuit have one row, without a step.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(4)

@@ -49,7 +49,7 @@ __all__ = ["UnknownCodes", "unknown_codes"]
 
 _BATCH = 128  # signals of a training step
 _TESTED_ON = 2000  # signals, about
-# Half of the loss on all steps: the way there stays monotone, or nearly so.
+# Half of the loss is on all steps, so that the loss falls at every step, or nearly so.
 _DEEP = 0.5
 
 Methods = dict[str, tuple[Layer, Unrolled]]
@@ -60,10 +60,10 @@ class UnknownCodes(Result):
 
     D: Operator  # (m, d)
     signals: Pictures  # to train and to test on
-    tested: Array  # (tested, m), those of the test signals that the comparison is about
+    tested: Array  # (tested, m), the test signals in the comparison
     lam: float  # weight of the LASSO
     depth: int  # K, the steps
-    optimum: pursuit.Pursuit  # of the tested signals, codes in place of the true ones
+    optimum: pursuit.Pursuit  # of the tested signals; its codes stand for true codes
     methods: Methods  # layers and params by name
     comparison: Comparison  # of the methods
     remarks: list[str]  # on the settings
@@ -119,7 +119,7 @@ class UnknownCodes(Result):
 
     @property
     def psnr(self) -> dict[str, list[float]]:
-        """Of what is rebuilt from the codes after every step, in dB; the peak is their range."""
+        """PSNR in dB of D x after every step; the peak is the range of the signals."""
         curves = self.comparison.curves.items()
         return {name: np.asarray(curve.psnr).tolist() for name, curve in curves}
 
@@ -155,9 +155,9 @@ class UnknownCodes(Result):
         return self.comparison.plot(codes="LASSO codes")
 
     def rebuilt(self) -> dict[str, np.ndarray]:
-        """The test picture, and the same from the codes of ISTA and of the last method.
+        """The test picture, and the pictures rebuilt from the codes of ISTA and the last method.
 
-        It is empty where the test signals are no tiles of a picture.
+        The result is empty if the test signals are not tiles of a picture.
         """
         picture, patches = self.signals.picture, np.asarray(self.signals.testing)
         if picture is None:
@@ -199,33 +199,33 @@ def unknown_codes(
     certify: bool = False,
     say: Say = _steps.silent,
 ) -> UnknownCodes:
-    r"""ISTA and FISTA beside layers that learn on the LASSO objective, without known codes.
+    r"""Compare ISTA and FISTA with layers that learn on the LASSO objective, without known codes.
 
     .. math:: F(x) = \tfrac12 \|y - D x\|^2 + lam \|x\|_1
 
-    Families are trained in a thread per core, as in `known_codes`.
+    A thread per core trains families, as in `known_codes`.
 
     Args:
-        key: of the start and the training.
+        key: the key of the start and the training.
         D: (m, d).
-        signals: to train and to test on.
-        methods: some of ista, fista, lista, lista_cp, alista and alista_ss, or other families, from
-            their own start; by default lista_cp and lfista_cp are trained, which a remark says.
-        pursuits: solvers beside them, name -> options; a sparsity or lam that they lack is that of
-            the optimal codes.
+        signals: signals to train and to test on.
+        methods: some of ista, fista, lista, lista_cp, alista and alista_ss, or other families,
+            which start by `init`; the default trains lista_cp and lfista_cp, and a remark says so.
+        pursuits: solvers to compare with, name -> options; the optimal codes give a missing
+            sparsity or lam.
         depth: K, the steps.
-        lam: weight of the LASSO; None for a tenth of what gives nine signals in ten the code 0.
-        steps: of training.
-        tested: about how many of the test signals are solved to a certified optimum.
-        weights: name -> the result of a run, to be shown beside them.
+        lam: weight of the LASSO; None for a tenth of the lam at which nine codes in ten are 0.
+        steps: number of training steps.
+        tested: about how many test signals are solved to a certified optimum.
+        weights: name -> the result of a run, also compared.
         certify: as in `compare.compare`.
-        say: is told what is going on.
+        say: receives messages on the progress.
 
     Returns:
         UnknownCodes.
 
     Raises:
-        ValueError: unknown methods, pursuits that lack an option, or signals that do not fit D.
+        ValueError: a method is unknown, a pursuit lacks an option, or signals do not fit D.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(4)
@@ -260,7 +260,7 @@ def unknown_codes(
     result = compared({**trained, **classical, **run.weights}, D, some, lam=lam, certify=certify)
     learned = {name: (*m, D) for name, m in trained.items() if name.endswith(", learned")}
     for name, fit in run.weights.items():
-        assert isinstance(fit.model, Layer)  # or it was refused beside ISTA, a layer
+        assert isinstance(fit.model, Layer)  # `compared` refuses a network next to a layer
         learned[name] = fit.model, fit.best, D if fit.D is None else fit.D
     worse = {name: m for name, m in learned.items() if result.curves[name].worse[-1] > 0}
     remarks += _of_guarded(worse, D, some, lam, optimum)
@@ -313,7 +313,7 @@ def _trained_on_lasso(
         run.say(f"{name}: training {run.steps} steps on the LASSO objective")
         start = layer.init(run.key, D)
         with timed(spent, f"{name}, learned"):
-            # The code of lfista_cp is the best of all its steps: the last one is enough.
+            # lfista_cp returns the best code of all steps: the loss of the last step is enough.
             aim = objective if isinstance(layer, layers.lfista_cp) else loss
             learned = _steps.train(layer, start, samples, run, name, broken, aim, rate)
         kind = "start" if family in run.others else "analytic"
@@ -334,9 +334,9 @@ def _of_guarded(
     lam: float,
     optimum: pursuit.Pursuit,
 ) -> list[str]:
-    """What a guard makes of methods some of whose codes are worse than the zero code.
+    """A remark on the gaps with a guard, for methods with some codes worse than the zero code.
 
-    Each has the dictionary that its steps are made with; `D` is that of the objective.
+    Each method has the dictionary of its steps; `D` is the dictionary of the objective.
     """
     gaps, converged = {}, np.asarray(optimum.converged)
     for name, (layer, params, own) in methods.items():
@@ -357,13 +357,13 @@ def _of_guarded(
 
 
 def _objectives(D: Any, Y: Any, X: Any, lam: float) -> np.ndarray:
-    """F of every signal, in float64, which holds the squares of all narrower ones."""
+    """F of every signal, in float64, so that squares of narrower dtypes stay in range."""
     D, Y, X = (np.asarray(part, float) for part in (D, Y, X))
     return np.sum((Y - X @ D.T) ** 2, 1) / 2 + lam * np.abs(X).sum(1)
 
 
 def _remark(D: Dictionary) -> str:
-    """What the theory certifies of D, beside the analytic rows."""
+    """A remark on the sparsity that theory certifies of D."""
     certified = analytic.certified_weights(dictionaries.normalize(D)[0])
     s = theory.max_sparsity(certified.mu_W, D.shape[1])
     return (

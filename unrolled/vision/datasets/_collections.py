@@ -244,7 +244,8 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         ) from error
     if blob[: len(header)] != header:
         raise ValueError(
-            f"{path}: the header is not that of {shape} bytes; expected a file of {_MNIST_SOURCE}"
+            f"{path}: the header does not describe {shape} bytes; expected a file of "
+            f"{_MNIST_SOURCE}"
         )
     if len(blob) != size:
         got = f"{len(blob)} bytes" if len(blob) < size else f"more than {size} bytes"

@@ -229,7 +229,7 @@ def _names(path: Path) -> tuple[list[str], list[str]]:
         ) from error
     for name, part in (("train", train), ("test", test)):
         if not isinstance(part, list) or not all(isinstance(entry, str) for entry in part):
-            raise ValueError(f"{path}: {name} is no list of names; expected names without suffix")
+            raise ValueError(f"{path}: {name} is not a list of names; expected names, no suffix")
         if not part:
             raise ValueError(f"{path}: {name} is empty; expected one name or more")
     twice = [name for name, times in Counter([*train, *test]).items() if times > 1]
@@ -318,7 +318,7 @@ def class_folders(folder: str | Path, side: int = 32) -> Images:
     else:
         test = _classes(parts[1])
         if unknown := [name for name in test if name not in train]:
-            raise ValueError(f"{parts[1]}: {', '.join(unknown)} is no class of {parts[0]}")
+            raise ValueError(f"{parts[1]}: {', '.join(unknown)} is not a class of {parts[0]}")
     classes = tuple(train)
     return Images(str(folder), _loaded(train, classes, side), _loaded(test, classes, side), classes)
 

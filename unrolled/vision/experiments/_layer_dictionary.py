@@ -122,7 +122,7 @@ def layer_dictionary(
     filters, bias = _folded(conv, scaling)
     norms = np.sqrt((filters**2).sum((1, 2, 3)))
     if zero := np.flatnonzero(norms == 0).tolist():
-        raise ValueError(f"{where}: filters {zero} of {name!r} are zero, so they are no atoms")
+        raise ValueError(f"{where}: filters {zero} of {name!r} are zero and cannot be atoms")
     strides = getattr(conv, "strides", None) or 1
     strides = (strides,) * 2 if isinstance(strides, int) else tuple(strides)
     padding = _padding(conv.padding, signal_shape, filters.shape[2:], strides, name)

@@ -100,7 +100,7 @@ class Recipe(Record):
     layers: tuple[str, ...] | None = option(
         default=None,
         check=_as_layers,
-        help="tap names of the penalised layers; None takes those of the paper",
+        help="tap names of the penalised layers; None takes the paper's layers",
     )
     seed: int = option(
         default=0,

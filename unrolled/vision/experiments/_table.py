@@ -277,10 +277,10 @@ def scores_table(cells: Sequence[Cell], form: str = "markdown") -> Any:
     Example:
         >>> ur.vision.experiments.scores_table([])
         Traceback (most recent call last):
-        ValueError: scores_table: there are no cells; expected those of summarize
+        ValueError: scores_table: there are no cells; expected the cells of summarize
     """
     if not cells:
-        raise ValueError("scores_table: there are no cells; expected those of summarize")
+        raise ValueError("scores_table: there are no cells; expected the cells of summarize")
     names = [name for name in SCORES if any(name in cell.scores for cell in cells)]
     varied = _varied(cells)
     head = ["model", "activation", "gamma", *varied, "runs"]
@@ -307,7 +307,7 @@ def scores_table(cells: Sequence[Cell], form: str = "markdown") -> Any:
             f"({several}): that any of them excludes 0 by chance has probability 5 % at most."
         )
     if any(difference.n < 2 for cell in cells for difference in cell.differences.values()):
-        notes.append("One seed is no interval, and no claim.")
+        notes.append("One seed gives no interval, and no claim.")
     for cell in cells:
         if cell.failed:
             seeds = ", ".join(map(str, cell.failed))
@@ -491,7 +491,7 @@ def predicted_masks(pictures: Mapping[str, np.ndarray], titles: Sequence[str]) -
 
 def _check_some(rows: Rows, where: str, fields: str) -> None:
     if not len(rows):
-        raise ValueError(f"{where}: there are no rows; expected those of an experiment")
+        raise ValueError(f"{where}: there are no rows; expected the rows of an experiment")
     for i, row in enumerate(rows):
         check_fields(row, fields, f"rows[{i}]", where)
 

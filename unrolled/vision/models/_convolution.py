@@ -60,7 +60,7 @@ def _winograd_backward(saved: tuple[Array, Tile], g: Array) -> tuple[Array, Arra
 
 
 def _correlation(filters: Tile, x: Array, axis: int) -> Array:
-    """Winograd's sums of pictures and transformed filters; `axis` is that of the channels of x."""
+    """Winograd's sums of pictures and transformed filters; `axis` is the channel axis of x."""
 
     def outputs(x: Array) -> Array:
         pairs = [zip(*rows) for rows in zip(_tiles(x), filters)]

@@ -317,7 +317,7 @@ class ResCSC(nnx.Module):
 
     Attributes:
         early: the names for `tap` of the codes of the first width: of `stem` and of the blocks.
-        convolutions: the names of those of these layers that take one step from 0, so that
+        convolutions: the names of the layers in `early` that take one step from 0, so that
             `experiments.features` can read a dictionary; the second layer of a block starts
             elsewhere.
 

@@ -71,7 +71,7 @@ def ml_fista(steps: Steps, y: Array, T: int, rho: Rho) -> Codes:
 
 
 def ml_lista(steps: Steps, y: Array, T: int, rho: Rho) -> Codes:
-    r"""x_j <- rho(x_j - D_j' D_j x_j + B_j' x_{j-1} - theta_j), in sweeps like those of ML-ISTA."""
+    r"""x_j <- rho(x_j - D_j' D_j x_j + B_j' x_{j-1} - theta_j), in sweeps like ML-ISTA."""
 
     def update(j, before, x, Dx):
         D, _, theta, B = steps[j]
