@@ -13,7 +13,7 @@ from unrolled.records import differences
 from unrolled.training import _forms
 from unrolled.training._files import FORMATS, Steps, check_parent, read, write
 from unrolled.training._forms import CheckpointError, DamagedError
-from unrolled.training._objective import Dictionaries, Model, as_dictionaries
+from unrolled.training._objective import Dictionaries, Fit, Model, as_dictionaries
 
 __all__ = ["Restored", "restore", "save"]
 
@@ -48,7 +48,8 @@ def save(
 
     Args:
         path: ends in .npz or .safetensors.
-        params: the params of a layer, or the tuple of a network.
+        params: the params of a layer, or the tuple of a network; or the result of `fit`, whose best
+            params are saved with its D and its model.
         D: a dictionary, plain or structured, or the tuple of a network.
         layer: the layer or network of the params; `restore` returns it. Params of your own family
             need it.
@@ -78,6 +79,10 @@ def save(
     to_bytes, _ = _format(path, "save")
     if "versions" in metadata:
         raise ValueError("save: the metadata has versions of its own; expected another name")
+    if isinstance(params, Fit):
+        D = params.D if D is None else D
+        layer = params.model if layer is None else layer
+        params = params.best
     checks.on_host((params, D), "save", "params or D")
     check_parent(path)
     D = None if D is None else as_dictionaries(D, "save")

@@ -248,6 +248,14 @@ def test_weights_that_are_not_like_the_requested_ones_are_refused_with_a_table(t
 
 
 @pytest.mark.slow
+def test_the_result_of_fit_is_saved_as_its_best_params_with_d_and_the_model(tmp_path):
+    fit = run(None, learn_dictionary=True)
+    saved = restore(save(tmp_path / "fit.npz", fit, seed=3))
+    same((saved.params, saved.D), (fit.best, fit.D))
+    assert saved.layer is fit.model and saved.metadata["seed"] == 3
+    assert restore(save(tmp_path / "other.npz", fit, dictionary=False)).D is None
+
+
 def test_weights_without_a_dictionary_fit_their_layer(tmp_path):
     layer, Ds = ur.alista(K), (gaussian(), gaussian(1, N, 7))
     params = layer.init(None, Ds[0])
