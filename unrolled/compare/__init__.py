@@ -1,4 +1,4 @@
-"""Compare learned with analytic params: errors step by step, and the changes by training."""
+"""Learned params beside analytic ones: their errors step by step, and what training changes."""
 
 from unrolled._base import offer as _offer
 from unrolled.compare._compare import *

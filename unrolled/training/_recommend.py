@@ -39,7 +39,7 @@ class _Rules(NamedTuple):
     few_nonzeros: float = 1 / 8  # share of m below which LARS costs no more than 16 steps
     many_nonzeros: float = 1 / 5  # share of m above which LARS costs twice as much
     many_atoms: int = 1000  # d: with fewer, no network had both a gap of 0.01 and less time
-    many_signals: int = 100_000  # number that repays a training
+    many_signals: int = 100_000  # number that repays the training
     # Multiple of the coherence of a random dictionary of the same size. Above it, as in learned
     # dictionaries, trained networks keep a gap above 0.01.
     like_random: float = 1.5
