@@ -138,7 +138,7 @@ def certify(
         Certificate, in float64 from the stored arrays; for a chain a tuple of certificates.
 
     Raises:
-        TypeError: the family is another one, or an argument is traced.
+        TypeError: the layer is of another family, or an argument is traced.
         ValueError: the activation is not ReLU, params do not fit, or a number is out of range.
 
     Not claimed: that codes are lost if the certificate does not hold. The rounding g_k is as in
@@ -202,7 +202,7 @@ def coupled(layer: Any, params: Any, D: Any, where: str) -> Coupled:
     """The steps of a layer of a family x <- shrink(x + gamma W'(y - D x), theta), in float64.
 
     Raises:
-        TypeError: the family is another one. ValueError: params do not fit, or are not finite.
+        TypeError: the layer is of another family. ValueError: params do not fit, or are not finite.
     """
     D = without_parts(as_dictionary(D, where), where)
     if not getattr(layer, "is_coupled", False):
