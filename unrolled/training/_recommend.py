@@ -31,9 +31,9 @@ __all__ = ["Recommendation", "recommend"]
 class _Rules(NamedTuple):
     """The bounds between methods; each number was measured.
 
-    If codes are not known, by the CPU time of one thread per signal, for exact solvers and networks
-    (benchmarks/recipe.py). LARS costs as much as K steps of a network if a code has m K / 128
-    nonzeros. If codes are known, by the cells of benchmarks/lista.jsonl.
+    If codes are not known, the bounds come from the CPU time of one thread per signal, for exact
+    solvers and networks (benchmarks/recipe.py). LARS costs as much as K steps of a network if a
+    code has m K / 128 nonzeros. If codes are known, they come from benchmarks/lista.jsonl.
     """
 
     few_nonzeros: float = 1 / 8  # share of m below which LARS costs no more than 16 steps
