@@ -142,8 +142,8 @@ def certify_signals(
             `certify`, another shrinkage proves nothing: `uncovered` names the shrinkage.
 
     Raises:
-        TypeError: the family is another one, the activation has no constants, or an argument is
-            traced.
+        TypeError: the layer is of another family, the activation has no constants, or an argument
+            is traced.
         ValueError: params or codes do not fit, or a number is out of range.
 
     Not claimed: that a code without a proof is lost. After few steps, or with noise, a small

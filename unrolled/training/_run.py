@@ -89,7 +89,7 @@ def run_stages(
     stages: Sequence[Stage] = (Stage(),),
     config: dict[str, Any] | None = None,
 ) -> Fit:
-    """Run the stages of a training; a stage takes at most `steps` steps unless it has a number.
+    """Take the stages of a run; a stage takes at most `steps` steps unless it has its own number.
 
     Args:
         options: checked options.

@@ -96,7 +96,7 @@ def unsupervised(
         key: of the batches; an int is a seed.
         weights: False trains only the 2 K numbers of `fista`, to the end: enough if D is random
             and large, and a tenth of the memory.
-        steps: number of steps of the last training; earlier trainings take at most as many.
+        steps: number of steps of the last run; no run before it takes more.
         validation, evaluate_every, patience, checkpoint, callbacks, log: as in `fit`, for the
             training of `lfista_cp`. A resumed run repeats the trials of `fista`, which take
             seconds.

@@ -60,8 +60,8 @@ def save(
         The absolute path.
 
     Raises:
-        ValueError: the suffix is another one, params do not fit the layer, or an entry of metadata
-            is named "versions".
+        ValueError: the suffix is not .npz or .safetensors, params do not fit the layer, or an entry
+            of metadata is named "versions".
         TypeError: a tree, dtype, option or metadata cannot be saved, or params are of another
             family or traced.
         CheckpointError: the file cannot be written (the message says how many bytes are free).
@@ -120,7 +120,7 @@ def restore(
 
     Raises:
         FileNotFoundError: the file does not exist, or the folder lacks the step.
-        ValueError: the suffix is another one, or `step` is given for a file.
+        ValueError: the suffix is not .npz or .safetensors, or `step` is given for a file.
         CheckpointError: the file is damaged, truncated or has a newer format; this process does not
             know the family; params differ from `like` (the message has a table); D differs from the
             saved one; or the file has 64-bit numbers and the process runs without them.

@@ -425,7 +425,7 @@ def test_atoms_stand_in_the_order_of_their_use():
     [
         (np.ones((16, 3)), None, r"an atom has 16 entries, got shape None.*try shape=\(4, 4\)"),
         (np.ones((6, 3)), (2, 2), r"got shape \(2, 2\).*try shape=\(1, 6\)"),
-        (ur.dictionaries.Conv(np.ones((2, 1, 3)), 8), (1, 3), "no `shape` beside them"),
+        (ur.dictionaries.Conv(np.ones((2, 1, 3)), 8), (1, 3), "no `shape` with them"),
         (
             ur.dictionaries.Conv(np.ones((2, 1, 2, 2, 2)), (3, 3, 3)),
             None,

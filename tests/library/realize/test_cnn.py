@@ -624,7 +624,7 @@ test_faults_are_refused = rows(
     (_of(form="short"), "unknown form 'short'; expected one of compact"),
     (_of(signal_bound=-1.0), "signal_bound must be non-negative"),
     (_of(signal_bound=np.inf), "signal_bound has NaN or infinite"),
-    (_of(activation="silu"), "expected the activation of the layer, got silu and relu"),
+    (_of(activation="silu"), "expected one activation, the layer's, got silu and relu"),
     (_of(activation=jnp.tanh), "one activation"),
     (
         _of(layers.lista(2), LISTA, D),
@@ -654,7 +654,7 @@ test_faults_are_refused = rows(
     ),
     (
         _of(*shrinking_by("elu"), activation="relu"),
-        "expected the activation of the layer, got relu and elu",
+        "expected one activation, the layer's, got relu and elu",
     ),
     (
         _of(*shrinking_by(activations.scale(activations.gelu, 1e6)), activation="relu"),
@@ -663,7 +663,7 @@ test_faults_are_refused = rows(
     (_of(*shrinking_by("selu")), "selu does not become"),
     (
         _of(networks.dsc([LAYER, layers.lista_cp(2, activation="elu")]), CHAIN[1], CHAIN[2]),
-        "expected the activation of the layer, got relu and elu",
+        "expected one activation, the layer's, got relu and elu",
     ),
     (_of(CHAIN[0], CHAIN[1], CHAIN[2][0]), "Ds is one dictionary"),
     (_of(CHAIN[0], (), CHAIN[2]), "expected a tuple of 2 params"),
