@@ -15,6 +15,7 @@ import numpy as np
 from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, TypeAliasType
+from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, normalize, normalized
 from unrolled.layers import Fixed, Layer, Unrolled, fold_thresholds
 from unrolled.networks import Network, codes_of_ista, exceeds
@@ -41,7 +42,7 @@ Params = TypeAliasType("Params", Unrolled | tuple[Unrolled, ...])  # of a layer,
 Dictionaries = TypeAliasType("Dictionaries", Dictionary | tuple[Dictionary, ...])  # likewise
 
 
-class Record(NamedTuple):
+class Record(Result):
     """One evaluation of a run."""
 
     step: int  # steps done
@@ -51,7 +52,7 @@ class Record(NamedTuple):
     stage: int = 0  # of a curriculum
 
 
-class History(NamedTuple):
+class History(Result):
     """The course of a run."""
 
     loss: np.ndarray  # (steps,) training loss of every step
@@ -61,7 +62,7 @@ class History(NamedTuple):
     ista: float = np.nan
 
 
-class Tried(NamedTuple):
+class Tried(Result):
     """One of the runs among which `unsupervised` chooses."""
 
     family: str  # that was trained
@@ -71,7 +72,7 @@ class Tried(NamedTuple):
     validation: float  # the least of its validation losses
 
 
-class Fit(NamedTuple):
+class Fit(Result):
     """The result of a run."""
 
     params: Any  # after the last step
