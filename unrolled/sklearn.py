@@ -480,7 +480,7 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     def _keep(self, learned: dictionary_learning.Learned) -> None:
         # A pickle would return arrays of JAX in float32.
         D, X, _, _, state = jax.tree.map(np.asarray, learned)
-        self.learned_ = learned._replace(D=D, X=X, state=state)
+        self.learned_ = learned.replace(D=D, X=X, state=state)
         self.dictionary_ = np.asarray(D)
         self.components_ = self.dictionary_.T
 

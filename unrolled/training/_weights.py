@@ -3,10 +3,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from unrolled._base import checks
 from unrolled._base.arguments import checked
+from unrolled._base.results import Result
 from unrolled.layers import Layer, fold_thresholds
 from unrolled.networks import Network
 from unrolled.records import differences
@@ -18,7 +19,7 @@ from unrolled.training._objective import Dictionaries, Model, as_dictionaries
 __all__ = ["Restored", "restore", "save"]
 
 
-class Restored(NamedTuple):
+class Restored(Result):
     """The contents of a weights file or a run folder."""
 
     params: Any  # of the layer
