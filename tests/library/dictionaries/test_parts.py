@@ -453,7 +453,7 @@ test_what_does_not_know_parts_says_so = rows(
             lambda: theory.generalized_coherence(C),
             lambda: analytic.minimax_weights(C),
             lambda: theory.frobenius_weights(C, power=3),
-            lambda: theory.uniqueness([C], [1]),
+            lambda: theory.uniqueness([C], [1], coherence=theory.generalized_coherence),
             lambda: theory.certify_code(C, np.ones(8), np.ones(12)),
             lambda: theory.certify_run(
                 layers.alista(2),

@@ -1,5 +1,6 @@
 """Proofs where codes come in parts, next to runs of the layers and to proofs of entries."""
 
+import itertools
 from types import SimpleNamespace
 
 import jax
@@ -297,6 +298,37 @@ def test_a_part_of_the_size_of_the_threshold_is_zero_and_counts_as_missed():
     Z = jax.vmap(layer.apply, (None, None, 0))(params, D, X)
     assert not np.asarray(Z[0]).any() and np.abs(Z[1]).any()
     assert not proof.proved[0] and (np.abs(Z - X).max(1) <= proof.errors[:, 1]).all()
+
+
+def test_codes_in_parts_are_unique_up_to_the_coherence_of_blocks():
+    rng = np.random.default_rng(8)
+    H = ur.dictionaries.identity_hadamard(16)
+    real, joint = (ur.theory.uniqueness([D], [2]) for D in (H, Joint(H, 3)))
+    assert real.holds and joint.holds and joint.bounds == pytest.approx(real.bounds, rel=1e-12)
+    assert joint.l1.all() and not ur.theory.uniqueness([Joint(H, 3)], [3]).holds
+    found = []
+    for seed in range(6):
+        D = dictionary("complex", np.random.default_rng(seed), m=7, n=9)
+        A = np.asarray(D.real) + 1j * np.asarray(D.imag)
+        mu = np.abs(A.conj().T @ A - np.eye(9)).max()
+        result = ur.theory.uniqueness([D], [1])
+        assert result.bounds[0] == pytest.approx((1 + 1 / mu) / 2, rel=1e-12)
+        assert result.holds == (mu < 1)
+        s = int(np.ceil(result.bounds[0]) - 1)
+        for S in map(list, itertools.combinations(range(9), 2 * s)):
+            found.append(np.linalg.svd(A[:, S], compute_uv=False)[-1])
+    assert min(found) > 1e-3
+    # A product of two: its parts are those of the last, and not orthogonal within.
+    first = dictionary("complex", rng, m=30, n=24)
+    atoms = np.eye(24, 30) + 1j * np.eye(24, 30, 3) * (np.arange(24) < 3)[:, None]
+    atoms[:, 24:] = matrix(rng, 24, 6, True)
+    second = Complex.of(atoms / np.linalg.norm(atoms, axis=0))
+    chain = ur.theory.uniqueness([first, second], [1, 1])
+    assert chain.bounds.shape == (2,) and chain.unique.tolist() == [True, True]
+    with pytest.raises(ValueError, match="in parts"):
+        ur.theory.uniqueness([first], [1], coherence=ur.theory.generalized_coherence)
+    with pytest.raises(ValueError, match=r"is 25 but D_1 has 24 parts of 2 atoms"):
+        ur.theory.uniqueness([first], [25])
 
 
 class _own_shrinkage(ur.layers.alista):
