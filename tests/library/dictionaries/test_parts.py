@@ -462,7 +462,6 @@ test_what_does_not_know_parts_says_so = rows(
                 np.ones(12),
                 noise=0.0,
             ),
-            lambda: theory.certify_supports(C, C, [[0]]),
             lambda: analytic.alista(C, per_atom=True, **PLANNED),
             lambda: analytic.dsc([C], depths=[2], sparsities=[1], bounds=[1.0]),
             lambda: ur.dictionaries.Concatenated(C, np.ones((8, 1))),
@@ -475,7 +474,6 @@ test_what_does_not_know_parts_says_so = rows(
                     "liht",
                     "tista",
                     "vamp_bg",
-                    "alista_rt",
                 )
             ),
             lambda: ur.networks.ml_lista(2).check([None], [C]),
