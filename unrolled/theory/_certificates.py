@@ -224,8 +224,9 @@ class Coupled(NamedTuple):
 
 def uncovered_of(layer: Any, params: Any, D: Any, where: str) -> str:
     """The shrinkage of a layer that no theorem is about; "" for another reason, or for none."""
-    uncovered = str(getattr(layer, "uncovered", ""))
-    if uncovered:
+    # A family may say of itself that it is coupled.
+    claims = getattr(layer, "is_coupled", False)
+    if uncovered := "" if claims else str(getattr(layer, "uncovered", "")):
         layer.check(params, as_dictionary(D, where))
     return uncovered
 
