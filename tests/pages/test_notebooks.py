@@ -118,7 +118,7 @@ def test_is_clean(path):
 
 
 def test_there_are_notebooks():
-    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{i:02}" for i in range(1, 14)]
+    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{i:02}" for i in range(1, 16)]
 
 
 def test_numbers_are_compared_as_they_are_printed():
