@@ -43,7 +43,7 @@ def bits(fit: ur.training.Fit) -> str:
     """The sha256 of everything that a training returns, except the seconds."""
     leaves = jax.tree.leaves((fit.params, fit.best, fit.D, fit.history.loss))
     leaves = [np.asarray(leaf).tobytes() for leaf in leaves]
-    records = [repr(record._replace(seconds=0.0)).encode() for record in fit.history.records]
+    records = [repr(record.replace(seconds=0.0)).encode() for record in fit.history.records]
     return hashlib.sha256(b"".join(leaves + records)).hexdigest()
 
 

@@ -207,7 +207,7 @@ def measured(name: str, seed: int, depth: int) -> dict[str, Any]:
         "exact microseconds": microseconds,
         "seconds": seconds,
         "seconds on the wall": wall,
-        "tried": [each._asdict() for each in fit.tried],
+        "tried": [each.asdict() for each in fit.tried],
         "environment": environment(),
     }
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from unrolled._base import checks, text
 from unrolled._base.arguments import checked
 from unrolled._base.checks import ArrayLike
 from unrolled._base.files import CheckpointError, write_whole
+from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, as_dictionary, as_flat, block_of, to_pairs
 from unrolled.layers import Layer
 from unrolled.networks import Network
@@ -43,7 +44,7 @@ _ON_HOST = (
 _ADVICE = "no program in a file can; try `pursuit.lasso`, or a layer"
 
 
-class Exported(NamedTuple):
+class Exported(Result):
     """A solver read from a file."""
 
     # signals (n, m) -> codes (n, d), or a tuple of codes; complex ones where D is complex

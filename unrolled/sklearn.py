@@ -27,6 +27,7 @@ from unrolled.training import unsupervised
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
     from sklearn.exceptions import ConvergenceWarning
+    from sklearn.utils import check_random_state
     from sklearn.utils.metaestimators import available_if
     from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 except ImportError as error:
@@ -52,6 +53,11 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     `inverse_transform` multiplies them by D'. **Atoms are columns here**, as everywhere in this
     library; `sklearn.decomposition.SparseCoder` has them in rows, so its dictionary is our D'.
 
+    Data frames pass, and `set_output` returns them. Three habits of scikit-learn are refused:
+    sparse matrices (pass `X.toarray()`); `n_jobs` (one compiled program codes all samples, with the
+    threads of the processor); `transform` before `fit` (which checks the options, and solves
+    nothing for a pursuit). `positive_code` is `nonnegative` here.
+
     Codes have the dtype of X, float32 or float64, and are computed in it.
 
     Samples are real numbers: complex X is refused, as scikit-learn asks of its estimators. With a
@@ -67,7 +73,10 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         depth: number of steps, which makes `method` the name of a family of layers.
         params: of the layer or the network; None takes its `init`, but for `lfista_cp`, which
             `fit` trains on the samples by `training.unsupervised`.
-        random_state: the seed of `init`, for families that draw their params, and of the training.
+        random_state: the seed of `init`, for families that draw their params, and of the training:
+            an int, a RandomState that draws one, or None for another seed at each `fit`.
+        split_sign: if True, a code x becomes the features max(x, 0), max(-x, 0), twice as many,
+            which a linear classifier can weigh apart.
         lam, ratio, l2, nonnegative: of `lasso`, `lasso_batch` (faster for many samples), and where
             a pursuit or a family has them.
         sparsity: of `omp`, `project` and `holistic`. For OMP without a sparsity and a tol it is a
@@ -84,6 +93,8 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         options_: the given options of the pursuit or the family.
         params_: the params of the layer or network, None for a pursuit.
         n_components_: the number of atoms.
+        components_: D', (n_components, n_features), of a single dictionary.
+        split_sign_: as it was at `fit`.
 
     Warns:
         ConvergenceWarning: codes that miss their tolerance; how many.
@@ -114,7 +125,8 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         *,
         depth: int | None = None,
         params: Any = None,
-        random_state: int = 0,
+        random_state: Any = 0,
+        split_sign: bool = False,
         lam: Any = None,
         ratio: Any = None,
         l2: float | None = None,
@@ -136,6 +148,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.depth = depth
         self.params = params
         self.random_state = random_state
+        self.split_sign = split_sign
         self.lam = lam
         self.ratio = ratio
         self.l2 = l2
@@ -158,6 +171,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         with jax.enable_x64(True):
             Ds = self._dictionaries(X)
             self.n_components_ = Ds[-1].shape[1]
+            self.split_sign_ = checks.as_bool(self.split_sign, "split_sign", _NAME)
             self.method_, self.options_, params = self._method(), self._options(), None
             if isinstance(self.method_, str):
                 check_options(self.method_, self.options_, _NAME)
@@ -168,8 +182,21 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             self.dictionary_, self.params_ = jax.tree.map(np.asarray, (Ds, params))
         return self
 
+    @property
+    def components_(self) -> np.ndarray:
+        """The atoms in rows, (n_components, n_features), as scikit-learn has them."""
+        if len(self.dictionary_) > 1:
+            raise AttributeError(
+                f"{_NAME}: components_ is for one dictionary, got {len(self.dictionary_)}"
+            )
+        return np.asarray(self.dictionary_[0]).T
+
     def transform(self, X: Any) -> np.ndarray:
         """The codes of the samples, (n_samples, n_components)."""
+        codes = self._codes_of(X)
+        return _split(codes) if self.split_sign_ else codes
+
+    def _codes_of(self, X: Any) -> np.ndarray:
         check_is_fitted(self, "dictionary_")  # a fit that failed has set others
         X = self._without_rounding(_samples(self, X, reset=False))
         missed, codes = 0, np.empty((len(X), self.n_components_), X.dtype)
@@ -197,7 +224,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         and its `certified(X)` says which codes are proved to be the only ones of least l1 norm.
         `certify` refuses what these two functions refuse, such as codes in parts.
         """
-        codes, X = self.transform(X), np.asarray(X)
+        codes, X = self._codes_of(X), np.asarray(X)
         if len(self.dictionary_) > 1:
             raise ValueError(f"{_NAME}: certify is for one dictionary, got {len(self.dictionary_)}")
         D, problem = self.dictionary_[0], None if lam is None else {"lam": lam}
@@ -210,11 +237,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def inverse_transform(self, X: Any) -> np.ndarray:
         """The signals D x of codes, (n_samples, n_features)."""
         check_is_fitted(self, "dictionary_")
-        X = check_array(X, dtype=_DTYPES, input_name="X")
-        if X.shape[1] != self.n_components_:
-            raise ValueError(
-                f"{_NAME}: codes have shape {X.shape}; expected (n_samples, {self.n_components_})"
-            )
+        X = _joined(X, self.n_components_, self.split_sign_, _NAME)
         with jax.enable_x64(True):
             signals = X
             for D in reversed(checks.cast(self.dictionary_, X.dtype)):
@@ -241,7 +264,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     @property
     def _n_features_out(self) -> int:
-        return self.n_components_
+        return self.n_components_ * (2 if self.split_sign_ else 1)
 
     def _dictionaries(self, X: np.ndarray) -> tuple[Operator, ...]:
         D, m = self.dictionary, X.shape[1]
@@ -294,7 +317,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         if isinstance(layer, Layer) and len(Ds) > 1:
             raise ValueError(f"{_NAME}: a layer has one dictionary, got {len(Ds)}")
         D: Any = Ds[0] if isinstance(layer, Layer) else Ds
-        key = checks.as_key(self.random_state, _NAME)
+        key = checks.as_key(_seed(self.random_state), _NAME)
         if self.params is None and isinstance(layer, lfista_cp):
             fit = unsupervised(D, X, layer.lam, layer.depth, key=key, progress=False)
             return fit.best
@@ -317,6 +340,27 @@ def _samples(coder: BaseEstimator, X: Any, reset: bool) -> np.ndarray:
     return validate_data(coder, X, dtype=_DTYPES, reset=reset)
 
 
+def _split(codes: np.ndarray) -> np.ndarray:
+    """Positive parts, then negative ones."""
+    return np.hstack([np.maximum(codes, 0), np.maximum(-codes, 0)])
+
+
+def _joined(X: Any, d: int, split: bool, where: str) -> np.ndarray:
+    """Codes as they were before `_split`."""
+    X = check_array(X, dtype=_DTYPES, input_name="X")
+    width = 2 * d if split else d
+    if X.shape[1] != width:
+        raise ValueError(f"{where}: codes have shape {X.shape}; expected (n_samples, {width})")
+    return X[:, :d] - X[:, d:] if split else X
+
+
+def _seed(random_state: Any) -> Any:
+    """The seed or the key; a number drawn from a RandomState, or of numpy's own for None."""
+    if random_state is None or isinstance(random_state, np.random.RandomState):
+        return check_random_state(random_state).randint(np.iinfo(np.int32).max)
+    return random_state
+
+
 _BATCHED = ("ksvd", "mod")
 _METHODS = ("online", *_BATCHED)
 
@@ -327,6 +371,10 @@ def _is_online(learner: "DictionaryLearner") -> bool:
 
 class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     r"""A dictionary learned from samples, and their codes in it as features.
+
+    Data frames pass, and `set_output` returns them. `SparseCoder` says which habits of scikit-learn
+    are refused; here `positive_code` and `positive_dict` are, too, since no method learns codes or
+    atoms that are non-negative.
 
     Samples come first and **atoms are columns**, as in `SparseCoder`; `components_` has the atoms
     in rows, as in `sklearn.decomposition.DictionaryLearning`. Samples are real numbers: complex X
@@ -343,7 +391,9 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         sweeps: of "ksvd" and "mod", and passes over the samples of "online".
         batch_size: samples of a batch of "online".
         start: "data", "dct", or a D, (n_features, n_components).
-        random_state: the seed.
+        random_state: the seed, an int; a RandomState that draws one, or None for another seed at
+            each `fit`.
+        split_sign: if True, a code x becomes the features max(x, 0), max(-x, 0), twice as many.
 
     Attributes:
         dictionary_: D, (n_features, n_components).
@@ -351,6 +401,7 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         learned_: the `dictionary_learning.Learned`, with the history.
         n_components_: the number of atoms.
         lam_, sparsity_: those used; None for the other methods.
+        split_sign_: as it was at `fit`.
 
     Raises:
         ValueError: complex X; from `fit`, an unknown method, an option of another one, and what the
@@ -377,7 +428,8 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         sweeps: int = 10,
         batch_size: int = 256,
         start: Any = "data",
-        random_state: int = 0,
+        random_state: Any = 0,
+        split_sign: bool = False,
     ):
         self.n_components = n_components
         self.method = method
@@ -387,6 +439,7 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         self.batch_size = batch_size
         self.start = start
         self.random_state = random_state
+        self.split_sign = split_sign
 
     def fit(self, X: Any, y: Any = None) -> "DictionaryLearner":
         """Learn the dictionary."""
@@ -396,12 +449,13 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             raise ValueError(
                 f"DictionaryLearner: {d} atoms for {len(X)} samples; expected at most as many"
             )
-        options: dict[str, Any] = dict(key=_seed(self.random_state), start=self.start)
+        seed = self._integer_seed()
+        options: dict[str, Any] = dict(key=seed, start=self.start)
         with jax.enable_x64(True):
             if _is_online(self):
                 options |= dict(lam=self.lam_)
                 learned = dictionary_learning.online(
-                    self._batches(X), self.n_components_, **options
+                    self._batches(X, seed), self.n_components_, **options
                 )
             else:
                 learn = getattr(dictionary_learning, self.method)
@@ -420,7 +474,7 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         if first:
             self._choose(X)
         before = None if first else self.learned_
-        options: dict[str, Any] = dict(key=_seed(self.random_state), start=self.start)
+        options: dict[str, Any] = dict(key=self._integer_seed(), start=self.start)
         options |= dict(lam=self.lam_, resume=before)
         with jax.enable_x64(True):
             self._keep(dictionary_learning.online([X], self.n_components_, **options))
@@ -429,17 +483,13 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     def transform(self, X: Any) -> np.ndarray:
         """The codes of the samples, (n_samples, n_components)."""
         check_is_fitted(self, "dictionary_")
-        return self._coder(_samples(self, X, reset=False))
+        codes = self._codes_of(_samples(self, X, reset=False))
+        return _split(codes) if self.split_sign_ else codes
 
     def inverse_transform(self, X: Any) -> np.ndarray:
         """The signals D x of codes, (n_samples, n_features)."""
         check_is_fitted(self, "dictionary_")
-        X = check_array(X, dtype=_DTYPES, input_name="X")
-        if X.shape[1] != self.n_components_:
-            raise ValueError(
-                f"DictionaryLearner: codes have shape {X.shape}; expected (n_samples, "
-                f"{self.n_components_})"
-            )
+        X = _joined(X, self.n_components_, self.split_sign_, "DictionaryLearner")
         return X @ self.components_.astype(X.dtype)
 
     def restore(self, X: Any) -> np.ndarray:
@@ -448,7 +498,10 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     @property
     def _n_features_out(self) -> int:
-        return self.n_components_
+        return self.n_components_ * (2 if self.split_sign_ else 1)
+
+    def _integer_seed(self) -> int:
+        return checks.as_index(_seed(self.random_state), "random_state", "DictionaryLearner")
 
     def _choose(self, X: np.ndarray) -> None:
         """The options where they are None."""
@@ -456,6 +509,7 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         if self.method not in _METHODS:
             names = ", ".join(_METHODS)
             raise ValueError(f"{where}: unknown method {self.method!r}; expected one of {names}")
+        self.split_sign_ = checks.as_bool(self.split_sign, "split_sign", where)
         wrong = "sparsity" if _is_online(self) else "lam"
         if getattr(self, wrong) is not None:
             raise ValueError(f"{where}: {self.method} has no {wrong}")
@@ -468,10 +522,10 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         else:
             self.sparsity_ = max(1, m // 10) if self.sparsity is None else self.sparsity
 
-    def _batches(self, X: np.ndarray) -> Iterator[np.ndarray]:
+    def _batches(self, X: np.ndarray, seed: int) -> Iterator[np.ndarray]:
         """The samples in random order, once for every sweep."""
         size = checks.as_index(self.batch_size, "batch_size", "DictionaryLearner", least=1)
-        rng = np.random.default_rng(_seed(self.random_state))
+        rng = np.random.default_rng(seed)
         for _ in range(checks.as_index(self.sweeps, "sweeps", "DictionaryLearner", least=1)):
             order = rng.permutation(len(X))
             for first in range(0, len(X), size):
@@ -480,18 +534,14 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     def _keep(self, learned: dictionary_learning.Learned) -> None:
         # A pickle would return arrays of JAX in float32.
         D, X, _, _, state = jax.tree.map(np.asarray, learned)
-        self.learned_ = learned._replace(D=D, X=X, state=state)
+        self.learned_ = learned.replace(D=D, X=X, state=state)
         self.dictionary_ = np.asarray(D)
         self.components_ = self.dictionary_.T
 
-    def _coder(self, X: np.ndarray) -> np.ndarray:
+    def _codes_of(self, X: np.ndarray) -> np.ndarray:
         coder = (
             SparseCoder(self.dictionary_, "omp", sparsity=self.sparsity_)
             if self.lam_ is None
             else SparseCoder(self.dictionary_, "lasso_batch", lam=self.lam_)
         )
-        return coder.fit(X).transform(X)
-
-
-def _seed(random_state: Any) -> int:
-    return checks.as_index(random_state, "random_state", "DictionaryLearner")
+        return coder.fit(X)._codes_of(X)  # an array, also under a global `set_output`

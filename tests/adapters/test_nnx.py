@@ -274,7 +274,7 @@ def both_trainings(layer, D, sample, **options):
 
 
 def without_seconds(fit):
-    return [record._replace(seconds=0.0) for record in fit.history.records]
+    return [record.replace(seconds=0.0) for record in fit.history.records]
 
 
 @pytest.mark.slow

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.decomposition import SparseCoder as Theirs
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
@@ -16,6 +18,7 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils._set_output import ADAPTERS_MANAGER
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import unrolled as ur
@@ -300,6 +303,147 @@ def test_without_scikit_learn_the_message_says_what_to_install():
     code = "import sys; sys.modules['sklearn'] = None; import unrolled; import unrolled.sklearn"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "install unrolled[sklearn]" in done.stderr
+
+
+# Habits of scikit-learn
+
+
+@pytest.mark.parametrize("kind", ["coder", "learner"])
+def test_a_seed_is_an_int_a_random_state_or_none(kind):
+    """A RandomState gives the same as another one of its seed, and moves on; None is no seed."""
+
+    def fitted(seed):
+        if kind == "coder":
+            return jax.tree.leaves(
+                SparseCoder(D, "na_alista", depth=2, random_state=seed).fit(Y).params_
+            )
+        learner = DictionaryLearner(10, "mod", sparsity=2, sweeps=1, random_state=seed)
+        return [learner.fit(SIGNALS).dictionary_]
+
+    def equal(a, b):
+        return all(map(np.array_equal, a, b))
+
+    state = np.random.RandomState(7)
+    first, second = fitted(state), fitted(state)
+    again = fitted(np.random.RandomState(7))
+    assert equal(first, again) and not equal(first, second)
+    np.random.seed(3)
+    assert not equal(fitted(None), fitted(None))
+    with pytest.raises(TypeError, match="SparseCoder: key must|random_state must be an integer"):
+        fitted("a seed")
+
+
+def test_a_stream_goes_on_whatever_its_seed_is():
+    learner = DictionaryLearner(10, lam=0.3, random_state=np.random.RandomState(0))
+    for part in np.split(SIGNALS, 3):
+        learner.partial_fit(part)
+    assert len(learner.learned_.history) == 3 and np.isfinite(learner.transform(SIGNALS)).all()
+
+
+def test_components_are_the_atoms_in_rows():
+    np.testing.assert_array_equal(SparseCoder(D).fit(Y).components_, D.T)
+    fast = ur.dictionaries.dct(8, 12)
+    coder = SparseCoder(fast, sparsity=2).fit(Y)
+    np.testing.assert_allclose(coder.inverse_transform(np.eye(12)), coder.components_, atol=1e-6)
+    chain = SparseCoder((D, B), "project", sparsity=1).fit(Y)
+    with pytest.raises(AttributeError, match="components_ is for one dictionary, got 2"):
+        chain.components_  # noqa: B018
+    assert not hasattr(SparseCoder(D), "components_")
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_signs_may_have_features_of_their_own(learned):
+    def made(split):
+        if not learned:
+            return SparseCoder(D, sparsity=3, split_sign=split).fit(SIGNALS)
+        return DictionaryLearner(10, "ksvd", sparsity=2, sweeps=1, split_sign=split).fit(SIGNALS)
+
+    plain, split = made(False), made(True)
+    codes, features = plain.transform(SIGNALS), split.transform(SIGNALS)
+    d = codes.shape[1]
+    assert features.shape == (60, 2 * d) and (features >= 0).all() and (codes < 0).any()
+    np.testing.assert_array_equal(features[:, :d] - features[:, d:], codes)
+    assert not (features[:, :d] * features[:, d:]).any()
+    assert len(split.get_feature_names_out()) == 2 * d
+    np.testing.assert_array_equal(split.restore(SIGNALS), plain.restore(SIGNALS))
+    with pytest.raises(ValueError, match=rf"codes have shape \(60, {d}\); .*, {2 * d}\)"):
+        split.inverse_transform(codes)
+    split.set_params(split_sign=False)  # for the next fit
+    assert split.transform(SIGNALS).shape == (60, 2 * d)
+
+
+@pytest.mark.slow
+def test_a_split_coder_is_an_estimator_and_its_codes_are_proved():
+    coder = SparseCoder(D, "lasso", lam=0.2, tol=1e-10, split_sign=True).fit(SIGNALS)
+    proof = coder.certify(SIGNALS)
+    assert proof.unique.all() and proof.x.shape == (60, 12)
+    for made, check in estimator_checks_generator(SparseCoder(split_sign=True)):
+        check(made)
+
+
+@pytest.mark.parametrize(
+    "refused, error, message",
+    [
+        (lambda: SparseCoder(D).fit(scipy.sparse.csr_array(Y)), TypeError, "Use '.toarray"),
+        (lambda: DictionaryLearner().fit(scipy.sparse.csr_array(Y)), TypeError, "Use '.toarray"),
+        (lambda: SparseCoder(D, n_jobs=2), TypeError, "unexpected keyword argument 'n_jobs'"),
+        (lambda: DictionaryLearner(positive_dict=True), TypeError, "argument 'positive_dict'"),
+        (lambda: SparseCoder(D, positive_code=True), TypeError, "argument 'positive_code'"),
+        (lambda: SparseCoder(D).transform(Y), NotFittedError, "Call 'fit'"),
+        (lambda: SparseCoder(D, split_sign=1).fit(Y), TypeError, "SparseCoder: split_sign must"),
+    ],
+)
+def test_a_habit_that_is_refused_is_told_in_the_docstring(refused, error, message):
+    with pytest.raises(error, match=message):
+        refused()
+    said = SparseCoder.__doc__ + DictionaryLearner.__doc__
+    assert all(word in said for word in ("sparse matrices", "n_jobs", "`transform` before `fit`"))
+    assert all(word in said for word in ("`positive_code` is `nonnegative`", "positive_dict"))
+
+
+class Frame:
+    """A data frame as scikit-learn makes it of an output."""
+
+    container_lib = "frames"
+
+    def __init__(self, values, columns):
+        self.values, self.columns = values, list(columns)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype)
+
+    @property
+    def shape(self):
+        return self.values.shape
+
+    @classmethod
+    def create_container(cls, values, original, columns, inplace=True):
+        return cls(np.asarray(values), columns() if callable(columns) else columns)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        SparseCoder(D, "lasso_batch", lam=0.2),
+        SparseCoder(D, sparsity=2, split_sign=True),
+        DictionaryLearner(10, "ksvd", sparsity=2, sweeps=1),
+    ],
+    ids=["coder", "split", "learner"],
+)
+def test_data_frames_pass_and_are_returned(estimator, monkeypatch):
+    """pandas and polars are such containers; a global choice of one does not reach inside."""
+    monkeypatch.setitem(ADAPTERS_MANAGER.adapters, "frames", Frame)
+    frame = Frame(SIGNALS, [f"pixel {i}" for i in range(8)])
+    expected = clone(estimator).fit(SIGNALS).transform(SIGNALS)
+    fitted = clone(estimator).set_output(transform="frames").fit(frame)
+    with config_context(transform_output="frames"):
+        found = [fitted.transform(frame), clone(estimator).fit(frame).transform(frame)]
+    for codes in found:
+        assert isinstance(codes, Frame) and codes.columns == [*fitted.get_feature_names_out()]
+        np.testing.assert_array_equal(codes.values, expected)
+    np.testing.assert_array_equal(fitted.restore(frame), fitted.inverse_transform(expected))
+    if isinstance(estimator, SparseCoder):
+        assert len(fitted.certify(frame).x) == len(SIGNALS)
 
 
 # Learned dictionaries

@@ -17,7 +17,7 @@ class Result:
     """The base of results; `class Found(Result):` and annotated fields are all that one takes.
 
     As in a NamedTuple, every field is a part of the pytree, under its name, and may have a default.
-    Two results are equal if they have the same class, form and numbers; NaN is not equal to NaN.
+    Two results are equal if they have the same class, form and numbers; here nan equals nan.
     The `repr` shows shapes in place of large arrays.
 
     Example:
@@ -68,7 +68,8 @@ class Result:
         same: Any = form == form_of_other  # type: ignore[operator]  # in the stubs of JAX
         return same and all(map(_equal, mine, others))
 
-    __hash__ = None  # type: ignore[assignment]  # as of the arrays within
+    def __hash__(self) -> int:
+        return hash((type(self), *map(_hashed, jax.tree.leaves(self))))
 
     if not TYPE_CHECKING:  # else type checkers would let results be unpacked
 
@@ -85,7 +86,16 @@ def _refusal(result: Result, what: str) -> str:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    return a is b or np.array_equal(a, b)
+    if a is b:
+        return True
+    floats = all(jax.numpy.issubdtype(np.asarray(v).dtype, np.inexact) for v in (a, b))
+    return np.array_equal(a, b, equal_nan=floats)
+
+
+def _hashed(leaf: Any) -> int:
+    """The hash of a leaf, that of all nan the same; TypeError for an array."""
+    found = hash(leaf)
+    return found if leaf == leaf else 0
 
 
 class _Short(reprlib.Repr):

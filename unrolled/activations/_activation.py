@@ -4,7 +4,6 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array
 from unrolled._base.numbers import widened
 from unrolled._base.programs import program
+from unrolled._base.results import Result
 
 __all__ = [
     "Activation",
@@ -252,7 +252,7 @@ _CHUNK = 4096
 _ROUNDING, _SLACK = 16, 1e-9
 
 
-class Constants(NamedTuple):
+class Constants(Result):
     """The constants of an activation as a grid shows them; the true ones are at least these."""
 
     tail_lipschitz: float  # L_h, of the part added to ReLU
@@ -310,7 +310,7 @@ def _checked(act: Activation) -> Constants:
         max(float((np.abs(off) - tolerance).max()), 0.0),
         _spread(off, tolerance, slice(None)),
     )
-    for name, value in measured._asdict().items():
+    for name, value in measured.asdict().items():
         claimed = getattr(act, name)
         if not value <= claimed * (1 + _SLACK):
             raise ValueError(f"check: {act} claims {name} = {claimed:.9g}, measured {value:.9g}")

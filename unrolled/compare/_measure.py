@@ -154,18 +154,26 @@ def _by_supports(
 ) -> np.ndarray:
     """Whether the steps take no entry off the support and converge, for every code on it, (n,)."""
     checks.finite((params, D), "params or D", "certify_supports")
-    W, c = params.shared.analytic.W, abs(float(params.shared.ratio))
-    sizes, proved = np.count_nonzero(X, axis=1), np.zeros(len(X), bool)
+    W, c, g = params.shared.analytic.W, abs(float(params.shared.ratio)), block_of(D)
+    parts = _part_sizes(D, X)
+    sizes, proved = np.count_nonzero(parts, axis=1), np.zeros(len(X), bool)
     for s in np.unique(sizes):
         rows = sizes == s
-        supports = np.argsort(X[rows] == 0, axis=1, kind="stable")[:, :s]
+        supports = np.argsort(parts[rows] == 0, axis=1, kind="stable")[:, :s]
         of_supports = theory.certify_supports(W, D, supports)
         proved[rows] = (of_supports.ratio <= c) & (of_supports.contraction < 1) & (c < 1)
     matrix, atoms = np.abs(np.asarray(dense(W), float)), np.asarray(dense(D), float)
     entries = np.linalg.norm(matrix, axis=0).max() * np.linalg.norm(atoms, axis=0).max()
     # The steps allow for the noise in the layer's options, and for rounding.
-    allowed = layer.noise + _ROUNDED * np.finfo(X.dtype).eps * entries * np.abs(X).sum(1)
-    return proved & (matrix.max() * noise <= allowed)
+    allowed = layer.noise + _ROUNDED * np.finfo(X.dtype).eps * entries * parts.sum(1)
+    gain = matrix.max() if g == 1 else math.sqrt(g) * np.linalg.norm(matrix, axis=0).max()
+    return proved & (gain * noise <= allowed)
+
+
+def _part_sizes(D: Dictionary, X: Any) -> np.ndarray:
+    """The sizes of the parts of codes; the magnitudes of their entries where D has none."""
+    sizes, g = np.abs(np.asarray(X)), block_of(D)
+    return sizes if g == 1 else np.hypot.reduce(sizes.reshape(len(sizes), -1, g), axis=2)
 
 
 def classes_of(
@@ -188,8 +196,7 @@ def classes_of(
 def _class_of(D: Dictionary, Y: Array, X: Array, asked: Class) -> tuple[int, float, float]:
     """The class, with the least numbers that cover the sample in place of None."""
     s, B, delta = asked
-    sizes = np.abs(np.asarray(X)).reshape(len(X), -1, block_of(D))
-    sizes = np.hypot.reduce(sizes, axis=2) if block_of(D) > 1 else sizes[:, :, 0]
+    sizes = _part_sizes(D, X)
     s = int(np.count_nonzero(sizes, axis=1).max()) if s is None else s
     B = float(sizes.max()) if B is None else checks.as_number(B, "bound", "compare")
     delta = _noise_of(D, Y, X).max() if delta is None else delta

@@ -19,6 +19,7 @@ from unrolled._base import checks
 from unrolled._base.checks import ArrayLike, Key
 from unrolled._base.files import CheckpointError, check_writable, claimed, in_line
 from unrolled._base.numbers import wide_dtype
+from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, as_dictionary, dct, dense, normalize
 from unrolled.records import differences
 from unrolled.training import restore_tree, save_tree
@@ -30,7 +31,7 @@ __all__ = ["Learned", "Step"]
 _PERIOD = 5.0
 
 
-class Step(NamedTuple):
+class Step(Result):
     """One sweep over the signals, or one batch of a stream."""
 
     step: int  # 1 for the first step
@@ -39,7 +40,7 @@ class Step(NamedTuple):
     replaced: int = 0  # number of replaced atoms, unused or duplicate before
 
 
-class Learned(NamedTuple):
+class Learned(Result):
     """The result of dictionary learning."""
 
     D: Any  # (m, d), unit atoms; for a chain a tuple, one per layer
@@ -138,7 +139,8 @@ class Keeper:
         arrays = {name: value for name, value in arrays.items() if name not in texts}
         # Keep the order in memory too: the rounding of a product depends on this order.
         columns = [name for name, array in arrays.items() if not array.flags.c_contiguous]
-        facts = dict(config=self.config, history=self.history, texts=texts, columns=columns)
+        rows = [list(step.asdict().values()) for step in self.history]
+        facts = dict(config=self.config, history=rows, texts=texts, columns=columns)
         save_tree(self.path, arrays, **facts)
 
 
@@ -256,9 +258,9 @@ def learn(method: Method, options: Options) -> Learned:
             keeper.save(method.arrays(state), last=True)
     if keeper.history:
         method.warn(state)
-    result = method.result(state)._replace(history=tuple(keeper.history))
+    result = method.result(state).replace(history=tuple(keeper.history))
     half = jnp.finfo(checks.common_dtype(result.D, result.X)).bits < 32
-    return result._replace(state=method.arrays(state)) if half and result.state is None else result
+    return result.replace(state=method.arrays(state)) if half and result.state is None else result
 
 
 def generator(key: jax.Array, step: int) -> np.random.Generator:

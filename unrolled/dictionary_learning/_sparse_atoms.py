@@ -385,7 +385,7 @@ class _Layers(Method):
         return Ds, np.zeros((len(signals.Y), self.shapes[-1][1]), signals.Y.dtype)
 
     def resumed(self, resume: Learned) -> _State:
-        (Ds, codes), signals, n = resume[:2], self.signals, len(self.signals.Y)
+        Ds, codes, signals, n = resume.D, resume.X, self.signals, len(self.signals.Y)
         if (
             not isinstance(Ds, tuple)
             or not isinstance(codes, tuple)

@@ -9,6 +9,7 @@ from unrolled._base.checks import Array, Key
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms
 from unrolled.layers._layer import Acting, Layer, Recipe
 from unrolled.layers._records import Fixed, Number, Unrolled, magnitude
+from unrolled.penalties import L1
 from unrolled.records import option
 from unrolled.theory import frobenius_weights
 
@@ -50,6 +51,8 @@ class alista_rt(Layer):
     Params: shared (analytic, ratio = c), no steps. `init` takes W in closed form. The sign of c
     does not count; c carries no gradient, and `training.search` sets it.
 
+    Where codes come in parts, abs(g_i) is the size of a part, and A consists of whole parts.
+
     The layer has no lam: without `noise` the code of a y is a times the code of y. LASSO codes with
     a fixed lam do not scale so, and in the LASSO's objective the start can be above ISTA.
 
@@ -75,6 +78,11 @@ class alista_rt(Layer):
     recipe = Recipe(rate=0, searched=_MULTIPLES)
     starts_from_theory = True
 
+    @property
+    def takes_parts(self) -> bool:
+        """Yes: where codes come in parts, their sizes are compared."""
+        return True
+
     def init(self, key: Key | None, D: Dictionary) -> Unrolled:
         D = as_dictionary(D, self.family)
         return self.from_weights(key, frobenius_weights(D), D)
@@ -89,12 +97,16 @@ class alista_rt(Layer):
         W = lax.stop_gradient(shared.analytic.W)
         x, active = state
         g = (y - D @ x) @ W
+        penalty = L1.of(D)
         # Neither the choice nor the compared values carry a gradient.
-        size, c = lax.stop_gradient((jnp.abs(g), magnitude(shared.ratio)))
+        size, c = lax.stop_gradient((penalty.sizes(g), magnitude(shared.ratio)))
         entries = jnp.max(column_norms(W)) * jnp.max(column_norms(D))  # bounds |W|'|D|
-        rounding = _ROUNDING * jnp.finfo(y.dtype).eps * entries * jnp.sum(jnp.abs(x))
+        rounding = _ROUNDING * jnp.finfo(y.dtype).eps * entries * jnp.sum(penalty.sizes(x))
+        if penalty.block > 1:  # the norm of a block of such entries; and sizes round
+            rounding = (penalty.block + 1) * rounding
         nu = lax.stop_gradient(self.noise + rounding)
-        active = active | (size > c * jnp.max(size, initial=0) + (1 + c) * nu)
+        taken = size > c * jnp.max(size, initial=0) + (1 + c) * nu
+        active = active | penalty.entries(taken)
         return Taken(jnp.where(active, x + g, 0 * g), active)  # nan if the signal is not finite
 
     def weights(self, shared, p, D):

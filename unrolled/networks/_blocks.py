@@ -14,6 +14,7 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled._base.numbers import exponent, times_power
 from unrolled._base.programs import program
+from unrolled._base.results import Result
 from unrolled.activations import as_power, shrink
 from unrolled.dictionaries import Conv, Dictionary, WithIdentity, normalize, normalized, spread
 from unrolled.layers import Acting, Shape, StepAndThreshold, Theta, Unrolled, magnitude, option
@@ -267,7 +268,7 @@ class deconvolutional(Unfolded):
         return State(half_quadratic_step(D, y, state.x, beta, p.theta, self.p))
 
 
-class Deconvolution(NamedTuple):
+class Deconvolution(Result):
     """The result of `learn_deconvolution`."""
 
     params: Params  # params of the network

@@ -1,4 +1,4 @@
-"""Pursuits: solvers that take `(D, y, ...)` for one signal and report how good the code is."""
+"""Pursuits: solvers that take `(D, y, ...)` for one signal and report how good their code is."""
 
 from unrolled._base import offer as _offer
 from unrolled.pursuit._basis_pursuit import *

@@ -83,7 +83,7 @@ def register(
 
     Raises:
         TypeError: another module has registered this name.
-        ValueError: the operands are different ones.
+        ValueError: the signature begins with other operands.
 
     Example:
         >>> @ur.pursuit.register

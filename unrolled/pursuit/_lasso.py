@@ -66,7 +66,7 @@ def lasso(
     only products with D, so D may be a dictionary of any kind and size. Traceable. Differentiable
     in D, y, lam and l2, in forward and in reverse mode, with the support held fixed: this is the
     derivative of the solution if the solution is unique and its support does not change nearby.
-    Inside of a `lax.scan` the reverse mode has a forward mode but no reverse mode.
+    Inside of a `lax.scan`, a derivative in reverse mode can be differentiated in forward mode only.
 
     Args:
         D: (m, d).

@@ -210,7 +210,7 @@ def in_chunks(solve: Callable[[Array, slice | None], Pursuit], Y: Any, where: st
     """The result of all signals, or of a mapped file chunk by chunk.
 
     Args:
-        solve: takes some signals, and their rows as a slice, None for all signals.
+        solve: a function of some signals and of their rows, a slice; None for all rows.
         Y: as `operands_of_many` returns them.
         where: the name of the caller, which messages begin with.
     """

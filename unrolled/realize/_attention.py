@@ -13,6 +13,7 @@ from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.programs import program
+from unrolled._base.results import Result
 from unrolled.dictionaries import Conv
 from unrolled.realize._cnn_layers import count_weights
 
@@ -45,7 +46,7 @@ class Heads(NamedTuple):
     bias: Array
 
 
-class Attention(NamedTuple):
+class Attention(Result):
     """A multi-head attention that computes a convolution.
 
     Attributes:

@@ -17,6 +17,7 @@ from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array
 from unrolled._base.programs import program
+from unrolled._base.results import Result
 from unrolled.activations import Activation, by_name
 from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled
@@ -172,7 +173,7 @@ def _dense(
 FORMS = ("compact", "positive", "literal")
 
 
-class CnnSize(NamedTuple):
+class CnnSize(Result):
     """Size of a convolutional network.
 
     Attributes:
@@ -306,7 +307,7 @@ def geometry(kernel_size: int, stride: int | None, form: str, where: str) -> tup
     return s, t
 
 
-class Realization(NamedTuple):
+class Realization(Result):
     """A convolutional network that computes the codes of a layer or of a chain.
 
     Attributes:

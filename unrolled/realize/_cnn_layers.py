@@ -371,7 +371,7 @@ def activation_of(model: Layer | Network, given: Callable | None, where: str) ->
     activation, *others = dict.fromkeys(own if given is None else [given, *own])
     if others:
         got = " and ".join(map(str, (activation, *others)))
-        raise ValueError(f"{where}: expected the activation of the layer, got {got}")
+        raise ValueError(f"{where}: expected one activation, the layer's, got {got}")
     if not isinstance(activation, Activation):
         raise TypeError(
             f"{where}: expected an Activation, with the constants of its tail, got {activation!r}"

@@ -13,6 +13,7 @@ from unrolled._base import checks, programs
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.programs import program
+from unrolled._base.results import Result
 from unrolled.activations import relu
 from unrolled.dictionaries import Conv, Dictionary, as_dictionary, operands
 from unrolled.layers import Layer, Unrolled, stack
@@ -61,7 +62,7 @@ class BlockWeights(NamedTuple):
     output: Array
 
 
-class Block(NamedTuple):
+class Block(Result):
     """A transformer block.
 
     Attributes:
@@ -405,7 +406,7 @@ def check_within(values: Array, bound: Array, name: str, where: str) -> None:
         )
 
 
-class Transformer(NamedTuple):
+class Transformer(Result):
     """A stack of transformer blocks that computes the codes of a layer.
 
     Attributes:

@@ -157,7 +157,7 @@ def certify(
             the layer: the errors are infinite, and `reason` says so.
 
     Raises:
-        TypeError: the family is another one, or an argument is traced.
+        TypeError: the layer is of another family, or an argument is traced.
         ValueError: the activation is not ReLU, params do not fit, or a number is out of range.
 
     Not claimed: that codes are lost if the certificate does not hold. The rounding g_k is as in
@@ -224,8 +224,9 @@ class Coupled(NamedTuple):
 
 def uncovered_of(layer: Any, params: Any, D: Any, where: str) -> str:
     """The shrinkage of a layer that no theorem is about; "" for another reason, or for none."""
-    uncovered = str(getattr(layer, "uncovered", ""))
-    if uncovered:
+    # A family may say of itself that it is coupled.
+    claims = getattr(layer, "is_coupled", False)
+    if uncovered := "" if claims else str(getattr(layer, "uncovered", "")):
         layer.check(params, as_dictionary(D, where))
     return uncovered
 
@@ -234,7 +235,7 @@ def coupled(layer: Any, params: Any, D: Any, where: str) -> Coupled:
     """The steps of a layer of a family x <- shrink(x + gamma W'(y - D x), theta), in float64.
 
     Raises:
-        TypeError: the family is another one. ValueError: params do not fit, or are not finite.
+        TypeError: the layer is of another family. ValueError: params do not fit, or are not finite.
     """
     D = as_dictionary(D, where)
     if not getattr(layer, "is_coupled", False):

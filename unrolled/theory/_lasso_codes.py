@@ -74,9 +74,9 @@ def certify_lasso(
         \|D (x - x^*)\|_2 \le \sqrt{\delta \, (\|g\|_1 + k e)},
 
     so `unique` asks s_i x_i > delta on S and, off S, that lam_j exceeds |d_j'(y - D x)| plus its
-    rounding and norm(d_j) times the second bound. `holds` asks less: no g and no excess beyond
-    rounding. Only `holds` is possible if two atoms are equal, or a constraint is met with equality,
-    for instance if lam is exactly lam_max.
+    rounding and norm(d_j) times the second bound. `holds` asks less: g and the excess over lam_j
+    must be rounding. Only `holds` is possible if two atoms are equal, or a constraint is met with
+    equality, for instance if lam is exactly lam_max.
 
     Args:
         D: (m, d), atoms of any norm. Structured dictionaries are made dense, and the Gram matrix is

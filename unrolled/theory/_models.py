@@ -38,12 +38,18 @@ CANCELLED = 1e-6
 
 
 def host_chain(
-    Ds: Sequence[Dictionary], where: str, dtype: DTypeLike | None = np.float64
+    Ds: Sequence[Dictionary],
+    where: str,
+    dtype: DTypeLike | None = np.float64,
+    parts: bool = False,
 ) -> tuple[Operator, ...]:
-    """`as_chain` for host functions, cast to `dtype`; a traced dictionary is a TypeError."""
+    """`as_chain` for host functions, cast to `dtype`; a traced dictionary is a TypeError.
+
+    Dictionaries whose codes come in parts are a ValueError, unless `where` knows `parts`.
+    """
     checks.on_host(Ds, where)
     Ds = as_chain(Ds, where)
-    for D in Ds:
+    for D in () if parts else Ds:
         without_parts(D, where)
     return Ds if dtype is None else checks.cast(Ds, dtype)
 

@@ -126,11 +126,11 @@ class Products(NamedTuple):
         return spectral_norms(np.eye(self.own.shape[1]) - gamma[:, None, None] * self.own)
 
 
-def part_products(W: Operator, D: Operator) -> Products:
-    """The products of W and D, in float64, by the parts of D."""
-    in_parts = block_of(D) > 1
-    W, D = without_measurements(W, D)
-    g = block_of(D)
+def part_products(W: Operator, D: Operator, g: int | None = None) -> Products:
+    """The products of W and D, in float64, by the parts of D, or by parts of g entries."""
+    g = block_of(D) if g is None else g
+    in_parts = g > 1
+    W, D, g = without_measurements(W, D, g)
     if g == 1:
         own, mu, C, G = map(np.asarray, atom_products(W, D))
         return Products(own, mu, np.asarray(column_norms(W)) if in_parts else C, G)
@@ -149,17 +149,16 @@ def part_products(W: Operator, D: Operator) -> Products:
     return Products(own, mu, spectral_norms(columns), G)
 
 
-def without_measurements(W: Operator, D: Operator) -> tuple[Operator, Operator]:
+def without_measurements(W: Operator, D: Operator, g: int) -> tuple[Operator, Operator, int]:
     """Weights and D of which W_i'D_j have the same norms: those of one measurement of a `Joint`."""
     if isinstance(W, Joint) and isinstance(D, Joint) and W.measurements == D.measurements:
-        return W.base, D.base
-    return W, D
+        return W.base, D.base, g // D.measurements
+    return W, D, g
 
 
 def part_norms(D: Operator, W: Operator, some: np.ndarray) -> np.ndarray:
     """norm(W_i'D_j, 2) for all parts j and some parts i, (n, len(some)), in float64."""
-    W, D = without_measurements(W, D)
-    g = block_of(D)
+    W, D, g = without_measurements(W, D, block_of(D))
     if g == 1:
         return np.abs(signed_products(D, W, some))
     return spectral_norms(_blocks(D, W, some, g).swapaxes(1, 2))

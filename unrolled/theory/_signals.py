@@ -23,8 +23,13 @@ from unrolled.dictionaries import (
     magnitudes,
 )
 from unrolled.theory._certificates import Coupled, Step, coupled, uncovered_of
-from unrolled.theory._coherence import without_parts
-from unrolled.theory._parts import chunks, part_norms, signed_products, spectral_norms
+from unrolled.theory._parts import (
+    chunks,
+    part_norms,
+    signed_products,
+    spectral_norms,
+    without_measurements,
+)
 from unrolled.theory._schedules import known, tail_of
 
 __all__ = ["Signals", "Supports", "certify_signals", "certify_supports"]
@@ -142,8 +147,8 @@ def certify_signals(
             `certify`, another shrinkage proves nothing: `uncovered` names the shrinkage.
 
     Raises:
-        TypeError: the family is another one, the activation has no constants, or an argument is
-            traced.
+        TypeError: the layer is of another family, the activation has no constants, or an argument
+            is traced.
         ValueError: params or codes do not fit, or a number is out of range.
 
     Not claimed: that a code without a proof is lost. After few steps, or with noise, a small
@@ -491,10 +496,15 @@ def certify_supports(W: Dictionary, D: Dictionary, supports: ArrayLike) -> Suppo
     and kappa(S) < 1, the steps converge to the code, at the rate of `Supports.bound`. The products
     of the atoms in use with all other atoms are made at once, d x d by nature if all are in use.
 
+    Where codes come in parts (`D.block`), S consists of parts, and norm(A_ij, 2) of a block takes
+    the place of abs(A_ij) in both sums. With Q = B_iS B_SS^-1 and the products g of x* - x on S,
+    abs(g_i) = abs(sum_j Q_ij g_j) <= sum_j norm(Q_ij, 2) max abs(g_j), and the rest of the proof
+    has sizes of parts for magnitudes.
+
     Args:
         W: (m, d), weights with w_i . d_i = 1, for example `frobenius_weights(D)`.
         D: (m, d).
-        supports: (n, s), indices of atoms, distinct in a row.
+        supports: (n, s), indices of atoms, or of parts, distinct in a row.
 
     Returns:
         Supports, in float64 and rounded up. A support whose atoms depend on each other has the
@@ -516,16 +526,17 @@ def certify_supports(W: Dictionary, D: Dictionary, supports: ArrayLike) -> Suppo
         [True, True]
     """
     where = "certify_supports"
-    W, D = as_dictionary(W, where, "W"), without_parts(as_dictionary(D, where), where)
+    W, D = as_dictionary(W, where, "W"), as_dictionary(D, where)
     if W.shape != D.shape:
         raise ValueError(f"{where}: W has shape {W.shape} and D {D.shape}; expected the same")
     checks.finite((W, D), "W or D", where)
-    S = _indices(supports, D.shape[1], where)
+    W, D, g = without_measurements(W, D, block_of(D))
+    S = _indices(supports, D.shape[1] // g, where)
     n, s = S.shape
     with jax.enable_x64(True):
         W, D = checks.cast((W, D), np.float64)
-        at_once = max(1, _PRODUCTS // max(1, s * D.shape[1]))
-        parts = [_of_supports(W, D, S[i : i + at_once]) for i in range(0, n, at_once)]
+        at_once = max(1, _PRODUCTS // max(1, s * g * D.shape[1]))
+        parts = [_of_supports(W, D, S[i : i + at_once], g) for i in range(0, n, at_once)]
     ratio, contraction = np.concatenate([np.zeros((2, 0)), *parts], axis=1)
     return Supports(ratio, contraction, s)
 
@@ -545,26 +556,38 @@ def _indices(supports: Any, d: int, where: str) -> np.ndarray:
     return S.astype(int)
 
 
-def _of_supports(W: Any, D: Any, S: np.ndarray) -> np.ndarray:
-    """The ratios and contractions of some supports, (2, n)."""
+def _of_supports(W: Any, D: Any, S: np.ndarray, g: int) -> np.ndarray:
+    """The ratios and contractions of some supports, (2, n); of parts of g entries."""
     n, s = S.shape
-    used, place = np.unique(S, return_inverse=True)
-    place = place.reshape(S.shape)
+    entries = (S[:, :, None] * g + np.arange(g)).reshape(n, s * g)
+    used, place = np.unique(entries, return_inverse=True)
     B = signed_products(W, D, used)  # (d, used)
-    R = np.moveaxis(B[:, place], 0, 1)  # (n, d, s)
+    R = np.moveaxis(B[:, place.reshape(entries.shape)], 0, 1)  # (n, d, s g)
     each = np.arange(n)[:, None]
-    A = R[each, S]  # B_SS
+    A = R[each, entries]  # B_SS
     inverse = _inverses(A)
     with np.errstate(invalid="ignore"):
         Q = R @ inverse
         # Q (I + E) = R A^-1 accounts for the rest R - Q A, which is rounding.
         left = np.abs(R - Q @ A).sum(2) * np.abs(inverse).sum(2).max(1, initial=0)[:, None]
-        sums = np.abs(Q).sum(2) + left
+        sums = _sizes_of_blocks(np.where(np.isnan(Q), np.inf, Q), g).sum(2)
+        sums = sums + left.reshape(n, -1, g).sum(2)
     sums = np.where(np.isnan(sums), np.inf, sums)
     sums[each, S] = 0
-    up = 1 + 4 * s * np.finfo(float).eps
-    kappa = np.abs(A - np.eye(s)).sum(2).max(1, initial=0)
+    up = 1 + 4 * s * g * np.finfo(float).eps
+    kappa = _sizes_of_blocks(A - np.eye(s * g), g).sum(2).max(1, initial=0)
     return np.stack([sums.max(1, initial=0), kappa]) * up
+
+
+def _sizes_of_blocks(A: np.ndarray, g: int) -> np.ndarray:
+    """norm(A_ij, 2) of the g x g blocks of matrices; inf where one is not finite."""
+    if g == 1:
+        return np.abs(A)
+    n, rows, columns = A.shape
+    blocks = A.reshape(n, rows // g, g, columns // g, g).swapaxes(2, 3)
+    finite = np.isfinite(blocks).all((3, 4))
+    sizes = spectral_norms(np.where(finite[..., None, None], blocks, 0))
+    return np.where(finite, sizes, np.inf)
 
 
 def _inverses(A: np.ndarray) -> np.ndarray:

@@ -66,14 +66,14 @@ def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: 
         Tube, in float64 from the stored arrays.
 
     Raises:
-        TypeError: the family is another one, or an argument is traced.
+        TypeError: the layer is of another family, or an argument is traced.
         ValueError: the activation is not ReLU, params or code do not fit, or a number is out of
             range.
 
-    Not claimed: that noise moves a run as far as a large radius. Thresholds below the noise leave
-    entries open, and the radius then grows without end. If the support selection of a step may pass
-    only some of the entries above the threshold, the radius is inf from then on. The rounding is
-    not a worst case.
+    Not claimed: that noise can move a run as far as a large radius allows. Thresholds below the
+    noise leave entries open, and the radius then grows without end. If the support selection of a
+    step may pass only some of the entries above the threshold, the radius is inf from then on. The
+    rounding is not a worst case.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 100, 200)

@@ -18,8 +18,10 @@ from unrolled._base.programs import host_function, program
 from unrolled._base.results import Result
 from unrolled.dictionaries import (
     Dictionary,
+    Operator,
     Structured,
     as_chain,
+    block_of,
     column_norms,
     magnitudes,
     normalized,
@@ -33,6 +35,7 @@ from unrolled.theory._coherence import (
     without_parts,
 )
 from unrolled.theory._models import effective, host_chain, layer_counts, of_length
+from unrolled.theory._parts import part_products
 from unrolled.theory._schedules import host_numbers, times
 
 __all__ = [
@@ -93,6 +96,11 @@ def uniqueness(
     atom shows. If norms differ within the tolerance for unit atoms, this counts against `l1`, not
     against uniqueness.
 
+    Where codes of D_j come in parts, s_j counts parts, and `l1` is about the least sum of their
+    sizes. With the unit atoms D_i of part i, mu is then max_{i != j} norm(D_i'D_j, 2) / (1 - max_i
+    norm(I - D_i'D_i, 2)): for D h = 0 gives h_i = (I - D_i'D_i) h_i - sum_{j != i} D_i'D_j h_j, so
+    abs(h_i) <= mu sum_{j != i} abs(h_j), and from there the proof is that of entries.
+
     Args:
         Ds: J dictionaries with unit atoms. Products are normalised before they are measured; a
             product is not used if a column vanishes, or cancels to 1e-6 of its terms.
@@ -100,7 +108,7 @@ def uniqueness(
         counts: J integers, the nonzeros of a given solution; None for any solution.
         coherence: D -> number: `mutual_coherence`, or the mu_W of any weights with w_i . d_i = 1.
             The generalized coherence certifies more; `l1` is then the condition of Juditsky and
-            Nemirovski (2011).
+            Nemirovski (2011). Not for codes in parts.
 
     Raises:
         TypeError: a dictionary is traced.
@@ -120,7 +128,10 @@ def uniqueness(
     """
     where = "uniqueness"
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        Ds = host_chain(Ds, where)
+        Ds = host_chain(Ds, where, parts=True)
+        if coherence is not mutual_coherence:
+            for D in Ds:
+                without_parts(D, where)
         s = bounded_counts(sparsities, Ds, where)
         nonzeros = s if counts is None else bounded_counts(counts, Ds, where, "counts")
         for D in Ds:
@@ -132,18 +143,28 @@ def uniqueness(
             D, norms = effective(Ds[j - 1 : j0])
             if not (norms > 0).all():
                 return math.inf
+            if (g := block_of(Ds[j0 - 1])) > 1:
+                return _mu_of_parts(normalized(D)[0], g)
             value = measured(D)[0] if coherence is mutual_coherence else coherence(normalized(D)[0])
             number, rounding = host_numbers(where, coherence=value)[0], up(value)
             return number * rounding if rounding > UP else number  # for float32 and narrower
 
-        first, best, path = _visit(mu, nonzeros + s, [D.shape[1] for D in Ds])
+        first, best, path = _visit(mu, nonzeros + s, [D.shape[1] // block_of(D) for D in Ds])
         alone = [
-            _admits(_weighted(mu(j, j), D), 2 * n, D.shape[1])
+            _admits(_weighted(mu(j, j), D), 2 * n, D.shape[1] // block_of(D))
             for j, (n, D) in enumerate(zip(nonzeros, Ds), start=1)
         ]
     unique, l1 = np.arange(len(Ds)) < first, np.logical_and.accumulate(alone)
     bounds = np.array([sparsity_bound(m) if m < math.inf else 0.0 for m in best])
     return Uniqueness(unique, bounds, bounds - (nonzeros + s) / 2, path, l1, bool(unique.all()))
+
+
+def _mu_of_parts(D: Operator, g: int) -> float:
+    """mu' with abs(h_i) <= mu' sum_{j != i} abs(h_j) for the parts of all h in ker D."""
+    products = part_products(D, D, g)
+    mu = float(products.mu.max())
+    own = 1 - float(products.drift(np.ones(len(products.mu))).max())
+    return mu / own if own > 0 else math.inf
 
 
 def _visit(
@@ -185,13 +206,15 @@ def _weighted(mu: float, D: Dictionary) -> float:
 def bounded_counts(
     values: Sequence[int], Ds: Sequence[Dictionary], where: str, name: str = "sparsities"
 ) -> np.ndarray:
-    """One integer per layer, between 0 and d_j, (J,)."""
+    """One integer per layer, between 0 and d_j (the number of parts), (J,)."""
     counts = layer_counts(values, len(Ds), where, name)
     for j, (s, D) in enumerate(zip(counts, Ds), start=1):
-        if s > D.shape[1]:
+        g = block_of(D)
+        if s > D.shape[1] // g:
+            what = "atoms" if g == 1 else f"parts of {g} atoms"
             raise ValueError(
-                f"{where}: {name}[{j - 1}] is {s} but D_{j} has {D.shape[1]} atoms; expected at "
-                "most as many"
+                f"{where}: {name}[{j - 1}] is {s} but D_{j} has {D.shape[1] // g} {what}; expected "
+                "at most as many"
             )
     return counts
 

@@ -18,6 +18,7 @@ from unrolled import metrics
 from unrolled._base import checks, programs
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, names_with_role
 from unrolled.networks import codes_of_ista, exceeds, lam_of, loss_of, worse_than_zero
@@ -283,7 +284,7 @@ def _made(optimizer, rate: float) -> optax.GradientTransformation:
     return made
 
 
-class Search(NamedTuple):
+class Search(Result):
     """The result of a grid search. Tables have one axis per field, and nan if codes are not finite.
 
     The loss decides, or the NMSE if no loss was given.

@@ -213,7 +213,7 @@ FORMATS = {".npz": (to_npz, from_npz), ".safetensors": (to_safetensors, from_saf
 
 @checked
 def save_tree(path: str | Path, tree: Any, **metadata: Any) -> None:
-    """Write the arrays of a tree and their hashes at `path`, as a whole file or no file.
+    """Write the arrays of a tree and their hashes at `path`, completely or not at all.
 
     Args:
         path: a `.npz` file.
@@ -362,7 +362,7 @@ class Steps:
         return _numbers(path.stem for path in self.folder.glob("*.npz"))
 
     def save(self, step: int, leaves: dict[str, Any], **manifest: Any) -> None:
-        """Write named leaves and their manifest as one step, as a whole file or no file.
+        """Write named leaves and their manifest as one step, completely or not at all.
 
         Raises:
             CheckpointError: the step cannot be written; earlier steps stay.

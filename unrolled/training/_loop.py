@@ -41,7 +41,7 @@ class Data(NamedTuple):
 def make_loop(
     objective: Objective, data: Data, optimizer: optax.GradientTransformation, shared: Sharing
 ) -> "Loop":
-    """Compile a training once, for any number of stages."""
+    """Compile a run once, for any number of stages."""
     place = places_of(shared.mesh, data.start, objective.where)
     sample = as_argument(data.sample)
     if shared.mesh is None:

@@ -87,8 +87,8 @@ class Sharing(NamedTuple):
         """Options of the compiler for programs that round alike on any number of devices.
 
         XLA removes common expressions before it simplifies for several devices, but after it for
-        one device: two quotients with one divisor become products by its inverse. We saw this on
-        CPUs, and the options mend it only there, because kernels of other devices need the pass.
+        one device: two quotients with one divisor become products by its inverse. We saw this only
+        on CPUs. The options switch the pass off only there, because other devices need the pass.
         """
         device = jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
         accumulated = self.batches > 1 and device.platform == "cpu"

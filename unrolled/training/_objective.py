@@ -15,6 +15,7 @@ import numpy as np
 from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, TypeAliasType
+from unrolled._base.results import Result
 from unrolled.dictionaries import (
     Dictionary,
     as_chain,
@@ -49,7 +50,7 @@ Params = TypeAliasType("Params", Unrolled | tuple[Unrolled, ...])  # for a layer
 Dictionaries = TypeAliasType("Dictionaries", Dictionary | tuple[Dictionary, ...])  # likewise
 
 
-class Record(NamedTuple):
+class Record(Result):
     """One evaluation of a run."""
 
     step: int  # steps done
@@ -59,7 +60,7 @@ class Record(NamedTuple):
     stage: int = 0  # the stage of a curriculum, else 0
 
 
-class History(NamedTuple):
+class History(Result):
     """The course of a run."""
 
     loss: np.ndarray  # (steps,) training loss of every step
@@ -69,7 +70,7 @@ class History(NamedTuple):
     ista: float = np.nan
 
 
-class Tried(NamedTuple):
+class Tried(Result):
     """One of the runs among which `unsupervised` chooses."""
 
     family: str  # the trained family
@@ -79,7 +80,7 @@ class Tried(NamedTuple):
     validation: float  # the least validation loss
 
 
-class Fit(NamedTuple):
+class Fit(Result):
     """The result of a run."""
 
     params: Any  # after the last step

@@ -17,6 +17,7 @@ from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled._base.files import check_draws, drawing
 from unrolled._base.numbers import norm
 from unrolled._base.programs import program
+from unrolled._base.results import Result
 from unrolled.analytic import calibrate
 from unrolled.dictionaries import (
     Dictionary,
@@ -77,7 +78,7 @@ def _mostly_last(codes: Codes, X: Codes | None) -> Array:
     return (1 - _DEEP) * log_nmse(codes, X, None, Y) + _DEEP * deep(log_nmse)(codes, X, None, Y)
 
 
-class Start(NamedTuple):
+class Start(Result):
     """A layer by its recipe, calibrated and ready for `fit`."""
 
     layer: Layer  # with the options that suit the signals
@@ -154,7 +155,7 @@ def prepare(
     return _best(_starts(cls, signals, depth, checks.as_key(key, "prepare"), options))
 
 
-class Made(NamedTuple):
+class Made(Result):
     """A training by recipe; `compare.compare` takes the `fit`."""
 
     start: Start  # before training
@@ -381,7 +382,7 @@ def _damped(start: Start, multiple: float, signals: _Signals) -> Start:
     params = start.params._replace(steps=steps._replace(W=W))
     with checks.quiet():  # the error on other signals says the same
         params = calibrate(start.layer, params, signals.D, *signals.calibrating)
-    return start._replace(params=params, nmse=_error(start.layer, params, signals))
+    return start.replace(params=params, nmse=_error(start.layer, params, signals))
 
 
 def _from_weights(layer: Layer, ridge: float | None, key: Any, D: Operator) -> Unrolled:

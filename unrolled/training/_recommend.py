@@ -33,15 +33,15 @@ __all__ = ["Recommendation", "recommend"]
 class _Rules(NamedTuple):
     """The bounds between methods; each number was measured.
 
-    If codes are not known, by the CPU time of one thread per signal, for exact solvers and networks
-    (benchmarks/recipe.py). LARS costs as much as K steps of a network if a code has m K / 128
-    nonzeros. If codes are known, by the cells of benchmarks/lista.jsonl.
+    If codes are not known, the bounds come from the CPU time of one thread per signal, for exact
+    solvers and networks (benchmarks/recipe.py). LARS costs as much as K steps of a network if a
+    code has m K / 128 nonzeros. If codes are known, they come from benchmarks/lista.jsonl.
     """
 
     few_nonzeros: float = 1 / 8  # share of m below which LARS costs no more than 16 steps
     many_nonzeros: float = 1 / 5  # share of m above which LARS costs twice as much
     many_atoms: int = 1000  # d: with fewer, no network had both a gap of 0.01 and less time
-    many_signals: int = 100_000  # number that repays a training
+    many_signals: int = 100_000  # number that repays the training
     # Multiple of the coherence of a random dictionary of the same size. Above it, as in learned
     # dictionaries, trained networks keep a gap above 0.01.
     like_random: float = 1.5

@@ -89,7 +89,7 @@ def run_stages(
     stages: Sequence[Stage] = (Stage(),),
     config: dict[str, Any] | None = None,
 ) -> Fit:
-    """Run the stages of a training; a stage takes at most `steps` steps unless it has a number.
+    """Take the stages of a run; a stage takes at most `steps` steps unless it has its own number.
 
     Args:
         options: checked options.
@@ -118,7 +118,7 @@ def run_stages(
                 keeper.save(state)
         result = loop.result(state)
     arrays = {name: getattr(result, name) for name in ("params", "best", "D")}
-    return result._replace(**loop.processes.local(arrays))
+    return result.replace(**loop.processes.local(arrays))
 
 
 def _check_same_arguments(
@@ -173,7 +173,7 @@ def _writer(log: str | Path | None) -> Iterator[Callback]:
     with Path(log).open("a") as lines:
 
         def write(record, params):
-            values = {k: v if np.isfinite(v) else None for k, v in record._asdict().items()}
+            values = {k: v if np.isfinite(v) else None for k, v in record.asdict().items()}
             lines.write(json.dumps(values) + "\n")
             lines.flush()
 
@@ -478,7 +478,8 @@ def key_text(key: Array) -> str:
 
 def _packed(state: Progress) -> dict[str, Any]:
     """The leaves of a state by name."""
-    records: Any = np.asarray(state.records, np.float64).reshape(-1, len(Record._fields))
+    rows = [list(record.asdict().values()) for record in state.records]
+    records: Any = np.asarray(rows, np.float64).reshape(-1, len(Record._fields))
     return _forms.names(state._replace(records=records))
 
 

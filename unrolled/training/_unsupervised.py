@@ -96,7 +96,7 @@ def unsupervised(
         key: of the batches; an int is a seed.
         weights: False trains only the 2 K numbers of `fista`, to the end: enough if D is random
             and large, and a tenth of the memory.
-        steps: number of steps of the last training; earlier trainings take at most as many.
+        steps: number of steps of the last run; no run before it takes more.
         validation, evaluate_every, patience, checkpoint, callbacks, log: as in `fit`, for the
             training of `lfista_cp`. A resumed run repeats the trials of `fista`, which take
             seconds.
@@ -150,10 +150,10 @@ def unsupervised(
         enter = partial(_entered, start=split(plain, atoms)[0], rate=rate, steps=steps)
         fit = run_stages(*problem.training(few, plain), options, steps, [Stage(enter=enter)])
         best = Tried(few.family, "init", rate, steps, fit.judged["best"])
-        return fit._replace(tried=(*trials, best))
+        return fit.replace(tried=(*trials, best))
     starts = {"fista": layer.from_fista(params, atoms), "init": layer.init(None, atoms)}
     fit = _many_numbers(problem, layer, starts, short, steps, options)
-    return fit._replace(tried=(*trials, *fit.tried))
+    return fit.replace(tried=(*trials, *fit.tried))
 
 
 class _Units(NamedTuple):
@@ -251,8 +251,8 @@ def _many_numbers(
     config = {"lam": problem.lam, "steps": steps}
     fit = run_stages(*training, options, steps, [*stages, Stage(enter=enter)], config)
     tried = trials(fit.history.records)
-    best = _least(tried)._replace(steps=steps, validation=fit.judged["best"])
-    return fit._replace(tried=(*tried, best))
+    best = _least(tried).replace(steps=steps, validation=fit.judged["best"])
+    return fit.replace(tried=(*tried, best))
 
 
 def _least(trials: Sequence[Tried]) -> Tried:

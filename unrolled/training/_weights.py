@@ -3,10 +3,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from unrolled._base import checks
 from unrolled._base.arguments import checked
+from unrolled._base.results import Result
 from unrolled.layers import Layer, fold_thresholds
 from unrolled.networks import Network
 from unrolled.records import differences
@@ -18,7 +19,7 @@ from unrolled.training._objective import Dictionaries, Fit, Model, as_dictionari
 __all__ = ["Restored", "restore", "save"]
 
 
-class Restored(NamedTuple):
+class Restored(Result):
     """The contents of a weights file or a run folder."""
 
     params: Any  # of the layer
@@ -61,8 +62,8 @@ def save(
         The absolute path.
 
     Raises:
-        ValueError: the suffix is another one, params do not fit the layer, or an entry of metadata
-            is named "versions".
+        ValueError: the suffix is not .npz or .safetensors, params do not fit the layer, or an entry
+            of metadata is named "versions".
         TypeError: a tree, dtype, option or metadata cannot be saved, or params are of another
             family or traced.
         CheckpointError: the file cannot be written (the message says how many bytes are free).
@@ -125,7 +126,7 @@ def restore(
 
     Raises:
         FileNotFoundError: the file does not exist, or the folder lacks the step.
-        ValueError: the suffix is another one, or `step` is given for a file.
+        ValueError: the suffix is not .npz or .safetensors, or `step` is given for a file.
         CheckpointError: the file is damaged, truncated or has a newer format; this process does not
             know the family; params differ from `like` (the message has a table); D differs from the
             saved one; or the file has 64-bit numbers and the process runs without them.

@@ -488,7 +488,7 @@ test_what_does_not_know_parts_says_so = rows(
             lambda: theory.generalized_coherence(C),
             lambda: analytic.minimax_weights(C),
             lambda: theory.frobenius_weights(C, power=3),
-            lambda: theory.uniqueness([C], [1]),
+            lambda: theory.uniqueness([C], [1], coherence=theory.generalized_coherence),
             lambda: theory.certify_code(C, np.ones(8), np.ones(12)),
             lambda: theory.certify_run(
                 layers.alista(2),
@@ -497,7 +497,6 @@ test_what_does_not_know_parts_says_so = rows(
                 np.ones(12),
                 noise=0.0,
             ),
-            lambda: theory.certify_supports(C, C, [[0]]),
             lambda: analytic.alista(C, per_atom=True, **PLANNED),
             lambda: analytic.dsc([C], depths=[2], sparsities=[1], bounds=[1.0]),
             lambda: ur.dictionaries.Concatenated(C, np.ones((8, 1))),
@@ -510,7 +509,6 @@ test_what_does_not_know_parts_says_so = rows(
                     "liht",
                     "tista",
                     "vamp_bg",
-                    "alista_rt",
                 )
             ),
             lambda: ur.networks.ml_lista(2).check([None], [C]),

@@ -67,7 +67,7 @@ def dictionaries_of(found):
 def same(*results):
     """Whether two results are equal to the last bit, but for their times."""
     one, other = (
-        found._replace(history=[step._replace(seconds=0) for step in found.history])
+        found.replace(history=[step.replace(seconds=0) for step in found.history])
         for found in results
     )
     return trees.same(one, other)

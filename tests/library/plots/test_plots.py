@@ -275,12 +275,12 @@ def test_zero_and_infinite_errors_of_a_bound_are_marked():
 def test_thresholds_of_a_training_that_are_not_positive_are_marked():
     watch = watched(ur.lista_cp(3))
     at = watch.evaluations[1]
-    watch.evaluations[1] = at._replace(theta=np.array([0.1, -0.1, 0.1]), validation=np.nan)
+    watch.evaluations[1] = at.replace(theta=np.array([0.1, -0.1, 0.1]), validation=np.nan)
     loss, theta, *_ = watch.plot().axes
     assert "below the axis: step 2 (to -0.1)" in theta.get_xlabel()
     assert "not a number: all (1 of 2)" in loss.get_xlabel()
     assert theta.get_yscale() == "log"
-    watch.evaluations[:] = [each._replace(theta=np.zeros(3)) for each in watch.evaluations]
+    watch.evaluations[:] = [each.replace(theta=np.zeros(3)) for each in watch.evaluations]
     assert watch.plot().axes[1].get_yscale() == "linear"  # which has a place for 0
 
 
@@ -425,7 +425,7 @@ def test_atoms_stand_in_the_order_of_their_use():
     [
         (np.ones((16, 3)), None, r"an atom has 16 entries, got shape None.*try shape=\(4, 4\)"),
         (np.ones((6, 3)), (2, 2), r"got shape \(2, 2\).*try shape=\(1, 6\)"),
-        (ur.dictionaries.Conv(np.ones((2, 1, 3)), 8), (1, 3), "no `shape` beside them"),
+        (ur.dictionaries.Conv(np.ones((2, 1, 3)), 8), (1, 3), "no `shape` with them"),
         (
             ur.dictionaries.Conv(np.ones((2, 1, 2, 2, 2)), (3, 3, 3)),
             None,

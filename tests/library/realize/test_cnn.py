@@ -22,7 +22,7 @@ from unrolled.layers import (
     Weights,
     WeightsAndThreshold,
 )
-from unrolled.realize import cnn, cnn_size, nnx_module
+from unrolled.realize import CnnSize, cnn, cnn_size, nnx_module
 from unrolled.realize._cnn_layers import (
     Architecture,
     Bound,
@@ -139,7 +139,7 @@ def test_the_layers_as_records_compute_the_codes(kernel_size, form):
         assert ours.shape == (d,) and (expected.any() or not K)
         assert_close(ours, expected, atol=min(1e-12, rounding(network, 2 * d + m, K)))
         assert len(network.layers) == network.depth
-        assert (network.depth, network.n_weights) == cnn_size(
+        assert CnnSize(network.depth, network.n_weights) == cnn_size(
             m, d, K, kernel_size=kernel_size, form=form
         )
 
@@ -174,7 +174,7 @@ def test_only_layers_that_emit_a_code_are_linear(form):
         )
         (x,) = run_by_numpy(network, signal(6))
         assert_close(x, iterate(D, tied(D, 2), signal(6)), atol=rounding(network, 26, 2))
-        assert cnn_size(6, 10, 2, **sizes) == (network.depth, network.n_weights)
+        assert cnn_size(6, 10, 2, **sizes) == CnnSize(network.depth, network.n_weights)
 
 
 @every_form
@@ -224,7 +224,7 @@ def test_a_chain_gives_every_code(depths, form):
         expected = iterate(D, p, expected)
         assert_close(x, expected, atol=min(1e-12, rounding(realized, 30, sum(depths))))
     size = cnn_size(6, tuple(d for _, d in shapes), depths, kernel_size=3, form=form)
-    assert size == (realized.depth, realized.n_weights)
+    assert size == CnnSize(realized.depth, realized.n_weights)
 
 
 def test_a_chain_runs_as_its_network():
@@ -434,36 +434,37 @@ def test_the_counts_of_the_specification():
         ("compact", 3): (7, 272 + 4 * 26 * (3 * 26 + 1) + 10 * (3 * 26 + 1)),
     }
     for (form, kernel_size), size in expected.items():
-        assert cnn_size(6, 10, 5, kernel_size=kernel_size, form=form) == size
+        assert cnn_size(6, 10, 5, kernel_size=kernel_size, form=form) == CnnSize(*size)
 
 
 def test_depth_and_weights_have_the_orders_of_lemma_14():
     """Both lie between fixed multiples; the number of weights varies with q / s^L, by up to s."""
     for m, K, s in itertools.product((64, 128, 256, 512, 1024), (5, 10, 50), (2, 3)):
         d = 2 * m
-        depth, n_weights = cnn_size(m, d, K, kernel_size=s, form="positive")
-        assert 1.1 <= depth / (K * math.log(d + m, s)) <= 1.45
-        assert 3.4 <= n_weights / (K * (d + m) ** 2) <= 9.4
+        size = cnn_size(m, d, K, kernel_size=s, form="positive")
+        assert 1.1 <= size.depth / (K * math.log(d + m, s)) <= 1.45
+        assert 3.4 <= size.n_weights / (K * (d + m) ** 2) <= 9.4
         literal, compact = (
             cnn_size(m, d, K, kernel_size=s, form=form) for form in ("literal", "compact")
         )
-        assert depth < literal.depth <= 2 * depth and literal.n_weights <= 2 * n_weights
+        assert size.depth < literal.depth <= 2 * size.depth
+        assert literal.n_weights <= 2 * size.n_weights
         assert compact.depth == tree_depth(m, s) + K
         assert compact.n_weights <= s * K * (2 * d + m + 1) ** 2 + s**2 * m**2
         n = 2 * d + m  # the bound of the specification
-        assert n_weights <= K * (s + s**2 / (s**2 - 1)) * n**2 + 3 * K * s * n
+        assert size.n_weights <= K * (s + s**2 / (s**2 - 1)) * n**2 + 3 * K * s * n
 
 
 def test_the_weights_of_a_chain_add_up():
     """C-16: at 1024 -> 2048 -> 4096 the printed product is 7 orders of magnitude above the sum."""
     K, pairs = 10, ((1024, 2048), (2048, 4096))
     for form in FORMS:
-        depth, n_weights = cnn_size(1024, (2048, 4096), (K, K), kernel_size=3, form=form)
+        size = cnn_size(1024, (2048, 4096), (K, K), kernel_size=3, form=form)
         total = sum((m + d) ** 2 for m, d in pairs)
-        assert 3 <= n_weights / (K * total) <= 16
-        assert n_weights < 1e-5 * K * math.prod((m + d) ** 2 for m, d in pairs)
+        assert 3 <= size.n_weights / (K * total) <= 16
+        assert size.n_weights < 1e-5 * K * math.prod((m + d) ** 2 for m, d in pairs)
         alone = sum(cnn_size(m, d, K, kernel_size=3, form=form).depth for m, d in pairs)
-        assert depth <= alone
+        assert size.depth <= alone
 
 
 def test_a_chain_of_one_is_a_layer():
@@ -624,7 +625,7 @@ test_faults_are_refused = rows(
     (_of(form="short"), "unknown form 'short'; expected one of compact"),
     (_of(signal_bound=-1.0), "signal_bound must be non-negative"),
     (_of(signal_bound=np.inf), "signal_bound has NaN or infinite"),
-    (_of(activation="silu"), "expected the activation of the layer, got silu and relu"),
+    (_of(activation="silu"), "expected one activation, the layer's, got silu and relu"),
     (_of(activation=jnp.tanh), "one activation"),
     (
         _of(layers.lista(2), LISTA, D),
@@ -654,7 +655,7 @@ test_faults_are_refused = rows(
     ),
     (
         _of(*shrinking_by("elu"), activation="relu"),
-        "expected the activation of the layer, got relu and elu",
+        "expected one activation, the layer's, got relu and elu",
     ),
     (
         _of(*shrinking_by(activations.scale(activations.gelu, 1e6)), activation="relu"),
@@ -663,7 +664,7 @@ test_faults_are_refused = rows(
     (_of(*shrinking_by("selu")), "selu does not become"),
     (
         _of(networks.dsc([LAYER, layers.lista_cp(2, activation="elu")]), CHAIN[1], CHAIN[2]),
-        "expected the activation of the layer, got relu and elu",
+        "expected one activation, the layer's, got relu and elu",
     ),
     (_of(CHAIN[0], CHAIN[1], CHAIN[2][0]), "Ds is one dictionary"),
     (_of(CHAIN[0], (), CHAIN[2]), "expected a tuple of 2 params"),

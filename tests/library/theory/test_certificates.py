@@ -432,4 +432,5 @@ def test_a_family_is_coupled_unless_it_has_a_step_of_its_own():
     assert not _shifted(2).is_coupled and not _warm(2).is_coupled
     params = Unrolled(Weights(jnp.eye(2)), Threshold(jnp.ones(2)))
     with pytest.raises(TypeError, match="is not x <- shrink"):
-        theory.certify(_shifted(2), params, np.eye(2), sparsity=1, bound=1.0)
+        theory.certify(_warm(2), params, np.eye(2), sparsity=1, bound=1.0)
+    assert not theory.certify(_shifted(2), params, np.eye(2), sparsity=1, bound=1.0).holds

@@ -1,5 +1,6 @@
 """Proofs where codes come in parts, next to runs of the layers and to proofs of entries."""
 
+import itertools
 from types import SimpleNamespace
 
 import jax
@@ -297,6 +298,78 @@ def test_a_part_of_the_size_of_the_threshold_is_zero_and_counts_as_missed():
     Z = jax.vmap(layer.apply, (None, None, 0))(params, D, X)
     assert not np.asarray(Z[0]).any() and np.abs(Z[1]).any()
     assert not proof.proved[0] and (np.abs(Z - X).max(1) <= proof.errors[:, 1]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_covered_supports_of_parts_no_code_has_a_wrong_part(kind):
+    rng = np.random.default_rng(9)
+    D = dictionary(kind, rng)
+    g, W = D.block, ur.theory.frobenius_weights(D)
+    supports = np.argsort(rng.random((40, N)), 1)[:, :2]
+    proof = ur.theory.certify_supports(W, D, supports)
+    B = np.asarray(dense(W)).T @ np.asarray(dense(D))
+    B = B.reshape(N, g, N, g).swapaxes(1, 2)
+    X = np.zeros((40, 2, N, g))
+    for x, S, ratio, kappa in zip(X, supports, proof.ratio, proof.contraction):
+        A = B[np.ix_(S, S)].swapaxes(1, 2).reshape(2 * g, 2 * g)
+        Q = (B[:, S].swapaxes(1, 2).reshape(N * g, 2 * g) @ np.linalg.inv(A)).reshape(N, g, 2, g)
+        norms = np.linalg.norm(Q.swapaxes(1, 2), 2, (2, 3)).sum(1)
+        norms[S] = 0
+        assert norms.max() <= ratio <= norms.max() * (1 + 1e-12)
+        off = (A - np.eye(2 * g)).reshape(2, g, 2, g).swapaxes(1, 2)
+        assert kappa == pytest.approx(np.linalg.norm(off, 2, (2, 3)).sum(1).max(), rel=1e-9)
+        x[0, S] = rng.normal(size=(2, g)) * [[1], [0.1]]
+        # Products of one size whose shares of the worst part have one direction.
+        turned = np.linalg.svd(Q[norms.argmax()].swapaxes(0, 1))
+        v = [V[0] * np.sign(U[:, 0] @ turned[0][0, :, 0]) for U, V in zip(turned[0], turned[2])]
+        x[1, S] = np.linalg.solve(A, np.concatenate(v)).reshape(2, g)
+    layer = ur.layers.alista_rt(40)
+    covered = (proof.ratio <= layer.ratio) & (proof.contraction < 1)
+    assert covered.sum() > 10
+    run = jax.jit(jax.vmap(layer.iterates, (None, None, 0)))
+    Z = run(layer.init(None, D), D, X.reshape(80, -1) @ np.asarray(dense(D)).T)
+    Z = np.asarray(Z).reshape(40, 2, 40, N, g)
+    wrong = np.any(Z != 0, -1) & ~np.any(X != 0, -1)[:, :, None]
+    assert not wrong[covered].any()
+    largest = np.linalg.norm(X, axis=-1).max(-1)
+    errors = np.linalg.norm(Z - X[:, :, None], axis=-1).max(-1) / largest[:, :, None]
+    for k in (1, 5, 40):
+        assert (errors[:, :, k - 1] <= proof.bound(k)[:, None] + 1e-13)[covered].all()
+    float32 = jax.tree.map(lambda leaf: leaf.astype(np.float32), (layer.init(None, D), D))
+    Y = X.reshape(80, -1) @ np.asarray(dense(D)).T
+    taken = np.any(np.asarray(run(*float32, Y.astype(np.float32))).reshape(wrong.shape + (g,)), -1)
+    assert not (taken & ~np.any(X != 0, -1)[:, :, None])[covered].any()
+
+
+def test_codes_in_parts_are_unique_up_to_the_coherence_of_blocks():
+    rng = np.random.default_rng(8)
+    H = ur.dictionaries.identity_hadamard(16)
+    real, joint = (ur.theory.uniqueness([D], [2]) for D in (H, Joint(H, 3)))
+    assert real.holds and joint.holds and joint.bounds == pytest.approx(real.bounds, rel=1e-12)
+    assert joint.l1.all() and not ur.theory.uniqueness([Joint(H, 3)], [3]).holds
+    found = []
+    for seed in range(3):
+        D = dictionary("complex", np.random.default_rng(seed), m=7, n=9)
+        A = np.asarray(D.real) + 1j * np.asarray(D.imag)
+        mu = np.abs(A.conj().T @ A - np.eye(9)).max()
+        result = ur.theory.uniqueness([D], [1])
+        assert result.bounds[0] == pytest.approx((1 + 1 / mu) / 2, rel=1e-12)
+        assert result.holds == (mu < 1)
+        s = int(np.ceil(result.bounds[0]) - 1)
+        for S in map(list, itertools.combinations(range(9), 2 * s)):
+            found.append(np.linalg.svd(A[:, S], compute_uv=False)[-1])
+    assert min(found) > 1e-3
+    # A product of two: its parts are those of the last, and not orthogonal within.
+    first = dictionary("complex", rng, m=30, n=24)
+    atoms = np.eye(24, 30) + 1j * np.eye(24, 30, 3) * (np.arange(24) < 3)[:, None]
+    atoms[:, 24:] = matrix(rng, 24, 6, True)
+    second = Complex.of(atoms / np.linalg.norm(atoms, axis=0))
+    chain = ur.theory.uniqueness([first, second], [1, 1])
+    assert chain.bounds.shape == (2,) and chain.unique.tolist() == [True, True]
+    with pytest.raises(ValueError, match="in parts"):
+        ur.theory.uniqueness([first], [1], coherence=ur.theory.generalized_coherence)
+    with pytest.raises(ValueError, match=r"is 25 but D_1 has 24 parts of 2 atoms"):
+        ur.theory.uniqueness([first], [25])
 
 
 class _own_shrinkage(ur.layers.alista):

@@ -286,7 +286,7 @@ def encode(
     say: Say,
     certify: bool = False,
 ) -> Encoded:
-    """Write the codes of signals, chunk by chunk, as a whole file or no file.
+    """Write the codes of signals, chunk by chunk, completely or not at all.
 
     If no option has the units of the signals, as with a ratio or a sparsity, a pursuit would code
     rounding like a signal. A signal is then coded as zero if its norm is below a few roundings of

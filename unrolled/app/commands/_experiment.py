@@ -367,7 +367,7 @@ def _answer(cells: "Sequence[Cell]") -> str:
 
 
 def section_name(rows: dict[str, dict]) -> str:
-    """Data, model and epochs, and a few characters that tell sections with equal ones apart."""
+    """Data, model and epochs, and a few characters that tell apart sections that share these."""
     recipe = next(iter(rows.values()))["recipe"]
     digest = min(rows).rpartition("-")[2]
     return f"{recipe['data']}-{recipe['model']}-{recipe['epochs']}-epochs-{digest[:4]}"

@@ -180,7 +180,7 @@ def write_report(
     """Write one CSV per section, `results.json` and `report.md`, draw the figures, and write
     everything again as `report.html`.
 
-    In this order a figure that fails loses no number.
+    If a figure fails, the numbers are already written.
 
     Returns:
         The path of `report.html`.
@@ -246,13 +246,13 @@ def write_html(
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text as UTF-8, as a whole file or no file."""
+    """Write text as UTF-8, completely or not at all."""
     # A file name may have bytes that are not text.
     write_whole(path, text.encode(errors="backslashreplace"))
 
 
 def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence]) -> None:
-    """Write a CSV, as a whole file or no file."""
+    """Write a CSV, completely or not at all."""
     with io.StringIO(newline="") as text:
         table = csv.writer(text, lineterminator="\n")
         table.writerow(header)
@@ -280,7 +280,7 @@ def check_figure(path: Path) -> None:
 
 
 def write_figure(path: Path, figure: Any) -> None:
-    """Write a matplotlib figure in the format of its suffix (default PNG), or no file."""
+    """Write a matplotlib figure in the format of its suffix (default PNG), or nothing."""
     with whole_file(path) as file:
         figure.savefig(file, format=path.suffix[1:] or "png", dpi=_DPI)
 

@@ -451,7 +451,7 @@ def _saved(folder: Path) -> Path:
 
 
 def _grown(saved: Config, config: Config) -> Config:
-    """The saved configuration, with the steps of `config` if the run may go on beyond its end."""
+    """The saved configuration, with the steps of `config` if the run may continue past its end."""
     before, steps = saved.training, config.training.steps
     longer = before.method == "end_to_end" and before.schedule == "constant"
     if not (longer and steps > before.steps):

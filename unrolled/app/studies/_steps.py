@@ -44,7 +44,7 @@ BATCH = 64  # signals of a training step
 CHOSEN_ON = 1280  # signals for choosing thresholds, step sizes and penalties
 PATCH = 8  # pixels on a side of a patch
 _TESTED_ON = 1000  # planted signals
-_STRIDE = 3  # pixels from one training patch to the next
+_STRIDE = 3  # pixels between neighbouring training patches
 
 
 class Samples(NamedTuple):
