@@ -446,6 +446,24 @@ def test_compare_is_a_module_that_is_called_as_its_function(monkeypatch):
     assert room("methods", "D", lam=2) == (("methods", "D"), 2)
 
 
+def overloads(tree, name):
+    """The arguments and results of the overloads of a function, as text, without `cls`."""
+    for node in ast.walk(tree):
+        marks = [ast.unparse(mark) for mark in getattr(node, "decorator_list", ())]
+        if isinstance(node, ast.FunctionDef) and node.name == name and "overload" in marks:
+            yield ast.unparse(node.args).removeprefix("cls, "), ast.unparse(node.returns)
+
+
+def test_type_checkers_see_compare_as_it_is():
+    room = PACKAGE / "compare"
+    stub, function = (ast.parse((room / n).read_text()) for n in ("_called.pyi", "_compare.py"))
+    assert [*overloads(stub, "__new__")] == [*overloads(function, "compare")] != []
+    (seen,) = (node for node in stub.body if isinstance(node, ast.ClassDef))
+    names = {alias.name for node in seen.body for alias in getattr(node, "names", ())}
+    names |= {ast.unparse(node.targets[0]) for node in seen.body if isinstance(node, ast.Assign)}
+    assert names == exported("unrolled.compare").keys()
+
+
 @pytest.mark.parametrize(
     ("room", "name", "end"),
     [

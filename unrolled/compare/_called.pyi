@@ -46,6 +46,7 @@ class called:
         sampled: int | tuple[ArrayLike, ArrayLike] | None = None,
         certify: bool = False,
         predict: bool = False,
+        mask: ArrayLike | None = None,
     ) -> Comparison: ...
     @overload
     def __new__(  # type: ignore[misc]
