@@ -130,11 +130,11 @@ def write_reference(app):
             page += [f".. rubric:: {prose(title)}", ""] if title else []
             page += table(module, names)
             if end:
+                head = f"`{short}`: {title.lower()}" if end in APART else title
                 write_page(
-                    f"{short}.{end}", title, in_full(module, names), "---\norphan: true\n---\n"
+                    f"{short}.{end}", head, in_full(module, names), "---\norphan: true\n---\n"
                 )
-        if not groups[0][1]:
-            page += in_full(module, own)
+        page += in_full(module, [n for _, end, names in groups if not end for n in names])
         write_page(short, f"`{module}`", page)
 
 
@@ -149,6 +149,9 @@ ORDER = (
     *("coherence", "generalized", "schedules", "convergence", "uniqueness", "stability"),
     *("certificates", "codes", "signals"),
 )
+
+
+APART, LONG = ("results", "own"), 25  # pages of a module with more names than these
 
 
 def grouped(module, own):
@@ -178,8 +181,9 @@ def grouped(module, own):
         lists = [vars(module_of(module)).get(some, ()) for some in LISTS]
         called, results, others = ([name for name in own if name in some] for some in lists)
         yield "", "", called if any(lists) else own
-        yield "Results" if results else "", "", results
-        yield "To write your own" if others else "", "", others
+        for title, end, names in zip(("Results", "To write your own"), APART, (results, others)):
+            if names:
+                yield title, end if len(own) > LONG else "", names
 
 
 def module_of(name):

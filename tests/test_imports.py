@@ -16,6 +16,7 @@ import pytest
 from house import BOOKS, DRAWING, ROOT, arrows, floor, imports, rooms, svg, tree_of
 
 import unrolled as ur
+from unrolled._base.results import Result
 
 PACKAGE = Path(ur.__file__).parent
 TESTS = Path(__file__).parent
@@ -524,6 +525,13 @@ def test_at_most_330_names_are_for_everybody():
     rooms += ["unrolled.app.studies", "unrolled.nnx"]
     names = {name for room in rooms for name in exported(room, ["__all__"])} - set(rooms)
     assert len(names) <= 330, len(names)
+
+
+def test_types_of_results_and_params_are_listed_apart():
+    kinds = tuple, BaseException, Result
+    names = {f"{room}.{n}": v for room in PUBLIC for n, v in exported(room, ["__all__"]).items()}
+    apart = [n for n, v in names.items() if inspect.isclass(v) and issubclass(v, kinds)]
+    assert not apart, listing(["in `offer`, list these in `results` or `own`:", *apart])
 
 
 def test_a_name_stands_in_one_list_of_its_room():

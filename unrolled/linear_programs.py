@@ -22,6 +22,9 @@ from unrolled._base.interior_point import interior_point, lapack
 from unrolled._base.results import Result
 from unrolled._base.threads import one_thread, threads
 
+__all__ = ["basis_pursuit", "whiten"]
+__results__ = ["Solution", "Whitened"]
+
 # First-order method: over-relaxation, and the threshold norm(v, 1) / (1.5 d) with v the least-norm
 # solution; both tuned on one Gaussian dictionary of 250 x 500.
 _RELAXATION = np.float32(1.7)
