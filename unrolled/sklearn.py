@@ -533,9 +533,9 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     def _keep(self, learned: dictionary_learning.Learned) -> None:
         # A pickle would return arrays of JAX in float32.
-        D, X, _, _, state = jax.tree.map(np.asarray, learned)
-        self.learned_ = learned.replace(D=D, X=X, state=state)
-        self.dictionary_ = np.asarray(D)
+        arrays = dict(D=learned.D, X=learned.X, state=learned.state)
+        self.learned_ = learned.replace(**jax.tree.map(np.asarray, arrays))
+        self.dictionary_ = np.asarray(learned.D)
         self.components_ = self.dictionary_.T
 
     def _codes_of(self, X: np.ndarray) -> np.ndarray:

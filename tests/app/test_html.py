@@ -124,7 +124,7 @@ def overview(**changes):
         *("B is nearer", "On signals.", lines, shown, shown[-1], "error, dB", False, "Errors."),
         table,
     )
-    return made._replace(**changes)
+    return made.replace(**changes)
 
 
 def test_the_first_screen_is_a_sentence_a_figure_and_a_table():

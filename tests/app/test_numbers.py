@@ -28,7 +28,7 @@ from unrolled.app.commands import (
     _setup,
 )
 from unrolled.app.commands._config import load
-from unrolled.app.studies import Samples
+from unrolled.app.studies import Samples, Starts
 
 pytestmark = pytest.mark.usefixtures("float32_by_default")
 
@@ -469,7 +469,7 @@ def test_a_layer_begins_as_its_start_says(start, folder, monkeypatch):
     monkeypatch.setattr(_setup, "_calibrated", calibrated)
     theory = SimpleNamespace(params="of theory")
     monkeypatch.setattr(
-        _setup, "from_theory", lambda problem, layer: ({layer: theory}, "a remark", "", 1)
+        _setup, "from_theory", lambda problem, layer: Starts({layer: theory}, "a remark", "", 1)
     )
     found, params = _setup._layer_start(section, problem, key, "loss", said.append)
     if start == "recipe":

@@ -852,7 +852,9 @@ def test_a_chain_trains_resumes_encodes_and_is_certified(run, folder, tmp_path):
     for layer, certificate in zip(found["layers"], expected, strict=True):
         assert layer["error"] == certificate.error.tolist()
         assert layer["holds"] is certificate.holds
-    bare = ur.training.save(tmp_path / "bare.npz", *saved[:3], dictionary=False)
+    bare = ur.training.save(
+        tmp_path / "bare.npz", saved.params, saved.D, saved.layer, dictionary=False
+    )
     files = [folder / f"D_{j}.npy" for j in (1, 2, 3)]
     assert strict_json(run("certify", bare, *files, *options, "--json")[1]) == found
     out = run("certify", weights)[1]

@@ -106,7 +106,8 @@ def weights(folder, name):
 def finished(images, tmp_path_factory):
     """A run without a stop: its folder, name and row."""
     folder = tmp_path_factory.mktemp("finished")
-    return folder, *run(RECIPE, images, folder)[:2]
+    made = run(RECIPE, images, folder)
+    return folder, made.name, made.row
 
 
 # What a run computes
@@ -130,8 +131,8 @@ def test_a_row_has_its_recipe_a_line_per_epoch_and_what_it_depends_on(finished):
 def test_a_row_that_exists_is_not_run_again(finished, images):
     folder, name, row = finished
     again = run(RECIPE, images, folder, progress=lambda *told: pytest.fail("it ran"))
-    assert again == (name, row, False)
-    more = images._replace(classes=(*images.classes, "d"))
+    assert again == experiments.Outcome(name, row)
+    more = images.replace(classes=(*images.classes, "d"))
     with pytest.raises(ValueError, match="has a row of these bytes as images of .*'classes': 3"):
         run(RECIPE, more, folder)
 
@@ -250,10 +251,11 @@ def test_rows_and_weights_do_not_depend_on_the_default_dtype_of_jax(images, tmp_
     for wide, promotion in ((True, "strict"), (False, "standard")):
         with jax.enable_x64(wide), jax.numpy_dtype_promotion(promotion):
             folder = tmp_path / promotion
-            name, row, _ = experiments.run(recipe, images, folder, build=drawn)
-            net = experiments.restore(folder, name, build=drawn)
+            made = experiments.run(recipe, images, folder, build=drawn)
+            net = experiments.restore(folder, made.name, build=drawn)
             logits = net(np.ones((1, SIDE, SIDE, 1), np.float32))
-            found[promotion] = row["curve"], row["features"], weights(folder, name), logits
+            whole = made.row["curve"], made.row["features"], weights(folder, made.name), logits
+            found[promotion] = whole
     assert found["strict"][:2] == found["standard"][:2]
     chex.assert_trees_all_equal(found["strict"][2], found["standard"][2], strict=True)
     assert found["strict"][3].dtype == found["standard"][3].dtype == np.float32
@@ -277,11 +279,12 @@ def test_networks_of_convolutional_sparse_coding_are_trained_and_restored(name, 
     options, layers = CSC[name]
     images = experiments.load("digits", side=8)
     (X, labels), (X_test, labels_test) = images.train, images.test
-    images = images._replace(train=(X[:24], labels[:24]), test=(X_test[:8], labels_test[:8]))
+    images = images.replace(train=(X[:24], labels[:24]), test=(X_test[:8], labels_test[:8]))
     recipe = Recipe(
         data="digits", model=name, gamma=0.1, epochs=1, batch=8, options=tuple(options.items())
     )
-    name, row, _ = experiments.run(recipe, images, tmp_path)
+    made = experiments.run(recipe, images, tmp_path)
+    name, row = made.name, made.row
     assert row["layers"] == list(layers) and all(l1 > 0 for l1 in row["features"]["l1"])
     assert {f"{option}: {value}" for option, value in options.items()} <= set(row["deviations"])
     net = experiments.restore(tmp_path, name)
@@ -400,7 +403,8 @@ def test_a_layer_that_is_called_twice_is_two_layers_and_the_run_resumes(
 ):
     recipe = dataclasses.replace(RECIPE, model="repeated", gamma=0.1)
     options = dict(build=lambda recipe, shape, classes, rngs: Repeated(classes, rngs))
-    name, row, _ = experiments.run(recipe, images, tmp_path / "whole", **options)
+    whole = experiments.run(recipe, images, tmp_path / "whole", **options)
+    name, row = whole.name, whole.row
     assert row["layers"] == ["dense", "features[0]", "features[1]"] == row["features"]["layers"]
     assert all(len(line["train"]["l1"]) == 3 for line in row["curve"])
     with monkeypatch.context() as patch:
@@ -453,7 +457,8 @@ def test_weights_that_were_not_kept_or_of_no_row(images, tmp_path):
 def test_masks_have_all_scores_and_pictures(tmp_path):
     images = experiments.shapes(8, train=8, test=3)
     recipe = dataclasses.replace(RECIPE, data="shapes", epochs=1, batch=4)
-    name, row, _ = run(recipe, images, tmp_path)
+    made = run(recipe, images, tmp_path)
+    name, row = made.name, made.row
     for score in ("pixel_accuracy", "mean_class_precision", "mean_class_accuracy", "mean_iou"):
         assert 0 <= row["scores"][score] <= 1 and 0 <= row["scores"][f"{score}_pooled"] <= 1
         assert row["scores"][f"{score}_std"] >= 0 and row["scores"][f"{score}_undefined"] >= 0
@@ -538,7 +543,7 @@ def test_a_run_that_cannot_be_is_refused_and_leaves_no_folder(message, images, t
 
 
 def test_images_that_are_given_by_a_path_have_its_last_name(images, tmp_path):
-    elsewhere = images._replace(name="a/folder/tiny")
+    elsewhere = images.replace(name="a/folder/tiny")
     assert run(RECIPE, elsewhere, tmp_path, until=0.0).row is None
 
 
@@ -836,16 +841,16 @@ def test_a_recipe_makes_its_model_with_its_options(model, monkeypatch):
 
 
 def test_images_of_a_folder_are_masks_unless_it_has_classes(monkeypatch):
-    asked = []
+    asked, masks = [], ur.vision.datasets.Masks("a", "b")
     monkeypatch.setattr(_recipe.datasets, "locate", lambda name, root: f"{root}/{name}")
     monkeypatch.setattr(_recipe.datasets, "is_class_folders", lambda folder: "classes" in folder)
     for name in ("masks", "class_folders"):
         monkeypatch.setattr(
-            _recipe.datasets, name, lambda *given, name=name: asked.append((name, *given)) or "ab"
+            _recipe.datasets, name, lambda *given, name=name: asked.append((name, *given)) or masks
         )
     monkeypatch.setattr(_recipe, "shapes", lambda side: ("shapes", side))
     assert experiments.load("mine", "root") == Images("mine", "a", "b", ())
-    assert experiments.load("classes", "root", side=24) == "ab"
+    assert experiments.load("classes", "root", side=24) is masks
     sides = _recipe._MASKS_SIDE
     assert asked == [("masks", "root/mine", (sides, sides)), ("class_folders", "root/classes", 24)]
     assert experiments.load("shapes") == ("shapes", sides)
@@ -953,9 +958,9 @@ def test_scores_are_points_with_their_mean_and_interval_by_activation_and_gamma(
     lines = {tuple(np.round(np.asarray(y, float), 6)) for _, y in drawn}
     assert {(0.5, 0.52, 0.57), (0.53, 0.54, 0.6, 0.1), (0.7,)} <= lines and points
     for values in ((0.5, 0.52, 0.57), (0.53, 0.54, 0.6, 0.1)):
-        mean, half, _ = experiments.interval(values)
-        ends = {line for line in lines if len(line) == 1}
-        assert {(round(end, 6),) for end in (mean - half, mean, mean + half)} <= ends
+        of, shown = experiments.interval(values), {line for line in lines if len(line) == 1}
+        ends = of.mean - of.half, of.mean, of.mean + of.half
+        assert {(round(end, 6),) for end in ends} <= shown
     at = {len(x): set(np.round(x, 6)) for x, y in drawn if len(x) > 2}
     assert at == {3: {-0.2}, 4: {0.2}}  # of relu, gamma = 0 left of gamma = 0.1
     labels = [text.get_text() for text in panel.get_legend().get_texts()]
@@ -1354,7 +1359,7 @@ import jax
 from unrolled.vision import experiments
 
 images = experiments.load("digits")
-images = images._replace(train=tuple(part[:320] for part in images.train))
+images = images.replace(train=tuple(part[:320] for part in images.train))
 recipe = experiments.Recipe(
     data="digits", model="lenet5", epochs=2, batch=64, rate=0.02, augmentation="none", gamma=1e-3
 )

@@ -94,8 +94,8 @@ def _equal(a: Any, b: Any) -> bool:
 
 def _hashed(leaf: Any) -> int:
     """The hash of a leaf, that of all nan the same; TypeError for an array."""
-    found = hash(leaf)
-    return found if leaf == leaf else 0
+    code = hash(leaf)
+    return code if leaf == leaf else 0
 
 
 class _Short(reprlib.Repr):

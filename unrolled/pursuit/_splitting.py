@@ -314,8 +314,8 @@ def local_sparsity(
     check_convolution(D, where)
     method = LocalSparsity(static_tol(tol, where), static_steps(max_steps, where))
     check_number(lam, "lam", where)
-    found = deep(method, where, (D,), y, (lam,), start=start)
-    return Pursuit(found.xs[0], found.gap, found.residual, found.steps, found.converged)
+    chain = deep(method, where, (D,), y, (lam,), start=start)
+    return Pursuit(chain.xs[0], chain.gap, chain.residual, chain.steps, chain.converged)
 
 
 @dataclass(frozen=True)

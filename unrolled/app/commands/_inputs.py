@@ -355,7 +355,7 @@ def restore_model(
                 raise ValueError(f"{weights}: its layer has one dictionary, got {len(Ds)}")
             Ds = Ds[0]
         saved = training.restore(weights, D=Ds)
-        return saved._replace(D=Ds)
+        return saved.replace(D=Ds)
     if saved.D is None:
         raise ValueError(f"{weights}: has no dictionary; try {advice}")
     return saved

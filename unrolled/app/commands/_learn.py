@@ -253,7 +253,7 @@ def _sections(
             [text],
             figures,
             (header, steps),
-            {"objective": learned.objective, "steps": [step._asdict() for step in history]},
+            {"objective": learned.objective, "steps": [step.asdict() for step in history]},
             f"{D.shape[1]} atoms represent the signals with an objective of "
             f"{learned.objective:.6g}.",
         )

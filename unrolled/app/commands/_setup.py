@@ -244,10 +244,10 @@ def _layer_start(
     if not section.set_on_signals:
         return layer, begun[0]  # families such as ISTA start from theory here
     if layer.from_theory is not None and X is not None:
-        starts, remark, _, _ = from_theory(problem, layer)
-        begun.append(starts[layer])
+        starts = from_theory(problem, layer)
+        begun.append(starts.params[layer])
         if section.start == "analytic":
-            say(remark)
+            say(starts.remark)
             return layer, begun[-1]
     by = "" if X is not None else ", by the loss: their codes are not known"
     say(f"calibrating on {len(Y)} signals{by}")

@@ -9,6 +9,7 @@ import numpy as np
 from unrolled import activations, analytic, plots, realize, theory
 from unrolled._base import checks
 from unrolled._base.arguments import checked
+from unrolled._base.results import Result
 from unrolled._base.text import grid, line, markdown, number, screen, table_of
 from unrolled.activations import Activation
 from unrolled.app.studies._steps import Say, one_per_layer, seldom, silent
@@ -42,7 +43,7 @@ class Request(NamedTuple):
     entries: bool
 
 
-class DictionaryReport(NamedTuple):
+class DictionaryReport(Result):
     """What the theory says about one dictionary."""
 
     m: int  # length of a signal
@@ -118,7 +119,7 @@ class DictionaryReport(NamedTuple):
         }
 
 
-class ChainReport(NamedTuple):
+class ChainReport(Result):
     """What the theory says about a chain, with the minimax weights of every layer."""
 
     sparsities: tuple[int, ...]  # of every layer
@@ -180,7 +181,7 @@ class ChainReport(NamedTuple):
         }
 
 
-class Report(NamedTuple):
+class Report(Result):
     """The certificates of each dictionary, and of the chain if there are several."""
 
     layers: tuple[DictionaryReport, ...]  # one per dictionary
@@ -403,7 +404,7 @@ def _progress(say: Say, j: int, J: int) -> Callable[[int, int], None]:
     return lambda settled, total: now_and_then(f"{which}{settled} of {total} linear programs")
 
 
-class WeightsCertificate(NamedTuple):
+class WeightsCertificate(Result):
     """The certificate of every layer of given weights."""
 
     layers: tuple[Layer, ...]  # of the model

@@ -12,6 +12,7 @@ from unrolled import analytic, dictionaries, layers, plots, problems, theory
 from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Key
+from unrolled._base.results import Result
 from unrolled._base.text import markdown, screen, table_of
 from unrolled.app.studies._steps import Say, silent
 from unrolled.dictionaries import Dictionary, as_dictionary
@@ -40,7 +41,7 @@ _CHAIN_COLUMNS = (
 )
 
 
-class CertifiedRun(NamedTuple):
+class CertifiedRun(Result):
     """The guarantee of weights for s nonzeros, and the measured errors if the guarantee holds."""
 
     weights: str  # the kind of weights
@@ -56,7 +57,7 @@ class CertifiedRun(NamedTuple):
         return f"{self.weights}, s = {self.sparsity}"
 
 
-class CertifiedRegime(NamedTuple):
+class CertifiedRegime(Result):
     """The study of each kind of weights at as many nonzeros as theory certifies for it."""
 
     shape: tuple[int, ...]  # of D
@@ -267,7 +268,7 @@ def _quietly(function: Callable, *args: Any, **options: Any) -> Any:
 # Chains
 
 
-class ChainRun(NamedTuple):
+class ChainRun(Result):
     """The certified and the measured errors of a chain, layer by layer."""
 
     contractions: tuple[float, ...]  # of every layer
@@ -277,7 +278,7 @@ class ChainRun(NamedTuple):
     printed: float  # largest l1 error of layer 2 with the thresholds of the printed proof
 
 
-class CertifiedChain(NamedTuple):
+class CertifiedChain(Result):
     """The study of a certified chain of two layers."""
 
     fast: ChainRun  # layer 1 contracts fast

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from unrolled import analytic, dictionaries, layers, plots, problems, theory
 from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Key
+from unrolled._base.results import Result
 from unrolled._base.text import markdown, screen, table_of
 from unrolled.app.studies._steps import Say, silent
 from unrolled.dictionaries import Dictionary, as_dictionary
@@ -34,7 +35,7 @@ _COVERS = {
 _TRIED, _MOST = 50, 0.9  # supports, and the share proved, that decide which sparsities are shown
 
 
-class ProvedShare(NamedTuple):
+class ProvedShare(Result):
     """How many draws a statement proves, with one kind of weights."""
 
     weights: str  # the kind of weights
@@ -45,7 +46,7 @@ class ProvedShare(NamedTuple):
     error: float | None = None  # largest error of an entry of the proved codes, after the steps
 
 
-class DrawnProofs(NamedTuple):
+class DrawnProofs(Result):
     """The proofs of drawn codes, of one sparsity or several."""
 
     shape: tuple[int, ...]  # of D
@@ -120,13 +121,13 @@ class DrawnProofs(NamedTuple):
 
     def table(self, form: str = "markdown") -> Any:
         """A row for every statement, in the forms of `compare.Comparison.table`."""
-        return table_of(form, [row._asdict() for row in self.rows])
+        return table_of(form, [row.asdict() for row in self.rows])
 
     def to_dict(self) -> dict[str, Any]:
         """The class, the worst case and the shares as data."""
-        data = self._asdict()
+        data = self.asdict()
         del data["ratios"], data["bounds"]
-        return data | {"rows": [row._asdict() for row in self.rows]}
+        return data | {"rows": [row.asdict() for row in self.rows]}
 
     def figure(self) -> Any:
         """The ratios of the supports, and the bounds of the codes, with matplotlib."""

@@ -11,6 +11,7 @@ from unrolled import analytic, dictionaries, layers, networks, theory, training
 from unrolled._base import threads
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Key
+from unrolled._base.results import Result
 from unrolled._base.text import markdown
 from unrolled.app.studies import _steps
 from unrolled.app.studies._overview import Overview, of_known, to_show
@@ -26,7 +27,7 @@ _FIGURE = "distance to the true codes, failures, support and thresholds, step by
 _CHAIN_FIGURE = "error, failures, support, thresholds and weights, a column per layer"
 
 
-class KnownCodes(NamedTuple):
+class KnownCodes(Result):
     """The study of methods on signals whose codes are known."""
 
     samples: Samples  # the signals and codes that judge the methods
@@ -109,7 +110,7 @@ class KnownCodes(NamedTuple):
         return {_FIGURE: self.figure}
 
 
-class KnownChain(NamedTuple):
+class KnownChain(Result):
     """The study of chains of layers on signals whose codes are known, layer by layer."""
 
     samples: Samples  # the signals and codes that judge the methods
@@ -324,21 +325,19 @@ def _methods(
     pursued = _steps.pursuit_codes((D,), samples.tested_on, run, seconds, of_pursuits, lam)
     methods |= {name: codes for name, (codes,) in pursued.items()}
     made = threads.each(partial(_made, samples, run), list(_families(run).values()))
-    starts, remark, caution, covered = _steps.from_theory(
-        samples, layers.alista(K), *(one.start.layer for one in made)
-    )
+    of = _steps.from_theory(samples, layers.alista(K), *(one.start.layer for one in made))
     for title, start, learned, spent, breaks in made:
         layer = start.layer
-        if layer in starts:
-            methods[f"{title}, analytic"] = (layer, starts[layer])
+        if layer in of.params:
+            methods[f"{title}, analytic"] = (layer, of.params[layer])
         methods[f"{title}, {_kind(layer)}"] = (layer, start.params)
         if learned is not None:
             methods[f"{title}, learned"] = (layer, learned.best)
         seconds |= spent
         broken += breaks
     shown = any(name.endswith(", analytic") for name in methods)
-    remarks = [f"{', '.join(penalties)}.", *of_pursuits, remark, *broken]
-    return methods, remarks, caution if shown else "", covered
+    remarks = [f"{', '.join(penalties)}.", *of_pursuits, of.remark, *broken]
+    return methods, remarks, of.caution if shown else "", of.covered
 
 
 # Chains
@@ -423,4 +422,5 @@ def _analytic(layer: Layer, samples: Samples) -> tuple[Layer, Unrolled]:
 def _start_by_recipe(
     run: Plan, family: str, options: dict[str, Any], samples: Samples
 ) -> tuple[Layer, Unrolled]:
-    return _prepared(samples, run, family, options)[:2]
+    start = _prepared(samples, run, family, options)
+    return start.layer, start.params

@@ -1,11 +1,12 @@
 """The first screen of a report: one sentence, one figure and one table about a comparison."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
+from unrolled._base.results import Result
 from unrolled._base.text import Grid, markdown
 from unrolled.compare import Comparison
 from unrolled.layers import Layer, Unrolled
@@ -18,7 +19,7 @@ _MOST = 5  # the most rows, and lines with a label
 _CLASSICAL = ("ISTA", "FISTA")  # the rivals of learned methods
 
 
-class Overview(NamedTuple):
+class Overview(Result):
     """The first screen: the result as a sentence, errors step by step, and a short table."""
 
     sentence: str  # the result

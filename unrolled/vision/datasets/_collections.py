@@ -6,11 +6,11 @@ import struct
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from unrolled._base.arguments import checked
+from unrolled._base.results import Result
 from unrolled.vision.datasets._arrays import open_array
 
 __all__ = ["Images", "cifar10", "digits", "mnist"]
@@ -74,7 +74,7 @@ def find(name: str, root: str | Path | None, files: Iterable[str], source: str) 
 _DIGITS_TRAIN = 1437
 
 
-class Images(NamedTuple):
+class Images(Result):
     """Labelled pictures, split for training and testing.
 
     Attributes:

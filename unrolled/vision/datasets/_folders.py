@@ -4,12 +4,13 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from unrolled._base import checks
 from unrolled._base.arguments import checked
+from unrolled._base.results import Result
 from unrolled.vision.datasets._arrays import _PICTURES, open_picture, picture_files
 from unrolled.vision.datasets._collections import Images, locate
 
@@ -40,7 +41,7 @@ _EXPECTED = (
 _SOFT_SHARE, _DARK, _BRIGHT = 0.1, 25, 230
 
 
-class Masks(NamedTuple):
+class Masks(Result):
     """Pictures with masks, split for training and testing.
 
     Attributes:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.files import CheckpointError, write_whole
+from unrolled._base.results import Result
 from unrolled._base.text import markdown, screen, sealed, table, to_json, unsealed
 from unrolled.dictionaries import Conv, dense
 from unrolled.training import restore_tree
@@ -35,7 +36,7 @@ from unrolled.vision.experiments._table import check_fields, interval
 from unrolled.vision.models import tap
 
 
-class Admitted(NamedTuple):
+class Admitted(Result):
     """How many nonzeros theory admits: a code with fewer than (1 + 1/mu) / 2 nonzeros is unique."""
 
     coherence: float  # mu of the filters under all shifts
@@ -45,7 +46,7 @@ class Admitted(NamedTuple):
     signal: int  # nonzeros of a code, by the smallest of all three
 
 
-class Codes(NamedTuple):
+class Codes(Result):
     """How sparse the codes of a layer are."""
 
     zeros: float  # share of exact zeros
@@ -56,7 +57,7 @@ class Codes(NamedTuple):
     stripe: np.ndarray  # (images,) nonzeros of the fullest stripe
 
 
-class LayerFeatures(NamedTuple):
+class LayerFeatures(Result):
     """The measures of the features of one layer."""
 
     dictionary: LayerDictionary | None  # None if read from a file
@@ -65,7 +66,7 @@ class LayerFeatures(NamedTuple):
     pursued: Pursued  # the codes of a pursuit
 
 
-class Features(NamedTuple):
+class Features(Result):
     """The result of `features`, by the name of the layer."""
 
     layers: dict[str, LayerFeatures]  # by tap name
@@ -85,7 +86,7 @@ class Features(NamedTuple):
     def to_json(self) -> str:
         """All fields except the dictionaries, as JSON; numbers that are not finite become null."""
         return to_json(
-            {name: layer._replace(dictionary=None) for name, layer in self.layers.items()}
+            {name: layer.replace(dictionary=None) for name, layer in self.layers.items()}
         )
 
     @staticmethod
@@ -181,10 +182,10 @@ _COLUMNS = {
 
 def _numbers(layer: LayerFeatures) -> dict[str, float]:
     """The numbers of a row of the table, by its columns."""
-    _, admitted, codes, pursued = layer
+    admitted, codes, pursued = layer.admitted, layer.codes, layer.pursued
     mean = {
         name: float(np.mean(value))
-        for name, value in pursued._asdict().items()
+        for name, value in pursued.asdict().items()
         if isinstance(value, np.ndarray)
     }
     values = (
@@ -201,9 +202,9 @@ def _mean_text(values: Sequence[float], form: str) -> str:
     defined = [value for value in values if not math.isnan(value)]
     if not defined:
         return "none"
-    mean, half, n = interval(defined)
-    text = format(mean, form) if n == 1 else f"{mean:{form}} ± {half:{form}}"
-    return text if n == len(values) else f"{text} ({n} of {len(values)})"
+    of = interval(defined)
+    text = format(of.mean, form) if of.n == 1 else f"{of.mean:{form}} ± {of.half:{form}}"
+    return text if of.n == len(values) else f"{text} ({of.n} of {len(values)})"
 
 
 # In float32, mu may be too low by the rounding of float32.
@@ -336,8 +337,9 @@ def _coherences(D: Conv) -> tuple[Conv, Array, Array]:
 
 def _codes(layer: LayerDictionary, Y: Array, fraction: float) -> Codes:
     X = layer.codes(Y)
-    zeros, below, hoyer = map(float, metrics.sparsity(X, fraction))
-    return Codes(zeros, below, hoyer, X.shape[1], *map(np.asarray, _counts(layer.D, X)))
+    of = metrics.sparsity(X, fraction)
+    measures = float(of.zeros), float(of.below), float(of.hoyer)
+    return Codes(*measures, X.shape[1], *map(np.asarray, _counts(layer.D, X)))
 
 
 @jax.jit

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,14 @@ from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array
 from unrolled._base.numbers import norm
+from unrolled._base.results import Result
 from unrolled.dictionaries import Conv
 from unrolled.vision.models import CSCLayer, submodule
 
 _DILATIONS = ("kernel_dilation", "input_dilation")
 
 
-class LayerDictionary(NamedTuple):
+class LayerDictionary(Result):
     r"""The dictionary of a layer with filters f_i and biases b_i, as it acts on its input y.
 
     .. math:: x = \rho(N (D'y - theta)) / N, \quad n_i = \|f_i\|, \quad d_i = f_i / n_i, \quad
@@ -221,7 +222,7 @@ _LEAST_GAP = 1e-12  # requested gap, relative to half the energy of the signal
 _INFEASIBLE = 1e-9  # norm of the residual, at most 1, below which no shift is feasible
 
 
-class Pursued(NamedTuple):
+class Pursued(Result):
     """Comparison of forward codes x with the codes x* of a pursuit; arrays are (images,).
 
     x* minimises J(x) = 1/2 norm(y - D x)^2 + sum_i theta_i x_i over x >= 0. The forward code is one

@@ -288,7 +288,8 @@ def _l1_and_zeros(features: dict[str, Array]) -> tuple[Array, Array]:
 def _measures(x: Array) -> tuple[Array, Array, Array, Array]:
     """mean |x|, and the measures of `metrics.sparsity`, for each image, (n,) each."""
     l1 = jnp.mean(jnp.abs(x).reshape(len(x), -1), 1)
-    return l1, *jax.vmap(lambda sample: metrics.sparsity(sample[None]))(x)
+    of = jax.vmap(lambda sample: metrics.sparsity(sample[None]))(x)
+    return l1, of.zeros, of.below, of.hoyer
 
 
 def devices_of(mesh: Any, batch: int) -> Devices:

@@ -444,8 +444,8 @@ def load(name: str, root: str | Path | None = None, *, side: int | None = None) 
     if datasets.is_class_folders(folder):
         return datasets.class_folders(folder, side or _DIGITS_SIDE)
     side = side or _MASKS_SIDE
-    train, test = datasets.masks(folder, (side, side))
-    return Images(name, train, test, ())
+    masks = datasets.masks(folder, (side, side))
+    return Images(name, masks.train, masks.test, ())
 
 
 def _enlarged(images: Images, side: int) -> Images:
@@ -461,7 +461,7 @@ def _enlarged(images: Images, side: int) -> Images:
         return np.pad(X, ((0, 0), frame, frame, (0, 0)))
 
     (X, labels), (X_test, labels_test) = images.train, images.test
-    return images._replace(train=(larger(X), labels), test=(larger(X_test), labels_test))
+    return images.replace(train=(larger(X), labels), test=(larger(X_test), labels_test))
 
 
 def split_images(images: Images, test: str) -> Images:
@@ -476,7 +476,7 @@ def split_images(images: Images, test: str) -> Images:
                 f"experiment: {images.name} has no exact part; expected cifar10, or another test"
             )
         X, labels = images.test
-        return images._replace(test=(X[:EXACT], labels[:EXACT]))
+        return images.replace(test=(X[:EXACT], labels[:EXACT]))
     if test == "held-out":
         last = len(images.train[0]) // 5
         if not last:
@@ -485,7 +485,7 @@ def split_images(images: Images, test: str) -> Images:
                 "or more to hold a fifth out"
             )
         X, labels = images.train
-        return images._replace(train=(X[:-last], labels[:-last]), test=(X[-last:], labels[-last:]))
+        return images.replace(train=(X[:-last], labels[:-last]), test=(X[-last:], labels[-last:]))
     return images
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from unrolled._base import files, text
 from unrolled._base.arguments import checked
 from unrolled._base.files import CheckpointError, write_whole
+from unrolled._base.results import Result
 from unrolled._base.text import sealed, to_json, unsealed, version
 from unrolled._base.threads import deferred, leave
 from unrolled.training import drive, restore_tree, save_tree
@@ -342,7 +343,7 @@ def _environment() -> dict[str, str]:
     }
 
 
-class Sweep(NamedTuple):
+class Sweep(Result):
     """The outcome of the runs of a grid."""
 
     rows: dict[str, dict[str, Any]]  # by name: the finished rows, old and new
@@ -360,7 +361,7 @@ class Sweep(NamedTuple):
         return scores_table(summarize(self.rows), form)
 
 
-class Outcome(NamedTuple):
+class Outcome(Result):
     """The outcome of a run: its name, and its row if the run is finished."""
 
     name: str  # name of the row
@@ -546,12 +547,12 @@ def sweep(
         placed = _placed(progress, f"{i} of {len(recipes)}: ")
         outcomes.append(run(recipe, images, folder, progress=placed, **options))
     # Other processes may have finished some of their runs since.
-    records = {name: row or read_row(Path(folder), name) for name, row, _ in outcomes}
+    records = {of.name: of.row or read_row(Path(folder), of.name) for of in outcomes}
     rows = {name: row for name, row in records.items() if row}
     return Sweep(
         rows,
-        [name for name, row, busy in outcomes if not (row or busy)],
-        [name for name, _, busy in outcomes if busy and name not in rows],
+        [of.name for of in outcomes if not (of.row or of.busy)],
+        [of.name for of in outcomes if of.busy and of.name not in rows],
     )
 
 

@@ -4,13 +4,14 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from unrolled import plots
 from unrolled._base import checks, text
 from unrolled._base.arguments import checked
+from unrolled._base.results import Result
 from unrolled.activations import NAMED
 from unrolled.vision.experiments._program import SCORES
 from unrolled.vision.experiments._recipe import ML_CSC, Recipe, from_dict
@@ -26,7 +27,7 @@ _NAMED = ("model", "activation", "gamma", "seed")  # fields of a recipe that nee
 _ENTRIES = "recipe images layers scores features status"  # fields that a table reads
 
 
-class Interval(NamedTuple):
+class Interval(Result):
     """A mean over seeds, and half the width of its 95 % t interval; nan for one seed."""
 
     mean: float  # over seeds
@@ -120,9 +121,9 @@ def holm(intervals: Sequence[Interval], level: float = 0.05) -> list[Interval]:
     share, excludes = level, True
     for rank, i in enumerate(sorted(several, key=lambda i: _p_value(corrected[i]))):
         share = level / (len(several) - rank) if excludes else share
-        mean, half, n = corrected[i]
-        ratio = stats.t.ppf(1 - share / 2, n - 1) / stats.t.ppf(0.975, n - 1)
-        corrected[i] = Interval(mean, float(half * ratio), n)
+        plain = corrected[i]
+        ratio = stats.t.ppf(1 - share / 2, plain.n - 1) / stats.t.ppf(0.975, plain.n - 1)
+        corrected[i] = plain.replace(half=float(plain.half * ratio))
         excludes = corrected[i].excludes_zero
     return corrected
 
@@ -403,12 +404,12 @@ def scores_by_activation(rows: Rows) -> "Figure":
             if not values:
                 continue
             at, look = g - 0.4 + (i + 0.5) * width, looks[_label(gamma)]
-            mean, half, _ = interval(values)
+            of = interval(values)
             panel.plot([at] * len(values), values, ".", color=look["color"], alpha=0.5)
             panel.errorbar(
                 at + width / 4,
-                mean,
-                None if np.isnan(half) else half,
+                of.mean,
+                None if np.isnan(of.half) else of.half,
                 color=look["color"],
                 marker=look["marker"],
                 capsize=3,

@@ -11,6 +11,7 @@ from flax import nnx
 
 from unrolled._base import checks
 from unrolled._base.checks import Array
+from unrolled._base.results import Result
 from unrolled.activations import by_name, relu
 from unrolled.layers import magnitude
 from unrolled.pursuit import Momentum, extrapolated, ml_ista_step, sweep
@@ -203,7 +204,7 @@ def check_bank(shape: Shape, bank: Filters, j: int) -> None:
         )
 
 
-class Violations(NamedTuple):
+class Violations(Result):
     """How far the layers of a trained network are from steps of a proximal gradient method."""
 
     thresholds: tuple[int, ...]  # number of negative thresholds in each layer
