@@ -372,6 +372,48 @@ def test_codes_in_parts_are_unique_up_to_the_coherence_of_blocks():
         ur.theory.uniqueness([first], [25])
 
 
+@pytest.mark.parametrize("kind", ["complex", "joint"])
+def test_a_comparison_says_what_is_proved_of_codes_in_parts(kind):
+    rng = np.random.default_rng(10)
+    D = dictionary(kind, rng, m=40, n=60)
+    layer, asked = ur.alista(12), dict(depth=12, sparsity=1, bound=1.0, noise=0.01)
+    X = codes(rng, 30, 1, D.block, least=0.5, parts=60)
+    Y = noisy(rng, D, X, 0.01)
+    params = ur.analytic.alista(D, **asked)
+    taking = ur.layers.alista_rt(12, noise=0.015)
+    methods = {
+        "theory": (layer, params),
+        "firm": (ur.alista(12, bend=3), params),
+        "taking": (taking, taking.init(None, D)),
+    }
+    found = ur.compare.compare(methods, D, Y, X.reshape(30, -1))
+    promise = found.guarantees["theory"]
+    assert (promise.sparsity, promise.noise) == (1, pytest.approx(0.01))
+    assert promise.bound == pytest.approx(sizes(X.reshape(30, -1), D.block).max())
+    assert promise.certificate.holds
+    assert (found.curves["theory"].largest_l1 <= promise.certificate.error[1:]).all()
+    assert found.proved["theory"].share == 1 and 0 < found.proved["taking"].share <= 1
+    assert "firm shrinkage" in found.proved["firm"].reason and found.proved["firm"].share is None
+    assert "firm shrinkage of alista with bend=3" in found.guarantees_table()
+
+
+@pytest.mark.parametrize("kind", ["complex", "joint"])
+def test_a_schedule_of_another_activation_bounds_codes_in_parts(kind):
+    rng = np.random.default_rng(11)
+    D, rho = dictionary(kind, rng, m=40, n=60), ur.activations.scale(ur.activations.elu(1.0), 1e4)
+    asked = dict(depth=12, sparsity=1, bound=1.0, noise=0.01, activation=rho)
+    _, planned = ur.analytic.block_schedule(D, **asked)
+    assert planned.holds and not planned.vacuous
+    X = codes(rng, 60, 1, D.block, parts=60)
+    layer = ur.alista(12, activation=rho)
+    run = jax.jit(jax.vmap(layer.iterates, (None, None, 0)))
+    Z = np.asarray(run(ur.analytic.alista(D, **asked), D, noisy(rng, D, X, 0.01)))
+    errors = sizes(Z - X.reshape(60, 1, -1), D.block)
+    off = np.where(sizes(X.reshape(60, 1, -1), D.block) == 0, errors, 0).sum(2)
+    assert (errors.sum(2) <= planned.error[1:]).all() and (off <= planned.off_support[1:]).all()
+    assert (errors.sum(2) / planned.error[1:]).max() > 0.5
+
+
 class _own_shrinkage(ur.layers.alista):
     "A shrinkage of its own, by which larger parts pass."
 
