@@ -380,7 +380,7 @@ def test_a_comparison_says_what_is_proved_of_codes_in_parts(kind):
     X = codes(rng, 30, 1, D.block, least=0.5, parts=60)
     Y = noisy(rng, D, X, 0.01)
     params = ur.analytic.alista(D, **asked)
-    taking = ur.layers.alista_rt(12, noise=0.015)
+    taking = ur.layers.alista_rt(12, noise=0.025)
     methods = {
         "theory": (layer, params),
         "firm": (ur.alista(12, bend=3), params),
