@@ -166,6 +166,49 @@ def test_none_of_a_thousand_draws_is_outside_of_the_certificate(kind, seed):
     assert max(worst for worst, _ in found) > 0.8  # seldom far from the bound
 
 
+def step_of(A, W, theta, passing, Z, Y, g):
+    """A step with support selection, in numpy, of codes (n, d)."""
+    u = (Z + (Y - Z @ A.T) @ W).reshape(len(Z), -1, g)
+    size = np.linalg.norm(u, axis=2)
+    chosen = size > theta
+    code = np.where(chosen[..., None], u * (1 - theta / np.maximum(size, 1e-300))[..., None], 0)
+    if passing < size.shape[1]:
+        chosen &= size > np.sort(size, 1)[:, ::-1][:, [passing]]
+    return np.where(chosen[..., None] & (passing > 0), u, code).reshape(Z.shape)
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_tiny_pairs_with_any_weights_stay_under_their_bounds(seed):
+    """Also after steps whose thresholds let wrong parts in."""
+    rng, ratios, reached = np.random.default_rng(seed), [], set()
+    for trial in range(200 if seed else 25):
+        n, m, g = (*map(int, rng.integers(2, (5, 4))), 2) if seed else (3, 2, 2)  # few shapes
+        D = dictionary("complex", rng, m=m, n=n) if trial % 2 else Joint(matrix(rng, m, n), 2)
+        A, passing = np.asarray(dense(D)), int(rng.integers(0, n + 1))
+        support = (passing / n, passing / n) if passing else None
+        layer = ur.lista_cp(3, tied=False, support=support)
+        W = A * rng.uniform(0.3, 1.2, (3, 1, 1)) + 0.1 * rng.normal(size=(3, *A.shape))
+        theta = rng.uniform(0.5, 1.5, (3, n)) * rng.uniform(0, 0.6, (3, 1)) * rng.integers(1, 3)
+        s, delta = int(rng.integers(1, n + 1)), rng.choice([0, 0.1])
+        params = ur.layers.Unrolled(None, ur.layers.WeightsAndThreshold(W, theta))
+        worst = ur.theory.certify(layer, params, D, sparsity=s, bound=1.0, noise=delta)
+        X = codes(rng, 400, s, g, parts=n).reshape(400, -1)
+        proof = ur.theory.certify_signals(layer, params, D, X, noise=delta)
+        Y, Z = noisy(rng, D, X, delta), np.zeros_like(X)
+        for k in range(3):
+            Z = step_of(A, W[k], theta[k], passing, Z, Y, g)
+            errors = sizes(Z - X, g)
+            wrong = (sizes(Z, g) > 0) & (sizes(X, g) == 0)
+            clean = bool(worst.false_positives_excluded[k])
+            assert not (clean and wrong.any())
+            assert (errors.sum(1) <= worst.error[k + 1] * (1 + 1e-12)).all()
+            assert (errors.max(1) <= proof.errors[:, k + 1] * (1 + 1e-12)).all()
+            assert not (wrong.any(1) & ((proof.failed_at < 0) | (proof.failed_at > k))).any()
+            ratios.append(errors.sum(1).max() / worst.error[k + 1])
+            reached |= {(clean, passing > 0)}
+    assert max(ratios) > 0.9 and len(reached) >= 3
+
+
 LAYERS = {
     "soft": dict(),
     "all pass": dict(support=(1.0, 1.0)),
