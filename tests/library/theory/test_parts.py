@@ -309,20 +309,34 @@ def test_a_chain_of_parts_hands_on_what_a_layer_leaves():
     for j, rows in enumerate(rng.permuted(np.tile(np.arange(60), (70, 1)), axis=1)[:, :2]):
         atoms[rows, j] = np.exp(2j * np.pi * rng.random(2))
     matrices = [A / np.linalg.norm(A, axis=0) for A in (basis, atoms)]
-    (first, second), layers = map(Complex.of, matrices), (ur.alista(12), ur.alista(12))
+    (first, second), layers = map(Complex.of, matrices), (ur.lista_cp(12), ur.lista_cp(12))
     X2 = np.zeros((30, 70), complex)
     X2[np.arange(30), rng.integers(70, size=30)] = np.exp(2j * np.pi * rng.random(30))
     X1 = X2 @ matrices[1].T
     s, B = 2, np.abs(X1).max()
-    W1, W2 = map(ur.theory.frobenius_weights, (first, second))
-    p1 = ur.analytic.alista(first, depth=12, sparsity=s, bound=B, W=W1)
-    left = ur.theory.certify(layers[0], p1, first, sparsity=s, bound=B).error[-1]
-    p2 = ur.analytic.alista(second, depth=12, sparsity=1, bound=1.0, noise=left * 1.01, W=W2)
+    chain = dict(sparsities=(2, 1), bounds=(B, 1.0))
+    chain["Ws"] = tuple(map(ur.theory.frobenius_weights, (first, second)))
+    p1, p2 = ur.analytic.dsc((first, second), depths=(12, 12), **chain)
+    _, planned = ur.analytic.chain_schedules((first, second), depths=(12, 12), **chain)
     network = ur.networks.dsc(layers)
     asked = dict(sparsity=(s, 1), bound=(B, 1.0), noise=0.0)
     classes = ur.theory.certify(network, (p1, p2), (first, second), **asked)
     alone = ur.theory.certify(layers[1], p2, second, sparsity=1, bound=1.0)
     assert alone.error[-1] < classes[1].error[-1] < 1
+    for found, schedule in zip(classes, planned):
+        assert found.false_positives_excluded.all()
+        assert (found.error <= schedule.error * (1 + 1e-6)).all()
+    plan = ur.analytic.plan((first, second), tol=classes[1].error[-1] * 1.1, **chain)
+    assert plan.holds and sum(plan.depths) <= 24
+    # From parts to entries: an error of one part is one of two entries.
+    plain = ur.analytic.chain_schedules(
+        (first, np.eye(120)), depths=(12, 3), **chain | {"Ws": None}
+    )
+    given = ur.analytic.dsc((first, np.eye(120)), depths=(12, 3), **chain | {"Ws": None})
+    both = ur.networks.dsc((layers[0], ur.lista_cp(3)))
+    last = ur.theory.certify(both, given, (first, np.eye(120)), **asked)[1]
+    assert last.false_positives_excluded.all()
+    assert (last.error <= plain[1][1].error * (1 + 1e-6)).all()
     proofs = ur.theory.certify_signals(network, (p1, p2), (first, second), (X1, X2))
     assert all((proof.failed_at < 0).all() for proof in proofs)
     Y = to_pairs(X1 @ matrices[0].T)
