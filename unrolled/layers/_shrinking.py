@@ -101,8 +101,8 @@ class Shrinking(Layer):
 
     Steps that select a support end in `self.shrink(D, u, theta, fraction)`. With `nonnegative` they
     are those of the LASSO over x >= 0; with a `bend`, large entries pass unshrunk, as the proximal
-    map of the minimax concave penalty lets them. No theorem here is about either: theory, `realize`
-    and predictions refuse them.
+    map of the minimax concave penalty lets them. No theorem here is about either: certificates of a
+    bend do not hold, and `realize` and predictions refuse both.
 
     Example:
         >>> layer = ur.layers.ista(1, activation=ur.activations.leaky_relu(0.1))
