@@ -143,6 +143,21 @@ def test_more_nonzeros_than_the_worst_case_covers_are_proved_signal_by_signal():
     assert nothing.text() == "" and "beyond the worst case" in nothing.answer()
 
 
+def test_drawn_codes_in_parts_are_proved_part_by_part():
+    real, imag = (ur.dictionaries.gaussian(key, 40, 60) for key in (1, 2))
+    D = ur.dictionaries.normalize(ur.dictionaries.Complex(real, imag))[0]
+    study = studies.certify_drawn(KEY, D, sparsity=4, draws=40, measured=True)
+    assert list(study.worst) == ["closed form"] and study.worst["closed form"] < 4
+    assert all(row.proved > 20 and (row.error or 0) < 1e-6 for row in study.rows)
+    assert "4 parts of 2 on a random support, of sizes uniform in [0, 1]" in study.text()
+    assert "no part of a proved code" in study.text()
+    noisy = studies.certify_drawn(KEY, D, sparsity=2, draws=5, noise=1e-3)
+    assert "Noise of l2 norm at most 0.001 hides small parts" in noisy.text()
+    params = ur.analytic.alista(D, depth=10, sparsity=1, bound=1.0)
+    weights = studies.certify_weights(ur.alista(10), params, D, sparsity=1)
+    assert weights.certificates[0].holds and "parts of at most 1 and noise of l2" in weights.text()
+
+
 @pytest.mark.parametrize(
     "message, changed",
     {

@@ -181,7 +181,8 @@ def dsc(
     Args:
         Ds: the dictionaries of the J blocks, (d_{j-1}, d_j).
         depths, sparsities, bounds, noises, Ws, activations: one value per block, as in `lista_cp`;
-            by default noises are zero and activations ReLU.
+            by default noises are zero and activations ReLU. Where codes come in parts, the class is
+            that of their sizes, with noise bounded in l2.
 
     Returns:
         The params of `networks.dsc` of J layers `lista_cp`.

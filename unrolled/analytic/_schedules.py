@@ -24,7 +24,6 @@ from unrolled.dictionaries import (
     as_dictionary,
     block_of,
     column_norms,
-    refuse_parts,
     spectral_norm,
     unit_atoms,
     unit_norms,
@@ -169,7 +168,10 @@ def plan(
         noises=noises,
         guards=[c.guard * s * B + c.lost for c, s, B in zip(certified, sparsities, bounds)],
         etas=[c.eta for c in certified],
-        gains=[_gain(c, s) for c, s in zip(certified, (0, *sparsities))],
+        gains=[
+            _gain(D, c, s, block_of(before))
+            for D, c, s, before in zip(Ds, certified, (0, *sparsities), (Ds[0], *Ds))
+        ],
         tol=tol,
     )
 
@@ -247,13 +249,15 @@ def chain_schedules(
     Ds, Ws, certified = _chain(Ds, Ws, "analytic.dsc", **columns)
     noises = (0.0,) * len(Ds) if noises is None else noises
     activations = (relu,) * len(Ds) if activations is None else tuple(map(by_name, activations))
-    schedules, inherited, before = [], 0.0, 0
+    schedules, inherited, before, block = [], 0.0, 0, 1
     for D, c, rho, s, B, delta, K in zip(
         Ds, certified, activations, sparsities, bounds, noises, depths
     ):
         options = dict(sparsity=s, bound=B, noise=delta, depth=K)
-        schedules.append(_schedule(D, c, rho, inherited=_gain(c, before) * inherited, **options))
+        inherited = _gain(D, c, before, block) * inherited
+        schedules.append(_schedule(D, c, rho, inherited=inherited, **options))
         inherited, before = float(schedules[-1].error[-1]), s if rho == relu else 0
+        block = block_of(D)
     return certified, tuple(schedules)
 
 
@@ -262,9 +266,16 @@ def _l2_gain(c: Certified) -> float:
     return c.omega / c.C_W if c.C_W else 1.0
 
 
-def _gain(c: Certified, before: int) -> float:
-    """`error_gain` with rounding, if the block before has this many nonzeros; C_W for 0."""
-    return theory.error_gain(c.W, sparsity=before) * UP + c.noise_guard
+def _gain(D: Dictionary, c: Certified, before: int, block: int) -> float:
+    """`error_gain` with rounding, if the block before has this many nonzeros; C_W for 0.
+
+    `block` is the size of its parts: an error of l1 norm E by parts has one of at most sqrt(block)
+    E by entries, and an l2 norm of at most E.
+    """
+    if block_of(D) > 1:
+        return c.C_W * UP + c.noise_guard
+    gain = theory.error_gain(c.W, sparsity=before if block == 1 else 0)
+    return (gain * UP + c.noise_guard) * math.sqrt(block)
 
 
 def _chain(Ds, Ws, where: str, *, sparsities: Sequence[int], **columns: Sequence[Any] | None):
@@ -277,7 +288,6 @@ def _chain(Ds, Ws, where: str, *, sparsities: Sequence[int], **columns: Sequence
                 f"{where}: {name} has length {len(column)}; expected {len(Ds)}, one per dictionary"
             )
     for D, s in zip(Ds, sparsities):
-        refuse_parts(D, where, "try analytic.alista or lista_cp, for one dictionary")
         _check_sparsity(D, s)
     return Ds, Ws, tuple(_certified(D, W, where) for D, W in zip(Ds, Ws))
 

@@ -162,11 +162,13 @@ def _by_supports(
         supports = np.argsort(parts[rows] == 0, axis=1, kind="stable")[:, :s]
         of_supports = theory.certify_supports(W, D, supports)
         proved[rows] = (of_supports.ratio <= c) & (of_supports.contraction < 1) & (c < 1)
-    matrix, atoms = np.abs(np.asarray(dense(W), float)), np.asarray(dense(D), float)
+    matrix, atoms = np.asarray(dense(W), float), np.asarray(dense(D), float)
     entries = np.linalg.norm(matrix, axis=0).max() * np.linalg.norm(atoms, axis=0).max()
     # The steps allow for the noise in the layer's options, and for rounding.
     allowed = layer.noise + _ROUNDED * np.finfo(X.dtype).eps * entries * parts.sum(1)
-    gain = matrix.max() if g == 1 else math.sqrt(g) * np.linalg.norm(matrix, axis=0).max()
+    gain = np.abs(matrix).max()
+    if g > 1:  # of noise in l2
+        gain = np.linalg.norm(matrix.reshape(len(matrix), -1, g), 2, axis=(0, 2)).max()
     return proved & (gain * noise <= allowed)
 
 

@@ -103,7 +103,7 @@ class Shrinking(Layer):
     Steps that select a support end in `self.shrink(D, u, theta, fraction)`. With `nonnegative` the
     steps are for the LASSO over x >= 0. With a `bend`, large entries pass unshrunk, as in the
     proximal map of the minimax concave penalty. No theorem here covers `nonnegative` or `bend`:
-    theory, `realize` and predictions refuse both.
+    certificates of a bend do not hold, and `realize` and predictions refuse both.
 
     Example:
         >>> layer = ur.layers.ista(1, activation=ur.activations.leaky_relu(0.1))

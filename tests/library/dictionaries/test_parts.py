@@ -498,7 +498,6 @@ test_what_does_not_know_parts_says_so = rows(
                 noise=0.0,
             ),
             lambda: analytic.alista(C, per_atom=True, **PLANNED),
-            lambda: analytic.dsc([C], depths=[2], sparsities=[1], bounds=[1.0]),
             lambda: ur.dictionaries.Concatenated(C, np.ones((8, 1))),
             lambda: ur.dictionaries.WithIdentity(C),
             *(

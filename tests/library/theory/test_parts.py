@@ -166,6 +166,49 @@ def test_none_of_a_thousand_draws_is_outside_of_the_certificate(kind, seed):
     assert max(worst for worst, _ in found) > 0.8  # seldom far from the bound
 
 
+def step_of(A, W, theta, passing, Z, Y, g):
+    """A step with support selection, in numpy, of codes (n, d)."""
+    u = (Z + (Y - Z @ A.T) @ W).reshape(len(Z), -1, g)
+    size = np.linalg.norm(u, axis=2)
+    chosen = size > theta
+    code = np.where(chosen[..., None], u * (1 - theta / np.maximum(size, 1e-300))[..., None], 0)
+    if passing < size.shape[1]:
+        chosen &= size > np.sort(size, 1)[:, ::-1][:, [passing]]
+    return np.where(chosen[..., None] & (passing > 0), u, code).reshape(Z.shape)
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_tiny_pairs_with_any_weights_stay_under_their_bounds(seed):
+    """Also after steps whose thresholds let wrong parts in."""
+    rng, ratios, reached = np.random.default_rng(seed), [], set()
+    for trial in range(200 if seed else 25):
+        n, m, g = (*map(int, rng.integers(2, (5, 4))), 2) if seed else (2, 2, 2)  # few shapes
+        D = dictionary("complex", rng, m=m, n=n) if trial % 2 else Joint(matrix(rng, m, n), 2)
+        A, passing = np.asarray(dense(D)), int(rng.integers(0, n + 1))
+        support = (passing / n, passing / n) if passing else None
+        layer = ur.lista_cp(3, tied=False, support=support)
+        W = A * rng.uniform(0.3, 1.2, (3, 1, 1)) + 0.1 * rng.normal(size=(3, *A.shape))
+        theta = rng.uniform(0.5, 1.5, (3, n)) * rng.uniform(0, 0.6, (3, 1)) * rng.integers(1, 3)
+        s, delta = int(rng.integers(1, n + 1)), rng.choice([0, 0.1])
+        params = ur.layers.Unrolled(None, ur.layers.WeightsAndThreshold(W, theta))
+        worst = ur.theory.certify(layer, params, D, sparsity=s, bound=1.0, noise=delta)
+        X = codes(rng, 400, s, g, parts=n).reshape(400, -1)
+        proof = ur.theory.certify_signals(layer, params, D, X, noise=delta)
+        Y, Z = noisy(rng, D, X, delta), np.zeros_like(X)
+        for k in range(3):
+            Z = step_of(A, W[k], theta[k], passing, Z, Y, g)
+            errors = sizes(Z - X, g)
+            wrong = (sizes(Z, g) > 0) & (sizes(X, g) == 0)
+            clean = bool(worst.false_positives_excluded[k])
+            assert not (clean and wrong.any())
+            assert (errors.sum(1) <= worst.error[k + 1] * (1 + 1e-12)).all()
+            assert (errors.max(1) <= proof.errors[:, k + 1] * (1 + 1e-12)).all()
+            assert not (wrong.any(1) & ((proof.failed_at < 0) | (proof.failed_at > k))).any()
+            ratios.append(errors.sum(1).max() / worst.error[k + 1])
+            reached |= {(clean, passing > 0)}
+    assert max(ratios) > 0.9 and len(reached) >= 3
+
+
 LAYERS = {
     "soft": dict(),
     "all pass": dict(support=(1.0, 1.0)),
@@ -266,20 +309,34 @@ def test_a_chain_of_parts_hands_on_what_a_layer_leaves():
     for j, rows in enumerate(rng.permuted(np.tile(np.arange(60), (70, 1)), axis=1)[:, :2]):
         atoms[rows, j] = np.exp(2j * np.pi * rng.random(2))
     matrices = [A / np.linalg.norm(A, axis=0) for A in (basis, atoms)]
-    (first, second), layers = map(Complex.of, matrices), (ur.alista(12), ur.alista(12))
+    (first, second), layers = map(Complex.of, matrices), (ur.lista_cp(12), ur.lista_cp(12))
     X2 = np.zeros((30, 70), complex)
     X2[np.arange(30), rng.integers(70, size=30)] = np.exp(2j * np.pi * rng.random(30))
     X1 = X2 @ matrices[1].T
     s, B = 2, np.abs(X1).max()
-    W1, W2 = map(ur.theory.frobenius_weights, (first, second))
-    p1 = ur.analytic.alista(first, depth=12, sparsity=s, bound=B, W=W1)
-    left = ur.theory.certify(layers[0], p1, first, sparsity=s, bound=B).error[-1]
-    p2 = ur.analytic.alista(second, depth=12, sparsity=1, bound=1.0, noise=left * 1.01, W=W2)
+    chain = dict(sparsities=(2, 1), bounds=(B, 1.0))
+    chain["Ws"] = tuple(map(ur.theory.frobenius_weights, (first, second)))
+    p1, p2 = ur.analytic.dsc((first, second), depths=(12, 12), **chain)
+    _, planned = ur.analytic.chain_schedules((first, second), depths=(12, 12), **chain)
     network = ur.networks.dsc(layers)
     asked = dict(sparsity=(s, 1), bound=(B, 1.0), noise=0.0)
     classes = ur.theory.certify(network, (p1, p2), (first, second), **asked)
     alone = ur.theory.certify(layers[1], p2, second, sparsity=1, bound=1.0)
     assert alone.error[-1] < classes[1].error[-1] < 1
+    for found, schedule in zip(classes, planned):
+        assert found.false_positives_excluded.all()
+        assert (found.error <= schedule.error * (1 + 1e-6)).all()
+    plan = ur.analytic.plan((first, second), tol=classes[1].error[-1] * 1.1, **chain)
+    assert plan.holds and sum(plan.depths) <= 24
+    # From parts to entries: an error of one part is one of two entries.
+    plain = ur.analytic.chain_schedules(
+        (first, np.eye(120)), depths=(12, 3), **chain | {"Ws": None}
+    )
+    given = ur.analytic.dsc((first, np.eye(120)), depths=(12, 3), **chain | {"Ws": None})
+    both = ur.networks.dsc((layers[0], ur.lista_cp(3)))
+    last = ur.theory.certify(both, given, (first, np.eye(120)), **asked)[1]
+    assert last.false_positives_excluded.all()
+    assert (last.error <= plain[1][1].error * (1 + 1e-6)).all()
     proofs = ur.theory.certify_signals(network, (p1, p2), (first, second), (X1, X2))
     assert all((proof.failed_at < 0).all() for proof in proofs)
     Y = to_pairs(X1 @ matrices[0].T)
@@ -370,6 +427,48 @@ def test_codes_in_parts_are_unique_up_to_the_coherence_of_blocks():
         ur.theory.uniqueness([first], [1], coherence=ur.theory.generalized_coherence)
     with pytest.raises(ValueError, match=r"is 25 but D_1 has 24 parts of 2 atoms"):
         ur.theory.uniqueness([first], [25])
+
+
+@pytest.mark.parametrize("kind", ["complex", "joint"])
+def test_a_comparison_says_what_is_proved_of_codes_in_parts(kind):
+    rng = np.random.default_rng(10)
+    D = dictionary(kind, rng, m=40, n=60)
+    layer, asked = ur.alista(12), dict(depth=12, sparsity=1, bound=1.0, noise=0.01)
+    X = codes(rng, 30, 1, D.block, least=0.5, parts=60)
+    Y = noisy(rng, D, X, 0.01)
+    params = ur.analytic.alista(D, **asked)
+    taking = ur.layers.alista_rt(12, noise=0.025)
+    methods = {
+        "theory": (layer, params),
+        "firm": (ur.alista(12, bend=3), params),
+        "taking": (taking, taking.init(None, D)),
+    }
+    found = ur.compare.compare(methods, D, Y, X.reshape(30, -1))
+    promise = found.guarantees["theory"]
+    assert (promise.sparsity, promise.noise) == (1, pytest.approx(0.01))
+    assert promise.bound == pytest.approx(sizes(X.reshape(30, -1), D.block).max())
+    assert promise.certificate.holds
+    assert (found.curves["theory"].largest_l1 <= promise.certificate.error[1:]).all()
+    assert found.proved["theory"].share == 1 and 0 < found.proved["taking"].share <= 1
+    assert "firm shrinkage" in found.proved["firm"].reason and found.proved["firm"].share is None
+    assert "firm shrinkage of alista with bend=3" in found.guarantees_table()
+
+
+@pytest.mark.parametrize("kind", ["complex", "joint"])
+def test_a_schedule_of_another_activation_bounds_codes_in_parts(kind):
+    rng = np.random.default_rng(11)
+    D, rho = dictionary(kind, rng, m=40, n=60), ur.activations.scale(ur.activations.elu(1.0), 1e4)
+    asked = dict(depth=12, sparsity=1, bound=1.0, noise=0.01, activation=rho)
+    _, planned = ur.analytic.block_schedule(D, **asked)
+    assert planned.holds and not planned.vacuous
+    X = codes(rng, 60, 1, D.block, parts=60)
+    layer = ur.alista(12, activation=rho)
+    run = jax.jit(jax.vmap(layer.iterates, (None, None, 0)))
+    Z = np.asarray(run(ur.analytic.alista(D, **asked), D, noisy(rng, D, X, 0.01)))
+    errors = sizes(Z - X.reshape(60, 1, -1), D.block)
+    off = np.where(sizes(X.reshape(60, 1, -1), D.block) == 0, errors, 0).sum(2)
+    assert (errors.sum(2) <= planned.error[1:]).all() and (off <= planned.off_support[1:]).all()
+    assert (errors.sum(2) / planned.error[1:]).max() > 0.5
 
 
 class _own_shrinkage(ur.layers.alista):

@@ -13,7 +13,7 @@ from unrolled._base.results import Result
 from unrolled._base.text import grid, line, markdown, number, screen, table_of
 from unrolled.activations import Activation
 from unrolled.app.studies._steps import Say, one_per_layer, seldom, silent
-from unrolled.dictionaries import Dictionary, as_chain, dense
+from unrolled.dictionaries import Dictionary, as_chain, block_of, dense
 from unrolled.layers import Layer
 from unrolled.networks import dsc
 
@@ -414,6 +414,7 @@ class WeightsCertificate(Result):
     noise: float  # the largest l1 norm of the noise in a signal
     tolerance: float  # the l1 error to reach
     certificates: tuple[theory.Certificate, ...]  # one per layer
+    block: int = 1  # entries of a part of the code of the first layer; its noise is then in l2
 
     def text(self) -> str:
         """A table, one column per layer."""
@@ -437,9 +438,10 @@ class WeightsCertificate(Result):
         return f"These weights guarantee an l1 error of at most {last.error[-1]:.2e}."
 
     def _class(self) -> str:
+        entries, l1 = ("entries", "l1") if self.block == 1 else ("parts", "l2")
         return (
-            f"what these weights guarantee, for entries of at most {self.bound:g} and noise of l1 "
-            f"norm at most {self.noise:g}"
+            f"what these weights guarantee, for {entries} of at most {self.bound:g} and noise of "
+            f"{l1} norm at most {self.noise:g}"
         )
 
     def _rows(self) -> dict[str, Sequence]:
@@ -540,7 +542,7 @@ def certify_weights(
         sparsity: s, nonzeros of a code, for a chain one per layer; None for the largest s that is
             certified, in a chain 1 in every layer.
         bound: B, the largest magnitude of an entry of a code.
-        noise: the largest l1 norm of the noise in a signal.
+        noise: the largest l1 norm of the noise in a signal; l2 where codes come in parts.
         tolerance: the l1 error to reach; the report names the first step that reaches it.
 
     Returns:
@@ -580,6 +582,7 @@ def certify_weights(
             f"certify: {len(sparsities)} sparsities for {len(layers)} layers; expected one for each"
         )
     shapes = tuple(D.shape for D in Ds)
+    block, proved = block_of(Ds[0]), certified(sparsities)
     return WeightsCertificate(
-        layers, shapes, tuple(sparsities), bound, noise, tolerance, certified(sparsities)
+        layers, shapes, tuple(sparsities), bound, noise, tolerance, proved, block
     )

@@ -15,7 +15,7 @@ from unrolled._base.checks import Key
 from unrolled._base.results import Result
 from unrolled._base.text import markdown, screen, table_of
 from unrolled.app.studies._steps import Say, silent
-from unrolled.dictionaries import Dictionary, as_dictionary
+from unrolled.dictionaries import Dictionary, as_dictionary, block_of
 
 __all__ = ["DrawnProofs", "ProvedShare", "certify_drawn"]
 
@@ -58,6 +58,7 @@ class DrawnProofs(Result):
     rows: tuple[ProvedShare, ...]  # empty if nothing beyond the worst case is proved
     ratios: dict[str, np.ndarray]  # weights, s -> c(S) of every support
     bounds: dict[str, np.ndarray]  # weights, s, thresholds -> bounds of proved codes, from step 0
+    block: int = 1  # the entries of a part; sparsities, bound and errors are of parts, noise in l2
 
     def text(self) -> str:
         """The class, and a table, as text."""
@@ -68,25 +69,32 @@ class DrawnProofs(Result):
         if not self.rows:
             return []
         counts = " or ".join(map(str, self.sparsities))
+        single = self.block == 1
         codes = f"{self.draws:,} codes with {counts} nonzeros on a random support"
+        values = f"uniform in [-{self.bound:g}, {self.bound:g}]"
+        if not single:
+            codes = f"{self.draws:,} codes with {counts} parts of {self.block} on a random support"
+            values = f"of sizes uniform in [0, {self.bound:g}]"
         noise = measured = ""
         if self.noise:
+            norm, small = ("l1", "nonzeros") if single else ("l2", "parts")
             noise = (
-                f" Noise of l1 norm at most {self.noise:g} hides small nonzeros: of a code it is "
-                "proved that no step takes a wrong entry and that the bound ends below where it "
+                f" Noise of {norm} norm at most {self.noise:g} hides small {small}: of a code it "
+                "is proved that no step takes a wrong entry and that the bound ends below where it "
                 "began. The rows of alista_rt are without noise."
             )
         errors = [row.error for row in self.rows if row.error is not None]
         if errors:
             measured = (
-                " The steps run on these codes, without noise: no entry of a proved code is off "
+                f" The steps run on these codes, without noise: no {'entry' if single else 'part'} "
+                "of a proved code is off "
                 f"by more than {max(errors):.1e} in the end."
             )
         columns = [(name, s) for name in self.worst for s in self.sparsities]
         worst = ["worst case", "every code", *(f"s = {self.worst[name]}" for name, _ in columns)]
         rows = [[steps, covers, *self._cells(steps)] for steps, covers in _COVERS.items()]
         return [
-            f"Signal by signal: {codes}, uniform in [-{self.bound:g}, {self.bound:g}], drawn anew. "
+            f"Signal by signal: {codes}, {values}, drawn anew. "
             "In brackets is the share of the class that is proved at least, with confidence "
             f"1 - 1e-6.{noise}{measured}",
             "",
@@ -162,7 +170,7 @@ def certify_drawn(
     draws: int = DRAWS,
     bound: float = 1.0,
     noise: float = 0.0,
-    weights: Sequence[str] = tuple(_POWERS),
+    weights: Sequence[str] | None = None,
     measured: bool = False,
     say: Say = silent,
 ) -> DrawnProofs:
@@ -177,13 +185,14 @@ def certify_drawn(
     Args:
         key: the key of the codes.
         D: (m, d), normalised here.
-        sparsity: s, nonzeros of a code, at least 1, or several; None for the largest s at which
-            nine supports in ten are proved, and s + 1; no s if the worst case covers both.
+        sparsity: s, nonzeros of a code, or parts, at least 1, or several; None for the largest s at
+            which nine supports in ten are proved, and s + 1; no s if the worst case covers both.
         draws: the number of codes of every sparsity.
-        bound: B > 0; the nonzeros are uniform in [-B, B].
-        noise: the largest l1 norm of the noise in a signal.
+        bound: B > 0; the nonzeros are uniform in [-B, B]. Parts have sizes uniform in [0, B], and
+            random directions.
+        noise: the largest l1 norm of the noise in a signal; the l2 norm where codes come in parts.
         weights: kinds of weights, "closed form" and "3-norm", the p = 2 and p = 3 of
-            `theory.frobenius_weights`.
+            `theory.frobenius_weights`; None for both, or the first where codes come in parts.
         measured: also run the steps on the codes, without noise.
         say: receives messages on the progress.
 
@@ -209,17 +218,20 @@ def certify_drawn(
     if sparsity is not None:
         several = sparsity if np.ndim(sparsity) else (sparsity,)
         sparsities = checks.as_indices(several, "sparsity", where, least=1)
+    if weights is None:
+        weights = tuple(_POWERS) if block_of(D) == 1 else tuple(_POWERS)[:1]
     if not weights or not set(weights) <= set(_POWERS):
         raise ValueError(f"{where}: expected some weights of {', '.join(_POWERS)}, got {weights!r}")
     with jax.enable_x64(True):
         D = as_dictionary(D, where)
         D = theory.in_float64(dictionaries.normalize(checks.cast(D, np.float64))[0], D.dtype)
+        g = block_of(D)
         Ws = {name: theory.frobenius_weights(D, power=_POWERS[name]) for name in weights}
         worst = {
-            name: theory.max_sparsity(analytic.certified_weights(D, W).mu_W, D.shape[1])
+            name: theory.max_sparsity(analytic.certified_weights(D, W).mu_W, D.shape[1] // g)
             for name, W in Ws.items()
         }
-        draw = partial(_drawn, key, (2 * draws, D.shape[1]), bound)
+        draw = partial(_drawn, key, (2 * draws, D.shape[1] // g, g), bound)
         if sparsities is None:
             first = weights[0]
             sparsities = _reached(Ws[first], D, worst[first], min(draws, _TRIED), draw)
@@ -249,13 +261,33 @@ def certify_drawn(
                     if proved.any():
                         bounds[f"{of}, {steps.split(', ')[1]}"] = proof.errors[proved].max(0)
     return DrawnProofs(
-        D.shape, sparsities, float(bound), float(noise), draws, worst, tuple(rows), ratios, bounds
+        D.shape,
+        sparsities,
+        float(bound),
+        float(noise),
+        draws,
+        worst,
+        tuple(rows),
+        ratios,
+        bounds,
+        g,
     )
 
 
-def _drawn(key: Any, shape: tuple[int, int], bound: float, s: int) -> np.ndarray:
-    """Codes with s nonzeros: half of them for the schedule, half for the count."""
-    return np.asarray(problems.bounded(jax.random.fold_in(key, s), shape, s, bound))
+def _drawn(key: Any, shape: tuple[int, int, int], bound: float, s: int) -> np.ndarray:
+    """Codes with s nonzeros, or parts: half of them for the schedule, half for the count."""
+    key = jax.random.fold_in(key, s)
+    X = np.asarray(problems.bounded(key, shape[:2], s, bound))
+    if shape[2] == 1:
+        return X
+    v = np.asarray(jax.random.normal(jax.random.fold_in(key, 0), shape, float))
+    v = v / np.linalg.norm(v, axis=2, keepdims=True)
+    return (np.abs(X)[:, :, None] * v).reshape(len(X), -1)
+
+
+def _sizes(D: Any, X: np.ndarray) -> np.ndarray:
+    """The sizes of the parts of codes, or of their entries."""
+    return np.linalg.norm(X.reshape(len(X), -1, block_of(D)), axis=2)
 
 
 def _reached(
@@ -263,7 +295,10 @@ def _reached(
 ) -> tuple[int, ...]:
     """The last sparsity above the worst case at which `_MOST` are proved, and the next one."""
     s = worst
-    while s + 1 < D.shape[0] and _on_supports(W, D, draw(s + 1)[:tried], s + 1)[0].mean() >= _MOST:
+    while (
+        s + 1 < D.shape[0] // block_of(D)
+        and _on_supports(W, D, draw(s + 1)[:tried], s + 1)[0].mean() >= _MOST
+    ):
         s += 1
     return (s, s + 1) if s > worst else ()
 
@@ -276,7 +311,7 @@ def _schedule(D: Any, W: Any, sample: np.ndarray, noise: float) -> Any:
 
 def _on_supports(W: Any, D: Any, X: np.ndarray, s: int) -> tuple[np.ndarray, ...]:
     """Whether `alista_rt` finds all codes on each support, by default and with some ratio; c(S)."""
-    of = theory.certify_supports(W, D, np.nonzero(X)[1].reshape(len(X), s))
+    of = theory.certify_supports(W, D, np.nonzero(_sizes(D, X))[1].reshape(len(X), s))
     converges = of.contraction < 1
     return (of.ratio <= _TAKING.ratio) & converges, (of.ratio < 1) & converges, of.ratio
 
@@ -287,8 +322,8 @@ def _codes(layer: Any, params: Any, D: Any, X: Any) -> Any:
 
 
 def _errors(layer: Any, params: Any, D: Any, X: np.ndarray) -> np.ndarray:
-    """The largest error of an entry, for each code that a layer computes from the signals D x."""
-    return np.abs(np.asarray(_codes(layer, params, D, jnp.asarray(X))) - X).max(1)
+    """The largest error of a part, for each code that a layer computes from the signals D x."""
+    return _sizes(D, np.asarray(_codes(layer, params, D, jnp.asarray(X))) - X).max(1)
 
 
 def _share(
