@@ -96,7 +96,10 @@ def test_every_public_name_is_documented():
 def test_the_search_finds_what_people_ask():
     text = (SITE / "searchindex.js").read_text()
     index = json.loads(text[text.index("{") : text.rindex("}") + 1])
-    for word, name in {"gpu": "guide/devices", "latex": "guide/compare"}.items():
+    words = {"gpu": "guide/devices", "latex": "guide/compare"}
+    words |= dict.fromkeys(("complex", "mri", "radar"), "guide/complex_signals")
+    words |= dict.fromkeys(("mmv", "group"), "guide/many_measurements")
+    for word, name in words.items():
         found = [index[part].get(word, []) for part in ("terms", "titleterms")]
         places = np.concatenate([np.atleast_1d(at) for at in found]).astype(int)
         assert name in [index["docnames"][i] for i in places], word
