@@ -179,7 +179,7 @@ def draw_measurements(rows):
         spread = [mean - shares.min(1), shares.max(1) - mean]
         axis.errorbar(GROUPS, mean, spread, fmt=style, marker="o", capsize=2, label=name)
     axis.set(xlabel="measurements g", ylabel="supports recovered", xticks=GROUPS)
-    axis.legend(loc="lower right", fontsize=8, frameon=False)
+    axis.legend(loc="upper left", fontsize=8, frameon=False)
     axis.set_ylim(0, 1.05)
     save(figure, "parts_measurements.svg")
 
