@@ -76,6 +76,13 @@ def test_the_tables_of_parts_are_those_of_its_rows():
             assert line in text, (task, line)
 
 
+def test_a_support_is_found_where_all_of_its_rows_are(script):
+    truth = np.stack([np.arange(9), np.arange(9)])
+    X = np.zeros((2, 60, 2))
+    X[0, :9] = X[1, 1:10] = 1
+    assert script("parts").recovered(X, truth) == 0.5
+
+
 def _lines(task, methods):
     """The lines of a table: a task and what stands under it, mean, least and largest."""
     for name, found in methods.items():

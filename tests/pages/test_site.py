@@ -98,7 +98,9 @@ def test_the_search_finds_what_people_ask():
     index = json.loads(text[text.index("{") : text.rindex("}") + 1])
     wanted = {"gpu": "guide/devices", "latex": "guide/table", "equinox": "guide/network"}
     wanted |= {"compress": "guide/measure_less", "denois": "guide/denoise"}  # stems, as it has them
-    wanted |= {"complex": "guide/complex_signals", "figur": "reference/paper"}
+    wanted |= {"figur": "reference/paper"}
+    wanted |= dict.fromkeys(("complex", "mri", "radar"), "guide/complex_signals")
+    wanted |= dict.fromkeys(("mmv", "group"), "guide/many_measurements")
     for word, name in wanted.items():
         found = [index[part].get(word, []) for part in ("terms", "titleterms")]
         places = np.concatenate([np.atleast_1d(at) for at in found]).astype(int)

@@ -443,7 +443,7 @@ def test_a_comparison_says_what_is_proved_of_codes_in_parts(kind):
         "firm": (ur.alista(12, bend=3), params),
         "taking": (taking, taking.init(None, D)),
     }
-    found = ur.compare.compare(methods, D, Y, X.reshape(30, -1))
+    found = ur.compare(methods, D, Y, X.reshape(30, -1))
     promise = found.guarantees["theory"]
     assert (promise.sparsity, promise.noise) == (1, pytest.approx(0.01))
     assert promise.bound == pytest.approx(sizes(X.reshape(30, -1), D.block).max())
