@@ -180,7 +180,7 @@ def main():
 
 def table(rows):
     lines = [
-        "| dictionary | predictions that hold | largest distance of these, dB | distances of the "
+        "| dictionary | predictions that hold | their largest distance, dB | distances of the "
         "others, dB |",
         "|---|---|---|---|",
     ]

@@ -128,13 +128,13 @@ def table(rows: list[dict]) -> str:
     return markdown(
         [
             {
-                "dictionary learned on": r["learned on"][:-4],
-                "patches of": r["tested on"][:-4],
-                "codes given by": r["from"],
+                "photograph of the dictionary": r["learned on"][:-4],
+                "photograph of the patches": r["tested on"][:-4],
+                "source of the codes": r["from"],
                 "codes proved": f"{r['unique']} of {r['signals']}",
-                "proved without repair": f"{r['at once']:.1%}",
-                "proved after 2 repairs": f"{r['after 2']:.1%}",
-                "most repairs": r["most repairs"],
+                "codes proved without repair": f"{r['at once']:.1%}",
+                "codes proved after 2 repairs": f"{r['after 2']:.1%}",
+                "most repairs of a code": r["most repairs"],
                 "median distance to the optimum": f"{r['median distance']:.2g}",
                 "microseconds per signal": f"{r['us']:.0f}",
             }
