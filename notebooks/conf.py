@@ -369,7 +369,7 @@ def cards(table):
         f'<img src="_thumbnails/{stem}.png" alt="">\n\n{answer}\n:::\n'
         for stem, question, answer in rows
     )
-    return f"::::{{grid}} 1 2 2 3\n:gutter: 3\n{grid}::::\n"
+    return f"::::{{grid}} 1 1 2 2\n:gutter: 3\n{grid}::::\n"
 
 
 def thumbnails(app):

@@ -187,7 +187,7 @@ def figure(
     with rc_context(STYLE | {"axes.prop_cycle": cycler(color=COLOURS)}):
         fig = Figure(figsize=(width * columns, height * rows), layout="constrained")
         FigureCanvasAgg(fig)
-        setattr(fig, "_repr_png_", partial(_as_png, fig))  # what Jupyter asks for
+        vars(fig)["_repr_png_"] = partial(_as_png, fig)  # what Jupyter asks for
         return fig, fig.subplots(rows, columns, squeeze=False)
 
 
