@@ -355,12 +355,12 @@ def photographs() -> dict[str, np.ndarray]:
         {'china': (427, 640), 'flower': (427, 640)}
     """
     # Importing scikit-learn takes longer than reading two of its files.
-    found, pillow = find_spec("sklearn"), find_spec("PIL")
-    if found is None or found.origin is None or pillow is None:
+    sklearn, pillow = find_spec("sklearn"), find_spec("PIL")
+    if sklearn is None or sklearn.origin is None or pillow is None:
         raise ImportError(
             "the sample photographs need scikit-learn and Pillow; install unrolled[data]"
         )
-    folder = Path(found.origin).parent / "datasets" / "images"
+    folder = Path(sklearn.origin).parent / "datasets" / "images"
     # ITU-R 601 weights, as in Pillow's grey conversion.
     weights = np.asarray([0.299, 0.587, 0.114], np.float32) / 255
     return {
