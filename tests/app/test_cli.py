@@ -929,7 +929,7 @@ def test_compare_asks_the_study_of_the_files(run, tmp_path, monkeypatch, asked, 
 
 
 def test_missing_photographs_are_said_before_any_work(run, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     said = "the sample photographs need scikit-learn and Pillow; install unrolled[data]"
     assert run("compare", "--output", tmp_path) == (2, "", f"unrolled: {said}\n")
 

@@ -373,8 +373,8 @@ def minima(
         first = None if start is None else start[part].astype(np.float64)
         own = None if masks is None else masks[part].astype(np.float64)
         operands = (problem, signals, products, weights, slack[part])
-        found = _active_set.minimise(*operands, start=first, masks=own, **limits)
-        for result, some in zip(results, found):
+        minimised = _active_set.minimise(*operands, start=first, masks=own, **limits)
+        for result, some in zip(results, minimised):
             result[part] = some
 
     parts = _parts(finite, D.shape)
