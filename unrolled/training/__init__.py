@@ -14,6 +14,7 @@ from unrolled.training._forms import *
 from unrolled.training._forms import digest, versions
 from unrolled.training._loop import drive
 from unrolled.training._losses import *
+from unrolled.training._losses import lasso_loss as lasso  # its former name, in no list
 from unrolled.training._objective import *
 from unrolled.training._objective import as_dictionaries
 from unrolled.training._recipe import *
