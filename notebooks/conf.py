@@ -28,6 +28,7 @@ from sphinx.util.docutils import SphinxDirective
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 import unrolled  # noqa: E402
+from unrolled._base.results import Result  # noqa: E402
 from unrolled.app import cli  # noqa: E402
 
 project, version = "unrolled", unrolled.__version__
@@ -215,6 +216,9 @@ def in_full(module, names):
             alone = not any(base.__module__.startswith("unrolled.") for base in value.__bases__)
             lines += [f".. autoclass:: {full}", "   :members:"]
             lines += ["   :undoc-members:", ""] if alone else [""]
+            for field in value._fields if issubclass(value, Result) else ():
+                said = prose(" ".join(described(value, field).split()))
+                lines += [f"   .. py:attribute:: {field}", "", f"      {said}", ""]
         elif is_documented(value):
             lines += [f".. autofunction:: {full}", ""]
         else:
@@ -415,17 +419,20 @@ def source_of(record):
 
 
 def fields(app, what, name, obj, options, lines):
-    """The comment behind a field of a record is its description, else the glossary has it."""
+    """Describe a field of a NamedTuple."""
     if not lines or lines[0].startswith("Alias for field number"):
         owner, field = name.rsplit(".", 1)
         module, _, owner = owner.rpartition(".")
         record = getattr(sys.modules.get(module), owner, None)
-        if not inspect.isclass(record):
-            return
-        source = source_of(record)
-        found = re.search(rf"((?:^    # .*\n)*)^    {field}: [^#\n]*(?:# (.*))?$", source, re.M)
-        said = found and (re.sub(r" *# ", " ", found[1]).strip() or found[2])
-        lines[:] = [said or GLOSSARY.get(field, "")]
+        if inspect.isclass(record):
+            lines[:] = [described(record, field)]
+
+
+def described(record, field):
+    """The comment behind a field of a record, or above it, else its line in the glossary."""
+    source = source_of(record)
+    found = re.search(rf"((?:^    # .*\n)*)^    {field}: [^#\n]*(?:# (.*))?$", source, re.M)
+    return found and (re.sub(r" *# ", " ", found[1]).strip() or found[2]) or GLOSSARY.get(field, "")
 
 
 def first_words(app, what, name, obj, options, lines):

@@ -1,6 +1,7 @@
 """Results can grow: public functions answer with records that nobody can take apart by place."""
 
 import copy
+import dataclasses
 import inspect
 import pickle
 import typing
@@ -61,8 +62,11 @@ def test_a_result_is_taken_by_the_names_of_its_fields(cls):
     for take in (iter, lambda of: of[0], lambda of: of[:1], lambda of: [*of]):
         with pytest.raises(TypeError, match=rf"^{cls.__name__}: a result is not .*\.{names[-1]}$"):
             take(result)
-    with pytest.raises(AttributeError):
-        setattr(result, names[0], 0)
+    for name in (names[0], names[-1]):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(result, name, 0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        delattr(result, names[0])
     with pytest.raises(TypeError, match="there is no field 'unheard'; take its fields by name"):
         result.replace(unheard=0)
     assert tuple(result.asdict()) == names and cls(**result.asdict()) == result
