@@ -112,6 +112,62 @@ def whole(folder, tmp_path_factory):
     return output, (output.parent / "out").read_text()
 
 
+def test_files_of_complex_numbers_are_coded_and_trained_on(tmp_path, monkeypatch, capsys):
+    """Codes are complex where signals are, in any order of the file, and pairs where they are."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    A, X = (rng.normal(size=(n, 12, 2)) @ [1, 1j] for n in (8, 40))
+    A, X = A / np.linalg.norm(A, axis=0), X * (rng.random(X.shape) < 0.15)
+    Y = X @ A.T
+    D = ur.dictionaries.Complex.of(A.astype("c8"))
+    arrays = {"A": A, "Y": Y, "columns": np.asfortranarray(Y), "single": Y.astype("c8")}
+    arrays |= {"pairs": np.asarray(ur.dictionaries.to_pairs(Y)), "real": Y.real, "R": A.real}
+    for name, array in arrays.items():
+        np.save(f"{name}.npy", array)
+    np.savez("YX.npz", Y=Y, X=X)
+
+    def run(*arguments):
+        return main([str(a) for a in arguments]), *capsys.readouterr()
+
+    pursuit = ("encode", "--method", "omp_batch", "--sparsity", 2, "--dictionary", "A.npy")
+    expected = np.asarray(ur.pursuit.omp_batch(D, Y.astype("c8"), 2).x)
+    for name in ("Y", "columns", "single", "pairs"):
+        status, out, err = run(*pursuit, f"{name}.npy", "--output", "codes.npy", "--json")
+        assert status == 0, err
+        codes, told = np.load("codes.npy"), strict_json(out)
+        assert codes.dtype == ("f4" if name == "pairs" else "c8")
+        np.testing.assert_allclose(codes.view("c8"), expected, rtol=0, atol=1e-5)
+        assert (
+            told["atoms"] == 12 and told["mean_nonzeros"] == (codes.view("c8") != 0).sum(1).mean()
+        )
+    options = ("--family", "ista", "--depth", 2, "--steps", 3, "--batch", 8)
+    status, out, err = run(
+        *("train", "--dictionary", "A.npy", "--signals", "YX.npz", *options, "--output", "run")
+    )
+    assert status == 0 and "8 x 12" in out, err
+    assert run("encode", "run", "YX.npz", "--output", "codes.npz")[0] == 0
+    kept = ur.training.restore(Path("run/weights.npz"))
+    with np.load("codes.npz") as archive:
+        x = kept.layer.apply(kept.params, kept.D, Y[0].astype("c8"))
+        np.testing.assert_allclose(archive["X"][0], x, rtol=0, atol=1e-5)
+    refused = {
+        (*pursuit, "real.npy", "--output", "o.npy"): "D is complex: expected complex signals",
+        (*pursuit[:-1], "R.npy", "Y.npy", "--output", "o.npy"): "entries are complex128; expected",
+        ("certify", "A.npy"): "A.npy: codes of Complex come in parts",
+        (
+            "learn",
+            "Y.npy",
+            "--atoms",
+            9,
+            "--output",
+            "o",
+        ): "Y.npy: entries are complex128; expected",
+    }
+    for arguments, message in refused.items():
+        status, _, err = run(*arguments)
+        assert status == 2 and message in err, err
+
+
 @pytest.mark.slow
 def test_a_recipe_sets_what_is_not_given(folder, tmp_path, monkeypatch, capsys):
     """The options of the family, the loss, the rate and its course; a resumed run has the same."""

@@ -31,11 +31,13 @@ from unrolled.app.commands._report import (
     environment,
     write_html,
 )
-from unrolled.dictionaries import Operator
+from unrolled.dictionaries import Operator, refuse_parts
 from unrolled.problems import synthesize
 from unrolled.vision import datasets
 
 _SHOWN = 20  # rows that the text lists
+# What the command advises where codes come in parts.
+_BY_PARTS = "certify is about single entries, try theory.block_coherence and theory.schedule"
 
 
 def holds_weights(path: Path) -> bool:
@@ -225,6 +227,7 @@ def _write_report(
 def _read_in_float64(path: Path, normalize: bool) -> Operator:
     """D of a file in float64, without what the rounding in the file adds to its range."""
     stored = read_dictionary(path, None)
+    refuse_parts(stored, str(path), _BY_PARTS)
     D = checks.cast(stored, np.float64)
     if normalize:
         D = dictionaries.normalize(D)[0]
@@ -347,7 +350,7 @@ def signals_of_class(
     Raises:
         ValueError: signals that cannot be read or have another length.
     """
-    Y = open_signals(signals)
+    Y = open_signals(signals, D)
     check_length(signals, Y, D)
     inside, least = 0, np.inf
     for first in range(0, len(Y), CHUNK):
@@ -390,6 +393,7 @@ def certify_codes(dictionary: Path, signals: Path, codes: Path) -> CertifiedCode
     """
     with jax.enable_x64(True):
         D = read_dictionary(dictionary, None)
+    refuse_parts(D, str(dictionary), _BY_PARTS)
     Y, X = open_signals(signals), datasets.open_array(codes, "X")
     check_length(signals, Y, D)
     if X.shape != (len(Y), D.shape[1]) or not len(Y):

@@ -25,6 +25,7 @@ from unrolled.app.commands._inputs import (
     check_length,
     code_names,
     in_float32,
+    nonzeros,
     open_signals,
     residual_norms,
     restore_model,
@@ -32,7 +33,7 @@ from unrolled.app.commands._inputs import (
 )
 from unrolled.app.commands._report import check_not_read
 from unrolled.app.studies import seldom
-from unrolled.dictionaries import Operator
+from unrolled.dictionaries import Operator, block_of
 from unrolled.pursuit import (
     PURSUITS,
     ROUNDINGS,
@@ -58,7 +59,12 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         help="written by `unrolled train`, or the folder of a run: before its end, the best params "
         "at its newest checkpoint; none with --method",
     ),
-    "signals": dict(type=Path, metavar="SIGNALS", help="(signals, m), as .npy or .npz (entry Y)"),
+    "signals": dict(
+        type=Path,
+        metavar="SIGNALS",
+        help="(signals, m), as .npy or .npz (entry Y); where D is complex, complex or in pairs of "
+        "real numbers, and the codes alike",
+    ),
     "--output": dict(
         type=Path,
         required=True,
@@ -152,7 +158,7 @@ def _check_source(
 class EncodedLayer(NamedTuple):
     """What the command prints of the codes of one layer."""
 
-    atoms: int
+    atoms: int  # or complex ones
     mean_nonzeros: float
     relative_residual: float  # norm(Y - X D', "fro") / norm(Y, "fro"), with D_1 ... D_j for D
 
@@ -228,11 +234,16 @@ class _Job(NamedTuple):
     certify: bool
     problem: Callable[[np.ndarray], dict[str, Any] | None]  # the LASSO of some signals
     least: float  # signals of a lesser norm are zero beside the largest
+    is_complex: bool  # whether signals are complex in their file, and codes in theirs
 
     @property
-    def shapes(self) -> dict[str, tuple[int, int]]:
-        """Of the arrays of all codes."""
-        return {name: (len(self.Y), d) for name, d in self.columns.items()}
+    def headers(self) -> dict[str, dict[str, Any]]:
+        """Of the arrays of all codes, as numpy writes them: a pair is one complex number."""
+        descr, numbers = ("<c8", 2) if self.is_complex else ("<f4", 1)
+        return {
+            name: {"descr": descr, "fortran_order": False, "shape": (len(self.Y), d // numbers)}
+            for name, d in self.columns.items()
+        }
 
     def chunk(self, first: int, signals: np.ndarray) -> tuple[dict[str, np.ndarray], Line]:
         """The codes of a chunk by the name of their array, and what is counted of them."""
@@ -246,7 +257,7 @@ class _Job(NamedTuple):
         names = code_names(len(Ds), self.coder.chained)
         line = Line(
             len(signals),
-            [int(np.count_nonzero(X)) for X in codes],
+            [nonzeros(D, X) for D, X in zip(Ds, codes)],
             (norms**2).sum(1).tolist(),
             [int(row) + first for row in missed],
             int(nothing.sum()),
@@ -312,7 +323,9 @@ def _summed(lines: Sequence[Line], job: _Job, source: Path | str, output: Path) 
     nonzeros = np.sum([line.nonzeros for line in lines], axis=0)
     size, *residuals = np.sqrt(np.sum([line.squares for line in lines], axis=0))
     layers = tuple(
-        EncodedLayer(D.shape[1], float(count) / signals, float(residual / (size or 1)))
+        EncodedLayer(
+            D.shape[1] // block_of(D), float(count) / signals, float(residual / (size or 1))
+        )
         for D, count, residual in zip(job.coder.Ds, nonzeros, residuals)
     )
     missed = tuple(row for line in lines for row in line.missed)
@@ -358,7 +371,7 @@ def _job(
     Ds = coder.Ds
     if certify and len(Ds) > 1:
         raise ValueError(f"encode: --certify is for one dictionary, got {len(Ds)}")
-    Y = open_signals(signals)
+    Y = open_signals(signals, Ds[0])
     check_length(signals, Y, Ds[0])
     if not len(Y):
         raise ValueError(f"{signals}: expected at least one signal")
@@ -371,7 +384,8 @@ def _job(
     least = _least_norm(Y, signals) if relative else 0.0
     name = source if isinstance(source, str) else "lasso"
     problem = partial(_lasso, name, options, Ds[0])
-    return _Job(coder, Y, signals, columns, certify, problem, least)
+    is_complex = np.iscomplexobj(datasets.open_array(signals, "Y", with_complex=True))
+    return _Job(coder, Y, signals, columns, certify, problem, least, is_complex)
 
 
 def _lasso(
@@ -388,13 +402,12 @@ def _written(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[Line]:
         parts: dict[str, Any] = {"": file}
         if output.suffix == ".npz":  # its entries are written one after another
             beside = partial(tempfile.TemporaryFile, dir=target(output).parent)
-            parts = {name: stack.enter_context(beside()) for name in job.shapes}
-        for part, shape in zip(parts.values(), job.shapes.values()):
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            parts = {name: stack.enter_context(beside()) for name in job.headers}
+        for part, header in zip(parts.values(), job.headers.values()):
             np.lib.format.write_array_header_1_0(part, header)
         for first in range(0, len(job.Y), _CHUNK):
             arrays, counted = job.chunk(first, _rows(job.Y, job.path, first))
-            for part, name in zip(parts.values(), job.shapes):
+            for part, name in zip(parts.values(), job.headers):
                 part.write(np.ascontiguousarray(arrays[name], "<f4").data)
             lines.append(counted)
             now_and_then(f"{min(first + _CHUNK, len(job.Y)):,} of {len(job.Y):,} signals")
@@ -494,9 +507,11 @@ def run_export(arguments: argparse.Namespace) -> None:
         platforms=arguments.platforms.split(","),
     )
     manifest = export.load(path).manifest
-    m, size = manifest["signals"][1], path.stat().st_size
+    form, size = manifest["form"], path.stat().st_size
+    shape = ", ".join(map(str, ["n", *form["signals"]] if form else manifest["signals"]))
+    which = "complex signals" if form and form["complex"] else "signals"
     text = (
-        f"{path}: {manifest['model']} for signals (n, {m}) in {manifest['dtype']}, "
+        f"{path}: {manifest['model']} for {which} ({shape}) in {manifest['dtype']}, "
         f"{size / 1e6:.2g} MB, for {', '.join(manifest['platforms'])}"
     )
     show(arguments.json, {"path": str(path), "bytes": size, **manifest}, text)

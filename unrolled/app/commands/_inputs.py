@@ -19,7 +19,7 @@ from unrolled._base.files import LARGEST_BYTES, MappedRows
 from unrolled._base.numbers import norm
 from unrolled._base.text import in_rows
 from unrolled.app.studies import PATCH, Pictures, photograph_patches
-from unrolled.dictionaries import Operator, as_chain, as_dictionary
+from unrolled.dictionaries import Operator, as_chain, as_dictionary, block_of
 from unrolled.layers import Layer
 from unrolled.networks import Network
 from unrolled.pursuit import CHAIN, PURSUITS, pursue
@@ -33,17 +33,21 @@ _APART = 10  # norms of atoms further apart are warned of
 def read_dictionary(path: Path, dtype: Any = np.float32) -> Operator:
     """D from a file of `datasets.read_array` (entry D), in a dtype; None for that of the file.
 
+    A complex matrix is that of a `dictionaries.Complex`.
+
     Raises:
         ValueError: no such array, or atoms that float32, where that is the dtype, would lose.
     """
-    D = datasets.read_array(path, "D")
+    stored = datasets.read_array(path, "D", with_complex=True)
+    is_complex = np.iscomplexobj(stored)
+    D = np.concatenate([stored.real, stored.imag]) if is_complex else stored
     if dtype == np.float32 and D.ndim == 2:
         D = in_float32(D.T, path, what="column").T
-    if dtype is None:
-        return as_dictionary(jnp.asarray(D), str(path))
-    D = D.astype(dtype)
-    _warn_of_norms(np.linalg.norm(D.astype(float), axis=0), path)
-    return as_dictionary(jnp.asarray(D), str(path))
+    if dtype is not None:
+        D = D.astype(dtype)
+        _warn_of_norms(np.linalg.norm(D.astype(float), axis=0), path)
+    parts: Any = [as_dictionary(part, str(path)) for part in np.split(D, 2 if is_complex else 1)]
+    return dictionaries.Complex(*parts) if is_complex else parts[0]
 
 
 def _warn_of_norms(norms: np.ndarray, path: Path) -> None:
@@ -112,13 +116,13 @@ def read_signals(
     return D, Pictures(Y[:cut], Y[cut:], None)
 
 
-def open_signals(path: Path) -> np.ndarray:
-    """`datasets.open_array` of signals.
+def open_signals(path: Path, D: Operator | tuple[Operator, ...] | None = None) -> np.ndarray:
+    """`datasets.open_array` of signals; complex ones of a complex D as `dictionaries.to_pairs`.
 
     Raises:
         ValueError: integers, such as grey values, which are to be scaled first.
     """
-    Y = datasets.open_array(path, "Y")
+    Y = as_pairs(datasets.open_array(path, "Y", with_complex=_is_complex(D)))
     if np.issubdtype(Y.dtype, np.integer):
         raise ValueError(
             f"{path}: signals are {Y.dtype}; expected real numbers near 1, try Y / 255 for grey "
@@ -127,14 +131,26 @@ def open_signals(path: Path) -> np.ndarray:
     return Y
 
 
+def _is_complex(D: Operator | tuple[Operator, ...] | None) -> bool:
+    return isinstance(D, dictionaries.Complex)
+
+
+def as_pairs(array: np.ndarray) -> np.ndarray:
+    """`dictionaries.to_pairs` of an array that may be mapped, and then stays so."""
+    if not np.iscomplexobj(array) or not array.ndim:
+        return array
+    rows = array if array.flags.c_contiguous else np.ascontiguousarray(array)
+    return rows.view(rows.real.dtype)
+
+
 def read_given(path: Path, D: Operator | tuple[Operator, ...]) -> np.ndarray:
     """The signals (signals, m) of an array file, in float32, of a dictionary or of a chain.
 
     Raises:
         ValueError: signals that do not fit D, or that float32 would lose.
     """
-    open_signals(path)
-    Y = datasets.read_array(path, "Y")
+    open_signals(path, D)
+    Y = as_pairs(datasets.read_array(path, "Y", with_complex=_is_complex(D)))
     check_length(path, Y, D)
     return in_float32(Y, path)
 
@@ -145,7 +161,7 @@ def open_given(path: Path, D: Operator | tuple[Operator, ...]) -> np.ndarray | M
     Raises:
         ValueError: signals that do not fit D, in a file that is read also those that float32 loses.
     """
-    Y = open_signals(path)
+    Y = open_signals(path, D)
     if not isinstance(Y, np.memmap) or (Y.nbytes <= LARGEST_BYTES and jax.process_count() == 1):
         return read_given(path, D)
     check_length(path, Y, D)
@@ -188,7 +204,10 @@ def read_codes(path: Path, Y: np.ndarray | MappedRows, D: Operator | tuple[Opera
         return None
     if missing := [name for name in names if name not in entries]:
         raise ValueError(f"{path}: has no {', '.join(missing)}; expected {', '.join(names)}")
-    Xs = tuple(datasets.read_array(path, name) for name in names)
+    Xs = tuple(
+        as_pairs(datasets.read_array(path, name, with_complex=_is_complex(D_j)))
+        for name, D_j in zip(names, Ds)
+    )
     for name, X, D_j in zip(names, Xs, Ds):
         if X.shape != (expected := (len(Y), D_j.shape[1])):
             what = f"{name} has" if chained else "codes have"
@@ -211,6 +230,8 @@ def check_length(path: Path, Y: np.ndarray, D: Operator | tuple[Operator, ...]) 
     hint = ""
     if Y.ndim == 2 and len(Y) == D.shape[0]:
         hint = " The signals seem to be in columns: transpose them."
+    elif isinstance(D, dictionaries.Complex):
+        hint = " D is complex: expected complex signals, or pairs of real numbers."
     raise ValueError(
         f"{path}: signals have shape {Y.shape}; "
         f"expected (signals, {D.shape[0]}) for D {D.shape}.{hint}"
@@ -295,6 +316,12 @@ def coder_of_pursuit(name: str, dictionaries: list[Path], options: dict[str, Any
         return coded.codes, coded.rows
 
     return Coder(codes, Ds, PURSUITS[name].takes == CHAIN)
+
+
+def nonzeros(D: Operator, X: ArrayLike) -> int:
+    """How many entries of all codes are not 0, or parts: complex numbers count once."""
+    rows = np.asarray(X)
+    return int((rows.reshape(len(rows), -1, block_of(D)) != 0).any(2).sum())
 
 
 def residual_norms(Ds: Sequence[Operator], Y: ArrayLike, codes: Sequence[ArrayLike]) -> np.ndarray:

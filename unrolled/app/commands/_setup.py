@@ -197,7 +197,7 @@ def _made_codes(config: Config, D: Dictionaries, Y: np.ndarray, say: Say) -> np.
     with whole_file(path) as file:
         np.savez(file, X=X)
     miss = f"; {len(missed)} miss their tolerance{in_rows(missed)}" if len(missed) else ""
-    say(f"codes with {np.count_nonzero(X) / len(X):.1f} nonzeros on average: {path}{miss}")
+    say(f"codes with {_inputs.nonzeros(D, X) / len(X):.1f} nonzeros on average: {path}{miss}")
     return X
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from unrolled import metrics, plots, training
+from unrolled import dictionaries, metrics, plots, training
 from unrolled._base.files import write_whole
 from unrolled._base.processes import Processes, join
 from unrolled._base.text import markdown, plain, to_json
@@ -34,6 +34,7 @@ from unrolled.app.commands._inputs import (
     CHECKPOINTS,
     WEIGHTS,
     apply_in_chunks,
+    nonzeros,
     residual_norms,
 )
 from unrolled.app.commands._report import (
@@ -69,7 +70,7 @@ class Summary(NamedTuple):
     """The numbers that `unrolled train` ends with."""
 
     config: Config
-    shape: tuple[tuple[int, ...], ...]  # of every D
+    shape: tuple[tuple[int, ...], ...]  # of every D, of a complex one in complex numbers
     steps: int
     seconds: float
     best_step: int
@@ -177,7 +178,7 @@ def summarize(config: Config, ready: Setup, fit: training.Fit) -> Summary:
     Ds = ready.D if isinstance(ready.D, tuple) else (ready.D,)
     return Summary(
         config,
-        tuple(D.shape for D in Ds),
+        tuple(D.real.shape if isinstance(D, dictionaries.Complex) else D.shape for D in Ds),
         records[-1].step,
         records[-1].seconds,
         best.step,
@@ -209,7 +210,8 @@ def _judged(
         if X_j is None:  # the share of signals whose objective exceeds that of the zero code
             zero = jnp.sum(signals**2, 1) / 2
             numbers |= {"worse_than_zero": 100 * jnp.mean(~(values <= (1 + ROUNDING) * zero))}
-        numbers |= {"relative_residual": residual / (size or 1), "nonzeros": (x != 0).sum(1).mean()}
+        count = nonzeros(D_j, x) / len(x)
+        numbers |= {"relative_residual": residual / (size or 1), "nonzeros": count}
         judged.append({name: float(value) for name, value in numbers.items()})
     return judged
 

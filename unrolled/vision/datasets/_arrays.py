@@ -71,7 +71,9 @@ READERS: dict[str, Callable[[Path, str | None], np.ndarray]] = {
 
 
 @checked
-def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
+def read_array(
+    path: str | Path, name: str | None = None, *, with_complex: bool = False
+) -> np.ndarray:
     """One real array from a file, or from an archive by its name.
 
     A file is `.npy` or `.npz`, or one of `READERS`: `.csv` of numbers with commas between them and
@@ -80,9 +82,10 @@ def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
     Args:
         path: the file.
         name: the entry of a `.npz` or `.mat` file; None for its only entry.
+        with_complex: True takes complex numbers, too.
 
     Returns:
-        The array, in float64 if the file has float64, else in float32.
+        The array, in float64 if the file has float64, else in float32; complex numbers alike.
 
     Raises:
         FileNotFoundError, IsADirectoryError: the file is missing, or is a folder.
@@ -98,7 +101,7 @@ def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
         ...     ur.vision.datasets.read_array(f"{folder}/D.npy").tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
-    array = open_array(path, name)
+    array = open_array(path, name, with_complex=with_complex)
     if array.nbytes > LARGEST_BYTES:
         raise ValueError(
             f"{path}: {array.nbytes / 2**30:.1f} GiB; expected at most {LARGEST_BYTES / 2**30:.0f}"
@@ -107,13 +110,15 @@ def read_array(path: str | Path, name: str | None = None) -> np.ndarray:
 
 
 @checked
-def open_array(path: str | Path, name: str | None = None) -> np.ndarray:
+def open_array(
+    path: str | Path, name: str | None = None, *, with_complex: bool = False
+) -> np.ndarray:
     """The array of `read_array` in the dtype of its file; values are neither read nor checked.
 
     A `.npy` file may have any size: `open_array` maps it into memory. `read_rows` reads parts.
 
     Args:
-        path, name: as in `read_array`.
+        path, name, with_complex: as in `read_array`.
 
     Raises:
         FileNotFoundError, IsADirectoryError, ValueError: as in `read_array`, except for faults of
@@ -145,7 +150,7 @@ def open_array(path: str | Path, name: str | None = None) -> np.ndarray:
         if "contains pickled" in str(error):  # numpy says so of all bytes that it does not know
             error = ValueError("it holds no array of numbers")
         raise ValueError(f"{path}: not a readable array file ({error})") from error
-    if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
+    if array.dtype.kind not in ("fiuc" if with_complex else "fiu"):
         raise ValueError(f"{path}: entries are {array.dtype}; expected real numbers")
     return array
 
@@ -173,10 +178,10 @@ def read_rows(array: np.ndarray, path: str | Path, first: int, n: int) -> np.nda
 
 
 def _checked(array: np.ndarray, path: str | Path, first: int = 0) -> np.ndarray:
-    """A copy in float32 or float64; ValueError if an entry is not finite."""
-    array = np.array(
-        array, np.float32 if array.dtype.itemsize < 8 or array.dtype.kind != "f" else np.float64
-    )
+    """A copy in float32 or float64, complex or not; ValueError if an entry is not finite."""
+    real, is_complex = array.real.dtype, array.dtype.kind == "c"
+    single = real.itemsize < 8 or real.kind != "f"
+    array = np.array(array, np.result_type("f4" if single else "f8", "c8" if is_complex else "f4"))
     if not np.isfinite(array).all():
         raise ValueError(f"{path}: has NaN or infinite entries{_where(array, first)}")
     return array
