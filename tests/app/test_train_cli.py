@@ -152,10 +152,19 @@ def test_files_of_complex_numbers_are_coded_and_trained_on(tmp_path, monkeypatch
     with np.load("codes.npz") as archive:
         x = kept.layer.apply(kept.params, kept.D, Y[0].astype("c8"))
         np.testing.assert_allclose(archive["X"][0], x, rtol=0, atol=1e-5)
+    status, out, err = run(
+        "certify", "A.npy", "--sparsity", 1, "--sampled", 5, "--output", "proofs"
+    )
+    assert status == 0 and "5 codes with 1 parts of 2" in out, err
+    assert "parts of 2" in Path("proofs/report.html").read_text()
+    status, out, err = run("certify", "run/weights.npz", "--sparsity", 1)
+    assert status == 0 and "parts of at most 1 and noise of l2" in out, err
     refused = {
         (*pursuit, "real.npy", "--output", "o.npy"): "D is complex: expected complex signals",
         (*pursuit[:-1], "R.npy", "Y.npy", "--output", "o.npy"): "entries are complex128; expected",
-        ("certify", "A.npy"): "A.npy: codes of Complex come in parts",
+        ("certify", "A.npy", "--entries"): "--entries is for real dictionaries",
+        ("certify", "A.npy", "A.npy"): "a chain is for real dictionaries",
+        ("certify", "A.npy", "--code", "Y.npy", "--signals", "Y.npy"): "certify without it",
         (
             "learn",
             "Y.npy",

@@ -31,13 +31,13 @@ from unrolled.app.commands._report import (
     environment,
     write_html,
 )
-from unrolled.dictionaries import Operator, refuse_parts
+from unrolled.dictionaries import Operator, block_of, refuse_parts
 from unrolled.problems import synthesize
 from unrolled.vision import datasets
 
 _SHOWN = 20  # rows that the text lists
 # What the command advises where codes come in parts.
-_BY_PARTS = "certify is about single entries, try theory.block_coherence and theory.schedule"
+_BY_PARTS = "certify --code is about single entries, try certify without it"
 
 
 def holds_weights(path: Path) -> bool:
@@ -65,7 +65,11 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         "for the weights of a chain 1 in every layer)",
     ),
     "--bound": dict(type=float, default=1.0, help="bound B of the entries of a code (default 1)"),
-    "--noise": dict(type=float, default=0.0, help="largest l1 norm of the noise (default 0)"),
+    "--noise": dict(
+        type=float,
+        default=0.0,
+        help="largest l1 norm of the noise, l2 norm where D is complex (default 0)",
+    ),
     "--tolerance": dict(type=float, default=1e-6, help="l1 error to reach (default 1e-6)"),
     "--sampled": dict(
         type=int,
@@ -167,6 +171,9 @@ def _run_on_dictionaries(arguments: argparse.Namespace, asked: dict[str, Any]) -
     say = progress_printer()
     with jax.enable_x64(True):
         Ds = [_read_in_float64(path, arguments.normalize) for path in arguments.dictionaries]
+    if any(block_of(D) > 1 for D in Ds):
+        _run_on_parts(arguments, Ds, asked, say)
+        return
     report = studies.dictionary_report(Ds, **asked, say=say)
     names = " ".join(str(path) for path in arguments.dictionaries)
     data, text = report.to_dict(), f"{names}: {report.text()}"
@@ -181,6 +188,37 @@ def _run_on_dictionaries(arguments: argparse.Namespace, asked: dict[str, Any]) -
     if arguments.figure is not None:
         _report.write_figure(arguments.figure, report.figure())
     _write_report(arguments, report, {"the Gram matrix and W'D": report.figure}, drawn)
+
+
+def _run_on_parts(
+    arguments: argparse.Namespace,
+    Ds: Sequence[Operator],
+    asked: dict[str, Any],
+    say: Callable[[str], None],
+) -> None:
+    """What is proved of drawn codes of one complex D, next to the worst case of its blocks."""
+    for given, name in (
+        (len(Ds) > 1, "a chain"),
+        (arguments.signals is not None, "--signals"),
+        (arguments.activation is not None, "--activation"),
+        (arguments.entries, "--entries"),
+    ):
+        if given:
+            raise ValueError(f"certify: {name} is for real dictionaries; expected one complex D")
+    drawn = studies.certify_drawn(
+        arguments.seed or 0,
+        Ds[0],
+        sparsity=asked["sparsity"],
+        draws=arguments.sampled or studies.DRAWS,
+        bound=arguments.bound,
+        noise=arguments.noise,
+        say=say,
+    )
+    text = f"{arguments.dictionaries[0]}: {drawn.text() or drawn.answer()}"
+    show(arguments.json, {"drawn": drawn.to_dict()}, text)
+    if arguments.figure is not None:
+        _report.write_figure(arguments.figure, drawn.figure())
+    _write_sections(arguments, [_of_drawn(drawn)])
 
 
 def _drawn(
@@ -212,14 +250,21 @@ def _write_report(
     """Write `report.html` for a study, and for drawn codes, if a folder is given."""
     if arguments.output is None:
         return
-    names = " ".join(str(path) for path in arguments.dictionaries)
     parts, answer = report.parts(), report.answer()
     sections = [Section("Certificate", "certificate", parts, figures, answer=answer)]
-    if drawn is not None:
-        shown = drawn.figures()
-        sections.append(
-            Section("Signal by signal", "drawn", drawn.parts(), shown, answer=drawn.answer())
-        )
+    _write_sections(arguments, sections if drawn is None else [*sections, _of_drawn(drawn)])
+
+
+def _of_drawn(drawn: studies.DrawnProofs) -> Section:
+    parts, shown = drawn.parts(), drawn.figures()
+    return Section("Signal by signal", "drawn", parts, shown, answer=drawn.answer())
+
+
+def _write_sections(arguments: argparse.Namespace, sections: list[Section]) -> None:
+    """`report.html` with these sections, where a folder is given."""
+    if arguments.output is None:
+        return
+    names = " ".join(str(path) for path in arguments.dictionaries)
     summary = "What theory guarantees, with numbers and whether its hypotheses hold."
     write_html(arguments.output, f"Certificate of {names}", summary, sections, environment())
 
@@ -227,7 +272,6 @@ def _write_report(
 def _read_in_float64(path: Path, normalize: bool) -> Operator:
     """D of a file in float64, without the range that rounding in the file adds."""
     stored = read_dictionary(path, None)
-    refuse_parts(stored, str(path), _BY_PARTS)
     D = checks.cast(stored, np.float64)
     if normalize:
         D = dictionaries.normalize(D)[0]

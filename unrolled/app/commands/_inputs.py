@@ -35,6 +35,8 @@ def read_dictionary(path: Path, dtype: Any = np.float32) -> Operator:
 
     A complex matrix is that of a `dictionaries.Complex`.
 
+    A complex matrix is that of a `dictionaries.Complex`.
+
     Raises:
         ValueError: there is no such array, or float32, if it is the dtype, would lose an atom.
     """

@@ -218,10 +218,7 @@ def certify_drawn(
     if sparsity is not None:
         several = sparsity if np.ndim(sparsity) else (sparsity,)
         sparsities = checks.as_indices(several, "sparsity", where, least=1)
-    if weights is None:
-        weights = tuple(_POWERS) if block_of(D) == 1 else tuple(_POWERS)[:1]
-    if not weights or not set(weights) <= set(_POWERS):
-        raise ValueError(f"{where}: expected some weights of {', '.join(_POWERS)}, got {weights!r}")
+    weights = _kinds(weights, D, where)
     with jax.enable_x64(True):
         D = as_dictionary(D, where)
         D = theory.in_float64(dictionaries.normalize(checks.cast(D, np.float64))[0], D.dtype)
@@ -260,18 +257,17 @@ def certify_drawn(
                     rows.append(share(steps, proved, None if own else errors))
                     if proved.any():
                         bounds[f"{of}, {steps.split(', ')[1]}"] = proof.errors[proved].max(0)
-    return DrawnProofs(
-        D.shape,
-        sparsities,
-        float(bound),
-        float(noise),
-        draws,
-        worst,
-        tuple(rows),
-        ratios,
-        bounds,
-        g,
-    )
+    asked = D.shape, sparsities, float(bound), float(noise), draws
+    return DrawnProofs(*asked, worst, tuple(rows), ratios, bounds, g)
+
+
+def _kinds(weights: Sequence[str] | None, D: Dictionary, where: str) -> Sequence[str]:
+    """The kinds of weights that are asked for, or all that D takes."""
+    if weights is None:
+        return tuple(_POWERS) if block_of(D) == 1 else tuple(_POWERS)[:1]
+    if not weights or not set(weights) <= set(_POWERS):
+        raise ValueError(f"{where}: expected some weights of {', '.join(_POWERS)}, got {weights!r}")
+    return weights
 
 
 def _drawn(key: Any, shape: tuple[int, int, int], bound: float, s: int) -> np.ndarray:
