@@ -187,7 +187,7 @@ def _form(D: Any) -> dict[str, Any] | None:
     """The form other than flat of the signals and the codes of D, whose codes come in parts.
 
     Example:
-        >>> D = ur.dictionaries.Complex.of(np.ones((3, 4)))
+        >>> D = ur.dictionaries.Complex.of(jnp.ones((3, 4)))
         >>> ur.export._form(ur.dictionaries.Joint(D, 5))
         {'complex': True, 'signals': [3, 5], 'codes': [4, 5]}
     """

@@ -93,7 +93,7 @@ def duality_gap(D: Dictionary, y: ArrayLike | Any, x: ArrayLike | Any, lam: Arra
         >>> D, y = jnp.eye(2), jnp.array([3.0, 0.5])
         >>> float(ur.pursuit.duality_gap(D, y, jnp.array([2.0, 0.0]), 1.0))
         0.0
-        >>> D = ur.dictionaries.Complex.of(np.eye(2))
+        >>> D = ur.dictionaries.Complex.of(jnp.eye(2))
         >>> found = ur.pursuit.lasso(D, np.complex64([3j, 0.5]), 1.0)
         >>> float(ur.pursuit.duality_gap(D, np.complex64([3j, 0.5]), found.x, 1.0)) < 1e-5
         True
