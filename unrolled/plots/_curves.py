@@ -186,9 +186,8 @@ def figure(
     with rc_context(STYLE | {"axes.prop_cycle": cycler(color=COLOURS)}):
         fig = Figure(figsize=(width * columns, height * rows), layout="constrained")
         FigureCanvasAgg(fig)
-        fig._repr_png_ = partial(
-            _as_png, fig
-        )  # what Jupyter asks for
+        png = partial(_as_png, fig)  # what Jupyter asks for
+        fig._repr_png_ = png  # type: ignore[attr-defined]
         return fig, fig.subplots(rows, columns, squeeze=False)
 
 
