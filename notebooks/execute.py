@@ -23,7 +23,7 @@ from pathlib import Path
 # As in the tests: with more threads BLAS rounds otherwise, and a grid search may choose otherwise.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-DPI, COLOURS = 144, 64  # two pixels for each of a screen; a notebook stays below 300 kB
+DPI, COLOURS = 144, 64  # two pixels for each of a screen; a notebook stays below 330 kB
 
 
 def execute(notebook: dict) -> dict:
