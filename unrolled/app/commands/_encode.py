@@ -235,7 +235,6 @@ class _Job(NamedTuple):
     problem: Callable[[np.ndarray], dict[str, Any] | None]  # the LASSO of some signals
     least: float  # signals of a smaller norm are negligible next to the largest
     is_complex: bool  # whether signals are complex in their file, and codes in theirs
-    is_complex: bool  # whether signals are complex in their file, and codes in theirs
 
     @property
     def headers(self) -> dict[str, dict[str, Any]]:
