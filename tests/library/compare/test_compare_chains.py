@@ -149,7 +149,7 @@ def test_guarantees_of_a_chain_are_those_of_the_theory():
     expected = theory.certify(network, params, (D_1, D_2), **given)
     for part, certificate in zip(found.layers, expected):
         held = part.guarantees["dsc"]
-        assert held[:3] == (2, 1.0, 0.0) and certificate.holds
+        assert (held.sparsity, held.bound, held.noise) == (2, 1.0, 0.0) and certificate.holds
         np.testing.assert_array_equal(held.certificate.error, certificate.error)
         assert (part.curves["dsc"].largest_l1 <= certificate.error[1:]).all()
 
