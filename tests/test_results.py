@@ -25,7 +25,7 @@ RESULTS = {
 # What functions return for others to take: params, states and data are NamedTuples.
 TUPLES = {
     *("app.studies.Pictures", "app.studies.Samples", "layers.Unrolled", "problems.Benchmark"),
-    *("layers.Law", "linear_programs.Whitened", "pursuit.Momentum", "training.Trained"),
+    *("linear_programs.Whitened", "pursuit.Momentum", "training.Trained"),
 }
 
 

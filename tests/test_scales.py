@@ -539,7 +539,7 @@ def test_a_step_size_outside_of_the_range_is_refused(family, dtype, scale):
 
 @pytest.mark.parametrize("lam", [-1.0, float("nan")])
 def test_the_loss_refuses_a_negative_penalty(lam):
-    with pytest.raises(ValueError, match="lasso: lam must be non-negative"):
+    with pytest.raises(ValueError, match="lasso_loss: lam must be non-negative"):
         ur.training.lasso_loss(lam)
 
 

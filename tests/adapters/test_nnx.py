@@ -383,7 +383,7 @@ REFUSED = [
     ),
     (
         lambda p, D, sample, linear: ur.nnx.fit(linear, sample, accumulate=2, **ADAM),
-        *(ValueError, "trainable and accumulate are for layers and networks"),
+        *(ValueError, "trainable, accumulate and mask are for layers and networks"),
     ),
     (
         lambda p, D, sample, linear: ur.nnx.fit(linear, lambda key: (D, D[1:]), **ADAM),

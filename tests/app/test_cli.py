@@ -427,7 +427,7 @@ def test_certify_asks_which_signals_are_of_the_class_of_its_dictionary(run, fold
         def text(self):
             return "told"
 
-    monkeypatch.setattr(_certify.studies, "certify", lambda *_, **__: report)
+    monkeypatch.setattr(_certify.studies, "dictionary_report", lambda *_, **__: report)
     monkeypatch.setattr(_certify, "signals_of_class", lambda *given: asked.append(given) or Told())
     status, out, err = run("certify", "D.npy", "--signals", "Y.npy", "--bound", "3", "--json")
     assert status == 0 and strict_json(out) == {"class_of_signals": {"inside": 3}}, err

@@ -164,7 +164,7 @@ def test_the_minimax_weights_run_at_their_own_sparsity_if_it_is_larger(monkeypat
         _certified.theory, "generalized_coherence", lambda D, **_: SimpleNamespace(W=D)
     )
     certify = lambda D, W: SimpleNamespace(mu_W=next(mu))  # noqa: E731
-    monkeypatch.setattr(_certified.analytic, "certify", certify)
+    monkeypatch.setattr(_certified.analytic, "certified_weights", certify)
     said = []
     study = studies.certified_regime(KEY, hadamard(), depth=5, say=said.append)
     s, most = (ur.theory.max_sparsity(m, 16) for m in (0.3, 0.1))

@@ -113,7 +113,8 @@ def test_signals_in_parts_have_codes_of_their_form(tmp_path, g, kind):
     layer = ur.alista(2)
     params = layer.init(None, D)
     path = ur.export.save(tmp_path / "net", layer, params, D, platforms="cpu")
-    run, manifest = ur.export.load(path)
+    loaded = ur.export.load(path)
+    run, manifest = loaded.run, loaded.manifest
     expected = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, signals)
     for Y in (signals, jnp.asarray(signals)):
         assert run(Y).dtype == expected.dtype

@@ -84,7 +84,7 @@ REFUSED = [
     (blind(loss=lambda codes, X, D, Y: jnp.sum((codes[-1] - X) ** 2)),
      "calibrate: the loss fails without codes, X = None"),
     (blind(loss=lambda codes, X, D, Y: jnp.full((), 3.0)),
-     "the loss is 3 for all codes, those of zero too"),
+     "the loss is 3 for all codes, zero codes too"),
     (blind(Y=0 * Y, loss=training.lasso_loss(0.1)), "all signals of the sample are zero"),
     (chain(X=(X,)), "X has 1 arrays of codes; expected 2, one per block"),
     (chain(params=STARTS[:1]), "tuple of 2 params"),

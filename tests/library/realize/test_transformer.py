@@ -550,9 +550,9 @@ test_what_does_not_fit_is_refused = rows(
     (_built(params=weighted(np.ones((m, d)))), TypeError, "W is .*; expected a Conv, or D itself"),
     (
         _built(params=weighted(Conv(normal(0, 14, 2, 9), 9))),
-        r"W has kernel \(9,\).*expected those of D: \(3,\)",
+        r"W has kernel \(9,\).*expected the same as D: \(3,\)",
     ),
-    (_block(SMALL, like(SMALL, 1, boundary="circular"), 0.1), "expected those of D"),
+    (_block(SMALL, like(SMALL, 1, boundary="circular"), 0.1), "expected the same as D"),
     (
         _built(params=PARAMS._replace(steps=Threshold(np.ones((2, d))))),
         r"theta has shape \(14,\) at a step; .* the same at all positions",

@@ -175,7 +175,7 @@ def test_params_are_taken_at_their_word(D):
     short = layers.alista_at(3, onsager=True)
     params = short.init(None, D)
     params = params._replace(steps=params.steps._replace(gamma=0.9 * jnp.ones(3)))
-    with pytest.raises(ValueError, match="gamma of the params is not"):
+    with pytest.raises(ValueError, match="gamma of the params differs"):
         state_evolution(short, D, probability=0.1, params=params)
 
 
