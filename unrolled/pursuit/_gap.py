@@ -270,9 +270,9 @@ def least_between(x: Array, d: Array, slope: Array, lam: Array, signs: Array) ->
 
     Example:
         >>> from unrolled.pursuit._gap import least_between
-        >>> x, d = jnp.array([1.0, 2.0]), jnp.array([-3.0, 1.0])  # f = 10, the first rise is 6
-        >>> print(least_between(x, d, d, jnp.ones(2), jnp.ones(2)).round(2))
-        [-0.2  2.4]
+        >>> x, d = jnp.array([1.0, 2.0]), jnp.array([-4.0, 4.0])  # f = 8, the first rise is 2
+        >>> least_between(x, d, d / 4, jnp.full(2, 0.25), jnp.ones(2)).tolist()
+        [-2.0, 5.0]
     """
     crosses = (x + d) * signs < 0
     size = jnp.abs(d)
