@@ -359,6 +359,10 @@ def test_an_array_of_numpy_that_is_infinite_in_float32_is_refused():
             ur.soft_threshold(x, 1.0)
 
 
+class Axis:
+    """A class that the annotation of an argument names, without an import."""
+
+
 @checked
 def _asked(
     x: Array,
@@ -367,6 +371,7 @@ def _asked(
     f: Callable[..., Any] = abs,
     rows: Sequence[float] = (),
     support: ArrayLike | list[int] = 0,
+    axis: "Axis" = None,
 ) -> tuple:
     return x, n, tol, f, rows
 
@@ -375,7 +380,7 @@ def test_the_door_hands_on_what_fits():
     x, kappa = jnp.ones(3), np.float32(0.5)
     given = _asked(x, np.int64(3), kappa, rows=[kappa])
     assert given[0] is x and [type(v) for v in given[1:3]] == [int, float]
-    assert type(given[4][0]) is float and _asked(x, tol=None)[2] is None
+    assert type(given[4][0]) is float and _asked(x, tol=None, axis=Axis())[2] is None
     assert jax.jit(lambda x: _asked(x)[0])(x).shape == (3,)
 
 
@@ -389,6 +394,7 @@ def test_the_door_hands_on_what_fits():
         (dict(rows=2.0), "rows must be a sequence, got 2.0"),
         (dict(rows=[1, None]), "rows must be a number, got None"),
         (dict(support=[np.True_, 2]), "support must be an integer, got"),
+        (dict(axis=3), "axis must be an Axis, got 3"),
         (dict(rows=np.ones((2, 2))), "rows must be a sequence, each a number"),
     ],
 )

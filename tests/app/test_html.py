@@ -177,6 +177,14 @@ def test_a_line_stands_where_its_values_are(log):
     share = np.log10(values) if log else values
     share = (share.max() - share) / np.ptp(share)
     np.testing.assert_allclose(y, tall * (0.03 + share) / 1.06, atol=0.2)  # 3 % on both sides
+    # All of it is in the figure, and the mark of a number is level with the number.
+    top, bottom = (
+        float(re.search(p, drawn)[1]) for p in (r'<svg x=.*? y="([\d.]+)', r"0 0 \d+ (\d+)")
+    )
+    assert top + tall < bottom
+    marks = re.findall(r'class="tick"[^>]* y="([\d.]+)">([\d.]+)<', drawn.partition("</svg>")[0])
+    (at,) = (float(y) for y, label in marks if label == "1")
+    assert at - 5 == pytest.approx(top + y[3], abs=0.2)
 
 
 BROWSER = shutil.which("chromium")

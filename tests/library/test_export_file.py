@@ -65,6 +65,11 @@ def test_networks_and_structured_dictionaries(tmp_path):
     same(solver.run(signals), jax.vmap(lambda y: LAYER.apply(params, bank, y))(signals))
 
 
+def test_a_pursuit_codes_each_signal():
+    found = ur.export._solver(ur.pursuit.threshold, {"theta": 0.1}, D, "save")(jnp.asarray(Y))
+    same(found[1], ur.pursuit.threshold(D, Y[1], 0.1).x)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name, options", [("omp", {"sparsity": 2}), ("lasso", {"ratio": 0.1})])
 def test_pursuits_with_their_options(tmp_path, name, options):

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -481,6 +482,16 @@ def test_shapes_are_one_object_each_and_always_the_same():
     X, M = experiments.shapes(16, train=20, test=1).train
     assert X.dtype == np.uint8 and M.any((1, 2)).all() and not M.all((1, 2)).any()
     np.testing.assert_array_equal(X, experiments.shapes(16, train=20, test=1).train[0])
+    # No two of its points are further apart than the corners of a triangle about a circle.
+    for points in map(np.argwhere, M):
+        assert np.linalg.norm(points[:, None] - points, axis=-1).max() <= 2 * 3**0.5 * 0.25 * 16
+
+
+def test_the_pace_is_that_of_the_last_chunk():
+    job = SimpleNamespace(state=SimpleNamespace(step=30), step=30, first=20, seconds=7.0)
+    job.began = time.monotonic() - 5
+    _run.Job._end_chunk(job)
+    assert job.seconds >= 12 and job.pace * 10 == pytest.approx(job.seconds - 7)
 
 
 # What is refused

@@ -14,7 +14,7 @@ from scipy import optimize
 import unrolled as ur
 from unrolled.app.cli import main
 from unrolled.vision import experiments
-from unrolled.vision.experiments import features, layer_dictionary
+from unrolled.vision.experiments import _layer_dictionary, features, layer_dictionary
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -151,6 +151,20 @@ def test_the_pursuit_finds_the_minimum_of_the_objective(images, found):
         used, found_used = x > 0, least.x > 1e-6
         overlap = (used & found_used).sum() / (used | found_used).sum()
         assert pursued.overlap[i] == pytest.approx(overlap, abs=1e-12) and overlap < 1
+
+
+def test_the_largest_gap_that_the_pursuit_may_leave_is_within_the_tolerance(
+    images, found, monkeypatch
+):
+    """Also for a code that explains a small share of its signal."""
+
+    def leaving(D, lam, e, Y, scale, X, *, tol, max_steps):
+        return scale[:, None] * X, jnp.full(len(Y), tol)
+
+    monkeypatch.setattr(_layer_dictionary, "_pursue", leaving)
+    layer = found.layers["coherent"].dictionary
+    left = _layer_dictionary.pursued(layer, layer.signals(images), 1e-2, 9).certificate
+    assert (0 < left).all() and (left <= 1e-2).all()
 
 
 def test_what_theory_admits_comes_from_the_coherence_of_the_atoms(found):

@@ -146,7 +146,7 @@ def _instances(cls: Any, what: str) -> Kind:
 
 def _named(cls: str) -> Kind:
     """Instances of a class of an optional package, known only by the name of the class."""
-    what = f"a {cls}"
+    what = an(cls)
 
     def take(value: Any, name: str, where: str) -> Any:
         if cls not in (base.__name__ for base in type(value).__mro__):

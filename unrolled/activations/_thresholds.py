@@ -216,7 +216,7 @@ def select_support(
 def _select_support(
     v: Array, theta: ArrayLike, fraction: ArrayLike, activation: Callable[[Array], Array]
 ) -> Array:
-    passes = _selected(lax.stop_gradient(jnp.abs(v)), theta, fraction)
+    passes = _selected(jnp.abs(v), theta, fraction)
     return jnp.where(passes, v, shrink(v, theta, activation))
 
 
@@ -252,7 +252,7 @@ def _selected(magnitude: Array, theta: ArrayLike, fraction: ArrayLike) -> Array:
     # For count = d there is no next magnitude, and every entry that exceeds theta passes.
     none = -jnp.ones((), magnitude.dtype)
     border = jnp.where(count < d, kth_largest(magnitude, jnp.minimum(count + 1, d)), none)
-    return (magnitude > border) & (magnitude > lax.stop_gradient(theta))
+    return (magnitude > border) & (magnitude > theta)
 
 
 def kth_largest(magnitude: Array, k: ArrayLike) -> Array:

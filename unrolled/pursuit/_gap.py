@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -255,42 +254,38 @@ def half_energy(y: Array) -> Array:
     return jnp.where(energy > 0, energy, 1)
 
 
-def least_between(xp: ModuleType, x: Any, d: Any, slope: Any, lam: Any, signs: Any) -> Any:
-    """The minimiser of the objective among x + t d, 0 <= t <= 1, for every row.
+def least_between(x: Array, d: Array, slope: Array, lam: Array, signs: Array) -> Array:
+    """The minimiser of the objective among x + t d, 0 <= t <= 1.
 
     If x + d is the minimiser with the signs of x, the objective is -f t + f t^2 / 2 up to a
     constant, with f = slope . d; where an entry changes its sign, the derivative rises by
     2 lam_i abs(d_i). If the search stops at a sign change, the entry is exactly 0.
 
     Args:
-        xp: numpy or jax.numpy.
-        x: (n, k), codes.
-        d: (n, k), the changes to the minimisers.
-        slope: (n, k), the negative gradient at x.
-        lam: (n, k), or a shape that broadcasts to it.
-        signs: (n, k), -1, 0 or 1.
+        x: (k,), a code.
+        d: (k,), the change to the minimiser.
+        slope: (k,), the negative gradient at x.
+        lam: (k,).
+        signs: (k,), -1, 0 or 1.
 
     Example:
         >>> from unrolled.pursuit._gap import least_between
-        >>> x, d = np.array([[1.0, 2.0]]), np.array([[-3.0, 1.0]])  # f = 10, the first rise is 6
-        >>> least_between(np, x, d, d, 1.0, np.ones((1, 2))).round(2).tolist()
-        [[-0.2, 2.4]]
+        >>> x, d = jnp.array([1.0, 2.0]), jnp.array([-4.0, 4.0])  # f = 8, the first rise is 2
+        >>> least_between(x, d, d / 4, jnp.full(2, 0.25), jnp.ones(2)).tolist()
+        [-2.0, 5.0]
     """
     crosses = (x + d) * signs < 0
-    size = xp.abs(d)
-    t = xp.where(crosses, xp.abs(x) / xp.where(crosses, size, 1), xp.inf)
-    order = xp.argsort(t, axis=1)
-    times = xp.take_along_axis(t, order, axis=1)
-    rises = xp.take_along_axis(xp.where(crosses, 2 * lam * size, 0), order, axis=1)
-    after = xp.cumsum(rises, axis=1)
-    f = xp.maximum(xp.sum(d * slope, axis=1, keepdims=True), float(xp.finfo(x.dtype).tiny))
-    passed = xp.sum(after < f * (1 - times), axis=1, keepdims=True)
+    size = jnp.abs(d)
+    t = jnp.where(crosses, jnp.abs(x) / jnp.where(crosses, size, 1), jnp.inf)
+    order = jnp.argsort(t)
+    times, rises = t[order], jnp.where(crosses, 2 * lam * size, 0)[order]
+    after = jnp.cumsum(rises)
+    f = jnp.maximum(jnp.sum(d * slope), float(jnp.finfo(x.dtype).tiny))
+    passed = jnp.sum(after < f * (1 - times))
     # The first crossing that the search does not pass, and the rises before it.
-    nothing = xp.zeros_like(f)
-    before = xp.take_along_axis(xp.concatenate([nothing, after], 1), passed, axis=1)
-    limit = xp.take_along_axis(xp.concatenate([times, nothing + xp.inf], 1), passed, axis=1)
-    step = xp.minimum(1 - before / f, limit)
-    return xp.where(t == step, 0, x + step * d)
+    before, limit = jnp.append(0, after)[passed], jnp.append(times, jnp.inf)[passed]
+    step = jnp.minimum(1 - before / f, limit)
+    return jnp.where(t == step, 0, x + step * d)
 
 
 def freed(D: Operator, free: Array, r: Array, h: Array) -> tuple[Array, Array, Array]:

@@ -441,7 +441,7 @@ def on_support(problem: Penalized, x: Array, limit: Array) -> Array:
     descent = jnp.where(signs != 0, slope(problem, x), 0)
     change = conjugate_gradients(partial(_curvature, problem, signs), descent, limit)
     lam = jnp.broadcast_to(problem.lam, x.shape)
-    return least_between(jnp, *(v[None] for v in (x, change, descent, lam, signs)))[0]
+    return least_between(x, change, descent, lam, signs)
 
 
 # The shares of a Newton step to try.

@@ -299,10 +299,8 @@ def minimal_entry_weights(
         start, level = None, host_float(coherence, "coherence", where)
     if start is None:
         with jax.enable_x64(True):
-            # A given level may lie between the values of the atoms, so each must be settled.
-            start = generalized_coherence(
-                in_float64(jnp.asarray(A), dtype), tol, only_maximum=level is None
-            )
+            # `_start_of` settles the atoms that a given level leaves unsure.
+            start = generalized_coherence(in_float64(jnp.asarray(A), dtype), tol, only_maximum=True)
     W, reached = _start_of(A, start, level, where)
     if level is None:
         level = max(float(reached.max()) * (1 + _LEVEL_SLACK), _LEAST_LEVEL)

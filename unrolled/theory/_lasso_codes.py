@@ -254,6 +254,8 @@ def _codes_on_supports(
     k, rows = atoms.shape[1], np.arange(n)[:, None]
     x = np.concatenate([np.ldexp(Z, e), np.zeros((n, 1))], 1)[rows, atoms]
     weight, ridge, size = w[rows, atoms], ridges[atoms], norms[atoms]
+    # The zeros that fill a support take its largest ridge, so that they widen no bound.
+    ridge = np.where(atoms == d, ridge.max(1, keepdims=True, initial=1), ridge)
     unpaid = np.concatenate([given == 0, np.ones((n, 1), bool)], 1)
     free = unpaid[rows, atoms] & (not nonnegative)
     signs = np.where((atoms == d) | free, 0.0, 1.0 if nonnegative else np.sign(x))

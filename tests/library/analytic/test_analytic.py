@@ -111,6 +111,14 @@ def test_no_member_breaks_the_bounds_per_atom(name, family):
         )
 
 
+def test_equal_atoms_have_the_thresholds_of_all():
+    """In float32, where the noise is most of the guard against rounding."""
+    D, options = np.eye(8, dtype=np.float32), dict(depth=3, sparsity=1, bound=1.0, noise=100.0)
+    _, found = analytic.block_schedule(D, D, **options)
+    _, each = analytic.block_schedule(D, D, per_atom=True, **options)
+    np.testing.assert_allclose(each.theta, np.tile(found.theta[:, None], 8), rtol=1e-12)
+
+
 @pytest.mark.slow
 def test_thresholds_per_atom_are_for_relu_alone():
     D, _ = load("hadamard")

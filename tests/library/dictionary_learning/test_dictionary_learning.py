@@ -418,6 +418,17 @@ def test_unused_and_duplicate_atoms_are_replaced():
     assert most_alike(found.D) < 0.99  # replaced, or each the atom of other signals
 
 
+def test_an_atom_of_a_chain_whose_terms_cancel_is_replaced():
+    shapes, sparsities = [(M, M), (M, D_ATOMS)], (4, 2)
+    found = dl.multilayer(Y, shapes, sparsities=sparsities, sweeps=1)
+    (D_1, D_2), X = map(np.array, found.D), np.array(found.X[1])
+    D_1[:, 1], D_2[:, 0], X[:, 0] = D_1[:, 0], (np.eye(M)[0] - np.eye(M)[1]) / 2, 0
+    resume = found.replace(D=(D_1, D_2), X=(found.X[0], X))
+    again = dl.multilayer(Y, shapes, sparsities=sparsities, sweeps=2, resume=resume)
+    assert again.history[-1].replaced >= 1
+    assert (np.linalg.norm(again.D[0] @ again.D[1], axis=0) > 0.1).all()
+
+
 def test_an_atom_is_replaced_by_the_worst_signal_that_is_no_other_atom():
     candidates = np.eye(4) * 3.0
     for errors, expected in (([1, 4, 3, 2], 2), ([4, 1, 0, 0], 0), ([1, 2, 0, 9], 3)):

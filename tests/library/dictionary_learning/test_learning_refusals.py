@@ -42,11 +42,14 @@ VALUES = [
     # Squares of its entries leave the range of float32: all atoms would be zero.
     *(
         ("sparse_ksvd", dict(base=c * np.eye(M)), "base has columns of norms up to .*near 1")
-        for c in (0.0, 1e-23, 1e20)
+        for c in (0.0, 1e-23, 1e20, np.where(np.arange(M) < 1, 1e20, 1.0))
     ),
     ("double_sparse", dict(sparsity=7), "sparsity is 7; expected at most 6"),
     ("double_sparse", dict(rate=0), "rate must be in"),
-    ("double_sparse", dict(base=2 * np.eye(M)), ".*an orthonormal base, try sparse_ksvd"),
+    *(
+        ("double_sparse", dict(base=c * np.eye(M)), ".*an orthonormal base, try sparse_ksvd")
+        for c in (0.5, 2)
+    ),
     ("multilayer", dict(shapes=[(M, 5), (6, 7)]), "D_2 has 6 rows but D_1 has 5 columns"),
     ("multilayer", dict(shapes=[(5, 5)]), "D_1 has 5 rows but signals have length"),
     ("multilayer", dict(shapes=[]), ".*at least one dictionary, got none"),

@@ -314,6 +314,15 @@ def test_tista_is_its_formula(problem, onsager):
     assert_close(ours, np.array(path), atol=1e4 * CLOSE)
 
 
+def test_the_correction_of_tista_sees_entries_that_the_least_error_hides():
+    """An orthonormal D leaves no error, so that tau is the square root of the least: 3e-5, 3e-7."""
+    y = jnp.asarray([1.0, 1e-5])
+    for onsager, least in ((False, 0.0), (True, 1e-5)):
+        layer = layers.tista(1, onsager=onsager)
+        x = layer.apply(layer.init(None, jnp.eye(2)), jnp.eye(2), y)
+        assert_close(x, np.array([1.0, least]), atol=1e-8)
+
+
 def test_liht_keeps_the_largest_and_starts_as_iterative_hard_thresholding(problem):
     D, y = problem
     layer, L, x = layers.liht(K, sparsity=3), np.linalg.norm(D, 2) ** 2, np.zeros(N)

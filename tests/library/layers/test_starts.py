@@ -169,6 +169,15 @@ def test_without_a_ridge_the_weights_are_those_of_the_paper():
     np.testing.assert_allclose(far.steps.theta, 0.1 * far.steps.gamma, rtol=1e-12)
 
 
+def test_the_weights_of_a_scaled_dictionary_are_scaled():
+    """In float32, where the square of a norm leaves the range."""
+    D = np.asarray(ur.dictionaries.gaussian(jax.random.key(0), M, N), np.float32)
+    W = np.asarray(layers.lasso_weights(D, 0.5))
+    for k in (-60, 60):
+        scaled = layers.lasso_weights(np.ldexp(D, k), 0.5)
+        np.testing.assert_array_equal(scaled, np.ldexp(W, -k))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("k", [-60, 60])
 def test_the_start_of_a_scaled_dictionary_is_scaled(k):

@@ -136,6 +136,22 @@ def test_the_lines_of_a_training_have_a_legend_and_a_bar(tied):
     assert "black" in colours and len(colours) == 4
 
 
+def test_the_band_of_the_diagonal_encloses_all_entries_of_all_steps():
+    layer = ur.lista_cp(2, tied=False)
+    params = layer.init(None, D := ur.dictionaries.identity_hadamard(8))
+    scaled = params._replace(
+        steps=params.steps._replace(W=params.steps.W * np.array([[[1.0]], [[3.0]]]))
+    )
+    watch = ur.compare.evolution(layer, D)
+    for step, given in enumerate((params, scaled)):
+        watch(types.SimpleNamespace(step=step, loss=1.0, validation=1.0), given)
+    (panel,) = [a for a in watch.plot().axes if a.get_title().startswith("Mean of w_i")]
+    (band,) = panel.collections
+    y = band.get_paths()[0].vertices[:, 1]
+    ends = watch.series("diagonal_low").min(), watch.series("diagonal_high").max()
+    assert (y.min(), y.max()) == pytest.approx(ends)
+
+
 # Coherence at a unit diagonal
 
 

@@ -13,6 +13,7 @@ from flax import linen
 from numpy.testing import assert_allclose, assert_array_equal
 
 import unrolled as ur
+from unrolled.pursuit._multilayer import _products, _vertex
 
 up, ud, ut = ur.pursuit, ur.dictionaries, ur.theory
 EPS = np.finfo(np.float64).eps
@@ -485,6 +486,15 @@ def test_the_exact_problem_agrees_with_a_generic_solver(name):
     assert found.residual == pytest.approx(np.linalg.norm(y - Ds[0] @ xs[0]), abs=1e-12)
     # A vertex: as many exact zeros as the optimality conditions leave.
     assert sum(np.count_nonzero(x == 0) for x in xs) >= sizes[-1] - sizes[0]
+
+
+def test_the_multipliers_of_a_vertex_make_up_the_gradient_whatever_the_signs():
+    Ds, y = chain()
+    A, below = _products(Ds, y)
+    v = np.random.default_rng(1).choice([-1.0, 0.0, 1.0], 16), np.repeat([1.0, 0.0], [6, 14])
+    x, Us, _ = jax.jit(_vertex)(A, below, y, LAMS, v, tuple(map(np.zeros_like, v)))
+    gradient = A.T @ (y - A @ x)
+    assert_allclose(sum(B.T @ U for B, U in zip(below, Us)), gradient, atol=1e-12)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from scipy.optimize import nnls
 from sklearn.linear_model import ElasticNet, Lasso, lars_path
 
 from unrolled import dictionaries, metrics, pursuit
+from unrolled.pursuit._gap import relative_gap
 
 M, N = 20, 40
 D = unit(normal(0, M, N))
@@ -116,6 +117,14 @@ def test_the_gap_of_any_code_with_free_atoms_bounds_its_excess():
         x = solution + 10.0 ** (seed % 5 - 3) * normal(seed, N)
         excess = objective(x, lam, D=A, y=signal) - best
         assert excess <= gap(x) * (1 + 1e-9) + 1e-9
+
+
+def test_the_gap_over_the_energy_has_no_scale_where_rounding_in_free_atoms_is_all_of_it():
+    A, signal, _ = free(4)
+    lam = np.where(np.arange(N) < 4, 0, 9.0)
+    x = np.append(np.linalg.lstsq(A[:, :4], signal)[0], np.zeros(N - 4))  # 9 keeps the rest at 0
+    gap = jax.jit(lambda c: relative_gap(A, c * signal, c * lam, c * x))
+    assert gap(0.125) == gap(1.0) <= 1e-12
 
 
 @pytest.mark.slow

@@ -375,8 +375,12 @@ def test_the_bound_for_a_signal_holds_where_steps_turn_signs():
     y = np.tile([1.0, -1.0], 6)
     exact = np.asarray(iterates(layer, params, D, y[None]))[0, -1]
     error = np.abs(np.asarray(realized(layer, params, D, y[None], alpha=alpha))[0] - exact).max()
-    bound = transformer_error(layer, params, D, alpha=alpha, signals=y)[-1]
-    assert 0.05 * bound < error <= bound
+    bounds = transformer_error(layer, params, D, alpha=alpha, signals=y)
+    assert 0.05 * bounds[-1] < error <= bounds[-1]
+    other = np.linspace(0, 3, 12)  # that of several signals is the largest, step by step
+    largest = np.maximum(bounds, transformer_error(layer, params, D, alpha=alpha, signals=other))
+    found = transformer_error(layer, params, D, alpha=alpha, signals=np.stack([y, other]))
+    np.testing.assert_allclose(found, largest, rtol=1e-12)
     assert not transformer_error(layer, params, D, alpha=None, signals=y).any()  # hard attention
 
 

@@ -315,6 +315,15 @@ def test_large_and_small_atoms_and_signals():
     assert not lost.unique.any() and not lost.x.any() and (lost.residual > 0.1).all()
 
 
+@pytest.mark.parametrize("size", [1e-6, 1e10])
+def test_atoms_that_the_code_does_not_need_are_dropped_at_any_scale(size):
+    X, needed = sparse(1, 4, 7), sparse(1, 4, 7) != 0
+    X[:, ::2] = 0  # the support is given with the atoms that are 0 now
+    found = certify_code(size * drawn(), X @ drawn().T, 1.0 * needed)
+    assert (needed & (X == 0)).any(1).all() and found.unique.all()
+    np.testing.assert_array_equal(found.x != 0, X != 0)
+
+
 def test_atoms_of_different_norms():
     scale = np.random.default_rng(0).uniform(0.5, 2, N)
     X = sparse(4, 6, 3)

@@ -155,6 +155,15 @@ def test_a_small_distance_is_not_zero():
     assert proof.unique and 5e-170 <= proof.distance <= 5.1e-170
 
 
+@pytest.mark.parametrize("l2", [1e3, 1e6])
+def test_a_ridge_leaves_the_distance_relative_to_the_code(l2):
+    """Codes fall as 1 / l2, and their supports have different numbers of atoms."""
+    given = certify_lasso(D, Y, NOTHING, 0.1 * TOP, l2=l2, repairs=40).x
+    proof = certify_lasso(D, Y, given, 0.1 * TOP, l2=l2)
+    assert proof.unique.all() and np.ptp(np.count_nonzero(given, axis=1))
+    assert (proof.distance <= 1e-12 * np.linalg.norm(given, axis=1)).all()
+
+
 def spoilt(how):
     rows = np.arange(BATCH)
 

@@ -367,7 +367,11 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
     for arguments, error, message in (
         (("a.txt", ()), ValueError, "must end in .npz or .safetensors"),
         (("a.npz", Stranger()), TypeError, "params: cannot save a Stranger"),
-        (("a.npz", {"not a name": np.ones(1)}), TypeError, "dict must have names as keys"),
+        (
+            ("a.npz", {"a": np.ones(1), "not a name": np.ones(1)}),
+            TypeError,
+            "dict must have names as keys",
+        ),
         (("a.npz", "text"), TypeError, "cannot save a str"),
         (("a.npz", np.ones(1) * 1j), TypeError, "params has dtype complex128"),
         (("a.npz", np.asarray([{}], object)), TypeError, "params has dtype object"),
