@@ -492,7 +492,7 @@ def _drawn(key: Array, arrays: Any, batch: int) -> Any:
 _resample, _read = program("batch")(_drawn), on_auto_axes(_drawn)
 
 
-def _planted(key: Array, size: tuple[int, int], probability: float, block: int) -> Array:
+def planted(key: Array, size: tuple[int, int], probability: float, block: int) -> Array:
     """Bernoulli-Gaussian codes; of a part all entries are Gaussian, or none."""
     if block == 1:
         return bernoulli_gaussian(key, size, probability)
@@ -507,7 +507,7 @@ def _sample(
 ) -> tuple[Array, ...]:
     """Noisy signals of a chain, and the codes of every layer."""
     code_key, noise_key = jax.random.split(key)
-    signals = [_planted(code_key, size, probability, block_of(Ds[-1])).astype(Ds[-1].dtype)]
+    signals = [planted(code_key, size, probability, block_of(Ds[-1])).astype(Ds[-1].dtype)]
     for D in reversed(Ds):
         signals.insert(0, synthesize(D, signals[0]))
     return add_noise(noise_key, signals[0], snr), *signals[1:]

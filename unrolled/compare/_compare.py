@@ -315,7 +315,9 @@ class _Method(NamedTuple):
             known: (batch, m), which entries of each signal are known.
 
         Raises:
-            ValueError: the shapes of its D or of its codes differ from the sample's.
+            TypeError: the params are not params of the model.
+            ValueError: the shapes of its D or of its codes differ from the sample's, or the params
+                do not fit the D.
         """
         D = sample.whole_D if self.D is None else self.D
         what, given, expected = "was trained with D of", D, sample.Ds
@@ -326,6 +328,11 @@ class _Method(NamedTuple):
         shapes, fitting = ([part.shape for part in of] for of in (self.each(given), expected))
         if shapes != fitting:
             raise ValueError(f"compare: {name!r} {what} {shapes}; expected {fitting}")
+        if self.model is not None:  # here, because inside `jit` all params are tracers
+            try:
+                self.model.check(self.params, D if self.chained else shared_part(D))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"compare: {name!r}: {error}") from error
         if known is not None and self.D is not None:
             D = known_part(D, sample.Y, known)[0]
         if self.model is not None:
@@ -380,13 +387,16 @@ def _method(name: str, value: Any) -> _Method:
         return _Method(None, value)
     if not (isinstance(value, tuple | list) and len(value) == 2):
         what = an(type(value).__name__)
+    elif isinstance(value[0], type):
+        what = f"a pair that begins with the class {value[0].__name__}"
     elif not isinstance(value[0], Model):
         what = f"a pair that begins with {an(type(value[0]).__name__)}"
     else:
         return _Method(value[0], value[1])
+    hint = "; try its .x" if hasattr(value, "x") else ""
     raise TypeError(
         f"compare: {name!r} is {what}; expected (layer, params), (network, params), the result "
-        "of `fit`, or codes"
+        f"of `fit`, or codes{hint}"
     )
 
 

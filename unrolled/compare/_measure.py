@@ -583,7 +583,7 @@ def drawn(D: Dictionary, Y: Array, X: Array, n: int) -> tuple[Array, Array]:
     """n signals of the class of a sample."""
     probability, variance, noise, *_ = law_of(D, Y, X)
     keys = jax.random.split(jax.random.key(_SEED))
-    codes = problems.bernoulli_gaussian(keys[0], (n, X.shape[-1]), probability)
+    codes = problems.planted(keys[0], (n, X.shape[-1]), probability, block_of(D))
     codes = (codes * math.sqrt(variance)).astype(X.dtype)
     signals = problems.synthesize(D, codes)
     noises = math.sqrt(noise) * jax.random.normal(keys[1], (n, Y.shape[-1]))

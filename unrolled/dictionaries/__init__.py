@@ -24,6 +24,7 @@ from unrolled.dictionaries._operands import (
     cuts_atoms,
     entries,
     flat_batch,
+    in_parts,
     inner_products,
     inner_terms,
     kept_atoms,

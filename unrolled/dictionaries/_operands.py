@@ -135,6 +135,7 @@ def check_batch(D: Dictionary, Y: ArrayLike, X: ArrayLike | None, where: str) ->
     fits = len(shape) == 2 and shape[0] > 0 and shape[1] == m
     if not fits or codes not in (None, (shape[0], d)):
         got, expected = ("", "") if X is None else (f" and X {codes}", f" and (batch, {d})")
+        expected += in_parts(D, d) if X is not None else ""
         some = ", with at least one signal" if 0 in shape[:1] else ""
         raise ValueError(
             f"{where}: Y has shape {shape}{got}; expected (batch, {m}){expected}{some}"
@@ -385,6 +386,18 @@ def block_of(D: Dictionary | Any) -> int:
         3
     """
     return D.block if isinstance(D, Structured) else 1
+
+
+def in_parts(D: Dictionary | Any, d: int) -> str:
+    """The d entries of a code in words for a message, if they come in parts; else "".
+
+    Example:
+        >>> from unrolled.dictionaries import in_parts
+        >>> in_parts(ur.dictionaries.Joint(jnp.eye(2), 3), 6)
+        ', 2 parts of 3 entries'
+    """
+    g = block_of(D)
+    return f", {d // g} parts of {g} entries" if g > 1 else ""
 
 
 def refuse_parts(D: Dictionary | Any, where: str, instead: str) -> None:

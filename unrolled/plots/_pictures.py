@@ -261,7 +261,7 @@ def gram(dictionaries: Sequence[dict[str, np.ndarray]]) -> "Figure":
         dictionaries: for each dictionary, W'D by the name of the weights, (d, d) each.
 
     Raises:
-        ValueError: there is no dictionary, or a dictionary has no weights.
+        ValueError: there is no dictionary, a dictionary has no weights, or W'D is not square.
 
     Example:
         >>> D = np.asarray(ur.dictionaries.identity_hadamard(4))
@@ -271,6 +271,11 @@ def gram(dictionaries: Sequence[dict[str, np.ndarray]]) -> "Figure":
     """
     if not dictionaries or not all(dictionaries):
         raise ValueError("gram: expected one dictionary or more, each with weights")
+    for name, G in (pair for matrices in dictionaries for pair in matrices.items()):
+        if np.ndim(G) != 2 or len(G) != np.shape(G)[1]:
+            raise ValueError(
+                f"gram: {name!r} has shape {np.shape(G)}; expected (d, d), W'D, such as D.T @ D"
+            )
     columns = 1 + max(map(len, dictionaries))
     fig, panels = figure(len(dictionaries), columns, width=3.4, height=3.2)
     for row, matrices in zip(panels, dictionaries):

@@ -151,7 +151,8 @@ def lasso_batch(
         weights = weights if several else one_by_one(D, weights)
         ridge = _problem.as_operand(l2, wide)
         own, Y = checks.cast((own, Y), dtype)
-        return _together(method, form, several, own, Y, weights, ridge, first)
+        result = _together(method, form, several, own, Y, weights, ridge, first)
+        return result.replace(gap=jnp.where(jnp.isfinite(Y).all(1), result.gap, jnp.inf))
 
     def solved(Y: Array, rows: slice | None) -> Pursuit:
         own, Y, weights, first = part(Y, rows)

@@ -20,6 +20,7 @@ from unrolled.dictionaries import (
     as_flat,
     block_of,
     dense,
+    in_parts,
     magnitudes,
 )
 from unrolled.theory._certificates import Coupled, Step, coupled, uncovered_of
@@ -226,7 +227,9 @@ def codes_of(X: Any, D: Dictionary, where: str) -> np.ndarray:
     d, g = D.shape[1], block_of(D)
     codes = checks.host_floats(as_flat(D, X, 1)[0], "X", where)
     if codes.ndim != 2 or codes.shape[1] != d:
-        raise ValueError(f"{where}: X has shape {codes.shape}; expected (n, {d}), one code a row")
+        raise ValueError(
+            f"{where}: X has shape {codes.shape}; expected (n, {d}){in_parts(D, d)}, one code a row"
+        )
     checks.finite(codes, "X", where)
     sizes = np.abs(codes.astype(np.float64))
     return np.hypot.reduce(sizes.reshape(-1, d // g, g), axis=2) if g > 1 else sizes

@@ -16,6 +16,7 @@ from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled._base.files import MappedRows, as_data, check_draws, drawing
 from unrolled.dictionaries import (
     Operator,
+    block_of,
     flat_batch,
     known_entries,
     known_part,
@@ -138,10 +139,12 @@ def check_width(Y: Array, D: Dictionaries | None, where: str) -> None:
     """Raise ValueError unless signals have as many entries as atoms of the first dictionary."""
     if D is None:
         return
-    m = first_of(D).shape[0]
+    m, g = first_of(D).shape[0], block_of(first_of(D))
     if Y.shape[1] != m:
-        turned = "; the signals seem to be in columns, try Y.T" if len(Y) == m else ""
-        raise ValueError(f"{where}: Y has shape {Y.shape}; expected (signals, {m}){turned}")
+        hint = "; the signals seem to be in columns, try Y.T" if len(Y) == m else ""
+        if g > 1 and g * Y.shape[1] == m:
+            hint = f"; signals of a {type(first_of(D)).__name__} have {g} numbers in each entry"
+        raise ValueError(f"{where}: Y has shape {Y.shape}; expected (signals, {m}){hint}")
 
 
 _VALIDATION_BATCHES = 8  # number of batches to draw if no validation batch is given

@@ -20,6 +20,8 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array
 from unrolled._base.files import CheckpointError
 from unrolled._base.processes import copy_of
+from unrolled._base.results import Result
+from unrolled._base.text import an
 from unrolled.dictionaries import KINDS, Conv, Structured
 from unrolled.layers import FAMILIES, Layer, Unrolled, check_records, is_record, records_of
 from unrolled.networks import NETWORKS, Analysis, Network
@@ -251,9 +253,10 @@ def _split(node: Any, name: str, records: Records) -> tuple[str, dict, dict] | N
         )
     numeric = hasattr(node, "dtype") or isinstance(node, (int, float))
     if isinstance(node, (tuple, dict, Structured)) or not numeric:
+        hint = "; try its fields, as `asdict()` gives them" if isinstance(node, Result) else ""
         raise TypeError(
-            f"{name}: cannot save a {kind}; expected arrays in records of the family, "
-            "dictionaries (frozen dataclasses), tuples, lists or dicts"
+            f"{name}: cannot save {an(kind)}; expected arrays in records of the family, "
+            f"dictionaries (frozen dataclasses), tuples, lists or dicts{hint}"
         )
     return None
 

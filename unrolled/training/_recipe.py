@@ -23,6 +23,7 @@ from unrolled.dictionaries import (
     Dictionary,
     Operator,
     as_dictionary,
+    block_of,
     check_batch,
     column_norms,
     flat_batch,
@@ -294,7 +295,8 @@ def _signals(D: Operator, calibrating: tuple, later: tuple, depth: int) -> _Sign
 def law_of(D: Dictionary, Y: Array | np.ndarray, X: Array | np.ndarray) -> Law:
     """The share of nonzeros, their variance and the noise of a sample.
 
-    Noise below -80 dB counts as rounding.
+    Where codes come in parts, the share is that of the parts which are not zero. Noise below -80 dB
+    counts as rounding.
 
     Args:
         D: (m, d).
@@ -313,7 +315,8 @@ def law_of(D: Dictionary, Y: Array | np.ndarray, X: Array | np.ndarray) -> Law:
     """
     check_batch(D, Y, X, "law_of")
     codes = np.asarray(X, float)
-    share = float(f"{np.count_nonzero(codes) / codes.size:.6g}")
+    on = codes.reshape(len(codes), -1, block_of(D)).any(2)
+    share = float(f"{on.mean():.6g}")
     if not share:
         raise ValueError("law_of: all codes are zero; expected some signal to fit")
     signals = np.asarray(Y, float)

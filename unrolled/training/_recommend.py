@@ -163,6 +163,7 @@ def recommend(
         'lasso_batch'
     """
     where = "recommend"
+    X = checks.as_float(X, "X", where) if isinstance(X, list) else X  # not codes of a chain
     D, given = as_dictionary(D, where), (Y, X)
     flat = flat_batch(D, given)
     Y, X = as_data(flat[0], flat[1], where)

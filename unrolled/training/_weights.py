@@ -8,6 +8,7 @@ from typing import Any
 from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.results import Result
+from unrolled._base.text import an
 from unrolled.layers import Layer, fold_thresholds
 from unrolled.networks import Network
 from unrolled.records import differences
@@ -84,6 +85,8 @@ def save(
         D = params.D if D is None else D
         layer = params.model if layer is None else layer
         params = params.best
+    if isinstance(params, Layer | Network):
+        raise TypeError(f"save: params is {an(params.family)}; try save(path, params, D, layer)")
     checks.on_host((params, D), "save", "params or D")
     check_parent(path)
     D = None if D is None else as_dictionaries(D, "save")

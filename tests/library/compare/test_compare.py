@@ -489,14 +489,25 @@ def test_what_does_not_fit_is_refused(methods, problem):
         (ValueError, shapes, dict(Y=Y[0], X=X[0])),
         (ValueError, shapes, dict(Y=Y[:0], X=X[:0])),
         (ValueError, shapes, dict(X=X[:, 1:])),
-        (ValueError, "but the layer has depth 5", dict(methods={"x": (layers.ista(5), params)})),
+        (
+            ValueError,
+            "'x': .* the layer has depth 5",
+            dict(methods={"x": (layers.ista(5), params)}),
+        ),
+        (TypeError, "'x': ista: params must be Unrolled.*got int", dict(methods={"x": (layer, 3)})),
+        (TypeError, "begins with the class ista", dict(methods={"x": (layers.ista, params)})),
         (TypeError, "'x' is an ista; expected .layer, params.", dict(methods={"x": layer})),
         (
             *(TypeError, "'x' is a pair that begins with an Unrolled; expected .layer, params."),
             dict(methods={"x": (params, layer)}),
         ),
-        (TypeError, "'x' is a Pursuit; expected .*, or codes", dict(methods={"x": record})),
+        (
+            TypeError,
+            "'x' is a Pursuit; .*, or codes; try its .x",
+            dict(methods={"x": record}),
+        ),
         (TypeError, "the codes of 'x' is complex128", dict(methods={"x": np.asarray(X) * 1j})),
+        (TypeError, r"D is complex128; .*Complex.of\(D\)", dict(D=np.asarray(D) * 1j)),
         (TypeError, by_name, dict(methods=[(layer, params)])),
         (TypeError, by_name, dict(methods={1: (layer, params)})),
         (

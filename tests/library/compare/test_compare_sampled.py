@@ -64,6 +64,20 @@ def test_a_sample_that_is_too_small():
     assert f"no bound, {bound.needed - 64:,} signals are missing (64 draws" in bound.text()
 
 
+@pytest.mark.parametrize("g", [1, 3])
+def test_codes_are_drawn_in_parts(g):
+    """All entries of a part are drawn or none, as often as in the sample (5 deviations)."""
+    joint, n, p = ur.dictionaries.Joint(D, g), 400, 0.1
+    rng = np.random.default_rng(0)
+    codes = np.repeat(rng.random((64, 30)) < p, g, 1) * rng.normal(size=(64, 30 * g))
+    signals = ur.problems.synthesize(joint, codes)
+    drawn = np.asarray(_measure.drawn(joint, signals, jax.numpy.asarray(codes), n)[1])
+    on = drawn.reshape(n, 30, g) != 0
+    assert (on.all(2) == on.any(2)).all()
+    share = (codes != 0).mean()
+    assert abs(on.mean() - share) < 5 * math.sqrt(share * (1 - share) / (n * 30))
+
+
 @pytest.mark.slow
 def test_held_out_signals():
     bound = compare(METHODS, D, Y, X, sampled=(Y[:9], X[:9])).sampled["FISTA"]

@@ -214,6 +214,8 @@ def test_the_products_of_a_picture_are_those_of_a_unit_diagonal():
     for nothing in ([], [{}]):
         with pytest.raises(ValueError, match="gram: expected one dictionary or more"):
             plots.gram(nothing)
+    with pytest.raises(ValueError, match=r"gram: 'D' has shape \(8, 16\); expected \(d, d\), W'D"):
+        plots.gram([{"D": D}])
 
 
 # Undefined scores

@@ -347,6 +347,20 @@ def test_a_chain_of_parts_hands_on_what_a_layer_leaves():
         assert (errors.sum(1) <= worst.error[-1]).all()
 
 
+@pytest.mark.parametrize(
+    ("D", "X", "message"),
+    [
+        (Complex.of(np.eye(4)), np.ones((2, 3)) * 1j, r"\(2, 6\); expected \(n, 8\), 4 parts of 2"),
+        (Complex.of(np.eye(4)), np.ones((2, 4)), r"\(2, 4\); expected \(n, 8\), 4 parts of 2"),
+        (Joint(np.eye(4), 3), np.ones((2, 3, 4)), r"\(2, 3, 4\); expected \(n, 12\), 4 parts of 3"),
+    ],
+)
+def test_codes_of_another_form_are_refused(D, X, message):
+    layer = ur.alista(1)
+    with pytest.raises(ValueError, match=message):
+        ur.theory.certify_signals(layer, layer.from_theory(D, jnp.ones(1)), D, X)
+
+
 def test_a_part_of_the_size_of_the_threshold_is_zero_and_counts_as_missed():
     D, layer = Complex.of(np.eye(4)), ur.alista(1)
     params = layer.from_theory(D, jnp.array([5.0]))

@@ -373,6 +373,8 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
             "dict must have names as keys",
         ),
         (("a.npz", "text"), TypeError, "cannot save a str"),
+        (("a.npz", ur.alista(2), ()), TypeError, r"params is an alista; try save\(path, params"),
+        (("a.npz", ur.lasso(np.eye(2), np.ones(2), 0.1)), TypeError, "a Pursuit.* `asdict"),
         (("a.npz", np.ones(1) * 1j), TypeError, "params has dtype complex128"),
         (("a.npz", np.asarray([{}], object)), TypeError, "params has dtype object"),
     ):

@@ -33,6 +33,15 @@ def test_the_law_is_that_of_the_sample(problem):
     assert training.law_of(D, Y + noise, X).noise == pytest.approx(np.mean(noise**2))
 
 
+def test_of_codes_in_parts_the_law_has_the_share_of_the_parts():
+    D = ur.dictionaries.Joint(np.eye(4), 2)
+    X = np.zeros((3, 4, 2))
+    X[0, 1], X[2, 3, 0] = 3.0, 4.0  # of the second part one entry is zero
+    law = training.law_of(D, X.reshape(3, -1), X.reshape(3, -1))
+    assert law.probability == pytest.approx(2 / 12, rel=1e-5)
+    assert law.variance == pytest.approx((9 + 9 + 16) / 4, rel=1e-5)
+
+
 def test_samples_of_one_law_have_the_options_of_one():
     """To two digits, as a rule of thumb has them: their layers are the same."""
     D = ur.dictionaries.gaussian(0, 50, 500)

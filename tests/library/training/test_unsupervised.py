@@ -129,6 +129,18 @@ def test_without_weights_the_numbers_of_fista_are_trained():
     assert fit.judged["best"] < fit.judged["first"] < fit.judged["ista"]
 
 
+def test_a_mask_trains_on_the_known_entries_alone():
+    """The loss held back is that of D and y with zeros at the entries which are not known."""
+    known = np.random.default_rng(1).random(Y.shape) < 0.7
+    missing, options = np.where(known, Y, np.nan), dict(key=0, steps=20, progress=False)
+    fit = unsupervised(D, missing, LAM, K, mask=known, **options)
+    each = known[-60:, :, None] * D, (known * Y)[-60:]
+    codes = jax.jit(jax.vmap(fit.model.apply, (None, 0, 0)))(fit.best, *each)
+    F = jax.vmap(ur.pursuit.lasso_objective, (0, 0, 0, None))(*each, codes, LAM)
+    assert np.mean(F) == pytest.approx(fit.judged["best"], rel=1e-5)
+    assert fit.judged["best"] < min(fit.judged["ista"], fit.judged["zero"])
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "match"),
     [
@@ -311,6 +323,11 @@ def test_the_fit_of_an_advice_trains(method, monkeypatch):
         (dict(signals=-1), ValueError, "recommend: signals"),
         (dict(signals=1.5), TypeError, "recommend: signals"),
         (dict(X=KNOWN[:, :3]), ValueError, "recommend"),
+        (dict(X=[[1.0], [2.0, 3.0]]), TypeError, "recommend: X is not a numeric array"),
+        (
+            *(dict(D=ur.dictionaries.Complex.of(D + 1j), Y=Y), ValueError),
+            r"expected \(signals, 24\); signals of a Complex have 2 numbers in each entry",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
