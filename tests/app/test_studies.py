@@ -544,5 +544,10 @@ def test_the_largest_error_is_the_l1_error_of_the_worst_signal():
 
 
 def test_nonzeros_are_those_of_a_code_and_seconds_are_told_where_there_are_some():
-    assert _steps.nonzeros(np.eye(3, 12)) == 1 and _steps.nonzeros(np.ones((2, 5))) == 5
+    matrix, joint = np.eye(12), ur.dictionaries.Joint(jnp.eye(4), 3)
+    assert _steps.nonzeros(matrix, np.eye(3, 12)) == _steps.nonzeros(joint, np.eye(3, 12)) == 1
+    ones = np.ones((2, 12))
+    assert (_steps.nonzeros(matrix, ones), _steps.nonzeros(joint, ones)) == (12, 4)
+    X = studies.planted(KEY, joint, sparsity=2).tested_on[1]
+    assert _steps.nonzeros(joint, X) == pytest.approx(2, abs=0.2)  # 6 deviations of 1,000 signals
     assert _steps.spent({}) == "" and _steps.spent({"fit": 1.25}).endswith("time: fit 1.2.")

@@ -58,6 +58,7 @@ from unrolled.dictionaries import (
     flat_batch,
     known_entries,
     known_part,
+    refuse_parts,
     shared_part,
 )
 from unrolled.layers import Layer, Unrolled, stack
@@ -175,12 +176,13 @@ def compare(
         Comparison; for networks ChainComparison, with a Comparison of every layer.
 
     Raises:
-        TypeError: methods is not a dict by name, a value of it is not a method, codes are complex,
-            or a layer and a network come together.
+        TypeError: methods is not a dict by name, a value of it is not a method, codes are complex
+            and D is real, or a layer and a network come together.
         ValueError: there are no methods, shapes do not fit, signals are not finite, the reference
-            is unknown, the mask has another shape, or networks or a mask come with `sampled`,
-            `certify` or `predict`; without codes also
-            if lam is 0, all signals are zero, or `sampled` or `predict` is given.
+            is unknown, the mask has another shape, params do not fit their layer, networks or a
+            mask come with `sampled`, `certify` or `predict`, or codes in parts with `certify`;
+            without codes also if lam is 0, all signals are zero, or `sampled` or `predict` is
+            given.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
@@ -225,6 +227,8 @@ def compared(
         raise ValueError("compare: mask is for layers, without sampled, certify and predict")
     if (predict or sampled is not None) and X is None:
         raise ValueError("compare: sampled and predict are of errors of known codes; expected X")
+    if certify:
+        refuse_parts(D, "compare", "certify is about single entries, try compare without it")
     Y, X = flat_batch(D, (Y, X))
     known = None
     if mask is not None:

@@ -168,7 +168,11 @@ def known_entries(D: Operator, mask: Any, n: int, where: str) -> Any:
         TypeError: other numbers than bools.
         ValueError: a mask of another shape.
     """
-    mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
+    try:
+        mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
+    except ValueError as error:
+        message = f"{where}: mask has rows of different lengths; expected an array of bools"
+        raise TypeError(message) from error
     if mask.dtype != bool:
         raise TypeError(f"{where}: mask has dtype {mask.dtype}; expected bool, True for known")
     m, shape = D.shape[0], mask.shape

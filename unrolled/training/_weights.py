@@ -145,10 +145,10 @@ def restore(
     """
     path = Path(path).absolute()
     if not path.exists():
-        raise FileNotFoundError(f"restore: {path}: no such file; {_files_beside(path)}")
+        raise FileNotFoundError(f"{path}: no such file; {_files_beside(path)}")
     if step is not None and not path.is_dir():
-        raise ValueError(f"restore: {path} is a file, which has no steps; expected a folder")
-    from_bytes = None if path.is_dir() else _format(path, "restore")[1]
+        raise ValueError(f"{path} is a file, which has no steps; expected a folder")
+    from_bytes = None if path.is_dir() else _format(path, "load")[1]
     try:
         if from_bytes is None:
             manifest, arrays = _read_folder(path, step)
@@ -163,18 +163,16 @@ def restore(
         saved = _forms.build(form["D"], leaves)
         saved = None if saved is None else as_dictionaries(saved, "D")
     except _forms.UnknownFamilyError as error:
-        raise CheckpointError(f"restore: {path}: {error}") from error
+        raise CheckpointError(f"{path}: {error}") from error
     except (FileNotFoundError, CheckpointError):
         raise
     except Exception as error:  # whatever a reader of foreign bytes raises
-        raise DamagedError(f"restore: {path}: {error}") from error
+        raise DamagedError(f"{path}: {error}") from error
     if like is not None:
-        _check_like(params, like, f"restore: {path}")
-    if D is not None and _forms.digest(as_dictionaries(D, "restore")) != manifest["D sha256"]:
+        _check_like(params, like, str(path))
+    if D is not None and _forms.digest(as_dictionaries(D, "load")) != manifest["D sha256"]:
         how = "with another D" if manifest["D sha256"] else "without a D"
-        raise CheckpointError(
-            f"restore: {path}: the weights were saved {how}; expected the one given"
-        )
+        raise CheckpointError(f"{path}: the weights were saved {how}; expected the one given")
     return Restored(params, saved, layer, manifest["metadata"] | {"versions": manifest["versions"]})
 
 
@@ -185,7 +183,7 @@ def _read_folder(path: Path, step: int | None) -> tuple[dict, dict]:
     if not saved or step not in (None, *saved):
         there = saved or sorted(p.name for p in path.iterdir())[:8]
         raise FileNotFoundError(
-            f"restore: {path}: no saved step{'' if step is None else f' {step}'}; "
+            f"{path}: no saved step{'' if step is None else f' {step}'}; "
             + (f"there are {there}" if there else "the folder is empty")
         )
     manifest, arrays = steps.load(saved[-1] if step is None else step)

@@ -480,6 +480,7 @@ def test_what_does_not_fit_is_refused(methods, problem):
     pursued = jax.eval_shape(lambda y: ur.pursuit.omp(D, y, sparsity=2), Y[0])
     record = jax.tree.map(lambda leaf: np.zeros(leaf.shape), pursued)
     chain, shapes = (ur.dsc([layer]), (params,)), r"expected \(batch, 12\) and \(batch, 24\)"
+    joint = ur.dictionaries.Joint(D, 2)
     by_name, spoilt = "methods must be a dict by name", np.where(np.arange(12) == 3, np.nan, Y)
     for error, words, changes in (
         (ValueError, "at least one method, got none", dict(methods={})),
@@ -508,6 +509,7 @@ def test_what_does_not_fit_is_refused(methods, problem):
         ),
         (TypeError, "the codes of 'x' is complex128", dict(methods={"x": np.asarray(X) * 1j})),
         (TypeError, r"D is complex128; .*Complex.of\(D\)", dict(D=np.asarray(D) * 1j)),
+        (ValueError, "compare: codes of Joint .* without it", dict(D=joint, certify=True)),
         (TypeError, by_name, dict(methods=[(layer, params)])),
         (TypeError, by_name, dict(methods={1: (layer, params)})),
         (

@@ -165,7 +165,8 @@ def test_a_family_without_thresholds_gives_its_couplings():
 def test_a_family_without_weights_or_thresholds_gives_the_loss():
     layer = ur.layers.na_alista(DEPTH, units=2)
     watch = watched(layer, layer.init(jax.random.key(0), D))
-    assert watch.evaluations[0][-2:] == (None, None) and "| 0 | 0.4 |" in watch.table()
+    first = watch.evaluations[0]
+    assert first.theta is first.coupling is None and "| 0 | 0.4 |" in watch.table()
     for field in ("theta", "mismatch"):
         with pytest.raises(ValueError, match=f"this family has no {field}"):
             watch.series(field)

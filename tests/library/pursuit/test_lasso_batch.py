@@ -453,6 +453,7 @@ def test_a_mask_has_the_form_of_its_signals(kind):
 @pytest.mark.parametrize(
     ("mask", "error", "message"),
     [
+        ([[True], [True, False]], TypeError, "lasso_batch: mask has rows of different lengths"),
         (MASKS.astype(int), TypeError, "lasso_batch: mask has dtype int64; expected bool"),
         (MASKS[:3], ValueError, r"mask has shape \(3, 20\); expected \(20,\) or \(9, 20\)"),
         (MASKS[:, :3], ValueError, r"mask has shape \(9, 3\)"),

@@ -49,7 +49,7 @@ class KnownCodes(Result):
         predicted = self.comparison.predictions_table()
         return [
             f"Dictionary {D.shape[0]} x {D.shape[1]}, {len(Y)} test signals with "
-            f"{_steps.nonzeros(X):.1f} nonzeros on average, K = {self.depth} "
+            f"{_steps.nonzeros(D, X):.1f} nonzeros on average, K = {self.depth} "
             f"steps{self.samples.noise()}. Calibration and ISTA's penalty are chosen on "
             f"{len(self.samples.chosen_on[0])} other signals.",
             "",
@@ -80,8 +80,8 @@ class KnownCodes(Result):
         result = with_seconds(self.comparison, timed, D, Y)
         setting = (
             f"{self.depth} steps on {len(Y):,} test signals: {D.shape[0]} measurements, "
-            f"{D.shape[1]} entries, about {_steps.nonzeros(X):.0f} of them "
-            f"nonzero{self.samples.noise()}."
+            f"{D.shape[1]} entries{dictionaries.in_parts(D, D.shape[1])}, about "
+            f"{_steps.nonzeros(D, X):.0f} of them nonzero{self.samples.noise()}."
         )
         return of_known(result, self.methods, setting, self.covered, self.answer())
 

@@ -21,7 +21,7 @@ from unrolled._base.files import drawing
 from unrolled._base.results import Result
 from unrolled.compare import ChainComparison, Comparison
 from unrolled.compare import compared as compared_of
-from unrolled.dictionaries import check_batch
+from unrolled.dictionaries import block_of, check_batch
 from unrolled.layers import Layer, Unrolled
 from unrolled.problems import resampler
 from unrolled.pursuit import PURSUITS, check_dictionaries, check_options, pursue
@@ -70,7 +70,8 @@ def planted(key: Key, D: Any, *, sparsity: float | None = None, snr: float = mat
     Args:
         key: the key of the codes and the noise.
         D: (m, d); for a chain a tuple.
-        sparsity: the expected number of nonzeros; None for a tenth of the atoms.
+        sparsity: the expected number of nonzeros, or of nonzero parts where codes come in parts;
+            None for a tenth of the atoms.
         snr: signal-to-noise ratio, dB.
 
     Returns:
@@ -86,7 +87,8 @@ def planted(key: Key, D: Any, *, sparsity: float | None = None, snr: float = mat
         [(1000, 8), (1000, 16)]
     """
     D = as_dictionaries(D, "planted")
-    d = (D[-1] if isinstance(D, tuple) else D).shape[1]
+    last = D[-1] if isinstance(D, tuple) else D
+    d = last.shape[1] // block_of(last)
     s = d / 10 if sparsity is None else sparsity
     s = checks.as_number(s, "sparsity", "compare")
     if not 0 < s <= d:
@@ -369,9 +371,10 @@ def _noise(D: Any, Y: Array, X: Array) -> tuple[Array, Array]:
     return jnp.abs(Y - problems.synthesize(D, X)).sum(1).max(), jnp.abs(Y).sum(1).mean()
 
 
-def nonzeros(X: Any) -> float:
-    """The mean number of nonzeros of codes (signals, d)."""
-    return float(np.count_nonzero(np.asarray(X), axis=1).mean())
+def nonzeros(D: Any, X: Any) -> float:
+    """The mean number of nonzeros of codes (signals, d), of parts where codes of D have parts."""
+    parts = np.asarray(X).reshape(len(X), -1, block_of(D))
+    return float((parts != 0).any(2).sum(1).mean())
 
 
 def _certified(mu_W: float, schedule: Any, s: int, d: int) -> tuple[str, str]:
@@ -462,7 +465,7 @@ def pursuit_codes(
         ValueError: a pursuit lacks an option, or is not for that many dictionaries.
     """
     Y, X = tested_on
-    sparsity = max(1, round(nonzeros(X[-1] if isinstance(X, tuple) else X)))
+    sparsity = max(1, round(nonzeros(Ds[-1], X[-1] if isinstance(X, tuple) else X)))
     otherwise = {"sparsity": sparsity, "lam": lam}
     completed = {
         name: _completed(name, options, otherwise) for name, options in plan.pursuits.items()

@@ -39,7 +39,7 @@ from unrolled.app.studies._steps import (
     timed,
 )
 from unrolled.compare import Comparison, with_seconds
-from unrolled.dictionaries import Dictionary, Operator, as_dictionary, check_batch
+from unrolled.dictionaries import Dictionary, Operator, as_dictionary, check_batch, refuse_parts
 from unrolled.layers import Layer, Unrolled
 from unrolled.pursuit import default_lam, lasso_optima
 from unrolled.vision import datasets
@@ -87,7 +87,7 @@ class UnknownCodes(Result):
             f"K = {self.depth} steps. F* is known to a "
             f"relative duality gap of at most {np.asarray(optimum.gap).max():.1e} "
             f"(certified for {np.asarray(optimum.converged).mean():.1%} of the signals); the "
-            f"optimal codes have {_steps.nonzeros(optimum.x):.1f} nonzeros on average and "
+            f"optimal codes have {_steps.nonzeros(D, optimum.x):.1f} nonzeros on average and "
             f"{rebuilt}. Learned rows minimise the LASSO "
             "objective itself on the training signals: no codes are needed.",
             "",
@@ -113,7 +113,7 @@ class UnknownCodes(Result):
         setting = (
             f"{self.depth} steps on {len(self.tested):,} signals that no step has seen, dictionary "
             f"{m} x {d}, lam = {self.lam:.4g}; their optimal codes have "
-            f"{_steps.nonzeros(self.optimum.x):.1f} nonzeros on average."
+            f"{_steps.nonzeros(self.D, self.optimum.x):.1f} nonzeros on average."
         )
         return of_unknown(result, self.methods, setting, self.answer())
 
@@ -239,6 +239,8 @@ def unknown_codes(
     run = _steps.plan(key, methods, pursuits, depth, lam, steps, say, weights)
     where = "unknown_codes"
     D = as_dictionary(D, where)
+    if certify:
+        refuse_parts(D, "compare", "certify is about single entries, try compare without it")
     for Y in (signals.training, signals.testing):
         check_batch(D, Y, None, where)
         checks.finite(Y, "Y", where)
@@ -253,7 +255,7 @@ def unknown_codes(
     remarks: list[str] = []
     pursued = _steps.pursuit_codes((D,), samples.tested_on, run, seconds, remarks, lam)
     classical = {name: codes for name, (codes,) in pursued.items()}
-    sparsity = max(1, round(_steps.nonzeros(optimum.x)))
+    sparsity = max(1, round(_steps.nonzeros(D, optimum.x)))
     trained = _trained_on_lasso(samples, lam, sparsity, run, seconds, remarks)
     if certify:
         say("proving the codes of the test signals")
