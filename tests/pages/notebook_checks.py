@@ -132,7 +132,7 @@ def check_05(n):
     for form, network in n.networks.items():
         assert n.differences[form] < 1e-13 * (1 + network.offset)  # of the lifted state
         size = ur.realize.cnn_size(n.m, n.d, n.K, kernel_size=3, form=form)
-        assert (network.depth, network.n_weights) == size
+        assert (network.depth, network.n_weights) == (size.depth, size.n_weights)
     assert all(error <= bound for error, bound in n.smooth.values())
     assert n.after < n.before
 

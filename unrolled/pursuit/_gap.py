@@ -104,6 +104,11 @@ def duality_gap(D: Dictionary, y: ArrayLike | Any, x: ArrayLike | Any, lam: Arra
 def _as_operands(D: Dictionary, y: Any, x: Any, lam: ArrayLike, where: str) -> tuple[Any, Any]:
     """The flat y, (m,), and x, (d,), of an objective; ValueError unless they and lam fit D."""
     m, d = D.shape
+    for name, value in {"y": y, "x": x}.items():
+        try:
+            np.shape(value)
+        except ValueError:  # rows of different lengths
+            checks.as_numbers(value, name, where)
     flat = {"y": flat_signal(D, y, where)[0], "x": flat_code(D, as_flat(D, x)[0])}
     if [*map(np.shape, flat.values())] != [(m,), (d,)]:
         raise ValueError(

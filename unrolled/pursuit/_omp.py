@@ -370,7 +370,7 @@ def omp_batch(
     where = "omp_batch"
     D, signals, dtype, grid = operands_of_many(D, Y, where)
     (m, d), most = D.shape, _most(sparsity, D, where)
-    if selection not in ("correlation", "least_squares"):
+    if not isinstance(selection, str) or selection not in ("correlation", "least_squares"):
         raise ValueError(
             f"{where}: unknown selection {selection!r}; expected correlation or least_squares"
         )

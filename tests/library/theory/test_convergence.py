@@ -159,7 +159,8 @@ def test_atom_coherence_of_structured_dictionaries_and_under_jit():
     assert float(found.mu_W.max()) == pytest.approx(float(theory.coherence(W, D).mu_W))
     traced = jax.jit(theory.atom_coherence)(expected.W, expected.D)
     assert np.asarray(traced.mu_W) == pytest.approx(expected.mus, abs=64 * EPS)
-    assert theory.atom_coherence(np.ones((1, 1)), np.ones((1, 1))) == theory.Coherence(0, 1)
+    alone = theory.atom_coherence(np.ones((1, 1)), np.ones((1, 1)))
+    assert (float(alone.mu_W[0]), float(alone.C_W[0])) == (0, 1)
 
 
 def test_atom_schedule_is_the_worst_support_by_brute_force():

@@ -136,7 +136,7 @@ def test_no_step_sees_a_signal_that_is_held_back():
     given = fit(Y, validation=(Y[:5], None))  # then all train
     assert (
         given.history.records[0].validation
-        == fit(Y[:5], validation=(Y[:5], None), steps=0)[3].records[0].validation
+        == fit(Y[:5], validation=(Y[:5], None), steps=0).history.records[0].validation
     )
     assert not np.array_equal(given.history.loss, found.history.loss)
 

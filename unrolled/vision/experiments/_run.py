@@ -420,10 +420,10 @@ def run(
         >>> recipe = ur.vision.experiments.Recipe(
         ...     data="digits", model="linear", epochs=1, augmentation="none")
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     name, row, _ = ur.vision.experiments.run(
+        ...     done = ur.vision.experiments.run(
         ...         recipe, images, folder, build=lambda recipe, shape, classes, rngs: Net(rngs))
         ...     rows = ur.vision.experiments.read_rows(folder)
-        >>> row["status"], list(rows) == [name]
+        >>> done.row["status"], list(rows) == [done.name]
         ('complete', True)
         >>> ur.vision.experiments.summarize(rows)[0].scores["accuracy"].n  # seeds
         1
