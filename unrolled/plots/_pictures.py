@@ -250,7 +250,7 @@ _CELLS = (128, 256)
 
 
 @checked
-def gram(dictionaries: Sequence[Mapping[str, ArrayLike]]) -> "Figure":
+def gram(dictionaries: Sequence[Mapping[str, Any]]) -> "Figure":
     """|W'D| for several weights of several dictionaries, and the distribution off the diagonal.
 
     Weights are compared after w_i . d_i is scaled to 1. Each dictionary has a row. The colours of a
