@@ -135,8 +135,8 @@ def compare(
     of each method (`Proved`). This share stands next to the worst case of the class.
 
     If codes are not known, the objective of the LASSO judges the methods, and its optimal codes
-    stand for the true codes in the curves. Codes of another solver may solve another problem, such
-    as the LASSO with another lam, so the objective never marks them.
+    stand for the true codes in the curves. Another solver may minimise another objective, such as
+    the LASSO with another lam, so the objective never marks codes of another solver.
 
     Args:
         methods: name -> (layer, params), for networks (network, params); or the result of `fit`,

@@ -41,7 +41,7 @@ Weights = Callable[[Any, Any, Any], Acting]  # (shared, p, D): as `Layer.weights
 
 
 class Coupling(Result):
-    """The weights of each step against the dictionary: (K,), or (1,) if all steps share weights.
+    """Measures of the weights of each step and D: (K,), or (1,) if all steps share weights.
 
     Convergence needs S_k = I - W_k'D (Chen et al. 2018, Theorem 1), w_i . d_i near 1 and small
     off-diagonal products. `mu_W` and `off_diagonal` compare weights of any scale: atoms have unit

@@ -208,8 +208,8 @@ class Structured:
     def inner_products(self, W: "Dictionary") -> tuple[Array, Array]:
         """w_i . d_j for representative rows i and all j, and the mask of i = j; (rows, d) each.
 
-        The rows must hold every value that occurs among all pairs; d may belong to a smaller
-        dictionary with the same values.
+        The rows must contain every value of w_i . d_j over all pairs. The atoms d_j may belong to a
+        smaller dictionary that gives the same values.
         """
         return matrix_products(W, self)
 

@@ -182,7 +182,7 @@ def transversal(key: Key, c: int, q: int, d: int) -> Array:
 
     Args:
         key: a typed key or a seed; it chooses d of the q^2 lines, and the signs.
-        c: nonzeros of an atom, at most q.
+        c: number of nonzeros of an atom, at most q.
         q: rows of a group, a prime.
         d: the number of atoms, at most q^2.
 

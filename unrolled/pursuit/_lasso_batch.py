@@ -85,8 +85,8 @@ def lasso_batch(
     the gap has the precision of the dtype, and `steps` counts steps of FISTA.
 
     Args:
-        D: (m, d). Structured dictionaries without parts are made dense; for one that is too large
-            for a matrix use `lasso` under `vmap`.
+        D: (m, d). Structured dictionaries without parts are made dense; if a dictionary is too
+            large for a matrix, use `lasso` under `vmap`.
         Y: (batch, m), or a batch of signal grids of a `Conv`; then codes have the shape
             `D.code_grid`; or complex signals of a `Complex` D, or signals of a `Joint` D, with
             codes of the same form. The batch may be empty. From `np.load(path, mmap_mode="r")` it

@@ -72,7 +72,7 @@ class CodeCertificate(Result):
     signal: np.ndarray  # (m,) D x
 
     def certified(self, y: ArrayLike) -> Any:
-        """Whether `holds`, and D x is y to the rounding of y in its dtype: m^(1/2) eps norm(y).
+        """Whether `holds`, and D x equals y up to the rounding of y: m^(1/2) eps norm(y).
 
         For float32 signals take this in place of `unique`. Half precision only rounds the entries
         of y, by eps / 2, because sums are in float32. Another code that fits as well, with no

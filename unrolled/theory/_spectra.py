@@ -344,7 +344,7 @@ def local_rate(m: int, d: int, s: int, *, weights: str = "frobenius") -> LocalRa
 def support_rate(
     W: Dictionary, D: Dictionary, support: ArrayLike | list[int] | tuple[int, ...]
 ) -> LocalRate:
-    r"""`local_rate` of a given D, W and support: the edges of the spectrum of W_S'D_S.
+    r"""The `LocalRate` of a D, W and support, from the extreme eigenvalues of W_S'D_S.
 
     Args:
         W, D: (m, d), of any kind.

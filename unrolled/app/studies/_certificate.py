@@ -272,7 +272,7 @@ def dictionary_report(
         Report.
 
     Raises:
-        ValueError: an atom does not have norm 1, or there is not one sparsity per dictionary.
+        ValueError: an atom does not have norm 1, or sparsities and dictionaries differ in number.
 
     Example:
         >>> H, report = ur.dictionaries.identity_hadamard(16), ur.app.studies.dictionary_report
@@ -539,8 +539,8 @@ def certify_weights(
     Args:
         model: a layer, or a chain of layers.
         params, D: the params and the dictionary of the model; for a chain a tuple of each.
-        sparsity: s, nonzeros of a code, for a chain one per layer; None for the largest s that is
-            certified, in a chain 1 in every layer.
+        sparsity: s, the number of nonzeros of a code; for a chain, one s per layer. None takes the
+            largest certified s; for a chain, None takes s = 1 in every layer.
         bound: B, the largest magnitude of an entry of a code.
         noise: the largest l1 norm of the noise in a signal; l2 where codes come in parts.
         tolerance: the l1 error to reach; the report names the first step that reaches it.
@@ -549,7 +549,7 @@ def certify_weights(
         WeightsCertificate.
 
     Raises:
-        ValueError: there is not one sparsity per layer, or `theory.certify` refuses a number.
+        ValueError: sparsities and layers differ in number, or `theory.certify` refuses a number.
         TypeError: the model does not have layers that run one after the other, or
             `theory.certify` refuses a family.
 
