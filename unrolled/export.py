@@ -144,8 +144,8 @@ def load(path: str | Path) -> Exported:
     Returns:
         Exported(run, manifest). `run` takes signals (n, m) of any real dtype, and computes in the
         dtype of the manifest. If D is complex, `run` takes complex signals and returns complex
-        codes; if D is a `Joint`, signals (n, m, g) and codes (n, d, g). `run` raises ValueError for another shape, and TypeError for
-        complex signals of a real D.
+        codes; if D is a `Joint`, signals (n, m, g) and codes (n, d, g). `run` raises ValueError for
+        another shape, and TypeError for complex signals of a real D.
 
     Raises:
         FileNotFoundError: no such file.

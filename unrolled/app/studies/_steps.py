@@ -65,7 +65,7 @@ class Samples(NamedTuple):
 
 @checked
 def planted(key: Key, D: Any, *, sparsity: float | None = None, snr: float = math.inf) -> Samples:
-    """Signals with Bernoulli-Gaussian codes for a dictionary, or for the last dictionary of a chain.
+    """Signals with Bernoulli-Gaussian codes for a dictionary, or for the last one in a chain.
 
     Args:
         key: the key of the codes and the noise.
