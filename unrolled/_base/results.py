@@ -39,8 +39,8 @@ class Result:
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
-        cls._fields = tuple(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+        made: Any = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+        cls._fields = tuple(field.name for field in dataclasses.fields(made))
         jax.tree_util.register_dataclass(cls, cls._fields, ())
 
     def replace(self, **changes: Any) -> Self:

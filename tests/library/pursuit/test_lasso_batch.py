@@ -374,7 +374,7 @@ def test_the_gap_of_many_codes_is_that_of_one(l2):
 
 
 MASKS = np.random.default_rng(12).random((BATCH, M)) < 0.6
-MASKS[0], MASKS[1] = True, False  # a whole signal, and one of which nothing is known
+MASKS[0], MASKS[1] = True, False  # a whole signal, and a signal without a known entry
 OF_MASKS = {
     "lam": dict(lam=0.2),
     "ratio": dict(ratio=0.2),
