@@ -27,8 +27,8 @@ __all__ = [
 ]
 
 
-# Terms of the sums in `attention_leak`: the first term left out is below exp(-899) times the first
-# term.
+# The sums in `attention_leak` keep these terms: the first omitted term is below exp(-899) times the
+# first term.
 _DISTANCES = np.arange(1, 30)
 
 
@@ -79,23 +79,25 @@ def multi_head_attention(
         r_\delta = (|\delta|^2, \delta).
 
     With v_h = -alpha (1, -2h) the logits are -alpha norm(delta - h)^2 up to a constant: head h
-    attends to the token at offset h from the query, or to the nearest token if no token is there.
+    attends to the token at offset h from the query, or to the nearest token if no token has this
+    offset.
 
     Args:
         tokens: (T, channels in), x_k at position `keys[k]`.
         heads: the weights, for instance `attention(...).heads`.
         queries: (Q, p), integer positions, static.
         keys: (T, p), integer positions, static.
-        alpha: concentration; None is the limit alpha -> inf, hard attention, with all mass on the
-            largest logit.
-        period: (p,), period of the positions along each dimension, for tokens on a circle. Each
-            offset h then lies in 0 .. period - 1.
+        alpha: concentration; None is hard attention, the limit alpha -> inf, which puts all mass on
+            the largest logit.
+        period: (p,), period of the positions along each dimension if the tokens lie on a circle.
+            Each offset h then lies in 0 .. period - 1.
 
     Returns:
         (Q, channels out).
 
     Raises:
-        TypeError, ValueError: a known alpha is not a number, or not positive and finite.
+        TypeError: a known alpha is not a number.
+        ValueError: a known alpha is not positive and finite.
 
     Reference: Cordonnier, Loukas, Jaggi (2020), Theorem 1 and Lemmas 1, 2.
 
@@ -129,8 +131,8 @@ def multi_head_attention(
 @program()
 def _attended(tokens: Array, heads: Heads, encoding: ArrayLike, alpha: float | None) -> Array:
     logits = jnp.einsum("hr,qkr->hqk", heads.directions, encoding)
-    # Integers, shifted so that the largest is 0: the keys with weight have neither rounding errors
-    # nor overflow.
+    # The logits are integers, and the largest logit becomes 0. The keys with nonzero weight then
+    # have neither rounding errors nor overflow.
     logits = logits - logits.max(-1, keepdims=True)
     mass = (
         (logits == 0).astype(tokens.dtype)
@@ -168,28 +170,30 @@ def attention(
         out[f, i] = b_f + \sum_{c, k} filters[f, c, k] \; X[c, i t + k], \qquad
         i < \lceil N / t \rceil.
 
-    Each position of X is a token, and its channels are the features. Head k has the values
-    V_k = filters[:, :, k] and attends to the token k ahead of its query; the queries stand at i t.
-    Zero tokens are appended past the far border, so that every head finds its target. Without them
-    a head at the border reads the last token instead of zero, an error that no alpha removes.
+    Each position of X is a token whose features are the channels. Head k has the values
+    V_k = filters[:, :, k] and attends to the token k positions after the query. The queries are the
+    positions i t. Zero tokens are appended past the far border so that every head finds its target.
+    Without these zero tokens a head at the border would read the last token instead of zero, and no
+    alpha would remove this error.
 
     Args:
         filters: (n_atoms, n_channels, *kernel); a kernel may be longer than the signal.
         bias: (n_atoms,), or None for zero.
         signal_shape: N, one length per dimension, as in `dictionaries.Conv`.
         stride: t, one for all dimensions or one for each.
-        alpha: concentration; None is hard attention, which is exact. Soft attention errs by at most
-            `attention_error`, which is below rounding from alpha = 40 in float64 and 18 in float32.
+        alpha: concentration; None is hard attention, which is exact. The error of soft attention is
+            at most `attention_error`. This bound is below rounding if alpha is at least 40 in
+            float64 or 18 in float32.
 
     Returns:
         Attention.
 
     Raises:
-        ValueError: shapes do not fit, alpha is not positive and finite; when called, X has another
-            shape.
+        ValueError: shapes do not fit, or alpha is not positive and finite. `apply` raises
+            ValueError if X has another shape.
 
-    Not claimed: equality with the convolution at finite alpha. Nothing is claimed about attention
-    with a layer norm after it, which in general does not compute this map.
+    Not claimed: equality with the convolution at finite alpha. Attention followed by a layer norm
+    does not compute this map in general.
 
     Reference: Cordonnier, Loukas, Jaggi (2020), Theorem 1; Li, Feng, Zhou (2024), Remark 11.
 
@@ -247,7 +251,7 @@ def attention_leak(alpha: float | None, dimensions: int = 1) -> float:
 
     .. math:: leak(\alpha) = 1 - \Bigl(1 + 2 \sum_{u \ge 1} e^{-\alpha u^2}\Bigr)^{-p}.
 
-    The bound holds for tokens that fill a grid or a torus: there the mass is a product over
+    The bound holds for tokens that fill a grid or a torus, on which the mass is a product over
     dimensions.
 
     Args:
@@ -276,7 +280,7 @@ def attention_leak(alpha: float | None, dimensions: int = 1) -> float:
 def others_on_a_line(alpha: float) -> float:
     """The sum of exp(-alpha u^2) over all integers u except 0."""
     squares = _DISTANCES**2
-    with np.errstate(over="ignore"):  # falls to exp(-inf) = 0
+    with np.errstate(over="ignore"):  # an overflow leads to exp(-inf) = 0
         if alpha >= 1:
             return 2 * float(np.exp(-alpha * squares).sum())
         # The same sum by Poisson summation, which converges fast for small alpha.
@@ -290,8 +294,8 @@ def attention_error(filters: Array, X: ArrayLike, alpha: float | None) -> np.nda
 
     .. math:: |out - conv| \le 2 \, leak(\alpha) \sum_h \max_j |V_h x_j|.
 
-    At most `attention_leak` of the mass lies off the target. A value read off the target differs
-    from the value at the target by at most twice the maximum.
+    At most a fraction `attention_leak` of the mass of a head lies off its target. A value read off
+    the target differs from the value at the target by at most twice the maximum.
 
     Args:
         filters: (n_atoms, n_channels, *kernel).
@@ -300,7 +304,7 @@ def attention_error(filters: Array, X: ArrayLike, alpha: float | None) -> np.nda
         alpha: concentration; None gives 0.
 
     Returns:
-        (n_atoms,), float64, one bound per filter for all its positions.
+        (n_atoms,), float64; the bound of a filter holds at all positions.
 
     Raises:
         ValueError: shapes do not fit, the bound is negative, alpha is not positive and finite.
@@ -351,22 +355,23 @@ def concentration(alpha: float | None, where: str) -> float | None:
     return value
 
 
-# exp(-745) is the last positive value: the sums skip distances whose weight is zero.
+# exp(-745) is the last positive value in float64: the sums skip distances whose mass is zero.
 _UNDERFLOW = 750.0
-_FLAT = 1e-6  # below this, too many other weights to sum
+_FLAT = 1e-6  # a smaller alpha leaves too many positive masses to sum
 
 
 class Leak:
-    r"""The operators of the bound, for one dictionary and one concentration of the attention.
+    r"""The operators in `errors_of_signal`, for one dictionary and one concentration of attention.
 
-    Head tau reads G_tau z in place of z, where the rows of G_tau are masses. If all heads have the
-    masses g around their targets, the leak spreads by g from the sums of the values:
+    Head tau reads G_tau z instead of z; each row of G_tau holds the attention masses of one query.
+    If all heads have the same masses g around their targets, the total leak is the convolution of
+    V z, the sum of the values, with g - delta:
 
     .. math:: \sum_\tau V_\tau (G_\tau - I) z = (g - \delta) * (V z).
 
-    V z = gamma W'(y - D x) is the update of the layer, much smaller than the sum of |V_tau z|. On a
-    line the masses past the border differ from g; on a circle the masses of the outermost offsets
-    differ.
+    V z = gamma W'(y - D x) is the update of the layer, which is much smaller than the sum of
+    |V_tau z|. The masses of a head can differ from g: on a line no mass lies past the border, and
+    on a circle the masses of the outermost offsets differ.
 
     Args:
         D: the dictionary.
@@ -393,7 +398,7 @@ class Leak:
         return np.pad(y, [(0, 0), *((0 if self.circular else n, 0) for n in self.reach)])
 
     def everywhere(self, most: np.ndarray) -> np.ndarray:
-        """The bounds (channels,) at all positions of the grid of tokens."""
+        """The bounds (channels,), repeated at all positions of the grid of tokens."""
         return np.broadcast_to(most.reshape(-1, *[1] * len(self.grid)), (len(most), *self.grid))
 
     def read(self, V: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -407,11 +412,11 @@ class Leak:
         return np.array(out)[0]
 
     def at_codes(self, values: np.ndarray) -> np.ndarray:
-        """The part of the result of `read` at the positions of the codes, a view."""
+        """A view of a result of `read` at the positions of the codes."""
         return values[(slice(None), *self._at(2))]
 
     def of_update(self, V: np.ndarray, update: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """The leak to the positions of the codes.
+        """A bound on the leak at the positions of the codes.
 
         Args:
             V: (heads, n_atoms, channels), magnitudes.
@@ -419,7 +424,7 @@ class Leak:
             tokens: |z|, (channels, *grid).
         """
         size = sum(math.log1p(self._others_of_one(n)) for n in update.shape[1:])
-        own, lost = math.exp(-size), -math.expm1(-size)  # the masses of g at its target and off it
+        own, lost = math.exp(-size), -math.expm1(-size)  # the masses of g at and off the target
         spread, total = np.zeros_like(update), update
         for axis in range(1, update.ndim):
             moved = self._moved(axis, total)
@@ -432,17 +437,17 @@ class Leak:
         return (slice(leads * n, leads * n + (p - 1) * t + 1, t) for n, p, t in sizes)
 
     def _others_of_one(self, size: int) -> float:
-        """The masses of g off its target along one dimension, relative to the target's."""
+        """The mass of g off the target along one dimension, divided by the mass at the target."""
         return float(self._others(size)[0].sum() if self.circular else 2 * self._tail(0))
 
     def _others(self, size: int) -> np.ndarray:
-        """exp(-alpha u^2) at the distances u of two positions, 0 for u = 0."""
+        """exp(-alpha u^2) for the distance u of any two positions, but 0 for u = 0."""
         u = np.abs(np.arange(size)[:, None] - np.arange(size))
         u = np.minimum(u, size - u) if self.circular else u
         return np.where(u == 0, 0, self._mass(u))
 
     def _moved(self, axis: int, values: np.ndarray) -> np.ndarray:
-        """The masses that other positions along an axis of `values` add, relative to their own."""
+        """The sum of the other `values` along an axis, weighted by exp(-alpha u^2)."""
         others = self._others(values.shape[axis])
         return np.moveaxis(np.tensordot(others, values, (1, axis)), 0, axis)
 
@@ -455,7 +460,7 @@ class Leak:
         more, total = np.zeros(self.grid), tokens
         for axis, size in enumerate(self.grid):
             i = np.arange(size)
-            gone = self._tail(i) + self._tail(size - 1 - i)  # past the two borders
+            gone = self._tail(i) + self._tail(size - 1 - i)  # the masses past the two borders
             inside = 1 + self._others(size).sum(1)
             more = more + np.log1p(gone / inside).reshape(
                 [-1 if a == axis else 1 for a in range(more.ndim)]
@@ -465,7 +470,7 @@ class Leak:
 
     def _mass(self, u: np.ndarray) -> np.ndarray:
         """exp(-alpha u^2)."""
-        with np.errstate(over="ignore"):  # falls to exp(-inf) = 0
+        with np.errstate(over="ignore"):  # an overflow leads to exp(-inf) = 0
             return np.exp(-self.alpha * u.astype(float) ** 2)
 
     def _tail(self, i: np.ndarray | int) -> np.ndarray:
@@ -479,9 +484,9 @@ class Leak:
         return sums[np.minimum(np.asarray(i) + 1, last + 1)]
 
     def _distances(self) -> np.ndarray:
-        """The l1 distance of the masses of every head on a circle from g, (heads,).
+        """The l1 distance between g and the masses of each head on a circle, (heads,).
 
-        The offsets of a head run from 0 to N - 1, not to both sides of its target.
+        The offsets of a head run from 0 to N - 1; the offsets of g lie on both sides of the target.
         """
         distance = np.zeros([2 * n + 1 for n in self.reach])
         for axis, (n, N) in enumerate(zip(self.reach, self.D.signal_shape)):
@@ -500,7 +505,7 @@ class Leak:
 def errors_of_signal(
     D: Conv, V: np.ndarray, theta: np.ndarray, alpha: float, y: np.ndarray
 ) -> np.ndarray:
-    r"""Bounds on the error after every block for one signal, (K + 1,): the largest over its code.
+    r"""Bounds on the largest error in the code of one signal after every block, (K + 1,).
 
     .. math::
         \Delta_k = |T_k| e_k + |g - \delta| * |V_k z_k| + 2 \, leak \, |V_{k,x}| \max e_k + \dots,
@@ -514,7 +519,7 @@ def errors_of_signal(
         y: (m,).
     """
     leak, n_atoms = Leak(D, alpha), V.shape[-2]
-    # The head that reads the target's own position also carries the identity in x + ...
+    # The identity in x + ... is added to the values of the head with offset 0.
     here = np.zeros(V.shape[1:])
     here[len(here) // 2, :, :n_atoms] = np.eye(n_atoms)
     x, e, y, errors = np.zeros(D.code_grid), np.zeros(D.code_grid), leak.signal(y), [0.0]

@@ -50,8 +50,8 @@ class State(NamedTuple):
     A: np.ndarray  # (p, q)
     e: np.ndarray  # (p,)
     low: float  # lower bound on the entries of h
-    tree: bool  # h can be read as a signal of length q; otherwise it is q channels of length 1
-    signed: bool  # h is v up to a constant, rather than its positive and negative parts
+    tree: bool  # h can be read as a signal of length q; otherwise h is q channels of length 1
+    signed: bool  # h is v up to a constant; otherwise h has the positive and negative parts of v
     offset: float  # the largest constant that has lifted a state so far
 
 
@@ -74,7 +74,7 @@ def block_layers(
 def _hidden(
     block: MatrixBlock, state: State, signal: Bound, lift: np.ndarray, net: Architecture
 ) -> tuple[Layers, State, Bound]:
-    """The layers of a block up to its last state, this state, and bounds on the code.
+    """The layers of a block up to its last state, the last state, and bounds on the code.
 
     The bounds are computed only if `net.bounded`.
     """
@@ -94,7 +94,7 @@ def _hidden(
 
 
 def _step_map(step: MatrixStep, lift: np.ndarray, *, first: bool) -> tuple[np.ndarray, np.ndarray]:
-    """B_k and c_k; for the first step B_0 and c_0, which act only on the signal, since x^0 = 0.
+    """B_k and c_k; the first B_0 and c_0 act only on the signal because x^0 = 0.
 
     A signal given in two parts is the difference of the parts.
     """
@@ -116,7 +116,7 @@ def _parts(d: int, lift: np.ndarray, low: float, offset: float, net: Architectur
 
 
 def _lifted(state: State, bound: np.ndarray, net: Architecture) -> tuple[Layers, State]:
-    """The map A of the lemma, lifted by a bound on v so that rho is the identity: h = v + lift."""
+    """The layers of the map A, and the state h = v + lift, where rho is the identity."""
     lift = net.identity_from + bound
     layers = _dense(state.A, state.e + lift, state, net)
     offset = max(state.offset, lift.max())
@@ -128,8 +128,8 @@ def _next_signal(
 ) -> tuple[State, Bound, np.ndarray]:
     """The state from which the next block starts, the bounds on its signal, and its lift.
 
-    The literal form carries the code. The other forms carry its two parts, which the tail of rho
-    bounds from below.
+    The literal form carries the code. The other forms carry the positive and the negative part of
+    the code, which the tail of rho bounds from below.
     """
     d, q = read.shape
     if net.form == "literal":
@@ -166,7 +166,7 @@ def _dense(
     """The layers of rho(A h + b), where h is the output described by `state`."""
     if state.tree:
         return polyphase(A, b, state.low, net, readout=readout)
-    # One layer on q channels of length 1 uses only the first taps.
+    # A layer on q channels of length 1 uses only the first tap of each filter.
     return (net.layer(A[:, :, None], b, linear=readout, readout=readout),)
 
 
@@ -212,11 +212,12 @@ def cnn_size(
     For a fixed kernel size "literal" and "positive" have O(K log(d+m)) layers, and all three forms
     have O(K (d+m)^2) weights.
 
-    The sizes of the blocks of a chain add up; (31) of the paper multiplies them. Block j > 1 has n
-    = 2 d_j + 2 d_{j-1} ("literal": 2 d_j + d_{j-1}) and starts from the last state of the block
-    before it, whose size q replaces m; in the compact form one layer replaces the L(m) layers.
-    "literal" also maps this state to the code, with L(q) layers and w(d_{j-1}, q) weights. The
-    codes before the last are side outputs, which add weights but no depth.
+    The sizes of the blocks of a chain add up; (31) of the paper multiplies the sizes. Block j > 1
+    has n = 2 d_j + 2 d_{j-1}, or 2 d_j + d_{j-1} in the form "literal". Block j > 1 starts from the
+    last state of block j - 1, and the size q of this state replaces m. In the form "compact" one
+    layer replaces the L(m) layers. The form "literal" also maps the last state to the code with
+    L(q) layers and w(d_{j-1}, q) weights. The codes before the last code are side outputs, which
+    add weights but no depth.
 
     Args:
         m: length of the signal.
@@ -278,7 +279,7 @@ def _tree(p: int, q: int, s: int, t: int) -> CnnSize:
 
 
 def _tap(p: int, q: int, s: int, t: int) -> CnnSize:
-    """Size of one layer R^q -> R^p on q channels of length 1."""
+    """Size of one layer R^q -> R^p that acts on q channels of length 1."""
     return CnnSize(1, s * q * p + p)
 
 
@@ -316,14 +317,14 @@ class Realization(Result):
             codes of a y out of range are wrong: test y with `in_range`.
         layers: the convolutional layers in order, each called as `layer(h)`. The layers marked
             `readout` end with a linear layer that emits a code. In a chain the codes before the
-            last are side outputs.
+            last code are side outputs.
         depth: number of layers from the signal to the last code.
         n_weights: number of entries in all filters and biases, zeros included.
         signal_bound: the largest max abs(y) for which the codes equal the codes of the layer.
-        offset: the largest constant added to the state to keep the state where the activation is
-            the identity. Rounding errors are relative to this constant, see `cnn`.
-        run: `run(layers, y)` is `apply(y)` with the weights as arguments. Under `jit` it compiles
-            faster than `apply`, which holds the weights as constants, and runs slower.
+        offset: the largest constant added to the state to keep the state in the range where the
+            activation is the identity. Rounding errors are relative to this constant (see `cnn`).
+        run: `run(layers, y)` is `apply(y)` with the weights as arguments. Under `jit` `run`
+            compiles faster and runs slower than `apply`, which holds the weights as constants.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(4)
@@ -372,10 +373,10 @@ def cnn(
     The first two blocks of rho(B_k v - c_k) are rho(u - theta) and rho(-u - theta), and their
     difference is the shrinkage of the layer. Three forms realize these maps:
 
-    - "literal": A and B_k alternate, each as a polyphase tree.
+    - "literal": A and B_k alternate, and each map is a polyphase tree.
     - "positive": the state is z = rho(B_k v - c_k) itself; each step is one tree for B_k A.
     - "compact": after the first tree all signals have length 1, and each B_k A is one layer that
-      uses only the first taps.
+      uses only the first tap of each filter.
 
     Args:
         layer: the layer, or a `Network` for a chain.
@@ -383,7 +384,8 @@ def cnn(
         D: (m, d), a plain matrix, or a tuple of matrices for a chain.
         kernel_size: kernel size s of every layer, at least 2.
         signal_bound: M, finite; `apply` accepts signals with max abs(y) at most M.
-        form: "compact", "positive" or "literal"; `cnn_size` counts the layers and weights of each.
+        form: "compact", "positive" or "literal"; `cnn_size` counts the layers and weights of each
+            form.
         stride: stride t of every layer, from 2 to kernel_size; None is kernel_size. With stride 1,
             at least (m - 1) / (s - 1) layers are needed before one entry depends on the whole
             signal, so the depth cannot be logarithmic in m.
@@ -394,15 +396,16 @@ def cnn(
         Realization, in the common dtype of params and D.
 
         If rho is the identity on x >= 0, then in exact arithmetic the codes equal the codes of the
-        layer for every y in range. In floating point each layer errs by about eps (offset + norm(h,
-        inf)) times the largest absolute row sum of its weights, and later steps propagate this
-        error as they propagate the rounding of the layer. Other activations carry the state where
-        rho(x) = x to rounding, so that the same holds with a larger `offset`.
+        layer for every y in range. In floating point the error of each layer of the network is
+        about eps (offset + norm(h, inf)) times the largest absolute row sum of its weights. Later
+        steps propagate this error as they propagate the rounding errors of the layer. For any other
+        activation the state is lifted to a range where rho(x) = x to rounding. The same error
+        estimate then holds with a larger `offset`.
 
-        In a chain, block j > 1 carries its signal as the two parts of the code before it, on 2
-        d_{j-1} channels, and needs no bound on this signal. Only "literal" and activations with an
-        unbounded tail (leaky ReLU) lift the state by bounds on all codes that M allows; these
-        bounds grow like a power of norm(T).
+        In a chain, the signal of block j > 1 is the code of block j - 1. The block carries the
+        positive and the negative part of this code on 2 d_{j-1} channels and needs no bound on the
+        code. Only the form "literal" and activations with an unbounded tail (leaky ReLU) lift the
+        state by bounds on all codes that M allows; these bounds grow like a power of norm(T).
 
     Raises:
         TypeError: layer is neither a Layer nor a Network, params are of another family, params or D
@@ -412,8 +415,8 @@ def cnn(
             the activation of the layer or never becomes the identity, or the offset leaves no digit
             of the signal.
 
-    Reference: Li, Feng, Zhou (2024), Lemma 14 and Theorem 6. There every layer ends with a ReLU;
-    here the layers that emit a code are linear, since codes have negative entries.
+    Reference: Li, Feng, Zhou (2024), Lemma 14 and Theorem 6. In the paper every layer ends with a
+    ReLU; here the layers that emit a code are linear because codes have negative entries.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
@@ -445,7 +448,7 @@ def cnn(
         dtype,
         {},
     )
-    with np.errstate(all="ignore"):  # bounds of the codes may overflow; refused below
+    with np.errstate(all="ignore"):  # bounds on the codes may overflow; the checks below refuse
         parts, offset = block_layers(blocks, net, M)
     if not M + offset <= float(jnp.finfo(dtype).max):
         raise ValueError(

@@ -56,7 +56,8 @@ def conv_layer(
         TypeError: an array is complex or not numeric, or a stride is not an integer.
         ValueError: shapes do not match, a stride is below 1, or the activation has an unknown name.
 
-    Reference: Li, Feng, Zhou (2024), Definitions 5 and 6, with kernels of at least 2 and a ReLU.
+    Reference: Li, Feng, Zhou (2024), Definitions 5 and 6. The paper assumes kernels of length at
+    least 2 and a ReLU.
 
     Example:
         >>> h, filters = jnp.array([[1.0, -2.0, 3.0, -4.0, 5.0]]), jnp.ones((1, 1, 3))
@@ -125,8 +126,8 @@ class ConvLayer:
         stride: t.
         activation: None for the linear layer that emits a code.
         flat: whether the layer reads p input channels of length 1 as one channel of length p.
-        readout: whether the layer belongs to a read-out, which branches off: the next layer after
-            the read-out starts from the hidden layer before the read-out.
+        readout: whether the layer belongs to a read-out. A read-out is a side branch: the layer
+            after the read-out starts from the output of the hidden layer before the read-out.
 
     Example:
         >>> filters, bias = jnp.ones((2, 1, 3)), jnp.array([0.0, -7.0])
@@ -171,10 +172,10 @@ def count_weights(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-# `identity_from` accepts abs(rho(x) - x) up to this many eps x: a larger distance is not the
-# rounding inside a scaled or composed rho.
+# `identity_from` accepts abs(rho(x) - x) up to this many eps x. A larger distance cannot be the
+# rounding error of a scaled or composed rho.
 _ROUNDINGS = 8
-# Where `identity_from` searches, in units of `relu_gap`: 1000 points per decade.
+# The points that `identity_from` searches, 1000 per decade, in units of `relu_gap`.
 _SEARCHED = np.geomspace(1, 1e4, 4001)
 
 
@@ -189,8 +190,8 @@ class Architecture(NamedTuple):
         identity_from: rho(x) = x to rounding for all x from this number on.
         bounded: whether the state must be lifted by bounds on the codes.
         dtype: dtype of the weights.
-        stored: the last filters of each shape, so that equal filters (of tied steps, of the trees)
-            share one array.
+        stored: the last filters of each shape; equal filters, for instance in tied steps or in the
+            trees, share one array.
     """
 
     form: str
@@ -211,7 +212,7 @@ class Architecture(NamedTuple):
         linear: bool = False,
         readout: bool = False,
     ) -> ConvLayer:
-        """A layer whose filters are given by their first taps, (n_out, n_in, at most s)."""
+        """A layer with the given first taps of the filters, (n_out, n_in, at most s)."""
         filters = np.pad(
             filters, ((0, 0), (0, 0), (0, self.kernel_size - filters.shape[2]))
         ).astype(self.dtype)
@@ -239,8 +240,8 @@ def polyphase(
     The first L - 1 layers have stride t and t, t^2, ... channels, and only rearrange entries: after
     j layers, channel (k_1, ..., k_j) holds at position p the entry k_1 + t k_2 + ... + t^(j-1) k_j
     + t^j p. The last layer applies A, with its columns in that order, to a signal of length 1. The
-    first layer adds an offset c, so that rho is the identity on the rearranged entries, and the
-    last layer subtracts c:
+    first layer adds an offset c so that rho is the identity on the rearranged entries. The last
+    layer subtracts c:
 
     .. math:: A h + b = A (h + c 1) + (b - c A 1), \qquad c = \max(0, \text{identity\_from} - low).
 
@@ -270,12 +271,13 @@ def polyphase(
 
 
 def identity_from(activation: Activation, dtype: np.dtype, where: str) -> float:
-    """The least x found from which on rho is the identity, abs(rho(x) - x) <= 8 eps x.
+    """The least point found beyond which rho is the identity, abs(rho(x) - x) <= 8 eps x.
 
-    eps belongs to `dtype`. The function searches a grid; the result is not a proof.
+    The constant eps is the machine epsilon of `dtype`. The function searches a grid, so the result
+    is not a proof.
 
     Raises:
-        ValueError: rho does not approach x, for instance SELU, whose slope is above 1.
+        ValueError: rho(x) does not approach x. An example is SELU, whose slope is above 1.
     """
     if activation.identity_on_positives:
         return 0.0
@@ -295,7 +297,7 @@ def identity_from(activation: Activation, dtype: np.dtype, where: str) -> float:
 
 
 class Bound(NamedTuple):
-    """Bounds on a vector: on the magnitude of each entry and on the Euclidean norm."""
+    """Bounds on the magnitude of each entry of a vector and on its Euclidean norm."""
 
     entries: np.ndarray  # (d,)
     norm: float
@@ -315,14 +317,14 @@ class Update:
 
 
 class MatrixStep(NamedTuple):
-    """One LISTA-CP step in matrices: x <- rho(u - theta) - rho(-u - theta), u from `update`."""
+    """One LISTA-CP step x <- rho(u - theta) - rho(-u - theta) with u from `update`."""
 
     update: Update
     theta: np.ndarray  # (d,)
 
 
 class MatrixBlock(NamedTuple):
-    """One layer of a chain in matrices: the shape (m, d) of its dictionary, and its steps."""
+    """One layer of a chain as matrices: the shape (m, d) of its dictionary, and its steps."""
 
     m: int
     d: int
@@ -356,7 +358,7 @@ def activation_of(model: Layer | Network, given: Callable | None, where: str) ->
         TypeError: the model is neither a layer nor a chain, is of another family, or has an
             activation without constants.
         ValueError: a layer selects supports, activations differ between layers or from `given`, or
-            the constants of the activation hold on a part of the line only.
+            the constants of the activation hold only on a part of the real line.
     """
     if not isinstance(model, (Layer, Network)):
         raise TypeError(f"{where}: expected a Layer or a Network, got {type(model).__name__}")
@@ -443,8 +445,8 @@ def next_bound(
         |u| \le |T| |x| + |G| |y|, \qquad |u_i| \le \|T_i\|_2 \|x\|_2 + \|G_i\|_2 \|y\|_2, \qquad
         |x^+| \le (|u| - \theta)_+ + \min(osc, 2 L_h |u|).
 
-    Over K steps the bounds grow like min(norm(T, inf), norm(T, 2))^K, whereas the errors in the
-    theory decay.
+    Over K steps the bounds grow like min(norm(T, inf), norm(T, 2))^K, whereas the errors of the
+    codes decay in theory.
 
     Returns:
         Bounds on the entries of u, (d,), and on the next code.

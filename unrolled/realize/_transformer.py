@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 
-# G divided by the bound on abs(u) that G must exceed: far more than rounding.
+# The ratio of G to the bound on abs(u) that G must exceed. The margin is far above rounding errors.
 _MARGIN = 2
 
 
@@ -91,16 +91,18 @@ def transformer_block(
         u = z + \sum_\tau \mathrm{head}_\tau(z), \qquad
         z^+ = u + relu(u - \theta - G p) - relu(-u - \theta - G p) - relu(u) + relu(-u).
 
-    Each token is a position with the channels [x, y, p], see `embed`; p = 1 marks positions without
-    a code. Head tau, -n < tau < n for kernels of length n, attends to the token tau ahead and adds
-    the contribution of x and y there to the code here,
+    Each token is a position with the channels [x, y, p] (see `embed`); p = 1 marks positions
+    without a code. The heads tau satisfy -n < tau < n for kernels of length n. Head tau attends to
+    the token tau positions after the query. The head adds the contribution of x and y on that token
+    to the code at the query:
 
     .. math::
         V_\tau[x_g \to x_f] = -\gamma \sum_{c, k} w_f[c, k] \, d_g[c, k - \tau], \qquad
         V_\tau[y_c \to x_f] = \gamma w_f[c, \tau].
 
-    The feed-forward part has 4 n_atoms ReLUs and acts on the channels x. With its residual it is
-    the shrinkage where p = 0, and 0 where p = 1, since G >= abs(u) on all tokens.
+    The feed-forward part has 4 n_atoms ReLUs and acts on the channels x. Since G >= abs(u) on all
+    tokens, the feed-forward part and its residual connection together give the shrinkage of u on
+    tokens with p = 0, and 0 on tokens with p = 1.
 
     Args:
         D: a `dictionaries.Conv` with boundary "valid" or "circular", of any stride and number of
@@ -119,11 +121,11 @@ def transformer_block(
     Raises:
         TypeError: D or W is not a `Conv`.
         ValueError: the boundary is "zero", W has another geometry, theta or gamma has another
-            shape, a bound or theta is negative, alpha is not positive and finite; when called,
-            tokens have another shape or concrete tokens exceed the bounds.
+            shape, a bound or theta is negative, or alpha is not positive and finite. `apply` raises
+            ValueError if tokens have another shape or concrete tokens exceed the bounds.
 
     Not claimed: correct codes for traced tokens above the bounds, which cannot be checked; codes
-    may then appear on tokens with p = 1. Our blocks have no layer norm; in general a block with a
+    may then appear on tokens with p = 1. These blocks have no layer norm; in general a block with a
     layer norm does not compute this map.
 
     Reference: Cordonnier, Loukas, Jaggi (2020), Theorem 1; Li, Feng, Zhou (2024), (23) and
@@ -163,10 +165,10 @@ def transformer_block(
 def embed(D: Conv, y: Array, x: Array | None = None) -> Array:
     """The tokens of a signal and a code, with the channels [x, y, p].
 
-    The code at position i is stored on token i t, where its atom begins; p = 1 on all tokens
-    without a code. If the boundary is "valid", n - 1 zero tokens come first: heads with tau < 0
-    attend to these tokens from the first positions. If the boundary is "circular", no zero tokens
-    are added.
+    The code at position i is stored on token i t, where its atom begins, and p = 1 on all tokens
+    without a code. If the boundary is "valid", n - 1 zero tokens come first. For queries at the
+    first positions, heads with tau < 0 attend to these zero tokens. If the boundary is "circular",
+    no zero tokens are added.
 
     Args:
         D: a `dictionaries.Conv` with boundary "valid" or "circular".
@@ -244,7 +246,7 @@ def _read(D: Conv, tokens: Array) -> Array:
 
 @program()
 def run_block(block: BlockWeights, tokens: Array, D: Conv, alpha: float | None) -> Array:
-    """The tokens after one block: attention, then the feed-forward part, each with a residual."""
+    """The tokens after attention and the feed-forward part, both with residual connections."""
     block, tokens = checks.cast((block, tokens), checks.common_dtype(block, tokens))
     positions = grid(_token_grid(D))
     period = D.signal_shape if D.boundary == "circular" else None
@@ -272,9 +274,9 @@ def block_weights(
     n_atoms, n_channels = D.filters.shape[:2]
     c = n_atoms + n_channels + 1
     V = head_values(D, W, gamma)
-    # A bound on abs(u) for any concentration, since the masses of a head sum to 1.
+    # This bound on abs(u) holds for any concentration because the masses of a head sum to 1.
     grown = limits[:n_atoms] + jnp.einsum("hoi,i->o", jnp.abs(V), limits)
-    # Neither G nor the next bounds may overflow; codes beyond would have left the range anyway.
+    # Neither G nor the next bounds may overflow; codes above this limit would overflow anyway.
     grown = jnp.minimum(grown, float(jnp.finfo(V.dtype).max) / (2 * _MARGIN))
     G = _MARGIN * grown.max()
     theta = jnp.broadcast_to(theta, (n_atoms,))
@@ -290,7 +292,7 @@ def block_weights(
 
 
 def head_values(D: Conv, W: Conv, gamma: Array) -> Array:
-    """V_tau for all tau, (heads, n_atoms, n_atoms + n_channels): what x and y there add to x."""
+    """V_tau for all tau, (heads, n_atoms, n_atoms + n_channels), which maps (x, y) to updates."""
     window = [n - 1 for n in D.kernel]
     with jax.default_matmul_precision("highest"):
         from_x = -lax.conv_general_dilated(
@@ -302,7 +304,7 @@ def head_values(D: Conv, W: Conv, gamma: Array) -> Array:
 
 
 def _taps(D: Conv) -> np.ndarray:
-    """The offsets tau of the heads, (heads, p); on a circle, modulo the length of the circle."""
+    """The offsets tau of the heads, (heads, p), modulo the length of the circle on a circle."""
     taps = grid(tuple(2 * n - 1 for n in D.kernel)) - (np.array(D.kernel) - 1)
     return taps % np.array(D.signal_shape) if D.boundary == "circular" else taps
 
@@ -377,7 +379,7 @@ def check_per_filter(
 
 
 def as_bound(value: ArrayLike, n: int, name: str, where: str) -> Array:
-    """A bound, () or (n,), as (n,), one per channel; checked to be finite and non-negative."""
+    """A bound of shape () or (n,) as an array (n,); checked to be finite and non-negative."""
     value = checks.as_float(value, name, where)
     if value.shape not in ((), (n,)):
         raise ValueError(f"{where}: {name} has shape {value.shape}; expected () or ({n},)")
@@ -428,28 +430,29 @@ def transformer(
     r"""A stack of K transformer blocks that computes the codes of a layer of K LISTA-CP steps.
 
     Block k is the `transformer_block` of W, theta_k and gamma_k in `params`; `read_code` reads the
-    code from the last tokens. With hard attention, or if alpha is at least about 40 in float64 or
-    18 in float32, the code equals `layer.apply(params, D, y)` to rounding. For smaller alpha
-    `transformer_error` bounds the difference.
+    code from the tokens after the last block. With hard attention, or if alpha is at least about 40
+    in float64 or 18 in float32, the code equals `layer.apply(params, D, y)` to rounding. For
+    smaller alpha `transformer_error` bounds the difference.
 
     Args:
         layer: a layer of the family `lista_cp`, `alista`, `tilista` or `ista`, with the activation
             ReLU and without support selection.
-        params: params of the layer. At every step theta is a scalar or has one entry per filter; W
-            is a `Conv` with the geometry of D.
+        params: params of the layer. At every step theta is a scalar or has one entry per filter,
+            and W is a `Conv` with the geometry of D.
         D: a `dictionaries.Conv` with boundary "valid" or "circular".
         alpha: concentration of the attention; None is hard attention, which is exact.
-        signal_bound: bound on abs(y), () or (n_channels,). It bounds the codes, and the bounds on
-            the codes set the G of every block.
+        signal_bound: bound on abs(y), () or (n_channels,). `signal_bound` implies bounds on the
+            codes, which set the G of every block.
 
     Returns:
-        Transformer. Its derivatives equal the derivatives of the layer, except where u is exactly
-        0: there the derivative of a block is 1.
+        Transformer. The derivatives of `apply` equal the derivatives of the layer unless an entry
+        of u is exactly 0. At such an entry the derivative of a block is 1.
 
     Raises:
         TypeError: D or W is not a `Conv`, or the layer or the params are of another family.
         ValueError: the layer selects supports or has another activation, or a check of
-            `transformer_block` fails; when called, a known y exceeds `signal_bound`.
+            `transformer_block` fails. `apply` raises ValueError if a known y exceeds
+            `signal_bound`.
 
     Not claimed: correct codes for a traced y above `signal_bound`, which cannot be checked.
 
@@ -481,7 +484,7 @@ def transformer(
 
 @program("layer")
 def _grown(layer: Layer, shared: Any, steps: Any, D: Conv, signal_bound: Array) -> BlockWeights:
-    """The weights of all blocks, each for all codes that the blocks before it can compute."""
+    """The weights of all blocks; each block accepts all codes of the blocks before it."""
 
     def grow(code_bound, p):
         W, gamma = _weights_and_step(layer, shared, p, D)
@@ -524,18 +527,21 @@ def transformer_error(
             + 2 \, leak(\alpha) \sum_\tau |V_\tau| \begin{pmatrix} b_k + e_k \\ M \end{pmatrix}, \\
         b_{k+1} &= relu(|T_k| b_k + |W_k'| M - \theta_k),
 
-    with one entry per filter and e_0 = b_0 = 0. Here b bounds the codes of the layer and M the
-    signal; `|T|` and `|W'|` are the magnitudes of the filters of I - W'D and of W', summed over
+    with one entry per filter and e_0 = b_0 = 0. Here b bounds the codes of the layer and M bounds
+    the signal; `|T|` and `|W'|` are the magnitudes of the filters of I - W'D and of W', summed over
     positions. The recursion holds because shrinkage is 1-Lipschitz and because the leak is bounded
-    as in `attention_error`. The bound vanishes with the leak, about 2 exp(-alpha) per dimension,
-    and grows geometrically with the depth if row sums of `|T|` exceed 1.
+    as in `attention_error`. The bound vanishes with the leak, which is about 2 exp(-alpha) per
+    dimension. The bound grows geometrically with the depth if row sums of `|T|` exceed 1.
 
     The bound holds for every signal within M, and some signals come near the bound. With 4 filters
-    of length 5 on 64 samples, theory's weights, six blocks and alpha = 8 the bound is 625. A signal
-    found by ascent errs by 1.9, but signals with one nonzero err by 3e-4: thresholds stop most of
-    what T spreads. For given `signals` the bound follows their codes: it is 0 where no threshold is
-    reached, and the leak depends on the update gamma W'(y - D x), not on the sum of the magnitudes
-    of its terms. The bound is then .002 for the signals with one nonzero.
+    of length 5 on 64 samples, weights from theory, six blocks and alpha = 8 the bound is 625. The
+    error is 1.9 for a signal found by gradient ascent, but 3e-4 for signals with one nonzero
+    because thresholds stop most of the error that T spreads.
+
+    For given `signals` the bound follows their codes. Then the bound is 0 at every entry that
+    reaches no threshold, and the leak depends on the update gamma W'(y - D x) instead of the sum of
+    the magnitudes of its terms. In the example above this bound is .002 for the signals with one
+    nonzero.
 
     Args:
         layer: a layer as in `transformer`.
@@ -543,12 +549,12 @@ def transformer_error(
         D: a `dictionaries.Conv` with boundary "valid" or "circular".
         alpha: concentration of the attention; None gives 0.
         signal_bound: M, bound on abs(y), () or (n_channels,).
-        code_bound: a known bound on the codes of the layer, which replaces b where it is smaller.
-        signals: (n, m), or (m,): the bound then holds for these signals alone, without
-            `signal_bound`.
+        code_bound: a known bound on the codes of the layer, which replaces every larger entry of b.
+        signals: (n, m) or (m,). The bound then holds only for these signals, and `signal_bound` is
+            not needed.
 
     Returns:
-        (K + 1,), float64, at each step the largest entry over the filters (and over the signals).
+        (K + 1,), float64, the largest bound over the filters (and over the signals) at each step.
 
     Raises:
         TypeError: params or D are traced (this is a host function), or as `transformer`.
@@ -584,7 +590,7 @@ def transformer_error(
     leak, n_atoms = attention_leak(alpha, len(D.kernel)), V.shape[-2]
     depth = layer.depth
     read = np.abs(V).sum(1)
-    # The head that reads the target's own position also carries the identity in x + ...
+    # The identity in x + ... is added to the values of the head with offset 0.
     here = np.zeros(V.shape[1:])
     here[len(here) // 2, :, :n_atoms] = np.eye(n_atoms)
     update = np.abs(V + here).sum(1)
