@@ -1,6 +1,6 @@
-"""The paper's vision experiments: networks with sparse features, their data, and their runs.
+"""The paper's vision experiments: networks with sparse features, data sets, and training runs.
 
-`import unrolled` does not import this subpackage: its models and experiments need flax.
+`import unrolled` does not import this subpackage because the models and experiments need flax.
 """
 
 import importlib
@@ -8,7 +8,7 @@ import typing
 
 from unrolled._base import missing as _missing
 
-if typing.TYPE_CHECKING:  # imported on first use
+if typing.TYPE_CHECKING:  # the subpackages are imported on first use
     from unrolled.vision import datasets, experiments, models
 
 __all__ = ["datasets", "experiments", "models"]

@@ -1,4 +1,4 @@
-"""Readers with checks, whose errors name the file: arrays, pictures and collections of pictures."""
+"""Checked readers of arrays, pictures and collections of pictures; each error names the file."""
 
 from unrolled._base import offer as _offer
 from unrolled.vision.datasets._arrays import *

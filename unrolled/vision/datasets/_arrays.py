@@ -1,4 +1,4 @@
-"""Files as arrays: of numpy and of other programs, pictures as grey values, and patches of them."""
+"""Arrays from files of numpy and other programs, grey values of pictures, and patches."""
 
 import zipfile
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def _mat(path: Path, name: str | None) -> np.ndarray:
 
 
 def _converted(line: str) -> Callable[[Path, str | None], np.ndarray]:
-    """A reader that says how to make a `.npy` file, by a package that nothing else here needs."""
+    """A reader that raises ValueError; the message has the line that makes a `.npy` file."""
 
     def refuse(path: Path, name: str | None) -> np.ndarray:
         array = line.format(path.name, name or "Y")
@@ -59,7 +59,7 @@ def _converted(line: str) -> Callable[[Path, str | None], np.ndarray]:
     return refuse
 
 
-# Files of other programs by their suffix: (path, name of the entry) -> array.
+# The readers for files of other programs by suffix: (path, name of the entry) -> array.
 READERS: dict[str, Callable[[Path, str | None], np.ndarray]] = {
     ".csv": _csv,
     ".mat": _mat,
@@ -72,25 +72,26 @@ READERS: dict[str, Callable[[Path, str | None], np.ndarray]] = {
 def read_array(
     path: str | Path, name: str | None = None, *, with_complex: bool = False
 ) -> np.ndarray:
-    """One real array from a file, or from an archive by its name.
+    """One real array from a file, or a named array from an archive.
 
-    A file is `.npy` or `.npz`, or one of `READERS`: `.csv` of numbers with commas between them and
-    no header, or `.mat` before version 7.3.
+    The file has the suffix `.npy` or `.npz` or a suffix in `READERS`. A `.csv` file has numbers
+    separated by commas and no header. A `.mat` file must be older than version 7.3.
 
     Args:
         path: the file.
         name: the entry of a `.npz` or `.mat` file; None for its only entry.
-        with_complex: True takes complex numbers, too.
+        with_complex: if True, complex numbers are accepted, too.
 
     Returns:
-        The array, in float64 if the file has float64, else in float32; complex numbers alike.
+        The array, in float64 if the file has float64, else in float32. The parts of complex numbers
+        follow the same rule.
 
     Raises:
         FileNotFoundError, IsADirectoryError: the file is missing, or is a folder.
-        ValueError: the file is not a readable file of these kinds (for an `.h5` or `.parquet` file
-            the message has the line that converts it), an entry is missing or ambiguous, values are
-            not real numbers (pickled objects are never loaded), NaN or infinite, or the array has
-            more than 2 GiB.
+        ValueError: the file has another suffix or cannot be read, an entry is missing or ambiguous,
+            values are not real numbers (pickled objects are never loaded), values are NaN or
+            infinite, or the array has more than 2 GiB. For an `.h5` or `.parquet` file the message
+            has the line that converts the file.
 
     Example:
         >>> import tempfile
@@ -113,14 +114,15 @@ def open_array(
 ) -> np.ndarray:
     """The array of `read_array` in the dtype of its file; values are neither read nor checked.
 
-    A `.npy` file may have any size: `open_array` maps it into memory. `read_rows` reads parts.
+    A `.npy` file may have any size because `open_array` maps the file into memory. `read_rows`
+    reads some rows of the array.
 
     Args:
         path, name, with_complex: as in `read_array`.
 
     Raises:
-        FileNotFoundError, IsADirectoryError, ValueError: as in `read_array`, except for faults of
-            values and size.
+        FileNotFoundError, IsADirectoryError, ValueError: as in `read_array`, but `open_array`
+            accepts arrays that are too large and arrays with NaN or infinite values.
 
     Example:
         >>> import tempfile
@@ -144,8 +146,8 @@ def open_array(
             raise ValueError(
                 f"expected an array in a {path.suffix} file, found {type(array).__name__}"
             )
-    except Exception as error:  # whatever the libraries raise for foreign bytes
-        if "contains pickled" in str(error):  # numpy says so of all bytes that it does not know
+    except Exception as error:  # the libraries raise many exceptions for bytes in other formats
+        if "contains pickled" in str(error):  # numpy's message for all bytes in other formats
             error = ValueError("it holds no array of numbers")
         raise ValueError(f"{path}: not a readable array file ({error})") from error
     if array.dtype.kind not in ("fiuc" if with_complex else "fiu"):
@@ -155,7 +157,7 @@ def open_array(
 
 @checked
 def read_rows(array: np.ndarray, path: str | Path, first: int, n: int) -> np.ndarray:
-    """At most n rows of an array from `open_array`, as `read_array` returns them.
+    """At most n rows of an array from `open_array`, in the dtype that `read_array` returns.
 
     Args:
         array: the array of the file.
@@ -176,7 +178,7 @@ def read_rows(array: np.ndarray, path: str | Path, first: int, n: int) -> np.nda
 
 
 def _checked(array: np.ndarray, path: str | Path, first: int = 0) -> np.ndarray:
-    """A copy in float32 or float64, complex or not; ValueError if an entry is not finite."""
+    """A real or complex copy in single or double precision; ValueError if not finite."""
     real, is_complex = array.real.dtype, array.dtype.kind == "c"
     single = real.itemsize < 8 or real.kind != "f"
     array = np.array(array, np.result_type("f4" if single else "f8", "c8" if is_complex else "f4"))
@@ -186,7 +188,7 @@ def _checked(array: np.ndarray, path: str | Path, first: int = 0) -> np.ndarray:
 
 
 def _where(array: np.ndarray, first: int) -> str:
-    """A text that says which rows are not finite: the first few by index, counted from `first`."""
+    """A text with the indices, counted from `first`, of the first few rows that are not finite."""
     if array.ndim < 1:
         return ""
     return in_rows(np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(1)) + first)
@@ -215,12 +217,12 @@ def entries(path: str | Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
-    except Exception as error:  # whatever zipfile raises for foreign bytes
+    except Exception as error:  # zipfile raises many exceptions for bytes in other formats
         raise ValueError(f"{path}: not a readable array file ({error})") from error
 
 
 def _chosen(name: str | None, names: list[str]) -> str:
-    """The entry of an archive that has the name, or its only one."""
+    """The given name if the archive has an entry of this name, else the name of the only entry."""
     if name not in names and len(names) != 1:
         raise ValueError(f"entries {names}; expected one called {name!r}, or a single one")
     return name if name in names else names[0]
@@ -237,7 +239,7 @@ def _entry(path: Path, name: str | None) -> np.ndarray:
             raise ValueError(f"entry {chosen!r} unpacks to {size / 2**30:.1f} GiB")
         with archive.zip.open(f"{chosen}.npy") as entry:
             array = np.lib.format.read_array(entry, allow_pickle=False)
-            if entry.read(1):  # which checks the checksum, too
+            if entry.read(1):  # reading to the end also verifies the checksum
                 raise ValueError(f"entry {chosen!r} has more bytes than its header says")
         return array
 
@@ -266,13 +268,13 @@ def read_image(path: str | Path) -> np.ndarray:
         [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     """
     picture = open_picture(path)
-    if picture.mode.startswith("I"):  # 16 bits, which "L" would cut to 8
+    if picture.mode.startswith("I"):  # 16 bits; converting to "L" would leave 8 bits
         return np.asarray(picture, np.float32) / 65535
     return np.asarray(picture.convert("L"), np.float32) / 255
 
 
 def open_picture(path: str | Path) -> Any:
-    """A picture of Pillow, with its pixels in memory.
+    """A Pillow image whose pixels are in memory.
 
     Raises:
         FileNotFoundError, IsADirectoryError, ValueError, ImportError: as in `read_image`.
@@ -286,7 +288,7 @@ def open_picture(path: str | Path) -> Any:
     try:
         with Image.open(path) as picture:
             picture.load()
-            if picture.mode == "F":  # the white level is unknown; Pillow assumes 255
+            if picture.mode == "F":  # the value of white is unknown; Pillow assumes 255
                 raise ValueError("its grey values are floats; try a .npy file")
             return picture
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -304,7 +306,7 @@ def read_images(path: str | Path) -> dict[str, np.ndarray]:
         path: the folder, or the picture.
 
     Returns:
-        Arrays (height, width) by file name without suffix.
+        A dict from the file name without its suffix to the array (height, width).
 
     Raises:
         FileNotFoundError: the folder or picture does not exist.
@@ -330,7 +332,7 @@ def read_images(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def picture_files(folder: Path) -> dict[str, Path]:
-    """The pictures of a folder by file name without suffix, in the order of their names.
+    """The paths of the pictures in a folder, by file name without its suffix, sorted by name.
 
     Raises:
         ValueError: the folder has no picture, or two pictures have the same name.
@@ -347,7 +349,7 @@ def photographs() -> dict[str, np.ndarray]:
     """The sample photographs of scikit-learn, "china" and "flower", as grey values in [0, 1].
 
     Returns:
-        Arrays (427, 640) by name.
+        A dict from each name to an array (427, 640).
 
     Raises:
         ImportError: scikit-learn or Pillow is not installed.
@@ -356,7 +358,7 @@ def photographs() -> dict[str, np.ndarray]:
         >>> {name: picture.shape for name, picture in ur.vision.datasets.photographs().items()}
         {'china': (427, 640), 'flower': (427, 640)}
     """
-    # Importing scikit-learn takes longer than reading two of its files.
+    # Importing scikit-learn would take longer than reading the two files.
     sklearn, pillow = find_spec("sklearn"), find_spec("PIL")
     if sklearn is None or sklearn.origin is None or pillow is None:
         raise ImportError(
@@ -384,8 +386,8 @@ def to_patches(image: np.ndarray, size: int, stride: int | None = None) -> np.nd
         (patches, size^2).
 
     Raises:
-        TypeError, ValueError: size or stride is not a positive integer, or the picture does not
-            have two dimensions or is smaller than a patch.
+        TypeError, ValueError: size or stride is not a positive integer, the picture does not have
+            two dimensions, or the picture is smaller than a patch.
 
     Example:
         >>> ur.vision.datasets.to_patches(np.arange(8).reshape(2, 4), 2).tolist()
@@ -415,8 +417,8 @@ def from_patches(patches: np.ndarray, shape: tuple[int, int], size: int) -> np.n
         size: side of a patch.
 
     Raises:
-        TypeError, ValueError: shape or size are not positive integers, or the number of patches
-            differs from the number of tiles.
+        TypeError, ValueError: an entry of shape or the size is not a positive integer, or the
+            number of patches differs from the number of tiles.
 
     Example:
         >>> image = np.arange(8).reshape(2, 4)
@@ -444,9 +446,9 @@ def crop_and_flip(key: Key, X: ArrayLike, pad: int = 4, flip: bool = True) -> Ar
     """Every picture shifted by up to `pad` pixels each way, and mirrored with probability 1/2.
 
     A picture is padded with zeros on all sides, and one of the (2 pad + 1)^2 crops of the original
-    size is drawn. The draws depend only on the key and on the number of pictures: the same key
-    moves masks `M[..., None]` as it moves their pictures. The padding is black unless a mean has
-    been subtracted from X.
+    size is drawn. The draws depend only on the key and on the number of pictures. With the same
+    key, masks `M[..., None]` are therefore shifted and mirrored like their pictures. The padding is
+    black unless a mean has been subtracted from X.
 
     Args:
         key: a key or a seed.
@@ -486,7 +488,7 @@ def crop_and_flip(key: Key, X: ArrayLike, pad: int = 4, flip: bool = True) -> Ar
 def _crop_and_flip(key: Array, X: Array, pad: int, flip: bool) -> Array:
     corner_key, flip_key = jax.random.split(key)
     corners = jax.random.randint(corner_key, (len(X), 2), 0, 2 * pad + 1)
-    if flip:  # before the crop: XLA would fuse it with later operations, which read it many times
+    if flip:  # after the crop, XLA would fuse the flip with operations that read it many times
         mirrored = jax.random.bernoulli(flip_key, shape=(len(X), 1, 1, 1))
         X = jnp.where(mirrored, X[:, :, ::-1], X)
     padded = jnp.pad(X, ((0, 0), (pad, pad), (pad, pad), (0, 0)))

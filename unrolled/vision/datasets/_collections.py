@@ -1,4 +1,4 @@
-"""Collections: digits, MNIST, CIFAR-10, synthetic pictures, and the folders of collections."""
+"""Digits, MNIST, CIFAR-10, synthetic pictures, and the search for the folders of collections."""
 
 import gzip
 import os
@@ -46,11 +46,11 @@ def locate(name: str, root: str | Path | None = None) -> Path:
 
 
 def find(name: str, root: str | Path | None, files: Iterable[str], source: str) -> Path:
-    """The folder `name` in the root, or the root itself, that holds all of the files.
+    """The folder that contains all of the files: the folder `name` in the root, or the root.
 
     Args:
         name, root: as in `locate`.
-        files: names of the files, all of which must exist.
+        files: names of the files; all of the files must exist.
         source: the name and the source of the collection, for messages.
 
     Raises:
@@ -93,7 +93,7 @@ def as_labels(labels: np.ndarray, n_classes: int, where: object) -> np.ndarray:
     """Labels as int32.
 
     Raises:
-        ValueError: a label is outside 0..n_classes - 1; the message gives its place.
+        ValueError: a label is outside 0..n_classes - 1; the message has the index of the label.
     """
     wrong = np.flatnonzero((labels < 0) | (labels >= n_classes))
     if wrong.size:
@@ -104,10 +104,10 @@ def as_labels(labels: np.ndarray, n_classes: int, where: object) -> np.ndarray:
 
 
 def digits() -> Images:
-    """Handwritten digits, 8 x 8 x 1, which scikit-learn contains: no file is needed.
+    """Handwritten digits, 8 x 8 x 1, from the files installed with scikit-learn.
 
-    Grey values 0..16 are stored as 0..255, rounded. The first 1,437 pictures in the order of
-    scikit-learn are for training, the last 360 for testing.
+    The grey values 0..16 are scaled to 0..255 and rounded. In the order of scikit-learn, the first
+    1,437 pictures are for training, and the last 360 pictures are for testing.
 
     Raises:
         ImportError: scikit-learn is not installed.
@@ -135,7 +135,7 @@ def digits() -> Images:
 
 
 _MNIST_TRAIN, _N_TEST = 60_000, 10_000
-_FOLDERS = ("", "mnist", "MNIST/raw")  # below the root
+_FOLDERS = ("", "mnist", "MNIST/raw")  # paths relative to the root
 _NPZ = "mnist.npz"
 _IDX = (
     "train-images-idx3-ubyte",
@@ -151,12 +151,13 @@ _MNIST_SOURCE = (
 
 @checked
 def mnist(root: str | Path | None = None) -> Images:
-    """MNIST: 60,000 and 10,000 handwritten digits 28 x 28 x 1.
+    """MNIST: handwritten digits 28 x 28 x 1, 60,000 for training and 10,000 for testing.
 
     Args:
-        root: the file `mnist.npz`; the folder that holds this file or the four IDX files (plain or
-            compressed by gzip); or a folder with such a folder, `mnist` or `MNIST/raw`. By default
-            the value of the environment variable UNROLLED_DATA.
+        root: the file `mnist.npz`, or the folder that contains this file or the four IDX files
+            (plain or compressed by gzip), or a folder in which the folder `mnist` or `MNIST/raw`
+            contains these files. The default is the value of the environment variable
+            UNROLLED_DATA.
 
     Raises:
         FileNotFoundError: no root is known, or a file is missing.
@@ -199,7 +200,7 @@ def _locate(root: str | Path | None) -> Path:
 
 
 def _shapes() -> tuple[tuple[int, ...], ...]:
-    """The pictures and labels for training, and the pictures and labels for testing."""
+    """The shapes of the training pictures and labels, and of the test pictures and labels."""
     return (_MNIST_TRAIN, 28, 28), (_MNIST_TRAIN,), (_N_TEST, 28, 28), (_N_TEST,)
 
 
@@ -232,7 +233,7 @@ def _idx_file(folder: Path, name: str) -> Path | None:
 
 
 def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """The bytes of an IDX file: its magic number, its shape in 32 bits each, its entries."""
+    """The entries of an IDX file, which has a magic number, 32 bits per dimension, and entries."""
     header = struct.pack(f">{1 + len(shape)}I", 0x0800 + len(shape), *shape)
     size = len(header) + int(np.prod(shape))
     try:
@@ -267,21 +268,23 @@ _BYTES = 1 + 3 * 32 * 32  # bytes of a record: the label, then red, green and bl
 
 @checked
 def cifar10(root: str | Path | None = None) -> Images:
-    """CIFAR-10: 50,000 and 10,000 pictures 32 x 32 x 3 of ten classes, from the official files.
+    """CIFAR-10: pictures 32 x 32 x 3 of ten classes, 50,000 for training and 10,000 for testing.
 
     Args:
-        root: the folder `cifar-10-batches-bin`, or the folder that holds it; by default the value
-            of the environment variable UNROLLED_DATA.
+        root: the folder `cifar-10-batches-bin` of official files, or the folder that contains
+            `cifar-10-batches-bin`; by default the value of the environment variable UNROLLED_DATA.
 
     Returns:
-        The pictures and labels in the order of the files, about 180 MB.
+        The pictures and labels in the order of the files. The arrays take about 180 MB.
 
     Raises:
         FileNotFoundError: no root is known, or a folder or file is missing.
         ValueError: a file has another length, or a label is outside 0..9.
 
-    Source: Krizhevsky, "Learning multiple layers of features from tiny images", 2009. The reader
-    checks the lengths of the files, not the pictures.
+    Source: Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
+
+    Not claimed: that the pictures are intact. The reader checks only the lengths of the files and
+    the labels.
 
     Example:
         >>> try:
@@ -311,22 +314,22 @@ def _records(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 _SHAPES_TRAIN, _SHAPES_TEST = 160, 40
-_CORNERS = (3, 7)  # number of corners of a polygon, the second one excluded
-_GRAIN = 12.0  # deviation of the noise of a pixel, on 255 grey values
+_CORNERS = (3, 7)  # a polygon has 3 to 6 corners
+_GRAIN = 12.0  # standard deviation of the noise on grey values from 0 to 255
 
 
 @checked
 def shapes(
     side: int, *, train: int = _SHAPES_TRAIN, test: int = _SHAPES_TEST, seed: int = 0
 ) -> Images:
-    """Pictures of an ellipse or a convex polygon on a textured ground, with masks of the shape.
+    """Pictures of an ellipse or a convex polygon on a textured background, with masks of the shape.
 
-    The pictures are synthetic: scores show that a network trains, and say nothing about
-    photographs.
+    The pictures are synthetic. Scores on these pictures show whether a network trains but do not
+    predict scores on photographs.
 
     Args:
         side: side of a picture in pixels.
-        train, test: numbers of pictures.
+        train, test: numbers of pictures for training and for testing.
         seed: seed of all draws.
 
     Example:
@@ -349,7 +352,7 @@ def _picture(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _texture(rng: np.random.Generator, side: int) -> np.ndarray:
-    """A colour with a wave of random direction and length."""
+    """A random colour plus a sine wave of random direction and wavelength."""
     u, v = _grid(side)
     phase = rng.uniform(-25, 25, 2) @ np.stack([u.ravel(), v.ravel()]) + rng.uniform(0, 2 * np.pi)
     wave = np.sin(phase).reshape(side, side, 1)
@@ -363,7 +366,7 @@ def _ellipse(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def _polygon(rng: np.random.Generator, side: int) -> np.ndarray:
-    """Mark the points on the inner side of all edges, which touch one circle."""
+    """True at the points inside a polygon whose edges touch a circle."""
     u, v = _turned(rng, side)
     n, radius = rng.integers(*_CORNERS), rng.uniform(0.1, 0.25)
     angles = 2 * np.pi * np.arange(n) / n
@@ -371,7 +374,7 @@ def _polygon(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def _turned(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates about a random centre, turned by a random angle; the picture has side 1."""
+    """Coordinates about a random centre, rotated by a random angle, for a picture of side 1."""
     u, v = _grid(side)
     centre, angle = rng.uniform(0.3, 0.7, 2), rng.uniform(0, 2 * np.pi)
     u, v = u - centre[0], v - centre[1]
@@ -379,7 +382,7 @@ def _turned(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray
 
 
 def _grid(side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column of each pixel, in [0, 1]."""
+    """The row and column coordinates of the pixel centres, in [0, 1]."""
     at = (np.arange(side) + 0.5) / side
     row, column = np.meshgrid(at, at, indexing="ij")
     return row, column

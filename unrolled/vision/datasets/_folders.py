@@ -1,4 +1,4 @@
-"""Pictures in folders: named by their classes, or with masks of an object."""
+"""Pictures in one folder per class, and pictures with masks of an object."""
 
 import json
 from collections import Counter
@@ -19,7 +19,7 @@ __all__ = ["Masks", "class_folders", "masks"]
 
 Pair = tuple[Path, Path]  # the files of a picture and of its mask
 
-# Folders of pictures and of their masks.
+# The names of the folders of pictures and of masks, in the order in which they are tried.
 _LAYOUTS = (
     ("images", "masks"),
     ("images", "ground_truth_mask"),
@@ -56,33 +56,35 @@ class Masks(Result):
 def masks(folder: str | Path, size: tuple[int, int], split: str | Path | None = None) -> Masks:
     """Pictures and the masks of their objects, resized to one size.
 
-    Pictures and masks have the same names up to the suffix. These layouts are known:
+    A picture and its mask have the same name up to the suffix. `masks` accepts these layouts:
 
     - ECSSD: `images/` with `masks/` or `ground_truth_mask/`, and a split file;
     - DUTS: `DUTS-TR/` with `DUTS-TR-Image/` and `DUTS-TR-Mask/`, for training, and `DUTS-TE/` with
       `DUTS-TE-Image/` and `DUTS-TE-Mask/`, for testing;
-    - DUT-OMRON: `DUT-OMRON-image/` with `pixelwiseGT-new-PNG/`; also a single part of DUTS.
+    - one of the two parts of DUTS;
+    - DUT-OMRON: `DUT-OMRON-image/` with `pixelwiseGT-new-PNG/`.
 
-    Without a split file, all pairs of a folder are for testing, except in DUTS.
+    If a folder has no split file and is not the whole of DUTS, all of its pairs are for testing.
 
     Args:
-        folder: path of the folder, or its name below the folder UNROLLED_DATA.
-        size: (H, W) of the result; the ratio of the sides is not kept. The filter is bilinear, and
-            a pixel belongs to the object if the object covers half of the filter's view or more.
+        folder: path of the folder, or its name in the folder UNROLLED_DATA.
+        size: (H, W) of the result; the aspect ratio is not kept. The filter is bilinear, and a
+            pixel belongs to the object if the filter gives the object a weight of at least half.
         split: a JSON file with the lists of names "train" and "test", in the folder or elsewhere;
             by default the file `split*.json` in the folder, if there is one.
 
     Returns:
-        Masks, in the order of the split file or else of the names.
+        Masks. The pairs are in the order of the split file, or sorted by name if there is no split
+        file.
 
     Raises:
         FileNotFoundError: the folder or split file does not exist, or the folder has none of the
             layouts.
         TypeError: size is not a pair of integers.
-        ValueError: a picture lacks its mask or the reverse, a picture and its mask differ in size,
-            a mask is not nearly binary (more than 10 % of its pixels are grey, or none is bright),
-            a file cannot be read, or the split is empty, names a pair twice or names a missing
-            pair.
+        ValueError: a picture has no mask, a mask has no picture, a picture and its mask differ in
+            size, a mask is not nearly binary (more than 10 % of its pixels are grey, or no pixel is
+            bright), a file cannot be read, the split is empty, or the split contains a pair twice
+            or a missing pair.
         ImportError: Pillow is not installed.
 
     Source: Yan et al., CVPR 2013 (ECSSD); Wang et al., CVPR 2017 (DUTS); Yang et al., CVPR 2013
@@ -127,7 +129,7 @@ def _rgb(picture: Any) -> Any:
     """The picture with three channels of 8 bits."""
     from PIL import Image
 
-    if picture.mode.startswith("I"):  # 16 bits, which `convert` would cut off at 255
+    if picture.mode.startswith("I"):  # 16 bits; `convert` would cut off at 255
         values = np.clip(np.asarray(picture) // 257, 0, 255)
         picture = Image.fromarray(values.astype(np.uint8))
     return picture.convert("RGB")
@@ -139,7 +141,7 @@ def _hard(mask: Any, path: Path) -> Any:
 
     grey = np.asarray(mask.convert("L"))
     brightest = grey.max()
-    if brightest > 1:  # else the object has the value 1
+    if brightest > 1:  # otherwise the object has the value 1
         soft = np.mean((grey > _DARK) & (grey < _BRIGHT))
         if soft > _SOFT_SHARE or brightest < _BRIGHT:
             raise ValueError(
@@ -156,7 +158,7 @@ def _resized(picture: Any, height: int, width: int) -> np.ndarray:
 
 
 def _by(size: Iterable[int]) -> str:
-    """Width and height, in the order of Pillow."""
+    """Width and height as text, in Pillow's order."""
     return " x ".join(map(str, size))
 
 
@@ -192,7 +194,7 @@ def _existing(folder: str | Path) -> Path:
 
 
 def _pairs(folder: Path) -> dict[str, Pair]:
-    """The pairs of a folder by name, in the order of their names."""
+    """The pairs of a folder by name, sorted by name."""
     for names in _LAYOUTS:
         pictures, masks = (folder / name for name in names)
         if pictures.is_dir() and masks.is_dir():
@@ -240,17 +242,17 @@ def _names(path: Path) -> tuple[list[str], list[str]]:
 
 
 def _some(names: list[str]) -> str:
-    """The first few names."""
+    """The first three names and the number of other names, as text."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} others" if len(names) > 3 else "")
 
 
 _TRAIN, _TEST = "train", ("test", "val")
-_HELD_OUT = 5  # without split folders, one picture in this many of a class is for testing
+_HELD_OUT = 5  # without split folders, one in 5 pictures of a class is for testing
 
 
 @checked
 def is_class_folders(folder: str | Path) -> bool:
-    """Whether a folder holds folders of pictures, and no pictures with masks.
+    """Whether a folder contains one folder of pictures for each class, without masks.
 
     Example:
         >>> ur.vision.datasets.is_class_folders("no such folder")
@@ -272,18 +274,20 @@ def is_class_folders(folder: str | Path) -> bool:
 def class_folders(folder: str | Path, side: int = 32) -> Images:
     """Pictures of classes, in the layout of torchvision's ImageFolder: `folder/class/picture.png`.
 
-    The classes are the folders in the order of their names, with their pictures at any depth. If
-    folders `train` and `test` (or `val`) contain such folders, they are the two splits. Otherwise
-    the last fifth of every class in the order of names, at least one picture, is for testing.
+    Each folder is a class, and the classes are sorted by name. Pictures may lie at any depth in the
+    folder of their class. If folders `train` and `test` (or `val`) contain folders of classes,
+    `train` is for training and `test` (or `val`) is for testing. Otherwise the last fifth of every
+    class in the order of names, at least one picture, is for testing.
 
     Args:
         folder: path of the folder.
-        side: pictures are made RGB and resized to side x side; the ratio of the sides is not kept.
+        side: pictures are converted to RGB and resized to side x side; the aspect ratio is not
+            kept.
 
     Raises:
         FileNotFoundError: the folder does not exist.
-        ValueError: there are fewer than two classes, a class has too few pictures, a test class is
-            not trained, or a file cannot be read.
+        ValueError: there are fewer than two classes, a class has too few pictures, a class for
+            testing is not a class for training, or a file cannot be read.
         ImportError: Pillow is not installed.
 
     Example:
