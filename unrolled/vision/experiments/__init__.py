@@ -1,4 +1,4 @@
-"""Experiments with sparse features on images: recipes, resumable runs, and tables of their rows.
+"""Experiments with sparse features on images: recipes, resumable runs, and tables of results.
 
 `import unrolled` does not import this package, which needs flax.
 """
@@ -83,7 +83,7 @@ __results__ = [
 
 
 def __getattr__(name: str) -> typing.Any:
-    if name == "as_dictionary":  # as for `layer_dictionary`
+    if name == "as_dictionary":  # another name of `layer_dictionary`
         return layer_dictionary
     raise _missing(__name__, name, __all__)
 

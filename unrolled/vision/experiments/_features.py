@@ -37,24 +37,24 @@ from unrolled.vision.models import tap
 
 
 class Admitted(Result):
-    """How many nonzeros theory admits: a code with fewer than (1 + 1/mu) / 2 nonzeros is unique."""
+    """Admitted numbers of nonzeros: a code with fewer than (1 + 1/mu) / 2 nonzeros is unique."""
 
     coherence: float  # mu of the filters under all shifts
     weights_coherence: float  # mu_W of the closed-form weights, at least mu~
-    generalized: tuple[float, float] | None  # bounds of mu~; None: not computed, too many atoms
-    stripe: int  # nonzeros in a stripe, by the smaller of mu and mu_W
-    signal: int  # nonzeros of a code, by the smallest of all three
+    generalized: tuple[float, float] | None  # bounds on mu~; None if there are too many atoms
+    stripe: int  # admitted nonzeros in a stripe, from the smaller of mu and mu_W
+    signal: int  # admitted nonzeros of a code, from the smallest of mu, mu_W and mu~
 
 
 class Codes(Result):
-    """How sparse the codes of a layer are."""
+    """The sparsity of the codes of a layer."""
 
     zeros: float  # share of exact zeros
-    below: float  # share of entries that are small relative to the largest of their image
-    hoyer: float  # Hoyer's measure, 0 dense to 1 sparse
+    below: float  # share of entries below a fraction of the largest entry of the image
+    hoyer: float  # Hoyer's measure, from 0 for dense codes to 1 for sparse codes
     entries: int  # d, the length of a code
     nonzeros: np.ndarray  # (images,)
-    stripe: np.ndarray  # (images,) nonzeros of the fullest stripe
+    stripe: np.ndarray  # (images,) nonzeros in the stripe with the most nonzeros
 
 
 class LayerFeatures(Result):
@@ -67,7 +67,7 @@ class LayerFeatures(Result):
 
 
 class Features(Result):
-    """The result of `features`, by the name of the layer."""
+    """The result of `features`: the measures of each layer."""
 
     layers: dict[str, LayerFeatures]  # by tap name
 
@@ -76,7 +76,7 @@ class Features(Result):
         return screen(self.table().splitlines())
 
     def table(self, form: str = "markdown") -> Any:
-        """A row for each layer, with means over the images, in the forms of `scores_table`."""
+        """A table with one row per layer and means over images; forms as in `scores_table`."""
 
         def records():
             return [{"layer": name, **_numbers(layer)} for name, layer in self.layers.items()]
@@ -99,12 +99,12 @@ class Features(Result):
         return plots.features({"network": self})
 
 
-# By the name of a model: one result, or several results.
+# For each name of a model, one result or several results.
 Results = Mapping[str, Features | Sequence[Features]]
 
 
 def _layer(numbers: dict[str, Any]) -> LayerFeatures:
-    """The numbers of a layer from JSON."""
+    """The measures of a layer from the numbers in JSON."""
 
     def arrays(part):
         lists = {name: value for name, value in part.items() if isinstance(value, list)}
@@ -125,9 +125,9 @@ def _layer(numbers: dict[str, Any]) -> LayerFeatures:
 def features_table(found: Results) -> str:
     """A Markdown table of results of `features`: a row per model and layer, with means over images.
 
-    If a name has several results, such as results of several seeds, the table has their mean and
-    the half width of the 95 % interval of Student's t. The certificate is the largest over all
-    images.
+    If a model has several results, for instance results of several seeds, the table contains the
+    mean of the results and half the width of Student's 95 % t interval. The certificate in the
+    table is the largest certificate over all images.
 
     Args:
         found: results by the name of the model.
@@ -181,7 +181,7 @@ _COLUMNS = {
 
 
 def _numbers(layer: LayerFeatures) -> dict[str, float]:
-    """The numbers of a row of the table, by its columns."""
+    """The numbers in a row of the table, by column."""
     admitted, codes, pursued = layer.admitted, layer.codes, layer.pursued
     mean = {
         name: float(np.mean(value))
@@ -198,7 +198,7 @@ def _numbers(layer: LayerFeatures) -> dict[str, float]:
 
 
 def _mean_text(values: Sequence[float], form: str) -> str:
-    """Mean and 95 % interval as text; nan values are left out, and the text says so."""
+    """The mean and the 95 % interval as text; if nan values are omitted, the text says so."""
     defined = [value for value in values if not math.isnan(value)]
     if not defined:
         return "none"
@@ -207,7 +207,7 @@ def _mean_text(values: Sequence[float], form: str) -> str:
     return text if of.n == len(values) else f"{text} ({of.n} of {len(values)})"
 
 
-# In float32, mu may be too low by the rounding of float32.
+# If the weights are in float32, mu may be too low by rounding errors.
 _ROUNDING = 1e-6
 _COHERENCE_TOL = 1e-3  # relative gap of the linear programs
 
@@ -227,45 +227,46 @@ def features(
 ) -> Features:
     r"""The dictionaries, codes and pursuits of the convolutional layers of a network.
 
-    A layer with ReLU computes x = relu(D'y - theta), see `LayerDictionary`. This is one step of
-    nonnegative ISTA from zero, with step size 1, on
+    A layer with ReLU computes x = relu(D'y - theta) (see `LayerDictionary`). This map is one step
+    of nonnegative ISTA from zero, with step size 1, on
 
     .. math:: J(x) = \tfrac12 \|y - D x\|^2 + \sum_i theta_i x_i, \quad x \ge 0,
 
     where y is the input of the layer. A pursuit with the same D and theta starts at the best
-    multiple of x and ends at the minimiser x*. The distance from x to x* shows how good a sparse
-    coder the layer is, apart from its scale: see `Pursued`. For other activations x is the positive
-    part of the features.
+    multiple of x and ends at the minimiser x*. The distance from x to x*, up to a scale, measures
+    how well the layer computes sparse codes (see `Pursued`). For other activations x is the
+    positive part of the features.
 
-    If a bias is positive, its theta is negative. If a shift e of the signal, the same at all
-    positions, gives theta + D'e > 0, the pursuit is the LASSO of y + e with these penalties: the
-    objectives differ by a constant. If there is no such shift, J falls without end on large
-    pictures, a minimum on a small picture is an effect of its border, and `bounded` is False.
+    A positive bias gives a negative theta. If a shift e of the signal, equal at all positions,
+    makes theta + D'e positive, the pursuit solves the LASSO for y + e with the penalties
+    theta + D'e; the two objectives differ by a constant. If there is no such shift, `bounded` is
+    False: J is unbounded below on large pictures, and a minimum on a small picture is an effect of
+    the border.
 
     Args:
         model: any nnx.Module; it is evaluated as in `model.eval()` and does not change.
-        images: (N, H, W, C), as the model takes them. 64 images suffice for means.
-        layers: paths of layers, as `layer_dictionary` takes them; None takes the layers that the
-            model names in `convolutions`, or in `early`.
-        norms: path of the batch norm of a layer, for layers that contain no batch norm.
+        images: (N, H, W, C), the inputs of the model. 64 images suffice for means.
+        layers: paths of layers as in `layer_dictionary`; None selects the layers that the model
+            lists in `convolutions` or in `early`.
+        norms: for each layer that contains no batch norm, the path of the batch norm.
         activation: as in `layer_dictionary`.
-        fraction: share of the largest entry of an image, for `Codes.below`.
+        fraction: `Codes.below` counts entries below this fraction of the largest entry of an image.
         tol: allowed distance of J(x*) from the minimum, relative to J(0) - J(x*).
         max_steps: largest number of steps of FISTA.
         atoms: largest number of atoms for which the linear programs of mu~ are solved.
 
     Returns:
-        Features, with means and numbers for every image.
+        Features, with means over images and with one number for each image.
 
     Raises:
-        TypeError, ValueError: as in `layer_dictionary`; images are not (N, H, W, C), or the model
-            does not call a layer, or calls it more than once.
+        TypeError, ValueError: as in `layer_dictionary`; also if images are not (N, H, W, C), or if
+            the model does not call a layer or calls a layer more than once.
 
-    Not claimed: that x* is unique, or that the network was meant to compute it. If D has more atoms
-    than y has entries, J may have several minimisers; the pursuit ends in a minimiser near x.
+    Not claimed: that x* is unique, or that the network was designed to compute x*. If D has more
+    atoms than y has entries, J may have several minimisers; the pursuit ends at a minimiser near x.
 
-    Reference: Papyan, Romano, Elad (2017) for layers as pursuits and for stripes; Li, Feng, Zhou
-    (2024), Theorem 1.
+    Reference: Papyan, Romano, Elad (2017), layers as pursuits, and stripes; Li, Feng, Zhou (2024),
+    Theorem 1.
 
     Example:
         >>> from flax import nnx
@@ -302,7 +303,7 @@ def features(
 
 
 def _inputs(model: nnx.Module, images: Array, paths: Sequence[str]) -> list[Array]:
-    """The inputs of the modules with these paths; the model gets the images."""
+    """The inputs of the modules with these paths when the model is called on the images."""
     inner = tuple(dict.fromkeys(path for path in paths if path))
     taken: dict[str, Array] = {"": images}
     if inner:
@@ -329,7 +330,7 @@ def _admitted(D: Conv, atoms: int) -> Admitted:
 
 @jax.jit
 def _coherences(D: Conv) -> tuple[Conv, Array, Array]:
-    """D with atoms of norm 1 in float64, its mu, and mu_W of the closed form."""
+    """D with atoms of norm 1, the coherence mu, and mu_W of the closed-form weights."""
     unit, _ = D.normalized()
     mu_W = theory.coherence(theory.frobenius_weights(unit), unit).mu_W
     return unit, theory.mutual_coherence(unit), mu_W
@@ -344,26 +345,26 @@ def _codes(layer: LayerDictionary, Y: Array, fraction: float) -> Codes:
 
 @jax.jit
 def _counts(D: Conv, X: Array) -> tuple[Array, Array]:
-    """Numbers of nonzeros of codes (N, d), in all and in the fullest stripe."""
+    """The nonzeros of each code in (N, d), and the nonzeros in its fullest stripe."""
     stripes = partial(theory.stripe_norm, kernel=D.kernel, stride=D.stride)
     return jnp.sum(X != 0, 1), jax.vmap(stripes)(D.unflatten_code(X))
 
 
 _FOLDER = "features"
-_PIXELS = 64 * 32 * 32  # over all images together
+_PIXELS = 64 * 32 * 32  # default number of pixels of all measured images
 
 
 @checked
 def restore(folder: str | Path, row: str, *, build: Build = build_model) -> Any:
-    """The trained model of a row, ready to evaluate.
+    """The trained model of a row, in evaluation mode.
 
-    The model takes images as the run gave them: floats, standardized if the recipe says so with the
-    `moments` of the row: (X / 255 - mean) / deviation.
+    The inputs of the model are floating-point images as in the run: (X / 255 - mean) / deviation
+    with the `moments` of the row. If the recipe does not standardize, mean is 0 and deviation is 1.
 
     Args:
         folder: folder of the experiment.
         row: name of the row, as in `read_rows`.
-        build: as in `run`, for a row of your own model.
+        build: as in `run`, if the row has your own model.
 
     Raises:
         FileNotFoundError: the row does not exist, or its weights were not kept.
@@ -380,7 +381,7 @@ def restore(folder: str | Path, row: str, *, build: Build = build_model) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: the weights of this row were not kept")
     recipe, images = _recipe.from_dict(record["recipe"]), record["images"]
-    with jax.enable_x64(False):  # as in the run
+    with jax.enable_x64(False):  # the run computed in float32
         model = build(recipe, tuple(images["shape"]), images["classes"], nnx.Rngs(0))
         model.eval()
         params, others = nnx.state(model, nnx.Param, nnx.Not(nnx.Param))
@@ -394,11 +395,11 @@ def restore(folder: str | Path, row: str, *, build: Build = build_model) -> Any:
 
 @checked
 def trained_on(row: Mapping[str, Any], images: Images) -> bool:
-    """Whether a row was trained on these images: the same pictures and labels, at the same size.
+    """Whether a row was trained on these images: equal pictures and labels of equal size.
 
     Args:
         row: a row from `read_rows`.
-        images: images from `load`, with their whole test set.
+        images: images from `load`, with the whole test set.
 
     Example:
         >>> from unrolled.vision import experiments
@@ -423,22 +424,23 @@ def row_features(
     build: Build = build_model,
     n: int | None = None,
 ) -> Features:
-    """`features` of the model of a row, on its first test images; the folder keeps the result.
+    """`features` of the model of a row on the first test images; the folder keeps the result.
 
-    The layers are the layers that the run followed, or the layers of the model if the run followed
-    none. Their dictionaries are not kept: they are None.
+    If the recipe names penalised layers, the measured layers are the convolutions of these layers.
+    Otherwise the measured layers are the default layers of `features`. The dictionaries of the
+    layers are not kept, so their fields are None.
 
     Args:
         folder: folder of the experiment.
         row: name of the row, as in `read_rows`.
         images: the images of the run, from `load`.
-        build: as in `run`, for a row of your own model.
-        n: number of images; None takes 64 images of 32 x 32 pixels, and fewer images if they are
-            larger.
+        build: as in `run`, if the row has your own model.
+        n: number of images. By default all images together have at most as many pixels as 64 images
+            of 32 x 32 pixels, but there is at least one image.
 
     Raises:
         FileNotFoundError: the row does not exist, or its weights were not kept.
-        ValueError: images differ from the images of the run; else as in `features`.
+        ValueError: images differ from the images of the run, or as in `features`.
         CheckpointError: the file with earlier measurements is damaged.
 
     Example:
@@ -466,13 +468,13 @@ def row_features(
     try:
         layers = unsealed(json.loads(path.read_text(encoding="utf-8")))
         return Features.from_json(json.dumps(layers))
-    except Exception as error:  # whatever a reader of foreign JSON raises
+    except Exception as error:  # foreign JSON may raise many exceptions
         raise CheckpointError(
             f"{path}: not the features of a row ({error}); remove the file to measure them again"
         ) from error
 
 
 def _convolutions(model: nnx.Module, taps: Sequence[str] | None) -> list[str] | None:
-    """The layers behind tap names; None lets the model choose."""
+    """The convolutions of the layers with these tap names; None for the default layers."""
     last = dict(zip(getattr(model, "early", ()), getattr(model, "convolutions", ())))
     return [last.get(name, name) for name in taps] if taps else None

@@ -25,17 +25,18 @@ _DILATIONS = ("kernel_dilation", "input_dilation")
 
 
 class LayerDictionary(Result):
-    r"""The dictionary of a layer with filters f_i and biases b_i, as it acts on its input y.
+    r"""The dictionary of a layer with filters f_i and biases b_i for the input y of the layer.
 
     .. math:: x = \rho(N (D'y - theta)) / N, \quad n_i = \|f_i\|, \quad d_i = f_i / n_i, \quad
         theta_i = -b_i / n_i.
 
-    The features of the layer are N x. With ReLU, x = relu(D'y - theta) for every N: one step of
-    nonnegative ISTA from zero, with step size 1 and penalties theta. A positive bias is a negative
-    threshold. Batch normalisation, with its running statistics, is part of f and b.
+    The diagonal matrix N holds the norms n_i, and the features of the layer are N x. With ReLU,
+    x = relu(D'y - theta) for every N. This map is one step of nonnegative ISTA from zero with step
+    size 1 and penalties theta. A positive bias is a negative threshold. Batch normalisation with
+    the running statistics is part of f and b.
 
-    The signal of a layer with padding is its padded input. So all atoms are whole and have norm 1;
-    D must also explain the zeros of the padding.
+    The signal of a layer with padding is the padded input. Therefore no atom is cut off at the
+    border, and all atoms have norm 1, but D must also explain the zeros of the padding.
     """
 
     D: Conv  # (m, d) boundary "valid"
@@ -50,7 +51,7 @@ class LayerDictionary(Result):
         return jnp.moveaxis(padded, -1, 1).reshape(len(inputs), -1)
 
     def codes(self, Y: Array) -> Array:
-        """The features of signals (N, m) in units of unit atoms, (N, d)."""
+        """The features of signals (N, m) as coefficients of atoms with norm 1, (N, d)."""
         return _thresholded(self.D, self.theta, self.norms, self.activation, Y)
 
     def features(self, X: Array) -> Array:
@@ -79,12 +80,12 @@ def layer_dictionary(
 
     Args:
         model: any nnx.Module; its batch normalisations use the running statistics.
-        name: path of the layer: a convolution, a module that contains one, or its features as in
-            `model.early`, which belong to such a module.
+        name: path of the layer, which is a convolution, a module that contains one convolution, or
+            the features of such a module, as in `model.early`.
         signal_shape: (height, width) of the inputs of the layer.
-        norm: path of the batch normalisation of the features; None takes the batch normalisation
-            that the module contains, if any.
-        activation: rho; None takes the attribute `activation` of the module, of a module in it, or
+        norm: path of the batch normalisation of the features; None selects the batch normalisation
+            in the module, if there is one.
+        activation: rho; None selects the attribute `activation` of the module, of a submodule, or
             of the model.
 
     Raises:
@@ -138,7 +139,7 @@ def layer_dictionary(
 
 
 def block_of(model: nnx.Module, name: str) -> tuple[str, Any]:
-    """Path and module of a layer: the named module, or its parent if it has no convolution.
+    """Path and module of a layer: the named module or its nearest parent with a convolution.
 
     The path of the model itself is "".
 
@@ -159,7 +160,7 @@ def _modules(node: Any) -> list[Any]:
 
 
 def _only(block: Any, name: str, wanted: Callable[[Any], bool], what: str) -> Any:
-    """The module of a kind in a block, None for a missing batch norm."""
+    """The only module in a block that is `wanted`; None if there is no such module."""
     modules = [node for node in _modules(block) if wanted(node)]
     if len(modules) > 1:
         raise ValueError(
@@ -180,12 +181,12 @@ def _is_norm(node: Any) -> bool:
 
 
 def _folded(conv: Any, scaling: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Filters (n_atoms, n_channels, *kernel) and biases of a convolution and its batch norm."""
+    """Filters (n_atoms, n_channels, *kernel) and biases of a convolution with its batch norm."""
 
     def wide(part, missing):
         return np.float64(missing) if part is None else np.asarray(part[...], np.float64)
 
-    mask = getattr(conv, "mask", None)  # of nnx.Conv, which applies it in its call
+    mask = getattr(conv, "mask", None)  # nnx.Conv applies its mask when called
     filters = (wide(conv.kernel, 1) * wide(mask, 1)).transpose(3, 2, 0, 1)
     bias = wide(conv.bias, 0) + np.zeros(len(filters))
     if scaling is not None:
@@ -202,7 +203,7 @@ def _padding(
     strides: tuple[int, ...],
     name: str,
 ) -> tuple[tuple[int, int], ...]:
-    """Zeros before and after, per dimension."""
+    """The numbers of zeros before and after the signal along each dimension."""
     if isinstance(padding, str):
         if padding.upper() not in ("VALID", "SAME"):
             raise ValueError(
@@ -215,35 +216,39 @@ def _padding(
     return tuple((pad, pad) if isinstance(pad, int) else tuple(pad) for pad in each)
 
 
-# Least penalty of the equivalent problem, in units of the largest threshold or entry of a code: the
-# certificate of the pursuit divides by the penalties.
+# The least penalty of the equivalent problem, in units of the largest threshold or entry of a code.
+# The penalty must not be 0 because the certificate of the pursuit divides by the penalties.
 _LEAST_PENALTY = 0.01
-_LEAST_GAP = 1e-12  # requested gap, relative to half the energy of the signal
-_INFEASIBLE = 1e-9  # norm of the residual, at most 1, below which no shift is feasible
+_LEAST_GAP = 1e-12  # least requested gap, relative to half the energy of the signal
+_INFEASIBLE = 1e-9  # a residual below this norm (the norm is at most 1) means that no shift exists
 
 
 class Pursued(Result):
     """Comparison of forward codes x with the codes x* of a pursuit; arrays are (images,).
 
-    x* minimises J(x) = 1/2 norm(y - D x)^2 + sum_i theta_i x_i over x >= 0. The forward code is one
-    step of ISTA from zero with step size 1. The next layer can undo any scale, so the code is also
-    compared at its best multiple.
+    The code x* minimises J(x) = 1/2 norm(y - D x)^2 + sum_i theta_i x_i over x >= 0. The forward
+    code x is one step of ISTA from zero with step size 1. Because the next layer can undo any
+    scale, the best multiple of x is compared with x*, too.
     """
 
-    bounded: bool  # whether J is bounded, if `features` can tell; else all arrays but scale are nan
-    negative: float  # share of the filters with a negative threshold, which is a reward
-    scale: np.ndarray  # c that minimises J(c x); 0 where x = 0
+    bounded: bool  # False if J is not known to be bounded; then all arrays except scale are nan
+    negative: float  # share of the filters with a negative threshold
+    scale: np.ndarray  # c that minimises J(c x); 0 if x = 0
     gap: np.ndarray  # (J(c x) - J(x*)) / (J(0) - J(x*)): 0 for x = x*, 1 for x = 0
     change: np.ndarray  # norm(x* - x) / norm(x*)
     scaled_change: np.ndarray  # least norm(x* - c x) / norm(x*) over c
-    overlap: np.ndarray  # nonzeros in both supports divided by nonzeros in either
+    overlap: np.ndarray  # size of the intersection of the supports divided by size of the union
     nonzeros: np.ndarray  # nonzeros of x*
     explained: np.ndarray  # 1 - norm(y - D x*)^2 / norm(y)^2
-    certificate: np.ndarray  # how much J(x*) may exceed the minimum, in the units of `gap`
+    certificate: np.ndarray  # bound on J(x*) minus the minimum, in the units of `gap`
 
 
 def pursued(layer: LayerDictionary, Y: Array, tol: float, max_steps: int) -> Pursued:
-    """In float64: if a code explains little of a signal, the gap is a small difference."""
+    """The comparison of a layer's codes with the codes of a pursuit.
+
+    The comparison is in float64 because the gap is a small difference if a code explains little of
+    a signal.
+    """
     wide = [np.asarray(part, np.float64) for part in (layer.theta, Y, jax.nn.relu(layer.codes(Y)))]
     with jax.enable_x64(True):
         D = checks.cast(layer.D, np.float64)
@@ -257,7 +262,7 @@ def pursued(layer: LayerDictionary, Y: Array, tol: float, max_steps: int) -> Pur
         half = np.sum((wide[1] + e) ** 2, 1) / 2
         shares = np.asarray(decrease) / half
         tight = max(tol * shares[shares > 0].min(initial=1.0), _LEAST_GAP)
-        tight = 10.0 ** math.floor(math.log10(tight))  # static: another value compiles again
+        tight = 10.0 ** math.floor(math.log10(tight))  # static: each new value compiles again
         problem = D, jnp.asarray(lam), jnp.asarray(e)
         best, gap = _pursue(*problem, Y, scale, X, tol=tight, max_steps=max_steps)
         compared = _compare(D, theta, Y, X, decrease, best, gap * jnp.asarray(half))
@@ -268,7 +273,7 @@ def pursued(layer: LayerDictionary, Y: Array, tol: float, max_steps: int) -> Pur
 def _pursue(
     D: Conv, lam: Array, e: Array, Y: Array, scale: Array, X: Array, *, tol: float, max_steps: int
 ) -> tuple[Array, Array]:
-    """Codes x*, and their gaps relative to norm(y + e)^2 / 2, starting from c x."""
+    """The codes x* of a pursuit that starts at c x, and their gaps over norm(y + e)^2 / 2."""
 
     def one(y, c, x):
         options: dict[str, Any] = dict(nonnegative=True, tol=tol, max_steps=max_steps)
@@ -279,7 +284,7 @@ def _pursue(
 
 
 def _parts(D: Conv, theta: Array, y: Array, x: Array) -> tuple[Array, Array, Array]:
-    """a, b and D x with J(0) - J(c x) = c a - c^2 b / 2."""
+    """The numbers a and b in J(0) - J(c x) = c a - c^2 b / 2, and D x."""
     with jax.default_matmul_precision("highest"):
         fitted = D @ x
         return jnp.vdot(x, y @ D - D.spread(theta)), jnp.vdot(fitted, fitted), fitted
@@ -323,16 +328,16 @@ def _compare(
 
 
 def _ratio_or_zero(a: Array, b: Array) -> Array:
-    """a / b, and 0 where b is 0."""
+    """a / b, but 0 if b is 0."""
     return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
 
 
 def _shifted(D: Conv, theta: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray] | None:
     """A small shift e (m,) of signals with penalties theta + D'e >= `least`, and the penalties.
 
-    The shift repeats with the stride, so D'e has one value per filter. If there is no shift, there
-    are codes of equal maps with D x = 0, except at the border, and theta' x negative (Farkas):
-    minimisers, if they exist, live on the border.
+    The shift is periodic with the stride, so D'e has one value per filter. If no shift exists, then
+    by Farkas' lemma there are nonnegative codes with constant maps such that D x = 0 except at the
+    border and theta'x is negative. In this case J can have a minimum only because of the border.
     """
     n_atoms, channels = D.code_grid[0], D.signal_grid[0]
     t, filters = D.stride, np.asarray(D.filters, np.float64)
@@ -342,7 +347,7 @@ def _shifted(D: Conv, theta: np.ndarray, least: float) -> tuple[np.ndarray, np.n
     phases = whole.reshape(n_atoms, channels, height // t[0], t[0], width // t[1], t[1])
     sums = phases.sum(axis=(2, 4)).reshape(n_atoms, -1)
     c = _least_norm(sums, least - theta)
-    if c is None:  # without rewards J >= 0, but the certificate is loose if a threshold is 0
+    if c is None:  # if theta >= 0, J >= 0, but the certificate is loose if a threshold is 0
         return (np.zeros(D.shape[0]), theta) if (theta >= 0).all() else None
     times = [-(-N // t) for N, t in zip(D.signal_shape, t)]
     e = np.tile(c.reshape(channels, *t), (1, *times))[:, : D.signal_shape[0], : D.signal_shape[1]]
@@ -350,7 +355,7 @@ def _shifted(D: Conv, theta: np.ndarray, least: float) -> tuple[np.ndarray, np.n
 
 
 def _least_norm(S: np.ndarray, h: np.ndarray) -> np.ndarray | None:
-    """The c of least norm with S c >= h, by nonnegative least squares; None if no c exists.
+    """The c of least norm with S c >= h, from nonnegative least squares; None if no c exists.
 
     Reference: Lawson, Hanson (1974), chapter 23, least distance programming.
     """

@@ -1,8 +1,9 @@
 """The compiled steps of a run: an update, an evaluation, and the state between them.
 
-All randomness is drawn from the key of the run and the number of the step or epoch: the state holds
-no key, and a run continues from a saved state as if it had not stopped. Devices share a run: its
-images are split along the batch, and its state is on all devices.
+All random draws depend only on the key of the run and on the number of the step or epoch. The state
+therefore needs no key, and a run continues from a saved state as if the run had not stopped. If
+several devices share a run, each batch of images is split among the devices, and all devices hold
+the state.
 """
 
 import math
@@ -29,16 +30,16 @@ from unrolled.vision.experiments._recipe import EXACT, Recipe
 
 
 class Devices(NamedTuple):
-    """The devices that hold the arrays of a run; without a mesh the default device of JAX."""
+    """The devices that hold the arrays of a run: a mesh, or JAX's default device."""
 
     mesh: Mesh | None = None
 
     def everywhere(self, tree: Any) -> Any:
-        """A tree of arrays, on each device."""
+        """A copy of a tree of arrays on each device."""
         return tree if self.mesh is None else jax.device_put(tree, NamedSharding(self.mesh, P()))
 
     def constrained(self, tree: Any, *axes: str) -> Any:
-        """Inside a program: the same tree, or the images of a batch shared among the devices."""
+        """Inside a program, a tree on all devices, or with `axes` a batch split among them."""
         if self.mesh is None:
             return tree
         return jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, P(*axes)))
@@ -50,11 +51,11 @@ class Devices(NamedTuple):
 
 
 _DROP_FACTOR = 0.2
-_ORDER, _CROPS = 1, 2  # streams of the key of a run; stream 0 draws the first weights
+_ORDER, _CROPS = 1, 2  # streams of the key of a run; stream 0 draws the initial weights
 
 
 class Sums(NamedTuple):
-    """Sums over the steps of an epoch, for its line of the curve."""
+    """Sums over the steps of an epoch, which give the epoch's entry in the curve."""
 
     loss: Array  # without the penalty
     penalty: Array
@@ -67,24 +68,24 @@ class State(NamedTuple):
 
     step: Array
     params: Any
-    others: Any  # variables that are not trained: batch statistics
+    others: Any  # variables that are not trained, such as batch statistics
     optimizer: Any
     sums: Sums
 
 
 class Scores(NamedTuple):
-    """An evaluation, image by image: arrays of the device or of the host."""
+    """The loss and the prediction for each image, as arrays on the device or on the host."""
 
     loss: Any  # (n,)
     predicted: Any  # (n,) classes, or (n, H, W) masks
 
 
 class Features(NamedTuple):
-    """The measures of the features of each layer, image by image, (layers, n)."""
+    """The measures of the features of each layer for each image, (layers, n)."""
 
     l1: Any  # mean |x|
     zeros: Any  # share of exact zeros
-    below: Any  # share below a hundredth of the maximum of the image
+    below: Any  # share of entries below 1/100 of the largest entry of the image
     hoyer: Any
 
 
@@ -95,7 +96,7 @@ class Program:
     graph: nnx.GraphDef  # graph of the model in training
     eval_graph: nnx.GraphDef
     taps: tuple[str, ...]
-    layers: list[str]  # names of the penalised layers; a layer that is called k times is k layers
+    layers: list[str]  # names of the penalised layers; a layer that is called k times has k names
     recipe: Recipe
     steps_per_epoch: int
     mean: np.ndarray
@@ -109,9 +110,10 @@ class Program:
 
     @cached_property
     def advance(self) -> Callable[..., State]:
-        """Take one step in each call.
+        """One step per call.
 
-        Inside a loop, XLA computes gradients of convolutions on a CPU several times more slowly.
+        The program has no loop over steps: inside a loop, XLA computes gradients of convolutions on
+        a CPU several times more slowly than outside.
         """
         return jax.jit(self._advance, donate_argnums=0)
 
@@ -129,7 +131,7 @@ class Program:
         return (X.astype(jnp.float32) / np.float32(255) - self.mean) / self.deviation
 
     def objective(self, params, others, x, y, gamma):
-        """The loss with its penalty, with the other variables after it, and its parts."""
+        """The loss with the penalty, the updated other variables, and the parts of the loss."""
         model = rebuild(self.graph, params, others)
         outputs, features = _outputs(model, self.taps, self.inputs(x))
         loss = jnp.mean(_losses(outputs, y))
@@ -189,7 +191,7 @@ def start(program: Program, model: nnx.Module) -> State:
 def no_sums(layers: int) -> Sums:
     """The sums before the first step of an epoch."""
     shapes = ((), (), (layers,), (layers,))
-    # A separate array for each: the state is donated, and no buffer can be donated twice.
+    # Each sum has its own array because the state is donated and no buffer can be donated twice.
     return Sums(*(jnp.zeros(shape, jnp.float32) for shape in shapes))
 
 
@@ -199,7 +201,7 @@ def rebuild(graph: nnx.GraphDef, params: Any, others: Any) -> nnx.Module:
 
 
 def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:
-    """The optimiser of a recipe, with its schedule."""
+    """The optimiser of a recipe, with the schedule of the learning rate."""
     steps = recipe.epochs * steps_per_epoch
     if recipe.schedule == "cosine":
         rate = optax.cosine_decay_schedule(recipe.rate, steps)
@@ -208,7 +210,7 @@ def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransf
         rate = optax.exponential_decay(recipe.rate, every, _DROP_FACTOR, staircase=True)
     if recipe.optimizer == "adam":
         return optax.adamw(rate, b1=recipe.momentum, weight_decay=recipe.decay)
-    # As in torch.optim.SGD: the decay is part of the gradient that momentum accumulates.
+    # As in torch.optim.SGD, the decay is part of the gradient that momentum accumulates.
     return optax.chain(
         optax.add_decayed_weights(recipe.decay), optax.sgd(rate, recipe.momentum or None)
     )
@@ -226,12 +228,12 @@ def make_program(
     """The compiled functions for a model.
 
     Args:
-        model: any model with these layers; its weights are not used.
+        model: any model with these layers; the program does not use the weights of `model`.
         taps: the tap names of the penalised layers.
-        recipe: the recipe; its seed and its gamma are not used.
+        recipe: the recipe; the program does not use its seed and its gamma.
         shape: (H, W, C) of an image.
         steps_per_epoch: number of whole batches in an epoch.
-        moments: mean and deviation of each channel, for values in [0, 1].
+        moments: mean and standard deviation of each channel, for values in [0, 1].
         devices: devices that share each batch.
     """
     model.eval()
@@ -242,7 +244,7 @@ def make_program(
     program = Program(*graphs, taps, [], recipe, steps_per_epoch, mean, deviation, devices)
     x = jax.ShapeDtypeStruct((recipe.batch, *shape), jnp.uint8)
 
-    def run(x: Array) -> None:  # a trace sorts dicts, so the order of layers is kept apart
+    def run(x: Array) -> None:  # a trace sorts dicts, so a list keeps the order of the layers
         program.layers.extend(_outputs(nnx.clone(model), taps, program.inputs(x))[1])
 
     jax.eval_shape(run, x)
@@ -250,12 +252,12 @@ def make_program(
 
 
 def _outputs(model: nnx.Module, taps: tuple[str, ...], x: Array) -> tuple[Array, dict]:
-    """The outputs of a model, and the features of its layers."""
+    """The outputs of a model, and the features of the layers with the tap names."""
     return models.tap(model, *taps)(x) if taps else (model(x), {})
 
 
 def _losses(outputs: Array, y: Array) -> Array:
-    """The cross entropy of each image: of its class, or the mean over the pixels of its mask."""
+    """The cross entropy of the class of each image, or the mean over the pixels of its mask."""
     if y.ndim == 1:
         return optax.softmax_cross_entropy_with_integer_labels(outputs, y)
     pixels = optax.sigmoid_binary_cross_entropy(outputs, y.astype(outputs.dtype))
@@ -272,13 +274,13 @@ def _augmented(kind: str, key: Array, x: Array, y: Array) -> tuple[Array, Array]
 
 
 def _l1_and_zeros(features: dict[str, Array]) -> tuple[Array, Array]:
-    """mean |x| and the share of exact zeros of each layer."""
+    """The mean of |x| and the share of exact zeros for each layer."""
     values = [lax.stop_gradient(x) for x in features.values()]
     if not values:
         return jnp.zeros(0, jnp.float32), jnp.zeros(0, jnp.float32)
 
     def mean(x: Array) -> Array:
-        # Image by image: the penalty sums in the same way, so XLA computes the sum once.
+        # The penalty, too, sums image by image, so XLA computes the sum only once.
         return jnp.mean(jnp.mean(x, range(1, x.ndim)))
 
     l1, zeros = zip(*((mean(jnp.abs(x)), mean((x == 0).astype(x.dtype))) for x in values))
@@ -286,7 +288,7 @@ def _l1_and_zeros(features: dict[str, Array]) -> tuple[Array, Array]:
 
 
 def _measures(x: Array) -> tuple[Array, Array, Array, Array]:
-    """mean |x|, and the measures of `metrics.sparsity`, for each image, (n,) each."""
+    """The mean of |x| and the measures of `metrics.sparsity` for each image, four arrays (n,)."""
     l1 = jnp.mean(jnp.abs(x).reshape(len(x), -1), 1)
     of = jax.vmap(lambda sample: metrics.sparsity(sample[None]))(x)
     return l1, of.zeros, of.below, of.hoyer
@@ -297,7 +299,7 @@ def devices_of(mesh: Any, batch: int) -> Devices:
 
     Raises:
         TypeError: the argument is not a mesh.
-        ValueError: the mesh lacks the axis "data", or its devices cannot share a batch equally.
+        ValueError: the mesh has no axis "data", or its devices cannot share a batch equally.
     """
     if mesh is None:
         return Devices()
@@ -318,7 +320,7 @@ _MASK_SCORES: dict[str, Callable[..., Array]] = {
 }
 
 
-# The scores that tables show; the first score of a row comes first.
+# The scores that tables show. The main score of a row is the first of these scores in the row.
 SCORES = ("accuracy", "mean_iou", "pixel_accuracy", "mean_class_precision", "mean_class_accuracy")
 
 
@@ -339,7 +341,7 @@ def _scores(program: Program, state: State, X: Array, Y: Array) -> Scores:
 
 
 def measure(program: Program, state: State, X: Array) -> dict[str, Any]:
-    """The measures of the features of the penalised layers over test images, a number per layer."""
+    """The mean measures of the features over test images, one number per penalised layer."""
     if not program.layers:
         return {}
     features = Features(*_in_batches(program, partial(program.measure, *state[1:3], X), len(X), 1))
@@ -350,9 +352,9 @@ def measure(program: Program, state: State, X: Array) -> dict[str, Any]:
 def _in_batches(
     program: Program, call: Callable[..., Any], images: int, axis: int = 0
 ) -> Iterator[np.ndarray]:
-    """The parts that `call(first, n)` returns for n images, for all images along an axis.
+    """The arrays that `call(first, n)` returns for n images, concatenated for all images.
 
-    The last batch overlaps the batch before, so that one compiled program serves all batches.
+    The last batch overlaps the previous batch so that one compiled program serves all batches.
     """
     n, batches = min(program.recipe.batch, images), []
     for first in range(0, images, n):
@@ -363,7 +365,7 @@ def _in_batches(
 
 
 def _classified(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Accuracy, also on the first 1000 images: in CIFAR-10, these images are always exact."""
+    """The accuracy on all images, and on the first 1000, which are always exact in CIFAR-10."""
     right = predicted == labels
     scores = {"accuracy": float(np.mean(right))}
     if len(right) > EXACT:
@@ -372,9 +374,9 @@ def _classified(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def _segmented(predicted: np.ndarray, masks: np.ndarray) -> dict[str, float]:
-    """Each score as mean and deviation over images, and pooled over all pixels.
+    """The mean and standard deviation of each score over images, and each score over all pixels.
 
-    The mean of a score leaves out images with the score 0/0, and the result counts these images.
+    The mean of a score omits images with the score 0/0, and the result has their number.
     """
     scores: dict[str, float] = {}
     for name, score in _MASK_SCORES.items():

@@ -1,6 +1,6 @@
-"""Recipes, which with their images determine the runs of an experiment.
+"""Recipes and images, which together determine the runs of an experiment.
 
-This module also has the recipes of the papers, and the models of a recipe.
+This module also has the recipes of the papers and builds the model of a recipe.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("cosine", "drops")
 AUGMENTATIONS = ("none", "crop", "crop and flip")
 TESTS = ("whole", "exact", "held-out")
-# Fields in which the rows of one experiment differ: they count as no deviation from a recipe.
+# The rows of one experiment differ in these fields, which do not count as deviations from a recipe.
 _VARIED = ("model", "activation", "gamma", "layers", "seed")
 
 
@@ -75,12 +75,12 @@ def _as_pairs(value: Any, name: str, where: str) -> tuple[tuple[str, Any], ...]:
 
 
 def _all(kind: type, values: Any) -> bool:
-    """Whether a value is a tuple of values of a kind."""
+    """Whether a value is a tuple whose entries all have the given type."""
     return isinstance(values, tuple) and all(isinstance(value, kind) for value in values)
 
 
 class Recipe(Record):
-    """All settings of a run, except the images: equal recipes give equal weights.
+    """All settings of a run except the images. Equal recipes and images give equal weights.
 
     Raises:
         TypeError, ValueError: a value is outside the range stated above.
@@ -105,12 +105,12 @@ class Recipe(Record):
     seed: int = option(
         default=0,
         check=_as_seed,
-        help="of the first weights, the order of the images and their crops; below 2^32",
+        help="seed of the initial weights, of the order of the images and of crops; below 2^32",
     )
     epochs: int = option(
         default=200,
         least=1,
-        help="passes over the training images; the last incomplete batch of a pass is left out",
+        help="passes over the training images; incomplete last batches are dropped",
     )
     batch: int = option(default=128, least=1, help="images per step")
     optimizer: str = option(default="sgd", choices=OPTIMIZERS, help='"sgd" or "adam"')
@@ -118,33 +118,41 @@ class Recipe(Record):
     schedule: str = option(
         default="cosine",
         choices=SCHEDULES,
-        help='"cosine" falls to 0 over all steps; "drops" multiplies the rate by 0.2 after each '
-        "0.3 (MNIST) or third (CIFAR-10) of the epochs, `drop` as a fraction",
+        help='"cosine": the rate falls to 0 over all steps; "drops": the rate is multiplied by 0.2 '
+        "after each fraction `drop` of the epochs",
     )
-    drop: float = option(default=0.3, above=0, below=1, help="see `schedule`")
+    drop: float = option(
+        default=0.3,
+        above=0,
+        below=1,
+        help="fraction of the epochs between two drops: 0.3 for MNIST, 1/3 for CIFAR-10",
+    )
     momentum: float = option(
-        default=0.9, least=0, below=1, help="of SGD; the decay of the first moment of Adam"
+        default=0.9,
+        least=0,
+        below=1,
+        help="momentum of SGD, or decay rate of the first moment in Adam",
     )
     decay: float = option(
         default=5e-4,
         least=0,
-        help="weight decay, decay / 2 times the squared l2 norm of all weights in the loss of SGD",
+        help="weight decay; the loss of SGD has decay / 2 times the squared l2 norm of all weights",
     )
     augmentation: str = option(
         default="crop and flip",
         choices=AUGMENTATIONS,
-        help='"none", "crop" (by up to 4 pixels), or "crop and flip"',
+        help='"none", "crop" (shift by up to 4 pixels), or "crop and flip"',
     )
     standardize: bool = option(
         default=True,
-        help="whether channels are brought to mean 0 and deviation 1 of the training images; else "
-        "values are in [0, 1]",
+        help="if True, channels are scaled to mean 0 and standard deviation 1 on the training "
+        "images; otherwise values are in [0, 1]",
     )
     test: str = option(
         default="whole",
         choices=TESTS,
-        help='"whole" test set, "exact" its first 1000 images, or "held-out" the last fifth of the '
-        "training images, which are then not trained on",
+        help='"whole": the whole test set; "exact": its first 1000 images; "held-out": the last '
+        "fifth of the training images, which are then excluded from training",
     )
     options: tuple[tuple[str, Any], ...] = option(
         default=(), check=_as_pairs, help="options of the model, as (name, value) pairs"
@@ -152,7 +160,7 @@ class Recipe(Record):
 
     @property
     def name(self) -> str:
-        """The readable part of the name of its row."""
+        """The readable part of the name of the recipe's row."""
         return (
             f"{self.data}-{self.model}-{self.activation}-gamma{self.gamma:g}-seed{self.seed}-"
             f"epochs{self.epochs}"
@@ -164,7 +172,7 @@ class Recipe(Record):
 
     def row_name(self, images: str) -> str:
         """The name of the row of this recipe on images with the given digest."""
-        # Without defaults: adding an option later renames no row.
+        # Defaults are omitted so that a new option does not change the names of existing rows.
         text = json.dumps([changed(self), images], sort_keys=True)
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
@@ -220,9 +228,10 @@ _CIFAR10 = dataclasses.replace(
 
 @checked
 def paper_recipe(task: str, data: str) -> Recipe:
-    """The recipe of the paper for a task: Section 4, or Sulam, Aberdam, Beck, Elad (2020).
+    """The recipe for a task from Section 4 or from Sulam, Aberdam, Beck, Elad (2020).
 
-    ML-CSC has one recipe for CIFAR-10, and one for MNIST, which serves all other data.
+    ML-CSC has one recipe for CIFAR-10 and one recipe for MNIST. The recipe for MNIST serves all
+    other data.
 
     Example:
         >>> from unrolled.vision.experiments import paper_recipe
@@ -265,11 +274,11 @@ def _shown(recipe: Recipe) -> dict[str, Any]:
 
 
 def build_model(recipe: Recipe, shape: tuple[int, ...], classes: int, rngs: nnx.Rngs) -> nnx.Module:
-    """The model of a recipe for images of shape (H, W, C); 0 classes mean masks.
+    """The model of a recipe for images of shape (H, W, C); `classes` is 0 for masks.
 
     Raises:
-        ValueError: the model is unknown or of another task, lacks an option of the recipe, or does
-            not take these images.
+        ValueError: the model is unknown, belongs to another task, has no option of a name in the
+            recipe, or does not accept these images.
     """
     _check_fits(recipe, shape, classes)
     name, options = recipe.model, dict(recipe.options)
@@ -292,7 +301,7 @@ def build_model(recipe: Recipe, shape: tuple[int, ...], classes: int, rngs: nnx.
 
 
 def _check_fits(recipe: Recipe, shape: tuple[int, ...], classes: int) -> None:
-    """Raise ValueError unless the model takes such images."""
+    """Raise ValueError unless the model accepts such images."""
     name = recipe.model
     options = options_of(name)
     if unknown := [option for option, _ in recipe.options if option not in options]:
@@ -320,7 +329,7 @@ def _check_fits(recipe: Recipe, shape: tuple[int, ...], classes: int) -> None:
 
 @checked
 def task_of(model: str) -> str:
-    """The task of a model by its name; models of users count as classifiers.
+    """The task of a model by its name; a model of a user counts as a classifier.
 
     Example:
         >>> from unrolled.vision.experiments import task_of
@@ -352,16 +361,17 @@ def options_of(model: str) -> tuple[str, ...]:
 
 
 def penalised(recipe: Recipe, model: nnx.Module) -> tuple[str, ...]:
-    """The tap names of the layers that a recipe penalises and that its curve follows.
+    """The tap names of the layers that a recipe penalises and whose features its curve records.
 
     Raises:
-        ValueError: a name does not exist, or there are no names and the model has no default names.
+        ValueError: a name does not exist, or the recipe has no names and the model has no default
+            names.
     """
     layers = recipe.layers
     if layers is None:
         layers = tuple(getattr(model, "early", ()))
     if layers:
-        models.tap(model, *layers)  # refuses a name that does not exist
+        models.tap(model, *layers)  # raises if a name does not exist
     elif recipe.gamma:
         raise ValueError(
             f"experiment: gamma is not 0, but no layers of {recipe.model} are named; try gamma 0"
@@ -388,7 +398,7 @@ def grid(
 
     Raises:
         TypeError: a single name is given instead of a list.
-        ValueError: as for a `Recipe`.
+        ValueError: as in `Recipe`.
 
     Example:
         >>> from unrolled.vision.experiments import grid, paper_recipe
@@ -403,29 +413,29 @@ def grid(
     return [dataclasses.replace(recipe, **change) for change in changes]
 
 
-EXACT = 1000  # test records of CIFAR-10 that are exact even if the rest comes from JPEG
+EXACT = 1000  # the first CIFAR-10 test images are exact even if the other images come from JPEG
 _DIGITS_SIDE, _MASKS_SIDE = 32, 128
 _FOLDERS = {"ecssd": "ECSSD", "duts": "DUTS", "dut-omron": "DUT-OMRON"}
 
 
 @checked
 def load(name: str, root: str | Path | None = None, *, side: int | None = None) -> Images:
-    """The images of a data set by its name, in the form that an experiment takes.
+    """The images of the data set with the given name, in the form that `run` accepts.
 
-    A set of pictures with masks has no classes, and has masks (N, H, W) instead of labels.
+    A data set with masks has no classes; it has masks (N, H, W) instead of labels.
 
     Args:
         name: "cifar10", "mnist", "digits" (of scikit-learn), "shapes" (synthetic, see `shapes`), or
-            a folder below `root`: with pictures and masks ("ecssd", "duts", or another name), or
-            with folders of classes, see `datasets.class_folders`.
+            the name of a folder in `root`. The folder contains pictures and masks ("ecssd", "duts",
+            or another name) or folders of classes (see `datasets.class_folders`).
         root: folder of the data; None for UNROLLED_DATA.
-        side: digits are enlarged and framed by zeros to side x side (default 32); pictures of
-            classes are resized to side x side (default 32); pictures with masks are made with, or
-            resized to, side x side (default 128).
+        side: size of the result in pixels. Digits are enlarged and framed by zeros to side x side
+            (default 32). Pictures of classes are resized to side x side (default 32). Pictures with
+            masks are generated with, or resized to, side x side (default 128).
 
     Raises:
-        FileNotFoundError, ValueError: as in the readers of `datasets`; side is below 1, or below 8
-            for digits.
+        FileNotFoundError, ValueError: as in the readers of `datasets`; also if side is below 1, or
+            below 8 for digits.
 
     Example:
         >>> from unrolled.vision import experiments
@@ -449,7 +459,7 @@ def load(name: str, root: str | Path | None = None, *, side: int | None = None) 
 
 
 def _enlarged(images: Images, side: int) -> Images:
-    """Each pixel as a square of pixels, and a frame of zeros."""
+    """The images with each pixel repeated in a square, framed by zeros to side x side."""
     times = side // images.train[0].shape[1]
     if times < 1:
         raise ValueError(f"experiment: digits have 8 x 8 pixels; expected a side of 8, got {side}")
@@ -468,7 +478,8 @@ def split_images(images: Images, test: str) -> Images:
     """The images with the test set of a given name: "whole", "exact" or "held-out".
 
     Raises:
-        ValueError: "exact" is asked of another set than CIFAR-10, or a fifth cannot be held out.
+        ValueError: the test set is "exact" and the data set is not CIFAR-10, or there are too few
+            images to hold out a fifth.
     """
     if test == "exact":
         if images.name != "cifar10":
@@ -537,14 +548,14 @@ def _check_truth(X: np.ndarray, truth: np.ndarray, classes: int, where: str) -> 
 
 
 def digest_of(images: Images) -> str:
-    """The sha256 of pictures and labels, shortened: other images give other rows."""
+    """A shortened sha256 of pictures and labels, so that rows of different images differ."""
     parts = (*images.train, *images.test)
     hashes = "".join(hashlib.sha256(part.tobytes()).hexdigest() for part in parts)
     return hashlib.sha256(hashes.encode()).hexdigest()[:16]
 
 
 def moments_of(X: np.ndarray, recipe: Recipe) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel, for values in [0, 1]; 0 and 1 if not standardized."""
+    """The mean and standard deviation of each channel in [0, 1]; 0 and 1 if not standardized."""
     if not recipe.standardize:
         return (0.0,), (1.0,)
     counts = np.stack([np.bincount(x.ravel(), minlength=256) for x in np.moveaxis(X, 3, 0)])

@@ -1,6 +1,6 @@
-"""Runs: a recipe trains a model, which is saved meanwhile, and a row of results ends the run.
+"""Runs, which train a model by a recipe, save the state regularly, and end with a row of results.
 
-The folder of an experiment holds the rows, and files that some rows keep.
+The folder of an experiment contains the rows and the files that belong to some rows.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ def open_folder(folder: str | Path) -> Path:
 
     Raises:
         NotADirectoryError: a file has this name.
-        ValueError: the folder is not empty, and holds no experiment.
+        ValueError: the folder is not empty and contains no experiment.
     """
     folder = Path(folder).absolute()
     if folder.exists() and not folder.is_dir():
@@ -61,20 +61,20 @@ def open_folder(folder: str | Path) -> Path:
 
 @contextmanager
 def opened(folder: str | Path) -> Iterator[Path]:
-    """`open_folder` for a block; if the block refuses, a folder that is new is removed."""
+    """`open_folder` for a block; if the block raises an error, a new folder is removed."""
     made = not Path(folder).exists()
     folder = open_folder(folder)
     try:
         yield folder
     except (ValueError, TypeError):
-        with suppress(OSError):  # the folder is not empty
+        with suppress(OSError):  # raised if the folder is not empty
             for part in (*_PARTS, "") if made else ():
                 (folder / part).rmdir()
         raise
 
 
 def write_row(folder: Path, name: str, row: dict[str, Any]) -> None:
-    """Add a row, whole or not at all."""
+    """Add a row atomically."""
     text = to_json(sealed({"format": _FORMAT, **row}))
     write_whole(folder / ROWS / f"{name}.json", text.encode())
 
@@ -83,7 +83,7 @@ def read_row(folder: Path, name: str) -> dict[str, Any] | None:
     """The row with a given name; None if there is no such row.
 
     Raises:
-        CheckpointError: its file is not a row, or has changed since it was written.
+        CheckpointError: the file is not a row, or has changed since the row was written.
     """
     path = Path(folder) / ROWS / f"{name}.json"
     return _read(path) if path.is_file() else None
@@ -91,11 +91,11 @@ def read_row(folder: Path, name: str) -> dict[str, Any] | None:
 
 @checked
 def read_rows(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """All rows by their names, in the order of the names.
+    """All rows by name, sorted by name.
 
     Raises:
-        FileNotFoundError: the folder holds no experiment.
-        CheckpointError: a file is not a row, or has changed since it was written.
+        FileNotFoundError: the folder contains no experiment.
+        CheckpointError: a file is not a row, or has changed since the row was written.
 
     Example:
         >>> import pathlib, tempfile
@@ -131,7 +131,7 @@ def write_pictures(folder: Path, name: str, pictures: dict[str, np.ndarray]) -> 
 
 @checked
 def read_pictures(folder: str | Path, name: str) -> dict[str, np.ndarray] | None:
-    """The pictures X, and masks `truth` and `predicted`, of a row; None if the row has no masks.
+    """The pictures X and the masks `truth` and `predicted` of a row; None if it has no masks.
 
     Raises:
         CheckpointError: the file of the masks is damaged.
@@ -156,16 +156,16 @@ def read_pictures(folder: str | Path, name: str) -> dict[str, np.ndarray] | None
 
 @contextmanager
 def claimed(folder: Path, name: str) -> Iterator[bool]:
-    """Lock a row for a block, and say whether this process alone runs it.
+    """Lock a row for a block, and yield True if this process holds the lock.
 
-    If a process is killed, its lock ends.
+    The lock ends if the process is killed.
     """
     with files.claimed(folder / STATES / f"{name}.lock") as holder:
         yield holder is None
 
 
 _CHUNK_SECONDS = 1.0  # seconds between two checks of the clock and of signals
-_SAVE_SECONDS = 30.0  # seconds that a kill can lose at most, plus one chunk
+_SAVE_SECONDS = 30.0  # a killed run loses at most this time and the time of one chunk
 _PICTURES = 6  # pictures with predicted masks that a row keeps
 _FIRST_STEPS = 5  # steps of the first chunk, which measures the speed for the next chunks
 
@@ -175,7 +175,7 @@ Progress = Callable[[str, int, int, str], None]
 
 @dataclasses.dataclass
 class Job:
-    """A run in progress, for `drive` of training: each epoch ends with an evaluation."""
+    """A run in progress, which `training.drive` executes; each epoch ends with an evaluation."""
 
     recipe: Recipe
     images: Images
@@ -184,7 +184,7 @@ class Job:
     program: _program.Program
     state: _program.State
     curve: list[dict[str, Any]]
-    seconds: float  # seconds of all processes that worked on it
+    seconds: float  # total time of all processes that worked on the run
     devices: _program.Devices
     until: float
     caught: list[int]  # signals that ask the run to stop
@@ -239,7 +239,7 @@ class Job:
             self._begin_chunk()
 
     def evaluate(self) -> None:
-        """Add a line to the curve; then act as between two chunks."""
+        """Add an entry to the curve; then report the progress, and save if a save is due."""
         self._end_chunk()
         began = time.monotonic()
         sums = jax.device_get(self.state.sums)
@@ -255,7 +255,7 @@ class Job:
         self.first, self.began = self.step, time.monotonic()
 
     def _end_chunk(self) -> None:
-        """Wait for the steps of the run, and count their time."""
+        """Wait for the steps of the chunk, and add their time."""
         jax.block_until_ready(self.state.step)
         passed = time.monotonic() - self.began
         self.seconds, self.pace = self.seconds + passed, passed / (self.step - self.first)
@@ -278,7 +278,7 @@ class Job:
         self.saved = time.monotonic()
 
     def finish(self, folder: Path, keep_weights: bool) -> dict[str, Any]:
-        """Write the row, and the files that stay with it; remove the saved state."""
+        """Write the row and the files that belong to the row; remove the saved state."""
         (X, _), (X_test, _) = self.images.train, self.images.test
         row = {
             "recipe": self.recipe.to_dict(),
@@ -323,7 +323,7 @@ class Job:
 
 
 def _last_line(curve: list[dict[str, Any]]) -> str:
-    """The last line of a curve, in words."""
+    """The last entry of a curve, in words."""
     if not curve:
         return "first epoch"
     train, test = curve[-1]["train"], curve[-1]["test"]
@@ -346,9 +346,9 @@ def _environment() -> dict[str, str]:
 class Sweep(Result):
     """The outcome of the runs of a grid."""
 
-    rows: dict[str, dict[str, Any]]  # by name: the finished rows, old and new
-    open: list[str]  # recipes stopped by the budget, or not started
-    busy: list[str]  # recipes that other processes run
+    rows: dict[str, dict[str, Any]]  # the finished rows, old and new, by name
+    open: list[str]  # names of runs that the time budget stopped, or that have not started
+    busy: list[str]  # names of runs in other processes
 
     def __repr__(self) -> str:
         """The scores, cut to the size of a screen, and the unfinished runs."""
@@ -366,7 +366,7 @@ class Outcome(Result):
 
     name: str  # name of the row
     row: Any  # the record of the row, a dict; None until the run is finished
-    busy: bool = False  # another process runs it
+    busy: bool = False  # whether another process executes the run
 
 
 @checked
@@ -383,27 +383,27 @@ def run(
 ) -> Outcome:
     """Train and test one model by a recipe, and add its row to the folder of an experiment.
 
-    If the row exists, `run` returns it at once. If a run was stopped or killed, the call continues
-    from its last saved step, with the same result as an uninterrupted run, bit for bit on the same
-    device. A run computes in float32, even if JAX makes float64 by default.
+    If the row exists, `run` returns the row at once. If a run was stopped or killed, `run`
+    continues from the last saved step. On the same device the result is bit-identical to the result
+    of an uninterrupted run. A run computes in float32 even if JAX uses float64 by default.
 
     Args:
         recipe: recipe of the run.
-        images: images from `load`, with their whole test set.
+        images: images from `load`, with the whole test set.
         folder: folder of the experiment.
         build: function that returns the model; pass your own function for your own model. The name
-            of the row does not depend on it: if you change your model, change `recipe.model`.
-        until: time (`time.monotonic`) at which the run stops at the end of its epoch.
+            of the row does not depend on `build`. If you change your model, change `recipe.model`.
+        until: time (`time.monotonic`) after which the run stops at the end of the current epoch.
         keep_weights: if True, the weights stay in the folder, for `restore`.
         progress: function called about once a second.
-        mesh: devices that share each batch, by the axis "data"; the weights are on all devices. The
-            result equals the result of one device up to rounding, and a saved run can continue on
-            another number of devices; the row says on how many devices the run ended.
+        mesh: devices that share each batch along the axis "data"; each device has all weights. The
+            result equals the result on one device up to rounding. A saved run can continue on
+            another number of devices; the row has the number of devices on which the run ended.
 
     Raises:
         TypeError: mesh is not a mesh.
-        ValueError: devices cannot share a batch equally; images do not fit the recipe or the model,
-            or have the bytes of the images of a row but other shapes or classes.
+        ValueError: devices cannot share a batch equally, images do not fit the recipe or the model,
+            or images have the same bytes as the images of a row but other shapes or classes.
         CheckpointError: a saved state is damaged.
         KeyboardInterrupt, SystemExit: SIGINT or SIGTERM arrived; the last step has been saved.
 
@@ -440,7 +440,7 @@ def run(
                 return Outcome(name, None, busy=True)
             if row := _finished(folder, name, chosen):  # another process has finished it
                 return Outcome(name, row)
-            if time.monotonic() >= until:  # for an unstarted run, nothing is created or saved
+            if time.monotonic() >= until:  # nothing is created or saved before a run starts
                 return Outcome(name, None)
             options: dict[str, Any] = dict(until=until, caught=caught, progress=progress)
             job = _opened(recipe, chosen, folder, name, build, devices, **options)
@@ -452,10 +452,10 @@ def run(
 
 
 def _finished(folder: Path, name: str, images: Images) -> dict[str, Any] | None:
-    """The row with a given name, if there is one.
+    """The row with a given name; None if there is no such row.
 
     Raises:
-        ValueError: the row is about images with the same bytes, but other shapes or classes.
+        ValueError: the images of the row have the same bytes but other shapes or classes.
     """
     row = read_row(folder, name)
     expected = dict(shape=[*images.train[0].shape[1:]], classes=len(images.classes))
@@ -477,10 +477,10 @@ def _opened(
     devices: _program.Devices,
     **options: Any,
 ) -> Job:
-    """The run at its last saved step, or at its start."""
+    """The run at its last saved step, or before its first step."""
     X = images.train[0]
     model = build(recipe, X.shape[1:], len(images.classes), _rngs(recipe))
-    _recipe.penalised(recipe, model)  # refuses a gamma without layers
+    _recipe.penalised(recipe, model)  # raises if gamma is positive and there are no layers
     program = _shared_program(
         dataclasses.replace(recipe, seed=0, gamma=0.0),
         build,
@@ -501,7 +501,7 @@ def _opened(
 def _shared_program(
     recipe, build, shape, classes, steps_per_epoch, moments, devices
 ) -> _program.Program:
-    """The program of all runs that share it, compiled once in a process."""
+    """The program for runs that differ only in seed and gamma, compiled once in a process."""
     model = build(recipe, shape, classes, _rngs(recipe))
     taps = _recipe.penalised(recipe, model)
     return _program.make_program(model, taps, recipe, shape, steps_per_epoch, moments, devices)
@@ -527,10 +527,11 @@ def sweep(
 
     Args:
         recipes, images, folder, build, keep_weights, progress, mesh: as in `run`.
-        minutes: time budget. When it is spent, the current run stops after its epoch, and is saved.
+        minutes: time budget. When the budget is spent, the current run stops after its epoch and is
+            saved.
 
     Raises:
-        ValueError: minutes is not positive; else as in `run`.
+        ValueError: minutes is not positive, or as in `run`.
 
     Example:
         >>> import tempfile
@@ -546,7 +547,7 @@ def sweep(
     for i, recipe in enumerate(recipes, start=1):
         placed = _placed(progress, f"{i} of {len(recipes)}: ")
         outcomes.append(run(recipe, images, folder, progress=placed, **options))
-    # Other processes may have finished some of their runs since.
+    # By now other processes may have finished some of their runs.
     records = {of.name: of.row or read_row(Path(folder), of.name) for of in outcomes}
     rows = {name: row for name, row in records.items() if row}
     return Sweep(
@@ -557,7 +558,7 @@ def sweep(
 
 
 def _placed(progress: Progress | None, place: str) -> Progress | None:
-    """The progress function of a run that is one of many."""
+    """A progress function that puts the place of a run in a grid before its name."""
     if progress is None:
         return None
 

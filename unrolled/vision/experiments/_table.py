@@ -1,4 +1,4 @@
-"""Tables and figures of rows: means over seeds with intervals, paired with their baseline."""
+"""Tables and figures of rows: means over seeds with intervals, and differences from a baseline."""
 
 import dataclasses
 import math
@@ -19,8 +19,8 @@ from unrolled.vision.experiments._recipe import ML_CSC, Recipe, from_dict
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# A network has learned if it avoids this share of the errors of guessing: 20 % right for ten
-# classes.
+# A network has learned if it avoids at least this share of the errors of random guessing. For ten
+# classes the network must have an accuracy of 20 %.
 _LEARNED = 1 / 9
 _PERCENT = 100
 _NAMED = ("model", "activation", "gamma", "seed")  # fields of a recipe that need no column
@@ -28,15 +28,15 @@ _ENTRIES = "recipe images layers scores features status"  # fields that a table 
 
 
 class Interval(Result):
-    """A mean over seeds, and half the width of its 95 % t interval; nan for one seed."""
+    """A mean over seeds with its 95 % t interval."""
 
-    mean: float  # over seeds
-    half: float  # half the width of the 95 % interval
+    mean: float  # mean over seeds
+    half: float  # half the width of the 95 % interval; nan for one seed
     n: int  # number of seeds
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether 0 is outside of the interval."""
+        """Whether 0 is outside the interval."""
         return abs(self.mean) > self.half
 
 
@@ -46,14 +46,16 @@ class Cell:
 
     Attributes:
         recipe: the recipe, with the seed of the first run.
-        baseline: the recipe of the comparison: gamma = 0, or for ML-CSC the plain CNN; None if the
-            rows do not have it.
+        baseline: the recipe with gamma = 0, or for ML-CSC the recipe of the plain CNN; None if the
+            rows contain no run of this recipe.
         scores: scores by name.
-        differences: score minus the score of the baseline with the same seed, over the common
-            seeds.
-        features: measures of each penalised layer, means over the seeds that did not diverge.
-        feature_differences: differences of these measures, layer by layer, as `differences`.
-        failed: seeds that diverged or stayed near chance; they count in all means of scores.
+        differences: the mean difference between the score and the score of the baseline with the
+            same seed, over all seeds that both recipes have.
+        features: measures of each penalised layer, averaged over the seeds that did not diverge.
+        feature_differences: mean differences between the measures of each layer and the measures of
+            the baseline, as in `differences`.
+        failed: seeds that diverged or stayed near chance. The scores of these seeds count in all
+            means of scores.
     """
 
     recipe: Recipe
@@ -91,19 +93,19 @@ def interval(values: Iterable[float]) -> Interval:
 
 @checked
 def holm(intervals: Sequence[Interval], level: float = 0.05) -> list[Interval]:
-    """The intervals with the widths of Holm's procedure, in their order.
+    """The intervals, in the given order, with the widths of Holm's procedure.
 
-    The k-th most significant of n intervals has level / (n + 1 - k), until one contains 0; all
-    later intervals have the level of this interval. If the true mean is 0 throughout, the
-    probability that any interval excludes 0 is at most `level`. Intervals of one seed stay
-    unchanged, and do not count.
+    The k-th most significant of n intervals has the level level / (n + 1 - k) until one interval
+    contains 0. All later intervals have the level of this interval. If all true means are 0, the
+    probability that any interval excludes 0 is at most `level`. Intervals of one seed are not
+    changed and do not count in n.
 
     Raises:
-        ValueError: level is outside of (0, 1).
+        ValueError: level is outside (0, 1).
 
     Reference: Holm (1979).
 
-    Not claimed: that all intervals contain their means at once.
+    Not claimed: that all intervals simultaneously contain their true means.
 
     Example:
         >>> from unrolled.vision.experiments import holm, interval
@@ -139,14 +141,14 @@ def _p_value(difference: Interval) -> float:
 
 
 def summarize(rows: Mapping[str, dict[str, Any]]) -> list[Cell]:
-    """The cells of a table, in the order of their recipes; see `Cell`.
+    """The cells of a table (see `Cell`), sorted by recipe.
 
     Args:
         rows: as `read_rows` returns them.
 
     Raises:
-        TypeError: rows are not a mapping of names to rows.
-        ValueError: a row lacks an entry that the table reads.
+        TypeError: rows are not a mapping from names to rows.
+        ValueError: an entry that the table reads is missing in a row.
 
     Example:
         >>> ur.vision.experiments.summarize({})
@@ -243,14 +245,14 @@ def _features(runs: dict[int, dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def _measured(row: dict[str, Any]) -> bool:
-    """Whether a row follows layers whose features are numbers."""
+    """Whether a row has measures of features and its run did not diverge."""
     return bool(row["features"]) and row["status"] == "complete"
 
 
 def _feature_differences(
     pairs: list[tuple[dict[str, Any], dict[str, Any]]],
 ) -> dict[str, list[Interval]]:
-    """Measures of rows minus their baselines, if both follow the same layers."""
+    """The measures of rows minus the measures of their baselines, if both have the same layers."""
     both = [
         (a["features"], b["features"])
         for a, b in pairs
@@ -264,13 +266,13 @@ def _feature_differences(
 
 @checked
 def scores_table(cells: Sequence[Cell], form: str = "markdown") -> Any:
-    """Scores and paired differences, in percent and points.
+    """A table of scores in percent and of paired differences in percentage points.
 
     Args:
         cells: cells from `summarize`.
         form: "markdown", "latex" (with the rules of booktabs), "csv", or "records", a list of dicts
-            that `pandas.DataFrame` takes. "csv" and "records" hold shares, not percent, and half
-            widths of 95 % intervals.
+            for `pandas.DataFrame`. In "csv" and "records" the scores are fractions instead of
+            percentages, and columns give half the widths of the 95 % intervals.
 
     Raises:
         ValueError: form is unknown, or there are no cells.
@@ -320,7 +322,7 @@ def scores_table(cells: Sequence[Cell], form: str = "markdown") -> Any:
 
 
 def _varied(cells: Sequence[Cell]) -> list[str]:
-    """Fields in which recipes differ, in addition to model, activation and gamma in each table."""
+    """The fields in which recipes differ, apart from model, activation and gamma."""
     names = [f.name for f in dataclasses.fields(Recipe) if f.name not in _NAMED]
     return [n for n in names if len({str(getattr(cell.recipe, n)) for cell in cells}) > 1]
 
@@ -367,9 +369,10 @@ Rows = Sequence[dict[str, Any]]
 
 @checked
 def scores_by_activation(rows: Rows) -> "Figure":
-    """The first score of all runs as points, with mean and 95 % interval, by activation and gamma.
+    """The first score of each run, and means with 95 % intervals, by activation and gamma.
 
-    If all rows have one activation, models replace the activations.
+    If all rows have the same activation, the figure groups the scores by model instead of by
+    activation.
 
     Raises:
         ValueError: there are no rows, or rows of several tasks.
@@ -416,7 +419,7 @@ def scores_by_activation(rows: Rows) -> "Figure":
                 label=_label(gamma) if g == 0 else None,
             )
     low, high = panel.get_ylim()
-    panel.set_ylim(max(low, 0), min(high, 1))  # an interval may leave the range of the score
+    panel.set_ylim(max(low, 0), min(high, 1))  # an interval may exceed the range of the score
     panel.set_xticks(range(len(groups)), groups)
     title = "each run, the mean over seeds and its 95 % interval"
     panel.set(title=title, xlabel=kind, ylabel=f"test {name.replace('_', ' ')}")
@@ -427,7 +430,7 @@ def scores_by_activation(rows: Rows) -> "Figure":
 
 @checked
 def training_loss(rows: Rows) -> "Figure":
-    """The training loss, without the penalty, over epochs: a panel per activation.
+    """The training loss without the penalty over the epochs, in one panel per activation.
 
     Example:
         >>> recipe = {"model": "lenet5", "activation": "relu", "gamma": 0.0}
@@ -441,7 +444,7 @@ def training_loss(rows: Rows) -> "Figure":
 
 @checked
 def l1_in_training(rows: Rows, layer: int) -> "Figure":
-    """mean |x| of the features of a penalised layer over epochs: a panel per activation.
+    """The mean |x| of a penalised layer's features over epochs, in one panel per activation.
 
     Example:
         >>> recipe = {"model": "lenet5", "activation": "relu", "gamma": 0.0}
@@ -457,14 +460,14 @@ def l1_in_training(rows: Rows, layer: int) -> "Figure":
 
 @checked
 def predicted_masks(pictures: Mapping[str, np.ndarray], titles: Sequence[str]) -> "Figure":
-    """Pictures, their true masks, and the masks that networks predict: a row per picture.
+    """A figure with one row per picture: the picture, the true mask, and the predicted masks.
 
     Args:
         pictures: X (n, H, W, 3), truth (n, H, W), and predicted masks by title.
         titles: titles of the predicted masks, in order.
 
     Raises:
-        ValueError: there are no pictures, or a title has no masks.
+        ValueError: there are no pictures, or there are no masks with a title.
 
     Example:
         >>> masks = np.zeros((2, 8, 8), bool)
@@ -522,7 +525,7 @@ def _over_epochs(rows: Rows, value: Any, ylabel: str, log: bool = False) -> "Fig
 
 
 def _values(rows: Rows, field: str) -> list[Any]:
-    """The values of a field of the recipes, in order."""
+    """The different values of a field of the recipes; values of gamma are sorted."""
     values = dict.fromkeys(row["recipe"][field] for row in rows)
     return sorted(values) if field == "gamma" else list(values)
 
