@@ -1,7 +1,7 @@
 """Vision models as modules of flax.nnx, with features that a penalty can make sparse.
 
-`import unrolled` does not import this package, which needs flax; `ur.vision.models` imports it on
-first use.
+`import unrolled` does not import this package because the package needs flax. The first use of
+`ur.vision.models` imports this package.
 """
 
 from unrolled._base import offer as _offer

@@ -1,12 +1,13 @@
 """Convolutions and pooling of pictures (N, H, W, C), in the form that is fastest on the device.
 
-`ImageConv` is `dictionaries.Conv` on batches of pictures.
+`ImageConv` is `dictionaries.Conv` for batches of pictures.
 
-Every form computes the sums of `lax.conv_general_dilated`, in another order. Accelerators get this
-function unchanged. On a CPU (jaxlib 0.10) this function uses loops instead of matrix products for
-few channels and for maps of at most 2 x 2 pixels. Winograd's form needs fewer products for many
-channels, and for a large map the gradient of the kernel is faster in strips that stay in the cache.
-Run `benchmarks/cnn.py` to see whether these forms are still faster.
+All forms compute the sums of `lax.conv_general_dilated`, but in another order. On accelerators the
+forms call `lax.conv_general_dilated` itself. On a CPU (jaxlib 0.10), `lax.conv_general_dilated`
+uses loops instead of matrix products for few channels and for maps of at most 2 x 2 pixels. For
+many channels Winograd's form needs fewer multiplications. For a large map the gradient of the
+kernel is faster in strips that stay in the cache. Run `benchmarks/cnn.py` to see whether these
+forms are still faster.
 """
 
 import functools
@@ -32,14 +33,14 @@ __all__ = ["ImageConv"]
 _B = np.array([[1, 0, 0, 0], [0, 1, -1, 1], [-1, 1, 1, 0], [0, 0, 0, -1]])
 _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 _A = np.array([[1, 0], [1, 1], [1, -1], [0, -1]])
-_TILES_AT_ONCE = 1024  # pixels whose tiles stay in the cache
+_TILES_AT_ONCE = 1024  # number of pixels whose tiles stay in the cache
 
-Tile = list[list[Array]]  # entries are separate arrays: stacking would cost a copy
+Tile = list[list[Array]]  # the entries are separate arrays because stacking would cost a copy
 
 
 @jax.custom_vjp
 def winograd(x: Array, kernel: Array) -> Array:
-    """The correlation of x, (N, H, W, C_in) with even sides, with kernel, (3, 3, C_in, C_out).
+    """The padded correlation of x (N, H, W, C_in), with even sides, and kernel (3, 3, C_in, C_out).
 
     Returns:
         (N, H, W, C_out).
@@ -54,7 +55,7 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Tile]]:
 
 def _winograd_backward(saved: tuple[Array, Tile], g: Array) -> tuple[Array, Array]:
     x, filters = saved
-    # A filter turned by 180 degrees has a transform with the same entries in this order.
+    # The transform of a filter rotated by 180 degrees has the same entries in this order.
     turned = [[filters[a][b] for b in (3, 1, 2, 0)] for a in (3, 1, 2, 0)]
     return _correlation(turned, g, 1), _winograd_kernel_gradient(x, g)
 
@@ -71,7 +72,7 @@ def _correlation(filters: Tile, x: Array, axis: int) -> Array:
 
 
 def _winograd_kernel_gradient(x: Array, g: Array) -> Array:
-    """The gradient of the sum of g times the outputs in the filters, (3, 3, C_in, C_out)."""
+    """The gradient of sum(g * outputs) with respect to the filters, (3, 3, C_in, C_out)."""
 
     def add(total: Tile, pair: tuple[Array, Array]) -> tuple[Tile, None]:
         x, g = pair
@@ -82,7 +83,7 @@ def _winograd_kernel_gradient(x: Array, g: Array) -> Array:
             for row in rows
         ], None
 
-    wide = wide_dtype(x.dtype)  # in half precision a long sum stops growing
+    wide = wide_dtype(x.dtype)  # a long sum in half precision stops growing
     zero = jnp.zeros((x.shape[-1], g.shape[-1]), wide)
     total, _ = programs.scan(add, [[zero] * 4] * 4, (_chunks(x), _chunks(g)))
     return jnp.stack([jnp.stack(row) for row in _transform(_G.T, total)]).astype(x.dtype)
@@ -93,7 +94,7 @@ winograd.defvjp(_forward, _winograd_backward)
 
 def _transform(M: np.ndarray, tile: Tile) -> Tile:
     """M tile M'."""
-    for _ in range(2):  # M by columns, which become rows of the result
+    for _ in range(2):  # multiply M by the columns, which become rows of the result
         tile = [[_combination(row, column) for row in M] for column in zip(*tile)]
     return tile
 
@@ -108,7 +109,7 @@ def _combination(weights: np.ndarray, arrays: tuple[Array, ...]) -> Array:
 
 
 def _product(a: Array, b: Array, i: int, j: int, dtype: Any = None) -> Array:
-    """The matrix product over axis i of a and axis j of b, without a transpose in memory."""
+    """The matrix product over axis i of a and axis j of b; no transpose is stored in memory."""
     return lax.dot_general(a, b, (((i,), (j,)), ((), ())), preferred_element_type=dtype)
 
 
@@ -129,31 +130,31 @@ def _rows(x: Array) -> Array:
 
 
 def _pictures(squares: Tile, N: int, H: int, W: int) -> Array:
-    """Squares of 2 x 2 outputs, as pictures (N, H, W, C)."""
+    """Pictures (N, H, W, C) from squares of 2 x 2 outputs."""
     rows = [jnp.stack([y.reshape(N, H // 2, W // 2, -1) for y in row], 3) for row in squares]
     return jnp.stack(rows, 2).reshape(N, H, W, -1)
 
 
 def _chunks(x: Array) -> Array:
-    """Pictures in chunks of `_AT_ONCE` pixels, or fewer if the batch cannot be divided so."""
+    """Pictures in equal chunks of at most `_TILES_AT_ONCE` pixels, or of one picture."""
     N, H, W, _ = x.shape
     most = max(1, _TILES_AT_ONCE // (H * W))
     size = next(n for n in range(min(N, most), 0, -1) if N % n == 0)
     return x.reshape(-1, size, *x.shape[1:])
 
 
-_AT_ONCE = 1024  # pixels whose neighbours stay in the cache
+_AT_ONCE = 1024  # number of pixels whose neighbours stay in the cache
 
 
 def plain(x: Array, kernel: Array, padding: str) -> Array:
-    """The convolution of XLA, of stride 1."""
+    """XLA's convolution with stride 1."""
     numbers = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=numbers)
 
 
 @jax.custom_vjp
 def in_strips(x: Array, kernel: Array) -> Array:
-    """The correlation of x, (N, H, W, C_in), with kernel, (3, 3, C_in, C_out), with padding.
+    """The padded correlation of x (N, H, W, C_in) and kernel (3, 3, C_in, C_out).
 
     Returns:
         (N, H, W, C_out).
@@ -173,8 +174,8 @@ in_strips.defvjp(lambda x, kernel: (in_strips(x, kernel), (x, kernel)), _backwar
 def _kernel_gradient(x: Array, g: Array) -> Array:
     """The sums of x[i + a, j + b] g[i, j] over all pixels, (3, 3, C_in, C_out).
 
-    A strip of rows is one product: of x, moved by each b, with g, moved by each -a. So each pixel
-    is copied six times, instead of nine times for its nine neighbours.
+    Each strip of rows needs one matrix product: x shifted by each b times g shifted by each -a. So
+    each pixel is copied six times instead of nine times for its nine neighbours.
     """
     (H, W, C_in), C_out = x.shape[1:], g.shape[-1]
     rows = _rows_at_once(H, W)
@@ -192,20 +193,20 @@ def _kernel_gradient(x: Array, g: Array) -> Array:
         product = lax.dot_general(G, X, (((0,), (0,)), ((), ())), preferred_element_type=wide)
         return (total + product, between_zeros), None
 
-    wide = wide_dtype(x.dtype)  # in half precision a long sum stops growing
+    wide = wide_dtype(x.dtype)  # a long sum in half precision stops growing
     zeros = jnp.zeros((3 * C_out, 3 * C_in), wide), jnp.zeros((rows, (W + 2) * C_in), x.dtype)
     (total, _), _ = programs.scan(add, zeros, (strips, n * np.int32(H + 2) + top))
     return total.astype(x.dtype).reshape(3, C_out, 3, C_in)[::-1].transpose(0, 2, 3, 1)
 
 
 def _rows_at_once(H: int, W: int) -> int:
-    """The rows of a strip: a divisor of H."""
+    """The number of rows of a strip, a divisor of H."""
     most = max(1, min(H, _AT_ONCE // W))
     return next(n for n in range(most, 0, -1) if H % n == 0)
 
 
 def _triples(rows: Array, C: int) -> Array:
-    """All three neighbours in each row of pixels, contiguous in memory, as (pixels, 3 C)."""
+    """Each pixel and its two neighbours in the row, contiguous in memory, as (pixels, 3 C)."""
     n = rows.shape[1] // C - 2
     first = np.arange(n, dtype=np.int32)[:, None] * np.int32(C)
     numbers = lax.GatherDimensionNumbers((0, 2), (), (1,))
@@ -213,23 +214,23 @@ def _triples(rows: Array, C: int) -> Array:
     return X.reshape(-1, 3 * C)
 
 
-_MANY_CHANNELS = 64  # from this many on, the transforms of Winograd's form cost less than they save
-_MANY_PRODUCTS = 2**26  # least number of products for this: not a few small pictures
-_COLOURS = 4  # up to this many, blocks of pixels are faster even without pooling
-_FEW_CHANNELS = 16  # up to this many, convolutions of XLA on a CPU are loops
-_MANY_PIXELS = 4096  # from this many on, the gradient of a kernel is faster strip by strip
-_COLUMNS = 128  # most columns of the product of blocks of pixels
+_MANY_CHANNELS = 64  # with at least this many channels, Winograd's form saves more than it costs
+_MANY_PRODUCTS = 2**26  # Winograd's form also needs this many products: not a few small pictures
+_COLOURS = 4  # with at most this many channels, blocks of pixels are faster even without pooling
+_FEW_CHANNELS = 16  # with at most this many channels, XLA's convolutions on a CPU are loops
+_MANY_PIXELS = 4096  # with at least this many pixels, the kernel's gradient is faster in strips
+_COLUMNS = 128  # largest number of columns in the product of blocks of pixels
 
 
 def convolve(x: Array, kernel: Array, padding: str = "VALID") -> Array:
     """The correlation of pictures with a bank of filters, with stride 1.
 
-    `convolve` and `convolve_and_pool` choose the form by shape and backend.
+    `convolve` and `convolve_and_pool` select the form according to shape and backend.
 
     Args:
         x: (N, H, W, C_in).
         kernel: (k, k, C_in, C_out).
-        padding: "VALID", or "SAME" for an output of the size of the input.
+        padding: "VALID", or "SAME" for an output that has the size of the input.
 
     Returns:
         (N, H', W', C_out).
@@ -239,7 +240,7 @@ def convolve(x: Array, kernel: Array, padding: str = "VALID") -> Array:
         C_in, C_out = kernel.shape[2:]
         if min(H, W) <= 2:
             return _gathered(x, kernel)
-        products = x.size * C_out  # for one of the nine pixels of a filter
+        products = x.size * C_out  # number of products for one of the nine pixels of a filter
         even = H % 2 == W % 2 == 0
         if even and min(C_in, C_out) >= _MANY_CHANNELS and products >= _MANY_PRODUCTS:
             return winograd(x, kernel)
@@ -254,7 +255,8 @@ def convolve(x: Array, kernel: Array, padding: str = "VALID") -> Array:
 def up_convolve(x: Array, kernel: Array) -> Array:
     """The transposed convolution with stride 2 and filters of 2 x 2 pixels.
 
-    Outputs do not overlap, so the result is a product whose columns are the pixels of a square.
+    The outputs do not overlap, so the result is a matrix product whose columns are the pixels of a
+    square.
 
     Args:
         x: (N, H, W, C_in).
@@ -269,9 +271,9 @@ def up_convolve(x: Array, kernel: Array) -> Array:
 
 
 def max_pool(x: Array) -> Array:
-    """The maxima of squares of 2 x 2 pixels; an odd last row or column is left out.
+    """The maxima of squares of 2 x 2 pixels; an odd last row or column is dropped.
 
-    If several pixels attain a maximum, its gradient goes to the first pixel.
+    If several pixels attain a maximum, the gradient of the maximum goes to the first pixel.
     """
     return _largest(_squares(x))
 
@@ -281,8 +283,9 @@ def convolve_and_pool(
 ) -> tuple[Array, Array]:
     """The features rho(conv(x) + b), without padding, and their maxima over 2 x 2 pixels.
 
-    The maximum of rho(z) is rho of the z that attains it. So rho is computed once more, for a
-    quarter of the values: this is faster than storing all features and reading them again.
+    The maximum of rho(z) is rho at the value of z that attains the maximum. The function computes
+    rho again for this quarter of the values, which is faster than storing all features and reading
+    the features again.
 
     Args:
         x: (N, H, W, C_in).
@@ -291,16 +294,16 @@ def convolve_and_pool(
         activation: rho, a function of arrays (..., C_out).
 
     Returns:
-        The maxima, (N, H' // 2, W' // 2, C_out), and the features, (N, H', W', C_out), where H' = H
-        - k + 1. Under `jit`, unused features cost nothing if rho never falls.
+        The maxima, (N, H' // 2, W' // 2, C_out), and the features, (N, H', W', C_out), with
+        H' = H - k + 1. Under `jit`, unused features cost nothing if rho never decreases.
     """
     r = _block_side(kernel)
     z = convolve(x, kernel) if r == 1 else _convolve_blocks(x, kernel, r)
     parts = _squares if r == 1 else _quarters
 
     def rho(z: Array) -> Array:
-        # A pixel in each row: if the bias were repeated along it, XLA would compute the values one
-        # by one.
+        # Each row is one pixel: if the bias were repeated along a row, XLA would compute the values
+        # one by one.
         pixels = z.reshape(*z.shape[:-1], z.shape[-1] // len(bias), len(bias))
         return activation(add(pixels, bias)).reshape(z.shape)
 
@@ -318,7 +321,7 @@ def convolve_and_pool(
 
 
 def add(x: Array, bias: Array) -> Array:
-    """x + bias, (..., C) and (C,)."""
+    """x + bias for x (..., C) and bias (C,)."""
     return x + jnp.broadcast_to(bias, x.shape)
 
 
@@ -327,7 +330,7 @@ def _on_cpu() -> bool:
 
 
 def _squares(x: Array) -> list[Array]:
-    """The four pixels of every square of 2 x 2."""
+    """The four pixels of every square of 2 x 2 pixels."""
     H, W = (side // 2 * 2 for side in x.shape[1:3])
     return [x[:, a:H:2, b:W:2] for a in (0, 1) for b in (0, 1)]
 
@@ -338,7 +341,7 @@ def _largest(parts: list[Array]) -> Array:
 
 
 def _where_largest(keys: list[Array], values: list[Array]) -> Array:
-    """The values where the keys are largest; the first of them where keys are equal."""
+    """The value at the largest key; the first such value if keys are equal."""
     (a, b, c, d), (va, vb, vc, vd) = keys, values
     first = jnp.where(_precedes(a, b), va, vb)
     second = jnp.where(_precedes(c, d), vc, vd)
@@ -346,7 +349,7 @@ def _where_largest(keys: list[Array], values: list[Array]) -> Array:
 
 
 def _precedes(a: Array, b: Array) -> Array:
-    """Whether a is the maximum of a and b; NaN is."""
+    """Whether a is the maximum of a and b; NaN counts as the maximum."""
     return (a >= b) | (a != a)
 
 
@@ -357,33 +360,34 @@ def _larger(a: Array, b: Array) -> Array:
 
 @_larger.defjvp
 def _larger_jvp(primals, tangents):
-    # The gradient of jnp.maximum asks which argument equals the maximum. If XLA computes the
-    # arguments again with other rounding, none does, and gradients vanish. A choice has no such
-    # gap. The value above uses this choice with the roles exchanged: the same comparison would be
-    # stored for the gradient and read again for the value, which takes three times as long.
+    # The gradient of jnp.maximum tests which argument equals the maximum. If XLA computes the
+    # arguments again with other rounding errors, no argument equals the maximum, and the gradient
+    # vanishes. A comparison of the arguments always selects one argument. The value above compares
+    # the arguments in the opposite order. If both comparisons were the same, XLA would store the
+    # result for the gradient and read it again for the value, which takes three times as long.
     a, b = primals
     return _larger(a, b), jnp.where(_precedes(a, b), *tangents)
 
 
 def _gathered(x: Array, kernel: Array) -> Array:
-    """The convolution as one product, of the neighbours of every pixel with all filters."""
+    """The convolution as one product of the neighbours of every pixel and all filters."""
     H, W = x.shape[1:3]
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     X = jnp.concatenate([x[:, a : a + H, b : b + W] for a in range(3) for b in range(3)], -1)
     return X @ kernel.reshape(-1, kernel.shape[-1])
 
 
-# Few channels: blocks of r x r pixels become channels, and the convolution a matrix product. The
-# column of W for a pixel of the output block holds the filter, shifted to that pixel. More than
-# half of W is zero, but the product is still faster than the loops.
+# For few channels, blocks of r x r pixels become channels, and the convolution becomes a matrix
+# product. The column of W for a pixel of the output block holds the filter, shifted to that pixel.
+# More than half of W is zero, but the product is still faster than the loops.
 #
 # The channels of an output block are ordered as (2, 2, r/2, r/2, C): the pixel in its square of 2 x
-# 2, the square in the block, the filter. So the maxima of the squares are maxima over the four
-# quarters of the channels, and the result has the order of input blocks of side r/2.
+# 2 pixels, the square in the block, the filter. So the maxima of the squares are maxima over the
+# four quarters of the channels, and the result has the order of input blocks of side r/2.
 
 
 def _block_side(kernel: Array) -> int:
-    """The side r of the blocks; 1 if the convolution is computed directly."""
+    """The side r of the blocks, or 1 if the convolution is computed directly."""
     C_in, C_out = kernel.shape[2:]
     if not _on_cpu() or max(C_in, C_out) > _FEW_CHANNELS:
         return 1
@@ -391,18 +395,18 @@ def _block_side(kernel: Array) -> int:
 
 
 def _convolve_blocks(x: Array, kernel: Array, r: int) -> Array:
-    """The convolution without padding, as blocks of side r: (N, blocks, blocks, r r C_out)."""
+    """The convolution without padding in blocks of side r, (N, blocks, blocks, r r C_out)."""
     K = -(-(len(kernel) + r - 1) // r)  # an output block needs K x K input blocks
     h, w = (-(-(side - len(kernel) + 1) // r) for side in x.shape[1:3])
     X = _blocks(_fit(x, (h + K - 1) * r, (w + K - 1) * r), r)
     X = jnp.concatenate([X[:, a : a + h, b : b + w] for a in range(K) for b in range(K)], -1)
-    # The gradient of W has two forms; XLA takes the slower form unless this call returns W.
+    # XLA knows two forms of the gradient of W, and uses the slower form without this call.
     W = lax.optimization_barrier(_shifted(kernel, r, K).T).T
     return (X.reshape(-1, X.shape[-1]) @ W).reshape(*X.shape[:3], -1)
 
 
 def _shifted(kernel: Array, r: int, K: int) -> Array:
-    """W, (K K r r C_in, r r C_out): the filters at each of the r x r pixels of the output block."""
+    """W, (K K r r C_in, r r C_out): the filters shifted to each pixel of an output block."""
     k, _, C_in, C_out = kernel.shape
     room = K * r - k
 
@@ -415,33 +419,33 @@ def _shifted(kernel: Array, r: int, K: int) -> Array:
 
 
 def _fit(x: Array, H: int, W: int) -> Array:
-    """The picture with zeros below and on the right, or cut, to (H, W)."""
+    """The picture padded with zeros below and on the right, or cut off, to (H, W)."""
     pads = [(0, max(new - old, 0)) for new, old in zip((H, W), x.shape[1:3])]
     return jnp.pad(x, ((0, 0), *pads, (0, 0)))[:, :H, :W]
 
 
 def _blocks(x: Array, r: int) -> Array:
-    """(N, h r, w r, C) as (N, h, w, r r C)."""
+    """Pixels (N, h r, w r, C) as blocks (N, h, w, r r C)."""
     N, H, W, C = x.shape
     x = x.reshape(N, H // r, r, W // r, r, C).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(N, H // r, W // r, r * r * C)
 
 
 def _pixels(x: Array, r: int) -> Array:
-    """The inverse of `_blocks`; XLA removes the pair of them between two layers."""
+    """The inverse of `_blocks`; between two layers XLA removes `_pixels` and `_blocks`."""
     N, h, w, _ = x.shape
     return x.reshape(N, h, w, r, r, -1).transpose(0, 1, 3, 2, 4, 5).reshape(N, h * r, w * r, -1)
 
 
 def _features(z: Array, r: int) -> Array:
-    """Output blocks of side r as pixels, (N, h r, w r, C)."""
+    """The pixels (N, h r, w r, C) of output blocks of side r."""
     N, h, w, _ = z.shape
     z = z.reshape(N, h, w, 2, 2, r // 2, r // 2, -1).transpose(0, 1, 5, 3, 2, 6, 4, 7)
     return z.reshape(N, h * r, w * r, -1)
 
 
 def _quarters(x: Array) -> list[Array]:
-    """The four pixels of every square of 2 x 2, in output blocks."""
+    """The four pixels of every square of 2 x 2 pixels in output blocks."""
     return jnp.split(x, 4, -1)
 
 
@@ -454,8 +458,8 @@ class ImageConv:
 
     .. math:: (D' r)[n, i, f] = \sum_{k, c} kernel[k, c, f] \; r[n, i t + k - p, c],
 
-    with r = 0 outside of the image. Synthesis is the exact adjoint of analysis. Image by image both
-    equal the products of `conv`, on the image framed by p zeros.
+    with r = 0 outside the image. Synthesis is the exact adjoint of analysis. For each image,
+    analysis and synthesis equal the products of `conv` on the image padded with p zeros.
 
     Gradients use reverse mode; forward mode is not defined.
 
@@ -467,7 +471,8 @@ class ImageConv:
 
     Raises:
         TypeError: a size is not an integer.
-        ValueError: a size is out of range; in a product, images or codes have another shape.
+        ValueError: a size is out of range. A product raises ValueError if images or codes have
+            another shape.
 
     Example:
         >>> D = ur.vision.models.ImageConv(jnp.ones((3, 3, 1, 2)), (5, 5), stride=2)
@@ -481,7 +486,7 @@ class ImageConv:
     stride: int = 1
     padding: int = 0
 
-    __array_ufunc__ = None  # numpy arrays then leave products to this class
+    __array_ufunc__ = None  # makes numpy arrays leave products to this class
 
     def __post_init__(self):
         side = checks.as_indices(self.side, "side", "ImageConv", least=1)
@@ -493,7 +498,7 @@ class ImageConv:
         if isinstance(self.kernel, list | tuple):
             object.__setattr__(self, "kernel", checks.as_float(self.kernel, "kernel", "ImageConv"))
         shape = jnp.shape(self.kernel)
-        k, other = shape[-4:-2] if len(shape) > 3 else (0, 1)  # axes of one kernel, or of several
+        k, other = shape[-4:-2] if len(shape) > 3 else (0, 1)  # there may be several kernels
         if k != other or k > min(side) + 2 * self.padding:
             raise ValueError(
                 f"ImageConv: the kernel has shape {shape}; expected (k, k, C, m) with k no larger "
@@ -502,14 +507,14 @@ class ImageConv:
 
     @property
     def positions(self) -> tuple[int, int]:
-        """(h, w), the numbers of positions of a filter."""
+        """The numbers (h, w) of positions of a filter."""
         k = self.kernel.shape[-4]
         h, w = ((n + 2 * self.padding - k) // self.stride + 1 for n in self.side)
         return h, w
 
     @property
     def conv(self) -> Conv:
-        """The dictionary of one image framed by its padding."""
+        """The dictionary of one padded image."""
         H, W = (n + 2 * self.padding for n in self.side)
         return Conv(self.kernel.transpose(3, 2, 0, 1), (H, W), self.stride)
 
@@ -524,7 +529,7 @@ class ImageConv:
     def _operands(
         self, batch: Array, what: str, shape: tuple[int, ...]
     ) -> tuple["ImageConv", Array]:
-        """The filters and the batch, checked, in the wider of their dtypes."""
+        """The filters and the checked batch, both in the wider of the two dtypes."""
         if np.shape(batch)[1:] != shape:
             expected = ", ".join(map(str, shape))
             raise ValueError(
@@ -539,8 +544,9 @@ class ImageConv:
         return replace(self, kernel=kernel.astype(dtype)), batch.astype(dtype)
 
 
-# The gradients of both maps consist of the two maps and the gradient of the filters, which are fast
-# in these forms. XLA's transpose of a strided convolution is 40 times as slow on a CPU.
+# The gradients of analysis and synthesis consist of analysis, synthesis and the gradient of the
+# filters, which are all fast in these forms. On a CPU, XLA's transpose of a strided convolution
+# takes 40 times as long.
 
 _Saved = tuple[ImageConv, Array]
 
@@ -584,7 +590,7 @@ def _correlate(D: ImageConv, r: Array) -> Array:
 
 
 def _of_filters(D: ImageConv, r: Array, x: Array) -> ImageConv:
-    """The gradient of sum((r @ D) * x) in the filters."""
+    """The gradient of sum((r @ D) * x) with respect to the filters."""
 
     def correlate(kernel):
         return _correlate(replace(D, kernel=kernel), r)
@@ -592,12 +598,12 @@ def _of_filters(D: ImageConv, r: Array, x: Array) -> ImageConv:
     return replace(D, kernel=programs.adjoint(correlate, D.kernel, x))
 
 
-# For synthesis an image is cut into blocks as long as the stride, whose pixels are channels. A
-# window is q x q blocks, and the windows overlap by whole blocks.
+# For synthesis an image is divided into blocks. The side of a block is the stride, and the pixels
+# of a block are channels. A window has q x q blocks, and windows overlap by whole blocks.
 
 
 def _spread(D: ImageConv, x: Array) -> Array:
-    """D x as a product whose rows are windows, and the sum of the windows where they overlap."""
+    """D x: a product whose rows are windows, and the sum of the overlapping windows."""
     (N, h, w, _), (k, _, C, _) = x.shape, D.kernel.shape
     if jax.default_backend() != "cpu":
         images = jax.ShapeDtypeStruct((N, *D.side, C), x.dtype)
@@ -609,7 +615,7 @@ def _spread(D: ImageConv, x: Array) -> Array:
         blocks = windows.reshape(blocks.shape)
     else:
         for (i, j), part in zip(np.ndindex(q, q), jnp.split(windows, q * q, -1)):
-            # Updated in place: XLA would compute a sum of padded arrays again for each of its uses.
+            # The update is in place: XLA would compute a sum of padded arrays again for each use.
             part = blocks[:, i : i + h, j : j + w] + part
             blocks = lax.dynamic_update_slice(blocks, part, (0, i, j, 0))
     r = blocks.reshape(N, h + q - 1, w + q - 1, t, t, C).transpose(0, 1, 3, 2, 4, 5)
@@ -617,7 +623,7 @@ def _spread(D: ImageConv, x: Array) -> Array:
 
 
 def _matrix(D: ImageConv) -> Array:
-    """The filters as columns, with rows in the order of windows: block, pixel, channel."""
+    """The filters as columns, whose rows are in the order of windows: block, pixel, channel."""
     k, _, C, m = D.kernel.shape
     q, t = -(-k // D.stride), D.stride
     kernel = jnp.pad(D.kernel, [(0, q * t - k), (0, q * t - k), (0, 0), (0, 0)])
@@ -625,7 +631,7 @@ def _matrix(D: ImageConv) -> Array:
 
 
 def _framed(r: Array, D: ImageConv) -> Array:
-    """The part of r, which begins with the padding, that lies in the image."""
+    """The part of r inside the image; r begins with the padding."""
     p = D.padding
     far = [(-p, n + p - length, 0) for n, length in zip(D.side, r.shape[1:3])]
     return lax.pad(r, jnp.zeros((), r.dtype), [(0, 0, 0), *far, (0, 0, 0)])

@@ -1,4 +1,4 @@
-"""Networks whose layers are pursuits: the layer, ResCSC and MSDCSC."""
+"""CSCLayer, whose output is the code of a pursuit, and the networks ResCSC and MSDCSC."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,26 +24,28 @@ _FINE = 6
 
 
 class CSCLayer(nnx.Conv):
-    r"""A drop-in for `nnx.Conv` and its activation: a convolutional sparse coding layer.
+    r"""A convolutional sparse coding layer, which replaces `nnx.Conv` and its activation.
 
     .. math:: x \leftarrow \rho(x + W'(y - s W x) + b), \qquad \text{T + 1 times, from } x = 0,
 
-    where W'y is the convolution and W x its adjoint. T = 0 is the layer rho(conv(y) + b) exactly.
-    With ReLU these are steps of ISTA of size 1 / s for the non-negative LASSO
+    where W'y is the convolution and W x is the adjoint of the convolution. If T = 0, the layer
+    computes exactly rho(conv(y) + b). With ReLU the steps are steps of ISTA of size 1 / s for the
+    non-negative LASSO
 
-    .. math:: \min_{x \ge 0} \|y - D x\|^2 / 2 - s \, b'x, \qquad D = s W,
+    .. math:: \min_{x \ge 0} \|y - D x\|^2 / 2 - s \, b'x, \qquad D = s W.
 
-    which converge if s norm(W)^2 <= 1, see `step_ratio`. The initial s satisfies this bound for
-    pictures of every size; training may violate it. s is one number, which a layer with T = 0
-    lacks; the other params are the params of `nnx.Conv`.
+    The steps converge if s norm(W)^2 <= 1 (see `step_ratio`). The initial s satisfies this bound
+    for pictures of every size, but training may violate the bound. The param s is one number and
+    does not exist in a layer with T = 0 and without `warm`. The other params are the params of
+    `nnx.Conv`.
 
     Args:
         in_features, out_features, kernel_size, strides: as in `nnx.Conv`.
         unfoldings: T.
-        warm: if True, calls pass a start that replaces 0.
+        warm: if True, calls may pass a start that replaces 0.
         activation: rho, an activation or its name.
-        batch_norm: if True, a batch norm inside of the activation replaces b. Statistics differ
-            from step to step, so each of the T + 1 steps has a separate batch norm. The batch norms
+        batch_norm: if True, a batch norm inside the activation replaces b. Statistics differ from
+            step to step, so each of the T + 1 steps has a separate batch norm. The batch norms
             follow `train()` and `eval()` of the model.
         padding: "SAME", "VALID" or "CIRCULAR".
         kernel_dilation, use_bias, options: as in `nnx.Conv`, except `feature_group_count`.
@@ -51,11 +53,11 @@ class CSCLayer(nnx.Conv):
     Raises:
         TypeError: a size is not an integer, activation is not an activation, or rngs is not an
             nnx.Rngs.
-        ValueError: a size is below 1, unfoldings < 0, or groups are given; when called, pictures
-            have other channels, filters are longer than a picture, or a start has another shape or
-            comes without `warm`.
+        ValueError: a size is below 1, unfoldings < 0, or groups are given. A call raises ValueError
+            if pictures have another number of channels, filters are longer than a picture, a start
+            has another shape, or a start is given although `warm` is False and T = 0.
 
-    Reference: Sulam, Aberdam, Beck, Elad (2020); Zhang, Zhang (2021) for the start.
+    Reference: Sulam, Aberdam, Beck, Elad (2020). The start is from Zhang, Zhang (2021).
 
     Example:
         >>> from flax import nnx
@@ -116,7 +118,7 @@ class CSCLayer(nnx.Conv):
         count = unfoldings + 1 if batch_norm else 0
         self.norms = batch_norms(out_features, count, rngs, options.get("dtype")) if count else None
         squared = self._norm_bound() ** 2
-        safe = 1 / jnp.where(squared == 0, 1, squared)  # for zero filters every step is safe
+        safe = 1 / jnp.where(squared == 0, 1, squared)  # if filters are zero, every step is safe
         self.step = nnx.Param(safe) if unfoldings or warm else None
 
     def __call__(self, inputs: Array, start: Array | None = None) -> Array:
@@ -124,7 +126,7 @@ class CSCLayer(nnx.Conv):
 
         Args:
             inputs: y, (N, H, W, in_features).
-            start: x before the first step, in the shape of the codes; None is 0.
+            start: x before the first step, with the shape of the codes; None is 0.
 
         Returns:
             (N, H', W', out_features).
@@ -154,33 +156,35 @@ class CSCLayer(nnx.Conv):
         return self.activation(v if self.norms is None else self.norms[t](v))
 
     def _size(self) -> Array:
-        """s, or 0 if the layer has no s."""
+        """The step param s, or 0 if the layer has no s."""
         return jnp.zeros(()) if self.step is None else magnitude(self.step[...])
 
     def step_ratio(self) -> Array:
-        """s over its safe size 1 / norm(W)^2: up to 1, steps without batch norm converge.
+        """The ratio of s to its safe size 1 / norm(W)^2.
 
-        The bound of norm(W) holds for pictures of every size, and exceeds norm(W) by a few percent
-        for small filters. A "CIRCULAR" bound leaves the stride out and may be much larger. A layer
-        with T = 0 takes no such steps and returns 0.
+        Steps without batch norm converge if the ratio is at most 1. The method uses a bound on
+        norm(W) that holds for pictures of every size. For small filters the bound exceeds norm(W)
+        by a few percent. With padding "CIRCULAR" the bound ignores the stride and may be much
+        larger than norm(W). If the layer has no s, the ratio is 0.
         """
         return self._size() * self._norm_bound() ** 2
 
     def _norm_bound(self) -> Array:
         kernel, circular = self.kernel[...], self.padding == "CIRCULAR"
         kernel = kernel if self.mask is None else kernel * self.mask
-        # On a circle whose length is not a multiple of the stride, two windows are closer than it.
+        # If the length of the circle is not a multiple of the stride, two windows are closer than
+        # the stride.
         return norm_bound(kernel, (1,) * (kernel.ndim - 2) if circular else self._apart())
 
     def _apart(self) -> tuple[int, ...]:
-        """Strides, in the units that they share with the entries of a dilated filter."""
+        """Strides in units of the dilation, without the factors that both have in common."""
         n = self.kernel.ndim - 2
         pairs = zip(*(np.broadcast_to(v or 1, n) for v in (self.strides, self.kernel_dilation)))
         return tuple(int(s // math.gcd(s, dilation)) for s, dilation in pairs)
 
 
 def _sizes(sizes: Any, name: str, where: str) -> int | tuple[int, ...]:
-    """One size for all dimensions, or a tuple with one size for each."""
+    """One size for all dimensions, or a tuple with one size for each dimension."""
     if isinstance(sizes, tuple | list):
         if not sizes:
             raise ValueError(f"{where}: {name} is {sizes}; expected one size for each side")
@@ -189,7 +193,7 @@ def _sizes(sizes: Any, name: str, where: str) -> int | tuple[int, ...]:
 
 
 def _check_sides(layer: nnx.Conv) -> None:
-    """Raise ValueError unless strides and dilation have as many sizes as the kernel has sides."""
+    """Raise ValueError unless strides and dilation have one size per side of the kernel."""
     for name in ("strides", "kernel_dilation"):
         sizes, sides = getattr(layer, name), layer.kernel.ndim - 2
         if isinstance(sizes, tuple) and len(sizes) != sides:
@@ -199,13 +203,13 @@ def _check_sides(layer: nnx.Conv) -> None:
 
 
 def batch_norms(features: int, count: int, rngs: nnx.Rngs, dtype: Any = None) -> nnx.List:
-    """Several batch norms; they follow `train()` and `eval()` of the model that holds them."""
+    """Several batch norms, which follow `train()` and `eval()` of the model."""
     norms = [_BatchNorm(features, momentum=0.9, dtype=dtype, rngs=rngs) for _ in range(count)]
     return nnx.List(norms)
 
 
 class _BatchNorm(nnx.BatchNorm):
-    """The batch norm of flax, but NaN if the variance leaves the range: flax returns 0 there."""
+    """The batch norm of flax, but NaN instead of flax's 0 if the variance overflows."""
 
     def __call__(self, x: Array, *args: Any, **options: Any) -> Array:
         with jax.numpy_dtype_promotion("standard"):  # flax mixes dtypes in half precision
@@ -215,21 +219,21 @@ class _BatchNorm(nnx.BatchNorm):
 
 
 def norm_bound(kernel: Array, strides: tuple[int, ...] | None = None) -> Array:
-    """An upper bound of the norm of a convolution, for pictures of every size and every padding.
+    """An upper bound on the norm of a convolution, for pictures of every size and every padding.
 
-    The squared response is a trigonometric polynomial of degree n - 1 in every dimension: its
-    maximum is at most the maximum over M frequencies, divided by cos(pi (n - 1) / M) for each
-    dimension. A stride s merges s frequencies, with the mean of their squares, of degree (n - 1) //
-    s.
+    The squared response is a trigonometric polynomial of degree n - 1 in every dimension. Therefore
+    its maximum is at most the maximum over M frequencies, divided by cos(pi (n - 1) / M) for each
+    dimension. A stride s merges groups of s frequencies, and the squared response becomes the mean
+    of their squared responses, which has the degree (n - 1) // s.
 
     Args:
         kernel: (*sides, C_in, C_out), with any dilation.
-        strides: one for each side; a part of a stride that is a factor of the dilation has no
-            effect.
+        strides: one stride for each side, without the factors that the stride has in common with
+            the dilation, since these factors have no effect.
     """
-    # On the host if possible: JAX would compile this anew for every layer of a model.
+    # The function runs on the host if possible: JAX would compile it for every layer of a model.
     xp: Any = np if checks.is_concrete(kernel) else jnp
-    k = exponent(jnp.asarray(kernel))  # scaled so that squares stay in the range
+    k = exponent(jnp.asarray(kernel))  # a scale that keeps squares in the range
     filters = xp.moveaxis(xp.asarray(times_power(jnp.asarray(kernel), -k)), (-2, -1), (0, 1))
     (channels, features), sides = filters.shape[:2], kernel.shape[:-2]
     strides = strides or (1,) * len(sides)
@@ -240,7 +244,7 @@ def norm_bound(kernel: Array, strides: tuple[int, ...] | None = None) -> Array:
     axes = (*range(3, 2 + len(parts), 2), *range(2, 2 + len(parts), 2), 0, 1)
     H = xp.transpose(response.reshape(channels, features, *parts), axes)
     H = H.reshape(math.prod(apart), -1, features)  # merged frequencies add channels
-    H = H if H.shape[1] < H.shape[2] else xp.swapaxes(H, 1, 2)  # the smaller of two products
+    H = H if H.shape[1] < H.shape[2] else xp.swapaxes(H, 1, 2)  # the smaller Gram matrix
     gram = H @ xp.swapaxes(H, 1, 2).conj() / math.prod(strides)
     degrees = ((n - 1) // s for n, s in zip(sides, strides))
     between = math.prod(math.cos(math.pi * n / M) for n, M in zip(degrees, apart))
@@ -255,7 +259,7 @@ class ResCSCBlock(nnx.Module):
         u &= \rho(BN(V'x)), \\
         z &= \rho(BN(x + W'(u - s W x))),
 
-    and T more steps of each. If stride or width change the shape, z starts from 0.
+    followed by T more steps of each layer. If stride or width change the shape, z starts from 0.
 
     Args:
         in_features, features: numbers of channels of x and of z.
@@ -302,31 +306,33 @@ class ResCSCBlock(nnx.Module):
 class ResCSC(nnx.Module):
     """Res-CSC for small pictures, with the widths and depths of the ResNets for CIFAR-10.
 
-    A convolution, then for every width `blocks` of `ResCSCBlock`, the first of them with stride 2
-    except for the first width; the mean over all positions; a linear layer. The defaults have the
-    20 layers of ResNet-20.
+    The network consists of a convolution, `blocks` modules `ResCSCBlock` for every width, the mean
+    over all positions, and a linear layer. For every width except the first, the first block has
+    stride 2. With the defaults the network has 20 layers like ResNet-20.
 
     Args:
         classes: number of outputs.
         channels: number of channels of the pictures.
         widths: number of feature maps of every stage.
         blocks: number of blocks per stage.
-        unfoldings: T, steps of every layer of the blocks after its forward pass.
+        unfoldings: T, number of steps of every layer in the blocks after the forward pass.
         activation: rho, an activation or its name.
         rngs: draws the filters.
 
     Attributes:
-        early: the names for `tap` of the codes of the first width: of `stem` and of the blocks.
-        convolutions: the names of the layers in `early` that take one step from 0, so that
-            `experiments.features` can read a dictionary; the second layer of a block starts
-            elsewhere.
+        early: the names, for `tap`, of `stem` and of the blocks of the first width, whose outputs
+            are codes.
+        convolutions: the names of the layers in `early` that take one step from 0. The function
+            `experiments.features` can read the dictionaries of these layers; the second layer of a
+            block does not start from 0.
 
     Raises:
         TypeError, ValueError: sizes are not positive integers, there are no widths, or rngs is not
-            an nnx.Rngs; when called, pictures have other channels or are too small.
+            an nnx.Rngs. A call raises ValueError if pictures have another number of channels or
+            are too small.
 
-    Reference: Zhang, Zhang (2021), whose sizes and code are not published; He, Zhang, Ren, Sun
-    (2016) for the sizes.
+    Reference: Zhang, Zhang (2021), who published neither sizes nor code. The sizes are from He,
+    Zhang, Ren, Sun (2016).
 
     Example:
         >>> from flax import nnx
@@ -376,8 +382,8 @@ class ResCSC(nnx.Module):
         return self.head(jnp.mean(x, (1, 2)))
 
 
-_PART = 4096  # numbers drawn together
-_TRUNCATED = 0.8796256610342398  # deviation of a normal number within 2 of 0
+_PART = 4096  # number of entries in one draw
+_TRUNCATED = 0.8796256610342398  # standard deviation of a normal number truncated to [-2, 2]
 
 
 class MSDCSCBlock(nnx.Module):
@@ -387,16 +393,17 @@ class MSDCSCBlock(nnx.Module):
         x_{i-1} &\leftarrow D_i x_i, \quad i = J, \dots, 1, \\
         x_i &\leftarrow \rho(BN(x_i + c_i D_i'(x_{i-1} - D_i x_i))), \quad i = 1, \dots, J,
 
-    T + 1 times, the first from x_i = 0, where D_i'r = (r, F_i'r) and x_0 in the second line is the
-    input. T = 0 is a network with dense connections. Each sweep has separate batch norms.
+    T + 1 times. The first sweep starts from x_i = 0. Here D_i'r = (r, F_i'r), and x_0 in the second
+    line is the input. If T = 0, the block is a network with dense connections. Each sweep has
+    separate batch norms.
 
-    c_i starts at 1 / (1 + norm(F_i)^2), a safe step, and is trained.
+    The step size c_i is trained from the initial value 1 / (1 + norm(F_i)^2), which is safe.
 
     Args:
         in_features: number of channels of the input.
         growth: number of feature maps that every layer adds.
         depth: J.
-        dilations: a cycle of dilations.
+        dilations: the dilations of the layers, repeated cyclically.
         unfoldings: T.
         activation: rho.
         rngs: draws the filters.
@@ -447,7 +454,7 @@ class MSDCSCBlock(nnx.Module):
         )
 
     def __call__(self, y: Array) -> Array:
-        """x_J, (N, H, W, in_features) -> (N, H, W, in_features + depth growth)."""
+        """The code x_J, (N, H, W, in_features) -> (N, H, W, in_features + depth growth)."""
         y = checks.as_float(y, "the pictures", "MSDCSCBlock")
         check_pictures(y, self.filters[0].in_features, "MSDCSCBlock")
         for F in self.filters:
@@ -459,7 +466,7 @@ class MSDCSCBlock(nnx.Module):
         return xs[-1]
 
     def _up(self, y: Array, t: int, codes: list[Array] | None = None) -> list[Array]:
-        """The new codes x_1 .. x_J, from the codes x_0 .. x_J that `_down` found."""
+        """The new codes x_1 .. x_J, computed from the codes x_0 .. x_J of `_down`."""
         xs = [y]
         for i, F in enumerate(self.filters):
             r = xs[-1] if codes is None else xs[-1] - codes[i]  # codes[i] = D_{i+1} codes[i+1]
@@ -469,7 +476,7 @@ class MSDCSCBlock(nnx.Module):
         return xs[1:]
 
     def _down(self, y: Array, x: Array) -> list[Array]:
-        """x_0 .. x_J from x_J, by x_{i-1} = D_i x_i."""
+        """The codes x_0 .. x_J computed from x_J by x_{i-1} = D_i x_i."""
         xs = [x]
         for F in reversed(self.filters):
             first, added = jnp.split(xs[0], [F.in_features], -1)
@@ -478,7 +485,7 @@ class MSDCSCBlock(nnx.Module):
         return xs
 
     def step_ratios(self) -> Array:
-        """c_i over its safe size 1 / (1 + norm(F_i)^2), (depth,)."""
+        """The ratio of each c_i to its safe size 1 / (1 + norm(F_i)^2), (depth,)."""
         pairs = zip(self.steps, self.filters)
         return jnp.stack(
             [magnitude(c[...]) * (1 + norm_bound(F.kernel[...]) ** 2) for c, F in pairs]
@@ -486,9 +493,9 @@ class MSDCSCBlock(nnx.Module):
 
 
 def _lecun_normal(key: Array, shape: tuple[int, ...], dtype: Any, **_: Any) -> Array:
-    """Filters as nnx.Conv draws them: truncated normal with deviation 1 / sqrt(fan-in).
+    """Truncated normal filters with standard deviation 1 / sqrt(fan-in), as in nnx.Conv.
 
-    They are drawn in parts of one size: a draw of another shape compiles for two seconds.
+    All draws have the same size because a draw of another shape compiles for two seconds.
     """
     n, fan_in = math.prod(shape), math.prod(shape[:-1])
     keys = [jax.random.fold_in(key, i) for i in range(-(-n // _PART))]
@@ -497,10 +504,11 @@ def _lecun_normal(key: Array, shape: tuple[int, ...], dtype: Any, **_: Any) -> A
 
 
 class MSDCSC(nnx.Module):
-    """MSD-CSC for CIFAR-10: blocks, and between them a 1x1 convolution and 2x2 max pooling.
+    """MSD-CSC for CIFAR-10: blocks with a 1x1 convolution and 2x2 max pooling between two blocks.
 
-    A 3x3 convolution to `width` maps with batch norm; `blocks` of `MSDCSCBlock`; the mean over all
-    positions; a linear layer. With the defaults the widths are 16, 160, 304 and 448.
+    The network consists of a 3x3 convolution to `width` maps with batch norm, `blocks` modules
+    `MSDCSCBlock`, the mean over all positions, and a linear layer. With the defaults the widths are
+    16, 160, 304 and 448.
 
     Args:
         classes: number of outputs.
@@ -511,16 +519,17 @@ class MSDCSC(nnx.Module):
         rngs: draws the filters.
 
     Attributes:
-        early: the names for `tap` of the codes of `stem` and of the first block.
-        convolutions: the name of `stem`, whose filters are a dictionary of one step.
+        early: the names, for `tap`, of `stem` and of the first block, whose outputs are codes.
+        convolutions: the name of `stem`, which takes one step from 0.
 
     Raises:
         TypeError, ValueError: sizes are not positive integers, there are no dilations, or rngs is
-            not an nnx.Rngs; when called, pictures have other channels or are too small for the
-            dilations.
+            not an nnx.Rngs. A call raises ValueError if pictures have another number of channels or
+            are too small for the dilations.
 
-    Reference: Zhang, Zhang (2021). In their code the batch norms of the blocks are in plain lists,
-    so they are neither trained nor saved nor switched to evaluation. Here they are all three.
+    Reference: Zhang, Zhang (2021). In the authors' code the batch norms of the blocks are in plain
+    lists, so these batch norms are neither trained nor saved nor switched to evaluation. Here the
+    batch norms of the blocks are trained, saved and switched to evaluation.
 
     Example:
         >>> from flax import nnx

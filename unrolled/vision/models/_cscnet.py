@@ -28,8 +28,8 @@ def shift_average(
 ) -> Array:
     """The mean of an estimate over all stride^2 shifts of a strided grid.
 
-    The picture is padded by reflection so far that under every shift as many kernels cover each
-    pixel as on an infinite grid. All windows have the same shape; each side is `kernel` plus a
+    The picture is padded by reflection so that, under every shift, each pixel is covered by as many
+    kernels as on an infinite grid. All windows have the same shape; each side is `kernel` plus a
     multiple of `stride`.
 
     Args:
@@ -46,8 +46,8 @@ def shift_average(
         ValueError: the picture is not (H, W), the stride is below 1 or above the kernel, or an
             estimate has another shape.
 
-    Reference: Simon, Elad, "Rethinking the CSC model for natural images" (2019), who average the
-    estimates of all shifts.
+    Reference: Simon, Elad, "Rethinking the CSC model for natural images" (2019). The authors
+    average the estimates of all shifts.
 
     Example:
         >>> from unrolled.vision.models import shift_average
@@ -79,7 +79,7 @@ def over_shifts(
 ) -> Any:
     """The results of `function(window, shift)` for all stride^2 shifts, stacked.
 
-    The corner of a window is the pixel shift - (kernel - 1).
+    The first pixel of a window is the pixel shift - (kernel - 1) of the picture.
     """
     n, s = checks.as_sizes("shift_average", kernel=kernel, stride=stride)
     picture = checks.as_float(picture, "the picture", "shift_average")
@@ -103,7 +103,7 @@ def over_shifts(
     )
 
 
-# Number of steps for norm(A, 2), and the sides of its torus, in kernels.
+# The number of Lanczos steps for norm(A, 2), and the side of the torus in multiples of the kernel.
 _NORM_STEPS, _NORM_SIDE = 100, 4
 
 
@@ -112,14 +112,14 @@ class CSCNet(nnx.Module):
 
     .. math:: x_{k+1} = shrink(x_k + B'(y - A x_k), theta), \quad x_0 = 0, \quad \hat y = C x_K,
 
-    where A, B, C are `dictionaries.Conv` of one geometry: the steps are the steps of
+    where A, B, C are `dictionaries.Conv` with the same geometry. The steps are the steps of
     `layers.lista_cp` with D = A and W = B. If the stride is close to the kernel size, the atoms
     have low coherence, but the estimate depends on the position of the grid. The prediction is
-    therefore the mean over all stride^2 shifts of the grid, on the picture padded by reflection.
-    Trained codes are not very sparse, see `density`.
+    therefore the mean over all stride^2 shifts of the grid on the picture padded by reflection.
+    The codes of a trained net are not very sparse (see `density`).
 
-    With `noise_adaptive`, as in CDLNet, theta = theta_0 + theta_1 sigma, so that one net serves a
-    range of noise levels.
+    With `noise_adaptive`, as in CDLNet, theta = theta_0 + theta_1 sigma, so that one net denoises
+    pictures with a range of noise levels.
 
     Args:
         n_filters: number of atoms per position.
@@ -127,24 +127,24 @@ class CSCNet(nnx.Module):
         stride: s, in pixels, at most n.
         unfoldings: K.
         rngs: draws the initial filters, A = B = C, unless `filters` is given.
-        filters: initial filters, (n_filters, n, n). Drawn or given, they are scaled to norm(A, 2) =
-            1.
+        filters: initial filters, (n_filters, n, n). Drawn and given filters are scaled to
+            norm(A, 2) = 1.
         theta: initial thresholds.
         noise_adaptive: whether theta depends on the noise level.
-        subtract_mean: if True, the mean of the picture is subtracted first and added again last.
-        signed: if True, thresholds act with their sign: a negative threshold expands. If False,
-            they act as abs(theta), so that they are non-negative under any optimiser.
+        subtract_mean: if True, the mean of the picture is subtracted first and added at the end.
+        signed: if True, a negative threshold expands. If False, the thresholds are abs(theta) and
+            therefore non-negative with any optimiser.
 
     Raises:
         TypeError: a size is not an integer, rngs is not an nnx.Rngs but filters are drawn, or
             `subtract_mean` or `signed` is not True or False.
         ValueError: the stride exceeds the kernel, filters have another shape, are zero or are not
-            finite, a size is below 1, or theta is negative; when called, the noise level is missing
-            or not expected, or the picture does not fit.
+            finite, a size is below 1, or theta is negative. A call raises ValueError if the noise
+            level is missing or not expected, or if the picture does not fit.
 
-    Reference: Simon, Elad, "Rethinking the CSC model for natural images" (2019); Janjusevic,
-    Khalilian-Gourtani, Wang, "CDLNet" (2022) for the noise level. CDLNet has separate filters at
-    every step; here all steps share the filters.
+    Reference: Simon, Elad, "Rethinking the CSC model for natural images" (2019). Thresholds that
+    depend on the noise level are from Janjusevic, Khalilian-Gourtani, Wang, "CDLNet" (2022). CDLNet
+    has separate filters at every step; here all steps share the filters.
 
     Example:
         >>> from flax import nnx
@@ -195,7 +195,7 @@ class CSCNet(nnx.Module):
         """The denoised picture, averaged over all shifts of the grid.
 
         Args:
-            noisy: (H, W), or (batch, H, W), whose pictures are processed one by one.
+            noisy: (H, W), or (batch, H, W). The pictures of a batch are processed one by one.
             sigma: noise level in the unit of the picture, () or (batch,), for a noise-adaptive net.
 
         Returns:
@@ -213,10 +213,10 @@ class CSCNet(nnx.Module):
         return shift_average(estimate, noisy - mean, kernel=self.kernel, stride=self.stride) + mean
 
     def estimate(self, window: ArrayLike, sigma: ArrayLike | None = None) -> Array:
-        """The estimate of one window by the grid that begins at its corner, for training.
+        """The estimate of one window with the grid that begins at its first pixel, for training.
 
-        Fewer atoms cover pixels nearer to the border than kernel - stride. Use `jax.vmap` for
-        batches.
+        A pixel whose distance from the border is less than kernel - stride is covered by fewer
+        atoms than other pixels. Use `jax.vmap` for batches.
 
         Args:
             window: (H, W); H - kernel and W - kernel must be multiples of the stride.
@@ -230,7 +230,7 @@ class CSCNet(nnx.Module):
         return self._synthesize(self._code(window - mean, sigma), window.shape) + mean
 
     def code(self, window: ArrayLike, sigma: ArrayLike | None = None) -> Array:
-        """The code of one window after the subtraction, flat as in `dictionaries.Conv`.
+        """The code of one window minus its mean, flat as in `dictionaries.Conv`.
 
         Args:
             window: (H, W); H - kernel and W - kernel must be multiples of the stride.
@@ -262,20 +262,20 @@ class CSCNet(nnx.Module):
         )
 
     def _mean(self, picture: Array) -> ArrayLike:
-        """The mean that is subtracted from a picture."""
+        """The mean to subtract from a picture, or 0."""
         return jnp.mean(picture) if self.subtract_mean else 0
 
     def _code(self, window: Array, sigma: Array | None) -> Array:
         A, B = (Conv(bank[...], window.shape, self.stride) for bank in (self.A, self.B))
         sign = (lambda v: v) if self.signed else magnitude
         theta = sign(self.theta[...])
-        if self.slope is not None and sigma is not None:  # both or neither
+        if self.slope is not None and sigma is not None:  # both are given, or both are None
             theta = theta + sign(self.slope[...]) * sigma
         params = Unrolled(
             Weights(B), Threshold(jnp.broadcast_to(theta, (self.unfoldings, *theta.shape)))
         )
         apply = lista_cp(self.unfoldings).apply
-        if self.signed:  # a layer refuses thresholds known to be negative
+        if self.signed:  # the layer rejects negative thresholds unless they are traced
             apply = jax.jit(apply)
         return apply(params, A, window.reshape(-1))
 
@@ -285,7 +285,7 @@ class CSCNet(nnx.Module):
     def _checked(
         self, picture: ArrayLike, sigma: ArrayLike | None, batch: bool = False
     ) -> tuple[Array, Array | None]:
-        """A picture and its noise level as arrays; raises if they do not fit the net."""
+        """A picture and its noise level as arrays; raises if an argument does not fit the net."""
         picture = checks.as_float(picture, "the picture", "CSCNet")
         if picture.ndim != 2 and not (batch and picture.ndim == 3) or 0 in picture.shape:
             expected = "(H, W)" + " or (batch, H, W)" * batch
@@ -326,7 +326,7 @@ def _at_norm_one(filters: Array, shape: tuple[int, ...], stride: int) -> Array:
     checks.finite(filters, "filters", "CSCNet")
     if checks.is_concrete(filters) and not jnp.any(filters):
         raise ValueError("CSCNet: the filters are zero; expected some that are not")
-    filters = times_power(filters, -exponent(filters))[:, None]  # squares stay in the range
+    filters = times_power(filters, -exponent(filters))[:, None]  # keeps squares in the range
     side = -(-_NORM_SIDE * filters.shape[-1] // stride) * stride
     bank = Conv(filters, (side, side), stride, "circular")
     return filters / norm_from_below(bank, _NORM_STEPS)

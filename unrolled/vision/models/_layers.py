@@ -1,4 +1,4 @@
-"""The layers of the vision models, the checks of their arguments, and their named features."""
+"""The layers of the vision models, checks of arguments, and access to named features."""
 
 import functools
 import math
@@ -28,26 +28,28 @@ _RECORD = "tapped_outputs"
 def tap(model: nnx.Module, *names: str, inputs: bool = False) -> "Tapped":
     """A model that also returns the outputs of named submodules.
 
-    `outputs, features = tap(model, "conv1", "blocks.0")(x)`: features is a dictionary with one
+    In `outputs, features = tap(model, "conv1", "blocks.0")(x)`, features is a dictionary with one
     array per name. The tapped model shares all variables with the given model, which does not
-    change: if you train one of the two, you train the other, and both follow `model.train()` and
-    `model.eval()`. The tapped model is a module, so that `nnx.jit`, `nnx.grad` and `nnx.Optimizer`
-    take it.
+    change. If you train one of the two models, you train the other model, too, and both models
+    follow `model.train()` and `model.eval()`. Because the tapped model is a module, `nnx.jit`,
+    `nnx.grad` and `nnx.Optimizer` accept the tapped model.
 
     A name is the path of a submodule, with attributes and indices joined by dots. Each call of the
-    submodule gives a feature: k > 1 calls give the k features "name[0]", ..., "name[k-1]". If a
-    call of the model sets attributes other than variables, they are lost. A tapped model calls
-    copies of its modules, which no second tap reaches: give all names to one `tap`.
+    submodule gives one feature; k > 1 calls give the k features "name[0]", ..., "name[k-1]". If a
+    call of the model sets attributes other than variables, these attributes are lost. A tapped
+    model calls copies of its modules, which a second `tap` cannot reach. Pass all names to one
+    `tap`.
 
     Args:
         model: any nnx.Module.
         names: paths of submodules.
-        inputs: if True, return the first argument of the calls instead of their outputs.
+        inputs: if True, the features are the first arguments of the calls instead of the outputs.
 
     Raises:
         TypeError: the model is not an nnx.Module, or a name is not a string.
-        ValueError: there are no names, or a name occurs twice or does not exist (the message lists
-            the names that exist); when called, the model does not call a submodule.
+        ValueError: there are no names, a name occurs twice, or a name does not exist (the message
+            lists the names that exist). A call raises ValueError if the model does not call a
+            named submodule.
 
     Example:
         >>> from flax import nnx
@@ -67,7 +69,7 @@ def tap(model: nnx.Module, *names: str, inputs: bool = False) -> "Tapped":
 
 
 class Tapped(nnx.Module):
-    """A model with the names of the submodules whose outputs it returns; made by `tap`."""
+    """A model that also returns the outputs of named submodules; `tap` returns this class."""
 
     def __init__(self, model: nnx.Module, names: tuple[str, ...], inputs: bool = False):
         if not names or len(set(names)) < len(names):
@@ -78,7 +80,7 @@ class Tapped(nnx.Module):
 
     def __call__(self, *args: Any, **options: Any) -> tuple[Any, dict[str, Array]]:
         """The outputs of the model, and the features by name."""
-        model = nnx.clone(self.model, variables=False)  # separate modules, the same variables
+        model = nnx.clone(self.model, variables=False)  # separate modules with the same variables
         taps = {name: submodule(model, name) for name in self.names}
         for module in {id(module): module for module in taps.values()}.values():
             module.__class__ = _recording(type(module), self.inputs)
@@ -98,7 +100,7 @@ class Tapped(nnx.Module):
 
 @functools.cache
 def _recording(cls: type, inputs: bool) -> type:
-    """The class whose calls append their output, or their input, to a variable of the module."""
+    """A subclass whose calls append the output or the input to a variable of the module."""
 
     class Recording(cls):
         def __call__(self, *args, **options):
@@ -115,7 +117,7 @@ def _recording(cls: type, inputs: bool) -> type:
 
 @checked
 def submodule(model: nnx.Module, name: str) -> nnx.Module:
-    """The submodule at a path, as `tap` finds it.
+    """The submodule at a path, as in `tap`.
 
     Raises:
         TypeError: the name is not a string.
@@ -149,16 +151,16 @@ def _child(node: Any, part: str) -> Any:
     return node[int(part)] if isinstance(node, Sequence) else getattr(node, part)
 
 
-_EPSILON, _MOMENTUM = 1e-5, 0.9  # the defaults of PyTorch, whose momentum is 1 - 0.9
+_EPSILON, _MOMENTUM = 1e-5, 0.9  # the defaults of PyTorch, which defines momentum as 1 - 0.9
 
 
 class BatchNorm(nnx.Module):
-    r"""rho(scale (x - mean) / sqrt(var + 1e-5) + bias), per channel, with 2 n params.
+    r"""rho(scale (x - mean) / sqrt(var + 1e-5) + bias) per channel, with 2 n params.
 
-    In training, mean and var come from the batch, and the running values move a tenth of the way
-    towards them; `model.eval()` uses the running values. The running var follows the var of the
-    batch, with divisor N H W, as in flax and unlike PyTorch. If var leaves the range, the result is
-    rho of NaN: the limit, 0, would look like a feature.
+    During training, mean and var come from the batch, and the running values move a tenth of the
+    way towards mean and var. After `model.eval()`, mean and var are the running values. The running
+    var follows the var of the batch with divisor N H W, as in flax and unlike PyTorch. If var
+    overflows, the result is rho of NaN, because the limit 0 would look like a feature.
     """
 
     epsilon = _EPSILON
@@ -167,7 +169,7 @@ class BatchNorm(nnx.Module):
         self.scale, self.bias = nnx.Param(jnp.ones(n)), nnx.Param(jnp.zeros(n))
         self.mean, self.var = nnx.BatchStat(jnp.zeros(n)), nnx.BatchStat(jnp.ones(n))
         self.activation = activation
-        self.use_running_average = False  # set by `model.train()` and `model.eval()`
+        self.use_running_average = False  # `model.train()` and `model.eval()` set this attribute
 
     def __call__(self, x: Array) -> Array:
         scale, bias = self.scale[...], self.bias[...]
@@ -190,7 +192,7 @@ def _per_channel(x: Array, slope: Array, offset: Array) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _normalized(x: Array, scale: Array, bias: Array, activation) -> tuple[Array, Array, Array]:
-    """The activated batch, its mean and its var. The latter two have no derivative."""
+    """The activated batch and the mean and var of the batch; mean and var have no derivative."""
     return _forward(x, scale, bias, activation)[0]
 
 
@@ -198,7 +200,7 @@ def _forward(x, scale, bias, activation):
     mean = jnp.mean(x, (0, 1, 2))
     var = jnp.mean(jnp.square(x - jnp.broadcast_to(mean, x.shape)), (0, 1, 2))
     y = _activated(x, scale, bias, mean, var, activation)
-    # What is saved depends on x as written here: a second derivative is taken through it.
+    # The saved mean and var depend on x as computed here, so second derivatives are correct.
     return (y, mean, var), (x, scale, bias, mean, var)
 
 
@@ -207,8 +209,8 @@ def _backward(activation, saved, cotangents):
     inverse = lax.rsqrt(var + _EPSILON)
     z = _per_channel(x, scale * inverse, bias - scale * inverse * mean)
     (g,) = jax.vjp(activation, z)[1](cotangents[0])
-    # With u = (x - mean) inverse: d bias = sum g, d scale = sum g u; the components of g along
-    # these two directions do not reach x.
+    # With u = (x - mean) inverse, d bias = sum g and d scale = sum g u. The gradient in x lacks the
+    # components of g along these two directions.
     d_bias = jnp.sum(g, (0, 1, 2))
     d_scale = inverse * (jnp.sum(g * x, (0, 1, 2)) - mean * d_bias)
     n = x.size // x.shape[-1]
@@ -221,13 +223,13 @@ _normalized.defvjp(_forward, _backward)
 
 
 def drawn(rngs: nnx.Rngs, shape: tuple[int, ...], inputs: int) -> nnx.Param:
-    """Uniform on [-1, 1] / sqrt(inputs): the default of PyTorch for weights and biases."""
+    """A uniform draw from [-1, 1] / sqrt(inputs), PyTorch's default for weights and biases."""
     bound = 1 / math.sqrt(inputs)
     return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
 
 
 class Convolution(nnx.Module):
-    """Padded convolution of stride 1: kernel (3, 3, inputs, outputs), bias (outputs,) or None."""
+    """A padded convolution of stride 1; kernel (3, 3, inputs, outputs), bias (outputs,) or None."""
 
     padding = "SAME"
 
@@ -241,7 +243,7 @@ class Convolution(nnx.Module):
 
 
 class Dense(nnx.Module):
-    """A dense layer: kernel (inputs, outputs) and bias (outputs,)."""
+    """A dense layer with kernel (inputs, outputs) and bias (outputs,)."""
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
         self.kernel = drawn(rngs, (inputs, outputs), inputs)
@@ -252,13 +254,13 @@ class Dense(nnx.Module):
 
 
 class UpConvolution(nnx.Module):
-    """The transposed convolution with 2 x 2 filters and stride 2: it doubles the sides.
+    """The transposed convolution with 2 x 2 filters and stride 2, which doubles the sides.
 
-    kernel (2, 2, inputs, outputs) and bias (outputs,).
+    The kernel is (2, 2, inputs, outputs), and the bias is (outputs,).
     """
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
-        fan_in = 4 * outputs  # as PyTorch counts for transposed convolutions
+        fan_in = 4 * outputs  # PyTorch's definition of fan-in for transposed convolutions
         self.kernel = drawn(rngs, (2, 2, inputs, outputs), fan_in)
         self.bias = drawn(rngs, (outputs,), fan_in)
 
@@ -267,14 +269,14 @@ class UpConvolution(nnx.Module):
 
 
 class Features(nnx.Module):
-    """The identity: a layer shows its features to `tap` here."""
+    """The identity, which gives `tap` access to the features of a layer."""
 
     def __call__(self, x: Array) -> Array:
         return x
 
 
 class ConvolutionBlock(nnx.Module):
-    """Convolution with 3 x 3 filters and padding, batch normalisation, activation."""
+    """A padded convolution with 3 x 3 filters, batch normalisation and an activation."""
 
     def __init__(
         self,
@@ -293,9 +295,9 @@ class ConvolutionBlock(nnx.Module):
 
 
 class PooledConvolution(nnx.Module):
-    """Convolution without padding, activation, maxima over 2 x 2 pixels.
+    """A convolution without padding, an activation, and maxima over 2 x 2 pixels.
 
-    `features` shows the values before the maxima.
+    The attribute `features` gives `tap` access to the values before the maxima.
     """
 
     padding = "VALID"
@@ -331,14 +333,14 @@ def check_rngs(rngs: Any, where: str) -> None:
 
 
 def as_pictures(x: Array, like: nnx.Param, channels: int, where: str) -> Array:
-    """Pictures in the dtype of the param `like`; raises unless they are (N, H, W, channels)."""
+    """Pictures (N, H, W, channels) in the dtype of the param `like`; raises for other shapes."""
     x = checks.as_float(x, "x", where)
     check_pictures(x, channels, where)
     return x.astype(like.dtype)
 
 
 def check_pictures(x: Array, channels: int, where: str, *, sides: int = 2) -> None:
-    """Raise ValueError unless x is (N, *sides, channels), with this number of sides, not empty."""
+    """Raise ValueError unless x is nonempty and (N, *sides, channels), with that many sides."""
     if x.ndim != sides + 2 or x.shape[-1] != channels or 0 in x.shape:
         axes = ", ".join(("N", *"HWD"[:sides], str(channels)))
         raise ValueError(f"{where}: the pictures have shape {x.shape}; expected ({axes})")
@@ -349,7 +351,7 @@ def check_extent(conv: nnx.Conv, x: Array, where: str) -> None:
     sides, kernel, dilation = x.shape[1:-1], conv.kernel.shape[:-2], conv.kernel_dilation
     each = dilation if isinstance(dilation, tuple | list) else (dilation or 1,) * len(kernel)
     extents = [(n - 1) * delta + 1 for n, delta in zip(kernel, each)]
-    # With padding, if a filter is centred, its outermost entries must still meet the picture.
+    # With padding, the outermost entries of a centred filter must still overlap the picture.
     needed = extents if conv.padding == "VALID" else [e // 2 + 1 for e in extents]
     if any(N < least for N, least in zip(sides, needed)):
         raise ValueError(
@@ -360,24 +362,28 @@ def check_extent(conv: nnx.Conv, x: Array, where: str) -> None:
 
 @functools.partial(jax.jit, static_argnames="steps")
 def norm_from_below(D: Conv, steps: int) -> Array:
-    """norm(D, 2) from below, by the steps of Lanczos in D D' from a fixed draw.
+    """A lower bound on norm(D, 2) from Lanczos steps for D D' that start at a fixed draw.
 
-    After k steps its square is too low by the share .103 (ln m / (k - 1))^2, in the mean over
-    draws, for every spectrum (Kuczynski, Wozniakowski 1992, theorem 3.2). The gradient is the
-    gradient of norm(D x) at the last x, which is the gradient of the norm if x has converged.
+    For every spectrum, the relative error of the square of the result after k steps exceeds e with
+    probability at most 1.648 sqrt(m) exp(-sqrt(e) (2 k - 1)) over draws (Kuczynski, Wozniakowski
+    1992, Theorem 4.2). The mean of this error over draws is therefore at most
+    (a^2 + 2 a + 2) / (2 k - 1)^2 with a = ln(1.648 sqrt(m)).
+
+    The gradient is the gradient of norm(D x) at the last x. This gradient equals the gradient of
+    the norm if x has converged.
     """
-    k = exponent(D.filters)  # else products of filters at the ends of the range leave it
+    k = exponent(D.filters)  # without this scale, products of filters may over- or underflow
     D = replace(D, filters=times_power(D.filters, -k))
     fixed, (m, _), dtype = lax.stop_gradient(D), D.shape, D.filters.dtype
     steps = min(steps, m)
 
     def step(n: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        Q, Z = state  # orthonormal rows, and their products with D D'
+        Q, Z = state  # orthonormal rows, and the products of these rows with D D'
         z = fixed @ (Q[n] @ fixed)
         left = z - (Q @ z) @ Q
-        left -= (Q @ left) @ Q  # once more, because of rounding
+        left -= (Q @ left) @ Q  # a second time because of rounding errors
         size = jnp.linalg.norm(left)
-        # Rounding alone does not give a direction: the rows before span everything.
+        # If only rounding errors are left, the rows so far span the whole Krylov space.
         ends = size <= m * jnp.finfo(dtype).eps * jnp.linalg.norm(z)
         return Q.at[n + 1].set(left / jnp.where(ends, jnp.inf, size), mode="drop"), Z.at[n].set(z)
 

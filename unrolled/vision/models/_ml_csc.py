@@ -47,7 +47,7 @@ Pursue = Callable[[Steps, Array, int, Rho], Codes]
 
 
 def forward(steps: Steps, y: Array, rho: Rho) -> Codes:
-    r"""A plain CNN, x_j = rho(gamma_j D_j' x_{j-1} - theta_j): a step of ML-ISTA from x_J = 0."""
+    r"""A plain CNN, x_j = rho(gamma_j D_j' x_{j-1} - theta_j), a step of ML-ISTA from x_J = 0."""
     xs = []
     for _, gamma, theta, B in steps:
         y = rho(gamma * (y @ B) - theta)
@@ -93,7 +93,7 @@ def layered_bp(steps: Steps, y: Array, T: int, rho: Rho) -> Codes:
 
 
 def all_free(steps: Steps, y: Array, T: int, rho: Rho) -> Codes:
-    """ML-ISTA with separate params for each step: the leaves of `steps` lead with T + 1."""
+    """ML-ISTA with separate params for each step; the first axis of `steps` has length T + 1."""
     xs = forward(at_time(steps, 0), y, rho)
     for t in range(1, T + 1):
         xs = _ml_ista_step(at_time(steps, t), y, xs[-1], rho)
@@ -101,7 +101,7 @@ def all_free(steps: Steps, y: Array, T: int, rho: Rho) -> Codes:
 
 
 def at_time(steps: Steps, t: int) -> Steps:
-    """The steps at time t of layers that have params for every time."""
+    """The params of step t in layers that have separate params for each step."""
     return jax.tree.map(lambda leaf: leaf[t], steps)
 
 
@@ -121,15 +121,16 @@ def _ml_ista_step(steps: Steps, y: Array, x: Array, rho: Rho) -> Codes:
 
 
 def _repeated(advance: Callable[[Carry], Carry], carry: Carry, T: int) -> Carry:
-    # Not a scan: inside of a scan XLA's convolutions on a CPU are many times slower.
+    # This loop is not a scan because inside a scan XLA's convolutions on a CPU are many times
+    # slower.
     for _ in range(T):
         carry = advance(carry)
     return carry
 
 
 Shape = tuple[int, int, int]  # (H, W, C) of a picture or a code
-# After this many steps the square of the norm is too low by less than half of the margin, in the
-# mean over draws, for pictures of a million entries.
+# After this many steps the square of the norm is too low by less than half the margin on average
+# over draws, for pictures with a million entries (see `norm_from_below`).
 _NORM_STEPS, _MARGIN = 30, 0.05
 
 
@@ -143,12 +144,12 @@ class Filters(NamedTuple):
 
     number: int  # number of filters
     kernel: int  # side of the square filters, in pixels
-    stride: int = 1  # distance of positions in pixels
-    padding: int = 0  # zeros on every side, in pixels
+    stride: int = 1  # distance between positions, in pixels
+    padding: int = 0  # number of zeros on every side
 
 
 class PursuitLayer(nnx.Module):
-    """kernel (k, k, C, m), step size c () and bias (m,) of a layer; all lead with `copies`.
+    """A layer's kernel (k, k, C, m), step size c () and bias (m,), all with leading axes `copies`.
 
     With `analysis`, a kernel of analysis filters replaces c.
     """
@@ -174,14 +175,14 @@ class PursuitLayer(nnx.Module):
         self.shape: Shape = (*self._conv(draws).positions, m)  # (H, W, C) of a code
 
     def step(self) -> Step:
-        """The arrays that a step of the pursuit uses."""
+        """The arrays that a step of the pursuit uses in this layer."""
         D = self._conv(self.kernel[...])
         B = D if self.analysis is None else self._conv(self.analysis[...])
         theta = -self.bias[...][..., None, None, None, :]
         gamma = jnp.ones((), theta.dtype) if self.c is None else self.c[...]
         if self.constrained:
             size = norm_from_below(D.conv, _NORM_STEPS)
-            zero = size**2 == 0  # every step is safe
+            zero = size**2 == 0  # then every step is safe
             most = jnp.where(zero, jnp.inf, (1 - _MARGIN) / jnp.where(zero, 1, size) ** 2)
             gamma, theta = jnp.minimum(magnitude(gamma), most), magnitude(theta)
         return Step(D, gamma, theta, B)
@@ -191,7 +192,7 @@ class PursuitLayer(nnx.Module):
 
 
 def check_bank(shape: Shape, bank: Filters, j: int) -> None:
-    """Raise unless the filters of layer j fit codes of a shape."""
+    """Raise unless the filters of layer j fit codes of the given shape."""
     if not isinstance(bank, Filters):
         raise TypeError(f"MLCSC: the filters of layer {j} are {bank!r}; expected models.Filters")
     for name, size, least in zip(Filters._fields, bank, (1, 1, 1, 0)):
@@ -205,11 +206,11 @@ def check_bank(shape: Shape, bank: Filters, j: int) -> None:
 
 
 class Violations(Result):
-    """How far the layers of a trained network are from steps of a proximal gradient method."""
+    """The conditions of proximal gradient methods that the layers of a network violate."""
 
     thresholds: tuple[int, ...]  # number of negative thresholds in each layer
     steps: tuple[float, ...]  # gamma_j norm(D_j, 2)^2, which should be in (0, 1]
-    layers: int  # layers with a negative threshold, or a step outside (0, 1]
+    layers: int  # number of layers with a negative threshold or a step outside (0, 1]
 
 
 def violations(steps: list[Step]) -> Violations:
@@ -221,17 +222,17 @@ def violations(steps: list[Step]) -> Violations:
 
 
 def _norm_squared(D: ImageConv) -> float:
-    """norm(D, 2)^2 by the method of Lanczos, up to rounding."""
+    """norm(D, 2)^2 up to rounding, from the Lanczos method."""
     from scipy.sparse.linalg import LinearOperator, eigsh
 
     shape = (1, *D.positions, D.kernel.shape[-1])
     gram = jax.jit(lambda D, x: ((D @ x.reshape(shape)) @ D).reshape(-1))
     size, dtype = math.prod(shape), D.kernel.dtype
     operator = LinearOperator((size, size), lambda x: gram(D, jnp.asarray(x, dtype)), dtype=dtype)
-    # Drawn at random: a code of ones misses filters that are each other's negative.
+    # The start is random: a code of ones is mapped to 0 if each filter has its negative.
     start = np.random.default_rng(0).normal(size=size).astype(dtype)
     image = np.asarray(operator @ start)
-    if size == 1 or not image.any():  # ARPACK takes neither
+    if size == 1 or not image.any():  # ARPACK accepts neither case
         return float(image[0] / start[0])
     return float(eigsh(operator, k=1, v0=start, return_eigenvectors=False)[0])
 
@@ -240,7 +241,7 @@ Classifier = Callable[..., nnx.Module]  # (shape, classes, activation, rngs=...)
 
 
 class Linear(nnx.Module):
-    """Logits from a code, by one dense layer."""
+    """The logits of a code, computed by one dense layer."""
 
     def __init__(self, shape: Shape, classes: int, activation: Callable, *, rngs: nnx.Rngs):
         self.dense = Dense(math.prod(shape), classes, rngs=rngs)
@@ -250,7 +251,7 @@ class Linear(nnx.Module):
 
 
 class Convolutional(nnx.Module):
-    """Logits from a code, by three convolutions, two with pooling, and one dense layer."""
+    """The logits of a code, computed by three convolutions (two with pooling) and a dense layer."""
 
     def __init__(self, shape: Shape, classes: int, activation: Callable, *, rngs: nnx.Rngs):
         H, W, C = shape
@@ -278,7 +279,7 @@ _PROXIMAL = ("cnn", "ml-ista", "ml-fista", "layered-bp")  # methods that can be 
 
 
 class MLCSC(nnx.Module):
-    r"""A classifier of the codes that T unfoldings of a multi-layer pursuit find.
+    r"""A classifier of the codes that T unfoldings of a multi-layer pursuit compute.
 
     The model is a chain of convolutional dictionaries, x_{j-1} = D_j x_j, with nonnegative codes
     x_j; x_0 = y is the picture. The first codes are the codes of a plain CNN, which are a step of
@@ -286,37 +287,38 @@ class MLCSC(nnx.Module):
 
     .. math:: x_j = \rho(\gamma_j D_j' x_{j-1} + b_j), \quad j = 1, \dots, J.
 
-    The methods unfold the steps of `pursuit.ml_ista_step` from these codes, with the same params,
-    so that the number of params does not depend on T:
+    The methods unfold the steps of `pursuit.ml_ista_step` from these codes. Except in "all-free",
+    all steps have the same params, and the number of params does not depend on T.
 
     - "cnn": no unfoldings.
-    - "ml-ista": x_{j-1} = D_j x_j downwards, then upwards x_j <- rho(x_j + gamma_j D_j'(x_{j-1} -
-      D_j x_j) + b_j).
-    - "ml-fista": the same steps at extrapolated points, as in `pursuit.ml_fista`.
+    - "ml-ista": x_{j-1} = D_j x_j from the last layer to the first, then
+      x_j <- rho(x_j + gamma_j D_j'(x_{j-1} - D_j x_j) + b_j) from the first layer to the last.
+    - "ml-fista": the steps of "ml-ista" at extrapolated points, as in `pursuit.ml_fista`.
     - "layered-bp": T steps of ISTA in every layer, one layer after the other.
     - "ml-lista": x_j <- rho(x_j - D_j' D_j x_j + B_j' x_{j-1} + b_j), with separate analysis
       filters B_j and no step sizes.
     - "all-free": ML-ISTA with separate params in each of the T + 1 steps.
 
-    With rho = ReLU, the steps are steps of proximal gradient methods with thresholds -b_j, as long
-    as b_j <= 0 and gamma_j norm(D_j, 2)^2 <= 1. Training keeps neither condition. `violations`
-    counts the layers that violate them; with `constrained`, thresholds act as abs(b_j) and step
-    sizes as min(abs(c_j), 0.95 / norm(D_j, 2)^2), with the norm by 30 Lanczos steps. Derivatives
-    use reverse mode.
+    With rho = ReLU, the steps are steps of proximal gradient methods with thresholds -b_j if
+    b_j <= 0 and gamma_j norm(D_j, 2)^2 <= 1. Training may violate both conditions. `violations`
+    counts the layers that violate these conditions. With `constrained`, the thresholds are abs(b_j)
+    and the step sizes are min(abs(c_j), 0.95 / norm(D_j, 2)^2), with the norm from 30 Lanczos
+    steps. Derivatives use reverse mode.
 
     Args:
         shape: (H, W, C) of the pictures.
-        filters: the sizes of the J filter banks; training changes their filters, c_j = gamma_j and
-            a bias per filter.
+        filters: the sizes of the J filter banks. The trained params of a bank are the filters, the
+            step size c_j = gamma_j and one bias per filter.
         method: one of the names above.
         unfoldings: T.
         classes: number of outputs.
         activation: rho, an activation of `unrolled.activations`, its name or any function.
-        classifier: returns the module that maps x_J to logits, called as `classifier(shape of x_J,
-            classes, activation, rngs=rngs)`; a dense layer by default.
-        constrained: if True, the steps stay proximal; not for "ml-lista" and "all-free".
-        rngs: draws the params. Filters are normal with standard deviation 0.1 / sqrt(fan-in), equal
-            for all methods except "all-free".
+        classifier: function that returns the module that maps x_J to logits, called as
+            `classifier(shape of x_J, classes, activation, rngs=rngs)`; by default a dense layer.
+        constrained: if True, the steps stay proximal gradient steps; not available for "ml-lista"
+            and "all-free".
+        rngs: draws the params. Filters are normal with standard deviation 0.1 / sqrt(fan-in). All
+            methods except "all-free" have equal initial filters.
 
     Attributes:
         early: the names of x_1, ..., x_J for `tap`.
@@ -325,11 +327,12 @@ class MLCSC(nnx.Module):
         TypeError: a size is not an integer, the activation is not a function, filters are not a
             sequence of `Filters`, or rngs is not an nnx.Rngs.
         ValueError: the method is unknown, filters do not fit or are missing, a size is out of
-            range, or a method cannot be constrained; when called, pictures have another shape.
+            range, or a method cannot be constrained. A call raises ValueError if pictures have
+            another shape.
 
     Reference: Sulam, Aberdam, Beck, Elad, "On multi-layer basis pursuit, efficient algorithms and
-    convolutional neural networks" (2020). They do not say which dictionary ML-LISTA uses on its way
-    down; here it is D_j.
+    convolutional neural networks" (2020). The paper does not say with which dictionary ML-LISTA
+    computes x_{j-1} from x_j; here the dictionary is D_j.
 
     Not claimed: that the codes have converged after T unfoldings, or that more unfoldings classify
     better.
@@ -399,7 +402,7 @@ class MLCSC(nnx.Module):
     def mnist(
         cls, method: str, unfoldings: int = 6, *, constrained: bool = False, rngs: nnx.Rngs
     ) -> "MLCSC":
-        """The network of the paper for MNIST: 604,909 params, pictures (N, 28, 28, 1) in [0, 1].
+        """The paper's network for MNIST, with 604,909 params; pictures (N, 28, 28, 1) in [0, 1].
 
         Example:
             >>> from flax import nnx
@@ -413,10 +416,10 @@ class MLCSC(nnx.Module):
     def cifar10(
         cls, method: str, unfoldings: int = 6, *, constrained: bool = False, rngs: nnx.Rngs
     ) -> "MLCSC":
-        """The network of the paper for CIFAR-10: 4,005,869 params, pictures (N, 32, 32, 3).
+        """The paper's network for CIFAR-10, with 4,005,869 params; pictures (N, 32, 32, 3).
 
-        Three layers are unfolded; three plain convolutions and a dense layer classify their code.
-        The paper subtracts the mean of each channel and divides by its standard deviation.
+        Three layers are unfolded; three plain convolutions and a dense layer classify the last
+        code. The paper subtracts the mean of each channel and divides by its standard deviation.
         """
         return cls(
             (32, 32, 3),
@@ -445,7 +448,7 @@ class MLCSC(nnx.Module):
         return self.classifier(xs[-1])
 
     def pursue(self, y: Array) -> Codes:
-        """The codes x_1, ..., x_J of pictures, (N, h_j, w_j, m_j) each.
+        """The codes x_1, ..., x_J of pictures; x_j is (N, h_j, w_j, m_j).
 
         Args:
             y: (N, H, W, C).
@@ -458,10 +461,10 @@ class MLCSC(nnx.Module):
         return PURSUITS[self.method](steps, y, self.unfoldings, self.activation)
 
     def violations(self) -> Violations:
-        """Which layers are not steps of a proximal gradient method; on the host.
+        """The layers that are not steps of a proximal gradient method, computed on the host.
 
-        The function judges "ml-lista" by D_j, with steps of size 1. "all-free" has J layers for
-        each of its T + 1 steps.
+        For "ml-lista", the function uses D_j and steps of size 1. For "all-free", the result has J
+        layers for each of the T + 1 steps.
         """
         checks.on_host(nnx.state(self), "MLCSC.violations", "the network")
         steps = [layer.step() for layer in self.layers]

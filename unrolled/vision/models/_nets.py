@@ -25,14 +25,14 @@ _KERNEL, _LENET_SIDE = 5, 16
 
 
 class LeNet5(nnx.Module):
-    r"""Two convolutions with max pooling and three dense layers: 62,006 params on 32 x 32 x 3.
+    r"""Two convolutions with max pooling and three dense layers, with 62,006 params by default.
 
     .. math:: x_1 = \rho(D_1' * x_0 + b_1), \quad x_2 = \rho(D_2' * p(x_1) + b_2),
 
-    with 6 and 16 filters of 5 x 5 pixels, no padding and p the maxima over 2 x 2 pixels, then
-    dense layers of 120, 84 and `classes` outputs of p(x_2). x_1 and x_2 are the features that the
-    paper penalises, see `early` and `tap`. Weights and biases are drawn uniformly from [-1, 1] /
-    sqrt(fan-in), as PyTorch does by default.
+    with 6 and 16 filters of 5 x 5 pixels and without padding; p takes maxima over 2 x 2 pixels.
+    Dense layers with 120, 84 and `classes` outputs follow p(x_2). The paper penalises the features
+    x_1 and x_2 (see `early` and `tap`). Weights and biases are drawn uniformly from [-1, 1] /
+    sqrt(fan-in), as in PyTorch by default.
 
     Args:
         classes: number of outputs.
@@ -47,12 +47,12 @@ class LeNet5(nnx.Module):
     Raises:
         TypeError: a size is not an integer, the activation is not a function, or rngs is not an
             nnx.Rngs.
-        ValueError: a size is too small; when called, the pictures are not (N, side, side,
-            channels).
+        ValueError: a size is too small. A call raises ValueError if the pictures are not
+            (N, side, side, channels).
 
-    Reference: LeCun et al., "Gradient-based learning applied to document recognition" (1998). The
-    original network had another pooling, partial connections and another activation. Li, Feng, Zhou
-    (2024), section 4.
+    Reference: LeCun et al., "Gradient-based learning applied to document recognition" (1998); Li,
+    Feng, Zhou (2024), section 4. The original network had another pooling, partial connections and
+    another activation.
 
     Example:
         >>> from flax import nnx
@@ -110,7 +110,7 @@ class LeNet5(nnx.Module):
 
 
 _FILTERS = (64, 128, 256, 256, 512, 512, 512, 512)
-_POOLED = (0, 1, 3, 5, 7)  # blocks before maxima over 2 x 2 pixels
+_POOLED = (0, 1, 3, 5, 7)  # maxima over 2 x 2 pixels follow these blocks
 _SIDE = 32
 
 
@@ -119,10 +119,11 @@ class VGG11(nnx.Module):
 
     .. math:: x_j = \rho(BN(D_j' * p_j(x_{j-1}) + b_j)), \quad j = 1, \dots, 8,
 
-    with 64, 128, 256, 256, 512, 512, 512, 512 filters of 3 x 3 pixels, padding 1, and p_j the
-    maxima over 2 x 2 pixels after the blocks 1, 2, 4, 6 and 8. The network has 9,231,114 params for
-    ten classes and pictures of 32 x 32 x 3. Weights and biases are drawn uniformly from [-1, 1] /
-    sqrt(fan-in), as PyTorch does by default. Derivatives use reverse mode (`jax.grad`, `jax.vjp`).
+    with 64, 128, 256, 256, 512, 512, 512, 512 filters of 3 x 3 pixels and padding 1. The maps p_j
+    take maxima over 2 x 2 pixels after the blocks 1, 2, 4, 6 and 8. The network has 9,231,114
+    params for ten classes and pictures of 32 x 32 x 3. Weights and biases are drawn uniformly from
+    [-1, 1] / sqrt(fan-in), as in PyTorch by default. Derivatives use reverse mode (`jax.grad`,
+    `jax.vjp`).
 
     Args:
         classes: number of outputs.
@@ -136,10 +137,12 @@ class VGG11(nnx.Module):
     Raises:
         TypeError: a size is not an integer, the activation is not a function, or rngs is not an
             nnx.Rngs.
-        ValueError: a size is below 1; when called, the pictures are not (N, 32, 32, channels).
+        ValueError: a size is below 1. A call raises ValueError if the pictures are not
+            (N, 32, 32, channels).
 
-    Reference: Simonyan, Zisserman, "Very deep convolutional networks" (2015), configuration A; one
-    dense layer replaces its three. Li, Feng, Zhou (2024), section 4.
+    Reference: Simonyan, Zisserman, "Very deep convolutional networks" (2015), configuration A; Li,
+    Feng, Zhou (2024), section 4. One dense layer replaces the three dense layers of configuration
+    A.
 
     Example:
         >>> from flax import nnx
@@ -195,13 +198,15 @@ _UNET_SIDE = 2 ** (_LEVELS - 1)
 class UNet(nnx.Module):
     r"""Five encoder and four decoder blocks; 31,037,633 params at width 64 for 3 channels.
 
-    A block consists of two convolutions with 3 x 3 filters, padding and no bias, each with batch
-    normalisation and activation. Encoder block j has width 2^(j-1) filters; between encoder blocks
-    are maxima over 2 x 2 pixels. A decoder block takes the output of the encoder block of its size,
-    together with the up-convolution (2 x 2 filters, stride 2) of the block below. A dense layer per
-    pixel is last. If a side is not a multiple of 16, maxima leave out the last row or column of odd
-    sides, and zeros pad the up-convolution there. Weights and biases are drawn uniformly from [-1,
-    1] / sqrt(fan-in), as PyTorch does by default. Derivatives use reverse mode (`jax.grad`,
+    A block consists of two convolutions with 3 x 3 filters, padding and no bias. Batch
+    normalisation and an activation follow each convolution. Encoder block j has width 2^(j-1)
+    filters, and maxima over 2 x 2 pixels separate the encoder blocks. The input of a decoder block
+    consists of the output of the encoder block of the same size and the up-convolution (2 x 2
+    filters, stride 2) of the previous block. A dense layer per pixel is last.
+
+    If a side is not a multiple of 16, the maxima drop the last row or column of odd sides, and
+    zeros replace that row or column in the up-convolution. Weights and biases are drawn uniformly
+    from [-1, 1] / sqrt(fan-in), as in PyTorch by default. Derivatives use reverse mode (`jax.grad`,
     `jax.vjp`).
 
     Args:
@@ -217,11 +222,11 @@ class UNet(nnx.Module):
     Raises:
         TypeError: a size is not an integer, the activation is not a function, or rngs is not an
             nnx.Rngs.
-        ValueError: a size is below 1; when called, the pictures are not (N, H, W, channels) with
-            sides of at least 16 pixels.
+        ValueError: a size is below 1. A call raises ValueError if the pictures are not
+            (N, H, W, channels) with sides of at least 16 pixels.
 
-    Reference: Ronneberger, Fischer, Brox, "U-Net" (2015), whose convolutions had no padding and no
-    batch normalisation. Li, Feng, Zhou (2024), section 4.
+    Reference: Ronneberger, Fischer, Brox, "U-Net" (2015); Li, Feng, Zhou (2024), section 4. The
+    original convolutions had no padding and no batch normalisation.
 
     Example:
         >>> from flax import nnx
@@ -256,7 +261,7 @@ class UNet(nnx.Module):
         self.last = Dense(width, 1, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        """One logit per pixel; a positive sign predicts the object of the mask.
+        """The logits, one per pixel; a positive logit predicts that the pixel is in the mask.
 
         Args:
             x: (N, H, W, channels).
@@ -280,7 +285,7 @@ class UNet(nnx.Module):
 
 
 class DoubleBlock(nnx.Module):
-    """Two convolution blocks, the first of which changes the number of channels."""
+    """Two convolution blocks; the first block changes the number of channels."""
 
     def __init__(
         self, inputs: int, outputs: int, activation: Callable[[Array], Array], *, rngs: nnx.Rngs
@@ -293,6 +298,6 @@ class DoubleBlock(nnx.Module):
 
 
 def _padded(x: Array, like: Array) -> Array:
-    """x padded below and on the right with zeros, to the sides of `like`."""
+    """x padded with zeros below and on the right to the sides of `like`."""
     rows, columns = (new - old for new, old in zip(like.shape[1:3], x.shape[1:3]))
     return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)))
