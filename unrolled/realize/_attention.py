@@ -78,9 +78,9 @@ def multi_head_attention(
         z_q = b + \sum_h \sum_k \mathrm{softmax}_k(v_h \cdot r_{k - q}) \, V_h x_k, \qquad
         r_\delta = (|\delta|^2, \delta).
 
-    With v_h = -alpha (1, -2h) the logits are -alpha norm(delta - h)^2 up to a constant: head h
-    attends to the token at offset h from the query, or to the nearest token if no token has this
-    offset.
+    With v_h = -alpha (1, -2h) the logits are -alpha norm(delta - h)^2 up to a constant. Head h
+    therefore attends to the token at offset h from the query, or to the nearest token if no token
+    has this offset.
 
     Args:
         tokens: (T, channels in), x_k at position `keys[k]`.
@@ -180,7 +180,7 @@ def attention(
         filters: (n_atoms, n_channels, *kernel); a kernel may be longer than the signal.
         bias: (n_atoms,), or None for zero.
         signal_shape: N, one length per dimension, as in `dictionaries.Conv`.
-        stride: t, one for all dimensions or one for each.
+        stride: t, one number for all dimensions or one number for each dimension.
         alpha: concentration; None is hard attention, which is exact. The error of soft attention is
             at most `attention_error`. This bound is below rounding if alpha is at least 40 in
             float64 or 18 in float32.
@@ -264,7 +264,7 @@ def attention_leak(alpha: float | None, dimensions: int = 1) -> float:
     Raises:
         ValueError: alpha is not positive and finite.
 
-    Reference: Cordonnier, Loukas, Jaggi (2020), Lemma 2, states the limit alpha -> inf.
+    Reference: Cordonnier, Loukas, Jaggi (2020), Lemma 2, which states the limit alpha -> inf.
 
     Example:
         >>> round(ur.realize.attention_leak(4.0), 4), round(ur.realize.attention_leak(8.0), 4)
@@ -307,8 +307,8 @@ def attention_error(filters: Array, X: ArrayLike, alpha: float | None) -> np.nda
         (n_atoms,), float64; the bound of a filter holds at all positions.
 
     Raises:
-        ValueError: shapes do not fit, the bound is negative, alpha is not positive and finite.
-        TypeError: the arguments are traced; this is a host function.
+        ValueError: shapes do not fit, the bound is negative, or alpha is not positive and finite.
+        TypeError: the arguments are traced (`attention_error` is a host function).
 
     Not claimed: a bound on rounding errors; the bound holds in exact arithmetic.
 
@@ -402,7 +402,7 @@ class Leak:
         return np.broadcast_to(most.reshape(-1, *[1] * len(self.grid)), (len(most), *self.grid))
 
     def read(self, V: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """sum_tau V_tau z(q + tau) at every position q that meets a token, (n_atoms, ...)."""
+        """The sum over tau of V_tau z(q + tau) at every q with a token in reach, (n_atoms, ...)."""
         kernel = np.moveaxis(V, 0, -1).reshape(*V.shape[1:], *(2 * n + 1 for n in self.reach))
         times = 1 if self.circular else 2
         pad = [(0, 0), *((times * n, times * n) for n in self.reach)]

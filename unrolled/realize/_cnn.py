@@ -94,7 +94,7 @@ def _hidden(
 
 
 def _step_map(step: MatrixStep, lift: np.ndarray, *, first: bool) -> tuple[np.ndarray, np.ndarray]:
-    """B_k and c_k; the first B_0 and c_0 act only on the signal because x^0 = 0.
+    """B_k and c_k of a step; in the first step, B_0 and c_0 act only on the signal since x^0 = 0.
 
     A signal given in two parts is the difference of the parts.
     """
@@ -147,7 +147,7 @@ def _next_signal(
 
 
 def _reach(step: MatrixStep, code: Bound, signal: Bound, net: Architecture) -> tuple[float, Bound]:
-    """How far below 0 rho can fall in a step, and bounds on the code if the form needs them."""
+    """The most by which rho can be negative in a step, and bounds on the code if `net.bounded`."""
     rho = net.activation
     if not net.bounded:
         return rho.relu_gap, code
@@ -284,7 +284,7 @@ def _tap(p: int, q: int, s: int, t: int) -> CnnSize:
 
 
 def geometry(kernel_size: int, stride: int | None, form: str, where: str) -> tuple[int, int]:
-    """Kernel size and stride of a network of trees, checked.
+    """The checked kernel size and stride of a network of trees.
 
     Raises:
         TypeError: the kernel size or the stride is not an integer.
@@ -344,7 +344,7 @@ class Realization(Result):
     run: Callable[[tuple[ConvLayer, ...], Array], Array | tuple[Array, ...]]
 
     def in_range(self, y: Array) -> Array:
-        """(), True if max abs(y) is at most `signal_bound`; traceable."""
+        """Whether max abs(y) is at most `signal_bound`, as an array (); works under `jit`."""
         return _within(checks.as_float(y, "y", "in_range"), self.signal_bound)
 
 
@@ -389,8 +389,8 @@ def cnn(
         stride: stride t of every layer, from 2 to kernel_size; None is kernel_size. With stride 1,
             at least (m - 1) / (s - 1) layers are needed before one entry depends on the whole
             signal, so the depth cannot be logarithmic in m.
-        activation: the activation of the layer, which is checked. It follows every layer except the
-            layers that emit a code.
+        activation: the activation of the layer, or None. The activation follows every layer of the
+            network except the layers that emit a code.
 
     Returns:
         Realization, in the common dtype of params and D.
@@ -408,12 +408,12 @@ def cnn(
         state by bounds on all codes that M allows; these bounds grow like a power of norm(T).
 
     Raises:
-        TypeError: layer is neither a Layer nor a Network, params are of another family, params or D
-            are traced; this is a host function.
+        TypeError: layer is neither a Layer nor a Network, params are of another family, or params
+            or D are traced (`cnn` is a host function).
         ValueError: no network has this kernel size and stride, shapes do not match, values are not
             finite, D or W is structured, the layer selects supports, the activation differs from
-            the activation of the layer or never becomes the identity, or the offset leaves no digit
-            of the signal.
+            the activation of the layer or never becomes the identity, or the offset leaves no
+            significant digit of the signal.
 
     Reference: Li, Feng, Zhou (2024), Lemma 14 and Theorem 6. In the paper every layer ends with a
     ReLU; here the layers that emit a code are linear because codes have negative entries.
@@ -468,7 +468,7 @@ def cnn(
 
 @dataclass(frozen=True)
 class _Run:
-    """`Realization.run`: the codes from layers and a signal, after the checks of the signal."""
+    """The function `Realization.run`, which checks a signal and computes the codes."""
 
     m: int
     signal_bound: float
@@ -504,9 +504,9 @@ if TYPE_CHECKING:
 def nnx_module(realization: Realization) -> "nnx.Module":
     """A realization as an nnx.Module: `module(y)` is `realization.apply(y)`.
 
-    Every filter array and every bias is an nnx.Param and can be trained, even if it only rearranges
-    entries. Filters that tied steps share become separate Params. `module` checks signals as
-    `apply` does.
+    Every filter array and every bias is an nnx.Param and can be trained, even if a filter only
+    rearranges entries. Filters that tied steps share become separate Params. `module` checks
+    signals as `apply` does.
 
     Not claimed: that the codes equal the codes of the layer after training.
 
@@ -528,7 +528,7 @@ def nnx_module(realization: Realization) -> "nnx.Module":
 
 @functools.cache
 def _module_class() -> type:
-    """The class, made once: jit retraces if the class of a module changes."""
+    """The class of the modules, created once because jit retraces if the class changes."""
     from flax import nnx
 
     class ConvNetwork(nnx.Module):

@@ -1,4 +1,4 @@
-"""Parts of the CNNs of Lemma 14: convolutional layers, trees of them, steps as matrices."""
+"""Parts of the CNNs of Lemma 14: convolutional layers, trees of layers, and steps as matrices."""
 
 import functools
 import math
@@ -45,8 +45,8 @@ def conv_layer(
         h: (n_in, *spatial).
         filters: (n_out, n_in, *kernel); a kernel may be longer than h.
         bias: (n_out,), one scalar per channel.
-        stride: stride t, one for all dimensions or one for each. A stride above the kernel size
-            skips entries.
+        stride: stride t, one number for all dimensions or one number for each dimension. A stride
+            above the kernel size skips entries.
         activation: rho, a function or the name of an activation; None for a linear layer.
 
     Returns:
@@ -187,7 +187,7 @@ class Architecture(NamedTuple):
         kernel_size: s.
         stride: t, 2 <= t <= s; only the first t taps of a filter are used.
         activation: rho.
-        identity_from: rho(x) = x to rounding for all x from this number on.
+        identity_from: rho(x) = x to rounding for all x at or above this number.
         bounded: whether the state must be lifted by bounds on the codes.
         dtype: dtype of the weights.
         stored: the last filters of each shape; equal filters, for instance in tied steps or in the
@@ -225,7 +225,7 @@ class Architecture(NamedTuple):
 
 
 def tree_depth(q: int, stride: int) -> int:
-    """max(1, ceil(log_t q)), in integers."""
+    """max(1, ceil(log_t q)), computed with integers."""
     L = 1
     while stride**L < q:
         L += 1
@@ -239,9 +239,9 @@ def polyphase(
 
     The first L - 1 layers have stride t and t, t^2, ... channels, and only rearrange entries: after
     j layers, channel (k_1, ..., k_j) holds at position p the entry k_1 + t k_2 + ... + t^(j-1) k_j
-    + t^j p. The last layer applies A, with its columns in that order, to a signal of length 1. The
-    first layer adds an offset c so that rho is the identity on the rearranged entries. The last
-    layer subtracts c:
+    + t^j p. The last layer applies A, with columns in the order of these entries, to a signal of
+    length 1. The first layer adds an offset c so that rho is the identity on the rearranged
+    entries. The last layer subtracts c:
 
     .. math:: A h + b = A (h + c 1) + (b - c A 1), \qquad c = \max(0, \text{identity\_from} - low).
 
@@ -425,7 +425,7 @@ def _block(layer: Layer, params: Unrolled, D: Dictionary, where: str) -> MatrixB
 
 
 def _steps(layer: Layer, params: Unrolled, D: np.ndarray) -> Iterator[MatrixStep]:
-    """The steps in float64; steps with equal updates share one object."""
+    """The steps in float64; steps with equal updates share one `Update`."""
     d, last = D.shape[1], None
     for p in unstack(params).steps or ():
         W, gamma, _ = layer.weights(params.shared, p, D)

@@ -327,7 +327,7 @@ def _code_places(D: Conv) -> tuple[slice, ...]:
 
 
 def shift_invariant(D: Dictionary, where: str) -> Conv:
-    """D, checked to be a `Conv` whose atoms are all shifts of its filters.
+    """D, after the check that D is a `Conv` whose atoms are all shifts of its filters.
 
     Raises:
         TypeError: D is not a `Conv`.
@@ -344,12 +344,12 @@ def shift_invariant(D: Dictionary, where: str) -> Conv:
         )
     if max(D.dilation) > 1:
         raise ValueError(f"{where}: D has dilation {D.dilation}; expected 1")
-    as_dictionary(D, where)  # for its checks
+    as_dictionary(D, where)  # raises if D is not a valid dictionary
     return D
 
 
 def analysis_weights(W: Dictionary, D: Conv, where: str) -> Conv:
-    """W, checked to be a `Conv` with the geometry of D.
+    """W, after the check that W is a `Conv` with the geometry of D.
 
     Raises:
         TypeError: W is not a `Conv`.
@@ -557,8 +557,10 @@ def transformer_error(
         (K + 1,), float64, the largest bound over the filters (and over the signals) at each step.
 
     Raises:
-        TypeError: params or D are traced (this is a host function), or as `transformer`.
-        ValueError: as `transformer`, or both or neither of `signal_bound` and `signals` are given.
+        TypeError: params or D are traced (`transformer_error` is a host function), or as in
+            `transformer`.
+        ValueError: both or neither of `signal_bound` and `signals` are given, or as in
+            `transformer`.
 
     Not claimed: a bound on rounding errors; the bound holds in exact arithmetic.
 

@@ -1,4 +1,4 @@
-"""The paper's vision experiments: networks with sparse features, data sets, and training runs.
+"""The paper's vision experiments: networks with sparse features, their data, and their runs.
 
 `import unrolled` does not import this subpackage because the models and experiments need flax.
 """

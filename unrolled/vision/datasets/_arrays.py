@@ -79,7 +79,7 @@ def read_array(
 
     Args:
         path: the file.
-        name: the entry of a `.npz` or `.mat` file; None for its only entry.
+        name: the entry of a `.npz` or `.mat` file; None for the only entry of the file.
         with_complex: if True, complex numbers are accepted, too.
 
     Returns:
@@ -178,7 +178,7 @@ def read_rows(array: np.ndarray, path: str | Path, first: int, n: int) -> np.nda
 
 
 def _checked(array: np.ndarray, path: str | Path, first: int = 0) -> np.ndarray:
-    """A real or complex copy in single or double precision; ValueError if not finite."""
+    """A copy in single or double precision; raises ValueError if an entry is not finite."""
     real, is_complex = array.real.dtype, array.dtype.kind == "c"
     single = real.itemsize < 8 or real.kind != "f"
     array = np.array(array, np.result_type("f4" if single else "f8", "c8" if is_complex else "f4"))
@@ -443,7 +443,7 @@ def from_patches(patches: np.ndarray, shape: tuple[int, int], size: int) -> np.n
 
 @checked
 def crop_and_flip(key: Key, X: ArrayLike, pad: int = 4, flip: bool = True) -> Array:
-    """Every picture shifted by up to `pad` pixels each way, and mirrored with probability 1/2.
+    """Pictures shifted by up to `pad` pixels in each direction and mirrored with probability 1/2.
 
     A picture is padded with zeros on all sides, and one of the (2 pad + 1)^2 crops of the original
     size is drawn. The draws depend only on the key and on the number of pictures. With the same

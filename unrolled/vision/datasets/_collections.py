@@ -154,10 +154,9 @@ def mnist(root: str | Path | None = None) -> Images:
     """MNIST: handwritten digits 28 x 28 x 1, 60,000 for training and 10,000 for testing.
 
     Args:
-        root: the file `mnist.npz`, or the folder that contains this file or the four IDX files
-            (plain or compressed by gzip), or a folder in which the folder `mnist` or `MNIST/raw`
-            contains these files. The default is the value of the environment variable
-            UNROLLED_DATA.
+        root: the file `mnist.npz`, or a folder; by default the value of the environment variable
+            UNROLLED_DATA. The folder, or the folder `mnist` or `MNIST/raw` in this folder, contains
+            `mnist.npz` or the four IDX files (plain or compressed by gzip).
 
     Raises:
         FileNotFoundError: no root is known, or a file is missing.
@@ -262,8 +261,8 @@ _CIFAR10_SOURCE = (
     f"the binary version of CIFAR-10, {_FOLDER}/ with {_TRAIN[0]} to {_TRAIN[-1]} and {_TEST}, "
     "from https://www.cs.toronto.edu/~kriz/cifar.html"
 )
-_RECORDS = 10_000  # records in a file
-_BYTES = 1 + 3 * 32 * 32  # bytes of a record: the label, then red, green and blue, row by row
+_RECORDS = 10_000  # number of records in a file
+_BYTES = 1 + 3 * 32 * 32  # a record has the label, then red, green and blue, row by row
 
 
 @checked

@@ -82,9 +82,9 @@ def masks(folder: str | Path, size: tuple[int, int], split: str | Path | None = 
             layouts.
         TypeError: size is not a pair of integers.
         ValueError: a picture has no mask, a mask has no picture, a picture and its mask differ in
-            size, a mask is not nearly binary (more than 10 % of its pixels are grey, or no pixel is
-            bright), a file cannot be read, the split is empty, or the split contains a pair twice
-            or a missing pair.
+            size, or a file cannot be read. `masks` also raises ValueError if a mask is not nearly
+            binary (more than 10 % of its pixels are grey, or no pixel is bright), or if the split
+            is empty or contains a pair twice or a missing pair.
         ImportError: Pillow is not installed.
 
     Source: Yan et al., CVPR 2013 (ECSSD); Wang et al., CVPR 2017 (DUTS); Yang et al., CVPR 2013
@@ -252,7 +252,7 @@ _HELD_OUT = 5  # without split folders, one in 5 pictures of a class is for test
 
 @checked
 def is_class_folders(folder: str | Path) -> bool:
-    """Whether a folder contains one folder of pictures for each class, without masks.
+    """Whether a folder contains one folder of pictures for each class, and no masks.
 
     Example:
         >>> ur.vision.datasets.is_class_folders("no such folder")
@@ -329,7 +329,7 @@ def class_folders(folder: str | Path, side: int = 32) -> Images:
 
 
 def _parts(folder: Path) -> tuple[Path, Path] | None:
-    """The folders for training and testing, if there are any."""
+    """The folders for training and testing; None if there are no such folders."""
     parts = [folder / name for name in (_TRAIN, *_TEST) if (folder / name).is_dir()]
     whole = len(parts) > 1 and parts[0].name == _TRAIN
     return (parts[0], parts[1]) if whole and all(map(_classes, parts[:2])) else None

@@ -244,8 +244,8 @@ def features(
     the border.
 
     Args:
-        model: any nnx.Module; it is evaluated as in `model.eval()` and does not change.
-        images: (N, H, W, C), the inputs of the model. 64 images suffice for means.
+        model: any nnx.Module, which is evaluated as after `model.eval()` and does not change.
+        images: (N, H, W, C), the inputs of the model. For means, 64 images suffice.
         layers: paths of layers as in `layer_dictionary`; None selects the layers that the model
             lists in `convolutions` or in `early`.
         norms: for each layer that contains no batch norm, the path of the batch norm.
@@ -265,8 +265,8 @@ def features(
     Not claimed: that x* is unique, or that the network was designed to compute x*. If D has more
     atoms than y has entries, J may have several minimisers; the pursuit ends at a minimiser near x.
 
-    Reference: Papyan, Romano, Elad (2017), layers as pursuits, and stripes; Li, Feng, Zhou (2024),
-    Theorem 1.
+    Reference: Papyan, Romano, Elad (2017), who regard layers as pursuits and count nonzeros in
+    stripes; Li, Feng, Zhou (2024), Theorem 1.
 
     Example:
         >>> from flax import nnx
@@ -345,7 +345,7 @@ def _codes(layer: LayerDictionary, Y: Array, fraction: float) -> Codes:
 
 @jax.jit
 def _counts(D: Conv, X: Array) -> tuple[Array, Array]:
-    """The nonzeros of each code in (N, d), and the nonzeros in its fullest stripe."""
+    """The numbers of nonzeros of codes (N, d), in the whole code and in the fullest stripe."""
     stripes = partial(theory.stripe_norm, kernel=D.kernel, stride=D.stride)
     return jnp.sum(X != 0, 1), jax.vmap(stripes)(D.unflatten_code(X))
 
@@ -428,7 +428,7 @@ def row_features(
 
     If the recipe names penalised layers, the measured layers are the convolutions of these layers.
     Otherwise the measured layers are the default layers of `features`. The dictionaries of the
-    layers are not kept, so their fields are None.
+    layers are not kept, so the fields `dictionary` are None.
 
     Args:
         folder: folder of the experiment.

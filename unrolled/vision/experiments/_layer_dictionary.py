@@ -94,7 +94,8 @@ def layer_dictionary(
             `CSCLayer` is not one step from 0.
 
     A convolution is a module with a kernel (height, width, inputs, outputs), a bias or None, and a
-    padding, such as nnx.Conv; a batch norm has mean, var, scale, bias and epsilon.
+    padding. An example is nnx.Conv. A batch norm is a module with mean, var, scale, bias and
+    epsilon.
 
     Example:
         >>> from flax import nnx
@@ -273,7 +274,7 @@ def pursued(layer: LayerDictionary, Y: Array, tol: float, max_steps: int) -> Pur
 def _pursue(
     D: Conv, lam: Array, e: Array, Y: Array, scale: Array, X: Array, *, tol: float, max_steps: int
 ) -> tuple[Array, Array]:
-    """The codes x* of a pursuit that starts at c x, and their gaps over norm(y + e)^2 / 2."""
+    """The codes x* of a pursuit that starts at c x, and the gaps in units of norm(y + e)^2 / 2."""
 
     def one(y, c, x):
         options: dict[str, Any] = dict(nonnegative=True, tol=tol, max_steps=max_steps)
@@ -292,7 +293,7 @@ def _parts(D: Conv, theta: Array, y: Array, x: Array) -> tuple[Array, Array, Arr
 
 @jax.jit
 def _best_multiples(D: Conv, theta: Array, Y: Array, X: Array) -> tuple[Array, Array]:
-    """The c that minimises J(c x), and J(0) - J(c x); (N,) each."""
+    """The number c that minimises J(c x), and J(0) - J(c x), both (N,)."""
 
     def one(y, x):
         a, b, _ = _parts(D, theta, y, x)
@@ -306,7 +307,7 @@ def _best_multiples(D: Conv, theta: Array, Y: Array, X: Array) -> tuple[Array, A
 def _compare(
     D: Conv, theta: Array, Y: Array, X: Array, decrease: Array, best: Array, excess: Array
 ) -> tuple[Array, ...]:
-    """The arrays of `Pursued` from `gap` on."""
+    """The array `gap` and all later arrays of `Pursued`."""
 
     def one(y, x, forward, best, excess):
         a, b, fitted = _parts(D, theta, y, best)

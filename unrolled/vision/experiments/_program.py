@@ -1,4 +1,4 @@
-"""The compiled steps of a run: an update, an evaluation, and the state between them.
+"""The compiled steps of a run: an update, an evaluation, and the state between two steps.
 
 All random draws depend only on the key of the run and on the number of the step or epoch. The state
 therefore needs no key, and a run continues from a saved state as if the run had not stopped. If
@@ -35,11 +35,11 @@ class Devices(NamedTuple):
     mesh: Mesh | None = None
 
     def everywhere(self, tree: Any) -> Any:
-        """A copy of a tree of arrays on each device."""
+        """Copy a tree of arrays to each device."""
         return tree if self.mesh is None else jax.device_put(tree, NamedSharding(self.mesh, P()))
 
     def constrained(self, tree: Any, *axes: str) -> Any:
-        """Inside a program, a tree on all devices, or with `axes` a batch split among them."""
+        """Inside a program, place a tree on all devices, or split a batch along the mesh `axes`."""
         if self.mesh is None:
             return tree
         return jax.lax.with_sharding_constraint(tree, NamedSharding(self.mesh, P(*axes)))
@@ -110,10 +110,10 @@ class Program:
 
     @cached_property
     def advance(self) -> Callable[..., State]:
-        """One step per call.
+        """A function that takes one step per call.
 
-        The program has no loop over steps: inside a loop, XLA computes gradients of convolutions on
-        a CPU several times more slowly than outside.
+        The compiled program has no loop over steps because XLA computes gradients of convolutions
+        on a CPU several times more slowly inside a loop than outside.
         """
         return jax.jit(self._advance, donate_argnums=0)
 
@@ -365,7 +365,7 @@ def _in_batches(
 
 
 def _classified(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The accuracy on all images, and on the first 1000, which are always exact in CIFAR-10."""
+    """The accuracy on all images and on the first 1000 images (always exact in CIFAR-10)."""
     right = predicted == labels
     scores = {"accuracy": float(np.mean(right))}
     if len(right) > EXACT:
@@ -376,7 +376,7 @@ def _classified(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def _segmented(predicted: np.ndarray, masks: np.ndarray) -> dict[str, float]:
     """The mean and standard deviation of each score over images, and each score over all pixels.
 
-    The mean of a score omits images with the score 0/0, and the result has their number.
+    The mean of a score omits images with the score 0/0. The result contains their number.
     """
     scores: dict[str, float] = {}
     for name, score in _MASK_SCORES.items():

@@ -228,7 +228,7 @@ _CIFAR10 = dataclasses.replace(
 
 @checked
 def paper_recipe(task: str, data: str) -> Recipe:
-    """The recipe for a task from Section 4 or from Sulam, Aberdam, Beck, Elad (2020).
+    """The recipe for a task, from Section 4 of the paper or Sulam, Aberdam, Beck, Elad (2020).
 
     ML-CSC has one recipe for CIFAR-10 and one recipe for MNIST. The recipe for MNIST serves all
     other data.
@@ -277,8 +277,8 @@ def build_model(recipe: Recipe, shape: tuple[int, ...], classes: int, rngs: nnx.
     """The model of a recipe for images of shape (H, W, C); `classes` is 0 for masks.
 
     Raises:
-        ValueError: the model is unknown, belongs to another task, has no option of a name in the
-            recipe, or does not accept these images.
+        ValueError: the model is unknown or belongs to another task, the recipe sets an option that
+            the model does not have, or the model does not accept these images.
     """
     _check_fits(recipe, shape, classes)
     name, options = recipe.model, dict(recipe.options)

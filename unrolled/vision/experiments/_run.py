@@ -41,10 +41,10 @@ _KEYS = (
 
 
 def open_folder(folder: str | Path) -> Path:
-    """The folder of an experiment, made if it does not exist.
+    """The folder of an experiment, which is created if it does not exist.
 
     Raises:
-        NotADirectoryError: a file has this name.
+        NotADirectoryError: a file has the name of the folder.
         ValueError: the folder is not empty and contains no experiment.
     """
     folder = Path(folder).absolute()
@@ -91,7 +91,7 @@ def read_row(folder: Path, name: str) -> dict[str, Any] | None:
 
 @checked
 def read_rows(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """All rows by name, sorted by name.
+    """A dict from the names of all rows to the rows, sorted by name.
 
     Raises:
         FileNotFoundError: the folder contains no experiment.
@@ -211,7 +211,7 @@ class Job:
         return bool(self.curve) and not math.isfinite(self.curve[-1]["train"]["loss"])
 
     def next_end(self) -> int | None:
-        """Draw the batches of the next epoch; return its last step, or None at the end."""
+        """Draw the batches of an epoch; return its last step, or None if the run has to end."""
         if self.finished or time.monotonic() >= self.until:
             return None
         epoch, steps = len(self.curve), self.program.steps_per_epoch

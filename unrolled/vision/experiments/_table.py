@@ -95,10 +95,10 @@ def interval(values: Iterable[float]) -> Interval:
 def holm(intervals: Sequence[Interval], level: float = 0.05) -> list[Interval]:
     """The intervals, in the given order, with the widths of Holm's procedure.
 
-    The k-th most significant of n intervals has the level level / (n + 1 - k) until one interval
-    contains 0. All later intervals have the level of this interval. If all true means are 0, the
-    probability that any interval excludes 0 is at most `level`. Intervals of one seed are not
-    changed and do not count in n.
+    The k-th most significant of n intervals has the significance level `level` / (n + 1 - k) until
+    one interval contains 0. All later intervals have the significance level of this interval. If
+    all true means are 0, the probability that any interval excludes 0 is at most `level`. Intervals
+    of one seed are not changed and do not count in n.
 
     Raises:
         ValueError: level is outside (0, 1).
@@ -375,7 +375,7 @@ def scores_by_activation(rows: Rows) -> "Figure":
     activation.
 
     Raises:
-        ValueError: there are no rows, or rows of several tasks.
+        ValueError: there are no rows, or the rows belong to several tasks.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -467,7 +467,7 @@ def predicted_masks(pictures: Mapping[str, np.ndarray], titles: Sequence[str]) -
         titles: titles of the predicted masks, in order.
 
     Raises:
-        ValueError: there are no pictures, or there are no masks with a title.
+        ValueError: there are no pictures, or `pictures` has no masks for a title.
 
     Example:
         >>> masks = np.zeros((2, 8, 8), bool)

@@ -2,12 +2,12 @@
 
 `ImageConv` is `dictionaries.Conv` for batches of pictures.
 
-All forms compute the sums of `lax.conv_general_dilated`, but in another order. On accelerators the
-forms call `lax.conv_general_dilated` itself. On a CPU (jaxlib 0.10), `lax.conv_general_dilated`
+All forms compute the sums of `lax.conv_general_dilated`, but in another order. On accelerators this
+module calls `lax.conv_general_dilated` itself. On a CPU (jaxlib 0.10), `lax.conv_general_dilated`
 uses loops instead of matrix products for few channels and for maps of at most 2 x 2 pixels. For
 many channels Winograd's form needs fewer multiplications. For a large map the gradient of the
-kernel is faster in strips that stay in the cache. Run `benchmarks/cnn.py` to see whether these
-forms are still faster.
+kernel is faster in strips that stay in the cache. Run `benchmarks/cnn.py` to see whether the other
+forms are still faster than `lax.conv_general_dilated`.
 """
 
 import functools
@@ -118,7 +118,7 @@ def _entries(kernel: Array) -> Tile:
 
 
 def _tiles(x: Array) -> Tile:
-    """B' d B of all tiles, each entry (tiles, C)."""
+    """B' d B for all tiles d; each entry is (tiles, C)."""
     H, W = x.shape[1:3]
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     tile = [[_rows(x[:, a : a + H - 1 : 2, b : b + W - 1 : 2]) for b in range(4)] for a in range(4)]
@@ -400,7 +400,7 @@ def _convolve_blocks(x: Array, kernel: Array, r: int) -> Array:
     h, w = (-(-(side - len(kernel) + 1) // r) for side in x.shape[1:3])
     X = _blocks(_fit(x, (h + K - 1) * r, (w + K - 1) * r), r)
     X = jnp.concatenate([X[:, a : a + h, b : b + w] for a in range(K) for b in range(K)], -1)
-    # XLA knows two forms of the gradient of W, and uses the slower form without this call.
+    # XLA has two forms of the gradient of W and uses the slower form without this call.
     W = lax.optimization_barrier(_shifted(kernel, r, K).T).T
     return (X.reshape(-1, X.shape[-1]) @ W).reshape(*X.shape[:3], -1)
 
@@ -539,7 +539,7 @@ class ImageConv:
         batch = checks.as_float(batch, what, "ImageConv")
         kernel = checks.as_float(self.kernel, "kernel", "ImageConv")
         kind, dtype = batch.dtype, kernel.dtype
-        # Integer pictures take the dtype of the filters.
+        # Integer pictures are converted to the dtype of the filters.
         dtype = kind if of_floats and jnp.finfo(kind).bits > jnp.finfo(dtype).bits else dtype
         return replace(self, kernel=kernel.astype(dtype)), batch.astype(dtype)
 
@@ -623,7 +623,7 @@ def _spread(D: ImageConv, x: Array) -> Array:
 
 
 def _matrix(D: ImageConv) -> Array:
-    """The filters as columns, whose rows are in the order of windows: block, pixel, channel."""
+    """The filters as columns of a matrix; the rows are ordered by block, pixel and channel."""
     k, _, C, m = D.kernel.shape
     q, t = -(-k // D.stride), D.stride
     kernel = jnp.pad(D.kernel, [(0, q * t - k), (0, q * t - k), (0, 0), (0, 0)])

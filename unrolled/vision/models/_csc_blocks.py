@@ -29,8 +29,8 @@ class CSCLayer(nnx.Conv):
     .. math:: x \leftarrow \rho(x + W'(y - s W x) + b), \qquad \text{T + 1 times, from } x = 0,
 
     where W'y is the convolution and W x is the adjoint of the convolution. If T = 0, the layer
-    computes exactly rho(conv(y) + b). With ReLU the steps are steps of ISTA of size 1 / s for the
-    non-negative LASSO
+    computes exactly rho(conv(y) + b). With ReLU each step is a step of ISTA with step size 1 / s
+    for the non-negative LASSO
 
     .. math:: \min_{x \ge 0} \|y - D x\|^2 / 2 - s \, b'x, \qquad D = s W.
 
@@ -42,7 +42,7 @@ class CSCLayer(nnx.Conv):
     Args:
         in_features, out_features, kernel_size, strides: as in `nnx.Conv`.
         unfoldings: T.
-        warm: if True, calls may pass a start that replaces 0.
+        warm: if True, calls may pass a start that replaces x = 0.
         activation: rho, an activation or its name.
         batch_norm: if True, a batch norm inside the activation replaces b. Statistics differ from
             step to step, so each of the T + 1 steps has a separate batch norm. The batch norms
@@ -209,7 +209,7 @@ def batch_norms(features: int, count: int, rngs: nnx.Rngs, dtype: Any = None) ->
 
 
 class _BatchNorm(nnx.BatchNorm):
-    """The batch norm of flax, but NaN instead of flax's 0 if the variance overflows."""
+    """The batch norm of flax, except that a variance that overflows gives NaN instead of 0."""
 
     def __call__(self, x: Array, *args: Any, **options: Any) -> Array:
         with jax.numpy_dtype_promotion("standard"):  # flax mixes dtypes in half precision

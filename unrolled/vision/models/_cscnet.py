@@ -33,7 +33,7 @@ def shift_average(
     multiple of `stride`.
 
     Args:
-        estimate: maps a window to an estimate of the same shape; traced once.
+        estimate: function that maps a window to an estimate of the same shape; traced once.
         picture: (H, W).
         kernel: side of the square kernels, in pixels.
         stride: step of the grid, in pixels, from 1 to `kernel`.

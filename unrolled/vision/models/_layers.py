@@ -369,8 +369,8 @@ def norm_from_below(D: Conv, steps: int) -> Array:
     1992, Theorem 4.2). The mean of this error over draws is therefore at most
     (a^2 + 2 a + 2) / (2 k - 1)^2 with a = ln(1.648 sqrt(m)).
 
-    The gradient is the gradient of norm(D x) at the last x. This gradient equals the gradient of
-    the norm if x has converged.
+    The gradient of the result is the gradient of norm(D x) at the last x, which equals the gradient
+    of norm(D, 2) if x has converged.
     """
     k = exponent(D.filters)  # without this scale, products of filters may over- or underflow
     D = replace(D, filters=times_power(D.filters, -k))

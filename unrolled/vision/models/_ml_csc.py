@@ -72,7 +72,7 @@ def ml_fista(steps: Steps, y: Array, T: int, rho: Rho) -> Codes:
 
 
 def ml_lista(steps: Steps, y: Array, T: int, rho: Rho) -> Codes:
-    r"""x_j <- rho(x_j - D_j' D_j x_j + B_j' x_{j-1} - theta_j), in sweeps like ML-ISTA."""
+    r"""x_j <- rho(x_j - D_j' D_j x_j + B_j' x_{j-1} - theta_j), with the sweeps of ML-ISTA."""
 
     def update(j, before, x, Dx):
         D, _, theta, B = steps[j]
@@ -282,8 +282,8 @@ class MLCSC(nnx.Module):
     r"""A classifier of the codes that T unfoldings of a multi-layer pursuit compute.
 
     The model is a chain of convolutional dictionaries, x_{j-1} = D_j x_j, with nonnegative codes
-    x_j; x_0 = y is the picture. The first codes are the codes of a plain CNN, which are a step of
-    ML-ISTA from x_J = 0:
+    x_j; x_0 = y is the picture. The first codes are the codes of a plain CNN, which equal the codes
+    after one step of ML-ISTA from x_J = 0:
 
     .. math:: x_j = \rho(\gamma_j D_j' x_{j-1} + b_j), \quad j = 1, \dots, J.
 

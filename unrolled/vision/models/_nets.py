@@ -202,7 +202,7 @@ class UNet(nnx.Module):
     normalisation and an activation follow each convolution. Encoder block j has width 2^(j-1)
     filters, and maxima over 2 x 2 pixels separate the encoder blocks. The input of a decoder block
     consists of the output of the encoder block of the same size and the up-convolution (2 x 2
-    filters, stride 2) of the previous block. A dense layer per pixel is last.
+    filters, stride 2) of the previous block. The last layer is a dense layer for each pixel.
 
     If a side is not a multiple of 16, the maxima drop the last row or column of odd sides, and
     zeros replace that row or column in the up-convolution. Weights and biases are drawn uniformly
