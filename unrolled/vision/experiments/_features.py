@@ -435,8 +435,8 @@ def row_features(
         row: name of the row, as in `read_rows`.
         images: the images of the run, from `load`.
         build: as in `run`, if the row has your own model.
-        n: number of images. By default all images together have at most as many pixels as 64 images
-            of 32 x 32 pixels, but there is at least one image.
+        n: number of images; None selects as many images as have at most 65,536 pixels in total (64
+            images of 32 x 32 pixels), but at least one image.
 
     Raises:
         FileNotFoundError: the row does not exist, or its weights were not kept.

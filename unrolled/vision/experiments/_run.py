@@ -1,6 +1,6 @@
 """Runs, which train a model by a recipe, save the state regularly, and end with a row of results.
 
-The folder of an experiment contains the rows and the files that belong to some rows.
+The folder of an experiment contains the rows, and the weights and pictures that rows keep.
 """
 
 import dataclasses

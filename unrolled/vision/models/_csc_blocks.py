@@ -306,9 +306,9 @@ class ResCSCBlock(nnx.Module):
 class ResCSC(nnx.Module):
     """Res-CSC for small pictures, with the widths and depths of the ResNets for CIFAR-10.
 
-    The network consists of a convolution, `blocks` modules `ResCSCBlock` for every width, the mean
-    over all positions, and a linear layer. For every width except the first, the first block has
-    stride 2. With the defaults the network has 20 layers like ResNet-20.
+    The network consists of a convolution, `blocks` instances of `ResCSCBlock` for every width, the
+    mean over all positions, and a linear layer. For every width except the first, the first block
+    has stride 2. With the defaults the network has 20 layers like ResNet-20.
 
     Args:
         classes: number of outputs.
@@ -506,7 +506,7 @@ def _lecun_normal(key: Array, shape: tuple[int, ...], dtype: Any, **_: Any) -> A
 class MSDCSC(nnx.Module):
     """MSD-CSC for CIFAR-10: blocks with a 1x1 convolution and 2x2 max pooling between two blocks.
 
-    The network consists of a 3x3 convolution to `width` maps with batch norm, `blocks` modules
+    The network consists of a 3x3 convolution to `width` maps with batch norm, `blocks` instances of
     `MSDCSCBlock`, the mean over all positions, and a linear layer. With the defaults the widths are
     16, 160, 304 and 448.
 
