@@ -181,9 +181,9 @@ class alista(Coupled, FromClosedForm, Selecting):
     depth, or within 2 % of the objective of ISTA if ISTA has converged. We measured this on smooth,
     correlated, ill-conditioned and noisy problems and on learned dictionaries
     (benchmarks/README.md). Ridge 0 gives the paper's weights, with which the LASSO objective at the
-    start can be far above that of ISTA; `fit` warns of such a start. For planted codes without
-    noise, training reaches lower errors with the paper's weights, from `analytic.alista` or ridge
-    0. We claim neither result with `support`, because selected entries pass unshrunk.
+    start can be far above the objective of ISTA; `fit` warns of such a start. For planted codes
+    without noise, training reaches lower errors with the paper's weights, from `analytic.alista` or
+    ridge 0. We claim neither result with `support`, because selected entries pass unshrunk.
 
     Reference: Liu, Chen, Wang, Yin (2019), who set `support` to about (0.012, 0.13).
 
@@ -332,8 +332,8 @@ class alista_at(Selecting):
     `onsager`. The share a has no gradient. For noisy signals try a `ridge` of 0.2 to 1.
 
     The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
-    not scale with y, and the LASSO objective at the start can be above that of ISTA at the same
-    depth.
+    not scale with y, and the LASSO objective at the start can be above the objective of ISTA at the
+    same depth.
 
     Reference: Kim, Park (2020) for adaptive thresholds; Chen, Liu, Wang, Yin (2018) for support
     selection; Ma, Ping (2017) for the correction. Not claimed: a bound on the error, or
@@ -453,12 +453,12 @@ class na_alista(Selecting):
     the value of a at the first step.
 
     Params: shared `Recurrent`, no steps, because one LSTM runs along the K steps. `init` sets W in
-    closed form, which is never trained, and draws small random matrices from `key`. With its
-    biases, gamma is near min(1, 2 / rho(W'D)) at the start and tau is near `threshold` gamma.
+    closed form, which is never trained, and draws small random matrices from `key`. With the biases
+    from `init`, gamma is near min(1, 2 / rho(W'D)) at the start, and tau is near `threshold` gamma.
 
     The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
-    not scale with y, and the LASSO objective at the start can be above that of ISTA at the same
-    depth.
+    not scale with y, and the LASSO objective at the start can be above the objective of ISTA at the
+    same depth.
 
     Reference: Behrens, Sauder, Jung (2021), Algorithm 1. In the paper, tau is the threshold itself,
     and the inputs are standardised with the first batch. Here tau is in units of the residual and

@@ -1,4 +1,4 @@
-"""ALISTA with residual thresholds: a step adds entries with products near the largest one."""
+"""ALISTA with residual thresholds: a step adds entries whose product is near the maximum."""
 
 from typing import NamedTuple
 
@@ -43,11 +43,11 @@ class alista_rt(Layer):
         A \leftarrow A \cup \{i : |g_i| > c \max |g| + (1 + c) \nu\}, \qquad
         x_i \leftarrow x_i + g_i \text{ for } i \in A, \quad 0 \text{ elsewhere}.
 
-    An entry joins A if its product exceeds the share c of the largest product. One number, c, sets
-    all thresholds. If c(S) <= c for a support S, no step adds an entry outside of S, whatever the
-    signs and magnitudes of the code on S. If also c < 1 and kappa(S) < 1, the codes converge.
-    `theory.certify_supports` computes c(S) and kappa(S). nu bounds the noise in a product; the
-    layer adds a bound on rounding to nu.
+    Entry i joins A if its product abs(g_i) exceeds the share c of the largest product. One number,
+    c, sets all thresholds. If c(S) <= c for a support S, no step adds an entry outside of S,
+    whatever the signs and magnitudes of the code on S. If also c < 1 and kappa(S) < 1, the codes
+    converge. `theory.certify_supports` computes c(S) and kappa(S). nu bounds the noise in a
+    product; the layer adds a bound on rounding to nu.
 
     Params: shared (analytic, ratio = c), no steps. `init` sets W in closed form. The sign of c does
     not count. c has no gradient; use `training.search` to set c.
@@ -55,8 +55,8 @@ class alista_rt(Layer):
     For codes in parts, abs(g_i) is the size of a part, and A consists of whole parts.
 
     The layer has no lam: if `noise` is 0, the code of a y is a times the code of y. LASSO codes
-    with a fixed lam do not scale with y, and the LASSO objective at the start can be above that of
-    ISTA.
+    with a fixed lam do not scale with y, and the LASSO objective at the start can be above the
+    objective of ISTA.
 
     Not claimed: a bound if c(S) > c; no test of the signal detects this case. A residual of 0 shows
     that the code is right if the atoms of S are independent.

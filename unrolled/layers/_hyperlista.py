@@ -95,8 +95,8 @@ class hyperlista(Shrinking):
     freezes c_3.
 
     The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
-    not scale with y, and the LASSO objective at the start can be above that of ISTA at the same
-    depth.
+    not scale with y, and the LASSO objective at the start can be above the objective of ISTA at the
+    same depth.
 
     Reference: Chen, Liu, Wang, Yin (2021), with unit step size and with estimates by D^+ instead of
     the true code. Not claimed: a bound on the error.
@@ -122,7 +122,7 @@ class hyperlista(Shrinking):
 
     @property
     def takes_parts(self) -> bool:
-        """False, because c_2 and c_3 multiply numbers of entries."""
+        """False, because c_2 and c_3 refer to numbers of single entries."""
         return False
 
     def step(self, shared, p, D, y, state):

@@ -166,8 +166,8 @@ def unroll(
     Call `unroll` inside `jit`. Outside of `jit`, every call compiles the scan again.
 
     Args:
-        step: the function for one step; if there is a `schedule`, its last argument is entry k of
-            the schedule.
+        step: the function for one step; with a `schedule`, entry k of the schedule is the last
+            argument.
         params: the params; stacked steps run as one scan, a tuple of steps runs as a Python loop
             (see `Unrolled`).
         D, y: the arguments D and y of `step`.
@@ -313,8 +313,9 @@ class Layer(Looped):
             these weights.
         from_theory: `from_theory(W, theta) -> params`, the params with weights W, (m, d), and
             thresholds theta, (K,) or (K, d); None for a family without params from theory.
-        message_passing: `message_passing() -> theory.MessagePassing | None`, the arguments of
-            `theory.state_evolution`; None for a family that state evolution does not cover.
+        message_passing: `message_passing() -> theory.MessagePassing | None`, the facts about the
+            steps that `theory.state_evolution` needs; None for a family that state evolution does
+            not cover.
         starts_from_theory: whether `init` returns the params from theory.
         recipe: the `Recipe` of the family, for `training.by_recipe`.
 
@@ -361,7 +362,7 @@ class Layer(Looped):
     else:
 
         def step(self, shared, p, D, y, state):
-            """The state after a step with params p; an entry of `schedule` is the last argument."""
+            """The state after a step with params p; a `schedule` adds its entry as an argument."""
             raise NotImplementedError
 
     def __init_subclass__(cls, **arguments):

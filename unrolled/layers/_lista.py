@@ -159,7 +159,8 @@ class lista(FromISTA, Selecting):
 class lista_ss(lista):
     """LISTA with support selection; see `lista`.
 
-    Selected entries pass unshrunk, so the LASSO objective at the start can be above that of ISTA.
+    Selected entries pass unshrunk, so the LASSO objective at the start can be above the objective
+    of ISTA.
 
     Reference: Chen, Liu, Wang, Yin (2018).
 
@@ -217,7 +218,8 @@ class lista_cp(Coupled, FromISTA, Selecting):
 class lista_cpss(lista_cp):
     """LISTA-CP with support selection; see `lista_cp`.
 
-    Selected entries pass unshrunk, so the LASSO objective at the start can be above that of ISTA.
+    Selected entries pass unshrunk, so the LASSO objective at the start can be above the objective
+    of ISTA.
 
     Reference: Chen, Liu, Wang, Yin (2018).
 
@@ -337,9 +339,9 @@ class lfista_cp(FromISTA, Shrinking):
         x_{k+1} = \mathrm{shrink}(z + W_k'(y - D z), \; \theta_k).
 
     The layer returns the code among x_0 = 0, ..., x_K that has the least LASSO objective with the
-    weight `lam`. Hence the objective of the returned code is never above that of the zero code,
-    whatever the params and the signal. The choice needs no extra product, because D z = D x_k +
-    beta_k (D x_k - D x_{k-1}).
+    weight `lam`. Hence the objective of the returned code is never above the objective of the zero
+    code, whatever the params and the signal. The choice needs no extra product, because D z = D x_k
+    + beta_k (D x_k - D x_{k-1}).
 
     Params: steps (W, theta, beta); theta has a threshold for every atom, or for every filter of a
     `Conv`. `init` gives FISTA without restart: W = D / L, theta = lam / L and the momentum of
@@ -347,7 +349,7 @@ class lfista_cp(FromISTA, Shrinking):
     on signals without codes.
 
     Reference: Chen, Liu, Wang, Yin (2018) for the coupling, Moreau, Bruna (2017) for the momentum.
-    Not claimed: that a theorem of one of these papers holds.
+    Not claimed: the theorems of these papers.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(4)
@@ -366,7 +368,7 @@ class lfista_cp(FromISTA, Shrinking):
         return _along(D, jnp.full_like(theta, 1 / L), theta)
 
     def from_fista(self, params: Unrolled, D: Dictionary) -> Unrolled:
-        """Params whose steps are those of a `fista` with params `params`: W_k = gamma_k D."""
+        """Params whose steps are the steps of `fista` with params `params`: W_k = gamma_k D."""
         D = as_dictionary(D, self.family)
         fista(self.depth).check(params, D)
         gamma, theta = stack(params).steps
@@ -541,8 +543,8 @@ class liht(Layer):
     L, S = I - D'D / L.
 
     The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
-    not scale with y, and the LASSO objective at the start can be above that of ISTA at the same
-    depth.
+    not scale with y, and the LASSO objective at the start can be above the objective of ISTA at the
+    same depth.
 
     Reference: Xin, Wang, Gao, Wipf, Wang (2016); Blumensath, Davies (2008) for fixed matrices.
 

@@ -91,7 +91,7 @@ def _message_passing(D: Dictionary, norms: Array, alpha: float, depth: int) -> U
 
 
 def nonzero(norms: Array, where: str) -> None:
-    """Raise ValueError if all atoms of a known D are zero."""
+    """Raise ValueError if all atoms of D are zero and D is not traced."""
     if checks.is_concrete(norms) and not (np.asarray(norms) > 0).any():
         raise ValueError(f"{where}: D is zero; expected a dictionary with atoms")
 
@@ -110,8 +110,8 @@ class lamp(Shrinking):
     units of D. The count norm(x, 0) has no gradient.
 
     The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
-    not scale with y, and the LASSO objective at the start can be above that of ISTA at the same
-    depth.
+    not scale with y, and the LASSO objective at the start can be above the objective of ISTA at the
+    same depth.
 
     Reference: Borgerding, Schniter, Rangan (2017), LAMP-l1. Not claimed: convergence if D is not
     Gaussian. If D is coherent, the steps at the start can diverge.
@@ -250,8 +250,8 @@ class lamp_bg(Estimating):
     passing: W = D and alpha = 1 for unit atoms; for other atoms W and alpha are in the units of D.
     The noise level is estimated from the residual.
 
-    The layer has no lam but a law of the codes: in the objective of the LASSO the start can be
-    above ISTA at the same depth.
+    The layer has no lam; its options describe the law of the codes. The LASSO objective at the
+    start can be above the objective of ISTA at the same depth.
 
     Reference: Borgerding, Schniter, Rangan (2017) for the shrinkage eta_bg, whose prior they also
     learn; Donoho, Maleki, Montanari (2009) for the start. Not claimed: sparse codes, because
@@ -325,8 +325,8 @@ class tista(Estimating):
     for which the errors of r are unbiased. Without `onsager`, `init` sets gamma to at most 2,
     because longer steps expand.
 
-    The layer has no lam but a law of the codes: in the objective of the LASSO the start can be
-    above ISTA at the same depth.
+    The layer has no lam; its options describe the law of the codes. The LASSO objective at the
+    start can be above the objective of ISTA at the same depth.
 
     Reference: Ito, Takabe, Wadayama (2019); Ma, Ping (2017) for the correction.
     `theory.state_evolution` predicts the error. Not claimed: sparse codes, because entries are
@@ -479,8 +479,8 @@ class vamp_bg(Layer):
     and, if m <= d, log_noise.
 
     The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
-    not scale with y, and the LASSO objective at the start can be above that of ISTA at the same
-    depth.
+    not scale with y, and the LASSO objective at the start can be above the objective of ISTA at the
+    same depth.
 
     Reference: Rangan, Schniter, Fletcher (2019); Fletcher, Schniter (2017) for `em`. Not claimed:
     sparse codes, because entries are small but not zero; convergence if the law of D is not

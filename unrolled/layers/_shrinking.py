@@ -1,4 +1,4 @@
-"""Bases for families that share the end of a step (shrinkage, support selection) or its start."""
+"""Base classes for families that shrink, that select a support, or that start as ISTA."""
 
 import functools
 import math

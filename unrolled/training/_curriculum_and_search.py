@@ -177,10 +177,10 @@ def curriculum(
     .. math:: c \; decay^{k - j} \quad (j \le k), \qquad 0 \quad (j > k),
 
     and the updates of trained shared params (a tied W) by c. The first stage trains shared params
-    only at k = 1. Every stage starts from the best params of the stage before and initialises the
-    optimiser again. The best params are those with the least loss of the code after step k on the
-    validation batch. One compiled step serves all stages: k and the rates are its arguments, so
-    early stages cost as much as late ones.
+    only at k = 1. Every stage starts from the best params of the previous stage and initialises the
+    optimiser again. The best params have the least loss of the code after step k on the validation
+    batch. One compiled step serves all stages: k and the rates are its arguments, so early stages
+    cost as much as late ones.
 
     Args:
         layer, params, D, sample, key, loss: as in `fit`. The loss sees one code, as `codes[-1]`.
@@ -200,16 +200,17 @@ def curriculum(
             many steps old; None ends no stage early.
 
     Returns:
-        Fit, as from `fit`. `best` has the best params of the last stage, by the loss of the code
-        after step K. The records of stage i belong to step k = i // len(stages), counted from 0,
-        and have the validation loss of the code after that step.
+        A Fit, as returned by `fit`. `best` has the best params of the last stage, by the loss of
+        the code after step K. The records of stage i belong to step k = i // len(stages), counted
+        from 0, and have the validation loss of the code after that step.
 
     Warns:
         UserWarning: in the same cases as `fit`.
 
     Raises:
         TypeError: the steps of the family share all params (use `training.search`), the model is a
-            network, the rate is not a number, or `optimizer` is not such a function.
+            network, the rate is not a number, or `optimizer` is not a function that returns an
+            optax transformation.
         ValueError: there are no stages, or a factor, the rate or decay is out of range.
         Other errors: in the same cases as `fit`.
 

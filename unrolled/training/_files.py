@@ -1,7 +1,7 @@
 """Files of named arrays, in two formats, for any tree of arrays and for the saved steps of a run. A
 manifest with its own hash describes the arrays.
 
-No reader trusts a header: it compares the header with the bytes before it allocates memory.
+Every reader compares the header of a file with its bytes before the reader allocates memory.
 """
 
 import io
@@ -65,7 +65,7 @@ def _unwritable(where: str, path: Path, error: OSError) -> CheckpointError:
 def write(
     where: str, path: Path, kind: str, leaves: Leaves, put: Callable, /, **manifest: Any
 ) -> None:
-    """Write leaves and their hashes to `path`, completely or not at all, by `to_npz` or the like.
+    """Write leaves and their hashes to `path`, completely or not at all, by the writer `put`.
 
     Raises:
         TypeError: the dtype of a leaf cannot be saved, or JSON cannot hold the manifest.
@@ -304,7 +304,7 @@ def _as_folder(value: Any, name: str, where: str) -> str | os.PathLike:
 
 
 class Checkpoint(Record):
-    """Where and how often a run saves.
+    """The folder in which a run saves, and how often the run saves.
 
     Example:
         >>> ur.training.Checkpoint("runs/a", every=500).keep
@@ -391,7 +391,7 @@ class Steps:
         """The manifest of a step and its leaves, bit for bit; the leaves lie in the mapped file.
 
         Raises:
-            DamagedError: the file differs from the saved one.
+            DamagedError: the file differs from the saved file.
             CheckpointError: a newer version saved the step.
         """
         try:
@@ -423,7 +423,7 @@ def _numbers(names: Iterable[str]) -> list[int]:
 
 @contextmanager
 def opened(checkpoint: Checkpoint, where: str, processes: Processes = _ALONE) -> Iterator[Steps]:
-    """The steps of a folder, locked for this training.
+    """Lock a folder for this training, and yield its steps.
 
     If several processes share a run, only the first process locks the folder, removes incomplete
     files and writes steps.

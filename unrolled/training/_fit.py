@@ -111,7 +111,7 @@ def from_arrays(
 
 
 def each_known(D: Any, Y: Any, mask: Any, where: str) -> np.ndarray:
-    """Which entries of each signal are known, (n, m)."""
+    """A mask of the known entries of each signal, (n, m)."""
     known = known_entries(first_of(D), mask, len(Y), where)
     return np.broadcast_to(known, (len(Y), known.shape[-1]))
 
@@ -239,8 +239,8 @@ def fit(
             processes at the next evaluation. A second axis "atoms", within a process, splits a
             dense D, the params with an entry or a column for each atom, and their moments. The
             result stays split and equals the result of one device up to rounding. Devices exchange
-            only parts of D x; for LISTA and LFISTA also codes, to multiply them by S; for robust
-            ALISTA also W.
+            only parts of D x. For LISTA and LFISTA, devices also exchange codes, which S
+            multiplies; for robust ALISTA, devices also exchange W.
         reduction: how the devices add their losses and gradients. "tree" takes log2(devices)
             exchanges, in an order that does not depend on the number of devices. "psum", for a mesh
             of many devices, takes one exchange in the order of JAX's runtime: the number of devices
@@ -264,11 +264,12 @@ def fit(
         NonFiniteError: a loss, gradient or update is not finite. The message names the training
             step and, if possible, the first code, gradient or param that is not finite. The
             attribute `fit` of the error holds the best params and the params before that step; if
-            the update was not finite, it holds the best params in place of the latter.
-        TypeError: the optimiser is not from optax, the model is not a model, the sample is neither
-            a function nor arrays, signals are integers, params have no floating-point leaf,
-            `learn_dictionary` is not a bool, `trainable` holds anything but bools, a loss or a
-            callback is not a function, or a loss is not one floating-point number.
+            the update was not finite, both are the best params.
+        TypeError: the optimiser is not from optax, the model is neither a layer, a network nor a
+            model of flax.nnx, the sample is neither a function nor arrays, signals are integers,
+            params have no floating-point leaf, `learn_dictionary` is not a bool, `trainable` holds
+            anything but bools, a loss or a callback is not a function, or a loss is not one
+            floating-point number.
         ValueError: a batch does not fit or is not finite; the loss needs codes and there are none;
             there is only one signal, or all signals are zero; the labels of an optimiser form
             another tree; steps, patience or evaluate_every is out of range; the model has depth 0;
@@ -281,7 +282,7 @@ def fit(
         RuntimeError: another process of the training has ended or is out of reach.
         CheckpointError: the folder holds another run (the message has a table), is in use, is
             damaged or cannot be written. All options of the model except `unroll` and `remat` must
-            be the same. An optimiser, loss or sampler that differs is found only by repeating the
+            be the same. `fit` detects another optimiser, loss or sampler only by repeating the
             first evaluation and the first two training steps.
 
     Example:

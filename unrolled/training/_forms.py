@@ -50,7 +50,7 @@ class UnknownFamilyError(ValueError):
 
 
 def describe_model(model: Model) -> dict[str, Any]:
-    """The family and all options, also the options at their defaults, because defaults may change.
+    """The family and all options, including defaults, because default values may change.
 
     Raises:
         TypeError: JSON cannot hold an option.
@@ -143,7 +143,7 @@ def _records(model: Model | None, j: int = 0) -> Records:
 
 
 def describe(tree: Any, name: str, records: Records = LIBRARY) -> tuple[Any, Leaves]:
-    """The form of `tree`, and its leaves by their dotted path below `name`.
+    """The form of `tree`, and its leaves by their dotted paths below `name`.
 
     Raises:
         TypeError: a node has a type that `build` does not know.
@@ -371,7 +371,7 @@ def array_dtype(entry: dict) -> np.dtype:
     """The dtype of the array that an entry describes.
 
     Raises:
-        ValueError: the dtype is none that `write` saves.
+        ValueError: `write` does not save arrays of this dtype.
     """
     dtype = str(entry["dtype"])
     if dtype.startswith("key "):

@@ -215,8 +215,7 @@ class Loop(NamedTuple):
         """Train until step `stop`; at every evaluation call `watch(state, at)`.
 
         A saved state, also a state between two evaluations, continues with the evaluations of its
-        stage. After every step `run` asks the `keeper` whether a save is `due`, and then calls its
-        `save`.
+        stage. After every step, `run` saves by `keeper.save` if `keeper.due` returns True.
         """
         stage = _Stage(self, state, stop, options, watch, at, keeper)
         drive(stage)
@@ -390,7 +389,7 @@ def place_of_non_finite(codes, loss, tree: Trained, of: str = "the gradient of "
 
 
 def _step_and_name(path, leaf) -> tuple[float, str]:
-    """The first step at which a leaf is not finite (infinity if it is shared), and its name."""
+    """The first step with a non-finite entry (infinity for a shared leaf), and the leaf's name."""
     keys = [getattr(entry, "name", getattr(entry, "idx", None)) for entry in path]
     name = jax.tree_util.keystr(path).lstrip(".")
     if "steps" not in keys:

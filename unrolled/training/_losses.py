@@ -33,7 +33,7 @@ Codes = TypeAliasType("Codes", Array | Sequence[Array])
 
 
 def _of_last(loss: Loss) -> Loss:
-    """Mark a loss as one that sees only the code of the last step."""
+    """Mark a loss that needs only the code of the last step."""
     loss.of_last = True  # type: ignore[attr-defined]
     return loss
 
@@ -67,7 +67,7 @@ def _supervised(codes, X):
 def log_nmse(codes: Codes, X: Codes | None, D: Any, Y: Array | None) -> Array:
     """ln(sum norm(x_K - x)^2 / sum norm(x)^2): the NMSE in decibels, times ln(10) / 10.
 
-    The gradient does not become small when the error does.
+    The gradient does not vanish as the error falls.
 
     Args:
         codes, X, D, Y: as for `Loss`; D and Y are not used.
@@ -184,7 +184,8 @@ def deep(loss: Loss, weights: ArrayLike | Sequence[float] | None = None) -> Loss
 
     Args:
         loss: a loss of the codes up to one step, as if this step were the last.
-        weights: (K,), or (J,) for a network; None gives all steps or blocks equal weights of sum 1.
+        weights: (K,), or (J,) for a network; None gives all steps or blocks equal weights that sum
+            to 1.
 
     Raises:
         ValueError: raised by the returned loss if weights have another length, or if X of a network

@@ -1,4 +1,4 @@
-"""A training step over the devices of a mesh: a mean of batches, summed in one order everywhere.
+"""A training step on the devices of a mesh: a mean over batches, summed in a fixed order.
 
 A step draws `accumulate` batches, each from a different key, and takes the mean of their losses and
 gradients. On a mesh the devices share the batches: each device draws its own batches, and no signal
@@ -89,10 +89,10 @@ class Sharing(NamedTuple):
         """Options of the compiler for programs that round alike on every number of devices.
 
         If there are several devices, XLA removes common expressions before algebraic
-        simplification; if there is one device, XLA removes them after it. Two quotients with the
-        same divisor then become products with its inverse on some numbers of devices and not on
-        others. We saw this difference only on CPUs. The options switch the simplification off only
-        on CPUs, because other devices need it.
+        simplification; if there is one device, XLA removes common expressions after algebraic
+        simplification. Two quotients with the same divisor then become products with its inverse on
+        some numbers of devices and not on others. We saw this difference only on CPUs. The options
+        switch the simplification off only on CPUs, because other devices need the simplification.
         """
         device = jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
         accumulated = self.batches > 1 and device.platform == "cpu"
@@ -105,8 +105,8 @@ def sharing(accumulate: int, mesh: Any, reduction: str, where: str) -> Sharing:
     Raises:
         TypeError: `mesh` is not a mesh, or `accumulate` is not an integer.
         ValueError: `accumulate` is not a power of two, the mesh lacks the axis "data", its devices
-            cannot share the batches equally, the reduction is unknown, or it is "psum" and no
-            devices share a step.
+            cannot share the batches equally, the reduction is unknown, or the reduction is "psum"
+            and no devices share a step.
     """
     accumulate = checks.as_index(accumulate, "accumulate", where, least=1)
     if accumulate & (accumulate - 1):
@@ -187,10 +187,11 @@ def _sum(f: Callable[[Array], Any], keys: Array) -> Any:
 
 
 def _looped(f: Callable[[], Any]) -> Any:
-    """f(), in a loop of one turn whose length the compiler cannot know, so XLA fuses as in loops.
+    """The result of f(), computed in a loop of one turn, so that XLA fuses f as in longer loops.
 
-    Outside of loops XLA fuses operations differently: a device with one batch would then compute
-    other bits than a device with two batches.
+    The compiler cannot know the length of this loop. Outside of loops XLA fuses operations
+    differently: a device with one batch would then compute other bits than a device with two
+    batches.
     """
     blank = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), jax.eval_shape(f))
     return lax.fori_loop(0, lax.optimization_barrier(1), lambda *_: f(), blank)

@@ -1,8 +1,8 @@
 """The data, callables, objective and result of a run.
 
 The types of callables are protocols: pass any function that takes the same positional arguments,
-and do not subclass them. An objective is a function of the trained leaves; `split` separates the
-trained leaves from the others.
+and do not subclass the protocols. An objective is a function of the trained leaves; `split`
+separates the trained leaves from the others.
 """
 
 from dataclasses import dataclass
@@ -121,7 +121,7 @@ class Fit(Result):
 
     @property
     def worsened(self) -> bool:
-        """Whether the last validation loss exceeds the loss of the start, or of zero codes.
+        """Whether the last validation loss exceeds the loss of the start or the loss of zero codes.
 
         In a curriculum, the start is the start of the last stage. Two losses that differ by the
         rounding of a sum count as equal.
@@ -158,7 +158,7 @@ class Trained(NamedTuple):
 class Progress(NamedTuple):
     """Everything that changes during a run; a run resumes from it bit for bit.
 
-    The compiled step consumes `trained` and `optimizer`: copy them to keep them.
+    The compiled step consumes `trained` and `optimizer`: copy both fields if you need them later.
     """
 
     trained: Trained
@@ -173,7 +173,7 @@ class Progress(NamedTuple):
 
 
 class Sample(Protocol):
-    """Draws a batch: `sample(key) -> (Y, X)` or `(Y, X, Ds)`.
+    """A function that draws a batch: `sample(key) -> (Y, X)` or `(Y, X, Ds)`.
 
     The training step traces the sampler, so the sampler must be a pure function of the key. Arrays
     that a plain function holds become constants of the compiled step. If the sampler is a pytree,
@@ -590,7 +590,7 @@ class Outputs(Objective):
     def baseline_losses(
         self, trained: Trained, fixed: Trained, batch: tuple
     ) -> tuple[float, float]:
-        """Infinity and nan, because zero outputs of a general model are no baseline."""
+        """Infinity and nan, because zero outputs of a general model are not a baseline."""
         return np.inf, np.nan
 
 

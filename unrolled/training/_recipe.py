@@ -120,7 +120,7 @@ def prepare(
         family: the name or the class of the family.
         D: (m, d).
         Y: (batch, m), signals. Give 2,048 signals, because a few hard signals dominate the error.
-            For a `Complex` D, Y and X are complex; for a `Joint` D, they are (batch, m, g) and
+            For a `Complex` D, Y and X are complex; for a `Joint` D, Y is (batch, m, g) and X is
             (batch, d, g).
         X: (batch, d), the codes of Y.
         depth: K.
@@ -337,7 +337,7 @@ def _best(made: Sequence[Any]) -> Any:
 def _starts(
     cls: type[Layer], signals: _Signals, depth: int, key: Any, options: dict[str, Any]
 ) -> list[Start]:
-    """One start for each combination of the values that the recipe tries; options are fixed."""
+    """One start for each combination of values that the recipe tries; `options` stay fixed."""
     recipe, law = cls.recipe, signals.law
     tried = {name: values for name, values in recipe.tried(law).items() if name not in options}
     needed = {"sparsity": law.sparsity} if _needs(cls, "sparsity") else {}
@@ -408,7 +408,7 @@ def _searched(layer: Layer, params: Unrolled, signals: _Signals) -> Unrolled:
 
 
 def _error(layer: Layer, params: Unrolled, signals: _Signals) -> float:
-    """The NMSE on `later`, dB, ratio of sums; infinity if it is nan."""
+    """The NMSE on `later`, dB, ratio of sums; infinity instead of nan."""
     return _number(_nmse(layer, params, signals.D, *signals.later)[0])
 
 

@@ -64,10 +64,10 @@ _OR_TRAIN = (
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Recommendation:
-    """A method for signals in a dictionary, and the reason; `repr` gives the code that runs it.
+    """A recommended method and its reason; `repr` gives the code that runs the method.
 
     Attributes:
-        case: the features of D, Y and X that decide, in words.
+        case: a description of D, Y and X, in words.
         method: the name of the function or the family.
         why: the reason for the method, with the numbers that decided.
         lam: the weight of the LASSO; None if codes are known.
@@ -127,8 +127,8 @@ def recommend(
     measured costs. It chooses an exact solver if codes have few nonzeros, if there are few signals
     to code, or if a trained network would keep a gap (F - F*) / F* above 0.01, as on learned
     dictionaries. It chooses a network if a large random-like dictionary and many nonzeros make
-    exact codes expensive, or if codes are known, because a network can be trained to return the
-    known codes, which differ from the LASSO's.
+    exact codes expensive. It also chooses a network if codes are known: training then aims at the
+    known codes, and the LASSO does not.
 
     The costs were measured for codes of single entries. For codes in parts (D is a `Complex` or a
     `Joint`), `recommend` chooses an exact solver if the codes are not known. If the codes are
@@ -136,9 +136,10 @@ def recommend(
     (benchmarks/parts.json).
 
     Args:
-        D: (m, d), a matrix or a structured one.
+        D: (m, d), a matrix or a structured dictionary.
         Y: (signals, m), or complex signals of a `Complex` D, or (signals, m, g) of a `Joint`.
-        X: (signals, d), the codes, if they are known; complex, or (signals, d, g), if Y is.
+        X: (signals, d), the codes, if they are known. The codes have the form of Y: complex, or
+            (signals, d, g).
         lam: the weight of the LASSO. None takes noise sqrt(2 ln d) times the mean norm of an atom
             if the noise is known, else a tenth of the lam at which nine codes in ten are 0, both to
             three digits. If the codes of 1,000 signals or more are known, lam is not used.
@@ -213,7 +214,7 @@ def _coherence(D: Operator) -> tuple[float, float]:
 
 
 def _nonzeros(D: Operator, codes: np.ndarray) -> float:
-    """The mean number of entries of a code that are not 0, or of parts that are not 0."""
+    """The mean number of nonzero entries of a code, or of nonzero parts of a code."""
     return float(np.mean((codes.reshape(len(codes), -1, block_of(D)) != 0).any(2).sum(1)))
 
 

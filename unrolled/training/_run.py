@@ -75,7 +75,7 @@ class Stage(NamedTuple):
 
     at: int = -1  # the argument `at` of the loss
     enter: Callable[[Loop, Progress], Progress] = lambda loop, state: state
-    steps: int | None = None  # the largest number of steps; None takes that of `run_stages`
+    steps: int | None = None  # the largest number of steps; None takes `steps` of the run
 
 
 def run_stages(
@@ -134,10 +134,10 @@ def _check_same_arguments(
 
 @contextmanager
 def _watcher(loop: Loop, steps: int, options: Options) -> Iterator[Callable[[Progress, int], None]]:
-    """`watch(state, at)`: at every evaluation, call it to update callbacks, log and progress bar.
+    """Yield `watch(state, at)`, which serves callbacks, log and progress bar at every evaluation.
 
     `watch` warns if training changes nothing, if the codes are worse than zero codes, or if the
-    LASSO objective at the start is above that of ISTA.
+    LASSO objective at the start is above the objective of ISTA.
     """
     if not loop.processes.is_first:
         options = options._replace(progress=False, log=None)
@@ -399,8 +399,8 @@ class Keeper:
     def _replay(self, state: Progress, start: Progress, at: int) -> None:
         """Repeat the first evaluation and the first two steps, and raise if a loss differs.
 
-        A changed loss, sampler or learning rate changes these losses, and a manifest cannot record
-        such functions. Losses may differ by the rounding of another device.
+        A manifest cannot record losses, samplers or learning rates, but a change to one of them
+        changes the repeated losses. Losses may differ by the rounding of another device.
         """
         loop, saved, again = self.loop, {}, {}
         value = loop.evaluate(start.trained, loop.fixed, loop.validation, at)
@@ -432,7 +432,7 @@ class Keeper:
 
 
 def _form(model: Model, params: Params, D: Dictionaries | None) -> dict | None:
-    """The form from which `restore` builds; None if params or D have a type without a form."""
+    """The form from which `restore` builds params and D; None if one of them has no form."""
     if not isinstance(model, Layer | Network):
         return None
     described: Model | None = model

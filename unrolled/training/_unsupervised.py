@@ -90,7 +90,7 @@ def unsupervised(
     factor, the params scale accordingly.
 
     Args:
-        D: (m, d), a matrix or a structured one.
+        D: (m, d), a matrix or a structured dictionary.
         Y: (signals, m), or a sampler, as in `fit`. The last tenth of the signals is held back for
             validation.
         lam: the weight of the LASSO, one number.
@@ -105,9 +105,9 @@ def unsupervised(
         progress, accumulate, mesh, reduction, mask: as in `fit`.
 
     Returns:
-        Fit, as from `fit`. `best` has the best params of the last run; `tried` has every run with
-        its rate, start and least validation loss. If FISTA is near the optimum after K steps,
-        training the weights may not lower the loss: `best` then has the steps of the trained
+        A Fit, as returned by `fit`. `best` has the best params of the last run; `tried` has every
+        run with its rate, start and least validation loss. If FISTA is near the optimum after K
+        steps, training the weights may not lower the loss: `best` then has the steps of the trained
         `fista`.
 
     Warns:

@@ -52,8 +52,8 @@ def save(
 
     Args:
         path: a file name that ends in .npz or .safetensors.
-        params: the params of a layer, or a tuple of params for a network; or the result of `fit`:
-            then `save` writes its best params, its D and its model.
+        params: the params of a layer, a tuple of params for a network, or the result of `fit`. For
+            a result of `fit`, `save` writes the best params, D and the model.
         D: a dictionary, plain or structured, or a tuple of dictionaries for a network.
         layer: the layer or network of the params, which `restore` returns. Params of your own
             family can be saved only with their layer.
