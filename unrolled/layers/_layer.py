@@ -293,13 +293,13 @@ class Layer(Looped):
     `forms`, and defines `init` and `step`. If the state is more than the code, the subclass also
     defines `start`. The base class derives `apply` and `iterates` from these methods. All methods
     take one signal; use `jax.vmap` for batches. A subclass whose name has no leading underscore
-    joins `FAMILIES`, where weights files and the command line find it. A subclass without `init` or
-    without `step` is a base class of families and needs no `forms`.
+    joins `FAMILIES`; weights files and the command line find families there by their names. A
+    subclass without `init` or without `step` is a base class of families and needs no `forms`.
 
     With a `guard`, the code after step k is the code among x_0 = 0, ..., x_k that has the least
     LASSO objective with the guard as weight. Hence no code has a larger objective than the zero
-    code, whatever the params and the signal. The guard does not change the steps and takes one
-    product with D per step. Theory, `realize` and predictions refuse guarded layers, because the
+    code, whatever the params and the signal. The guard adds one product with D per step and does
+    not change the steps. Theory, `realize` and predictions refuse guarded layers, because the
     theorems bound the code of the last step.
 
     Attributes:

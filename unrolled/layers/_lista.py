@@ -1,5 +1,5 @@
-"""LISTA and its variants. LISTA learns the two matrices of an ISTA step; variants couple these
-matrices to one, or add gains or momentum.
+"""LISTA and its variants. LISTA learns the two matrices of an ISTA step; variants couple the two
+matrices into one, or add gains or momentum.
 """
 
 from collections.abc import Mapping
@@ -238,7 +238,7 @@ class MomentumMatrices(NamedTuple):
 
     B: Matrix  # applied to y as B'y
     S: Square  # applied to x
-    M: Square  # applied to the code before the last step
+    M: Square  # applied to the previous code
     theta: Theta
 
 

@@ -2,9 +2,9 @@
 
 `fit` and `curriculum` train layers and networks, `unsupervised` trains by one recipe for signals
 without codes, and `recommend` says whether to train. `save` and `restore` write and read the
-result, and a `Checkpoint` lets a training resume. `Sample`, `Loss` and `Callback` are the types of
-the functions that you pass to `fit`. Use `sparse_feature_penalty`, `save_tree` and `restore_tree`
-for your own networks.
+result, and a `Checkpoint` lets an interrupted run resume. `Sample`, `Loss` and `Callback` are the
+types of the functions that you pass to `fit`. Use `sparse_feature_penalty`, `save_tree` and
+`restore_tree` for your own networks.
 """
 
 from unrolled._base import offer as _offer

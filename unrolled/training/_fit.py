@@ -148,7 +148,7 @@ def check_width(Y: Array, D: Dictionaries | None, where: str) -> None:
 
 
 _VALIDATION_BATCHES = 8  # number of batches to draw if no validation batch is given
-_NO_STEP = np.uint32(2**32 - 1)  # validation batches: a step that no training reaches
+_NO_STEP = np.uint32(2**32 - 1)  # gives the key of validation batches; no run reaches this step
 
 
 @checked
@@ -232,15 +232,15 @@ def fit(
             of one large batch.
         mesh: the devices that share these batches along the axis "data"; each device draws its own
             batches. The number of devices must divide `accumulate`. It changes no bit of the
-            result, and a training can resume on another number of devices.
-            `jax.distributed.initialize` joins the devices of several processes: all processes make
-            this call with the same arguments and read the checkpoints, and only the first process
-            writes checkpoints, log and progress bar. A SIGINT or SIGTERM to one process stops all
-            processes at the next evaluation. A second axis "atoms", within a process, splits a
-            dense D, the params with an entry or a column for each atom, and their moments. The
-            result stays split and equals the result of one device up to rounding. Devices exchange
-            only parts of D x. For LISTA and LFISTA, devices also exchange codes, which S
-            multiplies; for robust ALISTA, devices also exchange W.
+            result, and a run can resume on another number of devices. `jax.distributed.initialize`
+            joins the devices of several processes: all processes make this call with the same
+            arguments and read the checkpoints, and only the first process writes checkpoints, log
+            and progress bar. A SIGINT or SIGTERM to one process stops all processes at the next
+            evaluation. A second axis "atoms", within a process, splits a dense D, the params with
+            an entry or a column for each atom, and their moments. The result stays split and equals
+            the result of one device up to rounding. Devices exchange only parts of D x. For LISTA
+            and LFISTA, devices also exchange codes, which S multiplies; for robust ALISTA, devices
+            also exchange W.
         reduction: how the devices add their losses and gradients. "tree" takes log2(devices)
             exchanges, in an order that does not depend on the number of devices. "psum", for a mesh
             of many devices, takes one exchange in the order of JAX's runtime: the number of devices
@@ -331,7 +331,7 @@ def fit(
 def _of_outputs(
     model: Any, loss: Loss, sample: Any, key: Any, validation: tuple | None, others: tuple
 ) -> tuple[Outputs, Data]:
-    """The training of a flax.nnx model; `others` are options that only layers and networks have."""
+    """The objective and the data of a flax.nnx model, which has no `others` among its options."""
     if any(others):
         raise ValueError(
             "fit: learn_dictionary, trainable, accumulate and mask are for layers and networks; of "

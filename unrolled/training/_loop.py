@@ -41,7 +41,7 @@ class Data(NamedTuple):
 def make_loop(
     objective: Objective, data: Data, optimizer: optax.GradientTransformation, shared: Sharing
 ) -> "Loop":
-    """Compile a training once, for any number of stages."""
+    """Compile a run once, for any number of stages."""
     place = places_of(shared.mesh, data.start, objective.where)
     sample = as_argument(data.sample)
     if shared.mesh is None:
@@ -141,7 +141,7 @@ class _Step:
 
 
 class Loop(NamedTuple):
-    """A compiled training; `run` continues from a `Progress`."""
+    """A compiled run; the method `run` continues from a `Progress`."""
 
     objective: Objective
     update: Callable
@@ -259,7 +259,7 @@ class Loop(NamedTuple):
 
 
 class Course(Protocol):
-    """A training for `drive`; its methods change the training in place."""
+    """A run for `drive`; its methods change the run in place."""
 
     @property
     def step(self) -> int:

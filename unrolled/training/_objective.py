@@ -57,8 +57,8 @@ class Record(Result):
     step: int  # number of training steps done
     loss: float  # mean training loss since the last evaluation; nan before the first step
     validation: float  # loss on the validation batch
-    seconds: float  # wall-clock time since the start
-    stage: int = 0  # the stage of a curriculum; 0 in other trainings
+    seconds: float  # wall-clock time of the run so far
+    stage: int = 0  # the stage of a curriculum; 0 in other runs
 
 
 class History(Result):
@@ -164,7 +164,7 @@ class Progress(NamedTuple):
     trained: Trained
     optimizer: Any  # the state of the optimiser
     step: int  # number of training steps done
-    stage: int  # the stage of a curriculum; 0 in other trainings
+    stage: int  # the stage of a curriculum; 0 in other runs
     best: Trained
     lowest: float  # the validation loss of `best`
     best_at: int  # the step of `best`

@@ -193,7 +193,7 @@ class _Problem(NamedTuple):
     def training(
         self, layer: Layer, start: Unrolled
     ) -> tuple[Objective, Data, optax.GradientTransformation]:
-        """The objective, the data and the optimiser of a training of `layer` from `start`."""
+        """The objective, the data and the optimiser of a run that trains `layer` from `start`."""
         objective = Objective(_NAME, layer, lasso_loss(self.lam), self.lam, of_last=True)
         parts = split(start, self.D, where=_NAME)
         data = Data(self.key, self.sample, self.validation, Trained(start, self.D), *parts)

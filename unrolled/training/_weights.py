@@ -44,8 +44,8 @@ def save(
     The file holds every array in its dtype under its path in the tree, such as "params.shared.W".
     (In `.npz`, 8-bit and bfloat16 floats are stored as unsigned integers.) A manifest holds the
     form of the tree, the layer with all its options, a sha256 of each array and of D, versions and
-    `metadata`. `save` writes a temporary file and renames it when it is complete, so a previous
-    file stays whole until then.
+    `metadata`. `save` writes a temporary file and renames the complete file, so a previous file
+    stays whole until then.
 
     `ur.save` is this function. To write a program that runs without this library, use
     `export.save`.
