@@ -321,7 +321,7 @@ class Followed(NamedTuple):
     x: Array  # (d,), the code with the least objective
     objective: Array  # the objective of x
     last: Array  # (d,), the code of the last step
-    before: Array  # (d,), the code of the step before
+    before: Array  # (d,), the code of the previous step
     signal: Array  # (m,), D times `last`
     signal_before: Array  # (m,), D times `before`
 

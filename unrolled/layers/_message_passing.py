@@ -464,10 +464,10 @@ class vamp_bg(Layer):
     of the estimate. With D = U S V, the inverse becomes a division, and a step takes two matrix
     products, as many as a step of ISTA.
 
-    With `em` the layer needs no prior. For each signal separately, each step estimates the
-    probability and the variance of the nonzeros from its code, by expectation-maximisation, and the
-    noise from its residual. If m > d, the first estimate of the noise is the part of y outside of
-    the range of D. The code scales with the signal, unless `variance` is given.
+    With `em` the layer needs no prior. Each step estimates the probability and the variance of the
+    nonzeros from its code, by expectation-maximisation, and the noise from its residual. Each
+    signal has its own estimates. If m > d, the first estimate of the noise is the part of y outside
+    of the range of D. The code scales with the signal, unless `variance` is given.
 
     If the norm of the residual grows by a tenth, the layer keeps the previous code and damps later
     messages. The field `grew` of the last state, `layer.run(params, D, y)[0]`, counts these events.
@@ -485,8 +485,8 @@ class vamp_bg(Layer):
     Reference: Rangan, Schniter, Fletcher (2019); Fletcher, Schniter (2017) for `em`. Not claimed:
     sparse codes, because entries are small but not zero; convergence if the law of D is not
     rotation invariant, as with correlated columns or parts of transforms; accuracy of `em` for
-    noisy signals with m near d, because the first code fits the noise: set `noise_ratio` for such
-    signals.
+    noisy signals with m near d. The first code of such signals fits the noise, so set `noise_ratio`
+    instead.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)

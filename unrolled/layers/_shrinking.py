@@ -152,7 +152,7 @@ class Shrinking(Layer):
     ) -> Array:
         """Shrink u to a code, (d,) -> (d,); the share `fraction` of entries may pass unshrunk.
 
-        theta is one number, or has one number per atom, or one per group of atoms of D.
+        theta is one number, or has one number per atom or per group of atoms of D.
         """
         return self.penalty(D).shrink(u, spread(D, theta), self.activation, fraction)
 

@@ -375,8 +375,8 @@ def _is_stale(state: Progress, patience: int | None) -> bool:
 def place_of_non_finite(codes, loss, tree: Trained, of: str = "the gradient of ") -> str:
     """Name the first code that is not finite, else the loss, else the first leaf of `tree`.
 
-    The first leaf is the leaf of the earliest step. The result is "" if all codes, the loss and all
-    leaves are finite.
+    The first leaf is the leaf that is not finite at the earliest step. The result is "" if all
+    codes, the loss and all leaves are finite.
     """
     for k, x in enumerate(codes):
         if not np.isfinite(x).all():

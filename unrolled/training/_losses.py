@@ -94,7 +94,7 @@ def lasso_loss(lam: ArrayLike) -> Loss:
     """Unsupervised loss: the mean over the batch of 1/2 norm(y - D x_K)^2 + lam norm(x_K, 1).
 
     For a network the loss is the sum over the blocks; the signal of a block is the code of the
-    block before.
+    previous block.
 
     Args:
         lam: weight of the l1 norm.

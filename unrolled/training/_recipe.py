@@ -191,8 +191,8 @@ def by_recipe(
 
     Args:
         family, D, depth, options: as for `prepare`.
-        sample: `sample(key) -> (Y, X)`, or arrays (Y, X) as for `prepare`, whose last tenth is held
-            back for validation.
+        sample: `sample(key) -> (Y, X)`, or arrays (Y, X) as for `prepare`; the last tenth of the
+            signals is held back for validation.
         steps: number of training steps; None takes the number of the recipe.
         key: the key of drawn signals, of random params and of the training.
 

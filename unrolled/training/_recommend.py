@@ -127,8 +127,8 @@ def recommend(
     measured costs. It chooses an exact solver if codes have few nonzeros, if there are few signals
     to code, or if a trained network would keep a gap (F - F*) / F* above 0.01, as on learned
     dictionaries. It chooses a network if a large random-like dictionary and many nonzeros make
-    exact codes expensive. It also chooses a network if codes are known: training then aims at the
-    known codes, and the LASSO does not.
+    exact codes expensive. It also chooses a network if codes are known: training can then aim at
+    the known codes, but an exact solver returns LASSO codes.
 
     The costs were measured for codes of single entries. For codes in parts (D is a `Complex` or a
     `Joint`), `recommend` chooses an exact solver if the codes are not known. If the codes are
