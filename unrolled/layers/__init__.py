@@ -1,4 +1,4 @@
-"""Layers: solvers cut after K steps. A family has a step and params; one loop runs all steps."""
+"""Layers: solvers cut after K steps. Families define steps and params; one loop runs all steps."""
 
 from unrolled._base import offer as _offer
 from unrolled.layers._alista import *

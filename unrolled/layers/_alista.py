@@ -1,5 +1,5 @@
-"""ALISTA and its variants: weights in closed form; thresholds and step sizes that are learned, or
-that follow the residual.
+"""ALISTA and its variants: weights in closed form, with thresholds and step sizes that are learned
+or that follow the residual.
 """
 
 import math
@@ -63,7 +63,7 @@ __all__ = [
 def stable_step(W: Dictionary, D: Dictionary) -> Array:
     """The largest gamma, at most 1, for which x + gamma W'(y - D x) does not expand.
 
-    It is min(1, 2 / rho) with the spectral radius rho of W'D.
+    This gamma is min(1, 2 / rho), where rho is the spectral radius of W'D.
 
     Example:
         >>> D = jnp.eye(2)
@@ -80,14 +80,14 @@ def _stable_step(W: Dictionary, D: Dictionary) -> Array:
 
 @checked
 def lasso_weights(D: Dictionary, ridge: float) -> Operator:
-    r"""Weights between the W of least norm(W'D, "fro") and the W = D of ISTA.
+    r"""Weights between the W with least norm(W'D, "fro") and the weights W = D of ISTA.
 
     .. math:: w_i \propto (D D' + ridge \|D\|_2^2 \, I)^{-1} d_i, \qquad
         w_i \cdot d_i = \|d_i\|^2 / \tfrac1d \sum_j \|d_j\|^2.
 
     For unit atoms w_i . d_i = 1, and ridge = 0 gives `theory.frobenius_weights`. As ridge -> inf, W
-    tends to a multiple of D, and a step becomes a step of ISTA. For a `Conv`, norm(D, 2) is an
-    upper bound.
+    tends to a multiple of D, and a step tends to a step of ISTA. For a `Conv`, an upper bound
+    replaces norm(D, 2).
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 8, 16)
@@ -98,12 +98,12 @@ def lasso_weights(D: Dictionary, ridge: float) -> Operator:
     W = _lasso_weights(D, None if checks.is_concrete(ridge) and ridge == 0 else ridge)
     if checks.is_concrete(W) and any(np.isnan(np.asarray(A)).any() for A in jax.tree.leaves(W)):
         scaled = _scaled(D)[0]
-        frobenius_weights(scaled, ridge * spectral_norm(scaled) ** 2)  # raises with their names
+        frobenius_weights(scaled, ridge * spectral_norm(scaled) ** 2)  # raises, with names
     return W
 
 
 def _scaled(D: Dictionary) -> tuple[Dictionary, Array]:
-    """D 2^-k, with k such that squares stay in the range of the dtype; and 2^-k."""
+    """D 2^-k and 2^-k, with a k for which squares stay in the range of the dtype."""
     factor = power_of_two(-exponent(spectral_norm(D)), D.dtype)
     return D * factor, factor
 
@@ -114,10 +114,10 @@ def _lasso_weights(D: Dictionary, ridge: float | None) -> Operator:
     W = frobenius_weights(scaled, 0.0 if ridge is None else ridge * spectral_norm(scaled) ** 2)
     squares = column_norms(scaled) ** 2
     squares = squares / jnp.mean(squares)
-    if isinstance(W, Conv):  # all positions of a filter have one norm
+    if isinstance(W, Conv):  # all positions of a filter have the same norm
         filters = squares.reshape(len(W.filters), -1)[:, 0]
         return W.scale(filters.reshape(-1, *(1,) * (W.filters.ndim - 1)) * factor)
-    if isinstance(W, Complex | Joint):  # all entries of a part have one norm
+    if isinstance(W, Complex | Joint):  # all entries of a part have the same norm
         return W.scale_parts(squares[:: W.block] * factor)
     return W * squares[None, :] * factor
 
@@ -125,8 +125,9 @@ def _lasso_weights(D: Dictionary, ridge: float | None) -> Operator:
 class FromClosedForm(Layer):
     """A family that starts with `lasso_weights`, gamma = 1 / rho(W'D) and theta = gamma lam.
 
-    The steps descend, like steps of ISTA, in a norm that gives small singular values of D more
-    weight. (If the atoms are not unit, lam counts per mean square of their norms, as in ISTA.)
+    Like steps of ISTA, the steps descend, but in a norm that gives small singular values of D more
+    weight. If atoms do not have norm 1, lam is divided by the mean square of their norms, as in
+    ISTA.
 
     Example:
         >>> layer, D = ur.alista(2, lam=0.1), jnp.eye(3)
@@ -147,11 +148,11 @@ class FromClosedForm(Layer):
     )
 
     def closed_form(self, D: Dictionary) -> Operator:
-        """The weights for a dictionary, (m, d)."""
+        """The weights in closed form for a dictionary, (m, d)."""
         return lasso_weights(D, self.ridge)
 
     def closed_form_steps(self, W: Dictionary, D: Dictionary) -> StepAndThreshold:
-        """The step sizes and thresholds to start with, (K,) each."""
+        """The step sizes and the thresholds at the start, (K,) each."""
         return _closed_form_steps(self, W, D)
 
 
@@ -160,7 +161,7 @@ def _closed_form_steps(layer: FromClosedForm, W: Dictionary, D: Dictionary) -> S
     gamma = (1 / spectral_radius(W, D)).astype(D.dtype)
     norms = column_norms(D)
     k = exponent(norms)
-    size = jnp.mean(times_power(norms, -k) ** 2)  # the mean square of the norms, over 2^(2 k)
+    size = jnp.mean(times_power(norms, -k) ** 2)  # the mean square of the norms, divided by 2^(2 k)
     theta = ldexp(gamma * layer.lam / size, -2 * k) if layer.theta is None else layer.theta
     return StepAndThreshold(jnp.full(layer.depth, gamma), jnp.full(layer.depth, theta, D.dtype))
 
@@ -171,19 +172,18 @@ def with_unit_steps(theta: Array) -> StepAndThreshold:
 
 
 class alista(Coupled, FromClosedForm, Selecting):
-    r"""K steps x <- shrink(x + gamma_k W'(y - D x), theta_k) with W fixed; 2 K numbers are learned.
+    r"""K steps x <- shrink(x + gamma_k W'(y - D x), theta_k) with fixed W; 2 K numbers are learned.
 
-    Params: shared W, which carries no gradient and which `fit` leaves alone; steps (gamma, theta).
-    In your own optax loop, weight decay would move W: mask W by `training.trainable`.
-    `init` takes weights in closed form with a `ridge`, gamma = 1 / rho(W'D) and theta = gamma lam.
-
-    With the default ridge the LASSO objective at the start is at most the objective of ISTA at the
-    same depth, or within 2 % of it if ISTA has converged. We measured this on smooth,
+    Params: shared W, which has no gradient and which `fit` does not change; steps (gamma, theta).
+    In your own optax loop, mask W by `training.trainable`; otherwise weight decay changes W. `init`
+    sets weights in closed form with a `ridge`, gamma = 1 / rho(W'D) and theta = gamma lam. With the
+    default ridge, the LASSO objective at the start is at most the objective of ISTA at the same
+    depth, or within 2 % of the objective of ISTA if ISTA has converged. We measured this on smooth,
     correlated, ill-conditioned and noisy problems and on learned dictionaries
-    (benchmarks/README.md). With ridge = 0, the paper's weights, the start can be far above ISTA;
-    `fit` warns of such a start. For planted codes without noise, training goes further with the
-    paper's weights, from `analytic.alista` or ridge = 0. Neither statement is claimed with
-    `support`, which lets entries pass that the LASSO would shrink.
+    (benchmarks/README.md). Ridge 0 gives the paper's weights, with which the LASSO objective at the
+    start can be far above the objective of ISTA; `fit` warns of such a start. For planted codes
+    without noise, training reaches lower errors with the paper's weights, from `analytic.alista` or
+    ridge 0. We claim neither result with `support`, because selected entries pass unshrunk.
 
     Reference: Liu, Chen, Wang, Yin (2019), who set `support` to about (0.012, 0.13).
 
@@ -213,9 +213,9 @@ class alista(Coupled, FromClosedForm, Selecting):
 class tilista(Coupled, FromISTA, Selecting):
     r"""K steps x <- shrink(x + gamma_k W'(y - D x), theta_k) with one trained W: TiLISTA.
 
-    Params: shared W, steps (gamma, theta): m d + 2 K numbers. `init` is ISTA: W = D / L, gamma = 1,
-    theta = lam / L. To start from params of `alista`, pass
-    `Unrolled(Weights(params.shared.W), params.steps)`.
+    Params: shared W, steps (gamma, theta): m d + 2 K numbers. `init` gives ISTA: W = D / L, gamma =
+    1, theta = lam / L. To start from params of `alista`, pass `Unrolled(Weights(params.shared.W),
+    params.steps)`.
 
     Reference: Liu, Chen, Wang, Yin (2019), equation (15).
 
@@ -250,11 +250,11 @@ class WithWeights(NamedTuple):
 class robust_alista(FromClosedForm, Selecting):
     r"""K steps x <- shrink(x + gamma_k W(D)'(y - D x), theta_k) with W(D) in closed form.
 
-    Params: steps (gamma, theta), none shared; `init` and W(D) as in `alista`, for the D of each
-    call. Each dictionary takes one inverse; gradients pass through the inverse to D.
-    If a traced D has a zero atom, the codes are nan. If every signal has its own dictionary, map
-    over both, `jax.vmap(layer.apply, (None, 0, 0))(params, Ds, Y)`, and let the sampler of `fit`
-    return (Y, X, Ds).
+    Params: steps (gamma, theta), none shared. `init` is as in `alista`, and W(D) is computed for
+    the D of each call. Each dictionary needs one matrix inverse; gradients pass through the inverse
+    to D. If a traced D has a zero atom, the codes are nan. If every signal has its own dictionary,
+    map over dictionaries and signals, `jax.vmap(layer.apply, (None, 0, 0))(params, Ds, Y)`, and let
+    the sampler of `fit` return (Y, X, Ds).
 
     Reference: Liu, Chen, Wang, Yin (2019), section 4, where a network of four layers approximates
     W(D).
@@ -285,15 +285,15 @@ class robust_alista(FromClosedForm, Selecting):
         return Acting(self.closed_form(D), p.gamma)
 
 
-# The layer does not take a step that leaves more than twice the least residual. Under noise the
-# residual of good codes rises by a few percent.
+# The layer rejects a step if the norm of the residual then exceeds twice the least norm so far. For
+# noisy signals, the residual of good codes rises by a few percent.
 _GROWTH = 2
 # The largest share of nonzeros in the correction, so that its factor a / (1 - a) stays below 9.
 _MOST_NONZEROS = 0.9
 
 
 class Adapting(NamedTuple):
-    """One step: step size, threshold per mean magnitude, and weight of the last term."""
+    """One step: its step size, threshold per mean magnitude, and weight of the last term."""
 
     gamma: Gamma
     theta: Annotated[Array, Shape("", role=RELATIVE)]
@@ -306,8 +306,8 @@ class Followed(NamedTuple):
     x: Array  # (d,)
     z: Array  # (d,)
     r: Array  # (m,), y - D z
-    limit: Array  # a step that leaves a residual above this is not taken
-    refused: Array  # how many steps were not taken, an integer
+    limit: Array  # the largest norm of a residual that is accepted
+    refused: Array  # number of rejected steps, an integer
 
 
 class alista_at(Selecting):
@@ -322,21 +322,23 @@ class alista_at(Selecting):
 
     .. math:: z \leftarrow x + \beta_k \frac{a}{1 - a} (x - u).
 
-    The code scales with the signal. The layer does not take a step that leaves a residual above
-    norm(y), or above twice the least residual: the next step begins at the same z. The field
-    `refused` of the last state, `layer.run(params, D, y)[0]`, counts such steps.
+    The code scales with the signal. The layer rejects a step if the norm of the residual then
+    exceeds norm(y) or twice the least norm so far; the next step then starts from the same z. The
+    field `refused` of the last state, `layer.run(params, D, y)[0]`, counts the rejected steps.
 
-    Params: shared W, which carries no gradient; steps (gamma, theta, beta). theta is a threshold
-    per mean magnitude; its sign does not count, and `analytic.calibrate` sets theta and gamma.
-    `init` takes W in closed form, gamma = min(1, 2 / rho(W'D)), and beta = 0, or 1 with `onsager`.
-    a carries no gradient. For noisy signals try a `ridge` of 0.2 to 1.
+    Params: shared W, which has no gradient; steps (gamma, theta, beta). theta is a threshold per
+    mean magnitude, and the sign of theta does not count. `analytic.calibrate` sets theta and gamma.
+    `init` sets W in closed form, gamma = min(1, 2 / rho(W'D)), and beta = 0, or beta = 1 with
+    `onsager`. The share a has no gradient. For noisy signals try a `ridge` of 0.2 to 1.
 
     The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
-    not scale so, and in the LASSO's objective the start can be above ISTA at the same depth.
+    not scale with y, and the LASSO objective at the start can be above the objective of ISTA at the
+    same depth.
 
-    Reference: Kim, Park (2020), adaptive thresholds; Chen, Liu, Wang, Yin (2018), support
-    selection; Ma, Ping (2017), the correction. Not claimed: a bound on the error, or convergence;
-    with `onsager`, nonzero codes at the start if D is ill-conditioned and signals are noisy.
+    Reference: Kim, Park (2020) for adaptive thresholds; Chen, Liu, Wang, Yin (2018) for support
+    selection; Ma, Ping (2017) for the correction. Not claimed: a bound on the error, or
+    convergence; with `onsager`, that codes at the start are nonzero if D is ill-conditioned and
+    signals are noisy.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
@@ -401,7 +403,7 @@ class alista_at(Selecting):
 
 
 def _unless(refused: Array, before: Followed, after: Followed) -> Followed:
-    """`after`, or `before` with one refusal more; `after` also if the residual is nan."""
+    """`before` with one more refused step if `refused`, else `after`; a nan is not refused."""
     unchanged = before._replace(refused=before.refused + 1)
     return Followed(*(jnp.where(refused, old, new) for old, new in zip(unchanged, after)))
 
@@ -409,23 +411,23 @@ def _unless(refused: Array, before: Followed, after: Followed) -> Followed:
 @program("layer")
 def _start(layer: alista_at, W: Dictionary, D: Dictionary) -> Unrolled:
     gamma = stable_step(W, D)
-    unit = jnp.mean(column_norms(W)) if layer.by == "residual" else 1  # r is in units of y
+    unit = jnp.mean(column_norms(W)) if layer.by == "residual" else 1  # r has the units of y
     numbers = gamma, layer.theta * gamma * unit, float(layer.onsager)
     return Unrolled(Fixed(W), Adapting(*(jnp.full(layer.depth, v, D.dtype) for v in numbers)))
 
 
-# The scale of the random matrices at the start, times 1 / sqrt(n). It is so small that the biases
-# of the head decide gamma and tau.
+# The scale of the random matrices at the start, times 1 / sqrt(n). With this small scale, the
+# biases of the head decide gamma and tau.
 _SMALL = 0.1
 
 
 class Recurrent(NamedTuple):
-    """Weights from theory, an LSTM of n units, and the head that reads its memory."""
+    """Weights from theory, an LSTM of n units, and a head that maps memory to gamma and tau."""
 
-    analytic: Fixed  # of W, (m, d)
-    kernel: Array  # (2 + n, 4 n), (input, hidden) to the gates (input, forget, candidate, output)
+    analytic: Fixed  # holds W, (m, d)
+    kernel: Array  # (2 + n, 4 n), from (input, hidden) to gates (input, forget, candidate, output)
     bias: Array  # (4 n,)
-    middle: Array  # (n, n), of the head
+    middle: Array  # (n, n), the hidden layer of the head
     middle_bias: Array  # (n,)
     head: Array  # (n, 2)
     head_bias: Array  # (2,)
@@ -440,7 +442,7 @@ class Remembered(NamedTuple):
 
 
 class na_alista(Selecting):
-    r"""K steps of ALISTA; an LSTM computes step size and threshold from the residual.
+    r"""K steps of ALISTA whose step size and threshold an LSTM computes from the residual.
 
     .. math::
         r = y - D x, \qquad
@@ -448,19 +450,20 @@ class na_alista(Selecting):
         x \leftarrow \mathrm{shrink}(x + \gamma W'r, \; \tau b),
 
     where a = norm(r, 1) / m and b = norm(W'r, 1) / d are mean magnitudes, and c = norm(y, 1) / m is
-    a at the first step.
+    the value of a at the first step.
 
-    Params: shared `Recurrent`, no steps: the LSTM runs along the K steps. `init` takes W in closed
-    form (never trained), small random matrices from `key`, and biases for which at the start gamma
-    is near min(1, 2 / rho(W'D)) and tau near `threshold` gamma.
+    Params: shared `Recurrent`, no steps, because one LSTM runs along the K steps. `init` sets W in
+    closed form, which is never trained, and draws small random matrices from `key`. With the biases
+    from `init`, gamma is near min(1, 2 / rho(W'D)) at the start, and tau is near `threshold` gamma.
 
     The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
-    not scale so, and in the LASSO's objective the start can be above ISTA at the same depth.
+    not scale with y, and the LASSO objective at the start can be above the objective of ISTA at the
+    same depth.
 
-    Reference: Behrens, Sauder, Jung (2021), Algorithm 1. In the paper tau is the threshold itself,
-    and the first batch standardises the inputs. Here tau is in units of the residual and the inputs
-    are in units of the signal: `init` needs no data, and the code scales with the signal, also
-    after training.
+    Reference: Behrens, Sauder, Jung (2021), Algorithm 1. In the paper, tau is the threshold itself,
+    and the inputs are standardised with the first batch. Here tau is in units of the residual and
+    the inputs are in units of the signal. Hence `init` needs no data, and the code scales with the
+    signal, also after training.
 
     Example:
         >>> layer, D = ur.layers.na_alista(4, units=8), ur.dictionaries.identity_hadamard(16)
@@ -511,7 +514,7 @@ class na_alista(Selecting):
         r = y - D @ state.x
         g = r @ W
         first, *sizes = map(jnp.mean, (jnp.abs(y), jnp.abs(r), self.penalty(D).sizes(g)))
-        k = -exponent(first)  # the derivative of a quotient squares the divisor
+        k = -exponent(first)  # because the derivative of a quotient squares the divisor
         one = jnp.where(first > 0, times_power(first, k), 1)
         relative = times_power(jnp.stack(sizes), k) / one
         hidden, memory = _lstm(shared, jnp.log(relative + jnp.finfo(y.dtype).tiny), state)
@@ -531,7 +534,7 @@ def _drawn(layer: na_alista, key: Array, D: Dictionary, W: Dictionary) -> Unroll
     )
     no_bias, no_middle_bias = jnp.zeros(4 * n, D.dtype), jnp.zeros(n, D.dtype)
     at_start = stable_step(W, D) * jnp.asarray([1.0, layer.threshold], D.dtype)
-    # The inverse of softplus, in a form that holds even if exp(threshold) overflows.
+    # The inverse of softplus, in a form that is finite even if exp(threshold) overflows.
     head_bias = at_start + jnp.log(-jnp.expm1(-at_start))
     return Unrolled(
         Recurrent(Fixed(W), kernel, no_bias, middle, no_middle_bias, head, head_bias), None

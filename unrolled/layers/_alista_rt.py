@@ -1,4 +1,4 @@
-"""ALISTA with residual thresholds: a step takes entries above a part of the largest product."""
+"""ALISTA with residual thresholds: a step adds entries whose product is near the maximum."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from unrolled.theory import frobenius_weights
 __all__ = ["alista_rt"]
 
 
-# Rounding of an inner product, in eps times the sum of the magnitudes of its terms.
+# Rounding error of an inner product, in units of eps times the sum of its terms' magnitudes.
 _ROUNDING = 4
 _MULTIPLES = {"ratio": (0.3, 0.5, 0.7, 0.85, 1.0, 1.05)}
 
@@ -24,39 +24,41 @@ _MULTIPLES = {"ratio": (0.3, 0.5, 0.7, 0.85, 1.0, 1.05)}
 class Ratio(NamedTuple):
     """The params of ALISTA with residual thresholds."""
 
-    analytic: Fixed  # weights from theory
+    analytic: Fixed  # the weights from theory
     ratio: Number  # c
 
 
 class Taken(NamedTuple):
-    """The state: the code, and the entries taken so far."""
+    """The state: the code, and the set A of entries."""
 
     x: Array  # (d,)
     active: Array  # (d,) of bool
 
 
 class alista_rt(Layer):
-    r"""K steps that take, and keep, entries whose product exceeds a part of the largest product.
+    r"""K steps that add entries to a set A; no entry leaves A.
 
     .. math::
         g = W'(y - D x), \qquad
         A \leftarrow A \cup \{i : |g_i| > c \max |g| + (1 + c) \nu\}, \qquad
         x_i \leftarrow x_i + g_i \text{ for } i \in A, \quad 0 \text{ elsewhere}.
 
-    One number, c, sets all thresholds. If c(S) <= c for a support S, no step takes an entry off S,
+    Entry i joins A if its product abs(g_i) exceeds the share c of the largest product. One number,
+    c, sets all thresholds. If c(S) <= c for a support S, no step adds an entry outside of S,
     whatever the signs and magnitudes of the code on S. If also c < 1 and kappa(S) < 1, the codes
     converge. `theory.certify_supports` computes c(S) and kappa(S). nu bounds the noise in a
-    product, plus rounding, which the layer adds.
+    product; the layer adds a bound on rounding to nu.
 
-    Params: shared (analytic, ratio = c), no steps. `init` takes W in closed form. The sign of c
-    does not count; c carries no gradient, and `training.search` sets it.
+    Params: shared (analytic, ratio = c), no steps. `init` sets W in closed form. The sign of c does
+    not count. c has no gradient; use `training.search` to set c.
 
-    Where codes come in parts, abs(g_i) is the size of a part, and A consists of whole parts.
+    For codes in parts, abs(g_i) is the size of a part, and A consists of whole parts.
 
-    The layer has no lam: without `noise` the code of a y is a times the code of y. LASSO codes with
-    a fixed lam do not scale so, and in the LASSO's objective the start can be above ISTA.
+    The layer has no lam: if `noise` is 0, the code of a y is a times the code of y. LASSO codes
+    with a fixed lam do not scale with y, and the LASSO objective at the start can be above the
+    objective of ISTA.
 
-    Not claimed: a bound if c(S) > c, which no test of the signal detects. A residual of 0 shows
+    Not claimed: a bound if c(S) > c; no test of the signal detects this case. A residual of 0 shows
     that the code is right if the atoms of S are independent.
 
     Example:
@@ -80,7 +82,7 @@ class alista_rt(Layer):
 
     @property
     def takes_parts(self) -> bool:
-        """Yes: where codes come in parts, their sizes are compared."""
+        """True, because the steps compare the sizes of parts."""
         return True
 
     def init(self, key: Key | None, D: Dictionary) -> Unrolled:
@@ -98,11 +100,11 @@ class alista_rt(Layer):
         x, active = state
         g = (y - D @ x) @ W
         penalty = L1.of(D)
-        # Neither the choice nor the compared values carry a gradient.
+        # Neither the choice of entries nor the compared values have a gradient.
         size, c = lax.stop_gradient((penalty.sizes(g), magnitude(shared.ratio)))
         entries = jnp.max(column_norms(W)) * jnp.max(column_norms(D))  # bounds |W|'|D|
         rounding = _ROUNDING * jnp.finfo(y.dtype).eps * entries * jnp.sum(penalty.sizes(x))
-        if penalty.block > 1:  # the norm of a block of such entries; and sizes round
+        if penalty.block > 1:  # the norm of a part of such entries, with rounding
             rounding = (penalty.block + 1) * rounding
         nu = lax.stop_gradient(self.noise + rounding)
         taken = size > c * jnp.max(size, initial=0) + (1 + c) * nu

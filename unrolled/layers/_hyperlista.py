@@ -1,4 +1,4 @@
-"""HyperLISTA (Chen, Liu, Wang, Yin 2021): three learned numbers and the residual set each step."""
+"""HyperLISTA (Chen, Liu, Wang, Yin 2021): three learned numbers and the residual set the steps."""
 
 from typing import Annotated, NamedTuple
 
@@ -20,31 +20,32 @@ __all__ = ["Analytic", "Hyper", "hyperlista"]
 # (c_1, c_2, c_3) for Bernoulli(0.1) codes of a Gaussian 250 x 500 dictionary at depth 16, chosen by
 # `training.search` on 512 signals (benchmarks/lista.py).
 _NUMBERS = (0.035, 0.015, 12.0)
-# Multiples of these three numbers, to try for other codes and dictionaries.
+# Multiples of these three numbers to try for other codes and dictionaries.
 _MULTIPLES = {
     "threshold": (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0),
     "momentum": (0.0, 0.5, 1.0, 1.5, 2.0),
     "selection": (0.1, 0.25, 0.5, 0.75, 1.0, 1.4, 2.0),
 }
-# For that dictionary rho(W'D) is 2.1, and thresholds and selection keep the steps stable.
+# For the dictionary above rho(W'D) is 2.1; thresholds and selection then keep the steps stable.
 _TAMED = 2.5
 
 
 class Analytic(NamedTuple):
-    """The numbers that theory sets: c W, mu_W and d_i . (D D')^+ d_i / c, with W in closed form.
+    """The params from theory: c W, mu_W and d_i . (D D')^+ d_i / c, with W in closed form.
 
     c is 2 / rho(W'D) if rho is above 2.5, because the steps have no step size; else c is 1. Hence
-    D^+ r = leverage (c W)'r. (For a `Conv`, whose weights are filters, this is an approximation;
-    norm(D^+ r, 1) only sets the scale of the thresholds.)
+    D^+ r = leverage (c W)'r. For a `Conv`, whose weights are filters, the equation holds only
+    approximately. The approximation suffices, because norm(D^+ r, 1) only sets the scale of the
+    thresholds.
     """
 
     W: Matrix
-    leverage: Annotated[Array, Shape("d")]  # d_i . (D D')^+ d_i / c, of every atom
+    leverage: Annotated[Array, Shape("d")]  # d_i . (D D')^+ d_i / c for every atom
     mu_W: Number
 
 
 class Hyper(NamedTuple):
-    """The params of HyperLISTA: the fixed part from theory, and three numbers."""
+    """The params of HyperLISTA: a fixed part from theory, and three numbers."""
 
     analytic: Fixed[Analytic]  # the part from theory
     threshold: Number  # c_1
@@ -53,7 +54,7 @@ class Hyper(NamedTuple):
 
 
 class Adaptive(NamedTuple):
-    """The state: the code, the code before, and norm(D^+ y, 1)."""
+    """The state: the code, the code before the last step, and norm(D^+ y, 1)."""
 
     x: Array  # (d,)
     before: Array  # (d,)
@@ -61,7 +62,7 @@ class Adaptive(NamedTuple):
 
 
 def analytic_part(D: Dictionary) -> Fixed[Analytic]:
-    """The fixed part of the params, which D determines."""
+    """The fixed part of the params, computed from D."""
     return _analytic(D, frobenius_weights(D))
 
 
@@ -75,7 +76,7 @@ def _analytic(D: Dictionary, W: Dictionary) -> Fixed[Analytic]:
 
 
 class hyperlista(Shrinking):
-    r"""K steps with threshold, momentum and support from the residual; three numbers are learned.
+    r"""K steps whose threshold, momentum and support follow the residual; 3 numbers are learned.
 
     .. math::
         \rho_k = \|D^+ (y - D x_k)\|_1, \qquad
@@ -83,21 +84,22 @@ class hyperlista(Shrinking):
         \theta_k = c_1 \mu_W \rho_k, \qquad \beta_k = c_2 \mu_W \|x_k\|_0, \qquad
         p_k = c_3 \ln(\rho_0 / \rho_k) / d,
 
-    where eta lets the share p_k of largest entries pass unshrunk (`select_support`), and p_k is
-    clipped to [0, 1].
+    where eta shrinks all entries except the share p_k of largest entries (`select_support`), and
+    p_k is clipped to [0, 1].
 
     Params: shared (analytic, threshold = c_1, momentum = c_2, selection = c_3), no steps. `init`
-    and `analytic.hyperlista` take the weights in closed form and three numbers that suit
-    Bernoulli(0.1) codes of a Gaussian 250 x 500 dictionary at depth 16. For other problems try
-    `training.search`, which sets all three. The sign of c_1 does not count. c_3 carries no
-    gradient, so `fit` moves only c_1 and c_2; an optimiser with weight decay also moves c_3 unless
-    `trainable` freezes c_3.
+    and `analytic.hyperlista` set weights in closed form and three numbers that suit Bernoulli(0.1)
+    codes of a Gaussian 250 x 500 dictionary at depth 16. For other problems try `training.search`,
+    which sets all three numbers. The sign of c_1 does not count. c_3 has no gradient, so `fit`
+    changes only c_1 and c_2; an optimiser with weight decay also changes c_3 unless `trainable`
+    freezes c_3.
 
     The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
-    not scale so, and in the LASSO's objective the start can be above ISTA at the same depth.
+    not scale with y, and the LASSO objective at the start can be above the objective of ISTA at the
+    same depth.
 
-    Reference: Chen, Liu, Wang, Yin (2021), with unit step size and with estimates by D^+ in place
-    of the true code. Not claimed: a bound on the error.
+    Reference: Chen, Liu, Wang, Yin (2021), with unit step size and with estimates by D^+ instead of
+    the true code. Not claimed: a bound on the error.
 
     Example:
         >>> layer, D = ur.layers.hyperlista(4), ur.dictionaries.identity_hadamard(16)
@@ -120,7 +122,7 @@ class hyperlista(Shrinking):
 
     @property
     def takes_parts(self) -> bool:
-        """False: the numbers of this layer count entries."""
+        """False, because c_2 and c_3 refer to numbers of single entries."""
         return False
 
     def step(self, shared, p, D, y, state):

@@ -1,4 +1,4 @@
-"""Families whose steps go along D: ISTA and FISTA cut after K steps, and Ada-LISTA."""
+"""Families whose steps use D itself as weights: ISTA and FISTA cut after K steps, and Ada-LISTA."""
 
 from typing import Annotated, NamedTuple
 
@@ -66,8 +66,8 @@ def _ista_params(D: Dictionary, lam: ArrayLike, depth: int) -> tuple[Unrolled, A
 class ista(Coupled, FromISTA, Shrinking):
     r"""K steps x <- shrink(x + gamma_k D'(y - D x), theta_k).
 
-    Params: steps (gamma, theta), none shared. `init` sets them to 1 / L and lam / L, which gives
-    the steps of the solver `pursuit.ista`.
+    Params: steps (gamma, theta), none shared. `init` sets gamma = 1 / L and theta = lam / L; the
+    steps are then the steps of the solver `pursuit.ista`.
 
     Reference: Daubechies, Defrise, De Mol (2004).
 
@@ -93,9 +93,9 @@ class ista(Coupled, FromISTA, Shrinking):
 class step_lista(FromISTA, Shrinking):
     r"""K steps x <- shrink(x + gamma_k D'(y - D x), gamma_k lam): ISTA with learned step sizes.
 
-    Params: steps gamma, whose sign does not count. `init` sets 1 / L, which gives the steps of
-    `pursuit.ista`. Whatever the step sizes, a fixed point solves the LASSO with the weight `lam`,
-    an option that is not trained. Train with `training.lasso_loss(lam)`.
+    Params: steps gamma; the sign of gamma does not count. `init` sets gamma = 1 / L; the steps are
+    then the steps of `pursuit.ista`. For all step sizes, a fixed point solves the LASSO with the
+    weight `lam`, an option that is not trained. Train with `training.lasso_loss(lam)`.
 
     Reference: Ablin, Moreau, Massias, Gramfort (2019).
 
@@ -125,10 +125,10 @@ class step_lista(FromISTA, Shrinking):
 
 
 class fista(FromISTA, Shrinking):
-    r"""K steps of FISTA without restart: an ISTA step at z, then an untrained momentum.
+    r"""K steps of FISTA without restart: an ISTA step at z, then a momentum without params.
 
-    Params as in `ista`. With 1 / L and lam / L the objective is within 2 L norm(x*)^2 / (k + 1)^2
-    of the optimum.
+    Params: as for `ista`. With gamma = 1 / L and theta = lam / L, the objective after step k is
+    within 2 L norm(x*)^2 / (k + 1)^2 of the optimum.
 
     Reference: Beck, Teboulle (2009), Theorem 4.4.
 
@@ -163,16 +163,16 @@ class SignalMatrices(NamedTuple):
     """The matrices of Ada-LISTA, shared by all steps and all dictionaries."""
 
     P: OnSignals  # applied to y as P'y
-    Q: OnSignals  # applied to D x as Q'Q
+    Q: OnSignals  # applied to D x as Q'Q D x
 
 
 class ada_lista(FromISTA, Shrinking):
     r"""K steps x <- shrink(x + gamma_k D'(P'y - Q'Q D x), theta_k): D may differ between signals.
 
-    Params: shared (P, Q), steps (gamma, theta). `init` is ISTA: P = Q = I, gamma = 1 / L,
-    theta = lam / L. If every signal has its own dictionary, map over both,
-    `jax.vmap(layer.apply, (None, 0, 0))(params, Ds, Y)`, and let the sampler of `fit` return
-    (Y, X, Ds).
+    Params: shared (P, Q), steps (gamma, theta). `init` gives ISTA: P = Q = I, gamma = 1 / L, theta
+    = lam / L. If every signal has its own dictionary, map over dictionaries and signals,
+    `jax.vmap(layer.apply, (None, 0, 0))(params, Ds, Y)`, and let the sampler of `fit` return (Y, X,
+    Ds).
 
     Reference: Aberdam, Golts, Elad (2021), equation (5); their W_1 and W_2 are our P and Q.
 
@@ -195,7 +195,7 @@ class ada_lista(FromISTA, Shrinking):
         )
 
     def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
-        """Params with P = Q'Q = (D D')^-1: steps of ALISTA if all atoms have one leverage."""
+        """Params with P = Q'Q = (D D')^-1: ALISTA's steps if all atoms have the same leverage."""
         return _whitened(D, self.init(key, D))
 
     def step(self, shared, p, D, y, state):
@@ -214,7 +214,7 @@ def _whitened(D: Dictionary, params: Unrolled) -> Unrolled:
     with jax.default_matmul_precision("highest"):
         A = dense(D)
         values, vectors = jnp.linalg.eigh(A @ A.T)
-        least = m * jnp.finfo(A.dtype).eps * values[-1]  # a smaller value is rounding
+        least = m * jnp.finfo(A.dtype).eps * values[-1]  # smaller eigenvalues are rounding
         inverse = jnp.where(values > least, 1 / jnp.maximum(values, least), 0)
         P, Q = ((vectors * scale[None, :]) @ vectors.T for scale in (inverse, jnp.sqrt(inverse)))
     rank = jnp.sum(values > least, dtype=A.dtype)  # the trace of D'P D with unit weights

@@ -1,6 +1,6 @@
-"""The base of all families: a record of options, and a step that one loop runs.
+"""The base class of all families: a record of options, and a step that one loop repeats.
 
-The `Recipe` of a family says how the family starts and is trained if codes are known.
+The `Recipe` of a family says how to start and train a layer of the family if codes are known.
 """
 
 import math
@@ -22,17 +22,17 @@ from unrolled.records import Interned, option
 __all__ = ["Acting", "FAMILIES", "Law", "Layer", "Looped", "Recipe", "unroll"]
 
 
-# The share of entries that support selection lets pass, per share of nonzeros: in step k it is k
-# times the first number, and at most the second.
+# The share of entries that support selection lets pass, in units of the share of nonzeros: k times
+# the first number in step k, and at most the second number.
 _PER_STEP, _MOST = 0.12, 1.3
-# A variance outside these bounds leaves float32 when it is squared or inverted.
+# The square or the inverse of a variance outside these bounds overflows or underflows in float32.
 _RANGE = 1e-18, 1e18
-# The probability that a recipe passes for codes without zeros, because it must be below 1.
+# The probability that a recipe passes for codes without zeros, because options must be below 1.
 _ALMOST_ALL = 0.999
 
 
 class Law(NamedTuple):
-    """What a recipe knows about the codes and the noise.
+    """The properties of codes and noise that a recipe uses.
 
     Example:
         >>> law = ur.layers.Law(probability=0.1, variance=1.0, noise=0.0, signal=0.2, atoms=500)
@@ -42,14 +42,14 @@ class Law(NamedTuple):
 
     probability: float  # share of the entries that are not zero
     variance: float  # mean square of the nonzero entries
-    noise: float  # mean square of the noise of an entry of y
+    noise: float  # mean square of the noise in an entry of y
     signal: float  # mean square of an entry of y
     atoms: int  # d
     unit: float = 1.0  # mean square of the norms of the atoms
 
     @property
     def support(self) -> tuple[float, float]:
-        """The option `support`, proportional to the share of nonzeros."""
+        """The option `support`, which is proportional to the share of nonzeros."""
         return tuple(  # type: ignore[return-value]
             min(1.0, _two_digits(per * self.probability)) for per in (_PER_STEP, _MOST)
         )
@@ -61,10 +61,10 @@ class Law(NamedTuple):
 
     @property
     def prior(self) -> dict[str, float]:
-        """The options of families that assume a Bernoulli-Gaussian law.
+        """The options of families for Bernoulli-Gaussian codes: `probability` and `variance`.
 
         Raises:
-            ValueError: float32 does not hold the variance.
+            ValueError: float32 cannot represent the variance.
         """
         if not _RANGE[0] <= self.variance <= _RANGE[1]:
             raise ValueError(
@@ -74,13 +74,13 @@ class Law(NamedTuple):
         return {"probability": min(self.probability, _ALMOST_ALL), "variance": self.variance}
 
     def lams(self, *shares: float) -> tuple[float, ...]:
-        """Weights of a LASSO, as shares of the entry that one atom of a signal adds to D'y."""
+        """Weights of a LASSO: `shares` of the entry of D'y that comes from a single atom."""
         size = self.unit * math.sqrt(self.variance)
         return tuple(_two_digits(share * size) for share in shares)
 
 
 def _two_digits(option: float) -> float:
-    """The option to two digits, so that samples of one law share their options and programs."""
+    """Round an option to two digits, so that samples of one law have equal options and programs."""
     return float(f"{option:.2g}")
 
 
@@ -93,7 +93,7 @@ def _nothing(law: Law) -> dict[str, tuple]:
 
 
 def selecting(law: Law, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The option of families with support selection."""
+    """The option `support` of families with support selection."""
     return {"support": law.support}
 
 
@@ -103,7 +103,7 @@ def penalties(law: Law) -> dict[str, tuple[float, ...]]:
 
 
 def untied(law: Law, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The option of families whose steps may share their weights."""
+    """The option `tied` of families whose steps may share their weights."""
     return {"tied": False}
 
 
@@ -113,20 +113,24 @@ def selecting_untied(law: Law, chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Recipe(NamedTuple):
-    """How a family starts and is trained if codes are known; see `training.by_recipe`.
+    """How to start and train a layer of a family if codes are known; see `training.by_recipe`.
 
     Attributes:
-        rate: learning rate of Adam, which falls to zero along a cosine; 0 trains nothing.
+        rate: learning rate of Adam, which falls to zero along a cosine; with rate 0 there is no
+            training.
         steps: number of training steps.
-        options: `options(law, chosen) -> dict`, the options that follow from the law of the codes
-            unless they are chosen.
-        tried: `tried(law) -> {option: values}`; after training, validation signals choose a value.
-        searched: field of the shared params -> multiples of its start; a grid search chooses one.
+        options: `options(law, chosen) -> dict`, the options that follow from the law of the codes;
+            the options in `chosen` replace them.
+        tried: `tried(law) -> {option: values}`, the values to try; the error on validation signals
+            after training decides.
+        searched: for each field of the shared params, multiples of its start; a grid search chooses
+            one of these multiples.
         calibrated: whether `analytic.calibrate` sets thresholds and step sizes before training.
-        weighted: whether the start has weights in closed form, `Layer.from_weights`; if there is
-            noise, validation signals choose the ridge.
-        damped: for steps with weights W, multiples of W times `stable_step`. If the start is above
-            ISTA, `calibrate` runs for each multiple, and validation signals choose one.
+        weighted: whether the start has weights in closed form, by `Layer.from_weights`; if there is
+            noise, the error on validation signals decides the ridge.
+        damped: for steps with weights W, multiples of W times `stable_step`. If the error at the
+            start is above the error of ISTA, `calibrate` runs for each multiple, and the error on
+            validation signals decides.
 
     Example:
         >>> ur.layers.lamp.recipe.rate, ur.layers.ista.recipe.rate
@@ -159,19 +163,21 @@ def unroll(
 ) -> tuple[Any, Any]:
     """Run K steps from `state`: state <- step(params.shared, params.steps[k], D, y, state).
 
-    Call `unroll` inside `jit`: outside, every call compiles the scan again.
+    Call `unroll` inside `jit`. Outside of `jit`, every call compiles the scan again.
 
     Args:
-        step: one step; with a `schedule`, the last argument is entry k of the schedule.
-        params: stacked steps run as one scan, a tuple of steps as a Python loop; see `Unrolled`.
-        D, y: the arguments of `step`.
+        step: the function for one step; with a `schedule`, entry k of the schedule is the last
+            argument.
+        params: the params; stacked steps run as one scan, a tuple of steps runs as a Python loop
+            (see `Unrolled`).
+        D, y: the arguments D and y of `step`.
         state: the state to start from; `state.x` is the code.
-        schedule: untrained constants, one per step.
-        precision: precision of the matrix products; below "highest" the thresholds of the theory
-            may fail.
+        schedule: constants that are not trained, one per step.
+        precision: precision of the matrix products. At precisions below "highest", the guarantees
+            of thresholds from theory may fail.
         unroll: number of steps in one turn of the scan.
-        remat: keep only the states of the forward pass, and recompute each step in the backward
-            pass.
+        remat: whether to store only the states of the forward pass and to recompute each step in
+            the backward pass.
         depth: K, needed only if params.steps is None.
 
     Returns:
@@ -235,10 +241,10 @@ PRECISIONS = (
     *("float32", "tensorfloat32", "bfloat16", "bfloat16_3x"),
 )
 
-# A parameter of `from_weights`, until calibration sets it.
+# A param that `from_weights` sets and that calibration replaces.
 _THRESHOLD = 0.1
 
-# The families by name, for weights files and the command line.
+# The families by their names, for weights files and the command line.
 FAMILIES: dict[str, type["Layer"]] = {}
 
 
@@ -246,12 +252,12 @@ class Acting(NamedTuple):
     """The W, gamma and S of a step x <- shrink(S x + gamma W'y, theta)."""
 
     W: Any  # (m, d)
-    gamma: Array | None = None  # () or (d,); None is 1
-    S: Array | None = None  # (d, d); None is I - gamma W'D
+    gamma: Array | None = None  # () or (d,); None stands for 1
+    S: Array | None = None  # (d, d); None stands for I - gamma W'D
 
 
 class Looped(Interned):
-    """A record with options of the loop over the steps: how the loop runs, not what it computes.
+    """A record with options of the loop over the steps: its speed, its memory and its precision.
 
     Example:
         >>> D = jnp.eye(2)
@@ -275,7 +281,7 @@ class Looped(Interned):
     )
 
     def loop(self, *arguments: Any, **options: Any) -> tuple[Any, Any]:
-        """`layers.unroll`, with its arguments, under these options."""
+        """Call `layers.unroll` with these arguments and the options of the record."""
         options |= dict(precision=self.precision, unroll=self.unroll, remat=self.remat)
         return unroll(*arguments, **options)
 
@@ -283,31 +289,35 @@ class Looped(Interned):
 class Layer(Looped):
     r"""A solver cut after K steps: a frozen record of options whose methods are pure functions.
 
-    A family is a subclass. It declares its options as annotated fields and its params as `forms`,
-    and it defines `init` and `step`. A family whose state is more than the code also defines
-    `start`. `apply` and `iterates` follow from these. Methods act on one signal; `jax.vmap` makes
-    batches. A subclass whose name has no leading underscore joins `FAMILIES`, where weights files
-    and the command line find it. A subclass without `init` or without `step` is a base of families,
-    and needs no `forms`.
+    A family is a subclass. The subclass declares its options as annotated fields and its params as
+    `forms`, and defines `init` and `step`. If the state is more than the code, the subclass also
+    defines `start`. The base class derives `apply` and `iterates` from these methods. All methods
+    take one signal; use `jax.vmap` for batches. A subclass whose name has no leading underscore
+    joins `FAMILIES`; weights files and the command line find families there by their names. A
+    subclass without `init` or without `step` is a base class of families and needs no `forms`.
 
-    With a `guard` the code after step k is the one among x_0 = 0, ..., x_k with the least objective
-    of the LASSO with this weight. Whatever the params and the signal, no code is worse than the
-    zero code. The guard does not change the steps; it costs one product with D a step. The theorems
-    do not cover a guarded layer, because they bound the code of the last step: theory, `realize`
-    and predictions refuse it.
+    With a `guard`, the code after step k is the code among x_0 = 0, ..., x_k that has the least
+    LASSO objective with the guard as weight. Hence no code has a larger objective than the zero
+    code, whatever the params and the signal. The guard adds one product with D per step and does
+    not change the steps. Theory, `realize` and predictions refuse guarded layers, because the
+    theorems bound the code of the last step.
 
     Attributes:
-        forms: the records that (shared, one step) of the params may be, as `Unrolled` of classes.
-        schedule: untrained constants, one per step, scanned together with the params, or None.
+        forms: the possible classes of `shared` and of one step in the params, as a tuple of
+            `Unrolled(shared class, step class)`.
+        schedule: constants that are not trained, one per step, which are scanned together with the
+            params; or None.
         weights: `weights(shared, p, D) -> Acting`, the W, gamma and S of the step with params p;
-            None for a family without weights. `compare` measures the weights against theory,
-            `theory.certify` bounds the error with them, and `realize` computes with them.
-        from_theory: `from_theory(W, theta) -> params`, from weights (m, d) and thresholds (K,) or
-            (K, d); None for a family without params from theory.
-        message_passing: `message_passing() -> theory.MessagePassing | None`, the facts that
-            `theory.state_evolution` needs; None for a family that state evolution does not cover.
-        starts_from_theory: whether `init` returns the params of theory.
-        recipe: how the family starts and is trained if codes are known, for `training.by_recipe`.
+            None for a family without weights. `compare` compares these weights with theory,
+            `theory.certify` bounds the error with these weights, and `realize` builds networks from
+            these weights.
+        from_theory: `from_theory(W, theta) -> params`, the params with weights W, (m, d), and
+            thresholds theta, (K,) or (K, d); None for a family without params from theory.
+        message_passing: `message_passing() -> theory.MessagePassing | None`, the facts about the
+            steps that `theory.state_evolution` needs; None for a family that state evolution does
+            not cover.
+        starts_from_theory: whether `init` returns the params from theory.
+        recipe: the `Recipe` of the family, for `training.by_recipe`.
 
     Example:
         >>> class _landweber(ur.layers.Layer):  # a leading underscore: an example, not a family
@@ -324,7 +334,7 @@ class Layer(Looped):
         >>> layer is _landweber(3), layer
         (True, _landweber(3))
 
-        Steps that are too long, and the same params with a guard:
+        The codes with steps that are too long, without and with a guard:
 
         >>> wild = ur.layers.Unrolled(None, ur.layers.Step(jnp.full(3, 4.0)))
         >>> [made.apply(wild, D, D[0]).tolist() for made in (layer, _landweber(3, guard=0.1))]
@@ -346,13 +356,13 @@ class Layer(Looped):
     message_passing: ClassVar[Any] = None
     starts_from_theory: ClassVar[bool] = False
     recipe: ClassVar[Recipe] = Recipe()
-    if TYPE_CHECKING:  # families differ in the last argument
+    if TYPE_CHECKING:  # the last argument depends on the family
         step: ClassVar[Callable[..., Any]]
 
     else:
 
         def step(self, shared, p, D, y, state):
-            """The state after the step with params p; a `schedule` entry is one more argument."""
+            """The state after a step with params p; a `schedule` adds its entry as an argument."""
             raise NotImplementedError
 
     def __init_subclass__(cls, **arguments):
@@ -376,10 +386,10 @@ class Layer(Looped):
 
     @property
     def is_coupled(self) -> bool:
-        """Whether a step is x <- shrink(x + gamma W'(y - D x), theta), the form of the theorems.
+        """Whether steps are x <- shrink(x + gamma W'(y - D x), theta), the form of the theorems.
 
-        `Coupled` defines it; a family that overrides it has `shrink` and `activation` of
-        `Shrinking`.
+        `Coupled` overrides this property. A family that overrides this property must have the
+        `shrink` and `activation` of `Shrinking`.
         """
         return False
 
@@ -390,17 +400,17 @@ class Layer(Looped):
 
     @property
     def schedule(self) -> tuple[float, ...] | None:
-        """Untrained constants, one per step, or None."""
+        """Constants that are not trained, one per step, or None."""
         return None
 
     def init(self, key: Key | None, D: Dictionary) -> Unrolled:
-        """The usual params to start from, for the dictionary."""
+        """The usual params at the start for this dictionary."""
         raise NotImplementedError
 
     def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
-        """Params to calibrate or to train, from weights in closed form W, (m, d).
+        """Params to calibrate or to train, with the weights W in closed form, (m, d).
 
-        By default `from_theory` makes them, or `init` if the family makes its own weights.
+        By default `from_theory` makes these params, or `init` if the family makes its own weights.
         """
         if self.from_theory is None:
             return self.init(key, D)
@@ -429,8 +439,8 @@ class Layer(Looped):
     def check(self, params: Unrolled, D: Dictionary) -> None:
         """Raise unless `params` are of this family and depth and fit the shape of D.
 
-        The check includes known values: a negative threshold is a ValueError. `apply` and
-        `iterates` run the check first; inside `jit` it sees only shapes.
+        The check includes values that are not traced: a negative threshold raises ValueError.
+        `apply` and `iterates` call `check` first. Inside `jit`, `check` sees only shapes.
         """
         D = as_dictionary(D, self.family)
         if not self.takes_parts:
@@ -439,11 +449,11 @@ class Layer(Looped):
 
     @property
     def records(self) -> dict[str, type]:
-        """The records in the params, by name."""
+        """The classes of records in the params, by their names."""
         return records_of(self.forms)
 
 
-# Compiled once per layer and shape; every call would compile an eager scan again.
+# Compiled once per layer and shape, because every call of an eager scan would compile it again.
 @programs.on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _run(layer: Layer, params: Unrolled, D: Any, y: Array) -> tuple[Any, Array]:
@@ -469,7 +479,7 @@ def _guarded_step(
     assert layer.guard is not None
     state = layer.step(shared, p, D, y, guarded.state, *constants)
     value = lasso_objective(D, y, state.x, layer.guard)
-    # If y is not finite, neither is the code.
+    # If y is not finite, the code is not finite.
     keep = ~(value < guarded.value) & jnp.isfinite(guarded.value)
     least = (jnp.where(keep, before, now) for before, now in zip(guarded[1:], (state.x, value)))
     return _Guarded(state, *least)

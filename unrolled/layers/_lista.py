@@ -1,5 +1,5 @@
-"""LISTA and its variants: the two matrices of an ISTA step are learned, or coupled to one; some
-variants add gains or momentum.
+"""LISTA and its variants. LISTA learns the two matrices of an ISTA step; variants couple the two
+matrices into one, or add gains or momentum.
 """
 
 from collections.abc import Mapping
@@ -82,7 +82,7 @@ class MatricesAndThreshold(NamedTuple):
 
 
 def announce_squares(D: Any, depth: int | None, where: str) -> None:
-    """Warn if the S of one step, or of `depth` steps, takes much memory."""
+    """Warn if the matrix S of one step, or of `depth` steps, takes much memory."""
     D, lead = as_dictionary(D, where), () if depth is None else (depth,)
     what = "S, which is dense for every D"
     checks.announce((*lead, D.shape[1], D.shape[1]), D.dtype, what, where)
@@ -90,7 +90,7 @@ def announce_squares(D: Any, depth: int | None, where: str) -> None:
 
 @program("depth")
 def ista_matrices(D: Dictionary, L: Array, depth: int | None = None) -> Matrices:
-    """The matrices of an ISTA step, B = D / L and S = I - D'D / L; with a depth, of K steps."""
+    """The matrices of an ISTA step, B = D / L and S = I - D'D / L, repeated for `depth` steps."""
     d = D.shape[1]
     with jax.default_matmul_precision("highest"):
         A = dense(D)
@@ -109,12 +109,13 @@ def coupled_matrices(W: Dictionary, D: Dictionary) -> Matrices:
 class lista(FromISTA, Selecting):
     r"""K steps x <- shrink(B'y + S x, theta_k).
 
-    Params: tied, shared (B, S) and steps theta; untied, steps (B, S, theta). `apply` takes either
-    form. `init` is ISTA: B = D / L, S = I - D'D / L, theta = lam / L. (The paper's W_e and S are
-    our B' and S.) S has d^2 entries, also for a `Conv`; `init` warns if S takes more than 2 GB.
+    Params: if tied, shared (B, S) and steps theta; if untied, steps (B, S, theta). `apply` takes
+    both forms. `init` gives ISTA: B = D / L, S = I - D'D / L, theta = lam / L. The paper's W_e and
+    S are our B' and S. S has d^2 entries, also for a `Conv`; `init` warns if S takes more than 2
+    GB.
 
-    Convergence needs S_k - (I - B_k'D) -> 0 (Chen et al. 2018, Theorem 1). In `lista_cp` the
-    difference is 0 by construction.
+    The codes converge only if S_k - (I - B_k'D) -> 0 (Chen et al. 2018, Theorem 1). In `lista_cp`
+    this difference is 0 by construction.
 
     Reference: Gregor, LeCun (2010).
 
@@ -158,7 +159,8 @@ class lista(FromISTA, Selecting):
 class lista_ss(lista):
     """LISTA with support selection; see `lista`.
 
-    A selected entry passes unshrunk: in the objective of the LASSO the start can be above ISTA.
+    Selected entries pass unshrunk, so the LASSO objective at the start can be above the objective
+    of ISTA.
 
     Reference: Chen, Liu, Wang, Yin (2018).
 
@@ -182,9 +184,9 @@ class WeightsAndThreshold(NamedTuple):
 class lista_cp(Coupled, FromISTA, Selecting):
     r"""K steps x <- shrink(x + W_k'(y - D x), theta_k).
 
-    Params: tied, shared W and steps theta; untied, steps (W, theta). `apply` takes either form, and
-    W may be structured. `init` is ISTA: W = D / L, theta = lam / L. `analytic.lista_cp` takes W and
-    theta from theory; its theorems hold only without `support`.
+    Params: if tied, shared W and steps theta; if untied, steps (W, theta). `apply` takes both
+    forms, and W may be structured. `init` gives ISTA: W = D / L, theta = lam / L.
+    `analytic.lista_cp` sets W and theta from theory; the theorems hold only without `support`.
 
     Reference: Chen, Liu, Wang, Yin (2018), equation (15); Li, Feng, Zhou (2024), (23) and (33).
 
@@ -216,7 +218,8 @@ class lista_cp(Coupled, FromISTA, Selecting):
 class lista_cpss(lista_cp):
     """LISTA-CP with support selection; see `lista_cp`.
 
-    A selected entry passes unshrunk: in the objective of the LASSO the start can be above ISTA.
+    Selected entries pass unshrunk, so the LASSO objective at the start can be above the objective
+    of ISTA.
 
     Reference: Chen, Liu, Wang, Yin (2018).
 
@@ -235,12 +238,12 @@ class MomentumMatrices(NamedTuple):
 
     B: Matrix  # applied to y as B'y
     S: Square  # applied to x
-    M: Square  # applied to the code before x
+    M: Square  # applied to the previous code
     theta: Theta
 
 
 class TwoCodes(NamedTuple):
-    """The state: the code, and the code before it."""
+    """The state: the code, and the code before the last step."""
 
     x: Array  # (d,)
     before: Array  # (d,)
@@ -257,9 +260,9 @@ def fista_momentum(depth: int) -> list[float]:
 class lfista(FromISTA, Shrinking):
     r"""K steps x_{k+1} = shrink(B_k'y + S_k x_k + M_k x_{k-1}, theta_k).
 
-    Params: steps (B, S, M, theta). `init` is FISTA without restart: B = D / L, theta = lam / L,
-    S_k = (1 + m_k) (I - D'D / L) and M_k = -m_k (I - D'D / L), with the momentum m_0 = 0,
-    m_k = (t_{k-1} - 1) / t_k of FISTA.
+    Params: steps (B, S, M, theta). `init` gives FISTA without restart: B = D / L, theta = lam / L,
+    S_k = (1 + m_k) (I - D'D / L) and M_k = -m_k (I - D'D / L), with the momentum m_0 = 0, m_k =
+    (t_{k-1} - 1) / t_k of FISTA.
 
     Reference: Moreau, Bruna (2017), section 4.
 
@@ -313,39 +316,40 @@ class WeightsAndMomentum(NamedTuple):
 
 
 class Followed(NamedTuple):
-    """The state: the best code so far, and the two last codes, from which the next step starts."""
+    """The state: the best code so far, and the last two codes, from which the next step starts."""
 
     x: Array  # (d,), the code with the least objective
-    objective: Array  # of x
+    objective: Array  # the objective of x
     last: Array  # (d,), the code of the last step
-    before: Array  # (d,), the code of the step before
+    before: Array  # (d,), the code of the previous step
     signal: Array  # (m,), D times `last`
     signal_before: Array  # (m,), D times `before`
 
 
 def _judging(law: Law, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """A lam so small that it only breaks ties: if codes are known, the residual judges."""
+    """A very small lam: if codes are known, the residual decides which code is returned."""
     return {"lam": law.lams(0.02)[0]}
 
 
 class lfista_cp(FromISTA, Shrinking):
-    r"""K steps of FISTA, each with its own W, which includes a step size for every atom.
+    r"""K steps of FISTA; each step has its own W, which contains a step size for every atom.
 
     .. math::
         z = x_k + \beta_k (x_k - x_{k-1}), \qquad
         x_{k+1} = \mathrm{shrink}(z + W_k'(y - D z), \; \theta_k).
 
-    The layer returns the code among x_0 = 0, ..., x_K with the least objective of the LASSO with
-    the weight `lam`. Whatever the params and the signal, this code is no worse than the zero code.
-    The choice takes no extra product, because D z = D x_k + beta_k (D x_k - D x_{k-1}).
+    The layer returns the code among x_0 = 0, ..., x_K that has the least LASSO objective with the
+    weight `lam`. Hence the objective of the returned code is never above the objective of the zero
+    code, whatever the params and the signal. The choice needs no extra product, because D z = D x_k
+    + beta_k (D x_k - D x_{k-1}).
 
-    Params: steps (W, theta, beta), where theta has a threshold for every atom, or for every filter
-    of a `Conv`. `init` is FISTA without restart: W = D / L, theta = lam / L and FISTA's momentum.
-    `from_fista` starts from the params of a `fista`. `training.unsupervised` trains this family on
-    signals without codes.
+    Params: steps (W, theta, beta); theta has a threshold for every atom, or for every filter of a
+    `Conv`. `init` gives FISTA without restart: W = D / L, theta = lam / L and the momentum of
+    FISTA. `from_fista` converts the params of a `fista`. `training.unsupervised` trains this family
+    on signals without codes.
 
     Reference: Chen, Liu, Wang, Yin (2018) for the coupling, Moreau, Bruna (2017) for the momentum.
-    Not claimed: a theorem of either paper.
+    Not claimed: the theorems of these papers.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(4)
@@ -364,7 +368,7 @@ class lfista_cp(FromISTA, Shrinking):
         return _along(D, jnp.full_like(theta, 1 / L), theta)
 
     def from_fista(self, params: Unrolled, D: Dictionary) -> Unrolled:
-        """Params with the steps of a `fista` with these `params`: W_k = gamma_k D."""
+        """Params whose steps are the steps of `fista` with params `params`: W_k = gamma_k D."""
         D = as_dictionary(D, self.family)
         fista(self.depth).check(params, D)
         gamma, theta = stack(params).steps
@@ -372,7 +376,7 @@ class lfista_cp(FromISTA, Shrinking):
 
     def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
         steps = self.init(key, D).steps
-        beta = jnp.zeros_like(steps.beta)  # FISTA's momentum suits steps along D
+        beta = jnp.zeros_like(steps.beta)  # FISTA's momentum is for steps with W = D / L
         return Unrolled(None, steps._replace(W=repeat(W, self.depth), beta=beta))
 
     def start(self, D, y):
@@ -385,7 +389,7 @@ class lfista_cp(FromISTA, Shrinking):
         x = self.shrink(D, z + r @ p.W, p.theta)
         signal = D @ x
         objective = self.objective(D, x, y - signal)
-        # If y is not finite, neither is the code.
+        # If y is not finite, the code is not finite.
         keep = ~(objective <= state.objective) & jnp.isfinite(state.objective)
         best = jnp.where(keep, state.x, x), jnp.where(keep, state.objective, objective)
         return Followed(*best, x, state.last, signal, state.signal)
@@ -400,7 +404,7 @@ class lfista_cp(FromISTA, Shrinking):
 
 @program()
 def _along(D: Dictionary, gamma: Array, theta: Array) -> Unrolled:
-    """Steps of FISTA along D."""
+    """Params of FISTA steps with W = gamma D."""
     groups = D.groups if isinstance(D, Structured) else ()
     W = jax.vmap(lambda scale: D * scale)(gamma)
     if theta.ndim == 1:
@@ -411,7 +415,7 @@ def _along(D: Dictionary, gamma: Array, theta: Array) -> Unrolled:
 
 Gate = Annotated[Array, Shape("", "d")]
 
-# From the published code: the overshoot stays finite if an entry does not move.
+# From the published code; keeps the overshoot finite if an entry does not change.
 _SOFTENING = 0.1
 
 
@@ -421,33 +425,34 @@ class Gated(NamedTuple):
     W: Matrix
     theta: Theta
     gain: Gate  # the amplification of small entries
-    slope: Gate  # how fast the gain fades as the magnitude of an entry grows
-    overshoot: Gate  # how far a step goes beyond its end
+    slope: Gate  # the rate at which the gain falls as the magnitude of an entry grows
+    overshoot: Gate  # the extra length of a step
 
 
 class Gates(NamedTuple):
-    """The state: the code, and the threshold that last shrank each entry."""
+    """The state: the code, and the threshold that shrank each entry in the last step."""
 
     x: Array  # (d,)
     shrunk_by: Array  # (d,)
 
 
 class glista(FromISTA, Selecting):
-    r"""K steps of LISTA-CP; each starts from an amplified code and goes a little beyond its end.
+    r"""K steps of LISTA-CP that start from an amplified code and are lengthened by an overshoot.
 
     .. math::
         u &= g \odot x, \qquad g = 1 + a_k \, relu(1 - relu(b_k |x|)), \\
         \tilde x &= \mathrm{shrink}(u + W_k'(y - D u), \theta_k), \\
         x &\leftarrow x + o \odot (\tilde x - x), \qquad o = 1 + c_k \tau / (|\tilde x - x| + 0.1),
 
-    where tau is the threshold by which the step before shrank the entry, or 0 if the entry passed
+    where tau is the threshold by which the previous step shrank the entry, or 0 if the entry passed
     unshrunk.
 
-    Params: steps (W, theta, gain = a, slope = b, overshoot = c). `init` is ISTA with slope 1,
-    overshoot 0 and the given `gain`. With gain = overshoot = 0 a step is a step of `lista_cp`.
+    Params: steps (W, theta, gain = a, slope = b, overshoot = c). `init` gives the W and theta of
+    ISTA, slope 1, overshoot 0 and the given `gain`. If gain and overshoot are 0, a step is a step
+    of `lista_cp`.
 
-    Reference: Wu, Guo, Li, Zhang (2020), with the ReLU gain. Their code starts at gain 5 and writes
-    the overshoot with the opposite sign.
+    Reference: Wu, Guo, Li, Zhang (2020), with the ReLU gain. Their program starts with gain 5, and
+    its overshoot has the opposite sign.
 
     Example:
         >>> layer, D = ur.layers.glista(3, gain=0.5), ur.dictionaries.identity_hadamard(4)
@@ -476,7 +481,7 @@ class glista(FromISTA, Selecting):
 
     @property
     def takes_parts(self) -> bool:
-        """False: the gates act on entries."""
+        """False, because the gates act on single entries."""
         return False
 
     def step(self, shared, p, D, y, state, fraction=None):
@@ -494,9 +499,10 @@ class glista(FromISTA, Selecting):
 
 @checked
 def keep_largest(v: ArrayLike, sparsity: int) -> Array:
-    """v with all but its `sparsity` largest magnitudes set to zero; equal magnitudes stay together.
+    """Keep the `sparsity` entries of v with the largest magnitudes, and set the others to zero.
 
-    A nan counts as the largest entry and stays; with sparsity 0 no entry stays.
+    If several entries have the smallest kept magnitude, all of them stay. A nan counts as the
+    largest entry and stays. With sparsity 0, no entry stays.
 
     Args:
         v: (d,).
@@ -504,7 +510,7 @@ def keep_largest(v: ArrayLike, sparsity: int) -> Array:
 
     Raises:
         TypeError: v is complex, or sparsity is not an integer.
-        ValueError: v has another shape, or a known sparsity is negative.
+        ValueError: v has another shape, or sparsity is negative and not traced.
 
     Example:
         >>> ur.layers.keep_largest(jnp.array([3.0, -1.0, 2.0]), 2).tolist()
@@ -531,13 +537,14 @@ def _counts(law: Law) -> dict[str, tuple[int, ...]]:
 
 
 class liht(Layer):
-    r"""K steps x <- H_s(B_k'y + S_k x), where H_s keeps the s largest magnitudes.
+    r"""K steps x <- H_s(B_k'y + S_k x); H_s keeps the s entries of largest magnitude.
 
-    Params: steps (B, S). `init` is iterative hard thresholding with the step size 1 / L: B = D / L,
-    S = I - D'D / L.
+    Params: steps (B, S). `init` gives iterative hard thresholding with the step size 1 / L: B = D /
+    L, S = I - D'D / L.
 
     The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
-    not scale so, and in the LASSO's objective the start can be above ISTA at the same depth.
+    not scale with y, and the LASSO objective at the start can be above the objective of ISTA at the
+    same depth.
 
     Reference: Xin, Wang, Gao, Wipf, Wang (2016); Blumensath, Davies (2008) for fixed matrices.
 

@@ -1,4 +1,4 @@
-"""Message passing: LAMP and TISTA, and VAMP, which learns the distribution of the codes."""
+"""Message passing: LAMP, TISTA, and VAMP, which can learn the distribution of the codes."""
 
 import math
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 
-# Multiples of stable weights to try if message passing diverges (ill-conditioned or coherent D).
+# Multiples of stable weights to try if message passing diverges, for example for a coherent D.
 DAMPED = (1.0, 2.0, 2.6)
 
 
@@ -63,7 +63,7 @@ class Message(NamedTuple):
     """One step of LAMP."""
 
     W: Matrix
-    alpha: Annotated[Array, Shape("", "d", role=RELATIVE)]  # per unit of the noise level
+    alpha: Annotated[Array, Shape("", "d", role=RELATIVE)]  # threshold per unit of the noise level
 
 
 class Corrected(NamedTuple):
@@ -71,11 +71,11 @@ class Corrected(NamedTuple):
 
     x: Array  # (d,)
     v: Array  # (m,)
-    divergence: Array | None = None  # of the shrinkage, if codes come in parts; else norm(x, 0)
+    divergence: Array | None = None  # None stands for norm(x, 0)
 
 
 def message_passing(D: Dictionary, alpha: float, depth: int, where: str) -> Unrolled:
-    """W = D and alpha for unit atoms; for other atoms both in the units of D."""
+    """W = D and alpha for unit atoms; for other atoms W and alpha in the units of D."""
     norms = column_norms(D)
     nonzero(norms, where)
     return _message_passing(D, norms, alpha, depth)
@@ -91,7 +91,7 @@ def _message_passing(D: Dictionary, norms: Array, alpha: float, depth: int) -> U
 
 
 def nonzero(norms: Array, where: str) -> None:
-    """Raise ValueError if all atoms of a known D are zero."""
+    """Raise ValueError if all atoms of D are zero and D is not traced."""
     if checks.is_concrete(norms) and not (np.asarray(norms) > 0).any():
         raise ValueError(f"{where}: D is zero; expected a dictionary with atoms")
 
@@ -103,18 +103,18 @@ class lamp(Shrinking):
         v_k = y - D x_k + \frac{\|x_k\|_0}{m} v_{k-1}, \qquad
         x_{k+1} = \mathrm{shrink}(x_k + W_k' v_k, \; \alpha_k \|v_k\|_2 / \sqrt m).
 
-    If codes come in parts, the divergence of the shrinkage, `Penalty.divergence`, stands for
-    norm(x, 0).
+    For codes in parts, the divergence of the shrinkage, `Penalty.divergence`, replaces norm(x, 0).
 
-    Params: steps (W, alpha); the sign of alpha does not count. `init` is approximate message
-    passing: W = D and the given `alpha` for unit atoms, and both in the units of D for other atoms.
-    The count norm(x, 0) carries no gradient.
+    Params: steps (W, alpha); the sign of alpha does not count. `init` gives approximate message
+    passing: W = D and the option `alpha` for unit atoms; for other atoms W and alpha are in the
+    units of D. The count norm(x, 0) has no gradient.
 
     The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
-    not scale so, and in the LASSO's objective the start can be above ISTA at the same depth.
+    not scale with y, and the LASSO objective at the start can be above the objective of ISTA at the
+    same depth.
 
     Reference: Borgerding, Schniter, Rangan (2017), LAMP-l1. Not claimed: convergence if D is not
-    Gaussian; if D is coherent, the start can diverge.
+    Gaussian. If D is coherent, the steps at the start can diverge.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
@@ -159,7 +159,7 @@ class lamp(Shrinking):
 def bernoulli_gaussian_mean(
     r: Array, tau2: ArrayLike, *, probability: float, variance: float
 ) -> Array:
-    r"""E[x | x + n = r], with x ~ N(0, variance) with `probability`, else 0, and n ~ N(0, tau2).
+    r"""E[x | x + n = r], where x is N(0, variance) with `probability`, else 0, and n is N(0, tau2).
 
     .. math::
         \frac{v}{v + \tau^2} r \; \sigma\Big(\ln \frac{p}{1-p}
@@ -189,7 +189,7 @@ def bernoulli_gaussian_mean(
 
 @program()
 def _bernoulli_gaussian_mean(r: Array, tau2: Any, log_odds: float, variance: float) -> Array:
-    # In half precision r / tau2 would overflow, and the slope of the estimate would be nan.
+    # In half precision, r / tau2 would overflow, and the slope of the estimate would be nan.
     wide, tau2 = widened(r), jnp.asarray(tau2, wide_dtype(r.dtype))
     share, mean = posterior(wide, tau2, log_odds, variance)
     return (mean * share).astype(r.dtype)
@@ -197,10 +197,10 @@ def _bernoulli_gaussian_mean(r: Array, tau2: Any, log_odds: float, variance: flo
 
 def posterior(r: Array, tau2: Any, log_odds: Any, variance: Any) -> tuple[Array, Array]:
     """The probability that x is nonzero given x + n = r, and the mean of x if it is nonzero."""
-    tau2 = jnp.minimum(tau2, float(jnp.finfo(r.dtype).max) / 2)  # the noise may leave the range
+    tau2 = jnp.minimum(tau2, float(jnp.finfo(r.dtype).max) / 2)  # tau2 may overflow
     total = variance + tau2
     odds = log_odds + jnp.log(tau2 / total) / 2
-    # r^2 / 2 (1 / tau2 - 1 / total), in a form without the difference and the square.
+    # r^2 / 2 (1 / tau2 - 1 / total), in a form that computes neither difference nor square.
     share = jax.nn.sigmoid(odds + (r / tau2) * (r / total) * variance / 2)
     return share, variance / total * r
 
@@ -225,12 +225,12 @@ class Estimating(Layer):
         return bernoulli_gaussian_mean(r, tau2, **prior)
 
 
-# The least noise variance per variance of the codes (-100 dB), so that the odds stay finite.
+# The least noise variance, as a part of the variance of the codes, for finite odds: -100 dB.
 _LEAST_NOISE = 1e-10
 
 
 class Estimated(NamedTuple):
-    """The state: the code, the corrected residual v, and the share b of v in the next v."""
+    """The state: the code, the corrected residual v, and the factor b of v in the next v."""
 
     x: Array  # (d,)
     v: Array  # (m,)
@@ -238,7 +238,7 @@ class Estimated(NamedTuple):
 
 
 class lamp_bg(Estimating):
-    r"""K steps of LAMP whose shrinkage is the best estimate of a Bernoulli-Gaussian code.
+    r"""K steps of LAMP whose shrinkage is the posterior mean of a Bernoulli-Gaussian code.
 
     .. math::
         v_k = y - D x_k + b_k v_{k-1}, \qquad \tau_k = \alpha_k \|v_k\|_2 / \sqrt m, \qquad
@@ -246,15 +246,15 @@ class lamp_bg(Estimating):
         x_{k+1} = \eta(u; \tau_k), \qquad b_{k+1} = \tfrac1m \sum_i \eta'(u_i; \tau_k), \qquad
         \eta(u; \tau) = E[x | x + \tau n = u].
 
-    Params: steps (W, alpha); the sign of alpha does not count. `init` is approximate message
-    passing: W = D and alpha = 1 for unit atoms, and both in the units of D for other atoms. The
-    residual gives the noise level.
+    Params: steps (W, alpha); the sign of alpha does not count. `init` gives approximate message
+    passing: W = D and alpha = 1 for unit atoms; for other atoms W and alpha are in the units of D.
+    The noise level is estimated from the residual.
 
-    The layer has no lam but a law of the codes: in the objective of the LASSO the start can be
-    above ISTA at the same depth.
+    The layer has no lam; its options describe the law of the codes. The LASSO objective at the
+    start can be above the objective of ISTA at the same depth.
 
-    Reference: Borgerding, Schniter, Rangan (2017), the shrinkage eta_bg (they also learn its
-    prior); Donoho, Maleki, Montanari (2009) for the start. Not claimed: sparse codes, because
+    Reference: Borgerding, Schniter, Rangan (2017) for the shrinkage eta_bg, whose prior they also
+    learn; Donoho, Maleki, Montanari (2009) for the start. Not claimed: sparse codes, because
     entries are small but not zero; convergence if D is not Gaussian.
 
     Example:
@@ -277,7 +277,7 @@ class lamp_bg(Estimating):
         m = y.shape[0]
         v = y - D @ state.x + state.memory * state.v
         least = max(_LEAST_NOISE * self.variance, float(jnp.finfo(y.dtype).tiny))
-        (e, k), j = energy(v), exponent(p.alpha)  # squares alone may leave the range
+        (e, k), j = energy(v), exponent(p.alpha)  # squares may overflow or underflow
         tau2 = ldexp(times_power(widened(p.alpha), -j) ** 2 * e / m, 2 * (j + k))
         tau2 = jnp.maximum(tau2, least)
         u = state.x + v @ p.W
@@ -291,15 +291,15 @@ class lamp_bg(Estimating):
         return MessagePassing("amp", "bayes", None, self.probability, self.variance)
 
 
-# The least estimate of the error, as in the paper, so that tau stays positive.
+# The least estimate of the error, as in the paper, which keeps tau positive.
 _LEAST_ERROR = 1e-9
-# With the correction the error falls further: to this part of the variance of the codes.
+# The least estimate with the correction, as a part of the variance of the codes.
 _LEAST_CORRECTED = 1e-13
-_LARGEST_SLOPE = 0.9  # in the correction
+_LARGEST_SLOPE = 0.9  # the largest a in the correction
 
 
 class Freed(NamedTuple):
-    """The state: the code, and the point z at which the next step begins."""
+    """The state: the code, and the point z from which the next step starts."""
 
     x: Array  # (d,)
     z: Array  # (d,)
@@ -314,21 +314,23 @@ class tista(Estimating):
         + \frac{\gamma_k^2 \sigma^2}{d} \|D^+\|_F^2,
 
     where v = max((norm(y - D x)^2 - m sigma^2) / norm(D, "fro")^2, 1e-9) estimates the mean square
-    error. With `onsager` the next step begins, with the same formulas, at z instead of x,
+    error. With `onsager`, the next step starts from z instead of x, with the same formulas,
 
     .. math:: z = \frac{x - a r}{1 - a},
 
     where a is the mean derivative of the estimate. The errors of z and r are then uncorrelated, as
-    tau_k assumes.
+    the formula for tau_k assumes.
 
-    Params: shared W = (D^+)', fixed, and steps gamma. `init` sets gamma = d / min(m, d), for which
-    the errors of r are unbiased; without `onsager` gamma is at most 2, since a longer step expands.
+    Params: shared W = (D^+)', which is fixed, and steps gamma. `init` sets gamma = d / min(m, d),
+    for which the errors of r are unbiased. Without `onsager`, `init` sets gamma to at most 2,
+    because longer steps expand.
 
-    The layer has no lam but a law of the codes: in the objective of the LASSO the start can be
-    above ISTA at the same depth.
+    The layer has no lam; its options describe the law of the codes. The LASSO objective at the
+    start can be above the objective of ISTA at the same depth.
 
-    Reference: Ito, Takabe, Wadayama (2019); Ma, Ping (2017) for the correction, and
-    `theory.state_evolution` for the error. Not claimed: sparse codes, as entries are small, not 0.
+    Reference: Ito, Takabe, Wadayama (2019); Ma, Ping (2017) for the correction.
+    `theory.state_evolution` predicts the error. Not claimed: sparse codes, because entries are
+    small but not zero.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
@@ -358,12 +360,12 @@ class tista(Estimating):
         least = _LEAST_CORRECTED * self.variance if self.onsager else _LEAST_ERROR
         z = state.z if self.onsager else state.x
         residual = y - D @ z
-        # Each sum of squares is over a power of 4, because the sum may leave the range.
+        # Each sum of squares is divided by a power of 4, because the sum may overflow or underflow.
         (E, i), (e, j), (w, k) = energy(dense(D)), energy(residual), energy(W)
         noise, n = math.frexp(self.noise)
         excess = ldexp(e / E, 2 * (j - i)) - m * ldexp(noise / E, n - 2 * i)
         v, g = jnp.maximum(excess, least), widened(gamma)
-        tau2 = v / d * (d + (g**2 - 2 * g) * min(m, d))  # the rank of D, if it is full
+        tau2 = v / d * (d + (g**2 - 2 * g) * min(m, d))  # min(m, d) is the rank of D
         tau2 = tau2 + g**2 / d * ldexp(noise * w, n + 2 * k)
         tau2 = jnp.maximum(tau2, least)
         r = z + gamma * (residual @ W)
@@ -387,24 +389,25 @@ def _unbiased(D: Dictionary, gamma: float, depth: int) -> Unrolled:
     return Unrolled(Fixed(pseudo_inverse(D).T), Step(jnp.full(depth, gamma, D.dtype)))
 
 
-# Variances and energies stay above this part of the signal's, so that quotients stay finite.
+# Variances and energies stay above this part of the signal's energy, for finite quotients.
 _LEAST = 1e-13
-# Bounds on the mean slope a of the estimate, because a message is (x - a r) / (1 - a).
+# Bounds on the mean slope a of the estimate, because a message has the divisor 1 - a.
 _SLOPES = 1e-4, 0.95
-# A residual has grown if its norm exceeds the least norm by this factor. Then the share of the new
-# message is halved, down to the least share; after any other step the share rises by a tenth.
+# A residual has grown if its norm exceeds the least norm so far by this factor. If a residual has
+# grown, the share of the new message is halved, but not below the least share. After all other
+# steps the share rises by a tenth.
 _GROWTH = 1.1
 _HALF, _RISE, _LEAST_SHARE = 0.5, 1.1, 0.2
-# The least number of degrees of freedom left to the noise, as a part of m.
+# The least number of degrees of freedom of the noise, as a part of m.
 _LEAST_FREEDOM = 0.2
 _MOST_DAMPED = 0.95
 _MOST_PROBABLE = 0.6
-# The energy of the noise over the energy of the signal, for signals without noise.
+# The ratio of the energies of noise and signal that is assumed for signals without noise.
 _NOISELESS = 1e-10
 
 
 class Spectrum(NamedTuple):
-    """D = U diag(s) V: the first min(m, d) singular values, and zeros."""
+    """D = U diag(s) V; s has the min(m, d) singular values of D, and then zeros."""
 
     U: Annotated[Array, Shape("m,m")]  # left singular vectors of D
     s: Annotated[Array, Shape("m")]  # singular values
@@ -412,20 +415,20 @@ class Spectrum(NamedTuple):
 
 
 class Belief(NamedTuple):
-    """What a step assumes of the codes and the noise, and the share of the old message it keeps."""
+    """The assumptions of a step about codes and noise, and the share of the old message to keep."""
 
-    log_odds: Number  # of a nonzero
-    log_variance: Number  # of a nonzero, over the variance in the options
-    log_noise: Number  # of the energy of the noise over the energy of the signal
-    damping: Number  # share of the old message that a step keeps
+    log_odds: Number  # log odds that an entry of the code is nonzero
+    log_variance: Number  # log variance of a nonzero, in units of the option `variance`
+    log_noise: Number  # log ratio of the energies of noise and signal
+    damping: Number  # the share of the old message that a step keeps
 
 
 class Assumed(NamedTuple):
-    """The belief in the units of one signal."""
+    """The assumptions about codes and noise, in the units of one signal."""
 
     log_odds: ArrayLike
     variance: Array
-    noise: Array  # variance per entry of y
+    noise: Array  # variance of the noise in an entry of y
 
 
 class Passed(NamedTuple):
@@ -436,13 +439,13 @@ class Passed(NamedTuple):
     z: Array  # (m,), V r
     tau: Array  # the variance of the message; 0 before the first step
     assumed: Assumed
-    limit: Array  # energy above which a residual has grown
+    limit: Array  # the energy above which a residual has grown
     share: Array  # the share of the new message
-    grew: Array  # how many steps left a residual that grew, an integer
+    grew: Array  # number of steps with a grown residual, an integer
 
 
 def _assumed(law: Law, chosen: Mapping[str, Any]) -> dict[str, float]:
-    """The options that describe the law; with `em` each signal learns its own."""
+    """The options that describe the law; with `em` the layer learns the law of each signal."""
     if chosen.get("em"):
         return {}
     return law.prior | {"noise_ratio": max(law.noise / law.signal, _NOISELESS)}
@@ -458,28 +461,32 @@ class vamp_bg(Layer):
         r \leftarrow \frac{x - a u}{1 - a}, \qquad \tau \leftarrow \tau_u \frac{a}{1 - a},
 
     where c is the mean of the eigenvalues of D'(D D' + sigma^2/tau I)^-1 D and a is the mean slope
-    of the estimate. With D = U S V the inverse is a division, and a step has two products, as ISTA.
+    of the estimate. With D = U S V, the inverse becomes a division, and a step takes two matrix
+    products, as many as a step of ISTA.
 
     With `em` the layer needs no prior. Each step estimates the probability and the variance of the
-    nonzeros from its own estimate, by expectation-maximisation, and the noise from its residual,
-    for each signal separately. For m > d the noise starts from the part of y outside of the range
-    of D. The code scales with the signal, unless `variance` is given.
+    nonzeros from its code, by expectation-maximisation, and the noise from its residual. Each
+    signal has its own estimates. If m > d, the first estimate of the noise is the part of y outside
+    of the range of D. The code scales with the signal, unless `variance` is given.
 
-    If the norm of the residual grows by a tenth, the code of the step before stays, and later
-    messages are damped. The field `grew` of the last state, `layer.run(params, D, y)[0]`, counts
-    these events: if it is not 0, the code of the signal may be far from the best code.
+    If the norm of the residual grows by a tenth, the layer keeps the previous code and damps later
+    messages. The field `grew` of the last state, `layer.run(params, D, y)[0]`, counts these events.
+    If `grew` is not 0, the code of the signal may be far from the best code.
 
-    Params: shared U, S and V of the D of `init`, fixed; steps (log_odds, log_variance, log_noise,
-    damping), which start at the options. `apply` takes D only from these params. With `em` only the
-    first step reads the beliefs about the codes and, for m <= d, about the noise.
+    Params: shared U, S and V, which are fixed and computed from the D of `init`; steps (log_odds,
+    log_variance, log_noise, damping), which `init` sets to the options. `apply` uses U, S and V,
+    and only the shape of its argument D. With `em`, only the first step uses log_odds, log_variance
+    and, if m <= d, log_noise.
 
     The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
-    not scale so, and in the LASSO's objective the start can be above ISTA at the same depth.
+    not scale with y, and the LASSO objective at the start can be above the objective of ISTA at the
+    same depth.
 
     Reference: Rangan, Schniter, Fletcher (2019); Fletcher, Schniter (2017) for `em`. Not claimed:
-    sparse codes, because entries are small but not zero; convergence if D is not rotation
-    invariant, as with correlated columns or parts of transforms; `em` for noisy signals with m near
-    d, because the first code fits the noise: give their `noise_ratio`.
+    sparse codes, because entries are small but not zero; convergence if the law of D is not
+    rotation invariant, as with correlated columns or parts of transforms; accuracy of `em` for
+    noisy signals with m near d. The first code of such signals fits the noise, so set `noise_ratio`
+    instead.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
@@ -526,7 +533,7 @@ class vamp_bg(Layer):
     def step(self, shared, p, D, y, state):
         U, s, V = jax.tree.map(widened, lax.stop_gradient(shared.W))
         p, (m, d) = jax.tree.map(widened, p), V.shape
-        # Units are powers of two, in which D and y have magnitudes near 1.
+        # Powers of two serve as units, in which D and y have magnitudes near 1.
         i, k = exponent(s), exponent(y)
         s, y_U = times_power(s, -i), times_power(widened(y), -k) @ U
         signal = jnp.sum(y_U**2)
@@ -535,7 +542,7 @@ class vamp_bg(Layer):
         first, least = state.tau == 0, _LEAST * power
         assumed = self._assumed(p, power, signal / m, k - i)
         if self.em:
-            if m > d:  # the part of y that no code explains is noise
+            if m > d:  # the part of y outside of the range of D is noise
                 outside = jnp.sum(y_U[d:] ** 2) / (m - d)
                 assumed = assumed._replace(noise=jnp.maximum(outside, _LEAST * signal / m))
             pairs = zip(assumed, state.assumed)
@@ -574,7 +581,7 @@ class vamp_bg(Layer):
         return MessagePassing("vamp", "bayes", None, *assumed)
 
     def _assumed(self, p: Belief, power: Array, noise: Array, scale: Array) -> Assumed:
-        """The belief in the params, in units of 2^scale for codes."""
+        """The assumptions in the params; 2^scale is the unit of codes."""
         if self.variance is None:
             variance = power / self.probability
         else:
@@ -587,7 +594,7 @@ def _decomposed(layer: vamp_bg, D: Dictionary) -> Unrolled:
     m, A = D.shape[0], dense(D)
     with jax.enable_x64(True):
         U, s, V = jnp.linalg.svd(A.astype(jnp.float64), full_matrices=False)
-        if m > len(s):  # the part of y that is only noise
+        if m > len(s):  # the columns for the part of y that is only noise
             U = jnp.linalg.qr(U, mode="complete")[0].at[:, : len(s)].set(U)
         s = jnp.where(s > min(A.shape) * float(jnp.finfo(A.dtype).eps) * s[0], s, 0)
         spectrum = Spectrum(*(leaf.astype(A.dtype) for leaf in (U, s, V)))
@@ -602,7 +609,7 @@ def _decomposed(layer: vamp_bg, D: Dictionary) -> Unrolled:
 
 
 def _linear(s, V, y_U, state: Passed, tau: Array, noise: Array) -> tuple[Array, Array, Array]:
-    """u, V u and tau_u: the best linear estimate from y, less the message."""
+    """u, V u and tau_u: the best linear estimate from y, without the part from the message."""
     gain = s / (s**2 + noise / tau)
     c = jnp.sum(gain * s) / V.shape[1]
     shift = gain * (y_U - s * state.z) / c
@@ -625,6 +632,6 @@ def _prior(share: Array, mean: Array, spread: Array, noise: Array) -> Assumed:
 
 
 def _turned(first: Array, grew: Array, share: Array) -> Array:
-    """The share of the new message: halved if the residual grew, else a tenth more."""
+    """The share of the new message: half of `share` if the residual grew, else a tenth more."""
     share = jnp.where(first, 1, share)
     return jnp.where(grew, jnp.maximum(_HALF * share, _LEAST_SHARE), jnp.minimum(_RISE * share, 1))

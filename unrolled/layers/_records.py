@@ -1,4 +1,4 @@
-"""Params as records: annotations say what the fields hold, and every check reads them."""
+"""Params as records. The annotations of the fields give shapes and roles; all checks use them."""
 
 import functools
 import operator
@@ -41,15 +41,16 @@ _ROLES = (THRESHOLD, RELATIVE, STEP_SIZE, WEIGHTS)
 
 @dataclass(frozen=True, init=False)
 class Shape:
-    """The shapes and the role of a field: `theta: Annotated[Array, Shape("d", role="threshold")]`.
+    """The shapes and the role of a field, as in `Annotated[Array, Shape("d", role="threshold")]`.
 
     Args:
-        shapes: the shapes that the field may have at a step: "" for one number, the sizes of D as
-            in "m,d", or "filters" for one number per filter of a convolutional D.
-        role: "threshold" for a field that is never negative: training folds it, `calibrate` sets
-            it, and `search` tries no negative values; "relative threshold" for a threshold per unit
-            of the residual, whose sign does not count: `calibrate` sets it; "step size" for a field
-            that `calibrate` sets; "weights" for a matrix that `calibrate` may scale; else None.
+        shapes: the shapes that the field may have at one step: "" for one number, sizes of D such
+            as "m,d", or "filters" for one number per filter of a convolutional D.
+        role: "threshold" for a field that is never negative: training takes its absolute value,
+            `calibrate` sets the field, and `search` refuses negative values. "relative threshold"
+            for a threshold per unit of the residual, whose sign does not count; `calibrate` sets
+            the field. "step size" for a step size that `calibrate` sets. "weights" for a matrix
+            that `calibrate` may scale. None for all other fields.
 
     Raises:
         ValueError: a shape or the role is unknown.
@@ -75,7 +76,7 @@ class Shape:
         object.__setattr__(self, "role", role)
 
     def of(self, D: Dictionary) -> list[tuple[int, ...]]:
-        """The shapes for a dictionary, as tuples of numbers."""
+        """The shapes of the field for this dictionary, as tuples of numbers."""
         sizes = dict(zip("md", D.shape))
         shapes, alike = [], block_of(D) > 1 and self.role in (THRESHOLD, RELATIVE, STEP_SIZE)
         for shape in self.shapes:
@@ -95,15 +96,17 @@ Theta = Annotated[ArrayLike, Shape("", "d", "filters", role=THRESHOLD)]
 
 
 class Unrolled(NamedTuple):
-    """Params of K steps: `shared`, for all steps (None if they share nothing), and `steps`.
+    """Params of K steps: `shared` for all steps together, and `steps` with the params of each step.
 
-    `steps` is a NamedTuple whose leaves have a leading axis of length K, and runs as one scan; or a
-    plain tuple of K NamedTuples, and runs as a Python loop. The loop suits a single signal, because
-    a scan would copy each step's weights. `stack` and `unstack` convert between the two forms.
-    `steps` is None if the steps share everything.
+    `shared` is None if the steps share no params, and `steps` is None if they share all params.
+    Otherwise `steps` has one of two forms: a NamedTuple whose leaves have a leading axis of length
+    K, which runs as one scan; or a plain tuple of K NamedTuples, which runs as a Python loop. The
+    loop is better for a single signal, because a scan copies the weights of each step. `stack` and
+    `unstack` convert between the two forms.
 
-    `jax.export` can write functions whose arguments are params, or dictionaries. To read such a
-    file, import `unrolled`, and the module of your own family if there is one.
+    `jax.export` can write functions whose arguments are params or dictionaries. To read a file with
+    such a function, import `unrolled`, and also the module that defines your own family, if you
+    have one.
     """
 
     shared: Any  # params that all steps share, or None
@@ -114,12 +117,13 @@ programs.exportable(Unrolled)
 
 
 class Fixed(NamedTuple, Generic[T]):
-    """Shared weights that `fit` leaves alone; `Fixed[Record]` is a fixed record.
+    """Shared weights that `fit` does not change; `Fixed[Record]` holds a record in place of W.
 
-    In your own optax loop, mask fixed weights by `training.trainable`, or weight decay moves them.
+    In your own optax loop, mask fixed weights by `training.trainable`; otherwise weight decay
+    changes the weights.
     """
 
-    W: T  # (m, d) unless it is a record
+    W: T  # (m, d), or a record
 
 
 class Weights(NamedTuple):
@@ -202,7 +206,7 @@ def _repeat(tree: Any, depth: int) -> Any:
 
 @checked
 def magnitude(v: ArrayLike) -> Array:
-    """abs(v) with derivative 1 at 0, so that training can leave 0 (`jnp.abs` has derivative 0).
+    """abs(v) with derivative 1 at 0, so that training can move v away from 0.
 
     Example:
         >>> jax.vmap(jax.grad(ur.layers.magnitude))(jnp.array([-2.0, 0.0, 2.0])).tolist()
@@ -229,10 +233,11 @@ def is_record(node: Any) -> bool:
 
 @functools.lru_cache(maxsize=512)
 def fields_of(kind: Any) -> types.MappingProxyType:
-    """The fields of a record by name, from the annotations of its class.
+    """The fields of a record by their names, from the annotations of its class.
 
     Raises:
-        TypeError: the annotations cannot be read, because they use a name local to a function.
+        TypeError: the annotations cannot be read, because they use a name that is local to a
+            function.
     """
     cls, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
     try:
@@ -255,7 +260,7 @@ def _field(hint) -> Field:
 
 
 def name_of(kind: Any) -> str:
-    """A record and its fields as text, such as "Weights(W)"; "None" for None."""
+    """The name of a record with its fields, such as "Weights(W)"; "None" for None."""
     if kind is None:
         return "None"
     cls = typing.get_origin(kind) or kind
@@ -263,7 +268,7 @@ def name_of(kind: Any) -> str:
 
 
 def matches(kind: Any, value: Any) -> bool:
-    """Whether `value` is a record of this kind, nested records included; None matches only None."""
+    """Whether `value` and its nested records are of this kind; None matches only None."""
     if kind is None:
         return value is None
     if type(value) is not (typing.get_origin(kind) or kind):
@@ -273,7 +278,7 @@ def matches(kind: Any, value: Any) -> bool:
 
 
 def records_in(kind: Any) -> dict[str, type]:
-    """A record and the records nested in it, by name."""
+    """The classes of a record and of the records nested in it, by their names."""
     if kind is None:
         return {}
     cls = typing.get_origin(kind) or kind
@@ -285,7 +290,7 @@ def records_in(kind: Any) -> dict[str, type]:
 
 @checked
 def records_of(forms: tuple[Unrolled, ...]) -> dict[str, type]:
-    """The records in params of these forms, by name.
+    """The classes of the records in params of these forms, by their names.
 
     Example:
         >>> list(ur.layers.records_of(ur.layers.hyperlista.forms))
@@ -296,7 +301,7 @@ def records_of(forms: tuple[Unrolled, ...]) -> dict[str, type]:
 
 
 def check_forms(forms: Any, where: str) -> None:
-    """Raise TypeError unless `forms` has at least one `Unrolled`, and all are of records."""
+    """Raise TypeError unless `forms` is one or more `Unrolled` of classes of records."""
     fits = isinstance(forms, tuple | list) and all(isinstance(form, Unrolled) for form in forms)
     kinds = [typing.get_origin(kind) or kind for form in forms for kind in form] if fits else []
     if not kinds or not all(kind is None or _is_kind(kind) for kind in kinds):
@@ -320,13 +325,15 @@ def check_params(
     Args:
         params: the params to check.
         D: (m, d).
-        forms: the records of (shared, one step), as `Unrolled` of classes.
+        forms: the possible classes of `shared` and of one step, as a tuple of `Unrolled(shared
+            class, step class)`.
         depth: K.
-        where: the name of the caller, which messages begin with.
+        where: the name of the caller, with which messages begin.
 
     Raises:
-        TypeError: no form has these records, or None stands in place of an array.
-        ValueError: the number of steps or a shape is wrong, or a known threshold is negative.
+        TypeError: the records match no form, or a field is None instead of an array.
+        ValueError: the number of steps or a shape is wrong, or a threshold is negative and not
+            traced.
 
     Example:
         >>> layer, D = ur.alista(3), jnp.eye(2)
@@ -342,7 +349,7 @@ def check_params(
 
 @checked
 def check_records(params: Any, forms: tuple[Unrolled, ...], depth: int, where: str) -> Unrolled:
-    """The form that `params` have; raise unless they have a form, and `depth` steps.
+    """The form of `params`; raises unless `params` have one of the forms and `depth` steps.
 
     The arguments and the errors are as in `check_params`.
 
@@ -384,7 +391,7 @@ def _form_of(params: Unrolled, parts: tuple, forms, where: str) -> Unrolled:
 
 
 def _lengths(steps, depth: int) -> set[int]:
-    """The numbers of steps that the leaves of the params have; `depth` if there are no leaves."""
+    """The set of lengths of the leading axes of the leaves; {depth} if there are no leaves."""
     if type(steps) is tuple:
         return {len(steps)}
     leaves = map(jnp.asarray, jax.tree.leaves(steps))
@@ -392,7 +399,7 @@ def _lengths(steps, depth: int) -> set[int]:
 
 
 def _check_record(kind: Any, value: Any, D: Dictionary, lead: int, where: str) -> None:
-    """Raise if a field is None, has a wrong shape after `lead` axes, or a known negative entry."""
+    """Raise if a field is None, has a wrong shape after `lead` axes, or a negative threshold."""
     for name, field in fields_of(kind).items() if kind is not None else ():
         entry = getattr(value, name)
         if field.record is not None:
@@ -414,7 +421,7 @@ def _check_record(kind: Any, value: Any, D: Dictionary, lead: int, where: str) -
 
 @checked
 def names_with_role(record: Any, *roles: str) -> list[str]:
-    """The names of the fields of a record, or of its class, that have one of these roles.
+    """The names of the fields with one of these roles, for a record or for its class.
 
     Fields of nested records are not included.
 
@@ -434,7 +441,7 @@ def names_with_role(record: Any, *roles: str) -> list[str]:
 
 
 def fold_thresholds(params: Any) -> Any:
-    """`params` with the `magnitude` of every threshold.
+    """`params` in which the `magnitude` of each threshold replaces the threshold.
 
     Example:
         >>> steps = ur.layers.StepAndThreshold(jnp.array([-1.0]), jnp.array([-0.5]))
@@ -458,9 +465,10 @@ def fold_thresholds(params: Any) -> Any:
 
 @checked
 def along_atoms(params: Unrolled) -> Unrolled:
-    """For every leaf of the params, whether the last axis is the axis of atoms, by its annotation.
+    """For every leaf of the params, whether its last axis is the axis of atoms.
 
-    The shape alone does not decide: an (m, m) matrix has no axis of atoms, even if m = d.
+    The annotation decides, because a shape is not enough: an (m, m) matrix has no axis of atoms,
+    even if m = d.
 
     Example:
         >>> layer, D = ur.lista_cp(2), ur.dictionaries.dct(4, 6)
@@ -472,7 +480,7 @@ def along_atoms(params: Unrolled) -> Unrolled:
 
 
 def _along_atoms(part: Any, shape: Shape | None, lead: int) -> Any:
-    """`along_atoms` for a record, or for a field of this shape, after `lead` axes."""
+    """`along_atoms` for a record, or for a field with this `Shape` after `lead` axes."""
     if is_record(part):
         kind: Any = type(part)
         shapes = {name: field.shape for name, field in fields_of(kind).items()}

@@ -1,4 +1,4 @@
-"""Families that share the end of a step (shrinkage, support selection) or the start (ISTA)."""
+"""Base classes for families that shrink, that select a support, or that start as ISTA."""
 
 import functools
 import math
@@ -23,7 +23,7 @@ from unrolled.records import option
 __all__ = ["Coupled", "FromISTA", "Selecting", "Shrinking"]
 
 
-# The published setting of LISTA-CPSS: each step lets 1.2 % more entries pass, up to 13 %.
+# The published setting of LISTA-CPSS: step k lets 1.2 k % of the entries pass, at most 13 %.
 PUBLISHED_SUPPORT = (0.012, 0.13)
 
 
@@ -44,7 +44,7 @@ def as_activation(value: Any, name: str, where: str) -> Activation | Callable[[A
     rho = by_name(value)
     try:
         hash(rho)
-    except TypeError:  # the record reports it
+    except TypeError:  # `Activation` reports the fault
         return rho
     if problem := _problem_of(rho):
         raise ValueError(f"{where}: {name} {rho} {problem}")
@@ -56,7 +56,7 @@ def _problem_of(rho) -> str:
     probe = jax.ShapeDtypeStruct((3,), np.float32)
     try:
         out = jax.eval_shape(rho, probe)
-    except Exception as error:  # the caller's function can raise anything
+    except Exception as error:  # the caller's function can raise any error
         return f"fails on a traced float32 array (3,): {str(error).splitlines()[0]}"
     if getattr(out, "shape", None) == probe.shape and out.dtype == probe.dtype:
         return ""
@@ -64,7 +64,7 @@ def _problem_of(rho) -> str:
 
 
 def as_support(value: Any, name: str, where: str) -> tuple[float, float] | None:
-    """The (rate, largest) of support selection as two floats, or None.
+    """The pair (rate, largest) of support selection, as two floats, or None.
 
     Raises:
         ValueError: the value is not two numbers with 0 <= rate and 0 <= largest <= 1.
@@ -100,10 +100,11 @@ def support_option(default: tuple[float, float] | None) -> Any:
 class Shrinking(Layer):
     """A family whose steps end in `self.shrink(D, u, theta)`, with any activation.
 
-    Steps that select a support end in `self.shrink(D, u, theta, fraction)`. With `nonnegative` the
-    steps are for the LASSO over x >= 0. With a `bend`, large entries pass unshrunk, as in the
-    proximal map of the minimax concave penalty. No theorem here covers `nonnegative` or `bend`:
-    certificates of a bend do not hold, and `realize` and predictions refuse both.
+    Steps that select a support end in `self.shrink(D, u, theta, fraction)`. With `nonnegative`, the
+    steps are steps for the LASSO over x >= 0. With a `bend`, large entries pass unshrunk, as in the
+    proximal map of the minimax concave penalty. No theorem in this library covers `nonnegative` or
+    `bend`: certificates of layers with a bend do not hold, and `realize` and predictions refuse
+    both options.
 
     Example:
         >>> layer = ur.layers.ista(1, activation=ur.activations.leaky_relu(0.1))
@@ -138,20 +139,20 @@ class Shrinking(Layer):
 
     @property
     def is_soft(self) -> bool:
-        """Whether shrinkage is of both signs and without a bend, as in theorems and predictions."""
+        """Whether codes have both signs and shrinkage has no bend, as theorems assume."""
         return not self.nonnegative and self.bend == math.inf
 
     @property
     def takes_parts(self) -> bool:
-        """True: `shrink` knows the parts of D. A family whose step acts on entries says False."""
+        """True, because `shrink` handles parts; False for a family whose step acts on entries."""
         return True
 
     def shrink(
         self, D: Dictionary, u: Array, theta: ArrayLike, fraction: ArrayLike | None = None
     ) -> Array:
-        """The code of D from u, (d,) -> (d,); the share `fraction` may pass unshrunk.
+        """Shrink u to a code, (d,) -> (d,); the share `fraction` of entries may pass unshrunk.
 
-        theta is one number, or one per atom, or one per group of atoms of D.
+        theta is one number, or has one number per atom or per group of atoms of D.
         """
         return self.penalty(D).shrink(u, spread(D, theta), self.activation, fraction)
 
@@ -159,7 +160,8 @@ class Shrinking(Layer):
 class Selecting(Shrinking):
     """A family with the option `support`, which sets the share of entries that pass at each step.
 
-    `step` takes this share as a last argument, `fraction=None`, and passes it to `self.shrink`.
+    `step` takes this share as its last argument, `fraction=None`, and passes the share to
+    `self.shrink`.
 
     Example:
         >>> ur.alista(3, support=(0.1, 0.25)).schedule
@@ -226,17 +228,17 @@ class Coupled(Shrinking):
         [0.9 0. ]
     """
 
-    if TYPE_CHECKING:  # of the family
+    if TYPE_CHECKING:  # the family has these
         weights: ClassVar[Callable[..., Acting]]
 
     @property
     def is_coupled(self) -> bool:
-        """Whether step and shrinkage have the form above, for codes of both signs, unguarded."""
+        """Whether steps have this form, codes have both signs, and the layer has no guard."""
         return self._steps_alike and not (self.uncovered or self.nonnegative)
 
     @property
     def uncovered(self) -> str:
-        """The shrinkage of such a step that no theorem is about, firm or of a subclass; or "".
+        """The name of a shrinkage that no theorem covers (firm, or of a subclass), else "".
 
         Example:
             >>> ur.alista(2, bend=3).uncovered

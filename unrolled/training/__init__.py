@@ -1,9 +1,10 @@
 """Training with optax: end to end, stage by stage, or by a search over a grid.
 
-`fit` and `curriculum` train, `unsupervised` by one recipe for signals without codes, and
-`recommend` says whether to train. `save` and `restore` keep the result, and a `Checkpoint` lets a
-training resume. `Sample`, `Loss` and `Callback` are the types of the functions that they take.
-`sparse_feature_penalty`, `save_tree` and `restore_tree` serve your own networks.
+`fit` and `curriculum` train layers and networks, `unsupervised` trains by one recipe for signals
+without codes, and `recommend` says whether to train. `save` and `restore` write and read the
+result, and a `Checkpoint` lets an interrupted run resume. `Sample`, `Loss` and `Callback` are the
+types of the functions that you pass to `fit`. Use `sparse_feature_penalty`, `save_tree` and
+`restore_tree` for your own networks.
 """
 
 from unrolled._base import offer as _offer

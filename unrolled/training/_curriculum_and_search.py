@@ -1,5 +1,5 @@
-"""Training by a curriculum, which adds steps one by one; and a search over a grid in place of
-training, for families with few parameters.
+"""Training by a curriculum, which adds steps one by one; and, for families with few parameters, a
+grid search instead of training.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,7 +42,7 @@ __all__ = ["Search", "StepRates", "curriculum", "scale_steps", "search"]
 
 
 class StepRates(NamedTuple):
-    """The state of `scale_steps`; replacing it changes the rates without compiling again."""
+    """The state of `scale_steps`; replace it to change the rates without compiling again."""
 
     rates: Array  # (K,)
     shared: Array  # ()
@@ -54,17 +54,18 @@ def scale_steps(
 ) -> optax.GradientTransformation:
     """Scale the updates of step k by `rates[k]`, and all other updates by `shared`.
 
-    Place `scale_steps` last, as in `optax.chain(optax.adam(1e-3), scale_steps(rates))`: before Adam
-    it has no effect, because Adam divides by the size of the gradient. A rate of 0 freezes a step.
+    Place `scale_steps` last, as in `optax.chain(optax.adam(1e-3), scale_steps(rates))`. Before
+    Adam, `scale_steps` has no effect, because Adam divides by the size of the gradient. A rate of 0
+    freezes a step.
 
     Args:
         rates: (K,), not negative, for stacked steps (leaves with a leading axis K) or tuples of K
             steps, in `Unrolled` or inside `Trained`.
-        shared: the factor for everything outside `Unrolled.steps`: shared params and D.
+        shared: the factor for all updates outside `Unrolled.steps`: shared params and D.
 
     Raises:
-        ValueError: rates are not a vector, negative or not finite; at `init`, the params do not
-            have K steps.
+        ValueError: rates are not a vector, or are negative or not finite; or, when the optimiser is
+            initialised, the params do not have K steps.
 
     Example:
         >>> params = ur.layers.Unrolled(None, ur.layers.Step(jnp.ones(3)))
@@ -167,50 +168,54 @@ def curriculum(
     mesh: Mesh | Any = None,
     reduction: str = "tree",
 ) -> Fit:
-    r"""Train a layer step by step, by the loss of the code after step k = 1, ..., K in turn.
+    r"""Train a layer step by step: minimise the loss of the code after step k for k = 1, ..., K.
 
-    Each k has several stages. The first stage moves only the params of step k, later stages move
-    the params of steps 1..k. A stage with factor c multiplies the updates of `optimizer(rate)` for
-    step j by
+    Each k has several stages. The first stage trains only the params of step k, and the later
+    stages train the params of steps 1..k. A stage with factor c multiplies the updates of
+    `optimizer(rate)` for step j by
 
     .. math:: c \; decay^{k - j} \quad (j \le k), \qquad 0 \quad (j > k),
 
-    and the updates of trained shared params (a tied W) by c; the first stage moves shared params
-    only at k = 1. Every stage starts from the best params of the stage before (on the validation
-    batch, by the loss of its k) and initialises the optimiser again. One compiled step serves all
-    stages: k and the rates are its arguments, so early stages cost as much as late ones.
+    and the updates of trained shared params (a tied W) by c. The first stage trains shared params
+    only at k = 1. Every stage starts from the best params of the previous stage and initialises the
+    optimiser again. The best params have the least loss of the code after step k on the validation
+    batch. One compiled step serves all stages: k and the rates are its arguments, so early stages
+    cost as much as late ones.
 
     Args:
         layer, params, D, sample, key, loss: as in `fit`. The loss sees one code, as `codes[-1]`.
         trainable, validation, evaluate_every, checkpoint, callbacks, log: as in `fit`.
         progress, accumulate, mesh, reduction: as in `fit`.
-        steps_per_stage: the most training steps of a stage; there are K len(stages) stages.
+        steps_per_stage: the largest number of training steps in a stage; there are K len(stages)
+            stages.
         stages: the factors c.
-        rate: the rate of the optimiser in a stage with factor 1, for step k.
-        decay: in [0, 1]; multiplies the rate of a step each time that a later step is trained.
-            Small values are greedy: on the standard benchmark (LISTA-CPSS from
-            `analytic.calibrate`, 50 training steps per stage) 0.3 reaches -43 dB and 1 reaches -62
-            dB; as many steps of `fit` reach -58 dB.
+        rate: the rate of the optimiser for step k in a stage with factor 1.
+        decay: a factor in [0, 1] by which the rate of a step is multiplied each time that k
+            increases. With a small factor, earlier steps hardly change any more. On the standard
+            benchmark (LISTA-CPSS from `analytic.calibrate`, 50 training steps per stage), a decay
+            of 0.3 ends at -43 dB and a decay of 1 ends at -62 dB; `fit` with as many training steps
+            ends at -58 dB.
         optimizer: a function from a rate to an optax transformation.
-        patience: end a stage at the first evaluation at which its best params are this many steps
-            old; None ends no stage early.
+        patience: end a stage at the first evaluation at which the best params of the stage are this
+            many steps old; None ends no stage early.
 
     Returns:
-        Fit, as `fit` returns it. `best` has the best params of the last stage, by the loss of the
-        code after step K. The records of stage i belong to step k = i // len(stages), counted from
-        0, and have the validation loss of step k.
+        A Fit, as returned by `fit`. `best` has the best params of the last stage, by the loss of
+        the code after step K. The records of stage i belong to step k = i // len(stages), counted
+        from 0, and have the validation loss of the code after that step.
 
     Warns:
-        UserWarning: as `fit`.
+        UserWarning: in the same cases as `fit`.
 
     Raises:
         TypeError: the steps of the family share all params (use `training.search`), the model is a
-            network, the rate is not a number, or `optimizer` is not such a function.
+            network, the rate is not a number, or `optimizer` is not a function that returns an
+            optax transformation.
         ValueError: there are no stages, or a factor, the rate or decay is out of range.
-        Other errors: as `fit`.
+        Other errors: in the same cases as `fit`.
 
     Reference: Chen, Liu, Wang, Yin (2018), the training of section 4, with these stages. Their
-    decay of 0.3 scales gradients; Adam undoes this, so their decay is in effect 1.
+    decay of 0.3 scales gradients. Adam cancels this scaling, so their effective decay is 1.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 10, 20)
@@ -252,7 +257,7 @@ def _enter(rates: StepRates, loop: Loop, state: Progress) -> Progress:
 
 
 def _plan(K: int, stages: Sequence[float], decay: float) -> list[Stage]:
-    """All stages, each with the step whose code it judges, and the rates of all steps."""
+    """All stages, each with the step whose code it evaluates, and with the rates of all steps."""
     factors = np.asarray(stages, float)
     if factors.ndim != 1 or not len(factors) or not (np.isfinite(factors) & (factors >= 0)).all():
         raise ValueError(
@@ -285,19 +290,20 @@ def _made(optimizer, rate: float) -> optax.GradientTransformation:
 
 
 class Search(Result):
-    """The result of a grid search. Tables have one axis per field, and nan if codes are not finite.
+    """The result of a grid search.
 
-    The loss decides, or the NMSE if no loss was given.
+    Each table has one axis per field, and nan where codes are not finite. The loss decides which
+    values are best, or the NMSE if no loss was given.
     """
 
-    params: Unrolled  # with the best values
+    params: Unrolled  # the params with the best values
     values: dict[str, float]  # the best values
-    axes: dict[str, np.ndarray]  # the values tried, in the order of the axes of the tables
-    nmse: np.ndarray | None  # dB, ratio of sums; None without codes
-    mean_nmse: np.ndarray | None  # dB, mean of the decibels of the signals; None without codes
-    loss: np.ndarray | None = None  # None if no loss was given
-    zero: float = 0.0  # the deciding measure of zero codes
-    ista: float = np.nan  # the deciding measure of ISTA at this depth, with lam of loss or layer
+    axes: dict[str, np.ndarray]  # the tried values, in the order of the axes of the tables
+    nmse: np.ndarray | None  # in dB, as a ratio of sums; None without codes
+    mean_nmse: np.ndarray | None  # the mean over signals of dB; None without codes
+    loss: np.ndarray | None = None  # the loss; None if no loss was given
+    zero: float = 0.0  # the deciding measure for zero codes
+    ista: float = np.nan  # the deciding measure for ISTA at this depth, with lam of loss or layer
 
     def __repr__(self) -> str:
         """The grid, the best values, and their measure."""
@@ -319,7 +325,7 @@ class Search(Result):
         """Whether the best values are worse than zero codes."""
         if self.loss is not None:
             return exceeds(self.lowest, self.zero)
-        return exceeds(10 ** (self.lowest / 10), 1.0)  # a ratio in decibels
+        return exceeds(10 ** (self.lowest / 10), 1.0)  # `lowest` is in dB
 
 
 @checked
@@ -335,22 +341,22 @@ def search(
     chunk: int = 8,
     **values: ArrayLike | Sequence[float],
 ) -> Search:
-    """Try all combinations of values of scalar fields of the params, in one compiled call.
+    """Try all combinations of values for scalar fields of the params, in one compiled call.
 
     Args:
         layer, params, D: as for `layer.apply`.
         Y: (batch, m), signals.
-        X: (batch, d), the true codes of Y. Take 512 or more: on 64, the best values overfit by 15
-            dB. None if codes are not known; then give a loss.
-        loss: `loss(codes, X, D, Y)`, as in `fit`, such as `training.lasso_loss(lam)`, which
-            decides; None takes the NMSE.
-        chunk: number of combinations in a call; memory grows with chunk times batch.
+        X: (batch, d), the true codes of Y. Use 512 signals or more: chosen on 64 signals, the best
+            values overfit by 15 dB. X is None if codes are not known; then give a loss.
+        loss: the deciding measure `loss(codes, X, D, Y)`, as in `fit`, such as
+            `training.lasso_loss(lam)`; None takes the NMSE.
+        chunk: number of combinations to compute at once; memory grows with chunk times batch.
         values: for each field, the values to try, such as threshold=[0.02, 0.04]. A field of
             `params.shared` is a scalar; a field of the stacked `params.steps` gets the same value
             at all steps.
 
     Warns:
-        UserWarning: the best values are worse than zero codes, see `Search.worsened`.
+        UserWarning: the best values are worse than zero codes; see `Search.worsened`.
 
     Raises:
         ValueError: shapes do not fit, values are not a vector or not finite, a threshold is
@@ -360,7 +366,7 @@ def search(
             params lack a field, or the loss is not a function.
 
     Not claimed: the best values between the points of the grid. The signals must resemble the
-    signals that you will code: keep some signals for a test.
+    signals that you will code later: keep some signals for a test.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
@@ -407,7 +413,7 @@ def search(
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _beside_zero_and_ista(layer, aim, lam, D, Y, X) -> tuple[Any, Any]:
-    """The deciding measure of zero codes, and of ISTA at the depth of the layer."""
+    """The deciding measure for zero codes, and for ISTA at the depth of the layer."""
     path = jnp.zeros((1, len(Y), D.shape[1]), Y.dtype)
     zero = 0.0 if aim is None else aim(path, X, D, Y)
     if lam is None or not layer.depth:
@@ -418,7 +424,7 @@ def _beside_zero_and_ista(layer, aim, lam, D, Y, X) -> tuple[Any, Any]:
 
 @partial(jax.jit, static_argnames=("layer", "aim", "chunk"))
 def _errors(layer, aim, params, D, Y, X, points, chunk):
-    """The errors at every point by name, nan if a code is not finite."""
+    """The errors at every point of the grid, by name; nan if a code is not finite."""
 
     def one(point):
         paths = jax.vmap(layer.iterates, (None, None, 0), out_axes=1)

@@ -1,7 +1,7 @@
-"""Files of named arrays with a sealed manifest, in two formats: for any tree of arrays, and for the
-saved steps of a run.
+"""Files of named arrays, in two formats, for any tree of arrays and for the saved steps of a run. A
+manifest with its own hash describes the arrays.
 
-A reader trusts no header: it compares the header with the bytes before it allocates memory.
+Every reader compares the header of a file with its bytes before the reader allocates memory.
 """
 
 import io
@@ -31,7 +31,7 @@ __all__ = ["Checkpoint", "restore_tree", "save_tree"]
 Leaves = dict[str, Any]
 _Tree = TypeVar("_Tree")
 
-# Names of dtypes in a `.safetensors` header.
+# The names of dtypes in a `.safetensors` header.
 _SAFETENSORS = {
     "bool": "BOOL",
     **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
@@ -46,7 +46,7 @@ _KIND = "tree"
 
 
 def check_parent(path: Path) -> None:
-    """Raise CheckpointError, before any work, unless a file can be written at `path`."""
+    """Raise CheckpointError unless a file can be written at `path`."""
     try:
         if not path.parent.is_dir():
             raise NotADirectoryError(f"the folder {path.parent} does not exist")
@@ -65,7 +65,7 @@ def _unwritable(where: str, path: Path, error: OSError) -> CheckpointError:
 def write(
     where: str, path: Path, kind: str, leaves: Leaves, put: Callable, /, **manifest: Any
 ) -> None:
-    """Write leaves with their hashes at `path`, all or nothing, by `to_npz` or `to_safetensors`.
+    """Write leaves and their hashes to `path`, completely or not at all, by the writer `put`.
 
     Raises:
         TypeError: the dtype of a leaf cannot be saved, or JSON cannot hold the manifest.
@@ -84,11 +84,11 @@ def write(
 def read(path: Path, kind: str, take: Callable) -> tuple[dict, dict[str, np.ndarray]]:
     """The manifest and the arrays of a file that `write` wrote, after checking every hash.
 
-    The arrays lie in the mapped file: copy an array to keep it.
+    The arrays lie in the mapped file: copy an array to keep it after the file is closed.
 
     Raises:
         CheckpointError: the file has a newer format.
-        Exception: any error of a reader of foreign bytes.
+        Exception: any error that reading damaged bytes can raise.
     """
     with path.open("rb") as file:
         text, arrays = take(file)
@@ -103,19 +103,19 @@ def read(path: Path, kind: str, take: Callable) -> tuple[dict, dict[str, np.ndar
 
 
 def _mapped(file: BinaryIO) -> memoryview:
-    """The bytes of a file, mapped: the system reads them on access."""
+    """The bytes of a file as mapped memory: the operating system reads bytes on access."""
     return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def to_npz(file: BinaryIO, text: str, arrays: dict[str, np.ndarray]) -> None:
-    """Write a `.npz` file, uncompressed, with the text as `manifest.json`."""
-    # Stored, not compressed, so that a file cannot unpack to more than its size.
+    """Write an uncompressed `.npz` file, with the text as its entry `manifest.json`."""
+    # Entries are stored uncompressed, so that a file cannot unpack to more than its size.
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr(zipfile.ZipInfo(_MANIFEST), text)
         for name, array in arrays.items():
             plain = array if array.dtype.kind in "biuf" else array.view(f"u{array.dtype.itemsize}")
             entry = zipfile.ZipInfo(f"{name}.npy")
-            entry.file_size = plain.nbytes  # tells zipfile which entries need 64-bit sizes
+            entry.file_size = plain.nbytes  # zipfile needs it for 64-bit sizes
             with archive.open(entry, "w") as stream:
                 np.lib.format.write_array(stream, plain, allow_pickle=False)
 
@@ -124,7 +124,7 @@ def from_npz(file: BinaryIO) -> tuple[str, dict[str, np.ndarray]]:
     """The text and the arrays of a `.npz` file.
 
     Raises:
-        ValueError: the file is compressed, or its entries promise more bytes than the file has.
+        ValueError: the file is compressed, or the sizes of its entries exceed the file.
     """
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
@@ -139,7 +139,7 @@ def from_npz(file: BinaryIO) -> tuple[str, dict[str, np.ndarray]]:
 
 
 def _stored(blob: memoryview, entry: zipfile.ZipInfo) -> memoryview:
-    """The bytes of an entry, which follow its header, name and extra field.
+    """The bytes of an entry, which start after its header, name and extra field.
 
     Raises:
         ValueError: the file ends too early.
@@ -152,7 +152,7 @@ def _stored(blob: memoryview, entry: zipfile.ZipInfo) -> memoryview:
 
 
 def _from_npy(blob: memoryview) -> np.ndarray:
-    """The array of a .npy entry, in place.
+    """The array of a .npy entry, without a copy.
 
     Raises:
         ValueError: the header does not fit the bytes, or the dtype is not numeric.
@@ -213,16 +213,16 @@ FORMATS = {".npz": (to_npz, from_npz), ".safetensors": (to_safetensors, from_saf
 
 @checked
 def save_tree(path: str | Path, tree: Any, **metadata: Any) -> None:
-    """Write the arrays of a tree and their hashes at `path`, completely or not at all.
+    """Write the arrays of a tree and their hashes to `path`, completely or not at all.
 
     Args:
         path: a `.npz` file.
         tree: any pytree of arrays, such as the state of an optimiser.
-        metadata: anything that JSON can hold, also nan and infinities.
+        metadata: anything that JSON can hold, and also nan and infinities.
 
     Raises:
-        TypeError: the dtype of a leaf cannot be saved, two leaves have one dotted path, or JSON
-            cannot hold the metadata.
+        TypeError: the dtype of a leaf cannot be saved, two leaves have the same dotted path, or
+            JSON cannot hold the metadata.
         CheckpointError: the file cannot be written.
 
     Example:
@@ -249,17 +249,17 @@ def restore_tree(path: str | Path, like: _Tree) -> tuple[_Tree, dict[str, Any]]:
 
 @checked
 def restore_tree(path: str | Path, like: Any = None) -> tuple[Any, dict[str, Any]]:
-    """Read the tree that `save_tree` wrote, bit for bit, and its metadata.
+    """Read a tree that `save_tree` wrote, bit for bit, and its metadata.
 
     Args:
         path: the file.
-        like: a tree of the same structure, shapes and dtypes; None returns a dict of arrays on the
-            host, by their dotted paths in the tree.
+        like: a tree with the same structure, shapes and dtypes. None returns a dict of arrays on
+            the host, whose keys are the dotted paths in the tree.
 
     Raises:
         FileNotFoundError, IsADirectoryError: the file does not exist, or is a folder.
-        CheckpointError: the file is damaged, has a newer format, has other leaves than `like` (with
-            a table), or has 64-bit numbers and the process runs without them.
+        CheckpointError: the file is damaged, has a newer format, has other leaves than `like` (the
+            message has a table), or has 64-bit numbers and the process runs without them.
 
     Example:
         >>> import tempfile, pathlib
@@ -279,7 +279,7 @@ def restore_tree(path: str | Path, like: Any = None) -> tuple[Any, dict[str, Any
     except Exception as error:  # whatever a reader of foreign bytes raises
         raise DamagedError(f"{path}: damaged ({in_line(error)})") from error
     if like is None:
-        # Copies: what is read lies in the file.
+        # Copies, because the arrays lie in the mapped file.
         return {name: array.copy() for name, array in arrays.items()}, manifest["metadata"]
     entries, wanted = manifest["leaves"], names(like)
     saved, requested = _forms.types_of_entries(entries), _forms.types_of(wanted)
@@ -304,7 +304,7 @@ def _as_folder(value: Any, name: str, where: str) -> str | os.PathLike:
 
 
 class Checkpoint(Record):
-    """Where and how often a run saves.
+    """The folder in which a run saves, and how often the run saves.
 
     Example:
         >>> ur.training.Checkpoint("runs/a", every=500).keep
@@ -351,7 +351,7 @@ class Steps:
         """The numbers of the saved steps, oldest first.
 
         Raises:
-            CheckpointError: there are steps that orbax wrote.
+            CheckpointError: orbax wrote the steps in the folder.
         """
         if foreign := _numbers(path.parent.name for path in self.folder.glob("*/manifest")):
             raise CheckpointError(
@@ -365,7 +365,7 @@ class Steps:
         """Write named leaves and their manifest as one step, completely or not at all.
 
         Raises:
-            CheckpointError: the step cannot be written; earlier steps stay.
+            CheckpointError: the step cannot be written; earlier steps stay intact.
         """
         try:
             write("fit", self.path(step), "training", leaves, to_npz, step=step, **manifest)
@@ -382,16 +382,16 @@ class Steps:
             self.path(step).unlink()
 
     def sweep(self) -> None:
-        """Remove incomplete files that killed processes left."""
+        """Remove incomplete files of killed processes."""
         for partial in self.folder.glob(".*.npz.*.partial"):
             for step in _numbers([partial.name.split(".")[1]]):
                 sweep(self.path(step))
 
     def load(self, step: int) -> tuple[dict, dict[str, np.ndarray]]:
-        """The manifest and the leaves of a step, bit for bit, in its mapped file.
+        """The manifest of a step and its leaves, bit for bit; the leaves lie in the mapped file.
 
         Raises:
-            DamagedError: the file differs from the saved one.
+            DamagedError: the file differs from the saved file.
             CheckpointError: a newer version saved the step.
         """
         try:
@@ -409,7 +409,7 @@ class Steps:
             ) from error
 
     def set_aside(self, step: int) -> Path:
-        """Rename the file of a damaged step, which then does not count as a step."""
+        """Rename the file of a damaged step, so that it no longer counts as a step."""
         aside = next(
             path for i in range(1000) if not (path := self.folder / f"{step}.damaged-{i}").exists()
         )
@@ -423,9 +423,10 @@ def _numbers(names: Iterable[str]) -> list[int]:
 
 @contextmanager
 def opened(checkpoint: Checkpoint, where: str, processes: Processes = _ALONE) -> Iterator[Steps]:
-    """The steps of a folder, locked for this training.
+    """Lock a folder for this training, and yield its steps.
 
-    If several processes share a run, only the first one locks, sweeps and writes the folder.
+    If several processes share a run, only the first process locks the folder, removes incomplete
+    files and writes steps.
 
     Raises:
         CheckpointError: the path is not a folder, not writable, or in use.
@@ -439,7 +440,7 @@ def opened(checkpoint: Checkpoint, where: str, processes: Processes = _ALONE) ->
 
 @contextmanager
 def _locked(checkpoint: Checkpoint, where: str) -> Iterator[None]:
-    """Make and lock the folder."""
+    """Make the folder and lock it."""
     folder = Path(checkpoint.folder).absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -460,13 +461,13 @@ def _locked(checkpoint: Checkpoint, where: str) -> Iterator[None]:
 def newest(
     steps: Steps, strict: bool, accept: Callable[[dict], None], where: str
 ) -> tuple[dict, dict[str, np.ndarray]] | None:
-    """The manifest and arrays of the newest step, None if there is no step.
+    """The manifest and arrays of the newest whole step; None if there is no step.
 
-    `accept(manifest)` may raise.
+    `accept(manifest)` raises if the step belongs to another run.
 
     Raises:
-        CheckpointError: the step is damaged and `strict`, a newer version saved it, or no step is
-            whole.
+        CheckpointError: `strict` is True and the newest step is damaged, a newer version saved the
+            step, or no step is whole.
     """
     damaged = []
     for step in reversed(steps.all()):

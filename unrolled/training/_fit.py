@@ -50,13 +50,13 @@ from unrolled.training._run import Options, run_stages
 __all__ = ["fit"]
 
 
-# One signal in ten is held back, from the end, and at most 1,000 signals.
+# The last tenth of the signals is held back, at most 1,000 signals.
 _HELD_BACK, _MOST = 10, 1000
-_BATCH = 64  # masked signals of a step, as `resampler` draws
+_BATCH = 64  # masked signals in a step, as many as `resampler` draws
 
 
 def is_own(sample: Any) -> bool:
-    """Whether `sample` is signals Y, or a pair (Y, X), not a sampler; data frames are arrays."""
+    """Whether `sample` is an array Y or a pair (Y, X), not a sampler; a data frame is an array."""
     pair = isinstance(sample, tuple) and len(sample) == 2
     first = sample[0] if pair else sample
     return hasattr(first, "__array__") and not callable(sample)
@@ -70,11 +70,11 @@ def from_arrays(
     where: str,
     mask: Any = None,
 ) -> tuple[Sample, tuple]:
-    """A sampler of given signals, and the signals to validate on.
+    """A sampler of given signals, and the validation batch.
 
-    Without a validation batch, the last tenth of the signals, at least one and at most 1,000,
-    validates, and the sampler never draws them. With a mask, batches have the dictionary of each
-    signal.
+    If no validation batch is given, the last tenth of the signals, at least one and at most 1,000,
+    becomes the validation batch, and the sampler never draws these signals. If a mask is given,
+    every batch has a dictionary for each signal.
     """
     Y, X = arrays if isinstance(arrays, tuple) else (arrays, None)
     if mask is not None:
@@ -111,24 +111,24 @@ def from_arrays(
 
 
 def each_known(D: Any, Y: Any, mask: Any, where: str) -> np.ndarray:
-    """Which entries of each signal are known, (n, m)."""
+    """A mask of the known entries of each signal, (n, m)."""
     known = known_entries(first_of(D), mask, len(Y), where)
     return np.broadcast_to(known, (len(Y), known.shape[-1]))
 
 
 def first_of(D: Any) -> Any:
-    """The dictionary of signals: of a chain the first."""
+    """The dictionary of the signals, which is the first dictionary of a chain."""
     return D[0] if isinstance(D, tuple) else D
 
 
 def with_first(D: Any, own: Operator) -> Any:
-    """D, or a chain, with another dictionary of signals."""
+    """D, or a chain of dictionaries, with `own` as the dictionary of the signals."""
     return (own, *D[1:]) if isinstance(D, tuple) else own
 
 
 @programs.program()
 def _known_rows(D: Any, arrays: tuple, key: Array) -> tuple:
-    """Signals that are drawn, their codes, and their dictionaries."""
+    """Random signals, their codes, and their dictionaries."""
     rows = jax.random.randint(key, (_BATCH,), 0, len(arrays[0]))
     Y, X, known = jax.tree.map(lambda array: array[rows], arrays)
     own, Y = known_part(first_of(D), Y, known)
@@ -136,7 +136,7 @@ def _known_rows(D: Any, arrays: tuple, key: Array) -> tuple:
 
 
 def check_width(Y: Array, D: Dictionaries | None, where: str) -> None:
-    """Raise ValueError unless signals have as many entries as atoms of the first dictionary."""
+    """Raise ValueError unless signals and atoms of the first dictionary have the same length."""
     if D is None:
         return
     m, g = first_of(D).shape[0], block_of(first_of(D))
@@ -148,7 +148,7 @@ def check_width(Y: Array, D: Dictionaries | None, where: str) -> None:
 
 
 _VALIDATION_BATCHES = 8  # number of batches to draw if no validation batch is given
-_NO_STEP = np.uint32(2**32 - 1)  # the key of validation batches: a step that no training reaches
+_NO_STEP = np.uint32(2**32 - 1)  # gives the key of validation batches; no run reaches this step
 
 
 @checked
@@ -177,107 +177,113 @@ def fit(
     reduction: str = "tree",
     mask: ArrayLike | None = None,
 ) -> Fit:
-    """Train params (and D) from a start, by any optax optimiser.
+    """Train params, and D if you ask for it, by any optax optimiser.
 
     One compiled step draws the batch of training step k as `sample(fold_in(key, k))`, so the result
     depends only on the arguments. Thresholds (fields with the role "threshold") are trained as
-    abs(theta) and stay non-negative. Leaves inside a `layers.Fixed` (ALISTA's W), and leaves that
-    `trainable` freezes, do not change, whatever the optimiser does. A learned D keeps unit atoms.
+    abs(theta) and stay non-negative. No optimiser changes leaves inside a `layers.Fixed` (ALISTA's
+    W) or leaves that `trainable` freezes. A learned D keeps unit atoms.
 
     Args:
-        model: a layer, or a network with tuples for `params` and `D`; or a model of flax.nnx, whose
-            variables are its params, with None for both: see `unrolled.nnx.fit`.
-        params: the start, from `init` or `analytic`. A tuple of steps (`layers.unstack`) trains
-            faster than stacked steps, and takes longer to compile.
-        D: the dictionary that the model uses (the sampler may use another).
-        sample: `sample(key) -> (Y, X)`, see `Sample`. If it returns (Y, X, Ds), the model and
-            the loss see the dictionary of each signal (Ada-LISTA, robust ALISTA). Or arrays:
-            signals Y, (signals, m), or a pair (Y, X) with their codes; `problems.resampler` then
-            draws batches, and the last tenth of the signals, at least one and at most 1,000, is
-            held back for validation: no step sees them. From `np.load(path, mmap_mode="r")`, each
-            process reads only the validation rows and the rows that it draws for its own devices.
-            numpy reads a data frame.
-        optimizer: sees `Trained(params, D)`, with None at every leaf that is not trained. An
-            optimiser that asks for the loss, such as `optax.lbfgs` or `optax.polyak_sgd`, gets the
-            loss of the batch. `optax.lookahead` does not work, because it changes the params' form.
-            Labels of `optax.multi_transform` are `Trained(labels, None)` or a function of the tree.
-        steps: the most training steps to take.
-        key: the key of the samples; an int is a seed.
+        model: a layer; or a network, if `params` and `D` are tuples; or a model of flax.nnx, if
+            `params` and `D` are None, because its variables are its params (see
+            `unrolled.nnx.fit`).
+        params: the params at the start, from `init` or `analytic`. A tuple of steps
+            (`layers.unstack`) trains faster than stacked steps, and takes longer to compile.
+        D: the dictionary that the model uses (the sampler may use another dictionary).
+        sample: a sampler `sample(key) -> (Y, X)`, see `Sample`. If the sampler returns (Y, X, Ds),
+            the model and the loss get the dictionary of each signal (Ada-LISTA, robust ALISTA).
+            Instead of a sampler you can pass arrays or data frames: signals Y, (signals, m), or a
+            pair (Y, X) with their codes. Then `problems.resampler` draws the batches, and the last
+            tenth of the signals, at least one and at most 1,000, is held back for validation: no
+            training step uses these signals. If the arrays come from `np.load(path,
+            mmap_mode="r")`, each process reads only the validation rows and the rows that it draws
+            for its own devices.
+        optimizer: an optax optimiser. Its argument is `Trained(params, D)`, with None at every leaf
+            that is not trained. An optimiser that asks for the loss, such as `optax.lbfgs` or
+            `optax.polyak_sgd`, gets the loss of the batch. `optax.lookahead` does not work, because
+            it changes the form of the params. Labels for `optax.multi_transform` are
+            `Trained(labels, None)` or a function of the tree.
+        steps: the largest number of training steps.
+        key: the key of the batches; an int is a seed.
         loss: `loss(codes, X, D, Y)`, see `Loss`: `training.supervised`, `log_nmse`, `lasso_loss`,
             `reconstruction`, `deep`, or your own.
         learn_dictionary: whether to train D too.
-        trainable: bools, a tree prefix of `params`: `Unrolled(False, StepAndThreshold(gamma=False,
-            theta=True))`, or `Unrolled(True, (False, False, True))` for unstacked steps. None
-            trains all leaves.
-        validation: (Y, X), the batch that chooses `best`; None draws eight batches from keys that
-            training does not use, or, from arrays, holds signals back.
-        evaluate_every: training steps between two evaluations. An evaluation calls the callbacks
-            and logs a line.
+        trainable: bools, a tree prefix of `params`, for example `Unrolled(False,
+            StepAndThreshold(gamma=False, theta=True))`, or `Unrolled(True, (False, False, True))`
+            for unstacked steps. None trains all leaves.
+        validation: (Y, X), the batch whose loss chooses `best`. None draws eight batches from keys
+            that training does not use, or holds signals back if `sample` is arrays.
+        evaluate_every: number of training steps between two evaluations. Each evaluation calls the
+            callbacks and writes a line to the log.
         patience: stop at the first evaluation at which `best` is this many steps old; None never
             stops.
-        checkpoint: a folder, or a `Checkpoint` that says how often to save. The same call again
-            resumes from the newest saved step, bit for bit as if it had never stopped. `steps` may
-            be larger in the new call; the evaluation at the former end then stays and counts for
-            `best`. On SIGINT and SIGTERM the training saves before it stops.
+        checkpoint: a folder, or a `Checkpoint` that says how often to save. If you repeat the call,
+            the training resumes from the newest saved step, and the result is bit for bit the
+            result without the interruption. `steps` may be larger in the repeated call; the
+            evaluation at the former last step then stays in the history and counts for `best`. On
+            SIGINT and SIGTERM the training saves before it stops.
         callbacks: each is called as `callback(record, params)`, see `Callback`.
-        log: a file to which each evaluation appends a line of JSON.
-        progress: show a progress bar; None shows one on a terminal.
-        accumulate: number of batches in a step, a power of two, with the keys
-            `split(fold_in(key, k), n)`. The step takes the mean of the losses and gradients of
-            these batches. If a loss is not a mean over the batch, as `log_nmse`, this mean differs
-            from the loss of one large batch.
-        mesh: devices that share these batches along the axis "data"; each draws its own batches.
-            The number of devices divides `accumulate` and changes no bit of the result; a
-            checkpoint can resume on another number. `jax.distributed.initialize` joins devices of
-            several processes: all processes make this call with the same arguments, all read the
-            checkpoints, and only the first one writes checkpoints, log and progress bar. A signal
-            to one process stops all processes at the next evaluation. A second axis "atoms", within
-            a process, splits a dense D, the params with an entry or a column for each atom, and
-            their moments, also in the result, which equals the result of one device up to
-            rounding. Devices exchange only parts of D x. (With LISTA and LFISTA they also exchange
-            codes for S, with robust ALISTA its W.)
-        reduction: how the devices add their parts. "tree" takes log2(devices) exchanges, in an
-            order that does not depend on their number. "psum" takes one exchange, for a mesh of
-            many devices, in the order of JAX's runtime: the number of devices then changes the
-            result by rounding.
-        mask: of arrays, bools in the shape of Y: True where an entry is known; others may be NaN.
-            The loss and the codes see `dictionaries.Masked(D, mask)` of each signal. A validation
-            batch is then (Y, X, mask).
+        log: a file; each evaluation appends a line of JSON to this file.
+        progress: whether to show a progress bar; None shows the bar on a terminal.
+        accumulate: number n of batches in a step, a power of two. Step k draws its batches with the
+            keys `split(fold_in(key, k), n)` and takes the mean of their losses and gradients. If a
+            loss is not a mean over the batch, as with `log_nmse`, this mean differs from the loss
+            of one large batch.
+        mesh: the devices that share these batches along the axis "data"; each device draws its own
+            batches. The number of devices must divide `accumulate`. It changes no bit of the
+            result, and a run can resume on another number of devices. `jax.distributed.initialize`
+            joins the devices of several processes: all processes make this call with the same
+            arguments and read the checkpoints, and only the first process writes checkpoints, log
+            and progress bar. A SIGINT or SIGTERM to one process stops all processes at the next
+            evaluation. A second axis "atoms", within a process, splits a dense D, the params with
+            an entry or a column for each atom, and their moments. The result stays split and equals
+            the result of one device up to rounding. Devices exchange only parts of D x. For LISTA
+            and LFISTA, devices also exchange codes, which S multiplies; for robust ALISTA, devices
+            also exchange W.
+        reduction: how the devices add their losses and gradients. "tree" takes log2(devices)
+            exchanges, in an order that does not depend on the number of devices. "psum", for a mesh
+            of many devices, takes one exchange in the order of JAX's runtime: the number of devices
+            then changes the result by rounding.
+        mask: bools in the shape of Y, only if `sample` is arrays. True marks a known entry; unknown
+            entries may be NaN. The model and the loss get `dictionaries.Masked(D, mask)` of each
+            signal. A validation batch is then (Y, X, mask).
 
     Returns:
-        Fit, with the last and the best params, D, and the history.
+        Fit, with the last params, the best params, D and the history.
 
     Warns:
         UserWarning: training changes nothing (all codes are zero, the gradient is zero at the
-            start, or the validation loss never moves); the validation loss of the start or the end
-            is above the loss of zero codes; with `training.lasso_loss`, the start is above ISTA;
-            `best` is the start, and the end is worse; a `fista` without a guard is trained with
-            `training.lasso_loss`. `worsened` of the result is True if the end is worse than zero
-            codes or than the start.
+            start, or the validation loss never changes); the validation loss at the start or at the
+            end is above the loss of zero codes; with `training.lasso_loss`, the loss at the start
+            is above the loss of ISTA; `best` is the start, and the last params are worse; a `fista`
+            without a guard is trained with `training.lasso_loss`. The field `worsened` of the
+            result is True if the last params are worse than zero codes or than the start.
 
     Raises:
         NonFiniteError: a loss, gradient or update is not finite. The message names the training
-            step and, if possible, the first code, gradient or param that is not finite. `fit` of
-            the error holds the params before that step (after a broken update, the best params) and
-            the best params.
-        TypeError: the optimiser is not from optax, the model is not a model, the sample is neither
-            a function nor arrays, signals are integers, params have no floating-point leaf,
-            `learn_dictionary` is not a bool, `trainable` holds anything but bools, a loss or a
-            callback is not a function, or a loss is not one floating-point number.
+            step and, if possible, the first code, gradient or param that is not finite. The
+            attribute `fit` of the error holds the best params and the params before that step; if
+            the update was not finite, both are the best params.
+        TypeError: the optimiser is not from optax, the model is neither a layer, a network nor a
+            model of flax.nnx, the sample is neither a function nor arrays, signals are integers,
+            params have no floating-point leaf, `learn_dictionary` is not a bool, `trainable` holds
+            anything but bools, a loss or a callback is not a function, or a loss is not one
+            floating-point number.
         ValueError: a batch does not fit or is not finite; the loss needs codes and there are none;
-            there is only one signal, or all signals are zero; the labels of an optimiser have
+            there is only one signal, or all signals are zero; the labels of an optimiser form
             another tree; steps, patience or evaluate_every is out of range; the model has depth 0;
             `trainable` is not a tree prefix of params or freezes everything; `accumulate` is not a
             power of two; the mesh lacks the axis "data", or its devices cannot share the batches
-            equally; `reduction` is unknown, or is "psum" without a mesh or with one batch a step;
+            equally; `reduction` is unknown, or is "psum" without a mesh or with one batch per step;
             the devices of an axis "atoms" cannot share the atoms equally, or D is not dense;
             processes have different arguments (the message has a table), or the mesh has only some
             processes.
         RuntimeError: another process of the training has ended or is out of reach.
         CheckpointError: the folder holds another run (the message has a table), is in use, is
-            damaged or cannot be written. Every option of the model but `unroll` and `remat` must be
-            the same. Only the first evaluation and the first two steps compare optimiser, loss and
-            sampler.
+            damaged or cannot be written. All options of the model except `unroll` and `remat` must
+            be the same. `fit` detects another optimiser, loss or sampler only by repeating the
+            first evaluation and the first two training steps.
 
     Example:
         >>> import optax
@@ -325,7 +331,7 @@ def fit(
 def _of_outputs(
     model: Any, loss: Loss, sample: Any, key: Any, validation: tuple | None, others: tuple
 ) -> tuple[Outputs, Data]:
-    """The training of a model of flax.nnx; `others` are options only of layers and networks."""
+    """The objective and the data of a flax.nnx model, which has no `others` among its options."""
     if any(others):
         raise ValueError(
             "fit: learn_dictionary, trainable, accumulate and mask are for layers and networks; of "
@@ -364,9 +370,9 @@ def check_data(
     where: str,
     mask: Any = None,
 ) -> tuple[Array, Any, Sample, tuple]:
-    """The key, the dictionary, the sampler and the validation batch, drawn here if it is None.
+    """The key, the dictionary, the sampler and the validation batch, which is drawn if it is None.
 
-    Without a D the batches may have any shapes.
+    If D is None, the arrays of a batch may have any shapes.
     """
     key = checks.as_key(key, where)
     D = None if D is None else as_dictionaries(D, where)
@@ -382,7 +388,7 @@ def check_data(
     if validation is None:
         validation = _validation(sample, key)
         check_draws(sample, validation)
-    else:  # nothing else checks the batches of training
+    else:  # no other check sees the batches of training
         _check_batch(jax.eval_shape(sample, key), D, where)
     _check_batch(validation, D, judged)
     checks.finite(validation, "the batch", judged)
@@ -390,7 +396,7 @@ def check_data(
 
 
 def check_sample(sample: Sample, where: str) -> None:
-    """Raise TypeError unless a sampler can be called."""
+    """Raise TypeError unless `sample` is callable."""
     if callable(sample):
         return
     shape = f" of shape {sample.shape}" if hasattr(sample, "shape") else ""

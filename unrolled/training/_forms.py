@@ -1,5 +1,5 @@
-"""Models, params and dictionaries as plain JSON and named arrays, and back, with a sealed
-manifest.
+"""Convert models, params and dictionaries to plain JSON and named arrays, and back. A manifest with
+its own hash describes the arrays.
 """
 
 import hashlib
@@ -31,12 +31,12 @@ from unrolled.training._objective import Model
 __all__ = ["CheckpointError"]
 
 
-Records = Mapping[str, Any]  # the classes of records by name
-Leaves = dict[str, Array]  # by their dotted path
+Records = Mapping[str, Any]  # classes of records, by their names
+Leaves = dict[str, Array]  # arrays by their dotted paths
 
 _SEQUENCES = {"tuple": tuple, "list": list}
 _BASE: Records = {"Unrolled": Unrolled}
-# The records of params that can be saved without their model.
+# The classes of params that can be saved without a model.
 LIBRARY: Records = {
     name: cls
     for family in FAMILIES.values()
@@ -46,11 +46,11 @@ LIBRARY: Records = {
 
 
 class UnknownFamilyError(ValueError):
-    """A file names a family that nobody has defined in this process."""
+    """A file names a family that is not defined in this process."""
 
 
 def describe_model(model: Model) -> dict[str, Any]:
-    """The family and every option, defaults included, because defaults may change.
+    """The family and all options, including defaults, because default values may change.
 
     Raises:
         TypeError: JSON cannot hold an option.
@@ -60,18 +60,18 @@ def describe_model(model: Model) -> dict[str, Any]:
 
 
 def _describe_option(value: Any) -> Any:
-    """The JSON form of an option that is not a number, text or tuple; None if it has no form."""
+    """The JSON form of an option that is not a number, text or tuple; None if there is no form."""
     if isinstance(value, Layer | Network):
         return describe_model(value)
     return {"activation": activations.describe(value)} if callable(value) else None
 
 
 def build_model(described: Mapping[str, Any]) -> Model:
-    """The model of a description; its options are checked as in a call.
+    """The model of a description, whose options are checked as in a call of its class.
 
     Raises:
-        UnknownFamilyError: this process does not know the family.
-        ValueError, TypeError: this is not a description, or the family refuses an option.
+        UnknownFamilyError: the family is not defined in this process.
+        ValueError, TypeError: `described` is not a description, or the family refuses an option.
     """
     options = {name: _build_option(value) for name, value in described.items()}
     what, kinds = ("family", FAMILIES) if "family" in options else ("network", NETWORKS)
@@ -98,7 +98,7 @@ def _build_option(value: Any) -> Any:
 
 
 def check_form(params: Any, model: Model) -> None:
-    """Raise unless params have the records and the steps of a model, without a D to check.
+    """Raise unless params have the records and the steps of a model; D is not needed.
 
     Raises:
         TypeError: the params belong to another family.
@@ -115,7 +115,7 @@ def check_form(params: Any, model: Model) -> None:
 
 
 def describe_params(params: Any, model: Model | None) -> tuple[Any, Leaves]:
-    """The form of params, and their leaves by path; see `describe`."""
+    """The form of params, and their leaves by dotted path; see `describe`."""
     if not isinstance(model, Network):
         return describe(params, "params", _records(model))
     parts: dict[str, Any] = {}
@@ -127,7 +127,7 @@ def describe_params(params: Any, model: Model | None) -> tuple[Any, Leaves]:
 
 
 def build_params(form: Any, leaves: Leaves, model: Model | None) -> Any:
-    """The params of a form; see `build`."""
+    """The params that a form describes; see `build`."""
     if not isinstance(model, Network):
         return build(form, leaves, _records(model))
     blocks = form["parts"].values()
@@ -135,7 +135,7 @@ def build_params(form: Any, leaves: Leaves, model: Model | None) -> Any:
 
 
 def _records(model: Model | None, j: int = 0) -> Records:
-    """The records in the params of a layer, or of block j of a network."""
+    """The classes in the params of a layer, or of block j of a network."""
     if model is None:
         return LIBRARY
     forms = model.forms if isinstance(model, Layer) else model.forms(j)
@@ -143,10 +143,10 @@ def _records(model: Model | None, j: int = 0) -> Records:
 
 
 def describe(tree: Any, name: str, records: Records = LIBRARY) -> tuple[Any, Leaves]:
-    """The form of `tree`, and its leaves by their dotted path below `name`.
+    """The form of `tree`, and its leaves by their dotted paths below `name`.
 
     Raises:
-        TypeError: `build` would not know the kind of a node.
+        TypeError: a node has a type that `build` does not know.
     """
     if tree is None:
         return None, {}
@@ -163,7 +163,7 @@ def describe(tree: Any, name: str, records: Records = LIBRARY) -> tuple[Any, Lea
 
 
 def names(tree: Any) -> dict[str, Any]:
-    """The leaves of any tree by their dotted paths.
+    """The leaves of a tree by their dotted paths.
 
     Raises:
         TypeError: two leaves have the same path, as in {"a.b": x, "a": {"b": y}}.
@@ -179,10 +179,10 @@ def names(tree: Any) -> dict[str, Any]:
 
 
 def build(form: Any, leaves: Leaves, records: Records = LIBRARY) -> Any:
-    """The tree of a form.
+    """The tree that a form describes.
 
     Raises:
-        ValueError: a kind is unknown, a kind does not have a field, or a leaf is missing.
+        ValueError: a kind is unknown, a field does not belong to its kind, or a leaf is missing.
     """
     if form is None:
         return None
@@ -212,7 +212,7 @@ def build(form: Any, leaves: Leaves, records: Records = LIBRARY) -> Any:
 
 
 def kinds(tree: Any) -> str:
-    """The kinds of the nodes of any tree, as one line of text."""
+    """The kinds of the nodes of a tree, as one line of text."""
     if tree is None:
         return "None"
     parts, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: node is not tree)
@@ -239,7 +239,7 @@ def _split(node: Any, name: str, records: Records) -> tuple[str, dict, dict] | N
                 )
         parts = {key: value for key, value in values.items() if key in children}
         if type(node) is Conv and not any(delta > 1 for delta in node.dilation):
-            del static["dilation"]  # as in files and hashes that older versions wrote
+            del static["dilation"]  # older versions wrote files and hashes without it
         return kind, parts, static
     if type(node) in (tuple, list):
         return kind, {str(i): part for i, part in enumerate(node)}, {}
@@ -268,7 +268,7 @@ def _children(node: Any) -> set[str]:
 
 
 def _is_static(value: Any) -> bool:
-    """Whether JSON can hold the value, with lists for tuples."""
+    """Whether JSON can hold the value, with lists in place of tuples."""
     if isinstance(value, tuple):
         return all(map(_is_static, value))
     if isinstance(value, float):
@@ -281,7 +281,7 @@ def _from_lists(value: Any) -> Any:
 
 
 def _dictionary(kind: Any, parts: dict, static: dict) -> Structured:
-    """A dictionary from its fields, without its constructor, which converted the fields before."""
+    """A dictionary made from saved fields, without a second conversion by the constructor."""
     values: dict[str, Any]
     values = {key: _from_lists(value) for key, value in static.items()}
     if not all(map(_is_static, values.values())):
@@ -291,7 +291,7 @@ def _dictionary(kind: Any, parts: dict, static: dict) -> Structured:
         values.setdefault("dilation", 1)
     _expect(kind.__name__, values, [field.name for field in fields(kind)])
     if kind is Conv:
-        # Static fields decide shapes. The constructor checks them, on the bank of one step.
+        # Static fields decide shapes. The constructor checks them with the filters of one step.
         filters = values["filters"]
         lead = max(0, filters.ndim - 2 - len(values["signal_shape"]))
         bank = jnp.zeros(filters.shape[lead:], filters.dtype) if lead else filters
@@ -307,7 +307,7 @@ def _expect(kind: str, parts: dict, expected: Iterable[str]) -> None:
         raise ValueError(f"{kind} has the fields {sorted(parts)}; expected {sorted(expected)}")
 
 
-FORMAT = 1  # of the manifest; readers refuse a newer one
+FORMAT = 1  # the format of the manifest; readers refuse a newer format
 _DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2"),
@@ -315,11 +315,11 @@ _DTYPES = (
 
 
 class DamagedError(CheckpointError):
-    """A file or a step differs from the bytes that were written."""
+    """A file or a saved step differs from the bytes that were written."""
 
 
 def _numbers(leaf: Any) -> tuple[str, Any]:
-    """The dtype of a leaf, and the leaf as an array; a random key is saved as its data."""
+    """The dtype of a leaf, and the leaf as an array; a random key becomes its key data."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return f"key {jax.random.key_impl(leaf)}", jax.random.key_data(leaf)
     array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
@@ -334,7 +334,7 @@ def on_host(leaf: Any) -> tuple[str, np.ndarray]:
 
 
 def to_device(dtype: str, array: np.ndarray) -> jax.Array:
-    """The leaf with this dtype and these bits, the inverse of `on_host`.
+    """The leaf with this dtype and these bits: the inverse of `on_host`.
 
     Raises:
         ValueError: the array has 64-bit numbers and the process runs without them.
@@ -350,7 +350,7 @@ def to_device(dtype: str, array: np.ndarray) -> jax.Array:
 
 
 def table(leaves: dict[str, Any], where: str) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
-    """The arrays of named leaves, and their entries of the manifest."""
+    """The arrays of named leaves, and the entries of these arrays in the manifest."""
     arrays, entries = {}, {}
     for name, leaf in leaves.items():
         dtype, arrays[name] = on_host(leaf)
@@ -368,10 +368,10 @@ def table(leaves: dict[str, Any], where: str) -> tuple[dict[str, np.ndarray], di
 
 
 def array_dtype(entry: dict) -> np.dtype:
-    """The dtype of the array of an entry.
+    """The dtype of the array that an entry describes.
 
     Raises:
-        ValueError: `write` never saves this dtype.
+        ValueError: `write` does not save arrays of this dtype.
     """
     dtype = str(entry["dtype"])
     if dtype.startswith("key "):
@@ -382,7 +382,7 @@ def array_dtype(entry: dict) -> np.dtype:
 
 
 def verify(name: str, entry: dict, array: np.ndarray) -> None:
-    """Raise ValueError if the array is not the one that was saved."""
+    """Raise ValueError if the array is not the array that was saved."""
     if array.dtype != array_dtype(entry) or list(array.shape) != entry["shape"]:
         expected = f"{entry['dtype']} {tuple(entry['shape'])}"
         raise ValueError(f"{name} is {array.dtype} {array.shape}; expected {expected}")
@@ -391,7 +391,7 @@ def verify(name: str, entry: dict, array: np.ndarray) -> None:
 
 
 def bits(array: np.ndarray) -> memoryview:
-    """The bytes of an array, without a copy if they lie in order."""
+    """The bytes of an array, without a copy if the array is contiguous."""
     return array.ravel().view(np.uint8).data
 
 
@@ -402,7 +402,7 @@ def sha256(array: np.ndarray) -> str:
 
 @checked
 def digest(tree: Any) -> str:
-    """The sha256 of a tree, such as a dictionary: of kinds, static fields, shapes and bits.
+    """The sha256 of the kinds, static fields, shapes and bits of a tree, such as a dictionary.
 
     Example:
         >>> D = ur.dictionaries.dct(4, 6)
@@ -411,13 +411,13 @@ def digest(tree: Any) -> str:
     """
     try:
         form, leaves = describe(tree, "D")
-    except TypeError:  # a kind without a form
+    except TypeError:  # a node has a type without a form
         form, leaves = str(jax.tree.structure(tree)), names({"D": tree})
     return text.digest([form, table(leaves, "digest")[1]])
 
 
 def versions() -> dict[str, str]:
-    """The versions of the libraries that compute here, for files of weights.
+    """The versions of the installed libraries, for files of weights.
 
     Example:
         >>> sorted(set(ur.training.versions()) - {"unrolled"})
@@ -426,7 +426,7 @@ def versions() -> dict[str, str]:
     others = {name: metadata.version(name) for name in ("jax", "jaxlib", "optax", "numpy")}
     try:
         return {"unrolled": metadata.version("unrolled"), **others}
-    except metadata.PackageNotFoundError:  # used from its source tree
+    except metadata.PackageNotFoundError:  # the library is used from its source tree
         return others
 
 
@@ -437,10 +437,10 @@ def seal(kind: str, manifest: dict) -> dict:
 
 
 def unseal(path: Path, kind: str, manifest: Any) -> dict:
-    """The manifest of a file if it is whole and of this kind.
+    """The manifest of a file, if the file is whole and of this kind.
 
     Raises:
-        CheckpointError: the file is whole, and has a newer format.
+        CheckpointError: the file is whole but has a newer format.
         ValueError: the file is damaged, or of another kind.
     """
     if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
@@ -458,11 +458,11 @@ def unseal(path: Path, kind: str, manifest: Any) -> dict:
 
 
 def types_of_entries(entries: dict[str, dict]) -> dict[str, str]:
-    """Entries as "float32 (3, 4)", for `records.differences`."""
+    """Text such as "float32 (3, 4)" for each entry, for `records.differences`."""
     return {name: f"{entry['dtype']} {tuple(entry['shape'])}" for name, entry in entries.items()}
 
 
 def types_of(leaves: dict[str, Any]) -> dict[str, str]:
-    """`leaf_types` of leaves in memory, without a copy."""
+    """Text such as "float32 (3, 4)" for each leaf in memory, made without a copy of the leaf."""
     numbers = {name: _numbers(leaf) for name, leaf in leaves.items()}
     return {name: f"{dtype} {array.shape}" for name, (dtype, array) in numbers.items()}

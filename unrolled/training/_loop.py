@@ -48,7 +48,7 @@ def make_loop(
         sample = _placed(sample, data.trained)
     key, trained, fixed, sample = place((data.key, data.trained, data.fixed, sample))
     validation = place.batch(data.validation)
-    # Line searches and similar optimisers ask for the loss, as a number and as a function.
+    # Line searches and similar optimisers need the loss as a number and as a function.
     informed = optax.with_extra_args_support(optimizer)
     step = _Step(objective, informed, key, shared, place)
     compiled = partial(jax.jit, compiler_options=shared.compiler)
@@ -72,7 +72,7 @@ def make_loop(
 
 
 def _placed(sample: Any, trained: Any) -> Any:
-    """A sampler with its arrays on the devices of the params, as a compiled step needs."""
+    """The sampler with its arrays on the devices of the params, for a compiled step."""
     devices = {d for leaf in jax.tree.leaves(trained) for d in jnp.asarray(leaf).devices()}
 
     def of_leaf(leaf):
@@ -97,7 +97,7 @@ class _Step:
         return self.objective.judged(trained, fixed, batch, at, every=True)
 
     def gradient(self, free, others, fixed, sample, k, at):
-        """The loss of a step, its gradient, `others` after the step, and the loss as a function."""
+        """The loss of step k, its gradient, `others` after the step, and the loss as a function."""
         key = jax.random.fold_in(self.key, k)
         learned = partial(self.objective.learned, others=others, fixed=fixed, at=at)
         if self.shared.batches == 1:
@@ -117,7 +117,7 @@ class _Step:
         return *average(free), others, with_gradient(average)
 
     def update(self, trained, state, bad, fixed, sample, k, at):
-        """After step k: the leaves, the optimiser, and the first step that was not finite."""
+        """The leaves and the optimiser after step k, the first non-finite step, and the loss."""
         free, others = self.objective.free(trained)
         value, gradients, changed, value_fn = self.gradient(free, others, fixed, sample, k, at)
         good = jnp.isfinite(value) & all_finite(gradients)
@@ -125,33 +125,33 @@ class _Step:
 
         def advance(free, state, others, changed, gradients):
             informed = dict(value=value, grad=gradients, value_fn=value_fn)
-            with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes of scalars
+            with jax.numpy_dtype_promotion("standard"):  # optax mixes scalars of several dtypes
                 updates, state = self.optimizer.update(gradients, state, free, **informed)
                 free = optax.apply_updates(free, updates)
             return self.objective.admissible(free, fixed), state, changed
 
-        # A branch, because a selection would read and write all params once more.
+        # A branch, because `jnp.where` would read and write all params once more.
         free, state, others = jax.lax.cond(
             bad < 0, advance, lambda *parts: parts[:3], free, state, others, changed, gradients
         )
         trained = self.objective.join(free, others)
-        if self.place.sizes is not None:  # on their devices
+        if self.place.sizes is not None:  # keep the split leaves on their devices
             trained, state = self.place((trained, state))
         return trained, state, jnp.where(all_finite(trained) | (bad >= 0), bad, k), value
 
 
 class Loop(NamedTuple):
-    """A compiled training; `run` continues from a `Progress`."""
+    """A compiled run; the method `run` continues from a `Progress`."""
 
     objective: Objective
     update: Callable
     evaluate: Callable
-    inspect: Callable  # codes and gradients, to explain a fault; see `inspected`
+    inspect: Callable  # returns codes and gradients, to explain a fault; see `inspected`
     zero: float  # the validation loss of zero codes
     ista: float  # the validation loss of ISTA at the same depth; nan if there is no ISTA
     batch: Callable
     sample: Sample
-    draw: Sample  # the sampler as an argument of `update`
+    draw: Sample  # the sampler that is an argument of `update`
     optimizer: optax.GradientTransformation
     fixed: Trained
     validation: tuple
@@ -160,7 +160,7 @@ class Loop(NamedTuple):
 
     @property
     def where(self) -> str:
-        """The name of the function that trains."""
+        """The name of the public function that trains."""
         return self.objective.where
 
     def inspected(self, trained: Trained, batch: tuple, at: int) -> tuple[Any, Any, Any]:
@@ -172,7 +172,7 @@ class Loop(NamedTuple):
     def start(self, trained: Trained) -> Progress:
         """The state before the first step.
 
-        The compiled step consumes its arguments, so this makes copies of the caller's params.
+        The compiled step consumes its arguments, so `start` copies the caller's params.
         """
         trained = copy(self.place(trained))
         optimizer = copy(self.place(self._state_of(self.objective.free(trained)[0])))
@@ -189,7 +189,7 @@ class Loop(NamedTuple):
         )
 
     def _state_of(self, free: Trained) -> Any:
-        """The first state of the optimiser; ValueError in words for labels of another shape."""
+        """The first state of the optimiser; raises ValueError if labels do not fit the tree."""
         try:
             return self.optimizer.init(free)
         except ValueError as error:
@@ -214,15 +214,15 @@ class Loop(NamedTuple):
     ) -> Progress:
         """Train until step `stop`; at every evaluation call `watch(state, at)`.
 
-        A saved state, even one between two evaluations, continues with the evaluations of its
-        stage. After every step a `keeper` says whether it is `due` to `save`.
+        A saved state, also a state between two evaluations, continues with the evaluations of its
+        stage. After every step, `run` saves by `keeper.save` if `keeper.due` returns True.
         """
         stage = _Stage(self, state, stop, options, watch, at, keeper)
         drive(stage)
         return stage.state
 
     def result(self, state: Progress) -> Fit:
-        """The result so far, which stays usable when the training continues."""
+        """The result so far; its arrays stay usable if the training continues."""
         last = copy(state.trained) if all_finite(state.trained) else state.best
         history = History(state.losses, state.records, self.zero, self.ista)
         params, _ = self.objective.whole(last, self.fixed)
@@ -230,7 +230,7 @@ class Loop(NamedTuple):
         return Fit(params, best, D, history, self.objective.model)
 
     def stop_unless_finite(self, state: Progress, bad: int, at: int) -> None:
-        """Raise NonFiniteError if step `bad` or the last validation loss was not finite."""
+        """Raise NonFiniteError if training step `bad` or the last validation loss is not finite."""
         last = state.records[-1]
         if bad < 0 and np.isfinite(last.validation):
             return
@@ -259,11 +259,11 @@ class Loop(NamedTuple):
 
 
 class Course(Protocol):
-    """A training for `drive`; its methods change it in place."""
+    """A run for `drive`; its methods change the run in place."""
 
     @property
     def step(self) -> int:
-        """The steps done."""
+        """The number of steps done."""
 
     def next_end(self) -> int | None:
         """The step of the next evaluation, which may be the current step; None at the end."""
@@ -272,14 +272,14 @@ class Course(Protocol):
         """Take one step."""
 
     def pause(self) -> None:
-        """Save between two steps, if it is time."""
+        """Save between two steps, if a save is due."""
 
     def evaluate(self) -> None:
-        """Evaluate the params, and save if it is time."""
+        """Evaluate the params, and save if a save is due."""
 
 
 def drive(course: Course) -> None:
-    """The loop on the host: take steps, and evaluate at each step that the course names."""
+    """The loop on the host: take steps, and evaluate at each step that `next_end` returns."""
     while (end := course.next_end()) is not None:
         while course.step < end:
             course.advance()
@@ -304,7 +304,7 @@ class _Stage:
         records = self.state.records
         self.began = time.perf_counter() - (records[-1].seconds if records else 0.0)
         self.bad = jnp.full((), -1, jnp.int32)
-        self.pending: list[Array] = []  # losses that are still computed
+        self.pending: list[Array] = []  # losses that may not be computed yet
 
     @property
     def step(self) -> int:
@@ -321,7 +321,7 @@ class _Stage:
         if evaluated[-1] >= self.stop or _is_stale(self.state, self.options.patience):
             return None
         every = self.options.evaluate_every
-        left = every - (evaluated[-1] - evaluated[0]) % every  # from a former end
+        left = every - (evaluated[-1] - evaluated[0]) % every  # counted from a former last step
         return min(evaluated[-1] + left, self.stop)
 
     def advance(self) -> None:
@@ -364,7 +364,7 @@ class _Stage:
 
 
 def _is_stale(state: Progress, patience: int | None) -> bool:
-    """Whether this is an evaluation at which `best` is `patience` steps old."""
+    """Whether the state is at an evaluation at which `best` is `patience` steps old."""
     return (
         patience is not None
         and state.records[-1].step == state.step
@@ -373,9 +373,10 @@ def _is_stale(state: Progress, patience: int | None) -> bool:
 
 
 def place_of_non_finite(codes, loss, tree: Trained, of: str = "the gradient of ") -> str:
-    """The first code that is not finite, else the loss, else the leaf of `tree` of the least step.
+    """Name the first code that is not finite, else the loss, else the first leaf of `tree`.
 
-    The result is "" if all are finite.
+    The first leaf is the leaf that is not finite at the earliest step. The result is "" if all
+    codes, the loss and all leaves are finite.
     """
     for k, x in enumerate(codes):
         if not np.isfinite(x).all():
@@ -388,7 +389,7 @@ def place_of_non_finite(codes, loss, tree: Trained, of: str = "the gradient of "
 
 
 def _step_and_name(path, leaf) -> tuple[float, str]:
-    """The first step at which a leaf is not finite (infinity if it is shared), and its name."""
+    """The first step with a non-finite entry (infinity for a shared leaf), and the leaf's name."""
     keys = [getattr(entry, "name", getattr(entry, "idx", None)) for entry in path]
     name = jax.tree_util.keystr(path).lstrip(".")
     if "steps" not in keys:
@@ -396,16 +397,16 @@ def _step_and_name(path, leaf) -> tuple[float, str]:
     k = keys[keys.index("steps") + 1]
     if isinstance(k, int):
         return k, name
-    k = int(np.argmin(np.isfinite(leaf).reshape(len(leaf), -1).all(1)))  # K leads
+    k = int(np.argmin(np.isfinite(leaf).reshape(len(leaf), -1).all(1)))  # axis 0 has K entries
     return k, f"{name}[{k}]"
 
 
 def copy(tree: Any) -> Any:
-    """A copy of every leaf in a new buffer."""
+    """A copy of the tree, each leaf in a new buffer."""
     return jax.tree.map(jnp.copy, tree)
 
 
 def all_finite(tree: Any) -> Array:
-    """Whether all leaves of numbers are finite, ()."""
+    """Whether all numeric leaves are finite, ()."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return jnp.array([jnp.isfinite(leaf).all() for leaf in leaves], bool).all()

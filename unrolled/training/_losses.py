@@ -33,7 +33,7 @@ Codes = TypeAliasType("Codes", Array | Sequence[Array])
 
 
 def _of_last(loss: Loss) -> Loss:
-    """Mark a loss as one that sees only the code of the last step."""
+    """Mark a loss that needs only the code of the last step."""
     loss.of_last = True  # type: ignore[attr-defined]
     return loss
 
@@ -65,9 +65,9 @@ def _supervised(codes, X):
 @checked
 @_of_last
 def log_nmse(codes: Codes, X: Codes | None, D: Any, Y: Array | None) -> Array:
-    """ln(sum norm(x_K - x)^2 / sum norm(x)^2): the NMSE in decibels, up to a factor.
+    """ln(sum norm(x_K - x)^2 / sum norm(x)^2): the NMSE in decibels, times ln(10) / 10.
 
-    The gradient does not fade as the error falls.
+    The gradient does not vanish as the error falls.
 
     Args:
         codes, X, D, Y: as for `Loss`; D and Y are not used.
@@ -91,15 +91,16 @@ def _log_nmse(codes, target):
 
 @checked
 def lasso_loss(lam: ArrayLike) -> Loss:
-    """Unsupervised: the mean of 1/2 norm(y - D x_K)^2 + lam norm(x_K, 1).
+    """Unsupervised loss: the mean over the batch of 1/2 norm(y - D x_K)^2 + lam norm(x_K, 1).
 
-    For a network, the sum over the blocks; the signal of a block is the code of the block before.
+    For a network the loss is the sum over the blocks; the signal of a block is the code of the
+    previous block.
 
     Args:
         lam: weight of the l1 norm.
 
     Raises:
-        ValueError: a known lam is negative or NaN.
+        ValueError: lam is negative or NaN, and not traced.
 
     Example:
         >>> loss = ur.training.lasso_loss(0.1)
@@ -112,7 +113,7 @@ def lasso_loss(lam: ArrayLike) -> Loss:
 
 @dataclass(frozen=True, eq=False)
 class _Lasso:
-    """The loss of `lasso_loss`; the ISTA that judges a run has the same lam."""
+    """The loss of `lasso_loss`; the ISTA with which a run is compared has the same lam."""
 
     lam: ArrayLike
     of_last = True
@@ -134,7 +135,9 @@ def _objective(D):
 @checked
 @_of_last
 def reconstruction(codes: Codes, X: Any, D: Any, Y: Array) -> Array:
-    """Unsupervised: the mean of 1/2 norm(y - D x_K)^2; for a network y - D_1 ... D_J x_J.
+    """Unsupervised loss: the mean over the batch of 1/2 norm(y - D x_K)^2.
+
+    For a network the residual is y - D_1 ... D_J x_J.
 
     Args:
         codes, X, D, Y: as for `Loss`; X is not used.
@@ -177,15 +180,16 @@ def _signals(codes, D):
 
 @checked
 def deep(loss: Loss, weights: ArrayLike | Sequence[float] | None = None) -> Loss:
-    """Deep supervision: the weighted sum of a loss over all steps (or blocks).
+    """Deep supervision: the weighted sum of a loss over all steps of a layer, or blocks of a chain.
 
     Args:
         loss: a loss of the codes up to one step, as if this step were the last.
-        weights: (K,), or (J,) for a network; None weighs all equally, with sum 1.
+        weights: (K,), or (J,) for a network; None gives all steps or blocks equal weights that sum
+            to 1.
 
     Raises:
-        ValueError: when called, if weights have another length, or X of a network is neither None
-            nor a tuple.
+        ValueError: raised by the returned loss if weights have another length, or if X of a network
+            is neither None nor a tuple.
 
     Example:
         >>> codes, X = jnp.arange(3.0)[:, None, None], jnp.zeros((1, 1))  # the codes 0, 1, 2
@@ -274,25 +278,25 @@ def sparse_feature_penalty(
     .. math:: \sum_j w_j \frac{1}{N \dim x_j} \sum_{n=1}^{N} \|x_j^{(n)}\|_1,
 
     where dim x_j counts the elements of one sample. The gradient is :math:`w_j\,\mathrm{sign}(x_j)
-    / (N \dim x_j)`, and 0 where a feature is 0. A loss takes gamma times this penalty.
+    / (N \dim x_j)`, and 0 where a feature is 0. Add gamma times this penalty to your loss.
 
     Args:
         features: an array (N, ...) per layer, activations after the nonlinearity.
-        weights: one non-negative number per layer, by name if the features have names, else in
-            order; None weighs every layer by 1.
+        weights: one non-negative number per layer: a dict if the features are a dict, else a
+            sequence in the same order. None gives every layer the weight 1.
 
     Returns:
         The penalty, (), in float32 or wider.
 
     Raises:
-        TypeError: features or weights are of another kind, or activations are not real
-            floating-point numbers.
-        ValueError: there are no features, an array has no batch axis or no elements, batches have
-            several sizes, weights do not match the features, or a known weight is negative, NaN or
-            infinite.
+        TypeError: features or weights have a wrong type, or activations are not real floating-point
+            numbers.
+        ValueError: there are no features, an array has no batch axis or no elements, the batches
+            differ in size, weights do not match the features, or a weight is negative, NaN or
+            infinite and not traced.
 
-    The paper (Section 4) prints the sum of norm(x_j, 1) / dim(x_j) for one sample. We read that x_j
-    is taken after the nonlinearity, and that the penalty is averaged over a batch.
+    The paper (Section 4) prints the sum of norm(x_j, 1) / dim(x_j) for one sample. We assume that
+    x_j is taken after the nonlinearity, and that the penalty is averaged over a batch.
 
     Example:
         >>> features = {"conv1": jnp.array([[1.0, -3.0], [0.0, 4.0]]), "conv2": jnp.ones((2, 5))}
@@ -303,13 +307,13 @@ def sparse_feature_penalty(
     """
     layers = _layers(features)
     chosen = _weights(weights, features, layers)
-    # Not as dicts, because jit sorts their keys.
+    # Lists instead of dicts, because jit sorts the keys of dicts.
     return _penalty(list(layers.values()), [chosen[name] for name in layers])
 
 
 @program()
 def _penalty(layers: list[Array], weights: list[ArrayLike]) -> Array:
-    # The mean of each sample, in float32 or wider, then over the samples.
+    # First the mean over each sample, in float32 or wider, then the mean over the samples.
     means = [jnp.mean(jnp.mean(_absolute(widened(x)), range(1, x.ndim))) for x in layers]
     dtype = checks.common_dtype(means)
     return sum(
@@ -323,7 +327,7 @@ def _absolute(x):
     return jnp.abs(x)
 
 
-# The derivative of jnp.abs at 0 is 1, but the penalty must not push a feature that is off.
+# The derivative of jnp.abs at 0 is 1, but the penalty must not change a feature that is 0.
 _absolute.defjvps(lambda tangent, _, x: jnp.sign(x) * tangent)
 
 

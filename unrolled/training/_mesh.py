@@ -1,14 +1,16 @@
-"""A training step over the devices of a mesh: a mean of batches, summed in one order everywhere.
+"""A training step on the devices of a mesh: a mean over batches, summed in a fixed order.
 
 A step draws `accumulate` batches, each from a different key, and takes the mean of their losses and
-gradients. A mesh shares the batches among its devices: each device draws its batches, and no signal
-leaves a device. The mean is a sum along one binary tree. The lower levels of the tree are loops on
-a device, the upper levels are exchanges between devices, so the bits do not depend on the number of
-devices. The reduction "psum" leaves the upper levels to the runtime, in one exchange.
+gradients. On a mesh the devices share the batches: each device draws its own batches, and no signal
+leaves its device. The mean is computed by a sum along one binary tree. The lower levels of the tree
+are loops on a device, the upper levels are exchanges between devices, so the bits of the sum do not
+depend on the number of devices. With the reduction "psum" the runtime computes the upper levels in
+one exchange.
 
-A second axis of the mesh, "atoms", splits D, the params that grow with D, by their annotations, and
-the moments of the optimiser. The compiler splits the products accordingly: the devices add up D x,
-and no column of D or W moves.
+A second axis of the mesh, "atoms", splits D, the params that grow with D, and the moments of the
+optimiser among devices. Annotations in the classes of params say which params are split. The
+compiler splits the products accordingly: the devices add up D x, and no column of D or W leaves its
+device.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,17 +32,17 @@ from unrolled.dictionaries import Structured
 from unrolled.layers import along_atoms
 from unrolled.training._objective import Trained
 
-ATOMS = "atoms"  # the axis of the mesh
+ATOMS = "atoms"  # the name of the second axis of a mesh
 
 
 class Placement(NamedTuple):
-    """The devices of the arrays of a fit; without a mesh the arrays stay where they are."""
+    """The devices that hold the arrays of a fit; without a mesh no array is moved."""
 
     mesh: Mesh | None
-    sizes: Trained | None = None  # of the last axis of split leaves; 0 for other leaves
+    sizes: Trained | None = None  # the size of the last axis of split leaves; 0 for other leaves
 
     def __call__(self, tree: Any) -> Any:
-        """Place a tree; every `Trained` in it holds params and D, or their moments."""
+        """Place a tree; every `Trained` in this tree holds params and D, or their moments."""
         if self.mesh is None:
             return tree
 
@@ -68,8 +70,8 @@ class Placement(NamedTuple):
         return self(Y), *self.split(sizes, others)
 
     def _put(self, size: int, leaf: Any) -> Any:
-        """A leaf split along its last axis if the axis has this size, else on every device."""
-        assert self.mesh is not None  # otherwise nothing calls this
+        """The leaf, split along its last axis if that axis has this size, else on every device."""
+        assert self.mesh is not None  # otherwise no method calls `_put`
         splits = size and np.shape(leaf)[-1:] == (size,)
         spec = P(*(None,) * (np.ndim(leaf) - 1), ATOMS) if splits else P()
         return _put(leaf, NamedSharding(self.mesh, spec))
@@ -84,11 +86,13 @@ class Sharing(NamedTuple):
 
     @property
     def compiler(self) -> dict[str, Any]:
-        """Options of the compiler for programs that round alike on any number of devices.
+        """Options of the compiler for programs that round alike on every number of devices.
 
-        XLA removes common expressions before it simplifies for several devices, but after it for
-        one device: two quotients with one divisor become products by its inverse. We saw this only
-        on CPUs. The options switch the pass off only there, because other devices need the pass.
+        If there are several devices, XLA removes common expressions before algebraic
+        simplification; if there is one device, XLA removes common expressions after algebraic
+        simplification. Two quotients with the same divisor then become products with its inverse on
+        some numbers of devices and not on others. We saw this difference only on CPUs. The options
+        switch the simplification off only on CPUs, because other devices need the simplification.
         """
         device = jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
         accumulated = self.batches > 1 and device.platform == "cpu"
@@ -96,13 +100,13 @@ class Sharing(NamedTuple):
 
 
 def sharing(accumulate: int, mesh: Any, reduction: str, where: str) -> Sharing:
-    """How devices share a step, with mesh axes that the compiler partitions.
+    """The `Sharing` of these arguments; the compiler partitions the axes of its mesh.
 
     Raises:
         TypeError: `mesh` is not a mesh, or `accumulate` is not an integer.
         ValueError: `accumulate` is not a power of two, the mesh lacks the axis "data", its devices
-            cannot share the batches equally, the reduction is unknown, or it is "psum" and no
-            devices share a step.
+            cannot share the batches equally, the reduction is unknown, or the reduction is "psum"
+            and no devices share a step.
     """
     accumulate = checks.as_index(accumulate, "accumulate", where, least=1)
     if accumulate & (accumulate - 1):
@@ -128,7 +132,7 @@ def sharing(accumulate: int, mesh: Any, reduction: str, where: str) -> Sharing:
 
 @contextmanager
 def computing_on(mesh: Mesh | None, where: str) -> Iterator[None]:
-    """Set JAX's mesh to this mesh in a block, whatever mesh the caller has set.
+    """Set JAX's mesh to `mesh` within a `with` block, whatever mesh the caller has set.
 
     Raises:
         RuntimeError: a process of the mesh has ended, or is out of reach.
@@ -150,7 +154,7 @@ def computing_on(mesh: Mesh | None, where: str) -> Iterator[None]:
 
 
 def mean(f: Callable[..., Any], key: Array, shared: Sharing, *arguments: Any) -> Any:
-    """The mean of f(key, *arguments) over the keys of the batches, shared among the devices."""
+    """The mean of f(key, *arguments) over the keys of the batches, which the devices share."""
     n, mesh, reduction = shared
     keys = jax.random.split(key, n)
     if mesh is None:
@@ -164,7 +168,7 @@ def mean(f: Callable[..., Any], key: Array, shared: Sharing, *arguments: Any) ->
             axis_names={DATA},
             in_specs=(P(DATA), *everywhere),
             out_specs=P(),
-            check_vma=False,  # the compiler cannot see that all devices hold the same sum
+            check_vma=False,  # JAX cannot infer that all devices hold the same sum
         )
         def among(keys, *arguments):
             part = _sum(lambda key: f(key, *arguments), keys)
@@ -183,9 +187,11 @@ def _sum(f: Callable[[Array], Any], keys: Array) -> Any:
 
 
 def _looped(f: Callable[[], Any]) -> Any:
-    """f(), in a loop of one turn whose length the compiler cannot see, so it fuses as in a loop.
+    """The result of f(), computed in a loop of one turn, so that XLA fuses f as in longer loops.
 
-    Outside of loops XLA fuses differently: one batch on a device would give other bits than two.
+    The compiler cannot know the length of this loop. Outside of loops XLA fuses operations
+    differently: a device with one batch would then compute other bits than a device with two
+    batches.
     """
     blank = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), jax.eval_shape(f))
     return lax.fori_loop(0, lax.optimization_barrier(1), lambda *_: f(), blank)
@@ -194,8 +200,9 @@ def _looped(f: Callable[[], Any]) -> Any:
 def _exchanged(part: Any, mesh: Mesh, reduction: str) -> Any:
     """The sum of the parts of all devices, on each device.
 
-    The tree adds neighbours first, then pairs. The leaves of one dtype travel together, in
-    log2(devices) exchanges, or in one; leaves that are split along the atoms travel alone.
+    The tree adds neighbouring devices first, then neighbouring pairs, and so on. All leaves of one
+    dtype are sent together, in log2(devices) exchanges by the tree or in one exchange by "psum"; if
+    leaves are split along the atoms, each leaf is sent alone.
     """
     add = partial(_by_tree, mesh.shape[DATA])
     if reduction == "psum":
@@ -203,7 +210,7 @@ def _exchanged(part: Any, mesh: Mesh, reduction: str) -> Any:
     if mesh.shape.get(ATOMS, 1) > 1:
         return jax.tree.map(add, part)
     leaves, tree = jax.tree.flatten(part)
-    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):  # the same order in all processes
+    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):  # in the same order in all processes
         own = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
         flat = jnp.concatenate([leaves[i].reshape(-1) for i in own])
         flat = add(flat)
@@ -223,7 +230,7 @@ def _by_tree(devices: int, part: Array) -> Array:
 
 
 def with_gradient(value_and_gradient: Callable[[Any], Any]) -> Callable[[Any], Array]:
-    """A function for the value, whose reverse derivative is the gradient computed with the value.
+    """A function that returns the value; its reverse derivative is the gradient computed with it.
 
     Line searches need the derivative, and a loop of unknown length has no reverse derivative.
     """
@@ -233,7 +240,7 @@ def with_gradient(value_and_gradient: Callable[[Any], Any]) -> Callable[[Any], A
 
 
 def batches(key: Array, k: Any, n: int, sample: Callable[[Array], Any]) -> Any:
-    """The batch of step k, or its n batches as one batch."""
+    """The batch of step k, or the n batches of step k joined to one batch."""
     step_key = jax.random.fold_in(key, k)
     if n == 1:
         return sample(step_key)
@@ -242,11 +249,11 @@ def batches(key: Array, k: Any, n: int, sample: Callable[[Array], Any]) -> Any:
 
 
 def places_of(mesh: Mesh | None, whole: Trained, where: str) -> Placement:
-    """The places of a fit of these params and this D.
+    """The placement of the params and the D of a fit.
 
     Raises:
-        ValueError: there is an axis "atoms" and D is not dense, or the devices of this axis cannot
-            share the atoms equally or belong to several processes.
+        ValueError: the mesh has an axis "atoms" and D is not dense, or the devices of this axis
+            cannot share the atoms equally or belong to several processes.
     """
     devices = 1 if mesh is None else mesh.shape.get(ATOMS, 1)
     if mesh is None or devices == 1:
@@ -277,7 +284,7 @@ def places_of(mesh: Mesh | None, whole: Trained, where: str) -> Placement:
 
 
 def _put(leaf: Any, where: NamedSharding) -> Any:
-    """A leaf that each process has, on the devices of all processes."""
+    """The leaf, which every process holds, placed on the devices of all processes."""
     if isinstance(leaf, jax.core.Tracer):
         return jax.lax.with_sharding_constraint(leaf, where)
     shared = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable

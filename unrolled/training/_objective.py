@@ -1,7 +1,8 @@
 """The data, callables, objective and result of a run.
 
-The callables are protocols: any function of the same arguments, by position, fits; do not subclass
-them. An objective is a function of the trained leaves; `split` says which leaves are trained.
+The types of callables are protocols: pass any function that takes the same positional arguments,
+and do not subclass the protocols. An objective is a function of the trained leaves; `split`
+separates the trained leaves from the others.
 """
 
 from dataclasses import dataclass
@@ -53,17 +54,17 @@ Dictionaries = TypeAliasType("Dictionaries", Dictionary | tuple[Dictionary, ...]
 class Record(Result):
     """One evaluation of a run."""
 
-    step: int  # steps done
+    step: int  # number of training steps done
     loss: float  # mean training loss since the last evaluation; nan before the first step
     validation: float  # loss on the validation batch
-    seconds: float  # since the start
-    stage: int = 0  # the stage of a curriculum, else 0
+    seconds: float  # wall-clock time of the run so far
+    stage: int = 0  # the stage of a curriculum; 0 in other runs
 
 
 class History(Result):
     """The course of a run."""
 
-    loss: np.ndarray  # (steps,) training loss of every step
+    loss: np.ndarray  # (steps,) training loss of each step
     records: tuple[Record, ...]  # one per evaluation
     zero: float = np.inf  # the validation loss of zero codes
     # The validation loss of ISTA at the layer's depth, with the lam of the loss or the layer.
@@ -71,9 +72,9 @@ class History(Result):
 
 
 class Tried(Result):
-    """One of the runs among which `unsupervised` chooses."""
+    """One run of `unsupervised`, which chooses the best of several runs."""
 
-    family: str  # the trained family
+    family: str  # the family of the trained layer
     start: str  # "init", or "fista": the best params of a trained `fista`
     rate: float  # the first learning rate, for signals and atoms of mean norm 1
     steps: int  # number of training steps
@@ -83,12 +84,12 @@ class Tried(Result):
 class Fit(Result):
     """The result of a run."""
 
-    params: Any  # after the last step
-    best: Any  # with the smallest validation loss, the start included
-    D: Any  # as given, or as learned together with `best`
+    params: Any  # the params after the last step
+    best: Any  # the params with the least validation loss, which may be the start
+    D: Any  # the given dictionary, or the dictionary learned with `best`
     history: History  # losses and evaluations
     model: Model  # the trained model
-    tried: tuple[Tried, ...] = ()  # the runs of `unsupervised`; the last one is the chosen one
+    tried: tuple[Tried, ...] = ()  # the runs of `unsupervised`; the last run is the chosen run
 
     def __repr__(self) -> str:
         """The model, the number of steps, and the validation losses."""
@@ -108,7 +109,7 @@ class Fit(Result):
 
     @property
     def judged(self) -> dict[str, float]:
-        """The validation losses of the start and of `best`, of zero codes and of ISTA, if known.
+        """The validation losses of the start, of `best`, of zero codes and of ISTA, if known.
 
         `training.save(..., validation=fit.judged)` keeps the losses with the weights.
         """
@@ -120,10 +121,10 @@ class Fit(Result):
 
     @property
     def worsened(self) -> bool:
-        """Whether the last validation loss exceeds the loss of the start, or of zero codes.
+        """Whether the last validation loss exceeds the loss of the start or the loss of zero codes.
 
-        In a curriculum, the start of the last stage counts. Losses that differ by the rounding of a
-        sum count as equal.
+        In a curriculum, the start is the start of the last stage. Two losses that differ by the
+        rounding of a sum count as equal.
         """
         first, last = ends(self.history.records)
         others = first.validation, self.history.zero
@@ -136,7 +137,7 @@ def ends(records: tuple[Record, ...]) -> tuple[Record, Record]:
 
 
 class NonFiniteError(FloatingPointError):
-    """The loss, its gradient or an update is not finite; `fit` holds the last good params.
+    """The loss, its gradient or an update is not finite; `fit` holds the last finite params.
 
     Attributes:
         fit: a `Fit` with the params before the step that failed, and the best params.
@@ -148,7 +149,7 @@ class NonFiniteError(FloatingPointError):
 
 
 class Trained(NamedTuple):
-    """The argument of the optimiser: params and D, None at every leaf that is not trained."""
+    """The argument of the optimiser: params and D, with None at every leaf that is not trained."""
 
     params: Any  # of the model
     D: Any  # the dictionary, or None if it is not trained
@@ -157,35 +158,35 @@ class Trained(NamedTuple):
 class Progress(NamedTuple):
     """Everything that changes during a run; a run resumes from it bit for bit.
 
-    The compiled step consumes `trained` and `optimizer`: copy them to keep them.
+    The compiled step consumes `trained` and `optimizer`: copy both fields if you need them later.
     """
 
     trained: Trained
     optimizer: Any  # the state of the optimiser
-    step: int  # steps done
-    stage: int  # of a curriculum, else 0
+    step: int  # number of training steps done
+    stage: int  # the stage of a curriculum; 0 in other runs
     best: Trained
-    lowest: float  # validation loss of `best`
+    lowest: float  # the validation loss of `best`
     best_at: int  # the step of `best`
-    losses: np.ndarray  # (step,)
+    losses: np.ndarray  # (step,) training losses
     records: tuple[Record, ...]
 
 
 class Sample(Protocol):
-    """Draws a batch: `sample(key) -> (Y, X)` or `(Y, X, Ds)`.
+    """A function that draws a batch: `sample(key) -> (Y, X)` or `(Y, X, Ds)`.
 
-    The training step traces the sampler, so it must be a pure function of the key. Arrays that a
-    plain function holds become constants of the step. Arrays in a pytree, such as
-    `jax.tree_util.Partial(f, arrays)` or the results of `problems.sampler` and `resampler`, become
-    arguments of the step, which costs no copies.
+    The training step traces the sampler, so the sampler must be a pure function of the key. Arrays
+    that a plain function holds become constants of the compiled step. If the sampler is a pytree,
+    such as `jax.tree_util.Partial(f, arrays)` or a result of `problems.sampler` or `resampler`, its
+    arrays become arguments of the step and are not copied.
 
     Args:
         key: one random key; training step k passes `fold_in(key, k)`.
 
     Returns:
-        (Y, X) or (Y, X, Ds): signals (batch, m); their codes (batch, d), for a network a tuple with
-        the codes of every block or only of the last block, None for a loss that does
-        not use them; dictionaries (batch, m, d), if every signal has its own dictionary.
+        (Y, X) or (Y, X, Ds). Y: signals, (batch, m). X: their codes, (batch, d); for a network a
+        tuple of the codes of all blocks, or of the last block alone; None for a loss that does not
+        use codes. Ds: dictionaries, (batch, m, d), if every signal has its own dictionary.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 4, 6)
@@ -202,19 +203,19 @@ class Sample(Protocol):
 class Loss(Protocol):
     """The loss of a batch, which training minimises: `loss(codes, X, D, Y) -> scalar`.
 
-    The training step traces the loss, so it must be differentiable and pure.
+    The training step traces the loss, so the loss must be differentiable and pure.
 
     Args:
-        codes: for a layer, the code after every step, (K, batch, d); for a network, the code of
-            every block, a tuple of (batch, d_j). In both cases `codes[-1]` is the output.
+        codes: for a layer, the code after every step, (K, batch, d); for a network, a tuple with
+            the code of every block, (batch, d_j). In both cases `codes[-1]` is the output.
         X: the codes from the sampler.
         D: the dictionary of the training, or the dictionaries (batch, m, d) from the sampler; a
             tuple for a network.
         Y: (batch, m), signals.
 
-    A loss that needs only the last code may set its attribute `of_last` to True. For a layer it
-    then gets codes (1, batch, d), and training does not store the codes of the other steps. The
-    losses of this library set it.
+    If a loss needs only the last code, set its attribute `of_last` to True. For a layer the loss
+    then gets codes of shape (1, batch, d), and training does not store the codes of the other
+    steps. The losses of this library set the attribute.
 
     Example:
         >>> def mean_absolute_error(codes, X, D, Y):
@@ -248,16 +249,14 @@ class Callback(Protocol):
 
 @checked
 def trainable(params: Params) -> Any:
-    """Whether each leaf may be trained, as bools: a mask for your own optax loop.
+    """Bools that say which leaves may be trained: a mask for your own optax loop.
 
-    True at floating-point leaves, except leaves inside a `layers.Fixed`. Fixed leaves carry no
-    gradient, but weight decay and similar terms of an optimiser move them unless they are masked.
-    `fit` needs no mask: it never moves fixed leaves.
+    The mask is True at floating-point leaves, except leaves inside a `layers.Fixed`. Fixed leaves
+    have no gradient, but weight decay and similar terms of an optimiser change them unless you mask
+    them. `fit` needs no mask, because it never changes fixed leaves.
 
     Args:
-        params: the params of a layer; a tuple for a network.
-
-    Returns:
+        params: the params of a layer; a tuple of params for a network. Returns:
         A tree of bools with the structure of `params`.
 
     Example:
@@ -277,7 +276,7 @@ def trainable(params: Params) -> Any:
 
 
 def _marks(params: Params) -> Any:
-    """`trainable`, under another name because an option is called `trainable`."""
+    """The function `trainable` under another name, because an option has the name `trainable`."""
 
     def is_fixed(node):
         return isinstance(node, Fixed)
@@ -307,16 +306,16 @@ def split(
     trainable: Any = None,
     where: str = "split",
 ) -> tuple[Trained, Trained]:
-    """The trained and the fixed leaves, two trees; each has None where the other has a leaf.
+    """Split params and D into trained and fixed leaves: two trees, each with None at other leaves.
 
     Floating-point leaves are trained, except leaves inside a `layers.Fixed`.
 
     Args:
         params, D: the params and the dictionary of a layer; tuples for a network.
         learn_dictionary: whether to train D too. If unit atoms need another form of D, as for a
-            `Composed` of a `Conv`, D gets this form here.
+            `Composed` of a `Conv`, `split` returns D in this form.
         trainable: bools, a tree prefix of `params`; None trains all leaves.
-        where: the name of the caller, which messages begin with.
+        where: the name of the caller, with which messages begin.
 
     Raises:
         TypeError: a leaf of params is not an array, params have no floating-point leaf,
@@ -353,10 +352,10 @@ def split(
 
 @checked
 def merge(trained: Trained, fixed: Trained) -> Trained:
-    """The whole params and D, with the magnitude of every trained threshold.
+    """Merge the results of `split`; each trained threshold becomes its absolute value.
 
     Args:
-        trained, fixed: the results of `split`, trained or not.
+        trained, fixed: the results of `split`, before or after training.
 
     Example:
         >>> layer, D = ur.alista(1), ur.dictionaries.dct(4, 6)
@@ -375,7 +374,7 @@ def merge(trained: Trained, fixed: Trained) -> Trained:
 
 @checked
 def with_unit_atoms(D: Dictionaries) -> Dictionaries:
-    """D with atoms scaled to norm 1, as `fit` does after every update.
+    """D with atoms scaled to norm 1; `fit` does this after every update.
 
     Args:
         D: (m, d); a tuple for a network.
@@ -399,7 +398,7 @@ def _in_form(D: Any) -> Any:
 
 
 def _spread(trainable, params, where: str):
-    """A bool for every leaf of the params, from a tree prefix of bools."""
+    """A bool for every leaf of the params, made from a tree prefix of bools."""
     for leaf in jax.tree.leaves(trainable):
         if not isinstance(leaf, bool | np.bool_):
             hint = (
@@ -421,15 +420,15 @@ def _spread(trainable, params, where: str):
 class Objective:
     """The mean loss of the codes of a layer or a network.
 
-    A subclass serves another kind of model: it defines the codes, and the leaves with a gradient.
+    A subclass for other models defines their codes and the leaves that have a gradient.
     """
 
     where: str
     model: Any
     loss: Loss
-    lam: Any = None  # of the ISTA that judges a layer; None for no ISTA
+    lam: Any = None  # lam of the ISTA with which a layer is compared; None for no ISTA
     of_last: bool = False  # whether the loss sees only the code of the last step
-    staged: bool = False  # whether that step depends on the stage, by a traced `at`
+    staged: bool = False  # whether the last step is a traced `at` that depends on the stage
 
     @property
     def of_lasso(self) -> bool:
@@ -437,11 +436,11 @@ class Objective:
         return self.of_last and getattr(self.loss, "lam", None) is not None
 
     def codes(self, params: Any, D: Any, Y: Array, axis: Any, every: bool = False) -> Any:
-        """The codes, (K, batch, d) for a layer, a tuple of blocks for a network.
+        """The codes: (K, batch, d) for a layer, a tuple with the codes of all blocks for a network.
 
-        If the loss sees only the last code, (1, batch, d) unless `every` is True, because a
-        gradient through all codes would store them. `axis` is the axis of `signal_axes` if signals
-        have their own dictionaries, else None.
+        If the loss sees only the last code, the codes have shape (1, batch, d) unless `every` is
+        True, because a gradient through all codes would store all codes. `axis` is the axis from
+        `signal_axes` if signals have their own dictionaries, else None.
         """
         if not isinstance(self.model, Layer):
             return jax.vmap(self.model.apply, (None, axis, 0))(params, D, Y)
@@ -460,7 +459,7 @@ class Objective:
     def learned(
         self, free: Any, others: Any, fixed: Trained, batch: tuple, at: Any
     ) -> tuple[Array, Any]:
-        """The loss in a training step, and `others` after the step."""
+        """The loss in a training step, and the other leaves after the step."""
         return self.judged(free, fixed, batch, at)[0], others
 
     def admissible(self, free: Any, fixed: Trained) -> Any:
@@ -477,7 +476,7 @@ class Objective:
     def judged(
         self, trained: Trained, fixed: Trained, batch: tuple, at: Any, every: bool = False
     ) -> tuple[Array, Any]:
-        """The loss in an evaluation, and the codes that the loss sees, or all codes."""
+        """The loss in an evaluation, and the codes that the loss sees, or all codes if `every`."""
         params, D = merge(trained, fixed)
         Y, X, *own = batch
         D, axis = (own[0], signal_axes(own[0])) if own else (D, None)
@@ -500,7 +499,7 @@ class Objective:
         return zero, self.of(ista, X, D, Y)
 
     def of(self, codes: Any, X: Any, D: Any, Y: Array, at: Any = -1) -> Any:
-        """The loss of codes; TypeError unless it is one floating-point number."""
+        """The loss of codes; raises TypeError unless the loss is one floating-point number."""
         loss = self.loss(codes[at][None] if self.staged else codes, X, D, Y)
         if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
             raise TypeError(
@@ -511,7 +510,7 @@ class Objective:
 
 
 def _trained_of(D: Any, trained: Any) -> Any:
-    """The trained leaves of D, None for the other leaves."""
+    """D with None at every leaf that is not trained."""
     return jax.tree.map(
         lambda t, leaf: None if t is None else leaf, trained, D, is_leaf=lambda leaf: leaf is None
     )
@@ -527,14 +526,14 @@ class Variables(NamedTuple):
     """The variables of a model, as nested dicts."""
 
     weights: Any  # nnx.Params
-    others: Any  # statistics of batches, streams of random numbers
+    others: Any  # statistics of batches, and states of random numbers
 
 
 class Outputs(Objective):
     """The mean loss of the outputs of a model."""
 
     def start(self) -> tuple[Trained, Trained]:
-        """The trained leaves, and None for the fixed leaves."""
+        """The trained leaves, and None as the fixed leaves."""
         variables = Trained(_variables(self.model), None)
         return variables, jax.tree.map(lambda leaf: None, variables)
 
@@ -591,7 +590,7 @@ class Outputs(Objective):
     def baseline_losses(
         self, trained: Trained, fixed: Trained, batch: tuple
     ) -> tuple[float, float]:
-        """Infinity and nan, because zero outputs measure nothing for a general model."""
+        """Infinity and nan, because zero outputs of a general model are not a baseline."""
         return np.inf, np.nan
 
 

@@ -1,4 +1,4 @@
-"""A family by its recipe: start, calibration, ridge, rate and loss, if codes are known."""
+"""Training by a family's recipe if codes are known: start, calibration, ridge, rate and loss."""
 
 import dataclasses
 import itertools
@@ -39,23 +39,23 @@ from unrolled.training._objective import Fit, Sample
 __all__ = ["Made", "Start", "by_recipe", "mostly_last", "prepare"]
 
 
-# The ridges of weights in closed form, in units of norm(D, 2)^2, from which noisy signals choose.
+# The ridges to try for weights in closed form if signals are noisy, in units of norm(D, 2)^2.
 _RIDGES = (0.0, 0.03, 0.1, 0.3, 1.0, 3.5)
-_ROUNDING = 1e-4  # residuals of codes below this share of the signals are rounding
+_ROUNDING = 1e-4  # y - D x counts as rounding if it is below this share of y
 # Numbers of signals: drawn from a sampler, used to calibrate, used in a grid search.
 _DRAWN, _CALIBRATED_ON, _SEARCHED_ON = 2048, 256, 512
-_DEEP = 0.1  # weight of all steps in the loss
-_CLIP = 1.0  # largest norm of a gradient
-_TIE = 0.05  # dB, a difference that messages do not show
-_EVALUATE_EVERY = 50  # steps
-_FEWEST = 16  # signals
+_DEEP = 0.1  # weight of the mean over all steps in the loss
+_CLIP = 1.0  # largest norm of a gradient after clipping
+_TIE = 0.05  # dB; messages round to 0.1 dB and do not show smaller differences
+_EVALUATE_EVERY = 50  # training steps
+_FEWEST = 16  # the least number of signals
 
 
 @checked
 def mostly_last(codes: Codes, X: Codes | None, D: Any, Y: Array | None) -> Array:
-    """Nine tenths of `log_nmse` of the last step, and a tenth of its mean over all steps.
+    """Nine tenths of `log_nmse` at the last step, plus a tenth of its mean over all steps.
 
-    The part of all steps makes the error fall early. All recipes train this loss.
+    The mean over all steps makes the error fall at early steps. All recipes minimise this loss.
 
     Args:
         codes, X, D, Y: as for `Loss`; D and Y are not used.
@@ -80,13 +80,13 @@ def _mostly_last(codes: Codes, X: Codes | None) -> Array:
 
 
 class Start(Result):
-    """A layer by its recipe, calibrated and ready for `fit`."""
+    """A layer with params that its recipe prepared and calibrated, ready for `fit`."""
 
-    layer: Layer  # with the options that suit the signals
-    params: Unrolled  # before training
-    law: Law  # of the codes and the noise
-    ridge: float | None  # of the weights, in units of norm(D, 2)^2; None without weights
-    nmse: float  # on the validation signals, dB, ratio of sums
+    layer: Layer  # the layer, with options chosen for the signals
+    params: Unrolled  # the params before training
+    law: Law  # the law of the codes and the noise
+    ridge: float | None  # the ridge of the weights, in units of norm(D, 2)^2; None without weights
+    nmse: float  # NMSE on the validation signals, dB, ratio of sums
     ista: float  # NMSE of ISTA at the same depth with the best of six penalties, dB
 
     def __repr__(self) -> str:
@@ -108,25 +108,27 @@ def prepare(
     key: Key = 0,
     **options: Any,
 ) -> Start:
-    """Prepare a family by its recipe, before training, on signals whose codes are known.
+    """Prepare a layer of a family by its recipe, before training, on signals whose codes are known.
 
-    The share of nonzeros, their variance and the noise of the sample set the options that are not
-    given. Half of the signals, at most 256, calibrate thresholds and step sizes. The other signals
-    choose what the recipe leaves open: a penalty, the ridge of weights in closed form if there is
-    noise, the numbers of a grid search, or smaller weights if message passing diverges.
+    Options that you do not give follow from the share of nonzeros, their variance and the noise of
+    the sample. Half of the signals, at most 256, calibrate thresholds and step sizes. The error on
+    the other signals decides the choices of the recipe: a penalty, the ridge of weights in closed
+    form if there is noise, the numbers of a grid search, or smaller weights if message passing
+    diverges.
 
     Args:
         family: the name or the class of the family.
         D: (m, d).
-        Y: (batch, m), signals; take 2,048, because a few hard signals decide. Codes
-            have the form of D: complex signals of a `Complex` D, and (batch, m, g) of a `Joint`.
+        Y: (batch, m), signals. Give 2,048 signals, because a few hard signals dominate the error.
+            For a `Complex` D, Y and X are complex; for a `Joint` D, Y is (batch, m, g) and X is
+            (batch, d, g).
         X: (batch, d), the codes of Y.
         depth: K.
         key: the key of random params.
-        options: options of the family, in place of the recipe's options.
+        options: options of the family; they replace the options of the recipe.
 
     Returns:
-        Start.
+        Start, with the layer, its params and their NMSE.
 
     Raises:
         ValueError: the family is unknown, shapes do not fit, there are no codes, all signals or
@@ -157,12 +159,12 @@ def prepare(
 
 
 class Made(Result):
-    """A training by recipe; `compare.compare` takes the `fit`."""
+    """The result of training by recipe; pass its field `fit` to `compare.compare`."""
 
-    start: Start  # before training
+    start: Start  # the result of `prepare`, before training
     fit: Fit  # the result of the training
-    nmse: float  # of the best params on the validation signals, dB, ratio of sums
-    worse: float  # share of validation signals with codes worse than zero
+    nmse: float  # NMSE of the best params on the validation signals, dB, ratio of sums
+    worse: float  # share of validation signals whose codes are worse than zero codes
 
     def __repr__(self) -> str:
         worse = f"; {self.worse:.2%} of the signals worse than zero codes" if self.worse else ""
@@ -180,34 +182,34 @@ def by_recipe(
     key: Key = 0,
     **options: Any,
 ) -> Made:
-    """Prepare a family by its recipe and train it, if codes are known.
+    """Prepare a layer of a family by its recipe and train the layer, if codes are known.
 
-    Adam trains with clipped gradients and a rate that falls to zero along a cosine; the loss is
-    `mostly_last`. The recipe of a family, `Layer.recipe`, has the rate and the number of steps, and
-    says whether a value, such as a penalty, is chosen after training. The result keeps the params
-    that are best on validation signals.
+    Adam minimises `mostly_last`, with clipped gradients and a rate that falls to zero along a
+    cosine. The recipe of a family, `Layer.recipe`, has the rate and the number of training steps,
+    and says whether a value, such as a penalty, is chosen after training. The result has the params
+    with the least loss on validation signals.
 
     Args:
         family, D, depth, options: as for `prepare`.
-        sample: `sample(key) -> (Y, X)`, or arrays (Y, X) in the forms that `prepare` takes;
-            a tenth of the arrays validates.
-        steps: number of training steps; None takes the recipe's number.
+        sample: `sample(key) -> (Y, X)`, or arrays (Y, X) as for `prepare`; the last tenth of the
+            signals is held back for validation.
+        steps: number of training steps; None takes the number of the recipe.
         key: the key of drawn signals, of random params and of the training.
 
     Returns:
         Made, with the result of `fit`.
 
     Warns:
-        UserWarning: the codes are worse than the codes of ISTA of the same depth on the validation
-            signals.
+        UserWarning: on the validation signals, the codes are worse than the codes of ISTA with the
+            same depth.
 
     Raises:
-        ValueError: as `prepare`; also if the sample has no codes.
-        NonFiniteError: the training broke.
+        ValueError: in the same cases as `prepare`; also if the sample has no codes.
+        NonFiniteError: a loss, gradient or update of the training is not finite.
 
     Not claimed: the best rate or the best start for a problem. We chose the recipes on Gaussian
-    dictionaries 250 x 500 with 10 % nonzeros (benchmarks/lista.py). On other dictionaries a warning
-    says if they end above ISTA.
+    dictionaries 250 x 500 and codes with 10 % nonzeros (benchmarks/lista.py). On other
+    dictionaries, a warning says if a family ends with a larger error than ISTA.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
@@ -258,7 +260,7 @@ def _family(family: Any, where: str) -> type[Layer]:
 
 
 def _draw(sample: Any, key: Array, signals: int) -> tuple[Any, Any]:
-    """At least so many signals from a sampler, and their codes."""
+    """At least `signals` signals from a sampler, and their codes."""
     batch = len(jax.eval_shape(sample, key)[0])
     keys = jax.random.split(key, -(-signals // batch))
     drawn = jax.vmap(drawing(sample))(keys)[:2]
@@ -269,16 +271,16 @@ def _draw(sample: Any, key: Array, signals: int) -> tuple[Any, Any]:
 class _Signals(NamedTuple):
     D: Operator
     calibrating: tuple[Array, Array]  # (Y, X)
-    later: tuple[Array, Array]  # (Y, X), which choose
+    later: tuple[Array, Array]  # (Y, X), whose error decides choices
     law: Law
-    ista: float  # error of ISTA on `later` with the best of its penalties, dB
+    ista: float  # NMSE of ISTA on `later` with the best of its penalties, dB
 
 
 def _signals(D: Operator, calibrating: tuple, later: tuple, depth: int) -> _Signals:
-    """Both parts of the sample, in the dtype of D, and the law of the codes.
+    """The two parts of the sample, in the dtype of D, and the law of the codes.
 
     Raises:
-        ValueError: signals or codes are not finite, or all zero.
+        ValueError: signals or codes are not finite, or are all zero.
     """
     dtype = checks.common_dtype(D, *calibrating)
     D, calibrating, later = (checks.cast(tree, dtype) for tree in (D, calibrating, later))
@@ -295,8 +297,8 @@ def _signals(D: Operator, calibrating: tuple, later: tuple, depth: int) -> _Sign
 def law_of(D: Dictionary, Y: Array | np.ndarray, X: Array | np.ndarray) -> Law:
     """The share of nonzeros, their variance and the noise of a sample.
 
-    Where codes come in parts, the share is that of the parts which are not zero. Noise below -80 dB
-    counts as rounding.
+    For codes in parts, the share is the share of parts that are not zero. Noise below -80 dB counts
+    as rounding: the law then has noise 0.
 
     Args:
         D: (m, d).
@@ -335,7 +337,7 @@ def _best(made: Sequence[Any]) -> Any:
 def _starts(
     cls: type[Layer], signals: _Signals, depth: int, key: Any, options: dict[str, Any]
 ) -> list[Start]:
-    """The starts among which a recipe leaves the choice, with the given options."""
+    """One start for each combination of values that the recipe tries; `options` stay fixed."""
     recipe, law = cls.recipe, signals.law
     tried = {name: values for name, values in recipe.tried(law).items() if name not in options}
     needed = {"sparsity": law.sparsity} if _needs(cls, "sparsity") else {}
@@ -355,7 +357,7 @@ def _needs(cls: type[Layer], name: str) -> bool:
 
 
 def _start(layer: Layer, signals: _Signals, key: Any, ridges: tuple[float | None, ...]) -> Start:
-    """A layer and its params, with the ridge and the searched numbers that `later` prefers."""
+    """A layer and its params, with the ridge and the searched numbers of least error on `later`."""
     recipe, D = layer.recipe, signals.D
     best: Start | None = None
     for ridge in ridges:
@@ -363,7 +365,7 @@ def _start(layer: Layer, signals: _Signals, key: Any, ridges: tuple[float | None
         if ridge is not None and "ridge" in {f.name for f in dataclasses.fields(layer)}:
             made = dataclasses.replace(layer, ridge=ridge)  # type: ignore[call-arg]
         params = _from_weights(made, ridge, key, D)
-        with checks.quiet():  # the error on other signals says the same
+        with checks.quiet():  # the error on `later` shows the same
             if recipe.calibrated:
                 params = calibrate(made, params, D, *signals.calibrating)
             if recipe.searched:
@@ -379,11 +381,11 @@ def _start(layer: Layer, signals: _Signals, key: Any, ridges: tuple[float | None
 
 
 def _damped(start: Start, multiple: float, signals: _Signals) -> Start:
-    """A calibrated start with a multiple of weights whose steps do not expand."""
+    """A calibrated start whose weights are `multiple` times weights with non-expanding steps."""
     steps: Any = start.params.steps
     W = multiple * stable_step(steps.W[0], signals.D) * steps.W
     params = start.params._replace(steps=steps._replace(W=W))
-    with checks.quiet():  # the error on other signals says the same
+    with checks.quiet():  # the error on `later` shows the same
         params = calibrate(start.layer, params, signals.D, *signals.calibrating)
     return start.replace(params=params, nmse=_error(start.layer, params, signals))
 
@@ -406,7 +408,7 @@ def _searched(layer: Layer, params: Unrolled, signals: _Signals) -> Unrolled:
 
 
 def _error(layer: Layer, params: Unrolled, signals: _Signals) -> float:
-    """The NMSE on `later`, dB, ratio of sums; infinity if it is nan."""
+    """The NMSE on `later`, dB, ratio of sums; infinity instead of nan."""
     return _number(_nmse(layer, params, signals.D, *signals.later)[0])
 
 
@@ -416,14 +418,14 @@ def _number(nmse: Array) -> float:
 
 @jax.jit(static_argnums=0)
 def _nmse(layer: Layer, params: Unrolled, D: Operator, Y: Array, X: Array) -> tuple[Array, Array]:
-    """The NMSE in dB, and the share of signals with codes worse than zero."""
+    """The NMSE in dB, and the share of signals whose codes are worse than zero codes."""
     codes = jax.vmap(layer.apply, (None, None, 0))(params, D, Y)
     worse = ~(jax.vmap(norm)(codes - X) <= jax.vmap(norm)(X) * (1 + ROUNDING))
     return metrics.nmse(codes, X), jnp.mean(worse, dtype=Y.dtype)
 
 
 def _trained(start: Start, signals: _Signals, sample: Any, steps: int | None, key: Array) -> Made:
-    """The result of training a start by clipped Adam, or the start if the rate is 0."""
+    """The result of training `start` by Adam with clipping, or `start` itself if the rate is 0."""
     layer, recipe = start.layer, start.layer.recipe
     steps = recipe.steps if steps is None else steps
     if not jax.tree.leaves(start.params):
@@ -433,10 +435,10 @@ def _trained(start: Start, signals: _Signals, sample: Any, steps: int | None, ke
         )
     steps = steps if recipe.rate else 0
     schedule = optax.cosine_decay_schedule(recipe.rate, max(1, steps))
-    # A scan would copy the matrices of each step; steps of numbers compile faster as one scan.
+    # A scan would copy the matrices of each step. Steps of numbers compile faster as one scan.
     matrices = any(np.ndim(leaf) > 2 for leaf in jax.tree.leaves(start.params.steps))
     params = layers.unstack(start.params) if matrices and steps else start.params
-    silent = "fit: .*(worse than zero codes|made nothing better)"  # `Made` says both
+    silent = "fit: .*(worse than zero codes|made nothing better)"  # `Made` shows both facts
     with checks.quiet(message=silent):
         trained = fit(
             layer,

@@ -1,4 +1,4 @@
-"""Recommend a method for your dictionary and signals, which may be not to train."""
+"""Recommend a method for your dictionary and signals: an exact solver, or a network to train."""
 
 import math
 from dataclasses import dataclass
@@ -31,44 +31,45 @@ __all__ = ["Recommendation", "recommend"]
 
 
 class _Rules(NamedTuple):
-    """The bounds between methods; each number was measured.
+    """The bounds at which the recommended method changes; each number was measured.
 
-    If codes are not known, the bounds come from the CPU time of one thread per signal, for exact
-    solvers and networks (benchmarks/recipe.py). LARS costs as much as K steps of a network if a
-    code has m K / 128 nonzeros. If codes are known, they come from benchmarks/lista.jsonl.
+    If codes are not known, the bounds come from the CPU time per signal, on one thread, of exact
+    solvers and networks (benchmarks/recipe.py). LARS takes as long as K steps of a network if a
+    code has m K / 128 nonzeros. If codes are known, the bounds come from benchmarks/lista.jsonl.
     """
 
-    few_nonzeros: float = 1 / 8  # share of m below which LARS costs no more than 16 steps
-    many_nonzeros: float = 1 / 5  # share of m above which LARS costs twice as much
-    many_atoms: int = 1000  # d: with fewer, no network had both a gap of 0.01 and less time
-    many_signals: int = 100_000  # number that repays the training
-    # Multiple of the coherence of a random dictionary of the same size. Above it, as in learned
-    # dictionaries, trained networks keep a gap above 0.01.
+    few_nonzeros: float = 1 / 8  # share of m below which LARS is no slower than 16 steps
+    many_nonzeros: float = 1 / 5  # share of m above which LARS takes twice as long as 16 steps
+    many_atoms: int = 1000  # with fewer atoms, no network was both within 0.01 and faster
+    many_signals: int = 100_000  # number of signals for which training pays
+    # Multiple of the coherence of a random dictionary of the same size. Above this multiple, as in
+    # learned dictionaries, trained networks keep a gap above 0.01.
     like_random: float = 1.5
     # The largest coherence of a dictionary at which message passing was measured.
     passes_messages: float = 0.9
-    # If codes are known: the share of noise in the energy below which `tista` beats `vamp_bg`.
+    # If codes are known: the ratio of the energies of noise and signals below which `tista` has a
+    # smaller error than `vamp_bg`.
     little_noise: float = 1e-5
-    fewest_pairs: int = 1000  # signals with codes that a recipe needs to train and to choose
+    fewest_pairs: int = 1000  # signals with known codes that a recipe needs
 
 
 RULES = _Rules()
-_ASKED = 256  # signals whose exact codes give the number of nonzeros
+_ASKED = 256  # signals whose exact codes are computed, to count nonzeros
 _DEPTH = 16
-_TRAIN_ALL_THE_SAME = (
-    "Where gradients pass through the codes, or each call must cost the same, take "
-    "ur.training.unsupervised(D, Y, {lam!r}, key=0) all the same."
+_OR_TRAIN = (
+    " If gradients must pass through the codes, or every call must take the same time, train a "
+    "network with ur.training.unsupervised(D, Y, {lam!r}, key=0) instead."
 )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Recommendation:
-    """A method for signals in a dictionary, and the reason; `repr` gives the code that runs it.
+    """A recommended method and its reason; `repr` gives the code that runs the method.
 
     Attributes:
-        case: the features of D and the signals that matter, in words.
+        case: a description of D, Y and X, in words.
         method: the name of the function or the family.
-        why: the rule that decided, with its numbers.
+        why: the reason for the method, with the numbers that decided.
         lam: the weight of the LASSO; None if codes are known.
 
     Example:
@@ -122,33 +123,37 @@ def recommend(
 ) -> Recommendation:
     """Recommend a method for signals in a dictionary: an exact solver, or a network to train.
 
-    The exact codes of 256 of the signals give the number of nonzeros. The rules compare measured
-    costs. They choose an exact solver if codes have few nonzeros, if there are few signals to code,
-    or if a trained network would keep a gap above 0.01 (learned dictionaries). They choose a
-    network if a large random-like dictionary and many nonzeros make exact codes expensive, or if
-    codes are known: training then aims at these codes, and the LASSO does not.
+    `recommend` computes the exact codes of 256 signals, counts their nonzeros, and compares
+    measured costs. It chooses an exact solver if codes have few nonzeros, if there are few signals
+    to code, or if a trained network would keep a gap (F - F*) / F* above 0.01, as on learned
+    dictionaries. It chooses a network if a large random-like dictionary and many nonzeros make
+    exact codes expensive. It also chooses a network if codes are known: training can then aim at
+    the known codes, but an exact solver returns LASSO codes.
 
-    These costs are those of codes of single entries. Codes in parts, of a `Complex` D or a `Joint`,
-    have an exact solver where they are not known, and the family that ended lowest on complex codes
-    where they are (benchmarks/parts.json).
+    The costs were measured for codes of single entries. For codes in parts (D is a `Complex` or a
+    `Joint`), `recommend` chooses an exact solver if the codes are not known. If the codes are
+    known, it chooses the family that ended with the lowest error on complex codes
+    (benchmarks/parts.json).
 
     Args:
-        D: (m, d), a matrix or a structured one.
+        D: (m, d), a matrix or a structured dictionary.
         Y: (signals, m), or complex signals of a `Complex` D, or (signals, m, g) of a `Joint`.
-        X: (signals, d), the codes, if they are known; or in the form of Y.
+        X: (signals, d), the codes, if they are known. The codes have the form of Y: complex, or
+            (signals, d, g).
         lam: the weight of the LASSO. None takes noise sqrt(2 ln d) times the mean norm of an atom
-            if the noise is known, else a tenth of the lam at which nine codes in ten are 0, to
-            three digits. Known codes of 1,000 signals or more make lam unnecessary.
-        noise: standard deviation of the noise in an entry of Y, of a complex entry as a whole;
-            None estimates it if codes are known. In parts of g entries lam takes sqrt(g) +
-            sqrt(2 ln(d / g)) times the noise of a real number.
-        signals: number of signals to code; None for the number in Y.
+            if the noise is known, else a tenth of the lam at which nine codes in ten are 0, both to
+            three digits. If the codes of 1,000 signals or more are known, lam is not used.
+        noise: standard deviation of the noise in an entry of Y (of a complex entry, not of its real
+            part). None estimates the noise if codes are known. For codes in parts of g real
+            numbers, lam is sqrt(g) + sqrt(2 ln(d / g)) times the standard deviation of the noise in
+            a real number, times the mean norm of an atom.
+        signals: number of signals to code; None takes the number of signals in Y.
 
     Returns:
         Recommendation, with `case`, `method`, `why` and `fit(key=0)`.
 
     Raises:
-        TypeError: signals are integers, or an argument is of another kind.
+        TypeError: signals are integers, or an argument has a wrong type.
         ValueError: shapes do not fit, entries are not finite, lam, noise or the number of signals
             is negative, or all signals are zero.
 
@@ -194,7 +199,7 @@ def _number(value: Any, name: str, where: str) -> float | None:
 
 
 def _lam(D: Operator, Y: Any, noise: float | None) -> float:
-    """The universal threshold of the noise, or a share of the lam that silences most signals."""
+    """The universal threshold of the noise, or `default_lam` if the noise is not known or 0."""
     if not noise:
         return default_lam(D, Y)
     g = block_of(D)
@@ -203,13 +208,13 @@ def _lam(D: Operator, Y: Any, noise: float | None) -> float:
 
 
 def _coherence(D: Operator) -> tuple[float, float]:
-    """The coherence of the dictionary, and the coherence to expect of a random dictionary."""
+    """The coherence of the dictionary, and the expected coherence of a random dictionary."""
     m, d = D.shape
     return float(mutual_coherence(D)), min(1.0, math.sqrt(4 * math.log(max(d, 2)) / m))
 
 
 def _nonzeros(D: Operator, codes: np.ndarray) -> float:
-    """The mean number of entries that are not 0, or of parts."""
+    """The mean number of nonzero entries of a code, or of nonzero parts of a code."""
     return float(np.mean((codes.reshape(len(codes), -1, block_of(D)) != 0).any(2).sum(1)))
 
 
@@ -217,56 +222,61 @@ def _case(D: Operator, codes: np.ndarray, known: str, noise: str, n: int) -> str
     (m, d), g, nonzeros = D.shape, block_of(D), _nonzeros(D, codes)
     if g > 1:
         return (
-            f"{known}; codes of {d // g} parts of {g} real numbers, {nonzeros:.1f} of them not 0; "
-            f"{noise}; signals of {m} real numbers; {n:,} signals to code"
+            f"{known} A code has {d // g} parts of {g} real numbers, and {nonzeros:.1f} parts are "
+            f"not 0 on average. A signal has {m} real numbers. {noise} There are {n:,} signals to "
+            "code."
         )
     mu, random = _coherence(D)
-    signs = "nonnegative codes" if (codes >= 0).all() else "codes of both signs"
+    signs = "no negative entries" if (codes >= 0).all() else "entries of both signs"
     return (
-        f"{known}; {nonzeros:.1f} nonzeros in a code, of {m} entries of a signal; {signs}; "
-        f"{noise}; D {m} x {d} with coherence {mu:.2f}, of a random one {random:.2f}; "
-        f"{n:,} signals to code"
+        f"{known} A code has {nonzeros:.1f} nonzeros on average, and a signal has {m} entries. The "
+        f"codes have {signs}. {noise} D is {m} x {d} and has coherence {mu:.2f}; a random matrix "
+        f"of this size has a coherence of about {random:.2f}. There are {n:,} signals to code."
     )
 
 
 def _of_known(
     D: Operator, Y: Any, X: Any, noise: float | None, data: tuple[Any, Any, Any]
 ) -> Recommendation:
-    """A family for known codes, by the noise and the dictionary."""
+    """The recommendation if codes are known: a family, by the noise and the dictionary."""
     check_batch(D, Y, X, "recommend")
     checks.finite((Y, X), "Y or X", "recommend")
     law: Law = law_of(D, Y, X)
     share = (law.noise if noise is None else noise**2) / law.signal
-    text = (
-        "no noise" if not share else f"noise at {-10 * math.log10(share):.0f} dB below the signal"
-    )
+    text = "There is no noise."
+    if share:
+        text = f"The noise is {-10 * math.log10(share):.0f} dB below the signals."
     if block_of(D) > 1:
         family, options = "alista", {}
         why = (
-            "of three families that were trained on complex codes, 24 x 48, without noise and at "
-            "20 dB, alista ends lowest (benchmarks/parts.json); nothing else in parts was measured"
+            "We trained three families on complex codes of a 24 x 48 dictionary, without noise and "
+            "at a signal-to-noise ratio of 20 dB. Of these three, alista ends with the lowest "
+            "error (benchmarks/parts.json). We trained no other family on codes in parts."
         )
     elif _coherence(D)[0] > RULES.passes_messages or isinstance(D, Structured):
         family, options = "alista_at", {"onsager": True}
         why = (
-            f"message passing was measured on dense dictionaries with coherence up to "
-            f"{RULES.passes_messages:g}; the thresholds of alista_at follow each signal and need "
-            "no such dictionary"
+            "We measured message passing only on dense dictionaries with coherence up to "
+            f"{RULES.passes_messages:g}. The family alista_at adapts its thresholds to each signal "
+            "and does not need such a dictionary."
         )
     elif share <= RULES.little_noise:
         family, options = "tista", {"onsager": True}
         why = (
-            "without noise tista with the Onsager term ends lowest, at -120 dB on the standard "
-            "benchmark; the LASSO ends at -11 dB (benchmarks/lista.jsonl)"
+            "Of the families in benchmarks/lista.jsonl, tista with the Onsager term ends with the "
+            "lowest error on signals without noise: -120 dB on the standard benchmark. The LASSO "
+            "ends at -11 dB on these signals."
         )
     else:
         family, options = "vamp_bg", {}
         why = (
-            "with noise vamp_bg ends lowest, within 1.1 dB of an oracle at 30 dB; it learns the "
-            "share of nonzeros and their size from the sample (benchmarks/lista.jsonl)"
+            "Of the families in benchmarks/lista.jsonl, vamp_bg ends with the lowest error on "
+            "noisy signals. At a signal-to-noise ratio of 30 dB its error is within 1.1 dB of the "
+            "error of an oracle that knows the support. The sample gives vamp_bg the share and the "
+            "size of the nonzeros."
         )
-    case = _case(D, np.asarray(X[:_ASKED]), "codes known", text, len(Y))
-    return Recommendation(case, family, f"{why}.", None, data, options)
+    case = _case(D, np.asarray(X[:_ASKED]), "The codes are known.", text, len(Y))
+    return Recommendation(case, family, why, None, data, options)
 
 
 def _of_unknown(
@@ -278,44 +288,56 @@ def _of_unknown(
     n: int,
     data: tuple[Any, Any, Any],
 ) -> Recommendation:
-    """An exact solver, or a network for the objective of the LASSO."""
+    """The recommendation if codes are not known: an exact solver, or a network for the LASSO."""
     (m, d), nonzeros = D.shape, _nonzeros(D, codes)
-    share = f"{nonzeros:.1f} nonzeros in a code, {nonzeros / m:.2f} m"
+    share = (
+        f"A code has {nonzeros:.1f} nonzeros on average, {nonzeros / m:.2f} times the number of "
+        "entries of a signal."
+    )
     method, options = "lasso_batch", {}
     mu, random = (math.nan, math.nan) if block_of(D) > 1 else _coherence(D)
     if block_of(D) > 1:
         why = (
-            "codes in parts: where a network pays was measured for codes of single entries alone, "
-            "and exact codes have no gap"
+            "Exact codes have no gap to the optimum. We measured when a network pays only for "
+            "codes of single entries, and these codes have parts."
         )
     elif nonzeros < RULES.few_nonzeros * m:
         why = (
-            f"{share}, below {RULES.few_nonzeros:g} m: exact codes are cheap there, and have no gap"
+            f"{share} If this ratio is below {RULES.few_nonzeros:g}, an exact solver is cheap, and "
+            "its codes have no gap to the optimum."
         )
     elif n < RULES.many_signals:
-        why = f"{n:,} signals: training is repaid by about {RULES.many_signals:,}"
+        why = (
+            f"There are {n:,} signals to code. Training pays only for about "
+            f"{RULES.many_signals:,} signals or more."
+        )
     elif mu > RULES.like_random * random:
         why = (
-            f"coherence {mu:.2f}, as learned dictionaries have it, where a random one has "
-            f"{random:.2f}: a trained network keeps a gap above 0.01"
+            f"D has coherence {mu:.2f}; a random matrix of its size has about {random:.2f}. On "
+            "dictionaries with such a coherence, for example learned dictionaries, the objective "
+            "of a trained network stays more than 1 % above the optimum."
         )
     elif nonzeros < RULES.many_nonzeros * m or d < RULES.many_atoms:
         why = (
-            f"{share}, {d} atoms: a network pays above {RULES.many_nonzeros:g} m and "
-            f"{RULES.many_atoms:,} atoms"
+            f"{share} D has {d:,} atoms. A network pays only if this ratio is at least "
+            f"{RULES.many_nonzeros:g} and D has at least {RULES.many_atoms:,} atoms."
         )
     else:
         method, options = "fista", {"weights": False}
         why = (
-            f"{share}, {d:,} atoms like random ones, {n:,} signals: {_DEPTH} steps with "
-            f"{2 * _DEPTH} trained numbers come within 0.01 of the optimum in half of the time of "
-            "an exact solver"
+            f"{share} D has {d:,} atoms and about the coherence of a random matrix, and there are "
+            f"{n:,} signals to code. In this case {_DEPTH} steps of FISTA with {2 * _DEPTH} "
+            "trained numbers come within 1 % of the optimal objective, in half of the time of an "
+            "exact solver."
         )
     if method == "lasso_batch":
-        why += f". {_TRAIN_ALL_THE_SAME.format(lam=lam)[:-1]}"
+        why += _OR_TRAIN.format(lam=lam)
     of = "a real number" if block_of(D) > 1 else "an entry"
-    text = "noise unknown" if noise is None else f"noise {noise:g} {of}"
-    known = data[2] is not None
-    fewer = f"codes known of {len(Y):,} signals, too few to train for" if known else ""
-    case = _case(D, codes, fewer or "codes not known", text, n)
-    return Recommendation(case, method, f"{why}.", lam, (*data[:2], None), options)
+    text = "The noise is not known."
+    if noise is not None:
+        text = f"The noise in {of} of a signal has standard deviation {noise:g}."
+    known = "The codes are not known."
+    if data[2] is not None:
+        known = f"The codes of only {len(Y):,} signals are known, too few to train on."
+    case = _case(D, codes, known, text, n)
+    return Recommendation(case, method, why, lam, (*data[:2], None), options)

@@ -1,6 +1,4 @@
-"""A training from start to result: options, stages, reports, and saved states from which it
-resumes.
-"""
+"""Training from start to result: options, stages, reports, and saved states to resume from."""
 
 import json
 import sys
@@ -44,7 +42,7 @@ from unrolled.training._objective import (
 
 
 class Options(NamedTuple):
-    """The arguments that all kinds of training share; `fit` describes them."""
+    """The arguments that `fit`, `curriculum` and `unsupervised` share; see `fit`."""
 
     evaluate_every: int
     patience: int | None
@@ -62,7 +60,7 @@ class Options(NamedTuple):
         return Sharing(self.accumulate, self.mesh, self.reduction)
 
     def checked(self, where: str) -> "Options":
-        """The options, checked; raises TypeError and ValueError as `fit`."""
+        """The options, checked; raises TypeError and ValueError in the same cases as `fit`."""
         every = checks.as_index(self.evaluate_every, "evaluate_every", where, least=1)
         patience = self.patience
         if patience is not None:
@@ -73,11 +71,11 @@ class Options(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A stage of a run, with its objective and its start."""
+    """One stage of a run, with the argument of its loss and its start."""
 
     at: int = -1  # the argument `at` of the loss
     enter: Callable[[Loop, Progress], Progress] = lambda loop, state: state
-    steps: int | None = None  # the most steps; None takes the number of the run
+    steps: int | None = None  # the largest number of steps; None takes `steps` of the run
 
 
 def run_stages(
@@ -89,11 +87,11 @@ def run_stages(
     stages: Sequence[Stage] = (Stage(),),
     config: dict[str, Any] | None = None,
 ) -> Fit:
-    """Take the stages of a run; a stage takes at most `steps` steps unless it has its own number.
+    """Run all stages; each takes at most `steps` steps, or its own number of steps.
 
     Args:
         options: checked options.
-        config: settings in which a checkpoint must agree, in addition to the key and the options.
+        config: settings that a checkpoint must match, in addition to the key and the options.
     """
     where, mesh = objective.where, options.mesh
     lengths = [steps if stage.steps is None else stage.steps for stage in stages]
@@ -126,7 +124,7 @@ def _check_same_arguments(
 ) -> None:
     """Raise ValueError if the processes of a mesh train with different arguments."""
     processes = processes_of(options.mesh, objective.where)
-    if processes.several:  # hashes take a while
+    if processes.several:  # only then, because hashes take time
         trees = {"params": data.start.params, "D": data.start.D, "validation": data.validation}
         config |= {"patience": options.patience, "model": objective.model}
         config |= {"loss": getattr(objective.loss, "__name__", type(objective.loss).__name__)}
@@ -136,10 +134,10 @@ def _check_same_arguments(
 
 @contextmanager
 def _watcher(loop: Loop, steps: int, options: Options) -> Iterator[Callable[[Progress, int], None]]:
-    """`watch(state, at)`, to call at every evaluation, serves the callbacks, the log and the bar.
+    """Yield `watch(state, at)`, which serves callbacks, log and progress bar at every evaluation.
 
-    It warns if training changes nothing, is worse than zero codes, or starts above ISTA in the
-    objective of the LASSO.
+    `watch` warns if training changes nothing, if the codes are worse than zero codes, or if the
+    LASSO objective at the start is above the objective of ISTA.
     """
     if not loop.processes.is_first:
         options = options._replace(progress=False, log=None)
@@ -182,7 +180,7 @@ def _writer(log: str | Path | None) -> Iterator[Callback]:
 
 @contextmanager
 def _bar(steps: int, progress: bool | None) -> Iterator[Callback]:
-    """A callback that advances a progress bar: on a terminal in the main thread, or on request."""
+    """A callback that advances a progress bar, on request, or on a terminal in the main thread."""
     if progress is None:  # show a bar on a terminal
         progress = sys.stderr.isatty() and threading.current_thread() is threading.main_thread()
     if not progress:
@@ -202,13 +200,13 @@ def _bar(steps: int, progress: bool | None) -> Iterator[Callback]:
 
 
 def _is_stuck(state: Progress) -> bool:
-    """Whether the second evaluation of a stage has the loss of the first, bit for bit."""
+    """Whether the first two evaluations of a stage have the same loss, bit for bit."""
     losses = [record.validation for record in state.records if record.stage == state.stage]
     return len(losses) == 2 and losses[0] == losses[1]
 
 
 def _warn_of_cause(loop: Loop, state: Progress, at: int) -> bool:
-    """Warn if training cannot begin, because codes or gradient are zero; True if it warned."""
+    """Warn if training cannot start, because codes or gradient are zero; return True if so."""
     _, codes, gradients = loop.inspected(state.trained, loop.validation, at)
     if np.any(np.asarray(codes[at])):
         if any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(gradients)):
@@ -244,7 +242,7 @@ def _warn_of_start(loop: Loop, state: Progress) -> None:
 
 
 def _warn_of_end(loop: Loop, state: Progress) -> None:
-    """Warn if training never moved the loss, ends above zero codes, or gains nothing."""
+    """Warn if the loss never changed, ends above the loss of zero codes, or never fell."""
     records = state.records
     first, last = ends(records)
     losses = {(record.stage, record.validation) for record in records}
@@ -272,31 +270,31 @@ def _warn_of_end(loop: Loop, state: Progress) -> None:
 
 
 def _worse(loop: Loop, validation: float, at: str) -> str:
-    """The comparison with zero codes and ISTA at the start or the end, in words."""
+    """A sentence that compares the loss at the start or the end with zero codes and ISTA."""
     codes = f"at the {at} of training the codes are"
     return worse(codes, "validation loss", validation, loop.zero, loop.ista)
 
 
-# A run that saves and resumes: it is the same run, or an error says what differs
+# Saving and resuming a run. If the resumed run is not the saved run, an error says what differs.
 
-_HISTORY = ("losses", "records")  # they grow with the run
+_HISTORY = ("losses", "records")  # leaves that grow with the run
 _ONLY_SPEED = ("unroll", "remat")  # options of a model that a resumed run may change
-_REPLAYED = 2  # steps to repeat at a resume: the second one shows a changed learning rate
+_REPLAYED = 2  # steps to repeat at a resume; the second step shows a changed rate
 
 
 @contextmanager
 def keeping(
     checkpoint: Checkpoint | str | Path | None, loop: Loop, config: dict[str, Any], start: Trained
 ) -> Iterator["Keeper | None"]:
-    """A `Keeper` with its folder locked and signals deferred; None without a checkpoint.
+    """A `Keeper` with a locked folder and deferred system signals; None without a checkpoint.
 
-    `start` has the whole params and dictionary at the start of the training.
+    `start` holds the whole params and the whole dictionary at the start of the training.
     """
     if checkpoint is None:
         yield None
         return
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
-    # A learned D is always saved, because it differs from step to step.
+    # A learned D is always saved, because D changes at every step.
     keeps_D = checkpoint.dictionary or not jax.tree.leaves(loop.fixed.D)
     fixed = loop.fixed if keeps_D else loop.fixed._replace(D=None)
     model = loop.objective.model
@@ -308,21 +306,21 @@ def keeping(
 
 @dataclass
 class Keeper:
-    """Save the states of one run, and find the newest state."""
+    """Save the states of one run, and find the newest saved state."""
 
     checkpoint: Checkpoint
     steps: Steps
-    caught: list[int]  # signals that ask the training to stop
+    caught: list[int]  # system signals that ask the training to stop
     loop: Loop
     config: dict[str, Any]
     form: dict | None
     fixed: dict[str, Any]  # leaves that are not trained
-    saved: int = 0  # the last step that is on disk
+    saved: int = 0  # the newest step on disk
 
     def due(self, step: int, evaluated: bool) -> bool:
-        """Whether to save after this step: `every` steps have passed, or a signal has arrived.
+        """Whether to save after this step, as `every` steps have passed or a signal has arrived.
 
-        Processes exchange news of signals at evaluations and at saves.
+        Processes tell each other of signals at evaluations and at saves.
         """
         every = self.checkpoint.every
         if self.loop.processes.several and evaluated:
@@ -331,7 +329,7 @@ class Keeper:
         return asked or (evaluated if every is None else step - self.saved >= every)
 
     def save(self, state: Progress) -> None:
-        """Write the state if it is not on disk; then stop the training if a signal has arrived."""
+        """Write the state unless it is on disk; then stop the training if a signal has arrived."""
         if state.step > self.saved or not self.saved:
 
             def write():
@@ -350,9 +348,9 @@ class Keeper:
             )
 
     def resume(self, start: Progress, steps: int, at: int = -1) -> tuple[Loop, Progress]:
-        """The newest saved state, or `start` if there is none; and the loop with its fixed leaves.
+        """The loop with its fixed leaves, and the newest saved state, or `start` if none is saved.
 
-        `steps` and `at` are the arguments of the `run` that would begin at `start`.
+        `steps` and `at` are the arguments of the `run` that begins at `start`.
 
         Raises:
             CheckpointError: the newest step is damaged, or belongs to another run.
@@ -399,17 +397,17 @@ class Keeper:
         return self.loop._replace(fixed=fixed), state
 
     def _replay(self, state: Progress, start: Progress, at: int) -> None:
-        """Repeat the first evaluation and the first two steps, and raise if the losses differ.
+        """Repeat the first evaluation and the first two steps, and raise if a loss differs.
 
-        So a changed loss, sampler or learning rate shows, which no manifest can record. Losses
-        agree up to the rounding of another device.
+        A manifest cannot record losses, samplers or learning rates, but a change to one of them
+        changes the repeated losses. Losses may differ by the rounding of another device.
         """
         loop, saved, again = self.loop, {}, {}
         value = loop.evaluate(start.trained, loop.fixed, loop.validation, at)
         saved["validation loss at the start"] = state.records[0].validation
         again["validation loss at the start"] = float(value)
         trained, optimizer, bad = start.trained, start.optimizer, jnp.full((), -1, jnp.int32)
-        # A later stage starts from other params, so it is not repeated.
+        # Later stages start from other params, so their steps are not repeated.
         end = min([_REPLAYED, *(record.step for record in state.records if record.stage > 0)])
         for k, loss in enumerate(state.losses[:end]):
             trained, optimizer, bad, value = loop.update(
@@ -434,7 +432,7 @@ class Keeper:
 
 
 def _form(model: Model, params: Params, D: Dictionaries | None) -> dict | None:
-    """The form from which `restore` builds; None if params or D are of a kind without a form."""
+    """The form from which `restore` builds params and D; None if one of them has no form."""
     if not isinstance(model, Layer | Network):
         return None
     described: Model | None = model
@@ -453,7 +451,7 @@ def _form(model: Model, params: Params, D: Dictionaries | None) -> dict | None:
 
 
 def _options(described: dict[str, Any], of: str = "") -> dict[str, Any]:
-    """The options of a described model, and of its layers, that change the codes."""
+    """The options of a described model and of its layers; only options that change the codes."""
     options: dict[str, Any] = {}
     for name, value in described.items():
         if name == "layers":
@@ -465,26 +463,26 @@ def _options(described: dict[str, Any], of: str = "") -> dict[str, Any]:
 
 
 def kind_of(model: Model) -> str:
-    """The family of a layer, or of a network with the families of its layers."""
+    """The family of a layer; for a network, its family and the families of its layers."""
     layers = getattr(model, "layers", ())
     family = getattr(model, "family", type(model).__name__)
     return family + (f"({', '.join(map(kind_of, layers))})" if layers else "")
 
 
 def key_text(key: Array) -> str:
-    """A random key, old or new, as text."""
+    """A random key, typed or raw, as text."""
     return str(np.asarray(jax.random.key_data(key)).tolist())
 
 
 def _packed(state: Progress) -> dict[str, Any]:
-    """The leaves of a state by name."""
+    """The leaves of a state by their names."""
     rows = [list(record.asdict().values()) for record in state.records]
     records: Any = np.asarray(rows, np.float64).reshape(-1, len(Record._fields))
     return _forms.names(state._replace(records=records))
 
 
 def _unpacked(filled: Callable, arrays: dict[str, np.ndarray], like: Progress) -> Progress:
-    """The state with the structure of `like`; its history stays on the host, in float64."""
+    """The state with the structure of `like`; the history stays on the host, in float64."""
     parts: dict[str, Any]
     parts = {name: filled(name, getattr(like, name)) for name in ("trained", "optimizer", "best")}
     parts |= {name: int(arrays[name]) for name in ("step", "stage", "best_at")}
@@ -497,5 +495,5 @@ def _unpacked(filled: Callable, arrays: dict[str, np.ndarray], like: Progress) -
 
 
 def _shared(types: dict[str, str]) -> dict[str, str]:
-    """The types of the leaves in which a resumed run must agree."""
+    """The types of the leaves that a resumed run must match."""
     return {name: kind for name, kind in types.items() if name not in _HISTORY}

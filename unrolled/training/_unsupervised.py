@@ -48,10 +48,10 @@ __all__ = ["unsupervised"]
 
 
 _NAME = "unsupervised"
-# Chosen on some problems and tested on others (benchmarks/recipe.py), for signals and atoms of mean
-# norm 1: rates, steps of a trial and of `fista`'s last training, largest norm of a gradient.
-_RATES, _RATE = (3e-4, 1e-3, 2e-3, 5e-3), 2.5e-4  # of `fista`, of `lfista_cp`
-_TRIAL, _LONG = 300, 1500
+# We chose these rates, numbers of training steps and largest gradient norm on some problems and
+# tested them on others (benchmarks/recipe.py). They are for signals and atoms of mean norm 1.
+_RATES, _RATE = (3e-4, 1e-3, 2e-3, 5e-3), 2.5e-4  # rates of `fista`, and the rate of `lfista_cp`
+_TRIAL, _LONG = 300, 1500  # steps of a trial, and of the last training of `fista`
 _CLIP = 0.01
 
 
@@ -82,41 +82,45 @@ def unsupervised(
 
     .. math:: 1/2 \; \|y - D x_K(y)\|_2^2 + \lambda \|x_K(y)\|_1
 
-    The recipe first trains the 2 K numbers of a guarded `fista` at four rates, for 300 steps each,
-    and for 1,500 steps at the best rate. `lfista_cp` then starts from the best `fista`
-    (`from_fista`) and from `init`; the start that is better after 300 steps is trained to the end.
-    Held-back signals make all choices. Rates are in units of the mean norms of signals and atoms:
-    scaling D, or the signals together with `lam`, scales the params.
+    The recipe first trains the 2 K numbers of a guarded `fista` for 300 steps at each of four
+    rates, and for 1,500 steps at the best rate. It then trains `lfista_cp` for 300 steps from the
+    best `fista` (`from_fista`) and for 300 steps from `init`, and continues to the end from the
+    better start. All choices use the validation loss on held-back signals. Rates are in units of
+    the mean norms of signals and atoms: if you scale D, or scale the signals and `lam` by the same
+    factor, the params scale accordingly.
 
     Args:
-        D: (m, d), a matrix or a structured one.
-        Y: (signals, m), or a sampler, as in `fit`. The last tenth of the signals is held back.
+        D: (m, d), a matrix or a structured dictionary.
+        Y: (signals, m), or a sampler, as in `fit`. The last tenth of the signals is held back for
+            validation.
         lam: the weight of the LASSO, one number.
         depth: K.
-        key: of the batches; an int is a seed.
-        weights: False trains only the 2 K numbers of `fista`, to the end: enough if D is random
-            and large, and a tenth of the memory.
-        steps: number of steps of the last run; no run before it takes more.
+        key: the key of the batches; an int is a seed.
+        weights: False trains only the 2 K numbers of `fista`, to the end. These numbers are enough
+            if D is random and large, and their training takes a tenth of the memory.
+        steps: number of training steps of the last run; no earlier run takes more steps.
         validation, evaluate_every, patience, checkpoint, callbacks, log: as in `fit`, for the
             training of `lfista_cp`. A resumed run repeats the trials of `fista`, which take
             seconds.
         progress, accumulate, mesh, reduction, mask: as in `fit`.
 
     Returns:
-        Fit, as `fit` returns it. `best` has the best params of the last run; `tried` has every run
-        with its rate, start and least validation loss. If FISTA is near the optimum after K steps,
-        the weights may gain nothing: `best` then has the steps of the trained `fista`.
+        A Fit, as returned by `fit`. `best` has the best params of the last run; `tried` has every
+        run with its rate, start and least validation loss. If FISTA is near the optimum after K
+        steps, training the weights may not lower the loss: `best` then has the steps of the trained
+        `fista`.
 
     Warns:
-        UserWarning: as `fit`.
+        UserWarning: in the same cases as `fit`.
 
     Raises:
         NonFiniteError: a loss or a gradient of `lfista_cp` is not finite.
-        TypeError, ValueError: as `fit`; also if lam is negative or not one number, or the depth is
-            below 1.
+        TypeError, ValueError: in the same cases as `fit`; also if lam is negative or not one
+            number, or the depth is below 1.
 
-    Not claimed: that a trained network is worth its training. If codes have few nonzeros, or you
-    need a gap below 0.01, take `pursuit.lasso_batch`; `recommend` says which method fits.
+    Not claimed: that a trained network repays its training. If codes have few nonzeros, or you need
+    a gap (F - F*) / F* below 0.01, use `pursuit.lasso_batch`; `recommend` chooses between these
+    methods.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 10, 20)
@@ -163,7 +167,7 @@ class _Units(NamedTuple):
     atom: float
 
     def of(self, layer: Layer) -> Trained:
-        """The units of the params of a layer; they are 1 for signals and atoms of norm 1."""
+        """The units of the params of a layer; all units are 1 for signals and atoms of norm 1."""
         theta = self.signal / self.atom
         steps: Any = StepAndThreshold(self.atom**-2, theta)
         if isinstance(layer, lfista_cp):
@@ -189,7 +193,7 @@ class _Problem(NamedTuple):
     def training(
         self, layer: Layer, start: Unrolled
     ) -> tuple[Objective, Data, optax.GradientTransformation]:
-        """The training of a layer from a start, at any rate."""
+        """The objective, the data and the optimiser of a run that trains `layer` from `start`."""
         objective = Objective(_NAME, layer, lasso_loss(self.lam), self.lam, of_last=True)
         parts = split(start, self.D, where=_NAME)
         data = Data(self.key, self.sample, self.validation, Trained(start, self.D), *parts)
@@ -217,7 +221,7 @@ def _few_numbers(
 
         for rate in _RATES:
             train(rate, short)
-        if long > short:  # otherwise it repeats an earlier run
+        if long > short:  # otherwise the run repeats an earlier run
             train(_least(list(made)).rate, long)
         return loop.processes.local(made[_least(list(made))]), list(made)
 
@@ -230,7 +234,7 @@ def _many_numbers(
     steps: int,
     options: Options,
 ) -> Fit:
-    """The training of a layer: a stage from each start, and a last stage from the better one."""
+    """Train a layer: one stage from each start, and a last stage from the better start."""
     wholes = {name: split(start, problem.D)[0] for name, start in starts.items()}
 
     def trials(records: Sequence[Record]) -> list[Tried]:
@@ -264,7 +268,7 @@ def _least_of(records: Sequence[Record], stage: int) -> float:
 
 
 class Falling(NamedTuple):
-    """The state of a falling rate; the same program starts another rate from a new state."""
+    """The state of a falling rate; one compiled program starts at any rate, from a new state."""
 
     done: Array
     rate: Array
@@ -276,9 +280,9 @@ def _falling(rate: float, steps: int) -> Falling:
 
 
 def _optimizer(units: Trained, energy: float) -> optax.GradientTransformation:
-    """Adam on params and objective in their units.
+    """Adam on params and an objective that are measured in their units.
 
-    The state holds the rate, which falls to zero along a cosine.
+    The state of the optimiser holds the rate, which falls to zero along a cosine.
     """
 
     def times(factor):
@@ -298,7 +302,7 @@ def _optimizer(units: Trained, energy: float) -> optax.GradientTransformation:
 
 
 def _entered(loop: Loop, state: Progress, start: Trained, rate: float, steps: int) -> Progress:
-    """The state before a run of so many steps, from this start at this rate."""
+    """The state before a run of `steps` steps from `start` at the first rate `rate`."""
     fresh = loop.start(start)
     optimizer = (*fresh.optimizer[:-1], loop.place(_falling(rate, steps)))
     return state._replace(trained=fresh.trained, optimizer=optimizer, lowest=np.inf)

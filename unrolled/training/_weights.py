@@ -1,4 +1,4 @@
-"""Weights in one small file that any numpy (`.npz`) or safetensors reader opens."""
+"""Weights in one small file that numpy (`.npz`) or any safetensors reader can open."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ __all__ = ["Restored", "restore", "save"]
 class Restored(Result):
     """The contents of a weights file or a run folder."""
 
-    params: Any  # of the layer
+    params: Any  # the params of the layer or network
     D: Any  # the dictionary, a tuple for a network; None if it was not saved
     layer: Any  # the layer or network of the params; None if it was not saved
     metadata: dict  # the metadata given to `save`, and "versions"
@@ -39,34 +39,35 @@ def save(
     dictionary: bool = True,
     **metadata: Any,
 ) -> Path:
-    """Write params, with their D and their layer, to a `.npz` or `.safetensors` file, not pickled.
+    """Write params, their D and their layer to a `.npz` or `.safetensors` file, without pickle.
 
-    The file holds every array in its dtype under its path in the tree ("params.shared.W"; 8-bit and
-    bfloat16 floats as unsigned integers in `.npz`), and a manifest: the form of the tree, the layer
-    with all its options, a sha256 of each array and of D, versions and `metadata`. `save` writes a
-    temporary file and renames it when complete, so a previous file stays whole until then.
+    The file holds every array in its dtype under its path in the tree, such as "params.shared.W".
+    (In `.npz`, 8-bit and bfloat16 floats are stored as unsigned integers.) A manifest holds the
+    form of the tree, the layer with all its options, a sha256 of each array and of D, versions and
+    `metadata`. `save` writes a temporary file and renames the complete file, so a previous file
+    stays whole until then.
 
-    `ur.save` is this function; `export.save` writes a program that runs without this library.
+    `ur.save` is this function. To write a program that runs without this library, use
+    `export.save`.
 
     Args:
-        path: ends in .npz or .safetensors.
-        params: the params of a layer, or the tuple of a network; or the result of `fit`, whose best
-            params are saved with its D and its model.
-        D: a dictionary, plain or structured, or the tuple of a network.
-        layer: the layer or network of the params; `restore` returns it. Params of your own family
-            need it.
+        path: a file name that ends in .npz or .safetensors.
+        params: the params of a layer, a tuple of params for a network, or the result of `fit`. For
+            a result of `fit`, `save` writes the best params, D and the model.
+        D: a dictionary, plain or structured, or a tuple of dictionaries for a network.
+        layer: the layer or network of the params, which `restore` returns. Params of your own
+            family can be saved only with their layer.
         dictionary: False saves only the hash of D, for a large D that you keep elsewhere.
-        metadata: anything that JSON can hold, so neither NaN nor infinity; `restore` adds
-            "versions".
+        metadata: anything that JSON can hold, but not NaN or infinity; `restore` adds "versions".
 
     Returns:
         The absolute path.
 
     Raises:
-        ValueError: the suffix is not .npz or .safetensors, params do not fit the layer, or an entry
-            of metadata is named "versions".
-        TypeError: a tree, dtype, option or metadata cannot be saved, or params are of another
-            family or traced.
+        ValueError: the suffix is neither .npz nor .safetensors, params do not fit the layer, or an
+            entry of metadata is named "versions".
+        TypeError: a tree, dtype, option or metadata cannot be saved, params belong to another
+            family than the layer, or params are traced.
         CheckpointError: the file cannot be written (the message says how many bytes are free).
 
     Example:
@@ -115,24 +116,24 @@ def save(
 def restore(
     path: str | Path, like: Any = None, D: Dictionaries | None = None, *, step: int | None = None
 ) -> Restored:
-    """Read a file of `save`, bit for bit and in the saved dtypes, after checking every hash.
+    """Read a file written by `save`, bit for bit, in the saved dtypes, after checking every hash.
 
-    `ur.load` is this function.
-
-    From a run folder it reads the best params of a saved step.
+    `ur.load` is this function. If `path` is a run folder, `restore` reads the best params of a
+    saved step.
 
     Args:
         path: the file, or the folder.
-        like: params that the saved ones must match in structure, shapes and dtypes.
+        like: params; the saved params must have the same structure, shapes and dtypes.
         D: a dictionary that must equal the D saved with the weights.
         step: the saved step to read from a folder; None reads the newest step.
 
     Raises:
         FileNotFoundError: the file does not exist, or the folder lacks the step.
-        ValueError: the suffix is not .npz or .safetensors, or `step` is given for a file.
+        ValueError: the suffix is neither .npz nor .safetensors, or `step` is given for a file.
         CheckpointError: the file is damaged, truncated or has a newer format; this process does not
-            know the family; params differ from `like` (the message has a table); D differs from the
-            saved one; or the file has 64-bit numbers and the process runs without them.
+            know the family; the saved params differ from `like` (the message has a table); D
+            differs from the saved D; or the file has 64-bit numbers and the process runs without
+            them.
 
     Example:
         >>> import tempfile, pathlib
@@ -177,7 +178,7 @@ def restore(
 
 
 def _read_folder(path: Path, step: int | None) -> tuple[dict, dict]:
-    """The manifest and the arrays of the best params and the dictionary of a saved step."""
+    """The manifest of a saved step, and the arrays of its best params and its dictionary."""
     steps = Steps(path)
     saved = steps.all()
     if not saved or step not in (None, *saved):

@@ -192,20 +192,20 @@ FEW, MANY = RULES.many_signals - 1, RULES.many_signals
 @pytest.mark.parametrize(
     ("case", "method", "why"),
     [
-        (dict(m=32, d=RULES.many_atoms, nonzeros=3, signals=MANY), "lasso_batch", "below 0.125 m"),
+        (dict(m=32, d=RULES.many_atoms, nonzeros=3, signals=MANY), "lasso_batch", "below 0.125"),
         (
             dict(m=32, d=RULES.many_atoms, nonzeros=8, signals=FEW),
             "lasso_batch",
-            "training is repaid by",
+            "Training pays only",
         ),
         (
             dict(m=64, d=RULES.many_atoms, nonzeros=16, signals=MANY, coherent=True),
             "lasso_batch",
             "learned dictionaries",
         ),
-        (dict(m=32, d=RULES.many_atoms, nonzeros=5, signals=MANY), "lasso_batch", "pays above"),
-        (dict(m=32, d=64, nonzeros=8, signals=MANY), "lasso_batch", "pays above"),
-        (dict(m=32, d=RULES.many_atoms, nonzeros=8, signals=MANY), "fista", "within 0.01"),
+        (dict(m=32, d=RULES.many_atoms, nonzeros=5, signals=MANY), "lasso_batch", "pays only if"),
+        (dict(m=32, d=64, nonzeros=8, signals=MANY), "lasso_batch", "pays only if"),
+        (dict(m=32, d=RULES.many_atoms, nonzeros=8, signals=MANY), "fista", "within 1 %"),
     ],
     ids=["sparse", "few signals", "learned", "not dense enough", "small", "network"],
 )
@@ -230,7 +230,7 @@ def test_codes_in_parts_have_an_exact_solver_and_where_they_are_known_a_family()
     Y = (X @ A.T).astype("c8")
     advice = recommend(D, Y[:9], signals=10**6)
     nonzeros = (np.asarray(advice.fit().x) != 0).sum(1).mean()
-    assert advice.method == "lasso_batch" and f"{nonzeros:.1f} of them not 0" in advice.case
+    assert advice.method == "lasso_batch" and f"{nonzeros:.1f} parts are not 0" in advice.case
     assert advice.fit().x.dtype == np.complex64
     assert recommend(D, ur.dictionaries.to_pairs(Y[:9])).lam == advice.lam
     # Of complex noise a real number has half of the variance; |D_i'n| is below this in most draws.
@@ -239,7 +239,7 @@ def test_codes_in_parts_have_an_exact_solver_and_where_they_are_known_a_family()
     assert 0.9 < np.mean(np.abs(noise).max(1) < silent) and silent < 1.5 * np.abs(noise).max()
     known = recommend(D, Y, X)
     assert known.method == "alista" and "complex codes" in known.why
-    assert known.case.startswith("codes known; codes of 20 parts of 2 real numbers")
+    assert known.case.startswith("The codes are known. A code has 20 parts of 2 real")
     start = ur.training.prepare(known.method, D, Y, X, depth=2)
     flat = [ur.dictionaries.to_pairs(Z) for Z in (Y, X)]
     assert start.nmse == ur.training.prepare(known.method, D, *flat, depth=2).nmse < -3
@@ -255,7 +255,7 @@ def test_where_codes_are_known_the_noise_and_the_atoms_choose_a_family(noise, co
         atoms[:, 1] = atoms[:, 0]
     signals = KNOWN @ atoms.T + noise * rng.normal(size=(len(KNOWN), M)).astype("f")
     advice = recommend(atoms, signals, KNOWN)
-    assert advice.method == family and advice.case.startswith("codes known; 2")
+    assert advice.method == family and "codes are known. A code has 2" in advice.case
     assert repr(advice).startswith(f"ur.training.by_recipe('{family}', D, (Y, X), key=0")
     # What is told of the noise counts more than what the sample shows.
     if not coherent:
@@ -265,15 +265,15 @@ def test_where_codes_are_known_the_noise_and_the_atoms_choose_a_family(noise, co
 def test_codes_of_few_signals_are_not_enough_to_train_for():
     advice = recommend(D, Y[:40], X[:40])
     assert advice.method == "lasso_batch"
-    assert "codes known of 40 signals, too few to train for" in advice.case
+    assert "codes of only 40 signals are known, too few to train on" in advice.case
 
 
 def test_the_advice_says_what_it_saw():
     advice = recommend(np.abs(D), np.abs(X[:50]) @ np.abs(D).T, lam=0.01, signals=10**6)
     exact = ur.pursuit.lasso_batch(np.abs(D), np.abs(X[:50]) @ np.abs(D).T, 0.01).x
-    assert f"{(np.asarray(exact) != 0).sum(1).mean():.1f} nonzeros in a code" in advice.case
-    assert f"D {M} x {N}" in advice.case and "1,000,000 signals" in advice.case
-    assert "codes not known" in advice.case and "noise unknown" in advice.case
+    assert f"{(np.asarray(exact) != 0).sum(1).mean():.1f} nonzeros on average" in advice.case
+    assert f"D is {M} x {N}" in advice.case and "1,000,000 signals" in advice.case
+    assert "The codes are not known." in advice.case and "The noise is not" in advice.case
 
 
 def test_lam_is_that_given_or_of_the_noise_or_of_the_signals():
