@@ -421,11 +421,14 @@ TASKS = {
 }
 PICTURES = {"denoise": "svg", "fill_in": "svg", "sharpen": "png", "measure_less": "svg"}
 PICTURES["fill_in, photograph"] = "png"
+SCORES = dict.fromkeys(("fill_in, photograph", "sharpen"), "PSNR")  # others: SNR
+CHOSEN = {"sharpen": "chosen option", "measure_less": "chosen `ratio`"}
 
 
 def table(name: str, rows: dict) -> str:
     """A row for each method, and its dB: mean of the seeds, least and largest."""
-    lines = [f"| {name.replace('_', ' ')} | dB | range | chosen |", "|---|---|---|---|"]
+    of, option = SCORES.get(name, "SNR"), CHOSEN.get(name.partition(",")[0], "chosen options")
+    lines = [f"| method | mean {of}, dB | range of {of}, dB | {option} |", "|---|---|---|---|"]
     for method, row in rows.items():
         dB, chosen = row["dB"], ", ".join(map(str, row["choice"])) or "-"
         span = f"{min(dB):.1f} to {max(dB):.1f}"
