@@ -344,8 +344,9 @@ def ista_row(net: CSCNet, pictures: dict, training) -> dict:
 def table(results: dict) -> list[str]:
     """Every method at every noise level; 09 is Barbara, and Set12's first seven are 01 to 07."""
     lines = [
-        "| method | sigma | PSNR on Set12, dB | PSNR on 01 to 07 | PSNR without 09 | pictures "
-        "above BM3D | nonzero entries of codes | processor seconds per picture |",
+        "| method | sigma | PSNR on Set12, dB | PSNR on 01 to 07, dB | PSNR without 09, dB | "
+        "pictures with a PSNR above BM3D | nonzero entries of codes | processor seconds per "
+        "picture |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for sigma, methods in results["Set12"].items():

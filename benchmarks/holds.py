@@ -180,8 +180,8 @@ def main():
 
 def table(rows):
     lines = [
-        "| dictionary | predictions that hold | their largest distance, dB | distances of the "
-        "others, dB |",
+        "| dictionary | predictions with `holds` | largest distance with `holds`, dB | distances "
+        "without `holds`, dB |",
         "|---|---|---|---|",
     ]
     for name in dict.fromkeys(r["dictionary"] for r in rows):

@@ -131,8 +131,8 @@ def table(rows: list[dict]) -> str:
                 "codes proved without repair": f"{r['at once']:.1%}",
                 "codes proved after 2 repairs": f"{r['after 2']:.1%}",
                 "most repairs of a code": r["most repairs"],
-                "median distance to the optimum": f"{r['median distance']:.2g}",
-                "microseconds per signal": f"{r['us']:.0f}",
+                "median relative distance to the optimum": f"{r['median distance']:.2g}",
+                "CPU microseconds per signal": f"{r['us']:.0f}",
             }
             for r in rows
         ]

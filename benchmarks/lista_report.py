@@ -65,6 +65,7 @@ SHOWN = ("FISTA", "LISTA", "LISTA-CPSS", "ALISTA-SS", "OAT", "LAMP-BG", "AUTO-VA
 BUDGETS = (8, 16, 32, 64, 128)  # products with a matrix
 DIVERGES = 3  # dB above which codes are none
 NOISE = 0.5  # dB by which a figure may miss a published one that counts as reached
+BOTH = "as a ratio of sums / as a mean over signals"
 MADE = ("numbers", "products", "steps", "seconds", "start")  # columns of a choice
 
 Rows = dict[Row, dict[str, Any]]
@@ -137,18 +138,18 @@ def errors(there: Rows, cells: Iterable[str]) -> str:
 
 
 def knows(family: str) -> str:
-    """What a family is told of the codes, or learns from them."""
+    """The information about the codes that a family is given, or learns from."""
     if family == ORACLE:
-        return "the support"
+        return "support"
     name, options = FAMILIES.get(family, FAMILIES["VAMP-BG"])
     if options.get("em"):
-        return "nothing"
+        return "none"
     told = "probability" in layers.FAMILIES[name].__dataclass_fields__
     trained = layers.FAMILIES[name].recipe.rate > 0
     return (
-        "the law" + (", trained on it" if trained else "")
+        "law" + (" and training signals" if trained else "")
         if told
-        else ("trained on the law" if trained else "set on a sample")
+        else ("training signals" if trained else "a sample of signals")
     )
 
 
@@ -156,22 +157,22 @@ def costs(there: Rows, cell: str = "noiseless") -> str:
     """What a family knows and costs, and its hard signals, of the first dictionary and seed."""
     header = [
         "family",
-        "what the family knows",
-        "numbers in the params",
+        "information about the codes",
+        "trainable numbers in the params",
         "products per signal",
         "training steps",
-        "seconds to make",
+        "seconds of the recipe",
         "NMSE before training, dB",
     ]
     header += [
-        "time over time of products",
+        "time over the time of the products",
         "NMSE after training, dB",
-        "95 % interval of the NMSE",
-        "99 % of signals end below, dB",
+        "95 % interval of the NMSE, dB",
+        "99 % quantile over signals, dB",
         "signals above -20 dB",
-        "signals worse than zero",
-        "99.9 % of the class ends below, dB",
-        "codes certified",
+        "signals worse than the zero code",
+        "bound on 99.9 % of the class, dB",
+        "certified codes",
     ]
     rows = []
     for name in names_in(there, [cell]):
@@ -198,7 +199,8 @@ def at_equal_time(there: Rows, cell: str = "noiseless") -> str:
     All steps are taken to last equally long; the params are those that the whole depth was made
     for.
     """
-    header = ["family", "ms of the whole depth", *(f"dB in {n} products" for n in BUDGETS)]
+    budgets = (f"NMSE in the time of {n} products, dB" for n in BUDGETS)
+    header = ["family", "ms for all steps", *budgets]
     rows = []
     for name in FAMILIES:
         entry = there.get(Row(cell, name), {})
@@ -222,7 +224,8 @@ def not_reached(there: Rows) -> list[str]:
             ours, _, _ = over_dictionaries(rows, "nmse" if where == "log" else "mean")
             if ours > value + NOISE:
                 end = "diverges" if ours > DIVERGES else f"{ours:.1f}"
-                found.append(f"{name}, {cell}: {end} for {value:g} [{where}]")
+                unit = "" if end == "diverges" else " dB"
+                found.append(f"{name}, {cell}: {end}{unit} instead of {value:g} dB [{where}]")
     return found
 
 
@@ -272,10 +275,10 @@ def summary_of_design(there: Rows) -> str:
                     "family": name,
                     "cells run": len(gains),
                     "median gain over ISTA, dB": f"{np.median(gains):.1f}",
-                    "least gain, dB": f"{min(gains):.1f}",
-                    "cells above ISTA": above,
-                    "cells where it is best": best.get(name, 0),
-                    "largest share of signals worse than zero": f"{max(worse):.2%}",
+                    "least gain over ISTA, dB": f"{min(gains):.1f}",
+                    "cells with an NMSE above ISTA": above,
+                    "cells in which the family is best": best.get(name, 0),
+                    "largest share of signals worse than the zero code": f"{max(worse):.2%}",
                 }
             )
     return _measure.markdown(rows)
@@ -311,16 +314,20 @@ def main() -> None:
     if given.figure:
         figure(there).savefig(HERE / "lista.png", dpi=110)
         return
+    print(f"NMSE in the main cells, dB, {BOTH}:\n")
     print(errors(there, MAIN), costs(there), sep="\n\n")
-    print("\nNot reached:", "; ".join(not_reached(there)) + ".")
+    print("\nPublished values that we do not reach:", "; ".join(not_reached(there)) + ".")
     for title, part in (
-        ("At equal time, without noise, as a ratio of sums:", at_equal_time(there)),
-        ("Other cells, ratio of sums / mean of dB:", errors(there, OTHERS)),
         (
-            "Trained or set without noise, tested elsewhere, ratio of sums / mean of dB:",
+            "NMSE at equal processor time, without noise, as a ratio of sums:",
+            at_equal_time(there),
+        ),
+        (f"NMSE in the other cells, dB, {BOTH}:", errors(there, OTHERS)),
+        (
+            f"NMSE on other test signals after a recipe without noise, dB, {BOTH}:",
             generalisation(there),
         ),
-        ("The 40 cells of the design:", summary_of_design(there)),
+        ("Results in the 40 cells of the design:", summary_of_design(there)),
     ):
         if part.count("\n") > 1:  # more than a header
             print(f"\n{title}\n\n{part}")

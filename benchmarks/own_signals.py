@@ -409,22 +409,28 @@ def table(there: dict[Row, dict]) -> str:
     """The tables of a page: the first problem, all depths, all problems, training pictures."""
     solver = [(K, chosen(there, problem=PATCHES, family="fista", depth=K, steps=0)) for K in WHOLE]
     gaps = ", ".join(f"{entry['gap']['test']:.4g} at K = {K}" for K, entry in solver if entry)
-    found = [f"FISTA, {PATCHES}: {gaps}.", "", *table_of(there, PATCHES, 16)]
+    found = [f"Gap of FISTA on {PATCHES}: {gaps}.", "", *table_of(there, PATCHES, 16)]
     certified = all(entry["certified"] for entry in there.values() if "gap" in entry)
     found += [f"{'All' if certified else 'Not all'} optima are certified.", ""]
     depths = {f"K = {K}": dict(problem=PATCHES, depth=K) for K in sorted(DEPTHS)}
     found += [
-        "Gap of the start to gap after training, with a guard where trained, by depth:",
+        f"Gap at the start to gap with a guard after {SHORT} training steps, by depth:",
         "",
         *overview(there, depths),
         "",
     ]
     problems = {name: dict(problem=name, depth=16) for name in PROBLEMS}
-    found += ["The same by problem, K = 16:", "", *overview(there, problems), ""]
     found += [
-        "lfista_cp, K = 16:",
+        f"Gap at the start to gap with a guard after {SHORT} training steps, by problem, at "
+        "K = 16 (one number: the gap at the start, without training):",
         "",
-        "| training pictures | training steps | gap on them | gap on others |",
+        *overview(there, problems),
+        "",
+    ]
+    found += [
+        "Gap of lfista_cp, K = 16, by the number of training pictures:",
+        "",
+        "| training pictures | training steps | gap on training pictures | gap on other pictures |",
     ]
     found.append("|---|---|---|---|")
     head = dict(problem=PATCHES, family="lfista_cp", depth=16, seed=0)
@@ -469,11 +475,11 @@ def milliseconds() -> dict[str, float]:
 def table_of(there: dict[Row, dict], problem: str, depth: int) -> list[str]:
     """A row per family of a problem, with what it costs."""
     cell = dict(problem=problem, depth=depth, pictures=None)
-    header = ["family", "numbers in the params", "products per signal", "gap of the start"]
-    header += [f"gap after {SHORT} steps", "signals worse than zero", "gap with a guard"]
-    header += ["products with a guard", f"gap after {LONG} steps"]
+    header = ["family", "numbers in the params", "products per signal", "gap at the start"]
+    header += [f"gap after {SHORT} training steps", "signals worse than the zero code"]
+    header += ["gap with a guard", "products with a guard", f"gap after {LONG} training steps"]
     times = milliseconds() if (problem, depth) == (PATCHES, 16) else {}
-    header += ["ms per 1,000 signals", "ms per 1,000 with a guard"] if times else []
+    header += ["ms per 1,000 signals", "ms per 1,000 signals with a guard"] if times else []
     lines = []
     for name in NAMES:
         start = chosen(there, family=name, steps=0, **cell)
@@ -493,7 +499,8 @@ def table_of(there: dict[Row, dict], problem: str, depth: int) -> list[str]:
         return []
     ista = chosen(there, family="ista", steps=0, **cell)
     first = f"| {' | '.join(header)} |"
-    title = f"**{problem}, K = {depth}**; ISTA of this depth {ista['gap']['test']:.3g}."
+    title = f"**{problem}, K = {depth}**; ISTA of this depth has a gap of "
+    title += f"{ista['gap']['test']:.3g}."
     return [title, "", first, "|---" * len(header) + "|", *lines, ""]
 
 

@@ -138,7 +138,8 @@ def table():
     rows = json.loads(PATH.read_text())
     noises = {snr: f"SNR {snr}" if snr else "no noise" for snr in SNRS}
     titles = [f"{m} x {d}, {noises[snr]}" for m, d, _ in SHAPES for snr in SNRS]
-    lines = ["| family | " + " | ".join(titles) + " |", "|---" * (1 + len(titles)) + "|"]
+    lines = ["Largest distance of the median error from its prediction, dB:", ""]
+    lines += ["| family | " + " | ".join(titles) + " |", "|---" * (1 + len(titles)) + "|"]
     for name in CURVES:
         cells = []
         for m, d, _ in SHAPES:
@@ -146,7 +147,8 @@ def table():
                 row = rows["curves"].get(f"{m} x {d}; {name}; {snr}")
                 cells.append(_apart(row) if row else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", "Layers without training, 250 x 500, p = 0.1, ratio of sums / median of dB:", ""]
+    told = "NMSE of layers without training, dB, as a ratio of sums / as a median over signals"
+    lines += ["", f"{told} (250 x 500, p = 0.1):", ""]
     lines += ["| family | " + " | ".join(SETTINGS) + " |", "|---" * (1 + len(SETTINGS)) + "|"]
     for name in FAMILIES:
         found = [rows["families"].get(f"{name}; {setting}") for setting in SETTINGS]

@@ -300,7 +300,8 @@ MATCHING = ("unrolled", "SPAMS", "scikit-learn")
 
 def table(results: dict) -> str:
     """In Markdown: microseconds of a signal; in brackets the uncertified codes, or the residual."""
-    names = [*CONTESTANTS, *(f"OMP, {name}" for name in MATCHING)]
+    names = [f"LASSO by {name}, us (uncertified codes)" for name in CONTESTANTS]
+    names += [f"OMP by {name}, us (residual)" for name in MATCHING]
     lines = [
         f"| problem | nonzeros per code | {' | '.join(names)} |",
         "|---" * (len(names) + 2) + "|",

@@ -326,8 +326,8 @@ def of_supports(row):
     kinds = [row[kind] for kind in (*KINDS, "aligned")]
     return {
         "seed of D": row["seed"],
-        "p of W": f"{row['power']:g}",
-        "s": row["s"],
+        "power p of W": f"{row['power']:g}",
+        "nonzeros s": row["s"],
         "supports with c(S) < 1": row["proved"],
         "supports with c(S) <= .95": row["covered"],
         "largest c(S)": f"{row['largest']:.3f}",
@@ -341,14 +341,14 @@ def of_supports(row):
 
 def of_codes(row):
     return {
-        "p of W": f"{row['power']:g}",
-        "s": row["s"],
+        "power p of W": f"{row['power']:g}",
+        "nonzeros s": row["s"],
         "fresh codes proved by one schedule": f"{row['proved']} of {row['fresh']}",
-        "share of the class proved, at least": f"{row['share']:.4f}",
+        "lower bound on the share of the class proved": f"{row['share']:.4f}",
         "largest bound of the schedule": f"{row['bound']:.1e}",
         "largest error of 2,000 runs": f"{row['error']:.1e}",
         "codes proved with own thresholds": f"{row['own']} of {row['fresh']}",
-        "supports exact": row["exact"],
+        "codes with an exact support": row["exact"],
         "largest bound with own thresholds": f"{row['own bound']:.1e}",
         "CPU seconds of the schedule": f"{row['CPU seconds of the schedule']:.1f}",
         "CPU seconds of the proofs": f"{row['CPU seconds of the proofs']:.1f}",
@@ -362,8 +362,8 @@ def of_attack(name, rows):
         "runs": total["runs"],
         "runs outside of a bound": total["outside"],
         "codes proved": f"{total['proved']} of {total['of']}",
-        "share of the bound that the first step reaches": f"{max(r['first'] for r in rows):.4f}",
-        "share that any step reaches": f"{max(r['largest'] for r in rows):.4f}",
+        "largest error of the first step over its bound": f"{max(r['first'] for r in rows):.4f}",
+        "largest error of any step over its bound": f"{max(r['largest'] for r in rows):.4f}",
     }
 
 
@@ -373,9 +373,9 @@ def of_tube(name, rows):
         "tube": name,
         "runs": total["runs"],
         "runs outside of a bound": total["outside"],
-        "codes with an error below half of the code": f"{total['told']} of {total['of']}",
-        "codes with exact nonzeros": f"{total['exact']} of {total['of']}",
-        "share of the bound that any step reaches": f"{max(r['largest'] for r in rows):.4f}",
+        "codes with a bound below half of their norm": f"{total['told']} of {total['of']}",
+        "codes with an exact support": f"{total['exact']} of {total['of']}",
+        "largest distance of any step over its bound": f"{max(r['largest'] for r in rows):.4f}",
     }
 
 
