@@ -1,11 +1,11 @@
-"""The tables and the figure of `benchmarks/lista.jsonl`, beside published numbers.
+"""The tables and the figure of `benchmarks/lista.jsonl`, with published numbers.
 
     python benchmarks/lista_report.py            prints the tables
     python benchmarks/lista_report.py --figure   draws lista.png
 
-Published numbers: [log] is from a training log of NA-ALISTA (ratio of sums, the same dictionary);
-[fig] is read off figures of Open-L2O (mean of dB, 256 x 512, within about 0.7 dB; its
-ill-conditioned column stands beside condition 50). They come from hours of training.
+Published numbers come from hours of training. [log] marks a ratio of sums from a training log of
+NA-ALISTA, for the same dictionary. [fig] marks a mean of dB that we read off a figure of Open-L2O
+(256 x 512, within about 0.7 dB). The ill-conditioned column of Open-L2O stands at condition 50.
 """
 
 import argparse
@@ -63,8 +63,8 @@ PUBLISHED: dict[str, dict[str, tuple[float, str]]] = {
 }
 SHOWN = ("FISTA", "LISTA", "LISTA-CPSS", "ALISTA-SS", "OAT", "LAMP-BG", "AUTO-VAMP", "VAMP-BG")
 BUDGETS = (8, 16, 32, 64, 128)  # products with a matrix
-DIVERGES = 3  # dB above which codes are none
-NOISE = 0.5  # dB by which a figure may miss a published one that counts as reached
+DIVERGES = 3  # dB above which a row counts as diverging
+NOISE = 0.5  # dB by which a row may miss a published number and still count as reaching it
 BOTH = "as a ratio of sums / as a mean over signals"
 MADE = ("numbers", "products", "steps", "seconds", "start")  # columns of a choice
 
@@ -72,7 +72,7 @@ Rows = dict[Row, dict[str, Any]]
 
 
 def tested(there: Rows, cell: str, family: str) -> dict[Row, dict[str, Any]]:
-    """What the test signals say of all rows of a family in a cell."""
+    """The test scores of all rows of a family in a cell."""
     return {
         row: entry["test"]
         for row, entry in there.items()
@@ -81,7 +81,7 @@ def tested(there: Rows, cell: str, family: str) -> dict[Row, dict[str, Any]]:
 
 
 def over_dictionaries(found: dict[Row, dict], name: str) -> tuple[float, float, int]:
-    """Mean over dictionaries of means over seeds, deviation of single runs, and dictionaries."""
+    """Mean over dictionaries of means over seeds, deviation of runs, number of dictionaries."""
     by: dict[int, list[float]] = {}
     for row, test in found.items():
         by.setdefault(row.dictionary, []).append(np.inf if test[name] is None else test[name])
@@ -92,7 +92,7 @@ def over_dictionaries(found: dict[Row, dict], name: str) -> tuple[float, float, 
 
 
 def cell_of(there: Rows, cell: str, family: str) -> str:
-    """Ratio of sums / mean of dB; with several dictionaries the deviation of single runs, too."""
+    """Ratio of sums / mean of dB; with several dictionaries also the deviation of single runs."""
     found = tested(there, cell, family)
     if not found:
         failed = any(
@@ -154,7 +154,7 @@ def knows(family: str) -> str:
 
 
 def costs(there: Rows, cell: str = "noiseless") -> str:
-    """What a family knows and costs, and its hard signals, of the first dictionary and seed."""
+    """Information, cost and hard signals of each family, for the first dictionary and seed."""
     header = [
         "family",
         "information about the codes",
@@ -194,10 +194,9 @@ def costs(there: Rows, cell: str = "noiseless") -> str:
 
 
 def at_equal_time(there: Rows, cell: str = "noiseless") -> str:
-    """NMSE of the last step that ends within the processor time of so many products.
+    """NMSE of the last step that ends within the processor time of a number of products.
 
-    All steps are taken to last equally long; the params are those that the whole depth was made
-    for.
+    All steps count as equally long. The params are the params for all steps.
     """
     budgets = (f"NMSE in the time of {n} products, dB" for n in BUDGETS)
     header = ["family", "ms for all steps", *budgets]
@@ -214,7 +213,7 @@ def at_equal_time(there: Rows, cell: str = "noiseless") -> str:
 
 
 def not_reached(there: Rows) -> list[str]:
-    """Every published figure that the rows miss by more than the reading of a figure."""
+    """Every published number that the rows miss by more than its reading error."""
     found = []
     for cell, families in PUBLISHED.items():
         for name, (value, where) in families.items():
@@ -230,7 +229,7 @@ def not_reached(there: Rows) -> list[str]:
 
 
 def generalisation(there: Rows, cell: str = "noiseless") -> str:
-    """Made in one cell and tested elsewhere, ratio of sums / mean of dB."""
+    """Params of one cell on test signals of other problems: ratio of sums / mean of dB."""
     found = {
         name: there[Row(cell, name)]["test"]["elsewhere"]
         for name in FAMILIES
@@ -246,7 +245,7 @@ def generalisation(there: Rows, cell: str = "noiseless") -> str:
 
 
 def summary_of_design(there: Rows) -> str:
-    """Over the cells of the design: the gain on ISTA, and where a family ends above it."""
+    """The gain over ISTA in the cells of the design, and the cells above ISTA."""
     best: dict[str, int] = {}
     for cell in DESIGN:
         ends = {
@@ -285,7 +284,7 @@ def summary_of_design(there: Rows) -> str:
 
 
 def figure(there: Rows, cell: str = "noiseless"):
-    """NMSE against the products with a matrix that the codes have taken, step by step."""
+    """Draw the NMSE after each step against the number of products with a matrix."""
     lines, products = {}, {}
     for name in SHOWN:
         entry = there.get(Row(cell, name), {})
