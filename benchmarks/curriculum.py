@@ -26,7 +26,7 @@ def signals(seed: int, batch: int) -> tuple[jax.Array, jax.Array]:
 
 
 def judge(layer: ur.layers.Layer, params, seconds: float) -> dict[str, float]:
-    """The test errors of params, and the seconds that it took to find the params."""
+    """The test errors of params, and the seconds of the search for the params."""
     Y, X = signals(99, 1000)
     codes = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, Y)
     found = {

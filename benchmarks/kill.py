@@ -61,7 +61,7 @@ def start(folder: str) -> subprocess.Popen:
 def killed_after(folder: str, seconds: float) -> tuple[bool, int]:
     """Kill a training run `seconds` after its first step.
 
-    Returns whether the run was still running, and the last step that it printed.
+    Returns whether the run was unfinished, and the last step that the run printed.
     """
     process, told = start(folder), 0
     while told == 0 and (line := process.stdout.readline()):

@@ -130,7 +130,7 @@ LEVELS: dict[str, tuple] = {
 
 
 def design(cells: int = 40) -> dict[str, Cell]:
-    """Cells of m = 100 in which each level of a factor occurs equally often, up to one."""
+    """Cells with m = 100; the levels of a factor occur equally often, up to one."""
     rng = np.random.RandomState(0)
     columns = {
         name: rng.permutation(np.resize(np.arange(len(levels)), cells))

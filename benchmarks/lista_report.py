@@ -3,9 +3,10 @@
     python benchmarks/lista_report.py            prints the tables
     python benchmarks/lista_report.py --figure   draws lista.png
 
-Published numbers come from hours of training. [log] marks a ratio of sums from a training log of
-NA-ALISTA, for the same dictionary. [fig] marks a mean of dB that we read off a figure of Open-L2O
-(256 x 512, within about 0.7 dB). The ill-conditioned column of Open-L2O stands at condition 50.
+Published numbers come from hours of training. A number with [log] is a ratio of sums from a log of
+the training of NA-ALISTA, for the same dictionary. A number with [fig] is a mean of dB read off a
+figure of Open-L2O (256 x 512, within about 0.7 dB). The column "condition 50" has the numbers of
+the ill-conditioned dictionary of Open-L2O.
 """
 
 import argparse

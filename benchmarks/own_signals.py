@@ -414,15 +414,16 @@ def table(there: dict[Row, dict]) -> str:
     found += [f"{'All' if certified else 'Not all'} optima are certified.", ""]
     depths = {f"K = {K}": dict(problem=PATCHES, depth=K) for K in sorted(DEPTHS)}
     found += [
-        f"Gap at the start to gap with a guard after {SHORT} training steps, by depth:",
+        "Each cell has the gap at the start and the gap with a guard after "
+        f"{SHORT} training steps, by depth:",
         "",
         *overview(there, depths),
         "",
     ]
     problems = {name: dict(problem=name, depth=16) for name in PROBLEMS}
     found += [
-        f"Gap at the start to gap with a guard after {SHORT} training steps, by problem, at "
-        "K = 16 (one number: the gap at the start, without training):",
+        "Each cell has the same two gaps at K = 16, by problem; a single number is the gap at the "
+        "start:",
         "",
         *overview(there, problems),
         "",

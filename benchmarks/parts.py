@@ -10,7 +10,7 @@ Signals of another seed choose the thresholds and steps of the network (`analyti
 the weight of the LASSO.
 
 "measurements": the support of 9 of 60 rows is found from 20 x g numbers, from all columns together
-and column by column. The weight of the LASSO is 0.01 of the largest weight. All tasks have three
+and column by column. The weight of the LASSO is 0.01 of lam_max. All tasks have three
 seeds.
 
 "complex, trained": three families of 8 steps code complex codes of 24 x 48, with the modulus and on

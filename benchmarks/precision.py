@@ -130,7 +130,7 @@ def pursuits(n: int, m: int, d: int, tol: float) -> dict[str, dict]:
 
 
 def main() -> None:
-    """Print the rows, and write the rows as JSON."""
+    """Print the rows and write a JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=HERE / "precision.json")
     given = parser.parse_args()

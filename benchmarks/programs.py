@@ -79,7 +79,7 @@ def of_checkout(path: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    """Compare this checkout with another one."""
+    """Compare this checkout with another checkout."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("other", type=Path, metavar="OTHER_CHECKOUT")
     other = of_checkout(parser.parse_args().other.resolve())
