@@ -83,7 +83,7 @@ def trained(code, p, shares, D, W, sample, validation):
     for key in jax.random.split(jax.random.key(1), 20):
         p, state = turn(p, state, key)
         best = min(best, (float(judge(p, *validation)), p), key=lambda pair: pair[0])
-    if code is equilibrium:  # and its fixed point
+    if code is equilibrium:  # also the fixed point
         longer = jnp.concatenate([shares, jnp.full(200 - DEPTH, shares[-1])])
         return 10 * np.log10(best[0]), 10 * np.log10(float(judge(best[1], *validation, longer)))
     return (10 * np.log10(best[0]),)

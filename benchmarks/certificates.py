@@ -1,4 +1,4 @@
-"""Certificates of single codes against linear programs.
+"""Check certificates of single codes with linear programs.
 
 The signals have codes with s nonzeros in four dictionaries of 250 x 500. Six methods code each
 signal, `theory.certify_code` judges every code, and one linear program judges the six certificates.

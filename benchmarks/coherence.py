@@ -92,7 +92,7 @@ def clarabel_coherence(job) -> float:
 
 
 def rival(solve, jobs) -> tuple[float, np.ndarray]:
-    """Seconds and values of all jobs in two started processes with one thread each."""
+    """Seconds and values of all jobs in two processes of one thread, without their start-up."""
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         pool.map(solve, jobs[:2])
         began = time.perf_counter()

@@ -231,7 +231,7 @@ def thinned(curve: Curve, count: int = 40) -> Curve:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each contestant")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time per contestant")
     parser.add_argument("--only", choices=("1-D", "2-D"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/convolutional.json"))
     arguments = parser.parse_args()

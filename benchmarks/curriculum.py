@@ -90,7 +90,7 @@ def searched() -> dict[str, dict]:
 
 
 def main() -> None:
-    """Run everything and write the JSON."""
+    """Run all measurements and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps-per-stage", type=int, default=50)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))

@@ -158,8 +158,8 @@ class Job(NamedTuple):
 
     design: Design
     pictures: np.ndarray
-    folder: Path  # of the weights
-    until: float  # a time after which nothing is trained
+    folder: Path  # folder of the weights
+    until: float  # training stops at this time
 
 
 def train(name: str, net: CSCNet, levels, job: Job) -> dict[str, list[dict]]:
@@ -313,7 +313,7 @@ def judged(name: str, estimate, pictures: dict, level: float, seed: int = 1000) 
 
 def net_row(net: CSCNet, pictures: dict, level: float) -> dict:
     for shape in {p.shape for p in pictures.values()}:
-        blank = np.zeros(shape, np.float32)  # compiles, so that the times are those of a run
+        blank = np.zeros(shape, np.float32)  # compiles; the times exclude compilation
         denoise(net, blank, level / 255).block_until_ready()
     name = "CSCNet" if net.slope is None else "CSCNet, noise-adaptive"
     row = judged(name, lambda noisy: denoise(net, noisy, level / 255), pictures, level)
@@ -369,7 +369,7 @@ def table(results: dict) -> list[str]:
 def figure(
     net: CSCNet, picture, seed: int, corner: tuple[int, int], curves, reference: float, path: Path
 ) -> None:
-    """A detail, noisy and denoised; the learned filters; PSNR on held-out pictures in training."""
+    """Draw a detail before and after denoising, the learned filters, and the training curve."""
     noisy = noise(picture, 25, 1000 + seed)
     shown = {"noisy": noisy, "BM3D": bm3d(noisy, 25), "CSCNet": denoise(net, noisy, SIGMA)}
     cut = tuple(slice(c, c + 96) for c in corner)
@@ -398,7 +398,7 @@ def figure(
 
 
 def mosaic(filters: np.ndarray) -> np.ndarray:
-    """The filters, strongest first, in a square, each scaled by its largest entry."""
+    """The filters in a square, strongest first; each filter is scaled by its largest entry."""
     order, n = np.argsort(-np.linalg.norm(filters, axis=(1, 2))), math.isqrt(len(filters))
     cells = [np.pad(f / np.abs(f).max(), 1, constant_values=1) for f in filters[order[: n * n]]]
     return np.block([cells[i : i + n] for i in range(0, n * n, n)])
@@ -411,9 +411,9 @@ def main() -> None:
     parser.add_argument("--data", help="folder that holds denoising/")
     parser.add_argument("--published", action="store_true", help="the sizes of Simon and Elad")
     parser.add_argument("--weights", type=Path, default=Path("denoising-weights"))
-    parser.add_argument("--output", type=Path, help="by default beside this file")
+    parser.add_argument("--output", type=Path, help="default: next to this file")
     parser.add_argument(
-        "--minutes", type=float, default=np.inf, help="train nothing more after that, and evaluate"
+        "--minutes", type=float, default=np.inf, help="stop training after this time, and evaluate"
     )
     parser.add_argument(
         "--stop", action="store_true", help="evaluate the saved state without training"

@@ -194,7 +194,7 @@ def digits(seeds: int) -> dict[str, dict[str, dict[str, float]]]:
     """The median, the least and the largest of every number over the seeds, for every budget."""
     found = {}
     for d in DIGITS_ATOMS:
-        within(0.1, d, 0)  # to compile and import
+        within(0.1, d, 0)  # compiles and imports
     for d, seconds in itertools.product(DIGITS_ATOMS, BUDGETS):
         runs = [within(seconds, d, seed) for seed in range(seeds)]
         for run in runs:
@@ -228,8 +228,8 @@ def sweeps() -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--patches", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=3, help="of the patches")
-    parser.add_argument("--seeds", type=int, default=5, help="of the digits")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of part 1")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of part 2")
     parser.add_argument("--only", choices=("online", "digits", "sweeps"))
     default = Path(__file__).with_suffix(".json")
     parser.add_argument("--output", type=Path, default=default)

@@ -21,10 +21,10 @@ CELL = "noiseless"
 
 class Line(NamedTuple):
     label: str
-    colours: tuple[str, str]  # on white, on #0d1117
+    colours: tuple[str, str]  # on white, and on #0d1117
     trained: bool = False
-    offset: tuple[int, int] = (6, 0)  # of the label from the end of the line, points
-    side: str = "left"  # of the label, at which the line ends
+    offset: tuple[int, int] = (6, 0)  # from the end of the line to the label, points
+    side: str = "left"  # side of the label next to the line
 
     def text(self, numbers: int) -> str:
         return f"{self.label}: {numbers:,} numbers" if self.trained else self.label
@@ -56,7 +56,7 @@ def lines() -> dict[str, tuple[np.ndarray, np.ndarray, dict[str, Any]]]:
 
 
 def draw(scheme: str):
-    """The lines, with a label at the end of each."""
+    """Draw the lines with a label at the end of each line."""
     from matplotlib import rc_context
 
     ink, muted = INK[scheme]

@@ -89,7 +89,7 @@ def row(D: np.ndarray, Y: np.ndarray, lam: float, given: np.ndarray, X: np.ndarr
 
 
 def main() -> None:
-    """Run everything and write the JSON, or print its table."""
+    """Run all measurements and write the JSON file, or print its table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

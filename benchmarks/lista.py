@@ -465,7 +465,7 @@ def complete(row: Row, there: dict) -> bool:
 
 @contextmanager
 def adding() -> Iterator[Any]:
-    """A function that writes an entry of a row; only one process at a time has it."""
+    """A function that writes an entry of a row, for one process at a time."""
     versions = {n: environment()[n] for n in ("jax", "processor")}
     with ROWS.open("a") as file:
         try:
@@ -516,7 +516,9 @@ def run_times() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=np.inf, help="begin no row after that")
+    parser.add_argument(
+        "--minutes", type=float, default=np.inf, help="begin no new row after this time"
+    )
     parser.add_argument("--cells", default="main,others,design", help="groups, or cells by name")
     parser.add_argument("--times", action="store_true", help="measure times; add no other rows")
     given = parser.parse_args()

@@ -129,7 +129,7 @@ def title(family: str) -> str:
 
 
 def errors(there: Rows, cells: Iterable[str]) -> str:
-    """A row per family, a column per cell."""
+    """The NMSE with a row per family and a column per cell."""
     cells = [cell for cell in cells if any(row.cell == cell for row in there)]
     rows = (
         [title(name), *(cell_of(there, cell, name) for cell in cells)]

@@ -54,7 +54,7 @@ def row(family: str) -> str:
 
 
 def main() -> None:
-    """Convert one family for a number of signals, or print the row of each."""
+    """Convert one family for a number of signals, or print the rows of all families."""
     from unrolled.layers import FAMILIES
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])

@@ -391,13 +391,14 @@ def chosen(there: dict[Row, dict], **cell: Any) -> dict | None:
 
 
 def gap_of(entries: list[dict], word: str = "") -> str:
-    """The median over seeds of the gap on test pictures; several seeds are counted."""
-    gaps = [entry.get(f"{word}gap", entry["gap"])["test"] for entry in entries]  # lfista_cp has one
+    """The median over seeds of the gap on test pictures, with the number of several seeds."""
+    # lfista_cp always has a guard.
+    gaps = [entry.get(f"{word}gap", entry["gap"])["test"] for entry in entries]
     return f"{np.median(gaps):.3g}" + (f" ({len(gaps)})" if len(gaps) > 1 else "")
 
 
 def start_of(entry: dict | None) -> str:
-    """The gap of the params that training starts from, with their name if not `init`."""
+    """The gap of the params that training starts from, and their source unless it is `init`."""
     if entry is None:
         return ""
     ways = entry.get("start", {"init": 0.0})
@@ -598,10 +599,10 @@ def draw(there: dict[Row, dict]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--minutes", type=float, default=np.inf, help="begin no row after that long"
+        "--minutes", type=float, default=np.inf, help="begin no new row after this time"
     )
     parser.add_argument("--time", action="store_true", help="time the codes of all families")
-    parser.add_argument("--costs", action="store_true", help="CPU time of what the figure shows")
+    parser.add_argument("--costs", action="store_true", help="CPU time of methods in the figure")
     parser.add_argument("--table", action="store_true", help="print the tables of the rows")
     parser.add_argument("--figure", action="store_true", help="draw the rows")
     options = parser.parse_args()

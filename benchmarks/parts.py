@@ -13,10 +13,10 @@ the weight of the LASSO.
 and column by column. The weight of the LASSO is 0.01 of lam_max. All tasks have three
 seeds.
 
-"complex, trained": three families of 8 steps code complex codes of 24 x 48, with the modulus and on
-the stacked parts. The networks are calibrated as above, then trained for 400 steps of Adam on equal
-batches of 64 signals. The calibrating signals choose the step whose params are kept, and 2,048
-other signals give the rows.
+"complex, trained": three families of 8 steps compute complex codes of 24 x 48, with the modulus and
+on the stacked parts. The networks are calibrated as above, then trained for 400 steps of Adam on
+equal batches of 64 signals. The calibrating signals choose the step whose params are kept, and
+2,048 other signals give the rows.
 """
 
 import argparse
@@ -214,7 +214,7 @@ def table(task, rows, places):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("tasks", nargs="*", help="how tasks begin: complex, 'complex, trained'")
+    parser.add_argument("tasks", nargs="*", help="first words of tasks: complex, measurements")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}

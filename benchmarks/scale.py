@@ -153,7 +153,7 @@ def processes(name: str) -> dict:
 
 
 def together(cases: str, n: int, p: int) -> dict:
-    """The output of the first of n processes of p devices; of another one if outputs differ."""
+    """The common output of n processes of p devices, or an output that differs."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -479,7 +479,7 @@ def main() -> None:
     """Measure the missing rows, and write each row when it is done."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("parts", nargs="*", help=", ".join(rows()) + "; all by default")
-    parser.add_argument("--only", default="", help="rows whose names have this")
+    parser.add_argument("--only", default="", help="only rows whose names contain this")
     parser.add_argument("--output", type=Path, default=HERE / "scale.json")
     parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--joined", help=argparse.SUPPRESS)

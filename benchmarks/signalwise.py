@@ -385,7 +385,7 @@ def main():
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--only", choices=("attacks", "codes", "supports", "tubes"))
     parser.add_argument(
-        "--seeds", type=int, default=10, help="dictionaries of each attack; of tubes twice as many"
+        "--seeds", type=int, default=10, help="dictionaries per attack; tubes have twice as many"
     )
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)

@@ -87,7 +87,7 @@ def windows(y: np.ndarray, n: int = WINDOW) -> np.ndarray:
 
 
 def average(rows: np.ndarray) -> np.ndarray:
-    """The signal that averages its windows at every position."""
+    """Average the windows at all positions into one signal."""
     n, m = rows.shape
     places = np.arange(n)[:, None] + np.arange(m)
     total, count = np.zeros(n + m - 1), np.zeros(n + m - 1)
@@ -266,7 +266,7 @@ def patches(u: np.ndarray) -> np.ndarray:
 
 
 def merged(rows: np.ndarray) -> np.ndarray:
-    """The picture that averages its patches."""
+    """Average the patches at all positions into one picture."""
     total, count = np.zeros((SIDE, SIDE)), np.zeros((SIDE, SIDE))
     corners = product(range(0, SIDE - PATCH + 1, APART), repeat=2)
     for (i, j), row in zip(corners, rows):
@@ -361,7 +361,7 @@ def sharpen() -> Task:
         return restoration.wiener(centred(y), kernel, balance, clip=False)
 
     def richardson_lucy(y, steps):
-        wide = np.pad(centred(y).clip(1e-3), SIDE // 4, mode="wrap")  # as the blur is on a circle
+        wide = np.pad(centred(y).clip(1e-3), SIDE // 4, mode="wrap")  # the blur is on a circle
         found = restoration.richardson_lucy(wide, kernel, steps, clip=False)
         return found[SIDE // 4 : -SIDE // 4, SIDE // 4 : -SIDE // 4]
 
