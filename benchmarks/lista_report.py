@@ -197,7 +197,7 @@ def costs(there: Rows, cell: str = "noiseless") -> str:
 def at_equal_time(there: Rows, cell: str = "noiseless") -> str:
     """NMSE of the last step that ends within the processor time of a number of products.
 
-    All steps count as equally long. The params are the params for all steps.
+    All steps count as equally long. The params are trained for the full depth.
     """
     budgets = (f"NMSE in the time of {n} products, dB" for n in BUDGETS)
     header = ["family", "ms for all steps", *budgets]

@@ -391,7 +391,7 @@ def chosen(there: dict[Row, dict], **cell: Any) -> dict | None:
 
 
 def gap_of(entries: list[dict], word: str = "") -> str:
-    """The median over seeds of the gap on test pictures, with the number of several seeds."""
+    """The median gap on test pictures over seeds, and the number of seeds if it exceeds 1."""
     # lfista_cp always has a guard.
     gaps = [entry.get(f"{word}gap", entry["gap"])["test"] for entry in entries]
     return f"{np.median(gaps):.3g}" + (f" ({len(gaps)})" if len(gaps) > 1 else "")

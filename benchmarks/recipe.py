@@ -1,4 +1,4 @@
-"""`training.unsupervised` compared with FISTA and exact codes on signals that did not choose it.
+"""`training.unsupervised` compared with FISTA and exact codes on signals of six kinds.
 
 The kinds of signals are digits and patches of photographs, with learned dictionaries; sounds in a
 Gabor frame; steps in a staircase; sines with spikes; and signals with heavy tails in atoms of many
