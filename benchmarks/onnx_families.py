@@ -19,7 +19,7 @@ COUNT, ANY = 64, "any"
 
 
 def apart(family: str, count: str) -> float:
-    """The largest difference of codes by onnxruntime and by us, over the largest entry."""
+    """The largest relative difference between codes by onnxruntime and by the library."""
     import jax
     import numpy as np
     import onnxruntime
