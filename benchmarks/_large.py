@@ -1,4 +1,4 @@
-"""Calls of theory and analytic on large dictionaries: seconds, and memory of the process."""
+"""The time and the memory of functions of theory and analytic on large dictionaries."""
 
 import threading
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 
 ATOMS, PICTURE = 100_000, 512
 
-# Each takes the library, D, its closed-form W, a code of one entry, and the signal of that code.
+# Each call takes the library, D, the closed-form W of D, a code with one nonzero, and its signal.
 CLASS = {"sparsity": 1, "bound": 1.0}
 CALLS: dict[str, Callable] = {
     "column_norms": lambda ur, D, W, x, y: ur.dictionaries.column_norms(D),
@@ -89,14 +89,14 @@ CALLS: dict[str, Callable] = {
         ur.alista(4), ur.alista(4).init(None, D), D, y[None], x[None]
     ),
 }
-# What is of matrices by nature, or makes one of the filters; and what is of filters alone.
+# Functions that need a matrix, or make a matrix of the filters; and functions of filters alone.
 OF_MATRICES = {"pseudo_inverse", "state_evolution", "sequence_bound", "analytic.lamp"}
 OF_MATRICES |= {"generalized_coherence, 4 atoms", "in_float64", "analytic.alista_at"}
 OF_FILTERS = {"inner_products", "stripe_norm", "is_csc_feasible"}
 
 
 def large(name: str) -> dict:
-    """A call of theory or analytic in this process."""
+    """Measure one call of theory or analytic in this process."""
     import warnings
 
     import jax
@@ -117,7 +117,7 @@ def large(name: str) -> dict:
 
 
 def measured(call: Callable) -> dict:
-    """Seconds of a call, and the peak of the memory of this process while it runs."""
+    """The seconds of a call, and the peak memory of this process while the call runs."""
     peak, over = [_anonymous()], threading.Event()
 
     def watch():

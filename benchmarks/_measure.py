@@ -1,4 +1,4 @@
-"""Timing that can be compared: contestants in turn within one run, medians, compile time apart."""
+"""Comparable timing: contestants take turns within one run, and compile time is separate."""
 
 import json
 import os
@@ -21,8 +21,8 @@ def median_ms(functions: dict, *, rounds: int, calls: int) -> dict[str, float]:
 def all_ms(functions: dict, *, rounds: int, calls: int) -> dict[str, list[float]]:
     """Milliseconds of every call of each function, measured in turns (A B C A B C ...).
 
-    Each of `rounds` turns has `calls` timed calls. It begins with a pause and one call that is not
-    timed, because the thread pool of the previous contestant may still spin.
+    Each of `rounds` turns has `calls` timed calls. A turn begins with a pause and one call that is
+    not timed, because the thread pool of the previous contestant may still spin.
     """
     times = {name: [] for name in functions}
     for _ in range(rounds):
@@ -37,7 +37,7 @@ def all_ms(functions: dict, *, rounds: int, calls: int) -> dict[str, list[float]
 
 
 def compile_seconds(function, *args) -> float:
-    """Seconds to trace and compile `function`; a new wrapper and empty caches prevent reuse."""
+    """Seconds to trace and compile `function`. A new wrapper and empty caches prevent reuse."""
     jax.clear_caches()
     began = time.perf_counter()
     jax.jit(lambda *args: function(*args)).lower(*args).compile()
@@ -45,19 +45,19 @@ def compile_seconds(function, *args) -> float:
 
 
 def markdown(rows: list[dict[str, object]]) -> str:
-    """A table with a row for each dict. A sentence has the columns that are equal in all rows."""
+    """A table with a row for each dict; a sentence above it has the columns with one value."""
     if not rows:
         return ""
     equal = [name for name in rows[0] if len({str(row[name]) for row in rows}) == 1 < len(rows)]
     names = [name for name in rows[0] if name not in equal]
     lines = [names, ["---"] * len(names), *([str(row[name]) for name in names] for row in rows)]
-    said = "; ".join(f"{name}, {rows[0][name]}" for name in equal)
+    said = ", ".join(f"{name} ({rows[0][name]})" for name in equal)
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"The same in every row: {said}.\n\n{table}" if equal else table
+    return f"The table omits columns with one value: {said}.\n\n{table}" if equal else table
 
 
 def environment() -> dict[str, str]:
-    """Versions and hardware on which a measurement depends."""
+    """The versions and the hardware on which a measurement depends."""
     found = {
         "python": platform.python_version(),
         "jax": jax.__version__,

@@ -1,15 +1,16 @@
-"""Do a free-form network in each step (Hybrid ISTA) or an equilibrium layer pay at equal products?
+"""Compare Hybrid ISTA and an equilibrium layer with `alista_at` at an equal number of products.
 
     python benchmarks/beyond.py [CELL ...]
 
-Both are built on the step of `alista_at`, from its calibrated start, and trained like it in one
-loop: 1,000 steps of Adam on the logarithm of the NMSE, 64 signals a step, the params with the least
-error on 2,048 others. All have 32 products with a matrix.
+Both methods use the step of `alista_at` and start from its calibrated params. One loop trains both
+methods and the plain step: 1,000 steps of Adam on the logarithm of the NMSE, with 64 signals per
+step. The loop keeps the params with the least error on 2,048 other signals. Each method has 32
+products with a matrix.
 
-hybrid       Zheng, Dai, Li, Zou, Xiong (2022): in 8 steps u = v + N(v) between two steps of ISTA,
-             and a learned convex combination of their codes; N has one hidden layer of 16 units for
-             each entry. It starts as `alista_at` itself
-equilibrium  one gamma and theta for all steps, here 16 of them, and as far as the fixed point (200)
+hybrid       Hybrid ISTA of Zheng, Dai, Li, Zou, Xiong (2022). Each of 8 steps has u = v + N(v)
+             between two steps of ISTA, and a learned convex combination of their codes. N has one
+             hidden layer of 16 units for each entry. The hybrid starts as `alista_at` itself.
+equilibrium  one gamma and one theta for all steps, with 16 steps and at the fixed point (200 steps)
 """
 
 import sys
@@ -57,7 +58,7 @@ def equilibrium(p, shares, D, W, y):
 
 
 def trained(code, p, shares, D, W, sample, validation):
-    """The least validation NMSE, dB, and its params."""
+    """The least validation NMSE in dB, and the params that attain it."""
 
     def ratio(p, Y, X, shares=shares):
         codes = jax.vmap(code, (None, None, None, None, 0))(p, shares, D, W, Y)
@@ -82,7 +83,7 @@ def trained(code, p, shares, D, W, sample, validation):
     for key in jax.random.split(jax.random.key(1), 20):
         p, state = turn(p, state, key)
         best = min(best, (float(judge(p, *validation)), p), key=lambda pair: pair[0])
-    if code is equilibrium:  # and its fixed point
+    if code is equilibrium:  # also the fixed point
         longer = jnp.concatenate([shares, jnp.full(200 - DEPTH, shares[-1])])
         return 10 * np.log10(best[0]), 10 * np.log10(float(judge(best[1], *validation, longer)))
     return (10 * np.log10(best[0]),)

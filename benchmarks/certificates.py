@@ -1,15 +1,15 @@
-"""Certificates of single codes against linear programs.
+"""Check certificates of single codes with linear programs.
 
-Signals with s nonzeros in four dictionaries of 250 x 500. Six methods code each of them,
-`theory.certify_code` judges every code, and one linear program judges the six certificates:
-`refuted` counts the codes that are certified `unique` beside another code of no larger l1 norm.
-`linear_programs.basis_pursuit` solves the programs, each to a gap that its own dual point proves;
-HiGHS solves one in eight anew, and all whose code is another one than the certified. Three codes of
-each signal are wrong on purpose; `wrong` counts those that are certified.
+The signals have codes with s nonzeros in four dictionaries of 250 x 500. Six methods code each
+signal, `theory.certify_code` judges every code, and one linear program judges the six certificates.
+`refuted` counts the codes that are certified `unique` although another code has no larger l1 norm.
+`linear_programs.basis_pursuit` solves each program to a gap that its dual point proves. HiGHS
+solves one program in eight again, and every program whose code differs from a certified code. Three
+codes of each signal are wrong on purpose; `wrong` counts the wrong codes that are certified.
 
     python benchmarks/certificates.py [signals]    adds rows to certificates.json until every cell
-                                                   has so many signals (72)
-    python benchmarks/certificates.py --table      prints its table
+                                                   has this number of signals (72 by default)
+    python benchmarks/certificates.py --table      prints the table of certificates.json
 """
 
 import json
@@ -31,9 +31,9 @@ M, N, K, SIGNALS, PART = 250, 500, 16, 72, 24
 SPARSITIES = (7, 20, 50, 60, 75, 100)
 FAULTS = ("swapped", "turned", "residual")
 METHODS = ("ISTA", "ALISTA", "ALISTA-SS", "OMP", "LASSO", "OAT")
-# A code is another one if it is so far away: programs are solved to about 1e-9.
+# Two codes differ if they are this far apart: programs are solved to about 1e-9.
 FAR = 1e-6
-EVERY = 8  # of the signals, of which HiGHS judges one in any case
+EVERY = 8  # HiGHS always judges one signal in so many
 
 
 def gaussian(m, d):
@@ -45,7 +45,7 @@ def condition_50(m, d):
 
 
 def learned(m, d):
-    """Atoms of mean-free patches of a photograph, of m pixels in 10 columns."""
+    """Atoms learned from mean-free patches of a photograph, with m pixels in 10 columns."""
     from sklearn.datasets import load_sample_image
 
     picture = load_sample_image("china.jpg").mean(-1) / 255
@@ -67,7 +67,7 @@ DICTIONARIES = {
 
 
 def contestants(D, K=K, samples=256):
-    """The six methods for a dictionary, as functions of signals; layers are calibrated at d/10."""
+    """The six methods as functions of signals; layers are calibrated with d/10 nonzeros."""
     s = D.shape[1] // 10
     sampled = ur.problems.exact_sparse(1, (samples, D.shape[1]), s)
     share = (1.2 * s / D.shape[1] / 10, 1.2 * s / D.shape[1])
@@ -88,7 +88,7 @@ def contestants(D, K=K, samples=256):
 
 
 def highs(D, y):
-    """A code of least l1 norm with D x = y, or nan where none is found."""
+    """A code of least l1 norm with D x = y, or nan if HiGHS finds no code."""
     tight = dict(primal_feasibility_tolerance=1e-10, dual_feasibility_tolerance=1e-10)
     d = D.shape[1]
     found = linprog(np.ones(2 * d), A_eq=np.hstack([D, -D]), b_eq=y, method="highs", options=tight)
@@ -96,14 +96,14 @@ def highs(D, y):
 
 
 def apart(X, Z):
-    """How far codes are from each other, or 1 where those of X have the larger l1 norm."""
+    """The relative distance of codes X from Z; at least 1 if a code of X has a larger l1 norm."""
     heavier = np.abs(X).sum(1) > np.abs(Z).sum(1) * (1 + FAR)
     distance = np.linalg.norm(X - Z, axis=1) / np.linalg.norm(Z, axis=1)
     return np.where(heavier, np.maximum(distance, 1), distance)
 
 
 def made_wrong(rng, X, Y):
-    """Codes with an entry at another atom, with a sign turned, and signals off by 1e-6."""
+    """Codes with an entry at another atom, codes with a changed sign, and signals off by 1e-6."""
     swapped, turned = X.copy(), X.copy()
     for x, z in zip(swapped, turned):
         on, off = rng.choice(np.flatnonzero(x)), rng.choice(np.flatnonzero(x == 0))
@@ -119,7 +119,7 @@ def made_wrong(rng, X, Y):
 
 
 def judged(D, X, methods, rng, every=EVERY):
-    """Counts for the signals D X; D and X are float64, methods map signals to codes."""
+    """Counts for the signals D X; D and X are float64, and methods map signals to codes."""
     Y = X @ D.T
     solution = ur.linear_programs.basis_pursuit(ur.linear_programs.whiten(D), Y.T)
     Z = solution.V.T.copy()
@@ -163,7 +163,7 @@ def methods_for(name):
 
 
 def cells(signals):
-    """Every part of every cell: what names it, its codes, and the generator that drew them."""
+    """Each part of each cell: its name, its codes, and the generator that drew the codes."""
     for part in range(-(-signals // PART)):
         for name in DICTIONARIES:
             for s in SPARSITIES:
@@ -186,7 +186,7 @@ def main(signals):
 
 
 def table():
-    """Certified codes of each method in %, and what went wrong, for every dictionary and s."""
+    """The certified codes of each method in %, and the faults, for every dictionary and s."""
     rows = json.loads(PATH.read_text())["rows"]
     faults = ("refuted", "unjudged", "missed")
     entries = []
@@ -198,20 +198,23 @@ def table():
             n = sum(row["signals"] for row in cell)
             entry = {"dictionary": name, "nonzeros s": s}
             for method in METHODS:
-                entry[method] = f"{100 * sum(row[method]['unique'] for row in cell) / n:.0f}"
+                unique = sum(row[method]["unique"] for row in cell)
+                entry[f"{method} codes certified, %"] = f"{100 * unique / n:.0f}"
             for fault in faults:
                 entry[f"codes {fault}"] = sum(row[m][fault] for row in cell for m in METHODS)
             entry["codes wrong"] = sum(row[fault]["wrong"] for row in cell for fault in FAULTS)
             recovered = sum(row["recovered"] for row in cell)
-            entries.append(entry | {"l1 recovers, %": f"{100 * recovered / n:.0f}"})
+            found = f"{100 * recovered / n:.0f}"
+            entries.append(entry | {"codes that the linear program recovers, %": found})
     n = sum(row["signals"] for row in rows)
     certified = sum(row[method]["unique"] for row in rows for method in METHODS)
     again, gap = sum(row["highs"] for row in rows), max(row["gap"] for row in rows)
     far = max(row[method]["apart"] for row in rows for method in METHODS)
     return (
         f"{markdown(entries)}\n\n{certified:,} of {len(METHODS) * n:,} codes of {n:,} signals are "
-        f"certified, at most {far:.0e} from the code of the program. HiGHS solved {again} "
-        f"programs; the gaps of the others are at most {gap:.0e}."
+        f"certified. A certified code is at most {far:.0e} away from the code of its linear "
+        f"program. HiGHS solved {again} programs; the gaps of the other programs are at most "
+        f"{gap:.0e}."
     )
 
 

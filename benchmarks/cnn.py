@@ -1,11 +1,12 @@
-"""Training steps of LeNet-5, VGG11 and U-Net, beside PyTorch on the same cores.
+"""Training steps of LeNet-5, VGG11 and U-Net, compared with PyTorch on the same cores.
 
     python benchmarks/cnn.py [--rounds 5] [--batch 128] [--models lenet vgg unet]
 
-A step is forward, backward and update: SGD with momentum, Adam for U-Net, in float32. Contestants
-take turns within one run; times are medians. The plain form is that of accelerators: convolutions
-by `lax.conv_general_dilated` alone. PyTorch takes part where it is installed, its compiled form
-where it has a compiler. All use the cores that they may: `taskset -c 0 python ...` measures one.
+A step is the forward pass, the backward pass and the update in float32, by SGD with momentum or,
+for U-Net, by Adam. Contestants take turns within one run, and times are medians. The plain form
+computes convolutions by `lax.conv_general_dilated` alone, as accelerators do. PyTorch takes part if
+it is installed, and its compiled form takes part if there is a compiler. All contestants use all
+cores of the process; `taskset -c 0 python ...` measures one core.
 """
 
 import argparse
@@ -30,7 +31,7 @@ MODELS = ("lenet", "vgg", "unet")
 
 
 def batch_of(model: str, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random pictures (N, H, W, 3), with labels or masks."""
+    """Random pictures (N, H, W, 3) with labels or masks."""
     rng = np.random.default_rng(0)
     N, side = (UNET["batch"], UNET["side"]) if model == "unet" else (batch, 32)
     x = rng.normal(size=(N, side, side, 3)).astype(np.float32)
@@ -39,7 +40,7 @@ def batch_of(model: str, batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def unrolled_step(model: str, batch: int, **options):
-    """One step of the model of this library, as a function without arguments."""
+    """One training step of the model of this library, as a function without arguments."""
     make = {
         "lenet": ur.vision.models.LeNet5,
         "vgg": ur.vision.models.VGG11,
@@ -71,7 +72,7 @@ def unrolled_step(model: str, batch: int, **options):
 
 
 def torch_steps(model: str, batch: int, activation: str = "ReLU") -> dict:
-    """The same step in PyTorch, eager and compiled; an empty dict where it is not installed."""
+    """The same step in PyTorch, eager and compiled; an empty dict if PyTorch is not installed."""
     try:
         import torch
     except ImportError:
@@ -166,20 +167,20 @@ def torch_unet(width: int, rho):
 
 
 def plain_step(model: str, batch: int):
-    """The step with every convolution as accelerators get it."""
+    """The training step with the convolutions that accelerators use."""
     with mock.patch.object(jax, "default_backend", lambda: "gpu"):
         return unrolled_step(model, batch)
 
 
 def compared(steps: dict, rounds: int) -> dict:
-    """Milliseconds of each, and the ratio of the first to the fastest of PyTorch."""
+    """Milliseconds of each step, and the ratio of the first step to the faster step of PyTorch."""
     times = median_ms(steps, rounds=rounds, calls=3)
     others = [ms for name, ms in times.items() if name.startswith("torch")]
     return times | ({"unrolled / torch": times["unrolled"] / min(others)} if others else {})
 
 
 def training_steps(model: str, batch: int, rounds: int) -> dict:
-    """Milliseconds of one step."""
+    """Milliseconds of one training step of a model."""
     steps = {"unrolled": unrolled_step(model, batch)} | torch_steps(model, batch)
     plain = {"plain form": plain_step(model, batch)}  # up to nine times slower: one turn is enough
     return compared(steps, rounds) | median_ms(plain, rounds=1, calls=3)
@@ -198,7 +199,7 @@ def activations(batch: int, rounds: int) -> dict:
 
 
 def peak_memory(batch: int) -> float:
-    """Megabytes that a process holds at most while it trains VGG11, in a process of its own."""
+    """Peak memory in megabytes of a separate process that trains VGG11."""
     done = subprocess.run(
         [sys.executable, __file__, "--peak", "--batch", str(batch)],
         capture_output=True,
@@ -209,13 +210,13 @@ def peak_memory(batch: int) -> float:
 
 
 def main() -> None:
-    """Run everything and write the JSON."""
+    """Run all measurements and write the JSON file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=128, help="of LeNet-5 and VGG11")
+    parser.add_argument("--batch", type=int, default=128, help="batch of LeNet-5, VGG11")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--peak", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,11 +1,11 @@
-"""Coherence programs: this library beside HiGHS and, where it is installed, Clarabel.
+"""Coherence programs: this library compared with HiGHS and, if it is installed, Clarabel.
 
     python benchmarks/coherence.py
 
-It takes about five minutes on two cores and writes coherence.json. The other solvers solve one
-program per atom, two atoms at a time. They solve small dictionaries completely. Where that would
-take hours they solve a sample of the atoms, and the total is scaled up from it. All times of this
-library include the certificates.
+The script takes about five minutes on two cores and writes coherence.json. The other solvers solve
+one program per atom, two atoms at a time, for all atoms of a small dictionary. If this would take
+hours, the other solvers solve a sample of the atoms, and the script scales the total time up from
+the sample. All times of this library include the certificates.
 """
 
 import importlib.util
@@ -34,7 +34,7 @@ def gaussian(m: int, d: int) -> np.ndarray:
 def highs_coherence(job) -> float:
     """1 / min norm(v, 1) : sum_{j != i} v_j d_j = d_i, by the dual simplex.
 
-    This is the form that HiGHS solves faster.
+    HiGHS solves this form of the program faster than the other form.
     """
     from scipy.optimize import linprog
 
@@ -52,7 +52,7 @@ def highs_coherence(job) -> float:
 def highs_entries(job) -> float:
     """min max abs(w) : w . d_i = 1, abs(w . d_j) <= level, by the interior-point method.
 
-    Here this is the form that HiGHS solves faster.
+    HiGHS solves this form of the program faster than the other form.
     """
     from scipy.optimize import linprog
 
@@ -92,7 +92,7 @@ def clarabel_coherence(job) -> float:
 
 
 def rival(solve, jobs) -> tuple[float, np.ndarray]:
-    """Seconds and values of all jobs, in two processes of one thread each, without their start."""
+    """Seconds and values of all jobs in two processes of one thread, without their start-up."""
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         pool.map(solve, jobs[:2])
         began = time.perf_counter()
@@ -101,7 +101,7 @@ def rival(solve, jobs) -> tuple[float, np.ndarray]:
 
 
 def ours(run, rounds: int = FEWER_ROUNDS) -> tuple[float, object]:
-    """Median seconds of `rounds` calls, and the last result."""
+    """The median seconds of `rounds` calls, and the last result."""
     times = []
     for _ in range(rounds):
         began = time.perf_counter()

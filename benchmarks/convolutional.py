@@ -1,16 +1,17 @@
-"""Convolutional dictionary learning beside alphacsc (1-D) and sporco (2-D): objective against time.
+"""Convolutional dictionary learning compared with alphacsc (1-D) and sporco (2-D).
 
     python benchmarks/convolutional.py [--output benchmarks/convolutional.json]
 
-Every contestant starts from the same filters and minimises the same objective, which is recomputed
-here in float64 from the filters and codes after each of its iterations; the clock stands still
-meanwhile. The score is the time to within 1 % of the least objective that any of them reached.
+Every contestant starts from the same filters and minimises the same objective. After each iteration
+of a contestant, the script recomputes the objective in float64 from the filters and codes; this
+time is not counted. The score is the time until a contestant is within 1 % of the least objective
+that any contestant reached.
 
-1-D: 10 signals of 5,000 samples with planted events of 8 kinds, codes x >= 0 (alphacsc has no
-others), filters of 64 samples, boundary "valid". 2-D: 5 high-passed crops of 128 x 128 of
-photographs, 64 filters of 8 x 8, lam = 0.2, boundary "circular": the setting of the examples of
-sporco. alphacsc and sporco take part where they are installed. Compilation is not counted; its
-time stands beside.
+The 1-D problem has 10 signals of 5,000 samples with planted events of 8 kinds, codes x >= 0
+(alphacsc has no other codes), filters of 64 samples and the boundary "valid". The 2-D problem has 5
+high-passed crops of photographs of 128 x 128 pixels, 64 filters of 8 x 8 pixels, lam = 0.2 and the
+boundary "circular", as in the examples of sporco. alphacsc and sporco take part if they are
+installed. The time of compilation is reported separately.
 """
 
 import argparse
@@ -35,7 +36,7 @@ LAM_1D = 1.0
 
 
 class Case(NamedTuple):
-    """Images, filters to start from, and the problem."""
+    """The images, the filters to start from, and the problem."""
 
     images: np.ndarray  # (n, n_channels, *signal_shape)
     start: np.ndarray  # (n_atoms, n_channels, *kernel)
@@ -72,7 +73,7 @@ def photographs(seed: int = 0, n_atoms: int = 64, kernel: int = 8) -> Case:
 
 
 def patches(images: np.ndarray, kernel: tuple, count: int, rng) -> np.ndarray:
-    """Random unit windows of large energy."""
+    """Random windows of large energy, scaled to norm 1."""
     axes = tuple(range(2, images.ndim))
     windows = np.lib.stride_tricks.sliding_window_view(images, kernel, axes)
     windows = windows.reshape(-1, *kernel)[:, None]
@@ -82,7 +83,7 @@ def patches(images: np.ndarray, kernel: tuple, count: int, rng) -> np.ndarray:
 
 
 def objective(case: Case, filters: np.ndarray, X: np.ndarray) -> float:
-    """The sum over the images, in float64; filters longer than 1 are an error."""
+    """The sum of the objective over the images, in float64; filters of norm > 1 are an error."""
     filters, X = np.asarray(filters, float), np.asarray(X, float)
     norms = np.sqrt(np.sum(filters**2, tuple(range(1, filters.ndim))))
     assert norms.max() < 1 + 1e-4, norms.max()
@@ -104,7 +105,7 @@ class TimeIsUp(Exception):
 
 
 def ours(case: Case, seconds: float) -> tuple[Curve, dict]:
-    """`dictionary_learning.convolutional` in float32, until the time is up."""
+    """`dictionary_learning.convolutional` in float32 until the time is up."""
     images, start = case.images.astype(np.float32), case.start.astype(np.float32)
     options = dict(lam=case.lam, boundary=case.boundary, nonnegative=case.nonnegative)
     learn = ur.dictionary_learning.convolutional
@@ -200,7 +201,7 @@ def sporco(case: Case, seconds: float, xmethod: str, dmethod: str) -> tuple[Curv
 
 
 def measured(case: Case, contestants: dict[str, Callable], seconds: float) -> dict:
-    """All curves, and the time of each to within 1 % of the least objective of all."""
+    """All curves, and the time of each contestant to within 1 % of the least objective of all."""
     curves, more = {}, {}
     for name, run in contestants.items():
         try:
@@ -223,14 +224,14 @@ def measured(case: Case, contestants: dict[str, Callable], seconds: float) -> di
 
 
 def thinned(curve: Curve, count: int = 40) -> Curve:
-    """Some points of a curve, the last among them."""
+    """Some points of a curve, always with the last point."""
     chosen = np.unique(np.geomspace(1, len(curve), count).astype(int)) - 1
     return [curve[i] for i in chosen]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each contestant")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time per contestant")
     parser.add_argument("--only", choices=("1-D", "2-D"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/convolutional.json"))
     arguments = parser.parse_args()

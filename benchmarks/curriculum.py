@@ -1,9 +1,9 @@
-"""Stage-wise beside end-to-end training in as many steps, and HyperLISTA without training.
+"""Stage-wise and end-to-end training in equally many steps, and HyperLISTA without training.
 
     python benchmarks/curriculum.py [--steps-per-stage 50] [--output benchmarks/curriculum.json]
 
-The standard benchmark: 250 x 500, K = 16, no noise. NMSE in dB after 16 steps on 1,000 test
-signals, by both definitions.
+The problem is the standard benchmark: 250 x 500, K = 16, no noise. The score is the NMSE in dB
+after 16 steps on 1,000 test signals, by both definitions.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def signals(seed: int, batch: int) -> tuple[jax.Array, jax.Array]:
 
 
 def judge(layer: ur.layers.Layer, params, seconds: float) -> dict[str, float]:
-    """The test errors of params, and how long it took to find them."""
+    """The test errors of params, and the seconds of the search for the params."""
     Y, X = signals(99, 1000)
     codes = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, Y)
     found = {
@@ -45,7 +45,7 @@ def timed(layer: ur.layers.Layer, make) -> dict[str, float]:
 
 
 def trainings(layer: ur.layers.Layer, params, steps_per_stage: int) -> dict[str, dict]:
-    """Both ways of training from calibrated params: 3 K stages, or as many steps end to end."""
+    """Train from calibrated params in 3 K stages, and end to end for equally many steps."""
     Y, X = signals(77, 512)
     start = ur.analytic.calibrate(layer, params, D, Y, X)
     steps = 3 * K * steps_per_stage
@@ -73,7 +73,7 @@ def trainings(layer: ur.layers.Layer, params, steps_per_stage: int) -> dict[str,
 
 
 def searched() -> dict[str, dict]:
-    """HyperLISTA as given and after a search over its three numbers."""
+    """HyperLISTA with its initial numbers, and after a search over its three numbers."""
     layer, params, (Y, X) = ur.layers.hyperlista(K), ur.analytic.hyperlista(D), signals(50, 2048)
     grid = dict(
         threshold=[0.03, 0.035, 0.04],
@@ -90,7 +90,7 @@ def searched() -> dict[str, dict]:
 
 
 def main() -> None:
-    """Run everything and write the JSON."""
+    """Run all measurements and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps-per-stage", type=int, default=50)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))

@@ -1,17 +1,17 @@
-"""Denoising: CSCNet trained here, beside BM3D and the LASSO in the dictionary that it learned.
+"""Denoising by a trained CSCNet, by BM3D, and by the LASSO in the dictionary of the CSCNet.
 
     python benchmarks/denoising.py                 a small net, an hour
     python benchmarks/denoising.py --published     the sizes of Simon and Elad, some hours
     python benchmarks/denoising.py --published --minutes 60   no new evaluation after an hour
     python benchmarks/denoising.py --stop          evaluates the saved state without training
-    python benchmarks/denoising.py --table         prints the table of the results, here or with
-                                                   --published
+    python benchmarks/denoising.py --table         prints the table of the small net or, with
+                                                   --published, of the published sizes
 
-`--data DIR`, or the variable UNROLLED_DATA, holds denoising/Train400 and denoising/Set12. Training
-writes its state to the folder `--weights` at every evaluation and continues from there. A stage
-trains through the mean of at least as many grids as the one before, and the last one of the
-published sizes through the mean of all shifts, as the net is tested. float32, pictures in [0, 1],
-nothing is clipped.
+The folder `--data DIR`, or the variable UNROLLED_DATA, holds denoising/Train400 and
+denoising/Set12. Training writes its state to the folder `--weights` at every evaluation; a stopped
+run continues from this state. A stage trains through the mean of at least as many grids as the
+stage before. The last stage of the published sizes trains through the mean of all shifts, as the
+net is tested. Arrays are float32, pictures are in [0, 1], and nothing is clipped.
 """
 
 import argparse
@@ -36,30 +36,30 @@ from unrolled.vision.models import CSCNet, shift_average
 
 SIGMA, LEVELS, RANGE = 25 / 255, (15, 25, 50), (5 / 255, 50 / 255)
 BATCH, HELD_OUT, EVALUATE_EVERY = 4, 8, 400
-LASSO_STEPS = 100  # of FISTA with restart
+LASSO_STEPS = 100  # steps of FISTA with restart
 
 
 class Stage(NamedTuple):
-    """Of the training; that of the noise-adaptive net has half of the steps and of the rate."""
+    """A training stage; for the noise-adaptive net, steps and rate are halved."""
 
-    grids: int  # in each direction, evenly apart, whose estimates are averaged
+    grids: int  # in each direction, evenly apart; their estimates are averaged
     steps: int
-    rate: float  # of Adam, the largest
+    rate: float  # largest learning rate of Adam
 
 
 class Design(NamedTuple):
-    """The sizes of a net, and how it is trained."""
+    """The sizes and the training stages of a net."""
 
     filters: int
     kernel: int
     stride: int
     unfoldings: int
-    positions: int  # of a window of the training, in each direction
+    positions: int  # of the atoms in a training window, in each direction
     stages: tuple[Stage, ...]
 
     @property
     def window(self) -> int:
-        """Its side in pixels, beneath one grid."""
+        """The side of a training window in pixels, for one grid."""
         return (self.positions - 1) * self.stride + self.kernel
 
 
@@ -69,7 +69,7 @@ PUBLISHED = Design(175, 11, 8, 12, 8, GROWING)
 
 
 def dct_filters(count: int, n: int, rng) -> np.ndarray:
-    """The lowest frequencies of the 2-D DCT with a little noise; noise alone beyond n^2 filters."""
+    """The lowest frequencies of the 2-D DCT with a little noise; filters beyond n^2 are noise."""
     line = np.sqrt(2 / n) * np.cos(np.pi * (np.arange(n) + 0.5) * np.arange(n)[:, None] / n)
     line[0] /= np.sqrt(2)
     order = sorted(np.ndindex(n, n), key=sum)
@@ -90,7 +90,7 @@ def new_net(design: Design, noise_adaptive: bool = False) -> CSCNet:
 
 
 def adapted(net: CSCNet, design: Design) -> CSCNet:
-    """A noise-adaptive net, equal to `net` at its noise level: theta_0 = 0, slope theta / sigma."""
+    """A noise-adaptive net with theta_0 = 0 and slope theta / sigma; at sigma it equals `net`."""
     new = new_net(design, noise_adaptive=True)
     for name in ("A", "B", "C"):
         getattr(new, name)[...] = getattr(net, name)[...]
@@ -102,7 +102,8 @@ def adapted(net: CSCNet, design: Design) -> CSCNet:
 def sampler(pictures, batch: int, size: int):
     """`sample(key, low, high) -> (clean, noisy, sigmas)`.
 
-    The windows are turned and mirrored, the noise levels uniform between `low` and `high`.
+    The windows are turned and mirrored at random. Noise levels are uniform between `low` and
+    `high`.
     """
     side = pictures.shape[1] - size + 1
 
@@ -131,7 +132,7 @@ def sampler(pictures, batch: int, size: int):
 def objective(net, corners, clean, noisy, sigmas):
     """Squared error of the mean over some grids, weighted so that all noise levels count.
 
-    It counts the pixels that are covered by as many atoms as in the interior of a picture.
+    Only pixels count that are covered by as many atoms as a pixel in the interior of a picture.
     """
     reach, border = max(max(corner) for corner in corners), net.kernel - net.stride
     side = noisy.shape[-1] - reach
@@ -153,16 +154,16 @@ def objective(net, corners, clean, noisy, sigmas):
 
 
 class Job(NamedTuple):
-    """What trainings share."""
+    """The settings that all training runs share."""
 
     design: Design
     pictures: np.ndarray
-    folder: Path  # of the weights
-    until: float  # a time after which nothing is trained
+    folder: Path  # folder of the weights
+    until: float  # training stops at this time
 
 
 def train(name: str, net: CSCNet, levels, job: Job) -> dict[str, list[dict]]:
-    """Train in all stages; returns the curve of each that has begun."""
+    """Train in all stages; returns the curve of each stage that has begun."""
     share = 1.0 if net.slope is None else 0.5
     curves: dict[str, list[dict]] = {}
     for number, (grids, steps, rate) in enumerate(job.design.stages, start=1):
@@ -178,7 +179,7 @@ def train(name: str, net: CSCNet, levels, job: Job) -> dict[str, list[dict]]:
 def trained(name: str, net: CSCNet, levels, stage: Stage, job: Job) -> list[dict]:
     """Train by Adam with a warm-up and a cosine schedule; returns the curve.
 
-    The state is saved to a file, from which a stopped run continues.
+    The state is saved to a file. A stopped run continues from this file.
     """
     path, pictures, steps = job.folder / f"{name}.npz", job.pictures, stage.steps
     rates = optax.warmup_cosine_decay_schedule(
@@ -251,14 +252,14 @@ def psnr(estimate, picture) -> float:
 
 
 def held_out(net, pictures, level: float = 25) -> float:
-    """Mean PSNR over pictures that the training does not see, averaged over all shifts."""
+    """Mean PSNR over pictures that are not trained on, with estimates averaged over all shifts."""
     noisy = [noise(picture, level, j) for j, picture in enumerate(pictures)]
     return float(np.mean([psnr(denoise(net, y, level / 255), p) for y, p in zip(noisy, pictures)]))
 
 
 @partial(jax.jit, static_argnums=3)
 def ista(A, noisy, lam, stride):
-    """The LASSO in the learned dictionary A, averaged over the same shifts."""
+    """The LASSO estimate in the learned dictionary A, averaged over all shifts."""
 
     def estimate(window):
         D, x = lasso(A, window, lam, stride)
@@ -270,7 +271,7 @@ def ista(A, noisy, lam, stride):
 
 @partial(jax.jit, static_argnums=3)
 def ista_density(A, noisy, lam, stride):
-    """The share of nonzero entries in the code of one window, the largest in the corner."""
+    """The share of nonzero entries in the code of the largest window in the corner."""
     kernel = A.shape[-1]
     rows, columns = (kernel + (N - kernel) // stride * stride for N in noisy.shape)
     window = noisy[:rows, :columns] - jnp.mean(noisy)
@@ -312,7 +313,7 @@ def judged(name: str, estimate, pictures: dict, level: float, seed: int = 1000) 
 
 def net_row(net: CSCNet, pictures: dict, level: float) -> dict:
     for shape in {p.shape for p in pictures.values()}:
-        blank = np.zeros(shape, np.float32)  # compiles, so that the times are those of a run
+        blank = np.zeros(shape, np.float32)  # compiles; the times exclude compilation
         denoise(net, blank, level / 255).block_until_ready()
     name = "CSCNet" if net.slope is None else "CSCNet, noise-adaptive"
     row = judged(name, lambda noisy: denoise(net, noisy, level / 255), pictures, level)
@@ -321,9 +322,9 @@ def net_row(net: CSCNet, pictures: dict, level: float) -> dict:
 
 
 def ista_row(net: CSCNet, pictures: dict, training) -> dict:
-    """The LASSO with the lam that has the best mean PSNR on training pictures.
+    """The row of the LASSO, with the lam that has the best mean PSNR on training pictures.
 
-    lam is in units of sigma times the mean norm of an atom.
+    The unit of lam is sigma times the mean norm of an atom.
     """
     A, stride = net.A[...], net.stride
     noisy = [noise(picture, 25, j) for j, picture in enumerate(training)]
@@ -342,10 +343,11 @@ def ista_row(net: CSCNet, pictures: dict, training) -> dict:
 
 
 def table(results: dict) -> list[str]:
-    """Every method at every noise level; 09 is Barbara, and Set12's first seven are 01 to 07."""
+    """A line per method and noise level; 09 is Barbara, 01 to 07 are the first seven pictures."""
     lines = [
-        "| method | sigma | PSNR on Set12, dB | PSNR on 01 to 07 | PSNR without 09 | pictures "
-        "above BM3D | nonzero entries of codes | processor seconds per picture |",
+        "| method | sigma | PSNR on Set12, dB | PSNR on 01 to 07, dB | PSNR without 09, dB | "
+        "pictures with a PSNR above BM3D | nonzero entries of codes | processor seconds per "
+        "picture |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for sigma, methods in results["Set12"].items():
@@ -367,7 +369,7 @@ def table(results: dict) -> list[str]:
 def figure(
     net: CSCNet, picture, seed: int, corner: tuple[int, int], curves, reference: float, path: Path
 ) -> None:
-    """A detail, noisy and denoised; the learned filters; PSNR on held-out pictures in training."""
+    """Draw a detail before and after denoising, the learned filters, and the training curve."""
     noisy = noise(picture, 25, 1000 + seed)
     shown = {"noisy": noisy, "BM3D": bm3d(noisy, 25), "CSCNet": denoise(net, noisy, SIGMA)}
     cut = tuple(slice(c, c + 96) for c in corner)
@@ -388,7 +390,7 @@ def figure(
         before += curve[-1]["step"] if curve else 0
     axes[4].axhline(reference, color="gray", linestyle=":", label="BM3D")
     axes[4].set_title("PSNR on held-out pictures, dB", fontsize=9)
-    axes[4].set_ylim(bottom=reference - 1.5)  # a step that is too large is mended by the next ones
+    axes[4].set_ylim(bottom=reference - 1.5)  # later steps repair a bad one
     axes[4].set_xlabel("training step", fontsize=8)
     axes[4].tick_params(labelsize=7)
     axes[4].legend(fontsize=7, frameon=False, loc="lower right")
@@ -396,7 +398,7 @@ def figure(
 
 
 def mosaic(filters: np.ndarray) -> np.ndarray:
-    """The filters, strongest first, in a square, each scaled by its largest entry."""
+    """The filters in a square, strongest first; each filter is scaled by its largest entry."""
     order, n = np.argsort(-np.linalg.norm(filters, axis=(1, 2))), math.isqrt(len(filters))
     cells = [np.pad(f / np.abs(f).max(), 1, constant_values=1) for f in filters[order[: n * n]]]
     return np.block([cells[i : i + n] for i in range(0, n * n, n)])
@@ -409,9 +411,9 @@ def main() -> None:
     parser.add_argument("--data", help="folder that holds denoising/")
     parser.add_argument("--published", action="store_true", help="the sizes of Simon and Elad")
     parser.add_argument("--weights", type=Path, default=Path("denoising-weights"))
-    parser.add_argument("--output", type=Path, help="by default beside this file")
+    parser.add_argument("--output", type=Path, help="default: next to this file")
     parser.add_argument(
-        "--minutes", type=float, default=np.inf, help="train nothing more after that, and evaluate"
+        "--minutes", type=float, default=np.inf, help="stop training after this time, and evaluate"
     )
     parser.add_argument(
         "--stop", action="store_true", help="evaluate the saved state without training"
@@ -473,7 +475,7 @@ def main() -> None:
 
 
 def remembered(path: Path, key: str, compute, *args) -> dict:
-    """The row of a method: read from the file of a stopped run, else computed and saved."""
+    """The row of a method, read from the file of a stopped run, or computed and saved."""
     rows = json.loads(path.read_text()) if path.exists() else {}
     if key not in rows:
         rows[key] = compute(*args)

@@ -1,21 +1,23 @@
-"""Dictionary learning beside other libraries: seconds, and the objective.
+"""Dictionary learning compared with other libraries: seconds and objectives.
 
     python benchmarks/dictionary_learning.py [--only digits] [--patches 100000]
 
-Online learning of 256 atoms from 8x8 patches of photographs, without their means and of unit norm,
-in one pass: every contestant starts from the same patches and has the same batches and penalty.
-The objective is the mean of 1/2 norm(y - D x)^2 + lam norm(x, 1) over 5000 other patches, with
-codes of `lasso_batch` in unit atoms, in float64. SPAMS takes part where it is installed.
+Part 1 is online learning of 256 atoms in one pass over 8x8 patches of photographs. The patches have
+mean 0 and norm 1. Every contestant starts from the same patches and has the same batches and the
+same penalty. The objective is the mean of 1/2 norm(y - D x)^2 + lam norm(x, 1) over 5000 other
+patches, with codes of `lasso_batch` in unit atoms, in float64. SPAMS takes part if it is installed.
 
-Online learning at equal time: the 1797 digits of scikit-learn in [0, 1], without the mean of every
-pixel and then of every digit, as scikit-learn's example of faces centres them. Every contestant
-makes as many passes as a budget of wall time has room for; each has run once before for as many
-atoms, so that nothing is compiled or imported within a budget. `online` has batches of 256.
-scikit-learn takes part as it comes (LARS, batches of 256, a start by SVD) and as it is fastest
-here (coordinate descent, batches of 32, unit digits to start from, as `online` does). The objective
-is that of all digits; "ratio" is ours over the better one of scikit-learn with the same seed.
+Part 2 is online learning at equal time on the 1797 digits of scikit-learn in [0, 1]. The mean of
+every pixel, and then the mean of every digit, is subtracted, as in scikit-learn's example of faces.
+Every contestant makes as many passes as fit into a budget of wall time. Each contestant has run
+once before for the same number of atoms, so that a budget includes no compilation and no import.
+`online` has batches of 256. scikit-learn takes part with its defaults (LARS, batches of 256, a
+start by SVD) and in its fastest form on this problem (coordinate descent, batches of 32, unit
+digits to start from, as in `online`). The objective is the objective of all digits. "ratio" is the
+objective of `online` over the better objective of scikit-learn with the same seed.
 
-Then seconds for a sweep of K-SVD and of MOD, 500 atoms of 250 entries from 10,000 signals.
+Part 3 has the seconds for a sweep of K-SVD and of MOD, with 500 atoms of 250 entries and 10,000
+signals.
 """
 
 import argparse
@@ -43,7 +45,7 @@ DIGITS_ATOMS, BUDGETS, DIGITS_LAM = (32, 64), (0.25, 1.0, 4.0), 0.2
 
 
 def patches(n: int) -> np.ndarray:
-    """n patches of photographs, (n, 64), without their means and of unit norm, in float32."""
+    """n patches of photographs with mean 0 and norm 1, (n, 64), in float32."""
     rng = np.random.default_rng(0)
     found = []
     for picture in ur.vision.datasets.photographs().values():
@@ -59,7 +61,7 @@ def patches(n: int) -> np.ndarray:
 
 
 def objective(D: np.ndarray, Y: np.ndarray, lam: float) -> float:
-    """The mean objective for unit atoms."""
+    """The mean objective of Y in D with atoms scaled to norm 1."""
     with jax.enable_x64(True):
         D, Y = np.asarray(D, float), np.asarray(Y, float)
         D = D / np.linalg.norm(D, axis=0)
@@ -89,7 +91,7 @@ def scikit_learn(Y: np.ndarray) -> np.ndarray:
 
 
 def spams_learning() -> Callable[[np.ndarray], np.ndarray] | None:
-    """The learning of SPAMS in float64, in which it is faster; None where it is not installed."""
+    """Learning by SPAMS in float64, its faster dtype; None if SPAMS is not installed."""
     try:
         import spams
     except ImportError:
@@ -105,7 +107,7 @@ def spams_learning() -> Callable[[np.ndarray], np.ndarray] | None:
 
 
 def compare(n: int, rounds: int) -> dict[str, dict]:
-    """The seconds and the objective of every contestant, in turns after one short run of each."""
+    """Seconds and objective of every contestant, in turns after one short run of each."""
     Y = patches(n + HELD_BACK)
     learners = {"unrolled": ours, "scikit-learn": scikit_learn, "SPAMS": spams_learning()}
     learners = {name: learn for name, learn in learners.items() if learn is not None}
@@ -130,7 +132,7 @@ def compare(n: int, rounds: int) -> dict[str, dict]:
 
 
 class Learnt(NamedTuple):
-    """What a contestant learned within its time."""
+    """The dictionary that a contestant learned within its time."""
 
     D: np.ndarray
     batches: int
@@ -151,7 +153,7 @@ def ours_within(seconds: float, Y: np.ndarray, d: int, seed: int) -> Learnt:
 
 
 class TimeIsOver(Exception):
-    """Ends `fit` of scikit-learn from its callback."""
+    """Raised in the callback of scikit-learn to end its `fit`."""
 
 
 def scikit_learn_within(seconds: float, Y: np.ndarray, d: int, **options) -> Learnt:
@@ -169,7 +171,7 @@ def scikit_learn_within(seconds: float, Y: np.ndarray, d: int, **options) -> Lea
 
 
 def within(seconds: float, d: int, seed: int) -> dict[str, dict[str, float]]:
-    """Batches, seconds and the objective of every contestant, from digits in a random order."""
+    """Batches, seconds and objective of every contestant, from digits in a random order."""
     Y = load_digits().data / 16
     Y = Y - Y.mean(0)
     Y = np.random.default_rng(seed).permutation(Y - Y.mean(1, keepdims=True))
@@ -189,10 +191,10 @@ def within(seconds: float, d: int, seed: int) -> dict[str, dict[str, float]]:
 
 
 def digits(seeds: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Median, least and largest of every number over the seeds, for every budget."""
+    """The median, the least and the largest of every number over the seeds, for every budget."""
     found = {}
     for d in DIGITS_ATOMS:
-        within(0.1, d, 0)  # to compile and import
+        within(0.1, d, 0)  # compiles and imports
     for d, seconds in itertools.product(DIGITS_ATOMS, BUDGETS):
         runs = [within(seconds, d, seed) for seed in range(seeds)]
         for run in runs:
@@ -211,7 +213,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def sweeps() -> dict[str, float]:
-    """Seconds of a sweep of K-SVD and of MOD, codes of 10 atoms, in float32."""
+    """Seconds of a sweep of K-SVD and of MOD with codes of 10 atoms, in float32."""
     D = ur.dictionaries.gaussian(0, 250, 500)
     Y = np.asarray(ur.problems.exact_sparse(1, (10_000, 500), 10) @ D.T, np.float32)
     found = {}
@@ -226,8 +228,8 @@ def sweeps() -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--patches", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=3, help="of the patches")
-    parser.add_argument("--seeds", type=int, default=5, help="of the digits")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of part 1")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of part 2")
     parser.add_argument("--only", choices=("online", "digits", "sweeps"))
     default = Path(__file__).with_suffix(".json")
     parser.add_argument("--output", type=Path, default=default)

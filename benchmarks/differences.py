@@ -1,11 +1,12 @@
 """The sparse-feature runs and their differences from their baselines, with Holm's correction.
 
     python benchmarks/differences.py
-    python benchmarks/differences.py "cifar10, lenet5, epochs 20"     this table alone
+    python benchmarks/differences.py "cifar10, lenet5, epochs 20"     prints this table alone
 
-It reads the committed rows alone, and prints a table of the runs that differ in model, activation,
-gamma and seed alone, one for every other choice, and MNIST's unfolded networks beside the plain CNN
-at the rate that held-out images chose for it.
+The script reads only the committed rows. A table has the runs that differ only in model,
+activation, gamma and seed; every other choice has its own table. The script also compares the
+unfolded networks of MNIST with the plain CNN at the learning rate that held-out images chose for
+the CNN.
 """
 
 import json
@@ -18,15 +19,16 @@ from unrolled import records
 from unrolled.vision import experiments
 
 FOLDER = Path(__file__).parent / "sparse_features"
-BEST_RATE = 0.05  # of the CNN
-CHANCE = 0.2  # an accuracy that a network of ten classes which learns is above
+BEST_RATE = 0.05  # learning rate of the CNN
+CHANCE = 0.2  # a network of ten classes that learns has a higher accuracy
 NAMED = ("data", "model", "activation", "gamma", "seed")  # first in a title, or in the table
 LABELS = {"relu": "ReLU", "elu": "ELU", "mish": "Mish"}
 HEADER = ("activation", "gamma", "runs that trained", "test accuracy, %")
-HEADER += ("difference from gamma = 0", "half width by Holm")
+HEADER += ("difference from gamma = 0, points", "half width by Holm, points")
 MEASURES = {"zeros in layers 1 / 2, %": ("zeros", 100, 1)}
 MEASURES |= {"small entries in layers 1 / 2, %": ("below", 100, 1)}
-MEASURES |= {"Hoyer's measure": ("hoyer", 1, 3), "mean of abs x": ("l1", 1, 3)}
+MEASURES |= {"Hoyer's measure in layers 1 / 2": ("hoyer", 1, 3)}
+MEASURES |= {"mean of abs x in layers 1 / 2": ("l1", 1, 3)}
 
 
 def score(row):
@@ -34,7 +36,7 @@ def score(row):
 
 
 def beside_the_best_cnn(rows):
-    """Paired differences in accuracy by (model, rate)."""
+    """Paired differences in accuracy from the CNN at its best rate, by (model, rate)."""
     mnist = [row for row in rows.values() if row["recipe"]["data"] == "mnist"]
     by_run = {}
     for row in mnist:
@@ -67,7 +69,7 @@ def differences(cells):
 
 
 def title(recipe):
-    """What differs from the recipe of the paper, but the activation, gamma and the seed."""
+    """The options that differ from the recipe of the paper, without activation, gamma and seed."""
     paper = experiments.paper_recipe(experiments.task_of(recipe.model), recipe.data)
     changes = records.changes(records.values_of(paper), records.values_of(recipe))
     apart = {name: new for name, (_, new) in changes.items()}
@@ -77,7 +79,7 @@ def title(recipe):
 
 
 def by_title(rows):
-    """The rows of every table, in the order of their cells."""
+    """The rows of every table, in the order of the cells."""
     tables = {}
     for cell in experiments.summarize(rows):
         tables.setdefault(title(cell.recipe), {})
@@ -89,10 +91,10 @@ def by_title(rows):
 def with_features(rows):
     """Accuracies of the runs that trained, their differences, and measures of both layers.
 
-    Of the test batch, which is exact in its first 1,000 records alone, theirs too.
+    Only the first 1,000 records of the test batch are exact; their accuracy has its own column.
     """
     whole = any(row["recipe"]["test"] == "whole" for row in rows.values())
-    header = [*HEADER, *(["accuracy on the first 1,000, %"] if whole else []), *MEASURES]
+    header = [*HEADER, *(["accuracy on the first 1,000 records, %"] if whole else []), *MEASURES]
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     trained = {
         name: row
@@ -121,7 +123,7 @@ def with_features(rows):
 
 
 def beside_a_pursuit(rows):
-    """Table, name and paired difference from gamma = 0 of what features are beside a pursuit."""
+    """Table, name and paired difference from gamma = 0 of each comparison with a pursuit."""
     by_run = {}
     for path in sorted((FOLDER / "features").glob("*.json")):
         row = rows[path.stem.rpartition("-")[0]]  # the number of pictures follows
@@ -165,7 +167,7 @@ def main():
         return
     for name, table in tables.items():
         print(f"\n{name}\n\n{table}")
-    print("\nBeside a pursuit, differences from gamma = 0:\n")
+    print("\nDifferences from gamma = 0 of the comparisons with a pursuit:\n")
     tables = {}
     for table, name, of in beside_a_pursuit(rows):
         tables.setdefault(table, []).append((name, of))
@@ -177,10 +179,8 @@ def main():
     plain = [of for _, of in named]
     corrected = experiments.holm(plain)
     clear = [sum(of.excludes_zero for of in found) for found in (plain, corrected)]
-    print(
-        f"\nOf {len(plain)} differences of scores and features {clear[0]} exclude 0, {clear[1]} of"
-    )
-    print("them by Holm's procedure for all at once:\n")
+    print(f"\nOf {len(plain)} differences of scores and features, {clear[0]} exclude 0. By Holm's")
+    print(f"procedure for all differences at once, {clear[1]} differences exclude 0:\n")
     for (name, of), wide in zip(named, corrected):
         if wide.excludes_zero:
             print(f"- {name}: {of.mean:+.3f} ± {of.half:.3f} ({wide.half:.3f})")

@@ -1,9 +1,10 @@
-"""The first figure of the README, from `benchmarks/lista.jsonl`: light and dark.
+"""Draw the first figure of the README from `benchmarks/lista.jsonl`, light and dark.
 
     python benchmarks/hero.py [--output benchmarks]
 
-Each line is the first dictionary and seed of the cell without noise, 10,000 test signals, against
-the products with a matrix that a code has taken. The number of learned numbers is of the same rows.
+Each line has the error of a family on 10,000 test signals of the cell without noise, with the first
+dictionary and the first seed, against the number of products with a matrix per code. The numbers of
+learned numbers come from the same rows.
 """
 
 import argparse
@@ -20,10 +21,10 @@ CELL = "noiseless"
 
 class Line(NamedTuple):
     label: str
-    colours: tuple[str, str]  # on white, on #0d1117
+    colours: tuple[str, str]  # on white, and on #0d1117
     trained: bool = False
-    offset: tuple[int, int] = (6, 0)  # of the label from the end of the line, points
-    side: str = "left"  # of the label, at which the line ends
+    offset: tuple[int, int] = (6, 0)  # from the end of the line to the label, points
+    side: str = "left"  # side of the label next to the line
 
     def text(self, numbers: int) -> str:
         return f"{self.label}: {numbers:,} numbers" if self.trained else self.label
@@ -44,7 +45,7 @@ INK = {"light": ("#1F2328", "#59636E"), "dark": ("#E6EDF3", "#9198A1")}
 
 
 def lines() -> dict[str, tuple[np.ndarray, np.ndarray, dict[str, Any]]]:
-    """The products and the error, dB, of the code after each step, and what was chosen."""
+    """The products, the error in dB of the code after each step, and the choices of the recipe."""
     rows, found = read(), {}
     for name in LINES:
         entry = rows[Row(CELL, name)]
@@ -55,7 +56,7 @@ def lines() -> dict[str, tuple[np.ndarray, np.ndarray, dict[str, Any]]]:
 
 
 def draw(scheme: str):
-    """The lines, with a label at the end of each."""
+    """Draw the lines with a label at the end of each line."""
     from matplotlib import rc_context
 
     ink, muted = INK[scheme]

@@ -1,11 +1,11 @@
-"""SIGKILL at random moments of a training that saves after every step.
+"""Kill a training run, which saves after every step, with SIGKILL at random moments.
 
     python benchmarks/kill.py [kills]
 
-The script starts a training, kills it and restarts it in the same folder until it finishes. Then it
-begins another one, until there were `kills` kills (200 by default). After every kill it reads and
-checks all saved steps. It counts the steps that were lost or damaged, and the finished runs that
-differ from an uninterrupted one.
+The script starts a training run, kills it and restarts it in the same folder until the run
+finishes. Then the script begins another run, until there were `kills` kills (200 by default). After
+every kill the script reads and checks all saved steps. It counts the steps that were lost or
+damaged, and the finished runs that differ from an uninterrupted run.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ STEPS = 40
 
 
 def train(folder: str | None) -> ur.training.Fit:
-    """The training; it prints its step at every evaluation."""
+    """Train, and print the step at every evaluation."""
     D = ur.dictionaries.gaussian(jax.random.key(0), 64, 128)
     layer = ur.lista_cp(4, tied=False)
     options = dict(optimizer=optax.adam(1e-3), steps=STEPS, key=1, evaluate_every=1, progress=False)
@@ -40,7 +40,7 @@ def train(folder: str | None) -> ur.training.Fit:
 
 
 def bits(fit: ur.training.Fit) -> str:
-    """The sha256 of everything that a training returns, except the seconds."""
+    """The sha256 of all results of a training run, except the seconds."""
     leaves = jax.tree.leaves((fit.params, fit.best, fit.D, fit.history.loss))
     leaves = [np.asarray(leaf).tobytes() for leaf in leaves]
     records = [repr(record.replace(seconds=0.0)).encode() for record in fit.history.records]
@@ -48,7 +48,7 @@ def bits(fit: ur.training.Fit) -> str:
 
 
 def start(folder: str) -> subprocess.Popen:
-    """A training in its own process; all of them share one compilation cache."""
+    """Start a training run in its own process; all runs share one compilation cache."""
     compiled = {
         "JAX_COMPILATION_CACHE_DIR": str(Path(folder).parent / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -59,9 +59,9 @@ def start(folder: str) -> subprocess.Popen:
 
 
 def killed_after(folder: str, seconds: float) -> tuple[bool, int]:
-    """Kill a training `seconds` after its first step.
+    """Kill a training run `seconds` after its first step.
 
-    Returns whether it was still running, and the last step that it printed.
+    Returns whether the run was unfinished, and the last step that the run printed.
     """
     process, told = start(folder), 0
     while told == 0 and (line := process.stdout.readline()):
@@ -79,7 +79,7 @@ def saved(folder: Path) -> list[int]:
 
 
 def unreadable(folder: Path) -> list[int]:
-    """The saved steps that are not what was written."""
+    """The saved steps that differ from the written steps."""
     bad = []
     for step in saved(folder):
         try:
@@ -90,7 +90,7 @@ def unreadable(folder: Path) -> list[int]:
 
 
 def torture(kills: int) -> dict[str, float]:
-    """Kill trainings and count what was lost."""
+    """Kill training runs, and count the lost and damaged steps."""
     names = ("kills", "runs", "different", "unreadable", "most_lost")
     rng, found = np.random.default_rng(0), dict.fromkeys(names, 0)
     began, expected = time.perf_counter(), None

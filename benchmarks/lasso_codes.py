@@ -1,14 +1,14 @@
-"""LASSO codes of real patches, proved one by one from the signs that a few steps find.
+"""Prove LASSO codes of real patches one by one, from the signs that a few steps find.
 
     python benchmarks/lasso_codes.py [--signals 6000]    writes lasso_codes.json
-    python benchmarks/lasso_codes.py --table             prints its table
+    python benchmarks/lasso_codes.py --table             prints the table of lasso_codes.json
 
-8x8 patches of two photographs without their means, of unit norm; for each photograph a dictionary
-of 64 x 128 is learned from one half of its columns, and tested on patches of the other half and on
-those of the other photograph. `theory.certify_lasso` begins with zero codes, with those of 16 steps
-of FISTA and of 16 learned steps of `lfista_cp`, trained without codes, as README does. lam is one
-number, a tenth of the lam at which nine codes in ten are 0. All codes are compared with the codes
-of coordinate descent in scikit-learn, to a duality gap of 1e-15.
+The signals are 8x8 patches of two photographs with mean 0 and norm 1. For each photograph, one half
+of its columns gives a dictionary of 64 x 128. Patches of the other half, and patches of the other
+photograph, test this dictionary. `theory.certify_lasso` begins with zero codes, with codes of 16
+steps of FISTA, and with codes of 16 learned steps of `lfista_cp`, trained without codes as in the
+README. lam is one number: a tenth of the lam at which nine codes in ten are 0. The script compares
+all codes with codes of coordinate descent in scikit-learn at a duality gap of 1e-15.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def patches(name: str, test: bool, n: int) -> np.ndarray:
 
 
 def starts(D: np.ndarray, lam: float, Y: np.ndarray) -> dict:
-    """What computes codes, by name."""
+    """The functions that compute codes, by name."""
     fista, layer = ur.layers.fista(DEPTH, lam=lam), ur.layers.lfista_cp(DEPTH, lam=lam)
     rate = optax.cosine_decay_schedule(5e-4, STEPS)
     optimizer = optax.chain(optax.clip_by_global_norm(0.01), optax.adam(rate))
@@ -60,14 +60,14 @@ def starts(D: np.ndarray, lam: float, Y: np.ndarray) -> dict:
 
 
 def coordinate_descent(D: np.ndarray, Y: np.ndarray, lam: float) -> np.ndarray:
-    """The codes of scikit-learn, to a duality gap of 1e-15."""
+    """The codes of scikit-learn at a duality gap of 1e-15."""
     D, Y = np.asfortranarray(D, np.float64), Y.astype(float)
     options = dict(alphas=[lam / len(D)], tol=1e-15, max_iter=10**6, precompute=D.T @ D)
     return np.stack([lasso_path(D, y, Xy=D.T @ y, **options)[1][:, 0] for y in Y])
 
 
 def row(D: np.ndarray, Y: np.ndarray, lam: float, given: np.ndarray, X: np.ndarray) -> dict:
-    """What is proved, the repairs that it took, and how far the codes are from X."""
+    """The number of proved codes, their repairs, and the distance of the codes from X."""
     begun = time.process_time()
     proof = ur.theory.certify_lasso(D, Y, given, lam)
     seconds = time.process_time() - begun
@@ -89,7 +89,7 @@ def row(D: np.ndarray, Y: np.ndarray, lam: float, given: np.ndarray, X: np.ndarr
 
 
 def main() -> None:
-    """Run everything and write the JSON, or print its table."""
+    """Run all measurements and write the JSON file, or print its table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -120,7 +120,7 @@ def main() -> None:
 
 
 def table(rows: list[dict]) -> str:
-    """In Markdown."""
+    """The table of the rows in Markdown."""
     return markdown(
         [
             {
@@ -131,8 +131,8 @@ def table(rows: list[dict]) -> str:
                 "codes proved without repair": f"{r['at once']:.1%}",
                 "codes proved after 2 repairs": f"{r['after 2']:.1%}",
                 "most repairs of a code": r["most repairs"],
-                "median distance to the optimum": f"{r['median distance']:.2g}",
-                "microseconds per signal": f"{r['us']:.0f}",
+                "median relative distance to the optimum": f"{r['median distance']:.2g}",
+                "CPU microseconds per signal": f"{r['us']:.0f}",
             }
             for r in rows
         ]

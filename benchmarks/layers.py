@@ -1,9 +1,9 @@
-"""Speed of the layers, beside their own matrix products, numpy and PyTorch.
+"""The speed of the layers, compared with their matrix products, numpy and PyTorch.
 
     python benchmarks/layers.py [--output benchmarks/layers.json]
 
-It also measures how compile time grows with depth, and the overhead of `fit`. One run, contestants
-in turn, medians, float32. PyTorch takes part where it is installed.
+The script also measures how compile time grows with depth, and the overhead of `fit`. Contestants
+take turns within one run in float32, and times are medians. PyTorch takes part if it is installed.
 """
 
 import argparse
@@ -22,7 +22,7 @@ M, D_ATOMS, K = 250, 500, 16
 
 
 def setting(batch: int):
-    """D (250 x 500), params of an untied LISTA-CP of 16 steps, a batch of signals and codes."""
+    """D (250 x 500), params of an untied LISTA-CP of 16 steps, and a batch of signals and codes."""
     D = ur.dictionaries.gaussian(jax.random.key(0), M, D_ATOMS)
     Y, X = ur.problems.sampler(D, batch)(jax.random.key(1))
     params = ur.layers.lista_cp(K, tied=False).init(None, D)
@@ -41,7 +41,7 @@ def products_alone(params, D, Y):
 
 
 def forward(batch: int) -> dict:
-    """Milliseconds for a batch: the layer, its products, numpy, torch.
+    """Milliseconds for a batch by the layer, by its matrix products, by numpy and by PyTorch.
 
     The layer runs in chunks of 1,000 signals, which stay in the cache.
     """
@@ -62,7 +62,7 @@ def forward(batch: int) -> dict:
 
 
 def single() -> dict:
-    """Milliseconds for one signal: unstacked steps (a loop), stacked (a scan), numpy, torch."""
+    """Milliseconds for one signal by unstacked steps, stacked steps, numpy and PyTorch."""
     D, params, Y, _ = setting(1)
     layer = ur.layers.lista_cp(K, tied=False)
     loop, scan = ur.layers.unstack(params), params
@@ -96,7 +96,7 @@ def numpy_forward(D, params, Y):
 
 
 def torch_forward(D, params, Y) -> dict:
-    """The same network in PyTorch, eager; an empty dict where it is not installed."""
+    """The same network in PyTorch, eager; an empty dict if PyTorch is not installed."""
     try:
         import torch
     except ImportError:
@@ -117,7 +117,7 @@ def torch_forward(D, params, Y) -> dict:
 
 
 def compile_times() -> dict:
-    """Seconds to compile, forward and gradient, at three depths (50 x 100); medians of three."""
+    """Median seconds of three to compile forward pass and gradient at three depths (50 x 100)."""
     D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
     y = D[:, 0]
     found = {}
@@ -137,7 +137,7 @@ def compile_times() -> dict:
 
 
 def fit_overhead() -> dict:
-    """Milliseconds per step of `fit`, and of a bare loop over a compiled step of the same work."""
+    """Milliseconds per step of `fit`, and of a bare loop over an equal compiled step."""
     D, params, _, _ = setting(64)
     sample, layer = ur.problems.sampler(D, 64), ur.layers.lista_cp(K, tied=False)
     optimizer, key = optax.adam(1e-4), jax.random.key(2)
@@ -187,7 +187,7 @@ def fit_overhead() -> dict:
 
 
 def support_threshold() -> dict:
-    """Microseconds per signal for the exact 60th largest of 500 magnitudes, for 1,000 signals."""
+    """Microseconds per signal for the exact 60th largest of 500 magnitudes of 1,000 signals."""
     X = jnp.abs(jax.random.normal(jax.random.key(0), (1000, 500)))
     search = jax.jit(jax.vmap(lambda x: ur.activations.kth_largest(x, 60)))
     sort = jax.jit(jax.vmap(lambda x: jax.lax.top_k(x, 60)[0][-1]))
@@ -205,7 +205,7 @@ def support_threshold() -> dict:
 
 
 def main() -> None:
-    """Run everything and write the JSON."""
+    """Run all measurements and write the JSON file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

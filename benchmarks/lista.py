@@ -1,22 +1,23 @@
-"""The LISTA benchmark: every learned family by its recipe, on one table and on a design of cells.
+"""The LISTA benchmark: every learned family by its recipe, in main cells and a design of cells.
 
 A cell is a problem: sizes, share of nonzeros, depth, noise, law of the codes, kind of dictionary.
-The main cells are 250 x 500 with K = 16 and 10 % Gaussian nonzeros; there D is
-`RandomState(i).normal` with unit columns, for i = 0 that of NA-ALISTA. The design has 40 cells of
-m = 100, each level of a factor in equally many of them. float32 everywhere.
+The main cells have the size 250 x 500, K = 16 and 10 % Gaussian nonzeros. Their D is
+`RandomState(i).normal` with unit columns; i = 0 gives the dictionary of NA-ALISTA. The design has
+40 cells with m = 100, and each level of a factor is in equally many cells. All arrays are float32.
 
-A row is one family on one dictionary with one seed: `training.by_recipe` makes it. It draws its own
-signals to calibrate, to choose by and to train on; what it chose is written to the file before the
-10,000 test signals are drawn. The key of these depends on the dictionary and the seed alone, so
-that families are paired. Rows of the same sizes compile the same programs. Where JAX keeps them
-(JAX_COMPILATION_CACHE_DIR=folder JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0) rows read them, rows
-of one family in turn have them in memory, and they have no seconds.
+A row is one family on one dictionary with one seed. `training.by_recipe` makes the family: it draws
+separate signals to calibrate, to choose and to train. The choices are written to the file before
+the 10,000 test signals are drawn. The key of the test signals depends only on the dictionary and
+the seed, so that families are paired. Rows of the same sizes compile the same programs. If JAX
+keeps compiled programs (JAX_COMPILATION_CACHE_DIR=folder
+JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0), rows read the kept programs, and successive rows of
+one family have them in memory. Such rows do not record their seconds.
 
-    python benchmarks/lista.py                      adds the missing rows, the telling ones first
-    python benchmarks/lista.py --minutes 30         no new row after that long
-    python benchmarks/lista.py --cells main,design  of these groups, or cells by name
-    python benchmarks/lista.py --times              processor time of a code beside its products
-    python benchmarks/lista_report.py               the tables and the figure
+    python benchmarks/lista.py                      adds the missing rows, most informative first
+    python benchmarks/lista.py --minutes 30         begins no new row after 30 minutes
+    python benchmarks/lista.py --cells main,design  adds rows of these groups, or of cells by name
+    python benchmarks/lista.py --times              processor time of codes and of their products
+    python benchmarks/lista_report.py               prints the tables and draws the figure
 """
 
 import argparse
@@ -47,13 +48,13 @@ from unrolled import layers
 ROWS = Path(__file__).with_suffix(".jsonl")
 TESTED, CHUNK, ELSEWHERE, RESAMPLED = 10_000, 500, 2_000, 1_000
 BOUNDED, PROVED = 20_000, 500  # signals of the 99.9 % bound, and codes that may be certified
-BROKEN = 1e200  # the error of a code that is no number
+BROKEN = 1e200  # the error of a code that is not finite
 DICTIONARIES, SEEDS = range(5), range(3)
-ANOTHER, APART = "another dictionary", 100  # its seed is larger by so many
+ANOTHER, APART = "another dictionary", 100  # difference of the seeds of the two dictionaries
 
 
 class Cell(NamedTuple):
-    """A problem; the dictionaries differ by their seed."""
+    """A problem; its dictionaries differ in their seed."""
 
     m: int = 250
     d: int = 500
@@ -65,7 +66,7 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One family, made once."""
+    """One run of a recipe for a family."""
 
     cell: str
     family: str
@@ -129,7 +130,7 @@ LEVELS: dict[str, tuple] = {
 
 
 def design(cells: int = 40) -> dict[str, Cell]:
-    """Cells of m = 100 in which each level of a factor occurs equally often, up to one."""
+    """Cells with m = 100; the levels of a factor occur equally often, up to one."""
     rng = np.random.RandomState(0)
     columns = {
         name: rng.permutation(np.resize(np.arange(len(levels)), cells))
@@ -147,7 +148,7 @@ CELLS = MAIN | OTHERS | DESIGN
 
 
 def rows(cells: list[str]) -> Iterator[Row]:
-    """All rows of some cells: the first dictionary everywhere, then more of the main cells."""
+    """All rows of some cells: first one dictionary per cell, then more rows of the main cells."""
     names = [ORACLE, LIMIT, *FAMILIES]
     main = [cell for cell in cells if cell in MAIN]
     others = [cell for cell in cells if cell in OTHERS]
@@ -178,7 +179,7 @@ def dictionary(cell: Cell, seed: int) -> np.ndarray:
         i = np.arange(cell.d)
         D = D @ np.linalg.cholesky(0.8 ** abs(i[:, None] - i)).T
     kind, _, kappa = cell.dictionary.partition(" ")
-    if kind == "condition":  # normalising changes it: in turns
+    if kind == "condition":  # normalising changes the spectrum, so both alternate
         spectrum = np.logspace(0, -math.log10(float(kappa)), cell.m)
         for _ in range(20):
             U, _, V = np.linalg.svd(D, full_matrices=False)
@@ -191,7 +192,7 @@ def _unit(D: np.ndarray) -> np.ndarray:
 
 
 def sampler(cell: Cell, D: jax.Array, batch: int) -> Any:
-    """Signals with noise, and their codes: Bernoulli supports, nonzeros of variance 1."""
+    """Noisy signals and their codes, with Bernoulli supports and nonzeros of variance 1."""
     draw = {"Gaussian": jax.random.normal, "Laplacian": jax.random.laplace}.get(cell.codes)
 
     def sample(D, key):
@@ -207,7 +208,7 @@ def sampler(cell: Cell, D: jax.Array, batch: int) -> Any:
 
 
 def test_signals(cell: Cell, D: jax.Array, row: Row) -> tuple[jax.Array, jax.Array]:
-    """Those of a dictionary and a seed, the same for all families."""
+    """The test signals and codes of a dictionary and a seed, equal for all families."""
     if cell.dictionary == "public":
         codes = np.load(ur.vision.datasets.locate("lista_benchmark") / "xtest_n500_p10.npy").T
         X = jnp.asarray(codes, jnp.float32)
@@ -216,14 +217,14 @@ def test_signals(cell: Cell, D: jax.Array, row: Row) -> tuple[jax.Array, jax.Arr
 
 
 def drawn(cell: Cell, D: jax.Array, key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """So many signals, and their codes."""
+    """`count` signals and their codes."""
     parts = jax.lax.map(sampler(cell, D, CHUNK), jax.random.split(key, count // CHUNK))
     Y, X = (part.reshape(count, -1) for part in parts)
     return Y, X
 
 
 def elsewhere(cell: Cell) -> dict[str, tuple[Cell, float]]:
-    """Problems other than that of the training: the cell, and the factor of the amplitudes."""
+    """Problems that differ from the training problem: the cell, and a factor of the amplitudes."""
     return {
         "amplitude 10": (cell, 10.0),
         "amplitude .001": (cell, 1e-3),
@@ -235,9 +236,9 @@ def elsewhere(cell: Cell) -> dict[str, tuple[Cell, float]]:
 
 
 def carried(layer: layers.Layer, params: Any, D: jax.Array, other: jax.Array, ridge: Any) -> Any:
-    """The params with what was trained or chosen on D, and with what is made from `other`.
+    """The params that were trained or chosen on D, adapted to the dictionary `other`.
 
-    Weights in closed form and spectra are made anew; matrices that were trained stay.
+    Closed-form weights and spectra are computed anew from `other`; trained matrices stay.
     """
     trained, fixed = ur.training.split(params, D)
     if not jax.tree.leaves(fixed.params):
@@ -269,7 +270,7 @@ def squares(layer: layers.Layer, params: Any, D: jax.Array, Y: jax.Array, X: jax
 
 
 def scores(errors: np.ndarray, X: jax.Array) -> dict[str, Any]:
-    """What a cell of the table says of the errors norm(x_K - x)^2 of its signals."""
+    """The scores of a cell, computed from the errors norm(x_K - x)^2 of its signals."""
     errors, sizes, each = _of_signals(errors, X)
     counts = _resampled(len(errors))
     resampled = (counts @ errors) / (counts @ sizes)
@@ -284,7 +285,7 @@ def scores(errors: np.ndarray, X: jax.Array) -> dict[str, Any]:
 
 
 def _of_signals(errors: np.ndarray, X: jax.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The errors, the squared norms and the dB of the codes that are not zero."""
+    """The errors, the squared norms and the errors in dB, for the codes that are not zero."""
     sizes = np.sum(np.square(np.asarray(X, float)), 1)
     errors, sizes = errors[sizes > 0], sizes[sizes > 0]
     errors = np.where(np.isfinite(errors), errors, BROKEN)
@@ -294,7 +295,7 @@ def _of_signals(errors: np.ndarray, X: jax.Array) -> tuple[np.ndarray, np.ndarra
 
 @lru_cache(2)
 def _resampled(signals: int) -> np.ndarray:
-    """How often each signal is in each of the samples of the bootstrap, (RESAMPLED, signals)."""
+    """The count of each signal in each bootstrap sample, (RESAMPLED, signals)."""
     even = np.full(signals, 1 / signals)
     return np.random.default_rng(0).multinomial(signals, even, RESAMPLED).astype(float)
 
@@ -304,10 +305,10 @@ def _dB(ratio: float) -> float | None:
 
 
 def bound(cell: Cell, D: jax.Array, layer: layers.Layer, params: Any) -> float | None:
-    """dB that 99.9 % of the class is below, with confidence 1 - 1e-6 for all families of a cell.
+    """A bound in dB on 99.9 % of the class, with confidence 1 - 1e-6 for all families of a cell.
 
-    By fresh signals, which have chosen nothing. A code of zeros alone has no error in dB: it counts
-    as 1 where it is missed.
+    The bound comes from fresh signals, which played no part in any choice. The error of a zero code
+    has no value in dB: the ratio counts as 1 if a layer misses the zero code.
     """
     Y, X = drawn(cell, D, jax.random.key(3_000_000), BOUNDED)
     sizes = np.sum(np.square(np.asarray(X, float)), 1)
@@ -317,7 +318,7 @@ def bound(cell: Cell, D: jax.Array, layer: layers.Layer, params: Any) -> float |
 
 
 def certified(D: jax.Array, Y: jax.Array, layer: layers.Layer, params: Any) -> float:
-    """The share of codes that are proved to be the only ones of least l1 norm, unrepaired."""
+    """The share of codes proved, without repair, to be the only codes of least l1 norm."""
     codes = jax.vmap(layer.apply, (None, None, 0))(params, D, Y)
     return float(np.mean(ur.theory.certify_code(D, Y, codes, finish=0).certified(Y)))
 
@@ -325,7 +326,7 @@ def certified(D: jax.Array, Y: jax.Array, layer: layers.Layer, params: Any) -> f
 def away(
     layer: layers.Layer, params: Any, D: jax.Array, cell: Cell, factor: float = 1.0
 ) -> list[float | None]:
-    """Ratio of sums and mean of dB on signals of another problem."""
+    """The ratio of sums and the mean of dB on signals of another problem."""
     Y, X = (part * factor for part in sampler(cell, D, ELSEWHERE)(jax.random.key(2_000_000)))
     errors, sizes, each = _of_signals(squares(layer, params, D, Y, X)[:, -1], X)
     return [_dB(np.sum(errors) / np.sum(sizes)), round(float(np.mean(each)), 2)]
@@ -346,7 +347,7 @@ def oracle(D: jax.Array, Y: jax.Array, X: jax.Array) -> np.ndarray:
 
 
 def made(row: Row, cell: Cell, D: jax.Array) -> tuple[dict[str, Any], Any]:
-    """A family by its recipe: what was chosen, and the layer with its params."""
+    """Make a family by its recipe: the choices, and the layer with its params."""
     family, options = FAMILIES.get(row.family, FAMILIES["VAMP-BG"])
     depth = 32 if row.family == LIMIT else cell.depth
     began = time.perf_counter()
@@ -366,19 +367,19 @@ def made(row: Row, cell: Cell, D: jax.Array) -> tuple[dict[str, Any], Any]:
         "validation": round(found.nmse, 2),
         "ISTA": round(found.start.ista, 2),
         "steps": found.fit.history.records[-1].step if layer.recipe.rate else 0,
-        "seconds": seconds and round(seconds, 1),  # with all that is compiled, or none
+        "seconds": seconds and round(seconds, 1),  # with compilation, or None
         "numbers": int(sum(np.size(leaf) for leaf in weights)),
         "products": ur.compare.products(layer, params, D, y),
     }, (layer, params)
 
 
 def first(row: Row) -> bool:
-    """Whether a row is the first of a main cell, of which the table says more."""
+    """Whether a row is the first row of a main cell, which has more columns."""
     return row.cell in MAIN and row.dictionary == row.seed == 0
 
 
 def measured(row: Row, write: Any) -> None:
-    """Make a row, and write what was chosen, then what the test signals say of it."""
+    """Make a row; write its choices, then its scores on the test signals."""
     cell = CELLS[row.cell]
     D = jnp.asarray(dictionary(cell, row.dictionary), jnp.float32)
     if row.family == ORACLE:
@@ -411,7 +412,7 @@ def measured(row: Row, write: Any) -> None:
 
 
 def timed(row: Row) -> dict[str, float]:
-    """Processor milliseconds of 1,000 codes, and of as many products with a matrix, in turns."""
+    """Processor milliseconds of 1,000 codes and of equally many products, in turns."""
     cell, (family, options) = CELLS[row.cell], FAMILIES[row.family]
     D = jnp.asarray(dictionary(cell, row.dictionary), jnp.float32)
     Y, X = sampler(cell, D, 256)(jax.random.key(0))
@@ -426,7 +427,7 @@ def timed(row: Row) -> dict[str, float]:
     @jax.jit
     def bare(r):
         for _ in range(count // 2):
-            r = (r @ D) @ D.T / 4  # which has a spectral norm below 1
+            r = (r @ D) @ D.T / 4  # of spectral norm below 1
         return r
 
     spent: dict[str, list[float]] = {"ms": [], "products, ms": []}
@@ -440,19 +441,19 @@ def timed(row: Row) -> dict[str, float]:
 
 
 def read() -> dict[Row, dict]:
-    """The rows that are there: what was chosen, and what the test signals say, or why it failed."""
+    """The stored rows: their choices and their test scores, or the reason of a failure."""
     found: dict[Row, dict] = {}
     for line in ROWS.read_text().splitlines() if ROWS.exists() else []:
         entry = json.loads(line)
         row = found.setdefault(Row(**entry.pop("row")), {})
-        if "choice" in entry and entry["choice"]["seconds"] is None:  # of the run that had some
+        if "choice" in entry and entry["choice"]["seconds"] is None:  # kept from an earlier run
             entry["choice"]["seconds"] = row.get("choice", {}).get("seconds")
         row.update(entry)
     return found
 
 
 def complete(row: Row, there: dict) -> bool:
-    """Whether a row has all that is asked of it; older ones have less."""
+    """Whether a row has all its scores; older rows have fewer."""
     test = there.get("test", {})
     bounded = first(row) and row.family != ORACLE
     moved = row == Row(next(iter(MAIN)), row.family) and row.family in FAMILIES
@@ -464,7 +465,7 @@ def complete(row: Row, there: dict) -> bool:
 
 @contextmanager
 def adding() -> Iterator[Any]:
-    """A function that writes an entry of a row; no two processes have one."""
+    """A function that writes an entry of a row, for one process at a time."""
     versions = {n: environment()[n] for n in ("jax", "processor")}
     with ROWS.open("a") as file:
         try:
@@ -480,7 +481,7 @@ def adding() -> Iterator[Any]:
 
 
 def run(cells: list[str], minutes: float) -> None:
-    """Add rows until the time is over; the last one may take longer."""
+    """Add rows until the time is over; the last row may take longer."""
     began, family = time.monotonic(), None
     with adding() as write:
         for row in rows(cells):
@@ -489,12 +490,12 @@ def run(cells: list[str], minutes: float) -> None:
             if time.monotonic() - began > 60 * minutes:
                 break
             if row.family != family or not jax.config.jax_compilation_cache_dir:
-                jax.clear_caches()  # seconds, where there are some, include compiling
+                jax.clear_caches()  # recorded seconds include compilation
                 family = row.family
             started = time.monotonic()
             try:
                 measured(row, write)
-            except FileNotFoundError:  # the public dictionary is not at hand
+            except FileNotFoundError:  # the public dictionary is missing
                 continue
             except Exception as error:
                 write(row, failed=f"{type(error).__name__}: {error}".splitlines()[0])
@@ -504,7 +505,7 @@ def run(cells: list[str], minutes: float) -> None:
 
 
 def run_times() -> None:
-    """Add the times that are missing, of the first main cell."""
+    """Add the missing times of the first main cell."""
     with adding() as write:
         for row in map(partial(Row, next(iter(MAIN))), FAMILIES):
             if "time" not in read().get(row, {}):
@@ -515,7 +516,9 @@ def run_times() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=np.inf, help="begin no row after that")
+    parser.add_argument(
+        "--minutes", type=float, default=np.inf, help="begin no new row after this time"
+    )
     parser.add_argument("--cells", default="main,others,design", help="groups, or cells by name")
     parser.add_argument("--times", action="store_true", help="measure times; add no other rows")
     given = parser.parse_args()

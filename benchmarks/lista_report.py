@@ -1,11 +1,12 @@
-"""The tables and the figure of `benchmarks/lista.jsonl`, beside published numbers.
+"""The tables and the figure of `benchmarks/lista.jsonl`, with published numbers.
 
     python benchmarks/lista_report.py            prints the tables
     python benchmarks/lista_report.py --figure   draws lista.png
 
-Published numbers: [log] is from a training log of NA-ALISTA (ratio of sums, the same dictionary);
-[fig] is read off figures of Open-L2O (mean of dB, 256 x 512, within about 0.7 dB; its
-ill-conditioned column stands beside condition 50). They come from hours of training.
+Published numbers come from hours of training. A number with [log] is a ratio of sums from a log of
+the training of NA-ALISTA, for the same dictionary. A number with [fig] is a mean of dB read off a
+figure of Open-L2O (256 x 512, within about 0.7 dB). The column "condition 50" has the numbers of
+the ill-conditioned dictionary of Open-L2O.
 """
 
 import argparse
@@ -63,15 +64,16 @@ PUBLISHED: dict[str, dict[str, tuple[float, str]]] = {
 }
 SHOWN = ("FISTA", "LISTA", "LISTA-CPSS", "ALISTA-SS", "OAT", "LAMP-BG", "AUTO-VAMP", "VAMP-BG")
 BUDGETS = (8, 16, 32, 64, 128)  # products with a matrix
-DIVERGES = 3  # dB above which codes are none
-NOISE = 0.5  # dB by which a figure may miss a published one that counts as reached
+DIVERGES = 3  # dB above which a row counts as diverging
+NOISE = 0.5  # dB by which a row may miss a published number and still count as reaching it
+BOTH = "as a ratio of sums / as a mean over signals"
 MADE = ("numbers", "products", "steps", "seconds", "start")  # columns of a choice
 
 Rows = dict[Row, dict[str, Any]]
 
 
 def tested(there: Rows, cell: str, family: str) -> dict[Row, dict[str, Any]]:
-    """What the test signals say of all rows of a family in a cell."""
+    """The test scores of all rows of a family in a cell."""
     return {
         row: entry["test"]
         for row, entry in there.items()
@@ -80,7 +82,7 @@ def tested(there: Rows, cell: str, family: str) -> dict[Row, dict[str, Any]]:
 
 
 def over_dictionaries(found: dict[Row, dict], name: str) -> tuple[float, float, int]:
-    """Mean over dictionaries of means over seeds, deviation of single runs, and dictionaries."""
+    """Mean over dictionaries of means over seeds, deviation of runs, number of dictionaries."""
     by: dict[int, list[float]] = {}
     for row, test in found.items():
         by.setdefault(row.dictionary, []).append(np.inf if test[name] is None else test[name])
@@ -91,7 +93,7 @@ def over_dictionaries(found: dict[Row, dict], name: str) -> tuple[float, float, 
 
 
 def cell_of(there: Rows, cell: str, family: str) -> str:
-    """Ratio of sums / mean of dB; with several dictionaries the deviation of single runs, too."""
+    """Ratio of sums / mean of dB; with several dictionaries also the deviation of single runs."""
     found = tested(there, cell, family)
     if not found:
         failed = any(
@@ -127,7 +129,7 @@ def title(family: str) -> str:
 
 
 def errors(there: Rows, cells: Iterable[str]) -> str:
-    """A row per family, a column per cell."""
+    """The NMSE with a row per family and a column per cell."""
     cells = [cell for cell in cells if any(row.cell == cell for row in there)]
     rows = (
         [title(name), *(cell_of(there, cell, name) for cell in cells)]
@@ -137,41 +139,41 @@ def errors(there: Rows, cells: Iterable[str]) -> str:
 
 
 def knows(family: str) -> str:
-    """What a family is told of the codes, or learns from them."""
+    """The information about the codes that a family is given, or learns from."""
     if family == ORACLE:
-        return "the support"
+        return "support"
     name, options = FAMILIES.get(family, FAMILIES["VAMP-BG"])
     if options.get("em"):
-        return "nothing"
+        return "none"
     told = "probability" in layers.FAMILIES[name].__dataclass_fields__
     trained = layers.FAMILIES[name].recipe.rate > 0
     return (
-        "the law" + (", trained on it" if trained else "")
+        "law" + (" and training signals" if trained else "")
         if told
-        else ("trained on the law" if trained else "set on a sample")
+        else ("training signals" if trained else "a sample of signals")
     )
 
 
 def costs(there: Rows, cell: str = "noiseless") -> str:
-    """What a family knows and costs, and its hard signals, of the first dictionary and seed."""
+    """Information, cost and hard signals of each family, for the first dictionary and seed."""
     header = [
         "family",
-        "what the family knows",
-        "numbers in the params",
+        "information about the codes",
+        "trainable numbers in the params",
         "products per signal",
         "training steps",
-        "seconds to make",
+        "seconds of the recipe",
         "NMSE before training, dB",
     ]
     header += [
-        "time over time of products",
+        "time over the time of the products",
         "NMSE after training, dB",
-        "95 % interval of the NMSE",
-        "99 % of signals end below, dB",
+        "95 % interval of the NMSE, dB",
+        "99 % quantile over signals, dB",
         "signals above -20 dB",
-        "signals worse than zero",
-        "99.9 % of the class ends below, dB",
-        "codes certified",
+        "signals worse than the zero code",
+        "bound on 99.9 % of the class, dB",
+        "certified codes",
     ]
     rows = []
     for name in names_in(there, [cell]):
@@ -193,12 +195,12 @@ def costs(there: Rows, cell: str = "noiseless") -> str:
 
 
 def at_equal_time(there: Rows, cell: str = "noiseless") -> str:
-    """NMSE of the last step that ends within the processor time of so many products.
+    """NMSE of the last step that ends within the processor time of a number of products.
 
-    All steps are taken to last equally long; the params are those that the whole depth was made
-    for.
+    All steps count as equally long. The params are trained for the full depth.
     """
-    header = ["family", "ms of the whole depth", *(f"dB in {n} products" for n in BUDGETS)]
+    budgets = (f"NMSE in the time of {n} products, dB" for n in BUDGETS)
+    header = ["family", "ms for all steps", *budgets]
     rows = []
     for name in FAMILIES:
         entry = there.get(Row(cell, name), {})
@@ -212,7 +214,7 @@ def at_equal_time(there: Rows, cell: str = "noiseless") -> str:
 
 
 def not_reached(there: Rows) -> list[str]:
-    """Every published figure that the rows miss by more than the reading of a figure."""
+    """Every published number that the rows miss by more than its reading error."""
     found = []
     for cell, families in PUBLISHED.items():
         for name, (value, where) in families.items():
@@ -222,12 +224,13 @@ def not_reached(there: Rows) -> list[str]:
             ours, _, _ = over_dictionaries(rows, "nmse" if where == "log" else "mean")
             if ours > value + NOISE:
                 end = "diverges" if ours > DIVERGES else f"{ours:.1f}"
-                found.append(f"{name}, {cell}: {end} for {value:g} [{where}]")
+                unit = "" if end == "diverges" else " dB"
+                found.append(f"{name}, {cell}: {end}{unit} instead of {value:g} dB [{where}]")
     return found
 
 
 def generalisation(there: Rows, cell: str = "noiseless") -> str:
-    """Made in one cell and tested elsewhere, ratio of sums / mean of dB."""
+    """Params of one cell on test signals of other problems: ratio of sums / mean of dB."""
     found = {
         name: there[Row(cell, name)]["test"]["elsewhere"]
         for name in FAMILIES
@@ -243,7 +246,7 @@ def generalisation(there: Rows, cell: str = "noiseless") -> str:
 
 
 def summary_of_design(there: Rows) -> str:
-    """Over the cells of the design: the gain on ISTA, and where a family ends above it."""
+    """The gain over ISTA in the cells of the design, and the cells above ISTA."""
     best: dict[str, int] = {}
     for cell in DESIGN:
         ends = {
@@ -272,17 +275,17 @@ def summary_of_design(there: Rows) -> str:
                     "family": name,
                     "cells run": len(gains),
                     "median gain over ISTA, dB": f"{np.median(gains):.1f}",
-                    "least gain, dB": f"{min(gains):.1f}",
-                    "cells above ISTA": above,
-                    "cells where it is best": best.get(name, 0),
-                    "largest share of signals worse than zero": f"{max(worse):.2%}",
+                    "least gain over ISTA, dB": f"{min(gains):.1f}",
+                    "cells with an NMSE above ISTA": above,
+                    "cells in which the family is best": best.get(name, 0),
+                    "largest share of signals worse than the zero code": f"{max(worse):.2%}",
                 }
             )
     return _measure.markdown(rows)
 
 
 def figure(there: Rows, cell: str = "noiseless"):
-    """NMSE against the products with a matrix that the codes have taken, step by step."""
+    """Draw the NMSE after each step against the number of products with a matrix."""
     lines, products = {}, {}
     for name in SHOWN:
         entry = there.get(Row(cell, name), {})
@@ -311,16 +314,20 @@ def main() -> None:
     if given.figure:
         figure(there).savefig(HERE / "lista.png", dpi=110)
         return
+    print(f"NMSE in the main cells, dB, {BOTH}:\n")
     print(errors(there, MAIN), costs(there), sep="\n\n")
-    print("\nNot reached:", "; ".join(not_reached(there)) + ".")
+    print("\nPublished values that we do not reach:", "; ".join(not_reached(there)) + ".")
     for title, part in (
-        ("At equal time, without noise, as a ratio of sums:", at_equal_time(there)),
-        ("Other cells, ratio of sums / mean of dB:", errors(there, OTHERS)),
         (
-            "Trained or set without noise, tested elsewhere, ratio of sums / mean of dB:",
+            "NMSE at equal processor time, without noise, as a ratio of sums:",
+            at_equal_time(there),
+        ),
+        (f"NMSE in the other cells, dB, {BOTH}:", errors(there, OTHERS)),
+        (
+            f"NMSE on other test signals after a recipe without noise, dB, {BOTH}:",
             generalisation(there),
         ),
-        ("The 40 cells of the design:", summary_of_design(there)),
+        ("Results in the 40 cells of the design:", summary_of_design(there)),
     ):
         if part.count("\n") > 1:  # more than a header
             print(f"\n{title}\n\n{part}")

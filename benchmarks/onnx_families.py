@@ -1,10 +1,11 @@
-"""Which families jax2onnx converts, and how far their codes by onnxruntime are from ours.
+"""List the families that jax2onnx converts, and the errors of their codes by onnxruntime.
 
     python benchmarks/onnx_families.py [FAMILY ...]
 
-It needs jax2onnx, which brings onnxruntime, and prints a table. Each conversion is a process of its
-own, as the converter replaces what JAX traces: first for any number of signals, then, where that
-fails, for 64. The families have 3 steps on 12 x 24 with the params of `init`, in float32.
+The script needs jax2onnx, which installs onnxruntime, and prints a table. Each conversion has its
+own process, because the converter replaces functions that JAX traces. The script converts a family
+for any number of signals; if this fails, it converts the family for 64 signals. The families have 3
+steps, a dictionary of 12 x 24 and the params of `init`, in float32.
 """
 
 import argparse
@@ -18,7 +19,7 @@ COUNT, ANY = 64, "any"
 
 
 def apart(family: str, count: str) -> float:
-    """The largest difference of codes by onnxruntime and by the library, over the largest entry."""
+    """The largest relative difference between codes by onnxruntime and by the library."""
     import jax
     import numpy as np
     import onnxruntime
@@ -42,7 +43,7 @@ def apart(family: str, count: str) -> float:
 
 
 def row(family: str) -> str:
-    """How many signals the converted family takes and how exactly, or why there is none."""
+    """The number of signals and the error of a converted family, or the reason of a failure."""
     for count in (ANY, str(COUNT)):
         command = [sys.executable, "-W", "ignore", __file__, family, "--count", count]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -53,7 +54,7 @@ def row(family: str) -> str:
 
 
 def main() -> None:
-    """Convert one family for a number of signals, or print the row of each."""
+    """Convert one family for a number of signals, or print the rows of all families."""
     from unrolled.layers import FAMILIES
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])

@@ -1,22 +1,22 @@
-"""Every family on signals and a dictionary as people have them, without codes.
+"""Every family on a dictionary and signals without codes.
 
-Problems: mean-free 8 x 8 patches of the pictures of Train400, tested on those of Set12, with
-dictionaries by `online` and K-SVD; lines of the same pictures with a `Conv`; digits. Where the
-pictures are not at hand (UNROLLED_DATA), the photographs of scikit-learn stand in. A training sees
-none of the pictures that choose its params, and none of those that it is tested on.
+The problems are mean-free 8 x 8 patches of pictures, with dictionaries by `online` and K-SVD; lines
+of the same pictures, with a `Conv`; and digits. The pictures of Train400 train and choose, and the
+pictures of Set12 test. If these pictures are missing (UNROLLED_DATA), the script uses the
+photographs of scikit-learn. Pictures that train, that choose the params and that test are separate.
 
-A row is one training, or one start (no steps), of one family at one depth, seed and rate. Where the
-params of `init` are above ISTA on validation pictures, a training starts from `calibrate`, or from
-`search`, by the same objective, if that is better there. The gap is (F - F*) / F*, of mean
-objectives of the LASSO, with F* by `lasso_batch`; each is also measured with the guard of the layer
-around the same params. The table takes of each cell the rate with the least objective on validation
-pictures.
+A row is one training run, or one start (no steps), of one family at one depth, seed and learning
+rate. If the objective of `init` on the validation pictures is above the objective of ISTA, training
+starts from `calibrate` or `search` with the same objective, provided that this start is better on
+the validation pictures. The gap is (F - F*) / F* of mean objectives of the LASSO, with F* by
+`lasso_batch`. Each gap is also measured for a layer with a guard and the same params. The table
+shows, for each cell, the learning rate with the least objective on validation pictures.
 
-    python benchmarks/own_signals.py            adds the missing rows, the telling ones first
-    python benchmarks/own_signals.py --minutes 30    no new row after that long
+    python benchmarks/own_signals.py            adds the missing rows, most informative first
+    python benchmarks/own_signals.py --minutes 30    begins no new row after 30 minutes
     python benchmarks/own_signals.py --time     times all families, on a machine without other work
     python benchmarks/own_signals.py --table    prints the tables
-    python benchmarks/own_signals.py --costs    CPU time of what the figure shows, and exact solvers
+    python benchmarks/own_signals.py --costs    CPU time of the methods in the figure
     python benchmarks/own_signals.py --figure   draws own_signals.svg and own_signals.png
 """
 
@@ -43,15 +43,15 @@ from unrolled import layers
 HERE = Path(__file__).parent
 ROWS, SECONDS = HERE / "own_signals.jsonl", HERE / "own_signals_seconds.json"
 COSTS = HERE / "own_signals_costs.json"
-ROUNDS = 9  # of a measurement of CPU time
+ROUNDS = 9  # rounds of a measurement of CPU time
 SIDE, LAM, BATCH, CLIP = 8, 0.1, 128, 0.01
 PER_PICTURE, TESTED = 500, 2400
 RATES = (5e-4, 3e-3, 1e-4)
 PATCHES = "online 64 x 128"
 PROBLEMS = (PATCHES, "online 64 x 256", "ksvd 64 x 128", "ksvd 64 x 256", "digits", "lines, Conv")
 SHORT, LONG = 2000, 16_000
-DEPTHS, WHOLE, SEEDS = (16, 8, 32), (8, 16, 32, 64), (0, 1, 2)  # WHOLE: of FISTA
-# Families that need an option, and options that matter.
+DEPTHS, WHOLE, SEEDS = (16, 8, 32), (8, 16, 32, 64), (0, 1, 2)  # WHOLE: depths of FISTA
+# Families that need an option, and families with an option that matters.
 OPTIONS = {
     "liht": ("liht", {"sparsity": 8}),
     "alista, support": ("alista", {"support": (0.012, 0.12)}),
@@ -66,16 +66,16 @@ DRAWN = {
     "lfista": "#009E73",
     "fista": "#7f7f7f",
 }
-# Those that have come far in the short training come first.
+# The families with the smallest gaps after short training come first.
 BEST = ("lfista_cp", "fista", "lista_cp, untied", "lfista", "glista", "tilista")
-# A training of these takes several times as long.
+# Training of these families takes several times as long.
 SLOW = ("robust_alista", "na_alista", "vamp_bg", "vamp_bg, em")
 NAMES = tuple(n for n in dict.fromkeys([*BEST, *layers.FAMILIES, *OPTIONS]) if n not in SLOW)
 NAMES += SLOW
 
 
 class Row(NamedTuple):
-    """What is measured; `pictures` is None for all of them."""
+    """The settings of a measurement; `pictures` is None for all training pictures."""
 
     problem: str
     family: str
@@ -87,17 +87,17 @@ class Row(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A dictionary, signals to train on, to choose by and to test on, and their optima."""
+    """A dictionary, signals that train, choose and test, and their mean optima."""
 
     D: Any
-    train: list[np.ndarray]  # of each picture
+    train: list[np.ndarray]  # the signals of each picture
     sets: dict[str, np.ndarray]  # "validation", "test"
     optimum: dict[str, float]
-    certified: bool  # every optimum
+    certified: bool  # whether every optimum is certified
 
 
 def rows(there: dict[Row, dict]) -> Iterator[Row]:
-    """All rows, the most telling first; the rate of a family is the best of three at K = 16."""
+    """All rows, most informative first; the rate of a family is the best of three at K = 16."""
     head, zero = Row(PATCHES, "lfista_cp", 16, 0, SHORT, RATES[0]), Row(PATCHES, "", 16, 0, 0, 0.0)
     yield from (zero._replace(family="fista", depth=depth) for depth in WHOLE)
     yield from (head, head._replace(steps=LONG))
@@ -109,7 +109,7 @@ def rows(there: dict[Row, dict]) -> Iterator[Row]:
         yield from (head._replace(family=name, rate=rate) for name in NAMES)
 
     def everyone(names: tuple[str, ...], **cell: Any) -> Iterator[Row]:
-        """The start of every family of a cell, and the training of those named, at their rates."""
+        """Starts of all families in a cell, and training runs of named families at their rates."""
         yield from (zero._replace(family=name, **cell) for name in NAMES)
         for name in names:
             yield head._replace(family=name, rate=rate_of(there, name), **cell)
@@ -129,7 +129,7 @@ def rows(there: dict[Row, dict]) -> Iterator[Row]:
 
 
 def rate_of(there: dict[Row, dict], name: str) -> float:
-    """That with the least objective on validation pictures, of the first problem at K = 16."""
+    """The rate with the least validation objective on the first problem at K = 16."""
     cell = dict(problem=PATCHES, depth=16, seed=0, steps=SHORT, pictures=None)
     best = chosen(there, family=name, **cell)
     return best["row"]["rate"] if best else RATES[0]
@@ -144,7 +144,7 @@ def patches(picture: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def lines(picture: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Mean-free pieces of rows, (count, SIDE^2): a series in one dimension."""
+    """Mean-free pieces of picture rows, (count, SIDE^2), as signals in one dimension."""
     rng = np.random.default_rng(seed)
     top = rng.integers(0, picture.shape[0], count)
     left = rng.integers(0, picture.shape[1] - SIDE**2 + 1, count)
@@ -154,7 +154,7 @@ def lines(picture: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 @functools.cache
 def pictures() -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """Pictures to train on, to choose by and to test on."""
+    """The pictures that train, that choose the params and that test."""
     try:
         root = ur.vision.datasets.locate("denoising")
         train, test = (
@@ -169,7 +169,7 @@ def pictures() -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
 
 
 def signals(problem: str) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Of every training picture, of the validation pictures, and of those to test on."""
+    """The signals of every training picture, of validation pictures and of test pictures."""
     if problem == "digits":
         (X, _), (T, _) = (ur.vision.datasets.digits().train, ur.vision.datasets.digits().test)
         Y, T = (A.reshape(len(A), -1) / 255.0 for A in (X, T))
@@ -185,7 +185,7 @@ def signals(problem: str) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
 
 
 def learned(problem: str, Y: np.ndarray) -> Any:
-    """The dictionary of a problem, from training signals."""
+    """The dictionary of a problem, learned from training signals."""
     rng = np.random.default_rng(0)
     Y = Y[rng.permutation(len(Y))[:40_000]]
     how, *sizes = problem.split()
@@ -201,7 +201,7 @@ def learned(problem: str, Y: np.ndarray) -> Any:
 
 
 def optima(D: Any, Y: np.ndarray) -> tuple[float, bool]:
-    """The mean optimum of the LASSO, and whether every one is certified."""
+    """The mean optimum of the LASSO, and whether every optimum is certified."""
     found = ur.pursuit.lasso_batch(ur.dictionaries.dense(D), jnp.asarray(Y), LAM, tol=1e-5)
     return float(np.mean(objectives(D, Y, found.x))), bool(np.all(found.converged))
 
@@ -221,7 +221,7 @@ def problem_of(name: str) -> Problem:
 
 @functools.cache
 def seen_in_training(name: str, pictures: int | None) -> tuple[np.ndarray, float]:
-    """Signals of the pictures that are trained on, and their mean optimum."""
+    """The signals of the training pictures, and their mean optimum."""
     problem = problem_of(name)
     Y = np.concatenate(problem.train[:pictures])
     Y = Y[np.random.default_rng(1).permutation(len(Y))[:TESTED]]
@@ -241,7 +241,7 @@ def layer_of(name: str, depth: int) -> layers.Layer:
 
 
 def trained(row: Row, layer: layers.Layer, problem: Problem, start: Any) -> tuple[Any, dict]:
-    """The params with the least objective on validation pictures, and the course of training."""
+    """The params with the least objective on validation pictures, and the training curve."""
     own = problem.train[: row.pictures]
     decay = optax.cosine_decay_schedule(row.rate, row.steps)
     F = problem.optimum["validation"]
@@ -269,7 +269,7 @@ def trained(row: Row, layer: layers.Layer, problem: Problem, start: Any) -> tupl
 
 
 def started(row: Row, layer: layers.Layer, problem: Problem) -> tuple[Any, dict[str, float]]:
-    """The params to start from, and the validation gaps of those that it was chosen from."""
+    """The params to start from, and the validation gaps of all candidates."""
     D, Y = problem.D, problem.sets["validation"]
     F = problem.optimum["validation"]
 
@@ -289,14 +289,14 @@ def started(row: Row, layer: layers.Layer, problem: Problem) -> tuple[Any, dict[
             warnings.simplefilter("ignore")
             try:
                 found = way(layer, params, D, jnp.asarray(sample), loss=ur.training.lasso_loss(LAM))
-            except TypeError:  # not for this family
+            except TypeError:  # does not apply to this family
                 continue
         ways[name], gaps[name] = found, gap(layer, found)
     return ways[min(gaps, key=lambda name: gaps[name])], gaps
 
 
 def searched(layer: layers.Layer, params: Any, D: Any, Y: Any, loss: Any) -> Any:
-    """`search` of HyperLISTA's three numbers."""
+    """The params of `training.search` over the three numbers of HyperLISTA."""
     if layer.family != "hyperlista":
         raise TypeError("search is for HyperLISTA")
     grids: Any = dict(threshold=np.geomspace(0.003, 3, 10), momentum=[0, 0.1, 0.3, 1])
@@ -305,7 +305,7 @@ def searched(layer: layers.Layer, params: Any, D: Any, Y: Any, loss: Any) -> Any
 
 
 def measured(row: Row) -> dict:
-    """What a row says."""
+    """Measure a row."""
     problem, layer = problem_of(row.problem), layer_of(row.family, row.depth)
     params, gaps = started(row, layer, problem)
     found: dict[str, Any] = {"start": gaps}
@@ -336,13 +336,13 @@ def measured(row: Row) -> dict:
 
 
 def read() -> dict[Row, dict]:
-    """The rows that are there."""
+    """The stored rows."""
     lines = ROWS.read_text().splitlines() if ROWS.exists() else []
     return {Row(**entry["row"]): entry for entry in map(json.loads, lines)}
 
 
 def run(minutes: float) -> None:
-    """Add rows until the time is over; the last one may take longer."""
+    """Add rows until the time is over; the last row may take longer."""
     there, began = read(), time.monotonic()
     for row in rows(there):
         if row in there:
@@ -351,7 +351,7 @@ def run(minutes: float) -> None:
             break
         try:
             found = measured(row)
-        except Exception as error:  # a family that cannot be had on this problem says why
+        except Exception as error:  # the reason why a family does not apply to this problem
             found = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
         versions = {n: environment()[n] for n in ("jax", "processor")}
         there[row] = {"row": row._asdict(), **found, **versions}
@@ -362,7 +362,7 @@ def run(minutes: float) -> None:
 
 
 def timed() -> None:
-    """Milliseconds for the codes of the tested signals of the first problem, K = 16."""
+    """Milliseconds for the codes of the test signals of the first problem, K = 16."""
     problem = problem_of(PATCHES)
     Y, functions = jnp.asarray(problem.sets["test"]), {}
     for name in NAMES:
@@ -381,7 +381,7 @@ def _wait(code: Any, *arguments: Any) -> None:
 
 
 def chosen(there: dict[Row, dict], **cell: Any) -> dict | None:
-    """Of the rows of a cell, which differ in rates, that with the least validation objective."""
+    """The row with the least validation objective, of the rows of a cell with any rate."""
     entries = [
         entry
         for row, entry in there.items()
@@ -391,13 +391,14 @@ def chosen(there: dict[Row, dict], **cell: Any) -> dict | None:
 
 
 def gap_of(entries: list[dict], word: str = "") -> str:
-    """The median over seeds of the gap on test pictures, and their number where there are more."""
-    gaps = [entry.get(f"{word}gap", entry["gap"])["test"] for entry in entries]  # lfista_cp has one
+    """The median gap on test pictures over seeds, and the number of seeds if it exceeds 1."""
+    # lfista_cp always has a guard.
+    gaps = [entry.get(f"{word}gap", entry["gap"])["test"] for entry in entries]
     return f"{np.median(gaps):.3g}" + (f" ({len(gaps)})" if len(gaps) > 1 else "")
 
 
 def start_of(entry: dict | None) -> str:
-    """The gap of `init`, or of what training starts from in its place."""
+    """The gap of the params that training starts from, and their source unless it is `init`."""
     if entry is None:
         return ""
     ways = entry.get("start", {"init": 0.0})
@@ -406,25 +407,32 @@ def start_of(entry: dict | None) -> str:
 
 
 def table(there: dict[Row, dict]) -> str:
-    """The tables of a page: the first problem, all depths, all problems, training pictures."""
+    """The tables of the page: the first problem, all depths, all problems, training pictures."""
     solver = [(K, chosen(there, problem=PATCHES, family="fista", depth=K, steps=0)) for K in WHOLE]
     gaps = ", ".join(f"{entry['gap']['test']:.4g} at K = {K}" for K, entry in solver if entry)
-    found = [f"FISTA, {PATCHES}: {gaps}.", "", *table_of(there, PATCHES, 16)]
+    found = [f"Gap of FISTA on {PATCHES}: {gaps}.", "", *table_of(there, PATCHES, 16)]
     certified = all(entry["certified"] for entry in there.values() if "gap" in entry)
     found += [f"{'All' if certified else 'Not all'} optima are certified.", ""]
     depths = {f"K = {K}": dict(problem=PATCHES, depth=K) for K in sorted(DEPTHS)}
     found += [
-        "Gap of the start to gap after training, with a guard where trained, by depth:",
+        "Each cell has the gap at the start and the gap with a guard after "
+        f"{SHORT} training steps, by depth:",
         "",
         *overview(there, depths),
         "",
     ]
     problems = {name: dict(problem=name, depth=16) for name in PROBLEMS}
-    found += ["The same by problem, K = 16:", "", *overview(there, problems), ""]
     found += [
-        "lfista_cp, K = 16:",
+        "Each cell has the same two gaps at K = 16, by problem; a single number is the gap at the "
+        "start:",
         "",
-        "| training pictures | training steps | gap on them | gap on others |",
+        *overview(there, problems),
+        "",
+    ]
+    found += [
+        "Gap of lfista_cp, K = 16, by the number of training pictures:",
+        "",
+        "| training pictures | training steps | gap on training pictures | gap on other pictures |",
     ]
     found.append("|---|---|---|---|")
     head = dict(problem=PATCHES, family="lfista_cp", depth=16, seed=0)
@@ -437,7 +445,7 @@ def table(there: dict[Row, dict]) -> str:
 
 
 def overview(there: dict[Row, dict], cells: dict[str, dict[str, Any]]) -> list[str]:
-    """A row per family, a column per cell: the gap of the start, and of the trained params."""
+    """A line per family, a column per cell: the gaps of the start and of the trained params."""
     lines = [f"| family | {' | '.join(cells)} |", "|---" * (len(cells) + 1) + "|"]
     for name in NAMES:
         row = [name]
@@ -447,18 +455,18 @@ def overview(there: dict[Row, dict], cells: dict[str, dict[str, Any]]) -> list[s
             ends = gap_of(trained, "guarded_").partition(" ")[0] if trained else ""
             begins = f"{start['gap']['test']:.3g}" if start else ""
             row.append(f"{begins} to {ends}" if begins and ends else begins or ends)
-        if any(row[1:]):  # families that have not been run have no row
+        if any(row[1:]):  # a family without measurements has no line
             lines.append(f"| {' | '.join(row)} |")
     return lines
 
 
 def seeds_of(there: dict[Row, dict], **cell: Any) -> list[dict]:
-    """The chosen row of every seed that has one."""
+    """The chosen row of every seed that has rows."""
     return [entry for seed in SEEDS if (entry := chosen(there, seed=seed, **cell))]
 
 
 def milliseconds() -> dict[str, float]:
-    """Medians for 1,000 signals, where they have been measured."""
+    """Median milliseconds for 1,000 signals of each measured family."""
     if not SECONDS.exists():
         return {}
     found = json.loads(SECONDS.read_text())
@@ -467,13 +475,13 @@ def milliseconds() -> dict[str, float]:
 
 
 def table_of(there: dict[Row, dict], problem: str, depth: int) -> list[str]:
-    """A row per family of a problem, with what it costs."""
+    """A line per family of a problem, with its gaps and its cost."""
     cell = dict(problem=problem, depth=depth, pictures=None)
-    header = ["family", "numbers in the params", "products per signal", "gap of the start"]
-    header += [f"gap after {SHORT} steps", "signals worse than zero", "gap with a guard"]
-    header += ["products with a guard", f"gap after {LONG} steps"]
+    header = ["family", "numbers in the params", "products per signal", "gap at the start"]
+    header += [f"gap after {SHORT} training steps", "signals worse than the zero code"]
+    header += ["gap with a guard", "products with a guard", f"gap after {LONG} training steps"]
     times = milliseconds() if (problem, depth) == (PATCHES, 16) else {}
-    header += ["ms per 1,000 signals", "ms per 1,000 with a guard"] if times else []
+    header += ["ms per 1,000 signals", "ms per 1,000 signals with a guard"] if times else []
     lines = []
     for name in NAMES:
         start = chosen(there, family=name, steps=0, **cell)
@@ -493,12 +501,13 @@ def table_of(there: dict[Row, dict], problem: str, depth: int) -> list[str]:
         return []
     ista = chosen(there, family="ista", steps=0, **cell)
     first = f"| {' | '.join(header)} |"
-    title = f"**{problem}, K = {depth}**; ISTA of this depth {ista['gap']['test']:.3g}."
+    title = f"**{problem}, K = {depth}**; ISTA of this depth has a gap of "
+    title += f"{ista['gap']['test']:.3g}."
     return [title, "", first, "|---" * len(header) + "|", *lines, ""]
 
 
 def exact_solvers(problem: Problem) -> dict[str, Any]:
-    """Exact solvers of the test signals by name; SPAMS where it is installed."""
+    """Exact solvers of the test signals by name, with SPAMS if it is installed."""
     D, Y = ur.dictionaries.dense(problem.D), jnp.asarray(problem.sets["test"])
     found = {"lasso_batch": functools.partial(ur.pursuit.lasso_batch, D, Y, LAM)}
     try:
@@ -511,7 +520,7 @@ def exact_solvers(problem: Problem) -> dict[str, Any]:
 
 
 def costs() -> None:
-    """Microseconds per signal, CPU time, of all that the figure shows, in turns within one run."""
+    """CPU microseconds per signal of all methods in the figure, in turns within one run."""
     problem = problem_of(PATCHES)
     Y, functions = jnp.asarray(problem.sets["test"]), {}
     for name, depth in itertools.product(DRAWN, WHOLE):
@@ -527,7 +536,7 @@ def costs() -> None:
             functions[f"{name}, {depth}{word}"] = functools.partial(code, params, problem.D, Y)
     functions |= exact_solvers(problem)
     spent: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():  # once compiled
+    for function in functions.values():  # without compilation
         jax.block_until_ready(function())
     for _, (name, function) in itertools.product(range(ROUNDS), functions.items()):
         began = time.process_time()
@@ -538,7 +547,7 @@ def costs() -> None:
 
 
 def draw(there: dict[Row, dict]) -> None:
-    """The gap on test pictures against microseconds, of the first problem, with exact solvers."""
+    """Draw the gap on test pictures against microseconds, for the first problem."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -548,7 +557,7 @@ def draw(there: dict[Row, dict]) -> None:
     axes = panels[0, 0]
 
     def points(name: str, steps: int, word: str = "") -> np.ndarray:
-        """(microseconds, gap) of the depths that have rows."""
+        """The pairs (microseconds, gap) of the depths that have rows."""
         found = []
         for depth in WHOLE:
             cell = dict(problem=PATCHES, family=name, depth=depth, pictures=None)
@@ -575,7 +584,7 @@ def draw(there: dict[Row, dict]) -> None:
     axes.annotate(text, long[:, 0], (-8, -4), ha="right", color=DRAWN["lfista_cp"], **note)
     axes.set(xscale="log", yscale="log", xlabel="CPU time per signal, microseconds")
     low, high = axes.get_xlim()
-    axes.set_xlim(low / 2.2, high * 2.6)  # room for the names
+    axes.set_xlim(low / 2.2, high * 2.6)  # space for the names
     top = axes.get_ylim()[1]
     for name in (name for name in ("lasso_batch", "SPAMS LARS") if name in times):
         axes.axvline(times[name][1], color="#444444", linestyle=":", linewidth=1.5)
@@ -590,10 +599,10 @@ def draw(there: dict[Row, dict]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--minutes", type=float, default=np.inf, help="begin no row after that long"
+        "--minutes", type=float, default=np.inf, help="begin no new row after this time"
     )
     parser.add_argument("--time", action="store_true", help="time the codes of all families")
-    parser.add_argument("--costs", action="store_true", help="CPU time of what the figure shows")
+    parser.add_argument("--costs", action="store_true", help="CPU time of methods in the figure")
     parser.add_argument("--table", action="store_true", help="print the tables of the rows")
     parser.add_argument("--figure", action="store_true", help="draw the rows")
     options = parser.parse_args()

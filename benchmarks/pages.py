@@ -1,9 +1,9 @@
 """Fill the tables of notebooks/measurements from the committed rows.
 
-    python benchmarks/pages.py            writes them
-    python benchmarks/pages.py --check    says which differ, and fails
+    python benchmarks/pages.py            writes the tables
+    python benchmarks/pages.py --check    names the tables that differ, and fails
 
-What stands between `<!-- script.py options -->` and `<!-- -->` is what that script prints.
+The text between `<!-- script.py options -->` and `<!-- -->` is the output of that script.
 """
 
 import re
@@ -18,7 +18,7 @@ BLOCK = re.compile(r"(<!-- (\w+\.py.*?) -->\n).*?(<!-- -->)", re.DOTALL)
 
 
 def printed(command: str) -> str:
-    """What a script of this folder prints, without empty lines at its ends."""
+    """The output of a script of this folder, without empty lines at the ends."""
     script, *options = shlex.split(command)
     done = [sys.executable, HERE / script, *options]
     return subprocess.run(done, check=True, capture_output=True, text=True).stdout.strip("\n")

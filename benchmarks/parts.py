@@ -1,18 +1,22 @@
-"""Codes in parts next to codes of single entries: complex signals, and many measurements.
+"""Compare codes in parts with codes of single entries: complex signals and many measurements.
 
     python benchmarks/parts.py             all rows and figures, minutes on one core
-    python benchmarks/parts.py complex     one task, or several that begin so
+    python benchmarks/parts.py complex     the tasks whose names begin with "complex"
     python benchmarks/parts.py --table     prints the tables of parts.json
 
-Complex: a Gaussian matrix 128 x 256 and codes with a tenth of their numbers, by a network and by
-the LASSO, with the modulus and on the stacked real and imaginary parts. Measurements: the support
-of 9 of 60 rows from 20 x g numbers, together and column by column. Three seeds. The thresholds and
-steps of the network (`analytic.calibrate`) and the weight of the LASSO are chosen on signals of
-another seed; that of the supports is 0.01 of the largest.
+"complex": the matrix is Gaussian, 128 x 256, and a tenth of the numbers of a code are nonzero. A
+network and the LASSO compute codes with the modulus, and on the stacked real and imaginary parts.
+Signals of another seed choose the thresholds and steps of the network (`analytic.calibrate`) and
+the weight of the LASSO.
 
-Trained: three families of 8 steps on complex codes 24 x 48, with the modulus and on the stacked
-parts: calibrated as above, then 400 steps of Adam on equal batches of 64 signals. The signals that
-calibrate choose the step whose params are kept; the rows are of 2,048 others.
+"measurements": the support of 9 of 60 rows is found from 20 x g numbers, from all columns together
+and column by column. The weight of the LASSO is 0.01 of lam_max. All tasks have three
+seeds.
+
+"complex, trained": three families of 8 steps compute complex codes of 24 x 48, with the modulus and
+on the stacked parts. The networks are calibrated as above, then trained for 400 steps of Adam on
+equal batches of 64 signals. The calibrating signals choose the step whose params are kept, and
+2,048 other signals give the rows.
 """
 
 import argparse
@@ -59,12 +63,12 @@ def dictionaries(seed, size=SIZE):
 
 
 def signals(D, seed, n, snr):
-    """Pairs: a code has a tenth of its complex numbers."""
+    """Signals and codes; a tenth of the complex numbers of a code are nonzero."""
     return ur.problems.sampler(D, n, probability=0.1, snr=snr)(jax.random.key(seed))
 
 
 def complex_rows(snr):
-    """dB of the codes of each method, for every seed."""
+    """The error in dB of the codes of each method, for every seed."""
     rows = {}
     for seed in SEEDS:
         both = dictionaries(seed)
@@ -83,7 +87,7 @@ def complex_rows(snr):
 
 
 def trained_rows(snr):
-    """dB of the codes of each family after training, for every seed."""
+    """The error in dB of the codes of each family after training, for every seed."""
     rows, loss = {}, ur.training.mostly_last
     for seed, (name, family) in itertools.product(SEEDS, TRAINED.items()):
         both = dictionaries(seed, SMALL)
@@ -113,7 +117,7 @@ def add(rows, name, value):
 
 
 def recovered(X, truth):
-    """The share of signals whose rows of largest norm are all rows of the truth, and no others."""
+    """The share of signals whose rows of largest norm are exactly the rows of the true code."""
     sizes = np.linalg.norm(np.asarray(X), axis=2)
     chosen = np.sort(np.argsort(sizes, 1)[:, -ACTIVE:], 1)
     return (chosen == np.sort(truth, 1)).all(1).mean()
@@ -147,7 +151,7 @@ def measurement_rows():
 
 
 def draw_complex():
-    """Six echoes from a quarter of the frequencies: their moduli, by three methods."""
+    """Draw the moduli of six echoes, found from a quarter of the frequencies by three methods."""
     n, rng = 128, np.random.default_rng(2)
     F = np.fft.fft(np.eye(n), norm="ortho")
     kept = np.sort(rng.permutation(n)[: n // 4])
@@ -210,7 +214,7 @@ def table(task, rows, places):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("tasks", nargs="*", help="how tasks begin: complex, 'complex, trained'")
+    parser.add_argument("tasks", nargs="*", help="first words of tasks: complex, measurements")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}

@@ -1,11 +1,11 @@
-"""What the precision of products and of params does to codes, certificates and `converged`.
+"""The effect of the precision of products and params on codes, certificates and `converged`.
 
     python benchmarks/precision.py
 
-A processor computes float32 products whatever precision is asked for. So the precision of other
-devices is emulated: the operands of every product are rounded to their format, and the sums are
-those of float32. Pursuits and certificates ask for the highest precision on every device; their
-rows say what that is good for.
+A processor computes float32 products and ignores the requested precision. The script therefore
+emulates the precision of other devices: it rounds the operands of every product to a format and
+sums in float32. Pursuits and certificates request the highest precision on every device; their rows
+show the benefit of this request.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
-from jax._src.lax import lax as products  # where `@` looks up its product
+from jax._src.lax import lax as products  # `@` looks up its product here
 
 import unrolled as ur
 
 HERE = Path(__file__).parent
-# Bits behind the leading one of an operand of a product, and of params.
+# Bits after the leading bit of an operand of a product, and of params.
 FORMATS = {
     "float32": (23, 23),
     "TF32 products": (10, 23),
@@ -33,13 +33,13 @@ FORMATS = {
 
 
 def rounded(x: Any, bits: int) -> Any:
-    """x with so many bits behind the leading one; float32 has 23."""
+    """x rounded to `bits` bits after the leading bit; float32 has 23 bits."""
     return x if bits >= 23 else lax.reduce_precision(x, exponent_bits=8, mantissa_bits=bits)
 
 
 @contextmanager
 def products_of(bits: int) -> Iterator[None]:
-    """Operands of all products that are compiled in the block have so many bits."""
+    """Round the operands of all products that are compiled in the block to `bits` bits."""
     exact = products.dot_general
 
     def inexact(lhs, rhs, *arguments, **options):
@@ -55,14 +55,14 @@ def products_of(bits: int) -> Iterator[None]:
 
 
 def coded(layer: Any, params: Any, D: Any, Y: Any, bits: int, stored: int) -> np.ndarray:
-    """The codes of a layer whose products and params have so many bits."""
+    """The codes of a layer with products of `bits` bits and params of `stored` bits."""
     params = jax.tree.map(lambda leaf: rounded(leaf, stored), params)
     with products_of(bits):
         return np.asarray(jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, Y), float)
 
 
 def certified_class(n: int, depth: int) -> dict[str, dict]:
-    """LISTA-CP by theory in its certified class, 64 x 128 with two nonzeros: errors and bounds."""
+    """Errors and bounds of LISTA-CP on codes that theory certifies: 64 x 128, two nonzeros."""
     D = ur.dictionaries.identity_hadamard(64)
     rng, X = np.random.default_rng(0), np.zeros((n, 128), np.float32)
     for x in X:
@@ -83,7 +83,7 @@ def certified_class(n: int, depth: int) -> dict[str, dict]:
 
 
 def benchmark(n: int, m: int, d: int) -> dict[str, dict]:
-    """Calibrated ALISTA with support selection, and which of its codes are proved unique."""
+    """Errors of calibrated ALISTA with support selection, and the share of certified codes."""
     D, key = ur.dictionaries.gaussian(0, m, d), jax.random.key(1)
     Y, X = (np.asarray(a) for a in ur.problems.sampler(D, 2 * n)(key))
     layer = ur.alista(16, support=(0.012, 0.12))
@@ -102,14 +102,14 @@ def benchmark(n: int, m: int, d: int) -> dict[str, dict]:
 
 
 def pursuits(n: int, m: int, d: int, tol: float) -> dict[str, dict]:
-    """FISTA to a relative gap, and the gaps of its codes in float64."""
+    """Convergence of FISTA to a relative gap, and the gaps of its codes in float64."""
     D = ur.dictionaries.gaussian(0, m, d)
     Y = np.asarray(ur.problems.sampler(D, n)(jax.random.key(1))[0])
     lam = 0.1 * float(np.median(np.abs(Y @ np.asarray(D)).max(1)))
     wide_D, wide_Y = np.asarray(D, float), Y.astype(float)
     rows = {}
     for name, (bits, _) in FORMATS.items():
-        if name == "bfloat16 params":  # a pursuit has none
+        if name == "bfloat16 params":  # a pursuit has no params
             continue
         with products_of(bits):
             solve = jax.vmap(lambda y: ur.pursuit.fista(D, y, lam, tol=tol, max_steps=1000))
@@ -130,7 +130,7 @@ def pursuits(n: int, m: int, d: int, tol: float) -> dict[str, dict]:
 
 
 def main() -> None:
-    """Print the rows, and write them as JSON."""
+    """Print the rows and write a JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=HERE / "precision.json")
     given = parser.parse_args()

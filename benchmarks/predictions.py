@@ -1,12 +1,13 @@
-"""What theory predicts, beside what is measured: state evolution, and families without training.
+"""Compare state evolution with measured errors, and measure families without training.
 
-Bernoulli-Gaussian codes in Gaussian dictionaries, K = 16, in float32. `curves`: the median error of
-signals after each step, and that of `theory.state_evolution`, for the best thresholds of each
-family. `families`: the error after the last step of layers that are not trained, as they start,
-calibrated on 256 signals, or with thresholds of `analytic.alista_at`.
+The codes are Bernoulli-Gaussian, the dictionaries are Gaussian, K is 16, and the dtype is float32.
+`curves` has the median error of the signals after each step and the prediction of
+`theory.state_evolution`, for the best thresholds of each family. `families` has the error after the
+last step of layers without training: with the params of `init`, calibrated on 256 signals, or with
+the thresholds of `analytic.alista_at`.
 
     python benchmarks/predictions.py            adds the rows that are missing to predictions.json
-    python benchmarks/predictions.py --table    prints its tables
+    python benchmarks/predictions.py --table    prints the tables of predictions.json
 """
 
 import json
@@ -41,7 +42,7 @@ SETTINGS = ("no noise", "SNR 40", "SNR 20", "condition 50")
 
 
 def layer_of(name, probability, noise, ratio):
-    """A layer that knows its prior and the noise, per entry of y and as a ratio of energies."""
+    """A layer with the true prior and noise (per entry of y, and as a ratio of energies)."""
     prior = dict(probability=probability)
     return {
         "lamp": lambda: ur.layers.lamp(K),
@@ -55,7 +56,7 @@ def layer_of(name, probability, noise, ratio):
 
 
 def errors_of(layer, params, D, Y, X):
-    """The squared errors of signals after every step, and the energies of their codes."""
+    """The squared errors after every step, and the energies of the codes."""
     codes = jax.jit(jax.vmap(layer.iterates, (None, None, 0)))(params, D, Y)
     X = np.asarray(X, float)
     return np.sum((np.asarray(codes, float) - X[:, None]) ** 2, -1), np.sum(X**2, -1)
@@ -138,7 +139,8 @@ def table():
     rows = json.loads(PATH.read_text())
     noises = {snr: f"SNR {snr}" if snr else "no noise" for snr in SNRS}
     titles = [f"{m} x {d}, {noises[snr]}" for m, d, _ in SHAPES for snr in SNRS]
-    lines = ["| family | " + " | ".join(titles) + " |", "|---" * (1 + len(titles)) + "|"]
+    lines = ["Largest distance of the median error from its prediction, dB:", ""]
+    lines += ["| family | " + " | ".join(titles) + " |", "|---" * (1 + len(titles)) + "|"]
     for name in CURVES:
         cells = []
         for m, d, _ in SHAPES:
@@ -146,7 +148,8 @@ def table():
                 row = rows["curves"].get(f"{m} x {d}; {name}; {snr}")
                 cells.append(_apart(row) if row else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", "Layers without training, 250 x 500, p = 0.1, ratio of sums / median of dB:", ""]
+    told = "NMSE of layers without training, dB, as a ratio of sums / as a median over signals"
+    lines += ["", f"{told} (250 x 500, p = 0.1):", ""]
     lines += ["| family | " + " | ".join(SETTINGS) + " |", "|---" * (1 + len(SETTINGS)) + "|"]
     for name in FAMILIES:
         found = [rows["families"].get(f"{name}; {setting}") for setting in SETTINGS]
@@ -157,7 +160,7 @@ def table():
 
 
 def _apart(row):
-    """The largest distance of the median from its prediction where that is above -100 dB."""
+    """The largest distance of the median from its prediction, at predictions above -100 dB."""
     predicted, median = (np.array(row[name]) for name in ("predicted", "median"))
     above = predicted > -100
     mark = "" if row["holds"] else " (does not hold)"

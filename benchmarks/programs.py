@@ -1,11 +1,11 @@
-"""Whether two checkouts compile the same programs for every family of layers, and for the LASSO.
+"""Check whether two checkouts compile the same programs for all families and for the LASSO.
 
     python benchmarks/programs.py OTHER_CHECKOUT
 
 Equal programs take equal time to compile and to run. Each checkout compiles the forward pass and
-the gradient of each family, 20 x 40, K = 4, a batch of 7, and those of the pursuits with a penalty;
-the optimised HLO is compared as text, without its metadata. It prints what differs, and how many
-programs agree.
+the gradient of each family (20 x 40, K = 4, a batch of 7), and of the pursuits with a penalty. The
+script compares the optimised HLO as text, without its metadata. It prints the names of the programs
+that differ, and the number of programs that agree.
 """
 
 import argparse
@@ -16,12 +16,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Options that a family has no default for.
+# Options without a default.
 NEEDED = {"liht": {"sparsity": 3}}
 
 
 def digest(text: str) -> str:
-    """A digest of the computations of an HLO module, and of nothing that stands around them.
+    """A digest of the computations of an HLO module alone.
 
     The names of files and lines are metadata of the operations and, in later versions of JAX,
     tables before the first computation.
@@ -71,7 +71,7 @@ def programs() -> dict[str, str]:
 
 
 def of_checkout(path: Path) -> dict[str, str]:
-    """`programs` of another checkout, in a process of its own."""
+    """The result of `programs` for another checkout, in a separate process."""
     code = f"import sys; sys.path[:0] = [{str(path)!r}, {str(Path(__file__).parent)!r}]\n"
     code += "import json, programs\nprint(json.dumps(programs.programs()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -79,12 +79,12 @@ def of_checkout(path: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    """Compare this checkout with another one."""
+    """Compare this checkout with another checkout."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("other", type=Path, metavar="OTHER_CHECKOUT")
     other = of_checkout(parser.parse_args().other.resolve())
     ours = of_checkout(Path(__file__).resolve().parents[1])
-    names = sorted(ours.keys() | other.keys())  # a family that only one of them has differs
+    names = sorted(ours.keys() | other.keys())  # a family that is in one checkout alone differs
     different = [name for name in names if ours.get(name) != other.get(name)]
     print("\n".join([*different, f"{len(names) - len(different)} of {len(names)} programs agree"]))
 

@@ -1,21 +1,24 @@
-"""The LASSO and OMP of many signals beside other libraries: CPU time, and the gap of every code.
+"""The LASSO and OMP of many signals compared with other libraries: CPU time and gaps.
 
     python benchmarks/pursuit.py [--signals 1000] [--rounds 5] [--output benchmarks/pursuit.json]
     python benchmarks/pursuit.py --table                     prints the table of that file
 
-Eleven problems, in float64: Gaussian dictionaries, learned and sampled patches of photographs, a
-blur, pulses with equal atoms, atoms of many norms, non-negative codes and noise. lam is a share of
-lam_max of every signal. The times are CPU time of one thread, `time.process_time`; contestants take
-turns, and a time is the median of the rounds, with the least and the most of them. Iterative rivals
-have the loosest of their tolerances with which every code has a relative gap of 1e-6, computed here
-from the definition; a rival that never does is reported with its gaps. These have the first signals
-alone. OMP has as many atoms as the LASSO has nonzeros on average, and its residuals are compared.
-SPAMS and celer take part where they are installed (`pip install spams-bin celer`).
+The eleven problems in float64 are Gaussian dictionaries, learned and sampled patches of
+photographs, a blur, pulses with equal atoms, atoms of many norms, non-negative codes and noise. lam
+is a share of lam_max of every signal. The times are CPU time of one thread by `time.process_time`.
+Contestants take turns, and a time is the median of the rounds; the least and the most time are
+stored, too.
+
+An iterative rival has its loosest tolerance that gives every code a relative gap of 1e-6; the
+script computes the gap from its definition. If no tolerance suffices, the script reports the gaps
+of the rival on the first signals alone. OMP selects as many atoms as the LASSO has nonzeros on
+average, and the script compares the residuals. SPAMS and celer take part if they are installed
+(`pip install spams-bin celer`).
 """
 
 import os
 
-# One thread, before any library starts others.
+# Use one thread; set this before a library starts other threads.
 os.environ |= {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
@@ -56,7 +59,7 @@ class Problem(NamedTuple):
 
 
 def problem(D: np.ndarray, Y: np.ndarray, ratio: float, nonnegative: bool = False) -> Problem:
-    """With lam a share of lam_max."""
+    """The problem with lam equal to a share of lam_max."""
     D, Y = np.asarray(D, float), np.asarray(Y, float)
     products = Y @ D if nonnegative else np.abs(Y @ D)
     return Problem(D, Y, ratio * products.max(1, keepdims=True), nonnegative)
@@ -67,7 +70,7 @@ def unit(D: np.ndarray) -> np.ndarray:
 
 
 def patches(n: int, colour: bool = False) -> np.ndarray:
-    """8x8 patches of a photograph without their means, of unit norm."""
+    """8x8 patches of a photograph with mean 0 and norm 1."""
     picture = load_sample_image("china.jpg").astype(float)
     picture = picture if colour else picture.mean(2, keepdims=True)
     windows = np.lib.stride_tricks.sliding_window_view(picture, (8, 8, picture.shape[2]))
@@ -122,7 +125,7 @@ def problems(n: int) -> dict[str, Problem]:
 
 
 def gaps(p: Problem, X: np.ndarray) -> np.ndarray:
-    """The gaps relative to norm(y)^2 / 2, in float64."""
+    """The duality gaps relative to norm(y)^2 / 2, in float64."""
     n = len(X)
     Y, lam = p.Y[:n], p.lam[:n]
     R = Y - X @ p.D.T
@@ -158,13 +161,13 @@ def scikit_learn(p: Problem) -> dict[str, Callable]:
 
 
 def scaled(p: Problem) -> tuple[np.ndarray, np.ndarray, dict]:
-    """For SPAMS, whose penalty is one number: the signals are divided by theirs."""
+    """Signals divided by their lam, because SPAMS takes one lam for all signals."""
     D, signals = np.asfortranarray(p.D), np.asfortranarray((p.Y / p.lam).T)
     return D, signals, dict(lambda1=1.0, mode=2, numThreads=1)
 
 
 def spams_lars(p: Problem) -> dict[str, Callable]:
-    """The homotopy of SPAMS."""
+    """LARS (homotopy) by SPAMS."""
     try:
         import spams
     except ImportError:
@@ -178,7 +181,7 @@ def spams_lars(p: Problem) -> dict[str, Callable]:
 
 
 def spams_descent(p: Problem) -> dict[str, Callable]:
-    """Coordinate descent of SPAMS, for atoms of norm 1."""
+    """Coordinate descent by SPAMS, for atoms of norm 1."""
     try:
         import spams
     except ImportError:
@@ -197,7 +200,7 @@ def spams_descent(p: Problem) -> dict[str, Callable]:
 
 
 def celer_solver(p: Problem) -> dict[str, Callable]:
-    """Working sets and dual extrapolation, signal by signal."""
+    """Working sets and dual extrapolation by celer, signal by signal."""
     try:
         from celer import celer_path
     except ImportError:
@@ -216,7 +219,7 @@ def celer_solver(p: Problem) -> dict[str, Callable]:
 
 
 def matching(p: Problem, atoms: int) -> dict[str, Callable]:
-    """Orthogonal matching pursuit; that of SPAMS has another choice, of lower residuals."""
+    """Orthogonal matching pursuits by name; SPAMS chooses atoms by another rule."""
     D, Y, F = jnp.asarray(p.D), jnp.asarray(p.Y), np.asfortranarray(p.D)
     solvers = {
         "unrolled": lambda: np.asarray(ur.pursuit.omp_batch(D, Y, atoms).x),
@@ -235,7 +238,7 @@ def matching(p: Problem, atoms: int) -> dict[str, Callable]:
 
 
 def loosest(solve: Callable, p: Problem) -> tuple[float, np.ndarray]:
-    """The loosest tolerance that certifies all codes (or the tightest), and their gaps."""
+    """The loosest tolerance that certifies all codes, or the tightest one, and the gaps."""
     tol, gap = TOLERANCES[0], np.array([np.inf])
     for tol in TOLERANCES:
         gap = gaps(p, solve(tol))
@@ -245,7 +248,7 @@ def loosest(solve: Callable, p: Problem) -> tuple[float, np.ndarray]:
 
 
 def in_turns(functions: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
-    """Seconds of CPU of every function, one after the other in every round."""
+    """CPU seconds of every function, in turns in every round."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
@@ -256,13 +259,13 @@ def in_turns(functions: dict[str, Callable], rounds: int) -> dict[str, list[floa
 
 
 def spread(seconds: list[float], n: int) -> dict[str, float]:
-    """Microseconds of a signal: median, least and most."""
+    """Microseconds per signal: median, least and most."""
     us = [1e6 * s / n for s in seconds]
     return {"us": statistics.median(us), "least": min(us), "most": max(us)}
 
 
 def race(p: Problem, rounds: int) -> dict:
-    """Microseconds of a signal of every contestant, and its gaps."""
+    """Microseconds per signal and gaps of every contestant."""
     first = p._replace(Y=p.Y[:FEW], lam=p.lam[:FEW])
     solvers = ours(p) | spams_lars(p)
     for family in (spams_descent, scikit_learn, celer_solver):
@@ -283,7 +286,7 @@ def race(p: Problem, rounds: int) -> dict:
 
 
 def race_of_matching(p: Problem, atoms: int, rounds: int) -> dict:
-    """Microseconds of a signal of every contestant, and the mean of its relative residuals."""
+    """Microseconds per signal and mean relative residual of every contestant."""
     solvers = matching(p, atoms)
     rows: dict = {}
     for name, solve in solvers.items():
@@ -299,8 +302,9 @@ MATCHING = ("unrolled", "SPAMS", "scikit-learn")
 
 
 def table(results: dict) -> str:
-    """In Markdown: microseconds of a signal; in brackets the uncertified codes, or the residual."""
-    names = [*CONTESTANTS, *(f"OMP, {name}" for name in MATCHING)]
+    """Markdown: microseconds per signal, with the uncertified codes or the residual."""
+    names = [f"LASSO by {name}, us (uncertified codes)" for name in CONTESTANTS]
+    names += [f"OMP by {name}, us (residual)" for name in MATCHING]
     lines = [
         f"| problem | nonzeros per code | {' | '.join(names)} |",
         "|---" * (len(names) + 2) + "|",
@@ -323,7 +327,7 @@ def table(results: dict) -> str:
 
 
 def main() -> None:
-    """Run everything and write the JSON."""
+    """Run all measurements and write the JSON file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -335,7 +339,7 @@ def main() -> None:
     if arguments.table:
         print(table(json.loads(arguments.output.read_text())))
         return
-    warnings.simplefilter("ignore")  # that a rival has not converged is seen from its gap
+    warnings.simplefilter("ignore")  # the gap shows that a rival has not converged
     jax.config.update("jax_enable_x64", True)
     results: dict = {}
     for name, p in problems(arguments.signals).items():

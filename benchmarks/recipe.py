@@ -1,14 +1,15 @@
-"""`training.unsupervised` on kinds of signals that did not choose it, beside FISTA and exact codes.
+"""`training.unsupervised` compared with FISTA and exact codes on signals of six kinds.
 
-Digits and patches of photographs with dictionaries that are learned from them; sounds in a Gabor
-frame; steps in a staircase; sines with spikes; signals of heavy tails in atoms of many sizes. No
-option is touched. Each row is one kind and one seed of data and training: the gap F / F* - 1 of
-mean objectives on 1,000 signals that nothing has seen, with F* by `lasso_batch`, and the CPU
-seconds of the whole call, compilation included. Microseconds are CPU time of one thread.
+The kinds of signals are digits and patches of photographs, with learned dictionaries; sounds in a
+Gabor frame; steps in a staircase; sines with spikes; and signals with heavy tails in atoms of many
+sizes. All options keep their defaults. Each row is one kind of signal and one seed of data and
+training. A row has the gap F / F* - 1 of mean objectives on 1,000 fresh signals, with F* by
+`lasso_batch`, and the CPU seconds of the whole call, compilation included. Microseconds are CPU
+time of one thread.
 
     T="taskset -c 0 env OPENBLAS_NUM_THREADS=1 XLA_FLAGS='--xla_cpu_multi_thread_eigen=false"
     eval "$T intra_op_parallelism_threads=1' python benchmarks/recipe.py"       adds missing rows
-    python benchmarks/recipe.py --depths 8,16,24,32   also other numbers of steps
+    python benchmarks/recipe.py --depths 8,16,24,32   adds rows of these numbers of steps
     python benchmarks/recipe.py --table               prints the table
 """
 
@@ -31,7 +32,7 @@ from unrolled.pursuit import default_lam
 
 ROWS = Path(__file__).with_name("recipe.jsonl")
 TRAINED_ON, TESTED_ON, SEEDS = 6000, 1000, (0, 1, 2)
-CALLS = 5  # timed ones, of which the least counts
+CALLS = 5  # timed calls; the least time counts
 
 
 class Problem(NamedTuple):
@@ -42,14 +43,14 @@ class Problem(NamedTuple):
 
 
 def learned(Y: np.ndarray, atoms: int, seed: int) -> np.ndarray:
-    """A dictionary for signals, by `online`."""
+    """A dictionary that `online` learns from signals."""
     size = np.linalg.norm(Y, axis=1).mean()
     parts = np.array_split((Y / size).astype(np.float32), 12)
     return np.asarray(ur.dictionary_learning.online(parts, atoms, lam=0.1, key=seed).D, float)
 
 
 def digits(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Handwritten digits of 8 x 8 pixels, moved by parts of a pixel."""
+    """Handwritten digits of 8 x 8 pixels, shifted by fractions of a pixel."""
     from scipy.ndimage import shift
     from sklearn.datasets import load_digits
 
@@ -60,7 +61,7 @@ def digits(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def photographs(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Patches of 12 x 12 of two photographs, without their mean."""
+    """Patches of 12 x 12 pixels of two photographs, without their mean."""
     from sklearn.datasets import load_sample_images
 
     grey = [image.mean(2) for image in load_sample_images().images]
@@ -74,7 +75,7 @@ def photographs(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarra
 
 
 def sounds(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Bursts of tones whose times and pitches are on no grid, in a frame of Gabor atoms."""
+    """Bursts of tones with times and pitches off the grid, in a frame of Gabor atoms."""
     t, m = np.arange(128), 128
 
     def burst(at, pitch, phase):
@@ -105,7 +106,7 @@ def steps(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sines_and_spikes(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of sines of an oversampled grid and of single samples."""
+    """Sums of sines on an oversampled frequency grid and of single samples."""
     m = 80
     sines = np.cos(np.pi * (np.arange(m)[:, None] + 0.5) * np.arange(2 * m)[None] / (2 * m))
     D = np.hstack([np.eye(m), sines / np.linalg.norm(sines, axis=0)])
@@ -115,7 +116,7 @@ def sines_and_spikes(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.n
 
 
 def heavy(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Heavy-tailed codes of 60 x 150 atoms, of condition 30 and norms 1 to 9; signals near 100."""
+    """Heavy-tailed codes in a 60 x 150 dictionary of condition 30 with atom norms 1 to 9."""
     U, _ = np.linalg.qr(rng.normal(size=(60, 60)))
     V, _ = np.linalg.qr(rng.normal(size=(150, 60)))
     D = (U * np.geomspace(30, 1, 60)) @ V.T
@@ -131,7 +132,7 @@ PROBLEMS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
 
 @functools.lru_cache(maxsize=1)
 def problem_of(name: str, seed: int) -> Problem:
-    """Signals that are not flat, lam by the library's rule."""
+    """Dictionary, signals that are not constant, and the default lam of the library."""
     D, Y = PROBLEMS[name](np.random.default_rng(seed), TRAINED_ON + TESTED_ON)
     D, Y = D.astype(np.float32), Y.astype(np.float32)
     lam = float(f"{default_lam(D, Y[:TRAINED_ON]):.3g}")
@@ -147,7 +148,7 @@ def objectives(D: Any, Y: np.ndarray, X: Any, lam: float) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def exact(name: str, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Optimal codes, their objectives, and microseconds for one."""
+    """Optimal codes, their objectives, and the microseconds per signal."""
     D, _, Y, lam = problem_of(name, seed)
     found, seconds = timed(lambda: ur.pursuit.lasso_batch(D, Y, lam, tol=1e-7))
     assert np.asarray(found.converged).all(), name
@@ -156,7 +157,7 @@ def exact(name: str, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def timed(function: Callable[[], Any], calls: int = CALLS) -> tuple[Any, float]:
-    """What it returns, and the least microseconds of CPU for a signal."""
+    """The result of `function`, and its least CPU microseconds per signal."""
     made, taken = jax.block_until_ready(function()), []
     for _ in range(calls):
         began = time.process_time()
@@ -166,7 +167,7 @@ def timed(function: Callable[[], Any], calls: int = CALLS) -> tuple[Any, float]:
 
 
 def measured(name: str, seed: int, depth: int) -> dict[str, Any]:
-    """A row."""
+    """Measure one row."""
     D, train, Y, lam = problem_of(name, seed)
     X, best, microseconds = exact(name, seed)
     zero = (Y.astype(float) ** 2).sum(1) / 2
@@ -217,11 +218,12 @@ def read() -> list[dict[str, Any]]:
 
 
 def table(depth: int = 16) -> str:
-    """A line for each problem: medians over the seeds, and the range of the gap."""
+    """A line for each problem, with medians over the seeds and the range of the gap."""
     lines = [
         f"| signals | nonzeros per code | gap of FISTA, K = {depth}, 24, 32, 64 | gap of the "
-        f"recipe, K = {depth} | codes no worse than FISTA, K = 32 | codes worse than zero | "
-        "CPU seconds of the call | CPU microseconds per signal: recipe, FISTA with K = 32, exact |",
+        f"recipe, K = {depth} | codes no worse than FISTA, K = 32 | codes worse than the zero code "
+        "| CPU seconds of the call | CPU microseconds per signal: recipe, FISTA with K = 32, exact "
+        "codes |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in PROBLEMS:

@@ -1,21 +1,21 @@
-"""Devices, processes, exported files, memory and large dictionaries: equal bits, and what it costs.
+"""Bits, time and memory on several devices, with exported files and for large dictionaries.
 
     python benchmarks/scale.py [PART ...] [--only WORDS] [--output FILE]
 
-large      seconds and memory of every function of theory and analytic, on a float32 dictionary of
-           64 x 100,000 and on 16 filters on a picture of 512 x 512
+large      seconds and memory of every function of theory and analytic, for a float32 dictionary of
+           64 x 100,000 and for 16 filters on a picture of 512 x 512 pixels
 devices    hashes of a short run on 1, 2, 4 and 8 forced devices; collectives of a step by its HLO
-processes  the same hashes of 1 x 1, 2 x 4 and 4 x 1 processes x devices
-export     milliseconds of an exported file beside the jit of the library, also without the library
-memory     temporaries of a step of 4 x 250 signals beside one of 1,000
-cost       milliseconds of those steps beside their matrix products
-atoms      a training on 64 x 100,000 whose atoms four devices share, beside one
-coherence  seconds and memory of the coherence programs, up to 2,000 x 4,000 by a sample
+processes  hashes of the same run in 1, 2 and 4 processes of 1, 4 and 1 devices
+export     milliseconds of an exported file and of the jit of the library, also without the library
+memory     temporaries of a step with 4 x 250 signals and with one batch of 1,000 signals
+cost       milliseconds of these steps and of their matrix products
+atoms      training on 64 x 100,000, with the atoms on four devices and on one device
+coherence  seconds and memory of the coherence programs, up to a sample of 2,000 x 4,000
 
-Rows are written as they are done; one that is there and did not fail is not run again. Each has
-processes of its own. Memory is the peak of RssAnon: mapped pages of libraries are not ours. On a
-busy machine the wall time says little: the seconds of both cores stand beside it. There is no
-speed-up by devices here: forced devices share the cores, and two cores are no cluster.
+The script writes a row when it is done, and does not repeat a row that did not fail. Each row has
+separate processes. Memory is the peak of RssAnon, which excludes mapped pages of libraries. On a
+busy machine the wall time is unreliable, so a row also has the seconds of both cores. The script
+does not measure a speed-up by devices, because forced devices share two cores.
 """
 
 import argparse
@@ -51,7 +51,7 @@ MANY = ("alista", "lista_cp, untied", "lista, learned D", "ista, lbfgs", "lista_
 
 
 def run_of(case: str, size: int, mesh):
-    """A short run of 8 batches of `size` signals a step."""
+    """A short training run with 8 batches of `size` signals per step."""
     import jax
     import optax
 
@@ -72,7 +72,7 @@ def run_of(case: str, size: int, mesh):
 
 
 def bits(cases: str, meshed: str) -> dict[str, str]:
-    """The hashes of params, best, D, losses and validations of some runs."""
+    """The hashes of params, best params, D, losses and validation losses of some runs."""
     import warnings
 
     import jax
@@ -92,7 +92,7 @@ def bits(cases: str, meshed: str) -> dict[str, str]:
 
 
 def devices(name: str) -> dict:
-    """The bits of every case without a mesh and on 1 to 8 devices; or the collectives of a step."""
+    """The hashes of every case without a mesh and on 1 to 8 devices, or collectives of a step."""
     if name.startswith("step of "):
         return collectives(*name.removeprefix("step of ").rsplit(" on ", 1))
     from unrolled.layers import FAMILIES
@@ -104,12 +104,12 @@ def devices(name: str) -> dict:
 
 
 def with_size(cases: Sequence[str], name: str) -> str:
-    """The cases at the size that the name of a row begins with."""
+    """The cases with the batch size at the beginning of the name of a row."""
     return "; ".join(f"{case}: {name.split()[0]}" for case in cases)
 
 
 def compared(answers: dict[str, dict]) -> dict:
-    """How many cases have equal bits everywhere; what those have that have not."""
+    """The number of cases with equal bits everywhere, and the hashes of the different cases."""
     if failed := {where: found["failed"] for where, found in answers.items() if "failed" in found}:
         return {"failed": failed}
     first, *others = answers.values()
@@ -123,7 +123,7 @@ def compared(answers: dict[str, dict]) -> dict:
 
 
 def collectives(case: str, count: str) -> dict:
-    """Exchanges of a compiled training step by kind: how many, and bytes of a device."""
+    """The exchanges of a compiled training step by kind: their number and bytes per device."""
     with tempfile.TemporaryDirectory() as folder:
         flags = forced(int(count.split()[0]), dumped(folder))
         answer = process(["bits", case, "mesh"], flags)
@@ -134,7 +134,7 @@ def collectives(case: str, count: str) -> dict:
 
 
 def exchanges(program: str) -> dict[str, dict[str, int]]:
-    """The collectives of a program in HLO: how many of a kind, and bytes of their results."""
+    """The collectives of an HLO program by kind: their number and the bytes of their results."""
     kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
     found: dict[str, dict[str, int]] = {}
     for shapes, kind in re.findall(rf"= (\S+|\([^=]*\)) ({kinds})(?:-start)?\(", program):
@@ -147,13 +147,13 @@ def exchanges(program: str) -> dict[str, dict[str, int]]:
 
 
 def processes(name: str) -> dict:
-    """The bits of some cases in so many processes of so many devices."""
+    """The hashes of some cases in every layout of processes and devices."""
     cases = with_size(MANY, name)
     return compared({f"{n} x {p}": together(cases, n, p) for n, p in LAYOUTS})
 
 
 def together(cases: str, n: int, p: int) -> dict:
-    """What the first of n processes of p devices prints."""
+    """The common output of n processes of p devices, or an output that differs."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -167,12 +167,12 @@ def together(cases: str, n: int, p: int) -> dict:
 
 
 def forced(p: int, *flags: str) -> dict[str, str]:
-    """The environment of a process of p devices."""
+    """The environment of a process with p devices."""
     return {"XLA_FLAGS": " ".join((f"--xla_force_host_platform_device_count={p}", *flags))}
 
 
 def dumped(folder: str) -> str:
-    """The flags by which XLA writes the program of a training step into a folder."""
+    """The flags with which XLA writes the program of a training step into a folder."""
     return f"--xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=jit_update"
 
 
@@ -209,9 +209,9 @@ print(jax.__version__, float(np.abs(X - np.load(sys.argv[3])).max()))
 
 
 def export(name: str) -> dict:
-    """Milliseconds of codes by a file and by the library in turns; then without the library.
+    """Milliseconds for codes by a file and by the library in turns, then without the library.
 
-    "under jax V" runs the file by another version of jax, which is installed for it.
+    A row "under jax V" installs version V of jax and runs the file with this version.
     """
     import statistics
 
@@ -250,7 +250,7 @@ def export(name: str) -> dict:
 
 
 def under(version: str, folder: Path) -> dict:
-    """What a file does under another version of jax, which is put into a folder by pip."""
+    """The result of a file under another version of jax, which pip installs into a folder."""
     packages = (f"jax=={version}", f"jaxlib=={version}")
     pip = [
         sys.executable,
@@ -278,7 +278,7 @@ def under(version: str, folder: Path) -> dict:
 
 
 def memory(name: str) -> dict:
-    """MB of temporaries of the compiled step of a run of ALISTA, 250 x 500, K = 16."""
+    """The temporaries, in MB, of a compiled training step of ALISTA, 250 x 500, K = 16."""
     with tempfile.TemporaryDirectory() as folder:
         answer = process(["step", name], {"XLA_FLAGS": dumped(folder)})
         if "failed" in answer:
@@ -289,7 +289,7 @@ def memory(name: str) -> dict:
 
 
 def step(name: str) -> dict:
-    """A run of a few steps of `n x batch` signals."""
+    """A run of a few training steps with `n x batch` signals."""
     import optax
 
     import unrolled as ur
@@ -303,7 +303,7 @@ def step(name: str) -> dict:
 
 
 def cost(name: str) -> dict:
-    """Milliseconds of a step of a family, 250 x 500, K = 16, and of its products, in turns."""
+    """Milliseconds of a training step of a family and of its matrix products, in turns."""
     import statistics
     import warnings
 
@@ -317,7 +317,7 @@ def cost(name: str) -> dict:
     n, size = (int(part.replace(",", "")) for part in sizes.split(" x "))
     D = ur.dictionaries.gaussian(0, 250, 500)
     layer = ur.alista(16, support=None) if family == "alista" else ur.lista_cp(16, tied=False)
-    params = ur.layers.unstack(layer.init(None, D))  # steps in a row, which run faster than a scan
+    params = ur.layers.unstack(layer.init(None, D))  # unstacked steps, which run faster than a scan
     Y, X = ur.problems.sampler(D, n * size)(jax.random.key(1))
     if family == "alista":  # W has no gradient
 
@@ -335,7 +335,7 @@ def cost(name: str) -> dict:
     at = [0.0]
 
     def turn(record, params):
-        """After each ten steps of the training, ten times the products."""
+        """Run the products ten times after every ten training steps."""
         now = time.perf_counter()
         spent["step"].append((now - at[0]) / 10)
         for _ in range(10):
@@ -351,13 +351,13 @@ def cost(name: str) -> dict:
 
 
 def atoms(name: str) -> dict:
-    """Bytes of the arrays on each of so many devices, and the losses."""
+    """The bytes of the arrays on each device, and the losses."""
     devices = name.partition(" ")[0]
     return process(["trained", devices], forced(int(devices)))
 
 
 def trained(devices: str, count: int = 100_000, steps: int = 4) -> dict:
-    """Some steps of LISTA-CP and its D, 64 x `count`, on devices that share the atoms."""
+    """Train LISTA-CP and its D, 64 x `count`, for some steps on devices that share the atoms."""
     import jax
     import optax
     from jax.sharding import NamedSharding, PartitionSpec
@@ -392,7 +392,7 @@ def trained(devices: str, count: int = 100_000, steps: int = 4) -> dict:
 
 
 def coherence(name: str) -> dict:
-    """Seconds and memory of the programs of all atoms, or of the first 16, in float64."""
+    """Seconds and memory of the programs of all atoms, or of the first 16 atoms, in float64."""
     import jax
     from coherence import gaussian
 
@@ -443,7 +443,7 @@ IN_ANOTHER = {
 
 
 def process(arguments: list[str], environment: dict[str, str] | None = None) -> dict:
-    """What a process of this script prints last, as JSON; its last words where it fails."""
+    """The last line of output of a process of this script as JSON, or its error message."""
     return ended(start(arguments, environment))
 
 
@@ -466,7 +466,7 @@ def ended(one: subprocess.Popen) -> dict:
 
 
 def row(what: str, *arguments: str, joined: str | None) -> dict:
-    """A row, or a part of one, in this process."""
+    """Measure a row, or a part of a row, in this process."""
     if joined:
         import jax
 
@@ -476,10 +476,10 @@ def row(what: str, *arguments: str, joined: str | None) -> dict:
 
 
 def main() -> None:
-    """Run the rows that are missing, and write each when it is done."""
+    """Measure the missing rows, and write each row when it is done."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("parts", nargs="*", help=", ".join(rows()) + "; all by default")
-    parser.add_argument("--only", default="", help="rows whose names have this")
+    parser.add_argument("--only", default="", help="only rows whose names contain this")
     parser.add_argument("--output", type=Path, default=HERE / "scale.json")
     parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--joined", help=argparse.SUPPRESS)

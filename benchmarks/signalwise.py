@@ -1,14 +1,15 @@
-"""What is proved signal by signal and support by support, and attacks on the proofs.
+"""Proofs signal by signal and support by support, and attacks on these proofs.
 
     python benchmarks/signalwise.py [--only attacks|codes|supports|tubes]    writes signalwise.json
-    python benchmarks/signalwise.py --table                            prints its tables
+    python benchmarks/signalwise.py --table                            prints the tables
 
-Attacks run real layers beside the bounds of `theory.certify_signals`: signs, magnitudes below the
-bound, and noise are drawn at random or aligned with the products of one atom off the support. A run
-counts as outside where some entry of some step exceeds its bound, or is not zero off the support.
-Codes and supports are drawn anew: one schedule of `analytic.from_sample` proves fresh codes; every
-code on a support is proved by `theory.certify_supports`, and `layers.alista_rt` runs on four kinds.
-Tubes of `theory.certify_run` are attacked by noise at random and on the largest weight of one atom.
+"attacks" compares the errors of layers with the bounds of `theory.certify_signals`. Signs,
+magnitudes below the bound, and noise are random or aligned with the products of one atom off the
+support. A run counts as outside if an entry at any step exceeds its bound, or is nonzero off the
+support. "codes" proves fresh codes with one schedule of `analytic.from_sample`. "supports" proves
+all codes on fresh supports with `theory.certify_supports`, and runs `layers.alista_rt` on four
+kinds of codes. "tubes" attacks the tubes of `theory.certify_run` with random noise, and with noise
+on the largest weight of one atom.
 """
 
 import argparse
@@ -25,9 +26,9 @@ from _measure import environment, markdown
 import unrolled as ur
 
 PATH = Path(__file__).with_suffix(".json")
-M, D_ATOMS, FRESH = 250, 500, 13_809  # all of so many: 99.9 % of a class, with confidence 1 - 1e-6
+M, D_ATOMS, FRESH = 250, 500, 13_809  # if all are proved: 99.9 % of a class, confidence 1 - 1e-6
 SAMPLE, DEPTH = 30_000, 39
-LEAVE_OUT = 1e-3  # of the sample, where it holds the schedule back
+LEAVE_OUT = 1e-3  # share of the sample that from_sample may leave out
 PASSING = (1.0, 1.0)
 
 # name: (support, gamma, thresholds per atom, off the diagonal, noise, dtype, activation)
@@ -46,7 +47,7 @@ ATTACKS = {
     "passing, silu": (PASSING, 1.0, False, 0.0, 1e-3, "float32", "silu"),
 }
 SIZES = ((30, 60, 2), (60, 120, 4), (100, 200, 5), (100, 400, 4), (250, 500, 10))
-SIGNS = 34  # per code
+SIGNS = 34  # runs per code
 
 
 def gaussian(seed, m, d):
@@ -66,7 +67,7 @@ def supports(rng, n, d, s):
 
 
 def attacked(name, size, seed, depth=25):
-    """One dictionary and one schedule, and so many runs: bounds, and how far they are reached."""
+    """Attack one schedule for one dictionary: runs outside of a bound, and errors over bounds."""
     support, gamma, per_atom, off, delta, dtype, activation = ATTACKS[name]
     m, d, s = size
     rng = np.random.default_rng([seed, *size, list(ATTACKS).index(name)])
@@ -88,12 +89,12 @@ def attacked(name, size, seed, depth=25):
     B = W.T.astype(float) @ D
     signs = np.sign(rng.standard_normal((SIGNS, d)))
     noises = rng.standard_normal((SIGNS, m))
-    for k in range(0, SIGNS, 3):  # aligned with one atom, and noise on its largest weight
+    for k in range(0, SIGNS, 3):  # signs aligned with one atom, noise on its largest weight
         i = rng.integers(d)
         signs[k] = np.where(B[i] < 0, -1, 1) * rng.choice([-1, 1])
         noises[k] = np.where(np.arange(m) == np.abs(W[:, i]).argmax(), np.sign(W[:, i]), 0)
     smaller = np.where(rng.random((SIGNS, d)) < 0.2, rng.random((SIGNS, d)), 1)
-    smaller = smaller if support is None else np.ones_like(smaller)  # passing is not monotone
+    smaller = smaller if support is None else np.ones_like(smaller)  # not monotone if entries pass
     X = (np.abs(x) * signs * smaller).astype(dtype)
     noises = delta * noises / np.abs(noises).sum(1, keepdims=True)
     Y = (X.astype(float) @ D.T.astype(float) + noises).astype(dtype)
@@ -135,7 +136,7 @@ def attacks(seeds):
 
 
 def codes(seed=5):
-    """Fresh codes that one schedule proves, and codes with their own thresholds."""
+    """Fresh codes proved by one schedule, and codes proved with their own thresholds."""
     D, rows = gaussian(seed, M, D_ATOMS), []
     layer = ur.alista(DEPTH, support=PASSING)
     for power in (2.0, 3.0):
@@ -179,7 +180,7 @@ KINDS = {
 
 
 def worst_codes(W, D, S):
-    """For every support the code that makes the product of one atom off it as large as it gets."""
+    """The code on every support that maximises the product of one atom off the support."""
     B, X = W.T @ D, np.zeros((len(S), D.shape[1]))
     for x, support in zip(X, S):
         A = B[np.ix_(support, support)]
@@ -190,7 +191,7 @@ def worst_codes(W, D, S):
 
 
 def all_codes(seed, depth=40):
-    """All codes on fresh supports, and runs of `alista_rt` on four kinds of them."""
+    """Proofs for all codes on fresh supports, and runs of `alista_rt` on four kinds of codes."""
     D, rows = gaussian(seed, M, D_ATOMS), []
     layer = ur.layers.alista_rt(depth)
     for power in (2.0, 3.0):
@@ -255,7 +256,7 @@ TUBE_SIZES, TUBE_RUNS = ((30, 60, 3), (60, 120, 8), (100, 200, 12)), 10
 
 
 def tube_of(name, size, seed, depth=15):
-    """Runs on one code with noise, beside the tube around the run without noise."""
+    """Compare noisy runs on one code with the tube around the run without noise."""
     (support, gamma, dtype), (m, d, s) = TUBES[name], size
     rng = np.random.default_rng([seed, *size, list(TUBES).index(name)])
     D = gaussian(rng.integers(2**31), m, d).astype(dtype)
@@ -265,13 +266,13 @@ def tube_of(name, size, seed, depth=15):
     x, delta = drawn(rng, 1, d, s)[0].astype(dtype), 10.0 ** rng.uniform(-7, -1)
     falling = rng.uniform(0.4, 1.0) * rng.uniform(0.6, 0.85) ** np.arange(depth)
     theta = np.maximum(falling, delta * rng.uniform(0.3, 2))
-    if seed % 4 == 3:  # per atom
+    if seed % 4 == 3:  # thresholds per atom
         theta = theta[:, None] * rng.uniform(0.7, 1.3, d)
     layer = ur.alista(depth, support=support)
     params = layer.from_theory(W, jnp.asarray(theta.astype(dtype)))
     tube = ur.theory.certify_run(layer, params, D, x, noise=delta)
     noises = rng.standard_normal((TUBE_RUNS, m))
-    for k in range(0, TUBE_RUNS, 2):  # on the largest weight of one atom
+    for k in range(0, TUBE_RUNS, 2):  # noise on the largest weight of one atom
         i = rng.integers(d) if k % 4 else rng.choice(np.flatnonzero(x))
         w = W[:, i]
         noises[k] = np.where(np.arange(m) == np.abs(w).argmax(), rng.choice([-1, 1]), 0)
@@ -310,7 +311,7 @@ def tubes(seeds):
 
 
 def table(saved):
-    """The tables of a page."""
+    """The tables of the page."""
     tables = [markdown([*map(of_supports, saved.get("supports", []))])]
     tables.append(markdown([*map(of_codes, saved.get("codes", []))]))
     attacks, tubes = (
@@ -326,8 +327,8 @@ def of_supports(row):
     kinds = [row[kind] for kind in (*KINDS, "aligned")]
     return {
         "seed of D": row["seed"],
-        "p of W": f"{row['power']:g}",
-        "s": row["s"],
+        "power p of W": f"{row['power']:g}",
+        "nonzeros s": row["s"],
         "supports with c(S) < 1": row["proved"],
         "supports with c(S) <= .95": row["covered"],
         "largest c(S)": f"{row['largest']:.3f}",
@@ -341,14 +342,14 @@ def of_supports(row):
 
 def of_codes(row):
     return {
-        "p of W": f"{row['power']:g}",
-        "s": row["s"],
+        "power p of W": f"{row['power']:g}",
+        "nonzeros s": row["s"],
         "fresh codes proved by one schedule": f"{row['proved']} of {row['fresh']}",
-        "share of the class proved, at least": f"{row['share']:.4f}",
+        "lower bound on the share of the class proved": f"{row['share']:.4f}",
         "largest bound of the schedule": f"{row['bound']:.1e}",
         "largest error of 2,000 runs": f"{row['error']:.1e}",
         "codes proved with own thresholds": f"{row['own']} of {row['fresh']}",
-        "supports exact": row["exact"],
+        "codes with an exact support": row["exact"],
         "largest bound with own thresholds": f"{row['own bound']:.1e}",
         "CPU seconds of the schedule": f"{row['CPU seconds of the schedule']:.1f}",
         "CPU seconds of the proofs": f"{row['CPU seconds of the proofs']:.1f}",
@@ -362,8 +363,8 @@ def of_attack(name, rows):
         "runs": total["runs"],
         "runs outside of a bound": total["outside"],
         "codes proved": f"{total['proved']} of {total['of']}",
-        "share of the bound that the first step reaches": f"{max(r['first'] for r in rows):.4f}",
-        "share that any step reaches": f"{max(r['largest'] for r in rows):.4f}",
+        "largest error of the first step over its bound": f"{max(r['first'] for r in rows):.4f}",
+        "largest error of any step over its bound": f"{max(r['largest'] for r in rows):.4f}",
     }
 
 
@@ -373,9 +374,9 @@ def of_tube(name, rows):
         "tube": name,
         "runs": total["runs"],
         "runs outside of a bound": total["outside"],
-        "codes with an error below half of the code": f"{total['told']} of {total['of']}",
-        "codes with exact nonzeros": f"{total['exact']} of {total['of']}",
-        "share of the bound that any step reaches": f"{max(r['largest'] for r in rows):.4f}",
+        "codes with a bound below half of their norm": f"{total['told']} of {total['of']}",
+        "codes with an exact support": f"{total['exact']} of {total['of']}",
+        "largest distance of any step over its bound": f"{max(r['largest'] for r in rows):.4f}",
     }
 
 
@@ -384,7 +385,7 @@ def main():
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--only", choices=("attacks", "codes", "supports", "tubes"))
     parser.add_argument(
-        "--seeds", type=int, default=10, help="dictionaries of each attack; of tubes twice as many"
+        "--seeds", type=int, default=10, help="dictionaries per attack; tubes have twice as many"
     )
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)

@@ -1,12 +1,13 @@
-"""Four tasks of users, each with what people use for it today in the same run.
+"""Four tasks of users, each compared with its usual methods in the same run.
 
     python benchmarks/tasks.py              all rows and figures, minutes on one core
     python benchmarks/tasks.py sharpen      one task, or several
     python benchmarks/tasks.py --table      prints the tables of tasks.json
 
-The ECG and the picture come with PyWavelets, the rivals are those of PyWavelets, scipy and
-scikit-image: extra `benchmarks`. Every option, also of a rival, is chosen on one half of the record
-or on another part of the picture; three seeds draw the noise and the masks of the reported half.
+The ECG and the picture come with PyWavelets; the rivals come from PyWavelets, scipy and
+scikit-image (extra `benchmarks`). Every option, also every option of a rival, is chosen on one half
+of the record or on another part of the picture. Three seeds draw the noise and the masks of the
+reported part.
 """
 
 import argparse
@@ -29,21 +30,21 @@ import unrolled as ur
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "tasks.json"
-CHOOSING, SEEDS = 10, (0, 1, 2)  # seeds of the part that chooses, and of the other
+CHOOSING, SEEDS = 10, (0, 1, 2)  # seeds of the part that chooses, and of the reported part
 ud = ur.dictionaries
 
 
 class Task(NamedTuple):
-    """A degraded signal, the methods that restore it with the options to choose from, a figure."""
+    """A degraded signal, the methods that restore it with their options, and a figure."""
 
-    data: Callable[[bool, int], tuple[np.ndarray, Any]]  # (tested, seed) -> truth, what is known
+    data: Callable[[bool, int], tuple[np.ndarray, Any]]  # (tested, seed) -> true signal, known data
     methods: dict[str, tuple[Callable[..., np.ndarray], list[tuple]]]
-    score: Callable[[np.ndarray, np.ndarray], float]  # of the truth and an estimate, dB
+    score: Callable[[np.ndarray, np.ndarray], float]  # of the true signal and an estimate, dB
     draw: Callable[..., Any]
 
 
 def run(task: Task) -> tuple[dict, dict]:
-    """The row of every method, and its estimate for the first seed."""
+    """The row of every method, and the estimate of every method for the first seed."""
     rows, estimates = {}, {}
     truth, known = task.data(False, CHOOSING)
     for name, (method, options) in task.methods.items():
@@ -61,7 +62,7 @@ def run(task: Task) -> tuple[dict, dict]:
 
 
 def snr(truth: np.ndarray, estimate: np.ndarray) -> float:
-    """Signal-to-noise ratio in dB, of the signal without its mean."""
+    """The signal-to-noise ratio in dB of a signal without its mean."""
     return 10 * np.log10(np.var(truth) / np.mean((truth - estimate) ** 2))
 
 
@@ -86,7 +87,7 @@ def windows(y: np.ndarray, n: int = WINDOW) -> np.ndarray:
 
 
 def average(rows: np.ndarray) -> np.ndarray:
-    """One signal of its windows at every position."""
+    """Average the windows at all positions into one signal."""
     n, m = rows.shape
     places = np.arange(n)[:, None] + np.arange(m)
     total, count = np.zeros(n + m - 1), np.zeros(n + m - 1)
@@ -96,7 +97,7 @@ def average(rows: np.ndarray) -> np.ndarray:
 
 
 def ksvd() -> Any:
-    """A dictionary of the windows of the first half, without noise."""
+    """A dictionary learned by K-SVD from the windows of the first half, without noise."""
     W = windows(half(False))
     W = (W - W.mean(1, keepdims=True)).astype(np.float32)
     return ur.dictionary_learning.ksvd(W, 2 * WINDOW, sparsity=3, sweeps=8, key=0).D
@@ -155,7 +156,7 @@ def denoise() -> Task:
 
 
 def tones(seed: int, n: int) -> np.ndarray:
-    """Two signals of eight cosines, of any frequency up to that of Nyquist."""
+    """Two signals of eight cosines with any frequency up to the Nyquist frequency."""
     rng = np.random.default_rng([7, seed])
     frequency, phase = rng.uniform(0, np.pi, (2, 8, 1)), rng.uniform(0, 2 * np.pi, (2, 8, 1))
     size = rng.uniform(0.5, 1, (2, 8, 1))
@@ -163,7 +164,7 @@ def tones(seed: int, n: int) -> np.ndarray:
 
 
 def measure_less(of: str = "tones") -> Task:
-    """64 numbers in place of 256 samples, with noise 30 dB below: random ones, or every fourth."""
+    """64 numbers instead of 256 samples, random or every fourth, with noise at -30 dB."""
     m, n = 64, 256
     A = np.random.default_rng(5).normal(size=(m, n)) / m**0.5
     regular, chosen = np.arange(0, n, n // m), np.zeros(n, bool)
@@ -207,13 +208,13 @@ def measure_less(of: str = "tones") -> Task:
 
 
 def sines(n: int) -> np.ndarray:
-    """The sines next to the cosines of a DCT with 2 n atoms."""
+    """The 2 n - 1 sines with the frequencies of a DCT of 2 n cosines."""
     atoms = np.sin(np.pi * (np.arange(n)[:, None] + 0.5) * np.arange(1, 2 * n) / (2 * n))
     return (atoms / np.linalg.norm(atoms, axis=0)).astype(np.float32)
 
 
 def fill_in() -> Task:
-    """Half of the samples of eight tones are missing, noise 30 dB below."""
+    """Signals of eight tones, with half of the samples missing and noise at -30 dB."""
     n = 256
     D = ud.Concatenated(ud.dct(n, 2 * n), sines(n))
 
@@ -265,7 +266,7 @@ def patches(u: np.ndarray) -> np.ndarray:
 
 
 def merged(rows: np.ndarray) -> np.ndarray:
-    """One picture of its patches."""
+    """Average the patches at all positions into one picture."""
     total, count = np.zeros((SIDE, SIDE)), np.zeros((SIDE, SIDE))
     corners = product(range(0, SIDE - PATCH + 1, APART), repeat=2)
     for (i, j), row in zip(corners, rows):
@@ -275,7 +276,7 @@ def merged(rows: np.ndarray) -> np.ndarray:
 
 
 def fill_in_photograph() -> Task:
-    """Half of the pixels are missing."""
+    """A photograph with half of the pixels missing."""
     D = ud.dct((PATCH, PATCH), (PATCH, PATCH))
 
     def data(tested, seed):
@@ -313,7 +314,7 @@ def fill_in_photograph() -> Task:
 
 
 def sharpen() -> Task:
-    """A Gaussian blur of deviation 1.6 pixels, noise of 0.01."""
+    """A photograph with a Gaussian blur of deviation 1.6 pixels and noise of 0.01."""
     line = np.exp(-(np.arange(-4, 5) ** 2) / (2 * 1.6**2))
     kernel = np.outer(line, line) / line.sum() ** 2
     blur = ud.Conv(kernel[None, None].astype(np.float32), (SIDE, SIDE), boundary="circular")
@@ -353,14 +354,14 @@ def sharpen() -> Task:
 
     def centred(
         y,
-    ):  # the filter of the `Conv` begins at a pixel, those of scikit-image are about it
+    ):  # filters of `Conv` begin at a pixel; scikit-image centres them
         return np.roll(y, (-4, -4), (0, 1))
 
     def wiener(y, balance):
         return restoration.wiener(centred(y), kernel, balance, clip=False)
 
     def richardson_lucy(y, steps):
-        wide = np.pad(centred(y).clip(1e-3), SIDE // 4, mode="wrap")  # as the blur is on a circle
+        wide = np.pad(centred(y).clip(1e-3), SIDE // 4, mode="wrap")  # the blur is on a circle
         found = restoration.richardson_lucy(wide, kernel, steps, clip=False)
         return found[SIDE // 4 : -SIDE // 4, SIDE // 4 : -SIDE // 4]
 
@@ -426,7 +427,7 @@ CHOSEN = {"sharpen": "chosen option", "measure_less": "chosen `ratio`"}
 
 
 def table(name: str, rows: dict) -> str:
-    """A row for each method, and its dB: mean of the seeds, least and largest."""
+    """A line for each method, with the mean, the least and the largest dB over the seeds."""
     of, option = SCORES.get(name, "SNR"), CHOSEN.get(name.partition(",")[0], "chosen options")
     lines = [f"| method | mean {of}, dB | range of {of}, dB | {option} |", "|---|---|---|---|"]
     for method, row in rows.items():

@@ -1,10 +1,11 @@
-"""Speed of a training step: forward, backward and Adam of LISTA-CP, beside PyTorch.
+"""The speed of a training step of LISTA-CP (forward, backward, Adam), compared with PyTorch.
 
     python benchmarks/training.py [--output benchmarks/training.json]
 
-250 x 500, 16 untied steps, the loss of the last code, the same batch for all, float32, with and
-without support selection. The contestants take turns within one run, and medians are reported.
-PyTorch runs eager and compiled, with its fused Adam; `torch.compile` needs a C++ compiler.
+The layer has a dictionary of 250 x 500 and 16 untied steps, with and without support selection. The
+loss is the loss of the last code in float32, and the batch is the same for all contestants.
+Contestants take turns within one run, and times are medians. PyTorch runs eager and compiled, with
+its fused Adam; `torch.compile` needs a C++ compiler.
 """
 
 import argparse
@@ -24,7 +25,7 @@ SUPPORT = (0.012, 0.13)
 
 
 def ours(params, D, Y, X, support):
-    """One step of Adam: stacked steps run as a scan, a tuple of steps as a Python loop."""
+    """One step of Adam; stacked steps run as a scan, and a tuple of steps as a Python loop."""
     layer = ur.layers.lista_cp(K, tied=False, support=support)
     optimizer = optax.adam(1e-4)
 
@@ -48,7 +49,7 @@ def ours(params, D, Y, X, support):
 
 
 def products(params, D, Y):
-    """The 5 K matrix products of such a step alone, by XLA: two forward, three backward."""
+    """The 5 K matrix products of a training step, by XLA: 2 K forward and 3 K backward."""
 
     @partial(jax.jit, donate_argnums=0, keep_unused=True)
     def chain(gradients, steps, D, Y):
@@ -72,7 +73,7 @@ def products(params, D, Y):
 
 
 def torch_steps(params, D, Y, X, support) -> dict:
-    """The same step in PyTorch; an empty dict where it is not installed."""
+    """The same step in PyTorch; an empty dict if PyTorch is not installed."""
     try:
         import torch
     except ImportError:
@@ -113,7 +114,7 @@ def torch_steps(params, D, Y, X, support) -> dict:
 
 
 def training_step(batch: int, support) -> dict:
-    """Milliseconds per step of each contestant."""
+    """Milliseconds per training step of each contestant."""
     D = ur.dictionaries.gaussian(jax.random.key(0), M, N)
     Y, X = ur.problems.sampler(D, batch)(jax.random.key(1))
     params = ur.layers.lista_cp(K, tied=False).init(None, D)
@@ -135,7 +136,7 @@ def training_step(batch: int, support) -> dict:
 
 
 def main() -> None:
-    """Run everything and write the JSON."""
+    """Run all measurements and write the JSON file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
