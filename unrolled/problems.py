@@ -1,4 +1,4 @@
-"""Planted problems: codes of a known class, noise of a known size, the standard benchmark."""
+"""Planted problems: codes of a known class, noise of a known size, and the standard benchmark."""
 
 import math
 import operator
@@ -123,8 +123,8 @@ def bounded(
 
     Raises:
         TypeError: sparsity is not an integer.
-        ValueError: shape is empty, sparsity is outside 0..d, 0 <= least <= bound < inf fails, or a
-            magnitude is out of the range of the default float.
+        ValueError: shape is empty, sparsity is outside 0..d, least and bound violate 0 <= least <=
+            bound < inf, or a magnitude is out of the range of the default float.
 
     Reference: Li, Feng, Zhou (2024), Assumption 2.
 
@@ -194,9 +194,9 @@ def synthesize(D: Dictionary | tuple[Dictionary, ...] | Any, x: ArrayLike) -> Ar
     .. math:: \hat y = D x, \qquad \hat y = D_1 D_2 \cdots D_J x_J
 
     Args:
-        D: (m, d), or the tuple (D_1, ..., D_J) of a chain, if x is its last code. If the code was
-            computed for missing or blurred entries, pass the dictionary of whole signals, not the
-            dictionary with which the code was computed.
+        D: (m, d), or the tuple (D_1, ..., D_J) of a chain, for which x is the last code. If the
+            code was computed for missing or blurred entries, pass the dictionary of whole signals,
+            not the dictionary with which the code was computed.
         x: (d,), or (batch, d). For a `Conv`, x may have the shape `D.code_grid`, in which pursuits
             return the codes of grids. For a `Complex` D, x may be complex; for a `Joint` D, x may
             be (d, g) or a batch of such codes.
@@ -456,8 +456,8 @@ def resampler(Y: Array | np.ndarray, X: Any = None, batch: int = 64) -> Callable
 
     Raises:
         TypeError: signals are integers, such as grey values, or not real numbers.
-        ValueError: shapes do not fit, there are no signals, a row has NaN or infinity, or batch is
-            below 1.
+        ValueError: shapes do not fit, there are no signals, a row has NaN or infinite entries, or
+            batch is below 1.
 
     Example:
         >>> Y, X = ur.problems.resampler(jnp.arange(6.0)[:, None], batch=4)(jax.random.key(0))

@@ -123,7 +123,7 @@ class Fit(NamedTuple):
 
 
 class Descent(NamedTuple):
-    """FISTA at u, extrapolated to z, with the products of both."""
+    """The state of FISTA: the point u, the extrapolated point z, and the products A u and A z."""
 
     u: Array
     Au: Array
@@ -138,8 +138,8 @@ def descend(fit: Fit, u: Array, Au: Array, L: Array, steps: int) -> Descent:
 
     .. math:: u_+ = prox_{h / (L M)} \big( z + (L M)^{-1} A' V (y - A z) \big).
 
-    L follows the curvature along the steps, :math:`\|A (u_+ - z)\|_V^2 \le L \|u_+ - z\|_M^2`, a
-    condition that needs no extra product.
+    L follows the curvature along the steps, so that
+    :math:`\|A (u_+ - z)\|_V^2 \le L \|u_+ - z\|_M^2`. This condition needs no extra product.
 
     Reference: Beck, Teboulle (2009) for FISTA and its monotone form; O'Donoghue, Candes (2015) for
     the restart.

@@ -243,14 +243,14 @@ def convolutional(
         mask: in the shape of `images`, True where a sample is known; unknown samples may be NaN.
         progress: called as `progress(step)` after every sweep, with a `Step`.
         resume: a result to continue from. If the other arguments are the same, the result is
-            bit-identical to the result of an uninterrupted call; in half precision, the two are
-            equal up to rounding.
-        checkpoint: a file (.npz) that keeps the state after a sweep. The same call continues from
-            the file.
+            bit-identical to the result of an uninterrupted call; in half precision, the two results
+            are equal up to rounding.
+        checkpoint: a file (.npz) in which the function saves its state after sweeps. The same call
+            continues from the file.
 
     Returns:
         Learned, in the dtype of the images. D is a `Conv`, X has the shape (n, *D.code_grid), and
-        `objective` is the mean above, including the weights.
+        `objective` is the mean above, computed with the weights.
 
     Raises:
         TypeError: arrays are traced or not real numbers, mask is not bool, or counts are not

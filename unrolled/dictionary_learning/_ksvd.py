@@ -51,7 +51,7 @@ class Alternation(Method):
 
     Args:
         where: the name of the caller.
-        Y, d, sparsity, options: as the caller got them.
+        Y, d, sparsity, options: the arguments of the caller.
         update: function that updates the atoms in place, except atoms that no code uses.
     """
 
@@ -210,11 +210,11 @@ def ksvd(
         progress: called as `progress(step)` after every sweep, with a `Step`.
         resume: a result to continue from. If the other arguments are the same, the result is
             bit-identical to the result of an uninterrupted call.
-        checkpoint: a file (.npz) that keeps the state after a sweep. The same call continues from
-            the file.
+        checkpoint: a file (.npz) in which the function saves its state after sweeps. The same call
+            continues from the file.
 
     Returns:
-        Learned, in the dtype of Y. `objective` is the mean above, including the weights.
+        Learned, in the dtype of Y. `objective` is the mean above, computed with the weights.
 
     Raises:
         TypeError: arrays are traced or not real numbers, mask is not bool, or counts are not
@@ -306,8 +306,8 @@ def _unit(z: np.ndarray, h: np.ndarray | None) -> np.ndarray:
 def update_atom(signals: Signals, fitted: Fitted, j: int, nearest: Nearest) -> int:
     """Update an atom and its codes, by alternating least squares for the signals with this atom.
 
-    For fixed codes x and E = R + x d' the best atom is z = E'x / x'x. The admissible atom `nearest`
-    to z is taken only if it lowers the error.
+    For fixed codes x and E = R + x d', the best atom is z = E'x / x'x. The admissible atom
+    `nearest` to z is taken only if it lowers the error.
 
     Returns:
         The number of atoms taken, one after the other; the update ends at the first atom not taken.

@@ -292,7 +292,7 @@ class Signals(NamedTuple):
         return self.in_units(np.sum(squares, dtype=float) / (2 * len(R)))
 
     def in_units(self, objective: Any) -> float:
-        """An objective in the units of the given signals; inf beyond the largest float."""
+        """An objective in the units of the given signals; inf if it exceeds the largest float."""
         return times_two_to(2 * self.exponent + self.scale, objective)
 
     def errors(self, R: np.ndarray) -> np.ndarray:
@@ -373,7 +373,7 @@ def _weights(
     mask: ArrayLike | None,
     where: str,
 ) -> tuple[np.ndarray | None, int]:
-    """(V, k), where weights times mask are V 2^k, (n, m); V is None if all are ones.
+    """(V, k) with V 2^k = weights times mask, (n, m); V is None if both are None.
 
     The largest entry of V is in (1/2, 1], so that squares times weights are in the range of the
     dtype.
@@ -409,7 +409,7 @@ def atom_count(d: int, n: int, where: str) -> int:
 
 
 def times_two_to(exponent: int, objective: Any) -> float:
-    """An objective times 2^exponent; inf beyond the largest float."""
+    """An objective times 2^exponent; inf if the product exceeds the largest float."""
     with np.errstate(over="ignore"):
         return float(np.ldexp(float(objective), exponent))
 

@@ -333,9 +333,9 @@ def multilayer(
         (n, d_j) each. With one layer, `multilayer` is `mod`.
 
     Raises:
-        TypeError, ValueError, CheckpointError: as in `ksvd`, and if shapes do not fit, or if
-            sparsities are not one per layer, below 1, above d_j (s_J above m) or above the sparsity
-            before.
+        TypeError, ValueError, CheckpointError: as in `ksvd`, and if shapes do not fit, there is not
+            one sparsity per layer, or a sparsity is below 1, above d_j (s_J above m) or above the
+            previous sparsity.
 
     Reference: Sulam, Papyan, Romano, Elad (2018), section V. In the paper, signals come in batches,
         codes come from FISTA, and D_1 comes from a gradient step.

@@ -192,15 +192,15 @@ def online(
         key: a typed key, or a seed, for the start and for replacements.
         start: "data", which takes d of the first signals; "dct"; or a D, (m, d).
         forgetting: rho, at least 0; with 0, all batches have the same weight. The early codes come
-            from poor atoms, so they should be forgotten: 3 works well for patches of photographs
+            from poor atoms and should be forgotten: rho = 3 works well for patches of photographs
             and for planted dictionaries.
         progress: called as `progress(step)` after every batch, with a `Step`.
         resume: a result to continue from. If `batches` holds the batches that follow, and the other
             arguments are the same, the result is bit-identical to the result of an uninterrupted
             stream.
-        checkpoint: a file (.npz) that keeps the state after every batch. The same call, with the
-            stream from its beginning, skips the batches that the file covers and continues. If one
-            of these batches has changed, the call raises CheckpointError.
+        checkpoint: a file (.npz) in which the function saves its state after every batch. The same
+            call, with the stream from its beginning, skips the batches that the file covers and
+            continues. If one of these batches has changed, the call raises CheckpointError.
 
     Returns:
         Learned, with X None. `objective` is the mean of the LASSO objective over the past signals,

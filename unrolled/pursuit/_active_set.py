@@ -5,11 +5,12 @@ For each signal, the LASSO code minimises, over all codes or over codes x >= 0,
 .. math:: \tfrac12 \|y - D x\|^2 + \sum_i lam_i |x_i| + \tfrac{l2}{2} \|x\|^2.
 
 A working set of atoms grows by the atoms whose constraints are violated most. On the working set,
-the method of Lawson and Hanson is extended to signs: an atom joins the active atoms, the code moves
-to the minimiser with the signs of the active atoms, and an atom whose entry would change its sign
-on the way leaves. The objective falls with every move. Rank-one changes update the inverse Gram
-matrix of the active atoms. The gradient is computed anew before every move, so that rounding errors
-do not accumulate. An atom that depends on the active atoms replaces one of the active atoms.
+the method of Lawson and Hanson is extended to signed entries. In a move, an atom joins the active
+atoms, and the code moves to the minimiser with the signs of the active atoms; an atom whose entry
+would change its sign on the way leaves. The objective falls with every move. Rank-one changes
+update the inverse Gram matrix of the active atoms. The gradient is computed anew before every move,
+so that rounding errors do not accumulate. An atom that depends on the active atoms replaces one of
+the active atoms.
 
 This file imports numba, so other files import this file only inside functions.
 
@@ -106,7 +107,8 @@ def minimise(
         start: (n, d), codes to start from, with their signs.
         masks: (n, m), 1 for the entries of a signal that its code fits, 0 for the other entries, at
             which Y is 0.
-        fewest: minimum number of atoms that join in a round, if as many constraints are violated.
+        fewest: minimum number of atoms that join in a round, if at least as many constraints are
+            violated.
         rounds: maximum number of rounds for a signal.
     """
     (m, d), n = problem.D.shape, len(Y)
@@ -635,7 +637,7 @@ def _swap(work, i, j, k, w):
 
 @_compiled
 def _border(A, M, u, order, k):
-    """Write the code of atom k in the active atoms to u; return its squared distance to them."""
+    """Write the code of atom k in the active atoms to u; return the squared residual."""
     u[:k] = 0
     _subtract(u, u, M, order, A[k], k, k)
     pivot = A[k, k]

@@ -56,14 +56,14 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
     .. math:: \min_x \|x\|_1 : D x = y.
 
     The linear program is solved in float64 on the host; `vmap` over signals solves a whole batch
-    together. The function is traceable. It is differentiable in D and y with the support held
-    fixed, if the solution is unique and the atoms of its support are independent. The LASSO solvers
-    are faster than `basis_pursuit` for many sparse signals and a common penalty.
+    together. The function is traceable, and differentiable in D and y with the support held fixed,
+    if the solution is unique and the atoms of its support are independent. The LASSO solvers are
+    faster than `basis_pursuit` for many sparse signals and a common penalty.
 
     Args:
         D: (m, d). Structured dictionaries are made dense.
-        y: (m,), or a signal grid of a `Conv`; then the code has the shape `D.code_grid`.
-        tol: relative duality gap.
+        y: (m,), or a signal grid of a `Conv`, whose code has the shape `D.code_grid`.
+        tol: relative duality gap to stop at.
 
     Returns:
         Pursuit with one of the solutions. `gap` is (norm(x, 1) - dual) / norm(x, 1), and `steps`
@@ -236,15 +236,15 @@ def bpdn(
     .. math:: \min_x \|x\|_1 : \|y - D x\| \le eps.
 
     The code solves a LASSO, and the method of false position finds the penalty: while the support
-    is constant, norm(y - D x)^2 is linear in lam^2. The function is traceable. It is differentiable
-    in D, y and eps, like `lasso`, with the support held fixed.
+    is constant, norm(y - D x)^2 is linear in lam^2. The function is traceable and, like `lasso`,
+    differentiable in D, y and eps with the support held fixed.
 
     Args:
         D: (m, d).
-        y: (m,), or a signal grid of a `Conv`; then the code has the shape `D.code_grid`.
+        y: (m,), or a signal grid of a `Conv`, whose code has the shape `D.code_grid`.
         eps: bound on the norm of the residual, positive, in the units of y; for eps = 0 see
             `basis_pursuit`.
-        tol: relative duality gap.
+        tol: relative duality gap to stop at.
         max_steps: maximum number of steps of FISTA for each penalty.
 
     Returns:

@@ -56,7 +56,7 @@ class Named(NamedTuple):
     options: tuple[str, ...]
     needs: tuple[tuple[str, ...], ...]  # groups of options, with one required of each group
     aims: bool  # whether `converged` judges the code; thresholding solves no problem
-    many: str  # the pursuit of a batch that solves the same problem, or ""
+    many: str  # the batch pursuit that solves the same problem, or ""
 
 
 # The pursuits by name, for the command line, `sklearn` and `export`.
@@ -72,11 +72,12 @@ def register(
     The signature defines the operands and options; an option without a default is required.
 
     Args:
-        solve: a function of (D, y), (Ds, y) or (D, Y) and options. Its result has `converged`, and
-            the code `x`, or the codes `xs` of a chain, like `Pursuit` and `DeepPursuit`.
+        solve: a function of (D, y), (Ds, y) or (D, Y) and options. Its result must have
+            `converged`, and the code `x` or, for a chain, the codes `xs`, like `Pursuit` and
+            `DeepPursuit`.
         one_of: options with defaults; one of these options is required.
         aims: whether `converged` says that a code has the requested accuracy.
-        many: the name of the pursuit of a batch that solves the same problem.
+        many: the name of a batch pursuit that solves the same problem.
 
     Returns:
         `solve`, so that `register` also works as a decorator.

@@ -148,7 +148,7 @@ def dual_gap(
     gs: Sequence[Array],
     penalty: Penalty = L1,
 ) -> Array:
-    r"""The duality gap on which the gaps of all pursuits rest, for numbers near 1.
+    r"""The duality gap from which all pursuits compute their gaps, for numbers near 1.
 
     .. math:: (1 - s)^2 squares / 2 + \sum_j \sum_i (lam_j |x_j| - s x_j g_j)_i,
         \qquad s = \min(1, \min_i lam_J / |g_J|_i).
@@ -235,7 +235,7 @@ def chain_gap(problem: Problem, xs: Codes, multipliers: Callable[[int, Array], A
 
     With z_0 = y - D_1 x_1 and |U_j| <= lam_j, the choice z_j = D_j' z_{j-1} - U_j meets all
     constraints but the last, in which U_J = D_J' z_{J-1}. After multiplication by a factor s <= 1,
-    it also meets the last constraint, and
+    this choice also meets the last constraint, and
 
     .. math:: gap = (1 - s)^2 \|z_0\|^2 / 2 + \sum_j \sum_i (lam_j |x_j| - s U_j x_j)_i.
 
@@ -301,9 +301,9 @@ def least_between(x: Array, d: Array, slope: Array, lam: Array, signs: Array) ->
 def freed(D: Operator, free: Array, r: Array, h: Array) -> tuple[Array, Array, Array]:
     """r minus its part in the span of the free atoms, D'r of this r, and a bound on its rounding.
 
-    If |D_f'r| = e, the rounding error of r is at most e / sigma, where sigma is the least singular
-    value of the free atoms. The function estimates sigma from the code of an unstructured vector in
-    these atoms.
+    If |D_f'r| = e for the free atoms D_f, the rounding error of r is at most e / sigma, where sigma
+    is the least singular value of D_f. The function estimates sigma from the code of an
+    unstructured vector in D_f.
     """
     m, d = D.shape
     # The span does not depend on the norms of the atoms, and products with atoms near 1 are in the

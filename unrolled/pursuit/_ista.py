@@ -245,7 +245,7 @@ def ml_ista_step(
     Solvers and the classifiers of `models.MLCSC` share this function.
 
     Args:
-        Ds: J dictionaries (d_{j-1}, d_j), or anything with `D @ x` and `r @ D`.
+        Ds: J dictionaries of shapes (d_{j-1}, d_j), or anything with `D @ x` and `r @ D`.
         y, x: (m,) and (d_J,), or the arrays that the dictionaries take.
         gammas, thetas: J step sizes and thresholds, as in `ista_step`.
         shrinkage: (v, theta) -> code; `activations.nonnegative_threshold` for codes x >= 0.
@@ -286,15 +286,15 @@ def ista(
 
     Args:
         D: (m, d).
-        y: (m,), or a signal grid of a `Conv`; then the code has the shape `D.code_grid`.
+        y: (m,), or a signal grid of a `Conv`, whose code has the shape `D.code_grid`.
         lam: penalty weight: one number, one per atom, or one per filter of a `Conv`; lam >= max
             abs(D'y) gives x = 0. (If a paper puts lambda on the data term, norm(x, 1) + lambda
             norm(y - D x)^2, then lam = 1 / (2 lambda).)
         tol: relative duality gap to stop at; None runs exactly `max_steps` steps and is
             differentiable in reverse mode.
         max_steps: maximum number of steps; with a tol, rounded up to a multiple of 10.
-        activation: function that replaces ReLU in the shrinkage. The gap certifies solutions of the
-            LASSO, which is the problem for ReLU only.
+        activation: function that replaces ReLU in the shrinkage. The gap certifies a code only with
+            ReLU, because other activations do not solve the LASSO.
 
     Returns:
         Pursuit. In float32 the gap of hard problems stalls near 1e-6.
@@ -379,7 +379,7 @@ def ml_ista(
     excess.
 
     Args:
-        Ds: J dictionaries (d_{j-1}, d_j).
+        Ds: J dictionaries of shapes (d_{j-1}, d_j).
         y: (m,).
         lams: J penalties, each one number, one per atom, or one per filter of a `Conv`.
         step: gamma_1 L_1, in (0, 1].

@@ -64,17 +64,17 @@ def lasso(
 
     FISTA with restart finds the support, and conjugate gradients solve the problem on the support.
     Both methods need only products with D, so D may be a dictionary of any class and size. The
-    function is traceable. It is differentiable in D, y, lam and l2, in forward and in reverse mode,
+    function is traceable, and differentiable in D, y, lam and l2, in forward and in reverse mode,
     with the support held fixed. This derivative is the derivative of the solution if the solution
     is unique and its support does not change nearby. Inside a `lax.scan`, a derivative in reverse
     mode can be differentiated in forward mode only.
 
     Args:
         D: (m, d).
-        y: (m,), or a signal grid of a `Conv`; then the code has the shape `D.code_grid`.
+        y: (m,), or a signal grid of a `Conv`, whose code has the shape `D.code_grid`.
         lam: penalty weight: one number, one per atom, or one per filter of a `Conv`;
             `lam_of_paper` converts a lambda on the data term.
-        ratio: lam / lam_max(D, y), instead of lam.
+        ratio: lam / lam_max(D, y), which may be given instead of lam.
         tol: duality gap to stop at, relative to norm(y)^2 / 2.
         nonnegative: whether to minimise over x >= 0.
         l2: weight of the squared norm, at least 0.
@@ -167,10 +167,10 @@ def lasso_path(
 
     Args:
         D: (m, d).
-        y: (m,), or a signal grid of a `Conv`; then the codes have the shape `D.code_grid`.
+        y: (m,), or a signal grid of a `Conv`, whose codes have the shape `D.code_grid`.
         lam: penalties, (n,), preferably from large to small.
-        ratio: lam / lam_max(D, y), (n,), instead of lam. The default is 50 ratios from 1 to 0.01,
-            whose logarithms are evenly spaced.
+        ratio: lam / lam_max(D, y), (n,), which may be given instead of lam. The default is 50
+            ratios from 1 to 0.01, whose logarithms are evenly spaced.
         tol, nonnegative, l2, start, max_steps: as in `lasso`, for each penalty; `start` applies
             only to the first penalty.
 
@@ -390,7 +390,7 @@ def on_branch(
             are ignored.
         limit: maximum number of steps of conjugate residuals.
         params: tuple of the arrays on which x depends, D first.
-        x: (d,), a stationary point, in numbers near 1.
+        x: (d,), a stationary point, scaled near 1.
         penalty: the penalty that defines the parts in a support.
     """
     return x
@@ -404,7 +404,7 @@ def _branch(slope, limit, penalty, primals, tangents):
 
 
 def units_of_small_atoms(D: Operator) -> Array:
-    """k, (d,), so that 2^k d_i has at least a sixteenth of the largest norm; 0 if d_i has it."""
+    """k, (d,), so that 2^k d_i has at least a sixteenth of the largest norm, or 0 if d_i has it."""
     sizes = exponent(column_norms(D)[None], 0)[0]
     return jnp.maximum(jnp.max(sizes) - sizes - 4, 0)
 

@@ -92,12 +92,13 @@ def lasso_batch(
         Y: (batch, m). Y may also be a batch of signal grids of a `Conv`, whose codes have the shape
             `D.code_grid`, or complex signals of a `Complex` D, or signals of a `Joint` D, whose
             codes have the same form. The batch may be empty. If Y comes from
-            `np.load(path, mmap_mode="r")`, it is read in chunks; the codes are equal. All codes are
-            in memory together; to write codes to a file, use `unrolled encode`.
+            `np.load(path, mmap_mode="r")`, it is read in chunks; the codes are the same. All codes
+            are in memory together; to write codes to a file, use `unrolled encode`.
         lam: penalty weight: one number, one per atom (d,), one per filter of a `Conv`, one per
             signal (batch, 1), or (batch, d). If codes come in parts, lam has one number per part
             instead of one per atom.
-        ratio: lam / lam_max(D, y) for every signal, in the shapes of lam, instead of lam.
+        ratio: lam / lam_max(D, y) for every signal, which may be given instead of lam, in the same
+            shapes.
         tol, nonnegative, l2: as in `lasso`.
         start: (batch, d), codes to start from.
         max_steps: maximum number of moves for a signal; in a move, an atom becomes active or
@@ -109,10 +110,10 @@ def lasso_batch(
     Returns:
         Pursuit with a leading axis of signals in every field; `steps` counts moves, and `gap`
         belongs to the code before the code is rounded to the dtype of Y. A signal that is not
-        finite has the code 0 and the gap inf. A signal also has the code 0 and the gap inf if, for
-        some atom, two ratios are below 1e-31 in float32 or 1e-146 in float64: the size of the atom
-        relative to the largest entry of D, and its penalty relative to the product of that entry
-        and the signal.
+        finite has the code 0 and the gap inf. The same holds for a signal if two ratios of some
+        atom are both below 1e-31 in float32 or 1e-146 in float64. The first ratio is the size of
+        the atom over the largest entry of D, and the second is the penalty of the atom over the
+        product of this entry and the signal.
 
     Raises:
         TypeError, ValueError: as in `lasso`, and if mask is not bool or has another shape.
@@ -218,7 +219,7 @@ def in_chunks(solve: Callable[[Array, slice | None], Pursuit], Y: Any, where: st
     Args:
         solve: function of some signals and the slice of their rows; None for all rows.
         Y: as `operands_of_many` returns them.
-        where: the name of the caller, which messages begin with.
+        where: the name of the caller, with which messages begin.
     """
     if not isinstance(Y, np.memmap):
         return solve(Y, None)
@@ -412,9 +413,9 @@ def slack_of(
     """The largest violation, relative to the norm of the atom, at which a constraint holds, (n,).
 
     For a free atom, which has no penalty, |d_i . r| counts as 0 up to the slack. The slack is
-    smaller if it could hide an excess of tol / 2: if |u_i . r| <= e for the n unit atoms u_i that
-    are free, the distance of r from the vectors orthogonal to the free atoms is at most e sqrt(n) /
-    sigma, where sigma is the least nonzero singular value of these atoms.
+    smaller if it could hide an excess of tol / 2. Let sigma be the least nonzero singular value of
+    the n free unit atoms u_i. If |u_i . r| <= e for all i, the distance of r from the vectors
+    orthogonal to these atoms is at most e sqrt(n) / sigma.
     """
     sizes, free = np.linalg.norm(Y, axis=1), lam == 0
     if not free.any():

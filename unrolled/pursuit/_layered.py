@@ -61,7 +61,7 @@ def threshold(
 
     Args:
         D: (m, d).
-        y: (m,), or a signal grid of a `Conv`; then the code has the shape `D.code_grid`.
+        y: (m,), or a signal grid of a `Conv`, whose code has the shape `D.code_grid`.
         theta: one number, one per atom, or one per filter of a `Conv`.
         activation: function that replaces ReLU in the shrinkage.
         tol: relative duality gap up to which `converged` is True.
@@ -175,7 +175,7 @@ def layered_thresholding(
     With `nonnegative` and ReLU, a chain of `Conv` dictionaries is a CNN with biases -theta_j.
 
     Args:
-        Ds: J dictionaries (d_{j-1}, d_j).
+        Ds: J dictionaries of shapes (d_{j-1}, d_j).
         y: (m,).
         thetas: J thresholds, each one number, one per atom, or one per filter of a `Conv`.
         nonnegative: whether codes are non-negative; one rectifier then replaces the two of a
@@ -235,11 +235,12 @@ def layered_basis_pursuit(
     penalties, the function has no derivative in reverse mode.
 
     Args:
-        Ds: J dictionaries (d_{j-1}, d_j), d_0 = m.
+        Ds: J dictionaries of shapes (d_{j-1}, d_j), d_0 = m.
         y: (m,).
         lams: J penalties, each one number, one per atom, or one per filter of a `Conv`; None for
             the equality constraints.
-        tol: relative duality gap of every layer; by default 1e-6 with penalties, 1e-9 without.
+        tol: relative duality gap of every layer; by default 1e-6 with penalties and 1e-9 without
+            penalties.
         max_steps: maximum number of steps of `fista` in a layer with a penalty.
 
     Returns:
@@ -318,11 +319,11 @@ def project(
     With `sparsity`, orthogonal matching pursuit adds atoms of D_[1,J] one by one, always the atom
     whose normalised inner product with the residual is largest. The pursuit stops at s_J atoms, at
     an exact fit, if no independent atom is left, or before a code exceeds its s_j. With `lam`,
-    FISTA solves the LASSO in D_[1,J]. With one layer, `project` is this pursuit in D_1. The
-    function has no derivative in reverse mode.
+    FISTA solves the LASSO in D_[1,J]. With one layer, `project` is the pursuit in D_1. The function
+    has no derivative in reverse mode.
 
     Args:
-        Ds: J dictionaries (d_{j-1}, d_j).
+        Ds: J dictionaries of shapes (d_{j-1}, d_j).
         y: (m,).
         sparsity: s_J, or a tuple with one s_j per layer. Entries of x_j that are rounding errors of
             the product count as zero.

@@ -263,7 +263,7 @@ def omp(
     Args:
         D: (m, d). The choice does not divide by the norms of the atoms, so it favours atoms with
             larger norms.
-        y: (m,), or a signal grid of a `Conv`; then the code has the shape `D.code_grid`.
+        y: (m,), or a signal grid of a `Conv`, whose code has the shape `D.code_grid`.
         sparsity: maximum number of atoms, in 0..d. If tol is given, the default is min(m, d). If
             codes come in parts, sparsity and `steps` count parts, and the default is the number of
             whole parts in min(m, d) atoms.
@@ -330,7 +330,7 @@ def omp_batch(
 
     As in `omp`, the choice favours atoms in proportion to their norms, not to their weighted norms.
 
-    If the codes of D come in parts, each step adds all atoms of the part for which the maximised
+    If the codes of D come in parts, each step adds all atoms of the part in which the maximised
     numbers have the largest norm.
 
     The algorithm runs on the host, where threads share the signals. It updates the inverse Gram
@@ -343,8 +343,8 @@ def omp_batch(
         Y: (batch, m). Y may also be a batch of signal grids of a `Conv`, whose codes have the shape
             `D.code_grid`, or complex signals of a `Complex` D, or signals of a `Joint` D, whose
             codes have the same form. The batch may be empty. If Y comes from
-            `np.load(path, mmap_mode="r")`, it is read in chunks; the codes are equal.
-        sparsity: maximum number of atoms of a code, in 0..d, or of its parts.
+            `np.load(path, mmap_mode="r")`, it is read in chunks; the codes are the same.
+        sparsity: maximum number of atoms (or parts) of a code, in 0..d.
         weights: (batch, m) or (m,), the diagonals of V for the entries of flat signals;
             non-negative, and 0 for an unknown entry of Y.
         selection: "correlation", or "least_squares" to add the atom that leaves the smallest
@@ -509,8 +509,8 @@ def atom_by_atom(
         D, y: (m, d) and (m,).
         norms: the norms of the atoms, (d,).
         most, stop: the maximum number of atoms, and the residual at which to stop.
-        admits: function of a code: whether the code may be the result. The choice ends before the
-            first code that may not.
+        admits: function of a code that returns whether the code may be the result. The choice ends
+            before the first inadmissible code.
         penalty: the penalty that defines the parts; `most` counts parts.
         favour: factors of d_i . r in the choice, () or (d,).
     """
@@ -538,7 +538,7 @@ def atom_by_atom(
 def _grown(
     D: Operator, y: Array, norms: Array, s: Chosen, penalty: Penalty, favour: ArrayLike
 ) -> tuple[Chosen, Array]:
-    """The choice with the atoms of one more part, and whether this part helps."""
+    """The chosen atoms with the atoms of one more part, and whether this part helps."""
     rounding = negligible(D.shape[0], y.dtype)
     slots, d, block = jnp.arange(len(s.atoms)), D.shape[1], penalty.block
     chosen = jnp.zeros(d, int).at[s.atoms].max((slots < s.size).astype(int), mode="drop")

@@ -202,7 +202,7 @@ def least_of(dtype: np.dtype) -> float:
 
 
 def out_of_range(D: Operator, k: Array, least: float | None = None) -> Array:
-    """Marks nonzero atoms that are below `least` if divided by 2^k, (d,); () for a large operator.
+    """Marks nonzero atoms below `least` after division by 2^k, (d,); () for a large operator.
 
     The default of `least` is `least_of(D.dtype)`.
 
@@ -426,7 +426,7 @@ def checked_single(
     """The checked arguments of a pursuit in one dictionary, for `run`.
 
     Args:
-        where: the name of the caller, which messages begin with.
+        where: the name of the caller, with which messages begin.
         D, y: as in the pursuits; y may be a grid of a `Conv`.
         lam: the penalty, or None.
         name, finite: the name of the penalty in messages, and whether it must be finite.
@@ -465,7 +465,7 @@ def checked_chain(
     """The checked arguments of a pursuit in a chain, for `run`.
 
     Args:
-        where: the name of the caller, which messages begin with.
+        where: the name of the caller, with which messages begin.
         Ds, y: as in the pursuits.
         lams: a tuple with one penalty per layer; zeros if the pursuit has no penalties.
         name: the name of the penalties in messages.
@@ -596,7 +596,7 @@ def flat_signal(D: Dictionary, y: ArrayLike, where: str, *, batch: int = 0) -> t
         D: (m, d).
         y: `D.signal_grid`, or `D.signal_shape` for one channel, after `batch` leading axes;
             anything else is returned unchanged.
-        where: the name of the caller, which messages begin with.
+        where: the name of the caller, with which messages begin.
         batch: the number of leading axes.
 
     Example:

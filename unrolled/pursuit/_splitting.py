@@ -423,12 +423,12 @@ def half_quadratic(
     tol: float = 1e-6,
     max_steps: int = 10_000,
 ) -> Pursuit:
-    r"""Minimise with the penalty sum |x|^p, convex or not, by half-quadratic splitting from x = 0.
+    r"""Sparse coding with the penalty sum |x|^p, convex or not, by half-quadratic splitting.
 
     .. math:: F(x) = \|y - D x\|^2 / 2 + lam \sum_i |x_i|^p, \qquad 0 < p \le 1.
 
-    A copy z of x replaces x in the data term. In every stage beta is fixed, and the function
-    repeats `steps` times
+    A copy z of x replaces x in the data term. The first x is 0. In every stage beta is fixed, and
+    the function repeats `steps` times
 
     .. math::
         z &\leftarrow \arg\min_z \|y - D z\|^2 / 2 + \beta/2 \, \|z - x\|^2
@@ -447,7 +447,7 @@ def half_quadratic(
 
     Args:
         D: (m, d).
-        y: (m,), or a signal grid of a `Conv`; then the code has the shape `D.code_grid`.
+        y: (m,), or a signal grid of a `Conv`, whose code has the shape `D.code_grid`.
         lam: penalty weight: one number, one per atom, or one per filter of a `Conv`. (The paper
             puts lambda on the data term, lambda/2 norm(y - D x)^2 + sum |x|^p, so lam = 1 /
             lambda.)
@@ -470,7 +470,7 @@ def half_quadratic(
             0 < first <= last, there are no stages or no steps, a known D is 0, or tol <= 0; for
             p < 1, a known lam is outside of the range of the dtype.
 
-    Not claimed: for p < 1, a global minimum, or that the support is right.
+    Not claimed: for p < 1, a global minimum or the correct support.
 
     Reference: Zeiler, Krishnan, Taylor, Fergus (2010), section 2.2; Krishnan, Fergus (2009).
 
@@ -497,7 +497,7 @@ def half_quadratic_step(
     Args:
         D: (m, d), in float32 or wider.
         y, x: (m,) and (d,).
-        beta: weight of the coupling, (), positive.
+        beta: positive weight of the coupling term, ().
         theta: thresholds, (), (d,), or one per filter of a `Conv`.
         p: the exponent in (0, 1], static.
 
@@ -608,7 +608,7 @@ def _correction(D: Any, beta: Array) -> Correction:
 
 
 def _by_cholesky(D: Array, beta: Array) -> Correction:
-    """Factor the smaller matrix: D'(D D' + beta I)^{-1} = (D'D + beta I)^{-1} D'."""
+    """The correction from a Cholesky factor of the smaller of D D' + beta I and D'D + beta I."""
     m, d = D.shape
     gram = D @ D.T if m <= d else D.T @ D
     factor = jax.scipy.linalg.cho_factor(gram + beta * jnp.eye(len(gram), dtype=D.dtype))
