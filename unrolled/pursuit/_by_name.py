@@ -43,9 +43,8 @@ Solve = TypeVar("Solve", bound=Callable[..., Any])
 
 # The leading operands of a pursuit -> `Named.takes`; options follow the operands.
 _OPERANDS = {("D", "y"): "one", ("Ds", "y"): "chain", ("D", "Y"): "batch"}
-# What stands among the options, and is for a call of the function alone: operands with a row for
-# every signal, and how `omp_batch`, which stands for `omp` here, selects.
-_OF_SIGNALS = {"start", "weights", "mask", "selection"}
+# Parameters that are no options by name, because they are operands with a row for every signal.
+_OF_SIGNALS = {"start", "weights", "mask"}
 
 
 class Named(NamedTuple):

@@ -243,10 +243,16 @@ class Chosen(NamedTuple):
     r: Array  # (m,) y - D x
     size: Array  # ()
     ended: Array  # () whether no further atom helps
+    apart: Array | None  # (d,) squared distances of atoms from their span, for a choice by fit
 
 
 def omp(
-    D: Dictionary, y: ArrayLike, sparsity: int | None = None, tol: ArrayLike | None = None
+    D: Dictionary,
+    y: ArrayLike,
+    sparsity: int | None = None,
+    tol: ArrayLike | None = None,
+    *,
+    selection: str = "correlation",
 ) -> Pursuit:
     r"""Orthogonal matching pursuit: at most `sparsity` atoms, or a residual of at most `tol`.
 
@@ -269,6 +275,9 @@ def omp(
             whole parts in min(m, d) atoms.
         tol: stop at norm(y - D x) <= tol, in the units of y. (scikit-learn's `orthogonal_mp` takes
             tol^2.)
+        selection: "correlation", or "least_squares" to add the atom that leaves the smallest
+            residual, whatever the norms of the atoms (orthogonal least squares). Codes in parts
+            admit only "correlation".
 
     Returns:
         Pursuit. `steps` counts the atoms. `gap` is the excess of norm(y - D x)^2 over the least
@@ -279,10 +288,11 @@ def omp(
     Raises:
         TypeError: an operand is not real, or sparsity is not a static integer.
         ValueError: shapes do not fit, neither sparsity nor tol is given, sparsity is outside 0..d,
-            or tol is negative, not finite or not one number.
+            tol is negative, not finite or not one number, or `selection` is unknown.
 
     Reference: Pati, Rezaiifar, Krishnaprasad (1993); Rubinstein, Zibulevsky, Elad (2008) for the
-    Cholesky factor; Tropp, Gilbert, Strauss (2006) for parts.
+    Cholesky factor; Tropp, Gilbert, Strauss (2006) for parts; Chen, Billings, Luo (1989) for
+    orthogonal least squares.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
@@ -298,8 +308,19 @@ def omp(
     (checked,), *_ = arrays
     fewest = min(checked.shape) // block_of(checked)
     most = _most(fewest if sparsity is None else sparsity, checked, "omp")
-    (x,), *rest = run(Matching(most), form, *arrays)
+    (x,), *rest = run(Matching(most, _is_by_fit(selection, checked, "omp")), form, *arrays)
     return Pursuit(x, *rest)
+
+
+def _is_by_fit(selection: Any, D: Dictionary, where: str) -> bool:
+    """Whether a choice is by least squares; raise ValueError unless D admits the selection."""
+    if not isinstance(selection, str) or selection not in ("correlation", "least_squares"):
+        raise ValueError(
+            f"{where}: unknown selection {selection!r}; expected correlation or least_squares"
+        )
+    if selection == "least_squares":
+        refuse_parts(D, where, 'try selection="correlation"')
+    return selection == "least_squares"
 
 
 def _most(sparsity: Any, D: Dictionary, where: str) -> int:
@@ -373,12 +394,7 @@ def omp_batch(
     where = "omp_batch"
     D, signals, dtype, grid = operands_of_many(D, Y, where)
     (m, d), most = D.shape, _most(sparsity, D, where)
-    if not isinstance(selection, str) or selection not in ("correlation", "least_squares"):
-        raise ValueError(
-            f"{where}: unknown selection {selection!r}; expected correlation or least_squares"
-        )
-    if by_fit := selection == "least_squares":
-        refuse_parts(D, where, 'try selection="correlation"')
+    by_fit = _is_by_fit(selection, D, where)
     if weights is not None:
         checks.nonnegative(weights, "weights", where)
         checks.finite(weights, "weights", where)
@@ -461,6 +477,7 @@ class Matching:
     """The method of `omp`."""
 
     most: int
+    by_fit: bool
 
     def __call__(self, problem: Problem, x: Array) -> Found:
         (D,), y, *_ = problem
@@ -472,8 +489,9 @@ class Matching:
         norms = times_power(problem.sizes[0], -k)
         fixed_D, fixed_y, norms, stop = lax.stop_gradient((D, y, norms, stop))
         penalty = L1.of(D)
+        most, by_fit = self.most, self.by_fit
         chosen = atom_by_atom(
-            fixed_D, fixed_y, norms, self.most, stop, penalty=penalty, favour=favour
+            fixed_D, fixed_y, norms, most, stop, penalty=penalty, favour=favour, by_fit=by_fit
         )
         # norm(P r)^2 for the projector P on the span of the chosen atoms, computed from the factor
         # of their Gram matrix.
@@ -502,6 +520,7 @@ def atom_by_atom(
     admits: Callable[[Array], Array] | None = None,
     penalty: Penalty = L1,
     favour: ArrayLike = 1.0,
+    by_fit: bool = False,
 ) -> Chosen:
     """Choose atoms one by one, at most `most`, until norm(r) <= stop, for D and y near 1.
 
@@ -513,6 +532,8 @@ def atom_by_atom(
             before the first inadmissible code.
         penalty: the penalty that defines the parts; `most` counts parts.
         favour: factors of d_i . r in the choice, () or (d,).
+        by_fit: whether to choose the atom that leaves the smallest residual, and to ignore
+            `favour`.
     """
     most *= penalty.block
     slots = max(1, most)
@@ -523,6 +544,7 @@ def atom_by_atom(
         y,
         jnp.zeros((), int),
         jnp.zeros((), bool),
+        norms**2 if by_fit else None,
     )
 
     def body(s):
@@ -544,7 +566,11 @@ def _grown(
     chosen = jnp.zeros(d, int).at[s.atoms].max((slots < s.size).astype(int), mode="drop")
     taken = penalty.support(chosen)
     g: Any = s.r @ D
-    first = jnp.argmax(jnp.where(taken, 0, penalty.entries(penalty.sizes(favour * g))))
+    score = penalty.entries(penalty.sizes(favour * g))
+    if s.apart is not None:
+        far = s.apart > rounding * norms**2
+        score = jnp.where(far, jnp.abs(g) / jnp.sqrt(jnp.where(far, s.apart, 1)), 0)
+    first = jnp.argmax(jnp.where(taken, 0, score))
 
     def add(s, j):
         column = (D @ (jnp.arange(d) == j).astype(y.dtype)) @ D
@@ -564,10 +590,14 @@ def _grown(
     size, of = (penalty.sizes(v)[first // block] for v in (norms, g))
     helps = ~taken[first] & (of > rounding * size * norm(y)) & new.any()
     # Correct the last code by its residual, so that errors of the factor do not stay in x.
-    x, L = s.x, grown.L
+    x, L, at = s.x, grown.L, grown.atoms
+    if s.apart is not None:  # the span has grown by the unit vector q
+        v = _solve_L(L, (slots == s.size).astype(y.dtype), transposed=True)
+        q = D @ jnp.zeros(d, y.dtype).at[at].add(v, mode="drop")
+        grown = grown._replace(apart=s.apart - (q @ D) ** 2)
     for _ in range(2):
         correction = _solve_L(L, _solve_L(L, _at_chosen(grown, (y - D @ x) @ D)), transposed=True)
-        x = x.at[grown.atoms].add(jnp.where(slots < grown.size, correction, 0), mode="drop")
+        x = x.at[at].add(jnp.where(slots < grown.size, correction, 0), mode="drop")
     return grown._replace(x=x, r=y - D @ x), helps
 
 
