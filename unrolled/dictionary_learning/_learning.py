@@ -373,7 +373,7 @@ def _weights(
     mask: ArrayLike | None,
     where: str,
 ) -> tuple[np.ndarray | None, int]:
-    """(V, k) with V 2^k = weights times mask, (n, m); V is None if both are None.
+    """(V, k) with V 2^k = weights times mask, (n, m); V is None if weights and mask are None.
 
     The largest entry of V is in (1/2, 1], so that squares times weights are in the range of the
     dtype.

@@ -209,11 +209,11 @@ def holistic(
     .. math:: \min_{x_J} \|y - D_1 x_1\|^2 / 2 + lam \|x_J\|_1, \qquad
         (x_j)_i = 0 \; \text{for} \; i \in C_j, \; j < J, \qquad x_{j-1} = D_j x_j.
 
-    The cosupports C_j are empty at first. After each solution of the problem, the function adds the
-    index of one more entry to its C_j: the entry of the codes x_j, j < J, that is smallest relative
-    to the largest entry of its layer. A cosupport C_j is complete when it has `zeros[j]` indices.
-    At the end, the codes are fitted to y by least squares, with these zeros. The support of x_J in
-    this fit is the support of the last solution, or its `sparsity` largest entries.
+    The cosupports C_j are empty at first. After each solution of the problem, one more index joins
+    a C_j. It belongs to the entry of the codes x_j, j < J, that is smallest relative to the largest
+    entry of its layer. A cosupport C_j is complete when it has `zeros[j]` indices. At the end, the
+    codes are fitted to y by least squares, with these zeros. The support of x_J in this fit is the
+    support of the last solution, or its `sparsity` largest entries.
 
     Holistic pursuit helps if its zeros are correct: the expected error of the least squares fit is
     then below the error of `project`, by the ratio that `theory.oracle_errors` returns. Correct
