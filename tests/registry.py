@@ -231,6 +231,7 @@ PURSUITS = {
     "bpdn": partial(ur.pursuit.bpdn, eps=0.3),
     "lasso_path": partial(ur.pursuit.lasso_path, ratio=np.array([0.9, 0.5, 0.2])),
     "omp, tol": partial(ur.pursuit.omp, tol=0.3),
+    "omp, least squares": partial(ur.pursuit.omp, sparsity=3, selection="least_squares"),
     "lasso, elastic and nonnegative": partial(ur.pursuit.lasso, lam=0.1, l2=0.1, nonnegative=True),
     "lasso, ratio": partial(ur.pursuit.lasso, ratio=0.2),
     "basis_pursuit": ur.pursuit.basis_pursuit,

@@ -299,7 +299,8 @@ def test_a_code_out_of_range_is_not_called_converged(D32):
 
 # How far the signal is explained along the atom that is nearly lost: by its penalty, or as far as a
 # bound of the residual asks for.
-SHARES = {"bpdn": 0.7, "omp": 1, "omp_batch": 1, "omp, tol": 1, "basis_pursuit": 1}
+SHARES = dict.fromkeys(("omp", "omp_batch", "omp, tol", "omp, least squares", "basis_pursuit"), 1)
+SHARES["bpdn"] = 0.7
 FAINT = [(F32, (1e-12, 1e-19, 1e-30, 1e-36, 1e-40)), (np.float64, (1e-160, 1e-250, 1e-310))]
 PENALISED = {
     f"{name}, {kind}": (solve, kind)

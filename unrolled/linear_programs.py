@@ -1,13 +1,13 @@
-r"""Basis pursuit for many right-hand sides in one dictionary, to certified gaps.
+r"""Basis pursuit for many right-hand sides and one dictionary, up to certified gaps.
 
 .. math:: \min \|v\|_1 : A v = y, \; v_b = 0 \qquad = \qquad \max y' z : |a_j' z| \le 1, \; j \ne b.
 
 A first-order method runs on all programs at once and nearly identifies the optimal vertex. A few
 pivots of a simplex method, for which every basis is feasible, then reach the vertex. If the simplex
-method gives up, an interior point method takes over. All computations are numpy in float64 on the
-host (the first-order method computes in float32), so host callbacks may use them; LU and Cholesky
-are scipy's. If the order of the programs is free, all cores finish them, one thread for each
-program.
+method gives up, an interior point method takes over. All computations use numpy in float64 on the
+host (the first-order method computes in float32), so host callbacks may call this module. The LU
+and Cholesky factorisations come from scipy. If the order of the programs is free, the programs are
+finished on all cores, with one thread per program.
 """
 
 import threading
@@ -25,29 +25,30 @@ from unrolled._base.threads import one_thread, threads
 __all__ = ["basis_pursuit", "whiten"]
 __results__ = ["Solution", "Whitened"]
 
-# First-order method: over-relaxation, and the threshold norm(v, 1) / (1.5 d) with v the least-norm
-# solution; both tuned on one Gaussian dictionary of 250 x 500.
+# First-order method: over-relaxation, and the threshold norm(v, 1) / (1.5 d), where v is the
+# least-norm solution. Both were tuned on one Gaussian dictionary of 250 x 500.
 _RELAXATION = np.float32(1.7)
 _THRESHOLD_SCALE = np.float32(1.5)
-# Every basis contains each atom whose leverage is within this of 1.
+# Every basis contains each atom whose leverage differs from 1 by at most this.
 _LEVERAGE_TOL = 1e-6
-# Simplex: if a diagonal entry of U, or a pivot, is below this, the basis is singular.
+# Simplex: the basis counts as singular if a diagonal entry of U, or a pivot, is below this value.
 _SINGULAR = 1e-7
-# Exchanges after which the basis is factorised afresh.
+# The number of exchanges after which the basis is factorised afresh.
 _REFACTOR = 64
-# Steps below this share of the largest coefficient make no progress; more such steps in a row
-# than this count as cycling.
+# A step below the share _STALLED of the largest coefficient makes no progress; more than
+# _MOST_STALLS such steps in a row count as cycling.
 _STALLED, _MOST_STALLS = 1e-14, 5
-# Pivots allowed: 20 + 3 r. Near duplicates of atoms need more than r / 3.
+# The simplex method may take 20 + 3 r pivots. Near duplicates of atoms need more than r / 3 pivots.
 _PIVOTS, _PIVOTS_PER_ROW = 20, 3
-# If A v = y has an error above this at the optimum, from exchanges through bad bases, repair it.
+# If the error of A v = y at the optimum is above this value, because of exchanges through bad
+# bases, the basis is factorised afresh.
 _RESIDUAL = 1e-13
-# Slopes below this are rounding of zero.
+# Slopes below this value are rounding errors of zero.
 _SLOPE = 1e-12
 
 
 class Solution(Result):
-    """Feasible points of both sides, one column for each program.
+    """Feasible points of the primal and dual programs, one column per program.
 
     primal >= optimum >= dual, up to rounding in float64.
     """
@@ -64,7 +65,7 @@ class Whitened(NamedTuple):
 
     Q: np.ndarray  # (r, d)
     into: np.ndarray  # (r, m): y -> c
-    lift: np.ndarray  # (m, r): z of the whitened program -> z of the original one
+    lift: np.ndarray  # (m, r): z of the whitened program -> z of the original
 
 
 @checked
@@ -111,7 +112,8 @@ def basis_pursuit(
         progress: function called as progress(settled, n), by one thread at a time.
 
     Returns:
-        Solution. If a program ends above the gap, no error is raised: its bounds show the gap.
+        Solution. If the gap of a program stays above tol, no error is raised: `primal` and `dual`
+        show the gap.
 
     Not claimed: interval arithmetic; the bounds are computed in float64.
 
@@ -135,7 +137,7 @@ def basis_pursuit(
         )
     size = np.abs(C).max(0) if banned is None else np.ones(n)
     size = np.where(size > 0, size, 1.0)
-    C = C / size  # the range of float32 is too small for signals of any scale
+    C = C / size  # float32 cannot hold signals of every scale
 
     V, Z = _first_order(Q, C, banned, iterations)
     V, Z, primal, dual = _feasible(Q, C, banned, V, Z)
@@ -213,7 +215,7 @@ def _feasible(
     products = np.abs(Q.T @ Z)
     if banned is not None:
         columns = np.arange(C.shape[1])
-        share = V[banned, columns]  # without it v gives (1 - share) c
+        share = V[banned, columns]  # without this entry v gives (1 - share) c
         V[banned, columns], products[banned, columns] = 0, 0
         V = V / np.where(share == 1, np.finfo(float).tiny, 1 - share)
     Z = Z / np.maximum(products.max(0), np.finfo(float).tiny) * np.sign(np.sum(C * Z, 0))
@@ -268,7 +270,7 @@ def _finish(
 
 
 class _Basis:
-    """Solves with Q_S and its transpose: an LU factorisation, and eta vectors for exchanges."""
+    """A solver for Q_S and its transpose: an LU factorisation, and eta vectors for exchanges."""
 
     def __init__(self, rows: np.ndarray):
         # The transpose of contiguous rows is in Fortran order, so LAPACK needs no further copy.
@@ -346,10 +348,10 @@ def _simplex(
 def _leaving(
     v: np.ndarray, s: np.ndarray, g: np.ndarray, price: float
 ) -> tuple[int, float, np.ndarray] | None:
-    """The entry of v that leaves as v - t g, its t, and the entries that change sign before it.
+    """The entry of v that leaves as t grows in v - t g, its t, and the entries that flip earlier.
 
-    Long steps: the entering entry passes every breakpoint of the piecewise linear objective while
-    the objective falls. None if the objective falls without end.
+    The steps are long: the entering entry passes breakpoints of the piecewise linear objective as
+    long as the objective falls. The result is None if the objective falls without end.
     """
     falling = np.flatnonzero(s * g > _SLOPE)
     t = np.abs(v[falling]) / np.abs(g[falling])

@@ -1,4 +1,4 @@
-"""Planted problems: codes of a known class, noise of a known size, the standard benchmark."""
+"""Planted problems: codes of a known class, noise of a known size, and the standard benchmark."""
 
 import math
 import operator
@@ -88,7 +88,7 @@ def exact_sparse(key: Key, shape: tuple[int, ...], sparsity: int) -> Array:
         Codes of shape `shape`.
 
     Raises:
-        TypeError: sparsity is not an integer. ValueError: shape lacks d, or sparsity is outside
+        TypeError: sparsity is not an integer. ValueError: shape is empty, or sparsity is outside
             0..d.
 
     Example:
@@ -116,15 +116,15 @@ def bounded(
         key: a typed key, or a seed.
         shape: (..., d).
         sparsity: number of nonzeros s, in 0..d.
-        bound, least: magnitudes are uniform in [least, bound].
+        bound, least: limits of the magnitudes, which are uniform in [least, bound].
 
     Returns:
         Codes of shape `shape`.
 
     Raises:
         TypeError: sparsity is not an integer.
-        ValueError: shape lacks d, sparsity is outside 0..d, 0 <= least <= bound < inf fails, or a
-            magnitude is out of the range of the default float.
+        ValueError: shape is empty, sparsity is outside 0..d, least and bound violate 0 <= least <=
+            bound < inf, or a magnitude is out of the range of the default float.
 
     Reference: Li, Feng, Zhou (2024), Assumption 2.
 
@@ -147,7 +147,7 @@ def _bounded(key: Key, shape: tuple[int, ...], s: int, bound: float, least: floa
     support_key, sign_key, value_key = jax.random.split(key, 3)
     signs = jax.random.rademacher(sign_key, shape, float)
     values = jax.random.uniform(value_key, shape, float, least, bound)
-    values = jnp.where(values == 0, bound, values)  # else not a nonzero
+    values = jnp.where(values == 0, bound, values)  # a nonzero must not be 0
     return _support(support_key, shape, s) * signs * values
 
 
@@ -164,7 +164,7 @@ def _sparsity(sparsity: int, shape: tuple[int, ...], where: str) -> int:
 def _announce(shape: tuple[int, ...], where: str, what: str = "the codes") -> None:
     """Warn before a large array is drawn, or refuse an array that does not fit in memory.
 
-    Three arrays of its size exist at once: random bits, the support and the values.
+    Three arrays of the same size exist at once: random bits, the support and the values.
     """
     sizes = checks.as_indices(shape, "shape", where)
     checks.announce(sizes, jnp.result_type(float), what, where, copies=3)
@@ -179,7 +179,7 @@ def _support(key: Array, shape: tuple[int, ...], s: Any) -> Array:
 
 
 def _least(s: Any, u: Array) -> Array:
-    """Mark the s least entries, the first ones among equal entries: faster than a sort."""
+    """Mark the s least entries, and the first of equal entries; this is faster than a sort."""
     d = len(u)
     last = kth_largest(u, jnp.minimum(d + 1 - s, d))
     equal = jnp.where(u == last, jnp.arange(d, 0, -1, dtype=u.dtype), 0)
@@ -189,23 +189,24 @@ def _least(s: Any, u: Array) -> Array:
 
 
 def synthesize(D: Dictionary | tuple[Dictionary, ...] | Any, x: ArrayLike) -> Array:
-    r"""The estimate of the signal, D x, of one code or of a batch, in full precision.
+    r"""The estimate D x of the signal, for one code or for a batch of codes, in full precision.
 
     .. math:: \hat y = D x, \qquad \hat y = D_1 D_2 \cdots D_J x_J
 
     Args:
-        D: (m, d), or the tuple (D_1, ..., D_J) of a chain, with its last codes. For missing or
-            blurred entries it is the dictionary of whole signals, not the one that the code was
-            computed with.
-        x: (d,), or (batch, d). For a `Conv` also in the shape `D.code_grid`, as pursuits return the
-            codes of grids; complex for a `Complex` D, and (d, g), or some of these, for a `Joint`.
+        D: (m, d), or the tuple (D_1, ..., D_J) of a chain, for which x is the last code. If the
+            code was computed for missing or blurred entries, pass the dictionary of whole signals,
+            not the dictionary with which the code was computed.
+        x: (d,), or (batch, d). For a `Conv`, x may have the shape `D.code_grid`, in which pursuits
+            return the codes of grids. For a `Complex` D, x may be complex; for a `Joint` D, x may
+            be (d, g) or a batch of such codes.
 
     Returns:
-        (m,), or (batch, m); of codes in a grid, signals in the shape `D.signal_grid`, and of other
-        forms of codes, signals of that form.
+        (m,), or (batch, m). For codes in a grid, the signals have the shape `D.signal_grid`; for
+        codes of another form, the signals have that form.
 
     Raises:
-        ValueError: x has another shape, or the shapes of the dictionaries do not meet.
+        ValueError: x has another shape, or the shapes of the dictionaries do not fit together.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(4)
@@ -224,9 +225,9 @@ def synthesize(D: Dictionary | tuple[Dictionary, ...] | Any, x: ArrayLike) -> Ar
 
 @checked
 def _estimates(D: Dictionary | tuple[Dictionary, ...] | Any, x: ArrayLike, where: str) -> Array:
-    """`synthesize` for flat codes, and for those in the grid of a `Conv`."""
+    """`synthesize` for flat codes, and for codes in the grid of a `Conv`."""
     chain = as_chain(D, where) if isinstance(D, tuple) else (as_dictionary(D, where),)
-    x = x if isinstance(x, Array | np.ndarray) else jnp.asarray(x)  # lists, and frames of pandas
+    x = x if isinstance(x, Array | np.ndarray) else jnp.asarray(x)  # lists, and pandas frames
     first, last = chain[0], chain[-1]
     d, shape = last.shape[1], np.shape(x)
     grid = last.code_grid if isinstance(last, dictionaries.Conv) else (d,)
@@ -251,7 +252,7 @@ def _synthesize(chain: tuple[Dictionary, ...], x: Any) -> Array:
 
 @checked
 def add_noise(key: Key, Y: ArrayLike, snr: float | Array) -> Array:
-    """Y plus white Gaussian noise at `snr` dB for every signal.
+    """Y plus white Gaussian noise, at a signal-to-noise ratio of `snr` dB for every signal.
 
     The standard deviation of the noise in a signal is std(y) 10^(-snr / 20), as in the benchmark
     (std subtracts the mean of y).
@@ -354,10 +355,10 @@ def standard_benchmark(
     """The benchmark of the LISTA literature: Bernoulli-Gaussian codes of a Gaussian dictionary.
 
     Args:
-        key: a typed key or a seed; it draws D.
+        key: a typed key, or a seed, for the draw of D.
         m, d: the shape of D.
-        probability: probability that an entry of a code is nonzero, or a part where codes come in
-            parts.
+        probability: probability that an entry of a code is nonzero; if codes come in parts,
+            probability that a part is nonzero.
         snr: signal-to-noise ratio in dB, as in `add_noise`.
         kappa: condition number for `dictionaries.ill_conditioned`; None for a Gaussian D.
         batch: signals per call of `sample`.
@@ -396,14 +397,14 @@ def sampler(
     """A sampler of noisy signals of D and their Bernoulli-Gaussian codes, for `training.fit`.
 
     Args:
-        D: (m, d); or the tuple of a chain: then the sampler draws the last code.
+        D: (m, d), or the tuple of a chain, for which the sampler draws the last code.
         batch: signals per call.
-        probability: probability that an entry of a code is nonzero, or a part where codes come in
-            parts.
+        probability: probability that an entry of a code is nonzero; if codes come in parts,
+            probability that a part is nonzero.
         snr: signal-to-noise ratio in dB, as in `add_noise`.
 
     Returns:
-        `sample(key) -> (Y, X)`, (batch, m) and (batch, d). For a chain X is a tuple with the codes
+        `sample(key) -> (Y, X)`, (batch, m) and (batch, d). For a chain, X is a tuple with the codes
         of every layer, x_{j-1} = D_j x_j.
 
     Raises:
@@ -420,12 +421,12 @@ def sampler(
     Ds = as_chain(D, "sampler") if isinstance(D, tuple | list) else (D,)
     size = (batch, Ds[-1].shape[1])
     draw = _Sampled(size, float(probability), float(snr), chained)
-    return jax.tree_util.Partial(draw, Ds)  # leaves are arguments of a program
+    return jax.tree_util.Partial(draw, Ds)  # the leaves of Ds become arguments of a program
 
 
 @dataclass(frozen=True)
 class _Sampled:
-    """What a `sampler` draws from a chain; equal instances share their programs."""
+    """The function behind a `sampler`; equal instances share their programs."""
 
     size: tuple[int, int]
     probability: float
@@ -455,8 +456,8 @@ def resampler(Y: Array | np.ndarray, X: Any = None, batch: int = 64) -> Callable
 
     Raises:
         TypeError: signals are integers, such as grey values, or not real numbers.
-        ValueError: shapes do not fit, there are no signals, a row has NaN or infinity, or batch is
-            below 1.
+        ValueError: shapes do not fit, there are no signals, a row has NaN or infinite entries, or
+            batch is below 1.
 
     Example:
         >>> Y, X = ur.problems.resampler(jnp.arange(6.0)[:, None], batch=4)(jax.random.key(0))
@@ -474,7 +475,7 @@ def resampler(Y: Array | np.ndarray, X: Any = None, batch: int = 64) -> Callable
 
 @dataclass(frozen=True)
 class _Resampled:
-    """What a `resampler` draws from arrays or files; equal instances share their programs."""
+    """The function behind a `resampler`; equal instances share their programs."""
 
     batch: int
     of_files: bool
@@ -493,7 +494,7 @@ _resample, _read = program("batch")(_drawn), on_auto_axes(_drawn)
 
 
 def planted(key: Array, size: tuple[int, int], probability: float, block: int) -> Array:
-    """Bernoulli-Gaussian codes; of a part all entries are Gaussian, or none."""
+    """Bernoulli-Gaussian codes; the entries of a part are all Gaussian, or all 0."""
     if block == 1:
         return bernoulli_gaussian(key, size, probability)
     on_key, value_key = jax.random.split(key)

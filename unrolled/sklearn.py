@@ -36,8 +36,8 @@ except ImportError as error:
 _NAME = "SparseCoder"
 _DTYPES = [np.float64, np.float32]
 _OPTIONS = (  # arguments that a pursuit or a family may have
-    *("lam", "ratio", "l2", "nonnegative", "sparsity", "eps", "theta", "radius", "p"),
-    *("lams", "thetas", "zeros", "step", "tol", "max_steps"),
+    *("lam", "ratio", "l2", "nonnegative", "sparsity", "selection", "eps", "theta", "radius"),
+    *("p", "lams", "thetas", "zeros", "step", "tol", "max_steps"),
 )
 _CHUNK = 1000  # samples whose intermediate arrays are in memory together
 
@@ -81,6 +81,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             a pursuit or a family has them.
         sparsity: of `omp`, `project` and `holistic`. For OMP without a sparsity and a tol it is a
             tenth of the features, at least 1, as in scikit-learn.
+        selection: of `omp` and `omp_batch`.
         eps, theta, radius, p: of `bpdn`, `threshold`, `local_error` and `half_quadratic`.
         lams, thetas, zeros, step: of deep pursuits, see there.
         tol, max_steps: of the pursuit.
@@ -132,6 +133,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         l2: float | None = None,
         nonnegative: bool | None = None,
         sparsity: int | None = None,
+        selection: str | None = None,
         eps: float | None = None,
         theta: Any = None,
         radius: float | None = None,
@@ -154,6 +156,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.l2 = l2
         self.nonnegative = nonnegative
         self.sparsity = sparsity
+        self.selection = selection
         self.eps = eps
         self.theta = theta
         self.radius = radius

@@ -116,7 +116,7 @@ OPTIONS = {
     "ista": dict(lam=0.2, tol=1e-4),
     "fista": dict(lam=0.2, tol=1e-4),
     "omp": dict(sparsity=2),
-    "omp_batch": dict(sparsity=2),
+    "omp_batch": dict(sparsity=2, selection="least_squares"),
     "basis_pursuit": {},
     "bpdn": dict(eps=0.2, tol=1e-3),
     "half_quadratic": dict(lam=0.1, p=0.5, tol=1e-3),

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -1100,11 +1101,13 @@ def test_encode_takes_a_pursuit(run, saved, tmp_path, folder):
     _, _, D = saved
     Y = np.load(folder / "Y.npy").astype(np.float32)
     given, codes = ("--method", "omp", "--sparsity", "2", "--dictionary", "D.npy"), tmp_path / "X"
-    status, out, err = run("encode", *given, "Y.npy", "--output", f"{codes}.npy", "--json")
-    assert status == 0, err
-    X, found = np.load(f"{codes}.npy"), strict_json(out)
-    expected = jax.vmap(lambda y: ur.pursuit.omp(D, y, sparsity=2))(Y).x
-    np.testing.assert_allclose(X, expected, atol=1e-5)
+    for selection in ("least_squares", "correlation"):
+        more = ("--selection", selection, "Y.npy", "--output", f"{codes}.npy", "--json")
+        status, out, err = run("encode", *given, *more)
+        assert status == 0, err
+        X, found = np.load(f"{codes}.npy"), strict_json(out)
+        omp = partial(ur.pursuit.omp, D, sparsity=2, selection=selection)
+        np.testing.assert_allclose(X, jax.vmap(omp)(Y).x, atol=1e-5)
     assert found["method"] == "omp" and found["missed_tolerance"] == 0 and "weights" not in found
     assert found["mean_nonzeros"] == pytest.approx((X != 0).sum() / 40)
     np.save(tmp_path / "B.npy", np.eye(12)[:, :6])

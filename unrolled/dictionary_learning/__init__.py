@@ -1,7 +1,7 @@
-"""Dictionary learning: D, and codes, from signals alone.
+"""Dictionary learning: a dictionary, and codes, from signals alone.
 
-Signals are rows and atoms are columns: Y is nearly X D'. Every function returns a `Learned`; the
-pursuits, the layers and the theory take its D.
+Signals are rows and atoms are columns, so Y is approximately X D'. Every function returns a
+`Learned`, whose D is an argument of the pursuits, the layers and the functions of `theory`.
 """
 
 from unrolled._base import offer as _offer

@@ -19,17 +19,17 @@ from unrolled.dictionary_learning._learning import PARALLEL, distinct
 def drawn_windows(
     D: Conv, R: np.ndarray, filters: np.ndarray, count: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw `count` unit windows, with probabilities in proportion to their energy.
+    """Draw `count` unit windows, with probabilities proportional to their energy.
 
     Args:
-        D: sets the shape and the positions of windows.
+        D: the `Conv` that defines the shape and the positions of windows.
         R: (n, m), the images.
         filters: (others, n_channels prod(kernel)); no window is parallel to one of these filters.
         count: number of windows.
         rng: random generator of the draw.
 
     Returns:
-        (count, n_channels, *kernel); noise replaces windows if too few differ.
+        (count, n_channels, *kernel); if too few windows differ, the others are noise.
     """
     grid = (len(R), *D.signal_grid)
     R = _extended(D, R.reshape(grid))
@@ -51,7 +51,7 @@ def drawn_windows(
 
 
 def _extended(D: Conv, R: np.ndarray) -> np.ndarray:
-    """Images continued periodically, as far as the last window reaches."""
+    """Images padded to the end of the last window, periodically if D is circular, else by zeros."""
     sizes = zip(D.positions, D.stride, D.kernel, D.signal_shape)
     reach = [(0, max(0, (p - 1) * t + n - N)) for p, t, n, N in sizes]
     return np.pad(R, [(0, 0), (0, 0), *reach], "wrap" if D.boundary == "circular" else "constant")
@@ -85,7 +85,7 @@ def shifted_copies(filters: np.ndarray, use: np.ndarray) -> np.ndarray:
 
 
 def steps_to_centre(D: Conv) -> np.ndarray:
-    """By how many positions each filter should move to put its centre of energy in the middle.
+    """The number of positions by which each filter should move to centre its energy.
 
     Returns:
         (n_atoms, axes), integers.
@@ -98,7 +98,7 @@ def steps_to_centre(D: Conv) -> np.ndarray:
 
 
 def moved(A: np.ndarray, steps: np.ndarray, circular: bool) -> np.ndarray:
-    """Move entry k of the last axes of A to k + step; zeros or far-side entries move in."""
+    """Move entry k of the last axes of A to k + step; zeros or wrapped entries move in."""
     sides = [(max(s, 0), max(-s, 0)) for s in steps.tolist()]
     first = A.ndim - len(sides)
     sides = [(0, 0)] * first + sides
@@ -106,7 +106,7 @@ def moved(A: np.ndarray, steps: np.ndarray, circular: bool) -> np.ndarray:
     return np.pad(A, sides, "wrap" if circular else "constant")[inside]
 
 
-# Factors of the bound L of the curvature: after a step, and after L was too small.
+# Factors of the bound L of the curvature after a step, and after a step for which L was too small.
 _LOWER, _HIGHER = 0.95, 1.5
 
 
@@ -123,23 +123,23 @@ class Fit(NamedTuple):
 
 
 class Descent(NamedTuple):
-    """FISTA at u, extrapolated to z, with the products of both."""
+    """The state of FISTA: the point u, the extrapolated point z, and the products A u and A z."""
 
     u: Array
     Au: Array
     z: Array
     Az: Array
     t: Array  # () momentum counter
-    L: Array  # () L with A'VA <= L M, as far as it is known
+    L: Array  # () L with A'VA <= L M along the steps so far
 
 
 def descend(fit: Fit, u: Array, Au: Array, L: Array, steps: int) -> Descent:
-    r"""Steps of FISTA from u; a step that would raise the objective only ends the momentum.
+    r"""Steps of FISTA from u; a step that would raise the objective is dropped with the momentum.
 
     .. math:: u_+ = prox_{h / (L M)} \big( z + (L M)^{-1} A' V (y - A z) \big).
 
-    L follows the curvature along the steps, :math:`\|A (u_+ - z)\|_V^2 \le L \|u_+ - z\|_M^2`,
-    which needs no extra product.
+    L follows the curvature along the steps, so that
+    :math:`\|A (u_+ - z)\|_V^2 \le L \|u_+ - z\|_M^2`. This condition needs no extra product.
 
     Reference: Beck, Teboulle (2009) for FISTA and its monotone form; O'Donoghue, Candes (2015) for
     the restart.
@@ -184,7 +184,7 @@ def _accelerated_step(fit: Fit, state: Descent) -> Descent:
         t_next,
         _LOWER * L,
     )
-    # If the step was too long, start again from z; if the objective would rise, start from u.
+    # If the step was too long, try again from z; if the objective would rise, restart from u.
     back = Descent(
         u,
         Au,
@@ -209,7 +209,7 @@ class Problem(NamedTuple):
 
 
 class Curvature(NamedTuple):
-    """The curvature bounds that the steps of filters and codes keep from step to step."""
+    """The bounds of the curvature that the steps for filters and for codes keep."""
 
     filters: Array  # ()
     codes: Array  # (n,)
@@ -249,7 +249,7 @@ def sweep(problem: Problem, D: Conv, X: Array, curvature: Curvature, nonnegative
 def extrapolated(
     old: tuple[Conv, Array], new: tuple[Conv, Array], momentum: Array, nonnegative: bool
 ) -> tuple[Array, Array]:
-    """Filters and codes extrapolated from the old through the new ones, made admissible."""
+    """Admissible filters and codes, extrapolated from the old through the new filters and codes."""
     ahead = jax.tree.map(lambda a, b: b + momentum * (b - a), old, new)
     filters, X = ahead[0].filters, relu(ahead[1]) if nonnegative else ahead[1]
     norms = jnp.sqrt(jnp.sum(filters**2, tuple(range(1, filters.ndim)), keepdims=True))

@@ -33,13 +33,13 @@ from unrolled.dictionary_learning._learning import (
 __all__ = ["convolutional"]
 
 
-# Sweeps between two sweeps that begin with centred filters. Such a sweep centres one filter in
-# _TURNS: a filter that loses by centring holds back only the filters of its turn.
+# One sweep in _PERIOD begins with centred filters. Such a sweep centres one filter in _TURNS, so
+# that a filter that raises the objective by centring holds back only the filters of its turn.
 _PERIOD, _TURNS = 10, 3
 
 
 class Ahead(NamedTuple):
-    """What `convolutional` needs with D and X to continue: the start of the next sweep."""
+    """The start of the next sweep, which is needed in addition to D and X to continue."""
 
     filters: Array  # (n_atoms, n_channels, *kernel)
     X: Array  # (n, d)
@@ -57,10 +57,10 @@ class State(NamedTuple):
 
 
 def advanced(state: State, problem: Problem, nonnegative: bool, step: int) -> State:
-    """A sweep; every tenth starts from centred filters and counts if it lowers the objective.
+    """One sweep; every tenth starts from centred filters, and counts if it lowers the objective.
 
-    A filter begins as a window of the images, which may cut a structure. Codes that fit the cut
-    filter hold the filter at this place.
+    A filter begins as a window of the images, which may cut off a part of a structure. The codes
+    that fit the cut filter then keep the filter at this position.
     """
     turn, rest = divmod(step, _PERIOD)
     ahead = centred(state, turn) if rest == 0 else None
@@ -71,7 +71,7 @@ def advanced(state: State, problem: Problem, nonnegative: bool, step: int) -> St
 
 
 def _swept(state: State, problem: Problem, nonnegative: bool) -> State:
-    """A sweep. If it ends above the best objective, the next sweep begins from the best."""
+    """One sweep; if it ends above the best objective, the next sweep starts from the best state."""
     D, X, (filters, codes, t, objective, curvature) = state
     end = sweep(problem, replace(D, filters=filters), codes, curvature, nonnegative)
     value = np.mean(np.asarray(end.objectives), dtype=float)
@@ -91,7 +91,8 @@ def at_rest(D: Conv, X: Array, objective: np.ndarray, curvature: Curvature) -> S
 def centred(state: State, turn: int) -> Ahead | None:
     """The best filters and codes with some filters in the middle of their kernels.
 
-    A filter and its codes move in opposite directions, so that only what is cut changes the images.
+    A filter and its codes move in opposite directions, so that only entries that are cut off change
+    the images.
 
     Returns:
         The start of a sweep; None if no filter moves, or if there is no objective to compare with.
@@ -111,7 +112,7 @@ def centred(state: State, turn: int) -> Ahead | None:
 
 
 def refreshed(state: State, problem: Problem, rng: np.random.Generator) -> tuple[State, int]:
-    """Put windows of the residual in place of filters that are unused or shifts of another filter.
+    """Replace filters that are unused, or shifts of another filter, by windows of the residual.
 
     If no filter is used, all filters stay: the codes have not been found yet, or lam is too large.
     """
@@ -216,23 +217,24 @@ def convolutional(
 
     .. math:: \min_{D, X} \frac1n \sum_{k=1}^n \tfrac12 \|y_k - D x_k\|^2 + lam \|x_k\|_1
 
-    over the `Conv` dictionaries D with unit filters. A sweep takes 3 steps for the filters in the
-    unit balls, scales the filters to norm 1 together with the codes (which lowers the penalty), and
-    takes 5 steps for the codes; all are steps of FISTA, as long as the curvature allows. A sweep
-    begins ahead of the end of the last sweep, by the momentum of FISTA. If this start raised the
-    objective, the sweep does not count, and the next sweep begins without momentum. Every tenth
-    sweep first moves a third of the off-centre filters, with their codes, to the centre of their
-    kernels; this sweep counts if it lowers the objective. So the objective falls from sweep to
-    sweep unless filters are replaced. Windows of the residual replace filters that no code uses,
-    and filters that are nearly shifts of another filter (inner product above 0.99).
+    The minimum is over the `Conv` dictionaries D with unit filters. A sweep takes 3 steps for the
+    filters in the unit balls, scales the filters to norm 1 together with the codes (which lowers
+    the penalty), and takes 5 steps for the codes. All these steps are steps of FISTA, as large as
+    the curvature allows. A sweep begins at a point that the momentum of FISTA extrapolates beyond
+    the end of the last sweep. If the sweep ends above the best objective, the sweep does not count,
+    and the next sweep begins without momentum. Every tenth sweep first moves a third of the
+    off-centre filters, with their codes, to the centre of their kernels; this sweep counts if it
+    lowers the objective. So the objective falls from sweep to sweep unless filters are replaced.
+    Windows of the residual replace filters that no code uses, and filters that are nearly shifts of
+    another filter (inner product above 0.99).
 
     Args:
         images: (n, n_channels, *signal_shape), or (n, *signal_shape) for one channel.
-        filters: the shape (n_atoms, n_channels, *kernel), or an array of initial filters. For a
-            shape, and in place of zero filters, windows of the images are drawn in proportion to
-            their energy.
+        filters: the shape (n_atoms, n_channels, *kernel), or an array of initial filters. If only
+            the shape is given, and for every initial filter that is zero, the function draws
+            windows of the images in proportion to their energy.
         lam: penalty weight.
-        sweeps: total number of sweeps, with the sweeps of `resume`.
+        sweeps: total number of sweeps, including the sweeps of `resume`.
         key: a typed key, or a seed, for the start and for replacements.
         stride, boundary: as in `dictionaries.Conv`.
         nonnegative: if True, learn codes x >= 0.
@@ -240,14 +242,15 @@ def convolutional(
             any scale.
         mask: in the shape of `images`, True where a sample is known; unknown samples may be NaN.
         progress: called as `progress(step)` after every sweep, with a `Step`.
-        resume: a result to continue from. With the same other arguments the result is, bit for bit,
-            the result of an uninterrupted call; in half precision, up to the rounding of the
-            result.
-        checkpoint: a file (.npz) that keeps every sweep. The same call continues from the file.
+        resume: a result to continue from. If the other arguments are the same, the result is
+            bit-identical to the result of an uninterrupted call; in half precision, the two results
+            are equal up to rounding.
+        checkpoint: a file (.npz) in which the function saves its state after sweeps. The same call
+            continues from the file.
 
     Returns:
         Learned, in the dtype of the images. D is a `Conv`, X has the shape (n, *D.code_grid), and
-        `objective` is the mean above, with the weights.
+        `objective` is the mean above, computed with the weights.
 
     Raises:
         TypeError: arrays are traced or not real numbers, mask is not bool, or counts are not
@@ -259,8 +262,8 @@ def convolutional(
     Warns:
         UserWarning: lam is so large that all codes are zero, and D is the start.
 
-    Not claimed: a global minimum. A filter is determined up to sign and shift, and entries that a
-    shift moves out of the kernel are lost; moves to the centre repair most of this loss.
+    Not claimed: a global minimum. A filter is determined only up to its sign and a shift. Entries
+        that a shift moves out of the kernel are lost; moves to the centre repair most of this loss.
 
     Reference: Zeiler, Krishnan, Taylor, Fergus (2010); Garcia-Cardona, Wohlberg (2018), a survey;
     Beck, Teboulle (2009) for the steps; Pock, Sabach (2016) for momentum in blocks.
@@ -312,7 +315,7 @@ class _Filters(Method):
         }
 
     def start(self, rng: np.random.Generator) -> State:
-        """The start with zero codes, and windows for zero filters."""
+        """The start: zero codes, and windows instead of zero filters."""
         D, Y = self.D, self.signals.Y
         rows = unit_rows(np.asarray(D.filters).reshape(len(D.filters), -1))
         drawn = ~rows.any(1)
@@ -363,7 +366,7 @@ class _Filters(Method):
         return Learned(D, jnp.asarray(codes, signals.dtype), objective, (), ahead)
 
     def warn(self, state: State) -> None:
-        """Warn of codes that are all zero."""
+        """Warn if all codes are zero."""
         if not np.asarray(state.X).any():
             checks.warn(
                 f"{self.where}: all codes are zero and D is the start: lam={self.lam} is not below "
@@ -382,5 +385,5 @@ def _problem(signals: Signals, lam: float) -> Problem:
 
 
 def _in_units(objective: Any, signals: Signals) -> float:
-    """An objective of that problem in the units of the given images and weights."""
+    """An objective of `_problem` in the units of the caller's images and weights."""
     return signals.in_units(signals.top * float(objective))

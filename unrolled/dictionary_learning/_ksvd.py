@@ -1,4 +1,4 @@
-"""K-SVD, MOD and sparse K-SVD: codes of all signals, then atoms, in turn."""
+"""K-SVD, MOD and sparse K-SVD, which alternate between the codes of all signals and the atoms."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -43,16 +43,16 @@ class Fitted(NamedTuple):
 
 
 class Alternation(Method):
-    """Sweeps of OMP and of updates of the atoms: here any unit atoms.
+    """Sweeps of OMP and of updates of the atoms; this class admits any unit atoms.
 
-    If OMP finds no smaller error, the code of the sweep before stays, so a sweep raises the
+    If OMP finds no smaller error, the code of the previous sweep stays, so a sweep raises the
     objective only if it replaces an atom. A subclass defines which atoms are admissible, and which
-    arrays it keeps in addition to the atoms.
+    arrays a file keeps in addition to the atoms.
 
     Args:
         where: the name of the caller.
-        Y, d, sparsity, options: as the caller got them.
-        update: updates the atoms in place, except atoms that no code uses.
+        Y, d, sparsity, options: the arguments of the caller.
+        update: function that updates the atoms in place, except atoms that no code uses.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class Alternation(Method):
             )
 
     def admit(self, D: np.ndarray, which: np.ndarray) -> np.ndarray:
-        """Admissible atoms near the given ones, (m, k), which will be the atoms `which`."""
+        """Admissible atoms near the columns of D, (m, k), to become the atoms `which`."""
         return D
 
     def settled(self, D: np.ndarray) -> np.ndarray:
-        """The atoms as a result would return them: D at the start and at the end of a sweep."""
+        """The atoms that a result would return, for use at the start and at the end of a sweep."""
         return D
 
     def atoms_of(self, D: Any) -> np.ndarray:
@@ -118,11 +118,11 @@ class Alternation(Method):
     def arrays(self, state: Fitted) -> Arrays:
         return {"D": state.D, "X": state.X.T}
 
-    @threads.one_thread()  # except for OMP: factorisations of few rows
+    @threads.one_thread()  # for factorisations of few rows; OMP uses all cores
     def sweep(
         self, state: Fitted, step: int, rng: np.random.Generator
     ) -> tuple[Fitted, float, int]:
-        """Codes, new atoms for duplicates and unused atoms, then the update of the others."""
+        """Codes, new atoms for duplicates and unused atoms, then the update of the other atoms."""
         fitted = self.coded(state)
         D, X, R = fitted
         use = np.count_nonzero(X, 1)
@@ -156,14 +156,15 @@ class Alternation(Method):
         return Fitted(old.D, np.ascontiguousarray(X.T), R)
 
     def replace(self, fitted: Fitted, which: np.ndarray, rng: np.random.Generator) -> None:
-        """Put the worst represented signals in place of atoms that no code uses."""
+        """Replace atoms that no code uses by the worst represented signals."""
         if len(which):
             filled, errors = self.signals.filled(fitted.R), self.signals.errors(fitted.R)
             rows = fresh_atoms(fitted.D, which, filled, errors, rng)
             fitted.D[:, which] = self.admit(rows.T, which)
 
 
-# Alternating steps towards the leading pair of singular vectors of an error, from the last pair.
+# The number of alternating steps towards the leading pair of singular vectors of an error, from the
+# last pair of atom and codes.
 _STEPS = 3
 
 
@@ -182,37 +183,38 @@ def ksvd(
     resume: Learned | None = None,
     checkpoint: str | Path | None = None,
 ) -> Learned:
-    r"""K-SVD: codes by orthogonal matching pursuit, then one atom after the other with its codes.
+    r"""K-SVD: codes by orthogonal matching pursuit, then an update of each atom and its codes.
 
     .. math:: \min_{D, X} \frac1{2n} \sum_{k=1}^n \|y_k - D x_k\|^2, \qquad
         \|x_k\|_0 \le s, \; \|d_i\| = 1.
 
-    The update of an atom takes the error, without the part of this atom, of the signals that use
-    the atom, and moves towards the leading pair of singular vectors of this error: three
-    alternating steps, each of which lowers the objective. If OMP finds no better code, the code of
-    the sweep before stays, so the objective falls from sweep to sweep unless atoms are replaced.
-    The worst represented signals replace atoms that no signal uses, and atoms parallel to another
-    atom (inner product above 0.99).
+    The update of an atom considers the signals that use the atom, and their error without the
+    contribution of the atom. The atom and its codes move towards the leading pair of singular
+    vectors of this error in three alternating steps, each of which lowers the objective. If OMP
+    finds no better code, the code of the previous sweep stays, so the objective falls from sweep to
+    sweep unless atoms are replaced. The worst represented signals replace atoms that no signal
+    uses, and atoms parallel to another atom (inner product above 0.99).
 
     Args:
         Y: (n, m), signals in rows, with n at least d.
         d: number of atoms.
         sparsity: s, the largest number of nonzeros of a code, in 1..min(m, d).
-        sweeps: total number of sweeps, with the sweeps of `resume`.
+        sweeps: total number of sweeps, including the sweeps of `resume`.
         key: a typed key, or a seed, for the start and for replacements.
         start: "data" for random signals, "dct" for cosines (of square patches if m is a square), or
             a D, (m, d).
-        weights: weights of the squared errors, (n,) or (n, m), non-negative, of any scale: inside
-            they are divided by a power of two near the largest weight. A common factor scales the
-            objective and, up to rounding, changes nothing else.
+        weights: weights of the squared errors, (n,) or (n, m), non-negative, of any scale. The
+            function divides the weights by a power of two near the largest weight, so a common
+            factor scales the objective and, up to rounding, changes nothing else.
         mask: (n, m), True where an entry of Y is known; unknown entries may be NaN.
         progress: called as `progress(step)` after every sweep, with a `Step`.
-        resume: a result to continue from. With the same other arguments the result is, bit for bit,
-            the result of an uninterrupted call.
-        checkpoint: a file (.npz) that keeps every sweep. The same call continues from the file.
+        resume: a result to continue from. If the other arguments are the same, the result is
+            bit-identical to the result of an uninterrupted call.
+        checkpoint: a file (.npz) in which the function saves its state after sweeps. The same call
+            continues from the file.
 
     Returns:
-        Learned, in the dtype of Y. `objective` is the mean above, with the weights.
+        Learned, in the dtype of Y. `objective` is the mean above, computed with the weights.
 
     Raises:
         TypeError: arrays are traced or not real numbers, mask is not bool, or counts are not
@@ -221,8 +223,8 @@ def ksvd(
             NaN occur without a mask, start is unknown, or `resume` has another shape.
         CheckpointError: the file is damaged, or comes from another call.
 
-    Not claimed: a global minimum. If signals are constant or equal, unused atoms remain, which are
-    noise.
+    Not claimed: a global minimum. If signals are constant or equal, unused atoms remain, and these
+        atoms are noise.
 
     Reference: Aharon, Elad, Bruckstein (2006); Rubinstein, Zibulevsky, Elad (2008) for alternating
     steps; Smith, Elad (2013) for keeping codes.
@@ -253,14 +255,15 @@ def mod(
     resume: Learned | None = None,
     checkpoint: str | Path | None = None,
 ) -> Learned:
-    r"""The method of optimal directions: codes by orthogonal matching pursuit, then all atoms.
+    r"""The method of optimal directions: codes by orthogonal matching pursuit, then all new atoms.
 
     .. math:: D = Y' X (X' X)^{-1}, \quad \text{then unit atoms}.
 
-    With weights v of signals these products become Y'VX and X'VX. With a mask, or weights of
-    entries, the atoms fit the signals v y + (1 - v) D x instead, for v divided by the largest
-    weight, which lowers the objective, too. If the codes of some atoms are dependent, X'X is
-    singular, and the atoms change as little as possible. All else is as in `ksvd`.
+    With one weight per signal, these products become Y'VX and X'VX. With a mask, or with one weight
+    per entry, the atoms fit the signals v y + (1 - v) D x instead, where v are the weights divided
+    by the largest weight; this also lowers the objective. If the codes of some atoms are dependent,
+    X'X is singular, and the atoms change as little as possible. In all other respects, `mod` is
+    like `ksvd`.
 
     Args:
         Y, d, sparsity, sweeps, key, start, weights, mask, progress, resume, checkpoint: see `ksvd`.
@@ -301,13 +304,13 @@ def _unit(z: np.ndarray, h: np.ndarray | None) -> np.ndarray:
 
 @np.errstate(over="ignore", invalid="ignore")  # an atom that leaves the range lowers no error
 def update_atom(signals: Signals, fitted: Fitted, j: int, nearest: Nearest) -> int:
-    """Update an atom and its codes, by alternating least squares among the signals that use it.
+    """Update an atom and its codes, by alternating least squares for the signals with this atom.
 
-    For fixed codes x and E = R + x d' the best atom is z = E'x / x'x. A `nearest` atom is taken
-    only if it lowers the error.
+    For fixed codes x and E = R + x d', the best atom is z = E'x / x'x. The admissible atom
+    `nearest` to z is taken only if it lowers the error.
 
     Returns:
-        how many atoms were taken, one after the other; the update ends at the first atom not taken.
+        The number of atoms taken, one after the other; the update ends at the first atom not taken.
     """
     D, X, R = fitted
     users = np.flatnonzero(X[j])
@@ -368,7 +371,7 @@ def _all_atoms(signals: Signals, fitted: Fitted) -> None:
     """The update of MOD for used atoms; the old atoms stay if rounding raises the error."""
     D, X, R = fitted
     V, codes, left = signals.V, X.T, signals.weighted(R)
-    if V is not None and (V == V[:, :1]).all():  # one weight for a signal
+    if V is not None and (V == V[:, :1]).all():  # one weight per signal
         root = np.sqrt(V[:, :1])
         codes, left = root * codes, root * R
     used = np.flatnonzero(codes.any(0))
@@ -405,17 +408,17 @@ def sparse_ksvd(
     .. math:: \min_{A, X} \frac1{2n} \sum_{k=1}^n \|y_k - \Phi A x_k\|^2, \qquad
         \|x_k\|_0 \le s, \; \|a_j\|_0 \le p, \; \|\Phi a_j\| = 1.
 
-    `sparse_ksvd` is `ksvd` with one change: orthogonal matching pursuit with p atoms approximates
-    the best atom for given codes in the base, and the atom is taken only if it lowers the
+    `sparse_ksvd` is `ksvd` with one change: orthogonal matching pursuit approximates the best atom
+    for given codes by p columns of the base, and the approximation is taken only if it lowers the
     objective. With the base I and p = m the result is the result of `ksvd`. With an orthonormal
     base the result is the base times the dictionary learned from Y Phi with the base I.
 
     Args:
         Y: (n, m), signals in rows, with n at least d.
-        base: Phi, (m, p), such as `dictionaries.dct`, or a structured dictionary.
+        base: Phi, (m, q), such as `dictionaries.dct`, or a structured dictionary.
         d: number of atoms.
         sparsity: s, the largest number of nonzeros of a code, in 1..min(m, d).
-        atom_sparsity: p, the largest number of nonzeros of a column of A, in 1..min(m, p).
+        atom_sparsity: p, the largest number of nonzeros of a column of A, in 1..min(m, q).
         sweeps, key, start, weights, mask, progress, resume, checkpoint: as in `ksvd`; initial atoms
             are approximated in the base.
 
@@ -482,7 +485,7 @@ class SparseColumns:
 
 
 class _OverBase(Alternation):
-    """Atoms over a base, together with their columns."""
+    """Sweeps for atoms over a base, together with their columns of A."""
 
     def __init__(
         self,

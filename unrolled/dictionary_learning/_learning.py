@@ -1,4 +1,4 @@
-"""The skeleton of dictionary learning: start or continue, sweep after sweep, and the result.
+"""The loop of all learning functions: start or continue, run sweeps, and return the result.
 
 Learning can continue from a result, or from a file of the same call.
 """
@@ -27,7 +27,7 @@ from unrolled.training import restore_tree, save_tree
 __all__ = ["Learned", "Step"]
 
 
-# Seconds between two writes of the file: a loss of power costs at most this much.
+# Seconds between two writes of the file: a power failure loses at most the work of this time.
 _PERIOD = 5.0
 
 
@@ -36,15 +36,15 @@ class Step(Result):
 
     step: int  # 1 for the first step
     objective: float  # mean over the signals
-    seconds: float  # since the start, with the time before an interruption
-    replaced: int = 0  # number of replaced atoms, unused or duplicate before
+    seconds: float  # since the start, including the time before an interruption
+    replaced: int = 0  # number of unused or duplicate atoms that were replaced
 
 
 class Learned(Result):
     """The result of dictionary learning."""
 
-    D: Any  # (m, d), unit atoms; for a chain a tuple, one per layer
-    X: Any  # (signals, d), the codes; for a chain a tuple; None for a stream
+    D: Any  # (m, d), unit atoms; for a chain, a tuple with one D per layer
+    X: Any  # (signals, d), the codes; for a chain, a tuple; for a stream, None
     objective: float  # mean over the signals, for D and X
     history: tuple[Step, ...]  # one record per step
     state: Any = None  # arrays that the algorithm needs in addition to D and X to continue
@@ -52,7 +52,7 @@ class Learned(Result):
 
 # Called after every step.
 Progress = Callable[[Step], Any]
-Arrays = dict[str, Any]  # arrays of the host, and texts
+Arrays = dict[str, Any]  # host arrays, and texts
 
 
 @contextmanager
@@ -111,7 +111,7 @@ class Keeper:
         try:
             arrays, facts = _read(path)
             config, history = dict(facts["config"]), [Step(*row) for row in facts["history"]]
-        except Exception as error:  # whatever a reader of foreign bytes raises
+        except Exception as error:  # any error of a reader of foreign bytes
             reason = in_line(error).removeprefix(f"{path}: ")
             raise CheckpointError(f"{path}: cannot be read as a learning: {reason}") from error
         if report := differences(config, self.config):
@@ -131,7 +131,7 @@ class Keeper:
             self.progress(self.history[-1])
 
     def save(self, arrays: Arrays, last: bool = False) -> None:
-        """Replace the file, unless it was replaced a moment ago; always after the last step."""
+        """Replace the file after the last step, or if `_PERIOD` seconds have passed."""
         if self.path is None or not (last or time.monotonic() - self.saved > _PERIOD):
             return
         self.saved = time.monotonic()
@@ -173,7 +173,7 @@ def fingerprint(*arrays: np.ndarray | None) -> str:
 
 
 def text_of(value: Any) -> str:
-    """A key, or a start, as the config of a file states it."""
+    """The text of a key, or of a start, in the config of a file."""
     if isinstance(value, str):
         return value
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
@@ -182,7 +182,7 @@ def text_of(value: Any) -> str:
 
 
 class Options(NamedTuple):
-    """Arguments that all learning functions share, as a caller gave them; `ksvd` explains them."""
+    """A caller's arguments that all learning functions share; see `ksvd` for their meaning."""
 
     sweeps: int | None  # None for a stream, which has as many steps as batches
     key: Key
@@ -195,7 +195,7 @@ class Options(NamedTuple):
 
 
 class Method(Protocol):
-    """One way to learn from given signals: the methods that `learn` calls. A state is any value."""
+    """An algorithm for `learn`, which calls these methods. A state may be any value."""
 
     where: str  # the name of the function
 
@@ -206,13 +206,13 @@ class Method(Protocol):
         """The state before the first sweep."""
 
     def resumed(self, resume: Learned) -> Any:
-        """The state at the end of a result."""
+        """The state from which a result continues."""
 
     def restored(self, arrays: Arrays, keeper: Keeper) -> Any:
-        """The state from its `arrays`."""
+        """The state that `arrays` has saved."""
 
     def arrays(self, state: Any) -> Arrays:
-        """A state in the form that a file keeps."""
+        """The arrays and texts of a state, as a file keeps them."""
 
     def steps(self, keeper: Keeper, sweeps: Any) -> Iterable[int]:
         """The numbers of the remaining sweeps."""
@@ -230,7 +230,7 @@ class Method(Protocol):
 
 
 def learn(method: Method, options: Options) -> Learned:
-    """The result of a method, from its start, from a result or from a file.
+    """The result of a method that begins at its start, continues a result, or continues a file.
 
     Raises:
         TypeError, ValueError, CheckpointError: as in `ksvd`.
@@ -264,19 +264,19 @@ def learn(method: Method, options: Options) -> Learned:
 
 
 def generator(key: jax.Array, step: int) -> np.random.Generator:
-    """The random numbers of one step."""
+    """The random generator of one step."""
     return np.random.default_rng([*np.asarray(jax.random.key_data(key)).tolist(), step])
 
 
-# Atoms whose inner product exceeds this are duplicates.
+# Atoms whose inner product exceeds this value are duplicates.
 PARALLEL = 0.99
 
 
 class Signals(NamedTuple):
-    """Signals and weights near 1 in magnitude: the given ones are Y 2^exponent and V 2^scale."""
+    """Signals and weights scaled near 1; the caller's arrays are Y 2^exponent and V 2^scale."""
 
     Y: np.ndarray  # (n, m), zero where unknown
-    V: np.ndarray | None  # (n, m) weights of the squared errors, the largest in (1/2, 1]; or ones
+    V: np.ndarray | None  # (n, m) weights of squared errors, the largest in (1/2, 1]; None for ones
     exponent: int
     dtype: np.dtype  # dtype of the result
     scale: int = 0
@@ -292,7 +292,7 @@ class Signals(NamedTuple):
         return self.in_units(np.sum(squares, dtype=float) / (2 * len(R)))
 
     def in_units(self, objective: Any) -> float:
-        """An objective in the units of the given signals; inf beyond the largest float."""
+        """An objective in the units of the given signals; inf if it exceeds the largest float."""
         return times_two_to(2 * self.exponent + self.scale, objective)
 
     def errors(self, R: np.ndarray) -> np.ndarray:
@@ -302,8 +302,8 @@ class Signals(NamedTuple):
     def target(self, R: np.ndarray) -> np.ndarray:
         """v y + (1 - v) D x, for R = Y - X D' and weights divided by the largest weight.
 
-        The unweighted error of atoms on this target is at least their weighted error; for D both
-        are equal.
+        For any atoms, the unweighted error on this target is at least the weighted error of the
+        atoms; for D, the two errors are equal.
         """
         return self.Y if self.V is None else self.Y - (1 - self.V / self.top) * R
 
@@ -373,9 +373,10 @@ def _weights(
     mask: ArrayLike | None,
     where: str,
 ) -> tuple[np.ndarray | None, int]:
-    """(V, k), where weights times mask are V 2^k, (n, m); None for ones.
+    """(V, k) with V 2^k = weights times mask, (n, m); V is None if weights and mask are None.
 
-    The largest entry of V is in (1/2, 1]: squares times weights are then in the range of the dtype.
+    The largest entry of V is in (1/2, 1], so that squares times weights are in the range of the
+    dtype.
     """
     if weights is None and mask is None:
         return None, 0
@@ -408,13 +409,13 @@ def atom_count(d: int, n: int, where: str) -> int:
 
 
 def times_two_to(exponent: int, objective: Any) -> float:
-    """An objective times 2^exponent; inf beyond the largest float."""
+    """An objective times 2^exponent; inf if the product exceeds the largest float."""
     with np.errstate(over="ignore"):
         return float(np.ldexp(float(objective), exponent))
 
 
 def scaled_penalty(lam: float, exponent: int) -> float:
-    """lam for signals near 1; at most 2^100, which no correlation of such signals reaches."""
+    """lam for signals divided by 2^exponent; at most 2^100, which no correlation reaches."""
     with np.errstate(over="ignore"):
         return min(float(np.ldexp(lam, -exponent)), 2.0**100)
 
@@ -437,9 +438,9 @@ def unit_rows(A: np.ndarray) -> np.ndarray:
 def correction(X: np.ndarray, R: np.ndarray) -> np.ndarray:
     """The least C, (m, d), that minimises norm(R - X C'), for codes and residuals in rows.
 
-    If atoms D leave R = Y - X D', the best atoms are D + C. Codes of one atom may be much smaller
-    than codes of another, so "least" refers to columns of X divided by their norms; none of the
-    columns is zero.
+    If atoms D leave R = Y - X D', the best atoms are D + C. The codes of one atom may be much
+    smaller than the codes of another atom, so "least" refers to columns of X divided by their
+    norms. No column of X may be zero.
     """
     peaks = np.abs(X).max(0)  # squares of the raw columns may leave the range
     U = X / peaks
@@ -470,7 +471,7 @@ def start_atoms(
 
 
 def _cosines(m: int, d: int) -> np.ndarray:
-    """The first d atoms of a cosine dictionary; of square patches if m is a square."""
+    """The first d atoms of a cosine dictionary, for square patches if m is a square."""
     root = math.isqrt(m)
     square = root > 1 and root * root == m
     side = max(root, math.isqrt(max(d, 1) - 1) + 1)
@@ -482,7 +483,7 @@ def _cosines(m: int, d: int) -> np.ndarray:
 def distinct(
     candidates: np.ndarray, D: np.ndarray, count: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """`count` unit rows, no two parallel, nor parallel to an atom of D: candidates, then noise."""
+    """`count` unit rows, not parallel to each other or to atoms of D: candidates, then noise."""
     rows = unit_rows(candidates)
     rows = rows[np.abs(rows).max(1) > 0]
     taken = np.concatenate([D.T, np.zeros((count, len(D)), D.dtype)])
@@ -511,7 +512,7 @@ def fresh_atoms(
     errors: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Unit rows in place of the atoms `which`: the candidates with the largest errors above 0."""
+    """Unit rows to replace the atoms `which`: the candidates with the largest errors above 0."""
     worst = np.argsort(-errors, kind="stable")[: 10 * len(which)]
     worst = worst[errors[worst] > 0]
     return distinct(candidates[worst], np.delete(D, which, 1), len(which), rng)

@@ -1,4 +1,4 @@
-"""Sparse atoms: of one dictionary by moments and descent, and of a chain in sweeps."""
+"""Learning of sparse atoms: for one dictionary by moments and descent, for a chain in sweeps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,12 +38,12 @@ from unrolled.pursuit import match
 __all__ = ["double_sparse", "multilayer"]
 
 
-# Two candidates with a larger inner product belong to one atom; and the number of pairs of signals
-# whose moments are in memory together.
+# The inner product above which two candidates belong to one atom, and the number of pairs of
+# signals whose moments are in memory together.
 _SAME, _BLOCK = 0.9, 64
-# Pairs for every atom: a pair of signals gives an atom if the signals share one atom.
+# The number of pairs of signals per atom; a pair gives an atom if the two signals share one atom.
 _PAIRS = 30
-# Largest distance of a base from orthonormal.
+# The largest entry of |base'base - I| for a base that counts as orthonormal.
 _ORTHONORMAL = 1e-4
 
 
@@ -63,18 +63,19 @@ def double_sparse(
     resume: Learned | None = None,
     checkpoint: str | Path | None = None,
 ) -> Learned:
-    r"""Sparse atoms over an orthonormal base, by a spectral start and descent (Nguyen et al.).
+    r"""Learn sparse atoms over an orthonormal base by a spectral start and descent (Nguyen et al.).
 
     .. math:: M_{uv} = \tfrac1n \sum_k \langle z_k, u \rangle \langle z_k, v \rangle z_k z_k',
         \qquad
         a_j \leftarrow H_p \Big( a_j - \eta \sum_k (A x_k - z_k) \operatorname{sign}(x_{kj})
         \Big/ \sum_k |x_{kj}| \Big)
 
-    for signals z = Phi'y and pairs u, v of signals. If u and v have one atom in common, the largest
-    diagonal entries of M_uv show the p rows of this atom, and on these rows the leading eigenvector
-    of M_uv is nearly the atom. From many pairs, the start takes the candidates with which most
-    other candidates agree. In the descent x_k holds the s largest entries of A'z_k, and H_p keeps
-    the p largest entries of a column, which is then scaled to norm 1.
+    The signals in the base are z = Phi'y, and u, v is a pair of these signals. If u and v have one
+    atom in common, the largest diagonal entries of M_uv show the p rows of this atom, and on these
+    rows the leading eigenvector of M_uv is nearly the atom. Many pairs give many candidates; the
+    start consists of the candidates with which most other candidates agree. In the descent, x_k
+    holds the s largest entries of A'z_k, and H_p keeps the p largest entries of a column, which is
+    then scaled to norm 1.
 
     Args:
         Y: (n, m), signals in rows, with n at least d.
@@ -83,7 +84,7 @@ def double_sparse(
         atom_sparsity: p, in 1..m.
         base: Phi, (m, m), orthonormal; None for I.
         pairs: number of pairs for the start; None takes 30 d.
-        sweeps: number of steps of the descent, with the steps of `resume`.
+        sweeps: number of steps of the descent, including the steps of `resume`.
         rate: eta, in (0, 1].
         key: a typed key, or a seed, for the pairs and for replacements.
         progress, resume, checkpoint: as in `ksvd`.
@@ -95,14 +96,15 @@ def double_sparse(
     Raises:
         TypeError, ValueError, CheckpointError: as in `ksvd`, and if the base is not orthonormal.
 
-    Reference: Nguyen, Wong, Hegde (2019). For codes whose nonzeros are bounded away from 0,
-    incoherent atoms, s up to the order of sqrt(m) and n above d p up to logarithms, their version
-    of this start is near every atom and the descent converges linearly, up to an error of the order
-    of sqrt(s / m). They threshold A'z at half the least nonzero instead, and fix the rows of an
-    atom at the start.
+    Reference: Nguyen, Wong, Hegde (2019). The paper assumes that the nonzeros of the codes are
+        bounded away from 0, that the atoms are incoherent, that s is at most of the order of
+        sqrt(m), and that n exceeds d p up to logarithms. Under these hypotheses, the start of the
+        paper is near every atom, and the descent converges linearly, up to an error of the order of
+        sqrt(s / m). Unlike this function, the paper thresholds A'z at half the least nonzero, and
+        fixes the rows of an atom at the start.
 
-    Not claimed: their guarantee outside these hypotheses, which are not checked. Correlated codes
-    violate them.
+    Not claimed: the guarantee of the paper outside these hypotheses, which the function does not
+        check. Correlated codes violate the hypotheses.
 
     Example:
         >>> blocks = jnp.kron(jnp.eye(8), jnp.array([[1.0, 1.0], [1.0, -1.0]])) / jnp.sqrt(2.0)
@@ -149,7 +151,7 @@ class _Descent(Method):
     @threads.one_thread()
     def start(self, rng: np.random.Generator) -> np.ndarray:
         A = _spectral(self.Z, self.d, self.p, self.pairs, rng)
-        return np.ascontiguousarray(A)  # products round by the order in memory
+        return np.ascontiguousarray(A)  # the order in memory changes the rounding of products
 
     def resumed(self, resume: Learned) -> np.ndarray:
         D, shape = resume.D, (self.Z.shape[1], self.d)
@@ -235,7 +237,7 @@ def _leading(Z: np.ndarray, w: np.ndarray, R: np.ndarray) -> np.ndarray:
 def _agreed(
     candidates: np.ndarray, Z: np.ndarray, d: int, p: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """The means of up to d groups of candidates, the largest group first; signals fill the rest."""
+    """The means of up to d groups of candidates, the largest group first, and signals if fewer."""
     alike = np.abs(candidates @ candidates.T) > _SAME
     left, chosen = np.ones(len(candidates), bool), list[np.ndarray]()
     while len(chosen) < d and left.any():
@@ -251,7 +253,7 @@ def _agreed(
 
 
 def _cut_columns(A: np.ndarray, p: int) -> np.ndarray:
-    """Unit columns with the p largest entries of each."""
+    """The p largest entries of every column, as unit columns."""
     largest = np.zeros_like(A)
     rows = np.argpartition(-np.abs(A), p - 1, axis=0)[:p]
     np.put_along_axis(largest, rows, np.take_along_axis(A, rows, 0), 0)
@@ -261,7 +263,7 @@ def _cut_columns(A: np.ndarray, p: int) -> np.ndarray:
 def _gradient_step(
     Z: np.ndarray, A: np.ndarray, sparsity: int, p: int, rate: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, float, int]:
-    """One step: the sum of squared errors before the step, and the replaced atoms."""
+    """One step: A, the sum of squared errors before the step, and the number of replaced atoms."""
     X = _largest(Z @ A, sparsity)
     E = X @ A.T - Z
     sizes = np.abs(X).sum(0)
@@ -269,7 +271,7 @@ def _gradient_step(
     A = _cut_columns(moved, p)
     errors = np.sum(E * E, 1)
     dead = np.union1d(np.flatnonzero((sizes == 0) | ~A.any(0)), duplicates(A, sizes))
-    if len(dead):  # the remainder of the worst signals is most often a missing atom
+    if len(dead):  # the residual of the worst signals is most often a missing atom
         rows = fresh_atoms(A, dead, E, errors, rng)
         A[:, dead] = _cut_columns(rows.T, p)
     return A, float(errors.sum(dtype=float)), len(dead)
@@ -304,17 +306,19 @@ def multilayer(
     resume: Learned | None = None,
     checkpoint: str | Path | None = None,
 ) -> Learned:
-    r"""Dictionaries of the multi-layer model: D_1, and sparse D_2, ..., D_J.
+    r"""Learn the dictionaries of the multi-layer model: D_1, and sparse D_2, ..., D_J.
 
     .. math:: \min \frac1{2n} \sum_{k=1}^n \|y_k - D_1 \cdots D_J x_{J,k}\|^2, \qquad
         x_{j-1} = D_j x_j, \; \|x_j\|_0 \le s_j.
 
-    A column of D_j, j > 1, has at most s_{j-1} // s_j nonzeros. If x_J is sparse enough, all codes
-    between are then sparse enough, so every sweep is feasible: x_J by orthogonal matching pursuit
-    in the product; D_J, ..., D_2 by passes of gradient steps, column by column, each followed by a
-    hard threshold, with the step 1 / L that never raises the objective; D_1 by least squares, as in
-    `mod`; then unit atoms in every layer. If a new code is worse, the code of the sweep before
-    stays, so that only replaced atoms raise the objective.
+    A column of D_j, j > 1, has at most s_{j-1} // s_j nonzeros. If x_J is sparse enough, all other
+    codes are then sparse enough, so every sweep is feasible. A sweep computes x_J by orthogonal
+    matching pursuit in the product. It then updates D_J and its codes as in `sparse_ksvd`, over the
+    base D_1 ... D_{J-1}. The updates of D_{J-1}, ..., D_2 are passes of gradient steps, column by
+    column, each followed by a hard threshold; their step size 1 / L never raises the objective. D_1
+    is found by least squares, as in `mod`, and the atoms of every layer are scaled to norm 1. If a
+    new code is worse, the code of the previous sweep stays, so that only replaced atoms raise the
+    objective.
 
     Args:
         Y: (n, m), signals in rows, with n at least d_J.
@@ -329,15 +333,15 @@ def multilayer(
         (n, d_j) each. With one layer, `multilayer` is `mod`.
 
     Raises:
-        TypeError, ValueError, CheckpointError: as in `ksvd`, and if shapes do not fit, or if
-            sparsities are not one per layer, below 1, above d_j (s_J above m) or above the sparsity
-            before.
+        TypeError, ValueError, CheckpointError: as in `ksvd`, and if shapes do not fit, there is not
+            one sparsity per layer, or a sparsity is below 1, above d_j (s_J above m) or above the
+            previous sparsity.
 
-    Reference: Sulam, Papyan, Romano, Elad (2018), section V. There signals come in batches, codes
-    come from FISTA, and D_1 comes from a gradient step.
+    Reference: Sulam, Papyan, Romano, Elad (2018), section V. In the paper, signals come in batches,
+        codes come from FISTA, and D_1 comes from a gradient step.
 
     Not claimed: that D_1 and D_2 equal the factors of a planted product; if D_2 is not sparse
-    enough, each may be mixed into the other.
+        enough, each factor may be mixed into the other.
 
     Example:
         >>> D_1, D_2 = ur.dictionaries.dct(8, 8), ur.dictionaries.transversal(0, 2, 5, 12)[:8]
@@ -479,7 +483,7 @@ def _product(Ds: Matrices) -> np.ndarray:
 
 
 def _sparse_columns(base: np.ndarray, atoms: np.ndarray, count: int) -> np.ndarray:
-    """Unit columns with `count` nonzeros whose products with the base are near atoms in rows."""
+    """Unit columns with `count` nonzeros; their products with the base are near the given rows."""
     A = match(base, atoms, min(count, *base.shape)).T
     empty = ~A.any(0)
     A[:, empty] = np.eye(len(A), dtype=A.dtype)[:, np.flatnonzero(empty) % len(A)]
@@ -493,7 +497,7 @@ def _residual(signals: Signals, Ds: Matrices, X: np.ndarray) -> np.ndarray:
 def _sweep(
     signals: Signals, Ds: Matrices, X: np.ndarray, counts: tuple[int, ...], rng: np.random.Generator
 ) -> tuple[Matrices, np.ndarray, int]:
-    """Codes, replacements, D_J to D_1, and unit atoms."""
+    """One sweep: codes, replacements, updates of D_J to D_1, and unit atoms."""
     old = X
     X = match(_product(Ds), signals.Y, counts[-1], signals.V)
     errors = [signals.errors(_residual(signals, Ds, codes)) for codes in (X, old)]
@@ -517,7 +521,7 @@ def _better(signals: Signals, old: Matrices, new: Matrices, X: np.ndarray) -> Ma
 def _last_layer(
     signals: Signals, Ds: Matrices, X: np.ndarray, count: int
 ) -> tuple[Matrices, np.ndarray]:
-    """D_J and x_J, by the update of sparse K-SVD over D_1 ... D_{J-1}."""
+    """D_J and x_J after the update of sparse K-SVD over the base D_1 ... D_{J-1}."""
     columns = SparseColumns(np.ascontiguousarray(_product(Ds[:-1])), Ds[-1], count)
     D = _product(Ds)
     fitted = Fitted(D, np.ascontiguousarray(X.T), signals.Y - X @ D.T)
@@ -548,7 +552,7 @@ def _descend_factor(
 
 
 def _least_squares(signals: Signals, Ds: Matrices, X: np.ndarray) -> np.ndarray:
-    """D_1 for fixed codes, among the used atoms."""
+    """D_1 by least squares for fixed codes; unused atoms stay."""
     Z, D = _below(Ds, X, 0), Ds[0].copy()
     used = np.flatnonzero(Z.any(0))
     D[:, used] += correction(Z[:, used], signals.weighted(_residual(signals, Ds, X)))
@@ -571,7 +575,7 @@ def _replaced(
 ) -> tuple[Matrices, np.ndarray, int]:
     """Replace atoms of D_J that no code uses, or that repeat, by new atoms for the worst signals.
 
-    An atom of another layer is replaced if no column of the next layer has it.
+    An atom of another layer is replaced if no column of the next layer uses the atom.
     """
     total = 0
     for j in range(len(Ds) - 1, -1, -1):

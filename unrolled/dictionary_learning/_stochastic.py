@@ -46,8 +46,9 @@ from unrolled.pursuit import lasso, lasso_of_many
 __all__ = ["online", "unrolled"]
 
 
-# Relative duality gap of a code. From batch to batch the atoms move by more than this gap, the
-# objective is much nearer to its minimum, and a smaller gap does not lead to better atoms.
+# Relative duality gap of a code. A smaller gap does not lead to better atoms: the atoms change by
+# more than this gap from batch to batch, and the objective is much closer to its minimum than the
+# gap.
 TOL = 5e-2
 _TOGETHER = 1000  # signals that a layer codes together
 
@@ -78,10 +79,10 @@ def _weighted(D: jax.Array, Y: jax.Array, root: jax.Array, lam: jax.Array) -> ja
 
 
 class Sums(NamedTuple):
-    """Sums that `online` keeps of the signals that it has seen, weighted by age; in float64.
+    """The sums over past signals that `online` keeps, weighted by age, in float64.
 
-    With codes x, the mean of the objective over the past is, for any D, (terms + tr(D A D') / 2 -
-    tr(D' B)) / weight.
+    For any D and the past codes x, the mean of the objective over the past signals is (terms + tr(D
+    A D') / 2 - tr(D' B)) / weight.
     """
 
     D: np.ndarray  # (m, d)
@@ -95,7 +96,7 @@ class Sums(NamedTuple):
 def absorb(
     sums: Sums, signals: Signals, lam: float, beta: float, rng: np.random.Generator
 ) -> tuple[Sums, float, int]:
-    """The sums with a batch, its mean objective before the update, and the replaced atoms."""
+    """The sums with a batch, its mean objective before the update, and the number of new atoms."""
     sums, lam = (
         _rescaled(sums, signals),
         scaled_penalty(lam, signals.exponent + signals.scale),
@@ -106,7 +107,8 @@ def absorb(
     errors, penalty, target = signals.errors(R), lam * np.sum(np.abs(X)), signals.target(R)
     objective = (np.sum(errors) / 2 + penalty) / n
     terms = signals.top * np.sum(np.square(target, dtype=float)) / 2 + penalty
-    # The unit of the batch relative to the unit of the sums; for a batch of zeros any unit will do.
+    # The unit of the batch relative to the unit of the sums; any unit is valid for a batch of
+    # zeros.
     unit = math.ldexp(1, min(0, 2 * (signals.exponent - int(sums.exponent)) + signals.scale))
     A = beta * sums.A + unit * signals.top * (X.T @ X).astype(float)
     B = beta * sums.B + unit * signals.top * (target.T @ X).astype(float)
@@ -121,7 +123,7 @@ def absorb(
 
 
 def _rescaled(sums: Sums, signals: Signals) -> Sums:
-    """The sums in units of the largest signals so far, this batch included, with their weights."""
+    """The sums in units of the largest weighted signals so far, including this batch."""
     exponent, new = int(sums.exponent), signals.exponent + (signals.scale + 1) // 2
     if not signals.Y.any() or not (new > exponent or sums.terms == 0):
         return sums
@@ -133,7 +135,7 @@ def _rescaled(sums: Sums, signals: Signals) -> Sums:
 def _descend_atoms(
     D: np.ndarray, A: np.ndarray, B: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One pass of block coordinate descent over the atoms; then unit atoms, with A and B."""
+    """Unit atoms after one pass of block coordinate descent over the atoms, with their A and B."""
     atoms, C = np.ascontiguousarray(D.T), np.ascontiguousarray(B.T)
     used = np.flatnonzero(np.diag(A) > 0)
     for j in used:
@@ -169,38 +171,42 @@ def online(
 ) -> Learned:
     r"""Online dictionary learning (Mairal et al.): one pass over a stream, in constant memory.
 
+    For every batch, `online` computes
+
     .. math:: x = \arg\min_x \tfrac12 \|y - D x\|^2 + lam \|x\|_1, \quad
         A \leftarrow \beta A + \textstyle\sum x x', \quad B \leftarrow \beta B + \sum y x', \quad
-        d_j \leftarrow \Pi \big( d_j + (b_j - D a_j) / A_{jj} \big),
+        d_j \leftarrow \Pi \big( d_j + (b_j - D a_j) / A_{jj} \big).
 
-    for every batch, with the projection on the unit ball. The factor :math:`\beta = (1 - 1/t)^\rho`
-    of batch t gives batch s the weight (s / t)^rho. Atoms that are shorter than 1 are then scaled,
-    together with A and B. The worst represented signals of the batch replace atoms that no code
-    uses, and atoms that are parallel to another atom.
+    The projection :math:`\Pi` maps onto the unit ball. In batch t, the factor
+    :math:`\beta = (1 - 1/t)^\rho` gives batch s the weight (s / t)^rho. Atoms with norms below 1
+    are then scaled to norm 1, together with A and B. The worst represented signals of the batch
+    replace atoms that no code uses, and atoms that are parallel to another atom.
 
     Args:
         batches: an iterable of signals (n, m), or of pairs of signals and weights of their squared
-            errors, (n,) or (n, m); a bool array of weights is a mask, whose False entries may be
-            NaN. The batches may differ in length; a batch whose weights are all zero is skipped.
-            For several passes, pass the batches several times.
+            errors, (n,) or (n, m). A bool array of weights is a mask; signals may be NaN where the
+            mask is False. The batches may differ in length. A batch whose weights are all zero is
+            skipped. For several passes over the signals, repeat the batches.
         d: number of atoms.
         lam: penalty weight.
         key: a typed key, or a seed, for the start and for replacements.
         start: "data", which takes d of the first signals; "dct"; or a D, (m, d).
-        forgetting: rho, at least 0; 0 forgets nothing. The early codes come from poor atoms, so
-            forget them: 3 does well on patches of photographs and on planted dictionaries.
+        forgetting: rho, at least 0; with 0, all batches have the same weight. The early codes come
+            from poor atoms and should be forgotten: rho = 3 works well for patches of photographs
+            and for planted dictionaries.
         progress: called as `progress(step)` after every batch, with a `Step`.
-        resume: a result to continue from, with the batches that follow and the same other
-            arguments. The result is, bit for bit, the result of an uninterrupted stream.
-        checkpoint: a file (.npz) that keeps the state after every batch. The same call, with the
-            stream from its beginning, skips the batches that it has seen and continues. If one of
-            these batches has changed, the call raises CheckpointError.
+        resume: a result to continue from. If `batches` holds the batches that follow, and the other
+            arguments are the same, the result is bit-identical to the result of an uninterrupted
+            stream.
+        checkpoint: a file (.npz) in which the function saves its state after every batch. The same
+            call, with the stream from its beginning, skips the batches that the file covers and
+            continues. If one of these batches has changed, the call raises CheckpointError.
 
     Returns:
-        Learned, with X None. `objective` is the mean of the LASSO objective over the past, weighted
-        by age, for the codes found then: an upper bound for D. The objective of a step is the
-        objective of its batch before D is updated, on signals not seen before. `state` holds the
-        sums.
+        Learned, with X None. `objective` is the mean of the LASSO objective over the past signals,
+        weighted by age, for D and the codes found in the past; it is an upper bound on the mean for
+        the best codes. The objective of a step is the objective of its batch before the update of
+        D, i.e. on unseen signals. `state` holds the sums.
 
     Raises:
         TypeError: batches are traced, or not real numbers.
@@ -212,10 +218,10 @@ def online(
     Warns:
         UserWarning: lam is so large that all codes are zero.
 
-    With weights, `online` codes the weighted signal, and the atoms fit v y + (1 - v) D x, for
-    weights v divided by the largest weight of the batch, which lowers the objective, too. A batch
-    counts in proportion to its largest weight. Weights may have any scale: a common factor of the
-    weights and lam scales the objective and changes nothing else.
+    With weights, `online` codes the weighted signals. The atoms then fit v y + (1 - v) D x, where v
+    are the weights divided by the largest weight of the batch; this also lowers the objective. A
+    batch counts in proportion to its largest weight. Weights may have any scale: a common factor of
+    the weights and lam scales the objective and changes nothing else.
 
     Reference: Mairal, Bach, Ponce, Sapiro (2009, 2010).
 
@@ -231,15 +237,15 @@ def online(
 
 
 class _State(NamedTuple):
-    """What is known of the stream so far."""
+    """The sums and the identity of the stream so far."""
 
     sums: Sums
-    dtype: Any  # rows of the first batch
+    dtype: Any  # dtype of the first batch; None before the first batch
     seen: "Seen"
 
 
 class _Stream(Method):
-    """A sweep is one batch."""
+    """Online learning, where a sweep is one batch."""
 
     where = "online"
 
@@ -290,7 +296,7 @@ class _Stream(Method):
             self.batch = batch
             yield step
 
-    @one_thread()  # the threads of the codes are enough
+    @one_thread()  # the threads that compute the codes are enough
     def sweep(self, state: _State, step: int, rng: Any) -> tuple[_State, float, int]:
         (sums, dtype, seen), signals = state, self.batch
         if signals.Y.shape[1] != len(sums.D):
@@ -304,7 +310,7 @@ class _Stream(Method):
         return _State(sums, signals.dtype if dtype is None else dtype, seen), objective, replaced
 
     def warn(self, state: _State) -> None:
-        """Warn of codes that are all zero."""
+        """Warn if all codes are zero."""
         if state.sums.terms > 0 and not state.sums.A.any():
             checks.warn(
                 f"{self.where}: all codes are zero, so D is made of signals: lam={self.lam} is not "
@@ -334,17 +340,17 @@ class Seen(NamedTuple):
     all: str = ""
 
     def then(self, signals: Signals) -> "Seen":
-        """The identity with another batch."""
+        """The identity of the stream with one more batch."""
         batch = signals.fingerprint()
         together = fingerprint(np.array([self.all, batch]), np.array(signals.exponent))
         return Seen(self.first or batch, together)
 
 
 def _passed_over(stream: Iterator[Signals], n: int, arrays: Arrays, path: Path | None) -> Seen:
-    """The identity of the stream after n of its batches, which are skipped.
+    """Skip n batches of the stream, and return the identity of the stream after these batches.
 
     Raises:
-        CheckpointError: the stream has other batches, or ends before.
+        CheckpointError: the stream has other batches, or has fewer than n batches.
     """
     saved, seen, passed = Seen(str(arrays["first"]), str(arrays["all"])), Seen(), 0
     for signals in itertools.islice(stream, n):
@@ -405,13 +411,13 @@ def unrolled(
     progress: Progress | None = None,
     checkpoint: str | Path | None = None,
 ) -> Learned:
-    r"""Learn a dictionary by gradient through the steps of a layer, together with its params.
+    r"""Learn a dictionary and the params of a layer by gradients through the steps of the layer.
 
     .. math:: \min_{D, \, params} \frac1n \sum_{k=1}^n
         \tfrac12 \|y_k - D x_K(y_k)\|^2 + lam \|x_K(y_k)\|_1, \qquad \|d_i\| = 1.
 
     `unrolled` is `training.fit(learn_dictionary=True)` with the loss `training.lasso_loss(lam)`,
-    Adam, and random batches of the signals. To set all options, call `training.fit`.
+    Adam, and random batches of the signals. To set other options, call `training.fit`.
 
     Args:
         layer: a layer such as `layers.lista(8)`.
@@ -423,7 +429,7 @@ def unrolled(
         rate: the learning rate of Adam.
         key: a typed key, or a seed, for the start, the first params and the batches.
         start: as in `ksvd`.
-        params: params of the layer; None takes its `init`.
+        params: initial params of the layer; None for the result of `layer.init`.
         progress: called as `progress(step)` at every evaluation, with a `Step`.
         checkpoint: a folder, see `training.fit`. The same call continues from the folder.
 
@@ -435,8 +441,8 @@ def unrolled(
         TypeError, ValueError: as in `ksvd` and `training.fit`.
         NonFiniteError, CheckpointError: see `training.fit`.
 
-    Not claimed: that all atoms are used; unused atoms are not replaced. With many steps the
-    gradient in D is biased before the codes converge.
+    Not claimed: that all atoms are used; unused atoms are not replaced. If the layer has many
+        steps, the gradient in D is biased until the codes converge.
 
     Reference: Malezieux, Moreau, Kowalski (2022).
 

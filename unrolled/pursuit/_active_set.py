@@ -1,17 +1,18 @@
 r"""The LASSO and orthogonal matching pursuit of many signals in one dictionary, compiled by numba.
 
-For each signal the LASSO minimises, over all codes or over codes x >= 0,
+For each signal, the LASSO code minimises, over all codes or over codes x >= 0,
 
 .. math:: \tfrac12 \|y - D x\|^2 + \sum_i lam_i |x_i| + \tfrac{l2}{2} \|x\|^2.
 
-A working set of atoms grows by the atoms whose constraints are violated most. On the working set
-runs the method of Lawson and Hanson with signs: an atom joins the active atoms, the code moves to
-the minimiser with these signs, and an atom whose entry would change its sign on the way leaves. The
-objective falls with every move. Rank-one changes update the inverse Gram matrix of the active
-atoms. The gradient is computed anew before every move, so that rounding does not accumulate. An
-atom that depends on the active atoms takes the place of one of them.
+A working set of atoms grows by the atoms whose constraints are violated most. On the working set,
+the method of Lawson and Hanson is extended to signed entries. In a move, an atom joins the active
+atoms, and the code moves to the minimiser with the signs of the active atoms; an atom whose entry
+would change its sign on the way leaves. The objective falls with every move. Rank-one changes
+update the inverse Gram matrix of the active atoms. The gradient is computed anew before every move,
+so that rounding errors do not accumulate. An atom that depends on the active atoms replaces one of
+the active atoms.
 
-This file imports numba, so only functions that need it import this file.
+This file imports numba, so other files import this file only inside functions.
 
 Reference: Lawson, Hanson (1974), chapter 23; Lee et al. (2007) for the signs; Rubinstein,
 Zibulevsky, Elad (2008) for the pursuit.
@@ -26,18 +27,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import carray, cfunc, njit, types
 
-# The compiler may reorder sums, to use vector registers; NaN and inf keep their meaning.
+# The compiler may reorder sums to use vector registers; NaN and inf keep their meaning.
 _compiled = njit(error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"})
 
 FEWEST = 10  # atoms that join a working set in a round, or the number of active atoms if larger
-# Without a start the penalty falls from the largest one with a code to lam, by this factor a round.
+# Without a start, the penalty falls from lam_max to lam, by this factor per round.
 _FALL = 0.4
-_DEPENDENT = 1e-10  # squared sine of the angle between an atom and the span of the active ones
-_POLISH = 3  # the most successive moves that only correct rounding
+_DEPENDENT = 1e-10  # squared sine of the angle between a dependent atom and the span
+_POLISH = 3  # maximum number of successive moves that only correct rounding
 _PAD = 8  # extra columns of a square workspace: rows of 2^k entries would share cache lines
 _VECTORS, _LISTS = 12, 6  # numbers of vectors and lists in a workspace
 _UNBOUNDED = 2**62
-_FINEST = 1e-3  # the part of the slack that stays slack even if the gap is not met
+_FINEST = 1e-3  # the smallest share to which the slack is reduced if the gap is not met
 
 
 class Problem(NamedTuple):
@@ -61,7 +62,7 @@ def problem_of(D: np.ndarray, l2: float = 0.0, nonnegative: bool = False) -> Pro
 
 
 def _inverse(squares: np.ndarray) -> np.ndarray:
-    """One over their roots, 0 for 0."""
+    """The inverse square roots, and 0 for 0."""
     return np.divide(1, np.sqrt(squares), out=np.zeros(squares.shape), where=squares > 0)
 
 
@@ -89,26 +90,31 @@ def minimise(
     fewest: int = FEWEST,
     rounds: int = _UNBOUNDED,
 ) -> Minima:
-    """The codes of finite signals with entries near 1; the function releases Python's lock.
+    """The codes of finite signals with entries near 1; the function releases the GIL of Python.
 
-    The gap comes from the dual point s (y - D x), with D'(y - D x) by the Gram matrix. In the gap,
-    the gradient of a free atom (lam 0) counts as zero if it is within the slack.
+    The gap comes from the dual point s (y - D x), where D'(y - D x) is computed from the Gram
+    matrix. In the gap, the gradient of a free atom (lam 0) counts as zero if it is within the
+    slack.
 
     Args:
         problem: the problem of the dictionary.
         Y, products: (n, m) and (n, d), the signals and Y D.
         lam: (n, 1) or (n, d), non-negative.
-        slack: (n,), the violation over the norm of the atom up to which a constraint holds.
-        tol: the gap at which a code is good enough; -1 for the minimisers.
-        moves: the most moves for a signal.
+        slack: (n,), the largest violation, relative to the norm of the atom, at which a constraint
+            holds.
+        tol: the gap at which to stop; -1 to continue to the minimisers.
+        moves: maximum number of moves for a signal.
         start: (n, d), codes to start from, with their signs.
-        masks: (n, m) of 0 and 1, the entries of each signal that its code fits; the others are 0.
-        fewest: the fewest atoms that join in a round, if as many are violated.
-        rounds: the most rounds for a signal.
+        masks: (n, m), 1 for the entries of a signal that its code fits, 0 for the other entries, at
+            which Y is 0.
+        fewest: minimum number of atoms that join in a round, if at least as many constraints are
+            violated.
+        rounds: maximum number of rounds for a signal.
     """
     (m, d), n = problem.D.shape, len(Y)
     result = Minima(np.zeros((n, d)), *np.zeros((2, n)), *np.zeros((2, n), np.int64))
-    # With masks the Gram matrix of each signal is a workspace, whose rows are made as atoms join.
+    # With masks, the Gram matrix of each signal is a workspace, whose rows are computed as atoms
+    # join.
     gram, inverse = problem.gram, problem.inverse
     if masks is not None:
         gram, inverse = np.zeros_like(gram), _inverse(masks @ problem.D**2 + problem.l2)
@@ -141,10 +147,12 @@ def match(
         problem: the problem of the dictionary, without l2.
         Y, products: (n, m) and (n, d), signals near 1 and Y D.
         favour: (d,), factors of d_i . r in the choice of an atom.
-        most: the most atoms of a code.
-        least: a correlation below this share of the signal counts as zero, and an atom whose part
-            outside of the span is below this share of its squared norm counts as dependent.
-        by_fit: choose the atom that leaves the least residual, and favour none.
+        most: maximum number of atoms of a code.
+        least: a correlation below this share of the signal counts as zero. An atom counts as
+            dependent if its squared distance from the span of the chosen atoms is below this share
+            of its squared norm.
+        by_fit: whether to choose the atom that leaves the smallest residual, and to ignore
+            `favour`.
     """
     (m, d), n = problem.D.shape, len(Y)
     x, inside, counts = np.zeros((n, d)), np.zeros(n), np.zeros(n, np.int64)
@@ -176,16 +184,16 @@ def _operand(array: np.ndarray) -> Any:
 
 
 def _pointer(array: np.ndarray) -> Any:
-    """A pointer to the first entry of an array of numpy; it keeps the array alive."""
+    """A pointer to the first entry of a numpy array; the pointer keeps the array alive."""
     return array.ctypes.data_as(ctypes.POINTER(_KINDS[array.dtype]))
 
 
 @functools.cache
 def _entry(function: Callable) -> Callable:
-    """The compiled function; its machine code is kept on disk if a folder can be written.
+    """The compiled function; its machine code is cached on disk if the folder is writable.
 
-    The function takes pointers, and makes arrays without reference counts from them: counting would
-    take as long as the arithmetic of a code with a few nonzeros.
+    The function takes pointers, and converts the pointers to arrays without reference counts:
+    counting would take as long as the arithmetic for a code with a few nonzeros.
     """
     try:
         return cfunc(_SIGNATURES[function.__name__], cache=True)(function).ctypes
@@ -227,7 +235,7 @@ def _many(
     rounds, squares, vectors, lists, n, m, d, columns, warm, masked, budget, fewest, most, l2,
     nonnegative, tol,
 ):  # fmt: skip
-    """The compiled half of `minimise`."""
+    """The compiled part of `minimise`."""
     gram, atoms = carray(gram, (d, d)), carray(atoms, (d, m))
     inverse = carray(inverse, (n if masked else 1, d))
     Y, products, lams = carray(Y, (n, m)), carray(products, (n, d)), carray(lams, (n, columns))
@@ -259,7 +267,7 @@ def _one(shared, y, products, start, slack, limits, work, own, out):
         half += y[i] ** 2 / 2
     inside[:] = 0
     k = w = moves = rounds = idle = 0
-    level, finest = np.inf, _FINEST * slack  # `level` is the penalty over lam
+    level, finest = np.inf, _FINEST * slack  # `level` is the penalty divided by lam
     while True:
         _subtract(full, products, gram, atoms, x, k, len(full))
         _subtract(r, y, D, atoms, x, k, len(y))
@@ -272,7 +280,7 @@ def _one(shared, y, products, start, slack, limits, work, own, out):
             *(full, weight, inverse, excess, inside, fresh),
             *(nonnegative, slack, min(max(fewest, k), len(inside) - w)),
         )
-        idle = 0 if joined or level > 1 else idle + 1  # blocked atoms: look twice
+        idle = 0 if joined or level > 1 else idle + 1  # if atoms are blocked, look twice
         if idle > 1 and gap > tol >= 0 and slack > finest:  # for codes much larger than y
             slack, idle = slack / 10, 0
             continue
@@ -304,9 +312,9 @@ def _one(shared, y, products, start, slack, limits, work, own, out):
 
 @_compiled
 def _begun(shared, start, products, slack, budget, work, own):
-    """Start from a code: go to the minimiser on its support, with as many of its signs as hold.
+    """Start from a code: move to the minimiser on its support, and drop signs that do not hold.
 
-    Free atoms of either sign become active unless they depend on others.
+    Free atoms become active, with entries of either sign, unless they depend on other atoms.
     """
     gram, D, inverse, l2, nonnegative, mask = shared
     x, sign, lam, atoms = work[2], work[4], work[6], work[10]
@@ -374,7 +382,7 @@ def _violated(full, weight, inverse, excess, inside, fresh, nonnegative, slack, 
 
 @_compiled
 def _minimise(work, k, w, nonnegative, slack, budget):
-    """Minimise over the w atoms of the working set, k of them active; return k and the moves."""
+    """Minimise over a working set of w atoms, with k active atoms; return k and the moves."""
     A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
     blocked[:w] = 0
     polished, moves = 0, 0
@@ -405,7 +413,7 @@ def _minimise(work, k, w, nonnegative, slack, budget):
         _swap(work, entering, k, 0, w)
         k, joined, exchanged = _enter(work, k, w, nonnegative)
         moves, polished = moves + 1, 0 if joined else polished
-        if joined and not exchanged:  # otherwise the next round moves
+        if joined and not exchanged:  # after an exchange, the next round moves
             for i in range(k):
                 change[i] = -M[k - 1, i] * g[k - 1]
             k, _ = _move(work, k, w)
@@ -414,15 +422,15 @@ def _minimise(work, k, w, nonnegative, slack, budget):
 
 @_compiled
 def _enter(work, k, w, nonnegative):
-    """Make atom k active, in place of atoms on which it depends; if this fails, block it.
+    """Make atom k active, and remove atoms on which it depends; if this fails, block atom k.
 
     Returns:
-        The number of active atoms, whether atom k is active, and whether others have left.
+        The number of active atoms, whether atom k is active, and whether other atoms have left.
     """
     A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
     side, slope = (1.0 if g[k] > 0 else -1.0), abs(g[k]) - lam[k]
     pivot, exchanged = _border(A, M, u, order, k), False
-    while pivot <= _DEPENDENT * A[k, k]:  # replace the first atom that its rise makes zero
+    while pivot <= _DEPENDENT * A[k, k]:  # replace the first atom whose entry becomes 0
         leaving, far = -1, np.inf
         for i in range(k):
             if sign[i] * u[i] * side > 0 and x[i] / (u[i] * side) < far:
@@ -446,7 +454,7 @@ def _enter(work, k, w, nonnegative):
 
 @_compiled
 def _move(work, k, w):
-    """Move from x towards x - change; where a sign would change, stop, and that atom leaves."""
+    """Move from x towards x - change, but stop at the first sign change: that atom leaves."""
     x, sign, change, blocked = work[2], work[4], work[8], work[12]
     far, leaving = 1.0, -1
     for i in range(k):
@@ -477,7 +485,7 @@ def _matched(
     gram, inverse, Y, products, favour, X, inside, counts, squares, vectors, lists, n, m, d, most,
     least, by_fit,
 ):  # fmt: skip
-    """The compiled half of `match`."""
+    """The compiled part of `match`."""
     gram, inverse, favour = carray(gram, (d, d)), carray(inverse, (d,)), carray(favour, (d,))
     Y, products, X = carray(Y, (n, m)), carray(products, (n, d)), carray(X, (n, d))
     inside, counts = carray(inside, (n,)), carray(counts, (n,))
@@ -582,7 +590,7 @@ def _subtract(out, b, A, rows, x, k, n):
 
 @_compiled
 def _join(work, gram, products, weight, inverse, fresh, joined, inside, w):
-    """Add atoms to the working set, not active yet; return its size."""
+    """Add atoms to the working set as inactive atoms; return the size of the set."""
     A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
     for i in range(joined):
         j = fresh[i]
@@ -597,7 +605,7 @@ def _join(work, gram, products, weight, inverse, fresh, joined, inside, w):
 
 @_compiled
 def _rows(gram, D, l2, mask, fresh, joined, known):
-    """The rows of the Gram matrix of masked atoms that join; without a mask they are there."""
+    """Compute the Gram matrix rows of masked atoms that join; without a mask all rows exist."""
     for i in range(joined if len(mask) else 0):
         j = fresh[i]
         for c in range(D.shape[1]):
@@ -629,7 +637,7 @@ def _swap(work, i, j, k, w):
 
 @_compiled
 def _border(A, M, u, order, k):
-    """Write the code of atom k in the active atoms to u; return its squared distance to them."""
+    """Write the code of atom k in the active atoms to u; return the squared residual."""
     u[:k] = 0
     _subtract(u, u, M, order, A[k], k, k)
     pivot = A[k, k]

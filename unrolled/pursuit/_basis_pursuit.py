@@ -44,9 +44,9 @@ from unrolled.pursuit._problem import (
 __all__ = ["basis_pursuit", "bpdn"]
 
 
-# An entry below this share of the largest entry, or of the l1 norm, is rounding of the solver.
+# An entry below this share of the largest entry, or of the l1 norm, is a rounding error.
 _NEGLIGIBLE = 1e-9
-# A number below this share of norm(y) is the rounding of one product in float64.
+# A number below this share of norm(y) is the rounding error of one product in float64.
 _ROUNDING = 1e-13
 
 
@@ -56,30 +56,32 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
     .. math:: \min_x \|x\|_1 : D x = y.
 
     The linear program is solved in float64 on the host; `vmap` over signals solves a whole batch
-    together. Traceable. Differentiable in D and y with the support held fixed, if the solution is
-    unique and the atoms of its support are independent. The LASSO solvers are faster for many
-    sparse signals and a common penalty.
+    together. The function is traceable, and differentiable in D and y with the support held fixed,
+    if the solution is unique and the atoms of its support are independent. The LASSO solvers are
+    faster than `basis_pursuit` for many sparse signals and a common penalty.
 
     Args:
         D: (m, d). Structured dictionaries are made dense.
-        y: (m,), or a signal grid of a `Conv`; then the code has the shape `D.code_grid`.
-        tol: relative duality gap.
+        y: (m,), or a signal grid of a `Conv`, whose code has the shape `D.code_grid`.
+        tol: relative duality gap to stop at.
 
     Returns:
         Pursuit with one of the solutions. `gap` is (norm(x, 1) - dual) / norm(x, 1), and `steps`
         counts the pivots after the first-order method. `converged` says that the gap is at most tol
-        and that the returned code has D x = y to rounding. It is False if y is not in the range of
-        D (x is then the code of its projection) or not finite (x is then 0). It is also False if
-        the rounding of x leaves a residual above sqrt(eps) norm(y), which happens if y is in the
-        range of D only by the rounding of D: take float64, or project y onto the range.
+        and that the returned code has D x = y to rounding. `converged` is False if y is not in the
+        range of D (x is then the code of the projection of y) or if y is not finite (x is then 0).
+        It is also False if the rounding of x leaves a residual above sqrt(eps) norm(y). This
+        happens if y is in the range of D only because D is rounded: use float64, or project y onto
+        the range.
 
     Raises:
         TypeError: an operand is not real.
         ValueError: shapes do not fit, or tol is not positive.
 
     Not claimed: the least norm of all codes that reproduce y to rounding. If D has full rank only
-    by rounding, as a float32 product of thin factors, the rounding of y is divided by tiny singular
-    values, and x may be much longer. Multiply such factors in float64.
+        because of rounding, such as a float32 product of thin factors, the rounding error of y is
+        divided by tiny singular values, and x may have a much larger norm. Multiply such factors in
+        float64.
 
     Reference: Chen, Donoho, Saunders (1998).
 
@@ -142,7 +144,7 @@ def _derivative(tol, primals, tangents):
 @on_auto_axes
 @partial(jax.jit, static_argnums=(0, 2))
 def _compiled(form: StaticPart, problem: Problem, tol: float) -> tuple:
-    """The callback and the rest in one program, for arrays on several devices.
+    """The callback and the other computations in one program, for arrays on several devices.
 
     The result of a program with only the callback is on a device that other programs refuse.
     """
@@ -151,7 +153,7 @@ def _compiled(form: StaticPart, problem: Problem, tol: float) -> tuple:
 
 
 def _solve_on_host(D, y, *, tol):
-    """x, gap, steps and whether the gap is met; the leading axes of D and y are equal, or 1."""
+    """x, gap, steps, and whether gap <= tol; the leading axes of D and y are equal, or 1."""
     dtype = y.dtype
     D, y = np.asarray(D, np.float64), np.asarray(y, np.float64)
     lead = np.broadcast_shapes(D.shape[:-2], y.shape[:-1])
@@ -185,7 +187,7 @@ def _one_dictionary(D, Y, tol):
 
 
 def _polished(D, y, v):
-    """Solve again without the entries of v that are rounding, if the others reproduce y as well."""
+    """Solve again without entries of v that are rounding, if the others reproduce y as well."""
     large = np.abs(v) > _NEGLIGIBLE * np.abs(v).max()
     if large.all():
         return v
@@ -205,7 +207,8 @@ def _next(primal, dual, tried):
     return next(iter(np.flatnonzero(~tried & (primal > 0))), None)
 
 
-# The most penalties to try; until one is small enough, lam^2 falls by this factor at each trial.
+# The maximum number of penalties to try, and the factor by which lam^2 falls at each trial until a
+# penalty is small enough.
 _TRIALS, _FALL = 60, 0.01
 
 
@@ -232,23 +235,24 @@ def bpdn(
 
     .. math:: \min_x \|x\|_1 : \|y - D x\| \le eps.
 
-    The code solves a LASSO, and false position finds the penalty: while the support is constant,
-    norm(y - D x)^2 is linear in lam^2. Traceable. Differentiable in D, y and eps, like `lasso`,
-    with the support held fixed.
+    The code solves a LASSO, and the method of false position finds the penalty: while the support
+    is constant, norm(y - D x)^2 is linear in lam^2. The function is traceable and, like `lasso`,
+    differentiable in D, y and eps with the support held fixed.
 
     Args:
         D: (m, d).
-        y: (m,), or a signal grid of a `Conv`; then the code has the shape `D.code_grid`.
-        eps: bound of the residual, in the units of y, positive; for 0 see `basis_pursuit`.
-        tol: relative duality gap.
-        max_steps: the most steps of FISTA for each penalty.
+        y: (m,), or a signal grid of a `Conv`, whose code has the shape `D.code_grid`.
+        eps: bound on the norm of the residual, positive, in the units of y; for eps = 0 see
+            `basis_pursuit`.
+        tol: relative duality gap to stop at.
+        max_steps: maximum number of steps of FISTA for each penalty.
 
     Returns:
         Pursuit. In half precision `converged` requires that the rounded code is within eps. `gap`
-        is (norm(x, 1) - dual) / norm(x, 1), with the dual value y . z - eps norm(z) of
-        z = r / max abs(D'r); it is inf if no code within eps was found. Then y is further than eps
-        from the range of D, or eps / norm(y) is below rounding: subtract what all signals have in
-        common, or take float64. `steps` counts the steps for all penalties.
+        is (norm(x, 1) - dual) / norm(x, 1), with the dual value y . z - eps norm(z) of z = r / max
+        abs(D'r). `gap` is inf if no code within eps was found. In this case, the distance of y from
+        the range of D is above eps, or eps / norm(y) is below the rounding error: subtract the part
+        that all signals have in common, or use float64. `steps` counts the steps for all penalties.
 
     Raises:
         TypeError: an operand is not real.
@@ -291,7 +295,8 @@ class Denoising:
 def _penalty(x: Array, D: Operator, y: Array, level: Array) -> Array:
     """The lam whose LASSO has the code x, the solution with norm(y - D x) = level.
 
-    On a support norm(y - D x) is a function of D, y and lam, and so gives the derivative of lam.
+    For a fixed support, norm(y - D x) is a function of D, y and lam, which determines the
+    derivative of lam.
     """
     return jnp.max(jnp.abs((y - D @ x) @ D))
 
@@ -318,7 +323,7 @@ def _code(x: Array, D: Operator, y: Array, lam: Array) -> Array:
 def _search(
     method: Denoising, D: Operator, y: Array, level: Array, size: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """x, its gap, the steps, and whether the gap is small."""
+    """x, its gap, the steps, and whether the gap is at most tol."""
     rounding = float(jnp.finfo(y.dtype).eps)
     accuracy = max(method.tol**2, 8 * rounding)
     length, none, zero = norm(y), jnp.zeros(D.shape[1], y.dtype), jnp.zeros((), y.dtype)
@@ -336,7 +341,7 @@ def _search(
         jnp.zeros((), int),
         jnp.zeros((), int),
     )
-    # Below this penalty rounding hides the difference to a code of least residual.
+    # Below this penalty, rounding errors hide the difference to a code of least residual.
     floor = rounding ** (4 / 3) * top
     last = programs.while_loop(
         lambda s: (s.gap > method.tol) & (s.trials < _TRIALS) & (s.high > floor),
@@ -362,7 +367,7 @@ def _tried(
     lam, zero = jnp.sqrt(squared), jnp.zeros((), y.dtype)
     at = Penalized(D, y, lam, zero)
     x, gap, steps = code(L1, accuracy, method.max_steps, at, s.latest, size)
-    # The error of the residual is only the root of the gap: solve once more, on the support.
+    # The error of the residual is as large as the root of the gap: solve once more, on the support.
     exact = on_support(at, x, jnp.asarray(2 * min(D.shape)))
     allowed = jnp.maximum(gap, accuracy)
     x = jnp.where(relative_gap(D, y, lam, exact, zero) <= allowed, exact, x)
@@ -396,7 +401,7 @@ def _judged(D: Operator, y: Array, level: Array, x: Array) -> tuple[Array, Array
     r = y - D @ x
     g, length, l1 = r @ D, norm(r), jnp.sum(jnp.abs(x))
     lam = jnp.max(jnp.abs(g))
-    # norm(x, 1) - (y . r - level length) / lam, as a sum of terms that are not negative.
+    # norm(x, 1) - (y . r - level length) / lam, as a sum of non-negative terms.
     over = jnp.sum(jnp.maximum(lam * jnp.abs(x) - x * g, 0)) + length * (level - length)
     gap = over / lam / jnp.where(l1 > 0, l1, 1)
     return length, l1, jnp.where(length <= level, gap, jnp.inf)

@@ -1,4 +1,4 @@
-"""The pursuits by name, on one signal or many, for callers that get method and options as data."""
+"""Pursuits by name, for callers that receive the method and its options as data."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -41,22 +41,21 @@ __all__ = ["PURSUITS", "register"]
 
 Solve = TypeVar("Solve", bound=Callable[..., Any])
 
-# The leading operands of a pursuit -> what it takes; options follow the operands.
+# The leading operands of a pursuit -> `Named.takes`; options follow the operands.
 _OPERANDS = {("D", "y"): "one", ("Ds", "y"): "chain", ("D", "Y"): "batch"}
-# What stands among the options, and is for a call of the function alone: operands with a row for
-# every signal, and how `omp_batch`, which stands for `omp` here, selects.
-_OF_SIGNALS = {"start", "weights", "mask", "selection"}
+# Parameters that are no options by name, because they are operands with a row for every signal.
+_OF_SIGNALS = {"start", "weights", "mask"}
 
 
 class Named(NamedTuple):
-    """A pursuit, and the facts in its signature."""
+    """A pursuit, and the facts that its signature states."""
 
     solve: Callable[..., Any]
     takes: str  # "one" for (D, y), "chain" for (Ds, y), "batch" for (D, Y)
     options: tuple[str, ...]
-    needs: tuple[tuple[str, ...], ...]  # groups of options; each group needs one
+    needs: tuple[tuple[str, ...], ...]  # groups of options, with one required of each group
     aims: bool  # whether `converged` judges the code; thresholding solves no problem
-    many: str  # the pursuit of a batch that solves the same problem, or ""
+    many: str  # the batch pursuit that solves the same problem, or ""
 
 
 # The pursuits by name, for the command line, `sklearn` and `export`.
@@ -67,19 +66,20 @@ PURSUITS: dict[str, Named] = {}
 def register(
     solve: Solve, *, one_of: tuple[str, ...] = (), aims: bool = True, many: str = ""
 ) -> Solve:
-    """Add a pursuit to `PURSUITS` by its name: `compare`, `encode` and `SparseCoder` then take it.
+    """Add a pursuit to `PURSUITS` by its name, for use in `compare`, `encode` and `SparseCoder`.
 
-    The signature gives the operands and options; an option without a default is needed.
+    The signature defines the operands and options; an option without a default is required.
 
     Args:
-        solve: a function of (D, y), (Ds, y) or (D, Y) and options. Its result has `converged`, and
-            the code `x`, or the codes `xs` of a chain, like `Pursuit` and `DeepPursuit`.
-        one_of: options with defaults, one of them needed.
-        aims: whether `converged` says that a code is as good as asked for.
-        many: the name of the pursuit of a batch that solves the same problem.
+        solve: a function of (D, y), (Ds, y) or (D, Y) and options. Its result must have
+            `converged`, and the code `x` or, for a chain, the codes `xs`, like `Pursuit` and
+            `DeepPursuit`.
+        one_of: options with defaults; one of these options is required.
+        aims: whether `converged` says that a code has the requested accuracy.
+        many: the name of a batch pursuit that solves the same problem.
 
     Returns:
-        solve, so `register` is also a decorator.
+        `solve`, so that `register` also works as a decorator.
 
     Raises:
         TypeError: another module has registered this name.
@@ -112,7 +112,7 @@ def register(
     return solve
 
 
-# `lasso_path` is not here, because it has a code for every penalty.
+# `lasso_path` is not registered, because it returns one code per penalty.
 register(threshold, aims=False)
 register(ista)
 register(fista)
@@ -134,7 +134,7 @@ register(ml_basis_pursuit)
 register(holistic)
 
 
-CHAIN, BATCH = "chain", "batch"  # what a pursuit takes, if not (D, y)
+CHAIN, BATCH = "chain", "batch"  # values of `Named.takes` for operands other than (D, y)
 
 
 class Coded(NamedTuple):
@@ -143,7 +143,7 @@ class Coded(NamedTuple):
     codes: tuple[Array, ...]
     missed: int  # number of signals whose codes miss their aim
     rows: np.ndarray  # the indices of these signals
-    zeros: int  # number of nonzero signals, negligible next to the largest, coded as zero
+    zeros: int  # number of nonzero signals coded as zero, negligible next to the largest
 
 
 def check_options(name: str, options: Mapping[str, Any], where: str) -> None:
@@ -173,23 +173,25 @@ def check_dictionaries(name: str, n: int, where: str) -> None:
         raise ValueError(f"{where}: {name} takes one dictionary, got {n}; for a chain try {deep}")
 
 
-# The most atoms, and entries of a signal, for which a solver of a batch makes a Gram matrix in
-# float64: 0.5 GB.
+# The largest number of atoms, and of entries of a signal, for which a batch solver forms a Gram
+# matrix in float64 (0.5 GB).
 _LARGEST = 8192
-# Relative duality gaps: one that counts as exact; one that FISTA reaches; and its most steps.
+# A relative duality gap that counts as exact, a gap that FISTA reaches, and the maximum number of
+# steps of FISTA.
 _CERTIFIED, _REACHED, _MAX_STEPS = 1e-9, 1e-6, 3000
 
 
-# A signal below so many roundings of the largest one in its batch counts as zero: a flat patch of a
-# picture without its mean is one or a few roundings.
+# A signal counts as zero if its norm is below this many rounding errors of the largest norm in its
+# batch: a constant image patch minus its mean has the norm of one or a few rounding errors.
 ROUNDINGS = 8
 _ABSOLUTE = ("lam", "lams", "theta", "thetas", "eps", "tol")  # in the units of the signals
 
 
 def is_relative(name: str, options: Mapping[str, Any]) -> bool:
-    """Whether no option of a pursuit has the units of the signals, so that it codes rounding too.
+    """Whether no option has the units of the signals, so that the pursuit also codes rounding.
 
-    Examples are a sparsity, a ratio, or a signal to reproduce. (Only in OMP tol has these units.)
+    Examples of options without units are a sparsity and a ratio. (Only in OMP does tol have the
+    units of the signals.)
 
     Example:
         >>> from unrolled.pursuit._by_name import is_relative
@@ -201,7 +203,7 @@ def is_relative(name: str, options: Mapping[str, Any]) -> bool:
 
 
 def zero_beside_largest(Y: Any) -> np.ndarray:
-    """Marks nonzero signals that are below the rounding of the largest one in their dtype.
+    """Marks nonzero signals that are below the rounding error of the largest signal.
 
     Example:
         >>> from unrolled.pursuit._by_name import zero_beside_largest
@@ -216,10 +218,10 @@ def zero_beside_largest(Y: Any) -> np.ndarray:
 def pursue(name: str, Ds: tuple[Any, ...], Y: Any, options: Mapping[str, Any]) -> Coded:
     """The codes of the signals Y, (signals, m), by a pursuit with checked arguments.
 
-    If a solver of a batch has the same options, it finds the codes, because under `vmap` the loop
-    of a pursuit runs for all signals as long as the hardest one needs. Not for `jit`: the options
-    are checked as values. If no option has the units of the signals, a signal that is below the
-    rounding of the largest one has the code 0.
+    If a batch solver has the same options, `pursue` calls the batch solver, because under `vmap`
+    the loop of a pursuit runs for all signals until the slowest signal has converged. `pursue` does
+    not work under `jit`, because it checks the values of the options. If no option has the units of
+    the signals, a signal that is below the rounding error of the largest signal has the code 0.
 
     Example:
         >>> from unrolled.pursuit._by_name import pursue
@@ -277,7 +279,7 @@ def _sizes(D: Dictionary, products: np.ndarray) -> np.ndarray:
 
 
 def lasso_optima(D: Dictionary, Y: Array, lam: ArrayLike) -> Pursuit:
-    """Codes of the signals Y that minimise the LASSO, where `converged` certifies it.
+    """Codes of the signals Y that minimise the LASSO; `converged` certifies each code.
 
     Example:
         >>> from unrolled.pursuit._by_name import lasso_optima
@@ -298,20 +300,21 @@ def _reached(D: Dictionary, Y: Array, lam: Array) -> Pursuit:
     return jax.vmap(solve, (signal_axes(D), 0, None))(D, Y, lam)
 
 
-# `default_lam` in words, for a sentence.
+# A description of `default_lam`, as a part of a sentence.
 LARGEST_LAM = "the lam at which nine codes in ten are 0"
 DEFAULT_LAM = f"a tenth of {LARGEST_LAM}"
 
 
 def default_lam(D: Dictionary, Y: Array | np.ndarray | MappedRows, ratio: float = 0.1) -> float:
-    """A weight of the LASSO: a share of the lam at which nine signals in ten have the code 0.
+    """A weight of the LASSO: `ratio` times the lam at which nine signals in ten have the code 0.
 
-    A signal has the code 0 at lam_max = max |D'y|. The first 2,000 signals decide.
+    A signal has the code 0 if lam >= lam_max = max |D'y|. The function uses the first 2,000
+    signals.
 
     Args:
         D: (m, d).
         Y: (signals, m), or signals of another form of D.
-        ratio: the share.
+        ratio: the factor.
 
     Raises:
         ValueError: all signals are zero, or orthogonal to all atoms.
@@ -324,7 +327,7 @@ def default_lam(D: Dictionary, Y: Array | np.ndarray | MappedRows, ratio: float 
     Y = as_flat(D, np.asarray(Y[:2000]), 1)[0]
     products = np.asarray(Y, float) @ np.asarray(dense(D), float)
     unit = np.abs(products).max(initial=0) or 1.0  # squares may leave the range
-    largest = unit * _sizes(D, products / unit).max(1)  # in float32 they may be 0
+    largest = unit * _sizes(D, products / unit).max(1)
     if not largest.any():
         raise ValueError("lam cannot be chosen: all signals are zero, or orthogonal to all atoms")
     lam = float(np.quantile(largest, 0.9)) * ratio

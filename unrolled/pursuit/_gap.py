@@ -35,8 +35,9 @@ def lasso_objective(D: Dictionary, y: ArrayLike | Any, x: ArrayLike | Any, lam: 
 
     Args:
         D: (m, d).
-        y, x: (m,) and (d,), or in the form that `lasso` takes and returns: grids of a `Conv`,
-            complex ones of a `Complex` D, (m, g) and (d, g) of a `Joint`. Each may be flat.
+        y, x: (m,) and (d,), or the forms that `lasso` takes and returns: grids for a `Conv`,
+            complex vectors for a `Complex` D, (m, g) and (d, g) for a `Joint` D. Each of the two
+            may be flat.
         lam: penalty weight: one number, one per atom, or one per filter of a `Conv`.
 
     Raises:
@@ -60,23 +61,25 @@ def _objective(D: Operator, y: Array, x: Array, lam: ArrayLike) -> Array:
 
 @checked
 def duality_gap(D: Dictionary, y: ArrayLike | Any, x: ArrayLike | Any, lam: ArrayLike) -> Array:
-    r"""An upper bound on F(x) - F* for the LASSO, without F*.
+    r"""An upper bound on F(x) - F* for the LASSO, computed without F*.
 
-    It comes from the dual point s r, with r = y - D x and s = min(1, min_i lam_i / |D'r|_i), as a
-    sum of non-negative terms without cancellation:
+    The bound comes from the dual point s r, with r = y - D x and s = min(1, min_i lam_i / |D'r|_i).
+    It is a sum of non-negative terms, without cancellation:
 
     .. math:: gap = (1 - s)^2 \|r\|^2 / 2 + \sum_i (lam_i |x_i| - s x_i (D'r)_i).
 
-    An atom with lam_i = 0 bounds |d_i . r| by 0. So r first loses its part r - r' in the span of
-    these atoms, which adds norm(r - r')^2 / 2 to the gap, and norm(y) times the rounding of r'.
+    An atom with lam_i = 0 requires d_i . r = 0. So r is first replaced by r', its projection on the
+    vectors orthogonal to these atoms. This adds norm(r - r')^2 / 2 to the gap, and norm(y) times
+    the rounding error of r'.
 
-    Any r in place of y - D x also gives a bound, up to norm(e) (norm(e) + sqrt(2 gap)) if they
-    differ by e, so the rounding of r hardly matters. The rounding of D'r changes the gap, for unit
-    atoms by about eps norm(r) (2 norm(x, 1) + sqrt(2 gap) norm(r) / lam). If the gap of a float32
-    code is computed again in float64, r differs; if atoms nearly depend, the gap may be much
-    larger.
+    A vector r that differs from y - D x by e also gives a bound, up to norm(e) (norm(e) + sqrt(2
+    gap)), so the rounding of r hardly matters. The rounding of D'r changes the gap: for unit atoms,
+    the change is about eps norm(r) (2 norm(x, 1) + sqrt(2 gap) norm(r) / lam). If the gap of a
+    float32 code is computed again in float64, r differs. If atoms are nearly dependent, the new gap
+    may then be much larger.
 
-    Where codes of D come in parts, |v|_i is the norm of part i, the modulus of a complex number.
+    If the codes of D come in parts, |v|_i is the norm of part i, such as the modulus of a complex
+    number.
 
     Args:
         D: (m, d).
@@ -102,7 +105,7 @@ def duality_gap(D: Dictionary, y: ArrayLike | Any, x: ArrayLike | Any, lam: Arra
 
 
 def _as_operands(D: Dictionary, y: Any, x: Any, lam: ArrayLike, where: str) -> tuple[Any, Any]:
-    """The flat y, (m,), and x, (d,), of an objective; ValueError unless they and lam fit D."""
+    """The flat y, (m,), and x, (d,); raise ValueError unless y, x and lam fit D."""
     m, d = D.shape
     for name, value in {"y": y, "x": x}.items():
         try:
@@ -125,7 +128,7 @@ def _as_operands(D: Dictionary, y: Any, x: Any, lam: ArrayLike, where: str) -> t
 
 @jax.jit
 def _duality_gap(D: Operator, y: Array, x: Array, lam: ArrayLike) -> Array:
-    # Divided by a power of two near y or D x, the terms stay in the range if their sum does.
+    # After division by a power of two near y or D x, the terms are in the range if their sum is.
     r = y - D @ x
     k = exponent(jnp.stack([jnp.asarray(y, r.dtype), r]))
     y, x, weight = (ldexp(jnp.asarray(v, r.dtype), -k) for v in (y, x, per_atom(D, lam)))
@@ -133,7 +136,7 @@ def _duality_gap(D: Operator, y: Array, x: Array, lam: ArrayLike) -> Array:
 
 
 def dual_factor(lam: Array, size: Array) -> Array:
-    """min(1, lam / size), entry by entry, for size >= 0: the factor for a feasible dual point."""
+    """min(1, lam / size), entry by entry, for size >= 0: the factors of a feasible dual point."""
     over = size > lam
     return jnp.where(over, lam / jnp.where(over, size, 1), 1)
 
@@ -145,18 +148,18 @@ def dual_gap(
     gs: Sequence[Array],
     penalty: Penalty = L1,
 ) -> Array:
-    r"""The duality gap behind all certificates here, for numbers near 1.
+    r"""The duality gap from which all pursuits compute their gaps, for numbers near 1.
 
     .. math:: (1 - s)^2 squares / 2 + \sum_j \sum_i (lam_j |x_j| - s x_j g_j)_i,
-        \qquad s = \min(1, \min_i lam_J / |g_J|_i),
+        \qquad s = \min(1, \min_i lam_J / |g_J|_i).
 
-    a sum of non-negative terms. For all j but the last, |g_j| is at most lam_j.
+    The gap is a sum of non-negative terms. For all j but the last, |g_j| is at most lam_j.
 
     Args:
         squares: norm(r)^2 of the residual r, ().
         lams, xs, gs: one per layer, (d_j,) or a shape that broadcasts to (d_j,).
-        penalty: the penalty of a single layer, or L1. If the penalty asks for x >= 0, the gap is
-            inf for other codes.
+        penalty: the penalty of a single layer, or L1. If the penalty requires x >= 0, the gap of
+            other codes is inf.
     """
     s = jnp.min(dual_factor(penalty.of_parts(lams[-1]), penalty.dual_sizes(gs[-1])))
     terms = [penalty.excess(x, g, lam, s) for lam, x, g in zip(lams, xs, gs)]
@@ -171,9 +174,10 @@ def elastic_gap(
 ) -> Array:
     r"""`dual_gap` of 1/2 norm(y - D x)^2 + lam norm(x, 1) + l2/2 norm(x)^2, with h = D'(y - D x).
 
-    The elastic net is the LASSO of D stacked on sqrt(l2) I, with g = h - l2 x. If l2 > 0, r itself
-    has a dual value, from the Fenchel conjugate, and the gap sum_i l2/2 (x_i - e_i / l2)^2 +
-    lam_i |x_i| - x_i (h_i - e_i), where e is the excess of h over lam. The smaller gap counts.
+    The elastic net is the LASSO in D stacked on sqrt(l2) I, with g = h - l2 x. If l2 > 0, the
+    Fenchel conjugate gives a dual value to r itself. The gap for this value is sum_i l2/2 (x_i -
+    e_i / l2)^2 + lam_i |x_i| - x_i (h_i - e_i), where e is the excess of h over lam. The function
+    returns the smaller of the two gaps.
     """
     energy = squares + l2 * jnp.sum(x**2)
     scaled = dual_gap(energy, (lam,), (x,), (h - l2 * x,), penalty)
@@ -192,7 +196,7 @@ def relative_gap(
     l2: Array | None = None,
     penalty: Penalty = L1,
 ) -> Array:
-    """The gap of a code for the LASSO or the elastic net, over norm(y)^2 / 2; numbers near 1."""
+    """The gap of a code for the LASSO or the elastic net, relative to norm(y)^2 / 2."""
     return _gap(D, y, lam, x, l2, penalty) / half_energy(y)
 
 
@@ -230,11 +234,12 @@ def chain_gap(problem: Problem, xs: Codes, multipliers: Callable[[int, Array], A
         |D_j' z_{j-1} - z_j| \le lam_j, \quad z_J = 0.
 
     With z_0 = y - D_1 x_1 and |U_j| <= lam_j, the choice z_j = D_j' z_{j-1} - U_j meets all
-    constraints but the last, U_J = D_J' z_{J-1}. With a factor s <= 1 it meets the last too, and
+    constraints but the last, in which U_J = D_J' z_{J-1}. After multiplication by a factor s <= 1,
+    this choice also meets the last constraint, and
 
-    .. math:: gap = (1 - s)^2 \|z_0\|^2 / 2 + \sum_j \sum_i (lam_j |x_j| - s U_j x_j)_i,
+    .. math:: gap = (1 - s)^2 \|z_0\|^2 / 2 + \sum_j \sum_i (lam_j |x_j| - s U_j x_j)_i.
 
-    a sum of non-negative terms, accurate in float32.
+    The gap is a sum of non-negative terms, and therefore accurate in float32.
 
     Args:
         problem, xs: the chain, and codes with x_{j-1} = D_j x_j.
@@ -263,8 +268,8 @@ def least_between(x: Array, d: Array, slope: Array, lam: Array, signs: Array) ->
     """The minimiser of the objective among x + t d, 0 <= t <= 1.
 
     If x + d is the minimiser with the signs of x, the objective is -f t + f t^2 / 2 up to a
-    constant, with f = slope . d; where an entry changes its sign, the derivative rises by
-    2 lam_i abs(d_i). If the search stops at a sign change, the entry is exactly 0.
+    constant, with f = slope . d. When entry i changes its sign, the derivative rises by 2 lam_i
+    abs(d_i). If the search stops at a sign change, this entry is exactly 0.
 
     Args:
         x: (k,), a code.
@@ -294,13 +299,15 @@ def least_between(x: Array, d: Array, slope: Array, lam: Array, signs: Array) ->
 
 
 def freed(D: Operator, free: Array, r: Array, h: Array) -> tuple[Array, Array, Array]:
-    """r without its part in the span of the free atoms, D'r of this r, and a bound on its rounding.
+    """r minus its part in the span of the free atoms, D'r of this r, and a bound on its rounding.
 
-    If |D_f'r| = e, the rounding is at most e / sigma, where sigma is the least singular value of
-    the free atoms. The code of a vector without structure in these atoms gives sigma.
+    If |D_f'r| = e for the free atoms D_f, the rounding error of r is at most e / sigma, where sigma
+    is the least singular value of D_f. The function estimates sigma from the code of an
+    unstructured vector in D_f.
     """
     m, d = D.shape
-    # Their span does not depend on their norms, and products with atoms near 1 are in the range.
+    # The span does not depend on the norms of the atoms, and products with atoms near 1 are in the
+    # range.
     k = exponent(column_norms(D)[None], 0)[0]
     given, D = D, scale_columns(D, power_of_two(-k, r.dtype))
     fixed_D, fixed_r = lax.stop_gradient((D, r))
@@ -313,7 +320,7 @@ def freed(D: Operator, free: Array, r: Array, h: Array) -> tuple[Array, Array, A
     probe = jnp.cos(jnp.arange(1, m + 1, dtype=r.dtype) ** 2)
     inverse = norm(once(probe, jnp.zeros_like(level), 2 * jnp.count_nonzero(free) + 8))
     seen = norm(jnp.where(free, nu @ D, 0))
-    # If products are below the range of the dtype, no step is taken, and sigma is not known.
+    # If products are below the range of the dtype, no step is taken, and sigma is unknown.
     off = jnp.where(inverse > 0, seen * inverse * math.sqrt(m) / norm(probe), jnp.inf)
     return nu, jnp.where(free, 0, nu @ given), jnp.where(seen > 0, off, 0)
 

@@ -1,4 +1,4 @@
-"""ISTA and FISTA for one dictionary, to a duality gap, and for a chain, to a fixed point."""
+"""ISTA and FISTA: for one dictionary up to a duality gap, for a chain up to a fixed point."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -110,8 +110,8 @@ def ista_step(
         y, x: (m,) and (d,).
         gamma: step size, () or (d,).
         theta: thresholds, (), (d,), or one per filter of a `Conv`.
-        activation: replaces ReLU in the shrinkage.
-        penalty: the penalty whose proximal map shrinks, for the parts of D.
+        activation: function that replaces ReLU in the shrinkage.
+        penalty: the penalty whose proximal map is the shrinkage, with the parts of D.
 
     Returns:
         The next code, (d,).
@@ -188,14 +188,14 @@ def extrapolated(state: Momentum, x: Array, restart: bool) -> Momentum:
 def sweep(
     Ds: Sequence[Any], y: Array, x: Array, update: Callable[[int, Array, Array, Array], Array]
 ) -> Codes:
-    r"""One sweep through a chain: down from x_J, and up again with new codes in all layers.
+    r"""One sweep through a chain: down from x_J to the signal, and back up with new codes.
 
     .. math::
         x_{j-1} &= D_j x_j, \quad j = J, \dots, 1, \\
         \hat x_j &= update(j, \hat x_{j-1}, x_j, x_{j-1}), \quad j = 1, \dots, J,
         \quad \hat x_0 = y.
 
-    ML-ISTA and the networks that unroll it differ only in `update`.
+    ML-ISTA and the networks that unroll ML-ISTA differ only in `update`.
 
     Args:
         Ds: J dictionaries, or anything with `D @ x` and `r @ D`.
@@ -245,7 +245,7 @@ def ml_ista_step(
     Solvers and the classifiers of `models.MLCSC` share this function.
 
     Args:
-        Ds: J dictionaries (d_{j-1}, d_j), or anything with `D @ x` and `r @ D`.
+        Ds: J dictionaries of shapes (d_{j-1}, d_j), or anything with `D @ x` and `r @ D`.
         y, x: (m,) and (d_J,), or the arrays that the dictionaries take.
         gammas, thetas: J step sizes and thresholds, as in `ista_step`.
         shrinkage: (v, theta) -> code; `activations.nonnegative_threshold` for codes x >= 0.
@@ -278,7 +278,7 @@ def ista(
     max_steps: int = 10_000,
     activation: Callable[[Array], Array] = relu,
 ) -> Pursuit:
-    r"""The LASSO by ISTA, from x = 0.
+    r"""Solve the LASSO by ISTA, from x = 0.
 
     .. math:: x \leftarrow shrink(x + D'(y - D x) / L, lam / L), \qquad L = \|D\|_2^2.
 
@@ -286,14 +286,15 @@ def ista(
 
     Args:
         D: (m, d).
-        y: (m,), or a signal grid of a `Conv`; then the code has the shape `D.code_grid`.
-        lam: penalty weight, one number, one per atom, or one per filter of a `Conv`; lam >= max
-            abs(D'y) gives x = 0. (A paper that puts lambda on the data term, norm(x, 1) + lambda
-            norm(y - D x)^2, has lam = 1 / (2 lambda).)
+        y: (m,), or a signal grid of a `Conv`, whose code has the shape `D.code_grid`.
+        lam: penalty weight: one number, one per atom, or one per filter of a `Conv`; lam >= max
+            abs(D'y) gives x = 0. (If a paper puts lambda on the data term, norm(x, 1) + lambda
+            norm(y - D x)^2, then lam = 1 / (2 lambda).)
         tol: relative duality gap to stop at; None runs exactly `max_steps` steps and is
             differentiable in reverse mode.
-        max_steps: the most steps; with a tol, rounded up to a multiple of 10.
-        activation: replaces ReLU in the shrinkage; the gap certifies the LASSO, so ReLU only.
+        max_steps: maximum number of steps; with a tol, rounded up to a multiple of 10.
+        activation: function that replaces ReLU in the shrinkage. The gap certifies a code only with
+            ReLU, because other activations do not solve the LASSO.
 
     Returns:
         Pursuit. In float32 the gap of hard problems stalls near 1e-6.
@@ -326,10 +327,10 @@ def fista(
     restart: bool = True,
     activation: Callable[[Array], Array] = relu,
 ) -> Pursuit:
-    r"""The LASSO by FISTA: ISTA steps at extrapolated points, see `fista_step`.
+    r"""Solve the LASSO by FISTA: ISTA steps at extrapolated points, see `fista_step`.
 
-    Without restart F(x_k) - F* <= 2 L norm(x*)^2 / (k + 1)^2. Restart loses this guarantee, but the
-    local rate is linear and FISTA reaches the gap sooner.
+    Without restart, F(x_k) - F* <= 2 L norm(x*)^2 / (k + 1)^2. With restart, this bound is not
+    guaranteed, but the local rate is linear, and FISTA reaches the gap sooner than without restart.
 
     Args:
         D, y, lam, tol, max_steps, activation: as in `ista`.
@@ -364,39 +365,41 @@ def ml_ista(
     max_steps: int = 10_000,
     start: ArrayLike | None = None,
 ) -> DeepPursuit:
-    r"""ML-ISTA for the multi-layer basis pursuit of `ml_basis_pursuit`, to its fixed point.
+    r"""ML-ISTA for the problem of `ml_basis_pursuit`, up to a fixed point of ML-ISTA.
 
     .. math:: \min_{x_J} \|y - D_1 x_1\|^2 / 2 + \sum_j lam_j \|x_j\|_1, \qquad x_{j-1} = D_j x_j.
 
-    It takes steps `ml_ista_step` with gamma_1 = step / L_1, gamma_j = 1 / L_j and theta_j =
-    gamma_1 ... gamma_j lam_j, where L_j = norm(D_j, 2)^2. The steps converge to a fixed point if
-    there is one: the gradient mapping of a layer is cocoercive, with at least half of the constant
-    of an exact gradient. With one layer this is `ista`.
+    The function takes steps `ml_ista_step` with gamma_1 = step / L_1, gamma_j = 1 / L_j and theta_j
+    = gamma_1 ... gamma_j lam_j, where L_j = norm(D_j, 2)^2. The steps converge to a fixed point if
+    one exists, because the gradient mapping of a layer is cocoercive, with at least half of the
+    constant of an exact gradient. With one layer, `ml_ista` is `ista`.
 
-    The fixed point is not the optimum. A smaller `step` gives a smaller excess of the objective and
-    a lower speed; the excess is zero only by accident. `gap` bounds the excess.
+    The fixed point is not the optimum: the excess of the objective over the minimum is zero only by
+    coincidence. A smaller `step` gives a smaller excess, but slower convergence. `gap` bounds the
+    excess.
 
     Args:
-        Ds: J dictionaries (d_{j-1}, d_j).
+        Ds: J dictionaries of shapes (d_{j-1}, d_j).
         y: (m,).
         lams: J penalties, each one number, one per atom, or one per filter of a `Conv`.
-        step: in (0, 1], share of the largest first step.
-        tol: how near to the fixed point, see below; None runs exactly `max_steps` steps and is
+        step: gamma_1 L_1, in (0, 1].
+        tol: tolerance of the fixed point, see Returns; None runs exactly `max_steps` steps and is
             differentiable in reverse mode.
-        max_steps: the most steps; with a tol, rounded up to a multiple of 10.
-        start: the x_J to begin from, (d_J,); zero by default.
+        max_steps: maximum number of steps; with a tol, rounded up to a multiple of 10.
+        start: the x_J to start from, (d_J,); zero by default.
 
     Returns:
         DeepPursuit. `converged` says that a step moves x_J by at most tol gamma_1 ... gamma_J max
         abs(D_J' ... D_1' y), not that the gap is small. `gap` bounds the excess of the objective at
-        any point.
+        every point, also before convergence.
 
     Raises:
         TypeError: an operand is not real, or step, tol or max_steps is traced.
         ValueError: shapes do not fit, the number of lams is not J, lam_j < 0, D_j = 0 (if known),
             tol <= 0, or step is outside (0, 1].
 
-    Not claimed: a rate. The paper's first version has one, which its final version withdraws.
+    Not claimed: a rate of convergence. The first version of the paper states a rate, which the
+        final version withdraws.
 
     Reference: Sulam, Aberdam, Beck, Elad (2020).
 
@@ -421,9 +424,9 @@ def ml_fista(
     restart: bool = True,
     start: ArrayLike | None = None,
 ) -> DeepPursuit:
-    """ML-FISTA: the steps of ML-ISTA at extrapolated points, as `fista_step` extrapolates.
+    """ML-FISTA: steps of ML-ISTA at extrapolated points, with the momentum of `fista_step`.
 
-    It has the fixed points of ML-ISTA. With one layer this is `fista`.
+    ML-FISTA and ML-ISTA have the same fixed points. With one layer, `ml_fista` is `fista`.
 
     Args:
         Ds, y, lams, step, tol, max_steps, start: as in `ml_ista`.
@@ -435,7 +438,7 @@ def ml_fista(
     Raises:
         TypeError, ValueError: as in `ml_ista`.
 
-    Not claimed: convergence, although it is observed.
+    Not claimed: convergence, which is observed but not proved.
 
     Reference: Sulam, Aberdam, Beck, Elad (2020).
 
@@ -452,12 +455,12 @@ def ml_fista(
 
 @dataclass(frozen=True)
 class Iterated:
-    """ISTA: for one dictionary to a gap, for a chain to a fixed point."""
+    """ISTA: for one dictionary up to a gap, for a chain up to a fixed point."""
 
     tol: float | None
     max_steps: int
     activation: Any = relu
-    step: float = 1.0  # share of the largest first step
+    step: float = 1.0  # gamma_1 L_1
     chained: bool = False
 
     def checked(self, where: str) -> "Iterated":
@@ -491,7 +494,7 @@ class Iterated:
                 D = problem.Ds[0]
                 return relative_gap(D, problem.y, problem.lams[0], x, penalty=L1.of(D))
             xs = codes_of(problem.Ds, x)
-            # A multiplier is the part that the shrinkage of a layer takes away, over t_j.
+            # A multiplier is the amount that the shrinkage of a layer subtracts, divided by t_j.
             return chain_gap(
                 problem,
                 xs,

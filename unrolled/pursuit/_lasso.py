@@ -42,7 +42,7 @@ __all__ = ["Path", "lam_max", "lam_of_paper", "lasso", "lasso_path"]
 
 # Steps of FISTA between two evaluations of the gap.
 _BLOCK = 10
-# The most blocks between two finishes by conjugate gradients.
+# The maximum number of blocks between two solutions on the support by conjugate gradients.
 _OFTEN = 16
 
 
@@ -58,33 +58,35 @@ def lasso(
     start: ArrayLike | None = None,
     max_steps: int = 10_000,
 ) -> Pursuit:
-    r"""The LASSO, or the elastic net, to a duality gap.
+    r"""Solve the LASSO, or the elastic net, up to a duality gap.
 
     .. math:: \min_x \tfrac12 \|y - D x\|^2 + \sum_i lam_i |x_i| + \tfrac{l2}{2} \|x\|^2.
 
-    FISTA with restart finds the support, and conjugate gradients solve on the support. Both need
-    only products with D, so D may be a dictionary of any kind and size. Traceable. Differentiable
-    in D, y, lam and l2, in forward and in reverse mode, with the support held fixed: this is the
-    derivative of the solution if the solution is unique and its support does not change nearby.
-    Inside of a `lax.scan`, a derivative in reverse mode can be differentiated in forward mode only.
+    FISTA with restart finds the support, and conjugate gradients solve the problem on the support.
+    Both methods need only products with D, so D may be a dictionary of any class and size. The
+    function is traceable, and differentiable in D, y, lam and l2, in forward and in reverse mode,
+    with the support held fixed. This derivative is the derivative of the solution if the solution
+    is unique and its support does not change nearby. Inside a `lax.scan`, a derivative in reverse
+    mode can be differentiated in forward mode only.
 
     Args:
         D: (m, d).
-        y: (m,), or a signal grid of a `Conv`; then the code has the shape `D.code_grid`.
+        y: (m,), or a signal grid of a `Conv`, whose code has the shape `D.code_grid`.
         lam: penalty weight: one number, one per atom, or one per filter of a `Conv`;
             `lam_of_paper` converts a lambda on the data term.
-        ratio: in place of lam, lam / lam_max(D, y).
+        ratio: lam / lam_max(D, y), which may be given instead of lam.
         tol: duality gap to stop at, relative to norm(y)^2 / 2.
-        nonnegative: minimise over x >= 0.
+        nonnegative: whether to minimise over x >= 0.
         l2: weight of the squared norm, at least 0.
         start: the code to start from, such as the solution of a similar problem; 0 by default.
-        max_steps: the most steps of FISTA, rounded up to a multiple of 10.
+        max_steps: maximum number of steps of FISTA, rounded up to a multiple of 10.
 
     Returns:
         Pursuit; `steps` counts steps of FISTA. lam >= lam_max gives x = 0 without a step. Atoms
-        with a lam of 0 are free, as for a mean or a trend; if all atoms are free, x is a least
-        squares code. (A traced number lam that is 0 gives a loose gap: trace one lam per atom.)
-        `duality_gap` says how rounding changes the bound.
+        with a lam of 0 are not penalised; such free atoms can model a mean or a trend. If all atoms
+        are free, x is a least squares code. (If lam is a single traced number with the value 0, the
+        gap is loose: trace one lam per atom.) See `duality_gap` for the effect of rounding on the
+        bound.
 
     Raises:
         TypeError: an operand is not real, or tol or max_steps is traced.
@@ -137,7 +139,7 @@ def _checked(
 
 
 class Path(Result):
-    """The codes of n penalties, and how good each code is; see `Pursuit`."""
+    """The codes for n penalties, with the fields of `Pursuit` for every code."""
 
     lam: Array  # (n,)
     x: Array  # (n, d)
@@ -159,22 +161,23 @@ def lasso_path(
     start: ArrayLike | None = None,
     max_steps: int = 10_000,
 ) -> Path:
-    r"""The codes of `lasso` for a sequence of penalties; each starts from the code before.
+    r"""The codes of `lasso` for a sequence of penalties; each solve starts from the previous code.
 
-    Traceable, and differentiable like `lasso` inside of a `lax.scan`.
+    The function is traceable, and differentiable like `lasso` inside a `lax.scan`.
 
     Args:
         D: (m, d).
-        y: (m,), or a signal grid of a `Conv`; then the codes have the shape `D.code_grid`.
+        y: (m,), or a signal grid of a `Conv`, whose codes have the shape `D.code_grid`.
         lam: penalties, (n,), preferably from large to small.
-        ratio: in place of lam, lam / lam_max(D, y), (n,). By default 50 ratios from 1 to 0.01,
-            evenly spaced in their logarithms.
-        tol, nonnegative, l2, start, max_steps: as in `lasso`, for each penalty; `start` for the
-            first.
+        ratio: lam / lam_max(D, y), (n,), which may be given instead of lam. The default is 50
+            ratios from 1 to 0.01, whose logarithms are evenly spaced.
+        tol, nonnegative, l2, start, max_steps: as in `lasso`, for each penalty; `start` applies
+            only to the first penalty.
 
     Returns:
-        Path. `gap` is relative to norm(y)^2 / 2. For a ratio, `converged` also says that lam is in
-        the range of the dtype; if lam is known to be outside, the function raises.
+        Path. `gap` is relative to norm(y)^2 / 2. If ratio is given, `converged` also says that lam
+        is in the range of the dtype; if lam is known to be outside the range, the function raises
+        ValueError.
 
     Raises:
         TypeError, ValueError: as in `lasso`.
@@ -203,7 +206,7 @@ def lasso_path(
 def _path(
     method: Lasso, form: StaticPart, Ds: Any, y: Array, lams: Any, *others: Any
 ) -> tuple[Path, Array, Array]:
-    """The path, the penalties in units near 1, and the exponent of the unit."""
+    """The path, the scaled penalties, and the exponent of their unit."""
     problem, x = scaled(form, Ds, y, lams, *others)
     (scaled_lams,), k = problem.lams, 2 * problem.b - problem.up[0]
 
@@ -259,7 +262,7 @@ def refuse_lost(lam: Array, scaled_lam: Array, k: Array, where: str) -> None:
     if not checks.is_concrete((lam, scaled_lam, k)):
         return
     values, at = np.asarray(scaled_lam, float), np.asarray(lam, float)
-    # Most operations take numbers below the least normal number for zero.
+    # Most operations treat numbers below the least normal number as zero.
     within = (at >= float(jnp.finfo(scaled_lam.dtype).tiny)) & np.isfinite(at)
     lost = (values > 0) & np.isfinite(values) & ~within
     if lost.any():
@@ -271,7 +274,7 @@ def refuse_lost(lam: Array, scaled_lam: Array, k: Array, where: str) -> None:
 
 
 def lam_of_paper(weight: ArrayLike) -> Array:
-    r"""Our lam for a lambda on the data term, as Li, Feng and Zhou write the problem P_1.
+    r"""Convert a lambda on the data term, as in problem P_1 of Li, Feng and Zhou, to lam.
 
     .. math:: \min_x \|x\|_1 + \lambda \|y - D x\|^2 \iff lam = 1 / (2 \lambda).
 
@@ -304,7 +307,7 @@ def _half_inverse(weight: Array) -> Array:
 def one_penalty(
     lam: ArrayLike | None, ratio: ArrayLike | None, where: str
 ) -> tuple[ArrayLike, str]:
-    """The given one of lam and ratio, with its name."""
+    """The penalty that is given, lam or ratio, with its name."""
     if (lam is None) == (ratio is None):
         raise ValueError(f"{where}: expected one of lam and ratio, got lam={lam}, ratio={ratio}")
     return (lam, "lam") if lam is not None else (ratio, "ratio")  # type: ignore[return-value]
@@ -340,7 +343,8 @@ def code(
         state, steps, _ = carry
         state, steps = programs.scan(step, state, length=_BLOCK)[0], steps + _BLOCK
         gap = relative(state.x)
-        # Finish after 1, 2, 4, ... blocks, then every 16: at most as many products as the steps.
+        # Solve on the support after 1, 2, 4, ... blocks, and then after every 16 blocks. These
+        # solutions take at most as many products as the steps of FISTA.
         blocks = steps // _BLOCK
         due = (blocks & (blocks - 1) == 0) | (blocks % _OFTEN == 0)
         limit = jnp.minimum(steps, _OFTEN * _BLOCK)
@@ -379,14 +383,14 @@ def on_branch(
 ) -> Array:
     """x, with the derivative of the point where slope(params, x) = 0 on the support of x.
 
-    The support is held fixed, and x as an argument has no derivative.
+    The support is held fixed, and the derivative in the argument x is zero.
 
     Args:
         slope: (params, x) -> the negative gradient of the objective, (d,); entries off the support
-            do not count.
-        limit: the most steps of conjugate residuals.
-        params: the arrays on which x depends, a tuple, D first.
-        x: (d,), a stationary point, in numbers near 1.
+            are ignored.
+        limit: maximum number of steps of conjugate residuals.
+        params: tuple of the arrays on which x depends, D first.
+        x: (d,), a stationary point, scaled near 1.
         penalty: the penalty that defines the parts in a support.
     """
     return x
@@ -400,7 +404,7 @@ def _branch(slope, limit, penalty, primals, tangents):
 
 
 def units_of_small_atoms(D: Operator) -> Array:
-    """k, (d,), so that 2^k d_i has at least a 16th of the largest norm; 0 for larger atoms."""
+    """k, (d,), so that 2^k d_i has at least a sixteenth of the largest norm, or 0 if d_i has it."""
     sizes = exponent(column_norms(D)[None], 0)[0]
     return jnp.maximum(jnp.max(sizes) - sizes - 4, 0)
 
@@ -413,7 +417,7 @@ def tangent(
     x: Array,
     penalty: Penalty = L1,
 ) -> Array:
-    """The derivative of `on_branch` along a change of params; least squares if atoms depend.
+    """The derivative of `on_branch` along a change of params; least squares for dependent atoms.
 
     The function solves in `units_of_small_atoms`, so that small atoms do not count as dependent.
     """
@@ -436,7 +440,7 @@ def _rest(x: Array) -> Momentum:
 
 
 def on_support(problem: Penalized, x: Array, limit: Array) -> Array:
-    """The best point from x towards the minimiser on its support, in at most `limit` steps."""
+    """The best point between x and the minimiser on the support of x, in at most `limit` steps."""
     signs = jnp.sign(x)
     descent = jnp.where(signs != 0, slope(problem, x), 0)
     change = conjugate_gradients(partial(_curvature, problem, signs), descent, limit)
@@ -449,7 +453,7 @@ _SHARES = 1.0, 0.5, 0.25, 0.1, 0.0
 
 
 def on_parts(penalty: Penalty, problem: Penalized, x: Array, limit: Array) -> Array:
-    """A Newton step, or a share of it, on the nonzero parts, where the objective is smooth."""
+    """x after a Newton step, or a share of it, on nonzero parts, where the objective is smooth."""
     D, y, lam, l2 = problem
     on, own = penalty.support(x), partial(slope, problem, penalty=penalty)
 
@@ -466,7 +470,8 @@ def on_parts(penalty: Penalty, problem: Penalized, x: Array, limit: Array) -> Ar
 
     shares = jnp.asarray(_SHARES, x.dtype)
     values = jax.vmap(objective)(shares)
-    # The first share that ties with the lowest, up to rounding: near the end, the whole step.
+    # Take the first share whose value ties with the lowest value up to rounding: near the solution,
+    # this is the whole step.
     rounding = 4 * float(jnp.finfo(x.dtype).eps) * jnp.abs(values[-1])
     return x + shares[jnp.argmax(values <= jnp.min(values) + rounding)] * change
 
@@ -486,8 +491,8 @@ def _curvature(problem: Penalized, signs: Array, v: Array) -> Array:
 def conjugate_gradients(A: Callable[[Array], Array], b: Array, limit: ArrayLike) -> Array:
     """v with A v = b, for a symmetric positive semidefinite A, in at most `limit` steps from 0.
 
-    A is near 1. If A is singular, rounding leaves a part of b outside of its range: the steps end
-    in a direction whose curvature is rounding.
+    A is scaled near 1. If A is singular, rounding leaves a part of b outside the range of A, and
+    the steps end at a direction whose curvature is a rounding error.
     """
     eps = float(jnp.finfo(b.dtype).eps)
     least = eps**2 * jnp.vdot(b, b)
@@ -512,11 +517,11 @@ def conjugate_gradients(A: Callable[[Array], Array], b: Array, limit: ArrayLike)
 
 
 def conjugate_residuals(A: Callable[[Array], Array], b: Array, limit: ArrayLike) -> Array:
-    """v with the least norm(A v - b); A may be singular, because atoms of a support may depend.
+    """v with the least norm(A v - b). A may be singular: the atoms of a support may be dependent.
 
-    Conjugate gradients need b in the range of A. Here the part of b outside stays in the residual
-    r, until A r is the rounding of r. A derivative b may have any scale, so it is first divided by
-    a power of two.
+    Conjugate gradients need b in the range of A. In conjugate residuals, the part of b outside the
+    range stays in the residual r, and the steps end when A r is within the rounding error of r.
+    Since b is a derivative, it may have any scale; the function first divides b by a power of two.
     """
     eps, scale = float(jnp.finfo(b.dtype).eps), exponent(b)
     b = times_power(b, -scale)

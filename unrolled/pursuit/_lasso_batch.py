@@ -1,6 +1,6 @@
 """The LASSO of many signals in one dictionary, by an active set method that certifies every code.
 
-It runs in float64 on the host; threads share the signals.
+The method runs in float64 on the host; threads share the signals.
 """
 
 import math
@@ -51,12 +51,13 @@ from unrolled.pursuit._problem import (
 __all__ = ["lasso_batch"]
 
 
-# The most and the fewest signals that a thread takes at once, and the signals whose arrays are in
-# memory together. Ctrl-C can stop a thread only between its chunks: _PRODUCTS bounds a chunk to
-# seconds, even if codes have min(m, d) nonzeros and take about min(m, d)^2 d products each.
+# The largest and the smallest number of signals in a chunk of a thread, and the number of signals
+# whose arrays are in memory together. Ctrl-C can stop a thread only between its chunks, so
+# _PRODUCTS limits a chunk to seconds, even if every code has min(m, d) nonzeros and takes about
+# min(m, d)^2 d products.
 _CHUNK, _FEWEST, BLOCK = 256, 16, 4096
 _PRODUCTS = 2**30
-# The violation, over the norms of atom and signal, up to which a constraint holds.
+# A constraint holds if its violation, relative to the norms of atom and signal, is at most this.
 _SLACK = 1e-11
 
 
@@ -78,39 +79,44 @@ def lasso_batch(
     .. math:: \min_x \tfrac12 \|y - D x\|^2 + \sum_i lam_i |x_i| + \tfrac{l2}{2} \|x\|^2
         \quad \text{for every row } y \text{ of } Y.
 
-    The method moves to the minimiser, and stops at the first code whose duality gap, in float64, is
-    at most tol. It runs on the host, compiled by numba: the first call takes seconds if no earlier
-    process has left the machine code. Traceable. For a derivative use `lasso` under `vmap`. If the
-    codes of D come in parts, `lasso` under `vmap` runs here too: |x_i| is then the size of a part,
-    the gap has the precision of the dtype, and `steps` counts steps of FISTA.
+    The method moves towards the minimiser, and stops at the first code whose duality gap, computed
+    in float64, is at most tol. It runs on the host, compiled by numba: the first call takes seconds
+    unless an earlier process has saved the machine code. The function is traceable. For a
+    derivative, use `lasso` under `vmap`. If the codes of D come in parts, `lasso_batch` also runs
+    `lasso` under `vmap`: |x_i| is then the size of a part, the gap has the precision of the dtype,
+    and `steps` counts steps of FISTA.
 
     Args:
-        D: (m, d). Structured dictionaries without parts are made dense; if a dictionary is too
-            large for a matrix, use `lasso` under `vmap`.
-        Y: (batch, m), or a batch of signal grids of a `Conv`; then codes have the shape
-            `D.code_grid`; or complex signals of a `Complex` D, or signals of a `Joint` D, with
-            codes of the same form. The batch may be empty. From `np.load(path, mmap_mode="r")` it
-            is read in chunks, with the same codes. All codes are in memory together; to write them
-            to a file use `unrolled encode`.
+        D: (m, d). Structured dictionaries without parts are converted to matrices; if the matrix
+            would be too large, use `lasso` under `vmap`.
+        Y: (batch, m). Y may also be a batch of signal grids of a `Conv`, whose codes have the shape
+            `D.code_grid`, or complex signals of a `Complex` D, or signals of a `Joint` D, whose
+            codes have the same form. The batch may be empty. If Y comes from
+            `np.load(path, mmap_mode="r")`, it is read in chunks; the codes are the same. All codes
+            are in memory together; to write codes to a file, use `unrolled encode`.
         lam: penalty weight: one number, one per atom (d,), one per filter of a `Conv`, one per
-            signal (batch, 1), or (batch, d). If codes come in parts, one per part takes the place
-            of one per atom.
-        ratio: in place of lam, lam / lam_max(D, y) of every signal, in the shapes of lam.
+            signal (batch, 1), or (batch, d). If codes come in parts, lam has one number per part
+            instead of one per atom.
+        ratio: lam / lam_max(D, y) for every signal, which may be given instead of lam, in the same
+            shapes.
         tol, nonnegative, l2: as in `lasso`.
         start: (batch, d), codes to start from.
-        max_steps: the most moves for a signal; in a move an atom becomes active or inactive.
-        mask: bools, in the shape of Y, or (m,) for all signals: True where an entry is known. Codes
-            fit these entries alone, as with `dictionaries.Masked`; the others may be NaN. `ratio`,
-            `gap` and `residual` are then those of the known entries.
+        max_steps: maximum number of moves for a signal; in a move, an atom becomes active or
+            inactive.
+        mask: array of bool, in the shape of Y or (m,) for all signals, True where an entry is
+            known. The codes fit only the known entries, as with `dictionaries.Masked`; unknown
+            entries may be NaN. `ratio`, `gap` and `residual` then refer to the known entries.
 
     Returns:
         Pursuit with a leading axis of signals in every field; `steps` counts moves, and `gap`
-        belongs to the code before it is rounded to the dtype of Y. A signal has the code 0 and the
-        gap inf if it is not finite, or if an atom over the largest entry of D and its penalty over
-        that entry and the signal are both below the range, 1e-31 in float32, 1e-146 in float64.
+        belongs to the code before the code is rounded to the dtype of Y. A signal that is not
+        finite has the code 0 and the gap inf. The same holds for a signal if two ratios of some
+        atom are both below 1e-31 in float32 or 1e-146 in float64. The first ratio is the size of
+        the atom over the largest entry of D, and the second is the penalty of the atom over the
+        product of this entry and the signal.
 
     Raises:
-        TypeError, ValueError: as in `lasso`; a mask that is not bool, or has another shape.
+        TypeError, ValueError: as in `lasso`, and if mask is not bool or has another shape.
 
     Reference: Lawson, Hanson (1974), chapter 23; Lee et al. (2007) for the signs.
 
@@ -189,10 +195,10 @@ def _together(
 
 
 def operands_of_many(D: Dictionary, Y: Any, where: str) -> tuple[Operator, Any, np.dtype, Grid]:
-    """D, signals in rows, the dtype of the result and the grid of a code, checked.
+    """Checked arguments: D, signals in rows, the dtype of the result and the grid of a code.
 
-    The signals of a mapped file stay in the file if they are more than a chunk; if codes of D come
-    in parts, the signals must also be real and flat.
+    The signals of a mapped file stay in the file if there are more than `BLOCK` of them. If codes
+    of D come in parts, the signals must also be real and flat to stay in the file.
     """
     mapped = isinstance(Y, np.memmap) and Y.ndim > 1 and len(Y) > BLOCK
     mapped = mapped and as_flat(D, Y[:1], 1)[1] is None
@@ -208,12 +214,12 @@ def operands_of_many(D: Dictionary, Y: Any, where: str) -> tuple[Operator, Any, 
 
 
 def in_chunks(solve: Callable[[Array, slice | None], Pursuit], Y: Any, where: str) -> Pursuit:
-    """The result of all signals, or of a mapped file chunk by chunk.
+    """The result of all signals; a mapped file is solved chunk by chunk.
 
     Args:
-        solve: a function of some signals and of their rows, a slice; None for all rows.
+        solve: function of some signals and the slice of their rows; None for all rows.
         Y: as `operands_of_many` returns them.
-        where: the name of the caller, which messages begin with.
+        where: the name of the caller, with which messages begin.
     """
     if not isinstance(Y, np.memmap):
         return solve(Y, None)
@@ -232,10 +238,10 @@ def in_chunks(solve: Callable[[Array, slice | None], Pursuit], Y: Any, where: st
 
 
 def on_the_host(host: Any, operands: Any, d: int) -> tuple:
-    """x, gap, residual, steps and converged of every signal, by a function of numpy.
+    """x, gap, residual, steps and converged of every signal, computed by a numpy function.
 
     Args:
-        host: a function of `operands` as arrays of numpy.
+        host: function that takes the operands as numpy arrays.
         operands: D, the signals, and further arguments.
         d: the length of a code.
     """
@@ -257,9 +263,9 @@ def on_the_host(host: Any, operands: Any, d: int) -> tuple:
 def _scaled(
     dtype: np.dtype, relative: bool, D: Operator, Y: Array, weight: Any, l2: Any, start: Any
 ) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
-    """D, Y, the weights, l2 and the start near 1; and the exponents of D and of every signal.
+    """D, Y, weights, l2 and start, scaled near 1, and the exponents of D and of every signal.
 
-    The masks of the signals follow, where each has its own.
+    If every signal has its own mask, the masks follow the start.
     """
     whole: Any = D
     masks = () if shared_part(D) is D else (whole.mask.astype(dtype),)
@@ -270,12 +276,12 @@ def _scaled(
     weight = jnp.broadcast_to(weight, (len(Y), columns))
     if not relative:
         weight = bounded(ldexp(weight, -(a + b)))
-    # Without a start, an array that nothing reads.
+    # Without a start, X is an array that nothing reads.
     X = jnp.zeros((len(Y), 1)) if start is None else start
     ridge, X = bounded(ldexp(jnp.asarray(l2, dtype), -2 * a)), ldexp(X.astype(dtype), a - b)
     near, Y = times_power(matrix, -a), times_power(Y, -b)
-    # If the penalty of an atom is as small, an atom that is lost in these units may be in the code:
-    # then the signal has no code, as if the signal were not finite.
+    # An atom that is below the range in these units may belong to the code if its penalty is as
+    # small. The signal then has no code, as if the signal were not finite.
     least = max(least_of(dtype), math.sqrt(least_of(np.dtype(float))))  # the Gram matrix squares
     lost = out_of_range(matrix, a, least)[None] & (weight < least)
     Y = jnp.where(lost.any(1, keepdims=True), jnp.nan, Y)
@@ -289,8 +295,8 @@ def batch_result(
 ) -> Pursuit:
     """The answers in the caller's dtype and units; D was divided by 2^a and the signals by 2^b.
 
-    With D, the signals and their masks in these units, the residual becomes that of codes in half
-    precision.
+    Given D, the signals and their masks in these units, the function computes the residual of the
+    codes after rounding to half precision.
     """
     x, gap, residual, steps, converged = answers
     if signals and dtype != x.dtype:
@@ -315,7 +321,7 @@ def lasso_of_many(
     Args:
         D, Y, lam, l2, start: as in `lasso_batch`, scaled near 1; lam is (n, 1) or (n, d).
         masks: (n, m), 0 where an entry of a signal is not known, else 1.
-        relative: whether lam is in units of lam_max of every signal.
+        relative: whether lam is a ratio to lam_max of every signal.
         tol, nonnegative, max_steps: as in `lasso_batch`.
         warm: whether start holds codes.
     """
@@ -353,8 +359,9 @@ def minima(
 
     Args:
         D, Y, lam, l2, start, masks, relative, nonnegative: as in `lasso_of_many`, in float64.
-        finite: (n,), whether a signal has a code; if not, it has zeros and an infinite gap.
-        slack: (n,), the violation over the norm of the atom up to which a constraint holds.
+        finite: (n,), whether to code a signal; otherwise its code is zero and its gap is infinite.
+        slack: (n,), the largest violation, relative to the norm of the atom, at which a constraint
+            holds.
         limits: the limits of `_active_set.minimise`.
     """
     from unrolled.pursuit import _active_set  # imports numba
@@ -403,11 +410,12 @@ def blocks_of(rows: Any) -> range:
 def slack_of(
     D: np.ndarray, Y: np.ndarray, lam: np.ndarray, tol: float, masks: np.ndarray | None = None
 ) -> np.ndarray:
-    """The violation over the norm of the atom up to which a constraint holds, (n,).
+    """The largest violation, relative to the norm of the atom, at which a constraint holds, (n,).
 
     For a free atom, which has no penalty, |d_i . r| counts as 0 up to the slack. The slack is
-    smaller if it would hide an excess of tol / 2: if |u_i . r| <= e for the n unit atoms u_i that
-    are free, r is at most e sqrt(n) / sigma off the vectors orthogonal to them.
+    smaller if it could hide an excess of tol / 2. Let sigma be the least nonzero singular value of
+    the n free unit atoms u_i. If |u_i . r| <= e for all i, the distance of r from the vectors
+    orthogonal to these atoms is at most e sqrt(n) / sigma.
     """
     sizes, free = np.linalg.norm(Y, axis=1), lam == 0
     if not free.any():

@@ -1,4 +1,4 @@
-"""Thresholding, and layered pursuits: each layer codes the code of the layer before."""
+"""Thresholding, and layered pursuits, in which each layer codes the code of the previous layer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -61,9 +61,9 @@ def threshold(
 
     Args:
         D: (m, d).
-        y: (m,), or a signal grid of a `Conv`; then the code has the shape `D.code_grid`.
+        y: (m,), or a signal grid of a `Conv`, whose code has the shape `D.code_grid`.
         theta: one number, one per atom, or one per filter of a `Conv`.
-        activation: replaces ReLU in the shrinkage.
+        activation: function that replaces ReLU in the shrinkage.
         tol: relative duality gap up to which `converged` is True.
 
     Returns:
@@ -114,9 +114,9 @@ class Threshold:
 
 @jax.tree_util.register_pytree_node_class
 class Layered(tuple[Pursuit, ...]):
-    """The pursuits of a chain, one per layer.
+    """The results of a layered pursuit, one `Pursuit` per layer.
 
-    Each one codes the code before it, so D_j x_j is only near x_{j-1}.
+    Each layer codes the code of the previous layer, so D_j x_j is only close to x_{j-1}.
 
     Example:
         >>> Ds = jnp.eye(2), jnp.eye(2)
@@ -175,24 +175,27 @@ def layered_thresholding(
     With `nonnegative` and ReLU, a chain of `Conv` dictionaries is a CNN with biases -theta_j.
 
     Args:
-        Ds: J dictionaries (d_{j-1}, d_j).
+        Ds: J dictionaries of shapes (d_{j-1}, d_j).
         y: (m,).
         thetas: J thresholds, each one number, one per atom, or one per filter of a `Conv`.
-        nonnegative: whether one rectifier takes the place of the two in a shrinkage.
-        activation: replaces ReLU.
+        nonnegative: whether codes are non-negative; one rectifier then replaces the two of a
+            shrinkage.
+        activation: function that replaces ReLU.
         tol: relative duality gap up to which a layer counts as converged.
 
     Returns:
-        Layered. The gaps judge the layers as solutions of the LASSO, over x >= 0 if nonnegative;
-        they are solutions if the atoms are orthonormal. A code outside of x >= 0 has the gap inf.
+        Layered. The gap of a layer judges its code as a solution of the LASSO, over x >= 0 if
+        nonnegative; the code is a solution if the atoms are orthonormal. If nonnegative, a code
+        with a negative entry has the gap inf.
 
     Raises:
         TypeError: an operand is not real, or tol is traced.
         ValueError: shapes do not fit, the number of thetas is not J, theta_j < 0 (if known), or
             tol <= 0.
 
-    Not claimed: that the codes are the codes of the model. `theory.layered_thresholds` gives
-    thresholds without false positives, and the error that they leave even without noise.
+    Not claimed: that the codes are the true codes of the model. `theory.layered_thresholds` returns
+        thresholds without false positives, and the error of the codes at these thresholds, which is
+        positive even without noise.
 
     Reference: Papyan, Romano, Elad (2017).
 
@@ -220,27 +223,28 @@ def layered_basis_pursuit(
     tol: float | None = None,
     max_steps: int = 10_000,
 ) -> Layered:
-    r"""Layered basis pursuit, with penalties, or DSC_1 without; x_0 = y.
+    r"""Layered basis pursuit with penalties, or DSC_1 without penalties; x_0 = y.
 
     .. math::
         x_j = \arg\min_x \|x_{j-1} - D_j x\|^2 / 2 + lam_j \|x\|_1 \quad or \quad
         x_j = \arg\min_x \|x\|_1 : D_j x = x_{j-1}.
 
-    Under Assumption 1 (strict, with mu or the generalized coherence) DSC_1 has the codes of the DSC
-    problem (Theorem 2, `theory.uniqueness`). Penalties admit noise; the penalties of
-    `theory.layered_penalties` give no false positives and an error proportional to the noise. With
-    penalties there is no derivative in reverse mode.
+    Under Assumption 1 (strict, with mu or the generalized coherence), DSC_1 and the DSC problem
+    have the same codes (Theorem 2, `theory.uniqueness`). Penalties admit noise: the penalties of
+    `theory.layered_penalties` give no false positives, and an error proportional to the noise. With
+    penalties, the function has no derivative in reverse mode.
 
     Args:
-        Ds: J dictionaries (d_{j-1}, d_j), d_0 = m.
+        Ds: J dictionaries of shapes (d_{j-1}, d_j), d_0 = m.
         y: (m,).
         lams: J penalties, each one number, one per atom, or one per filter of a `Conv`; None for
             the equality constraints.
-        tol: relative duality gap of every layer; by default 1e-6 with penalties, 1e-9 without.
-        max_steps: the most steps of `fista` in a layer with a penalty.
+        tol: relative duality gap of every layer; by default 1e-6 with penalties and 1e-9 without
+            penalties.
+        max_steps: maximum number of steps of `fista` in a layer with a penalty.
 
     Returns:
-        Layered, with the pursuits of `fista` or `basis_pursuit`. Without penalties `converged` is
+        Layered, with the results of `fista` or `basis_pursuit`. Without penalties `converged` is
         False for a layer whose input is not in the range of its dictionary.
 
     Raises:
@@ -275,7 +279,7 @@ def layered_basis_pursuit(
 def _chained(
     method: Threshold | Accelerated | float, Ds: Sequence[Operator], y: Array, values: tuple
 ) -> Layered:
-    """The pursuits layer by layer, with penalties or by basis pursuit."""
+    """The results of the pursuits layer by layer, with penalties or by basis pursuit."""
     layers: list[Pursuit] = []
     for D, value in zip(Ds, values):
         if isinstance(method, Threshold):
@@ -289,7 +293,8 @@ def _chained(
     return Layered(layers)
 
 
-# An entry below so many roundings of the magnitudes in its sum counts as zero.
+# An entry of a product counts as zero if it is below this many rounding errors of the sum of the
+# magnitudes of its terms.
 _ROUNDING = 8
 
 
@@ -308,27 +313,27 @@ def project(
         \quad or \quad \min_{x_J} \|y - D_{[1,J]} x_J\|^2 / 2 + lam \|x_J\|_1,
         \qquad D_{[1,J]} = D_1 \cdots D_J.
 
-    The function finds the deepest code in the effective dictionary and the other codes by products.
-    So errors of the layers do not add up, as they do in layered pursuits.
+    The function finds the deepest code in the effective dictionary, and computes the other codes as
+    products. So the errors of the layers do not accumulate, in contrast to layered pursuits.
 
     With `sparsity`, orthogonal matching pursuit adds atoms of D_[1,J] one by one, always the atom
-    whose normalised inner product with the residual is largest. It stops at s_J atoms, at an exact
-    fit, if no independent atom is left, or before a code exceeds its s_j. With `lam`, FISTA solves
-    the LASSO in D_[1,J]. With one layer the result is the pursuit in D_1. There is no derivative in
-    reverse mode.
+    whose normalised inner product with the residual is largest. The pursuit stops at s_J atoms, at
+    an exact fit, if no independent atom is left, or before a code exceeds its s_j. With `lam`,
+    FISTA solves the LASSO in D_[1,J]. With one layer, `project` is the pursuit in D_1. The function
+    has no derivative in reverse mode.
 
     Args:
-        Ds: J dictionaries (d_{j-1}, d_j).
+        Ds: J dictionaries of shapes (d_{j-1}, d_j).
         y: (m,).
-        sparsity: s_J, or a tuple with one s_j per layer. Entries of x_j that are rounding of the
-            product count as zero.
-        lam: penalty weight, one number, one per atom of D_J, or one per filter of a `Conv`.
+        sparsity: s_J, or a tuple with one s_j per layer. Entries of x_j that are rounding errors of
+            the product count as zero.
+        lam: penalty weight: one number, one per atom of D_J, or one per filter of a `Conv`.
         tol, max_steps: as in `fista`.
 
     Returns:
-        DeepPursuit. With `sparsity`, `steps` is the number of atoms, `gap` is inf, because nothing
-        bounds the excess of a greedy choice, and `converged` says that the codes are finite. With
-        `lam`, all fields are as in the result of `fista`.
+        DeepPursuit. With `sparsity`, `steps` is the number of atoms, and `converged` says that the
+        codes are finite. `gap` is then inf, because no bound on the excess of a greedy choice is
+        known. With `lam`, all fields are as in the result of `fista`.
 
     Raises:
         TypeError: an operand is not real, or a sparsity is not a static integer.
@@ -390,7 +395,7 @@ class Relaxed:
 
 @dataclass(frozen=True)
 class Greedy:
-    """Matching pursuit in the effective dictionary, with the most nonzeros of every layer."""
+    """Matching pursuit in the effective dictionary, with a maximum number of nonzeros per layer."""
 
     bounds: tuple[int, ...]
 
@@ -398,7 +403,7 @@ class Greedy:
         Ds, y = problem.Ds, problem.y
         D = Composed(*Ds)
         norms, sizes = column_norms(D), column_norms(magnitudes(D))
-        # An atom that is only rounding of its product counts as zero.
+        # An atom whose norm is within the rounding error of its product counts as zero.
         norms = jnp.where(norms > _ROUNDING * float(jnp.finfo(y.dtype).eps) * sizes, norms, 0)
         inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
 
@@ -415,7 +420,7 @@ class Greedy:
 
 
 def _sparse_codes(Ds: Sequence[Operator], x: Array) -> Codes:
-    """(x_1, ..., x_J) from x_J, with zeros for entries that are rounding of their product."""
+    """(x_1, ..., x_J) from x_J; entries that are rounding errors of their product become 0."""
     tiny = _ROUNDING * float(jnp.finfo(x.dtype).eps)
     xs: Codes = (x,)
     for D in reversed(Ds[1:]):

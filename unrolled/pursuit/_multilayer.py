@@ -1,4 +1,4 @@
-"""The pursuits of the whole multi-layer model: its basis pursuit, and holistic pursuit."""
+"""Pursuits of the whole multi-layer model: multi-layer basis pursuit and holistic pursuit."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ from unrolled.pursuit._splitting import admm
 __all__ = ["holistic", "ml_basis_pursuit"]
 
 
-# Steps of ADMM between two vertices, because a vertex costs a singular value decomposition.
+# Steps of ADMM between two computations of a vertex; a vertex costs a singular value decomposition.
 _ROUND = 500
 
 
@@ -46,31 +46,33 @@ def ml_basis_pursuit(
     max_steps: int = 10_000,
     start: ArrayLike | None = None,
 ) -> DeepPursuit:
-    r"""The multi-layer basis pursuit problem, to a duality gap.
+    r"""Solve the multi-layer basis pursuit problem up to a duality gap.
 
     .. math::
         \min_{x_J} \|y - D_1 D_2 \cdots D_J x_J\|^2 / 2 + \sum_j lam_j \|x_j\|_1,
         \qquad x_{j-1} = D_j x_j.
 
-    The problem is convex in its one variable x_J: sparse synthesis at the deepest layer, sparse
-    analysis in the other layers. ADMM runs to the gap. A linear system for the zeros and signs of
-    its result then gives the codes to rounding, if this lowers the gap. With one layer this is the
-    LASSO. There is no derivative in reverse mode; `ml_fista` with tol=None has one.
+    The problem is convex in its single variable x_J: the penalty is a synthesis penalty in the
+    deepest layer, and an analysis penalty in the other layers. ADMM runs until the gap is at most
+    tol. A linear system for the zeros and signs of the result of ADMM then gives the codes to
+    rounding; this solution is returned if it lowers the gap. With one layer, the problem is the
+    LASSO. The function has no derivative in reverse mode; `ml_fista` with tol=None has a derivative
+    in reverse mode.
 
     Args:
-        Ds: J dictionaries (d_{j-1}, d_j). Structured dictionaries are made dense for one eigenvalue
-            decomposition of d_J x d_J.
+        Ds: J dictionaries of shapes (d_{j-1}, d_j). Structured dictionaries are converted to
+            matrices for one eigenvalue decomposition of d_J x d_J.
         y: (m,).
         lams: J penalties, each one number, one per atom, or one per filter of a `Conv`. lam_J must
             be positive for the gap to close.
         tol: relative duality gap to stop at. In float32, gaps below 1e-5 are seldom reached.
-        max_steps: the most steps of ADMM, rounded up to a multiple of 500.
-        start: the x_J to begin from, (d_J,); zero by default.
+        max_steps: maximum number of steps of ADMM, rounded up to a multiple of 500.
+        start: the x_J to start from, (d_J,); zero by default.
 
     Returns:
         DeepPursuit. `gap` bounds the excess of the objective, relative to norm(y)^2 / 2, and
-        `converged` says that the gap is at most tol. If the linear system was solved, zeros in xs
-        are exact.
+        `converged` says that the gap is at most tol. If the solution of the linear system is
+        returned, zeros in xs are exact.
 
     Raises:
         TypeError: an operand is not real, or tol or max_steps is traced.
@@ -110,7 +112,7 @@ class MultiLayer:
     def __call__(self, problem: Problem, x: Array) -> Found:
         Ds, y, lams, *_ = problem
         A, below = _products(Ds, y)
-        units = tuple(1 / spectral_norm(B) for B in below)  # give all splits one size
+        units = tuple(1 / spectral_norm(B) for B in below)  # give all splits the same norm
 
         def forward(x):
             return tuple(c * v for c, v in zip(units, codes_of(Ds, x)))
@@ -161,7 +163,8 @@ def _products(Ds: Sequence[Operator], y: Array) -> tuple[Array, Codes]:
 def _minimiser(A: Array, y: Array, T: Array) -> Callable[[Array, Array], Array]:
     """(b, rho) -> argmin norm(y - A x)^2 / 2 + rho (x'G x / 2 - b'x), for x in the range of T.
 
-    On this range T'G T = 1. T rotated so that T'A'A T = diag(w) serves every rho.
+    On this range T'G T = I. The function rotates T so that T'A'A T = diag(w), for use with every
+    rho.
     """
     w, Q = jnp.linalg.eigh((A @ T).T @ (A @ T))
     T = T @ Q
@@ -172,10 +175,10 @@ def _minimiser(A: Array, y: Array, T: Array) -> Callable[[Array, Array], Array]:
 def _vertex(
     A: Array, below: Codes, y: Array, lams: Sequence[Array], v: Codes, Us: Codes
 ) -> tuple[Array, Codes, Codes]:
-    """x_J and the multipliers by the optimality conditions, given the zeros and signs of v.
+    """x_J and the multipliers from the optimality conditions, given the zeros and signs of v.
 
-    A'(y - A x) = sum_j below_j' U_j, with U_j = lam_j sign(v_j) off the zeros and (below_j x) = 0
-    on the zeros. The zeros are also returned.
+    The conditions are A'(y - A x) = sum_j below_j' U_j, with U_j = lam_j sign(v_j) off the zeros
+    and below_j x = 0 on the zeros. The function also returns the zeros.
     """
     B, signs = jnp.concatenate(below), jnp.sign(jnp.concatenate(v))
     lam = jnp.concatenate([jnp.broadcast_to(w, a.shape) for w, a in zip(lams, v)])
@@ -184,7 +187,7 @@ def _vertex(
     P = pseudo_inverse(A @ N)
     x = N @ (P @ (y - ((fixed @ B) @ N) @ P))
     U = jnp.where(zero, jnp.concatenate(Us), fixed)
-    # The multipliers of the zeros take up the rest, with the least change.
+    # The multipliers on the zeros take the least change with which the conditions hold.
     U = U + (((y - A @ x) @ A) - U @ B) @ pseudo
     ends = np.cumsum([len(a) for a in v])[:-1]
     Us, zeros = (tuple(jnp.split(a, ends)) for a in (U, zero))
@@ -201,42 +204,44 @@ def holistic(
     tol: float = 1e-6,
     max_steps: int = 10_000,
 ) -> DeepPursuit:
-    r"""Holistic pursuit: a sparse deepest code whose codes above have zeros, too.
+    r"""Holistic pursuit: a sparse deepest code, with zeros also in the codes of the other layers.
 
     .. math:: \min_{x_J} \|y - D_1 x_1\|^2 / 2 + lam \|x_J\|_1, \qquad
         (x_j)_i = 0 \; \text{for} \; i \in C_j, \; j < J, \qquad x_{j-1} = D_j x_j.
 
-    The cosupports C_j begin empty. After each solution of the problem, the smallest entry of the
-    codes x_j, j < J, relative to the largest of its layer, joins its C_j, until C_j has `zeros[j]`
-    indices. At the end the codes are fitted to y by least squares, with these zeros and with the
-    support of x_J, or its `sparsity` largest entries.
+    The cosupports C_j are empty at first. After each solution of the problem, one more index joins
+    a C_j. It belongs to the entry of the codes x_j, j < J, that is smallest relative to the largest
+    entry of its layer. A cosupport C_j is complete when it has `zeros[j]` indices. At the end, the
+    codes are fitted to y by least squares, with these zeros. The support of x_J in this fit is the
+    support of the last solution, or its `sparsity` largest entries.
 
-    Holistic pursuit helps if its zeros are true: the expected error of least squares is then below
-    the error of `project`, in the ratio of `theory.oracle_errors`. This takes a high
-    signal-to-noise ratio: in noise the smallest entries are often not zeros, and there is no gain.
+    Holistic pursuit helps if its zeros are correct: the expected error of the least squares fit is
+    then below the error of `project`, by the ratio that `theory.oracle_errors` returns. Correct
+    zeros require a high signal-to-noise ratio. In strong noise, the smallest entries often belong
+    to nonzeros of the true codes, and there is no gain.
 
     Args:
-        Ds: J dictionaries (d_{j-1}, d_j). Structured dictionaries are made dense for a singular
-            value decomposition per zero.
+        Ds: J dictionaries of shapes (d_{j-1}, d_j). Structured dictionaries become matrices for one
+            singular value decomposition per zero.
         y: (m,).
-        lam: penalty weight, one number, one per atom of D_J, or one per filter of a `Conv`.
-        zeros: the fewest zeros of each of x_1, ..., x_{J-1}, or one number for all. With 0 this is
-            the LASSO in D_1 ... D_J, and a fit on its support.
-        sparsity: the most nonzeros of x_J; None for all nonzeros that the penalty leaves.
+        lam: penalty weight: one number, one per atom of D_J, or one per filter of a `Conv`.
+        zeros: minimum number of zeros of each of x_1, ..., x_{J-1}, or one number for all. With 0,
+            the result is the LASSO in D_1 ... D_J, followed by a fit on its support.
+        sparsity: maximum number of nonzeros of x_J; None for all nonzeros that the penalty leaves.
         tol: relative duality gap of every problem.
-        max_steps: the most steps of ADMM in one problem, rounded up to a multiple of 10.
+        max_steps: maximum number of steps of ADMM in one problem, rounded up to a multiple of 10.
 
     Returns:
         DeepPursuit. `gap` is the largest gap of all problems, before the fit, relative to norm(y)^2
-        / 2; `converged` says that the gap is at most tol. `steps` counts steps of all problems. If
-        the zeros leave x_J no freedom, all codes are 0.
+        / 2; `converged` says that the gap is at most tol. `steps` counts the steps of all problems.
+        If x_J = 0 is the only code with these zeros, all codes are 0.
 
     Raises:
         TypeError: an operand is not real, or zeros are not static integers.
         ValueError: shapes do not fit, zeros exceed d_j, lam < 0 or D_j = 0 (if known), or
             tol <= 0.
 
-    Not claimed: the true cosupports; the choice is greedy and never revised.
+    Not claimed: recovery of the true cosupports; the choice is greedy and never revised.
 
     Reference: Aberdam, Sulam, Elad (2019), for two layers.
 
@@ -277,8 +282,8 @@ def _counts(zeros: Any, sizes: tuple[int, ...], where: str) -> tuple[int, ...]:
 def null_space(B: Array) -> tuple[Array, Array]:
     """N, (d, d), whose nonzero columns are an orthonormal basis of {x : B x = 0}; and B^+, (d, n).
 
-    B is (n, d) with n >= d. Singular values within the rounding of the largest one count as zero;
-    the bound does not grow with the number of rows.
+    B is (n, d) with n >= d. Singular values within the rounding error of the largest singular value
+    count as zero; the bound does not grow with n beyond n = 10 d.
     """
     wide = widened(B)
     U, values, V = jnp.linalg.svd(wide, full_matrices=False)
@@ -342,7 +347,7 @@ class Holistic:
 
 
 def _one_more(zeros: Codes, codes: Codes, counts: Sequence[int]) -> Codes:
-    """The zeros with one more: the smallest entry of the layers that still need zeros."""
+    """The zeros with one more zero: the smallest entry of the layers that still need zeros."""
     scores = []
     for zero, x, n in zip(zeros, codes, counts):
         largest = jnp.max(jnp.abs(x))

@@ -1,4 +1,4 @@
-"""Orthogonal matching pursuit: it chooses atoms one by one, with a growing Cholesky factor."""
+"""Orthogonal matching pursuit, which chooses atoms one by one."""
 
 import math
 from collections.abc import Callable
@@ -49,15 +49,15 @@ from unrolled.pursuit._problem import (
 __all__ = ["omp", "omp_batch"]
 
 
-_CHUNK = 128  # signals whose arrays stay in the cache of a core
+_CHUNK = 128  # number of signals whose arrays stay in the cache of a core
 
 
 def negligible(m: int, dtype: np.dtype) -> float:
-    """The error of a sum of m products, if rounding errors go up as often as down.
+    """The relative error of a sum of m products, if rounding errors have random signs.
 
-    A correlation with a residual below this share of the signal counts as zero. An atom with a
-    pivot below this share of its squared norm counts as dependent: a pivot is a difference of
-    squares, and a code on atoms that are nearer to dependent has few digits.
+    A correlation with a residual below this share of the signal counts as zero. An atom counts as
+    dependent if its pivot is below this share of its squared norm: a pivot is a difference of
+    squares, so a code on atoms that are closer to dependent would have few correct digits.
     """
     return 4 * math.sqrt(m) * float(np.finfo(dtype).eps)
 
@@ -80,7 +80,7 @@ def match(
     block: int = 1,
     by_fit: bool = False,
 ) -> np.ndarray:
-    r"""Matching pursuit for every row of Y, as an array of codes, (n, d).
+    r"""The codes of the rows of Y by matching pursuit, (n, d).
 
     .. math:: j = \arg\max_i favour_i |d_i' V r| / \sqrt{d_i' V d_i}, \quad
         x_S = \arg\min_u (y - D_S u)' V (y - D_S u), \quad r = y - D x.
@@ -88,14 +88,15 @@ def match(
     Args:
         D: (m, d).
         Y: (n, m).
-        sparsity: the most atoms of a code.
+        sparsity: maximum number of atoms of a code.
         V: (n, m), the diagonals of V; None for ones.
-        favour: (d,), by which the choice favours atoms; None for ones.
-        judged: two arrays (n,) for results: the numbers of atoms, and the squared norms of the part
-            of r in the span of the atoms, which is rounding.
-        block: the atoms of a part, which enter together; then `sparsity` and `judged` count parts,
-            and the choice maximises the norm of a part.
-        by_fit: choose the atom that leaves the least residual, and favour none; block is 1.
+        favour: (d,), factors of the atoms in the choice; None for ones.
+        judged: two arrays (n,) for results: the number of atoms of each code, and the squared norm
+            of the part of r in the span of these atoms, which is a rounding error.
+        block: the number of atoms of a part, which enter together. If codes come in parts,
+            `sparsity` and `judged` count parts, and the choice maximises the norm of a part.
+        by_fit: whether to choose the atom that leaves the smallest residual, and to ignore
+            `favour`; block must be 1.
     """
     X, m = np.zeros((len(Y), D.shape[1]), Y.dtype), len(D)
     D, k = _near_one(D)
@@ -140,7 +141,7 @@ def match(
 
 
 def _near_one(D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Atoms over powers of two, 2^k, so that their squares are in the range; and k."""
+    """Atoms divided by 2^k, so that their squares are in the range of the dtype; and k, (d,)."""
     k = np.frexp(np.abs(D).max(0, initial=0))[1]
     return np.ldexp(D, -k), k
 
@@ -156,11 +157,11 @@ def _match(
     block: int,
     by_fit: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The codes of weighted signals, the numbers of parts, and Q; `w` weights the atoms of each.
+    """The codes of weighted signals, their numbers of parts, and Q; a row of `w` weights the atoms.
 
-    The chosen atoms are W D_S = Q L', with orthonormal rows q_1, q_2, ... in Q: each step removes
-    one q from r, and L' x_S = Q y at the end. If an atom of a part depends on earlier atoms but the
-    part does not, the atom has q = 0 and the code 0.
+    The chosen atoms are W D_S = Q' L', where the rows q_1, q_2, ... of Q are orthonormal. Each step
+    removes the component of r along one q. At the end x_S solves L' x_S = Q y. If an atom depends
+    on earlier atoms but its part does not, its q is 0 and its entry of the code is 0.
     """
     (n, m), rows, slots = Y.shape, np.arange(len(Y)), sparsity * block
     rounding = negligible(m, Y.dtype)
@@ -170,7 +171,7 @@ def _match(
     inverse = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
     least = rounding * np.linalg.norm(Y, axis=1)
     active, counts, used = np.ones(n, bool), np.zeros(n, int), slice(0, 0)
-    apart = norms**2  # squared distances from the chosen atoms
+    apart = norms**2  # squared distances of the atoms from the span of the chosen atoms
     for first in range(0, slots, block):
         products = (R * w) @ D
         np.abs(products, out=products)
@@ -221,7 +222,7 @@ def _sizes(v: np.ndarray, block: int) -> np.ndarray:
 def _orthogonal(a: np.ndarray, Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The rows of a minus their projections on the rows of Q, and the coefficients.
 
-    If little remains, the projection is repeated: twice is enough.
+    If the remainder is short, the projection is repeated once, which is enough.
     """
     h = np.matmul(Q, a[:, :, None])[..., 0]
     v = a - np.matmul(h[:, None], Q)[:, 0]
@@ -234,53 +235,64 @@ def _orthogonal(a: np.ndarray, Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Chosen(NamedTuple):
-    """The `size` atoms chosen so far, in arrays for the most atoms k."""
+    """The `size` atoms chosen so far, in arrays of length k, the maximum number of atoms."""
 
     atoms: Array  # (k,) indices, 0 beyond size; d for a dependent atom of a part
-    L: Array  # (k, k) the Cholesky factor of their Gram matrix, continued by I
+    L: Array  # (k, k) the Cholesky factor of the Gram matrix of these atoms, extended by I
     x: Array  # (d,) the code
     r: Array  # (m,) y - D x
     size: Array  # ()
     ended: Array  # () whether no further atom helps
+    apart: Array | None  # (d,) squared distances of atoms from their span, for a choice by fit
 
 
 def omp(
-    D: Dictionary, y: ArrayLike, sparsity: int | None = None, tol: ArrayLike | None = None
+    D: Dictionary,
+    y: ArrayLike,
+    sparsity: int | None = None,
+    tol: ArrayLike | None = None,
+    *,
+    selection: str = "correlation",
 ) -> Pursuit:
-    r"""Orthogonal matching pursuit: at most `sparsity` atoms, or down to a residual of `tol`.
+    r"""Orthogonal matching pursuit: at most `sparsity` atoms, or a residual of at most `tol`.
 
     .. math:: j = \arg\max_i |d_i' r|, \quad S \leftarrow S \cup \{j\}, \quad
         x_S = \arg\min_u \|y - D_S u\|, \quad r = y - D x.
 
-    It needs only products with D. It ends early if the residual is zero to rounding, no atom is
-    correlated with the residual, or the next atom depends on the chosen atoms. Of equal atoms it
-    chooses the first, and it never chooses a zero atom. In half precision it computes in float32
-    and rounds at the end. Traceable, with a static sparsity. If the codes of D come in parts, a
-    part enters with all of its atoms, by the norm of D_i' r: this is simultaneous OMP for many
-    measurements, or complex OMP.
+    `omp` needs only products with D. It ends early if the residual is zero to rounding, no atom is
+    correlated with the residual, or the next atom depends on the chosen atoms. If several atoms
+    tie, `omp` chooses the first of them; it never chooses a zero atom. In half precision, `omp`
+    computes in float32 and rounds the result. The function is traceable if sparsity is static. If
+    the codes of D come in parts, each step adds all atoms of the part whose D_i' r has the largest
+    norm. This is simultaneous OMP for several measurements, or complex OMP.
 
     Args:
-        D: (m, d). The choice does not normalise, so it favours atoms of larger norm.
-        y: (m,), or a signal grid of a `Conv`; then the code has the shape `D.code_grid`.
-        sparsity: the most atoms, in 0..d; the default, with a tol, is min(m, d). If codes come in
-            parts, sparsity and `steps` count parts, and the default is as many parts as have
-            min(m, d) atoms.
+        D: (m, d). The choice does not divide by the norms of the atoms, so it favours atoms with
+            larger norms.
+        y: (m,), or a signal grid of a `Conv`, whose code has the shape `D.code_grid`.
+        sparsity: maximum number of atoms, in 0..d. If tol is given, the default is min(m, d). If
+            codes come in parts, sparsity and `steps` count parts, and the default is the number of
+            whole parts in min(m, d) atoms.
         tol: stop at norm(y - D x) <= tol, in the units of y. (scikit-learn's `orthogonal_mp` takes
             tol^2.)
+        selection: "correlation", or "least_squares" to add the atom that leaves the smallest
+            residual, whatever the norms of the atoms (orthogonal least squares). Codes in parts
+            admit only "correlation".
 
     Returns:
-        Pursuit. `steps` counts the atoms. `gap` is the distance of x from the least squares code on
-        the same support, in 1/2 norm(y - D x)^2 relative to norm(y)^2 / 2. It measures rounding,
-        not the support. `converged` is True if x is the least squares code to rounding and, with a
-        tol, the residual is at most tol.
+        Pursuit. `steps` counts the atoms. `gap` is the excess of norm(y - D x)^2 over the least
+        squares value on the same support, relative to norm(y)^2. The gap measures rounding errors;
+        it does not judge the support. `converged` is True if x is the least squares code to
+        rounding and, with a tol, the residual is at most tol.
 
     Raises:
         TypeError: an operand is not real, or sparsity is not a static integer.
         ValueError: shapes do not fit, neither sparsity nor tol is given, sparsity is outside 0..d,
-            or tol is negative, not finite or not one number.
+            tol is negative, not finite or not one number, or `selection` is unknown.
 
     Reference: Pati, Rezaiifar, Krishnaprasad (1993); Rubinstein, Zibulevsky, Elad (2008) for the
-    Cholesky factor; Tropp, Gilbert, Strauss (2006) for parts.
+    Cholesky factor; Tropp, Gilbert, Strauss (2006) for parts; Chen, Billings, Luo (1989) for
+    orthogonal least squares.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
@@ -296,12 +308,23 @@ def omp(
     (checked,), *_ = arrays
     fewest = min(checked.shape) // block_of(checked)
     most = _most(fewest if sparsity is None else sparsity, checked, "omp")
-    (x,), *rest = run(Matching(most), form, *arrays)
+    (x,), *rest = run(Matching(most, _is_by_fit(selection, checked, "omp")), form, *arrays)
     return Pursuit(x, *rest)
 
 
+def _is_by_fit(selection: Any, D: Dictionary, where: str) -> bool:
+    """Whether a choice is by least squares; raise ValueError unless D admits the selection."""
+    if not isinstance(selection, str) or selection not in ("correlation", "least_squares"):
+        raise ValueError(
+            f"{where}: unknown selection {selection!r}; expected correlation or least_squares"
+        )
+    if selection == "least_squares":
+        refuse_parts(D, where, 'try selection="correlation"')
+    return selection == "least_squares"
+
+
 def _most(sparsity: Any, D: Dictionary, where: str) -> int:
-    """The most atoms, or parts, that may enter: the sparsity, or as many as fit into m rows."""
+    """The maximum number of atoms (or parts) of a code: the smaller of the sparsity and m."""
     most, block = checks.as_index(sparsity, "sparsity", where), block_of(D)
     m, n = D.shape[0], D.shape[1] // block
     if most > n:
@@ -318,40 +341,41 @@ def omp_batch(
     *,
     selection: str = "correlation",
 ) -> Pursuit:
-    r"""`omp` for many signals with one dictionary, by another algorithm.
+    r"""`omp` for many signals with one dictionary, computed by another algorithm.
+
+    For every row y of Y, with its own diagonal V or with V = I, `omp_batch` repeats
 
     .. math:: j = \arg\max_i |d_i' V r| \, \frac{\|d_i\|}{\sqrt{d_i' V d_i}}, \quad
         S \leftarrow S \cup \{j\}, \quad x_S = \arg\min_u (y - D_S u)' V (y - D_S u), \quad
-        r = y - D x
+        r = y - D x.
 
-    for every row y of Y, each with its own diagonal V, or V = I. The choice favours atoms by their
-    norms, as in `omp`, not by their weighted norms.
+    As in `omp`, the choice favours atoms in proportion to their norms, not to their weighted norms.
 
-    If the codes of D come in parts, a part enters with all of its atoms, by the norm over its atoms
-    of the number above.
+    If the codes of D come in parts, each step adds all atoms of the part in which the maximised
+    numbers have the largest norm.
 
-    The algorithm uses orthonormal rows instead of the factor of a Gram matrix, and all its products
-    are products of matrices. It runs on the host, where threads share the signals. Traceable. For a
-    derivative use `omp` under `vmap`.
+    The algorithm runs on the host, where threads share the signals. It updates the inverse Gram
+    matrix of the chosen atoms or, with weights or parts, an orthonormal basis of their span. The
+    function is traceable. For a derivative, use `omp` under `vmap`.
 
     Args:
-        D: (m, d). Structured dictionaries are made dense; if D is too large for a matrix, use `omp`
-            under `vmap`.
-        Y: (batch, m), or a batch of signal grids of a `Conv`; then codes have the shape
-            `D.code_grid`; or complex signals of a `Complex` D, or signals of a `Joint` D, with
-            codes of the same form. The batch may be empty. From `np.load(path, mmap_mode="r")` it
-            is read in chunks, with the same codes.
-        sparsity: the most atoms of a code, in 0..d, or its most parts.
-        weights: (batch, m) or (m,), the diagonals of V, non-negative, for the entries of flat
-            signals; 0 for an entry of Y that is not known.
-        selection: "correlation", or "least_squares" for the atom whose support leaves the least
-            residual, whatever the norms of the atoms: orthogonal least squares. Not for codes in
-            parts.
+        D: (m, d). Structured dictionaries are converted to matrices; if the matrix would be too
+            large, use `omp` under `vmap`.
+        Y: (batch, m). Y may also be a batch of signal grids of a `Conv`, whose codes have the shape
+            `D.code_grid`, or complex signals of a `Complex` D, or signals of a `Joint` D, whose
+            codes have the same form. The batch may be empty. If Y comes from
+            `np.load(path, mmap_mode="r")`, it is read in chunks; the codes are the same.
+        sparsity: maximum number of atoms (or parts) of a code, in 0..d.
+        weights: (batch, m) or (m,), the diagonals of V for the entries of flat signals;
+            non-negative, and 0 for an unknown entry of Y.
+        selection: "correlation", or "least_squares" to add the atom that leaves the smallest
+            residual, whatever the norms of the atoms (orthogonal least squares). Codes in parts
+            admit only "correlation".
 
     Returns:
-        Pursuit with a leading axis of signals in every field, as from `omp`. `gap` and `residual`
-        are weighted: the root of (y - D x)' V (y - D x). A signal that is not finite has the code
-        0, the gap inf and `converged` False.
+        Pursuit with a leading axis of signals in every field, as from `omp`. With weights,
+        `residual` is the root of (y - D x)' V (y - D x), and `gap` compares the squares of such
+        residuals. A signal that is not finite has the code 0, the gap inf and `converged` False.
 
     Raises:
         TypeError: an operand is not real, or sparsity is not a static integer.
@@ -370,12 +394,7 @@ def omp_batch(
     where = "omp_batch"
     D, signals, dtype, grid = operands_of_many(D, Y, where)
     (m, d), most = D.shape, _most(sparsity, D, where)
-    if not isinstance(selection, str) or selection not in ("correlation", "least_squares"):
-        raise ValueError(
-            f"{where}: unknown selection {selection!r}; expected correlation or least_squares"
-        )
-    if by_fit := selection == "least_squares":
-        refuse_parts(D, where, 'try selection="correlation"')
+    by_fit = _is_by_fit(selection, D, where)
     if weights is not None:
         checks.nonnegative(weights, "weights", where)
         checks.finite(weights, "weights", where)
@@ -397,9 +416,10 @@ def omp_batch(
 @programs.on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _scaled(dtype: np.dtype, D: Operator, Y: Array, weights: Any) -> tuple[tuple, Array, Array]:
-    """Atoms, Y and the weights near 1; and the exponents of D and of every weighted signal.
+    """Atoms, Y and weights scaled near 1, and the exponents of D and of every weighted signal.
 
-    After the signals: the exponents of the atoms, over that of D, and which of them are lost.
+    The first tuple also holds the exponents of the atoms relative to the exponent of D, and marks
+    of the atoms that are below the range.
     """
     matrix, Y = dense(checks.cast(D, dtype)), Y.astype(dtype)
     k, a = exponent(matrix, 0), exponent(matrix)
@@ -431,7 +451,7 @@ def _matched(
 ) -> tuple[np.ndarray, ...]:
     """x, gap, residual, steps and converged of every signal, with atoms D 2^k.
 
-    The residual is of x in the dtype.
+    The residual belongs to x rounded to the dtype.
     """
     finite = np.isfinite(Y).all(1) & np.isfinite(D).all()
     Y = np.where(finite[:, None], Y, 0)
@@ -444,7 +464,7 @@ def _matched(
     energy = np.sum((root * Y) ** 2, 1)
     gap = np.where(finite, inside / np.where(energy > 0, energy, 1), np.inf)
     rounding = 4 * D.shape[0] * np.finfo(Y.dtype).eps
-    # No atom helps, but one that the range does not hold might.
+    # No atom helps, but an atom that is below the range might help.
     short = lost.any() & (counts < most) & (residual > rounding * np.sqrt(energy))
     residual = np.where(finite, residual if c is None else np.ldexp(residual, c[:, 0]), np.nan)
     met = (gap <= rounding) & ~short
@@ -457,20 +477,24 @@ class Matching:
     """The method of `omp`."""
 
     most: int
+    by_fit: bool
 
     def __call__(self, problem: Problem, x: Array) -> Found:
         (D,), y, *_ = problem
         stop = jnp.zeros((), y.dtype) if problem.level is None else problem.level
-        # Atoms near 1, whose squares are in the range, are still chosen by their own norms.
+        # The atoms are scaled near 1, so that their squares are in the range; `favour` restores
+        # their norms in the choice.
         k = exponent(problem.sizes[0][None], 0)[0]
         D, favour = scale_columns(D, power_of_two(-k, y.dtype)), power_of_two(k, y.dtype)
         norms = times_power(problem.sizes[0], -k)
         fixed_D, fixed_y, norms, stop = lax.stop_gradient((D, y, norms, stop))
         penalty = L1.of(D)
+        most, by_fit = self.most, self.by_fit
         chosen = atom_by_atom(
-            fixed_D, fixed_y, norms, self.most, stop, penalty=penalty, favour=favour
+            fixed_D, fixed_y, norms, most, stop, penalty=penalty, favour=favour, by_fit=by_fit
         )
-        # norm(P r)^2 for the projector P on the chosen atoms, by the factor of their Gram matrix.
+        # norm(P r)^2 for the projector P on the span of the chosen atoms, computed from the factor
+        # of their Gram matrix.
         inside = _solve_L(chosen.L, _at_chosen(chosen, chosen.r @ fixed_D))
         gap = jnp.sum(inside**2) / 2 / half_energy(fixed_y)
         zero = jnp.zeros((), y.dtype)
@@ -478,7 +502,7 @@ class Matching:
         x = on_branch(slope, 10 * min(D.shape), free, chosen.x, penalty)
         finite = jnp.isfinite(norm(chosen.r))
         rounding = 4 * D.shape[0] * float(jnp.finfo(y.dtype).eps)
-        # No atom helps, but one that the range does not hold might.
+        # No atom helps, but an atom that is below the range might help.
         short = problem.lost[0].any() & (chosen.size < self.most * penalty.block)
         short &= norm(chosen.r) > jnp.maximum(stop, rounding * norm(fixed_y))
         met = finite & (gap <= rounding) & ~short
@@ -496,16 +520,20 @@ def atom_by_atom(
     admits: Callable[[Array], Array] | None = None,
     penalty: Penalty = L1,
     favour: ArrayLike = 1.0,
+    by_fit: bool = False,
 ) -> Chosen:
-    """Atoms one by one, at most `most`, until norm(r) <= stop, for D and y near 1.
+    """Choose atoms one by one, at most `most`, until norm(r) <= stop, for D and y near 1.
 
     Args:
         D, y: (m, d) and (m,).
         norms: the norms of the atoms, (d,).
-        most, stop: the most atoms, and the residual at which to stop.
-        admits: whether a code may be the result; the choice ends before the first that may not.
+        most, stop: the maximum number of atoms, and the residual at which to stop.
+        admits: function of a code that returns whether the code may be the result. The choice ends
+            before the first inadmissible code.
         penalty: the penalty that defines the parts; `most` counts parts.
-        favour: (d,), of d_i . r in the choice.
+        favour: factors of d_i . r in the choice, () or (d,).
+        by_fit: whether to choose the atom that leaves the smallest residual, and to ignore
+            `favour`.
     """
     most *= penalty.block
     slots = max(1, most)
@@ -516,6 +544,7 @@ def atom_by_atom(
         y,
         jnp.zeros((), int),
         jnp.zeros((), bool),
+        norms**2 if by_fit else None,
     )
 
     def body(s):
@@ -531,13 +560,17 @@ def atom_by_atom(
 def _grown(
     D: Operator, y: Array, norms: Array, s: Chosen, penalty: Penalty, favour: ArrayLike
 ) -> tuple[Chosen, Array]:
-    """The choice with the atoms of one more part, and whether that helps."""
+    """The chosen atoms with the atoms of one more part, and whether this part helps."""
     rounding = negligible(D.shape[0], y.dtype)
     slots, d, block = jnp.arange(len(s.atoms)), D.shape[1], penalty.block
     chosen = jnp.zeros(d, int).at[s.atoms].max((slots < s.size).astype(int), mode="drop")
     taken = penalty.support(chosen)
     g: Any = s.r @ D
-    first = jnp.argmax(jnp.where(taken, 0, penalty.entries(penalty.sizes(favour * g))))
+    score = penalty.entries(penalty.sizes(favour * g))
+    if s.apart is not None:
+        far = s.apart > rounding * norms**2
+        score = jnp.where(far, jnp.abs(g) / jnp.sqrt(jnp.where(far, s.apart, 1)), 0)
+    first = jnp.argmax(jnp.where(taken, 0, score))
 
     def add(s, j):
         column = (D @ (jnp.arange(d) == j).astype(y.dtype)) @ D
@@ -556,16 +589,20 @@ def _grown(
         grown, new = programs.scan(add, s, first + jnp.arange(block))
     size, of = (penalty.sizes(v)[first // block] for v in (norms, g))
     helps = ~taken[first] & (of > rounding * size * norm(y)) & new.any()
-    # Start from the solved last code, so that the error of the factor does not stay in x.
-    x, L = s.x, grown.L
+    # Correct the last code by its residual, so that errors of the factor do not stay in x.
+    x, L, at = s.x, grown.L, grown.atoms
+    if s.apart is not None:  # the span has grown by the unit vector q
+        v = _solve_L(L, (slots == s.size).astype(y.dtype), transposed=True)
+        q = D @ jnp.zeros(d, y.dtype).at[at].add(v, mode="drop")
+        grown = grown._replace(apart=s.apart - (q @ D) ** 2)
     for _ in range(2):
         correction = _solve_L(L, _solve_L(L, _at_chosen(grown, (y - D @ x) @ D)), transposed=True)
-        x = x.at[grown.atoms].add(jnp.where(slots < grown.size, correction, 0), mode="drop")
+        x = x.at[at].add(jnp.where(slots < grown.size, correction, 0), mode="drop")
     return grown._replace(x=x, r=y - D @ x), helps
 
 
 def _at_chosen(s: Chosen, v: Array) -> Array:
-    """The entries of v, (d,), at the chosen atoms, as (k,) with 0 beyond their number."""
+    """The entries of v, (d,), at the chosen atoms, as (k,) with 0 in the unused slots."""
     values = v.at[s.atoms].get(mode="fill", fill_value=0)
     return jnp.where(jnp.arange(len(s.atoms)) < s.size, values, 0)
 

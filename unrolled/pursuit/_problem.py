@@ -1,4 +1,4 @@
-"""The problem of every pursuit in units near 1, the result, and the program around a method."""
+"""The scaled problem of a pursuit, its result, and the compiled program that runs a method."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -45,46 +45,49 @@ __all__ = ["DeepPursuit", "Pursuit"]
 
 
 Codes = tuple[Array, ...]
-# How to show a flat code: the shape of a grid, a function of the code, or None for flat.
+# The form in which a flat code is returned: the shape of a grid, a function of the code, or None
+# for a flat code.
 Grid = Any
-# Advice of a pursuit that does not know codes in parts.
+# Advice of a pursuit that does not accept codes in parts.
 NO_PARTS = "try pursuit.lasso, omp, ista or fista"
-# Steps between two evaluations of the gap, which costs as much as a step.
+# Steps between two evaluations of the gap; an evaluation costs as much as a step.
 _BLOCK = 10
-# Entries of an operator up to which the norms of its atoms, which may need its matrix, are found.
+# The largest number of entries of an operator for which the norms of its atoms are computed,
+# because these norms may need the matrix of the operator.
 _MATRIX = 2**20
 
 
 class Pursuit(Result):
-    """A code, and how good it is."""
+    """A code, with its duality gap, its residual and the number of steps."""
 
     x: Array  # (d,)
     # () duality gap of x for the LASSO, relative to norm(y)^2 / 2; in half precision the gap before
     # x is rounded
     gap: Array
-    residual: Array  # () norm(y - D x), of the returned x
+    residual: Array  # () norm(y - D x) of the returned x
     steps: Array  # () steps taken
     converged: Array  # () gap <= tol, and x is in the range of the dtype
 
 
 class DeepPursuit(Result):
-    """The codes of a chain of dictionaries, and how good they are."""
+    """The codes of a chain of dictionaries, with their gap, residual and number of steps."""
 
     xs: Codes  # x_j, (d_j,) each, with x_{j-1} = D_j x_j for j > 1
     gap: Array  # () duality gap, relative to norm(y)^2 / 2; inf if no bound is known
     residual: Array  # () norm(y - D_1 x_1)
     steps: Array  # () steps taken
-    converged: Array  # () the pursuit met its aim, and xs are in the range of the dtype
+    converged: Array  # () whether the pursuit met its aim and xs are in the range of the dtype
 
 
 class Problem(NamedTuple):
-    r"""A chain and a signal in units in which squares and products stay in the range.
+    r"""A chain and a signal, scaled so that squares and products stay in the range of the dtype.
 
     .. math:: \min_{x_J} \|y - D_1 x_1\|^2 / 2 + \sum_j lam_j \|x_j\|_1 + l2/2 \, \|x_J\|^2,
         \qquad x_{j-1} = D_j x_j.
 
-    One dictionary is a chain of one. D_j is divided by 2^a_j and y by 2^b, exactly. Then x_j is
-    divided by 2^(b - a_1 - ... - a_j) and lam_j by 2^(b + a_1 + ... + a_j).
+    A single dictionary is a chain with one layer. D_j is divided by 2^a_j and y is divided by 2^b,
+    without rounding. So x_j is divided by 2^(b - a_1 - ... - a_j) and lam_j is divided by 2^(b +
+    a_1 + ... + a_j).
     """
 
     Ds: tuple[Operator, ...]
@@ -92,10 +95,10 @@ class Problem(NamedTuple):
     lams: tuple[Array, ...]  # () or (d_j,) each; empty if the pursuit has no penalties
     l2: Array | None  # ()
     level: Array | None  # () a bound on the residual
-    sizes: tuple[Array, ...]  # norm(D_j, 2), or another number of the pursuit
+    sizes: tuple[Array, ...]  # `StaticPart.size` of D_j, such as norm(D_j, 2)
     b: Array  # the exponent of y
     up: tuple[Array, ...]  # the exponents of x_j
-    lost: tuple[Array, ...]  # (d_j,) or () each: atoms that these units do not hold
+    lost: tuple[Array, ...]  # (d_j,) or () each: atoms that are below the range in these units
 
     @property
     def end(self) -> int:
@@ -129,8 +132,8 @@ class StaticPart:
     dtype: np.dtype  # of the result
     grid: Grid = None
     size: Callable[[Operator], Array] = spectral_norm  # the divisor of a dictionary
-    sequence: bool = False  # whether lam is (n,), for n problems
-    relative: bool = False  # whether lam is given over lam_max
+    sequence: bool = False  # whether lam is (n,), one penalty for each of n problems
+    relative: bool = False  # whether lam is a ratio to lam_max
     kind: Penalty = L1
 
 
@@ -146,7 +149,7 @@ def run(
     level: Any,
     start: Any,
 ) -> tuple[Any, ...]:
-    """Scale, run the method and scale back: xs, gap, residual, steps, converged, more."""
+    """Scale, run the method, and return xs, gap, residual, steps, converged, more, scaled back."""
     problem, x = scaled(form, Ds, y, lams, l2, level, start)
     with jax.default_matmul_precision("highest"):
         return result(form, problem, method(problem, x))
@@ -161,7 +164,7 @@ def scaled(
     level: Any = None,
     start: Any = None,
 ) -> tuple[Problem, Array]:
-    """The problem in its units, in float32 or wider, and the code to begin from."""
+    """The scaled problem, in float32 or wider, and the code to start from."""
     dtype = wide_dtype(y.dtype)
     y, Ds = y.astype(dtype), checks.cast(Ds, dtype)
     sizes = [form.size(D) for D in Ds]
@@ -194,16 +197,16 @@ def scaled(
 
 
 def least_of(dtype: np.dtype) -> float:
-    """Below it a number of the dtype, or a product with one near 1, may have lost its digits."""
+    """The size below which numbers of the dtype, or products with numbers near 1, lose digits."""
     return float(jnp.finfo(dtype).tiny / jnp.finfo(dtype).eps)
 
 
 def out_of_range(D: Operator, k: Array, least: float | None = None) -> Array:
-    """Which atoms are below `least` over 2^k but not 0, (d,); () for a large operator.
+    """Marks nonzero atoms below `least` after division by 2^k, (d,); () for a large operator.
 
-    The default is the least of the dtype.
+    The default of `least` is `least_of(D.dtype)`.
 
-    Where D is an array, atoms of subnormal numbers, which XLA takes for zeros, are among them.
+    If D is an array, the function also marks atoms of subnormal numbers, which XLA treats as zeros.
     """
     least = least_of(D.dtype) if least is None else least
     if isinstance(D, Structured):
@@ -216,7 +219,7 @@ def out_of_range(D: Operator, k: Array, least: float | None = None) -> Array:
 
 
 def bounded(lam: Array) -> Array:
-    """The penalty, cut to the largest number of the dtype, which has the same effect."""
+    """The penalty, limited to the largest number of the dtype, which has the same effect."""
     return jnp.minimum(lam, float(jnp.finfo(lam.dtype).max))
 
 
@@ -229,8 +232,9 @@ def largest_product(D: Operator, y: Array, penalty: Penalty) -> Array:
 def result(form: StaticPart, problem: Problem, answer: Found) -> tuple[Any, ...]:
     """xs, gap, residual, steps, converged and more, in the units and the dtype of the caller.
 
-    The residual is that of the code as it is returned, and it decides of an aim that bounds it. An
-    atom that is lost may be part of the code whose penalty is as small: no gap is then known.
+    The residual belongs to the returned code. If the aim is a bound on the residual, `converged`
+    tests this residual. An atom that is below the range may belong to the code if its penalty is as
+    small. Then no bound is known: the gap is inf and `converged` is False.
     """
     x, residual, converged, gap = answer.x, answer.residual, answer.met, answer.gap
     for lam, lost in zip(problem.lams, problem.lost):
@@ -257,14 +261,15 @@ def result(form: StaticPart, problem: Problem, answer: Found) -> tuple[Any, ...]
 
 
 def rounding_of(form: StaticPart, problem: Problem, x: Array) -> Array:
-    r"""The largest residual that rounding explains for a code x with D x = y, in one dictionary.
+    r"""The largest residual that rounding can cause for a code x with D x = y, in one dictionary.
 
     .. math:: \min(c \, (\|y\| + \sum_i \|d_i\| |x_i|), \; \sqrt\epsilon \|y\|)
 
-    The entries of y and x round to their dtype, of spacing eps, and the n products of D x are
-    summed in float32 or wider: c is the larger of 4 eps and 4 n times the spacing of the sums. A
-    code with a residual above the second bound has lost half of the digits of y. Large terms that
-    cancel are no excuse, because x then solves D x = y only by the rounding of D.
+    The entries of y and x are rounded to their dtype, whose spacing is eps, and the n products of
+    an entry of D x are summed in float32 or wider. So c is the larger of 4 eps and 4 n times the
+    spacing of the sums. If the residual exceeds the second bound, the code has lost half of the
+    digits of y. Large terms that cancel do not justify such a residual, because x then solves D x =
+    y only because D is rounded.
     """
     (D,), y, eps = problem.Ds, problem.y, float(jnp.finfo(form.dtype).eps)
     share = 4 * max(eps, max(D.shape) * float(jnp.finfo(y.dtype).eps))
@@ -278,7 +283,7 @@ def rounded(x: Array, dtype: np.dtype) -> Array:
 
 
 def is_held(code: Array, x: Array, k: Array) -> Array:
-    """Whether the range of its dtype took no more from code = x 2^k than rounding would."""
+    """Whether the error of code = x 2^k is within rounding, so that no entry left the range."""
     eps = float(jnp.finfo(code.dtype).eps)
     missed = jnp.abs(ldexp(code.astype(x.dtype), -k) - x)
     return (missed <= 2 * eps * jnp.max(jnp.abs(x))).all()
@@ -293,7 +298,7 @@ def codes_of(Ds: Sequence[Any], x: Array) -> Codes:
 
 
 def activation_in_units(activation: Callable[[Array], Array], k: Array) -> Callable[[Array], Array]:
-    """The activation for numbers divided by 2^k: v -> rho(2^k v) / 2^k; ReLU stays ReLU."""
+    """The activation for numbers divided by 2^k, v -> rho(2^k v) / 2^k; ReLU is unchanged."""
     return activation if activation == relu else lambda v: ldexp(activation(ldexp(v, k)), -k)
 
 
@@ -305,13 +310,13 @@ def solve(
     tol: float | None,
     max_steps: int,
 ) -> tuple[Any, Array, Any]:
-    """The loop of all solvers: `state <- step(state)` until gaps(state) are <= tol.
+    """The loop of all solvers: `state <- step(state)` until all gaps(state) are <= tol.
 
-    The gaps are one number or a tuple, evaluated every `_BLOCK` steps. With tol=None exactly
-    `max_steps` steps run as one scan, which has a derivative in reverse mode.
+    The gaps are one number or a tuple; they are evaluated every `_BLOCK` steps. With tol=None
+    exactly `max_steps` steps run as one scan, which has a derivative in reverse mode.
 
     Returns:
-        The last state, the number of steps, and the gaps of the state.
+        The last state, the number of steps, and the gaps of the last state.
     """
 
     def run(state, n):
@@ -338,7 +343,7 @@ def check_weights(
 ) -> None:
     """Raise ValueError unless `lam` is one number, one per atom or one per group of atoms.
 
-    For a batch it may also be one per signal, or one per signal and atom, or part.
+    For a batch, `lam` may also be one number per signal, or one per signal and atom (or part).
     """
     shape, grid = np.shape(lam), getattr(D, "code_grid", ())
     each = [] if batch is None else [(batch, 1), *((batch, *s) for s in threshold_shapes(D)[1:2])]
@@ -349,12 +354,12 @@ def check_weights(
 
 
 def per_atom(D: Dictionary, lam: ArrayLike) -> Array:
-    """Penalties as one per atom, (d,); a single number stays."""
+    """Penalties, one per atom, (d,); a single number is returned unchanged."""
     return jnp.asarray(spread(D, jnp.asarray(flat_code(D, lam))))
 
 
 def one_by_one(D: Dictionary, lam: Any) -> Any:
-    """A known weight 0 as one per atom, because a gap looks for free atoms only in vectors."""
+    """lam; a known 0 becomes one 0 per atom, because the gap finds free atoms only in vectors."""
     number = isinstance(lam, int | float | np.ndarray | np.generic | jax.Array)
     if not number or np.ndim(lam) or not checks.is_concrete(lam):
         return lam
@@ -380,7 +385,7 @@ def single(
     *lam: Any,
     **options: Any,
 ) -> Pursuit:
-    """The result of a method on one dictionary; `options` as in `checked_single`."""
+    """The result of a method with one dictionary; `checked_single` describes `options`."""
     if lam and lam[0] is None:
         raise TypeError(f"{where}: {options.get('name', 'lam')} must be real numbers, got None")
     form, arrays = checked_single(where, D, y, *lam, **options)
@@ -396,7 +401,7 @@ def deep(
     lams: Any,
     **options: Any,
 ) -> DeepPursuit:
-    """The result of a method on a chain; `options` as in `checked_chain`."""
+    """The result of a method with a chain; `checked_chain` describes `options`."""
     form, arrays = checked_chain(where, Ds, y, lams, **options)
     return DeepPursuit(*run(method, form, *arrays))
 
@@ -421,14 +426,14 @@ def checked_single(
     """The checked arguments of a pursuit in one dictionary, for `run`.
 
     Args:
-        where: the name of the caller, which messages begin with.
+        where: the name of the caller, with which messages begin.
         D, y: as in the pursuits; y may be a grid of a `Conv`.
         lam: the penalty, or None.
         name, finite: the name of the penalty in messages, and whether it must be finite.
         sequence: whether there are several penalties, (n,).
         l2, level, start: further operands; the caller has checked the scalars.
         size, relative, kind: fields of `StaticPart`.
-        parts: whether the pursuit knows codes in parts.
+        parts: whether the pursuit accepts codes in parts.
     """
     if not parts:
         refuse_parts(D, where, NO_PARTS)
@@ -460,13 +465,13 @@ def checked_chain(
     """The checked arguments of a pursuit in a chain, for `run`.
 
     Args:
-        where: the name of the caller, which messages begin with.
+        where: the name of the caller, with which messages begin.
         Ds, y: as in the pursuits.
         lams: a tuple with one penalty per layer; zeros if the pursuit has no penalties.
         name: the name of the penalties in messages.
-        by_steps: whether steps of the size 1 / norm(D_j)^2 find the code. If not, D_j may be zero,
-            and a penalty infinite.
-        level, start: a bound on the residual, and the x_J to begin from.
+        by_steps: whether the pursuit takes steps of the size 1 / norm(D_j)^2. If it does not, D_j
+            may be zero, and a penalty may be infinite.
+        level, start: a bound on the residual, and the x_J to start from.
 
     Raises:
         TypeError: an operand is not real.
@@ -500,7 +505,7 @@ def penalty(
     sequence: bool = False,
     batch: int | None = None,
 ) -> Any:
-    """A checked penalty, in the shapes of `check_weights`; or several, (n,)."""
+    """A checked penalty in a shape of `check_weights`; n penalties, (n,), for a sequence."""
     checks.nonnegative(lam, name, where)
     if finite:
         checks.finite(lam, name, where)
@@ -513,7 +518,7 @@ def penalty(
 
 
 def as_start(D: Dictionary, start: Any, what: str, where: str, batch: tuple[int, ...] = ()) -> Any:
-    """The code to start from, or the codes of a batch, checked; None without a start."""
+    """The checked code (or codes of a batch) to start from; None if `start` is None."""
     if start is None:
         return None
     start, shape = as_flat(D, start, len(batch))[0], (*batch, D.shape[1])
@@ -525,7 +530,7 @@ def as_start(D: Dictionary, start: Any, what: str, where: str, batch: tuple[int,
 
 
 def as_operand(value: Any, dtype: np.dtype) -> Any:
-    """A user's number or array for a compiled program; the program casts arrays of JAX."""
+    """A user's number or array for a compiled program; the program itself casts JAX arrays."""
     return value if value is None or isinstance(value, jax.Array) else np.asarray(value, dtype)
 
 
@@ -539,7 +544,7 @@ def check_number(value: ArrayLike, name: str, where: str) -> None:
 def is_zero(D: Dictionary) -> bool:
     """Whether a known D is zero, up to numbers below the range of its dtype.
 
-    Only if a leaf is zero does the function look at the whole dictionary.
+    The function examines the whole dictionary only if a leaf is zero.
     """
     if not checks.is_concrete(D):
         return False
@@ -574,7 +579,7 @@ def static_tol(tol: float, where: str, otherwise: str = "") -> float:
 
 
 def static_steps(max_steps: int, where: str) -> int:
-    """The most steps as an integer, cut to the range of a counter of 32 bits.
+    """The maximum number of steps, limited to the range of a 32-bit counter.
 
     Example:
         >>> from unrolled.pursuit._problem import static_steps
@@ -585,13 +590,13 @@ def static_steps(max_steps: int, where: str) -> int:
 
 
 def flat_signal(D: Dictionary, y: ArrayLike, where: str, *, batch: int = 0) -> tuple[Any, Grid]:
-    """y flat, and how to show its code if y is a grid or another form of D, else None.
+    """The flat y, and the form of its code if y is a grid or another form of D, else None.
 
     Args:
         D: (m, d).
         y: `D.signal_grid`, or `D.signal_shape` for one channel, after `batch` leading axes;
             anything else is returned unchanged.
-        where: the name of the caller, which messages begin with.
+        where: the name of the caller, with which messages begin.
         batch: the number of leading axes.
 
     Example:

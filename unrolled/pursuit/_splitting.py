@@ -1,4 +1,4 @@
-"""Splitting: ADMM with one split per penalty, used for local norms of convolutions; and |x|^p."""
+"""Splitting: ADMM for local norms of convolutions, and half-quadratic splitting for |x|^p."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,9 +39,9 @@ from unrolled.pursuit._problem import (
 __all__ = ["Constrained", "half_quadratic", "half_quadratic_step", "local_error", "local_sparsity"]
 
 
-# Over-relaxation, within (0, 2).
+# The factor of over-relaxation, in (0, 2).
 _RELAXATION = 1.6
-# rho is balanced every so many steps, during the first so many steps.
+# rho is balanced once per _PERIOD steps, during the first _BALANCED steps.
 _PERIOD, _BALANCED = 10, 2000
 # The largest factor by which rho may change at once.
 _MOST = 10.0
@@ -63,24 +63,25 @@ def admm(
     prox: Callable[[Any, Array], Any],
     start: Array,
 ) -> tuple[Callable[[Splits], Splits], Splits]:
-    r"""min f(x) + g(K x) by the alternating direction method of multipliers.
+    r"""Minimise f(x) + g(K x) by the alternating direction method of multipliers.
 
     .. math::
         x &\leftarrow \arg\min_x f(x) + \rho/2 \|K x - v + u\|^2, \\
         v_+ &= prox_{g/\rho}(w + u), \qquad w = \alpha K x + (1 - \alpha) v, \\
         u &\leftarrow u + w - v_+.
 
-    From time to time rho is balanced between the relative primal and dual residuals. After a while
-    rho stays, so that ADMM converges.
+    During the first `_BALANCED` steps, the method changes rho once per `_PERIOD` steps to balance
+    the relative primal and dual residuals. After these steps rho is constant, so that ADMM
+    converges.
 
     Args:
         minimise: (b, rho) -> argmin_x f(x) + rho (x'K'K x / 2 - b'x).
         forward: x -> K x, linear, any tree of arrays.
         prox: (w, rho) -> argmin_v g(v) + rho/2 norm(v - w)^2.
-        start: the x to begin from.
+        start: the x to start from.
 
     Returns:
-        The step, and the first state.
+        The function that takes a step, and the first state.
 
     Reference: Boyd, Parikh, Chu, Peleato, Eckstein (2011); Wohlberg (2017) for the balance.
     """
@@ -112,17 +113,17 @@ def _size(tree: Any) -> Array:
     return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
 
 
-# The most steps of Newton's method. It takes one step for each piece of a piecewise linear function
-# on the way, seldom more than ten.
+# The maximum number of steps of Newton's method. The method takes one step for each piece of a
+# piecewise linear function that it crosses, seldom more than ten steps.
 _NEWTON = 50
 
 
 class Constrained(Result):
-    """A code that minimises under a constraint, and how good the code is."""
+    """A code that minimises under a constraint, with its gap, violation and residual."""
 
     x: Array  # (d,)
     gap: Array  # () abs(norm(x, 1) - dual) over the larger of norm(x, 1) and the dual value
-    violation: Array  # () excess over the constraint, relative to the constraint at x = 0
+    violation: Array  # () the excess over the bound, relative to the bounded norm at x = 0
     residual: Array  # () norm(y - D x)
     steps: Array  # () steps taken
     converged: Array  # () gap and violation <= tol, and x is in the range of the dtype
@@ -141,27 +142,28 @@ def local_error(
 
     .. math:: \min_x \|x\|_1 : \|R_i (y - D x)\|_2 \le radius \quad \text{for all } i.
 
-    R_i takes the window at position i of the signal, as large as the kernel, with all channels, on
-    a circle. So a known noise level per patch holds everywhere. With one bound on norm(y - D x),
-    some parts of the signal would pay for other parts; a kernel as large as the signal gives this
-    one bound.
+    R_i extracts the window at position i of the signal, as large as the kernel, with all channels;
+    windows wrap around the border. So the residual is within a known noise level in every patch. A
+    single bound on norm(y - D x) would allow larger errors in some parts of the signal if the
+    errors in other parts are smaller. A kernel as large as the signal gives this single bound.
 
-    ADMM keeps a copy of x, and of every patch of D x. The dual value comes from the multipliers q_i
-    of the patches, scaled to be feasible,
+    ADMM keeps copies of x and of every patch of D x. The dual value comes from the multipliers q_i
+    of the patches, which are scaled to be feasible:
 
     .. math:: \max_q \sum_i q_i' R_i y - radius \|q_i\|_2 : \|D' \sum_i R_i' q_i\|_\infty \le 1.
 
     Args:
-        D: a `Conv`, (m, d), for one Cholesky factor of m x m.
+        D: a `Conv`, (m, d); the function computes one Cholesky factor of an m x m matrix.
         y: (m,).
-        radius: bound on the norm of every patch of the residual; 0 is basis pursuit.
+        radius: bound on the norm of every patch of the residual; 0 gives basis pursuit.
         tol: relative duality gap and violation to stop at.
-        max_steps: the most steps, rounded up to a multiple of 10.
-        start: the code to begin from, (d,); zero by default.
+        max_steps: maximum number of steps, rounded up to a multiple of 10.
+        start: the code to start from, (d,); zero by default.
 
     Returns:
-        Constrained. `violation` is the amount by which the worst patch exceeds the radius, relative
-        to the worst patch of y. If no code meets the radius, `converged` is False.
+        Constrained. `violation` is the amount by which the largest norm of a patch of the residual
+        exceeds the radius, relative to the largest norm of a patch of y. If no code satisfies the
+        constraint, `converged` is False.
 
     Raises:
         TypeError: D is not a `Conv`, an operand is not real, or tol is traced.
@@ -195,7 +197,7 @@ def check_convolution(D: Dictionary, where: str) -> None:
 
 @dataclass(frozen=True)
 class LocalError:
-    """The method of `local_error`; `violation` belongs to the code in the dtype."""
+    """The method of `local_error`; `violation` belongs to the code rounded to the dtype."""
 
     tol: float
     max_steps: int
@@ -205,14 +207,14 @@ class LocalError:
         D: Any = problem.Ds[0]  # a Conv
         y, radius = problem.y, problem.level
         ones = jnp.ones_like(y)
-        # Every sample is in c^2 patches: divided by c, the patches of D x have the norm of D x.
+        # Every sample is in c^2 patches, so the patches of D x divided by c have the norm of D x.
         c = norm(D.patches(ones)) / norm(ones)
         target = D.patches(y) / c
         ball = radius / c
         A = dense(D)
         factor = jax.scipy.linalg.cho_factor(A @ A.T + jnp.eye(len(y), dtype=y.dtype))
 
-        def minimise(b, _):  # only products with D: the matrix is for the factor
+        def minimise(b, _):  # uses products with D; only the factor needs the matrix
             return b - jax.scipy.linalg.cho_solve(factor, D @ b) @ D
 
         def forward(x):
@@ -228,7 +230,7 @@ class LocalError:
             bound = jnp.max(jnp.abs(_sum(D, q, y) / c @ D))
             value = jnp.sum(q * target) - ball * jnp.sum(_norms(q))
             value = value / jnp.maximum(bound, 1)
-            value = jnp.where(value < 0, 0, value)  # zero multipliers prove 0
+            value = jnp.where(value < 0, 0, value)  # zero multipliers prove the bound 0
             size = jnp.sum(jnp.abs(x))
             unit = jnp.maximum(size, jnp.abs(value))
             gap = jnp.abs(size - value) / jnp.where(unit > 0, unit, 1)
@@ -252,7 +254,7 @@ def _norms(patches: Array) -> Array:
 
 
 def _within(patches: Array, radius: Array) -> Array:
-    """The patches, each shortened to the radius."""
+    """The patches, with norms reduced to at most the radius."""
     norms = _norms(patches)
     factor = jnp.where(norms > radius, radius / jnp.where(norms > 0, norms, 1), 1)
     return patches * factor[:, None]
@@ -276,22 +278,23 @@ def local_sparsity(
 
     .. math:: \min_x \|y - D x\|_2^2 / 2 + lam \max_i \|S_i x\|_1.
 
-    S_i takes the stripe of position i: all coefficients whose atoms overlap the atoms of i, as in
-    `theory.stripe_norm`, fewer at a border. Only the fullest stripes shrink, so elsewhere the code
-    is less sparse than the LASSO code.
+    S_i extracts the stripe of position i: all coefficients whose atoms overlap the atoms at
+    position i, as in `theory.stripe_norm`. A stripe at a border has fewer coefficients. The penalty
+    shrinks only the fullest stripes, so in the other stripes the code is less sparse than the LASSO
+    code.
 
     ADMM keeps a copy of every stripe. The gap comes from the multipliers q_i of the stripes,
-    corrected to sum up to D'(y - D x), and the dual problem
+    corrected so that sum_i S_i' q_i = D'(y - D x), and from the dual problem
 
     .. math:: \max_r r'y - \|r\|^2/2 : D'r = \sum_i S_i' q_i, \; \sum_i \|q_i\|_\infty \le lam.
 
     Args:
-        D: a `Conv`, (m, d), for one eigenvalue decomposition of m x m.
+        D: a `Conv`, (m, d); the function computes one eigenvalue decomposition of an m x m matrix.
         y: (m,).
         lam: penalty weight, one number.
         tol: relative duality gap to stop at.
-        max_steps: the most steps, rounded up to a multiple of 10.
-        start: the code to begin from, (d,); zero by default.
+        max_steps: maximum number of steps, rounded up to a multiple of 10.
+        start: the code to start from, (d,); zero by default.
 
     Returns:
         Pursuit, with the gap of this problem, relative to norm(y)^2 / 2.
@@ -333,7 +336,8 @@ class LocalSparsity:
             """sum_i S_i' q_i."""
             return programs.adjoint(D.stripes, start, stripes)
 
-        # The number of stripes that contain an entry. With the code times its root, S'S = I.
+        # The number of stripes that contain each entry. For the code times the root of this number,
+        # S'S = I.
         times = together(D.stripes(jnp.ones_like(start)))
         root = jnp.sqrt(times)
         A = dense(D) / root[None, :]
@@ -374,10 +378,10 @@ def lower_the_fullest(rows: Array, lam: Array) -> Array:
     .. math:: p_i = shrink(row_i, \theta_i), \qquad \sum_i \theta_i = lam, \qquad
         \|p_i\|_1 = \tau \; \text{where} \; \theta_i > 0.
 
-    theta_i(tau) = max_k (sum of the k largest of row_i - tau) / k is the threshold that shrinks
-    row_i to norm tau. The sum over i is convex, decreasing and piecewise linear in tau, so Newton's
-    method from tau = 0 ends at the solution. All rows become zero if lam is at least the sum of the
-    largest magnitudes.
+    The threshold that shrinks row_i to norm tau is theta_i(tau) = max_k (sum of the k largest
+    magnitudes of row_i - tau) / k. The sum of theta_i over i is convex, decreasing and piecewise
+    linear in tau, so Newton's method from tau = 0 ends at the solution. All rows become zero if lam
+    is at least the sum over i of the largest magnitude of row_i.
     """
     sums = jnp.cumsum(-jnp.sort(-jnp.abs(rows), 1), 1)
     k = jnp.arange(1, rows.shape[1] + 1, dtype=rows.dtype)[None, :]
@@ -419,43 +423,46 @@ def half_quadratic(
     tol: float = 1e-6,
     max_steps: int = 10_000,
 ) -> Pursuit:
-    r"""The penalty sum |x|^p, convex or not, by half-quadratic splitting, from x = 0.
+    r"""Sparse coding with the penalty sum |x|^p, convex or not, by half-quadratic splitting.
 
     .. math:: F(x) = \|y - D x\|^2 / 2 + lam \sum_i |x_i|^p, \qquad 0 < p \le 1.
 
-    A copy z of x takes the data term. In every stage beta is fixed, and `steps` times
+    A copy z of x replaces x in the data term. The first x is 0. In every stage beta is fixed, and
+    the function repeats `steps` times
 
     .. math::
         z &\leftarrow \arg\min_z \|y - D z\|^2 / 2 + \beta/2 \, \|z - x\|^2
             = x + D'(D D' + \beta I)^{-1} (y - D x), \\
-        x &\leftarrow \arg\min_x lam \sum_i |x_i|^p + \beta/2 \, \|z - x\|^2,
+        x &\leftarrow \arg\min_x lam \sum_i |x_i|^p + \beta/2 \, \|z - x\|^2.
 
-    so that the sum of all three terms never rises within a stage. Then beta grows by a constant
-    factor. For p = 1 the minimum of a stage is within a factor 1 + L / beta of the minimum of F.
-    Proximal gradient steps on F, of size 1 / L with L = norm(D, 2)^2, remove the rest; they never
-    raise F either. Differentiable in D, y and lam, like `lasso`, with the support held fixed.
+    The sum of all three terms never rises within a stage. After a stage, beta grows by a constant
+    factor. For p = 1, the minimum of a stage is within a factor 1 + L / beta of the minimum of F.
+    After the last stage, proximal gradient steps on F, of size 1 / L with L = norm(D, 2)^2, remove
+    the remaining excess; these steps never raise F. The function is differentiable in D, y and lam,
+    like `lasso`, with the support held fixed.
 
-    The linear system is solved by Cholesky for a matrix, in Fourier space for a circular `Conv` of
-    stride 1, and by conjugate gradients otherwise. It is factored once per stage, also under
-    `jax.vmap` over signals.
+    The linear system is solved by a Cholesky factor if D is a matrix, in Fourier space if D is a
+    circular `Conv` of stride 1, and by conjugate gradients otherwise. The system is factored once
+    per stage, also under `jax.vmap` over signals.
 
     Args:
         D: (m, d).
-        y: (m,), or a signal grid of a `Conv`; then the code has the shape `D.code_grid`.
-        lam: penalty weight, one number, one per atom, or one per filter of a `Conv`. (The paper
-            puts lambda on the data term, lambda/2 norm(y - D x)^2 + sum |x|^p: lam = 1 / lambda.)
-        p: in (0, 1], static; the paper has 1 and 0.8.
+        y: (m,), or a signal grid of a `Conv`, whose code has the shape `D.code_grid`.
+        lam: penalty weight: one number, one per atom, or one per filter of a `Conv`. (The paper
+            puts lambda on the data term, lambda/2 norm(y - D x)^2 + sum |x|^p, so lam = 1 /
+            lambda.)
+        p: the exponent in (0, 1], static; the paper uses 1 and 0.8.
         beta: the first and the last beta, in units of L.
         stages: number of values of beta, a geometric sequence.
         steps: number of pairs of steps per stage.
-        tol: how near to stationary the proximal steps stop, see below.
-        max_steps: the most proximal steps, rounded up to a multiple of 10; 0 for none.
+        tol: tolerance at which the proximal steps stop, see Returns.
+        max_steps: maximum number of proximal steps, rounded up to a multiple of 10; 0 for none.
 
     Returns:
-        Pursuit. For p = 1 `gap` and `converged` are as in `lasso`. For p < 1 no bound is known:
-        `gap` is inf, and `converged` says that x is stationary, that is, D'(y - D x) is the
-        derivative of the penalty on the support of x, up to tol max abs(D'y). `steps` counts both
-        kinds of steps.
+        Pursuit. For p = 1 `gap` and `converged` are as in `lasso`. For p < 1 no bound is known, so
+        `gap` is inf, and `converged` says that x is stationary: on the support of x, D'(y - D x) is
+        the derivative of the penalty, up to tol max abs(D'y). `steps` counts the steps of all
+        stages and the proximal steps.
 
     Raises:
         TypeError: an operand is not real, or p, tol or a count is traced.
@@ -463,7 +470,7 @@ def half_quadratic(
             0 < first <= last, there are no stages or no steps, a known D is 0, or tol <= 0; for
             p < 1, a known lam is outside of the range of the dtype.
 
-    Not claimed: for p < 1, a global minimum, or that the support is right.
+    Not claimed: for p < 1, a global minimum or the correct support.
 
     Reference: Zeiler, Krishnan, Taylor, Fergus (2010), section 2.2; Krishnan, Fergus (2009).
 
@@ -488,11 +495,11 @@ def half_quadratic_step(
     """One pair of steps of `half_quadratic`, with theta = lam / beta.
 
     Args:
-        D: (m, d), in float32 at least.
+        D: (m, d), in float32 or wider.
         y, x: (m,) and (d,).
-        beta: weight of the coupling, (), positive.
+        beta: positive weight of the coupling term, ().
         theta: thresholds, (), (d,), or one per filter of a `Conv`.
-        p: in (0, 1], static.
+        p: the exponent in (0, 1], static.
 
     Returns:
         The next code, (d,).
@@ -542,7 +549,7 @@ class Splitting:
     def _minimised(
         self, D: Operator, y: Array, lam: Array, gamma: Array, x: Array
     ) -> tuple[Array, Array, Array]:
-        """A nearly stationary point, its distance from stationary, and the number of steps."""
+        """A nearly stationary point, its deviation from stationarity, and the number of steps."""
         p = self.p
 
         def stage(x: Array, beta: Array) -> tuple[Array, None]:
@@ -571,7 +578,7 @@ class Splitting:
 
 
 def _off_stationary(D: Operator, y: Array, x: Array, lam: Array, p: float) -> Array:
-    """How far x is from stationary on its support, over max abs(D'y)."""
+    """The deviation of x from stationarity on its support, relative to max abs(D'y)."""
     off = jnp.max(jnp.abs(jnp.where(x != 0, _slope(p, (D, y, lam), x), 0 * x)))
     unit = jnp.max(jnp.abs(y @ D))
     return off / jnp.where(unit > 0, unit, 1)
@@ -601,7 +608,7 @@ def _correction(D: Any, beta: Array) -> Correction:
 
 
 def _by_cholesky(D: Array, beta: Array) -> Correction:
-    """By the smaller of D D' and D'D, as D'(D D' + beta I)^{-1} = (D'D + beta I)^{-1} D'."""
+    """The correction from a Cholesky factor of the smaller of D D' + beta I and D'D + beta I."""
     m, d = D.shape
     gram = D @ D.T if m <= d else D.T @ D
     factor = jax.scipy.linalg.cho_factor(gram + beta * jnp.eye(len(gram), dtype=D.dtype))
@@ -611,7 +618,7 @@ def _by_cholesky(D: Array, beta: Array) -> Correction:
 
 
 def _by_fourier(D: Conv, beta: Array) -> Correction:
-    """In Fourier space, where D D' is one small matrix of channels per frequency."""
+    """The correction in Fourier space, where D D' is one small matrix of channels per frequency."""
     axes = tuple(range(1, 1 + len(D.signal_shape)))
     folded = D.entries()
     H = jnp.fft.rfftn(folded, D.signal_shape, tuple(axis + 1 for axis in axes))

@@ -8,6 +8,7 @@ from oracles import normal, unit
 from sklearn.linear_model import orthogonal_mp
 
 from unrolled import dictionaries, pursuit, theory
+from unrolled.pursuit import pursue
 
 EPS = np.finfo(float).eps
 M, N = 20, 40
@@ -243,9 +244,32 @@ def test_least_squares_selects_the_atom_that_leaves_the_least_residual(weights):
     np.testing.assert_allclose(same.residual, first.residual, rtol=1e-10)
 
 
-def test_a_selection_that_is_unknown_or_of_parts_is_refused():
+@pytest.mark.parametrize("scale", [1.0, 1e150, 1e-150])
+def test_least_squares_selects_for_one_signal_as_for_a_batch(scale):
+    """By another algorithm; with a tol, and by name; up to the end, where atoms depend."""
+    D, Y = scale * normal(0, 12, 20) * np.geomspace(0.1, 10, 20), normal(1, 6, 12) / scale
+    D[:, 3], D[:, 7] = 0, D[:, 8] + D[:, 9]
+    options = dict(selection="least_squares")
+    for sparsity in (4, 12):
+        expected = pursuit.omp_batch(D, Y, sparsity, **options)
+        found = jax.vmap(lambda y, s=sparsity: pursuit.omp(D, y, s, **options))(Y)
+        np.testing.assert_array_equal(found.steps, expected.steps)
+        # Of atoms that leave the same residual, as all do at the end, either may be chosen.
+        np.testing.assert_allclose(found.x @ D.T, expected.x @ D.T, atol=1e-9 / scale)
+        assert found.converged.all()
+    tol = float(np.median(pursuit.omp_batch(D, Y, 4, **options).residual))
+    stopped = jax.vmap(lambda y: pursuit.omp(D, y, tol=tol, **options))(Y)
+    assert (stopped.residual <= tol).all() and (stopped.steps <= 4).sum() == 3
+    for given, same in ((dict(sparsity=12), expected), (dict(tol=tol), stopped)):
+        np.testing.assert_array_equal(pursue("omp", (D,), Y, given | options).codes[0], same.x)
+
+
+@pytest.mark.parametrize("solve", [pursuit.omp, pursuit.omp_batch])
+def test_a_selection_that_is_unknown_or_of_parts_is_refused(solve):
+    def one(size):
+        return np.ones(size) if solve is pursuit.omp else np.ones((1, size))
+
     with pytest.raises(ValueError, match="unknown selection 'ols'; expected correlation or"):
-        pursuit.omp_batch(np.eye(3), np.eye(3), 2, selection="ols")
-    with pytest.raises(ValueError, match="omp_batch: codes of Joint come in parts of 2"):
-        D = dictionaries.Joint(np.eye(3), 2)
-        pursuit.omp_batch(D, np.ones((1, 6)), 2, selection="least_squares")
+        solve(np.eye(3), one(3), 2, selection="ols")
+    with pytest.raises(ValueError, match=f"{solve.__name__}: codes of Joint come in parts of 2"):
+        solve(dictionaries.Joint(np.eye(3), 2), one(6), 2, selection="least_squares")

@@ -256,6 +256,11 @@ def numbers(text: str, kind: Callable[[str], Any] = float, must: str = "") -> tu
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "sparsity": dict(type=int, help="largest number of atoms of a code"),
+    "selection": dict(
+        choices=("correlation", "least_squares"),
+        help="how omp chooses an atom: by its correlation with the residual, or by the residual "
+        "that it leaves",
+    ),
     "lam": dict(type=float, help="weight of the LASSO"),
     "ratio": dict(
         type=float,
