@@ -2,9 +2,10 @@
 
 Every dictionary supports `D @ x` (synthesis), `r @ D` (= D' r, analysis), `D.T`, `D / c`, and
 `D.shape == (m, d)`; `dense(D)` gives the matrix. Structured dictionaries are pytrees: they pass
-through jit, vmap, grad and scan, and can serve as the weights W. To write a structured dictionary of your own,
-see `Structured`. Functions accept a `Dictionary`: a plain array, a structured dictionary or a
-numpy array. Results contain an `Operator`: a plain array or a structured dictionary.
+through jit, vmap, grad and scan, and can serve as the weights W. To write a structured dictionary
+of your own, see `Structured`. Functions accept a `Dictionary`: a plain array, a structured
+dictionary or a numpy array. Results contain an `Operator`: a plain array or a structured
+dictionary.
 """
 
 from unrolled._base import offer as _offer
