@@ -41,14 +41,14 @@ Weights = Callable[[Any, Any, Any], Acting]  # (shared, p, D): as `Layer.weights
 
 
 class Coupling(Result):
-    """Measures of the weights of each step and D: (K,), or (1,) if all steps share weights.
+    """How the weights of each step fit D: arrays (K,), or (1,) if all steps share weights.
 
     Convergence needs S_k = I - W_k'D (Chen et al. 2018, Theorem 1), w_i . d_i near 1 and small
     off-diagonal products. `mu_W` and `off_diagonal` compare weights of any scale: atoms have unit
     norm, and w_i . d_i is scaled to 1. `largest_product` is not scaled. `mismatch` is the relative
-    distance of S_k from I - W_k'D, 0 if the family couples them. `layer.weights` gives W_k and S_k;
-    the step size multiplies W_k. If W and D are shift-invariant `Conv` of one geometry, the atoms
-    of W'D are those that meet every relative shift, not all positions.
+    distance of S_k from I - W_k'D, 0 if the family couples S_k and W_k. `layer.weights` gives W_k
+    and S_k; the step size multiplies W_k. If W and D are shift-invariant `Conv` of one geometry,
+    W'D has only the rows of atoms that meet every relative shift, not of all positions.
     """
 
     diagonal_low: np.ndarray  # min of w_i . d_i
@@ -82,7 +82,7 @@ def step_means(theta: ArrayLike) -> np.ndarray:
 
 
 def _per_step(weights: Weights, params: Unrolled, D: Dictionary) -> Coupling:
-    """The coupling of all steps, by one program for all methods; of one step if all are equal."""
+    """The coupling of all steps, by one program for all methods; of one step if they are equal."""
     host = jax.device_get(params.steps)
     K = min(map(len, jax.tree.leaves(host)), default=1)  # steps may be None
     steps = [jax.tree.map(operator.itemgetter(k), host) for k in range(K)]
@@ -91,7 +91,7 @@ def _per_step(weights: Weights, params: Unrolled, D: Dictionary) -> Coupling:
     couplings = []
     for p in steps:
         W, gamma, S = weights(params.shared, p, D)
-        size = np.ones((), D.dtype) if gamma is None else gamma  # one program for both
+        size = np.ones((), D.dtype) if gamma is None else gamma  # one program serves both cases
         couplings.append(jax.device_get(_one_step(W, S, size, D)))
     return jax.tree.map(lambda *numbers: np.stack(numbers), *couplings)
 
@@ -135,29 +135,29 @@ class Curve(Result):
 
     nmse: np.ndarray  # dB, ratio of sums
     mean_nmse: np.ndarray  # dB, mean over the signals
-    quantiles: np.ndarray  # (K, 3) of the signals' NMSE in dB, at `QUANTILES`
-    failure_rate: np.ndarray  # share of signals not below -20 dB
-    precision: np.ndarray  # of the support; nan if no code has a nonzero
-    recall: np.ndarray  # of the support
-    false_positives: np.ndarray  # wrong entries per signal
+    quantiles: np.ndarray  # (K, 3), the `QUANTILES` of the NMSE of single signals, in dB
+    failure_rate: np.ndarray  # share of signals with an NMSE that is not below -20 dB
+    precision: np.ndarray  # precision of the support; nan if no code has a nonzero
+    recall: np.ndarray  # recall of the support
+    false_positives: np.ndarray  # wrong nonzeros per signal
     largest_l1: np.ndarray  # the largest l1 error of a signal, which the theorems bound
     # Sum of F - F* over sum of F* for the LASSO, if lam was given; nan if no F* is certified.
     gap: np.ndarray | None
     residual: np.ndarray | None = None  # norm(Y - X D', "fro") / norm(Y, "fro")
-    psnr: np.ndarray | None = None  # dB, of the rebuilt signals; the peak is their range
-    nonzeros: np.ndarray | None = None  # per signal
-    # Share of signals whose code is worse than zero, by its error; if codes are not known, by the
-    # objective of the LASSO, among signals with a certified F*.
+    psnr: np.ndarray | None = None  # dB, for rebuilt signals; the peak is the range of Y
+    nonzeros: np.ndarray | None = None  # mean number of nonzeros of a code
+    # Share of signals whose code is worse than zero: by the error, or, if codes are not known, by
+    # the objective of the LASSO, among signals with a certified F*.
     worse: np.ndarray | None = None
 
 
 class Cost(Result):
     """The cost of the codes of a method."""
 
-    # For all signals, with the codes after every step: the least time of several runs, after
-    # compilation. None in a study, because its numbers depend only on its arguments.
+    # Seconds for all signals, with the codes after every step: the least time of several runs,
+    # after compilation. None in a study, whose numbers must depend only on its arguments.
     seconds: float | None
-    products: int | None  # with a matrix, per signal; None if the number depends on the signal
+    products: int | None  # matrix products per signal; None if the number depends on the signal
 
 
 class Change(Result):
@@ -169,20 +169,20 @@ class Change(Result):
 
 
 class DivergenceWarning(UserWarning):
-    """A method ends worse than the zero code, from which every method starts."""
+    """The last codes of a method are worse than the zero code, from which every method starts."""
 
 
 class Divergence(Result):
-    """How a method ends worse than the zero code."""
+    """From which step on, and why, the codes of a method are worse than the zero code."""
 
     step: int  # the step from which on the codes are worse, counted from 1
     reason: str  # in words
 
 
 class Guarantee(Result):
-    """What theory certifies for the params of a method, and for which codes.
+    """The certificate of theory for the params of a method, and the class of codes.
 
-    Where codes come in parts, the nonzeros are parts, and the noise is measured in l2.
+    If codes come in parts, s counts parts, and the noise is measured in l2.
     """
 
     sparsity: int  # s, the most nonzeros
@@ -192,7 +192,7 @@ class Guarantee(Result):
 
 
 class Proved(Result):
-    """The share of codes that theory proves one by one, for the params of a method.
+    """The share of codes that theory proves, one by one, for the params of a method.
 
     For coupled steps `theory.certify_signals` proves the codes. For `layers.alista_rt`, whose steps
     have no thresholds, `theory.certify_supports` proves the supports: no step takes an entry off
@@ -200,7 +200,7 @@ class Proved(Result):
     """
 
     share: float | None  # None if no such theorem covers the method
-    signals: int  # number of codes that were checked, the first of the sample
+    signals: int  # number of checked codes, the first codes of the sample
     reason: str = ""  # why the share is None
 
     def text(self) -> str:
@@ -221,11 +221,11 @@ class Solver(Result):
 
 
 class Sampled(Result):
-    """A bound on the errors of a class except a small share, by a sample that chose nothing."""
+    """A bound on the errors of all but a small share of a class, from an independent sample."""
 
     decibels: float  # bound on the NMSE of a signal; inf if the sample is too small
     signals: int  # number of signals in the sample
-    needed: int  # number of signals that a bound needs
+    needed: int  # number of signals that a bound requires
     share: float  # share of the class that the bound leaves out
     confidence: float  # that the bounds of all methods hold together
     drawn: bool  # whether the comparison drew the signals; otherwise they were given
@@ -247,15 +247,15 @@ class Sampled(Result):
 
 
 class Predicted(Result):
-    """The median error by state evolution, and the rate of convergence on the right support."""
+    """Predictions of the median error, and of the rate of convergence on the right support."""
 
-    nmse: np.ndarray | None  # (K,) dB, of a typical signal after every step
+    nmse: np.ndarray | None  # (K,) dB, of a typical signal after every step, by state evolution
     rate: float | None  # dB per step, without noise
     remark: str  # why a prediction is missing, or empty
 
 
 class Comparison(Result):
-    """The result of `compare` for layers; every field maps names of methods to results.
+    """The result of `compare` for layers; dicts map the names of methods to results.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
@@ -268,38 +268,38 @@ class Comparison(Result):
 
     curves: dict[str, Curve]  # errors after every step
     thresholds: dict[str, np.ndarray]  # (K,) mean threshold of each step
-    references: dict[str, str]  # the method from which the distances are measured
-    changes: dict[str, tuple[Change, ...]]  # how far each leaf moved
+    references: dict[str, str]  # the method whose params are the reference for `changes`
+    changes: dict[str, tuple[Change, ...]]  # the distance of each leaf from the reference
     couplings: dict[str, Coupling]  # for families with weights
     guarantees: dict[str, Guarantee]  # for families with a certificate
     diverged: dict[str, Divergence]  # only methods that end worse than the zero code
-    silent: tuple[str, ...]  # methods whose last codes are all zero, where the true ones are not
-    given: tuple[str, ...] = ()  # methods that were given by their codes, without steps
-    uncertified: int = 0  # signals whose F* has no certificate: the gaps leave them out
-    # Not of methods given by their codes.
+    silent: tuple[str, ...]  # methods whose last codes are all zero, although true codes are not
+    given: tuple[str, ...] = ()  # methods that are codes of another solver, without steps
+    uncertified: int = 0  # signals whose F* has no certificate; the gaps omit these signals
+    # Costs of the methods with steps.
     costs: dict[str, Cost] = dataclasses.field(default_factory=dict)
-    lam: float | None = None  # of the gaps
-    known: bool = True  # False: the codes were not known, and codes of the LASSO stand for them
-    remarks: tuple[str, ...] = ()  # on lam
-    sampled: dict[str, Sampled] | None = None  # of methods that run, with `sampled`
+    lam: float | None = None  # the weight of the LASSO of the gaps
+    known: bool = True  # False: codes of the LASSO replace the true codes, which are not known
+    remarks: tuple[str, ...] = ()  # remarks on lam
+    sampled: dict[str, Sampled] | None = None  # for methods with steps, if asked for
     certified: dict[str, float] | None = None  # share of codes that are proved, with `certify`
-    # The gaps of ISTA after 0, ..., K steps: of zero codes, and for every method at its depth.
+    # The gaps of ISTA after 0, ..., K steps; the first is the gap of zero codes.
     ista_gap: np.ndarray | None = None
-    predicted: dict[str, Predicted] | None = None  # of the methods that run, if asked for
-    # Of the methods that run, of known codes.
+    predicted: dict[str, Predicted] | None = None  # for methods with steps, if asked for
+    # For methods with steps, if codes are known.
     proved: dict[str, Proved] = dataclasses.field(default_factory=dict)
-    # Next to the methods where there are gaps.
+    # The exact solvers, if there are gaps.
     exact: dict[str, Solver] = dataclasses.field(default_factory=dict)
-    # Seconds, of methods that `fit` returned.
+    # Seconds of training, for results of `fit`.
     trained: dict[str, float] = dataclasses.field(default_factory=dict)
-    signals: int = 0  # of the sample
+    signals: int = 0  # number of signals in the sample
 
     def __repr__(self) -> str:
-        """The table, as it fits on a screen."""
+        """The table, cut to the size of the screen."""
         return screen(_short(self))
 
     def _repr_html_(self) -> str:
-        """The same table, as Jupyter shows it."""
+        """The same table as HTML for Jupyter."""
         return markdown(*_few(self), self.notes())._repr_html_()
 
     def table(self, form: str = "markdown") -> Any:
@@ -317,7 +317,7 @@ class Comparison(Result):
         return table(form, *self._errors(), self.notes(), self._records, "table")
 
     def parameters_table(self) -> str:
-        """A Markdown table of the weights, and of how far training moved each leaf.
+        """A Markdown table of the weights, and of the distance that training moved each leaf.
 
         For mu_W and the rms, weights are scaled to w_i . d_i = 1.
         """
@@ -326,26 +326,27 @@ class Comparison(Result):
     def guarantees_table(self) -> str:
         """A Markdown table of the certificates of the params of each method.
 
-        It bounds the l1 error of every code of the class after the last step, with "none" if the
-        bound ends no lower than it began. The class (s, B, delta) comes from the sample, unless it
-        was given. Next to this worst case stand the number of codes in the sample that are proved
-        one by one, and the bound of `sampled` for 99.9 % of the sampled class.
+        The table bounds the l1 error of every code of the class after the last step. The entry is
+        "none" if the last bound is not below the first. The class (s, B, delta) comes from the
+        sample, unless you give it to `compare`. Next to this worst-case bound, the table has the
+        number of codes of the sample that theory proves one by one, and the bound of `sampled` for
+        99.9 % of the class.
         """
         return markdown(*self._guarantees(), self._unproved())
 
     def predictions_table(self) -> str:
         """A Markdown table of the median errors, measured and predicted.
 
-        It has the NMSE in dB after a quarter, half and all of the steps, as "median / predicted by
-        state evolution", and the dB that a step gains once the support is right. A cell that theory
-        does not cover is empty, and the last column has the reason. Without `predict` the table is
-        empty.
+        The table has the NMSE in dB after a quarter, half and all of the steps, as "median /
+        predicted by state evolution", and the dB that a step gains once the support is right. A
+        cell that theory does not cover is empty, and the last column has the reason. Without
+        `predict` the table is empty.
         """
         return markdown(*self._predictions()) if self.predicted is not None else ""
 
     def notes(self) -> list[str]:
-        """Sentences on methods that diverge, on methods whose codes are all zero, and on signals
-        that the gaps leave out.
+        """Sentences on methods that diverge, on methods whose codes are all zero, on signals that
+        the gaps omit, on lam, on proofs, and on costs.
         """
         far = [f"{name} diverges: {how.reason}." for name, how in self.diverged.items()]
         quiet = "; ".join(self.silent)
@@ -363,11 +364,13 @@ class Comparison(Result):
         return [*notes, *filter(None, [self.payoff()])]
 
     def payoff(self) -> str:
-        """One sentence: above how many signals N a network costs less than an exact solver.
+        """One sentence: the number N of signals above which a network costs less than an exact
+        solver.
 
-        N = seconds of training / (seconds per signal of the exact solver - of the network), for the
-        method with the smallest gap, among results of `fit` if there are any. The sentence is empty
-        if codes are known, or without times.
+        N is the time of the training, divided by the time per signal of the exact solver minus the
+        time per signal of the network. The network is the method with the smallest gap, among
+        results of `fit` if there are any. The sentence is empty if codes are known or times are
+        not.
         """
         clocks = {n: of.seconds for n, of in self.exact.items() if of.seconds is not None}
         networks = {
@@ -399,10 +402,10 @@ class Comparison(Result):
     def answer(self) -> str:
         """One sentence: the best method, its error at the last step, and its guarantee.
 
-        The error is the NMSE (ratio of sums) if codes are known, else the gap to the LASSO.
+        The error is the NMSE (ratio of sums) if codes are known, otherwise the gap to the LASSO.
         """
         field = "nmse" if self.known else "gap"
-        # The question is how near a network comes, so codes of a pursuit are no answer.
+        # The question is how near a network comes, so codes of another solver are no answer.
         judged = [n for n in self.curves if self.known or n not in self.given] or self.curves
         numbers = {name: _number(getattr(self.curves[name], field)) for name in judged}
         ends = {name: end for name, end in numbers.items() if end is not None}
@@ -434,7 +437,7 @@ class Comparison(Result):
         return plots.comparison(self, codes=codes, note=note)
 
     def _errors(self) -> tuple[list[str], list[list[str]]]:
-        """The records as text, in the columns in which a method has a number."""
+        """The records as text, in the columns in which at least one method has a number."""
         records, timed = self._records(), any(of.seconds for of in self.costs.values())
         fields = _KNOWN if self.known else _UNKNOWN
         given: list[Any] = [*self.curves.values(), *self.costs.values()]
@@ -443,7 +446,7 @@ class Comparison(Result):
         has -= set() if timed else {"microseconds"}
         has -= (
             set() if any(of.share for of in self.proved.values()) else {"proved"}
-        )  # a note says it
+        )  # a note says that no code is proved
         fields = tuple(field for field in fields if field in has & records[0].keys())
         rows = [
             [record["method"], *(_cell(record[field], *_COLUMNS[field]) for field in fields)]
@@ -486,7 +489,7 @@ class Comparison(Result):
         return {"method": name, "K": K, **numbers, "diverges": name in self.diverged}
 
     def _beside(self, K: int | None) -> tuple[float | None, float | None]:
-        """The gaps of ISTA after K steps, and of zero codes; None if unknown."""
+        """The gaps of ISTA after K steps, and of zero codes; None if a gap is unknown."""
         gaps = self.ista_gap
         if gaps is None or np.isnan(gaps[0]):
             return None, None
@@ -519,7 +522,7 @@ class Comparison(Result):
         return columns, rows
 
     def _unproved(self) -> list[str]:
-        """A sentence with the methods that no proof of single codes covers, and the reasons."""
+        """A sentence that names the methods without a proof of single codes, and the reasons."""
         reasons = {name: of.reason for name, of in self.proved.items() if of.share is None}
         listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         return [f"Not covered signal by signal: {listed}."] if listed else []
@@ -573,13 +576,13 @@ class ChainComparison(Result):
     layers: tuple[Comparison, ...]  # one comparison per layer
 
     def __repr__(self) -> str:
-        """The table, as it fits on a screen."""
+        """The tables, cut to the size of the screen."""
         return screen(
             line for j, layer in self._numbered() for line in [f"layer {j}:", *_short(layer)]
         )
 
     def _repr_html_(self) -> str:
-        """The same tables, as Jupyter shows them."""
+        """The same tables as HTML for Jupyter."""
         return "\n".join(f"<p>layer {j}</p>\n{x._repr_html_()}" for j, x in self._numbered())
 
     def table(self, form: str = "markdown") -> Any:
@@ -593,7 +596,8 @@ class ChainComparison(Result):
     def guarantees_table(self) -> str:
         """`Comparison.guarantees_table` of every layer, with a column for the layer.
 
-        The noise of a layer is the noise of its signal; the error of the layer before adds to it.
+        The noise of a layer is the noise of its signal; the error of the layer before is added to
+        this noise.
         """
         return markdown(*self._together("_guarantees"))
 
@@ -650,7 +654,7 @@ _COLUMNS = {
     "products": ("products", "d"),
 }
 _KNOWN = tuple(field for field in _COLUMNS if field != "microseconds")
-# Without true codes the gaps judge the methods.
+# Without true codes, the gaps judge the methods.
 _UNKNOWN = (
     *("K", "gap", "ista_gap", "zero_gap", "worse", "certified"),
     *("residual", "psnr", "nonzeros", "microseconds", "products"),
@@ -658,7 +662,7 @@ _UNKNOWN = (
 
 
 def _cell(value: Any, title: str, form: str) -> str:
-    """A number as text, empty if it is not known; the title may have the unit."""
+    """A number as text, empty if the number is not known; the title may contain the unit."""
     if form == "us":
         form = ".0f" if value is None or value >= 10 else ".2g"
     text = "" if value is None else f"{value:{form}}"
@@ -671,7 +675,7 @@ def _count(number: float) -> str:
 
 
 def _number(values: np.ndarray | None) -> float | None:
-    """The number after the last step; None if it is not known."""
+    """The number after the last step; None if this number is not known."""
     return None if values is None or np.isnan(values[-1]) else float(values[-1])
 
 
@@ -679,7 +683,7 @@ _DIGITS = {"nmse": ".1f", "gap": ".2e", "residual": ".4g", "nonzeros": ".1f"}
 
 
 def _few(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of what judges the methods."""
+    """The columns and rows by which methods are judged at a glance."""
     shown = {"nmse": "NMSE dB"} if comparison.known else {}
     shown |= {"gap": "(F-F*)/F*", "residual": "residual", "nonzeros": "nonzeros"}
     records = comparison._records()
@@ -693,7 +697,7 @@ def _few(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def _short(comparison: Comparison) -> Iterator[str]:
-    """Lines for a terminal: the methods, and what judges them."""
+    """Lines for a terminal: the methods with the columns of `_few`, and the notes."""
     (_, *titles), rows = _few(comparison)
     yield line("method", titles)
     for name, *cells in rows:
