@@ -64,7 +64,8 @@ def option(
         least, above, below, most: limits of a number: `>= least`, `> above`, `< below`, `<= most`.
         choices: the allowed words; words can be added later, such as the names of new families.
         kw_only: False if the option can also be given by position.
-        absent: the value for files that are older than the option, if it is not the default.
+        absent: the value for files that are older than the option, if this value differs from the
+            default.
 
     Example:
         >>> class _relaxed(ur.layers.ista):
@@ -184,7 +185,8 @@ def values_of(record: Any) -> dict[str, Any]:
 
 
 def _typed(value: Any) -> Any:
-    """A key that distinguishes 1, 1.0 and True, also in tuples; records show the given value."""
+    """A key that distinguishes 1, 1.0 and True, also in tuples, because records show the given
+    value."""
     return tuple(map(_typed, value)) if type(value) is tuple else (type(value), value)
 
 

@@ -98,7 +98,7 @@ def _value(function: Callable[..., Array], parameters: tuple, x: Array) -> Array
 
 
 def one_signed(name, function, parameters=(), *, lipschitz, sup, gap, exact=False) -> Activation:
-    """An activation whose tail and distance from ReLU keep one sign: oscillation = supremum."""
+    """An activation whose tail and distance from ReLU keep one sign, so oscillation = supremum."""
     return Activation(
         name, lipschitz, sup, sup, gap, function, parameters, gap, exact, nonpositive_tail=exact
     )
@@ -191,7 +191,7 @@ def leaky_relu(slope: float) -> Activation:
     """max(x, 0) + slope min(x, 0); its tail is unbounded unless slope = 0.
 
     Raises:
-        ValueError: slope outside [0, 1].
+        ValueError: slope is outside [0, 1].
 
     Example:
         >>> ur.activations.leaky_relu(0.1)(jnp.array([-10.0, 10.0])).tolist()
@@ -215,7 +215,7 @@ def elu(alpha: float = 1.0) -> Activation:
     """x for x >= 0, alpha (exp(x) - 1) below; Theorem 9 requires alpha < 1.
 
     Raises:
-        ValueError: alpha negative, infinite or NaN.
+        ValueError: alpha is negative, infinite or NaN.
 
     Example:
         >>> ur.activations.elu(0.5).tail_lipschitz
@@ -232,7 +232,7 @@ def celu(alpha: float = 1.0) -> Activation:
     """x for x >= 0, alpha (exp(x / alpha) - 1) below: slope 1 at 0-, bounded by alpha.
 
     Raises:
-        ValueError: alpha not positive, infinite or NaN.
+        ValueError: alpha is not positive, infinite or NaN.
 
     Example:
         >>> ur.activations.celu(0.5).tail_lipschitz, ur.activations.celu(0.5).tail_sup
@@ -394,7 +394,7 @@ def sigmoid_sum(h: float, M: float, k: float | None = None) -> Activation:
         k: steepness; by default 4 sqrt(ln 2) / h, for which `relu_gap` is at most 0.417 h.
 
     Raises:
-        ValueError: an argument that is not positive and finite, or h > M.
+        ValueError: an argument is not positive and finite, or h > M.
 
     Reference: Li, Feng, Zhou (2024), Theorem 10, made explicit.
 
@@ -460,7 +460,7 @@ def _scaled(x, act, k):
 
 @checked
 def scale(act: Activation, k: float) -> Activation:
-    """rho(k x) / k: the tail and the distance from ReLU shrink by the factor k, slopes do not.
+    """rho(k x) / k, whose tail and distance from ReLU are smaller by the factor k; slopes stay.
 
     Args:
         act: rho.
@@ -513,7 +513,7 @@ def compose(act: Activation, times: int) -> Activation:
 
     Raises:
         TypeError: act is not an `Activation`, or times is not an integer.
-        ValueError: times out of range.
+        ValueError: times is out of range.
 
     Reference: Li, Feng, Zhou (2024), Theorem 9.
 

@@ -92,7 +92,7 @@ def is_known(activation: Activation) -> bool:
 
 @checked
 def is_monotone(activation: Callable[[Array], Array]) -> bool:
-    """Whether an activation is known to be non-decreasing; only this package's own can be.
+    """Whether this package made an activation that is non-decreasing; False if nothing is known.
 
     Example:
         >>> [ur.activations.is_monotone(rho) for rho in (ur.activations.elu(0.5), jnp.tanh)]
@@ -111,7 +111,7 @@ def by_name(name: Callable[[Array], Array]) -> Callable[[Array], Array]: ...
 def by_name(name: str | Callable[[Array], Array]) -> Callable[[Array], Array]:
     """The activation with a given name, or the activation that equals a function of `jax.nn`.
 
-    Any other callable is returned unchanged, and so is an `Activation`.
+    Any other callable, including an `Activation`, is returned unchanged.
 
     Raises:
         ValueError: `NAMED` lacks the name (the message lists the known names).
@@ -139,8 +139,8 @@ def by_name(name: str | Callable[[Array], Array]) -> Callable[[Array], Array]:
 def describe(activation: Callable[[Array], Array]) -> str | list:
     """A form of an activation that JSON can hold; `from_description` restores the activation.
 
-    The form is the name in `NAMED`, or the name of a factory with its arguments. Your own
-    activation needs a name in `NAMED`, both when it is described and when it is read.
+    The form is the name in `NAMED`, or the name of a factory with its arguments. Give your own
+    activation a name in `NAMED` before you describe it and before you read its form.
 
     Raises:
         TypeError: the activation has no name in `NAMED` and none of the factories made it.

@@ -181,9 +181,9 @@ def select_support(
 ) -> Array:
     r"""Shrinkage that passes the largest entries unshrunk: the support selection of LISTA-CPSS.
 
-    An entry passes if its magnitude exceeds theta and is one of the round(fraction d) largest. The
-    comparison with the next magnitude is strict, so that entries which tie with the next magnitude
-    are shrunk. The selection carries no gradient.
+    An entry passes if its magnitude exceeds theta and is one of the round(fraction d) largest
+    magnitudes. The comparison with the next magnitude is strict, so that entries which tie with the
+    next magnitude are shrunk. The selection carries no gradient.
 
     Args:
         v: (d,).
@@ -195,7 +195,7 @@ def select_support(
         (d,).
 
     Raises:
-        ValueError: v of another shape, a known fraction outside [0, 1], or a known theta that is
+        ValueError: v has another shape, a known fraction is outside [0, 1], or a known theta is
             negative or NaN.
 
     Reference: Chen, Liu, Wang, Yin (2018), section 2.3.
@@ -318,7 +318,7 @@ def _in_columns(bits: Array, k: Array) -> Array:
 
 
 def _search(bits: Array, k: Array, count: Callable[[Array], Array]) -> Array:
-    """The largest integer t such that at least k of the bits are >= t, built bit by bit."""
+    """The largest integer t such that at least k entries of `bits` are >= t, built bit by bit."""
     top = bits.dtype.itemsize * 8 - 2
 
     def keep(i, kth):
@@ -342,9 +342,9 @@ def power_threshold(v: ArrayLike, theta: ArrayLike, p: float) -> Array:
     .. math:: \arg\min_x (x - v)^2 / 2 + \theta |x|^p, \qquad 0 < p \le 1.
 
     For p = 1 the map is soft thresholding. For p < 1 the map is 0 up to abs(v) = (2 - p) / (2 (1 -
-    p)) s, jumps there to s = (2 theta (1 - p))^(1 / (2 - p)), and approaches v for large v. At the
-    jump, where both 0 and s are minima, the map returns 0. The map is computed in closed form for p
-    = 1/2 and 2/3, and by Newton's method to the rounding of the dtype for any other p.
+    p)) s, jumps there to s = (2 theta (1 - p))^(1 / (2 - p)), and approaches v for large abs(v). At
+    the jump, where both 0 and s are minima, the map returns 0. The map is computed in closed form
+    for p = 1/2 and 2/3, and by Newton's method to the rounding of the dtype for any other p.
 
     Args:
         v: any shape.
@@ -356,7 +356,7 @@ def power_threshold(v: ArrayLike, theta: ArrayLike, p: float) -> Array:
 
     Raises:
         TypeError: p is traced or not a number.
-        ValueError: p outside (0, 1], or a known theta that is negative or NaN.
+        ValueError: p is outside (0, 1], or a known theta is negative or NaN.
 
     Reference: Krishnan, Fergus (2009) for 1/2 and 2/3; Xu, Chang, Xu, Zhang (2012) for 1/2.
 
@@ -392,8 +392,8 @@ def as_power(p: float, where: str) -> float:
     """p as a static number in (0, 1].
 
     Raises:
-        TypeError: traced, or not a number.
-        ValueError: outside (0, 1].
+        TypeError: p is traced, or not a number.
+        ValueError: p is outside (0, 1].
 
     Example:
         >>> ur.activations.as_power(1, "caller")
@@ -420,13 +420,13 @@ def _root_of(p: float) -> Callable[[Array], Array]:
 
 
 def _half(w: Array) -> Array:
-    """The root for p = 1/2, from a cubic in sqrt(x) and the cosine."""
+    """The root for p = 1/2: a cubic in sqrt(x), solved by cosines."""
     angle = jnp.arccos((w / 3) ** -1.5 / 4)
     return 2 / 3 * w * (1 + jnp.cos(2 / 3 * (jnp.pi - angle)))
 
 
 def _two_thirds(w: Array) -> Array:
-    """The root for p = 2/3, from a quartic in x^(1/3), its resolvent cubic and the cosh."""
+    """The root for p = 2/3: a quartic in x^(1/3), solved by its resolvent cubic and the cosh."""
     a = 2 / 3**0.25 * jnp.sqrt(jnp.cosh(jnp.arccosh(27 / 16 * 3**-1.5 * w**2) / 3))
     return ((a + jnp.sqrt(2 * w / a - a**2)) / 2) ** 3
 

@@ -52,7 +52,7 @@ _FACTOR_SPAN = math.log(8)
 
 
 def squared(codes: Any, X: Array, D: Any, Y: Array) -> Array:
-    """The squared error of the last codes, in a unit in which squares do not leave the range."""
+    """The squared error of the last codes, in a unit in which squares stay within range."""
     return jnp.sum(jnp.sum(times_power(codes[-1] - X, -exponent(X)) ** 2, axis=1))
 
 
@@ -123,7 +123,7 @@ def _search(layer, loss, shared, p, D, Y, X, state, constants):
 
 
 def _largest_entry(D: Dictionary, Y: Array, X: Any) -> Array:
-    """The largest entry of the codes; if they are unknown, of the best codes with one nonzero."""
+    """The largest entry of X or, if X is None, of the best codes with one nonzero."""
     if X is not None:
         return jnp.max(jnp.abs(X)).astype(Y.dtype)
     norms = column_norms(D)
@@ -167,7 +167,7 @@ def with_factor(layer, params, D, Y, X, loss=squared):
 
 
 def scaled_weights(layer: Layer, params: Unrolled, D: Dictionary) -> list[Unrolled]:
-    """The params with c W in a list, if they have no step size and a step expands; else []."""
+    """The params with c W, in a list, if no step has a step size and one expands; otherwise []."""
     unguarded = dataclasses.replace(layer, guard=None)  # a guard does not change the step
     if not unguarded.is_coupled or names_with_role(params.steps, "step size"):
         return []
@@ -189,7 +189,7 @@ def _scaled(layer: Layer, params: Unrolled, D: Dictionary) -> tuple[Unrolled, Ar
 
 
 def _times(record, c: Array):
-    """A record with its weights times c."""
+    """A record whose weights are multiplied by c."""
     weights = {name: getattr(record, name) for name in names_with_role(record, "weights")}
     weights = {name: W * c.astype(W.dtype) for name, W in weights.items()}
     return record._replace(**weights) if weights else record
@@ -399,7 +399,7 @@ def _targets(Ds, X) -> tuple[Any, ...]:
 
 
 class _Judged(NamedTuple):
-    """The losses of the codes of a model; infinity if a loss is not a number."""
+    """The losses of the codes of a model; infinity instead of nan."""
 
     loss: float
     zero: float  # loss of zero codes

@@ -91,7 +91,7 @@ def lista_cp(
             are smaller, and certify only the l1 error. They require ReLU.
 
     Returns:
-        params in the form that `tied` sets.
+        params, with one W or with one W per step, as `tied` says.
 
     Warns:
         HypothesisWarning: (2s-1) mu_W >= 1, no theorem covers the activation, or codes of this size
@@ -247,7 +247,7 @@ def lamp(
 ) -> Unrolled:
     """Params of `layers.lamp` for Bernoulli-Gaussian codes, without a sample: W = D, and alphas.
 
-    Each alpha minimises the error after its step, as `theory.state_evolution` predicts it.
+    Each alpha minimises the error after its step, as predicted by `theory.state_evolution`.
 
     Args:
         D: (m, d), an array with unit atoms.
@@ -264,7 +264,7 @@ def lamp(
         HypothesisWarning: `theory.state_evolution` does not hold.
 
     Raises:
-        TypeError, ValueError: as in `theory.state_evolution`; margin is below 1.
+        TypeError, ValueError: as in `theory.state_evolution`; ValueError also if margin < 1.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
@@ -292,7 +292,7 @@ def alista_at(
     """Params of `layers.alista_at(onsager=True)` for Bernoulli-Gaussian codes, without a sample.
 
     W has the closed form, and gamma is 1. Each theta minimises the error after its step, as
-    `theory.state_evolution` predicts it. With margin 1, the thetas are better for the typical
+    predicted by `theory.state_evolution`. With margin 1, the thetas are better for the typical
     signal and worse for a ratio of sums.
 
     Args:
@@ -306,7 +306,7 @@ def alista_at(
         HypothesisWarning: `theory.state_evolution` does not hold.
 
     Raises:
-        TypeError, ValueError: as in `theory.state_evolution`; margin is below 1.
+        TypeError, ValueError: as in `theory.state_evolution`; ValueError also if margin < 1.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)

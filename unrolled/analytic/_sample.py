@@ -41,17 +41,20 @@ def from_sample(
     thresholds from a sample of 30,000 codes prove 99.9 % of fresh codes in 39 steps; the worst-case
     theorems cover 2 nonzeros. The products are d x d, as in `certify_signals`.
 
-    layer: a layer whose depth is the length of the schedule. Its family must have steps x <-
-        shrink(x + gamma W'(y - D x), theta) and take params from theory, as in `layers.alista(39,
-        support=(1, 1))`. Support selection proves more nonzeros than soft thresholds.
-    D: (m, d), unit atoms.
-    X: (n, d), codes of the class, or these codes in another form that D accepts.
-    slack: at least 1; a larger slack proves more fresh codes in each step and needs more steps.
-    noise: bound on the l1 norm of the noise (on the l2 norm if codes come in parts), () or (n,).
-    leave_out: the share of the sample that the schedule may leave out. While some codes are not
-        proved, `from_sample` leaves out the codes that need the largest last threshold, first a
-        few, then more.
-    W: (m, d), weights; by default `theory.frobenius_weights(D)`.
+    Args:
+        layer: a layer whose depth is the length of the schedule. Its family must have steps x <-
+            shrink(x + gamma W'(y - D x), theta) and take params from theory, as in
+            `layers.alista(39, support=(1, 1))`. Support selection proves more nonzeros than soft
+            thresholds.
+        D: (m, d), unit atoms.
+        X: (n, d), codes of the class, or these codes in another form that D accepts.
+        slack: at least 1; a larger slack proves more fresh codes in each step and needs more steps.
+        noise: bound on the l1 norm of the noise (on the l2 norm if codes come in parts), () or
+            (n,).
+        leave_out: the share of the sample that the schedule may leave out. While some codes are not
+            proved, `from_sample` leaves out the codes that need the largest last threshold, first a
+            few, then more.
+        W: (m, d), weights; by default `theory.frobenius_weights(D)`.
 
     Returns:
         The params of `layer.from_theory(W, theta)`.
@@ -63,8 +66,8 @@ def from_sample(
 
     Raises:
         TypeError: the layer has another form, or an argument is traced.
-        ValueError: X has no code, codes do not fit, slack is below 1, or leave_out is outside [0,
-            1).
+        ValueError: X has no code, codes do not fit, slack is below 1, or leave_out is outside
+            [0, 1).
 
     Not claimed: that a fresh code is proved, before `theory.certify_signals` proves it. To estimate
     the share of the class that is proved, use a second sample and `theory.exceedance`.

@@ -20,7 +20,7 @@ if typing.TYPE_CHECKING:
 
 
 class _Called(types.ModuleType):
-    """This module; a call of the module calls the function `compare`."""
+    """This module, which can be called like the function `compare`."""
 
     def __call__(self, *args: typing.Any, **options: typing.Any) -> typing.Any:
         return self.compare(*args, **options)

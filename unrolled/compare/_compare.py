@@ -159,7 +159,7 @@ def compare(
             If X and lam are None, lam is a tenth of the lam at which nine codes in ten are 0, and a
             note says so.
         sparsity, bound, noise: s, B and delta of the class of codes for `theory.certify`; for
-            networks one per layer. By default the least numbers that cover the sample.
+            networks one per layer. By default, these are the least numbers that cover the sample.
         sampled: if given, `compare` also bounds the errors of 99.9 % of the class, with confidence
             1 - 1e-6 for all methods together, from an independent sample. Pass held-out (Y, X) that
             were not used to choose anything; or pass a number, such as 20,000, of
@@ -177,17 +177,18 @@ def compare(
             entries may be NaN. Every method runs with `dictionaries.Masked(D, mask)` for each
             signal, and residuals and objectives include only known entries. No guarantee or proof
             covers signals with a mask.
-    Returns:
 
+    Returns:
         Comparison; for networks ChainComparison, with a Comparison of every layer.
 
     Raises:
         TypeError: methods is not a dict by name, one of the values is not a method, codes are
             complex and D is real, or methods has both layers and networks.
         ValueError: there are no methods, shapes do not fit, signals are not finite, the reference
-            is unknown, the mask has another shape, params do not fit their layer, networks or a
-            mask come with `sampled`, `certify` or `predict`, or codes in parts with `certify`.
-            Without X also: lam is 0, all signals are zero, or `sampled` or `predict` is given.
+            is unknown, the mask has another shape, or params do not fit their layer. Also if
+            `sampled`, `certify` or `predict` is given for networks or with a mask, or `certify` for
+            codes in parts. Without X also if lam is 0, all signals are zero, or `sampled` or
+            `predict` is given.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)

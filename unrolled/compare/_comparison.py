@@ -305,7 +305,7 @@ class Comparison(Result):
     def table(self, form: str = "markdown") -> Any:
         """A table of errors at the last step, quality of the rebuilt signals, and costs.
 
-        If codes are known, the table has their errors, in both definitions, and support scores.
+        If the true codes are known, the table has the NMSE in both definitions, and support scores.
         Undefined scores, such as the precision of codes that are all zero, are empty. A note below
         the table names each method that diverges, or whose codes are all zero. If the LASSO has
         been solved, the table has rows of the exact solvers, whose gap is 0.
@@ -670,7 +670,7 @@ def _cell(value: Any, title: str, form: str) -> str:
 
 
 def _count(number: float) -> str:
-    """A count in two digits."""
+    """A count rounded to two digits."""
     return f"{float(f'{number:.2g}'):,.0f}"
 
 

@@ -503,8 +503,9 @@ def divergence(
         curve: the curve of the method.
         zero_gap: the gap of the zero code; None if there is no optimum.
         known: whether the true codes are known; otherwise the codes of the LASSO replace them.
-        by_codes: whether the method is codes of another solver. Such codes may solve another
-            problem, such as the LASSO with another lam, so the objective does not judge such codes.
+        by_codes: whether the method is an array of codes of another solver. The other solver may
+            solve another problem, such as the LASSO with another lam, so the objective does not
+            judge its codes.
     """
     error = curve.nmse[-1]
     if not known:
@@ -583,7 +584,7 @@ _SEED = 2**31 - 1  # of the draws, a seed that users are unlikely to have used f
 
 
 def drawn(D: Dictionary, Y: Array, X: Array, n: int) -> tuple[Array, Array]:
-    """n signals of the class of a sample."""
+    """Draw n signals of the class of a sample."""
     probability, variance, noise, *_ = law_of(D, Y, X)
     keys = jax.random.split(jax.random.key(_SEED))
     codes = problems.planted(keys[0], (n, X.shape[-1]), probability, block_of(D))
@@ -648,7 +649,7 @@ _WEIGHTS = {"amp": "dictionary"}  # kind of message passing -> `weights` of `loc
 def predictions(
     methods: Mapping[str, tuple], D: Dictionary, Y: Array, X: Array
 ) -> dict[str, Predicted]:
-    """The predictions for every method (layer, params, D) and codes like those of the sample."""
+    """The predictions for every method (layer, params, D) and codes like the sample's."""
     law = law_of(D, Y, X)
     return {
         name: _prediction(layer, params, own, law) for name, (layer, params, own) in methods.items()

@@ -79,8 +79,8 @@ class Structured:
 
     A subclass defines `shape`, `synthesize` (D x), `analyze` (D' r) and `scale` (c D), as a frozen
     dataclass registered with `pytree`. All other methods have defaults that use these four methods,
-    in most cases through the matrix. A subclass overrides a default if the structure of the
-    subclass gives the same result at lower cost:
+    in most cases through the matrix. A subclass overrides the defaults that its structure
+    makes cheaper:
 
     - `column_norms`, `spectral_norm`, `scale_columns`, `normalized`, `entries`, `magnitudes`,
       `inner_terms`, `closed_form`, and `dtype` if no field is a floating array;
@@ -224,7 +224,7 @@ class Structured:
         return np.arange(self.shape[1])
 
     def neighbourhood(self) -> tuple["Structured", np.ndarray]:
-        """A dictionary, and indices of its atoms whose inner products bound all of D's.
+        """A dictionary, and indices of atoms in it whose inner products are bounds for D.
 
         For every atom of D, the magnitudes of its inner products, in some order, are at most the
         magnitudes for one of these atoms, entry by entry.
@@ -417,7 +417,7 @@ def column_norms(D: Dictionary) -> Array:
 
 
 def scale_columns(D: Dictionary, c: Array) -> Operator:
-    """D diag(c): every atom times its own factor, c of shape (d,)."""
+    """D diag(c): atom j is multiplied by c_j, with c of shape (d,)."""
     return D.scale_columns(c) if isinstance(D, Structured) else jnp.asarray(D * c[None, :])
 
 

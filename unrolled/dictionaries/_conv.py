@@ -59,9 +59,9 @@ def windows(
     """All windows of a signal: (n_channels, *signal) -> (prod(positions), n_channels prod(kernel)).
 
     Rows and columns are in row-major order. The signal is cut into blocks as long as the stride,
-    and a window consists of a few neighbouring blocks. This takes only slices and concatenations,
-    whose transpose is as cheap, whereas a gather would transpose to a scatter. A dilated window
-    takes one slice for each entry.
+    and a window consists of a few neighbouring blocks. The cut takes only slices and
+    concatenations, whose transpose is as cheap, whereas a gather would transpose to a scatter. A
+    dilated window takes one slice for each entry.
     """
     dilation = dilation or (1,) * len(kernel)
     for i, (n, t, p, delta) in enumerate(zip(kernel, stride, positions, dilation)):
@@ -345,7 +345,7 @@ class Conv(Structured):
         return self.boundary == "valid" or (self.boundary == "circular" and divides)
 
     def inner_products(self, W: Dictionary) -> tuple[Array, Array]:
-        """Inner products of all pairs of filters under every shift, if W, D are shift-invariant."""
+        """Inner products of all pairs of filters under every shift, if both are shift-invariant."""
         if not (self.is_shift_invariant() and self.is_shift_of(W)):
             return super().inner_products(W)
         W, D = W.local(1), self.local(1)
@@ -422,7 +422,7 @@ class Conv(Structured):
         return windows(r, window, (1,) * len(window), self.signal_shape)
 
     def stripes(self, x: Array) -> Array:
-        """The stripe of every position of a code: coefficients whose atoms overlap atoms there.
+        """The stripe of every position of a code: coefficients of atoms that overlap atoms there.
 
         (d,) -> (prod(positions), n_atoms prod(stripe)), filled with zeros at a border.
         """

@@ -221,7 +221,7 @@ def _transversal(key: Key, c: int, q: int, d: int) -> Array:
 
 @checked
 def ill_conditioned(key: Key, m: int, d: int, kappa: float) -> Array:
-    """A Gaussian matrix with log-spaced singular values 1, ..., 1/kappa and then unit atoms.
+    """A Gaussian matrix with log-spaced singular values 1, ..., 1/kappa, then normalised.
 
     Normalising changes the condition number: kappa = 5 gives about the condition number of a plain
     Gaussian dictionary.

@@ -178,7 +178,7 @@ def from_functions(
     functions.
 
     **`from_functions` tests the adjoint**, in the dtype in which JAX computes. For random x and r,
-    it checks
+    the test checks
 
     .. math:: \langle synthesize(x), r \rangle = \langle x, analyze(r) \rangle
 
@@ -259,7 +259,7 @@ def _is_traceable(product: Product, v: np.ndarray) -> bool:
 
 
 def _image(v: np.ndarray, *, product: Product, name: str, n: int, on_host: bool) -> np.ndarray:
-    """The product of a known vector, in float64.
+    """The product for a known vector, in float64.
 
     Raises:
         TypeError, ValueError: as in `from_functions`.

@@ -125,7 +125,7 @@ def check_batch(D: Dictionary, Y: ArrayLike, X: ArrayLike | None, where: str) ->
         where: the name of the caller, for messages.
 
     Raises:
-        ValueError: the shapes differ from these, or the batch is empty.
+        ValueError: the shapes differ from the shapes above, or the batch is empty.
 
     Example:
         >>> ur.dictionaries.check_batch(np.ones((2, 3)), np.ones((5, 2)), np.ones((5, 3)), "caller")
@@ -281,7 +281,7 @@ def unit_atoms(D: Dictionary, where: str, tolerance: float = _UNIT_TOLERANCE) ->
 def unit_norms(
     D: Dictionary, norms: Array | np.ndarray, where: str, tolerance: float = _UNIT_TOLERANCE
 ) -> None:
-    """`unit_atoms` for a D whose norms of the atoms are known.
+    """`unit_atoms` with given norms of the atoms.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(4)
@@ -426,7 +426,7 @@ def as_flat(
 
     Args:
         D: (m, d).
-        y: anything; unless it is another form of a signal or code of D, it is returned unchanged.
+        y: any value; it is returned unchanged unless it is another form of a signal or code of D.
         batch: the number of leading axes, for several signals.
 
     Example:

@@ -30,7 +30,7 @@ __all__ = ["Complex", "Joint", "from_pairs", "to_pairs"]
 def to_pairs(z: ArrayLike) -> Any:
     """Complex numbers, (..., n), as pairs (real, imaginary) of real numbers, (..., 2 n).
 
-    A numpy array gives a numpy array.
+    If z is a numpy array, the result is a numpy array.
 
     Example:
         >>> ur.dictionaries.to_pairs(np.array([1 + 2j, 3j])).tolist()

@@ -260,7 +260,7 @@ def support_scores(estimates: ArrayLike, X: ArrayLike, tolerance: float = 0.0) -
 
     Args:
         estimates, X: (batch, d), both real or both complex.
-        tolerance: an entry of an estimate is chosen if its magnitude exceeds this.
+        tolerance: an entry of an estimate is chosen if its magnitude exceeds the tolerance.
 
     Returns:
         SupportScores; a score is nan if it is undefined for every signal, or if a code has a NaN.
@@ -295,7 +295,7 @@ def _support_scores(estimates: Array, X: Array, tolerance: ArrayLike) -> Support
 def kkt_violation(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Array:
     """The largest violation of the optimality of x for the LASSO, in units of lam.
 
-    For r = y - D x, optimality is D' r = lam sign(x) on the support and abs(D' r) <= lam off it.
+    For r = y - D x, optimality means D' r = lam sign(x) on the support and abs(D' r) <= lam off it.
 
     Args:
         D: (m, d).

@@ -102,7 +102,7 @@ def _mean_class_precision(n: _Confusion, empty: ArrayLike) -> Array:
 def mean_class_accuracy(
     predicted: ArrayLike, truth: ArrayLike, *, pooled: bool = False, empty: ArrayLike = jnp.nan
 ) -> Array:
-    """The mean accuracy of the two classes, their recall: (TP / (TP + FN) + TN / (TN + FP)) / 2.
+    """The mean accuracy (recall) of the two classes: (TP / (TP + FN) + TN / (TN + FP)) / 2.
 
     Args:
         predicted, truth, pooled: see `pixel_accuracy`.

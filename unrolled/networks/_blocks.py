@@ -165,7 +165,7 @@ def mixed_scale(
     """Dictionaries [I, F_j] for `msd_csc`, with Gaussian filters of norm 1.
 
     Each of the `growth` filters of F_j has `channels` + (j - 1) `growth` input channels. The
-    dilation of F_j is the j-th of the cycle `dilations`.
+    dilation of F_j is the j-th entry of the cycle `dilations`.
 
     Args:
         key: a key or a seed.

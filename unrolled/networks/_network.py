@@ -1,4 +1,4 @@
-"""Networks, which map a signal to the codes of J blocks; chains; tests of codes against zero codes.
+"""Networks, which map a signal to the codes of J blocks; chains; comparisons with zero codes.
 
 Deep sparse coding (DSC) is a chain: each layer runs on the code of the layer before.
 """
@@ -102,7 +102,7 @@ class Network(Interned):
         raise NotImplementedError
 
     def run(self, params: Params, Ds: Dictionaries, y: ArrayLike) -> tuple[Codes, Codes]:
-        """The code of every block, (d_j,), and the codes after each step of it, (K_j, d_j)."""
+        """The last code of every block, (d_j,), and its codes after every step, (K_j, d_j)."""
         raise NotImplementedError
 
     def apply(self, params: Params, Ds: Dictionaries, y: ArrayLike) -> Codes:
@@ -314,7 +314,7 @@ class Sweeping(Activated):
 
 
 def _together(params: Params) -> Unrolled:
-    """The params of all blocks as params of one loop, stacked if the params of all blocks are."""
+    """The params of all blocks as params of one loop, stacked if all are stacked."""
     steps = [p.steps for p in params]
     shared = tuple(p.shared for p in params)
     if not any(type(s) is tuple for s in steps):
@@ -378,7 +378,7 @@ class ml_lista(Sweeping):
 
 
 def _acting(shared: Analysis, p: StepAndThreshold, D: Dictionary) -> Acting:
-    """B, applied to the code of the block before, and I - gamma D'D, applied to the own code."""
+    """B, applied to the code of the block before, and I - gamma D'D, applied to its own code."""
     A, gamma = dense(D), jnp.reshape(p.gamma, (-1, 1))
     return Acting(shared.B, S=jnp.eye(A.shape[1], dtype=A.dtype) - gamma * (A.T @ A))
 
@@ -404,7 +404,7 @@ def exceeds(loss: float, other: float) -> bool:
 def worse_than_zero(
     codes: str, measure: str, loss: Any, zero: Any, ista: Any = np.nan, unit: str = ""
 ) -> str:
-    """The sentence that codes are worse than zero codes, with the numbers.
+    """A sentence that codes are worse than zero codes, with the numbers.
 
     Args:
         codes: the codes as subject, with a verb.
@@ -422,9 +422,9 @@ def worse_than_zero(
 
 
 def worse(codes: str, measure: str, loss: Any, zero: Any, ista: Any = np.nan) -> str:
-    """The sentence that codes are worse than zero codes, or else than ISTA; "" if they are neither.
+    """A sentence that codes are worse than zero codes, or else than ISTA; "" if neither holds.
 
-    The arguments are the arguments of `worse_than_zero`.
+    The function takes the arguments of `worse_than_zero`.
 
     Example:
         >>> from unrolled.networks import worse
@@ -455,7 +455,7 @@ def codes_of_ista(D: Dictionary, lam: Any, depth: int, Y: Array, where: str) -> 
 
 
 def loss_of(loss: Any, X: Any, where: str) -> Callable[..., Array] | None:
-    """Check the loss of codes; None is a loss, the error of the codes, if the codes X are known.
+    """Check the loss of codes; if X is known, None stands for the error of the codes.
 
     Raises:
         TypeError: the loss is not a function.

@@ -2,7 +2,7 @@
 
 Any two curves of a figure differ in colour, dashes or marker, and a method has the same look in
 every figure. A figure marks values outside the axes at the border, and names the curves with such
-values below the border. There it also names the curves with NaN.
+values below the border. Curves with NaN are named there, too.
 """
 
 from unrolled._base import offer as _offer

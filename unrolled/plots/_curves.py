@@ -79,7 +79,7 @@ _Look = tuple[str, str, str]  # colour, dashes, marker
 
 @checked
 def styles(names: Iterable[str]) -> dict[str, dict]:
-    """Line styles by name, "family, variant": no two names share colour, dashes and marker.
+    """Line styles by name, "family, variant": names differ in colour, dashes or marker.
 
     The family sets the colour; the variant ("analytic", "calibrated", "learned" or none) sets
     dashes and marker. For families of the library these variants look the same in every figure;
@@ -689,7 +689,7 @@ def _shade(k: int, depth: int) -> Any:
 
 
 def _predicted(prediction: Any, name: str) -> np.ndarray:
-    """The predictions of theory for a panel of `evolution`: one per step, one in all, or none."""
+    """The predictions of theory for a panel of `evolution`: one per step, a common one, or none."""
     if prediction is None:
         return np.zeros(0)
     if name == "theta":

@@ -63,7 +63,7 @@ def use(codes: dict[str, ArrayLike]) -> "Figure":
 
 @checked
 def losses(records: Sequence[Any]) -> "Figure":
-    """The validation loss of a run at every evaluation, and the training loss since the last one.
+    """The validation loss of a run at every evaluation, and the mean training loss in between.
 
     Args:
         records: `history.records` of `training.fit`, or the joined records of a curriculum.
@@ -254,8 +254,8 @@ def gram(dictionaries: Sequence[Mapping[str, Any]]) -> "Figure":
     """|W'D| for several weights of several dictionaries, and the distribution off the diagonal.
 
     Weights are compared after w_i . d_i is scaled to 1. Each dictionary has a row. The colours of a
-    row share a scale that ends at the largest off-diagonal entry of its first matrix; the legends
-    say how many entries of the other matrices exceed that entry.
+    row share a scale that ends at the largest off-diagonal entry of the first matrix of the row;
+    the legends say how many entries of the other matrices exceed that entry.
 
     Args:
         dictionaries: for each dictionary, W'D by the name of the weights, (d, d) each.
@@ -321,8 +321,8 @@ def images(pictures: dict[str, np.ndarray], *, signed: bool = False) -> "Figure"
     """Grey pictures side by side, each below its title.
 
     Args:
-        pictures: values in [0, 1] by title, (height, width), all of one shape; values outside [0,
-            1] are clipped, and the title gives their share.
+        pictures: values in [0, 1] by title, (height, width), all of one shape; values outside
+            [0, 1] are clipped, and the title gives their share.
         signed: if True, zero is the middle grey and all pictures share one scale.
 
     Raises:
