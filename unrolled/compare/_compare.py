@@ -561,7 +561,7 @@ def _of_lam(optima: Optima | None, lam: Any, given: bool) -> tuple[str, ...]:
         return ()
     remarks = [] if given else [f"lam = {float(lam):.4g}, {DEFAULT_LAM}."]
     if not np.any(np.asarray(optima.codes)):
-        remarks.append(f"lam = {float(lam):.4g} gives all signals the code 0; try a smaller one.")
+        remarks.append(f"lam = {float(lam):.4g} gives all signals the code 0; try a smaller lam.")
     return tuple(remarks)
 
 

@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -302,7 +303,7 @@ class Comparison(Result):
         """The same table as HTML for Jupyter."""
         return markdown(*_few(self), self.notes())._repr_html_()
 
-    def table(self, form: str = "markdown") -> Any:
+    def table(self, form: str = "markdown", columns: Collection[str] | None = None) -> Any:
         """A table of errors at the last step, quality of the rebuilt signals, and costs.
 
         If the true codes are known, the table has the NMSE in both definitions, and support scores.
@@ -313,8 +314,16 @@ class Comparison(Result):
         Args:
             form: "markdown", "latex" (with the rules of booktabs), "csv", or "records", a list of
                 dicts that `pandas.DataFrame` takes. "csv" and "records" have unrounded numbers.
+            columns: fields of the records, such as ["K", "nmse", "gap"], in the order in which
+                they follow the method. By default, the table has all columns in which a method has
+                a number. In LaTeX it then has only "nmse", "gap", "residual" and "nonzeros", so
+                that it fits on a page.
+
+        Raises:
+            TypeError: columns is not a list of names.
+            ValueError: the form or a column is unknown.
         """
-        return table(form, *self._errors(), self.notes(), self._records, "table")
+        return _table(form, columns, (self,), self._errors, self._records, self.notes())
 
     def parameters_table(self) -> str:
         """A Markdown table of the weights, and of the distance that training moved each leaf.
@@ -395,8 +404,8 @@ class Comparison(Result):
             verdict = f"the network pays above {_count(1e6 / saved)} signals per second of training"
         name = "" if solver == "exact" else f" ({solver})"
         return (
-            f"{best} takes {_cell(spent, '', 'us')} microseconds a signal and ends at a gap of "
-            f"{gap:.1e}, exact codes take {_cell(optimal, '', 'us')}{name}: {verdict}."
+            f"{best} takes {_cell(spent, '', 'us')} microseconds per signal and ends at a gap of "
+            f"{gap:.1e}; exact codes take {_cell(optimal, '', 'us')} microseconds{name}: {verdict}."
         )
 
     def answer(self) -> str:
@@ -413,13 +422,14 @@ class Comparison(Result):
             return "No method was judged."
         best = min(ends, key=ends.__getitem__)
         text = f"{ends[best]:.1f} dB" if self.known else f"{ends[best]:.2g}"
-        what = "error of the code" if self.known else "gap to the optimum of the LASSO"
+        what = "error of the codes" if self.known else "gap to the optimum of the LASSO"
         promise, one_by_one = self.guarantees.get(best), self.proved.get(best)
-        proved = "theory guarantees nothing for it here"
+        proved = f"theory guarantees no error bound for {best} here"
         if promise is not None and promise.certificate.holds:
-            proved = f"theory guarantees an l1 error of {promise.certificate.error[-1]:.1e} for it"
+            error = promise.certificate.error[-1]
+            proved = f"theory guarantees an l1 error of at most {error:.1e} for {best}"
         elif one_by_one is not None and one_by_one.share:
-            proved = f"theory proves {one_by_one.text()} codes of it one by one"
+            proved = f"theory proves {one_by_one.text()} codes of {best} one by one"
         return f"The smallest {what} is {text}, by {best}; {proved}."
 
     def to_json(self) -> str:
@@ -436,10 +446,9 @@ class Comparison(Result):
         codes = codes if self.known else "LASSO codes"
         return plots.comparison(self, codes=codes, note=note)
 
-    def _errors(self) -> tuple[list[str], list[list[str]]]:
-        """The records as text, in the columns in which at least one method has a number."""
+    def _defined(self) -> set[str]:
+        """The fields of the records in which a method has a number."""
         records, timed = self._records(), any(of.seconds for of in self.costs.values())
-        fields = _KNOWN if self.known else _UNKNOWN
         given: list[Any] = [*self.curves.values(), *self.costs.values()]
         has = {f for of in given for f in of._fields if getattr(of, f) is not None}
         has |= records[0].keys() - {*Curve._fields, *Cost._fields}
@@ -447,16 +456,20 @@ class Comparison(Result):
         has -= (
             set() if any(of.share for of in self.proved.values()) else {"proved"}
         )  # a note says that no code is proved
-        fields = tuple(field for field in fields if field in has & records[0].keys())
+        return has & records[0].keys()
+
+    def _errors(self, fields: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+        """The records as text, in the columns of these fields."""
+        columns, records = [_column(field) for field in fields], self._records()
         rows = [
-            [record["method"], *(_cell(record[field], *_COLUMNS[field]) for field in fields)]
+            [record["method"], *(_cell(record.get(f), *of) for f, of in zip(fields, columns))]
             for record in records
         ]
-        marked = 1 + fields.index("nmse") if self.known else 0
+        marked = 1 + fields.index("nmse") if "nmse" in fields else 0
         for record, row in zip(records, rows):
             if record["diverges"]:
                 row[marked] = f"{row[marked]} (diverges)".lstrip()
-        return ["method", *(_COLUMNS[field][0] for field in fields)], rows
+        return ["method", *(title for title, _ in columns)], rows
 
     def _records(self) -> list[dict[str, Any]]:
         """The numbers of the table: one dict per method, with None for unknown numbers."""
@@ -530,7 +543,7 @@ class Comparison(Result):
     def _predictions(self) -> tuple[list[str], list[list[str]]]:
         shares = ("a quarter", "half", "all")
         columns = ["method", "K", *(f"dB after {share} of the steps" for share in shares)]
-        columns += ["dB per step on the support", "without state evolution, because"]
+        columns += ["dB per step on the support", "why no state evolution"]
         rows = []
         for name, of in (self.predicted or {}).items():
             median = self.curves[name].quantiles[:, 1]
@@ -585,9 +598,10 @@ class ChainComparison(Result):
         """The same tables as HTML for Jupyter."""
         return "\n".join(f"<p>layer {j}</p>\n{x._repr_html_()}" for j, x in self._numbered())
 
-    def table(self, form: str = "markdown") -> Any:
-        """`Comparison.table` of every layer, in the same forms, with a column for the layer."""
-        return table(form, *self._together("_errors"), self.notes(), self._records, "table")
+    def table(self, form: str = "markdown", columns: Collection[str] | None = None) -> Any:
+        """`Comparison.table` of every layer, with the same arguments and a column for the layer."""
+        rows = partial(self._together, "_errors")
+        return _table(form, columns, self.layers, rows, self._records, self.notes())
 
     def parameters_table(self) -> str:
         """`Comparison.parameters_table` of every layer, with a column for the layer."""
@@ -623,12 +637,10 @@ class ChainComparison(Result):
     def _numbered(self) -> Iterator[tuple[int, Comparison]]:
         return enumerate(self.layers, start=1)
 
-    def _together(self, part: str) -> tuple[list[str], list[list[str]]]:
-        columns, _ = getattr(self.layers[0], part)()
-        rows = [
-            [str(j), *row] for j, layer in self._numbered() for row in getattr(layer, part)()[1]
-        ]
-        return ["layer", *columns], rows
+    def _together(self, part: str, *options: Any) -> tuple[list[str], list[list[str]]]:
+        parts = [getattr(layer, part)(*options) for layer in self.layers]
+        rows = [[str(j), *row] for j, (_, rows) in enumerate(parts, start=1) for row in rows]
+        return ["layer", *parts[0][0]], rows
 
 
 # The columns of a table: the field of a record, its title and its format.
@@ -659,6 +671,44 @@ _UNKNOWN = (
     *("K", "gap", "ista_gap", "zero_gap", "worse", "certified"),
     *("residual", "psnr", "nonzeros", "microseconds", "products"),
 )
+
+
+def _table(
+    form: str,
+    asked: Collection[str] | None,
+    layers: Sequence[Comparison],
+    rows: Callable[[Sequence[str]], tuple[list[str], list[list[str]]]],
+    records: Callable[[], list[dict[str, Any]]],
+    notes: Sequence[str],
+) -> Any:
+    """The table of one or several layers, in the columns that are asked for or have numbers."""
+    if asked is None:
+        order = _DIGITS if form == "latex" else _KNOWN if layers[0].known else _UNKNOWN
+        defined = set().union(*(layer._defined() for layer in layers))
+        return table(form, *rows([f for f in order if f in defined]), notes, records, "table")
+    if isinstance(asked, str) or not isinstance(asked, Collection):
+        got = checks.brief(asked)
+        raise TypeError(f"table: columns must be a list of names, got {got}; try columns=[{got}]")
+    known = [field for field in records()[0] if field not in ("layer", "method", "diverges")]
+    for name in asked:
+        if name not in known:
+            raise ValueError(
+                f"table: unknown column {checks.brief(name)}; expected one of {', '.join(known)}"
+                f"{checks.meant(str(name), known)}"
+            )
+
+    def chosen() -> list[dict[str, Any]]:
+        return [
+            {f: record.get(f) for f in ("layer", "method", *asked) if f != "layer" or f in record}
+            for record in records()
+        ]
+
+    return table(form, *rows(list(asked)), notes, chosen, "table")
+
+
+def _column(field: str) -> tuple[str, str]:
+    """The title and the format of a field."""
+    return _COLUMNS.get(field, (field.replace("_", " "), ".4g"))
 
 
 def _cell(value: Any, title: str, form: str) -> str:

@@ -565,12 +565,12 @@ def _silent(curves: dict[str, Any]) -> str:
     if not names:
         return ""
     listed = "; ".join(names)
-    return f"Flat, since all codes are zero at every step (precision undefined): {listed}."
+    return f"Flat lines, because all codes are zero at every step (precision undefined): {listed}."
 
 
 def _level(result: Any) -> str:
     """A sentence that names the methods that have no steps, or ""."""
-    return f"Level, since only the last codes are known: {'; '.join(result.given)}." * bool(
+    return f"Horizontal lines, because only the last codes are known: {'; '.join(result.given)}." * bool(
         result.given
     )
 
