@@ -39,7 +39,7 @@ def from_sample(
     The errors E_k and the movements A are defined in `theory.certify_signals`, which also checks
     which fresh codes these thresholds prove. For a Gaussian D, (250, 500), and 12 nonzeros, the
     thresholds from a sample of 30,000 codes prove 99.9 % of fresh codes in 39 steps; the worst-case
-    theorems cover 2 nonzeros. The products are d x d, as in `certify_signals`.
+    theorems cover 2 nonzeros. The products are d x d by nature, as in `certify_signals`.
 
     Args:
         layer: a layer whose depth is the length of the schedule. Its family must have steps x <-

@@ -492,8 +492,8 @@ def weights_table(
 
     `theory.in_float64` converts D to float64; all weights lie in the numerical range of D. No W has
     a smaller mu_W than the minimax weights. A smaller C_W or omega lowers the floor under noise; a
-    smaller norm(W) gives a smaller bound on the steps for signals outside the class. Like
-    `generalized_coherence`, the function uses d x d arrays.
+    smaller norm(W) gives a smaller bound on the steps for signals outside the class. The arrays are
+    d x d by nature, as in `generalized_coherence`.
 
     Args:
         D: (m, d), unit atoms.
