@@ -216,7 +216,7 @@ def _remade(cls, options):
 
 @checked
 def kind_of(field: dataclasses.Field) -> type:
-    """The annotated type, or the first of a union, if it is int, float, bool or str; else object.
+    """The annotated type, or the first of a union, if int, float, bool or str; otherwise object.
 
     Example:
         >>> import dataclasses

@@ -261,8 +261,9 @@ def kth_largest(magnitude: Array, k: ArrayLike) -> Array:
     r"""The k-th largest of non-negative numbers, exactly, by a binary search over the bit pattern.
 
     Non-negative floats have the same order as their bit patterns, so the answer is built bit by bit
-    from the highest bit: a bit is set if at least k entries are no smaller than the result. The
-    search takes about 30 passes that compare and count, and is many times faster than a sort.
+    from the highest bit. A bit is set if at least k entries are no smaller than the resulting
+    number. The search takes about 30 passes that compare and count, and is many times faster than a
+    sort.
 
     Args:
         magnitude: (d,), non-negative.

@@ -243,7 +243,7 @@ def calibrate(
     .. math:: \theta_k \leftarrow t \, \theta_k, \qquad k = 1, \dots, K,
 
     where t = 1 is the greedy choice. Both passes use three quarters of the sample and hold back the
-    last quarter: if the given params have the smaller error on this quarter, `calibrate` returns
+    last quarter. If the given params have the smaller error on this quarter, `calibrate` returns
     the given params with a warning. (With fewer than four signals, all signals serve both
     purposes.) The error is the error of the codes or, without known codes, a loss such as the
     objective of the LASSO. With a loss, `calibrate` also runs the second pass on the given params,
@@ -439,7 +439,7 @@ def _numbers(aim: Loss, model, params, D, Y, X) -> tuple[Array, ...]:
 
 
 def _is_worse(start: _Judged, best: _Judged, aim: Loss) -> bool:
-    """Whether the given params are better on the held-back signals; if they are, warn."""
+    """Warn and return True if the given params are better on the held-back signals."""
     if best.later <= start.later:
         return False
     what = "NMSE" if aim is squared else "loss"

@@ -245,7 +245,7 @@ def lamp(
     noise: float = 0.0,
     margin: float = 1.5,
 ) -> Unrolled:
-    """Params of `layers.lamp` for Bernoulli-Gaussian codes, without a sample: W = D, and alphas.
+    """Params of `layers.lamp` for Bernoulli-Gaussian codes, computed without a sample; W = D.
 
     Each alpha minimises the error after its step, as predicted by `theory.state_evolution`.
 

@@ -270,7 +270,7 @@ def _l2_gain(c: Certified) -> float:
 
 
 def _gain(D: Dictionary, c: Certified, before: int, block: int) -> float:
-    """`error_gain` with rounding if the block before has `before` nonzeros; C_W if it has 0.
+    """`error_gain` with rounding if the block before has `before` nonzeros; C_W if `before` = 0.
 
     `block` is the number of entries of each part of this block. If the l2 norms of the parts of an
     error add up to E, the error has an l1 norm of at most sqrt(block) E and an l2 norm of at most

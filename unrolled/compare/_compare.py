@@ -131,9 +131,9 @@ def compare(
     `DivergenceWarning` names all such methods. Another warning counts the signals whose LASSO
     optimum is not certified.
 
-    If the true codes are known, `compare` also checks which of the first codes, at most 100, theory
-    proves one by one for the params of each method (`Proved`). The tables show the share of proved
-    codes next to the worst-case bound of the class.
+    If the true codes are known, `compare` also counts how many of the first codes, at most 100,
+    theory proves one by one for the params of each method (`Proved`). The tables show the share of
+    proved codes next to the worst-case bound of the class.
 
     If the true codes are not known, the objective of the LASSO judges the methods, and the optimal
     codes of the LASSO replace the true codes in the curves. Another solver may minimise another
@@ -150,8 +150,8 @@ def compare(
         X: (batch, d), the true codes of Y, for networks a tuple, one per layer; None if the codes
             are not known.
         reference: the name of a method. The distances of all params of the same form are measured
-            from the params of this method. By default, they are measured from the first earlier
-            method with params of the same form.
+            from the params of this method. By default, the distances are measured from the first
+            earlier method with params of the same form.
         lam: weight of the LASSO (one number, or one per layer). With lam, `compare` also reports
             the gap to the optimum of the LASSO, over the signals for which a duality gap certifies
             the optimum, and the cost of exact solvers: `pursuit.lasso_batch`, and SPAMS if it is
@@ -422,7 +422,7 @@ def _per_layer(value: Any, name: str, J: int, chained: bool) -> tuple[Any, ...]:
 def _sample(chained: bool, D: Any, Y: Any, X: Any, lam: Any, known: Any = None) -> Sample:
     """The checked D, signals and codes, with the optimum of the LASSO of every layer.
 
-    If the codes are not known, the codes of the LASSO replace them, layer by layer. If `known` is
+    If the codes are not known, the codes of the LASSO are used, layer by layer. If `known` is
     given, D is masked.
     """
     if known is not None:
@@ -566,7 +566,8 @@ def _of_lam(optima: Optima | None, lam: Any, given: bool) -> tuple[str, ...]:
 
 
 def _gaps_of_ista(sample: Sample, j: int, running: list[_Block]) -> np.ndarray | None:
-    """The gaps of ISTA, up to the depth of the deepest method; None without gaps or methods."""
+    """The gaps of ISTA, up to the depth of the deepest method; None if there are no gaps or no
+    methods."""
     optima = sample.optima[j]
     if optima is None or not running:
         return None

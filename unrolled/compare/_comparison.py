@@ -83,7 +83,7 @@ def step_means(theta: ArrayLike) -> np.ndarray:
 
 
 def _per_step(weights: Weights, params: Unrolled, D: Dictionary) -> Coupling:
-    """The coupling of all steps, by one program for all methods; of one step if they are equal."""
+    """The coupling of all steps, or of one step if all are equal; one program for all methods."""
     host = jax.device_get(params.steps)
     K = min(map(len, jax.tree.leaves(host)), default=1)  # steps may be None
     steps = [jax.tree.map(operator.itemgetter(k), host) for k in range(K)]
@@ -315,9 +315,9 @@ class Comparison(Result):
             form: "markdown", "latex" (with the rules of booktabs), "csv", or "records", a list of
                 dicts that `pandas.DataFrame` takes. "csv" and "records" have unrounded numbers.
             columns: fields of the records, such as ["K", "nmse", "gap"], in the order in which
-                they follow the method. By default, the table has all columns in which a method has
-                a number. In LaTeX it then has only "nmse", "gap", "residual" and "nonzeros", so
-                that it fits on a page.
+                they follow the method. If omitted, the table has all columns in which a method has
+                a number. A table in LaTeX then has only "nmse", "gap", "residual" and "nonzeros" of
+                these columns, so that the table fits on a page.
 
         Raises:
             TypeError: columns is not a list of names.
@@ -337,9 +337,9 @@ class Comparison(Result):
 
         The table bounds the l1 error of every code of the class after the last step. The entry is
         "none" if the last bound is not below the first. The class (s, B, delta) comes from the
-        sample, unless you give it to `compare`. Next to this worst-case bound, the table has the
-        number of codes of the sample that theory proves one by one, and the bound of `sampled` for
-        99.9 % of the class.
+        sample, unless you pass these numbers to `compare`. Next to this worst-case bound, the table
+        has the number of codes of the sample that theory proves one by one, and the bound of
+        `sampled` for 99.9 % of the class.
         """
         return markdown(*self._guarantees(), self._unproved())
 
@@ -379,7 +379,7 @@ class Comparison(Result):
         N is the time of the training, divided by the time per signal of the exact solver minus the
         time per signal of the network. The network is the method with the smallest gap, among
         results of `fit` if there are any. The sentence is empty if codes are known or times are
-        not.
+        unknown.
         """
         clocks = {n: of.seconds for n, of in self.exact.items() if of.seconds is not None}
         networks = {

@@ -365,7 +365,7 @@ def _errors(X: Array, x: Array) -> dict[str, Array]:
 
 
 def _quantiles(errors: Array) -> Array:
-    """The quantiles of errors in dB: above 300 they are infinite; -300 stands for exact codes."""
+    """The quantiles of errors in dB; values above 300 become infinite, -300 means exact codes."""
     levels = jnp.asarray(QUANTILES, errors.dtype)
     quantiles = jnp.nanquantile(jnp.clip(errors, -_EXTREME, _EXTREME), levels)
     return jnp.where(quantiles >= _EXTREME, jnp.inf, quantiles)
@@ -502,7 +502,7 @@ def divergence(
     Args:
         curve: the curve of the method.
         zero_gap: the gap of the zero code; None if there is no optimum.
-        known: whether the true codes are known; otherwise the codes of the LASSO replace them.
+        known: whether the true codes are known; otherwise the codes of the LASSO are used.
         by_codes: whether the method is an array of codes of another solver. The other solver may
             solve another problem, such as the LASSO with another lam, so the objective does not
             judge its codes.
@@ -570,7 +570,8 @@ def _count(jaxpr: Any) -> int | None:
 
 
 def _worse_from(worse: np.ndarray) -> int:
-    """The step from which on all steps are worse, counted from 1; 0 if the last step is not."""
+    """The step from which on all steps are worse, counted from 1; 0 if the last step is not
+    worse."""
     good = np.flatnonzero(~worse)
     first = good[-1] + 2 if len(good) else 1
     return int(first) if first <= len(worse) else 0

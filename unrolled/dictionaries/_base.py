@@ -224,7 +224,7 @@ class Structured:
         return np.arange(self.shape[1])
 
     def neighbourhood(self) -> tuple["Structured", np.ndarray]:
-        """A dictionary, and indices of atoms in it whose inner products are bounds for D.
+        """A dictionary, and the indices of its atoms that bound the inner products of D.
 
         For every atom of D, the magnitudes of its inner products, in some order, are at most the
         magnitudes for one of these atoms, entry by entry.

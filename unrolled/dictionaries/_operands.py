@@ -217,8 +217,8 @@ def nonzero_atoms(norms: Array | np.ndarray, where: str) -> None:
 def kept_atoms(atoms: Array, images: Array, where: str) -> Array:
     """Which atoms a pseudo-inverse keeps, (d,); ValueError if an atom is known to be cut.
 
-    A pseudo-inverse cuts singular values that are small relative to the largest one. Hence it cuts
-    small atoms.
+    A pseudo-inverse cuts singular values that are small relative to the largest one. Hence a
+    pseudo-inverse cuts small atoms.
 
     Args:
         atoms: (m, d).
@@ -426,7 +426,7 @@ def as_flat(
 
     Args:
         D: (m, d).
-        y: any value; it is returned unchanged unless it is another form of a signal or code of D.
+        y: any value; other forms of a signal or code of D are flattened, all else stays unchanged.
         batch: the number of leading axes, for several signals.
 
     Example:

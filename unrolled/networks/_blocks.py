@@ -100,7 +100,7 @@ class msd_csc(Sweeping):
 
     Params: each block has steps (gamma, theta) and no shared params. `init` sets gamma_j = 1 / (1 +
     norm(F_j)^2), the largest safe step since norm(D_j)^2 = 1 + norm(F_j)^2, and theta_j = lam
-    gamma_1 ... gamma_j. These are the steps of `pursuit.ml_ista`.
+    gamma_1 ... gamma_j. With these values the steps are the steps of `pursuit.ml_ista`.
 
     Raises:
         TypeError: a dictionary is not a `dictionaries.WithIdentity`.

@@ -1,4 +1,4 @@
-"""Networks, which map a signal to the codes of J blocks; chains; comparisons with zero codes.
+"""Networks, which map a signal to the codes of J blocks, and checks against zero codes.
 
 Deep sparse coding (DSC) is a chain: each layer runs on the code of the layer before.
 """
@@ -248,7 +248,7 @@ class Unfolded(Network, layers.Looped):
         return _run(self, params, Ds, y)
 
     def start_of(self, D: Dictionary, lam: Any) -> tuple[Array, Array, StepAndThreshold]:
-        """gamma = 1 / L, theta = lam / L and K such steps, with L = norm(D, 2)^2."""
+        """gamma = 1 / L, theta = lam / L with L = norm(D, 2)^2, and K steps with these values."""
         start, usable = _steps_of(D, lam, self.depth)
         if not checks.may_hold(usable):
             lipschitz(D, where(self))  # which raises with the reason

@@ -570,9 +570,8 @@ def _silent(curves: dict[str, Any]) -> str:
 
 def _level(result: Any) -> str:
     """A sentence that names the methods that have no steps, or ""."""
-    return f"Horizontal lines, because only the last codes are known: {'; '.join(result.given)}." * bool(
-        result.given
-    )
+    listed = "; ".join(result.given)
+    return f"Horizontal lines, because only the last codes are known: {listed}." if listed else ""
 
 
 @checked

@@ -92,8 +92,8 @@ def learning(histories: dict[str, Sequence[Any]], *, log: bool = False) -> "Figu
     """The objective of dictionary learning against time; circles mark replaced atoms.
 
     Compare the objectives of several methods only if they are the same function of the same
-    signals: the objective of `online` has a penalty and uses only the batch, whereas the objective
-    of `ksvd` is a squared error.
+    signals. For example, the objective of `online` has a penalty and uses only the batch, and the
+    objective of `ksvd` is a squared error.
 
     Args:
         histories: the `history` of each result of `dictionary_learning` by name: records with
