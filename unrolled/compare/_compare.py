@@ -230,11 +230,13 @@ def compared(
     if chained and (certify or predict or sampled is not None):
         raise ValueError("compare: sampled, certify and predict are for layers, got networks")
     if mask is not None and (chained or certify or predict or sampled is not None):
-        raise ValueError("compare: mask is for layers, without sampled, certify and predict")
+        raise ValueError("compare: mask is for layers only, without sampled, certify or predict")
     if (predict or sampled is not None) and X is None:
-        raise ValueError("compare: sampled and predict are of errors of known codes; expected X")
+        raise ValueError("compare: sampled and predict need known codes; expected X")
     if certify:
-        refuse_parts(D, "compare", "certify is about single entries, try compare without it")
+        refuse_parts(
+            D, "compare", "certify needs codes of single entries, try compare without certify"
+        )
     Y, X = flat_batch(D, (Y, X))
     known = None
     if mask is not None:
@@ -378,7 +380,7 @@ def _as_methods(methods: Mapping[str, Any], reference: str | None) -> dict[str, 
     if len(kinds) > 1:
         raise TypeError(
             f"compare: {kinds[False]!r} is a layer and {kinds[True]!r} a network, which have "
-            "codes of different dictionaries; compare them apart, or try dsc([layer])"
+            "codes of different dictionaries; compare them separately, or try dsc([layer])"
         )
     return checked
 

@@ -402,7 +402,7 @@ class Conv(Structured):
         return self.boundary == "circular" and self.is_shift_invariant()
 
     def stripe_reach(self) -> tuple[tuple[int, ...], bool]:
-        """The largest distance of overlapping atoms, in positions; whether on a circle."""
+        """The largest distance of overlapping atoms, in positions, and whether on a circle."""
         circular = self.boundary == "circular"
         sizes = zip(self.extent, self.stride, self.positions, self.signal_shape)
         # On a circle, the distance from the last position to the first is N - (p-1) t, which is

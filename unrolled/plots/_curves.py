@@ -46,7 +46,7 @@ COLOURS = (
 )
 # Settings of matplotlib for every figure of the library, the notebooks and the benchmarks.
 STYLE: Any = {
-    "font.size": 11,  # 13 pixels if a panel of 5.2 inches has 740
+    "font.size": 11,
     "axes.titlesize": 12,
     "axes.labelcolor": "#404040",
     "axes.edgecolor": "#808080",

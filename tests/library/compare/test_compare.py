@@ -520,7 +520,7 @@ def test_what_does_not_fit_is_refused(methods, problem):
         ),
         (TypeError, "the codes of 'x' is complex128", dict(methods={"x": np.asarray(X) * 1j})),
         (TypeError, r"D is complex128; .*Complex.of\(D\)", dict(D=np.asarray(D) * 1j)),
-        (ValueError, "compare: codes of Joint .* without it", dict(D=joint, certify=True)),
+        (ValueError, "compare: codes of Joint .* without certify", dict(D=joint, certify=True)),
         (TypeError, by_name, dict(methods=[(layer, params)])),
         (TypeError, by_name, dict(methods={1: (layer, params)})),
         (
@@ -535,7 +535,7 @@ def test_what_does_not_fit_is_refused(methods, problem):
         (ValueError, "without codes lam must be positive, got 0", dict(X=None, lam=0.0)),
         (ValueError, "all signals are zero", dict(X=None, Y=0 * Y)),
         (ValueError, r"Y has NaN or infinite entries \(in rows 0, 1", dict(X=None, Y=spoilt)),
-        (ValueError, "predict are of errors of known codes", dict(X=None, predict=True)),
+        (ValueError, "predict need known codes", dict(X=None, predict=True)),
     ):
         with pytest.raises(error, match=words):
             compare(**dict(methods={"x": (layer, params)}, D=D, Y=Y, X=X) | changes)
