@@ -275,7 +275,7 @@ def check(act: Activation) -> Constants:
         The measured Constants.
 
     Raises:
-        TypeError: not an Activation.
+        TypeError: act is not an `Activation`.
         ValueError: a measured constant exceeds the claimed one, rho(x) is not x on x >= 0 or is
             positive on x <= 0 although the record says so, or a value is not finite or has another
             shape than x. The message names the constant, the claim and the measurement.

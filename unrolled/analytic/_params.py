@@ -79,8 +79,8 @@ def lista_cp(
     Args:
         D: (m, d), unit atoms.
         depth: K.
-        sparsity, bound, noise: s, B and delta of the signals: at most s nonzeros of magnitude at
-            most B, and noise of l1 norm at most delta.
+        sparsity, bound, noise: s, B and delta. Codes have at most s nonzeros of magnitude at most
+            B, and the noise has an l1 norm of at most delta.
         W: (m, d), weights with w_i . d_i near 1; by default D or `frobenius_weights(D)`, whichever
             has the smaller mu_W.
         activation: the activation of the layer.

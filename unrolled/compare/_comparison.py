@@ -326,7 +326,7 @@ class Comparison(Result):
         return _table(form, columns, (self,), self._errors, self._records, self.notes())
 
     def parameters_table(self) -> str:
-        """A Markdown table of the weights, and of the distance that training moved each leaf.
+        """A Markdown table of the weights, and of how far training moved each leaf.
 
         For mu_W and the rms, weights are scaled to w_i . d_i = 1.
         """
