@@ -306,7 +306,7 @@ class _Method(NamedTuple):
     model: Model | None  # None for codes
     params: Any  # or the codes, a tuple for a chain
     D: Any = None  # the dictionary of the method, or a tuple; None for the D of the sample
-    seconds: float = 0.0  # of the training, 0 if unknown
+    seconds: float = 0.0  # duration of the training, 0 if unknown
 
     @property
     def chained(self) -> bool:

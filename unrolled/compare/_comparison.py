@@ -177,7 +177,7 @@ class Divergence(Result):
     """From which step on, and why, the codes of a method are worse than the zero code."""
 
     step: int  # the step from which on the codes are worse, counted from 1
-    reason: str  # in words
+    reason: str  # the reason in words
 
 
 class Guarantee(Result):

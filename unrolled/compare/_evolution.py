@@ -26,7 +26,7 @@ class Evaluation(Result):
     loss: float  # mean training loss since the evaluation before; nan before the first step
     validation: float  # loss on the validation batch
     theta: np.ndarray | None  # (K,) mean threshold of each step; None without thresholds
-    coupling: Coupling | None  # of the weights; None without weights
+    coupling: Coupling | None  # coupling of the weights; None without weights
 
 
 class Evolution:

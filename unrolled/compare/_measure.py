@@ -432,7 +432,7 @@ def exact(sample: Sample, timed: bool) -> list[dict[str, Solver]]:
     optima = [of for of in sample.optima if of is not None]
     if len(optima) < len(sample.Ds):
         return [{}] * len(sample.Ds)
-    problems = [(of.D, of.Y, of.lam) for of in optima]  # in units near 1
+    problems = [(of.D, of.Y, of.lam) for of in optima]  # in units in which numbers are near 1
     rows: list[dict[str, Solver]] = [{} for _ in problems]
     for name, solve in solvers(sample.Ds).items():
         first = name == "exact"  # all gaps are measured from its codes
@@ -581,7 +581,7 @@ def _worse_from(worse: np.ndarray) -> int:
 
 _SHARE, _CONFIDENCE = 1e-3, 1 - 1e-6
 _CHUNK = 1000  # signals per call
-_SEED = 2**31 - 1  # of the draws, a seed that users are unlikely to have used for a sample
+_SEED = 2**31 - 1  # seed of the draws, which users have hardly used for a sample
 
 
 def drawn(D: Dictionary, Y: Array, X: Array, n: int) -> tuple[Array, Array]:

@@ -249,8 +249,8 @@ def _failure_rate(estimates: Array, X: Array, most: ArrayLike) -> Array:
 class SupportScores(Result):
     """How well a support is found, averaged over the signals for which the score is defined."""
 
-    precision: Array  # () share of the chosen entries that are right; undefined if none is chosen
-    recall: Array  # () share of the true entries that are chosen; undefined if none is true
+    precision: Array  # () share of chosen entries that are right; undefined if no entry is chosen
+    recall: Array  # () share of true entries that are chosen; undefined if no entry is true
     false_positives: Array  # () number of wrong chosen entries per signal
 
 
