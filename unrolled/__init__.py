@@ -1,8 +1,9 @@
 """unrolled: sparse-coding solvers as networks in JAX, with weights from theory or from training.
 
-A method has its name in each room that knows it: `layers.ista` is the layer, `analytic.ista` its
-params from theory, `pursuit.ista` the solver. The first level has what most programs need: five
-layers and networks, two pursuits, a dictionary and a sampler of signals, and the verbs.
+A method has the same name in each module: `layers.ista` is the layer, `analytic.ista` computes the
+params of this layer from theory, and `pursuit.ista` is the solver. The top level has the names that
+most programs need: five layers and networks, two pursuits, a dictionary, a sampler of signals, and
+functions such as `fit` and `compare`.
 """
 
 import importlib
@@ -42,9 +43,9 @@ from unrolled.training import fit, recommend, save
 from unrolled.training import restore as load
 
 if TYPE_CHECKING:
-    from unrolled import app, nnx, vision  # what is imported when it is asked for
+    from unrolled import app, nnx, vision  # at run time these modules are imported on first use
     from unrolled import sklearn as sklearn
-    from unrolled.compare import called as compare  # a module that is called
+    from unrolled.compare import called as compare  # a module that can be called
 
     __version__: str
 else:
@@ -93,10 +94,10 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # with a `__getattr__`, type checkers would admit any name
+if not TYPE_CHECKING:  # with a `__getattr__`, type checkers would accept any name
 
     def __getattr__(name: str) -> Any:
-        """`vision` and `nnx`, which need flax, `sklearn`, `app`, and the installed version."""
+        """Import `app`, `nnx`, `sklearn` or `vision` on first use; read the version."""
         if name in ("app", "nnx", "sklearn", "vision"):
             return importlib.import_module(f"unrolled.{name}")
         if name == "__version__":
@@ -109,7 +110,7 @@ if not TYPE_CHECKING:  # with a `__getattr__`, type checkers would admit any nam
 
 
 def _public_names(module: ModuleType) -> list[str]:
-    """What `dir` shows of a module: its `__all__`, else what is defined in it."""
+    """The names that `dir` shows of a module: its `__all__`, or the names defined in the module."""
     namespace = vars(module)
     own = (
         name

@@ -1,7 +1,7 @@
 """Records identified by their options: equal options give the same object.
 
-Families of layers, recipes, configurations and checkpoints are such records. An option states its
-type, limits and help once; checks, signatures, help, flags, files and messages use this statement.
+Layer families, recipes, configurations and checkpoints are records. Each option declares its type,
+limits and help text once; checks, signatures, help, flags, files and messages use this declaration.
 """
 
 import argparse
@@ -53,18 +53,19 @@ def option(
     """An option of a record: a field of its class with a default, limits and a help text.
 
     Fields annotated `int`, `float`, `bool` or `str`, or one of these `| None`, are checked: an int
-    without `least` must not be negative, and a float without `most` must be finite. A value of
-    another type passes unchanged, unless there is a `check`.
+    without `least` must not be negative, and a float without `most` must be finite. A field with
+    another annotation accepts any hashable value, unless the field has a `check`.
 
     Args:
         default: the default value; an option without a default is required.
-        help: the text that `help` of the class and of the command line shows.
-        check: function; `check(value, name, where)` returns the value in its one hashable form, or
-            raises.
+        help: the text that the docstring of the class and `--help` of the command line show.
+        check: a function; `check(value, name, where)` returns the value in its one hashable form,
+            or raises.
         least, above, below, most: limits of a number: `>= least`, `> above`, `< below`, `<= most`.
-        choices: the allowed words; the set may grow later, as the names of families do.
+        choices: the allowed words; words can be added later, such as the names of new families.
         kw_only: False if the option can also be given by position.
-        absent: the value in files older than the option, if this value is not the default.
+        absent: the value for files that are older than the option, if this value differs from the
+            default.
 
     Example:
         >>> class _relaxed(ur.layers.ista):
@@ -82,13 +83,13 @@ def option(
 
 _LOCK = threading.Lock()
 _KNOWN: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
-# The latest records stay alive even if nobody holds them. Otherwise a program that creates its
-# layer anew at every call would be traced anew at every call.
+# The most recent records are kept alive even if nothing refers to them. Otherwise a program that
+# creates its layer anew at every call would also trace it anew at every call.
 _RECENT: collections.deque = collections.deque(maxlen=256)
 
 
 class _Interned(type):
-    """The class of records. A call checks options and returns the one record that has them."""
+    """The metaclass of records: a call checks the options and returns the one record with them."""
 
     bound: tuple[str, ...]
     __signature__: inspect.Signature
@@ -109,7 +110,7 @@ class _Interned(type):
             _RECENT.append(interned)
         return interned
 
-    if not TYPE_CHECKING:  # else type checkers give every record the type Any
+    if not TYPE_CHECKING:  # otherwise type checkers would give every record the type Any
         __call__ = _record
 
 
@@ -119,10 +120,10 @@ class _Interned(type):
 class Record(metaclass=_Interned):
     """A frozen record of options; equal options give the same object.
 
-    Hence records are equal exactly if they are identical. A record can be a static argument of
-    `jit` and is a pytree node without leaves. You can pickle a record, copy it, and change it with
-    `dataclasses.replace`. The `repr` of a record is the expression that creates the record. Options
-    must be hashable: numbers, strings, tuples, activations.
+    Two records are therefore equal only if they are the same object. A record can be a static
+    argument of `jit` and is a pytree node without leaves. You can pickle a record, copy it, and
+    change it with `dataclasses.replace`. The `repr` of a record is the expression that creates the
+    record. Options must be hashable: numbers, strings, tuples, activations.
 
     Example:
         >>> class _pair(ur.records.Record):
@@ -153,7 +154,7 @@ class Record(metaclass=_Interned):
 
     @classmethod
     def absent(cls) -> dict[str, Any]:
-        """The options that older files lack, with their values at that time."""
+        """The options that older files lack, with the values that those files imply."""
         values = {field.name: field.metadata["absent"] for field in dataclasses.fields(cls)}
         return {name: v for name, v in values.items() if v is not dataclasses.MISSING}
 
@@ -184,12 +185,13 @@ def values_of(record: Any) -> dict[str, Any]:
 
 
 def _typed(value: Any) -> Any:
-    """A key in which 1, 1.0 and True differ, also within tuples: records show the given value."""
+    """A key that distinguishes 1, 1.0 and True, also in tuples, because records show the given
+    value."""
     return tuple(map(_typed, value)) if type(value) is tuple else (type(value), value)
 
 
 def _misfit(cls: Any, args: tuple, options: dict[str, Any]) -> str | None:
-    """Why a class does not have these options, in words that no Python version changes."""
+    """Why a class rejects these options, in words that do not depend on the Python version."""
     parameters = cls.__signature__.parameters
     first = [name for name, p in parameters.items() if p.kind is not p.KEYWORD_ONLY]
     filled = {*first[: len(args)], *options}
@@ -214,7 +216,7 @@ def _remade(cls, options):
 
 @checked
 def kind_of(field: dataclasses.Field) -> type:
-    """int, float, bool or str if the annotation is one, or the first such type in it; else object.
+    """The annotated type, or the first of a union, if int, float, bool or str; otherwise object.
 
     Example:
         >>> import dataclasses
@@ -234,11 +236,11 @@ def accept(field: dataclasses.Field, value: Any, name: str, where: str, **limits
         value: the given value.
         name: name of the option in messages, such as "--depth" or "model.depth".
         where: the beginning of messages.
-        limits: further limits, as of `option`.
+        limits: further limits, as in `option`.
 
     Raises:
-        TypeError: the value has another type, or is traced.
-        ValueError: the value is beyond the limits.
+        TypeError: the value has the wrong type, or is traced.
+        ValueError: the value violates a limit.
 
     Example:
         >>> depth = ur.alista.__dataclass_fields__["depth"]
@@ -261,7 +263,7 @@ def accept(field: dataclasses.Field, value: Any, name: str, where: str, **limits
         if kind is int:
             value = checks.as_index(value, name, where, least=limits.get("least") or 0)
         else:
-            value = checks.as_number(value, name, where) + 0.0  # -0.0 is 0.0
+            value = checks.as_number(value, name, where) + 0.0  # turns -0.0 into 0.0
         _within(value, name, where, limits)
     try:
         hash(value)
@@ -277,7 +279,7 @@ _KINDS: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str}
 
 
 def _one_of(value: Any, name: str, where: str, choices: Collection[str] | None) -> None:
-    """Raise unless a value is text, and one of the choices if there are any."""
+    """Raise unless a value is a string and, if there are choices, one of the choices."""
     if not isinstance(value, str):
         raise TypeError(f"{where}: {name} must be a string, got {checks.brief(value)}")
     if choices is not None and value not in choices:
@@ -288,9 +290,9 @@ def _one_of(value: Any, name: str, where: str, choices: Collection[str] | None) 
 
 
 def _within(number: float, name: str, where: str, limits: Mapping[str, Any]) -> None:
-    """Raise ValueError unless a number is within the limits of its option; finite without `most`.
+    """Raise ValueError unless a number is within the limits; without `most` it must be finite.
 
-    Messages state the limit `most` only if a number is above it.
+    The message states the limit `most` only if the number is above this limit.
     """
     least, above, below, most = (limits.get(limit) for limit in ("least", "above", "below", "most"))
     good = isinstance(number, int) or math.isfinite(number)
@@ -309,7 +311,7 @@ def _within(number: float, name: str, where: str, limits: Mapping[str, Any]) -> 
 
 
 def _refuse_hidden(cls) -> None:
-    """Raise TypeError for an option that would be ignored, or that would hide a method."""
+    """Raise TypeError for an option that would be ignored or that would hide a method."""
     own = inspect.get_annotations(cls)
     inherited = {
         field.name
@@ -334,7 +336,7 @@ def _refuse_hidden(cls) -> None:
 
 
 def _signature(cls: Any) -> inspect.Signature:
-    """What `help` shows: options given by position, then the family's own, then inherited ones."""
+    """The signature for `help`: positional options, then the family's own, then inherited ones."""
     Parameter, parameters = inspect.Parameter, []
     for field in _ordered(cls):
         kind = Parameter.KEYWORD_ONLY if field.kw_only else Parameter.POSITIONAL_OR_KEYWORD
@@ -344,7 +346,7 @@ def _signature(cls: Any) -> inspect.Signature:
 
 
 def _ordered(cls) -> list[dataclasses.Field]:
-    """The fields given by position, then the fields of the nearest class, and so on."""
+    """The positional fields, then the fields of the class, then the fields that it inherits."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     order = [name for base in cls.__mro__ for name in inspect.get_annotations(base)]
     nearest = [fields[name] for name in dict.fromkeys(order) if name in fields]
@@ -368,7 +370,7 @@ def _documented(cls) -> str:
 
 
 class Interned(Record):
-    """A record of options with pure methods, as layers and networks are.
+    """A record of options with pure methods; layers and networks are records of this class.
 
     Example:
         >>> layer = ur.lista_cp(3, lam=0.2)
@@ -389,14 +391,15 @@ class Interned(Record):
 
 @checked
 def to_plain(record: Any, write: Callable[[Any], Any] | None = None) -> dict[str, Any]:
-    """The options of a record in the form of JSON and TOML, with lists instead of tuples.
+    """The options of a record as JSON and TOML can store them, with lists instead of tuples.
 
     Args:
         record: the record.
-        write: returns the form of a value that is not a number, text or tuple, or None.
+        write: a function that returns the stored form of a value that is not a number, text or
+            tuple, or None if the value has no such form.
 
     Raises:
-        TypeError: a value has no form.
+        TypeError: a value has no form that can be stored.
 
     Example:
         >>> ur.records.to_plain(ur.layers.ista(2), str)["activation"]
@@ -421,10 +424,10 @@ def _plain(value: Any, write: Callable[[Any], Any] | None, where: str) -> Any:
 
 @checked
 def from_plain(value: Any, name: str, where: str) -> Any:
-    """A value of a file, with tuples instead of lists.
+    """A value read from a file, with tuples instead of lists.
 
     Raises:
-        TypeError: the value is not a number, text, or a list of them.
+        TypeError: the value is not a number, text, or a list of numbers and texts.
 
     Example:
         >>> ur.records.from_plain(["elu", [0.5]], "activation", "caller")
@@ -443,7 +446,7 @@ def from_plain(value: Any, name: str, where: str) -> Any:
 def from_text(field: dataclasses.Field, text: str) -> Any:
     """The value of a flag, not yet checked: text that does not spell a number stays text.
 
-    An option that is not a number may be JSON, or a list without brackets.
+    If the option is neither a number nor a string, the text may be JSON or a list without brackets.
 
     Example:
         >>> import dataclasses
@@ -466,14 +469,14 @@ _METAVARS = {int: "INT", float: "FLOAT", str: "TEXT"}
 
 @checked
 def add_flag(group: Any, field: dataclasses.Field, help: str | None = None) -> None:
-    """A flag `--name` of an option, in a parser or a group of argparse; the value stays text.
+    """Add the flag `--name` of an option to an argparse parser or group; the value stays text.
 
-    The flag has hyphens where the name has underscores.
+    Hyphens replace the underscores of the name.
 
     Args:
-        group: a parser or a group of argparse.
+        group: an argparse parser or argument group.
         field: the option.
-        help: text that replaces the help of the option, if several records share it.
+        help: text that replaces the help of the option, if several records share the flag.
 
     Example:
         >>> import argparse
@@ -495,7 +498,7 @@ def add_flag(group: Any, field: dataclasses.Field, help: str | None = None) -> N
 
 
 def flag_of(name: str) -> str:
-    """The flag of an option, `--test-signals` of "test_signals"."""
+    """The flag of an option: `--test-signals` for "test_signals"."""
     return f"--{name.replace('_', '-')}"
 
 

@@ -1,8 +1,8 @@
 """Activations with the constants that the theory needs, and the shrinkages built from them.
 
-An activation rho replaces ReLU inside shrinkage. The theory of general activations (Theorems 9, 10
-and 15) uses only a few numbers of it: how steep and how large its tail is on x <= 0, and how far it
-is from ReLU. They are fields of `Activation`, next to the function itself.
+An activation rho replaces ReLU inside shrinkage. The theory of general activations (Li, Feng, Zhou
+2024, Theorems 9, 10 and 15) uses only a few numbers: the slope and the size of the tail of rho on
+x <= 0, and the distance of rho from ReLU. `Activation` stores these numbers next to the function.
 """
 
 from unrolled._base import offer as _offer

@@ -1,4 +1,4 @@
-"""Activations with their constants: the usual ones, and approximations of ReLU made of others."""
+"""Activations with their constants: common ones, and sums of sigmoids that approximate ReLU."""
 
 import functools
 import math
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-# jax.nn.relu loses NaN where XLA fuses its maximum with a sum on a CPU.
+# jax.nn.relu loses NaN when XLA fuses its maximum with a sum on a CPU.
 def _relu(x):
     return jnp.where(x <= 0, jnp.zeros_like(x), x)
 
@@ -47,9 +47,9 @@ def _relu(x):
 class Activation:
     r"""A scalar activation rho and its constants; hashable and equal by value.
 
-    It can be a static argument of `jit` without retracing. The constants are upper bounds; for the
-    activations of this package they are the exact suprema, rounded up. Write h for rho on the tail
-    x <= 0.
+    An activation can be a static argument of `jit` without retracing. The constants are upper
+    bounds; the constants of the activations of this package are the exact suprema, rounded up. In
+    the list below, h denotes rho on the tail x <= 0.
 
     Attributes:
         name: shown in tables and messages, and as `repr`.
@@ -61,7 +61,7 @@ class Activation:
         parameters: hashable arguments of `function`.
         line_oscillation: sup - inf of rho - relu over abs(x) <= reach (at most twice `relu_gap`).
         identity_on_positives: rho(x) = x for x >= 0, the hypothesis of Theorems 9 and 15.
-        nonpositive_tail: rho(x) <= 0 for x <= 0; without it composing does not shrink the tail.
+        nonpositive_tail: rho(x) <= 0 for x <= 0; otherwise composing does not shrink the tail.
         reach: the constants hold for abs(x) <= reach, the whole line by default.
 
     `check` compares the constants with the function.
@@ -98,7 +98,7 @@ def _value(function: Callable[..., Array], parameters: tuple, x: Array) -> Array
 
 
 def one_signed(name, function, parameters=(), *, lipschitz, sup, gap, exact=False) -> Activation:
-    """An activation whose tail and distance from ReLU keep one sign: oscillation = supremum."""
+    """An activation whose tail and distance from ReLU keep one sign, so oscillation = supremum."""
     return Activation(
         name, lipschitz, sup, sup, gap, function, parameters, gap, exact, nonpositive_tail=exact
     )
@@ -118,12 +118,12 @@ def parameter(
 
 
 def shown(value: float) -> str:
-    """A parameter with all its digits, and no more."""
+    """A parameter as text, without loss of digits."""
     return short if float(short := f"{value:g}") == value else repr(value)
 
 
-# Our own functions at module level, because functions of jax.nn cannot be pickled, and because its
-# celu and relu lose NaN.
+# Module-level functions of our own: functions of jax.nn cannot be pickled, and jax.nn.celu and
+# jax.nn.relu lose NaN.
 def _leaky_relu(x, slope):
     return jax.nn.leaky_relu(x, slope)
 
@@ -151,14 +151,15 @@ def _gelu(x):
 
 
 def _gelu_tanh(x):
-    # From 10 on the tanh is +-1 in float64; further out the derivative of the cube overflows.
+    # For abs(x) >= 10 the tanh is +-1 in float64; clipping keeps the cube's derivative finite.
     clipped = jnp.clip(x, -10, 10)
     return x * (0.5 * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (clipped + 0.044715 * clipped**3))))
 
 
 def _mish(x):
     # tanh(log(1 + e)) = e (e + 2) / (e (e + 2) + 2) with e = exp(x): one exponential, not three
-    # functions. From x = 20 on the ratio is 1 in float64. Half precision has no such exponentials.
+    # functions. For x >= 20 the ratio is 1 in float64. Half precision cannot hold such
+    # exponentials.
     wide = widened(x)
     e = jnp.exp(jnp.minimum(wide, jnp.asarray(20, wide.dtype)))
     n = e * (e + 2)
@@ -190,7 +191,7 @@ def leaky_relu(slope: float) -> Activation:
     """max(x, 0) + slope min(x, 0); its tail is unbounded unless slope = 0.
 
     Raises:
-        ValueError: slope outside [0, 1].
+        ValueError: slope is outside [0, 1].
 
     Example:
         >>> ur.activations.leaky_relu(0.1)(jnp.array([-10.0, 10.0])).tolist()
@@ -214,7 +215,7 @@ def elu(alpha: float = 1.0) -> Activation:
     """x for x >= 0, alpha (exp(x) - 1) below; Theorem 9 requires alpha < 1.
 
     Raises:
-        ValueError: alpha negative, infinite or NaN.
+        ValueError: alpha is negative, infinite or NaN.
 
     Example:
         >>> ur.activations.elu(0.5).tail_lipschitz
@@ -231,7 +232,7 @@ def celu(alpha: float = 1.0) -> Activation:
     """x for x >= 0, alpha (exp(x / alpha) - 1) below: slope 1 at 0-, bounded by alpha.
 
     Raises:
-        ValueError: alpha not positive, infinite or NaN.
+        ValueError: alpha is not positive, infinite or NaN.
 
     Example:
         >>> ur.activations.celu(0.5).tail_lipschitz, ur.activations.celu(0.5).tail_sup
@@ -243,42 +244,43 @@ def celu(alpha: float = 1.0) -> Activation:
     )
 
 
-# Magnitudes of the grid: even steps near 0, where activations bend, and steps of .2 % from the
-# bends of steeply scaled ones to where a tail shows that it is unbounded.
+# Magnitudes of the grid: equal steps near 0, where activations bend, and steps of 0.2 % from the
+# magnitudes at which steeply scaled activations bend to those at which unbounded tails are large.
 _EVEN, _FROM, _TO, _POINTS = 20.0, 1e-8, 1e6, 20_000
 # Values per call of the function.
 _CHUNK = 4096
-# Rounding of a value, in eps times its size; and what a constant may be exceeded by, relatively.
+# Rounding of a value as a multiple of eps times its size, and the relative amount by which a
+# measured constant may exceed the claimed constant.
 _ROUNDING, _SLACK = 16, 1e-9
 
 
 class Constants(Result):
-    """The constants of an activation as a grid shows them; the true ones are at least these."""
+    """Constants of an activation, measured on a grid; the true constants are at least these."""
 
-    tail_lipschitz: float  # L_h, of the part added to ReLU
-    tail_sup: float  # beta, the largest magnitude of it
-    tail_oscillation: float  # its largest less its least value
+    tail_lipschitz: float  # L_h, the Lipschitz constant of the tail
+    tail_sup: float  # beta, the largest magnitude of the tail
+    tail_oscillation: float  # the largest minus the least value of the tail
     relu_gap: float  # the largest distance from ReLU
-    line_oscillation: float  # the largest less the least difference from ReLU
+    line_oscillation: float  # the largest minus the least difference from ReLU
 
 
 def check(act: Activation) -> Constants:
-    """Measure the constants of an activation on a dense grid, and refuse it if they are larger.
+    """Measure the constants of an activation on a dense grid; raise if one exceeds its claim.
 
-    The grid has 80,001 points up to magnitudes of 1e6, or of `reach`, in float64. The theory
-    trusts the constants of an `Activation`: `theory.activation_schedule` checks one of your own.
-    Results are cached.
+    The grid has 80,001 points in float64 with magnitudes up to 1e6, or up to `reach`. The theory
+    trusts the constants of an `Activation`. Hence `theory.activation_schedule` calls `check` for
+    every activation that this package did not make. Results are cached.
 
     Returns:
-        Constants, as measured.
+        The measured Constants.
 
     Raises:
-        TypeError: not an Activation.
+        TypeError: act is not an `Activation`.
         ValueError: a measured constant exceeds the claimed one, rho(x) is not x on x >= 0 or is
             positive on x <= 0 although the record says so, or a value is not finite or has another
             shape than x. The message names the constant, the claim and the measurement.
 
-    Not claimed: that constants which pass are true. What lies between two points is not seen.
+    Not claimed: that constants which pass are true. `check` sees nothing between grid points.
 
     Example:
         >>> round(ur.activations.check(ur.activations.silu).relu_gap, 6)
@@ -288,7 +290,7 @@ def check(act: Activation) -> Constants:
         raise TypeError(f"check: expected an Activation, whose constants are known; got {act!r}")
     try:
         return _checked(act)
-    except TypeError as error:  # parameters that do not hash
+    except TypeError as error:  # the parameters are not hashable
         if "unhashable" not in str(error):
             raise
         return _checked.__wrapped__(act)
@@ -327,7 +329,7 @@ def _checked(act: Activation) -> Constants:
 
 
 def _spread(values: np.ndarray, tolerance: np.ndarray, at: np.ndarray | slice) -> float:
-    """sup - inf, less the rounding of both."""
+    """sup - inf, reduced by the rounding of both."""
     return max(float((values - tolerance)[at].max() - (values + tolerance)[at].min()), 0.0)
 
 
@@ -341,7 +343,7 @@ def _grid(reach: float) -> np.ndarray:
 
 
 def _values(act: Activation, x: np.ndarray) -> np.ndarray:
-    # Under an outer jit too the values are computed now.
+    # The values are computed now, even under an outer jit.
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
         parts = []
         for part in np.array_split(x, math.ceil(len(x) / _CHUNK)):
@@ -359,11 +361,11 @@ def _values(act: Activation, x: np.ndarray) -> np.ndarray:
     return rho
 
 
-# Iterated suprema are raised by this part, above the rounding of the few steps that find them.
+# Iterated suprema are increased by this part, which exceeds the rounding of the iteration.
 _ROUNDED_UP = 1e-7
-# The loop over the compositions is written out when an activation is traced.
+# The loop over the compositions is unrolled when an activation is traced.
 _MOST_TIMES = 1000
-# With this k the two terms of the bound, ln 2 / k and h^2 k / 16, are equal and their sum least.
+# This k makes the two terms of the bound, ln 2 / k and h^2 k / 16, equal and their sum minimal.
 _STEEPNESS = 4 * math.sqrt(math.log(2))
 
 
@@ -380,18 +382,19 @@ def sigmoid_sum(h: float, M: float, k: float | None = None) -> Activation:
     .. math:: \rho(x) = h \sum_{i < M / h} \sigma(k (x - t_i)), \quad t_i = (i + 1/2) h, \qquad
         \sup_{|x| \le M} |\rho(x) - relu(x)| \le \frac{\ln 2}{k} + \min(h/2, h^2 k / 16).
 
-    The sum is a midpoint rule for the integral of sigma(k (x - t)) over 0 <= t <= M, which is
-    (softplus(k x) - softplus(k (x - M))) / k, within ln 2 / k of ReLU; the minimum bounds the error
-    of the rule. Beyond M it saturates: the constants hold for abs(x) <= `reach` = M, and
-    `theory.activation_schedule` checks that no argument is larger.
+    The sum is a midpoint rule for the integral of sigma(k (x - t)) over 0 <= t <= M. This integral
+    is (softplus(k x) - softplus(k (x - M))) / k, which is within ln 2 / k of ReLU; the minimum in
+    the inequality bounds the error of the midpoint rule. Beyond M the sum saturates. Hence the
+    constants hold for abs(x) <= `reach` = M, and `theory.activation_schedule` checks that no
+    argument is larger.
 
     Args:
         h: distance between the sigmoids; there are ceil(M / h) sigmoids.
         M: largest argument.
-        k: steepness; 4 sqrt(ln 2) / h by default, for which the gap is at most .417 h.
+        k: steepness; by default 4 sqrt(ln 2) / h, for which `relu_gap` is at most 0.417 h.
 
     Raises:
-        ValueError: an argument that is not positive and finite, or h > M.
+        ValueError: an argument is not positive and finite, or h > M.
 
     Reference: Li, Feng, Zhou (2024), Theorem 10, made explicit.
 
@@ -411,15 +414,15 @@ def _tanh_sum(x, h, M, k):
 def tanh_sum(h: float, M: float, k: float | None = None) -> Activation:
     r"""A sum of shifted tanh near ReLU on [-M, M]: the sub-network of Theorem 10 for tanh.
 
-    .. math:: \rho(x) = \frac{h}{2} \sum_{i < M / h} (1 + \tanh(k (x - t_i))),
+    .. math:: \rho(x) = \frac{h}{2} \sum_{i < M / h} (1 + \tanh(k (x - t_i))).
 
-    which is `sigmoid_sum` with 2 k in place of k.
+    This function is `sigmoid_sum` with steepness 2 k.
 
     Args:
         h, M, k: as in `sigmoid_sum`; k is 2 sqrt(ln 2) / h by default.
 
     Raises:
-        ValueError: as `sigmoid_sum`.
+        ValueError: as in `sigmoid_sum`.
 
     Example:
         >>> rho = ur.activations.tanh_sum(0.1, 2.0)
@@ -430,7 +433,7 @@ def tanh_sum(h: float, M: float, k: float | None = None) -> Activation:
 
 
 def _sum(name: str, function: Callable, h, M, k, factor: float) -> Activation:
-    """A sum of sigmoids whose steepness is `factor` k."""
+    """A sum of sigmoids whose steepness is `factor` times k."""
     h, M = (parameter(v, n, name, positive=True) for n, v in (("h", h), ("M", M)))
     if h > M:
         raise ValueError(f"{name}: expected h <= M, got h = {h} and M = {M}")
@@ -451,20 +454,21 @@ def _sum(name: str, function: Callable, h, M, k, factor: float) -> Activation:
 
 
 def _scaled(x, act, k):
-    wide = widened(x)  # k alone may be above the range of half precision
+    wide = widened(x)  # k alone may exceed the range of half precision
     return (act(wide * k) / k).astype(x.dtype)
 
 
 @checked
 def scale(act: Activation, k: float) -> Activation:
-    """rho(k x) / k: the tail and the distance from ReLU shrink by k, the slopes stay.
+    """rho(k x) / k, whose tail and distance from ReLU are smaller by the factor k; slopes stay.
 
     Args:
         act: rho.
         k: positive and finite.
 
     Raises:
-        TypeError: act is not an `Activation`. ValueError: k out of range.
+        TypeError: act is not an `Activation`.
+        ValueError: k is not positive and finite.
 
     Reference: Li, Feng, Zhou (2024), Theorem 10.
 
@@ -499,9 +503,9 @@ def compose(act: Activation, times: int) -> Activation:
     r"""rho applied `times` times, the rho^m of Theorem 9; `scale` shrinks the tail at less cost.
 
     The constants are valid upper bounds, not always exact. If rho(x) = x on x >= 0 and h <= 0, the
-    tail of rho^m is at most min(beta, L_h^(m-1) beta) and L_h^m-Lipschitz; if h is also monotone
-    (ELU, CELU), its supremum is found by iterating from -beta. Otherwise
-    relu_gap(rho^m) <= m relu_gap(rho), since ReLU is idempotent and 1-Lipschitz.
+    tail of rho^m is L_h^m-Lipschitz and at most min(beta, L_h^(m-1) beta) in magnitude. If h is
+    also monotone (ELU, CELU), the supremum of the tail is found by iterating h from -beta. Without
+    these hypotheses, relu_gap(rho^m) <= m relu_gap(rho), since ReLU is idempotent and 1-Lipschitz.
 
     Args:
         act: rho.
@@ -509,7 +513,7 @@ def compose(act: Activation, times: int) -> Activation:
 
     Raises:
         TypeError: act is not an `Activation`, or times is not an integer.
-        ValueError: times out of range.
+        ValueError: times is out of range.
 
     Reference: Li, Feng, Zhou (2024), Theorem 9.
 
@@ -542,7 +546,7 @@ def compose(act: Activation, times: int) -> Activation:
         line,
         act.identity_on_positives,
         act.nonpositive_tail,
-        # rho moves no argument up by more than the gap.
+        # rho increases no argument by more than the gap.
         max(act.reach - (m - 1) * act.relu_gap, 0.0) if math.isfinite(act.reach) else math.inf,
     )
 

@@ -29,7 +29,7 @@ NAMED = {
     "hard_swish": _activation.hard_swish,
 }
 
-# Functions of JAX with default arguments, and the activations that know their constants.
+# Functions of JAX with default arguments, and the equal activations of this package.
 _TWINS = (
     (jax.nn.relu, _activation.relu),
     (jax.nn.leaky_relu, NAMED["leaky_relu"]),
@@ -45,8 +45,8 @@ _TWINS = (
     (jax.nn.hard_silu, _activation.hard_swish),
 )
 
-# Factories by the function of the activations that they return: the parameters of the function are
-# the arguments of the factory.
+# Factories, found by the function of the activations that they return; the parameters of the
+# function are the arguments of the factory.
 _FACTORIES: dict[Callable[..., Array], Callable[..., Activation]] = {
     _activation._leaky_relu: _activation.leaky_relu,
     _activation._elu: _activation.elu,
@@ -59,7 +59,7 @@ _FACTORIES: dict[Callable[..., Array], Callable[..., Activation]] = {
 
 _OWN = frozenset(NAMED.values())
 
-# Functions that never fall, for all parameters that the factories accept.
+# Functions that are non-decreasing for all parameters that the factories accept.
 _RISING = {
     _relu,
     _activation._leaky_relu,
@@ -74,7 +74,7 @@ _RISING = {
 
 @checked
 def is_known(activation: Activation) -> bool:
-    """Whether this package made an activation, with the constants that the package gives it.
+    """Whether this package made an activation, and the constants were not changed since.
 
     Example:
         >>> rho = ur.activations.elu(0.5)
@@ -92,7 +92,7 @@ def is_known(activation: Activation) -> bool:
 
 @checked
 def is_monotone(activation: Callable[[Array], Array]) -> bool:
-    """Whether this package made an activation that never falls; False if nothing is known.
+    """Whether this package made an activation that is non-decreasing; False if nothing is known.
 
     Example:
         >>> [ur.activations.is_monotone(rho) for rho in (ur.activations.elu(0.5), jnp.tanh)]
@@ -109,9 +109,9 @@ def by_name(name: str | Activation) -> Activation: ...
 @overload
 def by_name(name: Callable[[Array], Array]) -> Callable[[Array], Array]: ...
 def by_name(name: str | Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """The activation with a given name; a function of `jax.nn` with a twin here becomes the twin.
+    """The activation with a given name, or the activation that equals a function of `jax.nn`.
 
-    Any other callable, also an activation, is returned unchanged.
+    Any other callable, including an `Activation`, is returned unchanged.
 
     Raises:
         ValueError: `NAMED` lacks the name (the message lists the known names).
@@ -137,10 +137,10 @@ def by_name(name: str | Callable[[Array], Array]) -> Callable[[Array], Array]:
 
 @checked
 def describe(activation: Callable[[Array], Array]) -> str | list:
-    """A form of an activation that JSON can hold; `from_description` inverts it exactly.
+    """A form of an activation that JSON can hold; `from_description` restores the activation.
 
-    The form is the name in `NAMED`, or the name of a factory with its arguments. Your own
-    activation needs a name in `NAMED`, both when it is described and when it is read.
+    The form is the name in `NAMED`, or the name of a factory with its arguments. Give your own
+    activation a name in `NAMED` before you describe it and before you read its form.
 
     Raises:
         TypeError: the activation has no name in `NAMED` and none of the factories made it.
@@ -166,7 +166,7 @@ def from_description(form: str | list | tuple) -> Callable[[Array], Array]:
     """The activation that `describe` turned into this form; names are looked up, never evaluated.
 
     Raises:
-        ValueError: a name is unknown, or its factory does not take the arguments.
+        ValueError: a name is unknown, or the factory does not accept the arguments.
 
     Example:
         >>> ur.activations.from_description(["scale", "silu", 5.0])

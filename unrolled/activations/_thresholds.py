@@ -1,4 +1,4 @@
-"""Shrinkage by two activations, the other thresholds, support selection, and the proximal map of
+"""Shrinkage by two activations, other thresholds, support selection, and the proximal map of
 |x|^p.
 """
 
@@ -32,9 +32,9 @@ __all__ = [
 def shrink(v: ArrayLike, theta: ArrayLike, activation: Callable[[Array], Array] = relu) -> Array:
     r"""Shrinkage by two activations: rho(v - theta) - rho(-v - theta).
 
-    With ReLU it is the soft threshold sign(v) max(abs(v) - theta, 0), with derivative 0 at the
-    kink. Its derivative is read off the result, in forward and reverse mode and at any order, so
-    that a backward pass stores nothing but x.
+    With ReLU, shrinkage is the soft threshold sign(v) max(abs(v) - theta, 0), with derivative 0 at
+    the kink. This derivative is computed from the result, in forward and reverse mode and at any
+    order, so that a backward pass stores only x.
 
     Args:
         v: any shape.
@@ -45,8 +45,8 @@ def shrink(v: ArrayLike, theta: ArrayLike, activation: Callable[[Array], Array] 
         The shape of v and theta, broadcast.
 
     Raises:
-        ValueError: a known theta is negative or NaN. A traced one is not checked: theta < 0 expands
-            instead of shrinking.
+        ValueError: a known theta is negative or NaN. A traced theta is not checked: a negative
+            theta expands v instead of shrinking it.
 
     Reference: Li, Feng, Zhou (2024), equations (20) and (33).
 
@@ -69,7 +69,7 @@ def _operands(v: ArrayLike, theta: ArrayLike, where: str) -> tuple[Array, ArrayL
     v = checks.as_float(v, "v", where)
     real = _real(theta, v, "theta", where)
     checks.broadcast(where, v=v, theta=real)
-    checks.nonnegative(theta, "theta", where)  # as given: inside of jit the other may be traced
+    checks.nonnegative(theta, "theta", where)  # the given theta: `real` may be traced inside jit
     return v, real
 
 
@@ -107,7 +107,7 @@ def soft_threshold(v: ArrayLike, theta: ArrayLike) -> Array:
 
 @checked
 def hard_threshold(v: ArrayLike, theta: ArrayLike) -> Array:
-    """v where abs(v) > theta, else 0: a proximal map of theta^2/2 norm(x, 0). NaN stays.
+    """v where abs(v) > theta, else 0: a proximal map of theta^2/2 norm(x, 0). NaN stays NaN.
 
     Raises:
         ValueError: a known theta is negative or NaN.
@@ -126,10 +126,10 @@ def _hard_threshold(v: Array, theta: ArrayLike) -> Array:
 
 @checked
 def firm_threshold(v: ArrayLike, theta: ArrayLike, upper: ArrayLike) -> Array:
-    """0 up to theta, v from `upper` on, linear in between; the soft threshold as upper -> inf.
+    """0 up to theta, v from `upper` on, linear in between; soft thresholding if upper = inf.
 
     Raises:
-        ValueError: known thresholds without 0 <= theta < upper.
+        ValueError: known thresholds violate 0 <= theta < upper.
 
     Reference: Gao, Bruce (1997).
 
@@ -181,9 +181,9 @@ def select_support(
 ) -> Array:
     r"""Shrinkage that passes the largest entries unshrunk: the support selection of LISTA-CPSS.
 
-    An entry passes if it exceeds theta and is one of the round(fraction d) largest magnitudes. The
-    comparison with the next magnitude is strict, so that ties with it are shrunk. The selection
-    carries no gradient.
+    An entry passes if its magnitude exceeds theta and is one of the round(fraction d) largest
+    magnitudes. The comparison with the next magnitude is strict, so that entries which tie with the
+    next magnitude are shrunk. The selection carries no gradient.
 
     Args:
         v: (d,).
@@ -195,7 +195,7 @@ def select_support(
         (d,).
 
     Raises:
-        ValueError: v of another shape, a known fraction outside [0, 1], or a known theta that is
+        ValueError: v has another shape, a known fraction is outside [0, 1], or a known theta is
             negative or NaN.
 
     Reference: Chen, Liu, Wang, Yin (2018), section 2.3.
@@ -222,7 +222,9 @@ def _select_support(
 
 @checked
 def selected(magnitude: Array, theta: ArrayLike, fraction: ArrayLike) -> Array:
-    """Which magnitudes exceed theta and are of the round(fraction d) largest; see `select_support`.
+    """Which magnitudes exceed theta and are among the round(fraction d) largest.
+
+    `select_support` uses this selection.
 
     Args:
         magnitude: (d,), non-negative.
@@ -258,9 +260,10 @@ def _selected(magnitude: Array, theta: ArrayLike, fraction: ArrayLike) -> Array:
 def kth_largest(magnitude: Array, k: ArrayLike) -> Array:
     r"""The k-th largest of non-negative numbers, exactly, by a binary search over the bit pattern.
 
-    Non-negative floats are ordered as their bits are, so the answer is built bit by bit from the
-    top: a bit stays if at least k entries are no smaller. About 30 passes of compare-and-count,
-    many times faster than a sort.
+    Non-negative floats have the same order as their bit patterns, so the answer is built bit by bit
+    from the highest bit. A bit is set if at least k entries are no smaller than the resulting
+    number. The search takes about 30 passes that compare and count, and is many times faster than a
+    sort.
 
     Args:
         magnitude: (d,), non-negative.
@@ -271,8 +274,7 @@ def kth_largest(magnitude: Array, k: ArrayLike) -> Array:
 
     Raises:
         TypeError: k is not an integer.
-        ValueError: the magnitudes have another shape, or a known k is outside
-            1..d.
+        ValueError: the magnitudes have another shape, or a known k is outside 1..d.
 
     Example:
         >>> float(ur.activations.kth_largest(jnp.array([3.0, 1.0, 2.0]), 2))
@@ -291,7 +293,7 @@ def _kth_largest(magnitude: Array, k: ArrayLike) -> Array:
     magnitude, k = widened(magnitude), jnp.asarray(k).astype(jnp.int32)
     integer = jnp.int64 if magnitude.dtype.itemsize == 8 else jnp.int32
     bits = lax.bitcast_convert_type(magnitude, integer)
-    # A row that is split among devices is not reshaped: its parts would travel.
+    # A row that is split among devices is not reshaped: reshaping would move its parts.
     columns = _count_search if compiler_splits() else _in_columns
     kth = lax.platform_dependent(bits, k, cpu=columns, default=_count_search)
     return lax.bitcast_convert_type(kth, magnitude.dtype)
@@ -304,7 +306,7 @@ def _count_search(bits: Array, k: Array) -> Array:
 
 
 def _in_columns(bits: Array, k: Array) -> Array:
-    # A processor adds whole rows of 32 marks in 16 bits each, four times as fast as one long row.
+    # A CPU adds rows of 32 marks with 16 bits each four times as fast as one long row.
     rows = -(-bits.size // 32)
     dtype = jnp.int16 if rows < 2**15 else jnp.int32
     bits = jnp.pad(bits, (0, 32 * rows - bits.size), constant_values=-1).reshape(rows, 32)
@@ -317,7 +319,7 @@ def _in_columns(bits: Array, k: Array) -> Array:
 
 
 def _search(bits: Array, k: Array, count: Callable[[Array], Array]) -> Array:
-    """The largest integer that at least k of the bits are no smaller than, bit by bit."""
+    """The largest integer t such that at least k entries of `bits` are >= t, built bit by bit."""
     top = bits.dtype.itemsize * 8 - 2
 
     def keep(i, kth):
@@ -329,8 +331,8 @@ def _search(bits: Array, k: Array, count: Callable[[Array], Array]) -> Array:
     return programs.fori_loop(0, top + 1, keep, jnp.zeros((), bits.dtype))
 
 
-# Newton's steps: from the right of the root of a convex function they fall to it. The slowest p,
-# near 1, takes 6 to the rounding of float64.
+# Number of Newton steps. Newton's method for a convex function decreases to the root if it starts
+# to the right of the root. The slowest p, near 1, needs 6 steps to reach the rounding of float64.
 _NEWTON = 8
 
 
@@ -340,10 +342,10 @@ def power_threshold(v: ArrayLike, theta: ArrayLike, p: float) -> Array:
 
     .. math:: \arg\min_x (x - v)^2 / 2 + \theta |x|^p, \qquad 0 < p \le 1.
 
-    It is soft thresholding for p = 1. For p < 1 it is 0 up to (2 - p) / (2 (1 - p)) s, jumps to s =
-    (2 theta (1 - p))^(1 / (2 - p)), and approaches v. For p = 1/2 and 2/3 it is in closed form, for
-    any other p from Newton's method to the rounding of the dtype. At the jump, where both sides are
-    minima, it is 0.
+    For p = 1 the map is soft thresholding. For p < 1 the map is 0 up to abs(v) = (2 - p) / (2 (1 -
+    p)) s, jumps there to s = (2 theta (1 - p))^(1 / (2 - p)), and approaches v for large abs(v). At
+    the jump, where both 0 and s are minima, the map returns 0. The map is computed in closed form
+    for p = 1/2 and 2/3, and by Newton's method to the rounding of the dtype for any other p.
 
     Args:
         v: any shape.
@@ -355,7 +357,7 @@ def power_threshold(v: ArrayLike, theta: ArrayLike, p: float) -> Array:
 
     Raises:
         TypeError: p is traced or not a number.
-        ValueError: p outside (0, 1], or a known theta that is negative or NaN.
+        ValueError: p is outside (0, 1], or a known theta is negative or NaN.
 
     Reference: Krishnan, Fergus (2009) for 1/2 and 2/3; Xu, Chang, Xu, Zhang (2012) for 1/2.
 
@@ -378,9 +380,9 @@ def _power_threshold(v: Array, theta: ArrayLike, p: float) -> Array:
     theta = jnp.asarray(theta, wide.dtype)
     some = theta > 0
     least = (2 * (1 - p) * jnp.where(some, theta, 1)) ** (1 / (2 - p))
-    # In units of the least magnitude that is not 0, one function of one variable is left.
+    # In units of the least nonzero magnitude, one function of one variable is left.
     c, edge = p / (2 * (1 - p)), (2 - p) / (2 * (1 - p))
-    far = (c / float(jnp.finfo(wide.dtype).eps)) ** (1 / (2 - p))  # from there on x is w, rounded
+    far = (c / float(jnp.finfo(wide.dtype).eps)) ** (1 / (2 - p))  # from here on x rounds to w
     w = jnp.abs(wide) / least
     x = jnp.sign(wide) * least * _root_of(p)(jnp.clip(w, edge, far))
     x = jnp.where(w <= edge, 0 * wide, jnp.where(some & (w < far), x, wide))
@@ -391,8 +393,8 @@ def as_power(p: float, where: str) -> float:
     """p as a static number in (0, 1].
 
     Raises:
-        TypeError: traced, or not a number.
-        ValueError: outside (0, 1].
+        TypeError: p is traced, or not a number.
+        ValueError: p is outside (0, 1].
 
     Example:
         >>> ur.activations.as_power(1, "caller")
@@ -405,13 +407,13 @@ def as_power(p: float, where: str) -> float:
 
 
 def _root_of(p: float) -> Callable[[Array], Array]:
-    """w -> the larger root of x - w + c x^(p - 1), c = p / (2 (1 - p)), for w from the edge on."""
+    """The map from w >= edge to the larger root of x - w + c x^(p - 1), c = p / (2 (1 - p))."""
     c = p / (2 * (1 - p))
     closed = next((f for q, f in _CLOSED.items() if math.isclose(p, q)), None)
 
     def root(w: Array) -> Array:
         x = w if closed is None else closed(w)
-        for _ in range(_NEWTON if closed is None else 1):  # 1 takes away the rounding
+        for _ in range(_NEWTON if closed is None else 1):  # 1 step removes the rounding
             x = x - (x - w + c * x ** (p - 1)) / (1 - c * (1 - p) * x ** (p - 2))
         return x
 
@@ -419,13 +421,13 @@ def _root_of(p: float) -> Callable[[Array], Array]:
 
 
 def _half(w: Array) -> Array:
-    """A cubic in sqrt(x), by the cosine."""
+    """The root for p = 1/2: a cubic in sqrt(x), solved by cosines."""
     angle = jnp.arccos((w / 3) ** -1.5 / 4)
     return 2 / 3 * w * (1 + jnp.cos(2 / 3 * (jnp.pi - angle)))
 
 
 def _two_thirds(w: Array) -> Array:
-    """A quartic in x^(1/3), by its resolvent cubic and the hyperbolic cosine."""
+    """The root for p = 2/3: a quartic in x^(1/3), solved by its resolvent cubic and the cosh."""
     a = 2 / 3**0.25 * jnp.sqrt(jnp.cosh(jnp.arccosh(27 / 16 * 3**-1.5 * w**2) / 3))
     return ((a + jnp.sqrt(2 * w / a - a**2)) / 2) ** 3
 

@@ -1,9 +1,9 @@
-"""Theory to params: one function per family, which returns what training returns.
+"""From theory to params: one function per family, which returns params in the form of training.
 
-These are host functions: they compute coherences and schedules in float64 from the stored D and W,
-and their leaves have the dtype of D. If the hypotheses of the theory fail, the functions still
-return params, and a `HypothesisWarning` says by how much the hypotheses fail. `certified_weights`
-and `weights_table` report what the theory certifies for given weights.
+The functions run on the host. They compute coherences and schedules in float64 from the stored D
+and W, and return leaves in the dtype of D. If the hypotheses of the theory fail, the functions
+still return params, and a `HypothesisWarning` says by how much the hypotheses fail.
+`certified_weights` and `weights_table` report what the theory certifies for given weights.
 """
 
 from unrolled._base import offer as _offer

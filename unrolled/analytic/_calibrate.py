@@ -39,24 +39,25 @@ _ROUNDS = 3
 _THETAS = 24
 _GAMMAS = 9
 # Half-widths of the first grid, in logarithms: theta runs from 1e-5 of the largest entry up to the
-# largest entry, gamma from a third of its start to three times its start.
+# largest entry, gamma from a third to three times its given value.
 _THETA_SPAN = 5.75
 _GAMMA_SPAN = 1.1
-# A threshold per unit of the residual runs from 1/50 of its start to 50 times its start.
+# A threshold relative to the residual runs from 1/50 to 50 times its given value.
 _RELATIVE_SPAN = math.log(50)
-# The second pass multiplies all thresholds by one factor: first one of 17 from 1/8 to 8.
+# The second pass multiplies all thresholds by one factor. Its first grid has 17 factors from 1/8 to
+# 8.
 _FACTOR_ROUNDS = 2
 _FACTORS = 17
 _FACTOR_SPAN = math.log(8)
 
 
 def squared(codes: Any, X: Array, D: Any, Y: Array) -> Array:
-    """The squared error of the last codes, in a unit in which squares stay in the range."""
+    """The squared error of the last codes, in a unit in which squares stay within range."""
     return jnp.sum(jnp.sum(times_power(codes[-1] - X, -exponent(X)) ** 2, axis=1))
 
 
 def codes_of(model: Any, params: Any, D: Any, Y: Array) -> Any:
-    """The codes of a network, or the last codes of a layer, (1, batch, d), as a loss takes them."""
+    """The codes of a network, or the last codes of a layer as (1, batch, d), for a loss."""
     codes = jax.vmap(model.apply, (None, None, 0))(params, D, Y)
     return codes if isinstance(codes, tuple) else codes[None]
 
@@ -69,7 +70,7 @@ def threshold_names(p) -> list[str]:
 def greedy(
     layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Any, loss: Loss = squared
 ) -> Unrolled:
-    """The steps of stacked params, each with the threshold and step size of least loss."""
+    """Stacked params in which every step has the threshold and step size of least loss."""
 
     def choose(state, step):
         p, state = _search(layer, loss, params.shared, step[0], D, Y, X, state, step[1:])
@@ -108,8 +109,8 @@ def _search(layer, loss, shared, p, D, Y, X, state, constants):
             jnp.exp(a + w * jnp.linspace(-1, 1, n, dtype=Y.dtype))
             for a, w, n in zip(at, widths, counts)
         )
-        # In turn: one pair at a time stays in the cache of a processor, and the compiler moves the
-        # products, which no threshold changes, out of the loop.
+        # The pairs are tried one after the other: the arrays of one pair stay in the cache, and the
+        # compiler moves the products, which do not depend on the threshold, out of the loop.
         errors = lax.map(lambda gamma: lax.map(lambda t: error(t, gamma), thetas), gammas)
         i, j = jnp.unravel_index(jnp.nanargmin(errors), errors.shape)
         at = [jnp.log(thetas[j]), jnp.log(gammas[i])]
@@ -122,7 +123,7 @@ def _search(layer, loss, shared, p, D, Y, X, state, constants):
 
 
 def _largest_entry(D: Dictionary, Y: Array, X: Any) -> Array:
-    """The largest entry of the codes; if they are unknown, of codes of single atoms."""
+    """The largest entry of X or, if X is None, of the best codes with one nonzero."""
     if X is not None:
         return jnp.max(jnp.abs(X)).astype(Y.dtype)
     norms = column_norms(D)
@@ -144,7 +145,7 @@ def _with(p, theta, gamma):
 
 
 def with_factor(layer, params, D, Y, X, loss=squared):
-    """The params with all thresholds times the factor of least loss after the last step."""
+    """The params with all thresholds multiplied by the factor of least loss after the last step."""
     names = threshold_names(params.steps)
 
     def scaled(log_t):
@@ -156,8 +157,8 @@ def with_factor(layer, params, D, Y, X, loss=squared):
 
     def finer(_, window):
         best, width = window
-        # The middle of an odd grid is the best so far: only a better factor replaces the greedy
-        # choice.
+        # The middle of an odd grid is the best factor so far, so only a better factor replaces the
+        # greedy choice.
         tried = best + width * jnp.linspace(-1, 1, _FACTORS, dtype=Y.dtype)
         return tried[jnp.nanargmin(lax.map(error, tried))], 2 * width / (_FACTORS - 1)
 
@@ -166,8 +167,8 @@ def with_factor(layer, params, D, Y, X, loss=squared):
 
 
 def scaled_weights(layer: Layer, params: Unrolled, D: Dictionary) -> list[Unrolled]:
-    """The stacked params with c W, if their steps have no step size and one of them expands."""
-    unguarded = dataclasses.replace(layer, guard=None)  # a guard changes no step
+    """The params with c W, in a list, if no step has a step size and one expands; otherwise []."""
+    unguarded = dataclasses.replace(layer, guard=None)  # a guard does not change the step
     if not unguarded.is_coupled or names_with_role(params.steps, "step size"):
         return []
     scaled, radius = _scaled(unguarded, params, D)
@@ -188,13 +189,13 @@ def _scaled(layer: Layer, params: Unrolled, D: Dictionary) -> tuple[Unrolled, Ar
 
 
 def _times(record, c: Array):
-    """A record with its weights times c."""
+    """A record whose weights are multiplied by c."""
     weights = {name: getattr(record, name) for name in names_with_role(record, "weights")}
     weights = {name: W * c.astype(W.dtype) for name, W in weights.items()}
     return record._replace(**weights) if weights else record
 
 
-# One signal of this many is held back: it chooses between the start and the found params.
+# One of so many signals is held back to choose between the given and the found params.
 _HELD_BACK = 4
 
 
@@ -237,54 +238,56 @@ def calibrate(
 
     Use `calibrate` if the hypotheses of the theory fail. The first pass is greedy: a grid search
     chooses theta_k and gamma_k by the error after step k, with the steps before k fixed. The second
-    pass looks ahead: by the error after the last step it chooses one factor t,
+    pass chooses one factor t by the error after the last step,
 
     .. math:: \theta_k \leftarrow t \, \theta_k, \qquad k = 1, \dots, K,
 
     where t = 1 is the greedy choice. Both passes use three quarters of the sample and hold back the
-    last quarter: if the start has the smaller error on this quarter, `calibrate` keeps the start,
-    with a warning. (With fewer than four signals, all signals serve both purposes.) The error is
-    the error of the codes or, without known codes, a loss such as the objective of the LASSO. With
-    a loss the second pass also begins at the start, and the smaller loss on the sample decides.
+    last quarter. If the given params have the smaller error on this quarter, `calibrate` returns
+    the given params with a warning. (With fewer than four signals, all signals serve both
+    purposes.) The error is the error of the codes or, without known codes, a loss such as the
+    objective of the LASSO. With a loss, `calibrate` also runs the second pass on the given params,
+    and returns the params with the smaller loss on the sample.
 
     `calibrate` sets the fields whose role is "threshold", "relative threshold" or "step size"
     (theta, the alpha of LAMP, gamma); a field with several entries gets one value. Steps x <-
     shrink(x + W'(y - D x), theta), which have no step size, expand if W'D has an eigenvalue above
-    2. For such steps `calibrate` tries W and c W, with c = 2 / (spectral radius of W'D), and the
-    smaller error on the sample decides. All other fields stay unchanged.
+    2. For such steps `calibrate` tries both W and c W with c = 2 / (spectral radius of W'D), and
+    keeps the weights with the smaller error on the sample. All other fields stay unchanged.
 
-    `calibrate` treats a chain block by block: each block gets the codes of the blocks before it.
+    `calibrate` treats a chain block by block: the signals of a block are the codes of the
+    calibrated block before it.
 
     Args:
         model: any family whose steps have a threshold, such as `ista`, `alista` or `lamp`, or a
             chain of such layers (`dsc`), with tuples for `params` and `D`.
-        params: params of the model.
+        params: params of the model; the search begins at these params.
         D: (m, d).
         Y: (batch, m), the signals.
-        X: (batch, d), the true codes of Y. For a chain a tuple with the codes of every block, or
-            the codes of the last block, (batch, d_J), which give the other codes: x_{j-1} = D_j
-            x_j. Pass None if the codes are unknown; then pass a loss.
-        loss: `loss(codes, X, D, Y)` of a batch, as in `training.fit`, such as
-            `training.lasso_loss(lam)`; it gets one code, as `codes[-1]`. None takes the squared
-            error of the codes; signals may then have any size.
+        X: (batch, d), the true codes of Y. For a chain, pass a tuple with the codes of every block,
+            or only the codes of the last block, (batch, d_J): then x_{j-1} = D_j x_j gives the
+            other codes. If the codes are unknown, pass None and a loss.
+        loss: the loss of a batch, `loss(codes, X, D, Y)` as in `training.fit`, such as
+            `training.lasso_loss(lam)`; the codes of the last step are `codes[-1]`. With None, the
+            loss is the squared error of the codes, and signals may have any magnitude.
 
     Returns:
-        params of the same form.
+        Params in the form of `params`.
 
     Warns:
-        UserWarning: the start is kept, or the codes diverge: on the held-back signals they are
-            worse than zero codes.
+        UserWarning: the given params are kept, all codes are zero, or the codes are worse than zero
+            codes on the held-back signals.
 
     Raises:
         TypeError: signals without codes are integers, the steps of the family have no threshold,
             the network is not a chain, or the loss is not a function.
-        ValueError: shapes do not fit, the sample is empty or all zero, there are neither codes nor
-            a loss, a loss needs codes and there are none, or a loss is the same for all codes.
+        ValueError: shapes do not fit, the sample is empty or all zero, X and the loss are both
+            None, the loss needs codes and X is None, or the loss is the same for all codes.
 
     Not claimed: the best thresholds. On Gaussian dictionaries 250 x 500 with closed-form W, K = 16,
-    10 % nonzeros and 256 signals, the second pass changes the dB on other signals: for LISTA-CP
-    from -16.8 to -23.4, for ALISTA from -17.6 to -22.7, for ALISTA-SS from -38.4 to -47.9, for ISTA
-    from -9.4 to -11.2.
+    10 % nonzeros and 256 signals, the second pass lowers the NMSE on other signals from -16.8 to
+    -23.4 dB for LISTA-CP, from -17.6 to -22.7 dB for ALISTA, from -38.4 to -47.9 dB for ALISTA-SS,
+    and from -9.4 to -11.2 dB for ISTA.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
@@ -312,7 +315,7 @@ def calibrate(
 def _calibrate_layer(
     layer: Layer, params: Unrolled, D: Dictionary, Y: Any, X: Any, aim: Loss
 ) -> Unrolled:
-    """The result of both passes, or the start if it is better on the held-back signals."""
+    """The result of both passes, or the given params if they are better on held-back signals."""
     if not params.steps and type(params.steps) is tuple:
         return params
     start = stack(params)
@@ -351,14 +354,14 @@ def _after_passes(
     seen: int,
     looks_ahead_only: bool = False,
 ) -> Unrolled:
-    """Both passes, or the second pass, on the first signals."""
+    """Run both passes, or only the second pass, on the first `seen` signals."""
     Y, X = jax.tree.map(lambda rows: rows[:seen], (Y, X))
     params = params if looks_ahead_only else greedy(layer, params, D, Y, X, aim)
     return with_factor(layer, params, D, Y, X, aim)
 
 
 def _calibrate_chain(network: Network, params, Ds, Y, X, aim: Loss) -> tuple[Unrolled, ...]:
-    """Calibrate block after block, each on the codes of the calibrated blocks before it."""
+    """Calibrate block after block, each on the codes of the calibrated block before it."""
     if not network.layers:
         raise TypeError(
             f"calibrate: the blocks of {network.family} do not run one after the other; expected a "
@@ -380,7 +383,7 @@ def _calibrate_chain(network: Network, params, Ds, Y, X, aim: Loss) -> tuple[Unr
 
 
 def _targets(Ds, X) -> tuple[Any, ...]:
-    """The codes of every block, computed from the last code if the others are not given."""
+    """The codes of every block; codes that are not given are computed from the last code."""
     if X is None:
         return (None,) * len(Ds)
     if isinstance(X, tuple | list):
@@ -396,7 +399,7 @@ def _targets(Ds, X) -> tuple[Any, ...]:
 
 
 class _Judged(NamedTuple):
-    """The losses of the codes of a model; infinity if a loss is not a number."""
+    """The losses of the codes of a model; infinity instead of nan."""
 
     loss: float
     zero: float  # loss of zero codes
@@ -406,7 +409,7 @@ class _Judged(NamedTuple):
     held_back: int  # number of held-back signals
 
     def text(self, aim: Loss) -> str:
-        """The later loss; the squared error as NMSE, relative to the loss of zero codes."""
+        """The loss on the held-back signals; the squared error as NMSE against zero codes."""
         if aim is not squared:
             return f"{self.later:.6g}"
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -414,7 +417,7 @@ class _Judged(NamedTuple):
 
 
 def _n_held_back(Y: Array) -> int:
-    """How many signals, from the end, are held back: all signals if the sample is too small."""
+    """The number of signals held back at the end; all signals if the sample is too small."""
     return len(Y) // _HELD_BACK or len(Y)
 
 
@@ -436,7 +439,7 @@ def _numbers(aim: Loss, model, params, D, Y, X) -> tuple[Array, ...]:
 
 
 def _is_worse(start: _Judged, best: _Judged, aim: Loss) -> bool:
-    """Whether the start is better on the held-back signals; it is then kept, with a warning."""
+    """Warn and return True if the given params are better on the held-back signals."""
     if best.later <= start.later:
         return False
     what = "NMSE" if aim is squared else "loss"
@@ -471,7 +474,7 @@ def _warn_of_end(end: _Judged, aim: Loss, model, D, Y, X) -> None:
 
 
 def _of_ista(aim: Loss, model, D, Y, X) -> float:
-    """The loss of ISTA at the depth of a layer, with the lam of the loss, or of the layer."""
+    """The loss of ISTA at the depth of a layer, with the lam of the loss, or else of the layer."""
     lam = lam_of(aim, model)
     if lam is None or not isinstance(model, Layer):
         return np.nan

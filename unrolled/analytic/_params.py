@@ -74,24 +74,24 @@ def lista_cp(
     noise_norm: str | Any = "l1",
     per_atom: bool = False,
 ) -> Unrolled:
-    """Params of `layers.lista_cp`: the given W, with thresholds that certify the error.
+    """Params of `layers.lista_cp`: given weights W, with thresholds that certify the error.
 
     Args:
         D: (m, d), unit atoms.
         depth: K.
-        sparsity, bound, noise: s, B and delta: at most s nonzeros of magnitude at most B, and noise
-            of l1 norm at most delta.
-        W: (m, d), weights with w_i . d_i near 1; None takes D or `frobenius_weights(D)`, whichever
+        sparsity, bound, noise: s, B and delta. Codes have at most s nonzeros of magnitude at most
+            B, and the noise has an l1 norm of at most delta.
+        W: (m, d), weights with w_i . d_i near 1; by default D or `frobenius_weights(D)`, whichever
             has the smaller mu_W.
         activation: the activation of the layer.
         tied: if False, repeat W at every step, to train an untied network.
-        noise_norm: "l1", or "l2" if `noise` bounds norm(e, 2): then omega = max norm(w_i, 2)
+        noise_norm: "l1", or "l2" if `noise` bounds norm(e, 2); with "l2", omega = max norm(w_i, 2)
             replaces C_W.
-        per_atom: if True, take the thresholds of `theory.atom_schedule`, (K, d): they are smaller,
-            and certified only in l1. For ReLU only.
+        per_atom: if True, use the thresholds of `theory.atom_schedule`, (K, d). These thresholds
+            are smaller, and certify only the l1 error. They require ReLU.
 
     Returns:
-        params in the form that `tied` sets.
+        params, with one W or with one W per step, as `tied` says.
 
     Warns:
         HypothesisWarning: (2s-1) mu_W >= 1, no theorem covers the activation, or codes of this size
@@ -101,7 +101,7 @@ def lista_cp(
         ValueError: atoms are off unit norm, an atom is zero, sparsity is above d, or a number is
             negative or NaN.
 
-    Reference: Li, Feng, Zhou (2024), Theorem 12 for ReLU, 15 or 10 for other activations.
+    Reference: Li, Feng, Zhou (2024), Theorem 12 for ReLU, Theorems 15 and 10 for other activations.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
@@ -143,16 +143,16 @@ def alista(
 
 
 def hyperlista(D: Dictionary) -> Unrolled:
-    """Params of `layers.hyperlista` for any depth: closed-form weights and three numbers.
+    """Params of `layers.hyperlista` for any depth: closed-form weights and three scalars.
 
-    The numbers suit the standard benchmark. For other dictionaries and codes, choose the numbers on
-    a sample by `training.search`.
+    The three scalars suit the standard benchmark. For other dictionaries and codes, choose the
+    scalars on a sample with `training.search`.
 
     Args:
         D: (m, d), unit atoms.
 
     Returns:
-        params with shared (analytic, threshold, momentum, selection), no steps.
+        params with shared (analytic, threshold, momentum, selection) and without steps.
 
     Raises:
         ValueError: an atom is zero, or atoms are off unit norm.
@@ -176,18 +176,18 @@ def dsc(
     Ws: Sequence[Dictionary | None] | None = None,
     activations: Sequence[Activation | Callable | str] | None = None,
 ) -> tuple[Unrolled, ...]:
-    """Params of a chain of LISTA-CP blocks, one per dictionary, which are certified together.
+    """Params of a chain of LISTA-CP blocks, one block per dictionary, which are certified together.
 
     Args:
         Ds: the dictionaries of the J blocks, (d_{j-1}, d_j).
         depths, sparsities, bounds, noises, Ws, activations: one value per block, as in `lista_cp`;
-            by default noises are zero and activations ReLU. Where codes come in parts, the class is
-            that of their sizes, with noise bounded in l2.
+            by default noises are zero and activations ReLU. If codes come in parts, sparsities and
+            bounds refer to the sizes of the parts, and noises bound the l2 norm.
 
     Returns:
-        The params of `networks.dsc` of J layers `lista_cp`.
+        Params of `networks.dsc` with J layers `lista_cp`.
 
-    Warns, Raises: as in `lista_cp`; also ValueError if sequences differ in length.
+    Warns, Raises: as in `lista_cp`; also ValueError if the sequences differ in length.
 
     Reference: Li, Feng, Zhou (2024), Theorem 6, corrected.
 
@@ -221,7 +221,7 @@ def _weights_and_thresholds(
 
 @host_function
 def stored_thresholds(theta: np.ndarray, dtype: DTypeLike) -> Array:
-    """Thresholds of a schedule in the dtype of D, cut short if the schedule diverges.
+    """Thresholds of a schedule in the dtype of D, clipped to finite numbers if they diverge.
 
     Example:
         >>> ur.analytic.stored_thresholds(np.array([0.5, np.inf]), "float16").tolist()
@@ -245,17 +245,17 @@ def lamp(
     noise: float = 0.0,
     margin: float = 1.5,
 ) -> Unrolled:
-    """Params of `layers.lamp` for Bernoulli-Gaussian codes, without a sample: W = D, and alphas.
+    """Params of `layers.lamp` for Bernoulli-Gaussian codes, computed without a sample; W = D.
 
-    Each alpha is the best alpha for the error after its step, by `theory.state_evolution`.
+    Each alpha minimises the error after its step, as predicted by `theory.state_evolution`.
 
     Args:
         D: (m, d), an array with unit atoms.
         depth: K.
         probability, variance: probability that an entry is nonzero, and variance of the nonzeros.
         noise: sigma^2, the variance of the noise per entry of y.
-        margin: the thresholds suit `margin` times as many nonzeros: signals with more nonzeros than
-            most decide a ratio of sums.
+        margin: the thresholds suit `margin` times as many nonzeros, because signals with more
+            nonzeros than most dominate a ratio of sums.
 
     Returns:
         params with steps (W, alpha).
@@ -264,7 +264,7 @@ def lamp(
         HypothesisWarning: `theory.state_evolution` does not hold.
 
     Raises:
-        TypeError, ValueError: as `theory.state_evolution`; margin is below 1.
+        TypeError, ValueError: as in `theory.state_evolution`; ValueError also if margin < 1.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
@@ -291,9 +291,9 @@ def alista_at(
 ) -> Unrolled:
     """Params of `layers.alista_at(onsager=True)` for Bernoulli-Gaussian codes, without a sample.
 
-    W has the closed form, gamma = 1, and each theta is the best for the error after its step, by
-    `theory.state_evolution`. With margin 1 the thetas are better for the typical signal, and worse
-    in a ratio of sums.
+    W has the closed form, and gamma is 1. Each theta minimises the error after its step, as
+    predicted by `theory.state_evolution`. With margin 1, the thetas are better for the typical
+    signal and worse for a ratio of sums.
 
     Args:
         D, depth, probability, variance, noise, margin: as in `lamp`.
@@ -306,7 +306,7 @@ def alista_at(
         HypothesisWarning: `theory.state_evolution` does not hold.
 
     Raises:
-        TypeError, ValueError: as `theory.state_evolution`; margin is below 1.
+        TypeError, ValueError: as in `theory.state_evolution`; ValueError also if margin < 1.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
@@ -324,7 +324,7 @@ def alista_at(
 
 
 def _thresholds(layer, D: Dictionary, margin: float, where: str, options: dict):
-    """The best thresholds for more nonzeros than there are, in the dtype of D."""
+    """The best thresholds for `margin` times as many nonzeros, in the dtype of D."""
     if not margin >= 1:
         raise ValueError(f"{where}: margin must be at least 1, got {margin}")
     p = options["probability"]

@@ -1,4 +1,4 @@
-"""One schedule of thresholds that proves every code of a sample."""
+"""One schedule of thresholds that proves every code of a sample, as `certify_signals` does."""
 
 from typing import Any
 
@@ -17,55 +17,60 @@ from unrolled.theory import MeasuredLayer, are_found, codes_of, frobenius_weight
 __all__ = ["from_sample"]
 
 
-_NAMED = 4  # codes in a warning
-_FIRST = 2000  # one code in so many is left out first, then twice as many, and so on
+_NAMED = 4  # number of codes that a warning names
+_FIRST = 2000  # the first round leaves out one code in 2000, each next round twice as many
 
 
 @host_function
 def from_sample(
     layer: Any,
     D: Dictionary,
-    X: Any,  # that of a `Complex` may be complex
+    X: Any,  # complex if D is a `Complex`
     *,
     slack: float = 1.02,
     noise: ArrayLike = 0.0,
     leave_out: float = 0.0,
     W: Dictionary | None = None,
 ) -> Unrolled:
-    r"""Params whose thresholds are the least that prove every code of a sample, by entries.
+    r"""Params with the least thresholds that prove every code of a sample, entry by entry.
 
     .. math:: \theta_k = slack \, \max_{x \in X} \max_{i \notin S(x)} A_i(x, E_k),
 
-    with the errors E_k and the movements A of `theory.certify_signals`, which says which fresh
-    codes these thresholds prove. For a Gaussian D, (250, 500), and 12 nonzeros, a sample of 30,000
-    proves 99.9 % of fresh codes in 39 steps; the worst case covers 2 nonzeros. The products are
-    d x d by nature, as in `certify_signals`.
+    The errors E_k and the movements A are defined in `theory.certify_signals`, which also checks
+    which fresh codes these thresholds prove. For a Gaussian D, (250, 500), and 12 nonzeros, the
+    thresholds from a sample of 30,000 codes prove 99.9 % of fresh codes in 39 steps; the worst-case
+    theorems cover 2 nonzeros. The products are d x d by nature, as in `certify_signals`.
 
     Args:
-        layer: a layer as deep as the schedule, of a family x <- shrink(x + gamma W'(y - D x),
-            theta) that takes params from theory, such as `layers.alista(39, support=(1, 1))`.
-            Support selection proves more nonzeros than soft thresholds.
+        layer: a layer whose depth is the length of the schedule. Its family must have steps x <-
+            shrink(x + gamma W'(y - D x), theta) and take params from theory, as in
+            `layers.alista(39, support=(1, 1))`. Support selection proves more nonzeros than soft
+            thresholds.
         D: (m, d), unit atoms.
-        X: (n, d), codes of the class, or another form of them that D knows.
-        slack: at least 1; more of it proves more fresh codes by each step and needs more steps.
-        noise: bound on the l1 norm of the noise (l2 where codes come in parts), () or (n,).
-        leave_out: the share of the sample that the schedule may leave out. While some codes are
-            not proved, it leaves out the codes that need the largest last threshold, few at first.
-        W: (m, d), weights; None takes `theory.frobenius_weights(D)`.
+        X: (n, d), codes of the class, or these codes in another form that D accepts.
+        slack: at least 1; a larger slack proves more fresh codes in each step and needs more steps.
+        noise: bound on the l1 norm of the noise (on the l2 norm if codes come in parts), () or
+            (n,).
+        leave_out: the share of the sample that the schedule may leave out. While some codes are not
+            proved, `from_sample` leaves out the codes that need the largest last threshold, first a
+            few, then more.
+        W: (m, d), weights; by default `theory.frobenius_weights(D)`.
 
     Returns:
         The params of `layer.from_theory(W, theta)`.
 
     Warns:
-        HypothesisWarning: some codes are not proved; with noise, their bounds do not end below
-            where they begin. One code may hold the whole schedule back: try `leave_out`.
+        HypothesisWarning: some codes are not proved; with noise, a code is proved if its last error
+            bound is below its first. A single code can prevent the contraction of the whole
+            schedule: try `leave_out`.
 
     Raises:
-        TypeError: a layer of another form, or a traced argument.
-        ValueError: no code, codes that do not fit, slack below 1, leave_out outside [0, 1).
+        TypeError: the layer has another form, or an argument is traced.
+        ValueError: X has no code, codes do not fit, slack is below 1, or leave_out is outside
+            [0, 1).
 
-    Not claimed: anything of fresh codes, before `theory.certify_signals` proves each. What share of
-    their class is proved, a second sample and `theory.exceedance` say.
+    Not claimed: that a fresh code is proved, before `theory.certify_signals` proves it. To estimate
+    the share of the class that is proved, use a second sample and `theory.exceedance`.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 100, 200)
@@ -106,7 +111,7 @@ def from_sample(
     while True:
         thresholds.clear()
         errors, _, _, left = measured.bounds(codes[kept], deltas[kept], choose)
-        # Noise hides small nonzeros of any code.
+        # Noise hides small nonzeros, so with noise the support need not be found.
         proved = np.where(
             deltas[kept] > 0, errors[:, -1] < errors[:, 0], are_found(codes[kept], left)
         )
@@ -127,7 +132,7 @@ def from_sample(
 
 
 def _at_least(theta: float, dtype: Any) -> float:
-    """The stored threshold, not below theta unless theta is beyond the range of the dtype."""
+    """The threshold as stored, at least theta unless theta is beyond the range of the dtype."""
     stored = np.asarray(stored_thresholds(np.asarray(theta), dtype))
     return float(
         stored if float(stored) >= theta else np.nextafter(stored, stored.dtype.type(np.inf))

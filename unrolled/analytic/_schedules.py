@@ -1,4 +1,4 @@
-"""Certificates of stored weights, the schedules from them, and tables of both."""
+"""Certificates of stored weights, schedules from these certificates, and tables of both."""
 
 import itertools
 import math
@@ -42,22 +42,22 @@ __all__ = [
 ]
 
 
-# With an activation other than ReLU the guard depends on the error off the support, which the guard
-# raises itself: it grows until it covers its need, each time by this margin.
+# With an activation other than ReLU, the guard must cover the error off the support, and this error
+# grows with the guard. The guard is therefore increased by this margin until it is large enough.
 _GUARD_MARGIN = 1 + 1e-3
 _GUARD_ROUNDS = 100
-# Stored thresholds stop at this share of the largest number of their dtype: they are finite.
+# Stored thresholds are at most this share of the largest number of their dtype, so they are finite.
 LARGEST_SHARE = 1 / 4
-# A contraction below this is below 1 beyond rounding: another hypothesis must fail then.
+# A contraction below this is below 1 despite rounding, so another hypothesis must fail.
 _CONTRACTS = 1 - 1e-5
 
 
 class HypothesisWarning(UserWarning):
-    """The theory does not cover this dictionary and sparsity: its thresholds do not contract."""
+    """The theory does not cover the dictionary and sparsity: the thresholds do not contract."""
 
 
 class Certified(Result):
-    """Weights and the numbers that the theory needs, in float64 from the stored arrays."""
+    """Weights with the numbers that the theory needs, in float64 from the stored arrays."""
 
     W: Operator  # (m, d)
     mu_W: float  # rounded up
@@ -66,18 +66,19 @@ class Certified(Result):
     guard: float  # rounding guard per unit of s B
     omega: float  # max norm(w_i, 2), rounded up
     noise_guard: float  # rounding guard per unit of l1 noise
-    lost: float  # the most that a product may lose below the range of the dtype
+    lost: float  # the most that a product may lose to underflow
 
 
 @host_function
 def certified_weights(D: Dictionary, W: Dictionary | None = None) -> Certified:
-    """The weights W for D, with their coherence, their norms and their rounding guard.
+    """The weights W for D, with the coherence, norms and rounding guard of W.
 
-    If codes of D come in parts, `theory.block_coherence` gives the coherence, and C_W is its gain.
+    If codes of D come in parts, `theory.block_coherence` gives the coherence, and C_W is the gain
+    of the parts.
 
     Args:
         D: (m, d), unit atoms.
-        W: (m, d); None takes D or `frobenius_weights(D)`, whichever has the smaller mu_W.
+        W: (m, d); by default D or `frobenius_weights(D)`, whichever has the smaller mu_W.
 
     Returns:
         Certified, with W in the dtype of D.
@@ -95,7 +96,7 @@ def certified_weights(D: Dictionary, W: Dictionary | None = None) -> Certified:
 
 
 def _certified(D: Dictionary, W: Dictionary | None, where: str) -> Certified:
-    """`certified_weights`, for the function that speaks in messages."""
+    """`certified_weights`, with the name of the function for messages."""
     D = as_dictionary(D, where)
     if W is None:
         both = _certified(D, D, where), _certified(D, theory.frobenius_weights(D), where)
@@ -110,10 +111,10 @@ def _certified(D: Dictionary, W: Dictionary | None, where: str) -> Certified:
         *numbers, norms = _measured(*checks.cast_on_host((W, D), np.float64))
     unit_norms(D, np.asarray(norms), where)
     mu, C, eta, omega = map(float, numbers)
-    g = block_of(D)  # a part of size 1 has an l1 norm of at most sqrt(g), and g errors
+    g = block_of(D)  # a part of size 1 has an l1 norm of at most sqrt(g) and g rounding errors
     guard = g * theory.rounding_guard(W, D, sparsity=1, bound=1.0)
-    guard *= (g + 1) / g if g > 1 else 1  # its size rounds too
-    # As there, without a code: no products.
+    guard *= (g + 1) / g if g > 1 else 1  # the size of a part is rounded too
+    # As in `rounding_guard`, but noise alone involves no products D x.
     noise_guard = 4 * float(jnp.finfo(D.dtype).eps) * C * math.sqrt(g)
     lost = lost_below(D.shape[0], C, D.dtype) * math.sqrt(g)
     return Certified(W, mu * UP, C, eta, guard, omega * UP, noise_guard, lost)
@@ -122,7 +123,7 @@ def _certified(D: Dictionary, W: Dictionary | None, where: str) -> Certified:
 @program()
 def _measured(W: Dictionary, D: Dictionary) -> tuple[Array, ...]:
     """mu_W, C_W, eta = max abs(1 - w_i . d_i), omega = max norm(w_i), and the norms of D."""
-    if block_of(D) > 1:  # of noise in l2, which is at most that in l1
+    if block_of(D) > 1:  # for noise bounded in l2; the l2 norm is at most the l1 norm
         parts = theory.block_coherence(W, D)
         return parts.mu, parts.gain, parts.eta, parts.gain, column_norms(D)
     entries = theory.coherence(W, D)
@@ -140,14 +141,15 @@ def plan(
     Ws: Sequence[Dictionary | None] | None = None,
     tol: float,
 ) -> theory.Plan:
-    """The depths of a chain with the fewest steps in all that certify its last code to `tol`.
+    """The depths with the fewest steps in total that certify the last code of a chain to `tol`.
 
     Args:
         Ds, sparsities, bounds, noises, Ws: as in `dsc`.
-        tol: l1 error of the last code.
+        tol: bound on the l1 error of the last code.
 
     Returns:
-        The `theory.Plan`, whose depths `dsc` takes; holds is False if no depths reach `tol`.
+        The `theory.Plan`; its depths are the depths for `dsc`, and its `holds` is False if no
+            depths reach `tol`.
 
     Raises:
         ValueError: as in `dsc`.
@@ -216,7 +218,8 @@ def block_schedule(
                 f"analytic: thresholds per atom are certified for ReLU alone, got {rho}"
             )
         return c, _atom_schedule(D, c, noise=noise, noise_norm=noise_norm, **problem)
-    # In l2 omega replaces C_W: the noise enters like this l1 noise.
+    # For noise bounded in l2, omega replaces C_W, so the noise acts like l1 noise of delta omega /
+    # C_W.
     noise = noise * _l2_gain(c) if noise_norm == "l2" else noise
     return c, _schedule(D, c, rho, noise=noise, **problem)
 
@@ -262,15 +265,16 @@ def chain_schedules(
 
 
 def _l2_gain(c: Certified) -> float:
-    """omega / C_W, 1 for weights that are 0."""
+    """omega / C_W, or 1 if the weights are 0."""
     return c.omega / c.C_W if c.C_W else 1.0
 
 
 def _gain(D: Dictionary, c: Certified, before: int, block: int) -> float:
-    """`error_gain` with rounding, if the block before has this many nonzeros; C_W for 0.
+    """`error_gain` with rounding if the block before has `before` nonzeros; C_W if `before` = 0.
 
-    `block` is the size of its parts: an error of l1 norm E by parts has one of at most sqrt(block)
-    E by entries, and an l2 norm of at most E.
+    `block` is the number of entries of each part of this block. If the l2 norms of the parts of an
+    error add up to E, the error has an l1 norm of at most sqrt(block) E and an l2 norm of at most
+    E.
     """
     if block_of(D) > 1:
         return c.C_W * UP + c.noise_guard
@@ -295,7 +299,7 @@ def _chain(Ds, Ws, where: str, *, sparsities: Sequence[int], **columns: Sequence
 def _schedule(
     D, c: Certified, activation: Activation, *, sparsity, bound, noise, depth, inherited=0.0
 ) -> theory.Schedule | theory.ActivationSchedule:
-    """The schedule of one block with its rounding guard; warns if it certifies nothing.
+    """The schedule of one block with its rounding guard; warns if the schedule certifies nothing.
 
     `inherited` is the noise that the error of the block before adds to the products.
     """
@@ -311,7 +315,7 @@ def _schedule(
 
     planned = at(sparsity, depth)
     if activation != relu:
-        # These codes have entries off the support: the guard must cover s B + max E_O.
+        # With this activation, codes have entries off the support: guard s B + max E_O.
         for _ in range(_GUARD_ROUNDS):
             needed = c.guard * (sparsity * bound + planned.off_support.max()) + c.lost
             if not needed > guard or not math.isfinite(needed):
@@ -325,7 +329,7 @@ def _schedule(
 def _atom_schedule(
     D, c: Certified, *, sparsity, bound, noise, noise_norm: str, depth
 ) -> theory.AtomSchedule:
-    """The schedule of one block atom by atom; warns if it certifies nothing."""
+    """The schedule of one block with a threshold per atom; warns if it certifies nothing."""
     with jax.enable_x64(True):
         D64, W64 = checks.cast(D, np.float64), checks.cast(c.W, np.float64)
         atoms = theory.atom_coherence(W64, D64)
@@ -345,7 +349,7 @@ def _atom_schedule(
 
 
 def _within_range(planned: Any, c: Certified, size: float) -> Any:
-    """`planned`, which holds only if all numbers of its steps are in the range of the dtype.
+    """`planned`, with holds False unless the numbers of its steps are in the range of the dtype.
 
     `size` bounds the sum of norm(x*, 1) and the noise. The numbers of y - D x are at most size +
     norm(x*, 1) + E, and the numbers of a step at most E + omega E + theta beyond x*.
@@ -367,7 +371,7 @@ def _check_sparsity(D: Dictionary, sparsity: int) -> None:
 
 
 def _warned(planned, sparsity: int, at: Callable, D: Dictionary, activation: Activation = relu):
-    """`planned`, with a warning unless it holds; `at(sparsity, depth)` gives other schedules."""
+    """`planned`, with a warning unless it holds; `at(sparsity, depth)` makes other schedules."""
     if not planned.holds and (planned.contraction < _CONTRACTS or at(sparsity, 0).holds):
         checks.warn(
             f"the theory does not cover codes of this size in {D.dtype}: the numbers of a step may "
@@ -397,14 +401,14 @@ class WeightsRow(Result):
     largest_sparsity: int  # the largest sparsity that the weights certify
     sparsity: int  # s, the sparsity of this row
     holds: bool  # whether s is certified
-    contraction: float  # a, factor of the error in a step
+    contraction: float  # a, the factor of the error bound in a step
     rate: float  # -ln a
-    floor: float  # the error that noise leaves
+    floor: float  # the error bound that remains because of noise
     steps: float  # steps to reach the tolerance
 
 
 class WeightsTable(Result):
-    """Several kinds of weights of one dictionary, each with its numbers and its matrix.
+    """Several kinds of weights for one dictionary, each with its numbers and its matrix.
 
     Example:
         >>> table = ur.analytic.weights_table(ur.dictionaries.identity_hadamard(4))
@@ -433,18 +437,18 @@ class WeightsTable(Result):
         return [[label, *(getattr(row, f) for row in rows)] for f, label in labels.items()]
 
     def __repr__(self) -> str:
-        """The table, cut to the size of a screen."""
+        """The table, cut to the size of the screen."""
         return screen(self.text().splitlines())
 
     def _repr_html_(self) -> str:
-        """The table, as Jupyter shows it."""
+        """The table as HTML for Jupyter."""
         rows = [["", *self.rows], *self.cells()]
         return text.grid({label: cells for label, *cells in rows})._repr_html_()
 
     def reasons(self) -> list[str]:
-        """For all weights that miss the tolerance: which hypothesis fails, at which number.
+        """The hypothesis that fails, with its numbers, for all weights that miss the tolerance.
 
-        a is the contraction, at least (2 s - 1) mu_W.
+        In these texts, a is the contraction, which is at least (2 s - 1) mu_W.
         """
         reasons = []
         for name, row in self.rows.items():
@@ -486,17 +490,18 @@ def weights_table(
 ) -> WeightsTable:
     """The weights W = D, the closed form and the minimax weights in one table, in float64.
 
-    `theory.in_float64` takes D to float64: all weights are in its numerical range. No W has a
-    smaller mu_W than the minimax weights. A smaller C_W or omega lowers the floor under noise; a
-    smaller norm(W) bounds a step outside the class. d x d by nature: `generalized_coherence`.
+    `theory.in_float64` converts D to float64; all weights lie in the numerical range of D. No W has
+    a smaller mu_W than the minimax weights. A smaller C_W or omega lowers the floor under noise; a
+    smaller norm(W) gives a smaller bound on the steps for signals outside the class. The arrays are
+    d x d by nature, as in `generalized_coherence`.
 
     Args:
         D: (m, d), unit atoms.
-        sparsity: s; None takes the largest s that each kind of weights certifies.
+        sparsity: s; by default the largest s that each kind of weights certifies.
         bound, noise: B and delta of the class.
         tolerance: the l1 error to reach.
-        entries: if True, also take the weights with the least largest entry at mu~ (Definition 8),
-            which take many times longer to compute.
+        entries: if True, also include the weights of coherence mu~ whose largest entry is least
+            (Definition 8), which take many times longer to compute.
         progress: as in `theory.generalized_coherence`.
 
     Returns:
@@ -535,7 +540,7 @@ def _row(D, W, sparsity, bound, noise, tolerance) -> WeightsRow:
     most = theory.max_sparsity(certified.mu_W, D.shape[1])
     largest = next(s for s in range(most, -1, -1) if s == 0 or holds(s))  # eta counts, too
     s = largest if sparsity is None else sparsity
-    with checks.quiet(HypothesisWarning):  # the table says whether it holds
+    with checks.quiet(HypothesisWarning):  # the table has a field `holds` instead
         _, schedule = block_schedule(D, W, depth=1, sparsity=s, bound=bound, noise=noise)
     return WeightsRow(
         certified.mu_W,

@@ -1,6 +1,6 @@
-"""Learned params beside analytic ones: their errors step by step, and what training changes.
+"""Comparisons of learned with analytic params: errors step by step, and changes by training.
 
-The module is called as its function: `ur.compare(methods, D, Y, X)`.
+Call the module like a function: `ur.compare(methods, D, Y, X)`.
 """
 
 import inspect
@@ -20,7 +20,7 @@ if typing.TYPE_CHECKING:
 
 
 class _Called(types.ModuleType):
-    """This module, which answers a call by its function `compare`."""
+    """This module, which can be called like the function `compare`."""
 
     def __call__(self, *args: typing.Any, **options: typing.Any) -> typing.Any:
         return self.compare(*args, **options)

@@ -126,63 +126,69 @@ def compare(
 ) -> Comparison | ChainComparison:
     """Run methods on one sample and measure their errors, thresholds, weights and guarantees.
 
-    The methods are either layers, or networks through the same dictionaries. The result marks a
-    method whose last error is not finite or exceeds the error of the zero code, and one
+    The methods are either layers, or networks with the same dictionaries. The result marks a method
+    whose last error is not finite or exceeds the error of the zero code, and one
     `DivergenceWarning` names all such methods. Another warning counts the signals whose LASSO
     optimum is not certified.
 
-    If codes are known, theory also proves the first of them, at most 100, one by one for the params
-    of each method (`Proved`). This share stands next to the worst case of the class.
+    If the true codes are known, `compare` also counts how many of the first codes, at most 100,
+    theory proves one by one for the params of each method (`Proved`). The tables show the share of
+    proved codes next to the worst-case bound of the class.
 
-    If codes are not known, the objective of the LASSO judges the methods, and its optimal codes
-    stand for the true codes in the curves. Another solver may minimise another objective, such as
-    the LASSO with another lam, so the objective never marks codes of another solver.
+    If the true codes are not known, the objective of the LASSO judges the methods, and the optimal
+    codes of the LASSO replace the true codes in the curves. Another solver may minimise another
+    objective, such as the LASSO with another lam. Hence the objective never marks codes of another
+    solver as divergent.
 
     Args:
-        methods: name -> (layer, params), for networks (network, params); or the result of `fit`,
-            whose best params run with the dictionary of their training; or the codes of any other
-            solver, such as a pursuit, an array in the shape of X, for networks a tuple of arrays.
-            Such codes have one step, the last.
+        methods: the methods by name. A method is a pair (layer, params) or (network, params), a
+            result of `fit`, or the codes of another solver, such as a pursuit. The best params of a
+            result of `fit` run with the dictionary of their training. Codes of another solver are
+            an array in the shape of X, for networks a tuple of arrays, and count as one step.
         D: (m, d); for networks a tuple, one per layer.
         Y: (batch, m), the signals.
-        X: (batch, d), the true codes of Y, for networks a tuple, one per layer; None if they are
-            not known.
-        reference: the name of the method from which the distances of params of the same form are
-            measured; None takes, for each method, the first earlier one with params of its form.
-        lam: also report the gap to the optimum of the LASSO with this weight (one, or one per
-            layer), over the signals for which a duality gap certifies the optimum, and the cost of
-            exact solvers: `pursuit.lasso_batch`, and SPAMS if it is installed. The signal of a
-            layer of a network is then the true code of the layer before. Without codes, None
-            chooses a tenth of the lam at which nine codes in ten are 0, and a note says so.
+        X: (batch, d), the true codes of Y, for networks a tuple, one per layer; None if the codes
+            are not known.
+        reference: the name of a method. The distances of all params of the same form are measured
+            from the params of this method. By default, the distances are measured from the first
+            earlier method with params of the same form.
+        lam: weight of the LASSO (one number, or one per layer). With lam, `compare` also reports
+            the gap to the optimum of the LASSO, over the signals for which a duality gap certifies
+            the optimum, and the cost of exact solvers: `pursuit.lasso_batch`, and SPAMS if it is
+            installed. The signal of a layer of a network is then the true code of the layer before.
+            If X and lam are None, lam is a tenth of the lam at which nine codes in ten are 0, and a
+            note says so.
         sparsity, bound, noise: s, B and delta of the class of codes for `theory.certify`; for
-            networks one per layer. None takes the least number that covers the sample.
-        sampled: also bound the errors of 99.9 % of the class, with confidence 1 - 1e-6 for all
-            layers together, by an independent sample: held-out (Y, X) that chose nothing; or a
-            number, such as 20,000, of Bernoulli-Gaussian codes to draw, with the share of nonzeros,
-            the variance and the noise of the sample, which then define the class.
-        certify: also find the share of the last codes that `theory.certify_code` proves, after
-            least squares on their supports, to be the only codes of least l1 norm.
-        predict: also predict the median error of layers that pass messages, by
-            `theory.state_evolution` for Bernoulli-Gaussian codes like the sample's, and the rate of
-            convergence, without noise, of layers that have found the support
-            (`theory.local_rate`; `support_rate` of the last weights for plain steps).
+            networks one per layer. By default, these are the least numbers that cover the sample.
+        sampled: if given, `compare` also bounds the errors of 99.9 % of the class, with confidence
+            1 - 1e-6 for all methods together, from an independent sample. Pass held-out (Y, X) that
+            were not used to choose anything; or pass a number, such as 20,000, of
+            Bernoulli-Gaussian codes to draw. Drawn codes have the share of nonzeros, the variance
+            and the noise of the sample, and these numbers define the class.
+        certify: if True, also find the share of the last codes that `theory.certify_code` proves,
+            after least squares on their supports, to be the only codes of least l1 norm.
+        predict: if True, also predict the median error of layers that pass messages, by
+            `theory.state_evolution` for Bernoulli-Gaussian codes like the codes of the sample. Also
+            predict the rate of convergence, without noise, of layers that have found the support,
+            by `theory.local_rate` (for plain steps by the `support_rate` of the last weights).
             `predictions_table` and a row of the figure show the predictions next to the median, and
-            say where they do not hold.
-        mask: bools, in the shape of Y or of one signal, True where an entry is known; the others
-            may be NaN. Every method runs with `dictionaries.Masked(D, mask)` of each signal, and
-            residuals and objectives are of known entries. No guarantee or proof covers them.
+            say where the predictions do not hold.
+        mask: bools, in the shape of Y or of one signal, True where an entry is known; unknown
+            entries may be NaN. Every method runs with `dictionaries.Masked(D, mask)` for each
+            signal, and residuals and objectives include only known entries. No guarantee or proof
+            covers signals with a mask.
 
     Returns:
         Comparison; for networks ChainComparison, with a Comparison of every layer.
 
     Raises:
-        TypeError: methods is not a dict by name, a value of it is not a method, codes are complex
-            and D is real, or a layer and a network come together.
+        TypeError: methods is not a dict by name, one of the values is not a method, codes are
+            complex and D is real, or methods has both layers and networks.
         ValueError: there are no methods, shapes do not fit, signals are not finite, the reference
-            is unknown, the mask has another shape, params do not fit their layer, networks or a
-            mask come with `sampled`, `certify` or `predict`, or codes in parts with `certify`;
-            without codes also if lam is 0, all signals are zero, or `sampled` or `predict` is
-            given.
+            is unknown, the mask has another shape, or params do not fit their layer. Also if
+            `sampled`, `certify` or `predict` is given for networks or with a mask, or `certify` for
+            codes in parts. Without X also if lam is 0, all signals are zero, or `sampled` or
+            `predict` is given.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
@@ -218,17 +224,19 @@ def compared(
     mask: Any = None,
     **numbers: Any,
 ) -> Comparison | ChainComparison:
-    """The result of `compare`, without the warning and, unless `timed`, without seconds."""
+    """The result of `compare`, without the warning and, unless `timed`, without times."""
     given = _as_methods(methods, reference)
     chained = any(method.chained for method in given.values())
     if chained and (certify or predict or sampled is not None):
         raise ValueError("compare: sampled, certify and predict are for layers, got networks")
     if mask is not None and (chained or certify or predict or sampled is not None):
-        raise ValueError("compare: mask is for layers, without sampled, certify and predict")
+        raise ValueError("compare: mask is for layers only, without sampled, certify or predict")
     if (predict or sampled is not None) and X is None:
-        raise ValueError("compare: sampled and predict are of errors of known codes; expected X")
+        raise ValueError("compare: sampled and predict need known codes; expected X")
     if certify:
-        refuse_parts(D, "compare", "certify is about single entries, try compare without it")
+        refuse_parts(
+            D, "compare", "certify needs codes of single entries, try compare without certify"
+        )
     Y, X = flat_batch(D, (Y, X))
     known = None
     if mask is not None:
@@ -265,7 +273,7 @@ def _told(
     certify: bool,
     predict: bool,
 ) -> Comparison:
-    """The result with sampled bounds, certified shares and predictions, as far as asked for."""
+    """The result with the sampled bounds, certified shares and predictions that are asked for."""
     D, Y, X = sample.Ds[0], sample.Y, sample.Xs[0]
     whole = {name: method[:3] for name, method in methods.items()}
     running = {name: method for name, method in whole.items() if method[0] is not None}
@@ -297,8 +305,8 @@ def with_seconds(
 class _Method(NamedTuple):
     model: Model | None  # None for codes
     params: Any  # or the codes, a tuple for a chain
-    D: Any = None  # the dictionary of the method, or a tuple; None for the sample's
-    seconds: float = 0.0  # of the training, 0 if they are not known
+    D: Any = None  # the dictionary of the method, or a tuple; None for the D of the sample
+    seconds: float = 0.0  # duration of the training, 0 if unknown
 
     @property
     def chained(self) -> bool:
@@ -314,14 +322,14 @@ class _Method(NamedTuple):
         """The method with a dictionary that fits the sample, and codes in the sample's dtype.
 
         Args:
-            name: of the method.
-            sample: what it runs on.
+            name: the name of the method.
+            sample: the sample on which the method runs.
             known: (batch, m), which entries of each signal are known.
 
         Raises:
             TypeError: the params are not params of the model.
-            ValueError: the shapes of its D or of its codes differ from the sample's, or the params
-                do not fit the D.
+            ValueError: the shapes of the D or of the codes of the method differ from the shapes of
+                the sample, or the params do not fit the D.
         """
         D = sample.whole_D if self.D is None else self.D
         what, given, expected = "was trained with D of", D, sample.Ds
@@ -332,7 +340,7 @@ class _Method(NamedTuple):
         shapes, fitting = ([part.shape for part in of] for of in (self.each(given), expected))
         if shapes != fitting:
             raise ValueError(f"compare: {name!r} {what} {shapes}; expected {fitting}")
-        if self.model is not None:  # here, because inside `jit` all params are tracers
+        if self.model is not None:  # checked here, because inside `jit` all params are tracers
             try:
                 self.model.check(self.params, D if self.chained else shared_part(D))
             except (TypeError, ValueError) as error:
@@ -355,7 +363,7 @@ class _Block(NamedTuple):
     params: Unrolled | None = None  # this and the next are None for codes
     weights: Weights | None = None
     guarantee: Guarantee | None = None
-    proved: Proved | None = None  # also if codes are not known
+    proved: Proved | None = None  # also None if codes are not known
     cost: Cost | None = None
 
 
@@ -372,7 +380,7 @@ def _as_methods(methods: Mapping[str, Any], reference: str | None) -> dict[str, 
     if len(kinds) > 1:
         raise TypeError(
             f"compare: {kinds[False]!r} is a layer and {kinds[True]!r} a network, which have "
-            "codes of different dictionaries; compare them apart, or try dsc([layer])"
+            "codes of different dictionaries; compare them separately, or try dsc([layer])"
         )
     return checked
 
@@ -414,10 +422,10 @@ def _per_layer(value: Any, name: str, J: int, chained: bool) -> tuple[Any, ...]:
 
 
 def _sample(chained: bool, D: Any, Y: Any, X: Any, lam: Any, known: Any = None) -> Sample:
-    """D, signals and codes, checked, with the optimum of the LASSO of every layer.
+    """The checked D, signals and codes, with the optimum of the LASSO of every layer.
 
-    If codes are not known, the LASSO gives them, layer by layer. D is masked where entries are
-    known.
+    If the codes are not known, the codes of the LASSO are used, layer by layer. If `known` is
+    given, D is masked.
     """
     if known is not None:
         Y = np.where(known, np.asarray(Y), 0)
@@ -442,7 +450,7 @@ def _sample(chained: bool, D: Any, Y: Any, X: Any, lam: Any, known: Any = None) 
 
 
 def _known(Ds: Sequence[Operator], Y: Any, X: Any, chained: bool) -> tuple[Array, Sequence[Array]]:
-    """Signals and the codes of every layer, checked."""
+    """The checked signals, and the checked codes of every layer."""
     if chained and not (isinstance(X, tuple | list) and len(X) == len(Ds)):
         got = f"{len(X)}" if isinstance(X, tuple | list) else f"an array of shape {np.shape(X)}"
         raise ValueError(
@@ -459,7 +467,7 @@ def _known(Ds: Sequence[Operator], Y: Any, X: Any, chained: bool) -> tuple[Array
 
 
 def _lam_without_codes(D: Operator, signals: Array, lam: Any, j: int) -> Any:
-    """The weight of the LASSO whose codes stand for true codes; chosen here if it is None."""
+    """The weight of the LASSO whose codes replace the true codes; a default if lam is None."""
     if not np.any(np.asarray(signals)):
         of = f"codes of layer {j}" if j else "signals"
         raise ValueError(f"compare: all {of} are zero; expected some to code")
@@ -474,7 +482,7 @@ def _lam_without_codes(D: Operator, signals: Array, lam: Any, j: int) -> Any:
 def _blocks(
     method: _Method, sample: Sample, class_of: ClassOf, noises: tuple[Any, ...], timed: bool
 ) -> list[_Block]:
-    """Run a method, and measure the codes, the weights, the guarantees and proofs of its layers."""
+    """Run a method; measure the codes, weights, guarantees and proofs of each of its layers."""
     model, params, D, _ = method
     Ds = method.each(D)
     if model is None:
@@ -503,7 +511,7 @@ def _blocks(
 
 
 def _measured(method: _Method, paths: Paths, sample: Sample) -> list[_Block]:
-    """The curves of the codes of a method, how they diverge, and whether they are silent."""
+    """The curves of a method's codes, their divergence, and whether all last codes are zero."""
     Ds, blocks = method.each(method.D), []
     for D, of in zip(Ds, jax.device_get(measure(paths, sample.pairs, sample.optima, Ds))):
         errors = of.errors if sample.known else of.errors | {"worse": of.worse}
@@ -550,17 +558,18 @@ def _comparison(
 
 
 def _of_lam(optima: Optima | None, lam: Any, given: bool) -> tuple[str, ...]:
-    """Remarks on the lam of a layer: how it was chosen, and whether it makes all codes zero."""
+    """Remarks on the lam of a layer: how lam was chosen, and whether it makes all codes zero."""
     if optima is None:
         return ()
     remarks = [] if given else [f"lam = {float(lam):.4g}, {DEFAULT_LAM}."]
     if not np.any(np.asarray(optima.codes)):
-        remarks.append(f"lam = {float(lam):.4g} gives all signals the code 0; try a smaller one.")
+        remarks.append(f"lam = {float(lam):.4g} gives all signals the code 0; try a smaller lam.")
     return tuple(remarks)
 
 
 def _gaps_of_ista(sample: Sample, j: int, running: list[_Block]) -> np.ndarray | None:
-    """The gaps of ISTA, up to the depth of the deepest method; None without gaps or methods."""
+    """The gaps of ISTA, up to the depth of the deepest method; None if there are no gaps or no
+    methods."""
     optima = sample.optima[j]
     if optima is None or not running:
         return None

@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -41,14 +42,14 @@ Weights = Callable[[Any, Any, Any], Acting]  # (shared, p, D): as `Layer.weights
 
 
 class Coupling(Result):
-    """Measures of the weights of each step and D: (K,), or (1,) if all steps share weights.
+    """How the weights of each step fit D: arrays (K,), or (1,) if all steps share weights.
 
     Convergence needs S_k = I - W_k'D (Chen et al. 2018, Theorem 1), w_i . d_i near 1 and small
     off-diagonal products. `mu_W` and `off_diagonal` compare weights of any scale: atoms have unit
     norm, and w_i . d_i is scaled to 1. `largest_product` is not scaled. `mismatch` is the relative
-    distance of S_k from I - W_k'D, 0 if the family couples them. `layer.weights` gives W_k and S_k;
-    the step size multiplies W_k. If W and D are shift-invariant `Conv` of one geometry, the atoms
-    of W'D are those that meet every relative shift, not all positions.
+    distance of S_k from I - W_k'D, 0 if the family couples S_k and W_k. `layer.weights` gives W_k
+    and S_k; the step size multiplies W_k. If W and D are shift-invariant `Conv` of one geometry,
+    W'D has only the rows of atoms that meet every relative shift, not of all positions.
     """
 
     diagonal_low: np.ndarray  # min of w_i . d_i
@@ -82,7 +83,7 @@ def step_means(theta: ArrayLike) -> np.ndarray:
 
 
 def _per_step(weights: Weights, params: Unrolled, D: Dictionary) -> Coupling:
-    """The coupling of all steps, by one program for all methods; of one step if all are equal."""
+    """The coupling of all steps, or of one step if all are equal; one program for all methods."""
     host = jax.device_get(params.steps)
     K = min(map(len, jax.tree.leaves(host)), default=1)  # steps may be None
     steps = [jax.tree.map(operator.itemgetter(k), host) for k in range(K)]
@@ -91,7 +92,7 @@ def _per_step(weights: Weights, params: Unrolled, D: Dictionary) -> Coupling:
     couplings = []
     for p in steps:
         W, gamma, S = weights(params.shared, p, D)
-        size = np.ones((), D.dtype) if gamma is None else gamma  # one program for both
+        size = np.ones((), D.dtype) if gamma is None else gamma  # one program serves both cases
         couplings.append(jax.device_get(_one_step(W, S, size, D)))
     return jax.tree.map(lambda *numbers: np.stack(numbers), *couplings)
 
@@ -135,29 +136,29 @@ class Curve(Result):
 
     nmse: np.ndarray  # dB, ratio of sums
     mean_nmse: np.ndarray  # dB, mean over the signals
-    quantiles: np.ndarray  # (K, 3) of the signals' NMSE in dB, at `QUANTILES`
-    failure_rate: np.ndarray  # share of signals not below -20 dB
-    precision: np.ndarray  # of the support; nan if no code has a nonzero
-    recall: np.ndarray  # of the support
-    false_positives: np.ndarray  # wrong entries per signal
+    quantiles: np.ndarray  # (K, 3), the `QUANTILES` of the NMSE of single signals, in dB
+    failure_rate: np.ndarray  # share of signals with an NMSE that is not below -20 dB
+    precision: np.ndarray  # precision of the support; nan if no code has a nonzero
+    recall: np.ndarray  # recall of the support
+    false_positives: np.ndarray  # wrong nonzeros per signal
     largest_l1: np.ndarray  # the largest l1 error of a signal, which the theorems bound
     # Sum of F - F* over sum of F* for the LASSO, if lam was given; nan if no F* is certified.
     gap: np.ndarray | None
     residual: np.ndarray | None = None  # norm(Y - X D', "fro") / norm(Y, "fro")
-    psnr: np.ndarray | None = None  # dB, of the rebuilt signals; the peak is their range
-    nonzeros: np.ndarray | None = None  # per signal
-    # Share of signals whose code is worse than zero, by its error; if codes are not known, by the
-    # objective of the LASSO, among signals with a certified F*.
+    psnr: np.ndarray | None = None  # dB, for rebuilt signals; the peak is the range of Y
+    nonzeros: np.ndarray | None = None  # mean number of nonzeros of a code
+    # Share of signals whose code is worse than zero: by the error, or, if codes are not known, by
+    # the objective of the LASSO, among signals with a certified F*.
     worse: np.ndarray | None = None
 
 
 class Cost(Result):
     """The cost of the codes of a method."""
 
-    # For all signals, with the codes after every step: the least time of several runs, after
-    # compilation. None in a study, because its numbers depend only on its arguments.
+    # Seconds for all signals, with the codes after every step: the least time of several runs,
+    # after compilation. None in a study, whose numbers must depend only on its arguments.
     seconds: float | None
-    products: int | None  # with a matrix, per signal; None if the number depends on the signal
+    products: int | None  # matrix products per signal; None if the number depends on the signal
 
 
 class Change(Result):
@@ -169,20 +170,20 @@ class Change(Result):
 
 
 class DivergenceWarning(UserWarning):
-    """A method ends worse than the zero code, from which every method starts."""
+    """The last codes of a method are worse than the zero code, from which every method starts."""
 
 
 class Divergence(Result):
-    """How a method ends worse than the zero code."""
+    """From which step on, and why, the codes of a method are worse than the zero code."""
 
     step: int  # the step from which on the codes are worse, counted from 1
-    reason: str  # in words
+    reason: str  # the reason in words
 
 
 class Guarantee(Result):
-    """What theory certifies for the params of a method, and for which codes.
+    """The certificate of theory for the params of a method, and the class of codes.
 
-    Where codes come in parts, the nonzeros are parts, and the noise is measured in l2.
+    If codes come in parts, s counts parts, and the noise is measured in l2.
     """
 
     sparsity: int  # s, the most nonzeros
@@ -192,7 +193,7 @@ class Guarantee(Result):
 
 
 class Proved(Result):
-    """The share of codes that theory proves one by one, for the params of a method.
+    """The share of codes that theory proves, one by one, for the params of a method.
 
     For coupled steps `theory.certify_signals` proves the codes. For `layers.alista_rt`, whose steps
     have no thresholds, `theory.certify_supports` proves the supports: no step takes an entry off
@@ -200,7 +201,7 @@ class Proved(Result):
     """
 
     share: float | None  # None if no such theorem covers the method
-    signals: int  # number of codes that were checked, the first of the sample
+    signals: int  # number of checked codes, the first codes of the sample
     reason: str = ""  # why the share is None
 
     def text(self) -> str:
@@ -221,11 +222,11 @@ class Solver(Result):
 
 
 class Sampled(Result):
-    """A bound on the errors of a class except a small share, by a sample that chose nothing."""
+    """A bound on the errors of all but a small share of a class, from an independent sample."""
 
     decibels: float  # bound on the NMSE of a signal; inf if the sample is too small
     signals: int  # number of signals in the sample
-    needed: int  # number of signals that a bound needs
+    needed: int  # number of signals that a bound requires
     share: float  # share of the class that the bound leaves out
     confidence: float  # that the bounds of all methods hold together
     drawn: bool  # whether the comparison drew the signals; otherwise they were given
@@ -247,15 +248,15 @@ class Sampled(Result):
 
 
 class Predicted(Result):
-    """The median error by state evolution, and the rate of convergence on the right support."""
+    """Predictions of the median error, and of the rate of convergence on the right support."""
 
-    nmse: np.ndarray | None  # (K,) dB, of a typical signal after every step
+    nmse: np.ndarray | None  # (K,) dB, of a typical signal after every step, by state evolution
     rate: float | None  # dB per step, without noise
     remark: str  # why a prediction is missing, or empty
 
 
 class Comparison(Result):
-    """The result of `compare` for layers; every field maps names of methods to results.
+    """The result of `compare` for layers; dicts map the names of methods to results.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
@@ -268,44 +269,44 @@ class Comparison(Result):
 
     curves: dict[str, Curve]  # errors after every step
     thresholds: dict[str, np.ndarray]  # (K,) mean threshold of each step
-    references: dict[str, str]  # the method from which the distances are measured
-    changes: dict[str, tuple[Change, ...]]  # how far each leaf moved
+    references: dict[str, str]  # the method whose params are the reference for `changes`
+    changes: dict[str, tuple[Change, ...]]  # the distance of each leaf from the reference
     couplings: dict[str, Coupling]  # for families with weights
     guarantees: dict[str, Guarantee]  # for families with a certificate
     diverged: dict[str, Divergence]  # only methods that end worse than the zero code
-    silent: tuple[str, ...]  # methods whose last codes are all zero, where the true ones are not
-    given: tuple[str, ...] = ()  # methods that were given by their codes, without steps
-    uncertified: int = 0  # signals whose F* has no certificate: the gaps leave them out
-    # Not of methods given by their codes.
+    silent: tuple[str, ...]  # methods whose last codes are all zero, although true codes are not
+    given: tuple[str, ...] = ()  # methods that are codes of another solver, without steps
+    uncertified: int = 0  # signals whose F* has no certificate; the gaps omit these signals
+    # Costs of the methods with steps.
     costs: dict[str, Cost] = dataclasses.field(default_factory=dict)
-    lam: float | None = None  # of the gaps
-    known: bool = True  # False: the codes were not known, and codes of the LASSO stand for them
-    remarks: tuple[str, ...] = ()  # on lam
-    sampled: dict[str, Sampled] | None = None  # of methods that run, with `sampled`
+    lam: float | None = None  # the weight of the LASSO of the gaps
+    known: bool = True  # False: codes of the LASSO replace the true codes, which are not known
+    remarks: tuple[str, ...] = ()  # remarks on lam
+    sampled: dict[str, Sampled] | None = None  # for methods with steps, if asked for
     certified: dict[str, float] | None = None  # share of codes that are proved, with `certify`
-    # The gaps of ISTA after 0, ..., K steps: of zero codes, and for every method at its depth.
+    # The gaps of ISTA after 0, ..., K steps; the first is the gap of zero codes.
     ista_gap: np.ndarray | None = None
-    predicted: dict[str, Predicted] | None = None  # of the methods that run, if asked for
-    # Of the methods that run, of known codes.
+    predicted: dict[str, Predicted] | None = None  # for methods with steps, if asked for
+    # For methods with steps, if codes are known.
     proved: dict[str, Proved] = dataclasses.field(default_factory=dict)
-    # Next to the methods where there are gaps.
+    # The exact solvers, if there are gaps.
     exact: dict[str, Solver] = dataclasses.field(default_factory=dict)
-    # Seconds, of methods that `fit` returned.
+    # Seconds of training, for results of `fit`.
     trained: dict[str, float] = dataclasses.field(default_factory=dict)
-    signals: int = 0  # of the sample
+    signals: int = 0  # number of signals in the sample
 
     def __repr__(self) -> str:
-        """The table, as it fits on a screen."""
+        """The table, cut to the size of the screen."""
         return screen(_short(self))
 
     def _repr_html_(self) -> str:
-        """The same table, as Jupyter shows it."""
+        """The same table as HTML for Jupyter."""
         return markdown(*_few(self), self.notes())._repr_html_()
 
-    def table(self, form: str = "markdown") -> Any:
+    def table(self, form: str = "markdown", columns: Collection[str] | None = None) -> Any:
         """A table of errors at the last step, quality of the rebuilt signals, and costs.
 
-        If codes are known, the table has their errors, in both definitions, and support scores.
+        If the true codes are known, the table has the NMSE in both definitions, and support scores.
         Undefined scores, such as the precision of codes that are all zero, are empty. A note below
         the table names each method that diverges, or whose codes are all zero. If the LASSO has
         been solved, the table has rows of the exact solvers, whose gap is 0.
@@ -313,8 +314,16 @@ class Comparison(Result):
         Args:
             form: "markdown", "latex" (with the rules of booktabs), "csv", or "records", a list of
                 dicts that `pandas.DataFrame` takes. "csv" and "records" have unrounded numbers.
+            columns: fields of the records, such as ["K", "nmse", "gap"], in the order in which
+                they follow the method. If omitted, the table has all columns in which a method has
+                a number. A table in LaTeX then has only "nmse", "gap", "residual" and "nonzeros" of
+                these columns, so that the table fits on a page.
+
+        Raises:
+            TypeError: columns is not a list of names.
+            ValueError: the form or a column is unknown.
         """
-        return table(form, *self._errors(), self.notes(), self._records, "table")
+        return _table(form, columns, (self,), self._errors, self._records, self.notes())
 
     def parameters_table(self) -> str:
         """A Markdown table of the weights, and of how far training moved each leaf.
@@ -326,26 +335,27 @@ class Comparison(Result):
     def guarantees_table(self) -> str:
         """A Markdown table of the certificates of the params of each method.
 
-        It bounds the l1 error of every code of the class after the last step, with "none" if the
-        bound ends no lower than it began. The class (s, B, delta) comes from the sample, unless it
-        was given. Next to this worst case stand the number of codes in the sample that are proved
-        one by one, and the bound of `sampled` for 99.9 % of the sampled class.
+        The table bounds the l1 error of every code of the class after the last step. The entry is
+        "none" if the last bound is not below the first. The class (s, B, delta) comes from the
+        sample, unless you pass these numbers to `compare`. Next to this worst-case bound, the table
+        has the number of codes of the sample that theory proves one by one, and the bound of
+        `sampled` for 99.9 % of the class.
         """
         return markdown(*self._guarantees(), self._unproved())
 
     def predictions_table(self) -> str:
         """A Markdown table of the median errors, measured and predicted.
 
-        It has the NMSE in dB after a quarter, half and all of the steps, as "median / predicted by
-        state evolution", and the dB that a step gains once the support is right. A cell that theory
-        does not cover is empty, and the last column has the reason. Without `predict` the table is
-        empty.
+        The table has the NMSE in dB after a quarter, half and all of the steps, as "median /
+        predicted by state evolution", and the dB that a step gains once the support is right. A
+        cell that theory does not cover is empty, and the last column has the reason. Without
+        `predict` the table is empty.
         """
         return markdown(*self._predictions()) if self.predicted is not None else ""
 
     def notes(self) -> list[str]:
-        """Sentences on methods that diverge, on methods whose codes are all zero, and on signals
-        that the gaps leave out.
+        """Sentences on methods that diverge, on methods whose codes are all zero, on signals that
+        the gaps omit, on lam, on proofs, and on costs.
         """
         far = [f"{name} diverges: {how.reason}." for name, how in self.diverged.items()]
         quiet = "; ".join(self.silent)
@@ -363,11 +373,13 @@ class Comparison(Result):
         return [*notes, *filter(None, [self.payoff()])]
 
     def payoff(self) -> str:
-        """One sentence: above how many signals N a network costs less than an exact solver.
+        """One sentence: the number N of signals above which a network costs less than an exact
+        solver.
 
-        N = seconds of training / (seconds per signal of the exact solver - of the network), for the
-        method with the smallest gap, among results of `fit` if there are any. The sentence is empty
-        if codes are known, or without times.
+        N is the time of the training, divided by the time per signal of the exact solver minus the
+        time per signal of the network. The network is the method with the smallest gap, among
+        results of `fit` if there are any. The sentence is empty if codes are known or times are
+        unknown.
         """
         clocks = {n: of.seconds for n, of in self.exact.items() if of.seconds is not None}
         networks = {
@@ -392,17 +404,17 @@ class Comparison(Result):
             verdict = f"the network pays above {_count(1e6 / saved)} signals per second of training"
         name = "" if solver == "exact" else f" ({solver})"
         return (
-            f"{best} takes {_cell(spent, '', 'us')} microseconds a signal and ends at a gap of "
-            f"{gap:.1e}, exact codes take {_cell(optimal, '', 'us')}{name}: {verdict}."
+            f"{best} takes {_cell(spent, '', 'us')} microseconds per signal and ends at a gap of "
+            f"{gap:.1e}; exact codes take {_cell(optimal, '', 'us')} microseconds{name}: {verdict}."
         )
 
     def answer(self) -> str:
         """One sentence: the best method, its error at the last step, and its guarantee.
 
-        The error is the NMSE (ratio of sums) if codes are known, else the gap to the LASSO.
+        The error is the NMSE (ratio of sums) if codes are known, otherwise the gap to the LASSO.
         """
         field = "nmse" if self.known else "gap"
-        # The question is how near a network comes, so codes of a pursuit are no answer.
+        # The question is how near a network comes, so codes of another solver are no answer.
         judged = [n for n in self.curves if self.known or n not in self.given] or self.curves
         numbers = {name: _number(getattr(self.curves[name], field)) for name in judged}
         ends = {name: end for name, end in numbers.items() if end is not None}
@@ -410,13 +422,14 @@ class Comparison(Result):
             return "No method was judged."
         best = min(ends, key=ends.__getitem__)
         text = f"{ends[best]:.1f} dB" if self.known else f"{ends[best]:.2g}"
-        what = "error of the code" if self.known else "gap to the optimum of the LASSO"
+        what = "error of the codes" if self.known else "gap to the optimum of the LASSO"
         promise, one_by_one = self.guarantees.get(best), self.proved.get(best)
-        proved = "theory guarantees nothing for it here"
+        proved = f"theory guarantees no error bound for {best} here"
         if promise is not None and promise.certificate.holds:
-            proved = f"theory guarantees an l1 error of {promise.certificate.error[-1]:.1e} for it"
+            error = promise.certificate.error[-1]
+            proved = f"theory guarantees an l1 error of at most {error:.1e} for {best}"
         elif one_by_one is not None and one_by_one.share:
-            proved = f"theory proves {one_by_one.text()} codes of it one by one"
+            proved = f"theory proves {one_by_one.text()} codes of {best} one by one"
         return f"The smallest {what} is {text}, by {best}; {proved}."
 
     def to_json(self) -> str:
@@ -433,27 +446,30 @@ class Comparison(Result):
         codes = codes if self.known else "LASSO codes"
         return plots.comparison(self, codes=codes, note=note)
 
-    def _errors(self) -> tuple[list[str], list[list[str]]]:
-        """The records as text, in the columns in which a method has a number."""
+    def _defined(self) -> set[str]:
+        """The fields of the records in which a method has a number."""
         records, timed = self._records(), any(of.seconds for of in self.costs.values())
-        fields = _KNOWN if self.known else _UNKNOWN
         given: list[Any] = [*self.curves.values(), *self.costs.values()]
         has = {f for of in given for f in of._fields if getattr(of, f) is not None}
         has |= records[0].keys() - {*Curve._fields, *Cost._fields}
         has -= set() if timed else {"microseconds"}
         has -= (
             set() if any(of.share for of in self.proved.values()) else {"proved"}
-        )  # a note says it
-        fields = tuple(field for field in fields if field in has & records[0].keys())
+        )  # a note says that no code is proved
+        return has & records[0].keys()
+
+    def _errors(self, fields: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+        """The records as text, in the columns of these fields."""
+        columns, records = [_column(field) for field in fields], self._records()
         rows = [
-            [record["method"], *(_cell(record[field], *_COLUMNS[field]) for field in fields)]
+            [record["method"], *(_cell(record.get(f), *of) for f, of in zip(fields, columns))]
             for record in records
         ]
-        marked = 1 + fields.index("nmse") if self.known else 0
+        marked = 1 + fields.index("nmse") if "nmse" in fields else 0
         for record, row in zip(records, rows):
             if record["diverges"]:
                 row[marked] = f"{row[marked]} (diverges)".lstrip()
-        return ["method", *(_COLUMNS[field][0] for field in fields)], rows
+        return ["method", *(title for title, _ in columns)], rows
 
     def _records(self) -> list[dict[str, Any]]:
         """The numbers of the table: one dict per method, with None for unknown numbers."""
@@ -486,7 +502,7 @@ class Comparison(Result):
         return {"method": name, "K": K, **numbers, "diverges": name in self.diverged}
 
     def _beside(self, K: int | None) -> tuple[float | None, float | None]:
-        """The gaps of ISTA after K steps, and of zero codes; None if unknown."""
+        """The gaps of ISTA after K steps, and of zero codes; None if a gap is unknown."""
         gaps = self.ista_gap
         if gaps is None or np.isnan(gaps[0]):
             return None, None
@@ -519,7 +535,7 @@ class Comparison(Result):
         return columns, rows
 
     def _unproved(self) -> list[str]:
-        """A sentence with the methods that no proof of single codes covers, and the reasons."""
+        """A sentence that names the methods without a proof of single codes, and the reasons."""
         reasons = {name: of.reason for name, of in self.proved.items() if of.share is None}
         listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         return [f"Not covered signal by signal: {listed}."] if listed else []
@@ -527,7 +543,7 @@ class Comparison(Result):
     def _predictions(self) -> tuple[list[str], list[list[str]]]:
         shares = ("a quarter", "half", "all")
         columns = ["method", "K", *(f"dB after {share} of the steps" for share in shares)]
-        columns += ["dB per step on the support", "without state evolution, because"]
+        columns += ["dB per step on the support", "why no state evolution"]
         rows = []
         for name, of in (self.predicted or {}).items():
             median = self.curves[name].quantiles[:, 1]
@@ -573,18 +589,19 @@ class ChainComparison(Result):
     layers: tuple[Comparison, ...]  # one comparison per layer
 
     def __repr__(self) -> str:
-        """The table, as it fits on a screen."""
+        """The tables, cut to the size of the screen."""
         return screen(
             line for j, layer in self._numbered() for line in [f"layer {j}:", *_short(layer)]
         )
 
     def _repr_html_(self) -> str:
-        """The same tables, as Jupyter shows them."""
+        """The same tables as HTML for Jupyter."""
         return "\n".join(f"<p>layer {j}</p>\n{x._repr_html_()}" for j, x in self._numbered())
 
-    def table(self, form: str = "markdown") -> Any:
-        """`Comparison.table` of every layer, in the same forms, with a column for the layer."""
-        return table(form, *self._together("_errors"), self.notes(), self._records, "table")
+    def table(self, form: str = "markdown", columns: Collection[str] | None = None) -> Any:
+        """`Comparison.table` of every layer, with the same arguments and a column for the layer."""
+        rows = partial(self._together, "_errors")
+        return _table(form, columns, self.layers, rows, self._records, self.notes())
 
     def parameters_table(self) -> str:
         """`Comparison.parameters_table` of every layer, with a column for the layer."""
@@ -593,7 +610,8 @@ class ChainComparison(Result):
     def guarantees_table(self) -> str:
         """`Comparison.guarantees_table` of every layer, with a column for the layer.
 
-        The noise of a layer is the noise of its signal; the error of the layer before adds to it.
+        The noise of a layer is the noise of its signal; the error of the layer before is added to
+        this noise.
         """
         return markdown(*self._together("_guarantees"))
 
@@ -619,12 +637,10 @@ class ChainComparison(Result):
     def _numbered(self) -> Iterator[tuple[int, Comparison]]:
         return enumerate(self.layers, start=1)
 
-    def _together(self, part: str) -> tuple[list[str], list[list[str]]]:
-        columns, _ = getattr(self.layers[0], part)()
-        rows = [
-            [str(j), *row] for j, layer in self._numbered() for row in getattr(layer, part)()[1]
-        ]
-        return ["layer", *columns], rows
+    def _together(self, part: str, *options: Any) -> tuple[list[str], list[list[str]]]:
+        parts = [getattr(layer, part)(*options) for layer in self.layers]
+        rows = [[str(j), *row] for j, (_, rows) in enumerate(parts, start=1) for row in rows]
+        return ["layer", *parts[0][0]], rows
 
 
 # The columns of a table: the field of a record, its title and its format.
@@ -650,15 +666,53 @@ _COLUMNS = {
     "products": ("products", "d"),
 }
 _KNOWN = tuple(field for field in _COLUMNS if field != "microseconds")
-# Without true codes the gaps judge the methods.
+# Without true codes, the gaps judge the methods.
 _UNKNOWN = (
     *("K", "gap", "ista_gap", "zero_gap", "worse", "certified"),
     *("residual", "psnr", "nonzeros", "microseconds", "products"),
 )
 
 
+def _table(
+    form: str,
+    asked: Collection[str] | None,
+    layers: Sequence[Comparison],
+    rows: Callable[[Sequence[str]], tuple[list[str], list[list[str]]]],
+    records: Callable[[], list[dict[str, Any]]],
+    notes: Sequence[str],
+) -> Any:
+    """The table of one or several layers, in the columns that are asked for or have numbers."""
+    if asked is None:
+        order = _DIGITS if form == "latex" else _KNOWN if layers[0].known else _UNKNOWN
+        defined = set().union(*(layer._defined() for layer in layers))
+        return table(form, *rows([f for f in order if f in defined]), notes, records, "table")
+    if isinstance(asked, str) or not isinstance(asked, Collection):
+        got = checks.brief(asked)
+        raise TypeError(f"table: columns must be a list of names, got {got}; try columns=[{got}]")
+    known = [field for field in records()[0] if field not in ("layer", "method", "diverges")]
+    for name in asked:
+        if name not in known:
+            raise ValueError(
+                f"table: unknown column {checks.brief(name)}; expected one of {', '.join(known)}"
+                f"{checks.meant(str(name), known)}"
+            )
+
+    def chosen() -> list[dict[str, Any]]:
+        return [
+            {f: record.get(f) for f in ("layer", "method", *asked) if f != "layer" or f in record}
+            for record in records()
+        ]
+
+    return table(form, *rows(list(asked)), notes, chosen, "table")
+
+
+def _column(field: str) -> tuple[str, str]:
+    """The title and the format of a field."""
+    return _COLUMNS.get(field, (field.replace("_", " "), ".4g"))
+
+
 def _cell(value: Any, title: str, form: str) -> str:
-    """A number as text, empty if it is not known; the title may have the unit."""
+    """A number as text, empty if the number is not known; the title may contain the unit."""
     if form == "us":
         form = ".0f" if value is None or value >= 10 else ".2g"
     text = "" if value is None else f"{value:{form}}"
@@ -666,12 +720,12 @@ def _cell(value: Any, title: str, form: str) -> str:
 
 
 def _count(number: float) -> str:
-    """A count in two digits."""
+    """A count rounded to two digits."""
     return f"{float(f'{number:.2g}'):,.0f}"
 
 
 def _number(values: np.ndarray | None) -> float | None:
-    """The number after the last step; None if it is not known."""
+    """The number after the last step; None if this number is not known."""
     return None if values is None or np.isnan(values[-1]) else float(values[-1])
 
 
@@ -679,7 +733,7 @@ _DIGITS = {"nmse": ".1f", "gap": ".2e", "residual": ".4g", "nonzeros": ".1f"}
 
 
 def _few(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of what judges the methods."""
+    """The columns and rows by which methods are judged at a glance."""
     shown = {"nmse": "NMSE dB"} if comparison.known else {}
     shown |= {"gap": "(F-F*)/F*", "residual": "residual", "nonzeros": "nonzeros"}
     records = comparison._records()
@@ -693,7 +747,7 @@ def _few(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def _short(comparison: Comparison) -> Iterator[str]:
-    """Lines for a terminal: the methods, and what judges them."""
+    """Lines for a terminal: the methods with the columns of `_few`, and the notes."""
     (_, *titles), rows = _few(comparison)
     yield line("method", titles)
     for name, *cells in rows:

@@ -1,4 +1,4 @@
-"""The thresholds, the weights and their coupling while a layer trains, next to theory."""
+"""Thresholds, weights and their coupling during the training of a layer, next to theory."""
 
 from collections.abc import Sequence
 from typing import Any, overload
@@ -26,7 +26,7 @@ class Evaluation(Result):
     loss: float  # mean training loss since the evaluation before; nan before the first step
     validation: float  # loss on the validation batch
     theta: np.ndarray | None  # (K,) mean threshold of each step; None without thresholds
-    coupling: Coupling | None  # of the weights; None without weights
+    coupling: Coupling | None  # coupling of the weights; None without weights
 
 
 class Evolution:
@@ -36,7 +36,7 @@ class Evolution:
         layer: the trained layer, or the trained network that contains the layer.
         D: (m, d), the dictionary against which the weights are measured.
         prediction: the schedule of the theory, or None.
-        evaluations: the list of `Evaluation`, from the start to the result.
+        evaluations: the list of `Evaluation`, from the initial params to the result.
 
     Example:
         >>> layer, D = ur.lista_cp(3), ur.dictionaries.identity_hadamard(8)
@@ -103,19 +103,19 @@ class Evolution:
         return max(2 * sparsity - 1, 0) * self.series("largest_product") + np.maximum(low, high)
 
     def __repr__(self) -> str:
-        """The table, as it fits on a screen."""
+        """The table, cut to the size of the screen."""
         name = f"Evolution of {self.layer!r}"
         return screen([name, *(self.table().splitlines() if self.evaluations else ())])
 
     def table(self, form: str = "markdown") -> Any:
-        """One row per evaluation, over all steps, in the forms of `Comparison.table`.
+        """A table with one row per evaluation, over all steps, in the forms of `Comparison.table`.
 
-        In Markdown and LaTeX the last row is theory, if given.
+        In Markdown and LaTeX the last row shows theory, if a prediction is given.
         """
         return table(form, *self._rows(), (), self._records, "table")
 
     def _rows(self) -> tuple[list[str], list[list[str]]]:
-        """The records as text; the last row is theory."""
+        """The records as text; the last row shows theory."""
         columns = ["training step", "validation", *(title for title, *_ in _COLUMNS)]
         rows = [
             [str(record["step"]), f"{record['validation']:.4g}"]
@@ -132,7 +132,7 @@ class Evolution:
         return columns, rows
 
     def _records(self) -> list[dict[str, Any]]:
-        """The numbers of every evaluation; None if the family lacks them."""
+        """The numbers of every evaluation; None for numbers that the family lacks."""
         records = []
         for at in self._seen():
             record: dict[str, Any] = dict(step=at.step, loss=at.loss, validation=at.validation)
@@ -146,7 +146,7 @@ class Evolution:
         return records
 
     def steps_table(self) -> str:
-        """A Markdown table, one row per step: start -> result, and the threshold of theory."""
+        """A Markdown table with one row per step: start -> result, and the threshold of theory."""
         first, last = self._seen()[0], self.evaluations[-1]
         columns: dict[str, Any] = {}
         if first.theta is not None:
@@ -211,14 +211,14 @@ class ChainEvolution:
             layer._measure(record, p, self.network.weights(j))
 
     def __repr__(self) -> str:
-        """The tables, as they fit on a screen."""
+        """The tables, cut to the size of the screen."""
         seen = self.layers[0].evaluations
         return screen(
             [f"Evolution of {self.network!r}", *(self.table().splitlines() if seen else ())]
         )
 
     def table(self, form: str = "markdown") -> Any:
-        """`Evolution.table` of every layer: under a heading in Markdown, else in one table."""
+        """`Evolution.table` of every layer: under headings in Markdown, otherwise in one table."""
         if form == "markdown":
             return self._together("table")
         numbered = [*enumerate(self.layers, start=1)]
@@ -291,18 +291,19 @@ def evolution(
 def evolution(model: Any, D: Any, *, prediction: Any = None) -> Evolution | ChainEvolution:
     """A recorder of a run: `watch = evolution(layer, D)`, then `watch.table()` or `.plot()`.
 
-    At each evaluation of `fit(..., callbacks=[watch])` it measures every step of the layer: the
-    mean threshold; the diagonal of W_k'D; the largest (mu_W) and the root mean square off-diagonal
-    entry of W_k'D with its diagonal scaled to 1; and the distance of S_k from I - W_k'D (see
-    `Coupling`). For families without weights it measures only the thresholds.
+    At each evaluation of `fit(..., callbacks=[watch])`, `watch` measures every step of the layer:
+    the mean threshold; the diagonal of W_k'D; the largest (mu_W) and the root mean square
+    off-diagonal entry of W_k'D with its diagonal scaled to 1; and the distance of S_k from I -
+    W_k'D (see `Coupling`). For families without weights, `watch` measures only the thresholds.
 
     Args:
         model: the layer, or the network, to train.
         D: (m, d); for a network a tuple. With `learn_dictionary=True` the weights are still
             measured against this D.
         prediction: a schedule from `analytic.block_schedule` or `theory.schedule`; for a network
-            one per layer, as from `analytic.chain_schedules`. The tables show its thresholds next
-            to the trained ones, with a diagonal of 1 and a mismatch of 0.
+            one per layer, for example from `analytic.chain_schedules`. The tables show the
+            thresholds of the schedule next to the trained thresholds, with a diagonal of 1 and a
+            mismatch of 0.
 
     Returns:
         Evolution, without evaluations; for a network ChainEvolution, with an Evolution per layer.
@@ -352,5 +353,5 @@ def _recorder(model: Layer | Network, D: Dictionary, prediction: Any) -> Evoluti
 
 
 def _cell(join: str, form: str, values: list[Any]) -> str:
-    """Numbers as text; empty if the family lacks them."""
+    """Numbers as text; empty if the family lacks these numbers."""
     return "" if values[0] is None else join.join(f"{value:{form}}" for value in values)

@@ -101,7 +101,7 @@ def _has_certificate(layer: Any, params: Unrolled) -> bool:
     return finite and layer.is_coupled and layer.activation == relu
 
 
-# How many codes of a sample are proved, and the most products with |W'D| that the proofs may take.
+# The most codes of a sample that are checked, and the most products with |W'D| for these proofs.
 _PROVED_ON, _MOST_PRODUCTS = 100, 2**31
 
 
@@ -117,7 +117,8 @@ def proofs(
     Args:
         model: a layer, or a network of J layers.
         params, Ds, pairs: J of each, as in `check_batch`.
-        noises: J bounds on the norm of the noise, as of a `Guarantee`; None for what each has.
+        noises: J bounds on the norm of the noise, as in `Guarantee`; None takes the noise of each
+            signal.
     """
     layers = (model,) if isinstance(model, Layer) else tuple(model.layers)
     size = sum(layer.depth * D.shape[1] ** 2 for layer, D in zip(layers, Ds))
@@ -142,7 +143,7 @@ def proofs(
 
 
 def _noise_of(D: Dictionary, Y: Any, X: Any) -> np.ndarray:
-    """The l1 norm of what D x leaves of each signal, or l2 by parts; rounding counts as noise."""
+    """The l1 norm of y - D x of each signal (l2 if codes have parts); rounding counts as noise."""
     with jax.enable_x64(True):
         D, Y, X = checks.cast((D, Y, X), np.float64)
         left = np.abs(np.asarray(Y) - np.asarray(problems.synthesize(D, X)))
@@ -152,7 +153,7 @@ def _noise_of(D: Dictionary, Y: Any, X: Any) -> np.ndarray:
 def _by_supports(
     layer: alista_rt, params: Unrolled, D: Dictionary, X: np.ndarray, noise: Any
 ) -> np.ndarray:
-    """Whether the steps take no entry off the support and converge, for every code on it, (n,)."""
+    """For each code, (n,), whether the steps keep entries off its support at 0 and converge."""
     checks.finite((params, D), "params or D", "certify_supports")
     W, c, g = params.shared.analytic.W, abs(float(params.shared.ratio)), block_of(D)
     parts = _part_sizes(D, X)
@@ -167,13 +168,13 @@ def _by_supports(
     # The steps allow for the noise in the layer's options, and for rounding.
     allowed = layer.noise + _ROUNDED * np.finfo(X.dtype).eps * entries * parts.sum(1)
     gain = np.abs(matrix).max()
-    if g > 1:  # of noise in l2
+    if g > 1:  # for noise bounded in l2
         gain = np.linalg.norm(matrix.reshape(len(matrix), -1, g), 2, axis=(0, 2)).max()
     return proved & (gain * noise <= allowed)
 
 
 def _part_sizes(D: Dictionary, X: Any) -> np.ndarray:
-    """The sizes of the parts of codes; the magnitudes of their entries where D has none."""
+    """The sizes of the parts of codes; the magnitudes of the entries if D has no parts."""
     sizes, g = np.abs(np.asarray(X)), block_of(D)
     return sizes if g == 1 else np.hypot.reduce(sizes.reshape(len(sizes), -1, g), axis=2)
 
@@ -181,7 +182,7 @@ def _part_sizes(D: Dictionary, X: Any) -> np.ndarray:
 def classes_of(
     Ds: tuple[Dictionary, ...], pairs: list[tuple[Array, Array]], classes: list[Class]
 ) -> ClassOf:
-    """A function for the class of layer j with a dictionary; it computes the class of Ds[j] once.
+    """A function (j, D) -> the class of layer j, which computes the class of Ds[j] only once.
 
     Args:
         Ds, pairs: dictionaries, and (signals, codes), as in `check_batch`; one per layer.
@@ -196,7 +197,7 @@ def classes_of(
 
 
 def _class_of(D: Dictionary, Y: Array, X: Array, asked: Class) -> tuple[int, float, float]:
-    """The class, with the least numbers that cover the sample in place of None."""
+    """The class; the least number that covers the sample replaces each None."""
     s, B, delta = asked
     sizes = _part_sizes(D, X)
     s = int(np.count_nonzero(sizes, axis=1).max()) if s is None else s
@@ -222,7 +223,7 @@ class Sample(NamedTuple):
     Y: Array
     Xs: tuple[Array, ...]
     optima: tuple["Optima | None", ...]  # None without gaps to the optimum
-    lams: tuple[Any, ...]  # of the gaps, None without gaps
+    lams: tuple[Any, ...]  # weights of the LASSO; None without gaps
     known: bool  # whether the codes are true codes
     chained: bool
 
@@ -262,8 +263,8 @@ class Measured(NamedTuple):
 
     errors: dict[str, Array]  # the fields of a `Curve`
     gap: Array | None
-    zero_gap: Array | None  # of the zero code
-    worse: Array | None  # share of signals with an objective above the zero code's
+    zero_gap: Array | None  # the gap of the zero code
+    worse: Array | None  # share of signals with a larger objective than the zero code's
     silent: Array
 
 
@@ -278,7 +279,7 @@ def run(model: Any, params: Any, D: Any, Y: Array, timed: bool) -> tuple[Paths, 
 
 
 def seconds(f: Callable[[], Any]) -> float:
-    """The least time of several runs of a compiled program; other load on a machine only adds."""
+    """The least time of several runs of a compiled program; other load only adds time."""
     times: list[float] = []
     while not times or (len(times) < _MOST_RUNS and sum(times) < _MOMENT):
         began = time.perf_counter()
@@ -288,7 +289,7 @@ def seconds(f: Callable[[], Any]) -> float:
 
 
 def seconds_of(solve: "Solve", D: Any, Y: Array, lam: Any) -> float:
-    """The time of an exact solver for all signals, as their part of a call with many signals."""
+    """The time of an exact solver for all signals, as a share of a call with many signals."""
     times = -(-_TIMED // max(len(Y), 1))
     many = np.tile(np.asarray(Y), (times, 1)) if times > 1 else Y
     if times > 1 and shared_part(D) is not D:
@@ -341,7 +342,7 @@ def _rebuilt(D: Any, Y: Array, x: Array) -> dict[str, Array]:
     """The errors of the rebuilt signals, and the numbers of nonzeros."""
     signals, size = problems.synthesize(shared_part(D), x).astype(Y.dtype), norm(Y)
     peak: Any = jnp.max(Y) - jnp.min(Y)
-    if shared_part(D) is not D:  # signals of other entries each
+    if shared_part(D) is not D:  # each signal has other known entries
         signals, peak = D.mask * signals, jnp.zeros_like(peak)
     return dict(
         residual=norm(Y - signals) / jnp.where(size > 0, size, 1),
@@ -364,7 +365,7 @@ def _errors(X: Array, x: Array) -> dict[str, Array]:
 
 
 def _quantiles(errors: Array) -> Array:
-    """The quantiles of errors in dB: above 300 they are infinite; -300 stands for exact codes."""
+    """The quantiles of errors in dB; values above 300 become infinite, -300 means exact codes."""
     levels = jnp.asarray(QUANTILES, errors.dtype)
     quantiles = jnp.nanquantile(jnp.clip(errors, -_EXTREME, _EXTREME), levels)
     return jnp.where(quantiles >= _EXTREME, jnp.inf, quantiles)
@@ -379,13 +380,15 @@ def _worse_objectives(optima: Optima, x: Array) -> Array:
 
 
 def _objective_gap(optima: Optima, x: Array) -> Array:
-    """sum F - F* over sum F*, for signals with a certified F*; nan if these F* are none, or 0 and
-    other signals have no certificate.
+    """sum (F - F*) over sum F*, for signals with a certified F*.
+
+    The gap is nan if no F* is certified, or if the certified F* are 0 and other signals have no
+    certificate.
     """
     objective = _objectives(optima, ldexp(widened(x), -optima.exponent))
     excess = jnp.sum(jnp.where(optima.certified, objective - optima.values, 0))
     total = jnp.sum(jnp.where(optima.certified, optima.values, 0))
-    # If there is no excess, the gap is 0, even if the optimum of every signal is 0.
+    # If F does not exceed F*, the gap is 0, even if the optimum of every signal is 0.
     gap = jnp.where(excess == 0, 0, excess / total)
     return jnp.where((total > 0) | optima.certified.all(), gap, jnp.nan)
 
@@ -407,7 +410,7 @@ Solve = Callable[[Any, Any, Any], Any]  # D, the signals and lam -> codes, or a 
 
 
 def solvers(Ds: Sequence[Any]) -> dict[str, Solve]:
-    """The exact solvers of the LASSO by name: SPAMS among them if installed and D is a matrix."""
+    """The exact solvers of the LASSO by name, with SPAMS if it is installed and D is a matrix."""
     named: dict[str, Solve] = {"exact": lasso_optima}
     if not any(isinstance(D, Structured) for D in Ds) and find_spec("spams") is not None:
         if hasattr(import_module("spams"), "lasso"):  # not just a folder of that name
@@ -416,7 +419,7 @@ def solvers(Ds: Sequence[Any]) -> dict[str, Solve]:
 
 
 def _lars(D: Any, Y: Any, lam: Any) -> np.ndarray:
-    """Codes by the homotopy of SPAMS, on all cores."""
+    """Codes by the homotopy method of SPAMS, on all cores."""
     import spams  # type: ignore[import-not-found]
 
     signals, atoms = (np.asfortranarray(np.asarray(A, float)) for A in (np.asarray(Y).T, D))
@@ -429,7 +432,7 @@ def exact(sample: Sample, timed: bool) -> list[dict[str, Solver]]:
     optima = [of for of in sample.optima if of is not None]
     if len(optima) < len(sample.Ds):
         return [{}] * len(sample.Ds)
-    problems = [(of.D, of.Y, of.lam) for of in optima]  # in units near 1
+    problems = [(of.D, of.Y, of.lam) for of in optima]  # in units in which numbers are near 1
     rows: list[dict[str, Solver]] = [{} for _ in problems]
     for name, solve in solvers(sample.Ds).items():
         first = name == "exact"  # all gaps are measured from its codes
@@ -458,7 +461,7 @@ def optima_of(D: Dictionary, Y: Array, lam: Any) -> Optima:
     checks.finite(lam, "lam", "compare")
     if np.ndim(lam):
         raise ValueError(f"compare: lam has shape {np.shape(lam)}; expected one number")
-    # As a mantissa and an exponent: the dtype of the signals may not hold it.
+    # lam as a mantissa and an exponent, because the dtype of the signals may not hold lam.
     operands, of_codes = _scaled(D, Y, *np.frexp(np.asarray(lam, float)))
     solved = lasso_optima(*operands)
     return _with_values(operands, of_codes, solved.x, solved.converged, Y.dtype)
@@ -492,16 +495,17 @@ def _with_values(
 def divergence(
     curve: Curve, zero_gap: Any, *, known: bool = True, by_codes: bool = False
 ) -> Divergence | None:
-    """How a method ends worse than the zero code, from which every method starts; None if not.
+    """The divergence of a method whose last codes are worse than the zero code; otherwise None.
 
     Codes without any error are not worse, even if the true codes are all zero.
 
     Args:
         curve: the curve of the method.
         zero_gap: the gap of the zero code; None if there is no optimum.
-        known: whether the true codes are known; otherwise the LASSO's codes stand for them.
-        by_codes: whether the method was given as codes. They may solve another problem, such as
-            the LASSO with another lam, so the objective does not judge them.
+        known: whether the true codes are known; otherwise the codes of the LASSO are used.
+        by_codes: whether the method is an array of codes of another solver. The other solver may
+            solve another problem, such as the LASSO with another lam, so the objective does not
+            judge its codes.
     """
     error = curve.nmse[-1]
     if not known:
@@ -532,7 +536,7 @@ def products(
     D: Dictionary | tuple[Dictionary, ...],
     y: ArrayLike | jax.ShapeDtypeStruct,
 ) -> int | None:
-    """How many products with a matrix, or convolutions, the code of one signal takes.
+    """The number of products with a matrix, or of convolutions, for the code of one signal.
 
     The result is None if the number depends on the signal.
 
@@ -566,7 +570,8 @@ def _count(jaxpr: Any) -> int | None:
 
 
 def _worse_from(worse: np.ndarray) -> int:
-    """The step from which on all steps are worse, counted from 1; 0 if the last step is not."""
+    """The step from which on all steps are worse, counted from 1; 0 if the last step is not
+    worse."""
     good = np.flatnonzero(~worse)
     first = good[-1] + 2 if len(good) else 1
     return int(first) if first <= len(worse) else 0
@@ -575,12 +580,12 @@ def _worse_from(worse: np.ndarray) -> int:
 # An independent sample, proofs of single codes, and predictions
 
 _SHARE, _CONFIDENCE = 1e-3, 1 - 1e-6
-_CHUNK = 1000  # signals in a call
-_SEED = 2**31 - 1  # of the draws, a seed that users are unlikely to have used for a sample
+_CHUNK = 1000  # signals per call
+_SEED = 2**31 - 1  # seed of the draws, which users have hardly used for a sample
 
 
 def drawn(D: Dictionary, Y: Array, X: Array, n: int) -> tuple[Array, Array]:
-    """n signals of the class of a sample."""
+    """Draw n signals of the class of a sample."""
     probability, variance, noise, *_ = law_of(D, Y, X)
     keys = jax.random.split(jax.random.key(_SEED))
     codes = problems.planted(keys[0], (n, X.shape[-1]), probability, block_of(D))
@@ -628,8 +633,8 @@ def bounds(methods: Mapping[str, tuple], Y: Array, X: Array, drawn: bool) -> dic
 def certified_shares(methods: Mapping[str, tuple], Y: Array) -> dict[str, float]:
     """The share of the last codes of every method that `theory.certify_code` proves.
 
-    A method is (model, params, D), or (None, codes, D). The proof adds no search, which would find
-    the right code for methods that did not find it.
+    A method is (model, params, D), or (None, codes, D). The proof does not search for codes: a
+    search would find the right code even for methods that did not find it.
     """
     shares = {}
     for name, (model, params, D) in methods.items():
@@ -638,14 +643,14 @@ def certified_shares(methods: Mapping[str, tuple], Y: Array) -> dict[str, float]
     return shares
 
 
-_SUPPORTS = 5  # number of drawn supports; the median of their rates counts
+_SUPPORTS = 5  # number of drawn supports; the rate is the median over these supports
 _WEIGHTS = {"amp": "dictionary"}  # kind of message passing -> `weights` of `local_rate`
 
 
 def predictions(
     methods: Mapping[str, tuple], D: Dictionary, Y: Array, X: Array
 ) -> dict[str, Predicted]:
-    """The predictions for every method (layer, params, D) and codes like those of the sample."""
+    """The predictions for every method (layer, params, D) and codes like the sample's."""
     law = law_of(D, Y, X)
     return {
         name: _prediction(layer, params, own, law) for name, (layer, params, own) in methods.items()
@@ -680,7 +685,7 @@ def _passing(layer: Layer) -> theory.MessagePassing | None:
 
 
 def _rate(layer: Layer, params: Unrolled, D: Dictionary, law: Law) -> float | None:
-    """The rate in dB per step, by the last weights for plain steps, else with the Onsager term."""
+    """The rate in dB per step: by the last weights for plain steps, or with the Onsager term."""
     m, d = D.shape
     s = round(law.probability * d)
     if law.noise > 0 or not 1 <= s <= m <= d or block_of(D) > 1:

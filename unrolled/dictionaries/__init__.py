@@ -1,10 +1,11 @@
 """Dictionaries: plain arrays (m, d) with atoms in columns, or structured objects like them.
 
-Every dictionary answers `D @ x` (synthesis), `r @ D` (= D' r, analysis), `D.T`, `D.shape == (m, d)`
-and `D / c`; `dense(D)` gives the matrix. Structured dictionaries are pytrees: they pass through
-jit, vmap, grad and scan, and can stand for the weights W. `Structured` says how to write one of
-your own. What functions take is a `Dictionary`, of either kind or an array of numpy; what results
-hold is an `Operator`, of either kind.
+Every dictionary supports `D @ x` (synthesis), `r @ D` (= D' r, analysis), `D.T`, `D / c`, and
+`D.shape == (m, d)`; `dense(D)` gives the matrix. Structured dictionaries are pytrees: they pass
+through jit, vmap, grad and scan, and can serve as the weights W. To write a structured dictionary
+of your own, see `Structured`. Functions accept a `Dictionary`: a plain array, a structured
+dictionary or a numpy array. Results contain an `Operator`: a plain array or a structured
+dictionary.
 """
 
 from unrolled._base import offer as _offer

@@ -1,4 +1,4 @@
-"""The base class of structured dictionaries, and the two that any of them may turn into."""
+"""The base class of structured dictionaries, and their transposed and rescaled forms."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ __all__ = [
 def pytree(*, data: tuple[str, ...], static: tuple[str, ...] = ()) -> Callable[[type], type]:
     """Register a frozen dataclass as a pytree whose rebuilding skips `__init__`.
 
-    `vmap` and `tree.map` rebuild a node with leaves that are not arrays; the checks of the
-    constructor are for users.
+    `vmap` and `tree.map` rebuild a node with leaves that are not arrays, so rebuilding must not run
+    the checks of the constructor.
 
     Args:
         data: names of the fields that hold arrays or dictionaries.
@@ -70,7 +70,7 @@ def pytree(*, data: tuple[str, ...], static: tuple[str, ...] = ()) -> Callable[[
     return register
 
 
-# The dictionaries by name: a file of weights names one of these, and can name nothing else.
+# The dictionaries by name: a weights file can name one of these classes, and no other class.
 KINDS: dict[str, type["Structured"]] = {}
 
 
@@ -78,17 +78,17 @@ class Structured:
     """A dictionary that is not a plain array.
 
     A subclass defines `shape`, `synthesize` (D x), `analyze` (D' r) and `scale` (c D), as a frozen
-    dataclass registered with `pytree`. Everything else has a default that follows from these, most
-    often through the matrix. A subclass overrides a default where its structure gives the same
-    answer at less cost:
+    dataclass registered with `pytree`. All other methods have defaults that use these four methods,
+    in most cases through the matrix. A subclass overrides the defaults that its structure
+    makes cheaper:
 
     - `column_norms`, `spectral_norm`, `scale_columns`, `normalized`, `entries`, `magnitudes`,
-      `inner_terms`, `closed_form`, and `dtype` where no field is a floating array;
-    - `ndim`, for losses of signals with dictionaries of their own;
-    - for atoms that come in groups, as the shifts of one filter do: `groups`, `spread`,
+      `inner_terms`, `closed_form`, and `dtype` if no field is a floating array;
+    - `ndim`, for losses in which every signal has its own dictionary;
+    - for atoms that come in groups, like the shifts of one filter: `groups`, `spread`,
       `inner_products`, `representatives`, `neighbourhood`, `replicate` and `cuts_atoms`;
-    - for codes in parts, as complex numbers are: `block`, with `groups` and `spread` that give a
-      part one threshold, and `view`.
+    - for codes that come in parts, like complex numbers: `block`, with `groups` and `spread` that
+      give a part one threshold, and `view`.
 
     Example:
         >>> from dataclasses import dataclass
@@ -133,7 +133,7 @@ class Structured:
 
     @property
     def ndim(self) -> int:
-        """2, and one more for each axis of a batch of dictionaries (as `vmap` maps over)."""
+        """2, plus 1 for each axis of a batch of dictionaries, which `vmap` maps over."""
         return 2
 
     @property
@@ -148,7 +148,7 @@ class Structured:
     def normalized(self) -> tuple["Structured", Array]:
         """The dictionary with unit atoms, and the norms, (d,)."""
         norms = self.column_norms()
-        # A norm whose inverse leaves the range of the dtype counts as one that does so itself.
+        # A norm is out of range if its inverse is out of the range of the dtype.
         return self.scale_columns(1 / norms), jnp.where(1 / norms > 0, norms, jnp.inf)
 
     def column_norms(self) -> Array:
@@ -156,7 +156,7 @@ class Structured:
         return norm(dense(self), 0)
 
     def spectral_norm(self) -> Array:
-        """norm(D, 2), or an upper bound where the exact value would need the matrix."""
+        """norm(D, 2), or an upper bound if the exact value would need the matrix."""
         return largest_singular_value(dense(self))
 
     def entries(self) -> Array:
@@ -169,39 +169,41 @@ class Structured:
 
     @property
     def inner_terms(self) -> int:
-        """How many more terms the sums of D x and D'r have than d and m, as a matrix has.
+        """How many terms the sums of D x and D'r have in excess of the d and m terms of a matrix.
 
-        A sum of n terms rounds by at most n eps times the product of `magnitudes` with |x| or |r|.
+        The rounding error of a sum of n terms is at most n eps times the product of `magnitudes`
+        with |x| or |r|.
         """
         return 0
 
     def closed_form(self, ridge: ArrayLike) -> "Operator | None":
-        """W of `theory.frobenius_weights` in a structured form; None to take it from the matrix."""
+        """W of `theory.frobenius_weights` in a structured form; None if W needs the matrix."""
         return None
 
     @property
     def cuts_atoms(self) -> bool:
-        """Whether atoms of one group differ because a border cuts them; theory refuses those."""
+        """Whether a border cuts atoms, so that atoms of a group differ; the theory refuses them."""
         return False
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """Shape of the thresholds, one per group of atoms, that `spread` repeats; () if none."""
+        """Shape of the thresholds, one per group of atoms, for `spread`; () without groups."""
         return ()
 
     def spread(self, theta: ArrayLike) -> ArrayLike:
-        """Values of shape `groups`, one per group, as one per atom, (d,); others unchanged."""
+        """Repeat values of shape `groups` over the atoms, (d,); keep values of other shapes."""
         return theta
 
     @property
     def block(self) -> int:
-        """How many entries of a code are one part, and are shrunk together, by their norm."""
+        """The number of entries in a part of a code; a part is shrunk as a whole, by its norm."""
         return 1
 
     def view(self, y: Any, batch: int = 0) -> tuple[Any, Callable[[Array], Array]] | None:
-        """A signal (or code) of another form, flattened, and how to show a flat code in that form.
+        """A flattened signal or code, and a function that gives a flat code the form of `y`.
 
-        None if it is flat already. `batch` is the number of leading axes of several signals.
+        The result is None if `y` is flat already. `batch` is the number of leading axes of several
+        signals.
         """
         return None
 
@@ -214,7 +216,7 @@ class Structured:
         return matrix_products(W, self)
 
     def representatives(self) -> np.ndarray:
-        """Indices of atoms that stand for all: all d of them, or one per group.
+        """Indices of atoms that represent all atoms: all d atoms, or one per group.
 
         One atom is enough if all atoms of a group have the same inner products with the other
         atoms, up to their order.
@@ -222,10 +224,10 @@ class Structured:
         return np.arange(self.shape[1])
 
     def neighbourhood(self) -> tuple["Structured", np.ndarray]:
-        """A dictionary, and those of its atoms whose inner products bound the inner products here.
+        """A dictionary, and the indices of its atoms that bound the inner products of D.
 
-        For every atom of this dictionary, the magnitudes of its inner products, in some order, are
-        at most the magnitudes for one of these atoms, entry by entry.
+        For every atom of D, the magnitudes of its inner products, in some order, are at most the
+        magnitudes for one of these atoms, entry by entry.
         """
         return self, self.representatives()
 
@@ -415,12 +417,12 @@ def column_norms(D: Dictionary) -> Array:
 
 
 def scale_columns(D: Dictionary, c: Array) -> Operator:
-    """D diag(c): every atom times its own factor, c of shape (d,)."""
+    """D diag(c): atom j is multiplied by c_j, with c of shape (d,)."""
     return D.scale_columns(c) if isinstance(D, Structured) else jnp.asarray(D * c[None, :])
 
 
 def matrix_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:
-    """w_i . d_j and the mask of i = j, (d, d) each, by one product of the two matrices."""
+    """w_i . d_j and the mask of i = j, (d, d) each, computed as one product of the matrices."""
     d = D.shape[1]
     checks.announce((d, d), D.dtype, "the matrix of all inner products", "inner_products")
     with jax.default_matmul_precision("highest"):
@@ -447,7 +449,7 @@ def _promoted(D: Structured, v: Array) -> tuple[Structured, Array]:
 
 
 def _operand(v: Any, D: Structured, name: str, where: str) -> Array | np.ndarray:
-    """An array of reals; an array of numpy unchanged, because the program of a product takes it.
+    """A real array; a numpy array stays unchanged, because compiled products accept it.
 
     Raises:
         TypeError: the value is not an array of reals.
@@ -458,7 +460,7 @@ def _operand(v: Any, D: Structured, name: str, where: str) -> Array | np.ndarray
     if not plain or v.dtype.kind not in "biuf" or v.dtype.itemsize > 8:
         return checks.as_float(v, name, where)
     if v.dtype.kind != "f":
-        return v.astype(D.dtype)  # before JAX makes 32 bits of 64
+        return v.astype(D.dtype)  # before JAX converts 64 bits to 32
     return v if v.dtype.isnative else v.astype(v.dtype.newbyteorder("="))
 
 

@@ -23,13 +23,13 @@ __all__ = ["Conv"]
 def window_weights(D: "Conv", ridge: ArrayLike) -> "Conv":
     """The closed form of `theory.frobenius_weights` on one window as long as the kernel.
 
-    S = A A' collects the atoms that meet the window, cut to the window, as columns of A: one small
-    system for the whole bank.
+    The columns of A are the atoms that meet the window, cut to the window; S = A A' gives one small
+    linear system for the whole bank of filters.
     """
     k = exponent(D.filters)  # the squares of the filters must be in the range of the dtype
     scaled = jax.tree.map(lambda filters: times_power(filters, -k), D)
     whole = scaled.local(2)
-    # Any window of a circle; under "valid" the middle window, which every shift meets.
+    # On a circle any window will do; under "valid" take the middle window, which every shift meets.
     start = (
         (0,) * len(D.kernel)
         if whole is scaled
@@ -59,9 +59,9 @@ def windows(
     """All windows of a signal: (n_channels, *signal) -> (prod(positions), n_channels prod(kernel)).
 
     Rows and columns are in row-major order. The signal is cut into blocks as long as the stride,
-    and a window is a few neighbouring blocks: slices and concatenations only, whose transpose is as
-    cheap, whereas a gather would transpose to a scatter. A dilated window is a slice for each
-    entry.
+    and a window consists of a few neighbouring blocks. The cut takes only slices and
+    concatenations, whose transpose is as cheap, whereas a gather would transpose to a scatter. A
+    dilated window takes one slice for each entry.
     """
     dilation = dilation or (1,) * len(kernel)
     for i, (n, t, p, delta) in enumerate(zip(kernel, stride, positions, dilation)):
@@ -84,7 +84,7 @@ def windows(
 
 
 def _resized(r: Array, axis: int, length: int) -> Array:
-    """`r` cut along `axis` to `length`, or padded to it by entries that no window contains."""
+    """`r` cut or padded along `axis` to `length`; no window contains the padded entries."""
     size = r.shape[axis]
     if size >= length:
         return lax.slice_in_dim(r, 0, length, axis=axis)
@@ -92,8 +92,8 @@ def _resized(r: Array, axis: int, length: int) -> Array:
 
 
 BOUNDARIES = ("valid", "circular", "zero")
-# Kernels of more strides than this use XLA's convolution: their windows would take long to compile,
-# and much memory.
+# Kernels longer than this many strides use XLA's convolution, because windows of such kernels would
+# take much time and memory to compile.
 _LONGEST = 32
 
 
@@ -106,25 +106,27 @@ class Conv(Structured):
 
     .. math:: (D' r)[f, i] = \sum_{c, k} filters[f, c, k] \; r[c, i t + k \delta],
 
-    with delta = 1 unless the filters are dilated, and synthesis `D @ x` is its exact adjoint.
-    Signals and codes are flat vectors of the row-major grids `signal_grid` and `code_grid`.
+    with delta = 1 unless the filters are dilated. Synthesis, `D @ x`, is the exact adjoint of
+    analysis. Signals and codes are flat vectors of the row-major grids `signal_grid` and
+    `code_grid`.
 
     Args:
         filters: (n_atoms, n_channels, *kernel).
-        signal_shape: spatial shape of a signal, an int for 1-D; a signal has n_channels such
-            planes.
+        signal_shape: spatial shape of a signal, an int for 1-D; a signal has n_channels planes of
+            this shape.
         stride: t, an int or one per dimension.
         boundary: which shifts are atoms. "valid": shifts inside the signal, floor((N - n) / t) + 1
             positions. "circular": ceil(N / t) positions, wrapped. "zero": ceil(N / t) positions,
             cut at the far border.
         dilation: delta, the distance between neighbouring entries of a filter on the signal, an int
-            or one per dimension. Above, n stands for the extent (n - 1) delta + 1.
+            or one per dimension. For dilated filters, n in the formulas of `boundary` is the extent
+            (n - 1) delta + 1.
 
     Raises:
         TypeError: filters are not real numbers, or a size, stride or dilation is not an integer.
         ValueError: shapes do not fit, a stride or dilation is below 1, the boundary is unknown,
             filters are NaN or infinite, a kernel is longer than the signal under "valid", or a
-            dilated kernel is longer under any boundary.
+            dilated kernel is longer than the signal under any boundary.
 
     Reference: Li, Feng, Zhou (2024), Definition 5; Yu, Koltun (2016) for the dilation.
 
@@ -228,8 +230,8 @@ class Conv(Structured):
                 r[None], self.filters, self.stride, "VALID", rhs_dilation=self.dilation
             )
             return products[0].reshape(-1)
-        # One matrix product: on CPUs several times as fast as XLA's convolution, and many times in
-        # the transpose.
+        # One matrix product: on CPUs it is several times as fast as XLA's convolution, and its
+        # transpose is many times as fast.
         patches = windows(r, self.kernel, self.stride, self.positions, self.dilation)
         return (self.filters.reshape(self.filters.shape[0], -1) @ patches.T).reshape(-1)
 
@@ -259,7 +261,7 @@ class Conv(Structured):
         return x.reshape(*x.shape[:-1], *self.code_grid)
 
     def spread(self, theta: ArrayLike) -> Array:
-        """One value per filter, (n_atoms,), repeated over its positions, (d,); others unchanged."""
+        """Repeat one value per filter, (n_atoms,), over the positions, (d,); keep other shapes."""
         theta = jnp.asarray(theta)
         if theta.shape != self.groups:
             return theta
@@ -288,14 +290,15 @@ class Conv(Structured):
         return times_power(norms, self.spread(k)).astype(self.filters.dtype)
 
     def _scaled(self) -> tuple["Conv", Array]:
-        """Every filter divided by 2^k, so that squares stay in the range of the dtype; and k."""
+        """The filters divided by 2^k, so that squares stay in the range of the dtype; and k."""
         k = exponent(self.filters, tuple(range(1, self.filters.ndim)))
         return jax.tree.map(lambda filters: times_power(filters, -k), self), k.reshape(-1)
 
     def _folded(self) -> Array:
         """The filters as they appear in atoms.
 
-        Dilated filters have zeros in between; a kernel longer than a circle wraps onto itself.
+        Dilated filters have zeros between their entries; a kernel longer than a circle wraps
+        around.
         """
         filters = self.filters
         lead = filters.ndim - len(self.dilation)
@@ -313,7 +316,7 @@ class Conv(Structured):
         return filters
 
     def spectral_norm(self) -> Array:
-        """Norm on a torus that contains the signal: exact for circular with stride 1, else a bound.
+        """Norm on a torus that contains the signal: exact for circular with stride 1, or a bound.
 
         Larger strides keep a subset of the atoms; "valid" and "zero" keep a part of a larger torus.
         """
@@ -328,7 +331,7 @@ class Conv(Structured):
             response.reshape(*response.shape[:2], -1), -1, 0
         )  # (frequencies, n_atoms, n_channels)
         with jax.default_matmul_precision("highest"):
-            # Of the two matrices with the same largest eigenvalue, the smaller one.
+            # Two matrices have the same largest eigenvalue: take the smaller matrix.
             fewer = response.shape[1] < response.shape[2]
             pairs = "fac,fbc->fab" if fewer else "fac,fae->fce"
             gram = jnp.einsum(pairs, response.conj(), response)
@@ -342,7 +345,7 @@ class Conv(Structured):
         return self.boundary == "valid" or (self.boundary == "circular" and divides)
 
     def inner_products(self, W: Dictionary) -> tuple[Array, Array]:
-        """Inner products of all pairs of filters under every shift, if W, D are shift-invariant."""
+        """Inner products of all pairs of filters under every shift, if both are shift-invariant."""
         if not (self.is_shift_invariant() and self.is_shift_of(W)):
             return super().inner_products(W)
         W, D = W.local(1), self.local(1)
@@ -358,12 +361,12 @@ class Conv(Structured):
 
     @property
     def inner_terms(self) -> int:
-        """0 unless filters are wrapped around a circle, so that taps add up to an entry."""
+        """0, unless filters wrap around a circle, so that several taps add up to an entry."""
         turns = math.prod(-(-n // N) for n, N in zip(self.extent, self.signal_shape))
         return (turns - 1) * max(self.shape)
 
     def representatives(self) -> np.ndarray:
-        """On a circle the first position of every filter, since all positions are equivalent."""
+        """On a circle, the first position of every filter, since all positions are equivalent."""
         atoms = np.arange(self.shape[1])
         return atoms[:: math.prod(self.positions)] if self._is_torus() else atoms
 
@@ -399,11 +402,11 @@ class Conv(Structured):
         return self.boundary == "circular" and self.is_shift_invariant()
 
     def stripe_reach(self) -> tuple[tuple[int, ...], bool]:
-        """Up to how many positions apart atoms overlap, per dimension; and whether on a circle."""
+        """The largest distance of overlapping atoms, in positions, and whether on a circle."""
         circular = self.boundary == "circular"
         sizes = zip(self.extent, self.stride, self.positions, self.signal_shape)
-        # From the last position of a circle to the first it is N - (p-1) t, less than t if t does
-        # not divide N.
+        # On a circle, the distance from the last position to the first is N - (p-1) t, which is
+        # less than t if t does not divide N.
         steps = ((n, t, N - (p - 1) * t if circular else t) for n, t, p, N in sizes)
         return tuple(-(-(n - step) // t) for n, t, step in steps), circular
 
@@ -419,7 +422,7 @@ class Conv(Structured):
         return windows(r, window, (1,) * len(window), self.signal_shape)
 
     def stripes(self, x: Array) -> Array:
-        """The stripe of every position of a code: all coefficients whose atoms overlap its atoms.
+        """The stripe of every position of a code: coefficients of atoms that overlap atoms there.
 
         (d,) -> (prod(positions), n_atoms prod(stripe)), filled with zeros at a border.
         """
@@ -436,10 +439,11 @@ class Conv(Structured):
         return windows(maps, window, (1,) * len(window), self.positions)
 
     def local(self, reach: int) -> "Conv":
-        """The same filters on a short signal: overlapping shifts up to `reach` times the longest.
+        """The same filters on a short signal, with shifts up to `reach` times the longest overlap.
 
         Inner products of atoms depend only on their relative shift, so this small dictionary has
-        all of them. If a circle is too short for that, the dictionary is returned unchanged.
+        all inner products. If a circle is too short for the shifts, the dictionary is returned
+        unchanged.
         """
         if self.boundary == "circular" and any(
             N < 2 * n - 1 for N, n in zip(self.signal_shape, self.extent)
@@ -450,11 +454,11 @@ class Conv(Structured):
         return Conv(self.filters, shape, self.stride, dilation=self.dilation)
 
     def corner_codes(self) -> Array:
-        """One-hot codes of atoms that meet the others under every relative shift, (rows, d).
+        """One-hot codes of atoms that meet all atoms under every relative shift, (rows, d).
 
         On a circle one position of each filter is enough; under "valid" the corner positions meet
-        every shift. The rows of these atoms in the Gram matrix contain all its values, so that
-        coherence comes from the correlations of the filters.
+        every shift. The rows of these atoms in the Gram matrix contain all values of the matrix, so
+        that the coherence follows from the correlations of the filters.
         """
         last = [p - 1 if self.boundary == "valid" else 0 for p in self.positions]
         corners = sorted(set(itertools.product(*({0, p} for p in last))))
@@ -475,7 +479,7 @@ class Conv(Structured):
 
 @program("times")
 def _repeated(theta: Array, times: int) -> Array:
-    # Not jnp.repeat: it transposes to a scatter.
+    # Not jnp.repeat, whose transpose is a scatter.
     return jnp.broadcast_to(theta[:, None], (len(theta), times)).reshape(-1)
 
 

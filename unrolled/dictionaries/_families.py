@@ -69,14 +69,14 @@ def gaussian(key: Key, m: int, d: int) -> Array:
     """
     m, d = _size(m, d, "gaussian")
     _announce((m, d), "gaussian")
-    # Three programs, because one fused program would give other last bits.
+    # Three programs, because one fused program would change the last bits.
     return normalize(jax.random.normal(key, (m, d)) / math.sqrt(m))[0]
 
 
 def dct(m: int | tuple[int, ...], d: int | tuple[int, ...]) -> Array:
     """The overcomplete cosine dictionary, orthonormal (the DCT-II) for d = m.
 
-    Atom k is cos(pi (i + 1/2) k / d), i = 0, ..., m - 1, without its mean for k > 0, normalised.
+    Atom k is cos(pi (i + 1/2) k / d), i = 0, ..., m - 1, minus its mean for k > 0, normalised.
     Tuples give the separable dictionary of patches: dct((8, 8), (16, 16)) is the usual 64 x 256
     dictionary, for patches flattened row by row.
 
@@ -106,7 +106,7 @@ def dct(m: int | tuple[int, ...], d: int | tuple[int, ...]) -> Array:
             raise ValueError(f"dct: expected d >= m in every dimension, got m={m}, d={d}")
         V = np.cos(np.pi * np.outer(np.arange(rows) + 0.5, np.arange(columns)) / columns)
         V[:, 1:] -= V[:, 1:].mean(0)
-        # With one row, an atom without its mean is rounding: keep the constant.
+        # With one row, an atom minus its mean is only rounding: keep the constant.
         V = np.where(np.abs(V).max(0) > 1e-12, V, 1.0)
         D = np.kron(D, V / np.linalg.norm(V, axis=0))
     return jnp.asarray(D, float)
@@ -141,7 +141,7 @@ def identity_hadamard(m: int) -> Array:
 def paley(q: int) -> Array:
     """The Paley equiangular tight frame: every two atoms have coherence 1/sqrt(q), the Welch bound.
 
-    Its Gram matrix is I + C / sqrt(q) with the conference matrix C of the quadratic residues mod q.
+    The Gram matrix is I + C / sqrt(q) with the conference matrix C of the quadratic residues mod q.
 
     Returns:
         D, ((q + 1) / 2, q + 1).
@@ -177,13 +177,14 @@ def transversal(key: Key, c: int, q: int, d: int) -> Array:
     """Sparse atoms with coherence at most 1/c, for the layers j >= 2 of a chain.
 
     An atom has c nonzeros +-1/sqrt(c), one in each of c groups of q rows, so that a sparse code
-    makes a sparse signal. Two atoms share at most one row. Column (a, b) has its i-th nonzero at
-    row a + i b mod q of group i: a transversal design of lines over the field of q elements.
+    gives a sparse signal. Two atoms share at most one row. The i-th nonzero of column (a, b) is in
+    row a + i b mod q of group i. This is a transversal design of lines over the field of q
+    elements.
 
     Args:
         key: a typed key or a seed; it chooses d of the q^2 lines, and the signs.
         c: number of nonzeros of an atom, at most q.
-        q: rows of a group, a prime.
+        q: number of rows of a group, a prime.
         d: the number of atoms, at most q^2.
 
     Returns:
@@ -220,7 +221,7 @@ def _transversal(key: Key, c: int, q: int, d: int) -> Array:
 
 @checked
 def ill_conditioned(key: Key, m: int, d: int, kappa: float) -> Array:
-    """A Gaussian matrix with singular values 1, ..., 1/kappa (log-spaced), atoms then normalised.
+    """A Gaussian matrix with log-spaced singular values 1, ..., 1/kappa, then normalised.
 
     Normalising changes the condition number: kappa = 5 gives about the condition number of a plain
     Gaussian dictionary.
@@ -262,7 +263,7 @@ def _with_spectrum(A: Array, last: float) -> Array:
 
 
 def _announce(shape: tuple[int, int], where: str) -> None:
-    """Warn before a large dictionary is made, or raise if memory does not hold the dictionary.
+    """Warn before a large dictionary is made, or raise if it does not fit in memory.
 
     Up to four arrays of this size exist at once: random bits, entries before normalisation, and
     factors.
@@ -278,8 +279,8 @@ def _is_prime(q: int) -> bool:
     return q > 1 and all(q % p for p in range(2, math.isqrt(q) + 1))
 
 
-# Up to this many entries (64 MiB in float32) the norm of a product comes from its matrix; above,
-# the product of the norms bounds the norm.
+# Up to this many entries (64 MiB in float32) the norm of a product is computed from its matrix. For
+# more entries, the product of the norms bounds the norm.
 DENSE_LIMIT = 2**24
 
 
@@ -288,7 +289,7 @@ DENSE_LIMIT = 2**24
 class Composed(Structured):
     """D_1 D_2 ... D_J, never multiplied out: the effective dictionary of a chain.
 
-    The paper writes D_[1,J].
+    Li, Feng, Zhou (2024) write D_[1,J].
 
     Args:
         factors: D_1, ..., D_J, plain or structured, (d_{j-1}, d_j) each.
@@ -417,7 +418,7 @@ class Concatenated(Structured):
         )
 
     def normalized(self) -> tuple[Structured, Array]:
-        if any(map(cuts_atoms, self.parts)):  # normalised alone, its cut atoms are below 1
+        if any(map(cuts_atoms, self.parts)):  # in unit parts, cut atoms have norms < 1
             return super().normalized()
         parts, norms = zip(*map(normalized, self.parts))
         return Concatenated(*parts), jnp.concatenate(norms)
@@ -523,8 +524,8 @@ class Sparse(Structured):
 class WithIdentity(Structured):
     """[I, F], (m, m + d), with an identity that is neither stored nor multiplied.
 
-    Analysis is (r, F'r). If F is a `Conv` with as many positions as samples, this is a dense
-    connection: the channels of a signal, then the feature maps of F.
+    Analysis is (r, F'r). If F is a `Conv` with as many positions as samples, analysis is a dense
+    connection: it returns the channels of a signal, then the feature maps of F.
 
     Args:
         F: (m, d), plain or structured.
@@ -566,7 +567,7 @@ class WithIdentity(Structured):
         return _base.Rescaled(self, jnp.full(self.shape[1], c, self.dtype))
 
     def normalized(self) -> tuple["WithIdentity", Array]:
-        """[I, F] with unit atoms in F, and all norms."""
+        """[I, F] with unit atoms in F, and the norms of all atoms."""
         F, norms = normalized(self.F)
         return WithIdentity(F), self._after_ones(norms)
 
@@ -597,7 +598,7 @@ class WithIdentity(Structured):
         return (self.F.signal_grid[0] + self.F.code_grid[0],)
 
     def spread(self, theta: ArrayLike) -> Array:
-        """One value per channel and per filter, repeated over the positions of each."""
+        """Repeat one value per channel and per filter over the positions."""
         theta = jnp.asarray(theta)
         if not isinstance(self.F, Conv) or theta.shape != self.groups:
             return theta

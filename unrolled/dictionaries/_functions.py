@@ -1,4 +1,4 @@
-"""A dictionary that two functions define: products by JAX, or by numpy on the host."""
+"""A dictionary defined by two functions, with products by JAX, or by numpy on the host."""
 
 import functools
 import math
@@ -20,17 +20,17 @@ from unrolled.dictionaries._base import Structured, dense, pytree
 
 __all__ = ["Functions", "from_functions"]
 
-Product = Callable[[Any], Any]  # of a vector with a matrix
+Product = Callable[[Any], Any]  # the product of a matrix with a vector
 
-# The adjoint test: the two numbers may differ by so many roundings of their largest possible size.
+# The two numbers of the adjoint test may differ by this many roundings of their largest size.
 _ROUNDINGS = 100
-# Draws of x and r in the test: nonlinear functions may pass one draw in few dimensions.
+# Factors of the draws of x and r in the test: nonlinear functions may pass a single draw.
 _FACTORS = (1, 1), (-2, 1), (1, -1)
-_APART = 1e-4  # the norm of an atom from the given one, relative
-# Up to so many rows or columns the norm comes from the matrix; above, Lanczos bounds it, in so many
-# steps and with this chance of failure.
+_APART = 1e-4  # the largest relative difference of a given norm from the norm of the atom
+# Up to this many rows or columns, the norm is computed from the matrix. For larger matrices, this
+# many Lanczos steps bound the norm, with this probability of failure.
 _SMALL, _STEPS, _CHANCE = 1024, 48, 1e-6
-_COLUMNS = 256  # products at a time, for the norms of the columns
+_COLUMNS = 256  # products at a time, to compute the norms of the columns
 
 
 @pytree(data=("gain", "norms"), static=("forward", "adjoint", "size", "on_host"))
@@ -38,9 +38,9 @@ _COLUMNS = 256  # products at a time, for the norms of the columns
 class Functions(Structured):
     """gain times a dictionary that two functions define; made by `from_functions`.
 
-    Two such dictionaries are of one kind, as `vmap` and `scan` ask, if their functions are the same
-    objects. A weights file cannot hold one, because functions are code; an exported program holds
-    the operations of JAX functions.
+    Two such dictionaries have the same pytree structure, as `vmap` and `scan` require, only if
+    their functions are the same objects. A weights file cannot hold such a dictionary, because
+    functions are code. An exported program holds the operations of JAX functions.
 
     Example:
         >>> D = ur.dictionaries.from_functions(jnp.flip, jnp.flip, (3, 3))
@@ -49,7 +49,7 @@ class Functions(Structured):
     """
 
     gain: Array  # ()
-    norms: Array | None  # (d,), of the atoms before the gain
+    norms: Array | None  # (d,), norms of the atoms before the gain
     forward: Product
     adjoint: Product
     size: tuple[int, int]
@@ -74,7 +74,7 @@ class Functions(Structured):
         return Functions(gain, self.norms, self.forward, self.adjoint, self.size, self.on_host)
 
     def column_norms(self) -> Array:
-        """The given norms, or norms from d products."""
+        """The given norms, or norms computed from d products."""
         if self.norms is not None:
             return jnp.abs(self.gain) * self.norms
         d, dtype = self.size[1], self.dtype
@@ -87,12 +87,12 @@ class Functions(Structured):
     def spectral_norm(self) -> Array:
         r"""norm(D, 2); if m and d exceed 1024, a bound that holds with probability 1 - 1e-6.
 
-        The bound is the largest singular value of the bidiagonal matrix of k = 48 steps of Golub
-        and Kahan from a random vector, a Lanczos process on D'D, over sqrt(1 - e). The square of
-        this value is a relative e below norm(D)^2 with probability at most
+        Let s be the largest singular value of the bidiagonal matrix after k = 48 steps of Golub and
+        Kahan from a random vector, a Lanczos process on D'D. The bound is s / sqrt(1 - e). The
+        probability that s^2 is more than a relative e below norm(D)^2 is at most
         :math:`1.648 \sqrt d \exp(-\sqrt e (2 k - 1))`.
 
-        Reference: Kuczynski, Wozniakowski (1992), Theorem 4.2, in exact arithmetic.
+        Reference: Kuczynski, Wozniakowski (1992), Theorem 4.2, which assumes exact arithmetic.
         """
         if min(self.size) <= _SMALL:
             return largest_singular_value(dense(self))
@@ -100,7 +100,7 @@ class Functions(Structured):
         return largest_singular_value(self._bidiagonal()) / math.sqrt(1 - e)
 
     def _bidiagonal(self) -> Array:
-        """The matrix of D in the bases of Golub and Kahan, (k, k); zero after their end."""
+        """The matrix of D in the bases of Golub and Kahan, (k, k); zero after the process ends."""
 
         def unit(v: Array) -> tuple[Array, Array]:
             length = norm(v)
@@ -120,15 +120,15 @@ class Functions(Structured):
     def _product(self, v: Array, product: Product, adjoint: Product, size: tuple) -> Array:
         if self.on_host:
             return _host_product().bind(v, product=product, adjoint=adjoint, size=size)
-        with jax.numpy_dtype_promotion("standard"):  # the functions may hold arrays of their own
+        with jax.numpy_dtype_promotion("standard"):  # the functions may contain other arrays
             return jnp.asarray(product(v)).astype(v.dtype)
 
 
 @functools.cache
 def _host_product() -> Any:
-    """A linear map of JAX with products by numpy; `jax.pure_callback` alone has no adjoint.
+    """A linear primitive of JAX with products by numpy; `jax.pure_callback` has no adjoint.
 
-    It maps the vectors in the last axis, (..., d) -> (..., m).
+    The primitive maps the vectors in the last axis, (..., d) -> (..., m).
     """
     from jax.extend.core import Primitive  # not loaded with jax
 
@@ -169,44 +169,46 @@ def from_functions(
     *,
     norms: ArrayLike | None = None,
 ) -> Functions:
-    r"""The dictionary with D x = synthesize(x) and D' r = analyze(r), which is never stored.
+    r"""The dictionary with D x = synthesize(x) and D' r = analyze(r); its matrix is never stored.
 
-    Both functions are of JAX, or both of numpy. Functions of numpy run on the host, one vector at a
-    time, also under `jit`, `vmap` and `grad`, and must not call JAX. For a
+    Both functions must use JAX, or both must use numpy. Numpy functions run on the host, one vector
+    at a time, also under `jit`, `vmap` and `grad`, and must not call JAX. For a
     `scipy.sparse.linalg.LinearOperator` A, use `from_functions(A.matvec, A.rmatvec, A.shape)`.
-    Gradients reach x, r and the dictionary's gain, not arrays that the functions hold.
+    Gradients exist for x, r and the gain of the dictionary, but not for arrays inside the
+    functions.
 
-    **This function tests the adjoint**, in the dtype in which JAX computes: for random x and r,
+    **`from_functions` tests the adjoint**, in the dtype in which JAX computes. For random x and r,
+    the test checks
 
     .. math:: \langle synthesize(x), r \rangle = \langle x, analyze(r) \rangle
 
     to 100 roundings of the larger of norm(D x) norm(r) and norm(x) norm(D' r). The test also finds
-    functions that are not linear. The test misses smaller faults, such as one wrong entry of
-    100,000 in float32.
+    functions that are not linear. The test misses smaller faults, such as one wrong entry among
+    100,000 entries in float32.
 
     Args:
-        synthesize: (d,) -> (m,), linear; arrays that it holds are known, not traced.
+        synthesize: (d,) -> (m,), linear; arrays inside the function must not be traced.
         analyze: (m,) -> (d,), the adjoint of synthesize.
         shape: (m, d).
         norms: (d,), the Euclidean norms of the atoms, if you know them; three norms are checked.
-            Without them, every function that needs norms makes d products.
+            Without `norms`, every function that needs the norms computes d products.
 
     Returns:
         A dictionary in the default float of JAX; `astype` changes the dtype. `Composed` and
-        `Masked` take it like any other dictionary.
+        `Masked` accept the dictionary like any other.
 
     Products, norms of the atoms and norm(D, 2) are enough for the pursuits `threshold`, `ista`,
     `fista`, `half_quadratic`, `lasso`, `lasso_path`, `bpdn`, `omp` and the pursuits of chains, and
     for the layers `ista`, `fista`, `step_lista`, `lista_cp`, `lista_cpss`, `lfista_cp`, `glista`,
     `tilista`, `ada_lista`, `lamp` and `lamp_bg`. `lasso_batch`, `omp_batch`, `basis_pursuit`, the
-    coherences, `frobenius_weights` and `init` of other families make the matrix, by min(m, d)
+    coherences, `frobenius_weights` and `init` of other families compute the matrix with min(m, d)
     products.
 
     Raises:
-        TypeError: functions do not return real numbers, one function is of JAX and one of numpy, or
-            they hold traced values.
+        TypeError: a function does not return real numbers, one function uses JAX and the other
+            numpy, or a function contains traced values.
         ValueError: results have another shape or are not finite, the functions are not adjoint (the
-            message has both numbers), or norms differ from the norms of the atoms.
+            message shows both numbers), or norms differ from the norms of the atoms.
 
     Example:
         >>> import scipy.sparse.linalg
@@ -247,20 +249,20 @@ def _check_adjoint(
 
 
 def _is_traceable(product: Product, v: np.ndarray) -> bool:
-    """Whether JAX can run the product; if it fails on a traced vector, it runs on the host."""
+    """Whether JAX can trace the product; a product that cannot be traced runs on the host."""
     try:
         with jax.numpy_dtype_promotion("standard"):
             jax.eval_shape(product, v)
-    except Exception:  # of any library; a fault is raised again on the host
+    except Exception:  # any exception; a fault of the function is raised again on the host
         return False
     return True
 
 
 def _image(v: np.ndarray, *, product: Product, name: str, n: int, on_host: bool) -> np.ndarray:
-    """The product of a known vector, in float64.
+    """The product for a known vector, in float64.
 
     Raises:
-        TypeError, ValueError: as `from_functions`.
+        TypeError, ValueError: as in `from_functions`.
     """
     where = "from_functions"
     if on_host:
@@ -290,7 +292,7 @@ def _length(v: np.ndarray) -> float:
 
 
 def _norms(norms: ArrayLike, image: Product, d: int, dtype: np.dtype, rng: Any) -> Array:
-    """The given norms, after a comparison of three with the norms of the atoms."""
+    """The given norms, after a comparison of three of them with the norms of the atoms."""
     where = "from_functions"
     norms = checks.as_float(norms, "norms", where)
     if norms.shape != (d,):

@@ -42,23 +42,24 @@ class Masked(Structured):
 
     .. math:: \min_x \tfrac12 \|mask \odot (y - D x)\|^2 + lam \|x\|_1,
 
-    the LASSO of `Masked(D, mask)` and of the signal with zeros where entries are missing,
-    `jnp.where(mask, y, 0)`, also where y has NaN there. `synthesize(D, x)` then fills them in.
-    **A code is right only if the signal is 0 where the mask is.**
+    which is the LASSO of `Masked(D, mask)` and the signal `jnp.where(mask, y, 0)`. In this signal
+    missing entries are 0, even if they are NaN in y. `synthesize(D, x)` then fills in the missing
+    entries. **The code is right only if the signal is 0 wherever the mask is 0.**
 
-    Under `vmap` every signal has a mask of its own, and D is stored once:
+    Under `vmap` every signal can have its own mask, while D is stored once:
     `jax.vmap(lambda mask, y: ur.pursuit.lasso(Masked(D, mask), y, lam))(masks, Y)`.
 
     Args:
         D: (m, d), plain or structured.
         mask: (m,), True or 1 where an entry is known, False or 0 where it is missing. Other numbers
-            weigh the entries, as 1 / sigma does for noise that has another deviation sigma in each.
-            Of a `Complex` dictionary one number for each complex entry, of a `Joint` one for each
-            row of the signals, or their shape (m, g).
+            weight the entries: for noise whose standard deviation sigma differs from entry to
+            entry, pass 1 / sigma. For a `Complex` dictionary, pass one number per complex entry;
+            for a `Joint`, pass one number per row of the signals, or an array of the shape (m, g)
+            of the signals.
 
     Masked atoms are shorter than the atoms of D, and an atom that lies only in missing entries is
-    0. Functions that need unit atoms refuse masked atoms, by name; `normalize` gives unit atoms if
-    no atom is 0. The norms of masked atoms need the matrix of D.
+    0. Functions that need unit atoms raise ValueError for masked atoms; `normalize` gives unit
+    atoms if no atom is 0. Computing the norms of masked atoms requires the matrix of D.
 
     Raises:
         TypeError: the mask is complex or not numeric.
@@ -93,7 +94,7 @@ class Masked(Structured):
 
     @classmethod
     def _of(cls, base: Operator, mask: Array) -> "Masked":
-        """A Masked from checked parts, which may have the axis of a batch."""
+        """A `Masked` of checked arguments, which may have a batch axis."""
         self = object.__new__(cls)
         vars(self).update(base=base, mask=mask)
         return self
@@ -153,7 +154,7 @@ class Masked(Structured):
 
 
 def _flat(base: Operator, mask: Any, batch: int) -> Any:
-    """The mask with one number for each real entry of a signal, if it fits."""
+    """The mask with one number for each real entry of a signal, if the shape of the mask fits."""
     block = block_of(base)
     if block > 1 and mask.shape[batch:] == (base.shape[0] // block,):
         return jnp.repeat(mask, block, axis=batch)
@@ -162,11 +163,11 @@ def _flat(base: Operator, mask: Any, batch: int) -> Any:
 
 
 def known_entries(D: Operator, mask: Any, n: int, where: str) -> Any:
-    """Which entries of n flat signals are known, (m,) or (n, m), from bools in their form.
+    """Which entries of n flat signals are known, (m,) or (n, m), from bools in the signals' form.
 
     Raises:
-        TypeError: other numbers than bools.
-        ValueError: a mask of another shape.
+        TypeError: the mask has entries other than bools.
+        ValueError: the mask has another shape.
     """
     try:
         mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
@@ -187,16 +188,16 @@ def known_entries(D: Operator, mask: Any, n: int, where: str) -> Any:
 
 
 def known_part(D: Operator, Y: Any, known: Any) -> tuple[Operator, Any]:
-    """D of the known entries, of each signal where each has its own; and Y, 0 at all others."""
+    """D on the known entries, signal by signal if masks differ, and Y with 0 elsewhere."""
     if known is None:
         return D, Y
     return Masked._of(D, jnp.asarray(known, D.dtype)), jnp.where(known, Y, 0)
 
 
 def signal_axes(D: Any) -> Any:
-    """`in_axes` of D, or of a chain, for a `vmap` over signals: 0 where each has its own.
+    """`in_axes` of D, or of a chain, for `vmap` over signals: 0 if every signal has its own D.
 
-    A `Masked` with a mask for each signal stores its D once.
+    For a `Masked` with one mask per signal, `vmap` maps over the masks and D is stored once.
 
     Example:
         >>> from unrolled.dictionaries._masked import signal_axes
@@ -211,5 +212,5 @@ def signal_axes(D: Any) -> Any:
 
 
 def shared_part(D: Any) -> Any:
-    """What all signals share of a `Masked` with a mask for each: its D; anything else as it is."""
+    """The D that all signals share if D is a `Masked` with one mask per signal; otherwise D."""
     return D.base if isinstance(D, Masked) and D.mask.ndim == 2 and D.base.ndim == 2 else D

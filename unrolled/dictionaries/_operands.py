@@ -1,5 +1,5 @@
-"""Checks of dictionaries, chains and signals; and functions of a dictionary, computed here for a
-plain array, and by the methods of a structured dictionary.
+"""Checks of dictionaries, chains and signals, and functions of a dictionary. The functions compute
+their result here for a plain array, and call the methods of a structured dictionary.
 """
 
 from collections.abc import Callable, Iterable
@@ -32,9 +32,9 @@ __all__ = [
 ]
 
 
-# How far atoms may be off unit norm in theory: well above the rounding of float32.
+# The theory accepts atoms whose norms are this close to 1: well above the rounding of float32.
 _UNIT_TOLERANCE = 1e-4
-# An atom with more than this part of its norm outside of a span is not in the span.
+# An atom with more than this share of its norm outside a span is not in the span.
 _OUTSIDE = 0.1
 
 
@@ -43,7 +43,7 @@ def as_dictionary(D: Dictionary | ArrayLike, where: str, name: str = "D") -> Ope
 
     Args:
         D: a `Structured`, or an argument of `jnp.asarray`.
-        where: the name of the caller, which messages begin with.
+        where: the name of the caller, for messages.
         name: in messages.
 
     Raises:
@@ -71,7 +71,7 @@ def as_dictionary(D: Dictionary | ArrayLike, where: str, name: str = "D") -> Ope
         raise ValueError(
             f"{where}: {name} has shape {D.shape}; expected at least one row and one column"
         )
-    # Check D as given: inside of jit, an array made from a known array of numpy is traced.
+    # Check the given D: inside jit, an array made from a known numpy array is traced.
     checks.finite(raw if isinstance(raw, np.ndarray) else D, name, where)
     return D
 
@@ -80,8 +80,8 @@ def as_chain(Ds: Iterable[Dictionary], where: str) -> tuple[Operator, ...]:
     """The dictionaries of a chain in floating point, (d_{j-1}, d_j) each.
 
     Args:
-        Ds: the dictionaries, the dictionary of the signals first.
-        where: the name of the caller, which messages begin with.
+        Ds: the dictionaries; the first is the dictionary of the signals.
+        where: the name of the caller, for messages.
 
     Raises:
         TypeError: Ds is not a sequence, or `as_dictionary` refuses an entry.
@@ -122,10 +122,10 @@ def check_batch(D: Dictionary, Y: ArrayLike, X: ArrayLike | None, where: str) ->
         D: (m, d).
         Y: (batch, m), with at least one signal.
         X: (batch, d), or None.
-        where: the name of the caller, which messages begin with.
+        where: the name of the caller, for messages.
 
     Raises:
-        ValueError: the shapes differ from these, or the batch is empty.
+        ValueError: the shapes differ from the shapes above, or the batch is empty.
 
     Example:
         >>> ur.dictionaries.check_batch(np.ones((2, 3)), np.ones((5, 2)), np.ones((5, 3)), "caller")
@@ -151,7 +151,7 @@ def operands(
     Args:
         D: (m, d).
         y: (m,), one signal.
-        where: the name of the caller, which messages begin with.
+        where: the name of the caller, for messages.
         params: a tree of arrays that takes part in the common dtype.
 
     Raises:
@@ -196,7 +196,7 @@ def _hint(D: Dictionary, y: Array) -> str:
 def nonzero_atoms(norms: Array | np.ndarray, where: str) -> None:
     """Raise ValueError with a list of the zero atoms, if the norms are known.
 
-    An atom whose norm exceeds the range of the dtype raises, too.
+    The function also raises if a norm exceeds the range of the dtype.
 
     Example:
         >>> ur.dictionaries.nonzero_atoms(jnp.array([1.0, 0.0]), "caller")
@@ -215,14 +215,15 @@ def nonzero_atoms(norms: Array | np.ndarray, where: str) -> None:
 
 @checked
 def kept_atoms(atoms: Array, images: Array, where: str) -> Array:
-    """Whether a pseudo-inverse keeps each atom, (d,); ValueError if an atom is known to be cut.
+    """Which atoms a pseudo-inverse keeps, (d,); ValueError if an atom is known to be cut.
 
-    It cuts small singular values relative to the largest one, and so small atoms.
+    A pseudo-inverse cuts singular values that are small relative to the largest one. Hence a
+    pseudo-inverse cuts small atoms.
 
     Args:
         atoms: (m, d).
-        images: (m, d), the projections of the atoms onto the span that it keeps.
-        where: the name of the caller, which the message begins with.
+        images: (m, d), the projections of the atoms onto the span that the pseudo-inverse keeps.
+        where: the name of the caller, for messages.
 
     Example:
         >>> ur.dictionaries.kept_atoms(jnp.eye(2), jnp.diag(jnp.array([1.0, 0.0])), "f")
@@ -237,7 +238,7 @@ def kept_atoms(atoms: Array, images: Array, where: str) -> Array:
 
 @program()
 def _kept(atoms: Array, images: Array) -> Array:
-    size = jnp.max(jnp.abs(atoms), axis=0, keepdims=True)  # its square may be 0
+    size = jnp.max(jnp.abs(atoms), axis=0, keepdims=True)  # the square of a size may be 0
     return norm((atoms - images) / size, axis=0) <= _OUTSIDE * norm(atoms / size, axis=0)
 
 
@@ -248,7 +249,7 @@ def all_kept(kept: ArrayLike, dtype: DTypeLike, where: str) -> None:
     Args:
         kept: (d,), bool.
         dtype: the dtype in which the atoms were too small.
-        where: the name of the caller, which the message begins with.
+        where: the name of the caller, for messages.
 
     Example:
         >>> ur.dictionaries.all_kept(np.array([True, True]), np.float32, "caller")
@@ -269,7 +270,7 @@ def unit_atoms(D: Dictionary, where: str, tolerance: float = _UNIT_TOLERANCE) ->
         >>> ur.dictionaries.unit_atoms(ur.dictionaries.identity_hadamard(4), "caller")
     """
     dense = checks.is_concrete(D) and not isinstance(D, Structured)  # numpy compiles nothing
-    if dense:  # to the rounding of its dtype: half precision has three digits
+    if dense:  # within the rounding of the dtype: half precision has three digits
         norms = np.linalg.norm(np.asarray(D, np.float64), axis=0).astype(D.dtype)
     else:
         norms = column_norms(D)
@@ -280,7 +281,7 @@ def unit_atoms(D: Dictionary, where: str, tolerance: float = _UNIT_TOLERANCE) ->
 def unit_norms(
     D: Dictionary, norms: Array | np.ndarray, where: str, tolerance: float = _UNIT_TOLERANCE
 ) -> None:
-    """`unit_atoms` for known norms of the atoms.
+    """`unit_atoms` with given norms of the atoms.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(4)
@@ -300,7 +301,7 @@ def unit_norms(
 @checked
 @program()
 def normalized(D: Dictionary) -> tuple[Operator, Array]:
-    """`normalize`, but traceable: it does not check the norms, and a zero atom gives nan.
+    """A traceable `normalize`, which does not check the norms; a zero atom gives nan.
 
     Example:
         >>> D, norms = jax.jit(ur.dictionaries.normalized)(jnp.array([[3.0, 0.0], [4.0, 2.0]]))
@@ -365,9 +366,9 @@ def spread(D: Dictionary, theta: Array) -> Array: ...
 def spread(D: Dictionary, theta: ArrayLike) -> ArrayLike: ...
 @checked
 def spread(D: Dictionary | Any, theta: ArrayLike) -> ArrayLike:
-    """Thresholds for the codes of D: one per group of atoms becomes one per atom.
+    """Thresholds for the codes of D: the threshold of a group is repeated for all of its atoms.
 
-    The groups of a `Conv` are its filters; any other shape is returned unchanged.
+    The groups of a `Conv` are its filters. Thresholds of other shapes are returned unchanged.
 
     Example:
         >>> D = ur.dictionaries.Conv(jnp.ones((2, 1, 3)), 5)
@@ -379,7 +380,7 @@ def spread(D: Dictionary | Any, theta: ArrayLike) -> ArrayLike:
 
 @checked
 def block_of(D: Dictionary | Any) -> int:
-    """How many entries of a code of D are one part: 1 for an array.
+    """The number of entries in a part of a code of D; 1 if D is an array.
 
     Example:
         >>> ur.dictionaries.block_of(ur.dictionaries.Joint(jnp.eye(2), 3))
@@ -389,7 +390,7 @@ def block_of(D: Dictionary | Any) -> int:
 
 
 def in_parts(D: Dictionary | Any, d: int) -> str:
-    """The d entries of a code in words for a message, if they come in parts; else "".
+    """The parts of a code of d entries, in words for a message; "" if there are no parts.
 
     Example:
         >>> from unrolled.dictionaries import in_parts
@@ -419,11 +420,13 @@ def refuse_parts(D: Dictionary | Any, where: str, instead: str) -> None:
 def as_flat(
     D: Dictionary | Any, y: Any, batch: int = 0
 ) -> tuple[Any, Callable[[Array], Array] | None]:
-    """A signal or code of D, flattened, and how to show a flat code in its form; None if flat.
+    """A flattened signal or code of D, and a function that shows a flat code in the form of y.
+
+    The function is None if y is flat.
 
     Args:
         D: (m, d).
-        y: anything; unless it is another form of a signal or code of D, it is returned unchanged.
+        y: any value; other forms of a signal or code of D are flattened, all else stays unchanged.
         batch: the number of leading axes, for several signals.
 
     Example:
@@ -441,8 +444,8 @@ def flat_batch(D: Any, batch: Any) -> Any:
 
     Args:
         D: (m, d), or the dictionaries of a chain.
-        batch: signals with a leading axis, or a tuple of signals and codes; codes are None if they
-            are not known, and a tuple for a chain.
+        batch: signals with a leading axis, or a tuple of signals and codes; the codes are None if
+            they are unknown, and a tuple for a chain.
 
     Example:
         >>> D = ur.dictionaries.Joint(jnp.eye(2), 3)
@@ -465,7 +468,7 @@ def flat_batch(D: Any, batch: Any) -> Any:
 
 @checked
 def threshold_shapes(D: Dictionary) -> tuple[tuple[int, ...], ...]:
-    """Shapes that `spread` takes: one threshold for all atoms, one per atom, one per group.
+    """Shapes that `spread` accepts: one threshold for all atoms, one per atom, one per group.
 
     If codes come in parts, a part has one threshold, and atoms have no separate thresholds.
 
@@ -495,7 +498,7 @@ def entries(D: Dictionary) -> Array:
 def magnitudes(D: Dictionary) -> Operator:
     """|D|, entry by entry; for a product of factors, the product of their magnitudes.
 
-    For a `Composed`, `Sparse` or wrapped `Conv` the entries are then at least the entries of |D|.
+    For a `Composed`, `Sparse` or wrapped `Conv` the entries are at least the entries of |D|.
 
     Example:
         >>> ur.dictionaries.magnitudes(jnp.array([[1.0, -2.0]])).tolist()
@@ -506,9 +509,10 @@ def magnitudes(D: Dictionary) -> Operator:
 
 @checked
 def inner_terms(D: Dictionary) -> int:
-    """How many more terms the sums of D x and D'r have than d and m, as a matrix has.
+    """How many terms the sums of D x and D'r have in excess of the d and m terms of a matrix.
 
-    With `magnitudes` the terms bound the rounding of products, n eps of the magnitudes for n terms.
+    A product with n terms per sum has a rounding error of at most n eps times the same product of
+    `magnitudes`.
 
     Example:
         >>> D = ur.dictionaries.Composed(jnp.ones((2, 3)), jnp.ones((3, 4)))
@@ -520,7 +524,7 @@ def inner_terms(D: Dictionary) -> int:
 
 @checked
 def cuts_atoms(D: Dictionary) -> bool:
-    """Whether atoms of one group differ because a border cuts them.
+    """Whether a border cuts atoms, so that atoms of one group differ.
 
     Example:
         >>> filters = jnp.ones((2, 1, 3))
@@ -532,7 +536,7 @@ def cuts_atoms(D: Dictionary) -> bool:
 
 @checked
 def representatives(D: Dictionary) -> np.ndarray:
-    """Indices of atoms that stand for all: all d of them, or one per group.
+    """Indices of atoms that represent all atoms: all d atoms, or one per group.
 
     Example:
         >>> D = ur.dictionaries.Conv(jnp.ones((2, 1, 3)), 5, boundary="circular")
@@ -562,8 +566,9 @@ def replicate(D: Dictionary, W: Array) -> Operator:
 def inner_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:
     """w_i . d_j for representative rows i and all j, and the mask of i = j; (rows, d) each.
 
-    For matrices the rows are all atoms: d x d by nature. For two shift-invariant `Conv` of the same
-    geometry the rows are the corner atoms of every filter, which meet every relative shift.
+    For matrices the rows are all atoms, so the results are d x d. For two shift-invariant `Conv` of
+    the same geometry the rows are the corner atoms of every filter, which meet the other atoms
+    under every relative shift.
 
     Example:
         >>> D = jnp.array([[1.0, 0.6], [0.0, 0.8]])

@@ -1,4 +1,4 @@
-"""Dictionaries whose codes come in parts: complex dictionaries, and for many measurements."""
+"""Dictionaries whose codes come in parts: complex ones, and ones for several measurements."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ __all__ = ["Complex", "Joint", "from_pairs", "to_pairs"]
 def to_pairs(z: ArrayLike) -> Any:
     """Complex numbers, (..., n), as pairs (real, imaginary) of real numbers, (..., 2 n).
 
-    An array of numpy becomes an array of numpy.
+    If z is a numpy array, the result is a numpy array.
 
     Example:
         >>> ur.dictionaries.to_pairs(np.array([1 + 2j, 3j])).tolist()
@@ -56,7 +56,7 @@ def from_pairs(v: ArrayLike) -> Array:
 
     Raises:
         TypeError: the numbers are in half precision, which has no complex numbers.
-        ValueError: their number is odd.
+        ValueError: the number of real numbers is odd.
 
     Example:
         >>> ur.dictionaries.from_pairs(jnp.array([1.0, 2.0, 0.0, 3.0])).tolist()
@@ -80,17 +80,17 @@ def _from_pairs(v: Array) -> Array:
 class Complex(Structured):
     r"""A complex matrix A, (m, n), as a dictionary (2 m, 2 n) of real numbers.
 
-    Signals and codes are complex numbers as pairs of real numbers (`to_pairs`). A part of a code is
-    one complex number, and its size |x_i| is the modulus. So the LASSO is
+    Signals and codes hold complex numbers as pairs of real numbers (`to_pairs`). A part of a code
+    is one complex number, and the size of the part is the modulus |x_i|. Hence the LASSO is
 
     .. math:: \min_x \tfrac12 \|y - A x\|^2 + \sum_i lam_i |x_i|, \qquad x \in C^n,
 
-    and shrinkage keeps the phase. From a complex signal (m,) a layer or a pursuit computes a
-    complex code (n,); from pairs (2 m,) it computes pairs. Thresholds and penalties are one number,
-    or one per atom, (n,). `r @ D` is A^H r.
+    and shrinkage keeps the phase. For a complex signal (m,), a layer or a pursuit returns a complex
+    code (n,); for pairs (2 m,), it returns pairs. A threshold or a penalty is one number for all
+    atoms, or one number per atom, (n,). `r @ D` is A^H r.
 
     Args:
-        real, imag: (m, n) each; `Complex.of(A)` takes a complex A.
+        real, imag: (m, n) each; use `Complex.of(A)` for a complex A.
 
     Raises:
         ValueError: the shapes differ, or `as_dictionary` refuses a part.
@@ -120,7 +120,7 @@ class Complex(Structured):
 
     @classmethod
     def of(cls, A: ArrayLike) -> "Complex":
-        """The dictionary of a complex matrix A, (m, n); a real A has the imaginary part 0."""
+        """The dictionary of a complex matrix A, (m, n); the imaginary part of a real A is 0."""
         A = A if isinstance(A, jax.Array) else np.asarray(A)
         if not jnp.issubdtype(A.dtype, jnp.complexfloating):
             checks.as_float(A, "A", "Complex")  # raises with the reason
@@ -166,7 +166,7 @@ class Complex(Structured):
         return Complex._of(self.real * c, self.imag * c)
 
     def scale_parts(self, c: Array) -> "Complex":
-        """The atoms of part i times c_i, (n,)."""
+        """The dictionary with the atoms of part i multiplied by c_i, with c of shape (n,)."""
         return self.scale(c[None, :])
 
     def normalized(self) -> tuple["Complex", Array]:
@@ -213,15 +213,15 @@ class _Rows:
 class Joint(Structured):
     r"""D for g signals at once, whose codes are nonzero in the same entries: Y = D X.
 
-    As a dictionary it is the Kronecker product of D and I_g, (m g, d g). A part of a code is a row
-    of X, (d, g), and its size is the norm of the row. So the LASSO is
+    The dictionary is the Kronecker product of D and I_g, (m g, d g). A part of a code is a row of
+    X, (d, g), and the size of the part is the norm of the row. Hence the LASSO is
 
     .. math:: \min_X \tfrac12 \|Y - D X\|_F^2 + \sum_i lam_i \|X_i\|_2.
 
-    From signals Y, (m, g), a layer or a pursuit computes codes (d, g); from flat signals, (m g,),
-    it computes flat codes. If D is `Complex`, signals and codes are complex, and a part is a row of
-    g complex numbers. Thresholds and penalties are one number, or one per group of atoms of D (one
-    per atom if D has no groups).
+    For signals Y, (m, g), a layer or a pursuit returns codes (d, g); for flat signals, (m g,), it
+    returns flat codes. If D is `Complex`, signals and codes are complex, and a part is a row of g
+    complex numbers. A threshold or a penalty is one number for all atoms, or one number per group
+    of atoms of D (one per atom if D has no groups).
 
     Args:
         base: D, plain or structured, (m, d).
@@ -301,7 +301,7 @@ class Joint(Structured):
         return Joint._of(self.base * c, self.measurements)
 
     def scale_parts(self, c: Array) -> "Joint":
-        """The atoms of part i times c_i, (n,)."""
+        """The dictionary with the atoms of part i multiplied by c_i, with c of shape (n,)."""
         base = self.base
         base = base.scale_parts(c) if isinstance(base, Complex) else scale_columns(base, c)
         return Joint._of(base, self.measurements)
@@ -328,7 +328,7 @@ class Joint(Structured):
         return cuts_atoms(self.base)
 
     def view(self, y: Any, batch: int = 0) -> tuple[Any, Callable[[Array], Array]] | None:
-        """Signals (m, g), or codes (d, g), flattened, and the way back; None for other shapes."""
+        """Flattened signals (m, g) or codes (d, g), and the inverse map; None for other shapes."""
         shape, g = np.shape(y), self.measurements
         rows = [n // (2 if self._pairs else 1) for n in self.base.shape]
         if len(shape) != batch + 2 or shape[-1] != g or shape[-2] not in rows:

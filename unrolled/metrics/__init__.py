@@ -1,7 +1,7 @@
 """Scores of codes, features, images and masks; every function runs under jit.
 
-Two definitions of NMSE are in use and differ by many dB if a few signals fail: `nmse` is a ratio of
-sums, `mean_nmse` a mean of decibels. Report both, with `failure_rate`.
+Two definitions of NMSE are in use. They differ by many dB if a few signals fail: `nmse` is a ratio
+of sums, and `mean_nmse` is a mean of decibels. Report both, together with `failure_rate`.
 """
 
 from unrolled._base import offer as _offer

@@ -48,14 +48,14 @@ _RATIO = 60
 def energies(
     estimates: Array, X: Array, axis: int | None = None
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """The sums of (x^ - x)^2 and of x^2, each as (e, k) with the value e 2^(2 k)."""
+    """The sums of (x^ - x)^2 and of x^2, each as a pair (e, k) with the value e 2^(2 k)."""
     estimates, X = widened(estimates), widened(X)
     error, k = energy(estimates / 2 - X / 2, axis)  # a difference of halves cannot overflow
     return (error, k + 1), energy(X, axis)
 
 
 def decibels(above: tuple[Array, Array], below: tuple[Array, Array]) -> Array:
-    """10 log10 of a ratio of two such sums, also where the ratio is out of range."""
+    """10 log10 of the ratio of two sums from `energies`, even if the ratio is out of range."""
     (top, j), (bottom, k) = above, below
     within = jnp.clip(j - k, -_RATIO, _RATIO)
     ratio = ldexp(top / bottom, 2 * within)
@@ -69,7 +69,7 @@ def relative_error(estimates: Array, X: Array, axis: int | None = None) -> Array
 
 
 def complex_too(of: Callable[[Any], Any]) -> Callable[[F], F]:
-    """`checked`, for two complex arrays, too: `of` both, pairs with the same sum of squares."""
+    """`checked`, also for two complex arrays: `of` makes real pairs with equal sums of squares."""
 
     def decorate(function: F) -> F:
         door = checked(function)
@@ -93,7 +93,7 @@ def _is_complex(v: Any) -> bool:
 
 
 def same_shape(a: ArrayLike, b: ArrayLike, where: str) -> tuple[Array, Array]:
-    """Both arrays as floats of one dtype (bytes would wrap around), checked to have one shape."""
+    """Both arrays as floats of one dtype (bytes would wrap around); raise if the shapes differ."""
     if np.shape(a) != np.shape(b):
         raise ValueError(
             f"{where}: shapes {np.shape(a)} and {np.shape(b)} differ; expected equal ones"
@@ -134,7 +134,7 @@ def _psnr(estimate: Array, reference: Array, peak: ArrayLike) -> Array:
     return -decibels((mean, j), (times_power(top, -k) ** 2, k)).astype(estimate.dtype)
 
 
-# Decibels of an exact estimate, whose logarithm is -inf.
+# The decibels of an exact estimate, instead of -inf.
 _FLOOR = -300.0
 
 
@@ -184,10 +184,10 @@ def signal_nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
 
 @complex_too(to_pairs)
 def mean_nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
-    """The mean of `signal_nmse` over the signals, floored at -300 dB, as in Open-L2O.
+    """The mean of `signal_nmse` over the signals, each at least -300 dB, as in Open-L2O.
 
     Args:
-        estimates, X: (batch, d); the mean leaves zero codes out.
+        estimates, X: (batch, d); the mean omits zero codes.
 
     Returns:
         Decibels, (); nan if all codes are zero.
@@ -206,7 +206,7 @@ def mean_nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
 @program()
 def _mean_nmse(estimates: Array, X: Array) -> Array:
     nonzero, exact = jnp.any(X != 0, -1), ((estimates == X) & jnp.isfinite(X)).all(-1)
-    # Rows without a logarithm, or without a finite derivative, never reach the logarithm.
+    # Rows whose logarithm, or its derivative, would not be finite never reach the logarithm.
     usual = (nonzero & ~exact)[:, None]
     per_signal = relative_error(jnp.where(usual, estimates, 0), jnp.where(usual, X, 1), -1)
     per_signal = jnp.where(exact, jnp.asarray(_FLOOR, X.dtype), at_least(per_signal, _FLOOR))
@@ -247,10 +247,10 @@ def _failure_rate(estimates: Array, X: Array, most: ArrayLike) -> Array:
 
 
 class SupportScores(Result):
-    """How well a support is found, averaged over the signals for which a score is defined."""
+    """How well a support is found, averaged over the signals for which the score is defined."""
 
-    precision: Array  # () share of right entries among chosen ones; undefined if none is chosen
-    recall: Array  # () share of chosen entries among true ones; undefined if none is true
+    precision: Array  # () share of chosen entries that are right; undefined if no entry is chosen
+    recall: Array  # () share of true entries that are chosen; undefined if no entry is true
     false_positives: Array  # () number of wrong chosen entries per signal
 
 
@@ -260,7 +260,7 @@ def support_scores(estimates: ArrayLike, X: ArrayLike, tolerance: float = 0.0) -
 
     Args:
         estimates, X: (batch, d), both real or both complex.
-        tolerance: an entry of an estimate is chosen if its magnitude exceeds this.
+        tolerance: an entry of an estimate is chosen if its magnitude exceeds the tolerance.
 
     Returns:
         SupportScores; a score is nan if it is undefined for every signal, or if a code has a NaN.
@@ -295,7 +295,7 @@ def _support_scores(estimates: Array, X: Array, tolerance: ArrayLike) -> Support
 def kkt_violation(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> Array:
     """The largest violation of the optimality of x for the LASSO, in units of lam.
 
-    For r = y - D x, optimality is D' r = lam sign(x) on the support and abs(D' r) <= lam off it.
+    For r = y - D x, optimality means D' r = lam sign(x) on the support and abs(D' r) <= lam off it.
 
     Args:
         D: (m, d).
@@ -306,7 +306,8 @@ def kkt_violation(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> 
         The violation, (); 0 at a solution.
 
     Raises:
-        ValueError: y or x has the wrong shape, or lam is not a number, or known and not positive.
+        ValueError: y or x has the wrong shape, lam is not one number, or lam is known not to be
+            positive.
 
     Example:
         >>> D, y = jnp.eye(2), jnp.array([3.0, 0.5])
@@ -334,10 +335,10 @@ def _kkt_violation(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) ->
 
 
 class Sparsity(Result):
-    """Three measures in [0, 1], 1 for a zero sample, averaged over the samples."""
+    """Three measures of sparsity in [0, 1], averaged over the samples; 1 for a zero sample."""
 
     zeros: Array  # () share of the entries that are zero
-    below: Array  # () share of the entries below `fraction` of the largest in their sample
+    below: Array  # () share of the entries of at most `fraction` times the largest in their sample
     hoyer: Array  # () Hoyer's measure: 0 if all magnitudes are equal, 1 if one entry is nonzero
 
 
@@ -345,13 +346,14 @@ class Sparsity(Result):
 def sparsity(x: ArrayLike, fraction: ArrayLike = 0.01) -> Sparsity:
     r"""The sparsity of codes or features, per sample and averaged over the samples.
 
-    For a sample x with n entries: the share of entries with x_i = 0; the share with abs(x_i) <=
-    fraction max abs(x_j), which also judges activations such as ELU and Mish, whose outputs are
-    hardly ever zero; and Hoyer's measure
+    Let x be a sample with n entries. The field `zeros` is the share of entries with x_i = 0. The
+    field `below` is the share with abs(x_i) <= fraction max abs(x_j). This share also suits
+    activations such as ELU and Mish, whose outputs are hardly ever zero. The field `hoyer` is
+    Hoyer's measure
 
     .. math:: \frac{\sqrt n - \|x\|_1 / \|x\|_2}{\sqrt n - 1}.
 
-    A sample of zeros counts as 1 in all three.
+    For a sample of zeros all three measures are 1.
 
     Args:
         x: (N, ...), one sample for each index of the leading axis, with two entries or more.
@@ -365,7 +367,7 @@ def sparsity(x: ArrayLike, fraction: ArrayLike = 0.01) -> Sparsity:
         ValueError: x has another shape or no samples, or a known fraction is outside [0, 1].
 
     Source: Hoyer, "Non-negative matrix factorization with sparseness constraints", JMLR 2004. The
-    share below a fraction depends on the largest entry alone: one outlier makes a sample sparse.
+    field `below` depends on the largest entry alone: one outlier makes a sample sparse.
 
     Example:
         >>> x = jnp.array([[4.0, 0.0, 0.0, 0.0], [1.0, 1.0, -1.0, 1e-3]])

@@ -1,7 +1,7 @@
 r"""Scores of masks: two classes, the object and the background.
 
-TP and TN count the pixels of the object and of the background that are predicted right. FP counts
-pixels wrongly given to the object, FN counts pixels wrongly given to the background.
+TP and TN count the pixels of the object and of the background that are predicted correctly. FP
+counts pixels wrongly assigned to the object, FN counts pixels wrongly assigned to the background.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ _MOST_PIXELS = 2**31 - 1
 
 
 class _Confusion(NamedTuple):
-    """Counts of pixels, (n,) or (); nan where a mask has other values."""
+    """Counts of pixels, (n,) or (); nan if a mask has invalid values."""
 
     tp: Array
     tn: Array
@@ -35,25 +35,25 @@ class _Confusion(NamedTuple):
 def pixel_accuracy(
     predicted: ArrayLike, truth: ArrayLike, *, pooled: bool = False, empty: ArrayLike = jnp.nan
 ) -> Array:
-    """The share of pixels that are predicted right: (TP + TN) / (TP + TN + FP + FN).
+    """The share of pixels that are predicted correctly: (TP + TN) / (TP + TN + FP + FN).
 
     Args:
         predicted: (n, ...), n images: bool, 0 and 1, or probabilities in [0, 1]; a probability
             above 0.5 means the object.
         truth: masks of the same shape, bool or 0 and 1.
-        pooled: if True, one score over the pixels of all images.
+        pooled: if True, return one score over the pixels of all images.
         empty: the score of a class without pixels. The argument has no effect here; it exists for
             symmetry with `mean_iou`.
 
     Returns:
-        One score per image, (n,), or () if pooled; nan if a traced mask has other values.
+        One score per image, (n,), or () if pooled; nan if a traced mask has invalid values.
 
     Raises:
         TypeError: masks are complex or not numeric.
-        ValueError: shapes differ, lack axes after the axis of images or hold no pixel; known values
-            are neither a mask nor probabilities; there are 2^31 pixels or more.
+        ValueError: shapes differ, have no axis after the axis of images, or contain no pixel; known
+            values are neither a mask nor probabilities; there are 2^31 pixels or more.
 
-    The paper (Section 4) calls this score PA.
+    Li, Feng, Zhou (2024, Section 4) call this score PA.
 
     Example:
         >>> predicted, truth = jnp.array([[[1, 1], [0, 0]]]), jnp.array([[[1, 0], [0, 0]]])
@@ -73,18 +73,18 @@ def mean_class_precision(
 ) -> Array:
     """The mean precision of the two classes: (TP / (TP + FP) + TN / (TN + FN)) / 2.
 
-    The paper (Section 4) prints this score as mean pixel accuracy, mPA. `mean_class_accuracy` is
-    the usual quantity of that name.
+    Li, Feng, Zhou (2024, Section 4) print this score as mean pixel accuracy, mPA. The usual mean
+    pixel accuracy is `mean_class_accuracy`.
 
     Args:
         predicted, truth, pooled: see `pixel_accuracy`.
         empty: the precision of a class that is never predicted, which is 0/0.
 
     Returns:
-        One score per image, (n,), or () if pooled; nan if a traced mask has other values.
+        One score per image, (n,), or () if pooled; nan if a traced mask has invalid values.
 
     Raises:
-        TypeError, ValueError: as for `pixel_accuracy`.
+        TypeError, ValueError: as in `pixel_accuracy`.
 
     Example:
         >>> predicted, truth = jnp.array([[[1, 1], [0, 0]]]), jnp.array([[[1, 0], [0, 0]]])
@@ -102,17 +102,17 @@ def _mean_class_precision(n: _Confusion, empty: ArrayLike) -> Array:
 def mean_class_accuracy(
     predicted: ArrayLike, truth: ArrayLike, *, pooled: bool = False, empty: ArrayLike = jnp.nan
 ) -> Array:
-    """The mean accuracy of the two classes, their recall: (TP / (TP + FN) + TN / (TN + FP)) / 2.
+    """The mean accuracy (recall) of the two classes: (TP / (TP + FN) + TN / (TN + FP)) / 2.
 
     Args:
         predicted, truth, pooled: see `pixel_accuracy`.
         empty: the accuracy of a class without pixels in the truth, which is 0/0.
 
     Returns:
-        One score per image, (n,), or () if pooled; nan if a traced mask has other values.
+        One score per image, (n,), or () if pooled; nan if a traced mask has invalid values.
 
     Raises:
-        TypeError, ValueError: as for `pixel_accuracy`.
+        TypeError, ValueError: as in `pixel_accuracy`.
 
     Example:
         >>> predicted, truth = jnp.array([[[1, 1], [0, 0]]]), jnp.array([[[1, 0], [0, 0]]])
@@ -137,10 +137,10 @@ def mean_iou(
         empty: the ratio of a class that is neither predicted nor in the truth, which is 0/0.
 
     Returns:
-        One score per image, (n,), or () if pooled; nan if a traced mask has other values.
+        One score per image, (n,), or () if pooled; nan if a traced mask has invalid values.
 
     Raises:
-        TypeError, ValueError: as for `pixel_accuracy`.
+        TypeError, ValueError: as in `pixel_accuracy`.
 
     Example:
         >>> predicted, truth = jnp.array([[[1, 1], [0, 0]]]), jnp.array([[[1, 0], [0, 0]]])
@@ -195,7 +195,7 @@ def _mask(values: ArrayLike, name: str, soft: bool, where: str) -> Array:
 
 
 def _is_mask(values: Any, soft: bool) -> Any:
-    """Mark where a mask (soft if it may have probabilities) has a value that classifies a pixel."""
+    """Mark where a mask has valid values; probabilities are valid if the mask is soft."""
     return (values >= 0) & (values <= 1) if soft else (values == 0) | (values == 1)
 
 
@@ -220,5 +220,5 @@ def _of_masks(
 
 
 def _ratio(part: Array, whole: Array, empty: ArrayLike) -> Array:
-    """part / whole, or `empty` where the ratio is 0/0."""
+    """part / whole, or `empty` if the ratio is 0/0."""
     return jnp.where(whole == 0, jnp.asarray(empty, whole.dtype), part / jnp.maximum(whole, 1))

@@ -1,4 +1,4 @@
-"""Networks through dictionaries D_1 .. D_J: chains of layers, and blocks that are more than that.
+"""Networks with dictionaries D_1 .. D_J: chains of layers, and networks that are not chains.
 
 `dsc` runs layers one after the other. In `ml_lista` and `msd_csc` every step sweeps through all
 blocks. A block of `res_csc` starts from the code two blocks before it. `deconvolutional` penalises

@@ -40,22 +40,24 @@ __all__ = [
 
 
 class res_csc(Activated):
-    r"""Res-CSC: blocks of K steps of ISTA, each from the code two blocks before it.
+    r"""Res-CSC: blocks of K steps of ISTA; each block starts from the code two blocks before it.
 
     .. math:: x_j \leftarrow \mathrm{shrink}(x_j + \gamma_j D_j'(x_{j-1} - D_j x_j), \; \theta_j),
 
-    from x_j = x_{j-2} if x_{j-2} is a code of the same length, else from 0; x_0 = y. One step from
-    x_{j-2} is a skip connection around a residual branch,
+    from x_j = x_{j-2} if x_{j-2} is a code of the same length, and from x_j = 0 otherwise; x_0 = y.
+    One step from x_{j-2} is a skip connection around a residual branch,
 
     .. math:: x_j = \mathrm{shrink}(x_{j-2} + \gamma_j D_j'(x_{j-1} - D_j x_{j-2}), \; \theta_j).
 
-    The block of a ResNet is this step without D_j'D_j x_{j-2}. If no lengths match, the network is
-    a chain of layers `ista`. The more steps a block takes, the less its start matters.
+    The block of a ResNet is this step without the term D_j'D_j x_{j-2}. If no lengths match, the
+    network is a chain of `ista` layers. The more steps a block takes, the less its initial code
+    matters.
 
-    Params: for each block steps (gamma, theta), none shared. `init` sets gamma to 1 / L_j and theta
-    to lam / L_j with L_j = norm(D_j, 2)^2.
+    Params: each block has steps (gamma, theta) and no shared params. `init` sets gamma to 1 / L_j
+    and theta to lam / L_j with L_j = norm(D_j, 2)^2.
 
-    Reference: Zhang, Zhang (2021). Not claimed: the bounds of theory, which start from zero codes.
+    Reference: Zhang, Zhang (2021). Not claimed: the error bounds of `theory`, which assume zero
+    initial codes.
 
     Example:
         >>> network = ur.networks.res_csc(1, lam=0.02)
@@ -92,19 +94,20 @@ class msd_csc(Sweeping):
         \quad j = 1, \dots, J, \quad x_0 = y,
 
     where D_j'r = (r, F_j'r) and D_j (u, v) = u + F_j v. The first sweep, from zero codes, is a
-    network with dense connections: x_j = shrink(gamma_j (x_{j-1}, F_j'x_{j-1}), theta_j). If
-    dilations differ from layer to layer, they mix scales; `mixed_scale` makes such dictionaries.
+    network with dense connections: x_j = shrink(gamma_j (x_{j-1}, F_j'x_{j-1}), theta_j). Dilations
+    that differ from layer to layer mix scales; `mixed_scale` makes dictionaries with such
+    dilations.
 
-    Params: for each block steps (gamma, theta), none shared. `init` sets gamma_j = 1 / (1 +
+    Params: each block has steps (gamma, theta) and no shared params. `init` sets gamma_j = 1 / (1 +
     norm(F_j)^2), the largest safe step since norm(D_j)^2 = 1 + norm(F_j)^2, and theta_j = lam
-    gamma_1 ... gamma_j: the steps of `pursuit.ml_ista`.
+    gamma_1 ... gamma_j. With these values the steps are the steps of `pursuit.ml_ista`.
 
     Raises:
         TypeError: a dictionary is not a `dictionaries.WithIdentity`.
         ValueError: shapes do not fit.
 
-    Reference: Zhang, Zhang (2021). Not claimed: a rate (as for ML-ISTA), or that trained step sizes
-    stay below 1 / (1 + norm(F_j)^2).
+    Reference: Zhang, Zhang (2021). Not claimed: a convergence rate, which ML-ISTA lacks too, or
+    that trained step sizes stay below 1 / (1 + norm(F_j)^2).
 
     Example:
         >>> Ds = ur.networks.mixed_scale(0, 16, growth=2, depth=3, dilations=(1, 2))
@@ -137,7 +140,7 @@ class msd_csc(Sweeping):
 
 
 def _mixed(network: msd_csc, Ds: Dictionaries) -> Dictionaries:
-    """The dictionaries; raise TypeError unless all are [I, F]."""
+    """Return the dictionaries; raise TypeError unless all are [I, F]."""
     for j, D in enumerate(Ds, start=1):
         if not isinstance(D, WithIdentity):
             raise TypeError(
@@ -161,8 +164,8 @@ def mixed_scale(
 ) -> tuple[WithIdentity, ...]:
     """Dictionaries [I, F_j] for `msd_csc`, with Gaussian filters of norm 1.
 
-    F_j has `growth` filters of all channels + (j - 1) growth channels before it. Its dilation is
-    the j-th of the cycle `dilations`.
+    Each of the `growth` filters of F_j has `channels` + (j - 1) `growth` input channels. The
+    dilation of F_j is the j-th entry of the cycle `dilations`.
 
     Args:
         key: a key or a seed.
@@ -228,18 +231,18 @@ class deconvolutional(Unfolded):
 
     .. math:: x_j \approx \arg\min_x \|x_{j-1} - D_j x\|^2 / 2 + lam \sum_i |x_i|^p, \quad x_0 = y,
 
-    by the steps of `pursuit.half_quadratic`, from zero codes, with beta growing from step to step.
-    The paper solves these problems for every image; here K is fixed, so that params can be trained.
-    Pass the dictionaries of `learn_deconvolution`, or any dictionaries that chain.
+    with x_j computed by the steps of `pursuit.half_quadratic` from zero codes; beta grows from step
+    to step. The paper solves these problems for every image; here K is fixed, so that params can be
+    trained. Pass the dictionaries of `learn_deconvolution`, or any dictionaries that form a chain.
 
-    Params: for each block steps (beta, theta), none shared. `init` sets beta from norm(D_j)^2 / 10
-    to 100 norm(D_j)^2, geometrically, and theta = lam / beta.
+    Params: each block has steps (beta, theta) and no shared params. `init` sets beta to a geometric
+    sequence from norm(D_j)^2 / 10 to 100 norm(D_j)^2, and theta to lam / beta.
 
     Raises:
         ValueError: p is outside (0, 1]; when called, shapes do not fit.
 
     Reference: Zeiler, Krishnan, Taylor, Fergus (2010), who put lambda on the data term: lam is 1 /
-    lambda. Not claimed: that a layer reaches any accuracy, see `pursuit.half_quadratic`.
+    lambda. Not claimed: that a layer reaches any accuracy; see `pursuit.half_quadratic`.
 
     Example:
         >>> network = ur.networks.deconvolutional(8, lam=0.02, p=0.8)
@@ -273,7 +276,7 @@ class Deconvolution(Result):
 
     params: Params  # params of the network
     Ds: tuple[Conv, ...]  # the learned dictionaries
-    objective: np.ndarray  # (J, sweeps), the mean over the images, after each step of the codes
+    objective: np.ndarray  # (J, sweeps), the mean over the images after finding the codes
 
 
 @checked
@@ -289,8 +292,8 @@ def learn_deconvolution(
 ) -> Deconvolution:
     r"""Learn the filters of a deconvolutional network greedily, the first layer first.
 
-    A layer learns from the maps of the layers before it, which then stay. Each of `sweeps` sweeps
-    finds the codes with the filters fixed; then conjugate gradients on
+    A layer learns from the maps of the layers before it, whose filters then stay fixed. Each of the
+    `sweeps` sweeps first finds the codes with the filters fixed. Then conjugate gradients on
 
     .. math:: \sum_n \|y_n - D x_n\|^2 / 2
 
@@ -298,26 +301,26 @@ def learn_deconvolution(
     circular, so that maps are as large as the image.
 
     Args:
-        key: draws the first filters.
-        network: the network to learn for; its K, lam and p are used.
+        key: a key or a seed for the initial filters.
+        network: the network whose filters are learned, with its K, lam and p.
         images: (n, channels, *signal_shape).
-        banks: (filters, side) for every layer.
+        banks: (number of filters, side) for every layer.
         sweeps: number of sweeps for every layer.
         filter_steps: number of conjugate-gradient steps in a sweep.
-        masks: for every layer an array (filters, maps before) of 0 and 1 that says which filter
-            reads which map, or None for all.
+        masks: for every layer, an array (filters, maps before) of 0 and 1 that says which filter
+            reads which map, or None if every filter reads every map.
 
     Returns:
-        Deconvolution. The objective may rise in a sweep, because the codes start anew and the norm
-        of the filters is fixed.
+        Deconvolution. The objective may rise in a sweep, because each sweep starts from zero codes
+            and the norm of the filters is fixed.
 
     Raises:
-        TypeError: network is of another kind, or a size is not an integer.
+        TypeError: network is not a `deconvolutional`, or a size is not an integer.
         ValueError: images have another shape, filters are longer than the image, there are no
             banks, masks have another number or shape, or a filter reads no map.
 
-    Reference: Zeiler, Krishnan, Taylor, Fergus (2010). Their maps are larger than the image by the
-    side of a filter less one; we use a circular boundary instead.
+    Reference: Zeiler, Krishnan, Taylor, Fergus (2010). In the paper, maps are larger than the image
+    by the side of a filter minus 1; here the boundary is circular instead.
 
     Example:
         >>> images = jax.random.normal(jax.random.key(1), (3, 1, 6, 6))
@@ -386,7 +389,7 @@ def _betas_of(D: Dictionary, lam: float, depth: int) -> tuple[Unrolled, Array]:
 
 @partial(jax.jit, static_argnums=0)
 def _code(network: deconvolutional, D: Conv, Y: Array) -> tuple[Array, Array]:
-    """The codes of all signals, and the mean of their objective."""
+    """The codes of all signals, and the mean objective of the signals."""
     params = network.init(None, (D,))
     X = jax.vmap(lambda y: network.unfold(params, (D,), y)[0][0])(Y)
     misfit = jnp.sum((Y - jax.vmap(lambda x: D @ x)(X)) ** 2) / 2
@@ -395,7 +398,7 @@ def _code(network: deconvolutional, D: Conv, Y: Array) -> tuple[Array, Array]:
 
 @partial(jax.jit, static_argnums=4)
 def _improved(D: Conv, X: Array, Y: Array, mask: ArrayLike, steps: int) -> Conv:
-    """D after steps towards the least-squares filters for given codes, scaled to norm 1."""
+    """D after `steps` steps towards the least-squares filters for given codes, scaled to norm 1."""
     mask = jnp.asarray(mask, Y.dtype)
 
     def synthesize(filters: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Networks, records that map a signal to the codes of J blocks; chains; judgements of codes.
+"""Networks, which map a signal to the codes of J blocks, and checks against zero codes.
 
 Deep sparse coding (DSC) is a chain: each layer runs on the code of the layer before.
 """
@@ -42,7 +42,7 @@ from unrolled.pursuit import State, lipschitz, sweep
 __all__ = ["Analysis", "NETWORKS", "Network", "dsc", "ml_lista"]
 
 
-# The networks by name; files of weights look networks up here.
+# The networks by name; files with weights refer to a network by this name.
 NETWORKS: dict[str, type["Network"]] = {}
 
 Dictionaries = Sequence[Dictionary]
@@ -51,10 +51,10 @@ Codes = tuple[Array, ...]
 
 
 class Network(Interned):
-    """Codes of J dictionaries: a frozen record of options whose methods are pure functions.
+    """A map from a signal to the codes of J dictionaries: a frozen record with pure methods.
 
     A subclass defines `layers`, `depth`, `forms`, `init`, `check` and `run`. If the name of a
-    subclass has no leading underscore, the subclass joins `NETWORKS`, as for families of layers.
+    subclass has no leading underscore, the subclass joins `NETWORKS`, as layers join `FAMILIES`.
 
     Attributes:
         layers: the layers of a chain, or () if the blocks do not run one after the other.
@@ -90,19 +90,19 @@ class Network(Interned):
         raise NotImplementedError
 
     def weights(self, j: int) -> Callable[..., Acting] | None:
-        """The `weights` of block j, as in `Layer`; None for a block without them."""
+        """The `weights` of block j, as in `Layer`; None for a block without weights."""
         return None
 
     def init(self, key: Key | None, Ds: Dictionaries) -> Params:
-        """The usual initial params, a tuple with the params of every block."""
+        """The usual initial params, a tuple with one entry per block."""
         raise NotImplementedError
 
     def check(self, params: Params, Ds: Dictionaries) -> None:
-        """Raise unless `params` belong to this network and fit the Ds, as `Layer.check`."""
+        """Raise unless `params` belong to this network and fit the Ds, as in `Layer.check`."""
         raise NotImplementedError
 
     def run(self, params: Params, Ds: Dictionaries, y: ArrayLike) -> tuple[Codes, Codes]:
-        """The code of every block, (d_j,), and the codes after each of its steps, (K_j, d_j)."""
+        """The last code of every block, (d_j,), and its codes after every step, (K_j, d_j)."""
         raise NotImplementedError
 
     def apply(self, params: Params, Ds: Dictionaries, y: ArrayLike) -> Codes:
@@ -115,7 +115,7 @@ class Network(Interned):
 
 
 def where(network: Network) -> str:
-    """The name with which messages of a network begin."""
+    """The name of a network at the beginning of messages."""
     return f"networks.{network.family}"
 
 
@@ -207,7 +207,7 @@ class dsc(Network):
 
 
 class Unfolded(Network, layers.Looped):
-    """J blocks of K steps each that do not form a chain of layers starting from zero codes.
+    """J blocks of K steps each that are not a chain of layers with zero initial codes.
 
     A subclass defines `forms`, `init` and `unfold`. If steps run through all blocks at once,
     subclass `Sweeping` instead.
@@ -219,7 +219,7 @@ class Unfolded(Network, layers.Looped):
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """None: the blocks do not run one after the other from zero."""
+        """No layers: the blocks do not run one after the other from zero codes."""
         return ()
 
     def unfold(self, params: Params, Ds: Dictionaries, y: Array) -> tuple[Codes, Codes]:
@@ -232,7 +232,7 @@ class Unfolded(Network, layers.Looped):
         return tuple(codes[1:]), tuple(paths)
 
     def begin(self, codes: list[Array], D: Dictionary) -> Array:
-        """The code from which a block starts, given y and the codes of the blocks before it."""
+        """The initial code of a block, given y and the codes of the blocks before it."""
         return jnp.zeros(D.shape[1], codes[0].dtype)
 
     def check(self, params, Ds):
@@ -248,7 +248,7 @@ class Unfolded(Network, layers.Looped):
         return _run(self, params, Ds, y)
 
     def start_of(self, D: Dictionary, lam: Any) -> tuple[Array, Array, StepAndThreshold]:
-        """gamma = 1 / L and theta = lam / L, with L = norm(D, 2)^2, and K steps of them."""
+        """gamma = 1 / L, theta = lam / L with L = norm(D, 2)^2, and K steps with these values."""
         start, usable = _steps_of(D, lam, self.depth)
         if not checks.may_hold(usable):
             lipschitz(D, where(self))  # which raises with the reason
@@ -291,12 +291,12 @@ class Blocks(NamedTuple):
 
 
 class Sweeping(Activated):
-    """J blocks whose codes K sweeps down and up find together, the first from zero codes."""
+    """J blocks whose codes are found together by K sweeps down and up from zero codes."""
 
     def update(
         self, shared: Any, p: Any, D: Dictionary, before: Array, x: Array, Dx: Array
     ) -> Array:
-        """The next code of a block, from the code before it, its own code, and D times it."""
+        """The next code of a block, from the code of the block before, the old code x, and D x."""
         raise NotImplementedError
 
     def step(self, shared, p, Ds, y, state):
@@ -314,7 +314,7 @@ class Sweeping(Activated):
 
 
 def _together(params: Params) -> Unrolled:
-    """The params of all blocks as params of one loop, stacked if every block's are stacked."""
+    """The params of all blocks as params of one loop, stacked if all are stacked."""
     steps = [p.steps for p in params]
     shared = tuple(p.shared for p in params)
     if not any(type(s) is tuple for s in steps):
@@ -326,7 +326,7 @@ def _together(params: Params) -> Unrolled:
 class Analysis(NamedTuple):
     """The matrix that all steps of an ML-LISTA block share."""
 
-    B: layers.Matrix  # (d_{j-1}, d_j), applied to the code before as B'x
+    B: layers.Matrix  # (d_{j-1}, d_j); B' multiplies the code of the block before
 
 
 exportable(Analysis)
@@ -340,15 +340,15 @@ class ml_lista(Sweeping):
         x_j &\leftarrow \mathrm{shrink}(x_j - \gamma_j D_j' D_j x_j + B_j' x_{j-1}, \; \theta_j),
         \quad j = 1, \dots, J, \quad x_0 = y,
 
-    where the first line goes down from the deepest code, and the second line goes up from the code
+    where the first line goes down from the deepest code, and the second line goes up with the codes
     just found.
 
-    Params: for each block shared B, which is learned, and steps (gamma, theta). `init` gives
-    ML-ISTA: B_j = D_j / L_j, gamma_j = 1 / L_j and theta_j = lam / (L_1 ... L_j), with L_j =
-    norm(D_j, 2)^2, the steps of `pursuit.ml_ista`; J = 1 is ISTA.
+    Params: each block has a shared, learned B and steps (gamma, theta). `init` gives the steps of
+    `pursuit.ml_ista`: B_j = D_j / L_j, gamma_j = 1 / L_j and theta_j = lam / (L_1 ... L_j), with
+    L_j = norm(D_j, 2)^2. For J = 1 these are the steps of ISTA.
 
-    Reference: Sulam, Aberdam, Beck, Elad (2020), section 5. Not claimed: a rate; the fixed point of
-    ML-ISTA is only near the optimum of its objective.
+    Reference: Sulam, Aberdam, Beck, Elad (2020), section 5. Not claimed: a convergence rate; the
+    fixed point of ML-ISTA is only near the optimum of its objective.
 
     Example:
         >>> network = ur.networks.ml_lista(8, lam=0.02)
@@ -378,14 +378,14 @@ class ml_lista(Sweeping):
 
 
 def _acting(shared: Analysis, p: StepAndThreshold, D: Dictionary) -> Acting:
-    """B and I - gamma D'D, which a step applies to the code before and to its own code."""
+    """B, applied to the code of the block before, and I - gamma D'D, applied to its own code."""
     A, gamma = dense(D), jnp.reshape(p.gamma, (-1, 1))
     return Acting(shared.B, S=jnp.eye(A.shape[1], dtype=A.dtype) - gamma * (A.T @ A))
 
 
 # One rule everywhere: codes are compared with zero codes, and with ISTA of the same depth.
 
-# Two programs add the losses of a batch in different orders.
+# Two compiled programs may add the losses of a batch in different orders.
 ROUNDING = 1e-5
 
 
@@ -404,13 +404,13 @@ def exceeds(loss: float, other: float) -> bool:
 def worse_than_zero(
     codes: str, measure: str, loss: Any, zero: Any, ista: Any = np.nan, unit: str = ""
 ) -> str:
-    """The sentence of the rule.
+    """A sentence that codes are worse than zero codes, with the numbers.
 
     Args:
         codes: the codes as subject, with a verb.
-        measure: the name of the numbers.
+        measure: what the numbers measure, such as "loss" or "NMSE".
         loss, zero, ista: values for the codes, for zero codes, for ISTA of the same depth; NaN if
-        unknown.
+            unknown.
         unit: unit of the numbers.
 
     Example:
@@ -422,9 +422,9 @@ def worse_than_zero(
 
 
 def worse(codes: str, measure: str, loss: Any, zero: Any, ista: Any = np.nan) -> str:
-    """The sentence of the rule if codes exceed zero codes, or else ISTA; "" if they exceed neither.
+    """A sentence that codes are worse than zero codes, or else than ISTA; "" if neither holds.
 
-    The arguments are the arguments of `worse_than_zero`.
+    The function takes the arguments of `worse_than_zero`.
 
     Example:
         >>> from unrolled.networks import worse
@@ -455,11 +455,11 @@ def codes_of_ista(D: Dictionary, lam: Any, depth: int, Y: Array, where: str) -> 
 
 
 def loss_of(loss: Any, X: Any, where: str) -> Callable[..., Array] | None:
-    """Check the loss of codes whose true codes are X; return None if only X judges them.
+    """Check the loss of codes; if X is known, None stands for the error of the codes.
 
     Raises:
         TypeError: the loss is not a function.
-        ValueError: there are neither codes nor a loss.
+        ValueError: X and the loss are both None.
     """
     if loss is None and X is None:
         raise ValueError(
@@ -475,7 +475,7 @@ def loss_of(loss: Any, X: Any, where: str) -> Callable[..., Array] | None:
 
 
 def lam_of(loss: Any, model: Any) -> float | None:
-    """The lam of a loss, else of a layer; None if neither has a lam."""
+    """The lam of a loss, or else of a layer; None if neither has a lam."""
     lams = (getattr(part, "lam", None) for part in (loss, model))
     lam = next((lam for lam in lams if lam is not None), None)
     return None if lam is None or np.ndim(lam) or not checks.is_concrete(lam) else float(lam)

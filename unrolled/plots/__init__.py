@@ -1,8 +1,8 @@
-"""Figures from arrays; matplotlib is imported when one is drawn.
+"""Figures from arrays; matplotlib is imported when the first figure is drawn.
 
-No two curves of a figure share colour, dashes and marker, and a method has the same look in every
-figure. A figure marks values outside the axes at the border and names them below the border, and
-does the same with NaN and infinities.
+Any two curves of a figure differ in colour, dashes or marker, and a method has the same look in
+every figure. A figure marks values outside the axes at the border, and names the curves with such
+values below the border. Curves with NaN are named there, too.
 """
 
 from unrolled._base import offer as _offer

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-# Safe for the colour-blind (Okabe and Ito; Tol).
+# Colours for readers with and without colour blindness (Okabe and Ito; Tol).
 COLOURS = (
     "#0072B2",
     "#D55E00",
@@ -46,7 +46,7 @@ COLOURS = (
 )
 # Settings of matplotlib for every figure of the library, the notebooks and the benchmarks.
 STYLE: Any = {
-    "font.size": 11,  # 13 pixels if a panel of 5.2 inches has 740
+    "font.size": 11,
     "axes.titlesize": 12,
     "axes.labelcolor": "#404040",
     "axes.edgecolor": "#808080",
@@ -60,12 +60,13 @@ STYLE: Any = {
 }
 _DASHES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
-# All pairs of dashes and markers, such that neighbours differ in both.
+# All pairs of dashes and markers, ordered so that neighbours differ in both.
 _PAIRS = tuple((_DASHES[(i + i // 12) % 4], _MARKERS[i % 12]) for i in range(48))
 # The dashes of a variant, and the index of its marker among the four markers of the family.
 _VARIANTS = {"": ("-", 0), "analytic": (":", 1), "calibrated": ("--", 2), "learned": ("-", 3)}
-# These families look the same in every figure. The first twelve have a separate colour. The others
-# share the colour of the family twelve places before, and have four other markers.
+# These families look the same in every figure. The first twelve families have separate colours.
+# Each other family shares the colour of the family twelve places before it, and has four other
+# markers.
 _FAMILIES = (
     *("ista", "fista", "lista_cp", "alista", "alista_ss", "lista", "lista_cpss", "na_alista"),
     *("hyperlista", "lamp_bg", "lamp", "lfista", "lista_ss", "tilista", "step_lista", "glista"),
@@ -78,20 +79,20 @@ _Look = tuple[str, str, str]  # colour, dashes, marker
 
 @checked
 def styles(names: Iterable[str]) -> dict[str, dict]:
-    """Line styles by name, "family, variant": no two names share colour, dashes and marker.
+    """Line styles by name, "family, variant": names differ in colour, dashes or marker.
 
     The family sets the colour; the variant ("analytic", "calibrated", "learned" or none) sets
     dashes and marker. For families of the library these variants look the same in every figure;
-    other families take the remaining colours, in their order.
+    other families take the remaining colours, in the order of `names`.
 
     Args:
         names: names of the curves of a figure.
 
     Returns:
-        Options of `plot` of matplotlib, by name.
+        Options of the matplotlib function `plot`, by name.
 
     Raises:
-        ValueError: there are more names than looks, 576.
+        ValueError: there are more than 576 names, the number of looks.
 
     Example:
         >>> looks = ur.plots.styles(["lista", "alista", "alista, analytic"])
@@ -125,7 +126,7 @@ def _family(name: str) -> str:
 
 
 def _variant(name: str) -> str:
-    """One of `_VARIANTS`, or another word."""
+    """The variant in a name: one of `_VARIANTS`, or another word."""
     last = name.split(",")[-1].strip().lower()
     return last if "," in name or last in _VARIANTS else ""
 
@@ -192,7 +193,7 @@ def figure(
 
 
 def _as_png(fig: "Figure") -> bytes:
-    """A figure as a PNG file, with two pixels for each of a screen."""
+    """A figure as a PNG file, with two pixels per pixel of the screen in each direction."""
     with io.BytesIO() as file:
         fig.savefig(file, format="png", dpi=144)
         return file.getvalue()
@@ -210,16 +211,16 @@ def curves(
     top: float | None = None,
     bottom: float | None = None,
 ) -> None:
-    """Draw one line per name over the steps 1, 2, ...; `name_lines` or the caller labels them.
+    """Draw one line per name over the steps 1, 2, ...; `name_lines` or the caller labels the lines.
 
     Each line has markers at different steps, so that lines that coincide are visible. Values
-    outside the axes are marked at the border and named below the border.
+    outside the axes are marked at the border, and their lines are named below the border.
 
     Args:
         panel: the matplotlib axes to draw on.
         lines: values (K,) by name.
         title, ylabel: texts of the panel.
-        log: whether the axis of the values is logarithmic.
+        log: whether the vertical axis is logarithmic.
         looks: line styles by name, the same for all panels of a figure; None calls `styles`.
         top: the largest value to draw, if at least one line stays below.
         bottom: the smallest value to draw, if a line ends above it.
@@ -236,7 +237,7 @@ def curves(
     colours = {}
     for i, (name, line) in enumerate(values.items()):
         shown, steps = drawable(line, log), np.arange(1, len(line) + 1)
-        # A point between gaps shows only by its marker.
+        # A point between two gaps is visible only by its marker.
         marked = (0, 1) if np.isnan(shown).any() else marked_steps(i, len(line))
         (drawn,) = panel.plot(steps, shown, label=name, markevery=marked, **looks.get(name, {}))
         colours[name] = drawn.get_color()
@@ -254,7 +255,7 @@ def curves(
 
 
 def whole_steps(panel: "Axes") -> None:
-    """A horizontal axis from 0 with whole numbers, such as 0, 4, 8."""
+    """Give a panel a horizontal axis from 0 with ticks at whole numbers, such as 0, 4, 8."""
     from matplotlib.ticker import MaxNLocator
 
     panel.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 4, 5, 10], integer=True))
@@ -263,7 +264,7 @@ def whole_steps(panel: "Axes") -> None:
 
 @checked
 def name_lines(panel: "Axes") -> None:
-    """Label up to six lines of a panel at their ends, more lines in a legend.
+    """Label at most six lines of a panel at their ends, or more lines in a legend.
 
     Example:
         >>> fig, panels = ur.plots.figure(1, 1)
@@ -305,7 +306,7 @@ def tidy(panel: "Axes", **labels: str) -> None:
 
 
 def drawable(values: ArrayLike, log: bool) -> np.ndarray:
-    """The values, nan where an axis cannot show them: infinite, or not positive on a log axis."""
+    """The values, with nan for values that are infinite, or not positive on a log axis."""
     values = np.asarray(values, float)
     return np.where(np.isfinite(values) & ((values > 0) | (not log)), values, np.nan)
 
@@ -327,7 +328,7 @@ def mark_outside(
     colours: dict[str, Any],
     log: bool,
 ) -> None:
-    """Mark values (x, y) beyond the limits of the panel at its border, and name them below it."""
+    """Mark points (x, y) above and below the panel at its border, and name their lines below it."""
     low, high = _widened(panel)
     beyond: dict[str, list[str]] = {"\u25b2 above the axis": [], "\u25bc below the axis": []}
     missing = []
@@ -346,7 +347,7 @@ def mark_outside(
 
 
 def _widened(panel: "Axes") -> tuple[float, float]:
-    """The vertical limits, at least a hundredth of their size apart: rounding is not a change."""
+    """Widen the vertical limits to 1 % of their size, so that rounding is not visible."""
     low, high = panel.get_ylim()
     lacking = _LEAST_SPAN * max(abs(low), abs(high)) - (high - low)
     if lacking > 0:
@@ -378,7 +379,7 @@ def bound(
     """
     fig, panels = figure(1, 1, width=6.4, height=4.2)
     panel = panels[0, 0]
-    # Plain names, so that all differ in colour or marker: dashes distinguish bounds from errors.
+    # Plain names give looks that differ in colour or marker; dashes distinguish bounds from errors.
     looks = dict(zip(lines, styles(f"line {i}" for i in range(len(lines))).values()))
     drawn: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     colours = {}
@@ -412,7 +413,7 @@ _WATCHED = {
     "off_diagonal": ("Rms of w_i . d_j, with w_i . d_i scaled to 1", "rms of w_i . d_j"),
     "mismatch": ("Coupling of S and W", "|S - (I - W'D)| / |S|"),
 }
-# The largest values that a comparison draws: a method that diverges must not flatten the rest.
+# The largest values that a comparison draws: a method that diverges must not flatten other lines.
 _MOST_DECIBELS, _MOST_GAP, _MOST_COHERENCE = 20.0, 1e3, 2.0
 _LEAST_DECIBELS = -120.0  # smaller values are rounding errors
 _MOST_THRESHOLD = 1e3  # medians
@@ -428,7 +429,6 @@ def comparison(result: Any, *, codes: str = "true codes", note: str = "") -> "Fi
     Args:
         codes: the meaning of the codes X, for the titles.
         note: a remark for the reader, written below the panels.
-        note: what a reader should know, written below the panels.
 
     Example:
         >>> D, layer = ur.dictionaries.identity_hadamard(4), ur.layers.ista(3)
@@ -450,7 +450,7 @@ def comparison(result: Any, *, codes: str = "true codes", note: str = "") -> "Fi
 
 @checked
 def chain(result: Any, *, codes: str = "true codes", note: str = "") -> "Figure":
-    """The figure of a `compare.ChainComparison`: the panels of `comparison`, a column per layer.
+    """The figure of a `compare.ChainComparison`: `comparison` with one column per layer.
 
     Example:
         >>> Ds, network = [jnp.eye(4)] * 2, ur.dsc([ur.layers.ista(3), ur.layers.ista(2)])
@@ -478,7 +478,7 @@ def _draw_panels(panels: np.ndarray, result: Any, codes: str) -> None:
     def draw(panel, lines, title, ylabel, **limits):
         curves(panel, lines, title=title, ylabel=ylabel, looks=looks, **limits)
 
-    # The shade first, because the limits of the axis must contain it.
+    # The shade is drawn first, because the limits of the axis must contain it.
     for name, v in c.items():
         low, _, high = (drawable(q, False) for q in v.quantiles.T)
         steps, colour = np.arange(1, len(v.nmse) + 1), looks[name]["color"]
@@ -510,7 +510,7 @@ def _draw_panels(panels: np.ndarray, result: Any, codes: str) -> None:
 
 
 def _medians(panels: np.ndarray, result: Any) -> None:
-    """Median errors, the predictions of theory for them, and the change of the error in a step."""
+    """Median errors, predictions of these errors by theory, and changes of the error in a step."""
     looks = styles(result.curves)
     lines = {n: result.curves[n].quantiles[:, 1] for n in result.predicted}
     title = "Median (circles: state evolution; dots: local rate)"
@@ -544,7 +544,7 @@ def _over_all_steps(result: Any) -> dict[str, Any]:
 
 
 def _legend_of_methods(fig: "Figure", panel: "Axes", sentences: list[str]) -> None:
-    """Move the lines of a panel into a legend of the figure, below some sentences."""
+    """Draw a legend of a panel's lines for the whole figure, with sentences above it."""
     handles, labels = panel.get_legend_handles_labels()
     columns = min(4, len(labels))
     title = textwrap.fill(" ".join(filter(None, sentences)), _ACROSS)
@@ -565,22 +565,22 @@ def _silent(curves: dict[str, Any]) -> str:
     if not names:
         return ""
     listed = "; ".join(names)
-    return f"Flat, since all codes are zero at every step (precision undefined): {listed}."
+    return f"Flat lines, because all codes are zero at every step (precision undefined): {listed}."
 
 
 def _level(result: Any) -> str:
     """A sentence that names the methods that have no steps, or ""."""
-    return f"Level, since only the last codes are known: {'; '.join(result.given)}." * bool(
-        result.given
-    )
+    listed = "; ".join(result.given)
+    return f"Horizontal lines, because only the last codes are known: {listed}." if listed else ""
 
 
 @checked
 def evolution(watch: Any) -> "Figure":
     """The figure of a `compare.Evolution`: loss, thresholds and weights over the training steps.
 
-    Each step of the network has a line, and values that all steps share have a black line. Dashed
-    lines show the predictions of theory, if given. A coupling that is built in has no panel.
+    Each step of the network has a line; values that all steps share have a black line. Dashed lines
+    show the predictions of theory, if given. Families that couple S and W by construction have no
+    panel of the coupling.
 
     Example:
         >>> from types import SimpleNamespace
@@ -601,7 +601,7 @@ def evolution(watch: Any) -> "Figure":
 
 @checked
 def chain_evolution(watch: Any) -> "Figure":
-    """The figure of a `compare.ChainEvolution`: the panels of `evolution`, a column per layer.
+    """The figure of a `compare.ChainEvolution`: `evolution` with one column per layer.
 
     Example:
         >>> from types import SimpleNamespace
@@ -688,7 +688,7 @@ def _shade(k: int, depth: int) -> Any:
 
 
 def _predicted(prediction: Any, name: str) -> np.ndarray:
-    """The predictions of theory for a panel of `evolution`: one per step, one for all, or none."""
+    """The predictions of theory for a panel of `evolution`: one per step, a common one, or none."""
     if prediction is None:
         return np.zeros(0)
     if name == "theta":

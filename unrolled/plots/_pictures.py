@@ -63,10 +63,10 @@ def use(codes: dict[str, ArrayLike]) -> "Figure":
 
 @checked
 def losses(records: Sequence[Any]) -> "Figure":
-    """The validation loss of a run at every evaluation, and the training loss before it.
+    """The validation loss of a run at every evaluation, and the mean training loss in between.
 
     Args:
-        records: `history.records` of `training.fit`, or of all stages of a curriculum in a row.
+        records: `history.records` of `training.fit`, or the joined records of a curriculum.
 
     Example:
         >>> Record = ur.training.Record
@@ -92,8 +92,8 @@ def learning(histories: dict[str, Sequence[Any]], *, log: bool = False) -> "Figu
     """The objective of dictionary learning against time; circles mark replaced atoms.
 
     Compare the objectives of several methods only if they are the same function of the same
-    signals: the objective of `online` has a penalty and uses only the batch, the objective of
-    `ksvd` is a squared error.
+    signals. For example, the objective of `online` has a penalty and uses only the batch, and the
+    objective of `ksvd` is a squared error.
 
     Args:
         histories: the `history` of each result of `dictionary_learning` by name: records with
@@ -149,7 +149,7 @@ def as_codes(X: ArrayLike, where: str) -> np.ndarray:
 
 
 def most_used(X: np.ndarray) -> np.ndarray:
-    """The atoms ordered by how many codes (n, d) use them; if equal, by their magnitude."""
+    """The atoms ordered by how many codes (n, d) use them; ties are ordered by magnitude."""
     return np.lexsort((-np.abs(X).sum(0), -np.count_nonzero(X, 0)))
 
 
@@ -167,18 +167,18 @@ _WIDTH = 0.8  # width of all models of a layer, as a share of the distance betwe
 
 @checked
 def features(found: Mapping[str, Any]) -> "Figure":
-    """The codes of the layers of networks, from the networks and after a pursuit.
+    """The codes of the layers of networks: from the forward pass, and after a pursuit.
 
     Bars show means over the images; the line on a bar runs from the lower to the upper quartile. A
     circle shows the zeros of the pursuit. If the pursuit of a layer has no minimum, the layer has
     no bars.
 
     Args:
-        found: results of `experiments.features` by name, one or several for each name; images of
-            several results count together. The networks must have the same layers.
+        found: results of `experiments.features` by name, one or several for each name; the images
+            of several results are pooled. The networks must have the same layers.
 
     Raises:
-        ValueError: there are no results, or one of the results has other layers.
+        ValueError: there are no results, or the results have different layers.
 
     Example:
         >>> from flax import nnx
@@ -223,7 +223,7 @@ def features(found: Mapping[str, Any]) -> "Figure":
 
 
 def _summary(layers: list[Any], quantity: str) -> tuple[float, float, float]:
-    """Lower quartile, mean and upper quartile over the images of all results; nan are left out."""
+    """Lower quartile, mean and upper quartile over the images of all results, without nan."""
     values = np.concatenate([_values(layer, quantity) for layer in layers])
     values = values[~np.isnan(values)]
     if not values.size:
@@ -245,7 +245,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The most cells of a picture of codes: a screen can show each of them.
+# The most cells in a picture of codes, so that a screen can show each cell.
 _CELLS = (128, 256)
 
 
@@ -254,8 +254,8 @@ def gram(dictionaries: Sequence[Mapping[str, Any]]) -> "Figure":
     """|W'D| for several weights of several dictionaries, and the distribution off the diagonal.
 
     Weights are compared after w_i . d_i is scaled to 1. Each dictionary has a row. The colours of a
-    row share a scale that ends at the largest off-diagonal entry of its first matrix; the legends
-    say how many entries of the other matrices exceed that entry.
+    row share a scale that ends at the largest off-diagonal entry of the first matrix of the row;
+    the legends say how many entries of the other matrices exceed that entry.
 
     Args:
         dictionaries: for each dictionary, W'D by the name of the weights, (d, d) each.
@@ -311,18 +311,18 @@ def gram(dictionaries: Sequence[Mapping[str, Any]]) -> "Figure":
 
 
 def _unit_diagonal(G: np.ndarray) -> np.ndarray:
-    """|w_i . d_j| / |w_i . d_i|, infinite where w_i . d_i = 0."""
+    """|w_i . d_j| / |w_i . d_i|, infinite if w_i . d_i = 0."""
     diagonal = np.abs(np.diag(G))[:, None]
     return np.where(diagonal == 0, np.inf, np.abs(G) / np.where(diagonal == 0, 1, diagonal))
 
 
 @checked
 def images(pictures: dict[str, np.ndarray], *, signed: bool = False) -> "Figure":
-    """Grey pictures next to each other, under their titles.
+    """Grey pictures side by side, each below its title.
 
     Args:
-        pictures: values in [0, 1] by title, (height, width), all of one shape; values outside are
-            clipped, and the title says by how much.
+        pictures: values in [0, 1] by title, (height, width), all of one shape; values outside
+            [0, 1] are clipped, and the title gives their share.
         signed: if True, zero is the middle grey and all pictures share one scale.
 
     Raises:
@@ -363,7 +363,7 @@ def atoms(
     columns: int | None = None,
     codes: ArrayLike | None = None,
 ) -> "Figure":
-    """The atoms of a dictionary as small pictures, row by row: zero is grey, one scale for all.
+    """The atoms of a dictionary as small pictures, row by row; zero is grey in one common scale.
 
     If an atom has several channels, they are drawn next to each other.
 
@@ -371,9 +371,9 @@ def atoms(
         D: (m, d), or a `Conv`, whose filters are drawn.
         shape: shape of an atom as a picture, (height, width) or (channels, height, width); omit it
             for a `Conv`, whose kernels have a shape.
-        columns: number of atoms in a row; None makes the picture about square.
-        codes: (n, D.shape[1]); if given, the atoms are ordered by how many codes use them, a filter
-            by its use at all positions.
+        columns: number of atoms in a row; by default the picture is about square.
+        codes: (n, D.shape[1]); if given, the atoms are ordered by how many codes use them, and
+            filters by their use at all positions.
 
     Raises:
         ValueError: a shape does not fit, or is missing for a matrix, a kernel has three axes, or
@@ -408,7 +408,7 @@ def atoms(
 
 
 def _order(codes: ArrayLike, d: int, n: int) -> np.ndarray:
-    """The atoms or filters, n, in the order in which codes of d entries use them."""
+    """The order of n atoms or filters by their use in codes of d entries."""
     X = as_codes(codes, "atoms")
     if X.shape[1] != d:
         raise ValueError(f"atoms: codes have {X.shape[1]} entries; expected {d}, one per atom of D")
@@ -439,10 +439,10 @@ def _stacks(D: Dictionary, shape: Sequence[int] | None) -> np.ndarray:
 
 @checked
 def codes(X: ArrayLike) -> "Figure":
-    """Codes as a picture, a row per signal: zero is grey, one scale for all signs and sizes.
+    """Codes as a picture, one row per signal; zero is grey, and all entries share one scale.
 
-    If the codes have more entries than a screen shows, a cell shows the largest entry of its block,
-    so that no nonzero is lost, and the title says so.
+    If the codes have more entries than a screen shows, a cell shows the entry of largest magnitude
+    in a block, so that no nonzero is lost; the title then says so.
 
     Args:
         X: (batch, d) or (d,).
@@ -474,7 +474,7 @@ def codes(X: ArrayLike) -> "Figure":
 
 
 def _strongest(X: np.ndarray, block: tuple[int, int]) -> np.ndarray:
-    """The entry of largest magnitude in every block; an entry that is not finite comes first."""
+    """The entry of largest magnitude in every block; an entry that is not finite wins."""
     rows, columns = (-(-size // b) for size, b in zip(X.shape, block))
     padded = np.zeros((rows * block[0], columns * block[1]))
     padded[: len(X), : X.shape[1]] = X
@@ -504,7 +504,7 @@ def _signed(panel: "Axes", picture: np.ndarray, top: float, title: str, **option
 
 
 def _title(panel: "Axes", picture: np.ndarray, title: str, extent: Any = None) -> None:
-    """Write the title, and draw crosses where values are not finite; the title then says so."""
+    """Write the title, and draw crosses at values that are not finite; the title counts them."""
     finite = np.ma.filled(np.isfinite(picture), True)
     rows, columns = np.nonzero(~finite)
     if rows.size:

@@ -12,12 +12,23 @@ import numpy as np
 import optax
 import pytest
 import registry
+from forms import curve as made_curve
+from forms import made
 from PIL import Image
 
 import unrolled as ur
 from unrolled import analytic, dictionaries, layers, problems, theory
 from unrolled._base.text import latex, markdown
-from unrolled.compare import QUANTILES, Comparison, Divergence, DivergenceWarning, _measure, compare
+from unrolled.compare import (
+    QUANTILES,
+    ChainComparison,
+    Comparison,
+    Divergence,
+    DivergenceWarning,
+    Proved,
+    _measure,
+    compare,
+)
 from unrolled.pursuit import _by_name
 
 M, N, DEPTH, LAM = 12, 24, 4, 0.05
@@ -509,7 +520,7 @@ def test_what_does_not_fit_is_refused(methods, problem):
         ),
         (TypeError, "the codes of 'x' is complex128", dict(methods={"x": np.asarray(X) * 1j})),
         (TypeError, r"D is complex128; .*Complex.of\(D\)", dict(D=np.asarray(D) * 1j)),
-        (ValueError, "compare: codes of Joint .* without it", dict(D=joint, certify=True)),
+        (ValueError, "compare: codes of Joint .* without certify", dict(D=joint, certify=True)),
         (TypeError, by_name, dict(methods=[(layer, params)])),
         (TypeError, by_name, dict(methods={1: (layer, params)})),
         (
@@ -524,7 +535,7 @@ def test_what_does_not_fit_is_refused(methods, problem):
         (ValueError, "without codes lam must be positive, got 0", dict(X=None, lam=0.0)),
         (ValueError, "all signals are zero", dict(X=None, Y=0 * Y)),
         (ValueError, r"Y has NaN or infinite entries \(in rows 0, 1", dict(X=None, Y=spoilt)),
-        (ValueError, "predict are of errors of known codes", dict(X=None, predict=True)),
+        (ValueError, "predict need known codes", dict(X=None, predict=True)),
     ):
         with pytest.raises(error, match=words):
             compare(**dict(methods={"x": (layer, params)}, D=D, Y=Y, X=X) | changes)
@@ -788,7 +799,7 @@ def test_lam_is_chosen_and_told(problem):
     assert f"lam = {lam:.4g}, a tenth of the lam at which nine codes in ten are 0." in found.table()
     with pytest.warns(DivergenceWarning):  # the thresholds are of another lam
         told = compare(method, D, Y, lam=1e3).notes()
-    assert "lam = 1000 gives all signals the code 0; try a smaller one." in told
+    assert "lam = 1000 gives all signals the code 0; try a smaller lam." in told
 
 
 # Forms of a table
@@ -808,10 +819,52 @@ def test_a_table_as_latex_csv_and_records(unknown):
     assert {record["zero_gap"] for record in records} == {found.ista_gap[0]}
     assert records[1]["ista_gap"] is not None and records[2]["ista_gap"] is None
     lines = found.table("latex").splitlines()
-    assert lines[:2] == [r"\begin{tabular}{l" + "r" * 10 + "}", r"\toprule"]
-    assert r"few &  & " in found.table("latex") and r"(F - F*) / F* &" in lines[2]
+    assert lines[:2] == [r"\begin{tabular}{lrrr}", r"\toprule"]
+    assert lines[2] == r"method & (F - F*) / F* & relative residual & nonzeros \\"
+    assert found.table("latex") == found.table("latex", ["gap", "residual", "nonzeros"])
+    assert "few &  & " in found.table("latex", ["K", "gap"])
     with pytest.raises(ValueError, match="unknown form 'html'; expected one of markdown, latex, "):
         found.table("html")
+
+
+def test_a_table_has_the_columns_that_are_asked_for():
+    """In their order, in every form, with one column per layer of a network."""
+    one = made({"good": made_curve(0.1), "bad": made_curve(2.0)}).replace(
+        diverged={"bad": Divergence(1, "")}
+    )
+    asked = ["nonzeros", "mean_nmse", "largest_l1"]
+    for found in (one, ChainComparison((one, one))):
+        head = ["layer"] * (found is not one) + ["method"]
+        records, full = found.table("records", asked), found.table("records")
+        assert [list(record) for record in records] == [[*head, *asked]] * len(full)
+        assert records == [{f: record[f] for f in (*head, *asked)} for record in full]
+        assert found.table("csv", asked).splitlines()[0] == ",".join([*head, *asked])
+        assert found.table("latex", asked).startswith(
+            r"\begin{tabular}{" + "lrrrr"[: len(head) + 3]
+        )
+        titles = found.table("markdown", asked).splitlines()[0]
+        assert titles == f"| {' | '.join(head)} | nonzeros | NMSE dB (mean) | largest l1 |"
+    assert "| bad (diverges) |" in one.table("markdown", asked)
+    assert re.search(r"\| bad \| \S+ \(diverges\) \|", one.table("markdown", ["nmse"]))
+    for wrong, error, match in (
+        (["nmsw"], ValueError, "unknown column 'nmsw'; expected one of K, nmse, .*mean 'nmse'"),
+        (["diverges"], ValueError, "unknown column 'diverges'"),
+        ("nmse", TypeError, r"must be a list of names, got 'nmse'; try columns=\['nmse'\]"),
+        (3, TypeError, "must be a list of names, got 3"),
+    ):
+        with pytest.raises(error, match=f"table: .*{match}"):
+            one.table(columns=wrong)
+
+
+def test_all_layers_have_the_columns_of_the_table():
+    """Also if theory proves codes of one layer alone."""
+    one = made({"good": made_curve(0.1)})
+    parts = [one.replace(proved={"good": Proved(share, 10)}) for share in (0.0, 0.5)]
+    for order in (parts, parts[::-1]):
+        rows = [row.split(" | ") for row in ChainComparison(tuple(order)).table().splitlines()[:4]]
+        at = rows[0].index("proved codes, %")
+        assert {len(row) for row in (rows[0], *rows[2:])} == {len(rows[0])}
+        assert sorted(float(row[at]) for row in rows[2:]) == [0.0, 50.0]
 
 
 def test_marks_of_latex_are_escaped():

@@ -324,9 +324,9 @@ def test_a_sentence_says_above_how_many_signals_a_network_pays(network, exact, t
         exact={"exact": solver},
         trained={} if trained is None else {"FISTA": trained},
     )
-    told = f"FISTA takes {_us(network)} microseconds a signal and ends at a gap of "
+    told = f"FISTA takes {_us(network)} microseconds per signal and ends at a gap of "
     assert found.payoff().startswith(told)
-    assert found.payoff().endswith(f"exact codes take {_us(exact)}: {verdict}")
+    assert found.payoff().endswith(f"; exact codes take {_us(exact)} microseconds: {verdict}")
     assert found.notes()[-1] == found.payoff()
     assert found.replace(known=True).payoff() == found.replace(exact={}).payoff() == ""
 

@@ -239,7 +239,9 @@ def test_codes_that_are_all_zero_have_no_precision():
     (precision,) = [a for a in figure.axes if a.get_ylabel() == "precision"]
     assert "not a number: silent" in precision.get_xlabel()
     told = figure.legends[0].get_title().get_text().replace("\n", " ")
-    assert told.startswith("Flat, since all codes are zero") and told.endswith("silent. A reason.")
+    assert told.startswith("Flat lines, because all codes are zero") and told.endswith(
+        "silent. A reason."
+    )
 
 
 # Outside the axes
