@@ -26,7 +26,7 @@ from unrolled.dictionaries import (
     inner_terms,
     magnitudes,
 )
-from unrolled.theory._coherence import BLOCK, without_parts
+from unrolled.theory._coherence import BLOCK, of_real_entries
 
 __all__ = ["CodeCertificate", "certify_code"]
 
@@ -100,6 +100,7 @@ def _roundings(dtype: Any) -> tuple[float, float]:
     return float(jnp.finfo(dtype).eps), float(jnp.finfo(wide_dtype(dtype)).eps)
 
 
+@of_real_entries("D y x", "theory.uniqueness([D], [s]) or theory.certify_supports(D, D, supports)")
 @host_function
 def certify_code(
     D: Dictionary, y: ArrayLike, x: ArrayLike, *, finish: int | None = 3, steps: int = 300
@@ -172,7 +173,7 @@ def certify_code(
     finish = None if finish is None else checks.as_index(finish, "finish", where)
     steps = checks.as_index(steps, "steps", where)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        D = checks.cast(without_parts(as_dictionary(D, where), where), np.float64)
+        D = checks.cast(as_dictionary(D, where), np.float64)
         Y, X, roundings = _operands(D, y, x, where)
         one = Y.ndim == 1
         Y, X = np.atleast_2d(Y), np.atleast_2d(X)

@@ -1,7 +1,9 @@
 """Mutual coherence (Definition 3), the coherence of given weights W, and bounds on sparsity."""
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from jax import lax
 
 from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.arguments import checked
+from unrolled._base.arguments import F, checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import exponent, largest, lost_below, times_power, up, wide_dtype
 from unrolled._base.programs import host_function, program
@@ -95,6 +97,8 @@ _PRODUCT_EPS = {
 # Products of atoms in more entries than this (64 MiB in float32) are formed in tiles.
 BLOCK = 2**24
 _SORTED = 2**20  # a matrix with more entries is not sorted as a whole
+# What to try if codes come in parts.
+OF_PARTS = "theory.block_coherence and theory.schedule"
 # A sparsity bound with a smaller relative distance to an integer counts as the integer. It is far
 # above the rounding of the few operations in float64 that compute the bound.
 _INTEGER = 1e-9
@@ -239,11 +243,51 @@ def diagonal(W: Dictionary, D: Dictionary) -> Array:
     return jnp.sum(jnp.where(own, products, 0.0), axis=1)
 
 
-def without_parts(D: Operator, where: str) -> Operator:
-    """D; ValueError if its codes come in parts, because these statements are about entries."""
-    instead = "this is about entries, try theory.block_coherence and theory.schedule"
-    refuse_parts(D, where, instead)
+def without_parts(D: Operator, where: str, instead: str = OF_PARTS) -> Operator:
+    """D; ValueError if codes of D come in parts, because `where` is about entries."""
+    refuse_parts(D, where, f"this is about entries, try {instead}")
     return D
+
+
+def of_real_entries(order: str, instead: str = OF_PARTS) -> Callable[[F], F]:
+    """Let a function refuse complex numbers and codes in parts, and say what to try `instead`.
+
+    Args:
+        order: the names of the first arguments of the function, in order.
+        instead: what to try, in the words of a message.
+
+    Raises:
+        TypeError: an argument W, D, y or x is complex.
+        ValueError: codes of D come in parts.
+    """
+
+    def decorate(function: F) -> F:
+        where, names = function.__name__, order.split()
+
+        @functools.wraps(function)
+        def call(*args: Any, **options: Any) -> Any:
+            given = dict(zip(names, args)) | options
+            for name in ("D", "W", "y", "x"):
+                if _is_complex(given.get(name)):
+                    raise TypeError(
+                        f"{where}: {name} is {getattr(given[name], 'dtype', 'complex')}; expected "
+                        f"real numbers, because {where} is about real entries; for complex codes "
+                        f"try {instead}, with D = dictionaries.Complex.of(A)"
+                    )
+            if "D" in given:
+                without_parts(given["D"], where, instead)
+            return function(*args, **options)
+
+        return call  # type: ignore[return-value]  # of the same signature
+
+    return decorate
+
+
+def _is_complex(x: Any) -> bool:
+    try:
+        return bool(np.iscomplexobj(x))
+    except (TypeError, ValueError):  # no array: the function says what it expects
+        return False
 
 
 def refuse_cut_atoms(D: Dictionary, where: str) -> None:

@@ -13,7 +13,7 @@ from unrolled._base.programs import host_function
 from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, as_dictionary, dense
 from unrolled.pursuit import minima, weights_of_many
-from unrolled.theory._coherence import without_parts
+from unrolled.theory._coherence import of_real_entries
 
 __all__ = ["LassoCertificate", "certify_lasso"]
 
@@ -40,6 +40,7 @@ class LassoCertificate(Result):
     repairs: Any  # number of changes of the given signs
 
 
+@of_real_entries("D y x", "pursuit.duality_gap(D, y, x, lam)")
 @host_function
 def certify_lasso(
     D: Dictionary,
@@ -113,7 +114,7 @@ def certify_lasso(
     most = checks.as_index(repairs, "repairs", where)
     nonnegative = checks.as_bool(nonnegative, "nonnegative", where)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        operator = checks.cast(without_parts(as_dictionary(D, where), where), np.float64)
+        operator = checks.cast(as_dictionary(D, where), np.float64)
         Y, X = _operands(operator.shape, y, x, where)
         one, Y, X = Y.ndim == 1, np.atleast_2d(Y), np.atleast_2d(X)
         lam = weights_of_many(operator, lam, len(Y), where)

@@ -18,7 +18,7 @@ from unrolled._base.programs import host_function, program
 from unrolled._base.results import Result
 from unrolled.activations import Activation, check, is_known
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, column_norms, magnitudes
-from unrolled.theory._coherence import coherence, diagonal, host_float, without_parts
+from unrolled.theory._coherence import coherence, diagonal, host_float, of_real_entries
 
 __all__ = [
     "ActivationSchedule",
@@ -246,6 +246,7 @@ class ErrorBar(Result):
     holds: bool  # (n-1) mu_W + eta < 1, or the conditioning covers n atoms
 
 
+@of_real_entries("W D x y")
 @host_function
 def error_bar(
     W: Dictionary | None,
@@ -317,6 +318,7 @@ def error_bar(
     )
 
 
+@of_real_entries("W D y")
 @host_function
 def code_bound(
     W: Dictionary, D: Dictionary, y: ArrayLike, *, sparsity: int, noise: ArrayLike = 0.0
@@ -409,7 +411,6 @@ def _wide(
     s = checks.as_index(sparsity, "sparsity", where)
     D, x, y = (checks.cast(a, np.float64) for a in (D, x, y))
     D, y, _ = dictionaries.operands(D, y, where)
-    without_parts(D, where)
     d = D.shape[1]
     x = np.zeros(d) if x is None else np.asarray(x)
     if x.shape != (d,):

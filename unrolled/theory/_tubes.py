@@ -11,7 +11,7 @@ from unrolled._base.checks import ArrayLike
 from unrolled._base.programs import host_function
 from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, as_dictionary, dense
-from unrolled.theory._coherence import without_parts
+from unrolled.theory._coherence import of_real_entries
 from unrolled.theory._schedules import host_numbers
 from unrolled.theory._signals import MeasuredLayer
 
@@ -30,6 +30,7 @@ class Tube(Result):
     exact: bool  # whether every run ends with exactly the support of x
 
 
+@of_real_entries("layer params D x", "theory.certify_signals(layer, params, D, X)")
 @host_function
 def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: ArrayLike) -> Tube:
     r"""Bound the distance by which noise moves the run of one code, for the given signs.
@@ -86,7 +87,7 @@ def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: 
         (True, True)
     """
     where = "certify_run"
-    D = without_parts(as_dictionary(D, where), where)
+    D = as_dictionary(D, where)
     measured, tail, _, reach = MeasuredLayer.of(layer, params, D, where)
     if tail or reach < math.inf:
         raise ValueError(f"{where}: expected the activation relu, got {layer.activation}")
