@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 
-# Atoms on a side of a tile, so that a tile and its atoms stay in the cache of a core.
+# The number of atoms on a side of a tile. A tile and its atoms fit in the cache of a core.
 _SIDE = 512
 
 
@@ -66,9 +66,9 @@ def row_excess(D: Array, level: Array) -> Array:
 
 
 def _reduced(reduce: Callable[[Array, Array, Array], Array], W: Array, D: Array) -> Array:
-    """reduce(total, abs(W'D), i = j), tile by tile along each row, from 0; (d,)."""
+    """Fold reduce(total, abs(W'D), i = j) over the tiles of each row, from 0; (d,)."""
     (m, d), n = D.shape, -(-D.shape[1] // _SIDE)
-    # Rows of atoms for the one side, columns for the other: a plain product in every tile.
+    # One side has atoms in rows, the other in columns, so every tile is a plain product.
     left, right = (jnp.pad(A, ((0, 0), (0, n * _SIDE - d))) for A in (W, D))
     left, right = left.T.reshape(n, _SIDE, m), right.reshape(m, n, _SIDE).swapaxes(0, 1)
     tiles, side = jnp.arange(n), jnp.arange(_SIDE)
@@ -99,8 +99,8 @@ BLOCK = 2**24
 _SORTED = 2**20  # a matrix with more entries is not sorted as a whole
 # What to try if codes come in parts.
 OF_PARTS = "theory.block_coherence and theory.schedule"
-# A sparsity bound with a smaller relative distance to an integer counts as the integer. It is far
-# above the rounding of the few operations in float64 that compute the bound.
+# A sparsity bound with a smaller relative distance to an integer counts as the integer. This
+# distance is far above the rounding of the few float64 operations that compute the bound.
 _INTEGER = 1e-9
 
 
@@ -116,8 +116,8 @@ def mutual_coherence(D: Dictionary) -> Array:
 
     .. math:: \mu(D) = \max_{i \ne j} |d_i \cdot d_j| / (\|d_i\|_2 \|d_j\|_2).
 
-    Traceable. For a `Conv` the function uses the correlations of the filters; it forms the products
-    of many atoms block by block, never as a (d, d) array.
+    Traceable. For a `Conv` the function uses the correlations of the filters. The products of many
+    atoms are formed block by block, never as a (d, d) array.
 
     Args:
         D: (m, d); atoms need not be normalised.
@@ -222,7 +222,7 @@ def weights_coherence(W: Dictionary, D: Dictionary) -> Coherence:
 
 
 def exceeds(D: Dictionary) -> bool:
-    """Whether the matrix of all inner products is too large to be made whole."""
+    """Whether the matrix of all inner products is too large to be formed at once."""
     whole = not isinstance(D, Structured) or type(D).inner_products is Structured.inner_products
     return whole and D.shape[1] ** 2 > BLOCK
 
@@ -310,8 +310,8 @@ def babel(D: Dictionary, s: int) -> Array:
     with at most s nonzeros are unique, and basis pursuit with unit atoms finds them. Traceable.
 
     Args:
-        D: (m, d), unit atoms; the function divides by norms, which rounding moves off 1.
-        s: number of other atoms; from d - 1 on, all other atoms.
+        D: (m, d), unit atoms; the function divides by the norms, because rounding moves them off 1.
+        s: number of other atoms; if s is at least d - 1, all other atoms count.
 
     Returns:
         mu_1(s), ().
@@ -350,10 +350,11 @@ def _babel(D: Dictionary, s: int) -> Array:
 
 
 def _largest_row(A: Array, s: int) -> Array:
-    """The Babel function of many atoms, without sorting all of them.
+    """The Babel function of many atoms, without sorting all rows of A'A.
 
     top_s(v) is at most s t + sum (v - t)_+ for any t, with equality at the s-th largest entry.
-    Atoms are sorted in falling order of this bound, until the bound is at most the value found.
+    In falling order of this bound the function sorts the row of one atom after another, until the
+    bound of the next atom is at most the largest value found.
     """
 
     def others(A, i):
@@ -402,11 +403,11 @@ def spark_bound(mu: float) -> float:
 
 
 def welch_bound(m: int, d: int) -> float:
-    r"""The least coherence of any (m, d) dictionary, and the least mu_W of any W; 0 if d <= m.
+    r"""A lower bound on the coherence of any (m, d) dictionary, and on the mu_W of any W.
 
     .. math:: \mu \ge \sqrt{(d - m) / (m (d - 1))}.
 
-    It holds for mu_W because G = W'D has rank at most m and trace d:
+    The bound is 0 if d <= m. It holds for mu_W because G = W'D has rank at most m and trace d:
     d <= sqrt(m) norm(G, "fro") <= sqrt(m (d + d (d - 1) mu_W^2)).
 
     Raises:
@@ -447,7 +448,8 @@ def max_sparsity(mu: float, d: int) -> int:
     """The largest integer strictly below `sparsity_bound(mu)`, at most d.
 
     A bound within rounding of an integer counts as the integer. A float32 mu may be too low by its
-    rounding, so the function multiplies it by 1 + 8 eps. If mu is a Python float, do this yourself.
+    rounding, so the function multiplies a float32 mu by 1 + 8 eps. If you pass such a mu as a
+    Python float, multiply it yourself.
 
     Raises:
         TypeError: mu is traced, or d is not an integer.
@@ -475,9 +477,9 @@ def rounding_guard(
     r"""A bound on the rounding of an inner product w_i . (y - D x).
 
     .. math:: g = 4 \, eps \, (G s B + C_W \delta) + (1 + C_W) m \tau, \qquad
-        G = \max_{i, j} (|W|' |D|)_{ij},
+        G = \max_{i, j} (|W|' |D|)_{ij}.
 
-    with tau the least normal number of the dtype, below which sums and products are lost.
+    Here tau is the smallest normal number of the dtype; sums and products below tau are lost.
     Theoretical thresholds fall to zero, but rounding does not: without the guard, deep iterations
     diverge. Pass g to `schedule`, which adds g to C_W delta in the recursion.
 
@@ -486,7 +488,8 @@ def rounding_guard(
         sparsity, bound, noise: s, B and delta of the class of signals. For noise bounded in l2,
             pass the bound times `noise_gain(W)` / C_W.
         precision: precision of the products: None for the dtype of W and D, or "tensorfloat32" or
-            "bfloat16" if an accelerator uses this for float32. A finer precision changes nothing.
+            "bfloat16" if an accelerator computes float32 products in this format. A precision finer
+            than the dtype changes nothing.
 
     Returns:
         g, in the units of the signal.
@@ -495,9 +498,10 @@ def rounding_guard(
         TypeError: W or D is traced, or sparsity is not an integer.
         ValueError: the precision is unknown, or bound, noise or sparsity is negative.
 
-    Not claimed: a worst case; the rigorous bound is (m + s + 3) / 8 times larger. Noise along the
-    signs of w_i comes near it, because its m terms have one sign. With orthonormal atoms, where
-    mu_W E_k leaves no slack, the guard does not exclude such false positives in float32.
+    Not claimed: a worst case; the rigorous bound is (m + s + 3) / 8 times larger. Noise with the
+    signs of w_i comes near the rigorous bound, because all m terms of its product with w_i have the
+    same sign. For orthonormal atoms, mu_W E_k leaves no slack, and the guard does not exclude false
+    positives from such noise in float32.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
@@ -535,8 +539,9 @@ def _sizes(W: Dictionary, D: Dictionary, dtype: np.dtype) -> tuple[Array, Array]
 def _largest_product(W: Array, D: Array, dtype: np.dtype) -> Array:
     """An upper bound on max w_i . d_j of nonnegative matrices, within 2 (m + 2) eps of the dtype.
 
-    Each row of W is divided by a power of two near its maximum, and the row of D is multiplied by
-    it. The largest product of two entries is then a lower bound, and smaller terms may underflow.
+    Each row of W is divided by a power of two near its maximum, and the same row of D is multiplied
+    by this power. The largest product of two entries is then a lower bound on the maximum, so much
+    smaller terms may underflow.
     """
     k = exponent(W, 1)
     used = jnp.any(W > 0, axis=1, keepdims=True).astype(D.dtype)
