@@ -47,7 +47,7 @@ class Certificate(Result):
 
     error: np.ndarray  # (K+1,) l1 error after k steps
     false_positives_excluded: np.ndarray  # (K,) no entry off the support after step k
-    holds: bool  # whether the last bound is below the first, or 0; else it says nothing
+    holds: bool  # whether the last bound is below the first, or 0; else the bound says nothing
     # The largest sparsity, by doubling and bisection, at which the certificate holds; 0 for none
     largest_sparsity: int
     uncovered: str | None = None  # the shrinkage of the layer, if no theorem covers it
@@ -189,7 +189,7 @@ class _Error(NamedTuple):
     l1: float
     linf: float
     size: int
-    block: int = 1  # the entries of a part
+    block: int = 1  # the number of entries of a part
 
 
 class Step(NamedTuple):
@@ -202,7 +202,7 @@ class Step(NamedTuple):
     own: np.ndarray  # (n,) abs(1 - gamma w_i . d_i)
     products: Products  # of W and D
     G: float  # max (gamma |W|'|D|)_ij, to which rounding is proportional
-    lost: float  # what a product may lose below the range of the dtype
+    lost: float  # the largest loss of a product below the range of the dtype
     theta: np.ndarray  # (n,)
     passing: int  # parts that may pass unshrunk
 
@@ -216,7 +216,7 @@ class Coupled(NamedTuple):
 
     @property
     def block(self) -> int:
-        """The entries of a part."""
+        """The number of entries of a part."""
         return block_of(self.D)
 
     @property
@@ -404,7 +404,7 @@ def _shrinks(errors: np.ndarray) -> bool:
 
 
 def _largest_sparsity(holds: Callable[[int], bool], d: int) -> int:
-    """The largest s by doubling, even past an s that fails, because larger s may hold again."""
+    """The largest s that holds, by doubling, even past an s that fails: a larger s may hold."""
     tried = [0, *(2**i for i in range(d.bit_length())), d + 1]
     i = max(i for i, s in enumerate(tried[:-1]) if not s or holds(s))
     low, high = tried[i : i + 2]

@@ -287,7 +287,7 @@ def _system(D: Any) -> _System:
 
 
 def _support(system: _System, atoms: Array, live: Array) -> _Support:
-    """The supports; the ridge exceeds the rounding of Gram matrices, so a factor exists."""
+    """The supports; the ridge exceeds the rounding of Gram matrices, so factors exist."""
     D, products, size, *_ = system
     d, k = D.shape[1], atoms.shape[1]
     if products is not None:
@@ -340,7 +340,7 @@ def _misfit(D: Dictionary, Y: Array, X: Array) -> tuple[Array, Array]:
 def _finished(
     D: Dictionary, Y: Array, X: Array, roundings: Any, finish: int, searched: int
 ) -> tuple[Array]:
-    """Codes by least squares on their supports, and by subspace pursuit if they do not fit."""
+    """Codes by least squares on their supports, and by subspace pursuit if codes do not fit."""
     eps, summed = roundings
 
     def fits(X):

@@ -300,7 +300,7 @@ def refuse_cut_atoms(D: Dictionary, where: str) -> None:
 
 
 def babel(D: Dictionary, s: int) -> Array:
-    r"""The Babel function: the largest total coherence of one atom with s others.
+    r"""The Babel function: the largest total coherence of one atom with s other atoms.
 
     .. math::
         \mu_1(s) = \max_i \max_{|J| = s, \, i \notin J} \sum_{j \in J}
@@ -485,8 +485,8 @@ def rounding_guard(
 
     Args:
         W, D: (m, d).
-        sparsity, bound, noise: s, B and delta of the class of signals. For noise bounded in l2,
-            pass the bound times `noise_gain(W)` / C_W.
+        sparsity, bound, noise: s, B and delta of the class of signals. If the l2 norm of the
+            noise is bounded, pass this bound times `noise_gain(W)` / C_W.
         precision: precision of the products: None for the dtype of W and D, or "tensorfloat32" or
             "bfloat16" if an accelerator computes float32 products in this format. A precision finer
             than the dtype changes nothing.

@@ -112,7 +112,7 @@ def atom_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array, Array, Ar
 
 @host_function
 def noise_gain(W: Dictionary) -> float:
-    """omega = max norm(w_i, 2), rounded up, which replaces C_W for noise bounded in l2.
+    """omega = max norm(w_i, 2), rounded up, which replaces C_W if `noise` bounds the l2 norm.
 
     If norm(e, 2) is bounded instead of norm(e, 1), pass omega as C_W and the bound as `noise` to
     `schedule`. To `rounding_guard`, which multiplies by C_W, pass the bound times omega / C_W.
@@ -211,7 +211,7 @@ def atom_schedule(
     No step has a false positive, and `error` bounds the l1 error.
 
     Args:
-        mus, C_Ws: (d,) each, from `atom_coherence`. Other arguments as in `schedule`.
+        mus, C_Ws: (d,) each, from `atom_coherence`. The other arguments are as in `schedule`.
 
     Returns:
         AtomSchedule, with holds = False and floor = inf if the recursion does not contract.
@@ -406,7 +406,7 @@ def plan(
 
     Args:
         mus, C_Ws, sparsities, bounds, noises, guards, etas, gains: as in `deep_schedule`.
-        tol: l1 error of the last code.
+        tol: tolerance of the l1 error of the last code.
 
     Returns:
         Plan. If a block does not contract or the tolerance is not above the floor, holds is False
@@ -465,7 +465,7 @@ class _Block(NamedTuple):
         return times(left, self.start) + share * (times(self.gain, inherited) + self.own)
 
     def tolerance(self, K: float, tol: float) -> float:
-        """The inherited error with which K steps end at `tol`; negative if none is small enough."""
+        """The inherited error with which K steps end at `tol`, negative if `tol` is too small."""
         room = tol - self.error(K, 0.0)
         share = (1 - self.a**K) / (1 - self.a)
         return room / (share * self.gain) if self.gain else (math.inf if room >= 0 else -1.0)

@@ -104,8 +104,8 @@ def generalized_coherence(
     certificate: holds is False if the coherence of the rounded W exceeds `upper` by a share of more
     than sqrt(eps), half of the digits of the dtype. In this case, use float64.
 
-    The programs of n atoms hold a few (d, n) arrays in float64, so the programs of all atoms are
-    d x d by nature.
+    The programs of n atoms hold a few (d, n) arrays in float64, so the programs of all atoms hold
+    d x d arrays.
 
     Args:
         D: (m, d), unit atoms.
@@ -181,8 +181,8 @@ def minimax_weights(D: Dictionary, tol: float = 1e-6) -> Operator:
 
     No weights have a smaller mu_W, so with these weights theory certifies the largest sparsity and
     the fastest rate. norm(W) and C_W are larger than for `frobenius_weights`. Traceable.
-    `generalized_coherence` returns the same weights and their certificate. The programs are d x d
-    by nature.
+    `generalized_coherence` returns the same weights and their certificate. The programs hold d x d
+    arrays.
 
     Args and Raises: as in `generalized_coherence`.
 
@@ -211,7 +211,7 @@ def coherence_at_most(D: Dictionary, level: ArrayLike, tol: float = 1e-6) -> AtM
     """Whether mu~(D) <= level, decided as early as possible.
 
     The search stops once one atom is certified above the level, or all atoms are certified below.
-    Host function. The programs are d x d by nature.
+    Host function. The programs hold d x d arrays.
 
     Args:
         D, tol: as in `generalized_coherence`.
@@ -269,7 +269,7 @@ def minimal_entry_weights(
     .. math:: w_i = \arg\min_w \|w\|_\infty : w \cdot d_i = 1, \; |w \cdot d_j| \le \mu, j \ne i.
 
     Noise enters the thresholds through C_W = max |W_ij|, so these weights have the lowest floor
-    among weights of the same coherence. The Gram matrix is d x d by nature.
+    among weights of the same coherence. The function forms d x d products.
 
     Args:
         D: (m, d), unit atoms. Structured dictionaries are made dense.
@@ -383,7 +383,7 @@ def _chosen_atoms(atoms: Sequence[int], d: int, where: str) -> np.ndarray:
 
 
 def _highest(dual: np.ndarray, tried: np.ndarray, level: float) -> int | None:
-    """The untried program with the largest coherence 1 / dual; None if that is below `level`."""
+    """The untried program with the largest coherence 1 / dual; None if this is below `level`."""
     k = int(np.argmin(np.where(tried, np.inf, dual)))
     return k if not tried[k] and dual[k] * level < 1 else None
 
@@ -415,7 +415,8 @@ def _in_range(solve: Callable, A: np.ndarray, dtype: np.dtype) -> tuple[tuple, i
 def _differentiable(solve: Callable, chosen: np.ndarray) -> Callable[[Array], tuple[Array, ...]]:
     """A -> (upper, lower, reached, W, rank) in the dtype of A, by the host function `solve`.
 
-    `reached` is the coherence of the rounded W. The bounds carry derivatives; W carries none.
+    `reached` is the coherence of the rounded W. The bounds carry derivatives; W carries no
+    derivatives.
     """
     n = len(chosen)
 

@@ -83,7 +83,7 @@ def certify_lasso(
 
     Args:
         D: (m, d), atoms of any norm. Structured dictionaries are made dense, and the Gram matrix is
-            d x d by nature. For `dictionaries.Complex`, `pursuit.duality_gap` bounds the objective.
+            d x d. For `dictionaries.Complex`, `pursuit.duality_gap` bounds the objective.
         y: (m,), or a batch (n, m).
         x: (d,), or (n, d): codes from any solver or network, in the units of y.
         lam: penalty weight, in any shape that `pursuit.lasso_batch` accepts; one weight per signal

@@ -1,4 +1,4 @@
-"""The coherence of weights for codes in parts; with it, theorems on entries hold for parts."""
+"""Coherence of weights for codes in parts: numbers that extend theorems on entries to parts."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -58,7 +58,7 @@ def block_coherence(W: Dictionary, D: Dictionary) -> BlockCoherence:
         + \|W_i\|_2 \|n\|_2.
 
     Shrinkage moves u_i by at most theta_k, and to 0 if |u_i| <= theta_k. For g = 1 the statement is
-    Theorem 12 with mu = mu_W. The products are d x d by nature. Traceable.
+    Theorem 12 with mu = mu_W. The function forms d x d products. Traceable.
 
     Args:
         W, D: (m, d). The atoms of D have unit norm; atoms of a part need not be orthogonal.

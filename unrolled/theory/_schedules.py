@@ -454,10 +454,10 @@ class ActivationSchedule(Result):
     off_support: np.ndarray  # (K+1,)
     contraction: float  # spectral radius of the recursion around `floor`
     rate: float  # -ln(contraction), inf at 0
-    floor: float  # limit of the error, with a multiple of the tail; inf if it does not contract
+    floor: float  # limit of the error, with a multiple of the tail; inf without contraction
     theorem: str  # "12" (ReLU), "15" (rho(x) = x on x >= 0), "10" (near ReLU), "" for none
     holds: bool  # the recursion contracts, so it bounds the errors of every code of the class
-    vacuous: bool  # the last error is at least s B, the error of x = 0: it says nothing
+    vacuous: bool  # the last error is at least s B, the error of x = 0: the bound says nothing
 
 
 def activation_schedule(

@@ -134,8 +134,8 @@ def certify_signals(
     these theorems cover codes with 2 nonzeros, and this function proves codes with 12 nonzeros. If
     a worst-case theorem holds, the proof by this function holds, too.
 
-    The products |W'D| are d x d by nature. Up to 4,000 atoms the products are kept for all steps;
-    for more atoms, each step forms the products in chunks.
+    The products |W'D| are a d x d matrix. Up to 4,000 atoms this matrix is kept for all steps; for
+    more atoms, each step forms the matrix in chunks.
 
     Args:
         layer: a layer of a family with this step, as in `certify`, with any activation whose
@@ -147,8 +147,8 @@ def certify_signals(
         noise: bound on the l1 norm of the noise (the l2 norm if codes come in parts), () or (n,);
             for a chain one bound per layer, or one bound for the signal. The error of a layer is
             noise, entry by entry, for the next layer.
-        own: whether each code gets the least thresholds that prove it, instead of the thresholds of
-            the params. The result then shows what the weights allow.
+        own: whether each code gets the least thresholds that prove the code, instead of the
+            thresholds of the params. The result then shows what the weights allow.
 
     Returns:
         Signals, computed in float64 from the stored arrays; for a chain a tuple of Signals. As
@@ -243,7 +243,7 @@ def codes_of(X: Any, D: Dictionary, where: str) -> np.ndarray:
 
 
 def noise_of(noise: Any, n: int, where: str) -> np.ndarray:
-    """The bounds of the norm of the noise of n signals, (n,)."""
+    """The bounds on the norms of the noise of n signals, (n,)."""
     deltas = checks.host_floats(noise, "noise", where).astype(np.float64)
     if deltas.shape not in ((), (n,)):
         raise ValueError(f"{where}: noise has shape {deltas.shape}; expected () or ({n},)")
@@ -354,13 +354,13 @@ class _Entries:
             self.at = np.argsort(a == 0, axis=1, kind="stable")[:, :width]
 
     def take(self, v: np.ndarray) -> np.ndarray:
-        """These entries of v, (n, d) or (d,)."""
+        """The followed entries of v, (n, d) or (d,)."""
         if self.at is None or v.shape[-1:] != (self.d,):
             return v
         return v[self.at] if v.ndim == 1 else np.take_along_axis(v, self.at, 1)
 
     def put(self, v: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """All entries, (n, d), from these entries; the other entries of code i are others[i]."""
+        """All entries, (n, d), from the followed entries v; other entries of code i: others[i]."""
         if self.at is None:
             return v
         full = np.repeat(others[:, None], self.d, axis=1)
@@ -370,7 +370,7 @@ class _Entries:
     def moved(
         self, parts: Iterable[np.ndarray], E: np.ndarray, n: np.ndarray, on: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """P E + n at these entries, and at all entries with 0 on the supports; `parts` give P."""
+        """P E + n at the followed entries, and at all entries with 0 on the supports."""
         if self.at is None:
             A = np.concatenate([E @ P for P in parts], axis=1) + n
             return _inf_for_nan(A), np.where(on, 0, A)
@@ -389,7 +389,7 @@ class _Entries:
 
 
 def _inf_for_nan(v: np.ndarray) -> np.ndarray:
-    """Inf for nan, because products of infinite errors are nan."""
+    """Replace nan by inf, because products of infinite errors are nan."""
     return np.where(np.isnan(v), math.inf, v)
 
 
@@ -506,7 +506,7 @@ def certify_supports(W: Dictionary, D: Dictionary, supports: ArrayLike) -> Suppo
     c >= c(S), no step takes an entry off S, for every code on S, with all magnitudes and all signs.
     If also c < 1 and kappa(S) < 1, the steps converge to the code, at the rate of `Supports.bound`.
     The function forms the products of all atoms of the supports with all other atoms at once; these
-    are d x d by nature if every atom is in a support.
+    products are a d x d matrix if every atom is in a support.
 
     If codes come in parts (`D.block`), S consists of parts, and norm(A_ij, 2) of a block replaces
     abs(A_ij) in both sums. Let Q = B_iS B_SS^-1, and let g be the products of x* - x on S. Then
@@ -523,7 +523,7 @@ def certify_supports(W: Dictionary, D: Dictionary, supports: ArrayLike) -> Suppo
         the ratio inf.
 
     Raises:
-        TypeError: an argument is traced, or indices are not integers.
+        TypeError: an argument is traced, or an index is not an integer.
         ValueError: an index is out of range or repeated within a row, or shapes do not fit.
 
     Not claimed: that codes on a support with c(S) >= 1 are lost. With W = D, c(S) is the exact

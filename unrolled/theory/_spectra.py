@@ -358,7 +358,7 @@ def support_rate(
         eigenvalue is not positive, no step size helps.
 
     Raises:
-        TypeError: an argument is traced, or the support is not integers.
+        TypeError: an argument is traced, or an index is not an integer.
         ValueError: shapes differ, the support is empty, or an index is out of range or repeated.
 
     Not claimed: as in `local_rate`. A spectral radius is an asymptotic rate; if W_S'D_S is far from
@@ -383,7 +383,7 @@ def support_rate(
             raise ValueError(f"{where}: the support is empty; expected at least one index")
         values = np.linalg.eigvals(np.asarray(_on_support(W, D, S)))
     rates = _rates(float(values.real.min()), float(values.real.max()))
-    # Rounding separates a defective pair of real eigenvalues by the root of the rounding.
+    # Rounding separates a defective pair of real eigenvalues by the square root of that rounding.
     rounding = math.sqrt(len(S) * float(np.finfo(float).eps)) * np.abs(values).max()
     return rates if (np.abs(values.imag) <= rounding).all() else _complex_rates(values, rates)
 

@@ -132,8 +132,9 @@ def noise_stability(
         \|x_j - \tilde x_j\|_2 \le \epsilon_0 \prod_{i \le j} (1 - (t_i - 1) \mu(D_i))^{-1/2},
         \qquad t_i = \min(2 s_i, d_i).
 
-    The noisy signal must be in the model, y~ = D_1 x~_1. If it is only close to the model, use
-    `stability` with eps_1 = norm(y~ - D_1 x~_1, 2). The bound is inf if a factor is not positive.
+    The noisy signal must be in the model, y~ = D_1 x~_1. If the signal is only close to the model,
+    use `stability` with eps_1 = norm(y~ - D_1 x~_1, 2). The bound is inf if a factor is not
+    positive.
 
     Args and Raises: as in `stability`.
 
@@ -153,7 +154,7 @@ def noise_stability(
 def model_stability(
     Ds: Sequence[Dictionary], sparsities: Sequence[int], eps: ArrayLike | Sequence[ArrayLike]
 ) -> np.ndarray:
-    r"""Closed form of `stability` for one signal and only deviations eps_j from the model; (J,).
+    r"""Closed form of `stability` for one signal, with only deviations eps_j from the model; (J,).
 
     .. math::
         \|x_j - \tilde x_j\|_2 \le
@@ -207,7 +208,7 @@ def perturbed_eps(
         \ge \|\tilde x_{j-1} - D_j \tilde x_j\|_2.
 
     Args:
-        Ds, Ds_perturbed: D_j and D~_j, of the same shapes; D~_j needs no unit atoms.
+        Ds, Ds_perturbed: D_j and D~_j, of the same shapes; the atoms of D~_j may have any norm.
         xs: the codes x~_j of the second chain, (d_j,) each.
         eps: the tolerances of the second chain, one number or one per layer.
 
@@ -324,7 +325,7 @@ def holistic_stability(
         M = \mathrm{stack}[(D_{[1,J]})_{S_J}; K], \\
         \epsilon^2 &= (\epsilon_0 + \epsilon_{[1,J]})^2 + \sum_{0<j<J} \epsilon_{[j+1,J]}^2.
 
-    Here K is the matrix of `recover_on_supports`, and eps_[j+1,J] the tolerance of
+    Here K is the matrix of `recover_on_supports`, and eps_[j+1,J] is the tolerance of
     `product_stability`. With K instead of M the bound would hold only for x_J = 0, because
     K x_J = 0.
 
@@ -560,7 +561,7 @@ def layered_penalties(
 def _measured(
     Ds: Sequence[Dictionary], sparsities: Sequence[int], noise: ArrayLike, stripes: bool, where: str
 ) -> tuple[tuple[Operator, ...], list[int], list[tuple[float, float]], list[float], float]:
-    """The chain, s, (mu, eta) rounded up, the gain of every layer for the next one, the noise."""
+    """The chain, s, (mu, eta) rounded up, gains from layer to layer, and the noise."""
     (delta,) = host_numbers(where, noise=noise)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds = host_chain(Ds, where)

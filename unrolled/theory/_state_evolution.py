@@ -39,7 +39,7 @@ class Errors(NamedTuple):
 
 
 def _rule() -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights of the mean of f(z), z standard normal."""
+    """Nodes and weights for the mean of f(z) with a standard normal z."""
     t = np.linspace(-1, 1, _NODES)
     z = _REACH * np.sinh(_CLUSTER * t) / np.sinh(_CLUSTER)
     weights = np.gradient(z) * np.exp(-(z**2) / 2)
@@ -50,7 +50,7 @@ _Z, _WEIGHTS = _rule()
 
 
 def branches(prior: Prior, tau2: float) -> list[tuple[float, np.ndarray, float, float]]:
-    """For zeros and nonzeros: share, u = x + tau n at the nodes, (k, s2) of x ~ N(k u, s2)."""
+    """For zeros and nonzeros: the share, u = x + tau n at the nodes, (k, s2) of x ~ N(k u, s2)."""
     p, v = prior
     k = v / (v + tau2)
     zero = (1 - p, math.sqrt(tau2) * _Z, 0.0, 0.0)
@@ -480,7 +480,7 @@ def _evolved(passing, problem: _Problem, prior: Prior, depth: int, thresholds):
 
 
 def _assumed(passing: MessagePassing, prior: Prior) -> Prior:
-    """The prior of the estimate; if its variance is None, the energy of the signal gives it."""
+    """The prior of the estimate; if the variance is None, the energy of the signal gives it."""
     p = prior.probability if passing.probability is None else passing.probability
     v = prior.variance * prior.probability / p if passing.variance is None else passing.variance
     return Prior(p, v)
@@ -577,7 +577,7 @@ def _oamp(passing, problem: _Problem, prior: Prior, depth: int, thresholds):
 
 
 def _size(prior: Prior, tau2: float, before) -> float:
-    """E abs(g), g = x - z + tau Z; in each branch x - z is N(mu, s2) given the u before."""
+    """E abs(g), g = x - z + tau Z; in each branch x - z is N(mu, s2) given the previous u."""
     if before is None:  # z = 0
         before = [(weight, 0 * u, k * prior.variance) for weight, u, k, _ in branches(prior, 0.0)]
     return sum(weight * mean_magnitude(mu, s2 + tau2) for weight, mu, s2 in before)

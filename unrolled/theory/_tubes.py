@@ -56,7 +56,7 @@ def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: 
     Gaussian D, (250, 500). `certify_run` follows the signs of one run, and proves codes with more
     nonzeros if the noise is small and the thresholds stay above the noise.
 
-    The products |W'D| are d x d by nature.
+    The products |W'D| are a d x d matrix.
 
     Args:
         layer: a layer of a family x <- shrink(x + gamma W'(y - D x), theta), with ReLU.

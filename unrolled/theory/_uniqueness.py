@@ -256,7 +256,7 @@ def recover_on_supports(
         supports: J sequences of distinct integers in [0, d_j).
 
     Raises:
-        TypeError: a support is traced or not integers.
+        TypeError: a support is traced, or an index is not an integer.
         ValueError: shapes or lengths do not fit, or an index is out of range or repeated.
 
     Reference: Li, Feng, Zhou (2024), equation (7), completed; Aberdam, Sulam, Elad (2019).
@@ -327,7 +327,7 @@ def oracle_errors(
         sigma: standard deviation of the noise.
 
     Raises:
-        TypeError: an argument is traced, or supports are not integers.
+        TypeError: an argument is traced, or an index is not an integer.
         ValueError: shapes or lengths do not fit, an index is out of range or repeated, or sigma is
             negative or NaN.
 
@@ -372,7 +372,7 @@ def constraints(
 ) -> tuple[list[Array], Array, float]:
     """(D_[j,J])_{S_J} for j = 1..J, (d_{j-1}, |S_J|) each, and K, and a bound on their rounding.
 
-    K has one row for every entry of a code that its support forbids.
+    K has one row for every entry of a code that the support of the code forbids.
     """
     with jax.default_matmul_precision("highest"):
         E, K, rounding = _constraints(tuple(Ds), *_on_and_off(Ds, supports))
