@@ -31,9 +31,10 @@ _COMPUTED = 10
 def numerical_range(A: np.ndarray, dtype: DTypeLike) -> tuple[np.ndarray | None, int]:
     """An orthonormal basis U, (m, r), of the range of a matrix rounded to `dtype`, and the rank r.
 
-    A singular value counts as zero if it is at most eps norm(A, "fro"), with the eps of `dtype`:
-    twice the singular value that rounding of the entries can make from a zero. It also counts as
-    zero if it is at most 10 max(m, d) eps of the largest singular value, with the float64 eps.
+    A singular value counts as zero if it is at most eps norm(A, "fro"), with the eps of `dtype`.
+    This level is twice the singular value that rounding of the entries can make from a zero. A
+    singular value also counts as zero if it is at most 10 max(m, d) eps of the largest one, with
+    the float64 eps.
 
     Args:
         A: (m, d), in float64.

@@ -52,7 +52,7 @@ _LARGEST_ATOM = 1e60  # the fourth powers of this and of its inverse are in the 
 
 
 class CodeCertificate(Result):
-    """The proof of a code; for a batch (n,) numbers and (n, ...) arrays.
+    """The proof of a code; for a batch, numbers become (n,) arrays, and arrays (n, ...) arrays.
 
     Example:
         >>> D, y = np.eye(3, dtype=np.float32), np.ones(3, np.float32)
@@ -528,5 +528,5 @@ def _certificates(
 
 
 def _single(a: np.ndarray) -> Any:
-    """The only row of an array of a certificate; a single number becomes a Python number."""
+    """The first row of an array; a row that is one number becomes a Python number."""
     return a[0] if a.ndim > 1 else a[0].item()
