@@ -174,8 +174,8 @@ def _of_reals(x: Any, dtype: Any, name: str, where: str) -> Any:
     """x, if its dtype has real numbers of 16 bits or more, integers or truth values; else raise."""
     if jnp.issubdtype(dtype, jnp.complexfloating):
         instead = "signals of a dictionaries.Complex where layers and pursuits take them"
-        if name == "D":
-            instead = "dictionaries.Complex.of(D) where they take it"
+        if name in ("D", "W"):
+            instead = f"dictionaries.Complex.of({name}) where they take it"
         raise TypeError(f"{where}: {name} is {dtype}; expected real numbers, or {instead}")
     if not computes(dtype) and not any(jnp.issubdtype(dtype, k) for k in (np.bool_, jnp.integer)):
         raise TypeError(f"{where}: {name} is {dtype}; expected real numbers of 16 bits or more")

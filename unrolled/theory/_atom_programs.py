@@ -22,16 +22,19 @@ from unrolled.dictionaries import Dictionary, Operator, Structured, as_dictionar
 __all__ = []
 
 
-# In place of a zero singular value, the decomposition in float64 leaves so many max(m, d) eps of
-# the largest one; long computations of D leave as much. The pseudo-inverse cuts there, too.
+# The float64 decomposition may return this many max(m, d) eps of the largest singular value where
+# the exact singular value is zero. Long computations of D leave errors of the same size. The
+# pseudo-inverse cuts at the same level.
 _COMPUTED = 10
 
 
 def numerical_range(A: np.ndarray, dtype: DTypeLike) -> tuple[np.ndarray | None, int]:
-    """An orthonormal basis U, (m, r), of the range of a matrix rounded to `dtype`; and its rank r.
+    """An orthonormal basis U, (m, r), of the range of a matrix rounded to `dtype`, and the rank r.
 
-    Singular values count as zero up to eps norm(A, "fro"), twice the value that rounding of entries
-    can give a zero, and up to 10 max(m, d) eps of the largest in float64.
+    A singular value counts as zero if it is at most eps norm(A, "fro"), with the eps of `dtype`.
+    This level is twice the singular value that rounding of the entries can make from a zero. A
+    singular value also counts as zero if it is at most 10 max(m, d) eps of the largest one, with
+    the float64 eps.
 
     Args:
         A: (m, d), in float64.
@@ -54,18 +57,19 @@ def numerical_range(A: np.ndarray, dtype: DTypeLike) -> tuple[np.ndarray | None,
 
 @host_function
 def in_float64(D: Dictionary, dtype: DTypeLike | None = None) -> Operator:
-    """D in float64, without the range that rounding of entries adds. Host function.
+    """D in float64, without the directions that rounding of entries adds. Host function.
 
-    Rounding moves atoms slightly out of a subspace, such as the subspace of patches without their
-    mean. In float64 the difference looks like one more direction, with weights of norm 1 / eps.
+    Rounding moves atoms slightly out of a subspace, for example the subspace of zero-mean patches.
+    In float64 the rounding errors look like one more direction of the range, and weights along this
+    direction have norms near 1 / eps.
 
     Args:
-        D: (m, d), atoms of norms that do not differ by orders of magnitude.
+        D: (m, d), atoms whose norms do not differ by orders of magnitude.
         dtype: the dtype to which the entries were rounded; None for the dtype of D.
 
     Returns:
-        D if it has full rank, otherwise its projection on its numerical range. Structured
-        dictionaries keep their structure, without a projection.
+        D if it has full rank, otherwise the projection of D on its numerical range. Structured
+        dictionaries keep their structure and are not projected.
 
     Raises:
         TypeError: D is traced.
@@ -85,16 +89,18 @@ def in_float64(D: Dictionary, dtype: DTypeLike | None = None) -> Operator:
         return wide if U is None else jnp.asarray(U @ (U.T @ np.asarray(wide)))
 
 
-# A coherence of zero has no relative gap, so absolute gaps and products up to this are rounding.
+# A coherence of zero has no relative gap, so absolute gaps and products up to this level count as
+# rounding.
 ROUNDING = 1e-12
-# Iterations of the first-order method. On a Gaussian dictionary of 250 x 500, 200 leave about six
-# pivots per atom; of 1000 x 2000, where a pivot costs more, 400 leave 21 and 200 leave 48. For the
-# maximum alone few atoms are finished, so fewer iterations pay off.
+# Iterations of the first-order method. For a Gaussian dictionary of 250 x 500, 200 iterations leave
+# about six pivots per atom. For 1000 x 2000, where a pivot costs more, 400 iterations leave 21
+# pivots per atom and 200 iterations leave 48. If only the maximum is wanted, few atoms need pivots,
+# so fewer iterations pay off.
 _ITERATIONS, _ITERATIONS_PER_ROW = 200, 0.4
 _ITERATIONS_FOR_MAXIMUM = 60
-# Atoms with leverage h and sqrt(h (1 - h)) below this have separate programs.
+# Atoms of leverage h have separate programs if sqrt(h (1 - h)) is below this.
 _NEARLY_INDEPENDENT = 1e-3
-# If v misses its atom by more than this, it gives no bound.
+# A dual vector v that misses its atom by more than this gives no bound.
 _MISSED = 1e-11
 # The errors of numpy and zipfile on an absent or damaged file.
 _UNREADABLE = (
@@ -109,7 +115,7 @@ _UNREADABLE = (
     struct.error,
 )
 
-# The most bytes of a cache file in addition to its two arrays.
+# The largest number of bytes of a cache file in addition to its two arrays.
 _HEADERS = 2**14
 
 Progress = Callable[[int, int], None]
@@ -164,9 +170,10 @@ def solve_atoms(
 def _independent(Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Masks of the atoms that are independent of the others, and of the nearly independent atoms.
 
-    Both kinds have a small sqrt(h (1 - h)), where h is the leverage. Near h = 1, where 1 - h would
-    cancel, the number is the norm of the products with the other atoms, accurate to eps. The sum of
-    all h is r, so h is above 1/2 for fewer than 2 r atoms, and no array is (d, d).
+    For these atoms sqrt(h (1 - h)) is small, where h is the leverage of the atom. For h above 1/2,
+    where 1 - h may cancel, the function computes this number as the norm of the products with the
+    other atoms, which is accurate to eps. The leverages sum to r, so fewer than 2 r atoms have h
+    above 1/2, and no array has the shape (d, d).
     """
     leverage = np.sum(Q**2, 0)
     high = np.flatnonzero(leverage > 1 / 2)
@@ -178,14 +185,15 @@ def _independent(Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _apart(atom: np.ndarray, others: np.ndarray, tol: float) -> tuple[np.ndarray, np.ndarray]:
-    """w and v of one nearly independent atom, by a separate program.
+    """The w and v of one nearly independent atom, by a separate program.
 
-    The rounding of the shared program would lose the part of the atom outside of the others' span.
+    Rounding in the shared program would lose the part of the atom outside the span of the other
+    atoms.
     """
     solution = lp.basis_pursuit(lp.whiten(others), atom[:, None], tol=tol)
     z, v = solution.Z[:, 0], solution.V[:, 0]
     missed = atom - others @ v
-    # If the others cannot represent the atom, the remainder is orthogonal to them.
+    # If the other atoms cannot represent the atom, the remainder is orthogonal to all of them.
     return (missed, np.zeros_like(v)) if np.linalg.norm(missed) > ROUNDING else (z, v)
 
 
@@ -194,8 +202,8 @@ def _lower_bounds(
 ) -> np.ndarray:
     r"""Lower bounds (1 - sqrt(d) |rho|) / |v|_1, or 0 if v misses its atom.
 
-    rho is the residual of v, in whitened coordinates. Every relevant w has |w| <= sqrt(d) there,
-    because |w|^2 is the sum over j of (w . a_j)^2, each at most 1.
+    rho is the residual of v in whitened coordinates. In these coordinates every relevant w has
+    |w| <= sqrt(d), because |w|^2 is the sum over j of (w . a_j)^2, and each term is at most 1.
     """
     missed = A[:, chosen] - A @ V
     off = np.linalg.norm(whitened.into @ missed, axis=0) * np.sqrt(A.shape[1])
@@ -245,7 +253,7 @@ def cached(
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
             np.savez(file, W=W, V=V)
-    except OSError as error:  # such as a full disk: the result does not need the copy
+    except OSError as error:  # such as a full disk; the result is valid without the copy
         checks.warn(f"generalized_coherence: {path}: not stored ({error.strerror})")
     return upper, lower, W, V
 

@@ -1,4 +1,4 @@
-"""Certificates of errors: by theory for given params, and by an independent sample."""
+"""Certificates of errors, by theory for given params or by an independent sample."""
 
 import math
 from bisect import bisect_right
@@ -25,14 +25,14 @@ from unrolled.theory._schedules import host_numbers
 __all__ = ["Certificate", "Tolerance", "certify", "exceedance", "signals_needed", "tolerance_bound"]
 
 
-# Rounding of an inner product, in eps of its magnitudes: the 4 of `rounding_guard` less 1/2 for the
-# thresholds, whose stored values are known here.
+# Rounding of an inner product, in eps of its magnitudes. This is the 4 of `rounding_guard` minus
+# 1/2 for the thresholds, whose stored values are known here.
 _GUARD = 3.5
-# x + gamma W'r also rounds by eps / 2, which this floor of G covers.
+# The sum x + gamma W'r also rounds by eps / 2; this lower limit of G covers that rounding.
 _LEAST_G = 0.25
-# The size of a part, and its quotient by it, round by some eps more.
+# The size of a part, and the part divided by its size, round by some more eps.
 _OF_PARTS = 1.0
-# Relative errors of float32 products if a layer multiplies less precisely.
+# Relative errors of float32 products if a layer multiplies at a lower precision.
 _PRECISION_EPS = {
     "default": 2.0**-7,
     "bfloat16": 2.0**-7,
@@ -47,13 +47,13 @@ class Certificate(Result):
 
     error: np.ndarray  # (K+1,) l1 error after k steps
     false_positives_excluded: np.ndarray  # (K,) no entry off the support after step k
-    holds: bool  # whether the bound ends below its start, or at 0; otherwise it says nothing
-    # The largest sparsity, by doubling and bisection, at which the certificate holds; else 0
+    holds: bool  # whether the last bound is below the first, or 0; else the bound says nothing
+    # The largest sparsity, by doubling and bisection, at which the certificate holds; 0 for none
     largest_sparsity: int
-    uncovered: str | None = None  # what of the layer no theorem is about
+    uncovered: str | None = None  # the shrinkage of the layer, if no theorem covers it
 
     def __repr__(self) -> str:
-        """The first and the last bound, whether it holds, and the largest sparsity."""
+        """The first and last bounds, whether the certificate holds, and the largest sparsity."""
         holds = "holds" if self.holds else "does not hold"
         return (
             f"Certificate: l1 error from {self.error[0]:.4g} to {self.error[-1]:.4g} in "
@@ -107,7 +107,7 @@ def certify(
 def certify(
     layer: Any, params: Any, D: Any, *, sparsity: Any, bound: Any, noise: Any = 0.0
 ) -> Certificate | tuple[Certificate, ...]:
-    r"""Certify any params whose step is x <- shrink(x + gamma W'(y - D x), theta).
+    r"""Certify any params of a layer whose step is x <- shrink(x + gamma W'(y - D x), theta).
 
     For every code with at most s nonzeros of magnitude at most B, observed with noise of l1 norm at
     most delta, the l1 error stays below
@@ -116,52 +116,55 @@ def certify(
         e_0 = s B, \qquad e_{k+1} = o_k e_k + top_{s-1}(\mu_k) e_k + top_s(\theta_k + n_k), \qquad
         n_{k,i} = C_{k,i} \delta + g_k,
 
-    and there is no false positive, while theta_ki >= mu_ki e_k + n_ki for every atom i. Here w_i
-    are the columns of gamma_k W_k, o_k = max_i abs(1 - w_i . d_i), mu_ki = max abs(w_i . d_j) over
-    j != i, C_ki = max_j abs(W_ji), top_s is the sum of the s largest entries, and g_k the rounding.
+    and no step has a false positive, as long as theta_ki >= mu_ki e_k + n_ki for every atom i. Here
+    w_i are the columns of gamma_k W_k, o_k = max_i abs(1 - w_i . d_i), mu_ki = max abs(w_i . d_j)
+    over j != i, C_ki = max_j abs(W_ji), top_s is the sum of the s largest entries, and g_k is the
+    rounding.
 
-    After a step with smaller thresholds the error reaches beyond the support S. Then
+    In a step with smaller thresholds, the error may also have entries off the support S. Then
 
     .. math::
         e_{k+1} = \max_S \Bigl( \sum_{i \in S} (\theta_{k,i} + n_{k,i})
             + \sum_{i \notin S} (\mu_{k,i} e_k + n_{k,i} - \theta_{k,i})_+ \Bigr)
-            + o_k e_k + top_{s-1}(\mu_k) e_k,
+            + o_k e_k + top_{s-1}(\mu_k) e_k.
 
-    with top_s in place of top_{s-1}, and max(o_k, mu_ki) in place of mu_ki in the condition, until
-    the thresholds suffice again. With support selection a false positive may pass unshrunk, which
-    adds its threshold, for as many entries as the step selects.
+    In later steps, top_s replaces top_{s-1}, and max(o_k, mu_ki) replaces mu_ki in the
+    condition, until the thresholds suffice again. With support selection, a false positive may pass
+    unshrunk. Such an entry adds its threshold to the error, for at most as many entries as the step
+    selects.
 
-    Where codes come in parts x_i (`D.block`), s counts parts, B and e are of their sizes abs(x_i),
-    delta bounds the l2 norm of the noise, and
+    If codes come in parts x_i (`D.block`), s counts parts, B and e refer to the sizes abs(x_i) of
+    parts, delta bounds the l2 norm of the noise, and
 
     .. math::
         o_k = \max_i \|I - W_i'D_i\|_2, \qquad \mu_{k,i} = \max_{j \ne i} \|W_i'D_j\|_2, \qquad
         C_{k,i} = \|W_i\|_2.
 
-    For with e = x* - x and the noise n, what is shrunk is off x*_i by W_i'n + sum_{j != i} W_i'D_j
-    e_j - (I - W_i'D_i) e_i, in size at most as above. Shrinkage moves a part by at most theta_i, to
-    0 if its size is at most theta_i, and leaves a false positive of its size less theta_i.
+    Proof: let e = x* - x, and let n be the noise. The argument of the shrinkage differs from x*_i
+    by W_i'n + sum_{j != i} W_i'D_j e_j - (I - W_i'D_i) e_i. The numbers above bound the size of
+    this difference. Shrinkage moves a part by at most theta_i, and to 0 if its size is at most
+    theta_i. The size of a false positive is the size of the argument minus theta_i.
 
     Args:
         layer: a layer of a family with this step, such as `layers.lista_cp`, `alista`, `tilista` or
             `ista`, with ReLU; or a chain, `networks.dsc`, of such layers.
         params: the params of the layer, tied or not, from theory or from training.
         D: (m, d), atoms of any norm; for a chain a tuple.
-        sparsity, bound, noise: s, B and delta; for a chain one value per layer (or only the noise
-            of the signal). The error of one layer is noise for the next layer, weighted as in
-            `error_gain` if false positives are excluded.
+        sparsity, bound, noise: s, B and delta; for a chain one value per layer, or for `noise` also
+            one number, the noise of the signal. The error of one layer is noise for the next layer,
+            weighted as in `error_gain` if false positives are excluded.
 
     Returns:
-        Certificate, in float64 from the stored arrays; for a chain a tuple of certificates. If
-            the layer shrinks in another way (firm, or a subclass of your own), no theorem covers
-            the layer: the errors are infinite, and `reason` says so.
+        Certificate, computed in float64 from the stored arrays; for a chain a tuple of
+            certificates. If the layer has another shrinkage (firm shrinkage, or a subclass of your
+            own), no theorem covers the layer: the errors are infinite, and `reason` says so.
 
     Raises:
         TypeError: the layer is of another family, or an argument is traced.
         ValueError: the activation is not ReLU, params do not fit, or a number is out of range.
 
-    Not claimed: that codes are lost if the certificate does not hold. The rounding g_k is as in
-    `rounding_guard`, not a worst case.
+    Not claimed: that codes are lost if the certificate does not hold. The rounding g_k is estimated
+    as in `rounding_guard`; it is not a worst case.
 
     Reference: Li, Feng, Zhou (2024), Theorem 12, for given thresholds.
 
@@ -178,28 +181,28 @@ def certify(
 
 
 class _Error(NamedTuple):
-    """Bounds on the error of a code; `size` is the number of its entries, 0 if unknown.
+    """Bounds on the error of a code; `size` is the number of nonzeros of the error, 0 if unknown.
 
-    Where the code comes in parts, all three are of its parts.
+    If the code comes in parts, `l1`, `linf` and `size` refer to parts.
     """
 
     l1: float
     linf: float
     size: int
-    block: int = 1  # the entries of a part
+    block: int = 1  # the number of entries of a part
 
 
 class Step(NamedTuple):
-    """What the theory sees of one step, in float64; of n = d parts, or of n parts of d entries."""
+    """The numbers of one step that the theory uses, in float64, for n parts of the d entries."""
 
     W: Operator
-    tied: bool  # whether W is that of the step before
-    gamma: np.ndarray  # (n,) its magnitude
-    sign: np.ndarray  # (n,) of gamma
+    tied: bool  # whether W equals the W of the step before
+    gamma: np.ndarray  # (n,) magnitude of gamma
+    sign: np.ndarray  # (n,) sign of gamma
     own: np.ndarray  # (n,) abs(1 - gamma w_i . d_i)
     products: Products  # of W and D
-    G: float  # max (gamma |W|'|D|)_ij, by which rounding scales
-    lost: float  # what a product may lose below the range of the dtype
+    G: float  # max (gamma |W|'|D|)_ij, to which rounding is proportional
+    lost: float  # the largest loss of a product below the range of the dtype
     theta: np.ndarray  # (n,)
     passing: int  # parts that may pass unshrunk
 
@@ -213,7 +216,7 @@ class Coupled(NamedTuple):
 
     @property
     def block(self) -> int:
-        """The entries of a part."""
+        """The number of entries of a part."""
         return block_of(self.D)
 
     @property
@@ -223,8 +226,8 @@ class Coupled(NamedTuple):
 
 
 def uncovered_of(layer: Any, params: Any, D: Any, where: str) -> str:
-    """The shrinkage of a layer that no theorem is about; "" for another reason, or for none."""
-    # A family may say of itself that it is coupled.
+    """The shrinkage of a layer if no theorem covers it; "" otherwise."""
+    # A family may declare itself coupled.
     claims = getattr(layer, "is_coupled", False)
     if uncovered := "" if claims else str(getattr(layer, "uncovered", "")):
         layer.check(params, as_dictionary(D, where))
@@ -258,7 +261,7 @@ def coupled(layer: Any, params: Any, D: Any, where: str) -> Coupled:
 def _layer(
     layer: Any, params: Any, D: Any, sparsity: Any, bound: Any, noise: Any, before: _Error | None
 ) -> tuple[Certificate, _Error]:
-    """The certificate of one layer, whose signal also has the error `before`; and its own error."""
+    """The certificate of one layer whose signal also has the error `before`, and its last error."""
     where = "certify"
     if uncovered := uncovered_of(layer, params, D, where):
         s, K = checks.as_index(sparsity, "sparsity", where), layer.depth
@@ -285,7 +288,7 @@ def _layer(
 
 
 def _noises(measured: Coupled, delta: float, before: _Error | None) -> list[np.ndarray]:
-    """The most that the noise, and what the layer before leaves, add to a product, (n,) each."""
+    """Bounds on what the noise and the error of the layer before add to a product, (n,) each."""
     noises, gain = [], 0.0
     for step in measured.steps:
         noise = step.products.C * delta
@@ -293,7 +296,7 @@ def _noises(measured: Coupled, delta: float, before: _Error | None) -> list[np.n
             l2 = math.sqrt(before.l1) * math.sqrt(before.linf)
             noise = noise + step.products.C * min(before.l1, l2)
         elif before is not None and before.l1:
-            # An error on few entries, none above l_inf, adds less than C_W times its l1 norm.
+            # An error on few entries of at most l_inf adds less than C_W times its l1 norm.
             gain = gain if step.tied else sum_of_largest(step.W, before.size * before.block)
             noise = noise + np.minimum(
                 step.products.C * before.l1 * math.sqrt(before.block),
@@ -333,7 +336,7 @@ def _measured_steps(layer: Any, params: Any, D: Operator, dtype: Any) -> Iterato
         gamma = _of_parts(1.0 if gamma is None else gamma, d, g)
         size = np.abs(gamma)
         theta = _of_parts(spread(D, jax.device_put(p.theta)), d, g)
-        # As `activations.select_support` counts.
+        # Count as `activations.select_support` does.
         passing = int(np.round(np.float32(fraction) * np.float32(d // g)))
         G = max(float((products.G * size).max()), _LEAST_G) + (_OF_PARTS if g > 1 else 0.0)
         own = products.drift(gamma)
@@ -342,7 +345,7 @@ def _measured_steps(layer: Any, params: Any, D: Operator, dtype: Any) -> Iterato
 
 
 def _of_parts(values: Any, d: int, g: int) -> np.ndarray:
-    """Numbers of all entries, or one, as one for each part of g entries."""
+    """One number per part of g entries, from one number per entry or one number for all."""
     parts = np.broadcast_to(np.asarray(values), (d,)).reshape(-1, g)
     if (parts != parts[:, :1]).any():
         raise ValueError("a step has several step sizes or thresholds within a part; expected one")
@@ -369,7 +372,7 @@ def _errors(
             drift = o * e + _top(mu, s - 1 if inside else s) * e
             clean = not (theta < reach).any()
             if clean or s == d:
-                # The error of the largest entry is at most what the other entries add.
+                # The error of an entry is at most its own drift plus what the other entries add.
                 on, moved = (linf, min((s - 1) * linf, e)) if inside else (e, e)
                 after = o * on + float(mu.max()) * moved + float((theta + n).max())
                 e = drift + _top(theta + n, s)
@@ -377,7 +380,7 @@ def _errors(
             else:
                 within, beyond = theta + n, np.maximum(mu * e + n - theta, 0)
                 e = drift + float(beyond.sum()) + _top(within - beyond, s)
-                # An entry that passes exceeds its threshold, which is then below `reach`.
+                # An entry that passes exceeds its threshold, so the threshold is below `reach`.
                 low = theta[theta < reach]
                 e += _top(low, min(step.passing, d - s, len(low)))
                 linf = e
@@ -390,7 +393,7 @@ def _errors(
 
 
 def _top(values: np.ndarray, k: int) -> float:
-    """The sum of the k largest."""
+    """The sum of the k largest values."""
     if k <= 0:
         return 0.0
     return float(np.partition(values, -k)[-k:].sum()) if k < len(values) else float(values.sum())
@@ -401,7 +404,7 @@ def _shrinks(errors: np.ndarray) -> bool:
 
 
 def _largest_sparsity(holds: Callable[[int], bool], d: int) -> int:
-    """The largest s by doubling, even past an s that fails, because larger s may hold again."""
+    """The largest s that holds, by doubling, even past an s that fails: a larger s may hold."""
     tried = [0, *(2**i for i in range(d.bit_length())), d + 1]
     i = max(i for i, s in enumerate(tried[:-1]) if not s or holds(s))
     low, high = tried[i : i + 2]
@@ -417,13 +420,13 @@ _MOST_AT_ONCE = 10**15
 
 
 class Tolerance(Result):
-    """A bound that holds for a class except a small share, by a sample of the class."""
+    """A bound that holds for all but a small share of a class, from a sample of the class."""
 
-    bound: float  # errors of the class, except the share, are at most this; inf without a bound
+    bound: float  # all errors of the class but the share are at most this; inf without a bound
     left_out: int  # number of signals in the sample that may lie above the bound
-    needed: int  # size of the least sample that certifies anything
+    needed: int  # size of the smallest sample that certifies a bound
     holds: bool  # the sample suffices, and the bound is finite
-    missing: int  # number of signals to add for a sample of `needed`; 0 if none are missing
+    missing: int  # number of signals to add to the sample; 0 if the sample is large enough
 
 
 def signals_needed(share: float, confidence: float, at_once: int = 1) -> int:
@@ -434,12 +437,12 @@ def signals_needed(share: float, confidence: float, at_once: int = 1) -> int:
     Args:
         share: epsilon, the share of the class that may exceed the bound, in (0, 1).
         confidence: c, in (0, 1).
-        at_once: M, the number of bounds that hold together.
+        at_once: M, the number of bounds that hold simultaneously.
 
     Raises:
         TypeError: an argument is traced, or not one number.
         ValueError: the share or the confidence is outside (0, 1), the share is so small that the
-            number is infinite in float64, or at_once is below 1 or beyond 1e15.
+            number of signals is infinite in float64, or at_once is below 1 or beyond 1e15.
 
     Reference: Wilks (1941).
 
@@ -460,18 +463,19 @@ def signals_needed(share: float, confidence: float, at_once: int = 1) -> int:
 def tolerance_bound(
     errors: ArrayLike, *, share: float = 1e-3, confidence: float = 1 - 1e-6, at_once: int = 1
 ) -> Tolerance:
-    r"""A bound on the errors of a class except a small share, by a sample of any distribution.
+    r"""A bound on the errors of all but a small share of a class, from a sample of the class.
 
     .. math::
         P\bigl( P(E > E_{(n-r)}) > \epsilon \bigr) \le P(\mathrm{Bin}(n, \epsilon) \le r)
-            \le (1 - c) / M,
+            \le (1 - c) / M.
 
-    with the order statistics E_(1) <= ... <= E_(n) of n independent draws, and the largest such r.
-    Ties make the bound conservative. The errors may come from any layer, network or pursuit, in any
-    unit, for draws of a class or for held-out signals.
+    Here E_(1) <= ... <= E_(n) are the order statistics of n independent draws from any
+    distribution, and r is the largest integer that satisfies the last inequality. Ties make the
+    bound conservative. The errors may come from any layer, network or pursuit, in any unit, for
+    draws of a class or for held-out signals.
 
     Args:
-        errors: (n,), of n independent signals. NaN counts as inf.
+        errors: (n,), the errors of n independent signals. NaN counts as inf.
         share: epsilon, the share of the class that may exceed the bound, in (0, 1).
         confidence: c, the probability over the sample that the statement is true.
         at_once: M, the number of such statements that are true together, for example the number of
@@ -483,11 +487,11 @@ def tolerance_bound(
 
     Raises:
         TypeError: errors are traced or complex, or an option is not one number.
-        ValueError: errors have another shape, or as `signals_needed`.
+        ValueError: errors have another shape; also as in `signals_needed`.
 
-    Not claimed: anything if the sample has chosen something before, such as the params, the depth
-    or the method, or if its signals depend on each other, like patches of one picture. The
-    statement covers neither a single signal nor another class than the sampled one.
+    Not claimed: anything about a sample that has been used to choose the params, the depth or the
+    method, or whose signals depend on each other, like patches of one picture. The statement covers
+    neither single signals nor other classes than the sampled class.
 
     Reference: Wilks (1941); Clopper, Pearson (1934).
 
@@ -513,19 +517,20 @@ def tolerance_bound(
 
 @host_function
 def exceedance(errors: ArrayLike, level: float, confidence: float = 1 - 1e-6) -> float:
-    r"""A bound on the share of a class whose error exceeds a level, by a sample.
+    r"""A bound on the share of a class whose error exceeds a level, from a sample of the class.
 
     .. math:: \max \{ p : P(\mathrm{Bin}(n, p) \le k) \ge 1 - c \}, \qquad k = \#\{i : E_i > l\}.
 
     Args:
-        errors: (n,), of n independent signals, as in `tolerance_bound`; NaN exceeds every level.
-        level: l, finite, not chosen by the sample.
+        errors: (n,), the errors of n independent signals, as in `tolerance_bound`; a NaN exceeds
+            every level.
+        level: l, finite, chosen without the sample.
         confidence: c, in (0, 1).
 
     Returns:
         The bound, rounded up; 1 if all signals exceed the level, or there are no signals.
 
-    Raises: as `tolerance_bound`; also ValueError if the level is not finite.
+    Raises: as in `tolerance_bound`; also ValueError if the level is not finite.
 
     Not claimed: as in `tolerance_bound`.
 

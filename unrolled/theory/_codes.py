@@ -1,4 +1,4 @@
-"""Certificates of single codes: a dual vector proves that a code alone has the least l1 norm."""
+"""Certificates of single codes: a dual vector proves that no other code has the least l1 norm."""
 
 import math
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from unrolled.dictionaries import (
     inner_terms,
     magnitudes,
 )
-from unrolled.theory._coherence import BLOCK, without_parts
+from unrolled.theory._coherence import BLOCK, of_real_entries
 
 __all__ = ["CodeCertificate", "certify_code"]
 
@@ -34,24 +34,25 @@ __all__ = ["CodeCertificate", "certify_code"]
 _EPS = float(np.finfo(float).eps)
 # The iteration lowers correlations off the support towards `_LOW`, and ends at `_ENOUGH`.
 _LOW, _ENOUGH = 0.8, 0.85
-# It also ends if no nu of so many times its length can have all correlations below 1.
+# The iteration also ends if no nu up to this many times as long can have all correlations below 1.
 _LONGER = 10.0
-# A code with more than m nonzeros is cut to this share of m; a search has a smaller share.
+# A code with more than m nonzeros is cut to `_CUT` m nonzeros; a search uses `_SEARCHED` m atoms.
 _CUT, _SEARCHED = 0.6, 0.3
-_REFINEMENTS = 3  # of a least squares solution by the inverse of a Gram matrix
-_SQUARINGS = 12  # of that inverse: its norm is accurate to k^(2^-13), .1 % at k = 1000
-_WHOLE = 4096  # the most atoms whose inner products are made as one matrix
-_CHUNK = 2**22  # entries of codes, or of Gram matrices, in one call
-# For conjugate gradients: the tolerance of the slope, and the number of starts.
+_REFINEMENTS = 3  # the number of refinements of least squares by an inverse Gram matrix
+# Squarings of the inverse Gram matrix: its norm is accurate to k^(2^-13), .1 % at k = 1000.
+_SQUARINGS = 12
+_WHOLE = 4096  # the largest number of atoms whose inner products form one matrix
+_CHUNK = 2**22  # the number of entries of codes, or of Gram matrices, in one call
+# Conjugate gradients: tolerance of the slope and number of runs; then the most iterations of a run.
 _ROUGH, _FINE, _ITERATIONS = (1e-6, 1), (_EPS, 2), 300
 # Supports, and small batches, are padded to multiples, so that one program serves many sizes.
 _GRID, _STEP, _FEW = 16, 8, 64
-_LARGEST = 1e100  # the largest code over its signal
-_LARGEST_ATOM = 1e60  # the fourth power of this, and of its inverse, is in the range
+_LARGEST = 1e100  # the largest ratio of a code to its signal
+_LARGEST_ATOM = 1e60  # the fourth powers of this and of its inverse are in the range of float64
 
 
 class CodeCertificate(Result):
-    """The proof of a code; for a batch (n,) numbers and (n, ...) arrays.
+    """The proof of a code; for a batch, numbers become (n,) arrays, and arrays (n, ...) arrays.
 
     Example:
         >>> D, y = np.eye(3, dtype=np.float32), np.ones(3, np.float32)
@@ -66,7 +67,7 @@ class CodeCertificate(Result):
     off_support: Any  # tau, the largest |d_j . nu| off the support
     mismatch: Any  # zeta, the largest |d_j . nu - sign(x_j)| on the support
     holds: Any  # whether x is the only code of least l1 norm with its D x
-    unique: Any  # whether also D x is y, up to rounding
+    unique: Any  # whether `holds`, and D x equals y up to rounding
     error_gain: Any  # factor of norm(D (z - x)) in the bound on norm(z - x)
     l1_gain: Any  # factor of norm(z, 1) - norm(x, 1), if positive, in the same bound
     signal: np.ndarray  # (m,) D x
@@ -74,9 +75,10 @@ class CodeCertificate(Result):
     def certified(self, y: ArrayLike) -> Any:
         """Whether `holds`, and D x equals y up to the rounding of y: m^(1/2) eps norm(y).
 
-        For float32 signals take this in place of `unique`. Half precision only rounds the entries
-        of y, by eps / 2, because sums are in float32. Another code that fits as well, with no
-        larger l1 norm, is within `error_gain` times the sum of both residuals.
+        For float32 signals use `certified` instead of `unique`. In half precision only the entries
+        of y are rounded, by eps / 2, because sums are computed in float32. Any other code that fits
+        equally well and has no larger l1 norm is within `error_gain` times the sum of both
+        residuals.
         """
         Y = checks.host_floats(y, "y", "certified")
         if Y.shape != self.dual.shape:
@@ -100,14 +102,15 @@ def _roundings(dtype: Any) -> tuple[float, float]:
     return float(jnp.finfo(dtype).eps), float(jnp.finfo(wide_dtype(dtype)).eps)
 
 
+@of_real_entries("D y x", "theory.uniqueness([D], [s]) or theory.certify_supports(D, D, supports)")
 @host_function
 def certify_code(
     D: Dictionary, y: ArrayLike, x: ArrayLike, *, finish: int | None = 3, steps: int = 300
 ) -> CodeCertificate:
-    r"""Prove that a code, from any solver, is the only one of least l1 norm.
+    r"""Prove that a code, from any solver, is the only code of least l1 norm.
 
     Let x have a support T of n atoms, with sigma = sigma_min(D_T) > 0, and let all atoms have norms
-    up to b. For any vector nu let
+    of at most b. For any vector nu let
 
     .. math::
         \zeta = \|D_T'\nu - \mathrm{sign}\, x_T\|_\infty, \quad
@@ -121,41 +124,46 @@ def certify_code(
         H = \frac{t + (\|\nu\|_2 + \kappa) u}{q},
 
     because norm(z, 1) >= norm(x, 1) + sign(x_T)'h_T + norm(h_{T^c}, 1) for h = z - x. So x is the
-    only code of least l1 norm with D z = D x. Another code with at most this norm is within
-    `error_gain` times u, and u <= norm(y - D x) + norm(y - D z).
+    only code of least l1 norm with D z = D x. Any other code z of at most this l1 norm is within
+    `error_gain` times u of x, and u <= norm(y - D x) + norm(y - D z).
 
-    First the code is finished: least squares on its support, then subspace pursuit until the code
-    fits y; entries that are rounding are dropped. FISTA finds nu: it lowers the correlations off
-    the support under D_T'nu = sign(x_T). All claims are evaluated for the returned nu and x, in
-    float64, with a bound on the rounding; for a product of factors it is the rounding of
-    |D_1| |D_2| ..., which exceeds the rounding of D if the factors cancel.
+    First the function finishes the code: it computes least squares on the support, takes steps of
+    subspace pursuit until the code fits y, and drops entries that are rounding. Then FISTA finds
+    nu: it lowers the correlations off the support subject to D_T'nu = sign(x_T). All claims are
+    evaluated in float64 for the returned nu and x, with a bound on the rounding. For a product of
+    factors, this is a bound on the rounding of |D_1| |D_2| ..., which exceeds the rounding of D if
+    the factors cancel.
 
     Args:
-        D: (m, d), atoms of any norm; a structured D is used by its products.
+        D: (m, d), atoms of any norm; a structured D enters only through its products.
         y: (m,), or a batch (n, m).
         x: (d,), or (n, d): codes from any solver. A code with more than m nonzeros is cut to its
-            .6 m largest; a code that is not finite, or 1e100 times as large as y, counts as 0.
-        finish: the most steps of subspace pursuit, with .3 m atoms; 0 for only least squares. None
-            leaves the code unchanged.
-        steps: the most steps of FISTA.
+            .6 m largest entries; a code that is not finite, or 1e100 times as large as y, counts as
+            0.
+        finish: the largest number of steps of subspace pursuit, which uses .3 m atoms; 0 for only
+            least squares. None leaves the code unchanged.
+        steps: the largest number of steps of FISTA.
 
     Returns:
-        CodeCertificate, of numpy arrays in float64; the gains are infinite if it does not hold, for
-        example if atoms depend on each other (sigma = 0). `unique` asks that the certificate holds
-        and that the residual is at most the rounding of y - D x in float64. Codes fit float32
-        signals only to 1e-7, and `error_gain` times this bounds other codes. A signal that is not
-        finite has no certificate.
+        CodeCertificate, with numpy arrays in float64. If the certificate does not hold, for example
+        because atoms depend on each other (sigma = 0), the gains are infinite. `unique` requires
+        that the certificate holds and that the residual is at most the rounding of y - D x in
+        float64. Codes fit float32 signals only to about 1e-7 norm(y), and `error_gain` times this
+        residual bounds the distance of other codes. The certificate of a signal that is not finite
+        does not hold.
 
     Raises:
-        TypeError: an argument is traced.
-        ValueError: shapes do not fit, a number of steps is negative, or the fourth power of an
-            atom's norm leaves the range: norms beyond 1e60, or below 1e-60.
+        TypeError: an argument is traced or complex.
+        ValueError: shapes do not fit, a number of steps is negative, the codes of D come in parts,
+            or the fourth power of an atom's norm leaves the range of float64: norms beyond 1e60 or
+            below 1e-60.
 
-    Not claimed: that x is the true code. It is if the true code has no larger l1 norm. More
-    nonzeros than basis pursuit recovers have no certificate, and `finish` finds at most .3 m. With
-    noise the gains are true and say little: at m = 250, d = 500 and 50 nonzeros the median error
-    gain is near 120, so an error bar at an SNR of 40 dB is as large as the code. The function does
-    not use interval arithmetic.
+    Not claimed: that x is the true code, unless the true code has no larger l1 norm. Codes with
+    more nonzeros than basis pursuit recovers have no certificate, and `finish` finds at most .3 m
+    nonzeros. With noise the gains are true but say little: at m = 250, d = 500 and 50 nonzeros the
+    median error gain is near 120, so an error bar at an SNR of 40 dB is as large as the code. The
+    function does not use interval arithmetic. For complex codes, and other codes in parts,
+    `uniqueness` proves this for all codes with at most s nonzero parts.
 
     Reference: Fuchs (2004), Tropp (2006); Zhang, Yin, Cheng (2015) for its necessity; Dai,
     Milenkovic (2009) for subspace pursuit.
@@ -172,7 +180,7 @@ def certify_code(
     finish = None if finish is None else checks.as_index(finish, "finish", where)
     steps = checks.as_index(steps, "steps", where)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        D = checks.cast(without_parts(as_dictionary(D, where), where), np.float64)
+        D = checks.cast(as_dictionary(D, where), np.float64)
         Y, X, roundings = _operands(D, y, x, where)
         one = Y.ndim == 1
         Y, X = np.atleast_2d(Y), np.atleast_2d(X)
@@ -204,7 +212,7 @@ def _operands(
 
 
 def _scaled(Y: np.ndarray, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Signals scaled near 1 (codes, if the signal is 0), and the exponents k of the scales 2^k."""
+    """Signals and codes over 2^k, with signals near 1 (codes, if the signal is 0), and k."""
     sizes = [np.abs(np.where(np.isfinite(A), A, 0)).max(1, initial=0) for A in (Y, X)]
     k = np.frexp(np.where(sizes[0] > 0, *sizes))[1]
     with np.errstate(over="ignore", invalid="ignore"):
@@ -215,7 +223,7 @@ def _scaled(Y: np.ndarray, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def _cut(X: np.ndarray, m: int) -> np.ndarray:
-    """The codes; those with more than m nonzeros keep only their largest entries."""
+    """The codes; a code with more than m nonzeros keeps only its largest entries."""
     dense_rows = np.count_nonzero(X, 1) > m
     largest = np.argsort(-np.abs(X[dense_rows]), 1, kind="stable")[:, : max(1, int(_CUT * m))]
     cut = np.zeros_like(X[dense_rows])
@@ -226,13 +234,13 @@ def _cut(X: np.ndarray, m: int) -> np.ndarray:
 
 
 def _padded(X: np.ndarray) -> int:
-    """A padded size that all supports of the codes fit."""
+    """The size of the largest support of the codes, padded."""
     n = int(np.count_nonzero(X, 1).max(initial=1))
     return min(X.shape[1], -(-n // _GRID) * _GRID)
 
 
 def _in_chunks(f: Callable[..., tuple], k: int, Y: np.ndarray, X: np.ndarray) -> list[np.ndarray]:
-    """f(Y, X) for a batch of any length, part by part, with supports of k entries."""
+    """f(Y, X) for a batch of any length, chunk by chunk, with supports of k entries."""
     n, d = X.shape
     rows = n if n == 1 or n > _FEW else max(1, -(-n // _STEP)) * _STEP
     size = max(1, min(rows, _CHUNK // max(k * k, d)))
@@ -259,9 +267,9 @@ class _System(NamedTuple):
     D: Operator
     products: Array | None  # D'D, unless it is too large
     size: Array  # the largest norm of an atom
-    summed: Array  # the largest norm of the magnitudes whose sums are atoms, larger in a product
+    summed: Array  # the largest column norm of `magnitudes(D)`, above `size` in a product
     off: Array  # the rounding of an atom
-    rounding: Array  # the rounding of an entry of D'D, over eps
+    rounding: Array  # the rounding of an entry of D'D, divided by eps
 
 
 def _system(D: Any) -> _System:
@@ -273,13 +281,13 @@ def _system(D: Any) -> _System:
     size = jnp.where(size > 0, size, 1.0) + off
     if whole is not None:
         return _System(D, whole.T @ whole, size, summed, off, m * size**2)
-    # In a product of factors, rounding scales with the magnitudes of all factors.
+    # In a product of factors, rounding is proportional to the magnitudes of all factors.
     summed = jnp.maximum(size, summed)
     return _System(D, None, size, summed, off, (m + 2 * inner) * summed**2)
 
 
 def _support(system: _System, atoms: Array, live: Array) -> _Support:
-    """The supports; the ridge exceeds the rounding of Gram matrices, so every factor exists."""
+    """The supports; the ridge exceeds the rounding of Gram matrices, so factors exist."""
     D, products, size, *_ = system
     d, k = D.shape[1], atoms.shape[1]
     if products is not None:
@@ -309,7 +317,7 @@ def _largest(system: _System, V: Array, k: int) -> _Support:
 
 
 def _solve(support: _Support, B: Array) -> Array:
-    """(D_T'D_T)^-1 b_T on the support of every row b of B, and 0 off it."""
+    """(D_T'D_T)^-1 b_T on the support of every row b of B, and 0 off the support."""
     T, live, root, _ = support
     b = jnp.where(live, jnp.take_along_axis(B, T, 1), 0)
     u = (jnp.swapaxes(root, 1, 2) @ (root @ b[:, :, None]))[:, :, 0]
@@ -318,9 +326,10 @@ def _solve(support: _Support, B: Array) -> Array:
 
 
 def _misfit(D: Dictionary, Y: Array, X: Array) -> tuple[Array, Array]:
-    """norm(y - D x), and a bound on its rounding over eps: n products and two sums an entry.
+    """norm(y - D x), and a bound on its rounding over eps, for n products and two sums per entry.
 
-    As in pursuits, a D x that loses half of the digits of y is not y, however large its terms.
+    As in pursuits, a D x that loses half of the digits of y does not count as y, however large the
+    terms of D x are.
     """
     sizes = norm(jnp.abs(Y) + jnp.abs(X) @ magnitudes(D).T, 1)
     terms = jnp.sum(jnp.where(X != 0, 1.0, 0.0), 1) + 2 + inner_terms(D)
@@ -331,7 +340,7 @@ def _misfit(D: Dictionary, Y: Array, X: Array) -> tuple[Array, Array]:
 def _finished(
     D: Dictionary, Y: Array, X: Array, roundings: Any, finish: int, searched: int
 ) -> tuple[Array]:
-    """Codes by least squares on their supports, and by subspace pursuit if they do not fit."""
+    """Codes by least squares on their supports, and by subspace pursuit if codes do not fit."""
     eps, summed = roundings
 
     def fits(X):
@@ -339,7 +348,7 @@ def _finished(
         return residual <= jnp.maximum(summed * rounding, eps / 2 * norm(Y, 1))
 
     def chosen(V):
-        """The entries of the k largest magnitudes of every row."""
+        """A mask of the largest magnitudes of every row."""
         size = jnp.abs(V)
         least = jax.vmap(lambda row: kth_largest(row, searched))(size)
         return (size >= least[:, None]) & (size > 0)
@@ -359,7 +368,7 @@ def _finished(
         (own, fits(own), jnp.zeros((), int)),
     )
     X = jnp.where(fit[:, None], refitted, own)
-    # Drop entries that the fit does not need: they are rounding, on a support that is too large.
+    # Drop entries that the fit does not need: on a support that is too large they are rounding.
     on = jnp.abs(X) > jnp.sqrt(eps) * jnp.max(jnp.abs(X), 1, keepdims=True)
     fewer = _least_squares(D, Y, on, _FINE)
     return (jnp.where(fits(fewer)[:, None], fewer, X),)
@@ -368,8 +377,8 @@ def _finished(
 def _least_squares(D: Dictionary, Y: Array, on: Array, level: tuple[float, int]) -> Array:
     """The codes on the supports with least norm(y - D x), by conjugate gradients (CGLS).
 
-    CGLS starts anew, from the residual of the code, as often as `level` says; the first run ends
-    when the slope has fallen by its tolerance.
+    `level` holds a tolerance and a number of runs. Every run starts from the residual of the code,
+    and ends when the slope is at most the tolerance times the slope at the code 0.
     """
     tol, times = level
 
@@ -402,12 +411,13 @@ def _least_squares(D: Dictionary, Y: Array, on: Array, level: tuple[float, int])
 def _dual_vectors(D: Any, Y: Array, X: Array, steps: int, k: int) -> tuple[Array, ...]:
     """nu, tau, zeta and sigma of every code; the largest norm of an atom; and the misfit.
 
-    FISTA minimises 1/2 sum (|d_j . nu| - low)_+^2 over j off the support, under D_T'nu =
-    sign(x_T). It carries the correlations g = D'nu along, so a step takes four products.
+    FISTA minimises 1/2 sum (|d_j . nu| - low)_+^2 over j off the support, subject to D_T'nu =
+    sign(x_T). FISTA also updates the correlations g = D'nu, so a step takes four products.
 
-    The gradient is D e, where e is the excess off the support. Let D_T c be the part of D e in the
-    span of the support's atoms, and r the rest. Then e'g = c'sign(x_T) + r'nu for every such nu. If
-    this is above norm(e, 1) for all nu of a length, none of them has |d_j . nu| <= 1.
+    The gradient is D e, where e is the excess off the support. Let D_T c be the projection of D e
+    on the span of the atoms of the support, and r the remainder. Then e'g = c'sign(x_T) + r'nu for
+    every nu with D_T'nu = sign(x_T). If this number exceeds norm(e, 1) for all such nu up to some
+    length, no such nu has |d_j . nu| <= 1 for all j off the support.
     """
     system, signs, off = _system(D), jnp.sign(X), X == 0
     support, gamma = _largest(system, X, k), 1 / dictionaries.spectral_norm(D) ** 2
@@ -465,7 +475,8 @@ def _least_singular_value(support: _Support, off: Array) -> Array:
     """sigma_min(D_T), rounded down, for atoms that are `off` by rounding; inf for an empty support.
 
     With B = (D_T'D_T + ridge)^-1, sigma^2 + ridge = 1 / norm(B, 2), and norm(B, 2) is at most the
-    2^p-th root of the Frobenius norm of B^(2^p). The factor rounds by less than two ridges.
+    2^p-th root of the Frobenius norm of B^(2^p). The rounding of the Cholesky factor is less
+    than two ridges.
     """
     B = jnp.swapaxes(support.root, 1, 2) @ support.root
     log = jnp.zeros(len(B))
@@ -517,5 +528,5 @@ def _certificates(
 
 
 def _single(a: np.ndarray) -> Any:
-    """The certificate of one code, with numbers in place of arrays."""
+    """The first row of an array; a row that is one number becomes a Python number."""
     return a[0] if a.ndim > 1 else a[0].item()

@@ -1,7 +1,9 @@
 """Mutual coherence (Definition 3), the coherence of given weights W, and bounds on sparsity."""
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from jax import lax
 
 from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.arguments import checked
+from unrolled._base.arguments import F, checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import exponent, largest, lost_below, times_power, up, wide_dtype
 from unrolled._base.programs import host_function, program
@@ -38,7 +40,7 @@ __all__ = [
 ]
 
 
-# Atoms on a side of a tile, so that a tile and its atoms stay in the cache of a core.
+# The number of atoms on a side of a tile. A tile and its atoms fit in the cache of a core.
 _SIDE = 512
 
 
@@ -64,9 +66,9 @@ def row_excess(D: Array, level: Array) -> Array:
 
 
 def _reduced(reduce: Callable[[Array, Array, Array], Array], W: Array, D: Array) -> Array:
-    """reduce(total, abs(W'D), i = j), tile by tile along each row, from 0; (d,)."""
+    """Fold reduce(total, abs(W'D), i = j) over the tiles of each row, from 0; (d,)."""
     (m, d), n = D.shape, -(-D.shape[1] // _SIDE)
-    # Rows of atoms for the one side, columns for the other: a plain product in every tile.
+    # One side has atoms in rows, the other in columns, so every tile is a plain product.
     left, right = (jnp.pad(A, ((0, 0), (0, n * _SIDE - d))) for A in (W, D))
     left, right = left.T.reshape(n, _SIDE, m), right.reshape(m, n, _SIDE).swapaxes(0, 1)
     tiles, side = jnp.arange(n), jnp.arange(_SIDE)
@@ -95,8 +97,10 @@ _PRODUCT_EPS = {
 # Products of atoms in more entries than this (64 MiB in float32) are formed in tiles.
 BLOCK = 2**24
 _SORTED = 2**20  # a matrix with more entries is not sorted as a whole
-# A sparsity bound with a smaller relative distance to an integer counts as the integer. It is far
-# above the rounding of the few operations in float64 that compute the bound.
+# What to try if codes come in parts.
+OF_PARTS = "theory.block_coherence and theory.schedule"
+# A sparsity bound with a smaller relative distance to an integer counts as the integer. This
+# distance is far above the rounding of the few float64 operations that compute the bound.
 _INTEGER = 1e-9
 
 
@@ -112,8 +116,8 @@ def mutual_coherence(D: Dictionary) -> Array:
 
     .. math:: \mu(D) = \max_{i \ne j} |d_i \cdot d_j| / (\|d_i\|_2 \|d_j\|_2).
 
-    Traceable. For a `Conv` the function uses the correlations of the filters; it forms the products
-    of many atoms block by block, never as a (d, d) array.
+    Traceable. For a `Conv` the function uses the correlations of the filters. The products of many
+    atoms are formed block by block, never as a (d, d) array.
 
     Args:
         D: (m, d); atoms need not be normalised.
@@ -218,7 +222,7 @@ def weights_coherence(W: Dictionary, D: Dictionary) -> Coherence:
 
 
 def exceeds(D: Dictionary) -> bool:
-    """Whether the matrix of all inner products is too large to be made whole."""
+    """Whether the matrix of all inner products is too large to be formed at once."""
     whole = not isinstance(D, Structured) or type(D).inner_products is Structured.inner_products
     return whole and D.shape[1] ** 2 > BLOCK
 
@@ -239,11 +243,51 @@ def diagonal(W: Dictionary, D: Dictionary) -> Array:
     return jnp.sum(jnp.where(own, products, 0.0), axis=1)
 
 
-def without_parts(D: Operator, where: str) -> Operator:
-    """D; ValueError if its codes come in parts, because these statements are about entries."""
-    instead = "this is about entries, try theory.block_coherence and theory.schedule"
-    refuse_parts(D, where, instead)
+def without_parts(D: Operator, where: str, instead: str = OF_PARTS) -> Operator:
+    """D; ValueError if codes of D come in parts, because `where` is about entries."""
+    refuse_parts(D, where, f"this is about entries, try {instead}")
     return D
+
+
+def of_real_entries(order: str, instead: str = OF_PARTS) -> Callable[[F], F]:
+    """Let a function refuse complex numbers and codes in parts, and say what to try `instead`.
+
+    Args:
+        order: the names of the first arguments of the function, in order.
+        instead: what to try, in the words of a message.
+
+    Raises:
+        TypeError: an argument W, D, y or x is complex.
+        ValueError: codes of D come in parts.
+    """
+
+    def decorate(function: F) -> F:
+        where, names = function.__name__, order.split()
+
+        @functools.wraps(function)
+        def call(*args: Any, **options: Any) -> Any:
+            given = dict(zip(names, args)) | options
+            for name in ("D", "W", "y", "x"):
+                if _is_complex(given.get(name)):
+                    raise TypeError(
+                        f"{where}: {name} is {getattr(given[name], 'dtype', 'complex')}; expected "
+                        f"real numbers, because {where} is about real entries; for complex codes "
+                        f"try {instead}, with D = dictionaries.Complex.of(A)"
+                    )
+            if "D" in given:
+                without_parts(given["D"], where, instead)
+            return function(*args, **options)
+
+        return call  # type: ignore[return-value]  # of the same signature
+
+    return decorate
+
+
+def _is_complex(x: Any) -> bool:
+    try:
+        return bool(np.iscomplexobj(x))
+    except (TypeError, ValueError):  # no array: the function says what it expects
+        return False
 
 
 def refuse_cut_atoms(D: Dictionary, where: str) -> None:
@@ -256,7 +300,7 @@ def refuse_cut_atoms(D: Dictionary, where: str) -> None:
 
 
 def babel(D: Dictionary, s: int) -> Array:
-    r"""The Babel function: the largest total coherence of one atom with s others.
+    r"""The Babel function: the largest total coherence of one atom with s other atoms.
 
     .. math::
         \mu_1(s) = \max_i \max_{|J| = s, \, i \notin J} \sum_{j \in J}
@@ -266,8 +310,8 @@ def babel(D: Dictionary, s: int) -> Array:
     with at most s nonzeros are unique, and basis pursuit with unit atoms finds them. Traceable.
 
     Args:
-        D: (m, d), unit atoms; the function divides by norms, which rounding moves off 1.
-        s: number of other atoms; from d - 1 on, all other atoms.
+        D: (m, d), unit atoms; the function divides by the norms, because rounding moves them off 1.
+        s: number of other atoms; if s is at least d - 1, all other atoms count.
 
     Returns:
         mu_1(s), ().
@@ -306,10 +350,11 @@ def _babel(D: Dictionary, s: int) -> Array:
 
 
 def _largest_row(A: Array, s: int) -> Array:
-    """The Babel function of many atoms, without sorting all of them.
+    """The Babel function of many atoms, without sorting all rows of A'A.
 
     top_s(v) is at most s t + sum (v - t)_+ for any t, with equality at the s-th largest entry.
-    Atoms are sorted in falling order of this bound, until the bound is at most the value found.
+    In falling order of this bound the function sorts the row of one atom after another, until the
+    bound of the next atom is at most the largest value found.
     """
 
     def others(A, i):
@@ -358,11 +403,11 @@ def spark_bound(mu: float) -> float:
 
 
 def welch_bound(m: int, d: int) -> float:
-    r"""The least coherence of any (m, d) dictionary, and the least mu_W of any W; 0 if d <= m.
+    r"""A lower bound on the coherence of any (m, d) dictionary, and on the mu_W of any W.
 
     .. math:: \mu \ge \sqrt{(d - m) / (m (d - 1))}.
 
-    It holds for mu_W because G = W'D has rank at most m and trace d:
+    The bound is 0 if d <= m. It holds for mu_W because G = W'D has rank at most m and trace d:
     d <= sqrt(m) norm(G, "fro") <= sqrt(m (d + d (d - 1) mu_W^2)).
 
     Raises:
@@ -403,7 +448,8 @@ def max_sparsity(mu: float, d: int) -> int:
     """The largest integer strictly below `sparsity_bound(mu)`, at most d.
 
     A bound within rounding of an integer counts as the integer. A float32 mu may be too low by its
-    rounding, so the function multiplies it by 1 + 8 eps. If mu is a Python float, do this yourself.
+    rounding, so the function multiplies a float32 mu by 1 + 8 eps. If you pass such a mu as a
+    Python float, multiply it yourself.
 
     Raises:
         TypeError: mu is traced, or d is not an integer.
@@ -431,18 +477,19 @@ def rounding_guard(
     r"""A bound on the rounding of an inner product w_i . (y - D x).
 
     .. math:: g = 4 \, eps \, (G s B + C_W \delta) + (1 + C_W) m \tau, \qquad
-        G = \max_{i, j} (|W|' |D|)_{ij},
+        G = \max_{i, j} (|W|' |D|)_{ij}.
 
-    with tau the least normal number of the dtype, below which sums and products are lost.
+    Here tau is the smallest normal number of the dtype; sums and products below tau are lost.
     Theoretical thresholds fall to zero, but rounding does not: without the guard, deep iterations
     diverge. Pass g to `schedule`, which adds g to C_W delta in the recursion.
 
     Args:
         W, D: (m, d).
-        sparsity, bound, noise: s, B and delta of the class of signals. For noise bounded in l2,
-            pass the bound times `noise_gain(W)` / C_W.
+        sparsity, bound, noise: s, B and delta of the class of signals. If the l2 norm of the
+            noise is bounded, pass this bound times `noise_gain(W)` / C_W.
         precision: precision of the products: None for the dtype of W and D, or "tensorfloat32" or
-            "bfloat16" if an accelerator uses this for float32. A finer precision changes nothing.
+            "bfloat16" if an accelerator computes float32 products in this format. A precision finer
+            than the dtype changes nothing.
 
     Returns:
         g, in the units of the signal.
@@ -451,9 +498,10 @@ def rounding_guard(
         TypeError: W or D is traced, or sparsity is not an integer.
         ValueError: the precision is unknown, or bound, noise or sparsity is negative.
 
-    Not claimed: a worst case; the rigorous bound is (m + s + 3) / 8 times larger. Noise along the
-    signs of w_i comes near it, because its m terms have one sign. With orthonormal atoms, where
-    mu_W E_k leaves no slack, the guard does not exclude such false positives in float32.
+    Not claimed: a worst case; the rigorous bound is (m + s + 3) / 8 times larger. Noise with the
+    signs of w_i comes near the rigorous bound, because all m terms of its product with w_i have the
+    same sign. For orthonormal atoms, mu_W E_k leaves no slack, and the guard does not exclude false
+    positives from such noise in float32.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
@@ -491,8 +539,9 @@ def _sizes(W: Dictionary, D: Dictionary, dtype: np.dtype) -> tuple[Array, Array]
 def _largest_product(W: Array, D: Array, dtype: np.dtype) -> Array:
     """An upper bound on max w_i . d_j of nonnegative matrices, within 2 (m + 2) eps of the dtype.
 
-    Each row of W is divided by a power of two near its maximum, and the row of D is multiplied by
-    it. The largest product of two entries is then a lower bound, and smaller terms may underflow.
+    Each row of W is divided by a power of two near its maximum, and the same row of D is multiplied
+    by this power. The largest product of two entries is then a lower bound on the maximum, so much
+    smaller terms may underflow.
     """
     k = exponent(W, 1)
     used = jnp.any(W > 0, axis=1, keepdims=True).astype(D.dtype)

@@ -43,7 +43,8 @@ __all__ = [
 ]
 
 
-# Below this share of the tolerance, further steps of a block change nothing in float64.
+# If the initial error of a block has fallen to this share of the tolerance, further steps of the
+# block change nothing in float64.
 _NEGLIGIBLE = 1e-18
 
 
@@ -111,7 +112,7 @@ def atom_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array, Array, Ar
 
 @host_function
 def noise_gain(W: Dictionary) -> float:
-    """omega = max norm(w_i, 2), rounded up, which replaces C_W for noise bounded in l2.
+    """omega = max norm(w_i, 2), rounded up, which replaces C_W if `noise` bounds the l2 norm.
 
     If norm(e, 2) is bounded instead of norm(e, 1), pass omega as C_W and the bound as `noise` to
     `schedule`. To `rounding_guard`, which multiplies by C_W, pass the bound times omega / C_W.
@@ -130,12 +131,13 @@ def noise_gain(W: Dictionary) -> float:
 
 @host_function
 def error_gain(W: Dictionary, *, sparsity: int) -> float:
-    r"""The factor that replaces C_W for the error of the block before in a chain.
+    r"""The factor that replaces C_W if the noise of a block is the error of the block before it.
 
-    .. math:: \max_i \frac{1}{s} \sum_{k \le s} |w_i|_{(k)} \le C_W,
+    .. math:: \max_i \frac{1}{s} \sum_{k \le s} |w_i|_{(k)} \le C_W.
 
-    with the s largest magnitudes of w_i. An error on at most s entries, whose l_inf norm is at most
-    E / s, changes W'y by at most `error_gain` E. The error of `schedule` is such an error.
+    Here |w_i|_(1) >= |w_i|_(2) >= ... are the sorted magnitudes of w_i. An error on at most s
+    entries, whose l_inf norm is at most E / s, changes W'y by at most `error_gain` E. The error of
+    `schedule` is such an error.
 
     Args:
         W: (m, d), the weights of the block.
@@ -182,7 +184,7 @@ class AtomSchedule(Result):
     error: np.ndarray  # (K+1,) l1 error after k steps
     contraction: float  # top_{s-1}(mu_W) + top_s(mu_W) + eta
     rate: float  # -ln of the contraction, inf at 0
-    floor: float  # limit of the error, inf if it does not contract
+    floor: float  # limit of the error, inf if the recursion does not contract
     holds: bool  # the contraction is below 1
 
 
@@ -198,9 +200,9 @@ def atom_schedule(
     guard: ArrayLike = 0.0,
     eta: ArrayLike = 0.0,
 ) -> AtomSchedule:
-    r"""Thresholds of LISTA-CP per atom, tighter in l1 than the common thresholds of `schedule`.
+    r"""Thresholds of LISTA-CP per atom, with a tighter l1 bound than the thresholds of `schedule`.
 
-    With top_k the sum of the k largest entries and c_i = C_{W,i} \delta + g,
+    Let top_k be the sum of the k largest entries, and c_i = C_{W,i} \delta + g. Then
 
     .. math::
         \theta_{k,i} = \mu_{W,i} E_k + c_i, \qquad
@@ -209,16 +211,16 @@ def atom_schedule(
     No step has a false positive, and `error` bounds the l1 error.
 
     Args:
-        mus, C_Ws: (d,) each, from `atom_coherence`. Other arguments as in `schedule`.
+        mus, C_Ws: (d,) each, from `atom_coherence`. The other arguments are as in `schedule`.
 
     Returns:
-        AtomSchedule, with holds = False and floor = inf if the error does not contract.
+        AtomSchedule, with holds = False and floor = inf if the recursion does not contract.
 
     Raises:
         TypeError: an argument is traced.
         ValueError: the shapes differ, or a value is negative or NaN.
 
-    Not claimed: a bound on the l_inf error by error / s, as in `schedule`.
+    Not claimed: that error / s bounds the l_inf error, as it does in `schedule`.
 
     Example:
         >>> mus, C_Ws = np.array([0.2, 0.1, 0.1]), np.ones(3)
@@ -270,9 +272,9 @@ def sequence_bound(W: Dictionary, D: Dictionary, depth: int) -> np.ndarray:
     .. math:: F_k = \|W\|_2 \sum_{i < k} \|I - W'D\|_2^i.
 
     The factors compare two runs of LISTA-CP with the same thresholds, on the signals y and y~. If
-    d > m, norm(I - W'D, 2) >= 1 and the factors grow without bound: the constant of the printed
-    Lemma 13, independent of k, does not exist. `support_bound` holds for all k on a common support.
-    Structured dictionaries are made dense.
+    d > m, norm(I - W'D, 2) >= 1 and the factors grow without bound, so the constant of the
+    printed Lemma 13, which is independent of k, does not exist. `support_bound` holds for all k on
+    a common support. Structured dictionaries are made dense.
 
     Args:
         W: (m, d), weights.
@@ -300,7 +302,7 @@ def _distance_from_identity(W: np.ndarray, D: np.ndarray) -> float:
     m, d = D.shape
     if d**2 <= BLOCK or d <= 2 * m:
         return float(np.linalg.norm(np.eye(d) - W.T @ D, 2))
-    # On vectors orthogonal to the rows of W and D, it is the identity.
+    # On vectors orthogonal to the rows of W and D, I - W'D is the identity.
     Q = np.linalg.qr(np.concatenate([W, D]).T)[0]
     return max(1.0, float(np.linalg.norm(np.eye(Q.shape[1]) - (W @ Q).T @ (D @ Q), 2)))
 
@@ -308,14 +310,15 @@ def _distance_from_identity(W: np.ndarray, D: np.ndarray) -> float:
 def support_bound(mu: ArrayLike, C_W: ArrayLike, *, size: int, eta: ArrayLike = 0.0) -> float:
     r"""Factor c with norm(x^k - x~^k, 1) <= c norm(y - y~, 1) for all k, on a common support.
 
-    .. math:: c = t C_W / (1 - (t - 1) \mu_W - \eta),
+    .. math:: c = t C_W / (1 - (t - 1) \mu_W - \eta).
 
-    inf if the denominator is not positive, beyond rounding. Both runs must stay on one set of t
-    atoms. In the class of `schedule` t = s: both runs keep their supports in the code's support.
+    The factor is inf if the denominator is not positive, beyond rounding. Both runs must keep their
+    supports in one set of t atoms. For the class of `schedule`, t = s, because both runs keep their
+    supports in the support of the code.
 
     Args:
         mu, C_W, eta: as in `schedule`.
-        size: t.
+        size: t, the number of atoms of the common support.
 
     Raises:
         TypeError: an argument is traced.
@@ -336,19 +339,19 @@ def support_bound(mu: ArrayLike, C_W: ArrayLike, *, size: int, eta: ArrayLike = 
 
 @host_function
 def objective_bound(D: Dictionary, error: ArrayLike, *, sparsity: int, gamma: ArrayLike) -> float:
-    r"""Bound on the difference of the objective at x~ from its value at the true code x.
+    r"""A bound on the difference between the objectives of a code x~ and of the true code x.
 
     .. math::
         L(v) = \|D x - D v\|_2^2 + \gamma \|v\|_1, \qquad
         |L(\tilde x) - L(x)| \le \|D\|_2^2 E^2 / s + \gamma E, \qquad \|\tilde x - x\|_1 \le E.
 
-    The difference takes both signs: a shrunk code minimises L, and the true code does not, so the
-    lower bound 0 of the printed corollary is false.
+    The difference may have either sign: a shrunk code minimises L, and the true code does not. So
+    the lower bound 0 of the printed corollary is false.
 
     Args:
         D: (m, d).
         error: E, an entry of `Schedule.error`; the l2 error is then at most E / sqrt(s).
-        sparsity: s.
+        sparsity: s, as in `schedule`.
         gamma: weight of the penalty.
 
     Raises:
@@ -373,7 +376,7 @@ def objective_bound(D: Dictionary, error: ArrayLike, *, sparsity: int, gamma: Ar
 
 
 class Plan(Result):
-    """The fewest steps, over all blocks, that certify the code of a chain to a tolerance."""
+    """The fewest steps in total that certify the last code of a chain to a tolerance."""
 
     depths: tuple[Any, ...]  # integers; inf if no depths reach the tolerance
     schedules: tuple[Schedule, ...]  # () if no depths reach the tolerance
@@ -394,16 +397,16 @@ def plan(
     gains: Sequence[ArrayLike] | None = None,
     tol: ArrayLike,
 ) -> Plan:
-    r"""Depths K_1, ..., K_J with E^{(J)}_{K_J} <= tol and the least sum, each at least 1.
+    r"""Depths K_1, ..., K_J, each at least 1, with E^{(J)}_{K_J} <= tol and the least sum.
 
-    The errors are from `deep_schedule`. A block amplifies its inherited error by
-    2 s_j G_j / (1 - a_j), so early blocks usually need more steps. The search is exact: for each
-    K_J, the remaining tolerance decides the blocks before. If tol equals an error up to rounding,
-    the plan may have one step more.
+    The errors are computed as in `deep_schedule`. A block amplifies its inherited error by
+    2 s_j G_j / (1 - a_j), so early blocks usually need more steps. The search is
+    exact: for each K_J, the remaining tolerance determines the depths of the earlier blocks. If tol
+    equals an error up to rounding, the plan may have one step too many.
 
     Args:
         mus, C_Ws, sparsities, bounds, noises, guards, etas, gains: as in `deep_schedule`.
-        tol: l1 error of the last code.
+        tol: tolerance of the l1 error of the last code.
 
     Returns:
         Plan. If a block does not contract or the tolerance is not above the floor, holds is False
@@ -462,7 +465,7 @@ class _Block(NamedTuple):
         return times(left, self.start) + share * (times(self.gain, inherited) + self.own)
 
     def tolerance(self, K: float, tol: float) -> float:
-        """The inherited error with which K steps end at `tol`; negative if there is none."""
+        """The inherited error with which K steps end at `tol`, negative if `tol` is too small."""
         room = tol - self.error(K, 0.0)
         share = (1 - self.a**K) / (1 - self.a)
         return room / (share * self.gain) if self.gain else (math.inf if room >= 0 else -1.0)
@@ -483,7 +486,7 @@ class _Block(NamedTuple):
 def _reason(
     blocks: Sequence[_Block], contracts: Sequence[bool], noisy: Sequence[float], tol: float
 ) -> str:
-    """The hypothesis of a plan that fails, with its number."""
+    """The hypothesis of a plan that is violated, with the number that violates it."""
     for j, (block, contracting, c) in enumerate(zip(blocks, contracts, noisy), start=1):
         if not contracting:
             return f"block {j} does not contract: its a is {block.a:.4g}, and must be below 1"
@@ -497,7 +500,7 @@ def _reason(
 
 
 def _least(blocks: Sequence[_Block]) -> float:
-    """The least error of the last code, at one step or in the limit, because it is monotone."""
+    """The least error of the last code: at one step or in the limit, as the error is monotone."""
     least = 0.0
     for block in blocks:
         least = min(block.error(1, least), block.error(math.inf, least))

@@ -48,8 +48,9 @@ __all__ = [
 ]
 
 
-# The level of Definition 8 exceeds the coherence of the start by this share, and is at least this
-# large, so that the start is strictly inside, also for the atoms that attain the coherence.
+# The default level of Definition 8 exceeds the coherence of the initial weights by a share
+# `_LEVEL_SLACK`, and is at least `_LEAST_LEVEL`. So the initial weights are strictly feasible, also
+# for the atoms that attain the coherence.
 _LEVEL_SLACK = 1e-6
 _LEAST_LEVEL = 1e-9
 # The relative gap of programs for atoms that look infeasible at a given level.
@@ -63,9 +64,9 @@ class GeneralizedCoherence(Result):
     lower: Array  # () no weights have a smaller coherence
     per_atom_upper: Array  # (n,)
     per_atom_lower: Array  # (n,)
-    W: Operator  # (m, n), w_i . d_i = 1; a `Conv` for a shift-invariant circular one
-    holds: Array  # () the relative gaps are at most tol, and W attains its bounds when rounded
-    rank: Array  # () rank of D in its dtype, an integer; W lies in a range of this dimension
+    W: Operator  # (m, n), w_i . d_i = 1; a `Conv` if D is a shift-invariant circular one
+    holds: Array  # () the relative gaps are at most tol, and the rounded W attains `upper`
+    rank: Array  # () rank of D in its dtype, an integer; W lies in a space of this dimension
 
 
 @checked
@@ -85,44 +86,48 @@ def generalized_coherence(
 
     The upper bound of an atom is the coherence of its w_i; the lower bound comes from a feasible v.
     The linear programs are solved together, in float64 on the host. Results have the dtype of D,
-    with bounds rounded outwards. An atom that is independent of the others has mu~_i = 0, and a
-    duplicate has 1. A circular `Conv` whose stride divides the signal needs one program per filter.
+    with bounds rounded outwards. An atom that is independent of the other atoms has mu~_i = 0, and
+    a duplicate atom has mu~_i = 1. A circular `Conv` whose stride divides the signal
+    needs one program per filter.
 
     The programs work in the numerical range of D. Rounding moves atoms slightly out of a subspace,
-    such as the subspace of patches without their mean, and weights that use this are as large as
-    1 / eps. So singular values up to eps norm(D, "fro"), with the eps of D, and up to
-    10 max(m, d) eps of the largest in float64, count as zero: W has no part along their vectors,
-    and `lower` is for such weights. `rank` counts the other singular values.
+    for example the subspace of zero-mean patches, and weights that exploit this are as large as
+    1 / eps. So a singular value counts as zero if it is at most eps norm(D, "fro"), with the eps of
+    the dtype of D, or at most 10 max(m, d) eps of the largest singular value, with the float64 eps.
+    W has no part along the singular vectors of these values, `lower` is a bound for weights without
+    such a part, and `rank` counts the other singular values.
 
     Traceable. `upper` and `lower` are differentiable in D by the envelope theorem,
     d mu~_i = -mu~_i w_i . (d(d_i) - sum_j v_j d(d_j)), if the solutions are unique; W carries no
     derivative. A traced D with NaN or a zero atom gives upper = inf and holds = False. If D is
-    nearly rank-deficient, its weights are large, and rounding W to float32 may lose the
-    certificate: holds is False if the coherence of the rounded W exceeds `upper` by more than half
-    of the digits of the dtype, a share of sqrt(eps). Then use float64.
+    nearly rank-deficient, its weights are large, and rounding W to float32 may invalidate the
+    certificate: holds is False if the coherence of the rounded W exceeds `upper` by a share of more
+    than sqrt(eps), half of the digits of the dtype. In this case, use float64.
 
-    The programs of n atoms hold a few arrays (d, n) in float64: all atoms are d x d by nature.
+    The programs of n atoms hold a few (d, n) arrays in float64, so the programs of all atoms hold
+    d x d arrays.
 
     Args:
         D: (m, d), unit atoms.
-        tol: relative gap of every atom, or of the maximum.
+        tol: the largest relative gap of every atom, or of the maximum with `only_maximum`.
         atoms: the n atoms to solve for; None for all atoms.
-        only_maximum: settle only mu~. An atom keeps its w once w is certified to stay below mu~: W
-            is then optimal for max_i, not for each atom, and `holds` refers to the maximum.
+        only_maximum: compute only mu~. An atom keeps its w_i once the coherence of w_i is certified
+            to stay below mu~. So W is optimal for the maximum, but not for each atom, and `holds`
+            refers to the maximum.
         progress: called as progress(settled, total) on long runs.
         cache: a folder that stores results by the sha256 of D; a stored result is certified again
             when it is read.
 
     Returns:
-        GeneralizedCoherence. If a program ends above the gap, the function does not raise: it
-        returns the bounds with holds = False.
+        GeneralizedCoherence. If a program ends with a gap above tol, the function does not raise an
+        error: it returns the bounds with holds = False.
 
     Raises:
         ValueError: an atom is off unit norm, zero or NaN, an index of `atoms` is out of range, or
             tol is not positive and finite.
         CheckpointError: the cache folder cannot be written.
 
-    Not claimed: interval arithmetic; the bounds are computed in float64.
+    Not claimed: bounds by interval arithmetic; they are computed in float64.
 
     Reference: Li, Feng, Zhou (2024), Definition 7; Chen et al. (2018).
 
@@ -170,13 +175,14 @@ def _settled(
 
 @checked
 def minimax_weights(D: Dictionary, tol: float = 1e-6) -> Operator:
-    r"""W of the generalized coherence, by linear programs.
+    r"""The weights W that attain the generalized coherence, by linear programs.
 
     .. math:: w_i = \arg\min_w \max_{j \ne i} |w \cdot d_j| : w \cdot d_i = 1.
 
     No weights have a smaller mu_W, so with these weights theory certifies the largest sparsity and
-    the fastest rate. Their norm(W) and C_W are larger than with `frobenius_weights`. Traceable.
-    `generalized_coherence` also returns the certificate. d x d by nature.
+    the fastest rate. norm(W) and C_W are larger than for `frobenius_weights`. Traceable.
+    `generalized_coherence` returns the same weights and their certificate. The programs hold d x d
+    arrays.
 
     Args and Raises: as in `generalized_coherence`.
 
@@ -193,7 +199,7 @@ def minimax_weights(D: Dictionary, tol: float = 1e-6) -> Operator:
 
 
 class AtMost(Result):
-    """Whether mu~ <= level, and the bounds that decided."""
+    """Whether mu~ <= level, and the bounds that decide this."""
 
     answer: bool | None  # None if the level lies between the bounds, which are within tol
     upper: float  # upper bound of mu~
@@ -205,11 +211,11 @@ def coherence_at_most(D: Dictionary, level: ArrayLike, tol: float = 1e-6) -> AtM
     """Whether mu~(D) <= level, decided as early as possible.
 
     The search stops once one atom is certified above the level, or all atoms are certified below.
-    Host function, d x d by nature.
+    Host function. The programs hold d x d arrays.
 
     Args:
         D, tol: as in `generalized_coherence`.
-        level: the value to compare mu~ with.
+        level: the value with which mu~ is compared.
 
     Raises:
         TypeError: an argument is traced.
@@ -246,7 +252,7 @@ class MinimalEntryWeights(Result):
     lower: float  # lower bound of the largest entry
     per_atom_upper: np.ndarray  # (d,)
     per_atom_lower: np.ndarray  # (d,)
-    coherence: float  # the level, which no w_i exceeds
+    coherence: float  # the level; no w_i has a larger coherence
     holds: bool  # whether W is feasible and the relative gaps are at most tol
 
 
@@ -258,23 +264,24 @@ def minimal_entry_weights(
     *,
     progress: Progress | None = None,
 ) -> MinimalEntryWeights:
-    r"""Weights that minimise the largest entry at a coherence mu, the same for all atoms.
+    r"""Weights that minimise the largest entry, subject to one coherence mu for all atoms.
 
     .. math:: w_i = \arg\min_w \|w\|_\infty : w \cdot d_i = 1, \; |w \cdot d_j| \le \mu, j \ne i.
 
     Noise enters the thresholds through C_W = max |W_ij|, so these weights have the lowest floor
-    among weights of one coherence. d x d by nature.
+    among weights of the same coherence. The function forms d x d products.
 
     Args:
         D: (m, d), unit atoms. Structured dictionaries are made dense.
-        coherence: the level mu, or a result of `generalized_coherence` (None computes it): its W
-            is the start, and its upper bound, times 1 + 1e-6 and at least 1e-9, is the level.
-        tol: relative gap of every atom.
+        coherence: the level mu, or a result of `generalized_coherence`, which the function computes
+            if this is None. The programs then start from the W of the result, and the level is its
+            upper bound times 1 + 1e-6, but at least 1e-9.
+        tol: the largest relative gap of every atom.
         progress: called as progress(settled, total).
 
     Returns:
-        MinimalEntryWeights, in float64. If the level is below mu~, atoms without such a w have
-        upper = inf, and holds is False.
+        MinimalEntryWeights, in float64. If the level is below mu~, atoms without a feasible w
+        have upper = inf, and holds is False.
 
     Raises:
         TypeError: an argument is traced.
@@ -299,7 +306,7 @@ def minimal_entry_weights(
         start, level = None, host_float(coherence, "coherence", where)
     if start is None:
         with jax.enable_x64(True):
-            # `_start_of` settles the atoms that a given level leaves unsure.
+            # For a given level, `_start_of` refines the atoms that this result leaves undecided.
             start = generalized_coherence(in_float64(jnp.asarray(A), dtype), tol, only_maximum=True)
     W, reached = _start_of(A, start, level, where)
     if level is None:
@@ -332,7 +339,7 @@ def _start_of(
         )
     W, reached = certified(A, W, np.arange(A.shape[1]))
     if level is not None:
-        # A start within tol of the optimum may look infeasible at a feasible level.
+        # Weights within tol of the optimum may look infeasible at a feasible level.
         allowed = np.asarray(start.per_atom_lower, np.float64) <= level
         unsure = np.flatnonzero(allowed & (reached > level + ROUNDING))
         if len(unsure):
@@ -376,22 +383,22 @@ def _chosen_atoms(atoms: Sequence[int], d: int, where: str) -> np.ndarray:
 
 
 def _highest(dual: np.ndarray, tried: np.ndarray, level: float) -> int | None:
-    """The untried program with the largest coherence 1 / dual; None if that is below `level`."""
+    """The untried program with the largest coherence 1 / dual; None if this is below `level`."""
     k = int(np.argmin(np.where(tried, np.inf, dual)))
     return k if not tried[k] and dual[k] * level < 1 else None
 
 
 def _attained(upper: Array, reached: Array, only_maximum: bool) -> Array:
-    """Whether rounded weights attain every upper bound, or the largest, to half of the digits."""
+    """Whether rounded weights attain every upper bound, or the largest one, to half the digits."""
     if only_maximum:
         upper, reached = largest(upper), largest(reached)
     eps = float(jnp.finfo(upper.dtype).eps)
-    # A coherence of zero has no digits: products within a few eps are rounding.
+    # A coherence of zero has no digits: products of at most a few eps are rounding.
     return jnp.all(reached <= upper * (1 + eps**0.5) + max(16 * eps, ROUNDING))
 
 
 def _in_range(solve: Callable, A: np.ndarray, dtype: np.dtype) -> tuple[tuple, int]:
-    """`solve` in the numerical range of A, (upper, lower, W, V); and the rank.
+    """(upper, lower, W, V) by `solve` in the numerical range of A, and the rank of A.
 
     Args:
         solve: a function of a float64 matrix.
@@ -408,7 +415,8 @@ def _in_range(solve: Callable, A: np.ndarray, dtype: np.dtype) -> tuple[tuple, i
 def _differentiable(solve: Callable, chosen: np.ndarray) -> Callable[[Array], tuple[Array, ...]]:
     """A -> (upper, lower, reached, W, rank) in the dtype of A, by the host function `solve`.
 
-    `reached` is the coherence of the rounded W. The bounds carry derivatives; W carries none.
+    `reached` is the coherence of the rounded W. The bounds carry derivatives; W carries no
+    derivatives.
     """
     n = len(chosen)
 

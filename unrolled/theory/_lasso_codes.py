@@ -13,24 +13,25 @@ from unrolled._base.programs import host_function
 from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, as_dictionary, dense
 from unrolled.pursuit import minima, weights_of_many
-from unrolled.theory._coherence import without_parts
+from unrolled.theory._coherence import of_real_entries
 
 __all__ = ["LassoCertificate", "certify_lasso"]
 
 
 _U = float(np.finfo(float).eps) / 2
 _TINY = float(np.finfo(float).tiny)
-# For the active set method: atoms that join in a round, the most moves, and the violation, over the
-# norms of atom and signal, up to which a constraint holds. The proof has separate bounds.
+# Constants of the active set method: the number of atoms that join in one round, the largest number
+# of moves, and the violation, relative to the norms of atom and signal, up to which a constraint
+# counts as met. The proof uses separate bounds.
 _FEWEST, _MOVES, _SLACK = 3, 10_000, 1e-13
-_SYSTEMS = 64  # codes whose systems are padded to one size
+_SYSTEMS = 64  # the number of codes whose systems are padded to one size
 _REFINEMENTS = 2
 _FAR = 1e100  # distance of D x from D x* if nothing is known
-_LARGE = 1e300  # larger penalties, over the norms of atom and signal, count as this one
+_LARGE = 1e300  # larger penalties, relative to the norms of atom and signal, count as this
 
 
 class LassoCertificate(Result):
-    """The optimum to which a code leads, and its proof; (n,) numbers for a batch."""
+    """The optimum that is found from a code, and its proof; for a batch, arrays of n results."""
 
     x: np.ndarray  # (d,) the code of the LASSO, in float64
     holds: Any  # x is optimal to the rounding of float64
@@ -40,6 +41,7 @@ class LassoCertificate(Result):
     repairs: Any  # number of changes of the given signs
 
 
+@of_real_entries("D y x", "pursuit.duality_gap(D, y, x, lam)")
 @host_function
 def certify_lasso(
     D: Dictionary,
@@ -51,53 +53,57 @@ def certify_lasso(
     nonnegative: bool = False,
     l2: ArrayLike = 0.0,
 ) -> LassoCertificate:
-    r"""Find the optimum of the LASSO from the signs of a code, and prove it.
+    r"""Find the optimum of the LASSO from the signs of a code, and prove that it is the optimum.
 
     .. math:: x^* = \arg\min_x \tfrac12 \|y - D x\|^2 + \sum_i lam_i |x_i| + \tfrac{l2}2 \|x\|^2
 
-    has the support S and the signs s if, and only if it is unique, nearly always
+    The optimum x* has the support S and the signs s if
 
     .. math::
         x_S = G^{-1} (D_S'y - lam_S s), \quad s_i x_i > 0, \quad
         |d_j'(y - D_S x_S)| < lam_j \ (j \notin S), \quad G = D_S'D_S + l2 \succ 0.
 
-    The function solves the system for the S and s of the given code. A repair drops the signs that
-    the solution contradicts, and adds at most the 3 atoms that violate their constraint most, like
-    `pursuit.lasso_batch`. An atom with lam_i = 0 is in S, with either sign.
+    Conversely, a unique optimum nearly always meets these conditions. The function solves the
+    system for the S and s of the given code. A repair, as in `pursuit.lasso_batch`, drops the signs
+    that the solution contradicts, and adds at most the 3 atoms with the largest violations of their
+    constraints. An atom with lam_i = 0 is in S, with either sign.
 
-    The proof holds for the given numbers in float64. Let M be the computed inverse of G,
-    g = D_S'(y - D_S x_S) - l2 x_S - lam_S s, and e a bound on the rounding of g. If
-    rho = norm(1 - M G, inf), with its rounding, is below 1,
+    The proof holds for the given numbers in float64. Let M be the computed inverse of G, let
+    g = D_S'(y - D_S x_S) - l2 x_S - lam_S s, and let e bound the rounding of g. If
+    rho = norm(1 - M G, inf), including its rounding, is below 1, then
 
     .. math::
         \|x - x^*\|_\infty \le \delta = \frac{\|M\|_\infty}{1 - \rho} (\|g\|_\infty + e), \qquad
-        \|D (x - x^*)\|_2 \le \sqrt{\delta \, (\|g\|_1 + k e)},
+        \|D (x - x^*)\|_2 \le \sqrt{\delta \, (\|g\|_1 + k e)}.
 
-    so `unique` asks s_i x_i > delta on S and, off S, that lam_j exceeds |d_j'(y - D x)| plus its
-    rounding and norm(d_j) times the second bound. `holds` asks less: g and the excess over lam_j
-    must be rounding. Only `holds` is possible if two atoms are equal, or a constraint is met with
-    equality, for instance if lam is exactly lam_max.
+    So `unique` requires s_i x_i > delta on S. Off S it requires that lam_j exceeds the sum of
+    |d_j'(y - D x)|, its rounding, and norm(d_j) times the second bound. `holds` requires less: g
+    and the excess over lam_j must be at most rounding. If two atoms are equal, or if a constraint
+    is met with equality (for example if lam is exactly lam_max), only `holds` can be True.
 
     Args:
         D: (m, d), atoms of any norm. Structured dictionaries are made dense, and the Gram matrix is
-            d x d by nature.
+            d x d. For `dictionaries.Complex`, `pursuit.duality_gap` bounds the objective.
         y: (m,), or a batch (n, m).
         x: (d,), or (n, d): codes from any solver or network, in the units of y.
-        lam: penalty weight, in the shapes of `pursuit.lasso_batch`, with one per signal (n, 1).
-        repairs: the most repairs of a code.
+        lam: penalty weight, in any shape that `pursuit.lasso_batch` accepts; one weight per signal
+            has the shape (n, 1).
+        repairs: the largest number of repairs of one code.
         nonnegative, l2: as in `pursuit.lasso_batch`.
 
     Returns:
-        LassoCertificate, of numpy arrays in float64. `repairs` is 0 if x has the given signs.
-        `holds` is False for a signal that is not finite, or needs more repairs.
+        LassoCertificate, with numpy arrays in float64. `repairs` is 0 if the optimum has the signs
+        of the given code. `holds` is False if a signal is not finite, or needs more repairs than
+        `repairs` allows.
 
     Raises:
-        TypeError: an argument is traced.
+        TypeError: an argument is traced or complex.
         ValueError: shapes do not fit, a penalty is negative or not finite, the number of repairs is
             negative, or the codes of D come in parts.
 
-    Not claimed: that x is the code that made the signal. `unique` = False does not say that there
-    are other optima. The rounding bounds hold for sums in any order, without interval arithmetic.
+    Not claimed: that x is the code that made the signal. `unique` = False does not
+    say that there are other optima. The rounding bounds hold for any order of summation; the
+    function does not use interval arithmetic.
 
     Reference: Osborne, Presnell, Turlach (2000) and Tibshirani (2013) for the conditions; Rump
     (1999) for the bound on an inverse.
@@ -113,7 +119,7 @@ def certify_lasso(
     most = checks.as_index(repairs, "repairs", where)
     nonnegative = checks.as_bool(nonnegative, "nonnegative", where)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        operator = checks.cast(without_parts(as_dictionary(D, where), where), np.float64)
+        operator = checks.cast(as_dictionary(D, where), np.float64)
         Y, X = _operands(operator.shape, y, x, where)
         one, Y, X = Y.ndim == 1, np.atleast_2d(Y), np.atleast_2d(X)
         lam = weights_of_many(operator, lam, len(Y), where)
@@ -142,9 +148,9 @@ def _operands(
 
 
 class _Problem(NamedTuple):
-    """Signals, codes and penalties in units of powers of two, near 1, for the active set method.
+    """Signals, codes and penalties, scaled by powers of two to near 1, for the active set method.
 
-    An atom or a penalty may be lost in these units; a proof reads the given numbers.
+    An atom or a penalty may underflow in these units, so the proof reads the given numbers.
     """
 
     D: np.ndarray  # (m, d)
@@ -157,7 +163,7 @@ class _Problem(NamedTuple):
 
 
 class _Atoms(NamedTuple):
-    """Atoms of a dictionary, each in units near 1, and a last atom of zeros."""
+    """The atoms of a dictionary, each scaled to be near 1, and a last atom of zeros."""
 
     B: np.ndarray  # (m, d + 1)
     e: np.ndarray  # (d,) atom i is 2^e_i B_i
@@ -174,7 +180,7 @@ class _Atoms(NamedTuple):
 def _near_one(
     D: np.ndarray, Y: np.ndarray, X: np.ndarray, lam: np.ndarray, l2: float
 ) -> tuple[_Problem, np.ndarray]:
-    """The problem, and which signals and penalties are finite."""
+    """The scaled problem, and a mask of the signals with finite signals, codes and penalties."""
     finite = np.isfinite(Y).all(1) & np.isfinite(D).all() & bool(D.any())
     Y, X = np.where(finite[:, None], Y, 0), np.where(np.isfinite(X), X, 0)
     a = int(np.frexp(np.abs(D).max(initial=0))[1]) if np.isfinite(D).all() else 0
@@ -231,7 +237,7 @@ def _proved(
 
 
 def _rounding(n: int) -> float:
-    """The rounding of a sum of n products in any order, over the sum of their magnitudes."""
+    """The rounding of a sum of n products in any order, relative to the sum of their magnitudes."""
     return n * _U / (1 - n * _U) * UP
 
 
@@ -271,7 +277,7 @@ def _codes_on_supports(
     r, g = slopes(x)
     spread = np.linalg.norm(Y, axis=1) + np.sum(np.abs(x) * size, 1)
     rounded = UP * (_rounding(m) * np.linalg.norm(r, axis=1) + _rounding(k + 1) * spread)
-    rounded = rounded + _TINY * (1 + np.abs(x).sum(1))  # for entries that are lost in these units
+    rounded = rounded + _TINY * (1 + np.abs(x).sum(1))  # for entries that underflow in these units
     error = rounded[:, None] * norms  # of every d_j . r
     most = error[rows, atoms] + 4 * _U * (np.abs(g) + 2 * ridge * np.abs(x) + 2 * weight)
     total = np.abs(g) + most
@@ -290,13 +296,13 @@ def _codes_on_supports(
     between[rows, atoms] = np.where(np.isfinite(delta), delta, 0)[:, None]
     code = np.ldexp(code[:, :d], -e)
     apart = np.abs(X - code) + np.ldexp(between[:, :d], -e)
-    distance = np.hypot.reduce(apart, axis=1) * UP  # squares may be lost
+    distance = np.hypot.reduce(apart, axis=1) * UP  # squares may underflow
     margin = np.ldexp(safe[:, :d], e).min(1, initial=np.inf)
     return code, kept, kept & sure & (safe > 0).all(1), distance, margin
 
 
 def _supports(Z: np.ndarray) -> np.ndarray:
-    """The atoms of every code, (n, k), and d beyond their number."""
+    """The atoms of every code, (n, k), filled up with the index d."""
     n, d = Z.shape
     counts = np.count_nonzero(Z, axis=1)
     i, atom = np.nonzero(Z)
@@ -306,7 +312,7 @@ def _supports(Z: np.ndarray) -> np.ndarray:
 
 
 def _inverses(A: np.ndarray, ridge: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """M near (A'A + ridge)^-1, and a bound on norm((A'A + ridge)^-1, inf), inf if none is known.
+    """M near (A'A + ridge)^-1, and a bound on norm((A'A + ridge)^-1, inf), inf if unknown.
 
     Args:
         A: (n, m, k), atoms or zeros.

@@ -32,8 +32,8 @@ from unrolled.theory._schedules import host_numbers
 __all__ = ["CscFeasibility", "Feasibility", "is_csc_feasible", "is_feasible", "stripe_norm"]
 
 
-# A column of a product that cancels to below this share of its terms may be mostly rounding, so it
-# counts as zero.
+# A column of a product that cancels to below this share of its terms may be mostly rounding, so the
+# column counts as zero.
 CANCELLED = 1e-6
 
 
@@ -43,9 +43,9 @@ def host_chain(
     dtype: DTypeLike | None = np.float64,
     parts: bool = False,
 ) -> tuple[Operator, ...]:
-    """`as_chain` for host functions, cast to `dtype`; a traced dictionary is a TypeError.
+    """`as_chain` for host functions, cast to `dtype`; TypeError for a traced dictionary.
 
-    Dictionaries whose codes come in parts are a ValueError, unless `where` knows `parts`.
+    Raise ValueError for dictionaries whose codes come in parts, unless `parts` is True.
     """
     checks.on_host(Ds, where)
     Ds = as_chain(Ds, where)
@@ -108,14 +108,15 @@ def stripe_norm(
         \max_p \#\{(f, q) : x_{f,q} \ne 0, \; |q_k - p_k| < \lceil n_k / t_k \rceil\}.
 
     The stripe of a position consists of all channels at positions whose atoms overlap the atoms of
-    this position: 2 ceil(n/t) - 1 positions in every dimension, fewer at a border, all positions on
-    a short circle. Traceable in x and tol.
+    this position. These are 2 ceil(n/t) - 1 positions in every dimension, fewer at a border, and
+    all positions on a short circle. Traceable in x and tol.
 
     Args:
         x: (n_atoms, *positions), as returned by `Conv.unflatten_code`.
-        kernel, stride: n and t, an int or one per dimension; on a circle, t divides the signal.
+        kernel, stride: n and t, an int or one int per dimension; on a circle, t must divide the
+            length of the signal.
         circular: whether the positions lie on a circle (torus).
-        tol: entries of magnitude at most tol count as zeros; nan never does.
+        tol: entries of magnitude at most tol count as zeros; a nan never counts as a zero.
 
     Returns:
         An integer, ().
@@ -197,10 +198,10 @@ def is_feasible(
     .. math::
         \|x_{j-1} - D_j x_j\|_2 \le \epsilon_j, \qquad \|x_j\|_0 \le s_j, \qquad j = 1, \dots, J.
 
-    Computed in float64 on the host. To allow eps = 0, a residual may exceed eps_j by
+    Residuals are computed in float64 on the host. To allow eps = 0, a residual may exceed eps_j by
     `rounding` = (s + 2) u norm(|x_{j-1}| + |D_j| |x_j|, 2), with s nonzeros and the machine epsilon
-    u of the coarsest dtype in the layer: this is the rounding of a product in this dtype. eps must
-    cover larger errors, such as errors of products in TF32.
+    u of the coarsest dtype in the layer. This is the rounding of a product in that dtype. Choose
+    an eps that covers larger errors, such as errors of products in TF32.
 
     Args:
         y: (m,).
@@ -208,8 +209,8 @@ def is_feasible(
         xs: J codes (d_j,).
         sparsities: J integers s_j (the paper's lambda_j).
         eps: one tolerance, or one per layer.
-        tol: entries of the codes of magnitude at most tol are set to zero first, for counts and
-            residuals alike.
+        tol: entries of the codes of magnitude at most tol are set to zero before the function
+            computes counts and residuals.
 
     Raises:
         TypeError: an argument is traced.
@@ -257,14 +258,15 @@ def is_csc_feasible(
 
     .. math:: x_{j-1} = D_j x_j, \qquad \|x_j\|^s_{0,\infty} \le s_j, \qquad j = 1, \dots, J.
 
-    Equality holds up to `rounding`, as in `is_feasible`. Stripes follow the kernel, stride and
-    boundary of each `Conv`. If the stride does not divide a circle, stripes are widened to include
-    all overlaps across the seam. If `unique` is True in every layer, no other chain for y has all
-    stripe norms below `bounds`; the global counts may be far above the bounds.
+    Equality is tested up to `rounding`, as in `is_feasible`. Stripes follow the kernel, stride and
+    boundary of each `Conv`. If the stride does not divide the length of a circle, stripes are
+    widened to include all overlaps across the seam. If `unique` is True in every layer, no
+    other chain for y has all stripe norms below `bounds`. The number of nonzeros of a whole code
+    may be far above `bounds`.
 
     Args:
         y, xs, sparsities, tol: as in `is_feasible`.
-        Ds: J `Conv` dictionaries; the code grid of each is the signal grid of the next.
+        Ds: J `Conv` dictionaries; the code grid of each `Conv` is the signal grid of the next one.
 
     Raises:
         TypeError: an argument is traced, or a dictionary is not a `Conv`.
@@ -311,7 +313,7 @@ def _conv_stripe_norm(D: Conv, x: Any) -> Array:
 
 
 def _on_grids(Ds: Any, where: str) -> Sequence[Conv]:
-    """The dictionaries, checked: each signal grid is the code grid of the dictionary before."""
+    """The dictionaries; raise unless each signal grid is the code grid of the dictionary before."""
     for j, (left, right) in enumerate(zip(Ds, Ds[1:]), start=1):
         if left.code_grid != right.signal_grid:
             raise ValueError(
@@ -341,7 +343,7 @@ def _evaluated(
 
 @jax.jit
 def _distance(D: Dictionary, y: Array, x: Array) -> tuple[Array, Array]:
-    """norm(y - D x) and norm(|y| + |D| |x|), although squares may leave the range."""
+    """norm(y - D x) and norm(|y| + |D| |x|), also if squares leave the range of the dtype."""
     return norm(y - D @ x), norm(jnp.abs(y) + magnitudes(D) @ jnp.abs(x))
 
 

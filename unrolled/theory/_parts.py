@@ -1,4 +1,4 @@
-"""The coherence of weights for codes in parts, which carries the theorems on entries over."""
+"""Coherence of weights for codes in parts: numbers that extend theorems on entries to parts."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from unrolled.theory._convergence import atom_products
 __all__ = ["BlockCoherence", "block_coherence"]
 
 
-# Parts whose products are made at once.
+# The number of parts whose products are formed at once.
 _PARTS = 1_000
 
 
@@ -47,20 +47,21 @@ def block_coherence(W: Dictionary, D: Dictionary) -> BlockCoherence:
     .. math:: \mu = \max_{i \ne j} \|W_i'D_j\|_2, \qquad gain = \max_i \|W_i\|_2, \qquad
         \eta = \max_i \|I - W_i'D_i\|_2.
 
-    `schedule(mu, gain, eta=eta, ...)` then holds for the codes with at most s parts of size |x_i|
-    at most B, and noise of l2 norm at most delta: the iterates of x <- shrink(x + W'(y - D x),
-    theta_k) are zero in all parts in which the code is zero, and E_k bounds sum_i |x_i - x*_i|. The
-    proof of Theorem 12 uses only properties of magnitudes that these norms share: with e = x* - x
-    and the noise n, the part u_i of the argument of the shrinkage differs from x*_i by
+    `schedule(mu, gain, eta=eta, ...)` then holds for codes with at most s nonzero parts of size
+    |x_i| at most B, and noise of l2 norm at most delta. The iterates of
+    x <- shrink(x + W'(y - D x), theta_k) are zero in all parts in which the code is zero, and E_k
+    bounds sum_i |x_i - x*_i|. The proof of Theorem 12 uses only properties of magnitudes that these
+    norms share. Let e = x* - x, and let n be the noise. The part u_i of the argument of the
+    shrinkage differs from x*_i by
 
     .. math:: |u_i - x^*_i| \le \sum_{j \ne i} \|W_i'D_j\|_2 |e_j| + \|I - W_i'D_i\|_2 |e_i|
-        + \|W_i\|_2 \|n\|_2,
+        + \|W_i\|_2 \|n\|_2.
 
-    and shrinkage moves u_i by at most theta_k, to 0 if |u_i| <= theta_k. With g = 1 this is
-    Theorem 12, with mu = mu_W. The products are d x d by nature. Traceable.
+    Shrinkage moves u_i by at most theta_k, and to 0 if |u_i| <= theta_k. For g = 1 the statement is
+    Theorem 12 with mu = mu_W. The function forms d x d products. Traceable.
 
     Args:
-        W, D: (m, d); the atoms of D have unit norm; atoms of a part need not be orthogonal.
+        W, D: (m, d). The atoms of D have unit norm; atoms of a part need not be orthogonal.
 
     Returns:
         BlockCoherence(mu, gain, eta), () each.
@@ -69,7 +70,8 @@ def block_coherence(W: Dictionary, D: Dictionary) -> BlockCoherence:
         ValueError: the shapes differ, known atoms are off unit norm by more than 1e-4, or border
             atoms are cut.
 
-    Not claimed: rounding, for which `analytic.alista` and `lista_cp` add a guard.
+    Not claimed: a bound that includes rounding; `analytic.alista` and `lista_cp` add a guard for
+    rounding.
 
     Reference: Li, Feng, Zhou (2024), Theorem 12; Eldar, Kuppinger, Bolcskei (2010) for the
     coherence of blocks.
@@ -112,11 +114,11 @@ def _norms(A: Array) -> Array:
 
 
 class Products(NamedTuple):
-    """What the theory sees of weights W, by part; the numbers of an atom where a part is one."""
+    """The numbers of weights W that the theory uses, one per part; a part may be one atom."""
 
     own: np.ndarray  # (n,) w_i . d_i, or (n, g, g) W_i'D_i
     mu: np.ndarray  # (n,) max over j != i of norm(W_i'D_j, 2)
-    C: np.ndarray  # (n,) max_j abs(W_ji); norm(W_i, 2) where codes come in parts
+    C: np.ndarray  # (n,) max_j abs(W_ji); norm(W_i, 2) if codes come in parts
     G: np.ndarray  # (n,) max_j norm((|W|'|D|)_ij, 2)
 
     def drift(self, gamma: np.ndarray) -> np.ndarray:
@@ -150,7 +152,7 @@ def part_products(W: Operator, D: Operator, g: int | None = None) -> Products:
 
 
 def without_measurements(W: Operator, D: Operator, g: int) -> tuple[Operator, Operator, int]:
-    """Weights and D of which W_i'D_j have the same norms: those of one measurement of a `Joint`."""
+    """W, D and g of one measurement of a `Joint`, with the same norms of W_i'D_j."""
     if isinstance(W, Joint) and isinstance(D, Joint) and W.measurements == D.measurements:
         return W.base, D.base, g // D.measurements
     return W, D, g
@@ -174,14 +176,14 @@ def spectral_norms(A: np.ndarray) -> np.ndarray:
     """norm(A, 2) of every matrix (..., rows, columns)."""
     if 1 in A.shape[-2:]:
         return np.hypot.reduce(A, axis=(-2, -1))
-    if A.shape[-2:] == (2, 2):  # the sum of the moduli of its complex and its conjugate part
+    if A.shape[-2:] == (2, 2):  # the sum of the moduli of the complex and the conjugate part
         a, b, c, d = A[..., 0, 0], A[..., 0, 1], A[..., 1, 0], A[..., 1, 1]
         return (np.hypot(a + d, c - b) + np.hypot(a - d, c + b)) / 2
     return np.linalg.svd(A, compute_uv=False)[..., 0]
 
 
 def chunks(n: int, size: int) -> Iterator[np.ndarray]:
-    """The indices below n, so many at once."""
+    """The indices below n, in chunks of `size`."""
     size = max(1, size)
     return (np.arange(i, min(i + size, n)) for i in range(0, n, size))
 

@@ -1,4 +1,4 @@
-"""Threshold schedules with certified errors: Theorems 12 and 6, and 15 and 10 beyond ReLU."""
+"""Threshold schedules with certified errors: Theorems 12 and 6; beyond ReLU, Theorems 15 and 10."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ from unrolled._base.programs import host_function, program
 from unrolled._base.results import Result
 from unrolled.activations import Activation, check, is_known
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, column_norms, magnitudes
-from unrolled.theory._coherence import coherence, diagonal, host_float, without_parts
+from unrolled.theory._coherence import coherence, diagonal, host_float, of_real_entries
 
 __all__ = [
     "ActivationSchedule",
@@ -49,14 +49,14 @@ class Schedule(Result):
     error: np.ndarray
     contraction: float  # a = (2s-1) mu_W + eta
     rate: float  # -ln a, inf at a = 0
-    floor: float  # limit of the error, inf if not a < 1
+    floor: float  # limit of the error, inf unless a < 1
     holds: bool  # the hypotheses hold: a < 1, beyond rounding
 
     def steps_for(self, tol: float) -> float:
         """Number of steps until the certified l1 error is at most `tol`.
 
-        The result is 0 if the error starts below `tol`, and inf if no step reaches `tol`, which
-        must be above the floor unless a = 0, because then one step reaches the floor.
+        The result is 0 if the initial error is at most `tol`, and inf if no step reaches `tol`.
+        Steps only reach a `tol` above the floor, except that at a = 0 one step reaches the floor.
         """
         if math.isnan(tol := checks.as_number(tol, "tol", "steps_for")):
             raise ValueError("steps_for: tol is nan")
@@ -70,22 +70,22 @@ class Schedule(Result):
             return math.inf
         ratio = math.log(self.error[0] - self.floor) - math.log(tol - self.floor)
         K = max(1, math.ceil(ratio / self.rate))
-        # The logarithms round, so the errors decide.
+        # The logarithms round, so the function also compares the errors.
         return next((k for k in (K - 1, K) if k and self._after(k) <= tol), K + 1)
 
     def _after(self, k: int) -> float:
-        """The error after k steps; after the last step of the schedule, by the closed form."""
+        """The error after k steps; beyond the last step of the schedule, by the closed form."""
         if k < len(self.error):
             return float(self.error[k])
         return self.floor + (float(self.error[0]) - self.floor) * self.contraction**k
 
     def steps_to_support(self, smallest: float, *, sparsity: int) -> float:
-        """Number of steps until error / s < smallest, the least magnitude of the nonzeros.
+        """Number of steps until error / s is below `smallest`, the least magnitude of a nonzero.
 
-        From then on the support equals the support of the code. The result is inf if `smallest` is
-        not above floor / s.
+        From that step on, the support of the iterate equals the support of the code. The result
+        is inf if `smallest` is not above floor / s.
 
-        Not claimed: that the supports differ before.
+        Not claimed: that the supports differ before that step.
         """
         s = checks.as_index(sparsity, "sparsity", "steps_to_support")
         return self.steps_for(math.nextafter(s * smallest, 0.0)) if s else 0
@@ -111,13 +111,13 @@ def schedule(
     The class consists of the codes with at most s nonzeros of magnitude at most B, observed with
     noise of l1 norm at most delta. For each code, the iterates of
     x <- shrink(x + W'(y - D x), theta_k) from 0 keep their support inside the support of the code.
-    E_k bounds the l1 error, E_k / s the l_inf error, and E_k / sqrt(s) the l2 error. The iterates
-    have the full support once E_k / s is below the smallest magnitude of a nonzero.
+    E_k bounds the l1 error, E_k / s bounds the l_inf error, and E_k / sqrt(s) bounds the l2 error.
+    The iterates have the full support once E_k / s is below the smallest magnitude of a nonzero.
 
     Args:
         mu: coherence mu_W of the weights in use, from `coherence(W, D)`. A float32 mu may be too
-            low by its rounding, so the schedule then asks a (1 + 8 eps) < 1.
-        C_W: largest magnitude of an entry of W. For a bound on the l2 norm of the noise, pass
+            low by its rounding, so for a float32 mu the schedule requires a (1 + 8 eps) < 1.
+        C_W: largest magnitude of an entry of W. If `noise` bounds the l2 norm of the noise, pass
             `noise_gain(W)` instead.
         sparsity, bound, noise: s, B and delta of the class.
         depth: K, the number of steps.
@@ -125,8 +125,8 @@ def schedule(
         eta: max abs(1 - w_i . d_i), for weights whose diagonal is not exactly 1.
 
     Returns:
-        Schedule. If a >= 1, up to rounding (as in `max_sparsity`), the schedule has the same
-        recursion, with holds = False and floor = inf.
+        Schedule. If a >= 1, up to rounding (as in `max_sparsity`), thresholds and errors follow the
+        same recursion, with holds = False and floor = inf.
 
     Raises:
         TypeError: an argument is traced.
@@ -176,20 +176,20 @@ def deep_schedule(
     etas: Sequence[ArrayLike] | None = None,
     gains: Sequence[ArrayLike] | None = None,
 ) -> tuple[Schedule, ...]:
-    r"""Schedules of a chain of J blocks: the certified error of a block is noise for the next one.
+    r"""Schedules of J chained blocks; the certified error of a block is noise for the next block.
 
     .. math:: c_1 = C_1 \delta_1 + g_1, \qquad
         c_{j+1} = C_{j+1} \delta_{j+1} + G_{j+1} E^{(j)}_{K_j} + g_{j+1}, \qquad G_j \le C_j.
 
     Here c_j stands for C_W delta + g in `schedule`, so the inherited error enters the thresholds.
     Block j runs on the code of block j-1. No block has a false positive, and the l1 error of a
-    block is at most its `error`. Thresholds made for exact inputs, as in the printed proof, diverge
-    if a block contracts more slowly than the next block.
+    block is at most its `error`. With thresholds for exact inputs, as in the printed proof, the
+    chain diverges if a block contracts more slowly than the next block.
 
     Args:
         mus, C_Ws, sparsities, bounds, noises, depths, guards, etas: one value per block, as in
             `schedule`; noises, guards and etas are zero by default.
-        gains: G_j = `error_gain(W_j, sparsity=s_{j-1})`, the sharpest factor of the error of the
+        gains: G_j = `error_gain(W_j, sparsity=s_{j-1})`, the smallest factor for the error of the
             block before; C_Ws by default. The first gain is not used.
 
     Returns:
@@ -246,6 +246,7 @@ class ErrorBar(Result):
     holds: bool  # (n-1) mu_W + eta < 1, or the conditioning covers n atoms
 
 
+@of_real_entries("W D x y")
 @host_function
 def error_bar(
     W: Dictionary | None,
@@ -263,18 +264,18 @@ def error_bar(
         \|x - x^*\|_\infty &\le (|r|_{(1)} + c) / q, \qquad r = W'(y - D x), \\
         \|x - x^*\|_1 &\le (|r|_{(1)} + \dots + |r|_{(n)} + n c) / q, \\
         n &= \min(\|x\|_0 + s, d), \quad q = 1 - (n - 1) \mu_W - \eta, \quad
-        c = C_W \delta + g,
+        c = C_W \delta + g.
 
-    where |r|_(1) >= |r|_(2) >= ... are the sorted magnitudes of r, for every x* with at most s
-    nonzeros and y = D x* + e, norm(e, 1) <= noise. The l2 bound is the geometric mean of these two
-    bounds. g bounds the rounding of r. For x = 0 the l_inf bound is `code_bound`. With a lower
-    bound kappa on the singular values of any n atoms, the code is within
+    Here |r|_(1) >= |r|_(2) >= ... are the sorted magnitudes of r, and g bounds the rounding of r.
+    The bounds hold for every x* with at most s nonzeros and y = D x* + e, norm(e, 1) <= noise. The
+    l2 bound is the geometric mean of the l_inf and the l1 bound. For x = 0 the l_inf bound is
+    `code_bound`. If kappa is a lower bound on the singular values of any n atoms, then
 
     .. math:: \|x - x^*\|_2 \le (\|y - D x\|_2 + \delta) / \kappa,
 
-    and the bar is the smaller bound in each norm. At 250 x 500 and 50 nonzeros mu_W certifies
-    nothing, but a Gaussian D has kappa = .038: a code with a residual of 1e-4 norm(y) is within
-    2.6e-3 norm(y) of every x*.
+    and the error bar is the smaller bound in each norm. For a D of 250 x 500 and 50 nonzeros, mu_W
+    certifies nothing, but a Gaussian D has kappa = .038. So a code with a residual of 1e-4 norm(y)
+    is within 2.6e-3 norm(y) of every x*.
 
     Args:
         W: (m, d), weights with w_i . d_i near 1; None to use only kappa.
@@ -282,20 +283,20 @@ def error_bar(
         x: (d,), the code, with any number of nonzeros.
         y: (m,), the signal.
         sparsity, noise: s and delta of the class of x*.
-        conditioning: kappa, from `gaussian_conditioning`, which says how many atoms it covers; your
-            own number must cover norm(x, 0) + s atoms.
+        conditioning: kappa, from `gaussian_conditioning`, whose result says how many atoms it
+            covers. A number of your own must cover norm(x, 0) + s atoms.
 
     Returns:
-        ErrorBar, in float64; infinite with holds = False if q is not positive, and kappa is 0, not
-        given, or covers fewer than n atoms.
+        ErrorBar, in float64. The bounds are infinite and holds is False if q is not positive and
+        kappa is 0, is not given, or covers fewer than n atoms.
 
     Raises:
         TypeError: an argument is traced.
         ValueError: shapes differ, an atom is off unit norm, noise or conditioning is negative or
             NaN, or neither W nor conditioning is given.
 
-    Not claimed: interval arithmetic; mu_W is computed in float64 and rounded up. A bar by
-    `gaussian_conditioning` is true with its confidence, over the draw of D.
+    Not claimed: bounds by interval arithmetic; mu_W is computed in float64 and rounded up. An error
+    bar by `gaussian_conditioning` is true with the confidence of kappa, over the draw of D.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(64)
@@ -317,16 +318,17 @@ def error_bar(
     )
 
 
+@of_real_entries("W D y")
 @host_function
 def code_bound(
     W: Dictionary, D: Dictionary, y: ArrayLike, *, sparsity: int, noise: ArrayLike = 0.0
 ) -> float:
-    r"""A bound B on the entries of the code behind y, for use if no bound is known.
+    r"""A bound B on the entries of the true code of y, for use if no bound is known.
 
-    .. math:: \|x^*\|_\infty \le \frac{\|W'y\|_\infty + C_W \delta + g}{1 - (s - 1) \mu_W - \eta},
+    .. math:: \|x^*\|_\infty \le \frac{\|W'y\|_\infty + C_W \delta + g}{1 - (s - 1) \mu_W - \eta}.
 
-    for every x* with at most s nonzeros and y = D x* + e, norm(e, 1) <= noise: the `linf` of
-    `error_bar` at x = 0. The bound is infinite if the denominator is not positive.
+    The bound holds for every x* with at most s nonzeros and y = D x* + e, norm(e, 1) <= noise. The
+    bound is the `linf` of `error_bar` at x = 0, and infinite if the denominator is not positive.
 
     Args and Raises: as in `error_bar`.
 
@@ -359,7 +361,7 @@ def _after_the_fact(
         eta, scores = float(np.abs(1 - own).max()), np.abs(scores)
     if not n:
         return ErrorBar(0.0, 0.0, 0.0, True)
-    # Two sums of m and at most d products, each rounded by eps / 2; twice that, for second orders.
+    # Two sums, of m and of at most d products, rounded by eps / 2; doubled for second-order terms.
     scores = scores + (m + d + 4) * np.finfo(float).eps * sizes
     q = 1 - times(n - 1, mu * UP) - eta
     top = -np.sort(-scores)[:n]
@@ -367,7 +369,7 @@ def _after_the_fact(
         return ErrorBar(math.inf, math.inf, math.inf, False)
     c = times(C_W, noise)
     linf, l1 = float(top[0] + c) / q * UP, float(top.sum() + n * c) / q * UP
-    # Rounding may lift the product above the bound by its factors.
+    # Rounding may lift the product of the roots above the other two bounds.
     l2 = min(math.sqrt(linf) * math.sqrt(l1), math.sqrt(n) * linf, l1)
     return ErrorBar(linf, l2, l1, math.isfinite(l1))
 
@@ -392,7 +394,7 @@ def _conditioned(
     if not n:
         return ErrorBar(0.0, 0.0, 0.0, True)
     # Stored atoms differ from drawn atoms by two roundings of each entry, in n columns. kappa may
-    # be for unit atoms or for the given D: norms above 1 do not enlarge it.
+    # refer to unit atoms or to the given D, so norms above 1 do not enlarge kappa.
     kappa = min(1.0, float(norms.min())) * (kappa - stored * math.sqrt(n))
     residual = float(np.linalg.norm(np.abs(misfit) + (d + 2) * np.finfo(float).eps * sizes))
     enough = n <= min(m, getattr(conditioning, "atoms", n))
@@ -409,7 +411,6 @@ def _wide(
     s = checks.as_index(sparsity, "sparsity", where)
     D, x, y = (checks.cast(a, np.float64) for a in (D, x, y))
     D, y, _ = dictionaries.operands(D, y, where)
-    without_parts(D, where)
     d = D.shape[1]
     x = np.zeros(d) if x is None else np.asarray(x)
     if x.shape != (d,):
@@ -445,7 +446,7 @@ def host_numbers(where: str, **values: ArrayLike) -> list[float]:
 
 
 class ActivationSchedule(Result):
-    """Thresholds for a general activation, and the error on the support and off it."""
+    """Thresholds for a general activation, and the error on and off the support."""
 
     theta: np.ndarray  # (K,)
     error: np.ndarray  # (K+1,) l1 error, on_support + off_support
@@ -456,7 +457,7 @@ class ActivationSchedule(Result):
     floor: float  # limit of the error, with a multiple of the tail; inf without contraction
     theorem: str  # "12" (ReLU), "15" (rho(x) = x on x >= 0), "10" (near ReLU), "" for none
     holds: bool  # the recursion contracts, so it bounds the errors of every code of the class
-    vacuous: bool  # the error ends no lower than s B, the error of x = 0: it says nothing
+    vacuous: bool  # the last error is at least s B, the error of x = 0: the bound says nothing
 
 
 def activation_schedule(
@@ -483,16 +484,16 @@ def activation_schedule(
             + s (c + \theta + \min(osc, L_h (B + 2 \theta))), \\
         E_O &\leftarrow (d - s) \min(2 L_h \theta, osc).
 
-    Entries off the support are at most min(2 L_h theta_k, osc), but no longer zero. Each minimum is
-    osc or linear, so the recursion is the least of four affine maps (of one map if the tail is
-    unbounded, or L_h unknown). It converges if and only if the matrix of one map has a spectral
-    radius below 1, and its limit `floor` is the least of the fixed points. For eta = 0 it suffices
-    that (2s-1) mu_W < 1 and the tail is bounded, or that mu_W (2 L_h d + 2 s) < 1. The condition of
-    Theorem 9, mu_W (2 L_h d + (2 - 2 L_h) s) < 1, is right only for a bounded tail, and there
-    implies the first condition. The floor contains a multiple of the oscillation of the tail, which
-    the printed (34) omits; `scale(activation, k)` divides the oscillation by k. If rho is not x on
-    x >= 0 (Theorem 10), osc is the oscillation of rho - relu over the whole line, and L_h is not
-    used.
+    Entries off the support are no longer zero, but at most min(2 L_h theta_k, osc). Each minimum is
+    either osc or linear, so the recursion is the minimum of four affine maps (of one map if the
+    tail is unbounded or L_h is unknown). The recursion converges if and only if the matrix of at
+    least one map has a spectral radius below 1, and the limit `floor` is the least of the fixed
+    points. For eta = 0 two conditions suffice: (2s-1) mu_W < 1 with a bounded tail, or
+    mu_W (2 L_h d + 2 s) < 1. The condition of Theorem 9, mu_W (2 L_h d + (2 - 2 L_h) s) < 1, is
+    correct only for a bounded tail, and then implies the first of these conditions. The floor
+    contains a multiple of the oscillation of the tail, which equation (34) as printed omits;
+    `scale(activation, k)` divides the oscillation by k. If rho is not x on x >= 0 (Theorem 10), osc
+    is the oscillation of rho - relu over the whole line, and L_h is not used.
 
     Args:
         activation: rho, with its constants.
@@ -500,10 +501,11 @@ def activation_schedule(
         mu, C_W, sparsity, bound, noise, depth, guard, eta: as in `schedule`.
 
     Returns:
-        ActivationSchedule. Without contraction, it has the same recursion, with holds = False and
-        floor = inf. A true bound may still say nothing, because the tail is large or the depth
-        small: `vacuous` is True unless the error ends below s B, or at 0. If an argument of rho,
-        at most B + 2 theta, may exceed its `reach`, nothing holds and contraction = inf.
+        ActivationSchedule. If the recursion does not contract, thresholds and errors still follow
+        it, with holds = False and floor = inf. A true bound may still say nothing, because the tail
+        is large or the depth is small: `vacuous` is True unless the last error is below s B, or 0.
+        Arguments of rho are at most B + 2 theta. If they may exceed the `reach` of rho, holds is
+        False and contraction = inf.
 
     Raises:
         TypeError: the activation is a bare function, or an argument is traced.
@@ -536,7 +538,7 @@ def activation_schedule(
     with np.errstate(over="ignore"):
         error = E_S + E_O
     contraction, floor = recursion.limit()
-    # No argument +-u - theta exceeds B + 2 theta: up to there the constants must hold.
+    # No argument +-u - theta exceeds B + 2 theta, so the constants must hold up to this number.
     largest = max(float(error.max()), floor)
     if not B + 2 * (times(M, largest) + c) <= activation.reach:
         contraction = floor = math.inf
@@ -564,7 +566,7 @@ def known(activation: Any, where: str) -> None:
 def tail_of(activation: Activation) -> tuple[float, float]:
     """L_h and osc: a step differs from soft thresholding at u by at most min(2 L_h |u|, osc).
 
-    The first bound holds if |u| <= theta, the second everywhere.
+    The bound 2 L_h |u| holds if |u| <= theta, and the bound osc holds everywhere.
     """
     if activation.identity_on_positives:
         return activation.tail_lipschitz, activation.tail_oscillation
@@ -583,7 +585,7 @@ class _Recursion(NamedTuple):
     B: float
     L: float
     osc: float
-    enlarged: float  # a spectral radius times this must be below 1
+    enlarged: float  # the spectral radius times this must be below 1
 
     def tail(self, u: float) -> float:
         """A bound on the deviation at an argument of size u."""
@@ -604,10 +606,11 @@ class _Recursion(NamedTuple):
         return theta, E_S, E_O
 
     def limit(self) -> tuple[float, float]:
-        """The contraction and the limit of the error; (a, inf) with a >= 1 without contraction.
+        """The contraction a and the limit of the error; the limit is inf if a >= 1.
 
-        The recursion is monotone, and the least of affine maps (E_S, E_O) -> A (E_S, E_O) + b. So
-        it stays below the fixed point of each contracting map, and its limit is one of these.
+        The recursion is monotone, and it is the minimum of affine maps (E_S, E_O) -> A (E_S, E_O) +
+        b. So it stays below the fixed point of each contracting map, and its limit is one of these
+        fixed points.
         """
         mu, M, c, eta, s, d, B, L, osc, enlarged = self
         if not math.isfinite(mu + M + c + eta + B):
@@ -637,10 +640,11 @@ class _Recursion(NamedTuple):
 def theorem_of(activation: Activation) -> str:
     """The theorem that covers an activation: "12", "15", "10", or "" for none.
 
-    "12": the activation is ReLU. "15": it is x on x >= 0, and its tail is bounded or Lipschitz
-    (Theorem 9 composes such activations). "10": its distance from ReLU is bounded. "": no theorem,
-    for example for SELU, whose slope on x > 0 is not 1; use scale(elu(1.6732632423543772), k).
-    `activation_schedule` says whether the hypotheses hold, which depends on mu_W, s and d.
+    "12": the activation is ReLU. "15": the activation is x on x >= 0, and its tail is bounded or
+    Lipschitz (Theorem 9 composes such activations). "10": the distance of the activation from ReLU
+    is bounded. "": no theorem covers the activation. An example is SELU, whose slope on x > 0 is
+    not 1; use scale(elu(1.6732632423543772), k) instead. `activation_schedule` says whether the
+    hypotheses hold, which depends on mu_W, s and d.
 
     Raises:
         TypeError: the argument is not an Activation.

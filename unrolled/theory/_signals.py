@@ -1,5 +1,5 @@
-"""Proofs signal by signal and support by support: of single codes, whatever their signs and the
-noise, and of every code on a support.
+"""Proofs for single codes, for all signs and all noise within a bound, and for all codes on given
+supports.
 """
 
 import math
@@ -38,31 +38,34 @@ __all__ = ["Signals", "Supports", "certify_signals", "certify_supports"]
 
 # Rounding of an inner product, in eps of the magnitudes of its terms.
 _ROUNDING = 4
-# Up to this many atoms |W'D| is kept for all steps; above, each step makes so many rows at once.
+# Up to `_KEPT` atoms |W'D| is kept for all steps; for more atoms, each step forms `_COLUMNS`
+# columns of |W'D| at once.
 _KEPT, _COLUMNS = 4_000, 1_000
-# The number of entries of codes to bound at once.
+# The number of entries of codes that are bounded at once.
 _AT_ONCE = 2**23
-# Supports with fewer than one in so many atoms are multiplied alone, so many numbers at once.
+# Supports with fewer than one in `_DENSE` atoms are multiplied separately, `_CACHED` numbers at a
+# time.
 _DENSE, _CACHED = 8, 2**18
-# The number of entries of the products of supports to make at once.
+# The number of entries of the products of supports that are formed at once.
 _PRODUCTS = 2**22
 
 
 class Signals(Result):
-    """What is proved of each of n codes, for every sign pattern and all noise within the bound.
+    """The proofs for n codes, for every sign pattern and all noise within the bound.
 
-    Where codes come in parts, entries are parts, signs their directions, and errors their sizes. A
-    part with an error below its own size is not 0, and less than a right angle off.
+    If codes come in parts, entries are parts, signs are directions of parts, and errors are sizes
+    of parts. A part whose error is below its own size is not 0, and the error of its direction is
+    less than a right angle.
     """
 
     proved: np.ndarray  # (n,) no step has a false positive; at the end each nonzero has its sign
     errors: np.ndarray  # (n, K+1) bound on the largest entry of the error; inf after a failure
     failed_at: np.ndarray  # (n,) the first step, from 0, whose condition fails; -1 for none
     support_from: np.ndarray  # (n,) steps after which the support stays exact; -1 for never
-    uncovered: str | None = None  # what of the layer no theorem is about
+    uncovered: str | None = None  # the shrinkage of the layer, if no theorem covers it
 
     def __repr__(self) -> str:
-        """How many codes are proved, and their largest bound."""
+        """The number of proved codes, and the largest bound on their errors."""
         n, proved = len(self.proved), int(self.proved.sum())
         largest = f", the error at most {self.errors[self.proved, -1].max():.3g}" if proved else ""
         nothing = f"; no theorem is about {self.uncovered}" if self.uncovered else ""
@@ -108,44 +111,48 @@ def certify_signals(
         E_0 = a, \qquad A = P E_k + o E_k + n, \qquad
         E_{k+1} = \min(A + \theta, \max(a, A - \theta)) \text{ on } S, \quad 0 \text{ off } S,
 
-    while theta_i >= A_i for every i off S. P is abs(gamma W'D) without its diagonal, o_i = abs(1 -
-    gamma w_i . d_i), and n_i bounds the effect of noise and rounding. If support selection passes
-    every entry of S that exceeds theta, the error is A if a > theta + A, a if a + A <= theta, and
-    max(A, a) in between; if it may pass only some entries, the larger error counts. An activation
-    with a tail adds the tail to the error, on S and off S. Each map is the largest error within A,
-    so the bound of one step is exact; the bound of several steps ignores the signs of products.
+    as long as theta_i >= A_i for every i off S. P is abs(gamma W'D) without its diagonal,
+    o_i = abs(1 - gamma w_i . d_i), and n_i bounds the effect of noise and rounding. If support
+    selection passes every entry of S that exceeds theta, the error is A if a > theta + A, a if
+    a + A <= theta, and max(A, a) in between. If the selection may pass only some of these entries,
+    the larger error counts. An activation with a tail adds the tail to the error, on S and off S.
+    Each map gives the largest error for arguments within A of the code, so the bound of one step is
+    exact. The bound of several steps ignores the signs of products.
 
-    Where codes come in parts (`D.block`), E, a and A are of their sizes, P_ij = norm(gamma_i
-    W_i'D_j, 2), o_i = norm(I - gamma_i W_i'D_i, 2), and a part may also move across its direction:
+    If codes come in parts (`D.block`), E, a and A refer to sizes of parts,
+    P_ij = norm(gamma_i W_i'D_j, 2), o_i = norm(I - gamma_i W_i'D_i, 2), and a part may also move
+    perpendicular to its direction:
 
     .. math:: E_{k+1} = \min(A + \theta, \sqrt{a^2 + (\sqrt{(A^2 - a^2)_+} - \theta)_+^2})
 
-    on S, or as above if it passes. For let t > 0 be the size of the part after shrinkage. Its error
-    squared is at most a^2 + t (A^2 - a^2) / (t + theta) - t theta, by norm(u - x) <= A; the largest
-    value is at t + theta = sqrt(A^2 - a^2), where u is orthogonal to x.
+    on S, or as above if the part passes unshrunk. Proof: let t > 0 be the size of the part after
+    shrinkage. Because norm(u - x) <= A, the squared error of the part is at most
+    a^2 + t (A^2 - a^2) / (t + theta) - t theta. This bound is largest at
+    t + theta = sqrt(A^2 - a^2), where u is orthogonal to x.
 
     The worst-case theorems bound all codes of a class by one number. For a Gaussian D, (250, 500),
-    they cover 2 nonzeros, and this function proves 12. If they hold, this proof holds too.
+    these theorems cover codes with 2 nonzeros, and this function proves codes with 12 nonzeros. If
+    a worst-case theorem holds, the proof by this function holds, too.
 
-    The products |W'D| are d x d by nature. Up to 4,000 atoms they are kept for all steps; for more
-    atoms each step makes them in parts.
+    The products |W'D| are a d x d matrix. Up to 4,000 atoms this matrix is kept for all steps; for
+    more atoms, each step forms the matrix in chunks.
 
     Args:
         layer: a layer of a family with this step, as in `certify`, with any activation whose
             constants are known; or a chain, `networks.dsc`, of such layers.
         params: the params of the layer, from theory, calibrated or learned.
         D: (m, d); for a chain a tuple.
-        X: (n, d), the codes, or another form of them that D knows; for a chain a tuple, (n, d_l)
-            each.
-        noise: bound on the l1 norm of the noise (l2 where codes come in parts), () or (n,); for a
-            chain one per layer, or only for the signal. The error of a layer is noise, entry by
-            entry, for the next layer.
-        own: whether each code gets the least thresholds that prove it, in place of the params'
-            thresholds. The result then shows what the weights allow.
+        X: (n, d), the codes, or the codes in another form that D accepts; for a chain a tuple,
+            (n, d_l) each.
+        noise: bound on the l1 norm of the noise (the l2 norm if codes come in parts), () or (n,);
+            for a chain one bound per layer, or one bound for the signal. The error of a layer is
+            noise, entry by entry, for the next layer.
+        own: whether each code gets the least thresholds that prove the code, instead of the
+            thresholds of the params. The result then shows what the weights allow.
 
     Returns:
-        Signals, in float64 from the stored arrays; for a chain a tuple of Signals. As in
-            `certify`, another shrinkage proves nothing: `uncovered` names the shrinkage.
+        Signals, computed in float64 from the stored arrays; for a chain a tuple of Signals. As
+            in `certify`, nothing is proved for another shrinkage, and `uncovered` names it.
 
     Raises:
         TypeError: the layer is of another family, the activation has no constants, or an argument
@@ -153,9 +160,9 @@ def certify_signals(
         ValueError: params or codes do not fit, or a number is out of range.
 
     Not claimed: that a code without a proof is lost. After few steps, or with noise, a small
-    nonzero may not have its sign yet, and `errors` bounds the difference. The rounding is as in
-    `rounding_guard`, not a worst case. The proofs do not cover fresh codes; for their class use a
-    sample and `tolerance_bound`.
+    nonzero may not have its sign yet; `errors` still bounds its error. The rounding is estimated as
+    in `rounding_guard`; it is not a worst case. The proofs do not cover other codes; for a class of
+    codes use a sample and `tolerance_bound`.
 
     Reference: Li, Feng, Zhou (2024), Theorem 12, followed entry by entry for one code.
 
@@ -171,7 +178,7 @@ def certify_signals(
     if getattr(layer, "layers", None) is None:
         return _of_layer(layer, params, D, X, noise, own, None, where)[0]
     layers, noises = layer.layers, noise
-    if not isinstance(noise, Sequence):  # only of the signal
+    if not isinstance(noise, Sequence):  # the noise of the signal only
         noises = (noise, *[0.0] * (len(layers) - 1))
     columns: dict[str, Any] = dict(params=params, D=D, X=X, noise=noises)
     for name, column in columns.items():
@@ -194,9 +201,9 @@ def _of_layer(
     before: np.ndarray | None,
     where: str,
 ) -> tuple[Signals, np.ndarray]:
-    """What is proved of the codes of one layer, and their errors by part in the end, (n, d).
+    """The proofs for the codes of one layer, and the last errors of their parts, (n, d).
 
-    `before` are the errors by part of the signals, (n, m), that the layer before leaves.
+    `before` holds the errors of the parts of the signals, (n, m), that the layer before leaves.
     """
     codes = codes_of(X, as_dictionary(D, where), where)
     deltas = noise_of(noise, len(codes), where)
@@ -223,7 +230,7 @@ def _of_layer(
 
 
 def codes_of(X: Any, D: Dictionary, where: str) -> np.ndarray:
-    """The sizes of the parts of the codes, (n, d): the magnitudes of entries where D has none."""
+    """The sizes of the parts of the codes, (n, d); magnitudes of entries if D has no parts."""
     d, g = D.shape[1], block_of(D)
     codes = checks.host_floats(as_flat(D, X, 1)[0], "X", where)
     if codes.ndim != 2 or codes.shape[1] != d:
@@ -236,7 +243,7 @@ def codes_of(X: Any, D: Dictionary, where: str) -> np.ndarray:
 
 
 def noise_of(noise: Any, n: int, where: str) -> np.ndarray:
-    """The bounds of the norm of the noise of n signals, (n,)."""
+    """The bounds on the norms of the noise of n signals, (n,)."""
     deltas = checks.host_floats(noise, "noise", where).astype(np.float64)
     if deltas.shape not in ((), (n,)):
         raise ValueError(f"{where}: noise has shape {deltas.shape}; expected () or ({n},)")
@@ -268,7 +275,7 @@ class MeasuredLayer(NamedTuple):
 
     @classmethod
     def of(cls, layer: Any, params: Any, D: Any, where: str) -> "MeasuredLayer":
-        """The measured layer; raise unless it has the form of the theorems and known constants."""
+        """Measure a layer; raise unless theorems cover its step and its constants are known."""
         measured = coupled(layer, params, D, where)
         known(layer.activation, where)
         return cls(measured, *tail_of(layer.activation), layer.activation.reach)
@@ -284,15 +291,15 @@ class MeasuredLayer(NamedTuple):
 
         Args:
             a: (n, d), magnitudes of the codes.
-            deltas: (n,), l1 norms of the noise; l2 norms where codes come in parts.
-            choose: `choose(step, needed) -> theta`, (d,), (n, 1) or (), with the least threshold
-                that each code needs, (n,).
-            before: (n, m), bounds by entry on the errors of the signals, or by part.
+            deltas: (n,), l1 norms of the noise; l2 norms if codes come in parts.
+            choose: `choose(step, needed) -> theta`, where `needed`, (n,), is the least threshold
+                that each code needs, and theta is (d,), (n, 1) or ().
+            before: (n, m), bounds on the errors of the signals, per entry or per part.
 
         Returns:
             The largest entry of the error after 0..K steps, (n, K+1); the first step that fails, or
             -1, (n,); whether the support is exact, (n, K+1); the last error of each entry, (n, d).
-            Where codes come in parts, d is their number, and magnitudes are sizes of parts.
+            If codes come in parts, d is the number of parts, and magnitudes are sizes of parts.
         """
         every = self.tail > 0 or self.reach < math.inf  # otherwise errors stay on the supports
         entries, size = _Entries(a, every), a.sum(1)
@@ -325,7 +332,7 @@ class MeasuredLayer(NamedTuple):
     def _noise(
         self, step: Step, size: np.ndarray, deltas: np.ndarray, before: np.ndarray | None
     ) -> np.ndarray:
-        """The effect of noise and rounding on products, for codes of a size, (n, d) or (n, 1)."""
+        """Noise and rounding in products, for codes of l1 norms `size`; (n, d) or (n, 1)."""
         n = np.zeros((len(size), 1))
         if deltas.any():
             n = deltas[:, None] * step.gamma * step.products.C
@@ -341,19 +348,19 @@ class _Entries:
     def __init__(self, a: np.ndarray, whole: bool):
         self.d = a.shape[1]
         width = max(1, (a > 0).sum(1).max(initial=0))
-        # Indices of the supports, filled up with atoms off them; None for all entries.
+        # Indices of the supports, filled up with atoms off the support; None for all entries.
         self.at: np.ndarray | None = None
         if not whole and _DENSE * width < self.d:
             self.at = np.argsort(a == 0, axis=1, kind="stable")[:, :width]
 
     def take(self, v: np.ndarray) -> np.ndarray:
-        """These entries of v, (n, d) or (d,)."""
+        """The followed entries of v, (n, d) or (d,)."""
         if self.at is None or v.shape[-1:] != (self.d,):
             return v
         return v[self.at] if v.ndim == 1 else np.take_along_axis(v, self.at, 1)
 
     def put(self, v: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """All entries, (n, d), from these entries; other entries of code i are others[i]."""
+        """All entries, (n, d), from the followed entries v; other entries of code i: others[i]."""
         if self.at is None:
             return v
         full = np.repeat(others[:, None], self.d, axis=1)
@@ -363,7 +370,7 @@ class _Entries:
     def moved(
         self, parts: Iterable[np.ndarray], E: np.ndarray, n: np.ndarray, on: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """P E + n at these entries, and at all entries with 0 on the supports; P by its columns."""
+        """P E + n at the followed entries, and at all entries with 0 on the supports."""
         if self.at is None:
             A = np.concatenate([E @ P for P in parts], axis=1) + n
             return _inf_for_nan(A), np.where(on, 0, A)
@@ -382,12 +389,12 @@ class _Entries:
 
 
 def _inf_for_nan(v: np.ndarray) -> np.ndarray:
-    """Inf for nan, because products of infinite errors are nan."""
+    """Replace nan by inf, because products of infinite errors are nan."""
     return np.where(np.isnan(v), math.inf, v)
 
 
 def _sizes_of(W: Operator, rows: int, columns: int) -> np.ndarray:
-    """norm(W_ji, 2) of all pairs of parts, (rows, columns): |W| where parts are entries."""
+    """norm(W_ji, 2) of all pairs of parts, (rows, columns); |W| if parts are entries."""
     if W.shape == (rows, columns):
         return np.asarray(dense(magnitudes(W)))
     m, d = W.shape
@@ -396,7 +403,7 @@ def _sizes_of(W: Operator, rows: int, columns: int) -> np.ndarray:
 
 
 def _maps(measured: Coupled) -> Iterator[Iterator[np.ndarray]]:
-    """For each step gamma |D'W|, with |1 - gamma w_i . d_i| on its diagonal, by its columns."""
+    """For each step, the columns of gamma |D'W| with |1 - gamma w_i . d_i| on the diagonal."""
     D, d = measured.D, measured.parts
     columns = list(chunks(d, _COLUMNS // measured.block))
     up, kept = 1 + _ROUNDING * measured.eps, list[np.ndarray]()
@@ -422,7 +429,7 @@ def _mapped(
 
     `same`: whether all atoms have one threshold.
     """
-    if parts:  # across x, the argument moves by at most across
+    if parts:  # perpendicular to x, the argument moves by at most `across`
         across = np.sqrt(np.maximum(A - a, 0)) * np.sqrt(A + a)
         soft = np.minimum(A + theta, np.hypot(a, np.maximum(across - theta, 0)))
     else:
@@ -432,14 +439,14 @@ def _mapped(
     passed = np.where(a > theta + A, A, np.where(a + A <= theta, a, np.maximum(A, a)))
     if step.passing == len(step.theta):
         return passed
-    # With one threshold, no entry off the support is above it. With several, an entry may be below
-    # its own threshold and still large enough to take a place.
+    # With one threshold, no entry off the support exceeds the threshold. With several thresholds,
+    # an entry may be below its own threshold and still large enough to be selected.
     above = ((a > 0) & (a + A > theta)).sum(1, keepdims=True)
     return np.where(same & (above <= step.passing), passed, np.maximum(soft, passed))
 
 
 def _from(inside: np.ndarray) -> np.ndarray:
-    """For each row, the first column from which on all are True; -1 if the last one is not."""
+    """For each row, the first column from which on all are True; -1 if the last is False."""
     wrong = ~inside[:, ::-1]
     last = np.where(wrong.any(1), wrong.argmax(1), inside.shape[1])
     return np.where(last == 0, -1, inside.shape[1] - last)
@@ -448,16 +455,17 @@ def _from(inside: np.ndarray) -> np.ndarray:
 class Supports(Result):
     """The proofs for all codes on each of n supports, for steps with residual thresholds."""
 
-    ratio: np.ndarray  # (n,) c(S): off S no product exceeds this part of the largest on S
+    ratio: np.ndarray  # (n,) c(S): no product off S exceeds this share of the largest product on S
     contraction: np.ndarray  # (n,) kappa(S), the largest row sum of abs(W_S'D_S - I)
     sparsity: int  # s
 
     def bound(self, k: int, ratio: float = 0.95) -> np.ndarray:
-        r"""The error after k steps of `layers.alista_rt`, in max norm, per max abs(x), (n,).
+        r"""A bound on the max norm of the error of `layers.alista_rt` after k steps, (n,).
 
-        .. math:: (c + \kappa)^{\min(s-1, k)} \kappa^{\max(k-s+1, 0)} \frac{1 + \kappa}{1 - \kappa},
+        .. math:: (c + \kappa)^{\min(s-1, k)} \kappa^{\max(k-s+1, 0)} \frac{1 + \kappa}{1 - \kappa}.
 
-        without noise, if c(S) <= c < 1 and kappa < 1; otherwise inf.
+        The bound is relative to max abs(x). It holds without noise if c(S) <= c < 1 and kappa < 1;
+        otherwise the result is inf.
 
         Args:
             k: number of steps.
@@ -478,7 +486,7 @@ class Supports(Result):
         return np.where((self.ratio <= c) & (kappa < 1), bound, np.inf)
 
     def __repr__(self) -> str:
-        """How many supports are proved, and the largest ratio."""
+        """The number of proved supports, and the largest ratio."""
         n, proved = len(self.ratio), int((self.ratio < 1).sum())
         largest = f", the largest ratio {self.ratio.max():.4g}" if n else ""
         return f"Supports: all codes on {proved} of {n} supports of {self.sparsity} atoms{largest}"
@@ -486,40 +494,41 @@ class Supports(Result):
 
 @host_function
 def certify_supports(W: Dictionary, D: Dictionary, supports: ArrayLike) -> Supports:
-    r"""Prove, support by support, that steps with residual thresholds take no wrong entry.
+    r"""Prove, support by support, that steps with residual thresholds never take a wrong entry.
 
-    With B = W'D and a support S,
+    Let B = W'D. For a support S,
 
     .. math::
         c(S) = \max_{i \notin S} \|B_{iS} B_{SS}^{-1}\|_1, \qquad
         \kappa(S) = \max_{i \in S} \sum_{j \in S} |B_{SS} - I|_{ij}.
 
-    `layers.alista_rt` takes an entry if abs(g_i) > c max abs(g), g = W'(y - D x). If c >= c(S), no
-    step takes an entry off S, for every code on S, with all magnitudes and all signs. If also c < 1
-    and kappa(S) < 1, the steps converge to the code, at the rate of `Supports.bound`. The products
-    of the atoms in use with all other atoms are made at once, d x d by nature if all are in use.
+    `layers.alista_rt` takes an entry if abs(g_i) > c max abs(g), with g = W'(y - D x). If
+    c >= c(S), no step takes an entry off S, for every code on S, with all magnitudes and all signs.
+    If also c < 1 and kappa(S) < 1, the steps converge to the code, at the rate of `Supports.bound`.
+    The function forms the products of all atoms of the supports with all other atoms at once; these
+    products are a d x d matrix if every atom is in a support.
 
-    Where codes come in parts (`D.block`), S consists of parts, and norm(A_ij, 2) of a block takes
-    the place of abs(A_ij) in both sums. With Q = B_iS B_SS^-1 and the products g of x* - x on S,
-    abs(g_i) = abs(sum_j Q_ij g_j) <= sum_j norm(Q_ij, 2) max abs(g_j), and the rest of the proof
-    has sizes of parts for magnitudes.
+    If codes come in parts (`D.block`), S consists of parts, and norm(A_ij, 2) of a block replaces
+    abs(A_ij) in both sums. Let Q = B_iS B_SS^-1, and let g be the products of x* - x on S. Then
+    abs(g_i) = abs(sum_j Q_ij g_j) <= sum_j norm(Q_ij, 2) max abs(g_j). The remaining proof holds
+    with sizes of parts instead of magnitudes.
 
     Args:
         W: (m, d), weights with w_i . d_i = 1, for example `frobenius_weights(D)`.
         D: (m, d).
-        supports: (n, s), indices of atoms, or of parts, distinct in a row.
+        supports: (n, s), indices of atoms, or of parts, distinct within each row.
 
     Returns:
-        Supports, in float64 and rounded up. A support whose atoms depend on each other has the
-        ratio inf.
+        Supports, computed in float64 and rounded up. A support whose atoms depend on each other has
+        the ratio inf.
 
     Raises:
-        TypeError: an argument is traced, or indices are not integers.
-        ValueError: an index is out of range or twice in a row, or shapes do not fit.
+        TypeError: an argument is traced, or an index is not an integer.
+        ValueError: an index is out of range or repeated within a row, or shapes do not fit.
 
     Not claimed: that codes on a support with c(S) >= 1 are lost. With W = D, c(S) is the exact
-    recovery coefficient of Tropp (2004). For fresh supports use a sample, and `tolerance_bound` of
-    its ratios.
+    recovery coefficient of Tropp (2004). For a class of supports, use a sample and
+    `tolerance_bound` of the ratios.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 100, 200)
@@ -560,7 +569,7 @@ def _indices(supports: Any, d: int, where: str) -> np.ndarray:
 
 
 def _of_supports(W: Any, D: Any, S: np.ndarray, g: int) -> np.ndarray:
-    """The ratios and contractions of some supports, (2, n); of parts of g entries."""
+    """The ratios and contractions of some supports of parts of g entries, (2, n)."""
     n, s = S.shape
     entries = (S[:, :, None] * g + np.arange(g)).reshape(n, s * g)
     used, place = np.unique(entries, return_inverse=True)
@@ -571,7 +580,7 @@ def _of_supports(W: Any, D: Any, S: np.ndarray, g: int) -> np.ndarray:
     inverse = _inverses(A)
     with np.errstate(invalid="ignore"):
         Q = R @ inverse
-        # Q (I + E) = R A^-1 accounts for the rest R - Q A, which is rounding.
+        # Q (I + E) = R A^-1 accounts for the remainder R - Q A, which is rounding.
         left = np.abs(R - Q @ A).sum(2) * np.abs(inverse).sum(2).max(1, initial=0)[:, None]
         sums = _sizes_of_blocks(np.where(np.isnan(Q), np.inf, Q), g).sum(2)
         sums = sums + left.reshape(n, -1, g).sum(2)
@@ -583,7 +592,7 @@ def _of_supports(W: Any, D: Any, S: np.ndarray, g: int) -> np.ndarray:
 
 
 def _sizes_of_blocks(A: np.ndarray, g: int) -> np.ndarray:
-    """norm(A_ij, 2) of the g x g blocks of matrices; inf where one is not finite."""
+    """norm(A_ij, 2) of the g x g blocks of matrices; inf for a block that is not finite."""
     if g == 1:
         return np.abs(A)
     n, rows, columns = A.shape

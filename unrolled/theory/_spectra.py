@@ -44,12 +44,12 @@ __all__ = [
 ]
 
 
-# A ridge below this part of the mean squared singular value counts as 0, because rounding would
-# decide the action of S outside of the span of D.
+# A ridge below this share of the mean squared singular value counts as 0, because rounding would
+# determine the action of S outside the span of D.
 _LEAST_RIDGE = 1e-9
-_POWER_STEPS = 64  # of a spectral radius
+_POWER_STEPS = 64  # the number of power iterations for a spectral radius
 _LARGEST_POWER = 4
-# Newton steps for a power other than 2, until none moves a weight by more than this part.
+# Newton steps for a power other than 2 end when a step moves no weight by more than this share.
 _NEWTON_STEPS, _ENOUGH = 50, 1e-6
 
 
@@ -59,39 +59,39 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0, power: float = 2.0)
 
     .. math:: w_i = S^+ d_i / (d_i' S^+ d_i), \qquad S = D D' + ridge \, I.
 
-    With a ridge, W minimises norm(W'D, "fro")^2 + ridge norm(W, "fro")^2, which regularises for
-    noise: for codes of variance v and white noise of variance sigma^2 per entry, ridge = sigma^2 /
-    v weighs interference and noise by their variances. As ridge -> inf, w_i tends to d_i / (d_i .
-    d_i), which is d_i for unit atoms.
+    With a ridge, W minimises norm(W'D, "fro")^2 + ridge norm(W, "fro")^2, which limits the effect
+    of noise. For codes of variance v and white noise of variance sigma^2 per entry,
+    ridge = sigma^2 / v weighs interference and noise by their variances. As ridge -> inf, w_i tends
+    to d_i / (d_i . d_i), which is d_i for unit atoms.
 
-    The pseudo-inverse handles any rank of D. For a shift-invariant `Conv` the same formula holds on
-    one window of the signal, where S collects every shift of every filter. So one small system
-    serves the whole bank, and W is a `Conv` (optimal among shared filters of the same support,
-    without border effects). Other structured dictionaries are made dense, unless they define
-    `closed_form`. Traceable, and differentiable in D.
+    D may have any rank, because S^+ is the pseudo-inverse. For a shift-invariant `Conv` the same
+    formula holds on one window of the signal, where S is the sum over all shifts of all filters. So
+    one small system gives all filters, and W is a `Conv` (optimal among shared filters of the same
+    support, without border effects). Other structured dictionaries are made dense, unless they
+    define `closed_form`. Traceable, and differentiable in D.
 
     Another power p gives the w_i with the least sum_j abs(w_i . d_j)^p, by Newton steps from the
-    w_i of p = 2, for the matrix of D. p = 3 makes the largest products smaller: `certify_signals`
-    then proves more codes, and `certify_supports` more supports, than with p = 2 or
-    `minimax_weights`.
+    w_i of p = 2; D is made dense. p = 3 makes the largest products smaller. With these weights
+    `certify_signals` proves more codes, and `certify_supports` proves more supports, than with
+    p = 2 or `minimax_weights`.
 
     Args:
-        D: (m, d), atoms of norms that do not differ by orders of magnitude, because the
-            pseudo-inverse cuts singular values below 10 min(m, d) eps of the largest.
+        D: (m, d), atoms whose norms do not differ by orders of magnitude, because the
+            pseudo-inverse cuts singular values below 10 min(m, d) eps of the largest one.
         ridge: non-negative, in the units of D^2.
-        power: p, from 2 to 4, with ridge = 0.
+        power: p, from 2 to 4; other powers than 2 require ridge = 0.
 
     Returns:
-        W, (m, d): an array; a `Complex` or a `Joint` if D is one; a `Conv` if D is a `Conv` whose
-            atoms are shifts of each other (on a circle the stride must divide the signal and the
-            kernel must fit into it).
+        W, (m, d): an array; a `Complex` or a `Joint` if D is of that class; a `Conv` if D is a
+            `Conv` whose atoms are shifts of each other (on a circle the stride must divide the
+            signal and the kernel must fit into the signal).
 
     Raises:
         ValueError: an atom is zero or too small next to the others (if traced, its weights are
             NaN), the ridge is negative, border atoms of a `Conv` are cut, the power is out of
-            range, or it is not 2 and there is a ridge or codes come in parts.
+            range, or the power is not 2 and there is a ridge or codes come in parts.
 
-    Not claimed: a small mu_W. mu_W may exceed the coherence of D; `coherence` computes it.
+    Not claimed: a small mu_W. mu_W may exceed the coherence of D; `coherence` computes mu_W.
 
     Reference: Liu, Chen, Wang, Yin (2019), equation (16), solved exactly.
 
@@ -142,7 +142,7 @@ def _closed_form(D: Dictionary, ridge: ArrayLike | None) -> tuple[Operator, Arra
 def _of_matrix(D: Dictionary, ridge: ArrayLike | None) -> Array:
     A, dtype = dense(D), D.dtype
     k = exponent(A)
-    A = times_power(widened(A), -k)  # squares are in the range of the dtype
+    A = times_power(widened(A), -k)  # so squares stay in the range of the dtype
     with jax.default_matmul_precision("highest"):
         W = cut_pseudo_inverse(A).T  # its transpose is (A A')^+ A
         added = jnp.zeros((), A.dtype)
@@ -159,7 +159,7 @@ def _of_matrix(D: Dictionary, ridge: ArrayLike | None) -> Array:
 
 @program("power")
 def _least_power(A: Array, W: Array, power: float) -> Array:
-    """The w_i with w_i . a_i = 1 and the least sum_j abs(w_i . a_j)^power > 2, started from W."""
+    """The w_i with w_i . a_i = 1 and the least sum_j abs(w_i . a_j)^power, by Newton steps."""
     k = exponent(A)
     unit, V = times_power(widened(A), -k), times_power(widened(W), k)
 
@@ -181,18 +181,18 @@ def _least_power(A: Array, W: Array, power: float) -> Array:
         return (state[1] > _ENOUGH) & (state[2] < _NEWTON_STEPS)
 
     m = len(A)
-    least = 10 * jnp.finfo(unit.dtype).eps / m  # acts only outside of the span of D
+    least = 10 * jnp.finfo(unit.dtype).eps / m  # acts only outside the span of D
     with jax.default_matmul_precision("highest"):
         W = lax.map(of_atom, (unit.T, V.T)).T
     return times_power(W, -k).astype(A.dtype)
 
 
 def spectral_radius(W: Dictionary, D: Dictionary) -> Array:
-    """An estimate of the spectral radius of W'D, from the growth of its powers, ().
+    """An estimate of the spectral radius of W'D, (), from the growth of the powers of W'D.
 
     Steps x <- x + gamma W'(y - D x) expand if gamma times the radius exceeds 2. Not claimed: a
-    bound; for W in closed form W'D is similar to a symmetric matrix, and the estimate is a lower
-    bound.
+    bound for every W. For W in closed form, W'D is similar to a symmetric matrix, and the estimate
+    is a lower bound.
 
     Args:
         W, D: (m, d).
@@ -242,7 +242,7 @@ def _ridged(A: Array, ridge: Array) -> Array:
 
 
 def _gram_product(A: Array, W: Array) -> Array:
-    """A A' W for W = f(A A') A, by products of the smaller dimension, as f(A A') commutes."""
+    """A A' W for W = f(A A') A, by the smaller dimension: A A' and f(A A') commute."""
     return (W @ A.T) @ A if len(A) <= A.shape[1] else A @ (A.T @ W)
 
 
@@ -251,11 +251,11 @@ _GRID = 2001  # number of step sizes to try if eigenvalues are not real
 
 
 class StepsTo(Result):
-    """The number of steps of each kind, inf if the steps do not converge."""
+    """The number of steps of three methods, inf for a method that does not converge."""
 
-    plain: float  # of plain steps
-    best: float  # with the best step size
-    accelerated: float  # with momentum
+    plain: float  # steps of size 1
+    best: float  # steps of the best size
+    accelerated: float  # steps with momentum
 
 
 class LocalRate(Result):
@@ -274,7 +274,7 @@ class LocalRate(Result):
     accelerated: float  # the factor with the best momentum
 
     def steps_to(self, decibels: float) -> StepsTo:
-        """The number of steps that change the squared error by so many decibels, by the rates."""
+        """The number of steps after which the squared error has changed by `decibels`."""
         dB = checks.as_number(decibels, "decibels", "steps_to")
         if math.isnan(dB):
             raise ValueError("steps_to: decibels is nan; expected a number, such as -100")
@@ -295,15 +295,15 @@ def local_rate(m: int, d: int, s: int, *, weights: str = "frobenius") -> LocalRa
              = \sqrt{\frac{s (d - m)}{m (d - s)}}.
 
     With `frobenius_weights`, W'D is d/m times the projection onto the row space of D, up to the
-    scales of the atoms. If D is right-rotationally invariant, of any condition, W_S'D_S has the
-    spectrum of a compressed projection, with these edges. For s > d - m the largest eigenvalue is
-    d/m, which then replaces lambda_+. The last equality, and the statement that the Onsager term
-    has this rate, are for s <= d - m. With W = D and Gaussian atoms the edges are (1 +-
-    sqrt(s/m))^2, by Marchenko and Pastur, and rho = sqrt(s/m).
+    scales of the atoms. If D is right-rotationally invariant, with any condition number, W_S'D_S
+    has the spectrum of a compressed projection, with these edges. For s > d - m the largest
+    eigenvalue is d/m, which then replaces lambda_+. The last equality, and the statement below on
+    the Onsager term, require s <= d - m. With W = D and Gaussian atoms the edges are
+    (1 +- sqrt(s/m))^2, by Marchenko and Pastur, and rho = sqrt(s/m).
 
-    `plain` is q(1), the rate of ISTA, LISTA-CP and ALISTA with unit steps; `best` is q(gamma*). rho
-    is the rate of Chebyshev's and of Polyak's method. The Onsager term of AMP and OAMP has the same
-    rate: on a support it is the best momentum.
+    `plain` is q(1), the rate of ISTA, LISTA-CP and ALISTA with unit steps; `best` is q(gamma*).
+    `accelerated` is rho, the rate of the methods of Chebyshev and Polyak. The Onsager term of AMP
+    and OAMP gives the same rate, because on a support this term is the best momentum.
 
     Args:
         m, d, s: the sizes, with s <= m <= d.
@@ -313,9 +313,9 @@ def local_rate(m: int, d: int, s: int, *, weights: str = "frobenius") -> LocalRa
         TypeError: a size is not an integer.
         ValueError: the sizes are out of order, or the weights are unknown.
 
-    Not claimed: that the layer finds the support; nor the effect of a threshold. At finite sizes
-    the edges fluctuate by a part of about m^(-2/3), and momentum is slower in the tail;
-    `support_rate` has the edges for a given D and S.
+    Not claimed: that the layer finds the support, or anything about the effect of a threshold. At
+    finite sizes the edges fluctuate by a share of about m^(-2/3), and momentum is slower in the
+    tail. `support_rate` computes the edges for a given D and S.
 
     Reference: Wachter (1980) and Collins (2005) for the spectrum; Polyak (1964).
 
@@ -347,17 +347,18 @@ def support_rate(
     r"""The `LocalRate` of a D, W and support, from the extreme eigenvalues of W_S'D_S.
 
     Args:
-        W, D: (m, d), of any kind.
+        W, D: (m, d), arrays or structured dictionaries.
         support: distinct integers in [0, d), the nonzero entries of the code.
 
     Returns:
-        LocalRate, by the eigenvalues in float64; `least` and `largest` are real parts. `plain` is
-        the spectral radius of I - W_S'D_S. If eigenvalues are not real, which can happen unless W
-        is D or the closed form, no momentum is claimed to help: `accelerated` equals `best`, from a
-        grid of step sizes. If the real part of an eigenvalue is not positive, no step helps.
+        LocalRate, from the eigenvalues in float64; `least` and `largest` are their extreme real
+        parts. `plain` is the spectral radius of I - W_S'D_S. Eigenvalues may be complex unless W is
+        D or the closed form. For complex eigenvalues the function does not claim that momentum
+        helps: `accelerated` equals `best`, from a grid of step sizes. If the real part of an
+        eigenvalue is not positive, no step size helps.
 
     Raises:
-        TypeError: an argument is traced, or the support is not integers.
+        TypeError: an argument is traced, or an index is not an integer.
         ValueError: shapes differ, the support is empty, or an index is out of range or repeated.
 
     Not claimed: as in `local_rate`. A spectral radius is an asymptotic rate; if W_S'D_S is far from
@@ -382,7 +383,7 @@ def support_rate(
             raise ValueError(f"{where}: the support is empty; expected at least one index")
         values = np.linalg.eigvals(np.asarray(_on_support(W, D, S)))
     rates = _rates(float(values.real.min()), float(values.real.max()))
-    # A defective pair of real eigenvalues separates by the root of the rounding.
+    # Rounding separates a defective pair of real eigenvalues by the square root of that rounding.
     rounding = math.sqrt(len(S) * float(np.finfo(float).eps)) * np.abs(values).max()
     return rates if (np.abs(values.imag) <= rounding).all() else _complex_rates(values, rates)
 
@@ -395,7 +396,7 @@ def _on_support(W: Any, D: Any, S: Any) -> Array:
 
 
 def _rates(least: float, largest: float) -> LocalRate:
-    """The rates if eigenvalues fill an interval."""
+    """The rates for real eigenvalues that fill an interval."""
     plain = max(1 - least, largest - 1)
     if not least > 0:
         return LocalRate(least, largest, plain, 0.0, 1.0, 1.0)
@@ -405,11 +406,11 @@ def _rates(least: float, largest: float) -> LocalRate:
 
 
 def _complex_rates(values: np.ndarray, rates: LocalRate) -> LocalRate:
-    """The rates for eigenvalues of any kind; the best step is the best of a grid."""
+    """The rates for real or complex eigenvalues; the best step is the best step of a grid."""
     plain = float(np.abs(1 - values).max())
     if not rates.least > 0:
         return rates.replace(plain=plain)
-    # Beyond 2 / largest, the eigenvalue with this real part makes the error grow.
+    # Beyond 2 / largest, the eigenvalue with the largest real part makes the error grow.
     gammas = np.linspace(0, 2 / rates.largest, _GRID)
     radii = np.abs(1 - gammas[:, None] * values).max(1)
     best = float(radii.min())
@@ -425,8 +426,8 @@ def _count(rate: float, decibels: float) -> float:
     return math.ceil(decibels / (20 * math.log10(rate))) if rate > 0 else 1
 
 
-_HALVINGS = 100  # of an interval of logarithms, down to the rounding of its ends
-_LEAST = -1400.0  # logarithm of a squared singular value with a root of 0 in float64
+_HALVINGS = 100  # halvings of an interval of logarithms, down to the rounding of its ends
+_LEAST = -1400.0  # logarithm of a squared singular value whose root is 0 in float64
 
 
 class Conditioning(float):
@@ -439,38 +440,38 @@ class Conditioning(float):
         self.atoms = atoms
         return self
 
-    def __getnewargs__(self) -> tuple[float, int]:  # type: ignore[override]  # of a copy
+    def __getnewargs__(self) -> tuple[float, int]:  # type: ignore[override]  # for copies
         return float(self), self.atoms
 
 
 def gaussian_conditioning(m: int, d: int, k: int, confidence: float = 1 - 1e-6) -> Conditioning:
     r"""A lower bound on the singular values of any k atoms of a randomly drawn D.
 
-    For unit atoms in independent directions, uniform on the sphere, as in `dictionaries.gaussian`,
-    with probability c over D
+    Let the unit atoms have independent directions, uniform on the sphere, as in
+    `dictionaries.gaussian`. Then, with probability c over D,
 
     .. math::
         \sigma_{\min}(D_\Omega) \ge \kappa = \sqrt{t} / R \quad \text{for all } |\Omega| \le k
             \text{ at once}, \\
         \binom{d}{k} F(t) = \frac{1 - c}{2}, \quad d \, P(\chi^2_m > R^2) = \frac{1 - c}{2}, \quad
         F(t) = \frac{\sqrt\pi \, \Gamma(\frac{m+1}{2})}{\Gamma(\frac k2) \Gamma(a + \frac12)}
-            P(a, \tfrac t2), \quad a = \tfrac{m-k+1}{2},
+            P(a, \tfrac t2), \quad a = \tfrac{m-k+1}{2}.
 
-    with the regularised incomplete gamma function P. F bounds the law of the least eigenvalue of
-    G'G, for G of m times k independent standard normal entries: its density in all eigenvalues
-    l_1 >= ... >= l_k is
+    Here P(a, .) is the regularised incomplete gamma function. F bounds the distribution function of
+    the least eigenvalue of G'G, where G is an m x k matrix of independent standard normal entries.
+    The joint density of the eigenvalues l_1 >= ... >= l_k of G'G is
 
     .. math::
         K_{m,k} \prod_i l_i^{(m-k-1)/2} e^{-l_i / 2} \prod_{i<j} (l_i - l_j), \qquad
         K_{m,k}^{-1} = (2^m / \pi)^{k/2}
             \prod_{i=1}^k \Gamma(\tfrac{m-i+1}{2}) \Gamma(\tfrac{k-i+1}{2}).
 
-    Bound l_i - l_k <= l_i, and integrate the other eigenvalues over [0, inf), not [l_k, inf): the
-    integrand is then the density for m + 1 times k - 1 entries. So the density of l_k = t is at
-    most K_{m,k} / K_{m+1,k-1} t^(a-1) e^(-t/2). Before normalisation the atoms have norms of at
-    most R.
+    Bound l_i - l_k by l_i, and integrate the other eigenvalues over [0, inf) instead of [l_k, inf).
+    The integrand is then the density for an (m + 1) x (k - 1) matrix. So the density of l_k = t is
+    at most K_{m,k} / K_{m+1,k-1} t^(a-1) e^(-t/2). Before normalisation the norms of the atoms are
+    at most R.
 
-    If codes x and z have at most k nonzeros together, then norm(x - z) <= norm(D (x - z)) / kappa:
+    If codes x and z have at most k nonzeros together, then norm(x - z) <= norm(D (x - z)) / kappa;
     see `error_bar`.
 
     Args:
@@ -479,8 +480,8 @@ def gaussian_conditioning(m: int, d: int, k: int, confidence: float = 1 - 1e-6) 
         confidence: c, in (0, 1).
 
     Returns:
-        kappa, rounded down, a float with the attribute `atoms` = k; 1 for a single atom, 0 for
-        min(k, d) > m.
+        kappa, rounded down: a float with the attribute `atoms` = k. kappa is 1 for a single atom,
+        and 0 for min(k, d) > m.
 
     Raises:
         TypeError: a size is not an integer, or the confidence is not a number.
@@ -524,7 +525,7 @@ def _least_of_all(m: int, d: int, k: int, risk: float) -> float:
 
 
 def _law(log_t: float, m: int, k: int) -> float:
-    """ln F(t), with t^a e^-t sum_i t^i / (a (a + 1) ... (a + i)) / Gamma(a) for P(a, t)."""
+    """ln F(t), where P(a, t) is t^a e^-t sum_i t^i / (a (a + 1) ... (a + i)) / Gamma(a)."""
     a, half = (m - k + 1) / 2, math.exp(log_t) / 2
     term, total, i = 1.0, 1.0, 0
     while term > 1e-17 * total:

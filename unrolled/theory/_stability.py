@@ -48,11 +48,11 @@ class Stability(Result):
     """Bounds on the distance between codes of a perturbed chain and of the exact chain."""
 
     delta: np.ndarray  # (J,) norm(x_j - x~_j) <= delta_j, inf if no bound is known
-    # (J,) norm(h) / norm(D_j h) for 2 s_j nonzeros, by mu(D_j): Theorem 3; 0 at s_j = 0
+    # (J,) bound on norm(h) / norm(D_j h) for 2 s_j nonzeros, by mu(D_j): Theorem 3; 0 at s_j = 0
     factor: np.ndarray
-    # (J,) the same by the weights W_j, inf without weights; delta uses the smaller of the two
+    # (J,) the same bound by the weights W_j, inf without weights; delta uses the smaller bound
     factor_W: np.ndarray
-    holds: bool  # all of delta is finite
+    holds: bool  # all entries of delta are finite
 
 
 @host_function
@@ -64,7 +64,7 @@ def stability(
     *,
     Ws: Sequence[Dictionary | None] | None = None,
 ) -> Stability:
-    r"""Distance between the codes of a perturbed chain and of an exact chain, layer by layer.
+    r"""Bounds on the distance between the codes of a perturbed chain and of an exact chain.
 
     The exact chain has x_{j-1} = D_j x_j with x_0 = y, and the perturbed chain has
     norm(x~_{j-1} - D_j x~_j, 2) <= eps_j with x~_0 = y~.
@@ -78,20 +78,20 @@ def stability(
         \omega &= \max_i \|w_i\|_2, \qquad \eta_j = \max_i |1 - w_i \cdot d_i|.
 
     Both chains have the same D_j and at most s_j nonzeros in layer j. Weights with mu_W below
-    mu(D_j) reach sparsities that mu(D_j) does not reach. If the second chain has other
-    dictionaries, pass the eps of `perturbed_eps`.
+    mu(D_j) give finite bounds at sparsities at which mu(D_j) gives none. If the second chain has
+    other dictionaries, pass the eps of `perturbed_eps`.
 
     Args:
         Ds: J dictionaries with unit atoms.
         sparsities: J integers s_j (the paper's lambda_j), at most d_j; at s_j = 0 both codes are 0.
         eps: one tolerance, or one per layer.
         eps0: bound on norm(y - y~, 2).
-        Ws: J weights shaped like D_j, with w_i . d_i near 1. With None, for all layers or for one,
-            only c_j counts. W_j = D_j never improves c_j.
+        Ws: J weights shaped like D_j, with w_i . d_i near 1. If Ws or one W_j is None, the bound
+            uses only c_j for these layers. W_j = D_j never improves c_j.
 
     Returns:
-        Stability. If hypotheses are violated, the function does not raise: delta is inf and holds
-        is False.
+        Stability. If hypotheses are violated, the function does not raise an error: delta is inf
+        and holds is False.
 
     Raises:
         TypeError: an argument is traced.
@@ -100,7 +100,7 @@ def stability(
 
     Not claimed: that either chain has a solution.
 
-    Reference: Li, Feng, Zhou (2024), Theorem 3; the factor of any W is added here.
+    Reference: Li, Feng, Zhou (2024), Theorem 3; the factor c'_j for any W is derived here.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(64)
@@ -132,8 +132,9 @@ def noise_stability(
         \|x_j - \tilde x_j\|_2 \le \epsilon_0 \prod_{i \le j} (1 - (t_i - 1) \mu(D_i))^{-1/2},
         \qquad t_i = \min(2 s_i, d_i).
 
-    The noisy signal must be in the model, y~ = D_1 x~_1. If it is only close to the model, use
-    `stability` with eps_1 = norm(y~ - D_1 x~_1, 2). The bound is inf if a factor is not positive.
+    The noisy signal must be in the model, y~ = D_1 x~_1. If the signal is only close to the model,
+    use `stability` with eps_1 = norm(y~ - D_1 x~_1, 2). The bound is inf if a factor is not
+    positive.
 
     Args and Raises: as in `stability`.
 
@@ -153,7 +154,7 @@ def noise_stability(
 def model_stability(
     Ds: Sequence[Dictionary], sparsities: Sequence[int], eps: ArrayLike | Sequence[ArrayLike]
 ) -> np.ndarray:
-    r"""Closed form of `stability` for one signal and only deviations eps_j from the model; (J,).
+    r"""Closed form of `stability` for one signal, with only deviations eps_j from the model; (J,).
 
     .. math::
         \|x_j - \tilde x_j\|_2 \le
@@ -207,7 +208,7 @@ def perturbed_eps(
         \ge \|\tilde x_{j-1} - D_j \tilde x_j\|_2.
 
     Args:
-        Ds, Ds_perturbed: D_j and D~_j, of the same shapes; D~_j needs no unit atoms.
+        Ds, Ds_perturbed: D_j and D~_j, of the same shapes; the atoms of D~_j may have any norm.
         xs: the codes x~_j of the second chain, (d_j,) each.
         eps: the tolerances of the second chain, one number or one per layer.
 
@@ -244,10 +245,10 @@ def _moved(D: Dictionary, other: Dictionary, x: Any) -> Array:
 
 
 class ProductStability(Result):
-    """A bound on the codes behind several layers, by the product of the layers."""
+    """A bound on the distance between codes after several layers, by the product of the layers."""
 
     delta: float  # bound on norm(x_{j0} - x~_{j0}), inf if none is known
-    eps: float  # of the layers together, at most sum_i norm(D_[j+1,i-1], 2) eps_i
+    eps: float  # tolerance of the product, at most sum_i norm(D_[j+1,i-1], 2) eps_i
     mu: float  # coherence of the product, rounded up; inf if a column vanishes
     nu: float  # the smallest norm of a column of the product
     holds: bool  # delta is finite
@@ -257,28 +258,28 @@ class ProductStability(Result):
 def product_stability(
     Ds: Sequence[Dictionary], sparsity: int, eps: ArrayLike | Sequence[ArrayLike], delta: ArrayLike
 ) -> ProductStability:
-    r"""Distance between the codes x_{j0}, by the product P = D_[j+1,j0] = D_{j+1} ... D_{j0}.
+    r"""A bound on the distance between codes x_{j0}, by P = D_[j+1,j0] = D_{j+1} ... D_{j0}.
 
     .. math::
         \|x_{j_0} - \tilde x_{j_0}\|_2 &\le
         \frac{\epsilon_{[j+1,j_0]} + \delta_j}{\nu \sqrt{1 - (t-1) \mu(P)}},
         \qquad t = \min(2 s_{j_0}, d_{j_0}), \\
-        \epsilon_{[j+1,j_0]} &\le \sum_{i=j+1}^{j_0} \|D_{[j+1,i-1]}\|_2 \epsilon_i,
+        \epsilon_{[j+1,j_0]} &\le \sum_{i=j+1}^{j_0} \|D_{[j+1,i-1]}\|_2 \epsilon_i.
 
-    with nu the smallest column norm of P, because products of unit atoms are not unit atoms. The
+    Here nu is the smallest column norm of P, because columns of P need not have unit norm. The
     bound does not contain the factors of the layers in between.
 
     Args:
         Ds: the dictionaries D_{j+1}, ..., D_{j0}, a slice of a chain, with columns of any norm.
-        sparsity: s_{j0}, at most d_{j0}; layers in between need none.
+        sparsity: s_{j0}, at most d_{j0}; the layers in between need no sparsity.
         eps: the tolerances of the layers, one number or one per layer. To use a measured
-            norm(x~_j - P x~_{j0}, 2), pass it with Ds = [Composed(*Ds)].
+            norm(x~_j - P x~_{j0}, 2), pass this norm and Ds = [Composed(*Ds)].
         delta: bound on norm(x_j - x~_j, 2), or on norm(y - y~, 2) for j = 0.
 
     Raises: as in `stability`, except that the atoms may have any norm.
 
-    Reference: Li, Feng, Zhou (2024), remark after Corollary 5, with lambda_{j0}, D_[j+1,j0] and nu
-    in their places.
+    Reference: Li, Feng, Zhou (2024), remark after Corollary 5, corrected in lambda_{j0},
+    D_[j+1,j0] and nu.
 
     Example:
         >>> D_1 = np.array([[1.0, 0.6, 0.0], [0.0, 0.8, 0.0], [0.0, 0.0, 1.0]])
@@ -317,15 +318,16 @@ def holistic_stability(
     eps: ArrayLike | Sequence[ArrayLike],
     eps0: ArrayLike,
 ) -> HolisticStability:
-    r"""Distance between x_J and x~_J for two chains on the supports S_1, ..., S_J, by one system.
+    r"""A bound on norm(x_J - x~_J) for two chains on the supports S_1, ..., S_J, by one system.
 
     .. math::
         \|x_J - \tilde x_J\|_2 &\le \epsilon / \sigma_{\min}(M), \qquad
         M = \mathrm{stack}[(D_{[1,J]})_{S_J}; K], \\
-        \epsilon^2 &= (\epsilon_0 + \epsilon_{[1,J]})^2 + \sum_{0<j<J} \epsilon_{[j+1,J]}^2,
+        \epsilon^2 &= (\epsilon_0 + \epsilon_{[1,J]})^2 + \sum_{0<j<J} \epsilon_{[j+1,J]}^2.
 
-    with K of `recover_on_supports` and eps_[j+1,J] of `product_stability`. With K in place of M the
-    bound would only apply to x_J = 0, because K x_J = 0.
+    Here K is the matrix of `recover_on_supports`, and eps_[j+1,J] is the tolerance of
+    `product_stability`. With K instead of M the bound would hold only for x_J = 0, because
+    K x_J = 0.
 
     Args:
         Ds: J dictionaries, with columns of any norm.
@@ -334,7 +336,7 @@ def holistic_stability(
 
     Raises: as in `stability` and `recover_on_supports`.
 
-    Reference: Li, Feng, Zhou (2024), remark after Corollary 5, completed by the rows of y.
+    Reference: Li, Feng, Zhou (2024), remark after Corollary 5, with the rows of y added.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(64)
@@ -428,7 +430,7 @@ _norm = jax.jit(spectral_norm)
 
 
 def _rounded_down(spectrum: np.ndarray, rounding: float) -> float:
-    """The smallest singular value, less the given rounding and the rounding of the largest one.
+    """The smallest singular value minus the given rounding and the rounding of the largest value.
 
     The result is inf for an empty spectrum.
     """
@@ -441,7 +443,7 @@ def _rounded_down(spectrum: np.ndarray, rounding: float) -> float:
 class LayeredSchedule(Result):
     """Thresholds or penalties of a layered pursuit, and their guarantees."""
 
-    lams: np.ndarray  # (J,) no false positive in layer j; inf if the hypotheses fail
+    lams: np.ndarray  # (J,) without false positives in layer j; inf if the hypotheses fail
     error: np.ndarray  # (J,) bound on norm(x_j - x^_j, inf), so larger entries are found
     holds: bool  # whether all numbers are finite
 
@@ -463,11 +465,11 @@ def layered_thresholds(
             = \theta_j + ((s_j - 1) \mu_j + \eta_j) B_j + \delta_j, \\
         \delta_1 &= \sqrt{1 + \eta_1} \, noise, \qquad \delta_{j+1} = g_{j+1} e_j.
 
-    Here mu = max abs(d_i . d_k), i != k, and eta = max abs(1 - d_i . d_i). The codes obey x_{j-1} =
-    D_j x_j with at most s_j nonzeros of magnitude at most B_j, and y = D_1 x_1 + e. g_{j+1} is the
-    largest sum of s_j magnitudes of one atom of D_{j+1}. The pursuit finds the support if all
-    nonzeros are above e_j. The error does not vanish with the noise: it grows with the contrast of
-    the nonzeros.
+    Here mu = max abs(d_i . d_k), i != k, and eta = max abs(1 - d_i . d_i) for the atoms of a layer.
+    The codes obey x_{j-1} = D_j x_j with at most s_j nonzeros of magnitude at most B_j, and
+    y = D_1 x_1 + e. g_{j+1} is the largest sum of s_j magnitudes of one atom of D_{j+1}. The
+    pursuit finds the support if the magnitudes of all nonzeros are above e_j. The error does not
+    vanish with the noise, because e_j also grows with B_j.
 
     Proof: d_i . x_{j-1} = (d_i . d_i) x_i + sum_{k != i} d_i . d_k x_k + d_i . e, and the sum is at
     most mu s B off the support and mu (s - 1) B on the support.
@@ -476,8 +478,8 @@ def layered_thresholds(
         Ds: J dictionaries with unit atoms.
         sparsities: J integers s_j, at most d_j.
         bounds: B_j, one number or one per layer.
-        noise: bound on abs(d_i . e) for the atoms of D_1 at norm 1, such as norm(e, 2), or, for a
-            `Conv`, the largest norm of e on the support of an atom.
+        noise: bound on abs(d_i . e) for the atoms of D_1 scaled to norm 1, such as norm(e, 2). For
+            a `Conv`, the largest norm of e on the support of an atom is such a bound, too.
         stripes: whether s_j bounds the nonzeros of every stripe of a `Conv` (`stripe_norm`) instead
             of the whole code; g_{j+1} is then the largest l1 norm of an atom.
 
@@ -525,9 +527,9 @@ def layered_penalties(
     constraints of DSC_1.
 
     Proof: let x^ be the solution on the support S. G = D_S'D_S has norm(G^-1, inf) <= 1 / (1 -
-    (s - 1) mu - eta), and x - x^ = G^-1 (lam sign - D_S'e), which gives the error. Off S, the sum
+    (s - 1) mu - eta), and x - x^ = G^-1 (lam sign - D_S'e), which gives e_j. Off S, the sum
     of abs(d_i'D_S) is at most s mu, so abs(d_i . r) <= rho (lam + delta) + delta with rho = s mu /
-    (1 - (s - 1) mu - eta) < 1. By the choice of lam this is at most lam.
+    (1 - (s - 1) mu - eta) < 1. By the choice of lam this bound is at most lam.
 
     Args:
         Ds, sparsities, noise, stripes: as in `layered_thresholds`.
@@ -559,7 +561,7 @@ def layered_penalties(
 def _measured(
     Ds: Sequence[Dictionary], sparsities: Sequence[int], noise: ArrayLike, stripes: bool, where: str
 ) -> tuple[tuple[Operator, ...], list[int], list[tuple[float, float]], list[float], float]:
-    """The chain, s, (mu, eta) rounded up, the gain of every layer for the next, the noise."""
+    """The chain, s, (mu, eta) rounded up, gains from layer to layer, and the noise."""
     (delta,) = host_numbers(where, noise=noise)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds = host_chain(Ds, where)
@@ -576,7 +578,7 @@ def _measured(
 # Compiled as a whole, like `measured`.
 @jax.jit
 def _coherence_and_norms(D: Dictionary) -> tuple[Array, Array]:
-    """max abs(d_i . d_k) over i != k, and max abs(1 - d_i . d_i): atoms are of norm 1 to 1e-4."""
+    """max abs(d_i . d_k) over i != k, and max abs(1 - d_i . d_i): norms are 1 up to 1e-4."""
     return weights_coherence(D, D).mu_W, largest(jnp.abs(1 - diagonal(D, D)))
 
 

@@ -19,13 +19,13 @@ from unrolled.theory._coherence import without_parts
 __all__ = ["MessagePassing", "StateEvolution", "state_evolution"]
 
 
-# Standard normal nodes, dense near 0, where estimates bend on the scale of tau.
+# Nodes of the standard normal law, dense near 0, because estimates bend there on the scale of tau.
 _REACH, _CLUSTER, _NODES = 12.0, 8.0, 4001
 _erf = np.vectorize(math.erf, otypes=[float])
 
 
 class Prior(NamedTuple):
-    """x is N(0, variance) with this probability, otherwise 0."""
+    """x is N(0, variance) with probability `probability`, otherwise 0."""
 
     probability: float
     variance: float
@@ -39,7 +39,7 @@ class Errors(NamedTuple):
 
 
 def _rule() -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights of the mean of f(z), z standard normal."""
+    """Nodes and weights for the mean of f(z) with a standard normal z."""
     t = np.linspace(-1, 1, _NODES)
     z = _REACH * np.sinh(_CLUSTER * t) / np.sinh(_CLUSTER)
     weights = np.gradient(z) * np.exp(-(z**2) / 2)
@@ -50,7 +50,7 @@ _Z, _WEIGHTS = _rule()
 
 
 def branches(prior: Prior, tau2: float) -> list[tuple[float, np.ndarray, float, float]]:
-    """For zeros and nonzeros: share, u = x + tau n at the nodes, (k, s2) of x ~ N(k u, s2)."""
+    """For zeros and nonzeros: the share, u = x + tau n at the nodes, (k, s2) of x ~ N(k u, s2)."""
     p, v = prior
     k = v / (v + tau2)
     zero = (1 - p, math.sqrt(tau2) * _Z, 0.0, 0.0)
@@ -127,19 +127,21 @@ def least(f: Callable[[float], float], low: float, high: float) -> float:
     return (low + high) / 2
 
 
-# Their median is known to a decibel even if single signals have a deviation of 13 dB.
+# The number of drawn signals. Their median is accurate to a decibel even if the standard deviation
+# of single signals is 13 dB.
 SIGNALS = 1024
-# So many deviations give the confidence that a median lies between two order statistics.
+# The number of standard deviations for confidence .99 that a median lies between two order
+# statistics.
 _CONFIDENCE = 2.576
 
 
 def with_thresholds(layer: Any, D: Array, thresholds: np.ndarray | None) -> Any:
-    """The start of a message passing layer with other thresholds, and gamma = 1 if it has gamma.
+    """The initial params of a message passing layer with other thresholds; gamma, if present, is 1.
 
     Args:
         layer: a layer with `message_passing()`.
         D: (m, d), an array.
-        thresholds: (K,); None keeps the thresholds of the start.
+        thresholds: (K,); None keeps the thresholds of the initial params.
     """
     params, passing = layer.init(None, D), layer.message_passing()
     if thresholds is None:
@@ -154,8 +156,8 @@ def with_thresholds(layer: Any, D: Array, thresholds: np.ndarray | None) -> Any:
 def median_nmse(layer: Any, params: Any, D: Array, prior: Prior, noise: float) -> np.ndarray:
     """Bounds on the median NMSE of Bernoulli-Gaussian signals after each step, (2, K) in dB.
 
-    The bounds come from 1024 drawn signals, the same at every call, with confidence .99. They are
-    NaN if codes are not finite, or no signal has a nonzero.
+    The bounds hold with confidence .99. They come from 1024 drawn signals, the same at every call,
+    and are NaN if codes are not finite, or no signal has a nonzero.
     """
     rng, (m, d), dtype = np.random.default_rng(0), D.shape, D.dtype
     X = math.sqrt(prior.variance) * rng.standard_normal((SIGNALS, d))
@@ -187,20 +189,21 @@ def _errors(layer: Any, params: Any, D: Array, Y: Array, X: Array, unit: Array) 
 
 # Variances stay above this part of the codes' variance, as in the layers.
 _LEAST = 1e-15
-_LARGEST = 1e100  # of the noise, in units of the variance of the codes
-# If codes have no zeros, or no nonzeros, this part stands for their share.
+_LARGEST = 1e100  # the largest noise, in units of the variance of the codes
+# If codes have no zeros, or no nonzeros, this number replaces the share 0.
 _EDGE = 1e-6
-# The search for the best thresholds is between these, per unit of noise level or residual.
+# The range of the search for the best thresholds, in units of the noise level or the residual.
 _THRESHOLDS = 0.05, 40.0
 # The least noise that the layers assume in an estimate.
 _LEAST_LEVEL = {"amp": 1e-10, "projected": 1e-9, "vamp": 0.0}
-# The mixture takes numbers of nonzeros within so many standard deviations.
+# The mixture takes numbers of nonzeros within this many standard deviations of the mean.
 _DEVIATIONS = 5.0
 # The second moment of the spectrum of an iid Gaussian D may differ from its limit by this.
 _SPREAD = 0.1
 _NO_NOISE = 1e-9  # an assumed ratio that counts as no noise
 _MOST_NONZEROS = 0.9  # the largest share in the corrections of `alista_at` and `tista`
-# A prediction must agree with drawn signals within so many dB, above the rounding of float32.
+# A prediction must agree with drawn signals within `_AGREES` dB. Errors below `_ROUNDING` dB are
+# the rounding of float32.
 _AGREES, _ROUNDING = 3.0, -100.0
 
 
@@ -209,7 +212,7 @@ class MessagePassing(NamedTuple):
 
     Attributes:
         step: "amp", "vamp", "oamp" (orthogonal, with W'D = (d/m) P and P a projection), or
-            "projected", oamp without its correction.
+            "projected", which is oamp without the correction term.
         estimate: "soft" or "select" with thresholds, or "bayes".
         threshold: the name of the field of the params that holds the thresholds, or None.
         probability, variance: the prior that the layer assumes; None takes the true prior.
@@ -235,7 +238,7 @@ class StateEvolution(Result):
     nmse: np.ndarray  # (K + 1,), in dB, the zero code first
     tau: np.ndarray  # (K,), the noise level before each estimate
     thresholds: np.ndarray | None  # (K,), in the units of the params
-    holds: bool  # whether visible hypotheses are met and drawn signals agree
+    holds: bool  # whether hypotheses that can be tested are met and drawn signals agree
     reason: str  # why the prediction does not hold, or ""
 
 
@@ -258,33 +261,38 @@ def state_evolution(
         \tau_0^2 = \sigma^2 + \tfrac dm E X^2, \qquad
         \tau_{k+1}^2 = \sigma^2 + \tfrac dm E (\eta_k(X + \tau_k Z) - X)^2.
 
-    For `layers.vamp_bg`, `alista_at(onsager=True)` and `tista(onsager=True)` only the singular
-    values of D enter, or only m and d; the right singular vectors must be uniformly random.
+    For `layers.vamp_bg`, `alista_at(onsager=True)` and `tista(onsager=True)` the prediction
+    uses only the singular values of D, or only m and d; the right singular vectors must be
+    uniformly random.
 
-    The result is about the *median* signal of a large problem: print it next to medians, never next
-    to a ratio of sums, which a few hard signals decide. Measured at 250 x 500 and 500 x 1000,
-    p = 0.1, K = 16, without noise and at SNR 40 and 20, it is within 1.2 dB of the median down to
-    -100 dB; for `alista_at` with support selection it is within 1.8 dB in single steps.
+    The result predicts the error of the *median* signal of a large problem. Compare the prediction
+    with medians, never with a ratio of sums, which a few hard signals dominate. We measured at
+    250 x 500 and 500 x 1000, with p = 0.1 and K = 16, without noise and at SNRs of 40 and 20 dB.
+    The prediction is within 1.2 dB of the median down to -100 dB. For `alista_at` with support
+    selection, the prediction is within 1.8 dB in single steps.
 
     Args:
         layer: a layer of one of these families.
         D: (m, d), an array with unit atoms.
         probability, variance: probability and variance of the nonzeros of the codes.
         noise: sigma^2, the variance of the noise per entry of y.
-        params: take the thresholds from these params. None takes the best thresholds, each for the
-            error after its step, like `analytic.lamp` and `analytic.alista_at`; `alista_at` has
-            gamma = 1.
-        mixed: average the error over a Binomial(d, probability) number of nonzeros, in place of the
-            typical number: this explains about half of the difference to a ratio of sums.
+        params: the params from which the function takes the thresholds. None takes the best
+            thresholds, as `analytic.lamp` and `analytic.alista_at` do: each threshold is the best
+            for the error after its step, and `alista_at` has gamma = 1.
+        mixed: whether to average the error over a Binomial(d, probability) number of nonzeros
+            instead of taking the typical number. The average explains about half of the difference
+            from a ratio of sums.
 
     Returns:
-        StateEvolution. `holds` is False, with a `reason`, if LAMP meets a spectrum that an iid
-        Gaussian D does not have, if `vamp_bg` assumes a wrong noise, for `vamp_bg` with `em`, whose
-        evolution here is for a layer that knows prior and noise, and for `tista` without `onsager`.
+        StateEvolution. `holds` is False, with a `reason`, if the layer is LAMP and D has a spectrum
+        that an iid Gaussian D does not have, or if `vamp_bg` assumes a wrong noise. `holds` is also
+        False for `vamp_bg` with `em`, because the prediction is for a layer that knows prior and
+        noise, and for `tista` without `onsager`.
+
         A spectrum does not show whether the right singular vectors are random. So the layer also
-        codes 1024 signals of this law, the same at every call: `holds` is False if, by these
-        signals and with confidence .99, the median may be more than 3 dB off after any step. Errors
-        below -100 dB, where float32 rounds, count as -100 dB.
+        codes 1024 signals of this law, the same at every call. `holds` is False if after any step
+        an end of the .99 confidence interval of their median is more than 3 dB from the
+        prediction. Errors below -100 dB, where float32 rounds, count as -100 dB.
 
     Raises:
         TypeError: the family has no state evolution, or D is structured or traced.
@@ -292,10 +300,11 @@ def state_evolution(
             the variance, an atom is off unit norm, or params are not finite or have trained weights
             or step sizes.
 
-    Not claimed: anything for a fixed size, because the theorems are limits; thresholds from the
-    residual of the same signal, and support selection, which the theorems do not cover; message
-    passing off its hypotheses, such as `lamp_bg` at condition 50, predicted at -95 dB and measured
-    at +9; `tista` without `onsager`, whose formula says -120 dB but which reaches -72.
+    Not claimed: anything for a fixed size, because the theorems are limits. The theorems do not
+    cover thresholds from the residual of the same signal, or support selection. Nothing is claimed
+    for message passing outside its hypotheses: for `lamp_bg` at condition number 50, the predicted
+    error is -95 dB and the measured error is +9 dB. For `tista` without `onsager`, the formula
+    gives -120 dB, but the layer reaches -72 dB.
 
     Reference: Donoho, Maleki, Montanari (2009); Bayati, Montanari (2011); Rangan, Schniter,
     Fletcher (2019); Ma, Ping (2017).
@@ -332,7 +341,7 @@ def state_evolution(
     mse, tau, thresholds = _evolved(passing, problem, prior, layer.depth, thresholds)
     nmse, reason = _decibels(mse, prior), _unmet(passing, problem, prior)
     if not reason:
-        # In half precision the rounding would disagree.
+        # In half precision, rounding would make the signals disagree with the prediction.
         wide = checks.cast(D, wide_dtype(D.dtype))
         given = with_thresholds(layer, wide, thresholds) if params is None else params
         reason = _disagreement(nmse[1:], median_nmse(layer, given, wide, law, noise))
@@ -346,7 +355,7 @@ def _decibels(mse: np.ndarray, prior: Prior) -> np.ndarray:
 
 
 def _disagreement(predicted: np.ndarray, measured: np.ndarray) -> str:
-    """The step at which the median of drawn signals is farthest from the prediction; "" if near."""
+    """The step with the measured median farthest from the prediction; "" if all are near."""
     low, high = np.maximum(measured, _ROUNDING)
     expected = np.maximum(predicted, _ROUNDING)
     apart = np.maximum(np.abs(low - expected), np.abs(high - expected))
@@ -366,7 +375,7 @@ class _Problem(NamedTuple):
 
 
 def _in_units(passing: MessagePassing, unit: float) -> MessagePassing:
-    """The assumptions of a layer, over the variance `unit`."""
+    """The assumptions of a layer, divided by the variance `unit`."""
     variance, noise = (None if n is None else n / unit for n in (passing.variance, passing.noise))
     return passing._replace(variance=variance, noise=noise)
 
@@ -392,7 +401,7 @@ def _prior(probability: float, variance: float, where: str) -> Prior:
 
 
 def _thresholds(layer, passing: MessagePassing, params, D, where: str) -> np.ndarray | None:
-    """The thresholds in params; ValueError if other leaves differ from the start."""
+    """The thresholds in params; ValueError if other leaves differ from the initial params."""
     layer.check(params, D)
     checks.finite(params, "params", where)
     start = layer.init(None, D)
@@ -433,7 +442,7 @@ def _unmet(passing: MessagePassing, problem: _Problem, prior: Prior) -> str:
     else:
         assumed = problem.noise if passing.noise is None else passing.noise
         right_noise = problem.noise <= 2 * assumed and assumed <= 2 * problem.noise
-        # The start of `tista` assumes that D has full rank.
+        # The initial params of `tista` assume that D has full rank.
         if passing.estimate == "bayes" and len(s2) < min(m, d):
             return "D is not of full rank"
     wrong = "the noise that the layer assumes, or learns, is not the noise of the signals"
@@ -471,7 +480,7 @@ def _evolved(passing, problem: _Problem, prior: Prior, depth: int, thresholds):
 
 
 def _assumed(passing: MessagePassing, prior: Prior) -> Prior:
-    """The prior of the estimate; without a variance, the energy of the signal gives it."""
+    """The prior of the estimate; if the variance is None, the energy of the signal gives it."""
     p = prior.probability if passing.probability is None else passing.probability
     v = prior.variance * prior.probability / p if passing.variance is None else passing.variance
     return Prior(p, v)
@@ -507,7 +516,7 @@ def _linear(passing, problem: _Problem, prior: Prior, depth: int, thresholds):
 def _vamp(passing, problem: _Problem, prior: Prior, depth: int, thresholds):
     """The linear estimate by the singular values, then the estimate by the assumed prior.
 
-    The layer computes with its assumed noise, so each assumed variance has a true one next to it.
+    The layer computes with its assumed noise, so each assumed variance has a true counterpart.
     """
     (m, d), s2 = problem.shape, problem.s**2
     assumed, power = _assumed(passing, prior), prior.probability * prior.variance
@@ -568,7 +577,7 @@ def _oamp(passing, problem: _Problem, prior: Prior, depth: int, thresholds):
 
 
 def _size(prior: Prior, tau2: float, before) -> float:
-    """E abs(g), g = x - z + tau Z; in each branch x - z is N(mu, s2) given the u before."""
+    """E abs(g), g = x - z + tau Z; in each branch x - z is N(mu, s2) given the previous u."""
     if before is None:  # z = 0
         before = [(weight, 0 * u, k * prior.variance) for weight, u, k, _ in branches(prior, 0.0)]
     return sum(weight * mean_magnitude(mu, s2 + tau2) for weight, mu, s2 in before)

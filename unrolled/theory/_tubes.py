@@ -1,4 +1,4 @@
-"""How much noise one run bears: a tube around the run on the signal without noise."""
+"""The effect of noise on one run: a tube around the run on the signal without noise."""
 
 import math
 from typing import Any
@@ -11,49 +11,52 @@ from unrolled._base.checks import ArrayLike
 from unrolled._base.programs import host_function
 from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, as_dictionary, dense
-from unrolled.theory._coherence import without_parts
+from unrolled.theory._coherence import of_real_entries
 from unrolled.theory._schedules import host_numbers
 from unrolled.theory._signals import MeasuredLayer
 
 __all__ = ["Tube", "certify_run"]
 
 
-# Rounding of an inner product, in eps times the magnitudes of its terms: in the run, in the tube.
+# Rounding of an inner product, in eps times the magnitudes of its terms: 4 in the run and 4 in the
+# tube.
 _ROUNDING, _EPS = 2 * 4, float(np.finfo(float).eps)
 
 
 class Tube(Result):
-    """The proofs for runs on all signals D x + noise, step by step."""
+    """Bounds for the runs on all signals D x + noise, step by step."""
 
     radius: np.ndarray  # (K+1,) largest l2 distance from the run without noise; inf if unknown
     error: np.ndarray  # (K+1,) largest l2 distance from the code x
     exact: bool  # whether every run ends with exactly the support of x
 
 
+@of_real_entries("layer params D x", "theory.certify_signals(layer, params, D, X)")
 @host_function
 def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: ArrayLike) -> Tube:
-    r"""Bound the distance by which noise moves the run of one code, for the given signs.
+    r"""Bound the distance by which noise can move the run on the signal of one given code.
 
     Let u be the argument of a step of the run on D x, and C = I - gamma W'D. Let beta bound the l2
-    distance of the codes, which differ at most on the set T. Noise moves u_i by at most
+    distance between the codes with and without noise, which differ at most on the set T.
+    Noise moves u_i by at most
 
     .. math:: b_i = \|C_{i,T}\| \beta + n_i, \qquad n_i = \gamma_i C_{W,i} \delta,
 
-    plus rounding. Every run keeps the entry if abs(u_i) - b_i > theta_i, and drops it if
+    plus rounding. Every run keeps entry i if abs(u_i) - b_i > theta_i, and drops entry i if
     abs(u_i) + b_i <= theta_i; otherwise the entry is open. If entries pass unshrunk, an open entry
     moves by at most j_i = max(b_i, abs(u_i)) if abs(u_i) > theta_i, otherwise by at most j_i =
     abs(u_i) + b_i, and
 
     .. math:: \beta_+^2 = (\|C_{kept,T}\| \beta + \|n_{kept}\|)^2 + \|j_{open}\|^2.
 
-    Soft thresholds have no jumps: then there is only the first term, over all entries that are not
+    Soft thresholding has no jumps, so beta_+ has only the first term, over all entries that are not
     dropped.
 
-    `certify_signals` bounds all sign patterns at once and ends near 12 nonzeros for a Gaussian D,
-    (250, 500). `certify_run` follows the signs of one run, and reaches codes with more nonzeros if
-    the noise is small and the thresholds stay above the noise.
+    `certify_signals` bounds all sign patterns at once, and its proofs end near 12 nonzeros for a
+    Gaussian D, (250, 500). `certify_run` follows the signs of one run, and proves codes with more
+    nonzeros if the noise is small and the thresholds stay above the noise.
 
-    The products |W'D| are d x d by nature.
+    The products |W'D| are a d x d matrix.
 
     Args:
         layer: a layer of a family x <- shrink(x + gamma W'(y - D x), theta), with ReLU.
@@ -63,17 +66,17 @@ def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: 
         noise: delta, bound on the l1 norm of the noise.
 
     Returns:
-        Tube, in float64 from the stored arrays.
+        Tube, computed in float64 from the stored arrays.
 
     Raises:
-        TypeError: the layer is of another family, or an argument is traced.
+        TypeError: the layer is of another family, or an argument is traced or complex.
         ValueError: the activation is not ReLU, params or code do not fit, or a number is out of
             range.
 
     Not claimed: that noise can move a run as far as a large radius allows. Thresholds below the
     noise leave entries open, and the radius then grows without end. If the support selection of a
-    step may pass only some of the entries above the threshold, the radius is inf from then on. The
-    rounding is not a worst case.
+    step may pass only some of the entries above the threshold, the radius is inf from this
+    step on. The bound on the rounding is not a worst case.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 100, 200)
@@ -86,7 +89,7 @@ def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: 
         (True, True)
     """
     where = "certify_run"
-    D = without_parts(as_dictionary(D, where), where)
+    D = as_dictionary(D, where)
     measured, tail, _, reach = MeasuredLayer.of(layer, params, D, where)
     if tail or reach < math.inf:
         raise ValueError(f"{where}: expected the activation relu, got {layer.activation}")

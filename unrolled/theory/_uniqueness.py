@@ -1,4 +1,4 @@
-"""Uniqueness of the codes of a chain: by coherence (Theorems 1, 2), on supports (equation 7)."""
+"""Uniqueness of the codes of a chain: by coherence (Theorems 1, 2) and on supports (equation 7)."""
 
 import functools
 import math
@@ -50,17 +50,17 @@ __all__ = [
 
 # Singular values up to this share of the largest count as zero.
 _RANK_TOL = 1e-10
-# The same as a multiple of |S_J| eps, larger in float32: the rounding of a zero singular value.
+# The rounding of a zero singular value, as a multiple of |S_J| eps; in float32 it is larger.
 _RANK_ROUNDING = 16
 
 
 class Uniqueness(Result):
     """The layers of a chain with at most one code, and the products that certify these layers."""
 
-    unique: np.ndarray  # (J,) x_j is the only code, by its layer or by a deeper layer
+    unique: np.ndarray  # (J,) x_j is the only code, as certified by its layer or by a deeper layer
     # (J,) the best (1 + 1/mu) / 2, inf at mu = 0, 0 if no product can be measured
     bounds: np.ndarray
-    slack: np.ndarray  # (J,) bounds minus the sparsities (minus their mean with counts)
+    slack: np.ndarray  # (J,) bounds minus the sparsities, or minus their mean with the counts
     # (J,) the j for which D_[j,j0] gave the bound of layer j0 (j = j0: one layer), 0 for none
     path: np.ndarray
     l1: np.ndarray  # (J,) basis pursuit, layer after layer, finds x_1, ..., x_j
@@ -84,22 +84,23 @@ def uniqueness(
         D_{[j,j_0]} = D_j D_{j+1} \cdots D_{j_0},
 
     for some j <= j0 for which x_{j-1} is unique; j = j0 is Theorem 1 for one layer. A certified
-    x_{j0} determines all x_i = D_[i+1,j0] x_{j0}, i < j0, so the unique layers are the first ones,
-    up to the deepest certified layer.
+    x_{j0} determines all x_i = D_[i+1,j0] x_{j0}, i < j0, so all layers up to the deepest certified
+    layer are unique.
 
-    For a given solution, pass its norm(x_j, 0) as `counts`: it is the only solution with the given
-    sparsities if norm(x_j, 0) + s_j < 1 + 1/mu. A bound on norm(x_j, 0) does not by itself exclude
-    other codes with s_j nonzeros.
+    For a given solution, pass its norm(x_j, 0) as `counts`. The solution is then the only one with
+    the given sparsities if norm(x_j, 0) + s_j < 1 + 1/mu. A bound on norm(x_j, 0) does not by
+    itself exclude other codes with s_j nonzeros.
 
-    If the inequality holds for each layer i <= j by itself, basis pursuit finds x_1, ..., x_j one
-    after the other (Theorem 2, DSC_1): this is `l1`. The inequality must be strict, as a duplicate
-    atom shows. If norms differ within the tolerance for unit atoms, this counts against `l1`, not
-    against uniqueness.
+    `l1` says whether the inequality holds for each layer i <= j by itself. In this case basis
+    pursuit finds x_1, ..., x_j one after the other (Theorem 2, DSC_1). The inequality must be
+    strict, as a duplicate atom shows. If norms of atoms differ within the tolerance for unit atoms,
+    the difference counts against `l1`, not against uniqueness.
 
-    Where codes of D_j come in parts, s_j counts parts, and `l1` is about the least sum of their
-    sizes. With the unit atoms D_i of part i, mu is then max_{i != j} norm(D_i'D_j, 2) / (1 - max_i
-    norm(I - D_i'D_i, 2)): for D h = 0 gives h_i = (I - D_i'D_i) h_i - sum_{j != i} D_i'D_j h_j, so
-    abs(h_i) <= mu sum_{j != i} abs(h_j), and from there the proof is that of entries.
+    If codes of D_j come in parts, s_j counts parts, and `l1` is about the least sum of the sizes of
+    parts. Let D_i be the unit atoms of part i. Then
+    mu = max_{i != j} norm(D_i'D_j, 2) / (1 - max_i norm(I - D_i'D_i, 2)). Proof: D h = 0 gives
+    h_i = (I - D_i'D_i) h_i - sum_{j != i} D_i'D_j h_j, so abs(h_i) <= mu sum_{j != i} abs(h_j). The
+    remaining proof is the same as for entries.
 
     Args:
         Ds: J dictionaries with unit atoms. Products are normalised before they are measured; a
@@ -107,8 +108,8 @@ def uniqueness(
         sparsities: J integers s_j (the paper's lambda_j), at most d_j.
         counts: J integers, the nonzeros of a given solution; None for any solution.
         coherence: D -> number: `mutual_coherence`, or the mu_W of any weights with w_i . d_i = 1.
-            The generalized coherence certifies more; `l1` is then the condition of Juditsky and
-            Nemirovski (2011). Not for codes in parts.
+            The generalized coherence certifies larger sparsities; `l1` is then the condition of
+            Juditsky and Nemirovski (2011). Codes in parts require the default.
 
     Raises:
         TypeError: a dictionary is traced.
@@ -234,17 +235,18 @@ class SupportRecovery(Result):
 def recover_on_supports(
     y: ArrayLike, Ds: Sequence[Dictionary], supports: Sequence[ArrayLike | Sequence[int]]
 ) -> SupportRecovery:
-    r"""Codes x_j on the supports S_j with x_{j-1} = D_j x_j, and y = D_1 x_1 in least squares.
+    r"""Codes x_j on the supports S_j with x_{j-1} = D_j x_j for j > 1, and D_1 x_1 nearest to y.
 
     .. math::
         \min_z \|y - (D_{[1,J]})_{S_J} z\|_2 : K z = 0, \qquad
         K = \mathrm{stack}_{j<J} (D_{[j+1,J]})_{S_j^c, S_J}, \qquad x_J = z \text{ on } S_J.
 
     The codes are unique iff M = stack[(D_[1,J])_{S_J}; K] has full column rank; the null space of K
-    does not involve y. The test is sigma_min(M) > cut sigma_max(M) + rounding, where cut is the
-    larger of 1e-10 and 16 |S_J| eps of the dtype; the rounding covers products that cancel. If the
+    does not depend on y. The rank test is sigma_min(M) > cut sigma_max(M) + rounding. Here
+    cut is the larger of 1e-10 and 16 |S_J| eps of the dtype; the rounding covers products that
+    cancel. If the
     codes are not unique, z is the solution of least norm. The chain is solved exactly if `residual`
-    is at the level of rounding. An empty S_J has the one solution 0, and sigma_min = inf.
+    is at the level of rounding. For an empty S_J the only solution is 0, and sigma_min = inf.
 
     Traceable in y and the dictionaries, differentiable in y; the supports are static.
 
@@ -254,7 +256,7 @@ def recover_on_supports(
         supports: J sequences of distinct integers in [0, d_j).
 
     Raises:
-        TypeError: a support is traced or not integers.
+        TypeError: a support is traced, or an index is not an integer.
         ValueError: shapes or lengths do not fit, or an index is out of range or repeated.
 
     Reference: Li, Feng, Zhou (2024), equation (7), completed; Aberdam, Sulam, Elad (2019).
@@ -307,16 +309,17 @@ class OracleErrors(Result):
 def oracle_errors(
     Ds: Sequence[Dictionary], supports: Sequence[ArrayLike | Sequence[int]], sigma: ArrayLike = 1.0
 ) -> OracleErrors:
-    r"""The gain from knowing the supports in between, for white noise of variance sigma^2.
+    r"""The gain from the supports of the layers in between, for white noise of variance sigma^2.
 
     .. math::
         \mathrm{E} \|x_j - \hat x_j\|^2 = \sigma^2 \mathrm{tr}(E_j (A'A)^{-1} E_j'), \qquad
-        \mathrm{E} \|x_j - \hat x_j\|^2 = \sigma^2 \mathrm{tr}(E_j N (N'A'A N)^{-1} N'E_j'),
+        \mathrm{E} \|x_j - \hat x_j\|^2 = \sigma^2 \mathrm{tr}(E_j N (N'A'A N)^{-1} N'E_j').
 
-    with A = (D_[1,J])_{S_J}, E_j = (D_[j+1,J])_{S_J} (E_J = 1), and N an orthonormal basis of the
-    null space of K of `recover_on_supports`. The first is the error of the projection oracle, the
-    second the error of the holistic oracle. The second is never larger: the zeros in between leave
-    |S_J| - rank K of |S_J| degrees of freedom.
+    Here A = (D_[1,J])_{S_J}, E_j = (D_[j+1,J])_{S_J} (E_J = 1), and N is an orthonormal basis of
+    the null space of K of `recover_on_supports`. The first formula is the error of the projection
+    oracle, and the second formula is the error of the holistic oracle. The holistic error is never
+    larger than the projection error, because the zeros of the codes in between leave |S_J| - rank K
+    of |S_J| degrees of freedom.
 
     Args:
         Ds: J dictionaries.
@@ -324,7 +327,7 @@ def oracle_errors(
         sigma: standard deviation of the noise.
 
     Raises:
-        TypeError: an argument is traced, or supports are not integers.
+        TypeError: an argument is traced, or an index is not an integer.
         ValueError: shapes or lengths do not fit, an index is out of range or repeated, or sigma is
             negative or NaN.
 
@@ -369,7 +372,7 @@ def constraints(
 ) -> tuple[list[Array], Array, float]:
     """(D_[j,J])_{S_J} for j = 1..J, (d_{j-1}, |S_J|) each, and K, and a bound on their rounding.
 
-    K has one row for every entry of a code that its support forbids.
+    K has one row for every entry of a code that the support of the code forbids.
     """
     with jax.default_matmul_precision("highest"):
         E, K, rounding = _constraints(tuple(Ds), *_on_and_off(Ds, supports))
@@ -431,7 +434,7 @@ def _triangle(K: Array) -> Array:
 
 
 def rank_cut(spectrum: Any) -> Any:
-    """Singular values up to this one count as zero."""
+    """The level up to which singular values count as zero."""
     rounding = _RANK_ROUNDING * len(spectrum) * float(jnp.finfo(spectrum.dtype).eps)
     return max(_RANK_TOL, rounding) * spectrum.max(initial=0.0)
 

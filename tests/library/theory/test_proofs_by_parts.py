@@ -519,3 +519,46 @@ def test_another_shrinkage_has_a_record_that_does_not_hold(layer, words):
         ur.theory.certify(layer, params, D, sparsity=1, bound=-1.0)
     with pytest.raises(TypeError, match="is not x <- shrink"):
         ur.analytic.from_sample(layer, D, X)
+
+
+def calls_on_entries(D, y, x):
+    """Functions on real entries, by name: the call, and the words of the advice."""
+    theory, layer = ur.theory, ur.alista(2)
+    params = layer.init(None, np.eye(4))
+    return {
+        "certify_code": (lambda: theory.certify_code(D, y, x), "theory.uniqueness.*supports"),
+        "certify_lasso": (lambda: theory.certify_lasso(D, y, x, 0.1), "pursuit.duality_gap"),
+        "certify_run": (
+            lambda: theory.certify_run(layer, params, D, x, noise=0.0),
+            "theory.certify_signals",
+        ),
+        "error_bar": (lambda: theory.error_bar(D, D, x, y, sparsity=1), "theory.block_coherence"),
+        "code_bound": (lambda: theory.code_bound(D, D, y, sparsity=1), "theory.block_coherence"),
+    }
+
+
+@pytest.mark.parametrize("name", calls_on_entries(np.eye(4), None, None))
+def test_proofs_on_real_entries_say_what_proves_complex_codes(name):
+    """For a complex D, signal or code, in every form, and for pairs; the advice then works."""
+    A = matrix(np.random.default_rng(0), 6, 8, is_complex=True)
+    x = np.zeros(8, complex)
+    x[2] = 1 - 2j
+    C, y = Complex.of(A), A @ x
+    for D, signal, found in ((A, y, x), (C, y, x), (A.real, y, x), (A.real, list(y), list(x))):
+        call, advice = calls_on_entries(D, signal, found)[name]
+        words = rf"{name}: \w is complex.*expected real numbers.*{advice}.*Complex\.of\(A\)"
+        with pytest.raises(TypeError, match=words):
+            call()
+    call, advice = calls_on_entries(C, to_pairs(y), to_pairs(x))[name]
+    with pytest.raises(ValueError, match=f"{name}: .*parts of 2 entries.*{advice}"):
+        call()
+    if name == "certify_code":
+        assert ur.theory.uniqueness([C], [1]).l1.all()
+        assert ur.theory.certify_supports(C, C, [[2]]).ratio < 1
+    if name == "certify_lasso":
+        code = ur.pursuit.lasso(C, y, 0.1).x
+        assert ur.pursuit.duality_gap(C, y, code, 0.1) <= 1e-4 * np.linalg.norm(y) ** 2
+    if name == "certify_run":
+        layer = ur.alista(30)
+        proof = ur.theory.certify_signals(layer, layer.init(None, C), C, x[None], own=True)
+        assert proof.proved.all()
