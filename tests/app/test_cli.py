@@ -811,7 +811,7 @@ def test_compare_on_own_signals_with_codes(run, tmp_path):
     check_report(tmp_path / "r", ["signals"])
     text = (tmp_path / "r" / "report.md").read_text()
     assert "SNR" not in text  # of given signals: unknown
-    assert "what state evolution predicts of it" in text
+    assert "the prediction of state evolution" in text
     assert "certified codes, %" in text and "signals are missing (100 draws, confidence" in text
     assert strict_json(out) == strict_json((tmp_path / "r" / "results.json").read_text())
     kinds = "analytic", "calibrated", "learned"

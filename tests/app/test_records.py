@@ -663,7 +663,7 @@ def test_without_codes_methods_are_trained_on_the_objective_of_the_lasso(
 def test_a_dictionary_that_lacks_rank_is_certified_in_its_range_and_says_so():
     report = studies.dictionary_report(hadamard()).layers[0]
     lacking = report.replace(rank=5).text()
-    said = "8 x 16 of numerical rank 5: all of this holds in its numerical range"
+    said = "8 x 16 of numerical rank 5: every statement holds in the numerical range"
     assert said in lacking and "numerical range" not in report.text()
     assert lacking.replace(said, "8 x 16") == report.text()
 

@@ -16,7 +16,7 @@ from unrolled.app.commands import (
     tolerant_streams,
 )
 
-# Errors that a user can cause and mend: the command shows one line, without a traceback.
+# Errors that a user can cause and fix: the command shows one line, without a traceback.
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError, ArithmeticError, MemoryError)
 _ERROR, _INTERRUPTED = 2, 130  # exit statuses
 _SEEDS = 2**32
@@ -112,7 +112,7 @@ def _import_modules(argv: Sequence[str]) -> None:
         modules = vars(parser.parse_known_args(argv)[0])["import"] or []
     except argparse.ArgumentError:  # a name is missing: the whole parser reports it better
         return
-    if modules and not {"", os.getcwd()} & set(sys.path):  # as `python -m` has it
+    if modules and not {"", os.getcwd()} & set(sys.path):  # as `python -m` does
         sys.path.insert(0, os.getcwd())
     for module in modules:
         try:
@@ -132,7 +132,7 @@ def _seed(text: str | None) -> int | None:
 
 
 def _check_devices() -> None:
-    """Raise OSError, saying what to set, if JAX finds no device to compute on."""
+    """Raise OSError, with a setting to try, if JAX finds no device to compute on."""
     import jax
 
     try:
@@ -144,7 +144,7 @@ def _check_devices() -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    no_cache = vars(arguments).pop("no_cache")  # it changes no result, so reports omit it
+    no_cache = vars(arguments).pop("no_cache")  # reports omit this option, which changes no result
     try:
         with plain_warnings(), never_silent(), kept_programs(no_cache) as message:
             arguments.run(arguments)

@@ -140,7 +140,7 @@ def check_folder(folder: Path) -> None:
 def output_folder(folder: Path) -> Iterator[None]:
     """`check_folder` for a block, and lock the folder for this process.
 
-    The block's end removes new folders that stayed empty.
+    When the block ends, new folders that are still empty are removed.
 
     Raises:
         ValueError: another process writes into the folder.
@@ -297,7 +297,7 @@ def page(
 
     Args:
         title: the title of the page.
-        answer: the first sentence if there is no overview; then the first section is open.
+        answer: the first sentence if there is no overview; in this case the first section is open.
         sections: title, parts (paragraphs in Markdown, tables as `Grid`, text between ```) and
             matplotlib figures by caption.
         facts: versions and settings.
@@ -358,7 +358,7 @@ def _part(part: str) -> str:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, whole: bool = False) -> str:
-    """A table; unless `whole`, a sentence below the table stands for its constant columns."""
+    """A table; unless `whole`, a sentence below the table replaces its constant columns."""
     every = "" if whole else _constant(columns, rows)
     kept = [i for i, _ in enumerate(columns) if not every or not _is_constant(rows, i)]
     columns, rows = [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]

@@ -193,7 +193,7 @@ def _judged(
 ) -> list[dict[str, float]]:
     """For every layer, the errors of the codes of test signals if true codes are known, and F.
 
-    F is the objective of the layer's LASSO; its signal is the code of the layer before.
+    F is the objective of the layer's LASSO, whose signal is the code of the layer before.
     """
     codes = apply_in_chunks(model.apply, params, D, Y)
     if isinstance(model, Layer):
@@ -282,7 +282,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "config": dict(type=Path, nargs="?", metavar="CONFIG", help="a TOML file"),
     "--distributed": dict(
         action="store_true",
-        help="share the run with other processes, those of SLURM or of the next three options",
+        help="share the run with the other processes of SLURM or of the next three options",
     ),
     "--coordinator": dict(metavar="HOST:PORT", help="address of process 0"),
     "--processes": dict(type=int, metavar="N", help="number of processes"),
@@ -293,7 +293,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         metavar="S",
         help="time limit for the other processes, s (default 300)",
     ),
-    "--resume": dict(action="store_true", help="continue the run of the folder"),
+    "--resume": dict(action="store_true", help="continue the run in the folder of --output"),
 }
 
 
@@ -367,7 +367,7 @@ def train(
         ConfigError: see `load`; also if the folder is not empty, or holds a run other than the
             one to resume.
         ArithmeticError: the training broke; its checkpoints stay.
-        KeyboardInterrupt, SystemExit: SIGINT or SIGTERM came; the last step is saved.
+        KeyboardInterrupt, SystemExit: SIGINT or SIGTERM stopped the run; the last step is saved.
     """
     chosen: list[str] = []
     first = processes.on_all(lambda: _opened(path, flags, resume, chosen.append), first_alone=True)
@@ -402,7 +402,7 @@ def train(
 def _write_report(folder: Path, summary: Summary, records: Sequence[training.Record]) -> None:
     """Write `report.html`, with the losses as curves."""
     figures = {"the loss at every evaluation": partial(plots.losses, records)}
-    text = "Weights of a solver, trained from their start."
+    text = "The weights of a solver at the start and after training."
     section = Section("Result", "result", summary.parts(), figures, answer=summary.answer())
     write_html(folder, "Training", text, [section], environment())
 

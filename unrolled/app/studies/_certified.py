@@ -58,7 +58,7 @@ class CertifiedRun(Result):
 
 
 class CertifiedRegime(Result):
-    """The study of each kind of weights at as many nonzeros as theory certifies for it."""
+    """Studies of all kinds of weights, each at as many nonzeros as theory certifies for it."""
 
     shape: tuple[int, ...]  # of D
     depth: int  # K, the steps
@@ -74,12 +74,12 @@ class CertifiedRegime(Result):
         """The setting, and a table with a row for every run."""
         welch = theory.max_sparsity(theory.welch_bound(*self.shape), self.shape[1])
         return [
-            f"The same dictionary with nonzeros of magnitude at most 1, as many as are certified: "
-            f"{self.common} by D and the closed form, {self.largest['minimax W']} by the minimax "
-            "weights of the linear "
-            f"programs (Welch's bound allows no dictionary of this size more than {welch}). "
-            f"LISTA-CP with thresholds from Theorem 12, {_SIGNALS} signals, {self.depth} steps, "
-            "float64; wrong entries are counted over all signals and steps.",
+            "The same dictionary, and codes with nonzeros of magnitude at most 1. W = D and the "
+            f"closed form certify {self.common} nonzeros; the minimax weights of the linear "
+            f"programs certify {self.largest['minimax W']} (Welch's bound allows at most {welch} "
+            "for a dictionary of this size). LISTA-CP with thresholds from Theorem 12 runs "
+            f"{self.depth} steps on {_SIGNALS} signals in float64. Wrong entries are counted over "
+            "all signals and steps.",
             "",
             markdown(_COLUMNS, map(self._row, self.runs)),
         ]
@@ -101,7 +101,7 @@ class CertifiedRegime(Result):
         return f"Theory certifies up to {largest} nonzeros; the measured errors {verdict}."
 
     def __repr__(self) -> str:
-        """The text, as it fits on a screen."""
+        """The text, shortened to fit on a screen."""
         return screen(self.text().splitlines())
 
     def table(self, form: str = "markdown") -> Any:
@@ -148,7 +148,7 @@ class CertifiedRegime(Result):
 def certified_regime(
     key: Key, D: Dictionary, *, depth: int = 100, say: Say = silent
 ) -> CertifiedRegime:
-    """Measure errors and compare them with certified bounds, for codes as sparse as these require.
+    """Measure errors and compare them with certified bounds, for codes in the certified class.
 
     W = D, the closed form and the minimax weights run at the most nonzeros that W = D or the closed
     form certifies; the minimax weights also run at the most nonzeros that they certify. The study
@@ -163,7 +163,7 @@ def certified_regime(
     Returns:
         CertifiedRegime, without runs if theory does not certify even one nonzero.
 
-    Reference: Theorem 12 of the paper, as `analytic.lista_cp` has it.
+    Reference: Theorem 12 of the paper, as in `analytic.lista_cp`.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
@@ -260,7 +260,7 @@ def _largest_error(x: jax.Array, X: jax.Array) -> jax.Array:
 
 
 def _quietly(function: Callable, *args: Any, **options: Any) -> Any:
-    """The result of a function, without its warnings on hypotheses: the table has them."""
+    """The result of a function, without warnings on hypotheses, which the table shows."""
     with checks.quiet(analytic.HypothesisWarning):
         return function(*args, **options)
 
@@ -292,9 +292,9 @@ class CertifiedChain(Result):
         """The setting, both runs, and a table of the slow one."""
         fast = self.fast
         return [
-            "y = D_1 x_1, x_1 = D_2 x_2 with D_1 = [I, Hadamard] (256 x 512) and D_2 a transversal "
-            "design (512 x 700, 4 nonzeros per atom). The certified error of layer 1 enters the "
-            "thresholds of layer 2 (Theorem 6, corrected).",
+            "y = D_1 x_1, x_1 = D_2 x_2 with D_1 = [I, Hadamard] (256 x 512) and a transversal "
+            "design D_2 (512 x 700, 4 nonzeros per atom). The thresholds of layer 2 include the "
+            "certified error of layer 1 (Theorem 6, corrected).",
             "",
             f"With {_FAST} nonzeros the contractions are "
             f"({fast.contractions[0]:.3f}, {fast.contractions[1]:.3f}); after {_FAST_DEPTH} steps "
@@ -304,7 +304,7 @@ class CertifiedChain(Result):
             "entries.",
             "",
             f"With {_SLOW} nonzeros layer 1 contracts slowly (a = 0.94). The printed proof runs "
-            "layer 2 with thresholds made for the exact x_1; it diverges. Largest l1 error of "
+            "layer 2 with thresholds for the exact x_1: layer 2 diverges. Largest l1 error of "
             "layer 2:",
             "",
             markdown(
@@ -325,7 +325,7 @@ class CertifiedChain(Result):
         )
 
     def __repr__(self) -> str:
-        """The text, as it fits on a screen."""
+        """The text, shortened to fit on a screen."""
         return screen(self.text().splitlines())
 
     def table(self, form: str = "markdown") -> Any:
@@ -373,7 +373,7 @@ def certified_chain(
         depths: steps of each layer in the run where layer 1 contracts slowly.
         say: receives messages on the progress.
 
-    Reference: Theorem 6 of the paper, corrected, as `analytic.dsc` has it.
+    Reference: Theorem 6 of the paper, corrected, as in `analytic.dsc`.
 
     Example:
         >>> study = ur.app.studies.certified_chain(jax.random.key(0), depths=(20,))

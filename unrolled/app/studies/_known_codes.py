@@ -70,11 +70,11 @@ class KnownCodes(Result):
         ]
 
     def answer(self) -> str:
-        """The best method, its error, and whether theory guarantees it."""
+        """The best method, its error, and whether theory guarantees this error."""
         return self.comparison.answer()
 
     def overview(self) -> Overview:
-        """The first screen of a report; it times the methods that it shows."""
+        """Make the first screen of a report, and time the methods on the screen."""
         D, (Y, X) = self.samples.D, self.samples.tested_on
         timed = {n: self.methods[n] for n in to_show(self.comparison) if n in self.methods}
         result = with_seconds(self.comparison, timed, D, Y)
@@ -86,7 +86,7 @@ class KnownCodes(Result):
         return of_known(result, self.methods, setting, self.covered, self.answer())
 
     def __repr__(self) -> str:
-        """The comparison, as it fits on a screen."""
+        """The comparison, shortened to fit on a screen."""
         return repr(self.comparison)
 
     def table(self, form: str = "markdown") -> Any:
@@ -135,13 +135,13 @@ class KnownChain(Result):
             "",
             _sparsity_table(Ds, Xs),
             "",
-            "Where a layer has more nonzeros than theory certifies, the thresholds that theory "
-            "sets for them grow until they silence every entry.",
+            "If a layer has more nonzeros than theory certifies, the thresholds that theory sets "
+            "grow until they make every entry zero.",
             "",
             self.comparison.table(),
             "",
             *(part for remark in self.remarks for part in (remark, "")),
-            "What the weights are, and how far training moved each of them (relative distance):",
+            "The weights, and the relative distance by which training moved each array of weights:",
             "",
             self.comparison.parameters_table(),
             "",
@@ -153,11 +153,11 @@ class KnownChain(Result):
         ]
 
     def answer(self) -> str:
-        """The best method, its error, and whether theory guarantees it."""
+        """The best method, its error, and whether theory guarantees this error."""
         return self.comparison.answer()
 
     def __repr__(self) -> str:
-        """The comparison, as it fits on a screen."""
+        """The comparison, shortened to fit on a screen."""
         return repr(self.comparison)
 
     def table(self, form: str = "markdown") -> Any:
@@ -203,7 +203,7 @@ def known_codes(
 
     Only theory sets analytic params. Calibrated params keep the analytic weights and choose
     thresholds and step sizes on a sample without gradients. Learned params start at the calibrated
-    ones and are trained end to end. A thread per core prepares and trains families; after a fault
+    ones and are trained end to end. A thread per core prepares and trains families; after an error
     or an interrupt, families that have begun run to their end, and no other family begins.
 
     Args:
@@ -211,12 +211,12 @@ def known_codes(
         samples: from `planted` or `split`, for a dictionary or a chain.
         methods: some of ista, fista, lista, lista_cp, alista and alista_ss, or other families,
             which start by `init`.
-        pursuits: solvers to compare with, name -> options; the samples give a missing sparsity or
-            lam.
+        pursuits: solvers to compare with, name -> options; a missing sparsity or lam comes from the
+            samples.
         depth: K, the steps of every layer.
-        lam: penalty of ISTA and FISTA; None for the best of a small grid.
+        lam: penalty of ISTA and FISTA; None takes the best value of a small grid.
         steps: number of training steps.
-        weights: name -> the result of a run, also compared.
+        weights: name -> the result of an earlier training, which is also compared.
         sampled, certify, predict: as in `compare.compare`; not for a chain.
         say: receives messages on the progress.
 

@@ -16,7 +16,7 @@ __all__ = ["Overview"]
 
 
 _MOST = 5  # the most rows, and lines with a label
-_CLASSICAL = ("ISTA", "FISTA")  # the rivals of learned methods
+_CLASSICAL = ("ISTA", "FISTA")  # the methods that learned methods are compared with
 
 
 class Overview(Result):
@@ -62,7 +62,7 @@ def of_known(
     proved = {name: result.proved[name].share for name in shown if name in result.proved}
     columns = {
         "Method": list(shown),
-        "What it knows": [_knows(name, methods) for name in shown],
+        "Information used": [_knows(name, methods) for name in shown],
         "Error, dB": [f"{ends[name]:.1f}" for name in shown],
         "Signals above \u221220 dB": [f"{result.curves[n].failure_rate[-1]:.1%}" for n in shown],
         "Codes proved": ["" if proved.get(n) is None else f"{proved[n]:.0%}" for n in shown],
@@ -71,7 +71,7 @@ def of_known(
     asked = max((of.signals for of in result.proved.values()), default=0)
     words = f"Theory covers every code with at most {covered} nonzero{'s' * (covered != 1)}"
     if any(proved.values()):
-        words += f"; signal by signal it proves the shares of the first {asked} codes below."
+        words += f"; signal by signal, it proves the shares of the first {asked} codes below."
     else:
         none = f" and proves none of the first {asked} codes signal by signal" * bool(asked)
         words += f"{none}, so what follows is measured, not proved."
@@ -111,7 +111,7 @@ def of_unknown(
     }
     columns = {
         "Method": [*shown, *exact],
-        "What it knows": [
+        "Information used": [
             *(_knows(n, methods) for n in shown),
             *["the dictionary, lam"] * len(exact),
         ],
@@ -125,8 +125,8 @@ def of_unknown(
     words = result.payoff()
     if len(set(columns["Signals worse than zero"])) == 1:
         share = columns.pop("Signals worse than zero")[0]
-        number = "No signal ends" if share == "0.0%" else f"{share} of the signals end"
-        words += f" {number} worse than the zero code, for every method."
+        number = "no signal" if share == "0.0%" else f"{share} of the signals"
+        words += f" With every method, the final code of {number} is worse than the zero code."
     return Overview(
         sentence,
         f"{setting} {words}",
@@ -192,7 +192,7 @@ def _knows(name: str, methods: Mapping[str, tuple[Layer, Unrolled]]) -> str:
 
 
 def _numbers(layer: Layer, params: Unrolled, few: bool = False) -> int:
-    """How many numbers are trained; with `few`, chosen by calibration: one per step and field."""
+    """The count of trained numbers; with `few`, of calibrated numbers: one per step and field."""
     leaves = zip(jax.tree.leaves(params), jax.tree.leaves(trainable(params)))
     sizes = [int(np.size(leaf)) for leaf, trained in leaves if trained]
     return sum(size for size in sizes if not few or size <= layer.depth)

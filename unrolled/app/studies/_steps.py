@@ -70,8 +70,8 @@ def planted(key: Key, D: Any, *, sparsity: float | None = None, snr: float = mat
     Args:
         key: the key of the codes and the noise.
         D: (m, d); for a chain a tuple.
-        sparsity: the expected number of nonzeros, or of nonzero parts where codes come in parts;
-            None for a tenth of the atoms.
+        sparsity: the expected number of nonzeros, or of nonzero parts if codes come in parts; None
+            takes a tenth of the number of atoms.
         snr: signal-to-noise ratio, dB.
 
     Returns:
@@ -153,7 +153,7 @@ class Pictures(NamedTuple):
 
 @checked
 def photograph_patches(images: dict[str, np.ndarray]) -> Pictures:
-    """8 x 8 patches without their mean: the last picture, in tiles, to test, the rest to train.
+    """8 x 8 patches without their mean: tiles of the last picture to test, all others to train.
 
     Args:
         images: name -> grey values, (height, width), as `datasets.photographs` returns them; if
@@ -189,20 +189,21 @@ SUPPORT = (0.012, 0.12)
 # The sentence above the table of guarantees.
 GUARANTEES = (
     "What theory guarantees for the same params: a bound on the l1 error of every code with at "
-    "most s nonzeros of magnitude at most B, observed with noise of l1 norm at most delta. These "
-    "are the least numbers that cover the test signals. The last column has the largest s that has "
-    "a guarantee."
+    "most s nonzeros of magnitude at most B, observed with noise of l1 norm at most delta. The "
+    "table has the least s, B and delta that cover the test signals. The last column has the "
+    "largest s with a guarantee."
 )
 # The sentence above the table of predictions.
 PREDICTIONS = (
-    "The median error of a signal / what state evolution predicts of it, for Bernoulli-Gaussian "
+    "The median error of a signal / the prediction of state evolution, for Bernoulli-Gaussian "
     "codes like those of the test signals, and how many dB a step gains once the support is right, "
-    "thresholds apart. It says nothing of the ratio of sums, which a few hard signals decide:"
+    "apart from thresholds. The prediction does not cover the ratio of sums, which depends on a "
+    "few hard signals:"
 )
 # The sentence above the table of parameters.
 WEIGHTS = (
-    "What the weights are (mu_W and rms with w_i . d_i scaled to 1), and how far training "
-    "moved each of them (relative distance):"
+    "The weights (mu_W and rms with w_i . d_i scaled to 1), and the relative distance by which "
+    "training moved each array of weights:"
 )
 
 _CLIP = 1.0  # largest norm of a gradient
@@ -219,7 +220,7 @@ def silent(message: str) -> None:
 
 
 def seldom(say: Say, seconds: float) -> Say:
-    """`say` without the messages that come within so many seconds of the last one."""
+    """`say`, but without messages that come less than `seconds` after the last one."""
     last = time.monotonic()
 
     def say_seldom(message: str) -> None:
@@ -372,7 +373,7 @@ def _noise(D: Any, Y: Array, X: Array) -> tuple[Array, Array]:
 
 
 def nonzeros(D: Any, X: Any) -> float:
-    """The mean number of nonzeros of codes (signals, d), of parts where codes of D have parts."""
+    """The mean number of nonzeros of codes (signals, d), or of nonzero parts."""
     parts = np.asarray(X).reshape(len(X), -1, block_of(D))
     return float((parts != 0).any(2).sum(1).mean())
 
@@ -389,7 +390,7 @@ def _certified(mu_W: float, schedule: Any, s: int, d: int) -> tuple[str, str]:
     )
     return (
         f"{caution} The analytic rows show what an uncertified schedule does. Calibration keeps W "
-        f"(mu_W = {mu_W:.4f}) and chooses thresholds on the sample; training moves everything."
+        f"(mu_W = {mu_W:.4f}) and chooses thresholds on the sample; training changes all params."
     ), caution
 
 
@@ -439,8 +440,8 @@ def train(
         )
     except training.NonFiniteError as broken:
         remarks.append(
-            f"The training of {name} broke, because its loss or gradient was not finite: its row "
-            "shows the best params before. Atoms of norm 1 may help (`dictionaries.normalize`)."
+            f"The training of {name} broke, because its loss or gradient was not finite: the row "
+            "shows the best params so far. Atoms of norm 1 may help (`dictionaries.normalize`)."
         )
         return broken.fit
 
@@ -506,10 +507,10 @@ _FIELDS = (
 
 
 def compared(*arguments: Any, **options: Any) -> Any:
-    """`compare` without its warning, because reports have its notes, and without its seconds.
+    """`compare` without its warning, because reports show its notes, and without seconds.
 
-    So a study is a function of its arguments. If true codes judge, the study omits PSNR, because
-    the peak depends on the sample.
+    Without seconds, a study is a function of its arguments. If there are true codes, the study
+    omits PSNR, because the peak depends on the sample.
     """
     result = compared_of(*arguments, **options)
     if isinstance(result, ChainComparison):
@@ -561,4 +562,4 @@ def spent(seconds: dict[str, float]) -> str:
     if not seconds:
         return ""
     listed = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
-    return f"Seconds, compilation included, and longer for what ran at the same time: {listed}."
+    return f"Seconds with compilation; work that ran at the same time took longer: {listed}."
