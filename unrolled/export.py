@@ -71,7 +71,7 @@ def save(
         X = jax.export.deserialize(bytearray(program)).call(Y)
 
     The program takes and returns real numbers, which every runtime supports. For a complex D,
-    signals and codes are pairs of real numbers, as of `dictionaries.to_pairs`: pass
+    signals and codes are pairs of real numbers, as from `dictionaries.to_pairs`: pass
     Y.view("float32"), and np.asarray(X).view("complex64") are the complex codes. For a `Joint`,
     signals and codes are flat: pass Y.reshape(n, -1). A solver from `load` takes and returns both
     forms.
@@ -202,7 +202,7 @@ def _form(D: Any) -> dict[str, Any] | None:
 
 
 def _codes_in_form(run: Callable[[Any], Any], form: dict[str, Any], Y: ArrayLike) -> Any:
-    """Codes of flat signals by `run`, or of signals in a form, in that form."""
+    """Codes by `run`: flat for flat signals, else in the form of the signals."""
     is_complex, (m, *each) = form["complex"], form["signals"]
     if np.iscomplexobj(Y) != is_complex or np.shape(Y)[1:] != (m, *each):
         return run(Y)

@@ -148,9 +148,9 @@ class Penalty:
 
         .. math:: x_i = v_i / |v_i| \, (\rho(|v_i| - \theta_i) - \rho(-|v_i| - \theta_i)).
 
-        `activations.select_support` says which entries pass unshrunk; of parts, those with the
-        largest sizes pass. With a bend, the map is the firm threshold, min(bend / (bend - 1) |x_i|,
-        |v_i|) in the direction of x_i.
+        `activations.select_support` says which entries pass unshrunk; parts with the largest sizes
+        pass. With a bend, the map is the firm threshold, min(bend / (bend - 1) |x_i|, |v_i|) in the
+        direction of x_i.
         """
         if self == L1:
             if fraction is None:

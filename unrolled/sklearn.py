@@ -72,8 +72,8 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             is the identity: a placeholder that keeps the features.
         method: the name of a pursuit; the name of a family of layers, together with `depth`; or a
             layer or a network.
-        depth: number of steps, which makes `method` the name of a family of layers.
-        params: params of the layer or the network. None takes the params from `init`, except for
+        depth: number of steps; if given, `method` is the name of a family of layers.
+        params: params of the layer or the network. If None, the params from `init`, except for
             `lfista_cp`, which `fit` trains on the samples by `training.unsupervised`.
         random_state: the seed of `init`, for families that draw their params, and of the training:
             an int, a RandomState that draws the seed, or None for a new seed at each `fit`.
@@ -169,7 +169,9 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.max_steps = max_steps
 
     def fit(self, X: Any, y: Any = None) -> "SparseCoder":
-        """Check the dictionary, the method and its options against X; train a bare `lfista_cp`."""
+        """Check the dictionary, the method and its options against X; train `lfista_cp` without
+        params.
+        """
         X = _samples(self, X, reset=True)
         with jax.enable_x64(True):
             Ds = self._dictionaries(X)
@@ -252,7 +254,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return self.inverse_transform(self.transform(X))
 
     def _without_rounding(self, X: np.ndarray) -> np.ndarray:
-        """The samples, with 0 for those that are negligible next to the largest; warn of zeros."""
+        """The samples; set samples that are negligible next to the largest to 0, and warn."""
         if not isinstance(self.method_, str) or not is_relative(self.method_, self.options_):
             return X
         with jax.enable_x64(True):
@@ -385,13 +387,13 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     complex D.
 
     Args:
-        n_components: the number of atoms; None takes the smaller of the numbers of features and
+        n_components: the number of atoms; if None, the smaller of the numbers of features and
             samples.
         method: "online", "ksvd" or "mod", of `dictionary_learning`.
-        lam: for "online", the penalty weight, also in `transform`, which uses `lasso_batch`. None
-            takes a tenth of the mean norm of the samples.
+        lam: for "online", the penalty weight, also in `transform`, which uses `lasso_batch`. If
+            None, a tenth of the mean norm of the samples.
         sparsity: for "ksvd" and "mod", the most nonzeros of a code, also in `transform`, which uses
-            `omp`. None takes a tenth of the number of features, at least 1.
+            `omp`. If None, a tenth of the number of features, at least 1.
         sweeps: number of sweeps of "ksvd" and "mod", or of passes of "online" over the samples.
         batch_size: number of samples in a batch of "online".
         start: "data", "dct", or a D, (n_features, n_components).

@@ -46,7 +46,7 @@ def checked(function: F) -> F:
 
     Raises:
         TypeError: an argument has the wrong type, such as text instead of an array of real numbers.
-        ValueError: numbers are beyond float32, but JAX computes in float32.
+        ValueError: numbers exceed the range of float32, but JAX computes in float32.
 
     Example:
         >>> from unrolled._base.arguments import checked

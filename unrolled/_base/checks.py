@@ -1,9 +1,9 @@
-"""Checks of the arguments that a user passes: a static fault raises here, at trace time.
+"""Checks of the arguments that a user passes: a static error raises here, at trace time.
 
 Every message says what was wrong, what was passed, what was expected and what to try. Values can be
 checked only if they are known: under `jit` the value checks pass, and the docstring of the caller
-says what the result is then. The checks use numpy, since inside `jit` even an operation on known
-arrays is traced.
+says what the result is in that case. The checks use numpy, since inside `jit` even an operation on
+known arrays is traced.
 """
 
 import contextlib
@@ -117,7 +117,7 @@ def as_float(x: Any, name: str, where: str) -> Array:
 
     Raises:
         TypeError: `x` is complex, masked or not numeric.
-        ValueError: numbers are beyond float32, but JAX computes in float32.
+        ValueError: numbers exceed the range of float32, but JAX computes in float32.
     """
     if isinstance(x, jax.Array) and computes(x.dtype):
         return x
@@ -435,7 +435,7 @@ def quiet(category: type[Warning] = Warning, message: str = "") -> Iterator[None
 
 
 def common_dtype(*trees: Any) -> np.dtype:
-    """The dtype of a computation on all floating leaves of `trees`; the default without leaves.
+    """The dtype of a computation on all floating leaves of `trees`; the default if there are none.
 
     Python numbers take the dtype of the arrays.
     """
@@ -561,7 +561,7 @@ def as_bool(x: Any, name: str, where: str) -> bool:
 
 
 def integer(n: Any, name: str, where: str) -> None:
-    """Raise TypeError unless n is one integer, known or traced."""
+    """Raise TypeError unless n is a single integer, known or traced."""
     kind = getattr(n, "dtype", type(n))
     if getattr(n, "ndim", 0) or not jnp.issubdtype(kind, jnp.integer):
         raise TypeError(f"{where}: {name} must be an integer, got {brief(n)}")
@@ -606,7 +606,7 @@ def broadcast(where: str, **arrays: Any) -> None:
 
 
 def same_shape(where: str, **arrays: Any) -> None:
-    """Raise ValueError unless the named arrays have one shape."""
+    """Raise ValueError unless the named arrays have the same shape."""
     if len({np.shape(array) for array in arrays.values()}) > 1:
         shapes = " but ".join(f"{name} has shape {np.shape(v)}" for name, v in arrays.items())
         raise ValueError(f"{where}: {shapes}; expected equal ones")

@@ -40,10 +40,10 @@ def check_file(path: Path) -> None:
 def check_writable(folder: Path) -> None:
     """Raise OSError unless files can be written into a folder, or the folder can be made.
 
-    The check leaves no file or folder.
+    The check leaves no file or folder behind.
 
     Raises:
-        NotADirectoryError: a file has the name of the folder, or of a folder above.
+        NotADirectoryError: a file has the name of the folder, or of a parent folder.
         OSError: the folder cannot be written.
     """
     folder = folder.absolute()
@@ -184,7 +184,7 @@ def claimed(path: Path, *, stays: bool = False) -> Iterator[str | None]:
     """Lock a file that stands for a run, with the id of this process in it, until the block ends.
 
     The block gets None, or the id of the process that has locked the file. A file that a killed
-    process leaves is not locked. When the block ends, the file is removed unless it `stays`.
+    process leaves is not locked. When the block ends, the file is removed unless `stays` is True.
     """
     with _opened(path) as (file, mine):
         if mine:

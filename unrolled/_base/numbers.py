@@ -1,4 +1,4 @@
-"""Numerical helpers for all floors: sums of squares at any scale, and maxima that keep nan.
+"""Numerical helpers for all packages: sums of squares at any scale, and maxima that keep nan.
 
 A square leaves the range of a dtype long before its root does. The helpers here divide by a power
 of two near the largest magnitude first, and multiply by this power at the end. Both operations are
@@ -56,7 +56,7 @@ def widened(x: Array) -> Array:
 
 
 def wide_dtype(dtype: DTypeLike) -> np.dtype:
-    """The dtype, or float32 if it is narrower."""
+    """The dtype, or float32 if the dtype is narrower."""
     return np.dtype(dtype if np.dtype(dtype).itemsize >= 4 else np.float32)
 
 
@@ -136,7 +136,7 @@ def energy(x: Array, axis: Axes = None) -> tuple[Array, Array]:
 
 @partial(jax.jit, static_argnames="axis")
 def norm(x: Array, axis: Axes = None) -> Array:
-    """sqrt(sum(x^2)), correct wherever it is in the range of the dtype; its gradient at 0 is 0."""
+    """sqrt(sum(x^2)), correct if the root is in the range of the dtype; its gradient at 0 is 0."""
     e, k = energy(x, axis)
     zero = e == 0
     root = jnp.sqrt(lax.select(zero, jnp.ones_like(e), e))

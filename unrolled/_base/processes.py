@@ -1,7 +1,7 @@
 """Training in several processes: values and errors of one process reach all processes.
 
 Each process runs the same program. If one process fails on the host, the others would wait for it
-in the next exchange: `together` makes all processes fail, with the message of the first failure.
+in the next exchange: `on_all` makes all processes fail, with the message of the first failure.
 """
 
 import json

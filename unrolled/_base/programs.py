@@ -32,8 +32,8 @@ def on_auto_axes(function: F) -> F:
     """A compiled function of arrays that may be split along Explicit axes, under `vmap` or `jit`
     too.
 
-    The results are on the same mesh. Every device holds the axes that the function sees completely;
-    an axis of `vmap` stays split as before.
+    The results are on the same mesh. Every device holds the whole of each axis that the function
+    sees; an axis of `vmap` stays split as before.
     """
 
     @functools.wraps(function)
@@ -90,7 +90,7 @@ def compiler_splits() -> bool:
 
 
 def _explicit_mesh(arrays: Any) -> Any:
-    """The mesh with Explicit axes of some array; None if there is no such mesh."""
+    """The mesh of an array with Explicit axes; None if no array has such axes."""
     meshes = (jax.typeof(array).sharding.mesh for array in arrays)
     return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
 
@@ -129,13 +129,13 @@ def program(*static: str) -> Callable[[F], F]:
     """Compile a function as one program for each shape of its arguments, and keep its type.
 
     Outside of `jit` every operation on a new shape compiles a separate program. A function that
-    checks values does so first and passes the arrays to a compiled function; a function that checks
-    only shapes is compiled itself. Inside another `jit` the function is part of that program, as if
-    it were not compiled.
+    checks values makes the checks first and then passes the arrays to a compiled function; a
+    function that checks only shapes is compiled itself. Inside another `jit` the function is part
+    of that program, as if it were not compiled.
 
     Args:
-        static: names of the arguments that are not arrays. If one of them has no hash, the function
-            runs without compilation.
+        static: names of the arguments that are not arrays. If one of these arguments has no hash,
+            the function runs without compilation.
     """
 
     def decorate(function: F) -> F:
@@ -160,7 +160,7 @@ def host_function(function: F) -> F:
     """A function of known arguments, which a user may call inside the `jit` of another function.
 
     Inside a `jit` the function runs during tracing, as numpy would, and its result is a constant.
-    Its arguments are `checked`.
+    The arguments are `checked`.
 
     Raises:
         TypeError: an argument is traced, or of another kind than its annotation says.

@@ -55,7 +55,7 @@ class Result:
         return type(self)(**self.asdict() | changes)
 
     def asdict(self) -> dict[str, Any]:
-        """The fields by name. Records within them stay records."""
+        """The fields by name. Records within the fields stay records."""
         return {name: getattr(self, name) for name in self._fields}
 
     def __repr__(self) -> str:

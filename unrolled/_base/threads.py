@@ -44,13 +44,13 @@ def one_thread() -> Iterator[None]:
 
 
 class Threads(NamedTuple):
-    """Threads that share work, with the thread of the caller."""
+    """Threads that share work with the thread of the caller."""
 
     cores: int
     pool: ThreadPoolExecutor
 
     def share(self, work: Callable[[Part], None], parts: Sequence[Part]) -> None:
-        """`work` on every part, each by the first thread that is free."""
+        """Run `work` on every part, each in the first thread that is free."""
         _drained(work, parts, self.cores, self.pool.submit)
 
 
@@ -103,7 +103,7 @@ def each(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
 def _drained(
     work: Callable[[Part], Any], parts: Sequence[Part], threads: int, begin: Callable
 ) -> None:
-    """`work` on every part, in this thread and in others that `begin` starts."""
+    """Run `work` on every part, in this thread and in threads that `begin` starts."""
     left = iter(parts)
 
     def drain() -> None:
@@ -172,7 +172,7 @@ def never_lost() -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[list[int]]:
-    """A list that receives the first SIGINT or SIGTERM; the second one ends the process at once.
+    """A list that receives the first SIGINT or SIGTERM; the second signal ends the process at once.
 
     At the end the previous handlers are restored. Only the main thread may handle signals: in other
     threads, and for ignored signals, nothing changes.

@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         own.add_argument(
             "--no-cache",
             action="store_true",
-            help="neither keep compiled programs for the next call nor use kept ones",
+            help="do not keep compiled programs for the next call, and do not use kept programs",
         )
         _add_import(own)
     return parser
@@ -100,7 +100,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
         "--import",
         action="append",
         metavar="MODULE",
-        help="first import a module, such as one that defines a family of layers; repeatable",
+        help="first import a module, which may define families of layers; repeatable",
     )
 
 

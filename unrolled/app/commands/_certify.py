@@ -64,7 +64,11 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         help="number s of nonzeros of a code; for a chain, s_1,s_2,... (default: the largest "
         "admissible s; for the weights of a chain, 1 in every layer)",
     ),
-    "--bound": dict(type=float, default=1.0, help="bound B of the entries of a code (default 1)"),
+    "--bound": dict(
+        type=float,
+        default=1.0,
+        help="bound B on the magnitudes of the entries of a code (default 1)",
+    ),
     "--noise": dict(
         type=float,
         default=0.0,
@@ -392,7 +396,7 @@ def signals_of_class(
     """Find codes in a class that give the signals of a file, up to noise and rounding.
 
     Raises:
-        ValueError: the signals cannot be read or have another length.
+        ValueError: the signals cannot be read, or their length differs from m.
     """
     Y = open_signals(signals, D)
     check_length(signals, Y, D)

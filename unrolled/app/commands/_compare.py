@@ -35,7 +35,7 @@ _SUMMARY = """\
 How close do weights that theory sets come to weights that were learned? Only theory sets *analytic*
 params (weights in closed form, thresholds from Theorem 12). *Calibrated* params keep these
 weights and choose thresholds and step sizes on a sample without gradients. *Learned* params start
-at the calibrated ones and are trained end to end."""
+at the calibrated params and are trained end to end."""
 _STEPS, _QUICK_STEPS = 400, 60
 # Options that only pursuits have; layers also have a sparsity and a lam.
 _OPTIONS = tuple(name for name in OPTIONS if name not in ("sparsity", "lam"))
@@ -109,8 +109,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         action="append",
         metavar="NAMES",
         help=f"comma-separated layers ({','.join(METHODS)}, or any other family; default: all but "
-        "lista), files of weights or folders of `unrolled train`, and pursuits, shown as level "
-        f"lines ({','.join(_pursuits())})",
+        "lista), files of weights or folders of `unrolled train`, and pursuits, shown as "
+        f"horizontal lines ({','.join(_pursuits())})",
     )
     parser = add_command(
         commands,
@@ -119,8 +119,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         {**_ARGUMENTS, "--method": method},
         help="compare analytic and learned weights in a report",
         description="Compare the weights that theory sets with learned weights, and write a report "
-        "with tables and figures.\nWithout arguments, the report covers the standard benchmark, "
-        "patches of photographs, and a certified chain.",
+        "with\ntables and figures. Without arguments, the report covers the standard benchmark, "
+        "patches of\nphotographs, and a certified chain.",
         epilog="examples:\n  unrolled compare --quick\n"
         "  unrolled compare --dictionary D.npy --sparsity 5 --snr 30 --depth 20 --output report\n"
         "  unrolled compare --dictionary D.npy --signals Y.npy --method ista,lista_cp\n"

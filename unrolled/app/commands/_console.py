@@ -95,7 +95,7 @@ def note_output(message: str | None = None) -> None:
 
 @contextmanager
 def never_silent(silence: float = _SILENCE) -> Iterator[None]:
-    """On a terminal, print a line on standard error after every `silence` seconds without one."""
+    """On a terminal, print a line on standard error after `silence` seconds without output."""
     if not sys.stderr.isatty():
         yield
         return

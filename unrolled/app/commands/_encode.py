@@ -319,7 +319,7 @@ def encode(
 
 
 def _summed(lines: Sequence[Line], job: _Job, source: Path | str, output: Path) -> Encoded:
-    """The sum of the lines of all chunks."""
+    """The counts of all chunks together."""
     signals = sum(line.signals for line in lines)
     nonzeros = np.sum([line.nonzeros for line in lines], axis=0)
     size, *residuals = np.sqrt(np.sum([line.squares for line in lines], axis=0))
@@ -489,8 +489,8 @@ def add_export_parser(commands: argparse._SubParsersAction) -> argparse.Argument
         _EXPORTED,
         help="write trained weights as a program that runs without this library",
         description="Write the layer or network of a weights file, with its dictionary, as one "
-        "StableHLO program for any number of signals. The program needs only jax and flatbuffers "
-        "to run.",
+        "\nStableHLO program for any number of signals. To run the program, install only jax and "
+        "flatbuffers.",
         epilog="example:\n  unrolled export weights.npz --output net.stablehlo",
     )
 

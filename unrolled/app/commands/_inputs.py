@@ -71,8 +71,8 @@ def in_float32(array: np.ndarray, path: Path, first: int = 0, what: str = "row")
         what: the name of a row in messages.
 
     Raises:
-        ValueError: a row becomes infinite, or has more than rounding in entries below the least
-            normal number, which most operations take for zero.
+        ValueError: a row becomes infinite, or entries below the least normal number, which most
+            operations take for zero, amount to more than rounding.
     """
     cast, lost = checks.narrowed(array)
     if len(lost):

@@ -195,7 +195,7 @@ def write_report(
             figures[name] = draw
             lines += [f"![{caption}]({name})", "", f"*{caption}*", ""]
         write_table(folder / f"{section.slug}.csv", *section.rows)
-        lines += [f"Step by step: [{section.slug}.csv]({section.slug}.csv).", ""]
+        lines += [f"Values of every step: [{section.slug}.csv]({section.slug}.csv).", ""]
     lines += ["## Where this was measured", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in {**machine, **settings}.items()]
     data = {section.slug: section.data for section in sections}
@@ -280,7 +280,9 @@ def check_figure(path: Path) -> None:
 
 
 def write_figure(path: Path, figure: Any) -> None:
-    """Write a matplotlib figure in the format of its suffix (default PNG), or nothing."""
+    """Write a matplotlib figure in the format of the suffix (default PNG), completely or not at
+    all.
+    """
     with whole_file(path) as file:
         figure.savefig(file, format=path.suffix[1:] or "png", dpi=_DPI)
 
@@ -293,7 +295,7 @@ def page(
     command: str,
     overview: Overview | None = None,
 ) -> str:
-    """The page: a sentence, what the overview shows, and the sections, folded below.
+    """The page: a sentence, the overview, and the folded sections below.
 
     Args:
         title: the title of the page.

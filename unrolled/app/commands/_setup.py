@@ -118,9 +118,7 @@ _OTHER_WAYS = ("family", "start", "loss", "method", "codes")
 
 
 def settled(path: Path | None, flags: Mapping[str, Any], say: Say) -> Config:
-    """`load`, and for signals without codes set the options that depend on the signals.
-
-    These options are lam and the training method.
+    """`load`, and set the options that depend on the signals: lam, and the method without codes.
 
     Raises:
         ConfigError: see `load`.
@@ -260,7 +258,7 @@ def _layer_start(
 
 
 def _calibrated(layer: Layer, begun: list[Unrolled], problem: Samples, loss: Any) -> Unrolled:
-    """The best of the params after calibration, by the error of the codes, or by the loss.
+    """The best params after calibration, judged by the error of the codes or by the loss.
 
     For some dictionaries, the unit steps of theory expand so much that every step size in a
     calibration is too long. The steps of `init` do not expand.

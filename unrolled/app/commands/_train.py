@@ -67,7 +67,7 @@ _TITLES = {
 
 
 class Summary(NamedTuple):
-    """The numbers that `unrolled train` ends with."""
+    """The final numbers of `unrolled train`."""
 
     config: Config
     shape: tuple[tuple[int, ...], ...]  # of every D, of a complex one in complex numbers
@@ -282,7 +282,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "config": dict(type=Path, nargs="?", metavar="CONFIG", help="a TOML file"),
     "--distributed": dict(
         action="store_true",
-        help="share the run with the other processes of SLURM or of the next three options",
+        help="share the run with other processes, given by SLURM or by the next three options",
     ),
     "--coordinator": dict(metavar="HOST:PORT", help="address of process 0"),
     "--processes": dict(type=int, metavar="N", help="number of processes"),
@@ -307,9 +307,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         help="train a layer or a chain, configured by a TOML file and flags",
         description="Train a layer, and write its weights, the history and checkpoints into a run "
         "folder.\nSignals without codes train lfista_cp by one recipe, unless you give a family, "
-        "start, loss or method.\n"
-        "The exit status is 3 if the best codes are worse than zero codes, or than ISTA of the "
-        "same\ndepth, on the validation signals.\n"
+        "a start,\na loss or a method. The exit status is 3 if the best codes are worse than zero "
+        "codes, or\nthan codes of ISTA of the same depth, on the validation signals.\n"
         "Set any option below in the TOML file, under its heading, or as a flag; a flag overrides "
         "the file.\nTo train a chain, write a table [[model]] for each layer, and a list of files "
         "as dictionary.",
@@ -366,7 +365,7 @@ def train(
     Raises:
         ConfigError: see `load`; also if the folder is not empty, or holds a run other than the
             one to resume.
-        ArithmeticError: the training broke; its checkpoints stay.
+        ArithmeticError: the training broke down; the checkpoints stay.
         KeyboardInterrupt, SystemExit: SIGINT or SIGTERM stopped the run; the last step is saved.
     """
     chosen: list[str] = []
@@ -408,7 +407,7 @@ def _write_report(folder: Path, summary: Summary, records: Sequence[training.Rec
 
 
 def _opened(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -> Config:
-    """The configuration; makes its folder, which is empty or holds the run to resume."""
+    """The configuration; make its folder, which must be empty or hold the run to resume."""
     config = _read_config(path, flags, resume, say)
     folder = Path(config.output)
     if resume:

@@ -1,4 +1,4 @@
-"""What the theory says about a dictionary, a chain of dictionaries, and given weights."""
+"""Certificates of a dictionary, of a chain of dictionaries, and of given weights."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -44,7 +44,7 @@ class Request(NamedTuple):
 
 
 class DictionaryReport(Result):
-    """What the theory says about one dictionary."""
+    """The certificate of one dictionary."""
 
     m: int  # length of a signal
     d: int  # number of atoms
@@ -120,7 +120,7 @@ class DictionaryReport(Result):
 
 
 class ChainReport(Result):
-    """What the theory says about a chain, with the minimax weights of every layer."""
+    """The certificate of a chain, with the minimax weights of every layer."""
 
     sparsities: tuple[int, ...]  # of every layer
     unique: dict[str, theory.Uniqueness]  # by mu and by mu~
@@ -253,21 +253,21 @@ def dictionary_report(
     entries: bool = False,
     say: Say = silent,
 ) -> Report:
-    """What the theory says about a dictionary, or about a chain and each of its dictionaries.
+    """Certify a dictionary, or a chain and each of its dictionaries.
 
     The report has the coherence and the unique sparsity of D, and, for W = D, the closed form and
-    the minimax weights, the contraction and the steps to a tolerance. For a chain it also has
-    uniqueness, stability and a plan of all layers. The function runs in float64, on the host, and
-    solves a linear program per atom.
+    the minimax weights, the contraction and the steps to a tolerance. For a chain the report also
+    has uniqueness, stability and a plan of all layers. The function runs in float64, on the host,
+    and solves a linear program per atom.
 
     Args:
         D: (m, d) with unit atoms; for a chain a tuple or list.
-        sparsity: s, nonzeros of a code, for a chain one per layer; None for the largest admissible
-            s.
+        sparsity: s, the number of nonzeros of a code, for a chain one per layer; if None, the
+            largest admissible s.
         bound: B, the largest magnitude of an entry of a code.
         noise: the largest l1 norm of the noise in a signal.
         tolerance: l1 error to reach.
-        activation: if given, also certify this activation in place of ReLU.
+        activation: if given, also certify this activation instead of ReLU.
         entries: also compute the weights with the smallest entries (Definition 8): many times
             slower.
         say: receives the number of linear programs solved so far.
@@ -354,7 +354,7 @@ def _layer(
 
 
 def _found_sparsity(D: Dictionary, mu: float) -> int:
-    """The largest s for which mu says that basis pursuit finds the codes.
+    """The largest s for which mu proves that basis pursuit finds the codes.
 
     If the norms of atoms differ, within the tolerance for unit atoms, s is smaller.
     """
@@ -543,8 +543,8 @@ def certify_weights(
     Args:
         model: a layer, or a chain of layers.
         params, D: the params and the dictionary of the model; for a chain a tuple of each.
-        sparsity: s, the number of nonzeros of a code; for a chain, one s per layer. None takes the
-            largest certified s; for a chain, None takes s = 1 in every layer.
+        sparsity: s, the number of nonzeros of a code; for a chain, one s per layer. If None, the
+            largest certified s; for a chain, s = 1 in every layer.
         bound: B, the largest magnitude of an entry of a code.
         noise: the largest l1 norm of the noise in a signal; the l2 norm if codes come in parts.
         tolerance: the l1 error to reach; the report names the first step that reaches it.

@@ -58,7 +58,7 @@ class CertifiedRun(Result):
 
 
 class CertifiedRegime(Result):
-    """Studies of all kinds of weights, each at as many nonzeros as theory certifies for it."""
+    """The study of all kinds of weights, each at the most nonzeros that theory certifies."""
 
     shape: tuple[int, ...]  # of D
     depth: int  # K, the steps
@@ -139,7 +139,7 @@ class CertifiedRegime(Result):
         return plots.bound(lines, title=f"Largest l1 error of {_SIGNALS} signals and its bound")
 
     def figures(self) -> dict[str, Callable[[], Any]]:
-        """What a figure shows -> what draws it."""
+        """The functions that draw the figures, by caption."""
         shown = "errors under their bounds, for the weights and the nonzeros of the table"
         return {shown: self.figure}
 
@@ -150,9 +150,9 @@ def certified_regime(
 ) -> CertifiedRegime:
     """Measure errors and compare them with certified bounds, for codes in the certified class.
 
-    W = D, the closed form and the minimax weights run at the most nonzeros that W = D or the closed
-    form certifies; the minimax weights also run at the most nonzeros that they certify. The study
-    runs in float64, on the host.
+    LISTA-CP runs with W = D, the closed form and the minimax weights, at the most nonzeros that W =
+    D or the closed form certifies. With the minimax weights it also runs at the most nonzeros that
+    the minimax weights certify. The study runs in float64, on the host.
 
     Args:
         key: the key of the signals.
@@ -296,14 +296,14 @@ class CertifiedChain(Result):
             "design D_2 (512 x 700, 4 nonzeros per atom). The thresholds of layer 2 include the "
             "certified error of layer 1 (Theorem 6, corrected).",
             "",
-            f"With {_FAST} nonzeros the contractions are "
+            f"With {_FAST} nonzeros in the layers, the contractions are "
             f"({fast.contractions[0]:.3f}, {fast.contractions[1]:.3f}); after {_FAST_DEPTH} steps "
             f"each, the largest l1 errors of {_CHAIN_SIGNALS} signals are "
             f"{fast.measured[0][-1]:.1e} and {fast.measured[1][-1]:.1e} under bounds of "
             f"{fast.bounds[0][-1]:.1e} and {fast.bounds[1][-1]:.1e}, with {fast.wrong} wrong "
             "entries.",
             "",
-            f"With {_SLOW} nonzeros layer 1 contracts slowly (a = 0.94). The printed proof runs "
+            f"With {_SLOW} nonzeros, layer 1 contracts slowly (a = 0.94). The printed proof runs "
             "layer 2 with thresholds for the exact x_1: layer 2 diverges. Largest l1 error of "
             "layer 2:",
             "",
@@ -355,7 +355,7 @@ class CertifiedChain(Result):
         return plots.bound(self._lines(), title=title)
 
     def figures(self) -> dict[str, Callable[[], Any]]:
-        """What a figure shows -> what draws it."""
+        """The functions that draw the figures, by caption."""
         return {f"{_CHAIN_SIGNALS} signals, float64": self.figure}
 
 

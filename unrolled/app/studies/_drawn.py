@@ -36,7 +36,7 @@ _TRIED, _MOST = 50, 0.9  # supports, and the share proved, that decide which spa
 
 
 class ProvedShare(Result):
-    """How many draws a statement proves, with one kind of weights."""
+    """The number of draws that a statement proves with one kind of weights."""
 
     weights: str  # the kind of weights
     sparsity: int  # s, the nonzeros of a code
@@ -156,7 +156,7 @@ class DrawnProofs(Result):
         return fig
 
     def figures(self) -> dict[str, Callable[[], Any]]:
-        """What a figure shows -> what draws it."""
+        """The functions that draw the figures, by caption."""
         return {"the ratios of the supports, and the bounds of proved codes": self.figure}
 
 
@@ -185,15 +185,15 @@ def certify_drawn(
         key: the key of the codes.
         D: (m, d), normalised here.
         sparsity: s, the number of nonzeros, or nonzero parts, of a code, at least 1; or several s.
-            None takes the largest s at which nine supports in ten are proved, and s + 1; no s if
+            If None, the largest s at which nine supports in ten are proved, and s + 1, or no s if
             the worst case covers both.
         draws: the number of codes of every sparsity.
         bound: B > 0; the nonzeros are uniform in [-B, B]. Parts have sizes uniform in [0, B] and
             random directions.
         noise: the largest l1 norm of the noise in a signal; the l2 norm if codes come in parts.
         weights: kinds of weights, "closed form" and "3-norm", the p = 2 and p = 3 of
-            `theory.frobenius_weights`; None takes both kinds, or only "closed form" if codes come
-            in parts.
+            `theory.frobenius_weights`; If None, both kinds, or only "closed form" if codes come in
+            parts.
         measured: also run the steps on the codes, without noise.
         say: receives messages on the progress.
 
@@ -272,7 +272,7 @@ def _kinds(weights: Sequence[str] | None, D: Dictionary, where: str) -> Sequence
 
 
 def _drawn(key: Any, shape: tuple[int, int, int], bound: float, s: int) -> np.ndarray:
-    """Codes with s nonzeros, or nonzero parts: half for the schedule, half for the count."""
+    """Codes with s nonzero entries or parts: one half for the schedule, one for the count."""
     key = jax.random.fold_in(key, s)
     X = np.asarray(problems.bounded(key, shape[:2], s, bound))
     if shape[2] == 1:
@@ -290,7 +290,7 @@ def _sizes(D: Any, X: np.ndarray) -> np.ndarray:
 def _reached(
     W: Any, D: Any, worst: int, tried: int, draw: Callable[[int], np.ndarray]
 ) -> tuple[int, ...]:
-    """The last sparsity above the worst case with a proved share of `_MOST`, and the next one."""
+    """The last s above the worst case with a proved share of at least `_MOST`, and s + 1."""
     s = worst
     while (
         s + 1 < D.shape[0] // block_of(D)

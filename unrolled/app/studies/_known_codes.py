@@ -50,8 +50,8 @@ class KnownCodes(Result):
         return [
             f"Dictionary {D.shape[0]} x {D.shape[1]}, {len(Y)} test signals with "
             f"{_steps.nonzeros(D, X):.1f} nonzeros on average, K = {self.depth} "
-            f"steps{self.samples.noise()}. Calibration and ISTA's penalty are chosen on "
-            f"{len(self.samples.chosen_on[0])} other signals.",
+            f"steps{self.samples.noise()}. Calibration and the choice of ISTA's penalty "
+            f"use {len(self.samples.chosen_on[0])} other signals.",
             "",
             self.comparison.table(),
             "",
@@ -106,7 +106,7 @@ class KnownCodes(Result):
         return self.comparison.plot(note=self.caution)
 
     def figures(self) -> dict[str, Callable[[], Any]]:
-        """What a figure shows -> what draws it."""
+        """The functions that draw the figures, by caption."""
         return {_FIGURE: self.figure}
 
 
@@ -129,9 +129,9 @@ class KnownChain(Result):
         return [
             f"A chain of {len(Ds)} dictionaries, y = D_1 x_1 and x_j = D_(j+1) x_(j+1), with K = "
             f"{self.depth} steps in every layer, {len(Y)} test signals{self.samples.noise()}. Each "
-            "layer runs on the code that the layer before it found. Calibration and ISTA's "
-            f"penalties are chosen on {len(self.samples.chosen_on[0])} other signals, layer by "
-            "layer.",
+            "layer runs on the code that the layer before it found. Calibration and "
+            f"the choice of ISTA's penalties use {len(self.samples.chosen_on[0])} other signals, "
+            "layer by layer.",
             "",
             _sparsity_table(Ds, Xs),
             "",
@@ -179,7 +179,7 @@ class KnownChain(Result):
         return self.comparison.plot()
 
     def figures(self) -> dict[str, Callable[[], Any]]:
-        """What a figure shows -> what draws it."""
+        """The functions that draw the figures, by caption."""
         return {_CHAIN_FIGURE: self.figure}
 
 
@@ -203,8 +203,8 @@ def known_codes(
 
     Only theory sets analytic params. Calibrated params keep the analytic weights and choose
     thresholds and step sizes on a sample without gradients. Learned params start at the calibrated
-    ones and are trained end to end. A thread per core prepares and trains families; after an error
-    or an interrupt, families that have begun run to their end, and no other family begins.
+    params and are trained end to end. A thread per core prepares and trains families; after an
+    error or an interrupt, families that have begun run to their end, and no other family begins.
 
     Args:
         key: the key of the training.
@@ -214,7 +214,7 @@ def known_codes(
         pursuits: solvers to compare with, name -> options; a missing sparsity or lam comes from the
             samples.
         depth: K, the steps of every layer.
-        lam: penalty of ISTA and FISTA; None takes the best value of a small grid.
+        lam: penalty of ISTA and FISTA; if None, the best value of a small grid.
         steps: number of training steps.
         weights: name -> the result of an earlier training, which is also compared.
         sampled, certify, predict: as in `compare.compare`; not for a chain.

@@ -74,7 +74,7 @@ def of_known(
         words += f"; signal by signal, it proves the shares of the first {asked} codes below."
     else:
         none = f" and proves none of the first {asked} codes signal by signal" * bool(asked)
-        words += f"{none}, so what follows is measured, not proved."
+        words += f"{none}, so the results below are measured, not proved."
         del columns["Codes proved"]
     return Overview(
         sentence,
@@ -160,7 +160,7 @@ def _ends(lines: Mapping[str, np.ndarray], result: Comparison) -> dict[str, floa
 
 
 def _shown(ends: Mapping[str, float]) -> tuple[str, ...]:
-    """ISTA, FISTA, the best method, the best calibrated one, then the best of other families."""
+    """ISTA, FISTA, the best method, the best calibrated method, then the best of other families."""
     order = sorted(ends, key=ends.__getitem__)
     chosen = [name for name in _CLASSICAL if name in ends]
     calibrated = [name for name in order if name.endswith(", calibrated")]

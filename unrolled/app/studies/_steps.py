@@ -65,13 +65,14 @@ class Samples(NamedTuple):
 
 @checked
 def planted(key: Key, D: Any, *, sparsity: float | None = None, snr: float = math.inf) -> Samples:
-    """Signals with Bernoulli-Gaussian codes for a dictionary, or for the last one in a chain.
+    """Signals with Bernoulli-Gaussian codes for a dictionary, or for the last dictionary of a
+    chain.
 
     Args:
         key: the key of the codes and the noise.
         D: (m, d); for a chain a tuple.
-        sparsity: the expected number of nonzeros, or of nonzero parts if codes come in parts; None
-            takes a tenth of the number of atoms.
+        sparsity: the expected number of nonzeros, or of nonzero parts if codes come in parts; if
+            None, a tenth of the number of atoms.
         snr: signal-to-noise ratio, dB.
 
     Returns:
@@ -157,7 +158,7 @@ def photograph_patches(images: dict[str, np.ndarray]) -> Pictures:
 
     Args:
         images: name -> grey values, (height, width), as `datasets.photographs` returns them; if
-            there is one picture, its patches also train.
+            there is only one picture, its patches are also for training.
 
     Raises:
         ValueError: there are no pictures, or values are not finite.
@@ -489,7 +490,7 @@ def pursuit_codes(
 
 
 def _completed(name: str, options: Mapping[str, Any], otherwise: dict[str, Any]) -> dict[str, Any]:
-    """The options of a pursuit, with needed ones added from `otherwise`."""
+    """The options of a pursuit, with missing options taken from `otherwise`."""
     has_aim = options.keys() & {"sparsity", "lam", "ratio"} or (name == "omp" and "tol" in options)
     if has_aim or name not in PURSUITS:
         return dict(options)
@@ -507,7 +508,7 @@ _FIELDS = (
 
 
 def compared(*arguments: Any, **options: Any) -> Any:
-    """`compare` without its warning, because reports show its notes, and without seconds.
+    """Call `compare` without its warning, because reports show its notes, and drop the seconds.
 
     Without seconds, a study is a function of its arguments. If there are true codes, the study
     omits PSNR, because the peak depends on the sample.

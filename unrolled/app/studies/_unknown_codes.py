@@ -174,7 +174,7 @@ class UnknownCodes(Result):
         }
 
     def figures(self) -> dict[str, Callable[[], Any]]:
-        """What a figure shows -> what draws it."""
+        """The functions that draw the figures, by caption."""
         shown = "distance to the LASSO codes, objective gap, support, thresholds and weights"
         drawn: dict[str, Callable[[], Any]] = {shown: self.figure}
         if self.signals.picture is not None:
@@ -214,7 +214,7 @@ def unknown_codes(
         pursuits: solvers to compare with, name -> options; a missing sparsity or lam comes from the
             optimal codes.
         depth: K, the steps.
-        lam: weight of the LASSO; None takes a tenth of the lam at which nine codes in ten are 0.
+        lam: weight of the LASSO; if None, a tenth of the lam at which nine codes in ten are 0.
         steps: number of training steps.
         tested: about how many test signals are solved to a certified optimum.
         weights: name -> the result of an earlier training, which is also compared.
@@ -366,7 +366,7 @@ def _objectives(D: Any, Y: Any, X: Any, lam: float) -> np.ndarray:
 
 
 def _remark(D: Dictionary) -> str:
-    """A remark on the sparsity that theory certifies of D."""
+    """A remark on the sparsity that theory certifies for D."""
     certified = analytic.certified_weights(dictionaries.normalize(D)[0])
     s = theory.max_sparsity(certified.mu_W, D.shape[1])
     return (
