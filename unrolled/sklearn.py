@@ -56,8 +56,8 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     Data frames are accepted, and with `set_output` the codes are data frames. Three features of
     scikit-learn are missing: sparse matrices (pass `X.toarray()`); `n_jobs` (one compiled program
     codes all samples, with the threads of the processor); `transform` before `fit` (`fit` checks
-    the options, and solves nothing for a pursuit). The option `positive_code` is named
-    `nonnegative` here.
+    the options, and solves nothing for a pursuit).
+    The option `positive_code` is named `nonnegative` here.
 
     Codes are computed in the dtype of X, float32 or float64, and have this dtype.
 

@@ -82,7 +82,7 @@ def any_nonzero(x: Array, axis: int) -> Array:
     wide = widened(x)
     integer = _layout(wide.dtype)[0]
     bits = lax.bitcast_convert_type(wide, integer) & np.iinfo(integer).max  # without the sign
-    return jnp.max(bits, axis) > 0  # XLA would compare single bit patterns as floats
+    return jnp.max(bits, axis) > 0  # XLA would compare single entries as floats
 
 
 @jax.jit

@@ -74,12 +74,12 @@ class CertifiedRegime(Result):
         """The setting, and a table with a row for every run."""
         welch = theory.max_sparsity(theory.welch_bound(*self.shape), self.shape[1])
         return [
-            "The same dictionary, and codes with nonzeros of magnitude at most 1. W = D and the "
-            f"closed form certify {self.common} nonzeros; the minimax weights of the linear "
-            f"programs certify {self.largest['minimax W']} (Welch's bound allows at most {welch} "
-            "for a dictionary of this size). LISTA-CP with thresholds from Theorem 12 runs "
-            f"{self.depth} steps on {_SIGNALS} signals in float64. Wrong entries are counted over "
-            "all signals and steps.",
+            "The same dictionary, and codes with nonzeros of magnitude at most 1. Theory certifies "
+            f"at most {self.common} nonzeros for W = D and the closed form, and at most "
+            f"{self.largest['minimax W']} for the minimax weights of the linear programs (Welch's "
+            f"bound allows no dictionary of this size more than {welch}). LISTA-CP with thresholds "
+            f"from Theorem 12 runs {self.depth} steps on {_SIGNALS} signals in float64. Wrong "
+            "entries are counted over all signals and steps.",
             "",
             markdown(_COLUMNS, map(self._row, self.runs)),
         ]
