@@ -7,7 +7,7 @@ from unrolled.app.cli import main
 
 
 def run() -> int:
-    """Run one command as the whole process, and return its exit status."""
+    """Run one command in this process, and return the exit status."""
     status = main()
     gc.freeze()  # the process ends: a last search for cycles would take a second
     return status

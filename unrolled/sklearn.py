@@ -73,8 +73,8 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         method: the name of a pursuit; the name of a family of layers, together with `depth`; or a
             layer or a network.
         depth: number of steps; if given, `method` is the name of a family of layers.
-        params: params of the layer or the network. If None, the params from `init`, except for
-            `lfista_cp`, which `fit` trains on the samples by `training.unsupervised`.
+        params: params of the layer or the network. If None, `fit` takes the params from `init`, but
+            trains `lfista_cp` on the samples by `training.unsupervised`.
         random_state: the seed of `init`, for families that draw their params, and of the training:
             an int, a RandomState that draws the seed, or None for a new seed at each `fit`.
         split_sign: if True, a code x becomes the features max(x, 0) and max(-x, 0), twice as many,
@@ -169,8 +169,8 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.max_steps = max_steps
 
     def fit(self, X: Any, y: Any = None) -> "SparseCoder":
-        """Check the dictionary, the method and its options against X; train `lfista_cp` without
-        params.
+        """Check the dictionary, the method and its options against X; train `lfista_cp` if it has
+        no params.
         """
         X = _samples(self, X, reset=True)
         with jax.enable_x64(True):
@@ -391,9 +391,9 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             samples.
         method: "online", "ksvd" or "mod", of `dictionary_learning`.
         lam: for "online", the penalty weight, also in `transform`, which uses `lasso_batch`. If
-            None, a tenth of the mean norm of the samples.
+            None, lam is a tenth of the mean norm of the samples.
         sparsity: for "ksvd" and "mod", the most nonzeros of a code, also in `transform`, which uses
-            `omp`. If None, a tenth of the number of features, at least 1.
+            `omp`. If None, the sparsity is a tenth of the number of features, at least 1.
         sweeps: number of sweeps of "ksvd" and "mod", or of passes of "online" over the samples.
         batch_size: number of samples in a batch of "online".
         start: "data", "dct", or a D, (n_features, n_components).

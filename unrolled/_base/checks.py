@@ -516,7 +516,7 @@ def as_number(x: Any, name: str, where: str) -> float:
     """`x` as a Python float.
 
     Raises:
-        TypeError: `x` is traced, or not one real number.
+        TypeError: `x` is traced, or not a single real number.
     """
     static(x, name, where)
     try:
@@ -534,7 +534,7 @@ def as_fraction(x: Any, name: str, where: str) -> float:
     """`x` as a Python float strictly between 0 and 1.
 
     Raises:
-        TypeError: `x` is traced, or not one real number.
+        TypeError: `x` is traced, or not a single real number.
         ValueError: `x` is outside (0, 1), or NaN.
     """
     value = as_number(x, name, where)

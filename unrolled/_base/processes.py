@@ -31,7 +31,7 @@ class Processes(NamedTuple):
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes files, logs and bars."""
+        """Whether this is the process that writes files, logs and progress bars."""
         return not self.several or jax.process_index() == 0
 
     def gathered(self, array: np.ndarray) -> np.ndarray:

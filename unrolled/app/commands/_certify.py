@@ -1,4 +1,4 @@
-"""`unrolled certify`: what theory certifies for a dictionary, a chain, saved weights, or codes."""
+"""`unrolled certify`: certificates of a dictionary, a chain, saved weights, or codes."""
 
 import argparse
 import zipfile
@@ -139,7 +139,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print what the theory certifies, and save the figure if `--figure` asks for one."""
+    """Print the certificates, and save the figure if `--figure` asks for one."""
     if arguments.code is not None:
         _run_on_codes(arguments)
         return

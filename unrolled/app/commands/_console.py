@@ -114,7 +114,7 @@ def never_silent(silence: float = _SILENCE) -> Iterator[None]:
 
 
 def _watch(line: _Line, silence: float, over: threading.Event) -> None:
-    """Until `over` is set, repeat the last message of a command after every such pause."""
+    """Until `over` is set, repeat the last message after every `silence` seconds without output."""
     while not over.wait(silence / 8):
         now = time.monotonic()
         if now - line.shown >= silence:
@@ -211,7 +211,7 @@ def kept_programs(off: bool) -> Iterator[str]:
     If the user has set a folder, or switched the cache off, in JAX, this setting stays.
 
     Args:
-        off: whether to keep and read no programs at all.
+        off: if True, keep no programs and read none.
 
     Yields:
         A message about the folder for the user, "" if there is nothing to tell.

@@ -63,7 +63,7 @@ class Measured(NamedTuple):
     as_first: bool  # whether the first device gives the same bits
 
     def text(self) -> str:
-        """The numbers as a line."""
+        """The measurements as one line of text."""
         same = "agree to the bit" if self.repeats else "DIFFER: see the guide on devices"
         first = "" if self.as_first else ", and not as on device 0"
         return (

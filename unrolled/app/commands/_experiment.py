@@ -470,7 +470,7 @@ def _pictures(folder: Path, rows: dict[str, dict]) -> tuple[dict, list[str]] | N
 
 
 def _csv_rows(rows: dict[str, dict]) -> tuple[list[str], list[list]]:
-    """A line per row, for CSV."""
+    """One line of CSV for each row."""
     fields = [field.name for field in dataclasses.fields(vision.experiments.Recipe)]
     scores = list(dict.fromkeys(name for row in rows.values() for name in row["scores"]))
     measures = ("l1", "zeros", "below", "hoyer")

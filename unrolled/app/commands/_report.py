@@ -223,7 +223,7 @@ def write_html(
 
     Args:
         folder, title, summary, sections, facts: the parts of the report.
-        drawn: the figures of all sections, in order; None draws them.
+        drawn: the figures of all sections, in order; if None, the function draws the figures.
 
     Returns:
         The path.

@@ -260,8 +260,8 @@ def _layer_start(
 def _calibrated(layer: Layer, begun: list[Unrolled], problem: Samples, loss: Any) -> Unrolled:
     """The best params after calibration, judged by the error of the codes or by the loss.
 
-    For some dictionaries, the unit steps of theory expand so much that every step size in a
-    calibration is too long. The steps of `init` do not expand.
+    For some dictionaries, errors grow so fast under the unit steps of theory that every step size
+    in a calibration is too long. Under the steps of `init`, errors do not grow.
     """
     D, (Y, X) = problem.D, problem.chosen_on
     by_loss = loss if X is None else None

@@ -330,7 +330,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, and print the summary; exit with status 3 if zero codes or ISTA are better."""
+    """Train, and print the summary; exit with status 3 if zero codes or ISTA's are better."""
     flags = {name: getattr(arguments, name) for name in all_options()}
     processes = Processes(arguments.distributed and jax.process_count() > 1)
     say = progress_printer() if processes.is_first else silent

@@ -543,8 +543,8 @@ def certify_weights(
     Args:
         model: a layer, or a chain of layers.
         params, D: the params and the dictionary of the model; for a chain a tuple of each.
-        sparsity: s, the number of nonzeros of a code; for a chain, one s per layer. If None, the
-            largest certified s; for a chain, s = 1 in every layer.
+        sparsity: s, the number of nonzeros of a code; for a chain, one s per layer. If `sparsity`
+            is None, s is the largest certified s; for a chain, s = 1 in every layer.
         bound: B, the largest magnitude of an entry of a code.
         noise: the largest l1 norm of the noise in a signal; the l2 norm if codes come in parts.
         tolerance: the l1 error to reach; the report names the first step that reaches it.

@@ -260,7 +260,7 @@ def _largest_error(x: jax.Array, X: jax.Array) -> jax.Array:
 
 
 def _quietly(function: Callable, *args: Any, **options: Any) -> Any:
-    """The result of a function, without warnings on hypotheses, which the table shows."""
+    """The result of a function, without warnings on the hypotheses: the table shows these."""
     with checks.quiet(analytic.HypothesisWarning):
         return function(*args, **options)
 
@@ -289,7 +289,7 @@ class CertifiedChain(Result):
         return "\n".join(self.parts())
 
     def parts(self) -> list[str]:
-        """The setting, both runs, and a table of the slow one."""
+        """The setting, both runs, and a table of the slow run."""
         fast = self.fast
         return [
             "y = D_1 x_1, x_1 = D_2 x_2 with D_1 = [I, Hadamard] (256 x 512) and a transversal "
@@ -370,7 +370,7 @@ def certified_chain(
 
     Args:
         key: the key of D_2 and of the signals.
-        depths: steps of each layer in the run where layer 1 contracts slowly.
+        depths: steps of each layer in the run in which layer 1 contracts slowly.
         say: receives messages on the progress.
 
     Reference: Theorem 6 of the paper, corrected, as in `analytic.dsc`.

@@ -184,15 +184,15 @@ def certify_drawn(
     Args:
         key: the key of the codes.
         D: (m, d), normalised here.
-        sparsity: s, the number of nonzeros, or nonzero parts, of a code, at least 1; or several s.
-            If None, the largest s at which nine supports in ten are proved, and s + 1, or no s if
-            the worst case covers both.
+        sparsity: s, the number of nonzeros, or nonzero parts, of a code, at least 1; or several
+            such numbers. If None, the study takes the largest s at which nine supports in ten are
+            proved, and s + 1; it takes no s if the worst case covers both.
         draws: the number of codes of every sparsity.
         bound: B > 0; the nonzeros are uniform in [-B, B]. Parts have sizes uniform in [0, B] and
             random directions.
         noise: the largest l1 norm of the noise in a signal; the l2 norm if codes come in parts.
         weights: kinds of weights, "closed form" and "3-norm", the p = 2 and p = 3 of
-            `theory.frobenius_weights`; If None, both kinds, or only "closed form" if codes come in
+            `theory.frobenius_weights`; if None, both kinds, or only "closed form" if codes come in
             parts.
         measured: also run the steps on the codes, without noise.
         say: receives messages on the progress.

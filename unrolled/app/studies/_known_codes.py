@@ -90,7 +90,7 @@ class KnownCodes(Result):
         return repr(self.comparison)
 
     def table(self, form: str = "markdown") -> Any:
-        """`Comparison.table`, in the same forms."""
+        """`Comparison.table`, in any of its forms."""
         return self.comparison.table(form)
 
     def to_dict(self) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class KnownChain(Result):
         return repr(self.comparison)
 
     def table(self, form: str = "markdown") -> Any:
-        """`Comparison.table`, in the same forms."""
+        """`Comparison.table`, in any of its forms."""
         return self.comparison.table(form)
 
     def to_dict(self) -> dict[str, Any]:
@@ -285,7 +285,7 @@ class _Made(NamedTuple):
 
 
 def _made(samples: Samples, run: Plan, family: tuple[str, str, dict[str, Any]]) -> _Made:
-    """A family by its recipe, before and after training."""
+    """The params of a family by its recipe, before and after training."""
     title, name, options = family
     seconds: dict[str, float] = {}
     remarks: list[str] = []

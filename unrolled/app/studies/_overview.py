@@ -47,7 +47,7 @@ def of_known(
         methods: layers and params by name.
         setting: a sentence about the signals.
         covered: the most nonzeros that the worst case covers.
-        fallback: the sentence if no method is nearer than ISTA and FISTA.
+        fallback: the sentence if no method is nearer to the true codes than ISTA and FISTA.
     """
     lines = {name: np.concatenate([[0.0], curve.nmse]) for name, curve in _running(result)}
     ends = _ends(lines, result)
@@ -93,7 +93,7 @@ def of_known(
 def of_unknown(
     result: Comparison, methods: Mapping[str, tuple[Layer, Unrolled]], setting: str, fallback: str
 ) -> Overview:
-    """The overview of methods that the LASSO judges; the arguments are as in `of_known`."""
+    """The overview of methods that are judged by the LASSO; the arguments are as in `of_known`."""
     zero = np.nan if result.ista_gap is None else float(result.ista_gap[0])
     lines = {name: np.concatenate([[zero], curve.gap]) for name, curve in _running(result)}
     ends = _ends(lines, result)

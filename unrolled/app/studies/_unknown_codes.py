@@ -1,4 +1,4 @@
-"""Signals without known codes, such as patches of photographs, judged by the LASSO."""
+"""Methods on signals without known codes, such as patches of photographs."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -132,7 +132,7 @@ class UnknownCodes(Result):
         return repr(self.comparison)
 
     def table(self, form: str = "markdown") -> Any:
-        """`Comparison.table`, in the same forms."""
+        """`Comparison.table`, in any of its forms."""
         return self.comparison.table(form)
 
     def to_dict(self) -> dict[str, Any]:
@@ -216,7 +216,7 @@ def unknown_codes(
         depth: K, the steps.
         lam: weight of the LASSO; if None, a tenth of the lam at which nine codes in ten are 0.
         steps: number of training steps.
-        tested: about how many test signals are solved to a certified optimum.
+        tested: approximate number of test signals that are solved to a certified optimum.
         weights: name -> the result of an earlier training, which is also compared.
         certify: as in `compare.compare`.
         say: receives messages on the progress.
