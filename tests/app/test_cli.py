@@ -558,8 +558,8 @@ REFUSED = {
     ".*transpose them",
     "compare --dictionary D.npy --signals longer.npy": r"longer.npy: .*\(60, 24\); expected "
     r"\(signals, 12\)",
-    "compare --dictionary D.npy --signals Y.npy --snr 20 --sparsity 2": "--snr, --sparsity is of "
-    "planted codes, not signals",
+    "compare --dictionary D.npy --signals Y.npy --snr 20 --sparsity 2": "--snr, --sparsity is for "
+    "generated codes, not for signals of a file",
     "compare --dictionary D.npy --signals one.npy": "one.npy: expected at least 2 signals, got 1",
     "compare --dictionary D.npy --signals Y.npy YX.npz": "expected one array file with signals, "
     "got 2",
