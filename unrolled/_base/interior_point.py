@@ -236,7 +236,7 @@ def least_entries(A: np.ndarray, i: int, level: float, w: np.ndarray, tol: float
 
     The lower bound comes from the multipliers (v, nu): if B v + u = nu a_i with norm(u, 1) = 1,
     then nu - level norm(v, 1) <= norm(w, inf). If the gap at the interior point is too wide, the
-    function goes on to a vertex near the interior point.
+    function continues with a vertex near the interior point.
     """
     a, B = A[:, i], np.delete(A.T, i, axis=0).T  # B in Fortran order
     n, m = B.shape[1], len(a)

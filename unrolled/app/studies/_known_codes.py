@@ -216,7 +216,7 @@ def known_codes(
         depth: K, the steps of every layer.
         lam: penalty of ISTA and FISTA; if None, the best value of a small grid.
         steps: number of training steps.
-        weights: name -> the result of an earlier training, which is also compared.
+        weights: name -> the result of an earlier run, which is also compared.
         sampled, certify, predict: as in `compare.compare`; not for a chain.
         say: receives messages on the progress.
 

@@ -217,7 +217,7 @@ def unknown_codes(
         lam: weight of the LASSO; if None, a tenth of the lam at which nine codes in ten are 0.
         steps: number of training steps.
         tested: approximate number of test signals that are solved to a certified optimum.
-        weights: name -> the result of an earlier training, which is also compared.
+        weights: name -> the result of an earlier run, which is also compared.
         certify: as in `compare.compare`.
         say: receives messages on the progress.
 
