@@ -304,8 +304,8 @@ class CertifiedChain(Result):
             "entries.",
             "",
             f"With {_SLOW} nonzeros, layer 1 contracts slowly (a = 0.94). The printed proof runs "
-            "layer 2 with thresholds for the exact x_1: layer 2 diverges. Largest l1 error of "
-            "layer 2:",
+            "layer 2 with thresholds for the exact x_1: layer 2 diverges. The table has the "
+            "largest l1 error of layer 2:",
             "",
             markdown(
                 _CHAIN_COLUMNS,

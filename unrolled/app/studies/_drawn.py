@@ -70,10 +70,12 @@ class DrawnProofs(Result):
             return []
         counts = " or ".join(map(str, self.sparsities))
         single = self.block == 1
-        codes = f"{self.draws:,} codes with {counts} nonzeros on a random support"
+        codes = f"{self.draws:,} new codes with {counts} nonzeros on a random support"
         values = f"values uniform in [-{self.bound:g}, {self.bound:g}]"
         if not single:
-            codes = f"{self.draws:,} codes with {counts} parts of {self.block} on a random support"
+            codes = (
+                f"{self.draws:,} new codes with {counts} parts of {self.block} on a random support"
+            )
             values = f"sizes uniform in [0, {self.bound:g}]"
         noise = measured = ""
         if self.noise:

@@ -189,10 +189,10 @@ BY_DEFAULT = tuple(name for name in METHODS if name != "lista")
 SUPPORT = (0.012, 0.12)
 # The sentence above the table of guarantees.
 GUARANTEES = (
-    "What theory guarantees for the same params: a bound on the l1 error of every code with at "
-    "most s nonzeros of magnitude at most B, observed with noise of l1 norm at most delta. The "
-    "table has the least s, B and delta that cover the test signals. The last column has the "
-    "largest s with a guarantee."
+    "For the same params, theory bounds the l1 error of every code with at most s nonzeros of "
+    "magnitude at most B, observed with noise of l1 norm at most delta. The table has the "
+    "least s, B and delta that cover the test signals. The last column has the largest s with a "
+    "guarantee."
 )
 # The sentence above the table of predictions.
 PREDICTIONS = (
