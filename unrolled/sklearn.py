@@ -1,4 +1,4 @@
-"""Transformers of scikit-learn: codes of samples, in a given dictionary or a learned one."""
+"""Transformers of scikit-learn: codes of samples, in a given or a learned dictionary."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -67,7 +67,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     flat, (n_samples, m g).
 
     Args:
-        dictionary: D, (n_features, n_components), an array or a structured one; a tuple
+        dictionary: D, (n_features, n_components), an array or a structured dictionary; a tuple
             (D_1, ..., D_J) for deep pursuits and networks, whose features are the last codes. None
             is the identity: a placeholder that keeps the features.
         method: the name of a pursuit; the name of a family of layers, together with `depth`; or a

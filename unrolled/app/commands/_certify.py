@@ -139,7 +139,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the certificates, and save the figure if `--figure` asks for one."""
+    """Print the certificates, and save the figure if `--figure` names a file."""
     if arguments.code is not None:
         _run_on_codes(arguments)
         return

@@ -219,7 +219,7 @@ def _pursuits() -> tuple[str, ...]:
 
 
 def _is_weights(name: str) -> bool:
-    """Whether a method is a file of weights, or a folder with one."""
+    """Whether a method is a file of weights, or a folder with such a file."""
     return Path(name).suffix in (".npz", ".safetensors") or (bool(name) and Path(name).is_dir())
 
 

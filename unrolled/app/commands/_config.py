@@ -297,7 +297,7 @@ def _with_defaults(problem: Problem, families: list[type[Layer]], chained: bool)
 
 
 def _check_dictionaries(problem: Problem, layers: int, chained: bool) -> None:
-    """Raise ConfigError unless a chain has a dictionary per layer, and a layer has one."""
+    """Raise ConfigError unless there is one dictionary for each layer."""
     files = problem.dictionary
     if chained and not (isinstance(files, tuple) and len(files) == layers):
         got = len(files) if isinstance(files, tuple) else "one"

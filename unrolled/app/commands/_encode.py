@@ -135,7 +135,7 @@ def _check_source(
     paths: list[Path],
     certify: bool,
 ) -> Path | str:
-    """The weights, or the name of a pursuit; ValueError unless exactly one is given."""
+    """The weights, or the name of a pursuit; ValueError unless exactly one of the two is given."""
     if method is None:
         if weights is None:
             raise ValueError("encode: expected WEIGHTS and SIGNALS, or --method and SIGNALS")

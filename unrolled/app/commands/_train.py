@@ -227,7 +227,7 @@ def _errors(x: jax.Array, X: jax.Array) -> dict[str, Any]:
 def logger(folder: Path, started: Callable[[], None]) -> Callable[..., None]:
     """A callback of `fit` that appends one line per evaluation.
 
-    The history keeps evaluations of an earlier run before the step of the first new one. The
+    The history keeps evaluations of an earlier run before the step of the first new evaluation. The
     callback replaces the earlier history, and calls `started`, at the first evaluation. By then
     `fit` has locked the checkpoints, so a second run in the same folder changes nothing.
     """

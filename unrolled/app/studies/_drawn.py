@@ -47,7 +47,7 @@ class ProvedShare(Result):
 
 
 class DrawnProofs(Result):
-    """The proofs of drawn codes, of one sparsity or several."""
+    """The proofs of drawn codes, for one sparsity or for several."""
 
     shape: tuple[int, ...]  # of D
     sparsities: tuple[int, ...]  # s, the nonzeros of a code

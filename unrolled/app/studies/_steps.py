@@ -221,7 +221,7 @@ def silent(message: str) -> None:
 
 
 def seldom(say: Say, seconds: float) -> Say:
-    """`say`, but without messages that come less than `seconds` after the last one."""
+    """`say`, but without messages that come less than `seconds` after the last message."""
     last = time.monotonic()
 
     def say_seldom(message: str) -> None:
@@ -234,7 +234,7 @@ def seldom(say: Say, seconds: float) -> Say:
 
 
 def one_per_layer(sparsity: int | Sequence[int] | None) -> Sequence[int] | None:
-    """The sparsities of all layers, as a sequence; a number becomes a sequence of one."""
+    """The sparsities of all layers, as a sequence; a number becomes a sequence of length 1."""
     if sparsity is None or isinstance(sparsity, Sequence):
         return sparsity
     return (checks.as_index(sparsity, "sparsity", "certify"),)
