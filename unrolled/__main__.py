@@ -7,9 +7,9 @@ from unrolled.app.cli import main
 
 
 def run() -> int:
-    """One command as a process of its own; returns its exit status."""
+    """Run one command in this process, and return the exit status."""
     status = main()
-    gc.freeze()  # all that lives ends with the process: a search for cycles would take a second
+    gc.freeze()  # the process ends: a last search for cycles would take a second
     return status
 
 

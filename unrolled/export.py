@@ -70,10 +70,11 @@ def save(
         program = zipfile.ZipFile(path).read("program")
         X = jax.export.deserialize(bytearray(program)).call(Y)
 
-    The program takes and returns real numbers, which every runtime has. Those of a complex D are
-    pairs, `dictionaries.to_pairs`: the bytes of a complex array, Y.view("float32"), and
-    np.asarray(X).view("complex64") of its codes. Those of a `Joint` are flat, Y.reshape(n, -1).
-    `load` takes and returns both forms.
+    The program takes and returns real numbers, which every runtime supports. For a complex D,
+    signals and codes are pairs of real numbers, as from `dictionaries.to_pairs`: pass
+    Y.view("float32"), and np.asarray(X).view("complex64") are the complex codes. For a `Joint`,
+    signals and codes are flat: pass Y.reshape(n, -1). A solver from `load` takes and returns both
+    forms.
 
     Args:
         path: the file to write; an existing file is replaced in one move.
@@ -87,9 +88,9 @@ def save(
 
     Raises:
         ImportError: flatbuffers is not installed.
-        TypeError: model is of another kind, arguments are traced, an activation is a function
-            without a name (see `activations.describe`), or a pursuit computes on the host:
-            `basis_pursuit`, `lasso_batch`, `omp_batch`.
+        TypeError: model is neither a layer, a network nor a pursuit, arguments are traced, an
+            activation is a function without a name (see `activations.describe`), or a pursuit
+            computes on the host: `basis_pursuit`, `lasso_batch`, `omp_batch`.
         ValueError: params do not fit, or a platform lacks an operation of the program.
         OSError: the file cannot be written.
 
@@ -144,8 +145,8 @@ def load(path: str | Path) -> Exported:
     Returns:
         Exported(run, manifest). `run` takes signals (n, m) of any real dtype, and computes in the
         dtype of the manifest. If D is complex, `run` takes complex signals and returns complex
-        codes; if D is a `Joint`, signals (n, m, g) and codes (n, d, g). `run` raises ValueError for
-        another shape, and TypeError for complex signals of a real D.
+        codes; if D is a `Joint`, `run` takes signals (n, m, g) and returns codes (n, d, g). `run`
+        raises ValueError for another shape, and TypeError for complex signals of a real D.
 
     Raises:
         FileNotFoundError: no such file.
@@ -179,12 +180,12 @@ def load(path: str | Path) -> Exported:
     except Exception as error:  # whatever a reader of foreign bytes raises
         raise CheckpointError(f"export.load: {path}: {error}") from error
     flat = partial(_codes, call, manifest["signals"][1], manifest["dtype"])
-    form = manifest.get("form")  # files before it have real numbers
+    form = manifest.get("form")  # older files have only real numbers
     return Exported(flat if form is None else partial(_codes_in_form, flat, form), manifest)
 
 
 def _form(D: Any) -> dict[str, Any] | None:
-    """The form other than flat of the signals and the codes of D, whose codes come in parts.
+    """The form of signals and codes of D that is not flat; None if D has only flat codes.
 
     Example:
         >>> D = ur.dictionaries.Complex.of(jnp.ones((3, 4)))
@@ -201,7 +202,7 @@ def _form(D: Any) -> dict[str, Any] | None:
 
 
 def _codes_in_form(run: Callable[[Any], Any], form: dict[str, Any], Y: ArrayLike) -> Any:
-    """Codes of flat signals by `run`, or of signals in a form, in that form."""
+    """Codes by `run`: flat for flat signals, else in the form of the signals."""
     is_complex, (m, *each) = form["complex"], form["signals"]
     if np.iscomplexobj(Y) != is_complex or np.shape(Y)[1:] != (m, *each):
         return run(Y)
@@ -224,7 +225,7 @@ def _codes(call: Callable[[Any], Any], m: int, dtype: str, Y: ArrayLike) -> Any:
     if np.iscomplexobj(rows):
         raise TypeError(f"run: Y is {rows.dtype}; expected real numbers")
     with jax.enable_x64(True) if dtype == "float64" else nullcontext():
-        # The call puts arrays of the host on the device: faster than doing it here.
+        # The call puts arrays of the host on the device, faster than a copy here.
         rows = (jnp if isinstance(Y, jax.Array) else np).asarray(rows, jnp.dtype(dtype))
         if not len(rows):  # for the program n is at least 1
             return jax.tree.map(lambda x: x[:0], call(np.zeros((1, m), rows.dtype)))

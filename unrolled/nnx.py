@@ -153,7 +153,7 @@ def fit(model: nnx.Module, sample: Any, **options: Any) -> Fit:
 
     Raises:
         NonFiniteError: see `training.fit`; the model stays as it was.
-        TypeError: model is not an nnx.Module. Also the errors of `training.fit`.
+        TypeError: model is not an nnx.Module. `training.fit` can raise further errors.
 
     Example:
         >>> import optax

@@ -1,4 +1,4 @@
-"""The penalty of a code: what shrinks it, what an objective adds up, what bounds a dual point."""
+"""The penalty of a code: its shrinkage, its value in an objective, its bound on a dual point."""
 
 import math
 from collections.abc import Callable
@@ -21,33 +21,34 @@ __all__ = ["L1", "NONNEGATIVE", "Penalty"]
 
 @dataclass(frozen=True)
 class Penalty:
-    r"""sum_i lam_i |x_i| over the parts of a code: its entries, or `block` entries each.
+    r"""sum_i lam_i |x_i| over the parts of a code: single entries, or groups of `block` entries.
 
-    Whatever reads a penalty reads this record: the steps of layers and pursuits, objectives,
-    duality gaps, and the derivative of a solution. Where a part has several entries, |x_i| is its
-    norm; it is the modulus of a complex number, and of many measurements the norm of a row. The
-    dual of the LASSO with this penalty is
+    The steps of layers and pursuits, objectives, duality gaps and the derivative of a solution all
+    use this record. If a part has several entries, |x_i| is the norm of the part: the modulus of a
+    complex number, or the norm of a row of many measurements. The dual of the LASSO with this
+    penalty is
 
     .. math:: \max_\nu \|y\|^2 / 2 - \|y - \nu\|^2 / 2 : |(D'\nu)_i| \le lam_i,
 
-    where over x >= 0 the bound is one on (D'nu)_i itself. With a finite `bend` the penalty is the
-    minimax concave one, which no longer grows beyond |x_i| = bend lam_i,
+    where the bound is on (D'nu)_i itself if x >= 0. With a finite `bend` the penalty is the minimax
+    concave penalty, which is constant beyond |x_i| = bend lam_i,
 
     .. math:: \sum_i lam_i |x_i| - |x_i|^2 / (2 bend) \text{ to there}, \qquad bend \, lam_i^2 / 2
         \text{ beyond},
 
-    so large parts pass unshrunk. It is not convex: duals, gaps and pursuits know no bend. Below, a
-    code has length d and n = d / block parts. lam and theta are one number, or (d,), equal within a
-    part.
+    so large parts pass unshrunk. The minimax concave penalty is not convex: duals, gaps and
+    pursuits have no bend. Below, a code has length d and n = d / block parts; lam and theta are one
+    number, or have shape (d,) and are equal within a part.
 
     Attributes:
         block: the number of entries of a part, `block` of a dictionary.
-        nonnegative: whether codes are x >= 0, of parts of one entry.
-        bend: how many thresholds long a part must be to pass unshrunk; above 1.
+        nonnegative: whether codes are x >= 0, which requires parts of one entry.
+        bend: the size, in thresholds, from which a part passes unshrunk; above 1.
 
     Raises:
         TypeError: block is not an integer, or `nonnegative` is not a bool.
-        ValueError: block is below 1, parts over x >= 0 have several entries, or bend is at most 1.
+        ValueError: block is below 1, parts have several entries although `nonnegative` is True, or
+            bend is at most 1.
 
     Reference: Yuan, Lin (2006), the group LASSO; Zhang (2010) and Gao, Bruce (1997) for the bend.
 
@@ -78,7 +79,7 @@ class Penalty:
             raise ValueError(f"Penalty: bend must be above 1, got {self.bend}")
 
     def of(self, D: Dictionary) -> "Penalty":
-        """The same penalty, of the parts of D."""
+        """The same penalty, with the parts of codes of D."""
         return self if block_of(D) == self.block else replace(self, block=block_of(D))
 
     def parts(self, v: Array) -> Array:
@@ -86,11 +87,13 @@ class Penalty:
         return v.reshape(-1, self.block)
 
     def entries(self, values: Array) -> Array:
-        """Values of the parts, (n,), as one for each entry, (d,)."""
+        """Values of the parts, (n,), repeated for each entry, (d,)."""
         return jnp.repeat(values, self.block) if self.block > 1 else values
 
     def of_parts(self, values: Array) -> Array:
-        """Values that are equal within a part, (d,), as one per part, (n,); a number unchanged."""
+        """One value per part, (n,), from values equal within a part, (d,); a number stays
+        unchanged.
+        """
         return self.parts(values)[:, 0] if self.block > 1 and values.ndim else values
 
     def sums(self, v: Array) -> Array:
@@ -102,11 +105,11 @@ class Penalty:
         return norm(self.parts(v), 1) if self.block > 1 else jnp.abs(v)
 
     def dual_sizes(self, g: Array) -> Array:
-        """What lam_i bounds of a dual point, where g = D'nu: |g_i|, or max(g_i, 0) for x >= 0."""
+        """The sizes that lam_i bounds, for g = D'nu: |g_i|, or max(g_i, 0) for x >= 0."""
         return relu(g) if self.nonnegative else self.sizes(g)
 
     def support(self, x: Array) -> Array:
-        """Which entries are of parts that are not 0, (d,)."""
+        """Whether each entry belongs to a nonzero part, (d,)."""
         return self.entries((self.parts(x) != 0).any(1)) if self.block > 1 else x != 0
 
     def directions(self, x: Array) -> Array:
@@ -138,16 +141,16 @@ class Penalty:
         activation: Callable[[Array], Array] = relu,
         fraction: ArrayLike | None = None,
     ) -> Array:
-        r"""With ReLU the proximal map of sum theta_i |x_i|; a share `fraction` may pass unshrunk.
+        r"""The proximal map of sum theta_i |x_i| for ReLU; a share `fraction` may pass unshrunk.
 
-        Any other activation rho takes its place in `activations.shrink`, or for x >= 0 in
-        `activations.nonnegative_threshold`. It acts on the size of a part,
+        Another activation rho replaces ReLU in `activations.shrink`, or in
+        `activations.nonnegative_threshold` for x >= 0. The activation acts on the size of a part,
 
         .. math:: x_i = v_i / |v_i| \, (\rho(|v_i| - \theta_i) - \rho(-|v_i| - \theta_i)).
 
-        `activations.select_support` says which entries pass; parts of the largest sizes pass. With
-        a bend it is the firm threshold, min(bend / (bend - 1) |x_i|, |v_i|) in the direction of
-        x_i.
+        `activations.select_support` says which entries pass unshrunk; parts with the largest sizes
+        pass. With a bend, the map is the firm threshold, min(bend / (bend - 1) |x_i|, |v_i|) in the
+        direction of x_i.
         """
         if self == L1:
             if fraction is None:
@@ -168,7 +171,7 @@ class Penalty:
         return jnp.where(self.entries(selected(sizes, theta, fraction)), v, x)
 
     def _bent(self, v: Array, x: Array) -> Array:
-        """The firm threshold of v from the soft one, x; x itself without a bend."""
+        """The firm threshold of v from the soft threshold x; without a bend, x itself."""
         if self.bend == math.inf:
             return x
         x = self.bend / (self.bend - 1) * x
@@ -188,8 +191,9 @@ class Penalty:
 
         .. math:: \sum_{x_i \ne 0} (a_i + (block - 1) |x_i| / |u_i|),
 
-        where a_i = 1, or bend / (bend - 1) of a part that is bent, |x_i| < |u_i|. It is the number
-        of nonzeros where a part is an entry, without a bend. It carries no gradient.
+        where a_i = 1, or bend / (bend - 1) for a part that the bend changes, |x_i| < |u_i|. If
+        parts are single entries and there is no bend, the trace is the number of nonzeros. The
+        trace carries no gradient.
         """
         if self.counts:
             return jnp.sum(x != 0, dtype=x.dtype)

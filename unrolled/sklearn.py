@@ -1,4 +1,4 @@
-"""Transformers of scikit-learn: codes of samples, in a given dictionary or a learned one."""
+"""Transformers of scikit-learn: codes of samples, in a given or a learned dictionary."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -49,44 +49,46 @@ def __dir__() -> list[str]:
 class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     r"""Sparse codes as features: y = D x for every sample y, by a pursuit, a layer or a network.
 
-    Samples come first: X is (n_samples, n_features), its codes are (n_samples, n_components), and
-    `inverse_transform` multiplies them by D'. **Atoms are columns here**, as everywhere in this
-    library; `sklearn.decomposition.SparseCoder` has them in rows, so its dictionary is our D'.
+    Rows are samples: X is (n_samples, n_features), the codes of X are (n_samples, n_components),
+    and `inverse_transform` multiplies codes by D'. **Atoms are columns here**, as everywhere in
+    this library; `sklearn.decomposition.SparseCoder` has atoms in rows, so its dictionary is D'.
 
-    Data frames pass, and `set_output` returns them. Three habits of scikit-learn are refused:
-    sparse matrices (pass `X.toarray()`); `n_jobs` (one compiled program codes all samples, with the
-    threads of the processor); `transform` before `fit` (which checks the options, and solves
-    nothing for a pursuit). `positive_code` is `nonnegative` here.
+    Data frames are accepted, and with `set_output` the codes are data frames. Three features of
+    scikit-learn are missing: sparse matrices (pass `X.toarray()`); `n_jobs` (one compiled program
+    codes all samples, with the threads of the processor); `transform` before `fit` (`fit` checks
+    the options, and solves nothing for a pursuit).
+    The option `positive_code` is named `nonnegative` here.
 
-    Codes have the dtype of X, float32 or float64, and are computed in it.
+    Codes are computed in the dtype of X, float32 or float64, and have this dtype.
 
-    Samples are real numbers: complex X is refused, as scikit-learn asks of its estimators. With a
-    `dictionaries.Complex` D, samples and codes are pairs of real numbers: X = to_pairs(Z) has codes
-    whose from_pairs are those of the complex Z. Samples of a `Joint` are flat, (n_samples, m g).
+    Samples are real numbers: complex X is refused, as scikit-learn requires of estimators. With a
+    `dictionaries.Complex` D, samples and codes are pairs of real numbers: if C are the codes of X =
+    to_pairs(Z), then from_pairs(C) are the codes of the complex Z. With a `Joint`, samples are
+    flat, (n_samples, m g).
 
     Args:
-        dictionary: D, (n_features, n_components), an array or a structured one; a tuple
+        dictionary: D, (n_features, n_components), an array or a structured dictionary; a tuple
             (D_1, ..., D_J) for deep pursuits and networks, whose features are the last codes. None
             is the identity: a placeholder that keeps the features.
-        method: the name of a pursuit; the name of a family of layers, together with `depth`; a
+        method: the name of a pursuit; the name of a family of layers, together with `depth`; or a
             layer or a network.
-        depth: number of steps, which makes `method` the name of a family of layers.
-        params: of the layer or the network; None takes its `init`, but for `lfista_cp`, which
-            `fit` trains on the samples by `training.unsupervised`.
+        depth: number of steps; if given, `method` is the name of a family of layers.
+        params: params of the layer or the network. If None, `fit` takes the params from `init`, but
+            trains `lfista_cp` on the samples by `training.unsupervised`.
         random_state: the seed of `init`, for families that draw their params, and of the training:
-            an int, a RandomState that draws one, or None for another seed at each `fit`.
-        split_sign: if True, a code x becomes the features max(x, 0), max(-x, 0), twice as many,
-            which a linear classifier can weigh apart.
-        lam, ratio, l2, nonnegative: of `lasso`, `lasso_batch` (faster for many samples), and where
-            a pursuit or a family has them.
-        sparsity: of `omp`, `project` and `holistic`. For OMP without a sparsity and a tol it is a
-            tenth of the features, at least 1, as in scikit-learn.
-        selection: of `omp` and `omp_batch`.
-        eps, theta, radius, p: of `bpdn`, `threshold`, `local_error` and `half_quadratic`.
-        lams, thetas, zeros, step: of deep pursuits, see there.
-        tol, max_steps: of the pursuit.
+            an int, a RandomState that draws the seed, or None for a new seed at each `fit`.
+        split_sign: if True, a code x becomes the features max(x, 0) and max(-x, 0), twice as many,
+            to which a linear classifier can give different weights.
+        lam, ratio, l2, nonnegative: options of `lasso`, of `lasso_batch` (faster for many samples),
+            and of other pursuits and families that have them.
+        sparsity: option of `omp`, `project` and `holistic`. For OMP with neither sparsity nor tol,
+            the sparsity is a tenth of the number of features, at least 1, as in scikit-learn.
+        selection: option of `omp` and `omp_batch`.
+        eps, theta, radius, p: options of `bpdn`, `threshold`, `local_error` and `half_quadratic`.
+        lams, thetas, zeros, step: options of deep pursuits; see the pursuit.
+        tol, max_steps: options of the pursuit.
 
-    An option that is None is not given, and has the default of the pursuit.
+    An option that is None has the default of the pursuit.
 
     Attributes:
         dictionary_: the dictionary, as a tuple with one entry per layer.
@@ -94,18 +96,19 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         options_: the given options of the pursuit or the family.
         params_: the params of the layer or network, None for a pursuit.
         n_components_: the number of atoms.
-        components_: D', (n_components, n_features), of a single dictionary.
-        split_sign_: as it was at `fit`.
+        components_: D', (n_components, n_features), for a single dictionary.
+        split_sign_: the value of `split_sign` at `fit`.
 
     Warns:
-        ConvergenceWarning: codes that miss their tolerance; how many.
-        UserWarning: samples that are rounding next to the largest have the code 0; how many.
+        ConvergenceWarning: some codes miss their tolerance; the warning has their number.
+        UserWarning: some samples are rounding next to the largest sample, and get the code 0; the
+            warning has their number.
 
     Raises:
-        ValueError: complex X; from `fit`, a dictionary that does not fit X, an unknown method,
-            options that it does not have or misses. What a pursuit itself refuses, `transform`
-            raises.
-        ArithmeticError: from `transform`, codes that are not finite.
+        ValueError: X is complex. `fit` raises if the dictionary does not fit X, the method is
+            unknown, or an option is missing or belongs to another method. `transform` raises if the
+            pursuit refuses its arguments.
+        ArithmeticError: codes are not finite in `transform`.
 
     Example:
         >>> from unrolled.sklearn import SparseCoder
@@ -169,7 +172,9 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         self.max_steps = max_steps
 
     def fit(self, X: Any, y: Any = None) -> "SparseCoder":
-        """Check the dictionary, the method and its options against X; train a bare `lfista_cp`."""
+        """Check the dictionary, the method and its options against X; train `lfista_cp` if it has
+        no params.
+        """
         X = _samples(self, X, reset=True)
         with jax.enable_x64(True):
             Ds = self._dictionaries(X)
@@ -187,7 +192,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     @property
     def components_(self) -> np.ndarray:
-        """The atoms in rows, (n_components, n_features), as scikit-learn has them."""
+        """The atoms in rows, (n_components, n_features), as in scikit-learn."""
         if len(self.dictionary_) > 1:
             raise AttributeError(
                 f"{_NAME}: components_ is for one dictionary, got {len(self.dictionary_)}"
@@ -200,7 +205,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return _split(codes) if self.split_sign_ else codes
 
     def _codes_of(self, X: Any) -> np.ndarray:
-        check_is_fitted(self, "dictionary_")  # a fit that failed has set others
+        check_is_fitted(self, "dictionary_")  # a fit that failed has set other attributes
         X = self._without_rounding(_samples(self, X, reset=False))
         missed, codes = 0, np.empty((len(X), self.n_components_), X.dtype)
         with jax.enable_x64(True):
@@ -222,10 +227,10 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """Prove the codes of the samples, for a single dictionary.
 
         `theory.certify_lasso` proves codes of a LASSO pursuit, for the pursuit's penalty, and codes
-        of a layer, for the penalty lam. `theory.certify_code` proves other codes: its `x` are the
-        codes after least squares on their supports and at most `finish` steps of subspace pursuit,
-        and its `certified(X)` says which codes are proved to be the only ones of least l1 norm.
-        `certify` refuses what these two functions refuse, such as codes in parts.
+        of a layer, for the penalty lam. `theory.certify_code` proves other codes. In its result,
+        `x` has the codes after least squares on their supports and at most `finish` steps of
+        subspace pursuit, and `certified(X)` says which codes are proved to be the only codes of
+        least l1 norm. `certify` refuses what these two functions refuse, such as codes in parts.
         """
         codes, X = self._codes_of(X), np.asarray(X)
         if len(self.dictionary_) > 1:
@@ -248,11 +253,11 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             return np.asarray(signals)
 
     def restore(self, X: Any) -> np.ndarray:
-        """The estimates D x of the samples, (n_samples, n_features): denoised, in D's terms."""
+        """The denoised samples D x, (n_samples, n_features)."""
         return self.inverse_transform(self.transform(X))
 
     def _without_rounding(self, X: np.ndarray) -> np.ndarray:
-        """The samples, 0 if negligible next to the largest; a warning says how many are."""
+        """The samples; set samples that are negligible next to the largest to 0, and warn."""
         if not isinstance(self.method_, str) or not is_relative(self.method_, self.options_):
             return X
         with jax.enable_x64(True):
@@ -315,7 +320,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return method
 
     def _params(self, Ds: tuple[Dictionary, ...], X: np.ndarray) -> Any:
-        """Those given, or trained on the samples, or the usual ones, checked."""
+        """The params after checks: given, trained on the samples, or from `init`."""
         layer: Any = self.method_
         if isinstance(layer, Layer) and len(Ds) > 1:
             raise ValueError(f"{_NAME}: a layer has one dictionary, got {len(Ds)}")
@@ -344,7 +349,7 @@ def _samples(coder: BaseEstimator, X: Any, reset: bool) -> np.ndarray:
 
 
 def _split(codes: np.ndarray) -> np.ndarray:
-    """Positive parts, then negative ones."""
+    """The positive parts of codes, then the negative parts."""
     return np.hstack([np.maximum(codes, 0), np.maximum(-codes, 0)])
 
 
@@ -358,7 +363,7 @@ def _joined(X: Any, d: int, split: bool, where: str) -> np.ndarray:
 
 
 def _seed(random_state: Any) -> Any:
-    """The seed or the key; a number drawn from a RandomState, or of numpy's own for None."""
+    """The seed or the key; for a RandomState, or None (the global RandomState), a drawn number."""
     if random_state is None or isinstance(random_state, np.random.RandomState):
         return check_random_state(random_state).randint(np.iinfo(np.int32).max)
     return random_state
@@ -375,41 +380,42 @@ def _is_online(learner: "DictionaryLearner") -> bool:
 class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     r"""A dictionary learned from samples, and their codes in it as features.
 
-    Data frames pass, and `set_output` returns them. `SparseCoder` says which habits of scikit-learn
-    are refused; here `positive_code` and `positive_dict` are, too, since no method learns codes or
-    atoms that are non-negative.
+    Data frames are accepted, and with `set_output` the codes are data frames. `SparseCoder` lists
+    the features of scikit-learn that are missing. `positive_code` and `positive_dict` are missing
+    here, too, since no method learns non-negative codes or atoms.
 
-    Samples come first and **atoms are columns**, as in `SparseCoder`; `components_` has the atoms
-    in rows, as in `sklearn.decomposition.DictionaryLearning`. Samples are real numbers: complex X
-    is refused, and pairs of real numbers would get real atoms, which are not those of a complex D.
+    Rows are samples and **atoms are columns**, as in `SparseCoder`; `components_` has the atoms in
+    rows, as in `sklearn.decomposition.DictionaryLearning`. Samples are real numbers: complex X is
+    refused, and from pairs of real numbers the methods would learn real atoms, which do not form a
+    complex D.
 
     Args:
-        n_components: the number of atoms; None takes the smaller of the numbers of features and
-            of samples.
+        n_components: the number of atoms; if None, the smaller of the numbers of features and
+            samples.
         method: "online", "ksvd" or "mod", of `dictionary_learning`.
-        lam: of "online", the penalty weight, also of the codes, by `lasso_batch`. None is a tenth
-            of the mean norm of the samples.
-        sparsity: of "ksvd" and "mod", the most nonzeros of a code, also of `transform`, by `omp`.
-            None is a tenth of the features, at least 1.
-        sweeps: of "ksvd" and "mod", and passes over the samples of "online".
-        batch_size: samples of a batch of "online".
+        lam: for "online", the penalty weight, also in `transform`, which uses `lasso_batch`. If
+            None, lam is a tenth of the mean norm of the samples.
+        sparsity: for "ksvd" and "mod", the most nonzeros of a code, also in `transform`, which uses
+            `omp`. If None, the sparsity is a tenth of the number of features, at least 1.
+        sweeps: number of sweeps of "ksvd" and "mod", or of passes of "online" over the samples.
+        batch_size: number of samples in a batch of "online".
         start: "data", "dct", or a D, (n_features, n_components).
-        random_state: the seed, an int; a RandomState that draws one, or None for another seed at
+        random_state: the seed: an int, a RandomState that draws the seed, or None for a new seed at
             each `fit`.
-        split_sign: if True, a code x becomes the features max(x, 0), max(-x, 0), twice as many.
+        split_sign: if True, a code x becomes the features max(x, 0) and max(-x, 0), twice as many.
 
     Attributes:
         dictionary_: D, (n_features, n_components).
         components_: D', (n_components, n_features).
         learned_: the `dictionary_learning.Learned`, with the history.
         n_components_: the number of atoms.
-        lam_, sparsity_: those used; None for the other methods.
-        split_sign_: as it was at `fit`.
+        lam_, sparsity_: the values in use; None for methods without this option.
+        split_sign_: the value of `split_sign` at `fit`.
 
     Raises:
-        ValueError: complex X; from `fit`, an unknown method, an option of another one, and what the
-            method refuses, such as more atoms than samples; from `partial_fit`, a dictionary that
-            another method has learned.
+        ValueError: X is complex. `fit` raises if the method is unknown, an option belongs to
+            another method, or the method refuses an argument, such as more atoms than samples.
+            `partial_fit` raises if another method has learned the dictionary.
 
     Example:
         >>> from unrolled.sklearn import DictionaryLearner
@@ -448,7 +454,7 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         """Learn the dictionary."""
         X = _samples(self, X, reset=True)
         self._choose(X)
-        if (d := self.n_components_) > len(X):  # several passes would hide it from a stream
+        if (d := self.n_components_) > len(X):  # with several passes a stream has enough samples
             raise ValueError(
                 f"DictionaryLearner: {d} atoms for {len(X)} samples; expected at most as many"
             )
@@ -469,7 +475,7 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     @available_if(_is_online)
     def partial_fit(self, X: Any, y: Any = None) -> "DictionaryLearner":
-        """Go on with the samples of one batch; the first call needs `n_components` of them."""
+        """Continue with the samples of one batch; the first batch needs `n_components` samples."""
         first = not hasattr(self, "learned_")
         if not first and self.lam_ is None:
             raise ValueError("DictionaryLearner: learned by another method; expected fit first")
@@ -496,7 +502,7 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return X @ self.components_.astype(X.dtype)
 
     def restore(self, X: Any) -> np.ndarray:
-        """The estimates D x of the samples, (n_samples, n_features): denoised, in D's terms."""
+        """The denoised samples D x, (n_samples, n_features)."""
         return self.inverse_transform(self.transform(X))
 
     @property
@@ -507,7 +513,7 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return checks.as_index(_seed(self.random_state), "random_state", "DictionaryLearner")
 
     def _choose(self, X: np.ndarray) -> None:
-        """The options where they are None."""
+        """Set the options that are None to values for X."""
         where = "DictionaryLearner"
         if self.method not in _METHODS:
             names = ", ".join(_METHODS)

@@ -398,7 +398,7 @@ def test_a_habit_that_is_refused_is_told_in_the_docstring(refused, error, messag
         refused()
     said = SparseCoder.__doc__ + DictionaryLearner.__doc__
     assert all(word in said for word in ("sparse matrices", "n_jobs", "`transform` before `fit`"))
-    assert all(word in said for word in ("`positive_code` is `nonnegative`", "positive_dict"))
+    assert all(word in said for word in ("`positive_code` is named `nonnegative`", "positive_dict"))
 
 
 class Frame:

@@ -558,8 +558,8 @@ REFUSED = {
     ".*transpose them",
     "compare --dictionary D.npy --signals longer.npy": r"longer.npy: .*\(60, 24\); expected "
     r"\(signals, 12\)",
-    "compare --dictionary D.npy --signals Y.npy --snr 20 --sparsity 2": "--snr, --sparsity is of "
-    "planted codes, not signals",
+    "compare --dictionary D.npy --signals Y.npy --snr 20 --sparsity 2": "--snr, --sparsity is for "
+    "generated codes, not for signals of a file",
     "compare --dictionary D.npy --signals one.npy": "one.npy: expected at least 2 signals, got 1",
     "compare --dictionary D.npy --signals Y.npy YX.npz": "expected one array file with signals, "
     "got 2",
@@ -811,7 +811,7 @@ def test_compare_on_own_signals_with_codes(run, tmp_path):
     check_report(tmp_path / "r", ["signals"])
     text = (tmp_path / "r" / "report.md").read_text()
     assert "SNR" not in text  # of given signals: unknown
-    assert "what state evolution predicts of it" in text
+    assert "the prediction of state evolution" in text
     assert "certified codes, %" in text and "signals are missing (100 draws, confidence" in text
     assert strict_json(out) == strict_json((tmp_path / "r" / "results.json").read_text())
     kinds = "analytic", "calibrated", "learned"

@@ -119,7 +119,7 @@ def overview(**changes):
     lines = {name: -np.cumsum(np.r_[0, rng.random(16)]) for name in names}
     shown = tuple(names[3:])
     rows = [[name, "the dictionary", "-9.5"] for name in shown]
-    table = markdown(["Method", "What it knows", "Error, dB"], rows)
+    table = markdown(["Method", "Information used", "Error, dB"], rows)
     made = studies.Overview(
         *("B is nearer", "On signals.", lines, shown, shown[-1], "error, dB", False, "Errors."),
         table,
@@ -144,7 +144,7 @@ def test_the_first_screen_is_a_sentence_a_figure_and_a_table():
     assert screen.count("<tr") == 6 and '<tr class="best"><td>A &amp; B, learned</td>' in screen
     # What does not change is a sentence, but for the table that is shown whole.
     assert "<th>K</th>" not in below and "<p>In every row: K 16.</p>" in below
-    assert "<th>What it knows</th>" in screen
+    assert "<th>Information used</th>" in screen
 
 
 def test_names_at_the_ends_of_lines_do_not_meet():

@@ -149,8 +149,8 @@ def test_drawn_codes_in_parts_are_proved_part_by_part():
     study = studies.certify_drawn(KEY, D, sparsity=4, draws=40, measured=True)
     assert list(study.worst) == ["closed form"] and study.worst["closed form"] < 4
     assert all(row.proved > 20 and (row.error or 0) < 1e-6 for row in study.rows)
-    assert "4 parts of 2 on a random support, of sizes uniform in [0, 1]" in study.text()
-    assert "no part of a proved code" in study.text()
+    assert "4 parts of 2 on a random support, with sizes uniform in [0, 1]" in study.text()
+    assert "the error of every part of a proved code" in study.text()
     noisy = studies.certify_drawn(KEY, D, sparsity=2, draws=5, noise=1e-3)
     assert "Noise of l2 norm at most 0.001 hides small parts" in noisy.text()
     params = ur.analytic.alista(D, depth=10, sparsity=1, bound=1.0)
@@ -197,7 +197,7 @@ def test_codes_that_are_worse_than_zero_are_told_what_a_guard_makes_of_them():
     safe = {"lamp, learned": (guarded, study.methods["lamp, learned"][1]), **safe}
     curves = ur.compare(safe, D, study.tested, lam=FEW["lam"]).curves
     listed = "; ".join(f"{name} {float(curve.gap[-1]):.2e}" for name, curve in curves.items())
-    assert told.endswith(f"with it: {listed}.")
+    assert told.endswith(f"with the guard: {listed}.")
     for name, curve in curves.items():
         assert study.comparison.curves[name].worse[-1] > curve.worse[-1] == 0
 
@@ -450,7 +450,7 @@ def test_studies_take_convolutions_of_any_norm():
 def test_constant_signals_have_no_psnr():
     given = studies.Pictures(np.ones((30, 8), "f4"), np.ones((10, 8), "f4"))
     study = studies.unknown_codes(KEY, hadamard(), given, methods=(), **FEW)
-    assert "constant, which have no PSNR" in study.text() and "-inf" not in study.text()
+    assert "constant signals, which have no PSNR" in study.text() and "-inf" not in study.text()
 
 
 def test_each_layer_of_a_chain_is_made_on_the_codes_of_the_layer_before():
@@ -550,4 +550,4 @@ def test_nonzeros_are_those_of_a_code_and_seconds_are_told_where_there_are_some(
     assert (_steps.nonzeros(matrix, ones), _steps.nonzeros(joint, ones)) == (12, 4)
     X = studies.planted(KEY, joint, sparsity=2).tested_on[1]
     assert _steps.nonzeros(joint, X) == pytest.approx(2, abs=0.2)  # 6 deviations of 1,000 signals
-    assert _steps.spent({}) == "" and _steps.spent({"fit": 1.25}).endswith("time: fit 1.2.")
+    assert _steps.spent({}) == "" and _steps.spent({"fit": 1.25}).endswith("longer: fit 1.2.")

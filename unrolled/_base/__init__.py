@@ -1,4 +1,4 @@
-"""The ground floor: checks, numbers, programs, threads, files and text, for all other rooms."""
+"""Modules that all other packages use: checks, numbers, programs, threads, files and text."""
 
 import difflib
 import sys
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 def missing(
     room: str, name: str, known: Iterable[str], inside: Iterable[str] = ()
 ) -> AttributeError:
-    """The error of a module without a name: what has the name inside of it, else a similar name."""
+    """The error for a name that a module lacks, with the place of the name or a similar name."""
     lower = {word.lower(): word for word in known}
     close = () if name.startswith("_") else difflib.get_close_matches(name.lower(), lower, 1)
     near = " or ".join(inside) or "".join(lower[word] for word in close)
@@ -17,13 +17,13 @@ def missing(
 
 
 def offer(room: str, *others: str, results: str = "", own: str = "") -> None:
-    """Give a room `__all__` and `dir`: the names that its files list, and some of other rooms.
+    """Give a package `__all__` and `dir`: the names that its files list, and names of `others`.
 
-    Two kinds of names are in the room, and in lists of their own. `__results__` has the types of
-    results, errors and warnings; `__own__` has what you write a layer, a dictionary or another part
-    with, and the types of params and states. The pages show them below what everybody calls.
+    Two separate lists hold the names that most users do not call. `__results__` lists the types of
+    results, errors and warnings. `__own__` lists the names with which you write a layer or a
+    dictionary, and the types of params and states. The pages show these names last.
 
-    Type checkers learn these names from the `import *` of the room, and forbid `__all__` in it.
+    Type checkers read the names from `import *` in the package, and forbid `__all__` there.
     """
     files = [file for name, file in [*sys.modules.items()] if name.startswith(f"{room}._")]
     listed = {name for file in files for name in getattr(file, "__all__", ())}

@@ -1,7 +1,7 @@
-"""The door of every exported function: it checks arguments against the annotations.
+"""The decorator of every exported function: it checks arguments against the annotations.
 
-The annotations are read once, when the function is defined. A call then costs about a microsecond
-for each argument, and an array of JAX in floating point, traced or not, passes at once.
+The decorator reads the annotations once, when the function is defined. A call then takes about a
+microsecond per argument. A floating-point JAX array, traced or not, passes at once.
 """
 
 import functools
@@ -22,7 +22,7 @@ from unrolled._base.text import an
 
 F = TypeVar("F", bound=Callable[..., Any])
 _BY_PLACE = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
-# (value, its name, name of the function) -> the value that is passed on
+# (value, name of the argument, name of the function) -> the value to pass on
 Take = Callable[[Any, str, str], Any]
 
 
@@ -32,7 +32,7 @@ class Kind(NamedTuple):
     what: str  # in messages: "an integer"
     take: Take
     cls: Any = None  # types whose instances all pass unchanged
-    scalars: str = ""  # the kinds of dtypes of an array, if it stands for one number
+    scalars: str = ""  # kinds of dtypes of an array that may stand for one number
     of_arrays: bool = False
     items: bool = False  # whether the kind is a sequence
 
@@ -40,13 +40,13 @@ class Kind(NamedTuple):
 def checked(function: F) -> F:
     """Make a function refuse arguments that its annotations exclude, with a clear message.
 
-    Integers that JAX would cut to 32 bits become floating point, numbers of numpy become numbers of
-    Python, and a seed becomes a key. If a function requires more of a value than its kind, the
-    function checks the value; an argument whose annotation has `Any` is not checked here.
+    Integers that JAX would cut to 32 bits become floating point, NumPy numbers become Python
+    numbers, and a seed becomes a key. If a function requires more of a value than its type, the
+    function checks the value itself. An argument whose annotation has `Any` is not checked here.
 
     Raises:
-        TypeError: an argument is not of its kind: an array of real numbers, a sequence, and so on.
-        ValueError: numbers are beyond float32, but JAX computes in float32.
+        TypeError: an argument has the wrong type, such as text instead of an array of real numbers.
+        ValueError: numbers exceed the range of float32, but JAX computes in float32.
 
     Example:
         >>> from unrolled._base.arguments import checked
@@ -94,7 +94,7 @@ def _kind_of(annotation: Any) -> Kind | None:
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The members of a union and of its aliases; anything else is its only member."""
+    """The members of a union and of its aliases; for any other annotation, the annotation alone."""
     if hasattr(annotation, "__value__") and annotation not in KNOWN:
         return _members(annotation.__value__)
     if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
@@ -176,7 +176,7 @@ def _items(item: Kind | None, refused: tuple[type, ...]) -> Kind:
 
 
 def _rows(value: Any, item: Kind | None, name: str, where: str) -> Any:
-    """An array instead of a sequence: its rows, which are numbers if the array has one axis."""
+    """The rows of an array that replaces a sequence; numbers if the array has one axis."""
     if not value.ndim:
         raise _refusal(value, "a sequence", name, where)
     value = _array(value, name, where)
@@ -188,10 +188,10 @@ def _rows(value: Any, item: Kind | None, name: str, where: str) -> Any:
 
 
 def _union(kinds: list[Kind]) -> Kind:
-    """The first kind that takes a value; arrays come last, with the most precise message.
+    """The first kind that accepts a value; arrays come last, because their message is most precise.
 
-    A flat list instead of a sequence or an array is judged by its items: an array of the list would
-    take True for 1.
+    The items of a flat list are checked one by one, because an array of the list would take True
+    for 1.
     """
     what = " or ".join(kind.what for kind in kinds)
     plain = tuple(kind.cls for kind in kinds if kind.cls)
@@ -284,7 +284,7 @@ _ARRAY = Kind("an array of numbers", _array, of_arrays=True)
 _FUNCTION = Kind("a function", _function)
 _PATH = _instances(os.PathLike, "a path")
 _TEXT = _instances(str, "text")
-# The kinds of annotations. The file of dictionaries adds its kind.
+# The kind of each annotation. The file of dictionaries adds the kind of dictionaries.
 KNOWN = {
     checks.ArrayLike: _ARRAY,
     jax.Array: _ARRAY,

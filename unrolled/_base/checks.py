@@ -1,9 +1,9 @@
-"""Checks of the arguments that a user passes: a static fault raises here, at trace time.
+"""Checks of the arguments that a user passes: a static error raises here, at trace time.
 
 Every message says what was wrong, what was passed, what was expected and what to try. Values can be
 checked only if they are known: under `jit` the value checks pass, and the docstring of the caller
-says what the result is then. The checks use numpy, since inside `jit` even an operation on known
-arrays is traced.
+says what the result is in that case. The checks use numpy, since inside `jit` even an operation on
+known arrays is traced.
 """
 
 import contextlib
@@ -41,10 +41,10 @@ Key = TypeAliasType("Key", jax.Array | int)
 _QUIET: ContextVar[tuple[tuple[type[Warning], re.Pattern], ...]] = ContextVar("quiet", default=())
 # Results of more bytes than this are announced before they are made.
 _LARGE_BYTES = 2 * 10**9
-# More steps than a method needs, plans of slow blocks included: tables of more steps never end.
+# No method and no plan of slow blocks needs more steps; a table of more steps would never end.
 DEEPEST = 10**7
 _LONGEST = 60  # characters of a value in a message
-# Code whose lines no warning names: this package, JAX, and the exits of a `with` of this package.
+# No warning points at a line of this code: this package, JAX, and the exits of a `with` in it.
 _INNER = tuple(
     str(Path(file).parents[up]) + os.sep for file, up in ((__file__, 1), (jax.__file__, 0))
 )
@@ -107,7 +107,7 @@ def on_host(tree: Any, where: str, name: str = "an argument") -> None:
 
 
 def as_array(x: Any) -> Any:
-    """An object that converts itself, such as a data frame, as a numpy array; others unchanged."""
+    """A numpy array of an object that converts itself, such as a data frame; others unchanged."""
     foreign = hasattr(x, "__array__") and not isinstance(x, jax.Array | np.ndarray)
     return np.asarray(x) if foreign else x
 
@@ -117,7 +117,7 @@ def as_float(x: Any, name: str, where: str) -> Array:
 
     Raises:
         TypeError: `x` is complex, masked or not numeric.
-        ValueError: numbers are beyond float32, but JAX computes in float32.
+        ValueError: numbers exceed the range of float32, but JAX computes in float32.
     """
     if isinstance(x, jax.Array) and computes(x.dtype):
         return x
@@ -142,7 +142,7 @@ def as_float(x: Any, name: str, where: str) -> Array:
 
 
 def as_numbers(x: Any, name: str, where: str) -> Any:
-    """`x` unchanged, one or an array of real numbers; integers that JAX would cut become floats.
+    """A real number or array `x`, unchanged, but integers that JAX would cut become floats.
 
     Raises:
         TypeError: `x` is complex, masked or not numeric.
@@ -171,7 +171,7 @@ def _has_double() -> bool:
 
 
 def _of_reals(x: Any, dtype: Any, name: str, where: str) -> Any:
-    """x, if its dtype has real numbers of 16 bits or more, integers or truth values; else raise."""
+    """x if its dtype is bool, integer, or real with 16 bits or more; raise TypeError otherwise."""
     if jnp.issubdtype(dtype, jnp.complexfloating):
         instead = "signals of a dictionaries.Complex where layers and pursuits take them"
         if name in ("D", "W"):
@@ -183,7 +183,7 @@ def _of_reals(x: Any, dtype: Any, name: str, where: str) -> Any:
 
 
 def _cut(values: np.ndarray) -> bool:
-    """Whether JAX would cut some of these integers, as it does if its floats have 32 bits."""
+    """Whether JAX would cut some of these integers to 32 bits, as JAX does without float64."""
     held = np.iinfo(jax.dtypes.canonicalize_dtype(values.dtype.newbyteorder("=")))
     if np.iinfo(values.dtype).bits <= held.bits and values.dtype.kind == held.kind:
         return False
@@ -200,17 +200,17 @@ def within_float32(x: Any, name: str, where: str) -> Any:
 
 
 def computes(dtype: Any) -> bool:
-    """Whether JAX computes with this dtype of real numbers: it does not in 8 bits or less."""
+    """Whether JAX computes with this real dtype; JAX does not compute in 8 bits or less."""
     return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize > 1
 
 
 def _kind(x: Any) -> str:
-    """The word of a message for an argument that is not a JAX array."""
+    """The type of an argument that is not a JAX array, for a message."""
     return f"{type(x).__name__} of {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
 
 
 def in_float32(x: np.ndarray, name: str, where: str) -> np.ndarray:
-    """Rows of signals or the atoms of D, cast to float32 if needed; raise if the cast loses any.
+    """Rows of signals or the atoms of D, cast to float32 if needed; raise if a row is lost.
 
     Raises:
         ValueError: some rows or atoms become 0 or infinite.
@@ -230,8 +230,8 @@ def in_float32(x: np.ndarray, name: str, where: str) -> np.ndarray:
 def narrowed(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The rows of an array in float32, and the indices of the rows that float32 loses.
 
-    Lost rows become infinite, or entries below the least normal number, which are zero in most
-    operations, amount to more than rounding.
+    A row is lost if it becomes infinite, or if its entries below the least normal number amount to
+    more than rounding; most operations take these entries for zero.
     """
     info = np.finfo(np.float32)
     with np.errstate(over="ignore", under="ignore"):
@@ -245,7 +245,7 @@ def narrowed(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def as_rows(x: Any, name: str, where: str, n: int | None = None) -> Array:
-    """`x` as a floating-point matrix of finite rows, at least one; of `n` rows if `n` is given.
+    """`x` as a floating-point matrix of at least one row, all finite; of `n` rows if `n` is given.
 
     Raises:
         TypeError: `x` is complex or not numeric.
@@ -261,7 +261,7 @@ def as_rows(x: Any, name: str, where: str, n: int | None = None) -> Array:
 
 
 def check_rows(shape: tuple[int, ...], name: str, where: str, n: int | None = None) -> None:
-    """Raise ValueError unless the shape has rows, at least one; `n` rows if `n` is given."""
+    """Raise ValueError unless a matrix of this shape has rows; `n` rows if `n` is given."""
     if len(shape) != 2 or not shape[0] or n not in (None, shape[0]):
         rows = "(signals, m), with at least one signal" if n is None else f"({n}, ...)"
         flat = flattened(name, shape)
@@ -333,8 +333,8 @@ def as_key(key: Any, where: str) -> Array:
 
     Raises:
         TypeError: the value is neither a key nor an integer.
-        ValueError: there are several keys; or a seed is outside 0..2^32 - 1, which JAX would cut to
-            32 bits in float32.
+        ValueError: there are several keys, or a seed is outside 0..2^32 - 1, which JAX would cut to
+            32 bits unless float64 is enabled.
     """
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return _one_key(key, key.shape, where)
@@ -371,7 +371,7 @@ def _is_raw(key: Any) -> bool:
 def announce(
     shape: tuple[int, ...], dtype: DTypeLike, what: str, where: str, copies: int = 1
 ) -> None:
-    """Warn before an array of more than 2 GB is made, with its size; see `check_memory`."""
+    """Warn, with the size, before an array of more than 2 GB is made; see `check_memory`."""
     size, text = check_memory(shape, dtype, what, where, copies)
     if size > _LARGE_BYTES:
         warn(text)
@@ -380,17 +380,17 @@ def announce(
 def check_memory(
     shape: tuple[int, ...], dtype: DTypeLike, what: str, where: str, copies: int = 1
 ) -> tuple[int, str]:
-    """The bytes of an array before it is made, and the words for the number of bytes.
+    """The number of bytes of an array before it is made, and a text with this number.
 
     Args:
         shape, dtype: shape and dtype of the array.
         what: the name of the array in a message.
         where: the name of the caller, with which messages begin.
-        copies: number of arrays of this size that exist at once meanwhile.
+        copies: number of arrays of this size that exist at the same time.
 
     Raises:
-        MemoryError: the array needs more than all memory of this machine. JAX and the system would
-            answer in their own words, or end the process.
+        MemoryError: the array needs more than the memory of this machine. JAX or the system would
+            raise a less clear error, or end the process.
     """
     kind = np.dtype(dtype)
     size = copies * math.prod(shape) * kind.itemsize
@@ -423,9 +423,9 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 @contextlib.contextmanager
 def quiet(category: type[Warning] = Warning, message: str = "") -> Iterator[None]:
-    """Drop warnings of this package whose text begins like `message`, a pattern, in a block.
+    """In a block, drop warnings of this package whose text begins with the pattern `message`.
 
-    Other threads keep their warnings, unlike with `warnings.catch_warnings`.
+    Unlike `warnings.catch_warnings`, this function keeps the warnings of other threads.
     """
     token = _QUIET.set((*_QUIET.get(), (category, re.compile(message))))
     try:
@@ -435,9 +435,9 @@ def quiet(category: type[Warning] = Warning, message: str = "") -> Iterator[None
 
 
 def common_dtype(*trees: Any) -> np.dtype:
-    """The dtype of a computation on all floating leaves of `trees`; without any, the default.
+    """The dtype of a computation on all floating leaves of `trees`; the default if there are none.
 
-    Plain numbers take the dtype of the arrays.
+    Python numbers take the dtype of the arrays.
     """
     arrays = (leaf for leaf in jax.tree.leaves(trees) if hasattr(leaf, "dtype"))
     leaves = [leaf for leaf in arrays if jnp.issubdtype(leaf.dtype, jnp.floating)]
@@ -456,7 +456,7 @@ def cast(tree: Any, dtype: DTypeLike) -> Any:
 
 
 def cast_on_host(tree: Any, dtype: DTypeLike) -> Any:
-    """`cast` of known leaves by numpy, which compiles no program for the cast."""
+    """`cast` for known leaves: numpy casts the leaves, and no program is compiled."""
 
     def one(leaf):
         values = np.asarray(leaf)
@@ -466,7 +466,7 @@ def cast_on_host(tree: Any, dtype: DTypeLike) -> Any:
 
 
 def static(x: Any, name: str, where: str) -> None:
-    """Raise TypeError if x is traced: it determines the program."""
+    """Raise TypeError if x is traced, because x determines the program."""
     if isinstance(x, jax.core.Tracer):
         raise TypeError(f"{where}: {name} must be static, got a traced value; try static_argnames")
 
@@ -500,7 +500,7 @@ def as_index(n: Any, name: str, where: str, *, least: int = 0) -> int:
 
 
 def as_depth(n: Any, name: str, where: str, *, least: int = 0) -> int:
-    """A number of steps, each with entries in tables; like `as_index`, but at most `DEEPEST`.
+    """A number of steps as a Python integer; like `as_index`, but at most `DEEPEST`.
 
     Raises:
         TypeError: `n` is traced, a bool or not an integer.
@@ -516,7 +516,7 @@ def as_number(x: Any, name: str, where: str) -> float:
     """`x` as a Python float.
 
     Raises:
-        TypeError: `x` is traced, or not one real number.
+        TypeError: `x` is traced, or not a single real number.
     """
     static(x, name, where)
     try:
@@ -534,7 +534,7 @@ def as_fraction(x: Any, name: str, where: str) -> float:
     """`x` as a Python float strictly between 0 and 1.
 
     Raises:
-        TypeError: `x` is traced, or not one real number.
+        TypeError: `x` is traced, or not a single real number.
         ValueError: `x` is outside (0, 1), or NaN.
     """
     value = as_number(x, name, where)
@@ -544,7 +544,7 @@ def as_fraction(x: Any, name: str, where: str) -> float:
 
 
 def as_sizes(where: str, **sizes: Any) -> tuple[int, ...]:
-    """Each of the sizes, by name, as a Python integer of at least 1; see `as_index`."""
+    """The named sizes as Python integers of at least 1; see `as_index`."""
     return tuple(as_index(size, name, where, least=1) for name, size in sizes.items())
 
 
@@ -561,7 +561,7 @@ def as_bool(x: Any, name: str, where: str) -> bool:
 
 
 def integer(n: Any, name: str, where: str) -> None:
-    """Raise TypeError unless n is one integer, known or traced."""
+    """Raise TypeError unless n is a single integer, known or traced."""
     kind = getattr(n, "dtype", type(n))
     if getattr(n, "ndim", 0) or not jnp.issubdtype(kind, jnp.integer):
         raise TypeError(f"{where}: {name} must be an integer, got {brief(n)}")
@@ -606,14 +606,14 @@ def broadcast(where: str, **arrays: Any) -> None:
 
 
 def same_shape(where: str, **arrays: Any) -> None:
-    """Raise ValueError unless the named arrays have one shape."""
+    """Raise ValueError unless the named arrays have the same shape."""
     if len({np.shape(array) for array in arrays.values()}) > 1:
         shapes = " but ".join(f"{name} has shape {np.shape(v)}" for name, v in arrays.items())
         raise ValueError(f"{where}: {shapes}; expected equal ones")
 
 
 def vector(x: Any, name: str, where: str) -> None:
-    """Raise ValueError unless x has one dimension: the caller orders the entries of one code."""
+    """Raise ValueError unless x has one dimension: the caller sorts the entries of one code."""
     if jnp.ndim(x) != 1:
         raise ValueError(
             f"{where}: {name} has shape {jnp.shape(x)}; expected (d,), try jax.vmap for a batch"

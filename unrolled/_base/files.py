@@ -1,5 +1,5 @@
-"""Files that are written whole or not at all, and locked by one process; and arrays in files, whose
-rows are read when a sampler draws them.
+"""Files that are written completely or not at all, and locks of files; arrays in files, whose rows
+are read when a sampler draws them.
 """
 
 import errno
@@ -38,10 +38,12 @@ def check_file(path: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise OSError unless files can be written into a folder, or it can be made. Leave nothing.
+    """Raise OSError unless files can be written into a folder, or the folder can be made.
+
+    The check leaves no file or folder behind.
 
     Raises:
-        NotADirectoryError: a file has the name of the folder, or of a folder above.
+        NotADirectoryError: a file has the name of the folder, or of a parent folder.
         OSError: the folder cannot be written.
     """
     folder = folder.absolute()
@@ -68,12 +70,13 @@ def write_whole(path: Path, blob: bytes | memoryview) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write into, which is at `path` when the block ends.
+    """A file to write into, which appears at `path` when the block ends.
 
-    The file has no name before its bytes are on the disk, if the system has such files, and then a
-    name next to `path` for a moment; on other systems it has this name from the start. After a
-    fault or a kill the previous file still exists. The next call for `path` removes what a kill
-    leaves. A link stays, and the file that the link names is written.
+    If the system has files without a name, the file has no name until its bytes are on the disk,
+    and then a temporary name next to `path` for a moment. On other systems the file has the
+    temporary name from the start. After an error or a kill the previous file still exists, and the
+    next call for `path` removes the temporary file. If `path` is a link, the link stays, and the
+    file that the link names is written.
 
     Raises:
         IsADirectoryError: a folder has this name.
@@ -128,7 +131,7 @@ def named(path: Path) -> Iterator[None]:
 
 
 def _nameless(folder: Path) -> BinaryIO | None:
-    """A new file without a name, which may get one; None if the system has no such files."""
+    """A new file without a name, which can get one later; None if the system lacks such files."""
     try:
         file = os.fdopen(os.open(folder, os.O_RDWR | os.O_TMPFILE, 0o666), "w+b")
     except (AttributeError, OSError):
@@ -144,7 +147,7 @@ def _in_proc(file: BinaryIO) -> str:
 
 
 def sweep(path: Path) -> None:
-    """Remove files that killed processes left of a file: all that no process has locked."""
+    """Remove the temporary files that killed processes left: all that no process has locked."""
     for rest in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         with suppress(OSError), rest.open("rb") as file:
             if lock(file):
@@ -152,9 +155,9 @@ def sweep(path: Path) -> None:
 
 
 def lock(file: IO) -> bool:
-    """Lock an open file, unless another process has; a lock ends when its process is killed.
+    """Lock an open file unless another process holds the lock; a lock ends with its process.
 
-    Windows has no such locks: there all files count as free.
+    On Windows, which has no such locks, all files count as free.
     """
     try:
         import fcntl
@@ -181,7 +184,7 @@ def claimed(path: Path, *, stays: bool = False) -> Iterator[str | None]:
     """Lock a file that stands for a run, with the id of this process in it, until the block ends.
 
     The block gets None, or the id of the process that has locked the file. A file that a killed
-    process leaves is not locked. Unless it `stays`, the file is removed with the block.
+    process leaves is not locked. When the block ends, the file is removed unless `stays` is True.
     """
     with _opened(path) as (file, mine):
         if mine:
@@ -272,7 +275,7 @@ class MappedRows:
         """The values of some rows.
 
         Raises:
-            ValueError: values are NaN or infinite, or float32 loses them; or the file was cut.
+            ValueError: values are NaN or infinite, float32 loses values, or the file was cut.
         """
         root: Any = self.array
         while isinstance(root.base, np.ndarray):
@@ -323,17 +326,18 @@ class Draws:
         return batch
 
     def check(self) -> None:
-        """Raise ValueError if a draw so far has met rows that cannot be used."""
+        """Raise ValueError if some draw so far contained rows that cannot be used."""
         for file in self.files:
             if file.fault is not None:
                 raise ValueError(file.fault)
 
 
 def as_argument(sample: Any) -> Any:
-    """A sampler as a pytree: the arrays of its leaves are not compiled into its program.
+    """A sampler as a pytree, so that the arrays in its leaves are not compiled into its program.
 
-    An array that a function holds becomes a constant of the program, which each pass of the
-    compiler copies and which stays with the compiled program: gigabytes for your own signals.
+    An array that a function holds becomes a constant of the program. Each pass of the compiler
+    copies the constant, and the compiled program keeps it, which can take gigabytes for your own
+    signals.
     """
     leaves, tree = jax.tree.flatten(sample)
     arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, _ARRAY) and leaf.ndim}
@@ -350,7 +354,7 @@ def drawing(sample: Any) -> Callable[[Key], Any]:
 
 
 def check_draws(sample: Any, batch: Any) -> None:
-    """Raise ValueError if a sampler reads files and has met a fault, in this batch or before."""
+    """Raise ValueError if a sampler has read unusable rows from a file, in this batch or before."""
     if isinstance(sample, Draws):
         jax.block_until_ready(batch)
         sample.check()
@@ -360,8 +364,8 @@ def as_data(Y: Any, X: Any, where: str) -> tuple[Any, Any]:
     """Signals and their codes, checked: JAX arrays, and `MappedRows` for mapped arrays.
 
     Raises:
-        TypeError, ValueError: as `_checks.as_signals` and `_checks.as_rows`, except for the values
-            of mapped arrays.
+        TypeError, ValueError: see `checks.as_signals` and `checks.as_rows`; the values of mapped
+            arrays are not checked here.
     """
     Y = _as_rows(checks.as_signals, Y, "Y", where)
     return Y, jax.tree.map(lambda codes: _as_rows(checks.as_rows, codes, "X", where, len(Y)), X)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Steps use this share of the way to the border, at most 1.
+# A step goes this share of the way to the border; the step length is at most 1.
 _TO_BORDER = 0.995
 # Centrality corrections (Gondzio 1996): at most this many. They aim at steps longer by _AMBITION,
 # with complementarity products within a factor _SPREAD of the centre. A correction is kept if it
@@ -37,7 +37,7 @@ def lapack() -> ModuleType:
 def blas() -> ModuleType:
     """scipy's BLAS, for products in loops that also factorise.
 
-    numpy has another thread pool, whose threads would spin together with scipy's threads.
+    numpy has another thread pool, whose threads would spin while scipy's threads work.
     """
     from scipy.linalg import blas
 
@@ -130,7 +130,7 @@ class _Newton:
         return centre, centre - ds * dl
 
     def move(self) -> tuple[Move, tuple[float, float]]:
-        """The move and its step lengths, with centrality corrections while they lengthen it."""
+        """The move and its step lengths, after centrality corrections that lengthen the step."""
         centre, target = self.predicted()
         move = self.towards(target)
         lengths = self.lengths(move)
@@ -159,8 +159,8 @@ def interior_point(
 ) -> tuple[np.ndarray, tuple[np.ndarray, float], int]:
     r"""Minimise t subject to |M'w| <= b + e t and c . w = 1, by a primal-dual method from w.
 
-    M is B, or [B, I] if b and e have that length. With B = A without column i, b = 0 and e = 1 the
-    optimum is the generalized coherence of atom i. With [B, I], b = (mu, 0) and e = (0, 1) the
+    M is B, or [B, I] if b and e have n + r entries. With B = A without column i, b = 0 and e = 1
+    the optimum is the generalized coherence of atom i. With [B, I], b = (mu, 0) and e = (0, 1) the
     optimum is the least largest entry at coherence mu (Definition 8).
 
     Args:
@@ -235,8 +235,8 @@ def least_entries(A: np.ndarray, i: int, level: float, w: np.ndarray, tol: float
         tol: relative gap of the bounds.
 
     The lower bound comes from the multipliers (v, nu): if B v + u = nu a_i with norm(u, 1) = 1,
-    then nu - level norm(v, 1) <= norm(w, inf). If the gap of the interior point is too wide, a
-    vertex near the interior point follows.
+    then nu - level norm(v, 1) <= norm(w, inf). If the gap at the interior point is too wide, the
+    function continues with a vertex near the interior point.
     """
     a, B = A[:, i], np.delete(A.T, i, axis=0).T  # B in Fortran order
     n, m = B.shape[1], len(a)
@@ -269,10 +269,11 @@ def _vertex(
 ) -> tuple[np.ndarray, tuple[np.ndarray, float]]:
     """w and the multipliers (v, nu) of a vertex near an interior point, by a dual simplex method.
 
-    At a thin level the multipliers are large, and magnify the remaining error of the interior point
-    in the dual conditions to a gap of 1e-5 and more; at a vertex this error is zero. The vertex
-    belongs to the m independent constraints with the largest ratios of multiplier to slack; while
-    the vertex violates another constraint, this constraint enters.
+    If the level is close to the least possible, the multipliers are large. They magnify the
+    remaining error of the interior point in the dual conditions to a gap of 1e-5 and more; at a
+    vertex this error is zero. The vertex belongs to the m independent constraints with the largest
+    ratios of multiplier to slack; while the vertex violates another constraint, this constraint
+    enters.
     """
     from scipy.linalg import qr
 
@@ -318,7 +319,7 @@ def _vertex(
 def _pulled_inside(
     B: np.ndarray, level: float, a: np.ndarray, point: np.ndarray, inside: np.ndarray
 ) -> np.ndarray:
-    """A point near another with |B'w| <= level: by least squares, then on the way to `inside`."""
+    """A w near `point` with |B'w| <= level: least squares first, then a move towards `inside`."""
     from scipy.linalg import lstsq
 
     if not B.size:

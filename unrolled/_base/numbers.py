@@ -1,8 +1,8 @@
-"""Numerical helpers for all floors: sums of squares at any scale, and maxima that keep nan.
+"""Numerical helpers for all packages: sums of squares at any scale, and maxima that keep nan.
 
-A square leaves the range of a dtype long before its root does. The helpers here first divide by a
-power of two near the largest magnitude, and multiply by this power at the end, which is exact: at
-ordinary scales not a bit changes.
+A square leaves the range of a dtype long before its root does. The helpers here divide by a power
+of two near the largest magnitude first, and multiply by this power at the end. Both operations are
+exact, so at ordinary scales no bit changes.
 """
 
 from functools import partial
@@ -30,9 +30,10 @@ def up(*values: Any) -> float:
 
 
 def lost_below(m: int, size: float, dtype: DTypeLike) -> float:
-    """What w . (y - D x) may lose below the range, for m entries of w of at most this size.
+    """The largest loss of w . (y - D x) by underflow, for m entries of w of at most this size.
 
-    A sum or product below the least normal number may become zero; XLA keeps those of float16.
+    A sum or product below the least normal number may become zero; in float16 XLA keeps such
+    numbers.
     """
     info = jnp.finfo(dtype)
     least = info.smallest_subnormal if info.dtype == jnp.float16 else info.tiny
@@ -45,7 +46,7 @@ def largest(x: Array, axis: Axes = None) -> Array:
 
 
 def at_least(x: Array, floor: ArrayLike) -> Array:
-    """max(x, floor), nan where x is: fused with a sum, XLA's maximum on a CPU loses nan."""
+    """max(x, floor), but nan if x is nan: XLA's maximum fused with a sum loses nan on a CPU."""
     return jnp.where(x < floor, jnp.asarray(floor, x.dtype), x)
 
 
@@ -55,7 +56,7 @@ def widened(x: Array) -> Array:
 
 
 def wide_dtype(dtype: DTypeLike) -> np.dtype:
-    """The dtype, or float32 if it is narrower."""
+    """The dtype, or float32 if the dtype is narrower."""
     return np.dtype(dtype if np.dtype(dtype).itemsize >= 4 else np.float32)
 
 
@@ -63,8 +64,8 @@ def wide_dtype(dtype: DTypeLike) -> np.dtype:
 def exponent(x: Array, axis: Axes = None) -> Array:
     """k with 2^k <= max abs(x) < 2^(k + 1), an integer; 0 where the maximum is 0 or infinite.
 
-    With an axis, this axis stays with length 1. Both 2^k and 2^-k are normal numbers of the dtype
-    of x, so k is at most one off at the upper end. k carries no gradient.
+    If an axis is given, the axis stays with length 1. Both 2^k and 2^-k are normal numbers of the
+    dtype of x, so at the upper end of the range k may be one less. k carries no gradient.
     """
     most = -int(jnp.finfo(x.dtype).minexp)
     x = lax.stop_gradient(widened(x))
@@ -77,18 +78,18 @@ def exponent(x: Array, axis: Axes = None) -> Array:
 
 
 def any_nonzero(x: Array, axis: int) -> Array:
-    """(x != 0).any(axis), also of subnormal numbers, which XLA takes for zeros on most devices."""
+    """(x != 0).any(axis), right for subnormal numbers, which XLA takes for 0 on most devices."""
     wide = widened(x)
     integer = _layout(wide.dtype)[0]
     bits = lax.bitcast_convert_type(wide, integer) & np.iinfo(integer).max  # without the sign
-    return jnp.max(bits, axis) > 0  # a comparison of single ones would be one of floats
+    return jnp.max(bits, axis) > 0  # XLA would compare single entries as floats
 
 
 @jax.jit
 def times_power(x: Array, k: Array) -> Array:
-    """x 2^k if k comes from `exponent`, or is its negative; for sums of exponents use `ldexp`.
+    """x 2^k for k or -k from `exponent`; for sums of exponents use `ldexp`.
 
-    This function takes half of the operations of `ldexp`.
+    This function takes half as many operations as `ldexp`.
     """
     wide = widened(x)
     return (wide * power_of_two(k, wide.dtype)).astype(x.dtype)
@@ -96,7 +97,7 @@ def times_power(x: Array, k: Array) -> Array:
 
 @jax.jit
 def ldexp(x: Array, k: Array) -> Array:
-    """x 2^k, exactly unless the result leaves the range; k is an integer of size below 2^8 (2^11).
+    """x 2^k, exact unless the result leaves the range; |k| < 2^8, or 2^11 in float64.
 
     jnp.ldexp computes a general power, which is slower and not exact everywhere.
     """
@@ -114,7 +115,7 @@ def power_of_two(k: Array, dtype: DTypeLike) -> Array:
 
 
 def _layout(dtype: DTypeLike) -> tuple[type, int, int]:
-    """The integer as wide as the dtype, the bits of its mantissa, the bias of its exponent."""
+    """The integer type of the same width, the bits of the mantissa, the bias of the exponent."""
     return (np.int64, 52, 1023) if np.dtype(dtype).itemsize == 8 else (np.int32, 23, 127)
 
 
@@ -135,7 +136,7 @@ def energy(x: Array, axis: Axes = None) -> tuple[Array, Array]:
 
 @partial(jax.jit, static_argnames="axis")
 def norm(x: Array, axis: Axes = None) -> Array:
-    """sqrt(sum(x^2)), correct wherever it is in the range of the dtype; its gradient at 0 is 0."""
+    """sqrt(sum(x^2)), correct if the root is in the range of the dtype; its gradient at 0 is 0."""
     e, k = energy(x, axis)
     zero = e == 0
     root = jnp.sqrt(lax.select(zero, jnp.ones_like(e), e))
@@ -156,8 +157,9 @@ def largest_singular_value(A: Array) -> Array:
 
 
 def pseudo_inverse(A: Array) -> Array:
-    """A^+, (d, m), without singular values up to 10 min(m, d) eps of the largest: rounding.
+    """A^+, (d, m); singular values up to 10 min(m, d) eps of the largest count as rounding.
 
-    JAX cuts at 10 max(m, d) eps, which is 6 % for 50,000 atoms in float32.
+    JAX cuts at 10 max(m, d) eps of the largest singular value, which is 6 % for 50,000 atoms in
+    float32.
     """
     return jnp.linalg.pinv(A, rtol=10 * min(A.shape) * float(jnp.finfo(A.dtype).eps))

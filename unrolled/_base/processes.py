@@ -1,7 +1,7 @@
-"""Training in several processes: all processes learn what one of them knows or meets.
+"""Training in several processes: values and errors of one process reach all processes.
 
 Each process runs the same program. If one process fails on the host, the others would wait for it
-in the next exchange: `together` makes all processes fail, with its message.
+in the next exchange: `on_all` makes all processes fail, with the message of the first failure.
 """
 
 import json
@@ -31,11 +31,11 @@ class Processes(NamedTuple):
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes files, logs and bars."""
+        """Whether this is the process that writes files, logs and progress bars."""
         return not self.several or jax.process_index() == 0
 
     def gathered(self, array: np.ndarray) -> np.ndarray:
-        """An array of every process, (processes, ...)."""
+        """The arrays of all processes, (processes, ...)."""
         if not self.several:
             return array[None]
         from jax.experimental import multihost_utils
@@ -46,7 +46,8 @@ class Processes(NamedTuple):
         """f() in every process, or in the first process alone.
 
         Raises:
-            CheckpointError: f failed in another process. If f fails here, its error is raised.
+            CheckpointError: f failed in another process. If f fails in this process, the error of f
+                is raised.
         """
         error, result = None, None
         try:
@@ -88,7 +89,7 @@ class Processes(NamedTuple):
             signals += first[first > 0][:1].tolist()
 
     def _texts(self, text: str) -> list[str]:
-        """A text of every process."""
+        """The texts of all processes."""
         encoded = text.encode()
         longest = int(self.gathered(np.array(len(encoded))).max())
         rows = self.gathered(np.frombuffer(encoded.ljust(longest + 1, b"\0"), np.uint8))
@@ -116,7 +117,7 @@ class Processes(NamedTuple):
 
 
 def copy_of(leaf: Any) -> np.ndarray:
-    """A copy of an array on the host; if processes share the array, of its local parts."""
+    """A copy of an array on the host, or of its local parts if processes share the array."""
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
         return np.array(leaf, order="C")
     whole = np.empty(leaf.shape, leaf.dtype)
@@ -128,10 +129,10 @@ def copy_of(leaf: Any) -> np.ndarray:
 def join(coordinator: str | None, count: int | None, index: int | None, wait: int) -> Processes:
     """Join the processes of a distributed training, before JAX touches a device.
 
-    Without arguments the processes come from SLURM, Open MPI or another cluster that JAX knows.
+    Without arguments, JAX finds the processes by SLURM, Open MPI or another cluster that it knows.
 
     Raises:
-        ValueError: some of the three arguments are missing, or an index is not below the count.
+        ValueError: only some of the three arguments are given, or the index is not below the count.
         OSError: no coordinator answers, or JAX finds no cluster.
     """
     cluster = coordinator, count, index
@@ -194,7 +195,7 @@ def processes_of(mesh: Mesh | None, where: str) -> Processes:
     """The processes of a mesh: this process, or all processes.
 
     Raises:
-        ValueError: the mesh has devices of some processes only; processes outside would wait.
+        ValueError: the mesh has devices of only some processes; the other processes would wait.
     """
     indices = set() if mesh is None else {device.process_index for device in mesh.devices.flat}
     if len(indices) > 1 and len(indices) < jax.process_count():

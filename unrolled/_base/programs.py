@@ -1,10 +1,10 @@
-"""The doors of functions: checks on the host, then one compiled program; arrays that are spread
-over devices; the pytree nodes that a program in a file may take; and loops.
+"""Decorators for checks on the host and one compiled program, and for arrays that are spread over
+devices; pytree nodes that an exported program may take; loops.
 
-Loops and adjoints are the loops and adjoints of JAX, and also run inside `jax.shard_map` with its
-default checks. There the type of an array says along which axes devices hold different numbers. A
-state must keep its type: the initial zeros of a loop are equal on all devices, but later states are
-not.
+The loops and adjoints here call those of JAX, and also run inside `jax.shard_map` with its default
+checks. In a `shard_map` the type of an array says along which axes devices hold different numbers.
+The state of a loop must keep its type, although the initial zeros are equal on all devices and
+later states are not.
 """
 
 import functools
@@ -29,10 +29,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def on_auto_axes(function: F) -> F:
-    """A compiled function whose arrays may lie on Explicit axes, also under `vmap` and `jit`.
+    """A compiled function of arrays that may be split along Explicit axes, under `vmap` or `jit`
+    too.
 
-    The results are on the same mesh, whole on all devices in every axis that the function sees; an
-    axis of `vmap` stays spread as it was.
+    The results are on the same mesh. Every device holds the whole of each axis that the function
+    sees; an axis of `vmap` stays split as before.
     """
 
     @functools.wraps(function)
@@ -60,9 +61,10 @@ def on_auto_axes(function: F) -> F:
 
 
 def takes_sharded(function: F) -> F:
-    """A host function whose known arrays may lie on Explicit axes: there they become Auto.
+    """A host function whose known arrays may be split along Explicit axes, which become Auto.
 
-    No number is moved. If the caller has set a mesh with Explicit axes, it is Auto meanwhile.
+    No number moves to another device. If the caller has set a mesh with Explicit axes, its axes are
+    Auto during the call.
     """
 
     @functools.wraps(function)
@@ -81,20 +83,20 @@ def takes_sharded(function: F) -> F:
 
 
 def compiler_splits() -> bool:
-    """Whether the compiler may split arrays: a mesh with an Auto axis of several devices is set."""
+    """Whether the compiler may split arrays, as for a mesh with an Auto axis of several devices."""
     mesh = jax.sharding.get_abstract_mesh()
     axes = zip(mesh.axis_sizes, mesh.axis_types)
     return any(size > 1 and kind == AxisType.Auto for size, kind in axes)
 
 
 def _explicit_mesh(arrays: Any) -> Any:
-    """The mesh with Explicit axes of some array; None if there is no such mesh."""
+    """The mesh of an array with Explicit axes; None if no array has such axes."""
     meshes = (jax.typeof(array).sharding.mesh for array in arrays)
     return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
 
 
 def data_mesh(mesh: Any, where: str) -> Mesh:
-    """A mesh with the axis "data", with axes that the compiler partitions.
+    """The mesh with Auto axes, which the compiler partitions; an axis must be named "data".
 
     Raises:
         TypeError: the argument is not a mesh. ValueError: the mesh lacks this axis.
@@ -127,13 +129,13 @@ def program(*static: str) -> Callable[[F], F]:
     """Compile a function as one program for each shape of its arguments, and keep its type.
 
     Outside of `jit` every operation on a new shape compiles a separate program. A function that
-    checks values does so first and passes the arrays to a compiled function; a function that checks
-    only shapes is compiled itself. Inside another `jit` the function is part of that program, as if
-    it were not compiled.
+    checks values makes the checks first and then passes the arrays to a compiled function; a
+    function that checks only shapes is compiled itself. Inside another `jit` the function is part
+    of that program, as if it were not compiled.
 
     Args:
-        static: names of the arguments that are not arrays. If one of them has no hash, the function
-            runs without compilation.
+        static: names of the arguments that are not arrays. If one of these arguments has no hash,
+            the function runs without compilation.
     """
 
     def decorate(function: F) -> F:
@@ -158,7 +160,7 @@ def host_function(function: F) -> F:
     """A function of known arguments, which a user may call inside the `jit` of another function.
 
     Inside a `jit` the function runs during tracing, as numpy would, and its result is a constant.
-    Its arguments are `checked`.
+    The arguments are `checked`.
 
     Raises:
         TypeError: an argument is traced, or of another kind than its annotation says.
@@ -187,14 +189,15 @@ def host_function(function: F) -> F:
 
 
 def _is_traced() -> bool:
-    """Whether the current code is traced for a `jit`: there known arrays become tracers, too."""
+    """Whether JAX traces the current code for a `jit`, so that known arrays become tracers."""
     return not checks.is_concrete(jax.device_put(_KNOWN))
 
 
 def exportable(cls: type) -> None:
     """Let `jax.export` write a record (a NamedTuple), or a node whose static part JSON can hold.
 
-    If a class is defined again, the entry of the first stays, because JAX has one per name.
+    If a class is defined again, the entry of the first definition stays, because JAX has one entry
+    per name.
     """
     name = f"{cls.__module__.partition('._')[0]}.{cls.__name__}"
     with suppress(ValueError):
@@ -210,7 +213,7 @@ def exportable(cls: type) -> None:
 
 
 def _tuples(value: Any) -> Any:
-    """Tuples in place of JSON's lists: static fields are hashable."""
+    """Tuples instead of JSON's lists, because static fields must be hashable."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
@@ -218,7 +221,7 @@ def _tuples(value: Any) -> Any:
 
 
 def scan(body: Callable[[Any, Any], Any], start: Any, xs: Any = None, **options: Any) -> Any:
-    """`lax.scan`; each leaf of the state differs among devices as it does after a step."""
+    """`lax.scan`; the type of each leaf of the state is its type after a step."""
     if not _inside_shard_map():
         return lax.scan(body, start, xs, **options)
     first = jax.tree.map(lambda leaf: leaf[0], xs)
@@ -232,7 +235,7 @@ def scan(body: Callable[[Any, Any], Any], start: Any, xs: Any = None, **options:
 
 
 def while_loop(not_done: Callable[[Any], Any], body: Callable[[Any], Any], start: Any) -> Any:
-    """`lax.while_loop`, with the state as in `scan`."""
+    """`lax.while_loop`, with the types of the state as in `scan`."""
     if not _inside_shard_map():
         return lax.while_loop(not_done, body, start)
     axes = _axes(start, jax.eval_shape(body, start))
@@ -242,7 +245,7 @@ def while_loop(not_done: Callable[[Any], Any], body: Callable[[Any], Any], start
 
 
 def fori_loop(lower: int, upper: int, body: Callable[[Any, Any], Any], start: Any) -> Any:
-    """`lax.fori_loop`, with the state as in `scan`."""
+    """`lax.fori_loop`, with the types of the state as in `scan`."""
     if not _inside_shard_map():
         return lax.fori_loop(lower, upper, body, start)
     axes = _axes(start, jax.eval_shape(body, jnp.int32(lower), start))
@@ -252,7 +255,7 @@ def fori_loop(lower: int, upper: int, body: Callable[[Any, Any], Any], start: An
 
 
 def cond(holds: Any, yes: Callable[..., Any], no: Callable[..., Any], *operands: Any) -> Any:
-    """`lax.cond`, whose branches may use other arrays too; inside shard_map both are computed."""
+    """`lax.cond`, whose branches may use other arrays; inside shard_map both branches run."""
     if not _inside_shard_map():
         return lax.cond(holds, yes, no, *operands)
     return jax.tree.map(functools.partial(jnp.where, holds), yes(*operands), no(*operands))
@@ -278,7 +281,7 @@ def _axes(*trees: Any) -> frozenset[Any]:
 
 
 def _varying(tree: Any, axes: frozenset[Any]) -> Any:
-    """The tree, declared to JAX as one whose leaves may differ among devices along the axes."""
+    """The tree, with leaves declared to JAX to differ among devices along the axes."""
 
     def of_leaf(leaf: Any) -> Any:
         missing = axes - _axes(leaf)

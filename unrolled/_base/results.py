@@ -1,7 +1,7 @@
-"""Results: what a function answers, a frozen record of named fields that can grow.
+"""Results of functions: frozen records of named fields.
 
-A result is a dataclass and a pytree whose parts are its fields, but not a tuple: nobody can unpack
-it, so a later version may add a field. Params and the states of loops are NamedTuples.
+A result is a dataclass and a pytree whose parts are its fields. A result is not a tuple and cannot
+be unpacked, so a later version may add a field. Params and the states of loops are NamedTuples.
 """
 
 import dataclasses
@@ -14,11 +14,11 @@ import numpy as np
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 class Result:
-    """The base of results; `class Found(Result):` and annotated fields are all that one takes.
+    """The base class of results: write `class Found(Result):` with annotated fields.
 
     As in a NamedTuple, every field is a part of the pytree, under its name, and may have a default.
-    Two results are equal if they have the same class, form and numbers; here nan equals nan.
-    The `repr` shows shapes in place of large arrays.
+    Two results are equal if they have the same class, form and numbers; here nan equals nan. The
+    `repr` shows shapes instead of large arrays.
 
     Example:
         >>> from unrolled._base.results import Result
@@ -44,7 +44,7 @@ class Result:
         jax.tree_util.register_dataclass(cls, cls._fields, ())
 
     def replace(self, **changes: Any) -> Self:
-        """The result with other values of some fields.
+        """A copy of the result with new values of some fields.
 
         Raises:
             TypeError: there is no such field.
@@ -55,7 +55,7 @@ class Result:
         return type(self)(**self.asdict() | changes)
 
     def asdict(self) -> dict[str, Any]:
-        """The fields by name. Records within them stay records."""
+        """The fields by name. Records within the fields stay records."""
         return {name: getattr(self, name) for name in self._fields}
 
     def __repr__(self) -> str:
@@ -93,7 +93,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _hashed(leaf: Any) -> int:
-    """The hash of a leaf, that of all nan the same; TypeError for an array."""
+    """The hash of a leaf, equal for all nan; TypeError for an array."""
     code = hash(leaf)
     return code if leaf == leaf else 0
 

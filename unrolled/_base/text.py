@@ -213,7 +213,7 @@ def to_json(value: Any, indent: int | None = 1) -> str:
 
 
 def digest(value: Any) -> str:
-    """The sha256 of a value in JSON, for any order of its names."""
+    """The sha256 of a value in JSON; the order of names does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -224,7 +224,7 @@ def sealed(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(value: dict[str, Any]) -> dict[str, Any]:
-    """The value that `sealed` got.
+    """The value that was passed to `sealed`.
 
     Raises:
         ValueError: the seal is missing, or the value has changed since it was written.

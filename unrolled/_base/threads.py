@@ -20,11 +20,11 @@ _LIMITING = threading.Lock()  # held by the thread that has set the limit of BLA
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Limit BLAS to one thread, where threadpoolctl is installed (scikit-learn depends on it).
+    """Limit BLAS to one thread if threadpoolctl is installed (scikit-learn depends on it).
 
     Factorisations of a few hundred rows gain nothing from a second thread, and become up to a
-    hundred times slower if another process holds a core. The limit belongs to the process: the
-    first caller sets and removes it, and callers meanwhile leave it unchanged.
+    hundred times slower if another process holds a core. The limit holds for the whole process: the
+    first caller sets and removes the limit, and callers in the meantime leave it unchanged.
     """
     try:
         from threadpoolctl import threadpool_limits
@@ -44,21 +44,21 @@ def one_thread() -> Iterator[None]:
 
 
 class Threads(NamedTuple):
-    """Threads that share work, with the thread of the caller."""
+    """Threads that share work with the thread of the caller."""
 
     cores: int
     pool: ThreadPoolExecutor
 
     def share(self, work: Callable[[Part], None], parts: Sequence[Part]) -> None:
-        """`work` on every part, each by the first thread that is free."""
+        """Run `work` on every part, each in the first thread that is free."""
         _drained(work, parts, self.cores, self.pool.submit)
 
 
 @contextmanager
 def threads() -> Iterator[Threads]:
-    """As many threads as cores, and BLAS in one thread of each.
+    """One thread per core, each with a single thread of BLAS.
 
-    Without threadpoolctl one thread works alone, since BLAS takes all cores.
+    Without threadpoolctl there is a single thread, since BLAS takes all cores.
     """
     cores = _cores()
     with one_thread(), ThreadPoolExecutor(cores) as pool:
@@ -68,7 +68,8 @@ def threads() -> Iterator[Threads]:
 def beside(work: Callable[[], Result]) -> Future[Result]:
     """Begin a piece of work in a separate thread, which does not outlive the process.
 
-    The thread has the context of the caller, and float64 if the caller has: JAX sets it per thread.
+    The thread has the context of the caller. If the caller computes in float64, the thread does
+    too, because JAX has this setting per thread.
     """
     future: Future[Result] = Future()
     wide = jax.config.jax_enable_x64  # type: ignore[attr-defined]
@@ -86,9 +87,9 @@ def beside(work: Callable[[], Result]) -> Future[Result]:
 
 
 def each(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
-    """The results of `work` on every part, in their order, by a thread per core.
+    """The results of `work` on every part, in the order of the parts, with one thread per core.
 
-    The thread of the caller is one of them; `beside` provides the others.
+    The thread of the caller takes part; `beside` starts the other threads.
     """
     results: dict[int, Result] = {}
 
@@ -102,7 +103,7 @@ def each(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
 def _drained(
     work: Callable[[Part], Any], parts: Sequence[Part], threads: int, begin: Callable
 ) -> None:
-    """`work` on every part, in this thread and in others that `begin` starts."""
+    """Run `work` on every part, in this thread and in threads that `begin` starts."""
     left = iter(parts)
 
     def drain() -> None:
@@ -149,7 +150,7 @@ def never_lost() -> Iterator[None]:
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
             before(unraisable)
             return
-        # Another thread may take a signal to the process; then the main thread would sleep on.
+        # Another thread may receive a signal to the process; then the main thread would sleep on.
         main = threading.main_thread().ident
         while True:
             try:
@@ -171,7 +172,7 @@ def never_lost() -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[list[int]]:
-    """A list that receives the first SIGINT or SIGTERM; the second one ends the process at once.
+    """A list that receives the first SIGINT or SIGTERM; the second signal ends the process at once.
 
     At the end the previous handlers are restored. Only the main thread may handle signals: in other
     threads, and for ignored signals, nothing changes.

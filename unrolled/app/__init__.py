@@ -1,11 +1,11 @@
-"""The application: the commands of `python -m unrolled`, and the studies that they report."""
+"""The application: the commands of `python -m unrolled`, and the studies that commands report."""
 
 import importlib
 import typing
 
 from unrolled._base import missing as _missing
 
-if typing.TYPE_CHECKING:  # what is imported when it is asked for
+if typing.TYPE_CHECKING:  # imported on first use
     from unrolled.app import studies
 
 __all__ = ["studies"]

@@ -16,7 +16,7 @@ from unrolled.app.commands import (
     tolerant_streams,
 )
 
-# Errors that a user can cause and mend: the command shows one line, without a traceback.
+# Errors that a user can cause and fix: the command shows one line, without a traceback.
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError, ArithmeticError, MemoryError)
 _ERROR, _INTERRUPTED = 2, 130  # exit statuses
 _SEEDS = 2**32
@@ -30,9 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, 2 for wrong arguments or input (one line on standard error), 130 or 143
-        when SIGINT or SIGTERM stopped the command. A training whose codes are worse than zero
-        codes, or than the codes of ISTA of the same depth, raises SystemExit(3); `--version` and
-        `--help` raise SystemExit(0).
+            when SIGINT or SIGTERM stopped the command. A run of `train` whose codes are worse than
+            zero codes, or than the codes of ISTA of the same depth, raises SystemExit(3);
+            `--version` and `--help` raise SystemExit(0).
 
     Example:
         >>> from unrolled.app.cli import main
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         own.add_argument(
             "--no-cache",
             action="store_true",
-            help="neither keep compiled programs for the next call nor use kept ones",
+            help="do not keep compiled programs for the next call, and do not use kept programs",
         )
         _add_import(own)
     return parser
@@ -100,7 +100,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
         "--import",
         action="append",
         metavar="MODULE",
-        help="first import a module, such as one that defines a family of layers; repeatable",
+        help="first import a module, which may define families of layers; repeatable",
     )
 
 
@@ -112,7 +112,7 @@ def _import_modules(argv: Sequence[str]) -> None:
         modules = vars(parser.parse_known_args(argv)[0])["import"] or []
     except argparse.ArgumentError:  # a name is missing: the whole parser reports it better
         return
-    if modules and not {"", os.getcwd()} & set(sys.path):  # as `python -m` has it
+    if modules and not {"", os.getcwd()} & set(sys.path):  # as `python -m` does
         sys.path.insert(0, os.getcwd())
     for module in modules:
         try:
@@ -132,7 +132,7 @@ def _seed(text: str | None) -> int | None:
 
 
 def _check_devices() -> None:
-    """Raise OSError, saying what to set, if JAX finds no device to compute on."""
+    """Raise OSError, with a setting to try, if JAX finds no device to compute on."""
     import jax
 
     try:
@@ -144,7 +144,7 @@ def _check_devices() -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    no_cache = vars(arguments).pop("no_cache")  # it changes no result, so reports omit it
+    no_cache = vars(arguments).pop("no_cache")  # reports omit this option, which changes no result
     try:
         with plain_warnings(), never_silent(), kept_programs(no_cache) as message:
             arguments.run(arguments)

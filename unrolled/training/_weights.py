@@ -113,13 +113,13 @@ def save(
 
 
 @checked
-def restore(
+def load(
     path: str | Path, like: Any = None, D: Dictionaries | None = None, *, step: int | None = None
 ) -> Restored:
     """Read a file written by `save`, bit for bit, in the saved dtypes, after checking every hash.
 
-    `ur.load` is this function. If `path` is a run folder, `restore` reads the best params of a
-    saved step.
+    `ur.load` and `training.restore` are this function. If `path` is a run folder, `load` reads the
+    best params of a saved step.
 
     Args:
         path: the file, or the folder.
@@ -175,6 +175,9 @@ def restore(
         how = "with another D" if manifest["D sha256"] else "without a D"
         raise CheckpointError(f"{path}: the weights were saved {how}; expected the one given")
     return Restored(params, saved, layer, manifest["metadata"] | {"versions": manifest["versions"]})
+
+
+restore = load  # messages name `load`, as in `ur.load`
 
 
 def _read_folder(path: Path, step: int | None) -> tuple[dict, dict]:

@@ -399,6 +399,19 @@ def test_a_file_with_another_suffix_is_not_called_damaged(tmp_path):
     assert not isinstance(raised.value, CheckpointError)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((3,), "load: path is an int"),
+        (("weights.npz", None, 3), r"load: D has shape \(\)"),
+        ((), r"load\(\) missing .* 'path'"),
+    ],
+)
+def test_a_wrong_argument_of_load_is_refused_under_this_name(arguments, text):
+    with pytest.raises((TypeError, ValueError), match=f"^{text}"):
+        ur.load(*arguments)
+
+
 def test_a_missing_file_is_named_with_what_lies_beside_it(tmp_path):
     save(tmp_path / "other.npz", ())
     with pytest.raises(FileNotFoundError, match=r"^/\S*a.npz: no such file; next to it: other.npz"):

@@ -1,4 +1,4 @@
-"""`unrolled certify`: what theory certifies for a dictionary, a chain, saved weights, or codes."""
+"""`unrolled certify`: certificates of a dictionary, a chain, saved weights, or codes."""
 
 import argparse
 import zipfile
@@ -36,12 +36,12 @@ from unrolled.problems import synthesize
 from unrolled.vision import datasets
 
 _SHOWN = 20  # rows that the text lists
-# What the command advises where codes come in parts.
+# The advice of the command if codes come in parts.
 _BY_PARTS = "certify --code is about single entries, try certify without it"
 
 
 def holds_weights(path: Path) -> bool:
-    """Whether a path is a folder, or a file as `training.save` writes it."""
+    """Whether a path is a folder, or a file that `training.save` wrote."""
     if path.suffix != ".npz" or not zipfile.is_zipfile(path):
         return path.is_dir() or path.suffix == ".safetensors"
     try:
@@ -56,37 +56,42 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="D, (m, d), as .npy or .npz (entry D), or several such files for a chain, in order; "
-        "or a file of weights; or a run folder",
+        help="D, (m, d), as .npy or .npz (entry D); for a chain, one such file for each layer, "
+        "in order; or a file of weights; or a run folder",
     ),
     "--sparsity": dict(
         metavar="S",
-        help="nonzeros s of a code, for a chain s_1,s_2,... (default: the largest admissible s; "
-        "for the weights of a chain 1 in every layer)",
+        help="number s of nonzeros of a code; for a chain, s_1,s_2,... (default: the largest "
+        "admissible s; for the weights of a chain, 1 in every layer)",
     ),
-    "--bound": dict(type=float, default=1.0, help="bound B of the entries of a code (default 1)"),
+    "--bound": dict(
+        type=float,
+        default=1.0,
+        help="bound B on the magnitudes of the entries of a code (default 1)",
+    ),
     "--noise": dict(
         type=float,
         default=0.0,
-        help="largest l1 norm of the noise, l2 norm where D is complex (default 0)",
+        help="largest l1 norm of the noise; l2 norm if D is complex (default 0)",
     ),
     "--tolerance": dict(type=float, default=1e-6, help="l1 error to reach (default 1e-6)"),
     "--sampled": dict(
         type=int,
         metavar="N",
-        help="also draw N codes and say how many are proved, signal by signal and support by "
-        "support; for one D only (default 13809 with --sparsity, else 0)",
+        help="also draw N codes, and print how many of the codes are proved signal by signal and "
+        "support by support; for one D only (default 13809 with --sparsity, else 0)",
     ),
     "--normalize": dict(action="store_true", help="first scale the atoms to norm 1"),
     "--activation": dict(
-        metavar="NAME", help="also say what holds with this activation, such as elu (see --scale)"
+        metavar="NAME",
+        help="also print the guarantees with this activation, such as elu (see --scale)",
     ),
     "--scale": dict(
         type=float, metavar="K", help="take rho(K x) / K as the activation (default 1)"
     ),
     "--entries": dict(
         action="store_true",
-        help="also compute the weights of smallest entries (Definition 8), many times slower",
+        help="also compute the weights with the smallest entries (Definition 8): many times slower",
     ),
     "--figure": dict(type=Path, metavar="PNG", help="save a picture of D'D and W'D"),
     "--code": dict(
@@ -97,13 +102,13 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "--signals": dict(
         type=Path,
         metavar="SIGNALS",
-        help="signals of --code, as .npy or .npz (entry Y); without --code, also say how many "
-        "signals have a code in the certified class",
+        help="signals of --code, as .npy or .npz (entry Y); without --code, also print for how "
+        "many signals OMP finds a code of the class that the options describe",
     ),
     "--output": dict(
         type=Path,
         metavar="DIR",
-        help="folder for report.html, on dictionaries or weights (default: no report)",
+        help="folder for report.html, for dictionaries or weights (default: no report)",
     ),
 }
 
@@ -121,7 +126,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "\nthat are proved beyond the worst case. For several dictionaries, also print uniqueness,"
         "\nstability, and a plan of the chain. For saved weights, analytic or learned, print the"
         "\nerror that the weights guarantee, layer by layer. For codes from any solver, print which"
-        "\ncodes, after least squares on their supports, are proved to be the only ones of least"
+        "\ncodes, after least squares on their supports, are proved to be the only codes of least"
         "\nl1 norm.",
         epilog="examples:\n"
         "  unrolled certify D.npy --sparsity 3 --tolerance 1e-3 --figure gram.png\n"
@@ -134,7 +139,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print what the theory certifies, and save the figure if `--figure` asks for one."""
+    """Print the certificates, and save the figure if `--figure` names a file."""
     if arguments.code is not None:
         _run_on_codes(arguments)
         return
@@ -196,7 +201,7 @@ def _run_on_parts(
     asked: dict[str, Any],
     say: Callable[[str], None],
 ) -> None:
-    """What is proved of drawn codes of one complex D, next to the worst case of its blocks."""
+    """Print what is proved of drawn codes of a complex D, next to the worst case of its blocks."""
     for given, name in (
         (len(Ds) > 1, "a chain"),
         (arguments.signals is not None, "--signals"),
@@ -224,7 +229,7 @@ def _run_on_parts(
 def _drawn(
     arguments: argparse.Namespace, D: Operator, sparsity: int, say: Callable[[str], None]
 ) -> studies.DrawnProofs | None:
-    """The proofs of drawn codes with so many nonzeros; None unless the arguments ask for them."""
+    """The proofs of drawn codes with `sparsity` nonzeros; None if no proof is asked for."""
     chain = len(arguments.dictionaries) > 1
     default = 0 if arguments.sparsity is None or chain else studies.DRAWS
     draws = default if arguments.sampled is None else arguments.sampled
@@ -247,7 +252,7 @@ def _write_report(
     figures: dict[str, Callable],
     drawn: studies.DrawnProofs | None = None,
 ) -> None:
-    """Write `report.html` for a study, and for drawn codes, if a folder is given."""
+    """Write `report.html` for a study, and for drawn codes, if the arguments name a folder."""
     if arguments.output is None:
         return
     parts, answer = report.parts(), report.answer()
@@ -261,11 +266,11 @@ def _of_drawn(drawn: studies.DrawnProofs) -> Section:
 
 
 def _write_sections(arguments: argparse.Namespace, sections: list[Section]) -> None:
-    """`report.html` with these sections, where a folder is given."""
+    """Write `report.html` with these sections if the arguments name a folder."""
     if arguments.output is None:
         return
     names = " ".join(str(path) for path in arguments.dictionaries)
-    summary = "What theory guarantees, with numbers and whether its hypotheses hold."
+    summary = "The guarantees of theory in numbers, and whether their hypotheses hold."
     write_html(arguments.output, f"Certificate of {names}", summary, sections, environment())
 
 
@@ -320,8 +325,8 @@ class CertifiedCodes(NamedTuple):
         """The share and the rows as lines of text."""
         lines = [
             f"{1 - len(self.rows) / self.signals:.2%} of {self.signals} codes certified: after "
-            "least squares each is the only code of least l1 norm with its D x, which is y to "
-            "rounding"
+            "least squares, each code x is the only code of least l1 norm with this D x, and D x "
+            "is y up to rounding"
         ]
         return "\n".join([*lines, *_not_certified(self.rows)])
 
@@ -367,7 +372,7 @@ def _not_certified(rows: Sequence[int]) -> list[str]:
 
 
 class ClassOfSignals(NamedTuple):
-    """How many signals have a code in a class, by orthogonal matching pursuit."""
+    """The number of signals for which orthogonal matching pursuit finds a code in a class."""
 
     signals: int
     inside: int
@@ -377,22 +382,21 @@ class ClassOfSignals(NamedTuple):
     least: float  # the least l1 norm of a residual, over the signals that are not zero
 
     def text(self) -> str:
-        """Whether the class contains any of the signals."""
+        """The number of signals with a code in the class, and the least residual."""
         return (
-            f"of {self.signals} signals {self.inside} have a code of this class (at most "
-            f"{self.sparsity} nonzeros of magnitude at most {self.bound:g}, noise of l1 norm at "
-            f"most {self.noise:g}) that OMP finds; what it leaves of a signal is at least "
-            f"{self.least:.4g}"
+            f"OMP finds a code of this class (at most {self.sparsity} nonzeros of magnitude at "
+            f"most {self.bound:g}, noise of l1 norm at most {self.noise:g}) for {self.inside} of "
+            f"{self.signals} signals; the least l1 norm of a residual is {self.least:.4g}"
         )
 
 
 def signals_of_class(
     D: Operator, signals: Path, sparsity: int, bound: float, noise: float
 ) -> ClassOfSignals:
-    """Find codes in a class that give the signals of a file, up to the noise and to rounding.
+    """Find codes in a class that give the signals of a file, up to noise and rounding.
 
     Raises:
-        ValueError: the signals cannot be read or have another length.
+        ValueError: the signals cannot be read, or their length differs from m.
     """
     Y = open_signals(signals, D)
     check_length(signals, Y, D)

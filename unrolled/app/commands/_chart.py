@@ -109,7 +109,7 @@ def _names(overview: Overview, height: Any, looks: Any, form: _Form, x: Any, y: 
 
 
 def _apart(heights: Sequence[float], apart: float, low: float, high: float) -> list[float]:
-    """Heights at least `apart` from each other, as near to `heights` as one pass comes."""
+    """Heights at least `apart` from each other, moved from `heights` by one pass each way."""
     order = np.argsort(heights, kind="stable")
     places, at = np.empty(len(heights)), low - apart
     for i in order:

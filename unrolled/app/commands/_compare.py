@@ -35,7 +35,7 @@ _SUMMARY = """\
 How close do weights that theory sets come to weights that were learned? Only theory sets *analytic*
 params (weights in closed form, thresholds from Theorem 12). *Calibrated* params keep these
 weights and choose thresholds and step sizes on a sample without gradients. *Learned* params start
-at the calibrated ones and are trained end to end."""
+at the calibrated params and are trained end to end."""
 _STEPS, _QUICK_STEPS = 400, 60
 # Options that only pursuits have; layers also have a sparsity and a lam.
 _OPTIONS = tuple(name for name in OPTIONS if name not in ("sparsity", "lam"))
@@ -43,8 +43,9 @@ _OPTIONS = tuple(name for name in OPTIONS if name not in ("sparsity", "lam"))
 _LAM_OF_PATCHES = 0.05
 # With --quick: tested signals (about), steps of the certified regime, steps of its chain.
 _QUICK_TESTED, _QUICK_DEPTH, _QUICK_CHAIN_DEPTHS = 500, 60, (40,)
-# Proofs signal by signal: nonzeros in the standard benchmark; drawn codes, as many as the certified
-# regime draws, so that one program serves both; the most atoms, since each step multiplies d x d.
+# Proofs signal by signal: the numbers of nonzeros in the standard benchmark; the number of drawn
+# codes, the same as in the certified regime, so that one program serves both; the largest number of
+# atoms, since each step multiplies by a d x d matrix.
 _PROVED, _DRAWS, _MOST_ATOMS = (11, 12), 250, 1000
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -60,14 +61,15 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         nargs="+",
         action="extend",
         metavar="FILE",
-        help="signals (signals, m) as .npy or .npz (entry Y, and X if codes are known; for a chain "
-        "X_1, X_2, ...), or pictures or folders of pictures; the last picture is for testing",
+        help="signals, (signals, m), as .npy or .npz (entry Y, and X if codes are known; for a "
+        "chain X_1, X_2, ...), or pictures or folders of pictures; the last picture is for testing",
     ),
     "--method": {},  # by `add_parser`: pursuits may be registered later
     "--depth": dict(type=int, default=16, help="steps K of a layer (default 16)"),
     "--sparsity": dict(
         type=int,
-        help="expected nonzeros of a generated code (default d / 10); most nonzeros of a pursuit",
+        help="expected nonzeros of a generated code (default d / 10); most nonzeros of a code of a "
+        "pursuit",
     ),
     "--snr": dict(
         type=float, default=math.inf, help="signal-to-noise ratio, dB (default: no noise)"
@@ -79,17 +81,17 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "--sampled": dict(
         type=int,
         metavar="N",
-        help="also draw N fresh known codes, such as 20000, and bound the errors of 99.9 %% of "
-        "their class (default: no bound)",
+        help="also draw N new known codes, such as 20000, and bound the errors of 99.9 %% of the "
+        "codes of their class (default: no bound)",
     ),
     "--certify": dict(
         action="store_true",
-        help="also measure the share of codes that are proved to be the only ones of least l1 "
+        help="also measure the share of codes that are proved to be the only codes of least l1 "
         "norm, after least squares on their supports",
     ),
     "--predict": dict(
         action="store_true",
-        help="also show the median error that theory predicts, step by step (known codes)",
+        help="for known codes, also show the median error that theory predicts for every step",
     ),
     "--quick": dict(action="store_true", help="a smaller run, under a minute"),
     "--output": dict(
@@ -107,18 +109,18 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         action="append",
         metavar="NAMES",
         help=f"comma-separated layers ({','.join(METHODS)}, or any other family; default: all but "
-        "lista), files of weights or folders of `unrolled train`, and pursuits, shown as level "
-        f"lines ({','.join(_pursuits())})",
+        "lista), files of weights or folders of `unrolled train`, and pursuits, shown as "
+        f"horizontal lines ({','.join(_pursuits())})",
     )
     parser = add_command(
         commands,
         "compare",
         run,
         {**_ARGUMENTS, "--method": method},
-        help="compare analytic with learned weights in a report",
-        description="Compare weights set by theory with learned ones, and write a report with "
-        "tables and figures.\nWithout arguments: the standard benchmark, patches of real "
-        "photographs, and a certified chain.",
+        help="compare analytic and learned weights in a report",
+        description="Compare the weights that theory sets with learned weights, and write a report "
+        "with\ntables and figures. Without arguments, the report covers the standard benchmark, "
+        "patches of\nphotographs, and a certified chain.",
         epilog="examples:\n  unrolled compare --quick\n"
         "  unrolled compare --dictionary D.npy --sparsity 5 --snr 30 --depth 20 --output report\n"
         "  unrolled compare --dictionary D.npy --signals Y.npy --method ista,lista_cp\n"
@@ -217,19 +219,21 @@ def _pursuits() -> tuple[str, ...]:
 
 
 def _is_weights(name: str) -> bool:
-    """Whether a method is a file of weights, or a folder with one."""
+    """Whether a method is a file of weights, or a folder with such a file."""
     return Path(name).suffix in (".npz", ".safetensors") or (bool(name) and Path(name).is_dir())
 
 
 def _check_options(arguments: argparse.Namespace, pursuits: tuple[str, ...]) -> None:
-    """Raise ValueError if no method in use has an option, or a number is out of range."""
+    """Raise ValueError if a given option suits no method in use, or a number is out of range."""
     has = {option for name in pursuits for option in PURSUITS[name].options}
     if idle := [option for option in given_options(arguments, _OPTIONS) if option not in has]:
         raise ValueError(f"compare: --{', --'.join(idle)} needs a pursuit that has it in --method")
     planted = ["snr"] if arguments.snr != math.inf else []
     planted += ["sparsity"] if arguments.sparsity is not None and "sparsity" not in has else []
     if planted and arguments.signals is not None:
-        raise ValueError(f"compare: --{', --'.join(planted)} is of planted codes, not signals")
+        raise ValueError(
+            f"compare: --{', --'.join(planted)} is for generated codes, not for signals of a file"
+        )
     if arguments.sampled is not None and arguments.sampled < 1:
         raise ValueError(f"compare: sampled must be at least 1, got {arguments.sampled}")
     asked = arguments.sampled is not None or arguments.certify or arguments.predict
@@ -245,7 +249,7 @@ def _restored(paths: list[Path], D: list[Path]) -> dict[str, training.Fit]:
     """The weights of files as results of `fit`, by their paths.
 
     Raises:
-        ValueError: weights have no layer, or have no dictionary and none is given.
+        ValueError: weights have no layer, or have no dictionary and --dictionary is not given.
     """
     fits = {}
     for path in paths:
@@ -285,7 +289,8 @@ def _sections(paths: list[Path], signals: list[Path] | None, asked: Asked) -> li
 def _standard_sections(asked: Asked) -> list[Section]:
     """The standard benchmark, its certified regime, photographs, and a certified chain.
 
-    Tracing and compiling take one core: the benchmark has one thread, the other studies another.
+    Tracing and compiling take one core, so the benchmark runs in one thread and the other studies
+    run in a second thread.
     """
     # Read the photographs first, because they may not be installed.
     pictures = studies.photograph_patches(datasets.photographs())
@@ -296,7 +301,7 @@ def _standard_sections(asked: Asked) -> list[Section]:
 
 
 def _smaller_sections(D: Operator, pictures: Pictures, asked: Asked) -> list[Section]:
-    """All standard sections but the benchmark."""
+    """All standard sections except the benchmark."""
     certified = _certified_regime(D, asked, _PROVED)
     asked.say("patches of photographs, 64 x 256")
     cosines, lam = dictionaries.dct((8, 8), (16, 16)), asked.both["lam"] or _LAM_OF_PATCHES
@@ -327,7 +332,7 @@ def _unknown_codes(
 def _certified_regime(
     D: Operator, asked: Asked, sparsities: tuple[int, ...] | None = None
 ) -> list[Section]:
-    """The certified regime, and the proofs beyond it; no section if theory certifies no nonzero."""
+    """The certified regime, and the proofs beyond it; empty if theory certifies s = 0 only."""
     options = dict(depth=_QUICK_DEPTH) if asked.quick else {}
     study = studies.certified_regime(asked.key, D, **options, say=asked.say)
     if not study.runs:

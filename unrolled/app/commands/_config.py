@@ -25,10 +25,10 @@ OPTIMIZERS = (
     *("nadam", "radam", "rmsprop", "sgd", "yogi"),
 )
 PLANTED = "planted"
-UNSUPERVISED = "unsupervised"  # the method that `training.unsupervised` is
+UNSUPERVISED = "unsupervised"  # the method of `training.unsupervised`
 PLANTED_LAM = 0.1  # for codes whose entries are near 1
 WITH_CODES = ("supervised", "log_nmse", "mostly_last")  # losses that compare with known codes
-# The ways to start params, and whether a family has each.
+# The starts of params, and whether a family has each start.
 STARTS: dict[str, Callable[[type[Layer]], bool]] = {
     "init": lambda family: True,
     "analytic": lambda family: family.from_theory is not None or family.starts_from_theory,
@@ -102,7 +102,7 @@ class Problem(Record):
         default=None,
         choices=("lasso",),
         help="compute codes of the signals in a file once, by pursuit.lasso_batch with lam, and "
-        "save them with the weights (default: read the codes in the file, if any)",
+        "save the codes with the weights (default: read the codes in the file, if any)",
     )
     ratio: float | None = option(
         default=None,
@@ -201,7 +201,7 @@ class Training(Record):
         default=math.inf,
         above=0,
         most=math.inf,
-        help="largest norm of a gradient; inf does not clip",
+        help="largest norm of a gradient, by clipping; inf does not clip",
     )
     steps: int = option(
         default=1000,
@@ -232,7 +232,9 @@ class Config(Record):
     """A run."""
 
     output: str = option(default="unrolled-run", check=Paths(), help="the run folder")
-    seed: int = option(default=0, least=0, help="seed of all but the dictionary")
+    seed: int = option(
+        default=0, least=0, help="seed of all random numbers except those of the dictionary"
+    )
     problem: Problem = option()
     model: Model | tuple[Model, ...] = option()  # a tuple for a chain
     training: Training = option()
@@ -261,7 +263,7 @@ def _option_names(cls: type) -> set[str]:
 
 
 def _refuse(names: list[str], what: str) -> None:
-    """Raise ConfigError if there are `names`, options that do not go with `what`."""
+    """Raise ConfigError if `names` is not empty: options that do not go with `what`."""
     if names:
         raise ConfigError(f"train: {', '.join(names)} does not go with {what}")
 
@@ -295,7 +297,7 @@ def _with_defaults(problem: Problem, families: list[type[Layer]], chained: bool)
 
 
 def _check_dictionaries(problem: Problem, layers: int, chained: bool) -> None:
-    """Raise ConfigError unless a chain has a dictionary per layer, and a layer has one."""
+    """Raise ConfigError unless there is one dictionary for each layer."""
     files = problem.dictionary
     if chained and not (isinstance(files, tuple) and len(files) == layers):
         got = len(files) if isinstance(files, tuple) else "one"
@@ -320,7 +322,7 @@ def _trained_by(recipe: Recipe, method: str) -> dict[str, Any]:
 def _check_pairs(config: Config) -> None:
     """Raise ConfigError if a family lacks the start, or a curriculum cannot use an option.
 
-    A curriculum trains the loss of one step, in short stages.
+    A curriculum trains on the loss of one step at a time, in short stages.
     """
     training, layer = config.training, config.layers[0].layer
     if training.method == UNSUPERVISED:
@@ -373,7 +375,7 @@ _OWN_FAMILY = "a family of your own needs --import MODULE"
 
 
 class Option(NamedTuple):
-    """One option, from whatever source."""
+    """One option, from a file or from a flag."""
 
     name: str
     section: str | None
@@ -413,10 +415,10 @@ _LFISTA_CP = Given("lfista_cp", "model.family", "train", Path())
 
 
 def all_options() -> Mapping[str, Option]:
-    """Every option by name: ours, and the options of all families that are known now.
+    """Every option by name: the options of the command, and of all families that are known now.
 
     Raises:
-        ConfigError: an option of a family has the name of one of our options.
+        ConfigError: an option of a family has the name of an option of the command.
     """
     return _options_with(tuple(FAMILIES.values()))
 
@@ -482,7 +484,7 @@ def load(path: Path | None, flags: Mapping[str, Any]) -> Config:
 
 
 def leaves_open(path: Path | None, flags: Mapping[str, Any], names: Iterable[str]) -> bool:
-    """Whether neither the file nor a flag gives any of these options, nor a chain."""
+    """Whether the file and the flags give none of these options, and the file has no chain."""
     tables = {} if path is None else tables_of(_read_toml(path), path)
     if any(isinstance(table, list) for table in tables.values()):
         return False
@@ -492,7 +494,7 @@ def leaves_open(path: Path | None, flags: Mapping[str, Any], names: Iterable[str
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file; raise ConfigError unless it is one."""
+    """The tables of a TOML file; raise ConfigError for other files."""
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; expected a TOML file")
     if not path.is_file():
@@ -506,7 +508,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def tables_of(file: Mapping[str, Any], path: Path) -> dict[str | None, Any]:
-    """The options of a file by section, under None the options without one; a chain has a list.
+    """The options of a file by section; for a chain, a list of tables.
+
+    Options outside of all sections have the key None.
 
     Raises:
         ConfigError: a name is unknown, or a section is not a table.
@@ -588,7 +592,7 @@ def _configuration(tables: Mapping[str | None, Any]) -> Config:
 
 
 def _family(table: Table) -> type[Layer]:
-    """The family of a table; raise ConfigError unless this process knows it."""
+    """The family of a table; raise ConfigError if the family is unknown."""
     if "family" not in table:
         return FAMILIES[ModelOptions.family]
     try:
@@ -665,7 +669,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def _left_to_recipe(model: Model) -> set[str]:
-    """The options that the family's recipe sets, because they have their defaults."""
+    """The options that have their defaults, so that the family's recipe sets them."""
     if model.start != "recipe":
         return set()
     fields = dataclasses.fields(model.layer)

@@ -1,5 +1,5 @@
-"""Around a command: its progress on standard error, its result on standard output, and the
-compiled programs that it keeps for the next call.
+"""The progress of a command on standard error, its result on standard output, and the compiled
+programs that it keeps for the next call.
 """
 
 import argparse
@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 Tell = Callable[[str, int, int, str], None]
 _SILENCE = 4.0  # seconds
 _EVERY = 20.0  # seconds between two lines of a run
-_OWNER_ONLY = 0o700  # who can write into it can run code as its owner
+_OWNER_ONLY = 0o700  # anyone who can write into the folder can run code as its owner
 
 
 @dataclass
@@ -58,7 +58,9 @@ def add_command(
 
 @contextmanager
 def tolerant_streams() -> Iterator[None]:
-    """Let standard output escape what its encoding lacks, and tolerate a closed standard error."""
+    """Let standard output escape characters that its encoding lacks; tolerate a closed standard
+    error.
+    """
     out = sys.stdout
     with ExitStack() as after:
         if isinstance(out, io.TextIOWrapper):
@@ -75,14 +77,16 @@ def progress_printer() -> Say:
 
     def say(message: str) -> None:
         line = f"[{time.perf_counter() - began:5.1f} s] {message}\n"
-        print(line, end="", file=sys.stderr, flush=True)  # at once: threads may speak together
+        print(
+            line, end="", file=sys.stderr, flush=True
+        )  # in one call, because several threads may print
         note_output(message)
 
     return say
 
 
 def note_output(message: str | None = None) -> None:
-    """Note that a command has just shown something, so that `never_silent` waits."""
+    """Note that a command has just printed a line, so that `never_silent` waits."""
     if (line := _LATEST.get()) is not None:
         line.shown = time.monotonic()
         if message is not None:
@@ -91,7 +95,7 @@ def note_output(message: str | None = None) -> None:
 
 @contextmanager
 def never_silent(silence: float = _SILENCE) -> Iterator[None]:
-    """On a terminal, print a line on standard error after every `silence` seconds without one."""
+    """On a terminal, print a line on standard error after `silence` seconds without output."""
     if not sys.stderr.isatty():
         yield
         return
@@ -110,7 +114,7 @@ def never_silent(silence: float = _SILENCE) -> Iterator[None]:
 
 
 def _watch(line: _Line, silence: float, over: threading.Event) -> None:
-    """Until `over` is set, repeat the last message of a command after every such silence."""
+    """Until `over` is set, repeat the last message after every `silence` seconds without output."""
     while not over.wait(silence / 8):
         now = time.monotonic()
         if now - line.shown >= silence:
@@ -136,7 +140,7 @@ def show(as_json: bool, data: Any, text: str) -> None:
 
 @contextmanager
 def progress(say: Say) -> Iterator[Tell]:
-    """`tell(name, done, steps, text)` shows a run and its time left on standard error."""
+    """Yield `tell(name, done, steps, text)`, which prints how far a run is, and its time left."""
     if not sys.stderr.isatty():
         yield _lines(say)
         return
@@ -191,7 +195,7 @@ def time_left(seconds: float) -> str:
 def cache_folder() -> Path:
     """The cache folder of a user on this platform."""
     folder = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(folder):  # the standard says to ignore others
+    if os.path.isabs(folder):  # the XDG standard says to ignore relative paths
         return Path(folder, "unrolled")
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home(), "unrolled", "Cache")
@@ -204,10 +208,10 @@ def cache_folder() -> Path:
 def kept_programs(off: bool) -> Iterator[str]:
     """Let JAX keep all programs that a block compiles, and read programs of earlier calls.
 
-    If the user has configured a folder, or no cache, in JAX, this setting stays.
+    If the user has set a folder, or switched the cache off, in JAX, this setting stays.
 
     Args:
-        off: whether to keep and read no programs at all.
+        off: if True, keep no programs and read none.
 
     Yields:
         A message about the folder for the user, "" if there is nothing to tell.

@@ -1,4 +1,4 @@
-"""`unrolled doctor`: versions, a write check, a certified computation, and what devices reach."""
+"""`unrolled doctor`: versions, a write check, a certified computation, and the speed of devices."""
 
 import argparse
 import math
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 class Measured(NamedTuple):
-    """One measurement of a device, under whatever load other programs gave it."""
+    """The measurements of one device; a load by other programs slows them down."""
 
     device: str
     product_gflops: float  # of a product in the default precision
@@ -63,7 +63,7 @@ class Measured(NamedTuple):
     as_first: bool  # whether the first device gives the same bits
 
     def text(self) -> str:
-        """The numbers as a line."""
+        """The measurements as one line of text."""
         same = "agree to the bit" if self.repeats else "DIFFER: see the guide on devices"
         first = "" if self.as_first else ", and not as on device 0"
         return (
@@ -91,7 +91,7 @@ def doctor(folder: Path | None) -> dict[str, Any]:
     facts: dict[str, Any] = environment()
     return facts | {
         "default device": str(jax.devices()[0]),
-        "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS") or "not set: the best there is",
+        "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS") or "not set: JAX takes the best available",
         "memory": _memory(),
         "float64": "on" if jax.config.values["jax_enable_x64"] else "off",
         "precision": _precision(),
@@ -114,7 +114,7 @@ def _certified_error() -> float:
 def _precision() -> str:
     """The precision of products, by default and in the layers and pursuits of this package."""
     asked = jax.config.values["jax_default_matmul_precision"]
-    by_default = f"jax_default_matmul_precision={asked}" if asked else "as the device has it"
+    by_default = f"jax_default_matmul_precision={asked}" if asked else "the default of the device"
     return f"products: {by_default}; in layers and pursuits the highest, unless precision= is given"
 
 

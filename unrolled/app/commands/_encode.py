@@ -1,5 +1,5 @@
-"""`unrolled encode` computes codes of signals in a file, by saved weights or a pursuit; and
-`unrolled export` writes saved weights as a program in one file that runs without this library.
+"""`unrolled encode` computes codes of signals in a file with saved weights or a pursuit; `unrolled
+export` writes saved weights as a program in one file that runs without this library.
 """
 
 import argparse
@@ -48,7 +48,7 @@ _PERIOD = 5.0  # seconds between two lines of progress
 # Options of pursuits that make all codes zero if they are too large.
 _SILENCING = ("lam", "lams", "ratio", "theta", "thetas", "eps")
 
-# Options of the LASSO to whose optimum the codes of weights are compared in a proof.
+# Options of the LASSO: a proof compares its optimum with the codes of weights.
 _PENALTY = ("lam", "ratio", "l2", "nonnegative")
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -62,30 +62,31 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "signals": dict(
         type=Path,
         metavar="SIGNALS",
-        help="(signals, m), as .npy or .npz (entry Y); where D is complex, complex or in pairs of "
-        "real numbers, and the codes alike",
+        help="(signals, m), as .npy or .npz (entry Y); if D is complex, complex or in pairs of "
+        "real numbers, and the codes have the same form",
     ),
     "--output": dict(
         type=Path,
         required=True,
         metavar="CODES",
-        help="(signals, d), as .npy or .npz (entry X); for a chain the last codes as .npy, or all "
-        "codes as .npz (entries X_1, X_2, ...)",
+        help="(signals, d), as .npy or .npz (entry X); for a chain, the codes of the last layer "
+        "as .npy, or of all layers as .npz (entries X_1, X_2, ...)",
     ),
     "--dictionary": dict(
         type=Path,
         action="append",
         metavar="FILE",
         help="D, as .npy or .npz (entry D), for a pursuit or for weights that were saved without "
-        "D; once for each layer of a chain",
+        "D; for a chain, give the option once for each layer",
     ),
     "--method": {},  # by `add_parser`: pursuits may be registered later
     "--certify": dict(
         action="store_true",
-        help="also say which codes are proved, for one dictionary. With --lam or --ratio, a code "
+        help="also print which codes are proved, for one dictionary. With --lam or --ratio, a code "
         "is proved if it has the support and the signs of the only optimum of the LASSO. "
-        "Otherwise, if after least squares on its support it is the only code of least l1 norm. "
-        "A .npz file has the entry certified, (signals, 1), with 1 for a proved code, else 0",
+        "Otherwise, a code is proved if, after least squares on its support, it is the only "
+        "code of least l1 norm. A .npz file gets the entry certified, (signals, 1), with 1 for a "
+        "proved code and 0 for another",
     ),
 }
 
@@ -103,7 +104,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "on signals,\nor run a pursuit with --method. A .npy file can hold any number of signals. "
         "If no option\nhas the units of the signals, as with --ratio or --sparsity alone, a "
         "signal whose norm is\nbelow 8 roundings (float32) of the largest norm counts as zero: "
-        "the command codes the\nsignal as zero, and prints how many there are.",
+        "the command codes the\nsignal as zero, and prints the number of such signals.",
         epilog="examples:\n  unrolled encode run/weights.npz Y.npy --output codes.npy\n"
         "  unrolled encode --method omp --sparsity 5 --dictionary D.npy Y.npy --output codes.npy\n"
         "  unrolled encode --import my_module run/weights.npz Y.npy --output codes.npy",
@@ -134,7 +135,7 @@ def _check_source(
     paths: list[Path],
     certify: bool,
 ) -> Path | str:
-    """The weights, or the name of a pursuit; ValueError unless exactly one is given."""
+    """The weights, or the name of a pursuit; ValueError unless exactly one of the two is given."""
     if method is None:
         if weights is None:
             raise ValueError("encode: expected WEIGHTS and SIGNALS, or --method and SIGNALS")
@@ -156,7 +157,7 @@ def _check_source(
 
 
 class EncodedLayer(NamedTuple):
-    """What the command prints of the codes of one layer."""
+    """What the command prints about the codes of one layer."""
 
     atoms: int  # or complex ones
     mean_nonzeros: float
@@ -234,11 +235,11 @@ class _Job(NamedTuple):
     certify: bool
     problem: Callable[[np.ndarray], dict[str, Any] | None]  # the LASSO of some signals
     least: float  # signals of a smaller norm are negligible next to the largest
-    is_complex: bool  # whether signals are complex in their file, and codes in theirs
+    is_complex: bool  # whether the files have complex signals and codes
 
     @property
     def headers(self) -> dict[str, dict[str, Any]]:
-        """Of the arrays of all codes, as numpy writes them: a pair is one complex number."""
+        """The numpy headers of the arrays of all codes; a pair is one complex number."""
         descr, numbers = ("<c8", 2) if self.is_complex else ("<f4", 1)
         return {
             name: {"descr": descr, "fortran_order": False, "shape": (len(self.Y), d // numbers)}
@@ -289,8 +290,8 @@ def encode(
     """Write the codes of signals, chunk by chunk, completely or not at all.
 
     If no option has the units of the signals, as with a ratio or a sparsity, a pursuit would code
-    rounding like a signal. A signal is then coded as zero if its norm is below a few roundings of
-    the largest norm.
+    rounding errors like a signal. In this case a signal is coded as zero if its norm is below a few
+    roundings of the largest norm.
 
     Args:
         source: weights, whose layer or chain computes the codes; or the name of a pursuit.
@@ -302,9 +303,9 @@ def encode(
             `theory.certify_code`.
 
     Raises:
-        ValueError: `certify` with a chain, a file cannot be read, files do not fit together,
-            signals are not finite or leave the range of float32, the output is an input, or the
-            pursuit refuses an option.
+        ValueError: `certify` is given with a chain, a file cannot be read, files do not fit
+            together, signals are not finite or leave the range of float32, the output is an input,
+            or the pursuit refuses an option.
         OSError: the output cannot be written.
         ArithmeticError: codes or relative residuals are not finite; nothing is written.
     """
@@ -318,7 +319,7 @@ def encode(
 
 
 def _summed(lines: Sequence[Line], job: _Job, source: Path | str, output: Path) -> Encoded:
-    """The sum of the lines of all chunks."""
+    """The counts of all chunks together."""
     signals = sum(line.signals for line in lines)
     nonzeros = np.sum([line.nonzeros for line in lines], axis=0)
     size, *residuals = np.sqrt(np.sum([line.squares for line in lines], axis=0))
@@ -345,7 +346,7 @@ def _summed(lines: Sequence[Line], job: _Job, source: Path | str, output: Path) 
 
 
 def _advice(source: Path | str) -> str:
-    """Advice for codes that are not all zero."""
+    """Advice that is printed if all codes are zero."""
     if isinstance(source, Path):
         return "a smaller threshold"
     options = PURSUITS[source].options
@@ -376,7 +377,7 @@ def _job(
     if not len(Y):
         raise ValueError(f"{signals}: expected at least one signal")
     columns = {n: D.shape[1] for n, D in zip(code_names(len(Ds), coder.chained), Ds)}
-    if suffix == ".npy":  # it has one array: the last codes
+    if suffix == ".npy":  # a .npy file has one array: the last codes
         columns = dict([columns.popitem()])
     elif certify:
         columns = {"certified": 1, **columns}
@@ -391,7 +392,7 @@ def _job(
 def _lasso(
     name: str, options: dict[str, Any], D: Operator, signals: np.ndarray
 ) -> dict[str, Any] | None:
-    """The LASSO to whose optimum codes are compared in a proof, if a penalty is given."""
+    """The LASSO whose optimum a proof compares with the codes, if a penalty is given."""
     return lasso_problem(name, options, D, signals) if {"lam", "ratio"} & set(options) else None
 
 
@@ -462,14 +463,14 @@ def _check_output(output: Path, inputs: list[Path]) -> None:
 # Export
 
 _EXPORTED: dict[str, dict[str, Any]] = {
-    "weights": dict(type=Path, metavar="WEIGHTS", help="a file, or a run folder"),
+    "weights": dict(type=Path, metavar="WEIGHTS", help="a file of weights, or a run folder"),
     "--output": dict(type=Path, required=True, metavar="FILE", help="file to write"),
     "--dictionary": dict(
         type=Path,
         action="append",
         metavar="FILE",
-        help="D, as .npy or .npz (entry D), for weights that were saved without D; once for each "
-        "layer of a chain",
+        help="D, as .npy or .npz (entry D), for weights that were saved without D; for a chain, "
+        "give the option once for each layer",
     ),
     "--platforms": dict(
         default=",".join(export.PLATFORMS),
@@ -488,8 +489,8 @@ def add_export_parser(commands: argparse._SubParsersAction) -> argparse.Argument
         _EXPORTED,
         help="write trained weights as a program that runs without this library",
         description="Write the layer or network of a weights file, with its dictionary, as one "
-        "StableHLO program for any number of signals. The program needs only jax and flatbuffers "
-        "to run.",
+        "\nStableHLO program for any number of signals. To run the program, install only jax and "
+        "flatbuffers.",
         epilog="example:\n  unrolled export weights.npz --output net.stablehlo",
     )
 

@@ -1,5 +1,5 @@
-"""`unrolled experiment` trains networks with sparse features on images, one row of results per run;
-and writes a report of all rows of a folder, with tables, figures, JSON and CSV.
+"""`unrolled experiment` trains networks with sparse features on images, and writes a row of results
+for each run, and a report of all rows of a folder, with tables, figures, JSON and CSV.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from unrolled.vision import datasets
 if TYPE_CHECKING:  # flax is imported when a command needs it
     from unrolled.vision.experiments import Cell, Features, Interval, Recipe, Sweep
 
-# By task: the real data set, the embedded one that needs no files, and the models to compare.
+# By task: the real data set, the embedded data set that needs no files, the models to compare.
 _REAL = {"classification": "cifar10", "segmentation": "ecssd", "ml-csc": "mnist"}
 _EMBEDDED = {"classification": "digits", "segmentation": "shapes", "ml-csc": "digits"}
 _COMPARED = {
@@ -53,10 +53,10 @@ _VALUES = (
         "data",
         Path,
         "DIR",
-        "folder of the data set (default: UNROLLED_DATA); for classification also a folder with "
-        "one folder of pictures per class",
+        "folder of the data set (default: UNROLLED_DATA); for classification, a folder with one "
+        "folder of pictures per class also serves",
     ),
-    ("dataset", str, "NAME", f"the data set ({_said(_REAL)}; without data digits or shapes)"),
+    ("dataset", str, "NAME", f"the data set ({_said(_REAL)}; without real data, digits or shapes)"),
     (
         "model",
         str,
@@ -64,10 +64,15 @@ _VALUES = (
         "lenet5,vgg11,res-csc,msd-csc; unet; or cnn,ml-ista,ml-fista,ml-lista,layered-bp,all-free",
     ),
     ("activation", str, "NAMES", "activations (classification: relu,elu,mish)"),
-    ("gamma", str, "A,B", "weights gamma of the penalty (default 0,1e-3; ml-csc 0)"),
-    ("layers", str, "NAMES", "penalised layers by their tap names (default: the early ones)"),
+    ("gamma", str, "A,B", "weights gamma of the penalty (default 0,1e-3; for ml-csc 0)"),
+    ("layers", str, "NAMES", "tap names of the penalised layers (default: the early layers)"),
     ("seeds", int, "N", f"number of seeds, from --seed on (default {_SEEDS})"),
-    ("epochs", str, "A,B", "numbers of epochs (default: 200, 200 and 100, as in the papers)"),
+    (
+        "epochs",
+        str,
+        "A,B",
+        "numbers of epochs (default as in the papers: 200; ml-csc 100, on cifar10 150)",
+    ),
     ("batch", int, "INT", "number of images in a step"),
     ("rate", float, "FLOAT", "learning rate of the first step"),
     (
@@ -98,7 +103,7 @@ _VALUES = (
         "budget",
         float,
         "MINUTES",
-        "stop after so many minutes, at the end of the epoch (default: never)",
+        "stop after this many minutes, at the end of the epoch (default: never)",
     ),
     ("output", Path, "DIR", "folder of the rows and the report (default unrolled-experiment)"),
 )
@@ -113,12 +118,12 @@ _CHOICES = (
     ),
 )
 _SWITCHES = (
-    ("constrained", "keep the steps of ml-csc proximal"),
+    ("constrained", "constrain ml-csc so that its steps are proximal gradient steps"),
     ("mesh", "share each batch of a run among all devices of this process"),
     ("no-weights", "do not keep the weights of each row"),
     (
         "features",
-        "also compare the features of all rows with a pursuit (a minute a row)",
+        "also compare the features of all rows with the codes of a pursuit (a minute per row)",
     ),
     ("quick", "a small run on embedded data, under a minute"),
 )
@@ -142,8 +147,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         description="Train networks with and without a penalty on their early features, as in "
         "Section 4 of the paper,\nor classifiers that unfold multi-layer pursuits. Each run writes "
         "a row into the folder --output.\nThe command skips finished runs and continues "
-        "interrupted ones; several processes can share\nthe folder. Without real data it takes "
-        "digits of scikit-learn, or synthetic shapes.",
+        "interrupted runs; several processes can share\nthe folder. Without real data the command "
+        "takes the digits of scikit-learn, or synthetic shapes.",
         epilog="examples:\n  unrolled experiment classification --quick\n"
         "  unrolled experiment classification --data DIR --gamma 0,1e-3,1e-2 --epochs 20 "
         "--budget 60\n"
@@ -156,7 +161,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run every recipe without a row, write the report of all rows, and print the report."""
+    """Run every recipe that has no row, write the report of all rows, and print the report."""
     say = progress_printer()
     _complete(arguments)
     root = arguments.data or os.environ.get("UNROLLED_DATA")
@@ -194,11 +199,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _mesh() -> Any:
-    """All devices of this process, as one axis."""
+    """A mesh of all devices of this process, with one axis."""
     devices = jax.local_devices()
     if len(devices) < 2:
         raise ValueError(
-            "experiment: --mesh shares a run among devices, and there is one; leave it out, or set "
+            "experiment: --mesh needs several devices, got one; leave --mesh out, or set "
             "XLA_FLAGS=--xla_force_host_platform_device_count=2 to try it"
         )
     return jax.make_mesh((len(devices),), ("data",), devices=devices)
@@ -268,11 +273,12 @@ def _words(text: str) -> list[str]:
 CSV = "results.csv"
 _TITLE = "Networks with sparse features"
 _SUMMARY = """\
-Each network is trained with and without gamma times the mean absolute activation of its early
-layers, with the same first weights, order of images and crops. A difference compares two runs with
-the same seed. The tables give its 95 % t interval over seeds; one seed supports no claim. The
-sparsity of features is measured on the test images: the share of exact zeros, the share below a
-hundredth of the largest magnitude of an image, and Hoyer's measure (0 dense, 1 sparse)."""
+Each network is trained with and without a penalty: gamma times the mean absolute activation of its
+early layers. Both runs start at the same weights, and see the same images and crops in the same
+order. A difference compares two runs with the same seed. The tables give the 95 % t interval of the
+difference over seeds; a single seed supports no claim. The sparsity of features is measured on the
+test images: the share of exact zeros, the share below a hundredth of the largest magnitude of an
+image, and Hoyer's measure (0 dense, 1 sparse)."""
 _FEATURES = """\
 The features of a convolutional layer are codes: the filters, scaled to norm 1, are the atoms of a
 dictionary D, the biases are thresholds theta, and the input is a signal y. With ReLU the layer is
@@ -282,7 +288,7 @@ the half width of the 95 % t interval. *mu*: coherence of the filters. *admitted
 stripe (all coefficients whose atoms overlap one position) up to which theory calls a code unique.
 *fullest stripe*: the most nonzeros in a stripe of an image. *theta < 0*: share of filters with a
 positive bias, which rewards entries. *gap*: (J(c x) - J(x*)) / (J(0) - J(x*)) for the forward code
-x at its best multiple c; 0 is as good as the pursuit, 1 as good as no code. *scaled change*: least
+x at its best multiple c; 0 is as good as the pursuit, 1 as good as x = 0. *scaled change*: least
 |x* - c x| / |x*|. *change*: |x* - x| / |x*|. *overlap*: size of the intersection of the supports
 over the size of their union. *explained*: energy of y in D x*. *certificate*: the most by which
 J(x*) exceeds the minimum on any image, in units of the gap. *none*: J has no bound on large
@@ -367,7 +373,7 @@ def _answer(cells: "Sequence[Cell]") -> str:
 
 
 def section_name(rows: dict[str, dict]) -> str:
-    """Data, model and epochs, and a few characters that tell apart sections that share these."""
+    """Data, model and epochs, and a few characters that distinguish sections with equal names."""
     recipe = next(iter(rows.values()))["recipe"]
     digest = min(rows).rpartition("-")[2]
     return f"{recipe['data']}-{recipe['model']}-{recipe['epochs']}-epochs-{digest[:4]}"
@@ -386,7 +392,7 @@ def _conditions(first: dict, rows: dict[str, dict]) -> str:
         recipe["optimizer"] == "sgd"
         and vision.experiments.task_of(recipe["model"]) == "classification"
     ):
-        sentences.append(f"Momentum {recipe['momentum']:g}: the paper names none.")
+        sentences.append(f"Momentum {recipe['momentum']:g}: the paper gives no value.")
     if first["layers"] and any(row["recipe"]["gamma"] for row in rows.values()):
         sentences.append(f"Penalised: {', '.join(first['layers'])}.")
     return " ".join(sentences)
@@ -464,7 +470,7 @@ def _pictures(folder: Path, rows: dict[str, dict]) -> tuple[dict, list[str]] | N
 
 
 def _csv_rows(rows: dict[str, dict]) -> tuple[list[str], list[list]]:
-    """A line per row, for CSV."""
+    """One line of CSV for each row."""
     fields = [field.name for field in dataclasses.fields(vision.experiments.Recipe)]
     scores = list(dict.fromkeys(name for row in rows.values() for name in row["scores"]))
     measures = ("l1", "zeros", "below", "hoyer")

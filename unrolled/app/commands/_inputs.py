@@ -1,5 +1,5 @@
-"""The inputs of a user: a dictionary, signals with or without codes, pictures; and the coder, from
-saved weights or a pursuit's name.
+"""The inputs of a user: a dictionary, signals with or without codes, and pictures; and the coder,
+which runs saved weights or a pursuit.
 """
 
 import argparse
@@ -33,9 +33,7 @@ _APART = 10  # a larger ratio between norms of atoms gives a warning
 def read_dictionary(path: Path, dtype: Any = np.float32) -> Operator:
     """D from a file, read by `datasets.read_array` (entry D), in a dtype; None keeps the dtype.
 
-    A complex matrix is that of a `dictionaries.Complex`.
-
-    A complex matrix is that of a `dictionaries.Complex`.
+    A complex matrix becomes a `dictionaries.Complex`.
 
     Raises:
         ValueError: there is no such array, or float32, if it is the dtype, would lose an atom.
@@ -73,8 +71,8 @@ def in_float32(array: np.ndarray, path: Path, first: int = 0, what: str = "row")
         what: the name of a row in messages.
 
     Raises:
-        ValueError: a row becomes infinite, or has more than rounding in entries below the least
-            normal number, which most operations take for zero.
+        ValueError: a row becomes infinite, or entries below the least normal number, which most
+            operations take for zero, amount to more than rounding.
     """
     cast, lost = checks.narrowed(array)
     if len(lost):
@@ -119,7 +117,7 @@ def read_signals(
 
 
 def open_signals(path: Path, D: Operator | tuple[Operator, ...] | None = None) -> np.ndarray:
-    """`datasets.open_array` of signals; complex ones of a complex D as `dictionaries.to_pairs`.
+    """Signals by `datasets.open_array`; complex signals of a complex D as `dictionaries.to_pairs`.
 
     Raises:
         ValueError: signals are integers, such as grey values; scale them first.
@@ -138,7 +136,7 @@ def _is_complex(D: Operator | tuple[Operator, ...] | None) -> bool:
 
 
 def as_pairs(array: np.ndarray) -> np.ndarray:
-    """`dictionaries.to_pairs` of an array that may be mapped, and then stays so."""
+    """`dictionaries.to_pairs` of an array; a mapped array stays mapped."""
     if not np.iscomplexobj(array) or not array.ndim:
         return array
     rows = array if array.flags.c_contiguous else np.ascontiguousarray(array)
@@ -158,10 +156,11 @@ def read_given(path: Path, D: Operator | tuple[Operator, ...]) -> np.ndarray:
 
 
 def open_given(path: Path, D: Operator | tuple[Operator, ...]) -> np.ndarray | MappedRows:
-    """`read_given`, but rows of a `.npy` file that is large, or that processes share, stay in it.
+    """`read_given`, but the rows of a large or shared `.npy` file stay in the file.
 
     Raises:
-        ValueError: signals do not fit D, or, in a file that is read, float32 would lose a signal.
+        ValueError: signals do not fit D, or float32 would lose a signal of a file that is read
+            completely.
     """
     Y = open_signals(path, D)
     if not isinstance(Y, np.memmap) or (Y.nbytes <= LARGEST_BYTES and jax.process_count() == 1):
@@ -193,7 +192,7 @@ def code_names(n: int, chained: bool) -> list[str]:
 def read_codes(path: Path, Y: np.ndarray | MappedRows, D: Operator | tuple[Operator, ...]) -> Any:
     """The codes (signals, d) of the signals Y in a `.npz` file; None if the file has no codes.
 
-    For a chain it is a tuple with the codes of every layer.
+    For a chain the result is a tuple with the codes of every layer.
 
     Raises:
         ValueError: only some layers have codes, or codes do not fit Y and D.
@@ -246,7 +245,7 @@ def numbers(text: str, kind: Callable[[str], Any] = float, must: str = "") -> tu
     Args:
         text: "1,2,3".
         kind: int or float.
-        must: the start of the message if `text` is something else.
+        must: the start of the message if `text` has other contents.
     """
     try:
         return tuple(map(kind, text.split(",")))
@@ -255,7 +254,7 @@ def numbers(text: str, kind: Callable[[str], Any] = float, must: str = "") -> tu
 
 
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "sparsity": dict(type=int, help="largest number of atoms of a code"),
+    "sparsity": dict(type=int, help="largest number of nonzeros of a code"),
     "selection": dict(
         choices=("correlation", "least_squares"),
         help="how omp chooses an atom: by its correlation with the residual, or by the residual "
@@ -268,15 +267,17 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "--lam)",
     ),
     "p": dict(type=float, help="power of the penalty, in (0, 1], for half_quadratic"),
-    "l2": dict(type=float, help="weight of the elastic net"),
+    "l2": dict(type=float, help="weight of the squared norm in the elastic net"),
     "nonnegative": dict(
         action="store_const", const=True, help="compute codes without negative entries"
     ),
     "eps": dict(type=float, help="largest norm of the residual, for bpdn"),
     "theta": dict(type=float, help="threshold, in units of the code"),
-    "lams": dict(type=numbers, metavar="A,B,...", help="weights, one for each layer of a chain"),
+    "lams": dict(
+        type=numbers, metavar="A,B,...", help="penalty weights, one for each layer of a chain"
+    ),
     "thetas": dict(type=numbers, metavar="A,B,...", help="thresholds, one for each layer"),
-    "zeros": dict(type=int, help="zeros of every code between the layers, for holistic"),
+    "zeros": dict(type=int, help="number of zeros of every code between the layers, for holistic"),
     "step": dict(
         type=float, help="step size as a fraction of the largest, for ml_ista and ml_fista"
     ),
@@ -289,9 +290,9 @@ CHUNK = 1000  # signals in a call, few enough for their codes to stay in the cac
 
 
 class Coder(NamedTuple):
-    """A function that computes codes, and what it needs."""
+    """A function that computes codes, and its dictionaries."""
 
-    # signals -> codes, and the rows that miss their aim
+    # signals -> codes, and the rows of codes that miss their tolerance
     codes: Callable[[np.ndarray], tuple[Sequence[ArrayLike], np.ndarray]]
     Ds: tuple[Operator, ...]
     chained: bool
@@ -326,7 +327,9 @@ def coder_of_pursuit(name: str, dictionaries: list[Path], options: dict[str, Any
 
 
 def nonzeros(D: Operator, X: ArrayLike) -> int:
-    """How many entries of all codes are not 0, or parts: complex numbers count once."""
+    """The number of nonzero entries of all codes, or of nonzero parts: a complex number counts
+    once.
+    """
     rows = np.asarray(X)
     return int((rows.reshape(len(rows), -1, block_of(D)) != 0).any(2).sum())
 
@@ -377,7 +380,8 @@ def apply_in_chunks(apply: Callable, params: Any, D: Any, Y: jax.Array) -> Any:
 def names() -> tuple[str, ...]:
     """The pursuits of the command line.
 
-    Pursuits with local norms need a convolutional dictionary, and no file holds one.
+    Pursuits with local norms are left out: they need a convolutional dictionary, and files hold
+    only matrices.
     """
     return tuple(name for name in PURSUITS if not name.startswith("local_"))
 

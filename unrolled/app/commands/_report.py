@@ -140,7 +140,7 @@ def check_folder(folder: Path) -> None:
 def output_folder(folder: Path) -> Iterator[None]:
     """`check_folder` for a block, and lock the folder for this process.
 
-    The block's end removes new folders that stayed empty.
+    When the block ends, new folders that are still empty are removed.
 
     Raises:
         ValueError: another process writes into the folder.
@@ -195,7 +195,7 @@ def write_report(
             figures[name] = draw
             lines += [f"![{caption}]({name})", "", f"*{caption}*", ""]
         write_table(folder / f"{section.slug}.csv", *section.rows)
-        lines += [f"Step by step: [{section.slug}.csv]({section.slug}.csv).", ""]
+        lines += [f"Values of every step: [{section.slug}.csv]({section.slug}.csv).", ""]
     lines += ["## Where this was measured", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in {**machine, **settings}.items()]
     data = {section.slug: section.data for section in sections}
@@ -223,7 +223,7 @@ def write_html(
 
     Args:
         folder, title, summary, sections, facts: the parts of the report.
-        drawn: the figures of all sections, in order; None draws them.
+        drawn: the figures of all sections, in order; if None, the function draws the figures.
 
     Returns:
         The path.
@@ -280,7 +280,9 @@ def check_figure(path: Path) -> None:
 
 
 def write_figure(path: Path, figure: Any) -> None:
-    """Write a matplotlib figure in the format of its suffix (default PNG), or nothing."""
+    """Write a matplotlib figure in the format of the suffix (default PNG), completely or not at
+    all.
+    """
     with whole_file(path) as file:
         figure.savefig(file, format=path.suffix[1:] or "png", dpi=_DPI)
 
@@ -293,11 +295,11 @@ def page(
     command: str,
     overview: Overview | None = None,
 ) -> str:
-    """The page: a sentence, what the overview shows, and the sections, folded below.
+    """The page: a sentence, the overview, and the folded sections below.
 
     Args:
         title: the title of the page.
-        answer: the first sentence if there is no overview; then the first section is open.
+        answer: the first sentence if there is no overview; in this case the first section is open.
         sections: title, parts (paragraphs in Markdown, tables as `Grid`, text between ```) and
             matplotlib figures by caption.
         facts: versions and settings.
@@ -358,7 +360,7 @@ def _part(part: str) -> str:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, whole: bool = False) -> str:
-    """A table; unless `whole`, a sentence below the table stands for its constant columns."""
+    """A table; unless `whole`, a sentence below the table replaces its constant columns."""
     every = "" if whole else _constant(columns, rows)
     kept = [i for i, _ in enumerate(columns) if not every or not _is_constant(rows, i)]
     columns, rows = [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]

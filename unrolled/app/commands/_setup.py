@@ -40,7 +40,9 @@ from unrolled.problems import resampler
 from unrolled.pursuit import DEFAULT_LAM, LARGEST_LAM, default_lam, lasso_batch
 from unrolled.vision import datasets
 
-_OF_LARGE = 100_000  # signals; of a larger file as many are held back as of one of this size
+_OF_LARGE = (
+    100_000  # signals; a larger file gives as many for validation and test as a file of this size
+)
 
 Model = Layer | Network
 Dictionaries = Any  # one dictionary, or a tuple for a chain
@@ -54,7 +56,7 @@ class Setup(NamedTuple):
     params: Any  # the start
     D: Dictionaries
     sample: Callable[..., Any]
-    validation: Batch | None  # to choose the best params by; None lets `fit` draw it
+    validation: Batch | None  # signals to choose the best params by; None lets `fit` draw them
     tested_on: Batch
     loss: Callable[..., jax.Array]
     optimizer: Callable[..., optax.GradientTransformation]  # of the rate, or of its schedule
@@ -116,7 +118,7 @@ _OTHER_WAYS = ("family", "start", "loss", "method", "codes")
 
 
 def settled(path: Path | None, flags: Mapping[str, Any], say: Say) -> Config:
-    """`load`, and set the options that depend on the signals: without codes, lam and the method.
+    """`load`, and set the options that depend on the signals: lam, and the method without codes.
 
     Raises:
         ConfigError: see `load`.
@@ -146,9 +148,10 @@ def _chosen_lam(config: Config, signals: Path, say: Say) -> float:
 
 
 def _own_samples(config: Config, D: Dictionaries, say: Say) -> tuple[Samples, Batch]:
-    """Signals of a file, in its order: seven tenths to train, one to validate, two to test.
+    """Signals of a file, in file order: 70 % for training, 10 % for validation, 20 % for testing.
 
-    If the file is too large for memory, at most 10,000 signals validate and 20,000 test.
+    If the file is too large for memory, at most 10,000 signals are for validation and 20,000
+    signals for testing.
     """
     path, codes = Path(config.problem.signals), config.problem.codes
     open_file = _inputs.open_given if codes is None else read_given  # the LASSO needs all signals
@@ -185,8 +188,8 @@ def _own_samples(config: Config, D: Dictionaries, say: Say) -> tuple[Samples, Ba
 def _made_codes(config: Config, D: Dictionaries, Y: np.ndarray, say: Say) -> np.ndarray:
     """LASSO codes of the signals, computed once and kept in the run folder.
 
-    One lam serves all signals, as the thresholds of a network do. With a lam per signal the target
-    would scale with the signal, and the code of the network does not.
+    All signals share one lam, as they share the thresholds of a network. With one lam per signal,
+    the target would scale with the signal, whereas the code of the network does not.
     """
     path, lam = Path(config.output) / _inputs.CODES, config.problem.lam
     if path.exists():
@@ -255,10 +258,10 @@ def _layer_start(
 
 
 def _calibrated(layer: Layer, begun: list[Unrolled], problem: Samples, loss: Any) -> Unrolled:
-    """The best of the params after calibration, by the error of the codes, or by the loss.
+    """The best params after calibration, judged by the error of the codes or by the loss.
 
-    With some dictionaries the unit steps of theory expand so much that every step size that a
-    calibration tries is too long. The steps of `init` do not expand.
+    For some dictionaries, errors grow so fast under the unit steps of theory that every step size
+    in a calibration is too long. Under the steps of `init`, errors do not grow.
     """
     D, (Y, X) = problem.D, problem.chosen_on
     by_loss = loss if X is None else None

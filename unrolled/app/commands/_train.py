@@ -67,7 +67,7 @@ _TITLES = {
 
 
 class Summary(NamedTuple):
-    """The numbers that `unrolled train` ends with."""
+    """The final numbers of `unrolled train`."""
 
     config: Config
     shape: tuple[tuple[int, ...], ...]  # of every D, of a complex one in complex numbers
@@ -193,7 +193,7 @@ def _judged(
 ) -> list[dict[str, float]]:
     """For every layer, the errors of the codes of test signals if true codes are known, and F.
 
-    F is the objective of the layer's LASSO; its signal is the code of the layer before.
+    F is the objective of the layer's LASSO, whose signal is the code of the layer before.
     """
     codes = apply_in_chunks(model.apply, params, D, Y)
     if isinstance(model, Layer):
@@ -227,7 +227,7 @@ def _errors(x: jax.Array, X: jax.Array) -> dict[str, Any]:
 def logger(folder: Path, started: Callable[[], None]) -> Callable[..., None]:
     """A callback of `fit` that appends one line per evaluation.
 
-    The history keeps evaluations of an earlier run before the step of the first new one. The
+    The history keeps evaluations of an earlier run before the step of the first new evaluation. The
     callback replaces the earlier history, and calls `started`, at the first evaluation. By then
     `fit` has locked the checkpoints, so a second run in the same folder changes nothing.
     """
@@ -282,7 +282,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "config": dict(type=Path, nargs="?", metavar="CONFIG", help="a TOML file"),
     "--distributed": dict(
         action="store_true",
-        help="share the run with other processes, those of SLURM or of the next three options",
+        help="share the run with other processes, given by SLURM or by the next three options",
     ),
     "--coordinator": dict(metavar="HOST:PORT", help="address of process 0"),
     "--processes": dict(type=int, metavar="N", help="number of processes"),
@@ -293,7 +293,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         metavar="S",
         help="time limit for the other processes, s (default 300)",
     ),
-    "--resume": dict(action="store_true", help="continue the run of the folder"),
+    "--resume": dict(action="store_true", help="continue the run in the folder of --output"),
 }
 
 
@@ -307,9 +307,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         help="train a layer or a chain, configured by a TOML file and flags",
         description="Train a layer, and write its weights, the history and checkpoints into a run "
         "folder.\nSignals without codes train lfista_cp by one recipe, unless you give a family, "
-        "start, loss or method.\n"
-        "The exit status is 3 if the best codes are worse than zero codes, or than ISTA of the "
-        "same\ndepth, on the validation signals.\n"
+        "a start,\na loss or a method. The exit status is 3 if the best codes are worse than zero "
+        "codes, or\nthan codes of ISTA of the same depth, on the validation signals.\n"
         "Set any option below in the TOML file, under its heading, or as a flag; a flag overrides "
         "the file.\nTo train a chain, write a table [[model]] for each layer, and a list of files "
         "as dictionary.",
@@ -331,7 +330,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, and print the summary; exit with status 3 if zero codes or ISTA are better."""
+    """Train, and print the summary; exit with status 3 if zero codes or ISTA's are better."""
     flags = {name: getattr(arguments, name) for name in all_options()}
     processes = Processes(arguments.distributed and jax.process_count() > 1)
     say = progress_printer() if processes.is_first else silent
@@ -366,8 +365,8 @@ def train(
     Raises:
         ConfigError: see `load`; also if the folder is not empty, or holds a run other than the
             one to resume.
-        ArithmeticError: the training broke; its checkpoints stay.
-        KeyboardInterrupt, SystemExit: SIGINT or SIGTERM came; the last step is saved.
+        ArithmeticError: the training broke down; the checkpoints stay.
+        KeyboardInterrupt, SystemExit: SIGINT or SIGTERM stopped the run; the last step is saved.
     """
     chosen: list[str] = []
     first = processes.on_all(lambda: _opened(path, flags, resume, chosen.append), first_alone=True)
@@ -402,13 +401,13 @@ def train(
 def _write_report(folder: Path, summary: Summary, records: Sequence[training.Record]) -> None:
     """Write `report.html`, with the losses as curves."""
     figures = {"the loss at every evaluation": partial(plots.losses, records)}
-    text = "Weights of a solver, trained from their start."
+    text = "The weights of a solver at the start and after training."
     section = Section("Result", "result", summary.parts(), figures, answer=summary.answer())
     write_html(folder, "Training", text, [section], environment())
 
 
 def _opened(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -> Config:
-    """The configuration; makes its folder, which is empty or holds the run to resume."""
+    """The configuration; make its folder, which must be empty or hold the run to resume."""
     config = _read_config(path, flags, resume, say)
     folder = Path(config.output)
     if resume:

@@ -1,9 +1,10 @@
 """The studies that the commands show, as records with text, data, tables and figures.
 
-`dictionary_report` and `certify_weights` say what theory certifies; `known_codes` and
+`dictionary_report` and `certify_weights` give the guarantees of theory; `known_codes` and
 `unknown_codes` compare analytic with learned weights; `certified_regime` and `certified_chain`
-measure errors and print them next to their bounds; `certify_drawn` counts the codes that are proved
-one by one. Every record has `.text()` and `.to_dict()`, and most records have `.figure()`.
+measure errors and print them next to their bounds; `certify_drawn` counts the drawn codes that are
+proved signal by signal. Every record has `.text()` and `.to_dict()`, and most records have
+`.figure()`.
 """
 
 from unrolled._base import offer as _offer

@@ -1,4 +1,4 @@
-"""What the theory says about a dictionary, a chain of dictionaries, and given weights."""
+"""Certificates of a dictionary, of a chain of dictionaries, and of given weights."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ _SILENCE = 1.0  # seconds between two messages on the linear programs
 
 
 class Request(NamedTuple):
-    """The questions to a certificate, and the class of codes."""
+    """The options of a certificate, and the class of codes."""
 
     sparsities: Sequence[int] | None
     bound: float
@@ -44,7 +44,7 @@ class Request(NamedTuple):
 
 
 class DictionaryReport(Result):
-    """What the theory says about one dictionary."""
+    """The certificate of one dictionary."""
 
     m: int  # length of a signal
     d: int  # number of atoms
@@ -55,7 +55,7 @@ class DictionaryReport(Result):
     admissible: dict[str, int]  # largest sparsity of unique codes, by mu, babel and mu~
     table: analytic.WeightsTable  # guarantees of each kind of weights
     activation: theory.ActivationSchedule | None  # guarantees with an activation
-    cnn: realize.CnnSize | None  # for as many steps as the best weights need to the tolerance
+    cnn: realize.CnnSize | None  # with the steps in which the best weights reach the tolerance
 
     def text(self) -> str:
         """The report as lines of text."""
@@ -74,14 +74,14 @@ class DictionaryReport(Result):
         by = ", ".join(f"{s} by {name}" for name, s in self.admissible.items())
         size = f"{self.m} x {self.d}"
         if self.rank < min(self.m, self.d):
-            size += f" of numerical rank {self.rank}: all of this holds in its numerical range"
+            size += f" of numerical rank {self.rank}: every statement holds in the numerical range"
         settled = "" if self.table.coherence.holds else " (not settled)"
         head = [
             size,
             f"mutual coherence {self.mu:.6f}, generalized coherence in [{low:.8f}, {high:.8f}]"
             f"{settled}, Welch bound {self.welch:.6f}",
             f"codes are unique, and found by basis pursuit, up to this many nonzeros: {by}",
-            f"fewer than {theory.spark_bound(high):.4g} atoms are never dependent (spark)",
+            f"fewer than {theory.spark_bound(high):.4g} atoms are always independent (spark)",
         ]
         rest = [*self.table.reasons()]
         if self.activation is not None:
@@ -93,8 +93,8 @@ class DictionaryReport(Result):
             )
         if self.cnn is not None:
             rest.append(
-                f"the minimax network to {self.table.tolerance:g} as a CNN of kernel size "
-                f"{_KERNEL_SIZE}: {self.cnn.depth} convolutional layers with "
+                f"the minimax network to an error of {self.table.tolerance:g} as a CNN of kernel "
+                f"size {_KERNEL_SIZE}: {self.cnn.depth} convolutional layers with "
                 f"{self.cnn.n_weights:,} weights"
             )
         return head, rest
@@ -120,7 +120,7 @@ class DictionaryReport(Result):
 
 
 class ChainReport(Result):
-    """What the theory says about a chain, with the minimax weights of every layer."""
+    """The certificate of a chain, with the minimax weights of every layer."""
 
     sparsities: tuple[int, ...]  # of every layer
     unique: dict[str, theory.Uniqueness]  # by mu and by mu~
@@ -202,13 +202,16 @@ class Report(Result):
         """How many nonzeros are admissible, for a chain in every layer."""
         largest = [max(layer.admissible.values()) for layer in self.layers]
         if self.chain is None:
-            return f"Codes with at most {largest[0]} nonzeros are unique, and found."
+            return (
+                f"Codes with at most {largest[0]} nonzeros are unique, and basis pursuit finds "
+                "these codes."
+            )
         holds = "holds" if self.chain.plan.holds else "does not hold"
         counts = ", ".join(map(str, largest))
         return f"At most {counts} nonzeros are admissible in the layers; the plan of steps {holds}."
 
     def __repr__(self) -> str:
-        """The text, as it fits on a screen."""
+        """The text, shortened to fit on a screen."""
         return screen(self.text().splitlines())
 
     def table(self, form: str = "markdown") -> Any:
@@ -250,22 +253,23 @@ def dictionary_report(
     entries: bool = False,
     say: Say = silent,
 ) -> Report:
-    """What the theory says about a dictionary, or about a chain and each of its dictionaries.
+    """Certify a dictionary, or a chain and each of its dictionaries.
 
     The report has the coherence and the unique sparsity of D, and, for W = D, the closed form and
-    the minimax weights, the contraction and the steps to a tolerance. For a chain it also has
-    uniqueness, stability and a plan of all layers. The function runs in float64, on the host, and
-    solves a linear program per atom.
+    the minimax weights, the contraction and the steps to a tolerance. For a chain the report also
+    has uniqueness, stability and a plan of all layers. The function runs in float64, on the host,
+    and solves a linear program per atom.
 
     Args:
         D: (m, d) with unit atoms; for a chain a tuple or list.
-        sparsity: s, nonzeros of a code, for a chain one per layer; None for the largest admissible
-            s.
+        sparsity: s, the number of nonzeros of a code, for a chain one per layer; if None, the
+            largest admissible s.
         bound: B, the largest magnitude of an entry of a code.
         noise: the largest l1 norm of the noise in a signal.
         tolerance: l1 error to reach.
-        activation: if given, also certify this activation in place of ReLU.
-        entries: also compute the weights of smallest entries (Definition 8), many times slower.
+        activation: if given, also certify this activation instead of ReLU.
+        entries: also compute the weights with the smallest entries (Definition 8): many times
+            slower.
         say: receives the number of linear programs solved so far.
 
     Returns:
@@ -350,7 +354,7 @@ def _layer(
 
 
 def _found_sparsity(D: Dictionary, mu: float) -> int:
-    """The largest s for which mu says that basis pursuit finds the codes.
+    """The largest s for which mu proves that basis pursuit finds the codes.
 
     If the norms of atoms differ, within the tolerance for unit atoms, s is smaller.
     """
@@ -399,7 +403,7 @@ def _chain_report(
 
 
 def _progress(say: Say, j: int, J: int) -> Callable[[int, int], None]:
-    """A function that says now and then how many programs of a dictionary are solved."""
+    """A function that reports from time to time how many linear programs are solved."""
     which, now_and_then = "" if J == 1 else f"dictionary {j + 1} of {J}: ", seldom(say, _SILENCE)
     return lambda settled, total: now_and_then(f"{which}{settled} of {total} linear programs")
 
@@ -414,7 +418,7 @@ class WeightsCertificate(Result):
     noise: float  # the largest l1 norm of the noise in a signal
     tolerance: float  # the l1 error to reach
     certificates: tuple[theory.Certificate, ...]  # one per layer
-    block: int = 1  # entries of a part of the code of the first layer; its noise is then in l2
+    block: int = 1  # entries of a part of the code of the first layer; if several, noise is in l2
 
     def text(self) -> str:
         """A table, one column per layer."""
@@ -465,7 +469,7 @@ class WeightsCertificate(Result):
         }
 
     def __repr__(self) -> str:
-        """The table, as it fits on a screen."""
+        """The table, shortened to fit on a screen."""
         return screen(self.text().splitlines())
 
     def table(self, form: str = "markdown") -> Any:
@@ -539,10 +543,10 @@ def certify_weights(
     Args:
         model: a layer, or a chain of layers.
         params, D: the params and the dictionary of the model; for a chain a tuple of each.
-        sparsity: s, the number of nonzeros of a code; for a chain, one s per layer. None takes the
-            largest certified s; for a chain, None takes s = 1 in every layer.
+        sparsity: s, the number of nonzeros of a code; for a chain, one s per layer. If `sparsity`
+            is None, s is the largest certified s; for a chain, s = 1 in every layer.
         bound: B, the largest magnitude of an entry of a code.
-        noise: the largest l1 norm of the noise in a signal; l2 where codes come in parts.
+        noise: the largest l1 norm of the noise in a signal; the l2 norm if codes come in parts.
         tolerance: the l1 error to reach; the report names the first step that reaches it.
 
     Returns:

@@ -58,7 +58,7 @@ class CertifiedRun(Result):
 
 
 class CertifiedRegime(Result):
-    """The study of each kind of weights at as many nonzeros as theory certifies for it."""
+    """The study of all kinds of weights, each at the most nonzeros that theory certifies."""
 
     shape: tuple[int, ...]  # of D
     depth: int  # K, the steps
@@ -74,12 +74,12 @@ class CertifiedRegime(Result):
         """The setting, and a table with a row for every run."""
         welch = theory.max_sparsity(theory.welch_bound(*self.shape), self.shape[1])
         return [
-            f"The same dictionary with nonzeros of magnitude at most 1, as many as are certified: "
-            f"{self.common} by D and the closed form, {self.largest['minimax W']} by the minimax "
-            "weights of the linear "
-            f"programs (Welch's bound allows no dictionary of this size more than {welch}). "
-            f"LISTA-CP with thresholds from Theorem 12, {_SIGNALS} signals, {self.depth} steps, "
-            "float64; wrong entries are counted over all signals and steps.",
+            "The same dictionary, and codes with nonzeros of magnitude at most 1. Theory certifies "
+            f"at most {self.common} nonzeros for W = D and the closed form, and at most "
+            f"{self.largest['minimax W']} for the minimax weights of the linear programs (Welch's "
+            f"bound allows no dictionary of this size more than {welch}). LISTA-CP with thresholds "
+            f"from Theorem 12 runs {self.depth} steps on {_SIGNALS} signals in float64. Wrong "
+            "entries are counted over all signals and steps.",
             "",
             markdown(_COLUMNS, map(self._row, self.runs)),
         ]
@@ -101,7 +101,7 @@ class CertifiedRegime(Result):
         return f"Theory certifies up to {largest} nonzeros; the measured errors {verdict}."
 
     def __repr__(self) -> str:
-        """The text, as it fits on a screen."""
+        """The text, shortened to fit on a screen."""
         return screen(self.text().splitlines())
 
     def table(self, form: str = "markdown") -> Any:
@@ -139,7 +139,7 @@ class CertifiedRegime(Result):
         return plots.bound(lines, title=f"Largest l1 error of {_SIGNALS} signals and its bound")
 
     def figures(self) -> dict[str, Callable[[], Any]]:
-        """What a figure shows -> what draws it."""
+        """The functions that draw the figures, by caption."""
         shown = "errors under their bounds, for the weights and the nonzeros of the table"
         return {shown: self.figure}
 
@@ -148,11 +148,11 @@ class CertifiedRegime(Result):
 def certified_regime(
     key: Key, D: Dictionary, *, depth: int = 100, say: Say = silent
 ) -> CertifiedRegime:
-    """Measure errors and compare them with certified bounds, for codes as sparse as these require.
+    """Measure errors and compare them with certified bounds, for codes in the certified class.
 
-    W = D, the closed form and the minimax weights run at the most nonzeros that W = D or the closed
-    form certifies; the minimax weights also run at the most nonzeros that they certify. The study
-    runs in float64, on the host.
+    LISTA-CP runs with W = D, the closed form and the minimax weights, at the most nonzeros that W =
+    D or the closed form certifies. With the minimax weights it also runs at the most nonzeros that
+    the minimax weights certify. The study runs in float64, on the host.
 
     Args:
         key: the key of the signals.
@@ -163,7 +163,7 @@ def certified_regime(
     Returns:
         CertifiedRegime, without runs if theory does not certify even one nonzero.
 
-    Reference: Theorem 12 of the paper, as `analytic.lista_cp` has it.
+    Reference: Theorem 12 of the paper, as in `analytic.lista_cp`.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
@@ -260,7 +260,7 @@ def _largest_error(x: jax.Array, X: jax.Array) -> jax.Array:
 
 
 def _quietly(function: Callable, *args: Any, **options: Any) -> Any:
-    """The result of a function, without its warnings on hypotheses: the table has them."""
+    """The result of a function, without warnings on the hypotheses: the table shows these."""
     with checks.quiet(analytic.HypothesisWarning):
         return function(*args, **options)
 
@@ -289,23 +289,23 @@ class CertifiedChain(Result):
         return "\n".join(self.parts())
 
     def parts(self) -> list[str]:
-        """The setting, both runs, and a table of the slow one."""
+        """The setting, both runs, and a table of the slow run."""
         fast = self.fast
         return [
-            "y = D_1 x_1, x_1 = D_2 x_2 with D_1 = [I, Hadamard] (256 x 512) and D_2 a transversal "
-            "design (512 x 700, 4 nonzeros per atom). The certified error of layer 1 enters the "
-            "thresholds of layer 2 (Theorem 6, corrected).",
+            "y = D_1 x_1, x_1 = D_2 x_2 with D_1 = [I, Hadamard] (256 x 512) and a transversal "
+            "design D_2 (512 x 700, 4 nonzeros per atom). The thresholds of layer 2 include the "
+            "certified error of layer 1 (Theorem 6, corrected).",
             "",
-            f"With {_FAST} nonzeros the contractions are "
+            f"With {_FAST} nonzeros in the layers, the contractions are "
             f"({fast.contractions[0]:.3f}, {fast.contractions[1]:.3f}); after {_FAST_DEPTH} steps "
             f"each, the largest l1 errors of {_CHAIN_SIGNALS} signals are "
             f"{fast.measured[0][-1]:.1e} and {fast.measured[1][-1]:.1e} under bounds of "
             f"{fast.bounds[0][-1]:.1e} and {fast.bounds[1][-1]:.1e}, with {fast.wrong} wrong "
             "entries.",
             "",
-            f"With {_SLOW} nonzeros layer 1 contracts slowly (a = 0.94). The printed proof runs "
-            "layer 2 with thresholds made for the exact x_1; it diverges. Largest l1 error of "
-            "layer 2:",
+            f"With {_SLOW} nonzeros, layer 1 contracts slowly (a = 0.94). The printed proof runs "
+            "layer 2 with thresholds for the exact x_1: layer 2 diverges. The table has the "
+            "largest l1 error of layer 2:",
             "",
             markdown(
                 _CHAIN_COLUMNS,
@@ -325,7 +325,7 @@ class CertifiedChain(Result):
         )
 
     def __repr__(self) -> str:
-        """The text, as it fits on a screen."""
+        """The text, shortened to fit on a screen."""
         return screen(self.text().splitlines())
 
     def table(self, form: str = "markdown") -> Any:
@@ -355,7 +355,7 @@ class CertifiedChain(Result):
         return plots.bound(self._lines(), title=title)
 
     def figures(self) -> dict[str, Callable[[], Any]]:
-        """What a figure shows -> what draws it."""
+        """The functions that draw the figures, by caption."""
         return {f"{_CHAIN_SIGNALS} signals, float64": self.figure}
 
 
@@ -370,10 +370,10 @@ def certified_chain(
 
     Args:
         key: the key of D_2 and of the signals.
-        depths: steps of each layer in the run where layer 1 contracts slowly.
+        depths: steps of each layer in the run in which layer 1 contracts slowly.
         say: receives messages on the progress.
 
-    Reference: Theorem 6 of the paper, corrected, as `analytic.dsc` has it.
+    Reference: Theorem 6 of the paper, corrected, as in `analytic.dsc`.
 
     Example:
         >>> study = ur.app.studies.certified_chain(jax.random.key(0), depths=(20,))

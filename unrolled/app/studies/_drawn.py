@@ -20,7 +20,7 @@ from unrolled.dictionaries import Dictionary, as_dictionary, block_of
 __all__ = ["DrawnProofs", "ProvedShare", "certify_drawn"]
 
 
-DRAWS = 13_809  # if all are proved, so is 99.9 % of the class, with the confidence of `exceedance`
+DRAWS = 13_809  # if all are proved, 99.9 % of the class are, with the confidence of `exceedance`
 _POWERS = {"closed form": 2.0, "3-norm": 3.0}  # weights -> the p of `frobenius_weights`
 _LEFT_OUT = 0.01  # the share of a sample that a schedule may leave out
 _SCHEDULED, _TAKING = layers.alista(40, support=(1, 1)), layers.alista_rt(40)
@@ -36,7 +36,7 @@ _TRIED, _MOST = 50, 0.9  # supports, and the share proved, that decide which spa
 
 
 class ProvedShare(Result):
-    """How many draws a statement proves, with one kind of weights."""
+    """The number of draws that a statement proves with one kind of weights."""
 
     weights: str  # the kind of weights
     sparsity: int  # s, the nonzeros of a code
@@ -47,7 +47,7 @@ class ProvedShare(Result):
 
 
 class DrawnProofs(Result):
-    """The proofs of drawn codes, of one sparsity or several."""
+    """The proofs of drawn codes, for one sparsity or for several."""
 
     shape: tuple[int, ...]  # of D
     sparsities: tuple[int, ...]  # s, the nonzeros of a code
@@ -58,7 +58,7 @@ class DrawnProofs(Result):
     rows: tuple[ProvedShare, ...]  # empty if nothing beyond the worst case is proved
     ratios: dict[str, np.ndarray]  # weights, s -> c(S) of every support
     bounds: dict[str, np.ndarray]  # weights, s, thresholds -> bounds of proved codes, from step 0
-    block: int = 1  # the entries of a part; sparsities, bound and errors are of parts, noise in l2
+    block: int = 1  # entries of a part; if several, sparsities, bound and errors refer to parts
 
     def text(self) -> str:
         """The class, and a table, as text."""
@@ -70,33 +70,33 @@ class DrawnProofs(Result):
             return []
         counts = " or ".join(map(str, self.sparsities))
         single = self.block == 1
-        codes = f"{self.draws:,} codes with {counts} nonzeros on a random support"
-        values = f"uniform in [-{self.bound:g}, {self.bound:g}]"
+        codes = f"{self.draws:,} new codes with {counts} nonzeros on a random support"
+        values = f"values uniform in [-{self.bound:g}, {self.bound:g}]"
         if not single:
-            codes = f"{self.draws:,} codes with {counts} parts of {self.block} on a random support"
-            values = f"of sizes uniform in [0, {self.bound:g}]"
+            codes = (
+                f"{self.draws:,} new codes with {counts} parts of {self.block} on a random support"
+            )
+            values = f"sizes uniform in [0, {self.bound:g}]"
         noise = measured = ""
         if self.noise:
             norm, small = ("l1", "nonzeros") if single else ("l2", "parts")
             noise = (
-                f" Noise of {norm} norm at most {self.noise:g} hides small {small}: of a code it "
-                "is proved that no step takes a wrong entry and that the bound ends below where it "
-                "began. The rows of alista_rt are without noise."
+                f" Noise of {norm} norm at most {self.noise:g} hides small {small}: a proof says "
+                "that no step takes a wrong entry and that the final bound is below the initial "
+                "bound. The rows of alista_rt assume no noise."
             )
         errors = [row.error for row in self.rows if row.error is not None]
         if errors:
             measured = (
-                f" The steps run on these codes, without noise: no {'entry' if single else 'part'} "
-                "of a proved code is off "
-                f"by more than {max(errors):.1e} in the end."
+                " After the steps, run on these codes without noise, the error of every "
+                f"{'entry' if single else 'part'} of a proved code is at most {max(errors):.1e}."
             )
         columns = [(name, s) for name in self.worst for s in self.sparsities]
         worst = ["worst case", "every code", *(f"s = {self.worst[name]}" for name, _ in columns)]
         rows = [[steps, covers, *self._cells(steps)] for steps, covers in _COVERS.items()]
         return [
-            f"Signal by signal: {codes}, {values}, drawn anew. "
-            "In brackets is the share of the class that is proved at least, with confidence "
-            f"1 - 1e-6.{noise}{measured}",
+            f"Proofs signal by signal, for {codes}, with {values}. In brackets is a lower bound on "
+            f"the proved share of the class, with confidence 1 - 1e-6.{noise}{measured}",
             "",
             markdown(
                 ["steps", "covers", *(f"{name}, s = {s}" for name, s in columns)], [worst, *rows]
@@ -113,18 +113,19 @@ class DrawnProofs(Result):
         worst = max(self.worst.values())
         if not self.rows:
             return (
-                f"Nothing is proved signal by signal beyond the worst case, which ends at {worst}."
+                "Signal by signal, nothing is proved beyond the worst case, which ends at "
+                f"{worst} nonzeros."
             )
         best = max(
             self.rows, key=lambda row: (row.sparsity * (2 * row.proved > self.draws), row.proved)
         )
         return (
             f"At {best.sparsity} nonzeros {best.proved:,} of {self.draws:,} codes are proved "
-            f"({best.weights} weights, {best.steps}); the worst case ends at {worst}."
+            f"({best.weights} weights, {best.steps}); the worst case ends at {worst} nonzeros."
         )
 
     def __repr__(self) -> str:
-        """The text, as it fits on a screen."""
+        """The text, shortened to fit on a screen."""
         return screen(self.text().splitlines())
 
     def table(self, form: str = "markdown") -> Any:
@@ -157,7 +158,7 @@ class DrawnProofs(Result):
         return fig
 
     def figures(self) -> dict[str, Callable[[], Any]]:
-        """What a figure shows -> what draws it."""
+        """The functions that draw the figures, by caption."""
         return {"the ratios of the supports, and the bounds of proved codes": self.figure}
 
 
@@ -176,23 +177,25 @@ def certify_drawn(
 ) -> DrawnProofs:
     """Count the drawn codes that are proved, next to the worst case, for some kinds of weights.
 
-    For each support: whether `layers.alista_rt` finds every code on it (`theory.certify_supports`).
-    For each code: whether `layers.alista` with 40 steps finds the code, with thresholds for this
-    code and with one schedule for all (`theory.certify_signals`, `analytic.from_sample`). The
-    schedule comes from as many other codes, and may leave out 1 % of them. The study runs in
-    float64, on the host.
+    For each support, the study proves whether `layers.alista_rt` finds every code on the support
+    (`theory.certify_supports`). For each code, the study proves whether `layers.alista` with 40
+    steps finds the code, with thresholds for this code and with one schedule for all codes
+    (`theory.certify_signals`, `analytic.from_sample`). The schedule comes from the same number of
+    other codes, and may leave out 1 % of these. The study runs in float64, on the host.
 
     Args:
         key: the key of the codes.
         D: (m, d), normalised here.
-        sparsity: s, nonzeros of a code, or parts, at least 1, or several; None for the largest s at
-            which nine supports in ten are proved, and s + 1; no s if the worst case covers both.
+        sparsity: s, the number of nonzeros, or nonzero parts, of a code, at least 1; or several
+            such numbers. If None, the study takes the largest s at which nine supports in ten are
+            proved, and s + 1; it takes no s if the worst case covers both.
         draws: the number of codes of every sparsity.
-        bound: B > 0; the nonzeros are uniform in [-B, B]. Parts have sizes uniform in [0, B], and
+        bound: B > 0; the nonzeros are uniform in [-B, B]. Parts have sizes uniform in [0, B] and
             random directions.
-        noise: the largest l1 norm of the noise in a signal; the l2 norm where codes come in parts.
+        noise: the largest l1 norm of the noise in a signal; the l2 norm if codes come in parts.
         weights: kinds of weights, "closed form" and "3-norm", the p = 2 and p = 3 of
-            `theory.frobenius_weights`; None for both, or the first where codes come in parts.
+            `theory.frobenius_weights`; if None, both kinds, or only "closed form" if codes come in
+            parts.
         measured: also run the steps on the codes, without noise.
         say: receives messages on the progress.
 
@@ -262,7 +265,7 @@ def certify_drawn(
 
 
 def _kinds(weights: Sequence[str] | None, D: Dictionary, where: str) -> Sequence[str]:
-    """The kinds of weights that are asked for, or all that D takes."""
+    """The kinds of weights that are asked for, or all kinds that D allows."""
     if weights is None:
         return tuple(_POWERS) if block_of(D) == 1 else tuple(_POWERS)[:1]
     if not weights or not set(weights) <= set(_POWERS):
@@ -271,7 +274,7 @@ def _kinds(weights: Sequence[str] | None, D: Dictionary, where: str) -> Sequence
 
 
 def _drawn(key: Any, shape: tuple[int, int, int], bound: float, s: int) -> np.ndarray:
-    """Codes with s nonzeros, or parts: half of them for the schedule, half for the count."""
+    """Codes with s nonzero entries or parts: one half for the schedule, one for the count."""
     key = jax.random.fold_in(key, s)
     X = np.asarray(problems.bounded(key, shape[:2], s, bound))
     if shape[2] == 1:
@@ -289,7 +292,7 @@ def _sizes(D: Any, X: np.ndarray) -> np.ndarray:
 def _reached(
     W: Any, D: Any, worst: int, tried: int, draw: Callable[[int], np.ndarray]
 ) -> tuple[int, ...]:
-    """The last sparsity above the worst case at which `_MOST` are proved, and the next one."""
+    """The last s above the worst case with a proved share of at least `_MOST`, and s + 1."""
     s = worst
     while (
         s + 1 < D.shape[0] // block_of(D)
@@ -306,7 +309,9 @@ def _schedule(D: Any, W: Any, sample: np.ndarray, noise: float) -> Any:
 
 
 def _on_supports(W: Any, D: Any, X: np.ndarray, s: int) -> tuple[np.ndarray, ...]:
-    """Whether `alista_rt` finds all codes on each support, by default and with some ratio; c(S)."""
+    """Whether `alista_rt` finds all codes on each support, by default and with some ratio; and
+    c(S).
+    """
     of = theory.certify_supports(W, D, np.nonzero(_sizes(D, X))[1].reshape(len(X), s))
     converges = of.contraction < 1
     return (of.ratio <= _TAKING.ratio) & converges, (of.ratio < 1) & converges, of.ratio

@@ -50,8 +50,8 @@ class KnownCodes(Result):
         return [
             f"Dictionary {D.shape[0]} x {D.shape[1]}, {len(Y)} test signals with "
             f"{_steps.nonzeros(D, X):.1f} nonzeros on average, K = {self.depth} "
-            f"steps{self.samples.noise()}. Calibration and ISTA's penalty are chosen on "
-            f"{len(self.samples.chosen_on[0])} other signals.",
+            f"steps{self.samples.noise()}. Calibration and the choice of ISTA's penalty "
+            f"use {len(self.samples.chosen_on[0])} other signals.",
             "",
             self.comparison.table(),
             "",
@@ -70,11 +70,11 @@ class KnownCodes(Result):
         ]
 
     def answer(self) -> str:
-        """The best method, its error, and whether theory guarantees it."""
+        """The best method, its error, and whether theory guarantees this error."""
         return self.comparison.answer()
 
     def overview(self) -> Overview:
-        """The first screen of a report; it times the methods that it shows."""
+        """Make the first screen of a report, and time the methods on the screen."""
         D, (Y, X) = self.samples.D, self.samples.tested_on
         timed = {n: self.methods[n] for n in to_show(self.comparison) if n in self.methods}
         result = with_seconds(self.comparison, timed, D, Y)
@@ -86,11 +86,11 @@ class KnownCodes(Result):
         return of_known(result, self.methods, setting, self.covered, self.answer())
 
     def __repr__(self) -> str:
-        """The comparison, as it fits on a screen."""
+        """The comparison, shortened to fit on a screen."""
         return repr(self.comparison)
 
     def table(self, form: str = "markdown") -> Any:
-        """`Comparison.table`, in the same forms."""
+        """`Comparison.table`, in any of its forms."""
         return self.comparison.table(form)
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class KnownCodes(Result):
         return self.comparison.plot(note=self.caution)
 
     def figures(self) -> dict[str, Callable[[], Any]]:
-        """What a figure shows -> what draws it."""
+        """The functions that draw the figures, by caption."""
         return {_FIGURE: self.figure}
 
 
@@ -129,19 +129,19 @@ class KnownChain(Result):
         return [
             f"A chain of {len(Ds)} dictionaries, y = D_1 x_1 and x_j = D_(j+1) x_(j+1), with K = "
             f"{self.depth} steps in every layer, {len(Y)} test signals{self.samples.noise()}. Each "
-            "layer runs on the code that the layer before it found. Calibration and ISTA's "
-            f"penalties are chosen on {len(self.samples.chosen_on[0])} other signals, layer by "
-            "layer.",
+            "layer runs on the code that the layer before it found. Calibration and "
+            f"the choice of ISTA's penalties use {len(self.samples.chosen_on[0])} other signals, "
+            "layer by layer.",
             "",
             _sparsity_table(Ds, Xs),
             "",
-            "Where a layer has more nonzeros than theory certifies, the thresholds that theory "
-            "sets for them grow until they silence every entry.",
+            "If a layer has more nonzeros than theory certifies, the thresholds that theory sets "
+            "grow until they make every entry zero.",
             "",
             self.comparison.table(),
             "",
             *(part for remark in self.remarks for part in (remark, "")),
-            "What the weights are, and how far training moved each of them (relative distance):",
+            "The weights, and the relative distance by which training moved each array of weights:",
             "",
             self.comparison.parameters_table(),
             "",
@@ -153,15 +153,15 @@ class KnownChain(Result):
         ]
 
     def answer(self) -> str:
-        """The best method, its error, and whether theory guarantees it."""
+        """The best method, its error, and whether theory guarantees this error."""
         return self.comparison.answer()
 
     def __repr__(self) -> str:
-        """The comparison, as it fits on a screen."""
+        """The comparison, shortened to fit on a screen."""
         return repr(self.comparison)
 
     def table(self, form: str = "markdown") -> Any:
-        """`Comparison.table`, in the same forms."""
+        """`Comparison.table`, in any of its forms."""
         return self.comparison.table(form)
 
     def to_dict(self) -> dict[str, Any]:
@@ -179,7 +179,7 @@ class KnownChain(Result):
         return self.comparison.plot()
 
     def figures(self) -> dict[str, Callable[[], Any]]:
-        """What a figure shows -> what draws it."""
+        """The functions that draw the figures, by caption."""
         return {_CHAIN_FIGURE: self.figure}
 
 
@@ -203,20 +203,20 @@ def known_codes(
 
     Only theory sets analytic params. Calibrated params keep the analytic weights and choose
     thresholds and step sizes on a sample without gradients. Learned params start at the calibrated
-    ones and are trained end to end. A thread per core prepares and trains families; after a fault
-    or an interrupt, families that have begun run to their end, and no other family begins.
+    params and are trained end to end. A thread per core prepares and trains families; after an
+    error or an interrupt, families that have begun run to their end, and no other family begins.
 
     Args:
         key: the key of the training.
         samples: from `planted` or `split`, for a dictionary or a chain.
         methods: some of ista, fista, lista, lista_cp, alista and alista_ss, or other families,
             which start by `init`.
-        pursuits: solvers to compare with, name -> options; the samples give a missing sparsity or
-            lam.
+        pursuits: solvers to compare with, name -> options; a missing sparsity or lam comes from the
+            samples.
         depth: K, the steps of every layer.
-        lam: penalty of ISTA and FISTA; None for the best of a small grid.
+        lam: penalty of ISTA and FISTA; if None, the best value of a small grid.
         steps: number of training steps.
-        weights: name -> the result of a run, also compared.
+        weights: name -> the result of an earlier run, which is also compared.
         sampled, certify, predict: as in `compare.compare`; not for a chain.
         say: receives messages on the progress.
 
@@ -285,7 +285,7 @@ class _Made(NamedTuple):
 
 
 def _made(samples: Samples, run: Plan, family: tuple[str, str, dict[str, Any]]) -> _Made:
-    """A family by its recipe, before and after training."""
+    """The params of a family by its recipe, before and after training."""
     title, name, options = family
     seconds: dict[str, float] = {}
     remarks: list[str] = []

@@ -16,7 +16,7 @@ __all__ = ["Overview"]
 
 
 _MOST = 5  # the most rows, and lines with a label
-_CLASSICAL = ("ISTA", "FISTA")  # the rivals of learned methods
+_CLASSICAL = ("ISTA", "FISTA")  # the methods that learned methods are compared with
 
 
 class Overview(Result):
@@ -47,7 +47,7 @@ def of_known(
         methods: layers and params by name.
         setting: a sentence about the signals.
         covered: the most nonzeros that the worst case covers.
-        fallback: the sentence if no method is nearer than ISTA and FISTA.
+        fallback: the sentence if no method is nearer to the true codes than ISTA and FISTA.
     """
     lines = {name: np.concatenate([[0.0], curve.nmse]) for name, curve in _running(result)}
     ends = _ends(lines, result)
@@ -62,7 +62,7 @@ def of_known(
     proved = {name: result.proved[name].share for name in shown if name in result.proved}
     columns = {
         "Method": list(shown),
-        "What it knows": [_knows(name, methods) for name in shown],
+        "Information used": [_knows(name, methods) for name in shown],
         "Error, dB": [f"{ends[name]:.1f}" for name in shown],
         "Signals above \u221220 dB": [f"{result.curves[n].failure_rate[-1]:.1%}" for n in shown],
         "Codes proved": ["" if proved.get(n) is None else f"{proved[n]:.0%}" for n in shown],
@@ -71,10 +71,10 @@ def of_known(
     asked = max((of.signals for of in result.proved.values()), default=0)
     words = f"Theory covers every code with at most {covered} nonzero{'s' * (covered != 1)}"
     if any(proved.values()):
-        words += f"; signal by signal it proves the shares of the first {asked} codes below."
+        words += f"; signal by signal, it proves the shares of the first {asked} codes below."
     else:
         none = f" and proves none of the first {asked} codes signal by signal" * bool(asked)
-        words += f"{none}, so what follows is measured, not proved."
+        words += f"{none}, so the results below are measured, not proved."
         del columns["Codes proved"]
     return Overview(
         sentence,
@@ -93,7 +93,7 @@ def of_known(
 def of_unknown(
     result: Comparison, methods: Mapping[str, tuple[Layer, Unrolled]], setting: str, fallback: str
 ) -> Overview:
-    """The overview of methods that the LASSO judges; the arguments are as in `of_known`."""
+    """The overview of methods that are judged by the LASSO; the arguments are as in `of_known`."""
     zero = np.nan if result.ista_gap is None else float(result.ista_gap[0])
     lines = {name: np.concatenate([[zero], curve.gap]) for name, curve in _running(result)}
     ends = _ends(lines, result)
@@ -111,7 +111,7 @@ def of_unknown(
     }
     columns = {
         "Method": [*shown, *exact],
-        "What it knows": [
+        "Information used": [
             *(_knows(n, methods) for n in shown),
             *["the dictionary, lam"] * len(exact),
         ],
@@ -125,8 +125,8 @@ def of_unknown(
     words = result.payoff()
     if len(set(columns["Signals worse than zero"])) == 1:
         share = columns.pop("Signals worse than zero")[0]
-        number = "No signal ends" if share == "0.0%" else f"{share} of the signals end"
-        words += f" {number} worse than the zero code, for every method."
+        number = "no signal" if share == "0.0%" else f"{share} of the signals"
+        words += f" With every method, the final code of {number} is worse than the zero code."
     return Overview(
         sentence,
         f"{setting} {words}",
@@ -160,7 +160,7 @@ def _ends(lines: Mapping[str, np.ndarray], result: Comparison) -> dict[str, floa
 
 
 def _shown(ends: Mapping[str, float]) -> tuple[str, ...]:
-    """ISTA, FISTA, the best method, the best calibrated one, then the best of other families."""
+    """ISTA, FISTA, the best method, the best calibrated method, then the best of other families."""
     order = sorted(ends, key=ends.__getitem__)
     chosen = [name for name in _CLASSICAL if name in ends]
     calibrated = [name for name in order if name.endswith(", calibrated")]
@@ -192,7 +192,7 @@ def _knows(name: str, methods: Mapping[str, tuple[Layer, Unrolled]]) -> str:
 
 
 def _numbers(layer: Layer, params: Unrolled, few: bool = False) -> int:
-    """How many numbers are trained; with `few`, chosen by calibration: one per step and field."""
+    """The count of trained numbers; with `few`, of calibrated numbers: one per step and field."""
     leaves = zip(jax.tree.leaves(params), jax.tree.leaves(trainable(params)))
     sizes = [int(np.size(leaf)) for leaf, trained in leaves if trained]
     return sum(size for size in sizes if not few or size <= layer.depth)

@@ -65,13 +65,14 @@ class Samples(NamedTuple):
 
 @checked
 def planted(key: Key, D: Any, *, sparsity: float | None = None, snr: float = math.inf) -> Samples:
-    """Signals with Bernoulli-Gaussian codes for a dictionary, or for the last one in a chain.
+    """Signals with Bernoulli-Gaussian codes for a dictionary, or for the last dictionary of a
+    chain.
 
     Args:
         key: the key of the codes and the noise.
         D: (m, d); for a chain a tuple.
-        sparsity: the expected number of nonzeros, or of nonzero parts where codes come in parts;
-            None for a tenth of the atoms.
+        sparsity: the expected number of nonzeros, or of nonzero parts if codes come in parts; if
+            None, a tenth of the number of atoms.
         snr: signal-to-noise ratio, dB.
 
     Returns:
@@ -153,11 +154,11 @@ class Pictures(NamedTuple):
 
 @checked
 def photograph_patches(images: dict[str, np.ndarray]) -> Pictures:
-    """8 x 8 patches without their mean: the last picture, in tiles, to test, the rest to train.
+    """8 x 8 patches without their mean: tiles of the last picture to test, all others to train.
 
     Args:
         images: name -> grey values, (height, width), as `datasets.photographs` returns them; if
-            there is one picture, its patches also train.
+            there is only one picture, its patches are also for training.
 
     Raises:
         ValueError: there are no pictures, or values are not finite.
@@ -188,21 +189,22 @@ BY_DEFAULT = tuple(name for name in METHODS if name != "lista")
 SUPPORT = (0.012, 0.12)
 # The sentence above the table of guarantees.
 GUARANTEES = (
-    "What theory guarantees for the same params: a bound on the l1 error of every code with at "
-    "most s nonzeros of magnitude at most B, observed with noise of l1 norm at most delta. These "
-    "are the least numbers that cover the test signals. The last column has the largest s that has "
-    "a guarantee."
+    "For the same params, theory bounds the l1 error of every code with at most s nonzeros of "
+    "magnitude at most B, observed with noise of l1 norm at most delta. The table has the "
+    "least s, B and delta that cover the test signals. The last column has the largest s with a "
+    "guarantee."
 )
 # The sentence above the table of predictions.
 PREDICTIONS = (
-    "The median error of a signal / what state evolution predicts of it, for Bernoulli-Gaussian "
+    "The median error of a signal / the prediction of state evolution, for Bernoulli-Gaussian "
     "codes like those of the test signals, and how many dB a step gains once the support is right, "
-    "thresholds apart. It says nothing of the ratio of sums, which a few hard signals decide:"
+    "apart from thresholds. The prediction does not cover the ratio of sums, which depends on a "
+    "few hard signals:"
 )
 # The sentence above the table of parameters.
 WEIGHTS = (
-    "What the weights are (mu_W and rms with w_i . d_i scaled to 1), and how far training "
-    "moved each of them (relative distance):"
+    "The weights (mu_W and rms with w_i . d_i scaled to 1), and the relative distance by which "
+    "training moved each array of weights:"
 )
 
 _CLIP = 1.0  # largest norm of a gradient
@@ -219,7 +221,7 @@ def silent(message: str) -> None:
 
 
 def seldom(say: Say, seconds: float) -> Say:
-    """`say` without the messages that come within so many seconds of the last one."""
+    """`say`, but without messages that come less than `seconds` after the last message."""
     last = time.monotonic()
 
     def say_seldom(message: str) -> None:
@@ -232,7 +234,7 @@ def seldom(say: Say, seconds: float) -> Say:
 
 
 def one_per_layer(sparsity: int | Sequence[int] | None) -> Sequence[int] | None:
-    """The sparsities of all layers, as a sequence; a number becomes a sequence of one."""
+    """The sparsities of all layers, as a sequence; a number becomes a sequence of length 1."""
     if sparsity is None or isinstance(sparsity, Sequence):
         return sparsity
     return (checks.as_index(sparsity, "sparsity", "certify"),)
@@ -372,7 +374,7 @@ def _noise(D: Any, Y: Array, X: Array) -> tuple[Array, Array]:
 
 
 def nonzeros(D: Any, X: Any) -> float:
-    """The mean number of nonzeros of codes (signals, d), of parts where codes of D have parts."""
+    """The mean number of nonzeros of codes (signals, d), or of nonzero parts."""
     parts = np.asarray(X).reshape(len(X), -1, block_of(D))
     return float((parts != 0).any(2).sum(1).mean())
 
@@ -389,7 +391,7 @@ def _certified(mu_W: float, schedule: Any, s: int, d: int) -> tuple[str, str]:
     )
     return (
         f"{caution} The analytic rows show what an uncertified schedule does. Calibration keeps W "
-        f"(mu_W = {mu_W:.4f}) and chooses thresholds on the sample; training moves everything."
+        f"(mu_W = {mu_W:.4f}) and chooses thresholds on the sample; training changes all params."
     ), caution
 
 
@@ -439,8 +441,8 @@ def train(
         )
     except training.NonFiniteError as broken:
         remarks.append(
-            f"The training of {name} broke, because its loss or gradient was not finite: its row "
-            "shows the best params before. Atoms of norm 1 may help (`dictionaries.normalize`)."
+            f"The training of {name} broke, because its loss or gradient was not finite: the row "
+            "shows the best params so far. Atoms of norm 1 may help (`dictionaries.normalize`)."
         )
         return broken.fit
 
@@ -488,7 +490,7 @@ def pursuit_codes(
 
 
 def _completed(name: str, options: Mapping[str, Any], otherwise: dict[str, Any]) -> dict[str, Any]:
-    """The options of a pursuit, with needed ones added from `otherwise`."""
+    """The options of a pursuit, with missing options taken from `otherwise`."""
     has_aim = options.keys() & {"sparsity", "lam", "ratio"} or (name == "omp" and "tol" in options)
     if has_aim or name not in PURSUITS:
         return dict(options)
@@ -506,10 +508,10 @@ _FIELDS = (
 
 
 def compared(*arguments: Any, **options: Any) -> Any:
-    """`compare` without its warning, because reports have its notes, and without its seconds.
+    """Call `compare` without its warning, because reports show its notes, and drop the seconds.
 
-    So a study is a function of its arguments. If true codes judge, the study omits PSNR, because
-    the peak depends on the sample.
+    Without seconds, a study is a function of its arguments. If there are true codes, the study
+    omits PSNR, because the peak depends on the sample.
     """
     result = compared_of(*arguments, **options)
     if isinstance(result, ChainComparison):
@@ -561,4 +563,4 @@ def spent(seconds: dict[str, float]) -> str:
     if not seconds:
         return ""
     listed = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
-    return f"Seconds, compilation included, and longer for what ran at the same time: {listed}."
+    return f"Seconds with compilation; work that ran at the same time took longer: {listed}."

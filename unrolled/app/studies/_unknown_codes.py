@@ -1,4 +1,4 @@
-"""Signals without known codes, such as patches of photographs, judged by the LASSO."""
+"""Methods on signals without known codes, such as patches of photographs."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -49,7 +49,7 @@ __all__ = ["UnknownCodes", "unknown_codes"]
 
 _BATCH = 128  # signals of a training step
 _TESTED_ON = 2000  # signals, about
-# Half of the loss is on all steps, so that the loss falls at every step, or nearly so.
+# Half of the loss is on all steps, so that the objective falls at almost every step.
 _DEEP = 0.5
 
 Methods = dict[str, tuple[Layer, Unrolled]]
@@ -63,7 +63,7 @@ class UnknownCodes(Result):
     tested: Array  # (tested, m), the test signals in the comparison
     lam: float  # weight of the LASSO
     depth: int  # K, the steps
-    optimum: pursuit.Pursuit  # of the tested signals; its codes stand for true codes
+    optimum: pursuit.Pursuit  # of the tested signals; its codes serve as true codes
     methods: Methods  # layers and params by name
     comparison: Comparison  # of the methods
     remarks: list[str]  # on the settings
@@ -77,19 +77,19 @@ class UnknownCodes(Result):
         """The setting, gaps to the optimum and weights as tables, and remarks."""
         D, optimum = self.D, self.optimum
         peak = float(np.ptp(np.asarray(self.tested)))
-        rebuilt = "are of signals that are constant, which have no PSNR"
+        rebuilt = "belong to constant signals, which have no PSNR"
         if peak:
             best = float(metrics.psnr(problems.synthesize(D, optimum.x), self.tested, peak))
             rebuilt = f"rebuild the signals with a PSNR of {best:.2f} dB"
         return [
-            f"Dictionary {D.shape[0]} x {D.shape[1]}, {len(self.signals.training)} signals to "
-            f"train on and {len(self.tested)} others to test on, lam = {self.lam:.4g}, "
+            f"Dictionary {D.shape[0]} x {D.shape[1]}, {len(self.signals.training)} training "
+            f"signals and {len(self.tested)} test signals, lam = {self.lam:.4g}, "
             f"K = {self.depth} steps. F* is known to a "
             f"relative duality gap of at most {np.asarray(optimum.gap).max():.1e} "
             f"(certified for {np.asarray(optimum.converged).mean():.1%} of the signals); the "
             f"optimal codes have {_steps.nonzeros(D, optimum.x):.1f} nonzeros on average and "
-            f"{rebuilt}. Learned rows minimise the LASSO "
-            "objective itself on the training signals: no codes are needed.",
+            f"{rebuilt}. Learned methods minimise the LASSO "
+            "objective itself on the training signals, and need no codes.",
             "",
             self.comparison.table(),
             "",
@@ -104,15 +104,15 @@ class UnknownCodes(Result):
         ]
 
     def overview(self) -> Overview:
-        """The first screen of a report; it times the methods that it shows, and exact solvers."""
+        """Make the first screen of a report, and time its methods and exact solvers."""
         m, d = self.D.shape
         shown = {n: self.methods[n] for n in to_show(self.comparison) if n in self.methods}
         trained = {n: self.seconds[n] for n in shown if n in self.seconds}
         result = with_seconds(self.comparison, shown, self.D, self.tested)
         result = result.replace(trained=trained)
         setting = (
-            f"{self.depth} steps on {len(self.tested):,} signals that no step has seen, dictionary "
-            f"{m} x {d}, lam = {self.lam:.4g}; their optimal codes have "
+            f"{self.depth} steps on {len(self.tested):,} signals that training did not use, "
+            f"dictionary {m} x {d}, lam = {self.lam:.4g}; their optimal codes have "
             f"{_steps.nonzeros(self.D, self.optimum.x):.1f} nonzeros on average."
         )
         return of_unknown(result, self.methods, setting, self.answer())
@@ -124,15 +124,15 @@ class UnknownCodes(Result):
         return {name: np.asarray(curve.psnr).tolist() for name, curve in curves}
 
     def answer(self) -> str:
-        """The best method, its error, and whether theory guarantees it."""
+        """The best method, its error, and whether theory guarantees this error."""
         return self.comparison.answer()
 
     def __repr__(self) -> str:
-        """The comparison, as it fits on a screen."""
+        """The comparison, shortened to fit on a screen."""
         return repr(self.comparison)
 
     def table(self, form: str = "markdown") -> Any:
-        """`Comparison.table`, in the same forms."""
+        """`Comparison.table`, in any of its forms."""
         return self.comparison.table(form)
 
     def to_dict(self) -> dict[str, Any]:
@@ -174,7 +174,7 @@ class UnknownCodes(Result):
         }
 
     def figures(self) -> dict[str, Callable[[], Any]]:
-        """What a figure shows -> what draws it."""
+        """The functions that draw the figures, by caption."""
         shown = "distance to the LASSO codes, objective gap, support, thresholds and weights"
         drawn: dict[str, Callable[[], Any]] = {shown: self.figure}
         if self.signals.picture is not None:
@@ -211,13 +211,13 @@ def unknown_codes(
         signals: signals to train and to test on.
         methods: some of ista, fista, lista, lista_cp, alista and alista_ss, or other families,
             which start by `init`; the default trains lista_cp and lfista_cp, and a remark says so.
-        pursuits: solvers to compare with, name -> options; the optimal codes give a missing
-            sparsity or lam.
+        pursuits: solvers to compare with, name -> options; a missing sparsity or lam comes from the
+            optimal codes.
         depth: K, the steps.
-        lam: weight of the LASSO; None for a tenth of the lam at which nine codes in ten are 0.
+        lam: weight of the LASSO; if None, a tenth of the lam at which nine codes in ten are 0.
         steps: number of training steps.
-        tested: about how many test signals are solved to a certified optimum.
-        weights: name -> the result of a run, also compared.
+        tested: approximate number of test signals that are solved to a certified optimum.
+        weights: name -> the result of an earlier run, which is also compared.
         certify: as in `compare.compare`.
         say: receives messages on the progress.
 
@@ -299,8 +299,8 @@ def _trained_on_lasso(
         names = "lista_cp", "lfista_cp"
         left = ", ".join(name for name in run.methods if name not in (*families, "fista"))
         remarks.append(
-            f"Without known codes there are no rows of {left} and of learned ISTA, unless they are "
-            "asked for."
+            f"Without known codes the tables have no rows of {left} and of learned ISTA unless you "
+            "name these methods."
         )
     else:
         families["alista"] = ("ALISTA", layers.alista(K, lam=lam), 1e-3)
@@ -351,10 +351,11 @@ def _of_guarded(
         return []
     listed = "; ".join(f"{name} {gap:.2e}" for name, gap in gaps.items())
     return [
-        f"A layer with `guard={lam:.6g}` returns, of the codes of all steps and the zero code, the "
-        "one with the least objective: none of its codes is worse than the zero code. It needs no "
-        "training, and costs one product a step. `dataclasses.replace` sets it, or `--guard` of "
-        f"`unrolled train`. (F - F*) / F* with it: {listed}."
+        f"A layer with `guard={lam:.6g}` compares the codes of all steps and the zero code, and "
+        "returns the code with the least objective, so no code is worse than the zero code. The "
+        "guard needs no training, and costs one product per step. Set the guard by "
+        "`dataclasses.replace`, or by `--guard` of `unrolled train`. (F - F*) / F* with the guard: "
+        f"{listed}."
     ]
 
 
@@ -365,11 +366,11 @@ def _objectives(D: Any, Y: Any, X: Any, lam: float) -> np.ndarray:
 
 
 def _remark(D: Dictionary) -> str:
-    """A remark on the sparsity that theory certifies of D."""
+    """A remark on the sparsity that theory certifies for D."""
     certified = analytic.certified_weights(dictionaries.normalize(D)[0])
     s = theory.max_sparsity(certified.mu_W, D.shape[1])
     return (
-        "The weights with the smaller coherence, of D and the closed form, have "
-        f"mu_W = {certified.mu_W:.3f}, which certifies s = {s}. Analytic rows are therefore "
-        "ISTA's weights, the only ones that the objective itself justifies."
+        "Of W = D and the closed form, the weights with the smaller coherence have "
+        f"mu_W = {certified.mu_W:.3f}, which certifies s = {s}. The analytic rows therefore use "
+        "ISTA's weights, the only weights that the objective itself justifies."
     )
