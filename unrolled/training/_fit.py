@@ -335,7 +335,7 @@ def fit(
 def _of_outputs(
     model: Any, loss: Loss, sample: Any, key: Any, validation: tuple | None, others: tuple
 ) -> tuple[Outputs, Data]:
-    """The objective and the data of a flax.nnx model, which has no `others` among its options."""
+    """The objective and the data of a flax.nnx model; the options `others` are refused."""
     if any(others):
         raise ValueError(
             "fit: learn_dictionary, trainable, accumulate and mask are for layers and networks; of "

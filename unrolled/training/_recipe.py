@@ -113,9 +113,9 @@ def prepare(
 
     `prepare` sets options that you do not give according to the share of nonzeros, the variance of
     the nonzeros and the noise of the sample. Half of the signals, at most 256, are used to
-    calibrate thresholds and step sizes. The choices of the recipe minimise the error on the other
-    signals: `prepare` chooses a penalty, the numbers of a grid search, the ridge of weights in
-    closed form if there is noise, and smaller weights if message passing diverges.
+    calibrate thresholds and step sizes. By the least error on the other signals, `prepare` chooses
+    a penalty, the numbers of a grid search, the ridge of weights in closed form if there is noise,
+    and smaller weights if message passing diverges.
 
     Args:
         family: the name or the class of the family.

@@ -245,7 +245,7 @@ def features(
 
     Args:
         model: any nnx.Module, which is evaluated as after `model.eval()` and does not change.
-        images: (N, H, W, C), the inputs of the model. 64 images suffice to estimate the means.
+        images: (N, H, W, C), the inputs of the model. To estimate the means, 64 images suffice.
         layers: paths of layers as in `layer_dictionary`; None selects the layers that the model
             lists in `convolutions` or in `early`.
         norms: for each layer whose batch norm is outside of the layer, the path of the batch norm.

@@ -361,7 +361,7 @@ def options_of(model: str) -> tuple[str, ...]:
 
 
 def penalised(recipe: Recipe, model: nnx.Module) -> tuple[str, ...]:
-    """The tap names of the layers that a recipe penalises and whose features its curve records.
+    """The tap names of the penalised layers of a recipe; the curve of a run records their features.
 
     Raises:
         ValueError: a name does not exist, or the recipe has no names and the model has no default
