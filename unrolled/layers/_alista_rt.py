@@ -54,9 +54,9 @@ class alista_rt(Layer):
 
     For codes in parts, abs(g_i) is the size of a part, and A consists of whole parts.
 
-    The layer has no lam: if `noise` is 0, the code of a y is a times the code of y. LASSO codes
-    with a fixed lam do not scale with y, and the LASSO objective before training can be above the
-    objective of ISTA.
+    The layer has no lam: if `noise` is 0, the code of s y is s times the code of y for every number
+    s. LASSO codes with a fixed lam do not scale with y, and the LASSO objective before training can
+    be above the objective of ISTA.
 
     Not claimed: a bound if c(S) > c; no test of the signal detects this case. A residual of 0 shows
     that the code is right if the atoms of S are independent.

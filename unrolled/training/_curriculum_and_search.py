@@ -54,9 +54,9 @@ def scale_steps(
 ) -> optax.GradientTransformation:
     """Scale the updates of step k by `rates[k]`, and all other updates by `shared`.
 
-    Place `scale_steps` last, as in `optax.chain(optax.adam(1e-3), scale_steps(rates))`. Before
-    Adam, `scale_steps` has no effect, because Adam divides by the size of the gradient. A rate of 0
-    freezes a step.
+    Place `scale_steps` last, as in `optax.chain(optax.adam(1e-3), scale_steps(rates))`. In a chain,
+    `scale_steps` has no effect before Adam, because Adam divides by the size of the gradient. A
+    rate of 0 freezes a step.
 
     Args:
         rates: (K,), not negative, one rate per step. The steps of an `Unrolled`, which may be
