@@ -61,7 +61,7 @@ __all__ = [
 
 
 def stable_step(W: Dictionary, D: Dictionary) -> Array:
-    """The largest gamma, at most 1, for which x + gamma W'(y - D x) does not expand.
+    """The largest gamma, at most 1, for which the map x -> x + gamma W'(y - D x) does not expand.
 
     This gamma is min(1, 2 / rho), where rho is the spectral radius of W'D.
 
@@ -80,7 +80,7 @@ def _stable_step(W: Dictionary, D: Dictionary) -> Array:
 
 @checked
 def lasso_weights(D: Dictionary, ridge: float) -> Operator:
-    r"""Weights between the W with least norm(W'D, "fro") and the weights W = D of ISTA.
+    r"""Weights between the W that minimises norm(W'D, "fro") and the weights W = D of ISTA.
 
     .. math:: w_i \propto (D D' + ridge \|D\|_2^2 \, I)^{-1} d_i, \qquad
         w_i \cdot d_i = \|d_i\|^2 / \tfrac1d \sum_j \|d_j\|^2.
@@ -125,9 +125,9 @@ def _lasso_weights(D: Dictionary, ridge: float | None) -> Operator:
 class FromClosedForm(Layer):
     """A family that starts with `lasso_weights`, gamma = 1 / rho(W'D) and theta = gamma lam.
 
-    Like steps of ISTA, the steps descend, but in a norm that gives small singular values of D more
-    weight. If atoms do not have norm 1, lam is divided by the mean square of their norms, as in
-    ISTA.
+    Like the steps of ISTA, these steps are descent steps, but they measure the residual in a norm
+    that gives small singular values of D more weight. If atoms do not have norm 1, lam is divided
+    by the mean square of their norms, as in ISTA.
 
     Example:
         >>> layer, D = ur.alista(2, lam=0.1), jnp.eye(3)
@@ -138,7 +138,7 @@ class FromClosedForm(Layer):
 
     lam: float = option(default=0.1, least=0, help="weight of the LASSO at the start")
     theta: float | None = option(
-        default=None, least=0, help="threshold at the start; None is gamma lam"
+        default=None, least=0, help="threshold at the start; None means gamma lam"
     )
     ridge: float = option(
         default=0.2,
@@ -177,11 +177,11 @@ class alista(Coupled, FromClosedForm, Selecting):
     Params: shared W, which has no gradient and which `fit` does not change; steps (gamma, theta).
     In your own optax loop, mask W by `training.trainable`; otherwise weight decay changes W. `init`
     sets weights in closed form with a `ridge`, gamma = 1 / rho(W'D) and theta = gamma lam. With the
-    default ridge, the LASSO objective at the start is at most the objective of ISTA at the same
-    depth, or within 2 % of the objective of ISTA if ISTA has converged. We measured this on smooth,
-    correlated, ill-conditioned and noisy problems and on learned dictionaries
-    (benchmarks/README.md). Ridge 0 gives the paper's weights, with which the LASSO objective at the
-    start can be far above the objective of ISTA; `fit` warns of such a start. For planted codes
+    default ridge, the LASSO objective of these params is at most the objective of ISTA at the same
+    depth, or within 2 % of the objective of ISTA if ISTA has converged. We measured these
+    objectives on smooth, correlated, ill-conditioned and noisy problems and on learned dictionaries
+    (benchmarks/README.md). Ridge 0 gives the paper's weights, with which the LASSO objective before
+    training can be far above the objective of ISTA; `fit` warns of such params. For planted codes
     without noise, training reaches lower errors with the paper's weights, from `analytic.alista` or
     ridge 0. We claim neither result with `support`, because selected entries pass unshrunk.
 
@@ -213,9 +213,9 @@ class alista(Coupled, FromClosedForm, Selecting):
 class tilista(Coupled, FromISTA, Selecting):
     r"""K steps x <- shrink(x + gamma_k W'(y - D x), theta_k) with one trained W: TiLISTA.
 
-    Params: shared W, steps (gamma, theta): m d + 2 K numbers. `init` gives ISTA: W = D / L, gamma =
-    1, theta = lam / L. To start from params of `alista`, pass `Unrolled(Weights(params.shared.W),
-    params.steps)`.
+    Params: shared W and steps (gamma, theta), m d + 2 K numbers. `init` gives ISTA: W = D / L,
+    gamma = 1, theta = lam / L. To start from params of `alista`, pass
+    `Unrolled(Weights(params.shared.W), params.steps)`.
 
     Reference: Liu, Chen, Wang, Yin (2019), equation (15).
 
@@ -250,11 +250,11 @@ class WithWeights(NamedTuple):
 class robust_alista(FromClosedForm, Selecting):
     r"""K steps x <- shrink(x + gamma_k W(D)'(y - D x), theta_k) with W(D) in closed form.
 
-    Params: steps (gamma, theta), none shared. `init` is as in `alista`, and W(D) is computed for
-    the D of each call. Each dictionary needs one matrix inverse; gradients pass through the inverse
-    to D. If a traced D has a zero atom, the codes are nan. If every signal has its own dictionary,
-    map over dictionaries and signals, `jax.vmap(layer.apply, (None, 0, 0))(params, Ds, Y)`, and let
-    the sampler of `fit` return (Y, X, Ds).
+    Params: steps (gamma, theta); no params are shared. `init` is as in `alista`, and W(D) is
+    computed for the D of each call. Each dictionary needs one matrix inverse; gradients pass
+    through the inverse to D. If a traced D has a zero atom, the codes are nan. If every signal has
+    its own dictionary, map over dictionaries and signals with `jax.vmap(layer.apply, (None, 0,
+    0))(params, Ds, Y)`, and let the sampler of `fit` return (Y, X, Ds).
 
     Reference: Liu, Chen, Wang, Yin (2019), section 4, where a network of four layers approximates
     W(D).
@@ -285,8 +285,8 @@ class robust_alista(FromClosedForm, Selecting):
         return Acting(self.closed_form(D), p.gamma)
 
 
-# The layer rejects a step if the norm of the residual then exceeds twice the least norm so far. For
-# noisy signals, the residual of good codes rises by a few percent.
+# The layer rejects a step if the norm of the residual after the step exceeds twice the least norm
+# so far. For noisy signals, the residual of good codes rises by a few percent.
 _GROWTH = 2
 # The largest share of nonzeros in the correction, so that its factor a / (1 - a) stays below 9.
 _MOST_NONZEROS = 0.9
@@ -322,22 +322,22 @@ class alista_at(Selecting):
 
     .. math:: z \leftarrow x + \beta_k \frac{a}{1 - a} (x - u).
 
-    The code scales with the signal. The layer rejects a step if the norm of the residual then
-    exceeds norm(y) or twice the least norm so far; the next step then starts from the same z. The
-    field `refused` of the last state, `layer.run(params, D, y)[0]`, counts the rejected steps.
+    The code scales with the signal. The layer rejects a step if the norm of the residual after the
+    step exceeds norm(y) or twice the least norm so far. The next step then starts from the same z.
+    The field `refused` of the last state, `layer.run(params, D, y)[0]`, counts the rejected steps.
 
     Params: shared W, which has no gradient; steps (gamma, theta, beta). theta is a threshold per
-    mean magnitude, and the sign of theta does not count. `analytic.calibrate` sets theta and gamma.
+    mean magnitude, and the sign of theta has no effect. `analytic.calibrate` sets theta and gamma.
     `init` sets W in closed form, gamma = min(1, 2 / rho(W'D)), and beta = 0, or beta = 1 with
     `onsager`. The share a has no gradient. For noisy signals try a `ridge` of 0.2 to 1.
 
     The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
-    not scale with y, and the LASSO objective at the start can be above the objective of ISTA at the
-    same depth.
+    not scale with y, and the LASSO objective before training can be above the objective of ISTA at
+    the same depth.
 
     Reference: Kim, Park (2020) for adaptive thresholds; Chen, Liu, Wang, Yin (2018) for support
     selection; Ma, Ping (2017) for the correction. Not claimed: a bound on the error, or
-    convergence; with `onsager`, that codes at the start are nonzero if D is ill-conditioned and
+    convergence; with `onsager`, that codes before training are nonzero if D is ill-conditioned and
     signals are noisy.
 
     Example:
@@ -416,8 +416,8 @@ def _start(layer: alista_at, W: Dictionary, D: Dictionary) -> Unrolled:
     return Unrolled(Fixed(W), Adapting(*(jnp.full(layer.depth, v, D.dtype) for v in numbers)))
 
 
-# The scale of the random matrices at the start, times 1 / sqrt(n). With this small scale, the
-# biases of the head decide gamma and tau.
+# The scale of the random matrices in `init`, times 1 / sqrt(n). With this small scale, gamma and
+# tau before training depend almost only on the biases of the head.
 _SMALL = 0.1
 
 
@@ -452,13 +452,14 @@ class na_alista(Selecting):
     where a = norm(r, 1) / m and b = norm(W'r, 1) / d are mean magnitudes, and c = norm(y, 1) / m is
     the value of a at the first step.
 
-    Params: shared `Recurrent`, no steps, because one LSTM runs along the K steps. `init` sets W in
-    closed form, which is never trained, and draws small random matrices from `key`. With the biases
-    from `init`, gamma is near min(1, 2 / rho(W'D)) at the start, and tau is near `threshold` gamma.
+    Params: shared `Recurrent`; no params per step, because one LSTM runs along the K steps. `init`
+    sets W in closed form and draws small random matrices from `key`. Training never changes W.
+    Before training, the biases from `init` keep gamma near min(1, 2 / rho(W'D)) and tau near
+    `threshold` times gamma.
 
     The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
-    not scale with y, and the LASSO objective at the start can be above the objective of ISTA at the
-    same depth.
+    not scale with y, and the LASSO objective before training can be above the objective of ISTA at
+    the same depth.
 
     Reference: Behrens, Sauder, Jung (2021), Algorithm 1. In the paper, tau is the threshold itself,
     and the inputs are standardised with the first batch. Here tau is in units of the residual and

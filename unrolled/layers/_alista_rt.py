@@ -1,4 +1,4 @@
-"""ALISTA with residual thresholds: a step adds entries whose product is near the maximum."""
+"""ALISTA with residual thresholds: a step adds the entries whose products are near the largest."""
 
 from typing import NamedTuple
 
@@ -46,17 +46,17 @@ class alista_rt(Layer):
     Entry i joins A if its product abs(g_i) exceeds the share c of the largest product. One number,
     c, sets all thresholds. If c(S) <= c for a support S, no step adds an entry outside of S,
     whatever the signs and magnitudes of the code on S. If also c < 1 and kappa(S) < 1, the codes
-    converge. `theory.certify_supports` computes c(S) and kappa(S). nu bounds the noise in a
-    product; the layer adds a bound on rounding to nu.
+    converge. `theory.certify_supports` computes c(S) and kappa(S). The option `noise` is nu, a
+    bound on the noise in a product; the layer adds a bound on rounding errors to nu.
 
-    Params: shared (analytic, ratio = c), no steps. `init` sets W in closed form. The sign of c does
-    not count. c has no gradient; use `training.search` to set c.
+    Params: shared (analytic, ratio = c); no params per step. `init` sets W in closed form. The sign
+    of c has no effect. c has no gradient; use `training.search` to set c.
 
     For codes in parts, abs(g_i) is the size of a part, and A consists of whole parts.
 
-    The layer has no lam: if `noise` is 0, the code of a y is a times the code of y. LASSO codes
-    with a fixed lam do not scale with y, and the LASSO objective at the start can be above the
-    objective of ISTA.
+    The layer has no lam: if `noise` is 0, the code of s y is s times the code of y for every number
+    s. LASSO codes with a fixed lam do not scale with y, and the LASSO objective before training can
+    be above the objective of ISTA.
 
     Not claimed: a bound if c(S) > c; no test of the signal detects this case. A residual of 0 shows
     that the code is right if the atoms of S are independent.
@@ -70,7 +70,7 @@ class alista_rt(Layer):
     """
 
     ratio: float = option(
-        default=0.95, least=0, help="c at the start: the part of the largest product to exceed"
+        default=0.95, least=0, help="initial c, the share of the largest product to exceed"
     )
     noise: float = option(
         default=0.0, least=0, help="nu, the largest part of the noise in a product w_i . y"

@@ -1,4 +1,4 @@
-"""HyperLISTA (Chen, Liu, Wang, Yin 2021): three learned numbers and the residual set the steps."""
+"""HyperLISTA (Chen, Liu, Wang, Yin 2021): steps set by three learned numbers and the residual."""
 
 from typing import Annotated, NamedTuple
 
@@ -33,10 +33,10 @@ _TAMED = 2.5
 class Analytic(NamedTuple):
     """The params from theory: c W, mu_W and d_i . (D D')^+ d_i / c, with W in closed form.
 
-    c is 2 / rho(W'D) if rho is above 2.5, because the steps have no step size; else c is 1. Hence
-    D^+ r = leverage (c W)'r. For a `Conv`, whose weights are filters, the equation holds only
-    approximately. The approximation suffices, because norm(D^+ r, 1) only sets the scale of the
-    thresholds.
+    If rho(W'D) is above 2.5, c is 2 / rho(W'D), because no step size can shorten these steps.
+    Otherwise c is 1. Hence D^+ r = leverage (c W)'r. For a `Conv`, whose weights are filters, the
+    equation holds only approximately. The approximation suffices, because norm(D^+ r, 1) only sets
+    the scale of the thresholds.
     """
 
     W: Matrix
@@ -84,19 +84,19 @@ class hyperlista(Shrinking):
         \theta_k = c_1 \mu_W \rho_k, \qquad \beta_k = c_2 \mu_W \|x_k\|_0, \qquad
         p_k = c_3 \ln(\rho_0 / \rho_k) / d,
 
-    where eta shrinks all entries except the share p_k of largest entries (`select_support`), and
-    p_k is clipped to [0, 1].
+    where eta shrinks all entries except the p_k d largest ones (`select_support`), and p_k is
+    clipped to [0, 1].
 
-    Params: shared (analytic, threshold = c_1, momentum = c_2, selection = c_3), no steps. `init`
-    and `analytic.hyperlista` set weights in closed form and three numbers that suit Bernoulli(0.1)
-    codes of a Gaussian 250 x 500 dictionary at depth 16. For other problems try `training.search`,
-    which sets all three numbers. The sign of c_1 does not count. c_3 has no gradient, so `fit`
-    changes only c_1 and c_2; an optimiser with weight decay also changes c_3 unless `trainable`
-    freezes c_3.
+    Params: shared (analytic, threshold = c_1, momentum = c_2, selection = c_3); no params per step.
+    `init` and `analytic.hyperlista` set weights in closed form and three numbers that suit
+    Bernoulli(0.1) codes of a Gaussian 250 x 500 dictionary at depth 16. For other problems try
+    `training.search`, which sets all three numbers. The sign of c_1 has no effect. c_3 has no
+    gradient, so `fit` changes only c_1 and c_2; an optimiser with weight decay also changes c_3
+    unless `trainable` freezes c_3.
 
     The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
-    not scale with y, and the LASSO objective at the start can be above the objective of ISTA at the
-    same depth.
+    not scale with y, and the LASSO objective before training can be above the objective of ISTA at
+    the same depth.
 
     Reference: Chen, Liu, Wang, Yin (2021), with unit step size and with estimates by D^+ instead of
     the true code. Not claimed: a bound on the error.

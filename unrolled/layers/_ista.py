@@ -66,8 +66,8 @@ def _ista_params(D: Dictionary, lam: ArrayLike, depth: int) -> tuple[Unrolled, A
 class ista(Coupled, FromISTA, Shrinking):
     r"""K steps x <- shrink(x + gamma_k D'(y - D x), theta_k).
 
-    Params: steps (gamma, theta), none shared. `init` sets gamma = 1 / L and theta = lam / L; the
-    steps are then the steps of the solver `pursuit.ista`.
+    Params: steps (gamma, theta); no params are shared. `init` sets gamma = 1 / L and theta = lam /
+    L; the steps are then the steps of the solver `pursuit.ista`.
 
     Reference: Daubechies, Defrise, De Mol (2004).
 
@@ -93,7 +93,7 @@ class ista(Coupled, FromISTA, Shrinking):
 class step_lista(FromISTA, Shrinking):
     r"""K steps x <- shrink(x + gamma_k D'(y - D x), gamma_k lam): ISTA with learned step sizes.
 
-    Params: steps gamma; the sign of gamma does not count. `init` sets gamma = 1 / L; the steps are
+    Params: steps gamma; the sign of gamma has no effect. `init` sets gamma = 1 / L; the steps are
     then the steps of `pursuit.ista`. For all step sizes, a fixed point solves the LASSO with the
     weight `lam`, an option that is not trained. Train with `training.lasso_loss(lam)`.
 
@@ -125,7 +125,7 @@ class step_lista(FromISTA, Shrinking):
 
 
 class fista(FromISTA, Shrinking):
-    r"""K steps of FISTA without restart: an ISTA step at z, then a momentum without params.
+    r"""K steps of FISTA without restart: ISTA steps at z, each followed by momentum without params.
 
     Params: as for `ista`. With gamma = 1 / L and theta = lam / L, the objective after step k is
     within 2 L norm(x*)^2 / (k + 1)^2 of the optimum.
@@ -170,7 +170,7 @@ class ada_lista(FromISTA, Shrinking):
     r"""K steps x <- shrink(x + gamma_k D'(P'y - Q'Q D x), theta_k): D may differ between signals.
 
     Params: shared (P, Q), steps (gamma, theta). `init` gives ISTA: P = Q = I, gamma = 1 / L, theta
-    = lam / L. If every signal has its own dictionary, map over dictionaries and signals,
+    = lam / L. If every signal has its own dictionary, map over dictionaries and signals with
     `jax.vmap(layer.apply, (None, 0, 0))(params, Ds, Y)`, and let the sampler of `fit` return (Y, X,
     Ds).
 
@@ -214,7 +214,7 @@ def _whitened(D: Dictionary, params: Unrolled) -> Unrolled:
     with jax.default_matmul_precision("highest"):
         A = dense(D)
         values, vectors = jnp.linalg.eigh(A @ A.T)
-        least = m * jnp.finfo(A.dtype).eps * values[-1]  # smaller eigenvalues are rounding
+        least = m * jnp.finfo(A.dtype).eps * values[-1]  # smaller eigenvalues are rounding errors
         inverse = jnp.where(values > least, 1 / jnp.maximum(values, least), 0)
         P, Q = ((vectors * scale[None, :]) @ vectors.T for scale in (inverse, jnp.sqrt(inverse)))
     rank = jnp.sum(values > least, dtype=A.dtype)  # the trace of D'P D with unit weights

@@ -74,7 +74,7 @@ class Law(NamedTuple):
         return {"probability": min(self.probability, _ALMOST_ALL), "variance": self.variance}
 
     def lams(self, *shares: float) -> tuple[float, ...]:
-        """Weights of a LASSO: `shares` of the entry of D'y that comes from a single atom."""
+        """Weights of a LASSO: each of `shares` times the entry of D'y due to a single atom."""
         size = self.unit * math.sqrt(self.variance)
         return tuple(_two_digits(share * size) for share in shares)
 
@@ -119,18 +119,19 @@ class Recipe(NamedTuple):
         rate: learning rate of Adam, which falls to zero along a cosine; with rate 0 there is no
             training.
         steps: number of training steps.
-        options: `options(law, chosen) -> dict`, the options that follow from the law of the codes;
-            the options in `chosen` replace them.
-        tried: `tried(law) -> {option: values}`, the values to try; the error on validation signals
-            after training decides.
-        searched: for each field of the shared params, multiples of its start; a grid search chooses
-            one of these multiples.
+        options: `options(law, chosen) -> dict`, the options that follow from the law of the codes.
+            The options in `chosen` replace these options.
+        tried: `tried(law) -> {option: values}`, the values to try. `by_recipe` trains a layer for
+            each value and keeps the layer with the least error on the validation signals.
+        searched: for each field of the shared params, multiples of its initial value. A grid search
+            chooses one of these multiples.
         calibrated: whether `analytic.calibrate` sets thresholds and step sizes before training.
-        weighted: whether the start has weights in closed form, by `Layer.from_weights`; if there is
-            noise, the error on validation signals decides the ridge.
-        damped: for steps with weights W, multiples of W times `stable_step`. If the error at the
-            start is above the error of ISTA, `calibrate` runs for each multiple, and the error on
-            validation signals decides.
+        weighted: whether the params before training have weights in closed form, by
+            `Layer.from_weights`. If there is noise, `prepare` chooses the ridge with the least
+            error on the validation signals.
+        damped: for steps with weights W, factors by which W times `stable_step` is multiplied. If
+            the error before training is above the error of ISTA, `prepare` calibrates with each
+            factor and keeps the params with the least error on the validation signals.
 
     Example:
         >>> ur.layers.lamp.recipe.rate, ur.layers.ista.recipe.rate
@@ -168,8 +169,8 @@ def unroll(
     Args:
         step: the function for one step; with a `schedule`, entry k of the schedule is the last
             argument.
-        params: the params; stacked steps run as one scan, a tuple of steps runs as a Python loop
-            (see `Unrolled`).
+        params: the params; stacked steps run as one scan, and a tuple of steps runs as a Python
+            loop (see `Unrolled`).
         D, y: the arguments D and y of `step`.
         state: the state to start from; `state.x` is the code.
         schedule: constants that are not trained, one per step.
@@ -257,7 +258,7 @@ class Acting(NamedTuple):
 
 
 class Looped(Interned):
-    """A record with options of the loop over the steps: its speed, its memory and its precision.
+    """A record with the options for the speed, memory and precision of the loop over the steps.
 
     Example:
         >>> D = jnp.eye(2)
@@ -290,7 +291,7 @@ class Layer(Looped):
     r"""A solver cut after K steps: a frozen record of options whose methods are pure functions.
 
     A family is a subclass. The subclass declares its options as annotated fields and its params as
-    `forms`, and defines `init` and `step`. If the state is more than the code, the subclass also
+    `forms`, and defines `init` and `step`. If the state holds more than the code, the subclass also
     defines `start`. The base class derives `apply` and `iterates` from these methods. All methods
     take one signal; use `jax.vmap` for batches. A subclass whose name has no leading underscore
     joins `FAMILIES`; weights files and the command line find families there by their names. A
@@ -299,8 +300,8 @@ class Layer(Looped):
     With a `guard`, the code after step k is the code among x_0 = 0, ..., x_k that has the least
     LASSO objective with the guard as weight. Hence no code has a larger objective than the zero
     code, whatever the params and the signal. The guard adds one product with D per step and does
-    not change the steps. Theory, `realize` and predictions refuse guarded layers, because the
-    theorems bound the code of the last step.
+    not change the steps. The certificates and predictions of `theory` and the networks of `realize`
+    refuse guarded layers, because the theorems bound the code of the last step.
 
     Attributes:
         forms: the possible classes of `shared` and of one step in the params, as a tuple of
@@ -404,7 +405,7 @@ class Layer(Looped):
         return None
 
     def init(self, key: Key | None, D: Dictionary) -> Unrolled:
-        """The usual params at the start for this dictionary."""
+        """The usual initial params for this dictionary."""
         raise NotImplementedError
 
     def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:

@@ -159,8 +159,8 @@ class lista(FromISTA, Selecting):
 class lista_ss(lista):
     """LISTA with support selection; see `lista`.
 
-    Selected entries pass unshrunk, so the LASSO objective at the start can be above the objective
-    of ISTA.
+    Selected entries pass unshrunk, so the LASSO objective before training can be above the
+    objective of ISTA.
 
     Reference: Chen, Liu, Wang, Yin (2018).
 
@@ -218,8 +218,8 @@ class lista_cp(Coupled, FromISTA, Selecting):
 class lista_cpss(lista_cp):
     """LISTA-CP with support selection; see `lista_cp`.
 
-    Selected entries pass unshrunk, so the LASSO objective at the start can be above the objective
-    of ISTA.
+    Selected entries pass unshrunk, so the LASSO objective before training can be above the
+    objective of ISTA.
 
     Reference: Chen, Liu, Wang, Yin (2018).
 
@@ -261,8 +261,8 @@ class lfista(FromISTA, Shrinking):
     r"""K steps x_{k+1} = shrink(B_k'y + S_k x_k + M_k x_{k-1}, theta_k).
 
     Params: steps (B, S, M, theta). `init` gives FISTA without restart: B = D / L, theta = lam / L,
-    S_k = (1 + m_k) (I - D'D / L) and M_k = -m_k (I - D'D / L), with the momentum m_0 = 0, m_k =
-    (t_{k-1} - 1) / t_k of FISTA.
+    S_k = (1 + m_k) (I - D'D / L) and M_k = -m_k (I - D'D / L). The momentum of FISTA is m_0 = 0 and
+    m_k = (t_{k-1} - 1) / t_k.
 
     Reference: Moreau, Bruna (2017), section 4.
 
@@ -327,7 +327,7 @@ class Followed(NamedTuple):
 
 
 def _judging(law: Law, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """A very small lam: if codes are known, the residual decides which code is returned."""
+    """A very small lam, so that the layer returns the code with the least residual."""
     return {"lam": law.lams(0.02)[0]}
 
 
@@ -340,8 +340,8 @@ class lfista_cp(FromISTA, Shrinking):
 
     The layer returns the code among x_0 = 0, ..., x_K that has the least LASSO objective with the
     weight `lam`. Hence the objective of the returned code is never above the objective of the zero
-    code, whatever the params and the signal. The choice needs no extra product, because D z = D x_k
-    + beta_k (D x_k - D x_{k-1}).
+    code, whatever the params and the signal. Finding this code needs no extra product with D,
+    because D z = D x_k + beta_k (D x_k - D x_{k-1}).
 
     Params: steps (W, theta, beta); theta has a threshold for every atom, or for every filter of a
     `Conv`. `init` gives FISTA without restart: W = D / L, theta = lam / L and the momentum of
@@ -543,8 +543,8 @@ class liht(Layer):
     L, S = I - D'D / L.
 
     The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
-    not scale with y, and the LASSO objective at the start can be above the objective of ISTA at the
-    same depth.
+    not scale with y, and the LASSO objective before training can be above the objective of ISTA at
+    the same depth.
 
     Reference: Xin, Wang, Gao, Wipf, Wang (2016); Blumensath, Davies (2008) for fixed matrices.
 

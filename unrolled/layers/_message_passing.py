@@ -105,16 +105,16 @@ class lamp(Shrinking):
 
     For codes in parts, the divergence of the shrinkage, `Penalty.divergence`, replaces norm(x, 0).
 
-    Params: steps (W, alpha); the sign of alpha does not count. `init` gives approximate message
+    Params: steps (W, alpha); the sign of alpha has no effect. `init` gives approximate message
     passing: W = D and the option `alpha` for unit atoms; for other atoms W and alpha are in the
     units of D. The count norm(x, 0) has no gradient.
 
     The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
-    not scale with y, and the LASSO objective at the start can be above the objective of ISTA at the
-    same depth.
+    not scale with y, and the LASSO objective before training can be above the objective of ISTA at
+    the same depth.
 
     Reference: Borgerding, Schniter, Rangan (2017), LAMP-l1. Not claimed: convergence if D is not
-    Gaussian. If D is coherent, the steps at the start can diverge.
+    Gaussian. If D is coherent, the steps with the params from `init` can diverge.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
@@ -246,16 +246,16 @@ class lamp_bg(Estimating):
         x_{k+1} = \eta(u; \tau_k), \qquad b_{k+1} = \tfrac1m \sum_i \eta'(u_i; \tau_k), \qquad
         \eta(u; \tau) = E[x | x + \tau n = u].
 
-    Params: steps (W, alpha); the sign of alpha does not count. `init` gives approximate message
+    Params: steps (W, alpha); the sign of alpha has no effect. `init` gives approximate message
     passing: W = D and alpha = 1 for unit atoms; for other atoms W and alpha are in the units of D.
     The noise level is estimated from the residual.
 
-    The layer has no lam; its options describe the law of the codes. The LASSO objective at the
-    start can be above the objective of ISTA at the same depth.
+    The layer has no lam; its options describe the law of the codes. The LASSO objective before
+    training can be above the objective of ISTA at the same depth.
 
     Reference: Borgerding, Schniter, Rangan (2017) for the shrinkage eta_bg, whose prior they also
-    learn; Donoho, Maleki, Montanari (2009) for the start. Not claimed: sparse codes, because
-    entries are small but not zero; convergence if D is not Gaussian.
+    learn; Donoho, Maleki, Montanari (2009) for the initial params. Not claimed: sparse codes,
+    because entries are small but not zero; convergence if D is not Gaussian.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
@@ -323,10 +323,10 @@ class tista(Estimating):
 
     Params: shared W = (D^+)', which is fixed, and steps gamma. `init` sets gamma = d / min(m, d),
     for which the errors of r are unbiased. Without `onsager`, `init` sets gamma to at most 2,
-    because longer steps expand.
+    because longer steps can diverge.
 
-    The layer has no lam; its options describe the law of the codes. The LASSO objective at the
-    start can be above the objective of ISTA at the same depth.
+    The layer has no lam; its options describe the law of the codes. The LASSO objective before
+    training can be above the objective of ISTA at the same depth.
 
     Reference: Ito, Takabe, Wadayama (2019); Ma, Ping (2017) for the correction.
     `theory.state_evolution` predicts the error. Not claimed: sparse codes, because entries are
@@ -469,9 +469,10 @@ class vamp_bg(Layer):
     signal has its own estimates. If m > d, the first estimate of the noise is the part of y outside
     of the range of D. The code scales with the signal, unless `variance` is given.
 
-    If the norm of the residual grows by a tenth, the layer keeps the previous code and damps later
-    messages. The field `grew` of the last state, `layer.run(params, D, y)[0]`, counts these events.
-    If `grew` is not 0, the code of the signal may be far from the best code.
+    If the norm of the residual exceeds the least norm so far by more than a tenth, the layer keeps
+    the previous code and damps later messages. The field `grew` of the last state,
+    `layer.run(params, D, y)[0]`, counts these events. If `grew` is not 0, the code of the signal
+    may be far from the best code.
 
     Params: shared U, S and V, which are fixed and computed from the D of `init`; steps (log_odds,
     log_variance, log_noise, damping), which `init` sets to the options. `apply` uses U, S and V,
@@ -479,8 +480,8 @@ class vamp_bg(Layer):
     and, if m <= d, log_noise.
 
     The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
-    not scale with y, and the LASSO objective at the start can be above the objective of ISTA at the
-    same depth.
+    not scale with y, and the LASSO objective before training can be above the objective of ISTA at
+    the same depth.
 
     Reference: Rangan, Schniter, Fletcher (2019); Fletcher, Schniter (2017) for `em`. Not claimed:
     sparse codes, because entries are small but not zero; convergence if the law of D is not
@@ -503,7 +504,7 @@ class vamp_bg(Layer):
     variance: float | None = option(
         default=None,
         above=0,
-        help="variance of the nonzeros; None takes it from the energy of the signal",
+        help="variance of the nonzeros; None estimates it from the energy of the signal",
     )
     noise_ratio: float = option(
         default=_NOISELESS,

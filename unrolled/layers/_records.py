@@ -48,9 +48,9 @@ class Shape:
             as "m,d", or "filters" for one number per filter of a convolutional D.
         role: "threshold" for a field that is never negative: training takes its absolute value,
             `calibrate` sets the field, and `search` refuses negative values. "relative threshold"
-            for a threshold per unit of the residual, whose sign does not count; `calibrate` sets
-            the field. "step size" for a step size that `calibrate` sets. "weights" for a matrix
-            that `calibrate` may scale. None for all other fields.
+            for a threshold per unit of the residual, whose sign has no effect; `calibrate` sets the
+            field. "step size" for a step size that `calibrate` sets. "weights" for a matrix that
+            `calibrate` may scale. None for all other fields.
 
     Raises:
         ValueError: a shape or the role is unknown.
@@ -399,7 +399,7 @@ def _lengths(steps, depth: int) -> set[int]:
 
 
 def _check_record(kind: Any, value: Any, D: Dictionary, lead: int, where: str) -> None:
-    """Raise if a field is None, has a wrong shape after `lead` axes, or a negative threshold."""
+    """Raise if a field is None, has a wrong shape after `lead` axes, or is a negative threshold."""
     for name, field in fields_of(kind).items() if kind is not None else ():
         entry = getattr(value, name)
         if field.record is not None:
@@ -467,8 +467,8 @@ def fold_thresholds(params: Any) -> Any:
 def along_atoms(params: Unrolled) -> Unrolled:
     """For every leaf of the params, whether its last axis is the axis of atoms.
 
-    The annotation decides, because a shape is not enough: an (m, m) matrix has no axis of atoms,
-    even if m = d.
+    The function reads the annotations of the fields, because a shape is not enough: an (m, m)
+    matrix has no axis of atoms, even if m = d.
 
     Example:
         >>> layer, D = ur.lista_cp(2), ur.dictionaries.dct(4, 6)

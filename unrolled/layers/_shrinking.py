@@ -103,8 +103,8 @@ class Shrinking(Layer):
     Steps that select a support end in `self.shrink(D, u, theta, fraction)`. With `nonnegative`, the
     steps are steps for the LASSO over x >= 0. With a `bend`, large entries pass unshrunk, as in the
     proximal map of the minimax concave penalty. No theorem in this library covers `nonnegative` or
-    `bend`: certificates of layers with a bend do not hold, and `realize` and predictions refuse
-    both options.
+    `bend`: the bounds of certificates do not hold for layers with a bend, and the networks of
+    `realize` and the predictions of `theory` refuse both options.
 
     Example:
         >>> layer = ur.layers.ista(1, activation=ur.activations.leaky_relu(0.1))
@@ -158,7 +158,7 @@ class Shrinking(Layer):
 
 
 class Selecting(Shrinking):
-    """A family with the option `support`, which sets the share of entries that pass at each step.
+    """A family with the option `support`, which sets the share of entries that pass unshrunk.
 
     `step` takes this share as its last argument, `fraction=None`, and passes the share to
     `self.shrink`.

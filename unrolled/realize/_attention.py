@@ -38,7 +38,7 @@ class Heads(NamedTuple):
     Attributes:
         directions: (heads, 1 + p), integers; v_h is alpha times row h.
         values: (heads, channels out, channels in), V_h.
-        bias: (channels out,).
+        bias: b, (channels out,).
     """
 
     directions: Array
@@ -87,17 +87,17 @@ def multi_head_attention(
         heads: the weights, for instance `attention(...).heads`.
         queries: (Q, p), integer positions, static.
         keys: (T, p), integer positions, static.
-        alpha: concentration; None is hard attention, the limit alpha -> inf, which puts all mass on
-            the largest logit.
+        alpha: concentration; None means hard attention, the limit alpha -> inf, which puts all mass
+            on the largest logit.
         period: (p,), period of the positions along each dimension if the tokens lie on a circle.
             Each offset h then lies in 0 .. period - 1.
 
     Returns:
-        (Q, channels out).
+        The outputs z, (Q, channels out).
 
     Raises:
-        TypeError: a known alpha is not a number.
-        ValueError: a known alpha is not positive and finite.
+        TypeError: alpha is concrete and not a number.
+        ValueError: alpha is concrete and not positive and finite.
 
     Reference: Cordonnier, Loukas, Jaggi (2020), Theorem 1 and Lemmas 1, 2.
 
@@ -171,18 +171,18 @@ def attention(
         i < \lceil N / t \rceil.
 
     Each position of X is a token whose features are the channels. Head k has the values
-    V_k = filters[:, :, k] and attends to the token k positions after the query. The queries are the
-    positions i t. Zero tokens are appended past the far border so that every head finds its target.
-    Without these zero tokens a head at the border would read the last token instead of zero, and no
-    alpha would remove this error.
+    V_k = filters[:, :, k] and attends to the token k positions after the query. The query of output
+    i is the token at position i t, where t is the stride. Zero tokens are appended past the far
+    border so that every head finds its target. Without these zero tokens a head at the border would
+    read the last token instead of zero, and no alpha would remove this error.
 
     Args:
         filters: (n_atoms, n_channels, *kernel); a kernel may be longer than the signal.
         bias: (n_atoms,), or None for zero.
         signal_shape: N, one length per dimension, as in `dictionaries.Conv`.
         stride: t, one number for all dimensions or one number for each dimension.
-        alpha: concentration; None is hard attention, which is exact. The error of soft attention is
-            at most `attention_error`. This bound is below rounding if alpha is at least 40 in
+        alpha: concentration; None means hard attention, which is exact. The error of soft attention
+            is at most `attention_error`. This bound is below rounding if alpha is at least 40 in
             float64 or 18 in float32.
 
     Returns:
@@ -294,17 +294,17 @@ def attention_error(filters: Array, X: ArrayLike, alpha: float | None) -> np.nda
 
     .. math:: |out - conv| \le 2 \, leak(\alpha) \sum_h \max_j |V_h x_j|.
 
-    At most a fraction `attention_leak` of the mass of a head lies off its target. A value read off
-    the target differs from the value at the target by at most twice the maximum.
+    At most a fraction `attention_leak` of the mass of a head lies off its target. The value of any
+    other token differs from the value of the target by at most twice the maximum.
 
     Args:
         filters: (n_atoms, n_channels, *kernel).
-        X: the signal, (n_channels, *signal_shape), or a bound on the magnitudes of all signals,
-            () or (n_channels,).
+        X: the signal, (n_channels, *signal_shape), or a bound on the magnitudes of all signals, of
+            shape () or (n_channels,).
         alpha: concentration; None gives 0.
 
     Returns:
-        (n_atoms,), float64; the bound of a filter holds at all positions.
+        One bound per filter, (n_atoms,), float64; each bound holds at all positions.
 
     Raises:
         ValueError: shapes do not fit, the bound is negative, or alpha is not positive and finite.
@@ -419,7 +419,7 @@ class Leak:
         """A bound on the leak at the positions of the codes.
 
         Args:
-            V: (heads, n_atoms, channels), magnitudes.
+            V: the magnitudes of the values, (heads, n_atoms, channels).
             update: |V z|, with V z as `read` returns it.
             tokens: |z|, (channels, *grid).
         """
@@ -516,7 +516,7 @@ def errors_of_signal(
         V: (K, heads, n_atoms, n_atoms + n_channels), the values of the heads.
         theta: (K, 1 or n_atoms).
         alpha: concentration of the attention.
-        y: (m,).
+        y: the signal, (m,).
     """
     leak, n_atoms = Leak(D, alpha), V.shape[-2]
     # The identity in x + ... is added to the values of the head with offset 0.

@@ -147,7 +147,7 @@ def _next_signal(
 
 
 def _reach(step: MatrixStep, code: Bound, signal: Bound, net: Architecture) -> tuple[float, Bound]:
-    """The most by which rho can be negative in a step, and bounds on the code if `net.bounded`."""
+    """An upper bound on -rho in a step, and bounds on the code if `net.bounded`."""
     rho = net.activation
     if not net.bounded:
         return rho.relu_gap, code
@@ -212,19 +212,19 @@ def cnn_size(
     For a fixed kernel size "literal" and "positive" have O(K log(d+m)) layers, and all three forms
     have O(K (d+m)^2) weights.
 
-    The sizes of the blocks of a chain add up; (31) of the paper multiplies the sizes. Block j > 1
-    has n = 2 d_j + 2 d_{j-1}, or 2 d_j + d_{j-1} in the form "literal". Block j > 1 starts from the
-    last state of block j - 1, and the size q of this state replaces m. In the form "compact" one
-    layer replaces the L(m) layers. The form "literal" also maps the last state to the code with
-    L(q) layers and w(d_{j-1}, q) weights. The codes before the last code are side outputs, which
-    add weights but no depth.
+    The sizes of the blocks of a chain add up; equation (31) of the paper multiplies the sizes
+    instead. Block j > 1 has n = 2 d_j + 2 d_{j-1}, or 2 d_j + d_{j-1} in the form "literal". Block
+    j > 1 starts from the last state of block j - 1, and the size q of this state replaces m. In the
+    form "compact" one layer replaces the L(m) layers. The form "literal" also maps the last state
+    to the code with L(q) layers and w(d_{j-1}, q) weights. The codes before the last code are side
+    outputs, which add weights but no depth.
 
     Args:
         m: length of the signal.
         d: number of atoms, or a sequence with one number for each block of a chain.
         depth: number of steps K, or a sequence with one number for each block.
         kernel_size: s, at least 2.
-        stride: t, from 2 to kernel_size; None is kernel_size.
+        stride: t, from 2 to kernel_size; None means kernel_size.
         form: "compact", "positive" or "literal", as in `cnn`.
 
     Returns:
@@ -361,7 +361,7 @@ def cnn(
 ) -> Realization:
     r"""A convolutional network that computes the codes of a LISTA-CP or ALISTA layer or chain.
 
-    With T_k = I - W_k'D, v = (x; y) and M = signal_bound the lemma iterates
+    With T_k = I - W_k'D, v = (x; y) and M = signal_bound, Lemma 14 iterates
 
     .. math::
         v^{k+1} = A \rho(B_k v^k - c_k) + e, \quad
@@ -386,8 +386,8 @@ def cnn(
         signal_bound: M, finite; `apply` accepts signals with max abs(y) at most M.
         form: "compact", "positive" or "literal"; `cnn_size` counts the layers and weights of each
             form.
-        stride: stride t of every layer, from 2 to kernel_size; None is kernel_size. With stride 1,
-            at least (m - 1) / (s - 1) layers are needed before one entry depends on the whole
+        stride: stride t of every layer, from 2 to kernel_size; None means kernel_size. With stride
+            1, at least (m - 1) / (s - 1) layers are needed before one entry depends on the whole
             signal, so the depth cannot be logarithmic in m.
         activation: the activation of the layer, or None. The activation follows every layer of the
             network except the layers that emit a code.

@@ -42,7 +42,7 @@ def conv_layer(
     the end of each dimension, unlike "SAME" padding.
 
     Args:
-        h: (n_in, *spatial).
+        h: the input, (n_in, *spatial).
         filters: (n_out, n_in, *kernel); a kernel may be longer than h.
         bias: (n_out,), one scalar per channel.
         stride: stride t, one number for all dimensions or one number for each dimension. A stride
@@ -50,7 +50,7 @@ def conv_layer(
         activation: rho, a function or the name of an activation; None for a linear layer.
 
     Returns:
-        (n_out, *ceil(spatial / t)).
+        The output, (n_out, *ceil(spatial / t)).
 
     Raises:
         TypeError: an array is complex or not numeric, or a stride is not an integer.
@@ -121,8 +121,8 @@ class ConvLayer:
     """A one-dimensional `conv_layer` with its weights, called as `layer(h)`; a pytree of arrays.
 
     Attributes:
-        filters: (n_out, n_in, s).
-        bias: (n_out,).
+        filters: the weights, (n_out, n_in, s).
+        bias: one scalar per output channel, (n_out,).
         stride: t.
         activation: None for the linear layer that emits a code.
         flat: whether the layer reads p input channels of length 1 as one channel of length p.
@@ -237,8 +237,8 @@ def polyphase(
 ) -> tuple[ConvLayer, ...]:
     r"""The map rho(A h + b) of a signal h as a tree of L = max(1, ceil(log_t q)) layers.
 
-    The first L - 1 layers have stride t and t, t^2, ... channels, and only rearrange entries: after
-    j layers, channel (k_1, ..., k_j) holds at position p the entry k_1 + t k_2 + ... + t^(j-1) k_j
+    The first L - 1 layers have stride t and t, t^2, ... channels, and only rearrange entries. After
+    j layers, position p of channel (k_1, ..., k_j) holds the entry k_1 + t k_2 + ... + t^(j-1) k_j
     + t^j p. The last layer applies A, with columns in the order of these entries, to a signal of
     length 1. The first layer adds an offset c so that rho is the identity on the rearranged
     entries. The last layer subtracts c:
@@ -271,7 +271,7 @@ def polyphase(
 
 
 def identity_from(activation: Activation, dtype: np.dtype, where: str) -> float:
-    """The least point found beyond which rho is the identity, abs(rho(x) - x) <= 8 eps x.
+    """The least point found beyond which rho is the identity, that is, abs(rho(x) - x) <= 8 eps x.
 
     The constant eps is the machine epsilon of `dtype`. The function searches a grid, so the result
     is not a proof.

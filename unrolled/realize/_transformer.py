@@ -91,10 +91,10 @@ def transformer_block(
         u = z + \sum_\tau \mathrm{head}_\tau(z), \qquad
         z^+ = u + relu(u - \theta - G p) - relu(-u - \theta - G p) - relu(u) + relu(-u).
 
-    Each token is a position with the channels [x, y, p] (see `embed`); p = 1 marks positions
-    without a code. The heads tau satisfy -n < tau < n for kernels of length n. Head tau attends to
-    the token tau positions after the query. The head adds the contribution of x and y on that token
-    to the code at the query:
+    Each token stands for one position and has the channels [x, y, p] (see `embed`); p = 1 marks
+    positions without a code. There is one head for every offset tau with -n < tau < n, where n is
+    the length of the kernel. Head tau attends to the token tau positions after the query. The head
+    adds the contribution of x and y on that token to the code at the query:
 
     .. math::
         V_\tau[x_g \to x_f] = -\gamma \sum_{c, k} w_f[c, k] \, d_g[c, k - \tau], \qquad
@@ -108,12 +108,12 @@ def transformer_block(
         D: a `dictionaries.Conv` with boundary "valid" or "circular", of any stride and number of
             dimensions.
         W: (m, d), a `Conv` with the geometry of D.
-        theta: threshold, () or (n_atoms,), non-negative.
-        gamma: step size, (); 1 in LISTA-CP.
-        signal_bound: bound on abs(y), () or (n_channels,).
-        code_bound: bound on abs(x) of the incoming code, () or (n_atoms,). `signal_bound` and
-            `code_bound` set G.
-        alpha: concentration of the attention; None is hard attention, which is exact.
+        theta: non-negative threshold of shape () or (n_atoms,).
+        gamma: step size, a scalar; 1 in LISTA-CP.
+        signal_bound: bound on abs(y), of shape () or (n_channels,).
+        code_bound: bound on abs(x) of the incoming code, of shape () or (n_atoms,). `signal_bound`
+            and `code_bound` set G.
+        alpha: concentration of the attention; None means hard attention, which is exact.
 
     Returns:
         Block.
@@ -165,18 +165,20 @@ def transformer_block(
 def embed(D: Conv, y: Array, x: Array | None = None) -> Array:
     """The tokens of a signal and a code, with the channels [x, y, p].
 
-    The code at position i is stored on token i t, where its atom begins, and p = 1 on all tokens
-    without a code. If the boundary is "valid", n - 1 zero tokens come first. For queries at the
-    first positions, heads with tau < 0 attend to these zero tokens. If the boundary is "circular",
-    no zero tokens are added.
+    Each sample of the signal has one token. The code at position i is stored on the token of sample
+    i t, where t is the stride, because the atom at position i begins at this sample. All tokens
+    without a code have p = 1. If the boundary is "valid", n - 1 zero tokens come before the tokens
+    of the samples in each dimension, where n is the length of the kernel. The code at position i is
+    then on token i t + n - 1, counted from 0. For queries at the first positions, heads with tau <
+    0 attend to these zero tokens. If the boundary is "circular", no zero tokens are added.
 
     Args:
         D: a `dictionaries.Conv` with boundary "valid" or "circular".
-        y: (m,).
-        x: (d,); None is the zero code.
+        y: the signal, (m,).
+        x: the code, (d,); None means the zero code.
 
     Returns:
-        (T, n_atoms + n_channels + 1).
+        The tokens, (T, n_atoms + n_channels + 1).
 
     Raises:
         TypeError: D is not a `Conv`, or y or x is not a real array.
@@ -220,7 +222,7 @@ def read_code(D: Conv, tokens: Array) -> Array:
         tokens: (T, n_atoms + n_channels + 1).
 
     Returns:
-        (d,).
+        The code, (d,).
 
     Raises:
         TypeError: D is not a `Conv`, or tokens are not a real array.
@@ -440,9 +442,9 @@ def transformer(
         params: params of the layer. At every step theta is a scalar or has one entry per filter,
             and W is a `Conv` with the geometry of D.
         D: a `dictionaries.Conv` with boundary "valid" or "circular".
-        alpha: concentration of the attention; None is hard attention, which is exact.
-        signal_bound: bound on abs(y), () or (n_channels,). `signal_bound` implies bounds on the
-            codes, which set the G of every block.
+        alpha: concentration of the attention; None means hard attention, which is exact.
+        signal_bound: bound on abs(y), of shape () or (n_channels,). `signal_bound` implies bounds
+            on the codes, which set the G of every block.
 
     Returns:
         Transformer. The derivatives of `apply` equal the derivatives of the layer unless an entry
@@ -451,7 +453,7 @@ def transformer(
     Raises:
         TypeError: D or W is not a `Conv`, or the layer or the params are of another family.
         ValueError: the layer selects supports or has another activation, or a check of
-            `transformer_block` fails. `apply` raises ValueError if a known y exceeds
+            `transformer_block` fails. `apply` raises ValueError if y is concrete and exceeds
             `signal_bound`.
 
     Not claimed: correct codes for a traced y above `signal_bound`, which cannot be checked.
@@ -533,22 +535,23 @@ def transformer_error(
     as in `attention_error`. The bound vanishes with the leak, which is about 2 exp(-alpha) per
     dimension. The bound grows geometrically with the depth if row sums of `|T|` exceed 1.
 
-    The bound holds for every signal within M, and some signals come near the bound. With 4 filters
-    of length 5 on 64 samples, weights from theory, six blocks and alpha = 8 the bound is 625. The
-    error is 1.9 for a signal found by gradient ascent, but 3e-4 for signals with one nonzero
-    because thresholds stop most of the error that T spreads.
+    The bound holds for every signal within M. The error of a single signal can be far smaller. We
+    measured an example with 4 filters of length 5 on 64 samples, weights from theory, six blocks
+    and alpha = 8, for which the bound is 625. The error of a signal found by gradient ascent is
+    1.9. The errors of signals whose codes have one nonzero are only 3e-4, because the thresholds
+    stop most of the error that T spreads.
 
-    For given `signals` the bound follows their codes. Then the bound is 0 at every entry that
-    reaches no threshold, and the leak depends on the update gamma W'(y - D x) instead of the sum of
-    the magnitudes of its terms. In the example above this bound is .002 for the signals with one
-    nonzero.
+    For given `signals` the bound follows the codes of these signals. The bound is then 0 at every
+    entry that certainly stays below its threshold, and the leak depends on the update gamma W'(y -
+    D x) instead of the sum of the magnitudes of its terms. In the example above this bound is 0.002
+    for the signals whose codes have one nonzero.
 
     Args:
         layer: a layer as in `transformer`.
         params: params of the layer.
         D: a `dictionaries.Conv` with boundary "valid" or "circular".
         alpha: concentration of the attention; None gives 0.
-        signal_bound: M, bound on abs(y), () or (n_channels,).
+        signal_bound: M, bound on abs(y), of shape () or (n_channels,).
         code_bound: a known bound on the codes of the layer, which replaces every larger entry of b.
         signals: (n, m) or (m,). The bound then holds only for these signals, and `signal_bound` is
             not needed.

@@ -54,13 +54,13 @@ def scale_steps(
 ) -> optax.GradientTransformation:
     """Scale the updates of step k by `rates[k]`, and all other updates by `shared`.
 
-    Place `scale_steps` last, as in `optax.chain(optax.adam(1e-3), scale_steps(rates))`. Before
-    Adam, `scale_steps` has no effect, because Adam divides by the size of the gradient. A rate of 0
-    freezes a step.
+    Place `scale_steps` last, as in `optax.chain(optax.adam(1e-3), scale_steps(rates))`. In a chain,
+    `scale_steps` has no effect before Adam, because Adam divides by the size of the gradient. A
+    rate of 0 freezes a step.
 
     Args:
-        rates: (K,), not negative, for stacked steps (leaves with a leading axis K) or tuples of K
-            steps, in `Unrolled` or inside `Trained`.
+        rates: (K,), not negative, one rate per step. The steps of an `Unrolled`, which may be
+            inside a `Trained`, are stacked (leaves with a leading axis K) or a tuple of K steps.
         shared: the factor for all updates outside `Unrolled.steps`: shared params and D.
 
     Raises:
@@ -179,22 +179,23 @@ def curriculum(
     and the updates of trained shared params (a tied W) by c. The first stage trains shared params
     only at k = 1. Every stage starts from the best params of the previous stage and initialises the
     optimiser again. The best params have the least loss of the code after step k on the validation
-    batch. One compiled step serves all stages: k and the rates are its arguments, so early stages
-    cost as much as late ones.
+    batch. All stages use one compiled training step, with k and the rates as arguments. Early
+    stages therefore cost as much as late stages.
 
     Args:
-        layer, params, D, sample, key, loss: as in `fit`. The loss sees one code, as `codes[-1]`.
+        layer, params, D, sample, key, loss: as in `fit`. The loss gets the code after step k as
+            `codes[-1]`.
         trainable, validation, evaluate_every, checkpoint, callbacks, log: as in `fit`.
         progress, accumulate, mesh, reduction: as in `fit`.
-        steps_per_stage: the largest number of training steps in a stage; there are K len(stages)
-            stages.
-        stages: the factors c.
+        steps_per_stage: the largest number of training steps in a stage; there are `K *
+            len(stages)` stages.
+        stages: the factor c of each stage.
         rate: the rate of the optimiser for step k in a stage with factor 1.
         decay: a factor in [0, 1] by which the rate of a step is multiplied each time that k
             increases. With a small factor, earlier steps hardly change any more. On the standard
-            benchmark (LISTA-CPSS from `analytic.calibrate`, 50 training steps per stage), a decay
-            of 0.3 ends at -43 dB and a decay of 1 ends at -62 dB; `fit` with as many training steps
-            ends at -58 dB.
+            benchmark (LISTA-CPSS from `analytic.calibrate`, 50 training steps per stage), training
+            with a decay of 0.3 ends at an NMSE of -43 dB and training with a decay of 1 at -62 dB.
+            `fit` with as many training steps ends at -58 dB.
         optimizer: a function from a rate to an optax transformation.
         patience: end a stage at the first evaluation at which the best params of the stage are this
             many steps old; None ends no stage early.
@@ -214,7 +215,7 @@ def curriculum(
         ValueError: there are no stages, or a factor, the rate or decay is out of range.
         Other errors: in the same cases as `fit`.
 
-    Reference: Chen, Liu, Wang, Yin (2018), the training of section 4, with these stages. Their
+    Reference: Chen, Liu, Wang, Yin (2018), the training in section 4, which has these stages. Their
     decay of 0.3 scales gradients. Adam cancels this scaling, so their effective decay is 1.
 
     Example:
@@ -257,7 +258,7 @@ def _enter(rates: StepRates, loop: Loop, state: Progress) -> Progress:
 
 
 def _plan(K: int, stages: Sequence[float], decay: float) -> list[Stage]:
-    """All stages, each with the step whose code it evaluates, and with the rates of all steps."""
+    """All stages, each with the step whose code is evaluated, and with the rates of all steps."""
     factors = np.asarray(stages, float)
     if factors.ndim != 1 or not len(factors) or not (np.isfinite(factors) & (factors >= 0)).all():
         raise ValueError(
@@ -292,8 +293,9 @@ def _made(optimizer, rate: float) -> optax.GradientTransformation:
 class Search(Result):
     """The result of a grid search.
 
-    Each table has one axis per field, and nan where codes are not finite. The loss decides which
-    values are best, or the NMSE if no loss was given.
+    Each table has one axis per field, and nan where codes are not finite. The best values have the
+    least loss, or the least NMSE if no loss was given. This loss or NMSE is the measure of the
+    search.
     """
 
     params: Unrolled  # the params with the best values
@@ -302,11 +304,11 @@ class Search(Result):
     nmse: np.ndarray | None  # in dB, as a ratio of sums; None without codes
     mean_nmse: np.ndarray | None  # the mean over signals of dB; None without codes
     loss: np.ndarray | None = None  # the loss; None if no loss was given
-    zero: float = 0.0  # the deciding measure for zero codes
-    ista: float = np.nan  # the deciding measure for ISTA at this depth, with lam of loss or layer
+    zero: float = 0.0  # the measure of zero codes
+    ista: float = np.nan  # the measure of ISTA at this depth, with the lam of loss or layer
 
     def __repr__(self) -> str:
-        """The grid, the best values, and their measure."""
+        """The grid, the best values, and the measure at these values."""
         tried = " x ".join(f"{len(axis)} of {name}" for name, axis in self.axes.items())
         best = ", ".join(f"{name} = {value:.6g}" for name, value in self.values.items())
         measure, unit = ("NMSE", " dB") if self.loss is None else ("loss", "")
@@ -316,13 +318,13 @@ class Search(Result):
 
     @property
     def lowest(self) -> float:
-        """The deciding measure at the best values."""
+        """The measure at the best values."""
         table: Any = self.nmse if self.loss is None else self.loss
         return float(np.nanmin(table))
 
     @property
     def worsened(self) -> bool:
-        """Whether the best values are worse than zero codes."""
+        """Whether the codes with the best values are worse than zero codes."""
         if self.loss is not None:
             return exceeds(self.lowest, self.zero)
         return exceeds(10 ** (self.lowest / 10), 1.0)  # `lowest` is in dB
@@ -346,27 +348,28 @@ def search(
     Args:
         layer, params, D: as for `layer.apply`.
         Y: (batch, m), signals.
-        X: (batch, d), the true codes of Y. Use 512 signals or more: chosen on 64 signals, the best
-            values overfit by 15 dB. X is None if codes are not known; then give a loss.
-        loss: the deciding measure `loss(codes, X, D, Y)`, as in `fit`, such as
-            `training.lasso_loss(lam)`; None takes the NMSE.
+        X: (batch, d), the true codes of Y. Use 512 signals or more: values chosen on 64 signals
+            overfit by 15 dB. If codes are not known, pass None and a loss.
+        loss: the loss `loss(codes, X, D, Y)` to minimise, as in `fit`, such as
+            `training.lasso_loss(lam)`; None minimises the NMSE.
         chunk: number of combinations to compute at once; memory grows with chunk times batch.
         values: for each field, the values to try, such as threshold=[0.02, 0.04]. A field of
             `params.shared` is a scalar; a field of the stacked `params.steps` gets the same value
             at all steps.
 
     Warns:
-        UserWarning: the best values are worse than zero codes; see `Search.worsened`.
+        UserWarning: the codes with the best values are worse than zero codes; see
+            `Search.worsened`.
 
     Raises:
         ValueError: shapes do not fit, values are not a vector or not finite, a threshold is
-            negative, a field is not a scalar, no combination has finite codes, there are neither
+            negative, a field is not a scalar, no combination gives finite codes, there are neither
             codes nor a loss, or the loss needs codes and there are none.
-        TypeError: Y or X is not an array, Y has integers and no codes, there are no values, the
-            params lack a field, or the loss is not a function.
+        TypeError: Y or X is not an array, Y is an array of integers and X is None, there are no
+            values, the params lack a field, or the loss is not a function.
 
     Not claimed: the best values between the points of the grid. The signals must resemble the
-    signals that you will code later: keep some signals for a test.
+    signals that you will code later. Keep some signals out of Y for a test.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
@@ -413,7 +416,7 @@ def search(
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _beside_zero_and_ista(layer, aim, lam, D, Y, X) -> tuple[Any, Any]:
-    """The deciding measure for zero codes, and for ISTA at the depth of the layer."""
+    """The measure of zero codes, and of ISTA at the depth of the layer."""
     path = jnp.zeros((1, len(Y), D.shape[1]), Y.dtype)
     zero = 0.0 if aim is None else aim(path, X, D, Y)
     if lam is None or not layer.depth:

@@ -115,7 +115,7 @@ def to_npz(file: BinaryIO, text: str, arrays: dict[str, np.ndarray]) -> None:
         for name, array in arrays.items():
             plain = array if array.dtype.kind in "biuf" else array.view(f"u{array.dtype.itemsize}")
             entry = zipfile.ZipInfo(f"{name}.npy")
-            entry.file_size = plain.nbytes  # zipfile needs it for 64-bit sizes
+            entry.file_size = plain.nbytes  # zipfile needs this size for 64-bit sizes
             with archive.open(entry, "w") as stream:
                 np.lib.format.write_array(stream, plain, allow_pickle=False)
 
@@ -318,11 +318,14 @@ class Checkpoint(Record):
         default=None,
         least=1,
         kw_only=False,
-        help="training steps between two saves, so the most that a kill can lose; None saves at "
+        help="training steps between two saves, the most that a kill can lose; None saves at "
         "every evaluation",
     )
     keep: int = option(
-        default=3, least=1, kw_only=False, help="number of saved steps to keep, the newest"
+        default=3,
+        least=1,
+        kw_only=False,
+        help="number of saved steps to keep; older steps are deleted",
     )
     dictionary: bool = option(
         default=True,

@@ -188,7 +188,7 @@ def fit(
         model: a layer; or a network, if `params` and `D` are tuples; or a model of flax.nnx, if
             `params` and `D` are None, because its variables are its params (see
             `unrolled.nnx.fit`).
-        params: the params at the start, from `init` or `analytic`. A tuple of steps
+        params: the initial params, for example from `init` or `analytic`. A tuple of steps
             (`layers.unstack`) trains faster than stacked steps, and takes longer to compile.
         D: the dictionary that the model uses (the sampler may use another dictionary).
         sample: a sampler `sample(key) -> (Y, X)`, see `Sample`. If the sampler returns (Y, X, Ds),
@@ -209,11 +209,11 @@ def fit(
         loss: `loss(codes, X, D, Y)`, see `Loss`: `training.supervised`, `log_nmse`, `lasso_loss`,
             `reconstruction`, `deep`, or your own.
         learn_dictionary: whether to train D too.
-        trainable: bools, a tree prefix of `params`, for example `Unrolled(False,
+        trainable: a tree prefix of `params` with bools as leaves, for example `Unrolled(False,
             StepAndThreshold(gamma=False, theta=True))`, or `Unrolled(True, (False, False, True))`
             for unstacked steps. None trains all leaves.
-        validation: (Y, X), the batch whose loss chooses `best`. None draws eight batches from keys
-            that training does not use, or holds signals back if `sample` is arrays.
+        validation: (Y, X), the batch on which `best` has the least loss. None draws eight batches
+            from keys that training does not use, or holds signals back if `sample` is arrays.
         evaluate_every: number of training steps between two evaluations. Each evaluation calls the
             callbacks and writes a line to the log.
         patience: stop at the first evaluation at which `best` is this many steps old; None never
@@ -230,17 +230,18 @@ def fit(
             keys `split(fold_in(key, k), n)` and takes the mean of their losses and gradients. If a
             loss is not a mean over the batch, as with `log_nmse`, this mean differs from the loss
             of one large batch.
-        mesh: the devices that share these batches along the axis "data"; each device draws its own
-            batches. The number of devices must divide `accumulate`. It changes no bit of the
-            result, and a run can resume on another number of devices. `jax.distributed.initialize`
-            joins the devices of several processes: all processes make this call with the same
-            arguments and read the checkpoints, and only the first process writes checkpoints, log
-            and progress bar. A SIGINT or SIGTERM to one process stops all processes at the next
-            evaluation. A second axis "atoms", within a process, splits a dense D, the params with
-            an entry or a column for each atom, and their moments. The result stays split and equals
-            the result of one device up to rounding. Devices exchange only parts of D x. For LISTA
-            and LFISTA, devices also exchange codes, which S multiplies; for robust ALISTA, devices
-            also exchange W.
+        mesh: the devices that share the batches of a step along the axis "data"; each device draws
+            its own batches. The number of devices must divide `accumulate`. The number of devices
+            changes no bit of the result, and a run can resume on another number of devices.
+            `jax.distributed.initialize` joins the devices of several processes: all processes make
+            this call with the same arguments and read the checkpoints, and only the first process
+            writes checkpoints, log and progress bar. A SIGINT or SIGTERM to one process stops all
+            processes at the next evaluation. A second axis "atoms", whose devices belong to one
+            process, splits a dense D, the params with an entry or a column for each atom, and the
+            moments of the optimiser for D and these params. The result stays split and equals the
+            result of one device up to rounding. Devices exchange only parts of D x. For LISTA and
+            LFISTA, devices also exchange codes, which S multiplies; for robust ALISTA, devices also
+            exchange W.
         reduction: how the devices add their losses and gradients. "tree" takes log2(devices)
             exchanges, in an order that does not depend on the number of devices. "psum", for a mesh
             of many devices, takes one exchange in the order of JAX's runtime: the number of devices
@@ -254,11 +255,12 @@ def fit(
 
     Warns:
         UserWarning: training changes nothing (all codes are zero, the gradient is zero at the
-            start, or the validation loss never changes); the validation loss at the start or at the
-            end is above the loss of zero codes; with `training.lasso_loss`, the loss at the start
-            is above the loss of ISTA; `best` is the start, and the last params are worse; a `fista`
-            without a guard is trained with `training.lasso_loss`. The field `worsened` of the
-            result is True if the last params are worse than zero codes or than the start.
+            start, or the validation loss never changes). `fit` also warns if the validation loss at
+            the start or at the end is above the loss of zero codes, or if the last params are worse
+            than the initial params and no evaluation has a smaller loss than the initial params.
+            With `training.lasso_loss`, `fit` also warns if the loss at the start is above the loss
+            of ISTA, or if a `fista` without a guard is trained. The field `worsened` of the result
+            is True if the last params are worse than zero codes or than the initial params.
 
     Raises:
         NonFiniteError: a loss, gradient or update is not finite. The message names the training
@@ -266,19 +268,20 @@ def fit(
             attribute `fit` of the error holds the best params and the params before that step; if
             the update was not finite, both are the best params.
         TypeError: the optimiser is not from optax, the model is neither a layer, a network nor a
-            model of flax.nnx, the sample is neither a function nor arrays, signals are integers,
-            params have no floating-point leaf, `learn_dictionary` is not a bool, `trainable` holds
-            anything but bools, a loss or a callback is not a function, or a loss is not one
-            floating-point number.
+            model of flax.nnx, the sample is neither a function nor arrays, or signals are integers.
+            `fit` also raises TypeError if params have no floating-point leaf, `learn_dictionary` is
+            not a bool, `trainable` holds anything but bools, a loss or a callback is not a
+            function, or a loss is not one floating-point number.
         ValueError: a batch does not fit or is not finite; the loss needs codes and there are none;
             there is only one signal, or all signals are zero; the labels of an optimiser form
             another tree; steps, patience or evaluate_every is out of range; the model has depth 0;
-            `trainable` is not a tree prefix of params or freezes everything; `accumulate` is not a
-            power of two; the mesh lacks the axis "data", or its devices cannot share the batches
-            equally; `reduction` is unknown, or is "psum" without a mesh or with one batch per step;
-            the devices of an axis "atoms" cannot share the atoms equally, or D is not dense;
-            processes have different arguments (the message has a table), or the mesh has only some
-            processes.
+            or `trainable` is not a tree prefix of params or freezes everything. `fit` also raises
+            ValueError if `accumulate` is not a power of two, the mesh lacks the axis "data", the
+            devices of the mesh cannot share the batches equally, or `reduction` is unknown or is
+            "psum" without a mesh or with one batch per step. If the mesh has an axis "atoms", `fit`
+            raises ValueError if D is not dense or the devices cannot share the atoms equally. If
+            several processes train, `fit` raises ValueError if the processes have different
+            arguments (the message has a table) or the mesh has only some of the processes.
         RuntimeError: another process of the training has ended or is out of reach.
         CheckpointError: the folder holds another run (the message has a table), is in use, is
             damaged or cannot be written. All options of the model except `unroll` and `remat` must
@@ -323,7 +326,8 @@ def fit(
     if isinstance(model, fista) and model.guard is None and objective.of_lasso:
         checks.warn(
             "fit: fista has no guard: trained steps can be too long for some signal, whose code "
-            f"then explodes while the mean of others is good; try fista({model.depth}, guard=lam)"
+            "then explodes although the mean loss of the other signals is small; try "
+            f"fista({model.depth}, guard=lam)"
         )
     return run_stages(objective, data, optimizer, options, steps)
 
@@ -331,7 +335,7 @@ def fit(
 def _of_outputs(
     model: Any, loss: Loss, sample: Any, key: Any, validation: tuple | None, others: tuple
 ) -> tuple[Outputs, Data]:
-    """The objective and the data of a flax.nnx model, which has no `others` among its options."""
+    """The objective and the data of a flax.nnx model; the options `others` are refused."""
     if any(others):
         raise ValueError(
             "fit: learn_dictionary, trainable, accumulate and mask are for layers and networks; of "
@@ -370,7 +374,7 @@ def check_data(
     where: str,
     mask: Any = None,
 ) -> tuple[Array, Any, Sample, tuple]:
-    """The key, the dictionary, the sampler and the validation batch, which is drawn if it is None.
+    """The key, the dictionary, the sampler and the validation batch; None draws the batch.
 
     If D is None, the arrays of a batch may have any shapes.
     """

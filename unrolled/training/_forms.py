@@ -291,7 +291,8 @@ def _dictionary(kind: Any, parts: dict, static: dict) -> Structured:
         values.setdefault("dilation", 1)
     _expect(kind.__name__, values, [field.name for field in fields(kind)])
     if kind is Conv:
-        # Static fields decide shapes. The constructor checks them with the filters of one step.
+        # The shapes depend on the static fields. The constructor checks these fields with the
+        # filters of one step.
         filters = values["filters"]
         lead = max(0, filters.ndim - 2 - len(values["signal_shape"]))
         bank = jnp.zeros(filters.shape[lead:], filters.dtype) if lead else filters

@@ -28,7 +28,7 @@ from unrolled.training._objective import (
 
 
 class Data(NamedTuple):
-    """The data of a run: the start, the sampler and the validation batch."""
+    """The data of a run: the initial params and D, the sampler and the validation batch."""
 
     key: Array
     sample: Sample
@@ -214,8 +214,9 @@ class Loop(NamedTuple):
     ) -> Progress:
         """Train until step `stop`; at every evaluation call `watch(state, at)`.
 
-        A saved state, also a state between two evaluations, continues with the evaluations of its
-        stage. After every step, `run` saves by `keeper.save` if `keeper.due` returns True.
+        A saved state continues with the evaluations of its stage, even if the state was saved
+        between two evaluations. After every step, `run` saves by `keeper.save` if `keeper.due`
+        returns True.
         """
         stage = _Stage(self, state, stop, options, watch, at, keeper)
         drive(stage)
@@ -373,9 +374,9 @@ def _is_stale(state: Progress, patience: int | None) -> bool:
 
 
 def place_of_non_finite(codes, loss, tree: Trained, of: str = "the gradient of ") -> str:
-    """Name the first code that is not finite, else the loss, else the first leaf of `tree`.
+    """Name the first non-finite code, or else a non-finite loss, or else a leaf of `tree`.
 
-    The first leaf is the leaf that is not finite at the earliest step. The result is "" if all
+    The named leaf is the leaf that is not finite at the earliest step. The result is "" if all
     codes, the loss and all leaves are finite.
     """
     for k, x in enumerate(codes):
@@ -407,6 +408,6 @@ def copy(tree: Any) -> Any:
 
 
 def all_finite(tree: Any) -> Array:
-    """Whether all numeric leaves are finite, ()."""
+    """Whether all floating-point and complex leaves are finite, as an array of shape ()."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return jnp.array([jnp.isfinite(leaf).all() for leaf in leaves], bool).all()

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-# For a layer (K, batch, d), for a network one array per block; X has no axis of steps.
+# Codes have shape (K, batch, d) for a layer; a network has one array per block. X has no step axis.
 Codes = TypeAliasType("Codes", Array | Sequence[Array])
 
 
@@ -183,7 +183,7 @@ def deep(loss: Loss, weights: ArrayLike | Sequence[float] | None = None) -> Loss
     """Deep supervision: the weighted sum of a loss over all steps of a layer, or blocks of a chain.
 
     Args:
-        loss: a loss of the codes up to one step, as if this step were the last.
+        loss: the loss, which gets the codes up to one step as if this step were the last.
         weights: (K,), or (J,) for a network; None gives all steps or blocks equal weights that sum
             to 1.
 
@@ -277,16 +277,17 @@ def sparse_feature_penalty(
 
     .. math:: \sum_j w_j \frac{1}{N \dim x_j} \sum_{n=1}^{N} \|x_j^{(n)}\|_1,
 
-    where dim x_j counts the elements of one sample. The gradient is :math:`w_j\,\mathrm{sign}(x_j)
-    / (N \dim x_j)`, and 0 where a feature is 0. Add gamma times this penalty to your loss.
+    where dim x_j is the number of elements of x_j in one sample. The gradient is
+    :math:`w_j\,\mathrm{sign}(x_j) / (N \dim x_j)`, and 0 where a feature is 0. Add gamma times this
+    penalty to your loss.
 
     Args:
-        features: an array (N, ...) per layer, activations after the nonlinearity.
+        features: one array (N, ...) per layer, with the activations after the nonlinearity.
         weights: one non-negative number per layer: a dict if the features are a dict, else a
             sequence in the same order. None gives every layer the weight 1.
 
     Returns:
-        The penalty, (), in float32 or wider.
+        The penalty, an array of shape () in float32 or wider.
 
     Raises:
         TypeError: features or weights have a wrong type, or activations are not real floating-point

@@ -3,9 +3,9 @@
 A step draws `accumulate` batches, each from a different key, and takes the mean of their losses and
 gradients. On a mesh the devices share the batches: each device draws its own batches, and no signal
 leaves its device. The mean is computed by a sum along one binary tree. The lower levels of the tree
-are loops on a device, the upper levels are exchanges between devices, so the bits of the sum do not
-depend on the number of devices. With the reduction "psum" the runtime computes the upper levels in
-one exchange.
+are loops on a device, and the upper levels are exchanges between devices. The bits of the sum
+therefore do not depend on the number of devices. With the reduction "psum" the runtime computes the
+upper levels in one exchange.
 
 A second axis of the mesh, "atoms", splits D, the params that grow with D, and the moments of the
 optimiser among devices. Annotations in the classes of params say which params are split. The
@@ -54,7 +54,7 @@ class Placement(NamedTuple):
         return jax.tree.map(of_node, tree, is_leaf=lambda node: isinstance(node, Trained))
 
     def split(self, sizes: Any, tree: Any) -> Any:
-        """Place a tree; `sizes` is a tree prefix of it."""
+        """Place a tree; `sizes` is a tree prefix of this tree."""
 
         def of_prefix(size, part):
             return jax.tree.map(partial(self._put, size), part)
@@ -90,9 +90,10 @@ class Sharing(NamedTuple):
 
         If there are several devices, XLA removes common expressions before algebraic
         simplification; if there is one device, XLA removes common expressions after algebraic
-        simplification. Two quotients with the same divisor then become products with its inverse on
-        some numbers of devices and not on others. We saw this difference only on CPUs. The options
-        switch the simplification off only on CPUs, because other devices need the simplification.
+        simplification. Two quotients with the same divisor then become products with the inverse of
+        the divisor on some numbers of devices and not on others. We saw this difference only on
+        CPUs. The options switch the simplification off only on CPUs, because other devices need the
+        simplification.
         """
         device = jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
         accumulated = self.batches > 1 and device.platform == "cpu"
@@ -179,7 +180,7 @@ def mean(f: Callable[..., Any], key: Array, shared: Sharing, *arguments: Any) ->
 
 
 def _sum(f: Callable[[Array], Any], keys: Array) -> Any:
-    """The sum of f over the keys, half by half."""
+    """The sum of f over the keys, computed as the sum of two halves."""
     if len(keys) == 1:
         return _looped(lambda: f(keys[0]))
     halves = lax.map(partial(_sum, f), keys.reshape(2, -1))
@@ -230,7 +231,7 @@ def _by_tree(devices: int, part: Array) -> Array:
 
 
 def with_gradient(value_and_gradient: Callable[[Any], Any]) -> Callable[[Any], Array]:
-    """A function that returns the value; its reverse derivative is the gradient computed with it.
+    """A function that returns the value, and whose reverse derivative is the gradient.
 
     Line searches need the derivative, and a loop of unknown length has no reverse derivative.
     """

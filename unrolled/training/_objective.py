@@ -2,7 +2,7 @@
 
 The types of callables are protocols: pass any function that takes the same positional arguments,
 and do not subclass the protocols. An objective is a function of the trained leaves; `split`
-separates the trained leaves from the others.
+separates the trained leaves from the other leaves.
 """
 
 from dataclasses import dataclass
@@ -109,11 +109,11 @@ class Fit(Result):
 
     @property
     def judged(self) -> dict[str, float]:
-        """The validation losses of the start, of `best`, of zero codes and of ISTA, if known.
+        """The validation losses of the initial params, `best`, zero codes and ISTA, if known.
 
         `training.save(..., validation=fit.judged)` keeps the losses with the weights.
         """
-        stage = self.history.records[-1].stage  # the last stage of a curriculum counts
+        stage = self.history.records[-1].stage  # in a curriculum, of the last stage
         losses = [record.validation for record in self.history.records if record.stage == stage]
         judged = {"first": losses[0], "best": min(losses)}
         judged |= {"zero": self.history.zero, "ista": self.history.ista}
@@ -121,10 +121,10 @@ class Fit(Result):
 
     @property
     def worsened(self) -> bool:
-        """Whether the last validation loss exceeds the loss of the start or the loss of zero codes.
+        """Whether the last validation loss exceeds the loss of the initial params or of zero codes.
 
-        In a curriculum, the start is the start of the last stage. Two losses that differ by the
-        rounding of a sum count as equal.
+        In a curriculum, the initial params are the params at the start of the last stage. Two
+        losses that differ by the rounding of a sum count as equal.
         """
         first, last = ends(self.history.records)
         others = first.validation, self.history.zero
@@ -151,7 +151,7 @@ class NonFiniteError(FloatingPointError):
 class Trained(NamedTuple):
     """The argument of the optimiser: params and D, with None at every leaf that is not trained."""
 
-    params: Any  # of the model
+    params: Any  # the params of the model
     D: Any  # the dictionary, or None if it is not trained
 
 
@@ -256,7 +256,9 @@ def trainable(params: Params) -> Any:
     them. `fit` needs no mask, because it never changes fixed leaves.
 
     Args:
-        params: the params of a layer; a tuple of params for a network. Returns:
+        params: the params of a layer; a tuple of params for a network.
+
+    Returns:
         A tree of bools with the structure of `params`.
 
     Example:
@@ -306,7 +308,7 @@ def split(
     trainable: Any = None,
     where: str = "split",
 ) -> tuple[Trained, Trained]:
-    """Split params and D into trained and fixed leaves: two trees, each with None at other leaves.
+    """Split params and D into a tree of trained and a tree of fixed leaves, with None elsewhere.
 
     Floating-point leaves are trained, except leaves inside a `layers.Fixed`.
 
@@ -314,7 +316,7 @@ def split(
         params, D: the params and the dictionary of a layer; tuples for a network.
         learn_dictionary: whether to train D too. If unit atoms need another form of D, as for a
             `Composed` of a `Conv`, `split` returns D in this form.
-        trainable: bools, a tree prefix of `params`; None trains all leaves.
+        trainable: a tree prefix of `params` with bools as leaves; None trains all leaves.
         where: the name of the caller, with which messages begin.
 
     Raises:

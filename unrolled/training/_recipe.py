@@ -41,7 +41,7 @@ __all__ = ["Made", "Start", "by_recipe", "mostly_last", "prepare"]
 
 # The ridges to try for weights in closed form if signals are noisy, in units of norm(D, 2)^2.
 _RIDGES = (0.0, 0.03, 0.1, 0.3, 1.0, 3.5)
-_ROUNDING = 1e-4  # y - D x counts as rounding if it is below this share of y
+_ROUNDING = 1e-4  # y - D x is rounding if its norm is below this share of norm(y)
 # Numbers of signals: drawn from a sampler, used to calibrate, used in a grid search.
 _DRAWN, _CALIBRATED_ON, _SEARCHED_ON = 2048, 256, 512
 _DEEP = 0.1  # weight of the mean over all steps in the loss
@@ -55,7 +55,8 @@ _FEWEST = 16  # the least number of signals
 def mostly_last(codes: Codes, X: Codes | None, D: Any, Y: Array | None) -> Array:
     """Nine tenths of `log_nmse` at the last step, plus a tenth of its mean over all steps.
 
-    The mean over all steps makes the error fall at early steps. All recipes minimise this loss.
+    Because of the mean over all steps, training also lowers the error of early steps. All recipes
+    minimise this loss.
 
     Args:
         codes, X, D, Y: as for `Loss`; D and Y are not used.
@@ -110,11 +111,11 @@ def prepare(
 ) -> Start:
     """Prepare a layer of a family by its recipe, before training, on signals whose codes are known.
 
-    Options that you do not give follow from the share of nonzeros, their variance and the noise of
-    the sample. Half of the signals, at most 256, calibrate thresholds and step sizes. The error on
-    the other signals decides the choices of the recipe: a penalty, the ridge of weights in closed
-    form if there is noise, the numbers of a grid search, or smaller weights if message passing
-    diverges.
+    `prepare` sets options that you do not give according to the share of nonzeros, the variance of
+    the nonzeros and the noise of the sample. Half of the signals, at most 256, are used to
+    calibrate thresholds and step sizes. By the least error on the other signals, `prepare` chooses
+    a penalty, the numbers of a grid search, the ridge of weights in closed form if there is noise,
+    and smaller weights if message passing diverges.
 
     Args:
         family: the name or the class of the family.
@@ -194,22 +195,22 @@ def by_recipe(
         sample: `sample(key) -> (Y, X)`, or arrays (Y, X) as for `prepare`; the last tenth of the
             signals is held back for validation.
         steps: number of training steps; None takes the number of the recipe.
-        key: the key of drawn signals, of random params and of the training.
+        key: the key from which signals, random params and training batches are drawn.
 
     Returns:
         Made, with the result of `fit`.
 
     Warns:
-        UserWarning: on the validation signals, the codes are worse than the codes of ISTA with the
+        UserWarning: on the validation signals, the error is larger than the error of ISTA with the
             same depth.
 
     Raises:
         ValueError: in the same cases as `prepare`; also if the sample has no codes.
         NonFiniteError: a loss, gradient or update of the training is not finite.
 
-    Not claimed: the best rate or the best start for a problem. We chose the recipes on Gaussian
-    dictionaries 250 x 500 and codes with 10 % nonzeros (benchmarks/lista.py). On other
-    dictionaries, a warning says if a family ends with a larger error than ISTA.
+    Not claimed: the best rate or the best initial params for a problem. We chose the recipes on
+    Gaussian dictionaries 250 x 500 and codes with 10 % nonzeros (benchmarks/lista.py). On other
+    dictionaries, `by_recipe` warns if a family ends with a larger error than ISTA.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
@@ -271,7 +272,7 @@ def _draw(sample: Any, key: Array, signals: int) -> tuple[Any, Any]:
 class _Signals(NamedTuple):
     D: Operator
     calibrating: tuple[Array, Array]  # (Y, X)
-    later: tuple[Array, Array]  # (Y, X), whose error decides choices
+    later: tuple[Array, Array]  # (Y, X), on which choices minimise the error
     law: Law
     ista: float  # NMSE of ISTA on `later` with the best of its penalties, dB
 
@@ -297,8 +298,8 @@ def _signals(D: Operator, calibrating: tuple, later: tuple, depth: int) -> _Sign
 def law_of(D: Dictionary, Y: Array | np.ndarray, X: Array | np.ndarray) -> Law:
     """The share of nonzeros, their variance and the noise of a sample.
 
-    For codes in parts, the share is the share of parts that are not zero. Noise below -80 dB counts
-    as rounding: the law then has noise 0.
+    For codes in parts, the share is the share of parts that are not zero. If the noise is at least
+    80 dB below the signals, it counts as rounding errors, and the law has noise 0.
 
     Args:
         D: (m, d).
@@ -365,7 +366,7 @@ def _start(layer: Layer, signals: _Signals, key: Any, ridges: tuple[float | None
         if ridge is not None and "ridge" in {f.name for f in dataclasses.fields(layer)}:
             made = dataclasses.replace(layer, ridge=ridge)  # type: ignore[call-arg]
         params = _from_weights(made, ridge, key, D)
-        with checks.quiet():  # the error on `later` shows the same
+        with checks.quiet():  # the error on `later` shows the faults
             if recipe.calibrated:
                 params = calibrate(made, params, D, *signals.calibrating)
             if recipe.searched:
@@ -385,7 +386,7 @@ def _damped(start: Start, multiple: float, signals: _Signals) -> Start:
     steps: Any = start.params.steps
     W = multiple * stable_step(steps.W[0], signals.D) * steps.W
     params = start.params._replace(steps=steps._replace(W=W))
-    with checks.quiet():  # the error on `later` shows the same
+    with checks.quiet():  # the error on `later` shows the faults
         params = calibrate(start.layer, params, signals.D, *signals.calibrating)
     return start.replace(params=params, nmse=_error(start.layer, params, signals))
 
@@ -408,7 +409,7 @@ def _searched(layer: Layer, params: Unrolled, signals: _Signals) -> Unrolled:
 
 
 def _error(layer: Layer, params: Unrolled, signals: _Signals) -> float:
-    """The NMSE on `later`, dB, ratio of sums; infinity instead of nan."""
+    """The NMSE on `later` in dB, as a ratio of sums; infinity instead of nan."""
     return _number(_nmse(layer, params, signals.D, *signals.later)[0])
 
 

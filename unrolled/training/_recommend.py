@@ -40,7 +40,7 @@ class _Rules(NamedTuple):
 
     few_nonzeros: float = 1 / 8  # share of m below which LARS is no slower than 16 steps
     many_nonzeros: float = 1 / 5  # share of m above which LARS takes twice as long as 16 steps
-    many_atoms: int = 1000  # with fewer atoms, no network was both within 0.01 and faster
+    many_atoms: int = 1000  # below this number, no network was faster at a gap below 0.01
     many_signals: int = 100_000  # number of signals for which training pays
     # Multiple of the coherence of a random dictionary of the same size. Above this multiple, as in
     # learned dictionaries, trained networks keep a gap above 0.01.
@@ -69,7 +69,7 @@ class Recommendation:
     Attributes:
         case: a description of D, Y and X, in words.
         method: the name of the function or the family.
-        why: the reason for the method, with the numbers that decided.
+        why: the reason for the method, with the numbers on which the choice is based.
         lam: the weight of the LASSO; None if codes are known.
 
     Example:
@@ -137,16 +137,20 @@ def recommend(
 
     Args:
         D: (m, d), a matrix or a structured dictionary.
-        Y: (signals, m), or complex signals of a `Complex` D, or (signals, m, g) of a `Joint`.
-        X: (signals, d), the codes, if they are known. The codes have the form of Y: complex, or
-            (signals, d, g).
-        lam: the weight of the LASSO. None takes noise sqrt(2 ln d) times the mean norm of an atom
-            if the noise is known, else a tenth of the lam at which nine codes in ten are 0, both to
-            three digits. If the codes of 1,000 signals or more are known, lam is not used.
+        Y: the signals, (signals, m). For a `Complex` D the signals are complex; for a `Joint` D
+            they have the shape (signals, m, g).
+        X: the codes, (signals, d), if they are known. The codes have the form of Y: complex, or of
+            shape (signals, d, g).
+        lam: the weight of the LASSO. If lam is None and `noise` is positive, lam is the product of
+            `noise`, sqrt(2 ln d) and the mean norm of an atom. For codes in parts of g real
+            numbers, lam is the product of three numbers: sqrt(g) + sqrt(2 ln(d / g)), the standard
+            deviation of the noise in a real number, and the mean norm of an atom. If lam is None
+            and `noise` is 0 or None, lam is a tenth of the value at which nine codes in ten are 0.
+            Both values are rounded to three digits. If the codes of 1,000 signals or more are
+            known, lam is not used.
         noise: standard deviation of the noise in an entry of Y (of a complex entry, not of its real
-            part). None estimates the noise if codes are known. For codes in parts of g real
-            numbers, lam is sqrt(g) + sqrt(2 ln(d / g)) times the standard deviation of the noise in
-            a real number, times the mean norm of an atom.
+            part). If the codes of 1,000 signals or more are known, None estimates the noise from
+            these codes.
         signals: number of signals to code; None takes the number of signals in Y.
 
     Returns:

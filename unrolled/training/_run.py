@@ -87,7 +87,7 @@ def run_stages(
     stages: Sequence[Stage] = (Stage(),),
     config: dict[str, Any] | None = None,
 ) -> Fit:
-    """Run all stages; each takes at most `steps` steps, or its own number of steps.
+    """Run all stages; each stage takes at most `steps` steps, or its own number of steps.
 
     Args:
         options: checked options.
@@ -134,7 +134,7 @@ def _check_same_arguments(
 
 @contextmanager
 def _watcher(loop: Loop, steps: int, options: Options) -> Iterator[Callable[[Progress, int], None]]:
-    """Yield `watch(state, at)`, which serves callbacks, log and progress bar at every evaluation.
+    """Yield `watch(state, at)`, which updates callbacks, log and progress bar at an evaluation.
 
     `watch` warns if training changes nothing, if the codes are worse than zero codes, or if the
     LASSO objective at the start is above the objective of ISTA.
@@ -318,9 +318,9 @@ class Keeper:
     saved: int = 0  # the newest step on disk
 
     def due(self, step: int, evaluated: bool) -> bool:
-        """Whether to save after this step, as `every` steps have passed or a signal has arrived.
+        """Whether to save now, because `every` steps have passed or a system signal has arrived.
 
-        Processes tell each other of signals at evaluations and at saves.
+        Processes tell each other of system signals at evaluations and at saves.
         """
         every = self.checkpoint.every
         if self.loop.processes.several and evaluated:
@@ -329,7 +329,7 @@ class Keeper:
         return asked or (evaluated if every is None else step - self.saved >= every)
 
     def save(self, state: Progress) -> None:
-        """Write the state unless it is on disk; then stop the training if a signal has arrived."""
+        """Write the state unless it is on disk; then stop if a system signal has arrived."""
         if state.step > self.saved or not self.saved:
 
             def write():

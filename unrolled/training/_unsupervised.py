@@ -84,10 +84,10 @@ def unsupervised(
 
     The recipe first trains the 2 K numbers of a guarded `fista` for 300 steps at each of four
     rates, and for 1,500 steps at the best rate. It then trains `lfista_cp` for 300 steps from the
-    best `fista` (`from_fista`) and for 300 steps from `init`, and continues to the end from the
-    better start. All choices use the validation loss on held-back signals. Rates are in units of
-    the mean norms of signals and atoms: if you scale D, or scale the signals and `lam` by the same
-    factor, the params scale accordingly.
+    best `fista` (`from_fista`) and for 300 steps from `init`, and continues from the better of the
+    two results until the last step. All choices use the validation loss on held-back signals. Rates
+    are in units of the mean norms of signals and atoms: if you scale D, or scale the signals and
+    `lam` by the same factor, the params scale accordingly.
 
     Args:
         D: (m, d), a matrix or a structured dictionary.
@@ -96,8 +96,8 @@ def unsupervised(
         lam: the weight of the LASSO, one number.
         depth: K.
         key: the key of the batches; an int is a seed.
-        weights: False trains only the 2 K numbers of `fista`, to the end. These numbers are enough
-            if D is random and large, and their training takes a tenth of the memory.
+        weights: False trains only the 2 K numbers of `fista`, in all steps. These numbers are
+            enough if D is random and large, and their training takes a tenth of the memory.
         steps: number of training steps of the last run; no earlier run takes more steps.
         validation, evaluate_every, patience, checkpoint, callbacks, log: as in `fit`, for the
             training of `lfista_cp`. A resumed run repeats the trials of `fista`, which take
@@ -118,9 +118,9 @@ def unsupervised(
         TypeError, ValueError: in the same cases as `fit`; also if lam is negative or not one
             number, or the depth is below 1.
 
-    Not claimed: that a trained network repays its training. If codes have few nonzeros, or you need
-    a gap (F - F*) / F* below 0.01, use `pursuit.lasso_batch`; `recommend` chooses between these
-    methods.
+    Not claimed: that a trained network repays the cost of its training. If codes have few nonzeros,
+    or you need a gap (F - F*) / F* below 0.01, use `pursuit.lasso_batch`; `recommend` chooses
+    between these methods.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 10, 20)
@@ -280,7 +280,7 @@ def _falling(rate: float, steps: int) -> Falling:
 
 
 def _optimizer(units: Trained, energy: float) -> optax.GradientTransformation:
-    """Adam on params and an objective that are measured in their units.
+    """Adam on params and an objective, both measured in the units of the problem.
 
     The state of the optimiser holds the rate, which falls to zero along a cosine.
     """

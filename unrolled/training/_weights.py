@@ -43,9 +43,9 @@ def save(
 
     The file holds every array in its dtype under its path in the tree, such as "params.shared.W".
     (In `.npz`, 8-bit and bfloat16 floats are stored as unsigned integers.) A manifest holds the
-    form of the tree, the layer with all its options, a sha256 of each array and of D, versions and
-    `metadata`. `save` writes a temporary file and renames the complete file, so a previous file
-    stays whole until then.
+    form of the tree, the layer with all its options, the sha256 of each array and of D, the
+    versions of the libraries, and `metadata`. `save` writes a temporary file and renames the
+    complete file, so a previous file stays whole until then.
 
     `ur.save` is this function. To write a program that runs without this library, use
     `export.save`.
@@ -123,7 +123,7 @@ def load(
 
     Args:
         path: the file, or the folder.
-        like: params; the saved params must have the same structure, shapes and dtypes.
+        like: params with the structure, shapes and dtypes that the saved params must have.
         D: a dictionary that must equal the D saved with the weights.
         step: the saved step to read from a folder; None reads the newest step.
 

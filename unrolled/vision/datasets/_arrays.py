@@ -90,8 +90,8 @@ def read_array(
         FileNotFoundError, IsADirectoryError: the file is missing, or is a folder.
         ValueError: the file has another suffix or cannot be read, an entry is missing or ambiguous,
             values are not real numbers (pickled objects are never loaded), values are NaN or
-            infinite, or the array has more than 2 GiB. For an `.h5` or `.parquet` file the message
-            has the line that converts the file.
+            infinite, or the array takes more than 2 GiB. For an `.h5` or `.parquet` file the
+            message has the line that converts the file.
 
     Example:
         >>> import tempfile
@@ -252,7 +252,7 @@ def read_image(path: str | Path) -> np.ndarray:
     """A picture as grey values in [0, 1].
 
     Returns:
-        (height, width), float32.
+        The grey values, (height, width), float32.
 
     Raises:
         FileNotFoundError, IsADirectoryError: the file is missing, or is a folder.
@@ -378,12 +378,12 @@ def to_patches(image: np.ndarray, size: int, stride: int | None = None) -> np.nd
     """Square patches of a picture, flattened row by row.
 
     Args:
-        image: (height, width).
+        image: the picture, (height, width).
         size: side of a patch.
-        stride: distance between two patches; None for `size`, which tiles the picture.
+        stride: distance between two neighbouring patches; None for `size`, which tiles the picture.
 
     Returns:
-        (patches, size^2).
+        The patches, one per row, (patches, size^2).
 
     Raises:
         TypeError, ValueError: size or stride is not a positive integer, the picture does not have
@@ -412,7 +412,7 @@ def from_patches(patches: np.ndarray, shape: tuple[int, int], size: int) -> np.n
     """The picture whose tiles `to_patches(image, size)` returned, cropped to whole tiles.
 
     Args:
-        patches: (patches, size^2).
+        patches: the patches, one per row, (patches, size^2).
         shape: (height, width) of the picture.
         size: side of a patch.
 
@@ -452,12 +452,12 @@ def crop_and_flip(key: Key, X: ArrayLike, pad: int = 4, flip: bool = True) -> Ar
 
     Args:
         key: a key or a seed.
-        X: (N, H, W, C), uint8, bool or floating-point.
+        X: the pictures, (N, H, W, C), uint8, bool or floating-point.
         pad: number of pixels on each side; static.
         flip: if True, mirror left and right; static.
 
     Returns:
-        (N, H, W, C), in the dtype of X.
+        The pictures, (N, H, W, C), in the dtype of X.
 
     Raises:
         TypeError: X has another dtype, pad is not an integer, or key is not a key.

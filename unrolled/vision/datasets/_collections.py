@@ -22,8 +22,8 @@ def locate(name: str, root: str | Path | None = None) -> Path:
 
     Args:
         name: name of the folder.
-        root: folder that contains it; by default the value of the environment variable
-            UNROLLED_DATA.
+        root: folder that contains the folder `name`; by default the value of the environment
+            variable UNROLLED_DATA.
 
     Raises:
         FileNotFoundError: no root is known, or the folder does not exist.

@@ -61,13 +61,14 @@ def masks(folder: str | Path, size: tuple[int, int], split: str | Path | None = 
     - ECSSD: `images/` with `masks/` or `ground_truth_mask/`, and a split file;
     - DUTS: `DUTS-TR/` with `DUTS-TR-Image/` and `DUTS-TR-Mask/`, for training, and `DUTS-TE/` with
       `DUTS-TE-Image/` and `DUTS-TE-Mask/`, for testing;
-    - one of the two parts of DUTS;
+    - the folder `DUTS-TR/` or `DUTS-TE/` alone;
     - DUT-OMRON: `DUT-OMRON-image/` with `pixelwiseGT-new-PNG/`.
 
     If a folder has no split file and is not the whole of DUTS, all of its pairs are for testing.
 
     Args:
-        folder: path of the folder, or its name in the folder UNROLLED_DATA.
+        folder: path of the folder, or its name in the folder that the environment variable
+            UNROLLED_DATA gives.
         size: (H, W) of the result; the aspect ratio is not kept. The filter is bilinear, and a
             pixel belongs to the object if the filter gives the object a weight of at least half.
         split: a JSON file with the lists of names "train" and "test", in the folder or elsewhere;

@@ -245,10 +245,10 @@ def features(
 
     Args:
         model: any nnx.Module, which is evaluated as after `model.eval()` and does not change.
-        images: (N, H, W, C), the inputs of the model. For means, 64 images suffice.
+        images: (N, H, W, C), the inputs of the model. To estimate the means, 64 images suffice.
         layers: paths of layers as in `layer_dictionary`; None selects the layers that the model
             lists in `convolutions` or in `early`.
-        norms: for each layer that contains no batch norm, the path of the batch norm.
+        norms: for each layer whose batch norm is outside of the layer, the path of the batch norm.
         activation: as in `layer_dictionary`.
         fraction: `Codes.below` counts entries below this fraction of the largest entry of an image.
         tol: allowed distance of J(x*) from the minimum, relative to J(0) - J(x*).
@@ -395,7 +395,7 @@ def restore(folder: str | Path, row: str, *, build: Build = build_model) -> Any:
 
 @checked
 def trained_on(row: Mapping[str, Any], images: Images) -> bool:
-    """Whether a row was trained on these images: equal pictures and labels of equal size.
+    """Whether a row was trained on images with the same pictures, labels and sizes as `images`.
 
     Args:
         row: a row from `read_rows`.

@@ -91,7 +91,7 @@ def layer_dictionary(
     Raises:
         TypeError, ValueError: no layer or several layers have this path, a convolution has groups,
             dilation or a padding other than zeros, a filter is zero, there is no activation, or a
-            `CSCLayer` is not one step from 0.
+            `CSCLayer` takes more than one step or does not start from 0.
 
     A convolution is a module with a kernel (height, width, inputs, outputs), a bias or None, and a
     padding. An example is nnx.Conv. A batch norm is a module with mean, var, scale, bias and
@@ -225,7 +225,7 @@ _INFEASIBLE = 1e-9  # a residual below this norm (the norm is at most 1) means t
 
 
 class Pursued(Result):
-    """Comparison of forward codes x with the codes x* of a pursuit; arrays are (images,).
+    """Comparison of forward codes x with the codes x* of a pursuit; arrays have shape (images,).
 
     The code x* minimises J(x) = 1/2 norm(y - D x)^2 + sum_i theta_i x_i over x >= 0. The forward
     code x is one step of ISTA from zero with step size 1. Because the next layer can undo any

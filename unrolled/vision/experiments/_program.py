@@ -228,7 +228,7 @@ def make_program(
     """The compiled functions for a model.
 
     Args:
-        model: any model with these layers; the program does not use the weights of `model`.
+        model: a model with the layers of the models to train; the program does not use its weights.
         taps: the tap names of the penalised layers.
         recipe: the recipe; the program does not use its seed and its gamma.
         shape: (H, W, C) of an image.
@@ -257,7 +257,7 @@ def _outputs(model: nnx.Module, taps: tuple[str, ...], x: Array) -> tuple[Array,
 
 
 def _losses(outputs: Array, y: Array) -> Array:
-    """The cross entropy of the class of each image, or the mean over the pixels of its mask."""
+    """The cross entropy of each image; for masks, the mean over the pixels of the image."""
     if y.ndim == 1:
         return optax.softmax_cross_entropy_with_integer_labels(outputs, y)
     pixels = optax.sigmoid_binary_cross_entropy(outputs, y.astype(outputs.dtype))
@@ -365,7 +365,7 @@ def _in_batches(
 
 
 def _classified(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The accuracy on all images and on the first 1000 images (always exact in CIFAR-10)."""
+    """The accuracy on all images and on the first 1000, the test set "exact" of CIFAR-10."""
     right = predicted == labels
     scores = {"accuracy": float(np.mean(right))}
     if len(right) > EXACT:
@@ -376,7 +376,8 @@ def _classified(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def _segmented(predicted: np.ndarray, masks: np.ndarray) -> dict[str, float]:
     """The mean and standard deviation of each score over images, and each score over all pixels.
 
-    The mean of a score omits images with the score 0/0. The result contains their number.
+    The mean of a score omits images with the score 0/0. The result contains the number of omitted
+    images.
     """
     scores: dict[str, float] = {}
     for name, score in _MASK_SCORES.items():

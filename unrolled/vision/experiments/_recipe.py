@@ -230,8 +230,8 @@ _CIFAR10 = dataclasses.replace(
 def paper_recipe(task: str, data: str) -> Recipe:
     """The recipe for a task, from Section 4 of the paper or Sulam, Aberdam, Beck, Elad (2020).
 
-    ML-CSC has one recipe for CIFAR-10 and one recipe for MNIST. The recipe for MNIST serves all
-    other data.
+    ML-CSC has one recipe for CIFAR-10 and one recipe for MNIST. The recipe for MNIST is also used
+    for all other data.
 
     Example:
         >>> from unrolled.vision.experiments import paper_recipe
@@ -329,7 +329,7 @@ def _check_fits(recipe: Recipe, shape: tuple[int, ...], classes: int) -> None:
 
 @checked
 def task_of(model: str) -> str:
-    """The task of a model by its name; a model of a user counts as a classifier.
+    """The task of a model by its name; your own model counts as a classifier.
 
     Example:
         >>> from unrolled.vision.experiments import task_of
@@ -361,7 +361,7 @@ def options_of(model: str) -> tuple[str, ...]:
 
 
 def penalised(recipe: Recipe, model: nnx.Module) -> tuple[str, ...]:
-    """The tap names of the layers that a recipe penalises and whose features its curve records.
+    """The tap names of the penalised layers of a recipe; the curve of a run records their features.
 
     Raises:
         ValueError: a name does not exist, or the recipe has no names and the model has no default
@@ -413,7 +413,7 @@ def grid(
     return [dataclasses.replace(recipe, **change) for change in changes]
 
 
-EXACT = 1000  # the first CIFAR-10 test images are exact even if the other images come from JPEG
+EXACT = 1000  # the first 1000 CIFAR-10 test images are exact even if the others come from JPEG
 _DIGITS_SIDE, _MASKS_SIDE = 32, 128
 _FOLDERS = {"ecssd": "ECSSD", "duts": "DUTS", "dut-omron": "DUT-OMRON"}
 
@@ -428,10 +428,11 @@ def load(name: str, root: str | Path | None = None, *, side: int | None = None) 
         name: "cifar10", "mnist", "digits" (of scikit-learn), "shapes" (synthetic, see `shapes`), or
             the name of a folder in `root`. The folder contains pictures and masks ("ecssd", "duts",
             or another name) or folders of classes (see `datasets.class_folders`).
-        root: folder of the data; None for UNROLLED_DATA.
+        root: folder of the data; None for the value of the environment variable UNROLLED_DATA.
         side: size of the result in pixels. Digits are enlarged and framed by zeros to side x side
-            (default 32). Pictures of classes are resized to side x side (default 32). Pictures with
-            masks are generated with, or resized to, side x side (default 128).
+            (default 32). Pictures of classes are resized to side x side (default 32). Synthetic
+            pictures are generated with side x side pixels, and other pictures with masks are
+            resized to side x side (default 128).
 
     Raises:
         FileNotFoundError, ValueError: as in the readers of `datasets`; also if side is below 1, or

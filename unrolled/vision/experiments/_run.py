@@ -395,10 +395,11 @@ def run(
             of the row does not depend on `build`. If you change your model, change `recipe.model`.
         until: time (`time.monotonic`) after which the run stops at the end of the current epoch.
         keep_weights: if True, the weights stay in the folder, for `restore`.
-        progress: function called about once a second.
+        progress: function called about once a second as `progress(name of the row, steps done, all
+            steps, text)`.
         mesh: devices that share each batch along the axis "data"; each device has all weights. The
             result equals the result on one device up to rounding. A saved run can continue on
-            another number of devices; the row has the number of devices on which the run ended.
+            another number of devices; the row records the number of devices on which the run ended.
 
     Raises:
         TypeError: mesh is not a mesh.

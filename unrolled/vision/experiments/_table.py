@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # A network has learned if it avoids at least this share of the errors of random guessing. For ten
-# classes the network must have an accuracy of 20 %.
+# classes the network must have an accuracy of at least 20 %.
 _LEARNED = 1 / 9
 _PERCENT = 100
 _NAMED = ("model", "activation", "gamma", "seed")  # fields of a recipe that need no column
@@ -51,11 +51,12 @@ class Cell:
         scores: scores by name.
         differences: the mean difference between the score and the score of the baseline with the
             same seed, over all seeds that both recipes have.
-        features: measures of each penalised layer, averaged over the seeds that did not diverge.
+        features: measures of each penalised layer, averaged over the seeds whose runs did not
+            diverge.
         feature_differences: mean differences between the measures of each layer and the measures of
             the baseline, as in `differences`.
-        failed: seeds that diverged or stayed near chance. The scores of these seeds count in all
-            means of scores.
+        failed: seeds whose runs diverged or stayed near chance level. The scores of these runs
+            count in all means of scores.
     """
 
     recipe: Recipe
@@ -98,7 +99,7 @@ def holm(intervals: Sequence[Interval], level: float = 0.05) -> list[Interval]:
     The k-th most significant of n intervals has the significance level `level` / (n + 1 - k) until
     one interval contains 0. All later intervals have the significance level of this interval. If
     all true means are 0, the probability that any interval excludes 0 is at most `level`. Intervals
-    of one seed are not changed and do not count in n.
+    from a single seed are not changed and do not count in n.
 
     Raises:
         ValueError: level is outside (0, 1).
@@ -144,7 +145,7 @@ def summarize(rows: Mapping[str, dict[str, Any]]) -> list[Cell]:
     """The cells of a table (see `Cell`), sorted by recipe.
 
     Args:
-        rows: as `read_rows` returns them.
+        rows: the rows, as `read_rows` returns them.
 
     Raises:
         TypeError: rows are not a mapping from names to rows.
@@ -463,7 +464,8 @@ def predicted_masks(pictures: Mapping[str, np.ndarray], titles: Sequence[str]) -
     """A figure with one row per picture: the picture, the true mask, and the predicted masks.
 
     Args:
-        pictures: X (n, H, W, 3), truth (n, H, W), and predicted masks by title.
+        pictures: a mapping with the pictures X, (n, H, W, 3), the true masks `truth`, (n, H, W),
+            and the predicted masks under their titles.
         titles: titles of the predicted masks, in order.
 
     Raises:

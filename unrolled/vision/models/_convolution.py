@@ -2,12 +2,12 @@
 
 `ImageConv` is `dictionaries.Conv` for batches of pictures.
 
-All forms compute the sums of `lax.conv_general_dilated`, but in another order. On accelerators this
-module calls `lax.conv_general_dilated` itself. On a CPU (jaxlib 0.10), `lax.conv_general_dilated`
-uses loops instead of matrix products for few channels and for maps of at most 2 x 2 pixels. For
-many channels Winograd's form needs fewer multiplications. For a large map the gradient of the
-kernel is faster in strips that stay in the cache. Run `benchmarks/cnn.py` to see whether the other
-forms are still faster than `lax.conv_general_dilated`.
+All forms compute the same sums as `lax.conv_general_dilated`, but in another order. On accelerators
+this module calls `lax.conv_general_dilated` itself. On a CPU (jaxlib 0.10),
+`lax.conv_general_dilated` uses loops instead of matrix products for few channels and for maps of at
+most 2 x 2 pixels. For many channels Winograd's form needs fewer multiplications. For a large map
+the gradient of the kernel is faster in strips that stay in the cache. Run `benchmarks/cnn.py` to
+see whether the other forms are still faster than `lax.conv_general_dilated`.
 """
 
 import functools
@@ -43,7 +43,7 @@ def winograd(x: Array, kernel: Array) -> Array:
     """The padded correlation of x (N, H, W, C_in), with even sides, and kernel (3, 3, C_in, C_out).
 
     Returns:
-        (N, H, W, C_out).
+        The outputs, (N, H, W, C_out).
     """
     return _correlation(_transform(_G, _entries(kernel)), x, 0)
 
@@ -157,7 +157,7 @@ def in_strips(x: Array, kernel: Array) -> Array:
     """The padded correlation of x (N, H, W, C_in) and kernel (3, 3, C_in, C_out).
 
     Returns:
-        (N, H, W, C_out).
+        The outputs, (N, H, W, C_out).
     """
     return plain(x, kernel, "SAME")
 
@@ -215,7 +215,7 @@ def _triples(rows: Array, C: int) -> Array:
 
 
 _MANY_CHANNELS = 64  # with at least this many channels, Winograd's form saves more than it costs
-_MANY_PRODUCTS = 2**26  # Winograd's form also needs this many products: not a few small pictures
+_MANY_PRODUCTS = 2**26  # Winograd's form also needs at least this many products to pay off
 _COLOURS = 4  # with at most this many channels, blocks of pixels are faster even without pooling
 _FEW_CHANNELS = 16  # with at most this many channels, XLA's convolutions on a CPU are loops
 _MANY_PIXELS = 4096  # with at least this many pixels, the kernel's gradient is faster in strips
@@ -228,12 +228,12 @@ def convolve(x: Array, kernel: Array, padding: str = "VALID") -> Array:
     `convolve` and `convolve_and_pool` select the form according to shape and backend.
 
     Args:
-        x: (N, H, W, C_in).
-        kernel: (k, k, C_in, C_out).
+        x: the pictures, (N, H, W, C_in).
+        kernel: the filters, (k, k, C_in, C_out).
         padding: "VALID", or "SAME" for an output that has the size of the input.
 
     Returns:
-        (N, H', W', C_out).
+        The outputs, (N, H', W', C_out).
     """
     if padding == "SAME" and kernel.shape[:2] == (3, 3) and _on_cpu():
         H, W = x.shape[1:3]
@@ -259,11 +259,11 @@ def up_convolve(x: Array, kernel: Array) -> Array:
     square.
 
     Args:
-        x: (N, H, W, C_in).
-        kernel: (2, 2, C_in, C_out).
+        x: the pictures, (N, H, W, C_in).
+        kernel: the filters, (2, 2, C_in, C_out).
 
     Returns:
-        (N, 2 H, 2 W, C_out).
+        The outputs, (N, 2 H, 2 W, C_out).
     """
     C_in, C_out = kernel.shape[2:]
     z = x.reshape(-1, C_in) @ kernel.transpose(2, 0, 1, 3).reshape(C_in, 4 * C_out)
@@ -288,8 +288,8 @@ def convolve_and_pool(
     the features again.
 
     Args:
-        x: (N, H, W, C_in).
-        kernel: (k, k, C_in, C_out).
+        x: the pictures, (N, H, W, C_in).
+        kernel: the filters, (k, k, C_in, C_out).
         bias: b, (C_out,).
         activation: rho, a function of arrays (..., C_out).
 
@@ -464,7 +464,7 @@ class ImageConv:
     Gradients use reverse mode; forward mode is not defined.
 
     Args:
-        kernel: (k, k, C, m).
+        kernel: the filters, (k, k, C, m).
         side: (H, W) of the images.
         stride: t.
         padding: p, the number of zeros on every side of an image.

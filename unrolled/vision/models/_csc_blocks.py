@@ -57,7 +57,7 @@ class CSCLayer(nnx.Conv):
             if pictures have another number of channels, filters are longer than a picture, a start
             has another shape, or a start is given although `warm` is False and T = 0.
 
-    Reference: Sulam, Aberdam, Beck, Elad (2020). The start is from Zhang, Zhang (2021).
+    Reference: Sulam, Aberdam, Beck, Elad (2020). The warm start is from Zhang, Zhang (2021).
 
     Example:
         >>> from flax import nnx
@@ -126,10 +126,10 @@ class CSCLayer(nnx.Conv):
 
         Args:
             inputs: y, (N, H, W, in_features).
-            start: x before the first step, with the shape of the codes; None is 0.
+            start: x before the first step, with the shape of the codes; None means 0.
 
         Returns:
-            (N, H', W', out_features).
+            The codes, (N, H', W', out_features).
         """
         where = type(self).__name__
         inputs = checks.as_float(inputs, "the pictures", where)
@@ -253,7 +253,7 @@ def norm_bound(kernel: Array, strides: tuple[int, ...] | None = None) -> Array:
 
 
 class ResCSCBlock(nnx.Module):
-    r"""Two layers of convolutional sparse coding; the second starts from the input of the first.
+    r"""Two layers of convolutional sparse coding; layer 2 starts from the input of layer 1.
 
     .. math::
         u &= \rho(BN(V'x)), \\
@@ -266,7 +266,7 @@ class ResCSCBlock(nnx.Module):
         stride: stride of V.
         unfoldings: T.
         activation: rho.
-        rngs: draws the filters.
+        rngs: the nnx.Rngs that draws the filters.
 
     Raises:
         TypeError, ValueError: sizes are not positive integers, or rngs is not an nnx.Rngs.
@@ -317,7 +317,7 @@ class ResCSC(nnx.Module):
         blocks: number of blocks per stage.
         unfoldings: T, number of steps of every layer in the blocks after the forward pass.
         activation: rho, an activation or its name.
-        rngs: draws the filters.
+        rngs: the nnx.Rngs that draws the filters.
 
     Attributes:
         early: the names, for `tap`, of `stem` and of the blocks of the first width, whose outputs
@@ -406,7 +406,7 @@ class MSDCSCBlock(nnx.Module):
         dilations: the dilations of the layers, repeated cyclically.
         unfoldings: T.
         activation: rho.
-        rngs: draws the filters.
+        rngs: the nnx.Rngs that draws the filters.
 
     Example:
         >>> from flax import nnx
@@ -454,7 +454,7 @@ class MSDCSCBlock(nnx.Module):
         )
 
     def __call__(self, y: Array) -> Array:
-        """The code x_J, (N, H, W, in_features) -> (N, H, W, in_features + depth growth)."""
+        """The code x_J, (N, H, W, in_features) -> (N, H, W, in_features + depth * growth)."""
         y = checks.as_float(y, "the pictures", "MSDCSCBlock")
         check_pictures(y, self.filters[0].in_features, "MSDCSCBlock")
         for F in self.filters:
@@ -516,7 +516,7 @@ class MSDCSC(nnx.Module):
         width: number of feature maps of the first convolution.
         blocks: number of blocks.
         growth, depth, dilations, unfoldings, activation: as in `MSDCSCBlock`.
-        rngs: draws the filters.
+        rngs: the nnx.Rngs that draws the filters.
 
     Attributes:
         early: the names, for `tap`, of `stem` and of the first block, whose outputs are codes.

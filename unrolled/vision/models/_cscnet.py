@@ -34,12 +34,12 @@ def shift_average(
 
     Args:
         estimate: function that maps a window to an estimate of the same shape; traced once.
-        picture: (H, W).
+        picture: the picture, (H, W).
         kernel: side of the square kernels, in pixels.
         stride: step of the grid, in pixels, from 1 to `kernel`.
 
     Returns:
-        (H, W).
+        The mean of the estimates, (H, W).
 
     Raises:
         TypeError: kernel or stride is not an integer, or estimate is not a function.
@@ -79,7 +79,9 @@ def over_shifts(
 ) -> Any:
     """The results of `function(window, shift)` for all stride^2 shifts, stacked.
 
-    The first pixel of a window is the pixel shift - (kernel - 1) of the picture.
+    A shift is a pair of numbers of rows and columns, each from 0 to stride - 1. The window of a
+    shift begins at row `shift[0] - (kernel - 1)` and column `shift[1] - (kernel - 1)` of the
+    picture, which is padded by reflection.
     """
     n, s = checks.as_sizes("shift_average", kernel=kernel, stride=stride)
     picture = checks.as_float(picture, "the picture", "shift_average")
@@ -126,14 +128,14 @@ class CSCNet(nnx.Module):
         kernel: side n of the square filters, in pixels.
         stride: s, in pixels, at most n.
         unfoldings: K.
-        rngs: draws the initial filters, A = B = C, unless `filters` is given.
+        rngs: the nnx.Rngs that draws the initial filters, A = B = C, unless `filters` is given.
         filters: initial filters, (n_filters, n, n). Drawn and given filters are scaled to
             norm(A, 2) = 1.
         theta: initial thresholds.
         noise_adaptive: whether theta depends on the noise level.
         subtract_mean: if True, the mean of the picture is subtracted first and added at the end.
-        signed: if True, a negative threshold expands. If False, the thresholds are abs(theta) and
-            therefore non-negative with any optimiser.
+        signed: if True, a negative threshold moves entries away from 0. If False, the thresholds
+            are abs(theta) and therefore non-negative with any optimiser.
 
     Raises:
         TypeError: a size is not an integer, rngs is not an nnx.Rngs but filters are drawn, or
@@ -195,8 +197,10 @@ class CSCNet(nnx.Module):
         """The denoised picture, averaged over all shifts of the grid.
 
         Args:
-            noisy: (H, W), or (batch, H, W). The pictures of a batch are processed one by one.
-            sigma: noise level in the unit of the picture, () or (batch,), for a noise-adaptive net.
+            noisy: a picture, (H, W), or a batch of pictures, (batch, H, W), which are processed one
+                by one.
+            sigma: noise level in the unit of the picture, of shape () or (batch,), for a
+                noise-adaptive net.
 
         Returns:
             The denoised pictures, in the shape of `noisy`.
@@ -220,10 +224,10 @@ class CSCNet(nnx.Module):
 
         Args:
             window: (H, W); H - kernel and W - kernel must be multiples of the stride.
-            sigma: noise level in the unit of the picture, (), for a noise-adaptive net.
+            sigma: noise level in the unit of the picture, of shape (), for a noise-adaptive net.
 
         Returns:
-            (H, W).
+            The estimate, (H, W).
         """
         window, sigma = self._window(window, sigma)
         mean = self._mean(window)
@@ -234,10 +238,10 @@ class CSCNet(nnx.Module):
 
         Args:
             window: (H, W); H - kernel and W - kernel must be multiples of the stride.
-            sigma: noise level in the unit of the picture, (), for a noise-adaptive net.
+            sigma: noise level in the unit of the picture, of shape (), for a noise-adaptive net.
 
         Returns:
-            (d,).
+            The code, (d,).
         """
         window, sigma = self._window(window, sigma)
         return self._code(window - self._mean(window), sigma)
@@ -246,11 +250,11 @@ class CSCNet(nnx.Module):
         """The fraction of nonzero entries in the codes of one picture, over all shifts.
 
         Args:
-            noisy: (H, W).
-            sigma: noise level in the unit of the picture, (), for a noise-adaptive net.
+            noisy: the picture, (H, W).
+            sigma: noise level in the unit of the picture, of shape (), for a noise-adaptive net.
 
         Returns:
-            (), in [0, 1].
+            The fraction, an array of shape () with a value in [0, 1].
         """
         noisy, sigma = self._checked(noisy, sigma)
 

@@ -37,8 +37,8 @@ def tap(model: nnx.Module, *names: str, inputs: bool = False) -> "Tapped":
     A name is the path of a submodule, with attributes and indices joined by dots. Each call of the
     submodule gives one feature; k > 1 calls give the k features "name[0]", ..., "name[k-1]". If a
     call of the model sets attributes other than variables, these attributes are lost. A tapped
-    model calls copies of its modules, which a second `tap` cannot reach. Pass all names to one
-    `tap`.
+    model calls copies of its modules, which a second `tap` cannot reach. Pass all names to one call
+    of `tap`.
 
     Args:
         model: any nnx.Module.
@@ -69,7 +69,7 @@ def tap(model: nnx.Module, *names: str, inputs: bool = False) -> "Tapped":
 
 
 class Tapped(nnx.Module):
-    """A model that also returns the outputs of named submodules; `tap` returns this class."""
+    """A model, made by `tap`, that also returns the outputs of named submodules."""
 
     def __init__(self, model: nnx.Module, names: tuple[str, ...], inputs: bool = False):
         if not names or len(set(names)) < len(names):
@@ -340,7 +340,7 @@ def as_pictures(x: Array, like: nnx.Param, channels: int, where: str) -> Array:
 
 
 def check_pictures(x: Array, channels: int, where: str, *, sides: int = 2) -> None:
-    """Raise ValueError unless x is nonempty and (N, *sides, channels), with that many sides."""
+    """Raise ValueError unless x is nonempty, of shape (N, *sides, channels) with `sides` sides."""
     if x.ndim != sides + 2 or x.shape[-1] != channels or 0 in x.shape:
         axes = ", ".join(("N", *"HWD"[:sides], str(channels)))
         raise ValueError(f"{where}: the pictures have shape {x.shape}; expected ({axes})")

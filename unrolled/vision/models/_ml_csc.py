@@ -149,7 +149,7 @@ class Filters(NamedTuple):
 
 
 class PursuitLayer(nnx.Module):
-    """A layer's kernel (k, k, C, m), step size c () and bias (m,), all with leading axes `copies`.
+    """A layer's kernel (k, k, C, m), step size c and bias (m,), each with leading axes `copies`.
 
     With `analysis`, a kernel of analysis filters replaces c.
     """
@@ -317,8 +317,8 @@ class MLCSC(nnx.Module):
             `classifier(shape of x_J, classes, activation, rngs=rngs)`; by default a dense layer.
         constrained: if True, the steps stay proximal gradient steps; not available for "ml-lista"
             and "all-free".
-        rngs: draws the params. Filters are normal with standard deviation 0.1 / sqrt(fan-in). All
-            methods except "all-free" have equal initial filters.
+        rngs: the nnx.Rngs that draws the params. Filters are normal with standard deviation 0.1 /
+            sqrt(fan-in). All methods except "all-free" have equal initial filters.
 
     Attributes:
         early: the names of x_1, ..., x_J for `tap`.
@@ -439,10 +439,10 @@ class MLCSC(nnx.Module):
         """The logits of pictures.
 
         Args:
-            y: (N, H, W, C).
+            y: the pictures, (N, H, W, C).
 
         Returns:
-            (N, classes).
+            The logits, (N, classes).
         """
         xs = [code(x) for code, x in zip(self.codes, self.pursue(y))]
         return self.classifier(xs[-1])
@@ -451,7 +451,7 @@ class MLCSC(nnx.Module):
         """The codes x_1, ..., x_J of pictures; x_j is (N, h_j, w_j, m_j).
 
         Args:
-            y: (N, H, W, C).
+            y: the pictures, (N, H, W, C).
         """
         y = as_pictures(y, self.layers[0].kernel, self.picture[2], "MLCSC")
         if y.shape[1:] != self.picture:
@@ -463,7 +463,7 @@ class MLCSC(nnx.Module):
     def violations(self) -> Violations:
         """The layers that are not steps of a proximal gradient method, computed on the host.
 
-        For "ml-lista", the function uses D_j and steps of size 1. For "all-free", the result has J
+        For "ml-lista", the method uses D_j and steps of size 1. For "all-free", the result has J
         layers for each of the T + 1 steps.
         """
         checks.on_host(nnx.state(self), "MLCSC.violations", "the network")

@@ -39,7 +39,7 @@ class LeNet5(nnx.Module):
         activation: rho, an activation of `unrolled.activations`, its name or any function.
         channels: number of channels of the pictures.
         side: side of the pictures, in pixels, at least 16.
-        rngs: draws the params.
+        rngs: the nnx.Rngs that draws the params.
 
     Attributes:
         early: the names of x_1 and x_2 for `tap`.
@@ -92,10 +92,10 @@ class LeNet5(nnx.Module):
         """The logits of pictures.
 
         Args:
-            x: (N, side, side, channels).
+            x: the pictures, (N, side, side, channels).
 
         Returns:
-            (N, classes).
+            The logits, (N, classes).
         """
         x = as_pictures(x, self.dense3.bias, self.channels, "LeNet5")
         if x.shape[1:3] != (self.side, self.side):
@@ -129,7 +129,7 @@ class VGG11(nnx.Module):
         classes: number of outputs.
         activation: rho, an activation of `unrolled.activations`, its name or any function.
         channels: number of channels of the pictures.
-        rngs: draws the params.
+        rngs: the nnx.Rngs that draws the params.
 
     Attributes:
         early: the names of x_1, ..., x_4 for `tap`.
@@ -174,10 +174,10 @@ class VGG11(nnx.Module):
         """The logits of pictures.
 
         Args:
-            x: (N, 32, 32, channels).
+            x: the pictures, (N, 32, 32, channels).
 
         Returns:
-            (N, classes).
+            The logits, (N, classes).
         """
         x = as_pictures(x, self.dense.bias, self.channels, "VGG11")
         if x.shape[1:3] != (_SIDE, _SIDE):
@@ -196,7 +196,7 @@ _UNET_SIDE = 2 ** (_LEVELS - 1)
 
 
 class UNet(nnx.Module):
-    r"""Five encoder and four decoder blocks; 31,037,633 params at width 64 for 3 channels.
+    r"""Five encoder and four decoder blocks, with 31,037,633 params at width 64 for 3 channels.
 
     A block consists of two convolutions with 3 x 3 filters, padding and no bias. Batch
     normalisation and an activation follow each convolution. Encoder block j has width 2^(j-1)
@@ -213,7 +213,7 @@ class UNet(nnx.Module):
         width: number of filters of the first block.
         activation: rho, an activation of `unrolled.activations`, its name or any function.
         channels: number of channels of the pictures.
-        rngs: draws the params.
+        rngs: the nnx.Rngs that draws the params.
 
     Attributes:
         early: the names of the first four encoder blocks for `tap`.
@@ -264,10 +264,10 @@ class UNet(nnx.Module):
         """The logits, one per pixel; a positive logit predicts that the pixel is in the mask.
 
         Args:
-            x: (N, H, W, channels).
+            x: the pictures, (N, H, W, channels).
 
         Returns:
-            (N, H, W).
+            The logits, (N, H, W).
         """
         x = as_pictures(x, self.last.bias, self.channels, "UNet")
         if min(x.shape[1:3]) < _UNET_SIDE:
