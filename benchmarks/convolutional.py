@@ -63,7 +63,7 @@ def events(seed: int = 0, n_atoms: int = 8, kernel: int = 64) -> Case:
 
 
 def photographs(seed: int = 0, n_atoms: int = 64, kernel: int = 8) -> Case:
-    """High-passed crops."""
+    """High-passed crops of photographs."""
     rng = np.random.default_rng(seed)
     pictures = [load_sample_image(name).mean(2) / 255 for name in ("china.jpg", "flower.jpg")]
     corners = [(0, 50, 300), (0, 170, 100), (0, 170, 380), (1, 100, 250), (1, 170, 150)]

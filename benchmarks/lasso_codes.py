@@ -1,4 +1,4 @@
-"""Prove LASSO codes of real patches one by one, from the signs that a few steps find.
+"""Prove one by one that LASSO codes of patches are optimal, from the signs after a few steps.
 
     python benchmarks/lasso_codes.py [--signals 6000]    writes lasso_codes.json
     python benchmarks/lasso_codes.py --table             prints the table of lasso_codes.json
@@ -67,7 +67,7 @@ def coordinate_descent(D: np.ndarray, Y: np.ndarray, lam: float) -> np.ndarray:
 
 
 def row(D: np.ndarray, Y: np.ndarray, lam: float, given: np.ndarray, X: np.ndarray) -> dict:
-    """The number of proved codes, their repairs, and the distance of the codes from X."""
+    """The number of codes that are proved optimal, their repairs, and their distance from X."""
     begun = time.process_time()
     proof = ur.theory.certify_lasso(D, Y, given, lam)
     seconds = time.process_time() - begun

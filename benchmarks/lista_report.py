@@ -172,7 +172,7 @@ def costs(there: Rows, cell: str = "noiseless") -> str:
         "99 % quantile over signals, dB",
         "signals above -20 dB",
         "signals worse than the zero code",
-        "bound on 99.9 % of the class, dB",
+        "bound on the error of 99.9 % of the class, dB",
         "certified codes",
     ]
     rows = []

@@ -160,7 +160,7 @@ def table():
 
 
 def _apart(row):
-    """The largest distance of the median from its prediction, at predictions above -100 dB."""
+    """The largest distance of the median from the predictions that are above -100 dB."""
     predicted, median = (np.array(row[name]) for name in ("predicted", "median"))
     above = predicted > -100
     mark = "" if row["holds"] else " (does not hold)"

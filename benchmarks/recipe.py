@@ -9,7 +9,7 @@ time of one thread.
 
     T="taskset -c 0 env OPENBLAS_NUM_THREADS=1 XLA_FLAGS='--xla_cpu_multi_thread_eigen=false"
     eval "$T intra_op_parallelism_threads=1' python benchmarks/recipe.py"       adds missing rows
-    python benchmarks/recipe.py --depths 8,16,24,32   adds rows of these numbers of steps
+    python benchmarks/recipe.py --depths 8,16,24,32   adds rows for these numbers of steps
     python benchmarks/recipe.py --table               prints the table
 """
 
