@@ -104,7 +104,7 @@ def apart(X, Z):
 
 
 def made_wrong(rng, X, Y):
-    """Codes with an entry at another atom, codes with a changed sign, and signals off by 1e-6."""
+    """Codes with a moved entry, codes with a changed sign, and signals changed by 1e-6."""
     swapped, turned = X.copy(), X.copy()
     for x, z in zip(swapped, turned):
         on, off = rng.choice(np.flatnonzero(x)), rng.choice(np.flatnonzero(x == 0))

@@ -69,7 +69,7 @@ PUBLISHED = Design(175, 11, 8, 12, 8, GROWING)
 
 
 def dct_filters(count: int, n: int, rng) -> np.ndarray:
-    """The lowest frequencies of the 2-D DCT with a little noise; filters beyond n^2 are noise."""
+    """Low frequencies of the 2-D DCT with a little noise; filters after the first n^2 are noise."""
     line = np.sqrt(2 / n) * np.cos(np.pi * (np.arange(n) + 0.5) * np.arange(n)[:, None] / n)
     line[0] /= np.sqrt(2)
     order = sorted(np.ndindex(n, n), key=sum)
@@ -100,7 +100,7 @@ def adapted(net: CSCNet, design: Design) -> CSCNet:
 
 
 def sampler(pictures, batch: int, size: int):
-    """`sample(key, low, high) -> (clean, noisy, sigmas)`.
+    """A function `sample(key, low, high) -> (clean, noisy, sigmas)`.
 
     The windows are turned and mirrored at random. Noise levels are uniform between `low` and
     `high`.

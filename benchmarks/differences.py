@@ -4,9 +4,9 @@
     python benchmarks/differences.py "cifar10, lenet5, epochs 20"     prints this table alone
 
 The script reads only the committed rows. A table has the runs that differ only in model,
-activation, gamma and seed; every other choice has its own table. The script also compares the
-unfolded networks of MNIST with the plain CNN, at the learning rate that was chosen for the CNN on
-held-out images.
+activation, gamma and seed; each combination of the other options has its own table. The script also
+compares the unfolded networks of MNIST with the plain CNN, at the learning rate that was chosen for
+the CNN on held-out images.
 """
 
 import json

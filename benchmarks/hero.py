@@ -4,7 +4,7 @@
 
 Each line has the error of a family on 10,000 test signals of the cell without noise, with the first
 dictionary and the first seed, against the number of products with a matrix per code. The labels
-have the count of learned numbers from the same rows.
+show how many numbers each family learns, from the same rows.
 """
 
 import argparse

@@ -3,12 +3,13 @@
     python benchmarks/lasso_codes.py [--signals 6000]    writes lasso_codes.json
     python benchmarks/lasso_codes.py --table             prints the table of lasso_codes.json
 
-The signals are 8x8 patches of two photographs with mean 0 and norm 1. For each photograph, one half
-of its columns gives a dictionary of 64 x 128. Patches of the other half, and patches of the other
-photograph, test this dictionary. `theory.certify_lasso` begins with zero codes, with codes of 16
-steps of FISTA, and with codes of 16 learned steps of `lfista_cp`, trained without codes as in the
-README. lam is one number: a tenth of the lam at which nine codes in ten are 0. The script compares
-all codes with codes of coordinate descent in scikit-learn at a duality gap of 1e-15.
+The signals are 8x8 patches of two photographs with mean 0 and norm 1. For each photograph, a
+dictionary of 64 x 128 is learned from one half of its columns. The dictionary is tested on patches
+of the other half, and on patches of the other photograph. `theory.certify_lasso` begins with zero
+codes, with codes of 16 steps of FISTA, and with codes of 16 learned steps of `lfista_cp`, trained
+without codes as in the README. lam is one number: a tenth of the lam at which nine codes in ten are
+0. The script compares all codes with codes of coordinate descent in scikit-learn at a duality gap
+of 1e-15.
 """
 
 import argparse

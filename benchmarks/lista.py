@@ -238,7 +238,7 @@ def elsewhere(cell: Cell) -> dict[str, tuple[Cell, float]]:
 def carried(layer: layers.Layer, params: Any, D: jax.Array, other: jax.Array, ridge: Any) -> Any:
     """The params that were trained or chosen on D, adapted to the dictionary `other`.
 
-    Closed-form weights and spectra are computed anew from `other`; trained matrices stay.
+    Closed-form weights and spectra are computed anew from `other`; trained matrices are kept.
     """
     trained, fixed = ur.training.split(params, D)
     if not jax.tree.leaves(fixed.params):
@@ -375,7 +375,7 @@ def made(row: Row, cell: Cell, D: jax.Array) -> tuple[dict[str, Any], Any]:
 
 
 def first(row: Row) -> bool:
-    """Whether a row is the first row of a main cell, which has more columns."""
+    """Whether a row is the first row of a main cell; only such a row has all columns."""
     return row.cell in MAIN and row.dictionary == row.seed == 0
 
 

@@ -129,7 +129,7 @@ def title(family: str) -> str:
 
 
 def errors(there: Rows, cells: Iterable[str]) -> str:
-    """The NMSE with a row per family and a column per cell."""
+    """A table of the NMSE with a row per family and a column per cell."""
     cells = [cell for cell in cells if any(row.cell == cell for row in there)]
     rows = (
         [title(name), *(cell_of(there, cell, name) for cell in cells)]
@@ -246,7 +246,7 @@ def generalisation(there: Rows, cell: str = "noiseless") -> str:
 
 
 def summary_of_design(there: Rows) -> str:
-    """The gain over ISTA in the cells of the design, and the cells above ISTA."""
+    """The gain over ISTA in the cells of the design, and the number of cells with a loss."""
     best: dict[str, int] = {}
     for cell in DESIGN:
         ends = {

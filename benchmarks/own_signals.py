@@ -88,7 +88,7 @@ class Row(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A dictionary, signals for training, choice and test, and their mean optima."""
+    """A dictionary, signals for training, for choices and for tests, and their mean optima."""
 
     D: Any
     train: list[np.ndarray]  # the signals of each picture

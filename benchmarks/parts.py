@@ -9,7 +9,7 @@ network and the LASSO compute codes with the modulus, and on the stacked real an
 The thresholds and steps of the network are calibrated (`analytic.calibrate`), and the weight of the
 LASSO is chosen, on signals of another seed.
 
-"measurements": the support of 9 of 60 rows is found from 20 x g numbers, from all columns together
+"measurements": the 9 nonzero rows of 60 are found from 20 x g numbers, from all columns together
 and column by column. The weight of the LASSO is 0.01 of lam_max. All tasks have three seeds.
 
 "complex, trained": three families of 8 steps compute complex codes of 24 x 48, with the modulus and

@@ -59,7 +59,7 @@ class Problem(NamedTuple):
 
 
 def problem(D: np.ndarray, Y: np.ndarray, ratio: float, nonnegative: bool = False) -> Problem:
-    """The problem with the lam of each signal equal to a share of its lam_max."""
+    """The problem in which the lam of each signal is a share of its lam_max."""
     D, Y = np.asarray(D, float), np.asarray(Y, float)
     products = Y @ D if nonnegative else np.abs(Y @ D)
     return Problem(D, Y, ratio * products.max(1, keepdims=True), nonnegative)
@@ -238,7 +238,7 @@ def matching(p: Problem, atoms: int) -> dict[str, Callable]:
 
 
 def loosest(solve: Callable, p: Problem) -> tuple[float, np.ndarray]:
-    """The loosest tolerance that certifies all codes, or the tightest one, and the gaps."""
+    """The loosest tolerance that certifies all codes, else the tightest tolerance; and the gaps."""
     tol, gap = TOLERANCES[0], np.array([np.inf])
     for tol in TOLERANCES:
         gap = gaps(p, solve(tol))

@@ -132,7 +132,7 @@ PROBLEMS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
 
 @functools.lru_cache(maxsize=1)
 def problem_of(name: str, seed: int) -> Problem:
-    """Dictionary, signals that are not constant, and the default lam of the library."""
+    """The dictionary, the signals, and the default lam of the library."""
     D, Y = PROBLEMS[name](np.random.default_rng(seed), TRAINED_ON + TESTED_ON)
     D, Y = D.astype(np.float32), Y.astype(np.float32)
     lam = float(f"{default_lam(D, Y[:TRAINED_ON]):.3g}")

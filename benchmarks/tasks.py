@@ -1,4 +1,4 @@
-"""Four tasks of users, each compared with its usual methods in the same run.
+"""Four tasks of users: sparse coding compared with the usual methods, in the same run.
 
     python benchmarks/tasks.py              all rows and figures, minutes on one core
     python benchmarks/tasks.py sharpen      one task, or several
