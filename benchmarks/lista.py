@@ -442,7 +442,7 @@ def timed(row: Row) -> dict[str, float]:
 
 
 def read() -> dict[Row, dict]:
-    """The stored rows: their choices and their test scores, or the reason of a failure."""
+    """The stored rows: their choices and their test scores, or the reason for a failure."""
     found: dict[Row, dict] = {}
     for line in ROWS.read_text().splitlines() if ROWS.exists() else []:
         entry = json.loads(line)
