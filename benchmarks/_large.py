@@ -89,7 +89,7 @@ CALLS: dict[str, Callable] = {
         ur.alista(4), ur.alista(4).init(None, D), D, y[None], x[None]
     ),
 }
-# Functions that need a matrix, or make a matrix of the filters; and functions of filters alone.
+# OF_MATRICES need a matrix or convert filters to a matrix; OF_FILTERS need filters.
 OF_MATRICES = {"pseudo_inverse", "state_evolution", "sequence_bound", "analytic.lamp"}
 OF_MATRICES |= {"generalized_coherence, 4 atoms", "in_float64", "analytic.alista_at"}
 OF_FILTERS = {"inner_products", "stripe_norm", "is_csc_feasible"}

@@ -45,7 +45,7 @@ def compile_seconds(function, *args) -> float:
 
 
 def markdown(rows: list[dict[str, object]]) -> str:
-    """A table with a row for each dict; a sentence above it has the columns with one value."""
+    """A table with a row for each dict; a sentence above names the columns with one value."""
     if not rows:
         return ""
     equal = [name for name in rows[0] if len({str(row[name]) for row in rows}) == 1 < len(rows)]

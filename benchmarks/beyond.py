@@ -7,10 +7,11 @@ methods and the plain step: 1,000 steps of Adam on the logarithm of the NMSE, wi
 step. The loop keeps the params with the least error on 2,048 other signals. Each method has 32
 products with a matrix.
 
-hybrid       Hybrid ISTA of Zheng, Dai, Li, Zou, Xiong (2022). Each of 8 steps has u = v + N(v)
+hybrid       Hybrid ISTA of Zheng, Dai, Li, Zou, Xiong (2022). Each of 8 steps computes u = v + N(v)
              between two steps of ISTA, and a learned convex combination of their codes. N has one
-             hidden layer of 16 units for each entry. The hybrid starts as `alista_at` itself.
-equilibrium  one gamma and one theta for all steps, with 16 steps and at the fixed point (200 steps)
+             hidden layer of 16 units for each entry. Before training, the hybrid is `alista_at`.
+equilibrium  The layer has one gamma and one theta for all steps. It is trained with 16 steps, and
+             evaluated after 16 steps and at the fixed point (200 steps).
 """
 
 import sys
@@ -58,7 +59,7 @@ def equilibrium(p, shares, D, W, y):
 
 
 def trained(code, p, shares, D, W, sample, validation):
-    """The least validation NMSE in dB, and the params that attain it."""
+    """The least validation NMSE in dB; for the equilibrium layer also the NMSE after 200 steps."""
 
     def ratio(p, Y, X, shares=shares):
         codes = jax.vmap(code, (None, None, None, None, 0))(p, shares, D, W, Y)

@@ -1,11 +1,12 @@
 """Check certificates of single codes with linear programs.
 
 The signals have codes with s nonzeros in four dictionaries of 250 x 500. Six methods code each
-signal, `theory.certify_code` judges every code, and one linear program judges the six certificates.
-`refuted` counts the codes that are certified `unique` although another code has no larger l1 norm.
-`linear_programs.basis_pursuit` solves each program to a gap that its dual point proves. HiGHS
-solves one program in eight again, and every program whose code differs from a certified code. Three
-codes of each signal are wrong on purpose; `wrong` counts the wrong codes that are certified.
+signal, `theory.certify_code` checks every code, and one linear program per signal checks the six
+certificates. `refuted` counts the codes that are certified `unique` although another code has no
+larger l1 norm. `linear_programs.basis_pursuit` solves each program to a gap that a dual point
+proves. HiGHS solves one program in eight again, and every program whose code differs from a
+certified code. For each signal, the script makes three codes wrong on purpose; `wrong` counts the
+wrong codes that are certified.
 
     python benchmarks/certificates.py [signals]    adds rows to certificates.json until every cell
                                                    has this number of signals (72 by default)
@@ -33,7 +34,7 @@ FAULTS = ("swapped", "turned", "residual")
 METHODS = ("ISTA", "ALISTA", "ALISTA-SS", "OMP", "LASSO", "OAT")
 # Two codes differ if they are this far apart: programs are solved to about 1e-9.
 FAR = 1e-6
-EVERY = 8  # HiGHS always judges one signal in so many
+EVERY = 8  # HiGHS always solves the program of every 8th signal again
 
 
 def gaussian(m, d):
@@ -45,7 +46,7 @@ def condition_50(m, d):
 
 
 def learned(m, d):
-    """Atoms learned from mean-free patches of a photograph, with m pixels in 10 columns."""
+    """Atoms learned from mean-free patches of a photograph, with m pixels in 10 columns each."""
     from sklearn.datasets import load_sample_image
 
     picture = load_sample_image("china.jpg").mean(-1) / 255
@@ -67,7 +68,7 @@ DICTIONARIES = {
 
 
 def contestants(D, K=K, samples=256):
-    """The six methods as functions of signals; layers are calibrated with d/10 nonzeros."""
+    """The six methods as functions of signals; layers are calibrated for d/10 nonzeros."""
     s = D.shape[1] // 10
     sampled = ur.problems.exact_sparse(1, (samples, D.shape[1]), s)
     share = (1.2 * s / D.shape[1] / 10, 1.2 * s / D.shape[1])
@@ -103,7 +104,7 @@ def apart(X, Z):
 
 
 def made_wrong(rng, X, Y):
-    """Codes with an entry at another atom, codes with a changed sign, and signals off by 1e-6."""
+    """Codes with a moved entry, codes with a changed sign, and signals changed by 1e-6."""
     swapped, turned = X.copy(), X.copy()
     for x, z in zip(swapped, turned):
         on, off = rng.choice(np.flatnonzero(x)), rng.choice(np.flatnonzero(x == 0))

@@ -182,7 +182,7 @@ def compared(steps: dict, rounds: int) -> dict:
 def training_steps(model: str, batch: int, rounds: int) -> dict:
     """Milliseconds of one training step of a model."""
     steps = {"unrolled": unrolled_step(model, batch)} | torch_steps(model, batch)
-    plain = {"plain form": plain_step(model, batch)}  # up to nine times slower: one turn is enough
+    plain = {"plain form": plain_step(model, batch)}  # up to ten times as long: one turn is enough
     return compared(steps, rounds) | median_ms(plain, rounds=1, calls=3)
 
 

@@ -21,9 +21,9 @@ import numpy as np
 from _measure import save
 
 SIZES = ((64, 128), (100, 200), (250, 500), (500, 1000))
-WHOLE = 500  # atoms up to which HiGHS solves all of them
+WHOLE = 500  # most atoms for which HiGHS solves all programs
 ROUNDS, SAMPLE = 5, 16
-FEWER_ROUNDS, SMALLER_SAMPLE = 3, 8  # above that many atoms
+FEWER_ROUNDS, SMALLER_SAMPLE = 3, 8  # for dictionaries with more atoms
 
 
 def gaussian(m: int, d: int) -> np.ndarray:
@@ -34,7 +34,7 @@ def gaussian(m: int, d: int) -> np.ndarray:
 def highs_coherence(job) -> float:
     """1 / min norm(v, 1) : sum_{j != i} v_j d_j = d_i, by the dual simplex.
 
-    HiGHS solves this form of the program faster than the other form.
+    HiGHS solves the program fastest in this form.
     """
     from scipy.optimize import linprog
 
@@ -52,7 +52,7 @@ def highs_coherence(job) -> float:
 def highs_entries(job) -> float:
     """min max abs(w) : w . d_i = 1, abs(w . d_j) <= level, by the interior-point method.
 
-    HiGHS solves this form of the program faster than the other form.
+    HiGHS solves the program fastest in this form.
     """
     from scipy.optimize import linprog
 

@@ -9,8 +9,8 @@ that any contestant reached.
 
 The 1-D problem has 10 signals of 5,000 samples with planted events of 8 kinds, codes x >= 0
 (alphacsc has no other codes), filters of 64 samples and the boundary "valid". The 2-D problem has 5
-high-passed crops of photographs of 128 x 128 pixels, 64 filters of 8 x 8 pixels, lam = 0.2 and the
-boundary "circular", as in the examples of sporco. alphacsc and sporco take part if they are
+high-passed crops of 128 x 128 pixels from photographs, 64 filters of 8 x 8 pixels, lam = 0.2 and
+the boundary "circular", as in the examples of sporco. alphacsc and sporco take part if they are
 installed. The time of compilation is reported separately.
 """
 
@@ -63,7 +63,7 @@ def events(seed: int = 0, n_atoms: int = 8, kernel: int = 64) -> Case:
 
 
 def photographs(seed: int = 0, n_atoms: int = 64, kernel: int = 8) -> Case:
-    """High-passed crops."""
+    """High-passed crops of photographs."""
     rng = np.random.default_rng(seed)
     pictures = [load_sample_image(name).mean(2) / 255 for name in ("china.jpg", "flower.jpg")]
     corners = [(0, 50, 300), (0, 170, 100), (0, 170, 380), (1, 100, 250), (1, 170, 150)]
@@ -101,7 +101,7 @@ Curve = list[tuple[float, float]]
 
 
 class TimeIsUp(Exception):
-    """Raised in the callback of a contestant."""
+    """Raised in the callback of a contestant when its time is up."""
 
 
 def ours(case: Case, seconds: float) -> tuple[Curve, dict]:
@@ -201,7 +201,7 @@ def sporco(case: Case, seconds: float, xmethod: str, dmethod: str) -> tuple[Curv
 
 
 def measured(case: Case, contestants: dict[str, Callable], seconds: float) -> dict:
-    """All curves, and the time of each contestant to within 1 % of the least objective of all."""
+    """All curves, and the seconds until each contestant is within 1 % of the least objective."""
     curves, more = {}, {}
     for name, run in contestants.items():
         try:

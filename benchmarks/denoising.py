@@ -9,9 +9,9 @@
 
 The folder `--data DIR`, or the variable UNROLLED_DATA, holds denoising/Train400 and
 denoising/Set12. Training writes its state to the folder `--weights` at every evaluation; a stopped
-run continues from this state. A stage trains through the mean of at least as many grids as the
-stage before. The last stage of the published sizes trains through the mean of all shifts, as the
-net is tested. Arrays are float32, pictures are in [0, 1], and nothing is clipped.
+run continues from this state. Each stage averages the estimates of at least as many shifted grids
+as the stage before. The last stage of the published sizes averages the estimates of all shifts, as
+in the test. Arrays are float32, pictures are in [0, 1], and nothing is clipped.
 """
 
 import argparse
@@ -69,7 +69,7 @@ PUBLISHED = Design(175, 11, 8, 12, 8, GROWING)
 
 
 def dct_filters(count: int, n: int, rng) -> np.ndarray:
-    """The lowest frequencies of the 2-D DCT with a little noise; filters beyond n^2 are noise."""
+    """Low frequencies of the 2-D DCT with a little noise; filters after the first n^2 are noise."""
     line = np.sqrt(2 / n) * np.cos(np.pi * (np.arange(n) + 0.5) * np.arange(n)[:, None] / n)
     line[0] /= np.sqrt(2)
     order = sorted(np.ndindex(n, n), key=sum)
@@ -100,7 +100,7 @@ def adapted(net: CSCNet, design: Design) -> CSCNet:
 
 
 def sampler(pictures, batch: int, size: int):
-    """`sample(key, low, high) -> (clean, noisy, sigmas)`.
+    """A function `sample(key, low, high) -> (clean, noisy, sigmas)`.
 
     The windows are turned and mirrored at random. Noise levels are uniform between `low` and
     `high`.
@@ -130,9 +130,9 @@ def sampler(pictures, batch: int, size: int):
 
 
 def objective(net, corners, clean, noisy, sigmas):
-    """Squared error of the mean over some grids, weighted so that all noise levels count.
+    """Squared error of the mean estimate of some grids, weighted so that all noise levels count.
 
-    Only pixels count that are covered by as many atoms as a pixel in the interior of a picture.
+    Pixels near the border, which fewer atoms cover than an interior pixel, do not count.
     """
     reach, border = max(max(corner) for corner in corners), net.kernel - net.stride
     side = noisy.shape[-1] - reach
@@ -252,7 +252,7 @@ def psnr(estimate, picture) -> float:
 
 
 def held_out(net, pictures, level: float = 25) -> float:
-    """Mean PSNR over pictures that are not trained on, with estimates averaged over all shifts."""
+    """Mean PSNR over held-out pictures, with estimates averaged over all shifts."""
     noisy = [noise(picture, level, j) for j, picture in enumerate(pictures)]
     return float(np.mean([psnr(denoise(net, y, level / 255), p) for y, p in zip(noisy, pictures)]))
 
@@ -271,7 +271,7 @@ def ista(A, noisy, lam, stride):
 
 @partial(jax.jit, static_argnums=3)
 def ista_density(A, noisy, lam, stride):
-    """The share of nonzero entries in the code of the largest window in the corner."""
+    """The share of nonzero entries in the code of the largest window from the first pixel."""
     kernel = A.shape[-1]
     rows, columns = (kernel + (N - kernel) // stride * stride for N in noisy.shape)
     window = noisy[:rows, :columns] - jnp.mean(noisy)
@@ -390,7 +390,7 @@ def figure(
         before += curve[-1]["step"] if curve else 0
     axes[4].axhline(reference, color="gray", linestyle=":", label="BM3D")
     axes[4].set_title("PSNR on held-out pictures, dB", fontsize=9)
-    axes[4].set_ylim(bottom=reference - 1.5)  # later steps repair a bad one
+    axes[4].set_ylim(bottom=reference - 1.5)  # training recovers from lower values
     axes[4].set_xlabel("training step", fontsize=8)
     axes[4].tick_params(labelsize=7)
     axes[4].legend(fontsize=7, frameon=False, loc="lower right")

@@ -5,16 +5,17 @@
 Part 1 is online learning of 256 atoms in one pass over 8x8 patches of photographs. The patches have
 mean 0 and norm 1. Every contestant starts from the same patches and has the same batches and the
 same penalty. The objective is the mean of 1/2 norm(y - D x)^2 + lam norm(x, 1) over 5000 other
-patches, with codes of `lasso_batch` in unit atoms, in float64. SPAMS takes part if it is installed.
+patches, with codes of `lasso_batch` for atoms of norm 1, in float64. SPAMS takes part if it is
+installed.
 
 Part 2 is online learning at equal time on the 1797 digits of scikit-learn in [0, 1]. The mean of
 every pixel, and then the mean of every digit, is subtracted, as in scikit-learn's example of faces.
-Every contestant makes as many passes as fit into a budget of wall time. Each contestant has run
-once before for the same number of atoms, so that a budget includes no compilation and no import.
-`online` has batches of 256. scikit-learn takes part with its defaults (LARS, batches of 256, a
-start by SVD) and in its fastest form on this problem (coordinate descent, batches of 32, unit
-digits to start from, as in `online`). The objective is the objective of all digits. "ratio" is the
-objective of `online` over the better objective of scikit-learn with the same seed.
+Every contestant makes as many passes as fit into a budget of wall time. Each contestant runs once
+before with the same number of atoms, so that no budget includes compilation or imports. `online`
+has batches of 256. scikit-learn takes part with its defaults (LARS, batches of 256, a start by SVD)
+and in its fastest form on this problem (coordinate descent, batches of 32, a start from digits of
+norm 1, as in `online`). The objective is the mean over all digits. "ratio" is the objective of
+`online` divided by the better objective of scikit-learn with the same seed.
 
 Part 3 has the seconds for a sweep of K-SVD and of MOD, with 500 atoms of 250 entries and 10,000
 signals.

@@ -4,9 +4,9 @@
     python benchmarks/differences.py "cifar10, lenet5, epochs 20"     prints this table alone
 
 The script reads only the committed rows. A table has the runs that differ only in model,
-activation, gamma and seed; every other choice has its own table. The script also compares the
-unfolded networks of MNIST with the plain CNN at the learning rate that held-out images chose for
-the CNN.
+activation, gamma and seed; each combination of the other options has its own table. The script also
+compares the unfolded networks of MNIST with the plain CNN, at the learning rate that was chosen for
+the CNN on held-out images.
 """
 
 import json
@@ -21,7 +21,7 @@ from unrolled.vision import experiments
 FOLDER = Path(__file__).parent / "sparse_features"
 BEST_RATE = 0.05  # learning rate of the CNN
 CHANCE = 0.2  # a network of ten classes that learns has a higher accuracy
-NAMED = ("data", "model", "activation", "gamma", "seed")  # first in a title, or in the table
+NAMED = ("data", "model", "activation", "gamma", "seed")  # begin a title, or are in the table
 LABELS = {"relu": "ReLU", "elu": "ELU", "mish": "Mish"}
 HEADER = ("activation", "gamma", "runs that trained", "test accuracy, %")
 HEADER += ("difference from gamma = 0, points", "half width by Holm, points")
@@ -188,7 +188,7 @@ def main():
     found = beside_the_best_cnn(rows)
     for (kind, of), wide in zip(found.items(), experiments.holm(list(found.values()))):
         text = f"{100 * of.mean:+.2f} ± {100 * of.half:.2f} ({100 * wide.half:.2f}), {of.n} seeds"
-        print(f"{kind[0]} at {kind[1]:g} less cnn at {BEST_RATE:g}: {text}")
+        print(f"{kind[0]} at {kind[1]:g} minus cnn at {BEST_RATE:g}: {text}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python benchmarks/hero.py [--output benchmarks]
 
 Each line has the error of a family on 10,000 test signals of the cell without noise, with the first
-dictionary and the first seed, against the number of products with a matrix per code. The numbers of
-learned numbers come from the same rows.
+dictionary and the first seed, against the number of products with a matrix per code. The labels
+show how many numbers each family learns, from the same rows.
 """
 
 import argparse

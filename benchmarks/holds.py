@@ -2,8 +2,8 @@
 
 For each dictionary, state evolution predicts the errors of five families under three laws of codes
 and noise. Each layer codes 4,000 fresh signals. `apart` is the largest difference over all steps
-between the predicted error and the median error of the signals; both errors are raised to at least
--100 dB.
+between the predicted error and the median error of the signals; errors below -100 dB count as -100
+dB.
 
     python benchmarks/holds.py            adds the rows that are missing to holds.json
     python benchmarks/holds.py --table    prints the table of holds.json
@@ -76,7 +76,7 @@ def clusters(m, d):
 
 
 def fourier(m, d):
-    """Rows of a random orthogonal transform by cosines and signs."""
+    """Random rows of the DCT of a diagonal matrix with random signs."""
     from scipy.fft import dct
 
     basis = dct(np.diag(rng(10).choice([-1.0, 1.0], d)), norm="ortho", axis=0)

@@ -1,14 +1,15 @@
-"""Prove LASSO codes of real patches one by one, from the signs that a few steps find.
+"""Prove one by one that LASSO codes of patches are optimal, from the signs after a few steps.
 
     python benchmarks/lasso_codes.py [--signals 6000]    writes lasso_codes.json
     python benchmarks/lasso_codes.py --table             prints the table of lasso_codes.json
 
-The signals are 8x8 patches of two photographs with mean 0 and norm 1. For each photograph, one half
-of its columns gives a dictionary of 64 x 128. Patches of the other half, and patches of the other
-photograph, test this dictionary. `theory.certify_lasso` begins with zero codes, with codes of 16
-steps of FISTA, and with codes of 16 learned steps of `lfista_cp`, trained without codes as in the
-README. lam is one number: a tenth of the lam at which nine codes in ten are 0. The script compares
-all codes with codes of coordinate descent in scikit-learn at a duality gap of 1e-15.
+The signals are 8x8 patches of two photographs with mean 0 and norm 1. For each photograph, a
+dictionary of 64 x 128 is learned from one half of its columns. The dictionary is tested on patches
+of the other half, and on patches of the other photograph. `theory.certify_lasso` begins with zero
+codes, with codes of 16 steps of FISTA, and with codes of 16 learned steps of `lfista_cp`, trained
+without codes as in the README. lam is one number: a tenth of the lam at which nine codes in ten are
+0. The script compares all codes with codes of coordinate descent in scikit-learn at a duality gap
+of 1e-15.
 """
 
 import argparse
@@ -67,7 +68,7 @@ def coordinate_descent(D: np.ndarray, Y: np.ndarray, lam: float) -> np.ndarray:
 
 
 def row(D: np.ndarray, Y: np.ndarray, lam: float, given: np.ndarray, X: np.ndarray) -> dict:
-    """The number of proved codes, their repairs, and the distance of the codes from X."""
+    """The number of codes that are proved optimal, their repairs, and their distance from X."""
     begun = time.process_time()
     proof = ur.theory.certify_lasso(D, Y, given, lam)
     seconds = time.process_time() - begun

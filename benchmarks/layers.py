@@ -117,7 +117,7 @@ def torch_forward(D, params, Y) -> dict:
 
 
 def compile_times() -> dict:
-    """Median seconds of three to compile forward pass and gradient at three depths (50 x 100)."""
+    """Median seconds to compile forward pass and gradient, each three times, at three depths."""
     D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
     y = D[:, 0]
     found = {}
@@ -187,7 +187,7 @@ def fit_overhead() -> dict:
 
 
 def support_threshold() -> dict:
-    """Microseconds per signal for the exact 60th largest of 500 magnitudes of 1,000 signals."""
+    """Microseconds per signal for the exact 60th largest of 500 magnitudes, with 1,000 signals."""
     X = jnp.abs(jax.random.normal(jax.random.key(0), (1000, 500)))
     search = jax.jit(jax.vmap(lambda x: ur.activations.kth_largest(x, 60)))
     sort = jax.jit(jax.vmap(lambda x: jax.lax.top_k(x, 60)[0][-1]))

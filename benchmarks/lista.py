@@ -47,7 +47,7 @@ from unrolled import layers
 
 ROWS = Path(__file__).with_suffix(".jsonl")
 TESTED, CHUNK, ELSEWHERE, RESAMPLED = 10_000, 500, 2_000, 1_000
-BOUNDED, PROVED = 20_000, 500  # signals of the 99.9 % bound, and codes that may be certified
+BOUNDED, PROVED = 20_000, 500  # signals for the bound, and codes that are checked for a certificate
 BROKEN = 1e200  # the error of a code that is not finite
 DICTIONARIES, SEEDS = range(5), range(3)
 ANOTHER, APART = "another dictionary", 100  # difference of the seeds of the two dictionaries
@@ -238,7 +238,7 @@ def elsewhere(cell: Cell) -> dict[str, tuple[Cell, float]]:
 def carried(layer: layers.Layer, params: Any, D: jax.Array, other: jax.Array, ridge: Any) -> Any:
     """The params that were trained or chosen on D, adapted to the dictionary `other`.
 
-    Closed-form weights and spectra are computed anew from `other`; trained matrices stay.
+    Closed-form weights and spectra are computed anew from `other`; trained matrices are kept.
     """
     trained, fixed = ur.training.split(params, D)
     if not jax.tree.leaves(fixed.params):
@@ -305,10 +305,11 @@ def _dB(ratio: float) -> float | None:
 
 
 def bound(cell: Cell, D: jax.Array, layer: layers.Layer, params: Any) -> float | None:
-    """A bound in dB on 99.9 % of the class, with confidence 1 - 1e-6 for all families of a cell.
+    """A bound in dB on the error of 99.9 % of the class, for all families of a cell at once.
 
-    The bound comes from fresh signals, which played no part in any choice. The error of a zero code
-    has no value in dB: the ratio counts as 1 if a layer misses the zero code.
+    The confidence is 1 - 1e-6. The bound comes from fresh signals, which played no part in any
+    choice. For a code that is zero, the relative error counts as 0 if the layer finds the zero
+    code, and as 1 otherwise.
     """
     Y, X = drawn(cell, D, jax.random.key(3_000_000), BOUNDED)
     sizes = np.sum(np.square(np.asarray(X, float)), 1)
@@ -374,7 +375,7 @@ def made(row: Row, cell: Cell, D: jax.Array) -> tuple[dict[str, Any], Any]:
 
 
 def first(row: Row) -> bool:
-    """Whether a row is the first row of a main cell, which has more columns."""
+    """Whether a row is the first row of a main cell; only such a row has all columns."""
     return row.cell in MAIN and row.dictionary == row.seed == 0
 
 
@@ -441,7 +442,7 @@ def timed(row: Row) -> dict[str, float]:
 
 
 def read() -> dict[Row, dict]:
-    """The stored rows: their choices and their test scores, or the reason of a failure."""
+    """The stored rows: their choices and their test scores, or the reason for a failure."""
     found: dict[Row, dict] = {}
     for line in ROWS.read_text().splitlines() if ROWS.exists() else []:
         entry = json.loads(line)

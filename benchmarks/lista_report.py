@@ -129,7 +129,7 @@ def title(family: str) -> str:
 
 
 def errors(there: Rows, cells: Iterable[str]) -> str:
-    """The NMSE with a row per family and a column per cell."""
+    """A table of the NMSE with a row per family and a column per cell."""
     cells = [cell for cell in cells if any(row.cell == cell for row in there)]
     rows = (
         [title(name), *(cell_of(there, cell, name) for cell in cells)]
@@ -172,7 +172,7 @@ def costs(there: Rows, cell: str = "noiseless") -> str:
         "99 % quantile over signals, dB",
         "signals above -20 dB",
         "signals worse than the zero code",
-        "bound on 99.9 % of the class, dB",
+        "bound on the error of 99.9 % of the class, dB",
         "certified codes",
     ]
     rows = []
@@ -246,7 +246,7 @@ def generalisation(there: Rows, cell: str = "noiseless") -> str:
 
 
 def summary_of_design(there: Rows) -> str:
-    """The gain over ISTA in the cells of the design, and the cells above ISTA."""
+    """The gain over ISTA in the cells of the design, and the number of cells with a loss."""
     best: dict[str, int] = {}
     for cell in DESIGN:
         ends = {

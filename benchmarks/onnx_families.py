@@ -43,7 +43,7 @@ def apart(family: str, count: str) -> float:
 
 
 def row(family: str) -> str:
-    """The number of signals and the error of a converted family, or the reason of a failure."""
+    """The number of signals and the error of a converted family, or the reason for a failure."""
     for count in (ANY, str(COUNT)):
         command = [sys.executable, "-W", "ignore", __file__, family, "--count", count]
         done = subprocess.run(command, capture_output=True, text=True)

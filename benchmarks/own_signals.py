@@ -1,16 +1,17 @@
 """Every family on a dictionary and signals without codes.
 
 The problems are mean-free 8 x 8 patches of pictures, with dictionaries by `online` and K-SVD; lines
-of the same pictures, with a `Conv`; and digits. The pictures of Train400 train and choose, and the
-pictures of Set12 test. If these pictures are missing (UNROLLED_DATA), the script uses the
-photographs of scikit-learn. Pictures that train, that choose the params and that test are separate.
+of the same pictures, with a `Conv`; and digits. The script trains the params on pictures of
+Train400, chooses them on other pictures of Train400, and tests them on the pictures of Set12. If
+these pictures are missing (UNROLLED_DATA), the script uses separate parts of the photographs of
+scikit-learn.
 
 A row is one training run, or one start (no steps), of one family at one depth, seed and learning
 rate. If the objective of `init` on the validation pictures is above the objective of ISTA, training
 starts from `calibrate` or `search` with the same objective, provided that this start is better on
 the validation pictures. The gap is (F - F*) / F* of mean objectives of the LASSO, with F* by
-`lasso_batch`. Each gap is also measured for a layer with a guard and the same params. The table
-shows, for each cell, the learning rate with the least objective on validation pictures.
+`lasso_batch`. Each gap is also measured for a layer with a guard and the same params. Each cell of
+the table has the result of the learning rate with the least objective on validation pictures.
 
     python benchmarks/own_signals.py            adds the missing rows, most informative first
     python benchmarks/own_signals.py --minutes 30    begins no new row after 30 minutes
@@ -87,7 +88,7 @@ class Row(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A dictionary, signals that train, choose and test, and their mean optima."""
+    """A dictionary, signals for training, for choices and for tests, and their mean optima."""
 
     D: Any
     train: list[np.ndarray]  # the signals of each picture
@@ -154,7 +155,7 @@ def lines(picture: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 @functools.cache
 def pictures() -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """The pictures that train, that choose the params and that test."""
+    """The pictures for training, for the choice of the params and for the test."""
     try:
         root = ur.vision.datasets.locate("denoising")
         train, test = (

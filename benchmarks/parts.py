@@ -6,17 +6,16 @@
 
 "complex": the matrix is Gaussian, 128 x 256, and a tenth of the numbers of a code are nonzero. A
 network and the LASSO compute codes with the modulus, and on the stacked real and imaginary parts.
-Signals of another seed choose the thresholds and steps of the network (`analytic.calibrate`) and
-the weight of the LASSO.
+The thresholds and steps of the network are calibrated (`analytic.calibrate`), and the weight of the
+LASSO is chosen, on signals of another seed.
 
-"measurements": the support of 9 of 60 rows is found from 20 x g numbers, from all columns together
-and column by column. The weight of the LASSO is 0.01 of lam_max. All tasks have three
-seeds.
+"measurements": the 9 nonzero rows of 60 are found from 20 x g numbers, from all columns together
+and column by column. The weight of the LASSO is 0.01 of lam_max. All tasks have three seeds.
 
 "complex, trained": three families of 8 steps compute complex codes of 24 x 48, with the modulus and
 on the stacked parts. The networks are calibrated as above, then trained for 400 steps of Adam on
-equal batches of 64 signals. The calibrating signals choose the step whose params are kept, and
-2,048 other signals give the rows.
+equal batches of 64 signals. The params with the least error on the calibration signals are kept,
+and the rows have their error on 2,048 other signals.
 """
 
 import argparse

@@ -2,10 +2,10 @@
 
     python benchmarks/precision.py
 
-A processor computes float32 products and ignores the requested precision. The script therefore
-emulates the precision of other devices: it rounds the operands of every product to a format and
-sums in float32. Pursuits and certificates request the highest precision on every device; their rows
-show the benefit of this request.
+A CPU computes float32 products and ignores the requested precision. The script therefore emulates
+the precision of other devices: it rounds the operands of every product to a format and sums in
+float32. Pursuits and certificates request the highest precision on every device; their rows show
+the benefit of this request.
 """
 
 import argparse

@@ -3,8 +3,8 @@
 The codes are Bernoulli-Gaussian, the dictionaries are Gaussian, K is 16, and the dtype is float32.
 `curves` has the median error of the signals after each step and the prediction of
 `theory.state_evolution`, for the best thresholds of each family. `families` has the error after the
-last step of layers without training: with the params of `init`, calibrated on 256 signals, or with
-the thresholds of `analytic.alista_at`.
+last step of layers without training: layers with the params of `init`, layers that are calibrated
+on 256 signals, and layers with the thresholds of `analytic.alista_at`.
 
     python benchmarks/predictions.py            adds the rows that are missing to predictions.json
     python benchmarks/predictions.py --table    prints the tables of predictions.json
@@ -160,7 +160,7 @@ def table():
 
 
 def _apart(row):
-    """The largest distance of the median from its prediction, at predictions above -100 dB."""
+    """The largest distance of the median from the predictions that are above -100 dB."""
     predicted, median = (np.array(row[name]) for name in ("predicted", "median"))
     above = predicted > -100
     mark = "" if row["holds"] else " (does not hold)"

@@ -4,16 +4,16 @@
     python benchmarks/pursuit.py --table                     prints the table of that file
 
 The eleven problems in float64 are Gaussian dictionaries, learned and sampled patches of
-photographs, a blur, pulses with equal atoms, atoms of many norms, non-negative codes and noise. lam
-is a share of lam_max of every signal. The times are CPU time of one thread by `time.process_time`.
-Contestants take turns, and a time is the median of the rounds; the least and the most time are
-stored, too.
+photographs, a blur, pulses with equal atoms, atoms of many norms, non-negative codes and noise. The
+lam of each signal is a fixed share of its lam_max. The times are CPU time of one thread by
+`time.process_time`. Contestants take turns, and a time is the median of the rounds; the least and
+the most time are stored, too.
 
-An iterative rival has its loosest tolerance that gives every code a relative gap of 1e-6; the
-script computes the gap from its definition. If no tolerance suffices, the script reports the gaps
-of the rival on the first signals alone. OMP selects as many atoms as the LASSO has nonzeros on
-average, and the script compares the residuals. SPAMS and celer take part if they are installed
-(`pip install spams-bin celer`).
+Coordinate descent of SPAMS, scikit-learn and celer solve the LASSO for the first 20 signals only.
+An iterative rival has the loosest tolerance that gives every code a relative gap of at most 1e-6,
+or the tightest tolerance if no tolerance suffices; the script computes the gap from its definition.
+OMP selects as many atoms as the LASSO has nonzeros on average, and the script compares the
+residuals. SPAMS and celer take part if they are installed (`pip install spams-bin celer`).
 """
 
 import os
@@ -59,7 +59,7 @@ class Problem(NamedTuple):
 
 
 def problem(D: np.ndarray, Y: np.ndarray, ratio: float, nonnegative: bool = False) -> Problem:
-    """The problem with lam equal to a share of lam_max."""
+    """The problem in which the lam of each signal is a share of its lam_max."""
     D, Y = np.asarray(D, float), np.asarray(Y, float)
     products = Y @ D if nonnegative else np.abs(Y @ D)
     return Problem(D, Y, ratio * products.max(1, keepdims=True), nonnegative)
@@ -238,7 +238,7 @@ def matching(p: Problem, atoms: int) -> dict[str, Callable]:
 
 
 def loosest(solve: Callable, p: Problem) -> tuple[float, np.ndarray]:
-    """The loosest tolerance that certifies all codes, or the tightest one, and the gaps."""
+    """The loosest tolerance that certifies all codes, else the tightest tolerance; and the gaps."""
     tol, gap = TOLERANCES[0], np.array([np.inf])
     for tol in TOLERANCES:
         gap = gaps(p, solve(tol))

@@ -9,7 +9,7 @@ time of one thread.
 
     T="taskset -c 0 env OPENBLAS_NUM_THREADS=1 XLA_FLAGS='--xla_cpu_multi_thread_eigen=false"
     eval "$T intra_op_parallelism_threads=1' python benchmarks/recipe.py"       adds missing rows
-    python benchmarks/recipe.py --depths 8,16,24,32   adds rows of these numbers of steps
+    python benchmarks/recipe.py --depths 8,16,24,32   adds rows for these numbers of steps
     python benchmarks/recipe.py --table               prints the table
 """
 
@@ -132,7 +132,7 @@ PROBLEMS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
 
 @functools.lru_cache(maxsize=1)
 def problem_of(name: str, seed: int) -> Problem:
-    """Dictionary, signals that are not constant, and the default lam of the library."""
+    """The dictionary, the signals, and the default lam of the library."""
     D, Y = PROBLEMS[name](np.random.default_rng(seed), TRAINED_ON + TESTED_ON)
     D, Y = D.astype(np.float32), Y.astype(np.float32)
     lam = float(f"{default_lam(D, Y[:TRAINED_ON]):.3g}")

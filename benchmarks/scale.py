@@ -12,10 +12,10 @@ cost       milliseconds of these steps and of their matrix products
 atoms      training on 64 x 100,000, with the atoms on four devices and on one device
 coherence  seconds and memory of the coherence programs, up to a sample of 2,000 x 4,000
 
-The script writes a row when it is done, and does not repeat a row that did not fail. Each row has
-separate processes. Memory is the peak of RssAnon, which excludes mapped pages of libraries. On a
-busy machine the wall time is unreliable, so a row also has the seconds of both cores. The script
-does not measure a speed-up by devices, because forced devices share two cores.
+The script writes a row when it is done, and does not repeat a row that did not fail. Each row runs
+in new processes. Memory is the peak of RssAnon, which excludes mapped pages of libraries. On a busy
+machine the wall time is unreliable, so a row also has the seconds of both cores. The script does
+not measure a speed-up by devices, because forced devices share two cores.
 """
 
 import argparse

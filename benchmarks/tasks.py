@@ -1,4 +1,4 @@
-"""Four tasks of users, each compared with its usual methods in the same run.
+"""Four tasks of users: sparse coding compared with the usual methods, in the same run.
 
     python benchmarks/tasks.py              all rows and figures, minutes on one core
     python benchmarks/tasks.py sharpen      one task, or several
@@ -30,7 +30,7 @@ import unrolled as ur
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "tasks.json"
-CHOOSING, SEEDS = 10, (0, 1, 2)  # seeds of the part that chooses, and of the reported part
+CHOOSING, SEEDS = 10, (0, 1, 2)  # seeds of the part for choosing options, and of the reported part
 ud = ur.dictionaries
 
 
@@ -70,7 +70,7 @@ def psnr(truth: np.ndarray, estimate: np.ndarray) -> float:
     return -10 * np.log10(np.mean((truth - estimate) ** 2))
 
 
-# The ECG: 1024 samples, the first half chooses
+# The ECG: 1024 samples; options are chosen on the first half
 
 RECORD = pywt.data.ecg().astype(float)
 RECORD /= np.abs(RECORD).max()
@@ -249,7 +249,7 @@ KINDS = {
 }
 
 
-# The picture: two parts of 64 x 64, the first chooses
+# The picture: two parts of 64 x 64; options are chosen on the first part
 
 PICTURE = pywt.data.camera().astype(float) / 255
 SIDE, PATCH, APART = 64, 8, 4

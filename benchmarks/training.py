@@ -3,7 +3,7 @@
     python benchmarks/training.py [--output benchmarks/training.json]
 
 The layer has a dictionary of 250 x 500 and 16 untied steps, with and without support selection. The
-loss is the loss of the last code in float32, and the batch is the same for all contestants.
+loss is the squared error of the last code in float32, and all contestants have the same batch.
 Contestants take turns within one run, and times are medians. PyTorch runs eager and compiled, with
 its fused Adam; `torch.compile` needs a C++ compiler.
 """
