@@ -283,6 +283,46 @@ def _of_known(
     return Recommendation(case, family, why, None, data, options)
 
 
+def _share(nonzeros: float, m: int) -> str:
+    return (
+        f"A code has {nonzeros:.1f} nonzeros on average, {nonzeros / m:.2f} times the number of "
+        "entries of a signal."
+    )
+
+
+def _why_exact(D: Operator, nonzeros: float, n: int) -> str | None:
+    """Why exact codes are the better choice; None if a network for the LASSO pays."""
+    m, d = D.shape
+    if block_of(D) > 1:
+        return (
+            "Exact codes have no gap to the optimum. We measured when a network pays only for "
+            "codes of single entries, and these codes have parts."
+        )
+    mu, random = _coherence(D)
+    if nonzeros < RULES.few_nonzeros * m:
+        return (
+            f"{_share(nonzeros, m)} If this ratio is below {RULES.few_nonzeros:g}, an exact solver "
+            "is cheap, and its codes have no gap to the optimum."
+        )
+    if n < RULES.many_signals:
+        return (
+            f"There are {n:,} signals to code. Training pays only for about "
+            f"{RULES.many_signals:,} signals or more."
+        )
+    if mu > RULES.like_random * random:
+        return (
+            f"D has coherence {mu:.2f}; a random matrix of its size has about {random:.2f}. On "
+            "dictionaries with such a coherence, for example learned dictionaries, the objective "
+            "of a trained network stays more than 1 % above the optimum."
+        )
+    if nonzeros < RULES.many_nonzeros * m or d < RULES.many_atoms:
+        return (
+            f"{_share(nonzeros, m)} D has {d:,} atoms. A network pays only if this ratio is at "
+            f"least {RULES.many_nonzeros:g} and D has at least {RULES.many_atoms:,} atoms."
+        )
+    return None
+
+
 def _of_unknown(
     D: Operator,
     Y: Any,
@@ -294,47 +334,16 @@ def _of_unknown(
 ) -> Recommendation:
     """The recommendation if codes are not known: an exact solver, or a network for the LASSO."""
     (m, d), nonzeros = D.shape, _nonzeros(D, codes)
-    share = (
-        f"A code has {nonzeros:.1f} nonzeros on average, {nonzeros / m:.2f} times the number of "
-        "entries of a signal."
-    )
-    method, options = "lasso_batch", {}
-    mu, random = (math.nan, math.nan) if block_of(D) > 1 else _coherence(D)
-    if block_of(D) > 1:
-        why = (
-            "Exact codes have no gap to the optimum. We measured when a network pays only for "
-            "codes of single entries, and these codes have parts."
-        )
-    elif nonzeros < RULES.few_nonzeros * m:
-        why = (
-            f"{share} If this ratio is below {RULES.few_nonzeros:g}, an exact solver is cheap, and "
-            "its codes have no gap to the optimum."
-        )
-    elif n < RULES.many_signals:
-        why = (
-            f"There are {n:,} signals to code. Training pays only for about "
-            f"{RULES.many_signals:,} signals or more."
-        )
-    elif mu > RULES.like_random * random:
-        why = (
-            f"D has coherence {mu:.2f}; a random matrix of its size has about {random:.2f}. On "
-            "dictionaries with such a coherence, for example learned dictionaries, the objective "
-            "of a trained network stays more than 1 % above the optimum."
-        )
-    elif nonzeros < RULES.many_nonzeros * m or d < RULES.many_atoms:
-        why = (
-            f"{share} D has {d:,} atoms. A network pays only if this ratio is at least "
-            f"{RULES.many_nonzeros:g} and D has at least {RULES.many_atoms:,} atoms."
-        )
-    else:
+    why, method, options = _why_exact(D, nonzeros, n), "lasso_batch", {}
+    if why is None:
         method, options = "fista", {"weights": False}
         why = (
-            f"{share} D has {d:,} atoms and about the coherence of a random matrix, and there are "
-            f"{n:,} signals to code. In this case {_DEPTH} steps of FISTA with {2 * _DEPTH} "
-            "trained numbers come within 1 % of the optimal objective, in half of the time of an "
-            "exact solver."
+            f"{_share(nonzeros, m)} D has {d:,} atoms and about the coherence of a random matrix, "
+            f"and there are {n:,} signals to code. In this case {_DEPTH} steps of FISTA with "
+            f"{2 * _DEPTH} trained numbers come within 1 % of the optimal objective, in half of "
+            "the time of an exact solver."
         )
-    if method == "lasso_batch":
+    else:
         why += _OR_TRAIN.format(lam=lam)
     of = "a real number" if block_of(D) > 1 else "an entry"
     text = "The noise is not known."
