@@ -4,10 +4,10 @@ r"""Basis pursuit for many right-hand sides and one dictionary, up to certified 
 
 A first-order method runs on all programs at once and nearly identifies the optimal vertex. A few
 pivots of a simplex method, for which every basis is feasible, then reach the vertex. If the simplex
-method gives up, an interior point method takes over. All computations use numpy in float64 on the
-host (the first-order method computes in float32), so host callbacks may call this module. The LU
-and Cholesky factorisations come from scipy. If the caller does not choose the order of the
-programs, the programs are finished on all cores, with one thread per program.
+method gives up, an interior point method takes over. All computations use numpy on the host, so
+host callbacks may call this module. The first-order method computes in float32, the other methods
+in float64. The LU and Cholesky factorisations come from scipy. If the caller does not choose the
+order of the programs, the programs are finished on all cores, with one thread per program.
 """
 
 import threading

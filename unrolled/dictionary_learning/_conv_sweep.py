@@ -135,7 +135,7 @@ class Descent(NamedTuple):
 
 
 def descend(fit: Fit, u: Array, Au: Array, L: Array, steps: int) -> Descent:
-    r"""Steps of FISTA from u; a step that would raise the objective is dropped with the momentum.
+    r"""Take steps of FISTA from u; drop a step, and the momentum, if it would raise the objective.
 
     .. math:: u_+ = prox_{h / (L M)} \big( z + (L M)^{-1} A' V (y - A z) \big).
 

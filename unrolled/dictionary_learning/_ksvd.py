@@ -261,9 +261,9 @@ def mod(
 
     With one weight per signal, these products become Y'VX and X'VX. With a mask, or with one weight
     per entry, the atoms fit the signals v y + (1 - v) D x instead, where v are the weights divided
-    by the largest weight; this also lowers the objective. If the codes of some atoms are dependent,
-    X'X is singular; the atoms then change as little as possible. In all other respects, `mod` is
-    like `ksvd`.
+    by the largest weight. This fit also lowers the objective. If the codes of some atoms are
+    dependent, X'X is singular; the atoms then change as little as possible. In all other respects,
+    `mod` is like `ksvd`.
 
     Args:
         Y, d, sparsity, sweeps, key, start, weights, mask, progress, resume, checkpoint: see `ksvd`.

@@ -296,7 +296,7 @@ class Signals(NamedTuple):
         return times_two_to(2 * self.exponent + self.scale, objective)
 
     def errors(self, R: np.ndarray) -> np.ndarray:
-        """sum_i v_i r_i^2 for every residual in R, (n,)."""
+        """sum_i v_i r_i^2 for every residual in R, an array of shape (n,)."""
         return np.sum(R * R if self.V is None else self.V * R * R, 1)
 
     def target(self, R: np.ndarray) -> np.ndarray:
@@ -471,7 +471,7 @@ def start_atoms(
 
 
 def _cosines(m: int, d: int) -> np.ndarray:
-    """The first d atoms of a cosine dictionary, for square patches if m is a square."""
+    """The first d atoms of a cosine dictionary, for square patches if m is a square number."""
     root = math.isqrt(m)
     square = root > 1 and root * root == m
     side = max(root, math.isqrt(max(d, 1) - 1) + 1)

@@ -285,7 +285,7 @@ def _largest(C: np.ndarray, sparsity: int) -> np.ndarray:
     return X
 
 
-# Passes of thresholded gradient steps over the columns of a layer, in one sweep.
+# Number of passes of thresholded gradient steps over the columns of a layer, in one sweep.
 _PASSES = 3
 Matrices = tuple[np.ndarray, ...]
 _State = tuple[Matrices, np.ndarray]
@@ -315,7 +315,7 @@ def multilayer(
     every other x_j has at most s_j nonzeros, and every sweep is feasible. A sweep computes x_J by
     orthogonal matching pursuit in the product. It then updates D_J and its codes as in
     `sparse_ksvd`, over the base D_1 ... D_{J-1}. The updates of D_{J-1}, ..., D_2 are passes of
-    gradient steps, column by column, each followed by a hard threshold; with the step size 1 / L,
+    gradient steps, column by column, each followed by a hard threshold. With the step size 1 / L,
     no such step raises the objective. D_1 is found by least squares, as in `mod`, and the atoms of
     every layer are scaled to norm 1. If a new code is worse, the code of the previous sweep stays,
     so that only replacements of atoms raise the objective.
@@ -330,7 +330,7 @@ def multilayer(
 
     Returns:
         Learned, where D is (D_1, ..., D_J), matrices with exact zeros, and X is (X_1, ..., X_J),
-        (n, d_j) each. With one layer, `multilayer` is `mod`.
+        arrays of shapes (n, d_j). With one layer, `multilayer` is `mod`.
 
     Raises:
         TypeError, ValueError, CheckpointError: as in `ksvd`, and if shapes do not fit, there is not
@@ -341,7 +341,7 @@ def multilayer(
         codes come from FISTA, and D_1 comes from a gradient step.
 
     Not claimed: that D_1 and D_2 equal the factors of a planted product; if D_2 is not sparse
-        enough, each factor may be mixed into the other.
+        enough, D_1 and D_2 may be mixtures of the planted factors.
 
     Example:
         >>> D_1, D_2 = ur.dictionaries.dct(8, 8), ur.dictionaries.transversal(0, 2, 5, 12)[:8]
@@ -452,7 +452,7 @@ def _shapes(
 def _counts(
     sparsities: Sequence[int], shapes: tuple[tuple[int, int], ...], where: str
 ) -> tuple[int, ...]:
-    """The largest numbers of nonzeros of a column of D_2, ..., D_J, and of x_J."""
+    """The largest numbers of nonzeros in a column of each D_j, j = 2..J, and in x_J."""
     if np.shape(sparsities) != (len(shapes),):
         raise ValueError(
             f"{where}: sparsities has shape {np.shape(sparsities)}; expected one of each of "
@@ -552,7 +552,7 @@ def _descend_factor(
 
 
 def _least_squares(signals: Signals, Ds: Matrices, X: np.ndarray) -> np.ndarray:
-    """D_1 by least squares for fixed codes; unused atoms stay."""
+    """D_1 by least squares for fixed codes; unused atoms do not change."""
     Z, D = _below(Ds, X, 0), Ds[0].copy()
     used = np.flatnonzero(Z.any(0))
     D[:, used] += correction(Z[:, used], signals.weighted(_residual(signals, Ds, X)))

@@ -220,9 +220,9 @@ def online(
         UserWarning: lam is so large that all codes are zero.
 
     With weights, `online` codes the weighted signals. The atoms then fit v y + (1 - v) D x, where v
-    are the weights divided by the largest weight of the batch; this also lowers the objective. A
-    batch counts in proportion to its largest weight. Weights may have any scale: a common factor of
-    the weights and lam scales the objective and changes nothing else.
+    are the weights divided by the largest weight of the batch. This fit also lowers the objective.
+    A batch counts in proportion to its largest weight. Weights may have any scale: a common factor
+    of the weights and lam scales the objective and changes nothing else.
 
     Reference: Mairal, Bach, Ponce, Sapiro (2009, 2010).
 

@@ -93,9 +93,9 @@ def minimise(
 ) -> Minima:
     """The codes of finite signals with entries near 1; the function releases the GIL of Python.
 
-    The gap uses the dual point s r, r = y - D x, with the largest feasible s <= 1, and D'r from the
-    Gram matrix. In the gap, the gradient of a free atom (lam 0) counts as zero if it is within the
-    slack.
+    The gap is computed at the dual point s r, with r = y - D x and the largest feasible s <= 1; D'r
+    comes from the Gram matrix. In the gap, the gradient of a free atom (lam 0) counts as zero if it
+    is within the slack.
 
     Args:
         problem: the problem of the dictionary.
@@ -105,7 +105,7 @@ def minimise(
             counts as met.
         tol: the gap at which to stop; -1 to continue to the minimisers.
         moves: maximum number of moves for a signal.
-        start: (n, d), codes to start from, with their signs.
+        start: (n, d), codes to start from; their signs are the first signs of the active atoms.
         masks: (n, m), 1 for the entries of a signal that the code fits, 0 for the other entries,
             where Y must be 0.
         fewest: minimum number of atoms that join in a round, if at least as many constraints are

@@ -68,7 +68,7 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
     Returns:
         Pursuit with one of the solutions. `gap` is (norm(x, 1) - dual) / norm(x, 1), and `steps`
         counts the pivots after the first-order method. `converged` says that the gap is at most tol
-        and that the returned code has D x = y to rounding. `converged` is False if y is not in the
+        and that the returned code reproduces y to rounding. `converged` is False if y is not in the
         range of D (x is then the code of the projection of y) or if y is not finite (x is then 0).
         `converged` is also False if the rounding of x leaves a residual above sqrt(eps) norm(y).
         Such a residual occurs if y is in the range of D only because D is rounded. In this case,
@@ -146,7 +146,7 @@ def _derivative(tol, primals, tangents):
 def _compiled(form: StaticPart, problem: Problem, tol: float) -> tuple:
     """The callback and the other computations in one program, for arrays on several devices.
 
-    The result of a program with only the callback is on a device that other programs refuse.
+    If a program had only the callback, its result would be on a device that other programs refuse.
     """
     answers = _solution(problem.Ds[0], problem.y, tol)
     return _result(form, problem, Found(*answers))
@@ -297,7 +297,7 @@ class Denoising:
 def _penalty(x: Array, D: Operator, y: Array, level: Array) -> Array:
     """The lam whose LASSO has the code x, the solution with norm(y - D x) = level.
 
-    For a fixed support, norm(y - D x) is a function of D, y and lam, which determines the
+    For a fixed support, norm(y - D x) is a function of D, y and lam; this function determines the
     derivative of lam.
     """
     return jnp.max(jnp.abs((y - D @ x) @ D))

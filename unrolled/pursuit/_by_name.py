@@ -248,7 +248,7 @@ def pursue(name: str, Ds: tuple[Any, ...], Y: Any, options: Mapping[str, Any]) -
     return Coded(codes, len(rows), rows, zeros)
 
 
-# The pursuits of the LASSO.
+# The pursuits that solve the LASSO.
 _LASSO = {"ista", "fista", "lasso", "lasso_batch"}
 
 

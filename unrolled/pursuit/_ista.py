@@ -287,8 +287,8 @@ def ista(
     Args:
         D: (m, d).
         y: (m,), or a signal grid of a `Conv`, whose code has the shape `D.code_grid`.
-        lam: penalty weight: one number, one per atom, or one per filter of a `Conv`; lam >= max
-            abs(D'y) gives x = 0. (If a paper puts lambda on the data term, norm(x, 1) + lambda
+        lam: penalty weight: one number, one per atom, or one per filter of a `Conv`; if lam >= max
+            abs(D'y), then x = 0. (If a paper puts lambda on the data term, norm(x, 1) + lambda
             norm(y - D x)^2, then lam = 1 / (2 lambda).)
         tol: relative duality gap to stop at. If None, `ista` takes exactly `max_steps` steps and is
             differentiable in reverse mode.

@@ -40,7 +40,7 @@ from unrolled.pursuit._problem import (
 __all__ = ["Path", "lam_max", "lam_of_paper", "lasso", "lasso_path"]
 
 
-# Steps of FISTA between two evaluations of the gap.
+# Number of steps of FISTA between two evaluations of the gap.
 _BLOCK = 10
 # The maximum number of blocks between two solutions on the support by conjugate gradients.
 _OFTEN = 16

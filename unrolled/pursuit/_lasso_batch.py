@@ -215,7 +215,7 @@ def operands_of_many(D: Dictionary, Y: Any, where: str) -> tuple[Operator, Any, 
 
 
 def in_chunks(solve: Callable[[Array, slice | None], Pursuit], Y: Any, where: str) -> Pursuit:
-    """The result of all signals; a mapped file is solved chunk by chunk.
+    """The result for all signals; the signals of a mapped file are solved chunk by chunk.
 
     Args:
         solve: function of some signals and the slice of their rows; the slice is None for all rows.
@@ -283,7 +283,7 @@ def _scaled(
     near, Y = times_power(matrix, -a), times_power(Y, -b)
     # An atom that is below the range in these units may belong to the code if its penalty is also
     # below the range. The function then marks the signal with NaN, so that it gets no code.
-    least = max(least_of(dtype), math.sqrt(least_of(np.dtype(float))))  # the Gram matrix squares
+    least = max(least_of(dtype), math.sqrt(least_of(np.dtype(float))))  # the Gram matrix has squares
     lost = out_of_range(matrix, a, least)[None] & (weight < least)
     Y = jnp.where(lost.any(1, keepdims=True), jnp.nan, Y)
     return (near, Y, weight, ridge, X, *masks), (a, b)

@@ -227,7 +227,8 @@ def holistic(
         y: (m,).
         lam: penalty weight: one number, one per atom of D_J, or one per filter of a `Conv`.
         zeros: minimum numbers of zeros in x_1, ..., x_{J-1}, or one number for all these codes.
-            With 0, the result is the LASSO in D_1 ... D_J, followed by a fit on its support.
+            With 0, the result is the code of the LASSO in D_1 ... D_J, followed by a fit on its
+            support.
         sparsity: maximum number of nonzeros of x_J; None for all nonzeros that the penalty leaves.
         tol: relative duality gap of every problem.
         max_steps: maximum number of steps of ADMM in one problem, rounded up to a multiple of 10.

@@ -158,11 +158,12 @@ def _match(
     block: int,
     by_fit: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The codes of weighted signals, their numbers of parts, and Q; rows of `w` weight the atoms.
+    """The codes of weighted signals, their numbers of parts, and Q.
 
-    The chosen atoms are W D_S = Q' L', where the rows q_1, q_2, ... of Q are orthonormal. Each step
-    removes the component of r along one q. At the end x_S solves L' x_S = Q y. If an atom depends
-    on earlier atoms but its part does not, its q is 0 and its entry of the code is 0.
+    A row of `w` is the diagonal of W for one signal. The chosen atoms are W D_S = Q' L', where the
+    rows q_1, q_2, ... of Q are orthonormal. Each step removes the component of r along one q. At
+    the end x_S solves L' x_S = Q y. If an atom depends on earlier atoms but its part does not, its
+    q is 0 and its entry of the code is 0.
     """
     (n, m), rows, slots = Y.shape, np.arange(len(Y)), sparsity * block
     rounding = negligible(m, Y.dtype)
@@ -315,7 +316,7 @@ def omp(
 
 
 def _is_by_fit(selection: Any, D: Dictionary, where: str) -> bool:
-    """Whether a choice is by least squares; raise ValueError unless D admits the selection."""
+    """Whether `selection` is "least_squares"; raise ValueError unless D admits the selection."""
     if not isinstance(selection, str) or selection not in ("correlation", "least_squares"):
         raise ValueError(
             f"{where}: unknown selection {selection!r}; expected correlation or least_squares"
@@ -467,7 +468,7 @@ def _matched(
     energy = np.sum((root * Y) ** 2, 1)
     gap = np.where(finite, inside / np.where(energy > 0, energy, 1), np.inf)
     rounding = 4 * D.shape[0] * np.finfo(Y.dtype).eps
-    # No atom helps, but an atom that is below the range might help.
+    # No atom in the range helps, but an atom below the range might help.
     short = lost.any() & (counts < most) & (residual > rounding * np.sqrt(energy))
     residual = np.where(finite, residual if c is None else np.ldexp(residual, c[:, 0]), np.nan)
     met = (gap <= rounding) & ~short
@@ -505,7 +506,7 @@ class Matching:
         x = on_branch(slope, 10 * min(D.shape), free, chosen.x, penalty)
         finite = jnp.isfinite(norm(chosen.r))
         rounding = 4 * D.shape[0] * float(jnp.finfo(y.dtype).eps)
-        # No atom helps, but an atom that is below the range might help.
+        # No atom in the range helps, but an atom below the range might help.
         short = problem.lost[0].any() & (chosen.size < self.most * penalty.block)
         short &= norm(chosen.r) > jnp.maximum(stop, rounding * norm(fixed_y))
         met = finite & (gap <= rounding) & ~short

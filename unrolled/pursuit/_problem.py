@@ -469,8 +469,8 @@ def checked_chain(
         Ds, y: as in the pursuits.
         lams: a tuple with one penalty per layer; zeros if the pursuit has no penalties.
         name: the name of the penalties in messages.
-        by_steps: whether the pursuit takes steps of the size 1 / norm(D_j)^2. If it does not, D_j
-            may be zero, and a penalty may be infinite.
+        by_steps: whether the pursuit takes steps of the size 1 / norm(D_j)^2. If the pursuit takes
+            no such steps, D_j may be zero, and a penalty may be infinite.
         level, start: a bound on the residual, and the x_J to start from.
 
     Raises:

@@ -449,10 +449,9 @@ def half_quadratic(
     Args:
         D: (m, d).
         y: (m,), or a signal grid of a `Conv`, whose code has the shape `D.code_grid`.
-        lam: penalty weight: one number, one per atom, or one per filter of a `Conv`. (The paper
-            puts lambda on the data term, lambda/2 norm(y - D x)^2 + sum |x|^p, so lam = 1 /
-            lambda.)
-        p: the exponent in (0, 1], static; the paper uses 1 and 0.8.
+        lam: penalty weight: one number, one per atom, or one per filter of a `Conv`. (Zeiler et al.
+            put lambda on the data term, lambda/2 norm(y - D x)^2 + sum |x|^p, so lam = 1 / lambda.)
+        p: the exponent in (0, 1], static; Zeiler et al. use 1 and 0.8.
         beta: the first and the last beta, in units of L.
         stages: number of stages; their betas are a geometric sequence.
         steps: number of pairs of steps per stage.
@@ -461,9 +460,9 @@ def half_quadratic(
 
     Returns:
         Pursuit. For p = 1, `gap` and `converged` are as in `lasso`. For p < 1 no bound is known, so
-        `gap` is inf, and `converged` says that x is stationary: on the support of x, D'(y - D x) is
-        the derivative of the penalty, up to tol max abs(D'y). `steps` counts the steps of all
-        stages and the proximal steps.
+        `gap` is inf, and `converged` says that x is stationary: on the support of x, D'(y - D x)
+        equals the derivative of the penalty, with errors of at most `tol max abs(D'y)`. `steps`
+        counts the steps of all stages and the proximal steps.
 
     Raises:
         TypeError: an operand is not real, or p, tol or a count is traced.
