@@ -255,7 +255,7 @@ def mod(
     resume: Learned | None = None,
     checkpoint: str | Path | None = None,
 ) -> Learned:
-    r"""The method of optimal directions: codes by orthogonal matching pursuit, then all atoms.
+    r"""The method of optimal directions: codes by OMP, then all atoms by least squares.
 
     .. math:: D = Y' X (X' X)^{-1}, \quad \text{then unit atoms}.
 

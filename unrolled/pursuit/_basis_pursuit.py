@@ -55,10 +55,11 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
 
     .. math:: \min_x \|x\|_1 : D x = y.
 
-    The linear program is solved in float64 on the host; `vmap` over signals solves a whole batch
-    together. The function is traceable. If the solution is unique and the atoms of its support are
-    independent, the function is differentiable in D and y, with the support held fixed. For many
-    sparse signals with a common penalty, the LASSO solvers are faster than `basis_pursuit`.
+    The function solves the linear program in float64 on the host; under `vmap` over signals, it
+    solves the whole batch together. The function is traceable. If the solution is unique and the
+    atoms of its support are independent, the function is differentiable in D and y, with the
+    support held fixed. For many sparse signals with a common penalty, the LASSO solvers are faster
+    than `basis_pursuit`.
 
     Args:
         D: (m, d). Structured dictionaries are made dense.

@@ -283,7 +283,7 @@ def _scaled(
     near, Y = times_power(matrix, -a), times_power(Y, -b)
     # An atom that is below the range in these units may belong to the code if its penalty is also
     # below the range. The function then marks the signal with NaN, so that it gets no code.
-    least = max(least_of(dtype), math.sqrt(least_of(np.dtype(float))))  # the Gram matrix has squares
+    least = max(least_of(dtype), math.sqrt(least_of(np.dtype(float))))  # the Gram matrix squares
     lost = out_of_range(matrix, a, least)[None] & (weight < least)
     Y = jnp.where(lost.any(1, keepdims=True), jnp.nan, Y)
     return (near, Y, weight, ridge, X, *masks), (a, b)
