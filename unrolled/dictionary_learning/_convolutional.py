@@ -221,13 +221,13 @@ def convolutional(
     The minimum is over the `Conv` dictionaries D with unit filters. A sweep takes 3 steps for the
     filters in the unit balls, scales the filters to norm 1 together with the codes (which lowers
     the penalty), and takes 5 steps for the codes. All these steps are steps of FISTA, as large as
-    the curvature allows. A sweep begins at a point that the momentum of FISTA extrapolates beyond
-    the end of the last sweep. If the sweep ends above the best objective, the sweep does not count,
-    and the next sweep begins without momentum. Every tenth sweep first moves a third of the
-    off-centre filters, with their codes, to the centre of their kernels; this sweep counts only if
-    it lowers the objective. So the objective falls from sweep to sweep unless filters are replaced.
-    Filters that no code uses, and filters that are nearly shifts of another filter (inner product
-    above 0.99), are replaced by windows of the residual.
+    the curvature allows. A sweep begins at a point that is extrapolated beyond the end of the last
+    sweep, with the momentum of FISTA. If the sweep ends above the best objective, the sweep does
+    not count, and the next sweep begins without momentum. Every tenth sweep first moves a third of
+    the off-centre filters, with their codes, to the centre of their kernels; this sweep counts only
+    if it lowers the objective. So the objective falls from sweep to sweep unless filters are
+    replaced. Filters that no code uses, and filters that are nearly shifts of another filter (inner
+    product above 0.99), are replaced by windows of the residual.
 
     Args:
         images: (n, n_channels, *signal_shape), or (n, *signal_shape) for one channel.
