@@ -4,10 +4,10 @@ r"""Basis pursuit for many right-hand sides and one dictionary, up to certified 
 
 A first-order method runs on all programs at once and nearly identifies the optimal vertex. A few
 pivots of a simplex method, for which every basis is feasible, then reach the vertex. If the simplex
-method gives up, an interior point method takes over. All computations use numpy in float64 on the
-host (the first-order method computes in float32), so host callbacks may call this module. The LU
-and Cholesky factorisations come from scipy. If the order of the programs is free, the programs are
-finished on all cores, with one thread per program.
+method gives up, an interior point method takes over. All computations use numpy on the host, so
+host callbacks may call this module. The first-order method computes in float32, the other methods
+in float64. The LU and Cholesky factorisations come from scipy. If the caller does not choose the
+order of the programs, the programs are finished on all cores, with one thread per program.
 """
 
 import threading
@@ -26,19 +26,20 @@ __all__ = ["basis_pursuit", "whiten"]
 __results__ = ["Solution", "Whitened"]
 
 # First-order method: over-relaxation, and the threshold norm(v, 1) / (1.5 d), where v is the
-# least-norm solution. Both were tuned on one Gaussian dictionary of 250 x 500.
+# least-norm solution. Both were tuned on one Gaussian dictionary of shape (250, 500).
 _RELAXATION = np.float32(1.7)
 _THRESHOLD_SCALE = np.float32(1.5)
-# Every basis contains each atom whose leverage differs from 1 by at most this.
+# Every basis contains each atom whose leverage differs from 1 by at most this value.
 _LEVERAGE_TOL = 1e-6
 # Simplex: the basis counts as singular if a diagonal entry of U, or a pivot, is below this value.
 _SINGULAR = 1e-7
 # The number of exchanges after which the basis is factorised afresh.
 _REFACTOR = 64
-# A step below the share _STALLED of the largest coefficient makes no progress; more than
+# A step below the share _STALLED of the largest coefficient counts as no progress; more than
 # _MOST_STALLS such steps in a row count as cycling.
 _STALLED, _MOST_STALLS = 1e-14, 5
-# The simplex method may take 20 + 3 r pivots. Near duplicates of atoms need more than r / 3 pivots.
+# The simplex method may take 20 + 3 r pivots. Programs with nearly duplicate atoms need more than r
+# / 3 pivots.
 _PIVOTS, _PIVOTS_PER_ROW = 20, 3
 # If the error of A v = y at the optimum is above this value, because of exchanges through bad
 # bases, the basis is factorised afresh.
@@ -61,7 +62,7 @@ class Solution(Result):
 
 
 class Whitened(NamedTuple):
-    """A = B Q with orthonormal rows Q; A may have low rank and badly scaled rows."""
+    """A = B Q, where Q has orthonormal rows; A may have low rank and badly scaled rows."""
 
     Q: np.ndarray  # (r, d)
     into: np.ndarray  # (r, m): y -> c
@@ -104,7 +105,8 @@ def basis_pursuit(
     Args:
         whitened: `whiten(A)` of A, (m, d).
         Y: (m, n), in the range of A; with `banned`, in the range of the remaining columns of A.
-        banned: (n,), index of the entry that must be 0 in program k, or None.
+        banned: (n,), for each program the index of an entry of v that must be 0; None for no such
+            entries.
         tol: relative gap (primal - dual) / primal.
         choose: function (primal, dual, tried) -> index of the next program to finish, or None to
             stop; the default finishes all programs.
@@ -115,7 +117,7 @@ def basis_pursuit(
         Solution. If the gap of a program stays above tol, no error is raised: `primal` and `dual`
         show the gap.
 
-    Not claimed: interval arithmetic; the bounds are computed in float64.
+    Not claimed: bounds from interval arithmetic; `primal` and `dual` are computed in float64.
 
     Example:
         >>> A = np.array([[1.0, 0.0, 0.6], [0.0, 1.0, 0.8]])
@@ -181,7 +183,7 @@ def _first_order(
         y /= 1 - X[banned, columns]
     X, y = X.astype(np.float32), y.astype(np.float32)
     thin = Q.astype(np.float32) * np.sqrt(over)
-    # With few rows, two thin products are cheaper than one with the projector P.
+    # With few rows, two thin products are cheaper than one product with the projector P.
     P = None if 2 * len(Q) < d else over * np.eye(d, dtype=np.float32) - thin.T @ thin
     r = np.maximum(np.abs(y).sum(0) / (_THRESHOLD_SCALE * np.float32(d)), np.float32(1e-30))
     x, u, low = np.empty_like(X), np.zeros_like(X), -r
@@ -348,10 +350,11 @@ def _simplex(
 def _leaving(
     v: np.ndarray, s: np.ndarray, g: np.ndarray, price: float
 ) -> tuple[int, float, np.ndarray] | None:
-    """The entry of v that leaves as t grows in v - t g, its t, and the entries that flip earlier.
+    """The entry of v that leaves as t grows in v - t g, its t, and the entries that change sign
+    earlier.
 
     The steps are long: the entering entry passes breakpoints of the piecewise linear objective as
-    long as the objective falls. The result is None if the objective falls without end.
+    long as the objective falls. The result is None if the objective falls without bound.
     """
     falling = np.flatnonzero(s * g > _SLOPE)
     t = np.abs(v[falling]) / np.abs(g[falling])

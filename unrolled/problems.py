@@ -88,8 +88,8 @@ def exact_sparse(key: Key, shape: tuple[int, ...], sparsity: int) -> Array:
         Codes of shape `shape`.
 
     Raises:
-        TypeError: sparsity is not an integer. ValueError: shape is empty, or sparsity is outside
-            0..d.
+        TypeError: sparsity is not an integer.
+        ValueError: shape is empty, or sparsity is outside 0..d.
 
     Example:
         >>> X = ur.problems.exact_sparse(jax.random.key(0), (3, 50), 4)
@@ -171,7 +171,7 @@ def _announce(shape: tuple[int, ...], where: str, what: str = "the codes") -> No
 
 
 def _support(key: Array, shape: tuple[int, ...], s: Any) -> Array:
-    # The first s of a random order; ranks of independent uniforms are a uniform permutation.
+    # The positions of the s least of d independent uniforms are a uniformly random support.
     if not shape[-1]:
         return jnp.zeros(shape)
     ranked = jax.random.uniform(key, shape).reshape(-1, shape[-1])
@@ -179,7 +179,7 @@ def _support(key: Array, shape: tuple[int, ...], s: Any) -> Array:
 
 
 def _least(s: Any, u: Array) -> Array:
-    """Mark the s least entries, and the first of equal entries; this is faster than a sort."""
+    """Mark the s least entries, and of equal entries the first ones; this is faster than a sort."""
     d = len(u)
     last = kth_largest(u, jnp.minimum(d + 1 - s, d))
     equal = jnp.where(u == last, jnp.arange(d, 0, -1, dtype=u.dtype), 0)
@@ -195,8 +195,8 @@ def synthesize(D: Dictionary | tuple[Dictionary, ...] | Any, x: ArrayLike) -> Ar
 
     Args:
         D: (m, d), or the tuple (D_1, ..., D_J) of a chain, for which x is the last code. If the
-            code was computed for missing or blurred entries, pass the dictionary of whole signals,
-            not the dictionary with which the code was computed.
+            code was computed from a signal with missing or blurred entries, pass the dictionary of
+            whole signals, not the dictionary with which the code was computed.
         x: (d,), or (batch, d). For a `Conv`, x may have the shape `D.code_grid`, in which pursuits
             return the codes of grids. For a `Complex` D, x may be complex; for a `Joint` D, x may
             be (d, g) or a batch of such codes.
@@ -364,7 +364,7 @@ def standard_benchmark(
         batch: signals per call of `sample`.
 
     Returns:
-        Benchmark.
+        Benchmark, with the fields D and `sample`.
 
     Raises:
         TypeError, ValueError: a size, kappa or batch is out of range.
@@ -408,7 +408,8 @@ def sampler(
         of every layer, x_{j-1} = D_j x_j.
 
     Raises:
-        TypeError: batch is not an integer. ValueError: batch is below 1.
+        TypeError: batch is not an integer.
+        ValueError: batch is below 1.
 
     Example:
         >>> sample = ur.problems.sampler(ur.dictionaries.identity_hadamard(4), 16)
@@ -441,7 +442,7 @@ class _Sampled:
 
 @takes_sharded
 def resampler(Y: Array | np.ndarray, X: Any = None, batch: int = 64) -> Callable[[Key], Any]:
-    """A sampler that draws your own signals, and their codes, with replacement.
+    """A sampler that draws from your own signals, and their codes, with replacement.
 
     Args:
         Y: (signals, m). If `np.load(path, mmap_mode="r")` returned Y or X, the sampler reads only
@@ -451,8 +452,8 @@ def resampler(Y: Array | np.ndarray, X: Any = None, batch: int = 64) -> Callable
 
     Returns:
         `sample(key) -> (Y, X)`, (batch, m) and (batch, d). If drawn rows of a file have NaN or
-        infinite entries, or the file was cut, `sample` raises ValueError. Inside your own `jit` the
-        batch is NaN instead, and `sample.check()` raises the error afterwards.
+        infinite entries, or the file has become shorter, `sample` raises ValueError. Inside your
+        own `jit` the batch is NaN instead, and `sample.check()` raises the error afterwards.
 
     Raises:
         TypeError: signals are integers, such as grey values, or not real numbers.

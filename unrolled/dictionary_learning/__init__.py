@@ -1,7 +1,7 @@
 """Dictionary learning: a dictionary, and codes, from signals alone.
 
 Signals are rows and atoms are columns, so Y is approximately X D'. Every function returns a
-`Learned`, whose D is an argument of the pursuits, the layers and the functions of `theory`.
+`Learned`, whose D you can pass to the pursuits, the layers and the functions of `theory`.
 """
 
 from unrolled._base import offer as _offer

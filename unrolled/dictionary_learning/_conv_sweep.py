@@ -29,7 +29,7 @@ def drawn_windows(
         rng: random generator of the draw.
 
     Returns:
-        (count, n_channels, *kernel); if too few windows differ, the others are noise.
+        (count, n_channels, *kernel); if too few windows differ from each other, the rest is noise.
     """
     grid = (len(R), *D.signal_grid)
     R = _extended(D, R.reshape(grid))
@@ -51,7 +51,7 @@ def drawn_windows(
 
 
 def _extended(D: Conv, R: np.ndarray) -> np.ndarray:
-    """Images padded to the end of the last window, periodically if D is circular, else by zeros."""
+    """Pad images to the end of the last window, periodically if D is circular, else with zeros."""
     sizes = zip(D.positions, D.stride, D.kernel, D.signal_shape)
     reach = [(0, max(0, (p - 1) * t + n - N)) for p, t, n, N in sizes]
     return np.pad(R, [(0, 0), (0, 0), *reach], "wrap" if D.boundary == "circular" else "constant")
@@ -106,12 +106,13 @@ def moved(A: np.ndarray, steps: np.ndarray, circular: bool) -> np.ndarray:
     return np.pad(A, sides, "wrap" if circular else "constant")[inside]
 
 
-# Factors of the bound L of the curvature after a step, and after a step for which L was too small.
+# The factors by which the bound L of the curvature changes after a step, and after a step for which
+# L was too small.
 _LOWER, _HIGHER = 0.95, 1.5
 
 
 class Fit(NamedTuple):
-    """1/2 sum_i v_i (y_i - (A u)_i)^2 + h(u), with steps in the metric of the scales M."""
+    """The objective 1/2 sum_i v_i (y_i - (A u)_i)^2 + h(u), and M, the metric of the steps."""
 
     y: Array
     v: Array | None  # weights, in the shape of y; None for ones
@@ -134,12 +135,13 @@ class Descent(NamedTuple):
 
 
 def descend(fit: Fit, u: Array, Au: Array, L: Array, steps: int) -> Descent:
-    r"""Steps of FISTA from u; a step that would raise the objective is dropped with the momentum.
+    r"""Take steps of FISTA from u; drop a step, and the momentum, if it would raise the objective.
 
     .. math:: u_+ = prox_{h / (L M)} \big( z + (L M)^{-1} A' V (y - A z) \big).
 
     L follows the curvature along the steps, so that
-    :math:`\|A (u_+ - z)\|_V^2 \le L \|u_+ - z\|_M^2`. This condition needs no extra product.
+    :math:`\|A (u_+ - z)\|_V^2 \le L \|u_+ - z\|_M^2`. Checking this condition needs no extra
+    product.
 
     Reference: Beck, Teboulle (2009) for FISTA and its monotone form; O'Donoghue, Candes (2015) for
     the restart.
@@ -201,7 +203,7 @@ _FILTERS, _CODES = 3, 5
 
 
 class Problem(NamedTuple):
-    """Images near 1, flat, with weights of their squared errors, and the penalty weight."""
+    """Flat images, scaled near 1, the weights of their squared errors, and the penalty weight."""
 
     Y: Array  # (n, m)
     V: Array | None  # (n, m); None for ones
@@ -209,14 +211,14 @@ class Problem(NamedTuple):
 
 
 class Curvature(NamedTuple):
-    """The bounds of the curvature that the steps for filters and for codes keep."""
+    """The bounds of the curvature for the steps of the filters and of the codes."""
 
     filters: Array  # ()
     codes: Array  # (n,)
 
 
 class Sweep(NamedTuple):
-    """Filters and codes."""
+    """The filters and codes after a sweep."""
 
     D: Conv  # unit filters
     X: Array  # (n, d)
@@ -265,7 +267,7 @@ class Evaluated(NamedTuple):
 
 @jax.jit
 def evaluated(problem: Problem, D: Conv, X: Array) -> Evaluated:
-    """The objectives, and the residuals."""
+    """The objectives and residuals of D and X."""
     with jax.default_matmul_precision("highest"):
         R = problem.Y - products(D, X)
         return Evaluated(_objectives(problem, X, R), R)
@@ -277,7 +279,7 @@ def _objectives(problem: Problem, X: Array, R: Array) -> Array:
 
 
 def _filters(problem: Problem, D: Conv, X: Array, L: Array) -> Descent:
-    """Steps for the filters in the unit balls; filters that no code uses stay."""
+    """Steps for the filters in the unit balls; filters that no code uses do not change."""
     axes = tuple(range(1, D.filters.ndim))
     use = jnp.sum(X.reshape(len(X), D.code_grid[0], -1) ** 2, (0, 2))
     scales = jnp.expand_dims(jnp.where(use > 0, use, 1), axes)

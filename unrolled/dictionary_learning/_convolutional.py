@@ -33,8 +33,9 @@ from unrolled.dictionary_learning._learning import (
 __all__ = ["convolutional"]
 
 
-# One sweep in _PERIOD begins with centred filters. Such a sweep centres one filter in _TURNS, so
-# that a filter that raises the objective by centring holds back only the filters of its turn.
+# Every _PERIOD sweeps, one sweep begins with centred filters. Such a sweep centres one in _TURNS of
+# the off-centre filters. So a filter whose centring raises the objective affects only the filters
+# that are centred in the same sweep.
 _PERIOD, _TURNS = 10, 3
 
 
@@ -57,7 +58,7 @@ class State(NamedTuple):
 
 
 def advanced(state: State, problem: Problem, nonnegative: bool, step: int) -> State:
-    """One sweep; every tenth starts from centred filters, and counts if it lowers the objective.
+    """One sweep; every tenth starts from centred filters, and counts only if the objective falls.
 
     A filter begins as a window of the images, which may cut off a part of a structure. The codes
     that fit the cut filter then keep the filter at this position.
@@ -89,10 +90,10 @@ def at_rest(D: Conv, X: Array, objective: np.ndarray, curvature: Curvature) -> S
 
 
 def centred(state: State, turn: int) -> Ahead | None:
-    """The best filters and codes with some filters in the middle of their kernels.
+    """The best filters and codes, with some filters moved to the middle of their kernels.
 
-    A filter and its codes move in opposite directions, so that only entries that are cut off change
-    the images.
+    A filter and its codes move in opposite directions, so that the images change only by the
+    entries that are cut off.
 
     Returns:
         The start of a sweep; None if no filter moves, or if there is no objective to compare with.
@@ -220,19 +221,20 @@ def convolutional(
     The minimum is over the `Conv` dictionaries D with unit filters. A sweep takes 3 steps for the
     filters in the unit balls, scales the filters to norm 1 together with the codes (which lowers
     the penalty), and takes 5 steps for the codes. All these steps are steps of FISTA, as large as
-    the curvature allows. A sweep begins at a point that the momentum of FISTA extrapolates beyond
-    the end of the last sweep. If the sweep ends above the best objective, the sweep does not count,
-    and the next sweep begins without momentum. Every tenth sweep first moves a third of the
-    off-centre filters, with their codes, to the centre of their kernels; this sweep counts if it
-    lowers the objective. So the objective falls from sweep to sweep unless filters are replaced.
-    Windows of the residual replace filters that no code uses, and filters that are nearly shifts of
-    another filter (inner product above 0.99).
+    the curvature allows. A sweep begins at a point that is extrapolated beyond the end of the last
+    sweep, with the momentum of FISTA. If the sweep ends above the best objective, the sweep does
+    not count, and the next sweep begins without momentum. Every tenth sweep first moves a third of
+    the off-centre filters, with their codes, to the centre of their kernels; this sweep counts only
+    if it lowers the objective. So the objective falls from sweep to sweep unless filters are
+    replaced. Filters that no code uses, and filters that are nearly shifts of another filter (inner
+    product above 0.99), are replaced by windows of the residual.
 
     Args:
         images: (n, n_channels, *signal_shape), or (n, *signal_shape) for one channel.
         filters: the shape (n_atoms, n_channels, *kernel), or an array of initial filters. If only
-            the shape is given, and for every initial filter that is zero, the function draws
-            windows of the images in proportion to their energy.
+            the shape is given, the function draws the filters from the windows of the images, with
+            probabilities proportional to the energy of the windows. It also draws a window in place
+            of every initial filter that is zero.
         lam: penalty weight.
         sweeps: total number of sweeps, including the sweeps of `resume`.
         key: a typed key, or a seed, for the start and for replacements.
@@ -245,8 +247,8 @@ def convolutional(
         resume: a result to continue from. If the other arguments are the same, the result is
             bit-identical to the result of an uninterrupted call; in half precision, the two results
             are equal up to rounding.
-        checkpoint: a file (.npz) in which the function saves its state after sweeps. The same call
-            continues from the file.
+        checkpoint: a file (.npz) in which the function saves its state, at most once in 5 seconds
+            and at the end. If the file exists, the same call continues from it.
 
     Returns:
         Learned, in the dtype of the images. D is a `Conv`, X has the shape (n, *D.code_grid), and
@@ -260,7 +262,7 @@ def convolutional(
         CheckpointError: the file is damaged, or comes from another call.
 
     Warns:
-        UserWarning: lam is so large that all codes are zero, and D is the start.
+        UserWarning: lam is so large that all codes are zero, and D does not change.
 
     Not claimed: a global minimum. A filter is determined only up to its sign and a shift. Entries
         that a shift moves out of the kernel are lost; moves to the centre repair most of this loss.

@@ -45,9 +45,9 @@ class Fitted(NamedTuple):
 class Alternation(Method):
     """Sweeps of OMP and of updates of the atoms; this class admits any unit atoms.
 
-    If OMP finds no smaller error, the code of the previous sweep stays, so a sweep raises the
-    objective only if it replaces an atom. A subclass defines which atoms are admissible, and which
-    arrays a file keeps in addition to the atoms.
+    If OMP finds no code with a smaller error, the code of the previous sweep stays, so a sweep
+    raises the objective only if it replaces an atom. A subclass defines which atoms are admissible,
+    and which arrays a file keeps in addition to the atoms.
 
     Args:
         where: the name of the caller.
@@ -122,7 +122,7 @@ class Alternation(Method):
     def sweep(
         self, state: Fitted, step: int, rng: np.random.Generator
     ) -> tuple[Fitted, float, int]:
-        """Codes, new atoms for duplicates and unused atoms, then the update of the other atoms."""
+        """Compute the codes, replace duplicate and unused atoms, then update the other atoms."""
         fitted = self.coded(state)
         D, X, R = fitted
         use = np.count_nonzero(X, 1)
@@ -190,10 +190,10 @@ def ksvd(
 
     The update of an atom considers the signals that use the atom, and their error without the
     contribution of the atom. The atom and its codes move towards the leading pair of singular
-    vectors of this error in three alternating steps, each of which lowers the objective. If OMP
-    finds no better code, the code of the previous sweep stays, so the objective falls from sweep to
-    sweep unless atoms are replaced. The worst represented signals replace atoms that no signal
-    uses, and atoms parallel to another atom (inner product above 0.99).
+    vectors of this error in three alternating steps; each step lowers the objective. If OMP finds
+    no better code, the code of the previous sweep stays, so the objective falls from sweep to sweep
+    unless atoms are replaced. Atoms that no signal uses, and atoms that are nearly parallel to
+    another atom (inner product above 0.99), are replaced by the worst represented signals.
 
     Args:
         Y: (n, m), signals in rows, with n at least d.
@@ -201,8 +201,8 @@ def ksvd(
         sparsity: s, the largest number of nonzeros of a code, in 1..min(m, d).
         sweeps: total number of sweeps, including the sweeps of `resume`.
         key: a typed key, or a seed, for the start and for replacements.
-        start: "data" for random signals, "dct" for cosines (of square patches if m is a square), or
-            a D, (m, d).
+        start: "data" for random signals, "dct" for cosines (of square patches if m is a square
+            number), or a D, (m, d).
         weights: weights of the squared errors, (n,) or (n, m), non-negative, of any scale. The
             function divides the weights by a power of two near the largest weight, so a common
             factor scales the objective and, up to rounding, changes nothing else.
@@ -210,8 +210,8 @@ def ksvd(
         progress: called as `progress(step)` after every sweep, with a `Step`.
         resume: a result to continue from. If the other arguments are the same, the result is
             bit-identical to the result of an uninterrupted call.
-        checkpoint: a file (.npz) in which the function saves its state after sweeps. The same call
-            continues from the file.
+        checkpoint: a file (.npz) in which the function saves its state, at most once in 5 seconds
+            and at the end. If the file exists, the same call continues from it.
 
     Returns:
         Learned, in the dtype of Y. `objective` is the mean above, computed with the weights.
@@ -255,15 +255,15 @@ def mod(
     resume: Learned | None = None,
     checkpoint: str | Path | None = None,
 ) -> Learned:
-    r"""The method of optimal directions: codes by orthogonal matching pursuit, then all new atoms.
+    r"""The method of optimal directions: codes by OMP, then all atoms by least squares.
 
     .. math:: D = Y' X (X' X)^{-1}, \quad \text{then unit atoms}.
 
     With one weight per signal, these products become Y'VX and X'VX. With a mask, or with one weight
     per entry, the atoms fit the signals v y + (1 - v) D x instead, where v are the weights divided
-    by the largest weight; this also lowers the objective. If the codes of some atoms are dependent,
-    X'X is singular, and the atoms change as little as possible. In all other respects, `mod` is
-    like `ksvd`.
+    by the largest weight. This fit also lowers the objective. If the codes of some atoms are
+    dependent, X'X is singular; the atoms then change as little as possible. In all other respects,
+    `mod` is like `ksvd`.
 
     Args:
         Y, d, sparsity, sweeps, key, start, weights, mask, progress, resume, checkpoint: see `ksvd`.
@@ -410,8 +410,8 @@ def sparse_ksvd(
 
     `sparse_ksvd` is `ksvd` with one change: orthogonal matching pursuit approximates the best atom
     for given codes by p columns of the base, and the approximation is taken only if it lowers the
-    objective. With the base I and p = m the result is the result of `ksvd`. With an orthonormal
-    base the result is the base times the dictionary learned from Y Phi with the base I.
+    objective. With the base I and p = m, the result equals the result of `ksvd`. With an
+    orthonormal base, D is the base times the dictionary learned from Y Phi with the base I.
 
     Args:
         Y: (n, m), signals in rows, with n at least d.
@@ -456,7 +456,7 @@ def sparse_ksvd(
 
 
 class SparseColumns:
-    """Columns a of A with few nonzeros whose atoms, the products with a base, have norm 1."""
+    """Columns of A with few nonzeros; their products with the base are atoms of norm 1."""
 
     def __init__(self, base: np.ndarray, A: np.ndarray, count: int):
         self.base, self.A, self.count = base, A.copy(), count

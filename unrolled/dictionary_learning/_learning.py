@@ -1,6 +1,6 @@
 """The loop of all learning functions: start or continue, run sweeps, and return the result.
 
-Learning can continue from a result, or from a file of the same call.
+Learning can continue from a result, or from a file that the same call has saved.
 """
 
 import hashlib
@@ -111,7 +111,7 @@ class Keeper:
         try:
             arrays, facts = _read(path)
             config, history = dict(facts["config"]), [Step(*row) for row in facts["history"]]
-        except Exception as error:  # any error of a reader of foreign bytes
+        except Exception as error:  # a damaged file may raise any error
             reason = in_line(error).removeprefix(f"{path}: ")
             raise CheckpointError(f"{path}: cannot be read as a learning: {reason}") from error
         if report := differences(config, self.config):
@@ -119,7 +119,7 @@ class Keeper:
         return _Entries(path, arrays), history
 
     def steps(self, last: int) -> range:
-        """The numbers of the remaining steps."""
+        """The indices of the remaining steps, from 1."""
         return range(len(self.history) + 1, last + 1)
 
     def add(self, objective: float, replaced: int, arrays: Arrays, last: bool = False) -> None:
@@ -206,7 +206,7 @@ class Method(Protocol):
         """The state before the first sweep."""
 
     def resumed(self, resume: Learned) -> Any:
-        """The state from which a result continues."""
+        """The state with which a call continues a result."""
 
     def restored(self, arrays: Arrays, keeper: Keeper) -> Any:
         """The state that `arrays` has saved."""
@@ -215,7 +215,7 @@ class Method(Protocol):
         """The arrays and texts of a state, as a file keeps them."""
 
     def steps(self, keeper: Keeper, sweeps: Any) -> Iterable[int]:
-        """The numbers of the remaining sweeps."""
+        """The indices of the remaining sweeps, from 1."""
         return keeper.steps(sweeps)
 
     def sweep(self, state: Any, step: int, rng: np.random.Generator) -> tuple[Any, float, int]:
@@ -230,7 +230,7 @@ class Method(Protocol):
 
 
 def learn(method: Method, options: Options) -> Learned:
-    """The result of a method that begins at its start, continues a result, or continues a file.
+    """Run a method from its start, from a result or from a file, and return the result.
 
     Raises:
         TypeError, ValueError, CheckpointError: as in `ksvd`.
@@ -296,11 +296,11 @@ class Signals(NamedTuple):
         return times_two_to(2 * self.exponent + self.scale, objective)
 
     def errors(self, R: np.ndarray) -> np.ndarray:
-        """sum_i v_i r_i^2 for every residual in R, (n,)."""
+        """sum_i v_i r_i^2 for every residual in R, an array of shape (n,)."""
         return np.sum(R * R if self.V is None else self.V * R * R, 1)
 
     def target(self, R: np.ndarray) -> np.ndarray:
-        """v y + (1 - v) D x, for R = Y - X D' and weights divided by the largest weight.
+        """v y + (1 - v) D x, for R = Y - X D' and weights v divided by the largest weight.
 
         For any atoms, the unweighted error on this target is at least the weighted error of the
         atoms; for D, the two errors are equal.
@@ -308,7 +308,7 @@ class Signals(NamedTuple):
         return self.Y if self.V is None else self.Y - (1 - self.V / self.top) * R
 
     def weighted(self, R: np.ndarray) -> np.ndarray:
-        """v R, for weights divided by the largest weight: `target(R)` minus D x."""
+        """v R, for weights v divided by the largest weight: `target(R)` minus D x."""
         return R if self.V is None else self.V / self.top * R
 
     def fingerprint(self) -> str:
@@ -471,7 +471,7 @@ def start_atoms(
 
 
 def _cosines(m: int, d: int) -> np.ndarray:
-    """The first d atoms of a cosine dictionary, for square patches if m is a square."""
+    """The first d atoms of a cosine dictionary, for square patches if m is a square number."""
     root = math.isqrt(m)
     square = root > 1 and root * root == m
     side = max(root, math.isqrt(max(d, 1) - 1) + 1)
@@ -483,7 +483,10 @@ def _cosines(m: int, d: int) -> np.ndarray:
 def distinct(
     candidates: np.ndarray, D: np.ndarray, count: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """`count` unit rows, not parallel to each other or to atoms of D: candidates, then noise."""
+    """`count` unit rows: candidates, then noise if there are too few candidates.
+
+    A candidate is left out if it is nearly parallel to an earlier row or to an atom of D.
+    """
     rows = unit_rows(candidates)
     rows = rows[np.abs(rows).max(1) > 0]
     taken = np.concatenate([D.T, np.zeros((count, len(D)), D.dtype)])

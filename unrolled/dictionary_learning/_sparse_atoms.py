@@ -71,11 +71,11 @@ def double_sparse(
         \Big/ \sum_k |x_{kj}| \Big)
 
     The signals in the base are z = Phi'y, and u, v is a pair of these signals. If u and v have one
-    atom in common, the largest diagonal entries of M_uv show the p rows of this atom, and on these
-    rows the leading eigenvector of M_uv is nearly the atom. Many pairs give many candidates; the
-    start consists of the candidates with which most other candidates agree. In the descent, x_k
-    holds the s largest entries of A'z_k, and H_p keeps the p largest entries of a column, which is
-    then scaled to norm 1.
+    atom in common, the largest diagonal entries of M_uv are in the p rows where this atom is
+    nonzero. On these rows, the leading eigenvector of M_uv is nearly the atom. Many pairs give many
+    candidates; the start consists of the candidates with which most other candidates agree. In the
+    descent, x_k holds the s largest entries of A'z_k, and H_p keeps the p largest entries of a
+    column, which is then scaled to norm 1.
 
     Args:
         Y: (n, m), signals in rows, with n at least d.
@@ -83,7 +83,7 @@ def double_sparse(
         sparsity: s, in 1..min(m, d).
         atom_sparsity: p, in 1..m.
         base: Phi, (m, m), orthonormal; None for I.
-        pairs: number of pairs for the start; None takes 30 d.
+        pairs: number of pairs for the start; 30 d by default.
         sweeps: number of steps of the descent, including the steps of `resume`.
         rate: eta, in (0, 1].
         key: a typed key, or a seed, for the pairs and for replacements.
@@ -99,9 +99,9 @@ def double_sparse(
     Reference: Nguyen, Wong, Hegde (2019). The paper assumes that the nonzeros of the codes are
         bounded away from 0, that the atoms are incoherent, that s is at most of the order of
         sqrt(m), and that n exceeds d p up to logarithms. Under these hypotheses, the start of the
-        paper is near every atom, and the descent converges linearly, up to an error of the order of
-        sqrt(s / m). Unlike this function, the paper thresholds A'z at half the least nonzero, and
-        fixes the rows of an atom at the start.
+        paper has a column near every atom, and the descent converges linearly, up to an error of
+        the order of sqrt(s / m). In contrast to this function, the method of the paper thresholds
+        A'z at half the least nonzero, and fixes the rows of an atom at the start.
 
     Not claimed: the guarantee of the paper outside these hypotheses, which the function does not
         check. Correlated codes violate the hypotheses.
@@ -237,7 +237,7 @@ def _leading(Z: np.ndarray, w: np.ndarray, R: np.ndarray) -> np.ndarray:
 def _agreed(
     candidates: np.ndarray, Z: np.ndarray, d: int, p: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """The means of up to d groups of candidates, the largest group first, and signals if fewer."""
+    """The means of d groups of candidates, the largest first; signals if there are fewer groups."""
     alike = np.abs(candidates @ candidates.T) > _SAME
     left, chosen = np.ones(len(candidates), bool), list[np.ndarray]()
     while len(chosen) < d and left.any():
@@ -285,7 +285,7 @@ def _largest(C: np.ndarray, sparsity: int) -> np.ndarray:
     return X
 
 
-# Passes of thresholded gradient steps over the columns of a layer, in one sweep.
+# Number of passes of thresholded gradient steps over the columns of a layer, in one sweep.
 _PASSES = 3
 Matrices = tuple[np.ndarray, ...]
 _State = tuple[Matrices, np.ndarray]
@@ -311,26 +311,26 @@ def multilayer(
     .. math:: \min \frac1{2n} \sum_{k=1}^n \|y_k - D_1 \cdots D_J x_{J,k}\|^2, \qquad
         x_{j-1} = D_j x_j, \; \|x_j\|_0 \le s_j.
 
-    A column of D_j, j > 1, has at most s_{j-1} // s_j nonzeros. If x_J is sparse enough, all other
-    codes are then sparse enough, so every sweep is feasible. A sweep computes x_J by orthogonal
-    matching pursuit in the product. It then updates D_J and its codes as in `sparse_ksvd`, over the
-    base D_1 ... D_{J-1}. The updates of D_{J-1}, ..., D_2 are passes of gradient steps, column by
-    column, each followed by a hard threshold; their step size 1 / L never raises the objective. D_1
-    is found by least squares, as in `mod`, and the atoms of every layer are scaled to norm 1. If a
-    new code is worse, the code of the previous sweep stays, so that only replaced atoms raise the
-    objective.
+    A column of D_j, j > 1, has at most s_{j-1} // s_j nonzeros. So if x_J has at most s_J nonzeros,
+    every other x_j has at most s_j nonzeros, and every sweep is feasible. A sweep computes x_J by
+    orthogonal matching pursuit in the product. It then updates D_J and its codes as in
+    `sparse_ksvd`, over the base D_1 ... D_{J-1}. The updates of D_{J-1}, ..., D_2 are passes of
+    gradient steps, column by column, each followed by a hard threshold. With the step size 1 / L,
+    no such step raises the objective. D_1 is found by least squares, as in `mod`, and the atoms of
+    every layer are scaled to norm 1. If a new code is worse, the code of the previous sweep stays,
+    so that only replacements of atoms raise the objective.
 
     Args:
         Y: (n, m), signals in rows, with n at least d_J.
         shapes: ((m, d_1), (d_1, d_2), ..., (d_{J-1}, d_J)).
         sparsities: s_1, ..., s_J.
         sweeps, key, weights, mask, progress, resume, checkpoint: as in `ksvd`.
-        start: initial D_1, as in `ksvd`. A column of D_j starts as the code of a random signal in
-            D_1 ... D_{j-1}.
+        start: initial D_1, as in `ksvd`. A column of D_j, j > 1, starts as the code of a random
+            signal in D_1 ... D_{j-1}.
 
     Returns:
         Learned, where D is (D_1, ..., D_J), matrices with exact zeros, and X is (X_1, ..., X_J),
-        (n, d_j) each. With one layer, `multilayer` is `mod`.
+        arrays of shapes (n, d_j). With one layer, `multilayer` is `mod`.
 
     Raises:
         TypeError, ValueError, CheckpointError: as in `ksvd`, and if shapes do not fit, there is not
@@ -341,7 +341,7 @@ def multilayer(
         codes come from FISTA, and D_1 comes from a gradient step.
 
     Not claimed: that D_1 and D_2 equal the factors of a planted product; if D_2 is not sparse
-        enough, each factor may be mixed into the other.
+        enough, D_1 and D_2 may be mixtures of the planted factors.
 
     Example:
         >>> D_1, D_2 = ur.dictionaries.dct(8, 8), ur.dictionaries.transversal(0, 2, 5, 12)[:8]
@@ -452,7 +452,7 @@ def _shapes(
 def _counts(
     sparsities: Sequence[int], shapes: tuple[tuple[int, int], ...], where: str
 ) -> tuple[int, ...]:
-    """The largest numbers of nonzeros of a column of D_2, ..., D_J, and of x_J."""
+    """The largest numbers of nonzeros in a column of each D_j, j = 2..J, and in x_J."""
     if np.shape(sparsities) != (len(shapes),):
         raise ValueError(
             f"{where}: sparsities has shape {np.shape(sparsities)}; expected one of each of "
@@ -483,7 +483,7 @@ def _product(Ds: Matrices) -> np.ndarray:
 
 
 def _sparse_columns(base: np.ndarray, atoms: np.ndarray, count: int) -> np.ndarray:
-    """Unit columns with `count` nonzeros; their products with the base are near the given rows."""
+    """Unit columns with at most `count` nonzeros, whose products with the base are near `atoms`."""
     A = match(base, atoms, min(count, *base.shape)).T
     empty = ~A.any(0)
     A[:, empty] = np.eye(len(A), dtype=A.dtype)[:, np.flatnonzero(empty) % len(A)]
@@ -552,7 +552,7 @@ def _descend_factor(
 
 
 def _least_squares(signals: Signals, Ds: Matrices, X: np.ndarray) -> np.ndarray:
-    """D_1 by least squares for fixed codes; unused atoms stay."""
+    """D_1 by least squares for fixed codes; unused atoms do not change."""
     Z, D = _below(Ds, X, 0), Ds[0].copy()
     used = np.flatnonzero(Z.any(0))
     D[:, used] += correction(Z[:, used], signals.weighted(_residual(signals, Ds, X)))
@@ -560,7 +560,7 @@ def _least_squares(signals: Signals, Ds: Matrices, X: np.ndarray) -> np.ndarray:
 
 
 def _normalised(Ds: Matrices, X: np.ndarray) -> tuple[Matrices, np.ndarray]:
-    """Unit columns; their norms move to the rows of the next layer, and at the end to the codes."""
+    """Scale columns to norm 1; the norms move to the next layer, and at the end to the codes."""
     units: Matrices = ()
     norms = np.ones(len(Ds[0]), X.dtype)
     for D in Ds:
@@ -573,7 +573,7 @@ def _normalised(Ds: Matrices, X: np.ndarray) -> tuple[Matrices, np.ndarray]:
 def _replaced(
     signals: Signals, Ds: Matrices, X: np.ndarray, counts: tuple[int, ...], rng: np.random.Generator
 ) -> tuple[Matrices, np.ndarray, int]:
-    """Replace atoms of D_J that no code uses, or that repeat, by new atoms for the worst signals.
+    """Replace unused and duplicate atoms of D_J by new atoms for the worst represented signals.
 
     An atom of another layer is replaced if no column of the next layer uses the atom.
     """

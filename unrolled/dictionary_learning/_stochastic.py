@@ -46,11 +46,11 @@ from unrolled.pursuit import lasso, lasso_of_many
 __all__ = ["online", "unrolled"]
 
 
-# Relative duality gap of a code. A smaller gap does not lead to better atoms: the atoms change by
-# more than this gap from batch to batch, and the objective is much closer to its minimum than the
-# gap.
+# Relative duality gap of a code. A smaller gap does not lead to better atoms: the change of the
+# atoms from batch to batch matters more, and the excess of the objective over its minimum is much
+# smaller than the gap.
 TOL = 5e-2
-_TOGETHER = 1000  # signals that a layer codes together
+_TOGETHER = 1000  # number of signals that a layer codes together
 
 
 def lasso_codes(D: np.ndarray, Y: np.ndarray, lam: float, V: np.ndarray | None) -> np.ndarray:
@@ -62,7 +62,7 @@ def lasso_codes(D: np.ndarray, Y: np.ndarray, lam: float, V: np.ndarray | None) 
         D: (m, d).
         Y: (n, m).
         lam: penalty weight.
-        V: (n, m), the diagonals of V; None for ones.
+        V: (n, m), the diagonal of V for each signal; None for ones.
 
     Returns:
         X, (n, d).
@@ -89,14 +89,14 @@ class Sums(NamedTuple):
     A: np.ndarray  # (d, d) sum of x x'
     B: np.ndarray  # (m, d) sum of y x'
     terms: np.ndarray  # () sum of norm(y)^2 / 2 + lam norm(x, 1)
-    weight: np.ndarray  # () sum of the weights of age
-    exponent: np.ndarray  # () A, B, terms times 2^(2 exponent) have the signals' units
+    weight: np.ndarray  # () sum of the weights of the signals
+    exponent: np.ndarray  # () A, B and terms, times 2^(2 exponent), are in the signals' units
 
 
 def absorb(
     sums: Sums, signals: Signals, lam: float, beta: float, rng: np.random.Generator
 ) -> tuple[Sums, float, int]:
-    """The sums with a batch, its mean objective before the update, and the number of new atoms."""
+    """The sums after a batch, its mean objective before the update, and the number of new atoms."""
     sums, lam = (
         _rescaled(sums, signals),
         scaled_penalty(lam, signals.exponent + signals.scale),
@@ -177,10 +177,10 @@ def online(
         A \leftarrow \beta A + \textstyle\sum x x', \quad B \leftarrow \beta B + \sum y x', \quad
         d_j \leftarrow \Pi \big( d_j + (b_j - D a_j) / A_{jj} \big).
 
-    The projection :math:`\Pi` maps onto the unit ball. In batch t, the factor
-    :math:`\beta = (1 - 1/t)^\rho` gives batch s the weight (s / t)^rho. Atoms with norms below 1
-    are then scaled to norm 1, together with A and B. The worst represented signals of the batch
-    replace atoms that no code uses, and atoms that are parallel to another atom.
+    The projection :math:`\Pi` maps onto the unit ball. The factor in batch t is :math:`\beta = (1 -
+    1/t)^\rho`, so that batch s has the weight (s / t)^rho after batch t. Atoms with norms below 1
+    are then scaled to norm 1, together with A and B. Atoms that no code uses, and atoms that are
+    nearly parallel to another atom, are replaced by the worst represented signals of the batch.
 
     Args:
         batches: an iterable of signals (n, m), or of pairs of signals and weights of their squared
@@ -198,9 +198,10 @@ def online(
         resume: a result to continue from. If `batches` holds the batches that follow, and the other
             arguments are the same, the result is bit-identical to the result of an uninterrupted
             stream.
-        checkpoint: a file (.npz) in which the function saves its state after every batch. The same
-            call, with the stream from its beginning, skips the batches that the file covers and
-            continues. If one of these batches has changed, the call raises CheckpointError.
+        checkpoint: a file (.npz) in which the function saves its state, at most once in 5 seconds
+            and at the end. If the file exists, the same call, with the stream from its beginning,
+            skips the batches that the file covers and continues. If one of these batches has
+            changed, the call raises CheckpointError.
 
     Returns:
         Learned, with X None. `objective` is the mean of the LASSO objective over the past signals,
@@ -219,9 +220,9 @@ def online(
         UserWarning: lam is so large that all codes are zero.
 
     With weights, `online` codes the weighted signals. The atoms then fit v y + (1 - v) D x, where v
-    are the weights divided by the largest weight of the batch; this also lowers the objective. A
-    batch counts in proportion to its largest weight. Weights may have any scale: a common factor of
-    the weights and lam scales the objective and changes nothing else.
+    are the weights divided by the largest weight of the batch. This fit also lowers the objective.
+    A batch counts in proportion to its largest weight. Weights may have any scale: a common factor
+    of the weights and lam scales the objective and changes nothing else.
 
     Reference: Mairal, Bach, Ponce, Sapiro (2009, 2010).
 
@@ -334,7 +335,7 @@ def _as_batch(batch: Any, where: str) -> Signals:
 
 
 class Seen(NamedTuple):
-    """The identity of a stream: texts that differ if a batch so far differs."""
+    """The identity of a stream: texts that differ if one of the batches so far differs."""
 
     first: str = ""  # text of the first batch
     all: str = ""
@@ -370,7 +371,7 @@ def _passed_over(stream: Iterator[Signals], n: int, arrays: Arrays, path: Path |
 def _start(
     stream: Iterator[Signals], d: int, start: str | Dictionary, rng: Any, where: str
 ) -> tuple[Sums, Iterator[Signals]]:
-    """The first atoms, and the stream with the batches that were read for them."""
+    """The initial sums, and the stream, which again includes the batches read for the start."""
     first: list[Signals] = []
     needed = d if isinstance(start, str) and start == "data" else 1
     while sum(len(signals.Y) for signals in first) < needed:
@@ -431,7 +432,8 @@ def unrolled(
         start: as in `ksvd`.
         params: initial params of the layer; None for the result of `layer.init`.
         progress: called as `progress(step)` at every evaluation, with a `Step`.
-        checkpoint: a folder, see `training.fit`. The same call continues from the folder.
+        checkpoint: a folder for the checkpoints of `training.fit`. If the folder has a checkpoint,
+            the same call continues from it.
 
     Returns:
         Learned, where X are the codes of the layer with the best params, `objective` is the mean
@@ -439,7 +441,7 @@ def unrolled(
 
     Raises:
         TypeError, ValueError: as in `ksvd` and `training.fit`.
-        NonFiniteError, CheckpointError: see `training.fit`.
+        NonFiniteError, CheckpointError: as in `training.fit`.
 
     Not claimed: that all atoms are used; unused atoms are not replaced. If the layer has many
         steps, the gradient in D is biased until the codes converge.

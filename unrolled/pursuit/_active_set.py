@@ -4,13 +4,13 @@ For each signal, the LASSO code minimises, over all codes or over codes x >= 0,
 
 .. math:: \tfrac12 \|y - D x\|^2 + \sum_i lam_i |x_i| + \tfrac{l2}{2} \|x\|^2.
 
-A working set of atoms grows by the atoms whose constraints are violated most. On the working set,
-the method of Lawson and Hanson is extended to signed entries. In a move, an atom joins the active
-atoms, and the code moves to the minimiser with the signs of the active atoms; an atom whose entry
-would change its sign on the way leaves. The objective falls with every move. Rank-one changes
-update the inverse Gram matrix of the active atoms. The gradient is computed anew before every move,
-so that rounding errors do not accumulate. An atom that depends on the active atoms replaces one of
-the active atoms.
+In each round, the atoms whose constraints are violated most join a working set. On the working set,
+the method of Lawson and Hanson, extended to signed entries, minimises the objective. In each move,
+one atom becomes active, and the code moves towards the minimiser that has the signs of the active
+atoms. At the first change of a sign, the move stops, and the atom of this entry becomes inactive.
+The objective falls with every move. Rank-one changes update the inverse Gram matrix of the active
+atoms. The gradient is computed anew before every move, so that rounding errors do not accumulate.
+An atom that is linearly dependent on the active atoms replaces one of them.
 
 This file imports numba, so other files import this file only inside functions.
 
@@ -30,15 +30,16 @@ from numba import carray, cfunc, njit, types
 # The compiler may reorder sums to use vector registers; NaN and inf keep their meaning.
 _compiled = njit(error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"})
 
-FEWEST = 10  # atoms that join a working set in a round, or the number of active atoms if larger
+# The number of atoms that may join a working set in a round; the number of active atoms if larger.
+FEWEST = 10
 # Without a start, the penalty falls from lam_max to lam, by this factor per round.
 _FALL = 0.4
 _DEPENDENT = 1e-10  # squared sine of the angle between a dependent atom and the span
 _POLISH = 3  # maximum number of successive moves that only correct rounding
-_PAD = 8  # extra columns of a square workspace: rows of 2^k entries would share cache lines
+_PAD = 8  # extra columns of a square workspace, as rows of 2^k entries would share cache lines
 _VECTORS, _LISTS = 12, 6  # numbers of vectors and lists in a workspace
 _UNBOUNDED = 2**62
-_FINEST = 1e-3  # the smallest share to which the slack is reduced if the gap is not met
+_FINEST = 1e-3  # the slack is not reduced below this share if the gap stays above tol
 
 
 class Problem(NamedTuple):
@@ -62,7 +63,7 @@ def problem_of(D: np.ndarray, l2: float = 0.0, nonnegative: bool = False) -> Pro
 
 
 def _inverse(squares: np.ndarray) -> np.ndarray:
-    """The inverse square roots, and 0 for 0."""
+    """The inverse square roots; 0 for a square of 0."""
     return np.divide(1, np.sqrt(squares), out=np.zeros(squares.shape), where=squares > 0)
 
 
@@ -73,7 +74,7 @@ class Minima(NamedTuple):
     gap: np.ndarray  # (n,) duality gaps over norm(y)^2 / 2
     residual: np.ndarray  # (n,) norm(y - D x)
     moves: np.ndarray  # (n,)
-    rounds: np.ndarray  # (n,) how often atoms joined the working set
+    rounds: np.ndarray  # (n,) number of times that atoms joined the working set
 
 
 def minimise(
@@ -92,29 +93,29 @@ def minimise(
 ) -> Minima:
     """The codes of finite signals with entries near 1; the function releases the GIL of Python.
 
-    The gap comes from the dual point s (y - D x), where D'(y - D x) is computed from the Gram
-    matrix. In the gap, the gradient of a free atom (lam 0) counts as zero if it is within the
-    slack.
+    The gap is computed at the dual point s r, with r = y - D x and the largest feasible s <= 1; D'r
+    comes from the Gram matrix. In the gap, the gradient of a free atom (lam 0) counts as zero if it
+    is within the slack.
 
     Args:
         problem: the problem of the dictionary.
-        Y, products: (n, m) and (n, d), the signals and Y D.
+        Y, products: the signals, (n, m), and Y D, (n, d).
         lam: (n, 1) or (n, d), non-negative.
         slack: (n,), the largest violation, relative to the norm of the atom, at which a constraint
-            holds.
+            counts as met.
         tol: the gap at which to stop; -1 to continue to the minimisers.
         moves: maximum number of moves for a signal.
-        start: (n, d), codes to start from, with their signs.
-        masks: (n, m), 1 for the entries of a signal that its code fits, 0 for the other entries, at
-            which Y is 0.
+        start: (n, d), codes to start from; their signs are the first signs of the active atoms.
+        masks: (n, m), 1 for the entries of a signal that the code fits, 0 for the other entries,
+            where Y must be 0.
         fewest: minimum number of atoms that join in a round, if at least as many constraints are
             violated.
         rounds: maximum number of rounds for a signal.
     """
     (m, d), n = problem.D.shape, len(Y)
     result = Minima(np.zeros((n, d)), *np.zeros((2, n)), *np.zeros((2, n), np.int64))
-    # With masks, the Gram matrix of each signal is a workspace, whose rows are computed as atoms
-    # join.
+    # With masks, `gram` is a workspace for the Gram matrix of one signal at a time, whose rows are
+    # computed as atoms join.
     gram, inverse = problem.gram, problem.inverse
     if masks is not None:
         gram, inverse = np.zeros_like(gram), _inverse(masks @ problem.D**2 + problem.l2)
@@ -139,18 +140,18 @@ def match(
     least: float,
     by_fit: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes by matching pursuit, (n, d); numbers of atoms, (n,); rounding errors, (n,).
+    """Codes (n, d) by matching pursuit, their numbers of atoms (n,), and rounding errors (n,).
 
     The rounding error is the squared norm of the part of the residual in the span of the atoms.
 
     Args:
         problem: the problem of the dictionary, without l2.
-        Y, products: (n, m) and (n, d), signals near 1 and Y D.
-        favour: (d,), factors of d_i . r in the choice of an atom.
-        most: maximum number of atoms of a code.
-        least: a correlation below this share of the signal counts as zero. An atom counts as
-            dependent if its squared distance from the span of the chosen atoms is below this share
-            of its squared norm.
+        Y, products: signals near 1, (n, m), and Y D, (n, d).
+        favour: (d,), factors by which |d_i . r| is multiplied in the choice of an atom.
+        most: maximum number of atoms in a code.
+        least: the correlation of a normalised atom with the residual counts as zero if it is below
+            this share of the norm of the signal. An atom counts as dependent if its squared
+            distance from the span of the chosen atoms is below this share of its squared norm.
         by_fit: whether to choose the atom that leaves the smallest residual, and to ignore
             `favour`.
     """
@@ -192,8 +193,8 @@ def _pointer(array: np.ndarray) -> Any:
 def _entry(function: Callable) -> Callable:
     """The compiled function; its machine code is cached on disk if the folder is writable.
 
-    The function takes pointers, and converts the pointers to arrays without reference counts:
-    counting would take as long as the arithmetic for a code with a few nonzeros.
+    The compiled function takes pointers and converts them to arrays without reference counts,
+    because counting would take as long as the arithmetic of a code with few nonzeros.
     """
     try:
         return cfunc(_SIGNATURES[function.__name__], cache=True)(function).ctypes
@@ -280,7 +281,7 @@ def _one(shared, y, products, start, slack, limits, work, own, out):
             *(full, weight, inverse, excess, inside, fresh),
             *(nonnegative, slack, min(max(fewest, k), len(inside) - w)),
         )
-        idle = 0 if joined or level > 1 else idle + 1  # if atoms are blocked, look twice
+        idle = 0 if joined or level > 1 else idle + 1  # the second round unblocks atoms
         if idle > 1 and gap > tol >= 0 and slack > finest:  # for codes much larger than y
             slack, idle = slack / 10, 0
             continue
@@ -312,9 +313,9 @@ def _one(shared, y, products, start, slack, limits, work, own, out):
 
 @_compiled
 def _begun(shared, start, products, slack, budget, work, own):
-    """Start from a code: move to the minimiser on its support, and drop signs that do not hold.
+    """Start from a code: move to the minimiser on its support; atoms whose signs change leave.
 
-    Free atoms become active, with entries of either sign, unless they depend on other atoms.
+    Free atoms become active, with entries of either sign, unless they are dependent on other atoms.
     """
     gram, D, inverse, l2, nonnegative, mask = shared
     x, sign, lam, atoms = work[2], work[4], work[6], work[10]
@@ -338,7 +339,7 @@ def _begun(shared, start, products, slack, budget, work, own):
 
 @_compiled
 def _sizes(r, full, weight, inverse, nonnegative, slack):
-    """norm(r)^2, and the largest |g_i| / lam_i, at least 1."""
+    """norm(r)^2, and the larger of 1 and max |g_i| / lam_i."""
     squares, top = 0.0, 1.0
     for value in r:
         squares += value**2
@@ -393,7 +394,7 @@ def _minimise(work, k, w, nonnegative, slack, budget):
             g[i] -= lam[i] * sign[i]
             worst = max(worst, abs(g[i]) * scale[i])
         if worst > slack and polished < _POLISH:
-            if polished == _POLISH - 1:  # the inverse has lost its digits
+            if polished == _POLISH - 1:  # the inverse has become inaccurate
                 before, k = k, _rebuild(work, k, w)
                 if k < before:
                     continue
@@ -413,7 +414,7 @@ def _minimise(work, k, w, nonnegative, slack, budget):
         _swap(work, entering, k, 0, w)
         k, joined, exchanged = _enter(work, k, w, nonnegative)
         moves, polished = moves + 1, 0 if joined else polished
-        if joined and not exchanged:  # after an exchange, the next round moves
+        if joined and not exchanged:  # after an exchange, the next pass moves
             for i in range(k):
                 change[i] = -M[k - 1, i] * g[k - 1]
             k, _ = _move(work, k, w)
@@ -454,7 +455,7 @@ def _enter(work, k, w, nonnegative):
 
 @_compiled
 def _move(work, k, w):
-    """Move from x towards x - change, but stop at the first sign change: that atom leaves."""
+    """Move from x to x - change; stop at the first change of a sign, where that atom leaves."""
     x, sign, change, blocked = work[2], work[4], work[8], work[12]
     far, leaving = 1.0, -1
     for i in range(k):
@@ -535,7 +536,7 @@ def _atom_by_atom(shared, y, products, most, least, work, own, out):
             x[i] -= x[k] * u[i]
         _extend(M, u, pivot, k)
         k += 1
-    for _ in range(2):  # to correct the rounding of the moves
+    for _ in range(2):  # to correct the rounding errors so far
         _subtract(g, b, A, order, x, k, k)
         change[:k] = 0
         _subtract(change, change, M, order, g, k, k)
@@ -674,7 +675,7 @@ def _leave(work, i, k, w):
 
 @_compiled
 def _rebuild(work, count, w):
-    """Compute the inverse of the first atoms from their Gram matrix, without dependent atoms."""
+    """Compute the inverse Gram matrix of the first `count` atoms; dependent atoms leave."""
     A, M, x, sign, u, order = work[0], work[1], work[2], work[4], work[9], work[11]
     k = 0
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""Basis pursuit, min norm(x, 1) : D x = y, and its denoising form, to a certified gap."""
+"""Basis pursuit, min norm(x, 1) : D x = y, and basis pursuit denoising, to a certified gap."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -55,10 +55,11 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
 
     .. math:: \min_x \|x\|_1 : D x = y.
 
-    The linear program is solved in float64 on the host; `vmap` over signals solves a whole batch
-    together. The function is traceable, and differentiable in D and y with the support held fixed,
-    if the solution is unique and the atoms of its support are independent. The LASSO solvers are
-    faster than `basis_pursuit` for many sparse signals and a common penalty.
+    The function solves the linear program in float64 on the host; under `vmap` over signals, it
+    solves the whole batch together. The function is traceable. If the solution is unique and the
+    atoms of its support are independent, the function is differentiable in D and y, with the
+    support held fixed. For many sparse signals with a common penalty, the LASSO solvers are faster
+    than `basis_pursuit`.
 
     Args:
         D: (m, d). Structured dictionaries are made dense.
@@ -68,18 +69,18 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
     Returns:
         Pursuit with one of the solutions. `gap` is (norm(x, 1) - dual) / norm(x, 1), and `steps`
         counts the pivots after the first-order method. `converged` says that the gap is at most tol
-        and that the returned code has D x = y to rounding. `converged` is False if y is not in the
+        and that the returned code reproduces y to rounding. `converged` is False if y is not in the
         range of D (x is then the code of the projection of y) or if y is not finite (x is then 0).
-        It is also False if the rounding of x leaves a residual above sqrt(eps) norm(y). This
-        happens if y is in the range of D only because D is rounded: use float64, or project y onto
-        the range.
+        `converged` is also False if the rounding of x leaves a residual above sqrt(eps) norm(y).
+        Such a residual occurs if y is in the range of D only because D is rounded. In this case,
+        use float64, or project y onto the range.
 
     Raises:
         TypeError: an operand is not real.
         ValueError: shapes do not fit, or tol is not positive.
 
     Not claimed: the least norm of all codes that reproduce y to rounding. If D has full rank only
-        because of rounding, such as a float32 product of thin factors, the rounding error of y is
+        because of rounding, as a float32 product of thin factors has, the rounding error of y is
         divided by tiny singular values, and x may have a much larger norm. Multiply such factors in
         float64.
 
@@ -146,14 +147,14 @@ def _derivative(tol, primals, tangents):
 def _compiled(form: StaticPart, problem: Problem, tol: float) -> tuple:
     """The callback and the other computations in one program, for arrays on several devices.
 
-    The result of a program with only the callback is on a device that other programs refuse.
+    If a program had only the callback, its result would be on a device that other programs refuse.
     """
     answers = _solution(problem.Ds[0], problem.y, tol)
     return _result(form, problem, Found(*answers))
 
 
 def _solve_on_host(D, y, *, tol):
-    """x, gap, steps, and whether gap <= tol; the leading axes of D and y are equal, or 1."""
+    """x, gap, steps, and whether gap <= tol; leading axes of D and y have equal lengths, or 1."""
     dtype = y.dtype
     D, y = np.asarray(D, np.float64), np.asarray(y, np.float64)
     lead = np.broadcast_shapes(D.shape[:-2], y.shape[:-1])
@@ -187,7 +188,7 @@ def _one_dictionary(D, Y, tol):
 
 
 def _polished(D, y, v):
-    """Solve again without entries of v that are rounding, if the others reproduce y as well."""
+    """Solve without entries of v that are rounding errors, if the others reproduce y as well."""
     large = np.abs(v) > _NEGLIGIBLE * np.abs(v).max()
     if large.all():
         return v
@@ -235,9 +236,10 @@ def bpdn(
 
     .. math:: \min_x \|x\|_1 : \|y - D x\| \le eps.
 
-    The code solves a LASSO, and the method of false position finds the penalty: while the support
-    is constant, norm(y - D x)^2 is linear in lam^2. The function is traceable and, like `lasso`,
-    differentiable in D, y and eps with the support held fixed.
+    The code is the solution of a LASSO. The method of false position finds the penalty of this
+    LASSO in terms of lam^2, because norm(y - D x)^2 is linear in lam^2 as long as the support is
+    constant. The function is traceable and, like `lasso`, differentiable in D, y and eps with the
+    support held fixed.
 
     Args:
         D: (m, d).
@@ -248,11 +250,12 @@ def bpdn(
         max_steps: maximum number of steps of FISTA for each penalty.
 
     Returns:
-        Pursuit. In half precision `converged` requires that the rounded code is within eps. `gap`
-        is (norm(x, 1) - dual) / norm(x, 1), with the dual value y . z - eps norm(z) of z = r / max
-        abs(D'r). `gap` is inf if no code within eps was found. In this case, the distance of y from
-        the range of D is above eps, or eps / norm(y) is below the rounding error: subtract the part
-        that all signals have in common, or use float64. `steps` counts the steps for all penalties.
+        Pursuit. In half precision `converged` requires that the signal of the rounded code is
+        within eps of y. `gap` is (norm(x, 1) - dual) / norm(x, 1), with the dual value y . z - eps
+        norm(z) of z = r / max abs(D'r). `gap` is inf if no code was found whose signal is within
+        eps of y. In this case, the distance of y from the range of D is above eps, or eps / norm(y)
+        is below the rounding error. To reduce the rounding error, subtract the part that all
+        signals have in common, or use float64. `steps` counts the steps of FISTA for all penalties.
 
     Raises:
         TypeError: an operand is not real.
@@ -295,7 +298,7 @@ class Denoising:
 def _penalty(x: Array, D: Operator, y: Array, level: Array) -> Array:
     """The lam whose LASSO has the code x, the solution with norm(y - D x) = level.
 
-    For a fixed support, norm(y - D x) is a function of D, y and lam, which determines the
+    For a fixed support, norm(y - D x) is a function of D, y and lam; this function determines the
     derivative of lam.
     """
     return jnp.max(jnp.abs((y - D @ x) @ D))
@@ -397,7 +400,7 @@ def _tried(
 
 
 def _judged(D: Operator, y: Array, level: Array, x: Array) -> tuple[Array, Array, Array]:
-    """The norm of the residual, the l1 norm of the code, and the gap, inf outside of the ball."""
+    """The norm of the residual, the l1 norm of the code, and the gap: inf outside of the ball."""
     r = y - D @ x
     g, length, l1 = r @ D, norm(r), jnp.sum(jnp.abs(x))
     lam = jnp.max(jnp.abs(g))

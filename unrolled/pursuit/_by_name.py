@@ -43,18 +43,18 @@ Solve = TypeVar("Solve", bound=Callable[..., Any])
 
 # The leading operands of a pursuit -> `Named.takes`; options follow the operands.
 _OPERANDS = {("D", "y"): "one", ("Ds", "y"): "chain", ("D", "Y"): "batch"}
-# Parameters that are no options by name, because they are operands with a row for every signal.
+# Parameters that do not count as options, because they have a row for every signal.
 _OF_SIGNALS = {"start", "weights", "mask"}
 
 
 class Named(NamedTuple):
-    """A pursuit, and the facts that its signature states."""
+    """A registered pursuit, with the facts that callers need."""
 
     solve: Callable[..., Any]
     takes: str  # "one" for (D, y), "chain" for (Ds, y), "batch" for (D, Y)
     options: tuple[str, ...]
-    needs: tuple[tuple[str, ...], ...]  # groups of options, with one required of each group
-    aims: bool  # whether `converged` judges the code; thresholding solves no problem
+    needs: tuple[tuple[str, ...], ...]  # groups of options; each group needs one of its options
+    aims: bool  # whether `converged` judges the code; False for thresholding
     many: str  # the batch pursuit that solves the same problem, or ""
 
 
@@ -71,10 +71,10 @@ def register(
     The signature defines the operands and options; an option without a default is required.
 
     Args:
-        solve: a function of (D, y), (Ds, y) or (D, Y) and options. Its result must have
-            `converged`, and the code `x` or, for a chain, the codes `xs`, like `Pursuit` and
+        solve: a function of (D, y), (Ds, y) or (D, Y) and options. Its result must have the fields
+            `converged` and `x` or, for a chain, `converged` and `xs`, like `Pursuit` and
             `DeepPursuit`.
-        one_of: options with defaults; one of these options is required.
+        one_of: options that have defaults; callers must give at least one of these options.
         aims: whether `converged` says that a code has the requested accuracy.
         many: the name of a batch pursuit that solves the same problem.
 
@@ -83,7 +83,7 @@ def register(
 
     Raises:
         TypeError: another module has registered this name.
-        ValueError: the signature begins with other operands.
+        ValueError: the signature does not begin with (D, y), (Ds, y) or (D, Y).
 
     Example:
         >>> @ur.pursuit.register
@@ -138,16 +138,16 @@ CHAIN, BATCH = "chain", "batch"  # values of `Named.takes` for operands other th
 
 
 class Coded(NamedTuple):
-    """The codes of every layer, (signals, d_j) each, and the signals whose codes miss their aim."""
+    """The codes of every layer, (signals, d_j) each, and the signals that have not converged."""
 
     codes: tuple[Array, ...]
-    missed: int  # number of signals whose codes miss their aim
+    missed: int  # number of signals that have not converged
     rows: np.ndarray  # the indices of these signals
-    zeros: int  # number of nonzero signals coded as zero, negligible next to the largest
+    zeros: int  # number of nonzero signals coded as zero, because the largest is much larger
 
 
 def check_options(name: str, options: Mapping[str, Any], where: str) -> None:
-    """Raise ValueError unless the pursuit `name` has these options and needs no others."""
+    """Raise ValueError unless the pursuit `name` has these options and requires no others."""
     if name not in PURSUITS:
         names = ", ".join(PURSUITS)
         raise ValueError(f"{where}: unknown pursuit {name!r}; expected one of {names}")
@@ -188,7 +188,7 @@ _ABSOLUTE = ("lam", "lams", "theta", "thetas", "eps", "tol")  # in the units of 
 
 
 def is_relative(name: str, options: Mapping[str, Any]) -> bool:
-    """Whether no option has the units of the signals, so that the pursuit also codes rounding.
+    """Whether no option has the units of the signals; such a pursuit also codes rounding errors.
 
     Examples of options without units are a sparsity and a ratio. (Only in OMP does tol have the
     units of the signals.)
@@ -203,7 +203,7 @@ def is_relative(name: str, options: Mapping[str, Any]) -> bool:
 
 
 def zero_beside_largest(Y: Any) -> np.ndarray:
-    """Marks nonzero signals that are below the rounding error of the largest signal.
+    """Mark nonzero signals whose norm is below the rounding error of the largest signal.
 
     Example:
         >>> from unrolled.pursuit._by_name import zero_beside_largest
@@ -221,7 +221,8 @@ def pursue(name: str, Ds: tuple[Any, ...], Y: Any, options: Mapping[str, Any]) -
     If a batch solver has the same options, `pursue` calls the batch solver, because under `vmap`
     the loop of a pursuit runs for all signals until the slowest signal has converged. `pursue` does
     not work under `jit`, because it checks the values of the options. If no option has the units of
-    the signals, a signal that is below the rounding error of the largest signal has the code 0.
+    the signals, a signal whose norm is below the rounding error of the largest signal gets the code
+    0.
 
     Example:
         >>> from unrolled.pursuit._by_name import pursue
@@ -247,14 +248,14 @@ def pursue(name: str, Ds: tuple[Any, ...], Y: Any, options: Mapping[str, Any]) -
     return Coded(codes, len(rows), rows, zeros)
 
 
-# The pursuits of the LASSO.
+# The pursuits that solve the LASSO.
 _LASSO = {"ista", "fista", "lasso", "lasso_batch"}
 
 
 def lasso_problem(
     name: str, options: Mapping[str, Any], D: Dictionary, Y: ArrayLike
 ) -> dict[str, Any] | None:
-    """The lam, l2 and nonnegative of the LASSO that a pursuit solves; None for another problem.
+    """The lam, l2 and nonnegative of the LASSO that a pursuit solves; None if it solves no LASSO.
 
     Example:
         >>> from unrolled.pursuit._by_name import lasso_problem
@@ -272,7 +273,7 @@ def lasso_problem(
 
 
 def _sizes(D: Dictionary, products: np.ndarray) -> np.ndarray:
-    """The magnitudes of inner products with the atoms, (signals, d), or the sizes of parts."""
+    """The magnitudes of the inner products with the atoms, (signals, d), or the norms of parts."""
     if block_of(D) == 1:
         return np.abs(products)
     return np.linalg.norm(products.reshape(len(products), -1, block_of(D)), axis=2)
@@ -306,15 +307,15 @@ DEFAULT_LAM = f"a tenth of {LARGEST_LAM}"
 
 
 def default_lam(D: Dictionary, Y: Array | np.ndarray | MappedRows, ratio: float = 0.1) -> float:
-    """A weight of the LASSO: `ratio` times the lam at which nine signals in ten have the code 0.
+    """A penalty for the LASSO: `ratio` times the lam at which nine signals in ten have the code 0.
 
     A signal has the code 0 if lam >= lam_max = max |D'y|. The function uses the first 2,000
     signals.
 
     Args:
         D: (m, d).
-        Y: (signals, m), or signals of another form of D.
-        ratio: the factor.
+        Y: (signals, m), or signals in another form that D accepts.
+        ratio: the factor of the lam at which nine signals in ten have the code 0.
 
     Raises:
         ValueError: all signals are zero, or orthogonal to all atoms.

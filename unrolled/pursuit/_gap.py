@@ -31,17 +31,17 @@ __all__ = ["duality_gap", "lasso_objective"]
 
 @checked
 def lasso_objective(D: Dictionary, y: ArrayLike | Any, x: ArrayLike | Any, lam: ArrayLike) -> Array:
-    """1/2 norm(y - D x)^2 + sum_i lam_i |x_i|, ().
+    """The objective 1/2 norm(y - D x)^2 + sum_i lam_i |x_i|, an array of shape ().
 
     Args:
         D: (m, d).
         y, x: (m,) and (d,), or the forms that `lasso` takes and returns: grids for a `Conv`,
-            complex vectors for a `Complex` D, (m, g) and (d, g) for a `Joint` D. Each of the two
-            may be flat.
+            complex vectors for a `Complex` D, (m, g) and (d, g) for a `Joint` D. Both y and x may
+            also be flat.
         lam: penalty weight: one number, one per atom, or one per filter of a `Conv`.
 
     Raises:
-        ValueError: lam has another shape.
+        ValueError: the shape of y, x or lam does not fit D.
 
     Example:
         >>> D, y = jnp.eye(2), jnp.array([3.0, 0.5])
@@ -69,13 +69,13 @@ def duality_gap(D: Dictionary, y: ArrayLike | Any, x: ArrayLike | Any, lam: Arra
     .. math:: gap = (1 - s)^2 \|r\|^2 / 2 + \sum_i (lam_i |x_i| - s x_i (D'r)_i).
 
     An atom with lam_i = 0 requires d_i . r = 0. So r is first replaced by r', its projection on the
-    vectors orthogonal to these atoms. This adds norm(r - r')^2 / 2 to the gap, and norm(y) times
-    the rounding error of r'.
+    vectors orthogonal to these atoms. The replacement adds norm(r - r')^2 / 2, and norm(y) times
+    the rounding error of r', to the gap.
 
     A vector r that differs from y - D x by e also gives a bound, up to norm(e) (norm(e) + sqrt(2
     gap)), so the rounding of r hardly matters. The rounding of D'r changes the gap: for unit atoms,
-    the change is about eps norm(r) (2 norm(x, 1) + sqrt(2 gap) norm(r) / lam). If the gap of a
-    float32 code is computed again in float64, r differs. If atoms are nearly dependent, the new gap
+    the change is about eps norm(r) (2 norm(x, 1) + sqrt(2 gap) norm(r) / lam). If you compute the
+    gap of a float32 code again in float64, r changes. If atoms are nearly dependent, the new gap
     may then be much larger.
 
     If the codes of D come in parts, |v|_i is the norm of part i, such as the modulus of a complex
@@ -86,10 +86,10 @@ def duality_gap(D: Dictionary, y: ArrayLike | Any, x: ArrayLike | Any, lam: Arra
         y, x, lam: as for `lasso_objective`.
 
     Returns:
-        The gap, (), in the units of norm(y)^2.
+        The gap, an array of shape (), in the units of norm(y)^2.
 
     Raises:
-        ValueError: lam has another shape.
+        ValueError: the shape of y, x or lam does not fit D.
 
     Example:
         >>> D, y = jnp.eye(2), jnp.array([3.0, 0.5])
@@ -128,7 +128,7 @@ def _as_operands(D: Dictionary, y: Any, x: Any, lam: ArrayLike, where: str) -> t
 
 @jax.jit
 def _duality_gap(D: Operator, y: Array, x: Array, lam: ArrayLike) -> Array:
-    # After division by a power of two near y or D x, the terms are in the range if their sum is.
+    # After division by a power of two near y or D x, all terms are in the range if their sum is.
     r = y - D @ x
     k = exponent(jnp.stack([jnp.asarray(y, r.dtype), r]))
     y, x, weight = (ldexp(jnp.asarray(v, r.dtype), -k) for v in (y, x, per_atom(D, lam)))
@@ -156,10 +156,10 @@ def dual_gap(
     The gap is a sum of non-negative terms. For all j but the last, |g_j| is at most lam_j.
 
     Args:
-        squares: norm(r)^2 of the residual r, ().
+        squares: (), norm(r)^2 of the residual r.
         lams, xs, gs: one per layer, (d_j,) or a shape that broadcasts to (d_j,).
-        penalty: the penalty of a single layer, or L1. If the penalty requires x >= 0, the gap of
-            other codes is inf.
+        penalty: the penalty of a single layer, or L1. If the penalty requires x >= 0, a code with a
+            negative entry has the gap inf.
     """
     s = jnp.min(dual_factor(penalty.of_parts(lams[-1]), penalty.dual_sizes(gs[-1])))
     terms = [penalty.excess(x, g, lam, s) for lam, x, g in zip(lams, xs, gs)]
@@ -175,7 +175,7 @@ def elastic_gap(
     r"""`dual_gap` of 1/2 norm(y - D x)^2 + lam norm(x, 1) + l2/2 norm(x)^2, with h = D'(y - D x).
 
     The elastic net is the LASSO in D stacked on sqrt(l2) I, with g = h - l2 x. If l2 > 0, the
-    Fenchel conjugate gives a dual value to r itself. The gap for this value is sum_i l2/2 (x_i -
+    Fenchel conjugate gives a dual value at r itself. The gap for this value is sum_i l2/2 (x_i -
     e_i / l2)^2 + lam_i |x_i| - x_i (h_i - e_i), where e is the excess of h over lam. The function
     returns the smaller of the two gaps.
     """
@@ -234,8 +234,8 @@ def chain_gap(problem: Problem, xs: Codes, multipliers: Callable[[int, Array], A
         |D_j' z_{j-1} - z_j| \le lam_j, \quad z_J = 0.
 
     With z_0 = y - D_1 x_1 and |U_j| <= lam_j, the choice z_j = D_j' z_{j-1} - U_j meets all
-    constraints but the last, in which U_J = D_J' z_{J-1}. After multiplication by a factor s <= 1,
-    this choice also meets the last constraint, and
+    constraints except the last one. Let U_J = D_J' z_{J-1}. After multiplication by a factor s <=
+    1, the choice also meets the last constraint, and
 
     .. math:: gap = (1 - s)^2 \|z_0\|^2 / 2 + \sum_j \sum_i (lam_j |x_j| - s U_j x_j)_i.
 
@@ -246,7 +246,7 @@ def chain_gap(problem: Problem, xs: Codes, multipliers: Callable[[int, Array], A
         multipliers: (index of the layer, from 0, D_j' z_{j-1}) -> U_j, for j < J.
 
     Returns:
-        The gap over norm(y)^2 / 2, ().
+        The gap divided by norm(y)^2 / 2, an array of shape ().
     """
     Ds, y, lams, *_ = problem
     r = z = y - Ds[0] @ xs[0]
@@ -269,7 +269,7 @@ def least_between(x: Array, d: Array, slope: Array, lam: Array, signs: Array) ->
 
     If x + d is the minimiser with the signs of x, the objective is -f t + f t^2 / 2 up to a
     constant, with f = slope . d. When entry i changes its sign, the derivative rises by 2 lam_i
-    abs(d_i). If the search stops at a sign change, this entry is exactly 0.
+    abs(d_i). If the search stops at a sign change, the entry that changes its sign is exactly 0.
 
     Args:
         x: (k,), a code.
@@ -299,7 +299,7 @@ def least_between(x: Array, d: Array, slope: Array, lam: Array, signs: Array) ->
 
 
 def freed(D: Operator, free: Array, r: Array, h: Array) -> tuple[Array, Array, Array]:
-    """r minus its part in the span of the free atoms, D'r of this r, and a bound on its rounding.
+    """r minus its part in the span of the free atoms, D' times this r, and a bound on its rounding.
 
     If |D_f'r| = e for the free atoms D_f, the rounding error of r is at most e / sigma, where sigma
     is the least singular value of D_f. The function estimates sigma from the code of an

@@ -1,4 +1,4 @@
-"""ISTA and FISTA: for one dictionary up to a duality gap, for a chain up to a fixed point."""
+"""ISTA and FISTA, for one dictionary to a duality gap, and for a chain to a fixed point."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -68,7 +68,7 @@ def lipschitz(D: Dictionary, where: str) -> Array:
     """L = norm(D, 2)^2, the Lipschitz constant of the gradient D'(D x - y), for the step 1 / L.
 
     Raises:
-        ValueError: a known D is zero, or L is outside of the range of the dtype.
+        ValueError: a known D is zero, or L or 1 / L is outside of the range of the dtype.
 
     Example:
         >>> round(float(ur.pursuit.lipschitz(2 * jnp.eye(3), "caller")), 3)
@@ -103,18 +103,18 @@ def ista_step(
 ) -> Array:
     """x <- shrink(x + gamma D'(y - D x), theta): one gradient step, one shrinkage.
 
-    The solver and the layer share this function.
+    The solver `ista` and the layers that unroll ISTA share this function.
 
     Args:
         D: (m, d).
         y, x: (m,) and (d,).
-        gamma: step size, () or (d,).
-        theta: thresholds, (), (d,), or one per filter of a `Conv`.
+        gamma: step size, of shape () or (d,).
+        theta: thresholds: one number, one per atom, or one per filter of a `Conv`.
         activation: function that replaces ReLU in the shrinkage.
-        penalty: the penalty whose proximal map is the shrinkage, with the parts of D.
+        penalty: the penalty whose proximal map is the shrinkage; D determines its parts.
 
     Returns:
-        The next code, (d,).
+        The next code, of shape (d,).
 
     Reference: Daubechies, Defrise, De Mol (2004).
 
@@ -203,7 +203,7 @@ def sweep(
         update: (index of the layer, from 0; new code of the layer before; x_j; D_j x_j) -> new x_j.
 
     Returns:
-        The new codes, (d_j,) each.
+        The new codes, of shapes (d_j,).
 
     Example:
         >>> D, y = jnp.eye(2), jnp.array([3.0, 0.5])
@@ -242,7 +242,7 @@ def ml_ista_step(
         \hat x_j &= shrink(x_j + \gamma_j D_j'(\hat x_{j-1} - D_j x_j), \theta_j),
         \quad j = 1, \dots, J, \quad \hat x_0 = y.
 
-    Solvers and the classifiers of `models.MLCSC` share this function.
+    The solvers and the classifiers of `models.MLCSC` share this function.
 
     Args:
         Ds: J dictionaries of shapes (d_{j-1}, d_j), or anything with `D @ x` and `r @ D`.
@@ -251,7 +251,7 @@ def ml_ista_step(
         shrinkage: (v, theta) -> code; `activations.nonnegative_threshold` for codes x >= 0.
 
     Returns:
-        The codes after the step, (d_j,) each; the last one is the next x_J.
+        The codes after the step, of shapes (d_j,); the last code is the next x_J.
 
     Reference: Sulam, Aberdam, Beck, Elad (2020).
 
@@ -287,10 +287,10 @@ def ista(
     Args:
         D: (m, d).
         y: (m,), or a signal grid of a `Conv`, whose code has the shape `D.code_grid`.
-        lam: penalty weight: one number, one per atom, or one per filter of a `Conv`; lam >= max
-            abs(D'y) gives x = 0. (If a paper puts lambda on the data term, norm(x, 1) + lambda
+        lam: penalty weight: one number, one per atom, or one per filter of a `Conv`; if lam >= max
+            abs(D'y), then x = 0. (If a paper puts lambda on the data term, norm(x, 1) + lambda
             norm(y - D x)^2, then lam = 1 / (2 lambda).)
-        tol: relative duality gap to stop at; None runs exactly `max_steps` steps and is
+        tol: relative duality gap to stop at. If None, `ista` takes exactly `max_steps` steps and is
             differentiable in reverse mode.
         max_steps: maximum number of steps; with a tol, rounded up to a multiple of 10.
         activation: function that replaces ReLU in the shrinkage. The gap certifies a code only with
@@ -369,8 +369,8 @@ def ml_ista(
 
     .. math:: \min_{x_J} \|y - D_1 x_1\|^2 / 2 + \sum_j lam_j \|x_j\|_1, \qquad x_{j-1} = D_j x_j.
 
-    The function takes steps `ml_ista_step` with gamma_1 = step / L_1, gamma_j = 1 / L_j and theta_j
-    = gamma_1 ... gamma_j lam_j, where L_j = norm(D_j, 2)^2. The steps converge to a fixed point if
+    Every step is an `ml_ista_step` with gamma_1 = step / L_1, gamma_j = 1 / L_j and theta_j =
+    gamma_1 ... gamma_j lam_j, where L_j = norm(D_j, 2)^2. The steps converge to a fixed point if
     one exists, because the gradient mapping of a layer is cocoercive, with at least half of the
     constant of an exact gradient. With one layer, `ml_ista` is `ista`.
 
@@ -383,15 +383,15 @@ def ml_ista(
         y: (m,).
         lams: J penalties, each one number, one per atom, or one per filter of a `Conv`.
         step: gamma_1 L_1, in (0, 1].
-        tol: tolerance of the fixed point, see Returns; None runs exactly `max_steps` steps and is
-            differentiable in reverse mode.
+        tol: tolerance of the fixed point, see Returns. If None, `ml_ista` takes exactly `max_steps`
+            steps and is differentiable in reverse mode.
         max_steps: maximum number of steps; with a tol, rounded up to a multiple of 10.
-        start: the x_J to start from, (d_J,); zero by default.
+        start: the x_J to start from, of shape (d_J,); zero by default.
 
     Returns:
-        DeepPursuit. `converged` says that a step moves x_J by at most tol gamma_1 ... gamma_J max
-        abs(D_J' ... D_1' y), not that the gap is small. `gap` bounds the excess of the objective at
-        every point, also before convergence.
+        DeepPursuit. `converged` says that a step moves x_J by at most `tol gamma_1 ... gamma_J max
+        abs(D_J' ... D_1' y)`; it does not say that the gap is small. `gap` bounds the excess of the
+        objective at every point, also before convergence.
 
     Raises:
         TypeError: an operand is not real, or step, tol or max_steps is traced.
@@ -455,7 +455,7 @@ def ml_fista(
 
 @dataclass(frozen=True)
 class Iterated:
-    """ISTA: for one dictionary up to a gap, for a chain up to a fixed point."""
+    """ISTA, for one dictionary to a gap, and for a chain to a fixed point."""
 
     tol: float | None
     max_steps: int

@@ -40,7 +40,7 @@ from unrolled.pursuit._problem import (
 __all__ = ["Path", "lam_max", "lam_of_paper", "lasso", "lasso_path"]
 
 
-# Steps of FISTA between two evaluations of the gap.
+# Number of steps of FISTA between two evaluations of the gap.
 _BLOCK = 10
 # The maximum number of blocks between two solutions on the support by conjugate gradients.
 _OFTEN = 16
@@ -66,8 +66,8 @@ def lasso(
     Both methods need only products with D, so D may be a dictionary of any class and size. The
     function is traceable, and differentiable in D, y, lam and l2, in forward and in reverse mode,
     with the support held fixed. This derivative is the derivative of the solution if the solution
-    is unique and its support does not change nearby. Inside a `lax.scan`, a derivative in reverse
-    mode can be differentiated in forward mode only.
+    is unique and small changes of the arguments leave its support unchanged. Inside a `lax.scan`, a
+    derivative in reverse mode can be differentiated in forward mode only.
 
     Args:
         D: (m, d).
@@ -82,11 +82,11 @@ def lasso(
         max_steps: maximum number of steps of FISTA, rounded up to a multiple of 10.
 
     Returns:
-        Pursuit; `steps` counts steps of FISTA. lam >= lam_max gives x = 0 without a step. Atoms
+        Pursuit; `steps` counts steps of FISTA. If lam >= lam_max, then x = 0, without a step. Atoms
         with a lam of 0 are not penalised; such free atoms can model a mean or a trend. If all atoms
         are free, x is a least squares code. (If lam is a single traced number with the value 0, the
-        gap is loose: trace one lam per atom.) See `duality_gap` for the effect of rounding on the
-        bound.
+        gap is loose; for a tight gap, pass one lam per atom.) See `duality_gap` for the effect of
+        rounding on the bound.
 
     Raises:
         TypeError: an operand is not real, or tol or max_steps is traced.
@@ -163,7 +163,7 @@ def lasso_path(
 ) -> Path:
     r"""The codes of `lasso` for a sequence of penalties; each solve starts from the previous code.
 
-    The function is traceable, and differentiable like `lasso` inside a `lax.scan`.
+    The function is traceable, and has the same derivatives as `lasso` inside a `lax.scan`.
 
     Args:
         D: (m, d).
@@ -307,7 +307,7 @@ def _half_inverse(weight: Array) -> Array:
 def one_penalty(
     lam: ArrayLike | None, ratio: ArrayLike | None, where: str
 ) -> tuple[ArrayLike, str]:
-    """The penalty that is given, lam or ratio, with its name."""
+    """The given penalty, lam or ratio, and its name."""
     if (lam is None) == (ratio is None):
         raise ValueError(f"{where}: expected one of lam and ratio, got lam={lam}, ratio={ratio}")
     return (lam, "lam") if lam is not None else (ratio, "ratio")  # type: ignore[return-value]
@@ -386,8 +386,8 @@ def on_branch(
     The support is held fixed, and the derivative in the argument x is zero.
 
     Args:
-        slope: (params, x) -> the negative gradient of the objective, (d,); entries off the support
-            are ignored.
+        slope: (params, x) -> the negative gradient of the objective, of shape (d,); its entries off
+            the support are ignored.
         limit: maximum number of steps of conjugate residuals.
         params: tuple of the arrays on which x depends, D first.
         x: (d,), a stationary point, scaled near 1.
@@ -404,7 +404,7 @@ def _branch(slope, limit, penalty, primals, tangents):
 
 
 def units_of_small_atoms(D: Operator) -> Array:
-    """k, (d,), so that 2^k d_i has at least a sixteenth of the largest norm, or 0 if d_i has it."""
+    """The k >= 0, (d,), with which 2^k d_i has at least 1/32 of the largest norm of an atom."""
     sizes = exponent(column_norms(D)[None], 0)[0]
     return jnp.maximum(jnp.max(sizes) - sizes - 4, 0)
 
@@ -417,7 +417,7 @@ def tangent(
     x: Array,
     penalty: Penalty = L1,
 ) -> Array:
-    """The derivative of `on_branch` along a change of params; least squares for dependent atoms.
+    """The derivative of `on_branch` along a change of params, by least squares for dependent atoms.
 
     The function solves in `units_of_small_atoms`, so that small atoms do not count as dependent.
     """
@@ -519,9 +519,10 @@ def conjugate_gradients(A: Callable[[Array], Array], b: Array, limit: ArrayLike)
 def conjugate_residuals(A: Callable[[Array], Array], b: Array, limit: ArrayLike) -> Array:
     """v with the least norm(A v - b). A may be singular: the atoms of a support may be dependent.
 
-    Conjugate gradients need b in the range of A. In conjugate residuals, the part of b outside the
-    range stays in the residual r, and the steps end when A r is within the rounding error of r.
-    Since b is a derivative, it may have any scale; the function first divides b by a power of two.
+    Conjugate gradients need b in the range of A. In the method of conjugate residuals, the part of
+    b outside the range stays in the residual r, and the steps end when A r is within the rounding
+    error of r. Since b is a derivative, it may have any scale; the function first divides b by a
+    power of two.
     """
     eps, scale = float(jnp.finfo(b.dtype).eps), exponent(b)
     b = times_power(b, -scale)

@@ -57,7 +57,8 @@ __all__ = ["lasso_batch"]
 # min(m, d)^2 d products.
 _CHUNK, _FEWEST, BLOCK = 256, 16, 4096
 _PRODUCTS = 2**30
-# A constraint holds if its violation, relative to the norms of atom and signal, is at most this.
+# A constraint counts as met if its violation, relative to the product of the norms of the atom and
+# the signal, is at most this value.
 _SLACK = 1e-11
 
 
@@ -79,24 +80,24 @@ def lasso_batch(
     .. math:: \min_x \tfrac12 \|y - D x\|^2 + \sum_i lam_i |x_i| + \tfrac{l2}{2} \|x\|^2
         \quad \text{for every row } y \text{ of } Y.
 
-    The method moves towards the minimiser, and stops at the first code whose duality gap, computed
+    The method moves towards the minimiser and stops at the first code whose duality gap, computed
     in float64, is at most tol. It runs on the host, compiled by numba: the first call takes seconds
     unless an earlier process has saved the machine code. The function is traceable. For a
-    derivative, use `lasso` under `vmap`. If the codes of D come in parts, `lasso_batch` also runs
-    `lasso` under `vmap`: |x_i| is then the size of a part, the gap has the precision of the dtype,
+    derivative, use `lasso` under `vmap`. If the codes of D come in parts, `lasso_batch` itself runs
+    `lasso` under `vmap`. Then |x_i| is the norm of a part, the gap has the precision of the dtype,
     and `steps` counts steps of FISTA.
 
     Args:
         D: (m, d). Structured dictionaries without parts are converted to matrices; if the matrix
             would be too large, use `lasso` under `vmap`.
-        Y: (batch, m). Y may also be a batch of signal grids of a `Conv`, whose codes have the shape
-            `D.code_grid`, or complex signals of a `Complex` D, or signals of a `Joint` D, whose
-            codes have the same form. The batch may be empty. If Y comes from
-            `np.load(path, mmap_mode="r")`, it is read in chunks; the codes are the same. All codes
-            are in memory together; to write codes to a file, use `unrolled encode`.
+        Y: (batch, m). Y may also be a batch of signal grids of a `Conv` (the codes then have the
+            shape `D.code_grid`), of complex signals of a `Complex` D, or of signals of a `Joint` D
+            (the codes then have the same form as the signals). The batch may be empty. If Y comes
+            from `np.load(path, mmap_mode="r")`, the function reads Y in chunks and returns the same
+            codes. All codes must fit in memory; to write codes to a file, use `unrolled encode`.
         lam: penalty weight: one number, one per atom (d,), one per filter of a `Conv`, one per
-            signal (batch, 1), or (batch, d). If codes come in parts, lam has one number per part
-            instead of one per atom.
+            signal (batch, 1), or one per signal and atom (batch, d). If codes come in parts, lam
+            has one number per part instead of one per atom.
         ratio: lam / lam_max(D, y) for every signal, which may be given instead of lam, in the same
             shapes.
         tol, nonnegative, l2: as in `lasso`.
@@ -110,10 +111,10 @@ def lasso_batch(
     Returns:
         Pursuit with a leading axis of signals in every field; `steps` counts moves, and `gap`
         belongs to the code before the code is rounded to the dtype of Y. A signal that is not
-        finite has the code 0 and the gap inf. The same holds for a signal if two ratios of some
+        finite has the code 0 and the gap inf. A signal also has this result if two ratios of some
         atom are both below 1e-31 in float32 or 1e-146 in float64. The first ratio is the size of
-        the atom over the largest entry of D, and the second is the penalty of the atom over the
-        product of this entry and the signal.
+        the atom over the largest entry of D. The second ratio is the penalty of the atom over the
+        product of the largest entries of D and of the signal.
 
     Raises:
         TypeError, ValueError: as in `lasso`, and if mask is not bool or has another shape.
@@ -183,7 +184,7 @@ def _together(
     l2: Any,
     start: Any,
 ) -> Pursuit:
-    """`lasso` under `vmap`; `several` says that lam has a row for every signal."""
+    """`lasso` under `vmap`; `several` says whether lam has a row for every signal."""
 
     def one(D, y, lam, start):
         lam = lam[0] if np.shape(lam) == (1,) else lam
@@ -214,10 +215,10 @@ def operands_of_many(D: Dictionary, Y: Any, where: str) -> tuple[Operator, Any, 
 
 
 def in_chunks(solve: Callable[[Array, slice | None], Pursuit], Y: Any, where: str) -> Pursuit:
-    """The result of all signals; a mapped file is solved chunk by chunk.
+    """The result for all signals; the signals of a mapped file are solved chunk by chunk.
 
     Args:
-        solve: function of some signals and the slice of their rows; None for all rows.
+        solve: function of some signals and the slice of their rows; the slice is None for all rows.
         Y: as `operands_of_many` returns them.
         where: the name of the caller, with which messages begin.
     """
@@ -265,7 +266,7 @@ def _scaled(
 ) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
     """D, Y, weights, l2 and start, scaled near 1, and the exponents of D and of every signal.
 
-    If every signal has its own mask, the masks follow the start.
+    If every signal has its own mask, the masks follow the start in the first tuple.
     """
     whole: Any = D
     masks = () if shared_part(D) is D else (whole.mask.astype(dtype),)
@@ -280,8 +281,8 @@ def _scaled(
     X = jnp.zeros((len(Y), 1)) if start is None else start
     ridge, X = bounded(ldexp(jnp.asarray(l2, dtype), -2 * a)), ldexp(X.astype(dtype), a - b)
     near, Y = times_power(matrix, -a), times_power(Y, -b)
-    # An atom that is below the range in these units may belong to the code if its penalty is as
-    # small. The signal then has no code, as if the signal were not finite.
+    # An atom that is below the range in these units may belong to the code if its penalty is also
+    # below the range. The function then marks the signal with NaN, so that it gets no code.
     least = max(least_of(dtype), math.sqrt(least_of(np.dtype(float))))  # the Gram matrix squares
     lost = out_of_range(matrix, a, least)[None] & (weight < least)
     Y = jnp.where(lost.any(1, keepdims=True), jnp.nan, Y)
@@ -361,7 +362,7 @@ def minima(
         D, Y, lam, l2, start, masks, relative, nonnegative: as in `lasso_of_many`, in float64.
         finite: (n,), whether to code a signal; otherwise its code is zero and its gap is infinite.
         slack: (n,), the largest violation, relative to the norm of the atom, at which a constraint
-            holds.
+            counts as met.
         limits: the limits of `_active_set.minimise`.
     """
     from unrolled.pursuit import _active_set  # imports numba
@@ -395,7 +396,7 @@ def minima(
 
 
 def _parts(finite: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
-    """Chunks of the finite rows of each block, because products are made block by block."""
+    """Chunks of the finite rows; no chunk crosses a block, because files are read by blocks."""
     m, d = shape
     size = min(max(_PRODUCTS // (min(m, d) ** 2 * d), _FEWEST), _CHUNK)
     blocks = (first + np.flatnonzero(finite[first : first + BLOCK]) for first in blocks_of(finite))
@@ -410,12 +411,12 @@ def blocks_of(rows: Any) -> range:
 def slack_of(
     D: np.ndarray, Y: np.ndarray, lam: np.ndarray, tol: float, masks: np.ndarray | None = None
 ) -> np.ndarray:
-    """The largest violation, relative to the norm of the atom, at which a constraint holds, (n,).
+    """The slack of every signal, (n,), as described in `minima`.
 
     For a free atom, which has no penalty, |d_i . r| counts as 0 up to the slack. The slack is
-    smaller if it could hide an excess of tol / 2. Let sigma be the least nonzero singular value of
-    the n free unit atoms u_i. If |u_i . r| <= e for all i, the distance of r from the vectors
-    orthogonal to these atoms is at most e sqrt(n) / sigma.
+    reduced if it could otherwise hide an excess of tol / 2. Let sigma be the least nonzero singular
+    value of the k free unit atoms u_i. If |u_i . r| <= e for all i, the distance of r from the
+    vectors orthogonal to these atoms is at most e sqrt(k) / sigma.
     """
     sizes, free = np.linalg.norm(Y, axis=1), lam == 0
     if not free.any():

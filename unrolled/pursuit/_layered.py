@@ -132,22 +132,22 @@ class Layered(tuple[Pursuit, ...]):
 
     @property
     def gap(self) -> Array:
-        """The gaps of the layers, (J,)."""
+        """The gaps of the layers, an array of shape (J,)."""
         return jnp.stack([layer.gap for layer in self], -1)
 
     @property
     def residual(self) -> Array:
-        """norm(x_{j-1} - D_j x_j), (J,)."""
+        """norm(x_{j-1} - D_j x_j) for every layer, an array of shape (J,)."""
         return jnp.stack([layer.residual for layer in self], -1)
 
     @property
     def steps(self) -> Array:
-        """The steps of the layers, (J,)."""
+        """The steps of the layers, an array of shape (J,)."""
         return jnp.stack([layer.steps for layer in self], -1)
 
     @property
     def converged(self) -> Array:
-        """Whether all layers have converged, ()."""
+        """Whether all layers have converged, an array of shape ()."""
         return jnp.stack([layer.converged for layer in self], -1).all(-1)
 
     def tree_flatten(self) -> tuple[tuple[Pursuit, ...], None]:
@@ -178,8 +178,8 @@ def layered_thresholding(
         Ds: J dictionaries of shapes (d_{j-1}, d_j).
         y: (m,).
         thetas: J thresholds, each one number, one per atom, or one per filter of a `Conv`.
-        nonnegative: whether codes are non-negative; one rectifier then replaces the two of a
-            shrinkage.
+        nonnegative: whether codes are non-negative. One rectifier then replaces the two rectifiers
+            of a shrinkage.
         activation: function that replaces ReLU.
         tol: relative duality gap up to which a layer counts as converged.
 
@@ -194,8 +194,8 @@ def layered_thresholding(
             tol <= 0.
 
     Not claimed: that the codes are the true codes of the model. `theory.layered_thresholds` returns
-        thresholds without false positives, and the error of the codes at these thresholds, which is
-        positive even without noise.
+        thresholds that give no false positives, and the error of the codes at these thresholds,
+        which is positive even without noise.
 
     Reference: Papyan, Romano, Elad (2017).
 
@@ -223,16 +223,16 @@ def layered_basis_pursuit(
     tol: float | None = None,
     max_steps: int = 10_000,
 ) -> Layered:
-    r"""Layered basis pursuit with penalties, or DSC_1 without penalties; x_0 = y.
+    r"""Layered basis pursuit with penalties, or, without penalties, the problem DSC_1; x_0 = y.
 
     .. math::
         x_j = \arg\min_x \|x_{j-1} - D_j x\|^2 / 2 + lam_j \|x\|_1 \quad or \quad
         x_j = \arg\min_x \|x\|_1 : D_j x = x_{j-1}.
 
-    Under Assumption 1 (strict, with mu or the generalized coherence), DSC_1 and the DSC problem
-    have the same codes (Theorem 2, `theory.uniqueness`). Penalties admit noise: the penalties of
-    `theory.layered_penalties` give no false positives, and an error proportional to the noise. With
-    penalties, the function has no derivative in reverse mode.
+    Under Assumption 1 (with strict inequalities, for mu or the generalized coherence), DSC_1 and
+    the DSC problem have the same codes (Theorem 2, `theory.uniqueness`). With penalties, y may be
+    noisy: the penalties of `theory.layered_penalties` give no false positives, and an error
+    proportional to the noise. With penalties, the function has no derivative in reverse mode.
 
     Args:
         Ds: J dictionaries of shapes (d_{j-1}, d_j), d_0 = m.
@@ -244,8 +244,8 @@ def layered_basis_pursuit(
         max_steps: maximum number of steps of `fista` in a layer with a penalty.
 
     Returns:
-        Layered, with the results of `fista` or `basis_pursuit`. Without penalties `converged` is
-        False for a layer whose input is not in the range of its dictionary.
+        Layered, with the results of `fista` or `basis_pursuit`. Without penalties, a layer has not
+        converged if its input is not in the range of its dictionary.
 
     Raises:
         TypeError: an operand is not real.
@@ -279,7 +279,7 @@ def layered_basis_pursuit(
 def _chained(
     method: Threshold | Accelerated | float, Ds: Sequence[Operator], y: Array, values: tuple
 ) -> Layered:
-    """The results of the pursuits layer by layer, with penalties or by basis pursuit."""
+    """The results, layer by layer; a number as `method` is the tol of basis pursuit."""
     layers: list[Pursuit] = []
     for D, value in zip(Ds, values):
         if isinstance(method, Threshold):
@@ -314,13 +314,13 @@ def project(
         \qquad D_{[1,J]} = D_1 \cdots D_J.
 
     The function finds the deepest code in the effective dictionary, and computes the other codes as
-    products. So the errors of the layers do not accumulate, in contrast to layered pursuits.
+    products. In contrast to layered pursuits, the errors of the layers therefore do not accumulate.
 
     With `sparsity`, orthogonal matching pursuit adds atoms of D_[1,J] one by one, always the atom
     whose normalised inner product with the residual is largest. The pursuit stops at s_J atoms, at
-    an exact fit, if no independent atom is left, or before a code exceeds its s_j. With `lam`,
-    FISTA solves the LASSO in D_[1,J]. With one layer, `project` is the pursuit in D_1. The function
-    has no derivative in reverse mode.
+    an exact fit, if no independent atom is left, or before a code x_j would have more than s_j
+    nonzeros. With `lam`, FISTA solves the LASSO in D_[1,J]. With one layer, `project` is the
+    pursuit in D_1. The function has no derivative in reverse mode.
 
     Args:
         Ds: J dictionaries of shapes (d_{j-1}, d_j).
@@ -340,8 +340,8 @@ def project(
         ValueError: both or neither of sparsity and lam are given, a sparsity is above d_j, shapes
             do not fit, a known lam is negative, a known D_j is 0, or tol <= 0.
 
-    Not claimed: the least residual under the sparsities, which is NP-hard to find. If the model is
-    unique, `theory.product_stability` bounds the error of the codes.
+    Not claimed: the least residual under the sparsities, which is NP-hard to find. If the codes are
+    unique, `theory.product_stability` bounds their error.
 
     Reference: Sulam, Papyan, Romano, Elad (2018).
 

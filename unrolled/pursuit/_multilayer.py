@@ -56,18 +56,18 @@ def ml_basis_pursuit(
     deepest layer, and an analysis penalty in the other layers. ADMM runs until the gap is at most
     tol. A linear system for the zeros and signs of the result of ADMM then gives the codes to
     rounding; this solution is returned if it lowers the gap. With one layer, the problem is the
-    LASSO. The function has no derivative in reverse mode; `ml_fista` with tol=None has a derivative
-    in reverse mode.
+    LASSO. The function has no derivative in reverse mode; for such a derivative, use `ml_fista`
+    with tol=None.
 
     Args:
         Ds: J dictionaries of shapes (d_{j-1}, d_j). Structured dictionaries are converted to
-            matrices for one eigenvalue decomposition of d_J x d_J.
+            matrices for one eigenvalue decomposition of a d_J x d_J matrix.
         y: (m,).
         lams: J penalties, each one number, one per atom, or one per filter of a `Conv`. lam_J must
             be positive for the gap to close.
         tol: relative duality gap to stop at. In float32, gaps below 1e-5 are seldom reached.
         max_steps: maximum number of steps of ADMM, rounded up to a multiple of 500.
-        start: the x_J to start from, (d_J,); zero by default.
+        start: the x_J to start from, of shape (d_J,); zero by default.
 
     Returns:
         DeepPursuit. `gap` bounds the excess of the objective, relative to norm(y)^2 / 2, and
@@ -187,7 +187,7 @@ def _vertex(
     P = pseudo_inverse(A @ N)
     x = N @ (P @ (y - ((fixed @ B) @ N) @ P))
     U = jnp.where(zero, jnp.concatenate(Us), fixed)
-    # The multipliers on the zeros take the least change with which the conditions hold.
+    # The multipliers on the zeros change as little as the conditions allow.
     U = U + (((y - A @ x) @ A) - U @ B) @ pseudo
     ends = np.cumsum([len(a) for a in v])[:-1]
     Us, zeros = (tuple(jnp.split(a, ends)) for a in (U, zero))
@@ -210,23 +210,25 @@ def holistic(
         (x_j)_i = 0 \; \text{for} \; i \in C_j, \; j < J, \qquad x_{j-1} = D_j x_j.
 
     The cosupports C_j are empty at first. After each solution of the problem, one more index joins
-    a C_j. It belongs to the entry of the codes x_j, j < J, that is smallest relative to the largest
-    entry of its layer. A cosupport C_j is complete when it has `zeros[j]` indices. At the end, the
-    codes are fitted to y by least squares, with these zeros. The support of x_J in this fit is the
-    support of the last solution, or its `sparsity` largest entries.
+    a C_j. This index belongs to the entry of the codes x_j, j < J, that is smallest relative to the
+    largest entry of its layer. A cosupport C_j is complete when it has `zeros[j]` indices. At the
+    end, the codes are fitted to y by least squares, with these zeros. The support of x_J in this
+    fit is the support of the last solution or, if `sparsity` is given, at most its `sparsity`
+    largest entries.
 
     Holistic pursuit helps if its zeros are correct: the expected error of the least squares fit is
-    then below the error of `project`, by the ratio that `theory.oracle_errors` returns. Correct
+    then smaller than the expected error of `project`; `theory.oracle_errors` returns both. Correct
     zeros require a high signal-to-noise ratio. In strong noise, the smallest entries often belong
-    to nonzeros of the true codes, and there is no gain.
+    to nonzeros of the true codes, and holistic pursuit gains nothing.
 
     Args:
-        Ds: J dictionaries of shapes (d_{j-1}, d_j). Structured dictionaries become matrices for one
-            singular value decomposition per zero.
+        Ds: J dictionaries of shapes (d_{j-1}, d_j). Structured dictionaries are converted to
+            matrices for one singular value decomposition per zero.
         y: (m,).
         lam: penalty weight: one number, one per atom of D_J, or one per filter of a `Conv`.
-        zeros: minimum number of zeros of each of x_1, ..., x_{J-1}, or one number for all. With 0,
-            the result is the LASSO in D_1 ... D_J, followed by a fit on its support.
+        zeros: minimum numbers of zeros in x_1, ..., x_{J-1}, or one number for all these codes.
+            With 0, the result is the code of the LASSO in D_1 ... D_J, followed by a fit on its
+            support.
         sparsity: maximum number of nonzeros of x_J; None for all nonzeros that the penalty leaves.
         tol: relative duality gap of every problem.
         max_steps: maximum number of steps of ADMM in one problem, rounded up to a multiple of 10.

@@ -55,9 +55,10 @@ _CHUNK = 128  # number of signals whose arrays stay in the cache of a core
 def negligible(m: int, dtype: np.dtype) -> float:
     """The relative error of a sum of m products, if rounding errors have random signs.
 
-    A correlation with a residual below this share of the signal counts as zero. An atom counts as
-    dependent if its pivot is below this share of its squared norm: a pivot is a difference of
-    squares, so a code on atoms that are closer to dependent would have few correct digits.
+    The correlation of a normalised atom with a residual counts as zero if it is below this share of
+    the norm of the signal. An atom counts as dependent if its pivot is below this share of its
+    squared norm. A pivot is a difference of squares, so a code on atoms with smaller pivots would
+    have few correct digits.
     """
     return 4 * math.sqrt(m) * float(np.finfo(dtype).eps)
 
@@ -80,7 +81,7 @@ def match(
     block: int = 1,
     by_fit: bool = False,
 ) -> np.ndarray:
-    r"""The codes of the rows of Y by matching pursuit, (n, d).
+    r"""The codes of the rows of Y by matching pursuit, an array of shape (n, d).
 
     .. math:: j = \arg\max_i favour_i |d_i' V r| / \sqrt{d_i' V d_i}, \quad
         x_S = \arg\min_u (y - D_S u)' V (y - D_S u), \quad r = y - D x.
@@ -88,12 +89,12 @@ def match(
     Args:
         D: (m, d).
         Y: (n, m).
-        sparsity: maximum number of atoms of a code.
-        V: (n, m), the diagonals of V; None for ones.
-        favour: (d,), factors of the atoms in the choice; None for ones.
+        sparsity: maximum number of atoms in a code.
+        V: (n, m), the diagonal of V for each signal; None for ones.
+        favour: (d,), factors by which the choice multiplies the correlations; None for ones.
         judged: two arrays (n,) for results: the number of atoms of each code, and the squared norm
             of the part of r in the span of these atoms, which is a rounding error.
-        block: the number of atoms of a part, which enter together. If codes come in parts,
+        block: the number of atoms of a part; these atoms enter together. If codes come in parts,
             `sparsity` and `judged` count parts, and the choice maximises the norm of a part.
         by_fit: whether to choose the atom that leaves the smallest residual, and to ignore
             `favour`; block must be 1.
@@ -157,11 +158,12 @@ def _match(
     block: int,
     by_fit: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The codes of weighted signals, their numbers of parts, and Q; a row of `w` weights the atoms.
+    """The codes of weighted signals, their numbers of parts, and Q.
 
-    The chosen atoms are W D_S = Q' L', where the rows q_1, q_2, ... of Q are orthonormal. Each step
-    removes the component of r along one q. At the end x_S solves L' x_S = Q y. If an atom depends
-    on earlier atoms but its part does not, its q is 0 and its entry of the code is 0.
+    A row of `w` is the diagonal of W for one signal. The chosen atoms are W D_S = Q' L', where the
+    rows q_1, q_2, ... of Q are orthonormal. Each step removes the component of r along one q. At
+    the end x_S solves L' x_S = Q y. If an atom depends on earlier atoms but its part does not, its
+    q is 0 and its entry of the code is 0.
     """
     (n, m), rows, slots = Y.shape, np.arange(len(Y)), sparsity * block
     rounding = negligible(m, Y.dtype)
@@ -243,7 +245,7 @@ class Chosen(NamedTuple):
     r: Array  # (m,) y - D x
     size: Array  # ()
     ended: Array  # () whether no further atom helps
-    apart: Array | None  # (d,) squared distances of atoms from their span, for a choice by fit
+    apart: Array | None  # (d,) squared distances of all atoms from their span, if by_fit
 
 
 def omp(
@@ -264,7 +266,8 @@ def omp(
     tie, `omp` chooses the first of them; it never chooses a zero atom. In half precision, `omp`
     computes in float32 and rounds the result. The function is traceable if sparsity is static. If
     the codes of D come in parts, each step adds all atoms of the part whose D_i' r has the largest
-    norm. This is simultaneous OMP for several measurements, or complex OMP.
+    norm. For several measurements, this is simultaneous OMP; for complex signals, it is complex
+    OMP.
 
     Args:
         D: (m, d). The choice does not divide by the norms of the atoms, so it favours atoms with
@@ -313,7 +316,7 @@ def omp(
 
 
 def _is_by_fit(selection: Any, D: Dictionary, where: str) -> bool:
-    """Whether a choice is by least squares; raise ValueError unless D admits the selection."""
+    """Whether `selection` is "least_squares"; raise ValueError unless D admits the selection."""
     if not isinstance(selection, str) or selection not in ("correlation", "least_squares"):
         raise ValueError(
             f"{where}: unknown selection {selection!r}; expected correlation or least_squares"
@@ -351,8 +354,8 @@ def omp_batch(
 
     As in `omp`, the choice favours atoms in proportion to their norms, not to their weighted norms.
 
-    If the codes of D come in parts, each step adds all atoms of the part in which the maximised
-    numbers have the largest norm.
+    If the codes of D come in parts, the maximised numbers form one vector per part, and each step
+    adds all atoms of the part whose vector has the largest norm.
 
     The algorithm runs on the host, where threads share the signals. It updates the inverse Gram
     matrix of the chosen atoms or, with weights or parts, an orthonormal basis of their span. The
@@ -361,13 +364,14 @@ def omp_batch(
     Args:
         D: (m, d). Structured dictionaries are converted to matrices; if the matrix would be too
             large, use `omp` under `vmap`.
-        Y: (batch, m). Y may also be a batch of signal grids of a `Conv`, whose codes have the shape
-            `D.code_grid`, or complex signals of a `Complex` D, or signals of a `Joint` D, whose
-            codes have the same form. The batch may be empty. If Y comes from
-            `np.load(path, mmap_mode="r")`, it is read in chunks; the codes are the same.
-        sparsity: maximum number of atoms (or parts) of a code, in 0..d.
-        weights: (batch, m) or (m,), the diagonals of V for the entries of flat signals;
-            non-negative, and 0 for an unknown entry of Y.
+        Y: (batch, m). Y may also be a batch of signal grids of a `Conv` (the codes then have the
+            shape `D.code_grid`), of complex signals of a `Complex` D, or of signals of a `Joint` D
+            (the codes then have the same form as the signals). The batch may be empty. If Y comes
+            from `np.load(path, mmap_mode="r")`, the function reads Y in chunks and returns the same
+            codes.
+        sparsity: maximum number of atoms (or parts) in a code, in 0..d.
+        weights: (batch, m) or (m,), the diagonal of V for each flat signal; non-negative, and 0 for
+            an unknown entry of Y.
         selection: "correlation", or "least_squares" to add the atom that leaves the smallest
             residual, whatever the norms of the atoms (orthogonal least squares). Codes in parts
             admit only "correlation".
@@ -418,8 +422,8 @@ def omp_batch(
 def _scaled(dtype: np.dtype, D: Operator, Y: Array, weights: Any) -> tuple[tuple, Array, Array]:
     """Atoms, Y and weights scaled near 1, and the exponents of D and of every weighted signal.
 
-    The first tuple also holds the exponents of the atoms relative to the exponent of D, and marks
-    of the atoms that are below the range.
+    The first tuple also holds the exponents of the atoms relative to the exponent of D, and whether
+    each atom is below the range of the dtype.
     """
     matrix, Y = dense(checks.cast(D, dtype)), Y.astype(dtype)
     k, a = exponent(matrix, 0), exponent(matrix)
@@ -464,7 +468,7 @@ def _matched(
     energy = np.sum((root * Y) ** 2, 1)
     gap = np.where(finite, inside / np.where(energy > 0, energy, 1), np.inf)
     rounding = 4 * D.shape[0] * np.finfo(Y.dtype).eps
-    # No atom helps, but an atom that is below the range might help.
+    # No atom in the range helps, but an atom below the range might help.
     short = lost.any() & (counts < most) & (residual > rounding * np.sqrt(energy))
     residual = np.where(finite, residual if c is None else np.ldexp(residual, c[:, 0]), np.nan)
     met = (gap <= rounding) & ~short
@@ -502,7 +506,7 @@ class Matching:
         x = on_branch(slope, 10 * min(D.shape), free, chosen.x, penalty)
         finite = jnp.isfinite(norm(chosen.r))
         rounding = 4 * D.shape[0] * float(jnp.finfo(y.dtype).eps)
-        # No atom helps, but an atom that is below the range might help.
+        # No atom in the range helps, but an atom below the range might help.
         short = problem.lost[0].any() & (chosen.size < self.most * penalty.block)
         short &= norm(chosen.r) > jnp.maximum(stop, rounding * norm(fixed_y))
         met = finite & (gap <= rounding) & ~short
@@ -526,12 +530,12 @@ def atom_by_atom(
 
     Args:
         D, y: (m, d) and (m,).
-        norms: the norms of the atoms, (d,).
-        most, stop: the maximum number of atoms, and the residual at which to stop.
+        norms: (d,), the norms of the atoms.
+        most, stop: the maximum number of atoms, and the norm of the residual at which to stop.
         admits: function of a code that returns whether the code may be the result. The choice ends
             before the first inadmissible code.
         penalty: the penalty that defines the parts; `most` counts parts.
-        favour: factors of d_i . r in the choice, () or (d,).
+        favour: () or (d,), factors by which the choice multiplies d_i . r.
         by_fit: whether to choose the atom that leaves the smallest residual, and to ignore
             `favour`.
     """

@@ -48,7 +48,7 @@ Codes = tuple[Array, ...]
 # The form in which a flat code is returned: the shape of a grid, a function of the code, or None
 # for a flat code.
 Grid = Any
-# Advice of a pursuit that does not accept codes in parts.
+# The advice in the messages of pursuits that do not accept codes in parts.
 NO_PARTS = "try pursuit.lasso, omp, ista or fista"
 # Steps between two evaluations of the gap; an evaluation costs as much as a step.
 _BLOCK = 10
@@ -149,7 +149,7 @@ def run(
     level: Any,
     start: Any,
 ) -> tuple[Any, ...]:
-    """Scale, run the method, and return xs, gap, residual, steps, converged, more, scaled back."""
+    """Run the method on the scaled problem; return the values of `result`."""
     problem, x = scaled(form, Ds, y, lams, l2, level, start)
     with jax.default_matmul_precision("highest"):
         return result(form, problem, method(problem, x))
@@ -202,7 +202,7 @@ def least_of(dtype: np.dtype) -> float:
 
 
 def out_of_range(D: Operator, k: Array, least: float | None = None) -> Array:
-    """Marks nonzero atoms below `least` after division by 2^k, (d,); () for a large operator.
+    """Mark nonzero atoms below `least` after division by 2^k, (d,); False for a large operator.
 
     The default of `least` is `least_of(D.dtype)`.
 
@@ -219,7 +219,7 @@ def out_of_range(D: Operator, k: Array, least: float | None = None) -> Array:
 
 
 def bounded(lam: Array) -> Array:
-    """The penalty, limited to the largest number of the dtype, which has the same effect."""
+    """The penalty, limited to the largest number of the dtype, which gives the code of inf."""
     return jnp.minimum(lam, float(jnp.finfo(lam.dtype).max))
 
 
@@ -233,8 +233,8 @@ def result(form: StaticPart, problem: Problem, answer: Found) -> tuple[Any, ...]
     """xs, gap, residual, steps, converged and more, in the units and the dtype of the caller.
 
     The residual belongs to the returned code. If the aim is a bound on the residual, `converged`
-    tests this residual. An atom that is below the range may belong to the code if its penalty is as
-    small. Then no bound is known: the gap is inf and `converged` is False.
+    tests this residual. An atom that is below the range may belong to the code if its penalty is
+    below the range, too. Then no bound is known: the gap is inf and `converged` is False.
     """
     x, residual, converged, gap = answer.x, answer.residual, answer.met, answer.gap
     for lam, lost in zip(problem.lams, problem.lost):
@@ -268,8 +268,8 @@ def rounding_of(form: StaticPart, problem: Problem, x: Array) -> Array:
     The entries of y and x are rounded to their dtype, whose spacing is eps, and the n products of
     an entry of D x are summed in float32 or wider. So c is the larger of 4 eps and 4 n times the
     spacing of the sums. If the residual exceeds the second bound, the code has lost half of the
-    digits of y. Large terms that cancel do not justify such a residual, because x then solves D x =
-    y only because D is rounded.
+    digits of y. Large terms that cancel do not justify such a residual: x then solves D x = y only
+    because D is rounded.
     """
     (D,), y, eps = problem.Ds, problem.y, float(jnp.finfo(form.dtype).eps)
     share = 4 * max(eps, max(D.shape) * float(jnp.finfo(y.dtype).eps))
@@ -423,14 +423,14 @@ def checked_single(
     kind: Penalty = L1,
     parts: bool = False,
 ) -> tuple[StaticPart, tuple]:
-    """The checked arguments of a pursuit in one dictionary, for `run`.
+    """The checked arguments of a pursuit with one dictionary, for `run`.
 
     Args:
         where: the name of the caller, with which messages begin.
         D, y: as in the pursuits; y may be a grid of a `Conv`.
         lam: the penalty, or None.
         name, finite: the name of the penalty in messages, and whether it must be finite.
-        sequence: whether there are several penalties, (n,).
+        sequence: whether lam has n penalties, in an array of shape (n,).
         l2, level, start: further operands; the caller has checked the scalars.
         size, relative, kind: fields of `StaticPart`.
         parts: whether the pursuit accepts codes in parts.
@@ -462,15 +462,15 @@ def checked_chain(
     level: ArrayLike | None = None,
     start: ArrayLike | None = None,
 ) -> tuple[StaticPart, tuple]:
-    """The checked arguments of a pursuit in a chain, for `run`.
+    """The checked arguments of a pursuit with a chain, for `run`.
 
     Args:
         where: the name of the caller, with which messages begin.
         Ds, y: as in the pursuits.
         lams: a tuple with one penalty per layer; zeros if the pursuit has no penalties.
         name: the name of the penalties in messages.
-        by_steps: whether the pursuit takes steps of the size 1 / norm(D_j)^2. If it does not, D_j
-            may be zero, and a penalty may be infinite.
+        by_steps: whether the pursuit takes steps of the size 1 / norm(D_j)^2. If the pursuit takes
+            no such steps, D_j may be zero, and a penalty may be infinite.
         level, start: a bound on the residual, and the x_J to start from.
 
     Raises:
@@ -505,7 +505,7 @@ def penalty(
     sequence: bool = False,
     batch: int | None = None,
 ) -> Any:
-    """A checked penalty in a shape of `check_weights`; n penalties, (n,), for a sequence."""
+    """A checked penalty in a shape that `check_weights` admits, or a sequence of shape (n,)."""
     checks.nonnegative(lam, name, where)
     if finite:
         checks.finite(lam, name, where)
@@ -594,8 +594,8 @@ def flat_signal(D: Dictionary, y: ArrayLike, where: str, *, batch: int = 0) -> t
 
     Args:
         D: (m, d).
-        y: `D.signal_grid`, or `D.signal_shape` for one channel, after `batch` leading axes;
-            anything else is returned unchanged.
+        y: an array of shape `D.signal_grid`, or `D.signal_shape` for one channel, after `batch`
+            leading axes; an array of another shape is returned unchanged.
         where: the name of the caller, with which messages begin.
         batch: the number of leading axes.
 

@@ -119,7 +119,7 @@ _NEWTON = 50
 
 
 class Constrained(Result):
-    """A code that minimises under a constraint, with its gap, violation and residual."""
+    """The minimiser of a constrained problem, with its gap, violation and residual."""
 
     x: Array  # (d,)
     gap: Array  # () abs(norm(x, 1) - dual) over the larger of norm(x, 1) and the dual value
@@ -143,9 +143,10 @@ def local_error(
     .. math:: \min_x \|x\|_1 : \|R_i (y - D x)\|_2 \le radius \quad \text{for all } i.
 
     R_i extracts the window at position i of the signal, as large as the kernel, with all channels;
-    windows wrap around the border. So the residual is within a known noise level in every patch. A
-    single bound on norm(y - D x) would allow larger errors in some parts of the signal if the
-    errors in other parts are smaller. A kernel as large as the signal gives this single bound.
+    windows wrap around the border. The constraint keeps the residual within a known noise level in
+    every patch. A single bound on norm(y - D x) would allow larger errors in some parts of the
+    signal if the errors in other parts are smaller. With a kernel as large as the signal, the
+    constraint is this single bound.
 
     ADMM keeps copies of x and of every patch of D x. The dual value comes from the multipliers q_i
     of the patches, which are scaled to be feasible:
@@ -158,7 +159,7 @@ def local_error(
         radius: bound on the norm of every patch of the residual; 0 gives basis pursuit.
         tol: relative duality gap and violation to stop at.
         max_steps: maximum number of steps, rounded up to a multiple of 10.
-        start: the code to start from, (d,); zero by default.
+        start: the code to start from, of shape (d,); zero by default.
 
     Returns:
         Constrained. `violation` is the amount by which the largest norm of a patch of the residual
@@ -230,7 +231,7 @@ class LocalError:
             bound = jnp.max(jnp.abs(_sum(D, q, y) / c @ D))
             value = jnp.sum(q * target) - ball * jnp.sum(_norms(q))
             value = value / jnp.maximum(bound, 1)
-            value = jnp.where(value < 0, 0, value)  # zero multipliers prove the bound 0
+            value = jnp.where(value < 0, 0, value)  # multipliers of zero prove the bound 0
             size = jnp.sum(jnp.abs(x))
             unit = jnp.maximum(size, jnp.abs(value))
             gap = jnp.abs(size - value) / jnp.where(unit > 0, unit, 1)
@@ -294,7 +295,7 @@ def local_sparsity(
         lam: penalty weight, one number.
         tol: relative duality gap to stop at.
         max_steps: maximum number of steps, rounded up to a multiple of 10.
-        start: the code to start from, (d,); zero by default.
+        start: the code to start from, of shape (d,); zero by default.
 
     Returns:
         Pursuit, with the gap of this problem, relative to norm(y)^2 / 2.
@@ -349,7 +350,7 @@ class LocalSparsity:
             return (h - (U @ ((U.T @ (A @ h)) / (jnp.maximum(w, 0) + rho))) @ A) / rho
 
         def code(state):
-            """The mean of the copies, zero where all copies are zero."""
+            """The mean of the copies; an entry is zero if it is zero in all copies."""
             return together(state.v) / times
 
         def gap(state: Splits) -> Array:
@@ -448,21 +449,20 @@ def half_quadratic(
     Args:
         D: (m, d).
         y: (m,), or a signal grid of a `Conv`, whose code has the shape `D.code_grid`.
-        lam: penalty weight: one number, one per atom, or one per filter of a `Conv`. (The paper
-            puts lambda on the data term, lambda/2 norm(y - D x)^2 + sum |x|^p, so lam = 1 /
-            lambda.)
-        p: the exponent in (0, 1], static; the paper uses 1 and 0.8.
+        lam: penalty weight: one number, one per atom, or one per filter of a `Conv`. (Zeiler et al.
+            put lambda on the data term, lambda/2 norm(y - D x)^2 + sum |x|^p, so lam = 1 / lambda.)
+        p: the exponent in (0, 1], static; Zeiler et al. use 1 and 0.8.
         beta: the first and the last beta, in units of L.
-        stages: number of values of beta, a geometric sequence.
+        stages: number of stages; their betas are a geometric sequence.
         steps: number of pairs of steps per stage.
         tol: tolerance at which the proximal steps stop, see Returns.
         max_steps: maximum number of proximal steps, rounded up to a multiple of 10; 0 for none.
 
     Returns:
-        Pursuit. For p = 1 `gap` and `converged` are as in `lasso`. For p < 1 no bound is known, so
-        `gap` is inf, and `converged` says that x is stationary: on the support of x, D'(y - D x) is
-        the derivative of the penalty, up to tol max abs(D'y). `steps` counts the steps of all
-        stages and the proximal steps.
+        Pursuit. For p = 1, `gap` and `converged` are as in `lasso`. For p < 1 no bound is known, so
+        `gap` is inf, and `converged` says that x is stationary: on the support of x, D'(y - D x)
+        equals the derivative of the penalty, with errors of at most `tol max abs(D'y)`. `steps`
+        counts the steps of all stages and the proximal steps.
 
     Raises:
         TypeError: an operand is not real, or p, tol or a count is traced.
@@ -497,12 +497,12 @@ def half_quadratic_step(
     Args:
         D: (m, d), in float32 or wider.
         y, x: (m,) and (d,).
-        beta: positive weight of the coupling term, ().
-        theta: thresholds, (), (d,), or one per filter of a `Conv`.
+        beta: positive weight of the coupling term, one number.
+        theta: thresholds: one number, one per atom, or one per filter of a `Conv`.
         p: the exponent in (0, 1], static.
 
     Returns:
-        The next code, (d,).
+        The next code, of shape (d,).
 
     Example:
         >>> D, y = jnp.eye(2), jnp.array([4.0, 0.5])
