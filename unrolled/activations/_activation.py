@@ -98,7 +98,7 @@ def _value(function: Callable[..., Array], parameters: tuple, x: Array) -> Array
 
 
 def one_signed(name, function, parameters=(), *, lipschitz, sup, gap, exact=False) -> Activation:
-    """An activation whose tail and difference from ReLU keep one sign: oscillation = supremum."""
+    """An activation whose tail and difference from ReLU keep one sign: sup = oscillation."""
     return Activation(
         name, lipschitz, sup, sup, gap, function, parameters, gap, exact, nonpositive_tail=exact
     )
@@ -268,8 +268,8 @@ def check(act: Activation) -> Constants:
     """Measure the constants of an activation on a dense grid; raise if one exceeds its claim.
 
     The grid has 80,001 points in float64 with magnitudes up to 1e6, or up to `reach`. The theory
-    trusts the constants of an `Activation`. Hence `theory.activation_schedule` calls `check` for
-    every activation that this package did not make. Results are cached.
+    assumes that the constants of an `Activation` are correct. Hence `theory.activation_schedule`
+    calls `check` for every activation that this package did not make. Results are cached.
 
     Returns:
         The measured Constants.

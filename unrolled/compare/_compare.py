@@ -172,7 +172,7 @@ def compare(
         predict: if True, also predict the median error of layers that pass messages, by
             `theory.state_evolution` for Bernoulli-Gaussian codes like the codes of the sample. Also
             predict the rate of convergence, without noise, of layers that have found the support,
-            by `theory.local_rate` (for plain steps by the `support_rate` of the last weights).
+            by `theory.local_rate` (for plain steps, by `theory.support_rate` of the last weights).
             `predictions_table` and a row of the figure show the predictions next to the median, and
             say where the predictions do not hold.
         mask: bools, in the shape of Y or of one signal, True where an entry is known; unknown
