@@ -110,7 +110,7 @@ if not TYPE_CHECKING:  # with a `__getattr__`, type checkers would accept any na
 
 
 def _public_names(module: ModuleType) -> list[str]:
-    """The names that `dir` shows of a module: its `__all__`, or the names defined in the module."""
+    """The names that `dir` shows for a module: its `__all__`, or the names that it defines."""
     namespace = vars(module)
     own = (
         name

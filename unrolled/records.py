@@ -52,15 +52,15 @@ def option(
 ) -> Any:
     """An option of a record: a field of its class with a default, limits and a help text.
 
-    Fields annotated `int`, `float`, `bool` or `str`, or one of these `| None`, are checked: an int
-    without `least` must not be negative, and a float without `most` must be finite. A field with
-    another annotation accepts any hashable value, unless the field has a `check`.
+    Values of fields annotated `int`, `float`, `bool` or `str`, alone or in a union with None, are
+    checked: an int without `least` must not be negative, and a float without `most` must be finite.
+    A field with another annotation accepts any hashable value, unless the field has a `check`.
 
     Args:
         default: the default value; an option without a default is required.
         help: the text that the docstring of the class and `--help` of the command line show.
-        check: a function; `check(value, name, where)` returns the value in its one hashable form,
-            or raises.
+        check: a function; `check(value, name, where)` returns the value in a canonical, hashable
+            form, or raises an error.
         least, above, below, most: limits of a number: `>= least`, `> above`, `< below`, `<= most`.
         choices: the allowed words; words can be added later, such as the names of new families.
         kw_only: False if the option can also be given by position.
@@ -89,7 +89,7 @@ _RECENT: collections.deque = collections.deque(maxlen=256)
 
 
 class _Interned(type):
-    """The metaclass of records: a call checks the options and returns the one record with them."""
+    """The metaclass of records: a call checks options and returns the one record that has them."""
 
     bound: tuple[str, ...]
     __signature__: inspect.Signature
@@ -216,7 +216,7 @@ def _remade(cls, options):
 
 @checked
 def kind_of(field: dataclasses.Field) -> type:
-    """The annotated type, or the first of a union, if int, float, bool or str; otherwise object.
+    """The annotated type, or the first of a union, if it is int, float, bool or str; else object.
 
     Example:
         >>> import dataclasses
@@ -229,7 +229,7 @@ def kind_of(field: dataclasses.Field) -> type:
 
 @checked
 def accept(field: dataclasses.Field, value: Any, name: str, where: str, **limits: Any) -> Any:
-    """The value of an option in its one hashable form.
+    """The value of an option in its canonical, hashable form.
 
     Args:
         field: the option.
@@ -292,7 +292,7 @@ def _one_of(value: Any, name: str, where: str, choices: Collection[str] | None) 
 def _within(number: float, name: str, where: str, limits: Mapping[str, Any]) -> None:
     """Raise ValueError unless a number is within the limits; without `most` it must be finite.
 
-    The message states the limit `most` only if the number is above this limit.
+    If there are several limits, the message states `most` only if the number is above `most`.
     """
     least, above, below, most = (limits.get(limit) for limit in ("least", "above", "below", "most"))
     good = isinstance(number, int) or math.isfinite(number)
@@ -336,7 +336,7 @@ def _refuse_hidden(cls) -> None:
 
 
 def _signature(cls: Any) -> inspect.Signature:
-    """The signature for `help`: positional options, then the family's own, then inherited ones."""
+    """The signature for `help`: positional options, new options, then inherited options."""
     Parameter, parameters = inspect.Parameter, []
     for field in _ordered(cls):
         kind = Parameter.KEYWORD_ONLY if field.kw_only else Parameter.POSITIONAL_OR_KEYWORD

@@ -48,15 +48,15 @@ class Activation:
     r"""A scalar activation rho and its constants; hashable and equal by value.
 
     An activation can be a static argument of `jit` without retracing. The constants are upper
-    bounds; the constants of the activations of this package are the exact suprema, rounded up. In
-    the list below, h denotes rho on the tail x <= 0.
+    bounds; the constants of the activations in `NAMED` are the exact suprema, rounded up. In the
+    list below, h denotes rho on the tail x <= 0.
 
     Attributes:
-        name: shown in tables and messages, and as `repr`.
+        name: the name that tables, messages and `repr` show.
         tail_lipschitz: L_h, the Lipschitz constant of h.
         tail_sup: beta = sup abs(h).
         tail_oscillation: sup h - inf h.
-        relu_gap: sup over abs(x) <= reach of abs(rho - relu).
+        relu_gap: sup abs(rho - relu) over abs(x) <= reach.
         function: called as `function(x, *parameters)`; give a module-level function, not a lambda.
         parameters: hashable arguments of `function`.
         line_oscillation: sup - inf of rho - relu over abs(x) <= reach (at most twice `relu_gap`).
@@ -98,7 +98,7 @@ def _value(function: Callable[..., Array], parameters: tuple, x: Array) -> Array
 
 
 def one_signed(name, function, parameters=(), *, lipschitz, sup, gap, exact=False) -> Activation:
-    """An activation whose tail and distance from ReLU keep one sign, so oscillation = supremum."""
+    """An activation whose tail and difference from ReLU keep one sign: sup = oscillation."""
     return Activation(
         name, lipschitz, sup, sup, gap, function, parameters, gap, exact, nonpositive_tail=exact
     )
@@ -244,8 +244,8 @@ def celu(alpha: float = 1.0) -> Activation:
     )
 
 
-# Magnitudes of the grid: equal steps near 0, where activations bend, and steps of 0.2 % from the
-# magnitudes at which steeply scaled activations bend to those at which unbounded tails are large.
+# Magnitudes of the grid: equal steps near 0, where activations bend, and steps of 0.2 % from 1e-8,
+# where steeply scaled activations bend, to 1e6, where unbounded tails are large.
 _EVEN, _FROM, _TO, _POINTS = 20.0, 1e-8, 1e6, 20_000
 # Values per call of the function.
 _CHUNK = 4096
@@ -268,19 +268,19 @@ def check(act: Activation) -> Constants:
     """Measure the constants of an activation on a dense grid; raise if one exceeds its claim.
 
     The grid has 80,001 points in float64 with magnitudes up to 1e6, or up to `reach`. The theory
-    trusts the constants of an `Activation`. Hence `theory.activation_schedule` calls `check` for
-    every activation that this package did not make. Results are cached.
+    assumes that the constants of an `Activation` are correct. Hence `theory.activation_schedule`
+    calls `check` for every activation that this package did not make. Results are cached.
 
     Returns:
         The measured Constants.
 
     Raises:
         TypeError: act is not an `Activation`.
-        ValueError: a measured constant exceeds the claimed one, rho(x) is not x on x >= 0 or is
-            positive on x <= 0 although the record says so, or a value is not finite or has another
+        ValueError: a measured constant exceeds its claim, `identity_on_positives` or
+            `nonpositive_tail` is claimed but does not hold, or a value is not finite or has another
             shape than x. The message names the constant, the claim and the measurement.
 
-    Not claimed: that constants which pass are true. `check` sees nothing between grid points.
+    Not claimed: that constants which pass the check are correct. `check` tests only grid points.
 
     Example:
         >>> round(ur.activations.check(ur.activations.silu).relu_gap, 6)
@@ -361,11 +361,13 @@ def _values(act: Activation, x: np.ndarray) -> np.ndarray:
     return rho
 
 
-# Iterated suprema are increased by this part, which exceeds the rounding of the iteration.
+# Iterated suprema are increased by this relative amount, which exceeds the rounding of the
+# iteration.
 _ROUNDED_UP = 1e-7
 # The loop over the compositions is unrolled when an activation is traced.
 _MOST_TIMES = 1000
-# This k makes the two terms of the bound, ln 2 / k and h^2 k / 16, equal and their sum minimal.
+# For k = _STEEPNESS / h, the two terms of the bound, ln 2 / k and h^2 k / 16, are equal and their
+# sum is minimal.
 _STEEPNESS = 4 * math.sqrt(math.log(2))
 
 
@@ -460,7 +462,7 @@ def _scaled(x, act, k):
 
 @checked
 def scale(act: Activation, k: float) -> Activation:
-    """rho(k x) / k, whose tail and distance from ReLU are smaller by the factor k; slopes stay.
+    """rho(k x) / k, whose tail and distance from ReLU are smaller by the factor k.
 
     Args:
         act: rho.

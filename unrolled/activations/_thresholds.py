@@ -42,7 +42,7 @@ def shrink(v: ArrayLike, theta: ArrayLike, activation: Callable[[Array], Array] 
         activation: rho.
 
     Returns:
-        The shape of v and theta, broadcast.
+        An array with the broadcast shape of v and theta.
 
     Raises:
         ValueError: a known theta is negative or NaN. A traced theta is not checked: a negative
@@ -232,7 +232,7 @@ def selected(magnitude: Array, theta: ArrayLike, fraction: ArrayLike) -> Array:
         fraction: share of the entries, in [0, 1]; may be traced.
 
     Returns:
-        (d,) of bool.
+        Bools, (d,).
 
     Example:
         >>> ur.activations.selected(jnp.array([3.0, 0.5, 2.0, 1.5]), 1.0, 0.5).tolist()
@@ -270,7 +270,7 @@ def kth_largest(magnitude: Array, k: ArrayLike) -> Array:
         k: integer in 1..d; may be traced.
 
     Returns:
-        (), in the dtype of `magnitude`.
+        An array of shape () in the dtype of `magnitude`.
 
     Raises:
         TypeError: k is not an integer.
@@ -342,10 +342,11 @@ def power_threshold(v: ArrayLike, theta: ArrayLike, p: float) -> Array:
 
     .. math:: \arg\min_x (x - v)^2 / 2 + \theta |x|^p, \qquad 0 < p \le 1.
 
-    For p = 1 the map is soft thresholding. For p < 1 the map is 0 up to abs(v) = (2 - p) / (2 (1 -
-    p)) s, jumps there to s = (2 theta (1 - p))^(1 / (2 - p)), and approaches v for large abs(v). At
-    the jump, where both 0 and s are minima, the map returns 0. The map is computed in closed form
-    for p = 1/2 and 2/3, and by Newton's method to the rounding of the dtype for any other p.
+    For p = 1 the map is soft thresholding. For p < 1 let s = (2 theta (1 - p))^(1 / (2 - p)). The
+    map is 0 for abs(v) up to s (2 - p) / (2 (1 - p)), jumps there to s, and approaches v for large
+    abs(v). At the jump, where both 0 and s are minima, the map returns 0. The map is computed in
+    closed form for p = 1/2 and 2/3, and by Newton's method to the rounding of the dtype for any
+    other p.
 
     Args:
         v: any shape.
@@ -353,7 +354,7 @@ def power_threshold(v: ArrayLike, theta: ArrayLike, p: float) -> Array:
         p: a static number in (0, 1].
 
     Returns:
-        The shape of v and theta, broadcast.
+        An array with the broadcast shape of v and theta.
 
     Raises:
         TypeError: p is traced or not a number.
@@ -380,7 +381,7 @@ def _power_threshold(v: Array, theta: ArrayLike, p: float) -> Array:
     theta = jnp.asarray(theta, wide.dtype)
     some = theta > 0
     least = (2 * (1 - p) * jnp.where(some, theta, 1)) ** (1 / (2 - p))
-    # In units of the least nonzero magnitude, one function of one variable is left.
+    # In units of the least nonzero magnitude, the map is a function of one variable.
     c, edge = p / (2 * (1 - p)), (2 - p) / (2 * (1 - p))
     far = (c / float(jnp.finfo(wide.dtype).eps)) ** (1 / (2 - p))  # from here on x rounds to w
     w = jnp.abs(wide) / least

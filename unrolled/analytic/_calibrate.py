@@ -39,7 +39,7 @@ _ROUNDS = 3
 _THETAS = 24
 _GAMMAS = 9
 # Half-widths of the first grid, in logarithms: theta runs from 1e-5 of the largest entry up to the
-# largest entry, gamma from a third to three times its given value.
+# largest entry, and gamma runs from a third to three times its given value.
 _THETA_SPAN = 5.75
 _GAMMA_SPAN = 1.1
 # A threshold relative to the residual runs from 1/50 to 50 times its given value.
@@ -167,7 +167,7 @@ def with_factor(layer, params, D, Y, X, loss=squared):
 
 
 def scaled_weights(layer: Layer, params: Unrolled, D: Dictionary) -> list[Unrolled]:
-    """The params with c W, in a list, if no step has a step size and one expands; otherwise []."""
+    """A list with the params of c W, if steps without step sizes expand; otherwise []."""
     unguarded = dataclasses.replace(layer, guard=None)  # a guard does not change the step
     if not unguarded.is_coupled or names_with_role(params.steps, "step size"):
         return []
@@ -195,7 +195,8 @@ def _times(record, c: Array):
     return record._replace(**weights) if weights else record
 
 
-# One of so many signals is held back to choose between the given and the found params.
+# The share 1 / _HELD_BACK of the signals is held back to choose between the given and the found
+# params.
 _HELD_BACK = 4
 
 
@@ -242,12 +243,12 @@ def calibrate(
 
     .. math:: \theta_k \leftarrow t \, \theta_k, \qquad k = 1, \dots, K,
 
-    where t = 1 is the greedy choice. Both passes use three quarters of the sample and hold back the
-    last quarter. If the given params have the smaller error on this quarter, `calibrate` returns
-    the given params with a warning. (With fewer than four signals, all signals serve both
-    purposes.) The error is the error of the codes or, without known codes, a loss such as the
-    objective of the LASSO. With a loss, `calibrate` also runs the second pass on the given params,
-    and returns the params with the smaller loss on the sample.
+    where t = 1 keeps the thresholds of the first pass. Both passes use three quarters of the sample
+    and hold back the last quarter. If the given params have the smaller error on this quarter,
+    `calibrate` returns the given params with a warning. (With fewer than four signals, all signals
+    serve both purposes.) Here the error is the squared error of the codes or, if codes are not
+    known, a loss such as the objective of the LASSO. If you pass a loss, `calibrate` also runs the
+    second pass on the given params, and returns the params with the smaller loss on the sample.
 
     `calibrate` sets the fields whose role is "threshold", "relative threshold" or "step size"
     (theta, the alpha of LAMP, gamma); a field with several entries gets one value. Steps x <-
@@ -268,7 +269,7 @@ def calibrate(
             or only the codes of the last block, (batch, d_J): then x_{j-1} = D_j x_j gives the
             other codes. If the codes are unknown, pass None and a loss.
         loss: the loss of a batch, `loss(codes, X, D, Y)` as in `training.fit`, such as
-            `training.lasso_loss(lam)`; the codes of the last step are `codes[-1]`. With None, the
+            `training.lasso_loss(lam)`; the codes of the last step are `codes[-1]`. By default, the
             loss is the squared error of the codes, and signals may have any magnitude.
 
     Returns:
@@ -284,10 +285,10 @@ def calibrate(
         ValueError: shapes do not fit, the sample is empty or all zero, X and the loss are both
             None, the loss needs codes and X is None, or the loss is the same for all codes.
 
-    Not claimed: the best thresholds. On Gaussian dictionaries 250 x 500 with closed-form W, K = 16,
-    10 % nonzeros and 256 signals, the second pass lowers the NMSE on other signals from -16.8 to
-    -23.4 dB for LISTA-CP, from -17.6 to -22.7 dB for ALISTA, from -38.4 to -47.9 dB for ALISTA-SS,
-    and from -9.4 to -11.2 dB for ISTA.
+    Not claimed: that the thresholds are the best. In a test with Gaussian dictionaries, (250, 500),
+    closed-form W, K = 16, 10 % nonzeros and 256 signals, the second pass lowered the NMSE on
+    signals outside the sample: from -16.8 to -23.4 dB for LISTA-CP, from -17.6 to -22.7 dB for
+    ALISTA, from -38.4 to -47.9 dB for ALISTA-SS, and from -9.4 to -11.2 dB for ISTA.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
@@ -327,7 +328,7 @@ def _calibrate_layer(
     seen = len(Y) - _n_held_back(Y) or len(Y)
     begun = (start, *scaled_weights(layer, start, D))
     candidates = [_after_passes(layer, p, D, Y, X, aim, seen) for p in begun]
-    if aim is not squared:  # a small objective after each step need not lead to a small last one
+    if aim is not squared:  # small objectives after early steps may end in a large last one
         candidates.append(_after_passes(layer, start, D, Y, X, aim, seen, looks_ahead_only=True))
     judged = [_judged(aim, layer, p, D, Y, X) for p in candidates]
     best = min(range(len(judged)), key=lambda i: judged[i].loss)
@@ -409,7 +410,7 @@ class _Judged(NamedTuple):
     held_back: int  # number of held-back signals
 
     def text(self, aim: Loss) -> str:
-        """The loss on the held-back signals; the squared error as NMSE against zero codes."""
+        """The loss on the held-back signals as text; the squared error as an NMSE in dB."""
         if aim is not squared:
             return f"{self.later:.6g}"
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -452,7 +453,7 @@ def _is_worse(start: _Judged, best: _Judged, aim: Loss) -> bool:
 
 
 def _warn_of_end(end: _Judged, aim: Loss, model, D, Y, X) -> None:
-    """Warn of codes that are all zero, or worse than zero codes on the held-back signals."""
+    """Warn if all codes are zero, or if held-back codes are worse than zero codes."""
     if end.silent and X is None:
         checks.warn(
             "calibrate: all codes are zero, as no thresholds give a smaller loss. Try a smaller lam"
@@ -474,7 +475,7 @@ def _warn_of_end(end: _Judged, aim: Loss, model, D, Y, X) -> None:
 
 
 def _of_ista(aim: Loss, model, D, Y, X) -> float:
-    """The loss of ISTA at the depth of a layer, with the lam of the loss, or else of the layer."""
+    """The loss of ISTA at the depth of a layer, with the lam of the loss or layer."""
     lam = lam_of(aim, model)
     if lam is None or not isinstance(model, Layer):
         return np.nan

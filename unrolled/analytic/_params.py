@@ -74,7 +74,7 @@ def lista_cp(
     noise_norm: str | Any = "l1",
     per_atom: bool = False,
 ) -> Unrolled:
-    """Params of `layers.lista_cp`: given weights W, with thresholds that certify the error.
+    """Params of `layers.lista_cp`: weights W, and thresholds that certify a bound on the error.
 
     Args:
         D: (m, d), unit atoms.
@@ -85,17 +85,17 @@ def lista_cp(
             has the smaller mu_W.
         activation: the activation of the layer.
         tied: if False, repeat W at every step, to train an untied network.
-        noise_norm: "l1", or "l2" if `noise` bounds norm(e, 2); with "l2", omega = max norm(w_i, 2)
-            replaces C_W.
+        noise_norm: "l1", or "l2" if `noise` bounds the l2 norm of the noise; with "l2", omega = max
+            norm(w_i, 2) replaces C_W.
         per_atom: if True, use the thresholds of `theory.atom_schedule`, (K, d). These thresholds
-            are smaller, and certify only the l1 error. They require ReLU.
+            are smaller, require ReLU, and certify only a bound on the l1 error.
 
     Returns:
         params, with one W or with one W per step, as `tied` says.
 
     Warns:
         HypothesisWarning: (2s-1) mu_W >= 1, no theorem covers the activation, or codes of this size
-            may leave the range of the dtype: nothing is certified.
+            may leave the range of the dtype. In these cases nothing is certified.
 
     Raises:
         ValueError: atoms are off unit norm, an atom is zero, sparsity is above d, or a number is
@@ -181,8 +181,8 @@ def dsc(
     Args:
         Ds: the dictionaries of the J blocks, (d_{j-1}, d_j).
         depths, sparsities, bounds, noises, Ws, activations: one value per block, as in `lista_cp`;
-            by default noises are zero and activations ReLU. If codes come in parts, sparsities and
-            bounds refer to the sizes of the parts, and noises bound the l2 norm.
+            by default noises are zero and activations are ReLU. If codes come in parts, sparsities
+            and bounds refer to the sizes of the parts, and noises bound the l2 norm.
 
     Returns:
         Params of `networks.dsc` with J layers `lista_cp`.
@@ -254,8 +254,8 @@ def lamp(
         depth: K.
         probability, variance: probability that an entry is nonzero, and variance of the nonzeros.
         noise: sigma^2, the variance of the noise per entry of y.
-        margin: the thresholds suit `margin` times as many nonzeros, because signals with more
-            nonzeros than most dominate a ratio of sums.
+        margin: the thresholds suit `margin` times as many nonzeros, because the signals with the
+            most nonzeros dominate an error that is a ratio of sums.
 
     Returns:
         params with steps (W, alpha).
@@ -292,8 +292,8 @@ def alista_at(
     """Params of `layers.alista_at(onsager=True)` for Bernoulli-Gaussian codes, without a sample.
 
     W has the closed form, and gamma is 1. Each theta minimises the error after its step, as
-    predicted by `theory.state_evolution`. With margin 1, the thetas are better for the typical
-    signal and worse for a ratio of sums.
+    predicted by `theory.state_evolution`. With margin 1, the error of the typical signal is
+    smaller, and the error as a ratio of sums is larger.
 
     Args:
         D, depth, probability, variance, noise, margin: as in `lamp`.
@@ -328,7 +328,7 @@ def _thresholds(layer, D: Dictionary, margin: float, where: str, options: dict):
     if not margin >= 1:
         raise ValueError(f"{where}: margin must be at least 1, got {margin}")
     p = options["probability"]
-    more = min(margin * p, (1 + p) / 2) if 0 < p < 1 else p  # state evolution refuses other ranges
+    more = min(margin * p, (1 + p) / 2) if 0 < p < 1 else p  # `state_evolution` refuses other p
     evolution = state_evolution(layer, D, **options | dict(probability=more))
     if not evolution.holds:
         checks.warn(

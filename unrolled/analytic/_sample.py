@@ -1,4 +1,4 @@
-"""One schedule of thresholds that proves every code of a sample, as `certify_signals` does."""
+"""One schedule of thresholds with which the steps provably find every code of a sample."""
 
 from typing import Any
 
@@ -32,25 +32,27 @@ def from_sample(
     leave_out: float = 0.0,
     W: Dictionary | None = None,
 ) -> Unrolled:
-    r"""Params with the least thresholds that prove every code of a sample, entry by entry.
+    r"""Params with the least thresholds for which the steps provably find every code of a sample.
 
     .. math:: \theta_k = slack \, \max_{x \in X} \max_{i \notin S(x)} A_i(x, E_k),
 
-    The errors E_k and the movements A are defined in `theory.certify_signals`, which also checks
-    which fresh codes these thresholds prove. For a Gaussian D, (250, 500), and 12 nonzeros, the
-    thresholds from a sample of 30,000 codes prove 99.9 % of fresh codes in 39 steps; the worst-case
-    theorems cover 2 nonzeros. The products are d x d by nature, as in `certify_signals`.
+    `theory.certify_signals` defines E_k and A, which bound errors entry by entry, and checks for
+    which fresh codes these thresholds suffice. For a Gaussian D, (250, 500), and codes with 12
+    nonzeros, 39 steps with thresholds from a sample of 30,000 codes provably find 99.9 % of fresh
+    codes. The worst-case theorems cover codes with 2 nonzeros. The products |W'D| form a d x d
+    matrix, as in `certify_signals`.
 
     Args:
         layer: a layer whose depth is the length of the schedule. Its family must have steps x <-
             shrink(x + gamma W'(y - D x), theta) and take params from theory, as in
-            `layers.alista(39, support=(1, 1))`. Support selection proves more nonzeros than soft
-            thresholds.
+            `layers.alista(39, support=(1, 1))`. With support selection, proofs cover codes with
+            more nonzeros than with soft thresholds.
         D: (m, d), unit atoms.
         X: (n, d), codes of the class, or these codes in another form that D accepts.
-        slack: at least 1; a larger slack proves more fresh codes in each step and needs more steps.
-        noise: bound on the l1 norm of the noise (on the l2 norm if codes come in parts), () or
-            (n,).
+        slack: at least 1; with a larger slack, the threshold of each step suffices for more fresh
+            codes, but more steps are needed.
+        noise: bound on the l1 norm of the noise (on the l2 norm if codes come in parts), one number
+            or one per code, (n,).
         leave_out: the share of the sample that the schedule may leave out. While some codes are not
             proved, `from_sample` leaves out the codes that need the largest last threshold, first a
             few, then more.
@@ -60,17 +62,18 @@ def from_sample(
         The params of `layer.from_theory(W, theta)`.
 
     Warns:
-        HypothesisWarning: some codes are not proved; with noise, a code is proved if its last error
-            bound is below its first. A single code can prevent the contraction of the whole
-            schedule: try `leave_out`.
+        HypothesisWarning: some codes are not proved. With noise, a code counts as proved if its
+            last error bound is below its first error bound. A single code can prevent the
+            contraction of the whole schedule; try `leave_out`.
 
     Raises:
         TypeError: the layer has another form, or an argument is traced.
         ValueError: X has no code, codes do not fit, slack is below 1, or leave_out is outside
             [0, 1).
 
-    Not claimed: that a fresh code is proved, before `theory.certify_signals` proves it. To estimate
-    the share of the class that is proved, use a second sample and `theory.exceedance`.
+    Not claimed: that the steps find a fresh code; `theory.certify_signals` checks this for each
+    code. To estimate the share of the codes of the class that are proved, use a second sample and
+    `theory.exceedance`.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 100, 200)
@@ -132,7 +135,7 @@ def from_sample(
 
 
 def _at_least(theta: float, dtype: Any) -> float:
-    """The threshold as stored, at least theta unless theta is beyond the range of the dtype."""
+    """The stored threshold, at least theta unless theta is out of the range of the dtype."""
     stored = np.asarray(stored_thresholds(np.asarray(theta), dtype))
     return float(
         stored if float(stored) >= theta else np.nextafter(stored, stored.dtype.type(np.inf))

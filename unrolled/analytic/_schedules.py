@@ -48,7 +48,8 @@ _GUARD_MARGIN = 1 + 1e-3
 _GUARD_ROUNDS = 100
 # Stored thresholds are at most this share of the largest number of their dtype, so they are finite.
 LARGEST_SHARE = 1 / 4
-# A contraction below this is below 1 despite rounding, so another hypothesis must fail.
+# A contraction below this number is below 1 despite rounding; if theory does not cover a schedule
+# with such a contraction, another hypothesis fails.
 _CONTRACTS = 1 - 1e-5
 
 
@@ -57,7 +58,7 @@ class HypothesisWarning(UserWarning):
 
 
 class Certified(Result):
-    """Weights with the numbers that the theory needs, in float64 from the stored arrays."""
+    """Weights with the numbers that theory needs, computed in float64 from the stored arrays."""
 
     W: Operator  # (m, d)
     mu_W: float  # rounded up
@@ -96,7 +97,7 @@ def certified_weights(D: Dictionary, W: Dictionary | None = None) -> Certified:
 
 
 def _certified(D: Dictionary, W: Dictionary | None, where: str) -> Certified:
-    """`certified_weights`, with the name of the function for messages."""
+    """`certified_weights`, with the name of the caller for messages."""
     D = as_dictionary(D, where)
     if W is None:
         both = _certified(D, D, where), _certified(D, theory.frobenius_weights(D), where)
@@ -141,7 +142,7 @@ def plan(
     Ws: Sequence[Dictionary | None] | None = None,
     tol: float,
 ) -> theory.Plan:
-    """The depths with the fewest steps in total that certify the last code of a chain to `tol`.
+    """The depths of a chain with the fewest steps that certify an error of at most `tol`.
 
     Args:
         Ds, sparsities, bounds, noises, Ws: as in `dsc`.
@@ -315,7 +316,8 @@ def _schedule(
 
     planned = at(sparsity, depth)
     if activation != relu:
-        # With this activation, codes have entries off the support: guard s B + max E_O.
+        # With this activation, codes have entries off the support, so s B + max E_O replaces s B in
+        # the guard.
         for _ in range(_GUARD_ROUNDS):
             needed = c.guard * (sparsity * bound + planned.off_support.max()) + c.lost
             if not needed > guard or not math.isfinite(needed):
@@ -349,10 +351,10 @@ def _atom_schedule(
 
 
 def _within_range(planned: Any, c: Certified, size: float) -> Any:
-    """`planned`, with holds False unless the numbers of its steps are in the range of the dtype.
+    """`planned`, which holds only if the numbers of its steps are in the range of the dtype.
 
     `size` bounds the sum of norm(x*, 1) and the noise. The numbers of y - D x are at most size +
-    norm(x*, 1) + E, and the numbers of a step at most E + omega E + theta beyond x*.
+    norm(x*, 1) + E, and the numbers of a step exceed x* by at most E + omega E + theta.
     """
     E, theta = float(np.max(planned.error)), float(np.max(planned.theta, initial=0.0))
     within = size + (1 + max(c.omega, 1.0)) * E + theta <= _largest_number(c.W)
@@ -491,17 +493,17 @@ def weights_table(
     """The weights W = D, the closed form and the minimax weights in one table, in float64.
 
     `theory.in_float64` converts D to float64; all weights lie in the numerical range of D. No W has
-    a smaller mu_W than the minimax weights. A smaller C_W or omega lowers the floor under noise; a
-    smaller norm(W) gives a smaller bound on the steps for signals outside the class. The arrays are
-    d x d by nature, as in `generalized_coherence`.
+    a smaller mu_W than the minimax weights. A smaller C_W or omega lowers the error bound that
+    remains under noise; a smaller norm(W) gives a smaller bound on the steps for signals outside
+    the class. The computation needs d x d arrays, as in `theory.generalized_coherence`.
 
     Args:
         D: (m, d), unit atoms.
         sparsity: s; by default the largest s that each kind of weights certifies.
         bound, noise: B and delta of the class.
         tolerance: the l1 error to reach.
-        entries: if True, also include the weights of coherence mu~ whose largest entry is least
-            (Definition 8), which take many times longer to compute.
+        entries: if True, also include the weights of coherence mu~ whose largest entry is as small
+            as possible (Definition 8). These weights take many times longer to compute.
         progress: as in `theory.generalized_coherence`.
 
     Returns:
@@ -538,7 +540,7 @@ def _row(D, W, sparsity, bound, noise, tolerance) -> WeightsRow:
         return theory.schedule(certified.mu_W, certified.C_W, sparsity=s, **options).holds
 
     most = theory.max_sparsity(certified.mu_W, D.shape[1])
-    largest = next(s for s in range(most, -1, -1) if s == 0 or holds(s))  # eta counts, too
+    largest = next(s for s in range(most, -1, -1) if s == 0 or holds(s))  # `most` ignores eta
     s = largest if sparsity is None else sparsity
     with checks.quiet(HypothesisWarning):  # the table has a field `holds` instead
         _, schedule = block_schedule(D, W, depth=1, sparsity=s, bound=bound, noise=noise)

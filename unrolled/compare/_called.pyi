@@ -1,4 +1,4 @@
-"""`ur.compare` as type checkers see it: a class, since they know no module that can be called."""
+"""`ur.compare` as type checkers see it: a class, as they support no callable module."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, overload

@@ -131,64 +131,66 @@ def compare(
     `DivergenceWarning` names all such methods. Another warning counts the signals whose LASSO
     optimum is not certified.
 
-    If the true codes are known, `compare` also counts how many of the first codes, at most 100,
-    theory proves one by one for the params of each method (`Proved`). The tables show the share of
-    proved codes next to the worst-case bound of the class.
+    If the true codes are known, `compare` also checks the first codes, at most 100, one by one, and
+    counts for how many of them theory proves that the steps of a method find the code (`Proved`).
+    The tables show the share of these codes next to the worst-case bound of the class.
 
-    If the true codes are not known, the objective of the LASSO judges the methods, and the optimal
-    codes of the LASSO replace the true codes in the curves. Another solver may minimise another
-    objective, such as the LASSO with another lam. Hence the objective never marks codes of another
-    solver as divergent.
+    If the true codes are not known, `compare` judges the methods by the objective of the LASSO, and
+    the optimal codes of the LASSO replace the true codes in the curves. Codes of another solver may
+    minimise a different objective, such as the LASSO with a different lam. Hence `compare` never
+    marks such codes as divergent because of their objective.
 
     Args:
         methods: the methods by name. A method is a pair (layer, params) or (network, params), a
-            result of `fit`, or the codes of another solver, such as a pursuit. The best params of a
-            result of `fit` run with the dictionary of their training. Codes of another solver are
-            an array in the shape of X, for networks a tuple of arrays, and count as one step.
-        D: (m, d); for networks a tuple, one per layer.
+            result of `fit`, or the codes of another solver, such as a pursuit. For a result of
+            `fit`, `compare` runs the best params with the dictionary of the training. Codes of
+            another solver are an array in the shape of X, for networks a tuple of arrays, and count
+            as one step.
+        D: (m, d); for networks a tuple with one dictionary per layer.
         Y: (batch, m), the signals.
-        X: (batch, d), the true codes of Y, for networks a tuple, one per layer; None if the codes
-            are not known.
+        X: (batch, d), the true codes of Y, or None if the codes are not known. For networks, a
+            tuple with the codes of every layer.
         reference: the name of a method. The distances of all params of the same form are measured
-            from the params of this method. By default, the distances are measured from the first
-            earlier method with params of the same form.
-        lam: weight of the LASSO (one number, or one per layer). With lam, `compare` also reports
-            the gap to the optimum of the LASSO, over the signals for which a duality gap certifies
-            the optimum, and the cost of exact solvers: `pursuit.lasso_batch`, and SPAMS if it is
-            installed. The signal of a layer of a network is then the true code of the layer before.
-            If X and lam are None, lam is a tenth of the lam at which nine codes in ten are 0, and a
-            note says so.
+            from the params of this method. By default, the distances of a method are measured from
+            the first earlier method with params of the same form.
+        lam: weight of the LASSO (one number, or one per layer). If lam is given, `compare` also
+            reports the gap to the optimum of the LASSO, over the signals for which a duality gap
+            certifies the optimum, and the cost of exact solvers: `pursuit.lasso_batch`, and SPAMS
+            if it is installed. The signal of a layer of a network is then the true code of the
+            layer before. If X and lam are None, lam is a tenth of the lam at which 90 % of the
+            codes are zero, and a note says so.
         sparsity, bound, noise: s, B and delta of the class of codes for `theory.certify`; for
-            networks one per layer. By default, these are the least numbers that cover the sample.
-        sampled: if given, `compare` also bounds the errors of 99.9 % of the class, with confidence
-            1 - 1e-6 for all methods together, from an independent sample. Pass held-out (Y, X) that
-            were not used to choose anything; or pass a number, such as 20,000, of
-            Bernoulli-Gaussian codes to draw. Drawn codes have the share of nonzeros, the variance
-            and the noise of the sample, and these numbers define the class.
+            networks one value per layer. By default, these are the least numbers that cover the
+            sample.
+        sampled: if given, `compare` also bounds the errors of 99.9 % of the codes of a class, with
+            confidence 1 - 1e-6 for all methods together, from an independent sample. Pass held-out
+            (Y, X) that played no part in any choice, or the number of Bernoulli-Gaussian codes to
+            draw, such as 20,000. Drawn codes have the share of nonzeros, the variance and the noise
+            of the sample, and these numbers define the class.
         certify: if True, also find the share of the last codes that `theory.certify_code` proves,
             after least squares on their supports, to be the only codes of least l1 norm.
         predict: if True, also predict the median error of layers that pass messages, by
             `theory.state_evolution` for Bernoulli-Gaussian codes like the codes of the sample. Also
             predict the rate of convergence, without noise, of layers that have found the support,
-            by `theory.local_rate` (for plain steps by the `support_rate` of the last weights).
+            by `theory.local_rate` (for plain steps, by `theory.support_rate` of the last weights).
             `predictions_table` and a row of the figure show the predictions next to the median, and
             say where the predictions do not hold.
         mask: bools, in the shape of Y or of one signal, True where an entry is known; unknown
-            entries may be NaN. Every method runs with `dictionaries.Masked(D, mask)` for each
+            entries of Y may be NaN. Every method runs with `dictionaries.Masked(D, mask)` for each
             signal, and residuals and objectives include only known entries. No guarantee or proof
             covers signals with a mask.
 
     Returns:
-        Comparison; for networks ChainComparison, with a Comparison of every layer.
+        A Comparison; for networks a ChainComparison with a Comparison of every layer.
 
     Raises:
-        TypeError: methods is not a dict by name, one of the values is not a method, codes are
-            complex and D is real, or methods has both layers and networks.
+        TypeError: methods is not a dict with names as keys, a value of the dict is not a method,
+            codes are complex and D is real, or methods has both layers and networks.
         ValueError: there are no methods, shapes do not fit, signals are not finite, the reference
-            is unknown, the mask has another shape, or params do not fit their layer. Also if
-            `sampled`, `certify` or `predict` is given for networks or with a mask, or `certify` for
-            codes in parts. Without X also if lam is 0, all signals are zero, or `sampled` or
-            `predict` is given.
+            is unknown, the mask has another shape, or params do not fit their layer. `sampled`,
+            `certify` and `predict` raise ValueError for networks and with a mask, and `certify`
+            does so for codes in parts. If X is None, ValueError is also raised if lam is 0, if all
+            signals are zero, and if `sampled` or `predict` is given.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 30)
@@ -360,7 +362,7 @@ class _Block(NamedTuple):
     curve: Curve
     diverged: Divergence | None
     silent: bool
-    params: Unrolled | None = None  # this and the next are None for codes
+    params: Unrolled | None = None  # params to cost are None for given codes
     weights: Weights | None = None
     guarantee: Guarantee | None = None
     proved: Proved | None = None  # also None if codes are not known

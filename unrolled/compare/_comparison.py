@@ -45,11 +45,12 @@ class Coupling(Result):
     """How the weights of each step fit D: arrays (K,), or (1,) if all steps share weights.
 
     Convergence needs S_k = I - W_k'D (Chen et al. 2018, Theorem 1), w_i . d_i near 1 and small
-    off-diagonal products. `mu_W` and `off_diagonal` compare weights of any scale: atoms have unit
-    norm, and w_i . d_i is scaled to 1. `largest_product` is not scaled. `mismatch` is the relative
-    distance of S_k from I - W_k'D, 0 if the family couples S_k and W_k. `layer.weights` gives W_k
-    and S_k; the step size multiplies W_k. If W and D are shift-invariant `Conv` of one geometry,
-    W'D has only the rows of atoms that meet every relative shift, not of all positions.
+    off-diagonal products. `mu_W` and `off_diagonal` do not depend on the scale of the weights: they
+    refer to atoms of unit norm, with w_i . d_i scaled to 1. `largest_product` is not scaled.
+    `mismatch` is the relative distance of S_k from I - W_k'D, 0 if the family couples S_k and W_k.
+    `layer.weights` gives W_k and S_k; the step size multiplies W_k. If W and D are shift-invariant
+    `Conv` dictionaries of one geometry, W'D has only the rows of atoms that together meet every
+    relative shift, not the rows of all positions.
     """
 
     diagonal_low: np.ndarray  # min of w_i . d_i
@@ -83,7 +84,7 @@ def step_means(theta: ArrayLike) -> np.ndarray:
 
 
 def _per_step(weights: Weights, params: Unrolled, D: Dictionary) -> Coupling:
-    """The coupling of all steps, or of one step if all are equal; one program for all methods."""
+    """The coupling of all steps, or of one step if all steps have the same weights."""
     host = jax.device_get(params.steps)
     K = min(map(len, jax.tree.leaves(host)), default=1)  # steps may be None
     steps = [jax.tree.map(operator.itemgetter(k), host) for k in range(K)]
@@ -132,31 +133,33 @@ def _one_step(W: Any, S: Any, gamma: Any, D: Dictionary) -> Coupling:
 
 
 class Curve(Result):
-    """The errors of one method after every step; arrays are (K,) unless noted."""
+    """The errors of one method after every step; arrays have shape (K,) unless noted."""
 
     nmse: np.ndarray  # dB, ratio of sums
     mean_nmse: np.ndarray  # dB, mean over the signals
     quantiles: np.ndarray  # (K, 3), the `QUANTILES` of the NMSE of single signals, in dB
-    failure_rate: np.ndarray  # share of signals with an NMSE that is not below -20 dB
+    # Share of signals with an NMSE above -20 dB or without a finite NMSE.
+    failure_rate: np.ndarray
     precision: np.ndarray  # precision of the support; nan if no code has a nonzero
     recall: np.ndarray  # recall of the support
     false_positives: np.ndarray  # wrong nonzeros per signal
-    largest_l1: np.ndarray  # the largest l1 error of a signal, which the theorems bound
+    largest_l1: np.ndarray  # the largest l1 error of a code; the theorems bound it
     # Sum of F - F* over sum of F* for the LASSO, if lam was given; nan if no F* is certified.
     gap: np.ndarray | None
     residual: np.ndarray | None = None  # norm(Y - X D', "fro") / norm(Y, "fro")
     psnr: np.ndarray | None = None  # dB, for rebuilt signals; the peak is the range of Y
     nonzeros: np.ndarray | None = None  # mean number of nonzeros of a code
-    # Share of signals whose code is worse than zero: by the error, or, if codes are not known, by
-    # the objective of the LASSO, among signals with a certified F*.
+    # Share of signals whose code has a larger error than the zero code. If codes are not known:
+    # share, among signals with a certified F*, of codes with a larger LASSO objective than the zero
+    # code.
     worse: np.ndarray | None = None
 
 
 class Cost(Result):
     """The cost of the codes of a method."""
 
-    # Seconds for all signals, with the codes after every step: the least time of several runs,
-    # after compilation. None in a study, whose numbers must depend only on its arguments.
+    # Seconds to compute the codes of all signals after every step: the least time of several runs,
+    # after compilation. None in a study, because its numbers must depend only on its arguments.
     seconds: float | None
     products: int | None  # matrix products per signal; None if the number depends on the signal
 
@@ -174,9 +177,9 @@ class DivergenceWarning(UserWarning):
 
 
 class Divergence(Result):
-    """From which step on, and why, the codes of a method are worse than the zero code."""
+    """The step from which the codes of a method are worse than the zero code, and the reason."""
 
-    step: int  # the step from which on the codes are worse, counted from 1
+    step: int  # the first of the steps with worse codes, counted from 1
     reason: str  # the reason in words
 
 
@@ -186,18 +189,19 @@ class Guarantee(Result):
     If codes come in parts, s counts parts, and the noise is measured in l2.
     """
 
-    sparsity: int  # s, the most nonzeros
+    sparsity: int  # s, the largest number of nonzeros
     bound: float  # B, the largest magnitude of an entry
     noise: float  # delta, the largest l1 norm of the noise in the signal of the layer
     certificate: Certificate  # the result of `theory.certify`
 
 
 class Proved(Result):
-    """The share of codes that theory proves, one by one, for the params of a method.
+    """The share of codes for which theory proves that the steps of a method find the code.
 
-    For coupled steps `theory.certify_signals` proves the codes. For `layers.alista_rt`, whose steps
-    have no thresholds, `theory.certify_supports` proves the supports: no step takes an entry off
-    the support, and the steps converge to the code.
+    Each code is checked separately. For coupled steps, `theory.certify_signals` proves that no step
+    has a false positive and that each nonzero has its sign at the end. For `layers.alista_rt`,
+    whose steps have no thresholds, `theory.certify_supports` proves that no step takes an entry off
+    the support and that the steps converge to the code.
     """
 
     share: float | None  # None if no such theorem covers the method
@@ -205,7 +209,7 @@ class Proved(Result):
     reason: str = ""  # why the share is None
 
     def text(self) -> str:
-        """The number of proved codes and of checked codes, in words.
+        """The number of proved codes, and the number of checked codes, as text.
 
         Example:
             >>> ur.compare.Proved(0.75, 200).text()
@@ -217,22 +221,22 @@ class Proved(Result):
 class Solver(Result):
     """An exact solver of the LASSO on the signals of a comparison."""
 
-    curve: Curve  # the errors of its codes, in one step
+    curve: Curve  # the errors of its codes, as one step
     seconds: float | None  # for all signals, after compilation; None in a study
 
 
 class Sampled(Result):
-    """A bound on the errors of all but a small share of a class, from an independent sample."""
+    """A bound on the errors of all but a small share of the codes of a class, from a sample."""
 
     decibels: float  # bound on the NMSE of a signal; inf if the sample is too small
     signals: int  # number of signals in the sample
     needed: int  # number of signals that a bound requires
-    share: float  # share of the class that the bound leaves out
-    confidence: float  # that the bounds of all methods hold together
+    share: float  # share of the codes of the class that the bound leaves out
+    confidence: float  # confidence that the bounds of all methods hold together
     drawn: bool  # whether the comparison drew the signals; otherwise they were given
 
     def text(self) -> str:
-        """The bound as a sentence.
+        """The bound as text.
 
         Example:
             >>> ur.compare.Sampled(-20.0, 20_000, 13_809, 1e-3, 1 - 1e-6, True).text()
@@ -250,7 +254,7 @@ class Sampled(Result):
 class Predicted(Result):
     """Predictions of the median error, and of the rate of convergence on the right support."""
 
-    nmse: np.ndarray | None  # (K,) dB, of a typical signal after every step, by state evolution
+    nmse: np.ndarray | None  # (K,) dB, for a typical signal after every step, by state evolution
     rate: float | None  # dB per step, without noise
     remark: str  # why a prediction is missing, or empty
 
@@ -273,8 +277,8 @@ class Comparison(Result):
     changes: dict[str, tuple[Change, ...]]  # the distance of each leaf from the reference
     couplings: dict[str, Coupling]  # for families with weights
     guarantees: dict[str, Guarantee]  # for families with a certificate
-    diverged: dict[str, Divergence]  # only methods that end worse than the zero code
-    silent: tuple[str, ...]  # methods whose last codes are all zero, although true codes are not
+    diverged: dict[str, Divergence]  # methods whose last codes are worse than zero codes
+    silent: tuple[str, ...]  # methods whose last codes are all zero, unlike the true codes
     given: tuple[str, ...] = ()  # methods that are codes of another solver, without steps
     uncertified: int = 0  # signals whose F* has no certificate; the gaps omit these signals
     # Costs of the methods with steps.
@@ -283,7 +287,7 @@ class Comparison(Result):
     known: bool = True  # False: codes of the LASSO replace the true codes, which are not known
     remarks: tuple[str, ...] = ()  # remarks on lam
     sampled: dict[str, Sampled] | None = None  # for methods with steps, if asked for
-    certified: dict[str, float] | None = None  # share of codes that are proved, with `certify`
+    certified: dict[str, float] | None = None  # share of codes that `theory.certify_code` proves
     # The gaps of ISTA after 0, ..., K steps; the first is the gap of zero codes.
     ista_gap: np.ndarray | None = None
     predicted: dict[str, Predicted] | None = None  # for methods with steps, if asked for
@@ -304,12 +308,12 @@ class Comparison(Result):
         return markdown(*_few(self), self.notes())._repr_html_()
 
     def table(self, form: str = "markdown", columns: Collection[str] | None = None) -> Any:
-        """A table of errors at the last step, quality of the rebuilt signals, and costs.
+        """A table of the last errors, the quality of the rebuilt signals, and the costs.
 
         If the true codes are known, the table has the NMSE in both definitions, and support scores.
-        Undefined scores, such as the precision of codes that are all zero, are empty. A note below
-        the table names each method that diverges, or whose codes are all zero. If the LASSO has
-        been solved, the table has rows of the exact solvers, whose gap is 0.
+        Cells of undefined scores, such as the precision of codes that are all zero, are empty. A
+        note below the table names each method that diverges, or whose codes are all zero. If the
+        LASSO has been solved, the table also has a row for each exact solver.
 
         Args:
             form: "markdown", "latex" (with the rules of booktabs), "csv", or "records", a list of
@@ -335,11 +339,11 @@ class Comparison(Result):
     def guarantees_table(self) -> str:
         """A Markdown table of the certificates of the params of each method.
 
-        The table bounds the l1 error of every code of the class after the last step. The entry is
-        "none" if the last bound is not below the first. The class (s, B, delta) comes from the
-        sample, unless you pass these numbers to `compare`. Next to this worst-case bound, the table
-        has the number of codes of the sample that theory proves one by one, and the bound of
-        `sampled` for 99.9 % of the class.
+        The table shows a bound on the l1 error after the last step that holds for every code of the
+        class. The entry is "none" if the certificate does not hold. The class (s, B, delta) comes
+        from the sample, unless you pass these numbers to `compare`. Next to this worst-case bound,
+        the table shows how many codes of the sample are proved (see `Proved`), and the bound by
+        `sampled` on the errors of 99.9 % of the codes of the class.
         """
         return markdown(*self._guarantees(), self._unproved())
 
@@ -347,8 +351,8 @@ class Comparison(Result):
         """A Markdown table of the median errors, measured and predicted.
 
         The table has the NMSE in dB after a quarter, half and all of the steps, as "median /
-        predicted by state evolution", and the dB that a step gains once the support is right. A
-        cell that theory does not cover is empty, and the last column has the reason. Without
+        predicted by state evolution", and the dB that a step gains once the support is right. If
+        theory makes no prediction, the cell is empty, and the last column gives the reason. Without
         `predict` the table is empty.
         """
         return markdown(*self._predictions()) if self.predicted is not None else ""
@@ -414,7 +418,8 @@ class Comparison(Result):
         The error is the NMSE (ratio of sums) if codes are known, otherwise the gap to the LASSO.
         """
         field = "nmse" if self.known else "gap"
-        # The question is how near a network comes, so codes of another solver are no answer.
+        # The sentence says how near a network comes to the optimum: codes of another solver do not
+        # count.
         judged = [n for n in self.curves if self.known or n not in self.given] or self.curves
         numbers = {name: _number(getattr(self.curves[name], field)) for name in judged}
         ends = {name: end for name, end in numbers.items() if end is not None}
@@ -480,7 +485,7 @@ class Comparison(Result):
         return rows + [self._record(n, self.exact[n].curve, c, True) for n, c in solvers.items()]
 
     def _record(self, name: str, c: Curve, cost: Cost | None, level: bool) -> dict[str, Any]:
-        """The numbers of a method; `level` codes have no steps."""
+        """The numbers of a method; `level` says that the codes have no steps."""
         K, cost = None if level else len(c.nmse), cost or Cost(None, None)
         fields = [f for f in Curve._fields if f != "quantiles"]
         numbers: dict[str, Any] = {f: _number(getattr(c, f)) for f in fields}
@@ -666,7 +671,7 @@ _COLUMNS = {
     "products": ("products", "d"),
 }
 _KNOWN = tuple(field for field in _COLUMNS if field != "microseconds")
-# Without true codes, the gaps judge the methods.
+# Without true codes, methods are judged by their gaps.
 _UNKNOWN = (
     *("K", "gap", "ista_gap", "zero_gap", "worse", "certified"),
     *("residual", "psnr", "nonzeros", "microseconds", "products"),

@@ -23,7 +23,7 @@ class Evaluation(Result):
     """The measurements of the params at one evaluation of the training."""
 
     step: int  # training steps done
-    loss: float  # mean training loss since the evaluation before; nan before the first step
+    loss: float  # mean training loss since the last evaluation; nan before the first step
     validation: float  # loss on the validation batch
     theta: np.ndarray | None  # (K,) mean threshold of each step; None without thresholds
     coupling: Coupling | None  # coupling of the weights; None without weights
@@ -76,9 +76,10 @@ class Evolution:
         self.evaluations.append(Evaluation(*numbers, theta, measured))
 
     def series(self, field: str) -> np.ndarray:
-        """A field over the evaluations: (evaluations,), or (evaluations, K) if it is per step.
+        """The values of a field, (evaluations,), or (evaluations, K) if it has values per step.
 
-        "theta" and the fields of a `Coupling` are per step; if all steps share the weights, K = 1.
+        "theta" and the fields of a `Coupling` have one value per step, or K = 1 if all steps share
+        the weights.
 
         Raises:
             ValueError: the field is unknown, the family lacks it, or there is no evaluation yet.
@@ -108,14 +109,14 @@ class Evolution:
         return screen([name, *(self.table().splitlines() if self.evaluations else ())])
 
     def table(self, form: str = "markdown") -> Any:
-        """A table with one row per evaluation, over all steps, in the forms of `Comparison.table`.
+        """A table over all steps, with one row per evaluation, in the forms of `Comparison.table`.
 
-        In Markdown and LaTeX the last row shows theory, if a prediction is given.
+        In Markdown and LaTeX the last row shows the numbers of theory, if a prediction is given.
         """
         return table(form, *self._rows(), (), self._records, "table")
 
     def _rows(self) -> tuple[list[str], list[list[str]]]:
-        """The records as text; the last row shows theory."""
+        """The records as text; the last row shows the numbers of theory."""
         columns = ["training step", "validation", *(title for title, *_ in _COLUMNS)]
         rows = [
             [str(record["step"]), f"{record['validation']:.4g}"]
@@ -248,7 +249,8 @@ class ChainEvolution:
         return "\n\n".join(parts)
 
 
-# The columns of a table: the title, the text between the fields of a record, format, and fields.
+# The columns of a table: the title, the text between two fields of a record, the format, and the
+# fields.
 _COLUMNS: tuple[tuple[str, ...], ...] = (
     ("threshold, first to last step", " to ", ".4g", "theta_first", "theta_last"),
     (
@@ -291,22 +293,24 @@ def evolution(
 def evolution(model: Any, D: Any, *, prediction: Any = None) -> Evolution | ChainEvolution:
     """A recorder of a run: `watch = evolution(layer, D)`, then `watch.table()` or `.plot()`.
 
-    At each evaluation of `fit(..., callbacks=[watch])`, `watch` measures every step of the layer:
-    the mean threshold; the diagonal of W_k'D; the largest (mu_W) and the root mean square
-    off-diagonal entry of W_k'D with its diagonal scaled to 1; and the distance of S_k from I -
-    W_k'D (see `Coupling`). For families without weights, `watch` measures only the thresholds.
+    At each evaluation of `fit(..., callbacks=[watch])`, `watch` measures the mean threshold of
+    every step, the diagonal of W_k'D, and the distance of S_k from I - W_k'D (see `Coupling`). It
+    also measures the largest off-diagonal entry, mu_W, and the root mean square of the off-diagonal
+    entries of W_k'D, with the diagonal scaled to 1. For families without weights, `watch` measures
+    only the thresholds.
 
     Args:
         model: the layer, or the network, to train.
         D: (m, d); for a network a tuple. With `learn_dictionary=True` the weights are still
             measured against this D.
         prediction: a schedule from `analytic.block_schedule` or `theory.schedule`; for a network
-            one per layer, for example from `analytic.chain_schedules`. The tables show the
+            one schedule per layer, for example from `analytic.chain_schedules`. The tables show the
             thresholds of the schedule next to the trained thresholds, with a diagonal of 1 and a
             mismatch of 0.
 
     Returns:
-        Evolution, without evaluations; for a network ChainEvolution, with an Evolution per layer.
+        An Evolution without evaluations; for a network a ChainEvolution with an Evolution per
+            layer.
 
     Raises:
         TypeError: the model is neither a layer nor a network, a layer has a tuple of dictionaries,

@@ -1,5 +1,5 @@
-"""The measurements of a comparison: errors of the codes step by step, bounds by an independent
-sample, proofs of single codes, and predictions of theory.
+"""The measurements of a comparison: errors of the codes step by step, bounds from an
+independent sample, proofs of single codes, and predictions of theory.
 """
 
 import functools
@@ -61,7 +61,7 @@ from unrolled.training import law_of
 __all__ = ["QUANTILES", "products"]
 
 
-Class = tuple[Any, Any, Any]  # (sparsity, bound, noise); None if the sample decides
+Class = tuple[Any, Any, Any]  # (sparsity, bound, noise); None: computed from the sample
 ClassOf = Callable[[int, Dictionary], tuple[int, float, float]]
 
 
@@ -75,8 +75,9 @@ def guarantees(
 
     Args:
         model: a layer, or a network of J layers.
-        params, Ds: one per layer.
-        class_of: (j, D) -> the sparsity, bound and noise of layer j with D.
+        params, Ds: params and dictionaries, one per layer.
+        class_of: a function; `class_of(j, D)` gives the sparsity, bound and noise of layer j with
+            D.
     """
     layers = (model,) if isinstance(model, Layer) else model.layers
     certified: list[Layer] = []
@@ -112,13 +113,13 @@ def proofs(
     pairs: list[tuple[Array, Array]],
     noises: list[Any],
 ) -> list[Proved]:
-    """The share of the first codes of every layer that theory proves for its params.
+    """The share of the first codes of every layer that the steps provably find.
 
     Args:
         model: a layer, or a network of J layers.
-        params, Ds, pairs: J of each, as in `check_batch`.
-        noises: J bounds on the norm of the noise, as in `Guarantee`; None takes the noise of each
-            signal.
+        params, Ds, pairs: params, dictionaries and (signals, codes), one per layer.
+        noises: bounds on the norm of the noise, as in `Guarantee`, one per layer; if a bound is
+            None, the noise of each signal is used.
     """
     layers = (model,) if isinstance(model, Layer) else tuple(model.layers)
     size = sum(layer.depth * D.shape[1] ** 2 for layer, D in zip(layers, Ds))
@@ -143,7 +144,7 @@ def proofs(
 
 
 def _noise_of(D: Dictionary, Y: Any, X: Any) -> np.ndarray:
-    """The l1 norm of y - D x of each signal (l2 if codes have parts); rounding counts as noise."""
+    """The l1 norm of y - D x (l2 if codes have parts) for each signal; rounding counts as noise."""
     with jax.enable_x64(True):
         D, Y, X = checks.cast((D, Y, X), np.float64)
         left = np.abs(np.asarray(Y) - np.asarray(problems.synthesize(D, X)))
@@ -185,8 +186,8 @@ def classes_of(
     """A function (j, D) -> the class of layer j, which computes the class of Ds[j] only once.
 
     Args:
-        Ds, pairs: dictionaries, and (signals, codes), as in `check_batch`; one per layer.
-        classes: one per layer.
+        Ds, pairs: dictionaries and (signals, codes), one per layer.
+        classes: the given numbers of the class, one triple per layer; None for numbers to compute.
     """
 
     @functools.cache
@@ -264,7 +265,7 @@ class Measured(NamedTuple):
     errors: dict[str, Array]  # the fields of a `Curve`
     gap: Array | None
     zero_gap: Array | None  # the gap of the zero code
-    worse: Array | None  # share of signals with a larger objective than the zero code's
+    worse: Array | None  # share of signals with a larger objective than the zero code
     silent: Array
 
 
@@ -289,7 +290,7 @@ def seconds(f: Callable[[], Any]) -> float:
 
 
 def seconds_of(solve: "Solve", D: Any, Y: Array, lam: Any) -> float:
-    """The time of an exact solver for all signals, as a share of a call with many signals."""
+    """The time of an exact solver for all signals, as a share of the time for many signals."""
     times = -(-_TIMED // max(len(Y), 1))
     many = np.tile(np.asarray(Y), (times, 1)) if times > 1 else Y
     if times > 1 and shared_part(D) is not D:
@@ -342,11 +343,11 @@ def _rebuilt(D: Any, Y: Array, x: Array) -> dict[str, Array]:
     """The errors of the rebuilt signals, and the numbers of nonzeros."""
     signals, size = problems.synthesize(shared_part(D), x).astype(Y.dtype), norm(Y)
     peak: Any = jnp.max(Y) - jnp.min(Y)
-    if shared_part(D) is not D:  # each signal has other known entries
+    if shared_part(D) is not D:  # each signal has its own known entries
         signals, peak = D.mask * signals, jnp.zeros_like(peak)
     return dict(
         residual=norm(Y - signals) / jnp.where(size > 0, size, 1),
-        psnr=jnp.where(peak > 0, metrics.psnr(signals, Y, peak), jnp.nan),  # constant signals
+        psnr=jnp.where(peak > 0, metrics.psnr(signals, Y, peak), jnp.nan),  # constant Y: no peak
         nonzeros=(x != 0).sum(-1).astype(x.dtype).mean(),
     )
 
@@ -365,7 +366,7 @@ def _errors(X: Array, x: Array) -> dict[str, Array]:
 
 
 def _quantiles(errors: Array) -> Array:
-    """The quantiles of errors in dB; values above 300 become infinite, -300 means exact codes."""
+    """The quantiles of errors in dB; 300 or more becomes infinite, and -300 means exact codes."""
     levels = jnp.asarray(QUANTILES, errors.dtype)
     quantiles = jnp.nanquantile(jnp.clip(errors, -_EXTREME, _EXTREME), levels)
     return jnp.where(quantiles >= _EXTREME, jnp.inf, quantiles)
@@ -428,7 +429,7 @@ def _lars(D: Any, Y: Any, lam: Any) -> np.ndarray:
 
 
 def exact(sample: Sample, timed: bool) -> list[dict[str, Solver]]:
-    """The results and costs of exact solvers, for every layer, by name; empty without gaps."""
+    """For every layer, results and costs of the exact solvers by name; empty without gaps."""
     optima = [of for of in sample.optima if of is not None]
     if len(optima) < len(sample.Ds):
         return [{}] * len(sample.Ds)
@@ -504,8 +505,8 @@ def divergence(
         zero_gap: the gap of the zero code; None if there is no optimum.
         known: whether the true codes are known; otherwise the codes of the LASSO are used.
         by_codes: whether the method is an array of codes of another solver. The other solver may
-            solve another problem, such as the LASSO with another lam, so the objective does not
-            judge its codes.
+            solve another problem, such as the LASSO with another lam, so its codes are not judged
+            by the objective.
     """
     error = curve.nmse[-1]
     if not known:
@@ -570,8 +571,7 @@ def _count(jaxpr: Any) -> int | None:
 
 
 def _worse_from(worse: np.ndarray) -> int:
-    """The step from which on all steps are worse, counted from 1; 0 if the last step is not
-    worse."""
+    """The step from which all steps are worse, counted from 1; 0 if the last step is not worse."""
     good = np.flatnonzero(~worse)
     first = good[-1] + 2 if len(good) else 1
     return int(first) if first <= len(worse) else 0
@@ -581,7 +581,7 @@ def _worse_from(worse: np.ndarray) -> int:
 
 _SHARE, _CONFIDENCE = 1e-3, 1 - 1e-6
 _CHUNK = 1000  # signals per call
-_SEED = 2**31 - 1  # seed of the draws, which users have hardly used for a sample
+_SEED = 2**31 - 1  # seed of the draws, which users are unlikely to use for a sample
 
 
 def drawn(D: Dictionary, Y: Array, X: Array, n: int) -> tuple[Array, Array]:
@@ -596,7 +596,7 @@ def drawn(D: Dictionary, Y: Array, X: Array, n: int) -> tuple[Array, Array]:
 
 
 def held_out(D: Dictionary, Y: Array, X: Array, sampled: Any) -> tuple[Array, Array]:
-    """The given signals and codes, or n = `sampled` draws."""
+    """The given signals and codes, or drawn ones if `sampled` is their number."""
     where = "compare"
     if isinstance(sampled, tuple | list):
         if len(sampled) != 2:
@@ -631,10 +631,10 @@ def bounds(methods: Mapping[str, tuple], Y: Array, X: Array, drawn: bool) -> dic
 
 
 def certified_shares(methods: Mapping[str, tuple], Y: Array) -> dict[str, float]:
-    """The share of the last codes of every method that `theory.certify_code` proves.
+    """For every method, the share of the last codes that `theory.certify_code` certifies.
 
-    A method is (model, params, D), or (None, codes, D). The proof does not search for codes: a
-    search would find the right code even for methods that did not find it.
+    A method is (model, params, D), or (None, codes, D). `certify_code` runs without a search for
+    codes (`finish=0`): a search would find the right code even for methods that did not find it.
     """
     shares = {}
     for name, (model, params, D) in methods.items():
@@ -650,7 +650,7 @@ _WEIGHTS = {"amp": "dictionary"}  # kind of message passing -> `weights` of `loc
 def predictions(
     methods: Mapping[str, tuple], D: Dictionary, Y: Array, X: Array
 ) -> dict[str, Predicted]:
-    """The predictions for every method (layer, params, D) and codes like the sample's."""
+    """The predictions for every method (layer, params, D), for codes like the codes in X."""
     law = law_of(D, Y, X)
     return {
         name: _prediction(layer, params, own, law) for name, (layer, params, own) in methods.items()
@@ -672,7 +672,8 @@ def _prediction(layer: Layer, params: Unrolled, D: Dictionary, law: Law) -> Pred
             )
             nmse = evolution.nmse[1:] if evolution.holds else None
             remark = evolution.reason
-            has_rate = evolution.holds or passing.step == "projected"  # a plain step has its own
+            # A plain step ("projected") has a rate even if state evolution does not hold.
+            has_rate = evolution.holds or passing.step == "projected"
         except (TypeError, ValueError) as error:  # the message says what theory does not cover
             remark = str(error).partition(": ")[2].partition(";")[0]
     rate = _rate(layer, params, D, law) if has_rate else None
@@ -685,7 +686,7 @@ def _passing(layer: Layer) -> theory.MessagePassing | None:
 
 
 def _rate(layer: Layer, params: Unrolled, D: Dictionary, law: Law) -> float | None:
-    """The rate in dB per step: by the last weights for plain steps, or with the Onsager term."""
+    """The rate in dB per step, from the last weights or, for message passing, by `local_rate`."""
     m, d = D.shape
     s = round(law.probability * d)
     if law.noise > 0 or not 1 <= s <= m <= d or block_of(D) > 1:

@@ -133,7 +133,7 @@ class Structured:
 
     @property
     def ndim(self) -> int:
-        """2, plus 1 for each axis of a batch of dictionaries, which `vmap` maps over."""
+        """2, plus 1 for each axis over which `vmap` maps a batch of dictionaries."""
         return 2
 
     @property
@@ -148,7 +148,7 @@ class Structured:
     def normalized(self) -> tuple["Structured", Array]:
         """The dictionary with unit atoms, and the norms, (d,)."""
         norms = self.column_norms()
-        # A norm is out of range if its inverse is out of the range of the dtype.
+        # If the inverse of a norm is out of the range of the dtype, the norm counts as infinite.
         return self.scale_columns(1 / norms), jnp.where(1 / norms > 0, norms, jnp.inf)
 
     def column_norms(self) -> Array:
@@ -182,12 +182,12 @@ class Structured:
 
     @property
     def cuts_atoms(self) -> bool:
-        """Whether a border cuts atoms, so that atoms of a group differ; the theory refuses them."""
+        """Whether a border cuts atoms, so that atoms of a group differ; theory refuses such a D."""
         return False
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """Shape of the thresholds, one per group of atoms, for `spread`; () without groups."""
+        """Shape of the thresholds for `spread`, one per group of atoms; empty without groups."""
         return ()
 
     def spread(self, theta: ArrayLike) -> ArrayLike:

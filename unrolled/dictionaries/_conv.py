@@ -59,9 +59,9 @@ def windows(
     """All windows of a signal: (n_channels, *signal) -> (prod(positions), n_channels prod(kernel)).
 
     Rows and columns are in row-major order. The signal is cut into blocks as long as the stride,
-    and a window consists of a few neighbouring blocks. The cut takes only slices and
-    concatenations, whose transpose is as cheap, whereas a gather would transpose to a scatter. A
-    dilated window takes one slice for each entry.
+    and a window consists of a few neighbouring blocks. The cut uses only slices and concatenations,
+    whose transposes are as cheap; the transpose of a gather would be a scatter. A dilated window
+    takes one slice for each entry.
     """
     dilation = dilation or (1,) * len(kernel)
     for i, (n, t, p, delta) in enumerate(zip(kernel, stride, positions, dilation)):
@@ -102,25 +102,25 @@ _LONGEST = 32
 class Conv(Structured):
     r"""The dictionary of the shifts of a bank of filters.
 
-    Analysis is the paper's convolution (Definition 5: zero-based correlation, positions i t),
+    Analysis is the paper's convolution (Definition 5), a correlation with the stride t,
 
     .. math:: (D' r)[f, i] = \sum_{c, k} filters[f, c, k] \; r[c, i t + k \delta],
 
-    with delta = 1 unless the filters are dilated. Synthesis, `D @ x`, is the exact adjoint of
-    analysis. Signals and codes are flat vectors of the row-major grids `signal_grid` and
-    `code_grid`.
+    where c is a channel, k an index into the kernel, and delta the dilation, 1 by default. All
+    indices start at 0. Synthesis, `D @ x`, is the exact adjoint of analysis. Signals and codes are
+    flat vectors of the row-major grids `signal_grid` and `code_grid`.
 
     Args:
         filters: (n_atoms, n_channels, *kernel).
         signal_shape: spatial shape of a signal, an int for 1-D; a signal has n_channels planes of
             this shape.
         stride: t, an int or one per dimension.
-        boundary: which shifts are atoms. "valid": shifts inside the signal, floor((N - n) / t) + 1
-            positions. "circular": ceil(N / t) positions, wrapped. "zero": ceil(N / t) positions,
-            cut at the far border.
+        boundary: which shifts are atoms, for N samples and a kernel of n entries along a dimension.
+            "valid": the floor((N - n) / t) + 1 shifts inside the signal. "circular": ceil(N / t)
+            shifts, wrapped around. "zero": ceil(N / t) shifts, cut at the far border.
         dilation: delta, the distance between neighbouring entries of a filter on the signal, an int
-            or one per dimension. For dilated filters, n in the formulas of `boundary` is the extent
-            (n - 1) delta + 1.
+            or one per dimension. For dilated filters, the extent (n - 1) delta + 1 replaces n in
+            the formula of `boundary`.
 
     Raises:
         TypeError: filters are not real numbers, or a size, stride or dilation is not an integer.
@@ -240,7 +240,7 @@ class Conv(Structured):
         return programs.adjoint(self.analyze, signal, x)
 
     def _extend(self, r: Array) -> Array:
-        """`r` continued periodically, as far as the last position reaches."""
+        """`r` continued, periodically or by zeros, as far as the last position reaches."""
         sizes = zip(self.positions, self.stride, self.extent, self.signal_shape)
         reach = [(0, max(0, (p - 1) * t + n - N)) for p, t, n, N in sizes]
         if self.boundary == "circular":
@@ -316,7 +316,7 @@ class Conv(Structured):
         return filters
 
     def spectral_norm(self) -> Array:
-        """Norm on a torus that contains the signal: exact for circular with stride 1, or a bound.
+        """Norm on a torus around the signal: exact for "circular" with stride 1, else a bound.
 
         Larger strides keep a subset of the atoms; "valid" and "zero" keep a part of a larger torus.
         """
@@ -340,12 +340,12 @@ class Conv(Structured):
         return times_power(jnp.sqrt(top * (1 + 32 * eps)), k).astype(self.filters.dtype)
 
     def is_shift_invariant(self) -> bool:
-        """Whether all atoms of a filter have the same neighbours, except atoms past a border."""
+        """Whether all atoms of a filter have the same neighbours, except at a border."""
         divides = all(N % t == 0 for N, t in zip(self.signal_shape, self.stride))
         return self.boundary == "valid" or (self.boundary == "circular" and divides)
 
     def inner_products(self, W: Dictionary) -> tuple[Array, Array]:
-        """Inner products of all pairs of filters under every shift, if both are shift-invariant."""
+        """Inner products of all filters under all shifts, if W and D are shift-invariant."""
         if not (self.is_shift_invariant() and self.is_shift_of(W)):
             return super().inner_products(W)
         W, D = W.local(1), self.local(1)
@@ -402,7 +402,7 @@ class Conv(Structured):
         return self.boundary == "circular" and self.is_shift_invariant()
 
     def stripe_reach(self) -> tuple[tuple[int, ...], bool]:
-        """The largest distance of overlapping atoms, in positions, and whether on a circle."""
+        """The largest distance of overlapping atoms, in positions, and if they are on a circle."""
         circular = self.boundary == "circular"
         sizes = zip(self.extent, self.stride, self.positions, self.signal_shape)
         # On a circle, the distance from the last position to the first is N - (p-1) t, which is
@@ -411,10 +411,10 @@ class Conv(Structured):
         return tuple(-(-(n - step) // t) for n, t, step in steps), circular
 
     def patches(self, r: Array) -> Array:
-        """All windows of a signal that are as large as an atom, always on a circle.
+        """All windows of a signal that are as large as an atom; windows wrap around the borders.
 
-        (m,) -> (prod(signal_shape), n_channels prod(extent)); every sample is in prod(extent)
-        windows, or in all windows if the atoms are longer than the signal.
+        The result has shape (prod(signal_shape), n_channels prod(extent)). Every sample is in
+        prod(extent) windows, or in all windows if the atoms are longer than the signal.
         """
         window = tuple(min(n, N) for n, N in zip(self.extent, self.signal_shape))
         r = r.reshape(self.signal_grid)
@@ -422,9 +422,10 @@ class Conv(Structured):
         return windows(r, window, (1,) * len(window), self.signal_shape)
 
     def stripes(self, x: Array) -> Array:
-        """The stripe of every position of a code: coefficients of atoms that overlap atoms there.
+        """The stripe of every position: the entries of a code whose atoms overlap atoms there.
 
-        (d,) -> (prod(positions), n_atoms prod(stripe)), filled with zeros at a border.
+        The result has shape (prod(positions), n_atoms prod(stripe)), where stripe is the number of
+        positions in a stripe along each dimension. Zeros stand for positions past a border.
         """
         reach, circular = self.stripe_reach()
         if circular:

@@ -106,7 +106,7 @@ def dct(m: int | tuple[int, ...], d: int | tuple[int, ...]) -> Array:
             raise ValueError(f"dct: expected d >= m in every dimension, got m={m}, d={d}")
         V = np.cos(np.pi * np.outer(np.arange(rows) + 0.5, np.arange(columns)) / columns)
         V[:, 1:] -= V[:, 1:].mean(0)
-        # With one row, an atom minus its mean is only rounding: keep the constant.
+        # With one row, an atom minus its mean is only rounding: keep the constant atom.
         V = np.where(np.abs(V).max(0) > 1e-12, V, 1.0)
         D = np.kron(D, V / np.linalg.norm(V, axis=0))
     return jnp.asarray(D, float)
@@ -147,7 +147,7 @@ def paley(q: int) -> Array:
         D, ((q + 1) / 2, q + 1).
 
     Raises:
-        ValueError: q is not a prime with q = 1 mod 4 (prime powers are not built).
+        ValueError: q is not a prime with q = 1 mod 4 (prime powers are not supported).
 
     Example:
         >>> D = ur.dictionaries.paley(13)
@@ -182,7 +182,7 @@ def transversal(key: Key, c: int, q: int, d: int) -> Array:
     elements.
 
     Args:
-        key: a typed key or a seed; it chooses d of the q^2 lines, and the signs.
+        key: a typed key or a seed, to draw d of the q^2 lines, and the signs.
         c: number of nonzeros of an atom, at most q.
         q: number of rows of a group, a prime.
         d: the number of atoms, at most q^2.
@@ -223,8 +223,8 @@ def _transversal(key: Key, c: int, q: int, d: int) -> Array:
 def ill_conditioned(key: Key, m: int, d: int, kappa: float) -> Array:
     """A Gaussian matrix with log-spaced singular values 1, ..., 1/kappa, then normalised.
 
-    Normalising changes the condition number: kappa = 5 gives about the condition number of a plain
-    Gaussian dictionary.
+    Normalising the atoms changes the condition number: kappa = 5 gives about the condition number
+    of a plain Gaussian dictionary.
 
     Args:
         key: a typed key, or a seed.
@@ -289,7 +289,7 @@ DENSE_LIMIT = 2**24
 class Composed(Structured):
     """D_1 D_2 ... D_J, never multiplied out: the effective dictionary of a chain.
 
-    Li, Feng, Zhou (2024) write D_[1,J].
+    Li, Feng, Zhou (2024) write D_[1,J] for this dictionary.
 
     Args:
         factors: D_1, ..., D_J, plain or structured, (d_{j-1}, d_j) each.
@@ -339,7 +339,7 @@ class Composed(Structured):
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """The groups of the last factor if its codes come in parts, else ()."""
+        """The groups of the last factor if its codes come in parts; otherwise no groups."""
         last = self.factors[-1]
         return last.groups if isinstance(last, Structured) and last.block > 1 else ()
 
@@ -362,7 +362,7 @@ class Composed(Structured):
 @_base.pytree(data=("parts",))
 @dataclass(frozen=True, eq=False, init=False)
 class Concatenated(Structured):
-    """[D_1, D_2, ...]: the union of the atoms; the code is the concatenation of the codes.
+    """[D_1, D_2, ...]: all atoms of the parts; the code joins the codes of the parts.
 
     Args:
         parts: D_1, D_2, ..., plain or structured, (m, d_j) each.
@@ -450,7 +450,7 @@ class Sparse(Structured):
         atoms: A, a concrete (p, d) matrix.
 
     Raises:
-        TypeError: `atoms` is traced (its zeros decide the shapes).
+        TypeError: `atoms` is traced (the shapes depend on its zeros).
         ValueError: the shapes do not fit.
 
     Reference: Rubinstein, Zibulevsky, Elad (2010).
@@ -592,7 +592,7 @@ class WithIdentity(Structured):
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """(channels + filters,) if F is a `Conv`, one group per map; else ()."""
+        """(channels + filters,) if F is a `Conv`, one group per map; otherwise no groups."""
         if not isinstance(self.F, Conv):
             return ()
         return (self.F.signal_grid[0] + self.F.code_grid[0],)

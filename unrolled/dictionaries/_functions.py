@@ -40,7 +40,7 @@ class Functions(Structured):
 
     Two such dictionaries have the same pytree structure, as `vmap` and `scan` require, only if
     their functions are the same objects. A weights file cannot hold such a dictionary, because
-    functions are code. An exported program holds the operations of JAX functions.
+    functions are code. An exported program contains the operations of JAX functions.
 
     Example:
         >>> D = ur.dictionaries.from_functions(jnp.flip, jnp.flip, (3, 3))

@@ -163,7 +163,7 @@ def _flat(base: Operator, mask: Any, batch: int) -> Any:
 
 
 def known_entries(D: Operator, mask: Any, n: int, where: str) -> Any:
-    """Which entries of n flat signals are known, (m,) or (n, m), from bools in the signals' form.
+    """Which entries of n flat signals are known, (m,) or (n, m), from bools in any signal form.
 
     Raises:
         TypeError: the mask has entries other than bools.
@@ -188,7 +188,7 @@ def known_entries(D: Operator, mask: Any, n: int, where: str) -> Any:
 
 
 def known_part(D: Operator, Y: Any, known: Any) -> tuple[Operator, Any]:
-    """D on the known entries, signal by signal if masks differ, and Y with 0 elsewhere."""
+    """D on the known entries, signal by signal if masks differ, and Y with 0 where unknown."""
     if known is None:
         return D, Y
     return Masked._of(D, jnp.asarray(known, D.dtype)), jnp.where(known, Y, 0)

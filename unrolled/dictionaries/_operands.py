@@ -32,9 +32,10 @@ __all__ = [
 ]
 
 
-# The theory accepts atoms whose norms are this close to 1: well above the rounding of float32.
+# The theory accepts atoms whose norms differ from 1 by at most this number, which is well above the
+# rounding of float32.
 _UNIT_TOLERANCE = 1e-4
-# An atom with more than this share of its norm outside a span is not in the span.
+# An atom with more than this share of its norm outside of a span counts as cut by the span.
 _OUTSIDE = 0.1
 
 
@@ -44,7 +45,7 @@ def as_dictionary(D: Dictionary | ArrayLike, where: str, name: str = "D") -> Ope
     Args:
         D: a `Structured`, or an argument of `jnp.asarray`.
         where: the name of the caller, for messages.
-        name: in messages.
+        name: the name of the dictionary, for messages.
 
     Raises:
         TypeError: D is complex, or not numeric.
@@ -217,8 +218,8 @@ def nonzero_atoms(norms: Array | np.ndarray, where: str) -> None:
 def kept_atoms(atoms: Array, images: Array, where: str) -> Array:
     """Which atoms a pseudo-inverse keeps, (d,); ValueError if an atom is known to be cut.
 
-    A pseudo-inverse cuts singular values that are small relative to the largest one. Hence a
-    pseudo-inverse cuts small atoms.
+    A pseudo-inverse cuts singular values that are small relative to the largest singular value.
+    Hence a pseudo-inverse cuts small atoms.
 
     Args:
         atoms: (m, d).
@@ -269,7 +270,7 @@ def unit_atoms(D: Dictionary, where: str, tolerance: float = _UNIT_TOLERANCE) ->
     Example:
         >>> ur.dictionaries.unit_atoms(ur.dictionaries.identity_hadamard(4), "caller")
     """
-    dense = checks.is_concrete(D) and not isinstance(D, Structured)  # numpy compiles nothing
+    dense = checks.is_concrete(D) and not isinstance(D, Structured)  # numpy needs no compiler
     if dense:  # within the rounding of the dtype: half precision has three digits
         norms = np.linalg.norm(np.asarray(D, np.float64), axis=0).astype(D.dtype)
     else:
@@ -348,7 +349,7 @@ def normalize(D: Dictionary) -> tuple[Operator, Array]:
 @checked
 @program()
 def spectral_norm(D: Dictionary) -> Array:
-    """norm(D, 2), rounded up a little so that 1 / norm^2 is a safe step.
+    """norm(D, 2), rounded up a little so that 1 / norm^2 is a safe step size.
 
     For large structured dictionaries the result is an upper bound.
 
@@ -426,7 +427,8 @@ def as_flat(
 
     Args:
         D: (m, d).
-        y: any value; other forms of a signal or code of D are flattened, all else stays unchanged.
+        y: any value; a signal or code of D in another form is flattened, and other values stay
+            unchanged.
         batch: the number of leading axes, for several signals.
 
     Example:
@@ -498,7 +500,7 @@ def entries(D: Dictionary) -> Array:
 def magnitudes(D: Dictionary) -> Operator:
     """|D|, entry by entry; for a product of factors, the product of their magnitudes.
 
-    For a `Composed`, `Sparse` or wrapped `Conv` the entries are at least the entries of |D|.
+    For a `Composed`, a `Sparse` or a wrapped `Conv`, entries may be larger than the entries of |D|.
 
     Example:
         >>> ur.dictionaries.magnitudes(jnp.array([[1.0, -2.0]])).tolist()
@@ -566,9 +568,9 @@ def replicate(D: Dictionary, W: Array) -> Operator:
 def inner_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:
     """w_i . d_j for representative rows i and all j, and the mask of i = j; (rows, d) each.
 
-    For matrices the rows are all atoms, so the results are d x d. For two shift-invariant `Conv` of
-    the same geometry the rows are the corner atoms of every filter, which meet the other atoms
-    under every relative shift.
+    For matrices the rows are all atoms, so the results are d x d. For two shift-invariant `Conv`
+    dictionaries of the same geometry, the rows are the corner atoms of every filter, which meet the
+    other atoms under every relative shift.
 
     Example:
         >>> D = jnp.array([[1.0, 0.6], [0.0, 0.8]])

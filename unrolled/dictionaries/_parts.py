@@ -1,4 +1,4 @@
-"""Dictionaries whose codes come in parts: complex ones, and ones for several measurements."""
+"""Dictionaries whose codes come in parts: `Complex`, and `Joint` for several measurements."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -301,7 +301,7 @@ class Joint(Structured):
         return Joint._of(self.base * c, self.measurements)
 
     def scale_parts(self, c: Array) -> "Joint":
-        """The dictionary with the atoms of part i multiplied by c_i, with c of shape (n,)."""
+        """The dictionary with the atoms of part i multiplied by c_i, with one c_i per part."""
         base = self.base
         base = base.scale_parts(c) if isinstance(base, Complex) else scale_columns(base, c)
         return Joint._of(base, self.measurements)

@@ -69,7 +69,7 @@ def relative_error(estimates: Array, X: Array, axis: int | None = None) -> Array
 
 
 def complex_too(of: Callable[[Any], Any]) -> Callable[[F], F]:
-    """`checked`, also for two complex arrays: `of` makes real pairs with equal sums of squares."""
+    """`checked`, also for two complex arrays: `of` turns them into real arrays."""
 
     def decorate(function: F) -> F:
         door = checked(function)
@@ -112,7 +112,7 @@ def psnr(estimate: ArrayLike, reference: ArrayLike, peak: float = 1.0) -> Array:
         peak: the largest possible value.
 
     Returns:
-        PSNR in dB, (); nan if there are no entries.
+        PSNR in dB, an array of shape (); nan if there are no entries.
 
     Raises:
         ValueError: shapes differ.
@@ -148,7 +148,7 @@ def nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
         estimates, X: (batch, d), both real or both complex.
 
     Returns:
-        NMSE in dB, ().
+        NMSE in dB, an array of shape ().
 
     Raises:
         ValueError: shapes differ.
@@ -190,7 +190,7 @@ def mean_nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
         estimates, X: (batch, d); the mean omits zero codes.
 
     Returns:
-        Decibels, (); nan if all codes are zero.
+        The mean in dB, an array of shape (); nan if all codes are zero.
 
     Raises:
         ValueError: shapes differ.
@@ -222,7 +222,7 @@ def failure_rate(estimates: ArrayLike, X: ArrayLike, level: float = -20.0) -> Ar
         level: threshold in dB.
 
     Returns:
-        Share in [0, 1], ().
+        The share, an array of shape () in [0, 1].
 
     Raises:
         ValueError: shapes differ, or level is nan.
@@ -247,7 +247,7 @@ def _failure_rate(estimates: Array, X: Array, most: ArrayLike) -> Array:
 
 
 class SupportScores(Result):
-    """How well a support is found, averaged over the signals for which the score is defined."""
+    """Scores of a found support, averaged over the signals for which a score is defined."""
 
     precision: Array  # () share of chosen entries that are right; undefined if no entry is chosen
     recall: Array  # () share of true entries that are chosen; undefined if no entry is true
@@ -303,7 +303,7 @@ def kkt_violation(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> 
         lam: penalty weight, positive.
 
     Returns:
-        The violation, (); 0 at a solution.
+        The violation, an array of shape (); 0 at a solution.
 
     Raises:
         ValueError: y or x has the wrong shape, lam is not one number, or lam is known not to be
@@ -338,7 +338,7 @@ class Sparsity(Result):
     """Three measures of sparsity in [0, 1], averaged over the samples; 1 for a zero sample."""
 
     zeros: Array  # () share of the entries that are zero
-    below: Array  # () share of the entries of at most `fraction` times the largest in their sample
+    below: Array  # () share of the entries up to `fraction` times the largest of their sample
     hoyer: Array  # () Hoyer's measure: 0 if all magnitudes are equal, 1 if one entry is nonzero
 
 
@@ -347,8 +347,8 @@ def sparsity(x: ArrayLike, fraction: ArrayLike = 0.01) -> Sparsity:
     r"""The sparsity of codes or features, per sample and averaged over the samples.
 
     Let x be a sample with n entries. The field `zeros` is the share of entries with x_i = 0. The
-    field `below` is the share with abs(x_i) <= fraction max abs(x_j). This share also suits
-    activations such as ELU and Mish, whose outputs are hardly ever zero. The field `hoyer` is
+    field `below` is the share of entries with abs(x_i) <= fraction max abs(x_j). This share also
+    suits activations such as ELU and Mish, whose outputs are hardly ever zero. The field `hoyer` is
     Hoyer's measure
 
     .. math:: \frac{\sqrt n - \|x\|_1 / \|x\|_2}{\sqrt n - 1}.
@@ -356,7 +356,7 @@ def sparsity(x: ArrayLike, fraction: ArrayLike = 0.01) -> Sparsity:
     For a sample of zeros all three measures are 1.
 
     Args:
-        x: (N, ...), one sample for each index of the leading axis, with two entries or more.
+        x: (N, ...), one sample of two or more entries for each index of the leading axis.
         fraction: threshold relative to the largest magnitude of the sample, in [0, 1].
 
     Returns:
@@ -367,7 +367,7 @@ def sparsity(x: ArrayLike, fraction: ArrayLike = 0.01) -> Sparsity:
         ValueError: x has another shape or no samples, or a known fraction is outside [0, 1].
 
     Source: Hoyer, "Non-negative matrix factorization with sparseness constraints", JMLR 2004. The
-    field `below` depends on the largest entry alone: one outlier makes a sample sparse.
+    field `below` refers to the largest entry, so that one outlier can make a sample look sparse.
 
     Example:
         >>> x = jnp.array([[4.0, 0.0, 0.0, 0.0], [1.0, 1.0, -1.0, 1e-3]])

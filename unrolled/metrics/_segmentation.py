@@ -1,7 +1,8 @@
 r"""Scores of masks: two classes, the object and the background.
 
 TP and TN count the pixels of the object and of the background that are predicted correctly. FP
-counts pixels wrongly assigned to the object, FN counts pixels wrongly assigned to the background.
+counts pixels wrongly assigned to the object, and FN counts pixels wrongly assigned to the
+background.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ _MOST_PIXELS = 2**31 - 1
 
 
 class _Confusion(NamedTuple):
-    """Counts of pixels, (n,) or (); nan if a mask has invalid values."""
+    """Counts of pixels, one per image or one in all; nan if a mask has invalid values."""
 
     tp: Array
     tn: Array
@@ -46,12 +47,12 @@ def pixel_accuracy(
             symmetry with `mean_iou`.
 
     Returns:
-        One score per image, (n,), or () if pooled; nan if a traced mask has invalid values.
+        One score per image, (n,), or one score if pooled; nan if a traced mask has invalid values.
 
     Raises:
         TypeError: masks are complex or not numeric.
-        ValueError: shapes differ, have no axis after the axis of images, or contain no pixel; known
-            values are neither a mask nor probabilities; there are 2^31 pixels or more.
+        ValueError: shapes differ, have no axis after the axis of images, or contain no pixel, known
+            values are neither a mask nor probabilities, or there are 2^31 pixels or more.
 
     Li, Feng, Zhou (2024, Section 4) call this score PA.
 
@@ -81,7 +82,7 @@ def mean_class_precision(
         empty: the precision of a class that is never predicted, which is 0/0.
 
     Returns:
-        One score per image, (n,), or () if pooled; nan if a traced mask has invalid values.
+        One score per image, (n,), or one score if pooled; nan if a traced mask has invalid values.
 
     Raises:
         TypeError, ValueError: as in `pixel_accuracy`.
@@ -109,7 +110,7 @@ def mean_class_accuracy(
         empty: the accuracy of a class without pixels in the truth, which is 0/0.
 
     Returns:
-        One score per image, (n,), or () if pooled; nan if a traced mask has invalid values.
+        One score per image, (n,), or one score if pooled; nan if a traced mask has invalid values.
 
     Raises:
         TypeError, ValueError: as in `pixel_accuracy`.
@@ -137,7 +138,7 @@ def mean_iou(
         empty: the ratio of a class that is neither predicted nor in the truth, which is 0/0.
 
     Returns:
-        One score per image, (n,), or () if pooled; nan if a traced mask has invalid values.
+        One score per image, (n,), or one score if pooled; nan if a traced mask has invalid values.
 
     Raises:
         TypeError, ValueError: as in `pixel_accuracy`.

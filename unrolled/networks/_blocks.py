@@ -241,8 +241,9 @@ class deconvolutional(Unfolded):
     Raises:
         ValueError: p is outside (0, 1]; when called, shapes do not fit.
 
-    Reference: Zeiler, Krishnan, Taylor, Fergus (2010), who put lambda on the data term: lam is 1 /
-    lambda. Not claimed: that a layer reaches any accuracy; see `pursuit.half_quadratic`.
+    Reference: Zeiler, Krishnan, Taylor, Fergus (2010), where lambda multiplies the data term, so
+    that lam = 1 / lambda. Not claimed: that a layer reaches any accuracy; see
+    `pursuit.half_quadratic`.
 
     Example:
         >>> network = ur.networks.deconvolutional(8, lam=0.02, p=0.8)
@@ -276,7 +277,7 @@ class Deconvolution(Result):
 
     params: Params  # params of the network
     Ds: tuple[Conv, ...]  # the learned dictionaries
-    objective: np.ndarray  # (J, sweeps), the mean over the images after finding the codes
+    objective: np.ndarray  # (J, sweeps), mean objective of the images once codes are found
 
 
 @checked
@@ -292,8 +293,8 @@ def learn_deconvolution(
 ) -> Deconvolution:
     r"""Learn the filters of a deconvolutional network greedily, the first layer first.
 
-    A layer learns from the maps of the layers before it, whose filters then stay fixed. Each of the
-    `sweeps` sweeps first finds the codes with the filters fixed. Then conjugate gradients on
+    Each layer is learned from the maps of the layer before, whose filters then stay fixed. Each of
+    the `sweeps` sweeps first finds the codes with the filters fixed. Then conjugate gradients on
 
     .. math:: \sum_n \|y_n - D x_n\|^2 / 2
 

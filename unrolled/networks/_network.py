@@ -57,7 +57,7 @@ class Network(Interned):
     subclass has no leading underscore, the subclass joins `NETWORKS`, as layers join `FAMILIES`.
 
     Attributes:
-        layers: the layers of a chain, or () if the blocks do not run one after the other.
+        layers: the layers of a chain; an empty tuple if the blocks do not run one after the other.
         depth: the number of steps, summed over the blocks of a chain.
 
     Example:
@@ -314,7 +314,7 @@ class Sweeping(Activated):
 
 
 def _together(params: Params) -> Unrolled:
-    """The params of all blocks as params of one loop, stacked if all are stacked."""
+    """The params of all blocks as params of one loop, stacked if all blocks have stacked params."""
     steps = [p.steps for p in params]
     shared = tuple(p.shared for p in params)
     if not any(type(s) is tuple for s in steps):
@@ -378,12 +378,13 @@ class ml_lista(Sweeping):
 
 
 def _acting(shared: Analysis, p: StepAndThreshold, D: Dictionary) -> Acting:
-    """B, applied to the code of the block before, and I - gamma D'D, applied to its own code."""
+    """B, which acts on the code of the block before, and I - gamma D'D, which acts on this code."""
     A, gamma = dense(D), jnp.reshape(p.gamma, (-1, 1))
     return Acting(shared.B, S=jnp.eye(A.shape[1], dtype=A.dtype) - gamma * (A.T @ A))
 
 
-# One rule everywhere: codes are compared with zero codes, and with ISTA of the same depth.
+# The library judges codes by one rule: it compares them with zero codes, and with ISTA of the same
+# depth.
 
 # Two compiled programs may add the losses of a batch in different orders.
 ROUNDING = 1e-5
@@ -404,10 +405,10 @@ def exceeds(loss: float, other: float) -> bool:
 def worse_than_zero(
     codes: str, measure: str, loss: Any, zero: Any, ista: Any = np.nan, unit: str = ""
 ) -> str:
-    """A sentence that codes are worse than zero codes, with the numbers.
+    """A sentence which says, with the numbers, that codes are worse than zero codes.
 
     Args:
-        codes: the codes as subject, with a verb.
+        codes: subject and verb of the sentence, such as "they are".
         measure: what the numbers measure, such as "loss" or "NMSE".
         loss, zero, ista: values for the codes, for zero codes, for ISTA of the same depth; NaN if
             unknown.
@@ -422,7 +423,7 @@ def worse_than_zero(
 
 
 def worse(codes: str, measure: str, loss: Any, zero: Any, ista: Any = np.nan) -> str:
-    """A sentence that codes are worse than zero codes, or else than ISTA; "" if neither holds.
+    """A sentence which says that codes are worse than zero codes or than ISTA; "" if they are not.
 
     The function takes the arguments of `worse_than_zero`.
 
@@ -475,7 +476,7 @@ def loss_of(loss: Any, X: Any, where: str) -> Callable[..., Array] | None:
 
 
 def lam_of(loss: Any, model: Any) -> float | None:
-    """The lam of a loss, or else of a layer; None if neither has a lam."""
+    """The lam of a loss, or the lam of a layer if the loss has none; None if neither has a lam."""
     lams = (getattr(part, "lam", None) for part in (loss, model))
     lam = next((lam for lam in lams if lam is not None), None)
     return None if lam is None or np.ndim(lam) or not checks.is_concrete(lam) else float(lam)

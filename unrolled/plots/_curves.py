@@ -79,7 +79,7 @@ _Look = tuple[str, str, str]  # colour, dashes, marker
 
 @checked
 def styles(names: Iterable[str]) -> dict[str, dict]:
-    """Line styles by name, "family, variant": names differ in colour, dashes or marker.
+    """Line styles for names "family, variant"; any two differ in colour, dashes or marker.
 
     The family sets the colour; the variant ("analytic", "calibrated", "learned" or none) sets
     dashes and marker. For families of the library these variants look the same in every figure;
@@ -221,8 +221,8 @@ def curves(
         lines: values (K,) by name.
         title, ylabel: texts of the panel.
         log: whether the vertical axis is logarithmic.
-        looks: line styles by name, the same for all panels of a figure; None calls `styles`.
-        top: the largest value to draw, if at least one line stays below.
+        looks: line styles by name, the same for all panels of a figure; by default `styles(lines)`.
+        top: the largest value to draw, if at least one line stays below it.
         bottom: the smallest value to draw, if a line ends above it.
 
     Example:
@@ -264,7 +264,7 @@ def whole_steps(panel: "Axes") -> None:
 
 @checked
 def name_lines(panel: "Axes") -> None:
-    """Label at most six lines of a panel at their ends, or more lines in a legend.
+    """Label the lines of a panel at their ends if there are at most six, otherwise in a legend.
 
     Example:
         >>> fig, panels = ur.plots.figure(1, 1)
@@ -416,7 +416,7 @@ _WATCHED = {
 # The largest values that a comparison draws: a method that diverges must not flatten other lines.
 _MOST_DECIBELS, _MOST_GAP, _MOST_COHERENCE = 20.0, 1e3, 2.0
 _LEAST_DECIBELS = -120.0  # smaller values are rounding errors
-_MOST_THRESHOLD = 1e3  # medians
+_MOST_THRESHOLD = 1e3  # in units of the median threshold
 _MOST_FALL = 5.0  # dB per step
 _SLOPE_STEPS = 4  # steps over which the line of a rate runs
 _ACROSS = 120  # length of a line of text across a comparison
@@ -510,7 +510,7 @@ def _draw_panels(panels: np.ndarray, result: Any, codes: str) -> None:
 
 
 def _medians(panels: np.ndarray, result: Any) -> None:
-    """Median errors, predictions of these errors by theory, and changes of the error in a step."""
+    """Draw the median errors, the predictions of theory, and the changes of the error per step."""
     looks = styles(result.curves)
     lines = {n: result.curves[n].quantiles[:, 1] for n in result.predicted}
     title = "Median (circles: state evolution; dots: local rate)"
@@ -527,7 +527,7 @@ def _medians(panels: np.ndarray, result: Any) -> None:
         if rate is None:
             continue
         panels[1].axhline(rate, color=colour, linestyle=":", linewidth=1.6)
-        # The line starts at the step from which its slope keeps it within the panel.
+        # The line of the rate starts at the median, _SLOPE_STEPS steps before the last step.
         steps = np.arange(max(1, K - _SLOPE_STEPS), K + 1)
         heights = lines[name][steps[0] - 1] + rate * (steps - steps[0])
         panels[0].plot(steps, drawable(heights, False), ":", color=colour, linewidth=1.6)
@@ -688,7 +688,7 @@ def _shade(k: int, depth: int) -> Any:
 
 
 def _predicted(prediction: Any, name: str) -> np.ndarray:
-    """The predictions of theory for a panel of `evolution`: one per step, a common one, or none."""
+    """The predictions of theory for a panel: one per step, one for all steps, or an empty array."""
     if prediction is None:
         return np.zeros(0)
     if name == "theta":

@@ -20,7 +20,7 @@ __all__ = ["atoms", "codes", "features", "gram", "images", "learning", "losses",
 
 @checked
 def use(codes: dict[str, ArrayLike]) -> "Figure":
-    """The use of each atom by the codes: the share of signals, and the mean magnitude.
+    """The use of each atom: the share of signals with it, and the mean magnitude of its entries.
 
     Both panels show the atoms of a dictionary in one order, the most used first. A note below the
     first panel counts the atoms that no signal uses.
@@ -96,7 +96,7 @@ def learning(histories: dict[str, Sequence[Any]], *, log: bool = False) -> "Figu
     objective of `ksvd` is a squared error.
 
     Args:
-        histories: the `history` of each result of `dictionary_learning` by name: records with
+        histories: the `history` of each result of `dictionary_learning`, by name; its records have
             `seconds`, `objective` and `replaced`.
         log: whether the axis of the objective is logarithmic.
 
@@ -170,8 +170,8 @@ def features(found: Mapping[str, Any]) -> "Figure":
     """The codes of the layers of networks: from the forward pass, and after a pursuit.
 
     Bars show means over the images; the line on a bar runs from the lower to the upper quartile. A
-    circle shows the zeros of the pursuit. If the pursuit of a layer has no minimum, the layer has
-    no bars.
+    circle shows the share of zeros in the codes of the pursuit. If the objective of a layer has no
+    minimum, the layer has no bars for the pursuit.
 
     Args:
         found: results of `experiments.features` by name, one or several for each name; the images
@@ -321,8 +321,8 @@ def images(pictures: dict[str, np.ndarray], *, signed: bool = False) -> "Figure"
     """Grey pictures side by side, each below its title.
 
     Args:
-        pictures: values in [0, 1] by title, (height, width), all of one shape; values outside
-            [0, 1] are clipped, and the title gives their share.
+        pictures: arrays (height, width) of one shape, by title. Values outside [0, 1] are clipped,
+            and the title gives their share.
         signed: if True, zero is the middle grey and all pictures share one scale.
 
     Raises:
@@ -474,7 +474,7 @@ def codes(X: ArrayLike) -> "Figure":
 
 
 def _strongest(X: np.ndarray, block: tuple[int, int]) -> np.ndarray:
-    """The entry of largest magnitude in every block; an entry that is not finite wins."""
+    """The entry of largest magnitude in every block; infinite and NaN entries count as largest."""
     rows, columns = (-(-size // b) for size, b in zip(X.shape, block))
     padded = np.zeros((rows * block[0], columns * block[1]))
     padded[: len(X), : X.shape[1]] = X
