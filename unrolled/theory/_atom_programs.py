@@ -32,9 +32,9 @@ def numerical_range(A: np.ndarray, dtype: DTypeLike) -> tuple[np.ndarray | None,
     """An orthonormal basis U, (m, r), of the range of a matrix rounded to `dtype`, and the rank r.
 
     A singular value counts as zero if it is at most eps norm(A, "fro"), with the eps of `dtype`.
-    This level is twice the singular value that rounding of the entries can make from a zero. A
-    singular value also counts as zero if it is at most 10 max(m, d) eps of the largest one, with
-    the float64 eps.
+    Rounding of the entries changes a singular value of zero to at most half of this level. A
+    singular value also counts as zero if it is at most 10 max(m, d) eps of the largest singular
+    value, with the float64 eps.
 
     Args:
         A: (m, d), in float64.
@@ -132,7 +132,7 @@ def solve_atoms(
     quick: bool = False,
     progress: Progress | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The bounds of n chosen atoms, upper and lower, (n,), and their W, (m, n), and V, (d, n)."""
+    """Upper and lower bounds, (n,), weights W, (m, n), and dual vectors V, (d, n), of n atoms."""
     A = np.asarray(A, np.float64)
     (m, d), n = A.shape, len(chosen)
     W, V = np.zeros((m, n)), np.zeros((d, n))

@@ -261,7 +261,7 @@ def coupled(layer: Any, params: Any, D: Any, where: str) -> Coupled:
 def _layer(
     layer: Any, params: Any, D: Any, sparsity: Any, bound: Any, noise: Any, before: _Error | None
 ) -> tuple[Certificate, _Error]:
-    """The certificate of one layer whose signal also has the error `before`, and its last error."""
+    """The certificate and last error of one layer, whose signal has the error `before`, if any."""
     where = "certify"
     if uncovered := uncovered_of(layer, params, D, where):
         s, K = checks.as_index(sparsity, "sparsity", where), layer.depth
@@ -288,7 +288,7 @@ def _layer(
 
 
 def _noises(measured: Coupled, delta: float, before: _Error | None) -> list[np.ndarray]:
-    """Bounds on what the noise and the error of the layer before add to a product, (n,) each."""
+    """For each step, bounds, (n,), on what noise and the error of the layer before add to W'y."""
     noises, gain = [], 0.0
     for step in measured.steps:
         noise = step.products.C * delta
@@ -433,9 +433,11 @@ class Tolerance(Result):
 
 
 def signals_needed(share: float, confidence: float, at_once: int = 1) -> int:
-    r"""The least number of signals whose largest error bounds all but a small share of the class.
+    r"""The least number of signals in a sample that gives a bound by `tolerance_bound`.
 
     .. math:: n = \min \{ n : M (1 - \epsilon)^n \le 1 - c \}.
+
+    The bound for a sample of this size is the largest error in the sample.
 
     Args:
         share: epsilon, the share of the class that may exceed the bound, in (0, 1).
@@ -443,7 +445,7 @@ def signals_needed(share: float, confidence: float, at_once: int = 1) -> int:
         at_once: M, the number of bounds that hold simultaneously.
 
     Raises:
-        TypeError: an argument is traced, or not one number.
+        TypeError: an argument is traced, or is not a single number.
         ValueError: the share or the confidence is outside (0, 1), the share is so small that the
             number of signals is infinite in float64, or at_once is below 1 or beyond 1e15.
 
@@ -489,12 +491,12 @@ def tolerance_bound(
         signals, or more non-finite errors than may be left out.
 
     Raises:
-        TypeError: errors are traced or complex, or an option is not one number.
+        TypeError: errors are traced or complex, or an option is not a single number.
         ValueError: errors have another shape; also as in `signals_needed`.
 
     Not claimed: anything about a sample that has been used to choose the params, the depth or the
-    method, or whose signals depend on each other, like patches of one picture. The statement covers
-    neither single signals nor other classes than the sampled class.
+    method, or whose signals depend on each other, such as patches of one picture. The statement
+    covers neither single signals nor other classes than the sampled class.
 
     Reference: Wilks (1941); Clopper, Pearson (1934).
 
@@ -527,7 +529,7 @@ def exceedance(errors: ArrayLike, level: float, confidence: float = 1 - 1e-6) ->
     Args:
         errors: (n,), the errors of n independent signals, as in `tolerance_bound`; a NaN exceeds
             every level.
-        level: l, finite, chosen without the sample.
+        level: l, a finite number, chosen without the sample.
         confidence: c, in (0, 1).
 
     Returns:

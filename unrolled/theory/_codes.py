@@ -54,7 +54,7 @@ _LARGEST_ATOM = 1e60  # the fourth powers of this and of its inverse are in the 
 class CodeCertificate(Result):
     """The proof that a code is the only code of least l1 norm.
 
-    For a batch of n codes, numbers become arrays (n,), and arrays become arrays (n, ...).
+    For a batch of n codes, numbers become arrays (n,), and arrays get a first axis of length n.
 
     Example:
         >>> D, y = np.eye(3, dtype=np.float32), np.ones(3, np.float32)
@@ -75,7 +75,7 @@ class CodeCertificate(Result):
     signal: np.ndarray  # (m,) D x
 
     def certified(self, y: ArrayLike) -> Any:
-        """Whether `holds`, and D x equals y up to the rounding of y: m^(1/2) eps norm(y).
+        """Whether `holds` is True and D x equals y up to the rounding of y, m^(1/2) eps norm(y).
 
         For float32 signals use `certified` instead of `unique`. In half precision only the entries
         of y are rounded, by eps / 2, because sums are computed in float32. Any other code that fits
@@ -131,10 +131,10 @@ def certify_code(
 
     First the function finishes the code: it computes least squares on the support, takes steps of
     subspace pursuit until the code fits y, and drops entries that are rounding. Then FISTA finds
-    nu: it lowers the correlations off the support subject to D_T'nu = sign(x_T). All claims are
-    evaluated in float64 for the returned nu and x, with a bound on the rounding. For a product of
-    factors, this is a bound on the rounding of |D_1| |D_2| ..., which exceeds the rounding of D if
-    the factors cancel.
+    nu: it lowers the correlations off the support subject to D_T'nu = sign(x_T). The function
+    evaluates these numbers in float64 for the returned nu and x, with a bound on the rounding. For
+    a product of factors, this is a bound on the rounding of |D_1| |D_2| ..., which exceeds the
+    rounding of D if the factors cancel.
 
     Args:
         D: (m, d), atoms of any norm; a structured D enters only through its products.

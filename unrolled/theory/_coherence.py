@@ -250,7 +250,7 @@ def without_parts(D: Operator, where: str, instead: str = OF_PARTS) -> Operator:
 
 
 def of_real_entries(order: str, instead: str = OF_PARTS) -> Callable[[F], F]:
-    """A decorator: the function refuses complex numbers and codes in parts, and names `instead`.
+    """A decorator that makes a function refuse complex numbers and codes in parts.
 
     Args:
         order: the names of the first arguments of the function, in order.
@@ -408,8 +408,8 @@ def welch_bound(m: int, d: int) -> float:
 
     .. math:: \mu \ge \sqrt{(d - m) / (m (d - 1))}.
 
-    The bound is 0 if d <= m. It holds for mu_W because G = W'D has rank at most m and trace d:
-    d <= sqrt(m) norm(G, "fro") <= sqrt(m (d + d (d - 1) mu_W^2)).
+    The bound is 0 if d <= m. The bound holds for mu_W because G = W'D has rank at most m and trace
+    d, so d <= sqrt(m) norm(G, "fro") <= sqrt(m (d + d (d - 1) mu_W^2)).
 
     Raises:
         TypeError: a size is not an integer. ValueError: a size is below 1.
@@ -425,7 +425,7 @@ def welch_bound(m: int, d: int) -> float:
 
 
 def sparsity_bound(mu: float) -> float:
-    """(1 + 1/mu) / 2: codes with fewer nonzeros are unique, and LISTA-CP finds them.
+    """The bound (1 + 1/mu) / 2: codes with fewer nonzeros are unique, and LISTA-CP finds them.
 
     Args:
         mu: the mutual or generalized coherence, or any mu_W; at mu = 0 the bound is inf.
@@ -502,8 +502,8 @@ def rounding_guard(
 
     Not claimed: a worst case; the rigorous bound is (m + s + 3) / 8 times larger. Noise with the
     signs of w_i comes near the rigorous bound, because all m terms of its product with w_i have the
-    same sign. For orthonormal atoms, mu_W E_k leaves no slack, and the guard does not exclude false
-    positives from such noise in float32.
+    same sign. For orthonormal atoms, mu_W E_k is 0 and gives no slack, and the guard does not
+    exclude false positives from such noise in float32.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)

@@ -112,7 +112,7 @@ def atom_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array, Array, Ar
 
 @host_function
 def noise_gain(W: Dictionary) -> float:
-    """omega = max norm(w_i, 2), rounded up, which replaces C_W for a bound on the l2 norm of noise.
+    """omega = max norm(w_i, 2), rounded up, which replaces C_W if the noise is bounded in l2 norm.
 
     If you know a bound on norm(e, 2) instead of norm(e, 1), pass omega as C_W and the bound as
     `noise` to `schedule`. To `rounding_guard`, which multiplies `noise` by C_W, pass the bound
@@ -201,7 +201,7 @@ def atom_schedule(
     guard: ArrayLike = 0.0,
     eta: ArrayLike = 0.0,
 ) -> AtomSchedule:
-    r"""Thresholds of LISTA-CP per atom, with a tighter l1 bound than the thresholds of `schedule`.
+    r"""Thresholds of LISTA-CP per atom, with a tighter l1 bound than the bound of `schedule`.
 
     Let top_k be the sum of the k largest entries, and c_i = C_{W,i} \delta + g. Then
 
@@ -273,9 +273,9 @@ def sequence_bound(W: Dictionary, D: Dictionary, depth: int) -> np.ndarray:
     .. math:: F_k = \|W\|_2 \sum_{i < k} \|I - W'D\|_2^i.
 
     The factors compare two runs of LISTA-CP with the same thresholds, on the signals y and y~. If
-    d > m, norm(I - W'D, 2) >= 1 and the factors grow without bound. The constant of Lemma 13 as
-    printed, which does not depend on k, does not exist. If both runs keep their supports in a
-    common set, `support_bound` gives one factor for all k. Structured dictionaries are made dense.
+    d > m, norm(I - W'D, 2) >= 1 and the factors grow without bound. For any thresholds, no factor
+    holds for all k, contrary to Lemma 13 as printed. If both runs keep their supports in a common
+    set, `support_bound` gives one factor for all k. Structured dictionaries are made dense.
 
     Args:
         W: (m, d), weights.
@@ -377,7 +377,7 @@ def objective_bound(D: Dictionary, error: ArrayLike, *, sparsity: int, gamma: Ar
 
 
 class Plan(Result):
-    """The depths with the fewest steps in total that certify the last code within a tolerance."""
+    """The depths with the fewest steps in total for which the last error is within a tolerance."""
 
     depths: tuple[Any, ...]  # integers; inf if no depths reach the tolerance
     schedules: tuple[Schedule, ...]  # () if no depths reach the tolerance

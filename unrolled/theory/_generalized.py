@@ -109,7 +109,8 @@ def generalized_coherence(
 
     Args:
         D: (m, d), unit atoms.
-        tol: the largest relative gap of every atom, or of the maximum with `only_maximum`.
+        tol: the largest relative gap allowed for each atom, or, with `only_maximum`, for the
+            maximum.
         atoms: the n atoms to solve for; None for all atoms.
         only_maximum: compute only mu~. An atom keeps its w_i once the coherence of w_i is certified
             to stay below mu~. So W is optimal for the maximum, but not for each atom, and `holds`
@@ -277,7 +278,7 @@ def minimal_entry_weights(
         coherence: the level mu, or a result of `generalized_coherence`; if None, the function
             computes this result. With a result, the programs start from its W, and the level is its
             upper bound times 1 + 1e-6, but at least 1e-9.
-        tol: the largest relative gap of every atom.
+        tol: the largest relative gap allowed for each atom.
         progress: called as progress(settled, total).
 
     Returns:

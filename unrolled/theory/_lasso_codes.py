@@ -78,7 +78,7 @@ def certify_lasso(
         \|x - x^*\|_\infty \le \delta = \frac{\|M\|_\infty}{1 - \rho} (\|g\|_\infty + e), \qquad
         \|D (x - x^*)\|_2 \le \sqrt{\delta \, (\|g\|_1 + k e)}.
 
-    So `unique` requires s_i x_i > delta on S. Off S it requires that lam_j exceeds the sum of
+    So `unique` requires that s_i x_i > delta on S, and that, off S, lam_j exceeds the sum of
     |d_j'(y - D x)|, its rounding, and norm(d_j) times the second bound. `holds` requires less: g
     and the excess over lam_j must be at most rounding. If two atoms are equal, or if a constraint
     is met with equality (for example if lam is exactly lam_max), only `holds` can be True.
@@ -314,7 +314,7 @@ def _supports(Z: np.ndarray) -> np.ndarray:
 
 
 def _inverses(A: np.ndarray, ridge: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """M near (A'A + ridge)^-1, and a bound on norm((A'A + ridge)^-1, inf), inf if unknown.
+    """An M near (A'A + ridge)^-1, and a bound on norm((A'A + ridge)^-1, inf), inf if unknown.
 
     Args:
         A: (n, m, k), atoms or zeros.

@@ -43,9 +43,10 @@ def host_chain(
     dtype: DTypeLike | None = np.float64,
     parts: bool = False,
 ) -> tuple[Operator, ...]:
-    """`as_chain` for host functions, cast to `dtype`; TypeError for a traced dictionary.
+    """`as_chain` for host functions: the dictionaries, cast to `dtype`.
 
-    Raise ValueError for dictionaries whose codes come in parts, unless `parts` is True.
+    Raise TypeError if a dictionary is traced, and ValueError if codes come in parts, unless `parts`
+    is True.
     """
     checks.on_host(Ds, where)
     Ds = as_chain(Ds, where)
@@ -313,7 +314,7 @@ def _conv_stripe_norm(D: Conv, x: Any) -> Array:
 
 
 def _on_grids(Ds: Any, where: str) -> Sequence[Conv]:
-    """The dictionaries; raise unless each signal grid is the code grid of the dictionary before."""
+    """The dictionaries; raise unless each signal grid is the code grid of the previous one."""
     for j, (left, right) in enumerate(zip(Ds, Ds[1:]), start=1):
         if left.code_grid != right.signal_grid:
             raise ValueError(

@@ -118,12 +118,12 @@ def schedule(
     Args:
         mu: coherence mu_W of the weights in use, from `coherence(W, D)`. A float32 mu may be too
             low by its rounding, so for a float32 mu the schedule requires a (1 + 8 eps) < 1.
-        C_W: largest magnitude of an entry of W; if `noise` bounds the l2 norm of the noise,
-            `noise_gain(W)`.
+        C_W: largest magnitude of an entry of W, or `noise_gain(W)` if `noise` bounds the l2 norm of
+            the noise.
         sparsity, bound, noise: s, B and delta of the class.
         depth: K, the number of steps.
         guard: g, the effect of rounding, from `rounding_guard`.
-        eta: max abs(1 - w_i . d_i), for weights whose diagonal is not exactly 1.
+        eta: max abs(1 - w_i . d_i), for weights with w_i . d_i not exactly 1.
 
     Returns:
         Schedule. If a is not below 1 by more than rounding, thresholds and errors follow the same
@@ -330,7 +330,7 @@ def code_bound(
     .. math:: \|x^*\|_\infty \le \frac{\|W'y\|_\infty + C_W \delta + g}{1 - (s - 1) \mu_W - \eta}.
 
     The bound holds for every x* with at most s nonzeros and y = D x* + e, norm(e, 1) <= noise. The
-    bound is the `linf` of `error_bar` at x = 0, and infinite if the denominator is not positive.
+    bound is the `linf` of `error_bar` at x = 0, and is infinite if the denominator is not positive.
 
     Args and Raises: as in `error_bar`.
 
@@ -434,12 +434,12 @@ def _scores(W: Dictionary, D: Dictionary, x: Any, y: Array) -> tuple[Array, Arra
 
 
 def times(a: float, b: float) -> float:
-    """a b with 0 inf = 0: an absent term stays absent after an error has overflowed."""
+    """The product a b, with 0 times inf = 0, so absent terms stay absent if an error overflows."""
     return a * b if a and b else 0.0
 
 
 def host_numbers(where: str, **values: ArrayLike) -> list[float]:
-    """The values as host floats, checked to be non-negative."""
+    """The values as Python floats, checked to be non-negative."""
     floats = [host_float(value, name, where) for name, value in values.items()]
     for name, value in zip(values, floats):
         if not value >= 0:
@@ -477,8 +477,11 @@ def activation_schedule(
 ) -> ActivationSchedule:
     r"""Thresholds of LISTA-CP for an activation other than ReLU, and their certified errors.
 
-    The step is x <- rho(u - theta) - rho(-u - theta), u = x + W'(y - D x). Its deviation H from
-    soft thresholding obeys |H| <= min(2 L_h |u|, osc) if |u| <= theta, and |H| <= osc otherwise, so
+    The step is x <- rho(u - theta) - rho(-u - theta), u = x + W'(y - D x). Let L_h be the Lipschitz
+    constant of rho on x <= 0, and let osc be the oscillation (sup minus inf) of rho there. The
+    deviation H of the step from soft thresholding obeys |H| <= min(2 L_h |u|, osc) if |u| <= theta,
+    and |H| <= osc otherwise. So E_S and E_O, which start at s B and 0, bound the l1 error on the
+    support and off the support:
 
     .. math::
         \theta &= \max(\mu_W, \eta) (E_S + E_O) + c, \qquad c = C_W \delta + g, \\

@@ -294,7 +294,7 @@ class MeasuredLayer(NamedTuple):
             a: (n, d), magnitudes of the codes.
             deltas: (n,), l1 norms of the noise; l2 norms if codes come in parts.
             choose: `choose(step, needed) -> theta`, where `needed`, (n,), is the least threshold
-                that each code needs, and theta is (d,), (n, 1) or ().
+                that each code needs, and theta has the shape (d,), (n, 1) or ().
             before: (n, m), bounds on the errors of the signals, per entry or per part.
 
         Returns:
@@ -447,7 +447,7 @@ def _mapped(
 
 
 def _from(inside: np.ndarray) -> np.ndarray:
-    """For each row, the first column from which on all are True; -1 if the last is False."""
+    """For each row, the first column from which on all entries are True; -1 if there is none."""
     wrong = ~inside[:, ::-1]
     last = np.where(wrong.any(1), wrong.argmax(1), inside.shape[1])
     return np.where(last == 0, -1, inside.shape[1] - last)
@@ -465,8 +465,8 @@ class Supports(Result):
 
         .. math:: (c + \kappa)^{\min(s-1, k)} \kappa^{\max(k-s+1, 0)} \frac{1 + \kappa}{1 - \kappa}.
 
-        The bound is relative to max abs(x). It holds without noise if c(S) <= c < 1 and kappa < 1;
-        otherwise the result is inf.
+        The bound is relative to max abs(x), and holds for signals without noise. The result is inf
+        unless c(S) <= c < 1 and kappa < 1.
 
         Args:
             k: number of steps.

@@ -344,7 +344,7 @@ def local_rate(m: int, d: int, s: int, *, weights: str = "frobenius") -> LocalRa
 def support_rate(
     W: Dictionary, D: Dictionary, support: ArrayLike | list[int] | tuple[int, ...]
 ) -> LocalRate:
-    r"""The `LocalRate` of a D, W and support, from the extreme eigenvalues of W_S'D_S.
+    r"""The `LocalRate` for given W, D and support, from the extreme eigenvalues of W_S'D_S.
 
     Args:
         W, D: (m, d), arrays or structured dictionaries.
@@ -468,8 +468,8 @@ def gaussian_conditioning(m: int, d: int, k: int, confidence: float = 1 - 1e-6) 
 
     Bound l_i - l_k by l_i, and integrate the other eigenvalues over [0, inf) instead of [l_k, inf).
     The integrand is then the density for an (m + 1) x (k - 1) matrix. So the density of l_k = t is
-    at most K_{m,k} / K_{m+1,k-1} t^(a-1) e^(-t/2). Before normalisation the norms of the atoms are
-    at most R.
+    at most K_{m,k} / K_{m+1,k-1} t^(a-1) e^(-t/2). By the choice of R, the norms of the Gaussian
+    columns, whose directions are the atoms, are at most R.
 
     If codes x and z have at most k nonzeros together, then norm(x - z) <= norm(D (x - z)) / kappa;
     see `error_bar`.

@@ -306,7 +306,7 @@ def product_stability(
 
 
 class HolisticStability(Result):
-    """A bound on the deepest codes of two chains on the same supports."""
+    """A bound on the distance between the deepest codes of two chains on the same supports."""
 
     delta: float  # bound on norm(x_J - x~_J), inf if the supports do not determine the codes
     eps: float  # bound on norm(M (x_J - x~_J))

@@ -25,7 +25,7 @@ _erf = np.vectorize(math.erf, otypes=[float])
 
 
 class Prior(NamedTuple):
-    """x is N(0, variance) with probability `probability`, otherwise 0."""
+    """The law of an entry x: N(0, variance) with probability `probability`, otherwise 0."""
 
     probability: float
     variance: float
@@ -208,7 +208,7 @@ _AGREES, _ROUNDING = 3.0, -100.0
 
 
 class MessagePassing(NamedTuple):
-    """The facts about a layer that state evolution needs; `message_passing()` returns them.
+    """The facts about a layer that state evolution needs, as `message_passing()` returns them.
 
     Attributes:
         step: "amp", "vamp", "oamp" (orthogonal, with W'D = (d/m) P and P a projection), or
@@ -267,10 +267,10 @@ def state_evolution(
     be uniformly random.
 
     The result predicts the error of the *median* signal of a large problem. Compare the prediction
-    with medians, never with a ratio of sums, which a few hard signals dominate. We compared both at
-    250 x 500 and 500 x 1000, with p = 0.1 and K = 16, without noise and at SNRs of 40 and 20 dB.
-    The prediction was within 1.2 dB of the median down to -100 dB. For `alista_at` with support
-    selection, the prediction was within 1.8 dB in single steps.
+    with medians, never with a ratio of sums, which a few hard signals dominate. We measured medians
+    for D of 250 x 500 and 500 x 1000, with probability 0.1 and K = 16, without noise and at SNRs of
+    40 and 20 dB. The prediction was within 1.2 dB of the median down to -100 dB. For `alista_at`
+    with support selection, the prediction was within 1.8 dB in single steps.
 
     Args:
         layer: a layer of one of these families.

@@ -24,7 +24,7 @@ _ROUNDING, _EPS = 2 * 4, float(np.finfo(float).eps)
 
 
 class Tube(Result):
-    """Bounds on the runs on all signals D x + noise, step by step."""
+    """Bounds on the errors of the runs on all signals D x + noise, step by step."""
 
     radius: np.ndarray  # (K+1,) largest l2 distance from the run without noise; inf if unknown
     error: np.ndarray  # (K+1,) largest l2 distance from the code x
@@ -52,10 +52,10 @@ def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: 
     Soft thresholding has no jumps, so beta_+ has only the first term, over all entries that are not
     dropped.
 
-    `certify_signals` bounds the errors for all sign patterns at once, and its proofs end near 12
-    nonzeros for a Gaussian D of shape (250, 500). `certify_run` follows the signs of one run, so
-    its bounds stay small for codes with more nonzeros if the noise is small and the thresholds stay
-    above the noise.
+    `certify_signals` bounds the errors for all sign patterns at once. For a Gaussian D of shape
+    (250, 500), it finds proofs for codes with up to about 12 nonzeros. `certify_run` follows the
+    signs of one run, so it also certifies the run for more nonzeros if the noise is small and the
+    thresholds stay above the noise.
 
     The products |W'D| are a d x d matrix.
 

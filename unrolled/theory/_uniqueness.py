@@ -78,7 +78,7 @@ def uniqueness(
 ) -> Uniqueness:
     r"""Whether the chain x_{j-1} = D_j x_j, x_0 = y, has at most one sparse solution, for every y.
 
-    A solution is sparse if norm(x_j, 0) <= s_j for all j. Layer j0 is certified by
+    A solution is sparse if norm(x_j, 0) <= s_j for all j. Layer j0 is certified if
 
     .. math::
         s_{j_0} < (1 + 1/\mu(D_{[j,j_0]})) / 2, \qquad
