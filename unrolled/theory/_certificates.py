@@ -47,7 +47,7 @@ class Certificate(Result):
 
     error: np.ndarray  # (K+1,) l1 error after k steps
     false_positives_excluded: np.ndarray  # (K,) whether step k leaves no entry off the support
-    holds: bool  # whether the last bound is 0 or below the first bound; else it says nothing
+    holds: bool  # whether the last bound is 0 or below the first; otherwise it says nothing
     # The largest sparsity, by doubling and bisection, at which the certificate holds; 0 for none
     largest_sparsity: int
     uncovered: str | None = None  # the shrinkage of the layer, if no theorem covers it
@@ -288,7 +288,7 @@ def _layer(
 
 
 def _noises(measured: Coupled, delta: float, before: _Error | None) -> list[np.ndarray]:
-    """For each step, bounds, (n,), on what noise and the error of the layer before add to W'y."""
+    """Bounds, (n,) per step, on the effect of noise and of the error of the layer before on W'y."""
     noises, gain = [], 0.0
     for step in measured.steps:
         noise = step.products.C * delta
@@ -426,9 +426,9 @@ class Tolerance(Result):
     """A bound on the errors of all but a small share of a class, from a sample of the class."""
 
     bound: float  # at most the given share of the class has a larger error; inf without a bound
-    left_out: int  # number of signals in the sample that may lie above the bound
+    left_out: int  # number of signals in the sample whose errors may lie above the bound
     needed: int  # size of the smallest sample that certifies a bound
-    holds: bool  # the sample suffices, and the bound is finite
+    holds: bool  # whether the sample suffices and the bound is finite
     missing: int  # number of signals to add to the sample; 0 if the sample is large enough
 
 

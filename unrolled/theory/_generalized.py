@@ -60,12 +60,12 @@ _REFINED = 1e-12
 class GeneralizedCoherence(Result):
     """mu~ between two certified bounds, and weights that attain the upper bound."""
 
-    upper: Array  # () coherence of W
-    lower: Array  # () no weights have a smaller coherence
+    upper: Array  # () the coherence of W
+    lower: Array  # () a bound: no weights have a smaller coherence
     per_atom_upper: Array  # (n,)
     per_atom_lower: Array  # (n,)
     W: Operator  # (m, n), w_i . d_i = 1; a `Conv` if D is a shift-invariant circular one
-    holds: Array  # () the relative gaps are at most tol, and the rounded W attains `upper`
+    holds: Array  # () whether relative gaps are at most tol, and the rounded W attains `upper`
     rank: Array  # () rank of D in its dtype, an integer; W lies in a space of this dimension
 
 
@@ -275,9 +275,9 @@ def minimal_entry_weights(
 
     Args:
         D: (m, d), unit atoms. Structured dictionaries are made dense.
-        coherence: the level mu, or a result of `generalized_coherence`; if None, the function
-            computes this result. With a result, the programs start from its W, and the level is its
-            upper bound times 1 + 1e-6, but at least 1e-9.
+        coherence: the level mu, or a result of `generalized_coherence`. If `coherence` is None, the
+            function computes this result. With a result, the programs start from its W, and the
+            level is its upper bound times 1 + 1e-6, but at least 1e-9.
         tol: the largest relative gap allowed for each atom.
         progress: called as progress(settled, total).
 
@@ -377,7 +377,7 @@ def _on_host(D: Dictionary, where: str) -> tuple[np.ndarray, np.dtype]:
 
 
 def _chosen_atoms(atoms: Sequence[int], d: int, where: str) -> np.ndarray:
-    """The chosen atoms, checked to be in [0, d)."""
+    """The indices of the chosen atoms, checked to be in [0, d)."""
     chosen = np.array([checks.as_index(i, "atoms", where) for i in atoms], int)
     if not len(chosen) or chosen.max() >= d:
         raise ValueError(f"{where}: atoms must be some of 0..{d - 1}, got {list(atoms)[:8]}")

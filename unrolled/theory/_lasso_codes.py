@@ -33,7 +33,7 @@ _LARGE = 1e300  # larger penalties, relative to the norms of atom and signal, co
 class LassoCertificate(Result):
     """The optimum that the function finds from a code, and its proof; for a batch, n of each."""
 
-    x: np.ndarray  # (d,) the code of the LASSO, in float64
+    x: np.ndarray  # (d,) the optimum of the LASSO, in float64
     holds: Any  # whether x is optimal to the rounding of float64
     unique: Any  # whether it is proved that the only optimum has the support and the signs of x
     distance: Any  # upper bound on norm(x_given - x*), inf unless `holds`

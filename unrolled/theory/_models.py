@@ -180,7 +180,7 @@ class Feasibility(Result):
 
     holds: bool  # whether residuals <= eps + rounding and counts <= sparsities in every layer
     residuals: np.ndarray  # (J,) norm(x_{j-1} - D_j x_j), inf if a code is not finite
-    counts: np.ndarray  # (J,) nonzeros of x_j
+    counts: np.ndarray  # (J,) numbers of nonzeros of x_j
     rounding: np.ndarray  # (J,) possible rounding of a residual in the dtype of the data
 
 

@@ -56,8 +56,8 @@ class Schedule(Result):
         """Number of steps until the certified l1 error is at most `tol`.
 
         The result is 0 if the initial error is at most `tol`, and inf if no number of steps
-        suffices. The error falls only to a `tol` above the floor, except that at a = 0 one step
-        reaches the floor.
+        suffices. No number of steps suffices for a `tol` at or below the floor, except that at
+        a = 0 one step reaches the floor.
         """
         if math.isnan(tol := checks.as_number(tol, "tol", "steps_for")):
             raise ValueError("steps_for: tol is nan")

@@ -58,7 +58,8 @@ class Signals(Result):
     less than a right angle.
     """
 
-    proved: np.ndarray  # (n,) no step has a false positive; at the end each nonzero has its sign
+    # (n,) whether no step has a false positive, and each nonzero has its sign at the end
+    proved: np.ndarray
     errors: np.ndarray  # (n, K+1) bound on the largest entry of the error; inf after a failure
     failed_at: np.ndarray  # (n,) the first step, from 0, whose condition fails; -1 for none
     support_from: np.ndarray  # (n,) steps after which the support stays exact; -1 for never
@@ -149,11 +150,13 @@ def certify_signals(
             one per code, (n,); for a chain one bound per layer, or one bound for the signal. The
             error of a layer is noise, entry by entry, for the next layer.
         own: whether to use, for each code, the least thresholds for which the proof holds, instead
-            of the thresholds of the params. The result then shows what the weights allow.
+            of the thresholds of the params. The result then shows for which codes any thresholds
+            suffice with the weights of the params.
 
     Returns:
-        Signals, computed in float64 from the stored arrays; for a chain a tuple of Signals. As
-            in `certify`, nothing is proved for another shrinkage, and `uncovered` names it.
+        Signals, computed in float64 from the stored arrays; for a chain a tuple of Signals. If the
+            layer has another shrinkage, as in `certify`, no code has a proof, and `uncovered` names
+            the shrinkage.
 
     Raises:
         TypeError: the layer is of another family, the activation has no constants, or an argument
@@ -361,7 +364,7 @@ class _Entries:
         return v[self.at] if v.ndim == 1 else np.take_along_axis(v, self.at, 1)
 
     def put(self, v: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """All entries, (n, d), from the followed entries v; other entries of code i: others[i]."""
+        """All entries, (n, d): the followed entries v, and others[i] at other entries of code i."""
         if self.at is None:
             return v
         full = np.repeat(others[:, None], self.d, axis=1)

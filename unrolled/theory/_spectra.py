@@ -406,7 +406,7 @@ def _rates(least: float, largest: float) -> LocalRate:
 
 
 def _complex_rates(values: np.ndarray, rates: LocalRate) -> LocalRate:
-    """The rates for real or complex eigenvalues; the best step is the best step of a grid."""
+    """The rates for real or complex eigenvalues; the best step is chosen from a grid."""
     plain = float(np.abs(1 - values).max())
     if not rates.least > 0:
         return rates.replace(plain=plain)
@@ -491,8 +491,8 @@ def gaussian_conditioning(m: int, d: int, k: int, confidence: float = 1 - 1e-6) 
     Not claimed: anything about a D that was learned, chosen or built, such as a DCT or a dictionary
     of patches. The bound cannot be verified for a given D.
 
-    Reference: Edelman (1988), Proposition 5.1, derived again above; Blanchard, Cartis, Tanner
-    (2011) for the union of supports.
+    Reference: Edelman (1988), Proposition 5.1, for F; Blanchard, Cartis, Tanner (2011) for the
+    union of supports.
 
     Example:
         >>> round(ur.theory.gaussian_conditioning(250, 500, 100), 3)

@@ -235,7 +235,7 @@ class MessagePassing(NamedTuple):
 class StateEvolution(Result):
     """The error of a typical signal after each step, and whether the prediction holds."""
 
-    nmse: np.ndarray  # (K + 1,), in dB, first of the code 0
+    nmse: np.ndarray  # (K + 1,), in dB; the first entry is for the code 0
     tau: np.ndarray  # (K,), the noise level before each estimate
     thresholds: np.ndarray | None  # (K,), in the units of the params
     holds: bool  # whether the testable hypotheses are met, and the errors of drawn signals agree
@@ -285,8 +285,9 @@ def state_evolution(
             difference between the prediction and a ratio of sums.
 
     Returns:
-        StateEvolution. `holds` is False, with a `reason`, if the layer is LAMP and D has a spectrum
-        that an iid Gaussian D does not have, or if `vamp_bg` or `tista` assumes a wrong noise.
+        StateEvolution. `holds` is False, with a `reason`, if the layer is `lamp` or `lamp_bg` and D
+        does not have the spectrum of an iid Gaussian D, or if `vamp_bg` or `tista` assumes a wrong
+        noise.
         `holds` is also False for `vamp_bg` with `em`, because the prediction is for a layer that
         knows the prior and the noise, for `tista` if D is not of full rank, and for `tista` without
         `onsager`.

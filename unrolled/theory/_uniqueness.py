@@ -310,7 +310,7 @@ class OracleErrors(Result):
 def oracle_errors(
     Ds: Sequence[Dictionary], supports: Sequence[ArrayLike | Sequence[int]], sigma: ArrayLike = 1.0
 ) -> OracleErrors:
-    r"""The gain from known supports of all layers, for white noise of variance sigma^2.
+    r"""Expected errors of least squares on known supports, for white noise of variance sigma^2.
 
     .. math::
         \mathrm{E} \|x_j - \hat x_j\|^2 = \sigma^2 \mathrm{tr}(E_j (A'A)^{-1} E_j'), \qquad
