@@ -150,8 +150,8 @@ def certify_signals(
             one per code, (n,); for a chain one bound per layer, or one bound for the signal. The
             error of a layer is noise, entry by entry, for the next layer.
         own: whether to use, for each code, the least thresholds for which the proof holds, instead
-            of the thresholds of the params. The result then shows for which codes any thresholds
-            suffice with the weights of the params.
+            of the thresholds of the params. The result then depends on the weights, but not on the
+            thresholds of the params.
 
     Returns:
         Signals, computed in float64 from the stored arrays; for a chain a tuple of Signals. If the
@@ -468,8 +468,8 @@ class Supports(Result):
 
         .. math:: (c + \kappa)^{\min(s-1, k)} \kappa^{\max(k-s+1, 0)} \frac{1 + \kappa}{1 - \kappa}.
 
-        The bound is relative to max abs(x), and holds for signals without noise. The result is inf
-        unless c(S) <= c < 1 and kappa < 1.
+        The bound is relative to max abs(x), and holds for signals without noise and without
+        rounding. The result is inf unless c(S) <= c < 1 and kappa < 1.
 
         Args:
             k: number of steps.
@@ -506,8 +506,9 @@ def certify_supports(W: Dictionary, D: Dictionary, supports: ArrayLike) -> Suppo
         c(S) = \max_{i \notin S} \|B_{iS} B_{SS}^{-1}\|_1, \qquad
         \kappa(S) = \max_{i \in S} \sum_{j \in S} |B_{SS} - I|_{ij}.
 
-    `layers.alista_rt` takes an entry if abs(g_i) > c max abs(g), with g = W'(y - D x). If
-    c >= c(S), no step takes an entry off S, for every code on S, with any magnitudes and any signs.
+    `layers.alista_rt` takes an entry, and keeps it, if abs(g_i) > c max abs(g), with
+    g = W'(y - D x). If c >= c(S), no step takes an entry off S, for every code on S, with any
+    magnitudes and any signs.
     If also c < 1 and kappa(S) < 1, the steps converge to the code, at the rate of `Supports.bound`.
     The function forms the products of all atoms of the supports with all other atoms at once; these
     products are a d x d matrix if every atom is in a support.
