@@ -406,7 +406,7 @@ def _shrinks(errors: np.ndarray) -> bool:
 def _largest_sparsity(holds: Callable[[int], bool], d: int) -> int:
     """The largest s with holds(s), by doubling and bisection; 0 if there is none.
 
-    Doubling goes on past an s that fails, because a larger s may hold.
+    Doubling continues past an s that fails, because a larger s may hold.
     """
     tried = [0, *(2**i for i in range(d.bit_length())), d + 1]
     i = max(i for i, s in enumerate(tried[:-1]) if not s or holds(s))

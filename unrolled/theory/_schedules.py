@@ -489,16 +489,17 @@ def activation_schedule(
             + s (c + \theta + \min(osc, L_h (B + 2 \theta))), \\
         E_O &\leftarrow (d - s) \min(2 L_h \theta, osc).
 
-    Entries off the support are no longer zero, but at most min(2 L_h theta_k, osc). Each minimum is
-    either osc or linear, so the recursion is the minimum of four affine maps (of one map if the
-    tail is unbounded or L_h is unknown). The recursion converges if and only if the matrix of at
-    least one map has a spectral radius below 1, and the limit `floor` is the least of the fixed
-    points. For eta = 0, each of two conditions suffices: (2s-1) mu_W < 1 with a bounded tail, or
-    mu_W (2 L_h d + 2 s) < 1. The condition of Theorem 9, mu_W (2 L_h d + (2 - 2 L_h) s) < 1, is
-    correct only for a bounded tail, and then implies the first condition. The floor contains a
-    multiple of the oscillation of the tail, which equation (34) as printed omits;
-    `scale(activation, k)` divides the oscillation by k. If rho(x) differs from x for some x >= 0
-    (Theorem 10), osc is the oscillation of rho - relu over the whole line, and L_h is not used.
+    If osc = 0, mu_W replaces max(mu_W, eta). Entries off the support are no longer zero, but have
+    magnitudes of at most min(2 L_h theta_k, osc). Each minimum is either osc or linear, so the
+    recursion is the minimum of four affine maps (of one map if the tail is unbounded or L_h is
+    unknown). The recursion converges if and only if the matrix of at least one map has a spectral
+    radius below 1, and the limit `floor` is the least of the fixed points. For eta = 0, each of two
+    conditions suffices: (2s-1) mu_W < 1 with a bounded tail, or mu_W (2 L_h d + 2 s) < 1. The
+    condition of Theorem 9, mu_W (2 L_h d + (2 - 2 L_h) s) < 1, is correct only for a bounded tail,
+    and then implies the first condition. The floor contains a multiple of the oscillation of the
+    tail, which equation (34) as printed omits; `scale(activation, k)` divides the oscillation by k.
+    If rho(x) differs from x for some x >= 0 (Theorem 10), osc is the oscillation of rho - relu over
+    the whole line, and L_h is not used.
 
     Args:
         activation: rho, with its constants.
