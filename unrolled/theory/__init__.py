@@ -1,7 +1,7 @@
 """Theory: coherence, certified threshold schedules, uniqueness, stability and analytic weights.
 
-Traceable functions work in the dtype of D; host functions return float64 records with a field
-`holds`.
+Traceable functions work in the dtype of D. Host functions compute in float64, and most return a
+record with a field `holds`.
 """
 
 from unrolled._base import offer as _offer

@@ -22,9 +22,9 @@ from unrolled.dictionaries import Dictionary, Operator, Structured, as_dictionar
 __all__ = []
 
 
-# The float64 decomposition may return this many max(m, d) eps of the largest singular value where
-# the exact singular value is zero. Long computations of D leave errors of the same size. The
-# pseudo-inverse cuts at the same level.
+# If a singular value is exactly zero, the float64 decomposition may return up to this number times
+# max(m, d) eps of the largest singular value. Long computations of D leave errors of the same size.
+# The pseudo-inverse cuts at 10 min(m, d) eps.
 _COMPUTED = 10
 
 
@@ -32,9 +32,9 @@ def numerical_range(A: np.ndarray, dtype: DTypeLike) -> tuple[np.ndarray | None,
     """An orthonormal basis U, (m, r), of the range of a matrix rounded to `dtype`, and the rank r.
 
     A singular value counts as zero if it is at most eps norm(A, "fro"), with the eps of `dtype`.
-    This level is twice the singular value that rounding of the entries can make from a zero. A
-    singular value also counts as zero if it is at most 10 max(m, d) eps of the largest one, with
-    the float64 eps.
+    Rounding of the entries changes a singular value of zero to at most half of this level. A
+    singular value also counts as zero if it is at most 10 max(m, d) eps of the largest singular
+    value, with the float64 eps.
 
     Args:
         A: (m, d), in float64.
@@ -132,7 +132,7 @@ def solve_atoms(
     quick: bool = False,
     progress: Progress | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """upper (n,), lower (n,), W (m, n) and V (d, n) of the chosen atoms, in float64."""
+    """Upper and lower bounds, (n,), weights W, (m, n), and dual vectors V, (d, n), of n atoms."""
     A = np.asarray(A, np.float64)
     (m, d), n = A.shape, len(chosen)
     W, V = np.zeros((m, n)), np.zeros((d, n))
@@ -234,7 +234,7 @@ def is_closed(upper, lower, tol: float, only_maximum: bool):
 def cached(
     solve: Callable, folder: Path, chosen: np.ndarray, mode: tuple[float, bool], A: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """`solve(A)`, stored in `folder`.
+    """The result of `solve(A)`, read from `folder` if a stored result is valid, else stored there.
 
     A stored result is certified against A again when it is read, so a wrong file only costs time.
     """

@@ -1,4 +1,4 @@
-"""Certificates of errors, by theory for given params or by an independent sample."""
+"""Certified bounds on errors: by theory for given params, or from an independent sample."""
 
 import math
 from bisect import bisect_right
@@ -30,7 +30,7 @@ __all__ = ["Certificate", "Tolerance", "certify", "exceedance", "signals_needed"
 _GUARD = 3.5
 # The sum x + gamma W'r also rounds by eps / 2; this lower limit of G covers that rounding.
 _LEAST_G = 0.25
-# The size of a part, and the part divided by its size, round by some more eps.
+# The additional rounding, in eps, of the size of a part and of the part divided by its size.
 _OF_PARTS = 1.0
 # Relative errors of float32 products if a layer multiplies at a lower precision.
 _PRECISION_EPS = {
@@ -46,8 +46,8 @@ class Certificate(Result):
     """An error bound for every code of a class, step by step."""
 
     error: np.ndarray  # (K+1,) l1 error after k steps
-    false_positives_excluded: np.ndarray  # (K,) no entry off the support after step k
-    holds: bool  # whether the last bound is below the first, or 0; else the bound says nothing
+    false_positives_excluded: np.ndarray  # (K,) whether step k leaves no entry off the support
+    holds: bool  # whether the last bound is 0 or below the first; otherwise it says nothing
     # The largest sparsity, by doubling and bisection, at which the certificate holds; 0 for none
     largest_sparsity: int
     uncovered: str | None = None  # the shrinkage of the layer, if no theorem covers it
@@ -128,10 +128,10 @@ def certify(
             + \sum_{i \notin S} (\mu_{k,i} e_k + n_{k,i} - \theta_{k,i})_+ \Bigr)
             + o_k e_k + top_{s-1}(\mu_k) e_k.
 
-    In later steps, top_s replaces top_{s-1}, and max(o_k, mu_ki) replaces mu_ki in the
-    condition, until the thresholds suffice again. With support selection, a false positive may pass
-    unshrunk. Such an entry adds its threshold to the error, for at most as many entries as the step
-    selects.
+    In later steps, until the thresholds suffice again, top_s replaces top_{s-1}, and
+    max(abs(1 - w_i . d_i), mu_ki) replaces mu_ki in the condition. With support selection, a false
+    positive may pass unshrunk. Each such entry adds its threshold to the error, for at most as many
+    entries as the step selects.
 
     If codes come in parts x_i (`D.block`), s counts parts, B and e refer to the sizes abs(x_i) of
     parts, delta bounds the l2 norm of the noise, and
@@ -150,9 +150,9 @@ def certify(
             `ista`, with ReLU; or a chain, `networks.dsc`, of such layers.
         params: the params of the layer, tied or not, from theory or from training.
         D: (m, d), atoms of any norm; for a chain a tuple.
-        sparsity, bound, noise: s, B and delta; for a chain one value per layer, or for `noise` also
-            one number, the noise of the signal. The error of one layer is noise for the next layer,
-            weighted as in `error_gain` if false positives are excluded.
+        sparsity, bound, noise: s, B and delta; for a chain, one value per layer. For a chain,
+            `noise` may also be one number, the bound for the signal. The error of one layer is
+            noise for the next layer, weighted as in `error_gain` if false positives are excluded.
 
     Returns:
         Certificate, computed in float64 from the stored arrays; for a chain a tuple of
@@ -163,8 +163,8 @@ def certify(
         TypeError: the layer is of another family, or an argument is traced.
         ValueError: the activation is not ReLU, params do not fit, or a number is out of range.
 
-    Not claimed: that codes are lost if the certificate does not hold. The rounding g_k is estimated
-    as in `rounding_guard`; it is not a worst case.
+    Not claimed: that the layer fails if the certificate does not hold. The function estimates the
+    rounding g_k as in `rounding_guard`; the estimate is not a worst case.
 
     Reference: Li, Feng, Zhou (2024), Theorem 12, for given thresholds.
 
@@ -204,7 +204,7 @@ class Step(NamedTuple):
     G: float  # max (gamma |W|'|D|)_ij, to which rounding is proportional
     lost: float  # the largest loss of a product below the range of the dtype
     theta: np.ndarray  # (n,)
-    passing: int  # parts that may pass unshrunk
+    passing: int  # the number of parts that may pass unshrunk
 
 
 class Coupled(NamedTuple):
@@ -261,7 +261,7 @@ def coupled(layer: Any, params: Any, D: Any, where: str) -> Coupled:
 def _layer(
     layer: Any, params: Any, D: Any, sparsity: Any, bound: Any, noise: Any, before: _Error | None
 ) -> tuple[Certificate, _Error]:
-    """The certificate of one layer whose signal also has the error `before`, and its last error."""
+    """The certificate and last error of one layer, whose signal has the error `before`, if any."""
     where = "certify"
     if uncovered := uncovered_of(layer, params, D, where):
         s, K = checks.as_index(sparsity, "sparsity", where), layer.depth
@@ -288,7 +288,7 @@ def _layer(
 
 
 def _noises(measured: Coupled, delta: float, before: _Error | None) -> list[np.ndarray]:
-    """Bounds on what the noise and the error of the layer before add to a product, (n,) each."""
+    """Bounds, (n,) per step, on the effect of noise and of the error of the layer before on W'y."""
     noises, gain = [], 0.0
     for step in measured.steps:
         noise = step.products.C * delta
@@ -296,7 +296,7 @@ def _noises(measured: Coupled, delta: float, before: _Error | None) -> list[np.n
             l2 = math.sqrt(before.l1) * math.sqrt(before.linf)
             noise = noise + step.products.C * min(before.l1, l2)
         elif before is not None and before.l1:
-            # An error on few entries of at most l_inf adds less than C_W times its l1 norm.
+            # An error with few nonzeros, each at most l_inf, adds less than C_W times its l1 norm.
             gain = gain if step.tied else sum_of_largest(step.W, before.size * before.block)
             noise = noise + np.minimum(
                 step.products.C * before.l1 * math.sqrt(before.block),
@@ -404,7 +404,10 @@ def _shrinks(errors: np.ndarray) -> bool:
 
 
 def _largest_sparsity(holds: Callable[[int], bool], d: int) -> int:
-    """The largest s that holds, by doubling, even past an s that fails: a larger s may hold."""
+    """The largest s with holds(s), by doubling and bisection; 0 if there is none.
+
+    Doubling continues past an s that fails, because a larger s may hold.
+    """
     tried = [0, *(2**i for i in range(d.bit_length())), d + 1]
     i = max(i for i, s in enumerate(tried[:-1]) if not s or holds(s))
     low, high = tried[i : i + 2]
@@ -420,19 +423,21 @@ _MOST_AT_ONCE = 10**15
 
 
 class Tolerance(Result):
-    """A bound that holds for all but a small share of a class, from a sample of the class."""
+    """A bound on the errors of all but a small share of a class, from a sample of the class."""
 
-    bound: float  # all errors of the class but the share are at most this; inf without a bound
-    left_out: int  # number of signals in the sample that may lie above the bound
+    bound: float  # at most the given share of the class has a larger error; inf without a bound
+    left_out: int  # number of signals in the sample whose errors may lie above the bound
     needed: int  # size of the smallest sample that certifies a bound
-    holds: bool  # the sample suffices, and the bound is finite
+    holds: bool  # whether the sample suffices and the bound is finite
     missing: int  # number of signals to add to the sample; 0 if the sample is large enough
 
 
 def signals_needed(share: float, confidence: float, at_once: int = 1) -> int:
-    r"""The least number of signals whose largest error is a bound for the class.
+    r"""The least number of signals in a sample that gives a bound by `tolerance_bound`.
 
     .. math:: n = \min \{ n : M (1 - \epsilon)^n \le 1 - c \}.
+
+    The bound for a sample of this size is the largest error in the sample.
 
     Args:
         share: epsilon, the share of the class that may exceed the bound, in (0, 1).
@@ -440,7 +445,7 @@ def signals_needed(share: float, confidence: float, at_once: int = 1) -> int:
         at_once: M, the number of bounds that hold simultaneously.
 
     Raises:
-        TypeError: an argument is traced, or not one number.
+        TypeError: an argument is traced, or is not a single number.
         ValueError: the share or the confidence is outside (0, 1), the share is so small that the
             number of signals is infinite in float64, or at_once is below 1 or beyond 1e15.
 
@@ -486,12 +491,12 @@ def tolerance_bound(
         signals, or more non-finite errors than may be left out.
 
     Raises:
-        TypeError: errors are traced or complex, or an option is not one number.
+        TypeError: errors are traced or complex, or an option is not a single number.
         ValueError: errors have another shape; also as in `signals_needed`.
 
     Not claimed: anything about a sample that has been used to choose the params, the depth or the
-    method, or whose signals depend on each other, like patches of one picture. The statement covers
-    neither single signals nor other classes than the sampled class.
+    method, or whose signals depend on each other, such as patches of one picture. The statement
+    covers neither single signals nor other classes than the sampled class.
 
     Reference: Wilks (1941); Clopper, Pearson (1934).
 
@@ -517,14 +522,14 @@ def tolerance_bound(
 
 @host_function
 def exceedance(errors: ArrayLike, level: float, confidence: float = 1 - 1e-6) -> float:
-    r"""A bound on the share of a class whose error exceeds a level, from a sample of the class.
+    r"""A bound on the share of signals of a class whose errors exceed a level, from a sample.
 
     .. math:: \max \{ p : P(\mathrm{Bin}(n, p) \le k) \ge 1 - c \}, \qquad k = \#\{i : E_i > l\}.
 
     Args:
         errors: (n,), the errors of n independent signals, as in `tolerance_bound`; a NaN exceeds
             every level.
-        level: l, finite, chosen without the sample.
+        level: l, a finite number, chosen without the sample.
         confidence: c, in (0, 1).
 
     Returns:

@@ -1,4 +1,4 @@
-"""Certificates of single codes: a dual vector proves that no other code has the least l1 norm."""
+"""Certificates of single codes: a dual vector proves that the l1 norm of a code is the least."""
 
 import math
 from collections.abc import Callable
@@ -52,7 +52,9 @@ _LARGEST_ATOM = 1e60  # the fourth powers of this and of its inverse are in the 
 
 
 class CodeCertificate(Result):
-    """The proof of a code; for a batch, numbers become (n,) arrays, and arrays (n, ...) arrays.
+    """The proof that a code is the only code of least l1 norm.
+
+    For a batch of n codes, numbers become arrays (n,), and arrays get a first axis of length n.
 
     Example:
         >>> D, y = np.eye(3, dtype=np.float32), np.ones(3, np.float32)
@@ -66,14 +68,14 @@ class CodeCertificate(Result):
     dual: np.ndarray  # (m,) nu
     off_support: Any  # tau, the largest |d_j . nu| off the support
     mismatch: Any  # zeta, the largest |d_j . nu - sign(x_j)| on the support
-    holds: Any  # whether x is the only code of least l1 norm with its D x
+    holds: Any  # whether x is the only code of least l1 norm among all codes with the same D x
     unique: Any  # whether `holds`, and D x equals y up to rounding
     error_gain: Any  # factor of norm(D (z - x)) in the bound on norm(z - x)
     l1_gain: Any  # factor of norm(z, 1) - norm(x, 1), if positive, in the same bound
     signal: np.ndarray  # (m,) D x
 
     def certified(self, y: ArrayLike) -> Any:
-        """Whether `holds`, and D x equals y up to the rounding of y: m^(1/2) eps norm(y).
+        """Whether `holds` is True and D x equals y up to the rounding of y, m^(1/2) eps norm(y).
 
         For float32 signals use `certified` instead of `unique`. In half precision only the entries
         of y are rounded, by eps / 2, because sums are computed in float32. Any other code that fits
@@ -129,10 +131,10 @@ def certify_code(
 
     First the function finishes the code: it computes least squares on the support, takes steps of
     subspace pursuit until the code fits y, and drops entries that are rounding. Then FISTA finds
-    nu: it lowers the correlations off the support subject to D_T'nu = sign(x_T). All claims are
-    evaluated in float64 for the returned nu and x, with a bound on the rounding. For a product of
-    factors, this is a bound on the rounding of |D_1| |D_2| ..., which exceeds the rounding of D if
-    the factors cancel.
+    nu: it lowers the correlations off the support subject to D_T'nu = sign(x_T). The function
+    evaluates these numbers in float64 for the returned nu and x, with a bound on the rounding. For
+    a product of factors, this is a bound on the rounding of |D_1| |D_2| ..., which exceeds the
+    rounding of D if the factors cancel.
 
     Args:
         D: (m, d), atoms of any norm; a structured D enters only through its products.
@@ -160,13 +162,13 @@ def certify_code(
 
     Not claimed: that x is the true code, unless the true code has no larger l1 norm. Codes with
     more nonzeros than basis pursuit recovers have no certificate, and `finish` finds at most .3 m
-    nonzeros. With noise the gains are true but say little: at m = 250, d = 500 and 50 nonzeros the
+    nonzeros. With noise the bounds are valid but large: at m = 250, d = 500 and 50 nonzeros the
     median error gain is near 120, so an error bar at an SNR of 40 dB is as large as the code. The
-    function does not use interval arithmetic. For complex codes, and other codes in parts,
-    `uniqueness` proves this for all codes with at most s nonzero parts.
+    function does not use interval arithmetic. For complex codes, and other codes in parts, use
+    `uniqueness`, which covers all codes with at most s nonzero parts.
 
-    Reference: Fuchs (2004), Tropp (2006); Zhang, Yin, Cheng (2015) for its necessity; Dai,
-    Milenkovic (2009) for subspace pursuit.
+    Reference: Fuchs (2004) and Tropp (2006) for the condition; Zhang, Yin, Cheng (2015) for its
+    necessity; Dai, Milenkovic (2009) for subspace pursuit.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 40, 80)
@@ -212,7 +214,10 @@ def _operands(
 
 
 def _scaled(Y: np.ndarray, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Signals and codes over 2^k, with signals near 1 (codes, if the signal is 0), and k."""
+    """Signals and codes divided by 2^k, and k.
+
+    Division makes the largest entry of the signal near 1, or of the code if the signal is 0.
+    """
     sizes = [np.abs(np.where(np.isfinite(A), A, 0)).max(1, initial=0) for A in (Y, X)]
     k = np.frexp(np.where(sizes[0] > 0, *sizes))[1]
     with np.errstate(over="ignore", invalid="ignore"):
@@ -326,7 +331,9 @@ def _solve(support: _Support, B: Array) -> Array:
 
 
 def _misfit(D: Dictionary, Y: Array, X: Array) -> tuple[Array, Array]:
-    """norm(y - D x), and a bound on its rounding over eps, for n products and two sums per entry.
+    """norm(y - D x), and a bound on its rounding divided by eps.
+
+    The bound counts the products of the nonzeros of x and two sums per entry.
 
     As in pursuits, a D x that loses half of the digits of y does not count as y, however large the
     terms of D x are.
@@ -472,7 +479,7 @@ def _dual_vectors(D: Any, Y: Array, X: Array, steps: int, k: int) -> tuple[Array
 
 
 def _least_singular_value(support: _Support, off: Array) -> Array:
-    """sigma_min(D_T), rounded down, for atoms that are `off` by rounding; inf for an empty support.
+    """sigma_min(D_T), rounded down, if rounding moves an atom by `off`; inf for an empty support.
 
     With B = (D_T'D_T + ridge)^-1, sigma^2 + ridge = 1 / norm(B, 2), and norm(B, 2) is at most the
     2^p-th root of the Frobenius norm of B^(2^p). The rounding of the Cholesky factor is less

@@ -105,7 +105,7 @@ _INTEGER = 1e-9
 
 
 class Coherence(Result):
-    """The two numbers of weights W that enter every theorem."""
+    """The two numbers by which weights W enter every theorem."""
 
     mu_W: Array  # max over i != j of abs(w_i . d_j)
     C_W: Array  # max abs(W_ij)
@@ -123,11 +123,11 @@ def mutual_coherence(D: Dictionary) -> Array:
         D: (m, d); atoms need not be normalised.
 
     Returns:
-        mu, (); nan for a traced D with a zero atom.
+        mu, an array of shape (); nan for a traced D with a zero atom.
 
     Raises:
-        ValueError: a known atom is zero, or its norm exceeds the range of the dtype; or border
-            atoms of a `Conv` are cut.
+        ValueError: D is not traced, and an atom is zero or its norm exceeds the range of the dtype;
+            or border atoms of a `Conv` are cut.
 
     Reference: Li, Feng, Zhou (2024), Definition 3; Donoho, Huo (2001).
 
@@ -165,11 +165,11 @@ def coherence(W: Dictionary, D: Dictionary) -> Coherence:
         W, D: (m, d); the atoms of D have unit norm.
 
     Returns:
-        Coherence(mu_W, C_W), () each.
+        Coherence(mu_W, C_W), two arrays of shape ().
 
     Raises:
-        ValueError: the shapes differ, known atoms are off unit norm by more than 1e-4, or border
-            atoms of a `Conv` are cut.
+        ValueError: the shapes differ, D is not traced and an atom is off unit norm by more than
+            1e-4, or border atoms of a `Conv` are cut.
 
     Reference: Li, Feng, Zhou (2024), Definitions 7 and 8.
 
@@ -244,17 +244,17 @@ def diagonal(W: Dictionary, D: Dictionary) -> Array:
 
 
 def without_parts(D: Operator, where: str, instead: str = OF_PARTS) -> Operator:
-    """D; ValueError if codes of D come in parts, because `where` is about entries."""
+    """D; raise ValueError if codes of D come in parts, because `where` works on single entries."""
     refuse_parts(D, where, f"this is about entries, try {instead}")
     return D
 
 
 def of_real_entries(order: str, instead: str = OF_PARTS) -> Callable[[F], F]:
-    """Let a function refuse complex numbers and codes in parts, and say what to try `instead`.
+    """A decorator that makes a function refuse complex numbers and codes in parts.
 
     Args:
         order: the names of the first arguments of the function, in order.
-        instead: what to try, in the words of a message.
+        instead: the alternative to suggest in the error message.
 
     Raises:
         TypeError: an argument W, D, y or x is complex.
@@ -306,15 +306,16 @@ def babel(D: Dictionary, s: int) -> Array:
         \mu_1(s) = \max_i \max_{|J| = s, \, i \notin J} \sum_{j \in J}
             |d_i \cdot d_j| / (\|d_i\|_2 \|d_j\|_2).
 
-    mu_1(1) = mu, and mu_1(s) <= s mu. If mu_1(s - 1) + mu_1(s) < 1, by more than rounding, codes
-    with at most s nonzeros are unique, and basis pursuit with unit atoms finds them. Traceable.
+    mu_1(1) = mu, and mu_1(s) <= s mu. If mu_1(s - 1) + mu_1(s) is below 1 by more than rounding,
+    codes with at most s nonzeros are unique, and basis pursuit with unit atoms finds these codes.
+    Traceable.
 
     Args:
         D: (m, d), unit atoms; the function divides by the norms, because rounding moves them off 1.
         s: number of other atoms; if s is at least d - 1, all other atoms count.
 
     Returns:
-        mu_1(s), ().
+        mu_1(s), an array of shape ().
 
     Raises:
         ValueError: an atom is off unit norm, border atoms of a `Conv` are cut, or s is negative.
@@ -353,8 +354,8 @@ def _largest_row(A: Array, s: int) -> Array:
     """The Babel function of many atoms, without sorting all rows of A'A.
 
     top_s(v) is at most s t + sum (v - t)_+ for any t, with equality at the s-th largest entry.
-    In falling order of this bound the function sorts the row of one atom after another, until the
-    bound of the next atom is at most the largest value found.
+    The function sorts the rows of the atoms one after another, in falling order of this bound,
+    until the bound of the next atom is at most the largest value found.
     """
 
     def others(A, i):
@@ -387,7 +388,7 @@ def _largest_row(A: Array, s: int) -> Array:
 
 @checked
 def spark_bound(mu: float) -> float:
-    """1 + 1/mu, inf at mu = 0: any smaller number of atoms is linearly independent.
+    """The bound 1 + 1/mu, inf at mu = 0: any set of fewer atoms is linearly independent.
 
     Args:
         mu: the mutual coherence, the generalized coherence, or any mu_W.
@@ -407,8 +408,8 @@ def welch_bound(m: int, d: int) -> float:
 
     .. math:: \mu \ge \sqrt{(d - m) / (m (d - 1))}.
 
-    The bound is 0 if d <= m. It holds for mu_W because G = W'D has rank at most m and trace d:
-    d <= sqrt(m) norm(G, "fro") <= sqrt(m (d + d (d - 1) mu_W^2)).
+    The bound is 0 if d <= m. The bound holds for mu_W because G = W'D has rank at most m and trace
+    d, so d <= sqrt(m) norm(G, "fro") <= sqrt(m (d + d (d - 1) mu_W^2)).
 
     Raises:
         TypeError: a size is not an integer. ValueError: a size is below 1.
@@ -424,7 +425,7 @@ def welch_bound(m: int, d: int) -> float:
 
 
 def sparsity_bound(mu: float) -> float:
-    """(1 + 1/mu) / 2: codes with fewer nonzeros are unique, and LISTA-CP finds them.
+    """The bound (1 + 1/mu) / 2: codes with fewer nonzeros are unique, and LISTA-CP finds them.
 
     Args:
         mu: the mutual or generalized coherence, or any mu_W; at mu = 0 the bound is inf.
@@ -479,14 +480,15 @@ def rounding_guard(
     .. math:: g = 4 \, eps \, (G s B + C_W \delta) + (1 + C_W) m \tau, \qquad
         G = \max_{i, j} (|W|' |D|)_{ij}.
 
-    Here tau is the smallest normal number of the dtype; sums and products below tau are lost.
-    Theoretical thresholds fall to zero, but rounding does not: without the guard, deep iterations
-    diverge. Pass g to `schedule`, which adds g to C_W delta in the recursion.
+    Here tau is the smallest normal number of the dtype (in float16, the smallest subnormal number);
+    sums and products below tau are lost. Theoretical thresholds fall to zero, but rounding errors
+    do not, so without the guard deep iterations may diverge. Pass g to `schedule`, which adds g to
+    C_W delta in the recursion.
 
     Args:
         W, D: (m, d).
-        sparsity, bound, noise: s, B and delta of the class of signals. If the l2 norm of the
-            noise is bounded, pass this bound times `noise_gain(W)` / C_W.
+        sparsity, bound, noise: s, B and delta of the class of signals. If you know a bound on the
+            l2 norm of the noise, pass this bound times `noise_gain(W)` / C_W as `noise`.
         precision: precision of the products: None for the dtype of W and D, or "tensorfloat32" or
             "bfloat16" if an accelerator computes float32 products in this format. A precision finer
             than the dtype changes nothing.
@@ -500,8 +502,8 @@ def rounding_guard(
 
     Not claimed: a worst case; the rigorous bound is (m + s + 3) / 8 times larger. Noise with the
     signs of w_i comes near the rigorous bound, because all m terms of its product with w_i have the
-    same sign. For orthonormal atoms, mu_W E_k leaves no slack, and the guard does not exclude false
-    positives from such noise in float32.
+    same sign. For orthonormal atoms, mu_W E_k is 0 and gives no slack, and the guard does not
+    exclude false positives from such noise in float32.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
@@ -528,7 +530,7 @@ def rounding_guard(
 
 @program("dtype")
 def _sizes(W: Dictionary, D: Dictionary, dtype: np.dtype) -> tuple[Array, Array]:
-    """max abs(W_ij) and max (|W|' |D|)_ij; for many atoms an upper bound, by products in dtype."""
+    """max abs(W_ij) and max (|W|' |D|)_ij, for many atoms an upper bound by products in dtype."""
     C_W = largest(jnp.abs(dictionaries.entries(W)))
     W, D = dictionaries.magnitudes(W), dictionaries.magnitudes(D)
     if exceeds(D):

@@ -49,7 +49,7 @@ _NEGLIGIBLE = 1e-18
 
 
 def atom_coherence(W: Dictionary, D: Dictionary) -> Coherence:
-    r"""(mu_Wi, C_Wi) of every atom, (d,) each.
+    r"""The coherence mu_Wi and the largest entry C_Wi of w_i for every atom, two arrays (d,).
 
     .. math:: \mu_{W,i} = \max_{j \ne i} |w_i \cdot d_j|, \qquad C_{W,i} = \max_k |W_{ki}|.
 
@@ -112,10 +112,11 @@ def atom_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array, Array, Ar
 
 @host_function
 def noise_gain(W: Dictionary) -> float:
-    """omega = max norm(w_i, 2), rounded up, which replaces C_W if `noise` bounds the l2 norm.
+    """omega = max norm(w_i, 2), rounded up, which replaces C_W if the noise is bounded in l2 norm.
 
-    If norm(e, 2) is bounded instead of norm(e, 1), pass omega as C_W and the bound as `noise` to
-    `schedule`. To `rounding_guard`, which multiplies by C_W, pass the bound times omega / C_W.
+    If you know a bound on norm(e, 2) instead of norm(e, 1), pass omega as C_W and the bound as
+    `noise` to `schedule`. To `rounding_guard`, which multiplies `noise` by C_W, pass the bound
+    times omega / C_W as `noise`.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(64)
@@ -136,8 +137,8 @@ def error_gain(W: Dictionary, *, sparsity: int) -> float:
     .. math:: \max_i \frac{1}{s} \sum_{k \le s} |w_i|_{(k)} \le C_W.
 
     Here |w_i|_(1) >= |w_i|_(2) >= ... are the sorted magnitudes of w_i. An error on at most s
-    entries, whose l_inf norm is at most E / s, changes W'y by at most `error_gain` E. The error of
-    `schedule` is such an error.
+    entries, whose l_inf norm is at most E / s, changes every entry of W'y by at most `error_gain`
+    times E. `schedule` certifies such an error.
 
     Args:
         W: (m, d), the weights of the block.
@@ -157,7 +158,7 @@ def error_gain(W: Dictionary, *, sparsity: int) -> float:
 
 
 def sum_of_largest(W: Dictionary, s: int) -> float:
-    """The largest sum of the magnitudes of s entries of one w_i."""
+    """The largest sum of the magnitudes of s entries of one column w_i."""
     if isinstance(W, Conv):  # pad, because the rounding of a sum depends on its length
         columns = np.abs(np.asarray(W.entries())).reshape(W.groups[0], -1)
         columns = np.pad(columns, ((0, 0), (0, max(0, min(s, W.shape[0]) - columns.shape[1]))))
@@ -185,7 +186,7 @@ class AtomSchedule(Result):
     contraction: float  # top_{s-1}(mu_W) + top_s(mu_W) + eta
     rate: float  # -ln of the contraction, inf at 0
     floor: float  # limit of the error, inf if the recursion does not contract
-    holds: bool  # the contraction is below 1
+    holds: bool  # whether the contraction is below 1, beyond rounding, and all inputs are finite
 
 
 @checked
@@ -200,7 +201,7 @@ def atom_schedule(
     guard: ArrayLike = 0.0,
     eta: ArrayLike = 0.0,
 ) -> AtomSchedule:
-    r"""Thresholds of LISTA-CP per atom, with a tighter l1 bound than the thresholds of `schedule`.
+    r"""Thresholds of LISTA-CP per atom, with a tighter l1 bound than the bound of `schedule`.
 
     Let top_k be the sum of the k largest entries, and c_i = C_{W,i} \delta + g. Then
 
@@ -214,7 +215,7 @@ def atom_schedule(
         mus, C_Ws: (d,) each, from `atom_coherence`. The other arguments are as in `schedule`.
 
     Returns:
-        AtomSchedule, with holds = False and floor = inf if the recursion does not contract.
+        AtomSchedule. If the recursion does not contract, holds is False and floor is inf.
 
     Raises:
         TypeError: an argument is traced.
@@ -261,20 +262,20 @@ def atom_schedule(
 
 
 def _times(values: np.ndarray, x: float) -> np.ndarray:
-    """values x with 0 inf = 0."""
+    """The product of values and x, with 0 times inf = 0."""
     return np.multiply(values, x, out=np.zeros_like(values), where=(values != 0) & (x != 0))
 
 
 @host_function
 def sequence_bound(W: Dictionary, D: Dictionary, depth: int) -> np.ndarray:
-    r"""Factors F_k with norm(x^k - x~^k, 2) <= F_k norm(y - y~, 2), for any thresholds; (K+1,).
+    r"""Factors F_k, (K+1,), with norm(x^k - x~^k, 2) <= F_k norm(y - y~, 2), for any thresholds.
 
     .. math:: F_k = \|W\|_2 \sum_{i < k} \|I - W'D\|_2^i.
 
     The factors compare two runs of LISTA-CP with the same thresholds, on the signals y and y~. If
-    d > m, norm(I - W'D, 2) >= 1 and the factors grow without bound, so the constant of the
-    printed Lemma 13, which is independent of k, does not exist. `support_bound` holds for all k on
-    a common support. Structured dictionaries are made dense.
+    d > m, norm(I - W'D, 2) >= 1 and the factors grow without bound. For any thresholds, no factor
+    holds for all k, contrary to Lemma 13 as printed. If both runs keep their supports in a common
+    set, `support_bound` gives one factor for all k. Structured dictionaries are made dense.
 
     Args:
         W: (m, d), weights.
@@ -308,13 +309,13 @@ def _distance_from_identity(W: np.ndarray, D: np.ndarray) -> float:
 
 
 def support_bound(mu: ArrayLike, C_W: ArrayLike, *, size: int, eta: ArrayLike = 0.0) -> float:
-    r"""Factor c with norm(x^k - x~^k, 1) <= c norm(y - y~, 1) for all k, on a common support.
+    r"""The factor c with norm(x^k - x~^k, 1) <= c norm(y - y~, 1) for all k, on a common support.
 
     .. math:: c = t C_W / (1 - (t - 1) \mu_W - \eta).
 
-    The factor is inf if the denominator is not positive, beyond rounding. Both runs must keep their
-    supports in one set of t atoms. For the class of `schedule`, t = s, because both runs keep their
-    supports in the support of the code.
+    The factor is inf unless the denominator is positive by more than rounding. Both runs must keep
+    their supports in one set of t atoms. For the class of `schedule`, t = s, because both runs keep
+    their supports in the support of the code.
 
     Args:
         mu, C_W, eta: as in `schedule`.
@@ -376,7 +377,7 @@ def objective_bound(D: Dictionary, error: ArrayLike, *, sparsity: int, gamma: Ar
 
 
 class Plan(Result):
-    """The fewest steps in total that certify the last code of a chain to a tolerance."""
+    """The depths with the fewest steps in total for which the last error is within a tolerance."""
 
     depths: tuple[Any, ...]  # integers; inf if no depths reach the tolerance
     schedules: tuple[Schedule, ...]  # () if no depths reach the tolerance
@@ -402,7 +403,7 @@ def plan(
     The errors are computed as in `deep_schedule`. A block amplifies its inherited error by
     2 s_j G_j / (1 - a_j), so early blocks usually need more steps. The search is
     exact: for each K_J, the remaining tolerance determines the depths of the earlier blocks. If tol
-    equals an error up to rounding, the plan may have one step too many.
+    equals the error of a plan up to rounding, the result may have one step too many.
 
     Args:
         mus, C_Ws, sparsities, bounds, noises, guards, etas, gains: as in `deep_schedule`.
@@ -465,13 +466,13 @@ class _Block(NamedTuple):
         return times(left, self.start) + share * (times(self.gain, inherited) + self.own)
 
     def tolerance(self, K: float, tol: float) -> float:
-        """The inherited error with which K steps end at `tol`, negative if `tol` is too small."""
+        """The inherited error for which E_K equals `tol`; negative if no such error exists."""
         room = tol - self.error(K, 0.0)
         share = (1 - self.a**K) / (1 - self.a)
         return room / (share * self.gain) if self.gain else (math.inf if room >= 0 else -1.0)
 
     def steps(self, tol: float) -> float:
-        """The fewest steps, at least 1, that end at `tol` without an inherited error, or inf."""
+        """The least K >= 1 with E_K <= `tol` for a block without an inherited error, or inf."""
         floor = self.error(math.inf, 0.0)
         if self.error(1, 0.0) <= tol:
             return 1
@@ -486,7 +487,7 @@ class _Block(NamedTuple):
 def _reason(
     blocks: Sequence[_Block], contracts: Sequence[bool], noisy: Sequence[float], tol: float
 ) -> str:
-    """The hypothesis of a plan that is violated, with the number that violates it."""
+    """The hypothesis that a plan violates, with the number that violates the hypothesis."""
     for j, (block, contracting, c) in enumerate(zip(blocks, contracts, noisy), start=1):
         if not contracting:
             return f"block {j} does not contract: its a is {block.a:.4g}, and must be below 1"
@@ -500,7 +501,10 @@ def _reason(
 
 
 def _least(blocks: Sequence[_Block]) -> float:
-    """The least error of the last code: at one step or in the limit, as the error is monotone."""
+    """The least error of the last code, over all depths.
+
+    The error of a block is monotone in its depth, so it is least at one step or in the limit.
+    """
     least = 0.0
     for block in blocks:
         least = min(block.error(1, least), block.error(math.inf, least))
@@ -508,7 +512,7 @@ def _least(blocks: Sequence[_Block]) -> float:
 
 
 def _fewest(blocks: Sequence[_Block], tol: float, most: float) -> tuple[int, ...] | None:
-    """Depths of the blocks with the least sum below `most` that end at `tol`, or None."""
+    """The depths of least sum, below `most`, for which the last error is at most `tol`, or None."""
     if not blocks:
         return ()
     *before, last = blocks

@@ -60,12 +60,12 @@ _REFINED = 1e-12
 class GeneralizedCoherence(Result):
     """mu~ between two certified bounds, and weights that attain the upper bound."""
 
-    upper: Array  # () coherence of W
-    lower: Array  # () no weights have a smaller coherence
+    upper: Array  # () the coherence of W
+    lower: Array  # () a bound: no weights have a smaller coherence
     per_atom_upper: Array  # (n,)
     per_atom_lower: Array  # (n,)
     W: Operator  # (m, n), w_i . d_i = 1; a `Conv` if D is a shift-invariant circular one
-    holds: Array  # () the relative gaps are at most tol, and the rounded W attains `upper`
+    holds: Array  # () whether relative gaps are at most tol, and the rounded W attains `upper`
     rank: Array  # () rank of D in its dtype, an integer; W lies in a space of this dimension
 
 
@@ -101,15 +101,16 @@ def generalized_coherence(
     d mu~_i = -mu~_i w_i . (d(d_i) - sum_j v_j d(d_j)), if the solutions are unique; W carries no
     derivative. A traced D with NaN or a zero atom gives upper = inf and holds = False. If D is
     nearly rank-deficient, its weights are large, and rounding W to float32 may invalidate the
-    certificate: holds is False if the coherence of the rounded W exceeds `upper` by a share of more
-    than sqrt(eps), half of the digits of the dtype. In this case, use float64.
+    certificate: holds is False if the coherence of the rounded W exceeds (1 + sqrt(eps)) `upper`,
+    with the eps of the dtype. In this case, use float64.
 
     The programs of n atoms hold a few (d, n) arrays in float64, so the programs of all atoms hold
     d x d arrays.
 
     Args:
         D: (m, d), unit atoms.
-        tol: the largest relative gap of every atom, or of the maximum with `only_maximum`.
+        tol: the largest relative gap allowed for each atom, or, with `only_maximum`, for the
+            maximum.
         atoms: the n atoms to solve for; None for all atoms.
         only_maximum: compute only mu~. An atom keeps its w_i once the coherence of w_i is certified
             to stay below mu~. So W is optimal for the maximum, but not for each atom, and `holds`
@@ -127,7 +128,7 @@ def generalized_coherence(
             tol is not positive and finite.
         CheckpointError: the cache folder cannot be written.
 
-    Not claimed: bounds by interval arithmetic; they are computed in float64.
+    Not claimed: bounds by interval arithmetic; the bounds are computed in float64.
 
     Reference: Li, Feng, Zhou (2024), Definition 7; Chen et al. (2018).
 
@@ -179,8 +180,8 @@ def minimax_weights(D: Dictionary, tol: float = 1e-6) -> Operator:
 
     .. math:: w_i = \arg\min_w \max_{j \ne i} |w \cdot d_j| : w \cdot d_i = 1.
 
-    No weights have a smaller mu_W, so with these weights theory certifies the largest sparsity and
-    the fastest rate. norm(W) and C_W are larger than for `frobenius_weights`. Traceable.
+    No weights have a smaller mu_W, so with these weights the theorems certify the largest sparsity
+    and the fastest rate. norm(W) and C_W are larger than for `frobenius_weights`. Traceable.
     `generalized_coherence` returns the same weights and their certificate. The programs hold d x d
     arrays.
 
@@ -210,8 +211,9 @@ class AtMost(Result):
 def coherence_at_most(D: Dictionary, level: ArrayLike, tol: float = 1e-6) -> AtMost:
     """Whether mu~(D) <= level, decided as early as possible.
 
-    The search stops once one atom is certified above the level, or all atoms are certified below.
-    Host function. The programs hold d x d arrays.
+    The search stops once the coherence mu~_i of one atom is certified to be above the level, or the
+    coherences of all atoms are certified to be at most the level. Host function. The programs hold
+    d x d arrays.
 
     Args:
         D, tol: as in `generalized_coherence`.
@@ -268,15 +270,15 @@ def minimal_entry_weights(
 
     .. math:: w_i = \arg\min_w \|w\|_\infty : w \cdot d_i = 1, \; |w \cdot d_j| \le \mu, j \ne i.
 
-    Noise enters the thresholds through C_W = max |W_ij|, so these weights have the lowest floor
-    among weights of the same coherence. The function forms d x d products.
+    Noise enters the thresholds through C_W = max |W_ij|. So, among weights of the same coherence,
+    these weights give the lowest floor of the error. The function forms d x d products.
 
     Args:
         D: (m, d), unit atoms. Structured dictionaries are made dense.
-        coherence: the level mu, or a result of `generalized_coherence`, which the function computes
-            if this is None. The programs then start from the W of the result, and the level is its
-            upper bound times 1 + 1e-6, but at least 1e-9.
-        tol: the largest relative gap of every atom.
+        coherence: the level mu, or a result of `generalized_coherence`. If `coherence` is None, the
+            function computes this result. With a result, the programs start from its W, and the
+            level is its upper bound times 1 + 1e-6, but at least 1e-9.
+        tol: the largest relative gap allowed for each atom.
         progress: called as progress(settled, total).
 
     Returns:
@@ -375,7 +377,7 @@ def _on_host(D: Dictionary, where: str) -> tuple[np.ndarray, np.dtype]:
 
 
 def _chosen_atoms(atoms: Sequence[int], d: int, where: str) -> np.ndarray:
-    """The chosen atoms, checked to be in [0, d)."""
+    """The indices of the chosen atoms, checked to be in [0, d)."""
     chosen = np.array([checks.as_index(i, "atoms", where) for i in atoms], int)
     if not len(chosen) or chosen.max() >= d:
         raise ValueError(f"{where}: atoms must be some of 0..{d - 1}, got {list(atoms)[:8]}")
@@ -389,7 +391,7 @@ def _highest(dual: np.ndarray, tried: np.ndarray, level: float) -> int | None:
 
 
 def _attained(upper: Array, reached: Array, only_maximum: bool) -> Array:
-    """Whether rounded weights attain every upper bound, or the largest one, to half the digits."""
+    """Whether rounded weights attain every upper bound, or the largest, to half of the digits."""
     if only_maximum:
         upper, reached = largest(upper), largest(reached)
     eps = float(jnp.finfo(upper.dtype).eps)

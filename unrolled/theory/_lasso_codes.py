@@ -1,4 +1,4 @@
-"""Proofs of single LASSO codes: the signs of a code, from any solver, give the exact optimum."""
+"""Proofs that single codes are optimal: the signs of a code give the exact optimum of the LASSO."""
 
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -20,23 +20,23 @@ __all__ = ["LassoCertificate", "certify_lasso"]
 
 _U = float(np.finfo(float).eps) / 2
 _TINY = float(np.finfo(float).tiny)
-# Constants of the active set method: the number of atoms that join in one round, the largest number
-# of moves, and the violation, relative to the norms of atom and signal, up to which a constraint
-# counts as met. The proof uses separate bounds.
+# Constants of the active set method: the number of atoms that may join in any round, the largest
+# number of moves, and the violation, relative to the norms of atom and signal, up to which a
+# constraint counts as met. The proof uses separate bounds.
 _FEWEST, _MOVES, _SLACK = 3, 10_000, 1e-13
 _SYSTEMS = 64  # the number of codes whose systems are padded to one size
 _REFINEMENTS = 2
-_FAR = 1e100  # distance of D x from D x* if nothing is known
+_FAR = 1e100  # stands for an unknown distance of D x from D x*
 _LARGE = 1e300  # larger penalties, relative to the norms of atom and signal, count as this
 
 
 class LassoCertificate(Result):
-    """The optimum that is found from a code, and its proof; for a batch, arrays of n results."""
+    """The optimum that the function finds from a code, and its proof; for a batch, n of each."""
 
-    x: np.ndarray  # (d,) the code of the LASSO, in float64
-    holds: Any  # x is optimal to the rounding of float64
-    unique: Any  # proved: the LASSO has one optimum, with the support and the signs of x
-    distance: Any  # upper bound on norm(x_given - x*), inf unless x holds
+    x: np.ndarray  # (d,) the optimum of the LASSO, in float64
+    holds: Any  # whether x is optimal to the rounding of float64
+    unique: Any  # whether it is proved that the only optimum has the support and the signs of x
+    distance: Any  # upper bound on norm(x_given - x*), inf unless `holds`
     margin: Any  # the least lam_j - |d_j . (y - D x*)| off the support, rounded down
     repairs: Any  # number of changes of the given signs
 
@@ -64,19 +64,21 @@ def certify_lasso(
         |d_j'(y - D_S x_S)| < lam_j \ (j \notin S), \quad G = D_S'D_S + l2 \succ 0.
 
     Conversely, a unique optimum nearly always meets these conditions. The function solves the
-    system for the S and s of the given code. A repair, as in `pursuit.lasso_batch`, drops the signs
-    that the solution contradicts, and adds at most the 3 atoms with the largest violations of their
-    constraints. An atom with lam_i = 0 is in S, with either sign.
+    system for the S and s of the given code, and drops the signs that the solution contradicts, as
+    in `pursuit.lasso_batch`. A repair then adds the atoms with the largest violations of their
+    constraints, at most max(3, k) atoms for a support of k atoms, and solves again. An atom with
+    lam_i = 0 is in S, with either sign.
 
-    The proof holds for the given numbers in float64. Let M be the computed inverse of G, let
-    g = D_S'(y - D_S x_S) - l2 x_S - lam_S s, and let e bound the rounding of g. If
-    rho = norm(1 - M G, inf), including its rounding, is below 1, then
+    The proof holds for the given numbers in float64. Let k be the number of atoms in S, let M be
+    the computed inverse of G, let g = D_S'(y - D_S x_S) - l2 x_S - lam_S s, and let e bound the
+    rounding of g. If rho = norm(I - M G, inf), including its rounding, is below 1 (the function
+    requires rho < 1/2), then
 
     .. math::
         \|x - x^*\|_\infty \le \delta = \frac{\|M\|_\infty}{1 - \rho} (\|g\|_\infty + e), \qquad
         \|D (x - x^*)\|_2 \le \sqrt{\delta \, (\|g\|_1 + k e)}.
 
-    So `unique` requires s_i x_i > delta on S. Off S it requires that lam_j exceeds the sum of
+    So `unique` requires that s_i x_i > delta on S, and that, off S, lam_j exceeds the sum of
     |d_j'(y - D x)|, its rounding, and norm(d_j) times the second bound. `holds` requires less: g
     and the excess over lam_j must be at most rounding. If two atoms are equal, or if a constraint
     is met with equality (for example if lam is exactly lam_max), only `holds` can be True.
@@ -101,9 +103,9 @@ def certify_lasso(
         ValueError: shapes do not fit, a penalty is negative or not finite, the number of repairs is
             negative, or the codes of D come in parts.
 
-    Not claimed: that x is the code that made the signal. `unique` = False does not
-    say that there are other optima. The rounding bounds hold for any order of summation; the
-    function does not use interval arithmetic.
+    Not claimed: that x is the code that made the signal, or that there are other optima if `unique`
+    is False. The rounding bounds hold for any order of summation; the function does not use
+    interval arithmetic.
 
     Reference: Osborne, Presnell, Turlach (2000) and Tibshirani (2013) for the conditions; Rump
     (1999) for the bound on an inverse.
@@ -158,8 +160,8 @@ class _Problem(NamedTuple):
     X: np.ndarray  # (n, d) the given codes
     lam: np.ndarray  # (n, 1) or (n, d)
     l2: float
-    a: int  # the given numbers are 2^a D,
-    b: np.ndarray  # (n,) and 2^b Y, 2^(b - a) X, 2^(a + b) lam, 4^a l2
+    a: int  # the given D is 2^a D, and the given l2 is 4^a l2
+    b: np.ndarray  # (n,) the given Y, X and lam are 2^b Y, 2^(b - a) X and 2^(a + b) lam
 
 
 class _Atoms(NamedTuple):
@@ -199,7 +201,7 @@ def _proved(
     nonnegative: bool,
     most: int,
 ) -> LassoCertificate:
-    """Codes and proofs; `given` are the penalties in the caller's units."""
+    """Codes and proofs; `given` holds the penalties in the caller's units."""
     D, Y, X, lam, l2, a, b = problem
     n, d = X.shape
     slack = _SLACK * np.linalg.norm(Y, axis=1)
@@ -253,7 +255,7 @@ def _codes_on_supports(
 ) -> tuple[np.ndarray, ...]:
     """Codes Z refined on their supports, `holds`, `unique`, distances and margins."""
     (n, d), m = Z.shape, len(Y[0])
-    B, ridges, norms, e = own.B, own.ridges, own.norms, own.e - a  # x and w in these units
+    B, ridges, norms, e = own.B, own.ridges, own.norms, own.e - a  # the units of x and w
     w = np.minimum(np.ldexp(given, -own.e - b[:, None]), _LARGE)
     w = np.concatenate([w, np.zeros((n, 1))], 1)
     atoms = _supports(Z)
@@ -278,7 +280,7 @@ def _codes_on_supports(
     spread = np.linalg.norm(Y, axis=1) + np.sum(np.abs(x) * size, 1)
     rounded = UP * (_rounding(m) * np.linalg.norm(r, axis=1) + _rounding(k + 1) * spread)
     rounded = rounded + _TINY * (1 + np.abs(x).sum(1))  # for entries that underflow in these units
-    error = rounded[:, None] * norms  # of every d_j . r
+    error = rounded[:, None] * norms  # the rounding of every d_j . r
     most = error[rows, atoms] + 4 * _U * (np.abs(g) + 2 * ridge * np.abs(x) + 2 * weight)
     total = np.abs(g) + most
     delta = bound * total.max(1)
@@ -312,7 +314,7 @@ def _supports(Z: np.ndarray) -> np.ndarray:
 
 
 def _inverses(A: np.ndarray, ridge: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """M near (A'A + ridge)^-1, and a bound on norm((A'A + ridge)^-1, inf), inf if unknown.
+    """An M near (A'A + ridge)^-1, and a bound on norm((A'A + ridge)^-1, inf), inf if unknown.
 
     Args:
         A: (n, m, k), atoms or zeros.

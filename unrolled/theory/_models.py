@@ -43,9 +43,10 @@ def host_chain(
     dtype: DTypeLike | None = np.float64,
     parts: bool = False,
 ) -> tuple[Operator, ...]:
-    """`as_chain` for host functions, cast to `dtype`; TypeError for a traced dictionary.
+    """`as_chain` for host functions: the dictionaries, cast to `dtype`.
 
-    Raise ValueError for dictionaries whose codes come in parts, unless `parts` is True.
+    Raise TypeError if a dictionary is traced, and ValueError if codes come in parts, unless `parts`
+    is True.
     """
     checks.on_host(Ds, where)
     Ds = as_chain(Ds, where)
@@ -55,7 +56,7 @@ def host_chain(
 
 
 def effective(Ds: Sequence[Dictionary]) -> tuple[Operator, np.ndarray]:
-    """D_1 ... D_J and its column norms, 0 if a column cancels.
+    """The product D_1 ... D_J and the norms of its columns, 0 if a column cancels.
 
     The product is a matrix, but a single structured dictionary stays structured.
     """
@@ -108,7 +109,7 @@ def stripe_norm(
         \max_p \#\{(f, q) : x_{f,q} \ne 0, \; |q_k - p_k| < \lceil n_k / t_k \rceil\}.
 
     The stripe of a position consists of all channels at positions whose atoms overlap the atoms of
-    this position. These are 2 ceil(n/t) - 1 positions in every dimension, fewer at a border, and
+    this position. A stripe has 2 ceil(n/t) - 1 positions in every dimension, fewer at a border, and
     all positions on a short circle. Traceable in x and tol.
 
     Args:
@@ -119,7 +120,7 @@ def stripe_norm(
         tol: entries of magnitude at most tol count as zeros; a nan never counts as a zero.
 
     Returns:
-        An integer, ().
+        An array of shape () with an integer.
 
     Raises:
         ValueError: x has no channels or positions, the kernel or stride is below 1 or has another
@@ -177,9 +178,9 @@ def _per_dimension(value, x: Array, name: str, where: str) -> tuple[int, ...]:
 class Feasibility(Result):
     """Residuals and sparsities of a chain of codes, and whether they solve the DSC problem."""
 
-    holds: bool  # residuals <= eps + rounding and counts <= sparsities, in every layer
+    holds: bool  # whether residuals <= eps + rounding and counts <= sparsities in every layer
     residuals: np.ndarray  # (J,) norm(x_{j-1} - D_j x_j), inf if a code is not finite
-    counts: np.ndarray  # (J,) nonzeros of x_j
+    counts: np.ndarray  # (J,) numbers of nonzeros of x_j
     rounding: np.ndarray  # (J,) possible rounding of a residual in the dtype of the data
 
 
@@ -199,9 +200,9 @@ def is_feasible(
         \|x_{j-1} - D_j x_j\|_2 \le \epsilon_j, \qquad \|x_j\|_0 \le s_j, \qquad j = 1, \dots, J.
 
     Residuals are computed in float64 on the host. To allow eps = 0, a residual may exceed eps_j by
-    `rounding` = (s + 2) u norm(|x_{j-1}| + |D_j| |x_j|, 2), with s nonzeros and the machine epsilon
-    u of the coarsest dtype in the layer. This is the rounding of a product in that dtype. Choose
-    an eps that covers larger errors, such as errors of products in TF32.
+    `rounding` = (n + 2) u norm(|x_{j-1}| + |D_j| |x_j|, 2), where x_j has n nonzeros and u is the
+    machine epsilon of the coarsest dtype in the layer. This number bounds the rounding of a product
+    in that dtype. Choose an eps that covers larger errors, such as errors of products in TF32.
 
     Args:
         y: (m,).
@@ -237,12 +238,12 @@ def is_feasible(
 class CscFeasibility(Result):
     """Residuals and stripe norms of a chain of codes, and the local condition for uniqueness."""
 
-    holds: bool  # residuals <= rounding and stripes <= sparsities, in every layer
+    holds: bool  # whether residuals <= rounding and stripes <= sparsities in every layer
     residuals: np.ndarray  # (J,) norm(x_{j-1} - D_j x_j), inf if a code is not finite
     stripes: np.ndarray  # (J,) stripe norms of x_j
     rounding: np.ndarray  # (J,) possible rounding of a residual in the dtype of the data
     bounds: np.ndarray  # (J,) (1 + 1/mu(D_j)) / 2
-    unique: np.ndarray  # (J,) stripes < bounds, strictly beyond rounding
+    unique: np.ndarray  # (J,) whether stripes < bounds by more than rounding
 
 
 @host_function
@@ -313,7 +314,7 @@ def _conv_stripe_norm(D: Conv, x: Any) -> Array:
 
 
 def _on_grids(Ds: Any, where: str) -> Sequence[Conv]:
-    """The dictionaries; raise unless each signal grid is the code grid of the dictionary before."""
+    """The dictionaries; raise unless each signal grid is the code grid of the previous one."""
     for j, (left, right) in enumerate(zip(Ds, Ds[1:]), start=1):
         if left.code_grid != right.signal_grid:
             raise ValueError(
@@ -326,7 +327,7 @@ def _on_grids(Ds: Any, where: str) -> Sequence[Conv]:
 def _evaluated(
     y: ArrayLike, Ds: Sequence[Dictionary], xs: Sequence[ArrayLike], tol: float, where: str
 ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """The codes without entries up to tol, norm(x_{j-1} - D_j x_j) and its rounding, (J,) each."""
+    """The codes without entries up to tol, the norms of x_{j-1} - D_j x_j, and their rounding."""
     raw = _signals(y, Ds, xs, where)
     signals = [np.asarray(x, np.float64) for x in raw]
     signals[1:] = [np.where(np.abs(x) <= tol, 0.0, x) for x in signals[1:]]

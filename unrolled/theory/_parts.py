@@ -34,7 +34,7 @@ _PARTS = 1_000
 
 
 class BlockCoherence(Result):
-    """The numbers that `schedule` takes as mu, C_W and eta if codes come in parts."""
+    """The numbers to pass to `schedule` as mu, C_W and eta if codes come in parts."""
 
     mu: Array  # max over i != j of norm(W_i'D_j, 2)
     gain: Array  # max of norm(W_i, 2)
@@ -64,11 +64,11 @@ def block_coherence(W: Dictionary, D: Dictionary) -> BlockCoherence:
         W, D: (m, d). The atoms of D have unit norm; atoms of a part need not be orthogonal.
 
     Returns:
-        BlockCoherence(mu, gain, eta), () each.
+        BlockCoherence(mu, gain, eta), three arrays of shape ().
 
     Raises:
-        ValueError: the shapes differ, known atoms are off unit norm by more than 1e-4, or border
-            atoms are cut.
+        ValueError: the shapes differ, D is not traced and an atom is off unit norm by more than
+            1e-4, or border atoms are cut.
 
     Not claimed: a bound that includes rounding; `analytic.alista` and `lista_cp` add a guard for
     rounding.
@@ -152,7 +152,7 @@ def part_products(W: Operator, D: Operator, g: int | None = None) -> Products:
 
 
 def without_measurements(W: Operator, D: Operator, g: int) -> tuple[Operator, Operator, int]:
-    """W, D and g of one measurement of a `Joint`, with the same norms of W_i'D_j."""
+    """W, D and g of one measurement of a `Joint`, because all norms of W_i'D_j are the same."""
     if isinstance(W, Joint) and isinstance(D, Joint) and W.measurements == D.measurements:
         return W.base, D.base, g // D.measurements
     return W, D, g

@@ -34,7 +34,7 @@ __all__ = [
 
 
 class Schedule(Result):
-    """Thresholds of K steps and the error that they certify for every code of the class.
+    """Thresholds of K steps, and the error that the thresholds certify for every code of the class.
 
     Example:
         >>> schedule = ur.theory.schedule(0.1, 1.0, sparsity=3, bound=1.0, depth=10)
@@ -50,13 +50,14 @@ class Schedule(Result):
     contraction: float  # a = (2s-1) mu_W + eta
     rate: float  # -ln a, inf at a = 0
     floor: float  # limit of the error, inf unless a < 1
-    holds: bool  # the hypotheses hold: a < 1, beyond rounding
+    holds: bool  # whether a < 1 by more than rounding, and all inputs are finite
 
     def steps_for(self, tol: float) -> float:
         """Number of steps until the certified l1 error is at most `tol`.
 
-        The result is 0 if the initial error is at most `tol`, and inf if no step reaches `tol`.
-        Steps only reach a `tol` above the floor, except that at a = 0 one step reaches the floor.
+        The result is 0 if the initial error is at most `tol`, and inf if no number of steps
+        suffices. No number of steps suffices for a `tol` at or below the floor, except that at
+        a = 0 one step reaches the floor.
         """
         if math.isnan(tol := checks.as_number(tol, "tol", "steps_for")):
             raise ValueError("steps_for: tol is nan")
@@ -74,7 +75,7 @@ class Schedule(Result):
         return next((k for k in (K - 1, K) if k and self._after(k) <= tol), K + 1)
 
     def _after(self, k: int) -> float:
-        """The error after k steps; beyond the last step of the schedule, by the closed form."""
+        """The error after k steps; for k beyond the depth of the schedule, by the closed form."""
         if k < len(self.error):
             return float(self.error[k])
         return self.floor + (float(self.error[0]) - self.floor) * self.contraction**k
@@ -102,7 +103,7 @@ def schedule(
     guard: ArrayLike = 0.0,
     eta: ArrayLike = 0.0,
 ) -> Schedule:
-    r"""Thresholds of LISTA-CP without false positives, and the l1 error that they certify.
+    r"""Thresholds with which LISTA-CP has no false positives, and the l1 error that they certify.
 
     .. math::
         E_0 = s B, \quad \theta_k = \mu_W E_k + C_W \delta + g, \quad
@@ -117,16 +118,16 @@ def schedule(
     Args:
         mu: coherence mu_W of the weights in use, from `coherence(W, D)`. A float32 mu may be too
             low by its rounding, so for a float32 mu the schedule requires a (1 + 8 eps) < 1.
-        C_W: largest magnitude of an entry of W. If `noise` bounds the l2 norm of the noise, pass
-            `noise_gain(W)` instead.
+        C_W: largest magnitude of an entry of W, or `noise_gain(W)` if `noise` bounds the l2 norm of
+            the noise.
         sparsity, bound, noise: s, B and delta of the class.
         depth: K, the number of steps.
         guard: g, the effect of rounding, from `rounding_guard`.
-        eta: max abs(1 - w_i . d_i), for weights whose diagonal is not exactly 1.
+        eta: max abs(1 - w_i . d_i), for weights with w_i . d_i not exactly 1.
 
     Returns:
-        Schedule. If a >= 1, up to rounding (as in `max_sparsity`), thresholds and errors follow the
-        same recursion, with holds = False and floor = inf.
+        Schedule. If a is not below 1 by more than rounding, thresholds and errors follow the same
+        recursion, with holds = False and floor = inf.
 
     Raises:
         TypeError: an argument is traced.
@@ -184,13 +185,13 @@ def deep_schedule(
     Here c_j stands for C_W delta + g in `schedule`, so the inherited error enters the thresholds.
     Block j runs on the code of block j-1. No block has a false positive, and the l1 error of a
     block is at most its `error`. With thresholds for exact inputs, as in the printed proof, the
-    chain diverges if a block contracts more slowly than the next block.
+    chain can diverge, for example if a block contracts more slowly than the next block.
 
     Args:
         mus, C_Ws, sparsities, bounds, noises, depths, guards, etas: one value per block, as in
             `schedule`; noises, guards and etas are zero by default.
-        gains: G_j = `error_gain(W_j, sparsity=s_{j-1})`, the smallest factor for the error of the
-            block before; C_Ws by default. The first gain is not used.
+        gains: G_j, the factors for the error of the block before, such as
+            `error_gain(W_j, sparsity=s_{j-1})`; C_Ws by default. The first gain is not used.
 
     Returns:
         One Schedule per block.
@@ -243,7 +244,7 @@ class ErrorBar(Result):
     linf: float  # bound on the largest entry of the error
     l2: float  # bound on the l2 norm of the error
     l1: float  # bound on the l1 norm of the error
-    holds: bool  # (n-1) mu_W + eta < 1, or the conditioning covers n atoms
+    holds: bool  # whether the bounds are finite: q > 0, or the conditioning covers n atoms
 
 
 @of_real_entries("W D x y")
@@ -269,13 +270,13 @@ def error_bar(
     Here |r|_(1) >= |r|_(2) >= ... are the sorted magnitudes of r, and g bounds the rounding of r.
     The bounds hold for every x* with at most s nonzeros and y = D x* + e, norm(e, 1) <= noise. The
     l2 bound is the geometric mean of the l_inf and the l1 bound. For x = 0 the l_inf bound is
-    `code_bound`. If kappa is a lower bound on the singular values of any n atoms, then
+    `code_bound`. If kappa is a lower bound on the singular values of every set of n atoms, then
 
     .. math:: \|x - x^*\|_2 \le (\|y - D x\|_2 + \delta) / \kappa,
 
-    and the error bar is the smaller bound in each norm. For a D of 250 x 500 and 50 nonzeros, mu_W
-    certifies nothing, but a Gaussian D has kappa = .038. So a code with a residual of 1e-4 norm(y)
-    is within 2.6e-3 norm(y) of every x*.
+    and the error bar is the smaller bound in each norm. For a D of 250 x 500, and x and x* with 50
+    nonzeros each, mu_W gives no bound, but a Gaussian D has kappa = .038. Without noise, a code
+    with a residual of 1e-4 norm(y) is then within 2.6e-3 norm(y) of every x*.
 
     Args:
         W: (m, d), weights with w_i . d_i near 1; None to use only kappa.
@@ -283,8 +284,8 @@ def error_bar(
         x: (d,), the code, with any number of nonzeros.
         y: (m,), the signal.
         sparsity, noise: s and delta of the class of x*.
-        conditioning: kappa, from `gaussian_conditioning`, whose result says how many atoms it
-            covers. A number of your own must cover norm(x, 0) + s atoms.
+        conditioning: kappa, from `gaussian_conditioning`, whose result also holds the number of
+            atoms that kappa covers. A plain number must cover norm(x, 0) + s atoms.
 
     Returns:
         ErrorBar, in float64. The bounds are infinite and holds is False if q is not positive and
@@ -296,7 +297,8 @@ def error_bar(
             NaN, or neither W nor conditioning is given.
 
     Not claimed: bounds by interval arithmetic; mu_W is computed in float64 and rounded up. An error
-    bar by `gaussian_conditioning` is true with the confidence of kappa, over the draw of D.
+    bar by `gaussian_conditioning` holds with the confidence of kappa, a probability over the draw
+    of D.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(64)
@@ -328,7 +330,7 @@ def code_bound(
     .. math:: \|x^*\|_\infty \le \frac{\|W'y\|_\infty + C_W \delta + g}{1 - (s - 1) \mu_W - \eta}.
 
     The bound holds for every x* with at most s nonzeros and y = D x* + e, norm(e, 1) <= noise. The
-    bound is the `linf` of `error_bar` at x = 0, and infinite if the denominator is not positive.
+    bound is the `linf` of `error_bar` at x = 0, and is infinite if the denominator is not positive.
 
     Args and Raises: as in `error_bar`.
 
@@ -350,7 +352,7 @@ def _after_the_fact(
     sparsity: int,
     noise: ArrayLike,
 ) -> ErrorBar:
-    """`error_bar`, in float64; x = None stands for 0."""
+    """`error_bar` by the coherence of W, in float64; x = None stands for 0."""
     (noise,) = host_numbers(where, noise=noise)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         D, x, y, n = _wide(where, D, x, y, sparsity)
@@ -432,12 +434,12 @@ def _scores(W: Dictionary, D: Dictionary, x: Any, y: Array) -> tuple[Array, Arra
 
 
 def times(a: float, b: float) -> float:
-    """a b with 0 inf = 0: an absent term stays absent after an error has overflowed."""
+    """The product a b, with 0 times inf = 0, so absent terms stay absent if an error overflows."""
     return a * b if a and b else 0.0
 
 
 def host_numbers(where: str, **values: ArrayLike) -> list[float]:
-    """The values as host floats, checked to be non-negative."""
+    """The values as Python floats, checked to be non-negative."""
     floats = [host_float(value, name, where) for name, value in values.items()]
     for name, value in zip(values, floats):
         if not value >= 0:
@@ -456,8 +458,8 @@ class ActivationSchedule(Result):
     rate: float  # -ln(contraction), inf at 0
     floor: float  # limit of the error, with a multiple of the tail; inf without contraction
     theorem: str  # "12" (ReLU), "15" (rho(x) = x on x >= 0), "10" (near ReLU), "" for none
-    holds: bool  # the recursion contracts, so it bounds the errors of every code of the class
-    vacuous: bool  # the last error is at least s B, the error of x = 0: the bound says nothing
+    holds: bool  # whether the recursion contracts, so that the bounds hold for the whole class
+    vacuous: bool  # whether the last error is at least s B, the error of x = 0, or holds is False
 
 
 def activation_schedule(
@@ -475,8 +477,11 @@ def activation_schedule(
 ) -> ActivationSchedule:
     r"""Thresholds of LISTA-CP for an activation other than ReLU, and their certified errors.
 
-    The step is x <- rho(u - theta) - rho(-u - theta), u = x + W'(y - D x). Its deviation H from
-    soft thresholding obeys |H| <= min(2 L_h |u|, osc) if |u| <= theta, and |H| <= osc otherwise, so
+    The step is x <- rho(u - theta) - rho(-u - theta), u = x + W'(y - D x). Let L_h be the Lipschitz
+    constant of rho on x <= 0, and let osc be the oscillation (sup minus inf) of rho there. The
+    deviation H of the step from soft thresholding obeys |H| <= min(2 L_h |u|, osc) if |u| <= theta,
+    and |H| <= osc otherwise. So E_S and E_O, which start at s B and 0, bound the l1 error on the
+    support and off the support:
 
     .. math::
         \theta &= \max(\mu_W, \eta) (E_S + E_O) + c, \qquad c = C_W \delta + g, \\
@@ -484,16 +489,17 @@ def activation_schedule(
             + s (c + \theta + \min(osc, L_h (B + 2 \theta))), \\
         E_O &\leftarrow (d - s) \min(2 L_h \theta, osc).
 
-    Entries off the support are no longer zero, but at most min(2 L_h theta_k, osc). Each minimum is
-    either osc or linear, so the recursion is the minimum of four affine maps (of one map if the
-    tail is unbounded or L_h is unknown). The recursion converges if and only if the matrix of at
-    least one map has a spectral radius below 1, and the limit `floor` is the least of the fixed
-    points. For eta = 0 two conditions suffice: (2s-1) mu_W < 1 with a bounded tail, or
-    mu_W (2 L_h d + 2 s) < 1. The condition of Theorem 9, mu_W (2 L_h d + (2 - 2 L_h) s) < 1, is
-    correct only for a bounded tail, and then implies the first of these conditions. The floor
-    contains a multiple of the oscillation of the tail, which equation (34) as printed omits;
-    `scale(activation, k)` divides the oscillation by k. If rho is not x on x >= 0 (Theorem 10), osc
-    is the oscillation of rho - relu over the whole line, and L_h is not used.
+    If osc = 0, mu_W replaces max(mu_W, eta). Entries off the support are no longer zero, but have
+    magnitudes of at most min(2 L_h theta_k, osc). Each minimum is either osc or linear, so the
+    recursion is the minimum of four affine maps (of one map if the tail is unbounded or L_h is
+    unknown). The recursion converges if and only if the matrix of at least one map has a spectral
+    radius below 1, and the limit `floor` is the least of the fixed points. For eta = 0, each of two
+    conditions suffices: (2s-1) mu_W < 1 with a bounded tail, or mu_W (2 L_h d + 2 s) < 1. The
+    condition of Theorem 9, mu_W (2 L_h d + (2 - 2 L_h) s) < 1, is correct only for a bounded tail,
+    and then implies the first condition. The floor contains a multiple of the oscillation of the
+    tail, which equation (34) as printed omits; `scale(activation, k)` divides the oscillation by k.
+    If rho(x) differs from x for some x >= 0 (Theorem 10), osc is the oscillation of rho - relu over
+    the whole line, and L_h is not used.
 
     Args:
         activation: rho, with its constants.
@@ -503,9 +509,9 @@ def activation_schedule(
     Returns:
         ActivationSchedule. If the recursion does not contract, thresholds and errors still follow
         it, with holds = False and floor = inf. A true bound may still say nothing, because the tail
-        is large or the depth is small: `vacuous` is True unless the last error is below s B, or 0.
-        Arguments of rho are at most B + 2 theta. If they may exceed the `reach` of rho, holds is
-        False and contraction = inf.
+        is large or the depth is small: `vacuous` is True unless holds is True and the last error is
+        below s B, or 0. Arguments of rho have magnitudes of at most B + 2 max(theta). If this
+        number may exceed the `reach` of rho, holds is False and contraction is inf.
 
     Raises:
         TypeError: the activation is a bare function, or an argument is traced.
@@ -642,9 +648,9 @@ def theorem_of(activation: Activation) -> str:
 
     "12": the activation is ReLU. "15": the activation is x on x >= 0, and its tail is bounded or
     Lipschitz (Theorem 9 composes such activations). "10": the distance of the activation from ReLU
-    is bounded. "": no theorem covers the activation. An example is SELU, whose slope on x > 0 is
-    not 1; use scale(elu(1.6732632423543772), k) instead. `activation_schedule` says whether the
-    hypotheses hold, which depends on mu_W, s and d.
+    is bounded. "": no theorem covers the activation. For example, no theorem covers SELU, whose
+    slope on x > 0 is not 1; use scale(elu(1.6732632423543772), k) instead. `activation_schedule`
+    says whether the hypotheses hold, which depends on mu_W, s and d.
 
     Raises:
         TypeError: the argument is not an Activation.

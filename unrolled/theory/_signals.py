@@ -1,5 +1,5 @@
-"""Proofs for single codes, for all signs and all noise within a bound, and for all codes on given
-supports.
+"""Proofs that a layer finds single codes, for all signs and all noise within a bound, or finds all
+codes on given supports.
 """
 
 import math
@@ -51,21 +51,22 @@ _PRODUCTS = 2**22
 
 
 class Signals(Result):
-    """The proofs for n codes, for every sign pattern and all noise within the bound.
+    """The proofs that a layer finds n codes, for every sign pattern and all noise within the bound.
 
     If codes come in parts, entries are parts, signs are directions of parts, and errors are sizes
     of parts. A part whose error is below its own size is not 0, and the error of its direction is
     less than a right angle.
     """
 
-    proved: np.ndarray  # (n,) no step has a false positive; at the end each nonzero has its sign
+    # (n,) whether no step has a false positive, and each nonzero has its sign at the end
+    proved: np.ndarray
     errors: np.ndarray  # (n, K+1) bound on the largest entry of the error; inf after a failure
     failed_at: np.ndarray  # (n,) the first step, from 0, whose condition fails; -1 for none
     support_from: np.ndarray  # (n,) steps after which the support stays exact; -1 for never
     uncovered: str | None = None  # the shrinkage of the layer, if no theorem covers it
 
     def __repr__(self) -> str:
-        """The number of proved codes, and the largest bound on their errors."""
+        """The number of codes with a proof, and the largest bound on the errors of these codes."""
         n, proved = len(self.proved), int(self.proved.sum())
         largest = f", the error at most {self.errors[self.proved, -1].max():.3g}" if proved else ""
         nothing = f"; no theorem is about {self.uncovered}" if self.uncovered else ""
@@ -130,39 +131,42 @@ def certify_signals(
     a^2 + t (A^2 - a^2) / (t + theta) - t theta. This bound is largest at
     t + theta = sqrt(A^2 - a^2), where u is orthogonal to x.
 
-    The worst-case theorems bound all codes of a class by one number. For a Gaussian D, (250, 500),
-    these theorems cover codes with 2 nonzeros, and this function proves codes with 12 nonzeros. If
-    a worst-case theorem holds, the proof by this function holds, too.
+    The worst-case theorems bound the errors of all codes of a class by one number. For a Gaussian D
+    of shape (250, 500), these theorems cover codes with up to 2 nonzeros, and this function finds
+    proofs for codes with up to 12 nonzeros. If a worst-case theorem covers a code with the given
+    params, this function also finds a proof.
 
-    The products |W'D| are a d x d matrix. Up to 4,000 atoms this matrix is kept for all steps; for
-    more atoms, each step forms the matrix in chunks.
+    The products |W'D| are a d x d matrix. For at most 4,000 atoms, this matrix is kept for all
+    steps; for more atoms, each step forms the matrix in chunks.
 
     Args:
         layer: a layer of a family with this step, as in `certify`, with any activation whose
             constants are known; or a chain, `networks.dsc`, of such layers.
         params: the params of the layer, from theory, calibrated or learned.
         D: (m, d); for a chain a tuple.
-        X: (n, d), the codes, or the codes in another form that D accepts; for a chain a tuple,
-            (n, d_l) each.
-        noise: bound on the l1 norm of the noise (the l2 norm if codes come in parts), () or (n,);
-            for a chain one bound per layer, or one bound for the signal. The error of a layer is
-            noise, entry by entry, for the next layer.
-        own: whether each code gets the least thresholds that prove the code, instead of the
-            thresholds of the params. The result then shows what the weights allow.
+        X: (n, d), the codes, or the codes in another form that D accepts; for a chain a tuple of
+            arrays (n, d_l).
+        noise: bound on the l1 norm of the noise (the l2 norm if codes come in parts), one number or
+            one per code, (n,); for a chain one bound per layer, or one bound for the signal. The
+            error of a layer is noise, entry by entry, for the next layer.
+        own: whether to use, for each code, the least thresholds for which the proof holds, instead
+            of the thresholds of the params. The result then depends on the weights, but not on the
+            thresholds of the params.
 
     Returns:
-        Signals, computed in float64 from the stored arrays; for a chain a tuple of Signals. As
-            in `certify`, nothing is proved for another shrinkage, and `uncovered` names it.
+        Signals, computed in float64 from the stored arrays; for a chain a tuple of Signals. If the
+            layer has another shrinkage, as in `certify`, no code has a proof, and `uncovered` names
+            the shrinkage.
 
     Raises:
         TypeError: the layer is of another family, the activation has no constants, or an argument
             is traced.
         ValueError: params or codes do not fit, or a number is out of range.
 
-    Not claimed: that a code without a proof is lost. After few steps, or with noise, a small
-    nonzero may not have its sign yet; `errors` still bounds its error. The rounding is estimated as
-    in `rounding_guard`; it is not a worst case. The proofs do not cover other codes; for a class of
-    codes use a sample and `tolerance_bound`.
+    Not claimed: that the layer fails on a code without a proof. After few steps, or with noise, a
+    small nonzero may not have its sign yet; `errors` still bounds its error. The function estimates
+    the rounding as in `rounding_guard`; the estimate is not a worst case. The proofs do not cover
+    other codes; for a class of codes use a sample and `tolerance_bound`.
 
     Reference: Li, Feng, Zhou (2024), Theorem 12, followed entry by entry for one code.
 
@@ -243,7 +247,7 @@ def codes_of(X: Any, D: Dictionary, where: str) -> np.ndarray:
 
 
 def noise_of(noise: Any, n: int, where: str) -> np.ndarray:
-    """The bounds on the norms of the noise of n signals, (n,)."""
+    """The bounds on the norm of the noise of each of n signals, (n,)."""
     deltas = checks.host_floats(noise, "noise", where).astype(np.float64)
     if deltas.shape not in ((), (n,)):
         raise ValueError(f"{where}: noise has shape {deltas.shape}; expected () or ({n},)")
@@ -253,7 +257,7 @@ def noise_of(noise: Any, n: int, where: str) -> np.ndarray:
 
 
 def are_found(codes: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """Whether the bounds lie below all nonzeros, so that each nonzero has its sign, (n,)."""
+    """Whether the error bounds of a code lie below its nonzeros, so that their signs are right."""
     return np.all((errors < codes) | (codes == 0), axis=1)
 
 
@@ -293,7 +297,7 @@ class MeasuredLayer(NamedTuple):
             a: (n, d), magnitudes of the codes.
             deltas: (n,), l1 norms of the noise; l2 norms if codes come in parts.
             choose: `choose(step, needed) -> theta`, where `needed`, (n,), is the least threshold
-                that each code needs, and theta is (d,), (n, 1) or ().
+                that each code needs, and theta has the shape (d,), (n, 1) or ().
             before: (n, m), bounds on the errors of the signals, per entry or per part.
 
         Returns:
@@ -360,7 +364,7 @@ class _Entries:
         return v[self.at] if v.ndim == 1 else np.take_along_axis(v, self.at, 1)
 
     def put(self, v: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """All entries, (n, d), from the followed entries v; other entries of code i: others[i]."""
+        """All entries, (n, d): the followed entries v, and others[i] at other entries of code i."""
         if self.at is None:
             return v
         full = np.repeat(others[:, None], self.d, axis=1)
@@ -446,14 +450,14 @@ def _mapped(
 
 
 def _from(inside: np.ndarray) -> np.ndarray:
-    """For each row, the first column from which on all are True; -1 if the last is False."""
+    """For each row, the first column from which on all entries are True; -1 if there is none."""
     wrong = ~inside[:, ::-1]
     last = np.where(wrong.any(1), wrong.argmax(1), inside.shape[1])
     return np.where(last == 0, -1, inside.shape[1] - last)
 
 
 class Supports(Result):
-    """The proofs for all codes on each of n supports, for steps with residual thresholds."""
+    """The proofs that steps with residual thresholds find all codes on each of n supports."""
 
     ratio: np.ndarray  # (n,) c(S): no product off S exceeds this share of the largest product on S
     contraction: np.ndarray  # (n,) kappa(S), the largest row sum of abs(W_S'D_S - I)
@@ -464,8 +468,8 @@ class Supports(Result):
 
         .. math:: (c + \kappa)^{\min(s-1, k)} \kappa^{\max(k-s+1, 0)} \frac{1 + \kappa}{1 - \kappa}.
 
-        The bound is relative to max abs(x). It holds without noise if c(S) <= c < 1 and kappa < 1;
-        otherwise the result is inf.
+        The bound is relative to max abs(x), and holds for signals without noise and without
+        rounding. The result is inf unless c(S) <= c < 1 and kappa < 1.
 
         Args:
             k: number of steps.
@@ -486,7 +490,7 @@ class Supports(Result):
         return np.where((self.ratio <= c) & (kappa < 1), bound, np.inf)
 
     def __repr__(self) -> str:
-        """The number of proved supports, and the largest ratio."""
+        """The number of supports with a proof, and the largest ratio."""
         n, proved = len(self.ratio), int((self.ratio < 1).sum())
         largest = f", the largest ratio {self.ratio.max():.4g}" if n else ""
         return f"Supports: all codes on {proved} of {n} supports of {self.sparsity} atoms{largest}"
@@ -502,8 +506,9 @@ def certify_supports(W: Dictionary, D: Dictionary, supports: ArrayLike) -> Suppo
         c(S) = \max_{i \notin S} \|B_{iS} B_{SS}^{-1}\|_1, \qquad
         \kappa(S) = \max_{i \in S} \sum_{j \in S} |B_{SS} - I|_{ij}.
 
-    `layers.alista_rt` takes an entry if abs(g_i) > c max abs(g), with g = W'(y - D x). If
-    c >= c(S), no step takes an entry off S, for every code on S, with all magnitudes and all signs.
+    `layers.alista_rt` takes an entry, and keeps it, if abs(g_i) > c max abs(g), with
+    g = W'(y - D x). If c >= c(S), no step takes an entry off S, for every code on S, with any
+    magnitudes and any signs.
     If also c < 1 and kappa(S) < 1, the steps converge to the code, at the rate of `Supports.bound`.
     The function forms the products of all atoms of the supports with all other atoms at once; these
     products are a d x d matrix if every atom is in a support.
@@ -526,9 +531,9 @@ def certify_supports(W: Dictionary, D: Dictionary, supports: ArrayLike) -> Suppo
         TypeError: an argument is traced, or an index is not an integer.
         ValueError: an index is out of range or repeated within a row, or shapes do not fit.
 
-    Not claimed: that codes on a support with c(S) >= 1 are lost. With W = D, c(S) is the exact
-    recovery coefficient of Tropp (2004). For a class of supports, use a sample and
-    `tolerance_bound` of the ratios.
+    Not claimed: that the steps fail on a support with c(S) >= 1. With W = D, c(S) is the exact
+    recovery coefficient of Tropp (2004). For a class of supports, apply `tolerance_bound` to the
+    ratios of a sample.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 100, 200)

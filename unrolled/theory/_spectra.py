@@ -61,19 +61,19 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0, power: float = 2.0)
 
     With a ridge, W minimises norm(W'D, "fro")^2 + ridge norm(W, "fro")^2, which limits the effect
     of noise. For codes of variance v and white noise of variance sigma^2 per entry,
-    ridge = sigma^2 / v weighs interference and noise by their variances. As ridge -> inf, w_i tends
-    to d_i / (d_i . d_i), which is d_i for unit atoms.
+    ridge = sigma^2 / v weights interference and noise by their variances. As ridge -> inf, w_i
+    tends to d_i / (d_i . d_i), which is d_i for unit atoms.
 
     D may have any rank, because S^+ is the pseudo-inverse. For a shift-invariant `Conv` the same
     formula holds on one window of the signal, where S is the sum over all shifts of all filters. So
-    one small system gives all filters, and W is a `Conv` (optimal among shared filters of the same
-    support, without border effects). Other structured dictionaries are made dense, unless they
-    define `closed_form`. Traceable, and differentiable in D.
+    the function solves one small system for all filters, and W is a `Conv` (optimal among shared
+    filters of the same support, without border effects). Other structured dictionaries are made
+    dense, unless they define `closed_form`. Traceable, and differentiable in D.
 
     Another power p gives the w_i with the least sum_j abs(w_i . d_j)^p, by Newton steps from the
-    w_i of p = 2; D is made dense. p = 3 makes the largest products smaller. With these weights
-    `certify_signals` proves more codes, and `certify_supports` proves more supports, than with
-    p = 2 or `minimax_weights`.
+    w_i of p = 2; D is made dense. The power p = 3 makes the largest products smaller. With these
+    weights, `certify_signals` finds proofs for more codes, and `certify_supports` for more
+    supports, than with p = 2 or with `minimax_weights`.
 
     Args:
         D: (m, d), atoms whose norms do not differ by orders of magnitude, because the
@@ -84,7 +84,7 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0, power: float = 2.0)
     Returns:
         W, (m, d): an array; a `Complex` or a `Joint` if D is of that class; a `Conv` if D is a
             `Conv` whose atoms are shifts of each other (on a circle the stride must divide the
-            signal and the kernel must fit into the signal).
+            length of the signal, and the kernel must fit into the signal).
 
     Raises:
         ValueError: an atom is zero or too small next to the others (if traced, its weights are
@@ -188,7 +188,7 @@ def _least_power(A: Array, W: Array, power: float) -> Array:
 
 
 def spectral_radius(W: Dictionary, D: Dictionary) -> Array:
-    """An estimate of the spectral radius of W'D, (), from the growth of the powers of W'D.
+    """An estimate of the spectral radius of W'D, from the growth of the powers of W'D.
 
     Steps x <- x + gamma W'(y - D x) expand if gamma times the radius exceeds 2. Not claimed: a
     bound for every W. For W in closed form, W'D is similar to a symmetric matrix, and the estimate
@@ -259,7 +259,7 @@ class StepsTo(Result):
 
 
 class LocalRate(Result):
-    """The edges of a spectrum, and the factors by which the error falls in one step.
+    """The edges of a spectrum, and the factors by which one step multiplies the error.
 
     Example:
         >>> ur.theory.local_rate(250, 500, 50).steps_to(-100)
@@ -269,7 +269,7 @@ class LocalRate(Result):
     least: float  # the least eigenvalue of W_S'D_S
     largest: float  # the largest eigenvalue of W_S'D_S
     plain: float  # the factor of x <- x + W'(y - D x)
-    best_step: float  # the best gamma of x <- x + gamma W'(y - D x); 0 if none helps
+    best_step: float  # the best gamma of x <- x + gamma W'(y - D x); 0 if no gamma helps
     best: float  # the factor with this gamma
     accelerated: float  # the factor with the best momentum
 
@@ -295,8 +295,8 @@ def local_rate(m: int, d: int, s: int, *, weights: str = "frobenius") -> LocalRa
              = \sqrt{\frac{s (d - m)}{m (d - s)}}.
 
     With `frobenius_weights`, W'D is d/m times the projection onto the row space of D, up to the
-    scales of the atoms. If D is right-rotationally invariant, with any condition number, W_S'D_S
-    has the spectrum of a compressed projection, with these edges. For s > d - m the largest
+    scales of the atoms. If D is right-rotationally invariant, with any condition number, then
+    W_S'D_S has the spectrum of a compressed projection, with these edges. For s > d - m the largest
     eigenvalue is d/m, which then replaces lambda_+. The last equality, and the statement below on
     the Onsager term, require s <= d - m. With W = D and Gaussian atoms the edges are
     (1 +- sqrt(s/m))^2, by Marchenko and Pastur, and rho = sqrt(s/m).
@@ -314,8 +314,8 @@ def local_rate(m: int, d: int, s: int, *, weights: str = "frobenius") -> LocalRa
         ValueError: the sizes are out of order, or the weights are unknown.
 
     Not claimed: that the layer finds the support, or anything about the effect of a threshold. At
-    finite sizes the edges fluctuate by a share of about m^(-2/3), and momentum is slower in the
-    tail. `support_rate` computes the edges for a given D and S.
+    finite sizes the edges fluctuate by a relative amount of about m^(-2/3), and the rate with
+    momentum is then slower in late steps. `support_rate` computes the edges for a given D and S.
 
     Reference: Wachter (1980) and Collins (2005) for the spectrum; Polyak (1964).
 
@@ -344,7 +344,7 @@ def local_rate(m: int, d: int, s: int, *, weights: str = "frobenius") -> LocalRa
 def support_rate(
     W: Dictionary, D: Dictionary, support: ArrayLike | list[int] | tuple[int, ...]
 ) -> LocalRate:
-    r"""The `LocalRate` of a D, W and support, from the extreme eigenvalues of W_S'D_S.
+    r"""The `LocalRate` for given W, D and support, from the extreme eigenvalues of W_S'D_S.
 
     Args:
         W, D: (m, d), arrays or structured dictionaries.
@@ -406,7 +406,7 @@ def _rates(least: float, largest: float) -> LocalRate:
 
 
 def _complex_rates(values: np.ndarray, rates: LocalRate) -> LocalRate:
-    """The rates for real or complex eigenvalues; the best step is the best step of a grid."""
+    """The rates for real or complex eigenvalues; the best step is chosen from a grid."""
     plain = float(np.abs(1 - values).max())
     if not rates.least > 0:
         return rates.replace(plain=plain)
@@ -431,7 +431,7 @@ _LEAST = -1400.0  # logarithm of a squared singular value whose root is 0 in flo
 
 
 class Conditioning(float):
-    """A bound on singular values, with the number of atoms that it covers, `atoms`."""
+    """A bound on singular values; `atoms` is the number of atoms that the bound covers."""
 
     atoms: int
 
@@ -445,7 +445,7 @@ class Conditioning(float):
 
 
 def gaussian_conditioning(m: int, d: int, k: int, confidence: float = 1 - 1e-6) -> Conditioning:
-    r"""A lower bound on the singular values of any k atoms of a randomly drawn D.
+    r"""A lower bound on the singular values of every set of k atoms of a randomly drawn D.
 
     Let the unit atoms have independent directions, uniform on the sphere, as in
     `dictionaries.gaussian`. Then, with probability c over D,
@@ -468,8 +468,8 @@ def gaussian_conditioning(m: int, d: int, k: int, confidence: float = 1 - 1e-6) 
 
     Bound l_i - l_k by l_i, and integrate the other eigenvalues over [0, inf) instead of [l_k, inf).
     The integrand is then the density for an (m + 1) x (k - 1) matrix. So the density of l_k = t is
-    at most K_{m,k} / K_{m+1,k-1} t^(a-1) e^(-t/2). Before normalisation the norms of the atoms are
-    at most R.
+    at most K_{m,k} / K_{m+1,k-1} t^(a-1) e^(-t/2). By the choice of R, the norms of the Gaussian
+    columns, whose directions are the atoms, are at most R.
 
     If codes x and z have at most k nonzeros together, then norm(x - z) <= norm(D (x - z)) / kappa;
     see `error_bar`.
@@ -488,11 +488,11 @@ def gaussian_conditioning(m: int, d: int, k: int, confidence: float = 1 - 1e-6) 
         ValueError: a size is below 1, or the confidence is outside (0, 1).
         MemoryError: this machine cannot hold a dictionary of these sizes.
 
-    Not claimed: anything about a D that was learned, chosen or built, such as a DCT or patches. The
-    bound cannot be verified for a given D.
+    Not claimed: anything about a D that was learned, chosen or built, such as a DCT or a dictionary
+    of patches. The bound cannot be verified for a given D.
 
-    Reference: Edelman (1988), Proposition 5.1, derived again above; Blanchard, Cartis, Tanner
-    (2011) for the union of supports.
+    Reference: Edelman (1988), Proposition 5.1, for F; Blanchard, Cartis, Tanner (2011) for the
+    union of supports.
 
     Example:
         >>> round(ur.theory.gaussian_conditioning(250, 500, 100), 3)

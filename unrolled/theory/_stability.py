@@ -45,14 +45,14 @@ __all__ = [
 
 
 class Stability(Result):
-    """Bounds on the distance between codes of a perturbed chain and of the exact chain."""
+    """Bounds on the distances between the codes of a perturbed chain and of the exact chain."""
 
     delta: np.ndarray  # (J,) norm(x_j - x~_j) <= delta_j, inf if no bound is known
     # (J,) bound on norm(h) / norm(D_j h) for 2 s_j nonzeros, by mu(D_j): Theorem 3; 0 at s_j = 0
     factor: np.ndarray
     # (J,) the same bound by the weights W_j, inf without weights; delta uses the smaller bound
     factor_W: np.ndarray
-    holds: bool  # all entries of delta are finite
+    holds: bool  # whether all entries of delta are finite
 
 
 @host_function
@@ -64,7 +64,7 @@ def stability(
     *,
     Ws: Sequence[Dictionary | None] | None = None,
 ) -> Stability:
-    r"""Bounds on the distance between the codes of a perturbed chain and of an exact chain.
+    r"""Bounds on the distances between the codes of a perturbed chain and of an exact chain.
 
     The exact chain has x_{j-1} = D_j x_j with x_0 = y, and the perturbed chain has
     norm(x~_{j-1} - D_j x~_j, 2) <= eps_j with x~_0 = y~.
@@ -78,20 +78,21 @@ def stability(
         \omega &= \max_i \|w_i\|_2, \qquad \eta_j = \max_i |1 - w_i \cdot d_i|.
 
     Both chains have the same D_j and at most s_j nonzeros in layer j. Weights with mu_W below
-    mu(D_j) give finite bounds at sparsities at which mu(D_j) gives none. If the second chain has
-    other dictionaries, pass the eps of `perturbed_eps`.
+    mu(D_j) give finite bounds at sparsities for which the bound by mu(D_j) is infinite. If the
+    second chain has other dictionaries, pass the eps of `perturbed_eps`.
 
     Args:
         Ds: J dictionaries with unit atoms.
         sparsities: J integers s_j (the paper's lambda_j), at most d_j; at s_j = 0 both codes are 0.
         eps: one tolerance, or one per layer.
         eps0: bound on norm(y - y~, 2).
-        Ws: J weights shaped like D_j, with w_i . d_i near 1. If Ws or one W_j is None, the bound
-            uses only c_j for these layers. W_j = D_j never improves c_j.
+        Ws: J weights W_j of the shapes of D_j, with w_i . d_i near 1. For a layer with W_j = None,
+            and for all layers if Ws is None, the bound uses only c_j. With W_j = D_j, c'_j is at
+            least c_j.
 
     Returns:
-        Stability. If hypotheses are violated, the function does not raise an error: delta is inf
-        and holds is False.
+        Stability. If a layer violates the hypotheses, the function does not raise an error: delta_j
+        is inf for this layer, and holds is False.
 
     Raises:
         TypeError: an argument is traced.
@@ -126,15 +127,15 @@ def stability(
 def noise_stability(
     Ds: Sequence[Dictionary], sparsities: Sequence[int], eps0: ArrayLike
 ) -> np.ndarray:
-    r"""Closed form of `stability` for two exact chains and noise only in the signal; (J,).
+    r"""The bounds of `stability`, (J,), in closed form for two exact chains and a noisy signal.
 
     .. math::
         \|x_j - \tilde x_j\|_2 \le \epsilon_0 \prod_{i \le j} (1 - (t_i - 1) \mu(D_i))^{-1/2},
         \qquad t_i = \min(2 s_i, d_i).
 
     The noisy signal must be in the model, y~ = D_1 x~_1. If the signal is only close to the model,
-    use `stability` with eps_1 = norm(y~ - D_1 x~_1, 2). The bound is inf if a factor is not
-    positive.
+    use `stability` with eps_1 = norm(y~ - D_1 x~_1, 2). The bound is inf if a factor
+    1 - (t_i - 1) mu(D_i) is not positive.
 
     Args and Raises: as in `stability`.
 
@@ -154,13 +155,15 @@ def noise_stability(
 def model_stability(
     Ds: Sequence[Dictionary], sparsities: Sequence[int], eps: ArrayLike | Sequence[ArrayLike]
 ) -> np.ndarray:
-    r"""Closed form of `stability` for one signal, with only deviations eps_j from the model; (J,).
+    r"""The bounds of `stability`, (J,), in closed form for two chains of the same signal.
 
     .. math::
         \|x_j - \tilde x_j\|_2 \le
-        \sum_{i \le j} \epsilon_i \Big/ \prod_{m=i}^{j} \sqrt{1 - (t_m - 1) \mu(D_m)}.
+        \sum_{i \le j} \epsilon_i \Big/ \prod_{m=i}^{j} \sqrt{1 - (t_m - 1) \mu(D_m)},
+        \qquad t_m = \min(2 s_m, d_m).
 
-    The bound is inf if a factor is not positive.
+    One chain is exact, and the other chain deviates from the model by at most eps_j in layer j. The
+    bound is inf if a factor 1 - (t_m - 1) mu(D_m) is not positive.
 
     Args and Raises: as in `stability`.
 
@@ -182,7 +185,7 @@ def model_stability(
 
 
 def _gains(Ds: Sequence[Dictionary], sparsities: Sequence[int], where: str) -> np.ndarray:
-    """c_i ... c_j at [i, j >= i], (J, J): the gain from the input of layer i to the code x_j."""
+    """The gains c_i ... c_j from the input of layer i to the code x_j, at [i, j] for j >= i."""
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds, t = _hypotheses(Ds, sparsities, where)
         factors = [_factor(D, n) for D, n in zip(Ds, t)]
@@ -201,7 +204,7 @@ def perturbed_eps(
     xs: Sequence[ArrayLike],
     eps: ArrayLike | Sequence[ArrayLike] = 0.0,
 ) -> np.ndarray:
-    r"""The eps of `stability` for a second chain with other dictionaries, (J,).
+    r"""The eps, (J,), to pass to `stability` for a second chain with other dictionaries.
 
     .. math::
         \epsilon_j + \|(\tilde D_j - D_j) \tilde x_j\|_2
@@ -247,18 +250,18 @@ def _moved(D: Dictionary, other: Dictionary, x: Any) -> Array:
 class ProductStability(Result):
     """A bound on the distance between codes after several layers, by the product of the layers."""
 
-    delta: float  # bound on norm(x_{j0} - x~_{j0}), inf if none is known
-    eps: float  # tolerance of the product, at most sum_i norm(D_[j+1,i-1], 2) eps_i
+    delta: float  # bound on norm(x_{j0} - x~_{j0}), inf if no bound is known
+    eps: float  # bound on the tolerance of the product, sum_i norm(D_[j+1,i-1], 2) eps_i
     mu: float  # coherence of the product, rounded up; inf if a column vanishes
     nu: float  # the smallest norm of a column of the product
-    holds: bool  # delta is finite
+    holds: bool  # whether delta is finite
 
 
 @host_function
 def product_stability(
     Ds: Sequence[Dictionary], sparsity: int, eps: ArrayLike | Sequence[ArrayLike], delta: ArrayLike
 ) -> ProductStability:
-    r"""A bound on the distance between codes x_{j0}, by P = D_[j+1,j0] = D_{j+1} ... D_{j0}.
+    r"""A bound on norm(x_{j0} - x~_{j0}) by the product P = D_[j+1,j0] = D_{j+1} ... D_{j0}.
 
     .. math::
         \|x_{j_0} - \tilde x_{j_0}\|_2 &\le
@@ -266,20 +269,20 @@ def product_stability(
         \qquad t = \min(2 s_{j_0}, d_{j_0}), \\
         \epsilon_{[j+1,j_0]} &\le \sum_{i=j+1}^{j_0} \|D_{[j+1,i-1]}\|_2 \epsilon_i.
 
-    Here nu is the smallest column norm of P, because columns of P need not have unit norm. The
-    bound does not contain the factors of the layers in between.
+    Here nu is the smallest column norm of P, because columns of P need not have unit norm. Unlike
+    `stability`, the bound does not multiply the factors c_i of the layers j+1, ..., j0.
 
     Args:
         Ds: the dictionaries D_{j+1}, ..., D_{j0}, a slice of a chain, with columns of any norm.
-        sparsity: s_{j0}, at most d_{j0}; the layers in between need no sparsity.
+        sparsity: s_{j0}, at most d_{j0}; the codes before x_{j0} need not be sparse.
         eps: the tolerances of the layers, one number or one per layer. To use a measured
             norm(x~_j - P x~_{j0}, 2), pass this norm and Ds = [Composed(*Ds)].
         delta: bound on norm(x_j - x~_j, 2), or on norm(y - y~, 2) for j = 0.
 
     Raises: as in `stability`, except that the atoms may have any norm.
 
-    Reference: Li, Feng, Zhou (2024), remark after Corollary 5, corrected in lambda_{j0},
-    D_[j+1,j0] and nu.
+    Reference: Li, Feng, Zhou (2024), remark after Corollary 5, with corrected lambda_{j0} and
+    D_[j+1,j0], and with nu added.
 
     Example:
         >>> D_1 = np.array([[1.0, 0.6, 0.0], [0.0, 0.8, 0.0], [0.0, 0.0, 1.0]])
@@ -303,12 +306,12 @@ def product_stability(
 
 
 class HolisticStability(Result):
-    """A bound on the deepest codes of two chains on the same supports."""
+    """A bound on the distance between the deepest codes of two chains on the same supports."""
 
     delta: float  # bound on norm(x_J - x~_J), inf if the supports do not determine the codes
     eps: float  # bound on norm(M (x_J - x~_J))
     sigma_min: float  # smallest singular value of M
-    holds: bool  # delta is finite
+    holds: bool  # whether delta is finite
 
 
 @host_function
@@ -326,8 +329,8 @@ def holistic_stability(
         \epsilon^2 &= (\epsilon_0 + \epsilon_{[1,J]})^2 + \sum_{0<j<J} \epsilon_{[j+1,J]}^2.
 
     Here K is the matrix of `recover_on_supports`, and eps_[j+1,J] is the tolerance of
-    `product_stability`. With K instead of M the bound would hold only for x_J = 0, because
-    K x_J = 0.
+    `product_stability`. As printed, with K instead of M, the bound requires an injective K, so it
+    covers only x_J = 0, because K x_J = 0.
 
     Args:
         Ds: J dictionaries, with columns of any norm.
@@ -421,7 +424,7 @@ def _enlarged(error: float, factor: float) -> float:
 
 
 def _accumulated(Ds: Sequence[Dictionary], eps: Sequence[float]) -> float:
-    """sum_i norm(D_1 ... D_{i-1}, 2) eps_i, which bounds norm(x_0 - D_1 ... D_J x_J)."""
+    """The sum of norm(D_1 ... D_{i-1}, 2) eps_i over i, a bound on norm(x_0 - D_1 ... D_J x_J)."""
     norms = [1.0, *(float(_norm(Composed(*Ds[:i]))) for i in range(1, len(Ds)))]
     return float(sum(times(n, e) for n, e in zip(norms, eps)))
 
@@ -443,8 +446,8 @@ def _rounded_down(spectrum: np.ndarray, rounding: float) -> float:
 class LayeredSchedule(Result):
     """Thresholds or penalties of a layered pursuit, and their guarantees."""
 
-    lams: np.ndarray  # (J,) without false positives in layer j; inf if the hypotheses fail
-    error: np.ndarray  # (J,) bound on norm(x_j - x^_j, inf), so larger entries are found
+    lams: np.ndarray  # (J,) exclude false positives in layer j; inf if the hypotheses fail
+    error: np.ndarray  # (J,) bound on norm(x_j - x^_j, inf); the pursuit finds larger entries
     holds: bool  # whether all numbers are finite
 
 
@@ -457,7 +460,7 @@ def layered_thresholds(
     noise: ArrayLike = 0.0,
     stripes: bool = False,
 ) -> LayeredSchedule:
-    r"""Thresholds of `pursuit.layered_thresholding` without false positives.
+    r"""Thresholds with which `pursuit.layered_thresholding` has no false positives.
 
     .. math::
         \theta_j &= \mu_j s_j B_j + \delta_j, \qquad
@@ -467,12 +470,13 @@ def layered_thresholds(
 
     Here mu = max abs(d_i . d_k), i != k, and eta = max abs(1 - d_i . d_i) for the atoms of a layer.
     The codes obey x_{j-1} = D_j x_j with at most s_j nonzeros of magnitude at most B_j, and
-    y = D_1 x_1 + e. g_{j+1} is the largest sum of s_j magnitudes of one atom of D_{j+1}. The
-    pursuit finds the support if the magnitudes of all nonzeros are above e_j. The error does not
-    vanish with the noise, because e_j also grows with B_j.
+    y = D_1 x_1 + e. The gain g_{j+1} is the largest sum of the magnitudes of s_j entries of one
+    atom of D_{j+1}. The pursuit finds the support if the magnitudes of all nonzeros are above e_j.
+    The error does not vanish with the noise, because e_j also grows with B_j.
 
-    Proof: d_i . x_{j-1} = (d_i . d_i) x_i + sum_{k != i} d_i . d_k x_k + d_i . e, and the sum is at
-    most mu s B off the support and mu (s - 1) B on the support.
+    Proof: d_i . x_{j-1} = (d_i . d_i) x_i + sum_{k != i} d_i . d_k x_k, and the input of layer j
+    adds an error of at most delta_j. The sum is at most mu s B off the support, and at most
+    mu (s - 1) B on the support.
 
     Args:
         Ds: J dictionaries with unit atoms.
@@ -481,7 +485,7 @@ def layered_thresholds(
         noise: bound on abs(d_i . e) for the atoms of D_1 scaled to norm 1, such as norm(e, 2). For
             a `Conv`, the largest norm of e on the support of an atom is such a bound, too.
         stripes: whether s_j bounds the nonzeros of every stripe of a `Conv` (`stripe_norm`) instead
-            of the whole code; g_{j+1} is then the largest l1 norm of an atom.
+            of the nonzeros of the whole code; g_{j+1} is then the largest l1 norm of an atom.
 
     Raises:
         TypeError: an argument is traced.
@@ -513,7 +517,7 @@ def layered_thresholds(
 def layered_penalties(
     Ds: Sequence[Dictionary], *, sparsities: Sequence[int], noise: ArrayLike, stripes: bool = False
 ) -> LayeredSchedule:
-    r"""Penalties of `pursuit.layered_basis_pursuit` without false positives.
+    r"""Penalties with which `pursuit.layered_basis_pursuit` has no false positives.
 
     .. math::
         lam_j &= \delta_j \frac{1 + \mu_j - \eta_j}{1 - (2 s_j - 1) \mu_j - \eta_j}, \qquad
@@ -521,22 +525,24 @@ def layered_penalties(
             = \frac{lam_j + \delta_j}{1 - (s_j - 1) \mu_j - \eta_j}, \\
         \delta_1 &= \sqrt{1 + \eta_1} \, noise, \qquad \delta_{j+1} = g_{j+1} e_j.
 
-    mu and eta are as in `layered_thresholds`. The codes obey x_{j-1} = D_j x_j with at most s_j
-    nonzeros of any size, (2 s_j - 1) mu_j + eta_j < 1, and y = D_1 x_1 + e. The error is
+    Here mu, eta and g are as in `layered_thresholds`. The codes obey x_{j-1} = D_j x_j with at most
+    s_j nonzeros of any size, (2 s_j - 1) mu_j + eta_j < 1, and y = D_1 x_1 + e. The error is
     proportional to the noise. Without noise the error is 0, and lam_j = 0 stands for the equality
     constraints of DSC_1.
 
-    Proof: let x^ be the solution on the support S. G = D_S'D_S has norm(G^-1, inf) <= 1 / (1 -
-    (s - 1) mu - eta), and x - x^ = G^-1 (lam sign - D_S'e), which gives e_j. Off S, the sum
-    of abs(d_i'D_S) is at most s mu, so abs(d_i . r) <= rho (lam + delta) + delta with rho = s mu /
-    (1 - (s - 1) mu - eta) < 1. By the choice of lam this bound is at most lam.
+    Proof: let x^ be the solution on the support S, and let G = D_S'D_S. Then
+    norm(G^-1, inf) <= 1 / (1 - (s - 1) mu - eta), and x - x^ = G^-1 (lam sign - D_S'e), which gives
+    e_j. Off S, the sum of abs(d_i'D_S) is at most s mu. So the residual r of x^ obeys
+    abs(d_i . r) <= rho (lam + delta) + delta with rho = s mu / (1 - (s - 1) mu - eta) < 1. By the
+    choice of lam this bound is at most lam.
 
     Args:
         Ds, sparsities, noise, stripes: as in `layered_thresholds`.
 
     Raises: as in `layered_thresholds`.
 
-    Not claimed: anything about rounding, or about solutions with a large duality gap.
+    Not claimed: anything about rounding, or about codes that solve a layer only up to a large
+    duality gap.
 
     Reference: Papyan, Romano, Elad (2017), for the form; Tropp (2006) for the argument;
     the constants are derived here.
@@ -561,7 +567,7 @@ def layered_penalties(
 def _measured(
     Ds: Sequence[Dictionary], sparsities: Sequence[int], noise: ArrayLike, stripes: bool, where: str
 ) -> tuple[tuple[Operator, ...], list[int], list[tuple[float, float]], list[float], float]:
-    """The chain, s, (mu, eta) rounded up, gains from layer to layer, and the noise."""
+    """The chain, the s_j, pairs (mu, eta) rounded up, gains from layer to layer, and delta_1."""
     (delta,) = host_numbers(where, noise=noise)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds = host_chain(Ds, where)
@@ -578,7 +584,7 @@ def _measured(
 # Compiled as a whole, like `measured`.
 @jax.jit
 def _coherence_and_norms(D: Dictionary) -> tuple[Array, Array]:
-    """max abs(d_i . d_k) over i != k, and max abs(1 - d_i . d_i): norms are 1 up to 1e-4."""
+    """max abs(d_i . d_k) over i != k, and max abs(1 - d_i . d_i), for norms within 1e-4 of 1."""
     return weights_coherence(D, D).mu_W, largest(jnp.abs(1 - diagonal(D, D)))
 
 

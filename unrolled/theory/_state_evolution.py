@@ -25,7 +25,7 @@ _erf = np.vectorize(math.erf, otypes=[float])
 
 
 class Prior(NamedTuple):
-    """x is N(0, variance) with probability `probability`, otherwise 0."""
+    """The law of an entry x: N(0, variance) with probability `probability`, otherwise 0."""
 
     probability: float
     variance: float
@@ -50,7 +50,7 @@ _Z, _WEIGHTS = _rule()
 
 
 def branches(prior: Prior, tau2: float) -> list[tuple[float, np.ndarray, float, float]]:
-    """For zeros and nonzeros: the share, u = x + tau n at the nodes, (k, s2) of x ~ N(k u, s2)."""
+    """For zeros and nonzeros: share, u = x + tau n at the nodes, and k, s2 with x ~ N(k u, s2)."""
     p, v = prior
     k = v / (v + tau2)
     zero = (1 - p, math.sqrt(tau2) * _Z, 0.0, 0.0)
@@ -127,11 +127,11 @@ def least(f: Callable[[float], float], low: float, high: float) -> float:
     return (low + high) / 2
 
 
-# The number of drawn signals. Their median is accurate to a decibel even if the standard deviation
-# of single signals is 13 dB.
+# The number of drawn signals. The median of their errors is accurate to a decibel even if the
+# errors of single signals have a standard deviation of 13 dB.
 SIGNALS = 1024
-# The number of standard deviations for confidence .99 that a median lies between two order
-# statistics.
+# The number of standard deviations that gives a confidence of .99 that a median lies between two
+# order statistics.
 _CONFIDENCE = 2.576
 
 
@@ -156,8 +156,8 @@ def with_thresholds(layer: Any, D: Array, thresholds: np.ndarray | None) -> Any:
 def median_nmse(layer: Any, params: Any, D: Array, prior: Prior, noise: float) -> np.ndarray:
     """Bounds on the median NMSE of Bernoulli-Gaussian signals after each step, (2, K) in dB.
 
-    The bounds hold with confidence .99. They come from 1024 drawn signals, the same at every call,
-    and are NaN if codes are not finite, or no signal has a nonzero.
+    The bounds hold with confidence .99. The function computes them from 1024 random signals, the
+    same at every call. The bounds are NaN if codes are not finite, or if no signal has a nonzero.
     """
     rng, (m, d), dtype = np.random.default_rng(0), D.shape, D.dtype
     X = math.sqrt(prior.variance) * rng.standard_normal((SIGNALS, d))
@@ -196,7 +196,7 @@ _EDGE = 1e-6
 _THRESHOLDS = 0.05, 40.0
 # The least noise that the layers assume in an estimate.
 _LEAST_LEVEL = {"amp": 1e-10, "projected": 1e-9, "vamp": 0.0}
-# The mixture takes numbers of nonzeros within this many standard deviations of the mean.
+# The average over the number of nonzeros covers this many standard deviations on either side.
 _DEVIATIONS = 5.0
 # The second moment of the spectrum of an iid Gaussian D may differ from its limit by this.
 _SPREAD = 0.1
@@ -208,7 +208,7 @@ _AGREES, _ROUNDING = 3.0, -100.0
 
 
 class MessagePassing(NamedTuple):
-    """The facts about a layer that state evolution needs; `message_passing()` returns them.
+    """The facts about a layer that state evolution needs, as `message_passing()` returns them.
 
     Attributes:
         step: "amp", "vamp", "oamp" (orthogonal, with W'D = (d/m) P and P a projection), or
@@ -216,10 +216,10 @@ class MessagePassing(NamedTuple):
         estimate: "soft" or "select" with thresholds, or "bayes".
         threshold: the name of the field of the params that holds the thresholds, or None.
         probability, variance: the prior that the layer assumes; None takes the true prior.
-        noise_ratio: the energy of the noise over the energy of the signal that the layer assumes;
-            None takes the true ratio.
-        fractions: the support fractions of each step, or None.
-        noise: the variance of the noise per entry of y that the layer assumes, or None.
+        noise_ratio: the assumed ratio of the energy of the noise to the energy of the signal; None
+            takes the true ratio.
+        fractions: the support fraction of each step, or None.
+        noise: the assumed variance of the noise per entry of y, or None.
     """
 
     step: str
@@ -235,10 +235,10 @@ class MessagePassing(NamedTuple):
 class StateEvolution(Result):
     """The error of a typical signal after each step, and whether the prediction holds."""
 
-    nmse: np.ndarray  # (K + 1,), in dB, the zero code first
+    nmse: np.ndarray  # (K + 1,), in dB; the first entry is for the code 0
     tau: np.ndarray  # (K,), the noise level before each estimate
     thresholds: np.ndarray | None  # (K,), in the units of the params
-    holds: bool  # whether hypotheses that can be tested are met and drawn signals agree
+    holds: bool  # whether the testable hypotheses are met, and the errors of drawn signals agree
     reason: str  # why the prediction does not hold, or ""
 
 
@@ -261,15 +261,16 @@ def state_evolution(
         \tau_0^2 = \sigma^2 + \tfrac dm E X^2, \qquad
         \tau_{k+1}^2 = \sigma^2 + \tfrac dm E (\eta_k(X + \tau_k Z) - X)^2.
 
-    For `layers.vamp_bg`, `alista_at(onsager=True)` and `tista(onsager=True)` the prediction
-    uses only the singular values of D, or only m and d; the right singular vectors must be
-    uniformly random.
+    Here X has the law of one entry of a code, Z is standard normal, and eta_k is the estimate of
+    step k. For `layers.vamp_bg`, `alista_at(onsager=True)` and `tista(onsager=True)`, the
+    prediction uses only the singular values of D, or only m and d; the right singular vectors must
+    be uniformly random.
 
     The result predicts the error of the *median* signal of a large problem. Compare the prediction
-    with medians, never with a ratio of sums, which a few hard signals dominate. We measured at
-    250 x 500 and 500 x 1000, with p = 0.1 and K = 16, without noise and at SNRs of 40 and 20 dB.
-    The prediction is within 1.2 dB of the median down to -100 dB. For `alista_at` with support
-    selection, the prediction is within 1.8 dB in single steps.
+    with medians, never with a ratio of sums, which a few hard signals dominate. We measured medians
+    for D of 250 x 500 and 500 x 1000, with probability 0.1 and K = 16, without noise and at SNRs of
+    40 and 20 dB. The prediction was within 1.2 dB of the median down to -100 dB. For `alista_at`
+    with support selection, the prediction was within 1.8 dB in single steps.
 
     Args:
         layer: a layer of one of these families.
@@ -277,22 +278,25 @@ def state_evolution(
         probability, variance: probability and variance of the nonzeros of the codes.
         noise: sigma^2, the variance of the noise per entry of y.
         params: the params from which the function takes the thresholds. None takes the best
-            thresholds, as `analytic.lamp` and `analytic.alista_at` do: each threshold is the best
-            for the error after its step, and `alista_at` has gamma = 1.
+            thresholds, as `analytic.lamp` and `analytic.alista_at` do: each threshold minimises
+            the error after its step, and `alista_at` has gamma = 1.
         mixed: whether to average the error over a Binomial(d, probability) number of nonzeros
-            instead of taking the typical number. The average explains about half of the difference
-            from a ratio of sums.
+            instead of taking the typical number. The average accounts for about half of the
+            difference between the prediction and a ratio of sums.
 
     Returns:
-        StateEvolution. `holds` is False, with a `reason`, if the layer is LAMP and D has a spectrum
-        that an iid Gaussian D does not have, or if `vamp_bg` assumes a wrong noise. `holds` is also
-        False for `vamp_bg` with `em`, because the prediction is for a layer that knows prior and
-        noise, and for `tista` without `onsager`.
+        StateEvolution. `holds` is False, with a `reason`, if the layer is `lamp` or `lamp_bg` and D
+        does not have the spectrum of an iid Gaussian D, or if `vamp_bg` or `tista` assumes a wrong
+        noise.
+        `holds` is also False for `vamp_bg` with `em`, because the prediction is for a layer that
+        knows the prior and the noise, for `tista` if D is not of full rank, and for `tista` without
+        `onsager`.
 
-        A spectrum does not show whether the right singular vectors are random. So the layer also
-        codes 1024 signals of this law, the same at every call. `holds` is False if after any step
-        an end of the .99 confidence interval of their median is more than 3 dB from the
-        prediction. Errors below -100 dB, where float32 rounds, count as -100 dB.
+        A spectrum does not show whether the right singular vectors are random. So the function also
+        runs the layer on 1024 random signals of this law, the same at every call. `holds` is False
+        if, after any step, an end of the .99 confidence interval of the median of their errors is
+        more than 3 dB from the prediction. Errors below -100 dB, which are rounding in float32,
+        count as -100 dB.
 
     Raises:
         TypeError: the family has no state evolution, or D is structured or traced.
@@ -301,10 +305,10 @@ def state_evolution(
             or step sizes.
 
     Not claimed: anything for a fixed size, because the theorems are limits. The theorems do not
-    cover thresholds from the residual of the same signal, or support selection. Nothing is claimed
-    for message passing outside its hypotheses: for `lamp_bg` at condition number 50, the predicted
-    error is -95 dB and the measured error is +9 dB. For `tista` without `onsager`, the formula
-    gives -120 dB, but the layer reaches -72 dB.
+    cover thresholds that depend on the residual of the same signal, or support selection. The
+    prediction fails outside the hypotheses: for `lamp_bg` and a D with condition number 50, the
+    predicted error is -95 dB and the measured error is +9 dB. For `tista` without `onsager`, the
+    formula gives -120 dB, but the layer reaches -72 dB.
 
     Reference: Donoho, Maleki, Montanari (2009); Bayati, Montanari (2011); Rangan, Schniter,
     Fletcher (2019); Ma, Ping (2017).
@@ -450,7 +454,7 @@ def _unmet(passing: MessagePassing, problem: _Problem, prior: Prior) -> str:
 
 
 def _mixed(passing, problem, prior: Prior, depth: int, thresholds) -> np.ndarray:
-    """The mean squared error, averaged over the number of nonzeros."""
+    """The mean squared error after each step, averaged over the number of nonzeros."""
     (_, d), p = problem.shape, prior.probability
     half = _DEVIATIONS * math.sqrt(d * p * (1 - p))
     counts = range(max(0, math.floor(d * p - half)), min(d, math.ceil(d * p + half)) + 1)
@@ -480,7 +484,7 @@ def _evolved(passing, problem: _Problem, prior: Prior, depth: int, thresholds):
 
 
 def _assumed(passing: MessagePassing, prior: Prior) -> Prior:
-    """The prior of the estimate; if the variance is None, the energy of the signal gives it."""
+    """The assumed prior; a variance of None is chosen to match the energy of the signal."""
     p = prior.probability if passing.probability is None else passing.probability
     v = prior.variance * prior.probability / p if passing.variance is None else passing.variance
     return Prior(p, v)
@@ -514,7 +518,7 @@ def _linear(passing, problem: _Problem, prior: Prior, depth: int, thresholds):
 
 
 def _vamp(passing, problem: _Problem, prior: Prior, depth: int, thresholds):
-    """The linear estimate by the singular values, then the estimate by the assumed prior.
+    """State evolution of VAMP: a linear estimate by the singular values, then one by the prior.
 
     The layer computes with its assumed noise, so each assumed variance has a true counterpart.
     """
@@ -540,10 +544,11 @@ def _vamp(passing, problem: _Problem, prior: Prior, depth: int, thresholds):
 
 
 def _oamp(passing, problem: _Problem, prior: Prior, depth: int, thresholds):
-    """u = x + tau Z, tau^2 = (c - 1) E (z - x)^2 + c^2 sigma^2 norm(D^+)^2 / d, c = d / rank.
+    """State evolution of OAMP, with u = x + tau Z and c = d / rank(D).
 
-    The Bayes estimate has the error e. The error of z = (x - a u) / (1 - a) is
-    (e - a^2 tau^2) / (1 - a)^2, because the errors of z and u are not correlated.
+    tau^2 = (c - 1) E (z - x)^2 + c^2 sigma^2 norm(D^+, "fro")^2 / d. If e is the error of the Bayes
+    estimate, then the error of z = (x - a u) / (1 - a) is (e - a^2 tau^2) / (1 - a)^2, because the
+    errors of z and u are not correlated.
     """
     d = problem.shape[1]
     c = d / len(problem.s)
@@ -577,7 +582,7 @@ def _oamp(passing, problem: _Problem, prior: Prior, depth: int, thresholds):
 
 
 def _size(prior: Prior, tau2: float, before) -> float:
-    """E abs(g), g = x - z + tau Z; in each branch x - z is N(mu, s2) given the previous u."""
+    """The mean of abs(g), g = x - z + tau Z; x - z is N(mu, s2) given the previous u and branch."""
     if before is None:  # z = 0
         before = [(weight, 0 * u, k * prior.variance) for weight, u, k, _ in branches(prior, 0.0)]
     return sum(weight * mean_magnitude(mu, s2 + tau2) for weight, mu, s2 in before)

@@ -24,17 +24,17 @@ _ROUNDING, _EPS = 2 * 4, float(np.finfo(float).eps)
 
 
 class Tube(Result):
-    """Bounds for the runs on all signals D x + noise, step by step."""
+    """Bounds on the errors of the runs on all signals D x + noise, step by step."""
 
     radius: np.ndarray  # (K+1,) largest l2 distance from the run without noise; inf if unknown
     error: np.ndarray  # (K+1,) largest l2 distance from the code x
-    exact: bool  # whether every run ends with exactly the support of x
+    exact: bool  # whether the last code of every run has exactly the support of x
 
 
 @of_real_entries("layer params D x", "theory.certify_signals(layer, params, D, X)")
 @host_function
 def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: ArrayLike) -> Tube:
-    r"""Bound the distance by which noise can move the run on the signal of one given code.
+    r"""Bound the distance by which noise can move a run of the layer on the signal of one code.
 
     Let u be the argument of a step of the run on D x, and C = I - gamma W'D. Let beta bound the l2
     distance between the codes with and without noise, which differ at most on the set T.
@@ -52,9 +52,10 @@ def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: 
     Soft thresholding has no jumps, so beta_+ has only the first term, over all entries that are not
     dropped.
 
-    `certify_signals` bounds all sign patterns at once, and its proofs end near 12 nonzeros for a
-    Gaussian D, (250, 500). `certify_run` follows the signs of one run, and proves codes with more
-    nonzeros if the noise is small and the thresholds stay above the noise.
+    `certify_signals` bounds the errors for all sign patterns at once. For a Gaussian D of shape
+    (250, 500), it finds proofs for codes with up to about 12 nonzeros. `certify_run` follows the
+    signs of one run, so it also certifies the run for more nonzeros if the noise is small and the
+    thresholds stay above the noise.
 
     The products |W'D| are a d x d matrix.
 
@@ -73,10 +74,10 @@ def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: 
         ValueError: the activation is not ReLU, params or code do not fit, or a number is out of
             range.
 
-    Not claimed: that noise can move a run as far as a large radius allows. Thresholds below the
-    noise leave entries open, and the radius then grows without end. If the support selection of a
-    step may pass only some of the entries above the threshold, the radius is inf from this
-    step on. The bound on the rounding is not a worst case.
+    Not claimed: that noise can move a run as far as the radius. Thresholds below the noise leave
+    entries open, and the radius then grows without end. If the support selection of a step may pass
+    only some of the entries above the threshold, the radius is inf from this step on. The bound on
+    the rounding is not a worst case.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 100, 200)

@@ -50,21 +50,22 @@ __all__ = [
 
 # Singular values up to this share of the largest count as zero.
 _RANK_TOL = 1e-10
-# The rounding of a zero singular value, as a multiple of |S_J| eps; in float32 it is larger.
+# The rounding of a zero singular value, as a multiple of |S_J| eps sigma_max; in float32 this level
+# is above `_RANK_TOL`.
 _RANK_ROUNDING = 16
 
 
 class Uniqueness(Result):
     """The layers of a chain with at most one code, and the products that certify these layers."""
 
-    unique: np.ndarray  # (J,) x_j is the only code, as certified by its layer or by a deeper layer
+    unique: np.ndarray  # (J,) whether x_j is the only code, by its own layer or by a deeper layer
     # (J,) the best (1 + 1/mu) / 2, inf at mu = 0, 0 if no product can be measured
     bounds: np.ndarray
     slack: np.ndarray  # (J,) bounds minus the sparsities, or minus their mean with the counts
     # (J,) the j for which D_[j,j0] gave the bound of layer j0 (j = j0: one layer), 0 for none
     path: np.ndarray
-    l1: np.ndarray  # (J,) basis pursuit, layer after layer, finds x_1, ..., x_j
-    holds: bool  # all layers are unique
+    l1: np.ndarray  # (J,) whether basis pursuit, layer after layer, finds x_1, ..., x_j
+    holds: bool  # whether the codes of all layers are unique
 
 
 @host_function
@@ -77,7 +78,7 @@ def uniqueness(
 ) -> Uniqueness:
     r"""Whether the chain x_{j-1} = D_j x_j, x_0 = y, has at most one sparse solution, for every y.
 
-    A solution is sparse if norm(x_j, 0) <= s_j for all j. Layer j0 is certified by
+    A solution is sparse if norm(x_j, 0) <= s_j for all j. Layer j0 is certified if
 
     .. math::
         s_{j_0} < (1 + 1/\mu(D_{[j,j_0]})) / 2, \qquad
@@ -87,17 +88,17 @@ def uniqueness(
     x_{j0} determines all x_i = D_[i+1,j0] x_{j0}, i < j0, so all layers up to the deepest certified
     layer are unique.
 
-    For a given solution, pass its norm(x_j, 0) as `counts`. The solution is then the only one with
-    the given sparsities if norm(x_j, 0) + s_j < 1 + 1/mu. A bound on norm(x_j, 0) does not by
-    itself exclude other codes with s_j nonzeros.
+    For a given solution, pass its norm(x_j, 0) as `counts`. The solution is then the only solution
+    with the given sparsities if norm(x_j, 0) + s_j < 1 + 1/mu. A bound on norm(x_j, 0) alone does
+    not exclude other codes with s_j nonzeros.
 
     `l1` says whether the inequality holds for each layer i <= j by itself. In this case basis
     pursuit finds x_1, ..., x_j one after the other (Theorem 2, DSC_1). The inequality must be
     strict, as a duplicate atom shows. If norms of atoms differ within the tolerance for unit atoms,
     the difference counts against `l1`, not against uniqueness.
 
-    If codes of D_j come in parts, s_j counts parts, and `l1` is about the least sum of the sizes of
-    parts. Let D_i be the unit atoms of part i. Then
+    If codes of D_j come in parts, s_j counts parts, and `l1` refers to the pursuit that minimises
+    the sum of the sizes of parts. Let D_i be the unit atoms of part i. Then
     mu = max_{i != j} norm(D_i'D_j, 2) / (1 - max_i norm(I - D_i'D_i, 2)). Proof: D h = 0 gives
     h_i = (I - D_i'D_i) h_i - sum_{j != i} D_i'D_j h_j, so abs(h_i) <= mu sum_{j != i} abs(h_j). The
     remaining proof is the same as for entries.
@@ -107,9 +108,9 @@ def uniqueness(
             product is not used if a column vanishes, or cancels to 1e-6 of its terms.
         sparsities: J integers s_j (the paper's lambda_j), at most d_j.
         counts: J integers, the nonzeros of a given solution; None for any solution.
-        coherence: D -> number: `mutual_coherence`, or the mu_W of any weights with w_i . d_i = 1.
-            The generalized coherence certifies larger sparsities; `l1` is then the condition of
-            Juditsky and Nemirovski (2011). Codes in parts require the default.
+        coherence: a function D -> number: `mutual_coherence`, or the mu_W of any weights with
+            w_i . d_i = 1. The generalized coherence certifies larger sparsities; `l1` is then the
+            condition of Juditsky and Nemirovski (2011). Codes in parts require the default.
 
     Raises:
         TypeError: a dictionary is traced.
@@ -184,9 +185,9 @@ def _visit(
 
 
 def _admits(mu: float, pair: int, d: int) -> bool:
-    """Whether two codes with `pair` nonzeros together must agree: pair < 1 + 1/mu.
+    """Whether two codes with `pair` nonzeros together and the same product must be equal.
 
-    The guard against rounding is as in `max_sparsity`.
+    The condition is pair < 1 + 1/mu, with the guard of `max_sparsity` against rounding.
     """
     # 1 + 1/mu is the sparsity bound of mu / (2 + mu).
     return pair == 0 or (mu < math.inf and int(pair) <= max_sparsity(mu / (2 + mu), 2 * d))
@@ -207,7 +208,7 @@ def _weighted(mu: float, D: Dictionary) -> float:
 def bounded_counts(
     values: Sequence[int], Ds: Sequence[Dictionary], where: str, name: str = "sparsities"
 ) -> np.ndarray:
-    """One integer per layer, between 0 and d_j (the number of parts), (J,)."""
+    """One integer per layer, (J,), between 0 and d_j, or the number of parts of the code."""
     counts = layer_counts(values, len(Ds), where, name)
     for j, (s, D) in enumerate(zip(counts, Ds), start=1):
         g = block_of(D)
@@ -224,11 +225,11 @@ class SupportRecovery(Result):
     """The codes of a chain on given supports."""
 
     xs: tuple[Array, ...]  # x_j, (d_j,), zero off S_j
-    unique: Array  # (), bool: no other codes on these supports
-    kernel_dim: Array  # (), integer: |S_J| - rank K, the dimension of the z that keep all supports
-    # (), smallest singular value of stack[(D_[1,J])_{S_J}; K], inf for an empty S_J
+    unique: Array  # () bool, whether there are no other codes on these supports
+    kernel_dim: Array  # () integer, |S_J| - rank K, the dimension of the z that keep all supports
+    # () the smallest singular value of stack[(D_[1,J])_{S_J}; K], inf for an empty S_J
     sigma_min: Array
-    residual: Array  # (), norm(y - D_1 x_1)
+    residual: Array  # () norm(y - D_1 x_1)
 
 
 @checked
@@ -241,12 +242,12 @@ def recover_on_supports(
         \min_z \|y - (D_{[1,J]})_{S_J} z\|_2 : K z = 0, \qquad
         K = \mathrm{stack}_{j<J} (D_{[j+1,J]})_{S_j^c, S_J}, \qquad x_J = z \text{ on } S_J.
 
-    The codes are unique iff M = stack[(D_[1,J])_{S_J}; K] has full column rank; the null space of K
-    does not depend on y. The rank test is sigma_min(M) > cut sigma_max(M) + rounding. Here
-    cut is the larger of 1e-10 and 16 |S_J| eps of the dtype; the rounding covers products that
-    cancel. If the
-    codes are not unique, z is the solution of least norm. The chain is solved exactly if `residual`
-    is at the level of rounding. For an empty S_J the only solution is 0, and sigma_min = inf.
+    The codes are unique iff M = stack[(D_[1,J])_{S_J}; K] has full column rank. Equation (7) as
+    printed contains only K, and its null space does not depend on y. The rank test is
+    sigma_min(M) > cut sigma_max(M) + rounding. Here cut is the larger of 1e-10 and 16 |S_J| eps of
+    the dtype, and rounding covers products that cancel. If the codes are not unique, z is the
+    solution of least norm. The codes solve the chain exactly if `residual` is at the level of
+    rounding. For an empty S_J the only solution is 0, and sigma_min = inf.
 
     Traceable in y and the dictionaries, differentiable in y; the supports are static.
 
@@ -300,7 +301,7 @@ def _recovered(Ds: tuple[Dictionary, ...], y: Array, supports: Any, others: Any)
 class OracleErrors(Result):
     """Expected squared errors of least squares on known supports, layer by layer."""
 
-    projection: np.ndarray  # (J,) if only the support of x_J is known; inf if this is not enough
+    projection: np.ndarray  # (J,) if only S_J is known; inf if S_J does not determine the codes
     holistic: np.ndarray  # (J,) if all supports are known
     freedom: int  # |S_J| - rank K
 
@@ -309,17 +310,17 @@ class OracleErrors(Result):
 def oracle_errors(
     Ds: Sequence[Dictionary], supports: Sequence[ArrayLike | Sequence[int]], sigma: ArrayLike = 1.0
 ) -> OracleErrors:
-    r"""The gain from the supports of the layers in between, for white noise of variance sigma^2.
+    r"""Expected errors of least squares on known supports, for white noise of variance sigma^2.
 
     .. math::
         \mathrm{E} \|x_j - \hat x_j\|^2 = \sigma^2 \mathrm{tr}(E_j (A'A)^{-1} E_j'), \qquad
         \mathrm{E} \|x_j - \hat x_j\|^2 = \sigma^2 \mathrm{tr}(E_j N (N'A'A N)^{-1} N'E_j').
 
-    Here A = (D_[1,J])_{S_J}, E_j = (D_[j+1,J])_{S_J} (E_J = 1), and N is an orthonormal basis of
-    the null space of K of `recover_on_supports`. The first formula is the error of the projection
-    oracle, and the second formula is the error of the holistic oracle. The holistic error is never
-    larger than the projection error, because the zeros of the codes in between leave |S_J| - rank K
-    of |S_J| degrees of freedom.
+    Here A = (D_[1,J])_{S_J}, E_j = (D_[j+1,J])_{S_J} (E_J = I), and N is an orthonormal basis of
+    the null space of the K of `recover_on_supports`. The first formula is the error of the
+    projection oracle, which knows only S_J; the second formula is the error of the holistic oracle,
+    which knows all supports. The holistic error is never larger than the projection error, because
+    the zeros of x_1, ..., x_{J-1} leave |S_J| - rank K of |S_J| degrees of freedom.
 
     Args:
         Ds: J dictionaries.
@@ -370,7 +371,7 @@ def _error_of(A: np.ndarray, B: np.ndarray, cut: float, sigma: float) -> float:
 def constraints(
     Ds: Sequence[Dictionary], supports: Sequence[np.ndarray]
 ) -> tuple[list[Array], Array, float]:
-    """(D_[j,J])_{S_J} for j = 1..J, (d_{j-1}, |S_J|) each, and K, and a bound on their rounding.
+    """(D_[j,J])_{S_J} for j = 1..J, of shapes (d_{j-1}, |S_J|), K, and a bound on the rounding.
 
     K has one row for every entry of a code that the support of the code forbids.
     """
