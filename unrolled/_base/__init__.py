@@ -17,7 +17,7 @@ def missing(
 
 
 def offer(room: str, *others: str, results: str = "", own: str = "") -> None:
-    """Give a package `__all__` and `dir`: the names that its files list, and names of `others`.
+    """Give a package `__all__` and `dir`: the names that its files list, and the names in `others`.
 
     Two separate lists hold the names that most users do not call. `__results__` lists the types of
     results, errors and warnings. `__own__` lists the names with which you write a layer or a

@@ -32,7 +32,7 @@ class Kind(NamedTuple):
     what: str  # in messages: "an integer"
     take: Take
     cls: Any = None  # types whose instances all pass unchanged
-    scalars: str = ""  # kinds of dtypes of an array that may stand for one number
+    scalars: str = ""  # `dtype.kind` of arrays whose entries are such values: "iu"
     of_arrays: bool = False
     items: bool = False  # whether the kind is a sequence
 
@@ -42,7 +42,8 @@ def checked(function: F) -> F:
 
     Integers that JAX would cut to 32 bits become floating point, NumPy numbers become Python
     numbers, and a seed becomes a key. If a function requires more of a value than its type, the
-    function checks the value itself. An argument whose annotation has `Any` is not checked here.
+    function checks the value itself. An argument whose annotation contains `Any` is not checked
+    here.
 
     Raises:
         TypeError: an argument has the wrong type, such as text instead of an array of real numbers.
@@ -157,7 +158,7 @@ def _named(cls: str) -> Kind:
 
 
 def _items(item: Kind | None, refused: tuple[type, ...]) -> Kind:
-    """A sequence; items of a list or a tuple are checked, and no iterator is used up."""
+    """Sequences. The items of a list or a tuple are checked; an iterator is not consumed."""
     what = "a sequence" if Mapping in refused else "an iterable"
 
     def take(value: Any, name: str, where: str) -> Any:
@@ -188,10 +189,10 @@ def _rows(value: Any, item: Kind | None, name: str, where: str) -> Any:
 
 
 def _union(kinds: list[Kind]) -> Kind:
-    """The first kind that accepts a value; arrays come last, because their message is most precise.
+    """The union of some kinds: try each kind, arrays last, because their message is most precise.
 
-    The items of a flat list are checked one by one, because an array of the list would take True
-    for 1.
+    The items of a flat list are checked one by one, because an array made from the list would turn
+    True into 1.
     """
     what = " or ".join(kind.what for kind in kinds)
     plain = tuple(kind.cls for kind in kinds if kind.cls)
@@ -255,7 +256,7 @@ def matrix_or(cls: type) -> Kind:
 
 
 def _integer(n: Any, name: str, where: str) -> Any:
-    """A traced array passes: a function whose sizes are static reports a traced size itself."""
+    """Check an integer. A traced array passes: a function with static sizes reports it itself."""
     return n if isinstance(n, jax.core.Tracer) or type(n) is int else checks.whole(n, name, where)
 
 

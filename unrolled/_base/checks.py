@@ -1,4 +1,4 @@
-"""Checks of the arguments that a user passes: a static error raises here, at trace time.
+"""Checks of the arguments that a user passes: static errors are raised here, at trace time.
 
 Every message says what was wrong, what was passed, what was expected and what to try. Values can be
 checked only if they are known: under `jit` the value checks pass, and the docstring of the caller
@@ -37,14 +37,16 @@ ArrayLike = TypeAliasType("ArrayLike", jax.typing.ArrayLike)
 DTypeLike = TypeAliasType("DTypeLike", jax.typing.DTypeLike)
 # The source of random draws: a typed key, or a seed.
 Key = TypeAliasType("Key", jax.Array | int)
-# The warnings that `quiet` drops: the category, and the beginning of the text.
+# The warnings that `quiet` drops: category, and the pattern with which the text begins.
 _QUIET: ContextVar[tuple[tuple[type[Warning], re.Pattern], ...]] = ContextVar("quiet", default=())
 # Results of more bytes than this are announced before they are made.
 _LARGE_BYTES = 2 * 10**9
-# No method and no plan of slow blocks needs more steps; a table of more steps would never end.
+# No method, and no plan of slow blocks, needs more steps than this; a table of more steps would
+# take too long to compute.
 DEEPEST = 10**7
 _LONGEST = 60  # characters of a value in a message
-# No warning points at a line of this code: this package, JAX, and the exits of a `with` in it.
+# Warnings do not point at lines of these files: this package, JAX, and contextlib, which runs the
+# exit of a `with` block.
 _INNER = tuple(
     str(Path(file).parents[up]) + os.sep for file, up in ((__file__, 1), (jax.__file__, 0))
 )
@@ -99,7 +101,7 @@ def may_hold(condition: Any) -> bool:
 
 
 def on_host(tree: Any, where: str, name: str = "an argument") -> None:
-    """Raise TypeError if a leaf is traced: the function runs on the host."""
+    """Raise TypeError if a leaf is traced: the caller runs on the host."""
     if not is_concrete(tree):
         raise TypeError(
             f"{where}: {name} is traced; this function runs on the host, call it outside jit"
@@ -107,7 +109,7 @@ def on_host(tree: Any, where: str, name: str = "an argument") -> None:
 
 
 def as_array(x: Any) -> Any:
-    """A numpy array of an object that converts itself, such as a data frame; others unchanged."""
+    """Convert an object such as a data frame to a numpy array; leave other values unchanged."""
     foreign = hasattr(x, "__array__") and not isinstance(x, jax.Array | np.ndarray)
     return np.asarray(x) if foreign else x
 
@@ -142,7 +144,7 @@ def as_float(x: Any, name: str, where: str) -> Array:
 
 
 def as_numbers(x: Any, name: str, where: str) -> Any:
-    """A real number or array `x`, unchanged, but integers that JAX would cut become floats.
+    """`x`, a real number or array, unchanged; but integers that JAX would cut become floats.
 
     Raises:
         TypeError: `x` is complex, masked or not numeric.
@@ -183,7 +185,7 @@ def _of_reals(x: Any, dtype: Any, name: str, where: str) -> Any:
 
 
 def _cut(values: np.ndarray) -> bool:
-    """Whether JAX would cut some of these integers to 32 bits, as JAX does without float64."""
+    """Whether JAX would cut some of these integers to 32 bits, as it does if float64 is off."""
     held = np.iinfo(jax.dtypes.canonicalize_dtype(values.dtype.newbyteorder("=")))
     if np.iinfo(values.dtype).bits <= held.bits and values.dtype.kind == held.kind:
         return False
@@ -210,7 +212,7 @@ def _kind(x: Any) -> str:
 
 
 def in_float32(x: np.ndarray, name: str, where: str) -> np.ndarray:
-    """Rows of signals or the atoms of D, cast to float32 if needed; raise if a row is lost.
+    """Rows of signals or the atoms of D, cast to float32 if needed; raise if one is lost.
 
     Raises:
         ValueError: some rows or atoms become 0 or infinite.
@@ -245,7 +247,7 @@ def narrowed(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def as_rows(x: Any, name: str, where: str, n: int | None = None) -> Array:
-    """`x` as a floating-point matrix of at least one row, all finite; of `n` rows if `n` is given.
+    """`x` as a finite floating-point matrix with at least one row, or with `n` rows if given.
 
     Raises:
         TypeError: `x` is complex or not numeric.
@@ -261,7 +263,7 @@ def as_rows(x: Any, name: str, where: str, n: int | None = None) -> Array:
 
 
 def check_rows(shape: tuple[int, ...], name: str, where: str, n: int | None = None) -> None:
-    """Raise ValueError unless a matrix of this shape has rows; `n` rows if `n` is given."""
+    """Raise ValueError unless this is the shape of a matrix with rows, `n` rows if given."""
     if len(shape) != 2 or not shape[0] or n not in (None, shape[0]):
         rows = "(signals, m), with at least one signal" if n is None else f"({n}, ...)"
         flat = flattened(name, shape)
@@ -269,7 +271,7 @@ def check_rows(shape: tuple[int, ...], name: str, where: str, n: int | None = No
 
 
 def flattened(name: str, shape: tuple[int, ...]) -> str:
-    """The end of a message on signals with several axes, such as pictures; "" for other signals."""
+    """The end of a message about signals with several axes, such as pictures, else ""."""
     return f"; try {name}.reshape(len({name}), -1)" if len(shape) > 2 else ""
 
 
@@ -277,7 +279,7 @@ def as_signals(Y: Any, name: str, where: str) -> Array:
     """Like `as_rows`, but refuse integers: scale grey values first.
 
     Raises:
-        TypeError: `x` is integer, complex or not numeric.
+        TypeError: `Y` is integer, complex or not numeric.
         ValueError: the shape differs, or entries are NaN or infinite; the message names the rows.
     """
     Y = as_array(Y)
@@ -294,7 +296,7 @@ def as_signals(Y: Any, name: str, where: str) -> Array:
 class without_codes:
     """Wrap a loss of (codes, X, D, Y) so that X=None raises a clear ValueError.
 
-    Equal wrapped losses are one function to `jit`.
+    `jit` treats two equal wrapped losses as one function.
     """
 
     loss: Callable[..., Array]
@@ -329,7 +331,7 @@ def host_floats(x: Any, name: str, where: str) -> np.ndarray:
 
 
 def as_key(key: Any, where: str) -> Array:
-    """A key of JAX: a seed becomes `jax.random.key(seed)`, a key stays unchanged.
+    """A key of JAX: a seed becomes `jax.random.key(seed)`, and a key stays unchanged.
 
     Raises:
         TypeError: the value is neither a key nor an integer.
@@ -380,17 +382,17 @@ def announce(
 def check_memory(
     shape: tuple[int, ...], dtype: DTypeLike, what: str, where: str, copies: int = 1
 ) -> tuple[int, str]:
-    """The number of bytes of an array before it is made, and a text with this number.
+    """The number of bytes that an array will need, and a text with this number.
 
     Args:
         shape, dtype: shape and dtype of the array.
         what: the name of the array in a message.
-        where: the name of the caller, with which messages begin.
+        where: the name of the caller, for messages.
         copies: number of arrays of this size that exist at the same time.
 
     Raises:
-        MemoryError: the array needs more than the memory of this machine. JAX or the system would
-            raise a less clear error, or end the process.
+        MemoryError: the array needs more than the memory of this machine. Without this check, JAX
+            would raise a less clear error, or the system would end the process.
     """
     kind = np.dtype(dtype)
     size = copies * math.prod(shape) * kind.itemsize
@@ -435,7 +437,7 @@ def quiet(category: type[Warning] = Warning, message: str = "") -> Iterator[None
 
 
 def common_dtype(*trees: Any) -> np.dtype:
-    """The dtype of a computation on all floating leaves of `trees`; the default if there are none.
+    """The dtype of a computation on all floating leaves of `trees`; without leaves, the default.
 
     Python numbers take the dtype of the arrays.
     """

@@ -72,11 +72,11 @@ def write_whole(path: Path, blob: bytes | memoryview) -> None:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write into, which appears at `path` when the block ends.
 
-    If the system has files without a name, the file has no name until its bytes are on the disk,
-    and then a temporary name next to `path` for a moment. On other systems the file has the
-    temporary name from the start. After an error or a kill the previous file still exists, and the
-    next call for `path` removes the temporary file. If `path` is a link, the link stays, and the
-    file that the link names is written.
+    If the system supports files without a name, the file has no name until its bytes are on the
+    disk, and then it has a temporary name next to `path` for a moment. On other systems the file
+    has the temporary name from the start. After an error or a kill the previous file still exists,
+    and the next call for `path` removes the temporary file. If `path` is a link, the link stays,
+    and the file to which the link points is written.
 
     Raises:
         IsADirectoryError: a folder has this name.
@@ -85,7 +85,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     path = target(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a folder; expected a file")
-    # In the file system of `path`, whose folder may be made within the block.
+    # A folder in the file system of `path`; the folder of `path` may be made within the block.
     folder = next(folder for folder in path.parents if folder.exists())
     sweep(folder / path.name)
     partial = folder / f".{path.name}.{secrets.token_hex(4)}.partial"
@@ -98,8 +98,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
                 if nameless is not None:
-                    # `src_dir_fd`, of no effect here, makes Python follow the link to the
-                    # descriptor.
+                    # `src_dir_fd` only makes Python follow the link to the descriptor.
                     os.link(_in_proc(file), partial, src_dir_fd=file.fileno())
                 partial.replace(path)
             sync_folder(path.parent)
@@ -108,10 +107,10 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def target(path: Path) -> Path:
-    """The absolute path of a file, or of the file that a symbolic link names.
+    """The absolute path of a file, or of the file to which a symbolic link points.
 
     Raises:
-        OSError: the link names itself.
+        OSError: the link points to itself.
     """
     path = Path(os.path.realpath(path)) if path.is_symlink() else path.absolute()
     if path.is_symlink():
@@ -131,7 +130,7 @@ def named(path: Path) -> Iterator[None]:
 
 
 def _nameless(folder: Path) -> BinaryIO | None:
-    """A new file without a name, which can get one later; None if the system lacks such files."""
+    """A new file without a name, to be named later; None if the system lacks such files."""
     try:
         file = os.fdopen(os.open(folder, os.O_RDWR | os.O_TMPFILE, 0o666), "w+b")
     except (AttributeError, OSError):
@@ -147,7 +146,7 @@ def _in_proc(file: BinaryIO) -> str:
 
 
 def sweep(path: Path) -> None:
-    """Remove the temporary files that killed processes left: all that no process has locked."""
+    """Remove the temporary files of killed processes: all files that no process has locked."""
     for rest in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         with suppress(OSError), rest.open("rb") as file:
             if lock(file):
@@ -155,9 +154,9 @@ def sweep(path: Path) -> None:
 
 
 def lock(file: IO) -> bool:
-    """Lock an open file unless another process holds the lock; a lock ends with its process.
+    """Lock an open file; False if another process holds the lock. A lock ends with its process.
 
-    On Windows, which has no such locks, all files count as free.
+    On Windows, which has no such locks, the result is always True.
     """
     try:
         import fcntl
@@ -181,10 +180,11 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def claimed(path: Path, *, stays: bool = False) -> Iterator[str | None]:
-    """Lock a file that stands for a run, with the id of this process in it, until the block ends.
+    """Lock a file that stands for a run, and write the id of this process into it.
 
-    The block gets None, or the id of the process that has locked the file. A file that a killed
-    process leaves is not locked. When the block ends, the file is removed unless `stays` is True.
+    The lock ends when the block ends. The block gets None, or the id of the process that has locked
+    the file. A file that a killed process leaves is not locked. When the block ends, the file is
+    removed unless `stays` is True.
     """
     with _opened(path) as (file, mine):
         if mine:
@@ -206,7 +206,7 @@ def _opened(path: Path) -> Iterator[tuple[IO, bool]]:
         with path.open("a+") as file:
             mine = lock(file)
             if mine and not os.fstat(file.fileno()).st_nlink:
-                continue  # its process removed it between these lines
+                continue  # another process removed the file between these lines
             yield file, mine
             return
 
@@ -223,18 +223,18 @@ def free_space(path: Path) -> str:
     return f"{shutil.disk_usage(there).free} bytes are free"
 
 
-# Larger arrays (2 GiB) are not read into memory.
+# Arrays of more bytes than this (2 GiB) are not read into memory.
 LARGEST_BYTES = 2**31
 _ARRAY = jax.Array | np.ndarray
 
 
 class MappedRows:
-    """The rows of a mapped array, in a dtype; values are read only when they are needed.
+    """The rows of a memory-mapped array, in a dtype; values are read only when they are needed.
 
     Args:
-        array: (rows, n).
-        dtype: dtype of the rows that are read.
-        name: the name with which messages begin.
+        array: the mapped array, of shape (rows, n).
+        dtype: the dtype to which rows are cast when they are read.
+        name: the name of the array, for messages.
         first: the index of the first row in the file.
     """
 
@@ -250,7 +250,7 @@ class MappedRows:
         return np.asarray(self.read(np.arange(len(self))), dtype)
 
     def __getitem__(self, rows: Any) -> Any:
-        """Some rows: a slice gives unread rows, an array of indices gives drawn rows."""
+        """Some rows: a slice gives unread rows, and an array of indices gives drawn rows."""
         if isinstance(rows, slice):
             first = range(self.first, self.first + len(self))[rows].start
             return MappedRows(self.array[rows], self.dtype, self.name, first)
@@ -272,16 +272,17 @@ class MappedRows:
         return MappedRows(self.array, dtype, self.name, self.first)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """The values of some rows.
+        """Read the values of some rows.
 
         Raises:
-            ValueError: values are NaN or infinite, float32 loses values, or the file was cut.
+            ValueError: values are NaN or infinite, float32 loses values, or the file has become
+                shorter.
         """
         root: Any = self.array
         while isinstance(root.base, np.ndarray):
             root = root.base
         length, whole = root.base.size(), root.offset + root.nbytes
-        if length < whole:  # if it read past the end, the system would end this process
+        if length < whole:  # the system would end a process that reads past the end
             raise ValueError(f"{self.name} has {length} bytes, {whole} when it was opened")
         values, info = np.asarray(self.array[rows]), np.finfo(self.dtype)
         ends = values.max(1, initial=0), values.min(1, initial=0)

@@ -1,4 +1,4 @@
-"""An interior point method for minimax linear programs, and for the least entries of weights."""
+"""An interior point method for minimax linear programs, and for weights with the least entries."""
 
 from types import ModuleType
 from typing import NamedTuple
@@ -7,20 +7,20 @@ import numpy as np
 
 # A step goes this share of the way to the border; the step length is at most 1.
 _TO_BORDER = 0.995
-# Centrality corrections (Gondzio 1996): at most this many. They aim at steps longer by _AMBITION,
+# At most this many centrality corrections (Gondzio 1996). They aim at steps longer by _AMBITION,
 # with complementarity products within a factor _SPREAD of the centre. A correction is kept if it
-# lengthens the two steps together by _WORTH. More than two corrections gained little.
+# lengthens the sum of the two steps by _WORTH. More than two corrections gained little.
 _CORRECTIONS, _AMBITION, _SPREAD, _WORTH = 2, 0.3, 10, 0.02
 # Shares of the largest diagonal entry, added in turn until a Cholesky factorisation succeeds.
 _RIDGES = (0.0, 1e-15, 1e-12, 1e-9)
-# The start: t is twice the largest excess, and slacks are at least this share of the largest
+# At the start t is twice the largest excess, and slacks are at least this share of the largest
 # right-hand side.
 _LEAST_SLACK = 0.03
 _LEAST_EXCESS = 1e-8
 # Keeps a scale from being zero.
 _TINY = 1e-300
-# From an interior point to a vertex: exchanges allowed per entry of w and in addition, and the
-# limits that define a violated constraint and a falling multiplier.
+# The way from an interior point to a vertex has at most _PIVOTS_PER_ROW exchanges per entry of w,
+# and _PIVOTS more. The limits define a violated constraint and a falling multiplier.
 _PIVOTS_PER_ROW, _PIVOTS = 2, 20
 _VIOLATED, _FALLING = 1e-13, 1e-9
 # The weight of the equality, which is always tight, relative to the tightest constraint.
@@ -161,19 +161,19 @@ def interior_point(
 
     M is B, or [B, I] if b and e have n + r entries. With B = A without column i, b = 0 and e = 1
     the optimum is the generalized coherence of atom i. With [B, I], b = (mu, 0) and e = (0, 1) the
-    optimum is the least largest entry at coherence mu (Definition 8).
+    optimum is the least largest entry of w at coherence mu (Li, Feng, Zhou 2024, Definition 8).
 
     Args:
-        B: (r, n).
-        b, e: (n,) or (n + r,), non-negative.
-        c, w: (r,), c . w > 0.
+        B: a matrix of shape (r, n).
+        b, e: non-negative arrays of shape (n,) or (n + r,).
+        c, w: arrays of shape (r,) with c . w > 0; w is the start.
         tol: relative complementarity gap and residuals at which to stop.
         max_steps: number of steps at which to stop.
 
     Returns:
-        w with c . w = 1; the multipliers (v, nu), with M v = nu c nearly; the number of steps. w
-        and the multipliers belong to the best iterate and are not certified; the callers turn them
-        into bounds.
+        w with c . w = 1; the multipliers (v, nu), with M v close to nu c; the number of steps. Both
+        w and the multipliers belong to the best iterate. They are not certified; the callers turn
+        them into bounds.
     """
     rows, a = _Rows(B, b, e), np.append(c, 0.0)
     cost = np.append(np.zeros(len(c)), 1.0)
@@ -228,10 +228,10 @@ def least_entries(A: np.ndarray, i: int, level: float, w: np.ndarray, tol: float
     r"""The w of least largest entry with w . a_i = 1 and |w . a_j| <= level for all j != i.
 
     Args:
-        A: (m, d).
-        i: the atom.
-        level: the coherence that w keeps.
-        w: (m,), a feasible start.
+        A: a dictionary of shape (m, d).
+        i: the index of the atom.
+        level: the coherence that w must not exceed.
+        w: a feasible start of shape (m,).
         tol: relative gap of the bounds.
 
     The lower bound comes from the multipliers (v, nu): if B v + u = nu a_i with norm(u, 1) = 1,
@@ -258,7 +258,7 @@ def least_entries(A: np.ndarray, i: int, level: float, w: np.ndarray, tol: float
 
 
 def _lower_bound(B: np.ndarray, level: float, a: np.ndarray, v: np.ndarray, nu: float) -> float:
-    """The bounds that any multipliers (v, nu) prove."""
+    """The lower bound that multipliers (v, nu) prove; it holds for any multipliers."""
     u = nu * a - (blas().dgemv(1.0, B, v) if len(v) else 0)
     size = np.abs(u).sum()
     return float(max((nu - level * np.abs(v).sum()) / size, 0.0)) if size else 0.0
@@ -270,7 +270,7 @@ def _vertex(
     """w and the multipliers (v, nu) of a vertex near an interior point, by a dual simplex method.
 
     If the level is close to the least possible, the multipliers are large. They magnify the
-    remaining error of the interior point in the dual conditions to a gap of 1e-5 and more; at a
+    error that remains at the interior point in the dual conditions to a gap of 1e-5 or more; at a
     vertex this error is zero. The vertex belongs to the m independent constraints with the largest
     ratios of multiplier to slack; while the vertex violates another constraint, this constraint
     enters.

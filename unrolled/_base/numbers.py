@@ -17,8 +17,8 @@ from unrolled._base.checks import Array, ArrayLike, DTypeLike
 
 Axes = int | tuple[int, ...] | None
 
-# Measured coherences and norms are rounded up by this factor, far above the rounding of float64
-# sums: a denominator that is zero must not become positive.
+# Measured coherences and norms are rounded up by this factor, which is far above the rounding of
+# float64 sums: rounding must not make a zero denominator positive.
 UP = 1 + 1e-9
 
 
@@ -64,8 +64,9 @@ def wide_dtype(dtype: DTypeLike) -> np.dtype:
 def exponent(x: Array, axis: Axes = None) -> Array:
     """k with 2^k <= max abs(x) < 2^(k + 1), an integer; 0 where the maximum is 0 or infinite.
 
-    If an axis is given, the axis stays with length 1. Both 2^k and 2^-k are normal numbers of the
-    dtype of x, so at the upper end of the range k may be one less. k carries no gradient.
+    If an axis is given, the result keeps the axis, with length 1. Both 2^k and 2^-k are normal
+    numbers of the dtype of x, so at the upper end of the range k may be one less. k carries no
+    gradient.
     """
     most = -int(jnp.finfo(x.dtype).minexp)
     x = lax.stop_gradient(widened(x))
@@ -87,9 +88,9 @@ def any_nonzero(x: Array, axis: int) -> Array:
 
 @jax.jit
 def times_power(x: Array, k: Array) -> Array:
-    """x 2^k for k or -k from `exponent`; for sums of exponents use `ldexp`.
+    """x 2^k, where k or -k is from `exponent`; for sums of exponents use `ldexp`.
 
-    This function takes half as many operations as `ldexp`.
+    This function needs half as many operations as `ldexp`.
     """
     wide = widened(x)
     return (wide * power_of_two(k, wide.dtype)).astype(x.dtype)
@@ -107,7 +108,7 @@ def ldexp(x: Array, k: Array) -> Array:
 
 
 def power_of_two(k: Array, dtype: DTypeLike) -> Array:
-    """2^k, exactly, if it is a normal number of the dtype."""
+    """2^k, exact if 2^k is a normal number of the dtype."""
     wide = wide_dtype(dtype)
     integer, digits, bias = _layout(wide)
     k = lax.clamp(integer(1 - bias), jnp.asarray(k, integer), integer(bias))

@@ -67,7 +67,7 @@ class Processes(NamedTuple):
         return result
 
     def require_equal(self, where: str, config: dict[str, Any]) -> None:
-        """Raise ValueError, with a table, unless all processes have the same arguments."""
+        """Raise ValueError, with a table of differences, unless all processes have equal config."""
         if not self.several:
             return
         mine = json.dumps({name: str(value) for name, value in config.items()}, sort_keys=True)
@@ -129,7 +129,8 @@ def copy_of(leaf: Any) -> np.ndarray:
 def join(coordinator: str | None, count: int | None, index: int | None, wait: int) -> Processes:
     """Join the processes of a distributed training, before JAX touches a device.
 
-    Without arguments, JAX finds the processes by SLURM, Open MPI or another cluster that it knows.
+    Without arguments, JAX finds the processes through SLURM, Open MPI or another cluster that it
+    knows.
 
     Raises:
         ValueError: only some of the three arguments are given, or the index is not below the count.
@@ -173,7 +174,7 @@ def _said_apart() -> Iterator[None]:
 
 
 def _answers(coordinator: str, wait: int) -> None:
-    """Wait for the coordinator; without it JAX would end this process."""
+    """Wait for the coordinator: JAX would end this process if no coordinator answered."""
     host, _, port = coordinator.rpartition(":")
     if not (host and port.isdigit()):
         raise ValueError(f"--coordinator must be HOST:PORT, got {coordinator!r}")

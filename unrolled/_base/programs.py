@@ -1,10 +1,10 @@
 """Decorators for checks on the host and one compiled program, and for arrays that are spread over
 devices; pytree nodes that an exported program may take; loops.
 
-The loops and adjoints here call those of JAX, and also run inside `jax.shard_map` with its default
-checks. In a `shard_map` the type of an array says along which axes devices hold different numbers.
-The state of a loop must keep its type, although the initial zeros are equal on all devices and
-later states are not.
+The loops and adjoints here call the functions of JAX, and also run inside `jax.shard_map` with its
+default checks. In a `shard_map` the type of an array says along which axes devices hold different
+numbers. The state of a loop must keep its type, although the initial zeros are equal on all devices
+and later states are not.
 """
 
 import functools
@@ -99,7 +99,8 @@ def data_mesh(mesh: Any, where: str) -> Mesh:
     """The mesh with Auto axes, which the compiler partitions; an axis must be named "data".
 
     Raises:
-        TypeError: the argument is not a mesh. ValueError: the mesh lacks this axis.
+        TypeError: the argument is not a mesh.
+        ValueError: the mesh has no axis named "data".
     """
     if not isinstance(mesh, Mesh):
         raise TypeError(
@@ -126,7 +127,7 @@ _KNOWN = np.zeros((), bool)
 
 
 def program(*static: str) -> Callable[[F], F]:
-    """Compile a function as one program for each shape of its arguments, and keep its type.
+    """Compile a function as one program for each shape of its arguments; keep the function's type.
 
     Outside of `jit` every operation on a new shape compiles a separate program. A function that
     checks values makes the checks first and then passes the arrays to a compiled function; a
@@ -163,7 +164,7 @@ def host_function(function: F) -> F:
     The arguments are `checked`.
 
     Raises:
-        TypeError: an argument is traced, or of another kind than its annotation says.
+        TypeError: an argument is traced, or its annotation excludes the argument.
 
     Example:
         >>> from unrolled._base.programs import host_function
@@ -262,7 +263,7 @@ def cond(holds: Any, yes: Callable[..., Any], no: Callable[..., Any], *operands:
 
 
 def adjoint(linear: Callable[[Any], Any], primal: Any, image: Any) -> Any:
-    """linear' applied to an image, by `jax.linear_transpose` at the type of a primal."""
+    """Apply the adjoint of `linear` to an image; `primal` has the type of the result."""
     if _inside_shard_map():
         primal = jnp.zeros(primal.shape, primal.dtype)
         axes = _axes(image, jax.eval_shape(linear, primal))

@@ -17,8 +17,8 @@ class Result:
     """The base class of results: write `class Found(Result):` with annotated fields.
 
     As in a NamedTuple, every field is a part of the pytree, under its name, and may have a default.
-    Two results are equal if they have the same class, form and numbers; here nan equals nan. The
-    `repr` shows shapes instead of large arrays.
+    Two results are equal if they have the same class, structure and numbers; here nan equals nan.
+    The `repr` shows shapes instead of large arrays.
 
     Example:
         >>> from unrolled._base.results import Result
@@ -71,7 +71,7 @@ class Result:
     def __hash__(self) -> int:
         return hash((type(self), *map(_hashed, jax.tree.leaves(self))))
 
-    if not TYPE_CHECKING:  # else type checkers would let results be unpacked
+    if not TYPE_CHECKING:  # otherwise type checkers would allow a result to be unpacked
 
         def __iter__(self) -> NoReturn:
             raise TypeError(_refusal(self, "a result is not a tuple"))

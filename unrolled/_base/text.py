@@ -129,13 +129,13 @@ def table(
     records: Callable[[], list[dict[str, Any]]],
     where: str,
 ) -> Any:
-    """A table in one of `FORMS`; its notes follow in Markdown, and as comments in LaTeX.
+    """A table in one of `FORMS`; notes follow it in Markdown, and as comments in LaTeX.
 
     Args:
         form: one of `FORMS`.
         columns, rows, notes: contents of the table.
-        records: function that returns the numbers themselves, for CSV and records.
-        where: the name of the caller, for a message.
+        records: a function that returns the rows as numbers, for the forms csv and records.
+        where: the name of the caller, for messages.
 
     Raises:
         ValueError: form is unknown.
@@ -152,7 +152,7 @@ def table(
 
 
 def table_of(form: str, records: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> Any:
-    """Records as a `table` of numbers in four digits; None is an empty cell.
+    """Records as a `table` of numbers with four digits; None is an empty cell.
 
     Example:
         >>> from unrolled._base.text import table_of
@@ -218,7 +218,7 @@ def digest(value: Any) -> str:
 
 
 def sealed(value: dict[str, Any]) -> dict[str, Any]:
-    """`plain(value)` together with its `digest`."""
+    """`plain(value)` and its `digest`, in one dict."""
     whole = plain(value)
     return {**whole, "sha256": digest(whole)}
 
@@ -256,7 +256,7 @@ def differences(
     requested: Mapping[str, Any],
     heads: tuple[str, str] = ("saved", "requested"),
 ) -> str:
-    """`changes` as a table, empty if there are none.
+    """`changes` as a table; "" if nothing differs.
 
     Example:
         >>> print(ur.records.differences({"steps": 1}, {"steps": 2}))

@@ -110,7 +110,7 @@ def _drained(
         try:
             for part in left:
                 work(part)
-        finally:  # after a fault no work begins
+        finally:  # after an error no other part begins
             for _ in left:
                 pass
 
@@ -158,7 +158,7 @@ def never_lost() -> Iterator[None]:
                 timer.start()
                 timers.append(timer)
                 return
-            except KeyboardInterrupt:  # that signal, if this thread was kept waiting here
+            except KeyboardInterrupt:  # from that signal, if this thread had to wait here
                 continue
 
     sys.unraisablehook = hook
@@ -167,7 +167,7 @@ def never_lost() -> Iterator[None]:
     finally:
         sys.unraisablehook = before
         for timer in timers:
-            timer.join()  # it interrupts the current call here, and nothing after it
+            timer.join()  # its signal interrupts this call, and no later call
 
 
 @contextmanager
