@@ -561,7 +561,7 @@ def test_layers_of_a_chain_start_on_the_codes_of_the_layer_before_and_say_which_
 def test_an_experiment_says_which_runs_are_open_and_which_are_elsewhere():
     said = _experiment._state(SimpleNamespace(open=["a", "b"], busy=["c"]))
     assert said == (
-        "Not finished: a, b. The same command continues them. In the hands of another process: c."
+        "Not finished: a, b. The same command continues them. Another process works on: c."
     )
     assert _experiment._state(SimpleNamespace(open=[], busy=[])) == ""
 

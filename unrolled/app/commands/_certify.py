@@ -37,7 +37,7 @@ from unrolled.vision import datasets
 
 _SHOWN = 20  # rows that the text lists
 # The advice of the command if codes come in parts.
-_BY_PARTS = "certify --code is about single entries, try certify without it"
+_BY_PARTS = "certify --code needs codes of single entries, try certify without it"
 
 
 def holds_weights(path: Path) -> bool:
@@ -56,8 +56,8 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="D, (m, d), as .npy or .npz (entry D); for a chain, one such file for each layer, "
-        "in order; or a file of weights; or a run folder",
+        help="D of shape (m, d), as .npy or .npz (entry D); for a chain, one such file for each "
+        "layer, in order; or a file of weights; or a run folder",
     ),
     "--sparsity": dict(
         metavar="S",
@@ -78,8 +78,9 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "--sampled": dict(
         type=int,
         metavar="N",
-        help="also draw N codes, and print how many of the codes are proved signal by signal and "
-        "support by support; for one D only (default 13809 with --sparsity, else 0)",
+        help="also draw N codes, and print for how many codes it is proved, signal by signal and "
+        "support by support, that a layer finds the code; for one D only (default 13809 with "
+        "--sparsity, else 0)",
     ),
     "--normalize": dict(action="store_true", help="first scale the atoms to norm 1"),
     "--activation": dict(
@@ -91,13 +92,13 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     ),
     "--entries": dict(
         action="store_true",
-        help="also compute the weights with the smallest entries (Definition 8): many times slower",
+        help="also compute the weights with the smallest entries, which takes many times longer",
     ),
     "--figure": dict(type=Path, metavar="PNG", help="save a picture of D'D and W'D"),
     "--code": dict(
         type=Path,
         metavar="CODES",
-        help="codes of --signals, (signals, d), as .npy or .npz (entry X)",
+        help="codes of --signals, of shape (signals, d), as .npy or .npz (entry X)",
     ),
     "--signals": dict(
         type=Path,
@@ -121,13 +122,13 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         run,
         _ARGUMENTS,
         help="certify a dictionary, a chain or saved weights by theory",
-        description="Print certified coherence, admissible sparsity, rate and number of steps, for"
-        "\nW = D, the closed-form W and the minimax W. With --sparsity, also count the drawn codes"
-        "\nthat are proved beyond the worst case. For several dictionaries, also print uniqueness,"
-        "\nstability, and a plan of the chain. For saved weights, analytic or learned, print the"
-        "\nerror that the weights guarantee, layer by layer. For codes from any solver, print which"
-        "\ncodes, after least squares on their supports, are proved to be the only codes of least"
-        "\nl1 norm.",
+        description="Print certified coherence, admissible sparsity, rate and number of steps,\n"
+        "for W = D, the closed-form W and the minimax W. With --sparsity, also count the drawn\n"
+        "codes that a layer is proved to find, beyond the worst case. For several dictionaries,\n"
+        "also print uniqueness, stability, and a plan of the chain. For saved weights, analytic\n"
+        "or learned, print the error that the weights guarantee, layer by layer. For codes from\n"
+        "any solver, print which codes, after least squares on their supports, are proved to be\n"
+        "the only codes of least l1 norm.",
         epilog="examples:\n"
         "  unrolled certify D.npy --sparsity 3 --tolerance 1e-3 --figure gram.png\n"
         "  unrolled certify D.npy --sparsity 11 --output report\n"
@@ -201,7 +202,7 @@ def _run_on_parts(
     asked: dict[str, Any],
     say: Callable[[str], None],
 ) -> None:
-    """Print what is proved of drawn codes of a complex D, next to the worst case of its blocks."""
+    """Print how many drawn codes of a complex D are proved, next to the worst case of blocks."""
     for given, name in (
         (len(Ds) > 1, "a chain"),
         (arguments.signals is not None, "--signals"),
@@ -275,7 +276,7 @@ def _write_sections(arguments: argparse.Namespace, sections: list[Section]) -> N
 
 
 def _read_in_float64(path: Path, normalize: bool) -> Operator:
-    """D of a file in float64, without the range that rounding in the file adds."""
+    """D of a file in float64, without the directions that rounding in the file adds."""
     stored = read_dictionary(path, None)
     D = checks.cast(stored, np.float64)
     if normalize:
@@ -346,7 +347,7 @@ class ProvedCodes(NamedTuple):
 
     def text(self) -> str:
         """The shares, the distance and the rows as lines of text."""
-        far = f", and its code is at most {self.distance:.2g} of its norm away"
+        far = f", at a distance of at most {self.distance:.2g} times its norm from the code"
         lines = [
             f"{1 - len(self.rows) / self.signals:.2%} of {self.signals} codes certified: each has "
             "the support and the signs of the only optimum of the LASSO",

@@ -32,16 +32,17 @@ from unrolled.vision import datasets
 
 _TITLE = "Analytic and learned sparse coding"
 _SUMMARY = """\
-How close do weights that theory sets come to weights that were learned? Only theory sets *analytic*
-params (weights in closed form, thresholds from Theorem 12). *Calibrated* params keep these
-weights and choose thresholds and step sizes on a sample without gradients. *Learned* params start
-at the calibrated params and are trained end to end."""
+How close do weights that theory sets come to weights that were learned? *Analytic* params come from
+theory alone (weights in closed form, thresholds from Theorem 12). *Calibrated* params keep these
+weights; their thresholds and step sizes are chosen on a sample, without gradients. *Learned* params
+start at the calibrated params and are trained end to end."""
 _STEPS, _QUICK_STEPS = 400, 60
 # Options that only pursuits have; layers also have a sparsity and a lam.
 _OPTIONS = tuple(name for name in OPTIONS if name not in ("sparsity", "lam"))
 # Weight of the LASSO for patches whose grey values are in [0, 1].
 _LAM_OF_PATCHES = 0.05
-# With --quick: tested signals (about), steps of the certified regime, steps of its chain.
+# With --quick: the approximate number of tested signals, the steps of the certified regime, and the
+# steps of each layer of the certified chain.
 _QUICK_TESTED, _QUICK_DEPTH, _QUICK_CHAIN_DEPTHS = 500, 60, (40,)
 # Proofs signal by signal: the numbers of nonzeros in the standard benchmark; the number of drawn
 # codes, the same as in the certified regime, so that one program serves both; the largest number of
@@ -54,22 +55,23 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         nargs="+",
         action="extend",
         metavar="FILE",
-        help="D, (m, d), as .npy or .npz (entry D); several files make a chain, in order",
+        help="D of shape (m, d), as .npy or .npz (entry D); several files make a chain, in order",
     ),
     "--signals": dict(
         type=Path,
         nargs="+",
         action="extend",
         metavar="FILE",
-        help="signals, (signals, m), as .npy or .npz (entry Y, and X if codes are known; for a "
-        "chain X_1, X_2, ...), or pictures or folders of pictures; the last picture is for testing",
+        help="signals of shape (signals, m), as .npy or .npz (entry Y, and X if codes are known; "
+        "for a chain X_1, X_2, ...), or pictures or folders of pictures; the last picture is for "
+        "testing",
     ),
     "--method": {},  # by `add_parser`: pursuits may be registered later
     "--depth": dict(type=int, default=16, help="steps K of a layer (default 16)"),
     "--sparsity": dict(
         type=int,
-        help="expected nonzeros of a generated code (default d / 10); most nonzeros of a code of a "
-        "pursuit",
+        help="expected number of nonzeros of a generated code (default d / 10); largest number of "
+        "nonzeros of the code of a pursuit",
     ),
     "--snr": dict(
         type=float, default=math.inf, help="signal-to-noise ratio, dB (default: no noise)"
@@ -82,7 +84,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         type=int,
         metavar="N",
         help="also draw N new known codes, such as 20000, and bound the errors of 99.9 %% of the "
-        "codes of their class (default: no bound)",
+        "codes in the class of the drawn codes (default: no bound)",
     ),
     "--certify": dict(
         action="store_true",

@@ -1,6 +1,6 @@
 """The configuration of a run: read from TOML and flags, checked, and written as TOML.
 
-Every option has one name, the same in the file and as a flag. No two sections share a name.
+Every option has one name, the same in the file and as a flag, and belongs to only one section.
 """
 
 import dataclasses
@@ -147,8 +147,8 @@ class ModelOptions(Record):
         default="init",
         choices=STARTS,
         help="how the params start; analytic sets the params by theory for the class of signals; "
-        "recipe also sets the options and the training that suit the family and known codes, "
-        "unless you set them",
+        "recipe also sets the options of the family and of the training, unless you set them, "
+        "to values that suit the family and known codes",
     )
 
 
@@ -187,27 +187,27 @@ class Training(Record):
         default="end_to_end",
         choices=("end_to_end", "curriculum", UNSUPERVISED),
         help="train all steps at once (end_to_end), or one step after another (curriculum); "
-        "unsupervised trains lfista_cp by one recipe, the default for signals without codes if "
-        "no family, start, loss or method is given",
+        "unsupervised, which trains lfista_cp by one recipe, is the default for signals without "
+        "codes if no family, start, loss or method is given",
     )
     loss: str = option(default="supervised", choices=LOSSES, help="loss of the codes")
     deep: bool = option(default=False, help="sum the loss over all steps, not only the last one")
     optimizer: str = option(default="adam", choices=OPTIMIZERS, help="optimiser of optax")
     rate: float = option(default=1e-3, above=0, help="learning rate of the optimiser")
     schedule: str = option(
-        default="constant", choices=("constant", "cosine"), help="course of the learning rate"
+        default="constant", choices=("constant", "cosine"), help="schedule of the learning rate"
     )
     clip: float = option(
         default=math.inf,
         above=0,
         most=math.inf,
-        help="largest norm of a gradient, by clipping; inf does not clip",
+        help="norm to which larger gradients are clipped; inf for no clipping",
     )
     steps: int = option(
         default=1000,
         least=1,
-        help="training steps; in a curriculum, the steps of each of its 3 K stages; unsupervised "
-        "trains 2000 steps after its trials",
+        help="training steps; in a curriculum, the steps of each of its 3 K stages; with "
+        "unsupervised, the steps after its trials (default 2000)",
     )
     batch: int = option(default=64, least=1, help="number of signals in a batch")
     accumulate: int = option(
@@ -229,7 +229,7 @@ class Training(Record):
 
 
 class Config(Record):
-    """A run."""
+    """The configuration of a run."""
 
     output: str = option(default="unrolled-run", check=Paths(), help="the run folder")
     seed: int = option(
@@ -263,7 +263,7 @@ def _option_names(cls: type) -> set[str]:
 
 
 def _refuse(names: list[str], what: str) -> None:
-    """Raise ConfigError if `names` is not empty: options that do not go with `what`."""
+    """Raise ConfigError if `names`, the options that do not go with `what`, is not empty."""
     if names:
         raise ConfigError(f"train: {', '.join(names)} does not go with {what}")
 
@@ -392,7 +392,7 @@ class Option(NamedTuple):
         fields = sorted(self.fields.values(), key=lambda field: records.kind_of(field) is bool)
         helps: dict[tuple[str, str], list[str]] = {}
         for family, field in self.fields.items():
-            default = field.default  # the help omits absent, None and False
+            default = field.default  # the help omits it if it is missing, None or False
             has_default = isinstance(default, int | float | str) and default is not False
             note = f"; default {default}" if has_default else ""
             helps.setdefault((field.metadata["help"], note), []).append(family)
@@ -405,7 +405,7 @@ class Given(NamedTuple):
 
     value: Any  # the text of a flag, or the value in TOML
     name: str  # in messages
-    where: str  # what messages begin with
+    where: str  # the name of the caller or the file, for messages
     base: Path  # where relative paths start
     is_text: bool = False  # whether the value is the text of a flag
 
@@ -458,8 +458,8 @@ def load(path: Path | None, flags: Mapping[str, Any]) -> Config:
     Relative paths in the file start at its folder, paths in flags at the current folder.
 
     Args:
-        path: the file; None takes only flags and defaults.
-        flags: by name, as text or as values; None if a flag was not given.
+        path: the file; if None, the configuration has only flags and defaults.
+        flags: name -> text or value; None for a flag that was not given.
 
     Raises:
         ConfigError: the file cannot be read, a name is unknown, a value has the wrong type or is
@@ -534,7 +534,7 @@ def _table(values: Any, section: str | None, path: Path) -> Table:
         got = checks.brief(values)
         raise ConfigError(f"{path}: model must be a list of tables, [[model]], got {got}")
     options = all_options()
-    if section == "model" and "family" in values:  # first, because its options depend on it
+    if section == "model" and "family" in values:  # first: the known options depend on it
         _family({"family": Given(values["family"], "model.family", str(path), path.parent)})
     for name in values:
         if name not in options or options[name].section != section:
@@ -692,7 +692,7 @@ def to_toml(config: Config) -> str:
 
 
 def differences(a: Config, b: Config) -> list[str]:
-    """The differences except the run folder, as in "training.steps (100, now 200)"."""
+    """The differences, as in "training.steps (100, now 200)", without the run folder."""
     old, new = (dict(_by_full_name(_flat(to_dict(config)))) for config in (a, b))
     changed = records.changes(old | {"output": None}, new | {"output": None})
     return [f"{name} ({before}, now {now})" for name, (before, now) in changed.items()]

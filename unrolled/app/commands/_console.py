@@ -208,13 +208,13 @@ def cache_folder() -> Path:
 def kept_programs(off: bool) -> Iterator[str]:
     """Let JAX keep all programs that a block compiles, and read programs of earlier calls.
 
-    If the user has set a folder, or switched the cache off, in JAX, this setting stays.
+    If the user has set a cache folder in JAX, or has switched the cache off, the setting stays.
 
     Args:
         off: if True, keep no programs and read none.
 
     Yields:
-        A message about the folder for the user, "" if there is nothing to tell.
+        A message for the user about the folder, or "".
     """
     options, message = _cache_options(off)
     before = {name: jax.config.values[name] for name in options}
@@ -237,7 +237,7 @@ def _cache_options(off: bool) -> tuple[dict[str, Any], str]:
         folder.mkdir(_OWNER_ONLY, parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(f"{folder} cannot be written")
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
         return {}, f"compiled programs are not kept: {error}"
     options = {
         "jax_compilation_cache_dir": str(folder),

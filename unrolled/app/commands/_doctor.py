@@ -20,7 +20,7 @@ from unrolled.app.commands._console import add_command, show
 from unrolled.app.commands._report import check_folder, environment
 
 # The certified check: LISTA-CP with analytic params on [I, Hadamard] (64 x 128), where two nonzeros
-# are certified; its l1 error after these steps is rounding.
+# are certified; after these steps its l1 error is only rounding.
 _DEPTH = 40
 _LARGEST_ERROR = 1e-4
 # Timed on every device: a square product, and steps of ISTA on a batch.
@@ -33,7 +33,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         commands,
         "doctor",
         run,
-        {"--output": dict(type=Path, metavar="DIR", help="a folder that must be writable")},
+        {"--output": dict(type=Path, metavar="DIR", help="a folder to check for write access")},
         help="show versions and devices, and check that they work",
         description="Print versions, devices and settings, run one small certified check, time a "
         "product and a\nlayer on every device, and check that two runs of a gradient have the same "
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 class Measured(NamedTuple):
-    """The measurements of one device; a load by other programs slows them down."""
+    """The measurements of one device; while other programs use it, its rates are lower."""
 
     device: str
     product_gflops: float  # of a product in the default precision
@@ -75,11 +75,11 @@ class Measured(NamedTuple):
 
 
 def doctor(folder: Path | None) -> dict[str, Any]:
-    """The installed versions, the devices, and checks that they work.
+    """The installed versions, the devices, and the results of checks that they work.
 
     Raises:
         OSError: the folder cannot be written.
-        ArithmeticError: the device does not compute float32 products to rounding.
+        ArithmeticError: float32 products of the device have errors larger than rounding.
     """
     check_writable(Path(tempfile.gettempdir()) if folder is None else folder)
     error = _certified_error()

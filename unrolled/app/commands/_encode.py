@@ -48,7 +48,7 @@ _PERIOD = 5.0  # seconds between two lines of progress
 # Options of pursuits that make all codes zero if they are too large.
 _SILENCING = ("lam", "lams", "ratio", "theta", "thetas", "eps")
 
-# Options of the LASSO: a proof compares its optimum with the codes of weights.
+# Options of the LASSO whose optimum a proof compares with the codes of weights.
 _PENALTY = ("lam", "ratio", "l2", "nonnegative")
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -62,15 +62,15 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "signals": dict(
         type=Path,
         metavar="SIGNALS",
-        help="(signals, m), as .npy or .npz (entry Y); if D is complex, complex or in pairs of "
-        "real numbers, and the codes have the same form",
+        help="signals of shape (signals, m), as .npy or .npz (entry Y); if D is complex, the "
+        "signals are complex or pairs of real numbers, and the codes have the same form",
     ),
     "--output": dict(
         type=Path,
         required=True,
         metavar="CODES",
-        help="(signals, d), as .npy or .npz (entry X); for a chain, the codes of the last layer "
-        "as .npy, or of all layers as .npz (entries X_1, X_2, ...)",
+        help="codes of shape (signals, d), as .npy or .npz (entry X); for a chain, the codes of "
+        "the last layer as .npy, or the codes of all layers as .npz (entries X_1, X_2, ...)",
     ),
     "--dictionary": dict(
         type=Path,
@@ -86,7 +86,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         "is proved if it has the support and the signs of the only optimum of the LASSO. "
         "Otherwise, a code is proved if, after least squares on its support, it is the only "
         "code of least l1 norm. A .npz file gets the entry certified, (signals, 1), with 1 for a "
-        "proved code and 0 for another",
+        "proved code and 0 for any other code",
     ),
 }
 
@@ -159,7 +159,7 @@ def _check_source(
 class EncodedLayer(NamedTuple):
     """What the command prints about the codes of one layer."""
 
-    atoms: int  # or complex ones
+    atoms: int  # the number of atoms; a complex atom counts once
     mean_nonzeros: float
     relative_residual: float  # norm(Y - X D', "fro") / norm(Y, "fro"), with D_1 ... D_j for D
 
@@ -181,7 +181,7 @@ class Encoded(NamedTuple):
     missed: tuple[int, ...]  # signals whose codes, by a pursuit, miss the tolerance
     zeros: int  # nonzero signals that are negligible next to the largest, coded as zero
     output: str
-    certified: CertifiedCodes | ProvedCodes | None = None  # with --certify
+    certified: CertifiedCodes | ProvedCodes | None = None  # None without --certify
 
     def text(self) -> str:
         """The numbers as lines of text, one for each layer of a chain."""
@@ -295,12 +295,12 @@ def encode(
 
     Args:
         source: weights, whose layer or chain computes the codes; or the name of a pursuit.
-        signals, output: files.
-        dictionaries: files.
+        signals, output: the file of the signals, and the file to write the codes into.
+        dictionaries: the files of the dictionaries.
         options: options of the pursuit.
         say: receives the progress.
-        certify: whether to prove the codes, by `theory.certify_lasso` if there is a LASSO, else by
-            `theory.certify_code`.
+        certify: whether to prove the codes, by `theory.certify_lasso` if `lam` or `ratio` is given,
+            else by `theory.certify_code`.
 
     Raises:
         ValueError: `certify` is given with a chain, a file cannot be read, files do not fit

@@ -54,9 +54,9 @@ _VALUES = (
         Path,
         "DIR",
         "folder of the data set (default: UNROLLED_DATA); for classification, a folder with one "
-        "folder of pictures per class also serves",
+        "folder of pictures per class also works",
     ),
-    ("dataset", str, "NAME", f"the data set ({_said(_REAL)}; without real data, digits or shapes)"),
+    ("dataset", str, "NAME", f"data set (default {_said(_REAL)}; without files, digits or shapes)"),
     (
         "model",
         str,
@@ -89,14 +89,15 @@ _VALUES = (
         "channels of the first block of unet (default 64), or of the first convolution of res-csc "
         "and msd-csc (default 16)",
     ),
-    ("blocks", int, "INT", "blocks of msd-csc, or of each width of res-csc (default 3)"),
+    ("blocks", int, "INT", "number of blocks of msd-csc, or per width of res-csc (default 3)"),
     ("growth", int, "INT", "channels of each layer of msd-csc (default 12)"),
     ("depth", int, "INT", "layers of each block of msd-csc (default 12)"),
     (
         "side",
         int,
         "INT",
-        "side of pictures with masks (default 128), or of digits for classification (default 32)",
+        "side, in pixels, of pictures with masks (default 128), or of digits for classification "
+        "(default 32)",
     ),
     ("unfoldings", int, "INT", "unfolded steps of ml-csc (default 6), res-csc (0) and msd-csc (1)"),
     (
@@ -113,8 +114,9 @@ _CHOICES = (
     (
         "test",
         ("whole", "exact", "held-out"),
-        "test images: the whole set, its first 1000 images (cifar10), or the last fifth of the "
-        "training images, held out from training (default whole)",
+        "test images: whole for the whole test set, exact for its first 1000 images (cifar10), or "
+        "held-out for the last fifth of the training images, which training then leaves out "
+        "(default whole)",
     ),
 )
 _SWITCHES = (
@@ -194,7 +196,7 @@ def run(arguments: argparse.Namespace) -> None:
     say(
         "done"
         if not sweep.open
-        else f"{len(sweep.open)} runs are open; the same command continues them"
+        else f"{len(sweep.open)} runs are not finished; the same command continues them"
     )
 
 
@@ -277,22 +279,23 @@ Each network is trained with and without a penalty: gamma times the mean absolut
 early layers. Both runs start at the same weights, and see the same images and crops in the same
 order. A difference compares two runs with the same seed. The tables give the 95 % t interval of the
 difference over seeds; a single seed supports no claim. The sparsity of features is measured on the
-test images: the share of exact zeros, the share below a hundredth of the largest magnitude of an
-image, and Hoyer's measure (0 dense, 1 sparse)."""
+test images: the share of features that are exactly 0, the share of features below a hundredth of
+the largest magnitude in the image, and Hoyer's measure (0 dense, 1 sparse)."""
 _FEATURES = """\
 The features of a convolutional layer are codes: the filters, scaled to norm 1, are the atoms of a
 dictionary D, the biases are thresholds theta, and the input is a signal y. With ReLU the layer is
 one step of nonnegative ISTA from zero on J(x) = 1/2 |y - D x|^2 + theta' x. A pursuit with the same
 D and theta ends at the minimum x*. The table has means over {n} test images, and over seeds with
-the half width of the 95 % t interval. *mu*: coherence of the filters. *admitted*: nonzeros in a
-stripe (all coefficients whose atoms overlap one position) up to which theory calls a code unique.
-*fullest stripe*: the most nonzeros in a stripe of an image. *theta < 0*: share of filters with a
-positive bias, which rewards entries. *gap*: (J(c x) - J(x*)) / (J(0) - J(x*)) for the forward code
-x at its best multiple c; 0 is as good as the pursuit, 1 as good as x = 0. *scaled change*: least
-|x* - c x| / |x*|. *change*: |x* - x| / |x*|. *overlap*: size of the intersection of the supports
-over the size of their union. *explained*: energy of y in D x*. *certificate*: the most by which
-J(x*) exceeds the minimum on any image, in units of the gap. *none*: J has no bound on large
-pictures. For other activations x is the positive part."""
+the half width of the 95 % t interval. *mu*: coherence of the filters. *admitted*: the number of
+nonzeros in a stripe (all coefficients whose atoms overlap one position) up to which theory proves
+that a code is unique. *fullest stripe*: the most nonzeros in a stripe of an image. *theta < 0*: the
+share of filters with a positive bias, which rewards nonzero entries. *gap*: (J(c x) - J(x*)) /
+(J(0) - J(x*)) for the forward code x at its best multiple c; 0 means as good as the pursuit, and 1
+means as good as x = 0. *scaled change*: the least |x* - c x| / |x*|. *change*: |x* - x| / |x*|.
+*overlap*: the size of the intersection of the supports divided by the size of their union.
+*explained*: the share of the energy of y that D x* explains. *certificate*: the most by which J(x*)
+exceeds the minimum on any image, in units of the gap. *none*: J has no lower bound on large
+pictures. For activations other than ReLU, x is the positive part of the features."""
 TESTS = {
     "whole": "the whole test set",
     "exact": "the first 1000 images of the test set",
@@ -317,12 +320,12 @@ def write(folder: Path, sweep: "Sweep", more: Sequence[Section] = ()) -> str:
 
 
 def _state(sweep: "Sweep") -> str:
-    """A sentence on the runs that the tables lack."""
+    """Sentences about the runs that the tables lack."""
     sentences = []
     if sweep.open:
         sentences.append(f"Not finished: {', '.join(sweep.open)}. The same command continues them.")
     if sweep.busy:
-        sentences.append(f"In the hands of another process: {', '.join(sweep.busy)}.")
+        sentences.append(f"Another process works on: {', '.join(sweep.busy)}.")
     return " ".join(sentences)
 
 
@@ -341,7 +344,7 @@ def grouped(rows: dict[str, dict]) -> list[dict[str, dict]]:
 
 
 def _scores_section(folder: Path, rows: dict[str, dict]) -> Section:
-    """One table and its figures."""
+    """The section of some rows: a sentence, tables and figures."""
     first = next(iter(rows.values()))
     recipe, task = first["recipe"], vision.experiments.task_of(first["recipe"]["model"])
     what = recipe["data"] + ("" if task == "ml-csc" else f", {recipe['model']}")
@@ -373,7 +376,7 @@ def _answer(cells: "Sequence[Cell]") -> str:
 
 
 def section_name(rows: dict[str, dict]) -> str:
-    """Data, model and epochs, and a few characters that distinguish sections with equal names."""
+    """Data, model and epochs, and a few characters that make the name of a section unique."""
     recipe = next(iter(rows.values()))["recipe"]
     digest = min(rows).rpartition("-")[2]
     return f"{recipe['data']}-{recipe['model']}-{recipe['epochs']}-epochs-{digest[:4]}"
@@ -412,7 +415,7 @@ def _feature_tables(cells: "Sequence[Cell]") -> list[str]:
     ]
     if compared := [cell for cell in measured if cell.feature_differences]:
         parts += [
-            "Differences from gamma = 0, computed as for the scores:",
+            "Differences from the runs with gamma = 0, computed as for the scores:",
             _feature_table(compared, lambda cell: cell.feature_differences, _paired),
         ]
     return parts

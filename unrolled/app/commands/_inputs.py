@@ -31,7 +31,7 @@ _APART = 10  # a larger ratio between norms of atoms gives a warning
 
 
 def read_dictionary(path: Path, dtype: Any = np.float32) -> Operator:
-    """D from a file, read by `datasets.read_array` (entry D), in a dtype; None keeps the dtype.
+    """D from a file, read by `datasets.read_array` (entry D), in a dtype; if None, in its own.
 
     A complex matrix becomes a `dictionaries.Complex`.
 
@@ -65,7 +65,7 @@ def in_float32(array: np.ndarray, path: Path, first: int = 0, what: str = "row")
     """An array of a file, with signals or codes in its rows, cast to float32 for the commands.
 
     Args:
-        array: (rows, n).
+        array: an array of shape (rows, n).
         path: the file, for messages.
         first: the index of the first row in the file.
         what: the name of a row in messages.
@@ -117,7 +117,7 @@ def read_signals(
 
 
 def open_signals(path: Path, D: Operator | tuple[Operator, ...] | None = None) -> np.ndarray:
-    """Signals by `datasets.open_array`; complex signals of a complex D as `dictionaries.to_pairs`.
+    """Open signals by `datasets.open_array`; complex signals become `dictionaries.to_pairs`.
 
     Raises:
         ValueError: signals are integers, such as grey values; scale them first.
@@ -243,8 +243,8 @@ def numbers(text: str, kind: Callable[[str], Any] = float, must: str = "") -> tu
     """Numbers separated by commas; argparse prints the name of this function in messages.
 
     Args:
-        text: "1,2,3".
-        kind: int or float.
+        text: the numbers, such as "1,2,3".
+        kind: the type of the numbers, int or float.
         must: the start of the message if `text` has other contents.
     """
     try:
@@ -258,7 +258,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "selection": dict(
         choices=("correlation", "least_squares"),
         help="how omp chooses an atom: by its correlation with the residual, or by the residual "
-        "that it leaves",
+        "after least squares with the atom",
     ),
     "lam": dict(type=float, help="weight of the LASSO"),
     "ratio": dict(
@@ -278,10 +278,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "thetas": dict(type=numbers, metavar="A,B,...", help="thresholds, one for each layer"),
     "zeros": dict(type=int, help="number of zeros of every code between the layers, for holistic"),
-    "step": dict(
-        type=float, help="step size as a fraction of the largest, for ml_ista and ml_fista"
-    ),
-    "tol": dict(type=float, help="accuracy: duality gap; for omp the norm of the residual"),
+    "step": dict(type=float, help="fraction of the largest step size, for ml_ista and ml_fista"),
+    "tol": dict(type=float, help="accuracy: a duality gap; for omp, a norm of the residual"),
     "max_steps": dict(type=int, help="largest number of steps"),
 }
 
@@ -335,7 +333,9 @@ def nonzeros(D: Operator, X: ArrayLike) -> int:
 
 
 def residual_norms(Ds: Sequence[Operator], Y: ArrayLike, codes: Sequence[ArrayLike]) -> np.ndarray:
-    """norm(y) and then norm(y - D_1 ... D_j x_j) for every layer, (J + 1, signals), float64."""
+    """norm(y) and then norm(y - D_1 ... D_j x_j) for every layer, as a float64 array of
+    shape (J + 1, signals).
+    """
     Y = jnp.asarray(Y)
     norms = [norm(Y, 1)]
     for j, X in enumerate(codes, start=1):

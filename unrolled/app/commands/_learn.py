@@ -25,12 +25,17 @@ from unrolled.vision import datasets
 _METHODS = ("online", "ksvd", "mod")
 _PERIOD = 5.0  # seconds between two lines of progress
 _BATCH = 512
-_FIRST = 2000  # the first signals of a stream: their mean norm sets lam, figures show their codes
+# Signals at the start of a stream: lam comes from their mean norm, and figures show their codes.
+_FIRST = 2000
 # Files in the folder: the result, and the checkpoint from which an interrupted call continues.
 _DICTIONARY, _CHECKPOINT = "D.npy", "checkpoint.npz"
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
-    "signals": dict(type=Path, metavar="SIGNALS", help="(signals, m), as .npy or .npz (entry Y)"),
+    "signals": dict(
+        type=Path,
+        metavar="SIGNALS",
+        help="signals of shape (signals, m), as .npy or .npz (entry Y)",
+    ),
     "--atoms": dict(type=int, required=True, metavar="D", help="the number of atoms"),
     "--method": dict(choices=_METHODS, default="online", help="how D is learned (default online)"),
     "--output": dict(
@@ -48,7 +53,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "--sweeps": dict(
         type=int,
         default=None,
-        help="sweeps of ksvd and mod (default 20), or passes of online (default 1)",
+        help="number of sweeps of ksvd and mod (default 20), or of passes of online (default 1)",
     ),
     "--batch": dict(type=int, help=f"signals in a batch, for online (default {_BATCH})"),
     "--start": dict(
@@ -56,7 +61,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     ),
     "--shape": dict(
         metavar="HxW",
-        help="height and width of an atom in pictures (default: a square if m is one, else a row)",
+        help="height and width of an atom in pictures (default: a square if possible, else a row)",
     ),
     "--no-certificate": dict(action="store_true", help="skip the certificate"),
 }
@@ -121,7 +126,7 @@ def run(arguments: argparse.Namespace) -> None:
             "checkpoint": folder / _CHECKPOINT,
         }
         summary, data = _written(arguments, Y, shape, options, say)
-        (folder / _CHECKPOINT).unlink(missing_ok=True)  # the next call learns anew
+        (folder / _CHECKPOINT).unlink(missing_ok=True)  # the next call starts from the beginning
     show(arguments.json, data, summary.text())
 
 

@@ -28,7 +28,7 @@ from unrolled.app.studies import Overview
 
 RESULTS = "results.json"
 _DPI = 150
-_FEW = 3  # a constant column becomes a sentence in tables with at least so many rows
+_FEW = 3  # in tables with at least this many rows, a constant column becomes a sentence
 
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -128,7 +128,8 @@ def check_folder(folder: Path) -> None:
     """Make the folder, and check that it can be written before any work is done.
 
     Raises:
-        OSError: the folder cannot be made or written; NotADirectoryError if it is a file.
+        OSError: the folder cannot be made or written.
+        NotADirectoryError: a file has the name of the folder.
     """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder}: is a file; expected a folder to write into")
@@ -138,9 +139,9 @@ def check_folder(folder: Path) -> None:
 
 @contextmanager
 def output_folder(folder: Path) -> Iterator[None]:
-    """`check_folder` for a block, and lock the folder for this process.
+    """Check a folder by `check_folder`, and lock it for this process until the block ends.
 
-    When the block ends, new folders that are still empty are removed.
+    At the end of the block, new folders that are still empty are removed.
 
     Raises:
         ValueError: another process writes into the folder.
@@ -205,7 +206,7 @@ def write_report(
     drawn = {name: draw() for name, draw in figures.items()}
     for name, figure in drawn.items():
         write_figure(folder / name, figure)
-        figure.set_layout_engine("none")  # the figure has its layout: the page keeps it
+        figure.set_layout_engine("none")  # the page keeps the layout that the figure now has
     facts = {**machine, **settings}
     return write_html(folder, title, summary, sections, facts, list(drawn.values()))
 
@@ -237,7 +238,7 @@ def write_html(
     answers = [section.answer for section in sections if section.answer]
     if answers:
         shown.append(("What this is", summary.split("\n\n"), {}))
-    command = shlex.join(["unrolled", *sys.argv[1:]])  # as one types it
+    command = shlex.join(["unrolled", *sys.argv[1:]])  # as a user types it
     overview = sections[0].overview() if sections and sections[0].overview else None
     text = page(title, (answers or [summary])[0], shown, facts, command, overview)
     report = folder / "report.html"

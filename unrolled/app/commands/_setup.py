@@ -56,10 +56,10 @@ class Setup(NamedTuple):
     params: Any  # the start
     D: Dictionaries
     sample: Callable[..., Any]
-    validation: Batch | None  # signals to choose the best params by; None lets `fit` draw them
+    validation: Batch | None  # signals to choose the best params on; if None, `fit` draws them
     tested_on: Batch
     loss: Callable[..., jax.Array]
-    optimizer: Callable[..., optax.GradientTransformation]  # of the rate, or of its schedule
+    optimizer: Callable[..., optax.GradientTransformation]  # a function of the rate or schedule
     key: jax.Array
 
 
@@ -99,7 +99,7 @@ def _dictionary(config: Config) -> Dictionaries:
 def _problem(
     config: Config, D: Dictionaries, chosen_key: jax.Array, test_key: jax.Array, say: Say
 ) -> tuple[Samples, Batch | None]:
-    """The signals for training, for setting a start and for testing, and the validation signals."""
+    """The signals for training, for the start and for testing, and the validation signals."""
     if config.problem.signals != PLANTED:
         return _own_samples(config, D, say)
     problem = config.problem
@@ -118,7 +118,7 @@ _OTHER_WAYS = ("family", "start", "loss", "method", "codes")
 
 
 def settled(path: Path | None, flags: Mapping[str, Any], say: Say) -> Config:
-    """`load`, and set the options that depend on the signals: lam, and the method without codes.
+    """`load`, and set lam, and the method for signals without codes, from the signals.
 
     Raises:
         ConfigError: see `load`.
@@ -232,7 +232,7 @@ def _say_of_layer(say: Say, j: int, message: str) -> None:
 def _layer_start(
     section: ModelSection, problem: Samples, key: jax.Array, loss: Any, say: Say
 ) -> tuple[Layer, Unrolled]:
-    """The layer and its start: by `init`, by recipe, by theory for the sample, or calibrated.
+    """The layer and its start: from `init`, a recipe, theory for the sample, or calibration.
 
     If codes are not known, the calibration minimises the training loss.
     """
@@ -267,7 +267,7 @@ def _calibrated(layer: Layer, begun: list[Unrolled], problem: Samples, loss: Any
     by_loss = loss if X is None else None
     if len(begun) == 1:
         return analytic.calibrate(layer, begun[0], D, Y, X, loss=by_loss)
-    with checks.quiet():  # a start that calibration does not improve is no fault
+    with checks.quiet():  # it is not an error if calibration does not improve a start
         made = [analytic.calibrate(layer, params, D, Y, X) for params in begun]
     apply = jax.jit(jax.vmap(layer.apply, (None, None, 0)))
     errors = [np.nan_to_num(metrics.nmse(apply(params, D, Y), X), nan=np.inf) for params in made]

@@ -53,7 +53,7 @@ from unrolled.pursuit import lasso_objective
 
 CONFIG, SUMMARY, HISTORY, TABLE = "config.toml", "summary.json", "history.jsonl", "history.csv"
 _ALONE = Processes()
-_WORSE = 3  # the exit status if the codes are worse than zero codes or ISTA
+_WORSE = 3  # the exit status if the codes are worse than zero codes, or than ISTA's codes
 
 _TITLES = {
     "nmse": "NMSE, ratio of sums, dB",
@@ -70,12 +70,12 @@ class Summary(NamedTuple):
     """The final numbers of `unrolled train`."""
 
     config: Config
-    shape: tuple[tuple[int, ...], ...]  # of every D, of a complex one in complex numbers
+    shape: tuple[tuple[int, ...], ...]  # of every D; for a complex D, in complex numbers
     steps: int
     seconds: float
     best_step: int
-    # The losses at the "first" and at the "best" evaluation, of "zero" codes, and, if the model is
-    # a layer, of "ista" at its depth.
+    # The losses at the "first" and at the "best" evaluation, the loss of "zero" codes, and, if the
+    # model is a layer, the loss of "ista" at its depth.
     validation: dict[str, float]
     tested_on: int  # signals
     # By "start" and "learned", for every layer: measure -> number.
@@ -124,7 +124,7 @@ class Summary(NamedTuple):
         if not worse or self.config.layers[0].layer.guard is not None:
             return []
         lam = self.config.problem.lam
-        return [f"no signal has a code worse than zero with a guard: try --guard {lam:g}"]
+        return [f"with a guard, no signal has a code worse than zero: try --guard {lam:g}"]
 
     def answer(self) -> str:
         """The result of the training, in one sentence."""
@@ -166,7 +166,7 @@ class Summary(NamedTuple):
 def summarize(config: Config, ready: Setup, fit: training.Fit) -> Summary:
     """Judge the start and the best params of a run."""
     whole = fit.history.records
-    # The last stage of a curriculum counts.
+    # Only the last stage of a curriculum counts.
     records = [record for record in whole if record.stage == whole[-1].stage]
     best = min(records, key=lambda record: record.validation)
     lam, tested_on = config.problem.lam, ready.tested_on
@@ -191,9 +191,9 @@ def summarize(config: Config, ready: Setup, fit: training.Fit) -> Summary:
 def _judged(
     model: Model, params: Any, D: Dictionaries, Y: jax.Array, X: Any, lam: float
 ) -> list[dict[str, float]]:
-    """For every layer, the errors of the codes of test signals if true codes are known, and F.
+    """For every layer, the errors of test codes if true codes are known, and the objective.
 
-    F is the objective of the layer's LASSO, whose signal is the code of the layer before.
+    The objective is the LASSO of the layer, whose signal is the code of the layer before.
     """
     codes = apply_in_chunks(model.apply, params, D, Y)
     if isinstance(model, Layer):
@@ -227,9 +227,9 @@ def _errors(x: jax.Array, X: jax.Array) -> dict[str, Any]:
 def logger(folder: Path, started: Callable[[], None]) -> Callable[..., None]:
     """A callback of `fit` that appends one line per evaluation.
 
-    The history keeps evaluations of an earlier run before the step of the first new evaluation. The
-    callback replaces the earlier history, and calls `started`, at the first evaluation. By then
-    `fit` has locked the checkpoints, so a second run in the same folder changes nothing.
+    At its first call, the callback removes from an earlier history the evaluations at this step or
+    later, and calls `started`. By then `fit` has locked the checkpoints, so a second run in the
+    same folder changes nothing.
     """
     path = folder / HISTORY
     before: list[dict[str, Any]] | None = read_history(path)
@@ -291,7 +291,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         type=int,
         default=300,
         metavar="S",
-        help="time limit for the other processes, s (default 300)",
+        help="seconds to wait for the other processes (default 300)",
     ),
     "--resume": dict(action="store_true", help="continue the run in the folder of --output"),
 }
@@ -305,13 +305,14 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         run,
         _ARGUMENTS,
         help="train a layer or a chain, configured by a TOML file and flags",
-        description="Train a layer, and write its weights, the history and checkpoints into a run "
-        "folder.\nSignals without codes train lfista_cp by one recipe, unless you give a family, "
-        "a start,\na loss or a method. The exit status is 3 if the best codes are worse than zero "
-        "codes, or\nthan codes of ISTA of the same depth, on the validation signals.\n"
-        "Set any option below in the TOML file, under its heading, or as a flag; a flag overrides "
-        "the file.\nTo train a chain, write a table [[model]] for each layer, and a list of files "
-        "as dictionary.",
+        description="Train a layer, and write its weights, the history and checkpoints into a run\n"
+        "folder. On signals without codes the command trains lfista_cp by one recipe, unless you\n"
+        "give a family, a start, a loss or a method. The exit status is 3 if the best codes are\n"
+        "worse than zero codes, or than codes of ISTA of the same depth, on the validation\n"
+        "signals.\n"
+        "Set any option below in the TOML file, under its heading, or as a flag; a flag overrides\n"
+        "the file. To train a chain, write a table [[model]] for each layer, and a list of files\n"
+        "as the dictionary.",
         epilog="examples:\n  unrolled train run.toml --output run\n"
         "  unrolled train --dictionary D.npy --signals Y.npy --output run\n"
         "  unrolled train --family lista_cp --depth 10 --loss log_nmse --steps 500 --output run\n"
@@ -323,7 +324,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     for option in all_options().values():
         if option.section not in groups:
             groups[option.section] = parser.add_argument_group(f"[{option.section}]")
-        if option.name != "seed":  # which all commands share
+        if option.name != "seed":  # all commands share the seed
             option.add_flag(groups[option.section])
     parser.set_defaults(before=joined)
     return parser
@@ -375,7 +376,7 @@ def train(
     prepared = processes.on_all(lambda: setup(config, say), first_alone=True)
     ready = prepared or setup(config, say)  # process 0 may have made the codes for all
     mesh = _mesh(config.training, processes)
-    for line in chosen:  # only now, because the files fit
+    for line in chosen:  # only now, when `setup` has found that the files fit
         say(line)
     before = " after its trials" if config.training.method == UNSUPERVISED else ""
     say(f"training {config.training.steps} steps{before}")
@@ -477,7 +478,7 @@ def _trained(
 
     def started():  # the steps of a resumed run may have grown
         if differences(load(folder / CONFIG, {}), config):
-            (folder / WEIGHTS).unlink(missing_ok=True)  # the weights of the run's former end
+            (folder / WEIGHTS).unlink(missing_ok=True)  # the weights of the earlier, shorter run
         write_text(folder / CONFIG, to_toml(config))
 
     problem: Any = (ready.model, ready.params, ready.D, ready.sample)
