@@ -47,7 +47,7 @@ _ADVICE = "no program in a file can; try `pursuit.lasso`, or a layer"
 class Exported(Result):
     """A solver read from a file."""
 
-    # signals (n, m) -> codes (n, d), or a tuple of codes; complex ones where D is complex
+    # signals (n, m) -> codes (n, d), or a tuple of codes; codes of a complex D are complex
     run: Callable[[ArrayLike], Any]
     manifest: dict[str, Any]  # the description in the file: model, shapes, hashes, versions
 
@@ -72,19 +72,21 @@ def save(
 
     The program takes and returns real numbers, which every runtime supports. For a complex D,
     signals and codes are pairs of real numbers, as from `dictionaries.to_pairs`: pass
-    Y.view("float32"), and np.asarray(X).view("complex64") are the complex codes. For a `Joint`,
-    signals and codes are flat: pass Y.reshape(n, -1). A solver from `load` takes and returns both
-    forms.
+    `Y.view("float32")` to the program, and convert its result X to complex codes by
+    `np.asarray(X).view("complex64")`. For a `Joint`, signals and codes are flat: pass
+    `Y.reshape(n, -1)`. A solver from `load` takes and returns both forms.
 
     Args:
         path: the file to write; an existing file is replaced in one move.
-        model: a layer, a network, or a pursuit `f(D, y, **options)` whose result has `x` or `xs`.
+        model: a layer, a network, or a pursuit `f(D, y, **options)` whose result has a field `x` or
+            `xs`.
         params: params of the model; for a pursuit its options as a dict, or None.
-        D: (m, d), plain or structured; a tuple for a network or a multi-layer pursuit.
-        platforms: platforms of jax that should run the program.
+        D: the dictionary, of shape (m, d), plain or structured; a tuple for a network or a
+            multi-layer pursuit.
+        platforms: platforms of jax on which the program should run.
 
     Returns:
-        the absolute path.
+        The absolute path.
 
     Raises:
         ImportError: flatbuffers is not installed.
@@ -94,8 +96,8 @@ def save(
         ValueError: params do not fit, or a platform lacks an operation of the program.
         OSError: the file cannot be written.
 
-    Not claimed: equal bits on other platforms or under other versions of jax. jax guarantees to run
-    a program for six months after it was written.
+    Not claimed: equal bits on other platforms or under other versions of jax. jax guarantees that a
+    program runs for six months after it was written.
 
     Example:
         >>> import tempfile, pathlib
@@ -185,7 +187,7 @@ def load(path: str | Path) -> Exported:
 
 
 def _form(D: Any) -> dict[str, Any] | None:
-    """The form of signals and codes of D that is not flat; None if D has only flat codes.
+    """The form of signals and codes of D if it is not flat; None if D has only flat codes.
 
     Example:
         >>> D = ur.dictionaries.Complex.of(jnp.ones((3, 4)))
@@ -227,7 +229,7 @@ def _codes(call: Callable[[Any], Any], m: int, dtype: str, Y: ArrayLike) -> Any:
     with jax.enable_x64(True) if dtype == "float64" else nullcontext():
         # The call puts arrays of the host on the device, faster than a copy here.
         rows = (jnp if isinstance(Y, jax.Array) else np).asarray(rows, jnp.dtype(dtype))
-        if not len(rows):  # for the program n is at least 1
+        if not len(rows):  # the program requires that n is at least 1
             return jax.tree.map(lambda x: x[:0], call(np.zeros((1, m), rows.dtype)))
         return call(rows)
 
@@ -297,7 +299,7 @@ def _check_flatbuffers(where: str) -> None:
 
 
 def _checked_platforms(platforms: Sequence[str], where: str) -> tuple[str, ...]:
-    """Check the platforms that a caller gives."""
+    """The platforms as a tuple; raise ValueError if a platform is unknown."""
     names = (platforms,) if isinstance(platforms, str) else tuple(platforms)
     if not names or set(names) - set(PLATFORMS):
         raise ValueError(

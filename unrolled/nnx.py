@@ -36,7 +36,7 @@ class Module(nnx.Module):
     Args:
         model: a layer or a network.
         params: params of the model, from `init`, `analytic` or training; a tuple for a network.
-        D: (m, d), plain or structured; a tuple for a network.
+        D: the dictionary, of shape (m, d), plain or structured; a tuple for a network.
         learn_dictionary: if True, D is trained too.
 
     Raises:
@@ -76,10 +76,10 @@ class Module(nnx.Module):
         """The codes of one signal or of a batch.
 
         Args:
-            y: (..., m).
+            y: an array of shape (..., m).
 
         Returns:
-            (..., d); for a network a tuple with one such array for each block.
+            An array of shape (..., d); for a network a tuple with one such array for each block.
         """
         params, D = self._whole()
         apply = partial(self.model.apply, params, D)
@@ -106,7 +106,7 @@ class Module(nnx.Module):
         return bool(jax.tree.leaves(self.trained.D))
 
     def _hold(self, whole: Trained) -> None:
-        """Set the trained leaves from params and a D."""
+        """Set the trained leaves to the params and D of `whole`."""
 
         def take(variable, value):
             if variable is not None:
@@ -130,23 +130,24 @@ def _values(tree: Any) -> Any:
 def fit(model: nnx.Module, sample: Any, **options: Any) -> Fit:
     """Train an nnx model in place by `training.fit`, with its guards, checkpoints and warnings.
 
-    `fit` trains the nnx.Params. Steps also update other variables, such as batch statistics;
-    evaluations use `model.eval()`. At the end the model has the variables of the smallest
-    validation loss. `fit` trains a `Module` bit for bit as `training.fit` trains its layer, and
-    keeps unit atoms in the D that the `Module`, or a `Module` inside the model, learns.
+    `fit` trains the nnx.Params. Training steps also update other variables, such as batch
+    statistics; evaluations use `model.eval()`. At the end the model has the variables of the
+    smallest validation loss. For a `Module`, the result has the same bits as the result of
+    `training.fit` for its layer. If a `Module`, also one inside the model, learns D, `fit` keeps
+    the atoms of D at norm 1.
 
     Args:
         model: a `Module`, or any other nnx.Module that takes a batch Y.
         sample: `sample(key) -> (Y, X)`, the input and the desired output; or arrays, as in
-            `training.fit`. If batches are not (n, m), pass a sampler.
+            `training.fit`. If the inputs of a batch do not have shape (n, m), pass a sampler.
         options: options of `training.fit`: `optimizer`, `steps`, `key`, `loss`, `validation`,
             `evaluate_every`, `patience`, `checkpoint`, `callbacks`, `log`, `progress`; for a
             `Module` also `trainable`, `accumulate`, `mesh` and `reduction`. `loss(codes, X, D, Y)`
             gets the output of the model as `codes[-1]`, and None for D.
 
     Returns:
-        Fit, whose `params` and `best` are an nnx.State each and whose D is None; for a `Module` the
-        result of `training.fit`.
+        Fit, whose `params` and `best` are instances of nnx.State and whose D is None; for a
+        `Module` the result of `training.fit`.
 
     Warns:
         UserWarning: training changes nothing; for a `Module`, the warnings of `training.fit`.

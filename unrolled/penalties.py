@@ -38,12 +38,12 @@ class Penalty:
 
     so large parts pass unshrunk. The minimax concave penalty is not convex: duals, gaps and
     pursuits have no bend. Below, a code has length d and n = d / block parts; lam and theta are one
-    number, or have shape (d,) and are equal within a part.
+    number, or arrays of shape (d,) whose entries are equal within a part.
 
     Attributes:
         block: the number of entries of a part, `block` of a dictionary.
-        nonnegative: whether codes are x >= 0, which requires parts of one entry.
-        bend: the size, in thresholds, from which a part passes unshrunk; above 1.
+        nonnegative: whether codes satisfy x >= 0, which requires parts of one entry.
+        bend: the size, in thresholds, from which a part passes unshrunk; it is above 1.
 
     Raises:
         TypeError: block is not an integer, or `nonnegative` is not a bool.
@@ -79,29 +79,30 @@ class Penalty:
             raise ValueError(f"Penalty: bend must be above 1, got {self.bend}")
 
     def of(self, D: Dictionary) -> "Penalty":
-        """The same penalty, with the parts of codes of D."""
+        """The same penalty, for parts as in the codes of D."""
         return self if block_of(D) == self.block else replace(self, block=block_of(D))
 
     def parts(self, v: Array) -> Array:
-        """The entries of the parts, (n, block)."""
+        """The entries of the parts, as an array of shape (n, block)."""
         return v.reshape(-1, self.block)
 
     def entries(self, values: Array) -> Array:
-        """Values of the parts, (n,), repeated for each entry, (d,)."""
+        """Repeat the values of the parts, an array of shape (n,), for each of the d entries."""
         return jnp.repeat(values, self.block) if self.block > 1 else values
 
     def of_parts(self, values: Array) -> Array:
-        """One value per part, (n,), from values equal within a part, (d,); a number stays
-        unchanged.
+        """One value per part, from an array of shape (d,) that is constant within a part.
+
+        The result has shape (n,); a number stays unchanged.
         """
         return self.parts(values)[:, 0] if self.block > 1 and values.ndim else values
 
     def sums(self, v: Array) -> Array:
-        """The sums of the entries of each part, (n,)."""
+        """The sum of the entries of each part, an array of shape (n,)."""
         return jnp.sum(self.parts(v), 1) if self.block > 1 else v
 
     def sizes(self, v: Array) -> Array:
-        """|v_i|, (n,)."""
+        """|v_i| for each part, an array of shape (n,)."""
         return norm(self.parts(v), 1) if self.block > 1 else jnp.abs(v)
 
     def dual_sizes(self, g: Array) -> Array:
@@ -109,11 +110,11 @@ class Penalty:
         return relu(g) if self.nonnegative else self.sizes(g)
 
     def support(self, x: Array) -> Array:
-        """Whether each entry belongs to a nonzero part, (d,)."""
+        """Whether each entry belongs to a nonzero part, an array of shape (d,)."""
         return self.entries((self.parts(x) != 0).any(1)) if self.block > 1 else x != 0
 
     def directions(self, x: Array) -> Array:
-        """The gradient of sum |x_i|, x_i / |x_i| where x_i is not 0, and 0 elsewhere, (d,)."""
+        """The gradient of sum |x_i|, of shape (d,): x_i / |x_i|, or 0 where x_i is 0."""
         if self.block == 1:
             return jnp.sign(x)
         parts = self.parts(x)
@@ -123,7 +124,7 @@ class Penalty:
         return jnp.where(zero, 0, parts / jnp.where(zero, 1, sizes)).reshape(-1)
 
     def value(self, x: Array, lam: ArrayLike) -> Array:
-        """sum_i lam_i |x_i|, or the minimax concave penalty, ()."""
+        """sum_i lam_i |x_i|, or the minimax concave penalty, as an array of shape ()."""
         sizes = self.sizes(x)
         if self.bend < math.inf:
             # lam size - size^2 / (2 bend), as a product that stays in the range.
@@ -149,8 +150,8 @@ class Penalty:
         .. math:: x_i = v_i / |v_i| \, (\rho(|v_i| - \theta_i) - \rho(-|v_i| - \theta_i)).
 
         `activations.select_support` says which entries pass unshrunk; parts with the largest sizes
-        pass. With a bend, the map is the firm threshold, min(bend / (bend - 1) |x_i|, |v_i|) in the
-        direction of x_i.
+        pass. With a bend, the map is the firm threshold: it keeps the direction of x_i and changes
+        its size to min(bend / (bend - 1) |x_i|, |v_i|).
         """
         if self == L1:
             if fraction is None:
@@ -187,13 +188,13 @@ class Penalty:
         return self.block == 1 and self.bend == math.inf
 
     def divergence(self, u: Array, x: Array) -> Array:
-        r"""The trace of the derivative of x = shrink(u, theta) with ReLU, ().
+        r"""The trace of the derivative of x = shrink(u, theta) with ReLU, an array of shape ().
 
         .. math:: \sum_{x_i \ne 0} (a_i + (block - 1) |x_i| / |u_i|),
 
-        where a_i = 1, or bend / (bend - 1) for a part that the bend changes, |x_i| < |u_i|. If
-        parts are single entries and there is no bend, the trace is the number of nonzeros. The
-        trace carries no gradient.
+        where a_i = 1, but a_i = bend / (bend - 1) for a part that the bend changes, that is, if
+        |x_i| < |u_i|. If parts are single entries and there is no bend, the trace is the number of
+        nonzeros. The trace carries no gradient.
         """
         if self.counts:
             return jnp.sum(x != 0, dtype=x.dtype)
@@ -206,7 +207,7 @@ class Penalty:
         return lax.stop_gradient(jnp.sum(terms))
 
     def within(self, g: Array, lam: Array) -> Array:
-        """The point nearest to g whose dual sizes are at most lam, (d,)."""
+        """The point nearest to g with dual sizes of at most lam, an array of shape (d,)."""
         if self.nonnegative:
             return jnp.minimum(g, lam)
         if self.block == 1:
@@ -216,7 +217,7 @@ class Penalty:
         return g * self.entries(jnp.where(over, lam / jnp.where(over, sizes, 1), 1))
 
     def excess(self, x: Array, g: Array, lam: Array, s: ArrayLike = 1) -> Array:
-        """lam_i |x_i| - s x_i . g_i, (n,); not negative if lam bounds the dual sizes of s g."""
+        """lam_i |x_i| - s x_i . g_i for each part; not negative if lam bounds the sizes of s g."""
         return self.of_parts(lam) * self.sizes(x) - self.sums(jnp.asarray(s * x * g))
 
 
@@ -226,7 +227,7 @@ NONNEGATIVE = Penalty(nonnegative=True)  # the sum of x_i, over x >= 0
 
 @program("activation")
 def _shrink_parts(v: Array, theta: Array, activation: Callable[[Array], Array]) -> Array:
-    """The parts v, (n, g), shrunk by theta, () or (n,)."""
+    """The parts v, of shape (n, g), shrunk by theta, of shape () or (n,)."""
     theta = jnp.broadcast_to(theta, v.shape[:1])[:, None]
     if activation == relu:
         return _soft_parts(v, theta)
@@ -242,9 +243,9 @@ def _shrink_parts(v: Array, theta: Array, activation: Callable[[Array], Array]) 
 
 @jax.custom_jvp
 def _soft_parts(v: Array, theta: Array) -> Array:
-    """(1 - theta / |v_i|) v_i, or 0 where |v_i| <= theta, for v (n, g) and theta (n, 1)."""
+    """(1 - theta / |v_i|) v_i, or 0 where |v_i| <= theta, for v of shape (n, g)."""
     size = norm(v, 1)[:, None]
-    under = size <= theta  # not of nan
+    under = size <= theta  # False for nan
     return jnp.where(under, jnp.zeros_like(v), v * ((size - theta) / jnp.where(under, 1, size)))
 
 

@@ -56,20 +56,20 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     Data frames are accepted, and with `set_output` the codes are data frames. Three features of
     scikit-learn are missing: sparse matrices (pass `X.toarray()`); `n_jobs` (one compiled program
     codes all samples, with the threads of the processor); `transform` before `fit` (`fit` checks
-    the options, and solves nothing for a pursuit).
-    The option `positive_code` is named `nonnegative` here.
+    the options, and solves nothing for a pursuit). The option `positive_code` is named
+    `nonnegative` here.
 
     Codes are computed in the dtype of X, float32 or float64, and have this dtype.
 
     Samples are real numbers: complex X is refused, as scikit-learn requires of estimators. With a
-    `dictionaries.Complex` D, samples and codes are pairs of real numbers: if C are the codes of X =
-    to_pairs(Z), then from_pairs(C) are the codes of the complex Z. With a `Joint`, samples are
-    flat, (n_samples, m g).
+    `dictionaries.Complex` D, samples and codes are pairs of real numbers: if C are the codes of
+    `X = to_pairs(Z)`, then `from_pairs(C)` are the codes of the complex Z. With a `Joint` of g
+    measurements, samples are flat, of shape (n_samples, m g).
 
     Args:
-        dictionary: D, (n_features, n_components), an array or a structured dictionary; a tuple
-            (D_1, ..., D_J) for deep pursuits and networks, whose features are the last codes. None
-            is the identity: a placeholder that keeps the features.
+        dictionary: D, an array or a structured dictionary of shape (n_features, n_components); a
+            tuple (D_1, ..., D_J) for deep pursuits and networks, whose features are the last codes.
+            If None, D is the identity, a placeholder with one atom per feature.
         method: the name of a pursuit; the name of a family of layers, together with `depth`; or a
             layer or a network.
         depth: number of steps; if given, `method` is the name of a family of layers.
@@ -96,7 +96,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         options_: the given options of the pursuit or the family.
         params_: the params of the layer or network, None for a pursuit.
         n_components_: the number of atoms.
-        components_: D', (n_components, n_features), for a single dictionary.
+        components_: D', of shape (n_components, n_features), if there is a single dictionary.
         split_sign_: the value of `split_sign` at `fit`.
 
     Warns:
@@ -192,7 +192,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     @property
     def components_(self) -> np.ndarray:
-        """The atoms in rows, (n_components, n_features), as in scikit-learn."""
+        """The atoms in the rows of an array (n_components, n_features), as in scikit-learn."""
         if len(self.dictionary_) > 1:
             raise AttributeError(
                 f"{_NAME}: components_ is for one dictionary, got {len(self.dictionary_)}"
@@ -200,7 +200,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return np.asarray(self.dictionary_[0]).T
 
     def transform(self, X: Any) -> np.ndarray:
-        """The codes of the samples, (n_samples, n_components)."""
+        """The codes of the samples, of shape (n_samples, n_components); see `split_sign`."""
         codes = self._codes_of(X)
         return _split(codes) if self.split_sign_ else codes
 
@@ -224,13 +224,14 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def certify(
         self, X: Any, *, finish: int = 3, lam: Any = None
     ) -> CodeCertificate | LassoCertificate:
-        """Prove the codes of the samples, for a single dictionary.
+        """Compute the codes of the samples, and certify them, for a single dictionary.
 
-        `theory.certify_lasso` proves codes of a LASSO pursuit, for the pursuit's penalty, and codes
-        of a layer, for the penalty lam. `theory.certify_code` proves other codes. In its result,
-        `x` has the codes after least squares on their supports and at most `finish` steps of
-        subspace pursuit, and `certified(X)` says which codes are proved to be the only codes of
-        least l1 norm. `certify` refuses what these two functions refuse, such as codes in parts.
+        If lam is given, or the method is a LASSO pursuit, which has a penalty,
+        `theory.certify_lasso` certifies the codes. `theory.certify_code` certifies all other codes.
+        In its result, `x` has the codes after least squares on their supports and at most `finish`
+        steps of subspace pursuit, and `certified(X)` says which codes are proved to be the only
+        codes of least l1 norm. `certify` raises the errors of these two functions, for example for
+        codes in parts.
         """
         codes, X = self._codes_of(X), np.asarray(X)
         if len(self.dictionary_) > 1:
@@ -243,7 +244,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return certify_code(D, X, codes, finish=finish)
 
     def inverse_transform(self, X: Any) -> np.ndarray:
-        """The signals D x of codes, (n_samples, n_features)."""
+        """The signals D x of codes, of shape (n_samples, n_features)."""
         check_is_fitted(self, "dictionary_")
         X = _joined(X, self.n_components_, self.split_sign_, _NAME)
         with jax.enable_x64(True):
@@ -253,7 +254,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             return np.asarray(signals)
 
     def restore(self, X: Any) -> np.ndarray:
-        """The denoised samples D x, (n_samples, n_features)."""
+        """The denoised samples D x, of shape (n_samples, n_features)."""
         return self.inverse_transform(self.transform(X))
 
     def _without_rounding(self, X: np.ndarray) -> np.ndarray:
@@ -288,7 +289,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return Ds
 
     def _options(self) -> dict[str, Any]:
-        """The options that are given."""
+        """The options that are given, by name."""
         parameters = {name: getattr(self, name) for name in _OPTIONS}
         options = {name: value for name, value in parameters.items() if value is not None}
         if self.method == "omp" and not {"sparsity", "tol"} & set(options):
@@ -334,7 +335,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return params
 
     def _codes(self, Ds: Any, params: Any, Y: np.ndarray) -> tuple[Any, int]:
-        """The last codes, and how many of them miss their tolerance."""
+        """The last codes, and how many of these codes miss their tolerance."""
         if isinstance(self.method_, str):
             pursued = pursue(self.method_, Ds, Y, self.options_)
             return pursued.codes[-1], pursued.missed
@@ -363,7 +364,7 @@ def _joined(X: Any, d: int, split: bool, where: str) -> np.ndarray:
 
 
 def _seed(random_state: Any) -> Any:
-    """The seed or the key; for a RandomState, or None (the global RandomState), a drawn number."""
+    """The seed or key; for a RandomState, or None (the global RandomState), a drawn seed."""
     if random_state is None or isinstance(random_state, np.random.RandomState):
         return check_random_state(random_state).randint(np.iinfo(np.int32).max)
     return random_state
@@ -399,14 +400,14 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             `omp`. If None, the sparsity is a tenth of the number of features, at least 1.
         sweeps: number of sweeps of "ksvd" and "mod", or of passes of "online" over the samples.
         batch_size: number of samples in a batch of "online".
-        start: "data", "dct", or a D, (n_features, n_components).
+        start: "data", "dct", or a dictionary of shape (n_features, n_components).
         random_state: the seed: an int, a RandomState that draws the seed, or None for a new seed at
             each `fit`.
         split_sign: if True, a code x becomes the features max(x, 0) and max(-x, 0), twice as many.
 
     Attributes:
-        dictionary_: D, (n_features, n_components).
-        components_: D', (n_components, n_features).
+        dictionary_: D, of shape (n_features, n_components).
+        components_: D', of shape (n_components, n_features).
         learned_: the `dictionary_learning.Learned`, with the history.
         n_components_: the number of atoms.
         lam_, sparsity_: the values in use; None for methods without this option.
@@ -454,7 +455,7 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         """Learn the dictionary."""
         X = _samples(self, X, reset=True)
         self._choose(X)
-        if (d := self.n_components_) > len(X):  # with several passes a stream has enough samples
+        if (d := self.n_components_) > len(X):  # `online` itself would accept several passes
             raise ValueError(
                 f"DictionaryLearner: {d} atoms for {len(X)} samples; expected at most as many"
             )
@@ -475,7 +476,7 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     @available_if(_is_online)
     def partial_fit(self, X: Any, y: Any = None) -> "DictionaryLearner":
-        """Continue with the samples of one batch; the first batch needs `n_components` samples."""
+        """Continue with one batch of samples; the first batch needs at least `n_components`."""
         first = not hasattr(self, "learned_")
         if not first and self.lam_ is None:
             raise ValueError("DictionaryLearner: learned by another method; expected fit first")
@@ -490,19 +491,19 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return self
 
     def transform(self, X: Any) -> np.ndarray:
-        """The codes of the samples, (n_samples, n_components)."""
+        """The codes of the samples, of shape (n_samples, n_components); see `split_sign`."""
         check_is_fitted(self, "dictionary_")
         codes = self._codes_of(_samples(self, X, reset=False))
         return _split(codes) if self.split_sign_ else codes
 
     def inverse_transform(self, X: Any) -> np.ndarray:
-        """The signals D x of codes, (n_samples, n_features)."""
+        """The signals D x of codes, of shape (n_samples, n_features)."""
         check_is_fitted(self, "dictionary_")
         X = _joined(X, self.n_components_, self.split_sign_, "DictionaryLearner")
         return X @ self.components_.astype(X.dtype)
 
     def restore(self, X: Any) -> np.ndarray:
-        """The denoised samples D x, (n_samples, n_features)."""
+        """The denoised samples D x, of shape (n_samples, n_features)."""
         return self.inverse_transform(self.transform(X))
 
     @property

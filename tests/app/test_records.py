@@ -238,8 +238,8 @@ def test_atoms_of_any_norm_start_with_the_params_of_unit_atoms_scaled_back():
     theta, W = np.asarray(p.steps.theta)[:, None], np.asarray(p.shared.W)
     np.testing.assert_allclose(q.steps.theta, theta / norms, rtol=1e-4)
     np.testing.assert_allclose(q.shared.W, W / norms, rtol=1e-4)
-    assert other.remark == f"{one.remark} The atoms were normalised for the theory and the " + (
-        "params scaled back."
+    assert other.remark == f"{one.remark} The atoms were normalised for the theory, and the " + (
+        "params were scaled back."
     )
     assert (other.caution, other.covered) == (one.caution, one.covered)
 
@@ -428,7 +428,7 @@ def test_methods_beside_each_other_are_classical_analytic_calibrated_and_learned
         assert {f"{title}, before training", f"{title}, learned"} <= set(seconds)
     assert methods["omp"] == "of omp"
     assert (caution, covered) == (theory.caution, theory.covered)
-    assert remarks[0] == "ISTA uses lam = 0.1, FISTA lam = 0.1."
+    assert remarks[0] == "ISTA uses lam = 0.1, FISTA uses lam = 0.1."
     missed = "2 codes miss their tolerance; "
     missed += "10 signals are negligible next to the largest: coded as zero"
     assert remarks[1:3] == [f"omp: sparsity = 2; {missed}.", theory.remark]

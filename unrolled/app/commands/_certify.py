@@ -92,7 +92,8 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     ),
     "--entries": dict(
         action="store_true",
-        help="also compute the weights with the smallest entries, which takes many times longer",
+        help="also compute the weights with the smallest entries (Definition 8), which takes many "
+        "times longer",
     ),
     "--figure": dict(type=Path, metavar="PNG", help="save a picture of D'D and W'D"),
     "--code": dict(

@@ -51,11 +51,11 @@ class DictionaryReport(Result):
     rank: int  # numerical rank
     mu: float  # mutual coherence
     welch: float  # the Welch bound on mu
-    generalized: tuple[float, float]  # mu~ from below and from above
+    generalized: tuple[float, float]  # a lower and an upper bound on mu~
     admissible: dict[str, int]  # largest sparsity of unique codes, by mu, babel and mu~
     table: analytic.WeightsTable  # guarantees of each kind of weights
     activation: theory.ActivationSchedule | None  # guarantees with an activation
-    cnn: realize.CnnSize | None  # with the steps in which the best weights reach the tolerance
+    cnn: realize.CnnSize | None  # the network that reaches the tolerance, as a CNN
 
     def text(self) -> str:
         """The report as lines of text."""
@@ -93,8 +93,8 @@ class DictionaryReport(Result):
             )
         if self.cnn is not None:
             rest.append(
-                f"the minimax network to an error of {self.table.tolerance:g} as a CNN of kernel "
-                f"size {_KERNEL_SIZE}: {self.cnn.depth} convolutional layers with "
+                f"as a CNN of kernel size {_KERNEL_SIZE}, the minimax network that reaches an "
+                f"error of {self.table.tolerance:g} has {self.cnn.depth} convolutional layers with "
                 f"{self.cnn.n_weights:,} weights"
             )
         return head, rest
@@ -122,7 +122,7 @@ class DictionaryReport(Result):
 class ChainReport(Result):
     """The certificate of a chain, with the minimax weights of every layer."""
 
-    sparsities: tuple[int, ...]  # of every layer
+    sparsities: tuple[int, ...]  # s of every layer
     unique: dict[str, theory.Uniqueness]  # by mu and by mu~
     stability: theory.Stability  # the errors per unit of noise in the signal
     plan: theory.Plan  # the steps of every layer
@@ -199,7 +199,7 @@ class Report(Result):
         return [part for layer in self.layers for part in layer.parts()] + chain
 
     def answer(self) -> str:
-        """How many nonzeros are admissible, for a chain in every layer."""
+        """The number of admissible nonzeros; for a chain, in every layer."""
         largest = [max(layer.admissible.values()) for layer in self.layers]
         if self.chain is None:
             return (
@@ -215,7 +215,7 @@ class Report(Result):
         return screen(self.text().splitlines())
 
     def table(self, form: str = "markdown") -> Any:
-        """A row for every kind of weights of every dictionary, as in `compare.Comparison.table`."""
+        """A row for each kind of weights of each D, in the forms of `compare.Comparison.table`."""
         records = [
             {"dictionary": j, "m": of.m, "d": of.d, "rank": of.rank, "mu": of.mu, **row}
             for j, of in enumerate(self.layers, start=1)
@@ -255,21 +255,21 @@ def dictionary_report(
 ) -> Report:
     """Certify a dictionary, or a chain and each of its dictionaries.
 
-    The report has the coherence and the unique sparsity of D, and, for W = D, the closed form and
-    the minimax weights, the contraction and the steps to a tolerance. For a chain the report also
-    has uniqueness, stability and a plan of all layers. The function runs in float64, on the host,
-    and solves a linear program per atom.
+    The report has the coherence of D and the sparsity up to which codes are unique. For three kinds
+    of weights, W = D, the closed form and the minimax weights, it has the contraction and the steps
+    to a tolerance. For a chain the report also has uniqueness, stability and a plan of all layers.
+    The function runs in float64, on the host, and solves a linear program per atom.
 
     Args:
-        D: (m, d) with unit atoms; for a chain a tuple or list.
+        D: a dictionary of shape (m, d) with unit atoms; for a chain a tuple or list.
         sparsity: s, the number of nonzeros of a code, for a chain one per layer; if None, the
             largest admissible s.
         bound: B, the largest magnitude of an entry of a code.
         noise: the largest l1 norm of the noise in a signal.
         tolerance: l1 error to reach.
         activation: if given, also certify this activation instead of ReLU.
-        entries: also compute the weights with the smallest entries (Definition 8): many times
-            slower.
+        entries: whether to compute also the weights with the smallest entries (Li, Feng, Zhou 2024,
+            Definition 8), which takes many times longer.
         say: receives the number of linear programs solved so far.
 
     Returns:
@@ -298,7 +298,7 @@ def dictionary_report(
     if rho is activations.relu:  # by itself `relu` selects another schedule
         rho = activations.scale(rho, 1.0)
     request = Request(sparsities, bound, noise, tolerance, rho, entries)
-    with jax.enable_x64(True), checks.quiet(analytic.HypothesisWarning):  # the report says so
+    with jax.enable_x64(True), checks.quiet(analytic.HypothesisWarning):  # the report has it
         Ds = tuple(D if D.dtype == np.float64 else theory.in_float64(D) for D in Ds)
         layers = tuple(
             _layer(
@@ -418,7 +418,7 @@ class WeightsCertificate(Result):
     noise: float  # the largest l1 norm of the noise in a signal
     tolerance: float  # the l1 error to reach
     certificates: tuple[theory.Certificate, ...]  # one per layer
-    block: int = 1  # entries of a part of the code of the first layer; if several, noise is in l2
+    block: int = 1  # entries of a part of a code of layer 1; if several, the noise is in l2
 
     def text(self) -> str:
         """A table, one column per layer."""

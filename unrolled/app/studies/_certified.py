@@ -45,7 +45,7 @@ class CertifiedRun(Result):
     """The guarantee of weights for s nonzeros, and the measured errors if the guarantee holds."""
 
     weights: str  # the kind of weights
-    sparsity: int  # s, the nonzeros
+    sparsity: int  # s, the number of nonzeros
     mu_W: float
     schedule: theory.Schedule  # thresholds and certified errors
     measured: np.ndarray  # largest l1 error, from step 0; empty without a guarantee
@@ -61,7 +61,7 @@ class CertifiedRegime(Result):
     """The study of all kinds of weights, each at the most nonzeros that theory certifies."""
 
     shape: tuple[int, ...]  # of D
-    depth: int  # K, the steps
+    depth: int  # K, the number of steps
     largest: dict[str, int]  # weights -> the most nonzeros that they certify
     common: int  # the most nonzeros that W = D or the closed form certifies
     runs: tuple[CertifiedRun, ...]  # empty if not even one nonzero is certified
@@ -76,10 +76,10 @@ class CertifiedRegime(Result):
         return [
             "The same dictionary, and codes with nonzeros of magnitude at most 1. Theory certifies "
             f"at most {self.common} nonzeros for W = D and the closed form, and at most "
-            f"{self.largest['minimax W']} for the minimax weights of the linear programs (Welch's "
-            f"bound allows no dictionary of this size more than {welch}). LISTA-CP with thresholds "
-            f"from Theorem 12 runs {self.depth} steps on {_SIGNALS} signals in float64. Wrong "
-            "entries are counted over all signals and steps.",
+            f"{self.largest['minimax W']} for the minimax weights of the linear programs (by "
+            f"Welch's bound, at most {welch} for any dictionary of this size). LISTA-CP with "
+            f"thresholds from Theorem 12 runs {self.depth} steps on {_SIGNALS} signals in float64. "
+            "Wrong entries are counted over all signals and steps.",
             "",
             markdown(_COLUMNS, map(self._row, self.runs)),
         ]
@@ -94,7 +94,7 @@ class CertifiedRegime(Result):
         return [*cells, str(run.wrong), f"{run.measured[-1]:.2e}", f"{schedule.error[-1]:.2e}"]
 
     def answer(self) -> str:
-        """How many nonzeros are certified, and how near the errors come to their bounds."""
+        """The number of certified nonzeros, and whether the errors stay below their bounds."""
         largest = max(self.largest.values())
         inside = all(np.all(run.measured <= run.schedule.error) for run in self._holding())
         verdict = "stay below their bounds" if inside else "exceed a bound"
@@ -150,14 +150,14 @@ def certified_regime(
 ) -> CertifiedRegime:
     """Measure errors and compare them with certified bounds, for codes in the certified class.
 
-    LISTA-CP runs with W = D, the closed form and the minimax weights, at the most nonzeros that W =
-    D or the closed form certifies. With the minimax weights it also runs at the most nonzeros that
-    the minimax weights certify. The study runs in float64, on the host.
+    LISTA-CP runs with W = D, the closed form and the minimax weights, on codes with the most
+    nonzeros that W = D or the closed form certifies. With the minimax weights it also runs on codes
+    with the most nonzeros that the minimax weights certify. The study runs in float64, on the host.
 
     Args:
         key: the key of the signals.
-        D: (m, d), normalised here.
-        depth: K, the steps.
+        D: a dictionary of shape (m, d), whose atoms the study normalises.
+        depth: K, the number of steps.
         say: receives messages on the progress.
 
     Returns:
@@ -260,7 +260,7 @@ def _largest_error(x: jax.Array, X: jax.Array) -> jax.Array:
 
 
 def _quietly(function: Callable, *args: Any, **options: Any) -> Any:
-    """The result of a function, without warnings on the hypotheses: the table shows these."""
+    """The result of a function, without HypothesisWarning: the table shows what does not hold."""
     with checks.quiet(analytic.HypothesisWarning):
         return function(*args, **options)
 
@@ -282,14 +282,14 @@ class CertifiedChain(Result):
     """The study of a certified chain of two layers."""
 
     fast: ChainRun  # layer 1 contracts fast
-    slow: dict[int, ChainRun]  # layer 1 contracts slowly; by the steps of each layer
+    slow: dict[int, ChainRun]  # layer 1 contracts slowly; steps of each layer -> run
 
     def text(self) -> str:
         """`parts` as Markdown."""
         return "\n".join(self.parts())
 
     def parts(self) -> list[str]:
-        """The setting, both runs, and a table of the slow run."""
+        """The setting, the fast run, and a table of the slow runs."""
         fast = self.fast
         return [
             "y = D_1 x_1, x_1 = D_2 x_2 with D_1 = [I, Hadamard] (256 x 512) and a transversal "
@@ -303,8 +303,8 @@ class CertifiedChain(Result):
             f"{fast.bounds[0][-1]:.1e} and {fast.bounds[1][-1]:.1e}, with {fast.wrong} wrong "
             "entries.",
             "",
-            f"With {_SLOW} nonzeros, layer 1 contracts slowly (a = 0.94). The printed proof runs "
-            "layer 2 with thresholds for the exact x_1: layer 2 diverges. The table has the "
+            f"With {_SLOW} nonzeros, layer 1 contracts slowly (a = 0.94). With the thresholds of "
+            "the printed proof, which assume the exact x_1, layer 2 diverges. The table has the "
             "largest l1 error of layer 2:",
             "",
             markdown(
@@ -334,7 +334,7 @@ class CertifiedChain(Result):
         return table_of(form, [dict(zip(head, row)) for row in rows])
 
     def to_dict(self) -> dict[str, Any]:
-        """All runs."""
+        """All runs as data."""
         return {"fast": self.fast, "slow": {str(K): run for K, run in self.slow.items()}}
 
     def _lines(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -370,7 +370,7 @@ def certified_chain(
 
     Args:
         key: the key of D_2 and of the signals.
-        depths: steps of each layer in the run in which layer 1 contracts slowly.
+        depths: numbers of steps of each layer, for the runs in which layer 1 contracts slowly.
         say: receives messages on the progress.
 
     Reference: Theorem 6 of the paper, corrected, as in `analytic.dsc`.

@@ -20,7 +20,9 @@ from unrolled.dictionaries import Dictionary, as_dictionary, block_of
 __all__ = ["DrawnProofs", "ProvedShare", "certify_drawn"]
 
 
-DRAWS = 13_809  # if all are proved, 99.9 % of the class are, with the confidence of `exceedance`
+# If all of this many draws are proved, so are 99.9 % of the codes of the class, with the confidence
+# of `theory.exceedance`.
+DRAWS = 13_809
 _POWERS = {"closed form": 2.0, "3-norm": 3.0}  # weights -> the p of `frobenius_weights`
 _LEFT_OUT = 0.01  # the share of a sample that a schedule may leave out
 _SCHEDULED, _TAKING = layers.alista(40, support=(1, 1)), layers.alista_rt(40)
@@ -32,25 +34,26 @@ _COVERS = {
     _OWN: "the code, every sign pattern",
     _ONE: "the code, every sign pattern",
 }
-_TRIED, _MOST = 50, 0.9  # supports, and the share proved, that decide which sparsities are shown
+# By default the study takes the largest s at which a share _MOST of _TRIED supports is proved.
+_TRIED, _MOST = 50, 0.9
 
 
 class ProvedShare(Result):
-    """The number of draws that a statement proves with one kind of weights."""
+    """The number of drawn codes for which one statement is proved, with one kind of weights."""
 
     weights: str  # the kind of weights
-    sparsity: int  # s, the nonzeros of a code
+    sparsity: int  # s, the number of nonzeros of a code
     steps: str  # the layer, and how its thresholds are set
-    proved: int  # number of draws that are proved
-    share: float  # least share of the class, with the confidence of `theory.exceedance`
-    error: float | None = None  # largest error of an entry of the proved codes, after the steps
+    proved: int  # number of draws with a proof
+    share: float  # lower bound, by `theory.exceedance`, on the share of the class with a proof
+    error: float | None = None  # largest error of an entry of a proved code, after the steps
 
 
 class DrawnProofs(Result):
     """The proofs of drawn codes, for one sparsity or for several."""
 
     shape: tuple[int, ...]  # of D
-    sparsities: tuple[int, ...]  # s, the nonzeros of a code
+    sparsities: tuple[int, ...]  # s, the numbers of nonzeros of a code
     bound: float  # B, the largest magnitude of an entry of a code
     noise: float  # the largest l1 norm of the noise in a signal
     draws: int  # number of codes of every sparsity
@@ -88,7 +91,7 @@ class DrawnProofs(Result):
         errors = [row.error for row in self.rows if row.error is not None]
         if errors:
             measured = (
-                " After the steps, run on these codes without noise, the error of every "
+                " After the steps, which ran on these codes without noise, the error of every "
                 f"{'entry' if single else 'part'} of a proved code is at most {max(errors):.1e}."
             )
         columns = [(name, s) for name in self.worst for s in self.sparsities]
@@ -96,7 +99,7 @@ class DrawnProofs(Result):
         rows = [[steps, covers, *self._cells(steps)] for steps, covers in _COVERS.items()]
         return [
             f"Proofs signal by signal, for {codes}, with {values}. In brackets is a lower bound on "
-            f"the proved share of the class, with confidence 1 - 1e-6.{noise}{measured}",
+            f"the share of the class with a proof, with confidence 1 - 1e-6.{noise}{measured}",
             "",
             markdown(
                 ["steps", "covers", *(f"{name}, s = {s}" for name, s in columns)], [worst, *rows]
@@ -109,7 +112,7 @@ class DrawnProofs(Result):
         ]
 
     def answer(self) -> str:
-        """The share that the best statement proves, at the most nonzeros with a proof."""
+        """The number of codes that the best statement covers, at the most nonzeros with proofs."""
         worst = max(self.worst.values())
         if not self.rows:
             return (
@@ -151,7 +154,7 @@ class DrawnProofs(Result):
         left.set(title=title, xlabel="ratio c(S)", ylabel="share of the supports")
         left.set_xlim(right=min(1.25, left.get_xlim()[1]))
         left.legend(loc="upper left", frameon=False)
-        title, ylabel = "What is proved of every proved code", "bound of the largest entry"
+        title, ylabel = "Proved bound on the error of the codes", "bound on the error of an entry"
         lines: dict[str, Any] = {name: bound[1:] for name, bound in self.bounds.items()}
         plots.curves(right, lines, title=title, ylabel=ylabel, log=True)
         right.legend(loc="lower left", frameon=False)
@@ -180,12 +183,12 @@ def certify_drawn(
     For each support, the study proves whether `layers.alista_rt` finds every code on the support
     (`theory.certify_supports`). For each code, the study proves whether `layers.alista` with 40
     steps finds the code, with thresholds for this code and with one schedule for all codes
-    (`theory.certify_signals`, `analytic.from_sample`). The schedule comes from the same number of
-    other codes, and may leave out 1 % of these. The study runs in float64, on the host.
+    (`theory.certify_signals`, `analytic.from_sample`). The schedule comes from a sample of equally
+    many other codes, and may leave out 1 % of the sample. The study runs in float64, on the host.
 
     Args:
         key: the key of the codes.
-        D: (m, d), normalised here.
+        D: a dictionary of shape (m, d), whose atoms the study normalises.
         sparsity: s, the number of nonzeros, or nonzero parts, of a code, at least 1; or several
             such numbers. If None, the study takes the largest s at which nine supports in ten are
             proved, and s + 1; it takes no s if the worst case covers both.
@@ -274,7 +277,7 @@ def _kinds(weights: Sequence[str] | None, D: Dictionary, where: str) -> Sequence
 
 
 def _drawn(key: Any, shape: tuple[int, int, int], bound: float, s: int) -> np.ndarray:
-    """Codes with s nonzero entries or parts: one half for the schedule, one for the count."""
+    """Codes with s nonzero entries or parts: one half for the schedule, one half for the count."""
     key = jax.random.fold_in(key, s)
     X = np.asarray(problems.bounded(key, shape[:2], s, bound))
     if shape[2] == 1:
@@ -303,7 +306,7 @@ def _reached(
 
 
 def _schedule(D: Any, W: Any, sample: np.ndarray, noise: float) -> Any:
-    """The params whose thresholds prove a sample."""
+    """The params whose thresholds prove that the layer finds the codes of a sample."""
     with checks.quiet(analytic.HypothesisWarning):  # the count shows a failure
         return analytic.from_sample(_SCHEDULED, D, sample, noise=noise, W=W, leave_out=_LEFT_OUT)
 

@@ -22,7 +22,7 @@ from unrolled.layers import Layer, Unrolled
 __all__ = ["KnownChain", "KnownCodes", "known_codes"]
 
 
-_CALIBRATED_ON = 512  # signals, of ISTA
+_CALIBRATED_ON = 512  # signals to calibrate ISTA on
 _FIGURE = "distance to the true codes, failures, support and thresholds, step by step"
 _CHAIN_FIGURE = "error, failures, support, thresholds and weights, a column per layer"
 
@@ -30,11 +30,11 @@ _CHAIN_FIGURE = "error, failures, support, thresholds and weights, a column per 
 class KnownCodes(Result):
     """The study of methods on signals whose codes are known."""
 
-    samples: Samples  # the signals and codes that judge the methods
-    depth: int  # K, the steps
+    samples: Samples  # the signals and codes of the study
+    depth: int  # K, the number of steps
     comparison: Comparison  # of the methods
     remarks: list[str]  # on the settings
-    caution: str  # what the analytic rows show if nothing is certified
+    caution: str  # why the analytic thresholds are not certified; "" if they are
     seconds: dict[str, float]  # of calibration and training
     methods: dict[str, tuple[Layer, Unrolled]]  # layers and params by name
     covered: int  # the most nonzeros that the worst case covers
@@ -113,8 +113,8 @@ class KnownCodes(Result):
 class KnownChain(Result):
     """The study of chains of layers on signals whose codes are known, layer by layer."""
 
-    samples: Samples  # the signals and codes that judge the methods
-    depth: int  # of every layer
+    samples: Samples  # the signals and codes of the study
+    depth: int  # K, the number of steps of every layer
     comparison: ChainComparison  # layer by layer
     remarks: list[str]  # on the settings
     seconds: dict[str, float]  # of calibration and training
@@ -201,20 +201,20 @@ def known_codes(
 ) -> KnownCodes | KnownChain:
     """Compare analytic, calibrated and learned params on signals whose codes are known.
 
-    Only theory sets analytic params. Calibrated params keep the analytic weights and choose
-    thresholds and step sizes on a sample without gradients. Learned params start at the calibrated
-    params and are trained end to end. A thread per core prepares and trains families; after an
-    error or an interrupt, families that have begun run to their end, and no other family begins.
+    Analytic params come from theory alone. Calibrated params keep the analytic weights; their
+    thresholds and step sizes are chosen on a sample, without gradients. Learned params start at the
+    calibrated params and are trained end to end. A thread per core prepares and trains families.
+    After an error or an interrupt, each thread finishes its family and begins no other family.
 
     Args:
         key: the key of the training.
         samples: from `planted` or `split`, for a dictionary or a chain.
         methods: some of ista, fista, lista, lista_cp, alista and alista_ss, or other families,
-            which start by `init`.
+            whose params start from `init`.
         pursuits: solvers to compare with, name -> options; a missing sparsity or lam comes from the
             samples.
-        depth: K, the steps of every layer.
-        lam: penalty of ISTA and FISTA; if None, the best value of a small grid.
+        depth: K, the number of steps of every layer.
+        lam: penalty weight of ISTA and FISTA; if None, the best value of a small grid.
         steps: number of training steps.
         weights: name -> the result of an earlier run, which is also compared.
         sampled, certify, predict: as in `compare.compare`; not for a chain.
@@ -320,7 +320,7 @@ def _methods(
     if "fista" in run.methods:
         fista_lam = _steps.best_lam(samples, K, "fista") if run.lam is None else run.lam
         methods["FISTA"] = (layers.fista(K), analytic.ista(D, fista_lam, K))
-        penalties.append(f"FISTA lam = {fista_lam:g}")
+        penalties.append(f"FISTA uses lam = {fista_lam:g}")
     of_pursuits: list[str] = []
     pursued = _steps.pursuit_codes((D,), samples.tested_on, run, seconds, of_pursuits, lam)
     methods |= {name: codes for name, (codes,) in pursued.items()}

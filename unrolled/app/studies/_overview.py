@@ -26,8 +26,8 @@ class Overview(Result):
     lead: str  # the setting of the measurement, and the proofs
     lines: dict[str, np.ndarray]  # errors after 0, ..., K steps by method
     shown: tuple[str, ...]  # the methods that have a label; lines of other methods are faint
-    best: str  # the method that the sentence is about
-    ylabel: str  # of the errors, with their unit
+    best: str  # the method with the smallest final error
+    ylabel: str  # the label of the axis of errors, with the unit
     log: bool  # whether the errors have a logarithmic axis
     caption: str  # of the figure
     table: Grid  # a row for each method that is shown, six columns at most
@@ -71,7 +71,7 @@ def of_known(
     asked = max((of.signals for of in result.proved.values()), default=0)
     words = f"Theory covers every code with at most {covered} nonzero{'s' * (covered != 1)}"
     if any(proved.values()):
-        words += f"; signal by signal, it proves the shares of the first {asked} codes below."
+        words += f"; signal by signal, it proves a share of the first {asked} codes, see the table."
     else:
         none = f" and proves none of the first {asked} codes signal by signal" * bool(asked)
         words += f"{none}, so the results below are measured, not proved."
@@ -84,8 +84,8 @@ def of_known(
         best,
         "error of the code, dB",
         False,
-        "Error of the code after each step: energy of the error over energy of the codes, all test "
-        "signals together.",
+        "Error of the code after each step: the energy of the error divided by the energy of the "
+        "codes, both summed over all test signals.",
         _table(columns),
     )
 
@@ -135,7 +135,7 @@ def of_unknown(
         best,
         "(F - F*) / F*",
         True,
-        "Gap to the optimum of the LASSO after each step, all test signals together.",
+        "Gap to the optimum of the LASSO after each step, over all test signals.",
         _table(columns),
     )
 
@@ -192,7 +192,7 @@ def _knows(name: str, methods: Mapping[str, tuple[Layer, Unrolled]]) -> str:
 
 
 def _numbers(layer: Layer, params: Unrolled, few: bool = False) -> int:
-    """The count of trained numbers; with `few`, of calibrated numbers: one per step and field."""
+    """The count of trained numbers; if `few`, of calibrated numbers: one per step and field."""
     leaves = zip(jax.tree.leaves(params), jax.tree.leaves(trainable(params)))
     sizes = [int(np.size(leaf)) for leaf, trained in leaves if trained]
     return sum(size for size in sizes if not few or size <= layer.depth)

@@ -48,7 +48,7 @@ _STRIDE = 3  # pixels between neighbouring training patches
 
 
 class Samples(NamedTuple):
-    """A dictionary, a sampler to train with, and samples (Y, X) to choose and to test on."""
+    """A dictionary, a sampler for training, and samples (Y, X) for choosing and for testing."""
 
     D: Any  # a tuple for a chain
     sample: Callable[..., Any]  # draws a batch to train on
@@ -70,13 +70,13 @@ def planted(key: Key, D: Any, *, sparsity: float | None = None, snr: float = mat
 
     Args:
         key: the key of the codes and the noise.
-        D: (m, d); for a chain a tuple.
+        D: a dictionary of shape (m, d); for a chain a tuple of dictionaries.
         sparsity: the expected number of nonzeros, or of nonzero parts if codes come in parts; if
             None, a tenth of the number of atoms.
         snr: signal-to-noise ratio, dB.
 
     Returns:
-        Samples, with 1,280 signals to choose on and 1,000 to test on.
+        Samples, with 1,280 signals for choosing settings and 1,000 signals for testing.
 
     Raises:
         ValueError: the sparsity is not in 1..d, or neighbouring dictionaries do not fit.
@@ -104,12 +104,12 @@ def planted(key: Key, D: Any, *, sparsity: float | None = None, snr: float = mat
 
 
 def split(D: Any, Y: Array | np.ndarray, X: Any) -> Samples:
-    """Split your signals and codes: four fifths to train and to choose on, the rest to test on.
+    """Split your signals and codes: four fifths for training and choosing, the rest for testing.
 
     Args:
-        D: (m, d); for a chain a tuple.
-        Y: (signals, m).
-        X: (signals, d), the codes of Y; for a chain a tuple with the codes of every layer.
+        D: a dictionary of shape (m, d); for a chain a tuple of dictionaries.
+        Y: signals of shape (signals, m).
+        X: the codes of Y, of shape (signals, d); for a chain a tuple with the codes of every layer.
 
     Raises:
         ValueError: there is only one signal, or shapes do not fit.
@@ -154,7 +154,7 @@ class Pictures(NamedTuple):
 
 @checked
 def photograph_patches(images: dict[str, np.ndarray]) -> Pictures:
-    """8 x 8 patches without their mean: tiles of the last picture to test, all others to train.
+    """8 x 8 patches without their mean: tiles of the last picture for testing, others for training.
 
     Args:
         images: name -> grey values, (height, width), as `datasets.photographs` returns them; if
@@ -185,7 +185,7 @@ def photograph_patches(images: dict[str, np.ndarray]) -> Pictures:
 METHODS = ("ista", "fista", "lista", "lista_cp", "alista", "alista_ss")
 # LISTA is left out by default: its two free matrices per step are slow to train.
 BY_DEFAULT = tuple(name for name in METHODS if name != "lista")
-# Support selection of ALISTA-SS: the share per step, and the largest.
+# Support selection of ALISTA-SS: the share per step, and the largest share.
 SUPPORT = (0.012, 0.12)
 # The sentence above the table of guarantees.
 GUARANTEES = (
@@ -196,10 +196,10 @@ GUARANTEES = (
 )
 # The sentence above the table of predictions.
 PREDICTIONS = (
-    "The median error of a signal / the prediction of state evolution, for Bernoulli-Gaussian "
-    "codes like those of the test signals, and how many dB a step gains once the support is right, "
-    "apart from thresholds. The prediction does not cover the ratio of sums, which depends on a "
-    "few hard signals:"
+    "Each cell has the median error of a signal / the prediction of state evolution, for "
+    "Bernoulli-Gaussian codes like the codes of the test signals. The column on the support has "
+    "the gain of a step once the support is right, without the effect of thresholds. Predictions "
+    "do not cover the ratio of sums, which depends on a few hard signals:"
 )
 # The sentence above the table of parameters.
 WEIGHTS = (
@@ -355,7 +355,7 @@ def from_theory(samples: Samples, *models: Layer) -> Starts:
     if not np.allclose(np.asarray(norms), 1, atol=_UNIT):
         # The codes of D are the codes of the unit dictionary, divided by the norms.
         W, theta = _divided(W, norms), theta[:, None] / norms[None, :]
-        remark += " The atoms were normalised for the theory and the params scaled back."
+        remark += " The atoms were normalised for the theory, and the params were scaled back."
     params = {m: m.from_theory(W, theta) for m in models if m.from_theory is not None}
     covered = theory.max_sparsity(certified.mu_W, D.shape[1])
     return Starts(params, remark, caution, covered)
@@ -396,7 +396,7 @@ def _certified(mu_W: float, schedule: Any, s: int, d: int) -> tuple[str, str]:
 
 
 def best_lam(samples: Samples, depth: int, family: str = "ista") -> float:
-    """The penalty of a recipe with the smallest error of ISTA, or FISTA, after K steps."""
+    """Of the penalty weights of a recipe, the one with the least error of ISTA, or FISTA."""
     D, (Y, X), layer = samples.D, samples.chosen_on, layers.FAMILIES[family](depth)
 
     @jax.jit
@@ -419,7 +419,7 @@ def train(
 ) -> training.Fit:
     """`fit` by clipped Adam with a cosine-decayed rate; the recipe's loss and rate by default.
 
-    If the training breaks, the best params so far count, and a remark says so.
+    If the training breaks, the result has the best params so far, and a remark says so.
     """
     if rate is None:
         rate = (layer if isinstance(layer, Layer) else layer.layers[0]).recipe.rate
@@ -464,7 +464,7 @@ def pursuit_codes(
     the weight of the LASSO is `lam`.
 
     Raises:
-        ValueError: a pursuit lacks an option, or is not for that many dictionaries.
+        ValueError: a pursuit lacks an option, or does not take that many dictionaries.
     """
     Y, X = tested_on
     sparsity = max(1, round(nonzeros(Ds[-1], X[-1] if isinstance(X, tuple) else X)))
@@ -563,4 +563,4 @@ def spent(seconds: dict[str, float]) -> str:
     if not seconds:
         return ""
     listed = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
-    return f"Seconds with compilation; work that ran at the same time took longer: {listed}."
+    return f"Seconds, with compilation; parts that ran at the same time took longer: {listed}."

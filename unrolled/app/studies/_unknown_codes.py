@@ -48,8 +48,8 @@ __all__ = ["UnknownCodes", "unknown_codes"]
 
 
 _BATCH = 128  # signals of a training step
-_TESTED_ON = 2000  # signals, about
-# Half of the loss is on all steps, so that the objective falls at almost every step.
+_TESTED_ON = 2000  # signals, approximately
+# Half of the loss is a loss of all steps, so that the objective falls at almost every step.
 _DEEP = 0.5
 
 Methods = dict[str, tuple[Layer, Unrolled]]
@@ -58,16 +58,16 @@ Methods = dict[str, tuple[Layer, Unrolled]]
 class UnknownCodes(Result):
     """The study of methods on signals without known codes."""
 
-    D: Operator  # (m, d)
+    D: Operator  # the dictionary, (m, d)
     signals: Pictures  # to train and to test on
     tested: Array  # (tested, m), the test signals in the comparison
     lam: float  # weight of the LASSO
-    depth: int  # K, the steps
+    depth: int  # K, the number of steps
     optimum: pursuit.Pursuit  # of the tested signals; its codes serve as true codes
     methods: Methods  # layers and params by name
     comparison: Comparison  # of the methods
     remarks: list[str]  # on the settings
-    seconds: dict[str, float]  # of training
+    seconds: dict[str, float]  # of the training of each method
 
     def text(self) -> str:
         """`parts` as Markdown."""
@@ -86,7 +86,7 @@ class UnknownCodes(Result):
             f"signals and {len(self.tested)} test signals, lam = {self.lam:.4g}, "
             f"K = {self.depth} steps. F* is known to a "
             f"relative duality gap of at most {np.asarray(optimum.gap).max():.1e} "
-            f"(certified for {np.asarray(optimum.converged).mean():.1%} of the signals); the "
+            f"(certified for {np.asarray(optimum.converged).mean():.1%} of the signals). The "
             f"optimal codes have {_steps.nonzeros(D, optimum.x):.1f} nonzeros on average and "
             f"{rebuilt}. Learned methods minimise the LASSO "
             "objective itself on the training signals, and need no codes.",
@@ -112,7 +112,7 @@ class UnknownCodes(Result):
         result = result.replace(trained=trained)
         setting = (
             f"{self.depth} steps on {len(self.tested):,} signals that training did not use, "
-            f"dictionary {m} x {d}, lam = {self.lam:.4g}; their optimal codes have "
+            f"dictionary {m} x {d}, lam = {self.lam:.4g}; the optimal codes have "
             f"{_steps.nonzeros(self.D, self.optimum.x):.1f} nonzeros on average."
         )
         return of_unknown(result, self.methods, setting, self.answer())
@@ -207,16 +207,17 @@ def unknown_codes(
 
     Args:
         key: the key of the start and the training.
-        D: (m, d).
+        D: a dictionary of shape (m, d).
         signals: signals to train and to test on.
         methods: some of ista, fista, lista, lista_cp, alista and alista_ss, or other families,
-            which start by `init`; the default trains lista_cp and lfista_cp, and a remark says so.
+            whose params start from `init`; by default, the study trains lista_cp and lfista_cp, and
+            a remark names the methods that are left out.
         pursuits: solvers to compare with, name -> options; a missing sparsity or lam comes from the
             optimal codes.
-        depth: K, the steps.
+        depth: K, the number of steps.
         lam: weight of the LASSO; if None, a tenth of the lam at which nine codes in ten are 0.
         steps: number of training steps.
-        tested: approximate number of test signals that are solved to a certified optimum.
+        tested: approximate number of test signals for which the study computes a certified optimum.
         weights: name -> the result of an earlier run, which is also compared.
         certify: as in `compare.compare`.
         say: receives messages on the progress.
@@ -240,7 +241,7 @@ def unknown_codes(
     where = "unknown_codes"
     D = as_dictionary(D, where)
     if certify:
-        refuse_parts(D, "compare", "certify is about single entries, try compare without it")
+        refuse_parts(D, "compare", "certify needs codes of single entries, try compare without it")
     for Y in (signals.training, signals.testing):
         check_batch(D, Y, None, where)
         checks.finite(Y, "Y", where)
