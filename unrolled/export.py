@@ -63,9 +63,10 @@ def save(
 ) -> Path:
     """Write a solver with its params and dictionary as one program, for any number of signals.
 
-    The file is an uncompressed zip of `program`, which `jax.export` reads, and `manifest.json`: the
-    code that creates the model, shapes and dtype, platforms, the sha256 of the program, of D and of
-    the params, and versions. To run the program elsewhere, install only jax and flatbuffers:
+    The file is an uncompressed zip of `program`, which `jax.export` reads, and `manifest.json`. The
+    manifest has the code that creates the model, shapes and dtype, platforms, versions, and the
+    sha256 of the program, of D and of the params. To run the program elsewhere, install only jax
+    and flatbuffers:
 
         program = zipfile.ZipFile(path).read("program")
         X = jax.export.deserialize(bytearray(program)).call(Y)

@@ -258,7 +258,7 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return self.inverse_transform(self.transform(X))
 
     def _without_rounding(self, X: np.ndarray) -> np.ndarray:
-        """The samples; set samples that are negligible next to the largest to 0, and warn."""
+        """Set samples that are negligible next to the largest sample to 0, and warn."""
         if not isinstance(self.method_, str) or not is_relative(self.method_, self.options_):
             return X
         with jax.enable_x64(True):
@@ -514,7 +514,7 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return checks.as_index(_seed(self.random_state), "random_state", "DictionaryLearner")
 
     def _choose(self, X: np.ndarray) -> None:
-        """Set the options that are None to values for X."""
+        """Choose values for the options that are None, by X."""
         where = "DictionaryLearner"
         if self.method not in _METHODS:
             names = ", ".join(_METHODS)

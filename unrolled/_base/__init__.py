@@ -8,7 +8,7 @@ from collections.abc import Iterable
 def missing(
     room: str, name: str, known: Iterable[str], inside: Iterable[str] = ()
 ) -> AttributeError:
-    """The error for a name that a module lacks, with the place of the name or a similar name."""
+    """The error for a name that a module lacks; it suggests a place or a similar name."""
     lower = {word.lower(): word for word in known}
     close = () if name.startswith("_") else difflib.get_close_matches(name.lower(), lower, 1)
     near = " or ".join(inside) or "".join(lower[word] for word in close)

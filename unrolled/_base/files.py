@@ -315,7 +315,7 @@ class MappedRows:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """A sampler of arrays, some of them `MappedRows`."""
+    """A sampler that draws from arrays; some of these arrays are `MappedRows`."""
 
     sample: Callable[[Key], Any]
     files: tuple[MappedRows, ...] = field(metadata=dict(static=True))
@@ -337,8 +337,8 @@ def as_argument(sample: Any) -> Any:
     """A sampler as a pytree, so that the arrays in its leaves are not compiled into its program.
 
     An array that a function holds becomes a constant of the program. Each pass of the compiler
-    copies the constant, and the compiled program keeps it, which can take gigabytes for your own
-    signals.
+    copies the constant, and the compiled program keeps it. For your own signals this can take
+    gigabytes.
     """
     leaves, tree = jax.tree.flatten(sample)
     arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, _ARRAY) and leaf.ndim}

@@ -158,9 +158,9 @@ def largest_singular_value(A: Array) -> Array:
 
 
 def pseudo_inverse(A: Array) -> Array:
-    """A^+, (d, m); singular values up to 10 min(m, d) eps of the largest count as rounding.
+    """A^+, of shape (d, m).
 
-    JAX cuts at 10 max(m, d) eps of the largest singular value, which is 6 % for 50,000 atoms in
-    float32.
+    Singular values up to 10 min(m, d) eps times the largest count as rounding. JAX cuts at 10
+    max(m, d) eps times the largest, which is 6 % of the largest for 50,000 atoms in float32.
     """
     return jnp.linalg.pinv(A, rtol=10 * min(A.shape) * float(jnp.finfo(A.dtype).eps))

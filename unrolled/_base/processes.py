@@ -35,7 +35,7 @@ class Processes(NamedTuple):
         return not self.several or jax.process_index() == 0
 
     def gathered(self, array: np.ndarray) -> np.ndarray:
-        """The arrays of all processes, (processes, ...)."""
+        """The arrays of all processes, stacked to an array of shape (processes, ...)."""
         if not self.several:
             return array[None]
         from jax.experimental import multihost_utils
@@ -43,7 +43,7 @@ class Processes(NamedTuple):
         return np.asarray(multihost_utils.process_allgather(array))
 
     def on_all(self, f: Callable[[], T], *, first_alone: bool = False) -> T | None:
-        """f() in every process, or in the first process alone.
+        """Call f in every process, or only in the first process.
 
         Raises:
             CheckpointError: f failed in another process. If f fails in this process, the error of f
@@ -67,7 +67,7 @@ class Processes(NamedTuple):
         return result
 
     def require_equal(self, where: str, config: dict[str, Any]) -> None:
-        """Raise ValueError, with a table of differences, unless all processes have equal config."""
+        """Raise ValueError, with a table of differences, unless `config` is equal everywhere."""
         if not self.several:
             return
         mine = json.dumps({name: str(value) for name, value in config.items()}, sort_keys=True)

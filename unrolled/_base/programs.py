@@ -32,8 +32,8 @@ def on_auto_axes(function: F) -> F:
     """A compiled function of arrays that may be split along Explicit axes, under `vmap` or `jit`
     too.
 
-    The results are on the same mesh. Every device holds the whole of each axis that the function
-    sees; an axis of `vmap` stays split as before.
+    The results are on the mesh of the arguments. Every device holds the whole of each axis that the
+    function sees; an axis of `vmap` stays split as before.
     """
 
     @functools.wraps(function)
@@ -160,7 +160,8 @@ def program(*static: str) -> Callable[[F], F]:
 def host_function(function: F) -> F:
     """A function of known arguments, which a user may call inside the `jit` of another function.
 
-    Inside a `jit` the function runs during tracing, as numpy would, and its result is a constant.
+    Inside a `jit` the function runs during tracing, as a numpy function does, and its result is a
+    constant.
     The arguments are `checked`.
 
     Raises:

@@ -82,7 +82,7 @@ _LATEX |= {mark: rf"\{mark}" for mark in "&%$#_{}"}
 
 
 def latex(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of LaTeX, with the rules of booktabs.
+    """A LaTeX table, with the rules of booktabs.
 
     Example:
         >>> from unrolled._base.text import latex

@@ -203,7 +203,7 @@ def _run_on_parts(
     asked: dict[str, Any],
     say: Callable[[str], None],
 ) -> None:
-    """Print how many drawn codes of a complex D are proved, next to the worst case of blocks."""
+    """Print how many drawn codes of a complex D are proved, next to the certified worst case."""
     for given, name in (
         (len(Ds) > 1, "a chain"),
         (arguments.signals is not None, "--signals"),

@@ -53,7 +53,7 @@ class Paths:
     several: bool = False
 
     def __call__(self, value: Any, name: str, where: str) -> Any:
-        """The value, a tuple for several files; raise unless it is printable."""
+        """The value, or a tuple for several files; raise unless every value is printable."""
         if self.several and isinstance(value, tuple):
             return tuple(dataclasses.replace(self, several=False)(v, name, where) for v in value)
         if not isinstance(value, str):
@@ -455,7 +455,8 @@ def _is_set_elsewhere(family: type[Layer], name: str) -> bool:
 def load(path: Path | None, flags: Mapping[str, Any]) -> Config:
     """The configuration of a TOML file and of flags; flags override the file.
 
-    Relative paths in the file start at its folder, paths in flags at the current folder.
+    Relative paths in the file start at the folder of the file; relative paths in flags start at the
+    current folder.
 
     Args:
         path: the file; if None, the configuration has only flags and defaults.
@@ -669,7 +670,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def _left_to_recipe(model: Model) -> set[str]:
-    """The options that have their defaults, so that the family's recipe sets them."""
+    """The options that still have their defaults; the recipe of the family sets them."""
     if model.start != "recipe":
         return set()
     fields = dataclasses.fields(model.layer)

@@ -1,5 +1,7 @@
-"""`unrolled experiment` trains networks with sparse features on images, and writes a row of results
-for each run, and a report of all rows of a folder, with tables, figures, JSON and CSV.
+"""`unrolled experiment`: networks with sparse features, trained on images, and their report.
+
+Each run writes a row of results. The report has all rows of a folder, with tables and figures, and
+as JSON and CSV.
 """
 
 import argparse

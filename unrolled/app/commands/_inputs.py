@@ -31,7 +31,7 @@ _APART = 10  # a larger ratio between norms of atoms gives a warning
 
 
 def read_dictionary(path: Path, dtype: Any = np.float32) -> Operator:
-    """D from a file, read by `datasets.read_array` (entry D), in a dtype; if None, in its own.
+    """D from a file, read by `datasets.read_array` (entry D); cast to `dtype` unless it is None.
 
     A complex matrix becomes a `dictionaries.Complex`.
 
@@ -117,7 +117,7 @@ def read_signals(
 
 
 def open_signals(path: Path, D: Operator | tuple[Operator, ...] | None = None) -> np.ndarray:
-    """Open signals by `datasets.open_array`; complex signals become `dictionaries.to_pairs`.
+    """Open signals by `datasets.open_array`; complex signals become pairs.
 
     Raises:
         ValueError: signals are integers, such as grey values; scale them first.

@@ -181,7 +181,7 @@ def write_report(
     """Write one CSV per section, `results.json` and `report.md`, draw the figures, and write
     everything again as `report.html`.
 
-    If a figure fails, the numbers are already written.
+    If a figure cannot be drawn, the numbers are already written.
 
     Returns:
         The path of `report.html`.

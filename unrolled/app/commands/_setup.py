@@ -118,7 +118,7 @@ _OTHER_WAYS = ("family", "start", "loss", "method", "codes")
 
 
 def settled(path: Path | None, flags: Mapping[str, Any], say: Say) -> Config:
-    """`load`, and set lam, and the method for signals without codes, from the signals.
+    """Load the configuration; choose lam, and the method if there are no codes, by the signals.
 
     Raises:
         ConfigError: see `load`.

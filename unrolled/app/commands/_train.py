@@ -193,7 +193,7 @@ def _judged(
 ) -> list[dict[str, float]]:
     """For every layer, the errors of test codes if true codes are known, and the objective.
 
-    The objective is the LASSO of the layer, whose signal is the code of the layer before.
+    Each layer has its own LASSO objective, whose signal is the code of the layer before.
     """
     codes = apply_in_chunks(model.apply, params, D, Y)
     if isinstance(model, Layer):
@@ -365,7 +365,7 @@ def train(
 
     Raises:
         ConfigError: see `load`; also if the folder is not empty, or holds a run other than the
-            one to resume.
+            run to resume.
         ArithmeticError: the training broke down; the checkpoints stay.
         KeyboardInterrupt, SystemExit: SIGINT or SIGTERM stopped the run; the last step is saved.
     """

@@ -53,12 +53,12 @@ class CertifiedRun(Result):
 
     @property
     def name(self) -> str:
-        """The weights and the nonzeros."""
+        """The kind of weights, and s."""
         return f"{self.weights}, s = {self.sparsity}"
 
 
 class CertifiedRegime(Result):
-    """The study of all kinds of weights, each at the most nonzeros that theory certifies."""
+    """The study of all kinds of weights, with the most nonzeros that theory certifies for each."""
 
     shape: tuple[int, ...]  # of D
     depth: int  # K, the number of steps
@@ -110,7 +110,7 @@ class CertifiedRegime(Result):
         return table_of(form, [dict(zip(head, row)) for row in rows])
 
     def to_dict(self) -> dict[str, Any]:
-        """The most nonzeros of each kind of weights; errors and bounds of runs with a guarantee."""
+        """The most nonzeros that each kind of weights certifies; errors and bounds of the runs."""
         curves = {
             run.name: {
                 "sparsity": run.sparsity,

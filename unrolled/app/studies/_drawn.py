@@ -180,18 +180,19 @@ def certify_drawn(
 ) -> DrawnProofs:
     """Count the drawn codes that are proved, next to the worst case, for some kinds of weights.
 
-    For each support, the study proves whether `layers.alista_rt` finds every code on the support
-    (`theory.certify_supports`). For each code, the study proves whether `layers.alista` with 40
-    steps finds the code, with thresholds for this code and with one schedule for all codes
-    (`theory.certify_signals`, `analytic.from_sample`). The schedule comes from a sample of equally
-    many other codes, and may leave out 1 % of the sample. The study runs in float64, on the host.
+    For each support, the study tries to prove that `layers.alista_rt` finds every code on the
+    support (`theory.certify_supports`). For each code, the study tries to prove that
+    `layers.alista` with 40 steps finds the code, with thresholds for this code and with one
+    schedule for all codes (`theory.certify_signals`, `analytic.from_sample`). The schedule comes
+    from a sample of equally many other codes, and may leave out 1 % of the sample. The study runs
+    in float64, on the host.
 
     Args:
         key: the key of the codes.
         D: a dictionary of shape (m, d), whose atoms the study normalises.
         sparsity: s, the number of nonzeros, or nonzero parts, of a code, at least 1; or several
-            such numbers. If None, the study takes the largest s at which nine supports in ten are
-            proved, and s + 1; it takes no s if the worst case covers both.
+            such numbers. If None, the study takes the largest s at which the proof covers nine
+            supports in ten, and s + 1; it takes no s if the worst case covers both.
         draws: the number of codes of every sparsity.
         bound: B > 0; the nonzeros are uniform in [-B, B]. Parts have sizes uniform in [0, B] and
             random directions.
@@ -199,7 +200,7 @@ def certify_drawn(
         weights: kinds of weights, "closed form" and "3-norm", the p = 2 and p = 3 of
             `theory.frobenius_weights`; if None, both kinds, or only "closed form" if codes come in
             parts.
-        measured: also run the steps on the codes, without noise.
+        measured: if True, also run the steps on the codes, without noise.
         say: receives messages on the progress.
 
     Returns:
@@ -288,7 +289,7 @@ def _drawn(key: Any, shape: tuple[int, int, int], bound: float, s: int) -> np.nd
 
 
 def _sizes(D: Any, X: np.ndarray) -> np.ndarray:
-    """The sizes of the parts of codes, or of their entries."""
+    """The sizes of the parts of codes; a part may be a single entry."""
     return np.linalg.norm(X.reshape(len(X), -1, block_of(D)), axis=2)
 
 
@@ -312,8 +313,8 @@ def _schedule(D: Any, W: Any, sample: np.ndarray, noise: float) -> Any:
 
 
 def _on_supports(W: Any, D: Any, X: np.ndarray, s: int) -> tuple[np.ndarray, ...]:
-    """Whether `alista_rt` finds all codes on each support, by default and with some ratio; and
-    c(S).
+    """Whether `alista_rt` is proved to find all codes on each support, with its own ratio and with
+    some ratio below 1; and the ratios c(S).
     """
     of = theory.certify_supports(W, D, np.nonzero(_sizes(D, X))[1].reshape(len(X), s))
     converges = of.contraction < 1

@@ -154,7 +154,7 @@ def _running(result: Comparison) -> list[tuple[str, Any]]:
 
 
 def _ends(lines: Mapping[str, np.ndarray], result: Comparison) -> dict[str, float]:
-    """The last error of every method that does not diverge."""
+    """The error of every method after its last step, without methods that diverge."""
     ends = {name: float(line[-1]) for name, line in lines.items() if name not in result.diverged}
     return {name: end for name, end in ends.items() if np.isfinite(end)}
 

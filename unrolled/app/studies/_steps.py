@@ -154,11 +154,14 @@ class Pictures(NamedTuple):
 
 @checked
 def photograph_patches(images: dict[str, np.ndarray]) -> Pictures:
-    """8 x 8 patches without their mean: tiles of the last picture for testing, others for training.
+    """8 x 8 patches of pictures, without their mean, for training and for testing.
+
+    The test patches are tiles of the last picture. The training patches come from the other
+    pictures, or from the last picture if there is no other.
 
     Args:
-        images: name -> grey values, (height, width), as `datasets.photographs` returns them; if
-            there is only one picture, its patches are also for training.
+        images: name -> an array of grey values, of shape (height, width), as from
+            `datasets.photographs`.
 
     Raises:
         ValueError: there are no pictures, or values are not finite.
@@ -396,7 +399,7 @@ def _certified(mu_W: float, schedule: Any, s: int, d: int) -> tuple[str, str]:
 
 
 def best_lam(samples: Samples, depth: int, family: str = "ista") -> float:
-    """Of the penalty weights of a recipe, the one with the least error of ISTA, or FISTA."""
+    """The lam, among the values that a recipe tries, with the least error of ISTA, or FISTA."""
     D, (Y, X), layer = samples.D, samples.chosen_on, layers.FAMILIES[family](depth)
 
     @jax.jit

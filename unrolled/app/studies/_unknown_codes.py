@@ -155,7 +155,7 @@ class UnknownCodes(Result):
         return self.comparison.plot(codes="LASSO codes")
 
     def rebuilt(self) -> dict[str, np.ndarray]:
-        """The test picture, and the pictures rebuilt from the codes of ISTA and the last method.
+        """The test picture, and the pictures rebuilt from the codes of ISTA and of the last method.
 
         The result is empty if the test signals are not tiles of a picture.
         """
