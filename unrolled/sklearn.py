@@ -56,8 +56,9 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     Data frames are accepted, and with `set_output` the codes are data frames. Three features of
     scikit-learn are missing: sparse matrices (pass `X.toarray()`); `n_jobs` (one compiled program
     codes all samples, with the threads of the processor); `transform` before `fit` (`fit` checks
-    the options, and solves nothing for a pursuit). The option `positive_code` is named
-    `nonnegative` here.
+    the options, and solves nothing for a pursuit).
+
+    The option `positive_code` is named `nonnegative` here.
 
     Codes are computed in the dtype of X, float32 or float64, and have this dtype.
 
@@ -514,7 +515,7 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         return checks.as_index(_seed(self.random_state), "random_state", "DictionaryLearner")
 
     def _choose(self, X: np.ndarray) -> None:
-        """Choose values for the options that are None, by X."""
+        """Choose values, which depend on X, for the options that are None."""
         where = "DictionaryLearner"
         if self.method not in _METHODS:
             names = ", ".join(_METHODS)

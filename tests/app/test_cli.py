@@ -394,7 +394,7 @@ def test_certify_as_text(run):
     steps = list(map(int, lines["steps to 1e-06"]))
     assert min(steps) > 0
     # ceil(log_3 7) layers, and one per step
-    assert f"kernel size 3: {2 + steps[-1]} convolutional layers" in out
+    assert f"has {2 + steps[-1]} convolutional layers" in out
 
 
 @pytest.mark.slow
@@ -997,7 +997,7 @@ def test_encode_proves_codes_of_the_lasso(run, tmp_path):
     assert np.array_equal(certified, proof.unique & (proof.repairs == 0)) and certified.any()
     assert encoded["proved_optima"] == proof.unique.mean() > 0.9
     assert encoded["largest_distance"] < 0.1
-    assert "of its norm" in out and "norm" not in ProvedCodes(2, (0, 1), 0, 0.0).text()
+    assert "times its norm" in out and "norm" not in ProvedCodes(2, (0, 1), 0, 0.0).text()
     D = D.astype("f4")
     layer, weights = unrolled.layers.fista(4), tmp_path / "weights.npz"
     unrolled.training.save(weights, layer.init(None, D), layer=layer, D=D)

@@ -177,7 +177,7 @@ def test_what_is_proved_of_lasso_codes_is_told_as_shares():
     proved = _certify.ProvedCodes(100, many, 99, 0.0125)
     text, share = proved.text(), 1 - len(many) / 100
     assert text.startswith(f"{share:.2%} of 100 codes certified: each has the support")
-    assert "proved for 99.00% of the signals, and its code is at most 0.013 of its norm" in text
+    assert "proved for 99.00% of the signals, at a distance of at most 0.013 times its norm" in text
     assert text.endswith(f"{many[-3]} and 2 more")
     assert proved.to_dict() == {
         "certified_share": share,

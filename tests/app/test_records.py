@@ -96,7 +96,7 @@ def test_a_certified_regime_shows_errors_where_its_schedules_hold():
     }
     welch = ur.theory.max_sparsity(ur.theory.welch_bound(8, 16), 16)
     text = study.text()
-    assert text == "\n".join(study.parts()) and f"this size more than {welch})" in text
+    assert text == "\n".join(study.parts()) and f"at most {welch} for any" in text
     assert "at most 1 nonzeros for W = D" in text and "2 for the minimax weights" in text
     assert "2 steps" in text
     (drawn,) = study.figures().values()

@@ -156,7 +156,7 @@ def test_files_of_complex_numbers_are_coded_and_trained_on(tmp_path, monkeypatch
     status, out, err = run(
         "certify", "A.npy", "--sparsity", 1, "--sampled", 5, "--output", "proofs"
     )
-    assert status == 0 and "5 codes with 1 parts of 2" in out, err
+    assert status == 0 and "5 new codes with 1 parts of 2" in out, err
     assert "parts of 2" in Path("proofs/report.html").read_text()
     status, out, err = run("certify", "run/weights.npz", "--sparsity", 1)
     assert status == 0 and "parts of at most 1 and noise of l2" in out, err

@@ -191,7 +191,7 @@ def summarize(config: Config, ready: Setup, fit: training.Fit) -> Summary:
 def _judged(
     model: Model, params: Any, D: Dictionaries, Y: jax.Array, X: Any, lam: float
 ) -> list[dict[str, float]]:
-    """For every layer, the errors of test codes if true codes are known, and the objective.
+    """For every layer, on test signals: the objective, and errors if the true codes are known.
 
     Each layer has its own LASSO objective, whose signal is the code of the layer before.
     """
